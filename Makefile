@@ -1,0 +1,36 @@
+# What CI runs, under the same names. Every target makes .venv when it is missing or pyproject.toml is newer.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check fmt clean
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "loadgen needs Python 3.11 or newer; run: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+$(VENV)/.installed-check: $(VENV)/.installed
+	$(BIN)/pip install -q --disable-pip-version-check -e .[check]
+	@touch $@
+
+demo: $(VENV)/.installed  ## replay a conversation trace against the built-in simulated server, about 40 s
+	$(BIN)/loadgen replay traces/chat.jsonl --rps 4 --duration 30 --serve sim --out runs/demo --overwrite
+
+test: $(VENV)/.installed-check  ## the whole test suite; needs no GPU, no Docker, no network
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-check  ## lint, types, layers
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+fmt: $(VENV)/.installed-check
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,0 +1,57 @@
+"""The command line. Each command is: parse, call, print; it imports what it needs only when it runs."""
+
+import importlib
+import sys
+from typing import Any
+
+import click
+
+from loadgen import __version__
+from loadgen.errors import LoadgenError
+
+COMMANDS = {
+    "replay": "replay a trace against a server: measure latency and joules per request",
+    "trace": "import, show, fit and sample traces",
+    "report": "summarize a run folder again, and write its report.html",
+    "compare": "set run folders side by side; exit 1 when --fail-if holds",
+    "serve": "start a server: sim, or a recipe in servers/",
+    "meters": "which energy sources this machine has, and why others are not usable",
+}
+"""Name -> one line of help. Command NAME is the object `NAME` in module `loadgen.cli.NAME`."""
+
+
+class LazyGroup(click.Group):
+    """Shows its help without importing a single command."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command = getattr(importlib.import_module(f"loadgen.cli.{name}"), name)
+        assert isinstance(command, click.Command)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="loadgen")
+def cli() -> None:
+    """Online-serving load generator and energy profiler for LLM servers.
+
+    \b
+    loadgen replay traces/chat.jsonl --rps 4 --serve sim    try it: no GPU, no server needed
+    loadgen replay traces/chat.jsonl --rps 4                against http://localhost:8000/v1
+    """
+
+
+def main(args: list[str] | None = None) -> Any:
+    try:
+        return cli.main(args=args, prog_name="loadgen", standalone_mode=True)
+    except LoadgenError as err:
+        click.echo(f"loadgen: {err}", err=True)
+        sys.exit(2)

@@ -1,0 +1,1 @@
+"""Reading joules: series of cumulative energy, and the meters that produce them."""

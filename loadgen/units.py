@@ -1,0 +1,22 @@
+"""Conversions between the units that cross a boundary. Names carry the unit, so a call reads as an equation."""
+
+NS_PER_S = 1_000_000_000
+NS_PER_MS = 1_000_000
+MJ_PER_J = 1_000
+
+
+def ns_from_s(seconds: float) -> int:
+    return round(seconds * NS_PER_S)
+
+
+def s_from_ns(ns: int) -> float:
+    return ns / NS_PER_S
+
+
+def mj_from_j(joules: float) -> int:
+    """Whole millijoules: the unit in which energy accounts are kept, so that they add up exactly."""
+    return round(joules * MJ_PER_J)
+
+
+def j_from_mj(millijoules: int) -> float:
+    return millijoules / MJ_PER_J
