@@ -21,5 +21,7 @@ def profile_path(kind: str, name: str, suffix: str) -> Path:
     path = folder / f"{name}.{suffix}"
     if not path.is_file():
         known = ", ".join(sorted(p.stem for p in folder.glob(f"*.{suffix}"))) or "none"
-        raise LoadgenError(f"no {kind} profile called {name!r}; there are: {known} (or give a path to a .{suffix} file)")
+        raise LoadgenError(
+            f"no {kind} profile called {name!r}; there are: {known} (or give a path to a .{suffix} file)"
+        )
     return path
