@@ -65,6 +65,8 @@ def remarks(summary: Summary) -> list[str]:
         None: "the run did not end by itself",
     }
     stopped = [ended[summary.stopped_by]] if summary.stopped_by in ended else []
+    if summary.requests.scheduled and not summary.requests.completed:
+        stopped.append("no request completed: nothing is known of latency, or of energy per request")
     return stopped + [clean(verdict) for verdict in summary.instrument.verdicts]
 
 

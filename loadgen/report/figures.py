@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from loadgen.energy.series import series_by_domain
 from loadgen.record import RequestRecord
 from loadgen.report import svg, thin
-from loadgen.report.format import count, joules, number, percent, seconds, watts
+from loadgen.report.format import count, joules, number, percent, plural, seconds, watts
 from loadgen.report.markup import Markup, join, tag
 from loadgen.rundir import RunResult
 from loadgen.units import MJ_PER_J, NS_PER_S
@@ -135,7 +135,8 @@ def over_time(result: RunResult) -> Markup:
         if len(s.value) > thin.LIMIT
     ]
     several = " Several counters are added, each interpolated between its moves." if len(_outer(result)) > 1 else ""
-    caption = f"One step is one window between two moves of the counter.{several} " + " ".join(thinned)
+    windows = f"One step is one window between two moves of the counter.{several}" if len(power.value) else ""
+    caption = " ".join([windows, *thinned])
     parts = join([upper, tag("p", "requests in flight", class_="unit"), _lower(flying, x)])
     return figure("Power and requests in flight", "W" if len(power.value) else "", parts, caption, "wide")
 
@@ -254,7 +255,9 @@ def scatter(result: RunResult) -> Markup:
     rule = f" {len(kept):,} of {len(found):,} drawn: evenly spaced ranks of joules." if len(kept) < len(found) else ""
     text = f"{len(found)} requests from {joules(energy[0])} to {joules(energy[-1])}, both axes logarithmic."
     picture = svg.plot("scatter", heading, text, x, y, 320, marks)
-    return figure(heading, "J, against input + output tokens", picture, f"{count(len(found))} requests.{rule}", "wide")
+    return figure(
+        heading, "J, against input + output tokens", picture, f"{plural(len(found), 'request')}.{rule}", "wide"
+    )
 
 
 def _cloud(chosen: list[Point], x: svg.Axis, y: svg.Axis, series: int) -> Markup:
@@ -269,7 +272,9 @@ def _cloud(chosen: list[Point], x: svg.Axis, y: svg.Axis, series: int) -> Markup
 
 
 def _tick_joules(value: float) -> str:
-    return f"{value:,g} J" if value >= 0.999 else f"{value * 1e3:g} mJ"
+    if value >= 9_999:
+        return f"{value / 1e3:,g} kJ"
+    return f"{value:g} J" if value >= 0.0099 else f"{value * 1e3:g} mJ"
 
 
 @dataclass(frozen=True)
@@ -375,5 +380,5 @@ def lag(result: RunResult) -> Markup:
     text = f"Schedule lag of {len(sent)} requests: median {middle}, highest {highest}."
     picture = svg.plot("lag", heading, text, x, y, 150, marks)
     return figure(
-        heading, "sent − scheduled, against time", picture, f"{count(len(sent))} requests.{rule}{floor}", "wide"
+        heading, "sent − scheduled, against time", picture, f"{plural(len(sent), 'request')}.{rule}{floor}", "wide"
     )

@@ -5,6 +5,7 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from loadgen.attribution import RunAttribution
 from loadgen.report import figures
 from loadgen.report.facts import (
     ERROR_MEANING,
@@ -24,8 +25,6 @@ from loadgen.report.markup import Markup, join, table, tag
 from loadgen.rundir import RunInfo, RunResult
 from loadgen.summary import Distribution, EnergySummary, Summary, WorkloadSummary
 from loadgen.units import mj_from_j
-
-ACCOUNTS = ("prefill", "decode", "idle", "unattributed")
 
 
 def render(result: RunResult) -> str:
@@ -75,7 +74,7 @@ def _header(result: RunResult, summary: Summary) -> Markup:
 def _verdict(result: RunResult, summary: Summary) -> Markup:
     reasons, notes = energy_reasons(result), remarks(summary)
     has_joules = summary.energy.measured_joules is not None
-    if (off := imbalance_mj(result)) != 0:
+    if (off := imbalance_mj(result.attribution)) != 0:
         reasons = [f"the accounts do not add up to what was measured: {off:+,} mJ", *reasons]
     if reasons:
         head = "Energy not valid" if has_joules else "No energy in this report"
@@ -103,9 +102,13 @@ def _tiles(summary: Summary) -> Markup:
     per_request = energy.joules_per_request
     asked = f"of {number(rate.requested_rps)}/s asked" if rate.requested_rps is not None else "none asked"
     tiles = [
-        ("Energy per request", joules(per_request.p50 if per_request else None), "median"),
+        ("Energy per request", joules(per_request.p50 if per_request else None), "median, attributed"),
         ("Energy per output token", joules(energy.joules_per_output_token), "attributed"),
-        ("Mean power", watts(energy.mean_watts), f"{watts(energy.idle_watts)} idle"),
+        (
+            "Mean power",
+            watts(energy.mean_watts),
+            "not measured" if energy.idle_watts is None else f"{watts(energy.idle_watts)} idle",
+        ),
         ("Requests sent", with_unit(rate.achieved_rps, "/s"), asked),
         ("Time to first token", seconds(summary.ttft_s.p50), f"median; p99 {seconds(summary.ttft_s.p99)}"),
         ("Time per output token", seconds(summary.tpot_s.p50), f"median; p99 {seconds(summary.tpot_s.p99)}"),
@@ -130,46 +133,39 @@ def _tile(name: str, value: str, note: str) -> Markup:
 
 def _energy(result: RunResult, summary: Summary) -> Markup:
     if summary.energy.measured_joules is None:
-        why = tag("ul", *(tag("li", reason) for reason in energy_reasons(result)))
-        parts = [tag("p", "Nothing measured the energy of this run, so nothing is said about it."), why]
-        return _section("Energy", *parts, figures.over_time(result))
-    parts = [_ledger(result, summary), _shares(summary), figures.over_time(result)]
-    if result.attribution is not None:
-        names = figures.legend(figures.workloads(result))
-        parts += [names, figures.scatter(result), figures.heat_map(result)]
+        why = "Nothing measured the energy of this run, so nothing is said about it. The reasons are at the top."
+        return _section("Energy", tag("p", why), figures.over_time(result))
+    found = result.attribution
+    if found is None:
+        told = f"{joules(summary.energy.measured_joules)} were measured, and nothing was attributed to requests."
+        return _section("Energy", tag("p", told), figures.over_time(result))
+    parts = [_ledger(found, summary.energy), _shares(summary), figures.over_time(result)]
+    parts += [figures.legend(figures.workloads(result)), figures.scatter(result), figures.heat_map(result)]
     return _section("Energy", *parts)
 
 
-def accounts_mj(result: RunResult) -> tuple[int, dict[str, int]]:
-    """(measured, account -> whole millijoules). From the attribution, which is exact, where there is one."""
-    energy = summary_of(result).energy
-    found = result.attribution
-    if found is None:
-        whole = {name: mj_from_j(getattr(energy, f"{name}_joules") or 0) for name in ACCOUNTS}
-        return mj_from_j(energy.measured_joules or 0), whole
-    decode = sum(mj_from_j(request.decode_joules) for request in found.requests)
-    return found.measured_mj, {
-        "prefill": found.attributed_mj - decode,
-        "decode": decode,
+def accounts_mj(found: RunAttribution) -> dict[str, int]:
+    """Account -> whole millijoules; prefill and decode are summed over the requests, not taken from a total."""
+    return {
+        "prefill": sum(mj_from_j(request.prefill_joules) for request in found.requests),
+        "decode": sum(mj_from_j(request.decode_joules) for request in found.requests),
         "idle": found.idle_mj,
         "unattributed": found.unattributed_mj,
     }
 
 
-def imbalance_mj(result: RunResult) -> int:
-    """Measured less the sum of the accounts: anything but 0 is a fault of ours."""
-    measured, accounts = accounts_mj(result)
-    return measured - sum(accounts.values())
+def imbalance_mj(found: RunAttribution | None) -> int:
+    """Measured less the sum of the accounts: anything but 0 is a fault of ours. 0 when nothing was attributed."""
+    return 0 if found is None else found.measured_mj - sum(accounts_mj(found).values())
 
 
-def _ledger(result: RunResult, summary: Summary) -> Markup:
-    energy = summary.energy
-    measured, accounts = accounts_mj(result)
+def _ledger(found: RunAttribution, energy: EnergySummary) -> Markup:
+    measured, accounts = found.measured_mj, accounts_mj(found)
     rows = [
         [join([tag("i", class_=f"key {name}"), " ", name]), f"{mj:,}", joules(mj / 1e3), share(mj, measured)]
         for name, mj in accounts.items()
     ]
-    off = imbalance_mj(result)
+    off = imbalance_mj(found)
     total = "= measured" if off == 0 else f"measured ({off:+,} mJ off)"
     rows.append([total, f"{measured:,}", joules(measured / 1e3), share(measured, measured)])
     text = ", ".join(f"{name} {share(mj, measured)}" for name, mj in accounts.items())

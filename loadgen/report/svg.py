@@ -46,7 +46,7 @@ def linear_axis(low: float, high: float, label: Label, wanted: int = 5) -> Axis:
     return Axis(low, high, False, tuple((t, label(t)) for t in ticks))
 
 
-def log_axis(low: float, high: float, label: Label, wanted: int = 7) -> Axis:
+def log_axis(low: float, high: float, label: Label, wanted: int = 6) -> Axis:
     """Ends moved out to a round number; ticks at 1-2-5, 1-3 or 1, the first that is few enough."""
     low, high = _round_down(low), _round_up(high)
     high = high if high > low * 1.01 else low * 10
