@@ -69,7 +69,7 @@ def test_remarks_on_the_instrument_and_on_the_end_of_the_run() -> None:
     summary = msgspec.structs.replace(made.summary, instrument=instrument, stopped_by="interrupted")
     told = printed(replace(made, summary=summary))
     assert "schedule lag p99 is 31 ms" in told and "interrupted" in told
-    assert "REMARKS" not in printed(made)
+    assert "Remarks" not in printed(made)
     assert "no request completed" in printed(runs.without_completions())
 
 

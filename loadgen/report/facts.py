@@ -6,7 +6,7 @@ from typing import get_args
 
 from loadgen.errors import LoadgenError
 from loadgen.record import ErrorKind, RequestRecord
-from loadgen.report.format import clean, number
+from loadgen.report.format import clean
 from loadgen.rundir import RunInfo, RunResult
 from loadgen.summary import Distribution, Summary, WorkloadSummary
 
@@ -47,7 +47,7 @@ def title(info: RunInfo, summary: Summary) -> str:
     trace = info.config.get("trace")
     name = clean(PurePath(str(trace)).name) if trace else "run"
     rate = summary.rate.requested_rps
-    return name if rate is None else f"{name} at {number(rate).removesuffix('.00')} requests/s"
+    return name if rate is None else f"{name} at {rate:.4g} requests/s"
 
 
 def server_line(info: RunInfo) -> str:

@@ -127,11 +127,11 @@ def over_time(result: RunResult) -> Markup:
     if not lasts:
         return empty("Power and requests in flight", "Nothing was sent and no energy was read.")
     first = min(float(s.t_s[0]) for s in (power, flying) if len(s.value))
-    x = svg.linear_axis(min(first, 0), float(max(lasts)), lambda t: f"{t:,g} s", 7)
+    x = svg.linear_axis(min(first, 0), float(max(lasts)), _tick_time)
     upper = _upper(power, x, result) if len(power.value) else tag("p", "No energy was read.", class_="empty")
     thinned = [
-        f"{what}: lowest and highest of each of {thin.LIMIT // 2:,} equal runs of {len(s.value):,} points."
-        for what, s in (("power", power), ("in flight", flying))
+        f"{what}: the lowest and the highest of each of {thin.LIMIT // 2:,} equal runs of {len(s.value):,} points."
+        for what, s in (("Power", power), ("In flight", flying))
         if len(s.value) > thin.LIMIT
     ]
     several = " Several counters are added, each interpolated between its moves." if len(_outer(result)) > 1 else ""
@@ -139,6 +139,10 @@ def over_time(result: RunResult) -> Markup:
     caption = " ".join([windows, *thinned])
     parts = join([upper, tag("p", "requests in flight", class_="unit"), _lower(flying, x)])
     return figure("Power and requests in flight", "W" if len(power.value) else "", parts, caption, "wide")
+
+
+def _tick_time(t_s: float) -> str:
+    return f"{t_s:,g} s"
 
 
 def power_steps(result: RunResult) -> Steps:
@@ -246,7 +250,7 @@ def scatter(result: RunResult) -> Markup:
     tokens = np.array([p.input_tokens + p.output_tokens for p in found], dtype=float)
     energy = np.array([p.joules for p in found])
     x = svg.log_axis(tokens.min(), tokens.max(), lambda n: f"{n:,g}")
-    y = svg.log_axis(energy[0], energy[-1], _tick_joules, 6)
+    y = svg.log_axis(energy[0], energy[-1], _tick_joules, gap=0.06)
     kept = thin.by_rank(len(found), thin.LIMIT)
     marks = [
         _cloud([found[i] for i in kept if found[i].workload == name], x, y, series)
@@ -274,7 +278,7 @@ def _cloud(chosen: list[Point], x: svg.Axis, y: svg.Axis, series: int) -> Markup
 def _tick_joules(value: float) -> str:
     if value >= 9_999:
         return f"{value / 1e3:,g} kJ"
-    return f"{value:g} J" if value >= 0.0099 else f"{value * 1e3:g} mJ"
+    return f"{value:,g} J" if value >= 0.0099 else f"{value * 1e3:g} mJ"
 
 
 @dataclass(frozen=True)
@@ -369,8 +373,8 @@ def lag(result: RunResult) -> Markup:
     t_s = (np.array([t for t, _ in sent]) - start_ns(result)) / NS_PER_S
     lag_s = np.array([lag for _, lag in sent]) / NS_PER_S
     kept = thin.by_extremes(lag_s, thin.LIMIT)
-    x = svg.linear_axis(min(float(t_s[0]), 0), float(t_s[-1]), lambda t: f"{t:,g} s", 7)
-    y = svg.log_axis(max(float(lag_s.min()), LAG_FLOOR_S), max(float(lag_s.max()), 1e-3), _tick_seconds, 6)
+    x = svg.linear_axis(min(float(t_s[0]), 0), float(t_s[-1]), _tick_time)
+    y = svg.log_axis(max(float(lag_s.min()), LAG_FLOOR_S), max(float(lag_s.max()), 1e-3), _tick_seconds, gap=0.11)
     marks = [svg.dots(x.at(t_s[kept]), y.at(lag_s[kept]), 150, None, class_="dot lag")]
     rule = (
         f" The lowest and highest of each of {thin.LIMIT // 2:,} equal runs are drawn." if len(kept) < len(t_s) else ""

@@ -100,7 +100,7 @@ def _wall_time(info: RunInfo, t_ns: int | None) -> str:
 def _tiles(summary: Summary) -> Markup:
     energy, rate = summary.energy, summary.rate
     per_request = energy.joules_per_request
-    asked = f"of {number(rate.requested_rps)}/s asked" if rate.requested_rps is not None else "none asked"
+    asked = f"of {rate.requested_rps:.4g}/s asked" if rate.requested_rps is not None else "none asked"
     tiles = [
         ("Energy per request", joules(per_request.p50 if per_request else None), "median, attributed"),
         ("Energy per output token", joules(energy.joules_per_output_token), "attributed"),

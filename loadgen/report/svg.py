@@ -46,18 +46,22 @@ def linear_axis(low: float, high: float, label: Label, wanted: int = 5) -> Axis:
     return Axis(low, high, False, tuple((t, label(t)) for t in ticks))
 
 
-def log_axis(low: float, high: float, label: Label, wanted: int = 6) -> Axis:
-    """Ends moved out to a round number; ticks at 1-2-5, 1-3 or 1, the first that is few enough."""
+def log_axis(low: float, high: float, label: Label, gap: float = 0.19) -> Axis:
+    """Ends moved out to a round number. Ticks at 1-2-5, 1-3 or 1, else at every k-th power of ten: the first of these
+    that leaves `gap` of the axis between neighbours, so that their labels do not touch on a phone."""
     low, high = _round_down(low), _round_up(high)
     high = high if high > low * 1.01 else low * 10
-    first, last = floor(log10(low) + 1e-9), ceil(log10(high) - 1e-9)
-    for digits in ((1, 2, 5), (1, 3), (1,)):
-        every = [m * 10.0**e for e in range(first, last + 1) for m in digits]
-        ticks = [t for t in every if low * 0.999 <= t <= high * 1.001]
-        if len(ticks) <= wanted:
-            break
-    ticks = ticks[:: ceil(len(ticks) / wanted)]
-    return Axis(low, high, True, tuple((t, label(t)) for t in ticks))
+    decades = log10(high / low)
+    digits = next((d for d, nearest in _DIGITS if nearest / decades >= gap), (1,))
+    stride = max(1, ceil(gap * decades)) if digits == (1,) else 1
+    exponents = range(floor(log10(low) + 1e-9), ceil(log10(high) - 1e-9) + 1)
+    ticks = [m * 10.0**e for e in exponents if e % stride == 0 for m in digits]
+    shown = [t for t in ticks if low * 0.999 <= t <= high * 1.001]
+    return Axis(low, high, True, tuple((t, label(t)) for t in shown))
+
+
+_DIGITS = (((1, 2, 5), log10(2)), ((1, 3), log10(3)), ((1,), 1.0))
+"""Mantissas, and how many decades the nearest two are apart."""
 
 
 def _round_down(value: float) -> float:
