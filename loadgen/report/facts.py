@@ -79,8 +79,10 @@ def energy_reasons(result: RunResult) -> list[str]:
     return [clean(reason) for reason in reasons] or ["no reason was recorded"]
 
 
-def by_workload(summary: Summary) -> list[tuple[str, WorkloadSummary]]:
-    return sorted(summary.by_workload.items())
+def parts_of(summary: Summary) -> list[tuple[str, Summary | WorkloadSummary]]:
+    """("all", the run), then each workload by name when there are several."""
+    several = len(summary.by_workload) > 1
+    return [("all", summary), *(sorted(summary.by_workload.items()) if several else ())]
 
 
 def distribution(summary: Summary | WorkloadSummary, field: str) -> Distribution:

@@ -127,7 +127,7 @@ def over_time(result: RunResult) -> Markup:
     if not lasts:
         return empty("Power and requests in flight", "Nothing was sent and no energy was read.")
     first = min(float(s.t_s[0]) for s in (power, flying) if len(s.value))
-    x = svg.linear_axis(min(first, 0), float(max(lasts)), _tick_time)
+    x = _time_axis(first, float(max(lasts)))
     upper = _upper(power, x, result) if len(power.value) else tag("p", "No energy was read.", class_="empty")
     thinned = [
         f"{what}: the lowest and the highest of each of {thin.LIMIT // 2:,} equal runs of {len(s.value):,} points."
@@ -141,8 +141,9 @@ def over_time(result: RunResult) -> Markup:
     return figure("Power and requests in flight", "W" if len(power.value) else "", parts, caption, "wide")
 
 
-def _tick_time(t_s: float) -> str:
-    return f"{t_s:,g} s"
+def _time_axis(first_s: float, last_s: float) -> svg.Axis:
+    """From the run's start at the latest; fewer labels where they are long."""
+    return svg.linear_axis(min(first_s, 0), last_s, lambda t_s: f"{t_s:,g} s", 6 if last_s < 1_000 else 5)
 
 
 def power_steps(result: RunResult) -> Steps:
@@ -373,7 +374,7 @@ def lag(result: RunResult) -> Markup:
     t_s = (np.array([t for t, _ in sent]) - start_ns(result)) / NS_PER_S
     lag_s = np.array([lag for _, lag in sent]) / NS_PER_S
     kept = thin.by_extremes(lag_s, thin.LIMIT)
-    x = svg.linear_axis(min(float(t_s[0]), 0), float(t_s[-1]), _tick_time)
+    x = _time_axis(float(t_s[0]), float(t_s[-1]))
     y = svg.log_axis(max(float(lag_s.min()), LAG_FLOOR_S), max(float(lag_s.max()), 1e-3), _tick_seconds, gap=0.11)
     marks = [svg.dots(x.at(t_s[kept]), y.at(lag_s[kept]), 150, None, class_="dot lag")]
     rule = (

@@ -10,11 +10,11 @@ from loadgen.report import figures
 from loadgen.report.facts import (
     ERROR_MEANING,
     LATENCIES,
-    by_workload,
     distribution,
     energy_reasons,
     failures,
     is_simulated,
+    parts_of,
     remarks,
     server_line,
     summary_of,
@@ -193,9 +193,9 @@ def _bar(parts: list[tuple[str, float, str]], text: str) -> Markup:
 
 def _shares(summary: Summary) -> Markup:
     """Prefill and decode of each workload, as bars and as numbers."""
-    rows = [_share_row("all", summary.energy)]
-    if len(summary.by_workload) > 1:
-        rows += [_share_row(name, part) for name, part in by_workload(summary)]
+    rows = [
+        _share_row(name, part if isinstance(part, WorkloadSummary) else part.energy) for name, part in parts_of(summary)
+    ]
     head = ["requests of", "prefill · decode", "J/request p50", "p90", "p99", "J/output token", "J/token"]
     listed = table(head, rows, "Attributed energy by workload")
     note = "Prefill and decode as a client sees them: until the first token, and after it. Idle belongs to no workload."
@@ -221,9 +221,7 @@ def _latency(result: RunResult, summary: Summary) -> Markup:
     plots = [
         figures.latency(result, field.removesuffix("_s"), words) for field, _, words in LATENCIES if field != "itl_s"
     ]
-    parts: list[tuple[str, Summary | WorkloadSummary]] = [("all", summary)]
-    if len(summary.by_workload) > 1:
-        parts += by_workload(summary)
+    parts = parts_of(summary)
     head = ["", "requests of", "count", "mean", "p50", "p90", "p95", "p99", "max"]
     rows = [
         [short, name, *_spread_cells(distribution(part, field))]
@@ -241,7 +239,7 @@ def _spread_cells(spread: Distribution) -> list[str]:
 
 def _load(result: RunResult, summary: Summary) -> Markup:
     head = ["requests of", "scheduled", "sent", "completed", "failed", "input tokens", "output tokens", "output/s"]
-    parts: list[tuple[str, Summary | WorkloadSummary]] = [("all", summary), *by_workload(summary)]
+    parts = parts_of(summary)
     rows = [
         [
             name,

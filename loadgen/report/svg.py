@@ -1,8 +1,8 @@
 """Plots that stretch to the width of the page while their text and strokes keep their size.
 
 The outer svg has no viewBox: text and grid lines stand at percentages of it. The data is drawn inside a nested svg of
-WIDTH x height units that is stretched in x only; strokes do not scale. A dot is a path of zero length with round ends,
-so that it stays round.
+WIDTH x height units that is stretched in x only; strokes do not scale. A dot is a path of next to no length with wide
+ends, so that it keeps its shape (with no length at all, a square one is lost when the page is printed).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -86,7 +86,7 @@ def steps(x: Floats, y: Floats, height: float, **attributes: str | float | None)
 def dots(x: Floats, y: Floats, height: float, titles: Iterable[str] | None, **attributes: str | float | None) -> Markup:
     """With titles, one element and one tooltip a dot; without, one path for all of them."""
     across, down = _units(x, y, height)
-    places = [f"M{h} {v}h0" for h, v in zip(across, down, strict=True)]
+    places = [f"M{h} {v}h.01" for h, v in zip(across, down, strict=True)]
     if titles is None:
         return _path("".join(places), **attributes)
     marks = (tag("path", tag("title", text), d=place) for place, text in zip(places, titles, strict=True))
@@ -135,7 +135,7 @@ def plot(
 def swatch(index: int) -> Markup:
     """A short piece of series `index`'s line, for the legend."""
     piece = tag("line", x1="0", x2="28", y1="6", y2="6", stroke_dasharray=DASHES[index % len(DASHES)], class_="curve")
-    dot = tag("path", d="M14 6h0", class_=f"dot d{index % 2}")
+    dot = tag("path", d="M14 6h.01", class_=f"dot d{index % 2}")
     return tag("svg", piece, dot, width="28", height="12", class_=f"s{index % 6}", aria_hidden="true")
 
 

@@ -9,10 +9,10 @@ from rich.text import Text
 
 from loadgen.report.facts import (
     LATENCIES,
-    by_workload,
     distribution,
     energy_reasons,
     is_simulated,
+    parts_of,
     remarks,
     server_line,
     summary_of,
@@ -32,8 +32,8 @@ def render(result: RunResult, console: Console, folder: Path | None = None) -> N
     """Print the summary; with `folder`, where the run and its report are. LoadgenError when the run has no summary."""
     summary = summary_of(result)
     _head(result, summary, console)
-    parts: Parts = [*by_workload(summary)] if len(summary.by_workload) > 1 else []
-    parts.append(("all", summary))
+    everything, *each = parts_of(summary)
+    parts = [*each, everything]
     _load(summary, parts, console)
     _latency(parts, console)
     _energy(result, summary, parts, console)
