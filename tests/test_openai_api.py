@@ -41,7 +41,9 @@ def test_done(data: bytes) -> None:
     assert parse_event(data).done
 
 
-@pytest.mark.parametrize("data", [b"{", b"[]", b'"x"', b'{"choices": 3}', b'{"choices":[{"delta":{"content":5}}]}', b"\xff"])
+@pytest.mark.parametrize(
+    "data", [b"{", b"[]", b'"x"', b'{"choices": 3}', b'{"choices":[{"delta":{"content":5}}]}', b"\xff"]
+)
 def test_bytes_that_are_not_the_api(data: bytes) -> None:
     with pytest.raises(ProtocolError):
         parse_event(data)

@@ -38,7 +38,9 @@ def test_split_at_every_byte(name: str) -> None:
         assert decode([stream[:cut], b"", stream[cut:]]) == events
 
 
-@given(st.lists(st.sampled_from([b"data: x", b"data:", b"\n", b"\r", b"\r\n", b": c", b"\xef\xbb\xbf", b"y"])), st.data())
+@given(
+    st.lists(st.sampled_from([b"data: x", b"data:", b"\n", b"\r", b"\r\n", b": c", b"\xef\xbb\xbf", b"y"])), st.data()
+)
 def test_any_cuts_of_any_bytes_give_the_same_events(parts: list[bytes], data: st.DataObject) -> None:
     stream = b"".join(parts)
     cuts = sorted(data.draw(st.lists(st.integers(0, len(stream)), max_size=5)))
