@@ -1,13 +1,21 @@
 """Who asked for how many tokens, and when: one JSON object a line, and the public formats that become it."""
 
+import filecmp
 import gzip
 import hashlib
 import io
 import json
 import math
+import os
+import re
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime
+from functools import lru_cache
+from itertools import chain
+from operator import itemgetter
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
 
@@ -54,9 +62,19 @@ class Trace(msgspec.Struct, frozen=True):
 
 def read_trace(path: Path) -> Trace:
     """The trace in `path`: the project's JSONL (every Mooncake trace is one), plain, .gz or .zst."""
-    requests = tuple(iter_trace(path))
+    check_rereadable(path)
+    return Trace(path.name.split(".")[0], tuple(iter_trace(path)), file_sha256(path))
+
+
+def file_sha256(path: Path) -> str:
     with path.open("rb") as file:
-        return Trace(path.name.split(".")[0], requests, hashlib.file_digest(file, "sha256").hexdigest())
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_rereadable(path: Path) -> None:
+    """A LoadgenError for a pipe, which would hang the second time it is opened."""
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise LoadgenError(f"{path} is not a regular file and has to be read twice; save it to a file first")
 
 
 def iter_trace(path: Path) -> Iterator[TraceRequest]:
@@ -64,7 +82,82 @@ def iter_trace(path: Path) -> Iterator[TraceRequest]:
     return _sorted(path, _jsonl(path, _lines(path)))
 
 
+def rescale(requests: Sequence[TraceRequest], rps: float) -> tuple[TraceRequest, ...]:
+    """The same requests from time 0 at a mean of `rps`: every gap times (mean gap wanted / mean gap had)."""
+    if not (math.isfinite(rps) and rps > 0):
+        raise LoadgenError(f"rate {rps}: expected requests/s, finite and above 0")
+    first_s = requests[0].arrival_s
+    duration_s = requests[-1].arrival_s - first_s
+    if len(requests) > 1 and duration_s <= 0:
+        raise LoadgenError("every request of the trace arrives at the same instant: it has no rate to scale")
+    factor = (len(requests) - 1) / rps / duration_s if duration_s > 0 else 0.0
+    return tuple(msgspec.structs.replace(r, arrival_s=(r.arrival_s - first_s) * factor) for r in requests)
+
+
+# -- writing ----------------------------------------------------------------------------------------------------------
+
+
+def write_trace(path: Path, requests: Iterable[TraceRequest], *, overwrite: bool = True) -> int:
+    """Write the JSONL (compressed if `path` ends in .gz or .zst), all or nothing; returns how many requests."""
+    encode = msgspec.json.Encoder().encode
+    written = 0
+    with replacing(path, overwrite=overwrite) as file, _compressed(path, file) as out:
+        for written, request in enumerate(requests, 1):  # noqa: B007
+            out.write(encode(_fields(request)) + b"\n")
+    return written
+
+
+def _fields(request: TraceRequest) -> dict[str, Any]:
+    fields = {
+        # The shortest decimal within a picosecond: 4.314579 s is 4314.579 ms, not 4314.579000000001.
+        "timestamp": round(request.arrival_s * 1000, 9),
+        "input_length": request.input_tokens,
+        "output_length": request.output_tokens,
+    }
+    rest = {"workload": request.workload, "session_id": request.session_id, "hash_ids": request.prefix_ids}
+    return fields | {key: value for key, value in rest.items() if value and value != "default"}
+
+
+@contextmanager
+def _compressed(path: Path, file: IO[bytes]) -> Iterator[Any]:
+    if path.suffix == ".gz":  # no name and no time in the header: the same requests are the same bytes
+        with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as out:
+            yield out
+    elif path.suffix == ".zst":
+        from zstandard import ZstdCompressor
+
+        with ZstdCompressor().stream_writer(file, closefd=False) as out:
+            yield out
+    else:
+        yield file
+
+
+@contextmanager
+def replacing(path: Path, *, overwrite: bool = True) -> Iterator[IO[bytes]]:
+    """A file that takes the place of `path` when the block ends well, and leaves no trace when it does not.
+
+    Without `overwrite`, an existing file that would change is a LoadgenError; one with the same bytes is left alone.
+    """
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        raise LoadgenError(f"cannot write {path}: it exists and is not a file")
+    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        with draft.open("wb") as file:
+            yield file
+        if target.exists() and not overwrite and not filecmp.cmp(draft, target, shallow=False):
+            raise LoadgenError(f"{path} exists and would change; pass --overwrite to replace it")
+        draft.replace(target)
+    except OSError as err:
+        raise LoadgenError(f"cannot write {path}: {err.strerror or err}") from err
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 # -- lines ------------------------------------------------------------------------------------------------------------
+
+
+Lines = Iterable[tuple[int, str]]
 
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
@@ -171,15 +264,19 @@ class _Line(msgspec.Struct):
     hash_ids: tuple[int, ...] | None = None
 
 
-def _jsonl(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, TraceRequest]]:
+def _jsonl(path: Path, lines: Lines, dropped: Counter[str] | None = None) -> Iterator[tuple[int, TraceRequest]]:
+    """A length of 0 is an error, or dropped and counted when there is a `dropped` to count in."""
     decode = msgspec.json.Decoder(_Line).decode
     for number, text in lines:
         try:
             line = decode(text)
         except (msgspec.MsgspecError, RecursionError) as err:
+            if dropped is not None and (zero := _zero_length(text)):
+                dropped[zero] += 1
+                continue
             raise LoadgenError(f"{path}:{number}: {_why_not(text, str(err))}") from err
         if line.workload is not None and not line.workload.isprintable():
-            raise LoadgenError(f"{path}:{number}: workload {line.workload!r}: expected a name of printable characters")
+            raise LoadgenError(f"{path}:{number}: workload {line.workload!r}: expected {_WORKLOAD}")
         yield (
             number,
             TraceRequest(
@@ -191,6 +288,24 @@ def _jsonl(path: Path, lines: Iterable[tuple[int, str]]) -> Iterator[tuple[int, 
                 prefix_ids=line.hash_ids or (),
             ),
         )
+
+
+_WORKLOAD = "a name of 1 to 64 printable characters"
+
+
+def check_workload(name: str | None) -> None:
+    """A LoadgenError for a name that no trace may hold: it would be a label on screens and dashboards."""
+    if name is not None and not (1 <= len(name) <= 64 and name.isprintable()):
+        raise LoadgenError(f"workload {_short(repr(name))}: expected {_WORKLOAD}")
+
+
+def _zero_length(text: str) -> str | None:
+    try:
+        value = msgspec.json.decode(text, type=dict[str, Any])
+    except (msgspec.MsgspecError, RecursionError):
+        return None
+    reasons = {"input_length": "0 input tokens", "output_length": "0 output tokens"}
+    return next((reason for key, reason in reasons.items() if repr(value.get(key)) == "0"), None)
 
 
 def _why_not(text: str, otherwise: str) -> str:
@@ -206,13 +321,17 @@ def _why_not(text: str, otherwise: str) -> str:
     for key, expected, fits in (
         ("timestamp", "milliseconds from the start, finite and not negative", _is_time),
         ("input_length", "an integer of at least 1", _is_length),
-        ("output_length", "an integer of at least 1 (servers refuse to make 0 tokens)", _is_length),
+        (
+            "output_length",
+            "an integer of at least 1 (servers refuse to make 0 tokens; `loadgen trace import` drops such lines)",
+            _is_length,
+        ),
     ):
         if key not in value:
             return f"no {key}: expected {expected}"
         if not fits(value[key]):
             return f"{key} {_short(json.dumps(value[key]))}: expected {expected}"
-    return otherwise
+    return f"{otherwise} in {_short(text)}"
 
 
 def _is_time(value: object) -> bool:
@@ -224,7 +343,9 @@ def _is_length(value: object) -> bool:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= 60 else text[:57] + "..."
+    """Fit for one line of a terminal, whatever a file holds."""
+    text = text if len(text) <= 60 else text[:57] + "..."
+    return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
 def _sorted(path: Path, rows: Iterable[tuple[int, TraceRequest]]) -> Iterator[TraceRequest]:
@@ -240,3 +361,142 @@ def _sorted(path: Path, rows: Iterable[tuple[int, TraceRequest]]) -> Iterator[Tr
         yield request
     if last_s == -math.inf:
         raise LoadgenError(f"{path} has no requests in it")
+
+
+# -- public formats ---------------------------------------------------------------------------------------------------
+
+
+def iter_import(
+    path: Path, dropped: Counter[str], *, format: Format | None = None, workload: str | None = None
+) -> Iterator[TraceRequest]:
+    """The requests of a trace in any known format (by default what its first line says), named `workload` if given.
+
+    Rows of 0 tokens (failed requests, in BurstGPT) are left out and counted in `dropped`, by reason.
+    """
+    lines = _lines(path)
+    first = next(lines, None)
+    if first is None:
+        raise LoadgenError(f"{path} has no requests in it")
+    rows: Iterator[tuple[int, TraceRequest]]
+    match format or detect_format(path, first[1]):
+        case "azure":
+            rows = _azure(path, first, lines, dropped, workload or "default")
+        case "burstgpt":
+            rows = _burstgpt(path, first, lines, dropped, workload or "default")
+        case _:
+            rows = _named(_jsonl(path, chain([first], lines), dropped), workload)
+    return _sorted(path, rows)
+
+
+def detect_format(path: Path, first_line: str) -> Format:
+    """What a file's first line says it is: a CSV header we know, or JSON."""
+    if first_line.startswith("{"):
+        return "jsonl"
+    if "ContextTokens" in first_line:
+        return "azure"
+    if "Request tokens" in first_line:
+        return "burstgpt"
+    raise LoadgenError(
+        f"{path}:1: {_short(first_line)}: expected JSON lines, or the CSV header of an Azure "
+        "(TIMESTAMP,ContextTokens,GeneratedTokens) or BurstGPT (Timestamp,Model,Request tokens,...) trace"
+    )
+
+
+def _named(rows: Iterable[tuple[int, TraceRequest]], workload: str | None) -> Iterator[tuple[int, TraceRequest]]:
+    for number, request in rows:
+        yield number, msgspec.structs.replace(request, workload=workload) if workload else request
+
+
+def _azure(
+    path: Path, header: tuple[int, str], lines: Lines, dropped: Counter[str], workload: str
+) -> Iterator[tuple[int, TraceRequest]]:
+    """TIMESTAMP,ContextTokens,GeneratedTokens of 2023 (no zone, 7 decimals) and 2024 (+00:00, 6 or no decimals)."""
+    start_ns: int | None = None
+    for number, (stamp, context, generated) in _cells(
+        path, header, lines, ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
+    ):
+        t_ns = _stamp_ns(path, number, stamp)
+        start_ns = t_ns if start_ns is None else start_ns
+        lengths = _lengths(path, number, context, generated, dropped)
+        if lengths:
+            yield number, _request((t_ns - start_ns) / 1e6 / 1000, lengths, workload)  # as it is read back: ms / 1000
+
+
+def _burstgpt(
+    path: Path, header: tuple[int, str], lines: Lines, dropped: Counter[str], workload: str
+) -> Iterator[tuple[int, TraceRequest]]:
+    """Timestamp in seconds, Request tokens, Response tokens (0: the request failed) and, in later files, Session ID."""
+    names: tuple[str, ...] = ("Timestamp", "Request tokens", "Response tokens")
+    if "Session ID" in header[1].split(","):
+        names += ("Session ID",)
+    for number, (stamp, asked, answered, *session) in _cells(path, header, lines, names):
+        arrival_s = _seconds(path, number, stamp)
+        lengths = _lengths(path, number, asked, answered, dropped)
+        if lengths:
+            yield number, _request(arrival_s, lengths, workload, session[0] if session and session[0] else None)
+
+
+def _request(arrival_s: float, lengths: tuple[int, int], workload: str, session_id: str | None = None) -> TraceRequest:
+    return TraceRequest(
+        arrival_s=arrival_s,
+        input_tokens=lengths[0],
+        output_tokens=lengths[1],
+        workload=workload,
+        session_id=session_id,
+    )
+
+
+def _cells(
+    path: Path, header: tuple[int, str], lines: Lines, names: tuple[str, ...]
+) -> Iterator[tuple[int, tuple[str, ...]]]:
+    """The named columns of a CSV without quotes (none of these formats has any)."""
+    columns = [name.strip() for name in header[1].split(",")]
+    if missing := [name for name in names if name not in columns]:
+        raise LoadgenError(f"{path}:{header[0]}: no column {', '.join(missing)} in {_short(header[1])}")
+    pick = itemgetter(*(columns.index(name) for name in names))
+    for number, text in lines:
+        cells = text.split(",")
+        if len(cells) != len(columns):
+            raise LoadgenError(f"{path}:{number}: {_short(text)}: expected {len(columns)} columns, as in the header")
+        yield number, pick(cells)
+
+
+def _lengths(path: Path, number: int, asked: str, answered: str, dropped: Counter[str]) -> tuple[int, int] | None:
+    """(input, output) tokens; None, and counted, when one of them is 0."""
+    for text in (asked, answered):
+        if not (text.isascii() and text.isdigit() and len(text) <= 10 and int(text) <= MAX_TOKENS):
+            raise LoadgenError(f"{path}:{number}: {_short(text)!r} tokens: expected an integer, 0 to {MAX_TOKENS}")
+    lengths = int(asked), int(answered)
+    if 0 in lengths:
+        dropped["0 input tokens" if lengths[0] == 0 else "0 output tokens"] += 1
+        return None
+    return lengths
+
+
+def _seconds(path: Path, number: int, text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise LoadgenError(f"{path}:{number}: time {_short(text)!r}: expected seconds, finite and not negative")
+    return seconds
+
+
+_STAMP = re.compile(r"(\d{4}-\d\d-\d\d[ T]\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:\d\d)?", re.ASCII)
+
+
+def _stamp_ns(path: Path, number: int, text: str) -> int:
+    """Nanoseconds since 1970 of a date and time with up to 9 decimals (`datetime` keeps 6); without a zone, UTC."""
+    try:
+        second, decimals, zone = _STAMP.fullmatch(text).groups()  # type: ignore[union-attr]
+        return _second(second, zone) * 10**9 + int((decimals or "").ljust(9, "0"))
+    except (AttributeError, ValueError) as err:
+        raise LoadgenError(
+            f"{path}:{number}: time {_short(text)!r}: expected a date and time such as 2023-11-16 18:17:03.9799600"
+        ) from err
+
+
+@lru_cache(maxsize=4)  # rows are in order of time: thousands in a row share their second
+def _second(text: str, zone: str | None) -> int:
+    return int(datetime.fromisoformat(text + ("+00:00" if zone in (None, "Z") else str(zone))).timestamp())
