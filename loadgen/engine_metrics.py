@@ -71,11 +71,14 @@ class EnginePoller:
 
     def _run(self) -> None:
         while not self._stop.wait(self._period_s):
-            if (sample := self.read()) is not None and sample.values:
-                self._on_sample(sample)
+            self.read_now()
 
-    def read(self) -> EngineSample | None:
-        """One page; None when there is none."""
+    def read_now(self) -> None:
+        """One page, handed over if it holds anything we know. Blocks."""
+        if (sample := self._read()) is not None and sample.values:
+            self._on_sample(sample)
+
+    def _read(self) -> EngineSample | None:
         secure = self._url.scheme == "https"
         connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
         connection = connect(self._url.hostname or "", self._url.port, timeout=2)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from loadgen import arrivals
 from loadgen.errors import LoadgenError
-from loadgen.trace import Trace, TraceRequest
+from loadgen.trace import Trace, TraceRequest, rescale
 from loadgen.units import NS_PER_S
 
 Arrival = Literal["trace", "poisson", "gamma", "constant"]
@@ -33,7 +33,7 @@ class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class Schedule:
-    """Every request of a run in order of its instant. `rate_rps` is the mean rate that was planned, None for one request."""
+    """Every request of a run in order of its instant. rate_rps: the mean that was planned, None for one request."""
 
     requests: tuple[ScheduledRequest, ...]
     arrival: Arrival
@@ -70,15 +70,15 @@ def build(
     rate = rps if rps is not None else trace.mean_rps
     if arrival == "trace":
         chosen = _take(trace, rate if rps is not None else None, duration_s, num_requests)
-        offsets_s = np.array([request.arrival_s for request in chosen]) - chosen[0].arrival_s
         if rps is not None:
-            offsets_s = _rescaled(offsets_s, rps)
+            chosen = list(rescale(chosen, rps))
+        offsets_s = np.array([request.arrival_s for request in chosen]) - chosen[0].arrival_s
     else:
         if rate is None:
             raise LoadgenError(f"trace {trace.name} has no mean rate of its own; say one with --rps")
         count = num_requests if num_requests is not None or duration_s is not None else len(trace.requests)
         rng = np.random.default_rng(seed)
-        offsets_s = arrivals.offsets(arrival, rate, burstiness, rng, count=count, duration_s=duration_s)
+        offsets_s = arrivals.offsets(arrival, rate, rng, burstiness=burstiness, count=count, duration_s=duration_s)
         if not len(offsets_s):
             raise LoadgenError(f"no request falls into {duration_s} s at {rate} requests/s; ask for a longer run")
         chosen = list(islice(cycle(trace.requests), len(offsets_s)))
@@ -90,7 +90,7 @@ def build(
 
 
 def _take(trace: Trace, rps: float | None, duration_s: float | None, num_requests: int | None) -> list[TraceRequest]:
-    """The first requests of the trace: as many as `duration_s` holds (at `rps` when it is given) and `num_requests` allows."""
+    """The first requests of the trace: as many as `duration_s` holds (at `rps`, if given) and `num_requests` allows."""
     available = trace.requests
     if num_requests is not None and num_requests > len(available):
         raise LoadgenError(
@@ -104,15 +104,6 @@ def _take(trace: Trace, rps: float | None, duration_s: float | None, num_request
         first = available[0].arrival_s
         limit = min(limit, sum(request.arrival_s - first < duration_s for request in available))
     return list(available[:limit])
-
-
-def _rescaled(offsets_s: NDArray[np.float64], rps: float) -> NDArray[np.float64]:
-    """Time multiplied by one factor, so that the mean gap is 1/rps and the shape of the bursts stays."""
-    if offsets_s[-1] == 0 and len(offsets_s) > 1:
-        raise LoadgenError(
-            "every request of this trace comes at the same instant: no factor gives it a rate; use --arrival"
-        )
-    return offsets_s * ((len(offsets_s) - 1) / rps / offsets_s[-1]) if len(offsets_s) > 1 else offsets_s
 
 
 def _mean_rate(offsets_s: NDArray[np.float64]) -> float | None:
