@@ -6,7 +6,8 @@ is preempted, loses its blocks, and later computes prompt and answer again.
 """
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable, Sequence as Many
+from collections.abc import Hashable, Iterable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -265,9 +266,7 @@ class Engine:
         pool = BlockPool(max(1, capacity // BLOCK_TOKENS), options.prefix_caching)
         self.max_model_len = min(model.context_tokens, pool.blocks * BLOCK_TOKENS)
         self.scheduler = Scheduler(options, pool)
-        self.gpu = Gpu(
-            CostLaw(hardware, model), Counter("gpu:0", start_ns, counter, rng or default_rng(0)), start_ns
-        )
+        self.gpu = Gpu(CostLaw(hardware, model), Counter("gpu:0", start_ns, counter, rng or default_rng(0)), start_ns)
 
     def add(self, seq: Sequence) -> None:
         """In order of arrival. Raises ValueError for what can never fit."""

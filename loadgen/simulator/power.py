@@ -170,9 +170,7 @@ class StepCost(NamedTuple):
     def share_j(self, tokens: int, context: int) -> float:
         """What a sequence that computed `tokens` after `context` cached ones owes of this step."""
         pairs = tokens * context + tokens * (tokens + 1) // 2
-        return (
-            self.equal_j + self.token_j * tokens + self.pair_j * pairs + self.kv_token_j * (context + 2 * tokens)
-        )
+        return self.equal_j + self.token_j * tokens + self.pair_j * pairs + self.kv_token_j * (context + 2 * tokens)
 
 
 class CostLaw:
