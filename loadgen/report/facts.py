@@ -1,0 +1,97 @@
+"""What every view says about a run, said once."""
+
+from collections.abc import Iterable
+from pathlib import PurePath
+from typing import get_args
+
+from loadgen.errors import LoadgenError
+from loadgen.record import ErrorKind, RequestRecord
+from loadgen.report.format import clean, number
+from loadgen.rundir import RunInfo, RunResult
+from loadgen.summary import Distribution, Summary, WorkloadSummary
+
+LATENCIES = (
+    ("ttft_s", "TTFT", "Time to first token"),
+    ("tpot_s", "TPOT", "Time per output token"),
+    ("itl_s", "ITL", "Gap between chunks"),
+    ("e2e_s", "E2E", "Sent to finished"),
+    ("response_s", "Response", "Scheduled to finished"),
+)
+"""Field of Summary, abbreviation, plain words."""
+
+ERROR_MEANING: dict[str, str] = {
+    "connect": "no connection, or it was refused",
+    "timeout": "no complete answer within --timeout",
+    "http": "a status of 400 or more",
+    "protocol": "an answer that is not the API",
+    "truncated": "the stream ended before the answer did",
+    "server": "an error event inside the stream",
+    "cancelled": "in flight when the run was aborted",
+    "not_sent": "the run stopped before its turn",
+}
+assert set(ERROR_MEANING) == set(get_args(ErrorKind))
+
+
+def summary_of(result: RunResult) -> Summary:
+    if result.summary is None:
+        raise LoadgenError(f"run {result.info.run_id} has no summary: it did not end, or its folder lost summary.json")
+    return result.summary
+
+
+def is_simulated(info: RunInfo) -> bool:
+    return bool(info.server.get("simulated"))
+
+
+def title(info: RunInfo, summary: Summary) -> str:
+    """Like "chat.jsonl at 4 requests/s"."""
+    trace = info.config.get("trace")
+    name = clean(PurePath(str(trace)).name) if trace else "run"
+    rate = summary.rate.requested_rps
+    return name if rate is None else f"{name} at {number(rate).removesuffix('.00')} requests/s"
+
+
+def server_line(info: RunInfo) -> str:
+    """Model, engine and address, as far as they are known."""
+    server = info.server
+    parts = [clean(server[key]) for key in ("model", "engine", "base_url") if server.get(key)]
+    return " · ".join(parts) or "unknown server"
+
+
+def remarks(summary: Summary) -> list[str]:
+    """Everything that a reader must know before believing the numbers. Empty when nothing is wrong."""
+    ended = {
+        "interrupted": "the run was interrupted: later requests were not sent",
+        "aborted": "the run was aborted: requests in flight were cut off",
+        None: "the run did not end by itself",
+    }
+    stopped = [ended[summary.stopped_by]] if summary.stopped_by in ended else []
+    return stopped + [clean(verdict) for verdict in summary.instrument.verdicts]
+
+
+def energy_reasons(result: RunResult) -> list[str]:
+    """Why the energy is missing or not valid; never empty when it is."""
+    energy = summary_of(result).energy
+    if energy.valid:
+        return []
+    reasons = dict.fromkeys([*energy.reasons, *result.info.energy_reasons])
+    return [clean(reason) for reason in reasons] or ["no reason was recorded"]
+
+
+def by_workload(summary: Summary) -> list[tuple[str, WorkloadSummary]]:
+    return sorted(summary.by_workload.items())
+
+
+def distribution(summary: Summary | WorkloadSummary, field: str) -> Distribution:
+    found = getattr(summary, field)
+    assert isinstance(found, Distribution)
+    return found
+
+
+def failures(records: Iterable[RequestRecord]) -> list[tuple[str, int, RequestRecord]]:
+    """(kind, how many, an example, one with a detail if there is one), the most frequent first."""
+    kinds: dict[str, list[RequestRecord]] = {}
+    for record in records:
+        if record.error is not None:
+            kinds.setdefault(record.error, []).append(record)
+    rows = [(kind, len(found), next((r for r in found if r.detail), found[0])) for kind, found in kinds.items()]
+    return sorted(rows, key=lambda row: (-row[1], row[0]))

@@ -1,0 +1,71 @@
+"""Numbers as people read them: a unit, three significant digits, and "-" for what is not known."""
+
+from math import floor, isfinite, log10
+
+UNKNOWN = "-"
+
+
+def number(value: float | None, digits: int = 3) -> str:
+    """`digits` significant digits, the whole part never cut: 0.0123, 12.3, 12,345."""
+    if value is None or not isfinite(value):
+        return UNKNOWN
+    if value == 0:
+        return "0"
+    value = float(f"{value:.{digits - 1}e}") if abs(value) < 10**digits else value
+    decimals = max(0, digits - 1 - floor(log10(abs(value))))
+    return f"{value:,.{decimals}f}"
+
+
+def count(value: int | None) -> str:
+    return UNKNOWN if value is None else f"{value:,}"
+
+
+def _prefixed(value: float | None, unit: str, prefixes: tuple[tuple[float, float, str], ...]) -> str:
+    """With the first prefix of (from, factor, prefix), largest first, whose `from` the rounded value reaches."""
+    if value is None or not isfinite(value):
+        return UNKNOWN
+    if value == 0:
+        return f"0 {unit}"
+    # 0.9996 s is "1.00 s": the rounded number chooses the prefix, not the exact one.
+    rounded = abs(float(f"{value:.2e}"))
+    fitting = (p for p in prefixes if rounded >= p[0])
+    _, factor, prefix = next(fitting, prefixes[-1])
+    return f"{number(value / factor)} {prefix}{unit}"
+
+
+def seconds(value: float | None) -> str:
+    return _prefixed(value, "s", ((1, 1, ""), (1e-3, 1e-3, "m"), (1e-6, 1e-6, "µ")))
+
+
+def joules(value: float | None) -> str:
+    """In J from 0.01 to 9,999, where most of what is compared lies."""
+    return _prefixed(value, "J", ((1e6, 1e6, "M"), (1e4, 1e3, "k"), (0.01, 1, ""), (0, 1e-3, "m")))
+
+
+def watts(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{number(value)} W"
+
+
+def percent(ratio: float | None) -> str:
+    """One decimal, and never a rounded-away 0 % or 100 %."""
+    if ratio is None or not isfinite(ratio):
+        return UNKNOWN
+    if 0 < ratio < 0.0005:
+        return "<0.1 %"
+    if 0.9995 <= ratio < 1:
+        return ">99.9 %"
+    return f"{100 * ratio:.1f} %"
+
+
+def share(part: float | None, whole: float | None) -> str:
+    return percent(part / whole) if part is not None and whole else UNKNOWN
+
+
+def with_unit(value: float | None, unit: str) -> str:
+    return UNKNOWN if value is None or not isfinite(value) else f"{number(value)} {unit}"
+
+
+def clean(text: object, limit: int = 400) -> str:
+    """One printable line of what may come from a server: no control or bidirectional characters, no novel."""
+    line = "".join(c if c.isprintable() else " " for c in str(text)[: limit + 1])
+    return line if len(line) <= limit else line[: limit - 1] + "…"

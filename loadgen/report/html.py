@@ -1,0 +1,346 @@
+"""report.html: a run on one page that needs nothing but itself."""
+
+from datetime import UTC, datetime
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+from loadgen.report import figures
+from loadgen.report.facts import (
+    ERROR_MEANING,
+    LATENCIES,
+    by_workload,
+    distribution,
+    energy_reasons,
+    failures,
+    is_simulated,
+    remarks,
+    server_line,
+    summary_of,
+    title,
+)
+from loadgen.report.format import UNKNOWN, clean, count, joules, number, percent, seconds, share, watts, with_unit
+from loadgen.report.markup import Markup, join, table, tag
+from loadgen.rundir import RunInfo, RunResult
+from loadgen.summary import Distribution, EnergySummary, Summary, WorkloadSummary
+from loadgen.units import mj_from_j
+
+ACCOUNTS = ("prefill", "decode", "idle", "unattributed")
+
+
+def render(result: RunResult) -> str:
+    """The whole page. Raises LoadgenError when the run has no summary."""
+    summary = summary_of(result)
+    page = Template(_packaged("page.html"))
+    sections = [
+        _header(result, summary),
+        _tiles(summary),
+        _energy(result, summary),
+        _latency(result, summary),
+        _load(result, summary),
+        _failures(result),
+        _provenance(result.info, summary),
+    ]
+    return page.substitute(
+        title=tag("title", f"{title(result.info, summary)} · loadgen"), style=_packaged("page.css"), body=join(sections)
+    )
+
+
+def _packaged(name: str) -> str:
+    return (files("loadgen.report") / name).read_text(encoding="utf-8")
+
+
+def _section(heading: str, *parts: str) -> Markup:
+    key = heading.lower().split()[0]
+    return tag("section", tag("h2", heading, id=key), *parts, aria_labelledby=key)
+
+
+def _header(result: RunResult, summary: Summary) -> Markup:
+    info = result.info
+    badge = tag("span", "SIMULATED", class_="badge") if is_simulated(info) else ""
+    when = _wall_time(info, info.start_ns)
+    meta = " · ".join(part for part in (when, seconds(summary.duration_s), f"run {clean(info.run_id)}") if part)
+    simulated = "The server was simulated: joules and times are a model's, not a machine's." if badge else ""
+    return tag(
+        "header",
+        tag("p", "loadgen report ", badge, class_="eyebrow"),
+        tag("h1", title(info, summary)),
+        tag("p", server_line(info)),
+        tag("p", meta, class_="soft"),
+        tag("p", simulated, class_="soft") if simulated else "",
+        _verdict(result, summary),
+    )
+
+
+def _verdict(result: RunResult, summary: Summary) -> Markup:
+    reasons, notes = energy_reasons(result), remarks(summary)
+    has_joules = summary.energy.measured_joules is not None
+    if (off := imbalance_mj(result)) != 0:
+        reasons = [f"the accounts do not add up to what was measured: {off:+,} mJ", *reasons]
+    if reasons:
+        head = "Energy not valid" if has_joules else "No energy in this report"
+    else:
+        head = "Energy valid, with remarks" if notes else "Valid"
+    said = [*reasons, *notes] or [
+        "The energy accounts add up to what was measured, and nothing spoiled the measurement."
+    ]
+    kind = "bad" if reasons else "fair" if notes else "good"
+    return tag("div", tag("strong", head), tag("ul", *(tag("li", line) for line in said)), class_=f"verdict {kind}")
+
+
+def _wall_time(info: RunInfo, t_ns: int | None) -> str:
+    if t_ns is None:
+        return ""
+    wall_s = (info.anchor.wall_ns + t_ns - info.anchor.monotonic_ns) / 1e9
+    return f"{datetime.fromtimestamp(wall_s, UTC):%Y-%m-%d %H:%M:%S} UTC"
+
+
+# ---------------------------------------------------------------- key numbers
+
+
+def _tiles(summary: Summary) -> Markup:
+    energy, rate = summary.energy, summary.rate
+    per_request = energy.joules_per_request
+    asked = f"of {number(rate.requested_rps)}/s asked" if rate.requested_rps is not None else "none asked"
+    tiles = [
+        ("Energy per request", joules(per_request.p50 if per_request else None), "median"),
+        ("Energy per output token", joules(energy.joules_per_output_token), "attributed"),
+        ("Mean power", watts(energy.mean_watts), f"{watts(energy.idle_watts)} idle"),
+        ("Requests sent", with_unit(rate.achieved_rps, "/s"), asked),
+        ("Time to first token", seconds(summary.ttft_s.p50), f"median; p99 {seconds(summary.ttft_s.p99)}"),
+        ("Time per output token", seconds(summary.tpot_s.p50), f"median; p99 {seconds(summary.tpot_s.p99)}"),
+        ("Output", with_unit(summary.tokens.output_per_s, "tokens/s"), f"{count(summary.tokens.output)} tokens"),
+        (
+            "Completed",
+            count(summary.requests.completed),
+            f"of {count(summary.requests.scheduled)}; {count(summary.requests.failed)} failed",
+        ),
+    ]
+    return tag("dl", *(_tile(*tile) for tile in tiles), class_="tiles")
+
+
+def _tile(name: str, value: str, note: str) -> Markup:
+    figure, _, unit = value.partition(" ")
+    large = tag("dd", figure, " ", tag("span", unit)) if unit else tag("dd", figure)
+    return tag("div", tag("dt", name), large, tag("dd", note, class_="note"))
+
+
+# ---------------------------------------------------------------- energy
+
+
+def _energy(result: RunResult, summary: Summary) -> Markup:
+    if summary.energy.measured_joules is None:
+        why = tag("ul", *(tag("li", reason) for reason in energy_reasons(result)))
+        parts = [tag("p", "Nothing measured the energy of this run, so nothing is said about it."), why]
+        return _section("Energy", *parts, figures.over_time(result))
+    parts = [_ledger(result, summary), _shares(summary), figures.over_time(result)]
+    if result.attribution is not None:
+        names = figures.legend(figures.workloads(result))
+        parts += [names, figures.scatter(result), figures.heat_map(result)]
+    return _section("Energy", *parts)
+
+
+def accounts_mj(result: RunResult) -> tuple[int, dict[str, int]]:
+    """(measured, account -> whole millijoules). From the attribution, which is exact, where there is one."""
+    energy = summary_of(result).energy
+    found = result.attribution
+    if found is None:
+        whole = {name: mj_from_j(getattr(energy, f"{name}_joules") or 0) for name in ACCOUNTS}
+        return mj_from_j(energy.measured_joules or 0), whole
+    decode = sum(mj_from_j(request.decode_joules) for request in found.requests)
+    return found.measured_mj, {
+        "prefill": found.attributed_mj - decode,
+        "decode": decode,
+        "idle": found.idle_mj,
+        "unattributed": found.unattributed_mj,
+    }
+
+
+def imbalance_mj(result: RunResult) -> int:
+    """Measured less the sum of the accounts: anything but 0 is a fault of ours."""
+    measured, accounts = accounts_mj(result)
+    return measured - sum(accounts.values())
+
+
+def _ledger(result: RunResult, summary: Summary) -> Markup:
+    energy = summary.energy
+    measured, accounts = accounts_mj(result)
+    rows = [
+        [join([tag("i", class_=f"key {name}"), " ", name]), f"{mj:,}", joules(mj / 1e3), share(mj, measured)]
+        for name, mj in accounts.items()
+    ]
+    off = imbalance_mj(result)
+    total = "= measured" if off == 0 else f"measured ({off:+,} mJ off)"
+    rows.append([total, f"{measured:,}", joules(measured / 1e3), share(measured, measured)])
+    text = ", ".join(f"{name} {share(mj, measured)}" for name, mj in accounts.items())
+    bar = _bar([(name, mj, f"{name}: {mj:,} mJ, {share(mj, measured)}") for name, mj in accounts.items()], text)
+    how = (
+        f"Source: {energy.source or 'unknown'}. Method: {energy.method or 'unknown'}."
+        f" Over {seconds(energy.duration_s)}, mean {watts(energy.mean_watts)}. Coverage {percent(energy.coverage)}."
+    )
+    listed = table(["account", "mJ", "energy", "share"], rows, "Where every millijoule went", "ledger")
+    return tag("figure", tag("h3", "Where the energy went"), bar, listed, tag("figcaption", how), class_="wide")
+
+
+def _bar(parts: list[tuple[str, float, str]], text: str) -> Markup:
+    """A flat stack; every part keeps its share of the width."""
+    whole = sum(max(value, 0) for _, value, _ in parts) or 1
+    left, marks = 0.0, []
+    for name, value, told in parts:
+        width = 100 * max(value, 0) / whole
+        box = {"x": f"{left:.3f}%", "width": f"{width:.3f}%", "height": "100%"}
+        hatch = tag("rect", **box, fill="url(#hatch)") if name == "unattributed" else ""
+        marks.append(tag("g", tag("title", told), tag("rect", **box, class_=f"account {name}"), hatch))
+        left += width
+    return tag("svg", *marks, class_="bar", role="img", aria_label=text)
+
+
+def _shares(summary: Summary) -> Markup:
+    """Prefill and decode of each workload, as bars and as numbers."""
+    rows = [_share_row("all", summary.energy)]
+    if len(summary.by_workload) > 1:
+        rows += [_share_row(name, part) for name, part in by_workload(summary)]
+    head = ["requests of", "prefill · decode", "J/request p50", "p90", "p99", "J/output token", "J/token"]
+    listed = table(head, rows, "Attributed energy by workload")
+    note = "Prefill and decode as a client sees them: until the first token, and after it. Idle belongs to no workload."
+    return tag("figure", tag("h3", "Who used it"), listed, tag("figcaption", note), class_="wide")
+
+
+def _share_row(name: str, part: EnergySummary | WorkloadSummary) -> list[str]:
+    prefill, decode = part.prefill_joules, part.decode_joules
+    spread: Distribution = part.joules_per_request or Distribution(count=0)
+    bar: str = UNKNOWN
+    if prefill is not None and decode is not None and prefill + decode > 0:
+        told = f"prefill {joules(prefill)} ({share(prefill, prefill + decode)}), decode {joules(decode)}"
+        bar = _bar([("prefill", prefill, told), ("decode", decode, told)], told)
+        bar = join([bar, tag("small", f"{joules(prefill)} · {joules(decode)}")])
+    quantiles = [joules(value) for value in (spread.p50, spread.p90, spread.p99)]
+    return [name, bar, *quantiles, joules(part.joules_per_output_token), joules(part.joules_per_token)]
+
+
+# ---------------------------------------------------------------- latency, load, failures
+
+
+def _latency(result: RunResult, summary: Summary) -> Markup:
+    plots = [
+        figures.latency(result, field.removesuffix("_s"), words) for field, _, words in LATENCIES if field != "itl_s"
+    ]
+    parts: list[tuple[str, Summary | WorkloadSummary]] = [("all", summary)]
+    if len(summary.by_workload) > 1:
+        parts += by_workload(summary)
+    head = ["", "requests of", "count", "mean", "p50", "p90", "p95", "p99", "max"]
+    rows = [
+        [short, name, *_spread_cells(distribution(part, field))]
+        for field, short, _ in LATENCIES
+        for name, part in parts
+    ]
+    listed = table(head, rows, "Latency of completed requests", "latency")
+    return _section("Latency", figures.legend(figures.workloads(result)), tag("div", *plots, class_="grid"), listed)
+
+
+def _spread_cells(spread: Distribution) -> list[str]:
+    values = (spread.mean, spread.p50, spread.p90, spread.p95, spread.p99, spread.max)
+    return [count(spread.count), *(seconds(value) for value in values)]
+
+
+def _load(result: RunResult, summary: Summary) -> Markup:
+    head = ["requests of", "scheduled", "sent", "completed", "failed", "input tokens", "output tokens", "output/s"]
+    parts: list[tuple[str, Summary | WorkloadSummary]] = [("all", summary), *by_workload(summary)]
+    rows = [
+        [
+            name,
+            *(count(getattr(part.requests, field)) for field in ("scheduled", "sent", "completed", "failed")),
+            count(part.tokens.input),
+            count(part.tokens.output),
+            number(part.tokens.output_per_s),
+        ]
+        for name, part in parts
+    ]
+    return _section(
+        "Load and timekeeping",
+        table(head, rows, "Requests and tokens"),
+        _definitions(_load_facts(summary)),
+        figures.lag(result),
+    )
+
+
+def _load_facts(summary: Summary) -> list[tuple[str, str]]:
+    rate, lag, good, lengths = summary.rate, summary.schedule_lag_s, summary.goodput, summary.lengths
+    facts = [
+        ("Rate", f"{with_unit(rate.achieved_rps, '/s')} sent, {with_unit(rate.requested_rps, '/s')} asked"),
+        ("Index of dispersion", f"{number(rate.index_of_dispersion)} at 1 s (1: Poisson, 0: constant)"),
+        ("Schedule lag", f"p50 {seconds(lag.p50)}, p99 {seconds(lag.p99)}, max {seconds(lag.max)}"),
+    ]
+    if good is not None:
+        limits = ", ".join(f"{clean(name)} ≤ {limit:g} ms" for name, limit in good.slo_ms.items())
+        facts.append(("Goodput", f"{with_unit(good.rps, '/s')}, {percent(good.ratio)} of requests met {limits}"))
+    if lengths is not None:
+        facts.append(("Input tokens", _asked(lengths.input_asked, lengths.input_counted, lengths.input_max_off)))
+        facts.append(("Output tokens", _asked(lengths.output_asked, lengths.output_counted, lengths.output_max_off)))
+    return facts
+
+
+def _asked(asked: int, counted: int, off: int | None) -> str:
+    return f"{asked:,} asked, {counted:,} counted by the server; worst request off by {count(off)}"
+
+
+def _failures(result: RunResult) -> Markup:
+    rows = [
+        [
+            kind,
+            ERROR_MEANING[kind],
+            count(number_of),
+            UNKNOWN if example.status is None else str(example.status),
+            f"#{example.index}: {clean(example.detail, 240)}" if example.detail else UNKNOWN,
+        ]
+        for kind, number_of, example in failures(result.records)
+    ]
+    if not rows:
+        return _section("Failures", tag("p", "No request failed."))
+    head = ["kind", "meaning", "requests", "status", "an example"]
+    return _section("Failures", table(head, rows, "Failed requests by kind", "failures"))
+
+
+# ---------------------------------------------------------------- provenance
+
+
+def _provenance(info: RunInfo, summary: Summary) -> Markup:
+    instrument = summary.instrument
+    rss = None if instrument.max_rss_bytes is None else instrument.max_rss_bytes / 1e6
+    run = {
+        "run id": info.run_id,
+        "loadgen": info.loadgen_version,
+        "started": _wall_time(info, info.start_ns),
+        "ended by": info.stopped_by or UNKNOWN,
+        "seed": info.seed,
+        "schedule sha256": info.schedule_sha256,
+        "clock anchor": f"wall {info.anchor.wall_ns} ns = monotonic {info.anchor.monotonic_ns} ns",
+        "client CPU time": seconds(instrument.cpu_s),
+        "client memory": with_unit(rss, "MB"),
+        "energy sampled every": seconds(instrument.sampler_period_s),
+    }
+    domains = {
+        d.name: f"{d.source}, every {seconds(d.period_s)}" + (f", within {d.within}" if d.within else "")
+        for d in info.domains
+    }
+    boxes = [("Run", run), ("Options", info.config), ("Server", info.server), ("Host", info.host)]
+    boxes += [("Versions", info.versions), ("Energy domains", domains)]
+    parts = [tag("div", tag("h3", name), _definitions(_flat(facts))) for name, facts in boxes if facts]
+    return _section("Provenance", tag("div", *parts, class_="grid"))
+
+
+def _flat(facts: Any) -> list[tuple[str, str]]:
+    """Dotted keys; lists joined; what is unknown or empty is "-"."""
+    rows: list[tuple[str, str]] = []
+    for key, value in facts.items():
+        if isinstance(value, dict):
+            rows += [(f"{clean(key)}.{inner}", text) for inner, text in _flat(value)]
+        elif isinstance(value, list | tuple):
+            rows.append((clean(key), ", ".join(clean(item) for item in value) or UNKNOWN))
+        else:
+            rows.append((clean(key), UNKNOWN if value is None or value == "" else clean(value)))
+    return rows
+
+
+def _definitions(rows: list[tuple[str, str]]) -> Markup:
+    return tag("dl", *(tag("div", tag("dt", name), tag("dd", text)) for name, text in rows), class_="facts")

@@ -1,0 +1,171 @@
+"""What is happening, while it happens.
+
+Drawing is the caller's cost: one drawn update of LiveView takes about a millisecond of the calling thread, one of
+PlainView some tens of microseconds, one that is skipped less than one. Call it from a task that may be late.
+"""
+
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from loadgen.errors import LoadgenError
+from loadgen.report.format import UNKNOWN, clean, joules, number, watts
+
+LIVE_EVERY_S = 0.25
+PLAIN_EVERY_S = 5.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """A moment of a run. `remaining_s` is of the schedule: answers may take longer."""
+
+    scheduled: int
+    sent: int
+    in_flight: int
+    completed: int
+    failed: int
+    output_tokens: int
+    tokens_per_s: float | None
+    watts: float | None
+    joules_per_token: float | None
+    elapsed_s: float
+    remaining_s: float | None
+
+
+class View(Protocol):
+    """A context in which `update` may be called at any rate; what it draws is limited by the snapshots' elapsed_s."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None
+    ) -> None: ...
+
+    def update(self, progress: Progress) -> None: ...
+
+
+def view(ui: str, console: Console, title: str = "") -> View:
+    """`ui` is auto, live, plain or none. auto: live on a terminal, plain elsewhere."""
+    match ui:
+        case "auto":
+            return LiveView(console, title) if console.is_terminal else PlainView(console)
+        case "live":
+            return LiveView(console, title)
+        case "plain":
+            return PlainView(console)
+        case "none":
+            return NullView()
+    raise LoadgenError(f"--ui {ui!r} is not one of auto, live, plain, none")
+
+
+class NullView:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        pass
+
+    def update(self, progress: Progress) -> None:
+        pass
+
+
+class PlainView:
+    """One line every PLAIN_EVERY_S, and a last one: for logs."""
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._drawn_s = 0.0
+        self._latest: Progress | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        if self._latest is not None and self._latest.elapsed_s > self._drawn_s:
+            self._draw(self._latest)
+
+    def update(self, progress: Progress) -> None:
+        self._latest = progress
+        if progress.elapsed_s - self._drawn_s >= PLAIN_EVERY_S:
+            self._draw(progress)
+
+    def _draw(self, progress: Progress) -> None:
+        self._drawn_s = progress.elapsed_s
+        self._console.print(line(progress), soft_wrap=True, markup=False, highlight=False)
+
+
+class LiveView:
+    """A few lines in place, redrawn at most every LIVE_EVERY_S, gone when the run ends."""
+
+    def __init__(self, console: Console, title: str = "") -> None:
+        self._title = clean(title, 120)
+        # No refresh thread: what is drawn is drawn here, when it is asked for, and nowhere else.
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+        self._drawn_s: float | None = None
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        self._live.stop()
+
+    def update(self, progress: Progress) -> None:
+        if self._drawn_s is not None and progress.elapsed_s - self._drawn_s < LIVE_EVERY_S:
+            return
+        self._drawn_s = progress.elapsed_s
+        self._live.update(panel(progress, self._title), refresh=True)
+
+
+def line(progress: Progress) -> str:
+    """The whole of it in one line."""
+    p = progress
+    return (
+        f"{p.elapsed_s:.0f} s: sent {p.sent:,}/{p.scheduled:,}, in flight {p.in_flight:,}, completed {p.completed:,},"
+        f" failed {p.failed:,}, {number(p.tokens_per_s)} tokens/s, {watts(p.watts)},"
+        f" {joules(p.joules_per_token)}/token, {_clock(p.remaining_s)} left"
+    )
+
+
+def panel(progress: Progress, title: str) -> Table:
+    p = progress
+    rows = Table.grid(padding=(0, 0))
+    if title:
+        rows.add_row(Text(title, style="bold", no_wrap=True, overflow="ellipsis"))
+    rows.add_row(_bar(p))
+    cells = [
+        ("sent", f"{p.sent:,}/{p.scheduled:,}"),
+        ("in flight", f"{p.in_flight:,}"),
+        ("done", f"{p.completed:,}"),
+        ("failed", f"{p.failed:,}"),
+        ("tokens/s", number(p.tokens_per_s)),
+        ("power", watts(p.watts)),
+        ("J/token", joules(p.joules_per_token)),
+    ]
+    numbers = Table.grid(padding=(0, 2, 0, 0))
+    numbers.add_row(*(Text(name, style="dim") for name, _ in cells))
+    numbers.add_row(*(Text(value, style="red" if name == "failed" and p.failed else "bold") for name, value in cells))
+    rows.add_row(numbers)
+    return rows
+
+
+def _bar(progress: Progress) -> Table:
+    """By requests ended, so that it is full when nothing is left to wait for."""
+    bar = Table.grid(padding=(0, 2, 0, 0))
+    ended = progress.completed + progress.failed
+    clock = f"{_clock(progress.elapsed_s)}, {_clock(progress.remaining_s)} left"
+    bar.add_row(ProgressBar(total=max(progress.scheduled, 1), completed=ended, width=40), Text(clock))
+    return bar
+
+
+def _clock(seconds: float | None) -> str:
+    if seconds is None:
+        return UNKNOWN
+    minutes, rest = divmod(round(max(seconds, 0)), 60)
+    return f"{minutes}:{rest:02d}"

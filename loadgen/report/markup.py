@@ -1,0 +1,44 @@
+"""HTML and SVG elements whose text is escaped because there is no other way to write them."""
+
+from collections.abc import Iterable
+from html import escape
+
+from loadgen.report.format import clean
+
+
+class Markup(str):
+    """Text that is already markup. Only this module makes it, out of escaped parts."""
+
+    __slots__ = ()
+
+
+VOID = frozenset({"line", "rect", "path", "circle", "br"})
+"""Elements without content. SVG inside HTML wants them closed."""
+
+
+def tag(name: str, *children: str, **attributes: str | float | None) -> Markup:
+    """`<name attributes>children</name>`. `class_` is class, `stroke_width` is stroke-width, None is left out."""
+    written = "".join(
+        f' {key.rstrip("_").replace("_", "-")}="{escape(str(value))}"'
+        for key, value in attributes.items()
+        if value is not None
+    )
+    if name in VOID and not children:
+        return Markup(f"<{name}{written}/>")
+    return Markup(f"<{name}{written}>{join(children)}</{name}>")
+
+
+def join(parts: Iterable[str]) -> Markup:
+    return Markup("".join(part if isinstance(part, Markup) else escape(clean(part, 4000)) for part in parts))
+
+
+def table(head: Iterable[str], rows: Iterable[Iterable[str]], caption: str, class_: str | None = None) -> Markup:
+    """First cell of a row is its header. In a box of its own, so that a wide table scrolls and the page does not."""
+    top = tag("tr", *(tag("th", cell, scope="col") for cell in head))
+    body = [_row(list(row)) for row in rows]
+    inner = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", *body), class_=class_)
+    return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def _row(cells: list[str]) -> Markup:
+    return tag("tr", tag("th", cells[0], scope="row"), *(tag("td", cell) for cell in cells[1:]))

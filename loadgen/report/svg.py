@@ -1,0 +1,157 @@
+"""Plots that stretch to the width of the page while their text and strokes keep their size.
+
+The outer svg has no viewBox: text and grid lines stand at percentages of it. The data is drawn inside a nested svg of
+WIDTH x height units that is stretched in x only; strokes do not scale. A dot is a path of zero length with round ends,
+so that it stays round.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil, floor, log10
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadgen.report.markup import Markup, tag
+
+WIDTH = 1000
+Floats = NDArray[np.float64]
+Label = Callable[[float], str]
+DASHES = (None, "7 4", "2 3", "10 3 2 3", "5 2")
+
+
+@dataclass(frozen=True)
+class Axis:
+    """From data to 0..1, and the places worth a label."""
+
+    low: float
+    high: float
+    log: bool
+    ticks: tuple[tuple[float, str], ...]
+
+    def at(self, values: Floats) -> Floats:
+        """Where values stand between the ends, 0..1; what lies outside is put on the nearer end."""
+        low, high = (log10(self.low), log10(self.high)) if self.log else (self.low, self.high)
+        places = np.log10(np.maximum(values, self.low)) if self.log else np.asarray(values, dtype=float)
+        return np.clip((places - low) / (high - low), 0, 1)
+
+
+def linear_axis(low: float, high: float, label: Label, wanted: int = 5) -> Axis:
+    """Ticks at 1, 2, 5 times a power of ten, about `wanted` of them; the ends are the given ones."""
+    high = high if high > low else low + 1
+    raw = (high - low) / wanted
+    power = 10.0 ** floor(log10(raw))
+    step = next(s * power for s in (1, 2, 5, 10) if s * power >= raw)
+    ticks = [k * step for k in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
+    return Axis(low, high, False, tuple((t, label(t)) for t in ticks))
+
+
+def log_axis(low: float, high: float, label: Label, wanted: int = 7) -> Axis:
+    """Ends moved out to a round number; ticks at 1-2-5, 1-3 or 1, the first that is few enough."""
+    low, high = _round_down(low), _round_up(high)
+    high = high if high > low * 1.01 else low * 10
+    first, last = floor(log10(low) + 1e-9), ceil(log10(high) - 1e-9)
+    for digits in ((1, 2, 5), (1, 3), (1,)):
+        every = [m * 10.0**e for e in range(first, last + 1) for m in digits]
+        ticks = [t for t in every if low * 0.999 <= t <= high * 1.001]
+        if len(ticks) <= wanted:
+            break
+    ticks = ticks[:: ceil(len(ticks) / wanted)]
+    return Axis(low, high, True, tuple((t, label(t)) for t in ticks))
+
+
+def _round_down(value: float) -> float:
+    power = 10.0 ** floor(log10(value))
+    return max(m * power for m in (1, 2, 5) if m * power <= value * 1.0001)
+
+
+def _round_up(value: float) -> float:
+    power = 10.0 ** floor(log10(value))
+    return min(m * power for m in (1, 2, 5, 10) if m * power >= value * 0.9999)
+
+
+def steps(x: Floats, y: Floats, height: float, **attributes: str | float | None) -> Markup:
+    """Places 0..1; y[i] holds from x[i] to x[i + 1]; len(x) = len(y) + 1."""
+    if len(y) == 0:
+        return Markup()
+    across, down = _units(x, y, height)
+    moves = "".join(f"V{v}H{h}" for v, h in zip(down[1:], across[2:], strict=True))
+    return _path(f"M{across[0]} {down[0]}H{across[1]}{moves}", class_="curve", fill="none", **attributes)
+
+
+def dots(x: Floats, y: Floats, height: float, titles: Iterable[str] | None, **attributes: str | float | None) -> Markup:
+    """With titles, one element and one tooltip a dot; without, one path for all of them."""
+    across, down = _units(x, y, height)
+    places = [f"M{h} {v}h0" for h, v in zip(across, down, strict=True)]
+    if titles is None:
+        return _path("".join(places), **attributes)
+    marks = (tag("path", tag("title", text), d=place) for place, text in zip(places, titles, strict=True))
+    return tag("g", *marks, **attributes)
+
+
+def bands(edges: Floats, height: float, titles: Sequence[str]) -> Markup:
+    """Invisible upright strips between neighbouring edges (0..1): where to rest the pointer to read a title."""
+    at = np.round(edges * WIDTH, 1)
+    strips = (
+        tag("rect", tag("title", text), x=f"{at[i]:g}", width=f"{at[i + 1] - at[i]:g}", height=f"{height:g}")
+        for i, text in enumerate(titles)
+    )
+    return tag("g", *strips, class_="bands")
+
+
+def plot(
+    key: str, title: str, text: str, x: Axis, y: Axis, height: float, marks: Iterable[str], x_labels: bool = True
+) -> Markup:
+    """The svg. `key` is unique on the page; `title` and `text` are what a screen reader says instead of the picture."""
+    grid = [_rule_across(y.at(np.array([value]))[0], label, height) for value, label in y.ticks]
+    upright = [_rule_down(x.at(np.array([value]))[0], label if x_labels else "", height) for value, label in x.ticks]
+    data = tag(
+        "svg",
+        *marks,
+        viewBox=f"0 0 {WIDTH} {height:g}",
+        preserveAspectRatio="none",
+        width="100%",
+        height=f"{height:g}",
+        overflow="visible",
+    )
+    return tag(
+        "svg",
+        tag("title", title, id=f"{key}-title"),
+        tag("desc", text, id=f"{key}-text"),
+        *upright,
+        *grid,
+        data,
+        class_="plot",
+        role="img",
+        aria_labelledby=f"{key}-title {key}-text",
+        height=f"{height + (26 if x_labels else 8):g}",
+    )
+
+
+def swatch(index: int) -> Markup:
+    """A short piece of series `index`'s line, for the legend."""
+    piece = tag("line", x1="0", x2="28", y1="6", y2="6", stroke_dasharray=DASHES[index % len(DASHES)], class_="curve")
+    dot = tag("path", d="M14 6h0", class_=f"dot d{index % 2}")
+    return tag("svg", piece, dot, width="28", height="12", class_=f"s{index % 6}", aria_hidden="true")
+
+
+def _rule_across(place: float, label: str, height: float) -> Markup:
+    down = f"{height * (1 - place):.1f}"
+    rule = tag("line", x1="0", x2="100%", y1=down, y2=down, class_="rule")
+    return tag("g", rule, tag("text", label, x="-8", y=down, dy="0.35em", text_anchor="end"))
+
+
+def _rule_down(place: float, label: str, height: float) -> Markup:
+    across = f"{100 * place:.2f}%"
+    rule = tag("line", x1=across, x2=across, y1="0", y2=f"{height:g}", class_="rule")
+    text = tag("text", label, x=across, y=f"{height + 18:g}", text_anchor="middle") if label else ""
+    return tag("g", rule, text)
+
+
+def _path(d: str, **attributes: str | float | None) -> Markup:
+    return tag("path", d=d, **attributes)
+
+
+def _units(x: Floats, y: Floats, height: float) -> tuple[list[str], list[str]]:
+    across = [f"{v:g}" for v in np.round(x * WIDTH, 1)]
+    return across, [f"{v:g}" for v in np.round(height * (1 - y), 1)]
