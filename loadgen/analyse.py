@@ -1,6 +1,7 @@
 """A run folder's records and samples -> attribution and summary. Pure: the same folder gives the same bytes."""
 
 from collections.abc import Iterable, Sequence
+from typing import TypedDict
 
 import numpy as np
 
@@ -77,7 +78,24 @@ def summarize(
     )
 
 
-def _latency(records: Sequence[RequestRecord]) -> dict[str, Distribution]:
+class Latency(TypedDict):
+    ttft_s: Distribution
+    tpot_s: Distribution
+    itl_s: Distribution
+    e2e_s: Distribution
+    response_s: Distribution
+
+
+class EnergyShare(TypedDict, total=False):
+    attributed_joules: float
+    prefill_joules: float
+    decode_joules: float
+    joules_per_request: Distribution
+    joules_per_output_token: float | None
+    joules_per_token: float | None
+
+
+def _latency(records: Sequence[RequestRecord]) -> Latency:
     """Over completed requests only: a request that failed fast is not a fast request."""
     done = [record for record in records if record.ok]
     return {
@@ -125,7 +143,7 @@ def _workload(
     )
 
 
-def _energy_of(records: Sequence[RequestRecord], shares: dict[int, RequestEnergy]) -> dict[str, object]:
+def _energy_of(records: Sequence[RequestRecord], shares: dict[int, RequestEnergy]) -> EnergyShare:
     """The energy fields that a workload and the whole run have in common. Empty without an energy source."""
     if not shares:
         return {}
@@ -157,7 +175,7 @@ def _energy(
         reasons = result.info.energy_reasons or ["no energy was measured"]
         return EnergySummary(valid=False, reasons=reasons)
     clipped = [one.clip(start_ns, end_ns) for one in series]
-    duration_s = max((one.t_ns[-1] - one.t_ns[0]) / NS_PER_S for one in clipped)
+    duration_s = max(float(one.t_ns[-1] - one.t_ns[0]) / NS_PER_S for one in clipped)
     in_time = min(_time_coverage(one, start_ns, end_ns) for one in clipped)
     in_tokens = token_coverage(result)
     shares = {share.index: share for share in attribution.requests}
@@ -168,7 +186,7 @@ def _energy(
         reasons=reasons,
         source=", ".join(sorted({domain.source for domain in result.info.domains})) or None,
         method=attribution.method,
-        duration_s=float(duration_s),
+        duration_s=duration_s,
         measured_joules=j_from_mj(attribution.measured_mj),
         idle_joules=j_from_mj(attribution.idle_mj),
         unattributed_joules=j_from_mj(attribution.unattributed_mj),
@@ -191,7 +209,7 @@ def token_coverage(result: RunResult) -> float | None:
     if len(values) < 2 or values[-1] <= values[0]:
         return None
     ours = sum(record.output_tokens or 0 for record in result.records)
-    return ours / (values[-1] - values[0])
+    return ours / float(values[-1] - values[0])
 
 
 def _energy_reasons(

@@ -182,8 +182,8 @@ def _starts(step: Ints, end_ns: Ints, request: Ints, is_first: NDArray[np.bool_]
         return end_ns
     earliest = np.full(len(end_ns), np.iinfo(np.int64).max)
     np.minimum.at(earliest, step, np.where(is_first, sent_ns, 0))  # a member that is decoding was there already
-    before = np.concatenate(([0], end_ns[:-1]))
-    return np.minimum(np.maximum(before, earliest), end_ns)
+    before = np.concatenate((np.zeros(1, np.int64), end_ns[:-1]))
+    return np.asarray(np.minimum(np.maximum(before, earliest), end_ns), dtype=np.int64)
 
 
 # -- Work x windows -> Coefficients -----------------------------------------------------------------------------------

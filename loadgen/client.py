@@ -55,7 +55,8 @@ class _Reused:
 
 def _tracing() -> aiohttp.TraceConfig:
     async def reused(_: Any, context: Any, __: Any) -> None:
-        context.trace_request_ctx.value = True
+        if context.trace_request_ctx is not None:
+            context.trace_request_ctx.value = True
 
     tracing = aiohttp.TraceConfig()
     tracing.on_connection_reuseconn.append(reused)
