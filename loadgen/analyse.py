@@ -198,8 +198,8 @@ def _energy(
 
 
 def _time_coverage(series: EnergySeries, start_ns: int, end_ns: int) -> float:
-    """Share of [start, end] that lies between two points of the series."""
-    seen = min(int(series.t_ns[-1]), end_ns) - max(int(series.t_ns[0]), start_ns)
+    """Share of [start, end] whose energy the series knows."""
+    seen = min(int(series.t_ns[-1]), end_ns) - max(int(series.t_ns[0]), start_ns) - series.unknown_ns
     return max(0.0, seen / (end_ns - start_ns)) if end_ns > start_ns else 0.0
 
 

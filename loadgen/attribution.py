@@ -87,16 +87,20 @@ class Work:
     """Who did what when: S steps, M memberships (one request in one step), n requests.
 
     start_ns, end_ns: int64[S], in time order, not overlapping. step, request: int64[M], rows of the two.
-    prefill, decode: float64[M], tokens. context: float64[M], mean number of tokens before those.
+    prefilling: bool[M], whether the member is in its prefill. prefill, decode: float64[M], tokens computed (a prompt
+    that was cached has none). context: float64[M], mean number of tokens before those.
+    unseen_ns: int64[k, 2], when a request was in flight that never got a chunk: it may have cost something.
     """
 
     start_ns: Ints
     end_ns: Ints
     step: Ints
     request: Ints
+    prefilling: NDArray[np.bool_]
     prefill: Floats
     decode: Floats
     context: Floats
+    unseen_ns: Ints
 
     @property
     def steps(self) -> int:
@@ -130,10 +134,21 @@ def work_of(records: Sequence[RequestRecord]) -> Work:
         end_ns=end_ns,
         step=step,
         request=request,
+        prefilling=is_first,
         prefill=np.where(is_first, prompt - cached, 0.0),
         decode=np.where(is_first, 0.0, per_chunk),
         context=np.where(is_first, (prompt + cached) / 2, prompt + position * per_chunk),
+        unseen_ns=_unseen(records),
     )
+
+
+def _unseen(records: Sequence[RequestRecord]) -> Ints:
+    intervals = [
+        (record.sent_ns, record.finished_ns)
+        for record in records
+        if not record.chunk_ns and record.sent_ns is not None and record.finished_ns is not None
+    ]
+    return np.array(intervals, dtype=np.int64).reshape(-1, 2)
 
 
 def _tokens_per_chunk(record: RequestRecord) -> float:
@@ -145,8 +160,8 @@ def _tokens_per_chunk(record: RequestRecord) -> float:
 def _steps(t_ns: Ints, request: Ints) -> tuple[Ints, Ints]:
     """Chunk times -> (step of each chunk, end of each step).
 
-    Chunks with less than BURST_GAP_NS between them form a burst. A stream gets one chunk a step, so its k-th chunk inside
-    a burst is of the burst's k-th step; a burst has several steps when the client was late to read.
+    Chunks less than BURST_GAP_NS apart form a burst. A stream gets one chunk a step, so its k-th chunk inside a burst
+    is of the burst's k-th step; a burst has several steps when the client was late to read.
     """
     if not len(t_ns):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
@@ -207,9 +222,9 @@ def member_features(work: Work) -> Floats:
 
 
 def overlap(edges_ns: Ints, starts_ns: Ints, ends_ns: Ints) -> tuple[Ints, Ints, Floats]:
-    """Intervals cut at window edges -> (interval, window, share of the interval) for every pair that overlaps.
+    """Intervals cut at window edges -> (interval, window, share of the interval), a row for every pair that overlaps.
 
-    edges_ns: int64[W+1], increasing. Parts outside all windows are left out. An instant belongs to the window it falls in.
+    edges_ns: int64[W+1], increasing. Parts outside all windows are left out. An instant is in the window it falls in.
     """
     first = np.searchsorted(edges_ns, starts_ns, side="right") - 1
     last = np.searchsorted(edges_ns, np.maximum(ends_ns - 1, starts_ns), side="right") - 1
@@ -234,14 +249,19 @@ def fit(series: EnergySeries, work: Work) -> Coefficients:
     duration_s = np.diff(series.t_ns) / NS_PER_S
     step, window, share = overlap(series.t_ns, work.start_ns, work.end_ns)
     busy_s = np.bincount(window, share * (work.end_ns - work.start_ns)[step] / NS_PER_S, minlength=len(energy_j))
-    idle = busy_s == 0
+    idle = (busy_s == 0) & _known(series)
     idle_s = float(duration_s[idle].sum())
     idle_w = float(energy_j[idle].sum() / idle_s) if idle_s >= MIN_IDLE_S else None
     features = _window_features(work, step, window, share, len(energy_j))
     target = energy_j - (idle_w or 0.0) * np.maximum(duration_s - busy_s, 0.0)
-    busy = ~idle
+    busy = ~idle & _known(series)
     values, r_squared = _nnls(features[busy], target[busy])
     return Coefficients(**dict(zip(COLUMNS, values.tolist(), strict=True)), idle_w=idle_w, r_squared=r_squared)
+
+
+def _known(series: EnergySeries) -> NDArray[np.bool_]:
+    """bool[W]: False for windows in which the counter restarted."""
+    return np.ones(len(series) - 1, bool) if series.gap is None else ~series.gap[1:]
 
 
 def _window_features(work: Work, step: Ints, window: Ints, share: Floats, windows: int) -> Floats:
@@ -296,8 +316,8 @@ def attribute(
         if not owed.any():  # nothing could be fitted: share each step by time alone
             owed = features[:, 0] * np.maximum(work.end_ns - work.start_ns, 1)[work.step] / NS_PER_S
         member_mj, idle, lost = split(clipped, work, owed, coefficients.idle_w)
-        prefill_mj += np.bincount(work.request, np.where(work.prefill > 0, member_mj, 0.0), minlength=len(records))
-        decode_mj += np.bincount(work.request, np.where(work.prefill > 0, 0.0, member_mj), minlength=len(records))
+        prefill_mj += np.bincount(work.request, np.where(work.prefilling, member_mj, 0.0), minlength=len(records))
+        decode_mj += np.bincount(work.request, np.where(work.prefilling, 0.0, member_mj), minlength=len(records))
         idle_mj, unattributed_mj, measured_mj = idle_mj + idle, unattributed_mj + lost, measured_mj + clipped.total_mj
     whole_mj = round_to_sum(np.concatenate(([idle_mj, unattributed_mj], prefill_mj, decode_mj)), measured_mj)
     idle_out, lost_out, shares = int(whole_mj[0]), int(whole_mj[1]), whole_mj[2:]
@@ -322,7 +342,8 @@ def attribute(
 def split(series: EnergySeries, work: Work, owed: Floats, idle_w: float | None) -> tuple[Floats, float, float]:
     """Each window's measured energy, in proportion to what is owed in it -> (mJ per member, idle mJ, unattributed mJ).
 
-    The time of a window that no step covers owes idle power. A window in which nobody owes anything is idle.
+    The time of a window that no step covers owes idle power. A window in which nobody owes anything is idle, unless a
+    request was in flight that we never saw a chunk of: then nobody knows whose it is.
     """
     windows = len(series) - 1
     if windows < 1:
@@ -337,7 +358,9 @@ def split(series: EnergySeries, work: Work, owed: Floats, idle_w: float | None) 
     per_owed = np.divide(energy_mj, total_owed, out=np.zeros(windows), where=(total_owed > 0) & (owed_in_window > 0))
     per_step = np.bincount(step, share * per_owed[window], minlength=work.steps)
     member_mj = owed * per_step[work.step]
-    idle_mj = float(np.where(owed_in_window > 0, idle_owed * per_owed, energy_mj).sum())
+    _, unseen, _ = overlap(series.t_ns, work.unseen_ns[:, 0], work.unseen_ns[:, 1])
+    idle_if_unowed = np.where(np.bincount(unseen, minlength=windows) > 0, 0.0, energy_mj)
+    idle_mj = float(np.where(owed_in_window > 0, idle_owed * per_owed, idle_if_unowed).sum())
     return member_mj, idle_mj, float(energy_mj.sum() - idle_mj - member_mj.sum())
 
 

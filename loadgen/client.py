@@ -75,7 +75,7 @@ class _Progress:
     finished_ns: int | None = None
 
 
-class _Failed(Exception):
+class _RequestError(Exception):
     def __init__(self, kind: ErrorKind, detail: str) -> None:
         self.kind: ErrorKind = kind
         self.detail = detail
@@ -138,13 +138,13 @@ class Client:
         try:
             async with asyncio.timeout(self._timeout_s):
                 await self._exchange(path, body, request_id, progress)
-        except _Failed as err:
+        except _RequestError as err:
             error, detail = err.kind, err.detail
         except TimeoutError:
             error, detail = "timeout", f"no end after {self._timeout_s} s"
         except asyncio.CancelledError:
             error, detail = "cancelled", "aborted while in flight"
-        except (SSEError, ProtocolError, aiohttp.http.HttpProcessingError, aiohttp.InvalidURL) as err:
+        except (SSEError, ProtocolError, aiohttp.ClientResponseError, aiohttp.InvalidURL) as err:
             error, detail = "protocol", str(err)
         except (aiohttp.ClientError, OSError) as err:
             started = progress.status is not None
@@ -176,9 +176,9 @@ class Client:
             progress.status = response.status
             if response.status >= 400:
                 text = error_of_body(await response.content.read(MAX_ERROR_BODY_BYTES))
-                raise _Failed("http", f"{response.status} {response.reason}: {text}")
+                raise _RequestError("http", f"{response.status} {response.reason}: {text}")
             if not response.content_type.startswith("text/event-stream"):
-                raise _Failed("protocol", f"asked for a stream, got {response.content_type or 'no content type'}")
+                raise _RequestError("protocol", f"asked for a stream, got {response.content_type or 'no content type'}")
             await _read_stream(response, progress)
 
 
@@ -193,7 +193,7 @@ async def _read_stream(response: _StampedResponse, progress: _Progress) -> None:
         for data in events:
             event = parse_event(data)
             if event.error is not None:
-                raise _Failed("server", event.error)
+                raise _RequestError("server", event.error)
             if event.has_content:
                 chunk_ns.append(read_ns)
             if event.usage is not None:
@@ -206,7 +206,7 @@ async def _read_stream(response: _StampedResponse, progress: _Progress) -> None:
     take(decoder.flush(), handler.read_ns)
     progress.finished_ns = handler.read_ns
     if not done and progress.finish_reason is None:
-        raise _Failed("truncated", f"the stream ended after {len(chunk_ns)} chunks without a finish reason or [DONE]")
+        raise _RequestError("truncated", f"ended after {len(chunk_ns)} chunks with no finish reason or [DONE]")
 
 
 def _record(

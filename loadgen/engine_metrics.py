@@ -36,7 +36,7 @@ _LINE = re.compile(
 
 
 def parse_page(page: bytes) -> dict[str, float]:
-    """Our names -> values, for the metrics that are there. Scans for the lines wanted: a whole parser costs 5 ms a page."""
+    """Our names -> values, for the metrics that are there. Scans for the lines it wants: whole parsers take longer."""
     values: dict[str, float] = {}
     for name, value in _LINE.findall(page):
         ours = NAMES[name.decode()]

@@ -1,4 +1,4 @@
-"""The OpenAI API as servers really speak it: payloads out, stream events in. Every difference between servers is here."""
+"""The OpenAI API as servers really speak it: payloads out, stream events in. All their differences are here."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple

@@ -41,19 +41,20 @@ _NOUNS = (
 )  # fmt: skip
 _FUNCTIONS = (
     "def load_{0}(path):\n    with open(path) as source:\n        return [parse_{0}(line) for line in source]\n\n",
-    "def find_{0}(items, key):\n    for {0} in items:\n        if {0}.key == key:\n            return {0}\n    return None\n\n",
-    "class {1}Store:\n    def __init__(self, size=16):\n        self.size = size\n        self.items = {{}}\n\n",
-    "def update_{0}(self, name, value):\n    if name not in self.items:\n        raise KeyError(name)\n    self.items[name] = value\n\n",
+    "def find_{0}(rows, key):\n    for {0} in rows:\n        if {0}.key == key:\n            return {0}\n\n",
+    "class {1}Store:\n    def __init__(self):\n        self.items = {{}}\n        self.size = 0\n\n",
+    "def update_{0}(self, name, value):\n    if name not in self:\n        raise KeyError(name)\n    self[name] = value\n\n",
     "def count_{0}(rows):\n    total = 0\n    for row in rows:\n        total += row.{0}\n    return total\n\n",
-    "async def send_{0}(client, data):\n    reply = await client.post('/{0}', json=data)\n    reply.raise_for_status()\n    return reply.json()\n\n",
+    "async def send_{0}(client, data):\n    reply = await client.post('/{0}', json=data)\n    return reply.json()\n\n",
 )
 _WORDS = (
-    "the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "with", "on", "be", "at", "by", "this", "have",
-    "from", "or", "one", "had", "not", "but", "what", "all", "were", "when", "we", "there", "can", "an", "your",
-    "which", "their", "if", "do", "will", "each", "about", "how", "up", "out", "them", "then", "she", "many", "some",
-    "so", "these", "would", "other", "into", "has", "more", "her", "two", "like", "him", "see", "time", "could", "no",
-    "make", "than", "first", "been", "its", "who", "now", "people", "my", "made", "over", "did", "down", "only", "way",
-    "find", "use", "may", "water", "long", "little", "very", "after", "words", "called", "just", "where", "most", "know",
+    "the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "with", "on", "be", "at", "by", "this",
+    "have", "from", "or", "one", "had", "not", "but", "what", "all", "were", "when", "we", "there", "can", "an",
+    "your", "which", "their", "if", "do", "will", "each", "about", "how", "up", "out", "them", "then", "she",
+    "many", "some", "so", "these", "would", "other", "into", "has", "more", "her", "two", "like", "him", "see",
+    "time", "could", "no", "make", "than", "first", "been", "its", "who", "now", "people", "my", "made", "over",
+    "did", "down", "only", "way", "find", "use", "may", "water", "long", "little", "very", "after", "words",
+    "called", "just", "where", "most", "know",
 )  # fmt: skip
 
 UNITS: dict[Kind, tuple[str, ...]] = {
@@ -120,7 +121,7 @@ def texts_to_count(kind: Kind) -> list[str]:
 
 
 def measure(kind: Kind, counts: Mapping[str, int], overhead: float) -> Vocabulary:
-    """A vocabulary from the server's own tokenizer: `counts` holds every text of `texts_to_count`, no template added."""
+    """A vocabulary from the server's own tokenizer: `counts` has every text of `texts_to_count`, no template added."""
     context = UNITS[kind][0]
     base = counts[context]
     singles = tuple(word for word in FILLERS[kind] if counts[context + word] - base == 1)

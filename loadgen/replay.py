@@ -115,7 +115,9 @@ def body_maker(
     def make_body(request: ScheduledRequest) -> bytes:
         words = vocabulary[kind_of(request.workload)]
         prompt = words.prompt(request.input_tokens, prompt_rng(seed, request.index))
-        return payload(options.endpoint, server.model, prompt, request.output_tokens, server.dialect, options.extra_body)
+        return payload(
+            options.endpoint, server.model, prompt, request.output_tokens, server.dialect, options.extra_body
+        )
 
     return make_body
 
@@ -274,7 +276,7 @@ def _check_lengths(schedule: Schedule, server: ServerInfo) -> None:
     for request in schedule.requests:
         if request.input_tokens + request.output_tokens > limit:
             raise LoadgenError(
-                f"request {request.index} of the schedule needs {request.input_tokens} + {request.output_tokens} tokens, "
+                f"request {request.index} needs {request.input_tokens} + {request.output_tokens} tokens, "
                 f"but {server.model} takes {limit}: start the server with a longer context, or choose another trace"
             )
 

@@ -127,7 +127,7 @@ def write_atomic(path: Path, data: bytes) -> None:
 
 
 def _make_folder(path: Path, overwrite: bool) -> None:
-    """A folder for the run; an earlier run's only goes when `overwrite` asks for it, and nothing but a run ever goes."""
+    """A folder for the run. An earlier run goes only when `overwrite` asks; what is not a run never goes."""
     try:
         if path.exists() and (not path.is_dir() or any(path.iterdir())):
             if not (path / "run.json").is_file():

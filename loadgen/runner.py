@@ -4,10 +4,9 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from loadgen.clock import monotonic_ns
+from loadgen.pacer import Pacer
 from loadgen.record import RequestRecord
 from loadgen.schedule import Schedule, ScheduledRequest
-from loadgen.units import NS_PER_S
 
 Send = Callable[[ScheduledRequest, bytes, int], Awaitable[RequestRecord]]
 """(request, body, scheduled_ns) -> record. Never raises."""
@@ -74,17 +73,18 @@ class Runner:
             task.cancel()
 
     async def _send_all(self, start_ns: int, group: asyncio.TaskGroup) -> None:
-        for request in self._schedule.requests:
-            body = self._make_body(request)  # before the deadline, so that it costs no lateness
-            scheduled_ns = start_ns + request.offset_ns
-            await _sleep_until(scheduled_ns)
-            if self._slots:
-                await self._slots.acquire()
-            self.tallies.sent += 1
-            self.tallies.in_flight += 1
-            task = group.create_task(self._one(request, body, scheduled_ns))
-            self._in_flight.add(task)
-            task.add_done_callback(self._in_flight.discard)
+        with Pacer() as pacer:
+            for request in self._schedule.requests:
+                body = self._make_body(request)  # before the deadline, so that it costs no lateness
+                scheduled_ns = start_ns + request.offset_ns
+                await pacer.until(scheduled_ns)
+                if self._slots:
+                    await self._slots.acquire()
+                self.tallies.sent += 1
+                self.tallies.in_flight += 1
+                task = group.create_task(self._one(request, body, scheduled_ns))
+                self._in_flight.add(task)
+                task.add_done_callback(self._in_flight.discard)
 
     async def _one(self, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> None:
         record = await self._send(request, body, scheduled_ns)
@@ -92,13 +92,6 @@ class Runner:
             self._slots.release()
         self.tallies.add(record)
         self._on_record(record)
-
-
-async def _sleep_until(deadline_ns: int) -> None:
-    """Always yields once: a client behind schedule must still let answers in."""
-    await asyncio.sleep(max(0.0, (deadline_ns - monotonic_ns()) / NS_PER_S))
-    while (left_ns := deadline_ns - monotonic_ns()) > 0:
-        await asyncio.sleep(left_ns / NS_PER_S)
 
 
 def _not_sent(request: ScheduledRequest, start_ns: int) -> RequestRecord:

@@ -81,7 +81,8 @@ async def _models(client: Client, url: str, *, needed: bool) -> list[dict[str, A
         raise LoadgenError(f"the server at {url} does not answer: nothing for {ASK_TIMEOUT_S:.0f} s") from err
     except aiohttp.ClientConnectorError as err:
         raise LoadgenError(
-            f"no server at {url} ({err.os_error.strerror or err}): start one, or add --serve sim, or say where with --base-url"
+            f"no server at {url} ({err.os_error.strerror or err}): "
+            "start one, or add --serve sim, or say where with --base-url"
         ) from err
     except (aiohttp.ClientError, OSError, ValueError) as err:
         raise LoadgenError(

@@ -52,37 +52,83 @@ POSITIVE = click.FloatRange(min=0, min_open=True, max=1e9, clamp=False)
 @click.command()
 @click.argument("trace", type=click.Path(path_type=Path))
 @click.option("--rps", "--request-rate", type=POSITIVE, help="Scale the trace to a mean of this many requests/s.")
-@click.option("--arrival", type=click.Choice(["trace", "poisson", "gamma", "constant"]), default="trace",
-              show_default=True, help="Whose instants: the trace's own, or a process drawn at --rps.")
-@click.option("--burstiness", type=POSITIVE, default=1.0, show_default=True,
-              help="Shape of --arrival gamma: 1 is Poisson, smaller is burstier.")
+@click.option(
+    "--arrival",
+    type=click.Choice(["trace", "poisson", "gamma", "constant"]),
+    default="trace",
+    show_default=True,
+    help="Whose instants: the trace's own, or a process drawn at --rps.",
+)
+@click.option(
+    "--burstiness",
+    type=POSITIVE,
+    default=1.0,
+    show_default=True,
+    help="Shape of --arrival gamma: 1 is Poisson, smaller is burstier.",
+)
 @click.option("--duration", type=POSITIVE, metavar="S", help="Schedule this many seconds, then drain.")
 @click.option("--num-requests", "--num-prompts", type=click.IntRange(min=1), metavar="N", help="Schedule at most N.")
-@click.option("--base-url", "--url", metavar="URL", envvar="OPENAI_BASE_URL", default=DEFAULT_URL, show_default=True,
-              help="The server's API; also from $OPENAI_BASE_URL.")
+@click.option(
+    "--base-url",
+    "--url",
+    metavar="URL",
+    envvar="OPENAI_BASE_URL",
+    default=DEFAULT_URL,
+    show_default=True,
+    help="The server's API; also from $OPENAI_BASE_URL.",
+)
 @click.option("--serve", metavar="NAME", help="Start a server for this run: sim.")
 @click.option("--api-key", envvar="OPENAI_API_KEY", help="Better set in $OPENAI_API_KEY. Never written anywhere.")
 @click.option("--model", help="Default: the server's only model.")
 @click.option("--endpoint", type=click.Choice(["chat", "completions"]), default="chat", show_default=True)
 @click.option("--header", "headers", type=KeyValue(), multiple=True, help="Sent with every request. Repeatable.")
 @click.option("--extra-body", metavar="JSON", default="{}", help="Fields added to every request's body.")
-@click.option("--energy", metavar="SOURCE", default="auto", show_default=True,
-              help="auto, nvml, rapl, cpu, none, or the URL of a sidecar or DCGM exporter beside the GPU.")
-@click.option("--gpu", "gpus", multiple=True, metavar="ID",
-              help="Index or UUID of a GPU the server uses. Repeatable. Default: all visible.")
+@click.option(
+    "--energy",
+    metavar="SOURCE",
+    default="auto",
+    show_default=True,
+    help="auto, nvml, rapl, cpu, none, or the URL of a sidecar or DCGM exporter beside the GPU.",
+)
+@click.option(
+    "--gpu",
+    "gpus",
+    multiple=True,
+    metavar="ID",
+    help="Index or UUID of a GPU the server uses. Repeatable. Default: all visible.",
+)
 @click.option("--max-concurrency", type=click.IntRange(min=1), metavar="N", help="Closes the loop: said in the report.")
 @click.option("--goodput", "slos", type=Slo(), multiple=True, help="Limit in ms: ttft:200, tpot:50, e2el:5000.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--warmup", type=click.IntRange(min=0), default=0, show_default=True, metavar="N",
-              help="Requests sent one by one before the run, not recorded.")
+@click.option(
+    "--warmup",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Requests sent one by one before the run, not recorded.",
+)
 @click.option("--timeout", type=POSITIVE, default=600.0, show_default=True, metavar="S", help="For each request.")
-@click.option("--tokenizer", type=click.Path(path_type=Path), metavar="FILE", help="tokenizer.json to count prompts with.")
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), metavar="FILE", help="tokenizer.json to count prompts with."
+)
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/TIME-TRACE]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
 @click.option("--ui", type=click.Choice(["auto", "live", "plain", "none"]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the tables.")
-def replay(trace: Path, rps: float | None, arrival: Any, burstiness: float, duration: float | None,
-           num_requests: int | None, seed: int, serve: str | None, ui: str, as_json: bool, **given: Any) -> None:
+def replay(
+    trace: Path,
+    rps: float | None,
+    arrival: Any,
+    burstiness: float,
+    duration: float | None,
+    num_requests: int | None,
+    seed: int,
+    serve: str | None,
+    ui: str,
+    as_json: bool,
+    **given: Any,
+) -> None:
     """Replay TRACE open loop against a server; measure every request's latency and joules.
 
     \b
@@ -137,7 +183,10 @@ def _options(out: Path, asked: dict[str, Any], **given: Any) -> "Options":
         "headers": sorted(headers),
         "extra_body": extra,
         "tokenizer": str(given["tokenizer"]) if given["tokenizer"] else None,
-        **{name: given[name] for name in ("model", "endpoint", "energy", "gpus", "max_concurrency", "warmup", "timeout")},
+        **{
+            name: given[name]
+            for name in ("model", "endpoint", "energy", "gpus", "max_concurrency", "warmup", "timeout")
+        },
     }
     if "://" in given["energy"]:
         config["energy"] = clean_url(given["energy"])
