@@ -67,8 +67,12 @@ def read_trace(path: Path) -> Trace:
 
 
 def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    """Of the bytes as stored."""
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as err:
+        raise LoadgenError(f"cannot read {path}: {err.strerror or err}") from err
 
 
 def check_rereadable(path: Path) -> None:
