@@ -2,7 +2,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import default_rng
 
@@ -55,6 +55,7 @@ def test_constant_is_exact() -> None:
     assert offsets("constant", 4, default_rng(0), count=3).tolist() == [0, 0.25, 0.5]
 
 
+@settings(deadline=None)
 @given(
     st.sampled_from(["poisson", "gamma", "constant"]),
     st.floats(0.1, 1000),

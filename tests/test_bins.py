@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import default_rng
 
@@ -36,6 +36,7 @@ lengths = st.one_of(st.integers(1, 20), st.integers(1, 20_000))
 pairs_of_lengths = st.lists(st.tuples(lengths, lengths), min_size=1, max_size=200)
 
 
+@settings(deadline=None)
 @given(pairs_of_lengths, st.sampled_from(["paper", "log2", "quantile"]), st.integers(1, 50))
 def test_bins_hold_every_request_once_and_its_tokens(pairs, edges, size) -> None:  # type: ignore[no-untyped-def]
     bins = fitted(pairs, edges, size)
@@ -50,6 +51,7 @@ def test_bins_hold_every_request_once_and_its_tokens(pairs, edges, size) -> None
         assert b.mean_output == pytest.approx(np.mean([o for _, o in inside]), abs=1e-3)
 
 
+@settings(deadline=None)
 @given(pairs_of_lengths, st.sampled_from(["paper", "log2", "quantile"]))
 def test_bins_are_the_same_after_a_file(pairs, edges) -> None:  # type: ignore[no-untyped-def]
     bins = fitted(pairs, edges)
@@ -95,6 +97,7 @@ def test_counts_agree_with_published_histograms_of_the_originals(_: str, name: s
 # -- sample
 
 
+@settings(deadline=None)
 @given(pairs_of_lengths, st.integers(1, 500), st.integers(0, 99))
 def test_draws_stay_inside_the_bins_in_their_proportion(pairs, n: int, seed: int) -> None:  # type: ignore[no-untyped-def]
     bins = fitted(pairs, "log2")
@@ -109,6 +112,7 @@ def test_draws_stay_inside_the_bins_in_their_proportion(pairs, n: int, seed: int
     assert placed == n
 
 
+@settings(deadline=None)
 @given(st.integers(1, 5000), st.integers(0, 5000), st.floats(0, 1), st.integers(0, 9))
 def test_draws_have_the_mean_of_their_bin(width: int, lo: int, where: float, seed: int) -> None:
     """Stratified draws: the mean of n is within width / n of the law's, so within 1 % of the width for 200."""

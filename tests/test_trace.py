@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import zstandard
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadgen.errors import LoadgenError
@@ -160,6 +160,7 @@ requests = st.builds(
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz", "t.jsonl.zst"])
+@settings(deadline=None)
 @given(wanted=st.lists(requests, min_size=1, max_size=20).map(lambda rs: sorted(rs, key=lambda r: r.arrival_s)))
 def test_what_is_written_is_read_back(tmp_path_factory, name: str, wanted: list[TraceRequest]) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path_factory.mktemp("t") / name
@@ -205,6 +206,7 @@ def test_a_device_or_a_folder_is_not_replaced(tmp_path: Path) -> None:
 # -- rescale
 
 
+@settings(deadline=None)
 @given(
     st.lists(st.floats(0, 1e6), min_size=2, max_size=50).filter(lambda t: max(t) - min(t) > 1e-3),
     st.floats(0.01, 1e4),
