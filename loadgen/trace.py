@@ -427,15 +427,21 @@ def _azure(
 def _burstgpt(
     path: Path, header: tuple[int, str], lines: Lines, dropped: Counter[str], workload: str
 ) -> Iterator[tuple[int, TraceRequest]]:
-    """Timestamp in seconds, Request tokens, Response tokens (0: the request failed) and, in later files, Session ID."""
+    """Timestamp, Request tokens, Response tokens (0: the request failed) and, in later files, Session ID.
+
+    Timestamp counts seconds from the first midnight of the whole data set: a later file starts months in.
+    """
+    start_s: float | None = None
     names: tuple[str, ...] = ("Timestamp", "Request tokens", "Response tokens")
     if "Session ID" in header[1].split(","):
         names += ("Session ID",)
     for number, (stamp, asked, answered, *session) in _cells(path, header, lines, names):
-        arrival_s = _seconds(path, number, stamp)
+        t_s = _seconds(path, number, stamp)
+        start_s = t_s if start_s is None else start_s
         lengths = _lengths(path, number, asked, answered, dropped)
         if lengths:
-            yield number, _request(arrival_s, lengths, workload, session[0] if session and session[0] else None)
+            session_id = session[0] if session and session[0] else None
+            yield number, _request(t_s - start_s, lengths, workload, session_id)
 
 
 def _request(arrival_s: float, lengths: tuple[int, int], workload: str, session_id: str | None = None) -> TraceRequest:

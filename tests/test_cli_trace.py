@@ -49,7 +49,7 @@ def test_import_says_what_it_read_and_dropped(tmp_path: Path) -> None:
     said = loadgen("import", path, "--out", tmp_path / "t.jsonl", "--workload", "chat").output
     assert "read 2 rows, dropped 1 (1 with 0 output tokens), wrote 1" in said
     assert json.loads((tmp_path / "t.jsonl").read_text()) == {
-        "timestamp": 5000.0,
+        "timestamp": 0.0,
         "input_length": 472,
         "output_length": 18,
         "workload": "chat",
