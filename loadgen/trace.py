@@ -11,10 +11,10 @@ import re
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, count
 from operator import itemgetter
 from pathlib import Path
 from typing import IO, Annotated, Any, Literal
@@ -31,7 +31,7 @@ MAX_TOKENS = 2**31 - 1
 Format = Literal["jsonl", "mooncake", "azure", "burstgpt"]
 
 
-class TraceRequest(msgspec.Struct, frozen=True, kw_only=True):
+class TraceRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request of a trace. `prefix_ids` name the blocks of its prompt: equal ids, equal text."""
 
     arrival_s: float
@@ -67,14 +67,16 @@ def read_trace(path: Path) -> Trace:
 
 
 def file_sha256(path: Path) -> str:
-    with path.open("rb") as file:
+    """Of the bytes as stored."""
+    with _reading(path), path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def check_rereadable(path: Path) -> None:
     """A LoadgenError for a pipe, which would hang the second time it is opened."""
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise LoadgenError(f"{path} is not a regular file and has to be read twice; save it to a file first")
+    with _reading(path):
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise LoadgenError(f"{path} is not a regular file and has to be read twice; save it to a file first")
 
 
 def iter_trace(path: Path) -> Iterator[TraceRequest]:
@@ -139,10 +141,10 @@ def replacing(path: Path, *, overwrite: bool = True) -> Iterator[IO[bytes]]:
     Without `overwrite`, an existing file that would change is a LoadgenError; one with the same bytes is left alone.
     """
     target = path.resolve()
-    if target.exists() and not target.is_file():
-        raise LoadgenError(f"cannot write {path}: it exists and is not a file")
     draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     try:
+        if target.exists() and not target.is_file():
+            raise LoadgenError(f"cannot write {path}: it exists and is not a file")
         with draft.open("wb") as file:
             yield file
         if target.exists() and not overwrite and not filecmp.cmp(draft, target, shallow=False):
@@ -151,7 +153,8 @@ def replacing(path: Path, *, overwrite: bool = True) -> Iterator[IO[bytes]]:
     except OSError as err:
         raise LoadgenError(f"cannot write {path}: {err.strerror or err}") from err
     finally:
-        draft.unlink(missing_ok=True)
+        with suppress(OSError):  # where no draft could be made, there is none to remove
+            draft.unlink()
 
 
 # -- lines ------------------------------------------------------------------------------------------------------------
@@ -163,7 +166,7 @@ Lines = Iterable[tuple[int, str]]
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """(line number, text) of every line that is not blank."""
     with _opened(path) as file:
-        for number in _count():
+        for number in count(1):
             line = file.readline(MAX_LINE_BYTES + 1)
             if not line:
                 return
@@ -171,13 +174,6 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
                 raise LoadgenError(f"{path}:{number}: the line is longer than {MAX_LINE_BYTES >> 20} MiB")
             if text := _text(path, number, line).strip():
                 yield number, text
-
-
-def _count() -> Iterator[int]:
-    number = 0
-    while True:
-        number += 1
-        yield number
 
 
 def _text(path: Path, number: int, line: bytes) -> str:
@@ -188,11 +184,17 @@ def _text(path: Path, number: int, line: bytes) -> str:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[io.BufferedIOBase | IO[bytes]]:
-    """The file's bytes, decompressed if its first bytes say so; what goes wrong while reading is a LoadgenError."""
+def _opened(path: Path) -> Iterator[io.BufferedIOBase]:
+    """The file's bytes, decompressed if its first bytes say so."""
+    with _reading(path), path.open("rb") as file:
+        yield _decompressed(file)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """What goes wrong while a file is read is a LoadgenError."""
     try:
-        with path.open("rb") as file:
-            yield _decompressed(file)
+        yield
     except (OSError, EOFError, zlib.error) as err:  # gzip.BadGzipFile is an OSError
         reason = err.strerror if isinstance(err, OSError) and err.strerror else str(err)
         raise LoadgenError(f"cannot read {path}: {reason}") from err
@@ -425,15 +427,21 @@ def _azure(
 def _burstgpt(
     path: Path, header: tuple[int, str], lines: Lines, dropped: Counter[str], workload: str
 ) -> Iterator[tuple[int, TraceRequest]]:
-    """Timestamp in seconds, Request tokens, Response tokens (0: the request failed) and, in later files, Session ID."""
+    """Timestamp, Request tokens, Response tokens (0: the request failed) and, in later files, Session ID.
+
+    Timestamp counts seconds from the first midnight of the whole data set: a later file starts months in.
+    """
+    start_s: float | None = None
     names: tuple[str, ...] = ("Timestamp", "Request tokens", "Response tokens")
     if "Session ID" in header[1].split(","):
         names += ("Session ID",)
     for number, (stamp, asked, answered, *session) in _cells(path, header, lines, names):
-        arrival_s = _seconds(path, number, stamp)
+        t_s = _seconds(path, number, stamp)
+        start_s = t_s if start_s is None else start_s
         lengths = _lengths(path, number, asked, answered, dropped)
         if lengths:
-            yield number, _request(arrival_s, lengths, workload, session[0] if session and session[0] else None)
+            session_id = session[0] if session and session[0] else None
+            yield number, _request(t_s - start_s, lengths, workload, session_id)
 
 
 def _request(arrival_s: float, lengths: tuple[int, int], workload: str, session_id: str | None = None) -> TraceRequest:

@@ -39,7 +39,10 @@ def trace() -> None:
 @click.option("--workload", help="Name every request so.")
 @OVERWRITE
 def import_(file: Path, out: Path, format_: "Format | None", workload: str | None, overwrite: bool) -> None:
-    """Make a trace of an Azure CSV (2023 or 2024), BurstGPT CSV or Mooncake JSONL file."""
+    """Make a trace of a public data set.
+
+    Read are Azure CSV (2023 and 2024), BurstGPT CSV and Mooncake JSONL. Rows of 0 tokens are dropped and counted.
+    """
     from loadgen.trace import check_workload, iter_import, write_trace
 
     check_workload(workload)
@@ -77,7 +80,10 @@ def fit(
     format_: "Format | None",
     overwrite: bool,
 ) -> None:
-    """Make joint (input, output) token bins of a trace in any format that import reads."""
+    """Make joint (input, output) token bins.
+
+    TRACE is in any format that import reads. It is read twice.
+    """
     from loadgen.bins import fit, in_chunks, to_json
     from loadgen.trace import check_rereadable, file_sha256, iter_import, replacing
 
@@ -119,7 +125,10 @@ def sample(
     out: Path,
     overwrite: bool,
 ) -> None:
-    """Draw a trace from BINS: a file, or a name in profiles/workloads. Same arguments, same bytes."""
+    """Draw a trace from bins.
+
+    BINS is a file, or a name in profiles/workloads. The same arguments make the same bytes.
+    """
     from numpy.random import SeedSequence, default_rng
 
     from loadgen.arrivals import offsets
@@ -149,7 +158,10 @@ def sample(
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @FORMAT
 def show(file: str, compare: str | None, as_json: bool, format_: "Format | None") -> None:
-    """Describe a trace, in any format that import reads, or bins (.json)."""
+    """Describe a trace or bins.
+
+    A trace is in any format that import reads; bins are a .json file, or a name in profiles/workloads.
+    """
     import json
 
     about = [_describe(name, format_) for name in (file, compare) if name is not None]
@@ -172,7 +184,9 @@ def _describe(name: str, format_: "Format | None") -> "tuple[dict[str, Any], Pai
     """Facts about a trace or bins, None where it has none, and its lengths."""
     from loadgen.paths import profile_path
 
-    path = Path(name) if Path(name).suffix else profile_path("workloads", name, "json")
+    path = Path(name)
+    if path.name == name and not path.suffix and not path.exists():
+        path = profile_path("workloads", name, "json")
     if path.suffix == ".json":
         return _describe_bins(path)
     return _describe_trace(path, format_)
