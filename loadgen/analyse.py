@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import TypedDict
 
+import msgspec
 import numpy as np
 
 from loadgen import stats
@@ -193,6 +194,7 @@ def _energy(
         coverage=in_time * (1.0 if in_tokens is None else min(in_tokens, 1.0)),
         mean_watts=j_from_mj(attribution.measured_mj) / duration_s if duration_s > 0 else None,
         idle_watts=idle_w,
+        coefficients=msgspec.to_builtins(attribution.coefficients) if attribution.coefficients else None,
         **_energy_of(result.records, shares),
     )
 

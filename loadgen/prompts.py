@@ -40,10 +40,10 @@ _NOUNS = (
     "query", "index", "cache", "state", "buffer", "window", "count", "table", "image", "point", "field", "group",
 )  # fmt: skip
 _FUNCTIONS = (
-    "def load_{0}(path):\n    with open(path) as source:\n        return [parse_{0}(line) for line in source]\n\n",
+    "def load_{0}(path):\n    with open(path) as source:\n        return [make_{0}(row) for row in source]\n\n",
     "def find_{0}(rows, key):\n    for {0} in rows:\n        if {0}.key == key:\n            return {0}\n\n",
     "class {1}Store:\n    def __init__(self):\n        self.items = {{}}\n        self.size = 0\n\n",
-    "def update_{0}(self, name, value):\n    if name not in self:\n        raise KeyError(name)\n    self[name] = value\n\n",
+    "def update_{0}(self, name, value):\n    if name in self:\n        raise KeyError\n    self[name] = value\n\n",
     "def count_{0}(rows):\n    total = 0\n    for row in rows:\n        total += row.{0}\n    return total\n\n",
     "async def send_{0}(client, data):\n    reply = await client.post('/{0}', json=data)\n    return reply.json()\n\n",
 )
@@ -95,7 +95,7 @@ class Vocabulary:
     def prompt(self, tokens: int, rng: Generator) -> str:
         """Text of `tokens` tokens, template included. The shortest prompt is one filler word, whatever was asked."""
         lead = _FILLER_LEAD[self.kind]
-        left = tokens - self.overhead - (self.lead_tokens if lead else 0)
+        left = tokens - self.overhead - self.lead_tokens
         if left < self.opening_tokens + UNIQUE_WORDS + 1:
             return self._words(max(1, round(tokens - self.overhead)), rng).lstrip()
         parts = [_OPENING[self.kind], self._words(UNIQUE_WORDS, rng), _OPENING_END[self.kind]]
@@ -113,32 +113,58 @@ class Vocabulary:
         return "".join(self.fillers[i] for i in rng.integers(len(self.fillers), size=count))
 
 
+@dataclass(frozen=True)
+class _Texts:
+    """What to count so that differences are the tokens of a part in its place: between text, where tokenizers cut."""
+
+    kind: Kind
+
+    @property
+    def before(self) -> str:
+        return UNITS[self.kind][0]
+
+    @property
+    def after(self) -> str:
+        return UNITS[self.kind][1]
+
+    @property
+    def ending(self) -> str:
+        return self.before + _FILLER_LEAD[self.kind] + FILLERS[self.kind][0]
+
+    @property
+    def opened(self) -> str:
+        return (
+            _OPENING[self.kind]
+            + FILLERS[self.kind][0] * UNIQUE_WORDS
+            + _OPENING_END[self.kind]
+            + self.before
+            + self.after
+        )
+
+
 def texts_to_count(kind: Kind) -> list[str]:
     """Every text whose count `measure` needs."""
-    context = UNITS[kind][0]
-    followers = [*UNITS[kind], *FILLERS[kind], _FILLER_LEAD[kind] + FILLERS[kind][0]]
-    return [context, _opening(kind) + context, *(context + text for text in followers)]
+    texts = _Texts(kind)
+    units = [texts.before + unit + texts.after for unit in UNITS[kind]]
+    fillers = [texts.ending + word for word in FILLERS[kind]]
+    return [texts.after, texts.before + texts.after, texts.ending, texts.opened, *units, *fillers]
 
 
 def measure(kind: Kind, counts: Mapping[str, int], overhead: float) -> Vocabulary:
     """A vocabulary from the server's own tokenizer: `counts` has every text of `texts_to_count`, no template added."""
-    context = UNITS[kind][0]
-    base = counts[context]
-    singles = tuple(word for word in FILLERS[kind] if counts[context + word] - base == 1)
+    texts = _Texts(kind)
+    around = counts[texts.before + texts.after]
+    singles = tuple(word for word in FILLERS[kind] if counts[texts.ending + word] - counts[texts.ending] == 1)
     return Vocabulary(
         kind=kind,
         units=UNITS[kind],
-        unit_tokens=tuple(counts[context + unit] - base for unit in UNITS[kind]),
+        unit_tokens=tuple(counts[texts.before + unit + texts.after] - around for unit in UNITS[kind]),
         fillers=singles or FILLERS[kind],
-        lead_tokens=counts[context + _FILLER_LEAD[kind] + FILLERS[kind][0]] - base - 1,
-        opening_tokens=counts[_opening(kind) + context] - base - UNIQUE_WORDS,
+        lead_tokens=counts[texts.ending] - (around - counts[texts.after]) - 1,
+        opening_tokens=counts[texts.opened] - around - UNIQUE_WORDS,
         overhead=overhead,
         exact=bool(singles),
     )
-
-
-def _opening(kind: Kind) -> str:
-    return _OPENING[kind] + FILLERS[kind][0] * UNIQUE_WORDS + _OPENING_END[kind]
 
 
 def estimate(kind: Kind, tokens_per_char: float, overhead: float) -> Vocabulary:

@@ -5,13 +5,14 @@ import shutil
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
-from loadgen.attribution import RequestEnergy, RunAttribution
+from loadgen.attribution import RunAttribution
 from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import LoadgenError
@@ -59,6 +60,7 @@ class RunResult:
     energy: list[EnergySample]
     engine: list[dict[str, Any]]
     attribution: RunAttribution | None
+    """None without energy, or before `analyse`; so is summary."""
     summary: Summary | None
 
 
@@ -100,9 +102,12 @@ class RunWriter:
             raise _cannot_write(self.path, err) from err
 
     def close(self) -> None:
-        self.flush()
-        for file in self._files.values():
-            file.close()
+        try:
+            self.flush()
+        finally:
+            for file in self._files.values():
+                with suppress(OSError):  # what could not be flushed cannot be closed; that was reported
+                    file.close()
 
     def _append(self, name: str, lines: Iterable[Any]) -> None:
         data = b"".join(self._encode(line) + b"\n" for line in lines)
@@ -149,34 +154,31 @@ def _cannot_write(path: Path, err: OSError) -> LoadgenError:
 
 
 def read(path: Path) -> RunResult:
-    """The run in `path`. A run that was killed reads as far as it got: half a last line is left out, and a request
-    without a record gets one that says so."""
+    """What was recorded in `path`; what can be derived from it is left to `analyse`.
+
+    A run that was killed reads as far as it got: half a last line is left out, and a request without a record gets one
+    that says so.
+    """
     info = _read_json(path / "run.json", RunInfo)
     schedule = list(_read_lines(path / "schedule.jsonl", ScheduledRequest))
     records = {record.index: record for record in _read_lines(path / "records.jsonl", RequestRecord)}
-    shares = list(_read_lines(path / "attribution.jsonl", RequestEnergy))
-    totals = path / "attribution.json"
     return RunResult(
         info=info,
         schedule=schedule,
         records=[records.get(request.index) or _lost(request, info) for request in schedule],
         energy=list(_read_lines(path / "energy.jsonl", EnergySample)),
         engine=list(_read_lines(path / "engine.jsonl", dict)),
-        attribution=msgspec.structs.replace(_read_json(totals, RunAttribution), requests=shares)
-        if totals.exists()
-        else None,
-        summary=_read_json(path / "summary.json", Summary) if (path / "summary.json").exists() else None,
+        attribution=None,
+        summary=None,
     )
 
 
 def write_analysis(path: Path, attribution: RunAttribution | None, summary: Summary) -> None:
-    """attribution.jsonl (with its totals in attribution.json) and summary.json."""
+    """attribution.jsonl and summary.json."""
     try:
         if attribution is not None:
             lines = b"".join(msgspec.json.encode(share) + b"\n" for share in attribution.requests)
             write_atomic(path / "attribution.jsonl", lines)
-            totals = msgspec.structs.replace(attribution, requests=[])
-            write_atomic(path / "attribution.json", msgspec.json.format(msgspec.json.encode(totals)) + b"\n")
         write_atomic(path / "summary.json", msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
     except OSError as err:
         raise _cannot_write(path, err) from err

@@ -13,7 +13,7 @@ KINDS: tuple[Kind, ...] = ("chat", "code")
 
 @pytest.fixture(scope="session")
 def tokenizer() -> Tokenizer:
-    """Byte-level BPE trained on this project's own text: merges across letters, splits before spaces, as GPT-like ones."""
+    """Byte-level BPE trained on this project's own text: merges letters, splits before spaces, as GPT-like ones do."""
     bpe = Tokenizer(models.BPE())
     bpe.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     bpe.decoder = decoders.ByteLevel()
