@@ -368,11 +368,8 @@ def round_to_sum(values: Floats, total: int) -> Ints:
     """Whole numbers nearest to `values` that sum to `total`: the largest remainders are rounded up."""
     floors = np.floor(values).astype(np.int64)
     missing = total - int(floors.sum())
-    if missing:
-        order = np.argsort(floors - values, kind="stable")
-        floors[np.resize(order, abs(missing)) if missing > 0 else np.resize(order[::-1], abs(missing))] += np.sign(
-            missing
-        )
+    order = np.argsort(floors - values, kind="stable")
+    np.add.at(floors, np.resize(order if missing > 0 else order[::-1], abs(missing)), np.sign(missing))
     return floors
 
 
