@@ -1,7 +1,7 @@
 """The simulated server over HTTP: it plays the engine in real time.
 
-A step is decided at its start and told at its end: one write per stream, at the planned instant. The next step starts at
-the *planned* end, not when this process woke up, so that lateness never adds up; `/stats` reports it.
+A step is decided at its start and told at its end: one write per stream, at the planned instant. The next step
+starts at the *planned* end, not when this process woke up, so that lateness never adds up; `/stats` reports it.
 """
 
 import asyncio
@@ -62,8 +62,8 @@ class ServerOptions:
     """0: any free port."""
     hardware: str = "h200"
     model: str = "llama-3.1-8b"
-    engine: EngineOptions = EngineOptions()
-    counter: CounterOptions = CounterOptions(keep_s=COUNTER_KEEPS_S)
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    counter: CounterOptions = field(default_factory=lambda: CounterOptions(keep_s=COUNTER_KEEPS_S))
     seed: int = 0
     api_key: str | None = None
     faults: Faults = field(default_factory=lambda: Faults({}))
@@ -391,10 +391,7 @@ class SimulatedServer:
         self._authorize(request)
         body = decode_body(await request.read())
         check_model(body, self.model_name)
-        if body.messages:
-            ids = chat_ids(body)
-        else:
-            ids = [] if body.prompt == "" else prompt_ids(body.prompt)
+        ids = chat_ids(body) if body.messages is not None else prompt_ids(body.prompt)
         return _json({"count": len(ids), "max_model_len": self.engine.max_model_len, "tokens": ids})
 
     async def health(self, request: web.Request) -> web.Response:
@@ -411,9 +408,7 @@ class SimulatedServer:
     async def stats(self, request: web.Request) -> web.Response:
         """How well the server itself keeps time, over its last 10,000 steps."""
         late_ms = np.array(self.lateness_ns) / NS_PER_MS
-        quantiles = (
-            {f"p{q}": round(float(np.percentile(late_ms, q)), 3) for q in (50, 99, 100)} if len(late_ms) else None
-        )
+        percentiles = np.percentile(late_ms, [50, 99, 100]).round(3).tolist() if len(late_ms) else [None] * 3
         scheduler = self.engine.scheduler
         return _json(
             {
@@ -421,7 +416,7 @@ class SimulatedServer:
                 "steps": self.metrics.totals.iterations,
                 "running": len(scheduler.running),
                 "waiting": len(scheduler.waiting),
-                "lateness_ms": quantiles,
+                "lateness_ms": dict(zip(("p50", "p99", "max"), percentiles, strict=True)),
             }
         )
 
