@@ -46,6 +46,11 @@ def joules_per_output_token(batch: int, hardware=H200, model=LLAMA) -> float:
     return result.step_j / (batch * 128)
 
 
+def watts(step: Load) -> float:
+    cost = LAW.cost(step, 60)
+    return cost.joules / cost.duration_ns * NS_PER_S
+
+
 sequences = st.lists(st.tuples(st.integers(1, 4096), st.integers(0, 30_000)), min_size=1, max_size=40)
 laws = st.builds(CostLaw, st.sampled_from(list(HARDWARE.values())), st.sampled_from(list(MODELS.values())))
 
@@ -75,7 +80,7 @@ def test_one_more_sequence_never_makes_a_step_cheaper_or_shorter(law, sequences,
         ("W, the limit", H200.limit_w, 700, 700),
         ("ms, decode at batch 1, context 576", LAW.cost(load((1, 576)), 35).duration_ns / 1e6, 4.5, 6),
         ("prompt tokens/s in a full prefill step", 8192e9 / LAW.cost(load((8192, 0)), 60).duration_ns, 25_000, 45_000),
-        ("W in a full prefill step", LAW.cost(load((8192, 0)), 60).joules * 1e9 / LAW.cost(load((8192, 0)), 60).duration_ns, 680, 700),
+        ("W in a full prefill step", watts(load((8192, 0))), 680, 700),
         ("J per output token at batch 1, 512 in, 128 out", joules_per_output_token(1), 2.5, 2.7),
         ("J per output token at batch 32, 512 in, 128 out", joules_per_output_token(32), 0.12, 0.22),
         ("J per output token at batch 256, 512 in, 128 out", joules_per_output_token(256), 0.09, 0.13),
@@ -86,7 +91,9 @@ def test_the_h200_profile_is_sane(what, value, low, high):
     assert low * (1 - 1e-9) <= value <= high * (1 + 1e-9), what
 
 
-@pytest.mark.parametrize(("hardware", "model"), [("h200", "llama-3.1-8b"), ("h200", "qwen3-30b-a3b"), ("h100", "llama-3.1-8b")])  # fmt: skip
+@pytest.mark.parametrize(
+    ("hardware", "model"), [("h200", "llama-3.1-8b"), ("h200", "qwen3-30b-a3b"), ("h100", "llama-3.1-8b")]
+)
 def test_batching_always_saves(hardware, model):
     costs = [joules_per_output_token(2**k, HARDWARE[hardware], MODELS[model]) for k in range(9)]
     assert costs == sorted(costs, reverse=True)
