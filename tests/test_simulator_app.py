@@ -17,7 +17,7 @@ from typing import Any
 import aiohttp
 import openai
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
@@ -544,6 +544,7 @@ def test_every_fault_has_a_meaning():
 # -- tokens ----------------------------------------------------------------------------------------------------
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_any_text_has_tokens_and_no_character_is_lost(text):
     assert (len(tokenize(text)) > 0) == bool(text)
@@ -551,6 +552,7 @@ def test_any_text_has_tokens_and_no_character_is_lost(text):
     assert tokenize(text) == tokenize(text)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 400))
 def test_an_answer_of_n_words_is_n_tokens(seed, n):
     words = answer_words(seed)
@@ -563,12 +565,14 @@ def test_about_four_characters_a_token(path):
     assert 3.3 < len(text) / len(tokenize(text)) < 5
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=80), st.lists(st.integers(0, 9), max_size=80))
 def test_equal_hashes_are_equal_prefixes(one, other):
     for i, (a, b) in enumerate(zip(block_hashes(one), block_hashes(other), strict=False)):
         assert (a == b) == (one[: 16 * (i + 1)] == other[: 16 * (i + 1)])
 
 
+@settings(deadline=None)
 @given(st.integers(1, 50), st.integers(1, 50), st.integers(0, 50))
 def test_lengths_are_granted_only_within_the_context(input_tokens, max_tokens, min_tokens):
     body = GenerateBody(prompt=[1] * input_tokens, max_tokens=max_tokens, min_tokens=min_tokens)
@@ -586,6 +590,22 @@ def test_lengths_are_granted_only_within_the_context(input_tokens, max_tokens, m
 def start(*arguments: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "loadgen", "serve", "sim", "--port", "0", *arguments]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def test_a_broken_connection_leaves_no_traceback():
+    async def talk(url: str) -> None:
+        async with aiohttp.ClientSession() as session:
+            for _ in range(3):
+                with pytest.raises(aiohttp.ClientError):
+                    await Client(session, url).stream("/v1/completions", completion())
+
+    with start("--fault", "disconnect:1") as process:
+        assert process.stdout is not None and process.stderr is not None
+        url = process.stdout.readline().split()[2].removesuffix("/v1")
+        asyncio.run(asyncio.wait_for(talk(url), LONG_WAIT_S))
+        process.terminate()
+        assert process.wait(LONG_WAIT_S) == 0
+        assert process.stderr.read() == ""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
