@@ -114,9 +114,8 @@ def ask_of(body: GenerateBody, chat: bool, model_name: str, max_model_len: int) 
 
 def check_model(body: GenerateBody, model_name: str) -> None:
     if body.model is not None and body.model != model_name:
-        raise ApiError(
-            404, f"The model `{body.model}` does not exist; this server has `{model_name}`.", "NotFoundError"
-        )
+        message = f"The model `{body.model}` does not exist; this server has `{model_name}`."
+        raise ApiError(404, message, "NotFoundError")
 
 
 def chat_ids(body: GenerateBody) -> list[int]:
@@ -132,12 +131,12 @@ def prompt_ids(prompt: Any) -> list[int]:
             return tokenize(prompt)
         case [str() | list() as only]:
             return prompt_ids(only)
-        case [first, *_] if all(type(token) is int and token >= 0 for token in prompt):
+        case [_, *_] if all(type(token) is int and token >= 0 for token in prompt):
             return list(prompt)
         case [str() | list(), *_]:
-            _refuse("several prompts in one request are not simulated")
+            raise ApiError(400, "several prompts in one request are not simulated")
         case _:
-            _refuse("prompt must be a non-empty text or list of token ids")
+            raise ApiError(400, "prompt must be a non-empty text or list of token ids")
 
 
 def _check_lengths(input_tokens: int, limit: int, min_tokens: int, left: int, max_model_len: int) -> None:
@@ -158,16 +157,11 @@ def _refuse(message: str) -> NoReturn:
     raise ApiError(400, message)
 
 
+_USAGE = b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"prompt_tokens_details":{"cached_tokens":%d}}'
+
+
 def usage_json(input_tokens: int, output_tokens: int, cached_tokens: int) -> bytes:
-    return (
-        b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"prompt_tokens_details":{"cached_tokens":%d}}'
-        % (
-            input_tokens,
-            output_tokens,
-            input_tokens + output_tokens,
-            cached_tokens,
-        )
-    )
+    return _USAGE % (input_tokens, output_tokens, input_tokens + output_tokens, cached_tokens)
 
 
 class Events:

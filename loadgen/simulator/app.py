@@ -1,7 +1,7 @@
 """The simulated server over HTTP: it plays the engine in real time.
 
-A step is decided at its start and told at its end: one write per stream, at the planned instant. The next step starts at
-the *planned* end, not when this process woke up, so that lateness never adds up; `/stats` reports it.
+A step is decided at its start and told at its end: one write per stream, at the planned instant. The next step
+starts at the *planned* end, not when this process woke up, so that lateness never adds up; `/stats` reports it.
 """
 
 import asyncio
@@ -12,7 +12,7 @@ import signal
 import sys
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -62,8 +62,8 @@ class ServerOptions:
     """0: any free port."""
     hardware: str = "h200"
     model: str = "llama-3.1-8b"
-    engine: EngineOptions = EngineOptions()
-    counter: CounterOptions = CounterOptions(keep_s=COUNTER_KEEPS_S)
+    engine: EngineOptions = field(default_factory=EngineOptions)
+    counter: CounterOptions = field(default_factory=lambda: CounterOptions(keep_s=COUNTER_KEEPS_S))
     seed: int = 0
     api_key: str | None = None
     faults: Faults = field(default_factory=lambda: Faults({}))
@@ -185,6 +185,9 @@ class Answer:
 class SimulatedServer:
     """The engine, the answers under way, and the routes."""
 
+    player: asyncio.Task[None]
+    """Runs the steps, from `running` on."""
+
     def __init__(self, options: ServerOptions) -> None:
         """Raises LoadgenError for profiles that do not exist or do not fit."""
         hardware, model = read_hardware(options.hardware), read_model(options.model)
@@ -257,9 +260,14 @@ class SimulatedServer:
         self.lateness_ns.append(now_ns - planned_ns)
         if now_ns - self._warned_ns > 10 * NS_PER_S and len(self.lateness_ns) >= 100:
             self._warned_ns = now_ns
-            late_ms = float(np.percentile(list(self.lateness_ns), 99)) / NS_PER_MS
-            if late_ms > 5:
+            late_ms = self._lateness_ms()["p99"]
+            if late_ms is not None and late_ms > 5:
                 log.warning("simulated server: tokens leave late: p99 %.1f ms; this machine is too busy", late_ms)
+
+    def _lateness_ms(self) -> dict[str, float | None]:
+        late = sorted(self.lateness_ns)
+        ranks = {"p50": len(late) // 2, "p99": len(late) * 99 // 100, "max": -1}
+        return {name: round(late[rank] / NS_PER_MS, 3) if late else None for name, rank in ranks.items()}
 
     # -- one answer --------------------------------------------------------------------------------------------
 
@@ -353,7 +361,6 @@ class SimulatedServer:
             await answer.done
         finally:
             self._leave(answer)
-        await response.write_eof()
         return response
 
     async def _whole(self, ask: Ask, request: web.Request, fault: Fault | None) -> web.StreamResponse:
@@ -391,10 +398,7 @@ class SimulatedServer:
         self._authorize(request)
         body = decode_body(await request.read())
         check_model(body, self.model_name)
-        if body.messages:
-            ids = chat_ids(body)
-        else:
-            ids = [] if body.prompt == "" else prompt_ids(body.prompt)
+        ids = chat_ids(body) if body.messages is not None else prompt_ids(body.prompt)
         return _json({"count": len(ids), "max_model_len": self.engine.max_model_len, "tokens": ids})
 
     async def health(self, request: web.Request) -> web.Response:
@@ -410,10 +414,6 @@ class SimulatedServer:
 
     async def stats(self, request: web.Request) -> web.Response:
         """How well the server itself keeps time, over its last 10,000 steps."""
-        late_ms = np.array(self.lateness_ns) / NS_PER_MS
-        quantiles = (
-            {f"p{q}": round(float(np.percentile(late_ms, q)), 3) for q in (50, 99, 100)} if len(late_ms) else None
-        )
         scheduler = self.engine.scheduler
         return _json(
             {
@@ -421,7 +421,7 @@ class SimulatedServer:
                 "steps": self.metrics.totals.iterations,
                 "running": len(scheduler.running),
                 "waiting": len(scheduler.waiting),
-                "lateness_ms": quantiles,
+                "lateness_ms": self._lateness_ms(),
             }
         )
 
@@ -449,10 +449,16 @@ class SimulatedServer:
             }
         )
 
-    async def oracle_requests(self, request: web.Request) -> web.Response:
+    async def oracle_requests(self, request: web.Request) -> web.StreamResponse:
         """What each request that has ended truly cost, in the order they ended."""
-        body = b"".join(msgspec.json.encode(line) + b"\n" for line in self.oracle)
-        return web.Response(body=body, content_type="application/x-ndjson")
+        response = web.StreamResponse(headers={"Content-Type": "application/x-ndjson"})
+        await response.prepare(request)
+        lines = iter(list(self.oracle))
+        # In portions, so that a long answer does not make tokens late.
+        while portion := list(islice(lines, 500)):
+            await response.write(b"".join(msgspec.json.encode(line) + b"\n" for line in portion))
+            await asyncio.sleep(0)
+        return response
 
     def _authorize(self, request: web.Request) -> None:
         if self.options.api_key and request.headers.get("Authorization") != f"Bearer {self.options.api_key}":
@@ -510,7 +516,7 @@ async def running(options: ServerOptions) -> AsyncIterator[tuple[SimulatedServer
     server = SimulatedServer(options)
     runner = web.AppRunner(server.app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
     await runner.setup()
-    player = asyncio.create_task(server.play())
+    server.player = asyncio.create_task(server.play())
     try:
         try:
             await web.TCPSite(runner, options.host, options.port).start()
@@ -522,8 +528,8 @@ async def running(options: ServerOptions) -> AsyncIterator[tuple[SimulatedServer
         host = f"[{options.host}]" if ":" in options.host else options.host
         yield server, f"http://{host}:{port}"
     finally:
-        player.cancel()
-        await asyncio.gather(player, return_exceptions=True)
+        server.player.cancel()
+        await asyncio.wait([server.player])
         await runner.cleanup()
 
 
@@ -535,13 +541,11 @@ async def serve(options: ServerOptions, exit_with_parent: bool = False) -> None:
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     async with running(options) as (server, url):
         print(f"simulated server: {url}/v1  ({server.model_name}, {server.hardware_name})", flush=True)
-        while not stop.is_set():
-            if exit_with_parent and os.getppid() != parent:
-                return
-            try:
-                await asyncio.wait_for(stop.wait(), 0.25 if exit_with_parent else None)
-            except TimeoutError:
-                continue
+        while not stop.is_set() and not (exit_with_parent and os.getppid() != parent):
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), 0.25)
+            if server.player.done():
+                server.player.result()
 
 
 def run(options: ServerOptions, exit_with_parent: bool = False) -> None:

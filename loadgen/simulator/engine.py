@@ -79,7 +79,10 @@ class Sequence:
 
 
 class BlockPool:
-    """KV-cache blocks: free, private to one sequence, or shared by hash. Shared blocks of nobody are evicted last-used first out."""
+    """KV-cache blocks: free, private to one sequence, or shared by hash.
+
+    Shared blocks that nobody holds stay until room is needed; the one unused for longest goes first.
+    """
 
     def __init__(self, blocks: int, prefix_caching: bool) -> None:
         self.blocks, self.prefix_caching = blocks, prefix_caching
@@ -102,7 +105,7 @@ class BlockPool:
         return hits
 
     def admit(self, seq: Sequence, hits: int, tokens: int) -> bool:
-        """Hold `hits` cached blocks and room for `tokens` after them; False, and nothing changed, when there is none."""
+        """Hold `hits` cached blocks and room for `tokens` after them; False, and nothing changed, without room."""
         need = -(-tokens // BLOCK_TOKENS)
         evictable = len(self._unheld) - sum(h in self._unheld for h in seq.block_hashes[:hits])
         if need > self.free + evictable:
@@ -114,7 +117,7 @@ class BlockPool:
         return self.grow(seq, tokens)
 
     def grow(self, seq: Sequence, tokens: int) -> bool:
-        """Room for `tokens` more; False, and nothing changed, when there is none."""
+        """Room for `tokens` more; False, and nothing changed, without it."""
         need = -(-(seq.computed + tokens - seq.room) // BLOCK_TOKENS)
         if need > self.free + len(self._unheld):
             return False
@@ -214,7 +217,7 @@ class Scheduler:
             budget -= tokens
 
     def _make_room(self, seq: Sequence, tokens: int, preempted: list[Sequence]) -> bool:
-        """Preempt from the end, sequences not yet in the batch, until there is room; False when `seq` had to go itself."""
+        """Preempt from the end, where none is in the batch yet, until there is room; False when `seq` had to go too."""
         while not self.pool.grow(seq, tokens):
             victim = self.running.pop()
             self.pool.release(victim)
@@ -228,7 +231,7 @@ class Scheduler:
 
 
 class Step(NamedTuple):
-    """One iteration. `emitted` holds everyone who has a new token at `end_ns`; `finished`, those whose last it was."""
+    """One iteration. At `end_ns` all of `emitted` have a new token: `first` their first, `finished` their last."""
 
     start_ns: int
     duration_ns: int
@@ -236,6 +239,7 @@ class Step(NamedTuple):
     prefills: list[tuple[Sequence, int]]
     decodes: list[Sequence]
     emitted: list[Sequence]
+    first: list[Sequence]
     finished: list[Sequence]
     preempted: list[Sequence]
 
@@ -256,12 +260,12 @@ class Engine:
         self,
         hardware: Hardware,
         model: Model,
-        options: EngineOptions = EngineOptions(),  # noqa: B008: frozen
-        counter: CounterOptions = CounterOptions(),  # noqa: B008: frozen
+        options: EngineOptions = EngineOptions(),
+        counter: CounterOptions = CounterOptions(),  # noqa: B008
         start_ns: int = 0,
         rng: Generator | None = None,
     ) -> None:
-        """`rng` makes the counter's noise; it is not used without noise. Raises LoadgenError when the model does not fit."""
+        """`rng` draws the counter's noise, nothing else. Raises LoadgenError when the model does not fit."""
         capacity = options.kv_cache_tokens or kv_cache_tokens(hardware, model)
         pool = BlockPool(max(1, capacity // BLOCK_TOKENS), options.prefix_caching)
         self.max_model_len = min(model.context_tokens, pool.blocks * BLOCK_TOKENS)
@@ -302,11 +306,13 @@ class Engine:
         if not prefills and not decodes:
             return None
         cost = self.gpu.run(_load(prefills, decodes))
-        emitted = _decode(decodes, cost) + [s for s, tokens in prefills if self._prefill(s, tokens, cost)]
+        completed = [seq for seq, tokens in prefills if self._prefill(seq, tokens, cost)]
+        first = [seq for seq in completed if seq.emitted == 1]
+        emitted = _decode(decodes, cost) + completed
         finished = [seq for seq in emitted if seq.emitted >= seq.output_tokens]
         for seq in finished:
             self.scheduler.remove(seq)
-        return Step(now_ns, cost.duration_ns, cost.joules, prefills, decodes, emitted, finished, preempted)
+        return Step(now_ns, cost.duration_ns, cost.joules, prefills, decodes, emitted, first, finished, preempted)
 
     def _prefill(self, seq: Sequence, tokens: int, cost: StepCost) -> bool:
         """Apply; whether that completed the prefill, and so emitted a token."""
@@ -387,10 +393,8 @@ class Totals:
         self.iterations += 1
         self.generation_tokens += len(step.emitted)
         self.preemptions += len(step.preempted)
-        for seq, _ in step.prefills:
-            if seq.emitted == 1 and not seq.prefill_left:
-                self.prompt_tokens += seq.input_tokens
-                self.cached_tokens += seq.cached_tokens
+        self.prompt_tokens += sum(seq.input_tokens for seq in step.first)
+        self.cached_tokens += sum(seq.cached_tokens for seq in step.first)
 
 
 @dataclass(frozen=True)
@@ -427,8 +431,8 @@ def simulate(
     arrivals: Iterable[Arrival],
     hardware: Hardware,
     model: Model,
-    options: EngineOptions = EngineOptions(),  # noqa: B008: frozen
-    counter: CounterOptions = CounterOptions(),  # noqa: B008: frozen
+    options: EngineOptions = EngineOptions(),
+    counter: CounterOptions = CounterOptions(),  # noqa: B008
     *,
     tail_ns: int = 0,
     engine_period_ns: int = 100 * NS_PER_MS,

@@ -136,7 +136,7 @@ def _read(path: Path, kind: type[Profile]) -> Profile:
 
 
 def kv_cache_tokens(hardware: Hardware, model: Model, memory_share: float = 0.9) -> int:
-    """KV tokens that fit beside the weights in `memory_share` of the memory, as vLLM's gpu_memory_utilization has it."""
+    """KV tokens that fit beside the weights in `memory_share` of the memory (vLLM: gpu_memory_utilization)."""
     left = hardware.memory_bytes * memory_share - model.parameters * model.bytes_per_parameter
     tokens = int(left // model.kv_bytes_per_token)
     if tokens < 1:
@@ -272,7 +272,7 @@ class Counter:
     def _move(self) -> None:
         error = 1 + self.options.noise * self._rng.standard_normal() if self.options.noise else 1.0
         self._shown_j += max(0.0, self._period_j * self.options.gain * error)
-        self.samples.append(EnergySample(self._next_ns, self.domain, int(self._shown_j * MJ_PER_J) / MJ_PER_J))
+        self.samples.append(EnergySample(self._next_ns, self.domain, int(self._shown_j * MJ_PER_J + 1e-6) / MJ_PER_J))
         self._at_ns, self._period_j = self._next_ns, 0.0
         self._next_ns += self.options.period_ns
 
