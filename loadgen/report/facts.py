@@ -6,7 +6,7 @@ from typing import get_args
 
 from loadgen.errors import LoadgenError
 from loadgen.record import ErrorKind, RequestRecord
-from loadgen.report.format import clean, number
+from loadgen.report.format import clean
 from loadgen.rundir import RunInfo, RunResult
 from loadgen.summary import Distribution, Summary, WorkloadSummary
 
@@ -47,7 +47,7 @@ def title(info: RunInfo, summary: Summary) -> str:
     trace = info.config.get("trace")
     name = clean(PurePath(str(trace)).name) if trace else "run"
     rate = summary.rate.requested_rps
-    return name if rate is None else f"{name} at {number(rate).removesuffix('.00')} requests/s"
+    return name if rate is None else f"{name} at {rate:.4g} requests/s"
 
 
 def server_line(info: RunInfo) -> str:
@@ -65,6 +65,8 @@ def remarks(summary: Summary) -> list[str]:
         None: "the run did not end by itself",
     }
     stopped = [ended[summary.stopped_by]] if summary.stopped_by in ended else []
+    if summary.requests.scheduled and not summary.requests.completed:
+        stopped.append("no request completed: nothing is known of latency, or of energy per request")
     return stopped + [clean(verdict) for verdict in summary.instrument.verdicts]
 
 
@@ -77,8 +79,10 @@ def energy_reasons(result: RunResult) -> list[str]:
     return [clean(reason) for reason in reasons] or ["no reason was recorded"]
 
 
-def by_workload(summary: Summary) -> list[tuple[str, WorkloadSummary]]:
-    return sorted(summary.by_workload.items())
+def parts_of(summary: Summary) -> list[tuple[str, Summary | WorkloadSummary]]:
+    """("all", the run), then each workload by name when there are several."""
+    several = len(summary.by_workload) > 1
+    return [("all", summary), *(sorted(summary.by_workload.items()) if several else ())]
 
 
 def distribution(summary: Summary | WorkloadSummary, field: str) -> Distribution:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from loadgen.energy.series import series_by_domain
 from loadgen.record import RequestRecord
 from loadgen.report import svg, thin
-from loadgen.report.format import count, joules, number, percent, seconds, watts
+from loadgen.report.format import count, joules, number, percent, plural, seconds, watts
 from loadgen.report.markup import Markup, join, tag
 from loadgen.rundir import RunResult
 from loadgen.units import MJ_PER_J, NS_PER_S
@@ -127,17 +127,23 @@ def over_time(result: RunResult) -> Markup:
     if not lasts:
         return empty("Power and requests in flight", "Nothing was sent and no energy was read.")
     first = min(float(s.t_s[0]) for s in (power, flying) if len(s.value))
-    x = svg.linear_axis(min(first, 0), float(max(lasts)), lambda t: f"{t:,g} s", 7)
+    x = _time_axis(first, float(max(lasts)))
     upper = _upper(power, x, result) if len(power.value) else tag("p", "No energy was read.", class_="empty")
     thinned = [
-        f"{what}: lowest and highest of each of {thin.LIMIT // 2:,} equal runs of {len(s.value):,} points."
-        for what, s in (("power", power), ("in flight", flying))
+        f"{what}: the lowest and the highest of each of {thin.LIMIT // 2:,} equal runs of {len(s.value):,} points."
+        for what, s in (("Power", power), ("In flight", flying))
         if len(s.value) > thin.LIMIT
     ]
     several = " Several counters are added, each interpolated between its moves." if len(_outer(result)) > 1 else ""
-    caption = f"One step is one window between two moves of the counter.{several} " + " ".join(thinned)
+    windows = f"One step is one window between two moves of the counter.{several}" if len(power.value) else ""
+    caption = " ".join([windows, *thinned])
     parts = join([upper, tag("p", "requests in flight", class_="unit"), _lower(flying, x)])
     return figure("Power and requests in flight", "W" if len(power.value) else "", parts, caption, "wide")
+
+
+def _time_axis(first_s: float, last_s: float) -> svg.Axis:
+    """From the run's start at the latest; fewer labels where they are long."""
+    return svg.linear_axis(min(first_s, 0), last_s, lambda t_s: f"{t_s:,g} s", 6 if last_s < 1_000 else 5)
 
 
 def power_steps(result: RunResult) -> Steps:
@@ -245,7 +251,7 @@ def scatter(result: RunResult) -> Markup:
     tokens = np.array([p.input_tokens + p.output_tokens for p in found], dtype=float)
     energy = np.array([p.joules for p in found])
     x = svg.log_axis(tokens.min(), tokens.max(), lambda n: f"{n:,g}")
-    y = svg.log_axis(energy[0], energy[-1], _tick_joules, 6)
+    y = svg.log_axis(energy[0], energy[-1], _tick_joules, gap=0.06)
     kept = thin.by_rank(len(found), thin.LIMIT)
     marks = [
         _cloud([found[i] for i in kept if found[i].workload == name], x, y, series)
@@ -254,7 +260,9 @@ def scatter(result: RunResult) -> Markup:
     rule = f" {len(kept):,} of {len(found):,} drawn: evenly spaced ranks of joules." if len(kept) < len(found) else ""
     text = f"{len(found)} requests from {joules(energy[0])} to {joules(energy[-1])}, both axes logarithmic."
     picture = svg.plot("scatter", heading, text, x, y, 320, marks)
-    return figure(heading, "J, against input + output tokens", picture, f"{count(len(found))} requests.{rule}", "wide")
+    return figure(
+        heading, "J, against input + output tokens", picture, f"{plural(len(found), 'request')}.{rule}", "wide"
+    )
 
 
 def _cloud(chosen: list[Point], x: svg.Axis, y: svg.Axis, series: int) -> Markup:
@@ -269,7 +277,9 @@ def _cloud(chosen: list[Point], x: svg.Axis, y: svg.Axis, series: int) -> Markup
 
 
 def _tick_joules(value: float) -> str:
-    return f"{value:,g} J" if value >= 0.999 else f"{value * 1e3:g} mJ"
+    if value >= 9_999:
+        return f"{value / 1e3:,g} kJ"
+    return f"{value:,g} J" if value >= 0.0099 else f"{value * 1e3:g} mJ"
 
 
 @dataclass(frozen=True)
@@ -364,8 +374,8 @@ def lag(result: RunResult) -> Markup:
     t_s = (np.array([t for t, _ in sent]) - start_ns(result)) / NS_PER_S
     lag_s = np.array([lag for _, lag in sent]) / NS_PER_S
     kept = thin.by_extremes(lag_s, thin.LIMIT)
-    x = svg.linear_axis(min(float(t_s[0]), 0), float(t_s[-1]), lambda t: f"{t:,g} s", 7)
-    y = svg.log_axis(max(float(lag_s.min()), LAG_FLOOR_S), max(float(lag_s.max()), 1e-3), _tick_seconds, 6)
+    x = _time_axis(float(t_s[0]), float(t_s[-1]))
+    y = svg.log_axis(max(float(lag_s.min()), LAG_FLOOR_S), max(float(lag_s.max()), 1e-3), _tick_seconds, gap=0.11)
     marks = [svg.dots(x.at(t_s[kept]), y.at(lag_s[kept]), 150, None, class_="dot lag")]
     rule = (
         f" The lowest and highest of each of {thin.LIMIT // 2:,} equal runs are drawn." if len(kept) < len(t_s) else ""
@@ -375,5 +385,5 @@ def lag(result: RunResult) -> Markup:
     text = f"Schedule lag of {len(sent)} requests: median {middle}, highest {highest}."
     picture = svg.plot("lag", heading, text, x, y, 150, marks)
     return figure(
-        heading, "sent − scheduled, against time", picture, f"{count(len(sent))} requests.{rule}{floor}", "wide"
+        heading, "sent − scheduled, against time", picture, f"{plural(len(sent), 'request')}.{rule}{floor}", "wide"
     )

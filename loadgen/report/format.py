@@ -20,6 +20,10 @@ def count(value: int | None) -> str:
     return UNKNOWN if value is None else f"{value:,}"
 
 
+def plural(value: int, noun: str) -> str:
+    return f"{value:,} {noun}" if value == 1 else f"{value:,} {noun}s"
+
+
 def _prefixed(value: float | None, unit: str, prefixes: tuple[tuple[float, float, str], ...]) -> str:
     """With the first prefix of (from, factor, prefix), largest first, whose `from` the rounded value reaches."""
     if value is None or not isfinite(value):

@@ -5,15 +5,16 @@ from importlib.resources import files
 from string import Template
 from typing import Any
 
+from loadgen.attribution import RunAttribution
 from loadgen.report import figures
 from loadgen.report.facts import (
     ERROR_MEANING,
     LATENCIES,
-    by_workload,
     distribution,
     energy_reasons,
     failures,
     is_simulated,
+    parts_of,
     remarks,
     server_line,
     summary_of,
@@ -24,8 +25,6 @@ from loadgen.report.markup import Markup, join, table, tag
 from loadgen.rundir import RunInfo, RunResult
 from loadgen.summary import Distribution, EnergySummary, Summary, WorkloadSummary
 from loadgen.units import mj_from_j
-
-ACCOUNTS = ("prefill", "decode", "idle", "unattributed")
 
 
 def render(result: RunResult) -> str:
@@ -75,7 +74,7 @@ def _header(result: RunResult, summary: Summary) -> Markup:
 def _verdict(result: RunResult, summary: Summary) -> Markup:
     reasons, notes = energy_reasons(result), remarks(summary)
     has_joules = summary.energy.measured_joules is not None
-    if (off := imbalance_mj(result)) != 0:
+    if (off := imbalance_mj(result.attribution)) != 0:
         reasons = [f"the accounts do not add up to what was measured: {off:+,} mJ", *reasons]
     if reasons:
         head = "Energy not valid" if has_joules else "No energy in this report"
@@ -101,11 +100,15 @@ def _wall_time(info: RunInfo, t_ns: int | None) -> str:
 def _tiles(summary: Summary) -> Markup:
     energy, rate = summary.energy, summary.rate
     per_request = energy.joules_per_request
-    asked = f"of {number(rate.requested_rps)}/s asked" if rate.requested_rps is not None else "none asked"
+    asked = f"of {rate.requested_rps:.4g}/s asked" if rate.requested_rps is not None else "none asked"
     tiles = [
-        ("Energy per request", joules(per_request.p50 if per_request else None), "median"),
+        ("Energy per request", joules(per_request.p50 if per_request else None), "median, attributed"),
         ("Energy per output token", joules(energy.joules_per_output_token), "attributed"),
-        ("Mean power", watts(energy.mean_watts), f"{watts(energy.idle_watts)} idle"),
+        (
+            "Mean power",
+            watts(energy.mean_watts),
+            "not measured" if energy.idle_watts is None else f"{watts(energy.idle_watts)} idle",
+        ),
         ("Requests sent", with_unit(rate.achieved_rps, "/s"), asked),
         ("Time to first token", seconds(summary.ttft_s.p50), f"median; p99 {seconds(summary.ttft_s.p99)}"),
         ("Time per output token", seconds(summary.tpot_s.p50), f"median; p99 {seconds(summary.tpot_s.p99)}"),
@@ -130,46 +133,39 @@ def _tile(name: str, value: str, note: str) -> Markup:
 
 def _energy(result: RunResult, summary: Summary) -> Markup:
     if summary.energy.measured_joules is None:
-        why = tag("ul", *(tag("li", reason) for reason in energy_reasons(result)))
-        parts = [tag("p", "Nothing measured the energy of this run, so nothing is said about it."), why]
-        return _section("Energy", *parts, figures.over_time(result))
-    parts = [_ledger(result, summary), _shares(summary), figures.over_time(result)]
-    if result.attribution is not None:
-        names = figures.legend(figures.workloads(result))
-        parts += [names, figures.scatter(result), figures.heat_map(result)]
+        why = "Nothing measured the energy of this run, so nothing is said about it. The reasons are at the top."
+        return _section("Energy", tag("p", why), figures.over_time(result))
+    found = result.attribution
+    if found is None:
+        told = f"{joules(summary.energy.measured_joules)} were measured, and nothing was attributed to requests."
+        return _section("Energy", tag("p", told), figures.over_time(result))
+    parts = [_ledger(found, summary.energy), _shares(summary), figures.over_time(result)]
+    parts += [figures.legend(figures.workloads(result)), figures.scatter(result), figures.heat_map(result)]
     return _section("Energy", *parts)
 
 
-def accounts_mj(result: RunResult) -> tuple[int, dict[str, int]]:
-    """(measured, account -> whole millijoules). From the attribution, which is exact, where there is one."""
-    energy = summary_of(result).energy
-    found = result.attribution
-    if found is None:
-        whole = {name: mj_from_j(getattr(energy, f"{name}_joules") or 0) for name in ACCOUNTS}
-        return mj_from_j(energy.measured_joules or 0), whole
-    decode = sum(mj_from_j(request.decode_joules) for request in found.requests)
-    return found.measured_mj, {
-        "prefill": found.attributed_mj - decode,
-        "decode": decode,
+def accounts_mj(found: RunAttribution) -> dict[str, int]:
+    """Account -> whole millijoules; prefill and decode are summed over the requests, not taken from a total."""
+    return {
+        "prefill": sum(mj_from_j(request.prefill_joules) for request in found.requests),
+        "decode": sum(mj_from_j(request.decode_joules) for request in found.requests),
         "idle": found.idle_mj,
         "unattributed": found.unattributed_mj,
     }
 
 
-def imbalance_mj(result: RunResult) -> int:
-    """Measured less the sum of the accounts: anything but 0 is a fault of ours."""
-    measured, accounts = accounts_mj(result)
-    return measured - sum(accounts.values())
+def imbalance_mj(found: RunAttribution | None) -> int:
+    """Measured less the sum of the accounts: anything but 0 is a fault of ours. 0 when nothing was attributed."""
+    return 0 if found is None else found.measured_mj - sum(accounts_mj(found).values())
 
 
-def _ledger(result: RunResult, summary: Summary) -> Markup:
-    energy = summary.energy
-    measured, accounts = accounts_mj(result)
+def _ledger(found: RunAttribution, energy: EnergySummary) -> Markup:
+    measured, accounts = found.measured_mj, accounts_mj(found)
     rows = [
         [join([tag("i", class_=f"key {name}"), " ", name]), f"{mj:,}", joules(mj / 1e3), share(mj, measured)]
         for name, mj in accounts.items()
     ]
-    off = imbalance_mj(result)
+    off = imbalance_mj(found)
     total = "= measured" if off == 0 else f"measured ({off:+,} mJ off)"
     rows.append([total, f"{measured:,}", joules(measured / 1e3), share(measured, measured)])
     text = ", ".join(f"{name} {share(mj, measured)}" for name, mj in accounts.items())
@@ -197,9 +193,9 @@ def _bar(parts: list[tuple[str, float, str]], text: str) -> Markup:
 
 def _shares(summary: Summary) -> Markup:
     """Prefill and decode of each workload, as bars and as numbers."""
-    rows = [_share_row("all", summary.energy)]
-    if len(summary.by_workload) > 1:
-        rows += [_share_row(name, part) for name, part in by_workload(summary)]
+    rows = [
+        _share_row(name, part if isinstance(part, WorkloadSummary) else part.energy) for name, part in parts_of(summary)
+    ]
     head = ["requests of", "prefill · decode", "J/request p50", "p90", "p99", "J/output token", "J/token"]
     listed = table(head, rows, "Attributed energy by workload")
     note = "Prefill and decode as a client sees them: until the first token, and after it. Idle belongs to no workload."
@@ -225,9 +221,7 @@ def _latency(result: RunResult, summary: Summary) -> Markup:
     plots = [
         figures.latency(result, field.removesuffix("_s"), words) for field, _, words in LATENCIES if field != "itl_s"
     ]
-    parts: list[tuple[str, Summary | WorkloadSummary]] = [("all", summary)]
-    if len(summary.by_workload) > 1:
-        parts += by_workload(summary)
+    parts = parts_of(summary)
     head = ["", "requests of", "count", "mean", "p50", "p90", "p95", "p99", "max"]
     rows = [
         [short, name, *_spread_cells(distribution(part, field))]
@@ -245,7 +239,7 @@ def _spread_cells(spread: Distribution) -> list[str]:
 
 def _load(result: RunResult, summary: Summary) -> Markup:
     head = ["requests of", "scheduled", "sent", "completed", "failed", "input tokens", "output tokens", "output/s"]
-    parts: list[tuple[str, Summary | WorkloadSummary]] = [("all", summary), *by_workload(summary)]
+    parts = parts_of(summary)
     rows = [
         [
             name,

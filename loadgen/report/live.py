@@ -160,7 +160,9 @@ def _bar(progress: Progress) -> Table:
     bar = Table.grid(padding=(0, 2, 0, 0))
     ended = progress.completed + progress.failed
     clock = f"{_clock(progress.elapsed_s)}, {_clock(progress.remaining_s)} left"
-    bar.add_row(ProgressBar(total=max(progress.scheduled, 1), completed=ended, width=40), Text(clock))
+    total = max(progress.scheduled, 1)
+    done = ProgressBar(total, ended, width=40, style="dim", complete_style="blue", finished_style="blue")
+    bar.add_row(done, Text(clock))
     return bar
 
 

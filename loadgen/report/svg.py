@@ -1,8 +1,8 @@
 """Plots that stretch to the width of the page while their text and strokes keep their size.
 
 The outer svg has no viewBox: text and grid lines stand at percentages of it. The data is drawn inside a nested svg of
-WIDTH x height units that is stretched in x only; strokes do not scale. A dot is a path of zero length with round ends,
-so that it stays round.
+WIDTH x height units that is stretched in x only; strokes do not scale. A dot is a path of next to no length with wide
+ends, so that it keeps its shape (with no length at all, a square one is lost when the page is printed).
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -46,18 +46,22 @@ def linear_axis(low: float, high: float, label: Label, wanted: int = 5) -> Axis:
     return Axis(low, high, False, tuple((t, label(t)) for t in ticks))
 
 
-def log_axis(low: float, high: float, label: Label, wanted: int = 7) -> Axis:
-    """Ends moved out to a round number; ticks at 1-2-5, 1-3 or 1, the first that is few enough."""
+def log_axis(low: float, high: float, label: Label, gap: float = 0.19) -> Axis:
+    """Ends moved out to a round number. Ticks at 1-2-5, 1-3 or 1, else at every k-th power of ten: the first of these
+    that leaves `gap` of the axis between neighbours, so that their labels do not touch on a phone."""
     low, high = _round_down(low), _round_up(high)
     high = high if high > low * 1.01 else low * 10
-    first, last = floor(log10(low) + 1e-9), ceil(log10(high) - 1e-9)
-    for digits in ((1, 2, 5), (1, 3), (1,)):
-        every = [m * 10.0**e for e in range(first, last + 1) for m in digits]
-        ticks = [t for t in every if low * 0.999 <= t <= high * 1.001]
-        if len(ticks) <= wanted:
-            break
-    ticks = ticks[:: ceil(len(ticks) / wanted)]
-    return Axis(low, high, True, tuple((t, label(t)) for t in ticks))
+    decades = log10(high / low)
+    digits = next((d for d, nearest in _DIGITS if nearest / decades >= gap), (1,))
+    stride = max(1, ceil(gap * decades)) if digits == (1,) else 1
+    exponents = range(floor(log10(low) + 1e-9), ceil(log10(high) - 1e-9) + 1)
+    ticks = [m * 10.0**e for e in exponents if e % stride == 0 for m in digits]
+    shown = [t for t in ticks if low * 0.999 <= t <= high * 1.001]
+    return Axis(low, high, True, tuple((t, label(t)) for t in shown))
+
+
+_DIGITS = (((1, 2, 5), log10(2)), ((1, 3), log10(3)), ((1,), 1.0))
+"""Mantissas, and how many decades the nearest two are apart."""
 
 
 def _round_down(value: float) -> float:
@@ -82,7 +86,7 @@ def steps(x: Floats, y: Floats, height: float, **attributes: str | float | None)
 def dots(x: Floats, y: Floats, height: float, titles: Iterable[str] | None, **attributes: str | float | None) -> Markup:
     """With titles, one element and one tooltip a dot; without, one path for all of them."""
     across, down = _units(x, y, height)
-    places = [f"M{h} {v}h0" for h, v in zip(across, down, strict=True)]
+    places = [f"M{h} {v}h.01" for h, v in zip(across, down, strict=True)]
     if titles is None:
         return _path("".join(places), **attributes)
     marks = (tag("path", tag("title", text), d=place) for place, text in zip(places, titles, strict=True))
@@ -131,7 +135,7 @@ def plot(
 def swatch(index: int) -> Markup:
     """A short piece of series `index`'s line, for the legend."""
     piece = tag("line", x1="0", x2="28", y1="6", y2="6", stroke_dasharray=DASHES[index % len(DASHES)], class_="curve")
-    dot = tag("path", d="M14 6h0", class_=f"dot d{index % 2}")
+    dot = tag("path", d="M14 6h.01", class_=f"dot d{index % 2}")
     return tag("svg", piece, dot, width="28", height="12", class_=f"s{index % 6}", aria_hidden="true")
 
 

@@ -9,10 +9,10 @@ from rich.text import Text
 
 from loadgen.report.facts import (
     LATENCIES,
-    by_workload,
     distribution,
     energy_reasons,
     is_simulated,
+    parts_of,
     remarks,
     server_line,
     summary_of,
@@ -32,8 +32,8 @@ def render(result: RunResult, console: Console, folder: Path | None = None) -> N
     """Print the summary; with `folder`, where the run and its report are. LoadgenError when the run has no summary."""
     summary = summary_of(result)
     _head(result, summary, console)
-    parts: Parts = [*by_workload(summary)] if len(summary.by_workload) > 1 else []
-    parts.append(("all", summary))
+    everything, *each = parts_of(summary)
+    parts = [*each, everything]
     _load(summary, parts, console)
     _latency(parts, console)
     _energy(result, summary, parts, console)
@@ -151,7 +151,9 @@ def _energy_row(name: str, part: EnergySummary | WorkloadSummary) -> list[str]:
 
 def _close(summary: Summary, folder: Path | None, console: Console) -> None:
     if found := remarks(summary):
-        _warn(console, "\nREMARKS", found)
+        _heading(console, "Remarks")
+        for remark in found:
+            _say(console, f"- {remark}", indent=2, style="yellow")
     if folder is not None:
         console.print()
         _line(console, "run folder", str(folder))
@@ -165,7 +167,7 @@ def _heading(console: Console, text: str) -> None:
 
 def _say(console: Console, text: str, indent: int = 0, style: str = "") -> None:
     # Text, never markup: a model may be called "[red]".
-    for line in wrap(text, console.width - indent):
+    for line in wrap(text, console.width - indent, subsequent_indent="  " if text.startswith("- ") else ""):
         console.print(Text(" " * indent + line, style=style))
 
 
@@ -178,7 +180,7 @@ def _line(console: Console, label: str, text: str) -> None:
 def _warn(console: Console, head: str, reasons: list[str]) -> None:
     console.print(Text(head, style="bold red"))
     for reason in reasons:
-        _line(console, "", reason)
+        _say(console, f"- {reason}", indent=2)
 
 
 def _table(*headings: str) -> Table:

@@ -1,0 +1,178 @@
+import io
+import json
+from pathlib import Path
+
+import msgspec
+import pytest
+import runs
+from click.testing import CliRunner
+from rich.console import Console
+
+from loadgen import rundir
+from loadgen.cli import cli
+from loadgen.errors import LoadgenError
+from loadgen.report import compare
+from loadgen.summary import Summary
+
+
+def summary(**energy: float | None) -> Summary:
+    made = runs.single().summary
+    assert made is not None
+    return msgspec.structs.replace(made, energy=msgspec.structs.replace(made.energy, **energy))
+
+
+def verdicts(text: str, *summaries: Summary) -> list[bool]:
+    gate = compare.parse_gate(text, compare.known_paths(summaries))
+    return [verdict.failed for verdict in compare.check(gate, summaries)]
+
+
+@pytest.mark.parametrize(
+    ("gate", "values", "failed"),
+    [
+        ("energy.mean_watts>+3%", (100, 103), [False]),
+        ("energy.mean_watts>+3%", (100, 103.1), [True]),
+        ("energy.mean_watts>=+3%", (100, 103), [True]),
+        ("energy.mean_watts<-10%", (100, 89), [True]),
+        ("energy.mean_watts<-10%", (100, 91), [False]),
+        ("energy.mean_watts>+0%", (100, 100), [False]),
+        ("energy.mean_watts > 101.5", (200, 101, 102), [False, True]),
+        ("energy.mean_watts<1e2", (100, 99), [True]),
+        ("energy.mean_watts<=99", (99,), [True]),
+        ("energy.mean_watts>5", (None,), [True]),
+        ("energy.mean_watts>5", (1, None), [True]),
+        ("energy.mean_watts>5", (None, 1), [False]),
+        ("energy.mean_watts>+5%", (None, 1), [True]),
+        ("energy.mean_watts>+5%", (0, 0), [False]),
+        ("requests.by_error.http>0", (1,), [False]),
+    ],
+)
+def test_gates(gate: str, values: tuple[float | None, ...], failed: list[bool]) -> None:
+    """The first run is the baseline; a lone run is held against plain numbers. Unknown has not passed."""
+    assert verdicts(gate, *(summary(mean_watts=value) for value in values)) == failed
+
+
+@pytest.mark.parametrize(
+    ("gate", "told"),
+    [
+        ("", "PATH>NUMBER"),
+        ("energy.mean_watts", "PATH>NUMBER"),
+        ("energy.mean_watts>__import__('os')", "PATH>NUMBER"),
+        ("energy.mean_watts>1>2", "PATH>NUMBER"),
+        ("energy.mean_watts==1", "PATH>NUMBER"),
+        ("energy.mean_watts>nan", "PATH>NUMBER"),
+        ("energy.mean_watts>3%", r"write \+3%"),
+        ("energy.mean_watts>+3", r"write \+3% for a change, 3 for a value"),
+        ("energy.mean_wats>3", "close: energy.mean_watts"),
+        ("ttft.p99>3", "close: .*ttft_s.p99"),
+        ("energy>3", "no number at 'energy'"),
+        ("energy.valid>0", "no number at 'energy.valid'"),
+        ("by_workload.poetry.ttft_s.p99>1", "no number at"),
+        ("energy.mean_watts>+3%", "only one run"),
+    ],
+)
+def test_a_gate_that_means_nothing_is_an_error_in_one_line(gate: str, told: str) -> None:
+    with pytest.raises(LoadgenError, match=told) as err:
+        verdicts(gate, summary())
+    assert "\n" not in str(err.value)
+
+
+def test_every_path_is_a_number_or_unknown() -> None:
+    made = runs.run().summary
+    assert made is not None
+    paths = compare.known_paths([made])
+    assert {"by_workload.code.tokens.output", "goodput.rps", "instrument.cpu_s", "lengths.count"} <= set(paths)
+    assert all(isinstance(compare.value_at(made, path), float | None) for path in paths)
+    assert set(compare.METRICS) <= set(paths)
+
+
+def test_paths_agree_with_summary_json() -> None:
+    made = runs.run().summary
+    assert made is not None
+    written = json.loads(msgspec.json.encode(made))
+    for path in compare.known_paths([made]):
+        found = written
+        for name in path.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        kind_not_met = ".by_error." in path and found is None
+        assert compare.value_at(made, path) == (0 if kind_not_met else found), path
+
+
+def test_a_workload_with_a_dot_in_its_name_is_found() -> None:
+    made = runs.run().summary
+    assert made is not None
+    named = msgspec.structs.replace(made, by_workload={"a": made.by_workload["chat"], "a.b": made.by_workload["code"]})
+    assert compare.value_at(named, "by_workload.a.b.ttft_s.p50") == made.by_workload["code"].ttft_s.p50
+
+
+def test_ratio_and_difference_are_to_the_first_and_unknown_stays_unknown() -> None:
+    rows = compare.compare([summary(mean_watts=w) for w in (200.0, 250.0, None)], ["energy.mean_watts"])
+    assert rows["energy.mean_watts"] == [
+        compare.Cell(200.0, 1.0, 0.0),
+        compare.Cell(250.0, 1.25, 50.0),
+        compare.Cell(None, None, None),
+    ]
+    zero = compare.compare([summary(mean_watts=w) for w in (0.0, 5.0)], ["energy.mean_watts"])
+    assert zero["energy.mean_watts"][1] == compare.Cell(5.0, None, 5.0)
+
+
+def test_the_table_fits_and_warns_of_what_cannot_be_compared() -> None:
+    simulated, other = runs.run(), runs.without_energy()
+    real = rundir.RunResult(
+        msgspec.structs.replace(other.info, server={"simulated": False}), [], [], [], [], None, other.summary
+    )
+    out = io.StringIO()
+    compare.render([simulated, real], Console(file=out, width=80))
+    told = out.getvalue()
+    assert max(len(line) for line in told.splitlines()) <= 80
+    assert "Simulated and measured runs are side by side." in told
+    assert "energy not valid: no energy source" in told
+    row = next(line for line in told.splitlines() if line.startswith("energy.mean_watts"))
+    assert row.split()[2:] == ["-", "-", "-"]
+
+
+# ---------------------------------------------------------------- the commands
+
+
+@pytest.fixture
+def folders(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = {"a": runs.run(num_requests=30), "b": runs.run(num_requests=30, seed=8), "dark": runs.without_energy()}
+    monkeypatch.setattr(rundir, "read", lambda path: made[Path(path).name], raising=False)
+
+
+@pytest.mark.parametrize(
+    ("args", "status"),
+    [
+        (["a", "b"], 0),
+        (["a", "b", "--fail-if", "ttft_s.p99>100"], 0),
+        (["a", "b", "--fail-if", "ttft_s.p99>100", "--fail-if", "ttft_s.p99>0"], 1),
+        (["a", "dark", "--fail-if", "energy.joules_per_output_token>+3%"], 1),
+    ],
+)
+def test_compare_exits_1_when_a_gate_fails(folders: None, args: list[str], status: int) -> None:
+    assert CliRunner().invoke(cli, ["compare", *args]).exit_code == status
+
+
+def test_compare_as_json(folders: None) -> None:
+    done = CliRunner().invoke(cli, ["compare", "a", "dark", "--json", "--fail-if", "energy.mean_watts>1"])
+    told = json.loads(done.stdout)
+    assert done.exit_code == 1
+    assert told["metrics"]["energy.mean_watts"][1] == {"value": None, "ratio": None, "difference": None}
+    assert told["gates"][0]["failed"] is True and told["gates"][0]["value"] is None
+
+
+def test_report_writes_the_page_into_the_run_folder(folders: None, tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    done = CliRunner().invoke(cli, ["report", str(tmp_path / "a")])
+    assert done.exit_code == 0 and "Latency" in done.stdout
+    assert (tmp_path / "a" / "report.html").read_text().startswith("<!doctype html>")
+
+
+def test_report_writes_elsewhere_and_prints_json(folders: None, tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["report", "a", "--json", "--out", str(tmp_path / "page.html")])
+    assert json.loads(done.stdout)["run_id"] == "20260314-150926-chat"
+    assert (tmp_path / "page.html").is_file()
+
+
+def test_report_that_cannot_write_says_where(folders: None, tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["report", str(tmp_path / "absent" / "a")])
+    assert isinstance(done.exception, LoadgenError) and "--out" in str(done.exception)
