@@ -256,9 +256,7 @@ def _scope_notes(
     notes = [f"{len(chosen)} of this host's {len(devices)} GPUs{how}{more}"]
     by_index = visible is not None and any(token.isdecimal() for token in visible_tokens(visible) or [])
     if by_index and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
-        notes.append(
-            "indices mean PCI order; CUDA has another for unlike GPUs unless CUDA_DEVICE_ORDER=PCI_BUS_ID"
-        )
+        notes.append("indices mean PCI order; CUDA has another for unlike GPUs unless CUDA_DEVICE_ORDER=PCI_BUS_ID")
     return notes
 
 
