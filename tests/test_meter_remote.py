@@ -133,9 +133,7 @@ def test_what_is_simulated_says_so(site: Site, remote: Remote) -> None:
 
 
 @pytest.mark.parametrize("ahead_ns", [10**12, -(10**8), 3 * 10**15])
-def test_another_machines_clock_is_moved_onto_ours_within_the_stated_error(
-    site: Site, remote: Remote, ahead_ns: int
-) -> None:
+def test_another_machines_clock_is_ours_within_the_stated_error(site: Site, remote: Remote, ahead_ns: int) -> None:
     gpu = Gpu(site, ahead_ns)
     meter = remote(site.url)
     moved_ns = gpu.move(5.0)

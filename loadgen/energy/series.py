@@ -91,7 +91,7 @@ class EnergySeries:
         """The most that `energy_mj` of the same interval can be wrong by, for a counter that is right when it moves.
 
         The true curve never goes down, so at an edge it lies between the last move that was surely before it and the
-        first that was surely after: one step of the counter, or two where the slack leaves open which side a move is on.
+        first that was surely after: one step of the counter, or two where the slack leaves open on which side one is.
         """
         if not self._knows(start_ns, end_ns):
             return None
