@@ -77,7 +77,7 @@ def meters(url: str | None, seconds: float, gpus: str | None, as_json: bool) -> 
     for source in sources:
         click.echo(source_text(source))
     if url is None:
-        click.echo("URL     not asked: --energy http://HOST:PORT looks at a meter beside a remote GPU")
+        click.echo("URL     not asked: --energy http://HOST:PORT looks at a meter elsewhere")
     click.echo(f"\n--energy auto takes: {auto or 'none. Runs on this machine have no energy in their reports'}")
 
 

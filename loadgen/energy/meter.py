@@ -102,8 +102,8 @@ class CounterTrack:
         return EnergySample(t_ns, self.domain, (raw_mj + self._offset_mj) / MJ_PER_J, (late_ns - early_ns) // 2, gap)
 
     def _earliest_ns(self, polled_ns: int, after_ns: int) -> int:
-        """After an outage the last of several moves is still at most one period old."""
-        return polled_ns if self._period_ns is None else max(polled_ns, after_ns - self._period_ns)
+        """After an outage the last of several moves is still about one period old; half as much again is for jitter."""
+        return polled_ns if self._period_ns is None else max(polled_ns, after_ns - self._period_ns * 3 // 2)
 
     def _learn(self, t_ns: int) -> None:
         if self._moved_ns is not None and self._period_ns is None:

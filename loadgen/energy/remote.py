@@ -291,10 +291,13 @@ def page_counters(text: str) -> tuple[list[Counter], list[str]]:
 
 def _energy_lines(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
     """Name, labels and value of each line that counts energy. Raises ValueError when the text is no such page."""
+    names = {metric.removesuffix("_total"): metric for metric in (LOADGEN_METRIC, DCGM_METRIC)}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name in (LOADGEN_METRIC, DCGM_METRIC) and sample.value == sample.value:
-                yield sample.name, sample.labels, sample.value
+            # The parser gives every counter's samples a "_total", DCGM's too, which have none on the page.
+            metric = names.get(sample.name.removesuffix("_total"))
+            if metric is not None and sample.value == sample.value:
+                yield metric, sample.labels, sample.value
 
 
 class Page:

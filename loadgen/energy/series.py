@@ -90,24 +90,23 @@ class EnergySeries:
     def u_mj(self, start_ns: int, end_ns: int) -> float | None:
         """The most that `energy_mj` of the same interval can be wrong by, for a counter that is right when it moves.
 
-        At each edge, e = max(f, 1 - f) S inside a step of S mJ that is a fraction f over: the true curve never
-        decreases, so it lies between the step's two ends. Never more than one step an edge. On a point itself only
-        the slack is left: its share of the steeper of the two steps beside it.
+        The true curve never goes down, so at an edge it lies between the last move that was surely before it and the
+        first that was surely after: one step of the counter, or two where the slack leaves open on which side one is.
         """
         if not self._knows(start_ns, end_ns):
             return None
         return self._edge_mj(start_ns) + self._edge_mj(end_ns)
 
     def _edge_mj(self, t_ns: int) -> float:
-        i = int(np.searchsorted(self.t_ns, t_ns, side="right")) - 1
-        steps, lengths = np.diff(self.mj), np.diff(self.t_ns)
-        if t_ns == self.t_ns[i]:
-            beside = slice(max(i - 1, 0), i + 1)
-            slack = 0 if self.slack_ns is None else int(self.slack_ns[i])
-            shares = steps[beside] * np.minimum(slack / lengths[beside], 1.0)
-            return float(shares.max())
-        f = (t_ns - int(self.t_ns[i])) / int(lengths[i])
-        return float(max(f, 1 - f) * steps[i])
+        slack_ns = np.zeros_like(self.t_ns) if self.slack_ns is None else self.slack_ns
+        before = int(np.searchsorted(self.t_ns, t_ns, side="right")) - 1
+        while before > 0 and self.t_ns[before] + slack_ns[before] > t_ns:
+            before -= 1
+        after = int(np.searchsorted(self.t_ns, t_ns, side="left"))
+        while after < len(self) - 1 and self.t_ns[after] - slack_ns[after] < t_ns:
+            after += 1
+        estimate = float(np.interp(t_ns, self.t_ns, self.mj))
+        return max(estimate - float(self.mj[before]), float(self.mj[after]) - estimate)
 
     def _knows(self, start_ns: int, end_ns: int) -> bool:
         if len(self) < 2 or start_ns < self.t_ns[0] or end_ns > self.t_ns[-1]:
