@@ -6,6 +6,9 @@ from typing import NamedTuple
 monotonic_ns = time.monotonic_ns
 """Nanoseconds of CLOCK_MONOTONIC: the clock of every instant in a run."""
 
+thread_cpu_ns = time.thread_time_ns
+"""CPU time that the calling thread has used, in nanoseconds."""
+
 
 class Anchor(NamedTuple):
     """One moment, on both clocks: turns the run's monotonic instants into wall-clock time."""

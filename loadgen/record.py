@@ -5,8 +5,8 @@ from typing import Literal
 import msgspec
 
 ErrorKind = Literal["connect", "timeout", "http", "protocol", "truncated", "server", "cancelled", "not_sent"]
-"""connect: no connection, or it was refused. timeout: --timeout passed. http: a status of 400 or more. protocol: bytes
-that are not the API. truncated: the stream ended before the answer did. server: an error event inside the stream.
+"""connect: refused, or dead before an answer began. timeout: --timeout passed. http: a status of 400 or more. protocol:
+bytes that are not the API. truncated: the answer began and did not end. server: an error event inside the stream.
 cancelled: in flight when the run was aborted. not_sent: the run stopped before its turn came."""
 
 TokenSource = Literal["usage", "chunks"]

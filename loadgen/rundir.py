@@ -1,16 +1,26 @@
-"""A run is a folder: write it as things happen, read it back whole."""
+"""A run is a folder: write it as things happen, read it back whole, whatever ended the run."""
 
+import os
+import shutil
+import tempfile
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, BinaryIO, TypeVar
 
 import msgspec
 
 from loadgen.attribution import RunAttribution
 from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
-from loadgen.schedule import ScheduledRequest
+from loadgen.schedule import Schedule, ScheduledRequest, encode
 from loadgen.summary import Summary
+
+T = TypeVar("T")
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -21,6 +31,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     config: dict[str, Any]
     """The options of the run, secrets left out."""
     seed: int
+    requested_rps: float | None
     schedule_sha256: str
     anchor: Anchor
     host: dict[str, Any]
@@ -34,7 +45,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """The instant that schedule offsets count from."""
     end_ns: int | None = None
     stopped_by: str | None = None
-    """"completed", "duration", "interrupted" or "aborted"; None while it runs, or when it was killed."""
+    """"completed", "interrupted" or "aborted"; None while it runs, or when it was killed."""
     instrument: dict[str, Any] = {}
 
 
@@ -45,7 +56,163 @@ class RunResult:
     info: RunInfo
     schedule: list[ScheduledRequest]
     records: list[RequestRecord]
+    """One per scheduled request, by index."""
     energy: list[EnergySample]
     engine: list[dict[str, Any]]
     attribution: RunAttribution | None
+    """None without energy, or before `analyse`; so is summary."""
     summary: Summary | None
+
+
+class RunWriter:
+    """Appends whole lines to a run folder. Threads may share one writer."""
+
+    def __init__(self, path: Path, info: RunInfo, schedule: Schedule, *, overwrite: bool = False) -> None:
+        """Makes the folder and writes everything that is known before the first byte is sent."""
+        _make_folder(path, overwrite)
+        self.path = path
+        self._lock = threading.Lock()
+        self._encode = msgspec.json.Encoder().encode
+        try:
+            write_atomic(path / "schedule.jsonl", encode(schedule.requests))
+            self.write_info(info)
+            self._files = {name: _append_to(path / f"{name}.jsonl") for name in ("records", "energy", "engine")}
+        except OSError as err:
+            raise _cannot_write(path, err) from err
+
+    def write_info(self, info: RunInfo) -> None:
+        write_atomic(self.path / "run.json", msgspec.json.format(msgspec.json.encode(info)) + b"\n")
+
+    def record(self, record: RequestRecord) -> None:
+        self._append("records", [record])
+
+    def energy(self, samples: Iterable[EnergySample]) -> None:
+        self._append("energy", samples)
+
+    def engine(self, sample: dict[str, Any]) -> None:
+        self._append("engine", [sample])
+
+    def flush(self) -> None:
+        """Hands every line to the kernel. Call it at least once a second: that is all that a `kill -9` can lose."""
+        try:
+            with self._lock:
+                for file in self._files.values():
+                    file.flush()
+        except OSError as err:
+            raise _cannot_write(self.path, err) from err
+
+    def close(self) -> None:
+        try:
+            self.flush()
+        finally:
+            for file in self._files.values():
+                with suppress(OSError):  # what could not be flushed cannot be closed; that was reported
+                    file.close()
+
+    def _append(self, name: str, lines: Iterable[Any]) -> None:
+        data = b"".join(self._encode(line) + b"\n" for line in lines)
+        try:
+            with self._lock:
+                self._files[name].write(data)
+        except OSError as err:
+            raise _cannot_write(self.path, err) from err
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """All of `data` at `path`, or what was there before."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(name).chmod(0o644)
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _make_folder(path: Path, overwrite: bool) -> None:
+    """A folder for the run. An earlier run goes only when `overwrite` asks; what is not a run never goes."""
+    try:
+        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+            if not (path / "run.json").is_file():
+                raise LoadgenError(f"--out {path} exists and is not a run folder; choose another")
+            if not overwrite:
+                raise LoadgenError(f"--out {path} already holds a run; choose another folder, or add --overwrite")
+            shutil.rmtree(path)
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise _cannot_write(path, err) from err
+
+
+def _append_to(path: Path) -> BinaryIO:
+    return path.open("ab", buffering=1 << 20)
+
+
+def _cannot_write(path: Path, err: OSError) -> LoadgenError:
+    return LoadgenError(f"cannot write the run folder {path}: {err.strerror or err}")
+
+
+def read(path: Path) -> RunResult:
+    """What was recorded in `path`; what can be derived from it is left to `analyse`.
+
+    A run that was killed reads as far as it got: half a last line is left out, and a request without a record gets one
+    that says so.
+    """
+    info = _read_json(path / "run.json", RunInfo)
+    schedule = list(_read_lines(path / "schedule.jsonl", ScheduledRequest))
+    records = {record.index: record for record in _read_lines(path / "records.jsonl", RequestRecord)}
+    return RunResult(
+        info=info,
+        schedule=schedule,
+        records=[records.get(request.index) or _lost(request, info) for request in schedule],
+        energy=list(_read_lines(path / "energy.jsonl", EnergySample)),
+        engine=list(_read_lines(path / "engine.jsonl", dict)),
+        attribution=None,
+        summary=None,
+    )
+
+
+def write_analysis(path: Path, attribution: RunAttribution | None, summary: Summary) -> None:
+    """attribution.jsonl and summary.json."""
+    try:
+        if attribution is not None:
+            lines = b"".join(msgspec.json.encode(share) + b"\n" for share in attribution.requests)
+            write_atomic(path / "attribution.jsonl", lines)
+        write_atomic(path / "summary.json", msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
+    except OSError as err:
+        raise _cannot_write(path, err) from err
+
+
+def _lost(request: ScheduledRequest, info: RunInfo) -> RequestRecord:
+    return RequestRecord(
+        index=request.index,
+        workload=request.workload,
+        scheduled_ns=(info.start_ns or 0) + request.offset_ns,
+        error="cancelled",
+        detail="no record: the client was killed",
+    )
+
+
+def _read_json(path: Path, kind: type[T]) -> T:
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=kind)
+    except FileNotFoundError as err:
+        raise LoadgenError(f"{path.parent} is not a run folder: it has no {path.name}") from err
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError) as err:
+        raise LoadgenError(f"{path}: {err}") from err
+
+
+def _read_lines(path: Path, kind: type[T]) -> Iterator[T]:
+    """Every whole line; nothing when the file is not there."""
+    if not path.exists():
+        return
+    decode = msgspec.json.Decoder(kind).decode
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield decode(line)
+            except (msgspec.DecodeError, UnicodeDecodeError) as err:
+                raise LoadgenError(f"{path}:{number}: {err}") from err

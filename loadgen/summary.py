@@ -75,6 +75,8 @@ class EnergySummary(msgspec.Struct, frozen=True, kw_only=True):
     """Share of the run's time that the counter saw, times our share of the tokens that the engine made."""
     mean_watts: float | None = None
     idle_watts: float | None = None
+    coefficients: dict[str, float | None] | None = None
+    """What the attribution's fit found, in joules and watts."""
     joules_per_request: Distribution | None = None
     joules_per_output_token: float | None = None
     joules_per_token: float | None = None

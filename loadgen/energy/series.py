@@ -29,12 +29,17 @@ class EnergyDomain(msgspec.Struct, frozen=True, kw_only=True):
     """The domain that already contains this one. Never add the two."""
 
 
-class EnergySample(msgspec.Struct, frozen=True):
+class EnergySample(msgspec.Struct, frozen=True, omit_defaults=True):
     """`joules` had flowed by `t_ns`, counted from an arbitrary zero that stays put for the run."""
 
     t_ns: int
     domain: str
     joules: float
+    slack_ns: int = 0
+    """The counter moved at t_ns, give or take this much: half the time between two polls, or a remote clock's error."""
+    gap: bool = False
+    """True: what flowed since the sample before is unknown (the counter restarted). `joules` repeats the last value,
+    so that later differences are true, but the 0 between the two is no measurement."""
 
 
 class EnergyWindow(NamedTuple):
@@ -43,6 +48,8 @@ class EnergyWindow(NamedTuple):
     start_ns: int
     end_ns: int
     millijoules: int
+    known: bool = True
+    """False: the counter restarted in here; millijoules is 0 and means nothing."""
 
 
 @dataclass(frozen=True)
@@ -50,31 +57,71 @@ class EnergySeries:
     """One domain's change points, in time order.
 
     t_ns: int64[n], strictly increasing. mj: int64[n], cumulative millijoules, never decreasing.
+    slack_ns: int64[n], how far each move may lie from its t_ns (None: nowhere).
+    gap: bool[n], True where the energy since the point before is unknown (None: nowhere).
     """
 
     domain: str
     t_ns: NDArray[np.int64]
     mj: NDArray[np.int64]
+    slack_ns: NDArray[np.int64] | None = None
+    gap: NDArray[np.bool_] | None = None
 
     def __len__(self) -> int:
         return len(self.t_ns)
 
     @property
     def total_mj(self) -> int:
-        """All energy between the first and the last point; 0 when there are fewer than two."""
+        """All energy known between the first and the last point; 0 when there are fewer than two."""
         return int(self.mj[-1] - self.mj[0]) if len(self) > 1 else 0
 
+    @property
+    def unknown_ns(self) -> int:
+        """How much of the series lies in gaps, where `total_mj` counts nothing."""
+        return 0 if self.gap is None else int(np.diff(self.t_ns)[self.gap[1:]].sum())
+
     def energy_mj(self, start_ns: int, end_ns: int) -> float | None:
-        """Millijoules in [start, end], interpolating the cumulative curve; None outside what was observed."""
-        if len(self) < 2 or start_ns < self.t_ns[0] or end_ns > self.t_ns[-1]:
+        """Millijoules in [start, end], interpolating the cumulative curve; None outside what is known."""
+        if not self._knows(start_ns, end_ns):
             return None
         at_start, at_end = np.interp([start_ns, end_ns], self.t_ns, self.mj)
         return float(at_end - at_start)
 
+    def u_mj(self, start_ns: int, end_ns: int) -> float | None:
+        """The most that `energy_mj` of the same interval can be wrong by, for a counter that is right when it moves.
+
+        The true curve never goes down, so at an edge it lies between the last move that was surely before it and the
+        first that was surely after: one step of the counter, or two where the slack leaves open on which side one is.
+        """
+        if not self._knows(start_ns, end_ns):
+            return None
+        return self._edge_mj(start_ns) + self._edge_mj(end_ns)
+
+    def _edge_mj(self, t_ns: int) -> float:
+        slack_ns = np.zeros_like(self.t_ns) if self.slack_ns is None else self.slack_ns
+        before = int(np.searchsorted(self.t_ns, t_ns, side="right")) - 1
+        while before > 0 and self.t_ns[before] + slack_ns[before] > t_ns:
+            before -= 1
+        after = int(np.searchsorted(self.t_ns, t_ns, side="left"))
+        while after < len(self) - 1 and self.t_ns[after] - slack_ns[after] < t_ns:
+            after += 1
+        estimate = float(np.interp(t_ns, self.t_ns, self.mj))
+        return max(estimate - float(self.mj[before]), float(self.mj[after]) - estimate)
+
+    def _knows(self, start_ns: int, end_ns: int) -> bool:
+        if len(self) < 2 or start_ns < self.t_ns[0] or end_ns > self.t_ns[-1]:
+            return False
+        if self.gap is None:
+            return True
+        first = int(np.searchsorted(self.t_ns, start_ns, side="right"))
+        last = int(np.searchsorted(self.t_ns, end_ns, side="left"))
+        return not self.gap[first : last + 1].any()
+
     def windows(self) -> Iterator[EnergyWindow]:
         """Every interval between neighbouring points. They tile the series: their energies sum to `total_mj`."""
         for i in range(len(self) - 1):
-            yield EnergyWindow(int(self.t_ns[i]), int(self.t_ns[i + 1]), int(self.mj[i + 1] - self.mj[i]))
+            known = self.gap is None or not self.gap[i + 1]
+            yield EnergyWindow(int(self.t_ns[i]), int(self.t_ns[i + 1]), int(self.mj[i + 1] - self.mj[i]), known)
 
     def clip(self, start_ns: int, end_ns: int) -> "EnergySeries":
         """The points that cover [start, end]: the last one before start, the first one after end, all between.
@@ -83,19 +130,23 @@ class EnergySeries:
         """
         first = max(int(np.searchsorted(self.t_ns, start_ns, side="right")) - 1, 0)
         last = int(np.searchsorted(self.t_ns, end_ns, side="left")) + 1
-        return EnergySeries(self.domain, self.t_ns[first:last], self.mj[first:last])
+        slack_ns = None if self.slack_ns is None else self.slack_ns[first:last]
+        gap = None if self.gap is None else self.gap[first:last]
+        return EnergySeries(self.domain, self.t_ns[first:last], self.mj[first:last], slack_ns, gap)
 
 
 def series_by_domain(samples: Iterable[EnergySample]) -> dict[str, EnergySeries]:
     """Samples of any number of domains, in any order of domains, each domain in time order."""
-    points: dict[str, list[tuple[int, int]]] = {}
+    points: dict[str, list[EnergySample]] = {}
     for sample in samples:
-        points.setdefault(sample.domain, []).append((sample.t_ns, mj_from_j(sample.joules)))
-    return {domain: _series(domain, pairs) for domain, pairs in points.items()}
+        points.setdefault(sample.domain, []).append(sample)
+    return {domain: _series(domain, of_one) for domain, of_one in points.items()}
 
 
-def _series(domain: str, pairs: list[tuple[int, int]]) -> EnergySeries:
-    table = np.array(pairs, dtype=np.int64).reshape(-1, 2)
-    if np.any(np.diff(table[:, 0]) <= 0) or np.any(np.diff(table[:, 1]) < 0):
+def _series(domain: str, samples: list[EnergySample]) -> EnergySeries:
+    rows = [(s.t_ns, mj_from_j(s.joules), s.slack_ns, s.gap) for s in samples]
+    table = np.array(rows, dtype=np.int64).reshape(-1, 4)
+    t_ns, mj, slack_ns, gap = table.T
+    if np.any(np.diff(t_ns) <= 0) or np.any(np.diff(mj) < 0):
         raise ValueError(f"energy samples of {domain} go back in time or in joules: the meter must not let them")
-    return EnergySeries(domain, table[:, 0], table[:, 1])
+    return EnergySeries(domain, t_ns, mj, slack_ns, gap.astype(np.bool_))

@@ -1,0 +1,244 @@
+"""A run folder's records and samples -> attribution and summary. Pure: the same folder gives the same bytes."""
+
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
+
+import msgspec
+import numpy as np
+
+from loadgen import stats
+from loadgen.arrivals import index_of_dispersion
+from loadgen.attribution import RequestEnergy, RunAttribution, attribute
+from loadgen.energy.series import EnergySeries, series_by_domain
+from loadgen.record import RequestRecord
+from loadgen.rundir import RunResult
+from loadgen.summary import Distribution, EnergySummary, Instrument, Rate, Summary, WorkloadSummary
+from loadgen.units import NS_PER_S, j_from_mj
+
+MAX_LAG_P99_S = 0.005
+"""A client that sends later than this does not keep its schedule."""
+MIN_TIME_COVERAGE = 0.99
+MIN_TOKEN_COVERAGE = 0.95
+MIN_WINDOWS = 20
+"""Fewer moves of the counter than this, and one step of it is over 5 % of the run."""
+
+
+def analyse(result: RunResult) -> RunResult:
+    """The same run with its attribution and summary made anew."""
+    start_ns, end_ns = span(result)
+    series = engine_series(result)
+    attribution = attribute(series, result.records, start_ns, end_ns) if series else None
+    summary = summarize(result, attribution, series, start_ns, end_ns)
+    return RunResult(
+        info=result.info,
+        schedule=result.schedule,
+        records=result.records,
+        energy=result.energy,
+        engine=result.engine,
+        attribution=attribution,
+        summary=summary,
+    )
+
+
+def span(result: RunResult) -> tuple[int, int]:
+    """The run: from the first scheduled instant to the end of the last request."""
+    starts = [record.scheduled_ns for record in result.records if record.sent_ns is not None]
+    ends = [record.finished_ns for record in result.records if record.finished_ns is not None]
+    start_ns = min(starts, default=result.info.start_ns or 0)
+    return start_ns, max(ends, default=start_ns)
+
+
+def engine_series(result: RunResult) -> list[EnergySeries]:
+    """The domains whose joules add up to the run's: those that lie within no other."""
+    inner = {domain.name for domain in result.info.domains if domain.within is not None}
+    found = series_by_domain(result.energy)
+    return [series for name, series in sorted(found.items()) if name not in inner and len(series) > 1]
+
+
+def summarize(
+    result: RunResult, attribution: RunAttribution | None, series: Sequence[EnergySeries], start_ns: int, end_ns: int
+) -> Summary:
+    records, duration_s = result.records, (end_ns - start_ns) / NS_PER_S
+    slo_ms = result.info.config.get("goodput") or {}
+    lag = stats.seconds(record.lag_ns for record in records)
+    energy = _energy(result, attribution, series, start_ns, end_ns)
+    return Summary(
+        run_id=result.info.run_id,
+        duration_s=duration_s,
+        stopped_by=result.info.stopped_by,
+        requests=stats.request_counts(records),
+        rate=_rate(result),
+        schedule_lag_s=lag,
+        **_latency(records),
+        tokens=stats.token_counts(records, duration_s),
+        lengths=stats.length_check([(item.input_tokens, item.output_tokens) for item in result.schedule], records),
+        goodput=stats.goodput(records, slo_ms, duration_s) if slo_ms else None,
+        energy=energy,
+        by_workload=_by_workload(records, attribution, slo_ms, duration_s),
+        instrument=_instrument(result, lag),
+    )
+
+
+class Latency(TypedDict):
+    ttft_s: Distribution
+    tpot_s: Distribution
+    itl_s: Distribution
+    e2e_s: Distribution
+    response_s: Distribution
+
+
+class EnergyShare(TypedDict, total=False):
+    attributed_joules: float
+    prefill_joules: float
+    decode_joules: float
+    joules_per_request: Distribution
+    joules_per_output_token: float | None
+    joules_per_token: float | None
+
+
+def _latency(records: Sequence[RequestRecord]) -> Latency:
+    """Over completed requests only: a request that failed fast is not a fast request."""
+    done = [record for record in records if record.ok]
+    return {
+        "ttft_s": stats.seconds(record.ttft_ns for record in done),
+        "tpot_s": stats.seconds(record.tpot_ns for record in done),
+        "itl_s": stats.seconds(stats.inter_token_ns(done)),
+        "e2e_s": stats.seconds(record.e2e_ns for record in done),
+        "response_s": stats.seconds(record.response_ns for record in done),
+    }
+
+
+def _rate(result: RunResult) -> Rate:
+    """Achieved: gaps per second between the first and the last request sent."""
+    sent = np.sort(
+        np.array([record.sent_ns for record in result.records if record.sent_ns is not None], dtype=np.int64)
+    )
+    offsets_s = (sent - sent[0]) / NS_PER_S if len(sent) else np.zeros(0)
+    spread_s = float(offsets_s[-1]) if len(sent) > 1 else 0.0
+    return Rate(
+        requested_rps=result.info.requested_rps,
+        achieved_rps=(len(sent) - 1) / spread_s if spread_s > 0 else None,
+        index_of_dispersion=index_of_dispersion(offsets_s, 1.0) if spread_s >= 10 else None,
+    )
+
+
+def _by_workload(
+    records: Sequence[RequestRecord], attribution: RunAttribution | None, slo_ms: dict[str, float], duration_s: float
+) -> dict[str, WorkloadSummary]:
+    shares = {share.index: share for share in attribution.requests} if attribution else {}
+    groups: dict[str, list[RequestRecord]] = {}
+    for record in records:
+        groups.setdefault(record.workload, []).append(record)
+    return {name: _workload(group, shares, slo_ms, duration_s) for name, group in sorted(groups.items())}
+
+
+def _workload(
+    records: Sequence[RequestRecord], shares: dict[int, RequestEnergy], slo_ms: dict[str, float], duration_s: float
+) -> WorkloadSummary:
+    return WorkloadSummary(
+        requests=stats.request_counts(records),
+        **_latency(records),
+        tokens=stats.token_counts(records, duration_s),
+        goodput=stats.goodput(records, slo_ms, duration_s) if slo_ms else None,
+        **_energy_of(records, shares),
+    )
+
+
+def _energy_of(records: Sequence[RequestRecord], shares: dict[int, RequestEnergy]) -> EnergyShare:
+    """The energy fields that a workload and the whole run have in common. Empty without an energy source."""
+    if not shares:
+        return {}
+    mine = [shares[record.index] for record in records]
+    joules = _sum(share.joules for share in mine)
+    output = sum(record.output_tokens or 0 for record in records)
+    every = output + sum(record.input_tokens or 0 for record in records)
+    return {
+        "attributed_joules": joules,
+        "prefill_joules": _sum(share.prefill_joules for share in mine),
+        "decode_joules": _sum(share.decode_joules for share in mine),
+        "joules_per_request": stats.distribution(
+            share.joules for share, record in zip(mine, records, strict=True) if record.ok
+        ),
+        "joules_per_output_token": joules / output if output else None,
+        "joules_per_token": joules / every if every else None,
+    }
+
+
+def _sum(joules: Iterable[float]) -> float:
+    """Of whole millijoules, without drift."""
+    return j_from_mj(sum(round(value * 1000) for value in joules))
+
+
+def _energy(
+    result: RunResult, attribution: RunAttribution | None, series: Sequence[EnergySeries], start_ns: int, end_ns: int
+) -> EnergySummary:
+    if attribution is None:
+        reasons = result.info.energy_reasons or ["no energy was measured"]
+        return EnergySummary(valid=False, reasons=reasons)
+    clipped = [one.clip(start_ns, end_ns) for one in series]
+    duration_s = max(float(one.t_ns[-1] - one.t_ns[0]) / NS_PER_S for one in clipped)
+    in_time = min(_time_coverage(one, start_ns, end_ns) for one in clipped)
+    in_tokens = token_coverage(result)
+    shares = {share.index: share for share in attribution.requests}
+    idle_w = attribution.coefficients.idle_w if attribution.coefficients else None
+    reasons = list(_energy_reasons(clipped, in_time, in_tokens, idle_w))
+    return EnergySummary(
+        valid=not reasons,
+        reasons=reasons,
+        source=", ".join(sorted({domain.source for domain in result.info.domains})) or None,
+        method=attribution.method,
+        duration_s=duration_s,
+        measured_joules=j_from_mj(attribution.measured_mj),
+        idle_joules=j_from_mj(attribution.idle_mj),
+        unattributed_joules=j_from_mj(attribution.unattributed_mj),
+        coverage=in_time * (1.0 if in_tokens is None else min(in_tokens, 1.0)),
+        mean_watts=j_from_mj(attribution.measured_mj) / duration_s if duration_s > 0 else None,
+        idle_watts=idle_w,
+        coefficients=msgspec.to_builtins(attribution.coefficients) if attribution.coefficients else None,
+        **_energy_of(result.records, shares),
+    )
+
+
+def _time_coverage(series: EnergySeries, start_ns: int, end_ns: int) -> float:
+    """Share of [start, end] whose energy the series knows."""
+    seen = min(int(series.t_ns[-1]), end_ns) - max(int(series.t_ns[0]), start_ns) - series.unknown_ns
+    return max(0.0, seen / (end_ns - start_ns)) if end_ns > start_ns else 0.0
+
+
+def token_coverage(result: RunResult) -> float | None:
+    """Our output tokens / the engine's, while we ran; None when the engine does not say."""
+    values = [sample["generation_tokens"] for sample in result.engine if "generation_tokens" in sample]
+    if len(values) < 2 or values[-1] <= values[0]:
+        return None
+    ours = sum(record.output_tokens or 0 for record in result.records)
+    return ours / float(values[-1] - values[0])
+
+
+def _energy_reasons(
+    clipped: Sequence[EnergySeries], in_time: float, in_tokens: float | None, idle_w: float | None
+) -> Iterable[str]:
+    if in_time < MIN_TIME_COVERAGE:
+        yield f"the energy source covers {in_time:.1%} of the run's time"
+    if in_tokens is not None and in_tokens < MIN_TOKEN_COVERAGE:
+        yield f"only {in_tokens:.1%} of the engine's output tokens were ours: its energy is shared with other clients"
+    if min(len(one) for one in clipped) < MIN_WINDOWS:
+        yield f"the run is shorter than {MIN_WINDOWS} moves of the energy counter"
+    if idle_w is None:
+        yield "the server was never idle: idle power is unknown and is in the requests' joules"
+
+
+def _instrument(result: RunResult, lag: Distribution) -> Instrument:
+    own = result.info.instrument
+    verdicts = []
+    if lag.p99 is not None and lag.p99 > MAX_LAG_P99_S:
+        verdicts.append(
+            f"this client sent late: schedule lag p99 {lag.p99 * 1000:.1f} ms; its latencies carry that error"
+        )
+    if result.info.config.get("max_concurrency"):
+        verdicts.append("--max-concurrency closed the loop: the server's slowness delayed later requests")
+    return Instrument(
+        cpu_s=own.get("cpu_s"),
+        max_rss_bytes=own.get("max_rss_bytes"),
+        sampler_period_s=own.get("sampler_period_s"),
+        verdicts=verdicts,
+    )

@@ -1,0 +1,221 @@
+"""loadgen replay TRACE: the main job."""
+
+import os
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loadgen.errors import LoadgenError
+
+if TYPE_CHECKING:
+    from loadgen.replay import Options
+    from loadgen.rundir import RunResult
+
+DEFAULT_URL = "http://localhost:8000/v1"
+
+
+class KeyValue(click.ParamType[tuple[str, str]]):
+    """KEY=VALUE or KEY:VALUE, as other tools write it."""
+
+    name = "key:value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        key, mark, rest = value.partition(":" if ":" in value else "=")
+        if not mark or not key.strip():
+            self.fail(f"{value!r} is not KEY:VALUE", param, ctx)
+        return key.strip(), rest.strip()
+
+
+class Slo(KeyValue):
+    """METRIC:MS."""
+
+    name = "metric:ms"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        metric, limit = super().convert(value, param, ctx)
+        if metric not in ("ttft", "tpot", "e2el"):
+            self.fail(f"{metric!r} is none of ttft, tpot, e2el", param, ctx)
+        try:
+            if float(limit) > 0:
+                return metric, limit
+        except ValueError:
+            pass
+        return self.fail(f"{limit!r} is not a number of milliseconds above 0", param, ctx)
+
+
+POSITIVE = click.FloatRange(min=0, min_open=True, max=1e9, clamp=False)
+
+
+@click.command()
+@click.argument("trace", type=click.Path(path_type=Path))
+@click.option("--rps", "--request-rate", type=POSITIVE, help="Scale the trace to a mean of this many requests/s.")
+@click.option(
+    "--arrival",
+    type=click.Choice(["trace", "poisson", "gamma", "constant"]),
+    default="trace",
+    show_default=True,
+    help="Whose instants: the trace's own, or a process drawn at --rps.",
+)
+@click.option(
+    "--burstiness",
+    type=POSITIVE,
+    default=1.0,
+    show_default=True,
+    help="Shape of --arrival gamma: 1 is Poisson, smaller is burstier.",
+)
+@click.option("--duration", type=POSITIVE, metavar="S", help="Schedule this many seconds, then drain.")
+@click.option("--num-requests", "--num-prompts", type=click.IntRange(min=1), metavar="N", help="Schedule at most N.")
+@click.option(
+    "--base-url",
+    "--url",
+    metavar="URL",
+    envvar="OPENAI_BASE_URL",
+    default=DEFAULT_URL,
+    show_default=True,
+    help="The server's API; also from $OPENAI_BASE_URL.",
+)
+@click.option("--serve", metavar="NAME", help="Start a server for this run: sim.")
+@click.option("--api-key", envvar="OPENAI_API_KEY", help="Better set in $OPENAI_API_KEY. Never written anywhere.")
+@click.option("--model", help="Default: the server's only model.")
+@click.option("--endpoint", type=click.Choice(["chat", "completions"]), default="chat", show_default=True)
+@click.option("--header", "headers", type=KeyValue(), multiple=True, help="Sent with every request. Repeatable.")
+@click.option("--extra-body", metavar="JSON", default="{}", help="Fields added to every request's body.")
+@click.option(
+    "--energy",
+    metavar="SOURCE",
+    default="auto",
+    show_default=True,
+    help="auto, nvml, rapl, cpu, none, or the URL of a sidecar or DCGM exporter beside the GPU.",
+)
+@click.option(
+    "--gpu",
+    "gpus",
+    multiple=True,
+    metavar="ID",
+    help="Index or UUID of a GPU the server uses. Repeatable. Default: all visible.",
+)
+@click.option("--max-concurrency", type=click.IntRange(min=1), metavar="N", help="Closes the loop: said in the report.")
+@click.option("--goodput", "slos", type=Slo(), multiple=True, help="Limit in ms: ttft:200, tpot:50, e2el:5000.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option(
+    "--warmup",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Requests sent one by one before the run, not recorded.",
+)
+@click.option("--timeout", type=POSITIVE, default=600.0, show_default=True, metavar="S", help="For each request.")
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), metavar="FILE", help="tokenizer.json to count prompts with."
+)
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/TIME-TRACE]")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
+@click.option("--ui", type=click.Choice(["auto", "live", "plain", "none"]), default="auto", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the tables.")
+def replay(
+    trace: Path,
+    rps: float | None,
+    arrival: Any,
+    burstiness: float,
+    duration: float | None,
+    num_requests: int | None,
+    seed: int,
+    serve: str | None,
+    ui: str,
+    as_json: bool,
+    **given: Any,
+) -> None:
+    """Replay TRACE open loop against a server; measure every request's latency and joules.
+
+    \b
+    loadgen replay traces/chat.jsonl --rps 4 --serve sim
+    loadgen replay traces/code.jsonl --rps 2 --arrival poisson --duration 60 --goodput ttft:200 --goodput tpot:50
+    """  # fmt: skip
+    from rich.console import Console
+
+    from loadgen import schedule as plan
+    from loadgen.replay import replay as run
+    from loadgen.report.live import view
+    from loadgen.serve import served
+    from loadgen.trace import read_trace
+
+    schedule = plan.build(read_trace(trace), seed=seed, rps=rps, arrival=arrival, burstiness=burstiness,
+                          duration_s=duration, num_requests=num_requests)  # fmt: skip
+    asked = {"trace": str(trace), "rps": rps, "arrival": arrival, "burstiness": burstiness, "duration_s": duration,
+             "num_requests": num_requests, "seed": seed, "serve": serve}  # fmt: skip
+    out: Path = given.pop("out") or _default_out(trace)
+    messages = Console(stderr=True)
+    with ExitStack() as stack:
+        if serve:
+            given["base_url"] = stack.enter_context(served(serve))
+        options = _options(out, asked, **given)
+        result = run(schedule, options, view("none" if as_json else ui, messages, title=str(trace)))
+    _show(result, out, as_json)
+    if result.info.stopped_by in ("interrupted", "aborted"):
+        sys.exit(130)
+
+
+def _default_out(trace: Path) -> Path:
+    from datetime import datetime
+
+    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{trace.name.split('.')[0]}"
+
+
+def _options(out: Path, asked: dict[str, Any], **given: Any) -> "Options":
+    import msgspec
+
+    from loadgen.replay import Options
+    from loadgen.server import clean_url
+
+    try:
+        extra = msgspec.json.decode(given["extra_body"], type=dict[str, Any])
+    except msgspec.DecodeError as err:
+        raise LoadgenError(f"--extra-body {given['extra_body']!r} is not a JSON object: {err}") from err
+    slos = {metric: float(limit) for metric, limit in given["slos"]}
+    headers = dict(given["headers"])
+    config = asked | {
+        "base_url": clean_url(given["base_url"]),
+        "goodput": slos,
+        "headers": sorted(headers),
+        "extra_body": extra,
+        "tokenizer": str(given["tokenizer"]) if given["tokenizer"] else None,
+        **{
+            name: given[name]
+            for name in ("model", "endpoint", "energy", "gpus", "max_concurrency", "warmup", "timeout")
+        },
+    }
+    if "://" in given["energy"]:
+        config["energy"] = clean_url(given["energy"])
+    return Options(
+        out=out,
+        base_url=given["base_url"],
+        api_key=given["api_key"],
+        model=given["model"],
+        endpoint=given["endpoint"],
+        headers=headers,
+        extra_body=extra,
+        energy=given["energy"],
+        gpus=given["gpus"],
+        max_concurrency=given["max_concurrency"],
+        timeout_s=given["timeout"],
+        tokenizer=given["tokenizer"],
+        warmup=given["warmup"],
+        overwrite=given["overwrite"],
+        config=config,
+    )
+
+
+def _show(result: "RunResult", out: Path, as_json: bool) -> None:
+    from rich.console import Console
+
+    from loadgen.report import text
+
+    if as_json:
+        click.echo((out / "summary.json").read_text(), nl=False)
+        return
+    text.render(result, Console())
+    click.echo(f"\n{out}{os.sep}  (report: {out / 'report.html'})")

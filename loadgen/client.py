@@ -1,0 +1,241 @@
+"""One request on the wire -> one record. Never raises: whatever happens is data.
+
+The clock is read where bytes leave the kernel: in the connection's `data_received`, before HTTP, SSE or JSON is parsed.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Self, cast
+
+import aiohttp
+from aiohttp.client_proto import ResponseHandler
+from aiohttp.client_reqrep import ClientResponse
+
+from loadgen.clock import monotonic_ns
+from loadgen.openai_api import ProtocolError, Usage, error_of_body, parse_event
+from loadgen.record import ErrorKind, RequestRecord
+from loadgen.sse import SSEDecoder, SSEError
+
+MAX_ERROR_BODY_BYTES = 8192
+READ_BUFFER_BYTES = 256 << 10
+
+
+class _StampedHandler(ResponseHandler):
+    """aiohttp's connection, with the instant of its last read."""
+
+    read_ns = 0
+
+    def data_received(self, data: bytes) -> None:
+        self.read_ns = monotonic_ns()
+        super().data_received(data)
+
+
+class _StampedResponse(ClientResponse):
+    """Remembers its connection's handler: aiohttp lets go of it as soon as the last byte is parsed."""
+
+    handler: _StampedHandler
+
+    async def start(self, connection: Any) -> ClientResponse:
+        self.handler = connection.protocol
+        return await super().start(connection)
+
+
+class _StampedConnector(aiohttp.TCPConnector):
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._factory = cast("partial[ResponseHandler]", partial(_StampedHandler, loop=self._loop))
+
+
+class _Reused:
+    """Whether aiohttp took this request's connection from its pool."""
+
+    value = False
+
+
+def _tracing() -> aiohttp.TraceConfig:
+    async def reused(_: Any, context: Any, __: Any) -> None:
+        if context.trace_request_ctx is not None:
+            context.trace_request_ctx.value = True
+
+    tracing = aiohttp.TraceConfig()
+    tracing.on_connection_reuseconn.append(reused)
+    return tracing
+
+
+@dataclass
+class _Progress:
+    """What is known so far of a request in flight. Local to one `send`."""
+
+    sent_ns: int | None = None
+    status: int | None = None
+    chunk_ns: list[int] | None = None
+    usage: Usage | None = None
+    finish_reason: str | None = None
+    finished_ns: int | None = None
+
+
+class _RequestError(Exception):
+    def __init__(self, kind: ErrorKind, detail: str) -> None:
+        self.kind: ErrorKind = kind
+        self.detail = detail
+
+
+class Client:
+    """A pool of connections to one server. Use as an async context manager inside the event loop that runs it."""
+
+    def __init__(
+        self,
+        base_url: str,
+        *,
+        headers: dict[str, str] | None = None,
+        api_key: str | None = None,
+        timeout_s: float | None,
+    ) -> None:
+        self.base_url = base_url.rstrip("/")
+        self._headers = {"Content-Type": "application/json", "Accept": "text/event-stream"} | (headers or {})
+        self._secrets = [value for value in (headers or {}).values() if len(value) >= 8]
+        if api_key:
+            self._headers["Authorization"] = f"Bearer {api_key}"
+            self._secrets.append(api_key)
+        self._timeout_s = timeout_s
+        self._session: aiohttp.ClientSession | None = None
+
+    async def __aenter__(self) -> Self:
+        self._session = aiohttp.ClientSession(
+            connector=_StampedConnector(limit=0, ttl_dns_cache=300),
+            headers=self._headers,
+            timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_read=None),
+            response_class=_StampedResponse,
+            read_bufsize=READ_BUFFER_BYTES,
+            trust_env=True,
+            trace_configs=[_tracing()],
+        )
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._session:
+            await self._session.close()
+
+    @property
+    def session(self) -> aiohttp.ClientSession:
+        assert self._session is not None, "enter the client first"
+        return self._session
+
+    def redact(self, text: str) -> str:
+        """`text` without the key and header values this client sends: servers like to quote them in errors."""
+        for secret in self._secrets:
+            text = text.replace(secret, "[redacted]")
+        return text
+
+    async def send(
+        self, path: str, body: bytes, *, index: int, workload: str, scheduled_ns: int, request_id: str
+    ) -> RequestRecord:
+        """POST `body` to `path` and read the stream to its end."""
+        progress = _Progress()
+        error: ErrorKind | None = None
+        detail: str | None = None
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                await self._exchange(path, body, request_id, progress)
+        except _RequestError as err:
+            error, detail = err.kind, err.detail
+        except TimeoutError:
+            error, detail = "timeout", f"no end after {self._timeout_s} s"
+        except asyncio.CancelledError:
+            error, detail = "cancelled", "aborted while in flight"
+        except (SSEError, ProtocolError, aiohttp.ClientResponseError, aiohttp.InvalidURL) as err:
+            error, detail = "protocol", str(err)
+        except (aiohttp.ClientError, OSError) as err:
+            started = progress.status is not None
+            error, detail = "truncated" if started else "connect", f"{type(err).__name__}: {err}"
+        finished_ns = progress.finished_ns if error is None and progress.finished_ns else monotonic_ns()
+        return _record(
+            index, workload, scheduled_ns, progress, finished_ns, error, detail and self.redact(detail)[:500]
+        )
+
+    async def _exchange(self, path: str, body: bytes, request_id: str, progress: _Progress) -> None:
+        """One request; a second one when a pooled connection turned out to be dead before a byte of answer came.
+
+        Servers close idle connections, and llama.cpp closes after every stream while announcing keep-alive.
+        """
+        reused = _Reused()
+        try:
+            await self._attempt(path, body, request_id, progress, reused)
+        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
+            if not reused.value or progress.status is not None:
+                raise
+            await self._attempt(path, body, request_id, progress, _Reused())
+
+    async def _attempt(self, path: str, body: bytes, request_id: str, progress: _Progress, reused: _Reused) -> None:
+        progress.sent_ns = monotonic_ns()
+        async with self.session.post(
+            self.base_url + path, data=body, headers={"X-Request-Id": request_id}, trace_request_ctx=reused
+        ) as response:
+            assert isinstance(response, _StampedResponse)
+            progress.status = response.status
+            if response.status >= 400:
+                text = error_of_body(await response.content.read(MAX_ERROR_BODY_BYTES))
+                raise _RequestError("http", f"{response.status} {response.reason}: {text}")
+            if not response.content_type.startswith("text/event-stream"):
+                raise _RequestError("protocol", f"asked for a stream, got {response.content_type or 'no content type'}")
+            await _read_stream(response, progress)
+
+
+async def _read_stream(response: _StampedResponse, progress: _Progress) -> None:
+    decoder = SSEDecoder()
+    chunk_ns = progress.chunk_ns = []
+    handler = response.handler
+    done = False
+
+    def take(events: list[bytes], read_ns: int) -> None:
+        nonlocal done
+        for data in events:
+            event = parse_event(data)
+            if event.error is not None:
+                raise _RequestError("server", event.error)
+            if event.has_content:
+                chunk_ns.append(read_ns)
+            if event.usage is not None:
+                progress.usage = event.usage
+            progress.finish_reason = event.finish_reason or progress.finish_reason
+            done = done or event.done
+
+    async for data in response.content.iter_any():
+        take(decoder.feed(data), handler.read_ns)
+    take(decoder.flush(), handler.read_ns)
+    progress.finished_ns = handler.read_ns
+    if not done and progress.finish_reason is None:
+        raise _RequestError("truncated", f"ended after {len(chunk_ns)} chunks with no finish reason or [DONE]")
+
+
+def _record(
+    index: int,
+    workload: str,
+    scheduled_ns: int,
+    progress: _Progress,
+    finished_ns: int,
+    error: ErrorKind | None,
+    detail: str | None,
+) -> RequestRecord:
+    chunks = progress.chunk_ns or []
+    usage = progress.usage or Usage()
+    counted = usage.completion_tokens is not None
+    return RequestRecord(
+        index=index,
+        workload=workload,
+        scheduled_ns=scheduled_ns,
+        sent_ns=progress.sent_ns,
+        first_token_ns=chunks[0] if chunks else None,
+        last_token_ns=chunks[-1] if chunks else None,
+        finished_ns=finished_ns,
+        chunk_ns=chunks,
+        input_tokens=usage.prompt_tokens,
+        output_tokens=usage.completion_tokens if counted else (len(chunks) if progress.chunk_ns is not None else None),
+        cached_tokens=usage.cached_tokens,
+        token_source="usage" if counted else ("chunks" if progress.chunk_ns is not None else None),
+        status=progress.status,
+        finish_reason=progress.finish_reason,
+        error=error,
+        detail=detail,
+    )

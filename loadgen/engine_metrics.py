@@ -1,0 +1,95 @@
+"""An engine's own counters, from its Prometheus page: what it did for everyone, beside what it did for us."""
+
+import http.client
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from loadgen.clock import monotonic_ns
+
+NAMES = {
+    "vllm:iteration_tokens_total_count": "iterations",
+    "vllm:prompt_tokens_total": "prompt_tokens",
+    "vllm:prompt_tokens_cached_total": "cached_tokens",
+    "vllm:generation_tokens_total": "generation_tokens",
+    "vllm:num_requests_running": "running",
+    "vllm:num_requests_waiting": "waiting",
+    "vllm:num_preemptions_total": "preemptions",
+    "tgi_request_input_length_sum": "prompt_tokens",
+    "tgi_request_generated_tokens_sum": "generation_tokens",
+    "tgi_batch_current_size": "running",
+    "tgi_queue_size": "waiting",
+    "llamacpp:prompt_tokens_total": "prompt_tokens",
+    "llamacpp:tokens_predicted_total": "generation_tokens",
+    "llamacpp:n_decode_total": "iterations",
+    "llamacpp:requests_processing": "running",
+    "llamacpp:requests_deferred": "waiting",
+}
+"""Metric on the page -> our name. Series of one name (several engines behind one page) are added."""
+
+MAX_PAGE_BYTES = 4 << 20
+_LINE = re.compile(
+    rb"^(" + b"|".join(re.escape(name.encode()) for name in NAMES) + rb")(?:\{[^}\n]*\})? ([-+0-9.eE]+)", re.MULTILINE
+)
+
+
+def parse_page(page: bytes) -> dict[str, float]:
+    """Our names -> values, for the metrics that are there. Scans for the lines it wants: whole parsers take longer."""
+    values: dict[str, float] = {}
+    for name, value in _LINE.findall(page):
+        ours = NAMES[name.decode()]
+        values[ours] = values.get(ours, 0.0) + float(value)
+    return values
+
+
+@dataclass(frozen=True)
+class EngineSample:
+    """The engine's counters at `t_ns`, the middle of the request that fetched them."""
+
+    t_ns: int
+    values: dict[str, float]
+
+
+class EnginePoller:
+    """A thread that reads the page every `period_s` and hands over what it says. Failures are skipped: a gap."""
+
+    def __init__(self, root_url: str, on_sample: Callable[[EngineSample], None], *, period_s: float = 0.5) -> None:
+        self._url = urlsplit(root_url)
+        self._on_sample = on_sample
+        self._period_s = period_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="engine-metrics", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stop.set()
+        self._thread.join(timeout=2 * self._period_s + 2)
+
+    def _run(self) -> None:
+        while not self._stop.wait(self._period_s):
+            self.read_now()
+
+    def read_now(self) -> None:
+        """One page, handed over if it holds anything we know. Blocks."""
+        if (sample := self._read()) is not None and sample.values:
+            self._on_sample(sample)
+
+    def _read(self) -> EngineSample | None:
+        secure = self._url.scheme == "https"
+        connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
+        connection = connect(self._url.hostname or "", self._url.port, timeout=2)
+        try:
+            before = monotonic_ns()
+            connection.request("GET", self._url.path + "/metrics")
+            answer = connection.getresponse()
+            page = answer.read(MAX_PAGE_BYTES)
+            after = monotonic_ns()
+        except (OSError, http.client.HTTPException):
+            return None
+        finally:
+            connection.close()
+        return EngineSample((before + after) // 2, parse_page(page)) if answer.status == 200 else None

@@ -1,0 +1,68 @@
+"""Wake up at an instant. Event loops round their timers to a millisecond; a timerfd does not."""
+
+import asyncio
+import ctypes
+import os
+import sys
+from types import TracebackType
+from typing import Self
+
+from loadgen.clock import monotonic_ns
+from loadgen.units import NS_PER_S
+
+_CLOCK_MONOTONIC = 1
+_TFD_TIMER_ABSTIME = 1
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("sec", ctypes.c_long), ("nsec", ctypes.c_long))
+
+
+class _Itimerspec(ctypes.Structure):
+    _fields_ = (("interval", _Timespec), ("value", _Timespec))
+
+
+class Pacer:
+    """`await until(t)` returns at `t` or as soon after it as the loop gets its turn. One waiter at a time."""
+
+    def __init__(self) -> None:
+        self._fd: int | None = None
+        self._woken: asyncio.Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        if sys.platform == "linux":
+            self._libc = ctypes.CDLL(None, use_errno=True)
+            fd = self._libc.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
+            if fd >= 0:
+                self._fd = fd
+                asyncio.get_running_loop().add_reader(fd, self._fired)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
+        if self._fd is not None:
+            asyncio.get_running_loop().remove_reader(self._fd)
+            os.close(self._fd)
+
+    async def until(self, deadline_ns: int) -> None:
+        """Always yields once: a client behind its schedule must still let answers in."""
+        await asyncio.sleep(0)
+        while (left_ns := deadline_ns - monotonic_ns()) > 0:
+            if self._fd is None:
+                await asyncio.sleep(left_ns / NS_PER_S)
+            else:
+                await self._alarm(self._fd, deadline_ns)
+
+    async def _alarm(self, fd: int, deadline_ns: int) -> None:
+        at = _Itimerspec(_Timespec(0, 0), _Timespec(*divmod(deadline_ns, NS_PER_S)))
+        self._libc.timerfd_settime(fd, _TFD_TIMER_ABSTIME, ctypes.byref(at), None)
+        self._woken = asyncio.get_running_loop().create_future()
+        await self._woken
+
+    def _fired(self) -> None:
+        assert self._fd is not None
+        try:
+            os.read(self._fd, 8)
+        except BlockingIOError:
+            return
+        if self._woken and not self._woken.done():
+            self._woken.set_result(None)

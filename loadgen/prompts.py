@@ -1,0 +1,191 @@
+"""Prompts of a known token count, deterministic per seed: conversation text for chat, source code for code.
+
+A prompt is put together from *units* (a sentence, a function) whose token counts were measured once on the server's own
+tokenizer, and topped up with *fillers* (single words of one token each). Tokenizers split text before a space and after
+a newline, so the counts of units add up; `loadgen.lengths` verifies that on whole prompts before a run relies on it.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import product
+from typing import Literal
+
+import numpy as np
+from numpy.random import Generator
+
+Kind = Literal["chat", "code"]
+
+
+def kind_of(workload: str) -> Kind:
+    return "code" if "code" in workload.lower() else "chat"
+
+
+_TOPICS = (
+    "garden", "budget", "trip", "recipe", "contract", "server", "lesson", "kitchen", "engine", "report", "meeting",
+    "story", "camera", "market", "school", "battery", "bridge", "novel", "team", "project", "painting", "bicycle",
+    "weather", "library", "island", "coffee", "network", "hospital", "river", "museum", "planet", "orchestra",
+)  # fmt: skip
+_SENTENCES = (
+    " Could you explain how the {} works and why people care about it?",
+    " I have been thinking about the {} since last week, but I am not sure where to start.",
+    " My friend told me that a {} like this one is hard to find, is that true?",
+    " Please give me three ideas for the {}, and say which one you would choose.",
+    " The {} was fine until this morning, then everything changed.",
+    " What would you do if the {} took twice as long as planned?",
+    " Let us go through the {} step by step, and keep each step short.",
+    " In the end we want a {} that is simple, cheap and easy to look after.",
+)
+_NOUNS = (
+    "item", "user", "order", "token", "node", "line", "path", "value", "event", "record", "frame", "batch",
+    "query", "index", "cache", "state", "buffer", "window", "count", "table", "image", "point", "field", "group",
+)  # fmt: skip
+_FUNCTIONS = (
+    "def load_{0}(path):\n    with open(path) as source:\n        return [make_{0}(row) for row in source]\n\n",
+    "def find_{0}(rows, key):\n    for {0} in rows:\n        if {0}.key == key:\n            return {0}\n\n",
+    "class {1}Store:\n    def __init__(self):\n        self.items = {{}}\n        self.size = 0\n\n",
+    "def update_{0}(self, name, value):\n    if name in self:\n        raise KeyError\n    self[name] = value\n\n",
+    "def count_{0}(rows):\n    total = 0\n    for row in rows:\n        total += row.{0}\n    return total\n\n",
+    "async def send_{0}(client, data):\n    reply = await client.post('/{0}', json=data)\n    return reply.json()\n\n",
+)
+_WORDS = (
+    "the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "with", "on", "be", "at", "by", "this",
+    "have", "from", "or", "one", "had", "not", "but", "what", "all", "were", "when", "we", "there", "can", "an",
+    "your", "which", "their", "if", "do", "will", "each", "about", "how", "up", "out", "them", "then", "she",
+    "many", "some", "so", "these", "would", "other", "into", "has", "more", "her", "two", "like", "him", "see",
+    "time", "could", "no", "make", "than", "first", "been", "its", "who", "now", "people", "my", "made", "over",
+    "did", "down", "only", "way", "find", "use", "may", "water", "long", "little", "very", "after", "words",
+    "called", "just", "where", "most", "know",
+)  # fmt: skip
+
+UNITS: dict[Kind, tuple[str, ...]] = {
+    "chat": tuple(sentence.format(topic) for sentence, topic in product(_SENTENCES, _TOPICS)),
+    "code": tuple(function.format(noun, noun.title()) for function, noun in product(_FUNCTIONS, _NOUNS)),
+}
+"""Text that can follow any other unit of its kind. Chat units open with a space, code units close with a newline."""
+
+FILLERS: dict[Kind, tuple[str, ...]] = {kind: tuple(f" {word}" for word in _WORDS) for kind in UNITS}
+"""Candidates for words of exactly one token; `measure` keeps those that are."""
+
+_OPENING: dict[Kind, str] = {"chat": "About", "code": "#"}
+_OPENING_END: dict[Kind, str] = {"chat": ".\n", "code": "\n"}
+_FILLER_LEAD: dict[Kind, str] = {"chat": "", "code": "#"}
+"""Fillers close a code prompt as a comment."""
+
+UNIQUE_WORDS = 10
+"""Words drawn at the very start of a prompt: about 65 bits, so that no two prompts share a cacheable first block."""
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Units and fillers of one kind, with their token counts on the tokenizer in use.
+
+    `exact` says whether the counts were measured on it, or estimated from one probe's tokens per character.
+    `overhead` is what the chat template and special tokens add to every prompt.
+    """
+
+    kind: Kind
+    units: tuple[str, ...]
+    unit_tokens: tuple[float, ...]
+    fillers: tuple[str, ...]
+    lead_tokens: float
+    opening_tokens: float
+    overhead: float
+    exact: bool
+
+    def prompt(self, tokens: int, rng: Generator) -> str:
+        """Text of `tokens` tokens, template included. The shortest prompt is one filler word, whatever was asked."""
+        lead = _FILLER_LEAD[self.kind]
+        left = tokens - self.overhead - self.lead_tokens
+        if left < self.opening_tokens + UNIQUE_WORDS + 1:
+            return self._words(max(1, round(tokens - self.overhead)), rng).lstrip()
+        parts = [_OPENING[self.kind], self._words(UNIQUE_WORDS, rng), _OPENING_END[self.kind]]
+        left -= self.opening_tokens + UNIQUE_WORDS
+        while True:
+            pick = int(rng.integers(len(self.units)))
+            if self.unit_tokens[pick] > left:
+                break
+            parts.append(self.units[pick])
+            left -= self.unit_tokens[pick]
+        parts.append(lead + self._words(round(left), rng))
+        return "".join(parts)
+
+    def _words(self, count: int, rng: Generator) -> str:
+        return "".join(self.fillers[i] for i in rng.integers(len(self.fillers), size=count))
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What to count so that differences are the tokens of a part in its place: between text, where tokenizers cut."""
+
+    kind: Kind
+
+    @property
+    def before(self) -> str:
+        return UNITS[self.kind][0]
+
+    @property
+    def after(self) -> str:
+        return UNITS[self.kind][1]
+
+    @property
+    def ending(self) -> str:
+        return self.before + _FILLER_LEAD[self.kind] + FILLERS[self.kind][0]
+
+    @property
+    def opened(self) -> str:
+        return (
+            _OPENING[self.kind]
+            + FILLERS[self.kind][0] * UNIQUE_WORDS
+            + _OPENING_END[self.kind]
+            + self.before
+            + self.after
+        )
+
+
+def texts_to_count(kind: Kind) -> list[str]:
+    """Every text whose count `measure` needs."""
+    texts = _Texts(kind)
+    units = [texts.before + unit + texts.after for unit in UNITS[kind]]
+    fillers = [texts.ending + word for word in FILLERS[kind]]
+    return [texts.after, texts.before + texts.after, texts.ending, texts.opened, *units, *fillers]
+
+
+def measure(kind: Kind, counts: Mapping[str, int], overhead: float) -> Vocabulary:
+    """A vocabulary from the server's own tokenizer: `counts` has every text of `texts_to_count`, no template added."""
+    texts = _Texts(kind)
+    around = counts[texts.before + texts.after]
+    singles = tuple(word for word in FILLERS[kind] if counts[texts.ending + word] - counts[texts.ending] == 1)
+    return Vocabulary(
+        kind=kind,
+        units=UNITS[kind],
+        unit_tokens=tuple(counts[texts.before + unit + texts.after] - around for unit in UNITS[kind]),
+        fillers=singles or FILLERS[kind],
+        lead_tokens=counts[texts.ending] - (around - counts[texts.after]) - 1,
+        opening_tokens=counts[texts.opened] - around - UNIQUE_WORDS,
+        overhead=overhead,
+        exact=bool(singles),
+    )
+
+
+def estimate(kind: Kind, tokens_per_char: float, overhead: float) -> Vocabulary:
+    """A vocabulary for a server that only says how long one probe was. Common words are one token nearly everywhere."""
+    return Vocabulary(
+        kind=kind,
+        units=UNITS[kind],
+        unit_tokens=tuple(len(unit) * tokens_per_char for unit in UNITS[kind]),
+        fillers=FILLERS[kind],
+        lead_tokens=1.0 if _FILLER_LEAD[kind] else 0.0,
+        opening_tokens=2.0,
+        overhead=overhead,
+        exact=False,
+    )
+
+
+def probe_text(kind: Kind) -> str:
+    """A text of about 700 tokens whose length on the server gives `tokens_per_char`."""
+    return "".join(UNITS[kind][::6])
+
+
+def prompt_rng(seed: int, index: int) -> Generator:
+    """The generator of request `index`: its prompt does not depend on how many others there are, or in what order."""
+    return np.random.default_rng([seed, index])

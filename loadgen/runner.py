@@ -1,0 +1,100 @@
+"""The open loop: send each request at its instant, whatever became of the ones before; then drain."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from loadgen.pacer import Pacer
+from loadgen.record import RequestRecord
+from loadgen.schedule import Schedule, ScheduledRequest
+
+Send = Callable[[ScheduledRequest, bytes, int], Awaitable[RequestRecord]]
+"""(request, body, scheduled_ns) -> record. Never raises."""
+
+
+@dataclass
+class Tallies:
+    """Counts of a run in progress, for whoever watches."""
+
+    sent: int = 0
+    in_flight: int = 0
+    completed: int = 0
+    failed: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def add(self, record: RequestRecord) -> None:
+        self.in_flight -= 1
+        self.completed += record.ok
+        self.failed += not record.ok
+        self.input_tokens += record.input_tokens or 0
+        self.output_tokens += record.output_tokens or 0
+
+
+class Runner:
+    """One run. `stop` ends the sending and lets the rest finish; `abort` cancels the rest too."""
+
+    def __init__(
+        self,
+        schedule: Schedule,
+        make_body: Callable[[ScheduledRequest], bytes],
+        send: Send,
+        on_record: Callable[[RequestRecord], None],
+        max_concurrency: int | None = None,
+    ) -> None:
+        self._schedule = schedule
+        self._make_body = make_body
+        self._send = send
+        self._on_record = on_record
+        self._slots = asyncio.Semaphore(max_concurrency) if max_concurrency else None
+        self._in_flight: set[asyncio.Task[None]] = set()
+        self._sender: asyncio.Task[None] | None = None
+        self.tallies = Tallies()
+        self.stopped_by = "completed"
+
+    async def run(self, start_ns: int) -> None:
+        """Until every scheduled request has exactly one record. Offsets count from `start_ns`.
+
+        What `on_record` raises ends the run: requests in flight are cancelled, and it comes out of an ExceptionGroup.
+        """
+        async with asyncio.TaskGroup() as group:
+            self._sender = group.create_task(self._send_all(start_ns, group))
+        for request in self._schedule.requests[self.tallies.sent :]:
+            self._on_record(_not_sent(request, start_ns))
+
+    def stop(self, why: str) -> None:
+        self.stopped_by = why
+        if self._sender:
+            self._sender.cancel()
+
+    def abort(self) -> None:
+        self.stop("aborted")
+        for task in self._in_flight:
+            task.cancel()
+
+    async def _send_all(self, start_ns: int, group: asyncio.TaskGroup) -> None:
+        with Pacer() as pacer:
+            for request in self._schedule.requests:
+                body = self._make_body(request)  # before the deadline, so that it costs no lateness
+                scheduled_ns = start_ns + request.offset_ns
+                await pacer.until(scheduled_ns)
+                if self._slots:
+                    await self._slots.acquire()
+                self.tallies.sent += 1
+                self.tallies.in_flight += 1
+                task = group.create_task(self._one(request, body, scheduled_ns))
+                self._in_flight.add(task)
+                task.add_done_callback(self._in_flight.discard)
+
+    async def _one(self, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> None:
+        record = await self._send(request, body, scheduled_ns)
+        if self._slots:
+            self._slots.release()
+        self.tallies.add(record)
+        self._on_record(record)
+
+
+def _not_sent(request: ScheduledRequest, start_ns: int) -> RequestRecord:
+    return RequestRecord(
+        index=request.index, workload=request.workload, scheduled_ns=start_ns + request.offset_ns, error="not_sent"
+    )

@@ -1,0 +1,483 @@
+"""Continuous batching, one discrete step at a time, in virtual time. No clock, no I/O.
+
+As in vLLM's V1 scheduler: running sequences first, in order of arrival, then waiting ones, under one token budget;
+prompts are prefilled in chunks beside decodes; the KV cache is counted in blocks; when it is full the latest arrival
+is preempted, loses its blocks, and later computes prompt and answer again.
+"""
+
+from collections import OrderedDict, deque
+from collections.abc import Hashable, Iterable
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from numpy.random import Generator, default_rng
+
+from loadgen.energy.series import EnergySample
+from loadgen.simulator.power import (
+    CostLaw,
+    Counter,
+    CounterOptions,
+    Gpu,
+    Hardware,
+    Load,
+    Model,
+    StepCost,
+    kv_cache_tokens,
+)
+from loadgen.units import NS_PER_MS
+
+BLOCK_TOKENS = 16
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOptions:
+    max_num_seqs: int = 256
+    max_num_batched_tokens: int = 8192
+    prefix_caching: bool = False
+    kv_cache_tokens: int | None = None
+    """None: what fits beside the weights."""
+
+    def __post_init__(self) -> None:
+        if min(self.max_num_seqs, self.max_num_batched_tokens) < 1:
+            raise ValueError("max_num_seqs and max_num_batched_tokens must be at least 1")
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """One request inside the engine, and what it owes so far."""
+
+    arrival_ns: int
+    input_tokens: int
+    output_tokens: int
+    """How many it will emit before it finishes."""
+    block_hashes: tuple[Hashable, ...] = ()
+    """One per full block of the prompt, each naming everything up to its end. Only for prefix caching."""
+    computed: int = 0
+    """Tokens in the KV cache now."""
+    emitted: int = 0
+    prefill_left: int = 0
+    """Tokens to compute before the next one is emitted by a prefill; 0 in decode."""
+    cached_tokens: int = 0
+    """Of the prompt, at first admission."""
+    preemptions: int = 0
+    started_ns: int | None = None
+    private_blocks: int = 0
+    shared_blocks: int = 0
+    """Leading blocks of the prompt that it holds in the prefix cache."""
+    prefill_j: float = 0.0
+    decode_j: float = 0.0
+
+    @property
+    def finished(self) -> bool:
+        return self.emitted >= self.output_tokens
+
+    @property
+    def room(self) -> int:
+        """Tokens that its blocks can hold."""
+        return (self.private_blocks + self.shared_blocks) * BLOCK_TOKENS
+
+
+class BlockPool:
+    """KV-cache blocks: free, private to one sequence, or shared by hash.
+
+    Shared blocks that nobody holds stay until room is needed; the one unused for longest goes first.
+    """
+
+    def __init__(self, blocks: int, prefix_caching: bool) -> None:
+        self.blocks, self.prefix_caching = blocks, prefix_caching
+        self.free = blocks
+        self._holders: dict[Hashable, int] = {}
+        self._unheld: OrderedDict[Hashable, None] = OrderedDict()
+
+    @property
+    def used(self) -> int:
+        return self.blocks - self.free - len(self._unheld)
+
+    def cached_blocks(self, seq: Sequence) -> int:
+        """Leading blocks of its prompt that are there. At least its last token must still be computed."""
+        if not self.prefix_caching:
+            return 0
+        limit = min(len(seq.block_hashes), (seq.input_tokens - 1) // BLOCK_TOKENS)
+        hits = 0
+        while hits < limit and (seq.block_hashes[hits] in self._holders or seq.block_hashes[hits] in self._unheld):
+            hits += 1
+        return hits
+
+    def admit(self, seq: Sequence, hits: int, tokens: int) -> bool:
+        """Hold `hits` cached blocks and room for `tokens` after them; False, and nothing changed, without room."""
+        need = -(-tokens // BLOCK_TOKENS)
+        evictable = len(self._unheld) - sum(h in self._unheld for h in seq.block_hashes[:hits])
+        if need > self.free + evictable:
+            return False
+        for block in seq.block_hashes[:hits]:
+            self._hold(block)
+        seq.shared_blocks = hits
+        seq.computed = hits * BLOCK_TOKENS
+        return self.grow(seq, tokens)
+
+    def grow(self, seq: Sequence, tokens: int) -> bool:
+        """Room for `tokens` more; False, and nothing changed, without it."""
+        need = -(-(seq.computed + tokens - seq.room) // BLOCK_TOKENS)
+        if need > self.free + len(self._unheld):
+            return False
+        while self.free < need:
+            self._unheld.popitem(last=False)
+            self.free += 1
+        if need > 0:
+            self.free -= need
+            seq.private_blocks += need
+        return True
+
+    def publish(self, seq: Sequence) -> None:
+        """Share the prompt blocks that are now complete, as far as nobody else computed the same one meanwhile."""
+        if not self.prefix_caching:
+            return
+        done = min(seq.computed // BLOCK_TOKENS, len(seq.block_hashes))
+        for block in seq.block_hashes[seq.shared_blocks : done]:
+            if block in self._holders or block in self._unheld:
+                return
+            self._holders[block] = 1
+            seq.private_blocks -= 1
+            seq.shared_blocks += 1
+
+    def release(self, seq: Sequence) -> None:
+        for block in reversed(seq.block_hashes[: seq.shared_blocks]):
+            self._holders[block] -= 1
+            if not self._holders[block]:
+                del self._holders[block]
+                self._unheld[block] = None
+        self.free += seq.private_blocks
+        seq.private_blocks = seq.shared_blocks = 0
+
+    def _hold(self, block: Hashable) -> None:
+        self._unheld.pop(block, None)
+        self._holders[block] = self._holders.get(block, 0) + 1
+
+
+class Batch(NamedTuple):
+    prefills: list[tuple[Sequence, int]]
+    """With how many tokens each computes."""
+    decodes: list[Sequence]
+    preempted: list[Sequence]
+
+
+class Scheduler:
+    """Who computes what in the next step. `running` is in order of arrival; so is `waiting`."""
+
+    def __init__(self, options: EngineOptions, pool: BlockPool) -> None:
+        self.options, self.pool = options, pool
+        self.waiting: deque[Sequence] = deque()
+        self.running: list[Sequence] = []
+
+    def schedule(self, now_ns: int) -> Batch:
+        batch = Batch([], [], [])
+        budget = self._continue(batch, self.options.max_num_batched_tokens)
+        if not batch.preempted:
+            self._admit(batch, budget, now_ns)
+        return batch
+
+    def remove(self, seq: Sequence) -> None:
+        """A sequence that finished or was aborted; no harm when it is not here."""
+        if seq in self.running:
+            self.running.remove(seq)
+        elif seq in self.waiting:
+            self.waiting.remove(seq)
+        self.pool.release(seq)
+
+    def _continue(self, batch: Batch, budget: int) -> int:
+        prefills, decodes, _ = batch
+        i = 0
+        while i < len(self.running) and budget > 0:
+            seq = self.running[i]
+            tokens = min(seq.prefill_left, budget) or 1
+            if seq.computed + tokens > seq.room and not self._make_room(seq, tokens, batch.preempted):
+                break
+            if seq.prefill_left:
+                prefills.append((seq, tokens))
+            else:
+                decodes.append(seq)
+            budget -= tokens
+            i += 1
+        return budget
+
+    def _admit(self, batch: Batch, budget: int, now_ns: int) -> None:
+        while self.waiting and budget > 0 and len(self.running) < self.options.max_num_seqs:
+            seq = self.waiting[0]
+            hits = self.pool.cached_blocks(seq)
+            left = seq.input_tokens + seq.emitted - hits * BLOCK_TOKENS
+            tokens = min(left, budget)
+            if seq.arrival_ns > now_ns or not self.pool.admit(seq, hits, tokens):
+                return
+            self.running.append(self.waiting.popleft())
+            seq.prefill_left = left
+            if seq.started_ns is None:
+                seq.started_ns, seq.cached_tokens = now_ns, hits * BLOCK_TOKENS
+            batch.prefills.append((seq, tokens))
+            budget -= tokens
+
+    def _make_room(self, seq: Sequence, tokens: int, preempted: list[Sequence]) -> bool:
+        """Preempt from the end, where none is in the batch yet, until there is room; False when `seq` had to go too."""
+        while not self.pool.grow(seq, tokens):
+            victim = self.running.pop()
+            self.pool.release(victim)
+            victim.computed = victim.prefill_left = 0
+            victim.preemptions += 1
+            self.waiting.appendleft(victim)
+            preempted.append(victim)
+            if victim is seq:
+                return False
+        return True
+
+
+class Step(NamedTuple):
+    """One iteration. At `end_ns` all of `emitted` have a new token: `first` their first, `finished` their last."""
+
+    start_ns: int
+    duration_ns: int
+    joules: float
+    prefills: list[tuple[Sequence, int]]
+    decodes: list[Sequence]
+    emitted: list[Sequence]
+    first: list[Sequence]
+    finished: list[Sequence]
+    preempted: list[Sequence]
+
+    @property
+    def end_ns(self) -> int:
+        return self.start_ns + self.duration_ns
+
+    @property
+    def tokens(self) -> int:
+        """Computed in this step."""
+        return len(self.decodes) + sum(tokens for _, tokens in self.prefills)
+
+
+class Engine:
+    """A model on one simulated GPU. The caller owns time: it asks when the next step can start, and takes it."""
+
+    def __init__(
+        self,
+        hardware: Hardware,
+        model: Model,
+        options: EngineOptions = EngineOptions(),
+        counter: CounterOptions = CounterOptions(),  # noqa: B008
+        start_ns: int = 0,
+        rng: Generator | None = None,
+    ) -> None:
+        """`rng` draws the counter's noise, nothing else. Raises LoadgenError when the model does not fit."""
+        capacity = options.kv_cache_tokens or kv_cache_tokens(hardware, model)
+        pool = BlockPool(max(1, capacity // BLOCK_TOKENS), options.prefix_caching)
+        self.max_model_len = min(model.context_tokens, pool.blocks * BLOCK_TOKENS)
+        self.scheduler = Scheduler(options, pool)
+        self.gpu = Gpu(CostLaw(hardware, model), Counter("gpu:0", start_ns, counter, rng or default_rng(0)), start_ns)
+
+    def add(self, seq: Sequence) -> None:
+        """In order of arrival. Raises ValueError for what can never fit."""
+        if seq.input_tokens < 1 or seq.output_tokens < 1:
+            raise ValueError("a sequence has at least one input and one output token")
+        if seq.input_tokens + seq.output_tokens > self.max_model_len:
+            raise ValueError(
+                f"{seq.input_tokens} input + {seq.output_tokens} output tokens are more than {self.max_model_len}"
+            )
+        self.scheduler.waiting.append(seq)
+
+    def abort(self, seq: Sequence) -> None:
+        """Leave at once. What it owes so far, a step under way included, stays owed."""
+        self.scheduler.remove(seq)
+
+    def next_start_ns(self) -> int | None:
+        """When the next step can start: at the end of the last, or when work arrives; None without work."""
+        if self.scheduler.running:
+            return self.gpu.now_ns
+        if self.scheduler.waiting:
+            return max(self.gpu.now_ns, self.scheduler.waiting[0].arrival_ns)
+        return None
+
+    def step(self, now_ns: int) -> Step | None:
+        """Idle until `now_ns`, then run one step from there; None when nobody is there to run.
+
+        Everything is decided at the start: sequences already are in the state that they have at its end.
+        """
+        if now_ns < self.gpu.now_ns:
+            raise ValueError("the last step has not ended yet")
+        self.gpu.idle_until(now_ns)
+        prefills, decodes, preempted = self.scheduler.schedule(now_ns)
+        if not prefills and not decodes:
+            return None
+        cost = self.gpu.run(_load(prefills, decodes))
+        completed = [seq for seq, tokens in prefills if self._prefill(seq, tokens, cost)]
+        first = [seq for seq in completed if seq.emitted == 1]
+        emitted = _decode(decodes, cost) + completed
+        finished = [seq for seq in emitted if seq.emitted >= seq.output_tokens]
+        for seq in finished:
+            self.scheduler.remove(seq)
+        return Step(now_ns, cost.duration_ns, cost.joules, prefills, decodes, emitted, first, finished, preempted)
+
+    def _prefill(self, seq: Sequence, tokens: int, cost: StepCost) -> bool:
+        """Apply; whether that completed the prefill, and so emitted a token."""
+        seq.prefill_j += cost.share_j(tokens, seq.computed)
+        seq.computed += tokens
+        seq.prefill_left -= tokens
+        self.scheduler.pool.publish(seq)
+        seq.emitted += not seq.prefill_left
+        return not seq.prefill_left
+
+
+def _load(prefills: list[tuple[Sequence, int]], decodes: list[Sequence]) -> Load:
+    context = sum([seq.computed for seq in decodes])
+    tokens, pairs, kv_tokens = len(decodes), context + len(decodes), context + 2 * len(decodes)
+    for seq, chunk in prefills:
+        tokens += chunk
+        pairs += chunk * seq.computed + chunk * (chunk + 1) // 2
+        kv_tokens += seq.computed + 2 * chunk
+    return Load(len(prefills) + len(decodes), tokens, pairs, kv_tokens)
+
+
+def _decode(decodes: list[Sequence], cost: StepCost) -> list[Sequence]:
+    """Apply. The shares are `cost.share_j(1, computed)`, which is linear in the context: this is the hot loop."""
+    base_j = cost.share_j(1, 0)
+    context_j = cost.pair_j + cost.kv_token_j
+    for seq in decodes:
+        seq.decode_j += base_j + context_j * seq.computed
+        seq.computed += 1
+        seq.emitted += 1
+    return list(decodes)
+
+
+class Arrival(NamedTuple):
+    arrival_ns: int
+    input_tokens: int
+    output_tokens: int
+    block_hashes: tuple[Hashable, ...] = ()
+
+
+class SimulatedRequest(NamedTuple):
+    """The truth about one arrival, in the order given."""
+
+    arrival_ns: int
+    started_ns: int
+    token_ns: list[int]
+    input_tokens: int
+    output_tokens: int
+    cached_tokens: int
+    preemptions: int
+    prefill_j: float
+    decode_j: float
+
+
+class EngineSample(NamedTuple):
+    """What an engine's /metrics would show at t_ns: totals of the steps that ended by then, and the queues."""
+
+    t_ns: int
+    iterations: int
+    prompt_tokens: int
+    cached_tokens: int
+    generation_tokens: int
+    preemptions: int
+    running: int
+    waiting: int
+
+
+@dataclass(slots=True)
+class Totals:
+    """Running totals over steps, counted as vLLM counts: a prompt when its first token is out, cached part included."""
+
+    iterations: int = 0
+    prompt_tokens: int = 0
+    cached_tokens: int = 0
+    generation_tokens: int = 0
+    preemptions: int = 0
+
+    def add(self, step: Step) -> None:
+        self.iterations += 1
+        self.generation_tokens += len(step.emitted)
+        self.preemptions += len(step.preempted)
+        self.prompt_tokens += sum(seq.input_tokens for seq in step.first)
+        self.cached_tokens += sum(seq.cached_tokens for seq in step.first)
+
+
+@dataclass(frozen=True)
+class SimulatedRun:
+    """A whole run in virtual time. measured: `counter`, as a meter would read it. true: everything else."""
+
+    requests: list[SimulatedRequest]
+    counter: list[EnergySample]
+    engine: list[EngineSample]
+    end_ns: int
+    step_j: float
+    idle_j: float
+
+
+@dataclass(slots=True)
+class _Recorder:
+    """Engine samples on a grid of `period_ns`."""
+
+    period_ns: int
+    next_ns: int
+    totals: Totals = field(default_factory=Totals)
+    samples: list[EngineSample] = field(default_factory=list)
+
+    def until(self, t_ns: int, running: int, waiting: int) -> None:
+        """Grid instants strictly before t_ns."""
+        t = self.totals
+        while self.next_ns < t_ns:
+            row = (t.iterations, t.prompt_tokens, t.cached_tokens, t.generation_tokens, t.preemptions)
+            self.samples.append(EngineSample(self.next_ns, *row, running, waiting))
+            self.next_ns += self.period_ns
+
+
+def simulate(
+    arrivals: Iterable[Arrival],
+    hardware: Hardware,
+    model: Model,
+    options: EngineOptions = EngineOptions(),
+    counter: CounterOptions = CounterOptions(),  # noqa: B008
+    *,
+    tail_ns: int = 0,
+    engine_period_ns: int = 100 * NS_PER_MS,
+    seed: int = 0,
+) -> SimulatedRun:
+    """Serve `arrivals` from virtual instant 0 until all are done, then idle for `tail_ns`.
+
+    `seed` draws the counter's noise, nothing else. Raises ValueError for an arrival that can never fit.
+    """
+    engine = Engine(hardware, model, options, counter, rng=default_rng(seed))
+    sequences = [Sequence(*arrival) for arrival in arrivals]
+    token_ns: dict[int, list[int]] = {id(seq): [] for seq in sequences}
+    recorder = _Recorder(engine_period_ns, 0)
+    pending = deque(sorted(sequences, key=lambda seq: seq.arrival_ns))
+    while pending or engine.next_start_ns() is not None:
+        start_ns = engine.next_start_ns()
+        if start_ns is None:
+            start_ns = max(pending[0].arrival_ns, engine.gpu.now_ns)
+        while pending and pending[0].arrival_ns <= start_ns:
+            engine.add(pending.popleft())
+        recorder.until(start_ns, 0, 0)
+        step = engine.step(start_ns)
+        assert step is not None, "a sequence that arrived and fits can always run"
+        end_ns = step.end_ns
+        recorder.until(end_ns, len(step.decodes) + len(step.prefills), len(engine.scheduler.waiting))
+        recorder.totals.add(step)
+        for seq in step.emitted:
+            token_ns[id(seq)].append(end_ns)
+    engine.gpu.idle_until(engine.gpu.now_ns + tail_ns)
+    recorder.until(engine.gpu.now_ns + 1, 0, 0)
+    requests = [_truth(seq, token_ns[id(seq)]) for seq in sequences]
+    gpu = engine.gpu
+    return SimulatedRun(requests, list(gpu.counter.samples), recorder.samples, gpu.now_ns, gpu.step_j, gpu.idle_j)
+
+
+def _truth(seq: Sequence, token_ns: Many[int]) -> SimulatedRequest:
+    assert seq.started_ns is not None
+    return SimulatedRequest(
+        seq.arrival_ns,
+        seq.started_ns,
+        list(token_ns),
+        seq.input_tokens,
+        seq.emitted,
+        seq.cached_tokens,
+        seq.preemptions,
+        seq.prefill_j,
+        seq.decode_j,
+    )

@@ -1,0 +1,147 @@
+"""The simulated server's /metrics: vLLM's names and types, and the GPU's energy counter."""
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterator
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from loadgen.simulator.engine import Engine, Step, Totals
+from loadgen.units import j_from_mj, mj_from_j
+
+_TOKENS = [base * 10**k for k in range(6) for base in (1, 2, 5)]
+_ITERATION_TOKENS = [1, *(2**k for k in range(3, 15))]
+_FIRST_TOKEN_S = [
+    *(0.001, 0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0, 160.0, 640.0, 2560.0),
+]
+_BETWEEN_TOKENS_S = [
+    *(0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75),
+    *(1.0, 2.5, 5.0, 7.5, 10.0, 20.0, 40.0, 80.0),
+]
+_REQUEST_S = [
+    *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0),
+    *(40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
+]
+"""The bounds of vLLM 0.20."""
+
+HISTOGRAMS: dict[str, tuple[str, list[float] | list[int]]] = {
+    "iteration_tokens_total": ("Histogram of number of tokens per engine_step.", _ITERATION_TOKENS),
+    "time_to_first_token_seconds": ("Histogram of time to first token in seconds.", _FIRST_TOKEN_S),
+    "inter_token_latency_seconds": ("Histogram of inter-token latency in seconds.", _BETWEEN_TOKENS_S),
+    "e2e_request_latency_seconds": ("Histogram of e2e request latency in seconds.", _REQUEST_S),
+    "request_queue_time_seconds": ("Histogram of time spent in WAITING phase for request.", _REQUEST_S),
+    "request_prefill_time_seconds": ("Histogram of time spent in PREFILL phase for request.", _REQUEST_S),
+    "request_decode_time_seconds": ("Histogram of time spent in DECODE phase for request.", _REQUEST_S),
+    "request_prompt_tokens": ("Number of prefill tokens processed.", _TOKENS),
+    "request_generation_tokens": ("Number of generation tokens processed.", _TOKENS),
+}
+
+FINISH_REASONS = ("stop", "length", "abort", "error")
+
+
+class Histogram:
+    """Counts per bucket; cumulated when it is read."""
+
+    def __init__(self, bounds: list[float] | list[int]) -> None:
+        self.bounds = [float(bound) for bound in bounds]
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def buckets(self) -> list[tuple[str, float]]:
+        """(upper bound as text, how many are at or below it), +Inf last."""
+        total, rows = 0, []
+        for bound, count in zip([*map(str, self.bounds), "+Inf"], self.counts, strict=True):
+            total += count
+            rows.append((bound, float(total)))
+        return rows
+
+
+class Metrics:
+    """What has been counted so far, and a page of it."""
+
+    def __init__(self, engine: Engine, model_name: str, gpu_uuid: str, now_ns: Callable[[], int]) -> None:
+        self.engine, self.now_ns = engine, now_ns
+        self.labels = {"model_name": model_name, "engine": "0"}
+        self.gpu = {"gpu": "0", "uuid": gpu_uuid}
+        self.totals = Totals()
+        self.prefix_queries = self.prefix_hits = 0
+        self.finished = dict.fromkeys(FINISH_REASONS, 0)
+        self.histograms = {name: Histogram(bounds) for name, (_, bounds) in HISTOGRAMS.items()}
+        self._registry = CollectorRegistry()
+        self._registry.register(self)
+
+    def observe(self, name: str, value: float) -> None:
+        self.histograms[name].observe(value)
+
+    def step(self, step: Step) -> None:
+        """Count a step that has ended."""
+        self.totals.add(step)
+        self.observe("iteration_tokens_total", step.tokens)
+        if self.engine.scheduler.options.prefix_caching:
+            for seq, _ in step.prefills:
+                if seq.started_ns == step.start_ns:
+                    self.prefix_queries += seq.input_tokens
+                    self.prefix_hits += seq.cached_tokens
+
+    def page(self) -> bytes:
+        return generate_latest(self._registry)
+
+    def collect(self) -> Iterator[Metric]:
+        yield from self._gauges()
+        yield from self._counters()
+        for name, (text, _) in HISTOGRAMS.items():
+            histogram = self.histograms[name]
+            family = HistogramMetricFamily(f"vllm:{name}", f"{text} Simulated.", labels=[*self.labels])
+            family.add_metric([*self.labels.values()], histogram.buckets(), histogram.sum)
+            yield family
+
+    def _gauges(self) -> Iterator[Metric]:
+        scheduler = self.engine.scheduler
+        rows = (
+            ("num_requests_running", "Number of requests in model execution batches.", len(scheduler.running)),
+            ("num_requests_waiting", "Number of requests waiting to be processed.", len(scheduler.waiting)),
+            (
+                "kv_cache_usage_perc",
+                "KV-cache usage. 1 means 100 percent usage.",
+                scheduler.pool.used / scheduler.pool.blocks,
+            ),
+        )
+        for name, text, value in rows:
+            family = GaugeMetricFamily(f"vllm:{name}", f"{text} Simulated.", labels=[*self.labels])
+            family.add_metric([*self.labels.values()], value)
+            yield family
+
+    def _counters(self) -> Iterator[Metric]:
+        totals = self.totals
+        rows = (
+            ("prompt_tokens", "Number of prefill tokens processed.", totals.prompt_tokens),
+            ("prompt_tokens_cached", "Number of cached prompt tokens.", totals.cached_tokens),
+            ("generation_tokens", "Number of generation tokens processed.", totals.generation_tokens),
+            ("num_preemptions", "Cumulative number of preemption from the engine.", totals.preemptions),
+            ("prefix_cache_queries", "Prefix cache queries, in number of queried tokens.", self.prefix_queries),
+            ("prefix_cache_hits", "Prefix cache hits, in number of cached tokens.", self.prefix_hits),
+        )
+        for name, text, value in rows:
+            family = CounterMetricFamily(f"vllm:{name}", f"{text} Simulated.", labels=[*self.labels])
+            family.add_metric([*self.labels.values()], value)
+            yield family
+        success = CounterMetricFamily(
+            "vllm:request_success",
+            "Count of successfully processed requests. Simulated.",
+            labels=[*self.labels, "finished_reason"],
+        )
+        for reason, count in self.finished.items():
+            success.add_metric([*self.labels.values(), reason], count)
+        yield success
+        energy = CounterMetricFamily(
+            "loadgen_gpu_energy_joules", "Simulated GPU energy counter. No real GPU is read.", labels=[*self.gpu]
+        )
+        shown = self.engine.gpu.counter.shown(self.now_ns())
+        energy.add_metric([*self.gpu.values()], j_from_mj(mj_from_j(shown.joules)))
+        yield energy

@@ -1,0 +1,315 @@
+"""What one step costs, in seconds and joules, and the GPU that pays it. No clock, no I/O.
+
+Letters: a step runs n sequences. Sequence i has s_i tokens in its KV cache and computes c_i more (c_i = 1 in decode).
+
+    C = sum c_i                          tokens through the linear layers
+    A = sum (c_i s_i + c_i (c_i+1)/2)    (query, key) pairs: grows with context, quadratic within a prefill
+    K = sum (s_i + 2 c_i)                KV tokens moved: each cached token read once, each new one written and read
+
+    linear time     max(2 N C / (F f),  W(C) / (B b))     N = active parameters, F = peak FLOP/s, B = peak byte/s,
+    attention time  max(4 L H D A / (F g),  K k / (B h))  f, b, g, h = achieved shares of the peaks, W = weight bytes
+    step time t   = linear + attention + launch gap + n * per-sequence gap
+    dynamic joules E = e_flop * FLOPs + e_byte * W(C) + e_kv * K k
+    static watts  S = idle (context resident) + active + leakage * (T - T_idle)
+    power         P = S + E / t; above the limit the clocks drop until P = limit, so t = E / (limit - S)
+
+A mixture of experts reads W(C) = dense + experts * (1 - (1 - k/E)^C): what C tokens, routed uniformly, touch of it.
+The two phases each obey a roofline (Williams et al., CACM 52(4), 2009); FLOPs per token and per attention pair as in
+Korthikanti et al., arXiv:2205.05198, forward pass only.
+
+Temperature follows T' = (ambient + R P - T) / tau, and leakage follows T: power drifts for minutes after load changes.
+
+The truth about shares: the fixed part of a step is what it would cost with one token that does nothing but make the
+weights be read: W(1) bytes, the gaps that do not depend on n, and the static watts over that time. All n sequences
+owe 1/n of it. The rest goes by own work, in proportion to the dynamic joules of each one's FLOPs, KV bytes and, in a
+mixture of experts, its tokens' share of the further experts read.
+"""
+
+import math
+import tomllib
+from collections import deque
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import msgspec
+from numpy.random import Generator
+
+from loadgen.energy.series import EnergySample
+from loadgen.errors import LoadgenError
+from loadgen.paths import profile_path
+from loadgen.units import MJ_PER_J, NS_PER_MS, NS_PER_S
+
+
+class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """profiles/hardware/NAME.toml: one GPU. `*_efficiency` is the share of the peak that real kernels reach."""
+
+    name: str
+    memory_bytes: float
+    peak_flops: float
+    peak_bytes_per_s: float
+    linear_flops_efficiency: float
+    linear_bytes_efficiency: float
+    attention_flops_efficiency: float
+    attention_bytes_efficiency: float
+    launch_gap_s: float
+    sequence_gap_s: float
+    idle_empty_w: float
+    resident_w: float
+    """What a loaded model adds to idle: the context keeps memory and clocks up."""
+    active_w: float
+    limit_w: float
+    joules_per_flop: float
+    joules_per_byte: float
+    joules_per_kv_byte: float
+    ambient_c: float
+    kelvin_per_w: float
+    thermal_s: float
+    leakage_w_per_k: float
+
+    @property
+    def idle_w(self) -> float:
+        """With the model resident, at the temperature that this power itself settles at."""
+        return self.idle_empty_w + self.resident_w
+
+    @property
+    def idle_c(self) -> float:
+        return self.ambient_c + self.kelvin_per_w * self.idle_w
+
+
+class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """profiles/models/NAME.toml: a transformer's shape."""
+
+    name: str
+    parameters: float
+    layers: int
+    heads: int
+    kv_heads: int
+    head_dim: int
+    context_tokens: int
+    bytes_per_parameter: float
+    bytes_per_kv_value: float
+    expert_parameters: float = 0.0
+    """Of `parameters`, those in routed experts, all of them."""
+    experts: int = 1
+    experts_per_token: int = 1
+
+    @property
+    def active_parameters(self) -> float:
+        return self.parameters - self.expert_parameters * (1 - self.experts_per_token / self.experts)
+
+    @property
+    def kv_bytes_per_token(self) -> float:
+        return 2 * self.layers * self.kv_heads * self.head_dim * self.bytes_per_kv_value
+
+    @property
+    def flops_per_pair(self) -> float:
+        """Query times key, and weight times value: 2 FLOPs each per head dimension."""
+        return 4.0 * self.layers * self.heads * self.head_dim
+
+    def weight_bytes(self, tokens: int) -> float:
+        """Weights that a step of `tokens` reads."""
+        touched = 1 - (1 - self.experts_per_token / self.experts) ** tokens
+        dense = self.parameters - self.expert_parameters
+        return (dense + self.expert_parameters * touched) * self.bytes_per_parameter
+
+
+Profile = TypeVar("Profile", Hardware, Model)
+
+
+def read_hardware(name: str) -> Hardware:
+    """A profile by name or path. Raises LoadgenError."""
+    return _read(profile_path("hardware", name, "toml"), Hardware)
+
+
+def read_model(name: str) -> Model:
+    """A profile by name or path. Raises LoadgenError."""
+    return _read(profile_path("models", name, "toml"), Model)
+
+
+def _read(path: Path, kind: type[Profile]) -> Profile:
+    try:
+        table: dict[str, Any] = tomllib.loads(path.read_text())
+        return msgspec.convert({"name": path.stem} | table, kind)
+    except (tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError) as err:
+        raise LoadgenError(f"{path}: not a {kind.__name__.lower()} profile: {err}") from err
+
+
+def kv_cache_tokens(hardware: Hardware, model: Model, memory_share: float = 0.9) -> int:
+    """KV tokens that fit beside the weights in `memory_share` of the memory (vLLM: gpu_memory_utilization)."""
+    left = hardware.memory_bytes * memory_share - model.parameters * model.bytes_per_parameter
+    tokens = int(left // model.kv_bytes_per_token)
+    if tokens < 1:
+        need = model.parameters * model.bytes_per_parameter / 1e9
+        raise LoadgenError(
+            f"{model.name} does not fit on one {hardware.name}: its weights take {need:.0f} GB, the GPU has "
+            f"{hardware.memory_bytes / 1e9:.0f} GB; choose other --hardware or --model"
+        )
+    return tokens
+
+
+class Load(NamedTuple):
+    """What a step holds, summed over its sequences: n, C, A and K of the module's docstring."""
+
+    sequences: int
+    tokens: int
+    pairs: int
+    kv_tokens: int
+
+
+class StepCost(NamedTuple):
+    """`equal_j` from each sequence, plus its own tokens, pairs and KV tokens at these prices, is `joules` again."""
+
+    duration_ns: int
+    joules: float
+    equal_j: float
+    token_j: float
+    pair_j: float
+    kv_token_j: float
+
+    def share_j(self, tokens: int, context: int) -> float:
+        """What a sequence that computed `tokens` after `context` cached ones owes of this step."""
+        pairs = tokens * context + tokens * (tokens + 1) // 2
+        return self.equal_j + self.token_j * tokens + self.pair_j * pairs + self.kv_token_j * (context + 2 * tokens)
+
+
+class CostLaw:
+    """The module's law for one model on one GPU."""
+
+    def __init__(self, hardware: Hardware, model: Model) -> None:
+        self.hardware, self.model = hardware, model
+        self.flops_per_token = 2 * model.active_parameters
+        self.token_j = hardware.joules_per_flop * self.flops_per_token
+        self.pair_j = hardware.joules_per_flop * model.flops_per_pair
+        self.kv_token_j = hardware.joules_per_kv_byte * model.kv_bytes_per_token
+        self.fixed_weight_bytes = model.weight_bytes(1)
+
+    def static_w(self, temperature_c: float) -> float:
+        """Drawn by a GPU in a step whatever the step holds."""
+        return self.idle_w(temperature_c) + self.hardware.active_w
+
+    def idle_w(self, temperature_c: float) -> float:
+        hw = self.hardware
+        return hw.idle_w + hw.leakage_w_per_k * (temperature_c - hw.idle_c)
+
+    def unlimited_s(self, load: Load) -> float:
+        """Step time before the power limit has its say."""
+        hw, model = self.hardware, self.model
+        linear = max(
+            self.flops_per_token * load.tokens / (hw.peak_flops * hw.linear_flops_efficiency),
+            self._weight_read_s(model.weight_bytes(load.tokens)),
+        )
+        attention = max(
+            model.flops_per_pair * load.pairs / (hw.peak_flops * hw.attention_flops_efficiency),
+            model.kv_bytes_per_token * load.kv_tokens / (hw.peak_bytes_per_s * hw.attention_bytes_efficiency),
+        )
+        return linear + attention + hw.launch_gap_s + hw.sequence_gap_s * load.sequences
+
+    def cost(self, load: Load, temperature_c: float) -> StepCost:
+        hw = self.hardware
+        static_w = self.static_w(temperature_c)
+        weight_bytes = self.model.weight_bytes(load.tokens)
+        own_j = self.token_j * load.tokens + self.pair_j * load.pairs + self.kv_token_j * load.kv_tokens
+        dynamic_j = own_j + hw.joules_per_byte * weight_bytes
+        seconds = max(self.unlimited_s(load), dynamic_j / (hw.limit_w - static_w))
+        duration_ns = math.ceil(seconds * NS_PER_S)
+        joules = static_w * (duration_ns / NS_PER_S) + dynamic_j
+        fixed_s = self._weight_read_s(self.fixed_weight_bytes) + hw.launch_gap_s
+        fixed_j = static_w * fixed_s + hw.joules_per_byte * self.fixed_weight_bytes
+        further_experts_j = hw.joules_per_byte * (weight_bytes - self.fixed_weight_bytes)
+        scale = (joules - fixed_j) / (own_j + further_experts_j)
+        return StepCost(
+            duration_ns,
+            joules,
+            fixed_j / load.sequences,
+            scale * (self.token_j + further_experts_j / load.tokens),
+            scale * self.pair_j,
+            scale * self.kv_token_j,
+        )
+
+    def _weight_read_s(self, weight_bytes: float) -> float:
+        return weight_bytes / (self.hardware.peak_bytes_per_s * self.hardware.linear_bytes_efficiency)
+
+
+@dataclass(frozen=True, slots=True)
+class CounterOptions:
+    """How the simulated counter differs from the truth."""
+
+    period_ns: int = 100 * NS_PER_MS
+    gain: float = 1.0
+    """The counter's calibration: what it shows of every true joule, on average."""
+    noise: float = 0.0
+    """Standard deviation of each period's increment, relative to it. A period's error is not made good in the next."""
+    keep_s: float | None = None
+    """How much history to keep; None keeps all."""
+
+
+class Counter:
+    """A cumulative energy counter that moves once a period and holds the energy up to that moment, in whole mJ.
+
+    Never reset. Moves sit at start_ns + k period. Energy is fed in time order, in pieces that flow evenly.
+    """
+
+    def __init__(self, domain: str, start_ns: int, options: CounterOptions, rng: Generator) -> None:
+        self.domain, self.options, self._rng = domain, options, rng
+        keep = None if options.keep_s is None else int(options.keep_s * NS_PER_S / options.period_ns)
+        self.samples: deque[EnergySample] = deque([EnergySample(start_ns, domain, 0.0)], maxlen=keep)
+        self._at_ns = start_ns
+        self._next_ns = start_ns + options.period_ns
+        self._period_j = 0.0
+        self._shown_j = 0.0
+
+    def add(self, until_ns: int, joules: float) -> None:
+        """`joules` flow evenly from the end of the last piece until `until_ns`."""
+        while until_ns >= self._next_ns:
+            part = joules * (self._next_ns - self._at_ns) / (until_ns - self._at_ns)
+            self._period_j += part
+            joules -= part
+            self._move()
+        self._period_j += joules
+        self._at_ns = until_ns
+
+    def _move(self) -> None:
+        error = 1 + self.options.noise * self._rng.standard_normal() if self.options.noise else 1.0
+        self._shown_j += max(0.0, self._period_j * self.options.gain * error)
+        self.samples.append(EnergySample(self._next_ns, self.domain, int(self._shown_j * MJ_PER_J + 1e-6) / MJ_PER_J))
+        self._at_ns, self._period_j = self._next_ns, 0.0
+        self._next_ns += self.options.period_ns
+
+    def shown(self, now_ns: int) -> EnergySample:
+        """What a reader sees at `now_ns`: the last move at or before it."""
+        return next((s for s in reversed(self.samples) if s.t_ns <= now_ns), self.samples[0])
+
+
+class Gpu:
+    """One simulated GPU in virtual time: it either runs a step or idles, and its counter sees both."""
+
+    def __init__(self, law: CostLaw, counter: Counter, start_ns: int) -> None:
+        self.law, self.counter = law, counter
+        self.now_ns = start_ns
+        self.temperature_c = law.hardware.idle_c
+        self.idle_j = 0.0
+        self.step_j = 0.0
+
+    def idle_until(self, t_ns: int) -> None:
+        """Owed by nobody. In pieces of a counter period at most, so that leakage follows the temperature down."""
+        while self.now_ns < t_ns:
+            until_ns = min(t_ns, self.now_ns + self.counter.options.period_ns)
+            joules = self.law.idle_w(self.temperature_c) * (until_ns - self.now_ns) / NS_PER_S
+            self.idle_j += joules
+            self._spend(until_ns, joules)
+
+    def run(self, load: Load) -> StepCost:
+        """Starts at now_ns; now_ns is its end afterwards."""
+        cost = self.law.cost(load, self.temperature_c)
+        self.step_j += cost.joules
+        self._spend(self.now_ns + cost.duration_ns, cost.joules)
+        return cost
+
+    def _spend(self, until_ns: int, joules: float) -> None:
+        hw = self.law.hardware
+        seconds = (until_ns - self.now_ns) / NS_PER_S
+        settled_c = hw.ambient_c + hw.kelvin_per_w * joules / seconds
+        self.temperature_c = settled_c + (self.temperature_c - settled_c) * math.exp(-seconds / hw.thermal_s)
+        self.counter.add(until_ns, joules)
+        self.now_ns = until_ns

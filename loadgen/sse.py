@@ -1,0 +1,69 @@
+"""Server-sent events: bytes in, event data out. No I/O, and no waiting for a byte that the format does not need."""
+
+MAX_EVENT_BYTES = 16 << 20
+
+
+class SSEError(ValueError):
+    """Bytes that cannot be an event stream, or an event larger than anyone should send."""
+
+
+class SSEDecoder:
+    """Incremental decoder of the `data` fields of a text/event-stream (WHATWG HTML, section 9.2.6).
+
+    A line ends in LF, CRLF or CR, and may be cut anywhere between two calls. A blank line ends an event at once:
+    after a lone CR we do not wait to see whether an LF follows, because a timestamp hangs on it.
+    """
+
+    def __init__(self) -> None:
+        self._tail = b""
+        self._data: list[bytes] = []
+        self._size = 0
+        self._skip_lf = False
+        self._at_start = True
+
+    def feed(self, chunk: bytes) -> list[bytes]:
+        """The data of every event that `chunk` completes, in order."""
+        if self._skip_lf and chunk:
+            self._skip_lf = False
+            if chunk[0] == 0x0A:
+                chunk = chunk[1:]
+        text = self._tail + chunk if self._tail else chunk
+        if self._at_start and text:
+            if text[:3] == b"\xef\xbb\xbf":
+                text = text[3:]
+            elif b"\xef\xbb\xbf".startswith(text):
+                self._tail = text
+                return []
+            self._at_start = False
+        lines = text.splitlines(keepends=True)
+        self._tail = lines.pop() if lines and lines[-1][-1] not in b"\r\n" else b""
+        self._skip_lf = text.endswith(b"\r")
+        events = self._take(lines)
+        if len(self._tail) + self._size > MAX_EVENT_BYTES:
+            raise SSEError(f"an event of more than {MAX_EVENT_BYTES} bytes")
+        return events
+
+    def flush(self) -> list[bytes]:
+        """What is left at the end of the stream. Servers that forget the last blank line are forgiven."""
+        lines = [self._tail, b""] if self._tail else [b""]
+        self._tail = b""
+        return self._take(lines)
+
+    def _take(self, lines: list[bytes]) -> list[bytes]:
+        events = []
+        for raw in lines:
+            line = raw.rstrip(b"\r\n")
+            if not line:
+                if self._data:
+                    events.append(b"\n".join(self._data))
+                    self._data = []
+                    self._size = 0
+            elif line.startswith(b"data:"):
+                self._append(line[6:] if line[5:6] == b" " else line[5:])
+            elif line == b"data":
+                self._append(b"")
+        return events
+
+    def _append(self, value: bytes) -> None:
+        self._data.append(value)
+        self._size += len(value) + 1

@@ -1,0 +1,281 @@
+"""The laws of attribution. Most are properties: they hold for any run, not for the ones we thought of."""
+
+from itertools import permutations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.attribution import (
+    COLUMNS,
+    _nnls,
+    attribute,
+    fit,
+    member_features,
+    overlap,
+    round_to_sum,
+    split,
+    work_of,
+)
+from loadgen.energy.series import EnergySeries
+from loadgen.record import RequestRecord
+from loadgen.units import NS_PER_MS
+
+MS = NS_PER_MS
+
+
+def request(index: int, sent_ms: float, chunk_ms: list[float], prompt: int = 100, cached: int = 0) -> RequestRecord:
+    chunks = [round(at * MS) for at in chunk_ms]
+    return RequestRecord(
+        index=index,
+        workload="chat",
+        scheduled_ns=round(sent_ms * MS),
+        sent_ns=round(sent_ms * MS),
+        first_token_ns=chunks[0] if chunks else None,
+        last_token_ns=chunks[-1] if chunks else None,
+        finished_ns=chunks[-1] + 1 if chunks else round(sent_ms * MS) + 50 * MS,
+        chunk_ns=chunks,
+        input_tokens=prompt,
+        output_tokens=len(chunks),
+        cached_tokens=cached,
+        error=None if chunks else "http",
+    )
+
+
+def counter(edges_ms: list[float], joules: list[float], name: str = "gpu:0") -> EnergySeries:
+    cumulative = np.rint(np.concatenate(([0.0], np.cumsum(joules))) * 1000).astype(np.int64)
+    return EnergySeries(name, np.rint(np.array(edges_ms) * MS).astype(np.int64), cumulative)
+
+
+@st.composite
+def runs(draw: st.DrawFn) -> tuple[list[EnergySeries], list[RequestRecord]]:
+    """A few requests at any instants, one or two counters with any energies."""
+    records = []
+    for index in range(draw(st.integers(0, 6))):
+        sent = draw(st.integers(0, 2000))
+        gaps = draw(st.lists(st.integers(0, 200), max_size=8))
+        chunks = [sent + 1 + sum(gaps[: i + 1]) for i in range(len(gaps))]
+        records.append(request(index, sent, [float(c) for c in chunks], draw(st.integers(1, 5000))))
+    series = []
+    for gpu in range(draw(st.integers(1, 2))):
+        joules = draw(st.lists(st.floats(0, 70), min_size=2, max_size=40))
+        series.append(counter([i * 100.0 for i in range(len(joules) + 1)], joules, f"gpu:{gpu}"))
+    return series, records
+
+
+@given(runs())
+def test_every_millijoule_lands_in_exactly_one_account(run: tuple[list[EnergySeries], list[RequestRecord]]) -> None:
+    series, records = run
+    result = attribute(series, records, 0, 4000 * MS)
+    assert result.measured_mj == sum(one.clip(0, 4000 * MS).total_mj for one in series)
+    assert result.measured_mj == result.idle_mj + result.attributed_mj + result.unattributed_mj
+    assert sum(round(share.joules * 1000) for share in result.requests) == result.attributed_mj
+    assert all(share.prefill_joules >= 0 and share.decode_joules >= 0 for share in result.requests)
+    assert result.idle_mj >= 0
+    assert result.unattributed_mj >= 0
+
+
+@given(runs(), st.floats(-5, 5))
+def test_windows_conserve_each_for_itself(run: tuple[list[EnergySeries], list[RequestRecord]], skew: float) -> None:
+    """Whatever the model says a member owes, a window's joules stay in the window's accounts."""
+    (series, *_), records = run
+    work = work_of(records)
+    owed = member_features(work) @ np.abs(np.array([3.0, 0.01, 0.0, 0.02, 0.001]) * skew)
+    for i in range(len(series) - 1):
+        window = EnergySeries("gpu:0", series.t_ns[i : i + 2], series.mj[i : i + 2])
+        members, idle, lost = split(window, work, owed, 100.0)
+        assert members.sum() + idle + lost == pytest.approx(window.total_mj)
+        assert min(members.min(initial=0), idle) >= 0
+        assert lost >= -1e-6
+
+
+@given(runs())
+def test_a_request_that_did_nothing_owes_nothing(run: tuple[list[EnergySeries], list[RequestRecord]]) -> None:
+    series, records = run
+    for share, record in zip(attribute(series, records, 0, 4000 * MS).requests, records, strict=True):
+        if not record.chunk_ns:
+            assert share.joules == 0
+
+
+@given(runs(), st.randoms(use_true_random=False))
+def test_names_and_order_do_not_matter(run: tuple[list[EnergySeries], list[RequestRecord]], random) -> None:  # type: ignore[no-untyped-def]
+    series, records = run
+    before = {share.index: share for share in attribute(series, records, 0, 4000 * MS).requests}
+    shuffled = list(records)
+    random.shuffle(shuffled)
+    for share in attribute(series, shuffled, 0, 4000 * MS).requests:
+        assert share.joules == pytest.approx(before[share.index].joules, abs=0.002)
+
+
+@given(runs(), st.integers(1, 10**9))
+def test_when_does_not_matter(run: tuple[list[EnergySeries], list[RequestRecord]], shift_ms: int) -> None:
+    series, records = run
+    later_records = [
+        request(r.index, (r.sent_ns or 0) / MS + shift_ms, [t / MS + shift_ms for t in r.chunk_ns], r.input_tokens or 0)
+        for r in records
+    ]
+    later_series = [EnergySeries(one.domain, one.t_ns + shift_ms * MS, one.mj) for one in series]
+    before = attribute(series, records, 0, 4000 * MS)
+    after = attribute(later_series, later_records, shift_ms * MS, (4000 + shift_ms) * MS)
+    assert [s.joules for s in after.requests] == pytest.approx([s.joules for s in before.requests], abs=0.002)
+
+
+def test_a_solo_request_takes_all_active_energy() -> None:
+    """One second idle at 100 W, then one second alone: 0.1 s windows of 50 J, all its own."""
+    edges = [i * 100.0 for i in range(21)]
+    series = counter(edges, [10.0] * 10 + [50.0] * 10)
+    only = request(0, 1000, [1000 + 20 * i for i in range(1, 51)])
+    result = attribute([series], [only], 0, 2000 * MS)
+    assert result.requests[0].joules == pytest.approx(500)
+    assert result.idle_mj == pytest.approx(100_000)
+
+
+def test_identical_requests_owe_the_same() -> None:
+    times = [float(30 + 20 * i) for i in range(40)]
+    records = [request(i, 0, [t + 0.01 * i for t in times]) for i in range(5)]
+    result = attribute([counter([i * 100.0 for i in range(9)], [40.0] * 8)], records, 0, 800 * MS)
+    assert max(s.joules for s in result.requests) - min(s.joules for s in result.requests) <= 0.002
+    assert sum(s.joules for s in result.requests) == pytest.approx(320)
+
+
+@given(
+    st.integers(2, 6),
+    st.floats(0.1, 5),
+    st.lists(st.tuples(st.integers(1, 3000), st.booleans()), min_size=6, max_size=6),
+)
+def test_shares_are_the_shapley_value(size: int, step_j: float, members: list[tuple[int, bool]]) -> None:
+    """c/|B| + a_i against the definition: the mean marginal cost over every order of arrival in one step."""
+    records = []
+    for i, (prompt, prefilling) in enumerate(members[:size]):
+        chunks = [100.0] if prefilling else [50.0, 100.0]
+        records.append(request(i, 0, chunks, prompt))
+    work = work_of(records)
+    coefficients = np.array([step_j, 0.02, 1e-6, 0.015, 2e-5])
+    owed = member_features(work) @ coefficients
+    last = work.step == work.steps - 1
+    own = {
+        int(r): float(f[1:] @ coefficients[1:])
+        for r, f in zip(work.request[last], member_features(work)[last], strict=True)
+    }
+
+    def cost(players: tuple[int, ...]) -> float:
+        return step_j + sum(own[p] for p in players) if players else 0.0
+
+    orders = list(permutations(own))
+    for row in np.flatnonzero(last):
+        player = int(work.request[row])
+        marginals = [cost(o[: o.index(player) + 1]) - cost(o[: o.index(player)]) for o in orders]
+        assert owed[row] == pytest.approx(np.mean(marginals))
+
+
+@pytest.mark.parametrize("jitter_ms", [0.0, 0.2])
+def test_steps_are_found_from_the_chunks(jitter_ms: float) -> None:
+    """Three streams in lockstep every 6 ms, a fourth joins; each step has every stream that was in it."""
+    streams = [request(i, 0, [10 + 6 * k + jitter_ms * i for k in range(20)]) for i in range(3)]
+    joined = request(3, 50, [10 + 6 * k + jitter_ms * 3 for k in range(10, 20)])
+    work = work_of([*streams, joined])
+    assert work.steps == 20
+    assert np.bincount(work.step).tolist() == [3] * 10 + [4] * 10
+    assert work.prefilling.sum() == 4
+
+
+def test_a_late_reader_sees_several_steps_at_once() -> None:
+    """The client slept for four steps: each stream's chunks come with one time stamp, and are still four steps."""
+    streams = [
+        request(i, 0, [10, 16, 40 + 0.03 * i, 40 + 0.03 * i, 40 + 0.03 * i, 40 + 0.03 * i, 46]) for i in range(3)
+    ]
+    assert np.bincount(work_of(streams).step).tolist() == [3] * 7
+
+
+def test_a_step_starts_when_the_one_before_ends_or_when_its_first_newcomer_came() -> None:
+    work = work_of([request(0, 5, [30, 36]), request(1, 100, [120, 126])])
+    assert (work.start_ns / MS).tolist() == [5, 30, 100, 120]
+    assert (work.end_ns / MS).tolist() == [30, 36, 120, 126]
+
+
+def test_cached_prompt_tokens_are_no_prefill_work() -> None:
+    work = work_of([request(0, 0, [10, 16], prompt=1000, cached=960)])
+    assert work.prefill.tolist() == [40, 0]
+    assert work.context.tolist() == [980, 1001]
+
+
+def test_several_tokens_in_a_chunk() -> None:
+    """Speculative decoding: 4 chunks after the first for 12 tokens are 3 tokens each."""
+    record = request(0, 0, [10, 16, 22, 28, 34])
+    many = RequestRecord(**{f: getattr(record, f) for f in record.__struct_fields__} | {"output_tokens": 13})
+    assert work_of([many]).decode.tolist() == [0, 3, 3, 3, 3]
+
+
+def test_the_fit_finds_the_law_that_made_the_windows() -> None:
+    """Exact windows of a known law: random requests, 300 windows, all five coefficients and the idle power."""
+    rng = np.random.default_rng(0)
+    truth = np.array([2.5, 0.018, 1e-6, 0.015, 2e-5])
+    records, at = [], 2000.0
+    for index in range(200):
+        at += rng.exponential(120)
+        first = at + rng.uniform(20, 60)
+        records.append(
+            request(index, at, [first + 6 * k for k in range(int(rng.integers(1, 60)))], int(rng.integers(10, 6000)))
+        )
+    work = work_of(records)
+    edges = np.arange(0, int(work.end_ns[-1]) + 200 * MS, 100 * MS)
+    step, window, share = overlap(edges, work.start_ns, work.end_ns)
+    cost = np.bincount(work.step, member_features(work) @ truth, minlength=work.steps)
+    busy_ns = np.bincount(window, share * (work.end_ns - work.start_ns)[step], minlength=len(edges) - 1)
+    joules = np.bincount(window, share * cost[step], minlength=len(edges) - 1) + 127 * (100 * MS - busy_ns) / 1e9
+    found = fit(
+        EnergySeries("gpu:0", edges, np.concatenate(([0], np.cumsum(np.rint(joules * 1000)))).astype(np.int64)), work
+    )
+    assert [getattr(found, column) for column in COLUMNS] == pytest.approx(truth, rel=0.02)
+    assert found.idle_w == pytest.approx(127, rel=0.001)
+    assert found.r_squared == pytest.approx(1, abs=1e-4)
+
+
+def test_without_idle_time_the_idle_power_is_unknown() -> None:
+    busy = request(0, 0, [float(10 + 10 * k) for k in range(100)])
+    assert fit(counter([0, 200, 400, 600, 800], [50.0] * 4), work_of([busy])).idle_w is None
+
+
+def test_energy_beside_a_request_that_got_no_chunk_is_nobodys() -> None:
+    failed = request(0, 100, [])
+    series = counter([0, 100, 200, 300], [10, 10, 10])
+    result = attribute([series], [failed], 0, 300 * MS)
+    assert (result.idle_mj, result.unattributed_mj, result.attributed_mj) == (20_000, 10_000, 0)
+
+
+@given(st.lists(st.floats(0, 1e6), min_size=1, max_size=30), st.integers(-3, 3))
+def test_round_to_sum(values: list[float], off: int) -> None:
+    total = max(0, round(sum(values)) + off)
+    whole = round_to_sum(np.array(values), total)
+    assert whole.sum() == total
+    if abs(sum(values) - total) < 1:
+        assert np.abs(whole - np.array(values)).max() < 2
+
+
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=10),
+    st.lists(st.tuples(st.integers(-20, 300), st.integers(0, 80)), max_size=10),
+)
+def test_overlap_is_the_length_in_common(lengths: list[int], spans: list[tuple[int, int]]) -> None:
+    edges = np.concatenate(([0], np.cumsum(lengths)))
+    starts = np.array([start for start, _ in spans], dtype=np.int64)
+    ends = starts + np.array([length for _, length in spans], dtype=np.int64)
+    interval, _, share = overlap(edges, starts, ends)
+    for i, (start, length) in enumerate(spans):
+        if length:
+            common = max(0, min(start + length, int(edges[-1])) - max(start, 0))
+            assert share[interval == i].sum() * length == pytest.approx(common)
+    assert ((share >= 0) & (share <= 1)).all()
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_nnls_is_optimal(seed: int) -> None:
+    """No small non-negative step from the answer makes the error smaller (Karush-Kuhn-Tucker)."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.random((40, 5)), rng.normal(size=40)
+    x, _ = _nnls(a, b)
+    gradient = a.T @ (a @ x - b)
+    assert (x >= 0).all()
+    assert gradient.min() > -1e-6
+    assert np.abs(gradient[x > 0]).max(initial=0) < 1e-6

@@ -1,0 +1,204 @@
+"""Whatever a server does, the client gives one record that says what it was."""
+
+import asyncio
+from collections.abc import Callable, Sequence
+
+import pytest
+from wire import DONE, END, GOOD, HEAD, ROLE, Step, Wire, chunk, token, wire
+
+from loadgen.client import Client
+from loadgen.record import RequestRecord
+
+
+async def sent(client: Client, index: int = 0) -> RequestRecord:
+    return await client.send(
+        "/chat/completions", b"{}", index=index, workload="chat", scheduled_ns=1, request_id=f"run-{index}"
+    )
+
+
+def one(
+    script: Sequence[Step] | Callable[[int], Sequence[Step]],
+    *,
+    times: int = 1,
+    timeout_s: float | None = 5,
+    headers: dict[str, str] | None = None,
+    api_key: str | None = None,
+) -> tuple[list[RequestRecord], Wire]:
+    async def main() -> tuple[list[RequestRecord], Wire]:
+        async with (
+            wire(script) as server,
+            Client(server.url + "/v1", timeout_s=timeout_s, headers=headers, api_key=api_key) as client,
+        ):
+            return [await sent(client, i) for i in range(times)], server
+
+    return asyncio.run(main())
+
+
+def test_a_good_stream() -> None:
+    (record,), server = one(GOOD)
+    assert (record.error, record.status, record.finish_reason) == (None, 200, "length")
+    assert (record.input_tokens, record.output_tokens, record.token_source) == (7, 3, "usage")
+    assert len(record.chunk_ns) == 3, "the role and usage chunks are no tokens"
+    assert record.first_token_ns == record.chunk_ns[0]
+    assert record.last_token_ns == record.chunk_ns[-1]
+    times = [record.sent_ns, *record.chunk_ns, record.finished_ns]
+    assert times == sorted(times, key=lambda t: t or 0)
+    assert b"POST /v1/chat/completions" in server.requests[0]
+    assert b"x-request-id: run-0" in server.requests[0].lower()
+
+
+def test_chunks_are_timed_when_they_arrive_not_when_the_stream_ends() -> None:
+    (record,), _ = one((HEAD, token("a"), 0.05, token("b"), 0.05, token("c", '"stop"'), DONE, END))
+    gaps = [b - a for a, b in zip(record.chunk_ns, record.chunk_ns[1:], strict=False)]
+    assert len(gaps) == 2
+    assert min(gaps) > 30_000_000
+
+
+ODD_BUT_GOOD: dict[str, Sequence[Step]] = {
+    "no [DONE] but a finish reason": (HEAD, token("a"), token("b", '"stop"'), END),
+    "no finish reason but [DONE]": (HEAD, token("a"), DONE, END),
+    "closed without chunked encoding": (
+        b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n",
+        b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}]}\n\n',
+        "close",
+    ),
+    "usage on the finish chunk, no blank line at the end": (
+        HEAD,
+        chunk(b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}],"usage":{"completion_tokens":1}}'),
+        END,
+    ),
+    "crlf, comments and a null event": (HEAD, chunk(b": ping\r\n\r\ndata: null\r\n\r\n"), token("a"), DONE, END),
+    "charset in the content type": (
+        HEAD.replace(b"event-stream", b"event-stream; charset=utf-8"),
+        token("a"),
+        DONE,
+        END,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD_BUT_GOOD)
+def test_odd_but_good(name: str) -> None:
+    (record,), _ = one(ODD_BUT_GOOD[name])
+    assert record.error is None, record.detail
+    assert record.first_token_ns is not None
+
+
+def test_without_usage_we_count_chunks_and_say_so() -> None:
+    (record,), _ = one((HEAD, ROLE, token("a"), token("b"), DONE, END))
+    assert (record.input_tokens, record.output_tokens, record.token_source) == (None, 2, "chunks")
+
+
+ERROR = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+
+
+def http(status: bytes, body: bytes) -> Sequence[Step]:
+    return (ERROR % (status, len(body), body),)
+
+
+FAULTS: list[tuple[str, Sequence[Step], str, str]] = [
+    ("500", http(b"500 Internal Server Error", b'{"error":{"message":"boom"}}'), "http", "boom"),
+    ("503", http(b"503 Service Unavailable", b"busy"), "http", "busy"),
+    ("429", http(b"429 Too Many Requests", b'{"detail":"slow down"}'), "http", "slow down"),
+    ("reset before an answer", ("reset",), "connect", "Disconnected"),
+    ("closed before an answer", ("close",), "connect", "Disconnected"),
+    ("closed in the body", (HEAD, token("a"), "close"), "truncated", ""),
+    ("reset in the body", (HEAD, token("a"), "reset"), "truncated", ""),
+    ("ends early but cleanly", (HEAD, token("a"), token("b"), END), "truncated", "after 2 chunks"),
+    ("ends before anything", (HEAD, END), "truncated", "after 0 chunks"),
+    ("half a JSON event", (HEAD, chunk(b'data: {"choices":[{"del\n\n'), DONE, END), "protocol", "choices"),
+    ("error event", (HEAD, token("a"), chunk(b'data: {"error":{"message":"oom"}}\n\n'), DONE, END), "server", "oom"),
+    ("not a stream", http(b"200 OK", b'{"choices":[]}'), "protocol", "application/json"),
+    ("not HTTP", (b"SSH-2.0-OpenSSH_9.2\r\n", "close"), "protocol", ""),
+    ("bad chunk length", (HEAD, b"zz\r\nhello\r\n", "close"), "protocol", "chunk size"),
+    ("a stream that stalls", (HEAD, token("a"), 60.0), "timeout", "0.2 s"),
+    ("silence", (60.0,), "timeout", "0.2 s"),
+]
+
+
+@pytest.mark.parametrize(("name", "script", "kind", "detail"), FAULTS, ids=[fault[0] for fault in FAULTS])
+def test_faults_are_records(name: str, script: Sequence[Step], kind: str, detail: str) -> None:
+    (record,), _ = one(script, timeout_s=0.2 if kind == "timeout" else 5)
+    assert record.error == kind, record.detail
+    assert detail in (record.detail or "")
+    assert record.finished_ns is not None
+    assert record.sent_ns is not None
+
+
+def test_a_failed_request_keeps_what_it_saw() -> None:
+    (record,), _ = one((HEAD, ROLE, token("a"), token("b"), "close"))
+    assert (record.error, len(record.chunk_ns), record.output_tokens, record.token_source) == (
+        "truncated",
+        2,
+        2,
+        "chunks",
+    )
+
+
+def test_nobody_listens() -> None:
+    async def main() -> RequestRecord:
+        async with Client("http://127.0.0.1:1/v1", timeout_s=5) as client:
+            return await sent(client)
+
+    record = asyncio.run(main())
+    assert (record.error, record.status) == ("connect", None)
+
+
+def test_connections_are_reused() -> None:
+    records, server = one(GOOD, times=5)
+    assert [record.error for record in records] == [None] * 5
+    assert server.connections == 1
+
+
+def test_a_pooled_connection_that_died_is_replaced() -> None:
+    """llama.cpp announces keep-alive and closes after every stream."""
+    records, server = one((*GOOD, "close"), times=3)
+    assert [record.error for record in records] == [None] * 3
+    assert len(server.requests) == 3
+
+
+def test_a_fresh_connection_that_dies_is_not_tried_twice() -> None:
+    (record,), server = one(("close",))
+    assert record.error == "connect"
+    assert len(server.requests) == 1
+
+
+def test_cancelled_is_a_record() -> None:
+    async def main() -> RequestRecord:
+        async with wire((HEAD, token("a"), 60.0)) as server, Client(server.url, timeout_s=None) as client:
+            task = asyncio.create_task(sent(client))
+            await asyncio.sleep(0.1)
+            task.cancel()
+            return await task
+
+    record = asyncio.run(main())
+    assert (record.error, len(record.chunk_ns)) == ("cancelled", 1)
+
+
+def test_secrets_are_sent_but_not_kept() -> None:
+    said = b'{"error":{"message":"Incorrect API key provided: sk-secret-1; tenant my-tenant-token unknown"}}'
+    (record,), server = one(
+        http(b"401 Unauthorized", said), api_key="sk-secret-1", headers={"X-Tenant": "my-tenant-token"}
+    )
+    assert b"Bearer sk-secret-1" in server.requests[0]
+    assert record.detail == "401 Unauthorized: Incorrect API key provided: [redacted]; tenant [redacted] unknown"
+
+
+def test_every_split_of_a_stream_gives_the_same_record() -> None:
+    body = b"".join(step for step in GOOD if isinstance(step, bytes))
+
+    async def main() -> list[RequestRecord]:
+        cuts = range(len(HEAD), len(body), 7)
+        async with (
+            wire(lambda n: (body[: cuts[n]], 0.0, body[cuts[n] :])) as server,
+            Client(server.url, timeout_s=5) as client,
+        ):
+            return [await sent(client, 0) for _ in cuts]
+
+    for record in asyncio.run(main()):
+        assert (record.error, len(record.chunk_ns), record.output_tokens, record.finish_reason) == (
+            None,
+            3,
+            3,
+            "length",
+        )

@@ -1,0 +1,149 @@
+"""The laws of a cumulative energy series, and of the two ways that points are made from polls."""
+
+import msgspec
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.energy.meter import CounterTrack, PowerTrack
+from loadgen.energy.series import EnergySample, EnergySeries, series_by_domain
+
+MS = 1_000_000
+
+
+@st.composite
+def serieses(draw: st.DrawFn, gaps: bool = True) -> EnergySeries:
+    """2 to 30 points; steps of 1 ms to 1 s and 0 to 1000 J; some of them unknown."""
+    n = draw(st.integers(2, 30))
+    lengths = draw(st.lists(st.integers(MS, 1000 * MS), min_size=n, max_size=n))
+    steps = draw(st.lists(st.integers(0, 10**6), min_size=n, max_size=n))
+    slack = draw(st.lists(st.integers(0, MS // 2), min_size=n, max_size=n))
+    gap = np.array(draw(st.lists(st.booleans(), min_size=n, max_size=n))) if gaps else np.zeros(n, dtype=np.bool_)
+    mj = np.cumsum(np.where(gap, 0, steps))
+    return EnergySeries("gpu:0", np.cumsum(lengths), mj, np.array(slack), gap)
+
+
+@given(serieses())
+def test_windows_tile_the_series(series: EnergySeries) -> None:
+    windows = list(series.windows())
+    assert sum(w.millijoules for w in windows) == series.total_mj
+    assert [w.start_ns for w in windows[1:]] == [w.end_ns for w in windows[:-1]]
+    assert sum(w.end_ns - w.start_ns for w in windows if not w.known) == series.unknown_ns
+
+
+@given(serieses(gaps=False), st.floats(0, 1), st.floats(0, 1), st.floats(0, 1))
+def test_energy_is_additive_and_never_negative(series: EnergySeries, a: float, b: float, c: float) -> None:
+    first, span = int(series.t_ns[0]), int(series.t_ns[-1] - series.t_ns[0])
+    start, middle, end = sorted(first + int(span * x) for x in (a, b, c))
+    whole, left, right = series.energy_mj(start, end), series.energy_mj(start, middle), series.energy_mj(middle, end)
+    assert whole is not None and left is not None and right is not None
+    assert min(whole, left, right) >= 0
+    assert left + right == pytest.approx(whole, abs=1e-3)
+
+
+@given(serieses(gaps=False))
+def test_between_two_moves_energy_is_their_difference(series: EnergySeries) -> None:
+    assert series.energy_mj(int(series.t_ns[0]), int(series.t_ns[-1])) == series.total_mj
+
+
+@given(serieses())
+def test_nothing_is_said_about_what_was_not_observed(series: EnergySeries) -> None:
+    first, last = int(series.t_ns[0]), int(series.t_ns[-1])
+    assert series.energy_mj(first - 1, last) is None
+    assert series.energy_mj(first, last + 1) is None
+    for window in series.windows():
+        inside = window.start_ns + 1, window.end_ns - 1
+        assert (series.energy_mj(*inside) is None) == (not window.known)
+        assert (series.u_mj(*inside) is None) == (not window.known)
+
+
+@given(serieses(gaps=False), st.floats(0, 1), st.floats(0, 1), st.data())
+def test_uncertainty_covers_every_curve_that_could_have_been(
+    series: EnergySeries, a: float, b: float, data: st.DataObject
+) -> None:
+    """The truth: the same values, moved within the slack, all of each step at any one moment of it."""
+    shift = data.draw(st.floats(-1, 1))
+    assert series.slack_ns is not None
+    true_ns = series.t_ns + (shift * series.slack_ns).astype(np.int64)
+    jumps_ns = true_ns[:-1] + (data.draw(st.floats(0, 1)) * np.diff(true_ns)).astype(np.int64)
+    first, span = int(series.t_ns[0]) + MS // 2, int(series.t_ns[-1] - series.t_ns[0]) - MS
+    start, end = sorted(first + int(max(span, 0) * x) for x in (a, b))
+    truth = series.mj[np.searchsorted(jumps_ns, end)] - series.mj[np.searchsorted(jumps_ns, start)]
+    measured, u = series.energy_mj(start, end), series.u_mj(start, end)
+    if measured is not None and u is not None:
+        assert abs(measured - int(truth)) <= u + 1e-3
+
+
+def test_the_uncertainty_of_an_exact_move_is_nothing_and_of_a_half_step_half_a_step() -> None:
+    series = EnergySeries("gpu:0", np.array([0, 100, 200]), np.array([0, 30, 60]))
+    assert series.u_mj(0, 100) == 0
+    assert series.u_mj(0, 150) == 15
+    assert series.u_mj(10, 190) == pytest.approx(27 + 27)
+
+
+@given(serieses(), st.floats(0, 1), st.floats(0, 1))
+def test_clip_keeps_the_windows_that_touch_the_interval(series: EnergySeries, a: float, b: float) -> None:
+    first, span = int(series.t_ns[0]), int(series.t_ns[-1] - series.t_ns[0])
+    start, end = sorted(first + int(span * x) for x in (a, b))
+    if start < end:
+        touching = [w for w in series.windows() if w.end_ns > start and w.start_ns < end]
+        assert list(series.clip(start, end).windows()) == touching
+
+
+def test_samples_of_two_domains_come_apart() -> None:
+    samples = [EnergySample(1, "gpu:0", 0.5), EnergySample(1, "gpu:1", 9.0), EnergySample(2, "gpu:0", 1.25)]
+    series = series_by_domain(samples)
+    assert series["gpu:0"].mj.tolist() == [500, 1250]
+    assert series["gpu:1"].total_mj == 0
+
+
+@pytest.mark.parametrize("second", [EnergySample(1, "gpu:0", 2.0), EnergySample(2, "gpu:0", 0.5)])
+def test_a_series_that_goes_back_is_a_bug_of_its_meter(second: EnergySample) -> None:
+    with pytest.raises(ValueError, match="gpu:0 go back"):
+        series_by_domain([EnergySample(1, "gpu:0", 1.0), second])
+
+
+def test_a_line_of_energy_jsonl_says_only_what_is_not_usual() -> None:
+    assert msgspec.json.encode(EnergySample(7, "gpu:0", 1.5)) == b'{"t_ns":7,"domain":"gpu:0","joules":1.5}'
+    unusual = EnergySample(7, "gpu:0", 1.5, slack_ns=3, gap=True)
+    assert msgspec.json.decode(msgspec.json.encode(unusual), type=EnergySample) == unusual
+
+
+@given(st.lists(st.tuples(st.integers(1, 300 * MS), st.integers(0, 50 * MS), st.integers(0, 10**6)), max_size=60))
+def test_any_counter_makes_a_series_that_never_goes_back(polls: list[tuple[int, int, int]]) -> None:
+    """Whatever the pauses, the costs of a read, and the values: restarts, jitter, standstill."""
+    track, now, samples, falls, last = CounterTrack("gpu:0"), 0, [], 0, 0
+    for pause, cost, raw in polls:
+        before, now = now + pause, now + pause + cost
+        falls += raw < last
+        last = raw
+        if (sample := track.observe(before, now, raw)) is not None:
+            samples.append(sample)
+    assert track.resets == falls
+    for series in series_by_domain(samples).values():
+        assert (series.t_ns <= now).all()
+
+
+def test_a_counter_restart_is_a_gap_after_which_differences_are_true() -> None:
+    track = CounterTrack("gpu:0")
+    raw = [10_000, 10_100, 10_200, 50, 50, 150, 250]
+    samples = [s for i, mj in enumerate(raw) if (s := track.observe(i * 100, i * 100 + 10, mj)) is not None]
+    assert [(s.joules, s.gap) for s in samples] == [(10.1, False), (10.2, False), (10.2, True), (10.3, False)]
+    assert track.resets == 1
+
+
+# The ways in which integrating samples goes wrong elsewhere: equal samples dropped, edges left out.
+@pytest.mark.parametrize(
+    ("powers", "joules"),
+    [
+        ([(0, 300.0), (1, 300.0), (2, 300.0), (10, 300.0)], 3000),
+        ([(0, 100.0), (9, 100.0), (9, 700.0), (10, 700.0)], 1600),
+        ([(0, 200.0), (0.9, 200.0), (1.1, 200.0), (2, 200.0)], 400),
+        ([(0, 0.0), (10, 100.0)], 500),
+    ],
+)
+def test_power_integrates_by_trapezoids_over_every_poll(powers: list[tuple[float, float]], joules: float) -> None:
+    track = PowerTrack("gpu:0", keep_s=0.0, max_gap_s=20.0)
+    samples = [sample for t, watts in powers for sample in track.observe(round(t * 1e9), watts)]
+    assert samples[-1].joules - samples[0].joules == pytest.approx(joules)
