@@ -167,6 +167,7 @@ def _info(end_ns: int) -> RunInfo:
         loadgen_version="0.1.0",
         config={"trace": "traces/mixed.jsonl", "rps": 4.0, "arrival": "trace", "timeout": 60.0, "header": []},
         seed=7,
+        requested_rps=4.0,
         schedule_sha256="9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
         anchor=Anchor(1_773_500_966_000_000_000, START_NS - 2_000_000_000),
         host={"hostname": "bench-1", "cpu": "AMD EPYC 9654", "gpus": ["NVIDIA H200"], "kernel": "6.8.0"},

@@ -1,5 +1,6 @@
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -12,6 +13,8 @@ from loadgen import rundir
 from loadgen.cli import cli
 from loadgen.errors import LoadgenError
 from loadgen.report import compare
+from loadgen.rundir import RunResult
+from loadgen.schedule import Schedule
 from loadgen.summary import Summary
 
 
@@ -133,46 +136,72 @@ def test_the_table_fits_and_warns_of_what_cannot_be_compared() -> None:
 # ---------------------------------------------------------------- the commands
 
 
+def written(path: Path, made: RunResult) -> str:
+    """`made` as a run folder."""
+    writer = rundir.RunWriter(path, made.info, Schedule(tuple(made.schedule), "trace", 4.0, 7))
+    for record in made.records:
+        writer.record(record)
+    writer.energy(made.energy)
+    writer.close()
+    return str(path)
+
+
 @pytest.fixture
-def folders(monkeypatch: pytest.MonkeyPatch) -> None:
+def folders(tmp_path: Path) -> dict[str, str]:
     made = {"a": runs.run(num_requests=30), "b": runs.run(num_requests=30, seed=8), "dark": runs.without_energy()}
-    monkeypatch.setattr(rundir, "read", lambda path: made[Path(path).name], raising=False)
+    return {name: written(tmp_path / name, result) for name, result in made.items()}
 
 
 @pytest.mark.parametrize(
-    ("args", "status"),
+    ("runs_", "gates", "status"),
     [
-        (["a", "b"], 0),
-        (["a", "b", "--fail-if", "ttft_s.p99>100"], 0),
-        (["a", "b", "--fail-if", "ttft_s.p99>100", "--fail-if", "ttft_s.p99>0"], 1),
-        (["a", "dark", "--fail-if", "energy.joules_per_output_token>+3%"], 1),
+        (["a", "b"], [], 0),
+        (["a", "b"], ["ttft_s.p99>100"], 0),
+        (["a", "b"], ["ttft_s.p99>100", "ttft_s.p99>0"], 1),
+        (["a", "dark"], ["energy.joules_per_output_token>+3%"], 1),
     ],
 )
-def test_compare_exits_1_when_a_gate_fails(folders: None, args: list[str], status: int) -> None:
-    assert CliRunner().invoke(cli, ["compare", *args]).exit_code == status
+def test_compare_exits_1_when_a_gate_fails(
+    folders: dict[str, str], runs_: list[str], gates: list[str], status: int
+) -> None:
+    flags = [word for gate in gates for word in ("--fail-if", gate)]
+    assert CliRunner().invoke(cli, ["compare", *(folders[name] for name in runs_), *flags]).exit_code == status
 
 
-def test_compare_as_json(folders: None) -> None:
-    done = CliRunner().invoke(cli, ["compare", "a", "dark", "--json", "--fail-if", "energy.mean_watts>1"])
+def test_compare_as_json(folders: dict[str, str]) -> None:
+    args = ["compare", folders["a"], folders["dark"], "--json", "--fail-if", "energy.mean_watts>1"]
+    done = CliRunner().invoke(cli, args)
     told = json.loads(done.stdout)
     assert done.exit_code == 1
     assert told["metrics"]["energy.mean_watts"][1] == {"value": None, "ratio": None, "difference": None}
     assert told["gates"][0]["failed"] is True and told["gates"][0]["value"] is None
 
 
-def test_report_writes_the_page_into_the_run_folder(folders: None, tmp_path: Path) -> None:
-    (tmp_path / "a").mkdir()
-    done = CliRunner().invoke(cli, ["report", str(tmp_path / "a")])
+def test_report_writes_the_page_into_the_run_folder_and_nothing_else(folders: dict[str, str]) -> None:
+    folder = Path(folders["a"])
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    done = CliRunner().invoke(cli, ["report", str(folder)])
     assert done.exit_code == 0 and "Latency" in done.stdout
-    assert (tmp_path / "a" / "report.html").read_text().startswith("<!doctype html>")
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert after.pop("report.html").startswith(b"<!doctype html>")
+    assert after == before
 
 
-def test_report_writes_elsewhere_and_prints_json(folders: None, tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli, ["report", "a", "--json", "--out", str(tmp_path / "page.html")])
+def test_report_of_a_run_that_was_killed(tmp_path: Path) -> None:
+    made = runs.run(num_requests=30)
+    info = msgspec.structs.replace(made.info, end_ns=None, stopped_by=None)
+    folder = written(tmp_path / "killed", replace(made, info=info, records=made.records[:20]))
+    done = CliRunner().invoke(cli, ["report", folder])
+    assert done.exit_code == 0, done.output
+    assert "the run did not end by itself" in done.stdout
+
+
+def test_report_writes_elsewhere_and_prints_json(folders: dict[str, str], tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["report", folders["a"], "--json", "--out", str(tmp_path / "page.html")])
     assert json.loads(done.stdout)["run_id"] == "20260314-150926-chat"
     assert (tmp_path / "page.html").is_file()
 
 
-def test_report_that_cannot_write_says_where(folders: None, tmp_path: Path) -> None:
-    done = CliRunner().invoke(cli, ["report", str(tmp_path / "absent" / "a")])
+def test_report_that_cannot_write_says_where(folders: dict[str, str], tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["report", folders["a"], "--out", str(tmp_path / "absent" / "page.html")])
     assert isinstance(done.exception, LoadgenError) and "--out" in str(done.exception)

@@ -27,6 +27,8 @@ from loadgen.report.format import clean, joules, number, percent, seconds, share
         (joules(0), "0 J"),
         (joules(0.0228), "0.0228 J"),
         (joules(0.0009), "0.900 mJ"),
+        (joules(-3.2e-6), "-3.20 µJ"),
+        (joules(3.2e-9), "3.20 nJ"),
         (joules(9_013), "9,013 J"),
         (joules(35_980.6), "36.0 kJ"),
         (joules(5.5e6), "5.50 MJ"),

@@ -157,6 +157,17 @@ def test_measured_but_not_attributed_shows_no_accounts() -> None:
     assert "= measured" not in page.text
 
 
+def test_what_the_fit_found_is_shown_in_units_and_unknown_stays_unknown() -> None:
+    made = runs.single()
+    assert made.summary is not None
+    found = {"step_j": 2.31, "decode_context_j": 4.2e-6, "idle_w": None, "r_squared": 0.9971}
+    energy = msgspec.structs.replace(made.summary.energy, coefficients=found)
+    page = Page(html.render(replace(made, summary=msgspec.structs.replace(made.summary, energy=energy))))
+    for told in ("one engine step 2.31 J", "per token of its context 4.20 µJ", "idle power -", "R² of the fit 0.997"):
+        assert told in page.text
+    assert "R² of the fit" not in page_of("single").text
+
+
 # ---------------------------------------------------------------- figures
 
 

@@ -15,11 +15,12 @@ def report(run: Path, out: Path | None, as_json: bool) -> None:
     from rich.console import Console
 
     from loadgen import rundir
+    from loadgen.analyse import analyse
     from loadgen.errors import LoadgenError
     from loadgen.report import html, text
     from loadgen.report.facts import summary_of
 
-    result = rundir.read(run)
+    result = analyse(rundir.read(run))
     summary, page = summary_of(result), html.render(result)
     path = out or run / "report.html"
     try:

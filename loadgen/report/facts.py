@@ -20,11 +20,11 @@ LATENCIES = (
 """Field of Summary, abbreviation, plain words."""
 
 ERROR_MEANING: dict[str, str] = {
-    "connect": "no connection, or it was refused",
+    "connect": "refused, or dead before an answer began",
     "timeout": "no complete answer within --timeout",
     "http": "a status of 400 or more",
     "protocol": "an answer that is not the API",
-    "truncated": "the stream ended before the answer did",
+    "truncated": "the answer began and did not end",
     "server": "an error event inside the stream",
     "cancelled": "in flight when the run was aborted",
     "not_sent": "the run stopped before its turn",
@@ -34,7 +34,7 @@ assert set(ERROR_MEANING) == set(get_args(ErrorKind))
 
 def summary_of(result: RunResult) -> Summary:
     if result.summary is None:
-        raise LoadgenError(f"run {result.info.run_id} has no summary: it did not end, or its folder lost summary.json")
+        raise LoadgenError(f"run {result.info.run_id} has no summary: it was read but not analysed")
     return result.summary
 
 

@@ -43,7 +43,8 @@ def seconds(value: float | None) -> str:
 
 def joules(value: float | None) -> str:
     """In J from 0.01 to 9,999, where most of what is compared lies."""
-    return _prefixed(value, "J", ((1e6, 1e6, "M"), (1e4, 1e3, "k"), (0.01, 1, ""), (0, 1e-3, "m")))
+    small = ((1e-5, 1e-3, "m"), (1e-8, 1e-6, "µ"), (0, 1e-9, "n"))
+    return _prefixed(value, "J", ((1e6, 1e6, "M"), (1e4, 1e3, "k"), (0.01, 1, ""), *small))
 
 
 def watts(value: float | None) -> str:

@@ -139,7 +139,7 @@ def _energy(result: RunResult, summary: Summary) -> Markup:
     if found is None:
         told = f"{joules(summary.energy.measured_joules)} were measured, and nothing was attributed to requests."
         return _section("Energy", tag("p", told), figures.over_time(result))
-    parts = [_ledger(found, summary.energy), _shares(summary), figures.over_time(result)]
+    parts = [_ledger(found, summary.energy), _shares(summary), _fit(summary.energy), figures.over_time(result)]
     parts += [figures.legend(figures.workloads(result)), figures.scatter(result), figures.heat_map(result)]
     return _section("Energy", *parts)
 
@@ -212,6 +212,35 @@ def _share_row(name: str, part: EnergySummary | WorkloadSummary) -> list[str]:
         bar = join([bar, tag("small", f"{joules(prefill)} · {joules(decode)}")])
     quantiles = [joules(value) for value in (spread.p50, spread.p90, spread.p99)]
     return [name, bar, *quantiles, joules(part.joules_per_output_token), joules(part.joules_per_token)]
+
+
+FITTED = {
+    "step_j": "one engine step",
+    "prefill_token_j": "a prompt token",
+    "prefill_context_j": "a prompt token, per token before it",
+    "decode_token_j": "a decoded token",
+    "decode_context_j": "a decoded token, per token of its context",
+    "idle_w": "idle power",
+    "r_squared": "R² of the fit",
+}
+
+
+def _fit(energy: EnergySummary) -> Markup:
+    """What decided the shares; nothing where nothing was fitted."""
+    if not energy.coefficients:
+        return Markup()
+    rows = [(FITTED.get(name, name), _fitted(name, value)) for name, value in energy.coefficients.items()]
+    note = "Fitted to this run's windows. It decides the shares of a window; the counter decides what is shared."
+    return tag("figure", tag("h3", "What the split assumes"), _definitions(rows), tag("figcaption", note))
+
+
+def _fitted(name: str, value: float | None) -> str:
+    match name.rpartition("_")[2]:
+        case "j":
+            return joules(value)
+        case "w":
+            return watts(value)
+    return number(value)
 
 
 # ---------------------------------------------------------------- latency, load, failures

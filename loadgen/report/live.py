@@ -1,7 +1,7 @@
 """What is happening, while it happens.
 
-Drawing is the caller's cost: one drawn update of LiveView takes about a millisecond of the calling thread, one of
-PlainView some tens of microseconds, one that is skipped less than one. Call it from a task that may be late.
+Drawing is the caller's cost: a drawn update of LiveView takes 0.2 to 0.6 ms of the calling thread, of PlainView about
+0.1 ms, and one that is skipped 0.1 µs (two shared cores, CPython 3.11).
 """
 
 from dataclasses import dataclass
