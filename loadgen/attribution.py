@@ -286,7 +286,7 @@ def _nnls(a: Floats, b: Floats) -> tuple[Floats, float | None]:
         for chosen in map(list, combinations(range(columns), size)):
             x = np.linalg.lstsq(gram[np.ix_(chosen, chosen)], moment[chosen], rcond=1e-10)[0]
             error = total - 2 * float(x @ moment[chosen]) + float(x @ gram[np.ix_(chosen, chosen)] @ x)
-            if (x >= 0).all() and error < best_error * (1 - 1e-9):
+            if (x >= 0).all() and error < best_error * (1 - 1e-12):
                 best, best_error = np.zeros(columns), error
                 best[chosen] = x
     variance = float(((b - b.mean()) ** 2).sum())

@@ -76,12 +76,12 @@ def test_every_millijoule_lands_in_exactly_one_account(run: tuple[list[EnergySer
     assert result.unattributed_mj >= 0
 
 
-@given(runs(), st.floats(-5, 5))
+@given(runs(), st.floats(0.01, 100))
 def test_windows_conserve_each_for_itself(run: tuple[list[EnergySeries], list[RequestRecord]], skew: float) -> None:
     """Whatever the model says a member owes, a window's joules stay in the window's accounts."""
     (series, *_), records = run
     work = work_of(records)
-    owed = member_features(work) @ np.abs(np.array([3.0, 0.01, 0.0, 0.02, 0.001]) * skew)
+    owed = member_features(work) @ (np.array([3.0, 0.01, 0.0, 0.02, 0.001]) * skew)
     for i in range(len(series) - 1):
         window = EnergySeries("gpu:0", series.t_ns[i : i + 2], series.mj[i : i + 2])
         members, idle, lost = split(window, work, owed, 100.0)
@@ -277,5 +277,5 @@ def test_nnls_is_optimal(seed: int) -> None:
     x, _ = _nnls(a, b)
     gradient = a.T @ (a @ x - b)
     assert (x >= 0).all()
-    assert gradient.min() > -1e-6
-    assert np.abs(gradient[x > 0]).max(initial=0) < 1e-6
+    assert gradient.min() > -1e-4
+    assert np.abs(gradient[x > 0]).max(initial=0) < 1e-4

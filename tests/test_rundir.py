@@ -109,10 +109,11 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """/dev/full takes the bytes and fails when they reach it, as a full disk does."""
-    monkeypatch.setattr(rundir, "_append_to", lambda _: Path("/dev/full").open("ab"))
+    append_to = rundir._append_to
+    monkeypatch.setattr(rundir, "_append_to", lambda _: append_to(Path("/dev/full")))
     writer = rundir.RunWriter(tmp_path / "run", INFO, PLAN)
     writer.record(record(0))
-    with pytest.raises(LoadgenError, match="cannot write the run folder .*: No space left"):
+    with pytest.raises(LoadgenError, match=r"cannot write the run folder .*: No space left"):
         writer.flush()
     with pytest.raises(LoadgenError, match="No space left"):
         writer.close()
