@@ -159,6 +159,17 @@ def test_reading_takes_at_most_a_fifth_of_the_time(run: Run) -> None:
     assert said.reads <= 5.0 / 0.02
 
 
+def test_eight_gpus_that_take_long_to_read_are_each_right_within_their_uncertainty(run: Run) -> None:
+    script = [line for i in range(8) for line in (f"gpu GPU-{i}", f"point {i} 0 {100 + i}")]
+    said = run([*script, "latency 0.004"])
+    for i, series in enumerate(series_by_domain(said.samples).values()):
+        measured, u = series.energy_mj(1_000_000_000, 4_000_000_000), series.u_mj(1_000_000_000, 4_000_000_000)
+        assert measured is not None and u is not None
+        assert abs(measured - 3000 * (100 + i)) <= u + 1
+        assert u <= 4 * 1.5 * 0.1 * 1000 * (100 + i)
+    assert len(said.domains) == 8
+
+
 def test_a_counter_that_restarts_leaves_a_gap_and_never_a_negative(run: Run) -> None:
     said = run([*STEADY, "reset 0 2.55"])
     assert said.resets == 1

@@ -282,7 +282,7 @@ def _open_gpu(device: Device, notes: list[str]) -> _Gpu:
     source = _source(handle)
     uuid = device.uuid or str(pynvml.nvmlDeviceGetUUID(handle))
     if source != "nvml-counter":
-        notes.append(f"{name} has no energy counter: joules are integrated {_POWER[source]}")
+        notes.append(f"{name} has no energy counter: joules are integrated from {_POWER[source]}")
     if _mig_on(handle):
         notes.append(f"{name} is in MIG mode: joules are the whole GPU's, a slice's cannot be told apart")
     return _Gpu(device.index, uuid, handle, source)
