@@ -156,7 +156,18 @@ def test_an_interval_is_right_within_its_stated_uncertainty(run: Run, shape: str
 def test_reading_takes_at_most_a_fifth_of_the_time(run: Run) -> None:
     said = run([*STEADY, "latency 0.004"])
     assert said.read_ns / 5e9 <= 0.21
-    assert said.poll_s == pytest.approx(0.02, rel=0.2)
+    assert said.reads <= 5.0 / 0.02
+
+
+def test_eight_gpus_that_take_long_to_read_are_each_right_within_their_uncertainty(run: Run) -> None:
+    script = [line for i in range(8) for line in (f"gpu GPU-{i}", f"point {i} 0 {100 + i}")]
+    said = run([*script, "latency 0.004"])
+    for i, series in enumerate(series_by_domain(said.samples).values()):
+        measured, u = series.energy_mj(1_000_000_000, 4_000_000_000), series.u_mj(1_000_000_000, 4_000_000_000)
+        assert measured is not None and u is not None
+        assert abs(measured - 3000 * (100 + i)) <= u + 1
+        assert u <= 4 * 1.5 * 0.1 * 1000 * (100 + i)
+    assert len(said.domains) == 8
 
 
 def test_a_counter_that_restarts_leaves_a_gap_and_never_a_negative(run: Run) -> None:
@@ -338,8 +349,8 @@ def test_meters_lists_the_gpu_with_its_period_and_agreement(
     assert (listed["auto"], nvml["name"], nvml["usable"]) == ("nvml", "nvml", True)
     [gpu] = nvml["domains"]
     assert gpu["period_s"] == pytest.approx(0.1, rel=0.3)
-    assert gpu["watts"] == pytest.approx(300, rel=0.1)
-    assert gpu["power_ratio"] == pytest.approx(1.0, abs=0.1)
+    assert gpu["watts"] == pytest.approx(300, rel=0.25)
+    assert gpu["power_ratio"] == pytest.approx(1.0, abs=0.25)
     text = subprocess.run(command, env=env, capture_output=True, timeout=40, check=True, text=True).stdout
     assert "gpu:0 (nvml-counter)" in text and "--energy auto takes: nvml" in text
     assert max(map(len, text.splitlines())) <= 80

@@ -253,6 +253,18 @@ def test_a_server_that_goes_away_is_an_error_and_comes_back_as_more_joules(site:
     assert [sample.joules for sample in meter.read().samples] == [7.0]
 
 
+def test_a_server_that_stalls_is_an_error_in_time(site: Site, remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadgen.energy.remote.TIMEOUT_S", 0.1)
+    gpu, released = Gpu(site), threading.Event()
+    meter = remote(site.url)
+    site.pages["/energy"] = lambda query: (released.wait(20), gpu.page(query))[1]
+    with pytest.raises(MeterError, match="no answer in time"):
+        meter.read()
+    released.set()
+    gpu.move(7.0)
+    assert [sample.joules for sample in meter.read().samples] == [7.0]
+
+
 def test_credentials_are_sent_and_never_shown(site: Site, remote: Remote) -> None:
     Gpu(site)
     address = site.url.removeprefix("http://")

@@ -46,6 +46,8 @@ class SourceFacts(msgspec.Struct, frozen=True, kw_only=True):
     reason: str | None
     """Why it is not usable."""
     read_cost_s: float | None = None
+    cpu_share: float | None = None
+    """Of one core, that sampling this source at its own pace took."""
     errors: dict[str, int] = {}
     resets: int = 0
     domains: list[DomainFacts] = []
@@ -102,7 +104,7 @@ def _wait(looks: list["_Look"], seconds: float) -> None:
     pause = threading.Event()
     end_ns = monotonic_ns() + round(seconds * 1e9)
     for each in looks:
-        each.sampler.start()
+        each.start()
     while monotonic_ns() < end_ns:
         pause.wait(POWER_POLL_S)
         for each in looks:
@@ -121,6 +123,12 @@ class _Look:
         self._tracks = {domain.name: PowerTrack(domain.name, keep_s=0.0) for domain in meter.domains}
         self._power: list[EnergySample] = []
         self._report: SamplerReport | None = None
+        self._start_ns = monotonic_ns()
+        self._end_ns = self._start_ns
+
+    def start(self) -> None:
+        self._start_ns = monotonic_ns()
+        self.sampler.start()
 
     def observe_power(self) -> None:
         if isinstance(self.meter, NvmlMeter):
@@ -129,6 +137,7 @@ class _Look:
 
     def stop(self) -> None:
         self._report = self.sampler.stop()
+        self._end_ns = monotonic_ns()
         if not self.sampler.hangs:
             self.meter.close()
 
@@ -143,6 +152,7 @@ class _Look:
             usable=moved,
             reason=None if moved else "it answers, but nothing moved while it was watched",
             read_cost_s=self._report.read_cost_s,
+            cpu_share=self._report.cpu_s / s_from_ns(self._end_ns - self._start_ns),
             errors=self._report.errors,
             resets=self._report.resets,
             domains=domains,
@@ -208,7 +218,9 @@ def source_text(source: SourceFacts) -> str:
     """A few lines of at most 80 columns."""
     if not source.usable:
         return _wrapped(f"{source.name:7} not usable: {source.reason}", *_asides(source))
-    cost = "" if source.read_cost_s is None else f", one read takes {1000 * source.read_cost_s:.3g} ms"
+    cost = ""
+    if source.read_cost_s is not None and source.cpu_share is not None:
+        cost = f", one read takes {1000 * source.read_cost_s:.3g} ms, sampling {source.cpu_share:.1%} of a core"
     return "\n".join([f"{source.name:7} usable{cost}", *map(_domain_text, source.domains), *_asides(source)])
 
 

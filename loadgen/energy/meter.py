@@ -37,7 +37,7 @@ class EnergyMeter(Protocol):
 
     @property
     def poll_s(self) -> float:
-        """How often to read so that no move of the counter is missed. It may change while the meter learns."""
+        """How long after the start of one read to begin the next, so that no move is missed. Ask again each time."""
         ...
 
     def read(self) -> Reading:

@@ -28,6 +28,10 @@ SHORTEST_POLL_S = 0.01
 """A counter that moves more often than this needs no finer points."""
 LEARN_POLL_S = 0.05
 """The longest poll while the period is not known."""
+DEAD_POLL_S = 1.0
+QUIET = 0.6
+"""Share of a period after a move in which the next one is not looked for: saves half of the reads, and late wake-ups
+or a period misjudged by a third do no harm."""
 MAX_DUTY = 0.2
 """Share of the time that may go into reading (one read takes about 4 ms on an H200)."""
 
@@ -59,6 +63,9 @@ class _Gpu:
         self.handle = handle
         self.source = source
         self.alive = True
+        self.cost_ns = 0
+        self.due_ns = 0
+        """Before this, reading it would show nothing new."""
         self.counter = CounterTrack(self.name)
         self.power = PowerTrack(self.name)
 
@@ -73,8 +80,13 @@ class _Gpu:
             watts = power_w(self.handle, self.source)
             return self.power.observe((before_ns + clock()) // 2, watts)
         raw_mj = int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self.handle))
-        sample = self.counter.observe(before_ns, clock(), raw_mj)
-        return [] if sample is None else [sample]
+        after_ns = clock()
+        self.cost_ns = after_ns - before_ns
+        sample = self.counter.observe(before_ns, after_ns, raw_mj)
+        if sample is None:
+            return []
+        self.due_ns = sample.t_ns + round(QUIET * NS_PER_S * (self.counter.period_s or 0))
+        return [sample]
 
 
 class NvmlMeter:
@@ -85,8 +97,6 @@ class NvmlMeter:
         self._notes = notes
         self._clock = clock
         self._pid = os.getpid()
-        self._read_ns = 0
-        """The latest round's cost, all GPUs together."""
 
     @property
     def domains(self) -> list[EnergyDomain]:
@@ -98,10 +108,19 @@ class NvmlMeter:
 
     @property
     def poll_s(self) -> float:
-        """A fifth of the shortest period; more where reading is slow, but at least twice a period even then."""
-        periods = [gpu.domain.period_s for gpu in self._gpus if gpu.alive]
+        """A fifth of the shortest period, or until one of the counters may move again.
+
+        Longer where reading is slow, but at least twice a period even then.
+        """
+        alive = [gpu for gpu in self._gpus if gpu.alive]
+        if not alive:
+            return DEAD_POLL_S
+        quiet_ns = min(gpu.due_ns for gpu in alive) - self._clock()
+        return max(self._step_s([gpu.domain.period_s for gpu in alive]), quiet_ns / NS_PER_S)
+
+    def _step_s(self, periods: Sequence[float | None]) -> float:
         known = [period_s for period_s in periods if period_s is not None]
-        affordable_s = self._read_ns / NS_PER_S / MAX_DUTY
+        affordable_s = sum(gpu.cost_ns for gpu in self._gpus if gpu.alive) / NS_PER_S / MAX_DUTY
         if not known or len(known) < len(periods):
             return max(SHORTEST_POLL_S, min(affordable_s, LEARN_POLL_S))
         return max(SHORTEST_POLL_S, min(known) / 5, min(affordable_s, min(known) / 2))
@@ -114,23 +133,19 @@ class NvmlMeter:
         errors: list[str] = []
         resets_before = self._resets()
         for gpu in self._gpus:
-            if not gpu.alive:
+            if not gpu.alive or start_ns < gpu.due_ns:
                 continue
             try:
                 samples += gpu.read(self._clock)
             except pynvml.NVMLError as err:
                 gpu.alive = err.value not in PERMANENT and err.value not in FATAL
                 errors.append(_failed(gpu, err))
-        self._read_ns = self._clock() - start_ns
         return Reading(samples, self._resets() - resets_before, tuple(errors))
 
     def power_w(self) -> dict[str, float]:
         """Watts now, by domain, from the best power field each GPU has: to check the counter against."""
-        watts = {}
-        for gpu in self._gpus:
-            if gpu.alive and (source := _power_source(gpu.handle)) is not None:
-                watts[gpu.name] = power_w(gpu.handle, source)
-        return watts
+        now = {gpu.name: _best_power(gpu.handle) for gpu in self._gpus if gpu.alive}
+        return {name: best[1] for name, best in now.items() if best is not None}
 
     def close(self) -> None:
         if os.getpid() == self._pid:
@@ -267,7 +282,7 @@ def _open_gpu(device: Device, notes: list[str]) -> _Gpu:
     source = _source(handle)
     uuid = device.uuid or str(pynvml.nvmlDeviceGetUUID(handle))
     if source != "nvml-counter":
-        notes.append(f"{name} has no energy counter: joules are integrated {_POWER[source]}")
+        notes.append(f"{name} has no energy counter: joules are integrated from {_POWER[source]}")
     if _mig_on(handle):
         notes.append(f"{name} is in MIG mode: joules are the whole GPU's, a slice's cannot be told apart")
     return _Gpu(device.index, uuid, handle, source)
@@ -281,20 +296,20 @@ def _source(handle: Any) -> str:
         except pynvml.NVMLError as err:
             if err.value in RETRY and not last:
                 continue
-            if err.value not in PERMANENT or (source := _power_source(handle)) is None:
+            if err.value not in PERMANENT or (best := _best_power(handle)) is None:
                 raise
-            return source
+            return best[0]
         break
     return "nvml-counter"
 
 
-def _power_source(handle: Any) -> str | None:
+def _best_power(handle: Any) -> tuple[str, float] | None:
+    """The best way to ask for power that is answered, and the watts."""
     for source in _POWER:
         try:
-            power_w(handle, source)
+            return source, power_w(handle, source)
         except pynvml.NVMLError:
             continue
-        return source
     return None
 
 
