@@ -3,7 +3,7 @@
 
     python3 benchmarks/h200_studies.py --out OUT --site SITE
 
-measures batches of equal prompts and answers with random weights, offline and in-process (no HTTP, no client in the way):
+measures batches of equal prompts and answers, with random weights, offline and in-process (no client in the way):
 
     vllm-graphs   vLLM as it comes: torch.compile, CUDA graphs
     hf-eager      Hugging Face generate(), eager: the unoptimized baseline
@@ -12,7 +12,8 @@ measures batches of equal prompts and answers with random weights, offline and i
 
 Each stage is a child process with a deadline of its own; one that fails or overruns is ended and the next one begins.
 What a stage leaves unused goes to the later ones. After every cell the summary is written anew, so that stopping early
-leaves a result. This process reads the energy counter, with loadgen's own meter and sampler, and touches no setting of the GPU.
+leaves a result. This process reads the energy counter, with loadgen's own meter and sampler, and touches no setting of
+the GPU.
 
 It needs: torch, transformers, nvidia-ml-py, numpy, and in SITE (a folder for PYTHONPATH) vllm and msgspec.
 OUT gets summary.json (one object a cell), energy.jsonl (every move of the counter), and one log a stage.
@@ -363,14 +364,18 @@ def child(options: argparse.Namespace) -> None:
     time.sleep(1.5)
     tell("idle", start_ns=idle_start + 300_000_000, end_ns=time.monotonic_ns())
     batches = [int(b) for b in options.batches.split(",")] if options.batches else BATCHES[options.stage]
+    largest, took_s = max(batches), MIN_CELL_S
     for batch in batches:
-        if left_s(options) < MIN_CELL_S:
-            tell("note", text=f"no time for batch {batch} and what follows it")
-            break
+        forecast_s = max(MIN_CELL_S, took_s * 0.7 * batch / largest)
+        if left_s(options) < forecast_s:
+            tell("note", text=f"no time for batch {batch}: about {forecast_s:.0f} s of {left_s(options):.0f} s left")
+            continue
+        started = time.monotonic()
         try:
             cell(engine, batch, options)
-        except Exception as err:
+        except Exception as err:  # out of memory at one size says nothing about the next
             tell("note", text=f"batch {batch} failed: {type(err).__name__}: {str(err)[:300]}")
+        largest, took_s = batch, time.monotonic() - started
     engine.close()
 
 
