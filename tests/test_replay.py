@@ -329,7 +329,7 @@ def test_the_key_reaches_the_server_and_nothing_else(tmp_path: Path) -> None:
             run,
         ]
         refused(loadgen(*args), "set OPENAI_API_KEY")
-        args[6] = url
+        args[7] = url
         done = loadgen(*args, env={"OPENAI_API_KEY": "sk-very-secret"})
     assert done.returncode == 0, done.stderr
     assert summary_of(run).requests.completed == 3
