@@ -38,10 +38,8 @@ from loadgen.schedule import Schedule, ScheduledRequest
 from loadgen.server import ServerInfo, clean_url, find_dialect, find_model
 from loadgen.units import NS_PER_S
 
-IDLE_LEAD_S = 2.0
-"""Idle time recorded before the first request when there is a meter: what the resident model draws, doing nothing."""
-
 LEAD_S = 0.2
+"""Between the last preparation and the first request."""
 TICK_S = 0.25
 
 
@@ -62,6 +60,8 @@ class Options:
     timeout_s: float | None
     tokenizer: Path | None
     warmup: int
+    idle_s: float
+    """Recorded before the first request when there is a meter: what the resident model draws, doing nothing."""
     overwrite: bool
     config: dict[str, Any]
     """For run.json: every option as given, without secrets."""
@@ -78,8 +78,7 @@ def finish(path: Path) -> rundir.RunResult:
     """Attribution, summary and report of a run folder, made anew from what was recorded."""
     result = analyse(rundir.read(path))
     assert result.summary is not None
-    rundir.write_analysis(path, result.attribution, result.summary)
-    rundir.write_atomic(path / "report.html", html.render(result).encode())
+    rundir.write_analysis(path, result.attribution, result.summary, html.render(result))
     return result
 
 
@@ -100,13 +99,12 @@ async def _record(schedule: Schedule, options: Options, view: View) -> None:
         meter, reasons = await asyncio.to_thread(_open_meter, options, server)
         info = _run_info(schedule, options, server, lengths, meter, reasons)
         writer = rundir.RunWriter(options.out, info, schedule, overwrite=options.overwrite)
+        sampler = Sampler(meter, writer.energy) if meter else None
         try:
             await _warm_up(client, options, schedule, make_body)
-            await _measure(schedule, options, client, server, make_body, meter, writer, info, view)
+            await _measure(schedule, options, client, server, make_body, meter, sampler, writer, info, view)
         finally:
             writer.close()
-            if meter is not None:
-                meter.close()
 
 
 def body_maker(
@@ -142,6 +140,7 @@ async def _measure(
     server: ServerInfo,
     make_body: Callable[[ScheduledRequest], bytes],
     meter: EnergyMeter | None,
+    sampler: Sampler | None,
     writer: rundir.RunWriter,
     info: rundir.RunInfo,
     view: View,
@@ -159,13 +158,12 @@ async def _measure(
         )
 
     runner = Runner(schedule, make_body, send, writer.record, options.max_concurrency)
-    sampler = Sampler(meter, writer.energy) if meter else None
     poller = EnginePoller(server.root_url, lambda sample: writer.engine(_engine_line(sample)))
     if sampler:
         sampler.start()
     await asyncio.to_thread(poller.read_now)
     poller.start()
-    start_ns = clock.monotonic_ns() + round((IDLE_LEAD_S if sampler else LEAD_S) * NS_PER_S)
+    start_ns = clock.monotonic_ns() + round((LEAD_S + (options.idle_s if sampler else 0)) * NS_PER_S)
     cpu_s = _cpu_s()
     with _no_collections(), _signals(runner), view:
         ticker = asyncio.create_task(_tick(schedule, runner, sampler, writer, view, start_ns))
@@ -180,6 +178,8 @@ async def _measure(
     await asyncio.to_thread(poller.stop)
     await asyncio.to_thread(poller.read_now)
     report = await asyncio.to_thread(sampler.stop) if sampler else None
+    if sampler and meter and not sampler.hangs:  # a driver call that never returned still holds the meter
+        meter.close()
     writer.write_info(
         msgspec.structs.replace(
             info,
@@ -187,6 +187,7 @@ async def _measure(
             end_ns=end_ns,
             stopped_by=runner.stopped_by,
             domains=meter.domains if meter else [],
+            energy_notes=meter.notes if meter else [],
             instrument=_instrument(cpu_s, report),
         )
     )

@@ -41,6 +41,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     domains: list[EnergyDomain]
     energy_reasons: list[str] = []
     """Why there is no energy source, when there is none."""
+    energy_notes: list[str] = []
+    """What the meter says of itself: gain, averaging, which GPUs."""
     start_ns: int | None = None
     """The instant that schedule offsets count from."""
     end_ns: int | None = None
@@ -173,13 +175,14 @@ def read(path: Path) -> RunResult:
     )
 
 
-def write_analysis(path: Path, attribution: RunAttribution | None, summary: Summary) -> None:
-    """attribution.jsonl and summary.json."""
+def write_analysis(path: Path, attribution: RunAttribution | None, summary: Summary, page: str) -> None:
+    """attribution.jsonl, summary.json and report.html."""
     try:
         if attribution is not None:
             lines = b"".join(msgspec.json.encode(share) + b"\n" for share in attribution.requests)
             write_atomic(path / "attribution.jsonl", lines)
         write_atomic(path / "summary.json", msgspec.json.format(msgspec.json.encode(summary)) + b"\n")
+        write_atomic(path / "report.html", page.encode())
     except OSError as err:
         raise _cannot_write(path, err) from err
 

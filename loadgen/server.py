@@ -1,5 +1,6 @@
 """What is at the other end: asked once, before a run, so that a run never starts against the wrong thing."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
@@ -88,8 +89,7 @@ async def _models(client: Client, url: str, *, needed: bool) -> list[dict[str, A
         raise LoadgenError(f"the server at {url} does not answer: nothing for {ASK_TIMEOUT_S:.0f} s") from err
     except aiohttp.ClientConnectorError as err:
         raise LoadgenError(
-            f"no server at {url} ({err.os_error.strerror or err}): "
-            "start one, or add --serve sim, or say where with --base-url"
+            f"no server at {url} ({_reason(err.os_error)}): start one, or add --serve sim, or say where with --base-url"
         ) from err
     except (aiohttp.ClientError, OSError, ValueError) as err:
         raise LoadgenError(
@@ -105,6 +105,11 @@ async def _models(client: Client, url: str, *, needed: bool) -> list[dict[str, A
         return []
     said = client.redact(error_of_body(body)) if status != 200 else "no model in its list"
     raise LoadgenError(f"cannot tell which model {url} serves (GET /models: {status}, {said}); say it with --model")
+
+
+def _reason(err: OSError) -> str:
+    """ "Connection refused", not asyncio's account of its own call."""
+    return os.strerror(err.errno) if err.errno and err.errno > 0 else str(err)
 
 
 def _json(body: bytes) -> Any:

@@ -23,10 +23,10 @@ class SSEDecoder:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of every event that `chunk` completes, in order."""
-        if self._skip_lf and chunk:
-            self._skip_lf = False
-            if chunk[0] == 0x0A:
-                chunk = chunk[1:]
+        if not chunk:
+            return []
+        if self._skip_lf and chunk[0] == 0x0A:
+            chunk = chunk[1:]
         text = self._tail + chunk if self._tail else chunk
         if self._at_start and text:
             if text[:3] == b"\xef\xbb\xbf":

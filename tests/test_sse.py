@@ -21,6 +21,7 @@ STREAMS = {
     "byte order mark": (b"\xef\xbb\xbfdata: a\n\n", [b"a"]),
     "utf-8 and NEL stay inside a line": ("data: é\x85\u2028x\n\n".encode(), ["é\x85\u2028x".encode()]),
     "no blank line at the end": (b"data: a\n\ndata: [DONE]", [b"a", b"[DONE]"]),
+    "crlf inside a two-line event": (b"data: a\r\ndata: b\r\n\r\n", [b"a\nb"]),
     "nothing": (b"", []),
 }
 
@@ -37,7 +38,7 @@ def test_split_at_every_byte(name: str) -> None:
     assert decode([stream[i : i + 1] for i in range(len(stream))]) == events
     for cut in range(len(stream) + 1):
         assert decode([stream[:cut], stream[cut:]]) == events
-        assert decode([stream[:cut], b"", stream[cut:]]) == events
+        assert decode([stream[:cut], b"", b"", stream[cut:]]) == events
 
 
 @given(

@@ -1,6 +1,7 @@
 """The command line. Each command is: parse, call, print; it imports what it needs only when it runs."""
 
 import importlib
+import os
 import sys
 from typing import Any
 
@@ -50,8 +51,23 @@ def cli() -> None:
 
 
 def main(args: list[str] | None = None) -> Any:
+    if args is None:
+        _hide_api_key()
     try:
         return cli.main(args=args, prog_name="loadgen", standalone_mode=True)
     except LoadgenError as err:
         click.echo(f"loadgen: {err}", err=True)
         sys.exit(2)
+
+
+def _hide_api_key() -> None:
+    """A command line is open to every user of the machine: start again with --api-key moved to the environment."""
+    variable = {"replay": "OPENAI_API_KEY", "serve": "LOADGEN_SERVE_API_KEY"}.get(sys.argv[1] if sys.argv[1:] else "")
+    if variable is None:
+        return
+    for i, arg in enumerate(sys.argv):
+        name, equals, value = arg.partition("=")
+        if name == "--api-key" and (equals or i + 1 < len(sys.argv)):
+            rest = sys.argv[1:i] + sys.argv[i + (1 if equals else 2) :]
+            key = value if equals else sys.argv[i + 1]
+            os.execve(sys.executable, [sys.executable, "-m", "loadgen", *rest], os.environ | {variable: key})

@@ -1,6 +1,5 @@
 """loadgen replay TRACE: the main job."""
 
-import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -108,6 +107,16 @@ POSITIVE = click.FloatRange(min=0, min_open=True, max=1e9, clamp=False)
     metavar="N",
     help="Requests sent one by one before the run, not recorded.",
 )
+@click.option(
+    "--idle",
+    "idle_s",
+    type=click.FloatRange(min=0, max=3600),
+    default=2.0,
+    envvar="LOADGEN_IDLE",
+    show_default=True,
+    metavar="S",
+    help="Idle time measured before the first request: the baseline of the energy accounts.",
+)
 @click.option("--timeout", type=POSITIVE, default=600.0, show_default=True, metavar="S", help="For each request.")
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path), metavar="FILE", help="tokenizer.json to count prompts with."
@@ -185,7 +194,7 @@ def _options(out: Path, asked: dict[str, Any], **given: Any) -> "Options":
         "tokenizer": str(given["tokenizer"]) if given["tokenizer"] else None,
         **{
             name: given[name]
-            for name in ("model", "endpoint", "energy", "gpus", "max_concurrency", "warmup", "timeout")
+            for name in ("model", "endpoint", "energy", "gpus", "max_concurrency", "warmup", "idle_s", "timeout")
         },
     }
     if "://" in given["energy"]:
@@ -204,6 +213,7 @@ def _options(out: Path, asked: dict[str, Any], **given: Any) -> "Options":
         timeout_s=given["timeout"],
         tokenizer=given["tokenizer"],
         warmup=given["warmup"],
+        idle_s=given["idle_s"],
         overwrite=given["overwrite"],
         config=config,
     )
@@ -217,5 +227,4 @@ def _show(result: "RunResult", out: Path, as_json: bool) -> None:
     if as_json:
         click.echo((out / "summary.json").read_text(), nl=False)
         return
-    text.render(result, Console())
-    click.echo(f"\n{out}{os.sep}  (report: {out / 'report.html'})")
+    text.render(result, Console(), out)

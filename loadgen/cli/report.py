@@ -5,31 +5,16 @@ import click
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option(
-    "--out", type=click.Path(path_type=Path, dir_okay=False), help="Write the page here, not to RUN/report.html."
-)
-@click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the summary.")
-def report(run: Path, out: Path | None, as_json: bool) -> None:
-    """Summarize the run folder RUN again, and write its report.html."""
-    import msgspec
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the tables.")
+def report(run: Path, as_json: bool) -> None:
+    """Analyse the run folder RUN again: its attribution, summary.json and report.html are made anew."""
     from rich.console import Console
 
-    from loadgen import rundir
-    from loadgen.analyse import analyse
-    from loadgen.errors import LoadgenError
-    from loadgen.report import html, text
-    from loadgen.report.facts import summary_of
+    from loadgen.replay import finish
+    from loadgen.report import text
 
-    result = analyse(rundir.read(run))
-    summary, page = summary_of(result), html.render(result)
-    path = out or run / "report.html"
-    try:
-        path.write_text(page, encoding="utf-8")
-    except OSError as err:
-        raise LoadgenError(f"cannot write {path}: {err.strerror}; choose another place with --out") from err
+    result = finish(run)
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(summary), indent=2))
-        return
-    text.render(result, Console(), None if out else run)
-    if out:
-        click.echo(f"  report {out}")
+        click.echo((run / "summary.json").read_text(), nl=False)
+    else:
+        text.render(result, Console(), run)

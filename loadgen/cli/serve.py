@@ -46,7 +46,7 @@ def knobs(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict
 @click.option("--counter-noise", default=0.0, show_default=True, type=click.FloatRange(0), help="Relative, per move.")
 @click.option("--counter-gain", default=1.0, show_default=True, type=click.FloatRange(0), help="Its calibration.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of answers, noise and faults.")
-@click.option("--api-key", help="Ask clients for this bearer token.")
+@click.option("--api-key", envvar="LOADGEN_SERVE_API_KEY", help="Ask clients for this bearer token.")
 @click.option("--fault", multiple=True, metavar="KIND:P", help="Fail a share P of requests; repeatable, see below.")
 @click.option("--exit-with-parent", is_flag=True, help="End when the process that started this one ends.")
 @click.pass_context

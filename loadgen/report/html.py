@@ -340,7 +340,7 @@ def _provenance(info: RunInfo, summary: Summary) -> Markup:
         "clock anchor": f"wall {info.anchor.wall_ns} ns = monotonic {info.anchor.monotonic_ns} ns",
         "client CPU time": seconds(instrument.cpu_s),
         "client memory": with_unit(rss, "MB"),
-        "energy sampled every": seconds(instrument.sampler_period_s),
+        "energy counter polled every": seconds(instrument.sampler_period_s),
     }
     domains = {
         d.name: f"{d.source}, every {seconds(d.period_s)}" + (f", within {d.within}" if d.within else "")
