@@ -120,6 +120,7 @@ def test_a_replay_against_it_is_whole_and_of_the_asked_lengths(server: str, tmp_
         timeout_s=50,
         tokenizer=None,
         warmup=0,
+        idle_s=0.0,
         overwrite=False,
         config={},
     )

@@ -15,6 +15,7 @@ COMMANDS = {
     "trace": "import, show, fit and sample traces",
     "report": "summarize a run folder again, and write its report.html",
     "compare": "set run folders side by side; exit 1 when --fail-if holds",
+    "study": "run a matrix of servers, knobs, workloads and loads; resumes where it stopped",
     "serve": "start a server: sim, or a recipe in servers/",
     "meters": "which energy sources this machine has, and why others are not usable",
 }
