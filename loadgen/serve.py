@@ -2,7 +2,6 @@
 
 import ctypes
 import http.client
-import importlib.util
 import os
 import re
 import signal
@@ -82,20 +81,22 @@ def run(
     host: str,
     port: int,
     model: str,
+    python: str = sys.executable,
     exit_with_parent: bool = False,
 ) -> None:
     """Runs a recipe's server until SIGINT or SIGTERM, or, if asked to, until the parent process is gone.
 
-    Its lines go to standard output behind its name; one line says where it serves, once it is healthy.
+    Its lines go to standard output behind its name; one line says where it serves, once it is healthy. python: the
+    interpreter that has the engine, when that is not this one.
     """
     parent = os.getppid()
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     port = port or free_port(host)
-    places = {"python": sys.executable, "host": host, "port": str(port), "model": model}
+    places = {"python": python, "host": host, "port": str(port), "model": model}
     command = recipes.command(recipe, values, places)
-    check_installed(recipe)
+    check_installed(recipe, python)
     environment = {**os.environ, **recipes.variables(recipe, values, places)}
 
     def asked_to_stop() -> bool:
@@ -122,9 +123,17 @@ def run(
             stop.wait(POLL_S)
 
 
-def check_installed(recipe: recipes.Recipe) -> None:
-    if recipe.module and importlib.util.find_spec(recipe.module) is None:
-        raise LoadgenError(f"{recipe.name} is not installed here: {recipe.install}")
+def check_installed(recipe: recipes.Recipe, python: str = sys.executable) -> None:
+    """LoadgenError when `python` cannot find the recipe's module; it is not imported."""
+    if recipe.module is None:
+        return
+    look = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({recipe.module!r}) is None)"
+    try:
+        found = subprocess.run([python, "-c", look], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    except OSError as err:
+        raise LoadgenError(f"--python {python}: {err.strerror}") from err
+    if found.returncode:
+        raise LoadgenError(f"{recipe.name} is not installed for {python}: {recipe.install}")
 
 
 def healthy(host: str, port: int, path: str) -> bool:

@@ -38,6 +38,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
 
     recipe: str | None = None
     knobs: dict[str, KnobValue] = {}
+    python: str | None = None
+    """The interpreter that has the engine, when that is not the one that runs loadgen."""
     models: list[str] = []
     """Instead of the study's: for recipes that call the same model by another name."""
     base_url: str | None = None
@@ -327,8 +329,9 @@ def _server(study: Study, cell: Cell, out: Path, say: Say) -> AbstractContextMan
     assert server.recipe is not None
     knobs = [f"{key}={value}" for key, value in filled(server, cell.batch).items()]
     options = [word for knob in knobs for word in ("--knob", knob)]
-    model = ["--model", cell.model] if cell.model is not None else []
-    return served(server.recipe, *options, *model, log=out / f"{cell.server}.log", say=say)
+    options += ["--model", cell.model] if cell.model is not None else []
+    options += ["--python", server.python] if server.python is not None else []
+    return served(server.recipe, *options, log=out / f"{cell.server}.log", say=say)
 
 
 def _attempt(

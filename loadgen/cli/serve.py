@@ -10,7 +10,7 @@ from loadgen import recipe as recipes
 from loadgen.errors import LoadgenError
 from loadgen.simulator.faults import MEANING
 
-EVERY = ("name", "host", "port", "model", "knob", "show", "exit_with_parent")
+EVERY = ("name", "host", "port", "model", "knob", "python", "show", "exit_with_parent")
 """Options that mean something for every server; the others are the simulator's."""
 
 
@@ -28,6 +28,7 @@ def knobs(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 chooses a free one.")
 @click.option("--model", help="Of sim: a name in profiles/models, or a .toml file.  [default: the recipe's]")
 @click.option("--knob", multiple=True, callback=knobs, metavar="KEY=VALUE", help="A setting of the recipe. Repeatable.")
+@click.option("--python", metavar="PATH", help="The Python that has the engine.  [default: the one that runs loadgen]")
 @click.option("--print", "show", is_flag=True, help="Print the recipe, its knobs and its command; start nothing.")
 @click.option("--hardware", default="h200", show_default=True, help="A name in profiles/hardware, or a .toml file.")
 @click.option("--max-num-seqs", default=256, show_default=True, type=click.IntRange(1), help="Sequences in a step.")
@@ -57,6 +58,7 @@ def serve(
     port: int,
     model: str | None,
     knob: dict[str, str],
+    python: str | None,
     show: bool,
     exit_with_parent: bool,
     hardware: str,
@@ -87,13 +89,23 @@ def serve(
     if served_model is None:
         raise LoadgenError(f"{name} needs a model: say which with --model")
     if show:
-        _describe(recipe, values, host, port, served_model)
+        _describe(
+            recipe, values, {"python": python or sys.executable, "host": host, "port": str(port), "model": served_model}
+        )
         return
     if name != "sim":
         _check_options(ctx, recipe)
         from loadgen import serve as servers
 
-        servers.run(recipe, values, host=host, port=port, model=served_model, exit_with_parent=exit_with_parent)
+        servers.run(
+            recipe,
+            values,
+            host=host,
+            port=port,
+            model=served_model,
+            python=python or sys.executable,
+            exit_with_parent=exit_with_parent,
+        )
         return
     if knob:  # the same command again, with the knobs as the simulator's own options
         places = {"python": sys.executable, "host": host, "port": str(port), "model": served_model}
@@ -127,10 +139,9 @@ def _check_options(ctx: click.Context, recipe: recipes.Recipe) -> None:
         raise LoadgenError(f"{option} is the simulator's; {recipe.name} has --knob KEY=VALUE with: {known}")
 
 
-def _describe(recipe: recipes.Recipe, values: dict[str, recipes.KnobValue], host: str, port: int, model: str) -> None:
+def _describe(recipe: recipes.Recipe, values: dict[str, recipes.KnobValue], places: dict[str, str]) -> None:
     import shlex
 
-    places = {"python": sys.executable, "host": host, "port": str(port), "model": model}
     click.echo(f"{recipe.name}: {recipe.summary}")
     for variable, value in recipes.variables(recipe, values, places).items():
         click.echo(f"  {variable}={value}")

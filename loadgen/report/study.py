@@ -98,7 +98,7 @@ def _load_figure(
 ) -> Markup:
     places = [float(g.key[at] or 0) for g in found]
     ends = [value for g in found for value in _whisker(g.interval(PER_TOKEN))]
-    x = svg.log_axis(min(places), max(places), lambda value: f"{value:g}")
+    x = _load_axis(places)
     y = svg.log_axis(min(ends), max(ends), joules)
     marks, told = [], []
     for index, one in enumerate(series):
@@ -110,6 +110,13 @@ def _load_figure(
     picture = join([legend(_names(series)), svg.plot(key, workload, "; ".join(told), x, y, HEIGHT, marks)])
     caption = "Measured energy of the whole run, idle included, over output tokens. Bars: 95 % interval of the repeats."
     return figure(f"{workload}, {heading}", "J per output token", picture, caption, "wide")
+
+
+def _load_axis(places: Sequence[float]) -> svg.Axis:
+    """Logarithmic, with a tick at each load that was run."""
+    low, high = min(places), max(places)
+    ticks = tuple((place, f"{place:g}") for place in sorted(set(places)))
+    return svg.Axis(low, high, True, ticks) if high > low else svg.Axis(low / 2, low * 2, True, ticks)
 
 
 def _whisker(found: Interval | None) -> list[float]:
