@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check fmt clean
+.PHONY: demo test test-engines check fmt clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -22,6 +22,10 @@ demo: $(VENV)/.installed  ## replay a conversation trace against the built-in si
 
 test: $(VENV)/.installed-check  ## the whole test suite; needs no GPU, no Docker, no network
 	$(BIN)/python -m pytest
+
+test-engines: $(VENV)/.installed-check  ## one suite against every engine that can be had here; installs about 4 GB into .engines
+	PYTHON=$(PYTHON) tests/engines/install.sh
+	LOADGEN_ENGINES=all $(BIN)/python -m pytest tests/engines
 
 check: $(VENV)/.installed-check  ## lint, types, layers
 	$(BIN)/ruff check .

