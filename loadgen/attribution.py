@@ -404,7 +404,7 @@ def _variance(
     what one request gains, the others in the window lose). The misfit: the model's relative error of a window, on what
     the request does not own whole, misfit * joules * (1 - share): not less for many windows, because a law that is
     wrong for a request is wrong in all of them. The ends: the request's mean power, times how
-    uncertain its two instants are against the counter's (uniform within its slack and the way of a chunk to the client).
+    uncertain its two instants are against the counter's (uniform in its slack and the way of a chunk to the client).
     """
     joules = np.bincount(work.request, member_mj, minlength=requests) / 1000
     if len(series) < 2 or not len(owed):
