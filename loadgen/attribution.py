@@ -14,7 +14,7 @@ The model decides shares, never totals: whatever its error, the accounts sum to 
 The other methods are what other tools do. They are here to be compared with (benchmarks/attribution.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from typing import Literal, get_args
@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from loadgen.energy.series import EnergySeries
 from loadgen.record import RequestRecord
 from loadgen.units import NS_PER_S, j_from_mj
-from loadgen.work import EngineSample, Floats, Foreign, Ints, Work, work_of
+from loadgen.work import EngineSample, Floats, Foreign, Ints, Rows, Work, work_of
 
 Method = Literal["shapley", "output-tokens", "per-request", "residency", "whole-gpu"]
 """shapley: above. output-tokens: the run's joules per output token times a request's (ML.ENERGY). per-request: the
@@ -165,35 +165,46 @@ class _Account:
 
 def _shapley(whole: EnergySeries, clipped: EnergySeries, work: Work, requests: int) -> _Account:
     coefficients, covariance = fit_with_covariance(whole, work)
-    features = member_features(work)
-    owed = features @ coefficients.values
+    owed = owed_by(work, coefficients)
     others = foreign_features(work, clipped.t_ns) @ coefficients.values
     if not owed.any():  # nothing could be fitted: share each step by time alone
-        owed = features[:, 0] * np.maximum(work.end_ns - work.start_ns, 1)[work.step] / NS_PER_S
+        owed = next(feature_columns(work)) * np.maximum(work.end_ns - work.start_ns, 1)[work.step] / NS_PER_S
     member_mj, idle, lost = split(clipped, work, owed, coefficients.idle_w, others)
-    by_phase = np.column_stack((np.where(work.prefilling, member_mj, 0.0), np.where(work.prefilling, 0.0, member_mj)))
-    prefill, decode = _sum_by(work.request, by_phase, requests).T
-    variance = _variance(clipped, work, features, owed, member_mj, covariance, coefficients.misfit, requests)
-    return _Account(prefill, decode, variance, idle, lost, clipped.total_mj, coefficients)
+    total = np.bincount(work.request, member_mj, minlength=requests).astype(np.float64)
+    first = np.bincount(work.request[work.prefilling], member_mj[work.prefilling], minlength=requests)
+    prefill = np.minimum(first, total)
+    variance = _variance(clipped, work, owed, total / 1000, covariance, coefficients.misfit)
+    return _Account(prefill, total - prefill, variance, idle, lost, clipped.total_mj, coefficients)
 
 
 # -- Work x windows -> Coefficients ----------------------------------------------------------------------------------
 
 
-def member_features(work: Work) -> Floats:
-    """float64[M, 5]: what each member brings to each coefficient. A step itself is shared equally by its members,
+def feature_columns(work: Work) -> Iterator[Floats]:
+    """float64[M], once per coefficient: what each member brings to it. A step itself is shared equally by its members,
     other clients' streams among them."""
     size = np.bincount(work.step, minlength=work.steps) + _foreign_members(work)
-    return np.stack(
-        [
-            (work.iterations / size)[work.step],
-            work.prefill,
-            work.prefill * work.context,
-            work.decode,
-            work.decode * work.context,
-        ],
-        axis=1,
-    )
+    yield (work.iterations / size)[work.step]
+    for tokens in (work.prefill, work.decode):
+        yield tokens.astype(np.float64)
+        product: Floats = tokens.astype(np.float64)
+        product *= work.context
+        yield product
+        del product
+
+
+def member_features(work: Work) -> Floats:
+    """float64[M, 5]: `feature_columns` side by side."""
+    return np.stack(list(feature_columns(work)), axis=1)
+
+
+def owed_by(work: Work, coefficients: Coefficients) -> Floats:
+    """float64[M], joules: what each member owes under the model."""
+    owed = np.zeros(len(work.step))
+    for column, value in zip(feature_columns(work), coefficients.values, strict=True):
+        column *= value
+        owed += column
+    return owed
 
 
 def _foreign_members(work: Work) -> Floats:
@@ -287,13 +298,13 @@ def _known(series: EnergySeries) -> NDArray[np.bool_]:
 
 def _window_features(work: Work, step: Ints, window: Ints, share: Floats, windows: int) -> Floats:
     """float64[W, 5]: steps, tokens and token-contexts in each window. A step's work spreads evenly over its time."""
-    per_step = _sum_by(work.step, member_features(work), work.steps)
-    return _sum_by(window, share[:, None] * per_step[step], windows)
+    per_step = _sum_by(work.step, feature_columns(work), work.steps)
+    return _sum_by(window, (share * column[step] for column in per_step.T), windows)
 
 
-def _sum_by(group: Ints, rows: Floats, groups: int) -> Floats:
-    """float64[groups, columns]: sums of the rows of each group."""
-    return np.stack([np.bincount(group, column, minlength=groups) for column in rows.T], axis=1)
+def _sum_by(group: Ints | Rows, columns: Iterable[Floats], groups: int) -> Floats:
+    """float64[groups, columns]: each column's sum over each group."""
+    return np.stack([np.bincount(group, column, minlength=groups) for column in columns], axis=1)
 
 
 def _nnls(a: Floats, b: Floats) -> tuple[Floats, float | None]:
@@ -395,9 +406,8 @@ def round_to_sum(values: Floats, total: int) -> Ints:
 
 
 def _variance(
-    series: EnergySeries, work: Work, features: Floats, owed: Floats, member_mj: Floats, covariance: Floats,
-    misfit: float | None, requests: int,
-) -> Floats:  # fmt: skip
+    series: EnergySeries, work: Work, owed: Floats, joules: Floats, covariance: Floats, misfit: float | None
+) -> Floats:
     """float64[n], J^2: of each request's joules, as the sum of three independent parts.
 
     The fit: g' Cov g, with g the derivative of the request's joules by the coefficients (windows stay what they are:
@@ -406,10 +416,10 @@ def _variance(
     wrong for a request is wrong in all of them. The ends: the request's mean power, times how
     uncertain its two instants are against the counter's (uniform in its slack and the way of a chunk to the client).
     """
-    joules = np.bincount(work.request, member_mj, minlength=requests) / 1000
+    requests = len(joules)
     if len(series) < 2 or not len(owed):
         return np.zeros(requests)
-    gradient = _gradient(series, work, features, owed, requests)
+    gradient = _gradient(series, work, owed, requests)
     from_fit = np.einsum("ni,ij,nj->n", gradient, covariance, gradient)
     begin = np.full(requests, np.iinfo(np.int64).max)
     end = np.zeros(requests, np.int64)
@@ -426,20 +436,29 @@ def _variance(
     return np.asarray(np.maximum(from_fit, 0) + spread**2 + at_edges**2)
 
 
-def _gradient(series: EnergySeries, work: Work, features: Floats, owed: Floats, requests: int) -> Floats:
+def _gradient(series: EnergySeries, work: Work, owed: Floats, requests: int) -> Floats:
     """float64[n, 5]: d joules_i / d coefficient, for joules_i = sum_w E_w owed_iw / owed_w."""
     windows = len(series) - 1
     energy_j = np.diff(series.mj) / 1000
     step, window, share = overlap(series.t_ns, work.start_ns, work.end_ns)
-    per_step = _sum_by(work.step, np.column_stack((features, owed)), work.steps)
-    in_window = _sum_by(window, share[:, None] * per_step[step], windows)
-    total = in_window[:, -1]
+    owed_by_step = np.bincount(work.step, owed, minlength=work.steps)
+    total = np.bincount(window, share * owed_by_step[step], minlength=windows)
     rate = np.divide(energy_j, total, out=np.zeros(windows), where=total > 0)
-    mean = in_window[:, :-1] / np.where(total > 0, total, 1.0)[:, None]
     step_rate = np.bincount(step, share * rate[window], minlength=work.steps)
-    step_mean = _sum_by(step, (share * rate[window])[:, None] * mean[window], work.steps)
-    rows = features * step_rate[work.step][:, None] - owed[:, None] * step_mean[work.step]
-    return _sum_by(work.request, rows, requests)
+    rows = []
+    for column in feature_columns(work):
+        in_window = np.bincount(
+            window, share * np.bincount(work.step, column, minlength=work.steps)[step], minlength=windows
+        )
+        mean = rate * in_window / np.where(total > 0, total, 1.0)
+        step_mean = np.bincount(step, share * mean[window], minlength=work.steps).astype(np.float64)
+        column *= step_rate[work.step]
+        loss = step_mean[work.step]
+        loss *= owed
+        column -= loss
+        del loss
+        rows.append(np.bincount(work.request, column, minlength=requests))
+    return np.stack(rows, axis=1)
 
 
 # -- what others do --------------------------------------------------------------------------------------------------
@@ -508,6 +527,21 @@ def _whole_gpu(series: EnergySeries, records: Sequence[RequestRecord]) -> Floats
 
 
 __all__ = [
-    "COLUMNS", "METHODS", "Coefficients", "Foreign", "Method", "RequestEnergy", "RunAttribution", "attribute", "fit",
-    "foreign_features", "member_features", "overlap", "round_to_sum", "split", "work_of",
+    "COLUMNS",
+    "METHODS",
+    "Coefficients",
+    "Foreign",
+    "Method",
+    "RequestEnergy",
+    "RunAttribution",
+    "attribute",
+    "feature_columns",
+    "fit",
+    "foreign_features",
+    "member_features",
+    "overlap",
+    "owed_by",
+    "round_to_sum",
+    "split",
+    "work_of",
 ]  # fmt: skip

@@ -17,6 +17,8 @@ from loadgen.units import NS_PER_MS
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
+Rows = NDArray[np.int32]
+Narrow = NDArray[np.float32]
 
 BURST_GAP_NS = 1 * NS_PER_MS
 """Chunks closer than this can be of one step: a server writes its streams one after another when a step ends."""
@@ -56,20 +58,21 @@ class Work:
 
     start_ns, end_ns: int64[S], in time order, not overlapping. iterations: float64[S], engine iterations in the step:
     more than one where prefill chunks ran that no stream got anything from.
-    step, request: int64[M], rows of steps and of records. prefilling: bool[M]. prefill, decode: float64[M], tokens
-    computed (cached prompt tokens are none). context: float64[M], mean number of tokens before those.
+    step, request: int32[M], rows of steps and of records. prefilling: bool[M]. prefill, decode: float32[M], tokens
+    computed (cached prompt tokens are none). context: float32[M], mean number of tokens before those. M is as large as
+    the run's output, so these are the narrow types, and nothing of M rows is kept that can be computed again.
     unseen_ns: int64[k, 2], when a request was in flight that never got a chunk: it may have cost something.
     """
 
     start_ns: Ints
     end_ns: Ints
     iterations: Floats
-    step: Ints
-    request: Ints
+    step: Rows
+    request: Rows
     prefilling: Bools
-    prefill: Floats
-    decode: Floats
-    context: Floats
+    prefill: Narrow
+    decode: Narrow
+    context: Narrow
     unseen_ns: Ints
     foreign: Foreign | None = None
 
@@ -82,44 +85,56 @@ def work_of(records: Sequence[RequestRecord], engine: Sequence[EngineSample] = (
     """The first chunk of a request ends its prefill; every later one is a decode step, or the end of a second prefill
     after a preemption. Requests that got no chunk are in no step: what they cost is nobody's that we know of."""
     counts = np.array([len(record.chunk_ns) for record in records], dtype=np.int64)
-    request = np.repeat(np.arange(len(records)), counts)
     t_ns = np.concatenate(
         [np.zeros(0, np.int64), *(np.array(r.chunk_ns, dtype=np.int64) for r in records if r.chunk_ns)]
     )
-    position = np.arange(len(t_ns)) - (np.cumsum(counts) - counts)[request]
-    per_chunk = np.array([_tokens_per_chunk(record) for record in records])[request]
-    prompt = np.array([float(record.input_tokens or 0) for record in records])[request]
-    is_first = position == 0
-    of_request = _cached(records, t_ns[is_first], prompt[is_first], request[is_first], engine)
-    cached = of_request[request]
-
+    request = np.repeat(np.arange(len(records), dtype=np.int32), counts)
     step, end_ns = _steps(t_ns, request)
+    firsts = (np.cumsum(counts) - counts)[counts > 0]
     sent_ns = np.array([record.sent_ns or 0 for record in records], dtype=np.int64)
+    prompt = np.array([float(record.input_tokens or 0) for record in records], dtype=np.float32)
+    cached = _cached(records, t_ns[firsts], prompt, request[firsts], engine)
+    del t_ns
+    start_ns = _starts(step, end_ns, firsts, sent_ns[request[firsts]])
+    last = _rows(records, counts, request, step, firsts, prompt, cached, engine)
+    rows, iterations = _chunked(last, firsts, sent_ns, cached, start_ns)
+    return with_engine(Work(start_ns, end_ns, iterations, *rows, _unseen(records)), engine)
+
+
+def _rows(
+    records: Sequence[RequestRecord], counts: Ints, request: Rows, step: Rows, firsts: Ints, prompt: Narrow,
+    cached: Narrow, engine: Sequence[EngineSample],
+) -> "_Rows":  # fmt: skip
+    """A row for every chunk: what its stream computed in the step that the chunk ends."""
+    is_first = np.zeros(len(request), bool)
+    is_first[firsts] = True
     again = _preempted(step, is_first, engine)
-    before = prompt + np.maximum(position - 1, 0) * per_chunk
-    last = _Rows(
-        step=step,
-        request=request,
-        prefilling=is_first | again,
-        prefill=np.where(is_first, prompt - cached, np.where(again, before, 0.0)),
-        decode=np.where(is_first | again, 0.0, per_chunk),
-        context=np.where(is_first, (prompt + cached) / 2, np.where(again, before / 2, before)),
+    decode = np.repeat(np.array([_tokens_per_chunk(record) for record in records], dtype=np.float32), counts)
+    position = np.arange(len(request), dtype=np.int32) - np.repeat(
+        (np.cumsum(counts) - counts).astype(np.int32), counts
     )
-    start_ns = _starts(step, end_ns, is_first, sent_ns[request])
-    rows, iterations = _chunked(last, np.flatnonzero(is_first), sent_ns, of_request, start_ns)
-    work = Work(start_ns, end_ns, iterations, *rows, _unseen(records))
-    return with_engine(work, engine)
+    context: Narrow = np.maximum(position - 1, 0).astype(np.float32)
+    del position
+    context *= decode
+    context += prompt[request]
+    decode[is_first | again] = 0.0
+    prefill = np.zeros(len(request), np.float32)
+    prefill[firsts] = prompt[request[firsts]] - cached[request[firsts]]
+    context[firsts] = (prompt[request[firsts]] + cached[request[firsts]]) / 2
+    prefill[again] = context[again]
+    context[again] /= 2.0
+    return _Rows(step, request, is_first | again, prefill, decode, context)
 
 
 class _Rows(NamedTuple):
     """The memberships of Work, under the same names."""
 
-    step: Ints
-    request: Ints
+    step: Rows
+    request: Rows
     prefilling: Bools
-    prefill: Floats
-    decode: Floats
-    context: Floats
+    prefill: Narrow
+    decode: Narrow
+    context: Narrow
 
 
 def _tokens_per_chunk(record: RequestRecord) -> float:
@@ -140,50 +155,54 @@ def _unseen(records: Sequence[RequestRecord]) -> Ints:
 # -- steps ------------------------------------------------------------------------------------------------------------
 
 
-def _steps(t_ns: Ints, request: Ints) -> tuple[Ints, Ints]:
+def _steps(t_ns: Ints, request: Rows) -> tuple[Rows, Ints]:
     """Chunk times -> (step of each chunk, end of each step).
 
     Chunks less than BURST_GAP_NS apart form a burst. A stream gets one chunk a step, so its k-th chunk inside a burst
     is of the burst's k-th step; a burst has several steps when the client was late to read.
     """
     if not len(t_ns):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    order = np.argsort(t_ns, kind="stable")
-    burst = np.empty_like(t_ns)
+        return np.zeros(0, np.int32), np.zeros(0, np.int64)
+    order = np.argsort(t_ns)
+    burst = np.empty(len(t_ns), np.int32)
     burst[order] = np.concatenate(([0], np.cumsum(np.diff(t_ns[order]) >= BURST_GAP_NS)))
+    del order
     nth = _occurrence(burst, request)
-    key = burst * (int(nth.max()) + 1) + nth
-    _, step = np.unique(key, return_inverse=True)
+    most = np.zeros(int(burst.max()) + 1, np.int32)
+    np.maximum.at(most, burst, nth)
+    step = ((np.cumsum(most + 1) - most - 1).astype(np.int32))[burst] + nth
     end_ns = np.full(int(step.max()) + 1, np.iinfo(np.int64).max)
     np.minimum.at(end_ns, step, t_ns)
-    rank = np.empty_like(end_ns)
     by_time = np.argsort(end_ns, kind="stable")
+    rank = np.empty(len(end_ns), np.int32)
     rank[by_time] = np.arange(len(by_time))
     return rank[step], end_ns[by_time]
 
 
-def _occurrence(burst: Ints, request: Ints) -> Ints:
+def _occurrence(burst: Rows, request: Rows) -> Rows:
     """How many chunks of the same stream came before each one in its burst. Rows of a request are in time order."""
+    row = np.arange(len(burst), dtype=np.int32)
     new = np.concatenate(([True], (burst[1:] != burst[:-1]) | (request[1:] != request[:-1])))
-    run_start = np.maximum.accumulate(np.where(new, np.arange(len(burst)), 0))
-    return np.arange(len(burst)) - run_start
+    return row - np.maximum.accumulate(np.where(new, row, 0).astype(np.int32))
 
 
-def _starts(step: Ints, end_ns: Ints, is_first: Bools, sent_ns: Ints) -> Ints:
+def _starts(step: Rows, end_ns: Ints, firsts: Ints, sent_ns: Ints) -> Ints:
     """A step starts when the one before ends, or, if nobody was being decoded, when its first newcomer was sent."""
     earliest = np.full(len(end_ns), np.iinfo(np.int64).max)
-    np.minimum.at(earliest, step, np.where(is_first, sent_ns, 0))  # a member that is decoding was there already
+    np.minimum.at(earliest, step[firsts], sent_ns)
+    newcomers = np.bincount(step[firsts], minlength=len(end_ns))
+    earliest[np.bincount(step, minlength=len(end_ns)) > newcomers] = 0  # somebody was there already
     before = np.concatenate((np.zeros(1, np.int64), end_ns[:-1]))[: len(end_ns)]
     return np.asarray(np.minimum(np.maximum(before, earliest), end_ns), dtype=np.int64)
 
 
-def _preempted(step: Ints, is_first: Bools, engine: Sequence[EngineSample]) -> Bools:
+def _preempted(step: Rows, is_first: Bools, engine: Sequence[EngineSample]) -> Bools:
     """bool[M]: rows that come after a pause of steps which other streams had. Not if the engine says there was none."""
     totals = _column(engine, "preemptions")
     if totals is not None and totals[-1] == totals[0]:
         return np.zeros(len(step), bool)
-    missed = np.diff(step, prepend=step[:1]) - 1
-    return ~is_first & (missed >= MISSED_STEPS)
+    missed = np.diff(step, prepend=step[:1]) > MISSED_STEPS
+    return np.asarray(~is_first & missed)
 
 
 # -- chunked prefill ---------------------------------------------------------------------------------------------------
@@ -198,7 +217,7 @@ LATE_STEPS = 3
 """How many steps a request may miss on its way from the client's clock into the engine's queue."""
 
 
-def _chunked(rows: _Rows, firsts: Ints, sent_ns: Ints, cached: Floats, start_ns: Ints) -> tuple[_Rows, Floats]:
+def _chunked(rows: _Rows, firsts: Ints, sent_ns: Ints, cached: Narrow, start_ns: Ints) -> tuple[_Rows, Floats]:
     """The rows with every prefill spread over the steps it took, and the iterations of each step.
 
     An engine computes at most a budget of tokens in a step: one for each stream that decodes, then prompts, first come,
@@ -264,27 +283,24 @@ def _latest_start(left: list[float], low: int, last: int, tokens: float) -> int:
     return step
 
 
-def _spread(rows: _Rows, pieces: list[tuple[int, int, float]], cached: Floats) -> _Rows:
+def _spread(rows: _Rows, pieces: list[tuple[int, int, float]], cached: Narrow) -> _Rows:
     """The rows with each first chunk's prefill cut into its pieces: the last one in place, the others added."""
     row = np.array([piece[0] for piece in pieces], dtype=np.int64)
-    step = np.array([piece[1] for piece in pieces], dtype=np.int64)
+    step = np.array([piece[1] for piece in pieces], dtype=np.int32)
     tokens = np.array([piece[2] for piece in pieces])
     new = np.concatenate(([True], row[1:] != row[:-1]))
     done = np.cumsum(tokens) - tokens
     done -= np.maximum.accumulate(np.where(new, done, 0.0))
     context = cached[rows.request[row]] + done + tokens / 2
     last = step == rows.step[row]
-    prefill, contexts = rows.prefill.copy(), rows.context.copy()
-    prefill[row[last]], contexts[row[last]] = tokens[last], context[last]
-    more = ~last
-    return _Rows(
-        step=np.concatenate((rows.step, step[more])),
-        request=np.concatenate((rows.request, rows.request[row[more]])),
-        prefilling=np.concatenate((rows.prefilling, np.ones(int(more.sum()), bool))),
-        prefill=np.concatenate((prefill, tokens[more])),
-        decode=np.concatenate((rows.decode, np.zeros(int(more.sum())))),
-        context=np.concatenate((contexts, context[more])),
-    )
+    rows.prefill[row[last]], rows.context[row[last]] = tokens[last], context[last]
+    if (more := ~last).sum() == 0:
+        return rows
+    added = _Rows(
+        step[more], rows.request[row[more]], np.ones(int(more.sum()), bool), tokens[more].astype(np.float32),
+        np.zeros(int(more.sum()), np.float32), context[more].astype(np.float32),
+    )  # fmt: skip
+    return _Rows(*(np.concatenate(both) for both in zip(rows, added, strict=True)))
 
 
 # -- the engine's counters -------------------------------------------------------------------------------------------
@@ -303,10 +319,10 @@ def _edges(engine: Sequence[EngineSample]) -> Ints:
 
 
 def _cached(
-    records: Sequence[RequestRecord], first_ns: Ints, prompt: Floats, request: Ints, engine: Sequence[EngineSample]
-) -> Floats:
-    """float64[n]: cached prompt tokens of each request: its own usage's, else the engine's share in that interval."""
-    said = np.array([np.nan if r.cached_tokens is None else float(r.cached_tokens) for r in records])
+    records: Sequence[RequestRecord], first_ns: Ints, prompt: Narrow, request: Rows, engine: Sequence[EngineSample]
+) -> Narrow:
+    """float32[n]: cached prompt tokens of each request: its own usage's, else the engine's share in that interval."""
+    said = np.array([np.nan if r.cached_tokens is None else r.cached_tokens for r in records], dtype=np.float32)
     cached, prompts = _column(engine, "cached_tokens"), _column(engine, "prompt_tokens")
     if not np.isnan(said).any() or cached is None or prompts is None:
         return np.where(np.isnan(said), 0.0, said)
@@ -314,9 +330,9 @@ def _cached(
     share = np.divide(np.diff(cached), grown, out=np.zeros(len(grown)), where=grown > 0)
     interval = np.searchsorted(_edges(engine), first_ns, side="right") - 1
     inside = (interval >= 0) & (interval < len(share))
-    guess = np.zeros(len(records))
-    guess[request[inside]] = prompt[inside] * np.clip(share[interval[inside]], 0, 1)
-    return np.asarray(np.where(np.isnan(said), guess, said), dtype=np.float64)
+    guess = np.zeros(len(records), np.float32)
+    guess[request[inside]] = prompt[request[inside]] * np.clip(share[interval[inside]], 0, 1)
+    return np.where(np.isnan(said), guess, said)
 
 
 def with_engine(work: Work, engine: Sequence[EngineSample]) -> Work:
@@ -382,7 +398,7 @@ def _first_ends(work: Work) -> Ints:
     return np.asarray(work.end_ns[work.step[order]][ends][first], dtype=np.int64)
 
 
-def _in_intervals(edges_ns: Ints, t_ns: Ints, values: Floats) -> Floats:
+def _in_intervals(edges_ns: Ints, t_ns: Ints, values: Floats | Narrow) -> Floats:
     """Sum of `values` by the interval that t_ns falls in; outside all of them, not at all."""
     interval = np.searchsorted(edges_ns, t_ns, side="right") - 1
     inside = (interval >= 0) & (interval < len(edges_ns) - 1)
