@@ -37,6 +37,9 @@ METHODS: tuple[Method, ...] = get_args(Method)
 MIN_IDLE_S = 0.5
 """Less pure idle than this, and the idle power is not a measurement."""
 
+OUTLIER = 10.0
+TRIMS = 3
+
 ON_THE_WAY_NS = 500_000
 """How much later than its step's end a client sees a chunk, give or take: it shifts a request against the counter."""
 
@@ -68,7 +71,9 @@ class Coefficients(msgspec.Struct, frozen=True, kw_only=True):
     r_squared: float | None
     """Share of the windows' variance that the model explains; None when there was nothing to fit."""
     misfit: float | None = None
-    """Root mean square of (measured - model) / measured over busy windows."""
+    """Root mean square of (measured - model) / measured over busy windows, outliers left out."""
+    outliers: int = 0
+    """Windows the fit was not made on, because they were far off."""
 
     @property
     def values(self) -> Floats:
@@ -281,14 +286,32 @@ def fit_with_covariance(series: EnergySeries, work: Work) -> tuple[Coefficients,
     features = _window_features(work, step, window, share, len(energy_j)) + others
     target = energy_j - (idle_w or 0.0) * np.maximum(duration_s - busy_s, 0.0)
     busy = ~idle & _known(series)
-    values, error = _nnls(features[busy], target[busy])
+    values, error, kept = _trimmed(features, target, busy)
     coefficients = Coefficients(
         **dict(zip(COLUMNS, values.tolist(), strict=True)),
         idle_w=idle_w,
-        r_squared=_r_squared(target[busy], error),
-        misfit=_misfit(energy_j[busy], target[busy] - features[busy] @ values) if error is not None else None,
+        r_squared=_r_squared(target[kept], error),
+        misfit=_misfit(energy_j[kept], target[kept] - features[kept] @ values) if error is not None else None,
+        outliers=int(busy.sum() - kept.sum()),
     )
-    return coefficients, _covariance(features[busy], values, error)
+    return coefficients, _covariance(features[kept], values, error)
+
+
+def _trimmed(a: Floats, b: Floats, rows: NDArray[np.bool_]) -> tuple[Floats, float | None, NDArray[np.bool_]]:
+    """Least squares without outliers: -> (x, residual sum of squares, the rows it rests on).
+
+    A client that slept for half a second saw its chunks late and all at once: the windows beside that are no evidence.
+    A row is left out when its residual is over OUTLIER times the median residual.
+    """
+    kept = rows
+    for _ in range(TRIMS):
+        x, error = _nnls(a[kept], b[kept])
+        if error is None:
+            break
+        residual = np.abs(b - a @ x)
+        kept = rows & (residual <= OUTLIER * max(float(np.median(residual[rows])), 1e-9))
+    x, error = _nnls(a[kept], b[kept])
+    return x, error, kept
 
 
 def _known(series: EnergySeries) -> NDArray[np.bool_]:

@@ -97,7 +97,7 @@ def work_of(records: Sequence[RequestRecord], engine: Sequence[EngineSample] = (
     del t_ns
     start_ns = _starts(step, end_ns, firsts, sent_ns[request[firsts]])
     last = _rows(records, counts, request, step, firsts, prompt, cached, engine)
-    rows, iterations = _chunked(last, firsts, sent_ns, cached, start_ns)
+    rows, iterations = _chunked(last, firsts, sent_ns, cached, start_ns, end_ns)
     return with_engine(Work(start_ns, end_ns, iterations, *rows, _unseen(records)), engine)
 
 
@@ -207,63 +207,91 @@ def _preempted(step: Rows, is_first: Bools, engine: Sequence[EngineSample]) -> B
 
 # -- chunked prefill ---------------------------------------------------------------------------------------------------
 
-BUDGETS = (512, 1024, 2048, 4096, 8192, 16384, 32768)
+BUDGETS = (32768, 16384, 8192, 4096, 2048, 1024, 512)
 """Tokens that one step may compute (vLLM: max_num_batched_tokens), as people set them."""
 
-BUDGET_SAMPLE = 2000
-MIN_EVIDENCE = 5
+DELAYS_NS = (0, 1 * NS_PER_MS, 2 * NS_PER_MS, 4 * NS_PER_MS)
+"""How long a request may take from the client's clock into the engine's queue."""
 
 LATE_STEPS = 3
-"""How many steps a request may miss on its way from the client's clock into the engine's queue."""
+"""How many more steps it may miss there."""
+
+SAMPLE = 2000
+MIN_PROMPTS = 20
+"""Fewer say nothing of a budget."""
+CLEARLY = 0.98
 
 
-def _chunked(rows: _Rows, firsts: Ints, sent_ns: Ints, cached: Narrow, start_ns: Ints) -> tuple[_Rows, Floats]:
+class _Asked(NamedTuple):
+    """A prompt to be computed: the row of its first chunk, the first step it can be in, the last, its tokens."""
+
+    row: int
+    low: int
+    last: int
+    tokens: float
+
+
+def _chunked(
+    rows: _Rows, firsts: Ints, sent_ns: Ints, cached: Narrow, start_ns: Ints, end_ns: Ints
+) -> tuple[_Rows, Floats]:
     """The rows with every prefill spread over the steps it took, and the iterations of each step.
 
     An engine computes at most a budget of tokens in a step: one for each stream that decodes, then prompts, first come,
-    first served. Nobody tells a client the budget; it is the one under which most first chunks come when they did.
+    first served. Nobody tells a client the budget, nor how long its requests take into the queue. The pair is taken
+    under which the lengths of the steps follow best from the tokens computed in them.
     """
     steps = len(start_ns)
     if not len(firsts):
         return rows, np.ones(steps)
     decoding = np.bincount(rows.step, rows.decode, minlength=steps).astype(np.float64)
     queue = firsts[np.argsort(sent_ns[rows.request[firsts]], kind="stable")]
-    eligible = np.searchsorted(start_ns, sent_ns[rows.request[queue]])
-    asked = [
-        (int(row), int(min(low, rows.step[row])), int(rows.step[row]), float(rows.prefill[row]))
-        for row, low in zip(queue, eligible, strict=True)
-    ]
-    budget = _budget(asked[:BUDGET_SAMPLE], decoding)
-    pieces, _ = _fill(asked, budget - decoding)
-    spread = _spread(rows, pieces, cached)
+    length = (end_ns - start_ns).astype(np.float64)
+
+    def pieces(budget: int, delay_ns: int, limit: int | None = None) -> list[tuple[int, int, float]]:
+        some = queue[:limit]
+        low = np.minimum(np.searchsorted(start_ns, sent_ns[rows.request[some]] + delay_ns), rows.step[some])
+        asked = zip(some.tolist(), low.tolist(), rows.step[some].tolist(), rows.prefill[some].tolist(), strict=True)
+        return _fill([_Asked(*one) for one in asked], budget - decoding)
+
+    best, least = (BUDGETS[0], DELAYS_NS[0]), np.inf
+    for budget in BUDGETS if len(firsts) >= MIN_PROMPTS else ():
+        for delay_ns in DELAYS_NS:
+            error = _misfit(pieces(budget, delay_ns, SAMPLE), length, decoding)
+            if error < CLEARLY * least:
+                best, least = (budget, delay_ns), error
+    spread = _spread(rows, pieces(*best), cached)
     computed = np.bincount(spread.step, spread.prefill, minlength=steps)
-    return spread, np.maximum(np.ceil((computed + decoding) / budget), 1.0)
+    return spread, np.maximum(np.ceil((computed + decoding) / best[0]), 1.0)
 
 
-def _budget(asked: list[tuple[int, int, int, float]], decoding: Floats) -> int:
-    """The budget that explains most; the largest, unless a smaller one explains clearly more."""
-    hits = [_fill(asked, budget - decoding)[1] for budget in BUDGETS]
-    clearly = max(MIN_EVIDENCE, len(asked) // 100)
-    return BUDGETS[int(np.argmax(hits))] if max(hits) - hits[-1] >= clearly else BUDGETS[-1]
+def _misfit(pieces: list[tuple[int, int, float]], length: Floats, decoding: Floats) -> float:
+    """Residual sum of squares of the steps' lengths on a constant, prompt tokens, their square, and streams decoding.
+
+    Over the steps that the pieces span. Lengths are cut at twice the 99.9th percentile: a client that slept says
+    nothing about an engine.
+    """
+    steps = np.array([step for _, step, _ in pieces])
+    end = int(steps.max()) + 1
+    tokens = np.bincount(steps, [part for _, _, part in pieces], minlength=end)
+    y = np.minimum(length[:end], 2 * np.percentile(length[:end], 99.9))
+    x = np.column_stack((np.ones(end), tokens, tokens**2 / 1e4, decoding[:end]))
+    return float(((y - x @ np.linalg.lstsq(x, y, rcond=None)[0]) ** 2).sum())
 
 
-def _fill(asked: list[tuple[int, int, int, float]], room: Floats) -> tuple[list[tuple[int, int, float]], int]:
-    """[(row, earliest step, last step, tokens)] in order of arrival -> [(row, step, tokens)], and how many prompts
-    that began in their earliest step ended in their last. room: float64[S], tokens that fit beside the decodes."""
+def _fill(asked: list[_Asked], room: Floats) -> list[tuple[int, int, float]]:
+    """Prompts in order of arrival -> [(row, step, tokens)]. room: float64[S], tokens that fit beside the decodes."""
     left = np.maximum(room, 0.0).tolist()
     pieces: list[tuple[int, int, float]] = []
-    hits = 0
     for row, low, last, tokens in asked:
         begins = range(low, min(low + LATE_STEPS, last) + 1)
         first = next((step for step in begins if _end(left, step, last, tokens) == last), None)
-        hits += first == low
         for step in range(_latest_start(left, low, last, tokens) if first is None else first, last + 1):
             part = tokens if step == last else min(tokens, left[step])
             left[step] -= part
             tokens -= part
             if part > 0 or step == last:
                 pieces.append((row, step, part))
-    return pieces, hits
+    return pieces
 
 
 def _end(left: list[float], step: int, last: int, tokens: float) -> int:

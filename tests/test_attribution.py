@@ -249,21 +249,27 @@ def test_energy_beside_a_request_that_got_no_chunk_is_nobodys() -> None:
 # -- chunked prefill, preemption, other clients ------------------------------------------------------------------------
 
 
-def test_a_prompt_longer_than_the_budget_is_spread_over_the_steps_it_took() -> None:
-    """Six pairs of prompts of 6,000 + 4,000 tokens that come together: with a budget of 8,192 the second one computes
-    2,192 tokens beside the first and 1,808 in the next step. Nothing smaller or larger explains those first chunks."""
-    records = []
-    for pair in range(6):
-        at = pair * 1000
-        records.append(request(2 * pair, at, [at + 300, at + 360, at + 366], prompt=6000))
-        records.append(request(2 * pair + 1, at, [at + 360, at + 366], prompt=4000))
+def test_prompts_that_exceed_the_budget_are_spread_over_the_steps_they_took() -> None:
+    """Pairs of prompts that come together, an engine that computes 8,192 tokens a step and takes 6 ms and 36 us a token:
+    the second prompt fills up the first one's step, and ends in the next. Only that budget explains the steps' lengths."""
+    rng = np.random.default_rng(0)
+    records, overhang = [], []
+    for pair in range(30):
+        at, first, second = pair * 1000.0, int(rng.integers(5000, 8000)), int(rng.integers(3500, 8000))
+        rest = first + second - 8192
+        one = at + 6 + 0.036 * 8192
+        two = one + 6 + 0.036 * rest
+        records.append(request(2 * pair, at, [one, two, two + 6], prompt=first))
+        records.append(request(2 * pair + 1, at, [two, two + 6], prompt=second))
+        overhang.append(rest)
     work = work_of(records)
-    second = work.prefilling & (work.request == 1)
-    order = np.argsort(work.step[second])
-    assert work.prefill[second][order].tolist() == [2192, 1808]
-    assert work.context[second][order].tolist() == [1096, 2192 + 904]
-    assert work.prefill[work.prefilling & (work.request == 0)].tolist() == [6000]
-    assert work.prefill.sum() == 60_000
+    for pair, rest in enumerate(overhang):
+        rows = work.prefilling & (work.request == 2 * pair + 1)
+        order = np.argsort(work.step[rows])
+        prompt = records[2 * pair + 1].input_tokens or 0
+        assert work.prefill[rows][order].tolist() == [prompt - rest, rest]
+        assert work.context[rows][order].tolist() == [(prompt - rest) / 2, prompt - rest / 2]
+    assert work.prefill.sum() == sum(record.input_tokens or 0 for record in records)
 
 
 def test_a_stream_left_out_of_many_steps_was_preempted_and_computes_its_context_again() -> None:
