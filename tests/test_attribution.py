@@ -250,8 +250,8 @@ def test_energy_beside_a_request_that_got_no_chunk_is_nobodys() -> None:
 
 
 def test_prompts_that_exceed_the_budget_are_spread_over_the_steps_they_took() -> None:
-    """Pairs of prompts that come together, an engine that computes 8,192 tokens a step and takes 6 ms and 36 us a token:
-    the second prompt fills up the first one's step, and ends in the next. Only that budget explains the steps' lengths."""
+    """Pairs of prompts that come together; an engine that computes 8,192 tokens a step, in 6 ms and 36 us a token. The
+    second prompt fills up the first one's step and ends in the next: only that budget explains the steps' lengths."""
     rng = np.random.default_rng(0)
     records, overhang = [], []
     for pair in range(30):
