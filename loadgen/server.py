@@ -66,8 +66,15 @@ async def find_model(client: Client, model: str | None) -> ServerInfo:
     elif names and model not in names:
         raise LoadgenError(f"the server at {url} has no model {model!r}; it has: {', '.join(names)}")
     entry = next((entry for entry in known if entry["id"] == model), {})
-    length = entry.get("max_model_len")
-    return ServerInfo(url, model, entry.get("owned_by"), length if isinstance(length, int) else None)
+    return ServerInfo(url, model, entry.get("owned_by"), _context(entry))
+
+
+def _context(entry: dict[str, Any]) -> int | None:
+    """Longest prompt and answer together: vLLM's word for it, or llama.cpp's (of one slot)."""
+    match entry:
+        case {"max_model_len": int(length)} | {"meta": {"n_ctx": int(length)}}:
+            return length
+    return None
 
 
 async def _models(client: Client, url: str, *, needed: bool) -> list[dict[str, Any]]:

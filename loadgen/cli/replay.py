@@ -76,7 +76,7 @@ POSITIVE = click.FloatRange(min=0, min_open=True, max=1e9, clamp=False)
     show_default=True,
     help="The server's API; also from $OPENAI_BASE_URL.",
 )
-@click.option("--serve", metavar="NAME", help="Start a server for this run: sim.")
+@click.option("--serve", metavar="NAME", help="Start a server for this run: sim, llamacpp, vllm, ...")
 @click.option("--api-key", envvar="OPENAI_API_KEY", help="Better set in $OPENAI_API_KEY. Never written anywhere.")
 @click.option("--model", help="Default: the server's only model.")
 @click.option("--endpoint", type=click.Choice(["chat", "completions"]), default="chat", show_default=True)

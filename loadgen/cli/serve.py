@@ -1,17 +1,36 @@
 """loadgen serve: start a server."""
 
-import click
+import os
+import sys
 
+import click
+from click.core import ParameterSource
+
+from loadgen import recipe as recipes
 from loadgen.errors import LoadgenError
 from loadgen.simulator.faults import MEANING
+
+EVERY = ("name", "host", "port", "model", "knob", "python", "show", "exit_with_parent")
+"""Options that mean something for every server; the others are the simulator's."""
+
+
+def knobs(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """KEY=VALUE, where the value may hold anything: some are JSON."""
+    pairs = [one.partition("=") for one in given]
+    if bad := [key for key, mark, _ in pairs if not mark or not key.strip()]:
+        raise click.BadParameter(f"{bad[0]!r} is not KEY=VALUE")
+    return {key.strip(): value for key, _, value in pairs}
 
 
 @click.command(epilog="Kinds of --fault: " + "; ".join(f"{kind}: {meaning}" for kind, meaning in MEANING.items()) + ".")
 @click.argument("name", metavar="NAME")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 chooses a free one.")
+@click.option("--model", help="Of sim: a name in profiles/models, or a .toml file.  [default: the recipe's]")
+@click.option("--knob", multiple=True, callback=knobs, metavar="KEY=VALUE", help="A setting of the recipe. Repeatable.")
+@click.option("--python", metavar="PATH", help="The Python that has the engine.  [default: the one that runs loadgen]")
+@click.option("--print", "show", is_flag=True, help="Print the recipe, its knobs and its command; start nothing.")
 @click.option("--hardware", default="h200", show_default=True, help="A name in profiles/hardware, or a .toml file.")
-@click.option("--model", default="llama-3.1-8b", show_default=True, help="A name in profiles/models, or a .toml file.")
 @click.option("--max-num-seqs", default=256, show_default=True, type=click.IntRange(1), help="Sequences in a step.")
 @click.option(
     "--max-num-batched-tokens", default=8192, show_default=True, type=click.IntRange(1), help="Tokens in a step."
@@ -31,12 +50,18 @@ from loadgen.simulator.faults import MEANING
 @click.option("--api-key", envvar="LOADGEN_SERVE_API_KEY", help="Ask clients for this bearer token.")
 @click.option("--fault", multiple=True, metavar="KIND:P", help="Fail a share P of requests; repeatable, see below.")
 @click.option("--exit-with-parent", is_flag=True, help="End when the process that started this one ends.")
+@click.pass_context
 def serve(
+    ctx: click.Context,
     name: str,
     host: str,
     port: int,
+    model: str | None,
+    knob: dict[str, str],
+    python: str | None,
+    show: bool,
+    exit_with_parent: bool,
     hardware: str,
-    model: str,
     max_num_seqs: int,
     max_num_batched_tokens: int,
     prefix_caching: bool,
@@ -47,15 +72,45 @@ def serve(
     seed: int,
     api_key: str | None,
     fault: tuple[str, ...],
-    exit_with_parent: bool,
 ) -> None:
-    """Start the server NAME.
+    """Start the server NAME: the simulator, or a recipe in servers/. It runs until Ctrl-C.
 
     \b
-    sim    the built-in simulated server: OpenAI's API, no GPU, simulated time and energy
-    """
+    loadgen serve sim                            simulated time and energy: no GPU needed
+    loadgen serve llamacpp --knob slots=8        a real model on this machine's CPU
+    loadgen serve vllm --knob eager=on --model meta-llama/Llama-3.1-8B-Instruct
+    loadgen serve tgi --print                    what it takes to start it, and its knobs
+
+    The options from --hardware to --fault are the simulator's. A token for gated models comes from $HF_TOKEN.
+    """  # fmt: skip
+    recipe = recipes.read_recipe(name)
+    values = recipes.knob_values(recipe, knob)
+    served_model = model or recipe.model
+    if served_model is None:
+        raise LoadgenError(f"{name} needs a model: say which with --model")
+    if show:
+        _describe(
+            recipe, values, {"python": python or sys.executable, "host": host, "port": str(port), "model": served_model}
+        )
+        return
     if name != "sim":
-        raise LoadgenError(f"no server called {name!r}; there is: sim")
+        _check_options(ctx, recipe)
+        from loadgen import serve as servers
+
+        servers.run(
+            recipe,
+            values,
+            host=host,
+            port=port,
+            model=served_model,
+            python=python or sys.executable,
+            exit_with_parent=exit_with_parent,
+        )
+        return
+    if knob:  # the same command again, with the knobs as the simulator's own options
+        places = {"python": sys.executable, "host": host, "port": str(port), "model": served_model}
+        command = recipes.command(recipe, values, places) + ["--exit-with-parent"] * exit_with_parent
+        os.execv(command[0], command)
     from loadgen.simulator.app import COUNTER_KEEPS_S, ServerOptions, run
     from loadgen.simulator.engine import EngineOptions
     from loadgen.simulator.faults import parse_faults
@@ -66,7 +121,7 @@ def serve(
         host=host,
         port=port,
         hardware=hardware,
-        model=model,
+        model=served_model,
         engine=EngineOptions(max_num_seqs, max_num_batched_tokens, prefix_caching, kv_cache_tokens),
         counter=CounterOptions(round(counter_period_ms * NS_PER_MS), counter_gain, counter_noise, COUNTER_KEEPS_S),
         seed=seed,
@@ -74,3 +129,29 @@ def serve(
         faults=parse_faults(fault),
     )
     run(options, exit_with_parent)
+
+
+def _check_options(ctx: click.Context, recipe: recipes.Recipe) -> None:
+    given = [name for name in ctx.params if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE]
+    if foreign := [name for name in given if name not in EVERY]:
+        option = "--" + foreign[0].replace("_", "-")
+        known = ", ".join(recipe.knobs)
+        raise LoadgenError(f"{option} is the simulator's; {recipe.name} has --knob KEY=VALUE with: {known}")
+
+
+def _describe(recipe: recipes.Recipe, values: dict[str, recipes.KnobValue], places: dict[str, str]) -> None:
+    import shlex
+
+    click.echo(f"{recipe.name}: {recipe.summary}")
+    for variable, value in recipes.variables(recipe, values, places).items():
+        click.echo(f"  {variable}={value}")
+    if recipe.command:
+        click.echo("command:\n  " + shlex.join(recipes.command(recipe, values, places)))
+    if recipe.image:
+        click.echo("in Docker:\n  " + shlex.join(recipes.docker_command(recipe, values, places)))
+    click.echo("knobs:")
+    for key, one in recipe.knobs.items():
+        default = "" if one.default is None else f"  [{str(one.default).lower()}]"
+        click.echo(f"  {key:<24}{one.type:<8}{one.help}{default}")
+    if recipe.quirks:
+        click.echo("quirks:\n  " + "\n  ".join(recipe.quirks))

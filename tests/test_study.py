@@ -1,0 +1,201 @@
+"""A study: every run of its matrix once, whatever stops it in between."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+
+from loadgen import study as studies
+from loadgen.cli.study import study as command
+from loadgen.errors import LoadgenError
+from loadgen.study import Cell, Server, Study, Workload, plan, read_study, schedule_of, start_key
+
+ROOT = Path(__file__).parent.parent
+SHIPPED = sorted((ROOT / "studies").glob("*.toml"))
+
+SMALL = """
+title = "Small"
+seed = 3
+batches = [1, 4]
+rounds = 2
+repeats = 2
+warmup = 0
+idle_s = 0.2
+baseline = "one"
+goodput = { tpot = 20 }
+[servers.one]
+recipe = "sim"
+knobs = { max_num_seqs = 1, counter_period_ms = 5 }
+[servers.many]
+recipe = "sim"
+knobs = { max_num_seqs = 64, counter_period_ms = 5 }
+[workloads.short]
+input = 32
+output = 8
+[idealized]
+hardware = "h200"
+model = "llama-3.1-8b"
+"""
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Path:
+    file = tmp_path / "small.toml"
+    file.write_text(SMALL)
+    return file
+
+
+def make(**given: object) -> Study:
+    fields = {
+        "title": "t",
+        "servers": {"a": Server(recipe="sim"), "b": Server(recipe="vllm", knobs={"max_num_seqs": "{batch}"})},
+        "workloads": {"w": Workload(input=8, output=2), "v": Workload(input=16, output=2)},
+        "models": ["m", "n"],
+        "batches": [1, 2, 4],
+        "repeats": 3,
+        **given,
+    }
+    return Study(**fields)  # type: ignore[arg-type]
+
+
+def test_the_plan_has_every_cell_of_the_matrix_once_in_each_repeat() -> None:
+    cells = plan(make())
+    assert len(cells) == len(set(cells)) == len({cell.name for cell in cells}) == 2 * 2 * 2 * 3 * 3
+    assert set(Counter(cell.repeat for cell in cells).values()) == {24}
+    assert [cell.repeat for cell in cells] == sorted(cell.repeat for cell in cells)
+
+
+def test_the_order_is_random_and_the_seed_decides_it() -> None:
+    assert plan(make(seed=1)) == plan(make(seed=1)) != plan(make(seed=2))
+    first, second = ([(c.server, c.model, c.batch) for c in plan(make()) if c.repeat == r] for r in (0, 1))
+    assert first != second
+
+
+def test_runs_that_one_start_can_serve_come_together() -> None:
+    study = make()
+    for repeat in range(3):
+        keys = [start_key(study, cell) for cell in plan(study) if cell.repeat == repeat]
+        changes = sum(a != b for a, b in pairwise(keys))
+        assert changes == len(set(keys)) - 1
+        assert len(set(keys)) == 2 + 2 * 3, "one start a model for a, one a model and batch for b"
+
+
+def test_a_closed_loop_is_whole_rounds_of_the_batch() -> None:
+    schedule = schedule_of(make(rounds=3, min_requests=10), Cell("a", "m", "w", 4, None, 0), Path())
+    assert len(schedule.requests) == 12
+    assert {request.offset_ns for request in schedule.requests} == {0}
+    assert {(request.input_tokens, request.output_tokens) for request in schedule.requests} == {(8, 2)}
+
+
+def test_an_open_loop_draws_its_instants_anew_in_each_repeat() -> None:
+    study = make(batches=[], rates=[5.0], duration_s=20)
+    first, second = (schedule_of(study, Cell("a", "m", "w", None, 5.0, repeat), Path()) for repeat in (0, 1))
+    assert first.sha256 != second.sha256
+    assert 60 < len(first.requests) < 150
+
+
+@pytest.mark.parametrize("file", SHIPPED, ids=[file.stem for file in SHIPPED])
+def test_every_shipped_study_can_be_planned(file: Path) -> None:
+    cells = plan(read_study(file))
+    assert cells
+    assert len({cell.name for cell in cells}) == len(cells)
+    schedule_of(read_study(file), cells[0], file.parent)
+
+
+WRONG = [
+    ("unknown knob", SMALL.replace("max_num_seqs = 1,", "speed = 1,"), "sim has no knob 'speed'"),
+    ("unknown recipe", SMALL.replace('"sim"', '"nonesuch"'), "no server called 'nonesuch'"),
+    (
+        "no such baseline",
+        SMALL.replace('baseline = "one"', 'baseline = "two"'),
+        "'two' is none of its servers: one, many",
+    ),
+    ("nothing to send", SMALL.replace("input = 32", ""), "workload short needs either a trace, or input and output"),
+    ("misspelt", SMALL.replace("repeats", "repetas"), "not a study: .*repetas"),
+    ("not TOML", "title =", "not a study"),
+]
+
+
+@pytest.mark.parametrize(("said", "text", "error"), WRONG, ids=[row[0] for row in WRONG])
+def test_a_wrong_study_is_refused_before_anything_starts(said: str, text: str, error: str, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(text)
+    with pytest.raises(LoadgenError, match=error):
+        studies.run(tmp_path / "s.toml", tmp_path / "out", print)
+    assert not (tmp_path / "out").exists()
+
+
+def rows_of(out: Path) -> list[dict[str, str]]:
+    with (out / "results.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def done(out: Path) -> dict[str, int]:
+    """Finished runs -> when."""
+    return {path.parent.name: path.stat().st_mtime_ns for path in out.glob("runs/*/cell.json")}
+
+
+@pytest.mark.timeout(170)
+def test_a_killed_study_goes_on_where_it_stopped(small: Path, tmp_path: Path) -> None:
+    """2 servers x 2 batches x 2 repeats; kill -9 in the middle of a run; the same command again."""
+    out = tmp_path / "out"
+    words = [sys.executable, "-m", "loadgen", "study", str(small), "--out", str(out)]
+    with subprocess.Popen(words, cwd=ROOT, stderr=subprocess.DEVNULL, process_group=0) as process:
+        deadline = time.monotonic() + 60
+        while len(done(out)) < 3 and time.monotonic() < deadline:
+            time.sleep(0.02)
+        os.kill(process.pid, signal.SIGKILL)
+    before = done(out)
+    assert 3 <= len(before) < 8
+    assert len(rows_of(out)) <= len(before)
+
+    result = CliRunner().invoke(command, [str(small), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    after = done(out)
+    assert len(after) == 8
+    assert {name: when for name, when in after.items() if name in before} == before, "nothing was run twice"
+
+    rows = rows_of(out)
+    assert {row["cell"] for row in rows} == set(after)
+    assert {row["simulated"] for row in rows} == {"True"}
+    per_token = {(r["server"], r["batch"]): float(r["joules_per_output_token"]) for r in rows}
+    assert per_token["many", "4"] < 0.5 * per_token["one", "4"], "four together share what one pays alone"
+    assert all(float(row["measured_over_idealized"]) > 1 for row in rows)
+    page = (out / "report.html").read_text()
+    assert "SIMULATED" in page and "less energy" in page and "runs to go" not in page
+    outcomes = [json.loads(path.read_text()) for path in out.glob("runs/*/cell.json")]
+    assert {outcome["status"] for outcome in outcomes} == {"done"}
+
+    small.write_text(SMALL + "\n")
+    with pytest.raises(LoadgenError, match=r"another study, or .* changed"):
+        studies.run(small, out, print)
+
+
+def test_what_breaks_is_tried_again_then_told_and_the_rest_is_run(small: Path, tmp_path: Path) -> None:
+    """A server that cannot start costs its own runs only; a later call tries them again."""
+    bad = SMALL.replace("[workloads.short]", '[servers.bad]\nrecipe = "sim"\nmodels = ["nonesuch"]\n[workloads.short]')
+    bad = bad.replace("repeats = 2", "repeats = 1").replace("batches = [1, 4]", "batches = [4]")
+    small.write_text(bad)
+    said: list[str] = []
+    rows = studies.run(small, tmp_path / "out", said.append)
+    assert sorted(row.server for row in rows) == ["many", "one"]
+    outcome = msgspec.json.decode((tmp_path / "out/runs/bad-nonesuch-short-b4-r0/cell.json").read_bytes())
+    assert (outcome["status"], outcome["attempts"]) == ("failed", 2)
+    assert "no models profile called 'nonesuch'" in outcome["reasons"][0]
+    assert any("once more on a fresh server" in line for line in said)
+    assert "bad-nonesuch-short-b4-r0 failed" in (tmp_path / "out/report.html").read_text()
+
+
+def test_plan_lists_and_starts_nothing(small: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(command, [str(small), "--plan", "--out", str(tmp_path / "out")])
+    assert len(result.output.split()) == 8
+    assert not (tmp_path / "out").exists()
