@@ -27,7 +27,7 @@ def analyse(result: RunResult) -> RunResult:
     """The same run with its attribution and summary made anew."""
     start_ns, end_ns = span(result)
     series = engine_series(result)
-    attribution = attribute(series, result.records, start_ns, end_ns) if series else None
+    attribution = attribute(series, result.records, start_ns, end_ns, engine=result.engine) if series else None
     summary = summarize(result, attribution, series, start_ns, end_ns)
     return RunResult(
         info=result.info,
@@ -164,9 +164,9 @@ def _energy_of(records: Sequence[RequestRecord], shares: dict[int, RequestEnergy
     }
 
 
-def _sum(joules: Iterable[float]) -> float:
+def _sum(joules: Iterable[float | None]) -> float:
     """Of whole millijoules, without drift."""
-    return j_from_mj(sum(round(value * 1000) for value in joules))
+    return j_from_mj(sum(round(value * 1000) for value in joules if value is not None))
 
 
 def _energy(
@@ -180,7 +180,8 @@ def _energy(
     in_time = min(_time_coverage(one, start_ns, end_ns) for one in clipped)
     in_tokens = token_coverage(result)
     shares = {share.index: share for share in attribution.requests}
-    idle_w = attribution.coefficients.idle_w if attribution.coefficients else None
+    idle = [found.idle_w for found in attribution.coefficients]
+    idle_w = sum(watts for watts in idle if watts is not None) if idle and None not in idle else None
     reasons = list(_energy_reasons(clipped, in_time, in_tokens, idle_w))
     return EnergySummary(
         valid=not reasons,
@@ -194,7 +195,7 @@ def _energy(
         coverage=in_time * (1.0 if in_tokens is None else min(in_tokens, 1.0)),
         mean_watts=j_from_mj(attribution.measured_mj) / duration_s if duration_s > 0 else None,
         idle_watts=idle_w,
-        coefficients=msgspec.to_builtins(attribution.coefficients) if attribution.coefficients else None,
+        coefficients=msgspec.to_builtins(attribution.coefficients[0]) if len(attribution.coefficients) == 1 else None,
         **_energy_of(result.records, shares),
     )
 

@@ -5,16 +5,19 @@ static power), a_i is what member i adds (its prompt tokens, or one decoded toke
 The Shapley value of that game has a closed form, c / |members| + a_i, so that is what each member owes.
 
 The path, one way:
-    records -> Work (who was in which step, with how many tokens)
+    records -> Work (who was in which step, with how many tokens; see work.py)
     Work x windows of the counter -> Coefficients (c and the a's, by non-negative least squares)
     Work x Coefficients -> what each member owes under the model
     windows -> each window's *measured* energy, split in proportion to what is owed in it
 The model decides shares, never totals: whatever its error, the accounts sum to the counter.
+
+The other methods are what other tools do. They are here to be compared with (benchmarks/attribution.py).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations
+from typing import Literal, get_args
 
 import msgspec
 import numpy as np
@@ -22,25 +25,35 @@ from numpy.typing import NDArray
 
 from loadgen.energy.series import EnergySeries
 from loadgen.record import RequestRecord
-from loadgen.units import NS_PER_MS, NS_PER_S, j_from_mj
+from loadgen.units import NS_PER_S, j_from_mj
+from loadgen.work import EngineSample, Floats, Foreign, Ints, Rows, Work, work_of
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
-
-BURST_GAP_NS = 1 * NS_PER_MS
-"""Chunks closer than this can be of one step: a server writes its streams one after another when a step ends."""
+Method = Literal["shapley", "output-tokens", "per-request", "residency", "whole-gpu"]
+"""shapley: above. output-tokens: the run's joules per output token times a request's (ML.ENERGY). per-request: the
+run's joules / requests (AIPerf). residency: each window shared equally by the requests in flight. whole-gpu: all that
+the GPU used while a request was in flight (proposed for TGI): a joule counts once per request, so it is too much."""
+METHODS: tuple[Method, ...] = get_args(Method)
 
 MIN_IDLE_S = 0.5
 """Less pure idle than this, and the idle power is not a measurement."""
+
+OUTLIER = 10.0
+TRIMS = 3
+
+ON_THE_WAY_NS = 500_000
+"""How much later than its step's end a client sees a chunk, give or take: it shifts a request against the counter."""
 
 
 class RequestEnergy(msgspec.Struct, frozen=True, kw_only=True):
     """One line of attribution.jsonl. joules = prefill_joules + decode_joules, in whole millijoules."""
 
     index: int
-    prefill_joules: float
-    decode_joules: float
+    prefill_joules: float | None
+    """None for methods that know no phases."""
+    decode_joules: float | None
     joules: float
+    se_joules: float | None = None
+    """Standard error: of the fit, of the model's misfit per window, and of when the counter moved."""
 
 
 class Coefficients(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,12 +70,23 @@ class Coefficients(msgspec.Struct, frozen=True, kw_only=True):
     idle_w: float | None
     r_squared: float | None
     """Share of the windows' variance that the model explains; None when there was nothing to fit."""
+    misfit: float | None = None
+    """Root mean square of (measured - model) / measured over busy windows, outliers left out."""
+    outliers: int = 0
+    """Windows the fit was not made on, because they were far off."""
+
+    @property
+    def values(self) -> Floats:
+        return np.array([getattr(self, column) for column in COLUMNS])
+
+
+COLUMNS = ("step_j", "prefill_token_j", "prefill_context_j", "decode_token_j", "decode_context_j")
 
 
 class RunAttribution(msgspec.Struct, frozen=True, kw_only=True):
     """Where every millijoule went: measured_mj == idle_mj + attributed_mj + unattributed_mj, exactly."""
 
-    method: str
+    method: Method
     start_ns: int
     end_ns: int
     measured_mj: int
@@ -70,7 +94,8 @@ class RunAttribution(msgspec.Struct, frozen=True, kw_only=True):
     attributed_mj: int
     unattributed_mj: int
     requests: list[RequestEnergy]
-    coefficients: Coefficients | None = None
+    coefficients: list[Coefficients] = []
+    """One per energy domain."""
 
     def check(self) -> None:
         """The law, held before anything is printed."""
@@ -78,153 +103,155 @@ class RunAttribution(msgspec.Struct, frozen=True, kw_only=True):
         parts = sum(round(share.joules * 1000) for share in self.requests)
         if whole != self.measured_mj or parts != self.attributed_mj:
             raise AssertionError(
-                f"energy is not conserved: {self.measured_mj} mJ measured, {whole} in accounts, {parts} in requests"
+                f"energy is not conserved: {self.measured_mj} mJ, {whole} in accounts, {parts} of requests"
             )
 
 
-@dataclass(frozen=True)
-class Work:
-    """Who did what when: S steps, M memberships (one request in one step), n requests.
+def attribute(
+    series: Sequence[EnergySeries],
+    records: Sequence[RequestRecord],
+    start_ns: int,
+    end_ns: int,
+    *,
+    engine: Sequence[EngineSample] = (),
+    method: Method = "shapley",
+) -> RunAttribution:
+    """The energy of every series between the counter's moves around [start, end].
 
-    start_ns, end_ns: int64[S], in time order, not overlapping. step, request: int64[M], rows of the two.
-    prefilling: bool[M], whether the member is in its prefill. prefill, decode: float64[M], tokens computed (a prompt
-    that was cached has none). context: float64[M], mean number of tokens before those.
-    unseen_ns: int64[k, 2], when a request was in flight that never got a chunk: it may have cost something.
+    What lies before `start_ns` (idle with the model resident) takes part in the fit, not in the accounts.
     """
-
-    start_ns: Ints
-    end_ns: Ints
-    step: Ints
-    request: Ints
-    prefilling: NDArray[np.bool_]
-    prefill: Floats
-    decode: Floats
-    context: Floats
-    unseen_ns: Ints
-
-    @property
-    def steps(self) -> int:
-        return len(self.start_ns)
-
-
-# -- records -> Work --------------------------------------------------------------------------------------------------
-
-
-def work_of(records: Sequence[RequestRecord]) -> Work:
-    """The engine's steps as a client sees them: every stream that was in a step gets its chunk when the step ends.
-
-    The first chunk of a request closes its prefill, every later one is a decode step. Requests that got no chunk are in
-    no step: what they may have cost stays with those that were.
-    """
-    counts = np.array([len(record.chunk_ns) for record in records], dtype=np.int64)
-    request = np.repeat(np.arange(len(records)), counts)
-    t_ns = np.array([t for record in records for t in record.chunk_ns], dtype=np.int64)
-    first_row = np.cumsum(counts) - counts
-    position = np.arange(len(t_ns)) - first_row[request]
-    per_chunk = np.array([_tokens_per_chunk(record) for record in records])[request]
-    prompt = np.array([float(record.input_tokens or 0) for record in records])[request]
-    cached = np.array([float(record.cached_tokens or 0) for record in records])[request]
-    is_first = position == 0
-
-    step, end_ns = _steps(t_ns, request)
-    sent_ns = np.array([record.sent_ns or 0 for record in records], dtype=np.int64)[request]
-    start_ns = _starts(step, end_ns, request, is_first, sent_ns)
-    return Work(
+    if method != "shapley":
+        return _by_another_method(series, records, start_ns, end_ns, method)
+    work = work_of(records, engine)
+    accounts = [_shapley(whole, whole.clip(start_ns, end_ns), work, len(records)) for whole in series]
+    measured_mj = sum(account.measured_mj for account in accounts)
+    exact = [np.concatenate(([a.idle, a.unattributed], a.prefill, a.decode)) for a in accounts]
+    variance = np.sum([account.variance for account in accounts], axis=0)
+    whole_mj = round_to_sum(np.sum(exact, axis=0), measured_mj)
+    shares = whole_mj[2:].reshape(2, len(records))
+    result = RunAttribution(
+        method=method,
         start_ns=start_ns,
         end_ns=end_ns,
-        step=step,
-        request=request,
-        prefilling=is_first,
-        prefill=np.where(is_first, prompt - cached, 0.0),
-        decode=np.where(is_first, 0.0, per_chunk),
-        context=np.where(is_first, (prompt + cached) / 2, prompt + position * per_chunk),
-        unseen_ns=_unseen(records),
+        measured_mj=measured_mj,
+        idle_mj=int(whole_mj[0]),
+        attributed_mj=int(shares.sum()),
+        unattributed_mj=int(whole_mj[1]),
+        requests=[
+            RequestEnergy(
+                index=record.index,
+                prefill_joules=j_from_mj(prefill),
+                decode_joules=j_from_mj(decode),
+                joules=j_from_mj(prefill + decode),
+                se_joules=round(error, 6),
+            )
+            for record, prefill, decode, error in zip(
+                records, *shares.tolist(), np.sqrt(variance).tolist(), strict=True
+            )
+        ],
+        coefficients=[account.coefficients for account in accounts],
     )
+    result.check()
+    return result
 
 
-def _unseen(records: Sequence[RequestRecord]) -> Ints:
-    intervals = [
-        (record.sent_ns, record.finished_ns)
-        for record in records
-        if not record.chunk_ns and record.sent_ns is not None and record.finished_ns is not None
-    ]
-    return np.array(intervals, dtype=np.int64).reshape(-1, 2)
+@dataclass(frozen=True)
+class _Account:
+    """One domain's energy over requests. prefill, decode: float64[n], mJ. variance: float64[n], J^2."""
+
+    prefill: Floats
+    decode: Floats
+    variance: Floats
+    idle: float
+    unattributed: float
+    measured_mj: int
+    coefficients: Coefficients
 
 
-def _tokens_per_chunk(record: RequestRecord) -> float:
-    """Tokens in each chunk after the first: more than one under speculative decoding."""
-    later = len(record.chunk_ns) - 1
-    return (record.output_tokens - 1) / later if later > 0 and record.output_tokens else 1.0
+def _shapley(whole: EnergySeries, clipped: EnergySeries, work: Work, requests: int) -> _Account:
+    coefficients, covariance = fit_with_covariance(whole, work)
+    owed = owed_by(work, coefficients)
+    others = foreign_features(work, clipped.t_ns) @ coefficients.values
+    if not owed.any():  # nothing could be fitted: share each step by time alone
+        owed = next(feature_columns(work)) * np.maximum(work.end_ns - work.start_ns, 1)[work.step] / NS_PER_S
+    member_mj, idle, lost = split(clipped, work, owed, coefficients.idle_w, others)
+    total = np.bincount(work.request, member_mj, minlength=requests).astype(np.float64)
+    first = np.bincount(work.request[work.prefilling], member_mj[work.prefilling], minlength=requests)
+    prefill = np.minimum(first, total)
+    variance = _variance(clipped, work, owed, total / 1000, covariance, coefficients.misfit)
+    return _Account(prefill, total - prefill, variance, idle, lost, clipped.total_mj, coefficients)
 
 
-def _steps(t_ns: Ints, request: Ints) -> tuple[Ints, Ints]:
-    """Chunk times -> (step of each chunk, end of each step).
-
-    Chunks less than BURST_GAP_NS apart form a burst. A stream gets one chunk a step, so its k-th chunk inside a burst
-    is of the burst's k-th step; a burst has several steps when the client was late to read.
-    """
-    if not len(t_ns):
-        return np.zeros(0, np.int64), np.zeros(0, np.int64)
-    order = np.argsort(t_ns, kind="stable")
-    burst_sorted = np.concatenate(([0], np.cumsum(np.diff(t_ns[order]) >= BURST_GAP_NS)))
-    burst = np.empty_like(t_ns)
-    burst[order] = burst_sorted
-    nth = _occurrence(burst, request)
-    key = burst * (int(nth.max()) + 1) + nth
-    _, step = np.unique(key, return_inverse=True)
-    end_ns = np.full(int(step.max()) + 1, np.iinfo(np.int64).max)
-    np.minimum.at(end_ns, step, t_ns)
-    return _in_time_order(step.astype(np.int64), end_ns)
+# -- Work x windows -> Coefficients ----------------------------------------------------------------------------------
 
 
-def _occurrence(burst: Ints, request: Ints) -> Ints:
-    """How many chunks of the same stream came before each one in its burst. Rows of a request are in time order."""
-    new = np.concatenate(([True], (burst[1:] != burst[:-1]) | (request[1:] != request[:-1])))
-    run_start = np.maximum.accumulate(np.where(new, np.arange(len(burst)), 0))
-    return np.arange(len(burst)) - run_start
-
-
-def _in_time_order(step: Ints, end_ns: Ints) -> tuple[Ints, Ints]:
-    order = np.argsort(end_ns, kind="stable")
-    rank = np.empty_like(order)
-    rank[order] = np.arange(len(order))
-    return rank[step], end_ns[order]
-
-
-def _starts(step: Ints, end_ns: Ints, request: Ints, is_first: NDArray[np.bool_], sent_ns: Ints) -> Ints:
-    """A step starts when the one before ends, or, if nobody was being decoded, when its first newcomer was sent."""
-    if not len(end_ns):
-        return end_ns
-    earliest = np.full(len(end_ns), np.iinfo(np.int64).max)
-    np.minimum.at(earliest, step, np.where(is_first, sent_ns, 0))  # a member that is decoding was there already
-    before = np.concatenate((np.zeros(1, np.int64), end_ns[:-1]))
-    return np.asarray(np.minimum(np.maximum(before, earliest), end_ns), dtype=np.int64)
-
-
-# -- Work x windows -> Coefficients -----------------------------------------------------------------------------------
-
-COLUMNS = ("step_j", "prefill_token_j", "prefill_context_j", "decode_token_j", "decode_context_j")
+def feature_columns(work: Work) -> Iterator[Floats]:
+    """float64[M], once per coefficient: what each member brings to it. A step itself is shared equally by its members,
+    other clients' streams among them."""
+    size = np.bincount(work.step, minlength=work.steps) + _foreign_members(work)
+    yield (work.iterations / size)[work.step]
+    for tokens in (work.prefill, work.decode):
+        yield tokens.astype(np.float64)
+        product: Floats = tokens.astype(np.float64)
+        product *= work.context
+        yield product
+        del product
 
 
 def member_features(work: Work) -> Floats:
-    """float64[M, 5]: what each member brings to each coefficient. The step itself is shared equally by its members."""
-    size = np.bincount(work.step, minlength=work.steps)
-    return np.stack(
+    """float64[M, 5]: `feature_columns` side by side."""
+    return np.stack(list(feature_columns(work)), axis=1)
+
+
+def owed_by(work: Work, coefficients: Coefficients) -> Floats:
+    """float64[M], joules: what each member owes under the model."""
+    owed = np.zeros(len(work.step))
+    for column, value in zip(feature_columns(work), coefficients.values, strict=True):
+        column *= value
+        owed += column
+    return owed
+
+
+def _foreign_members(work: Work) -> Floats:
+    """float64[S]: streams of others in each of our steps."""
+    if work.foreign is None:
+        return np.zeros(work.steps)
+    interval = np.searchsorted(work.foreign.edges_ns, work.end_ns, side="right") - 1
+    inside = (interval >= 0) & (interval < len(work.foreign.members))
+    return np.where(inside, work.foreign.members[np.clip(interval, 0, len(work.foreign.members) - 1)], 0.0)
+
+
+def foreign_features(work: Work, edges_ns: Ints) -> Floats:
+    """float64[W, 5]: what others bring to each coefficient in each window, where the engine's counters place it."""
+    windows = max(len(edges_ns) - 1, 0)
+    foreign = work.foreign
+    if foreign is None or not windows:
+        return np.zeros((windows, len(COLUMNS)))
+    rows = np.stack(
         [
-            1.0 / size[work.step],
-            work.prefill,
-            work.prefill * work.context,
-            work.decode,
-            work.decode * work.context,
+            foreign.steps,
+            foreign.prefill,
+            np.zeros_like(foreign.steps),
+            foreign.decode,
+            foreign.decode * foreign.context,
         ],
         axis=1,
     )
+    interval, window, share = overlap(edges_ns, foreign.edges_ns[:-1], foreign.edges_ns[1:])
+    spread = [np.bincount(window, share * column[interval], minlength=windows) for column in rows.T]
+    members = _foreign_members(work)
+    size = np.bincount(work.step, minlength=work.steps) + members
+    step, window, share = overlap(edges_ns, work.start_ns, work.end_ns)
+    spread[0] += np.bincount(window, share * (work.iterations * members / size)[step], minlength=windows)
+    spread[1] += np.bincount(window, share * foreign.prefill_in_step[step], minlength=windows)
+    return np.stack(spread, axis=1)
 
 
 def overlap(edges_ns: Ints, starts_ns: Ints, ends_ns: Ints) -> tuple[Ints, Ints, Floats]:
     """Intervals cut at window edges -> (interval, window, share of the interval), a row for every pair that overlaps.
 
-    edges_ns: int64[W+1], increasing. Parts outside all windows are left out. An instant is in the window it falls in.
+    edges_ns: int64[W+1], increasing. Parts outside all windows are left out. An interval of no length is in the window
+    it falls in.
     """
     first = np.searchsorted(edges_ns, starts_ns, side="right") - 1
     last = np.searchsorted(edges_ns, np.maximum(ends_ns - 1, starts_ns), side="right") - 1
@@ -233,11 +260,9 @@ def overlap(edges_ns: Ints, starts_ns: Ints, ends_ns: Ints) -> tuple[Ints, Ints,
     window = first[interval] + np.arange(len(interval)) - (np.cumsum(pieces) - pieces)[interval]
     inside = (window >= 0) & (window < len(edges_ns) - 1)
     interval, window = interval[inside], window[inside]
-    length = np.maximum(ends_ns - starts_ns, 1)[interval]
-    common = np.minimum(np.maximum(ends_ns, starts_ns + 1)[interval], edges_ns[window + 1]) - np.maximum(
-        starts_ns[interval], edges_ns[window]
-    )
-    return interval, window, common / length
+    ends_ns = np.maximum(ends_ns, starts_ns + 1)
+    common = np.minimum(ends_ns[interval], edges_ns[window + 1]) - np.maximum(starts_ns[interval], edges_ns[window])
+    return interval, window, common / (ends_ns - starts_ns)[interval]
 
 
 def fit(series: EnergySeries, work: Work) -> Coefficients:
@@ -245,18 +270,48 @@ def fit(series: EnergySeries, work: Work) -> Coefficients:
 
     Idle power is measured where no step overlaps, then held fixed: the busy windows of a loaded run say nothing of it.
     """
+    return fit_with_covariance(series, work)[0]
+
+
+def fit_with_covariance(series: EnergySeries, work: Work) -> tuple[Coefficients, Floats]:
+    """The coefficients and their covariance, float64[5, 5]: zero in rows that the fit left at zero."""
     energy_j = np.diff(series.mj) / 1000.0
     duration_s = np.diff(series.t_ns) / NS_PER_S
     step, window, share = overlap(series.t_ns, work.start_ns, work.end_ns)
-    busy_s = np.bincount(window, share * (work.end_ns - work.start_ns)[step] / NS_PER_S, minlength=len(energy_j))
-    idle = (busy_s == 0) & _known(series)
+    busy_s = np.bincount(window, share * (work.end_ns - work.start_ns)[step], minlength=len(energy_j)) / NS_PER_S
+    others = foreign_features(work, series.t_ns)
+    idle = (busy_s == 0) & ~others.any(axis=1) & _known(series)
     idle_s = float(duration_s[idle].sum())
     idle_w = float(energy_j[idle].sum() / idle_s) if idle_s >= MIN_IDLE_S else None
-    features = _window_features(work, step, window, share, len(energy_j))
+    features = _window_features(work, step, window, share, len(energy_j)) + others
     target = energy_j - (idle_w or 0.0) * np.maximum(duration_s - busy_s, 0.0)
     busy = ~idle & _known(series)
-    values, r_squared = _nnls(features[busy], target[busy])
-    return Coefficients(**dict(zip(COLUMNS, values.tolist(), strict=True)), idle_w=idle_w, r_squared=r_squared)
+    values, error, kept = _trimmed(features, target, busy)
+    coefficients = Coefficients(
+        **dict(zip(COLUMNS, values.tolist(), strict=True)),
+        idle_w=idle_w,
+        r_squared=_r_squared(target[kept], error),
+        misfit=_misfit(energy_j[kept], target[kept] - features[kept] @ values) if error is not None else None,
+        outliers=int(busy.sum() - kept.sum()),
+    )
+    return coefficients, _covariance(features[kept], values, error)
+
+
+def _trimmed(a: Floats, b: Floats, rows: NDArray[np.bool_]) -> tuple[Floats, float | None, NDArray[np.bool_]]:
+    """Least squares without outliers: -> (x, residual sum of squares, the rows it rests on).
+
+    A client that slept for half a second saw its chunks late and all at once: the windows beside that are no evidence.
+    A row is left out when its residual is over OUTLIER times the median residual.
+    """
+    kept = rows
+    for _ in range(TRIMS):
+        x, error = _nnls(a[kept], b[kept])
+        if error is None:
+            break
+        residual = np.abs(b - a @ x)
+        kept = rows & (residual <= OUTLIER * max(float(np.median(residual[rows])), 1e-9))
+    x, error = _nnls(a[kept], b[kept])
+    return x, error, kept
 
 
 def _known(series: EnergySeries) -> NDArray[np.bool_]:
@@ -266,16 +321,20 @@ def _known(series: EnergySeries) -> NDArray[np.bool_]:
 
 def _window_features(work: Work, step: Ints, window: Ints, share: Floats, windows: int) -> Floats:
     """float64[W, 5]: steps, tokens and token-contexts in each window. A step's work spreads evenly over its time."""
-    per_step = _sum_by_step(work, member_features(work))
-    return np.stack([np.bincount(window, share * column[step], minlength=windows) for column in per_step.T], axis=1)
+    per_step = _sum_by(work.step, feature_columns(work), work.steps)
+    return _sum_by(window, (share * column[step] for column in per_step.T), windows)
 
 
-def _sum_by_step(work: Work, rows: Floats) -> Floats:
-    return np.stack([np.bincount(work.step, column, minlength=work.steps) for column in rows.T], axis=1)
+def _sum_by(group: Ints | Rows, columns: Iterable[Floats], groups: int) -> Floats:
+    """float64[groups, columns]: each column's sum over each group."""
+    return np.stack([np.bincount(group, column, minlength=groups) for column in columns], axis=1)
 
 
 def _nnls(a: Floats, b: Floats) -> tuple[Floats, float | None]:
-    """argmin |a x - b| with x >= 0, and R^2. With five columns, trying every set of them is exact and quick."""
+    """argmin |a x - b|^2 with x >= 0, and that minimum; None when there are too few rows to say anything.
+
+    With five columns, trying every set of them is exact and quick.
+    """
     columns = a.shape[1]
     if len(b) < 2 * columns:
         return np.zeros(columns), None
@@ -289,79 +348,72 @@ def _nnls(a: Floats, b: Floats) -> tuple[Floats, float | None]:
             if (x >= 0).all() and error < best_error * (1 - 1e-12):
                 best, best_error = np.zeros(columns), error
                 best[chosen] = x
-    variance = float(((b - b.mean()) ** 2).sum())
-    return best / scale, 1 - best_error / variance if variance > 0 else None
+    return best / scale, max(best_error, 0.0)
 
 
-# -- windows x shares -> accounts -------------------------------------------------------------------------------------
+def _r_squared(b: Floats, error: float | None) -> float | None:
+    variance = float(((b - b.mean()) ** 2).sum()) if len(b) else 0.0
+    return 1 - error / variance if error is not None and variance > 0 else None
 
 
-def attribute(
-    series: Sequence[EnergySeries], records: Sequence[RequestRecord], start_ns: int, end_ns: int
-) -> RunAttribution:
-    """The energy of every series between the counter's moves around [start, end], by the `shapley` method.
-
-    What lies before `start_ns` (idle with the model resident) takes part in the fit, not in the accounts.
-    """
-    work = work_of(records)
-    features = member_features(work)
-    prefill_mj, decode_mj = np.zeros(len(records)), np.zeros(len(records))
-    idle_mj = unattributed_mj = 0.0
-    measured_mj = 0
-    coefficients = None
-    for whole in series:
-        coefficients = fit(whole, work)
-        clipped = whole.clip(start_ns, end_ns)
-        owed = features @ np.array([getattr(coefficients, column) for column in COLUMNS])
-        if not owed.any():  # nothing could be fitted: share each step by time alone
-            owed = features[:, 0] * np.maximum(work.end_ns - work.start_ns, 1)[work.step] / NS_PER_S
-        member_mj, idle, lost = split(clipped, work, owed, coefficients.idle_w)
-        prefill_mj += np.bincount(work.request, np.where(work.prefilling, member_mj, 0.0), minlength=len(records))
-        decode_mj += np.bincount(work.request, np.where(work.prefilling, 0.0, member_mj), minlength=len(records))
-        idle_mj, unattributed_mj, measured_mj = idle_mj + idle, unattributed_mj + lost, measured_mj + clipped.total_mj
-    whole_mj = round_to_sum(np.concatenate(([idle_mj, unattributed_mj], prefill_mj, decode_mj)), measured_mj)
-    idle_out, lost_out, shares = int(whole_mj[0]), int(whole_mj[1]), whole_mj[2:]
-    result = RunAttribution(
-        method="shapley",
-        start_ns=start_ns,
-        end_ns=end_ns,
-        measured_mj=measured_mj,
-        idle_mj=idle_out,
-        attributed_mj=int(shares.sum()),
-        unattributed_mj=lost_out,
-        requests=[
-            _request_energy(record.index, int(prefill), int(decode))
-            for record, prefill, decode in zip(records, shares[: len(records)], shares[len(records) :], strict=True)
-        ],
-        coefficients=coefficients if len(series) == 1 else None,
-    )
-    result.check()
-    return result
+def _misfit(energy_j: Floats, residual_j: Floats) -> float | None:
+    some = energy_j > 0
+    return float(np.sqrt(np.mean((residual_j[some] / energy_j[some]) ** 2))) if some.any() else None
 
 
-def split(series: EnergySeries, work: Work, owed: Floats, idle_w: float | None) -> tuple[Floats, float, float]:
+def _covariance(a: Floats, x: Floats, error: float | None) -> Floats:
+    """sigma^2 (A^T A)^-1 of the columns in use, sigma^2 from the residual."""
+    used = np.flatnonzero(x > 0)
+    covariance = np.zeros((len(x), len(x)))
+    if error is not None and len(used) and len(a) > len(used):
+        block = a[:, used]
+        covariance[np.ix_(used, used)] = np.linalg.pinv(block.T @ block) * error / (len(a) - len(used))
+    return covariance
+
+
+# -- windows x shares -> accounts ------------------------------------------------------------------------------------
+
+
+def split(
+    series: EnergySeries, work: Work, owed: Floats, idle_w: float | None, others_owed: Floats | None = None
+) -> tuple[Floats, float, float]:
     """Each window's measured energy, in proportion to what is owed in it -> (mJ per member, idle mJ, unattributed mJ).
 
-    The time of a window that no step covers owes idle power. A window in which nobody owes anything is idle, unless a
-    request was in flight that we never saw a chunk of: then nobody knows whose it is.
+    owed: float64[M], joules under the model. others_owed: float64[W], what other clients owe in each window: theirs is
+    unattributed. The time of a window that no step covers owes idle power. A window in which nobody owes anything is
+    idle, unless a request was in flight that we never saw a chunk of: then nobody knows whose it is.
     """
     windows = len(series) - 1
     if windows < 1:
         return np.zeros(len(owed)), 0.0, 0.0
     energy_mj = np.diff(series.mj).astype(np.float64)
     step, window, share = overlap(series.t_ns, work.start_ns, work.end_ns)
-    owed_by_step = np.bincount(work.step, owed, minlength=work.steps)
-    owed_in_window = np.bincount(window, share * owed_by_step[step], minlength=windows)
-    busy_ns = np.bincount(window, share * (work.end_ns - work.start_ns)[step], minlength=windows)
-    idle_owed = (idle_w or 0.0) * np.maximum(np.diff(series.t_ns) - busy_ns, 0.0) / NS_PER_S
+    per_step_owed = np.bincount(work.step, owed, minlength=work.steps)
+    owed_in_window = np.bincount(window, share * per_step_owed[step], minlength=windows).astype(np.float64)
+    if others_owed is not None:
+        owed_in_window = owed_in_window + others_owed
+    idle_owed = _idle_owed(series, work, step, window, share, idle_w)
     total_owed = owed_in_window + idle_owed
-    per_owed = np.divide(energy_mj, total_owed, out=np.zeros(windows), where=(total_owed > 0) & (owed_in_window > 0))
+    used = (total_owed > 0) & (owed_in_window > 0)
+    per_owed = np.divide(energy_mj, total_owed, out=np.zeros(windows), where=used)
     per_step = np.bincount(step, share * per_owed[window], minlength=work.steps)
     member_mj = owed * per_step[work.step]
     _, unseen, _ = overlap(series.t_ns, work.unseen_ns[:, 0], work.unseen_ns[:, 1])
-    idle_if_unowed = np.where(np.bincount(unseen, minlength=windows) > 0, 0.0, energy_mj)
-    idle_mj = float(np.where(owed_in_window > 0, idle_owed * per_owed, idle_if_unowed).sum())
+    nobodys = np.bincount(unseen, minlength=windows) > 0
+    idle_mj = float(np.where(used, idle_owed * per_owed, np.where(nobodys, 0.0, energy_mj)).sum())
     return member_mj, idle_mj, float(energy_mj.sum() - idle_mj - member_mj.sum())
+
+
+def _idle_owed(
+    series: EnergySeries, work: Work, step: Ints, window: Ints, share: Floats, idle_w: float | None
+) -> Floats:
+    """float64[W], joules: idle power over the time that no step covers. Other clients' steps count as covered."""
+    windows = len(series) - 1
+    busy_ns = np.bincount(window, share * (work.end_ns - work.start_ns)[step], minlength=windows)
+    free_ns = np.maximum(np.diff(series.t_ns) - busy_ns, 0.0)
+    if work.foreign is not None:
+        free_ns = np.where(foreign_features(work, series.t_ns).any(axis=1), 0.0, free_ns)
+    return (idle_w or 0.0) * free_ns / NS_PER_S
 
 
 def round_to_sum(values: Floats, total: int) -> Ints:
@@ -373,10 +425,146 @@ def round_to_sum(values: Floats, total: int) -> Ints:
     return floors
 
 
-def _request_energy(index: int, prefill_mj: int, decode_mj: int) -> RequestEnergy:
-    return RequestEnergy(
-        index=index,
-        prefill_joules=j_from_mj(prefill_mj),
-        decode_joules=j_from_mj(decode_mj),
-        joules=j_from_mj(prefill_mj + decode_mj),
+# -- standard errors -------------------------------------------------------------------------------------------------
+
+
+def _variance(
+    series: EnergySeries, work: Work, owed: Floats, joules: Floats, covariance: Floats, misfit: float | None
+) -> Floats:
+    """float64[n], J^2: of each request's joules, as the sum of three independent parts.
+
+    The fit: g' Cov g, with g the derivative of the request's joules by the coefficients (windows stay what they are:
+    what one request gains, the others in the window lose). The misfit: the model's relative error of a window, on what
+    the request does not own whole, misfit * joules * (1 - share): not less for many windows, because a law that is
+    wrong for a request is wrong in all of them. The ends: the request's mean power, times how
+    uncertain its two instants are against the counter's (uniform in its slack and the way of a chunk to the client).
+    """
+    requests = len(joules)
+    if len(series) < 2 or not len(owed):
+        return np.zeros(requests)
+    gradient = _gradient(series, work, owed, requests)
+    from_fit = np.einsum("ni,ij,nj->n", gradient, covariance, gradient)
+    begin = np.full(requests, np.iinfo(np.int64).max)
+    end = np.zeros(requests, np.int64)
+    np.minimum.at(begin, work.request, work.start_ns[work.step])
+    np.maximum.at(end, work.request, work.end_ns[work.step])
+    begin = np.minimum(begin, end)
+    period_ns = float(np.median(np.diff(series.t_ns)))
+    at_ends = np.interp([begin, end], series.t_ns, series.mj / 1000)
+    share = np.divide(joules, at_ends[1] - at_ends[0], out=np.ones(requests), where=at_ends[1] > at_ends[0])
+    spread = (misfit or 0.0) * joules * np.clip(1 - share, 0, 1)
+    slack_ns = ON_THE_WAY_NS + (0.0 if series.slack_ns is None else float(np.median(series.slack_ns)))
+    length_ns = np.maximum(end - begin, period_ns)
+    at_edges = joules / length_ns * slack_ns * np.sqrt(2 / 3)
+    return np.asarray(np.maximum(from_fit, 0) + spread**2 + at_edges**2)
+
+
+def _gradient(series: EnergySeries, work: Work, owed: Floats, requests: int) -> Floats:
+    """float64[n, 5]: d joules_i / d coefficient, for joules_i = sum_w E_w owed_iw / owed_w."""
+    windows = len(series) - 1
+    energy_j = np.diff(series.mj) / 1000
+    step, window, share = overlap(series.t_ns, work.start_ns, work.end_ns)
+    owed_by_step = np.bincount(work.step, owed, minlength=work.steps)
+    total = np.bincount(window, share * owed_by_step[step], minlength=windows)
+    rate = np.divide(energy_j, total, out=np.zeros(windows), where=total > 0)
+    step_rate = np.bincount(step, share * rate[window], minlength=work.steps)
+    rows = []
+    for column in feature_columns(work):
+        in_window = np.bincount(
+            window, share * np.bincount(work.step, column, minlength=work.steps)[step], minlength=windows
+        )
+        mean = rate * in_window / np.where(total > 0, total, 1.0)
+        step_mean = np.bincount(step, share * mean[window], minlength=work.steps).astype(np.float64)
+        column *= step_rate[work.step]
+        loss = step_mean[work.step]
+        loss *= owed
+        column -= loss
+        del loss
+        rows.append(np.bincount(work.request, column, minlength=requests))
+    return np.stack(rows, axis=1)
+
+
+# -- what others do --------------------------------------------------------------------------------------------------
+
+
+def _by_another_method(
+    series: Sequence[EnergySeries], records: Sequence[RequestRecord], start_ns: int, end_ns: int, method: Method
+) -> RunAttribution:
+    clipped = [one.clip(start_ns, end_ns) for one in series]
+    measured_mj = sum(one.total_mj for one in clipped)
+    match method:
+        case "output-tokens":
+            shares_mj = _in_proportion(measured_mj, [float(record.output_tokens or 0) for record in records])
+        case "per-request":
+            shares_mj = _in_proportion(measured_mj, [float(record.sent_ns is not None) for record in records])
+        case "residency":
+            shares_mj = np.sum([_residency(one, records) for one in clipped], axis=0)
+        case _:
+            shares_mj = np.sum([_whole_gpu(one, records) for one in clipped], axis=0)
+    whole_mj = np.rint(shares_mj).astype(np.int64)
+    if method != "whole-gpu":
+        left = max(measured_mj - float(shares_mj.sum()), 0.0)
+        whole_mj = round_to_sum(np.append(shares_mj, left), measured_mj)[:-1]
+    attributed_mj = int(whole_mj.sum())
+    return RunAttribution(
+        method=method,
+        start_ns=start_ns,
+        end_ns=end_ns,
+        measured_mj=measured_mj,
+        idle_mj=max(measured_mj - attributed_mj, 0),
+        attributed_mj=attributed_mj,
+        unattributed_mj=0,
+        requests=[
+            RequestEnergy(index=record.index, prefill_joules=None, decode_joules=None, joules=j_from_mj(share))
+            for record, share in zip(records, whole_mj.tolist(), strict=True)
+        ],
     )
+
+
+def _in_proportion(total_mj: int, weights: list[float]) -> Floats:
+    whole = sum(weights)
+    return np.array(weights) * (total_mj / whole) if whole > 0 else np.zeros(len(weights))
+
+
+def _flights(records: Sequence[RequestRecord]) -> tuple[Ints, Ints]:
+    """When each request was in flight; nothing for those that were not."""
+    sent = [record.sent_ns or 0 for record in records]
+    ends = [record.finished_ns or 0 if record.sent_ns is not None else 0 for record in records]
+    return np.array(sent, dtype=np.int64), np.maximum(np.array(ends, dtype=np.int64), sent)
+
+
+def _residency(series: EnergySeries, records: Sequence[RequestRecord]) -> Floats:
+    sent, ends = _flights(records)
+    windows = len(series) - 1
+    request, window, share = overlap(series.t_ns, sent, ends)
+    time = share * (ends - sent)[request]
+    in_window = np.bincount(window, time, minlength=windows).astype(np.float64)
+    rate = np.divide(np.diff(series.mj).astype(np.float64), in_window, out=np.zeros(windows), where=in_window > 0)
+    return np.bincount(request, time * rate[window], minlength=len(records)).astype(np.float64)
+
+
+def _whole_gpu(series: EnergySeries, records: Sequence[RequestRecord]) -> Floats:
+    sent, ends = _flights(records)
+    at_start, at_end = np.interp([sent, ends], series.t_ns, series.mj)
+    return np.asarray(at_end - at_start)
+
+
+__all__ = [
+    "COLUMNS",
+    "METHODS",
+    "Coefficients",
+    "Foreign",
+    "Method",
+    "RequestEnergy",
+    "RunAttribution",
+    "attribute",
+    "feature_columns",
+    "fit",
+    "foreign_features",
+    "member_features",
+    "overlap",
+    "owed_by",
+    "round_to_sum",
+    "split",
+    "work_of",
+]  # fmt: skip

@@ -6,6 +6,7 @@ what a workload costs.
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -73,6 +74,45 @@ def in_chunks(requests: Iterable[TraceRequest], size: int = 65_536) -> Iterator[
     while chunk := list(islice(lengths, size)):
         pairs = np.array(chunk, dtype=np.int64)
         yield pairs[:, 0], pairs[:, 1]
+
+
+@dataclass(frozen=True)
+class CountedPairs:
+    """The distinct (input, output) pairs of a workload, and how many requests have each."""
+
+    inputs: Lengths
+    outputs: Lengths
+    counts: Lengths
+
+
+def count_pairs(chunks: Iterable[Pairs]) -> CountedPairs:
+    """Memory grows with the number of distinct pairs, not of requests."""
+    kept: list[tuple[Lengths, Lengths]] = []
+    rows = 0
+    for inputs, outputs in chunks:
+        kept.append(_counted(inputs << 32 | outputs, np.ones(len(inputs), np.int64)))
+        rows += len(kept[-1][0])
+        if rows > MERGE_ROWS:
+            kept = [_merged(kept)]
+            rows = 0
+    if not kept:
+        raise LoadgenError("the workload has no requests")
+    keys, counts = _merged(kept)
+    return CountedPairs(keys >> 32, keys & 0xFFFFFFFF, counts)
+
+
+MERGE_ROWS = 4_000_000
+
+
+def _merged(kept: list[tuple[Lengths, Lengths]]) -> tuple[Lengths, Lengths]:
+    return _counted(np.concatenate([k for k, _ in kept]), np.concatenate([c for _, c in kept]))
+
+
+def _counted(keys: Lengths, counts: Lengths) -> tuple[Lengths, Lengths]:
+    order = np.argsort(keys, kind="stable")
+    keys, counts = keys[order], counts[order]
+    first = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
+    return keys[first], np.add.reduceat(counts, first)
 
 
 def fit(name: str, chunks: Callable[[], Iterable[Pairs]], edges: EdgeLaw, provenance: dict[str, str]) -> TokenBins:

@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from loadgen.attribution import (
     COLUMNS,
+    METHODS,
+    Method,
     _nnls,
     attribute,
     fit,
@@ -16,11 +18,11 @@ from loadgen.attribution import (
     overlap,
     round_to_sum,
     split,
-    work_of,
 )
 from loadgen.energy.series import EnergySeries
 from loadgen.record import RequestRecord
 from loadgen.units import NS_PER_MS
+from loadgen.work import work_of
 
 MS = NS_PER_MS
 
@@ -71,7 +73,7 @@ def test_every_millijoule_lands_in_exactly_one_account(run: tuple[list[EnergySer
     assert result.measured_mj == sum(one.clip(0, 4000 * MS).total_mj for one in series)
     assert result.measured_mj == result.idle_mj + result.attributed_mj + result.unattributed_mj
     assert sum(round(share.joules * 1000) for share in result.requests) == result.attributed_mj
-    assert all(share.prefill_joules >= 0 and share.decode_joules >= 0 for share in result.requests)
+    assert all((share.prefill_joules or 0) >= 0 and (share.decode_joules or 0) >= 0 for share in result.requests)
     assert result.idle_mj >= 0
     assert result.unattributed_mj >= 0
 
@@ -197,7 +199,7 @@ def test_a_step_starts_when_the_one_before_ends_or_when_its_first_newcomer_came(
 def test_cached_prompt_tokens_are_no_prefill_work() -> None:
     work = work_of([request(0, 0, [10, 16], prompt=1000, cached=960)])
     assert work.prefill.tolist() == [40, 0]
-    assert work.context.tolist() == [980, 1001]
+    assert work.context.tolist() == [980, 1000]
 
 
 def test_several_tokens_in_a_chunk() -> None:
@@ -242,6 +244,111 @@ def test_energy_beside_a_request_that_got_no_chunk_is_nobodys() -> None:
     series = counter([0, 100, 200, 300], [10, 10, 10])
     result = attribute([series], [failed], 0, 300 * MS)
     assert (result.idle_mj, result.unattributed_mj, result.attributed_mj) == (20_000, 10_000, 0)
+
+
+# -- chunked prefill, preemption, other clients ------------------------------------------------------------------------
+
+
+def test_prompts_that_exceed_the_budget_are_spread_over_the_steps_they_took() -> None:
+    """Pairs of prompts that come together; an engine that computes 8,192 tokens a step, in 6 ms and 36 us a token. The
+    second prompt fills up the first one's step and ends in the next: only that budget explains the steps' lengths."""
+    rng = np.random.default_rng(0)
+    records, overhang = [], []
+    for pair in range(30):
+        at, first, second = pair * 1000.0, int(rng.integers(5000, 8000)), int(rng.integers(3500, 8000))
+        rest = first + second - 8192
+        one = at + 6 + 0.036 * 8192
+        two = one + 6 + 0.036 * rest
+        records.append(request(2 * pair, at, [one, two, two + 6], prompt=first))
+        records.append(request(2 * pair + 1, at, [two, two + 6], prompt=second))
+        overhang.append(rest)
+    work = work_of(records)
+    for pair, rest in enumerate(overhang):
+        rows = work.prefilling & (work.request == 2 * pair + 1)
+        order = np.argsort(work.step[rows])
+        prompt = records[2 * pair + 1].input_tokens or 0
+        assert work.prefill[rows][order].tolist() == [prompt - rest, rest]
+        assert work.context[rows][order].tolist() == [(prompt - rest) / 2, prompt - rest / 2]
+    assert work.prefill.sum() == sum(record.input_tokens or 0 for record in records)
+
+
+def test_a_stream_left_out_of_many_steps_was_preempted_and_computes_its_context_again() -> None:
+    steady = request(0, 0, [10 + 6 * k for k in range(30)], prompt=50)
+    paused = request(1, 0, [10, 16, 22, *(22 + 6 * k for k in range(10, 14))], prompt=500)
+    work = work_of([steady, paused])
+    again = work.prefilling & (work.request == 1) & (work.step > 0)
+    assert work.prefill[again].tolist() == [502]
+    assert work.decode[again].tolist() == [0]
+    says_none = [{"t_ns": 0.0, "preemptions": 3.0}, {"t_ns": 1e9, "preemptions": 3.0}]
+    assert work_of([steady, paused], says_none).prefilling.sum() == 2
+
+
+def engine(*rows: tuple[float, float, float, float]) -> list[dict[str, float]]:
+    names = ("t_ns", "generation_tokens", "prompt_tokens", "iterations")
+    return [dict(zip(names, (row[0] * MS, *row[1:]), strict=True)) for row in rows]
+
+
+def test_other_clients_joules_are_nobodys() -> None:
+    """One stream of ours, one of somebody else, in the same 100 steps: half of the energy is unattributed."""
+    ours = request(0, 0, [10.0 * k for k in range(1, 101)], prompt=10)
+    series = counter([i * 100.0 for i in range(11)], [40.0] * 10)
+    counters = engine((-1, 0, 0, 0), (500, 100, 20, 50), (1001, 200, 20, 100))
+    result = attribute([series], [ours], 0, 1000 * MS, engine=counters)
+    assert result.measured_mj == 400_000
+    assert result.attributed_mj == pytest.approx(200_000, rel=0.05)
+    assert result.unattributed_mj == pytest.approx(200_000, rel=0.05)
+    alone = attribute([series], [ours], 0, 1000 * MS, engine=engine((-1, 0, 0, 0), (1001, 100, 10, 100)))
+    assert (alone.attributed_mj, alone.unattributed_mj) == (400_000, 0)
+
+
+def test_the_engine_says_how_much_of_the_prompts_was_cached() -> None:
+    record = request(0, 0, [10, 16], prompt=1000)
+    unsaid = RequestRecord(**{f: getattr(record, f) for f in record.__struct_fields__} | {"cached_tokens": None})
+    counters = engine((-1, 0, 0, 0), (100, 2, 1000, 2))
+    counters = [sample | {"cached_tokens": cached} for sample, cached in zip(counters, (0.0, 800.0), strict=True)]
+    assert work_of([unsaid], counters).prefill.tolist() == [200, 0]
+
+
+# -- the other methods, and errors -------------------------------------------------------------------------------------
+
+
+@given(runs(), st.sampled_from([method for method in METHODS if method != "whole-gpu"]))
+def test_every_method_but_one_adds_up(run: tuple[list[EnergySeries], list[RequestRecord]], method: Method) -> None:
+    series, records = run
+    result = attribute(series, records, 0, 4000 * MS, method=method)
+    result.check()
+
+
+def test_whole_gpu_counts_a_joule_once_for_everyone_in_flight() -> None:
+    records = [request(i, 0, [500, 1000]) for i in range(4)]
+    series = counter([i * 100.0 for i in range(12)], [30.0] * 11)
+    result = attribute([series], records, 0, 1000 * MS, method="whole-gpu")
+    assert sum(share.joules for share in result.requests) == pytest.approx(4 * 300, rel=0.01)
+
+
+def test_what_the_other_methods_say() -> None:
+    """Two requests side by side for 100 J: 30 and 10 output tokens."""
+    long = request(0, 0, [10.0 * k + 10 for k in range(30)])
+    short = request(1, 0, [10.0 * k + 10 for k in range(10)])
+    series = counter([0, 100, 200, 300, 400], [40.0, 30.0, 30.0, 0.0])
+    said = {
+        method: [s.joules for s in attribute([series], [long, short], 0, 400 * MS, method=method).requests]
+        for method in METHODS
+    }
+    assert said["output-tokens"] == [75, 25]
+    assert said["per-request"] == [50, 50]
+    assert said["residency"] == pytest.approx([80, 20], rel=0.01)
+
+
+def test_standard_errors_grow_with_what_is_unknown() -> None:
+    """Alone on an exact counter only the way to the client is uncertain; a coarser counter says so."""
+    only = request(0, 1000, [1000 + 20 * i for i in range(1, 51)])
+    edges = [i * 100.0 for i in range(21)]
+    exact = counter(edges, [10.0] * 10 + [50.0] * 10)
+    coarse = EnergySeries("gpu:0", exact.t_ns, exact.mj, np.full(21, 10 * MS))
+    errors = [attribute([one], [only], 0, 2000 * MS).requests[0].se_joules or 0 for one in (exact, coarse)]
+    assert 0 < errors[0] < 1
+    assert errors[1] > 5 * errors[0]
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=30), st.integers(-3, 3))

@@ -131,9 +131,12 @@ def test_without_energy_there_are_no_joules_and_it_is_said(sim: str, tmp_path: P
 def interrupted(run: Path, url: str, signals: list[tuple[float, int]], *args: object) -> subprocess.Popen[str]:
     command = ["replay", CHAT, "--rps", 8, "--base-url", url, "--out", run, "--ui", "plain", "--idle", 0.2, *args]
     process = subprocess.Popen(
-        [sys.executable, "-m", "loadgen", *map(str, command)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        [sys.executable, "-m", "loadgen", *map(str, command)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
         cwd=ROOT,
-    )  # fmt: skip
+    )
     wait_for(lambda: (run / "records.jsonl").exists() and (run / "records.jsonl").stat().st_size > 0)
     for pause_s, number in signals:
         time.sleep(pause_s)

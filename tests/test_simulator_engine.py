@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loadgen.profiles import read_hardware, read_model
 from loadgen.simulator.engine import Arrival, Engine, EngineOptions, Sequence, Step, Totals, simulate
-from loadgen.simulator.power import CounterOptions, read_hardware, read_model
+from loadgen.simulator.power import CounterOptions
 from loadgen.units import NS_PER_MS, NS_PER_S
 
 H200 = read_hardware("h200")

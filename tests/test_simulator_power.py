@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from numpy.random import default_rng
 
 from loadgen.errors import LoadgenError
+from loadgen.profiles import read_hardware, read_model
 from loadgen.simulator.engine import Arrival, EngineOptions, simulate
 from loadgen.simulator.power import (
     CostLaw,
@@ -18,8 +19,6 @@ from loadgen.simulator.power import (
     Gpu,
     Load,
     kv_cache_tokens,
-    read_hardware,
-    read_model,
 )
 from loadgen.units import NS_PER_MS, NS_PER_S
 

@@ -15,6 +15,8 @@ COMMANDS = {
     "trace": "import, show, fit and sample traces",
     "report": "summarize a run folder again, and write its report.html",
     "compare": "set run folders side by side; exit 1 when --fail-if holds",
+    "profile": "measure joules per request for token bins and batch sizes",
+    "estimate": "predict a workload's energy from such a profile, and from FLOPs",
     "study": "run a matrix of servers, knobs, workloads and loads; resumes where it stopped",
     "serve": "start a server: sim, or a recipe in servers/",
     "meters": "which energy sources this machine has, and why others are not usable",

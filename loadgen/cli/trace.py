@@ -1,6 +1,7 @@
 """loadgen trace: public formats in, descriptions and bins out, new traces drawn from bins."""
 
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -180,13 +181,40 @@ def show(file: str, compare: str | None, as_json: bool, format_: "Format | None"
         console.print(_heat_map(facts["name"], pairs, console.encoding), soft_wrap=True)
 
 
-def _describe(name: str, format_: "Format | None") -> "tuple[dict[str, Any], Pairs]":
-    """Facts about a trace or bins, None where it has none, and its lengths."""
+def length_chunks(name: str) -> "Iterator[Pairs]":
+    """The lengths of a trace in any format, or DRAWS stratified ones of bins (a file, or in profiles/workloads)."""
+    from loadgen.bins import in_chunks
+    from loadgen.trace import iter_import
+
+    path = _path(name)
+    if path.suffix == ".json":
+        yield _draw(path)[1]
+    else:
+        yield from in_chunks(iter_import(path, Counter()))
+
+
+def _path(name: str) -> Path:
+    """A file, or bins in profiles/workloads."""
     from loadgen.paths import profile_path
 
     path = Path(name)
     if path.name == name and not path.suffix and not path.exists():
-        path = profile_path("workloads", name, "json")
+        return profile_path("workloads", name, "json")
+    return path
+
+
+def _draw(path: Path) -> "tuple[TokenBins, Pairs]":
+    from numpy.random import default_rng
+
+    from loadgen.bins import read_bins, sample
+
+    bins = read_bins(path)
+    return bins, sample(bins, DRAWS, default_rng(0))
+
+
+def _describe(name: str, format_: "Format | None") -> "tuple[dict[str, Any], Pairs]":
+    """Facts about a trace or bins, None where it has none, and its lengths."""
+    path = _path(name)
     if path.suffix == ".json":
         return _describe_bins(path)
     return _describe_trace(path, format_)
@@ -197,12 +225,7 @@ DRAWS = 100_000
 
 
 def _describe_bins(path: Path) -> "tuple[dict[str, Any], Pairs]":
-    from numpy.random import default_rng
-
-    from loadgen.bins import read_bins, sample
-
-    bins: TokenBins = read_bins(path)
-    pairs = sample(bins, DRAWS, default_rng(0))
+    bins, pairs = _draw(path)
     facts = {"name": bins.name, "kind": f"{len(bins.bins)} bins, percentiles of {DRAWS} draws", "requests": bins.count}
     means = {"input_mean": bins.mean_input, "output_mean": bins.mean_output}
     return facts | _lengths(pairs) | means | bins.provenance, pairs

@@ -235,7 +235,15 @@ def points(result: RunResult) -> list[Point]:
         return []
     records = {r.index: r for r in result.records if r.ok}
     found = [
-        Point(e.index, r.workload, r.input_tokens, r.output_tokens, e.prefill_joules, e.decode_joules, e.joules)
+        Point(
+            e.index,
+            r.workload,
+            r.input_tokens,
+            r.output_tokens,
+            e.prefill_joules or 0.0,
+            e.decode_joules or 0.0,
+            e.joules,
+        )
         for e in result.attribution.requests
         if (r := records.get(e.index)) and r.input_tokens is not None and r.output_tokens is not None
     ]

@@ -147,8 +147,8 @@ def _energy(result: RunResult, summary: Summary) -> Markup:
 def accounts_mj(found: RunAttribution) -> dict[str, int]:
     """Account -> whole millijoules; prefill and decode are summed over the requests, not taken from a total."""
     return {
-        "prefill": sum(mj_from_j(request.prefill_joules) for request in found.requests),
-        "decode": sum(mj_from_j(request.decode_joules) for request in found.requests),
+        "prefill": sum(mj_from_j(request.prefill_joules or 0.0) for request in found.requests),
+        "decode": sum(mj_from_j(request.decode_joules or 0.0) for request in found.requests),
         "idle": found.idle_mj,
         "unattributed": found.unattributed_mj,
     }

@@ -25,6 +25,7 @@ from loadgen import __version__
 from loadgen.clock import anchor, monotonic_ns
 from loadgen.energy.series import EnergyDomain
 from loadgen.errors import LoadgenError
+from loadgen.profiles import read_hardware, read_model
 from loadgen.simulator.api import (
     DONE,
     ERROR_EVENT,
@@ -42,7 +43,7 @@ from loadgen.simulator.api import (
 from loadgen.simulator.engine import Engine, EngineOptions, Sequence, Step
 from loadgen.simulator.faults import Fault, Faults
 from loadgen.simulator.metrics import Metrics
-from loadgen.simulator.power import CounterOptions, read_hardware, read_model
+from loadgen.simulator.power import CounterOptions
 from loadgen.simulator.tokens import answer_words, block_hashes
 from loadgen.units import NS_PER_MS, NS_PER_S, s_from_ns
 

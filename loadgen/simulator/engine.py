@@ -14,14 +14,13 @@ from typing import NamedTuple
 from numpy.random import Generator, default_rng
 
 from loadgen.energy.series import EnergySample
+from loadgen.profiles import Hardware, Model
 from loadgen.simulator.power import (
     CostLaw,
     Counter,
     CounterOptions,
     Gpu,
-    Hardware,
     Load,
-    Model,
     StepCost,
     kv_cache_tokens,
 )

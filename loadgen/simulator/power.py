@@ -26,113 +26,16 @@ mixture of experts, its tokens' share of the further experts read.
 """
 
 import math
-import tomllib
 from collections import deque
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
-import msgspec
 from numpy.random import Generator
 
 from loadgen.energy.series import EnergySample
 from loadgen.errors import LoadgenError
-from loadgen.paths import profile_path
+from loadgen.profiles import Hardware, Model
 from loadgen.units import MJ_PER_J, NS_PER_MS, NS_PER_S
-
-
-class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """profiles/hardware/NAME.toml: one GPU. `*_efficiency` is the share of the peak that real kernels reach."""
-
-    name: str
-    memory_bytes: float
-    peak_flops: float
-    peak_bytes_per_s: float
-    linear_flops_efficiency: float
-    linear_bytes_efficiency: float
-    attention_flops_efficiency: float
-    attention_bytes_efficiency: float
-    launch_gap_s: float
-    sequence_gap_s: float
-    idle_empty_w: float
-    resident_w: float
-    """What a loaded model adds to idle: the context keeps memory and clocks up."""
-    active_w: float
-    limit_w: float
-    joules_per_flop: float
-    joules_per_byte: float
-    joules_per_kv_byte: float
-    ambient_c: float
-    kelvin_per_w: float
-    thermal_s: float
-    leakage_w_per_k: float
-
-    @property
-    def idle_w(self) -> float:
-        """With the model resident, at the temperature that this power itself settles at."""
-        return self.idle_empty_w + self.resident_w
-
-    @property
-    def idle_c(self) -> float:
-        return self.ambient_c + self.kelvin_per_w * self.idle_w
-
-
-class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """profiles/models/NAME.toml: a transformer's shape."""
-
-    name: str
-    parameters: float
-    layers: int
-    heads: int
-    kv_heads: int
-    head_dim: int
-    context_tokens: int
-    bytes_per_parameter: float
-    bytes_per_kv_value: float
-    expert_parameters: float = 0.0
-    """Of `parameters`, those in routed experts, all of them."""
-    experts: int = 1
-    experts_per_token: int = 1
-
-    @property
-    def active_parameters(self) -> float:
-        return self.parameters - self.expert_parameters * (1 - self.experts_per_token / self.experts)
-
-    @property
-    def kv_bytes_per_token(self) -> float:
-        return 2 * self.layers * self.kv_heads * self.head_dim * self.bytes_per_kv_value
-
-    @property
-    def flops_per_pair(self) -> float:
-        """Query times key, and weight times value: 2 FLOPs each per head dimension."""
-        return 4.0 * self.layers * self.heads * self.head_dim
-
-    def weight_bytes(self, tokens: int) -> float:
-        """Weights that a step of `tokens` reads."""
-        touched = 1 - (1 - self.experts_per_token / self.experts) ** tokens
-        dense = self.parameters - self.expert_parameters
-        return (dense + self.expert_parameters * touched) * self.bytes_per_parameter
-
-
-Profile = TypeVar("Profile", Hardware, Model)
-
-
-def read_hardware(name: str) -> Hardware:
-    """A profile by name or path. Raises LoadgenError."""
-    return _read(profile_path("hardware", name, "toml"), Hardware)
-
-
-def read_model(name: str) -> Model:
-    """A profile by name or path. Raises LoadgenError."""
-    return _read(profile_path("models", name, "toml"), Model)
-
-
-def _read(path: Path, kind: type[Profile]) -> Profile:
-    try:
-        table: dict[str, Any] = tomllib.loads(path.read_text())
-        return msgspec.convert({"name": path.stem} | table, kind)
-    except (tomllib.TOMLDecodeError, msgspec.ValidationError, UnicodeDecodeError) as err:
-        raise LoadgenError(f"{path}: not a {kind.__name__.lower()} profile: {err}") from err
 
 
 def kv_cache_tokens(hardware: Hardware, model: Model, memory_share: float = 0.9) -> int:

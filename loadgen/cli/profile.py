@@ -1,0 +1,229 @@
+"""loadgen profile: measure joules per request for token bins and batch sizes."""
+
+import asyncio
+import re
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from loadgen.cli.replay import DEFAULT_URL
+from loadgen.errors import LoadgenError
+
+if TYPE_CHECKING:
+    from loadgen.cells import Bin
+    from loadgen.profile import Effort
+    from loadgen.profiles import Cell, EnergyProfile
+
+BINS = "32,128,512,2048,4096,8192x8,32,128,512,1024"
+POSITIVE = click.FloatRange(min=0, min_open=True)
+
+
+@click.command()
+@click.option(
+    "--bins",
+    default=BINS,
+    show_default=True,
+    metavar="INxOUT",
+    help="Input and output lengths: every one before the x with every one after it. Separate grids with a space.",
+)
+@click.option("--batch", default="1,8,32,128", show_default=True, help="Requests in flight, most important first.")
+@click.option("--out", required=True, type=click.Path(path_type=Path), help="The .json to write; resumes beside it.")
+@click.option("--base-url", "--url", envvar="OPENAI_BASE_URL", default=DEFAULT_URL, show_default=True)
+@click.option("--serve", metavar="NAME", help="Start a server for this: sim.")
+@click.option("--virtual-time", is_flag=True, help="Compute in the simulator instead: no server, no waiting.")
+@click.option("--api-key", envvar="OPENAI_API_KEY", help="Better set in $OPENAI_API_KEY. Never written anywhere.")
+@click.option("--served-model", metavar="NAME", help="What the server calls it.  [default: its only model]")
+@click.option("--gpu", "gpu_name", default="h200", show_default=True, help="Name in profiles/hardware, for the file.")
+@click.option("--model", default="llama-3.1-8b", show_default=True, help="Name in profiles/models, for the file.")
+@click.option("--engine", help="For the file.  [default: what the server says]")
+@click.option("--endpoint", type=click.Choice(["chat", "completions"]), default="completions", show_default=True)
+@click.option("--tokenizer", type=click.Path(path_type=Path), metavar="FILE", help="tokenizer.json to count with.")
+@click.option("--energy", default="auto", show_default=True, metavar="SOURCE", help="As for replay.")
+@click.option("--within", type=POSITIVE, default=0.03, show_default=True, help="95 % interval's half width, relative.")
+@click.option("--repeat-s", type=POSITIVE, default=1.0, show_default=True, help="A repeat lasts at least this.")
+@click.option("--max-repeats", type=click.IntRange(1), default=10, show_default=True)
+@click.option("--cap-s", type=POSITIVE, default=60.0, show_default=True, help="A cell ends after this, settled or not.")
+@click.option("--settle-s", type=click.FloatRange(0), default=5.0, show_default=True, help="Load before the first.")
+@click.option("--budget-s", type=POSITIVE, help="Begin no cell after this; what is left is said, and can be resumed.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the order and the prompts.")
+@click.option("--note", "notes", multiple=True, metavar="KEY=VALUE", help="Into the provenance: engine flags. Repeat.")
+def profile(bins: str, batch: str, out: Path, virtual_time: bool, serve: str | None, **given: Any) -> None:
+    """Measure joules per request of every bin at every batch size.
+
+    \b
+    loadgen profile --serve sim --virtual-time --out profiles/energy/h200-sim-llama-3.1-8b.json
+    loadgen profile --bins 32,512,2048x8,128 --batch 32,8 --base-url http://localhost:8000/v1 --out h200.json
+
+    Closed loop, one length at a time, each prompt new. The first wave (as many requests as the batch) is not measured.
+    Interrupted, it goes on where it stopped when the same command is run again.
+    """  # fmt: skip
+    grid, batches = parse_bins(bins), _numbers(batch, "--batch")
+    given["notes"] = dict(_note(note) for note in given["notes"])
+    if virtual_time:
+        made = _virtual(grid, batches, given)
+    else:
+        with ExitStack() as stack:
+            if serve:
+                from loadgen.serve import served
+
+                given["base_url"] = stack.enter_context(served(serve, "--max-num-seqs", str(max(batches))))
+            made = asyncio.run(_live(grid, batches, out, given, lambda line: click.echo(line, err=True)))
+    _write(out, made)
+    wide = sum(not cell.settled for cell in made.cells)
+    said = f"; {wide} of them with an interval wider than ±{given['within']:.0%}" if wide and not virtual_time else ""
+    click.echo(f"{len(made.cells)} cells, wrote {out}{said}")
+
+
+def parse_bins(text: str) -> "list[Bin]":
+    """`32,128x8,64 4096x512`: grids, each input length with each output length. LoadgenError when it is not that."""
+    from loadgen.cells import Bin
+
+    found: list[Bin] = []
+    for grid in text.split():
+        inputs, mark, outputs = grid.partition("x")
+        if not mark:
+            raise LoadgenError(f"--bins {grid!r}: expected INPUTSxOUTPUTS such as 32,512x8,128")
+        found += [Bin(i, o) for i in _numbers(inputs, "--bins") for o in _numbers(outputs, "--bins")]
+    if not found:
+        raise LoadgenError("--bins is empty: expected INPUTSxOUTPUTS such as 32,512x8,128")
+    return list(dict.fromkeys(found))
+
+
+def _numbers(text: str, option: str) -> list[int]:
+    if not re.fullmatch(r"[1-9]\d{0,8}(,[1-9]\d{0,8})*", text, re.ASCII):
+        raise LoadgenError(f"{option} {text!r}: expected numbers of at least 1, separated by commas")
+    return list(dict.fromkeys(map(int, text.split(","))))
+
+
+def _note(text: str) -> tuple[str, str]:
+    key, mark, value = text.partition("=")
+    if not mark or not key:
+        raise LoadgenError(f"--note {text!r}: expected KEY=VALUE")
+    return key, value
+
+
+def _write(out: Path, made: "EnergyProfile") -> None:
+    from loadgen.profile import journal_path
+    from loadgen.profiles import energy_profile_json
+    from loadgen.trace import replacing
+
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise LoadgenError(f"cannot write {out}: {err.strerror or err}") from err
+    with replacing(out) as draft:
+        draft.write(energy_profile_json(made))
+    if made.provenance.get("complete", True):
+        journal_path(out).unlink(missing_ok=True)
+
+
+def _virtual(grid: "list[Bin]", batches: list[int], given: dict[str, Any]) -> "EnergyProfile":
+    from loadgen import __version__
+    from loadgen.profiles import EnergyProfile, read_hardware, read_model
+    from loadgen.simulator.cells import WAVES, simulated_cells
+
+    hardware, model = read_hardware(given["gpu_name"]), read_model(given["model"])
+    with click.progressbar(
+        simulated_cells(hardware, model, grid, batches, given["within"]), length=len(grid) * len(batches)
+    ) as cells:
+        measured = tuple(cells)
+    return EnergyProfile(
+        gpu=hardware.name,
+        engine="sim",
+        model=model.name,
+        simulated=True,
+        idle_w=hardware.idle_w,
+        provenance={
+            "how": f"simulated in virtual time, closed loop, waves 2 to {WAVES} of {WAVES}",
+            "loadgen": __version__,
+            **given["notes"],
+        },
+        cells=measured,
+    )
+
+
+async def _live(
+    grid: "list[Bin]", batches: list[int], out: Path, given: dict[str, Any], say: Callable[[str], None]
+) -> "EnergyProfile":
+    from loadgen import __version__, profile
+    from loadgen.client import Client
+    from loadgen.energy.discover import open_meter
+    from loadgen.lengths import vocabularies
+    from loadgen.profiles import EnergyProfile
+    from loadgen.replay import is_local
+    from loadgen.server import ServerInfo, find_dialect, find_model
+
+    async with Client(given["base_url"], api_key=given["api_key"], timeout_s=600) as client:
+        server = await find_model(client, given["served_model"])
+        dialect = await find_dialect(client, given["endpoint"], server.model, {})
+        server = ServerInfo(server.base_url, server.model, server.engine, server.max_model_len, dialect)
+        _check_fits(grid, server)
+        source, words = await vocabularies(client, server, given["endpoint"], {"chat"}, given["tokenizer"], {})
+        choice = server.root_url if given["energy"] == "auto" and server.simulated else given["energy"]
+        if choice == "auto" and not is_local(server.base_url):
+            raise LoadgenError("the server is on another host: say where its energy is read, with --energy URL")
+        meter, reasons = await asyncio.to_thread(open_meter, choice)
+        if meter is None:
+            raise LoadgenError("no energy to measure: " + "; ".join(reasons))
+        bench = profile.Bench(client, server, given["endpoint"], {}, words["chat"], given["seed"])
+        effort = _effort(given)
+        measured_on = {"model": server.model, "engine": server.engine, "endpoint": given["endpoint"]}
+        path = profile.journal_path(out)
+        before = profile.read_journal(path, measured_on)
+        have = {(cell.input, cell.output, cell.batch) for cell in before}
+        spots = profile.plan(grid, batches, given["seed"])
+        left = [spot for spot in spots if (*spot.lengths, spot.batch) not in have]
+        if before:
+            say(f"{path}: {len(spots) - len(left)} of {len(spots)} cells are there already")
+        try:
+            with profile.journal(path, measured_on, before) as keep:
+                cells, idle_w = await profile.measure(left, bench, meter, effort, keep, say)
+        finally:
+            await asyncio.to_thread(meter.close)
+    every = _asked(before + cells, spots)
+    if not every:
+        raise LoadgenError("no cell was measured: give it more time with --budget-s")
+    return EnergyProfile(
+        gpu=given["gpu_name"],
+        engine=given["engine"] or ("sim" if server.simulated else server.engine or "unknown"),
+        model=given["model"],
+        simulated=server.simulated,
+        idle_w=idle_w,
+        provenance={
+            "how": "closed loop against a live server, whole waves, the first one left out",
+            "complete": len(every) == len(spots),
+            "served_model": server.model,
+            "max_model_len": server.max_model_len,
+            "endpoint": given["endpoint"],
+            "prompt_lengths_from": source,
+            "energy": [{"domain": d.name, "source": d.source, "period_s": d.period_s} for d in meter.domains],
+            "meter_notes": meter.notes,
+            "loadgen": __version__,
+            **{key: given[key] for key in ("within", "repeat_s", "max_repeats", "cap_s", "settle_s", "seed")},
+            **given["notes"],
+        },
+        cells=tuple(every),
+    )
+
+
+def _asked(cells: "list[Cell]", spots: list[Any]) -> "list[Cell]":
+    """Those of the plan; an interrupted one may have had others."""
+    wanted = {(*spot.lengths, spot.batch) for spot in spots}
+    return [cell for cell in cells if (cell.input, cell.output, cell.batch) in wanted]
+
+
+def _effort(given: dict[str, Any]) -> "Effort":
+    from loadgen.profile import Effort
+
+    return Effort(**{key: given[key] for key in ("within", "repeat_s", "max_repeats", "cap_s", "settle_s", "budget_s")})
+
+
+def _check_fits(grid: "list[Bin]", server: Any) -> None:
+    longest = max(grid, key=sum)
+    if server.max_model_len is not None and sum(longest) > server.max_model_len:
+        raise LoadgenError(
+            f"bin {longest.input}x{longest.output} is longer than {server.model} takes: {server.max_model_len} tokens"
+        )
