@@ -18,7 +18,7 @@ from click.testing import CliRunner
 from loadgen import study as studies
 from loadgen.cli.study import study as command
 from loadgen.errors import LoadgenError
-from loadgen.study import Cell, Server, Study, Workload, plan, read_study, schedule_of, start_key
+from loadgen.matrix import Cell, Server, Study, Workload, plan, read_study, schedule_of, start_key
 
 ROOT = Path(__file__).parent.parent
 SHIPPED = sorted((ROOT / "studies").glob("*.toml"))

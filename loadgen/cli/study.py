@@ -19,12 +19,14 @@ def study(file: Path, out: Path | None, only_plan: bool) -> None:
     loadgen study studies/simulated.toml                 try it: no GPU, no server needed
     loadgen study studies/frameworks.toml --plan
     """  # fmt: skip
-    from loadgen import study as studies
+    from loadgen import matrix
 
     if only_plan:
-        for cell in studies.plan(studies.read_study(file)):
+        for cell in matrix.plan(matrix.read_study(file)):
             click.echo(cell.name)
         return
+    from loadgen import study as studies
+
     folder = out or Path("runs") / f"study-{file.stem}"
     try:
         rows = studies.run(file, folder, lambda line: click.echo(line, err=True))

@@ -180,7 +180,7 @@ def _table(found: Sequence[Group]) -> Markup:
         for g in found
     ]
     note = (
-        "Spread: (largest − smallest) / mean of the repeats. Idealized: every FLOP (2 per parameter and token) at the "
+        "Spread: (largest − smallest) / mean of the repeats. Idealized: every FLOP, attention's included, at the "
         "dense peak rate and the power limit."
     )
     listed = table(head, rows, "Every configuration")
