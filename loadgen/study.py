@@ -1,6 +1,6 @@
 """A matrix of (server and knobs) x model x workload x load x repeats -> run folders -> one table and one report.
 
-The plan follows from the file and its seed alone: a study that was killed knows what is left by looking into its folder.
+The plan follows from the file and its seed alone: a study that was killed sees in its folder what is left to run.
 """
 
 import csv
@@ -320,8 +320,8 @@ def _row(study: Study, cell: Cell, out: Path) -> Row:
 
 
 def idealized_joules(study: Study, requests: list[ScheduledRequest]) -> float | None:
-    """limit_w / peak_flops x FLOPs of the lengths asked for, attention's included: everything at the dense peak rate and
-    the power limit (arXiv 2504.17674, section 4.2). None when the study names no hardware.
+    """limit_w / peak_flops x FLOPs of the lengths asked for, attention's included: all at the dense peak rate and the
+    power limit (arXiv 2504.17674, section 4.2). None when the study names no hardware.
     """
     if study.idealized is None:
         return None
