@@ -119,6 +119,23 @@ def reduction(baseline: Sequence[float], values: Sequence[float]) -> Interval:
     return Interval(1 - exp(difference), 1 - exp(difference + half), 1 - exp(difference - half), count)
 
 
+def paired_reduction(baseline: Sequence[float], values: Sequence[float]) -> Interval:
+    """1 - x/b where the i-th repeats of both had the same arrivals: Student's interval of the mean of log x - log b."""
+    found = interval([log(x / b) for b, x in zip(baseline, values, strict=True)])
+    low = None if found.high is None else 1 - exp(found.high)
+    high = None if found.low is None else 1 - exp(found.low)
+    return Interval(1 - exp(found.mean), low, high, found.count)
+
+
+def reduction_between(baseline: Group, other: Group, field: str) -> Interval:
+    """Open loops draw their arrivals from the repeat's number, so equal repeats are pairs; closed loops have no draw."""
+    b, x = ({row.repeat: v for row in g.rows if (v := getattr(row, field)) is not None} for g in (baseline, other))
+    drawn = baseline.key[4] is not None and other.key[4] is not None
+    if drawn and (both := sorted(b.keys() & x.keys())):
+        return paired_reduction([b[i] for i in both], [x[i] for i in both])
+    return reduction(list(b.values()), list(x.values()))
+
+
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 

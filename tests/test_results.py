@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.results import interval, pareto, reduction, t95
+from loadgen.results import interval, paired_reduction, pareto, reduction, t95
 
 POSITIVE = st.floats(1e-3, 1e6)
 REPEATS = st.lists(POSITIVE, min_size=2, max_size=8)
@@ -55,6 +55,15 @@ def test_a_reduction_has_no_unit_and_lies_in_its_interval(b: list[float], x: lis
     assert found.low is not None and found.high is not None
     assert found.low <= found.mean + 1e-9 and found.mean <= found.high + 1e-9
     assert found.high <= 1
+
+
+def test_what_two_servers_share_in_a_repeat_is_no_noise_of_their_ratio() -> None:
+    """Arrivals that make both dearer by ten leave the saving as it was: pairs see that, Welch cannot."""
+    base, saved = [1.0, 10.0, 100.0], [0.5, 5.0, 50.0]
+    pairs, welch = paired_reduction(base, saved), reduction(base, saved)
+    assert pairs.mean == pytest.approx(0.5) and welch.mean == pytest.approx(0.5)
+    assert pairs.low == pytest.approx(0.5) and pairs.high == pytest.approx(0.5)
+    assert welch.low is not None and welch.low < 0
 
 
 @given(st.lists(st.tuples(POSITIVE, POSITIVE), max_size=30))

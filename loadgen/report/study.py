@@ -11,7 +11,7 @@ from loadgen.report.figures import Floats, empty, figure, legend
 from loadgen.report.format import UNKNOWN, joules, number, percent, plural, seconds, watts, with_unit
 from loadgen.report.html import _bar
 from loadgen.report.markup import Markup, join, table, tag
-from loadgen.results import Group, Interval, Row, groups, pareto, reduction
+from loadgen.results import Group, Interval, Row, groups, pareto, reduction_between
 
 HEIGHT = 240.0
 PER_TOKEN = "joules_per_output_token"
@@ -205,7 +205,7 @@ def _reductions(found: Sequence[Group], baseline: str | None) -> Markup:
         base = bases.get(g.key[1:]) or by_load.get((g.key[2], g.key[3], g.key[4]))
         if base is None or g.key[0] == baseline or not g.values(PER_TOKEN):
             continue
-        saved = reduction(base.values(PER_TOKEN), g.values(PER_TOKEN))
+        saved = reduction_between(base, g, PER_TOKEN)
         rows.append(
             [*g.key[:3], _load_told(g), _percents(saved), joules(base.mean(PER_TOKEN)), joules(g.mean(PER_TOKEN))]
         )
@@ -214,7 +214,10 @@ def _reductions(found: Sequence[Group], baseline: str | None) -> Markup:
             "Reduction", f"No configuration has a counterpart of {baseline} at the same workload and load yet."
         )
     head = ["server", "model", "workload", "load", "less energy [95 %]", baseline, "this"]
-    note = f"1 − this / {baseline}, J per output token at the same workload and load; Welch's interval on logarithms."
+    note = (
+        f"1 − this / {baseline}, J per output token at the same workload and load. Intervals on logarithms: "
+        "Welch's, or of pairs where both saw the same arrivals."
+    )
     best = [part for w in sorted({g.key[2] for g in found}) if (part := _best(found, w, baseline))]
     return tag(
         "figure",
@@ -234,8 +237,8 @@ def _best(found: Sequence[Group], workload: str, baseline: str) -> str | None:
     worst = max(bases, key=lambda g: g.mean(PER_TOKEN) or 0)
     least = min(bases, key=lambda g: g.mean(PER_TOKEN) or 0)
     best = min(known, key=lambda g: g.mean(PER_TOKEN) or 0)
-    whole = reduction(worst.values(PER_TOKEN), best.values(PER_TOKEN))
-    tuned = reduction(least.values(PER_TOKEN), best.values(PER_TOKEN))
+    whole = reduction_between(worst, best, PER_TOKEN)
+    tuned = reduction_between(least, best, PER_TOKEN)
     return (
         f"{workload}: {best.key[0]} at {_load_told(best)} takes {_percents(whole)} less than {baseline} at "
         f"{_load_told(worst)}, and {_percents(tuned)} less than {baseline} at its own best, {_load_told(least)}."
