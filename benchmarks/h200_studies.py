@@ -82,7 +82,8 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--site", help="folder with vllm and msgspec, for PYTHONPATH")
-    parser.add_argument("--vllm-python", default=sys.executable)
+    parser.add_argument("--vllm-python", default=sys.executable, help="the Python that has vllm, if not this one")
+    parser.add_argument("--hf-python", default=sys.executable, help="the Python that has transformers, if not this one")
     parser.add_argument("--shape", default="llama-3.1-8b", choices=sorted(SHAPES))
     parser.add_argument("--input", type=int, default=512, help="tokens of every prompt")
     parser.add_argument("--output", type=int, default=128, help="tokens of every answer")
@@ -176,7 +177,7 @@ class Study:
 
     def command(self, name: str, until_ns: int) -> list[str]:
         given = self.options
-        python = given.vllm_python if name.startswith("vllm") else sys.executable
+        python = given.vllm_python if name.startswith("vllm") else given.hf_python
         words = [python, __file__, "--stage", name, "--until-ns", str(until_ns), "--out", str(given.out.resolve())]
         for key in ("shape", "input", "output", "tp", "repeats", "window_s", "device", "seed", "batches"):
             if (value := getattr(given, key)) is not None:
