@@ -128,7 +128,7 @@ def paired_reduction(baseline: Sequence[float], values: Sequence[float]) -> Inte
 
 
 def reduction_between(baseline: Group, other: Group, field: str) -> Interval:
-    """Open loops draw their arrivals from the repeat's number, so equal repeats are pairs; closed loops draw nothing."""
+    """Open loops draw their arrivals from the repeat's number: equal repeats are pairs. Closed loops draw nothing."""
     b, x = ({row.repeat: v for row in g.rows if (v := getattr(row, field)) is not None} for g in (baseline, other))
     drawn = baseline.key[4] is not None and other.key[4] is not None
     if drawn and (both := sorted(b.keys() & x.keys())):
