@@ -10,7 +10,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,7 @@ from loadgen.report.live import Progress, View
 from loadgen.runner import Runner
 from loadgen.schedule import Schedule, ScheduledRequest
 from loadgen.server import ServerInfo, clean_url, find_dialect, find_model
+from loadgen.spans import SpanSender
 from loadgen.units import NS_PER_S
 
 IDLE_LEAD_S = 2.0
@@ -63,6 +64,8 @@ class Options:
     tokenizer: Path | None
     warmup: int
     overwrite: bool
+    otlp: str | None
+    """A sidecar that is told of every request."""
     config: dict[str, Any]
     """For run.json: every option as given, without secrets."""
 
@@ -99,10 +102,11 @@ async def _record(schedule: Schedule, options: Options, view: View) -> None:
         make_body = body_maker(schedule.seed, options, server, vocabulary)
         meter, reasons = await asyncio.to_thread(_open_meter, options, server)
         info = _run_info(schedule, options, server, lengths, meter, reasons)
+        spans = SpanSender(options.otlp, info.run_id, server.model) if options.otlp else None
         writer = rundir.RunWriter(options.out, info, schedule, overwrite=options.overwrite)
         try:
             await _warm_up(client, options, schedule, make_body)
-            await _measure(schedule, options, client, server, make_body, meter, writer, info, view)
+            await _measure(schedule, options, client, server, make_body, meter, writer, info, view, spans)
         finally:
             writer.close()
             if meter is not None:
@@ -145,6 +149,7 @@ async def _measure(
     writer: rundir.RunWriter,
     info: rundir.RunInfo,
     view: View,
+    spans: SpanSender | None,
 ) -> None:
     path = PATHS[options.endpoint]
 
@@ -158,7 +163,12 @@ async def _measure(
             request_id=f"{info.run_id}-{request.index}",
         )
 
-    runner = Runner(schedule, make_body, send, writer.record, options.max_concurrency)
+    def on_record(record: RequestRecord) -> None:
+        writer.record(record)
+        if spans:
+            spans.add(record)
+
+    runner = Runner(schedule, make_body, send, on_record, options.max_concurrency)
     sampler = Sampler(meter, writer.energy) if meter else None
     poller = EnginePoller(server.root_url, lambda sample: writer.engine(_engine_line(sample)))
     if sampler:
@@ -167,7 +177,7 @@ async def _measure(
     poller.start()
     start_ns = clock.monotonic_ns() + round((IDLE_LEAD_S if sampler else LEAD_S) * NS_PER_S)
     cpu_s = _cpu_s()
-    with _no_collections(), _signals(runner), view:
+    with _no_collections(), _signals(runner), view, spans or nullcontext():
         ticker = asyncio.create_task(_tick(schedule, runner, sampler, writer, view, start_ns))
         try:
             await runner.run(start_ns)
@@ -187,7 +197,7 @@ async def _measure(
             end_ns=end_ns,
             stopped_by=runner.stopped_by,
             domains=meter.domains if meter else [],
-            instrument=_instrument(cpu_s, report),
+            instrument=_instrument(cpu_s, report) | ({"spans": spans.report()} if spans else {}),
         )
     )
 

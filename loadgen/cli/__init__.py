@@ -15,6 +15,7 @@ COMMANDS = {
     "report": "summarize a run folder again, and write its report.html",
     "compare": "set run folders side by side; exit 1 when --fail-if holds",
     "serve": "start a server: sim, or a recipe in servers/",
+    "sidecar": "beside the engine: spans and joules in, Prometheus metrics out",
     "meters": "which energy sources this machine has, and why others are not usable",
 }
 """Name -> one line of help. Command NAME is the object `NAME` in module `loadgen.cli.NAME`."""
