@@ -21,6 +21,7 @@ from rich.console import Console
 
 from loadgen import gpu, rundir
 from loadgen.errors import LoadgenError
+from loadgen.profiles import read_hardware, read_model
 from loadgen.recipe import KnobValue, knob_values, read_recipe
 from loadgen.replay import Options, replay
 from loadgen.report import study as page
@@ -28,7 +29,6 @@ from loadgen.report.live import view
 from loadgen.results import Row
 from loadgen.schedule import Arrival, Schedule, ScheduledRequest, build
 from loadgen.serve import served
-from loadgen.simulator.power import read_hardware, read_model
 from loadgen.summary import Summary
 from loadgen.trace import Trace, TraceRequest, read_trace
 
@@ -505,4 +505,5 @@ def idealized_joules(study: Study, tokens: int) -> float | None:
     if study.idealized is None:
         return None
     hardware, model = read_hardware(study.idealized.hardware), read_model(study.idealized.model)
-    return tokens * 2 * model.active_parameters * hardware.limit_w / hardware.peak_flops
+    joules: float = tokens * 2 * model.active_parameters * hardware.limit_w / hardware.peak_flops
+    return joules

@@ -61,7 +61,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-class Refused(Exception):
+class RefusedError(Exception):
     """What the client asked for cannot be had; an HTTP status and why."""
 
     def __init__(self, status: int, why: str) -> None:
@@ -366,7 +366,7 @@ class Api:
         try:
             body = await self.body(http)
             request = self.request(body, http, kind)
-        except Refused as err:
+        except RefusedError as err:
             return web.json_response({"error": {"message": str(err), "code": err.status}}, status=err.status)
         self.engine.line.put(request)
         if body.get("stream"):
@@ -386,23 +386,23 @@ class Api:
         try:
             body = await http.json()
         except (json.JSONDecodeError, UnicodeDecodeError) as err:
-            raise Refused(400, f"the body is not JSON: {err}") from err
+            raise RefusedError(400, f"the body is not JSON: {err}") from err
         if not isinstance(body, dict):
-            raise Refused(400, "the body is not a JSON object")
+            raise RefusedError(400, "the body is not a JSON object")
         return body
 
     def request(self, body: dict[str, Any], http: web.Request, kind: str) -> Request:
-        """What the body asks for. Raises Refused."""
+        """What the body asks for. Raises RefusedError."""
         if (model := body.get("model", self.engine.name)) != self.engine.name:
-            raise Refused(404, f"the model {model!r} does not exist; there is {self.engine.name!r}")
+            raise RefusedError(404, f"the model {model!r} does not exist; there is {self.engine.name!r}")
         if body.get("n", 1) != 1:
-            raise Refused(400, "n has to be 1")
+            raise RefusedError(400, "n has to be 1")
         ids = self.prompt_ids(body, kind)
         asked = body.get("max_completion_tokens") or body.get("max_tokens") or (16 if kind == "completions" else 256)
         if not isinstance(asked, int) or asked < 1:
-            raise Refused(400, f"max_tokens: {asked!r} is not a whole number above 0")
+            raise RefusedError(400, f"max_tokens: {asked!r} is not a whole number above 0")
         if len(ids) + asked > self.engine.max_model_len:
-            raise Refused(400, f"{len(ids)} + {asked} tokens are more than the model's {self.engine.max_model_len}")
+            raise RefusedError(400, f"{len(ids)} + {asked} tokens exceed the model's {self.engine.max_model_len}")
         return Request(
             id=http.headers.get("X-Request-Id") or f"{time.time_ns():x}",
             ids=ids,
@@ -421,7 +421,7 @@ class Api:
                 try:
                     text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
                 except Exception as err:  # templates are programs of the model's author
-                    raise Refused(400, f"messages: {err}") from err
+                    raise RefusedError(400, f"messages: {err}") from err
                 return list(tokenizer(text, add_special_tokens=False)["input_ids"])
             case {"prompt": str(text)} if kind == "completions" and text:
                 return list(tokenizer(text)["input_ids"])
@@ -430,7 +430,7 @@ class Api:
                 if all(isinstance(one, int) and 0 <= one < size for one in ids):
                     return ids
         needed = "messages" if kind == "chat" else "prompt: a text, or a list of token ids"
-        raise Refused(400, f"the body needs {needed}")
+        raise RefusedError(400, f"the body needs {needed}")
 
     async def stream(self, http: web.Request, request: Request, kind: str, with_usage: bool) -> web.StreamResponse:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
