@@ -10,7 +10,7 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,7 @@ from loadgen.report.live import Progress, View
 from loadgen.runner import Runner
 from loadgen.schedule import Schedule, ScheduledRequest
 from loadgen.server import ServerInfo, clean_url, find_dialect, find_model
+from loadgen.spans import SpanSender
 from loadgen.units import NS_PER_S
 
 LEAD_S = 0.2
@@ -65,6 +66,8 @@ class Options:
     overwrite: bool
     config: dict[str, Any]
     """For run.json: every option as given, without secrets."""
+    otlp: str | None = None
+    """A sidecar that is told of every request."""
 
 
 def replay(schedule: Schedule, options: Options, view: View) -> rundir.RunResult:
@@ -98,11 +101,12 @@ async def _record(schedule: Schedule, options: Options, view: View) -> None:
         make_body = body_maker(schedule.seed, options, server, vocabulary)
         meter, reasons = await asyncio.to_thread(_open_meter, options, server)
         info = _run_info(schedule, options, server, lengths, meter, reasons)
+        spans = SpanSender(options.otlp, info.run_id, server.model) if options.otlp else None
         writer = rundir.RunWriter(options.out, info, schedule, overwrite=options.overwrite)
         sampler = Sampler(meter, writer.energy) if meter else None
         try:
             await _warm_up(client, options, schedule, make_body)
-            await _measure(schedule, options, client, server, make_body, meter, sampler, writer, info, view)
+            await _measure(schedule, options, client, server, make_body, meter, sampler, writer, info, view, spans)
         finally:
             writer.close()
 
@@ -144,6 +148,7 @@ async def _measure(
     writer: rundir.RunWriter,
     info: rundir.RunInfo,
     view: View,
+    spans: SpanSender | None,
 ) -> None:
     path = PATHS[options.endpoint]
 
@@ -157,7 +162,12 @@ async def _measure(
             request_id=f"{info.run_id}-{request.index}",
         )
 
-    runner = Runner(schedule, make_body, send, writer.record, options.max_concurrency)
+    def on_record(record: RequestRecord) -> None:
+        writer.record(record)
+        if spans:
+            spans.add(record)
+
+    runner = Runner(schedule, make_body, send, on_record, options.max_concurrency)
     poller = EnginePoller(server.root_url, lambda sample: writer.engine(_engine_line(sample)))
     if sampler:
         sampler.start()
@@ -165,7 +175,7 @@ async def _measure(
     poller.start()
     start_ns = clock.monotonic_ns() + round((LEAD_S + (options.idle_s if sampler else 0)) * NS_PER_S)
     cpu_s = _cpu_s()
-    with _no_collections(), _signals(runner), view:
+    with _no_collections(), _signals(runner), view, spans or nullcontext():
         ticker = asyncio.create_task(_tick(schedule, runner, sampler, writer, view, start_ns))
         try:
             await runner.run(start_ns)
@@ -188,7 +198,7 @@ async def _measure(
             stopped_by=runner.stopped_by,
             domains=meter.domains if meter else [],
             energy_notes=meter.notes if meter else [],
-            instrument=_instrument(cpu_s, report),
+            instrument=_instrument(cpu_s, report) | ({"spans": spans.report()} if spans else {}),
         )
     )
 

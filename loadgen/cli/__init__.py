@@ -19,6 +19,7 @@ COMMANDS = {
     "estimate": "predict a workload's energy from such a profile, and from FLOPs",
     "study": "run a matrix of servers, knobs, workloads and loads; resumes where it stopped",
     "serve": "start a server: sim, or a recipe in servers/",
+    "sidecar": "beside the engine: spans and joules in, Prometheus metrics out",
     "meters": "which energy sources this machine has, and why others are not usable",
 }
 """Name -> one line of help. Command NAME is the object `NAME` in module `loadgen.cli.NAME`."""

@@ -96,6 +96,7 @@ POSITIVE = click.FloatRange(min=0, min_open=True, max=1e9, clamp=False)
     metavar="ID",
     help="Index or UUID of a GPU the server uses. Repeatable. Default: all visible.",
 )
+@click.option("--otlp", metavar="URL", help="A sidecar that is told of every request, by OTLP spans.")
 @click.option("--max-concurrency", type=click.IntRange(min=1), metavar="N", help="Closes the loop: said in the report.")
 @click.option("--goodput", "slos", type=Slo(), multiple=True, help="Limit in ms: ttft:200, tpot:50, e2el:5000.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
@@ -197,6 +198,8 @@ def _options(out: Path, asked: dict[str, Any], **given: Any) -> "Options":
             for name in ("model", "endpoint", "energy", "gpus", "max_concurrency", "warmup", "idle_s", "timeout")
         },
     }
+    if given["otlp"]:
+        config["otlp"] = clean_url(given["otlp"])
     if "://" in given["energy"]:
         config["energy"] = clean_url(given["energy"])
     return Options(
@@ -215,6 +218,7 @@ def _options(out: Path, asked: dict[str, Any], **given: Any) -> "Options":
         warmup=given["warmup"],
         idle_s=given["idle_s"],
         overwrite=given["overwrite"],
+        otlp=given["otlp"],
         config=config,
     )
 

@@ -402,9 +402,7 @@ class Api:
         if not isinstance(asked, int) or asked < 1:
             raise RefusedError(400, f"max_tokens: {asked!r} is not a whole number above 0")
         if len(ids) + asked > self.engine.max_model_len:
-            raise RefusedError(
-                400, f"{len(ids)} + {asked} tokens are more than the model's {self.engine.max_model_len}"
-            )
+            raise RefusedError(400, f"{len(ids)} + {asked} tokens exceed the model's {self.engine.max_model_len}")
         return Request(
             id=http.headers.get("X-Request-Id") or f"{time.time_ns():x}",
             ids=ids,

@@ -1,0 +1,186 @@
+"""Attribution on a real GPU: experiments whose truth is known without a model.
+
+    python benchmarks/gpu_attribution.py run DIR [--base-url URL] [--seconds 240] [--only NAME]
+    python benchmarks/gpu_attribution.py analyse DIR
+
+`run` replays against a live server, one run folder each:
+
+    mix        conversations at 4/s and code at 2/s, together
+    chat       the mix's conversations alone, at their own instants
+    code       the mix's code requests alone
+    identical  bursts of 8 equal requests: each must get 1/8 of its burst
+
+`analyse` needs no GPU: it reads the folders (plain, or records.jsonl and schedule.jsonl gzipped).
+"""
+
+import argparse
+import gzip
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from loadgen import rundir
+from loadgen.analyse import analyse, engine_series, span
+from loadgen.attribution import member_features
+from loadgen.rundir import RunResult
+from loadgen.schedule import build
+from loadgen.trace import TraceRequest, read_trace, write_trace
+from loadgen.units import NS_PER_S
+from loadgen.work import work_of
+
+TRACES = Path(__file__).parent.parent / "traces"
+RATES = {"chat": 4.0, "code": 2.0}
+BURSTS, BURST_SIZE, BURST_EVERY_S = 10, 8, 3.0
+PARTS = {"identical": 1.0, "mix": 1.0, "chat": 0.4, "code": 0.4}
+"""Share of the mix's seconds that each run takes."""
+
+
+def make_traces(folder: Path, seconds: float) -> None:
+    """The four traces, in `folder`."""
+    mix: list[TraceRequest] = []
+    for seed, (kind, rps) in enumerate(RATES.items()):
+        plan = build(read_trace(TRACES / f"{kind}.jsonl"), seed=seed, rps=rps, arrival="poisson", duration_s=seconds)
+        mix += [
+            TraceRequest(
+                arrival_s=request.offset_ns / NS_PER_S, input_tokens=request.input_tokens,
+                output_tokens=request.output_tokens, workload=kind,
+            )
+            for request in plan.requests
+        ]  # fmt: skip
+    mix.sort(key=lambda request: request.arrival_s)
+    write_trace(folder / "mix.jsonl", mix)
+    for kind in RATES:
+        until_s = PARTS[kind] * seconds
+        write_trace(folder / f"{kind}.jsonl", [r for r in mix if r.workload == kind and r.arrival_s < until_s])
+    bursts = [
+        TraceRequest(arrival_s=burst * BURST_EVERY_S, input_tokens=512, output_tokens=128, workload="identical")
+        for burst in range(BURSTS)
+        for _ in range(BURST_SIZE)
+    ]
+    write_trace(folder / "identical.jsonl", bursts)
+
+
+def run(folder: Path, base_url: str, seconds: float, only: str | None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    make_traces(folder, seconds)
+    for name in [only] if only else PARTS:
+        command = ["replay", folder / f"{name}.jsonl", "--base-url", base_url, "--out", folder / name, "--ui", "none",
+                   "--extra-body", '{"temperature": 0}', "--idle", 5]  # fmt: skip
+        subprocess.run([sys.executable, "-m", "loadgen", *map(str, command)], check=False)
+
+
+# -- analysis --------------------------------------------------------------------------------------------------------
+
+
+def load(path: Path) -> RunResult:
+    for packed in path.glob("*.jsonl.gz"):
+        if not (plain := packed.with_suffix("")).exists():
+            plain.write_bytes(gzip.decompress(packed.read_bytes()))
+    return analyse(rundir.read(path))
+
+
+def identical(result: RunResult) -> dict[str, float]:
+    """How far each request of a burst is from its burst's mean, and whether that is within two standard errors."""
+    assert result.attribution is not None
+    joules = np.array([share.joules for share in result.attribution.requests]).reshape(-1, BURST_SIZE)
+    errors = np.array([share.se_joules or 0.0 for share in result.attribution.requests]).reshape(-1, BURST_SIZE)
+    off = joules - joules.mean(axis=1, keepdims=True)
+    return {
+        "joules_per_request": float(joules.mean()),
+        "largest_off_percent": float(100 * np.abs(off / joules.mean(axis=1, keepdims=True)).max()),
+        "within_2_se": float(np.mean(np.abs(off) <= 2 * np.maximum(errors, 1e-9))),
+        "bursts_cv_percent": float(100 * joules.sum(axis=1).std() / joules.sum(axis=1).mean()),
+    }
+
+
+def until(result: RunResult, seconds: float) -> tuple[float, dict[str, float]]:
+    """Measured joules of the run's first `seconds`, and what attribution gave the requests that were due in them."""
+    assert result.attribution is not None
+    start_ns, _ = span(result)
+    end_ns = start_ns + round(seconds * NS_PER_S)
+    measured = sum(series.energy_mj(start_ns, end_ns) or 0.0 for series in engine_series(result)) / 1000
+    given: dict[str, float] = {}
+    for share, record in zip(result.attribution.requests, result.records, strict=True):
+        if record.scheduled_ns < end_ns:
+            given[record.workload] = given.get(record.workload, 0.0) + share.joules
+    return measured, given
+
+
+def paired(mix: RunResult, alone: RunResult, extra: str, seconds: float) -> dict[str, float]:
+    """The same background with and without a class: what it really added, and what it was given and modelled to add."""
+    with_extra, given = until(mix, seconds)
+    without, background = until(alone, seconds)
+    (kept,) = [kind for kind in given if kind != extra]
+    return {
+        "seconds": seconds,
+        "measured_difference_j": with_extra - without,
+        "given_to_extra_j": given[extra],
+        "background_in_mix_j": given[kept],
+        "background_alone_j": background[kept],
+        "modelled_difference_j": modelled(mix, seconds) - modelled(alone, seconds, mix),
+    }
+
+
+def modelled(result: RunResult, seconds: float, coefficients_of: RunResult | None = None) -> float:
+    """Joules of the first `seconds` under the fitted law: steps, tokens, and idle power in between."""
+    source = (coefficients_of or result).attribution
+    assert source is not None
+    (found,) = source.coefficients
+    work = work_of(result.records, result.engine)
+    start_ns, _ = span(result)
+    end_ns = start_ns + round(seconds * NS_PER_S)
+    inside = work.end_ns[work.step] <= end_ns
+    steps = work.end_ns <= end_ns
+    busy_s = float((work.end_ns - work.start_ns)[steps].sum()) / NS_PER_S
+    return float((member_features(work)[inside] @ found.values).sum()) + (found.idle_w or 0.0) * (seconds - busy_s)
+
+
+def report(folder: Path) -> dict[str, object]:
+    found: dict[str, object] = {}
+    results = {name: load(folder / name) for name in PARTS if (folder / name / "run.json").exists()}
+    for name, result in results.items():
+        assert result.summary is not None
+        assert result.attribution is not None
+        energy, counts = result.summary.energy, result.summary.requests
+        accounts = [result.attribution.idle_mj, result.attribution.attributed_mj, result.attribution.unattributed_mj]
+        found[name] = {
+            "requests": counts.completed, "failed": counts.failed, "duration_s": result.summary.duration_s,
+            "measured_mj": result.attribution.measured_mj, "accounts_mj": accounts,
+            "left_over_mj": result.attribution.measured_mj - sum(accounts),
+            "mean_watts": energy.mean_watts, "coverage": energy.coverage, "valid": energy.valid,
+            "reasons": energy.reasons, "coefficients": energy.coefficients,
+            "joules_by_workload": {kind: part.attributed_joules for kind, part in result.summary.by_workload.items()},
+            "ttft_p50_s": result.summary.ttft_s.p50, "tpot_p50_s": result.summary.tpot_s.p50,
+            "lag_p99_s": result.summary.schedule_lag_s.p99,
+        }  # fmt: skip
+    if "identical" in results:
+        found["experiment identical"] = identical(results["identical"])
+    if {"mix", "chat", "code"} <= results.keys():
+        for alone, extra in (("chat", "code"), ("code", "chat")):
+            last = max(record.scheduled_ns for record in results[alone].records) - span(results[alone])[0]
+            seconds = float(int(last / NS_PER_S))
+            found[f"experiment {alone} with and without {extra}"] = paired(
+                results["mix"], results[alone], extra, seconds
+            )
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["run", "analyse"])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--base-url", default="http://127.0.0.1:8000/v1")
+    parser.add_argument("--seconds", type=float, default=240)
+    parser.add_argument("--only", choices=list(PARTS))
+    options = parser.parse_args()
+    if options.what == "run":
+        run(options.folder, options.base_url, options.seconds, options.only)
+    else:
+        print(json.dumps(report(options.folder), indent=1))
+
+
+if __name__ == "__main__":
+    main()

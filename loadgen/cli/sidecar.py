@@ -1,0 +1,86 @@
+"""loadgen sidecar: meter, OTLP receiver and Prometheus exporter beside an engine."""
+
+import os
+from pathlib import Path
+
+import click
+
+from loadgen.errors import LoadgenError
+
+TOKEN = "LOADGEN_SIDECAR_TOKEN"
+FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+
+
+@click.command()
+@click.option("--engine-url", metavar="URL", help="The engine's root, for its /metrics: http://localhost:8000")
+@click.option(
+    "--energy",
+    metavar="SOURCE",
+    default="auto",
+    show_default=True,
+    help="auto, nvml, rapl, cpu, or the URL of another source.",
+)
+@click.option("--gpu", "gpus", multiple=True, metavar="ID", help="Index or UUID of a GPU. Repeatable. Default: all.")
+@click.option("--model", help="Label of spans that name no model.  [default: the engine's only one]")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
+@click.option("--port", default=9478, show_default=True, type=click.IntRange(0, 65535), help="0 chooses a free one.")
+@click.option("--grpc-port", type=click.IntRange(0, 65535), help="Take OTLP over gRPC too; 4317 is usual.")
+@click.option("--tls-cert", type=FILE, help="Serve TLS: certificate chain, PEM.")
+@click.option("--tls-key", type=FILE, help="And its key.")
+@click.option("--hold", default=30.0, show_default=True, type=click.FloatRange(1, 3600), metavar="S",
+              help="Wait this long for spans where the engine does not say what it is working on.")  # fmt: skip
+@click.option("--max-hold", default=600.0, show_default=True, type=click.FloatRange(1, 3600), metavar="S",
+              help="Never wait longer than this.")  # fmt: skip
+@click.option("--reference", is_flag=True, help="Print the reference of all metrics, and end.")
+def sidecar(
+    engine_url: str | None,
+    energy: str,
+    gpus: tuple[str, ...],
+    model: str | None,
+    host: str,
+    port: int,
+    grpc_port: int | None,
+    tls_cert: Path | None,
+    tls_key: Path | None,
+    hold: float,
+    max_hold: float,
+    reference: bool,
+) -> None:
+    """Watch an engine: joules per request and per token, to Prometheus.
+
+    \b
+    loadgen sidecar --engine-url http://localhost:8000
+    vllm serve ... --otlp-traces-endpoint http://localhost:9478/v1/traces
+    loadgen replay traces/chat.jsonl --otlp http://localhost:9478
+
+    $LOADGEN_SIDECAR_TOKEN, when set, is asked of every client as a bearer token.
+    """
+    try:
+        from loadgen.sidecar.app import Options, run
+        from loadgen.sidecar.exporter import reference as text
+    except ImportError as err:
+        raise LoadgenError(f"the sidecar needs {err.name}: pip install 'loadgen[sidecar]'") from err
+    from loadgen.sidecar.ledger import Hold
+
+    if reference:
+        click.echo(text(), nl=False)
+        return
+    if (tls_cert is None) != (tls_key is None):
+        raise LoadgenError("--tls-cert and --tls-key go together")
+    root = engine_url.rstrip("/").removesuffix("/v1") if engine_url else None
+    run(
+        Options(
+            host=host,
+            port=port,
+            grpc_port=grpc_port,
+            engine_url=root,
+            energy=energy,
+            gpus=gpus,
+            model=model,
+            token=os.environ.get(TOKEN) or None,
+            energy_token=os.environ.get("LOADGEN_ENERGY_TOKEN") or None,
+            tls_cert=tls_cert,
+            tls_key=tls_key,
+            hold=Hold(blind_s=hold, most_s=max(max_hold, hold)),
+        )
+    )
