@@ -90,6 +90,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--stages", default=",".join(BATCHES), help="in this order")
     parser.add_argument("--batches", help="instead of each stage's own, e.g. 1,8,128")
     parser.add_argument("--tp", type=int, default=1, help="GPUs of a vLLM stage")
+    parser.add_argument("--vllm-args", default="{}", help='JSON for vllm.LLM, e.g. {"quantization": "fp8"}')
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--window-s", type=float, default=3.0, help="shortest measurement; always whole batches")
     parser.add_argument("--budget-s", type=float, default=560.0, help="for everything")
@@ -129,7 +130,8 @@ class Study:
         self.summary = {
             "shape": options.shape, "config": SHAPES[options.shape], "input_tokens": options.input,
             "output_tokens": options.output, "tensor_parallel": options.tp, "repeats": options.repeats,
-            "window_s": options.window_s, "seed": options.seed, "weights": "random",
+            "vllm_args": json.loads(options.vllm_args), "window_s": options.window_s, "seed": options.seed,
+            "weights": "random",
             "argv": [a for a in sys.argv[1:] if "/" not in a], "started_wall_s": time.time(), "gpus": gpu_facts(),
             "energy": {}, "stages": {}, "cells": [],
         }  # fmt: skip
@@ -179,7 +181,7 @@ class Study:
         given = self.options
         python = given.vllm_python if name.startswith("vllm") else given.hf_python
         words = [python, __file__, "--stage", name, "--until-ns", str(until_ns), "--out", str(given.out.resolve())]
-        for key in ("shape", "input", "output", "tp", "repeats", "window_s", "device", "seed", "batches"):
+        for key in ("shape", "input", "output", "tp", "repeats", "window_s", "device", "seed", "batches", "vllm_args"):
             if (value := getattr(given, key)) is not None:
                 words += ["--" + key.replace("_", "-"), str(value)]
         return words
@@ -440,6 +442,7 @@ class Vllm:
             tensor_parallel_size=options.tp,
             seed=options.seed,
             **({} if eager else {"compilation_config": {"cudagraph_capture_sizes": sizes}}),
+            **json.loads(options.vllm_args),
         )
         self.vocabulary = SHAPES[options.shape]["vocab_size"]
         self.versions = {"vllm": vllm.__version__, "torch": torch.__version__}

@@ -1,0 +1,127 @@
+#!/usr/bin/env python3
+"""results.csv and report.html from what h200_studies.py measured: python benchmarks/h200_report.py OUT SUMMARY.json...
+
+Several summaries become one page: other sittings, shapes, lengths. Nothing is read but the summaries.
+"""
+
+import argparse
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from loadgen.estimate import flops
+from loadgen.profiles import read_hardware, read_model
+from loadgen.report.study import render
+from loadgen.results import Row
+
+HARDWARE = {"NVIDIA H200": "h200"}
+"""What the driver says -> profiles/hardware."""
+
+
+def rows_of(summary: dict[str, Any], prefix: str = "") -> list[Row]:
+    """One row a repeat of a cell. Prefill is what batches of one output token took, decode is the rest."""
+    return [
+        _row(summary, cell, repeat, part, prefix)
+        for cell in summary["cells"]
+        for repeat, part in enumerate(cell["full"])
+        if part["joules"] is not None
+    ]
+
+
+def _row(summary: dict[str, Any], cell: dict[str, Any], repeat: int, part: dict[str, Any], prefix: str) -> Row:
+    workload = f"{summary['input_tokens']}x{summary['output_tokens']}"
+    requests = cell["batch"] * part["batches"]
+    output, inputs = requests * summary["output_tokens"], requests * summary["input_tokens"]
+    prefill = cell["prefill_joules_per_batch"]
+    first_s = _mean([p["seconds"] / p["batches"] for p in cell["prefill"]])
+    rest_s = part["seconds"] / part["batches"] - first_s if first_s is not None else None
+    ideal = idealized_joules(summary, requests)
+    stage = cell["stage"] + (_variant(summary) if cell["stage"].startswith("vllm") else "")
+    return Row(
+        cell=f"{prefix}{stage}-{workload}-b{cell['batch']}-r{repeat}",
+        server=stage,
+        model=summary["shape"],
+        workload=workload,
+        batch=cell["batch"],
+        rps=None,
+        repeat=repeat,
+        simulated=False,
+        completed=requests,
+        failed=0,
+        duration_s=part["seconds"],
+        input_tokens=inputs,
+        output_tokens=output,
+        output_tokens_per_s=output / part["seconds"],
+        measured_joules=part["joules"],
+        prefill_joules=prefill * part["batches"] if prefill is not None else None,
+        decode_joules=part["joules"] - prefill * part["batches"] if prefill is not None else None,
+        idle_joules=None,
+        unattributed_joules=None,
+        mean_watts=part["watts"],
+        joules_per_output_token=part["joules"] / output,
+        joules_per_request=part["joules"] / requests,
+        ttft_p50_s=first_s,
+        ttft_p99_s=None,
+        tpot_p50_s=rest_s / (summary["output_tokens"] - 1) if rest_s and summary["output_tokens"] > 1 else None,
+        tpot_p99_s=None,
+        e2e_p50_s=part["seconds"] / part["batches"],
+        goodput_ratio=None,
+        good_requests_per_joule=None,
+        idealized_joules=ideal,
+        measured_over_idealized=part["joules"] / ideal if ideal else None,
+        energy_valid=part["u_joules"] is not None and part["u_joules"] < 0.05 * part["joules"],
+        gpu=", ".join(gpu["name"] for gpu in cell["gpus"]) or None,
+        temperature_c=max((gpu["temperature_c"] for gpu in cell["gpus"] if "temperature_c" in gpu), default=None),
+    )
+
+
+def _variant(summary: dict[str, Any]) -> str:
+    """What sets one sitting's servers apart from another's."""
+    parallel = f"-tp{summary['tensor_parallel']}" if summary["tensor_parallel"] > 1 else ""
+    return parallel + "".join(f"-{key}={value}" for key, value in sorted(summary.get("vllm_args", {}).items()))
+
+
+def idealized_joules(summary: dict[str, Any], requests: int) -> float | None:
+    """Of the same FLOPs at the dense peak rate and the power limit; None without a profile of the model or GPU."""
+    hardware = next((HARDWARE.get(gpu["name"]) for gpu in summary["gpus"]), None)
+    if hardware is None or summary["shape"] not in ("llama-3.1-8b",):
+        return None
+    peak, model = read_hardware(hardware), read_model(summary["shape"])
+    lengths = (np.array([summary["input_tokens"]]), np.array([summary["output_tokens"]]))
+    return requests * float(flops(*lengths, model).sum()) * peak.limit_w / peak.peak_flops
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("summaries", type=Path, nargs="+")
+    parser.add_argument("--title", default="Frameworks by batch")
+    parser.add_argument("--baseline", default="hf-eager")
+    options = parser.parse_args()
+    rows = [
+        row
+        for number, path in enumerate(options.summaries)
+        for row in rows_of(json.loads(path.read_text()), f"{number}-" if len(options.summaries) > 1 else "")
+    ]
+    told = (
+        "Offline, in-process, random weights, fixed lengths; GPU energy by its own counter. Each run is whole batches."
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "report.html").write_text(render(options.title, told, rows, options.baseline, {}, {}, 0))
+    with (options.out / "results.csv").open("w", newline="") as file:
+        table = csv.DictWriter(file, fieldnames=Row.__struct_fields__, lineterminator="\n")
+        table.writeheader()
+        table.writerows(msgspec.to_builtins(row) for row in rows)
+    print(f"{len(rows)} rows: {options.out / 'results.csv'}, {options.out / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()
