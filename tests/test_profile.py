@@ -79,6 +79,13 @@ def test_a_live_profile_measures_resumes_and_defeats_prefix_caching(tmp_path: Pa
     assert by_batch[4] < by_batch[2], "sharing the weights makes a request cheaper"
 
 
+def test_static_batches_are_measured_whole(tmp_path: Path) -> None:
+    with served("sim", "--counter-period-ms", "20") as url:
+        made, _ = run_profile(tmp_path / "p.json", url, "--static")
+    assert all(cell["requests"] % cell["batch"] == 0 and cell["joules_per_request"] > 0 for cell in made["cells"])
+    assert len(made["cells"]) == 2 and "whole batches" in made["provenance"]["how"]
+
+
 def test_a_failing_server_ends_the_profile_in_one_line(tmp_path: Path) -> None:
     with served("sim", "--fault", "http_500:1") as url, pytest.raises(LoadgenError, match="fail"):
         run_profile(tmp_path / "p.json", url)

@@ -48,6 +48,9 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 @click.option("--max-repeats", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--cap-s", type=POSITIVE, default=60.0, show_default=True, help="A cell ends after this, settled or not.")
 @click.option("--settle-s", type=click.FloatRange(0), default=5.0, show_default=True, help="Load before the first.")
+@click.option(
+    "--static", is_flag=True, help="Whole batches from first send to last answer, as the paper: half the time."
+)
 @click.option("--budget-s", type=POSITIVE, help="Begin no cell after this; what is left is said, and can be resumed.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the order of bins.")
 @click.option("--note", "notes", multiple=True, metavar="KEY=VALUE", help="Into the provenance: engine flags. Repeat.")
@@ -196,7 +199,9 @@ async def _live(
         simulated=server.simulated,
         idle_w=idle_w,
         provenance={
-            "how": "closed loop against a live server, whole waves, the first one left out",
+            "how": "whole batches against a live server, one after another"
+            if given["static"]
+            else "closed loop against a live server, whole waves, the first one left out",
             "complete": len(every) == len(spots),
             "served_model": server.model,
             "max_model_len": server.max_model_len,
@@ -222,7 +227,9 @@ def _asked(cells: "list[Cell]", spots: list[Any]) -> "list[Cell]":
 def _effort(given: dict[str, Any]) -> "Effort":
     from loadgen.profile import Effort
 
-    return Effort(**{key: given[key] for key in ("within", "repeat_s", "max_repeats", "cap_s", "settle_s", "budget_s")})
+    return Effort(
+        **{key: given[key] for key in ("within", "repeat_s", "max_repeats", "cap_s", "settle_s", "static", "budget_s")}
+    )
 
 
 def _check_fits(grid: "list[Bin]", server: Any) -> None:
