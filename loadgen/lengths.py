@@ -20,7 +20,7 @@ LengthSource = Literal["/tokenize", "tokenizer file", "probe"]
 
 PROBE_TOKENS = 200
 PROBE_SEED = 2**127 - 1
-"""Not 0: numpy draws the same from 0 and from [0, 0], which is request 0 of seed 0, and would find its prompt cached."""
+"""Not 0: numpy draws the same from 0 as from [0, 0], which is request 0 of seed 0: its prompt would be cached."""
 CONCURRENT_COUNTS = 8
 
 
