@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import msgspec
 import numpy as np
 import pytest
@@ -209,7 +211,7 @@ def test_estimates_hold_against_the_simulated_truth_on_lengths_that_no_cell_has(
 # -- files and the command --------------------------------------------------------------------------------------------
 
 
-def test_a_profile_is_read_as_it_was_written(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
     (path := tmp_path / "p.json").write_bytes(energy_profile_json(profile()))
     assert sorted(read_energy_profile(str(path)).cells, key=str) == sorted(profile().cells, key=str)
 
@@ -245,3 +247,18 @@ def test_the_command_prices_and_sums() -> None:
     assert first["kwh"] * 3.6e6 == pytest.approx(first["joules"])
     assert first["co2e_kg"] == pytest.approx(first["kwh"] * 1.5 * 0.4)
     assert first["cost"] == pytest.approx(first["kwh"] * 3)
+
+
+def test_a_measured_run_is_set_beside_the_estimates_of_its_own_requests(tmp_path: Path) -> None:
+    run = ["replay", "traces/chat.jsonl", "--rps", "20", "--num-requests", "40", "--serve", "sim", "--json"]
+    CliRunner().invoke(cli, [*run, "--out", str(tmp_path / "run")], catch_exceptions=False)
+    command = ["estimate", "traces/chat.jsonl", "--profile", "h200-sim-llama-3.1-8b", "--json"]
+    answer = msgspec.json.decode(
+        CliRunner().invoke(cli, [*command, "--measured", str(tmp_path / "run")], catch_exceptions=False).output
+    )
+    measured = answer["measured"]
+    assert measured["requests"] == 40 and answer["requests"] == 2000
+    assert answer["batch"] == pytest.approx(max(1.0, min(128.0, measured["mean_in_flight"])))
+    ratios = measured["ratios"]
+    assert ratios["ideal, sparse peak"] < ratios["ideal, dense peak"] < ratios["interpolated"] < ratios["ceiling"]
+    assert ratios["interpolated"] == pytest.approx(1, abs=0.35), "the load rises and falls: no batch is the batch"
