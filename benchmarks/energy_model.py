@@ -24,6 +24,7 @@ from loadgen.trace import iter_import
 ROOT = Path(__file__).parents[1]
 PROFILE = "h200-sim-llama-3.1-8b"
 BATCHES = (8, 32, 128)
+METHODS = ("interpolated", "two-phase", "ceiling", "ideal, dense", "ideal, sparse")
 ORIGINALS = {
     "Azure 2023 conversation": "AzureLLMInferenceTrace_conv.csv",
     "Azure 2023 code": "AzureLLMInferenceTrace_code.csv",
@@ -49,9 +50,7 @@ def main() -> None:
     hardware, model = read_hardware(profile.gpu), read_model(profile.model)
     rows: list[tuple[str, int, float, list[Estimate]]] = []
     print(f"profile {profile.name} (simulated), {len(profile.cells)} cells; estimate / measured - 1\n")
-    print(
-        "| workload | requests | batch | measured J/request | interpolated | two-phase | ceiling | ideal, dense | ideal, sparse |"
-    )
+    print("| workload | requests | batch | measured J/request | " + " | ".join(METHODS) + " |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, path in files.items():
         chunks = list(in_chunks(iter_import(path, Counter())))
@@ -70,10 +69,11 @@ def main() -> None:
         args.write.with_name(args.write.name + "-surface.svg").write_text(surface_figure(profile))
 
 
-# -- figures: plain SVG that reads on light and on dark -----------------------------------------------------------------
+# -- figures: plain SVG that reads on light and on dark ---------------------------------------------------------------
 
 STYLE = """<style>
-text { font: 12px system-ui, sans-serif; fill: #1f2328 } .axis { stroke: #8c959f; stroke-width: 1 } .faint { opacity: .35 }
+text { font: 12px system-ui, sans-serif; fill: #1f2328 } .axis { stroke: #8c959f; stroke-width: 1 }
+.faint { opacity: .35 }
 .a { --c: #0969da } .b { --c: #1a7f37 } .c { --c: #cf222e } .d { --c: #8250df } .e { --c: #9a6700 }
 rect.a,rect.b,rect.c,rect.d,rect.e { fill: var(--c) } path { fill: none; stroke: var(--c); stroke-width: 2 }
 @media (prefers-color-scheme: dark) { text { fill: #e6edf3 }
@@ -106,7 +106,8 @@ def error_figure(rows: list[tuple[str, int, float, list[Estimate]]]) -> str:
             parts.append(
                 f'<rect class="{CLASSES[i]}" x="{x + i * 31}" y="{y(ratio):.1f}" width="24" '
                 f'height="{bottom - y(ratio):.1f}"><title>{each.method}: {ratio:.3f}</title></rect>'
-                f'<text x="{x + i * 31 + 12}" y="{y(ratio) - 4:.1f}" text-anchor="middle" font-size="10">{ratio:.2f}</text>'
+                f'<text x="{x + i * 31 + 12}" y="{y(ratio) - 4:.1f}" text-anchor="middle">'
+                f"{ratio:.2f}</text>"
             )
         parts.append(f'<text x="{x + 75}" y="{bottom + 18}" text-anchor="middle">{name}</text>')
     for i, each in enumerate(shown[0][2]):

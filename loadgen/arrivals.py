@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -109,3 +110,76 @@ def ks_exponential(gaps_s: Seconds) -> tuple[float, float]:
     step = np.arange(n + 1) / n
     distance = max(float(np.max(step[1:] - below)), float(np.max(below - step[:-1])))
     return distance, 0.2 / n + 1.094 / (math.sqrt(n) + 0.26 + 0.5 / math.sqrt(n))
+
+
+# -- other rates from given arrivals, and rates that change -----------------------------------------------------------
+
+
+def thin(offsets_s: Seconds, keep: float, rng: np.random.Generator) -> Seconds:
+    """Each arrival kept with probability `keep`: a lower rate whose bursts last as long as before.
+
+    Squeezing time (`trace.rescale`) keeps every burst's size and changes how long it lasts; this does the opposite.
+    The index of dispersion over a fixed window goes from D to 1 + keep (D - 1): thinned enough, anything is Poisson.
+    """
+    if not 0 < keep <= 1:
+        raise LoadgenError(f"share {keep} of the arrivals: expected above 0 and at most 1")
+    return np.asarray(offsets_s[rng.random(len(offsets_s)) < keep])
+
+
+def superpose(*streams: Seconds) -> Seconds:
+    """All arrivals of all streams in order: a higher rate, as from more independent users."""
+    return np.sort(np.concatenate(streams)) if streams else np.zeros(0)
+
+
+def changing(points: list[tuple[float, float]], rng: np.random.Generator) -> Seconds:
+    """A Poisson process whose rate goes in straight lines through (second, requests/s) points.
+
+    A ramp is two points; a step is two points at one second. It ends at the last point. Drawn at the highest rate and
+    thinned to the rate of the moment (Lewis and Shedler, Naval Research Logistics 26, 1979).
+    """
+    table = np.array(points, dtype=np.float64).reshape(-1, 2)
+    seconds, rates = table[:, 0], table[:, 1]
+    if len(table) < 2 or seconds[0] != 0 or np.any(np.diff(seconds) < 0) or np.any(rates < 0):
+        raise LoadgenError(f"rates {points}: expected two points or more, from second 0 on, in order, none below 0")
+    highest = float(rates.max())
+    arrivals = offsets("poisson", highest, rng, duration_s=float(seconds[-1]))
+    return np.asarray(arrivals[rng.random(len(arrivals)) * highest < np.interp(arrivals, seconds, rates)])
+
+
+# -- did they come as asked? ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Realised:
+    """Arrivals against the process that was asked for; None where there are too few to tell."""
+
+    rate: float | None
+    gap_cv: float | None
+    """Standard deviation / mean of the gaps: 1 / sqrt(burstiness) for gamma, 0 for constant."""
+    dispersion: float | None
+    """Variance / mean of the counts in whole seconds."""
+    ks: float | None
+    """Distance of the gaps from an exponential of their mean; poisson only."""
+    ks_critical: float | None
+    verdict: str | None
+    """What is wrong; None when nothing is."""
+
+
+def realised(offsets_s: Seconds, process: str, rate: float | None, burstiness: float = 1.0) -> Realised:
+    """For Poisson the gaps must pass Kolmogorov-Smirnov at 5 %; for any process the rate must lie within four standard
+    errors (CV / sqrt(gaps)) of what was asked, and for a clock within 1 %."""
+    gaps = np.diff(offsets_s)
+    if len(gaps) < 2 or gaps.sum() <= 0:
+        return Realised(None, None, None, None, None, None)
+    got, cv = len(gaps) / float(gaps.sum()), float(gaps.std() / gaps.mean())
+    ks, critical = ks_exponential(gaps) if process == "poisson" else (None, None)
+    expected_cv = {"poisson": 1.0, "gamma": burstiness**-0.5, "constant": 0.0}.get(process, cv)
+    faults = []
+    if rate is not None and abs(got / rate - 1) > max(4 * expected_cv / math.sqrt(len(gaps)), 0.01):
+        faults.append(f"{got:.4g} requests/s instead of {rate:.4g}")
+    if ks is not None and critical is not None and ks > critical:
+        faults.append(f"gaps are not exponential (KS {ks:.3f} > {critical:.3f})")
+    if process == "constant" and cv > 0.1:
+        faults.append(f"gaps vary by {cv:.0%} though they were to be constant")
+    dispersion = index_of_dispersion(offsets_s, 1.0)
+    return Realised(got, cv, dispersion, ks, critical, "; ".join(faults) or None)

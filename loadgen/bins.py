@@ -22,7 +22,8 @@ Lengths = NDArray[np.int64]
 Pairs = tuple[Lengths, Lengths]
 """Input tokens and output tokens of the same requests."""
 
-EdgeLaw = Literal["paper", "log2", "quantile"]
+EdgeLaw = Literal["paper", "log2", "quantile", "stated"]
+"""stated: made from published numbers, not fitted to requests."""
 
 PAPER_INPUT_EDGES = (0, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 PAPER_OUTPUT_EDGES = (0, 8, 16, 32, 64, 128, 256, 512)
@@ -132,6 +133,8 @@ def fit(name: str, chunks: Callable[[], Iterable[Pairs]], edges: EdgeLaw, proven
             input_edges, output_edges = _powers_of_2(max(seen_input)), _powers_of_2(max(seen_output))
         case "quantile":
             input_edges, output_edges = _quantiles(seen_input), _quantiles(seen_output)
+        case "stated":
+            raise ValueError("stated edges are not fitted")
     return TokenBins(
         name=name,
         provenance=provenance,

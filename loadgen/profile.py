@@ -30,6 +30,7 @@ from loadgen.server import ServerInfo
 from loadgen.units import NS_PER_S, ns_from_s
 
 LOOK_S = 0.05
+COUNTER_WAIT_S = 10.0
 CACHED_SHARE = 0.05
 """More of a prompt than this from the server's prefix cache, and the cell measured something else."""
 
@@ -61,6 +62,9 @@ class Effort:
     settle_s: float = 0.0
     """Load before the first cell, so that the GPU is as warm as it gets."""
     idle_s: float = 2.0
+    static: bool = False
+    """One whole batch at a time from its first send to its last answer, as arXiv 2504.17674 measures: no wave to fill
+    the batch, so half the time, but the batch empties at the end of each."""
     budget_s: float | None = None
     """For all cells together: no cell is begun after it."""
 
@@ -244,8 +248,9 @@ async def _settle(bench: Bench, spots: Sequence[Spot], seconds: float) -> None:
 class _Loop:
     """Closed loop of one cell for the time of the block; `finished_ns` grows in order."""
 
-    def __init__(self, spot: Spot, bench: Bench) -> None:
-        self.spot, self.bench = spot, bench
+    def __init__(self, spot: Spot, bench: Bench, limit: int | None = None) -> None:
+        """limit: requests that each of the workers sends; None is no end."""
+        self.spot, self.bench, self.limit = spot, bench, limit
         self.finished_ns: list[int] = []
         self.failed: RequestRecord | None = None
         self.cached = self.asked = 0
@@ -260,8 +265,14 @@ class _Loop:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
 
+    async def ended(self) -> None:
+        """Every worker has sent its last and has its answer."""
+        await asyncio.gather(*self._workers)
+
     async def _work(self) -> None:
-        while self.failed is None:
+        done = 0
+        while self.failed is None and done != self.limit:
+            done += 1
             record = await self.bench.request(self.spot.lengths)
             if record.error == "cancelled":
                 return
@@ -276,6 +287,8 @@ class _Loop:
 
 async def measure_cell(spot: Spot, bench: Bench, effort: Effort) -> Cell:
     """Until the repeats agree, or there are enough of them, or it takes too long. Raises LoadgenError."""
+    if effort.static:
+        return await _measure_static(spot, bench, effort)
     least_ns = ns_from_s(effort.repeat_s)
     start_ns = clock.monotonic_ns()
     async with _Loop(spot, bench) as loop:
@@ -288,6 +301,37 @@ async def measure_cell(spot: Spot, bench: Bench, effort: Effort) -> Cell:
             late = (clock.monotonic_ns() - start_ns) / NS_PER_S > effort.cap_s
             if measured and (spread <= effort.within or len(measured) >= effort.max_repeats or late):
                 return cell_of(spot.lengths, spot.batch, measured, effort.within)
+
+
+async def _measure_static(spot: Spot, bench: Bench, effort: Effort) -> Cell:
+    """Repeats of whole batches, one after another. A repeat is as many of them as fill `repeat_s`."""
+    edges = [(clock.monotonic_ns(), 0)]
+    start_ns, completed = edges[0]
+    while True:
+        async with _Loop(spot, bench, limit=1) as loop:
+            await loop.ended()
+        _check(loop)
+        completed += spot.batch
+        now_ns = clock.monotonic_ns()
+        if now_ns - edges[-1][0] < ns_from_s(effort.repeat_s):
+            continue
+        edges.append((now_ns, completed))
+        late = (now_ns - start_ns) / NS_PER_S > effort.cap_s
+        measured = repeats(edges, bench.joules)
+        if half_width([r.joules / r.requests for r in measured]) <= effort.within:
+            return cell_of(spot.lengths, spot.batch, measured, effort.within)
+        if late or len(edges) > effort.max_repeats:
+            await _until(lambda: len(repeats(edges, bench.joules)) == len(edges) - 1)
+            return cell_of(spot.lengths, spot.batch, repeats(edges, bench.joules), effort.within)
+
+
+async def _until(there: Callable[[], bool]) -> None:
+    """The counter moves some time after what it counts."""
+    for _ in range(round(COUNTER_WAIT_S / LOOK_S)):
+        if there():
+            return
+        await asyncio.sleep(LOOK_S)
+    raise LoadgenError(f"the energy counter did not move for {COUNTER_WAIT_S:g} s: see `loadgen meters`")
 
 
 def _check(loop: _Loop) -> None:

@@ -5,7 +5,7 @@ tokenizer, and topped up with *fillers* (single words of one token each). Tokeni
 a newline, so the counts of units add up; `loadgen.lengths` verifies that on whole prompts before a run relies on it.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from typing import Literal
@@ -71,6 +71,12 @@ _OPENING_END: dict[Kind, str] = {"chat": ".\n", "code": "\n"}
 _FILLER_LEAD: dict[Kind, str] = {"chat": "", "code": "#"}
 """Fillers close a code prompt as a comment."""
 
+BLOCK_TOKENS = 512
+"""Of one prefix id: the block size of the Mooncake traces, which brought the field hash_ids."""
+
+BLOCK_STREAM = 2**32
+"""Keeps the generator of a block apart from that of any request."""
+
 UNIQUE_WORDS = 10
 """Words drawn at the very start of a prompt: about 65 bits, so that no two prompts share a cacheable first block."""
 
@@ -92,22 +98,39 @@ class Vocabulary:
     overhead: float
     exact: bool
 
-    def prompt(self, tokens: int, rng: Generator) -> str:
-        """Text of `tokens` tokens, template included. The shortest prompt is one filler word, whatever was asked."""
-        lead = _FILLER_LEAD[self.kind]
-        left = tokens - self.overhead - self.lead_tokens
-        if left < self.opening_tokens + UNIQUE_WORDS + 1:
-            return self._words(max(1, round(tokens - self.overhead)), rng).lstrip()
-        parts = [_OPENING[self.kind], self._words(UNIQUE_WORDS, rng), _OPENING_END[self.kind]]
-        left -= self.opening_tokens + UNIQUE_WORDS
+    def prompt(self, tokens: int, rng: Generator, prefix_ids: Sequence[int] = (), seed: int = 0) -> str:
+        """Text of `tokens` tokens, template included. The shortest prompt is one filler word, whatever was asked.
+
+        Each of `prefix_ids` is the text of the next BLOCK_TOKENS tokens, the same wherever (seed, id) is the same; so
+        two prompts share as long a prefix as their ids do. What the ids do not cover is drawn from `rng`, and unique.
+        """
+        left = tokens - self.overhead
+        blocks = []
+        for block_id in prefix_ids:
+            size = min(BLOCK_TOKENS, left)
+            if size < 1:
+                break
+            blocks.append(self._words(round(size), np.random.default_rng([seed, BLOCK_STREAM, block_id % 2**64])))
+            left -= size
+        if blocks:
+            # Words only, in blocks and after them: one token each wherever they stand, so that every border is exact.
+            return "".join([*blocks, self._words(max(0, round(left)), rng)]).lstrip()
+        if left - self.lead_tokens < self.opening_tokens + UNIQUE_WORDS + 1:
+            return self._words(max(1, round(left)), rng).lstrip()
+        opening = [_OPENING[self.kind], self._words(UNIQUE_WORDS, rng), _OPENING_END[self.kind]]
+        left -= self.lead_tokens + self.opening_tokens + UNIQUE_WORDS
+        units, left = self._units(left, rng)
+        return "".join([*opening, *units, _FILLER_LEAD[self.kind], self._words(round(left), rng)])
+
+    def _units(self, left: float, rng: Generator) -> tuple[list[str], float]:
+        """Units until one does not fit, and how many tokens are then left."""
+        parts: list[str] = []
         while True:
             pick = int(rng.integers(len(self.units)))
             if self.unit_tokens[pick] > left:
-                break
+                return parts, left
             parts.append(self.units[pick])
             left -= self.unit_tokens[pick]
-        parts.append(lead + self._words(round(left), rng))
-        return "".join(parts)
 
     def _words(self, count: int, rng: Generator) -> str:
         return "".join(self.fillers[i] for i in rng.integers(len(self.fillers), size=count))

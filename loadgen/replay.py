@@ -116,7 +116,7 @@ def body_maker(
 ) -> Callable[[ScheduledRequest], bytes]:
     def make_body(request: ScheduledRequest) -> bytes:
         words = vocabulary[kind_of(request.workload)]
-        prompt = words.prompt(request.input_tokens, prompt_rng(seed, request.index))
+        prompt = words.prompt(request.input_tokens, prompt_rng(seed, request.index), request.prefix_ids, seed)
         return payload(
             options.endpoint, server.model, prompt, request.output_tokens, server.dialect, options.extra_body
         )
@@ -129,7 +129,7 @@ async def _warm_up(
 ) -> None:
     """The first `--warmup` requests one after another, unrecorded; with prompts of their own, so nothing is cached."""
     for request in schedule.requests[: options.warmup]:
-        body = make_body(msgspec.structs.replace(request, index=len(schedule.requests) + request.index))
+        body = make_body(msgspec.structs.replace(request, index=len(schedule.requests) + request.index, prefix_ids=()))
         record = await client.send(
             PATHS[options.endpoint], body, index=-1, workload="warmup", scheduled_ns=0, request_id="loadgen-warmup"
         )

@@ -155,3 +155,12 @@ def test_help_imports_neither_numpy_nor_rich() -> None:
     code = "import sys; from loadgen.cli.trace import trace; print({'numpy', 'rich', 'zstandard'} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert run.stdout.strip() == "set()"
+
+
+def test_show_draws_the_rate_over_time(tmp_path: Path) -> None:
+    lines = [{"timestamp": t, "input_length": 5, "output_length": 5} for t in (*range(0, 1000, 10), 2000, 4800)]
+    (path := tmp_path / "t.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    rates = json.loads(loadgen("show", path, "--json").output)["rate_over_time_rps"]
+    assert sum(rates) * 4.8 / len(rates) == pytest.approx(102)
+    assert rates[0] == max(rates) and rates[30] == 0
+    assert "\u2588\u2588\u2588" in loadgen("show", path).output

@@ -96,3 +96,24 @@ def test_a_tokenizer_without_single_token_words_says_it_is_not_exact() -> None:
 )
 def test_kind_of(workload: str, kind: Kind) -> None:
     assert kind_of(workload) == kind
+
+
+def shared(a: str, b: str) -> int:
+    """Characters from the start on that two texts have in common."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_prompts_share_as_many_blocks_as_their_ids_do(tokenizer: Tokenizer, kind: Kind) -> None:
+    vocabulary = measured(tokenizer, kind)
+
+    def make(tokens: int, index: int, *ids: int) -> str:
+        return vocabulary.prompt(tokens, prompt_rng(1, index), ids, 1)
+
+    for tokens, ids in ((1300, (7, 8)), (1024, (7, 8)), (1300, (7, 8, 9)), (600, (-3,))):
+        assert abs(count(tokenizer, make(tokens, 0, *ids)) - tokens) <= 1
+    block, two_blocks = make(512, 0, 7), make(1024, 0, 7, 8)
+    assert make(1300, 1, 7, 8)[: len(two_blocks)] == make(1300, 2, 7, 8)[: len(two_blocks)] == two_blocks
+    assert shared(make(1300, 1, 7, 8), make(1300, 2, 7, 8)) < len(two_blocks) + 40, "the rest is unique"
+    assert len(block) <= shared(make(1300, 1, 7, 8), make(1300, 1, 7, 9)) < len(block) + 40
+    assert make(1300, 1, 7, 8, 9) == make(1300, 2, 7, 8, 9), "ids that cover the prompt say all of it"

@@ -58,13 +58,15 @@ def estimate(
     profile = read_energy_profile(profile_name)
     pairs = _pairs(trace)
     run = _run(measured, profile) if measured else None
-    if batch is None:
-        batch = _in_flight(run, profile) if run else float(max(cell.batch for cell in profile.cells))
+    batches = [cell.batch for cell in profile.cells]
+    flying = _in_flight(run) if run else None
+    if batch is None:  # held to what was measured; the answer has both numbers
+        batch = float(max(batches)) if flying is None else min(max(flying, min(batches)), max(batches))
     shapes = _shapes(profile, hardware, model)
     money = {"pue": pue, "grid_intensity_g_per_kwh": grid_intensity, "price_per_kwh": price}
     answer = _answer(trace, pairs, profile, batch, shapes, money)
     if run:
-        answer["measured"] = _beside(run, profile, batch, shapes, str(measured))
+        answer["measured"] = _beside(run, profile, batch, shapes, str(measured)) | {"mean_in_flight": flying}
     if as_json:
         click.echo(json.dumps(answer, indent=1))
         return
@@ -167,15 +169,14 @@ def _run(path: Path, profile: "EnergyProfile") -> "RunResult":
     return run
 
 
-def _in_flight(run: "RunResult", profile: "EnergyProfile") -> float:
-    """Mean number of requests in flight while there was at least one, held to what the profile measured."""
+def _in_flight(run: "RunResult") -> float:
+    """Mean number of requests in flight while there was at least one."""
     import numpy as np
 
     from loadgen.estimate import mean_in_flight
 
     spans = [(r.sent_ns, r.finished_ns) for r in run.records if r.sent_ns is not None and r.finished_ns is not None]
-    batches = [cell.batch for cell in profile.cells]
-    return float(np.clip(mean_in_flight(np.array(spans)), min(batches), max(batches)))
+    return mean_in_flight(np.array(spans, dtype=np.int64).reshape(-1, 2))
 
 
 def _beside(
@@ -249,7 +250,8 @@ def _show(answer: dict[str, Any], console: "Console") -> None:
         run = answer["measured"]
         console.print(
             f"\nmeasured: {run['joules']:,.0f} J while requests were in flight (and {run['idle_joules']:,.0f} J idle), "
-            f"{run['requests']:,} requests of {escape(run['run'])}"
+            f"{run['requests']:,} requests of {escape(run['run'])}, {run['mean_in_flight']:.4g} in flight in the mean",
+            soft_wrap=True,
         )
     if answer["assumed"]["pue"] != 1.0 or extra:
         console.print("\nassumed: " + ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in answer["assumed"].items()))

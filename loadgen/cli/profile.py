@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import secrets
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -47,8 +48,11 @@ POSITIVE = click.FloatRange(min=0, min_open=True)
 @click.option("--max-repeats", type=click.IntRange(1), default=10, show_default=True)
 @click.option("--cap-s", type=POSITIVE, default=60.0, show_default=True, help="A cell ends after this, settled or not.")
 @click.option("--settle-s", type=click.FloatRange(0), default=5.0, show_default=True, help="Load before the first.")
+@click.option(
+    "--static", is_flag=True, help="Whole batches from first send to last answer, as the paper: half the time."
+)
 @click.option("--budget-s", type=POSITIVE, help="Begin no cell after this; what is left is said, and can be resumed.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the order and the prompts.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the order of bins.")
 @click.option("--note", "notes", multiple=True, metavar="KEY=VALUE", help="Into the provenance: engine flags. Repeat.")
 def profile(bins: str, batch: str, out: Path, virtual_time: bool, serve: str | None, **given: Any) -> None:
     """Measure joules per request of every bin at every batch size.
@@ -168,7 +172,9 @@ async def _live(
         meter, reasons = await asyncio.to_thread(open_meter, choice)
         if meter is None:
             raise LoadgenError("no energy to measure: " + "; ".join(reasons))
-        bench = profile.Bench(client, server, given["endpoint"], {}, words["chat"], given["seed"])
+        # Not --seed: the same prompts sent twice to one server are what a prefix cache waits for.
+        prompt_seed = secrets.randbits(63)
+        bench = profile.Bench(client, server, given["endpoint"], {}, words["chat"], prompt_seed)
         effort = _effort(given)
         measured_on = {"model": server.model, "engine": server.engine, "endpoint": given["endpoint"]}
         path = profile.journal_path(out)
@@ -193,12 +199,15 @@ async def _live(
         simulated=server.simulated,
         idle_w=idle_w,
         provenance={
-            "how": "closed loop against a live server, whole waves, the first one left out",
+            "how": "whole batches against a live server, one after another"
+            if given["static"]
+            else "closed loop against a live server, whole waves, the first one left out",
             "complete": len(every) == len(spots),
             "served_model": server.model,
             "max_model_len": server.max_model_len,
             "endpoint": given["endpoint"],
             "prompt_lengths_from": source,
+            "prompt_seed": prompt_seed,
             "energy": [{"domain": d.name, "source": d.source, "period_s": d.period_s} for d in meter.domains],
             "meter_notes": meter.notes,
             "loadgen": __version__,
@@ -218,7 +227,9 @@ def _asked(cells: "list[Cell]", spots: list[Any]) -> "list[Cell]":
 def _effort(given: dict[str, Any]) -> "Effort":
     from loadgen.profile import Effort
 
-    return Effort(**{key: given[key] for key in ("within", "repeat_s", "max_repeats", "cap_s", "settle_s", "budget_s")})
+    return Effort(
+        **{key: given[key] for key in ("within", "repeat_s", "max_repeats", "cap_s", "settle_s", "static", "budget_s")}
+    )
 
 
 def _check_fits(grid: "list[Bin]", server: Any) -> None:

@@ -1,5 +1,7 @@
 """loadgen trace: public formats in, descriptions and bins out, new traces drawn from bins."""
 
+import math
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -266,12 +268,20 @@ def _describe_trace(path: Path, format_: "Format | None") -> "tuple[dict[str, An
     return facts | _times(np.array(arrivals)) | _lengths(pairs), pairs
 
 
+RATE_PARTS = 48
+"""Equal parts of a trace's duration whose rates are shown."""
+
+
 def _times(arrivals_s: Any) -> dict[str, Any]:
+    import numpy as np
+
     from loadgen.arrivals import index_of_dispersion
 
     duration_s = float(arrivals_s[-1] - arrivals_s[0])
+    counts = np.histogram(arrivals_s, RATE_PARTS)[0] if duration_s > 0 else None
     return {
         "duration_s": duration_s,
+        "rate_over_time_rps": None if counts is None else (counts * (RATE_PARTS / duration_s)).tolist(),
         "mean_rps": (len(arrivals_s) - 1) / duration_s if duration_s > 0 else None,
         "index_of_dispersion_1s": index_of_dispersion(arrivals_s, 1.0),
         "index_of_dispersion_10s": index_of_dispersion(arrivals_s, 10.0),
@@ -312,8 +322,17 @@ def _table(about: list[dict[str, Any]]) -> "RenderableType":
     return table
 
 
+def _spark(values: list[float]) -> str:
+    """One character each, from nothing to the highest."""
+    highest = max(values)
+    steps = " ▁▂▃▄▅▆▇█" if (sys.stdout.encoding or "").lower().startswith("utf") else " .:-=+*#@"
+    return "".join(steps[math.ceil(8 * value / highest)] for value in values) + f" up to {highest:,.3g}"
+
+
 def _cell(value: Any) -> str:
     match value:
+        case list():
+            return _spark(value)
         case None:
             return "-"
         case float():

@@ -7,9 +7,15 @@ import numpy as np
 from loadgen.cells import Bin, boundaries, cell_of, repeats
 from loadgen.profiles import Cell, Hardware, Model
 from loadgen.simulator.engine import Arrival, EngineOptions, SimulatedRun, simulate
+from loadgen.simulator.power import CounterOptions
+from loadgen.units import NS_PER_MS
 
 WAVES = 3
 """One to fill the batch, two to measure."""
+
+
+COUNTER_NS = NS_PER_MS
+"""Waves of a few tokens end within milliseconds; no client has to read this counter."""
 
 
 def simulated_cells(
@@ -27,7 +33,7 @@ def simulated_cells(
 def closed_loop(lengths: Sequence[Bin], hardware: Hardware, model: Model, batch: int) -> SimulatedRun:
     """All there from the start, `batch` at a time: the load that saturates that batch."""
     arrivals = [Arrival(0, *each) for each in lengths]
-    return simulate(arrivals, hardware, model, EngineOptions(max_num_seqs=batch))
+    return simulate(arrivals, hardware, model, EngineOptions(max_num_seqs=batch), CounterOptions(COUNTER_NS))
 
 
 class _Curve:
