@@ -10,6 +10,7 @@ import logging
 import signal
 import ssl
 import sys
+import threading
 from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -89,7 +90,8 @@ class Sidecar:
         self._feed: deque[EnergySample] = deque(maxlen=FEED_SAMPLES)
         self._engine: deque[EngineSample] = deque(maxlen=1000)
         self._spans: deque[RequestSpan] = deque()
-        self._dropped: deque[Counter[str]] = deque(maxlen=QUEUE_SPANS)
+        self._dropped: Counter[str] = Counter()
+        self._dropping = threading.Lock()
         self._last_engine: EngineSample | None = None
         self._engine_restarts = 0
         self.page = self._page()
@@ -113,14 +115,16 @@ class Sidecar:
         except MalformedError:
             self.drop("malformed")
             raise
-        self._dropped.append(parsed.dropped)
+        for reason, count in parsed.dropped.items():
+            self.drop(reason, count)
         room = QUEUE_SPANS - len(self._spans)
         self._spans.extend(parsed.spans[:room])
         if len(parsed.spans) > room:
             self.drop("overflow", len(parsed.spans) - room)
 
     def drop(self, reason: str, count: int = 1) -> None:
-        self._dropped.append(Counter({reason: count}))
+        with self._dropping:
+            self._dropped[reason] += count
 
     # -- the books ---------------------------------------------------------------------------------------------
 
@@ -138,8 +142,9 @@ class Sidecar:
             self._take_engine(sample)
         for span in _drained(self._spans):
             self.ledger.span(span.moved(self.wall.monotonic_ns), now_ns)
-        for counts in _drained(self._dropped):
-            self.ledger.dropped.update(counts)
+        with self._dropping:
+            counts, self._dropped = self._dropped, Counter()
+        self.ledger.dropped.update(counts)
         self.ledger.settle(now_ns)
         self.page = self._page()
 

@@ -7,6 +7,7 @@ from typing import Any, Literal, NamedTuple
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar
+from prometheus_client.utils import floatToGoString
 
 from loadgen.sidecar.ledger import FrozenAccount, FrozenHistogram, Label, Snapshot
 
@@ -220,7 +221,7 @@ def _family(declared: Declared, page: Page) -> Metric:
 
 def _buckets(histogram: FrozenHistogram) -> list[Any]:
     total, rows = 0, []
-    bounds = (*(f"{bound:g}" if bound < 1e6 else str(bound) for bound in histogram.bounds), "+Inf")
+    bounds = (*map(floatToGoString, histogram.bounds), "+Inf")
     for bound, count, last in zip(bounds, histogram.counts, histogram.exemplars, strict=True):
         total += count
         exemplar = Exemplar({"request_id": last.request_id}, last.value) if last else None

@@ -8,6 +8,7 @@ frontier, so at every moment  attributed + idle + unattributed == energy of the 
 Nothing here asks what time it is, and everything is bounded: by number, by time, or both.
 """
 
+from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from loadgen.attribution import COLUMNS, Coefficients, fit, member_features, rou
 from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries
 from loadgen.engine_metrics import EngineSample
 from loadgen.sidecar.otlp import RequestSpan
-from loadgen.sidecar.phases import first_token_of, phases_of, slot_for, slot_work
+from loadgen.sidecar.phases import Phases, first_token_of, output_by_interval, phases_of, slot_for, slot_work
 from loadgen.units import NS_PER_MS, NS_PER_S, mj_from_j
 from loadgen.work import Floats, Ints, Work
 
@@ -36,9 +37,7 @@ HISTORY_NS = 60 * NS_PER_S
 FIT_EVERY_NS = 15 * NS_PER_S
 COVERAGE_NS = 300 * NS_PER_S
 """Over how long coverage is told."""
-SLOT_NS = 50 * NS_PER_MS
-"""Half a move of the counter of recent GPUs."""
-SETTLE_ROWS = 20_000
+SETTLE_ROWS = 10_000
 FIT_ROWS = 30_000
 MAX_OPEN = 20_000
 MAX_KNOWN = 100_000
@@ -85,7 +84,7 @@ class Histogram:
         self.sum = 0.0
 
     def observe(self, value: float, request_id: str | None) -> None:
-        bucket = int(np.searchsorted(self.bounds, value, side="left"))
+        bucket = bisect_left(self.bounds, value)
         self.counts[bucket] += 1
         self.sum += value
         if request_id is not None:
@@ -292,6 +291,7 @@ class Ledger:
             self._partial += request.start_ns < self._frontier_ns
             self._longest_ns = max(self._longest_ns, request.end_ns - request.start_ns)
             self._open[request.key] = _Open(request)
+            self._account(request)  # shown at 0 first: a counter that starts elsewhere has no rate
 
     def _meet(self, twin: _Open, request: RequestSpan) -> None:
         """The client's and the engine's span of one request are one: the engine's times, the client's workload."""
@@ -331,7 +331,8 @@ class Ledger:
         looks = [sample for sample in self._engine if after_ns < sample.t_ns <= until_ns]
         if not looks:
             return 0
-        covering = self._covering(np.array([sample.t_ns for sample in looks], dtype=np.int64))
+        times = np.array([sample.t_ns for sample in looks], dtype=np.int64)
+        covering = self._covering(times, times)
         complete_ns = 0
         for sample, spans in zip(looks, covering.tolist(), strict=True):
             if _holds(sample) > spans:
@@ -339,12 +340,12 @@ class Ledger:
             complete_ns = sample.t_ns
         return complete_ns
 
-    def _covering(self, t_ns: Ints) -> Ints:
-        """How many spans there are at each instant."""
+    def _covering(self, from_ns: Ints, to_ns: Ints) -> Ints:
+        """How many spans touch each interval."""
         requests = [entry.request for entry in self._open.values()] + list(self._closed)
         starts = np.sort(np.array([request.start_ns for request in requests], dtype=np.int64)) - EDGE_NS
         ends = np.sort(np.array([request.end_ns for request in requests], dtype=np.int64)) + EDGE_NS
-        return np.searchsorted(starts, t_ns, side="right") - np.searchsorted(ends, t_ns, side="left")
+        return np.searchsorted(starts, to_ns, side="right") - np.searchsorted(ends, from_ns, side="left")
 
     # -- settling ----------------------------------------------------------------------------------------------
 
@@ -371,16 +372,16 @@ class Ledger:
     ) -> None:
         entries = [entry for entry in self._open.values() if entry.request.start_ns < end_ns]
         phases = phases_of([entry.request for entry in entries])
-        slot_ns = slot_for(phases, start_ns, end_ns, SLOT_NS, SETTLE_ROWS)
+        slot_ns = slot_for(phases, start_ns, end_ns, SETTLE_ROWS)
         unseen = self._unseen([entry.request for entry in entries], start_ns, end_ns)
         work = slot_work(phases, start_ns, end_ns, slot_ns, unseen)
-        foreign = self._foreign(work, [entry.request for entry in entries], start_ns, end_ns)
+        foreign = self._foreign(work, phases, start_ns, end_ns)
         prefill_mj, decode_mj = np.zeros(len(entries)), np.zeros(len(entries))
         idle_mj = lost_mj = 0.0
         total_mj = 0
         for name, points in held.items():
             series = _series(name, points)
-            coefficients = self._fit(name, now_ns)
+            coefficients = self._fit(name, end_ns, now_ns)
             owed = _owed(work, coefficients)
             member_mj, idle, lost = split(series, work, owed, self._idle_w)
             theirs = member_mj * foreign[work.step]
@@ -410,21 +411,18 @@ class Ledger:
         account.prefill_mj += prefill_mj
         account.decode_mj += decode_mj
 
-    def _fit(self, name: str, now_ns: int) -> Coefficients | None:
+    def _fit(self, name: str, end_ns: int, now_ns: int) -> Coefficients | None:
         """One domain's coefficients stand for all: they decide shares only, and the GPUs of an engine work alike."""
-        if self._fitted_ns is not None and now_ns - self._fitted_ns < FIT_EVERY_NS:
+        if self._coefficients and self._fitted_ns is not None and now_ns - self._fitted_ns < FIT_EVERY_NS:
             return self._coefficients
-        self._fitted_ns = now_ns
-        requests = [entry.request for entry in self._open.values()] + list(self._closed)
-        points = self._points[name].held(self._frontier_ns or now_ns)
-        points = [p for p in self._points[name].points if p[0] <= points[-1][0]] if points else []
+        points = [point for point in self._points[name].points if end_ns - HISTORY_NS <= point[0] <= end_ns]
         if len(points) < 3:
             return self._coefficients
-        phases, end_ns = phases_of(requests), points[-1][0]
-        start_ns = max(points[0][0], end_ns - HISTORY_NS)
-        slot_ns = slot_for(phases, start_ns, end_ns, SLOT_NS, FIT_ROWS)
-        series = _series(name, points).clip(start_ns, end_ns)
-        found = fit(series, slot_work(phases, start_ns, end_ns, slot_ns, np.zeros((0, 2), np.int64)))
+        self._fitted_ns = now_ns
+        phases = phases_of([entry.request for entry in self._open.values()] + list(self._closed))
+        slot_ns = slot_for(phases, points[0][0], end_ns, FIT_ROWS)
+        work = slot_work(phases, points[0][0], end_ns, slot_ns, np.zeros((0, 2), np.int64))
+        found = fit(_series(name, points), work)
         self._idle_w = self._idle_w if found.idle_w is None else found.idle_w
         if found.r_squared is not None:
             self._coefficients = found
@@ -434,13 +432,12 @@ class Ledger:
         """int64[k, 2]: when someone was there whose work is not known, by a span without tokens or by the engine."""
         intervals = [(r.start_ns, r.end_ns) for r in requests if first_token_of(r) is None]
         looks = self._looks(start_ns, end_ns)
-        if len(looks) > 1:
-            covering = self._covering(np.array([look.t_ns for look in looks], dtype=np.int64))
-            ends = zip(pairwise(looks), pairwise(covering.tolist()), strict=True)
-            intervals += [
-                (a.t_ns, b.t_ns) for (a, b), (of_a, of_b) in ends if _holds(a) > of_a or _holds(b) > of_b or
-                (of_a == of_b == 0 and _made(a, b) > 0)
-            ]  # fmt: skip
+        times = np.array([look.t_ns for look in looks], dtype=np.int64)
+        missing = np.array([_holds(look) for look in looks]) > self._covering(times, times)
+        told = self._covering(times[:-1], times[1:])
+        for k, (a, b) in enumerate(pairwise(looks)):
+            if missing[k] or missing[k + 1] or (told[k] == 0 and _made(a, b) > 0):
+                intervals.append((a.t_ns, b.t_ns))
         return np.array(intervals, dtype=np.int64).reshape(-1, 2)
 
     def _looks(self, start_ns: int, end_ns: int) -> list[EngineSample]:
@@ -451,7 +448,7 @@ class Ledger:
         last = int(np.searchsorted(times, end_ns, side="left")) + 1
         return looks[first:last]
 
-    def _foreign(self, work: Work, requests: Sequence[RequestSpan], start_ns: int, end_ns: int) -> Floats:
+    def _foreign(self, work: Work, phases: Phases, start_ns: int, end_ns: int) -> Floats:
         """float64[S]: the share of each step that others had, by the tokens the engine made and nobody told of."""
         looks = self._looks(start_ns, end_ns)
         shares = np.zeros(work.steps)
@@ -462,9 +459,7 @@ class Ledger:
         edges = np.concatenate(([start_ns], inner, [end_ns]))
         total = np.cumsum([0.0, *(_made(a, b) for a, b in pairwise(looks))])
         made = np.diff(np.interp(edges, times, total)).tolist()
-        firsts = [t_ns for t_ns in map(first_token_of, requests) if t_ns is not None]
-        ours = np.histogram((work.start_ns + work.end_ns) / 2, edges, weights=_decoded(work))[0]
-        ours += np.histogram(np.array(firsts, dtype=np.int64), edges)[0]
+        ours = output_by_interval(phases, edges)
         foreign = np.array([self._tokens.share(all_, own) for all_, own in zip(made, ours.tolist(), strict=True)])
         interval = np.searchsorted(edges, (work.start_ns + work.end_ns) // 2, side="right") - 1
         inside = (interval >= 0) & (interval < len(made))
@@ -560,11 +555,6 @@ def _owed(work: Work, coefficients: Coefficients | None) -> Floats:
         if owed.any():
             return np.asarray(owed)
     return np.asarray(features[:, 0] * np.maximum(work.end_ns - work.start_ns, 1)[work.step] / NS_PER_S)
-
-
-def _decoded(work: Work) -> Floats:
-    """float64[S]: tokens decoded in each step."""
-    return np.asarray(np.bincount(work.step, work.decode, minlength=work.steps), dtype=np.float64)
 
 
 def _frozen(account: Account) -> FrozenAccount:

@@ -1,8 +1,8 @@
-"""Requests whose phases are known, but not their chunks -> Work: a slot of time stands for the engine's steps in it.
+"""Requests whose phases are known, but not their chunks -> Work: the engine's steps, rebuilt as far as spans tell.
 
-A span says when a request's prefill began, when its first token came and when it ended. Between those its tokens are
-taken as evenly spread, which is the one assumption made here. Time is cut into slots of equal length; everyone who is
-in a slot is a member of one step as long as the slot is in use. The coefficients then read per slot, not per step.
+A span says when a request's prefill began, when its first token came and when it ended. Two assumptions fill the rest:
+a prefill is one step, which the streams being decoded wait for; and between prefills a decode goes on evenly, a slot of
+time for each of its steps. Where there is more of it than is worth the computing, a slot stands for several steps.
 """
 
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.sidecar.otlp import RequestSpan
+from loadgen.units import NS_PER_MS
 from loadgen.work import Floats, Ints, Work
 
 
@@ -57,24 +58,49 @@ def _rows(index: int, request: RequestSpan, first_ns: int) -> list[tuple[int, in
     return [prefill, (index, first_ns, request.end_ns, 0, float(later), float(prompt))]
 
 
+def output_by_interval(phases: Phases, edges_ns: Ints) -> Floats:
+    """float64[len(edges) - 1]: output tokens in each interval, the first of each request at the end of its prefill.
+
+    Evenly spread, so that the parts of a request sum to the whole however it is cut.
+    """
+    start_ns, tokens = phases.start_ns[~phases.prefilling, None], phases.tokens[~phases.prefilling, None]
+    length = np.maximum(phases.end_ns[~phases.prefilling, None] - start_ns, 1)
+    decoded = (tokens * np.clip((edges_ns - start_ns) / length, 0.0, 1.0)).sum(axis=0)
+    firsts = np.histogram(phases.end_ns[phases.prefilling], edges_ns)[0]
+    return np.asarray(np.diff(decoded) + firsts)
+
+
+LONGEST_PREFILL_NS = 250 * NS_PER_MS
+"""What takes longer is waiting in a queue, or a prefill in many chunks: others go on meanwhile."""
+STALLED = 0.1
+"""Speed of a decode beside a prefill, relative to one without."""
+SHORTEST_SLOT_NS, LONGEST_SLOT_NS = 2 * NS_PER_MS, 100 * NS_PER_MS
+
+
 def slot_work(phases: Phases, start_ns: int, end_ns: int, slot_ns: int, unseen_ns: Ints) -> Work:
-    """What was done in [start, end], a step a slot."""
-    length = np.maximum(phases.end_ns - phases.start_ns, 1)
-    begin = np.maximum(phases.start_ns, start_ns)
-    end = np.minimum(phases.start_ns + length, end_ns)
+    """What was done in [start, end], a step for each prefill and each slot between prefills."""
+    begin, end = np.maximum(phases.start_ns, start_ns), np.minimum(phases.end_ns, end_ns)
     inside = end > begin
+    edges, progress = _cells(phases, slot_ns)
     phase = np.flatnonzero(inside)
-    first_slot, last_slot = begin[inside] // slot_ns, (end[inside] - 1) // slot_ns
-    pieces = last_slot - first_slot + 1
+    first = np.searchsorted(edges, begin[inside], side="right") - 1
+    last = np.searchsorted(edges, end[inside] - 1, side="right") - 1
+    pieces = last - first + 1
     row = np.repeat(phase, pieces)
-    nth = np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-    slot = np.repeat(first_slot, pieces) + nth
-    from_ns = np.maximum(begin[row], slot * slot_ns)
-    to_ns = np.minimum(end[row], (slot + 1) * slot_ns)
-    tokens = phases.tokens[row] * (to_ns - from_ns) / length[row]
-    before = phases.tokens[row] * ((from_ns + to_ns) / 2 - phases.start_ns[row]) / length[row]
-    used, step = np.unique(slot, return_inverse=True)
+    cell = np.repeat(first, pieces) + np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    from_ns, to_ns = np.maximum(begin[row], edges[cell]), np.minimum(end[row], edges[cell + 1])
     prefilling = phases.prefilling[row]
+
+    def done(t_ns: Ints) -> Floats:
+        """Share of its phase that each row has behind it at `t_ns`."""
+        by_progress = np.interp(t_ns, edges, progress) - np.interp(phases.start_ns, edges, progress)[row]
+        whole = (np.interp(phases.end_ns, edges, progress) - np.interp(phases.start_ns, edges, progress))[row]
+        by_time = (t_ns - phases.start_ns[row]) / np.maximum(phases.end_ns - phases.start_ns, 1)[row]
+        return np.where(prefilling | (whole <= 0), by_time, by_progress / np.where(whole > 0, whole, 1.0))
+
+    before, after = done(from_ns), done(to_ns)
+    tokens = phases.tokens[row] * (after - before)
+    used, step = np.unique(cell, return_inverse=True)
     return Work(
         start_ns=_extreme(np.minimum, from_ns, step, len(used)),
         end_ns=_extreme(np.maximum, to_ns, step, len(used)),
@@ -84,9 +110,39 @@ def slot_work(phases: Phases, start_ns: int, end_ns: int, slot_ns: int, unseen_n
         prefilling=prefilling,
         prefill=np.where(prefilling, tokens, 0.0).astype(np.float32),
         decode=np.where(prefilling, 0.0, tokens).astype(np.float32),
-        context=(phases.context[row] + before).astype(np.float32),
+        context=(phases.context[row] + phases.tokens[row] * (before + after) / 2).astype(np.float32),
         unseen_ns=unseen_ns,
     )
+
+
+def _cells(phases: Phases, slot_ns: int) -> tuple[Ints, Floats]:
+    """Edges of the steps, increasing; and how far a decode has got at each of them, in ns of undisturbed time."""
+    if not len(phases.start_ns):
+        return np.zeros(1, np.int64), np.zeros(1)
+    short = phases.prefilling & (phases.end_ns - phases.start_ns <= LONGEST_PREFILL_NS)
+    short &= phases.end_ns > phases.start_ns
+    starts, ends = _union(phases.start_ns[short], phases.end_ns[short])
+    gap_from = np.concatenate(([phases.start_ns.min()], ends))
+    gap_to = np.concatenate((starts, [max(phases.end_ns.max(), phases.start_ns.min() + 1)]))
+    length = np.maximum(gap_to - gap_from, 0)
+    slots = np.maximum(np.rint(length / slot_ns).astype(np.int64), 1)
+    gap = np.repeat(np.arange(len(slots)), slots)
+    nth = np.arange(len(gap)) - np.repeat(np.cumsum(slots) - slots, slots)
+    between = gap_from[gap] + nth * length[gap] // slots[gap]
+    edges = np.unique(np.concatenate((between, starts, ends, gap_to[-1:]))).astype(np.int64)
+    stalled = np.isin(edges[:-1], starts)
+    speed = np.where(stalled, STALLED, 1.0) * np.diff(edges)
+    return edges, np.concatenate(([0.0], np.cumsum(speed)))
+
+
+def _union(starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
+    """Intervals that overlap or touch, made one."""
+    if not len(starts):
+        return starts, ends
+    order = np.argsort(starts, kind="stable")
+    starts, reach = starts[order], np.maximum.accumulate(ends[order])
+    new = np.concatenate(([True], starts[1:] > reach[:-1]))
+    return starts[new], reach[np.concatenate((np.flatnonzero(new)[1:] - 1, [len(starts) - 1]))]
 
 
 def _extreme(choose: np.ufunc, t_ns: Ints, step: Ints, steps: int) -> Ints:
@@ -96,9 +152,16 @@ def _extreme(choose: np.ufunc, t_ns: Ints, step: Ints, steps: int) -> Ints:
     return result
 
 
-def slot_for(phases: Phases, start_ns: int, end_ns: int, finest_ns: int, most_rows: int) -> int:
-    """The finest slot, whole multiples of `finest_ns`, with which the work has about `most_rows` rows at most."""
+def slot_for(phases: Phases, start_ns: int, end_ns: int, most_rows: int) -> int:
+    """The typical time of a decode step, or as many of it as keep the work to about `most_rows` rows."""
+    decoding = ~phases.prefilling & (phases.tokens > 0)
+    per_token = (phases.end_ns - phases.start_ns)[decoding] / phases.tokens[decoding]
+    step_ns = (
+        float(np.clip(np.median(per_token), SHORTEST_SLOT_NS, LONGEST_SLOT_NS))
+        if len(per_token)
+        else 1.0 * LONGEST_SLOT_NS
+    )
     busy = np.minimum(phases.end_ns, end_ns) - np.maximum(phases.start_ns, start_ns)
     inside = busy[busy > 0]
     room = max(most_rows - 2 * len(inside), most_rows // 4)
-    return max(1, -(-int(inside.sum()) // (finest_ns * room))) * finest_ns
+    return int(step_ns * max(1, -(-float(inside.sum()) // (step_ns * room))))

@@ -1,0 +1,181 @@
+"""The dashboards, as tables of panels. Run it to write grafana/dashboards/*.json."""
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+FOLDER = Path(__file__).parent / "grafana" / "dashboards"
+SOURCE = {"type": "prometheus", "uid": "prometheus"}
+WHO = 'model=~"$model",workload=~"$workload"'
+RATE = "[$__rate_interval]"
+
+
+class Panel(NamedTuple):
+    title: str
+    unit: str
+    queries: dict[str, str]
+    """Legend -> PromQL."""
+    kind: str = "timeseries"
+    width: int = 12
+    note: str = ""
+
+
+def _per_token(account: str) -> str:
+    return (
+        f'sum(rate(loadgen_attributed_energy_joules_total{{{WHO},account="{account}"}}{RATE}))'
+        f" / (sum(rate(loadgen_output_tokens_total{{{WHO}}}{RATE})) > 0)"
+    )
+
+
+ENERGY = f"sum(rate(loadgen_attributed_energy_joules_total{{{WHO}}}{RATE}))"
+GROSS = f"sum(rate(loadgen_gpu_energy_joules_total{RATE}))"
+TOKENS = f"(sum(rate(loadgen_output_tokens_total{{{WHO}}}{RATE})) > 0)"
+REQUESTS = f"(sum(rate(loadgen_requests_total{{{WHO}}}{RATE})) > 0)"
+JOULES_PER_KWH = 3_600_000
+
+ENERGY_PANELS = [
+    Panel("Joules per output token", "joule", {"net": f"{ENERGY} / {TOKENS}"}, "stat", 6,
+          "What requests were given, over their output tokens."),
+    Panel("Joules per request", "joule", {"net": f"{ENERGY} / {REQUESTS}"}, "stat", 6),
+    Panel("Idle share", "percentunit", {"idle": f"sum(rate(loadgen_idle_energy_joules_total{RATE})) / ({GROSS} > 0)"},
+          "stat", 6),
+    Panel("Attribution coverage", "percentunit", {"coverage": "min(loadgen_energy_attribution_coverage_ratio)"},
+          "stat", 6, "Output tokens with a span over the engine's own count."),
+    Panel("Joules per output token, by model and workload", "joule",
+          {"{{model}} {{workload}}":
+           f"sum by (model, workload) (rate(loadgen_attributed_energy_joules_total{{{WHO}}}{RATE}))"
+           f" / (sum by (model, workload) (rate(loadgen_output_tokens_total{{{WHO}}}{RATE})) > 0)"}),
+    Panel("Prefill and decode, joules per output token", "joule",
+          {"prefill": _per_token("prefill"), "decode": _per_token("decode")}),
+    Panel("Where the watts went", "watt",
+          {"prefill": f'sum(rate(loadgen_attributed_energy_joules_total{{{WHO},account="prefill"}}{RATE}))',
+           "decode": f'sum(rate(loadgen_attributed_energy_joules_total{{{WHO},account="decode"}}{RATE}))',
+           "idle": f"sum(rate(loadgen_idle_energy_joules_total{RATE}))",
+           "unattributed": f"sum(rate(loadgen_unattributed_energy_joules_total{RATE}))"},
+          "timeseries", 12, "As of the settlement frontier: some seconds behind."),
+    Panel("Watts beside requests in flight", "short",
+          {"watts": "sum(loadgen_gpu_power_watts)",
+           "requests running": "sum({__name__=~\"vllm:num_requests_running|tgi_batch_current_size\"})"}),
+    Panel("Joules per request", "joule",
+          {"{{le}}": f"sum by (le) (increase(loadgen_request_energy_joules_bucket{{{WHO}}}{RATE}))"}, "heatmap"),
+    Panel("Joules add up: counter − accounts", "joule",
+          {"difference": "sum(loadgen_gpu_energy_joules_total) - sum(loadgen_attributed_energy_joules_total)"
+           " - sum(loadgen_idle_energy_joules_total) - sum(loadgen_unattributed_energy_joules_total)"},
+          "timeseries", 12, "0 at every scrape, but for floating point."),
+    Panel("Carbon", "massg",
+          {"g CO2e per 1000 output tokens": f"1000 * {ENERGY} / {TOKENS} / {JOULES_PER_KWH} * $carbon_g_per_kwh"}),
+    Panel("Cost of energy", "short",
+          {"per million output tokens": f"1e6 * {ENERGY} / {TOKENS} / {JOULES_PER_KWH} * $price_per_kwh"}),
+]  # fmt: skip
+
+SERVING_PANELS = [
+    Panel("Time to first token, engine", "s",
+          {f"p{q}": f"histogram_quantile(0.{q}, sum by (le) (rate(vllm:time_to_first_token_seconds_bucket{RATE})))"
+           for q in (50, 95, 99)}),
+    Panel("End to end, engine", "s",
+          {f"p{q}": f"histogram_quantile(0.{q}, sum by (le) (rate(vllm:e2e_request_latency_seconds_bucket{RATE})))"
+           for q in (50, 95, 99)}),
+    Panel("Time to first token, as told by spans", "s",
+          {"p95 {{workload}}": "histogram_quantile(0.95, sum by (le, workload) "
+           f"(rate(loadgen_request_ttft_seconds_bucket{{{WHO}}}{RATE})))"}),
+    Panel("Requests", "reqps",
+          {"{{outcome}}": f"sum by (outcome) (rate(loadgen_requests_total{{{WHO}}}{RATE}))"}),
+    Panel("Queue", "short", {"running": "sum(vllm:num_requests_running)", "waiting": "sum(vllm:num_requests_waiting)"}),
+    Panel("KV cache in use", "percentunit", {"used": "max(vllm:kv_cache_usage_perc)"}),
+    Panel("Tokens per second, engine", "short",
+          {"input": f"sum(rate(vllm:prompt_tokens_total{RATE}))",
+           "output": f"sum(rate(vllm:generation_tokens_total{RATE}))"}),
+    Panel("Tokens that nobody told of", "short", {"foreign": f"sum(rate(loadgen_foreign_output_tokens_total{RATE}))"}),
+    Panel("Spans dropped", "short", {"{{reason}}": f"sum by (reason) (rate(loadgen_spans_dropped_total{RATE}))"}),
+    Panel("Settlement lag", "s", {"lag": "max(loadgen_settlement_lag_seconds)"}),
+]  # fmt: skip
+
+
+def _panel(number: int, panel: Panel, x: int, y: int, height: int) -> dict[str, Any]:
+    return {
+        "id": number,
+        "type": panel.kind,
+        "title": panel.title,
+        "description": panel.note,
+        "datasource": SOURCE,
+        "gridPos": {"x": x, "y": y, "w": panel.width, "h": height},
+        "fieldConfig": {"defaults": {"unit": panel.unit}, "overrides": []},
+        "options": {"calculate": False, "yAxis": {"unit": "joule"}} if panel.kind == "heatmap" else {},
+        "targets": [
+            {
+                "refId": chr(ord("A") + k),
+                "datasource": SOURCE,
+                "expr": query,
+                "legendFormat": legend,
+                "format": "heatmap" if panel.kind == "heatmap" else "time_series",
+            }
+            for k, (legend, query) in enumerate(panel.queries.items())
+        ],
+    }
+
+
+def _rows(panels: list[Panel]) -> list[dict[str, Any]]:
+    """Left to right, then down; 24 columns."""
+    placed, x, y, height = [], 0, 0, 0
+    for number, panel in enumerate(panels, 1):
+        if x + panel.width > 24:
+            x, y = 0, y + height
+        height = 4 if panel.kind == "stat" else 8
+        placed.append(_panel(number, panel, x, y, height))
+        x += panel.width
+    return placed
+
+
+def _choice(name: str, label: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "label": label,
+        "type": "query",
+        "datasource": SOURCE,
+        "query": f"label_values(loadgen_requests_total, {name})",
+        "refresh": 2,
+        "includeAll": True,
+        "allValue": ".*",
+        "multi": True,
+        "current": {"text": "All", "value": "$__all", "selected": True},
+    }
+
+
+def _number(name: str, label: str, value: str) -> dict[str, Any]:
+    return {
+        "name": name,
+        "label": label,
+        "type": "textbox",
+        "query": value,
+        "current": {"text": value, "value": value, "selected": True},
+    }
+
+
+def dashboard(uid: str, title: str, panels: list[Panel]) -> dict[str, Any]:
+    numbers = [
+        _number("carbon_g_per_kwh", "g CO2e per kWh", "400"),
+        _number("price_per_kwh", "price per kWh", "0.20"),
+    ]
+    return {
+        "uid": uid,
+        "title": title,
+        "tags": ["loadgen"],
+        "timezone": "browser",
+        "editable": False,
+        "schemaVersion": 39,
+        "refresh": "5s",
+        "time": {"from": "now-15m", "to": "now"},
+        "templating": {"list": [_choice("model", "Model"), _choice("workload", "Workload"), *numbers]},
+        "panels": _rows(panels),
+    }
+
+
+DASHBOARDS = {
+    "energy-per-token.json": dashboard("loadgen-energy", "Energy per token", ENERGY_PANELS),
+    "serving.json": dashboard("loadgen-serving", "Serving", SERVING_PANELS),
+}
+
+if __name__ == "__main__":
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    for name, board in DASHBOARDS.items():
+        (FOLDER / name).write_text(json.dumps(board, indent=1, ensure_ascii=False) + "\n")
