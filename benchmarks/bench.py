@@ -7,11 +7,9 @@ What a client did is read from the server's log, never from the client; only TTF
 """
 
 import argparse
-import importlib.util
 import json
 import os
 import platform
-import shutil
 import statistics
 import subprocess
 import sys
@@ -21,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic_ns
 
-import msgspec
 import numpy as np
 import truth
 from clients import CLIENTS, Client, Load
@@ -56,7 +53,11 @@ class Run:
 def throughput(run: Run) -> Numbers:
     wall_s = (run.log["t_end"].max() - run.log["t_rx"].min()) / 1e9
     events = int(run.log["ev_sent"].sum())
-    return {"events/s": events / wall_s, "requests/s": len(run.log) / wall_s, "CPU s per 1M events": run.cpu_s / events * 1e6}
+    return {
+        "events/s": events / wall_s,
+        "requests/s": len(run.log) / wall_s,
+        "CPU s per 1M events": run.cpu_s / events * 1e6,
+    }
 
 
 def timing(run: Run) -> Numbers:
@@ -67,7 +68,11 @@ def timing(run: Run) -> Numbers:
         "server's own lateness, ms p99": float(np.percentile(run.log["t_first"] - run.log["t_int_first"], 99)) / 1e6,
     }
     if run.ttft_ns:
-        errors = [run.ttft_ns[row["xrid"]] - int(row["t_first"] - row["t_rx"]) for row in run.log if row["xrid"] in run.ttft_ns]
+        errors = [
+            run.ttft_ns[row["xrid"]] - int(row["t_first"] - row["t_rx"])
+            for row in run.log
+            if row["xrid"] in run.ttft_ns
+        ]
         found |= {f"TTFT error, ms p{q}": float(np.percentile(errors, q)) / 1e6 for q in (50, 99)}
     return found
 
@@ -91,13 +96,19 @@ def memory(run: Run) -> Numbers:
 
 
 def startup(run: Run) -> Numbers:
-    return {"launch to first request s": (int(run.log["t_rx"].min()) - run.started_ns) / 1e9, "peak RSS MB": run.max_rss_bytes / 1e6, "CPU s": run.cpu_s}
+    return {
+        "launch to first request s": (int(run.log["t_rx"].min()) - run.started_ns) / 1e9,
+        "peak RSS MB": run.max_rss_bytes / 1e6,
+        "CPU s": run.cpu_s,
+    }
 
 
 def paced(streams: int, seconds: float = 10.0) -> Case:
     """A mean of `streams` at once: 250 tokens at 20 ms after a TTFT of 50 ms."""
     rate = streams / (0.05 + 249 * 0.02)
-    return Case(Load(requests=round(rate * seconds), tokens=250, rate=rate), ("--ttft-ms", "50", "--itl-ms", "20"), timing)
+    return Case(
+        Load(requests=round(rate * seconds), tokens=250, rate=rate), ("--ttft-ms", "50", "--itl-ms", "20"), timing
+    )
 
 
 CASES: dict[str, Case] = {
@@ -106,7 +117,9 @@ CASES: dict[str, Case] = {
     "lone": Case(Load(requests=2000, tokens=200, streams=64), ("--burst-write", "1"), throughput),
     "one-token": Case(Load(requests=20000, tokens=1, streams=64), ("--burst",), throughput),
     **{f"paced-{streams}": paced(streams) for streams in (50, 200, 500, 1000)},
-    "poisson": Case(Load(requests=8000, tokens=4, rate=400.0, poisson=True), ("--ttft-ms", "20", "--itl-ms", "5"), schedule),
+    "poisson": Case(
+        Load(requests=8000, tokens=4, rate=400.0, poisson=True), ("--ttft-ms", "20", "--itl-ms", "5"), schedule
+    ),
     "memory": Case(Load(requests=20000, tokens=100, streams=64), ("--burst",), memory),
 }
 
@@ -143,7 +156,10 @@ def measure(names: Sequence[str], clients: Sequence[str], rounds: int, binary: P
                     print(f"{name} {client}: {err}", file=sys.stderr)
         found[name] = {client: _medians(values) for client, values in rows.items() if values}
         for client, numbers in found[name].items():
-            print(f"{name:12} {client:14} " + "  ".join(f"{key} {value:,.3f}" for key, value in numbers.items()), flush=True)
+            print(
+                f"{name:12} {client:14} " + "  ".join(f"{key} {value:,.3f}" for key, value in numbers.items()),
+                flush=True,
+            )
     return found
 
 
@@ -156,7 +172,9 @@ def main() -> None:
     parser.add_argument("--only", help="cases, with commas between: " + ", ".join(CASES))
     parser.add_argument("--client", action="append", choices=sorted(CLIENTS), help="repeatable; default: loadgen")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--server-source", type=Path, default=truth.SOURCE, help="a C file with the same options and log")
+    parser.add_argument(
+        "--server-source", type=Path, default=truth.SOURCE, help="a C file with the same options and log"
+    )
     parser.add_argument("--json", type=Path, help="also write the medians here")
     asked = parser.parse_args()
     clients = asked.client or ["loadgen"]
@@ -164,7 +182,9 @@ def main() -> None:
         if not CLIENTS[client].installed():
             print(f"{client}: not installed, left out", file=sys.stderr)
     clients = [client for client in clients if CLIENTS[client].installed()]
-    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}")
+    print(
+        f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
+    )
     with tempfile.TemporaryDirectory() as folder:
         binary = truth.build(asked.server_source, Path(folder))
         found = measure(asked.only.split(",") if asked.only else list(CASES), clients, asked.rounds, binary)

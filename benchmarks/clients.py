@@ -1,8 +1,6 @@
 """How to make each client put the same load on a server."""
 
 import json
-import os
-import shutil
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -34,7 +32,9 @@ class Client:
 def _loadgen(url: str, load: Load, folder: Path) -> list[str]:
     trace = folder / "trace.jsonl"
     line = {"timestamp": 0.0, "input_length": INPUT_TOKENS, "output_length": load.tokens}
-    trace.write_text("".join(json.dumps(line | {"timestamp": float(i)}) + "\n" for i in range(min(load.requests, 1000))))
+    trace.write_text(
+        "".join(json.dumps(line | {"timestamp": float(i)}) + "\n" for i in range(min(load.requests, 1000)))
+    )
     rate = load.rate or 1e6
     return [
         sys.executable, "-m", "loadgen", "replay", str(trace), "--rps", str(rate),

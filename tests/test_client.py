@@ -10,6 +10,14 @@ from loadgen.client import Client
 from loadgen.record import RequestRecord
 
 
+@pytest.fixture(params=["wire", "aiohttp"], autouse=True)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test of this file runs on both ways to a server."""
+    if request.param == "aiohttp":
+        monkeypatch.setattr("loadgen.client.plain", lambda *_: False)
+    return str(request.param)
+
+
 async def sent(client: Client, index: int = 0) -> RequestRecord:
     return await client.send(
         "/chat/completions", b"{}", index=index, workload="chat", scheduled_ns=1, request_id=f"run-{index}"
