@@ -182,9 +182,7 @@ def main() -> None:
         if not CLIENTS[client].installed():
             print(f"{client}: not installed, left out", file=sys.stderr)
     clients = [client for client in clients if CLIENTS[client].installed()]
-    print(
-        f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}, load {os.getloadavg()[0]:.1f}"
-    )
+    print(f"{platform.platform()}, {os.cpu_count()} cores, Python {platform.python_version()}")
     with tempfile.TemporaryDirectory() as folder:
         binary = truth.build(asked.server_source, Path(folder))
         found = measure(asked.only.split(",") if asked.only else list(CASES), clients, asked.rounds, binary)

@@ -93,7 +93,7 @@ class Body(Protocol):
         """The next bytes of the body."""
 
     def frames(self, data: bytes, at: int, read_ns: int) -> int:
-        """Where the first chunk of `data` begins, from `at` on, that must be taken apart: those before it are dealt with."""
+        """May take whole chunks of `data` from `at` on itself; gives the position of the first that it leaves."""
 
 
 class Response:

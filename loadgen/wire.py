@@ -5,6 +5,7 @@ import os
 import re
 import socket
 from pathlib import Path
+from typing import cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -40,7 +41,7 @@ def plain(base_url: str, headers: dict[str, str]) -> bool:
     )
 
 
-class ServerDisconnected(ConnectionError):
+class ServerDisconnectedError(ConnectionError):
     """The connection ended before the answer did. `begun`: whether a byte of it had come."""
 
     def __init__(self, why: str, begun: bool) -> None:
@@ -59,7 +60,7 @@ class Connection(asyncio.BufferedProtocol):
         self._over: asyncio.Future[None]
 
     async def ask(self, request: bytes, answer: Answer) -> None:
-        """Sends; returns when the response is complete. ServerDisconnected when it never will be."""
+        """Sends; returns when the response is complete. ServerDisconnectedError when it never will be."""
         response = self._response = Response(answer)
         self._over = asyncio.get_running_loop().create_future()
         answer.sent_ns = monotonic_ns()
@@ -90,8 +91,7 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.write(data[sent:])
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)
 
     def get_buffer(self, sizehint: int) -> memoryview:
         return _BUFFER
@@ -118,7 +118,7 @@ class Connection(asyncio.BufferedProtocol):
             self._over.set_result(None)
         else:
             began = self._response.begun
-            self._over.set_exception(ServerDisconnected(str(exc) if exc else "the server ended it", began))
+            self._over.set_exception(ServerDisconnectedError(str(exc) if exc else "the server ended it", began))
 
 
 class Wire:
@@ -143,7 +143,7 @@ class Wire:
             connection = self._idle.pop()
             try:
                 return await connection.ask(request, answer)
-            except ServerDisconnected as err:
+            except ServerDisconnectedError as err:
                 if err.begun:
                     raise
         return await (await self._connect()).ask(request, answer)

@@ -1,13 +1,17 @@
 """Whatever a server does, the client gives one record that says what it was."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import pytest
+import uvloop
 from wire import DONE, END, GOOD, HEAD, ROLE, Step, Wire, chunk, token, wire
 
 from loadgen.client import Client
 from loadgen.record import RequestRecord
+
+T = TypeVar("T")
 
 
 @pytest.fixture(params=["wire", "aiohttp"], autouse=True)
@@ -16,6 +20,11 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param == "aiohttp":
         monkeypatch.setattr("loadgen.client.plain", lambda *_: False)
     return str(request.param)
+
+
+def on_uvloop(main: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
 
 
 async def sent(client: Client, index: int = 0) -> RequestRecord:
@@ -39,7 +48,7 @@ def one(
         ):
             return [await sent(client, i) for i in range(times)], server
 
-    return asyncio.run(main())
+    return on_uvloop(main())
 
 
 def test_a_good_stream() -> None:
@@ -148,7 +157,7 @@ def test_nobody_listens() -> None:
         async with Client("http://127.0.0.1:1/v1", timeout_s=5) as client:
             return await sent(client)
 
-    record = asyncio.run(main())
+    record = on_uvloop(main())
     assert (record.error, record.status) == ("connect", None)
 
 
@@ -179,7 +188,7 @@ def test_cancelled_is_a_record() -> None:
             task.cancel()
             return await task
 
-    record = asyncio.run(main())
+    record = on_uvloop(main())
     assert (record.error, len(record.chunk_ns)) == ("cancelled", 1)
 
 
@@ -203,7 +212,7 @@ def test_every_split_of_a_stream_gives_the_same_record() -> None:
         ):
             return [await sent(client, 0) for _ in cuts]
 
-    for record in asyncio.run(main()):
+    for record in on_uvloop(main()):
         assert (record.error, len(record.chunk_ns), record.output_tokens, record.finish_reason) == (
             None,
             3,
