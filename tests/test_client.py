@@ -10,6 +10,7 @@ from wire import DONE, END, GOOD, HEAD, ROLE, Step, Wire, chunk, token, wire
 
 from loadgen.client import Client
 from loadgen.record import RequestRecord
+from loadgen.wire import plain
 
 T = TypeVar("T")
 
@@ -219,3 +220,31 @@ def test_every_split_of_a_stream_gives_the_same_record() -> None:
             3,
             "length",
         )
+
+
+def test_a_redirect_is_followed(path: str) -> None:
+    """307 keeps method and body. The plain way to the server gives up at the first one, before it counts."""
+    moved = b"HTTP/1.1 307 Moved\r\nLocation: /v1/elsewhere\r\nContent-Length: 0\r\n\r\n"
+    gives = [moved, GOOD] if path == "aiohttp" else [moved, moved, GOOD]
+    (record,), server = one(lambda n: (moved,) if gives[n] is moved else GOOD)
+    assert (record.error, len(record.chunk_ns)) == (None, 3)
+    assert server.requests[-1].startswith(b"POST /v1/elsewhere")
+    assert server.requests[-1].endswith(b"{}")
+
+
+def test_what_is_not_plain_goes_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plain("http://localhost:8000/v1", {"X-Tenant": "a b"})
+    for url in (
+        "https://localhost/v1",
+        "http://me:secret@localhost/v1",
+        "http://h/v1?key=x",
+        "http://h/a b",
+        "http://é/v1",
+    ):
+        assert not plain(url, {}), url
+    for headers in ({"Host": "x"}, {"accept-encoding": "gzip"}, {"A": "b\r\nC: d"}, {"A": "é"}, {"a b": "c"}):
+        assert not plain("http://localhost/v1", headers), headers
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    assert not plain("http://localhost:8000/v1", {})
+    monkeypatch.setenv("no_proxy", "localhost")
+    assert plain("http://localhost:8000/v1", {})
