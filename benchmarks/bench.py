@@ -1,7 +1,7 @@
-"""The instrument's own speed and truth, beside its peers: server on one core, client on another, in turn.
+"""The instrument's own speed and truth: server on one core, client on another, in turn.
 
-    python benchmarks/bench.py                      loadgen alone, three rounds
-    python benchmarks/bench.py --only burst,poisson --client loadgen --client vllm
+    python benchmarks/bench.py --server-source S.c
+    python benchmarks/bench.py --server-source S.c --only burst,poisson --rounds 5
 
 What a client did is read from the server's log, never from the client; only TTFT errors need the client's own numbers.
 """
@@ -172,9 +172,7 @@ def main() -> None:
     parser.add_argument("--only", help="cases, with commas between: " + ", ".join(CASES))
     parser.add_argument("--client", action="append", choices=sorted(CLIENTS), help="repeatable; default: loadgen")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument(
-        "--server-source", type=Path, default=truth.SOURCE, help="a C file with the same options and log"
-    )
+    parser.add_argument("--server-source", type=Path, required=True, help="C file of a server as in truth.py")
     parser.add_argument("--json", type=Path, help="also write the medians here")
     asked = parser.parse_args()
     clients = asked.client or ["loadgen"]

@@ -1,6 +1,7 @@
 """The timing-true server of the benchmarks: built, pinned to a core, and its log read back.
 
-Any server with the options and the log of `truthserver.c` will do; `--server-source` names another one.
+Any C file will do that takes --port, --log, --quiet, --burst, --burst-write N, --ttft-ms X and --itl-ms X, and whose log is
+an array of `LOG`.
 """
 
 import os
@@ -15,8 +16,6 @@ from time import monotonic, sleep
 
 import numpy as np
 from numpy.typing import NDArray
-
-SOURCE = Path(__file__).with_name("truthserver.c")
 
 LOG = np.dtype(
     [("seq", "u8")]
