@@ -1,7 +1,7 @@
 """The timing-true server of the benchmarks: built, pinned to a core, and its log read back.
 
-Any C file will do that takes --port, --log, --quiet, --burst, --burst-write N, --ttft-ms X and --itl-ms X, and whose log is
-an array of `LOG`.
+Any C file will do that takes --port, --log, --quiet, --burst, --burst-write N, --ttft-ms X and --itl-ms X, and whose
+log is an array of `LOG`.
 """
 
 import os
