@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-engines check fmt clean
+.PHONY: demo test test-engines check fmt bench clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -36,6 +36,9 @@ check: $(VENV)/.installed-check  ## lint, types, layers
 fmt: $(VENV)/.installed-check
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+bench: $(VENV)/.installed  ## our own speed and truth; SERVER=FILE.c is a server as benchmarks/truth.py describes it
+	PYTHONPATH=. $(BIN)/python benchmarks/bench.py --server-source $(SERVER)
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,10 +1,10 @@
 """One request on the wire -> one record. Never raises: whatever happens is data.
 
-The clock is read where bytes leave the kernel: in the connection's `data_received`, before HTTP, SSE or JSON is parsed.
+The clock is read where bytes leave the kernel: in the connection's protocol, before HTTP, SSE or JSON is parsed. Plain
+HTTP goes over `wire`; TLS, proxies, redirects and whatever else is unusual go over aiohttp. Both give the same records.
 """
 
 import asyncio
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Self, cast
 
@@ -12,13 +12,13 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientResponse
 
+from loadgen.answer import Answer, RequestError
 from loadgen.clock import monotonic_ns
-from loadgen.openai_api import ProtocolError, Usage, error_of_body, parse_event
+from loadgen.http1 import Head, HTTPError, Unusual
+from loadgen.openai_api import ProtocolError, Usage
 from loadgen.record import ErrorKind, RequestRecord
-from loadgen.sse import SSEDecoder, SSEError
-
-MAX_ERROR_BODY_BYTES = 8192
-READ_BUFFER_BYTES = 256 << 10
+from loadgen.sse import SSEError
+from loadgen.wire import READ_BUFFER_BYTES, Wire, plain
 
 
 class _StampedHandler(ResponseHandler):
@@ -63,24 +63,6 @@ def _tracing() -> aiohttp.TraceConfig:
     return tracing
 
 
-@dataclass
-class _Progress:
-    """What is known so far of a request in flight. Local to one `send`."""
-
-    sent_ns: int | None = None
-    status: int | None = None
-    chunk_ns: list[int] | None = None
-    usage: Usage | None = None
-    finish_reason: str | None = None
-    finished_ns: int | None = None
-
-
-class _RequestError(Exception):
-    def __init__(self, kind: ErrorKind, detail: str) -> None:
-        self.kind: ErrorKind = kind
-        self.detail = detail
-
-
 class Client:
     """A pool of connections to one server. Use as an async context manager inside the event loop that runs it."""
 
@@ -100,10 +82,12 @@ class Client:
             self._secrets.append(api_key)
         self._timeout_s = timeout_s
         self._session: aiohttp.ClientSession | None = None
+        self._wire = Wire(self.base_url, self._headers) if plain(self.base_url, self._headers) else None
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
             connector=_StampedConnector(limit=0, ttl_dns_cache=300),
+            cookie_jar=aiohttp.DummyCookieJar(),  # a sticky cookie would send the whole load to one backend
             headers=self._headers,
             timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_read=None),
             response_class=_StampedResponse,
@@ -114,6 +98,8 @@ class Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        if self._wire:
+            self._wire.close()
         if self._session:
             await self._session.close()
 
@@ -132,110 +118,89 @@ class Client:
         self, path: str, body: bytes, *, index: int, workload: str, scheduled_ns: int, request_id: str
     ) -> RequestRecord:
         """POST `body` to `path` and read the stream to its end."""
-        progress = _Progress()
+        answer = Answer()
         error: ErrorKind | None = None
         detail: str | None = None
         try:
             async with asyncio.timeout(self._timeout_s):
-                await self._exchange(path, body, request_id, progress)
-        except _RequestError as err:
-            error, detail = err.kind, err.detail
+                await self._exchange(path, body, request_id, answer)
+        except RequestError as err:
+            error, detail = err.kind, str(err)
         except TimeoutError:
             error, detail = "timeout", f"no end after {self._timeout_s} s"
         except asyncio.CancelledError:
             error, detail = "cancelled", "aborted while in flight"
-        except (SSEError, ProtocolError, aiohttp.ClientResponseError, aiohttp.InvalidURL) as err:
+        except (SSEError, ProtocolError, HTTPError, aiohttp.ClientResponseError, aiohttp.InvalidURL) as err:
             error, detail = "protocol", str(err)
         except (aiohttp.ClientError, OSError) as err:
-            started = progress.status is not None
+            started = answer.status is not None
             error, detail = "truncated" if started else "connect", f"{type(err).__name__}: {err}"
-        finished_ns = progress.finished_ns if error is None and progress.finished_ns else monotonic_ns()
-        return _record(
-            index, workload, scheduled_ns, progress, finished_ns, error, detail and self.redact(detail)[:500]
-        )
+        finished_ns = answer.finished_ns if error is None and answer.finished_ns else monotonic_ns()
+        return _record(index, workload, scheduled_ns, answer, finished_ns, error, detail and self.redact(detail)[:500])
 
-    async def _exchange(self, path: str, body: bytes, request_id: str, progress: _Progress) -> None:
+    async def _exchange(self, path: str, body: bytes, request_id: str, answer: Answer) -> None:
+        if self._wire:
+            try:
+                return await self._wire.post(path, body, request_id, answer)
+            except Unusual:
+                self._wire = None
+        return await self._by_aiohttp(path, body, request_id, answer)
+
+    async def _by_aiohttp(self, path: str, body: bytes, request_id: str, answer: Answer) -> None:
         """One request; a second one when a pooled connection turned out to be dead before a byte of answer came.
 
         Servers close idle connections, and llama.cpp closes after every stream while announcing keep-alive.
         """
         reused = _Reused()
         try:
-            await self._attempt(path, body, request_id, progress, reused)
+            await self._attempt(path, body, request_id, answer, reused)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            if not reused.value or progress.status is not None:
+            if not reused.value or answer.status is not None:
                 raise
-            await self._attempt(path, body, request_id, progress, _Reused())
+            await self._attempt(path, body, request_id, answer, _Reused())
 
-    async def _attempt(self, path: str, body: bytes, request_id: str, progress: _Progress, reused: _Reused) -> None:
-        progress.sent_ns = monotonic_ns()
+    async def _attempt(self, path: str, body: bytes, request_id: str, answer: Answer, reused: _Reused) -> None:
+        answer.sent_ns = monotonic_ns()
         async with self.session.post(
             self.base_url + path, data=body, headers={"X-Request-Id": request_id}, trace_request_ctx=reused
         ) as response:
             assert isinstance(response, _StampedResponse)
-            progress.status = response.status
-            if response.status >= 400:
-                text = error_of_body(await response.content.read(MAX_ERROR_BODY_BYTES))
-                raise _RequestError("http", f"{response.status} {response.reason}: {text}")
-            if not response.content_type.startswith("text/event-stream"):
-                raise _RequestError("protocol", f"asked for a stream, got {response.content_type or 'no content type'}")
-            await _read_stream(response, progress)
-
-
-async def _read_stream(response: _StampedResponse, progress: _Progress) -> None:
-    decoder = SSEDecoder()
-    chunk_ns = progress.chunk_ns = []
-    handler = response.handler
-    done = False
-
-    def take(events: list[bytes], read_ns: int) -> None:
-        nonlocal done
-        for data in events:
-            event = parse_event(data)
-            if event.error is not None:
-                raise _RequestError("server", event.error)
-            if event.has_content:
-                chunk_ns.append(read_ns)
-            if event.usage is not None:
-                progress.usage = event.usage
-            progress.finish_reason = event.finish_reason or progress.finish_reason
-            done = done or event.done
-
-    async for data in response.content.iter_any():
-        take(decoder.feed(data), handler.read_ns)
-    take(decoder.flush(), handler.read_ns)
-    progress.finished_ns = handler.read_ns
-    if not done and progress.finish_reason is None:
-        raise _RequestError("truncated", f"ended after {len(chunk_ns)} chunks with no finish reason or [DONE]")
+            kind = response.content_type if "Content-Type" in response.headers else ""
+            answer.head(Head(response.status, response.reason or "", kind, None, True, True))
+            handler = response.handler
+            async for data in response.content.iter_any():
+                answer.feed(data, handler.read_ns)
+            answer.end(handler.read_ns)
 
 
 def _record(
     index: int,
     workload: str,
     scheduled_ns: int,
-    progress: _Progress,
+    answer: Answer,
     finished_ns: int,
     error: ErrorKind | None,
     detail: str | None,
 ) -> RequestRecord:
-    chunks = progress.chunk_ns or []
-    usage = progress.usage or Usage()
+    streamed = answer.chunk_ns is not None
+    chunks = answer.chunk_ns.tolist() if answer.chunk_ns else []
+    usage = answer.usage or Usage()
     counted = usage.completion_tokens is not None
     return RequestRecord(
         index=index,
         workload=workload,
         scheduled_ns=scheduled_ns,
-        sent_ns=progress.sent_ns,
+        sent_ns=answer.sent_ns,
         first_token_ns=chunks[0] if chunks else None,
         last_token_ns=chunks[-1] if chunks else None,
         finished_ns=finished_ns,
         chunk_ns=chunks,
         input_tokens=usage.prompt_tokens,
-        output_tokens=usage.completion_tokens if counted else (len(chunks) if progress.chunk_ns is not None else None),
+        output_tokens=usage.completion_tokens if counted else (len(chunks) if streamed else None),
         cached_tokens=usage.cached_tokens,
-        token_source="usage" if counted else ("chunks" if progress.chunk_ns is not None else None),
-        status=progress.status,
-        finish_reason=progress.finish_reason,
+        token_source="usage" if counted else ("chunks" if streamed else None),
+        status=answer.status,
+        finish_reason=answer.finish_reason,
         error=error,
         detail=detail,
     )

@@ -9,6 +9,7 @@ import resource
 import secrets
 import signal
 import socket
+from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -37,11 +38,13 @@ from loadgen.runner import Runner
 from loadgen.schedule import Schedule, ScheduledRequest
 from loadgen.server import ServerInfo, clean_url, find_dialect, find_model
 from loadgen.spans import SpanSender
+from loadgen.stats import seconds
 from loadgen.units import NS_PER_S
 
 LEAD_S = 0.2
 """Between the last preparation and the first request."""
 TICK_S = 0.25
+LOOP_PERIOD_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -177,12 +180,15 @@ async def _measure(
     cpu_s = _cpu_s()
     with _no_collections(), _signals(runner), view, spans or nullcontext():
         ticker = asyncio.create_task(_tick(schedule, runner, sampler, writer, view, start_ns))
+        late_ns: array[int] = array("q")
+        watcher = asyncio.create_task(_watch_loop(late_ns))
         try:
             await runner.run(start_ns)
         except* LoadgenError as failed:
             raise _first(failed) from failed
         finally:
             ticker.cancel()
+            watcher.cancel()
     end_ns = clock.monotonic_ns()
     cpu_s = _cpu_s() - cpu_s
     await asyncio.to_thread(poller.stop)
@@ -198,7 +204,7 @@ async def _measure(
             stopped_by=runner.stopped_by,
             domains=meter.domains if meter else [],
             energy_notes=meter.notes if meter else [],
-            instrument=_instrument(cpu_s, report) | ({"spans": spans.report()} if spans else {}),
+            instrument=_instrument(cpu_s, report, late_ns) | ({"spans": spans.report()} if spans else {}),
         )
     )
 
@@ -229,6 +235,14 @@ async def _tick(
                 remaining_s=max(last_offset_s - elapsed_s, 0.0),
             )
         )
+
+
+async def _watch_loop(late_ns: "array[int]") -> None:
+    """How late the loop wakes up, every 20 ms: what it keeps waiting, it also stamps late. Timers round up to 1 ms."""
+    while True:
+        due_ns = clock.monotonic_ns() + round(LOOP_PERIOD_S * NS_PER_S)
+        await asyncio.sleep(LOOP_PERIOD_S)
+        late_ns.append(max(0, clock.monotonic_ns() - due_ns))
 
 
 @contextmanager
@@ -335,8 +349,9 @@ def _engine_line(sample: EngineSample) -> dict[str, Any]:
     return {"t_ns": sample.t_ns, **sample.values}
 
 
-def _instrument(cpu_s: float, report: SamplerReport | None) -> dict[str, Any]:
+def _instrument(cpu_s: float, report: SamplerReport | None, late_ns: "array[int]") -> dict[str, Any]:
     return {
+        "loop_delay_s": msgspec.to_builtins(seconds(late_ns)),
         "cpu_s": cpu_s,
         "max_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "sampler_period_s": report.period_s if report else None,

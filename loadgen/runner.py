@@ -1,12 +1,17 @@
 """The open loop: send each request at its instant, whatever became of the ones before; then drain."""
 
 import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from loadgen.clock import monotonic_ns
 from loadgen.pacer import Pacer
 from loadgen.record import RequestRecord
 from loadgen.schedule import Schedule, ScheduledRequest
+
+BODIES_AHEAD = 64
+SLACK_NS = 500_000
 
 Send = Callable[[ScheduledRequest, bytes, int], Awaitable[RequestRecord]]
 """(request, body, scheduled_ns) -> record. Never raises."""
@@ -49,6 +54,8 @@ class Runner:
         self._slots = asyncio.Semaphore(max_concurrency) if max_concurrency else None
         self._in_flight: set[asyncio.Task[None]] = set()
         self._sender: asyncio.Task[None] | None = None
+        self._bodies: deque[bytes] = deque()
+        self._slowest_body_ns = 0
         self.tallies = Tallies()
         self.stopped_by = "completed"
 
@@ -74,9 +81,10 @@ class Runner:
 
     async def _send_all(self, start_ns: int, group: asyncio.TaskGroup) -> None:
         with Pacer() as pacer:
-            for request in self._schedule.requests:
-                body = self._make_body(request)  # before the deadline, so that it costs no lateness
+            for at, request in enumerate(self._schedule.requests):
                 scheduled_ns = start_ns + request.offset_ns
+                await self._make_ahead(at, scheduled_ns)
+                body = self._bodies.popleft()
                 await pacer.until(scheduled_ns)
                 if self._slots:
                     await self._slots.acquire()
@@ -85,6 +93,22 @@ class Runner:
                 task = group.create_task(self._one(request, body, scheduled_ns))
                 self._in_flight.add(task)
                 task.add_done_callback(self._in_flight.discard)
+
+    async def _make_ahead(self, at: int, scheduled_ns: int) -> None:
+        """Bodies from request `at` on: its own, and while there is time until `scheduled_ns` those of the next ones.
+
+        Made before they are due, they cost no lateness, not even when several requests come at once.
+        """
+        requests, ready = self._schedule.requests, self._bodies
+        while not ready or (
+            len(ready) < BODIES_AHEAD
+            and at + len(ready) < len(requests)
+            and scheduled_ns - monotonic_ns() > 2 * self._slowest_body_ns + SLACK_NS
+        ):
+            begun_ns = monotonic_ns()
+            ready.append(self._make_body(requests[at + len(ready)]))
+            self._slowest_body_ns = max(self._slowest_body_ns, monotonic_ns() - begun_ns)
+            await asyncio.sleep(0)  # answers are still coming in
 
     async def _one(self, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> None:
         record = await self._send(request, body, scheduled_ns)

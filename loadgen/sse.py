@@ -21,6 +21,11 @@ class SSEDecoder:
         self._skip_lf = False
         self._at_start = True
 
+    @property
+    def idle(self) -> bool:
+        """Whether the next byte begins a line of a new event: nothing is held back, whatever came before."""
+        return not (self._tail or self._data or self._skip_lf or self._at_start)
+
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of every event that `chunk` completes, in order."""
         if not chunk:

@@ -1,13 +1,31 @@
 """Whatever a server does, the client gives one record that says what it was."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, TypeVar
 
 import pytest
+import uvloop
 from wire import DONE, END, GOOD, HEAD, ROLE, Step, Wire, chunk, token, wire
 
 from loadgen.client import Client
 from loadgen.record import RequestRecord
+from loadgen.wire import plain
+
+T = TypeVar("T")
+
+
+@pytest.fixture(params=["wire", "aiohttp"], autouse=True)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test of this file runs on both ways to a server."""
+    if request.param == "aiohttp":
+        monkeypatch.setattr("loadgen.client.plain", lambda *_: False)
+    return str(request.param)
+
+
+def on_uvloop(main: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
 
 
 async def sent(client: Client, index: int = 0) -> RequestRecord:
@@ -31,7 +49,7 @@ def one(
         ):
             return [await sent(client, i) for i in range(times)], server
 
-    return asyncio.run(main())
+    return on_uvloop(main())
 
 
 def test_a_good_stream() -> None:
@@ -140,7 +158,7 @@ def test_nobody_listens() -> None:
         async with Client("http://127.0.0.1:1/v1", timeout_s=5) as client:
             return await sent(client)
 
-    record = asyncio.run(main())
+    record = on_uvloop(main())
     assert (record.error, record.status) == ("connect", None)
 
 
@@ -171,7 +189,7 @@ def test_cancelled_is_a_record() -> None:
             task.cancel()
             return await task
 
-    record = asyncio.run(main())
+    record = on_uvloop(main())
     assert (record.error, len(record.chunk_ns)) == ("cancelled", 1)
 
 
@@ -195,10 +213,38 @@ def test_every_split_of_a_stream_gives_the_same_record() -> None:
         ):
             return [await sent(client, 0) for _ in cuts]
 
-    for record in asyncio.run(main()):
+    for record in on_uvloop(main()):
         assert (record.error, len(record.chunk_ns), record.output_tokens, record.finish_reason) == (
             None,
             3,
             3,
             "length",
         )
+
+
+def test_a_redirect_is_followed(path: str) -> None:
+    """307 keeps method and body. The plain way to the server gives up at the first one, before it counts."""
+    moved = b"HTTP/1.1 307 Moved\r\nLocation: /v1/elsewhere\r\nContent-Length: 0\r\n\r\n"
+    gives = [moved, GOOD] if path == "aiohttp" else [moved, moved, GOOD]
+    (record,), server = one(lambda n: (moved,) if gives[n] is moved else GOOD)
+    assert (record.error, len(record.chunk_ns)) == (None, 3)
+    assert server.requests[-1].startswith(b"POST /v1/elsewhere")
+    assert server.requests[-1].endswith(b"{}")
+
+
+def test_what_is_not_plain_goes_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plain("http://localhost:8000/v1", {"X-Tenant": "a b"})
+    for url in (
+        "https://localhost/v1",
+        "http://me:secret@localhost/v1",
+        "http://h/v1?key=x",
+        "http://h/a b",
+        "http://é/v1",
+    ):
+        assert not plain(url, {}), url
+    for headers in ({"Host": "x"}, {"accept-encoding": "gzip"}, {"A": "b\r\nC: d"}, {"A": "é"}, {"a b": "c"}):
+        assert not plain("http://localhost/v1", headers), headers
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    assert not plain("http://localhost:8000/v1", {})
+    monkeypatch.setenv("no_proxy", "localhost")
+    assert plain("http://localhost:8000/v1", {})

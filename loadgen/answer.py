@@ -1,0 +1,174 @@
+"""What is known so far of the answer to one request: fed with the body of its response, as it arrives."""
+
+import re
+from array import array
+from typing import NamedTuple
+
+from loadgen.http1 import Head
+from loadgen.openai_api import ProtocolError, StreamEvent, Usage, error_of_body, parse_event
+from loadgen.record import ErrorKind
+from loadgen.sse import SSEDecoder
+
+MAX_ERROR_BODY_BYTES = 8192
+
+
+class RequestError(Exception):
+    """What went wrong with one request: `str()` is for people."""
+
+    def __init__(self, kind: ErrorKind, detail: str) -> None:
+        super().__init__(detail)
+        self.kind: ErrorKind = kind
+
+
+class Answer:
+    """Local to one `send`. Raises RequestError, SSEError and ProtocolError on what is not a stream of the API."""
+
+    __slots__ = ("_decoder", "_done", "_error_body", "_hits", "_learned", "_template", "chunk_ns", "finish_reason",
+                 "finished_ns", "reason", "sent_ns", "status", "usage")  # fmt: skip
+
+    def __init__(self) -> None:
+        self.sent_ns: int | None = None
+        self.status: int | None = None
+        self.reason = ""
+        self.chunk_ns: array[int] | None = None
+        self.usage: Usage | None = None
+        self.finish_reason: str | None = None
+        self.finished_ns: int | None = None
+        self._decoder = SSEDecoder()
+        self._done = False
+        self._error_body: bytearray | None = None
+        self._template: Template | None = None
+        self._learned = self._hits = 0
+
+    def head(self, head: Head) -> None:
+        self.status, self.reason = head.status, head.reason
+        if head.status >= 400:
+            self._error_body = bytearray()
+            return
+        if head.content_type != "text/event-stream":
+            raise RequestError("protocol", f"asked for a stream, got {head.content_type or 'no content type'}")
+        self.chunk_ns = array("q")
+
+    def feed(self, data: bytes, read_ns: int) -> None:
+        """The next bytes of the body, and when they left the kernel."""
+        if self._error_body is not None:
+            self._error_body += data
+            if len(self._error_body) >= MAX_ERROR_BODY_BYTES:
+                self._fail()
+            return
+        was_idle = self._decoder.idle
+        events = [parse_event(event) for event in self._decoder.feed(data)]
+        for event in events:
+            self._hear(event, read_ns)
+        if events == [TOKEN] and was_idle and self._decoder.idle and self._learned <= 4 + self._hits // 4:
+            self._learned += 1  # a server whose events all differ is not worth the trouble
+            self._template = learn(data)
+
+    def end(self, read_ns: int) -> None:
+        """The body has ended properly."""
+        if self._error_body is not None:
+            self._fail()
+        for event in self._decoder.flush():
+            self._hear(parse_event(event), read_ns)
+        self.finished_ns = read_ns
+        if not self._done and self.finish_reason is None:
+            chunks = len(self.chunk_ns or ())
+            raise RequestError("truncated", f"ended after {chunks} chunks with no finish reason or [DONE]")
+
+    def frames(self, data: bytes, at: int, read_ns: int) -> int:
+        """Takes the HTTP chunks of `data` from `at` on that hold one event each, one that differs from an event already
+        decoded in nothing but its text. Gives the position of the first chunk that is anything else."""
+        if self._template is None or not self._decoder.idle:
+            return at
+        stop, count = self._template.skip(data, at)
+        if count:
+            assert self.chunk_ns is not None
+            self._hits += count
+            self.chunk_ns.extend((read_ns,) * count)
+        return stop
+
+    def _hear(self, event: StreamEvent, read_ns: int) -> None:
+        assert self.chunk_ns is not None
+        if event.error is not None:
+            raise RequestError("server", event.error)
+        if event.has_content:
+            self.chunk_ns.append(read_ns)
+        if event.usage is not None:
+            self.usage = event.usage
+        self.finish_reason = event.finish_reason or self.finish_reason
+        self._done = self._done or event.done
+
+    def _fail(self) -> None:
+        text = error_of_body(bytes(self._error_body or b"")[:MAX_ERROR_BODY_BYTES])
+        raise RequestError("http", f"{self.status} {self.reason}: {text}")
+
+
+TOKEN = StreamEvent(has_content=True)
+"""What an event says that holds text and nothing else."""
+
+_TEXT_FIELD = re.compile(rb'"(?:content|text|reasoning_content|reasoning)"\s*:\s*"')
+_PLAIN = re.compile(
+    rb'(?:[ !#-\[\]-~]++|\\["\\/bfnrt]|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef]'
+    rb"[\x80-\xbf]{2}|\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}|\xf4[\x80-\x8f][\x80-\xbf]{2})+"
+).fullmatch
+"""The inside of a JSON string that is surely valid and surely not empty: UTF-8, and escapes of one letter."""
+
+_FRAMES = {b"%x\r\n" % size: size + 6 for size in range(0x10, 0x100)} | {
+    b"%x\r\n" % size: size + 7 for size in range(0x100, 0x1000)
+}
+"""A chunk's size line -> the bytes of the whole chunk: line, data and CRLF. From 16 to 4095 bytes of data."""
+_SHORT = 0xFF + 6
+
+
+class Template(NamedTuple):
+    """An event around its text. With any plain text between, the event says TOKEN."""
+
+    before: bytes
+    after: bytes
+    """Up to the CRLF that closes the HTTP chunk."""
+
+    def skip(self, data: bytes, at: int) -> tuple[int, int]:
+        """(where the first other chunk begins, how many like this came before it)."""
+        before, after = self
+        lead, tail, total, count = len(before), len(after), len(data), 0
+        get, starts, ends = _FRAMES.get, data.startswith, data.endswith
+        while size := get(data[at : at + 4]) or get(data[at : at + 5]):
+            text, stop = at + (4 if size <= _SHORT else 5) + lead, at + size
+            if (
+                stop > total
+                or text + tail > stop
+                or not starts(before, text - lead)
+                or not ends(after, text, stop)
+                or not _PLAIN(data, text, stop - tail)
+            ):
+                break
+            at = stop
+            count += 1
+        return at, count
+
+
+def learn(event: bytes) -> Template | None:
+    """The template of one event's bytes, blank line included; None when it is not surely one.
+
+    The proof: with another text in its place the event says TOKEN, with none it says nothing at all. So the text alone
+    decides, and it decides by being there. Quotes inside a JSON string are escaped: the field found is a real one.
+    """
+    for field in _TEXT_FIELD.finditer(event):
+        start = field.end()
+        end = event.find(b'"', start)
+        if _PLAIN(event, start, end):
+            before, after = event[:start], event[end:]
+            if _says(before + after) == StreamEvent() and _says(before + b"x" + after) == TOKEN:
+                return Template(before, after + b"\r\n")
+    return None
+
+
+def _says(data: bytes) -> StreamEvent | None:
+    decoder = SSEDecoder()
+    events = decoder.feed(data)
+    if len(events) != 1 or not decoder.idle:
+        return None
+    try:
+        return parse_event(events[0])
+    except ProtocolError:
+        return None
