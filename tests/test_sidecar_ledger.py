@@ -213,7 +213,8 @@ def test_every_millijoule_is_in_one_account_and_counters_never_go_down(
 ) -> None:
     ledger = Ledger([GPU, OTHER], hold=HOLD)
     told = sorted(
-        (start + length + late, k, start, length, output, ok) for k, start, length, output, late, ok in arrivals
+        ((start + length + late, k, start, length, output, ok) for k, start, length, output, late, ok in arrivals),
+        key=lambda row: row[0],
     )
     joules = [0.0, 0.0]
     before: list[int] = []
