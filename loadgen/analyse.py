@@ -8,12 +8,13 @@ import numpy as np
 
 from loadgen import stats
 from loadgen.arrivals import index_of_dispersion
-from loadgen.attribution import RequestEnergy, RunAttribution, attribute
-from loadgen.energy.series import EnergySeries, series_by_domain
+from loadgen.attribution import RequestEnergy, RunAttribution, attribute, in_phase
+from loadgen.energy.series import EnergySeries, on_its_own_clock, series_by_domain
 from loadgen.record import RequestRecord
 from loadgen.rundir import RunResult
 from loadgen.summary import Distribution, EnergySummary, Instrument, Rate, Summary, WorkloadSummary
 from loadgen.units import NS_PER_S, j_from_mj
+from loadgen.work import work_of
 
 MAX_LAG_P99_S = 0.005
 """A client that sends later than this does not keep its schedule."""
@@ -27,7 +28,11 @@ def analyse(result: RunResult) -> RunResult:
     """The same run with its attribution and summary made anew."""
     start_ns, end_ns = span(result)
     series = engine_series(result)
-    attribution = attribute(series, result.records, start_ns, end_ns, engine=result.engine) if series else None
+    attribution = None
+    if series:
+        work = work_of(result.records, result.engine)
+        series = [in_phase(on_its_own_clock(one), work) for one in series]
+        attribution = attribute(series, result.records, start_ns, end_ns, work=work)
     summary = summarize(result, attribution, series, start_ns, end_ns)
     return RunResult(
         info=result.info,

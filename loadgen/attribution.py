@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from loadgen.energy.series import EnergySeries
 from loadgen.record import RequestRecord
-from loadgen.units import NS_PER_S, j_from_mj
+from loadgen.units import NS_PER_MS, NS_PER_S, j_from_mj
 from loadgen.work import EngineSample, Floats, Foreign, Ints, Rows, Work, work_of
 
 Method = Literal["shapley", "output-tokens", "per-request", "residency", "whole-gpu"]
@@ -33,6 +33,9 @@ Method = Literal["shapley", "output-tokens", "per-request", "residency", "whole-
 run's joules / requests (AIPerf). residency: each window shared equally by the requests in flight. whole-gpu: all that
 the GPU used while a request was in flight (proposed for TGI): a joule counts once per request, so it is too much."""
 METHODS: tuple[Method, ...] = get_args(Method)
+
+MIN_WINDOWS = 50
+"""Fewer windows do not find a counter's phase."""
 
 MIN_IDLE_S = 0.5
 """Less pure idle than this, and the idle power is not a measurement."""
@@ -115,14 +118,15 @@ def attribute(
     *,
     engine: Sequence[EngineSample] = (),
     method: Method = "shapley",
+    work: Work | None = None,
 ) -> RunAttribution:
-    """The energy of every series between the counter's moves around [start, end].
+    """The energy of every series between the counter's moves around [start, end]. work: of these records, if at hand.
 
     What lies before `start_ns` (idle with the model resident) takes part in the fit, not in the accounts.
     """
     if method != "shapley":
         return _by_another_method(series, records, start_ns, end_ns, method)
-    work = work_of(records, engine)
+    work = work or work_of(records, engine)
     accounts = [_shapley(whole, whole.clip(start_ns, end_ns), work, len(records)) for whole in series]
     measured_mj = sum(account.measured_mj for account in accounts)
     exact = [np.concatenate(([a.idle, a.unattributed], a.prefill, a.decode)) for a in accounts]
@@ -312,6 +316,27 @@ def _trimmed(a: Floats, b: Floats, rows: NDArray[np.bool_]) -> tuple[Floats, flo
         kept = rows & (residual <= OUTLIER * max(float(np.median(residual[rows])), 1e-9))
     x, error = _nnls(a[kept], b[kept])
     return x, error, kept
+
+
+PHASES_NS = range(-30 * NS_PER_MS, 31 * NS_PER_MS, 3 * NS_PER_MS)
+"""How far a polled counter's clock may be off: a poll a few times a period sees a move that late."""
+
+
+def in_phase(series: EnergySeries, work: Work) -> EnergySeries:
+    """A polled counter's series, shifted to where its windows follow best from the work done in them.
+
+    Its clock's period is known to microseconds after a minute, its phase only to a fraction of a poll; but 10 ms of
+    100 move a tenth of every prefill into the wrong window. Only for counters whose moves are uncertain (slack > 0).
+    """
+    if len(series) < MIN_WINDOWS or series.slack_ns is None or not series.slack_ns.any() or not work.steps:
+        return series
+    best, least = series, np.inf
+    for shift in PHASES_NS:
+        moved = EnergySeries(series.domain, series.t_ns + shift, series.mj, series.slack_ns, series.gap)
+        found = fit(moved, work)
+        if found.misfit is not None and found.r_squared is not None and 1 - found.r_squared < least:
+            best, least = moved, 1 - found.r_squared
+    return best
 
 
 def _known(series: EnergySeries) -> NDArray[np.bool_]:
@@ -561,6 +586,7 @@ __all__ = [
     "feature_columns",
     "fit",
     "foreign_features",
+    "in_phase",
     "member_features",
     "overlap",
     "owed_by",

@@ -14,6 +14,7 @@ from loadgen.attribution import (
     _nnls,
     attribute,
     fit,
+    in_phase,
     member_features,
     overlap,
     round_to_sum,
@@ -232,6 +233,31 @@ def test_the_fit_finds_the_law_that_made_the_windows() -> None:
     assert [getattr(found, column) for column in COLUMNS] == pytest.approx(truth, rel=0.02)
     assert found.idle_w == pytest.approx(127, rel=0.001)
     assert found.r_squared == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("late_ms", [-15, 0, 12, 21])
+def test_a_polled_counters_phase_is_found_from_the_work(late_ms: int) -> None:
+    """A counter that is seen late_ms late: shifted back, its windows follow from the work again."""
+    truth = np.array([2.5, 0.018, 0.0, 0.015, 0.0])
+    rng = np.random.default_rng(0)
+    records, at = [], 1000.0
+    for index in range(150):
+        at += rng.exponential(300)
+        first = at + rng.uniform(20, 60)
+        records.append(
+            request(index, at, [first + 6 * k for k in range(int(rng.integers(1, 40)))], int(rng.integers(10, 6000)))
+        )
+    work = work_of(records)
+    edges = np.arange(0, int(work.end_ns[-1]) + 200 * MS, 100 * MS)
+    step, window, share = overlap(edges, work.start_ns, work.end_ns)
+    cost = np.bincount(work.step, member_features(work) @ truth, minlength=work.steps)
+    busy_ns = np.bincount(window, share * (work.end_ns - work.start_ns)[step], minlength=len(edges) - 1)
+    joules = np.bincount(window, share * cost[step], minlength=len(edges) - 1) + 127 * (100 * MS - busy_ns) / 1e9
+    mj = np.concatenate(([0], np.cumsum(np.rint(joules * 1000)))).astype(np.int64)
+    seen = EnergySeries("gpu:0", edges + late_ms * MS, mj, np.full(len(edges), 2 * MS))
+    assert abs(int(in_phase(seen, work).t_ns[0]) - int(edges[0])) <= 3 * MS
+    exact = EnergySeries("gpu:0", edges, mj)
+    assert in_phase(exact, work) is exact
 
 
 def test_without_idle_time_the_idle_power_is_unknown() -> None:

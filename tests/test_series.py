@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.energy.meter import CounterTrack, PowerTrack
-from loadgen.energy.series import EnergySample, EnergySeries, series_by_domain
+from loadgen.energy.series import EnergySample, EnergySeries, on_its_own_clock, series_by_domain
 
 MS = 1_000_000
 
@@ -147,3 +147,44 @@ def test_power_integrates_by_trapezoids_over_every_poll(powers: list[tuple[float
     track = PowerTrack("gpu:0", keep_s=0.0, max_gap_s=20.0)
     samples = [sample for t, watts in powers for sample in track.observe(round(t * 1e9), watts)]
     assert samples[-1].joules - samples[0].joules == pytest.approx(joules)
+
+
+# -- the counter's own clock -------------------------------------------------------------------------------------------
+
+
+def polled(moves_ns: np.ndarray, rng: np.random.Generator) -> EnergySeries:
+    """A series as a poller sees it: each move between two polls 20 to 60 ms apart, put in their middle."""
+    t_ns, slack_ns = [], []
+    for move in moves_ns.tolist():
+        gap = int(rng.integers(20, 60)) * 1_000_000
+        before = move - int(rng.integers(0, gap))
+        t_ns.append(before + gap // 2)
+        slack_ns.append(gap // 2)
+    return EnergySeries("gpu:0", np.array(t_ns), np.arange(len(moves_ns)) * 45_000, np.array(slack_ns))
+
+
+def test_a_regular_counter_is_put_on_its_own_clock() -> None:
+    rng = np.random.default_rng(0)
+    true = 123_456_789 + np.arange(600) * 100_003_000
+    seen = polled(true, rng)
+    found = on_its_own_clock(seen)
+    assert np.abs(seen.t_ns - true).mean() > 5_000_000
+    assert np.abs(found.t_ns - true).max() < 3_000_000
+    assert (found.mj == seen.mj).all()
+
+
+def test_missed_moves_do_not_upset_the_clock() -> None:
+    rng = np.random.default_rng(1)
+    every = 5_000_000 + np.arange(600) * 100_000_000
+    true = every[np.sort(rng.choice(600, 550, replace=False))]
+    assert np.abs(on_its_own_clock(polled(true, rng)).t_ns - true).max() < 3_000_000
+
+
+def test_a_counter_without_a_clock_is_left_alone() -> None:
+    rng = np.random.default_rng(2)
+    irregular = polled(np.cumsum(rng.integers(80, 400, 300)) * 1_000_000, rng)
+    assert on_its_own_clock(irregular) is irregular
+    exact = EnergySeries("gpu:0", np.arange(100) * 100_000_000, np.arange(100) * 45_000)
+    assert on_its_own_clock(exact) is exact
+    short = polled(np.arange(10) * 100_000_000, rng)
+    assert on_its_own_clock(short) is short

@@ -150,3 +150,54 @@ def _series(domain: str, samples: list[EnergySample]) -> EnergySeries:
     if np.any(np.diff(t_ns) <= 0) or np.any(np.diff(mj) < 0):
         raise ValueError(f"energy samples of {domain} go back in time or in joules: the meter must not let them")
     return EnergySeries(domain, t_ns, mj, slack_ns, gap.astype(np.bool_))
+
+
+MIN_MOVES = 20
+INSIDE = 0.95
+"""Share of the observed moves that a regular clock must explain."""
+
+
+def on_its_own_clock(series: EnergySeries) -> EnergySeries:
+    """The same moves at the instants of the counter's own clock, where it has one; else the series as it is.
+
+    A poll sees a move late: it lies somewhere in t +- slack. A counter that moves every T (the H200's: 100.0 ms) has
+    its k-th move at a + T k, and thousands of moves say what a and T are, far better than one poll says of one move.
+    Each move is put there, if at least INSIDE of them then lie within their slack (and those that do not stay).
+    """
+    if len(series) < MIN_MOVES or series.slack_ns is None or not series.slack_ns.any():
+        return series
+    t_ns, slack_ns = series.t_ns.astype(np.float64), np.maximum(series.slack_ns, 1).astype(np.float64)
+    k = _move_numbers(t_ns, slack_ns)
+    period, first = np.polyfit(k, t_ns - t_ns[0], 1, w=1 / slack_ns)
+    low, high = t_ns - slack_ns - (first + period * k), t_ns + slack_ns - (first + period * k)
+    shift = (np.percentile(low - t_ns[0], 97.5) + np.percentile(high - t_ns[0], 2.5)) / 2
+    clock = first + period * k + t_ns[0] + shift
+    inside = np.abs(clock - t_ns) <= slack_ns + CLOCK_SLACK_NS
+    if inside.mean() < INSIDE:
+        return series
+    moved = np.where(inside, np.rint(clock), t_ns).astype(np.int64)
+    if (np.diff(moved) <= 0).any():
+        return series
+    left = np.where(inside, CLOCK_SLACK_NS, slack_ns).astype(np.int64)
+    return EnergySeries(series.domain, moved, series.mj, left, series.gap)
+
+
+CLOCK_SLACK_NS = 2_000_000
+"""What is left of a move's uncertainty once the counter's clock is known: its own jitter (p95 2 ms on the H200)."""
+
+
+def _move_numbers(t_ns: NDArray[np.float64], slack_ns: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Which of the clock's ticks each move is: one more than the move before, more where one was missed.
+
+    A clock is run along the moves, and pulled into each one's slack where it has left it.
+    """
+    period = float(np.mean(np.diff(t_ns)))
+    period = float(np.mean([gap for gap in np.diff(t_ns) if gap < 1.8 * period]))
+    tick, number, numbers = t_ns[0], 0, [0.0]
+    for t, slack in zip(t_ns[1:].tolist(), slack_ns[1:].tolist(), strict=True):
+        passed = max(1, round((t - tick) / period))
+        tick += passed * period
+        tick = min(max(tick, t - slack), t + slack)
+        number += passed
+        numbers.append(float(number))
+    return np.array(numbers)
