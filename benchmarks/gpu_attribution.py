@@ -10,11 +10,10 @@
     code       the mix's code requests alone
     identical  bursts of 8 equal requests: each must get 1/8 of its burst
 
-`analyse` needs no GPU: it reads the folders (plain, or records.jsonl and schedule.jsonl gzipped).
+`analyse` needs no GPU: it reads the folders. Those of docs/results are of an H200.
 """
 
 import argparse
-import gzip
 import json
 import subprocess
 import sys
@@ -76,9 +75,6 @@ def run(folder: Path, base_url: str, seconds: float, only: str | None) -> None:
 
 
 def load(path: Path) -> RunResult:
-    for packed in path.glob("*.jsonl.gz"):
-        if not (plain := packed.with_suffix("")).exists():
-            plain.write_bytes(gzip.decompress(packed.read_bytes()))
     return analyse(rundir.read(path))
 
 

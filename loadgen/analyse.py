@@ -12,7 +12,7 @@ from loadgen.attribution import RequestEnergy, RunAttribution, attribute, in_pha
 from loadgen.energy.series import EnergySeries, on_its_own_clock, series_by_domain
 from loadgen.record import RequestRecord
 from loadgen.rundir import RunResult
-from loadgen.summary import Distribution, EnergySummary, Instrument, Rate, Summary, WorkloadSummary
+from loadgen.summary import Distribution, EnergySummary, Instrument, Rate, SteadyState, Summary, WorkloadSummary
 from loadgen.units import NS_PER_S, j_from_mj
 from loadgen.work import work_of
 
@@ -20,6 +20,8 @@ MAX_LAG_P99_S = 0.005
 """A client that sends later than this does not keep its schedule."""
 MIN_TIME_COVERAGE = 0.99
 MIN_TOKEN_COVERAGE = 0.95
+AVERAGED = ("nvml-power-average", "nvml-power-usage")
+"""Energy sources that see a mean over 1 s (Ampere and later), so that neighbours' joules mix."""
 MIN_WINDOWS = 20
 """Fewer moves of the counter than this, and one step of it is over 5 % of the run."""
 
@@ -188,6 +190,8 @@ def _energy(
     idle = [found.idle_w for found in attribution.coefficients]
     idle_w = sum(watts for watts in idle if watts is not None) if idle and None not in idle else None
     reasons = list(_energy_reasons(clipped, in_time, in_tokens, idle_w))
+    if averaged := sorted({domain.source for domain in result.info.domains if domain.source in AVERAGED}):
+        reasons.append(f"the source ({', '.join(averaged)}) is power averaged over 1 s: too slow for single requests")
     return EnergySummary(
         valid=not reasons,
         reasons=reasons,
@@ -195,6 +199,9 @@ def _energy(
         method=attribution.method,
         duration_s=duration_s,
         measured_joules=j_from_mj(attribution.measured_mj),
+        measured_se_joules=_measured_se(clipped),
+        attributed_se_joules=_attributed_se(attribution, _measured_se(clipped)),
+        steady=_steady(result.records, series, start_ns),
         idle_joules=j_from_mj(attribution.idle_mj),
         unattributed_joules=j_from_mj(attribution.unattributed_mj),
         coverage=in_time * (1.0 if in_tokens is None else min(in_tokens, 1.0)),
@@ -203,6 +210,59 @@ def _energy(
         coefficients=msgspec.to_builtins(attribution.coefficients[0]) if len(attribution.coefficients) == 1 else None,
         **_energy_of(result.records, shares),
     )
+
+
+def _measured_se(clipped: Sequence[EnergySeries]) -> float:
+    """Power at both ends of each series, times when its first and last move may have been: uniform in their slack."""
+    variance = 0.0
+    for one in clipped:
+        watts = np.diff(one.mj)[[0, -1]] / 1000 / (np.diff(one.t_ns)[[0, -1]] / NS_PER_S)
+        slack_s = np.zeros(2) if one.slack_ns is None else one.slack_ns[[0, -1]] / NS_PER_S
+        variance += float(((watts * slack_s) ** 2 / 3).sum())
+    return float(np.sqrt(variance))
+
+
+def _attributed_se(attribution: RunAttribution, measured_se: float) -> float | None:
+    """With the idle power's error, over the time that the idle account stands for."""
+    parts = [(found.idle_w, found.idle_se_w) for found in attribution.coefficients]
+    if len(parts) != 1 or parts[0][0] is None or parts[0][1] is None:
+        return None
+    idle_w, idle_se_w = parts[0]
+    assert idle_w is not None
+    assert idle_se_w is not None
+    idle_se = idle_se_w * j_from_mj(attribution.idle_mj) / idle_w if idle_w > 0 else 0.0
+    return float(np.hypot(measured_se, idle_se))
+
+
+def _steady(records: Sequence[RequestRecord], series: Sequence[EnergySeries], start_ns: int) -> SteadyState | None:
+    done = [record for record in records if record.first_token_ns is not None and record.finished_ns is not None]
+    firsts = np.sort(np.array([record.first_token_ns for record in done], dtype=np.int64))
+    ends = np.sort(np.array([record.finished_ns for record in done], dtype=np.int64))
+    sent = np.sort(np.array([record.sent_ns for record in done], dtype=np.int64))
+    if not len(done):
+        return None
+    most = int(np.max(np.arange(1, len(sent) + 1) - np.searchsorted(ends, sent)))
+    if len(done) <= 2 * most:
+        return None
+    begin, end = int(firsts[most - 1]), int(ends[len(done) - most - 1])
+    joules = [one.energy_mj(begin, end) for one in series]
+    if end <= begin or None in joules:
+        return None
+    inside = sum(_tokens_in(record, begin, end) for record in done)
+    total = sum(value or 0.0 for value in joules) / 1000
+    return SteadyState(
+        start_s=(begin - start_ns) / NS_PER_S,
+        end_s=(end - start_ns) / NS_PER_S,
+        joules=total,
+        output_tokens=round(inside),
+        joules_per_output_token=total / inside if inside else None,
+    )
+
+
+def _tokens_in(record: RequestRecord, begin_ns: int, end_ns: int) -> float:
+    """Output tokens that came in [begin, end): the chunks' share of the request's tokens."""
+    first, last = np.searchsorted(record.chunk_ns, [begin_ns, end_ns])
+    return float(last - first) / len(record.chunk_ns) * (record.output_tokens or 0)
 
 
 def _time_coverage(series: EnergySeries, start_ns: int, end_ns: int) -> float:
@@ -239,6 +299,10 @@ def _instrument(result: RunResult, lag: Distribution) -> Instrument:
     if lag.p99 is not None and lag.p99 > MAX_LAG_P99_S:
         verdicts.append(
             f"this client sent late: schedule lag p99 {lag.p99 * 1000:.1f} ms; its latencies carry that error"
+        )
+    if (late_s := (own.get("loop_delay_s") or {}).get("p99")) is not None and late_s > MAX_LAG_P99_S:
+        verdicts.append(
+            f"this client's event loop woke late: p99 {late_s * 1000:.1f} ms; its time stamps can carry that error"
         )
     if result.info.config.get("max_concurrency"):
         verdicts.append("--max-concurrency closed the loop: the server's slowness delayed later requests")

@@ -71,7 +71,9 @@ class Coefficients(msgspec.Struct, frozen=True, kw_only=True):
     decode_context_j: float
     """Per decoded token and token of its context: keys and values read."""
     idle_w: float | None
-    r_squared: float | None
+    idle_se_w: float | None = None
+    """Standard error of idle_w, from the spread of the idle windows."""
+    r_squared: float | None = None
     """Share of the windows' variance that the model explains; None when there was nothing to fit."""
     misfit: float | None = None
     """Root mean square of (measured - model) / measured over busy windows, outliers left out."""
@@ -287,6 +289,7 @@ def fit_with_covariance(series: EnergySeries, work: Work) -> tuple[Coefficients,
     idle = (busy_s == 0) & ~others.any(axis=1) & _known(series)
     idle_s = float(duration_s[idle].sum())
     idle_w = float(energy_j[idle].sum() / idle_s) if idle_s >= MIN_IDLE_S else None
+    watts = energy_j[idle] / duration_s[idle]
     features = _window_features(work, step, window, share, len(energy_j)) + others
     target = energy_j - (idle_w or 0.0) * np.maximum(duration_s - busy_s, 0.0)
     busy = ~idle & _known(series)
@@ -294,6 +297,7 @@ def fit_with_covariance(series: EnergySeries, work: Work) -> tuple[Coefficients,
     coefficients = Coefficients(
         **dict(zip(COLUMNS, values.tolist(), strict=True)),
         idle_w=idle_w,
+        idle_se_w=float(watts.std(ddof=1) / np.sqrt(len(watts))) if idle_w is not None and len(watts) > 1 else None,
         r_squared=_r_squared(target[kept], error),
         misfit=_misfit(energy_j[kept], target[kept] - features[kept] @ values) if error is not None else None,
         outliers=int(busy.sum() - kept.sum()),

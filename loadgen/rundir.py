@@ -1,5 +1,6 @@
 """A run is a folder: write it as things happen, read it back whole, whatever ended the run."""
 
+import gzip
 import os
 import shutil
 import tempfile
@@ -207,11 +208,12 @@ def _read_json(path: Path, kind: type[T]) -> T:
 
 
 def _read_lines(path: Path, kind: type[T]) -> Iterator[T]:
-    """Every whole line; nothing when the file is not there."""
-    if not path.exists():
+    """Every whole line, gzipped or not; nothing when the file is not there."""
+    packed = path.with_name(path.name + ".gz")
+    if not path.exists() and not packed.exists():
         return
     decode = msgspec.json.Decoder(kind).decode
-    with path.open("rb") as file:
+    with path.open("rb") if path.exists() else gzip.open(packed, "rb") as file:
         for number, line in enumerate(file, 1):
             if not line.endswith(b"\n"):
                 return

@@ -58,6 +58,18 @@ class Goodput(msgspec.Struct, frozen=True, kw_only=True):
     rps: float | None
 
 
+class SteadyState(msgspec.Struct, frozen=True, kw_only=True):
+    """The run without its ramp and its drain: from when as many requests had their first token as were ever in flight
+    at once, until all but that many had finished (ML.ENERGY's rule, arXiv 2505.06371)."""
+
+    start_s: float
+    """From the first scheduled instant, like end_s."""
+    end_s: float
+    joules: float
+    output_tokens: int
+    joules_per_output_token: float | None
+
+
 class EnergySummary(msgspec.Struct, frozen=True, kw_only=True):
     """measured = idle + attributed + unattributed, to the millijoule."""
 
@@ -68,9 +80,15 @@ class EnergySummary(msgspec.Struct, frozen=True, kw_only=True):
     method: str | None = None
     duration_s: float | None = None
     measured_joules: float | None = None
+    measured_se_joules: float | None = None
+    """Standard error of measured_joules: when the counter moved at both ends."""
     idle_joules: float | None = None
     attributed_joules: float | None = None
+    attributed_se_joules: float | None = None
+    """Standard error of attributed_joules: of what was measured, and of the idle power."""
     unattributed_joules: float | None = None
+    steady: SteadyState | None = None
+    """None when the run had no steady state."""
     coverage: float | None = None
     """Share of the run's time that the counter saw, times our share of the tokens that the engine made."""
     mean_watts: float | None = None

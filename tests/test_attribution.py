@@ -124,6 +124,41 @@ def test_when_does_not_matter(run: tuple[list[EnergySeries], list[RequestRecord]
     assert [s.joules for s in after.requests] == pytest.approx([s.joules for s in before.requests], abs=0.002)
 
 
+@given(runs(), st.integers(2, 9))
+def test_twice_the_energy_is_twice_the_joules(run: tuple[list[EnergySeries], list[RequestRecord]], times: int) -> None:
+    series, records = run
+    more = [EnergySeries(one.domain, one.t_ns, one.mj * times) for one in series]
+    before, after = attribute(series, records, 0, 4000 * MS), attribute(more, records, 0, 4000 * MS)
+    for share, larger in zip(before.requests, after.requests, strict=True):
+        assert larger.joules == pytest.approx(share.joules * times, rel=0.01, abs=0.002 * times + 0.01)
+
+
+@given(runs())
+def test_gpus_add(run: tuple[list[EnergySeries], list[RequestRecord]]) -> None:
+    """A group's joules are the sum of its GPUs' joules, request by request."""
+    series, records = run
+    together = attribute(series, records, 0, 4000 * MS)
+    alone = [attribute([one], records, 0, 4000 * MS) for one in series]
+    assert together.measured_mj == sum(one.measured_mj for one in alone)
+    for i, share in enumerate(together.requests):
+        assert share.joules == pytest.approx(sum(one.requests[i].joules for one in alone), abs=0.003)
+
+
+def test_one_token_more_never_costs_less() -> None:
+    """Monotone: in the same windows, a request with more prompt tokens owes no less."""
+    joules = []
+    for prompt in (10, 100, 1000, 5000):
+        pair = [
+            request(0, 0, [60.0 + 6 * k for k in range(30)], prompt),
+            request(1, 0, [60.0 + 6 * k for k in range(30)], 100),
+        ]
+        work = work_of(pair)
+        owed = member_features(work) @ np.array([2.0, 0.02, 1e-6, 0.01, 1e-5])
+        members, _, _ = split(counter([0, 100, 200, 300], [40.0, 40.0, 40.0]), work, owed, None)
+        joules.append(float(members[work.request == 0].sum()))
+    assert joules == sorted(joules)
+
+
 def test_a_solo_request_takes_all_active_energy() -> None:
     """One second idle at 100 W, then one second alone: 0.1 s windows of 50 J, all its own."""
     edges = [i * 100.0 for i in range(21)]

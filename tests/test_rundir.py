@@ -1,5 +1,6 @@
 """A run folder survives what runs do not: it reads as far as it was written."""
 
+import gzip
 from contextlib import closing
 from pathlib import Path
 
@@ -66,6 +67,15 @@ def test_the_schedule_is_on_disk_before_anything_happens(tmp_path: Path) -> None
         result = rundir.read(tmp_path / "run")
     assert result.schedule == list(PLAN.requests)
     assert result.info.stopped_by is None
+
+
+def test_gzipped_lines_are_read_too(tmp_path: Path) -> None:
+    write(tmp_path / "run", [0, 1, 2])
+    before = rundir.read(tmp_path / "run")
+    for plain in (tmp_path / "run").glob("*.jsonl"):
+        plain.with_name(plain.name + ".gz").write_bytes(gzip.compress(plain.read_bytes()))
+        plain.unlink()
+    assert rundir.read(tmp_path / "run") == before
 
 
 def test_a_killed_run_reads_as_far_as_it_got(tmp_path: Path) -> None:

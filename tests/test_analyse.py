@@ -1,0 +1,134 @@
+"""From a run folder's records and samples to its summary: the parts that are not attribution."""
+
+import msgspec
+import numpy as np
+import pytest
+import runs
+
+from loadgen.analyse import analyse
+from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.record import RequestRecord
+from loadgen.rundir import RunResult
+from loadgen.summary import EnergySummary, Summary
+from loadgen.units import NS_PER_S
+
+STEP_NS = NS_PER_S // 100
+
+
+def steady_run(
+    requests: int = 200, in_flight: int = 10, tokens: int = 100, watts: float = 400.0, **changes: object
+) -> RunResult:
+    """Ten streams at any time, a chunk every 10 ms, one counter at a constant power, 5 s of idle before and after."""
+    records = []
+    for index in range(requests):
+        sent = 5 * NS_PER_S + index * tokens // in_flight * STEP_NS
+        chunks = [sent + (k + 1) * STEP_NS for k in range(tokens)]
+        records.append(
+            RequestRecord(
+                index=index, workload="chat", scheduled_ns=sent, sent_ns=sent, first_token_ns=chunks[0],
+                last_token_ns=chunks[-1], finished_ns=chunks[-1], chunk_ns=chunks, input_tokens=50,
+                output_tokens=tokens, cached_tokens=0, token_source="usage", status=200, finish_reason="length",
+            )
+        )  # fmt: skip
+    end = (records[-1].finished_ns or 0) + 5 * NS_PER_S
+    t_ns = np.arange(0, end, NS_PER_S // 10)
+    busy = (t_ns >= 5 * NS_PER_S) & (t_ns < end - 5 * NS_PER_S)
+    joules = np.concatenate(([0.0], np.cumsum(np.where(busy, watts, 100.0)[:-1] / 10)))
+    samples = [EnergySample(int(t), "gpu:0", float(j)) for t, j in zip(t_ns, joules, strict=True)]
+    made = runs.run(num_requests=5)
+    info = msgspec.structs.replace(
+        made.info,
+        domains=[EnergyDomain(name="gpu:0", source="nvml-counter", period_s=0.1)],
+        instrument={},
+        config={},
+        **changes,
+    )
+    return RunResult(info, [], records, samples, [], None, None)
+
+
+def summary_of(result: RunResult) -> Summary:
+    schedule = [
+        runs.ScheduledRequest(
+            index=r.index, offset_ns=0, workload="chat", input_tokens=50, output_tokens=r.output_tokens or 0
+        )
+        for r in result.records
+    ]
+    summary = analyse(
+        RunResult(result.info, schedule, result.records, result.energy, result.engine, None, None)
+    ).summary
+    assert summary is not None
+    return summary
+
+
+def energy_of(result: RunResult) -> EnergySummary:
+    return summary_of(result).energy
+
+
+def test_the_steady_state_leaves_out_ramp_and_drain() -> None:
+    """Ten streams at 100 tokens/s each and 400 W: 0.4 J per output token, whatever happens at the ends."""
+    energy = energy_of(steady_run())
+    steady = energy.steady
+    assert steady is not None
+    assert steady.joules_per_output_token == pytest.approx(0.4, rel=0.01)
+    assert 0 < steady.start_s < 2
+    assert steady.end_s == pytest.approx(19.9, abs=0.3)
+    assert (energy.joules_per_output_token or 0) > (steady.joules_per_output_token or 0)
+
+
+def test_a_run_too_short_for_it_has_no_steady_state() -> None:
+    assert energy_of(steady_run(requests=15)).steady is None
+
+
+def test_idle_and_totals_carry_errors() -> None:
+    energy = energy_of(steady_run())
+    assert energy.valid, energy.reasons
+    assert energy.idle_watts == pytest.approx(100)
+    assert energy.measured_se_joules == 0, "an exact counter"
+    assert energy.attributed_se_joules == pytest.approx(0, abs=1e-6)
+
+
+def test_power_averaged_over_a_second_supports_no_claim_about_requests() -> None:
+    slow = steady_run()
+    info = msgspec.structs.replace(slow.info, domains=[EnergyDomain(name="gpu:0", source="nvml-power-average")])
+    energy = energy_of(RunResult(info, slow.schedule, slow.records, slow.energy, [], None, None))
+    assert not energy.valid
+    assert any("averaged over 1 s" in reason for reason in energy.reasons)
+
+
+def test_a_meter_that_dies_in_mid_run_is_a_gap() -> None:
+    whole = steady_run()
+    half = RunResult(whole.info, whole.schedule, whole.records, whole.energy[: len(whole.energy) // 2], [], None, None)
+    energy = energy_of(half)
+    assert not energy.valid
+    assert energy.coverage == pytest.approx(0.5, abs=0.1)
+    assert any("of the run's time" in reason for reason in energy.reasons)
+
+
+def test_a_run_without_idle_says_so() -> None:
+    busy = steady_run()
+    inside = [sample for sample in busy.energy if 5 * NS_PER_S <= sample.t_ns <= 25 * NS_PER_S]
+    reasons = energy_of(RunResult(busy.info, busy.schedule, busy.records, inside, [], None, None)).reasons
+    assert any("never idle" in reason for reason in reasons)
+
+
+def test_other_clients_make_it_invalid() -> None:
+    ours = steady_run()
+    engine = [
+        {"t_ns": 0.0, "generation_tokens": 0.0, "prompt_tokens": 0.0, "iterations": 0.0},
+        {"t_ns": 40e9, "generation_tokens": 40_000.0, "prompt_tokens": 20_000.0, "iterations": 2010.0},
+    ]
+    energy = energy_of(RunResult(ours.info, ours.schedule, ours.records, ours.energy, engine, None, None))
+    assert energy.coverage == pytest.approx(0.5, abs=0.01)
+    assert any("50.0% of the engine's output tokens were ours" in reason for reason in energy.reasons)
+    assert (energy.unattributed_joules or 0) > 0.2 * (energy.measured_joules or 0)
+
+
+@pytest.mark.parametrize(
+    ("instrument", "says"),
+    [({}, None), ({"loop_delay_s": {"p99": 0.001}}, None), ({"loop_delay_s": {"p99": 0.02}}, "woke late")],
+)
+def test_a_spoiled_run_says_so(instrument: dict[str, object], says: str | None) -> None:
+    made = steady_run()
+    info = msgspec.structs.replace(made.info, instrument=instrument)
+    verdicts = summary_of(RunResult(info, [], made.records, made.energy, [], None, None)).instrument.verdicts
+    assert any(says in verdict for verdict in verdicts) if says else not verdicts
