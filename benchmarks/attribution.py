@@ -17,10 +17,11 @@ import numpy as np
 
 from loadgen.attribution import METHODS, attribute
 from loadgen.energy.series import series_by_domain
+from loadgen.profiles import read_hardware, read_model
 from loadgen.record import RequestRecord
 from loadgen.schedule import build
 from loadgen.simulator.engine import Arrival, EngineOptions, SimulatedRun, simulate
-from loadgen.simulator.power import CounterOptions, read_hardware, read_model
+from loadgen.simulator.power import CounterOptions
 from loadgen.trace import read_trace
 from loadgen.units import NS_PER_MS, NS_PER_S
 
