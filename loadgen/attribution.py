@@ -16,7 +16,6 @@ The other methods are what other tools do. They are here to be compared with (be
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import combinations
 from typing import Literal, get_args
 
 import msgspec
@@ -24,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.energy.series import EnergySeries
+from loadgen.nnls import nnls
 from loadgen.record import RequestRecord
 from loadgen.units import NS_PER_MS, NS_PER_S, j_from_mj
 from loadgen.work import EngineSample, Floats, Foreign, Ints, Rows, Work, work_of
@@ -178,14 +178,19 @@ def _shapley(whole: EnergySeries, clipped: EnergySeries, work: Work, requests: i
     coefficients, covariance = fit_with_covariance(whole, work)
     owed = owed_by(work, coefficients)
     others = foreign_features(work, clipped.t_ns) @ coefficients.values
-    if not owed.any():  # nothing could be fitted: share each step by time alone
-        owed = next(feature_columns(work)) * np.maximum(work.end_ns - work.start_ns, 1)[work.step] / NS_PER_S
+    if not owed.any():  # nothing could be fitted: a step costs the mean power over its time, whoever does what in it
+        length_s = np.maximum(work.end_ns - work.start_ns, 1)[work.step] / NS_PER_S
+        owed = next(feature_columns(work)) * length_s * _mean_watts(whole)
     member_mj, idle, lost = split(clipped, work, owed, coefficients.idle_w, others)
     total = np.bincount(work.request, member_mj, minlength=requests).astype(np.float64)
     first = np.bincount(work.request[work.prefilling], member_mj[work.prefilling], minlength=requests)
     prefill = np.minimum(first, total)
     variance = _variance(clipped, work, owed, total / 1000, covariance, coefficients.misfit)
     return _Account(prefill, total - prefill, variance, idle, lost, clipped.total_mj, coefficients)
+
+
+def _mean_watts(series: EnergySeries) -> float:
+    return series.total_mj / 1000 / max(float(series.t_ns[-1] - series.t_ns[0]) / NS_PER_S, 1e-9)
 
 
 # -- Work x windows -> Coefficients ----------------------------------------------------------------------------------
@@ -317,7 +322,7 @@ def _trimmed(a: Floats, b: Floats, rows: NDArray[np.bool_]) -> tuple[Floats, flo
         if error is None:
             break
         residual = np.abs(b - a @ x)
-        kept = rows & (residual <= OUTLIER * max(float(np.median(residual[rows])), 1e-9))
+        kept = rows & (residual <= OUTLIER * max(float(np.median(residual[rows])), 1e-9 * float(np.abs(b).max())))
     x, error = _nnls(a[kept], b[kept])
     return x, error, kept
 
@@ -360,24 +365,8 @@ def _sum_by(group: Ints | Rows, columns: Iterable[Floats], groups: int) -> Float
 
 
 def _nnls(a: Floats, b: Floats) -> tuple[Floats, float | None]:
-    """argmin |a x - b|^2 with x >= 0, and that minimum; None when there are too few rows to say anything.
-
-    With five columns, trying every set of them is exact and quick.
-    """
-    columns = a.shape[1]
-    if len(b) < 2 * columns:
-        return np.zeros(columns), None
-    scale = np.where(a.any(axis=0), np.abs(a).max(axis=0), 1.0)
-    gram, moment, total = (a / scale).T @ (a / scale), (a / scale).T @ b, float(b @ b)
-    best, best_error = np.zeros(columns), total
-    for size in range(1, columns + 1):
-        for chosen in map(list, combinations(range(columns), size)):
-            x = np.linalg.lstsq(gram[np.ix_(chosen, chosen)], moment[chosen], rcond=1e-10)[0]
-            error = total - 2 * float(x @ moment[chosen]) + float(x @ gram[np.ix_(chosen, chosen)] @ x)
-            if (x >= 0).all() and error < best_error * (1 - 1e-12):
-                best, best_error = np.zeros(columns), error
-                best[chosen] = x
-    return best / scale, max(best_error, 0.0)
+    """`nnls`; the error is None when there are too few rows to say anything."""
+    return nnls(a, b) if len(b) >= 2 * a.shape[1] else (np.zeros(a.shape[1]), None)
 
 
 def _r_squared(b: Floats, error: float | None) -> float | None:

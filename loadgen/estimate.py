@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from loadgen.bins import PAPER_INPUT_EDGES, PAPER_OUTPUT_EDGES, CountedPairs
 from loadgen.errors import LoadgenError
+from loadgen.nnls import nnls
 from loadgen.profiles import Cell, EnergyProfile, Hardware, Model
 
 Floats = NDArray[np.float64]
@@ -95,7 +96,7 @@ def fit_two_phase(cells: Sequence[Cell]) -> TwoPhase | None:
     if len(cells) < 12 or min(len(np.unique(values)) for values in (n, o, batch)) < 2:
         return None
     features = _features(n, o, batch) / joules[:, None]
-    a = nnls(features, np.ones(len(cells)))
+    a, _ = nnls(features, np.ones(len(cells)))
     rms = float(np.sqrt(np.mean((features @ a - 1) ** 2)))
     names = ("request", "input_token", "input_token_squared", "step", "output_token", "context_token")
     return TwoPhase(**dict(zip(names, a.tolist(), strict=True)), rms=rms)
@@ -104,34 +105,6 @@ def fit_two_phase(cells: Sequence[Cell]) -> TwoPhase | None:
 def _columns(cells: Sequence[Cell]) -> tuple[Floats, Floats, Floats, Floats]:
     rows = np.array([(c.input, c.output, c.batch, c.joules_per_request) for c in cells], dtype=np.float64)
     return rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3]
-
-
-def nnls(a: Floats, b: Floats) -> Floats:
-    """argmin |a x - b| with x >= 0, by active sets (Lawson, Hanson, Solving Least Squares Problems, 1974, ch. 23)."""
-    scale = np.abs(a).max(axis=0)
-    scale[scale == 0] = 1.0
-    a = a / scale
-    x = np.zeros(a.shape[1])
-    free = np.zeros(a.shape[1], dtype=bool)
-    while not free.all():
-        gradient = a.T @ (b - a @ x)
-        gradient[free] = -np.inf
-        enter = int(np.argmax(gradient))
-        if gradient[enter] <= 1e-10 * float(np.abs(b).sum()):
-            break
-        free[enter] = True
-        while True:
-            trial = np.zeros_like(x)
-            trial[free] = np.linalg.lstsq(a[:, free], b, rcond=None)[0]
-            falling = free & (trial <= 0)
-            if not falling.any():
-                break
-            step = np.min(x[falling] / (x[falling] - trial[falling]))
-            x = x + step * (trial - x)
-            free &= x > 1e-15
-            x[~free] = 0.0
-        x = trial
-    return np.asarray(x / scale)
 
 
 # -- interpolation ----------------------------------------------------------------------------------------------------

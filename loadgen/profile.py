@@ -21,7 +21,7 @@ from loadgen.energy.meter import EnergyMeter
 from loadgen.energy.sampler import Sampler
 from loadgen.energy.series import EnergySample, series_by_domain
 from loadgen.errors import LoadgenError
-from loadgen.estimate import nnls
+from loadgen.nnls import nnls
 from loadgen.openai_api import PATHS, Endpoint, payload
 from loadgen.profiles import Cell
 from loadgen.prompts import Vocabulary, prompt_rng
@@ -133,7 +133,7 @@ def seconds_left(done: Sequence[tuple[Spot, float]], left: Sequence[Spot]) -> fl
     if not done:
         return None
     seconds = np.array([s for _, s in done])
-    parameters = nnls(_time_features([spot for spot, _ in done]), seconds)
+    parameters, _ = nnls(_time_features([spot for spot, _ in done]), seconds)
     return float((_time_features(left) @ parameters).sum()) if left else 0.0
 
 

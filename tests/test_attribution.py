@@ -11,7 +11,6 @@ from loadgen.attribution import (
     COLUMNS,
     METHODS,
     Method,
-    _nnls,
     attribute,
     fit,
     in_phase,
@@ -21,9 +20,10 @@ from loadgen.attribution import (
     split,
 )
 from loadgen.energy.series import EnergySeries
+from loadgen.nnls import nnls
 from loadgen.record import RequestRecord
 from loadgen.units import NS_PER_MS
-from loadgen.work import work_of
+from loadgen.work import Work, work_of
 
 MS = NS_PER_MS
 
@@ -130,7 +130,7 @@ def test_twice_the_energy_is_twice_the_joules(run: tuple[list[EnergySeries], lis
     more = [EnergySeries(one.domain, one.t_ns, one.mj * times) for one in series]
     before, after = attribute(series, records, 0, 4000 * MS), attribute(more, records, 0, 4000 * MS)
     for share, larger in zip(before.requests, after.requests, strict=True):
-        assert larger.joules == pytest.approx(share.joules * times, rel=0.01, abs=0.002 * times + 0.01)
+        assert larger.joules == pytest.approx(share.joules * times, rel=0.01, abs=0.005 * times + 0.01)
 
 
 @given(runs())
@@ -245,26 +245,29 @@ def test_several_tokens_in_a_chunk() -> None:
     assert work_of([many]).decode.tolist() == [0, 3, 3, 3, 3]
 
 
-def test_the_fit_finds_the_law_that_made_the_windows() -> None:
-    """Exact windows of a known law: random requests, 300 windows, all five coefficients and the idle power."""
+def lawful(truth: list[float], every_ms: float, longest: int) -> tuple[Work, EnergySeries]:
+    """Random requests, and exact windows of 100 ms under a law of five coefficients and 127 W of idle power."""
     rng = np.random.default_rng(0)
-    truth = np.array([2.5, 0.018, 1e-6, 0.015, 2e-5])
     records, at = [], 2000.0
     for index in range(200):
-        at += rng.exponential(120)
+        at += rng.exponential(every_ms)
         first = at + rng.uniform(20, 60)
-        records.append(
-            request(index, at, [first + 6 * k for k in range(int(rng.integers(1, 60)))], int(rng.integers(10, 6000)))
-        )
+        chunks = [first + 6 * k for k in range(int(rng.integers(1, longest)))]
+        records.append(request(index, at, chunks, int(rng.integers(10, 6000))))
     work = work_of(records)
     edges = np.arange(0, int(work.end_ns[-1]) + 200 * MS, 100 * MS)
     step, window, share = overlap(edges, work.start_ns, work.end_ns)
-    cost = np.bincount(work.step, member_features(work) @ truth, minlength=work.steps)
+    cost = np.bincount(work.step, member_features(work) @ np.array(truth), minlength=work.steps)
     busy_ns = np.bincount(window, share * (work.end_ns - work.start_ns)[step], minlength=len(edges) - 1)
     joules = np.bincount(window, share * cost[step], minlength=len(edges) - 1) + 127 * (100 * MS - busy_ns) / 1e9
-    found = fit(
-        EnergySeries("gpu:0", edges, np.concatenate(([0], np.cumsum(np.rint(joules * 1000)))).astype(np.int64)), work
-    )
+    mj = np.concatenate(([0], np.cumsum(np.rint(joules * 1000)))).astype(np.int64)
+    return work, EnergySeries("gpu:0", edges, mj)
+
+
+def test_the_fit_finds_the_law_that_made_the_windows() -> None:
+    truth = [2.5, 0.018, 1e-6, 0.015, 2e-5]
+    work, series = lawful(truth, every_ms=120, longest=60)
+    found = fit(series, work)
     assert [getattr(found, column) for column in COLUMNS] == pytest.approx(truth, rel=0.02)
     assert found.idle_w == pytest.approx(127, rel=0.001)
     assert found.r_squared == pytest.approx(1, abs=1e-4)
@@ -273,25 +276,9 @@ def test_the_fit_finds_the_law_that_made_the_windows() -> None:
 @pytest.mark.parametrize("late_ms", [-15, 0, 12, 21])
 def test_a_polled_counters_phase_is_found_from_the_work(late_ms: int) -> None:
     """A counter that is seen late_ms late: shifted back, its windows follow from the work again."""
-    truth = np.array([2.5, 0.018, 0.0, 0.015, 0.0])
-    rng = np.random.default_rng(0)
-    records, at = [], 1000.0
-    for index in range(150):
-        at += rng.exponential(300)
-        first = at + rng.uniform(20, 60)
-        records.append(
-            request(index, at, [first + 6 * k for k in range(int(rng.integers(1, 40)))], int(rng.integers(10, 6000)))
-        )
-    work = work_of(records)
-    edges = np.arange(0, int(work.end_ns[-1]) + 200 * MS, 100 * MS)
-    step, window, share = overlap(edges, work.start_ns, work.end_ns)
-    cost = np.bincount(work.step, member_features(work) @ truth, minlength=work.steps)
-    busy_ns = np.bincount(window, share * (work.end_ns - work.start_ns)[step], minlength=len(edges) - 1)
-    joules = np.bincount(window, share * cost[step], minlength=len(edges) - 1) + 127 * (100 * MS - busy_ns) / 1e9
-    mj = np.concatenate(([0], np.cumsum(np.rint(joules * 1000)))).astype(np.int64)
-    seen = EnergySeries("gpu:0", edges + late_ms * MS, mj, np.full(len(edges), 2 * MS))
-    assert abs(int(in_phase(seen, work).t_ns[0]) - int(edges[0])) <= 3 * MS
-    exact = EnergySeries("gpu:0", edges, mj)
+    work, exact = lawful([2.5, 0.018, 0.0, 0.015, 0.0], every_ms=300, longest=40)
+    seen = EnergySeries("gpu:0", exact.t_ns + late_ms * MS, exact.mj, np.full(len(exact), 2 * MS))
+    assert abs(int(in_phase(seen, work).t_ns[0]) - int(exact.t_ns[0])) <= 3 * MS
     assert in_phase(exact, work) is exact
 
 
@@ -442,7 +429,7 @@ def test_nnls_is_optimal(seed: int) -> None:
     """No small non-negative step from the answer makes the error smaller (Karush-Kuhn-Tucker)."""
     rng = np.random.default_rng(seed)
     a, b = rng.random((40, 5)), rng.normal(size=40)
-    x, _ = _nnls(a, b)
+    x, _ = nnls(a, b)
     gradient = a.T @ (a @ x - b)
     assert (x >= 0).all()
     assert gradient.min() > -1e-4

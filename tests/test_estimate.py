@@ -18,9 +18,9 @@ from loadgen.estimate import (
     fit_two_phase,
     flops,
     mean_in_flight,
-    nnls,
     surface,
 )
+from loadgen.nnls import nnls
 from loadgen.profiles import Cell, EnergyProfile, energy_profile_json, read_energy_profile, read_hardware, read_model
 from loadgen.simulator.cells import closed_loop
 
@@ -153,7 +153,7 @@ def test_what_cannot_be_estimated_is_said(change: str, pairs: tuple[int, int, in
 def test_nnls_is_non_negative_and_no_coordinate_can_be_bettered(seed: int) -> None:
     rng = np.random.default_rng(seed)
     a, b = rng.normal(size=(20, 5)), rng.normal(size=20)
-    x = nnls(a, b)
+    x, _ = nnls(a, b)
     gradient = a.T @ (b - a @ x)
     assert (x >= 0).all()
     assert (gradient < 1e-6).all() and np.abs(gradient[x > 0]).max(initial=0.0) < 1e-6
