@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.energy.series import series_by_domain
+from loadgen.energy.series import on_its_own_clock, series_by_domain
 from loadgen.record import RequestRecord
 from loadgen.report import svg, thin
 from loadgen.report.format import count, joules, number, percent, plural, seconds, watts
@@ -148,7 +148,8 @@ def _time_axis(first_s: float, last_s: float) -> svg.Axis:
 
 def power_steps(result: RunResult) -> Steps:
     """Watts in each window between two moves of the counter; the sum when there are several counters."""
-    series = [s for name, s in series_by_domain(result.energy).items() if name in _outer(result) and len(s) > 1]
+    found = series_by_domain(result.energy)
+    series = [on_its_own_clock(s) for name, s in found.items() if name in _outer(result) and len(s) > 1]
     if not series:
         return Steps(np.array([]), np.array([]))
     low, high = max(s.t_ns[0] for s in series), min(s.t_ns[-1] for s in series)

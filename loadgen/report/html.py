@@ -221,7 +221,10 @@ FITTED = {
     "decode_token_j": "a decoded token",
     "decode_context_j": "a decoded token, per token of its context",
     "idle_w": "idle power",
+    "idle_se_w": "its standard error",
     "r_squared": "R² of the fit",
+    "misfit": "error of a window",
+    "outliers": "windows left out",
 }
 
 
@@ -240,6 +243,10 @@ def _fitted(name: str, value: float | None) -> str:
             return joules(value)
         case "w":
             return watts(value)
+        case "outliers":
+            return count(None if value is None else int(value))
+        case "misfit":
+            return percent(value)
     return number(value)
 
 
