@@ -2,6 +2,7 @@
 
     python benchmarks/gpu_attribution.py run DIR [--base-url URL] [--seconds 240] [--only NAME]
     python benchmarks/gpu_attribution.py analyse DIR
+    python benchmarks/gpu_attribution.py figure DIR > docs/attribution-windows.svg
 
 `run` replays against a live server, one run folder each:
 
@@ -23,12 +24,13 @@ import numpy as np
 
 from loadgen import rundir
 from loadgen.analyse import analyse, engine_series, span
-from loadgen.attribution import member_features
+from loadgen.attribution import fit, in_phase, member_features, overlap, owed_by
+from loadgen.energy.series import EnergySeries, on_its_own_clock
 from loadgen.rundir import RunResult
 from loadgen.schedule import build
 from loadgen.trace import TraceRequest, read_trace, write_trace
 from loadgen.units import NS_PER_S
-from loadgen.work import work_of
+from loadgen.work import Work, work_of
 
 TRACES = Path(__file__).parent.parent / "traces"
 RATES = {"chat": 4.0, "code": 2.0}
@@ -164,9 +166,49 @@ def report(folder: Path) -> dict[str, object]:
     return found
 
 
+# -- figure ----------------------------------------------------------------------------------------------------------
+
+STYLE = """text{font:12px system-ui,sans-serif;fill:#1f2328}.axis{stroke:#8c959f}
+.same{stroke:#cf222e;stroke-dasharray:4 3}circle{fill:#0969da;opacity:.35}@media(prefers-color-scheme:dark){text{fill:#e6edf3}circle{fill:#58a6ff}}"""
+SIZE, TOP_J = 300, 90.0
+
+
+def figure(result: RunResult) -> str:
+    """Two panels: each window's measured joules against the fitted law's, as polled and on the counter's own clock."""
+    work = work_of(result.records, result.engine)
+    (polled,) = engine_series(result)
+    panels = [("as polled", polled), ("on its own clock, in phase", in_phase(on_its_own_clock(polled), work))]
+    body = "".join(_panel(40 + i * (SIZE + 70), title, series, work) for i, (title, series) in enumerate(panels))
+    size = f'width="{2 * SIZE + 150}" height="{SIZE + 90}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{STYLE}</style>{body}</svg>\n'
+
+
+def _panel(x: float, title: str, series: EnergySeries, work: Work) -> str:
+    found = fit(series, work)
+    step, window, share = overlap(series.t_ns, work.start_ns, work.end_ns)
+    owed = np.bincount(work.step, owed_by(work, found), minlength=work.steps)
+    modelled = np.bincount(window, share * owed[step], minlength=len(series) - 1)
+    measured = np.diff(series.mj) / 1000
+    busy = np.flatnonzero(modelled > 0)[::2]
+    across = x + np.minimum(modelled / TOP_J, 1) * SIZE
+    up = 40 + SIZE - np.minimum(measured / TOP_J, 1) * SIZE
+    dots = "".join(f'<circle cx="{across[i]:.1f}" cy="{up[i]:.1f}" r="2"/>' for i in busy)
+    frame = f'<path class="axis" fill="none" d="M{x} 40V{40 + SIZE}H{x + SIZE}"/>'
+    same = f'<path class="same" d="M{x} {40 + SIZE}L{x + SIZE} 40"/>'
+    ticks = "".join(
+        f'<text x="{x + j / TOP_J * SIZE:.0f}" y="{56 + SIZE}" text-anchor="middle">{j}</text>'
+        f'<text x="{x - 6}" y="{44 + SIZE - j / TOP_J * SIZE:.0f}" text-anchor="end">{j}</text>'
+        for j in (0, 30, 60, 90)
+    )
+    head = f'<text x="{x}" y="24">{title}: R² {found.r_squared:.2f}</text>'
+    said = "J in a window, by the law (across) and measured (up)"
+    foot = f'<text x="{x + SIZE / 2}" y="{76 + SIZE}" text-anchor="middle">{said}</text>'
+    return frame + same + dots + ticks + head + foot
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["run", "analyse"])
+    parser.add_argument("what", choices=["run", "analyse", "figure"])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--base-url", default="http://127.0.0.1:8000/v1")
     parser.add_argument("--seconds", type=float, default=240)
@@ -174,6 +216,8 @@ def main() -> None:
     options = parser.parse_args()
     if options.what == "run":
         run(options.folder, options.base_url, options.seconds, options.only)
+    elif options.what == "figure":
+        print(figure(load(options.folder / "mix")), end="")
     else:
         print(json.dumps(report(options.folder), indent=1))
 
