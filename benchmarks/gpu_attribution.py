@@ -169,7 +169,8 @@ def report(folder: Path) -> dict[str, object]:
 # -- figure ----------------------------------------------------------------------------------------------------------
 
 STYLE = """text{font:12px system-ui,sans-serif;fill:#1f2328}.axis{stroke:#8c959f}
-.same{stroke:#cf222e;stroke-dasharray:4 3}circle{fill:#0969da;opacity:.35}@media(prefers-color-scheme:dark){text{fill:#e6edf3}circle{fill:#58a6ff}}"""
+.same{stroke:#cf222e;stroke-dasharray:4 3}circle{fill:#0969da;opacity:.35}
+@media(prefers-color-scheme:dark){text{fill:#e6edf3}circle{fill:#58a6ff}}"""
 SIZE, TOP_J = 300, 90.0
 
 
