@@ -22,6 +22,8 @@ MIN_TIME_COVERAGE = 0.99
 MIN_TOKEN_COVERAGE = 0.95
 AVERAGED = ("nvml-power-average", "nvml-power-usage")
 """Energy sources that see a mean over 1 s (Ampere and later), so that neighbours' joules mix."""
+MAX_CACHED = 0.02
+"""Chat templates are the same in every prompt: this much may be cached without any prompt being known."""
 MIN_WINDOWS = 20
 """Fewer moves of the counter than this, and one step of it is over 5 % of the run."""
 
@@ -293,6 +295,14 @@ def _energy_reasons(
         yield "the server was never idle: idle power is unknown and is in the requests' joules"
 
 
+def _cached_share(result: RunResult) -> float:
+    """Cached / all prompt tokens; 0 when the trace asks for shared prefixes, or nobody says."""
+    if any(request.prefix_ids for request in result.schedule):
+        return 0.0
+    prompt = sum(record.input_tokens or 0 for record in result.records)
+    return sum(record.cached_tokens or 0 for record in result.records) / prompt if prompt else 0.0
+
+
 def _instrument(result: RunResult, lag: Distribution) -> Instrument:
     own = result.info.instrument
     verdicts = []
@@ -303,6 +313,11 @@ def _instrument(result: RunResult, lag: Distribution) -> Instrument:
     if (late_s := (own.get("loop_delay_s") or {}).get("p99")) is not None and late_s > MAX_LAG_P99_S:
         verdicts.append(
             f"this client's event loop woke late: p99 {late_s * 1000:.1f} ms; its time stamps can carry that error"
+        )
+    if (cached := _cached_share(result)) > MAX_CACHED:
+        verdicts.append(
+            f"{cached:.0%} of the prompt tokens came from the server's prefix cache, though no prompt shares a prefix: "
+            "an earlier run with this --seed filled it; use another"
         )
     if result.info.config.get("max_concurrency"):
         verdicts.append("--max-concurrency closed the loop: the server's slowness delayed later requests")

@@ -132,3 +132,13 @@ def test_a_spoiled_run_says_so(instrument: dict[str, object], says: str | None) 
     info = msgspec.structs.replace(made.info, instrument=instrument)
     verdicts = summary_of(RunResult(info, [], made.records, made.energy, [], None, None)).instrument.verdicts
     assert any(says in verdict for verdict in verdicts) if says else not verdicts
+
+
+def test_prompts_that_a_cache_knew_are_said() -> None:
+    made = steady_run()
+    knew = [msgspec.structs.replace(record, cached_tokens=48) for record in made.records]
+    verdicts = summary_of(RunResult(made.info, [], knew, made.energy, [], None, None)).instrument.verdicts
+    assert any(
+        verdict.startswith("96% of the prompt tokens came from the server's prefix cache") for verdict in verdicts
+    )
+    assert not summary_of(made).instrument.verdicts
