@@ -1,6 +1,7 @@
 """A run folder's records and samples -> attribution and summary. Pure: the same folder gives the same bytes."""
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TypedDict
 
 import msgspec
@@ -38,15 +39,7 @@ def analyse(result: RunResult) -> RunResult:
         series = [in_phase(on_its_own_clock(one), work) for one in series]
         attribution = attribute(series, result.records, start_ns, end_ns, work=work)
     summary = summarize(result, attribution, series, start_ns, end_ns)
-    return RunResult(
-        info=result.info,
-        schedule=result.schedule,
-        records=result.records,
-        energy=result.energy,
-        engine=result.engine,
-        attribution=attribution,
-        summary=summary,
-    )
+    return replace(result, attribution=attribution, summary=summary)
 
 
 def span(result: RunResult) -> tuple[int, int]:

@@ -284,8 +284,18 @@ def fit(series: EnergySeries, work: Work) -> Coefficients:
     return fit_with_covariance(series, work)[0]
 
 
-def fit_with_covariance(series: EnergySeries, work: Work) -> tuple[Coefficients, Floats]:
-    """The coefficients and their covariance, float64[5, 5]: zero in rows that the fit left at zero."""
+def step_features(work: Work) -> Floats:
+    """float64[S, 5]: what each step brings to each coefficient. Passes over every membership: make it once per run."""
+    return _sum_by(work.step, feature_columns(work), work.steps)
+
+
+def fit_with_covariance(
+    series: EnergySeries, work: Work, per_step: Floats | None = None
+) -> tuple[Coefficients, Floats]:
+    """The coefficients and their covariance, float64[5, 5]: zero in rows that the fit left at zero.
+
+    per_step: `step_features` of the same work, if at hand.
+    """
     energy_j = np.diff(series.mj) / 1000.0
     duration_s = np.diff(series.t_ns) / NS_PER_S
     step, window, share = overlap(series.t_ns, work.start_ns, work.end_ns)
@@ -295,7 +305,8 @@ def fit_with_covariance(series: EnergySeries, work: Work) -> tuple[Coefficients,
     idle_s = float(duration_s[idle].sum())
     idle_w = float(energy_j[idle].sum() / idle_s) if idle_s >= MIN_IDLE_S else None
     watts = energy_j[idle] / duration_s[idle]
-    features = _window_features(work, step, window, share, len(energy_j)) + others
+    per_step = step_features(work) if per_step is None else per_step
+    features = _sum_by(window, (share * column[step] for column in per_step.T), len(energy_j)) + others
     target = energy_j - (idle_w or 0.0) * np.maximum(duration_s - busy_s, 0.0)
     busy = ~idle & _known(series)
     values, error, kept = _trimmed(features, target, busy)
@@ -339,10 +350,10 @@ def in_phase(series: EnergySeries, work: Work) -> EnergySeries:
     """
     if len(series) < MIN_WINDOWS or series.slack_ns is None or not series.slack_ns.any() or not work.steps:
         return series
-    best, least = series, np.inf
+    best, least, per_step = series, np.inf, step_features(work)
     for shift in PHASES_NS:
         moved = EnergySeries(series.domain, series.t_ns + shift, series.mj, series.slack_ns, series.gap)
-        found = fit(moved, work)
+        found, _ = fit_with_covariance(moved, work, per_step)
         if found.misfit is not None and found.r_squared is not None and 1 - found.r_squared < least:
             best, least = moved, 1 - found.r_squared
     return best
@@ -351,12 +362,6 @@ def in_phase(series: EnergySeries, work: Work) -> EnergySeries:
 def _known(series: EnergySeries) -> NDArray[np.bool_]:
     """bool[W]: False for windows in which the counter restarted."""
     return np.ones(len(series) - 1, bool) if series.gap is None else ~series.gap[1:]
-
-
-def _window_features(work: Work, step: Ints, window: Ints, share: Floats, windows: int) -> Floats:
-    """float64[W, 5]: steps, tokens and token-contexts in each window. A step's work spreads evenly over its time."""
-    per_step = _sum_by(work.step, feature_columns(work), work.steps)
-    return _sum_by(window, (share * column[step] for column in per_step.T), windows)
 
 
 def _sum_by(group: Ints | Rows, columns: Iterable[Floats], groups: int) -> Floats:

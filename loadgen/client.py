@@ -114,6 +114,10 @@ class Client:
             text = text.replace(secret, "[redacted]")
         return text
 
+    async def ask(self, path: str, body: bytes, name: str) -> RequestRecord:
+        """`send` a request that is in no schedule: a probe, a warm-up."""
+        return await self.send(path, body, index=-1, workload=name, scheduled_ns=0, request_id=f"loadgen-{name}")
+
     async def send(
         self, path: str, body: bytes, *, index: int, workload: str, scheduled_ns: int, request_id: str
     ) -> RequestRecord:

@@ -13,7 +13,6 @@ from loadgen.client import Client
 from loadgen.errors import LoadgenError
 from loadgen.openai_api import PATHS, Endpoint, payload
 from loadgen.prompts import Kind, Vocabulary, estimate, measure, probe_text, texts_to_count
-from loadgen.record import RequestRecord
 from loadgen.server import ServerInfo
 
 LengthSource = Literal["/tokenize", "tokenizer file", "probe"]
@@ -55,9 +54,7 @@ class _Probe:
 
     async def input_tokens(self, prompt: str) -> int | None:
         body = payload(self.endpoint, self.server.model, prompt, 1, self.server.dialect, self.extra)
-        record: RequestRecord = await self.client.send(
-            PATHS[self.endpoint], body, index=-1, workload="probe", scheduled_ns=0, request_id="loadgen-probe"
-        )
+        record = await self.client.ask(PATHS[self.endpoint], body, "probe")
         if record.error:
             raise LoadgenError(f"the server failed a one-token request ({record.error}): {record.detail}")
         return record.input_tokens

@@ -12,7 +12,7 @@ import socket
 from array import array
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -95,7 +95,7 @@ async def _record(schedule: Schedule, options: Options, view: View) -> None:
     ) as client:
         server = await find_model(client, options.model)
         dialect = await find_dialect(client, options.endpoint, server.model, options.extra_body)
-        server = ServerInfo(server.base_url, server.model, server.engine, server.max_model_len, dialect)
+        server = replace(server, dialect=dialect)
         _check_lengths(schedule, server)
         kinds = {kind_of(request.workload) for request in schedule.requests}
         lengths, vocabulary = await vocabularies(
@@ -112,6 +112,8 @@ async def _record(schedule: Schedule, options: Options, view: View) -> None:
             await _measure(schedule, options, client, server, make_body, meter, sampler, writer, info, view, spans)
         finally:
             writer.close()
+            if meter and not (sampler and sampler.hangs):  # a driver call that never returned still holds it
+                meter.close()
 
 
 def body_maker(
@@ -133,9 +135,7 @@ async def _warm_up(
     """The first `--warmup` requests one after another, unrecorded; with prompts of their own, so nothing is cached."""
     for request in schedule.requests[: options.warmup]:
         body = make_body(msgspec.structs.replace(request, index=len(schedule.requests) + request.index, prefix_ids=()))
-        record = await client.send(
-            PATHS[options.endpoint], body, index=-1, workload="warmup", scheduled_ns=0, request_id="loadgen-warmup"
-        )
+        record = await client.ask(PATHS[options.endpoint], body, "warmup")
         if record.error:
             raise LoadgenError(f"a warm-up request failed ({record.error}): {record.detail}")
 
@@ -194,8 +194,6 @@ async def _measure(
     await asyncio.to_thread(poller.stop)
     await asyncio.to_thread(poller.read_now)
     report = await asyncio.to_thread(sampler.stop) if sampler else None
-    if sampler and meter and not sampler.hangs:  # a driver call that never returned still holds the meter
-        meter.close()
     writer.write_info(
         msgspec.structs.replace(
             info,

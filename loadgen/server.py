@@ -124,9 +124,7 @@ async def find_dialect(client: Client, endpoint: Endpoint, model: str, extra: di
     refusal = ""
     for dialect in DIALECTS:
         body = payload(endpoint, model, PROBE_PROMPT, 1, dialect, extra)
-        record = await client.send(
-            PATHS[endpoint], body, index=-1, workload="probe", scheduled_ns=0, request_id="loadgen-probe"
-        )
+        record = await client.ask(PATHS[endpoint], body, "probe")
         if record.error is None:
             return dialect
         refusal = f"{record.error}: {record.detail}"

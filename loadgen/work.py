@@ -5,7 +5,7 @@ prefill steps in which nobody else decodes, other clients) the engine's own coun
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -392,7 +392,7 @@ def with_engine(work: Work, engine: Sequence[EngineSample]) -> Work:
         prefill_in_step=in_step,
         context=float(work.context[decoded].mean()) if decoded.any() else 0.0,
     )
-    return Work(**{name: getattr(work, name) for name in work.__dataclass_fields__} | {"foreign": foreign})
+    return replace(work, foreign=foreign)
 
 
 def _prefill_in_steps(work: Work, edges_ns: Ints, prefill: Floats) -> Floats:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.energy.series import on_its_own_clock, series_by_domain
+from loadgen.analyse import engine_series
+from loadgen.energy.series import on_its_own_clock
 from loadgen.record import RequestRecord
 from loadgen.report import svg, thin
 from loadgen.report.format import count, joules, number, percent, plural, seconds, watts
@@ -134,7 +135,8 @@ def over_time(result: RunResult) -> Markup:
         for what, s in (("Power", power), ("In flight", flying))
         if len(s.value) > thin.LIMIT
     ]
-    several = " Several counters are added, each interpolated between its moves." if len(_outer(result)) > 1 else ""
+    counters = sum(domain.within is None for domain in result.info.domains)
+    several = " Several counters are added, each interpolated between its moves." if counters > 1 else ""
     windows = f"One step is one window between two moves of the counter.{several}" if len(power.value) else ""
     caption = " ".join([windows, *thinned])
     parts = join([upper, tag("p", "requests in flight", class_="unit"), _lower(flying, x)])
@@ -148,8 +150,7 @@ def _time_axis(first_s: float, last_s: float) -> svg.Axis:
 
 def power_steps(result: RunResult) -> Steps:
     """Watts in each window between two moves of the counter; the sum when there are several counters."""
-    found = series_by_domain(result.energy)
-    series = [on_its_own_clock(s) for name, s in found.items() if name in _outer(result) and len(s) > 1]
+    series = [on_its_own_clock(one) for one in engine_series(result)]
     if not series:
         return Steps(np.array([]), np.array([]))
     low, high = max(s.t_ns[0] for s in series), min(s.t_ns[-1] for s in series)
@@ -157,12 +158,6 @@ def power_steps(result: RunResult) -> Steps:
     t_ns = t_ns[(t_ns >= low) & (t_ns <= high)]
     total_j = np.sum([np.interp(t_ns, s.t_ns, s.mj) for s in series], axis=0) / MJ_PER_J
     return Steps((t_ns - start_ns(result)) / NS_PER_S, np.diff(total_j) / (np.diff(t_ns) / NS_PER_S))
-
-
-def _outer(result: RunResult) -> set[str]:
-    """Domains that no other one contains."""
-    inner = {d.name for d in result.info.domains if d.within}
-    return {sample.domain for sample in result.energy} - inner
 
 
 def in_flight(result: RunResult) -> Steps:
