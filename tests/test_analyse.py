@@ -3,8 +3,8 @@
 import msgspec
 import numpy as np
 import pytest
-import runs
 
+import runs
 from loadgen.analyse import analyse
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.record import RequestRecord

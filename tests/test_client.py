@@ -6,11 +6,11 @@ from typing import Any, TypeVar
 
 import pytest
 import uvloop
-from wire import DONE, END, GOOD, HEAD, ROLE, Step, Wire, chunk, token, wire
 
 from loadgen.client import Client
 from loadgen.record import RequestRecord
 from loadgen.wire import plain
+from wire import DONE, END, GOOD, HEAD, ROLE, Step, Wire, chunk, token, wire
 
 T = TypeVar("T")
 

@@ -5,12 +5,12 @@ from itertools import pairwise
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from wire import DONE, END, GOOD, HEAD, ROLE, USAGE, chunk, token
 
 from loadgen.answer import TOKEN, Answer, RequestError, Template, learn
 from loadgen.http1 import Head, HTTPError, Response, Unusual, parse_head
 from loadgen.openai_api import ProtocolError, parse_event
 from loadgen.sse import SSEError
+from wire import DONE, END, GOOD, HEAD, ROLE, USAGE, chunk, token
 
 REASONING = chunk(b'data: {"choices":[{"delta":{"content":"","reasoning_content":"hm"}}]}\n\n')
 TEXT = chunk(b'data: {"id":"0123456789","choices":[{"text": " the","finish_reason":null}],"usage":null}\r\n\r\n')

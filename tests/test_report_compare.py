@@ -5,10 +5,10 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import runs
 from click.testing import CliRunner
 from rich.console import Console
 
+import runs
 from loadgen import rundir
 from loadgen.cli import cli
 from loadgen.errors import LoadgenError

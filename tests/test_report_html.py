@@ -7,8 +7,8 @@ from importlib.resources import files
 import msgspec
 import numpy as np
 import pytest
-import runs
 
+import runs
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.report import figures, html, svg, thin

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import msgspec
 import pytest
-import runs
 from rich.console import Console
 
+import runs
 from loadgen.errors import LoadgenError
 from loadgen.report import text
 from loadgen.report.facts import failures

@@ -17,7 +17,6 @@ import aiohttp
 import grpc
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
-from test_sidecar_otlp import VLLM, trace
 
 from loadgen.clock import anchor
 from loadgen.energy.remote import RemoteMeter
@@ -31,6 +30,7 @@ from loadgen.simulator.app import ServerOptions
 from loadgen.simulator.app import running as simulated
 from loadgen.spans import SpanSender
 from loadgen.units import NS_PER_S
+from test_sidecar_otlp import VLLM, trace
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 QUICK = Hold(least_s=0.5, blind_s=1.0)

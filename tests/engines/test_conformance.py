@@ -7,9 +7,9 @@ from typing import TypeVar
 
 import aiohttp
 import pytest
-from conftest import SEEN, Engine  # type: ignore[import-not-found]
 from rich.console import Console
 
+from conftest import SEEN, Engine  # type: ignore[import-not-found]
 from loadgen.client import Client
 from loadgen.engine_metrics import parse_page
 from loadgen.lengths import count_on_server

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ENGINES, missing  # type: ignore[import-not-found]
 
+from conftest import ENGINES, missing  # type: ignore[import-not-found]
 from loadgen.client import Client
 from loadgen.openai_api import PATHS, Dialect, payload
 from loadgen.record import RequestRecord
