@@ -33,13 +33,14 @@ def rows_of(summary: dict[str, Any], prefix: str = "") -> list[Row]:
 
 
 def _row(summary: dict[str, Any], cell: dict[str, Any], repeat: int, part: dict[str, Any], prefix: str) -> Row:
-    workload = f"{summary['input_tokens']}x{summary['output_tokens']}"
+    in_each, out_each = cell["input_tokens"], cell["output_tokens"]
+    workload = f"{in_each}x{out_each}"
     requests = cell["batch"] * part["batches"]
-    output, inputs = requests * summary["output_tokens"], requests * summary["input_tokens"]
+    output, inputs = requests * out_each, requests * in_each
     prefill = cell["prefill_joules_per_batch"]
     first_s = _mean([p["seconds"] / p["batches"] for p in cell["prefill"]])
     rest_s = part["seconds"] / part["batches"] - first_s if first_s is not None else None
-    ideal = idealized_joules(summary, requests)
+    ideal = idealized_joules(summary, in_each, out_each, requests)
     stage = cell["stage"] + (_variant(summary) if cell["stage"].startswith("vllm") else "")
     return Row(
         cell=f"{prefix}{stage}-{workload}-b{cell['batch']}-r{repeat}",
@@ -66,7 +67,7 @@ def _row(summary: dict[str, Any], cell: dict[str, Any], repeat: int, part: dict[
         joules_per_request=part["joules"] / requests,
         ttft_p50_s=first_s,
         ttft_p99_s=None,
-        tpot_p50_s=rest_s / (summary["output_tokens"] - 1) if rest_s and summary["output_tokens"] > 1 else None,
+        tpot_p50_s=rest_s / (out_each - 1) if rest_s and out_each > 1 else None,
         tpot_p99_s=None,
         e2e_p50_s=part["seconds"] / part["batches"],
         goodput_ratio=None,
@@ -85,13 +86,13 @@ def _variant(summary: dict[str, Any]) -> str:
     return parallel + "".join(f"-{key}={value}" for key, value in sorted(summary.get("vllm_args", {}).items()))
 
 
-def idealized_joules(summary: dict[str, Any], requests: int) -> float | None:
+def idealized_joules(summary: dict[str, Any], in_each: int, out_each: int, requests: int) -> float | None:
     """Of the same FLOPs at the dense peak rate and the power limit; None without a profile of the model or GPU."""
     hardware = next((HARDWARE.get(gpu["name"]) for gpu in summary["gpus"]), None)
     if hardware is None or summary["shape"] not in ("llama-3.1-8b",):
         return None
     peak, model = read_hardware(hardware), read_model(summary["shape"])
-    lengths = (np.array([summary["input_tokens"]]), np.array([summary["output_tokens"]]))
+    lengths = (np.array([in_each]), np.array([out_each]))
     return requests * float(flops(*lengths, model).sum()) * peak.limit_w / peak.peak_flops
 
 

@@ -30,16 +30,17 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 
-BATCHES = {
-    "vllm-graphs": [128, 1, 32, 8, 256, 64, 512, 16, 4, 2],
-    "hf-eager": [8, 128, 1, 32, 64, 256, 16],
-    "vllm-eager": [1, 8, 128, 32, 256],
-    "hf-compile": [8, 1, 32, 128],
+CELLS = {
+    "vllm-graphs": "512x128@128,1,32,8,256,64,512,16,4,2",
+    "hf-eager": "512x128@8,128,1,32,64,256,16,4,2",
+    "vllm-eager": "512x128@1,8,128,32,256",
+    "hf-compile": "512x128@8,1,32,128",
 }
-"""What is measured first is what shows most, should time run out."""
+"""Input x output tokens @ batches. What is measured first is what shows most, should time run out."""
 SHARES = {"vllm-graphs": 0.40, "hf-eager": 0.22, "vllm-eager": 0.22, "hf-compile": 0.16}
 """Of the time."""
 
@@ -85,10 +86,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--vllm-python", default=sys.executable, help="the Python that has vllm, if not this one")
     parser.add_argument("--hf-python", default=sys.executable, help="the Python that has transformers, if not this one")
     parser.add_argument("--shape", default="llama-3.1-8b", choices=sorted(SHAPES))
-    parser.add_argument("--input", type=int, default=512, help="tokens of every prompt")
-    parser.add_argument("--output", type=int, default=128, help="tokens of every answer")
-    parser.add_argument("--stages", default=",".join(BATCHES), help="in this order")
-    parser.add_argument("--batches", help="instead of each stage's own, e.g. 1,8,128")
+    parser.add_argument("--stages", default=",".join(CELLS), help="in this order")
+    parser.add_argument("--cells", help='instead of each stage\'s own, e.g. "512x128@1,8,128 2048x32@8"')
     parser.add_argument("--tp", type=int, default=1, help="GPUs of a vLLM stage")
     parser.add_argument("--vllm-args", default="{}", help='JSON for vllm.LLM, e.g. {"quantization": "fp8"}')
     parser.add_argument("--repeats", type=int, default=3)
@@ -128,8 +127,8 @@ class Study:
         self.file = (options.out / "energy.jsonl").open("wb")
         self.written = 0
         self.summary = {
-            "shape": options.shape, "config": SHAPES[options.shape], "input_tokens": options.input,
-            "output_tokens": options.output, "tensor_parallel": options.tp, "repeats": options.repeats,
+            "shape": options.shape, "config": SHAPES[options.shape],
+            "tensor_parallel": options.tp, "repeats": options.repeats,
             "vllm_args": json.loads(options.vllm_args), "window_s": options.window_s, "seed": options.seed,
             "weights": "random",
             "argv": [a for a in sys.argv[1:] if "/" not in a], "started_wall_s": time.time(), "gpus": gpu_facts(),
@@ -181,7 +180,7 @@ class Study:
         given = self.options
         python = given.vllm_python if name.startswith("vllm") else given.hf_python
         words = [python, __file__, "--stage", name, "--until-ns", str(until_ns), "--out", str(given.out.resolve())]
-        for key in ("shape", "input", "output", "tp", "repeats", "window_s", "device", "seed", "batches", "vllm_args"):
+        for key in ("shape", "tp", "repeats", "window_s", "device", "seed", "cells", "vllm_args"):
             if (value := getattr(given, key)) is not None:
                 words += ["--" + key.replace("_", "-"), str(value)]
         return words
@@ -235,10 +234,11 @@ class Study:
         full = [self.joules(window) for window in event["full"]]
         prefill = [self.joules(window) for window in event["prefill"]]
         known = [one for one in full if one["joules"] is not None]
-        size = event["batch"] * self.options.output
+        size = event["batch"] * event["output_tokens"]
         per_token = [one["joules"] / one["batches"] / size for one in known]
         found = {
-            "stage": name, "batch": event["batch"], "first_batch_s": event["first_batch_s"],
+            "stage": name, "input_tokens": event["input_tokens"], "output_tokens": event["output_tokens"],
+            "batch": event["batch"], "first_batch_s": event["first_batch_s"],
             "full": full, "prefill": prefill,
             "joules_per_output_token": mean(per_token),
             "spread": (max(per_token) - min(per_token)) / mean(per_token) if len(per_token) > 1 else None,
@@ -250,17 +250,17 @@ class Study:
         }  # fmt: skip
         self.summary["cells"].append(found)
         shown = {key: round(value, 4) for key, value in found.items() if isinstance(value, float)}
-        self.say(f"{name} batch {event['batch']}: {shown}")
+        self.say(f"{name} {event['input_tokens']}x{event['output_tokens']}@{event['batch']}: {shown}")
         self.write()
 
     def joules(self, window: dict) -> dict:
         """Energy of [start_ns, end_ns], all GPUs together, and its bound of error; None when it was not covered."""
-        from loadgen.energy.series import series_by_domain
+        from loadgen.energy.series import on_its_own_clock, series_by_domain
 
         wait_until = time.monotonic() + 1.0
         while self.samples and self.last_ns() < window["end_ns"] and time.monotonic() < wait_until:
             time.sleep(0.02)
-        series = series_by_domain(list(self.samples)).values()
+        series = [on_its_own_clock(one) for one in series_by_domain(list(self.samples)).values()]
         parts = [
             (one.energy_mj(window["start_ns"], window["end_ns"]), one.u_mj(window["start_ns"], window["end_ns"]))
             for one in series
@@ -310,10 +310,12 @@ class Study:
         self.write()
         self.file.close()
         columns = ("joules_per_output_token", "spread", "output_tokens_per_s", "mean_w", "prefill_joules_per_batch")
-        print(f"\n{'stage':<12} {'batch':>5} {'J/token':>9} {'spread':>9} {'token/s':>9} {'W':>9} {'J prefill':>9}")
+        names = ("J/token", "spread", "token/s", "W", "J prefill")
+        print(f"\n{'stage':<12} {'lengths':>9} {'batch':>5} {' '.join(f'{name:>9}' for name in names)}")
         for cell in self.summary["cells"]:
             told = [f"{cell[key]:>9.4g}" if cell[key] is not None else f"{'-':>9}" for key in columns]
-            print(f"{cell['stage']:<12} {cell['batch']:>5} {' '.join(told)}")
+            lengths = f"{cell['input_tokens']}x{cell['output_tokens']}"
+            print(f"{cell['stage']:<12} {lengths:>9} {cell['batch']:>5} {' '.join(told)}")
 
 
 def mean(values: list) -> float | None:
@@ -366,43 +368,53 @@ def child(options: argparse.Namespace) -> None:
     idle_start = time.monotonic_ns()
     time.sleep(1.5)
     tell("idle", start_ns=idle_start + 300_000_000, end_ns=time.monotonic_ns())
-    batches = [int(b) for b in options.batches.split(",")] if options.batches else BATCHES[options.stage]
-    largest, took_s = max(batches), MIN_CELL_S
-    for batch in batches:
-        forecast_s = max(MIN_CELL_S, took_s * 0.7 * batch / largest)
-        if left_s(options) < forecast_s:
-            tell("note", text=f"no time for batch {batch}: about {forecast_s:.0f} s of {left_s(options):.0f} s left")
+    for size in cells_of(options):
+        if left_s(options) < MIN_CELL_S:
+            tell("note", text=f"no time for {size}: {left_s(options):.0f} s left")
             continue
-        started = time.monotonic()
         try:
-            cell(engine, batch, options)
+            cell(engine, size, options)
         except Exception as err:  # out of memory at one size says nothing about the next
-            tell("note", text=f"batch {batch} failed: {type(err).__name__}: {str(err)[:300]}")
-        largest, took_s = batch, time.monotonic() - started
+            tell("note", text=f"{size} failed: {type(err).__name__}: {str(err)[:300]}")
     engine.close()
 
 
-def cell(engine, batch: int, options: argparse.Namespace) -> None:
+class Size(NamedTuple):
+    input: int
+    output: int
+    batch: int
+
+
+def cells_of(options: argparse.Namespace) -> list[Size]:
+    """Every size of `512x128@1,8 2048x32@8`, in that order."""
+    found = []
+    for group in (options.cells or CELLS[options.stage]).split():
+        lengths, batches = group.split("@")
+        found += [Size(*map(int, lengths.split("x")), int(batch)) for batch in batches.split(",")]
+    return found
+
+
+def cell(engine, size: Size, options: argparse.Namespace) -> None:
     start = time.monotonic()
-    engine.generate(batch, 2 if batch > 64 and not engine.compiles else options.output)
+    for _ in range(1 + 2 * engine.compiles):  # a CUDA graph is recorded on the second call, replayed from the third
+        engine.generate(size if engine.compiles else size._replace(output=2))
     first_batch_s = round(time.monotonic() - start, 2)
-    for _ in range(2 * engine.compiles):  # a CUDA graph is recorded on the second call, replayed from the third
-        engine.generate(batch, options.output)
-    prefill = [window(engine, batch, 1, options)]
+    prefill = [window(engine, size._replace(output=1), options)]
     full = []
     for _ in range(options.repeats):
         if full and left_s(options) < full[-1]["seconds"] * 1.1:
             break
-        full.append(window(engine, batch, options.output, options))
-    tell("cell", batch=batch, first_batch_s=first_batch_s, full=full, prefill=prefill)
+        full.append(window(engine, size, options))
+    lengths = {"input_tokens": size.input, "output_tokens": size.output}
+    tell("cell", **lengths, batch=size.batch, first_batch_s=first_batch_s, full=full, prefill=prefill)
 
 
-def window(engine, batch: int, output: int, options: argparse.Namespace) -> dict:
+def window(engine, size: Size, options: argparse.Namespace) -> dict:
     """Whole batches for at least window_s (a third of it for prefill alone)."""
-    wanted_s = options.window_s if output > 1 else options.window_s / 3 + 0.7
+    wanted_s = options.window_s if size.output > 1 else options.window_s / 3 + 0.7
     start_ns, batches = time.monotonic_ns(), 0
     while batches == 0 or time.monotonic_ns() - start_ns < wanted_s * 1e9:
-        engine.generate(batch, output)
+        engine.generate(size)
         batches += 1
     end_ns = time.monotonic_ns()
     return {"start_ns": start_ns, "end_ns": end_ns, "batches": batches, "seconds": (end_ns - start_ns) / 1e9}
@@ -428,15 +440,16 @@ class Vllm:
 
         self.rng, self.options, self.vllm = numpy.random.default_rng(options.seed), options, vllm
         eager = options.stage == "vllm-eager"
-        batches = [int(b) for b in options.batches.split(",")] if options.batches else BATCHES[options.stage]
-        most = max(batches)
-        sizes = sorted({1, 2, 4, *range(8, 257, 8), *range(256, 513, 16)} & set(range(most + 1)) | set(batches))
+        cells = cells_of(options)
+        most = max(size.batch for size in cells)
+        graphs = {1, 2, 4, *range(8, 257, 8), *range(256, 513, 16)} & set(range(most + 1))
+        sizes = sorted(graphs | {size.batch for size in cells})
         self.llm = vllm.LLM(
             model=str(options.out / "model"),
             skip_tokenizer_init=True,
             load_format="dummy",
             max_num_seqs=most,
-            max_model_len=options.input + options.output + 16,
+            max_model_len=max(size.input + size.output for size in cells) + 16,
             enable_prefix_caching=False,
             enforce_eager=eager,
             tensor_parallel_size=options.tp,
@@ -447,13 +460,13 @@ class Vllm:
         self.vocabulary = SHAPES[options.shape]["vocab_size"]
         self.versions = {"vllm": vllm.__version__, "torch": torch.__version__}
 
-    def generate(self, batch: int, output: int) -> None:
-        ids = self.rng.integers(100, self.vocabulary - 100, size=(batch, self.options.input)).tolist()
-        sampling = self.vllm.SamplingParams(temperature=0, max_tokens=output, ignore_eos=True, detokenize=False)
+    def generate(self, size: Size) -> None:
+        ids = self.rng.integers(100, self.vocabulary - 100, size=(size.batch, size.input)).tolist()
+        sampling = self.vllm.SamplingParams(temperature=0, max_tokens=size.output, ignore_eos=True, detokenize=False)
         answers = self.llm.generate([{"prompt_token_ids": row} for row in ids], sampling, use_tqdm=False)
         made = {len(answer.outputs[0].token_ids) for answer in answers}
-        if made != {output}:
-            raise RuntimeError(f"asked for {output} tokens each, got {sorted(made)}")
+        if made != {size.output}:
+            raise RuntimeError(f"asked for {size.output} tokens each, got {sorted(made)}")
 
     def close(self) -> None:
         del self.llm
@@ -477,20 +490,20 @@ class Transformers:
         self.model.generation_config.pad_token_id = 0
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
 
-    def generate(self, batch: int, output: int) -> None:
+    def generate(self, size: Size) -> None:
         torch = self.torch
         ids = torch.randint(
-            100, self.model.config.vocab_size - 100, (batch, self.options.input), device=self.options.device
+            100, self.model.config.vocab_size - 100, (size.batch, size.input), device=self.options.device
         )
         cache = {"cache_implementation": "static"} if self.compiles else {}
         with torch.inference_mode():
             out = self.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=output, do_sample=False, **cache
+                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=size.output, do_sample=False, **cache
             )
         if self.options.device == "cuda":
             torch.cuda.synchronize()
-        if out.shape[1] != self.options.input + output:
-            raise RuntimeError(f"asked for {output} tokens each, got {out.shape[1] - self.options.input}")
+        if out.shape[1] != size.input + size.output:
+            raise RuntimeError(f"asked for {size.output} tokens each, got {out.shape[1] - size.input}")
 
     def close(self) -> None:
         del self.model

@@ -19,7 +19,7 @@ from loadgen.cells import Bin, boundaries, cell_of, half_width, repeats
 from loadgen.client import Client
 from loadgen.energy.meter import EnergyMeter
 from loadgen.energy.sampler import Sampler
-from loadgen.energy.series import EnergySample, series_by_domain
+from loadgen.energy.series import EnergySample, on_its_own_clock, series_by_domain
 from loadgen.errors import LoadgenError
 from loadgen.nnls import nnls
 from loadgen.openai_api import PATHS, Endpoint, payload
@@ -177,8 +177,9 @@ class Bench:
 
     def joules(self, start_ns: int, end_ns: int) -> float | None:
         """Of all domains, those within another left out; None where one of them does not cover the interval."""
-        recent = [s for s in self.samples if s.t_ns > start_ns - 5 * NS_PER_S and s.domain not in self.inner]
-        each = [series.energy_mj(start_ns, end_ns) for series in series_by_domain(recent).values()]
+        outer = [sample for sample in self.samples if sample.domain not in self.inner]
+        every = map(on_its_own_clock, series_by_domain(outer).values())
+        each = [series.energy_mj(start_ns, end_ns) for series in every]
         known = [mj for mj in each if mj is not None]
         return sum(known) / 1000 if known and len(known) == len(each) else None
 

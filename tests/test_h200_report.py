@@ -31,6 +31,8 @@ def cell(stage: str, batch: int, joules: list[float | None]) -> dict[str, Any]:
     """Each repeat: two batches in 4 s; prefill alone is 20 J and 0.4 s a batch."""
     return {
         "stage": stage,
+        "input_tokens": 512,
+        "output_tokens": 101,
         "batch": batch,
         "full": [window(one, 2, 4.0) for one in joules],
         "prefill": [window(40.0, 2, 0.8)],
@@ -41,8 +43,6 @@ def cell(stage: str, batch: int, joules: list[float | None]) -> dict[str, Any]:
 
 SUMMARY: dict[str, Any] = {
     "shape": "llama-3.1-8b",
-    "input_tokens": 512,
-    "output_tokens": 101,
     "tensor_parallel": 2,
     "vllm_args": {"quantization": "fp8"},
     "gpus": [{"name": "NVIDIA H200"}],

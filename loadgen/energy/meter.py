@@ -3,7 +3,7 @@
 from statistics import median
 from typing import NamedTuple, Protocol
 
-from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.energy.series import EnergyDomain, EnergySample, on_its_own_clock, series_by_domain
 from loadgen.units import MJ_PER_J, NS_PER_S, s_from_ns
 
 
@@ -57,6 +57,8 @@ class CounterTrack:
 
     LEARN = 8
     """Gaps between moves that settle the period."""
+    REGULAR = 40
+    """Moves, finely polled, that settle whether the counter runs on a clock of its own."""
 
     def __init__(self, domain: str) -> None:
         self.domain = domain
@@ -69,6 +71,9 @@ class CounterTrack:
         self._moved_ns: int | None = None
         self._gaps_ns: list[int] = []
         self._period_ns: int | None = None
+        self._first: list[EnergySample] = []
+        self.regular: bool | None = None
+        """Whether its moves fit a clock, so that coarse polls will do: `on_its_own_clock` says where they were."""
 
     @property
     def period_s(self) -> float | None:
@@ -99,7 +104,18 @@ class CounterTrack:
         if gap:
             # The restarted counter's own value so far belongs to the gap: the series goes on from where it was.
             self._offset_mj -= raw_mj
-        return EnergySample(t_ns, self.domain, (raw_mj + self._offset_mj) / MJ_PER_J, (late_ns - early_ns) // 2, gap)
+        slack_ns = (late_ns - early_ns) // 2
+        sample = EnergySample(t_ns, self.domain, (raw_mj + self._offset_mj) / MJ_PER_J, slack_ns, gap)
+        self._judge(sample)
+        return sample
+
+    def _judge(self, sample: EnergySample) -> None:
+        """Settles `regular`, once."""
+        if self.regular is None:
+            self._first.append(sample)
+            if len(self._first) == self.REGULAR:
+                [series] = series_by_domain(self._first).values()
+                self.regular, self._first = on_its_own_clock(series) is not series, []
 
     def _earliest_ns(self, polled_ns: int, after_ns: int) -> int:
         """After an outage the last of several moves is still about one period old; half as much again is for jitter."""

@@ -4,6 +4,7 @@ Every source ends up here as the same thing: points (t, joules since the source 
 are unwrapped and power is integrated by the meter, so that no reader downstream has to know which it was.
 """
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -153,51 +154,88 @@ def _series(domain: str, samples: list[EnergySample]) -> EnergySeries:
 
 
 MIN_MOVES = 20
+FIRST_MOVES = 40
+"""How many moves say what the period is to begin with."""
 INSIDE = 0.95
 """Share of the observed moves that a regular clock must explain."""
+CLOCK_SLACK_NS = 2_000_000
+"""What is left of a move's uncertainty once the counter's clock is known: its own jitter (p95 2 ms on the H200)."""
 
 
 def on_its_own_clock(series: EnergySeries) -> EnergySeries:
     """The same moves at the instants of the counter's own clock, where it has one; else the series as it is.
 
     A poll sees a move late: it lies somewhere in t +- slack. A counter that moves every T (the H200's: 100.0 ms) has
-    its k-th move at a + T k, and thousands of moves say what a and T are, far better than one poll says of one move.
-    Each move is put there, if at least INSIDE of them then lie within their slack (and those that do not stay).
+    its k-th move at a + T k, and hundreds of moves say what a and T are, far better than one poll says of one move.
+    Each move is put there, if at least INSIDE of them then lie within their slack. One that does not, or that may be
+    either of two ticks, is no point any more: its two windows become one (the first and the last move always stay).
     """
     if len(series) < MIN_MOVES or series.slack_ns is None or not series.slack_ns.any():
         return series
-    t_ns, slack_ns = series.t_ns.astype(np.float64), np.maximum(series.slack_ns, 1).astype(np.float64)
-    k = _move_numbers(t_ns, slack_ns)
-    period, first = np.polyfit(k, t_ns - t_ns[0], 1, w=1 / slack_ns)
-    low, high = t_ns - slack_ns - (first + period * k), t_ns + slack_ns - (first + period * k)
-    shift = (np.percentile(low - t_ns[0], 97.5) + np.percentile(high - t_ns[0], 2.5)) / 2
-    clock = first + period * k + t_ns[0] + shift
-    inside = np.abs(clock - t_ns) <= slack_ns + CLOCK_SLACK_NS
-    if inside.mean() < INSIDE:
+    t_ns = (series.t_ns - series.t_ns[0]).astype(np.float64)
+    slack_ns = np.maximum(series.slack_ns, 1).astype(np.float64)
+    number, sure = _move_numbers(t_ns, slack_ns)
+    if sure.sum() < MIN_MOVES:
         return series
-    moved = np.where(inside, np.rint(clock), t_ns).astype(np.int64)
+    clock_ns = np.polyval(_through(number[sure], t_ns[sure], slack_ns[sure]), number)
+    inside = sure & (np.abs(clock_ns - t_ns) <= slack_ns + CLOCK_SLACK_NS)
+    if inside[sure].mean() < INSIDE:
+        return series
+    stay = np.zeros(len(series), dtype=np.bool_) if series.gap is None else series.gap.copy()
+    stay[[0, -1]] = True
+    keep = inside | stay
+    moved = np.where(inside, np.rint(clock_ns), t_ns).astype(np.int64)[keep] + series.t_ns[0]
     if (np.diff(moved) <= 0).any():
         return series
-    left = np.where(inside, CLOCK_SLACK_NS, slack_ns).astype(np.int64)
-    return EnergySeries(series.domain, moved, series.mj, left, series.gap)
+    left = np.where(inside, CLOCK_SLACK_NS, slack_ns).astype(np.int64)[keep]
+    return EnergySeries(series.domain, moved, series.mj[keep], left, None if series.gap is None else series.gap[keep])
 
 
-CLOCK_SLACK_NS = 2_000_000
-"""What is left of a move's uncertainty once the counter's clock is known: its own jitter (p95 2 ms on the H200)."""
+def _move_numbers(
+    t_ns: NDArray[np.float64], slack_ns: NDArray[np.float64]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Which of the clock's ticks each move is, and whether it can be only that one.
 
-
-def _move_numbers(t_ns: NDArray[np.float64], slack_ns: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Which of the clock's ticks each move is: one more than the move before, more where one was missed.
-
-    A clock is run along the moves, and pulled into each one's slack where it has left it.
+    A clock is run along the moves, and pulled into the slack of each one that it has left; the period learns from it.
     """
-    period = float(np.mean(np.diff(t_ns)))
-    period = float(np.mean([gap for gap in np.diff(t_ns) if gap < 1.8 * period]))
-    tick, number, numbers = t_ns[0], 0, [0.0]
+    period = _first_period(t_ns[:FIRST_MOVES], slack_ns[:FIRST_MOVES])
+    tick, number = float(t_ns[0]), 0
+    numbers, sure = [0], [True]
     for t, slack in zip(t_ns[1:].tolist(), slack_ns[1:].tolist(), strict=True):
-        passed = max(1, round((t - tick) / period))
+        passed = max(round((t - tick) / period), 0)
         tick += passed * period
-        tick = min(max(tick, t - slack), t + slack)
         number += passed
-        numbers.append(float(number))
-    return np.array(numbers)
+        off = t - tick
+        sure.append(period - abs(off) > slack + 0.05 * period)
+        if sure[-1] and abs(off) > slack:
+            pull = off - math.copysign(slack, off)
+            tick += pull
+            period += 0.7 * pull / (number + 5)
+        numbers.append(number)
+    return np.array(numbers, dtype=np.float64), np.array(sure)
+
+
+def _first_period(t_ns: NDArray[np.float64], slack_ns: NDArray[np.float64]) -> float:
+    """The median gap where polls are fine. Where they are not, gaps are multiples of the poll: their mean is right."""
+    gaps = np.diff(t_ns)
+    typical = float(np.median(gaps))
+    if float(np.median(slack_ns)) < typical / 4:
+        return typical
+    return float(np.mean(gaps[gaps < 1.8 * np.mean(gaps)]))
+
+
+def _through(
+    number: NDArray[np.float64], t_ns: NDArray[np.float64], slack_ns: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """The line that passes through the slack of as many moves as can be: (period, first).
+
+    Least squares on what of the line lies outside the slack (projections onto the intervals), then to the middle of
+    what the intervals leave open, a few outliers aside.
+    """
+    low, high = t_ns - slack_ns, t_ns + slack_ns
+    line = np.polyfit(number, t_ns, 1, w=1 / slack_ns)
+    for _ in range(40):
+        line = np.polyfit(number, np.clip(np.polyval(line, number), low, high), 1)
+    at = np.polyval(line, number)
+    line[1] += (np.percentile(low - at, 98) + np.percentile(high - at, 2)) / 2
+    return line

@@ -18,7 +18,7 @@ pytestmark = [
 
 def measure(out: Path, *options: str) -> dict[str, Any]:
     words = [sys.executable, "benchmarks/h200_studies.py", "--out", str(out), "--shape", "tiny", "--energy", "cpu"]
-    words += ["--device", "cpu", "--input", "32", "--output", "8", "--window-s", "1", "--repeats", "2", *options]
+    words += ["--device", "cpu", "--window-s", "1", "--repeats", "2", *options]
     words += ["--hf-python", str(ENGINES / "transformers" / "bin" / "python")]
     subprocess.run(words, cwd=ROOT, check=True, timeout=200, capture_output=True)
     summary: dict[str, Any] = json.loads((out / "summary.json").read_text())
@@ -27,7 +27,7 @@ def measure(out: Path, *options: str) -> dict[str, Any]:
 
 def test_a_stage_that_fails_costs_only_itself(tmp_path: Path) -> None:
     """vllm-eager has a Python without vLLM here; hf-eager runs all the same."""
-    options = ["--vllm-python", sys.executable, "--stages", "vllm-eager,hf-eager", "--batches", "1,4"]
+    options = ["--vllm-python", sys.executable, "--stages", "vllm-eager,hf-eager", "--cells", "32x8@1,4"]
     summary = measure(tmp_path, "--budget-s", "150", *options)
     assert summary["stages"]["vllm-eager"]["ended"].startswith("failed with status 1")
     assert "No module named" in (tmp_path / "vllm-eager.log").read_text()
@@ -45,6 +45,6 @@ def test_a_stage_that_fails_costs_only_itself(tmp_path: Path) -> None:
 
 
 def test_a_stage_that_takes_too_long_is_ended(tmp_path: Path) -> None:
-    summary = measure(tmp_path, "--budget-s", "24", "--stages", "hf-eager", "--batches", "1,2,4,8,16,32")
+    summary = measure(tmp_path, "--budget-s", "24", "--stages", "hf-eager", "--cells", "32x8@1,2,4,8,16,32")
     assert summary["stages"]["hf-eager"]["seconds"] < 60
     assert len(summary["cells"]) < 6
