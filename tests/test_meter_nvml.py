@@ -159,6 +159,13 @@ def test_reading_takes_at_most_a_fifth_of_the_time(run: Run) -> None:
     assert said.reads <= 5.0 / 0.02
 
 
+def test_a_regular_counter_is_read_less_than_twice_a_move(run: Run) -> None:
+    """Once 40 moves, finely polled, have shown its clock."""
+    short, long = run(STEADY, 5.0), run(STEADY, 25.0)
+    assert (long.reads - short.reads) / 200 < 2
+    assert len(long.samples) - len(short.samples) == pytest.approx(200, abs=10)
+
+
 def test_eight_gpus_that_take_long_to_read_are_each_right_within_their_uncertainty(run: Run) -> None:
     script = [line for i in range(8) for line in (f"gpu GPU-{i}", f"point {i} 0 {100 + i}")]
     said = run([*script, "latency 0.004"])

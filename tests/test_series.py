@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.energy.meter import CounterTrack, PowerTrack
+from loadgen.energy.nvml import VERNIER
 from loadgen.energy.series import EnergySample, EnergySeries, on_its_own_clock, series_by_domain
 
 MS = 1_000_000
@@ -178,6 +179,35 @@ def test_missed_moves_do_not_upset_the_clock() -> None:
     every = 5_000_000 + np.arange(600) * 100_000_000
     true = every[np.sort(rng.choice(600, 550, replace=False))]
     assert np.abs(on_its_own_clock(polled(true, rng)).t_ns - true).max() < 3_000_000
+
+
+def polled_at(step: float, seconds: float, rng: np.random.Generator) -> tuple[EnergySeries, np.ndarray]:
+    """A counter that moves every 100 ms, read every `step` of that in 4 ms, one read in 50 taking 50 ms longer.
+
+    The series, and when the move of each point truly was.
+    """
+    moves = 37_000_000 + np.arange(round(seconds * 10) + 2) * 100_000_100
+    jittered = moves + rng.normal(0, 1e6, len(moves))
+    track, samples, at_ns = CounterTrack("gpu:0"), [], 0
+    while at_ns < seconds * 1e9:
+        took_ns = 4_000_000 + 50_000_000 * (rng.random() < 0.02)
+        count = int(np.searchsorted(jittered, at_ns + took_ns // 2))
+        if sample := track.observe(at_ns, at_ns + took_ns, 1000 * count):
+            samples.append(sample)
+        at_ns += max(took_ns, round(100e6 * step)) + int(rng.exponential(500_000))
+    [series] = series_by_domain(samples).values()
+    return series, moves[series.mj // 1000 - 1]
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("step", [0.2, VERNIER])
+def test_coarse_polls_with_late_reads_still_tell_the_clock(step: float, seed: int) -> None:
+    seen, true = polled_at(step, 40.0, np.random.default_rng(seed))
+    found = on_its_own_clock(seen)
+    kept = np.isin(seen.mj, found.mj[1:-1])
+    assert kept.mean() > 0.9
+    assert np.abs(found.t_ns[1:-1] - true[kept]).max() < 4_000_000
+    assert found.total_mj == seen.total_mj
 
 
 def test_a_counter_without_a_clock_is_left_alone() -> None:
