@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-engines check fmt bench clean
+.PHONY: demo test test-engines check fmt bench bench-attribution clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -39,6 +39,11 @@ fmt: $(VENV)/.installed-check
 
 bench: $(VENV)/.installed  ## our own speed and truth; SERVER=FILE.c is a server as benchmarks/truth.py describes it
 	PYTHONPATH=. $(BIN)/python benchmarks/bench.py --server-source $(SERVER)
+
+bench-attribution: $(VENV)/.installed  ## every method's error per request against the simulator's own account, about 10 min
+	PYTHONPATH=. $(BIN)/python benchmarks/attribution.py --seconds 300
+	PYTHONPATH=. $(BIN)/python benchmarks/attribution_speed.py
+	PYTHONPATH=. $(BIN)/python benchmarks/sampler_cost.py --stand-in 1
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

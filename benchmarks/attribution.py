@@ -15,8 +15,10 @@ from typing import Any
 
 import numpy as np
 
-from loadgen.attribution import METHODS, attribute
-from loadgen.energy.series import series_by_domain
+from loadgen.attribution import METHODS, attribute, in_phase
+from loadgen.energy.meter import CounterTrack
+from loadgen.energy.nvml import VERNIER
+from loadgen.energy.series import EnergySeries, on_its_own_clock, series_by_domain
 from loadgen.profiles import read_hardware, read_model
 from loadgen.record import RequestRecord
 from loadgen.schedule import build
@@ -24,9 +26,11 @@ from loadgen.simulator.engine import Arrival, EngineOptions, SimulatedRun, simul
 from loadgen.simulator.power import CounterOptions
 from loadgen.trace import read_trace
 from loadgen.units import NS_PER_MS, NS_PER_S
+from loadgen.work import work_of
 
 TRACES = Path(__file__).parent.parent / "traces"
 IDLE_NS = 2 * NS_PER_S
+PERIOD_NS = 100 * NS_PER_MS
 CHUNK_DELAY_NS = (200_000, 800_000)
 
 
@@ -45,6 +49,8 @@ class Scenario:
     """Whether the engine's counters are there."""
     shared_prefix: float = 0.0
     """Share of each prompt that every prompt has in common."""
+    polled: bool = False
+    """Whether the counter is seen as NVML shows it, at polls, and not at the instants of its moves."""
 
 
 def scenarios() -> list[Scenario]:
@@ -60,6 +66,7 @@ def scenarios() -> list[Scenario]:
     return [
         *plain,
         *(replace(one, name=f"{one.name}, client only", engine=False) for one in plain),
+        *(replace(one, name=f"{one.name}, polled", polled=True) for one in plain if "mix" in one.name),
         Scenario("mix 6/s, 2 % noise", mix, counter=CounterOptions(noise=0.02)),
         Scenario("mix 6/s, 5 % noise", mix, counter=CounterOptions(noise=0.05)),
         Scenario("mix 6/s, prefix caching", mix, options=EngineOptions(prefix_caching=True), shared_prefix=0.5),
@@ -118,6 +125,21 @@ def _record(index: int, kind: str, truth: Any, rng: np.random.Generator) -> Requ
     )  # fmt: skip
 
 
+def polled(series: EnergySeries, rng: np.random.Generator) -> EnergySeries:
+    """The counter as the sampler sees an H200's: 4 ms a read, one in 100 takes 50 ms more; every fifth of the period at
+    first, then every VERNIER of it."""
+    track, samples, at_ns = CounterTrack(series.domain), [], int(series.t_ns[0])
+    while at_ns < series.t_ns[-1]:
+        took_ns = (4 + 50 * (rng.random() < 0.01)) * NS_PER_MS
+        seen = int(np.searchsorted(series.t_ns, at_ns + took_ns // 2, side="right")) - 1
+        if sample := track.observe(at_ns, at_ns + took_ns, int(series.mj[seen])):
+            samples.append(sample)
+        step_ns = round(PERIOD_NS * (VERNIER if track.regular else 0.2))
+        at_ns += max(took_ns, step_ns) + int(rng.exponential(200_000))
+    [found] = series_by_domain(samples).values()
+    return found
+
+
 def engine_samples(case: Case, period_ns: int = 500 * NS_PER_MS) -> list[dict[str, float]]:
     """The engine's page as polled every half second."""
     samples, next_ns = [], 0
@@ -134,7 +156,10 @@ def score(case: Case, scenario: Scenario, method: str) -> dict[str, float | None
     end = max(record.finished_ns or 0 for record in case.records)
     series = list(series_by_domain(case.run.counter).values())
     engine = engine_samples(case) if scenario.engine else []
-    result = attribute(series, case.records, start, end, method=method, engine=engine)
+    work = work_of(case.records, engine)
+    if scenario.polled:
+        series = [in_phase(on_its_own_clock(polled(one, np.random.default_rng(0))), work) for one in series]
+    result = attribute(series, case.records, start, end, method=method, work=work)
     said = np.array([share.joules for share in result.requests])
     truth = np.array([case.run.requests[i].prefill_j + case.run.requests[i].decode_j for i in case.ours])
     error = np.abs(said - truth) / truth

@@ -25,6 +25,9 @@ AVERAGED = ("nvml-power-average", "nvml-power-usage")
 """Energy sources that see a mean over 1 s (Ampere and later), so that neighbours' joules mix."""
 MAX_CACHED = 0.02
 """Chat templates are the same in every prompt: this much may be cached without any prompt being known."""
+POWER_CAP = "power cap"
+"""Why clocks are low when a GPU works at its limit, as it may under load. All other reasons are a machine's faults."""
+MAX_HELD_BACK = 0.01
 MIN_WINDOWS = 20
 """Fewer moves of the counter than this, and one step of it is over 5 % of the run."""
 
@@ -187,6 +190,7 @@ def _energy(
     reasons = list(_energy_reasons(clipped, in_time, in_tokens, idle_w))
     if averaged := sorted({domain.source for domain in result.info.domains if domain.source in AVERAGED}):
         reasons.append(f"the source ({', '.join(averaged)}) is power averaged over 1 s: too slow for single requests")
+    reasons += _held_back(result)
     return EnergySummary(
         valid=not reasons,
         reasons=reasons,
@@ -286,6 +290,15 @@ def _energy_reasons(
         yield f"the run is shorter than {MIN_WINDOWS} moves of the energy counter"
     if idle_w is None:
         yield "the server was never idle: idle power is unknown and is in the requests' joules"
+
+
+def _held_back(result: RunResult) -> Iterable[str]:
+    """A GPU whose clocks were held down by heat or by a fault is not the GPU that others have."""
+    looked = (result.info.instrument.get("sampler") or {}).get("held_back") or {}
+    for domain, shares in sorted(looked.items()):
+        for why, share in sorted(shares.items()):
+            if why != POWER_CAP and share > MAX_HELD_BACK:
+                yield f"{domain} was throttled: {why} in {share:.0%} of the looks at its clocks"
 
 
 def _cached_share(result: RunResult) -> float:

@@ -8,10 +8,11 @@
  *   latency SECONDS                       what one counter read takes
  *   reset GPU T                           the counter starts from 0 at T
  *   freeze GPU T                          the counter does not move after T
- *   fault CALL GPU FROM TO CODE           CALL (init count uuid counter instant average usage mig) answers CODE
+ *   fault CALL GPU FROM TO CODE           CALL (init count uuid counter instant average usage mig clocks) answers CODE
  *   first CALL GPU N CODE                 its first N answers are CODE
  *   hang CALL GPU FROM                    CALL does not return any more
  *   mig GPU UUID                          MIG is on, and this is a slice
+ *   clocks GPU FROM TO BITS               the clocks' event reasons are BITS from FROM to TO, else 0
  *   real                                  time is CLOCK_MONOTONIC from the first call, not fake_nvml_set_time
  * There is no call that changes a setting: one that is tried fails as FUNCTION_NOT_FOUND.
  */
@@ -31,7 +32,8 @@ struct gpu {
     double t[MAX_POINTS], w[MAX_POINTS];
     int points, mig;
     double low, high, square;
-    double period, quantum_mj, reset, freeze;
+    double period, quantum_mj, reset, freeze, slow_from, slow_to;
+    unsigned slow;
 };
 struct fault { char call[16]; int gpu, code, left; double from, to; };
 
@@ -135,6 +137,8 @@ static void read_script(void) {
         } else if (sscanf(line, "mig %d %95s", &g, call) == 2) {
             sscanf(line, "mig %d %95s", &g, gpus[g].slice);
             gpus[g].mig = 1;
+        } else if (sscanf(line, "clocks %d %lf %lf %d", &g, &a, &b, &code) == 4) {
+            gpus[g].slow_from = a, gpus[g].slow_to = b, gpus[g].slow = (unsigned)code;
         } else if (!strncmp(line, "real", 4)) {
             real_time = 1;
         } else if (line[0] != '\n') {
@@ -208,6 +212,12 @@ int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *mj) {
 int nvmlDeviceGetPowerUsage(void *device, unsigned *mw) {
     CHECK("usage", device);
     *mw = (unsigned)lround(1000 * watts(g, now()));
+    return SUCCESS;
+}
+
+int nvmlDeviceGetCurrentClocksThrottleReasons(void *device, unsigned long long *bits) {
+    CHECK("clocks", device);
+    *bits = now() >= g->slow_from && now() < g->slow_to ? g->slow : 0;
     return SUCCESS;
 }
 

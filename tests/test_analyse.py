@@ -1,5 +1,7 @@
 """From a run folder's records and samples to its summary: the parts that are not attribution."""
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
@@ -93,6 +95,25 @@ def test_power_averaged_over_a_second_supports_no_claim_about_requests() -> None
     energy = energy_of(RunResult(info, slow.schedule, slow.records, slow.energy, [], None, None))
     assert not energy.valid
     assert any("averaged over 1 s" in reason for reason in energy.reasons)
+
+
+@pytest.mark.parametrize(
+    ("shares", "reasons"),
+    [
+        ({}, []),
+        ({"power cap": 0.9}, []),
+        ({"hardware thermal slowdown": 0.005}, []),
+        (
+            {"hardware thermal slowdown": 0.25, "power cap": 0.5},
+            ["gpu:0 was throttled: hardware thermal slowdown in 25% of the looks at its clocks"],
+        ),
+    ],
+)
+def test_a_throttled_gpu_supports_no_claim(shares: dict[str, float], reasons: list[str]) -> None:
+    made = steady_run()
+    instrument = {"sampler": {"held_back": {"gpu:0": shares}}}
+    energy = energy_of(replace(made, info=msgspec.structs.replace(made.info, instrument=instrument)))
+    assert (energy.valid, energy.reasons) == (not reasons, reasons)
 
 
 def test_a_meter_that_dies_in_mid_run_is_a_gap() -> None:

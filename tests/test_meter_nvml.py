@@ -32,6 +32,7 @@ class Said:
     samples: list[EnergySample] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     resets: int = 0
+    held_back: list[tuple[str, str | None]] = field(default_factory=list)
     reads: int = 0
     read_ns: int = 0
     domains: list[EnergyDomain] = field(default_factory=list)
@@ -175,6 +176,21 @@ def test_eight_gpus_that_take_long_to_read_are_each_right_within_their_uncertain
         assert abs(measured - 3000 * (100 + i)) <= u + 1
         assert u <= 4 * 1.5 * 0.1 * 1000 * (100 + i)
     assert len(said.domains) == 8
+
+
+def test_why_clocks_are_low_is_asked_once_a_second(run: Run) -> None:
+    """0x44: a thermal slowdown at the power cap; the graver one is told."""
+    said = run([*STEADY, "clocks 0 2 3.5 68"], 6.0)
+    hot = said.held_back.count(("gpu:0", "hardware thermal slowdown"))
+    assert len(said.held_back) in (5, 6)
+    assert hot in (1, 2)
+    assert said.held_back.count(("gpu:0", None)) == len(said.held_back) - hot
+
+
+def test_a_driver_that_does_not_say_why_clocks_are_low_costs_nothing_else(run: Run) -> None:
+    said = run([*STEADY, "fault clocks 0 0 999 13"])
+    assert (said.held_back, said.errors) == ([], [])
+    assert len(said.samples) > 40
 
 
 def test_a_counter_that_restarts_leaves_a_gap_and_never_a_negative(run: Run) -> None:

@@ -22,6 +22,8 @@ class Reading(NamedTuple):
     """Counters found restarted by this read."""
     errors: tuple[str, ...] = ()
     """One line per domain that gave no answer; the others' samples are good."""
+    held_back: tuple[tuple[str, str | None], ...] = ()
+    """(domain, why its clocks are below what they could be, or None) for those that this read asked."""
 
 
 class EnergyMeter(Protocol):

@@ -6,6 +6,7 @@ is integrated instead, and `source` says so. NVML answers for a whole GPU; with 
 
 import os
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -40,6 +41,16 @@ MAX_DUTY = 0.2
 """Share of the time that may go into reading (one read takes about 4 ms on an H200)."""
 
 MW_PER_W = 1000
+
+HELD_BACK = (
+    (pynvml.nvmlClocksEventReasonHwThermalSlowdown, "hardware thermal slowdown"),
+    (pynvml.nvmlClocksEventReasonSwThermalSlowdown, "software thermal slowdown"),
+    (pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown, "power brake"),
+    (pynvml.nvmlClocksEventReasonHwSlowdown, "hardware slowdown"),
+    (pynvml.nvmlClocksEventReasonSwPowerCap, "power cap"),
+)
+"""Bits of the clocks' event reasons that say a GPU is slower than it could be, the gravest first."""
+ASK_CLOCKS_NS = NS_PER_S
 
 _GAIN = "the sensor's gain error is about 5 %"
 _POWER = {
@@ -103,6 +114,7 @@ class NvmlMeter:
         self._notes = notes
         self._clock = clock
         self._read_ns = clock()
+        self._clocks_due_ns = self._read_ns
         self._pid = os.getpid()
 
     @property
@@ -149,7 +161,20 @@ class NvmlMeter:
             except pynvml.NVMLError as err:
                 gpu.alive = err.value not in PERMANENT and err.value not in FATAL
                 errors.append(_failed(gpu, err))
-        return Reading(samples, self._resets() - resets_before, tuple(errors))
+        return Reading(samples, self._resets() - resets_before, tuple(errors), self._held_back(start_ns))
+
+    def _held_back(self, now_ns: int) -> tuple[tuple[str, str | None], ...]:
+        """Once a second. A device that does not say is left out."""
+        if now_ns < self._clocks_due_ns:
+            return ()
+        self._clocks_due_ns = now_ns + ASK_CLOCKS_NS
+        said = []
+        for gpu in self._gpus:
+            with suppress(pynvml.NVMLError):
+                bits = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu.handle) if gpu.alive else None
+                if bits is not None:
+                    said.append((gpu.name, next((why for bit, why in HELD_BACK if bits & bit), None)))
+        return tuple(said)
 
     def power_w(self) -> dict[str, float]:
         """Watts now, by domain, from the best power field each GPU has: to check the counter against."""

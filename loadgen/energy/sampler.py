@@ -50,6 +50,8 @@ class SamplerReport(msgspec.Struct, frozen=True, kw_only=True):
     """Message -> how often."""
     silence_s: dict[str, float]
     """The longest time without a move, by domain: how coarse the series gets, and whether it broke off."""
+    held_back: dict[str, dict[str, float]]
+    """By domain: why its clocks were low -> in what share of the looks. Domains that do not say are absent."""
     read_cost_s: float | None
     """Median duration of a read."""
     period_s: float | None
@@ -113,6 +115,7 @@ class Sampler:
         """Guards everything below; notified after every read."""
         self._domains: dict[str, _Domain] = {}
         self._errors: Counter[str] = Counter()
+        self._clocks: dict[str, Counter[str | None]] = {}
         self._costs_ns: deque[int] = deque(maxlen=1000)
         self._reads = self._samples = self._resets = self._cpu_ns = 0
         self._first_read_ns = self._last_read_ns = 0
@@ -163,6 +166,10 @@ class Sampler:
                 silence_s={
                     name: s_from_ns(max(domain.silence_ns, now_ns - domain.last_ns))
                     for name, domain in self._domains.items()
+                },
+                held_back={
+                    name: {why: n / looks.total() for why, n in looks.items() if why is not None}
+                    for name, looks in self._clocks.items()
                 },
                 read_cost_s=s_from_ns(round(median(self._costs_ns))) if self._costs_ns else None,
                 period_s=s_from_ns(span_ns) / (self._reads - 1) if self._reads > 1 else None,
@@ -233,6 +240,8 @@ class Sampler:
             self._errors[STOPPED_ANSWERING] += 1
         self._errors.update(reading.errors)
         self._resets += reading.resets
+        for name, why in reading.held_back:
+            self._clocks.setdefault(name, Counter())[why] += 1
         self._samples += len(reading.samples)
         for sample in reading.samples:
             self._domains[sample.domain].add(sample)
