@@ -10,6 +10,7 @@ import msgspec
 import numpy as np
 
 from loadgen.clock import monotonic_ns
+from loadgen.energy.amd import open_amd
 from loadgen.energy.cpu import CpuEstimate
 from loadgen.energy.meter import EnergyMeter, MeterError, PowerTrack
 from loadgen.energy.nvml import NvmlMeter, open_nvml
@@ -64,6 +65,7 @@ def meters(url: str | None, seconds: float, gpus: str | None, as_json: bool) -> 
     chosen = gpus.split(",") if gpus else None
     openers: dict[str, Callable[[], EnergyMeter]] = {
         "nvml": lambda: open_nvml(chosen),
+        "amd": lambda: open_amd(chosen),
         "rapl": RaplMeter,
         "cpu": CpuEstimate,
     }
@@ -72,7 +74,7 @@ def meters(url: str | None, seconds: float, gpus: str | None, as_json: bool) -> 
     sources = look(openers, seconds)
     if url is not None:
         sources[-1] = msgspec.structs.replace(sources[-1], name="URL")
-    auto = next((s.name for s in sources if s.usable and s.name in ("nvml", "rapl")), None)
+    auto = next((s.name for s in sources if s.usable and s.name in ("nvml", "amd", "rapl")), None)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode({"auto": auto, "sources": sources})))
         return

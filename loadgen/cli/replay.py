@@ -87,7 +87,7 @@ POSITIVE = click.FloatRange(min=0, min_open=True, max=1e9, clamp=False)
     metavar="SOURCE",
     default="auto",
     show_default=True,
-    help="auto, nvml, rapl, cpu, none, or the URL of a sidecar or DCGM exporter beside the GPU.",
+    help="auto, nvml, amd, rapl, cpu, none, or the URL of a sidecar or DCGM exporter beside the GPU.",
 )
 @click.option(
     "--gpu",

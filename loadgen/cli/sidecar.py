@@ -18,7 +18,7 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     metavar="SOURCE",
     default="auto",
     show_default=True,
-    help="auto, nvml, rapl, cpu, or the URL of another source.",
+    help="auto, nvml, amd, rapl, cpu, or the URL of another source.",
 )
 @click.option("--gpu", "gpus", multiple=True, metavar="ID", help="Index or UUID of a GPU. Repeatable. Default: all.")
 @click.option("--model", help="Label of spans that name no model.  [default: the engine's only one]")

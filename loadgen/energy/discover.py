@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+from loadgen.energy.amd import open_amd
 from loadgen.energy.cpu import CpuEstimate, PowerCurve
 from loadgen.energy.meter import EnergyMeter, MeterError
 from loadgen.energy.nvml import open_nvml
@@ -10,7 +11,7 @@ from loadgen.energy.rapl import POWERCAP, RaplMeter
 from loadgen.energy.remote import RemoteMeter
 from loadgen.errors import LoadgenError
 
-CHOICES = ("auto", "nvml", "rapl", "cpu", "none")
+CHOICES = ("auto", "nvml", "amd", "rapl", "cpu", "none")
 """What --energy takes, besides a URL."""
 
 
@@ -31,9 +32,13 @@ def open_meter(
         case "none":
             return None, ["energy was turned off (--energy none)"]
         case "auto":
-            return _first({"nvml": lambda: open_nvml(gpus), "rapl": lambda: RaplMeter(powercap)})
+            return _first(
+                {"nvml": lambda: open_nvml(gpus), "amd": lambda: open_amd(gpus), "rapl": lambda: RaplMeter(powercap)}
+            )
         case "nvml":
             return _asked("nvml", lambda: open_nvml(gpus)), []
+        case "amd":
+            return _asked("amd", lambda: open_amd(gpus)), []
         case "rapl":
             return _asked("rapl", lambda: RaplMeter(powercap)), []
         case "cpu":

@@ -62,9 +62,11 @@ class CounterTrack:
     REGULAR = 40
     """Moves, finely polled, that settle whether the counter runs on a clock of its own."""
 
-    def __init__(self, domain: str) -> None:
+    def __init__(self, domain: str, *, continuous: bool = False) -> None:
+        """continuous: it moves far more often than it is read, so what it shows is of the moment of the read."""
         self.domain = domain
         self.resets = 0
+        self._continuous = continuous
         self._raw_mj: int | None = None
         self._polled_ns = 0
         self._offset_mj = 0
@@ -91,7 +93,8 @@ class CounterTrack:
         if raw_mj < last_mj:
             self._restart(last_mj)
             return None
-        return self._moved(self._earliest_ns(polled_ns, after_ns), after_ns, last_mj, raw_mj)
+        early_ns = before_ns if self._continuous else self._earliest_ns(polled_ns, after_ns)
+        return self._moved(early_ns, after_ns, last_mj, raw_mj)
 
     def _restart(self, last_mj: int) -> None:
         self.resets += 1
