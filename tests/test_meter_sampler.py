@@ -136,7 +136,7 @@ def test_none_is_a_choice_with_a_reason() -> None:
 
 @pytest.mark.parametrize("choice", ["", "gpu", "nvml "])
 def test_an_unknown_choice_lists_the_known_ones(choice: str) -> None:
-    with pytest.raises(LoadgenError, match="auto, nvml, rapl, cpu, none, nor a URL"):
+    with pytest.raises(LoadgenError, match="auto, nvml, amd, rapl, cpu, none, nor a URL"):
         open_meter(choice)
 
 
