@@ -173,13 +173,14 @@ def test_auto_takes_the_next_measurement_and_says_why(tmp_path: Path, no_driver:
     tree = Path(shutil.copytree(POWERCAP, tmp_path / "powercap"))
     sources, reasons = auto(tree, no_driver)
     assert sources == ["rapl"] * 5
-    assert len(reasons) == 1 and reasons[0].startswith("nvml: no NVIDIA driver here")
+    assert [reason.split(":")[0] for reason in reasons] == ["nvml", "amd"]
+    assert reasons[0].startswith("nvml: no NVIDIA driver here")
 
 
 def test_auto_is_never_an_estimate(tmp_path: Path, no_driver: dict[str, str]) -> None:
     sources, reasons = auto(tmp_path, no_driver)
     assert sources is None
-    assert [reason.split(":")[0] for reason in reasons] == ["nvml", "rapl"]
+    assert [reason.split(":")[0] for reason in reasons] == ["nvml", "amd", "rapl"]
 
 
 def test_meters_on_a_machine_with_nothing_says_so_and_is_no_error(no_driver: dict[str, str]) -> None:
