@@ -1,6 +1,6 @@
 """What the sidecar costs: its CPU time over a minute, with 100 requests/s, and which of its parts have it.
 
-    python benchmarks/sidecar_cost.py [--rps 100] [--tokens 200] [--seconds 60]
+    python benchmarks/sidecar_cost.py [--rps 100] [--tokens 150] [--seconds 60]
 
 In this process a simulated server plays the requests (put into its engine directly, so that no stream is paid for),
 serves its counter and its metrics, and sends a span for each, as vLLM does. The sidecar is a process of its own; its
@@ -194,7 +194,7 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rps", type=float, default=100.0)
-    parser.add_argument("--tokens", type=int, default=200)
+    parser.add_argument("--tokens", type=int, default=150)
     parser.add_argument("--seconds", type=float, default=60.0)
     asyncio.run(measure(parser.parse_args()))
 
