@@ -3,9 +3,9 @@
     python benchmarks/sidecar_cost.py [--rps 100] [--tokens 150] [--seconds 60]
 
 In this process a simulated server plays the requests (put into its engine directly, so that no stream is paid for),
-serves its counter and its metrics, and sends a span for each, as vLLM does. The sidecar is a process of its own; its
-page is read every 5 s, as by Prometheus, and its feed is not read. Its CPU time is user + system of /proc/PID/stat. The
-parts' shares are their threads' CPU time, taken around each call inside that process.
+serves its counter and its metrics, and sends a span for each, every 5 s, as vLLM's exporter does. The sidecar is a
+process of its own; its page is read every 5 s, as by Prometheus, and its feed is not read. Its CPU time is user +
+system of /proc/PID/stat. The parts' shares are their threads' CPU time, taken around each call inside that process.
 """
 
 import argparse
@@ -24,11 +24,13 @@ from typing import Any
 import aiohttp
 import numpy as np
 
+from loadgen import spans
 from loadgen.simulator.api import Ask
 from loadgen.simulator.app import ServerOptions, SimulatedServer
 from loadgen.simulator.app import running as simulated
 from loadgen.simulator.engine import EngineOptions
 
+SPANS_EVERY_S = 5.0
 SETTLES_S = 25
 SCRAPE_S = 5.0
 INPUT_TOKENS = 100
@@ -139,6 +141,7 @@ async def measure(options: argparse.Namespace) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     parts_file = Path(f"/tmp/sidecar-cost-{os.getpid()}.json")
+    spans.PAUSE_S = SPANS_EVERY_S
     roomy = EngineOptions(max_num_seqs=1024)
     async with simulated(ServerOptions(port=0, engine=roomy, otlp_traces_endpoint=url)) as (server, engine):
         child = await asyncio.create_subprocess_exec(

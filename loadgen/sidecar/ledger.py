@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise, takewhile
+from itertools import islice, pairwise, takewhile
 from typing import NamedTuple
 
 import msgspec
@@ -34,13 +34,14 @@ SETTLE_NS = 2 * NS_PER_S
 """Energy is settled in portions of at least this."""
 HISTORY_NS = 60 * NS_PER_S
 """How far back the fit looks."""
+FIT_REQUESTS = 2000
 FIRST_FIT_NS = 5 * NS_PER_S
-"""A fit is made anew after as long again as it looked back: soon while there is little to look at, then once a
-minute. It decides shares only."""
+"""A fit is made anew after as long again as there was to look back on: soon at first, then once a minute. It decides
+shares only."""
 COVERAGE_NS = 300 * NS_PER_S
 """Over how long coverage is told."""
 SETTLE_ROWS = 10_000
-FIT_ROWS = 30_000
+FIT_ROWS = 20_000
 MAX_OPEN = 20_000
 MAX_KNOWN = 100_000
 """Requests not settled yet, and keys remembered to tell duplicates."""
@@ -423,11 +424,13 @@ class Ledger:
         """One domain's coefficients stand for all: they decide shares only, and the GPUs of an engine work alike."""
         if self._coefficients and now_ns < self._fit_again_ns:
             return self._coefficients
-        points = [point for point in self._points[name].points if end_ns - HISTORY_NS <= point[0] <= end_ns]
+        requests, since_ns = self._lately(end_ns)
+        points = [point for point in self._points[name].points if since_ns <= point[0] <= end_ns]
         if len(points) < 3:
             return self._coefficients
-        self._fit_again_ns = now_ns + max(points[-1][0] - points[0][0], FIRST_FIT_NS)
-        phases = phases_of([entry.request for entry in self._open.values()] + list(self._closed))
+        age_ns = end_ns - self._points[name].points[0][0]
+        self._fit_again_ns = now_ns + min(max(age_ns, FIRST_FIT_NS), HISTORY_NS)
+        phases = phases_of(requests)
         slot_ns = slot_for(phases, points[0][0], end_ns, FIT_ROWS)
         work = slot_work(phases, points[0][0], end_ns, slot_ns, np.zeros((0, 2), np.int64))
         found = fit(_series(name, points), work)
@@ -435,6 +438,14 @@ class Ledger:
         if found.r_squared is not None:
             self._coefficients = found
         return self._coefficients
+
+    def _lately(self, end_ns: int) -> tuple[list[RequestSpan], int]:
+        """Requests for the fit, and the instant from which on they are all that were there."""
+        closed = list(islice(reversed(self._closed), FIT_REQUESTS + 1))
+        since_ns = end_ns - HISTORY_NS
+        if len(closed) > FIT_REQUESTS:
+            since_ns = max(since_ns, closed.pop().end_ns)
+        return [entry.request for entry in self._open.values()] + closed, since_ns
 
     def _unseen(self, requests: Sequence[RequestSpan], start_ns: int, end_ns: int) -> Ints:
         """int64[k, 2]: when someone was there whose work is not known, by a span without tokens or by the engine."""

@@ -5,7 +5,7 @@ a prefill is one step, which the streams being decoded wait for; and between pre
 time for each of its steps. Where there is more of it than is worth the computing, a slot stands for several steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,38 +29,35 @@ class Phases(NamedTuple):
 
 
 def phases_of(requests: Sequence[RequestSpan]) -> Phases:
-    rows = [
-        row
-        for index, request in enumerate(requests)
-        if (first_ns := first_token_of(request)) is not None
-        for row in _rows(index, request, first_ns)
-    ]
-    request, start_ns, end_ns, prefilling, tokens, context = zip(*rows, strict=True) if rows else ((),) * 6
+    told = [(index, request) for index, request in enumerate(requests) if request.output_tokens]
+    index, first_ns = _ints(i for i, _ in told), _ints(_first_ns(request) for _, request in told)
+    prefill_ns, end_ns = _ints(r.prefill_ns for _, r in told), _ints(r.end_ns for _, r in told)
+    prompt, cached = _ints(r.input_tokens or 0 for _, r in told), _ints(r.cached_tokens or 0 for _, r in told)
+    later = _ints(r.output_tokens or 0 for _, r in told) - 1
+    more = later > 0
     return Phases(
-        np.array(request, np.int64),
-        np.array(start_ns, np.int64),
-        np.array(end_ns, np.int64),
-        np.array(prefilling, np.bool_),
-        np.array(tokens, np.float64),
-        np.array(context, np.float64),
+        request=np.concatenate((index, index[more])),
+        start_ns=np.concatenate((np.minimum(prefill_ns, first_ns), first_ns[more])),
+        end_ns=np.concatenate((first_ns, end_ns[more])),
+        prefilling=np.arange(len(index) + np.count_nonzero(more)) < len(index),
+        tokens=np.concatenate((np.maximum(prompt - cached, 0), later[more])).astype(np.float64),
+        context=np.concatenate((cached, prompt[more])).astype(np.float64),
     )
+
+
+def _ints(values: Iterable[int]) -> Ints:
+    return np.fromiter(values, np.int64)
 
 
 def first_token_of(request: RequestSpan) -> int | None:
     """When its prefill ended. Where nobody says (no stream): as if it took as long as one token."""
-    if not request.output_tokens:
-        return None
+    return _first_ns(request) if request.output_tokens else None
+
+
+def _first_ns(request: RequestSpan) -> int:
     if request.first_token_ns is not None:
         return request.first_token_ns
-    return request.prefill_ns + (request.end_ns - request.prefill_ns) // request.output_tokens
-
-
-def _rows(index: int, request: RequestSpan, first_ns: int) -> list[tuple[int, int, int, bool, int, int]]:
-    prompt, cached = request.input_tokens or 0, request.cached_tokens or 0
-    prefill = (index, min(request.prefill_ns, first_ns), first_ns, True, max(prompt - cached, 0), cached)
-    if (later := (request.output_tokens or 0) - 1) < 1:
-        return [prefill]
-    return [prefill, (index, first_ns, request.end_ns, False, later, prompt)]
+    return request.prefill_ns + (request.end_ns - request.prefill_ns) // (request.output_tokens or 1)
 
 
 def output_by_interval(phases: Phases, edges_ns: Ints) -> Floats:
