@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-engines check fmt bench bench-attribution clean
+.PHONY: demo test test-engines compose-smoke check fmt bench bench-attribution clean
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -27,6 +27,9 @@ test-engines: $(VENV)/.installed-check  ## one suite against every engine that c
 	PYTHON=$(PYTHON) tests/engines/install.sh
 	LOADGEN_ENGINES=all $(BIN)/python -m pytest tests/engines
 
+compose-smoke: $(VENV)/.installed-check  ## docker-compose.yml for real, with stand-ins for its images: root, docker.io, docker-compose, debootstrap
+	$(BIN)/python tests/compose/smoke.py
+
 check: $(VENV)/.installed-check  ## lint, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,4 +49,4 @@ bench-attribution: $(VENV)/.installed  ## every method's error per request again
 	PYTHONPATH=. $(BIN)/python benchmarks/sampler_cost.py --stand-in 1
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .compose-smoke

@@ -1,12 +1,13 @@
-"""Tell a sidecar about our own requests: one OTLP span each, sent from a thread, never on the timing path."""
+"""Tell a sidecar about requests: one OTLP span each, sent from a thread, never on the timing path."""
 
 import http.client
 import os
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from hashlib import blake2b
-from typing import Any, Self
+from typing import Any, Generic, Self, TypeVar
 from urllib.parse import urlsplit
 
 from loadgen.clock import Anchor, anchor
@@ -22,13 +23,15 @@ PAUSE_S = 0.5
 TIMEOUT_S = 5.0
 KIND_CLIENT, STATUS_ERROR = 3, 2
 
+T = TypeVar("T")
+
 
 def export(run_id: str, model: str, records: Sequence[RequestRecord], at: Anchor) -> bytes:
     """Records -> an ExportTraceServiceRequest, times on the wall clock. Records that were never sent have no span."""
-    trace = _trace_service()
+    trace = trace_service()
     request = trace.ExportTraceServiceRequest()
     resource = request.resource_spans.add()
-    _attribute(resource.resource, "service.name", "loadgen")
+    attribute(resource.resource, "service.name", "loadgen")
     scope = resource.scope_spans.add()
     for record in records:
         if record.sent_ns is not None and record.finished_ns is not None:
@@ -55,13 +58,13 @@ def _fill(span: Any, run_id: str, model: str, record: RequestRecord, offset_ns: 
     }
     for key, value in facts.items():
         if value is not None:
-            _attribute(span, key, value)
+            attribute(span, key, value)
     if not record.ok:
         span.status.code = STATUS_ERROR
-        _attribute(span, "error.type", record.error or "unknown")
+        attribute(span, "error.type", record.error or "unknown")
 
 
-def _attribute(holder: Any, key: str, value: str | int | float) -> None:
+def attribute(holder: Any, key: str, value: str | int | float) -> None:
     pair = holder.attributes.add()
     pair.key = key
     match value:
@@ -73,7 +76,7 @@ def _attribute(holder: Any, key: str, value: str | int | float) -> None:
             pair.value.double_value = value
 
 
-def _trace_service() -> Any:
+def trace_service() -> Any:
     try:
         from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
     except ImportError as err:
@@ -81,43 +84,51 @@ def _trace_service() -> Any:
     return trace_service_pb2
 
 
-class SpanSender:
-    """Queue a record with `add`: it never waits. A context manager; leaving it sends what is left, for a moment.
+class BatchSender(Generic[T]):
+    """Queue something with `add`: it never waits. A context manager; leaving it sends what is left, for a moment.
 
     url: the sidecar's, with or without /v1/traces. A bearer token comes from $LOADGEN_SIDECAR_TOKEN.
+    encode: a batch and now's anchor -> an ExportTraceServiceRequest.
     """
 
-    def __init__(self, url: str, run_id: str, model: str) -> None:
+    def __init__(self, url: str, encode: Callable[[Sequence[T], Anchor], bytes]) -> None:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise LoadgenError(f"--otlp {url!r} is no URL of a sidecar; one looks like http://localhost:9478")
-        _trace_service()
+            raise LoadgenError(f"{url!r} is no URL of a sidecar; one looks like http://localhost:9478")
+        trace_service()
         connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._connection = connect(parts.hostname, parts.port, timeout=TIMEOUT_S)
         self._path = parts.path.rstrip("/").removesuffix("/v1/traces") + "/v1/traces"
         self._headers = {"Content-Type": "application/x-protobuf"}
         if token := os.environ.get(TOKEN_VARIABLE):
             self._headers["Authorization"] = f"Bearer {token}"
-        self._run_id, self._model = run_id, model
-        self._queue: queue.SimpleQueue[RequestRecord] = queue.SimpleQueue()
+        self._encode = encode
+        self._queue: queue.SimpleQueue[T] = queue.SimpleQueue()
         self._ending = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
         self.sent = self.lost = 0
         self.last_error: str | None = None
 
     def __enter__(self) -> Self:
-        self._thread.start()
+        self.start()
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def close(self) -> None:
+        """Sends what is left. Blocks, for a moment."""
         self._ending.set()
         self._thread.join(2 * TIMEOUT_S)
 
-    def add(self, record: RequestRecord) -> None:
+    def add(self, item: T) -> None:
         if self._queue.qsize() >= QUEUE_SPANS:
             self.lost += 1
         else:
-            self._queue.put(record)
+            self._queue.put(item)
 
     def report(self) -> dict[str, Any]:
         """For run.json."""
@@ -134,12 +145,10 @@ class SpanSender:
             batch = [self._queue.get() for _ in range(min(self._queue.qsize(), BATCH))]
             self._send(batch)
 
-    def _send(self, batch: list[RequestRecord]) -> None:
+    def _send(self, batch: list[T]) -> None:
         """A batch that a sidecar refuses or cannot be told is lost: the run goes on without it, and says so."""
         try:
-            self._connection.request(
-                "POST", self._path, export(self._run_id, self._model, batch, anchor()), self._headers
-            )
+            self._connection.request("POST", self._path, self._encode(batch, anchor()), self._headers)
             answer = self._connection.getresponse()
             answer.read()
             problem = None if answer.status == 200 else f"it answered {answer.status}"
@@ -151,3 +160,10 @@ class SpanSender:
         else:
             self.lost += len(batch)
             self.last_error = problem
+
+
+class SpanSender(BatchSender[RequestRecord]):
+    """A client's own requests."""
+
+    def __init__(self, url: str, run_id: str, model: str) -> None:
+        super().__init__(url, partial(export, run_id, model))

@@ -51,7 +51,23 @@ def test_each_profile_has_one_engine_and_one_sidecar(profile: str) -> None:
     ]
     assert sorted(names) == ["engine", "sidecar"]
     assert {dependency for service in mine.values() for dependency in service.get("depends_on", {})} <= set(mine)
-    assert all("healthcheck" in service for service in mine.values())
+    ended = {
+        name
+        for service in mine.values()
+        for name, wait in service.get("depends_on", {}).items()
+        if wait["condition"] == "service_completed_successfully"
+    }
+    assert {name for name, service in mine.items() if "healthcheck" not in service} == ended
+
+
+def test_what_reserves_a_gpu_starts_after_the_look_for_one() -> None:
+    """Directly, or behind an engine that does."""
+    look = "gpu-or-profile-cpu"
+    after = {name: set(service.get("depends_on", {})) for name, service in SERVICES.items()}
+    gpu = [name for name, service in SERVICES.items() if "deploy" in service]
+    assert sorted(gpu) == ["sidecar-tgi", "sidecar-vllm", "tgi", "vllm"]
+    assert all(look in after[name] or any(look in after[one] for one in after[name]) for name in gpu)
+    assert "COMPOSE_PROFILES=cpu" in SERVICES[look]["command"][0]
 
 
 def test_ports_are_on_loopback_unless_told_otherwise() -> None:

@@ -115,6 +115,17 @@ async def test_every_scrape_adds_up_while_requests_come_and_go() -> None:
 
 
 @live
+async def test_an_engine_that_sends_spans_needs_no_client_that_does() -> None:
+    async with sidecar() as (one, url, _, session):
+        told = ServerOptions(port=0, otlp_traces_endpoint=url + "/v1/traces")
+        async with simulated(told) as (engine, address):
+            await ask(session, address, 30)
+        assert engine.spans is not None
+        assert (engine.spans.sent, engine.spans.lost) == (1, 0)
+        await until(lambda: any(account.completed == 1 for account in one.page.books.accounts.values()))
+
+
+@live
 async def test_openmetrics_carries_request_ids_as_exemplars_only() -> None:
     async with sidecar() as (one, url, _, session):
         body = trace("llm_request", VLLM, time.time_ns() - NS_PER_S, time.time_ns())

@@ -11,6 +11,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from loadgen.clock import Anchor
 from loadgen.record import RequestRecord
 from loadgen.sidecar.otlp import MAX_TEXT, MalformedError, RequestSpan, join_key, parse, rust_seconds
+from loadgen.simulator.spans import Finished, engine_id
+from loadgen.simulator.spans import export as export_finished
 from loadgen.spans import export
 from loadgen.units import NS_PER_MS, NS_PER_S
 
@@ -138,3 +140,22 @@ def test_the_clients_id_is_found_in_the_engines(engines: str, clients: str) -> N
 )
 def test_rust_durations(text: str, seconds: float | None) -> None:
     assert rust_seconds(text) == (None if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize(
+    ("request_id", "chat", "engines"),
+    [
+        ("run-7", True, "chatcmpl-run-7"),
+        ("run-7", False, "cmpl-run-7-0"),
+        ("chatcmpl-simulated-0-1", True, "chatcmpl-simulated-0-1"),
+    ],
+)
+def test_the_simulated_engines_spans_are_read_as_vllms(request_id: str, chat: bool, engines: str) -> None:
+    assert engine_id(request_id, chat) == engines
+    seen = Finished(engines, 1000, 2000, 502_000, 900_000, 11, 5)
+    span = one(export_finished("m", [seen], Anchor(wall_ns=START_NS, monotonic_ns=0)))
+    assert span.moved(lambda t_ns: t_ns - START_NS) == RequestSpan(
+        key=join_key(engines), request_id=engines, client=False, start_ns=1000, prefill_ns=2000,
+        first_token_ns=502_000, end_ns=900_000, input_tokens=11, output_tokens=5, cached_tokens=None, model="m",
+        workload=None, ok=True,
+    )  # fmt: skip

@@ -48,6 +48,7 @@ def knobs(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict
 @click.option("--counter-gain", default=1.0, show_default=True, type=click.FloatRange(0), help="Its calibration.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Of answers, noise and faults.")
 @click.option("--api-key", envvar="LOADGEN_SERVE_API_KEY", help="Ask clients for this bearer token.")
+@click.option("--otlp-traces-endpoint", metavar="URL", help="Send a span for each request there, as vLLM does.")
 @click.option("--fault", multiple=True, metavar="KIND:P", help="Fail a share P of requests; repeatable, see below.")
 @click.option("--exit-with-parent", is_flag=True, help="End when the process that started this one ends.")
 @click.pass_context
@@ -71,6 +72,7 @@ def serve(
     counter_gain: float,
     seed: int,
     api_key: str | None,
+    otlp_traces_endpoint: str | None,
     fault: tuple[str, ...],
 ) -> None:
     """Start the server NAME: the simulator, or a recipe in servers/. It runs until Ctrl-C.
@@ -127,6 +129,7 @@ def serve(
         seed=seed,
         api_key=api_key,
         faults=parse_faults(fault),
+        otlp_traces_endpoint=otlp_traces_endpoint,
     )
     run(options, exit_with_parent)
 

@@ -21,7 +21,7 @@ from loadgen.units import mj_from_j, s_from_ns
 
 TIMEOUT_S = 2.0
 MAX_BODY_BYTES = 8 << 20
-FEED_POLL_S = 0.25
+FEED_POLL_S = 0.5
 PAGE_POLL_S = 0.5
 DRIFT = 1e-4
 """Two machines' clocks part by at most this much: an old offset is worth less than a new one."""

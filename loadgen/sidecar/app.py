@@ -4,6 +4,7 @@ Threads only put what they saw into bounded queues; one task, on the event loop,
 """
 
 import asyncio
+import gc
 import hmac
 import http.client
 import logging
@@ -413,5 +414,6 @@ async def serve(options: Options) -> None:
 
 def run(options: Options) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    gc.freeze()  # what is imported by now stays: no collection need look at it
     with asyncio.Runner() as runner:
         runner.run(serve(options))

@@ -12,7 +12,7 @@ from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import islice, pairwise, takewhile
 from typing import NamedTuple
 
 import msgspec
@@ -34,11 +34,14 @@ SETTLE_NS = 2 * NS_PER_S
 """Energy is settled in portions of at least this."""
 HISTORY_NS = 60 * NS_PER_S
 """How far back the fit looks."""
-FIT_EVERY_NS = 15 * NS_PER_S
+FIT_REQUESTS = 2000
+FIRST_FIT_NS = 5 * NS_PER_S
+"""A fit is made anew after as long again as there was to look back on: soon at first, then once a minute. It decides
+shares only."""
 COVERAGE_NS = 300 * NS_PER_S
 """Over how long coverage is told."""
 SETTLE_ROWS = 10_000
-FIT_ROWS = 30_000
+FIT_ROWS = 20_000
 MAX_OPEN = 20_000
 MAX_KNOWN = 100_000
 """Requests not settled yet, and keys remembered to tell duplicates."""
@@ -249,12 +252,13 @@ class Ledger:
         self._engine: deque[EngineSample] = deque(maxlen=MAX_POINTS)
         self._open: dict[str, _Open] = {}
         self._closed: deque[RequestSpan] = deque(maxlen=MAX_OPEN)
+        """In the order of their ends."""
         self._known: OrderedDict[str, None] = OrderedDict()
         self._accounts: dict[Label, Account] = {}
         self._idle_mj = self._unattributed_mj = 0
         self._coefficients: Coefficients | None = None
         self._idle_w: float | None = None
-        self._fitted_ns: int | None = None
+        self._fit_again_ns = 0
         self._frontier_ns = 0
         self._longest_ns = 0
         self._tokens = _Tokens()
@@ -328,6 +332,7 @@ class Ledger:
 
     def _complete_until(self, after_ns: int, until_ns: int) -> int:
         """The last look of an unbroken row at which as many spans are there as the engine says it has requests."""
+        after_ns = max(after_ns, self._frontier_ns)
         looks = [sample for sample in self._engine if after_ns < sample.t_ns <= until_ns]
         if not looks:
             return 0
@@ -342,7 +347,11 @@ class Ledger:
 
     def _covering(self, from_ns: Ints, to_ns: Ints) -> Ints:
         """How many spans touch each interval."""
-        requests = [entry.request for entry in self._open.values()] + list(self._closed)
+        if not len(from_ns):
+            return np.zeros(0, np.int64)
+        first_ns = int(from_ns[0]) - EDGE_NS
+        requests = [entry.request for entry in self._open.values()]
+        requests += takewhile(lambda request: request.end_ns >= first_ns, reversed(self._closed))
         starts = np.sort(np.array([request.start_ns for request in requests], dtype=np.int64)) - EDGE_NS
         ends = np.sort(np.array([request.end_ns for request in requests], dtype=np.int64)) + EDGE_NS
         return np.searchsorted(starts, to_ns, side="right") - np.searchsorted(ends, from_ns, side="left")
@@ -413,13 +422,15 @@ class Ledger:
 
     def _fit(self, name: str, end_ns: int, now_ns: int) -> Coefficients | None:
         """One domain's coefficients stand for all: they decide shares only, and the GPUs of an engine work alike."""
-        if self._coefficients and self._fitted_ns is not None and now_ns - self._fitted_ns < FIT_EVERY_NS:
+        if self._coefficients and now_ns < self._fit_again_ns:
             return self._coefficients
-        points = [point for point in self._points[name].points if end_ns - HISTORY_NS <= point[0] <= end_ns]
+        requests, since_ns = self._lately(end_ns)
+        points = [point for point in self._points[name].points if since_ns <= point[0] <= end_ns]
         if len(points) < 3:
             return self._coefficients
-        self._fitted_ns = now_ns
-        phases = phases_of([entry.request for entry in self._open.values()] + list(self._closed))
+        age_ns = end_ns - self._points[name].points[0][0]
+        self._fit_again_ns = now_ns + min(max(age_ns, FIRST_FIT_NS), HISTORY_NS)
+        phases = phases_of(requests)
         slot_ns = slot_for(phases, points[0][0], end_ns, FIT_ROWS)
         work = slot_work(phases, points[0][0], end_ns, slot_ns, np.zeros((0, 2), np.int64))
         found = fit(_series(name, points), work)
@@ -427,6 +438,14 @@ class Ledger:
         if found.r_squared is not None:
             self._coefficients = found
         return self._coefficients
+
+    def _lately(self, end_ns: int) -> tuple[list[RequestSpan], int]:
+        """Requests for the fit, and the instant from which on they are all that were there."""
+        closed = list(islice(reversed(self._closed), FIT_REQUESTS + 1))
+        since_ns = end_ns - HISTORY_NS
+        if len(closed) > FIT_REQUESTS:
+            since_ns = max(since_ns, closed.pop().end_ns)
+        return [entry.request for entry in self._open.values()] + closed, since_ns
 
     def _unseen(self, requests: Sequence[RequestSpan], start_ns: int, end_ns: int) -> Ints:
         """int64[k, 2]: when someone was there whose work is not known, by a span without tokens or by the engine."""
@@ -474,7 +493,8 @@ class Ledger:
 
     def _close(self, end_ns: int) -> None:
         """Requests that ended before the frontier are done: nothing more can be booked on them."""
-        for key in [key for key, entry in self._open.items() if entry.request.end_ns <= end_ns]:
+        ended = [(entry.request.end_ns, key) for key, entry in self._open.items() if entry.request.end_ns <= end_ns]
+        for _, key in sorted(ended):
             entry = self._open.pop(key)
             self._remember(key)
             self._closed.append(entry.request)
@@ -498,7 +518,9 @@ class Ledger:
     def _account(self, request: RequestSpan) -> Account:
         """A closed set of labels: whatever clients call themselves, there is an end to it."""
         label = (request.model or self.model or "unknown", request.workload or "unlabelled")
-        if label not in self._accounts and len(self._accounts) >= MAX_LABELS:
+        if (account := self._accounts.get(label)) is not None:
+            return account
+        if len(self._accounts) >= MAX_LABELS:
             label = ("other", "other")
         return self._accounts.setdefault(label, Account())
 

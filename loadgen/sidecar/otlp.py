@@ -44,7 +44,7 @@ class MalformedError(ValueError):
     """Bytes that are no trace export, or a span that contradicts itself."""
 
 
-class RequestSpan(msgspec.Struct, frozen=True, kw_only=True):
+class RequestSpan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One request to an engine, as its sender saw it. Instants are in ns of whichever clock the holder says."""
 
     key: str
@@ -116,20 +116,26 @@ def _attributes(span: Any) -> dict[str, str | int | float | bool]:
     """Those we know. A value that is a list or a map is none of them."""
     found: dict[str, str | int | float | bool] = {}
     for pair in span.attributes:
-        if pair.key in KNOWN and (kind := pair.value.WhichOneof("value")) in _SCALARS:
-            value = getattr(pair.value, kind)
-            found[pair.key] = value[:MAX_TEXT] if isinstance(value, str) else value
+        key = pair.key
+        if key in KNOWN:
+            value = pair.value
+            if (kind := value.WhichOneof("value")) in _SCALARS:
+                scalar = getattr(value, kind)
+                found[key] = scalar[:MAX_TEXT] if isinstance(scalar, str) else scalar
     return found
 
 
-_SCALARS = ("string_value", "int_value", "double_value", "bool_value")
+_SCALARS = frozenset(("string_value", "int_value", "double_value", "bool_value"))
+
+
+_TOLD_BY_REQUESTS = frozenset((*OUTPUT_TOKENS, *FIRST_TOKEN_S))
 
 
 def _is_request(name: str, attributes: Attributes) -> bool:
     """TGI's has its times; everyone else's has a token count or is called what vLLM calls it."""
     if name == "llm_request" or "time_per_token" in attributes:
         return True
-    return any(key in attributes for key in (*OUTPUT_TOKENS, *FIRST_TOKEN_S))
+    return not _TOLD_BY_REQUESTS.isdisjoint(attributes)
 
 
 def _request_span(span: Any, attributes: Attributes) -> RequestSpan:
@@ -198,7 +204,10 @@ def rust_seconds(text: str) -> float | None:
 
 
 def _first(attributes: Attributes, names: tuple[str, ...]) -> str | int | float | bool | None:
-    return next((attributes[name] for name in names if name in attributes), None)
+    for name in names:
+        if name in attributes:
+            return attributes[name]
+    return None
 
 
 def _text(attributes: Attributes, names: tuple[str, ...]) -> str | None:

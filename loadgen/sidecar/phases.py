@@ -5,7 +5,7 @@ a prefill is one step, which the streams being decoded wait for; and between pre
 time for each of its steps. Where there is more of it than is worth the computing, a slot stands for several steps.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -29,33 +29,35 @@ class Phases(NamedTuple):
 
 
 def phases_of(requests: Sequence[RequestSpan]) -> Phases:
-    rows = [
-        row
-        for index, request in enumerate(requests)
-        if (first_ns := first_token_of(request)) is not None
-        for row in _rows(index, request, first_ns)
-    ]
-    table = np.array([row[:4] for row in rows], dtype=np.int64).reshape(-1, 4)
-    amounts = np.array([row[4:] for row in rows], dtype=np.float64).reshape(-1, 2)
-    return Phases(table[:, 0], table[:, 1], table[:, 2], table[:, 3].astype(np.bool_), amounts[:, 0], amounts[:, 1])
+    told = [(index, request) for index, request in enumerate(requests) if request.output_tokens]
+    index, first_ns = _ints(i for i, _ in told), _ints(_first_ns(request) for _, request in told)
+    prefill_ns, end_ns = _ints(r.prefill_ns for _, r in told), _ints(r.end_ns for _, r in told)
+    prompt, cached = _ints(r.input_tokens or 0 for _, r in told), _ints(r.cached_tokens or 0 for _, r in told)
+    later = _ints(r.output_tokens or 0 for _, r in told) - 1
+    more = later > 0
+    return Phases(
+        request=np.concatenate((index, index[more])),
+        start_ns=np.concatenate((np.minimum(prefill_ns, first_ns), first_ns[more])),
+        end_ns=np.concatenate((first_ns, end_ns[more])),
+        prefilling=np.arange(len(index) + np.count_nonzero(more)) < len(index),
+        tokens=np.concatenate((np.maximum(prompt - cached, 0), later[more])).astype(np.float64),
+        context=np.concatenate((cached, prompt[more])).astype(np.float64),
+    )
+
+
+def _ints(values: Iterable[int]) -> Ints:
+    return np.fromiter(values, np.int64)
 
 
 def first_token_of(request: RequestSpan) -> int | None:
     """When its prefill ended. Where nobody says (no stream): as if it took as long as one token."""
-    if not request.output_tokens:
-        return None
+    return _first_ns(request) if request.output_tokens else None
+
+
+def _first_ns(request: RequestSpan) -> int:
     if request.first_token_ns is not None:
         return request.first_token_ns
-    return request.prefill_ns + (request.end_ns - request.prefill_ns) // request.output_tokens
-
-
-def _rows(index: int, request: RequestSpan, first_ns: int) -> list[tuple[int, int, int, int, float, float]]:
-    prompt, cached = request.input_tokens or 0, request.cached_tokens or 0
-    computed = max(prompt - cached, 0)
-    prefill = (index, min(request.prefill_ns, first_ns), first_ns, 1, float(computed), float(cached))
-    if (later := (request.output_tokens or 0) - 1) < 1:
-        return [prefill]
-    return [prefill, (index, first_ns, request.end_ns, 0, float(later), float(prompt))]
+    return request.prefill_ns + (request.end_ns - request.prefill_ns) // (request.output_tokens or 1)
 
 
 def output_by_interval(phases: Phases, edges_ns: Ints) -> Floats:
@@ -90,17 +92,18 @@ def slot_work(phases: Phases, start_ns: int, end_ns: int, slot_ns: int, unseen_n
     cell = np.repeat(first, pieces) + np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     from_ns, to_ns = np.maximum(begin[row], edges[cell]), np.minimum(end[row], edges[cell + 1])
     prefilling = phases.prefilling[row]
-
-    def done(t_ns: Ints) -> Floats:
-        """Share of its phase that each row has behind it at `t_ns`."""
-        by_progress = np.interp(t_ns, edges, progress) - np.interp(phases.start_ns, edges, progress)[row]
-        whole = (np.interp(phases.end_ns, edges, progress) - np.interp(phases.start_ns, edges, progress))[row]
-        by_time = (t_ns - phases.start_ns[row]) / np.maximum(phases.end_ns - phases.start_ns, 1)[row]
-        return np.where(prefilling | (whole <= 0), by_time, by_progress / np.where(whole > 0, whole, 1.0))
-
-    before, after = done(from_ns), done(to_ns)
+    start_progress = np.interp(phases.start_ns, edges, progress)
+    whole = np.interp(phases.end_ns, edges, progress) - start_progress
+    evenly = phases.prefilling | (whole <= 0)
+    length = np.where(evenly, np.maximum(phases.end_ns - phases.start_ns, 1), np.where(evenly, 1.0, whole))[row]
+    speed = np.where(evenly[row], 1.0, (np.diff(progress) / np.diff(edges))[cell])
+    origin = np.where(evenly[row], edges[cell] - phases.start_ns[row], progress[cell] - start_progress[row])
+    # Share of its phase that each row has behind it at either end: both lie in its cell, where progress is a line.
+    before = (origin + speed * (from_ns - edges[cell])) / length
+    after = (origin + speed * (to_ns - edges[cell])) / length
     tokens = phases.tokens[row] * (after - before)
-    used, step = np.unique(cell, return_inverse=True)
+    present = np.bincount(cell, minlength=len(edges)) > 0
+    used, step = np.flatnonzero(present), (np.cumsum(present) - 1)[cell]
     return Work(
         start_ns=_extreme(np.minimum, from_ns, step, len(used)),
         end_ns=_extreme(np.maximum, to_ns, step, len(used)),

@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -44,7 +45,9 @@ from loadgen.simulator.engine import Engine, EngineOptions, Sequence, Step
 from loadgen.simulator.faults import Fault, Faults
 from loadgen.simulator.metrics import Metrics
 from loadgen.simulator.power import CounterOptions
+from loadgen.simulator.spans import Finished, engine_id, export
 from loadgen.simulator.tokens import answer_words, block_hashes
+from loadgen.spans import BatchSender
 from loadgen.units import NS_PER_MS, NS_PER_S, s_from_ns
 
 log = logging.getLogger(__name__)
@@ -68,6 +71,8 @@ class ServerOptions:
     seed: int = 0
     api_key: str | None = None
     faults: Faults = field(default_factory=lambda: Faults({}))
+    otlp_traces_endpoint: str | None = None
+    """Where to send a span for each request, as vLLM does."""
 
 
 class OracleLine(msgspec.Struct, frozen=True):
@@ -128,6 +133,20 @@ class Answer:
     @property
     def text(self) -> str:
         return "".join(islice(answer_words(self.word_seed), self.told))
+
+    @property
+    def finished(self) -> Finished:
+        """For a span, once its last token is told."""
+        assert self.seq.started_ns is not None
+        return Finished(
+            engine_id(self.request_id, self.ask.chat),
+            self.seq.arrival_ns,
+            self.seq.started_ns,
+            self.first_ns,
+            self.last_ns,
+            self.seq.input_tokens,
+            self.told,
+        )
 
     @property
     def usage(self) -> bytes:
@@ -202,6 +221,11 @@ class SimulatedServer:
         self.oracle: deque[OracleLine] = deque(maxlen=ORACLE_KEEPS)
         self.lateness_ns: deque[int] = deque(maxlen=10_000)
         self.count = 0
+        self.spans = (
+            BatchSender(options.otlp_traces_endpoint, partial(export, self.model_name))
+            if options.otlp_traces_endpoint
+            else None
+        )
         self._work = asyncio.Event()
         self._warned_ns = 0
 
@@ -309,6 +333,8 @@ class SimulatedServer:
         observe("request_decode_time_seconds", s_from_ns(answer.last_ns - answer.first_ns))
         observe("request_prompt_tokens", seq.input_tokens)
         observe("request_generation_tokens", answer.told)
+        if self.spans:
+            self.spans.add(answer.finished)
         self._close(answer, answer.finish_reason)
         if answer.fault != "stall" and not answer.done.done():
             answer.done.set_result(None)
@@ -527,10 +553,14 @@ async def running(options: ServerOptions) -> AsyncIterator[tuple[SimulatedServer
             ) from err
         port = runner.addresses[0][1]
         host = f"[{options.host}]" if ":" in options.host else options.host
+        if server.spans:
+            server.spans.start()
         yield server, f"http://{host}:{port}"
     finally:
         server.player.cancel()
         await asyncio.wait([server.player])
+        if server.spans:
+            await asyncio.to_thread(server.spans.close)
         await runner.cleanup()
 
 
