@@ -104,7 +104,7 @@ def _cdf(side: str, names: Sequence[str], found: Sequence[Description]) -> Marku
 
 def _gaps(names: Sequence[str], found: Sequence[Description]) -> Markup:
     groups = [one.gaps_s for one in found]
-    return _shares("gaps", "Time between arrivals", "seconds", names, groups, lambda s: number(s) + " s")
+    return _shares("gaps", "Time between arrivals", "seconds", names, groups, lambda s: f"{s:g} s")
 
 
 def _shares(
@@ -125,7 +125,7 @@ def _shares(
     y = svg.Axis(0, 1, False, tuple((p, f"{100 * p:g} %") for p in (0, 0.25, 0.5, 0.75, 0.9, 0.99)))
     marks = [_curve(g, x, y, i, names[i], unit) for i, g in enumerate(groups) if g is not None]
     said = "; ".join(
-        f"{name}: median {label(g.percentile(50))}, 99th percentile {label(g.percentile(99))}"
+        f"{name}: median {number(g.percentile(50))}, 99th percentile {number(g.percentile(99))} {unit}"
         for name, g in zip(names, groups, strict=True)
         if g is not None
     )
@@ -217,7 +217,7 @@ def _dispersion(names: Sequence[str], found: Sequence[Description]) -> Markup:
     if not any(known):
         return empty(heading, "The trace is too short: it needs two windows of a second.")
     values = [d for each in known for _, d in each] + [1.0]
-    x = svg.log_axis(WINDOWS_S[0], WINDOWS_S[-1], seconds)
+    x = svg.log_axis(WINDOWS_S[0], WINDOWS_S[-1], lambda w: f"{w:,g} s")
     y = svg.log_axis(min(values), max(values), lambda v: f"{v:,g}", gap=0.12)
     marks = [_poisson(x, y)]
     for i, (name, each) in enumerate(zip(names, known, strict=True)):
