@@ -91,7 +91,7 @@ def count_pairs(chunks: Iterable[Pairs]) -> CountedPairs:
     kept: list[tuple[Lengths, Lengths]] = []
     rows = 0
     for inputs, outputs in chunks:
-        kept.append(merged([(inputs << 32 | outputs, np.ones(len(inputs), np.int64))]))
+        kept.append(np.unique(inputs << 32 | outputs, return_counts=True))
         rows += len(kept[-1][0])
         if rows > MERGE_ROWS:
             kept = [merged(kept)]

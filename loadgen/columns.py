@@ -165,8 +165,11 @@ _LINES = msgspec.json.Decoder(Line)
 
 
 def _plain_json(block: bytes) -> tuple[Columns, dict[str, int]] | None:
-    count = block.count(b"\n")
-    if not (block.startswith(b"{") and block.count(b"\n{") == count - 1 and block.count(b"}\n") == count):
+    data = np.frombuffer(block, np.uint8)
+    ends = np.flatnonzero(data == ord("\n"))
+    count = len(ends)
+    begins = np.concatenate(([0], ends[:-1] + 1))
+    if not (_all(data[begins], "{") and _all(data[ends - 1], "}")):
         return None
     try:
         if not block.isascii():
@@ -175,6 +178,7 @@ def _plain_json(block: bytes) -> tuple[Columns, dict[str, int]] | None:
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     workloads = {line.workload for line in lines}
+    blocks = [line.hash_ids for line in lines]
     if len(lines) != count or not all(name is None or name.isprintable() for name in workloads):
         return None
     return Columns(
@@ -183,7 +187,7 @@ def _plain_json(block: bytes) -> tuple[Columns, dict[str, int]] | None:
         np.array([line.output_length for line in lines], np.int64),
         (workloads.pop() or "default") if len(workloads) == 1 else [line.workload or "default" for line in lines],
         _unless_all_none([line.session_id for line in lines]),
-        [line.hash_ids or () for line in lines] if any(line.hash_ids for line in lines) else None,
+        None if blocks.count(None) == count else [ids or () for ids in blocks],
     ), {}
 
 

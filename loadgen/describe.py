@@ -212,15 +212,13 @@ class _PairTally:
         self._rows = 0
 
     def add(self, inputs: Lengths, outputs: Lengths) -> None:
-        keys = np.sort(self._key(inputs, outputs))
-        self._parts.append(merged([(keys, np.ones(len(keys), np.int64))]))
+        self._parts.append(np.unique(self._key(inputs, outputs), return_counts=True))
         self._rows += len(self._parts[-1][0])
         if self._rows > MOST_PAIRS:
             self._merge()
 
     def _key(self, inputs: Lengths, outputs: Lengths) -> Lengths:
-        sides = (_rounded_up(side) if self.rounded else side for side in (inputs, outputs))
-        x, y = sides
+        x, y = (_rounded_up(side) if self.rounded else side for side in (inputs, outputs))
         return x << 32 | y
 
     def _merge(self) -> None:

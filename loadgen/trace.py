@@ -129,7 +129,8 @@ def milliseconds(arrival_s: float) -> float:
 @contextmanager
 def compressed(path: Path, file: IO[bytes]) -> Iterator[Any]:
     if path.suffix == ".gz":  # no name and no time in the header: the same requests are the same bytes
-        with gzip.GzipFile(filename="", mode="wb", fileobj=file, mtime=0) as out:
+        # Level 6, gzip's own: 9, Python's, is a fifth as fast on such lines for 4 % smaller files.
+        with gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=file, mtime=0) as out:
             yield out
     elif path.suffix == ".zst":
         from zstandard import ZstdCompressor
