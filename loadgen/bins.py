@@ -91,26 +91,24 @@ def count_pairs(chunks: Iterable[Pairs]) -> CountedPairs:
     kept: list[tuple[Lengths, Lengths]] = []
     rows = 0
     for inputs, outputs in chunks:
-        kept.append(_counted(inputs << 32 | outputs, np.ones(len(inputs), np.int64)))
+        kept.append(np.unique(inputs << 32 | outputs, return_counts=True))
         rows += len(kept[-1][0])
         if rows > MERGE_ROWS:
-            kept = [_merged(kept)]
+            kept = [merged(kept)]
             rows = 0
     if not kept:
         raise LoadgenError("the workload has no requests")
-    keys, counts = _merged(kept)
+    keys, counts = merged(kept)
     return CountedPairs(keys >> 32, keys & 0xFFFFFFFF, counts)
 
 
 MERGE_ROWS = 4_000_000
 
 
-def _merged(kept: list[tuple[Lengths, Lengths]]) -> tuple[Lengths, Lengths]:
-    return _counted(np.concatenate([k for k, _ in kept]), np.concatenate([c for _, c in kept]))
-
-
-def _counted(keys: Lengths, counts: Lengths) -> tuple[Lengths, Lengths]:
-    order = np.argsort(keys, kind="stable")
+def merged(parts: list[tuple[Lengths, Lengths]]) -> tuple[Lengths, Lengths]:
+    """The distinct keys of all (keys, counts), in order, each with the sum of its counts."""
+    keys, counts = (np.concatenate(side) for side in zip(*parts, strict=True))
+    order = np.argsort(keys)
     keys, counts = keys[order], counts[order]
     first = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
     return keys[first], np.add.reduceat(counts, first)
@@ -150,9 +148,14 @@ def _histograms(chunks: Iterable[Pairs]) -> tuple[Counter[int], Counter[int]]:
     seen: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
     for pairs in chunks:
         for histogram, lengths in zip(seen, pairs, strict=True):
-            values, counts = np.unique(lengths, return_counts=True)
-            histogram.update(dict(zip(values.tolist(), counts.tolist(), strict=True)))
+            count_up(histogram, lengths)
     return seen
+
+
+def count_up(histogram: Counter[int], values: Lengths) -> None:
+    """Add each of `values` to the histogram."""
+    distinct, counts = np.unique(values, return_counts=True)
+    histogram.update(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
 
 
 def _reaching(edges: tuple[int, ...], longest: int) -> tuple[int, ...]:
@@ -184,13 +187,14 @@ def _count(
     output_sums: Counter[int] = Counter()
     for inputs, outputs in chunks:
         cells = np.searchsorted(input_edges, inputs) * columns + np.searchsorted(output_edges, outputs)
-        keys, where = np.unique(cells, return_inverse=True)
+        seen = np.bincount(cells)
+        keys = np.flatnonzero(seen)
         for total, added in (
-            (counts, np.bincount(where)),
-            (input_sums, np.bincount(where, inputs)),  # float64 sums: exact below 2**53
-            (output_sums, np.bincount(where, outputs)),
+            (counts, seen),
+            (input_sums, np.bincount(cells, inputs)),  # float64 sums: exact below 2**53
+            (output_sums, np.bincount(cells, outputs)),
         ):
-            total.update(dict(zip(keys.tolist(), map(int, added), strict=True)))
+            total.update(dict(zip(keys.tolist(), map(int, added[keys]), strict=True)))
     return tuple(
         TokenBin(
             input_range=(input_edges[key // columns - 1], input_edges[key // columns]),

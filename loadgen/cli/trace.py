@@ -2,17 +2,21 @@
 
 import math
 import sys
+import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import click
+
+from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:  # numpy and rich are imported when a command runs, not when help is printed
     from rich.console import RenderableType
 
-    from loadgen.bins import Pairs, TokenBins
+    from loadgen.bins import CountedPairs, Pairs, TokenBins
+    from loadgen.describe import Description
     from loadgen.trace import Format
 
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="The file to write.")
@@ -46,12 +50,12 @@ def import_(file: Path, out: Path, format_: "Format | None", workload: str | Non
 
     Read are Azure CSV (2023 and 2024), BurstGPT CSV and Mooncake JSONL. Rows of 0 tokens are dropped and counted.
     """
-    from loadgen.trace import check_workload, iter_import, write_trace
+    from loadgen.columns import iter_columns, write_columns
+    from loadgen.trace import check_workload
 
     check_workload(workload)
     dropped: Counter[str] = Counter()
-    requests = iter_import(file, dropped, format=format_, workload=workload)
-    written = write_trace(out, requests, overwrite=overwrite)
+    written = write_columns(out, iter_columns(file, dropped, format=format_, workload=workload), overwrite=overwrite)
     reasons = "".join(f" ({count} with {reason})" for reason, count in dropped.items())
     click.echo(f"read {written + dropped.total()} rows, dropped {dropped.total()}{reasons}, wrote {written} to {out}")
 
@@ -85,26 +89,56 @@ def fit(
 ) -> None:
     """Make joint (input, output) token bins.
 
-    TRACE is in any format that import reads. It is read twice.
+    TRACE is in any format that import reads. Its lengths are kept beside --out while the bins are made.
     """
-    from loadgen.bins import fit, in_chunks, to_json
-    from loadgen.trace import check_rereadable, file_sha256, iter_import, replacing
+    from loadgen.bins import fit, to_json
+    from loadgen.trace import check_rereadable, file_sha256, replacing
 
     check_rereadable(file)
-    bins = fit(
-        name or out.stem,
-        lambda: in_chunks(iter_import(file, Counter(), format=format_)),  # read twice
-        edges,
-        {key: value for key, value in (("source", source), ("licence", licence), ("cite", cite)) if value}
-        | {
-            "file": file.name,
-            "file_sha256": file_sha256(file),
-            "command": f"loadgen trace fit {file.name} --edges {edges} --out {out.name}",
-        },
-    )
+    stated = {key: value for key, value in (("source", source), ("licence", licence), ("cite", cite)) if value}
+    made = {
+        "file": file.name,
+        "file_sha256": file_sha256(file),
+        "command": f"loadgen trace fit {file.name} --edges {edges} --out {out.name}",
+    }
+    with _spool(out.parent) as spool:
+        bins = fit(name or out.stem, _twice(file, format_, spool), edges, stated | made)
     with replacing(out, overwrite=overwrite) as draft:
         draft.write(to_json(bins))
     click.echo(f"{bins.count} requests in {len(bins.bins)} bins, wrote {out}")
+
+
+def _spool(folder: Path) -> IO[bytes]:
+    """A file without a name, gone when it is closed."""
+    try:
+        return tempfile.TemporaryFile(dir=folder)
+    except OSError as err:
+        raise LoadgenError(f"cannot write {folder}: {err.strerror or err}") from err
+
+
+def _twice(file: Path, format_: "Format | None", spool: IO[bytes]) -> "Callable[[], Iterator[Pairs]]":
+    """The trace's lengths, parsed the first time; after that from `spool`, 8 bytes a request."""
+    import numpy as np
+
+    from loadgen.columns import iter_columns
+
+    parsed = False
+
+    def chunks() -> "Iterator[Pairs]":
+        nonlocal parsed
+        if parsed:
+            spool.seek(0)
+            while block := spool.read(2**20):
+                inputs, outputs = np.frombuffer(block, np.int32).reshape(-1, 2).T.astype(np.int64)
+                yield inputs, outputs
+            return
+        for columns in iter_columns(file, Counter(), format=format_):
+            pairs = columns.input_tokens, columns.output_tokens
+            spool.write(np.column_stack(pairs).astype(np.int32).tobytes())
+            yield pairs
+        parsed = True
+
+    return chunks
 
 
 @trace.command()
@@ -158,9 +192,10 @@ def sample(
 @trace.command()
 @click.argument("file", metavar="TRACE|BINS")
 @click.option("--compare", metavar="TRACE|BINS", help="Set another one beside it.")
+@click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Write a page with figures, too.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @FORMAT
-def show(file: str, compare: str | None, as_json: bool, format_: "Format | None") -> None:
+def show(file: str, compare: str | None, html: Path | None, as_json: bool, format_: "Format | None") -> None:
     """Describe a trace or bins.
 
     A trace is in any format that import reads; bins are a .json file, or a name in profiles/workloads.
@@ -169,6 +204,12 @@ def show(file: str, compare: str | None, as_json: bool, format_: "Format | None"
 
     about = [_describe(name, format_) for name in (file, compare) if name is not None]
     between = _between(about[0][1], about[1][1]) if compare else {}
+    if html is not None:
+        from loadgen.report.trace import render
+        from loadgen.trace import replacing
+
+        with replacing(html) as page:
+            page.write(render(about, between).encode())
     if as_json:
         described = [facts for facts, _ in about]
         click.echo(json.dumps({"traces": described} | between if compare else described[0], indent=1))
@@ -178,21 +219,21 @@ def show(file: str, compare: str | None, as_json: bool, format_: "Format | None"
     console = Console(highlight=False)
     console.print(_table([facts for facts, _ in about]))
     for label, value in between.items():
-        console.print(f"{label.replace('_', ' ')}: {value:.4f}" if value is not None else f"{label}: unknown")
-    for facts, pairs in about:
-        console.print(_heat_map(facts["name"], pairs, console.encoding), soft_wrap=True)
+        shown = "unknown" if value is None else f"{value:.4f}"
+        console.print(f"{label.replace('_', ' ')}: {shown}")
+    for facts, found in about:
+        console.print(_heat_map(facts["name"], found.pairs, console.encoding), soft_wrap=True)
 
 
 def length_chunks(name: str) -> "Iterator[Pairs]":
     """The lengths of a trace in any format, or DRAWS stratified ones of bins (a file, or in profiles/workloads)."""
-    from loadgen.bins import in_chunks
-    from loadgen.trace import iter_import
+    from loadgen.columns import iter_columns
 
     path = _path(name)
     if path.suffix == ".json":
         yield _draw(path)[1]
     else:
-        yield from in_chunks(iter_import(path, Counter()))
+        yield from ((c.input_tokens, c.output_tokens) for c in iter_columns(path, Counter()))
 
 
 def _path(name: str) -> Path:
@@ -214,100 +255,97 @@ def _draw(path: Path) -> "tuple[TokenBins, Pairs]":
     return bins, sample(bins, DRAWS, default_rng(0))
 
 
-def _describe(name: str, format_: "Format | None") -> "tuple[dict[str, Any], Pairs]":
-    """Facts about a trace or bins, None where it has none, and its lengths."""
+DRAWS = 100_000
+"""How many draws stand for bins where their percentiles are asked."""
+
+
+def _describe(name: str, format_: "Format | None") -> "tuple[dict[str, Any], Description]":
+    """Facts about a trace or bins, None where it has none, and what they were taken from."""
     path = _path(name)
     if path.suffix == ".json":
         return _describe_bins(path)
     return _describe_trace(path, format_)
 
 
-DRAWS = 100_000
-"""How many draws stand for bins where their percentiles are asked."""
+def _describe_bins(path: Path) -> "tuple[dict[str, Any], Description]":
+    from loadgen.describe import describe_lengths
 
-
-def _describe_bins(path: Path) -> "tuple[dict[str, Any], Pairs]":
     bins, pairs = _draw(path)
+    found = describe_lengths(*pairs)
     facts = {"name": bins.name, "kind": f"{len(bins.bins)} bins, percentiles of {DRAWS} draws", "requests": bins.count}
     means = {"input_mean": bins.mean_input, "output_mean": bins.mean_output}
-    return facts | _lengths(pairs) | means | bins.provenance, pairs
+    return facts | _lengths(found) | means | bins.provenance, found
 
 
-def _describe_trace(path: Path, format_: "Format | None") -> "tuple[dict[str, Any], Pairs]":
-    from array import array
+def _describe_trace(path: Path, format_: "Format | None") -> "tuple[dict[str, Any], Description]":
+    from loadgen.columns import iter_columns
+    from loadgen.describe import Tally
 
-    import numpy as np
-
-    from loadgen.trace import iter_import
-
-    arrivals, inputs, outputs = array("d"), array("q"), array("q")
     dropped: Counter[str] = Counter()
-    workloads: Counter[str] = Counter()
-    sessions: set[str] = set()
-    blocks: set[int] = set()
-    blocks_asked = 0
-    for request in iter_import(path, dropped, format=format_):
-        arrivals.append(request.arrival_s)
-        inputs.append(request.input_tokens)
-        outputs.append(request.output_tokens)
-        workloads[request.workload] += 1
-        if request.session_id is not None:
-            sessions.add(request.session_id)
-        blocks_asked += len(request.prefix_ids)
-        blocks.update(request.prefix_ids)
-    pairs = np.array(inputs), np.array(outputs)
+    tally = Tally()
+    for columns in iter_columns(path, dropped, format=format_):
+        tally.add(columns)
+    found = tally.describe()
     facts = {
         "name": path.name,
         "kind": "trace",
-        "requests": len(arrivals),
+        "requests": found.requests,
         "dropped": dropped.total(),
-        "workloads": dict(workloads),
-        "sessions": len(sessions) or None,
-        "prefix_block_reuse": 1 - len(blocks) / blocks_asked if blocks_asked else None,
+        "workloads": found.workloads,
+        **_sessions(found),
+        "prefix_block_reuse": found.block_reuse,
+        "prefix_token_reuse": found.token_reuse,
+        "estimated": ", ".join(found.estimated) or None,
     }
-    return facts | _times(np.array(arrivals)) | _lengths(pairs), pairs
+    return facts | _times(found) | _lengths(found), found
 
 
-RATE_PARTS = 48
-"""Equal parts of a trace's duration whose rates are shown."""
+def _sessions(found: "Description") -> dict[str, Any]:
+    sessions = found.sessions
+    if sessions is None:
+        return {"sessions": None}
+    gap_s = sessions.gap_s
+    return {
+        "sessions": sessions.count,
+        "turns_per_session_mean": sessions.turns.mean,
+        "turns_per_session_p50": sessions.turns.percentile(50),
+        "turns_per_session_max": int(sessions.turns.values[-1]),
+        "session_gap_p50_s": None if gap_s is None else gap_s.percentile(50),
+    }
 
 
-def _times(arrivals_s: Any) -> dict[str, Any]:
-    import numpy as np
+def _times(found: "Description") -> dict[str, Any]:
+    from loadgen.describe import WINDOWS_S
 
-    from loadgen.arrivals import index_of_dispersion
-
-    duration_s = float(arrivals_s[-1] - arrivals_s[0])
-    counts = np.histogram(arrivals_s, RATE_PARTS)[0] if duration_s > 0 else None
+    duration_s, gaps_s = found.duration_s, found.gaps_s
     return {
         "duration_s": duration_s,
-        "rate_over_time_rps": None if counts is None else (counts * (RATE_PARTS / duration_s)).tolist(),
-        "mean_rps": (len(arrivals_s) - 1) / duration_s if duration_s > 0 else None,
-        "index_of_dispersion_1s": index_of_dispersion(arrivals_s, 1.0),
-        "index_of_dispersion_10s": index_of_dispersion(arrivals_s, 10.0),
+        "rate_over_time_rps": None if found.rates_rps is None else list(found.rates_rps),
+        "mean_rps": (found.requests - 1) / duration_s if duration_s else None,
+        "gap_cv": gaps_s.std / gaps_s.mean if gaps_s and gaps_s.mean > 0 else None,
+        **{f"index_of_dispersion_{w}s": d for w, d in zip(WINDOWS_S, found.dispersion, strict=True)},
     }
 
 
-def _lengths(pairs: "Pairs") -> dict[str, Any]:
-    import numpy as np
-
-    from loadgen.bins import spearman
+def _lengths(found: "Description") -> dict[str, Any]:
+    from loadgen.describe import spearman
 
     facts: dict[str, Any] = {}
-    for side, lengths in zip(("input", "output"), pairs, strict=True):
-        p50, p90, p99 = np.percentile(lengths, (50, 90, 99)).tolist()
-        facts[f"{side}_mean"] = float(lengths.mean())
-        facts |= {f"{side}_p50": p50, f"{side}_p90": p90, f"{side}_p99": p99, f"{side}_max": int(lengths.max())}
-    return facts | {"spearman": spearman(*pairs)}
+    for side, lengths in (("input", found.inputs), ("output", found.outputs)):
+        facts[f"{side}_mean"] = lengths.mean
+        facts |= {f"{side}_p{p}": lengths.percentile(p) for p in (50, 90, 99)}
+        facts[f"{side}_max"] = int(lengths.values[-1])
+    return facts | {"spearman": spearman(found.pairs)}
 
 
-def _between(a: "Pairs", b: "Pairs") -> dict[str, float | None]:
-    from loadgen.bins import ks_distance, spearman
+def _between(a: "Description", b: "Description") -> dict[str, float | None]:
+    from loadgen.describe import ks, spearman
 
-    rho_a, rho_b = spearman(*a), spearman(*b)
+    rho_a, rho_b = spearman(a.pairs), spearman(b.pairs)
     return {
-        "ks_input": ks_distance(a[0], b[0]),
-        "ks_output": ks_distance(a[1], b[1]),
+        "ks_input": ks(a.inputs, b.inputs),
+        "ks_output": ks(a.outputs, b.outputs),
+        "ks_gap": ks(a.gaps_s, b.gaps_s) if a.gaps_s and b.gaps_s else None,
         "spearman_difference": None if rho_a is None or rho_b is None else abs(rho_a - rho_b),
     }
 
@@ -349,15 +387,15 @@ SHARES = (0.0, 0.003, 0.01, 0.03)
 """Above which share of all requests a cell of the heat map takes its next shade."""
 
 
-def _heat_map(name: str, pairs: "Pairs", encoding: str) -> "RenderableType":
+def _heat_map(name: str, pairs: "CountedPairs", encoding: str) -> "RenderableType":
     """Powers of 2 of the input to the right, of the output upwards; the shade is the share of requests."""
     import numpy as np
     from rich.text import Text
 
     shades = " ░▒▓█" if encoding.lower().startswith("utf") else " .:+#"
-    x, y = (np.ceil(np.log2(lengths)).astype(int) for lengths in pairs)
+    x, y = (np.ceil(np.log2(lengths)).astype(int) for lengths in (pairs.inputs, pairs.outputs))
     cells = np.zeros((y.max() + 1, x.max() + 1))
-    np.add.at(cells, (y, x), 1 / len(x))
+    np.add.at(cells, (y, x), pairs.counts / pairs.counts.sum())
     level = np.searchsorted(SHARES, cells)
     first = int(x.min())
     lines = [f"\n{name}: output tokens up, input tokens right, both up to the power of 2 shown"]
