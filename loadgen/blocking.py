@@ -6,6 +6,7 @@ knows of gevent. TLS is spoken; proxies, redirects and compressed answers are no
 
 import socket
 import ssl
+from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from loadgen.answer import Answer, RequestError
@@ -44,9 +45,20 @@ class BlockingClient:
             self._idle.pop().close()
 
     def send(
-        self, path: str, body: bytes, *, index: int, workload: str, scheduled_ns: int, request_id: str
+        self,
+        path: str,
+        body: bytes,
+        *,
+        index: int,
+        workload: str,
+        scheduled_ns: int,
+        request_id: str,
+        on_cancelled: Callable[[RequestRecord], None],
     ) -> RequestRecord:
-        """POST `body` to `path` and read the stream to its end. Whatever happens is data."""
+        """POST `body` to `path` and read the stream to its end. Whatever happens is data.
+
+        A greenlet that is killed meanwhile hands what it has to `on_cancelled`, and dies.
+        """
         answer = Answer()
         error: ErrorKind | None = None
         detail = ""
@@ -63,6 +75,11 @@ class BlockingClient:
         except OSError as err:
             started = answer.status is not None
             error, detail = "truncated" if started else "connect", f"{type(err).__name__}: {err}"
+        except BaseException as err:
+            if not isinstance(err, Exception) and answer.sent_ns is not None:
+                why = "aborted while in flight"
+                on_cancelled(record_of(index, workload, scheduled_ns, answer, monotonic_ns(), "cancelled", why))
+            raise
         finished_ns = answer.finished_ns if error is None and answer.finished_ns else monotonic_ns()
         return record_of(index, workload, scheduled_ns, answer, finished_ns, error, self._redact(detail)[:500] or None)
 

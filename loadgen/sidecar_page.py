@@ -40,6 +40,14 @@ class Energy(NamedTuple):
     joules: float
     """All of it: attributed + idle + unattributed."""
 
+    @property
+    def joules_per_token(self) -> float | None:
+        """Per output token of all requests."""
+        shares = self.workloads.values()
+        return Share(
+            joules=sum(share.joules for share in shares), output_tokens=sum(share.output_tokens for share in shares)
+        ).joules_per_token
+
 
 def parse(page: str) -> Energy | None:
     """None when the page is not a sidecar's."""

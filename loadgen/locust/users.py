@@ -6,36 +6,35 @@ import re
 import secrets
 from collections.abc import Iterator
 from itertools import count
-from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 from gevent.event import AsyncResult
 from locust import User, task
 from locust.exception import CatchResponseError, StopUser
+from msgspec.structs import replace
 
-from loadgen import schedule
 from loadgen.ask import Question, Reply, ask
-from loadgen.bins import TokenBins, read_bins, sample
 from loadgen.blocking import BlockingClient
 from loadgen.clock import anchor
-from loadgen.errors import LoadgenError
-from loadgen.locust.options import Settings, settings
+from loadgen.locust.options import settings
+from loadgen.locust.plan import body, check_fit, fitting_bins, lengths, plan
 from loadgen.locust.replay import Outcome, Part, Ready, play
 from loadgen.locust.web import ANSWER, FIRST_TOKEN, LATE, NEXT_TOKENS
-from loadgen.openai_api import PATHS, payload
-from loadgen.paths import profile_path
-from loadgen.prompts import Kind, kind_of, prompt_rng
+from loadgen.openai_api import PATHS
+from loadgen.prompts import Kind, kind_of
 from loadgen.record import RequestRecord
-from loadgen.schedule import Schedule, ScheduledRequest
+from loadgen.schedule import ScheduledRequest
 from loadgen.spans import SpanSender
-from loadgen.trace import read_trace
 from loadgen.units import NS_PER_MS
 
 log = logging.getLogger("loadgen")
 
-SAMPLE = 256
-"""Lengths drawn at a time: as a block they are closer to the bins than one by one."""
+UNSCHEDULED = 0
+"""scheduled_ns of a request that nobody planned."""
+
+ABORTED = "aborted"
+"""The sidecar's workload for requests in flight when the test was stopped: halves would spoil the means."""
 
 
 class Test:
@@ -45,7 +44,7 @@ class Test:
         self.environment = environment
         self.settings = given = settings(environment.parsed_options, environment.host)
         classes = set(environment.user_classes)
-        self.plan = _plan(given) if TraceReplay in classes and given.trace else None
+        self.plan = plan(given) if TraceReplay in classes and given.trace else None
         kinds: set[Kind] = {user.kind for user in classes if issubclass(user, ClosedLoopUser)}
         if self.plan:
             kinds |= {kind_of(request.workload) for request in self.plan.requests}
@@ -59,9 +58,10 @@ class Test:
                 timeout_s=given.timeout_s,
             )
         )
-        self.bins = {
-            kind: _fitting(given.bins[kind], self.reply.server.max_model_len) for kind in kinds if kind in given.bins
-        }
+        limit = self.reply.server.max_model_len
+        if self.plan:
+            check_fit(self.plan.requests, limit)
+        self.bins = {kind: fitting_bins(given.bins[kind], limit) for kind in kinds}
         key = os.environ.get("OPENAI_API_KEY")
         self._client = BlockingClient(given.base_url, api_key=key, timeout_s=given.timeout_s)
         self._senders: dict[str, SpanSender] = {}
@@ -69,24 +69,32 @@ class Test:
         self.worker_index = max(0, environment.runner.worker_index)
         self.indices = count()
         self.users = count()
+        if given.sidecar:
+            self._sender(self.run_id)
 
-    def body(self, workload: str, index: int, input_tokens: int, output_tokens: int, prefix_ids: Any = ()) -> bytes:
-        """The same as `loadgen replay` sends for the same seed and index."""
-        seed, server = self.settings.seed, self.reply.server
-        words = self.reply.vocabularies[kind_of(workload)]
-        prompt = words.prompt(input_tokens, prompt_rng(seed, index), prefix_ids, seed)
-        return payload(self.settings.endpoint, server.model, prompt, output_tokens, server.dialect, {})
+    def body(self, request: ScheduledRequest) -> bytes:
+        return body(request, self.reply, self.settings.endpoint, self.settings.seed)
 
-    def send(self, run_id: str, workload: str, index: int, body: bytes, scheduled_ns: int) -> RequestRecord:
-        """One request, told to locust and to the sidecar."""
+    def send(self, run_id: str, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> RequestRecord:
+        """One request, told to locust and to the sidecar; an aborted one to the sidecar alone: it had joules too."""
         record = self._client.send(
-            PATHS[self.settings.endpoint], body, index=index, workload=workload, scheduled_ns=scheduled_ns,
-            request_id=f"{run_id}-{index}",
-        )  # fmt: skip
-        if self.settings.sidecar:
-            self._sender(run_id).add(record)
+            PATHS[self.settings.endpoint],
+            body,
+            index=request.index,
+            workload=request.workload,
+            scheduled_ns=scheduled_ns,
+            request_id=f"{run_id}-{request.index}",
+            on_cancelled=lambda half: self._tell(
+                run_id, replace(half, workload=ABORTED, input_tokens=request.input_tokens)
+            ),
+        )
+        self._tell(run_id, record)
         report(self.environment, record)
         return record
+
+    def _tell(self, run_id: str, record: RequestRecord) -> None:
+        if self.settings.sidecar:
+            self._sender(run_id).add(record)
 
     def _sender(self, run_id: str) -> SpanSender:
         if run_id not in self._senders:
@@ -104,30 +112,6 @@ class Test:
                 log.warning("the sidecar was not told of %d requests: %s", sender.lost, sender.last_error)
 
 
-def _plan(given: Settings) -> Schedule:
-    assert given.trace is not None
-    return schedule.build(
-        read_trace(Path(given.trace)), seed=given.seed, rps=given.rps, arrival=given.arrival,
-        duration_s=given.duration_s, num_requests=given.num_requests,
-    )  # fmt: skip
-
-
-def _fitting(name: str, limit: int | None) -> TokenBins:
-    """The bins, seen to hold requests that the model takes at all."""
-    bins = read_bins(profile_path("workloads", name, "json"))
-    if limit is not None and all(b.mean_input + b.mean_output > limit for b in bins.bins):
-        raise LoadgenError(f"no request of {name} fits into the model's {limit} tokens: choose other bins")
-    return bins
-
-
-def lengths(bins: TokenBins, limit: int | None, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
-    """(input, output) tokens for ever; what the model cannot take is left out."""
-    while True:
-        for pair in zip(*(side.tolist() for side in sample(bins, SAMPLE, rng)), strict=True):
-            if limit is None or sum(pair) <= limit:
-                yield pair
-
-
 def report(environment: Any, record: RequestRecord) -> None:
     """Rows of locust's table. Only whole answers count in its totals; the other rows are kept beside them."""
     tokens = record.output_tokens or 0
@@ -143,7 +127,7 @@ def report(environment: Any, record: RequestRecord) -> None:
     rows = {
         FIRST_TOKEN: (record.ttft_ns, record.input_tokens),
         NEXT_TOKENS: (record.tpot_ns, max(0, tokens - 1)),
-        LATE: (record.lag_ns if record.scheduled_ns else None, 0),
+        LATE: (None if record.scheduled_ns == UNSCHEDULED else record.lag_ns, 0),
     }
     for name, (ns, size) in rows.items():
         if record.ok and ns is not None:
@@ -188,8 +172,14 @@ class ClosedLoopUser(LoadgenUser):
             rng = np.random.default_rng([test.settings.seed, test.worker_index, next(test.users)])
             self._lengths = lengths(test.bins[self.kind], test.reply.server.max_model_len, rng)
         input_tokens, output_tokens = next(self._lengths)
-        index = test.worker_index << 40 | next(test.indices)
-        test.send(test.run_id, self.kind, index, test.body(self.kind, index, input_tokens, output_tokens), 0)
+        request = ScheduledRequest(
+            index=test.worker_index << 40 | next(test.indices),
+            offset_ns=0,
+            workload=self.kind,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+        )
+        test.send(test.run_id, request, test.body(request), UNSCHEDULED)
 
 
 class ChatUser(ClosedLoopUser):
@@ -227,16 +217,10 @@ class TraceReplay(LoadgenUser):
         assert test.plan is not None
         records: list[bool] = []
 
-        def make_body(request: ScheduledRequest) -> bytes:
-            return test.body(
-                request.workload, request.index, request.input_tokens, request.output_tokens, request.prefix_ids
-            )
-
         def send(request: ScheduledRequest, body: bytes, scheduled_ns: int) -> None:
-            records.append(test.send(part.run_id, request.workload, request.index, body, scheduled_ns).ok)
+            records.append(test.send(part.run_id, request, body, scheduled_ns).ok)
 
         here = anchor()
-        play(
-            part.of_schedule(test.plan.requests), part.start_wall_ns - here.wall_ns + here.monotonic_ns, make_body, send
-        )
+        start_ns = part.start_wall_ns - here.wall_ns + here.monotonic_ns
+        play(part.of_schedule(test.plan.requests), start_ns, test.body, send)
         return len(records), records.count(False)

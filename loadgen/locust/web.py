@@ -4,7 +4,7 @@ import http.client
 import os
 from collections import deque
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import gevent
@@ -25,14 +25,24 @@ ENERGY = "energy (size: joules)"
 PERIOD_S = 2.0
 """Locust's page asks as often."""
 WINDOW = 6
-"""Readings that the rate of tokens is taken over."""
+"""Readings that rates are taken over: 10 s."""
 HISTORY = 1800
 """Readings kept for the charts: an hour."""
 SETTLE_S = 20.0
 MAX_PAGE_BYTES = 4 << 20
 
 NO_SIDECAR = "no sidecar was named (--sidecar URL): joules are not known"
-PANEL = Path(__file__).with_name("energy_panel.js")
+PANEL = Path(__file__).with_name("panel.js")
+
+
+class Reading(NamedTuple):
+    """Sums of locust's own table at one moment."""
+
+    t_ns: int
+    tokens: dict[str, int]
+    """Output tokens by workload."""
+    first_tokens: int
+    first_tokens_ms: float
 
 
 class Watch:
@@ -45,7 +55,7 @@ class Watch:
         self._last: Energy | None = None
         self._problem = NO_SIDECAR
         self._began_ns = monotonic_ns()
-        self._tokens: deque[tuple[int, dict[str, int]]] = deque(maxlen=WINDOW)
+        self._readings: deque[Reading] = deque(maxlen=WINDOW)
         self._history: deque[dict[str, float | None]] = deque(maxlen=HISTORY)
         self._greenlet: Any = None
 
@@ -54,10 +64,12 @@ class Watch:
         self._url, self._problem = url, NO_SIDECAR
         self._first = self._last = None
         self._began_ns = monotonic_ns()
-        self._tokens.clear()
+        self._readings.clear()
         self._history.clear()
-        self._read()
+        if url:
+            self._ask(url)
         self._first = self._last
+        self._read()
         if self._greenlet is None:
             self._greenlet = gevent.spawn(self._run)
 
@@ -67,38 +79,56 @@ class Watch:
             self._read()
 
     def _read(self) -> None:
-        now_ns = monotonic_ns()
-        self._tokens.append((now_ns, {name: entry.total_content_length for name, entry in self._answers().items()}))
-        if self._url is None:
-            return
+        self._readings.append(self._table())
         before = self.energy
-        try:
-            energy = parse(fetch(self._url + "/metrics"))
-            self._problem = "" if energy else f"what answers at {self._url} is no loadgen sidecar"
-            self._last = energy or self._last
-        except (OSError, http.client.HTTPException) as err:
-            self._problem = f"the sidecar at {self._url} does not answer: {err or type(err).__name__}"
-        self._note(now_ns, before)
-
-    def _note(self, now_ns: int, before: Energy | None) -> None:
-        """The newest reading for the charts, and what has settled since the one before for locust's table."""
-        after = self.energy
-        if self._problem or after is None:
-            self._history.append({"t_s": (now_ns - self._began_ns) / NS_PER_S, "watts": None, "joules_per_token": None})
-            return
-        shares = after.workloads.values()
-        tokens, joules = sum(share.output_tokens for share in shares), sum(share.joules for share in shares)
+        if self._url is not None:
+            self._ask(self._url)
+        after = None if self._problem else self.energy
+        if before and after:
+            self._log_settled(since(before, after))
         self._history.append(
             {
-                "t_s": (now_ns - self._began_ns) / NS_PER_S,
-                "watts": after.watts,
-                "joules_per_token": joules / tokens if tokens else None,
+                "t_s": (self._readings[-1].t_ns - self._began_ns) / NS_PER_S,
+                "ttft_ms": self._recent_ttft_ms(),
+                "tokens_per_s": self._tokens_per_s(None),
+                "watts": after.watts if after else None,
+                "joules_per_token": after.joules_per_token if after else None,
             }
         )
-        if before is not None:
-            self._log_settled(since(before, after))
+
+    def _ask(self, url: str) -> None:
+        try:
+            energy = parse(fetch(url + "/metrics"))
+            self._problem = "" if energy else f"what answers at {url} is no loadgen sidecar"
+            self._last = energy or self._last
+        except (OSError, http.client.HTTPException) as err:
+            self._problem = f"the sidecar at {url} does not answer: {err or type(err).__name__}"
+
+    def _table(self) -> Reading:
+        entries = self.environment.stats.entries
+        first = [entry for (name, _), entry in entries.items() if name == FIRST_TOKEN]
+        return Reading(
+            monotonic_ns(),
+            {workload: entry.total_content_length for workload, entry in self._answers().items()},
+            sum(entry.num_requests for entry in first),
+            sum(entry.total_response_time for entry in first),
+        )
+
+    def _tokens_per_s(self, workload: str | None) -> float | None:
+        """Output tokens a second of the answers that ended in the window; of all workloads for None."""
+        then, now = self._readings[0], self._readings[-1]
+        names = now.tokens if workload is None else [workload]
+        grown = sum(now.tokens.get(name, 0) - then.tokens.get(name, 0) for name in names)
+        return grown * NS_PER_S / (now.t_ns - then.t_ns) if now.t_ns > then.t_ns else None
+
+    def _recent_ttft_ms(self) -> float | None:
+        """The mean of the window."""
+        then, now = self._readings[0], self._readings[-1]
+        count = now.first_tokens - then.first_tokens
+        return (now.first_tokens_ms - then.first_tokens_ms) / count if count > 0 else None
 
     def _log_settled(self, growth: Energy) -> None:
+        """What has settled since the reading before, for locust's table."""
         for name, share in growth.workloads.items():
             for _ in range(round(share.requests)):
                 self.environment.stats.get(ENERGY, name).log(None, share.request_joules / share.requests)
@@ -117,7 +147,9 @@ class Watch:
 
     def token_rows(self) -> list[dict[str, str]]:
         stats = self.environment.stats
-        table = []
+        table: list[dict[str, str]] = []
+        if not self._readings:
+            return table
         for workload, entry in self._answers().items():
             first, following = stats.get(FIRST_TOKEN, workload), stats.get(NEXT_TOKENS, workload)
             table.append(
@@ -129,18 +161,10 @@ class Watch:
                     "ttft_p90": _ms(first, 0.9),
                     "tpot": f"{following.avg_response_time:.2f} ms" if following.num_requests else "",
                     "tokens": f"{entry.total_content_length:,}",
-                    "tokens_per_s": self._rate(workload),
+                    "tokens_per_s": "" if (rate := self._tokens_per_s(workload)) is None else f"{rate:,.0f}",
                 }
             )
         return table
-
-    def _rate(self, workload: str) -> str:
-        """Output tokens a second of the answers that ended lately."""
-        if len(self._tokens) < 2:
-            return ""
-        (then_ns, then), (now_ns, now) = self._tokens[0], self._tokens[-1]
-        grown = now.get(workload, 0) - then.get(workload, 0)
-        return f"{grown * NS_PER_S / (now_ns - then_ns):,.0f}"
 
     def energy_rows(self) -> list[dict[str, str]]:
         """Never a joule that was not read: words instead."""

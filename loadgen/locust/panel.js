@@ -1,18 +1,25 @@
-// Under locust's Energy and Charts tabs: power now and joules per output token, drawn from ./loadgen/panel.
+// Under locust's own charts and under the two tabs: what an LLM's users and its power meter see, from ./loadgen/panel.
 "use strict";
 (() => {
-  const PERIOD_MS = 2000, WIDTH = 560, HEIGHT = 170, LEFT = 52, TOP = 12, BOTTOM = 24;
+  const PERIOD_MS = 2000, WIDTH = 560, HEIGHT = 150, LEFT = 52, TOP = 12, BOTTOM = 24;
   const SERIES = [
+    {key: "ttft_ms", title: "Time to first token, mean of 10 s, ms"},
+    {key: "tokens_per_s", title: "Output tokens/s, mean of 10 s"},
     {key: "watts", title: "Power, W"},
     {key: "joules_per_token", title: "Energy per output token since the test began, J"},
   ];
   const box = document.createElement("section");
-  box.id = "loadgen-energy";
-  box.style.cssText = "display:none;flex-wrap:wrap;gap:24px;max-width:1488px;margin:24px auto;padding:0 24px;" +
-    "font:14px/1.4 Roboto,system-ui,sans-serif";
-  document.body.append(box);
+  box.id = "loadgen-panel";
+  box.style.cssText = "display:none;flex-wrap:wrap;gap:24px;margin:24px 0;font:14px/1.4 Roboto,Helvetica,Arial,sans-serif";
 
-  const shown = () => ["energy", "charts"].includes(new URLSearchParams(location.search).get("tab"));
+  // Last in the column that locust draws its tabs in. Locust draws it anew now and then: so this is done again.
+  const place = () => {
+    const tabs = document.querySelector("#root [role=tablist]");
+    const column = tabs && tabs.closest("[class*=MuiContainer-root]");
+    if (column && column.lastElementChild !== box) column.append(box);
+  };
+
+  const shown = () => ["charts", "tokens", "energy"].includes(new URLSearchParams(location.search).get("tab"));
 
   // The page's own background says whether it is dark.
   const ink = () => {
@@ -60,6 +67,7 @@
   const draw = async () => {
     box.style.display = shown() ? "flex" : "none";
     if (!shown()) return;
+    place();
     const answer = await fetch("./loadgen/panel");
     if (!answer.ok) return;
     const {problem, simulated, history} = await answer.json();
@@ -72,6 +80,6 @@
   };
   const again = () => { draw().catch(() => {}); };
   setInterval(again, PERIOD_MS);
-  setInterval(() => { if ((box.style.display === "flex") !== shown()) again(); }, 200);
+  setInterval(() => { if ((box.style.display === "flex") !== shown()) again(); else if (shown()) place(); }, 200);
   again();
 })();
