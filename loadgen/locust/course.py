@@ -17,6 +17,8 @@ from loadgen.locust.users import LoadgenUser, Test, TraceReplay
 log = logging.getLogger("loadgen")
 
 POLL_S = 0.2
+CSV_S = 1.5
+"""Locust writes its CSV files every second, and not once more at the end: what has just settled shall be in them."""
 
 
 class Course:
@@ -183,8 +185,13 @@ def _quit(environment: Any, **_: Any) -> None:
         environment.runner.stop()
     gevent.joinall(_closing, timeout=10)
     if _course and headless:
+        if not environment.stats.entries and environment.process_exit_code is None:
+            log.error("no request has ended: setting up takes seconds, and --run-time counts them too")
+            environment.process_exit_code = 2
         for line in _course.watch.settled():
             log.info("%s", line)
+        if environment.parsed_options.csv_prefix:
+            gevent.sleep(CSV_S)
 
 
 def listen() -> None:

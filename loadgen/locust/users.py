@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import numpy as np
 from gevent.event import AsyncResult
 from locust import User, task
-from locust.exception import CatchResponseError, StopUser
+from locust.exception import StopUser
 from msgspec.structs import replace
 
 from loadgen.ask import Question, Reply, ask
@@ -120,7 +120,7 @@ def report(environment: Any, record: RequestRecord) -> None:
         name=ANSWER,
         response_time=(record.e2e_ns or 0) / NS_PER_MS,
         response_length=tokens,
-        exception=None if record.ok else CatchResponseError(reason(record)),
+        exception=None if record.ok else FailedError(reason(record)),
         context={},
         response=record,
     )
@@ -132,6 +132,13 @@ def report(environment: Any, record: RequestRecord) -> None:
     for name, (ns, size) in rows.items():
         if record.ok and ns is not None:
             environment.stats.get(name, record.workload).log(ns / NS_PER_MS, size or 0)
+
+
+class FailedError(Exception):
+    """Locust shows the repr of what failed."""
+
+    def __repr__(self) -> str:
+        return str(self)
 
 
 def reason(record: RequestRecord) -> str:
