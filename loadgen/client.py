@@ -140,7 +140,9 @@ class Client:
             started = answer.status is not None
             error, detail = "truncated" if started else "connect", f"{type(err).__name__}: {err}"
         finished_ns = answer.finished_ns if error is None and answer.finished_ns else monotonic_ns()
-        return _record(index, workload, scheduled_ns, answer, finished_ns, error, detail and self.redact(detail)[:500])
+        return record_of(
+            index, workload, scheduled_ns, answer, finished_ns, error, detail and self.redact(detail)[:500]
+        )
 
     async def _exchange(self, path: str, body: bytes, request_id: str, answer: Answer) -> None:
         if self._wire:
@@ -177,7 +179,7 @@ class Client:
             answer.end(handler.read_ns)
 
 
-def _record(
+def record_of(
     index: int,
     workload: str,
     scheduled_ns: int,

@@ -1,0 +1,86 @@
+"""What `locust -f loadgen/locustfile.py` is asked, beyond locust's own options."""
+
+from argparse import Namespace
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from loadgen.errors import LoadgenError
+from loadgen.openai_api import PATHS, Endpoint
+from loadgen.prompts import Kind
+from loadgen.schedule import ARRIVALS, Arrival
+from loadgen.server import clean_url
+
+
+def add_options(parser: Any) -> None:
+    """Locust hands the master's values to its workers. No key is among them: keys stay in the environment."""
+    add = parser.add_argument
+    add("--model", help="Default: the server's only one.")
+    add("--endpoint", choices=list(PATHS), default="chat", help="chat or completions.")
+    add("--chat-bins", default="azure-2023-chat", help="Lengths of ChatUser: a name in profiles/workloads, or a file.")
+    add("--code-bins", default="azure-2023-code", help="Lengths of CodeUser.")
+    add("--think", default=0.0, type=float, help="Seconds between an answer and the user's next request.")
+    add("--seed", default=0, type=int, help="Of lengths, prompts and arrivals.")
+    add("--request-timeout", default=600.0, type=float, help="Seconds for each request.")
+    add("--tokenizer", help="tokenizer.json to count prompts with, on every worker.")
+    add(
+        "--sidecar",
+        env_var="LOADGEN_SIDECAR",
+        help="URL of a loadgen sidecar: told of every request, asked for joules.",
+    )
+    add("--trace", help="What TraceReplay replays: a file, the same on every worker.")
+    add("--rps", help="TraceReplay: the trace at this mean rate. Default: its own.")
+    add("--arrival", choices=list(ARRIVALS), default="trace", help="TraceReplay: the law of its instants.")
+    add("--duration", help="TraceReplay: seconds.")
+    add("--num-requests", help="TraceReplay: how many.")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options, checked. The web page sends them as text, and empty text for what was left out."""
+
+    base_url: str
+    model: str | None
+    endpoint: Endpoint
+    seed: int
+    think_s: float
+    timeout_s: float
+    tokenizer: str | None
+    sidecar: str | None
+    bins: dict[Kind, str]
+    trace: str | None
+    rps: float | None
+    arrival: Arrival
+    duration_s: float | None
+    num_requests: int | None
+
+
+def settings(options: Namespace, host: str | None) -> Settings:
+    if not host:
+        raise LoadgenError("where is the server? add --host http://127.0.0.1:8000")
+    url = clean_url(host)
+    number = _number(options, "num_requests")
+    return Settings(
+        base_url=url if urlsplit(url).path else url + "/v1",
+        model=options.model or None,
+        endpoint=options.endpoint,
+        seed=int(options.seed),
+        think_s=float(options.think),
+        timeout_s=float(options.request_timeout),
+        tokenizer=options.tokenizer or None,
+        sidecar=clean_url(options.sidecar) if options.sidecar else None,
+        bins={"chat": options.chat_bins, "code": options.code_bins},
+        trace=options.trace or None,
+        rps=_number(options, "rps"),
+        arrival=options.arrival,
+        duration_s=_number(options, "duration"),
+        num_requests=None if number is None else int(number),
+    )
+
+
+def _number(options: Namespace, name: str) -> float | None:
+    text = getattr(options, name)
+    try:
+        return None if text in (None, "") else float(text)
+    except ValueError as err:
+        raise LoadgenError(f"--{name.replace('_', '-')} {text!r} is not a number") from err

@@ -1,0 +1,233 @@
+"""The users, and what those of one process share while a test runs."""
+
+import logging
+import os
+import re
+import secrets
+from collections.abc import Iterator
+from itertools import count
+from typing import Any, ClassVar
+
+import numpy as np
+from gevent.event import AsyncResult
+from locust import User, task
+from locust.exception import StopUser
+from msgspec.structs import replace
+
+from loadgen.ask import Question, Reply, ask
+from loadgen.blocking import BlockingClient
+from loadgen.clock import anchor
+from loadgen.locust.options import settings
+from loadgen.locust.plan import body, check_fit, fitting_bins, lengths, plan
+from loadgen.locust.replay import Outcome, Part, Ready, play
+from loadgen.locust.web import ANSWER, FIRST_TOKEN, LATE, NEXT_TOKENS
+from loadgen.openai_api import PATHS
+from loadgen.prompts import Kind, kind_of
+from loadgen.record import RequestRecord
+from loadgen.schedule import ScheduledRequest
+from loadgen.spans import SpanSender
+from loadgen.units import NS_PER_MS
+
+log = logging.getLogger("loadgen")
+
+UNSCHEDULED = 0
+"""scheduled_ns of a request that nobody planned."""
+
+ABORTED = "aborted"
+"""The sidecar's workload for requests in flight when the test was stopped: halves would spoil the means."""
+
+
+class Test:
+    """All that this process's users share from test_start to test_stop. Made whole before the first user."""
+
+    def __init__(self, environment: Any) -> None:
+        self.environment = environment
+        self.settings = given = settings(environment.parsed_options, environment.host)
+        classes = set(environment.user_classes)
+        self.plan = plan(given) if TraceReplay in classes and given.trace else None
+        kinds: set[Kind] = {user.kind for user in classes if issubclass(user, ClosedLoopUser)}
+        if self.plan:
+            kinds |= {kind_of(request.workload) for request in self.plan.requests}
+        self.reply: Reply = ask(
+            Question(
+                base_url=given.base_url,
+                model=given.model,
+                endpoint=given.endpoint,
+                kinds=frozenset(kinds),
+                tokenizer=given.tokenizer,
+                timeout_s=given.timeout_s,
+            )
+        )
+        limit = self.reply.server.max_model_len
+        if self.plan:
+            check_fit(self.plan.requests, limit)
+        self.bins = {kind: fitting_bins(given.bins[kind], limit) for kind in kinds}
+        key = os.environ.get("OPENAI_API_KEY")
+        self._client = BlockingClient(given.base_url, api_key=key, timeout_s=given.timeout_s)
+        self._senders: dict[str, SpanSender] = {}
+        self.run_id = secrets.token_hex(6)
+        self.worker_index = max(0, environment.runner.worker_index)
+        self.indices = count()
+        self.users = count()
+        if given.sidecar:
+            self._sender(self.run_id)
+
+    def body(self, request: ScheduledRequest) -> bytes:
+        return body(request, self.reply, self.settings.endpoint, self.settings.seed)
+
+    def send(self, run_id: str, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> RequestRecord:
+        """One request, told to locust and to the sidecar; an aborted one to the sidecar alone: it had joules too."""
+        record = self._client.send(
+            PATHS[self.settings.endpoint],
+            body,
+            index=request.index,
+            workload=request.workload,
+            scheduled_ns=scheduled_ns,
+            request_id=f"{run_id}-{request.index}",
+            on_cancelled=lambda half: self._tell(
+                run_id, replace(half, workload=ABORTED, input_tokens=request.input_tokens)
+            ),
+        )
+        self._tell(run_id, record)
+        report(self.environment, record)
+        return record
+
+    def _tell(self, run_id: str, record: RequestRecord) -> None:
+        if self.settings.sidecar:
+            self._sender(run_id).add(record)
+
+    def _sender(self, run_id: str) -> SpanSender:
+        if run_id not in self._senders:
+            assert self.settings.sidecar is not None
+            sender = SpanSender(self.settings.sidecar, run_id, self.reply.server.model)
+            self._senders[run_id] = sender.__enter__()
+        return self._senders[run_id]
+
+    def close(self) -> None:
+        """Sends the last spans."""
+        self._client.close()
+        for sender in self._senders.values():
+            sender.__exit__(None, None, None)
+            if sender.lost:
+                log.warning("the sidecar was not told of %d requests: %s", sender.lost, sender.last_error)
+
+
+def report(environment: Any, record: RequestRecord) -> None:
+    """Rows of locust's table. Only whole answers count in its totals; the other rows are kept beside them."""
+    tokens = record.output_tokens or 0
+    environment.events.request.fire(
+        request_type=record.workload,
+        name=ANSWER,
+        response_time=(record.e2e_ns or 0) / NS_PER_MS,
+        response_length=tokens,
+        exception=None if record.ok else FailedError(reason(record)),
+        context={},
+        response=record,
+    )
+    rows = {
+        FIRST_TOKEN: (record.ttft_ns, record.input_tokens),
+        NEXT_TOKENS: (record.tpot_ns, max(0, tokens - 1)),
+        LATE: (None if record.scheduled_ns == UNSCHEDULED else record.lag_ns, 0),
+    }
+    for name, (ns, size) in rows.items():
+        if record.ok and ns is not None:
+            environment.stats.get(name, record.workload).log(ns / NS_PER_MS, size or 0)
+
+
+class FailedError(Exception):
+    """Locust shows the repr of what failed."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def reason(record: RequestRecord) -> str:
+    """One line; the same for failures that differ only in how far they came, so that locust counts them together."""
+    detail = " ".join((record.detail or "").split())[:200]
+    return f"{record.error}: {re.sub(r'[0-9]+', 'N', detail) if record.error == 'truncated' else detail}"
+
+
+# -- users ------------------------------------------------------------------------------------------------------------
+
+
+class LoadgenUser(User):
+    abstract = True
+    test: ClassVar[Test | None] = None
+    """None when the test could not be set up: its users end at once, and the reason has been said."""
+
+    @classmethod
+    def now(cls) -> Test:
+        if LoadgenUser.test is None:
+            raise StopUser
+        return LoadgenUser.test
+
+
+class ClosedLoopUser(LoadgenUser):
+    """Asks, reads the whole answer, thinks, asks again."""
+
+    abstract = True
+    kind: ClassVar[Kind]
+    _lengths: Iterator[tuple[int, int]] | None = None
+
+    def wait_time(self) -> float:
+        return self.now().settings.think_s
+
+    @task
+    def ask(self) -> None:
+        test = self.now()
+        if self._lengths is None:
+            rng = np.random.default_rng([test.settings.seed, test.worker_index, next(test.users)])
+            self._lengths = lengths(test.bins[self.kind], test.reply.server.max_model_len, rng)
+        input_tokens, output_tokens = next(self._lengths)
+        request = ScheduledRequest(
+            index=test.worker_index << 40 | next(test.indices),
+            offset_ns=0,
+            workload=self.kind,
+            input_tokens=input_tokens,
+            output_tokens=output_tokens,
+        )
+        test.send(test.run_id, request, test.body(request), UNSCHEDULED)
+
+
+class ChatUser(ClosedLoopUser):
+    """Conversations: lengths from --chat-bins."""
+
+    kind = "chat"
+
+
+class CodeUser(ClosedLoopUser):
+    """Code generation: lengths from --code-bins."""
+
+    kind = "code"
+
+
+class TraceReplay(LoadgenUser):
+    """One of the test's replaying users: sends its share of --trace, open loop. The test ends when all have."""
+
+    parts: ClassVar[dict[int, "AsyncResult[Part]"]] = {}
+
+    @task
+    def replay(self) -> None:
+        test = self.now()
+        assert test.plan is not None
+        number, runner = next(test.users), self.environment.runner
+        self.parts[number] = AsyncResult()
+        ready = Ready(test.worker_index, runner.client_id, number, test.plan.sha256, len(test.plan.requests))
+        runner.send_message("loadgen_ready", ready._asdict())
+        part = self.parts[number].get()
+        outcome = Outcome(part.shard, *self._play(test, part))
+        runner.send_message("loadgen_done", outcome._asdict())
+        raise StopUser
+
+    def _play(self, test: Test, part: Part) -> tuple[int, int]:
+        """(sent, failed)."""
+        assert test.plan is not None
+        records: list[bool] = []
+
+        def send(request: ScheduledRequest, body: bytes, scheduled_ns: int) -> None:
+            records.append(test.send(part.run_id, request, body, scheduled_ns).ok)
+
+        here = anchor()
+        start_ns = part.start_wall_ns - here.wall_ns + here.monotonic_ns
+        play(part.of_schedule(test.plan.requests), start_ns, test.body, send)
+        return len(records), records.count(False)

@@ -1,0 +1,288 @@
+"""What locust shows of tokens and joules: two tabs beside its own, a panel with charts, and rows of its table."""
+
+import http.client
+import os
+from collections import deque
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import gevent
+from flask import Blueprint, Response, jsonify, request
+
+from loadgen.clock import monotonic_ns
+from loadgen.sidecar_page import Energy, parse, rows, sentences, since
+from loadgen.spans import TOKEN_VARIABLE
+from loadgen.units import NS_PER_S
+
+ANSWER = "answer (size: output tokens)"
+FIRST_TOKEN = "first token (size: input tokens)"
+NEXT_TOKENS = "per next token (size: their number)"
+LATE = "sent late"
+ENERGY = "energy (size: joules)"
+"""Names of rows. Locust's column of sizes is the only one for a number that is no time."""
+
+PERIOD_S = 2.0
+"""Locust's page asks as often."""
+WINDOW = 6
+"""Readings that rates are taken over: 10 s."""
+HISTORY = 1800
+"""Readings kept for the charts: an hour."""
+SETTLE_S = 20.0
+MAX_PAGE_BYTES = 4 << 20
+
+NO_SIDECAR = "no sidecar was named (--sidecar URL): joules are not known"
+PANEL = Path(__file__).with_name("panel.js")
+
+
+class Reading(NamedTuple):
+    """Sums of locust's own table at one moment."""
+
+    t_ns: int
+    tokens: dict[str, int]
+    """Output tokens by workload."""
+    first_tokens: int
+    first_tokens_ms: float
+
+
+class Watch:
+    """Reads the sidecar's page, and locust's own table, every few seconds."""
+
+    def __init__(self, environment: Any) -> None:
+        self.environment = environment
+        self._url: str | None = None
+        self._first: Energy | None = None
+        self._last: Energy | None = None
+        self._problem = NO_SIDECAR
+        self._began_ns = monotonic_ns()
+        self._readings: deque[Reading] = deque(maxlen=WINDOW)
+        self._history: deque[dict[str, float | None]] = deque(maxlen=HISTORY)
+        self._greenlet: Any = None
+
+    def begin(self, url: str | None) -> None:
+        """A test begins: joules count from here."""
+        self._url, self._problem = url, NO_SIDECAR
+        self._first = self._last = None
+        self._began_ns = monotonic_ns()
+        self._readings.clear()
+        self._history.clear()
+        if url:
+            self._ask(url)
+        self._first = self._last
+        self._read()
+        if self._greenlet is None:
+            self._greenlet = gevent.spawn(self._run)
+
+    def _run(self) -> None:
+        while True:
+            gevent.sleep(PERIOD_S)
+            self._read()
+
+    def _read(self) -> None:
+        self._readings.append(self._table())
+        before = self.energy
+        if self._url is not None:
+            self._ask(self._url)
+        after = None if self._problem else self.energy
+        if before and after:
+            self._log_settled(since(before, after))
+        self._history.append(
+            {
+                "t_s": (self._readings[-1].t_ns - self._began_ns) / NS_PER_S,
+                "ttft_ms": self._recent_ttft_ms(),
+                "tokens_per_s": self._tokens_per_s(None),
+                "watts": after.watts if after else None,
+                "joules_per_token": after.joules_per_token if after else None,
+            }
+        )
+
+    def _ask(self, url: str) -> None:
+        try:
+            energy = parse(fetch(url + "/metrics"))
+            self._problem = "" if energy else f"what answers at {url} is no loadgen sidecar"
+            self._last = energy or self._last
+        except (OSError, http.client.HTTPException) as err:
+            self._problem = f"the sidecar at {url} does not answer: {err or type(err).__name__}"
+
+    def _table(self) -> Reading:
+        entries = self.environment.stats.entries
+        first = [entry for (name, _), entry in entries.items() if name == FIRST_TOKEN]
+        return Reading(
+            monotonic_ns(),
+            {workload: entry.total_content_length for workload, entry in self._answers().items()},
+            sum(entry.num_requests for entry in first),
+            sum(entry.total_response_time for entry in first),
+        )
+
+    def _tokens_per_s(self, workload: str | None) -> float | None:
+        """Output tokens a second of the answers that ended in the window; of all workloads for None."""
+        then, now = self._readings[0], self._readings[-1]
+        names = now.tokens if workload is None else [workload]
+        grown = sum(now.tokens.get(name, 0) - then.tokens.get(name, 0) for name in names)
+        return grown * NS_PER_S / (now.t_ns - then.t_ns) if now.t_ns > then.t_ns else None
+
+    def _recent_ttft_ms(self) -> float | None:
+        """The mean of the window."""
+        then, now = self._readings[0], self._readings[-1]
+        count = now.first_tokens - then.first_tokens
+        return (now.first_tokens_ms - then.first_tokens_ms) / count if count > 0 else None
+
+    def _log_settled(self, growth: Energy) -> None:
+        """What has settled since the reading before, for locust's table."""
+        for name, share in growth.workloads.items():
+            for _ in range(round(share.requests)):
+                self.environment.stats.get(ENERGY, name).log(None, share.request_joules / share.requests)
+
+    @property
+    def energy(self) -> Energy | None:
+        """Since the test began."""
+        return None if self._last is None else since(self._first, self._last)
+
+    def _answers(self) -> dict[str, Any]:
+        """Workload -> its entry in locust's table."""
+        entries = self.environment.stats.entries
+        return {method: entry for (name, method), entry in sorted(entries.items()) if name == ANSWER}
+
+    # -- for eyes --------------------------------------------------------------------------------------------------
+
+    def token_rows(self) -> list[dict[str, str]]:
+        stats = self.environment.stats
+        table: list[dict[str, str]] = []
+        if not self._readings:
+            return table
+        for workload, entry in self._answers().items():
+            first, following = stats.get(FIRST_TOKEN, workload), stats.get(NEXT_TOKENS, workload)
+            table.append(
+                {
+                    "workload": workload,
+                    "requests": str(entry.num_requests),
+                    "failed": str(entry.num_failures),
+                    "ttft_p50": _ms(first, 0.5),
+                    "ttft_p90": _ms(first, 0.9),
+                    "tpot": f"{following.avg_response_time:.2f} ms" if following.num_requests else "",
+                    "tokens": f"{entry.total_content_length:,}",
+                    "tokens_per_s": "" if (rate := self._tokens_per_s(workload)) is None else f"{rate:,.0f}",
+                }
+            )
+        return table
+
+    def energy_rows(self) -> list[dict[str, str]]:
+        """Never a joule that was not read: words instead."""
+        energy = self.energy
+        table = [row._asdict() for row in rows(energy)] if energy else []
+        return table + ([{"account": self._problem}] if self._problem else [])
+
+    def panel(self) -> dict[str, Any]:
+        energy = self.energy
+        return {
+            "problem": self._problem,
+            "simulated": energy is not None and energy.simulated,
+            "history": list(self._history),
+        }
+
+    def settled(self) -> list[str]:
+        """Lines for the end of a test without a page, once the sidecar has settled what was sent, or time is up."""
+        if self._url is None:
+            return []
+        deadline_ns = monotonic_ns() + round(SETTLE_S * NS_PER_S)
+        self._read()
+        while not self._problem and self._unsettled() and monotonic_ns() < deadline_ns:
+            gevent.sleep(0.5)
+            self._read()
+        lines = sentences(self.energy) if self.energy else []
+        return lines + ([self._problem] if self._problem else [])
+
+    def _unsettled(self) -> bool:
+        energy = self.energy
+        done = {name: entry.num_requests - entry.num_failures for name, entry in self._answers().items()}
+        shares = energy.workloads if energy else {}
+        return any(name not in shares or shares[name].requests < count for name, count in done.items() if count)
+
+
+def _ms(entry: Any, share: float) -> str:
+    return f"{entry.get_response_time_percentile(share):,.0f} ms" if entry.num_requests else ""
+
+
+def fetch(url: str) -> str:
+    """The page. The sidecar's token, if it wants one, comes from $LOADGEN_SIDECAR_TOKEN."""
+    parts = urlsplit(url)
+    connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+    connection = connect(parts.hostname or "", parts.port, timeout=PERIOD_S)
+    token = os.environ.get(TOKEN_VARIABLE)
+    try:
+        connection.request("GET", parts.path, headers={"Authorization": f"Bearer {token}"} if token else {})
+        answer = connection.getresponse()
+        page = answer.read(MAX_PAGE_BYTES)
+    finally:
+        connection.close()
+    if answer.status != 200:
+        raise http.client.HTTPException(f"status {answer.status}")
+    return page.decode(errors="replace")
+
+
+TABS = [{"title": "Tokens", "key": "tokens"}, {"title": "Energy", "key": "energy"}]
+TABLES = {
+    "tokens": {
+        "workload": "Workload",
+        "requests": "# Requests",
+        "failed": "# Failed",
+        "ttft_p50": "TTFT median",
+        "ttft_p90": "TTFT 90 %",
+        "tpot": "TPOT mean",
+        "tokens": "Output tokens",
+        "tokens_per_s": "Output tokens/s, last 10 s",
+    },
+    "energy": {
+        "account": "Account",
+        "requests": "# Requests settled",
+        "joules": "Energy since the test began",
+        "per_request": "Per request",
+        "per_token": "Per output token",
+    },
+}
+
+
+def install(web_ui: Any, watch: Watch) -> None:
+    """Through locust's own extension points: template arguments, a blueprint, and what it answers its page's polls."""
+    web_ui.template_args |= {
+        "extended_tabs": TABS,
+        "extended_tables": [
+            {"key": key, "structure": [{"key": column, "title": title} for column, title in columns.items()]}
+            for key, columns in TABLES.items()
+        ],
+        "extended_csv_files": [{"href": "./loadgen/energy.csv", "title": "Download energy CSV"}],
+    }
+    options = watch.environment.parsed_options
+    base = (options.web_base_path or "").rstrip("/")
+    pages = Blueprint("loadgen", __name__, url_prefix=base + "/loadgen")
+
+    def panel() -> Response:
+        return jsonify(watch.panel())
+
+    def script() -> Response:
+        return Response(PANEL.read_text(), mimetype="text/javascript")
+
+    def csv() -> Response:
+        columns = TABLES["energy"]
+        lines = [list(columns.values())] + [[row.get(key, "") for key in columns] for row in watch.energy_rows()]
+        text = "".join(",".join('"' + cell.replace('"', '""') + '"' for cell in line) + "\r\n" for line in lines)
+        return Response(text, mimetype="text/csv", headers={"Content-Disposition": "attachment;filename=energy.csv"})
+
+    def extend(response: Response) -> Response:
+        if response.status_code != 200:
+            return response
+        if request.path == base + "/stats/requests" and isinstance(stats := response.get_json(silent=True), dict):
+            tables = {"tokens": watch.token_rows(), "energy": watch.energy_rows()}
+            extended = [{"key": key, "data": data} for key, data in tables.items()]
+            response.set_data(jsonify({**stats, "extended_stats": extended}).get_data())
+        elif request.path == base + "/" and response.mimetype == "text/html":
+            page = response.get_data(as_text=True)
+            response.set_data(page.replace("</body>", '<script src="./loadgen/panel.js" defer></script></body>'))
+        return response
+
+    private = web_ui.auth_required_if_enabled
+    pages.add_url_rule("/panel", view_func=private(panel))
+    pages.add_url_rule("/panel.js", view_func=script)
+    pages.add_url_rule("/energy.csv", view_func=private(csv))
+    web_ui.app.register_blueprint(pages)
+    web_ui.app.after_request(extend)

@@ -1,0 +1,19 @@
+"""Locust users that speak to an LLM server: chat and code in a closed loop, or a trace on its own schedule.
+
+locust -f loadgen/locustfile.py --headless -u 20 --host http://127.0.0.1:8000
+locust -f loadgen/locustfile.py --headless -u 1 --trace traces/chat.jsonl --rps 4 --host http://127.0.0.1:8000
+"""
+
+import sys
+from pathlib import Path
+
+if sys.path[0] == str(Path(__file__).parent):
+    # Locust puts a locustfile's folder first on the path, where our `trace` and `profile` would hide Python's own.
+    sys.path[0] = str(Path(__file__).parents[1])
+
+from loadgen.locust.course import listen
+from loadgen.locust.users import ChatUser, CodeUser, TraceReplay
+
+__all__ = ["ChatUser", "CodeUser", "TraceReplay"]
+
+listen()
