@@ -21,11 +21,15 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     peak_sparse_flops: float | None = None
     """With 2:4 structured sparsity, which served models do not have: some publish it as the peak."""
     peak_bytes_per_s: float
+    link_bytes_per_s: float
+    """Each way, to the other GPUs of a tensor-parallel group."""
     linear_flops_efficiency: float
     linear_bytes_efficiency: float
     attention_flops_efficiency: float
     attention_bytes_efficiency: float
     launch_gap_s: float
+    all_reduce_s: float
+    """What one all-reduce takes however small it is."""
     sequence_gap_s: float
     idle_empty_w: float
     resident_w: float

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import default_rng
 
+from loadgen.energy.series import EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.profiles import read_hardware, read_model
 from loadgen.simulator.engine import Arrival, EngineOptions, simulate
@@ -18,6 +19,7 @@ from loadgen.simulator.power import (
     CounterOptions,
     Gpu,
     Load,
+    each_gpu,
     kv_cache_tokens,
 )
 from loadgen.units import NS_PER_MS, NS_PER_S
@@ -51,7 +53,12 @@ def watts(step: Load) -> float:
 
 
 sequences = st.lists(st.tuples(st.integers(1, 4096), st.integers(0, 30_000)), min_size=1, max_size=40)
-laws = st.builds(CostLaw, st.sampled_from(list(HARDWARE.values())), st.sampled_from(list(MODELS.values())))
+laws = st.builds(
+    CostLaw,
+    st.sampled_from(list(HARDWARE.values())),
+    st.sampled_from(list(MODELS.values())),
+    st.sampled_from([1, 2, 4, 8]),
+)
 
 
 @settings(deadline=None)
@@ -96,6 +103,23 @@ def test_the_h200_profile_is_sane(what, value, low, high):
 def test_batching_always_saves(hardware, model):
     costs = [joules_per_output_token(2**k, HARDWARE[hardware], MODELS[model]) for k in range(9)]
     assert costs == sorted(costs, reverse=True)
+
+
+@pytest.mark.parametrize("gpus", [2, 4, 8])
+def test_more_gpus_are_faster_and_cost_more_joules_at_batch_1(gpus):
+    """The paper's shape (Fernandez et al. 2025): each doubling saves less time than it adds watts."""
+    alone, together = (CostLaw(H200, LLAMA, n).cost(load((1, 576)), 40.0) for n in (gpus // 2, gpus))
+    assert together.duration_ns < alone.duration_ns
+    assert together.duration_ns > alone.duration_ns / 2
+    assert together.joules > alone.joules
+
+
+@given(st.integers(0, 10**12), st.integers(1, 8))
+def test_the_gpus_of_a_group_share_its_counter_to_the_millijoule(millijoules, gpus):
+    now, later = (each_gpu([EnergySample(0, "gpu:0", mj / 1000)], gpus) for mj in (millijoules, millijoules + 1))
+    assert sum(round(one.joules * 1000) for one in now) == millijoules
+    assert all(after.joules >= before.joules for before, after in zip(now, later, strict=True))
+    assert [one.domain for one in now] == [f"gpu:{i}" for i in range(gpus)]
 
 
 @pytest.mark.skipif(not MLENERGY.exists(), reason="ML.ENERGY's measurements are not here")

@@ -35,6 +35,7 @@ def knobs(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict
 @click.option(
     "--max-num-batched-tokens", default=8192, show_default=True, type=click.IntRange(1), help="Tokens in a step."
 )
+@click.option("--tensor-parallel", default=1, show_default=True, type=click.IntRange(1, 8), help="GPUs to a model.")
 @click.option("--prefix-caching", is_flag=True, help="Reuse the KV cache of equal prompt prefixes.")
 @click.option("--kv-cache-tokens", type=click.IntRange(16), help="KV-cache capacity  [default: what fits]")
 @click.option(
@@ -65,6 +66,7 @@ def serve(
     hardware: str,
     max_num_seqs: int,
     max_num_batched_tokens: int,
+    tensor_parallel: int,
     prefix_caching: bool,
     kv_cache_tokens: int | None,
     counter_period_ms: float,
@@ -124,7 +126,7 @@ def serve(
         port=port,
         hardware=hardware,
         model=served_model,
-        engine=EngineOptions(max_num_seqs, max_num_batched_tokens, prefix_caching, kv_cache_tokens),
+        engine=EngineOptions(max_num_seqs, max_num_batched_tokens, prefix_caching, kv_cache_tokens, tensor_parallel),
         counter=CounterOptions(round(counter_period_ms * NS_PER_MS), counter_gain, counter_noise, COUNTER_KEEPS_S),
         seed=seed,
         api_key=api_key,

@@ -44,7 +44,7 @@ from loadgen.simulator.api import (
 from loadgen.simulator.engine import Engine, EngineOptions, Sequence, Step
 from loadgen.simulator.faults import Fault, Faults
 from loadgen.simulator.metrics import Metrics
-from loadgen.simulator.power import CounterOptions
+from loadgen.simulator.power import CounterOptions, each_gpu
 from loadgen.simulator.spans import Finished, engine_id, export
 from loadgen.simulator.tokens import answer_words, block_hashes
 from loadgen.spans import BatchSender
@@ -212,11 +212,11 @@ class SimulatedServer:
         """Raises LoadgenError for profiles that do not exist or do not fit."""
         hardware, model = read_hardware(options.hardware), read_model(options.model)
         self.options, self.model_name, self.hardware_name = options, model.name, hardware.name
-        self.gpu_uuid = f"GPU-simulated-{hardware.name}-0"
+        self.gpu_uuids = [f"GPU-simulated-{hardware.name}-{i}" for i in range(options.engine.tensor_parallel)]
         self.anchor = anchor()
         self.faults_rng, counter_rng, self.rng = np.random.default_rng(options.seed).spawn(3)
         self.engine = Engine(hardware, model, options.engine, options.counter, start_ns=monotonic_ns(), rng=counter_rng)
-        self.metrics = Metrics(self.engine, model.name, self.gpu_uuid, self.now_ns)
+        self.metrics = Metrics(self.engine, model.name, self.gpu_uuids, self.now_ns)
         self.answers: dict[Sequence, Answer] = {}
         self.oracle: deque[OracleLine] = deque(maxlen=ORACLE_KEEPS)
         self.lateness_ns: deque[int] = deque(maxlen=10_000)
@@ -459,20 +459,20 @@ class SimulatedServer:
         except ValueError as err:
             raise ApiError(400, "since must be an integer: nanoseconds of this server's monotonic clock") from err
         now_ns = self.now_ns()
-        counter = self.engine.gpu.counter
-        domain = EnergyDomain(
-            name=counter.domain,
-            source="simulated",
-            uuid=self.gpu_uuid,
-            period_s=s_from_ns(counter.options.period_ns),
-        )
+        counter, gpus = self.engine.gpu.counter, self.options.engine.tensor_parallel
+        period_s = s_from_ns(counter.options.period_ns)
+        domains = [
+            EnergyDomain(name=f"gpu:{i}", source="simulated", uuid=uuid, period_s=period_s)
+            for i, uuid in enumerate(self.gpu_uuids)
+        ]
+        moved = each_gpu((s for s in counter.samples if since_ns < s.t_ns <= now_ns), gpus)
         return _json(
             {
                 "simulated": True,
                 "now_ns": now_ns,
                 "anchor": {"wall_ns": self.anchor.wall_ns, "monotonic_ns": self.anchor.monotonic_ns},
-                "domains": [domain],
-                "samples": [[s.t_ns, s.domain, s.joules] for s in counter.samples if since_ns < s.t_ns <= now_ns],
+                "domains": domains,
+                "samples": [[s.t_ns, s.domain, s.joules] for s in moved],
             }
         )
 

@@ -36,10 +36,12 @@ class EngineOptions:
     prefix_caching: bool = False
     kv_cache_tokens: int | None = None
     """None: what fits beside the weights."""
+    tensor_parallel: int = 1
+    """GPUs that share every layer."""
 
     def __post_init__(self) -> None:
-        if min(self.max_num_seqs, self.max_num_batched_tokens) < 1:
-            raise ValueError("max_num_seqs and max_num_batched_tokens must be at least 1")
+        if min(self.max_num_seqs, self.max_num_batched_tokens, self.tensor_parallel) < 1:
+            raise ValueError("max_num_seqs, max_num_batched_tokens and tensor_parallel must be at least 1")
 
 
 @dataclass(slots=True, eq=False)
@@ -253,7 +255,10 @@ class Step(NamedTuple):
 
 
 class Engine:
-    """A model on one simulated GPU. The caller owns time: it asks when the next step can start, and takes it."""
+    """A model on one simulated GPU, or on a tensor-parallel group.
+
+    The caller owns time: it asks when the next step can start, and takes it.
+    """
 
     def __init__(
         self,
@@ -265,11 +270,12 @@ class Engine:
         rng: Generator | None = None,
     ) -> None:
         """`rng` draws the counter's noise, nothing else. Raises LoadgenError when the model does not fit."""
-        capacity = options.kv_cache_tokens or kv_cache_tokens(hardware, model)
+        law = CostLaw(hardware, model, options.tensor_parallel)
+        capacity = options.kv_cache_tokens or kv_cache_tokens(law.hardware, model)
         pool = BlockPool(max(1, capacity // BLOCK_TOKENS), options.prefix_caching)
         self.max_model_len = min(model.context_tokens, pool.blocks * BLOCK_TOKENS)
         self.scheduler = Scheduler(options, pool)
-        self.gpu = Gpu(CostLaw(hardware, model), Counter("gpu:0", start_ns, counter, rng or default_rng(0)), start_ns)
+        self.gpu = Gpu(law, Counter("gpu:0", start_ns, counter, rng or default_rng(0)), start_ns)
 
     def add(self, seq: Sequence) -> None:
         """In order of arrival. Raises ValueError for what can never fit."""

@@ -8,6 +8,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 
 from loadgen.simulator.engine import Engine, Step, Totals
+from loadgen.simulator.power import each_gpu
 from loadgen.units import j_from_mj, mj_from_j
 
 _TOKENS = [base * 10**k for k in range(6) for base in (1, 2, 5)]
@@ -65,10 +66,10 @@ class Histogram:
 class Metrics:
     """What has been counted so far, and a page of it."""
 
-    def __init__(self, engine: Engine, model_name: str, gpu_uuid: str, now_ns: Callable[[], int]) -> None:
+    def __init__(self, engine: Engine, model_name: str, gpu_uuids: list[str], now_ns: Callable[[], int]) -> None:
         self.engine, self.now_ns = engine, now_ns
         self.labels = {"model_name": model_name, "engine": "0"}
-        self.gpu = {"gpu": "0", "uuid": gpu_uuid}
+        self.gpu_uuids = gpu_uuids
         self.totals = Totals()
         self.prefix_queries = self.prefix_hits = 0
         self.finished = dict.fromkeys(FINISH_REASONS, 0)
@@ -140,8 +141,9 @@ class Metrics:
             success.add_metric([*self.labels.values(), reason], count)
         yield success
         energy = CounterMetricFamily(
-            "loadgen_gpu_energy_joules", "Simulated GPU energy counter. No real GPU is read.", labels=[*self.gpu]
+            "loadgen_gpu_energy_joules", "Simulated GPU energy counter. No real GPU is read.", labels=["gpu", "uuid"]
         )
         shown = self.engine.gpu.counter.shown(self.now_ns())
-        energy.add_metric([*self.gpu.values()], j_from_mj(mj_from_j(shown.joules)))
+        for i, one in enumerate(each_gpu([shown], len(self.gpu_uuids))):
+            energy.add_metric([str(i), self.gpu_uuids[i]], j_from_mj(mj_from_j(one.joules)))
         yield energy

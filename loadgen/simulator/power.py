@@ -13,6 +13,10 @@ Letters: a step runs n sequences. Sequence i has s_i tokens in its KV cache and 
     static watts  S = idle (context resident) + active + leakage * (T - T_idle)
     power         P = S + E / t; above the limit the clocks drop until P = limit, so t = E / (limit - S)
 
+A tensor-parallel group of G GPUs is one GPU with G times the peaks, watts and memory, and 2 all-reduces a layer of
+C times the hidden size more time in each step:  2 layers (latency + 2 (G-1)/G * 2 bytes * hidden * C / link), the ring
+algorithm's (Patarasuk and Yuan, J. Parallel Distrib. Comput. 69, 2009; Shoeybi et al., arXiv:1909.08053).
+
 A mixture of experts reads W(C) = dense + experts * (1 - (1 - k/E)^C): what C tokens, routed uniformly, touch of it.
 The two phases each obey a roofline (Williams et al., CACM 52(4), 2009); FLOPs per token and per attention pair as in
 Korthikanti et al., arXiv:2205.05198, forward pass only.
@@ -27,15 +31,27 @@ mixture of experts, its tokens' share of the further experts read.
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import msgspec
 from numpy.random import Generator
 
 from loadgen.energy.series import EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.profiles import Hardware, Model
-from loadgen.units import MJ_PER_J, NS_PER_MS, NS_PER_S
+from loadgen.units import MJ_PER_J, NS_PER_MS, NS_PER_S, mj_from_j
+
+
+def group(hardware: Hardware, gpus: int) -> Hardware:
+    """`gpus` equal GPUs as one. Their temperature is each one's: a watt warms 1/gpus as much, and leaks from all."""
+    if gpus == 1:
+        return hardware
+    times = ("memory_bytes", "peak_flops", "peak_bytes_per_s", "idle_empty_w", "resident_w", "active_w", "limit_w")
+    scaled = {name: getattr(hardware, name) * gpus for name in (*times, "leakage_w_per_k")}
+    name = f"{gpus} {hardware.name}"
+    return msgspec.structs.replace(hardware, name=name, kelvin_per_w=hardware.kelvin_per_w / gpus, **scaled)
 
 
 def kv_cache_tokens(hardware: Hardware, model: Model, memory_share: float = 0.9) -> int:
@@ -77,10 +93,13 @@ class StepCost(NamedTuple):
 
 
 class CostLaw:
-    """The module's law for one model on one GPU."""
+    """The module's law for one model on one GPU, or on a tensor-parallel group of `gpus`."""
 
-    def __init__(self, hardware: Hardware, model: Model) -> None:
-        self.hardware, self.model = hardware, model
+    def __init__(self, hardware: Hardware, model: Model, gpus: int = 1) -> None:
+        self.hardware, self.model = group(hardware, gpus), model
+        self.all_reduces_s = 2 * model.layers * hardware.all_reduce_s if gpus > 1 else 0.0
+        moved = 2 * model.layers * 2 * (gpus - 1) / gpus * 2 * model.heads * model.head_dim
+        self.all_reduce_s_per_token = moved / hardware.link_bytes_per_s
         self.flops_per_token = 2 * model.active_parameters
         self.token_j = hardware.joules_per_flop * self.flops_per_token
         self.pair_j = hardware.joules_per_flop * model.flops_per_pair
@@ -106,7 +125,8 @@ class CostLaw:
             model.flops_per_pair * load.pairs / (hw.peak_flops * hw.attention_flops_efficiency),
             model.kv_bytes_per_token * load.kv_tokens / (hw.peak_bytes_per_s * hw.attention_bytes_efficiency),
         )
-        return linear + attention + hw.launch_gap_s + hw.sequence_gap_s * load.sequences
+        link = self.all_reduces_s + self.all_reduce_s_per_token * load.tokens
+        return linear + attention + link + hw.launch_gap_s + hw.sequence_gap_s * load.sequences
 
     def cost(self, load: Load, temperature_c: float) -> StepCost:
         hw = self.hardware
@@ -117,7 +137,7 @@ class CostLaw:
         seconds = max(self.unlimited_s(load), dynamic_j / (hw.limit_w - static_w))
         duration_ns = math.ceil(seconds * NS_PER_S)
         joules = static_w * (duration_ns / NS_PER_S) + dynamic_j
-        fixed_s = self._weight_read_s(self.fixed_weight_bytes) + hw.launch_gap_s
+        fixed_s = self._weight_read_s(self.fixed_weight_bytes) + hw.launch_gap_s + self.all_reduces_s
         fixed_j = static_w * fixed_s + hw.joules_per_byte * self.fixed_weight_bytes
         further_experts_j = hw.joules_per_byte * (weight_bytes - self.fixed_weight_bytes)
         scale = (joules - fixed_j) / (own_j + further_experts_j)
@@ -184,8 +204,20 @@ class Counter:
         return next((s for s in reversed(self.samples) if s.t_ns <= now_ns), self.samples[0])
 
 
+def each_gpu(samples: Iterable[EnergySample], gpus: int) -> list[EnergySample]:
+    """A group's counter as the counters of its GPUs, gpu:0 to gpu:n-1: equal shares, whole mJ, the same sum."""
+    return [
+        EnergySample(sample.t_ns, f"gpu:{i}", (mj_from_j(sample.joules) + i) // gpus / MJ_PER_J)
+        for sample in samples
+        for i in range(gpus)
+    ]
+
+
 class Gpu:
-    """One simulated GPU in virtual time: it either runs a step or idles, and its counter sees both."""
+    """One simulated GPU, or a group that works as one, in virtual time.
+
+    It either runs a step or idles, and its counter sees both.
+    """
 
     def __init__(self, law: CostLaw, counter: Counter, start_ns: int) -> None:
         self.law, self.counter = law, counter
