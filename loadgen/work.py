@@ -23,6 +23,11 @@ Narrow = NDArray[np.float32]
 BURST_GAP_NS = 1 * NS_PER_MS
 """Chunks closer than this can be of one step: a server writes its streams one after another when a step ends."""
 
+SLICE = 100
+"""vLLM hands on the outputs of a step in slices of 128 streams, with other work between: after this many streams in a
+burst, the next burst may be of the same step."""
+SLICED_NS = 100 * NS_PER_MS
+
 MISSED_STEPS = 4
 """A stream that is left out of this many steps in a row was preempted, and computes its whole context again. Fewer can
 be tokens without text: no character is cut into more pieces."""
@@ -159,14 +164,17 @@ def _steps(t_ns: Ints, request: Rows) -> tuple[Rows, Ints]:
     """Chunk times -> (step of each chunk, end of each step).
 
     Chunks less than BURST_GAP_NS apart form a burst. A stream gets one chunk a step, so its k-th chunk inside a burst
-    is of the burst's k-th step; a burst has several steps when the client was late to read.
+    is of the burst's k-th step; a burst has several steps when the client was late to read. A step of many streams
+    can take several bursts.
     """
     if not len(t_ns):
         return np.zeros(0, np.int32), np.zeros(0, np.int64)
     order = np.argsort(t_ns)
     burst = np.empty(len(t_ns), np.int32)
     burst[order] = np.concatenate(([0], np.cumsum(np.diff(t_ns[order]) >= BURST_GAP_NS)))
+    begins_ns = t_ns[order][np.searchsorted(burst[order], np.arange(int(burst.max()) + 1))]
     del order
+    burst = _joined(burst, request, begins_ns)
     nth = _occurrence(burst, request)
     most = np.zeros(int(burst.max()) + 1, np.int32)
     np.maximum.at(most, burst, nth)
@@ -177,6 +185,21 @@ def _steps(t_ns: Ints, request: Rows) -> tuple[Rows, Ints]:
     rank = np.empty(len(end_ns), np.int32)
     rank[by_time] = np.arange(len(by_time))
     return rank[step], end_ns[by_time]
+
+
+def _joined(burst: Rows, request: Rows, begins_ns: Ints) -> Rows:
+    """The bursts with the slices of one step made one: after SLICE streams or more, a burst with none of them in it."""
+    size = np.bincount(burst, minlength=len(begins_ns))
+    before = np.concatenate((np.full(1, -1, np.int32), burst[:-1]))
+    before[np.concatenate(([True], request[1:] != request[:-1]))] = -1
+    seen = np.full(len(begins_ns), -1, np.int32)
+    np.maximum.at(seen, burst, before)
+    joins = np.zeros(len(begins_ns), bool)
+    first = 0
+    for b in np.flatnonzero((size[:-1] >= SLICE) & (seen[1:] < np.arange(len(begins_ns) - 1))).tolist():
+        first = first if joins[b] else b
+        joins[b + 1] = seen[b + 1] < first and begins_ns[b + 1] - begins_ns[first] < SLICED_NS
+    return (burst - np.cumsum(joins).astype(np.int32)[burst]).astype(np.int32)
 
 
 def _occurrence(burst: Rows, request: Rows) -> Rows:
@@ -220,6 +243,8 @@ SAMPLE = 2000
 MIN_PROMPTS = 20
 """Fewer say nothing of a budget."""
 CLEARLY = 0.98
+REFUTED = 0.05
+"""More of the prompts than this above a budget, and the engine has another."""
 
 
 class _Asked(NamedTuple):
@@ -238,7 +263,8 @@ def _chunked(
 
     An engine computes at most a budget of tokens in a step: one for each stream that decodes, then prompts, first come,
     first served. Nobody tells a client the budget, nor how long its requests take into the queue. The pair is taken
-    under which the lengths of the steps follow best from the tokens computed in them.
+    under which the lengths of the steps follow best from the tokens computed in them, of those that the steps do not
+    refute by what they must have computed beyond the budget.
     """
     steps = len(start_ns)
     if not len(firsts):
@@ -256,12 +282,20 @@ def _chunked(
     best, least = (BUDGETS[0], DELAYS_NS[0]), np.inf
     for budget in BUDGETS if len(firsts) >= MIN_PROMPTS else ():
         for delay_ns in DELAYS_NS:
-            error = _misfit(pieces(budget, delay_ns, SAMPLE), length, decoding)
-            if error < CLEARLY * least:
+            tried = pieces(budget, delay_ns, SAMPLE)
+            error = _misfit(tried, length, decoding)
+            if error < CLEARLY * least and _beyond(tried, budget - decoding) < REFUTED:
                 best, least = (budget, delay_ns), error
     spread = _spread(rows, pieces(*best), cached)
     computed = np.bincount(spread.step, spread.prefill, minlength=steps)
     return spread, np.maximum(np.ceil((computed + decoding) / best[0]), 1.0)
+
+
+def _beyond(pieces: list[tuple[int, int, float]], room: Floats) -> float:
+    """Share of the prompt tokens that lie in steps without room for them: chunks that came together, or a budget that
+    is none."""
+    tokens = np.bincount([step for _, step, _ in pieces], [part for _, _, part in pieces], minlength=len(room))
+    return float(np.maximum(tokens - np.maximum(room, 0.0), 0.0).sum() / max(tokens.sum(), 1.0))
 
 
 def _misfit(pieces: list[tuple[int, int, float]], length: Floats, decoding: Floats) -> float:
@@ -286,7 +320,7 @@ def _fill(asked: list[_Asked], room: Floats) -> list[tuple[int, int, float]]:
         begins = range(low, min(low + LATE_STEPS, last) + 1)
         first = next((step for step in begins if _end(left, step, last, tokens) == last), None)
         for step in range(_latest_start(left, low, last, tokens) if first is None else first, last + 1):
-            part = tokens if step == last else min(tokens, left[step])
+            part = tokens if step == last else min(tokens, max(left[step], 0.0))
             left[step] -= part
             tokens -= part
             if part > 0 or step == last:
@@ -297,7 +331,7 @@ def _fill(asked: list[_Asked], room: Floats) -> list[tuple[int, int, float]]:
 def _end(left: list[float], step: int, last: int, tokens: float) -> int:
     """The step in which a prompt begun in `step` is done; last + 1 when it would not be by `last`."""
     while step <= last and tokens > left[step]:
-        tokens -= left[step]
+        tokens -= max(left[step], 0.0)
         step += 1
     return step
 
@@ -306,7 +340,7 @@ def _latest_start(left: list[float], low: int, last: int, tokens: float) -> int:
     """Where a prompt that is done in `last` began, if it waited for something else than room: as late as fits."""
     step = last
     while step > low and tokens > left[step]:
-        tokens -= left[step]
+        tokens -= max(left[step], 0.0)
         step -= 1
     return step
 

@@ -226,6 +226,30 @@ def test_a_late_reader_sees_several_steps_at_once() -> None:
     assert np.bincount(work_of(streams).step).tolist() == [3] * 7
 
 
+@pytest.mark.parametrize(("slice_of", "every_ms", "steps"), [(128, 40, 12), (300, 40, 12), (20, 80, 12 * 15)])
+def test_a_server_hands_on_the_outputs_of_a_step_in_slices(slice_of: int, every_ms: float, steps: int) -> None:
+    """300 streams, 4 ms between the slices of a step. Small bursts may be steps of their own."""
+    streams = [request(i, 0, [10 + every_ms * k + 4 * (i // slice_of) for k in range(12)]) for i in range(300)]
+    work = work_of(streams)
+    assert work.steps == steps
+    assert set(np.bincount(work.step[work.decode > 0]).tolist()) - {0} == {300 * 12 // steps}
+
+
+@pytest.mark.parametrize("budget", [8192, 2048, 512])
+def test_no_prompt_token_is_made_or_lost(budget: int) -> None:
+    """400 prompts at once, each computed under a budget that the tokens of its step give away, or refute."""
+    rng = np.random.default_rng(budget)
+    prompts = rng.integers(50, 3000, 400)
+    ends = np.ceil(np.cumsum(prompts) / budget)
+    waves = [
+        request(i, 0, [200 * e + 7 * k for k in range(30)], prompt=int(p))
+        for i, (e, p) in enumerate(zip(ends, prompts, strict=True))
+    ]
+    work = work_of(waves)
+    assert work.prefill.sum() == pytest.approx(prompts.sum())
+    assert work.prefill.min() >= 0
+
+
 def test_a_step_starts_when_the_one_before_ends_or_when_its_first_newcomer_came() -> None:
     work = work_of([request(0, 5, [30, 36]), request(1, 100, [120, 126])])
     assert (work.start_ns / MS).tolist() == [5, 30, 100, 120]
