@@ -263,6 +263,14 @@ async def test_without_a_source_of_energy_it_says_so_and_ends() -> None:
 
 
 @live
+async def test_an_engine_url_that_is_none_is_said_at_once() -> None:
+    async with simulated(ServerOptions(port=0)) as (_, engine):
+        with pytest.raises(LoadgenError, match="--engine-url: .*gpu-host.* is no http"):
+            async with running(Options(port=0, engine_url="gpu-host", energy=engine)):
+                pass
+
+
+@live
 async def test_promtool_finds_the_page_clean() -> None:
     if shutil.which("promtool") is None:
         pytest.skip("needs promtool (Debian: apt-get install prometheus)")

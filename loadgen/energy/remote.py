@@ -93,7 +93,7 @@ def _address(url: str) -> SplitResult:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError as err:
-        raise MeterError("the energy URL has a malformed host or port") from err
+        raise MeterError("the URL has a malformed host or port") from err
     if not usable:
         raise MeterError(f"{shown(parts)!r} is no http:// or https:// address")
     return parts
