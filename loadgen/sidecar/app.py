@@ -222,12 +222,14 @@ class Sidecar:
         except ValueError as err:
             raise web.HTTPBadRequest(text="since must be an integer: nanoseconds of this server's clock\n") from err
         at = anchor()
-        newer = [(s.t_ns, s.domain, s.joules) for s in list(self._feed) if s.t_ns > since_ns]
+        newer = [sample for sample in list(self._feed) if sample.t_ns > since_ns][:FEED_PORTION]
         feed = {
             "now_ns": monotonic_ns(),
             "anchor": {"wall_ns": at.wall_ns, "monotonic_ns": at.monotonic_ns},
             "domains": self.meter.domains,
-            "samples": newer[:FEED_PORTION],
+            "samples": [(s.t_ns, s.domain, s.joules) for s in newer],
+            "slack_ns": [s.slack_ns for s in newer],
+            "gaps": [s.gap for s in newer],
             "simulated": all("simulated" in domain.source for domain in self.meter.domains),
         }
         return web.Response(body=msgspec.json.encode(feed), content_type="application/json")

@@ -140,7 +140,9 @@ class Metrics:
             success.add_metric([*self.labels.values(), reason], count)
         yield success
         energy = CounterMetricFamily(
-            "loadgen_gpu_energy_joules", "Simulated GPU energy counter. No real GPU is read.", labels=[*self.gpu]
+            "loadgen_simulated_gpu_energy_joules",
+            "Simulated GPU energy counter. No real GPU is read.",
+            labels=[*self.gpu],
         )
         shown = self.engine.gpu.counter.shown(self.now_ns())
         energy.add_metric([*self.gpu.values()], j_from_mj(mj_from_j(shown.joules)))
