@@ -9,7 +9,8 @@ import ssl
 import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -175,6 +176,58 @@ async def test_bodies_that_cannot_be_read_are_refused_and_counted() -> None:
                 assert response.status == status
         await until(lambda: one.page.books.dropped["oversized"] == 2)
         assert one.page.books.dropped["malformed"] == 1
+
+
+async def adds_up(session: aiohttp.ClientSession, url: str) -> None:
+    page = await samples(session, url)
+    parts = [value for name, value in page.items() if name.startswith("loadgen_attributed_energy_joules_total")]
+    parts += [page["loadgen_idle_energy_joules_total"], page["loadgen_unattributed_energy_joules_total"]]
+    assert sum(parts) == pytest.approx(page["loadgen_gpu_energy_joules_total"], abs=1e-6)
+
+
+@live
+async def test_an_engine_and_its_counter_may_start_again() -> None:
+    async with AsyncExitStack() as first:
+        before, engine = await first.enter_async_context(simulated(ServerOptions(port=0)))
+        options = Options(port=0, engine_url=engine, energy=engine, hold=QUICK)
+        async with running(options) as (one, url, _), aiohttp.ClientSession() as session:
+            await ask(session, engine, 50)
+            await until(lambda: one._last_engine is not None and one._last_engine.values["generation_tokens"] == 50)
+            await until(lambda: one._feed[-1].joules > 50)
+            await first.aclose()
+            await until(lambda: one.page.engine_up is False)
+            await adds_up(session, url)
+            async with simulated(replace(before.options, port=int(engine.rsplit(":", 1)[1]))):
+                await until(lambda: one.page.engine_restarts == 1 and one.page.resets == 1)
+                await until(lambda: one.page.engine_up is True)
+                settled_mj = one.page.books.domains[0].settled_mj
+                await until(lambda: one.page.books.domains[0].settled_mj > settled_mj)
+                await adds_up(session, url)
+
+
+@live
+async def test_spans_find_their_energy_across_a_step_of_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    stepped_ns = 3600 * NS_PER_S
+    async with sidecar() as (one, url, _, session):
+        await until(lambda: len(one._feed) > 1)
+        monkeypatch.setattr(edges, "anchor", lambda: (at := anchor())._replace(wall_ns=at.wall_ns + stepped_ns))
+        await asyncio.sleep(1.5)  # a tick sees it, and a request begins after it
+        now_ns = time.time_ns() + stepped_ns
+        body = trace("llm_request", VLLM, now_ns - NS_PER_S // 10, now_ns)
+        async with session.post(url + "/v1/traces", data=body, headers=PROTOBUF) as response:
+            assert response.status == 200
+        await until(lambda: any(account.completed == 1 for account in one.page.books.accounts.values()))
+        assert sum(one.page.books.dropped.values()) == 0
+
+
+@live
+async def test_a_scrape_changes_nothing_so_prometheus_may_stay_away() -> None:
+    async with sidecar() as (one, url, _, session):
+        await ask(session, one.options.engine_url or "", 20)
+        await until(lambda: one.page.books.domains[0].settled_mj > 0)
+        page = one.page
+        assert edges.text_page(one._registry) == edges.text_page(one._registry)  # nobody else runs in between
+        assert one.page is page
 
 
 @live
