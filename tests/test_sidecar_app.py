@@ -222,7 +222,7 @@ async def test_spans_find_their_energy_across_a_step_of_the_wall_clock(monkeypat
 
 @live
 async def test_a_scrape_changes_nothing_so_prometheus_may_stay_away() -> None:
-    async with sidecar() as (one, url, _, session):
+    async with sidecar() as (one, _, _, session):
         await ask(session, one.options.engine_url or "", 20)
         await until(lambda: one.page.books.domains[0].settled_mj > 0)
         page = one.page
