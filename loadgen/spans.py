@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from loadgen.clock import Anchor, anchor
 from loadgen.errors import LoadgenError
@@ -81,6 +81,15 @@ def _trace_service() -> Any:
     return trace_service_pb2
 
 
+def check(url: str) -> SplitResult:
+    """The parts of a sidecar's URL. LoadgenError when it is none, or when the package to tell it is not there."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise LoadgenError(f"--otlp {url!r} is no URL of a sidecar; one looks like http://localhost:9478")
+    _trace_service()
+    return parts
+
+
 class SpanSender:
     """Queue a record with `add`: it never waits. A context manager; leaving it sends what is left, for a moment.
 
@@ -88,12 +97,9 @@ class SpanSender:
     """
 
     def __init__(self, url: str, run_id: str, model: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise LoadgenError(f"--otlp {url!r} is no URL of a sidecar; one looks like http://localhost:9478")
-        _trace_service()
+        parts = check(url)
         connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = connect(parts.hostname, parts.port, timeout=TIMEOUT_S)
+        self._connection = connect(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
         self._path = parts.path.rstrip("/").removesuffix("/v1/traces") + "/v1/traces"
         self._headers = {"Content-Type": "application/x-protobuf"}
         if token := os.environ.get(TOKEN_VARIABLE):
