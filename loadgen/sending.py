@@ -4,7 +4,7 @@ import asyncio
 import gc
 import resource
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -76,8 +76,8 @@ class Sender:
         path = PATHS[job.endpoint]
         self._spans = spans = SpanSender(job.otlp, job.run_id, job.server.model) if job.otlp else None
 
-        async def send(request: ScheduledRequest, body: bytes, scheduled_ns: int) -> RequestRecord:
-            return await client.send(
+        def send(request: ScheduledRequest, body: bytes, scheduled_ns: int) -> Awaitable[RequestRecord]:
+            return client.send(
                 path,
                 body,
                 index=request.index,

@@ -13,6 +13,7 @@ from array import array
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, fields, replace
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -198,6 +199,7 @@ def _start(told: list[_Share], workers: list[_Worker]) -> None:
 
     They inherit that SIGINT and SIGTERM wait: a Ctrl-C at the terminal reaches every process, and is ours to handle.
     """
+    resource_tracker.ensure_running()  # its own start would let the signals through again
     held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
         for share in told:
