@@ -229,7 +229,7 @@ def most_open(records: Iterable[RequestRecord]) -> int:
     """Requests that were in flight at once, at most."""
     spans = [(one.sent_ns, one.finished_ns) for one in records if one.sent_ns and one.finished_ns]
     starts, ends = (np.sort([span[i] for span in spans]) for i in (0, 1))
-    return int(np.max(np.arange(1, len(starts) + 1) - np.searchsorted(ends, starts), initial=0))
+    return int(np.max(np.arange(1, len(starts) + 1) - np.searchsorted(ends, starts, side="right"), initial=0))
 
 
 def events_per_s(truth: Sequence[Written]) -> float:
