@@ -171,10 +171,13 @@ def _parts(path: Path) -> list[Path]:
 
 def recorded_in_part(path: Path, number: int) -> set[int]:
     """Indices of the requests that process `number` has written a record of."""
-    return {record.index for record in _read_lines(_part(path, number), RequestRecord)}
+    return {record.index for record in _read_lines(_part(path, number), _Ended)}
 
 
 class _Ended(msgspec.Struct):
+    """What merging has to know of a record."""
+
+    index: int
     finished_ns: int | None = None
 
 

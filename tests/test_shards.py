@@ -6,9 +6,11 @@ import resource
 import signal
 import subprocess
 import sys
+import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -154,6 +156,28 @@ def test_the_merged_run_is_one_run_with_the_schedule_s_arrivals(sim: str, tmp_pa
     ends = [record["finished_ns"] for record in lines(run)]
     assert ends == sorted(ends), "in the order in which things ended"  # type: ignore[type-var]
     assert [one["requests"] for one in result.info.instrument["processes"]] == [134, 133, 133]
+
+
+def test_every_process_tells_the_sidecar_of_its_own_requests(sim: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as sidecar:
+        threading.Thread(target=sidecar.serve_forever, daemon=True).start()
+        otlp = f"http://127.0.0.1:{sidecar.server_port}"
+        code, _, err = finished(start(run, sim, "--rps", 40, "--num-requests", 20, "--processes", 2, "--otlp", otlp))
+        sidecar.shutdown()
+    assert (code, err) == (0, "")
+    assert rundir.read(run).info.instrument["spans"] == {"sent": 20, "lost": 0, "last_error": None}
+
+
+class Collector(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        self.send_response(200)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def log_message(self, *_: object) -> None:
+        pass
 
 
 def test_a_killed_process_costs_its_own_requests_only(sim: str, tmp_path: Path) -> None:
