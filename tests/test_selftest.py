@@ -86,13 +86,15 @@ def test_most_open_is_the_most_at_any_instant(spans: list[tuple[int, int]]) -> N
 CAPACITY = Capacity(requests_per_s=1.0, bulk_events_per_s=1.0, events_per_s=1.0, streams=1.0)
 
 
+def account(r: RequestRecord, late_ns: int = 0) -> Written:
+    """A punctual server's."""
+    stamps = [t - late_ns for t in r.chunk_ns]
+    return Written("", r.sent_ns or 0, stamps[0], stamps[1] - stamps[0] if len(stamps) > 1 else 0, stamps)
+
+
 def verdict(made: RunResult, streams: float = 4.0, late_ns: int = 0, cpu_s: float = 1.0) -> Selftest:
     """Of a made-up run, each token of which was read `late_ns` after it was written."""
-    truth = {
-        f"{made.info.run_id}-{r.index}": Written("", r.sent_ns or 0, 0, 0, [t - late_ns for t in r.chunk_ns])
-        for r in made.records
-        if r.ok
-    }
+    truth = {f"{made.info.run_id}-{r.index}": account(r, late_ns) for r in made.records if r.ok}
     info = msgspec.structs.replace(made.info, instrument={"cpu_s": cpu_s})
     planned = Plan(rps=4.0, ttft_s=0.0, itl_s=streams / 4, output_tokens=2)
     return judged(replace(made, info=info), truth, planned, 1, CAPACITY)
@@ -120,6 +122,18 @@ def test_each_reason_alone_is_not_safe(options: dict[str, float], says: str) -> 
     assert says in found.reasons[0]
 
 
+def test_a_server_that_was_late_tested_something_else() -> None:
+    made = runs.run(failing=0)
+    truth = {
+        f"{made.info.run_id}-{r.index}": msgspec.structs.replace(account(r), due_ns=r.chunk_ns[0] - 30_000_000)
+        for r in made.records
+    }
+    info = msgspec.structs.replace(made.info, instrument={"cpu_s": 1.0})
+    planned = Plan(rps=4.0, ttft_s=0.0, itl_s=0.02, output_tokens=2)
+    (reason,) = judged(replace(made, info=info), truth, planned, 1, CAPACITY).reasons
+    assert reason.startswith("the test's own server was late: p99 30.0 ms")
+
+
 def test_gaps_that_the_client_moved_and_requests_that_failed_are_not_safe() -> None:
     made = runs.run(failing=0.2)
     rng = np.random.default_rng(3)
@@ -127,7 +141,7 @@ def test_gaps_that_the_client_moved_and_requests_that_failed_are_not_safe() -> N
         msgspec.structs.replace(r, chunk_ns=r.chunk_ns[:1] + [t + int(rng.integers(20e6)) for t in r.chunk_ns[1:]])
         for r in made.records
     ]
-    truth = {f"{made.info.run_id}-{r.index}": Written("", r.sent_ns or 0, 0, 0, r.chunk_ns) for r in made.records}
+    truth = {f"{made.info.run_id}-{r.index}": account(r) for r in made.records if r.ok}
     info = msgspec.structs.replace(made.info, instrument={"cpu_s": 1.0})
     planned = Plan(rps=4.0, ttft_s=0.0, itl_s=1.0, output_tokens=2)
     found = judged(replace(made, info=info, records=moved), truth, planned, 1, CAPACITY)
