@@ -75,7 +75,7 @@ def summarize(
         goodput=stats.goodput(records, slo_ms, duration_s) if slo_ms else None,
         energy=energy,
         by_workload=_by_workload(records, attribution, slo_ms, duration_s),
-        instrument=_instrument(result, lag),
+        instrument=_instrument(result, lag, duration_s),
     )
 
 
@@ -294,12 +294,14 @@ def _cached_share(result: RunResult) -> float:
     return sum(record.cached_tokens or 0 for record in result.records) / prompt if prompt else 0.0
 
 
-def _instrument(result: RunResult, lag: Distribution) -> Instrument:
+def _instrument(result: RunResult, lag: Distribution, duration_s: float) -> Instrument:
     own = result.info.instrument
     delay = own.get("loop_delay_s")
     loop_delay = msgspec.convert({"count": 0} | delay, Distribution) if delay else None
     processes = own.get("processes") or []
-    verdicts = instrument.faults(processes, lag=lag, loop_delay=loop_delay)
+    waited_s = own.get("waited_s")
+    waited = waited_s / duration_s if waited_s is not None and duration_s > 0 else None
+    verdicts = instrument.faults(processes, waited, lag=lag, loop_delay=loop_delay)
     if (cached := _cached_share(result)) > MAX_CACHED:
         verdicts.append(
             f"{cached:.0%} of the prompt tokens came from the server's prefix cache, though no prompt shares a prefix: "
@@ -310,6 +312,7 @@ def _instrument(result: RunResult, lag: Distribution) -> Instrument:
     return Instrument(
         kept_time=instrument.kept_time(processes, lag=lag, loop_delay=loop_delay),
         loop_delay_s=loop_delay,
+        waited_s=waited_s,
         cpu_s=own.get("cpu_s"),
         max_rss_bytes=own.get("max_rss_bytes"),
         sampler_period_s=own.get("sampler_period_s"),

@@ -8,6 +8,9 @@ from loadgen.summary import Distribution
 MAX_LATE_P99_S = 0.005
 """A client that is later than this once in a hundred times has its own slowness in its numbers."""
 
+MIN_WAITED = 0.01
+"""Waiting less than this does not move a p99."""
+
 WHAT_IS_LATE = {
     "lag": "this client sent late: schedule lag p99 {}; its latencies carry that error",
     "loop_delay": "this client's event loop woke late: p99 {}; its time stamps can carry that error",
@@ -16,17 +19,22 @@ WHAT_IS_LATE = {
 }
 
 
-def faults(processes: Sequence[dict[str, Any]] = (), **late: Distribution | None) -> list[str]:
+def faults(
+    processes: Sequence[dict[str, Any]] = (), waited: float | None = None, **late: Distribution | None
+) -> list[str]:
     """Why the times of a run carry this client's own slowness. Empty when it kept time, as far as is known.
 
     late: distributions in seconds, under the names of WHAT_IS_LATE. processes: what became of each, when there were
-    several.
+    several. waited: share of the run in which the client was ready to run and others had the cores; a reason for being
+    late, and no fault by itself.
     """
     found = [
         says.format(f"{late_p99 * 1000:.1f} ms")
         for name, says in WHAT_IS_LATE.items()
         if (late_p99 := _p99(late.get(name))) is not None and late_p99 > MAX_LATE_P99_S
     ]
+    if found and waited is not None and waited > MIN_WAITED:
+        found.append(f"the machine was busy: for {waited:.0%} of the run this client waited for a core that others had")
     return found + [
         f"process {number} of {len(processes)} ended early ({one['ended']}): {one['lost']} of its {one['requests']} "
         "requests have no answer of their own, and the load was lower from then on"

@@ -323,6 +323,7 @@ def _engine_line(sample: EngineSample) -> dict[str, Any]:
 def _instrument(cost: Cost, report: SamplerReport | None, processes: list[dict[str, Any]] | None) -> dict[str, Any]:
     return {
         "loop_delay_s": msgspec.to_builtins(seconds(cost.late_ns)),
+        "waited_s": cost.waited_s,
         "cpu_s": cost.cpu_s,
         "max_rss_bytes": cost.max_rss_bytes,
         "sampler_period_s": report.period_s if report else None,

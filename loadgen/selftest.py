@@ -124,6 +124,8 @@ class Selftest(msgspec.Struct, frozen=True, kw_only=True):
     """Of the test's own server: written - due. It is in no error."""
     busy: float
     """Share of a core that each process used."""
+    waited: float | None
+    """Share of the time in which it was ready to run and other processes had the cores."""
     capacity: Capacity
 
 
@@ -169,8 +171,10 @@ def judged(run: RunResult, truth: dict[str, Written], planned: Plan, processes: 
     late = stats.seconds(late_ns for _, one in pairs for late_ns in _late_ns(one))
     delay = summary.instrument.loop_delay_s
     own = run.info.instrument.get("processes") or []
+    waited_s = summary.instrument.waited_s
+    waited = waited_s / summary.duration_s if waited_s is not None and summary.duration_s else None
     reasons = instrument.faults(
-        own, lag=summary.schedule_lag_s, loop_delay=delay, ttft_error=found.ttft_s, itl_error=found.itl_s
+        own, waited, lag=summary.schedule_lag_s, loop_delay=delay, ttft_error=found.ttft_s, itl_error=found.itl_s
     )
     if busy > MAX_BUSY:
         reasons.append(f"this client used {busy:.0%} of a core: more than {MAX_BUSY:.0%} leaves no room for a hitch")
@@ -192,6 +196,7 @@ def judged(run: RunResult, truth: dict[str, Written], planned: Plan, processes: 
         errors=found,
         server_late_s=late,
         busy=busy,
+        waited=waited,
         capacity=capacity,
     )
 

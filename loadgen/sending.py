@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from loadgen import clock
@@ -48,6 +49,8 @@ class Cost:
     cpu_s: float
     max_rss_bytes: int
     late_ns: "array[int]"
+    waited_s: float | None
+    """In which the loop was ready to run and others had the cores; None where the system does not say."""
     spans: dict[str, Any] | None
     """What became of the spans; None when nobody is told."""
 
@@ -109,7 +112,7 @@ class Sender:
     async def run(self, start_ns: int) -> Cost:
         """Until every request has its record; offsets count from `start_ns`. LoadgenError when one cannot be kept."""
         late_ns: array[int] = array("q")
-        cpu_s = own_cpu_s()
+        cpu_s, waited_s = own_cpu_s(), own_wait_s()
         with _no_collections(), self._spans or nullcontext():
             watcher = asyncio.create_task(_watch_loop(late_ns))
             try:
@@ -118,7 +121,13 @@ class Sender:
                 raise first(failed) from failed
             finally:
                 watcher.cancel()
-        return Cost(own_cpu_s() - cpu_s, own_max_rss_bytes(), late_ns, self._spans.report() if self._spans else None)
+        return Cost(
+            cpu_s=own_cpu_s() - cpu_s,
+            max_rss_bytes=own_max_rss_bytes(),
+            late_ns=late_ns,
+            waited_s=None if waited_s is None else (own_wait_s() or 0.0) - waited_s,
+            spans=self._spans.report() if self._spans else None,
+        )
 
 
 async def _watch_loop(late_ns: "array[int]") -> None:
@@ -145,6 +154,14 @@ def _no_collections() -> Iterator[None]:
 def own_cpu_s() -> float:
     usage = resource.getrusage(resource.RUSAGE_SELF)
     return usage.ru_utime + usage.ru_stime
+
+
+def own_wait_s() -> float | None:
+    """Time that the main thread was ready to run without a core; Linux counts it."""
+    try:
+        return int(Path("/proc/self/schedstat").read_text().split()[1]) / NS_PER_S
+    except (OSError, IndexError, ValueError):
+        return None
 
 
 def own_max_rss_bytes() -> int:

@@ -156,7 +156,7 @@ class Shards:
             if worker.error:
                 raise worker.error
         self.processes = await asyncio.to_thread(lambda: [_became(worker) for worker in self._workers])
-        mine = Cost(own_cpu_s() - cpu_s, own_max_rss_bytes(), array("q"), None)
+        mine = Cost(own_cpu_s() - cpu_s, own_max_rss_bytes(), array("q"), None, None)
         return together([mine, *(worker.cost for worker in self._workers if worker.cost)])
 
     def stop(self, why: str) -> None:
@@ -258,7 +258,7 @@ def _became(worker: _Worker) -> dict[str, Any]:
 
 
 def together(costs: Iterable[Cost]) -> Cost:
-    """Of several processes. Memory is the sum of each one's own most, at whatever moments these were."""
+    """Of several processes: sums, but the longest wait. Each one's most memory may have been at another moment."""
     every = list(costs)
     late_ns: array[int] = array("q")
     for cost in every:
@@ -270,7 +270,11 @@ def together(costs: Iterable[Cost]) -> Cost:
         "last_error": next((one["last_error"] for one in spans if one["last_error"]), None),
     }
     return Cost(
-        sum(cost.cpu_s for cost in every), sum(cost.max_rss_bytes for cost in every), late_ns, told if spans else None
+        cpu_s=sum(cost.cpu_s for cost in every),
+        max_rss_bytes=sum(cost.max_rss_bytes for cost in every),
+        late_ns=late_ns,
+        waited_s=max((cost.waited_s for cost in every if cost.waited_s is not None), default=None),
+        spans=told if spans else None,
     )
 
 

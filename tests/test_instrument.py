@@ -29,6 +29,14 @@ def test_one_bad_measure_is_enough_and_each_is_said() -> None:
     assert len(faults(lag=LATE, loop_delay=LATE, ttft_error=LATE, itl_error=WELL)) == 3
 
 
+@pytest.mark.parametrize(("waited", "said"), [(None, 1), (0.001, 1), (0.4, 2)])
+def test_a_busy_machine_is_a_reason_for_being_late_and_no_fault(waited: float | None, said: int) -> None:
+    assert faults(waited=waited, lag=WELL) == []
+    found = faults(waited=waited, lag=LATE)
+    assert len(found) == said
+    assert said == 1 or "for 40% of the run this client waited for a core" in found[1]
+
+
 def test_a_process_that_ended_early_spoils_the_run() -> None:
     assert kept_time([WHOLE, WHOLE], lag=WELL) is True
     assert kept_time([WHOLE, KILLED], lag=WELL) is False

@@ -76,7 +76,9 @@ def timekeeping(summary: Summary) -> str:
     told = {True: "kept time", False: "SPOILED the times", None: "not known to have kept time"}
     late = summary.instrument.loop_delay_s
     measured = "" if late is None else f"; event loop late p50 {seconds(late.p50)}, p99 {seconds(late.p99)}"
-    return f"{told[summary.instrument.kept_time]} (p99 within {seconds(MAX_LATE_P99_S)}){measured}"
+    waited = summary.instrument.waited_s
+    without = "" if waited is None else f"; waited {seconds(waited)} for a core"
+    return f"{told[summary.instrument.kept_time]} (p99 within {seconds(MAX_LATE_P99_S)}){measured}{without}"
 
 
 def energy_reasons(result: RunResult) -> list[str]:
