@@ -45,7 +45,7 @@ def faults(
 
 def kept_time(processes: Sequence[dict[str, Any]] = (), **late: Distribution | None) -> bool | None:
     """None when nothing is known of how late anything was."""
-    if faults(processes, **late):
+    if faults(processes, None, **late):
         return False
     return True if any(_p99(one) is not None for one in late.values()) else None
 

@@ -5,7 +5,7 @@ import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 from urllib.request import urlopen
@@ -34,8 +34,8 @@ MIN_REACHED = 0.9
 DEFAULT_RPS, DEFAULT_ITL_S = 4.0, 0.020
 INPUT_TOKENS, OUTPUT_TOKENS = 1000, 200
 """Of every request, when no trace says otherwise."""
-BULK = 64
-"""Requests in flight while capacity is measured."""
+BULK, BULK_REQUESTS = 64, 2000
+"""Requests in flight while capacity is measured, and how many in all."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
@@ -129,17 +129,24 @@ class Selftest(msgspec.Struct, frozen=True, kw_only=True):
     capacity: Capacity
 
 
-def selftest(schedule: Schedule, planned: Plan, processes: int, view: View) -> Selftest:
-    """Runs the schedule against a timing-true server on this machine, then what shows the client's capacity."""
+def selftest(schedule: Schedule, planned: Plan, processes: int, view: View) -> Selftest | None:
+    """Runs the schedule against a timing-true server on this machine, then what shows the client's capacity.
+
+    None when it was interrupted.
+    """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loadgen-selftest-")))
         url = stack.enter_context(answering([sys.executable, "-m", "loadgen.truth"], "truth", START_TIMEOUT_S))
         timing = {"ttft_ms": planned.ttft_s * 1000, "itl_ms": planned.itl_s * 1000}
         run = replay(schedule, _options(folder / "planned", url, timing, processes), view)
+        if not _is_whole(run):
+            return None
         truth = written(url)
         lengths = [request.input_tokens for request in schedule.requests]
-        requests = _bulk(folder / "requests", url, islice(_forever(lengths), 2000), 1)
-        events = _bulk(folder / "events", url, [16] * 800, 200)
+        requests = _bulk(folder / "requests", url, islice(cycle(lengths), BULK_REQUESTS), 1)
+        events = _bulk(folder / "events", url, [16] * (BULK_REQUESTS // 2), 200)
+    if not (_is_whole(requests) and _is_whole(events)):
+        return None
     per_event_s = _cpu_s(run) / max(_tokens(run), 1)
     capacity = Capacity(
         requests_per_s=len(requests.records) / _cpu_s(requests),
@@ -158,59 +165,60 @@ def written(url: str) -> dict[str, Written]:
 
 
 def judged(run: RunResult, truth: dict[str, Written], planned: Plan, processes: int, capacity: Capacity) -> Selftest:
+    """What a finished run of the plan says of the client, by the server's account."""
     summary = run.summary
     assert summary is not None
-    pairs = [
-        (record, truth[name])
-        for record in run.records
-        if record.ok and (name := f"{run.info.run_id}-{record.index}") in truth
-    ]
-    found = errors(pairs)
-    streams, rate = most_open(run.records), events_per_s([one for _, one in pairs])
-    busy = _cpu_s(run) / summary.duration_s / processes if summary.duration_s else 0.0
-    late = stats.seconds(late_ns for _, one in pairs for late_ns in _late_ns(one))
-    delay = summary.instrument.loop_delay_s
-    own = run.info.instrument.get("processes") or []
+    names = [f"{run.info.run_id}-{record.index}" for record in run.records]
+    pairs = [(record, truth[name]) for record, name in zip(run.records, names, strict=True) if record.ok]
     waited_s = summary.instrument.waited_s
-    waited = waited_s / summary.duration_s if waited_s is not None and summary.duration_s else None
-    reasons = instrument.faults(
-        own, waited, lag=summary.schedule_lag_s, loop_delay=delay, ttft_error=found.ttft_s, itl_error=found.itl_s
-    )
-    if busy > MAX_BUSY:
-        reasons.append(f"this client used {busy:.0%} of a core: more than {MAX_BUSY:.0%} leaves no room for a hitch")
-    if failed := summary.requests.scheduled - summary.requests.completed:
-        reasons.append(f"{failed} of {summary.requests.scheduled} requests failed: {summary.requests.by_error}")
-    reasons += _not_tested(planned, streams, late)
-    return Selftest(
-        safe=not reasons,
-        reasons=reasons,
+    found = Selftest(
+        safe=False,
+        reasons=[],
         plan=planned,
         processes=processes,
         requests=summary.requests.scheduled,
         completed=summary.requests.completed,
         duration_s=summary.duration_s,
-        streams=streams,
-        events_per_s=rate,
+        streams=most_open(run.records),
+        events_per_s=events_per_s([true for _, true in pairs]),
         lag_s=summary.schedule_lag_s,
-        loop_delay_s=delay,
-        errors=found,
-        server_late_s=late,
-        busy=busy,
-        waited=waited,
+        loop_delay_s=summary.instrument.loop_delay_s,
+        errors=errors(pairs),
+        server_late_s=stats.seconds(late_ns for _, true in pairs for late_ns in _late_ns(true)),
+        busy=_cpu_s(run) / summary.duration_s / processes if summary.duration_s else 0.0,
+        waited=waited_s / summary.duration_s if waited_s is not None and summary.duration_s else None,
         capacity=capacity,
     )
+    reasons = [*_faults(found, run.info.instrument.get("processes") or []), *_not_tested(found)]
+    return msgspec.structs.replace(found, safe=not reasons, reasons=reasons)
 
 
-def _not_tested(planned: Plan, streams: int, server_late: Distribution) -> Iterable[str]:
+def _faults(found: Selftest, processes: Sequence[dict[str, Any]]) -> Iterable[str]:
+    yield from instrument.faults(
+        processes,
+        found.waited,
+        lag=found.lag_s,
+        loop_delay=found.loop_delay_s,
+        ttft_error=found.errors.ttft_s,
+        itl_error=found.errors.itl_s,
+    )
+    if found.busy > MAX_BUSY:
+        yield f"this client used {found.busy:.0%} of a core: more than {MAX_BUSY:.0%} leaves no room for a hitch"
+    if found.completed < found.requests:
+        yield f"{found.requests - found.completed} of {found.requests} requests were not answered"
+
+
+def _not_tested(found: Selftest) -> Iterable[str]:
     """Where the test was easier than the plan, so that it says nothing of it."""
-    if streams < MIN_REACHED * planned.streams:
+    planned, late_p99 = found.plan, found.server_late_s.p99
+    if found.streams < MIN_REACHED * planned.streams:
         yield (
-            f"only {streams} of {planned.streams:.0f} streams were ever open at once: a request takes "
+            f"only {found.streams} of {planned.streams:.0f} streams were ever open at once: a request takes "
             f"{planned.in_flight_s:.3g} s, so ask for a longer --duration"
         )
-    if server_late.p99 is not None and server_late.p99 > max(planned.itl_s, instrument.MAX_LATE_P99_S):
+    if late_p99 is not None and late_p99 > max(planned.itl_s, instrument.MAX_LATE_P99_S):
         yield (
-            f"the test's own server was late: p99 {server_late.p99 * 1000:.1f} ms; this machine has no room for a plan "
+            f"the test's own server was late: p99 {late_p99 * 1000:.1f} ms; this machine has no room for a plan "
             "like this and its test at once"
         )
 
@@ -253,11 +261,6 @@ def _late_ns(one: Written) -> Iterable[int]:
     return (at - one.due_ns - i * one.itl_ns for i, at in enumerate(one.written_ns))
 
 
-def _forever(lengths: Sequence[int]) -> Iterable[int]:
-    while True:
-        yield from lengths
-
-
 def _bulk(folder: Path, url: str, input_tokens: Iterable[int], output_tokens: int) -> RunResult:
     """As fast as it goes, in one process, whole answers at once."""
     requests = tuple(
@@ -288,6 +291,10 @@ def _options(folder: Path, url: str, timing: dict[str, Any], processes: int) -> 
         config={},
         processes=processes,
     )
+
+
+def _is_whole(run: RunResult) -> bool:
+    return run.info.stopped_by == "completed"
 
 
 def _cpu_s(run: RunResult) -> float:

@@ -1,5 +1,6 @@
 """What a client is told of itself: errors against the truth, and when a plan is safe."""
 
+import signal
 import subprocess
 import sys
 from dataclasses import replace
@@ -146,7 +147,7 @@ def test_gaps_that_the_client_moved_and_requests_that_failed_are_not_safe() -> N
     planned = Plan(rps=4.0, ttft_s=0.0, itl_s=1.0, output_tokens=2)
     found = judged(replace(made, info=info, records=moved), truth, planned, 1, CAPACITY)
     assert [reason.split()[-1] for reason in found.reasons[:1]] == ["stamps"]
-    assert "requests failed" in found.reasons[1]
+    assert "requests were not answered" in found.reasons[1]
 
 
 # -- the command -----------------------------------------------------------------------------------------------------
@@ -176,6 +177,17 @@ def test_a_plan_that_was_not_reached_is_not_safe_and_says_what_to_do() -> None:
     assert done.returncode == 1
     assert "NOT SAFE" in done.stdout
     assert "ask for a longer --duration" in " ".join(done.stdout.split())
+
+
+def test_ctrl_c_ends_it() -> None:
+    command = [sys.executable, "-m", "loadgen", "selftest", "--rps", "5", "--duration", "30"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
+    assert process.stderr is not None
+    assert "sent" in process.stderr.readline(), "it is running"
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=45)
+    assert (process.returncode, out) == (130, "")
+    assert "Traceback" not in err
 
 
 def test_a_plan_that_contradicts_itself_is_refused() -> None:

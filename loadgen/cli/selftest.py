@@ -59,6 +59,8 @@ def selftest(
     arrival: plans.Arrival = "trace" if trace else "poisson"
     schedule = plans.build(source, seed=seed, rps=planned.rps, arrival=arrival, duration_s=duration)
     result = tests.selftest(schedule, planned, processes, view("none" if as_json else "auto", Console(stderr=True)))
+    if result is None:
+        sys.exit(130)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(result)).decode())
     else:
