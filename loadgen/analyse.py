@@ -7,7 +7,7 @@ from typing import TypedDict
 import msgspec
 import numpy as np
 
-from loadgen import stats
+from loadgen import instrument, stats
 from loadgen.arrivals import index_of_dispersion
 from loadgen.attribution import RequestEnergy, RunAttribution, attribute, in_phase
 from loadgen.energy.series import EnergySeries, on_its_own_clock, series_by_domain
@@ -17,8 +17,6 @@ from loadgen.summary import Distribution, EnergySummary, Instrument, Rate, Stead
 from loadgen.units import NS_PER_S, j_from_mj
 from loadgen.work import work_of
 
-MAX_LAG_P99_S = 0.005
-"""A client that sends later than this does not keep its schedule."""
 MIN_TIME_COVERAGE = 0.99
 MIN_TOKEN_COVERAGE = 0.95
 AVERAGED = ("nvml-power-average", "nvml-power-usage")
@@ -80,7 +78,7 @@ def summarize(
         goodput=stats.goodput(records, slo_ms, duration_s) if slo_ms else None,
         energy=energy,
         by_workload=_by_workload(records, attribution, slo_ms, duration_s),
-        instrument=_instrument(result, lag),
+        instrument=_instrument(result, lag, duration_s),
     )
 
 
@@ -309,17 +307,14 @@ def _cached_share(result: RunResult) -> float:
     return sum(record.cached_tokens or 0 for record in result.records) / prompt if prompt else 0.0
 
 
-def _instrument(result: RunResult, lag: Distribution) -> Instrument:
+def _instrument(result: RunResult, lag: Distribution, duration_s: float) -> Instrument:
     own = result.info.instrument
-    verdicts = []
-    if lag.p99 is not None and lag.p99 > MAX_LAG_P99_S:
-        verdicts.append(
-            f"this client sent late: schedule lag p99 {lag.p99 * 1000:.1f} ms; its latencies carry that error"
-        )
-    if (late_s := (own.get("loop_delay_s") or {}).get("p99")) is not None and late_s > MAX_LAG_P99_S:
-        verdicts.append(
-            f"this client's event loop woke late: p99 {late_s * 1000:.1f} ms; its time stamps can carry that error"
-        )
+    delay = own.get("loop_delay_s")
+    loop_delay = msgspec.convert({"count": 0} | delay, Distribution) if delay else None
+    processes = own.get("processes") or []
+    waited_s = own.get("waited_s")
+    waited = waited_s / duration_s if waited_s is not None and duration_s > 0 else None
+    verdicts = instrument.faults(processes, waited, lag=lag, loop_delay=loop_delay)
     if (cached := _cached_share(result)) > MAX_CACHED:
         verdicts.append(
             f"{cached:.0%} of the prompt tokens came from the server's prefix cache, though no prompt shares a prefix: "
@@ -328,6 +323,9 @@ def _instrument(result: RunResult, lag: Distribution) -> Instrument:
     if result.info.config.get("max_concurrency"):
         verdicts.append("--max-concurrency closed the loop: the server's slowness delayed later requests")
     return Instrument(
+        kept_time=instrument.kept_time(processes, lag=lag, loop_delay=loop_delay),
+        loop_delay_s=loop_delay,
+        waited_s=waited_s,
         cpu_s=own.get("cpu_s"),
         max_rss_bytes=own.get("max_rss_bytes"),
         sampler_period_s=own.get("sampler_period_s"),

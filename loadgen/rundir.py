@@ -1,15 +1,17 @@
 """A run is a folder: write it as things happen, read it back whole, whatever ended the run."""
 
 import gzip
+import heapq
+import math
 import os
 import shutil
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from typing import Any, BinaryIO, Self, TypeVar
 
 import msgspec
 
@@ -83,6 +85,17 @@ class RunWriter:
         except OSError as err:
             raise _cannot_write(path, err) from err
 
+    @classmethod
+    def part(cls, path: Path, number: int) -> Self:
+        """Writes the records of one process among several, until `merge_parts`. All else has one writer."""
+        part = cls.__new__(cls)
+        part.path, part._lock, part._encode = path, threading.Lock(), msgspec.json.Encoder().encode
+        try:
+            part._files = {"records": _append_to(_part(path, number))}
+        except OSError as err:
+            raise _cannot_write(path, err) from err
+        return part
+
     def write_info(self, info: RunInfo) -> None:
         write_atomic(self.path / "run.json", msgspec.json.format(msgspec.json.encode(info)) + b"\n")
 
@@ -148,6 +161,56 @@ def _make_folder(path: Path, overwrite: bool) -> None:
         raise _cannot_write(path, err) from err
 
 
+def _part(path: Path, number: int) -> Path:
+    return path / f"records.{number}.jsonl"
+
+
+def _parts(path: Path) -> list[Path]:
+    return sorted(path.glob("records.*.jsonl"))
+
+
+def recorded_in_part(path: Path, number: int) -> set[int]:
+    """Indices of the requests that process `number` has written a record of."""
+    return {record.index for record in _read_lines(_part(path, number), _Ended)}
+
+
+class _Ended(msgspec.Struct):
+    """What merging has to know of a record."""
+
+    index: int
+    finished_ns: int | None = None
+
+
+_decode_ended = msgspec.json.Decoder(_Ended).decode
+
+
+def _ended_ns(line: bytes) -> float:
+    finished_ns = _decode_ended(line).finished_ns
+    return math.inf if finished_ns is None else finished_ns
+
+
+def merge_parts(path: Path) -> None:
+    """One records.jsonl of all that is there, in the order in which things ended. The parts stay until it is whole."""
+    if not (parts := _parts(path)):
+        return
+    whole = path / ".records.jsonl"
+    try:
+        with whole.open("wb") as file, ExitStack() as stack:
+            each = [stack.enter_context(part.open("rb")) for part in (path / "records.jsonl", *parts)]
+            lines: Iterator[bytes] = heapq.merge(*map(_whole_lines, each), key=_ended_ns)
+            file.writelines(lines)
+        whole.replace(path / "records.jsonl")
+        for part in parts:
+            part.unlink()
+    except OSError as err:
+        whole.unlink(missing_ok=True)
+        raise _cannot_write(path, err) from err
+
+
+def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    return (line for line in file if line.endswith(b"\n"))
+
+
 def _append_to(path: Path) -> BinaryIO:
     return path.open("ab", buffering=1 << 20)
 
@@ -164,7 +227,8 @@ def read(path: Path) -> RunResult:
     """
     info = _read_json(path / "run.json", RunInfo)
     schedule = list(_read_lines(path / "schedule.jsonl", ScheduledRequest))
-    records = {record.index: record for record in _read_lines(path / "records.jsonl", RequestRecord)}
+    files = [path / "records.jsonl", *_parts(path)]
+    records = {record.index: record for file in files for record in _read_lines(file, RequestRecord)}
     return RunResult(
         info=info,
         schedule=schedule,

@@ -124,6 +124,12 @@ class WorkloadSummary(msgspec.Struct, frozen=True, kw_only=True):
 class Instrument(msgspec.Struct, frozen=True, kw_only=True):
     """What the client cost and how well it kept time."""
 
+    kept_time: bool | None = None
+    """False: the client's own slowness is in the times, and `verdicts` says how. None: not known."""
+    loop_delay_s: Distribution | None = None
+    """How late its event loop woke up."""
+    waited_s: float | None = None
+    """In which it was ready to run and other processes had the cores."""
     cpu_s: float | None
     max_rss_bytes: int | None
     sampler_period_s: float | None

@@ -146,13 +146,19 @@ def test_other_clients_make_it_invalid() -> None:
 
 @pytest.mark.parametrize(
     ("instrument", "says"),
-    [({}, None), ({"loop_delay_s": {"p99": 0.001}}, None), ({"loop_delay_s": {"p99": 0.02}}, "woke late")],
+    [
+        ({}, None),
+        ({"loop_delay_s": {"p99": 0.001}}, None),
+        ({"loop_delay_s": {"p99": 0.02}}, "woke late"),
+        ({"processes": [{"ended": "exit status 1", "requests": 4, "lost": 3}]}, "process 1 of 1 ended early"),
+    ],
 )
 def test_a_spoiled_run_says_so(instrument: dict[str, object], says: str | None) -> None:
     made = steady_run()
     info = msgspec.structs.replace(made.info, instrument=instrument)
-    verdicts = summary_of(RunResult(info, [], made.records, made.energy, [], None, None)).instrument.verdicts
-    assert any(says in verdict for verdict in verdicts) if says else not verdicts
+    found = summary_of(RunResult(info, [], made.records, made.energy, [], None, None)).instrument
+    assert any(says in verdict for verdict in found.verdicts) if says else not found.verdicts
+    assert found.kept_time is (says is None)
 
 
 def test_prompts_that_a_cache_knew_are_said() -> None:

@@ -98,6 +98,14 @@ POSITIVE = click.FloatRange(min=0, min_open=True, max=1e9, clamp=False)
 )
 @click.option("--otlp", metavar="URL", help="A sidecar that is told of every request, by OTLP spans.")
 @click.option("--max-concurrency", type=click.IntRange(min=1), metavar="N", help="Closes the loop: said in the report.")
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1, max=256),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Share the schedule out to N processes, when one is too slow for it.",
+)
 @click.option("--goodput", "slos", type=Slo(), multiple=True, help="Limit in ms: ttft:200, tpot:50, e2el:5000.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
@@ -193,6 +201,7 @@ def _options(out: Path, asked: dict[str, Any], **given: Any) -> "Options":
         "goodput": slos,
         "headers": sorted(headers),
         "extra_body": extra,
+        "processes": given["processes"],
         "tokenizer": str(given["tokenizer"]) if given["tokenizer"] else None,
         **{
             name: given[name]
@@ -220,6 +229,7 @@ def _options(out: Path, asked: dict[str, Any], **given: Any) -> "Options":
         idle_s=given["idle_s"],
         overwrite=given["overwrite"],
         otlp=given["otlp"],
+        processes=given["processes"],
         config=config,
     )
 

@@ -5,8 +5,9 @@ from pathlib import PurePath
 from typing import get_args
 
 from loadgen.errors import LoadgenError
+from loadgen.instrument import MAX_LATE_P99_S
 from loadgen.record import ErrorKind, RequestRecord
-from loadgen.report.format import clean
+from loadgen.report.format import clean, seconds
 from loadgen.rundir import RunInfo, RunResult
 from loadgen.summary import Distribution, Summary, WorkloadSummary
 
@@ -68,6 +69,16 @@ def remarks(summary: Summary) -> list[str]:
     if summary.requests.scheduled and not summary.requests.completed:
         stopped.append("no request completed: nothing is known of latency, or of energy per request")
     return stopped + [clean(verdict) for verdict in summary.instrument.verdicts]
+
+
+def timekeeping(summary: Summary) -> str:
+    """Whether the client kept time, and by what measure."""
+    told = {True: "kept time", False: "SPOILED the times", None: "not known to have kept time"}
+    late = summary.instrument.loop_delay_s
+    measured = "" if late is None else f"; event loop late p50 {seconds(late.p50)}, p99 {seconds(late.p99)}"
+    waited = summary.instrument.waited_s
+    without = "" if waited is None else f"; waited {seconds(waited)} for a core"
+    return f"{told[summary.instrument.kept_time]} (p99 within {seconds(MAX_LATE_P99_S)}){measured}{without}"
 
 
 def energy_reasons(result: RunResult) -> list[str]:

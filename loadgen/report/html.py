@@ -18,6 +18,7 @@ from loadgen.report.facts import (
     remarks,
     server_line,
     summary_of,
+    timekeeping,
     title,
 )
 from loadgen.report.format import UNKNOWN, clean, count, joules, number, percent, seconds, share, watts, with_unit
@@ -83,7 +84,9 @@ def _verdict(result: RunResult, summary: Summary) -> Markup:
     said = [*reasons, *notes] or [
         "The energy accounts add up to what was measured, and nothing spoiled the measurement."
     ]
-    kind = "bad" if reasons else "fair" if notes else "good"
+    if summary.instrument.kept_time is False:
+        head = f"Times spoiled by the client itself. {head}"
+    kind = "bad" if reasons or summary.instrument.kept_time is False else "fair" if notes else "good"
     return tag("div", tag("strong", head), tag("ul", *(tag("li", line) for line in said)), class_=f"verdict {kind}")
 
 
@@ -300,6 +303,7 @@ def _load_facts(summary: Summary) -> list[tuple[str, str]]:
         ("Rate", f"{with_unit(rate.achieved_rps, '/s')} sent, {with_unit(rate.requested_rps, '/s')} asked"),
         ("Index of dispersion", f"{number(rate.index_of_dispersion)} at 1 s (1: Poisson, 0: constant)"),
         ("Schedule lag", f"p50 {seconds(lag.p50)}, p99 {seconds(lag.p99)}, max {seconds(lag.max)}"),
+        ("This client", timekeeping(summary)),
     ]
     if good is not None:
         limits = ", ".join(f"{clean(name)} ≤ {limit:g} ms" for name, limit in good.slo_ms.items())

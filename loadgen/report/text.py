@@ -16,6 +16,7 @@ from loadgen.report.facts import (
     remarks,
     server_line,
     summary_of,
+    timekeeping,
     title,
 )
 from loadgen.report.format import UNKNOWN, clean, count, joules, number, percent, seconds, share, watts, with_unit
@@ -46,6 +47,8 @@ def _head(result: RunResult, summary: Summary, console: Console) -> None:
     if is_simulated(result.info):
         first.append("   SIMULATED: a model's numbers, not a machine's", style="bold yellow")
     console.print(first)
+    if summary.instrument.kept_time is False:
+        _say(console, "SPOILED: this client's own slowness is in these times (see Remarks)", style="bold red")
     _say(console, server_line(result.info))
     ended = summary.stopped_by or "not ended by itself"
     _say(console, f"run {clean(result.info.run_id)} · {seconds(summary.duration_s)} · {ended}", style="dim")
@@ -66,6 +69,8 @@ def _load(summary: Summary, parts: Parts, console: Console) -> None:
     _line(console, "rate", f"{with_unit(rate.achieved_rps, '/s')} sent, {asked} asked")
     _line(console, "dispersion", f"{number(rate.index_of_dispersion)}  (1 Poisson, 0 constant; 1 s windows)")
     _line(console, "sent late", f"p50 {seconds(lag.p50)}   p99 {seconds(lag.p99)}   max {seconds(lag.max)}")
+    if summary.instrument.loop_delay_s or summary.instrument.kept_time is not None:
+        _line(console, "instrument", timekeeping(summary))
     _line(console, "tokens in", f"{count(summary.tokens.input)}   {with_unit(summary.tokens.input_per_s, '/s')}")
     _line(console, "tokens out", f"{count(summary.tokens.output)}   {with_unit(summary.tokens.output_per_s, '/s')}")
     if summary.lengths is not None:
