@@ -5,7 +5,6 @@ connection. What would need more (a redirect, a compressed body, a proxy's quest
 """
 
 import re
-from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 MAX_HEAD_BYTES = 64 << 10
@@ -103,7 +102,7 @@ class Response:
         self._body = body
         self._rest = b""
         self._left = 0
-        self._take: Callable[[bytes, int], bytes | None] = self._take_head
+        self._take = Response._take_head
         self.keep_alive = False
         self.begun = False
         """Whether a byte of it has come."""
@@ -120,14 +119,14 @@ class Response:
                 self.keep_alive = False  # bytes that nobody asked for: do not trust what comes next
                 return
             before, take = rest, self._take
-            rest = take(rest, read_ns)
+            rest = take(self, rest, read_ns)
             if rest is None:  # it needs more
                 self._rest = before
                 return
 
     def eof(self) -> bool:
         """The connection has ended: whether that is a proper end of the body."""
-        if self._take == self._take_until_eof:
+        if self._take is Response._take_until_eof:
             self.complete = True
         return self.complete
 
@@ -144,14 +143,14 @@ class Response:
             return data[end + 4 :]
         self.keep_alive = head.keep_alive
         if head.chunked:
-            self._take = self._take_size
+            self._take = Response._take_size
         elif head.length is not None or head.status == 204:
             self._left = head.length or 0
-            self._take = self._take_length
+            self._take = Response._take_length
             self.complete = self._left == 0
         else:
             self.keep_alive = False
-            self._take = self._take_until_eof
+            self._take = Response._take_until_eof
         self._body.head(head)
         return data[end + 4 :]
 
@@ -177,12 +176,12 @@ class Response:
                 raise HTTPError(f"chunk size {data[at : min(end, at + 40)]!r}")
             size, start = int(match[1], 16), end + 2
             if size == 0:
-                self._take = self._take_trailers
+                self._take = Response._take_trailers
                 return data[end:]
             stop = start + size
             if data[stop : stop + 2] != b"\r\n":
                 self._left = size
-                self._take = self._take_chunk
+                self._take = Response._take_chunk
                 return data[start:]
             self._body.feed(data[start:stop], read_ns)
             at = self._body.frames(data, stop + 2, read_ns)
@@ -198,13 +197,13 @@ class Response:
         piece = data[: self._left]
         self._left -= len(piece)
         if self._left == 0:
-            self._take = self._take_chunk_end
+            self._take = Response._take_chunk_end
         self._body.feed(piece, read_ns)
         return data[len(piece) :]
 
     def _take_chunk_end(self, data: bytes, read_ns: int) -> bytes | None:
         if data[:2] == b"\r\n":
-            self._take = self._take_size
+            self._take = Response._take_size
             return data[2:]
         if data == b"\r":
             return None

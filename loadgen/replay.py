@@ -10,7 +10,7 @@ import secrets
 import signal
 import socket
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -155,8 +155,8 @@ async def _measure(
 ) -> None:
     path = PATHS[options.endpoint]
 
-    async def send(request: ScheduledRequest, body: bytes, scheduled_ns: int) -> RequestRecord:
-        return await client.send(
+    def send(request: ScheduledRequest, body: bytes, scheduled_ns: int) -> Awaitable[RequestRecord]:
+        return client.send(
             path,
             body,
             index=request.index,
