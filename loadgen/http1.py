@@ -5,6 +5,7 @@ connection. What would need more (a redirect, a compressed body, a proxy's quest
 """
 
 import re
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 MAX_HEAD_BYTES = 64 << 10
@@ -41,6 +42,7 @@ _LENGTH = re.compile(r"([0-9]{1,18})(?:, *\1)*")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
 
+@lru_cache(maxsize=64)  # a server's heads differ in a date, if at all
 def parse_head(raw: bytes) -> Head:
     """Status line and fields, blank line included."""
     match = _HEAD.fullmatch(raw)
@@ -80,6 +82,13 @@ def _length(value: str) -> int:
     if match is None:
         raise HTTPError(f"content-length {value[:40]!r}")
     return int(match[1])
+
+
+@lru_cache(maxsize=4096)
+def _size(line: bytes) -> int | None:
+    """Of a chunk, by its first line."""
+    match = _SIZE.fullmatch(line)
+    return int(match[1], 16) if match else None
 
 
 class Body(Protocol):
@@ -171,15 +180,14 @@ class Response:
             end = data.find(b"\r\n", at, at + MAX_LINE_BYTES)
             if end < 0:
                 break
-            match = _SIZE.fullmatch(data, at, end)
-            if match is None:
+            size, start = _size(data[at:end]), end + 2
+            if size is None:
                 raise HTTPError(f"chunk size {data[at : min(end, at + 40)]!r}")
-            size, start = int(match[1], 16), end + 2
             if size == 0:
                 self._take = Response._take_trailers
                 return data[end:]
             stop = start + size
-            if data[stop : stop + 2] != b"\r\n":
+            if not data.startswith(b"\r\n", stop):
                 self._left = size
                 self._take = Response._take_chunk
                 return data[start:]

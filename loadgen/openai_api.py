@@ -77,13 +77,14 @@ class ProtocolError(ValueError):
     """An event that is not the API's."""
 
 
+_DONE = StreamEvent(done=True)
 _decode = msgspec.json.Decoder(_StreamBody | None).decode
 
 
 def parse_event(data: bytes) -> StreamEvent:
     """One event's data -> what it says. Raises ProtocolError when it is not JSON of the API's shape."""
     if data.strip() == b"[DONE]":
-        return StreamEvent(done=True)
+        return _DONE
     try:
         body = _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as err:
@@ -92,7 +93,11 @@ def parse_event(data: bytes) -> StreamEvent:
         return StreamEvent()
     if body.error is not None or body.object == "error":
         return StreamEvent(error=error_text(body.error if body.error is not None else body.message))
-    choices = body.choices or []
+    choices = body.choices
+    if not choices:
+        return StreamEvent(usage=body.usage)
+    if len(choices) == 1:
+        return StreamEvent(choices[0].has_content, choices[0].finish_reason or None, body.usage)
     return StreamEvent(
         has_content=any(choice.has_content for choice in choices),
         finish_reason=next((choice.finish_reason for choice in choices if choice.finish_reason), None),

@@ -28,6 +28,9 @@ class SSEDecoder:
 
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of every event that `chunk` completes, in order."""
+        if not (self._tail or self._data or self._skip_lf) and (event := _lone_event(chunk)) is not None:
+            self._at_start = False
+            return [event]
         if not chunk:
             return []
         if self._skip_lf and chunk[0] == 0x0A:
@@ -72,3 +75,10 @@ class SSEDecoder:
     def _append(self, value: bytes) -> None:
         self._data.append(value)
         self._size += len(value) + 1
+
+
+def _lone_event(chunk: bytes) -> bytes | None:
+    """The data of the event that is all of `chunk`, in the one shape that nearly every server gives it."""
+    if chunk.startswith(b"data: ") and chunk.find(b"\n") == len(chunk) - 2 and chunk[-1] == 10 and b"\r" not in chunk:
+        return chunk[6:-2]
+    return None
