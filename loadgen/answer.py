@@ -4,7 +4,7 @@ import re
 from array import array
 
 from loadgen.http1 import Head
-from loadgen.openai_api import ProtocolError, StreamEvent, Usage, error_of_body, parse_event
+from loadgen.openai_api import TOKEN, ProtocolError, StreamEvent, Usage, error_of_body, parse_event
 from loadgen.record import ErrorKind
 from loadgen.sse import SSEDecoder
 
@@ -22,8 +22,8 @@ class RequestError(Exception):
 class Answer:
     """Local to one `send`. Raises RequestError, SSEError and ProtocolError on what is not a stream of the API."""
 
-    __slots__ = ("_decoder", "_done", "_error_body", "_hits", "_learned", "_template", "_tokens", "chunk_ns",
-                 "finish_reason", "finished_ns", "reason", "sent_ns", "status", "usage")  # fmt: skip
+    __slots__ = ("_between", "_decoder", "_done", "_error_body", "_hits", "_learned", "_template", "_tokens",
+                 "chunk_ns", "finish_reason", "finished_ns", "reason", "sent_ns", "status", "usage")  # fmt: skip
 
     def __init__(self) -> None:
         self.sent_ns: int | None = None
@@ -34,6 +34,8 @@ class Answer:
         self.finish_reason: str | None = None
         self.finished_ns: int | None = None
         self._decoder = SSEDecoder()
+        self._between = True
+        """Events: whether the next byte begins one."""
         self._done = False
         self._error_body: bytearray | None = None
         self._template: Template | None = None
@@ -55,15 +57,27 @@ class Answer:
             if len(self._error_body) >= MAX_ERROR_BODY_BYTES:
                 self._fail()
             return
-        was_idle = self._decoder.idle
-        events = [parse_event(event) for event in self._decoder.feed(data)]
-        for event in events:
+        decoder = self._decoder
+        if (lone := decoder.lone(data)) is not None:
+            event = parse_event(lone)
             self._hear(event, read_ns)
-        if was_idle and events == [TOKEN] and self._decoder.idle:
-            self._tokens += 1
-            if self._tokens > 1 and self._learned <= 4 + self._hits // 4:
-                self._learned += 1  # a server whose events all differ is not worth the trouble
-                self._template = learn(data)
+            if event is TOKEN:
+                self._learn_from(data)
+        else:
+            was_idle = decoder.idle
+            events = [parse_event(event) for event in decoder.feed(data)]
+            for event in events:
+                self._hear(event, read_ns)
+            if was_idle and events == [TOKEN] and decoder.idle:
+                self._learn_from(data)
+            self._between = decoder.idle
+
+    def _learn_from(self, token: bytes) -> None:
+        """From the second on; and a server whose events all differ is not worth the trouble."""
+        self._tokens += 1
+        if self._tokens > 1 and self._learned <= 4 + self._hits // 4:
+            self._learned += 1
+            self._template = learn(token)
 
     def end(self, read_ns: int) -> None:
         """The body has ended properly."""
@@ -79,17 +93,22 @@ class Answer:
     def frames(self, data: bytes, at: int, read_ns: int) -> int:
         """Takes the HTTP chunks of `data` from `at` on that hold one event each, one that differs from an event already
         decoded in nothing but its text. Gives the position of the first chunk that is anything else."""
-        if self._template is None or not self._decoder.idle:
+        if self._template is None or not self._between:
             return at
         stop, count = self._template.skip(data, at)
-        if count:
-            assert self.chunk_ns is not None
-            self._hits += count
+        assert self.chunk_ns is not None
+        if count == 1:
+            self.chunk_ns.append(read_ns)
+        else:
             self.chunk_ns += array("q", (read_ns,)) * count
+        self._hits += count
         return stop
 
     def _hear(self, event: StreamEvent, read_ns: int) -> None:
         assert self.chunk_ns is not None
+        if event is TOKEN:
+            self.chunk_ns.append(read_ns)
+            return
         if event.error is not None:
             raise RequestError("server", event.error)
         if event.has_content:
@@ -103,9 +122,6 @@ class Answer:
         text = error_of_body(bytes(self._error_body or b"")[:MAX_ERROR_BODY_BYTES])
         raise RequestError("http", f"{self.status} {self.reason}: {text}")
 
-
-TOKEN = StreamEvent(has_content=True)
-"""What an event says that holds text and nothing else."""
 
 _TEXT_FIELD = re.compile(rb'"(?:content|text|reasoning_content|reasoning)"\s*:\s*"')
 _PLAIN = re.compile(
@@ -137,18 +153,19 @@ class _Openings(dict[int, bytes]):
 class Template:
     """An event around its text. With any plain text between, the event says TOKEN."""
 
-    __slots__ = ("_after", "_before", "_openings")
+    __slots__ = ("_after", "_before", "_many_bytes", "_openings")
 
     def __init__(self, before: bytes, after: bytes) -> None:
         """`after`: up to the CRLF that closes the HTTP chunk."""
         self._before, self._after = before, after
         self._openings = _Openings(before, len(after) - 2)
+        self._many_bytes = _MANY * (len(before) + len(after))
 
     def skip(self, data: bytes, at: int) -> tuple[int, int]:
         """(where the first other chunk begins, how many like this came before it)."""
-        many = 0
-        if len(data) - at > _MANY * (len(self._before) + len(self._after)):
-            at, many = self._skip_many(data, at)
+        if len(data) - at < self._many_bytes:
+            return self._skip_each(data, at)
+        at, many = self._skip_many(data, at)
         at, more = self._skip_each(data, at)
         return at, many + more
 

@@ -31,27 +31,40 @@ class Head(NamedTuple):
     keep_alive: bool
 
 
-_HEAD = re.compile(
-    rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([^\r\n\0]*))?\r\n((?:[!#-'*+\-.0-9A-Z^-z|~]+:[^\r\n\0]*\r\n)*)\r\n"
-)
-_FIELD = re.compile(
-    rb"^(content-type|content-length|transfer-encoding|content-encoding|connection):[ \t]*([^\r\n]*?)[ \t]*\r$",
-    re.I | re.M,
-)
+_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([^\r\n\0]*))?")
+_FIELD = re.compile(rb"([!#-'*+\-.0-9A-Z^-z|~]+):[ \t]*([^\r\n\0]*?)[ \t]*")
+_HEARD = {b"content-type", b"content-length", b"transfer-encoding", b"content-encoding", b"connection"}
 _LENGTH = re.compile(r"([0-9]{1,18})(?:, *\1)*")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
 
-@lru_cache(maxsize=64)  # a server's heads differ in a date, if at all
 def parse_head(raw: bytes) -> Head:
     """Status line and fields, blank line included."""
-    match = _HEAD.fullmatch(raw)
-    if match is None:
+    first, *lines = raw.split(b"\r\n")
+    if lines[-2:] != [b"", b""]:
         raise HTTPError(f"not an HTTP response: {raw[:60]!r}")
-    minor, code, reason, lines = match.groups()
+    heard = [field for line in lines[:-2] if (field := _field(line))]
+    return _head(first, tuple(heard))
+
+
+@lru_cache(maxsize=256)  # a server says the same again and again, request ids and dates apart
+def _field(line: bytes) -> tuple[bytes, str] | None:
+    """(name, value) of a field that matters."""
+    match = _FIELD.fullmatch(line)
+    if match is None:
+        raise HTTPError(f"not a header field: {line[:60]!r}")
+    name = match[1].lower()
+    return (name, match[2].decode("latin-1")) if name in _HEARD else None
+
+
+@lru_cache(maxsize=64)
+def _head(first: bytes, heard: tuple[tuple[bytes, str], ...]) -> Head:
+    match = _STATUS.fullmatch(first)
+    if match is None:
+        raise HTTPError(f"not an HTTP response: {first[:60]!r}")
+    minor, code, reason = match.groups()
     fields: dict[bytes, str] = {}
-    for name, value in _FIELD.findall(lines):
-        name, text = name.lower(), value.decode("latin-1")
+    for name, text in heard:
         fields[name] = f"{fields[name]}, {text}" if name in fields else text
     status = int(code)
     if (
@@ -175,11 +188,14 @@ class Response:
         return b""
 
     def _take_size(self, data: bytes, read_ns: int) -> bytes | None:
-        at = self._body.frames(data, 0, read_ns)
-        while True:
+        body, at, total = self._body, 0, len(data)
+        while (at := body.frames(data, at, read_ns)) < total:
             end = data.find(b"\r\n", at, at + MAX_LINE_BYTES)
             if end < 0:
-                break
+                if total - at >= MAX_LINE_BYTES or _SIZE.match(data[at:].rstrip(b"\r") or b"0") is None:
+                    raise HTTPError(f"chunk size {data[at : at + 40]!r}")
+                self._rest = data[at:]
+                return b""
             size, start = _size(data[at:end]), end + 2
             if size is None:
                 raise HTTPError(f"chunk size {data[at : min(end, at + 40)]!r}")
@@ -191,13 +207,8 @@ class Response:
                 self._left = size
                 self._take = Response._take_chunk
                 return data[start:]
-            self._body.feed(data[start:stop], read_ns)
-            at = self._body.frames(data, stop + 2, read_ns)
-            if at == len(data):
-                return b""
-        if len(data) - at >= MAX_LINE_BYTES or _SIZE.match(data[at:].rstrip(b"\r") or b"0") is None:
-            raise HTTPError(f"chunk size {data[at : at + 40]!r}")
-        self._rest = data[at:]
+            body.feed(data[start:stop], read_ns)
+            at = stop + 2
         return b""
 
     def _take_chunk(self, data: bytes, read_ns: int) -> bytes:

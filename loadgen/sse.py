@@ -26,11 +26,23 @@ class SSEDecoder:
         """Whether the next byte begins a line of a new event: nothing is held back, whatever came before."""
         return not (self._tail or self._data or self._skip_lf or self._at_start)
 
+    def lone(self, chunk: bytes) -> bytes | None:
+        """As `feed`, for a chunk that is all of one event, in the one shape that nearly every server gives it.
+        None: it is not, and `feed` has to take it."""
+        lines = chunk.splitlines()
+        if (
+            len(lines) == 2
+            and not lines[1]
+            and chunk[-1] == 0x0A
+            and lines[0].startswith(b"data: ")
+            and not (self._tail or self._data or self._skip_lf)
+        ):
+            self._at_start = False
+            return lines[0][6:]
+        return None
+
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of every event that `chunk` completes, in order."""
-        if not (self._tail or self._data or self._skip_lf) and (event := _lone_event(chunk)) is not None:
-            self._at_start = False
-            return [event]
         if not chunk:
             return []
         if self._skip_lf and chunk[0] == 0x0A:
@@ -75,10 +87,3 @@ class SSEDecoder:
     def _append(self, value: bytes) -> None:
         self._data.append(value)
         self._size += len(value) + 1
-
-
-def _lone_event(chunk: bytes) -> bytes | None:
-    """The data of the event that is all of `chunk`, in the one shape that nearly every server gives it."""
-    if chunk.startswith(b"data: ") and chunk.find(b"\n") == len(chunk) - 2 and chunk[-1] == 10 and b"\r" not in chunk:
-        return chunk[6:-2]
-    return None
