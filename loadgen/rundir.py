@@ -5,13 +5,16 @@ import os
 import shutil
 import tempfile
 import threading
+from array import array
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from sys import intern
 from typing import Any, BinaryIO, TypeVar
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from loadgen.attribution import RunAttribution
 from loadgen.clock import Anchor
@@ -163,8 +166,8 @@ def read(path: Path) -> RunResult:
     that says so.
     """
     info = _read_json(path / "run.json", RunInfo)
-    schedule = list(_read_lines(path / "schedule.jsonl", ScheduledRequest))
-    records = {record.index: record for record in _read_lines(path / "records.jsonl", RequestRecord)}
+    schedule = list(map(_with_shared_text, _read_lines(path / "schedule.jsonl", ScheduledRequest)))
+    records = {record.index: _compact(record) for record in _read_lines(path / "records.jsonl", RequestRecord)}
     return RunResult(
         info=info,
         schedule=schedule,
@@ -196,6 +199,21 @@ def _lost(request: ScheduledRequest, info: RunInfo) -> RequestRecord:
         error="cancelled",
         detail="no record: the client was killed",
     )
+
+
+def _with_shared_text(request: ScheduledRequest) -> ScheduledRequest:
+    """One text for all requests that say the same: a run of a million has to fit."""
+    force_setattr(request, "workload", intern(request.workload))
+    return request
+
+
+def _compact(record: RequestRecord) -> RequestRecord:
+    """Chunk times of 8 bytes each, and no text or number twice."""
+    force_setattr(record, "workload", intern(record.workload))
+    if record.finish_reason:
+        force_setattr(record, "finish_reason", intern(record.finish_reason))
+    force_setattr(record, "chunk_ns", array("q", record.chunk_ns))
+    return record
 
 
 def _read_json(path: Path, kind: type[T]) -> T:
