@@ -6,7 +6,7 @@ import shutil
 import tempfile
 import threading
 from array import array
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -159,18 +159,19 @@ def _cannot_write(path: Path, err: OSError) -> LoadgenError:
     return LoadgenError(f"cannot write the run folder {path}: {err.strerror or err}")
 
 
-def read(path: Path) -> RunResult:
-    """What was recorded in `path`; what can be derived from it is left to `analyse`.
+def read(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> RunResult:
+    """What was recorded in `path`; what can be derived from it is left to `analyse`. `schedule`: when it is at hand.
 
     A run that was killed reads as far as it got: half a last line is left out, and a request without a record gets one
     that says so.
     """
     info = _read_json(path / "run.json", RunInfo)
-    schedule = list(map(_with_shared_text, _read_lines(path / "schedule.jsonl", ScheduledRequest)))
+    if schedule is None:
+        schedule = list(map(_with_shared_text, _read_lines(path / "schedule.jsonl", ScheduledRequest)))
     records = {record.index: _compact(record) for record in _read_lines(path / "records.jsonl", RequestRecord)}
     return RunResult(
         info=info,
-        schedule=schedule,
+        schedule=list(schedule),
         records=[records.get(request.index) or _lost(request, info) for request in schedule],
         energy=list(_read_lines(path / "energy.jsonl", EnergySample)),
         engine=list(_read_lines(path / "engine.jsonl", dict)),
