@@ -90,7 +90,7 @@ class RunWriter:
         write_atomic(self.path / "run.json", msgspec.json.format(msgspec.json.encode(info)) + b"\n")
 
     def record(self, record: RequestRecord) -> None:
-        self._append("records", [record])
+        self._write("records", self._encode(record) + b"\n")
 
     def energy(self, samples: Iterable[EnergySample]) -> None:
         self._append("energy", samples)
@@ -116,7 +116,9 @@ class RunWriter:
                     file.close()
 
     def _append(self, name: str, lines: Iterable[Any]) -> None:
-        data = b"".join(self._encode(line) + b"\n" for line in lines)
+        self._write(name, b"".join(self._encode(line) + b"\n" for line in lines))
+
+    def _write(self, name: str, data: bytes) -> None:
         try:
             with self._lock:
                 self._files[name].write(data)
