@@ -105,7 +105,7 @@ def _latency(records: Sequence[RequestRecord]) -> Latency:
     return {
         "ttft_s": stats.seconds(record.ttft_ns for record in done),
         "tpot_s": stats.seconds(record.tpot_ns for record in done),
-        "itl_s": stats.seconds(stats.inter_token_ns(done)),
+        "itl_s": stats.inter_token_s(done),
         "e2e_s": stats.seconds(record.e2e_ns for record in done),
         "response_s": stats.seconds(record.response_ns for record in done),
     }

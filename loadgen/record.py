@@ -1,5 +1,6 @@
 """What happened to one scheduled request."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -13,7 +14,7 @@ TokenSource = Literal["usage", "chunks"]
 """Who counted the output tokens: the server, or we did, by content chunks (which can hold several tokens or none)."""
 
 
-class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
+class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One per scheduled request, whatever became of it. Instants are monotonic ns; None is unknown."""
 
     index: int
@@ -23,7 +24,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     first_token_ns: int | None = None
     last_token_ns: int | None = None
     finished_ns: int | None = None
-    chunk_ns: list[int] = []
+    chunk_ns: Sequence[int] = []
     """When each content chunk arrived. A role-only, empty or usage chunk is not one."""
     input_tokens: int | None = None
     output_tokens: int | None = None

@@ -75,12 +75,12 @@ def replay(schedule: Schedule, options: Options, view: View) -> rundir.RunResult
     """Runs the schedule; gives the run with its analysis, both also in `options.out`."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
         loop.run(_record(schedule, options, view))
-    return finish(options.out)
+    return finish(options.out, schedule)
 
 
-def finish(path: Path) -> rundir.RunResult:
+def finish(path: Path, schedule: Schedule | None = None) -> rundir.RunResult:
     """Attribution, summary and report of a run folder, made anew from what was recorded."""
-    result = analyse(rundir.read(path))
+    result = analyse(rundir.read(path, schedule.requests if schedule else None))
     assert result.summary is not None
     rundir.write_analysis(path, result.attribution, result.summary, html.render(result))
     return result

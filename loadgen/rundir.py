@@ -7,13 +7,16 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from sys import intern
 from typing import Any, BinaryIO, Self, TypeVar
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from loadgen.attribution import RunAttribution
 from loadgen.clock import Anchor
@@ -100,7 +103,7 @@ class RunWriter:
         write_atomic(self.path / "run.json", msgspec.json.format(msgspec.json.encode(info)) + b"\n")
 
     def record(self, record: RequestRecord) -> None:
-        self._append("records", [record])
+        self._write("records", self._encode(record) + b"\n")
 
     def energy(self, samples: Iterable[EnergySample]) -> None:
         self._append("energy", samples)
@@ -126,7 +129,9 @@ class RunWriter:
                     file.close()
 
     def _append(self, name: str, lines: Iterable[Any]) -> None:
-        data = b"".join(self._encode(line) + b"\n" for line in lines)
+        self._write(name, b"".join(self._encode(line) + b"\n" for line in lines))
+
+    def _write(self, name: str, data: bytes) -> None:
         try:
             with self._lock:
                 self._files[name].write(data)
@@ -219,19 +224,20 @@ def _cannot_write(path: Path, err: OSError) -> LoadgenError:
     return LoadgenError(f"cannot write the run folder {path}: {err.strerror or err}")
 
 
-def read(path: Path) -> RunResult:
-    """What was recorded in `path`; what can be derived from it is left to `analyse`.
+def read(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> RunResult:
+    """What was recorded in `path`; what can be derived from it is left to `analyse`. `schedule`: when it is at hand.
 
     A run that was killed reads as far as it got: half a last line is left out, and a request without a record gets one
     that says so.
     """
     info = _read_json(path / "run.json", RunInfo)
-    schedule = list(_read_lines(path / "schedule.jsonl", ScheduledRequest))
+    if schedule is None:
+        schedule = list(map(_with_shared_text, _read_lines(path / "schedule.jsonl", ScheduledRequest)))
     files = [path / "records.jsonl", *_parts(path)]
-    records = {record.index: record for file in files for record in _read_lines(file, RequestRecord)}
+    records = {record.index: _compact(record) for file in files for record in _read_lines(file, RequestRecord)}
     return RunResult(
         info=info,
-        schedule=schedule,
+        schedule=list(schedule),
         records=[records.get(request.index) or _lost(request, info) for request in schedule],
         energy=list(_read_lines(path / "energy.jsonl", EnergySample)),
         engine=list(_read_lines(path / "engine.jsonl", dict)),
@@ -260,6 +266,21 @@ def _lost(request: ScheduledRequest, info: RunInfo) -> RequestRecord:
         error="cancelled",
         detail="no record: the client was killed",
     )
+
+
+def _with_shared_text(request: ScheduledRequest) -> ScheduledRequest:
+    """One text for all requests that say the same: a run of a million has to fit."""
+    force_setattr(request, "workload", intern(request.workload))
+    return request
+
+
+def _compact(record: RequestRecord) -> RequestRecord:
+    """Chunk times of 8 bytes each, and no text or number twice."""
+    force_setattr(record, "workload", intern(record.workload))
+    if record.finish_reason:
+        force_setattr(record, "finish_reason", intern(record.finish_reason))
+    force_setattr(record, "chunk_ns", array("q", record.chunk_ns))
+    return record
 
 
 def _read_json(path: Path, kind: type[T]) -> T:

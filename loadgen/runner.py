@@ -52,8 +52,9 @@ class Runner:
         self._send = send
         self._on_record = on_record
         self._slots = asyncio.Semaphore(max_concurrency) if max_concurrency else None
-        self._in_flight: set[asyncio.Task[None]] = set()
+        self._in_flight: set[asyncio.Future[RequestRecord]] = set()
         self._sender: asyncio.Task[None] | None = None
+        self._over: asyncio.Future[None] | None = None
         self._bodies: deque[bytes] = deque()
         self._slowest_body_ns = 0
         self.tallies = Tallies()
@@ -62,10 +63,17 @@ class Runner:
     async def run(self, start_ns: int) -> None:
         """Until every scheduled request has exactly one record. Offsets count from `start_ns`.
 
-        What `on_record` raises ends the run: requests in flight are cancelled, and it comes out of an ExceptionGroup.
+        What `make_body`, `send` or `on_record` raises ends the run: requests in flight are cancelled.
         """
-        async with asyncio.TaskGroup() as group:
-            self._sender = group.create_task(self._send_all(start_ns, group))
+        self._over = asyncio.get_running_loop().create_future()
+        self._sender = asyncio.create_task(self._send_all(start_ns))
+        self._sender.add_done_callback(self._sender_ended)
+        try:
+            await self._over
+        finally:
+            self._sender.cancel()
+            for flight in self._in_flight:
+                flight.cancel()
         for request in self._schedule.requests[self.tallies.sent :]:
             self._on_record(_not_sent(request, start_ns))
 
@@ -76,25 +84,53 @@ class Runner:
 
     def abort(self) -> None:
         self.stop("aborted")
-        for task in self._in_flight:
-            task.cancel()
+        for flight in list(self._in_flight):
+            flight.cancel()
 
-    async def _send_all(self, start_ns: int, group: asyncio.TaskGroup) -> None:
+    async def _send_all(self, start_ns: int) -> None:
         with Pacer() as pacer:
             for at, request in enumerate(self._schedule.requests):
                 scheduled_ns = start_ns + request.offset_ns
-                await self._make_ahead(at, scheduled_ns)
+                await self._make_ahead(at, scheduled_ns, pacer)
                 body = self._bodies.popleft()
                 await pacer.until(scheduled_ns)
                 if self._slots:
                     await self._slots.acquire()
                 self.tallies.sent += 1
                 self.tallies.in_flight += 1
-                task = group.create_task(self._one(request, body, scheduled_ns))
-                self._in_flight.add(task)
-                task.add_done_callback(self._in_flight.discard)
+                flight = asyncio.ensure_future(self._send(request, body, scheduled_ns))
+                self._in_flight.add(flight)
+                flight.add_done_callback(self._landed)
 
-    async def _make_ahead(self, at: int, scheduled_ns: int) -> None:
+    def _sender_ended(self, sender: asyncio.Task[None]) -> None:
+        if not sender.cancelled() and (err := sender.exception()):
+            self._fail(err)
+        self._end_if_drained()
+
+    def _landed(self, flight: asyncio.Future[RequestRecord]) -> None:
+        self._in_flight.discard(flight)
+        if self._slots:
+            self._slots.release()
+        try:
+            record = flight.result()
+            self.tallies.add(record)
+            self._on_record(record)
+        except BaseException as err:
+            self._fail(err)
+        if not self._in_flight:
+            self._end_if_drained()
+
+    def _end_if_drained(self) -> None:
+        assert self._sender is not None and self._over is not None
+        if self._sender.done() and not self._in_flight and not self._over.done():
+            self._over.set_result(None)
+
+    def _fail(self, err: BaseException) -> None:
+        assert self._over is not None
+        if not self._over.done():
+            self._over.set_exception(err)
+
+    async def _make_ahead(self, at: int, scheduled_ns: int, pacer: Pacer) -> None:
         """Bodies from request `at` on: its own, and while there is time until `scheduled_ns` those of the next ones.
 
         Made before they are due, they cost no lateness, not even when several requests come at once.
@@ -108,14 +144,10 @@ class Runner:
             begun_ns = monotonic_ns()
             ready.append(self._make_body(requests[at + len(ready)]))
             self._slowest_body_ns = max(self._slowest_body_ns, monotonic_ns() - begun_ns)
-            await asyncio.sleep(0)  # answers are still coming in
-
-    async def _one(self, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> None:
-        record = await self._send(request, body, scheduled_ns)
-        if self._slots:
-            self._slots.release()
-        self.tallies.add(record)
-        self._on_record(record)
+            if scheduled_ns > monotonic_ns():
+                await asyncio.sleep(0)  # there is time, and answers are coming in
+            else:
+                await pacer.breathe()
 
 
 def _not_sent(request: ScheduledRequest, start_ns: int) -> RequestRecord:

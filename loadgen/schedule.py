@@ -19,7 +19,7 @@ Arrival = Literal["trace", "poisson", "gamma", "constant"]
 ARRIVALS: tuple[Arrival, ...] = get_args(Arrival)
 
 
-class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True):
+class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One line of schedule.jsonl. The prompt itself is made from (seed, index, lengths) when it is needed."""
 
     index: int
