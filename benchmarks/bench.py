@@ -128,7 +128,7 @@ def schedule(run: Run) -> Numbers:
 
 def paced(streams: int, seconds: float = 8.0) -> Case:
     rate = round(streams / LIFETIME_S, 3)
-    load = Load(requests=round(rate * seconds), tokens=TOKENS, rate=rate)
+    load = Load(requests=round(rate * seconds), tokens=TOKENS, rate=rate, lasts_s=LIFETIME_S)
     return Case(load, ("--ttft-ms", str(TTFT_MS), "--itl-ms", str(ITL_MS)), timing)
 
 
@@ -138,7 +138,7 @@ CASES: dict[str, Case] = {
     "lone": Case(Load(requests=2000, tokens=200, streams=64), ("--burst-write", "1"), throughput),
     "one-token": Case(Load(requests=20000, tokens=1, streams=64), ("--burst",), throughput),
     **{f"paced-{streams}": paced(streams) for streams in STREAMS},
-    "poisson": Case(Load(requests=4800, tokens=4, rate=400.0), ("--ttft-ms", "20", "--itl-ms", "5"), schedule),
+    "poisson": Case(Load(requests=4800, tokens=4, rate=400.0, lasts_s=0.035), ("--ttft-ms", "20", "--itl-ms", "5"), schedule),
 }
 
 

@@ -24,6 +24,8 @@ class Load:
     tokens: int
     rate: float | None = None
     streams: int | None = None
+    lasts_s: float = 0.0
+    """One request, as the server paces it."""
 
     @property
     def seconds(self) -> int:
@@ -214,7 +216,8 @@ def _inference_perf_said(folder: Path) -> Answers:
 
 
 def _locust(url: str, load: Load, folder: Path) -> list[str]:
-    users = load.streams or round(load.rate or 1)
+    # Its users wait for their answer: so many that, with a second's wait in the mean, the rate comes out.
+    users = load.streams or round((load.rate or 1) * (1 + load.lasts_s))
     options = json.dumps({"requests": load.requests, "tokens": load.tokens, "poisson": load.rate is not None})
     return [
         str(PEERS / "locust/bin/locust"), "-f", str(Path(__file__).with_name("peer_locustfile.py")), "--headless",
@@ -225,7 +228,7 @@ def _locust(url: str, load: Load, folder: Path) -> list[str]:
 
 def _locust_said(folder: Path) -> Answers:
     rows = (json.loads(line) for line in (folder / "said.jsonl").open("rb"))
-    return {row["id"].encode(): _said(row["at"][0] - row["sent"], np.diff(row["at"])) for row in rows}
+    return {row["id"].encode(): _said(row["at"][0] - row["sent"], np.diff(row["at"])) for row in rows if row["at"]}
 
 
 CLIENTS: dict[str, Client] = {

@@ -4,7 +4,9 @@ import json
 import random
 import time
 
+import gevent
 from locust import FastHttpUser, events, task
+from locust.exception import StopUser
 
 ASKED: dict = {}
 SAID: list[dict] = []
@@ -37,7 +39,7 @@ class User(FastHttpUser):
     @task
     def ask(self):
         if ASKED["begun"] >= ASKED["requests"]:
-            return
+            raise StopUser
         ASKED["begun"] += 1
         row = {"id": f"l-{ASKED['begun']}", "at": []}
         body = {"model": "truth", "messages": [{"role": "user", "content": "hello"}], "max_tokens": ASKED["tokens"]}
@@ -46,11 +48,11 @@ class User(FastHttpUser):
             "/v1/chat/completions", json=body | {"stream": True}, headers={"X-Request-Id": row["id"]},
             stream=True, catch_response=True,
         ) as response:  # fmt: skip
-            while line := response._response.readline():  # iter_content waits until 1,024 bytes are there
+            while line := response._response.readline(b"\n"):  # iter_content waits for 1,024 bytes
                 at = time.perf_counter()
                 if line.startswith(b"data: {") and json.loads(line[6:])["choices"][0]["delta"].get("content"):
                     row["at"].append(at)
             response.success()
         SAID.append(row)
-        if len(SAID) >= ASKED["requests"]:
-            self.environment.runner.quit()
+        if len(SAID) == ASKED["requests"]:
+            gevent.spawn(self.environment.runner.quit)  # not from here: it ends this greenlet first

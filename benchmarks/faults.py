@@ -1,0 +1,136 @@
+"""Every fault alone and all at once: one record of the right kind for each scheduled request, healthy timing unharmed.
+
+    python benchmarks/faults.py [--requests 20000] [--rate 500] [--share 0.05]
+
+The server says in its log which faults it injected into which request; loadgen's records must say the same. Exits with 1
+when one does not. Timing is printed as a ratio: the TTFT error of requests without a fault, among faults and without any.
+"""
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import truth
+from bench import errors_ms
+from clients import CLIENTS, Load
+
+from loadgen import rundir
+from loadgen.record import RequestRecord
+
+TTFT_MS, ITL_MS, TOKENS = 20, 5, 20
+PACE = ("--ttft-ms", str(TTFT_MS), "--itl-ms", str(ITL_MS), "--stall-ms", "300")
+HTTP = ("500", "503", "429")
+
+
+@dataclass(frozen=True)
+class Outcome:
+    records: int
+    wrong: list[str]
+    kinds: Counter[str]
+    healthy_ms: dict[str, float]
+    """As `errors_ms`, of requests into which no fault was injected."""
+
+
+def expected(faults: set[str]) -> set[str | None]:
+    """Which kinds of error a request with these faults may end with; None is no error. They all strike one event."""
+    if faults & set(HTTP):
+        return {"http"}
+    if "errchunk" in faults:
+        return {"server"}
+    if faults & {"close", "reset"}:  # half of the time the event arrives whole, and is then read before the end
+        return {"truncated", "protocol"} if "badjson" in faults else {"truncated"}
+    return {"protocol"} if "badjson" in faults else {None}
+
+
+def complaints(record: RequestRecord, row: np.void) -> list[str]:
+    """What is wrong with the record of a request, by what the server did to it."""
+    faults = faults_of(row)
+    found = []
+    if record.error not in expected(faults):
+        found.append(f"{record.index}: {sorted(faults)} became {record.error} ({record.detail})")
+    if record.status != row["status"]:
+        found.append(f"{record.index}: status {row['status']} became {record.status}")
+    if record.error is None:
+        chunks, wanted = len(record.chunk_ns), int(row["events"]) - ("emptydelta" in faults)
+        source = "chunks" if "nousage" in faults else "usage"
+        if chunks != wanted or record.token_source != source:
+            found.append(f"{record.index}: {sorted(faults)}: {chunks} of {wanted} chunks, by {record.token_source}")
+    return found
+
+
+def faults_of(row: np.void) -> set[str]:
+    return {name for i, name in enumerate(truth.FAULTS) if int(row["flags"]) >> i & 1}
+
+
+def run(binary: Path, load: Load, faults: Sequence[str]) -> Outcome:
+    """One run of loadgen. Raises when it does not end, fails or prints a traceback."""
+    cores = truth.spread_over_cores()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        options = [option for fault in faults for option in ("--fault", fault)]
+        with truth.truthserver(binary, folder / "log", cores[0], *PACE, *options) as url:
+            command = truth.pinned(cores[1], CLIENTS["loadgen"].command(url, load, folder))
+            done = subprocess.run(command, capture_output=True, text=True, timeout=60 + 3 * load.seconds, check=False)
+        if "Traceback" in done.stderr + done.stdout or done.returncode not in (0, 1):
+            raise SystemExit(f"exit status {done.returncode}: {done.stderr[-2000:]}")
+        log = truth.read(folder / "log")
+        return judge(load, log, rundir.read(folder / "run"), CLIENTS["loadgen"].said(folder))
+
+
+def judge(load: Load, log: truth.Log, result: rundir.RunResult, said: dict) -> Outcome:
+    rows = {bytes(row["request_id"]): row for row in log.requests}
+    wrong = []
+    if sorted(record.index for record in result.records) != list(range(load.requests)):
+        wrong.append(f"{len(result.records)} records for {load.requests} requests")
+    if len(rows) != len(log.requests):
+        wrong.append(f"{len(log.requests) - len(rows)} requests were sent twice")
+    for record in result.records:
+        row = rows.get(f"{result.info.run_id}-{record.index}".encode())
+        wrong += complaints(record, row) if row is not None else [f"{record.index}: never arrived"]
+    healthy = log.only((log.requests["flags"] & truth.ANY_FAULT == 0) & (log.requests["events"] > 0))
+    kinds = Counter(record.error or "none" for record in result.records)
+    return Outcome(len(result.records), wrong, kinds, errors_ms(healthy, said))
+
+
+def tell(name: str, outcome: Outcome, calm: Outcome) -> None:
+    kinds = ", ".join(f"{kind} {n:,}" for kind, n in outcome.kinds.most_common())
+    ratios = "  ".join(
+        f"p{q} {outcome.healthy_ms[key] / calm.healthy_ms[key]:.2f}×"
+        for q in (50, 99)
+        if (key := f"ttft_error_ms_p{q}") in outcome.healthy_ms
+    )
+    print(f"{name:12} {outcome.records:7,} records, {len(outcome.wrong)} wrong ({kinds})  healthy TTFT error {ratios}")
+    for line in outcome.wrong[:5]:
+        print(f"    {line}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=20_000, help="with all faults at once (default 20000)")
+    parser.add_argument("--rate", type=float, default=500.0, help="a second, Poisson (default 500)")
+    parser.add_argument("--share", type=float, default=0.05, help="of requests that get each fault, mixed (default 0.05)")
+    parser.add_argument("--each", type=int, default=1000, help="requests with one fault alone at 0.5 (default 1000)")
+    asked = parser.parse_args()
+    alone = Load(asked.each, TOKENS, rate=asked.rate)
+    mixed = Load(asked.requests, TOKENS, rate=asked.rate)
+    with tempfile.TemporaryDirectory() as folder:
+        binary = truth.build(Path(folder))
+        calm = run(binary, Load(min(asked.requests, 5000), TOKENS, rate=asked.rate), [])
+        plans = {name: (alone, [f"{name}=0.5"]) for name in truth.FAULTS}
+        plans["all"] = mixed, [f"{name}={asked.share}" for name in truth.FAULTS]
+        outcomes = {"none": calm}
+        tell("none", calm, calm)
+        for name, (load, faults) in plans.items():
+            outcomes[name] = run(binary, load, faults)
+            tell(name, outcomes[name], calm)
+    sys.exit(any(outcome.wrong for outcome in outcomes.values()))
+
+
+if __name__ == "__main__":
+    main()
