@@ -2,10 +2,10 @@
 
     python benchmarks/bench.py                                   every client that is installed, about 8 minutes
     python benchmarks/bench.py --client loadgen --only burst,poisson --rounds 5
-    python benchmarks/bench.py --publish                         also writes docs/results/benchmarks.json and docs/benchmarks.md
+    python benchmarks/bench.py --publish                         the same, and docs/benchmarks.md gets the table
 
-What a client did is read from the server's log: when requests came, when tokens were written. What it says about a request
-is compared with that, request by request, gap by gap.
+What a client did is read from the server's log: when requests came, when tokens were written. What it says about a
+request is compared with that, request by request, gap by gap.
 """
 
 import argparse
@@ -138,14 +138,18 @@ CASES: dict[str, Case] = {
     "lone": Case(Load(requests=2000, tokens=200, streams=64), ("--burst-write", "1"), throughput),
     "one-token": Case(Load(requests=20000, tokens=1, streams=64), ("--burst",), throughput),
     **{f"paced-{streams}": paced(streams) for streams in STREAMS},
-    "poisson": Case(Load(requests=4800, tokens=4, rate=400.0, lasts_s=0.035), ("--ttft-ms", "20", "--itl-ms", "5"), schedule),
+    "poisson": Case(
+        Load(requests=4800, tokens=4, rate=400.0, lasts_s=0.035), ("--ttft-ms", "20", "--itl-ms", "5"), schedule
+    ),
 }
 
 
 def run_case(client: Client, case: Case, binary: Path) -> Run:
     """RuntimeError with its last words when the client fails or does not end in time."""
     cores = truth.spread_over_cores()
-    load = case.load if case.load.rate else replace(case.load, requests=max(128, round(case.load.requests * client.share)))
+    load = (
+        case.load if case.load.rate else replace(case.load, requests=max(128, round(case.load.requests * client.share)))
+    )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         with truth.truthserver(binary, folder / "log", cores[0], *case.server) as url:
@@ -196,7 +200,9 @@ class Cell:
         return {key: statistics.median(one[key] for one in self.rounds if key in one) for key in keys}
 
 
-def measure(names: Sequence[str], clients: Sequence[str], rounds: int, minutes: float, binary: Path) -> bench_table.Found:
+def measure(
+    names: Sequence[str], clients: Sequence[str], rounds: int, minutes: float, binary: Path
+) -> bench_table.Found:
     """case -> client -> medians. Whole rounds over everything; after the first one, only as long as there is time."""
     deadline = monotonic() + minutes * 60
     cells: dict[tuple[str, str], Cell] = {}

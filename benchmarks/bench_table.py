@@ -32,7 +32,7 @@ ROWS: list[tuple[str, str, str, str]] = [
              "{tpot_error_ms_p50:.4f} / {tpot_error_ms_p99:.3f}", ""),
             (f"CPU s per 1M events at {n:,} streams", f"paced-{n}", "{cpu_s_per_million_events:.1f}",
              "cpu_s_per_million_events"),
-            (f"server's own lateness then, p99 ms", f"paced-{n}", "{server_late_ms_p99:.2f}", ""),
+            ("server's own lateness then, p99 ms", f"paced-{n}", "{server_late_ms_p99:.2f}", ""),
         )
     ),
     ("Poisson at 400/s: KS distance (5 % critical value)", "poisson", "{ks:.3f} ({ks_critical:.3f})", ""),
@@ -49,8 +49,8 @@ def markdown(results: dict[str, Any]) -> str:
     """The machine, one table with a column a client, and who is missing."""
     clients = list(results["versions"])
     lines = [
-        f"Measured {results['measured']} with `{results['command']}` on {results['machine']}. Ratios (×) are to {OURS}'s "
-        "number in the same row; `-`: it says nothing of the kind, or was not asked, being far too late with fewer "
+        f"Measured {results['measured']} with `{results['command']}` on {results['machine']}. "
+        f"Ratios (×) are to {OURS}'s number in the same row; `-`: it says nothing of the kind, or was not asked, being far too late with fewer "
         "streams.",
         "",
         "| | " + " | ".join(f"{name} {results['versions'][name]}".strip() for name in clients) + " |",
@@ -105,7 +105,9 @@ def _version(client: str) -> str:
     if client == "vllm-rs":
         said = subprocess.run([peers / "vllm-rs/vllm-rs", "--version"], capture_output=True, text=True, check=False)
         return said.stdout.split()[-1] if said.stdout else ""
-    found = [path.name for path in peers.glob(f"{client}/lib/python*/site-packages/{client.replace('-', '_')}-*.dist-info")]
+    found = [
+        path.name for path in peers.glob(f"{client}/lib/python*/site-packages/{client.replace('-', '_')}-*.dist-info")
+    ]
     return found[0].removesuffix(".dist-info").rsplit("-", 1)[-1] if found else ""
 
 

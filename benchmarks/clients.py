@@ -181,9 +181,7 @@ def _guidellm_said(folder: Path) -> Answers:
 
 def _inference_perf(url: str, load: Load, folder: Path) -> list[str]:
     fixed = {"type": "fixed", "std_dev": 0, "total_count": min(load.requests, 1000)}
-    inputs, outputs = (
-        fixed | {"min": n, "max": n, "mean": n} for n in (INPUT_TOKENS, load.tokens)
-    )
+    inputs, outputs = (fixed | {"min": n, "max": n, "mean": n} for n in (INPUT_TOKENS, load.tokens))
     stages = (
         {"type": "poisson", "stages": [{"rate": load.rate, "duration": load.seconds}]}
         if load.rate
@@ -239,9 +237,7 @@ CLIENTS: dict[str, Client] = {
     "guidellm": Client(
         _guidellm, _guidellm_said, share=0.03, folder="guidellm", env=OFFLINE | {"GUIDELLM__MAX_WORKER_PROCESSES": "1"}
     ),
-    "inference-perf": Client(
-        _inference_perf, _inference_perf_said, share=0.05, folder="inference-perf", env=OFFLINE
-    ),
+    "inference-perf": Client(_inference_perf, _inference_perf_said, share=0.05, folder="inference-perf", env=OFFLINE),
     "locust": Client(_locust, _locust_said, share=0.1, folder="locust"),
 }
 """AIPerf, GuideLLM and inference-perf are told to use one worker: they have one core."""

@@ -3,6 +3,7 @@
 import json
 import random
 import time
+from pathlib import Path
 
 import gevent
 from locust import FastHttpUser, events, task
@@ -25,7 +26,7 @@ def start(environment, **_):
 
 @events.test_stop.add_listener
 def stop(environment, **_):
-    with open(environment.parsed_options.said, "w") as file:
+    with Path(environment.parsed_options.said).open("w") as file:
         file.writelines(json.dumps(row) + "\n" for row in SAID)
 
 

@@ -1,6 +1,7 @@
-"""A small byte-level BPE with a chat template, in Hugging Face's format, for peers that want one: peers_tokenizer.py FOLDER
+"""A small byte-level BPE with a chat template, in Hugging Face's format: peers_tokenizer.py FOLDER
 
-Needs transformers and tokenizers, which those peers bring. Trained on Python's own standard library, so nothing is fetched.
+For peers that want one; needs transformers and tokenizers, which those peers bring. Trained on Python's own standard
+library, so nothing is fetched.
 """
 
 import json

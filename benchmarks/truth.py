@@ -77,6 +77,7 @@ def truthserver(binary: Path, log: Path, core: int | None, *options: str) -> Ite
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(10)
+        server.stdout.close()
 
 
 def _end_with_parent() -> None:

@@ -18,6 +18,7 @@
  *     --log FILE          one `struct record` a request in FILE, in the order in which they ended, and every token's time,
  *                         as int64, in FILE.writes: those of a record are [first_write, first_write + events)
  *     --model NAME --seed N --stall-ms X --split-us X
+ *     --spare PREFIX      no fault for requests whose x-request-id begins so: a client's probes
  *     --fault NAME=P      repeatable: with probability P a request gets the fault NAME. The same seed and the same order of
  *                         arrival give the same faults. A request can also ask: header `x-fault: NAME,NAME` or `?fault=NAME`
  *
@@ -89,7 +90,7 @@ struct connection {
 };
 
 static struct { int port, tokens_per_event, burst_write; bool burst; int64_t ttft_ns, itl_ns, stall_ns, split_ns; uint64_t seed;
-                double fault[FAULTS]; const char *model, *log; } options = { .tokens_per_event = 1, .ttft_ns = 50000000,
+                double fault[FAULTS]; const char *model, *log, *spare; } options = { .tokens_per_event = 1, .ttft_ns = 50000000,
                 .itl_ns = 20000000, .stall_ns = 5000000000, .split_ns = 200000, .seed = 1, .model = "truth" };
 static FILE *log_file, *writes_file;
 static uint64_t requests, writes_logged;
@@ -597,8 +598,9 @@ static void choose_faults(struct connection *c, const char *target, size_t targe
 {
     size_t length;
     const char *names = header(head, end, "x-fault", &length), *query = memmem(target, target_length, "?fault=", 7);
+    bool spared = options.spare && !strncmp(c->record.request_id, options.spare, strlen(options.spare));
     for (int i = 0; i < FAULTS; i++)
-        if (draw_unit(&c->random) < options.fault[i]) c->record.flags |= 1u << i;
+        if (draw_unit(&c->random) < options.fault[i] && !spared) c->record.flags |= 1u << i;
     if (names) add_faults(c, names, length);
     if (query) add_faults(c, query + 7, target + target_length - query - 7);
     c->fault_at = draw(&c->random) % c->plan_events;
@@ -817,11 +819,12 @@ static void set_fault(const char *argument)
 
 static void read_options(int argc, char **argv)
 {
-    enum { PORT = 256, TTFT, ITL, TOKENS, BURST, BURST_WRITE, LOG, MODEL, SEED, STALL_MS, SPLIT_US, FAULT };
+    enum { PORT = 256, TTFT, ITL, TOKENS, BURST, BURST_WRITE, LOG, MODEL, SEED, STALL_MS, SPLIT_US, FAULT, SPARE };
     static const struct option names[] = {
         { "port", 1, 0, PORT }, { "ttft-ms", 1, 0, TTFT }, { "itl-ms", 1, 0, ITL }, { "tokens-per-event", 1, 0, TOKENS },
         { "burst", 0, 0, BURST }, { "burst-write", 1, 0, BURST_WRITE }, { "log", 1, 0, LOG }, { "model", 1, 0, MODEL },
-        { "seed", 1, 0, SEED }, { "stall-ms", 1, 0, STALL_MS }, { "split-us", 1, 0, SPLIT_US }, { "fault", 1, 0, FAULT }, { 0 } };
+        { "seed", 1, 0, SEED }, { "stall-ms", 1, 0, STALL_MS }, { "split-us", 1, 0, SPLIT_US }, { "fault", 1, 0, FAULT },
+        { "spare", 1, 0, SPARE }, { 0 } };
     for (int name; (name = getopt_long(argc, argv, "", names, NULL)) != -1; ) switch (name) {
         case PORT: options.port = atoi(optarg); break;
         case TTFT: options.ttft_ns = atof(optarg) * 1e6; break;
@@ -835,6 +838,7 @@ static void read_options(int argc, char **argv)
         case STALL_MS: options.stall_ns = atof(optarg) * 1e6; break;
         case SPLIT_US: options.split_ns = atof(optarg) * 1e3; break;
         case FAULT: set_fault(optarg); break;
+        case SPARE: options.spare = optarg; break;
         default: fprintf(stderr, "the options are explained at the head of truthserver.c\n"); exit(2);
     }
 }
