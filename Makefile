@@ -37,8 +37,8 @@ fmt: $(VENV)/.installed-check
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed  ## our own speed and truth; SERVER=FILE.c is a server as benchmarks/truth.py describes it
-	PYTHONPATH=. $(BIN)/python benchmarks/bench.py --server-source $(SERVER)
+bench: $(VENV)/.installed  ## loadgen and the peers of benchmarks/install_peers.sh side by side, about 8 minutes; ARGS=--publish writes docs/
+	PYTHONPATH=. $(BIN)/python benchmarks/bench.py $(ARGS)
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parent.parent / "docs"
-BEGIN, END = "<!-- benchmarks: begin -->", "<!-- benchmarks: end -->"
 OURS = "loadgen"
 
 Found = dict[str, dict[str, dict[str, Any]]]
@@ -50,8 +49,8 @@ def markdown(results: dict[str, Any]) -> str:
     clients = list(results["versions"])
     lines = [
         f"Measured {results['measured']} with `{results['command']}` on {results['machine']}. "
-        f"Ratios (×) are to {OURS}'s number in the same row; `-`: it says nothing of the kind, or was not asked, being far too late with fewer "
-        "streams.",
+        f"Ratios (×) are to {OURS}'s number in the same row. `-`: it says nothing of the kind, or was not asked, being "
+        "far too late with fewer streams.",
         "",
         "| | " + " | ".join(f"{name} {results['versions'][name]}".strip() for name in clients) + " |",
         "|---" * (len(clients) + 1) + "|",
@@ -113,7 +112,12 @@ def _version(client: str) -> str:
 
 def publish(results: dict[str, Any]) -> None:
     (DOCS / "results" / "benchmarks.json").write_text(json.dumps(results, indent=1) + "\n")
+    write_part("benchmarks", markdown(results))
+
+
+def write_part(name: str, text: str) -> None:
+    """Puts `text` between the page's two comments of that name."""
     page = DOCS / "benchmarks.md"
-    text = page.read_text()
-    before, rest = text.split(BEGIN, 1)
-    page.write_text(f"{before}{BEGIN}\n\n{markdown(results)}\n{END}{rest.split(END, 1)[1]}")
+    before, rest = page.read_text().split(f"<!-- {name}: begin -->", 1)
+    after = rest.split(f"<!-- {name}: end -->", 1)[1]
+    page.write_text(f"{before}<!-- {name}: begin -->\n\n{text.strip()}\n\n<!-- {name}: end -->{after}")

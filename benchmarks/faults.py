@@ -13,10 +13,12 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from time import strftime
 
+import bench_table
 import numpy as np
 import truth
 from bench import errors_ms
@@ -100,19 +102,20 @@ def judge(load: Load, log: truth.Log, result: rundir.RunResult, said: dict) -> O
     return Outcome(len(result.records), wrong, kinds, errors_ms(healthy, said))
 
 
-def tell(name: str, outcome: Outcome) -> None:
+def tell(name: str, outcome: Outcome) -> str:
+    """A row of the table; what is wrong is said at once."""
     kinds = ", ".join(f"{kind} {n:,}" for kind, n in outcome.kinds.most_common())
-    print(f"{name:12} {outcome.records:7,} records, {len(outcome.wrong)} wrong ({kinds})", flush=True)
-    for line in outcome.wrong[:5]:
-        print(f"    {line}")
+    row = f"| {name} | {outcome.records:,} | {len(outcome.wrong)} | {kinds} |"
+    print("\n    ".join([row, *outcome.wrong[:5]]), file=sys.stderr, flush=True)
+    return row
 
 
-def compare(pairs: list[tuple[Outcome, Outcome]]) -> None:
+def compared(pairs: list[tuple[Outcome, Outcome]]) -> Iterator[str]:
     for q in (50, 99):
         key = f"ttft_error_ms_p{q}"
         calm, among = (statistics.median(pair[i].healthy_ms[key] for pair in pairs) for i in (0, 1))
         ratio = among / calm
-        print(f"TTFT error of healthy requests, p{q}: {among:.3f} ms among faults, {calm:.3f} without: {ratio:.2f}x")
+        yield f"* TTFT error of healthy requests, p{q}: {among:.3f} ms among faults, {calm:.3f} without: {ratio:.2f}×"
 
 
 def main() -> None:
@@ -124,21 +127,29 @@ def main() -> None:
         "--share", type=float, default=0.05, help="of requests that get each fault, mixed (default 0.05)"
     )
     parser.add_argument("--each", type=int, default=1000, help="requests with one fault alone at 0.5 (default 1000)")
+    parser.add_argument("--publish", action="store_true", help="write the table into docs/benchmarks.md")
     asked = parser.parse_args()
     alone = Load(asked.each, TOKENS, rate=asked.rate)
     mixed = Load(asked.requests // asked.pairs, TOKENS, rate=asked.rate)
-    pairs, wrong = [], 0
+    pairs, rows, wrong = [], [], 0
     with tempfile.TemporaryDirectory() as folder:
         binary = truth.build(Path(folder))
         for name in truth.FAULTS:
-            tell(name, outcome := run(binary, alone, [f"{name}=0.5"]))
+            outcome = run(binary, alone, [f"{name}=0.5"])
+            rows.append(tell(name, outcome))
             wrong += len(outcome.wrong)
         for seed in range(asked.pairs):
             calm = run(binary, mixed, [])
-            tell("all", among := run(binary, mixed, [f"{name}={asked.share}" for name in truth.FAULTS], seed))
+            among = run(binary, mixed, [f"{name}={asked.share}" for name in truth.FAULTS], seed)
+            rows.append(tell(f"all, seed {seed}", among))
             pairs.append((calm, among))
             wrong += len(among.wrong) + len(calm.wrong)
-    compare(pairs)
+    head = f"Measured {strftime('%Y-%m-%d')} with `{' '.join(['python benchmarks/faults.py', *sys.argv[1:]])}`."
+    table = ["| fault | records | wrong | ended with |", "|---|---|---|---|", *rows]
+    page = "\n".join([head, "", *table, "", *compared(pairs)])
+    print(page)
+    if asked.publish:
+        bench_table.write_part("faults", page)
     sys.exit(wrong > 0)
 
 
