@@ -11,6 +11,8 @@ from typing import Any
 
 DOCS = Path(__file__).parent.parent / "docs"
 OURS = "loadgen"
+NO_TIME = "no time"
+"""The failure of what was not begun before time was up."""
 
 Found = dict[str, dict[str, dict[str, Any]]]
 """case -> client -> numbers, or {"failure": why}."""
@@ -18,6 +20,8 @@ Found = dict[str, dict[str, dict[str, Any]]]
 ROWS: list[tuple[str, str, str, str]] = [
     ("events/s on one core, as the reads come", "burst", "{events_per_s:,.0f}", "events_per_s"),
     ("events/s on one core, one write an event", "lone", "{events_per_s:,.0f}", "events_per_s"),
+    ("CPU s per 1M events, as the reads come", "burst", "{cpu_s_per_million_events:.2f}", "cpu_s_per_million_events"),
+    ("CPU s per 1M events, one write an event", "lone", "{cpu_s_per_million_events:.2f}", "cpu_s_per_million_events"),
     ("requests/s of one token", "one-token", "{requests_per_s:,.0f}", "requests_per_s"),
     *(
         row
@@ -50,7 +54,7 @@ def markdown(results: dict[str, Any]) -> str:
     lines = [
         f"Measured {results['measured']} with `{results['command']}` on {results['machine']}. "
         f"Ratios (×) are to {OURS}'s number in the same row. `-`: it says nothing of the kind, or was not asked, being "
-        "far too late with fewer streams.",
+        "far too late with fewer streams; `no time`: ask for more `--minutes`.",
         "",
         "| | " + " | ".join(f"{name} {results['versions'][name]}".strip() for name in clients) + " |",
         "|---" * (len(clients) + 1) + "|",
@@ -62,7 +66,7 @@ def markdown(results: dict[str, Any]) -> str:
         f"* {name}, {case}: failed: {numbers['failure']}"
         for case, found in results["cases"].items()
         for name, numbers in found.items()
-        if "failure" in numbers
+        if numbers.get("failure", NO_TIME) != NO_TIME
     ]
     missing = [f"* {name}: not installed here: {why}" for name, why in results["missing"].items()]
     return "\n".join([*lines, "", *_rounds(results["cases"]), *failures, *missing]) + "\n"
@@ -71,7 +75,7 @@ def markdown(results: dict[str, Any]) -> str:
 def _cell(found: dict[str, dict[str, Any]], name: str, form: str, ratio: str) -> str:
     numbers = found.get(name, {})
     if "failure" in numbers:
-        return "failed"
+        return NO_TIME if numbers["failure"] == NO_TIME else "failed"
     try:
         text = form.format(**numbers)
     except KeyError:
