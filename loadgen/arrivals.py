@@ -144,7 +144,9 @@ def superposed(offsets_s: Seconds, groups: Numbers, times: float, rng: np.random
     """`times` as many arrivals in the same time, as from more users: copies that each begin elsewhere in the source and
     go round, the last of them thinned. Variance and mean of the counts both add: the index of dispersion stays."""
     if not (math.isfinite(times) and times > 0 and times * len(offsets_s) <= MAX_ARRIVALS):
-        raise LoadgenError(f"{times:.3g} times {len(offsets_s):,} arrivals: expected at most {MAX_ARRIVALS:,} in one run")
+        raise LoadgenError(
+            f"{times:.3g} times {len(offsets_s):,} arrivals: expected at most {MAX_ARRIVALS:,} in one run"
+        )
     start_s, span_s = float(offsets_s[0]), cycle_s(offsets_s)
     copies = []
     for copy in range(math.ceil(times)):
@@ -255,7 +257,7 @@ def realised(
 ) -> Realised:
     """Sorted offsets from the run's start, against `process` at `rate`, or at the rate through `points`.
 
-    The rate must lie within four standard errors (CV / sqrt(gaps)) of what was asked, or 1 %; the gaps must pass
+    The mean gap must lie within four standard errors (CV / sqrt(gaps)) of what was asked, or 1 %; the gaps must pass
     Kolmogorov-Smirnov at SIGNIFICANCE: Poisson's against an exponential of their own mean, gamma's against the gamma
     asked for, and a trace's own against `planned`, if given. A constant process may vary by a tenth of its gap.
     """
@@ -269,7 +271,7 @@ def realised(
     got, cv = len(gaps) / float(gaps.sum()), float(gaps.std() / gaps.mean())
     expected_cv = {"poisson": 1.0, "gamma": burstiness**-0.5, "constant": 0.0}.get(process, cv)
     faults = []
-    if rate is not None and abs(got / rate - 1) > max(4 * expected_cv / math.sqrt(len(gaps)), 0.01):
+    if rate is not None and abs(rate / got - 1) > max(4 * expected_cv / math.sqrt(len(gaps)), 0.01):
         wanted = f"{rate_asked:.4g}" if points is None and rate_asked else f"{scale:.4g} (the mean of the shape so far)"
         faults.append(f"{got * scale:.4g} requests/s instead of {wanted}")
     ks, critical = _ks(gaps, process, rate, burstiness, None if planned is None else np.diff(planned))

@@ -121,7 +121,14 @@ def body_maker(
 ) -> Callable[[ScheduledRequest], bytes]:
     def make_body(request: ScheduledRequest) -> bytes:
         words = vocabulary[kind_of(request.workload)]
-        prompt = words.prompt(request.input_tokens, prompt_rng(seed, request.index), request.prefix_ids, seed)
+        prompt = words.prompt(
+            request.input_tokens,
+            prompt_rng(seed, request.index),
+            request.prefix_ids,
+            seed,
+            request.text_id,
+            request.text_tokens,
+        )
         return payload(
             options.endpoint, server.model, prompt, request.output_tokens, server.dialect, options.extra_body
         )
@@ -134,7 +141,8 @@ async def _warm_up(
 ) -> None:
     """The first `--warmup` requests one after another, unrecorded; with prompts of their own, so nothing is cached."""
     for request in schedule.requests[: options.warmup]:
-        body = make_body(msgspec.structs.replace(request, index=len(schedule.requests) + request.index, prefix_ids=()))
+        index = len(schedule.requests) + request.index
+        body = make_body(msgspec.structs.replace(request, index=index, prefix_ids=(), text_id=None))
         record = await client.ask(PATHS[options.endpoint], body, "warmup")
         if record.error:
             raise LoadgenError(f"a warm-up request failed ({record.error}): {record.detail}")
@@ -320,6 +328,7 @@ def _run_info(
         seed=schedule.seed,
         requested_rps=schedule.rate_rps,
         schedule_sha256=schedule.sha256,
+        asked=list(schedule.asked),
         anchor=anchor,
         host={
             "hostname": socket.gethostname(),
