@@ -227,7 +227,7 @@ def plan_one(name: str, stream: Stream, seed: int, duration_s: float | None, num
         sessions=stream.turns is not None,
     )
     rate_rps = None if found.rate_rps is None else found.rate_rps * mean_turns
-    return Schedule(requests, asked.process, rate_rps, own[0], (asked,))
+    return merged([Schedule(requests, asked.process, rate_rps, own[0], (asked,))], own[0])
 
 
 def _most(stream: Stream, starts: Trace) -> int:
@@ -319,7 +319,7 @@ def _planned(
     duration_s: float | None,
     rng: np.random.Generator,
 ) -> tuple[ScheduledRequest, ...]:
-    """Each session from its start on, at its earliest: as if answers took no time. What that puts after the end of the
+    """Session by session, each at its earliest: as if answers took no time. What that puts after the end of the
     run is left out."""
     end_ns = math.inf if duration_s is None else duration_s * NS_PER_S
     requests: list[ScheduledRequest] = []
