@@ -1,6 +1,7 @@
 """The plan of a run: complete, seeded and written down before the first byte is sent."""
 
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
@@ -133,6 +134,8 @@ def instants(
     from the top again when it runs out. With `shape` any of them follows a rate that changes, until its last point or
     `duration_s`.
     """
+    if rps is not None and not (math.isfinite(rps) and rps > 0):
+        raise LoadgenError(f"rate {rps}: expected requests/s, finite and above 0")
     if scale != "compress" and (arrival != "trace" or rps is None):
         raise LoadgenError(
             f"--scale {scale} gives a trace's own arrivals another rate: it needs --rps, and no --arrival"

@@ -204,6 +204,8 @@ def plan_one(name: str, stream: Stream, seed: int, duration_s: float | None, num
     mean_turns = len(source.requests) / len(sessions)
     starts = Trace(name, tuple(turns[0] for turns in sessions), "")
     shape = arrivals.points_of(stream.shape) if stream.shape else None
+    if stream.bins is not None and shape is None and duration_s is None and num_requests is None:
+        raise LoadgenError(f"stream {name}: bins have no end; say one with --duration or --num-requests")
     rate = stream.rps if stream.rps is not None or shape else source.mean_rps
     of_starts = [(second, rps / mean_turns) for second, rps in shape] if shape else None
     found = instants(

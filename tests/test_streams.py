@@ -293,3 +293,8 @@ def test_what_is_no_file_of_streams_is_said(tmp_path: Path, text: str, says: str
 def test_what_cannot_be_planned_is_said(stream: Stream, says: str) -> None:
     with pytest.raises(LoadgenError, match=says):
         planned({"a": stream})
+
+
+def test_bins_need_an_end() -> None:
+    with pytest.raises(LoadgenError, match="bins have no end"):
+        planned({"a": Stream(bins="burstgpt", rps=1)}, duration_s=None)
