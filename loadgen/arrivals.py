@@ -264,6 +264,7 @@ def realised(
     rate_asked, at = rate, offsets_s
     if points is not None:
         at, rate = expected(offsets_s, points), 1.0
+        planned = None if planned is None else expected(planned, points)
     gaps = np.diff(at)
     if len(gaps) < MIN_GAPS or gaps.sum() <= 0:
         return Realised(len(offsets_s))

@@ -183,6 +183,13 @@ def test_other_arrivals_have_faults(came: np.ndarray, process: str, said: str) -
     assert said in "; ".join(realised(came, process, 20, 0.5, planned=planned).faults)
 
 
+def test_a_shaped_trace_is_held_to_its_own_gaps() -> None:
+    points = points_of("ramp:1:19:100")
+    came = warped(np.cumsum(np.tile([0.1, 0.1, 0.1, 3.7], 100)), points)
+    assert realised(came, "trace", None, points=points, planned=came).faults == []
+    assert realised(np.round(came), "trace", None, points=points, planned=came).faults
+
+
 def test_a_steady_rate_is_no_ramp() -> None:
     came = offsets("poisson", 10, rng(), duration_s=100)
     assert realised(came, "poisson", None, points=points_of("ramp:1:19:100")).faults

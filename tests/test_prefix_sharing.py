@@ -76,7 +76,7 @@ def test_a_turn_finds_the_whole_prompt_before_it_and_a_file_what_was_read_of_it(
         for at, who, n in talk
     ]
     write_trace(tmp_path / "talk.jsonl", lines)
-    rows = [{"timestamp": 200 * i, "input_length": 400 + 40 * i, "output_length": 2} for i in range(6)]
+    rows = [{"timestamp": 200 * i, "input_length": 600 - 120 * (i % 3), "output_length": 2} for i in range(6)]
     write_trace(tmp_path / "files.jsonl", rows)
     schedule, records = replayed(tmp_path, str(tmp_path / "mix.toml"))
     read: dict[int, int] = {}
@@ -84,7 +84,7 @@ def test_a_turn_finds_the_whole_prompt_before_it_and_a_file_what_was_read_of_it(
         shared = min(read.get(request["text_id"], 0), request["text_tokens"])
         assert shared - 2 * SIM_BLOCK < (record["cached_tokens"] or 0) <= shared, (request, record)
         if request["text_id"] is not None:
-            read[request["text_id"]] = max(shared, request["text_tokens"])
+            read[request["text_id"]] = max(read.get(request["text_id"], 0), request["text_tokens"])
         if request["after"] is not None:
             before = records[request["after"]]
             assert record["scheduled_ns"] == before["finished_ns"] + 50_000_000
