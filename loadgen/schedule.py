@@ -95,11 +95,11 @@ def build(
     rng = np.random.default_rng(seed)
     found = instants(trace, rng, rps=rps, arrival=arrival, burstiness=burstiness, duration_s=duration_s,
                      num_requests=num_requests, scale=scale, shape=shape)  # fmt: skip
-    offsets_ns = np.rint(found.offsets_s * NS_PER_S).astype(np.int64)
-    chosen = (again(trace.requests[pick], lap) for pick, lap in zip(found.picks, found.laps, strict=True))
-    requests = tuple(
-        _scheduled(i, int(at), request) for i, (at, request) in enumerate(zip(offsets_ns, chosen, strict=True))
+    offsets_ns = np.rint(found.offsets_s * NS_PER_S).astype(np.int64).tolist()
+    chosen = (
+        again(trace.requests[pick], lap) for pick, lap in zip(found.picks.tolist(), found.laps.tolist(), strict=True)
     )
+    requests = tuple(_scheduled(i, at, request) for i, (at, request) in enumerate(zip(offsets_ns, chosen, strict=True)))
     asked = Asked(workload=None, process=arrival, rate_rps=found.rate_rps, burstiness=burstiness,
                   shape=None if shape is None else list(shape))  # fmt: skip
     return Schedule(requests, arrival, found.rate_rps, seed, (asked,))
@@ -224,7 +224,7 @@ def _others(
 
 def again(request: TraceRequest, lap: int) -> TraceRequest:
     """The request as another user's: what it shares, it shares with requests of the same lap only. Lap 0 is itself."""
-    if lap == 0:
+    if lap == 0 or not (request.session_id or request.prefix_ids):
         return request
     session = request.session_id and f"{request.session_id}+{lap}"
     ids = tuple(mixed(f"{lap}/{block}") for block in request.prefix_ids)

@@ -4,6 +4,8 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from loadgen.arrivals import index_of_dispersion, ks_exponential, points_of
 from loadgen.errors import LoadgenError
@@ -101,6 +103,18 @@ def test_a_trace_gets_another_rate_three_ways(scale: Scale, rps: float) -> None:
     assert offsets_s(short)[-1] < 101
 
 
+@settings(deadline=None)
+@given(
+    st.lists(st.floats(0, 1e6), min_size=2, max_size=50).filter(lambda t: max(t) - min(t) > 1e-3),
+    st.floats(0.01, 1e3),
+)
+def test_compression_gives_the_rate_asked_and_keeps_the_shape(times: list[float], rps: float) -> None:
+    own = np.sort(np.array(times)) - min(times)
+    at = np.array(offsets_s(build(trace(sorted(times)), seed=0, rps=rps)))
+    assert (len(at) - 1) / at[-1] == pytest.approx(rps, rel=1e-3)
+    np.testing.assert_allclose(at / at[-1], own / own[-1], atol=1e-5)
+
+
 def test_copies_of_a_trace_share_nothing_but_with_themselves() -> None:
     rows = [
         TraceRequest(arrival_s=i, input_tokens=600, output_tokens=1, session_id="s", prefix_ids=(7,)) for i in range(20)
@@ -150,6 +164,12 @@ def test_a_shape_says_the_rate_of_every_moment_of_any_process(arrival: Arrival) 
 def test_what_cannot_be_planned_is_said(which: Trace, options: dict, says: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(LoadgenError, match=says):
         build(which, seed=0, **options)
+
+
+@pytest.mark.parametrize("rps", [0.0, -1.0, float("nan"), float("inf")])
+def test_what_is_no_rate_is_said(rps: float) -> None:
+    with pytest.raises(LoadgenError, match="finite and above 0"):
+        build(BURSTY, seed=0, rps=rps)
 
 
 def test_one_request_has_no_rate() -> None:
