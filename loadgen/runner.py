@@ -12,6 +12,7 @@ from loadgen.clock import monotonic_ns
 from loadgen.pacer import Pacer
 from loadgen.record import RequestRecord
 from loadgen.schedule import Schedule, ScheduledRequest
+from loadgen.turns import Turns
 from loadgen.units import NS_PER_S
 
 BODIES_AHEAD = 64
@@ -53,10 +54,9 @@ class Runner:
         on_record: Callable[[RequestRecord], None],
         max_concurrency: int | None = None,
     ) -> None:
-        self._starts = [request for request in schedule.requests if request.after is None]
+        self._requests = [request for request in schedule.requests if request.after is None]
+        self._turns = Turns(schedule.requests)
         self._started = 0
-        self._turns = {request.after: request for request in schedule.requests if request.after is not None}
-        """By the index of the turn before; those already sent or given up are out."""
         self._make_body = make_body
         self._send = send
         self._on_record = on_record
@@ -76,27 +76,26 @@ class Runner:
         What `on_record` raises ends the run: requests in flight are cancelled, and it comes out of an ExceptionGroup.
         """
         self._start_ns = start_ns
-        async with asyncio.TaskGroup() as group:
-            self._sender = group.create_task(self._send_all(start_ns, group))
-        left = [*self._starts[self._started :], *self._turns.values()]
-        for request in sorted(left, key=lambda request: request.index):
+        async with asyncio.TaskGroup() as self._group:
+            self._sender = self._group.create_task(self._send_all(start_ns))
+        for request in [*self._requests[self._started :], *self._turns.left()]:
             self._on_record(_not_sent(request, start_ns))
 
     def stop(self, why: str) -> None:
         self.stopped_by = why
         if self._sender:
             self._sender.cancel()
-        for task in self._thinking:
-            task.cancel()
+        for user in self._thinking:
+            user.cancel()
 
     def abort(self) -> None:
         self.stop("aborted")
         for task in self._in_flight:
             task.cancel()
 
-    async def _send_all(self, start_ns: int, group: asyncio.TaskGroup) -> None:
+    async def _send_all(self, start_ns: int) -> None:
         with Pacer() as pacer:
-            for at, request in enumerate(self._starts):
+            for at, request in enumerate(self._requests):
                 scheduled_ns = start_ns + request.offset_ns
                 await self._make_ahead(at, scheduled_ns)
                 body = self._bodies.popleft()
@@ -104,17 +103,21 @@ class Runner:
                 if self._slots:
                     await self._slots.acquire()
                 self._started += 1
-                self._count_sent()
-                task = group.create_task(self._session(request, body, scheduled_ns))
-                self._in_flight.add(task)
-                task.add_done_callback(self._in_flight.discard)
+                self._launch(request, body, scheduled_ns)
+
+    def _launch(self, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> None:
+        self.tallies.sent += 1
+        self.tallies.in_flight += 1
+        task = self._group.create_task(self._one(request, body, scheduled_ns))
+        self._in_flight.add(task)
+        task.add_done_callback(self._in_flight.discard)
 
     async def _make_ahead(self, at: int, scheduled_ns: int) -> None:
         """Bodies from request `at` on: its own, and while there is time until `scheduled_ns` those of the next ones.
 
         Made before they are due, they cost no lateness, not even when several requests come at once.
         """
-        requests, ready = self._starts, self._bodies
+        requests, ready = self._requests, self._bodies
         while not ready or (
             len(ready) < BODIES_AHEAD
             and at + len(ready) < len(requests)
@@ -125,57 +128,35 @@ class Runner:
             self._slowest_body_ns = max(self._slowest_body_ns, monotonic_ns() - begun_ns)
             await asyncio.sleep(0)  # answers are still coming in
 
-    def _count_sent(self) -> None:
-        self.tallies.sent += 1
-        self.tallies.in_flight += 1
-
-    async def _session(self, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> None:
-        """A request, and the turns after it, each once it is due."""
-        record = await self._one(request, body, scheduled_ns)
-        while (turn := self._turns.get(request.index)) and self.stopped_by == "completed":
-            if not record.ok:
-                self._give_up(turn, record)
-                return
-            assert record.finished_ns is not None
-            request, scheduled_ns = turn, record.finished_ns + turn.think_ns
-            body = self._make_body(turn)
-            await self._think(scheduled_ns)
-            del self._turns[record.index]
-            self._count_sent()
-            record = await self._one(turn, body, scheduled_ns)
-
-    async def _think(self, until_ns: int) -> None:
-        """Until the instant, and until there is room. `stop` ends it."""
-        task = asyncio.current_task()
-        assert task is not None
-        self._thinking.add(task)
-        try:
-            await _sleep_until(until_ns)
-            if self._slots:
-                await self._slots.acquire()
-        finally:
-            self._thinking.discard(task)
-
-    def _give_up(self, turn: ScheduledRequest, failed: RequestRecord) -> None:
-        """A session ends where a turn of it fails: nobody goes on from an answer that never came."""
-        why = f"turn {failed.index} of its session failed: {failed.error}"
-        left: ScheduledRequest | None = turn
-        while left is not None and left.after is not None:
-            del self._turns[left.after]
-            self._on_record(_not_sent(left, self._start_ns, why))
-            left = self._turns.get(left.index)
-
-    async def _one(self, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> RequestRecord:
+    async def _one(self, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> None:
         record = await self._send(request, body, scheduled_ns)
         if self._slots:
             self._slots.release()
         self.tallies.add(record)
         self._on_record(record)
-        return record
+        self._follow(record)
+
+    def _follow(self, record: RequestRecord) -> None:
+        """The next turn of the record's session, if it has one; or an account of the turns that a failure ends."""
+        for lost in self._turns.given_up(record):
+            why = f"turn {record.index} of its session failed: {record.error}"
+            self._on_record(_not_sent(lost, self._start_ns, why))
+        if self.stopped_by == "completed" and (following := self._turns.after(record)):
+            user = self._group.create_task(self._think(*following))
+            self._thinking.add(user)
+            user.add_done_callback(self._thinking.discard)
+
+    async def _think(self, turn: ScheduledRequest, scheduled_ns: int) -> None:
+        body = self._make_body(turn)
+        await _sleep_until(scheduled_ns)
+        if self._slots:
+            await self._slots.acquire()
+        self._turns.sent(turn)
+        self._launch(turn, body, scheduled_ns)
 
 
 async def _sleep_until(deadline_ns: int) -> None:
-    """With a timer of its own: many sessions think at once, and a Pacer has one waiter."""
+    """With a timer of its own: many users think at once, and a Pacer has one waiter."""
     if (far_ns := deadline_ns - NEAR_NS - monotonic_ns()) > 0:
         await asyncio.sleep(far_ns / NS_PER_S)
     with Pacer() as pacer:

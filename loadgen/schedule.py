@@ -273,19 +273,3 @@ def merged(parts: Sequence[Schedule], seed: int) -> Schedule:
 def first(schedule: Schedule, count: int) -> Schedule:
     """The first `count` requests. A turn's predecessor is planned before it: no session loses its beginning."""
     return replace(schedule, requests=schedule.requests[:count])
-
-
-def shard(schedule: Schedule, k: int, n: int) -> Schedule:
-    """The k-th of n disjoint parts that are together the schedule: every n-th session, whole, with its indices kept."""
-    session: dict[int, int] = {}
-    starts = 0
-    mine = []
-    for request in schedule.requests:
-        if request.after is None:
-            session[request.index] = starts
-            starts += 1
-        else:
-            session[request.index] = session[request.after]
-        if session[request.index] % n == k:
-            mine.append(request)
-    return replace(schedule, requests=tuple(mine))

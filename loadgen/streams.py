@@ -4,6 +4,7 @@ import math
 import tomllib
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any, Literal
 
@@ -109,6 +110,8 @@ def _fault(stream: Stream) -> str | None:
             return f"{name} {value}: expected a number above 0"
     if (stream.trace is None) == (stream.bins is None):
         return "expected a trace, or bins, and not both"
+    if stream.rps is not None and stream.shape is not None:
+        return "rps and shape: expected one of them"
     if isinstance(stream.turns, float | int) and not (math.isfinite(stream.turns) and stream.turns >= 1):
         return f"turns {stream.turns}: expected a mean of 1 or more"
     if stream.turns == "trace" and stream.bins is not None:
@@ -197,39 +200,45 @@ def plan(streams: Streams, *, seed: int, duration_s: float | None, num_requests:
 
 def plan_one(name: str, stream: Stream, seed: int, duration_s: float | None, num_requests: int | None) -> Schedule:
     """The plan of one stream: sessions that come by its arrival process, and their turns."""
+    if stream.bins is not None and stream.shape is None and duration_s is None and num_requests is None:
+        raise LoadgenError(f"stream {name}: bins have no end; say one with --duration or --num-requests")
     own = [seed if stream.seed is None else stream.seed, mixed(name)]
     draw_lengths, draw_instants, draw_turns = (np.random.default_rng([*own, k]) for k in range(3))
     source = _source(name, stream, draw_lengths)
     sessions = _sessions(name, stream, source.requests, draw_turns)
-    mean_turns = len(source.requests) / len(sessions)
     starts = Trace(name, tuple(turns[0] for turns in sessions), "")
-    shape = arrivals.points_of(stream.shape) if stream.shape else None
-    if stream.bins is not None and shape is None and duration_s is None and num_requests is None:
-        raise LoadgenError(f"stream {name}: bins have no end; say one with --duration or --num-requests")
-    rate = stream.rps if stream.rps is not None or shape else source.mean_rps
-    of_starts = [(second, rps / mean_turns) for second, rps in shape] if shape else None
+    mean_turns = len(source.requests) / len(sessions)
+    asked = _asked(name, stream, source, mean_turns)
     found = instants(
         starts,
         draw_instants,
-        rps=None if rate is None or (stream.rps is None and arrival_of(stream) == "trace") else rate / mean_turns,
-        arrival=arrival_of(stream),
-        burstiness=stream.burstiness,
+        rps=asked.rate_rps,
+        arrival=asked.process,
+        burstiness=asked.burstiness,
         duration_s=duration_s,
         num_requests=None if num_requests is None else min(num_requests, _most(stream, starts)),
         scale=stream.scale,
-        shape=of_starts,
+        shape=asked.shape,
     )
     requests = _planned(name, stream, sessions, found, duration_s, draw_turns)
-    asked = Asked(
+    rate_rps = None if found.rate_rps is None else found.rate_rps * mean_turns
+    asked = msgspec.structs.replace(asked, rate_rps=found.rate_rps)
+    return merged([Schedule(requests, asked.process, rate_rps, own[0], (asked,))], own[0])
+
+
+def _asked(name: str, stream: Stream, source: Trace, mean_turns: float) -> Asked:
+    """What comes are sessions: less often than requests, by their mean turns."""
+    process = arrival_of(stream)
+    shape = [(second, rps / mean_turns) for second, rps in arrivals.points_of(stream.shape)] if stream.shape else None
+    rps = stream.rps if process == "trace" or stream.rps is not None else source.mean_rps
+    return Asked(
         workload=name,
-        process=arrival_of(stream),
-        rate_rps=found.rate_rps,
+        process=process,
+        rate_rps=None if rps is None or shape else rps / mean_turns,
         burstiness=stream.burstiness,
-        shape=of_starts,
+        shape=shape,
         sessions=stream.turns is not None,
     )
-    rate_rps = None if found.rate_rps is None else found.rate_rps * mean_turns
-    return merged([Schedule(requests, asked.process, rate_rps, own[0], (asked,))], own[0])
 
 
 def _most(stream: Stream, starts: Trace) -> int:
@@ -321,35 +330,39 @@ def _planned(
     duration_s: float | None,
     rng: np.random.Generator,
 ) -> tuple[ScheduledRequest, ...]:
-    """Session by session, each at its earliest: as if answers took no time. What that puts after the end of the
-    run is left out."""
+    """Session by session, each at its earliest: as if answers took no time. What that puts after the end of the run is
+    left out."""
     end_ns = math.inf if duration_s is None else duration_s * NS_PER_S
     requests: list[ScheduledRequest] = []
-    files = _popular(stream, len(found.picks), rng)
-    for at, (offset_s, pick, lap) in enumerate(zip(found.offsets_s, found.picks, found.laps, strict=True)):
+    offsets_ns = np.rint(found.offsets_s * NS_PER_S).astype(np.int64).tolist()
+    files = _popular(stream, len(offsets_ns), rng)
+    for offset_ns, pick, lap, file in zip(offsets_ns, found.picks.tolist(), found.laps.tolist(), files, strict=True):
         turns = sessions[pick]
-        think_ns = thinking(stream.think, len(turns) - 1, rng) if len(turns) > 1 and stream.think else []
-        offset_ns, after, history, text = round(float(offset_s) * NS_PER_S), None, 0, 0
-        for k, turn in enumerate(turns):
-            if k:
-                offset_ns += think_ns[k - 1]
-            if offset_ns >= end_ns:
+        waits_ns = [0, *thinking(stream.think, len(turns) - 1, rng)] if stream.think else [0] * len(turns)
+        due_ns, after = offset_ns, None
+        for turn, text, wait_ns in zip(turns, _texts(turns), waits_ns, strict=True):
+            due_ns += wait_ns
+            if due_ns >= end_ns:
                 break
-            if turn.input_tokens <= history:
-                text += 1  # the trace cut the history off: nothing of it is in this prompt
             request = ScheduledRequest(
                 index=len(requests),
-                offset_ns=offset_ns,
+                offset_ns=due_ns,
                 workload=name,
                 input_tokens=turn.input_tokens,
                 output_tokens=turn.output_tokens,
-                **_shared(name, stream, turn, int(pick), int(lap), text, None if files is None else int(files[at])),
                 after=after,
-                think_ns=think_ns[k - 1] if k else 0,
+                think_ns=wait_ns,
+                **_shared(name, stream, turn, pick, lap, text, file),
             )
             requests.append(request)
-            after, history = request.index, turn.input_tokens + turn.output_tokens
+            after = request.index
     return tuple(requests)
+
+
+def _texts(turns: Sequence[TraceRequest]) -> list[int]:
+    """Which text of its session each turn is: another one where the trace cut the history off."""
+    cut = [after.input_tokens <= before.input_tokens + before.output_tokens for before, after in pairwise(turns)]
+    return [0, *accumulate(map(int, cut))]
 
 
 def _shared(
@@ -366,12 +379,13 @@ def _shared(
     return {"session_id": session, "text_id": mixed(f"{session}/{text}"), "text_tokens": turn.input_tokens}
 
 
-def _popular(stream: Stream, count: int, rng: np.random.Generator) -> Any:
-    """A file for each of `count` requests; None without files."""
+def _popular(stream: Stream, count: int, rng: np.random.Generator) -> list[int] | list[None]:
+    """A file for each of `count` requests, if the stream has files."""
     if stream.files is None:
-        return None
+        return [None] * count
     weight = np.arange(1, stream.files + 1, dtype=np.float64) ** -stream.popularity
-    return rng.choice(stream.files, size=count, p=weight / weight.sum())
+    chosen: list[int] = rng.choice(stream.files, size=count, p=weight / weight.sum()).tolist()
+    return chosen
 
 
 def thinking(law: str, count: int, rng: np.random.Generator) -> list[int]:
