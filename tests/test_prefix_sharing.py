@@ -79,12 +79,13 @@ def test_a_turn_finds_the_whole_prompt_before_it_and_a_file_what_was_read_of_it(
     rows = [{"timestamp": 200 * i, "input_length": 600 - 120 * (i % 3), "output_length": 2} for i in range(6)]
     write_trace(tmp_path / "files.jsonl", rows)
     schedule, records = replayed(tmp_path, str(tmp_path / "mix.toml"))
-    read: dict[int, int] = {}
     for request, record in zip(schedule, records, strict=True):
-        shared = min(read.get(request["text_id"], 0), request["text_tokens"])
-        assert shared - 2 * SIM_BLOCK < (record["cached_tokens"] or 0) <= shared, (request, record)
-        if request["text_id"] is not None:
-            read[request["text_id"]] = max(read.get(request["text_id"], 0), request["text_tokens"])
+        same = [r for r in schedule if r["text_id"] == request["text_id"] is not None and r is not request]
+        sent = [r for r in same if records[r["index"]]["sent_ns"] < record["sent_ns"]]
+        read = [r for r in same if records[r["index"]]["first_token_ns"] < record["sent_ns"]]
+        most, least = (max((min(r["text_tokens"], request["text_tokens"]) for r in some), default=0)
+                       for some in (sent, read))  # fmt: skip
+        assert least - 2 * SIM_BLOCK < (record["cached_tokens"] or 0) <= most, (request, record)
         if request["after"] is not None:
             before = records[request["after"]]
             assert record["scheduled_ns"] == before["finished_ns"] + 50_000_000
