@@ -136,7 +136,7 @@ class WorkloadSummary(msgspec.Struct, frozen=True, kw_only=True):
     tokens: TokenCounts
     goodput: Goodput | None
     arrivals: ArrivalCheck | None = None
-    """When the run has several streams."""
+    """Where the workload is a stream."""
     attributed_joules: float | None = None
     prefill_joules: float | None = None
     decode_joules: float | None = None
