@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import os
 import sys
+from functools import cache
 from types import TracebackType
 from typing import Self
 
@@ -28,6 +29,12 @@ class _Itimerspec(ctypes.Structure):
     _fields_ = (("interval", _Timespec), ("value", _Timespec))
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    """Opened once: each is a class of its own, which only the garbage collector frees, and that is off during a run."""
+    return ctypes.CDLL(None, use_errno=True)
+
+
 class Pacer:
     """`await until(t)` returns at `t` or as soon after it as the loop gets its turn. One waiter at a time."""
 
@@ -38,7 +45,7 @@ class Pacer:
 
     def __enter__(self) -> Self:
         if sys.platform == "linux":
-            self._libc = ctypes.CDLL(None, use_errno=True)
+            self._libc = _libc()
             fd = self._libc.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
             if fd >= 0:
                 self._fd = fd

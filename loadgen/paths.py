@@ -13,7 +13,7 @@ _PACKAGE = Path(__file__).parent
 
 
 def data_dir(name: str) -> Path:
-    """The folder of `name` ("profiles" or "servers")."""
+    """The folder of `name` ("profiles", "servers" or "traces")."""
     installed = _PACKAGE / "_data" / name
     return installed if installed.is_dir() else _PACKAGE.parent / name
 

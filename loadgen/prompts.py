@@ -75,6 +75,9 @@ BLOCK_TOKENS = 512
 BLOCK_STREAM = 2**128
 """Keeps the seed of a block apart from that of any request."""
 
+TEXT_STREAM = 2**129
+"""The same for texts."""
+
 UNIQUE_WORDS = 10
 """Words drawn at the very start of a prompt: about 65 bits, so that no two prompts share a cacheable first block."""
 
@@ -96,14 +99,27 @@ class Vocabulary:
     overhead: float
     exact: bool
 
-    def prompt(self, tokens: int, rng: Random, prefix_ids: Sequence[int] = (), seed: int = 0) -> str:
+    def prompt(
+        self,
+        tokens: int,
+        rng: Random,
+        prefix_ids: Sequence[int] = (),
+        seed: int = 0,
+        text_id: int | None = None,
+        text_tokens: int = 0,
+    ) -> str:
         """Text of `tokens` tokens, template included. The shortest prompt is one filler word, whatever was asked.
 
-        Each of `prefix_ids` is the text of the next BLOCK_TOKENS tokens, the same wherever (seed, id) is the same; so
-        two prompts share as long a prefix as their ids do. What the ids do not cover is drawn from `rng`, and unique.
+        Its first `text_tokens` tokens are the beginning of text (seed, text_id). Each of `prefix_ids` is the text of
+        the next BLOCK_TOKENS tokens, the same wherever (seed, id) is the same; so two prompts share as long a prefix as
+        their ids do. What neither covers is drawn from `rng`, and unique.
         """
-        left = tokens - self.overhead
-        blocks = []
+        left: float = tokens - self.overhead
+        blocks: list[str] = []
+        if text_id is not None and (begun := round(min(text_tokens, left))) >= 1:
+            # `choices` draws one number a word: a longer text begins as a shorter one.
+            blocks.append(self._words(begun, _text_rng(seed, text_id)))
+            left -= begun
         for block_id in prefix_ids:
             size = min(BLOCK_TOKENS, left)
             if size < 1:
@@ -214,3 +230,7 @@ def prompt_rng(seed: int, index: int) -> Random:
 
 def _block_rng(seed: int, block_id: int) -> Random:
     return Random(BLOCK_STREAM | seed % 2**64 << 64 | block_id % 2**64)
+
+
+def _text_rng(seed: int, text_id: int) -> Random:
+    return Random(TEXT_STREAM | seed % 2**64 << 64 | text_id)

@@ -8,7 +8,8 @@ import msgspec
 ErrorKind = Literal["connect", "timeout", "http", "protocol", "truncated", "server", "cancelled", "not_sent"]
 """connect: refused, or dead before an answer began. timeout: --timeout passed. http: a status of 400 or more. protocol:
 bytes that are not the API. truncated: the answer began and did not end. server: an error event inside the stream.
-cancelled: in flight when the run was aborted. not_sent: the run stopped before its turn came."""
+cancelled: in flight when the run was aborted. not_sent: the run stopped before its turn came, or
+the turn before it in its session failed."""
 
 TokenSource = Literal["usage", "chunks"]
 """Who counted the output tokens: the server, or we did, by content chunks (which can hold several tokens or none)."""

@@ -134,7 +134,8 @@ async def _warm_up(
 ) -> None:
     """The first `--warmup` requests one after another, unrecorded; with prompts of their own, so nothing is cached."""
     for request in schedule.requests[: options.warmup]:
-        body = make_body(msgspec.structs.replace(request, index=len(schedule.requests) + request.index, prefix_ids=()))
+        index = len(schedule.requests) + request.index
+        body = make_body(msgspec.structs.replace(request, index=index, prefix_ids=(), text_id=None))
         record = await client.ask(PATHS[options.endpoint], body, "warmup")
         if record.error:
             raise LoadgenError(f"a warm-up request failed ({record.error}): {record.detail}")
@@ -293,6 +294,7 @@ def _run_info(
         seed=schedule.seed,
         requested_rps=schedule.rate_rps,
         schedule_sha256=schedule.sha256,
+        asked=list(schedule.asked),
         anchor=anchor,
         host={
             "hostname": socket.gethostname(),

@@ -23,7 +23,7 @@ from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
-from loadgen.schedule import Schedule, ScheduledRequest, encode
+from loadgen.schedule import Asked, Schedule, ScheduledRequest, encode
 from loadgen.summary import Summary
 
 T = TypeVar("T")
@@ -39,6 +39,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     requested_rps: float | None
     schedule_sha256: str
+    asked: list[Asked] = []
+    """How requests were to come, stream by stream."""
     anchor: Anchor
     host: dict[str, Any]
     versions: dict[str, str]

@@ -62,7 +62,14 @@ def client_of(job: Job) -> Client:
 def body_maker(seed: int, job: Job) -> Callable[[ScheduledRequest], bytes]:
     def make_body(request: ScheduledRequest) -> bytes:
         words = job.vocabulary[kind_of(request.workload)]
-        prompt = words.prompt(request.input_tokens, prompt_rng(seed, request.index), request.prefix_ids, seed)
+        prompt = words.prompt(
+            request.input_tokens,
+            prompt_rng(seed, request.index),
+            request.prefix_ids,
+            seed,
+            request.text_id,
+            request.text_tokens,
+        )
         return payload(
             job.endpoint, job.server.model, prompt, request.output_tokens, job.server.dialect, job.extra_body
         )

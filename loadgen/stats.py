@@ -92,9 +92,6 @@ def length_check(asked: Sequence[tuple[int, int]], records: Sequence[RequestReco
     )
 
 
-SLO_METRICS = ("ttft", "tpot", "e2el")
-
-
 def goodput(records: Sequence[RequestRecord], slo_ms: dict[str, float], duration_s: float) -> Goodput:
     """Requests that met every limit, over all scheduled. A request without a TPOT (one token) meets any TPOT limit."""
     good = sum(

@@ -180,8 +180,8 @@ class Wire:
             family, address = self._addresses[0]
             try:
                 return await self._connect_to(family, address)
-            except OSError:
-                del self._addresses[0]
+            except OSError:  # others may have found the same meanwhile
+                self._addresses = [other for other in self._addresses if other != (family, address)]
                 if not self._addresses:
                     raise
 
