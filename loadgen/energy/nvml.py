@@ -134,10 +134,10 @@ class NvmlMeter:
         alive = [gpu for gpu in self._gpus if gpu.alive]
         if not alive:
             return DEAD_POLL_S
-        quiet_ns = min(gpu.due_ns for gpu in alive) - self._read_ns
-        regular = all(gpu.counter.regular for gpu in alive)
-        step_s = SHORTEST_POLL_S if regular else self._step_s([gpu.domain.period_s for gpu in alive])
-        return max(step_s, quiet_ns / NS_PER_S)
+        quiet_s = (min([gpu.due_ns for gpu in alive]) - self._read_ns) / NS_PER_S
+        if all([gpu.counter.regular for gpu in alive]):
+            return max(SHORTEST_POLL_S, quiet_s)
+        return max(self._step_s([gpu.domain.period_s for gpu in alive]), quiet_s)
 
     def _step_s(self, periods: Sequence[float | None]) -> float:
         known = [period_s for period_s in periods if period_s is not None]
@@ -152,21 +152,22 @@ class NvmlMeter:
         start_ns = self._read_ns = self._clock()
         samples: list[EnergySample] = []
         errors: list[str] = []
-        resets_before = self._resets()
+        resets = 0
         for gpu in self._gpus:
             if not gpu.alive or start_ns < gpu.due_ns:
                 continue
+            before = gpu.counter.resets
             try:
                 samples += gpu.read(self._clock)
+                resets += gpu.counter.resets - before
             except pynvml.NVMLError as err:
                 gpu.alive = err.value not in PERMANENT and err.value not in FATAL
                 errors.append(_failed(gpu, err))
-        return Reading(samples, self._resets() - resets_before, tuple(errors), self._held_back(start_ns))
+        held_back = self._held_back(start_ns) if start_ns >= self._clocks_due_ns else ()
+        return Reading(samples, resets, tuple(errors), held_back)
 
     def _held_back(self, now_ns: int) -> tuple[tuple[str, str | None], ...]:
         """Once a second. A device that does not say is left out."""
-        if now_ns < self._clocks_due_ns:
-            return ()
         self._clocks_due_ns = now_ns + ASK_CLOCKS_NS
         said = []
         for gpu in self._gpus:
@@ -184,9 +185,6 @@ class NvmlMeter:
     def close(self) -> None:
         if os.getpid() == self._pid:
             pynvml.nvmlShutdown()
-
-    def _resets(self) -> int:
-        return sum(gpu.counter.resets for gpu in self._gpus)
 
     def _reopen(self) -> None:
         """After a fork the parent's session is of no use: start one here, and find the same devices again."""

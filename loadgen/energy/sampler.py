@@ -209,7 +209,8 @@ class Sampler:
         while not self._stopping.is_set():
             start_ns = self._clock()
             failures = 0 if self._read(start_ns) else failures + 1
-            pause_s = min(self._meter.poll_s * 2 ** min(failures, 10), max(BACK_OFF_S, self._meter.poll_s))
+            poll_s = self._meter.poll_s
+            pause_s = min(poll_s * 2 ** min(failures, 10), max(BACK_OFF_S, poll_s)) if failures else poll_s
             self._stopping.wait(pause_s - s_from_ns(self._clock() - start_ns))
 
     def _read(self, start_ns: int) -> bool:
