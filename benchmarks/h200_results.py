@@ -4,17 +4,11 @@
     python benchmarks/h200_results.py
 
 writes the tables between the markers of docs/results.md, results.csv, report.html, the figures, and the energy profile
-of transformers. What was measured elsewhere comes in with
-
-    python benchmarks/h200_results.py take FOLDER docs/results/h200-2026/GROUP/NAME [--first-repeat-is-warm-up]
-
-FOLDER is what h200_studies.py, `loadgen replay` or `loadgen study` wrote; logs and requests stay behind.
+of transformers. h200_take.py puts measurements there.
 """
 
-import argparse
-import gzip
+import csv
 import json
-import shutil
 import sys
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -24,22 +18,21 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
-import msgspec
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
 import h200_report
+from h200_figures import Line, picture
+from h200_take import counter, joules_of, spread
 
 from loadgen.bins import CountedPairs, count_pairs
 from loadgen.cli.trace import length_chunks
-from loadgen.energy.series import EnergySample, EnergySeries, on_its_own_clock, series_by_domain
 from loadgen.estimate import JOULES_PER_KWH, TwoPhase, ceiling_pairs, fit_two_phase, ideal, surface
 from loadgen.profiles import Cell, EnergyProfile, energy_profile_json, read_energy_profile, read_hardware, read_model
 from loadgen.report import svg
 from loadgen.report.figures import Floats
 from loadgen.report.format import joules as told_joules
-from loadgen.report.markup import Markup, tag
 from loadgen.report.study import render
 from loadgen.results import Group, Interval, Row, groups, interval, reduction
 
@@ -103,75 +96,6 @@ ML_ENERGY = {8: (0.455, 486, 1070), 32: (0.165, 560, 3391), 64: (0.119, 610, 514
 """Leaderboard v3, Llama-3.1-8B-Instruct, lm-arena-chat, bf16, one H100, by max_num_seqs: J/token, W, tokens/s."""
 
 
-# ---------------------------------------------------------------- taking a sitting in
-
-
-def take(source: Path, target: Path, first_is_warm_up: bool) -> None:
-    """Summary and counter samples of a folder, small."""
-    target.mkdir(parents=True, exist_ok=True)
-    if (source / "study.json").exists():
-        shutil.copyfile(source / "results.csv", target / "results.csv")
-        return
-    (target / "energy.jsonl.gz").write_bytes(gzip.compress((source / "energy.jsonl").read_bytes(), mtime=0))
-    summary = json.loads((source / "summary.json").read_text())
-    if (source / "run.json").exists():
-        shutil.copyfile(source / "run.json", target / "run.json")
-    else:
-        summary = settled(summary, counter(target), first_is_warm_up)
-    (target / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
-
-
-def settled(summary: dict[str, Any], series: list[EnergySeries], first_is_warm_up: bool) -> dict[str, Any]:
-    """A sitting's cells with the joules that the counter told only later, and each first repeat set aside if asked."""
-    late: list[str] = []
-    for cell in summary["cells"]:
-        if first_is_warm_up:
-            cell["warm_up"], cell["full"] = cell["full"][:1], cell["full"][1:]
-        for part in cell["full"] + cell["prefill"]:
-            if part["joules"] is None and (found := joules_of(part, series)) is not None:
-                part["joules"], part["u_joules"] = found
-                part["watts"] = found[0] / part["seconds"]
-                late.append(f"{cell['input_tokens']}x{cell['output_tokens']}@{cell['batch']}")
-        cell.update(means(cell))
-    summary["taken"] = {
-        "warm_up": "the first repeat of every cell" if first_is_warm_up else None,
-        "joules_from_energy_jsonl": late,
-    }
-    return summary
-
-
-def means(cell: dict[str, Any]) -> dict[str, float | None]:
-    """A cell's own means, over its repeats as they are now; named as h200_studies.py names them."""
-    size = cell["batch"] * cell["output_tokens"]
-    known = [one for one in cell["full"] if one["joules"] is not None]
-    each = [one["joules"] / one["batches"] / size for one in known]
-    prefill = [one["joules"] / one["batches"] for one in cell["prefill"] if one["joules"] is not None]
-    return {
-        "joules_per_output_token": mean(each),
-        "spread": spread(each),
-        "output_tokens_per_s": mean([one["batches"] * size / one["seconds"] for one in cell["full"]]),
-        "mean_w": mean([one["watts"] for one in known]),
-        "batch_s": mean([one["seconds"] / one["batches"] for one in cell["full"]]),
-        "prefill_joules_per_batch": mean(prefill),
-    }
-
-
-def counter(folder: Path) -> list[EnergySeries]:
-    lines = gzip.decompress((folder / "energy.jsonl.gz").read_bytes()).splitlines()
-    samples = [msgspec.json.decode(line, type=EnergySample) for line in lines]
-    return [on_its_own_clock(one) for one in series_by_domain(samples).values()]
-
-
-def joules_of(part: dict[str, Any], series: list[EnergySeries]) -> tuple[float, float] | None:
-    """(joules, bound of their error) of a window, all GPUs together; None when the counter does not cover it."""
-    found = [
-        (one.energy_mj(part["start_ns"], part["end_ns"]), one.u_mj(part["start_ns"], part["end_ns"])) for one in series
-    ]
-    if any(energy is None or u is None for energy, u in found):
-        return None
-    return sum(energy or 0.0 for energy, _ in found) / 1e3, sum(u or 0.0 for _, u in found) / 1e3
-
-
 # ---------------------------------------------------------------- what was taken in
 
 
@@ -213,14 +137,6 @@ def saved(base: Sequence[float], other: Sequence[float]) -> Interval | None:
 
 
 # ---------------------------------------------------------------- words
-
-
-def mean(values: Sequence[float]) -> float | None:
-    return fmean(values) if values else None
-
-
-def spread(values: Sequence[float]) -> float | None:
-    return (max(values) - min(values)) / fmean(values) if len(values) > 1 else None
 
 
 def sig(value: float | None, digits: int = 3) -> str:
@@ -369,34 +285,32 @@ def fp8() -> str:
     return table(["batch", "bf16", "FP8", "FP8 saves [95 %]", "W", "tokens/s"], body)
 
 
+TP2 = "vllm-graphs-tp2"
+
+
+def tp_saved(batch: int) -> tuple[Interval | None, Interval | None]:
+    """(energy per token, time of a batch) that two GPUs save."""
+    one, two = (cells()[name, SHAPE, batch] for name in ("vllm-graphs", TP2))
+    fields = ("joules_per_output_token", "e2e_p50_s")
+    energy, time = (saved(one.values(field), two.values(field)) for field in fields)
+    return energy, time
+
+
 def tensor_parallel() -> str:
-    other = "vllm-graphs-tp2"
     body = []
-    for batch in batches_of(SHAPE, [other]):
-        one, two = (per_token(name, SHAPE, batch) for name in ("vllm-graphs", other))
-        times = [cells()[name, SHAPE, batch].values("e2e_p50_s") for name in ("vllm-graphs", other)]
+    for batch in batches_of(SHAPE, [TP2]):
+        energy, time = tp_saved(batch)
         paper = TP_KWH[2][batch] / TP_KWH[1][batch] - 1 if batch in TP_KWH[2] else None
-        latency = percent(TP_AT_1[2][1], signed=True) if batch == 1 else "-"
-        body.append(
-            [
-                str(batch),
-                plus_minus(one),
-                plus_minus(two),
-                percents(saved(one, two), -1),
-                percent(paper, signed=True),
-                percents(saved(*times), -1),
-                latency,
-            ]
-        )
+        latency = TP_AT_1[2][1] if batch == 1 else None
+        line = [str(batch), *(plus_minus(per_token(name, SHAPE, batch)) for name in ("vllm-graphs", TP2))]
+        body.append([*line, percents(energy, -1), percent(paper, True), percents(time, -1), percent(latency, True)])
     return table(["batch", "1 GPU", "2 GPUs", "energy [95 %]", "paper", "time of a batch [95 %]", "paper"], body)
 
 
 def four_gpus() -> str:
-    other = "vllm-graphs-tp2"
-    energy = saved(per_token("vllm-graphs", SHAPE, 1), per_token(other, SHAPE, 1))
-    times = saved(*(cells()[name, SHAPE, 1].values("e2e_p50_s") for name in ("vllm-graphs", other)))
+    energy, time = tp_saved(1)
     told = {
-        2: (percents(energy, -1), percents(times, -1)),
+        2: (percents(energy, -1), percents(time, -1)),
         4: ("not run: no host with four GPUs at hand", "not run"),
     }
     body = [
@@ -406,8 +320,6 @@ def four_gpus() -> str:
 
 
 def simulated_rows() -> list[dict[str, str]]:
-    import csv
-
     with (FOLDER / "tensor-parallel-simulated/results.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
@@ -800,179 +712,105 @@ def ml_energy() -> str:
     return table([*head, "W: H100, H200 (512x128)", "tokens/s: H100, H200"], body)
 
 
-# ---------------------------------------------------------------- figures: SVG that reads on light and on dark
-
-STYLE = """
-text{font:12px system-ui,sans-serif;fill:#1f2328}.rule{stroke:#8c959f;stroke-width:1;opacity:.35}
-.curve{stroke:var(--c);stroke-width:2;vector-effect:non-scaling-stroke;fill:none}
-.dot{stroke:var(--c);stroke-width:7;stroke-linecap:round;vector-effect:non-scaling-stroke}
-.plot,.plot svg{overflow:visible}
-.s0{--c:#0969da}.s1{--c:#9a6700}.s2{--c:#1a7f37}.s3{--c:#cf222e}.s4{--c:#8250df}.s5{--c:#57606a}
-@media (prefers-color-scheme:dark){text{fill:#e6edf3}
-.s0{--c:#58a6ff}.s1{--c:#d29922}.s2{--c:#3fb950}.s3{--c:#ff7b72}.s4{--c:#d2a8ff}.s5{--c:#8b949e}}
-"""
-PLOT = (640, 280)
-LEFT, TOP = 70, 46
+# ---------------------------------------------------------------- figures
 
 
-@dataclass(frozen=True)
-class Line:
-    name: str
-    x: list[float]
-    y: list[float]
-    ends: list[tuple[float, float] | None]
-
-    @property
-    def told(self) -> str:
-        return ", ".join(f"{a:g}: {sig(b)}" for a, b in zip(self.x, self.y, strict=True))
+def batch_axis() -> svg.Axis:
+    return svg.Axis(1, 512, True, tuple((float(2**k), str(2**k)) for k in range(10)))
 
 
-def picture(title: str, x_name: str, lines: Sequence[Line], x: svg.Axis, y: svg.Axis) -> str:
-    """One plot with its legend below, in a file of its own."""
-    width, height = PLOT
-    told = "; ".join(f"{one.name}: {one.told}" for one in lines)
-    marks = [_marks(one, index, x, y, height) for index, one in enumerate(lines)]
-    plot = svg.plot("figure", title, told, x, y, height, marks)
-    inner = tag("svg", plot, x=LEFT, y=TOP, width=width, height=height + 30, overflow="visible")
-    below = TOP + height + 50
-    entries = [_entry(one.name, index, below) for index, one in enumerate(lines)]
-    bottom = below + 20 * ((len(lines) + 1) // 2) + 6
-    head = tag("text", title, x=LEFT, y=20)
-    under = tag("text", x_name, x=LEFT + width, y=below - 14, text_anchor="end")
-    return (
-        tag(
-            "svg",
-            tag("style", Markup(STYLE)),
-            head,
-            inner,
-            under,
-            *entries,
-            xmlns="http://www.w3.org/2000/svg",
-            viewBox=f"0 0 {LEFT + width + 30} {bottom}",
-            width=LEFT + width + 30,
-            height=bottom,
-        )
-        + "\n"
-    )
+def share_axis(low: int, high: int) -> svg.Axis:
+    """In per cent, a tick every 20."""
+    return svg.Axis(low, high, False, tuple((float(v), f"{v} %".replace("-", "−")) for v in range(low, high + 1, 20)))
 
 
-def _entry(name: str, index: int, below: float) -> Markup:
-    across, down = LEFT + 320 * (index % 2), below + 20 * (index // 2) + 4
-    dash = svg.DASHES[index % len(svg.DASHES)]
-    piece = tag("line", x1=across, x2=across + 28, y1=down, y2=down, stroke_dasharray=dash, class_="curve")
-    return tag("g", piece, tag("text", name, x=across + 36, y=down + 4), class_=f"s{index % 6}")
+def by_batch(batches: Sequence[int], of: Callable[[int], Interval | None]) -> list[tuple[float, Interval]]:
+    return [(float(batch), found) for batch in batches if (found := of(batch)) is not None]
 
 
-def _marks(line: Line, index: int, x: svg.Axis, y: svg.Axis, height: float) -> Markup:
-    across, level = x.at(np.array(line.x)), y.at(np.array(line.y))
-    down = height * (1 - level)
-    path = "M" + "L".join(f"{a * svg.WIDTH:.1f} {d:.1f}" for a, d in zip(across, down, strict=True))
-    curve = tag("path", d=path, class_="curve", stroke_dasharray=svg.DASHES[index % len(svg.DASHES)])
-    whiskers = []
-    for a, ends in zip(across, line.ends, strict=True):
-        if ends:
-            low, high = height * (1 - y.at(np.array(ends)))
-            whiskers.append(tag("path", d=f"M{a * svg.WIDTH:.1f} {low:.1f}V{high:.1f}", class_="curve"))
-    titles = [f"{line.name}, {a:g}: {sig(b)}" for a, b in zip(line.x, line.y, strict=True)]
-    return tag("g", curve, *whiskers, svg.dots(across, level, height, titles, class_="dot"), class_=f"s{index % 6}")
+def scaled(found: Interval | None, by: float) -> Interval | None:
+    """In other units; a negative one turns the ends around."""
+    if found is None:
+        return None
+    if found.low is None or found.high is None:
+        return Interval(by * found.mean, None, None, found.count)
+    low, high = sorted((by * found.low, by * found.high))
+    return Interval(by * found.mean, low, high, found.count)
 
 
-def batch_axis(most: int = 512) -> svg.Axis:
-    return svg.Axis(1, most, True, tuple((float(2**k), str(2**k)) for k in range(most.bit_length())))
-
-
-def _line(name: str, batches: Sequence[int], of: Callable[[int], Interval | None]) -> Line:
-    found = [(float(b), one) for b in batches if (one := of(b)) is not None]
-    return Line(
-        name,
-        [b for b, _ in found],
-        [one.mean for _, one in found],
-        [(one.low, one.high) if one.low is not None and one.high is not None else None for _, one in found],
-    )
+def alone(value: float) -> Interval:
+    return Interval(value, None, None, 1)
 
 
 def frameworks_figure() -> str:
-    chosen = (*FRAMEWORKS, "vllm-graphs-quantization=fp8")
-
     def of(name: str) -> Callable[[int], Interval | None]:
-        return lambda b: interval(values) if (values := per_token(name, SHAPE, b)) else None
+        return lambda batch: interval(values) if (values := per_token(name, SHAPE, batch)) else None
 
-    lines = [_line(NAMES[name], batches_of(SHAPE, [name]), of(name)) for name in chosen]
-    lines = [Line(n.name, n.x, n.y, [(max(e[0], 0.05), e[1]) if e else None for e in n.ends]) for n in lines]
+    shown = (*FRAMEWORKS, "vllm-graphs-quantization=fp8")
+    lines = [
+        Line(NAMES[name], by_batch(batches_of(SHAPE, [name]), of(name)), index, index)
+        for index, name in enumerate(shown)
+    ]
     y = svg.log_axis(0.05, 10, told_joules)
     return picture("J per output token, 512 in, 128 out; bars: 95 % of the repeats", "batch", lines, batch_axis(), y)
 
 
-def _share_axis(low: int, high: int, step: int) -> svg.Axis:
-    ticks = tuple((float(v), f"{v} %".replace("-", "−")) for v in range(low, high + 1, step))
-    return svg.Axis(low, high, False, ticks)
-
-
 def reductions_figure() -> str:
     def here(base: str, other: str) -> Callable[[int], Interval | None]:
-        return lambda b: hundred(saved(per_token(base, SHAPE, b), per_token(other, SHAPE, b)))
+        return lambda batch: scaled(saved(per_token(base, SHAPE, batch), per_token(other, SHAPE, batch)), 100)
 
     def paper(base: str, other: str) -> Callable[[int], Interval | None]:
-        return lambda b: Interval(100 * s, None, None, 1) if (s := paper_saved(base, other, b)) is not None else None
+        return lambda batch: None if (found := paper_saved(base, other, batch)) is None else alone(100 * found)
 
     every = batches_of(SHAPE, FRAMEWORKS)
     short = {name: NAMES[name].replace(",", "").replace("CUDA ", "") for name in FRAMEWORKS}
     lines = []
-    for base, other in PAIRS:
-        lines.append(_line(f"{short[other]} against {short[base]}", every, here(base, other)))
-        lines.append(_line("the same, paper's A100, digitised", every, paper(base, other)))
-    return picture("Less energy per output token", "batch", lines, batch_axis(), _share_axis(-40, 80, 20))
-
-
-def hundred(found: Interval | None) -> Interval | None:
-    if found is None:
-        return None
-    ends = [100 * end if end is not None else None for end in (found.low, found.high)]
-    return Interval(100 * found.mean, ends[0], ends[1], found.count)
+    for index, (base, other) in enumerate(PAIRS):
+        colour = (0, 3, 2)[index]
+        lines.append(Line(f"{short[other]} against {short[base]}", by_batch(every, here(base, other)), colour))
+        lines.append(Line("the same, paper's A100, digitised", by_batch(every, paper(base, other)), colour, 2))
+    title = "Less energy per output token; bars: 95 %, cut at the frame"
+    return picture(title, "batch", lines, batch_axis(), share_axis(-40, 80))
 
 
 def tensor_parallel_figure() -> str:
-    other = "vllm-graphs-tp2"
-    batches = batches_of(SHAPE, [other])
-
-    def change(found: Interval | None) -> Interval | None:
-        if found is None or found.low is None or found.high is None:
-            return None
-        return Interval(-100 * found.mean, -100 * found.high, -100 * found.low, found.count)
-
-    def energy(b: int) -> Interval | None:
-        return change(saved(per_token("vllm-graphs", SHAPE, b), per_token(other, SHAPE, b)))
-
-    def latency(b: int) -> Interval | None:
-        return change(saved(*(cells()[name, SHAPE, b].values("e2e_p50_s") for name in ("vllm-graphs", other))))
-
-    def paper(b: int) -> Interval | None:
-        return Interval(100 * (TP_KWH[2][b] / TP_KWH[1][b] - 1), None, None, 1) if b in TP_KWH[2] else None
-
+    batches = batches_of(SHAPE, [TP2])
+    paper = [(float(b), alone(100 * (joules / TP_KWH[1][b] - 1))) for b, joules in TP_KWH[2].items()]
     lines = [
-        _line("energy per token, here", batches, energy),
-        _line("energy, paper's Figure 6, digitised", batches, paper),
-        _line("time of a batch, here", batches, latency),
+        Line("energy per token, here", by_batch(batches, lambda b: scaled(tp_saved(b)[0], -100)), 0),
+        Line("energy, paper's Figure 6, digitised", paper, 0, 2),
+        Line("time of a batch, here", by_batch(batches, lambda b: scaled(tp_saved(b)[1], -100)), 2),
+        Line("latency, paper's text", [(1.0, alone(100 * TP_AT_1[2][1]))], 2, joined=False),
     ]
-    return picture("Two GPUs against one", "batch", lines, batch_axis(), _share_axis(-60, 40, 20))
+    return picture("Two GPUs against one; bars: 95 %", "batch", lines, batch_axis(), share_axis(-60, 40))
+
+
+def online_figure() -> str:
+    """J per output token by the rate asked for; the offline run as a level."""
+    found = {name: online(name) for name in ONLINE}
+    each = {name: s["energy"]["measured_joules"] / s["tokens"]["output"] for name, (s, _) in found.items()}
+    rates = {name: run["config"]["rps"] for name, (_, run) in found.items() if run["config"]["arrival"] == "poisson"}
+    x = svg.Axis(2, 32, True, tuple((rate, f"{rate:g}/s") for rate in rates.values()))
+    lines = [
+        Line("online, Poisson arrivals", [(rate, alone(each[name])) for name, rate in rates.items()], 0),
+        Line("offline, 500 at once", [(rate, alone(each["offline"])) for rate in (2.0, 32.0)], 3, 2),
+    ]
+    y = svg.log_axis(0.1, 2, told_joules)
+    return picture("J per output token, chat trace; one run each", "requests per second", lines, x, y)
 
 
 def case_figure() -> str:
-    """J per request of each trace, at both batches: eager, vLLM, ideal."""
-    places = [float(i + 1) for i in range(len(TRACES))]
-    x = svg.Axis(0.6, len(TRACES) + 0.4, False, tuple(zip(places, TRACES, strict=True)))
+    """J per request of each trace, at both batches, and the ideal at the dense peak."""
+    x = svg.Axis(0.6, len(TRACES) + 0.4, False, tuple((float(i + 1), name) for i, name in enumerate(TRACES)))
     eager, vllm = map(coefficients, fits())
     lines = []
-    for batch in CASE_BATCHES:
+    for index, batch in enumerate(CASE_BATCHES):
         mine = [c for c in cases() if c.batch == batch]
-        lines.append(
-            Line(
-                f"transformers eager, batch {batch}", places, [float(eager @ c.needs) for c in mine], [None] * len(mine)
-            )
-        )
-        lines.append(Line(f"vLLM, batch {batch}", places, [float(vllm @ c.needs) for c in mine], [None] * len(mine)))
-    ideal_line = [c.dense for c in cases() if c.batch == CASE_BATCHES[0]]
-    lines.append(Line("ideal, dense peak", places, ideal_line, [None] * len(places)))
+        for fit, name, colour in ((eager, "transformers eager", index), (vllm, "vLLM", index + 2)):
+            points = [(float(i + 1), alone(float(fit @ c.needs))) for i, c in enumerate(mine)]
+            lines.append(Line(f"{name}, batch {batch}", points, colour, joined=False))
+    least = [(float(i + 1), alone(c.dense)) for i, c in enumerate(c for c in cases() if c.batch == CASE_BATCHES[0])]
+    lines.append(Line("ideal, dense peak", least, 5, joined=False))
     y = svg.log_axis(1, 500, told_joules)
     return picture("J per request, estimated (two-phase)", "", lines, x, y)
 
@@ -1002,6 +840,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "frameworks": frameworks_figure,
     "reductions": reductions_figure,
     "tensor-parallel": tensor_parallel_figure,
+    "online": online_figure,
     "case-study": case_figure,
 }
 
@@ -1036,20 +875,10 @@ def outputs() -> dict[Path, str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("words", nargs="*", metavar="take FOLDER TARGET")
-    parser.add_argument("--first-repeat-is-warm-up", action="store_true")
-    options = parser.parse_args()
-    match options.words:
-        case []:
-            for path, text in outputs().items():
-                path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_text(text)
-                print(path.relative_to(ROOT))
-        case ["take", source, target]:
-            take(Path(source), Path(target), options.first_repeat_is_warm_up)
-        case _:
-            parser.error("expected nothing, or take FOLDER TARGET")
+    for path, text in outputs().items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        print(path.relative_to(ROOT))
 
 
 if __name__ == "__main__":

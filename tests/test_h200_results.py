@@ -93,13 +93,13 @@ def test_taking_a_sitting_in_sets_the_first_repeat_aside_and_asks_the_counter(re
     series = [EnergySeries("gpu:0", t_ns, t_ns // 10_000)]
     full = [window(10**9, 300.0), window(2 * 10**9, 100.0), window(3 * 10**9, None)]
     cell = {"input_tokens": 8, "output_tokens": 10, "batch": 2, "full": full, "prefill": [window(0, 40.0)]}
-    summary = results.settled({"cells": [cell]}, series, True)
+    summary = sys.modules["h200_take"].settled({"cells": [cell]}, series, True)
     (taken,) = summary["cells"]
     assert [part["joules"] for part in taken["warm_up"]] == [300.0]
     assert [part["joules"] for part in taken["full"]] == pytest.approx([100.0, 100.0])
     assert taken["joules_per_output_token"] == pytest.approx(5.0)
     assert summary["taken"]["joules_from_energy_jsonl"] == ["8x10@2"]
-    assert results.joules_of(window(5_500_000_000, None), series) is None
+    assert sys.modules["h200_take"].joules_of(window(5_500_000_000, None), series) is None
 
 
 @pytest.mark.parametrize(
