@@ -44,6 +44,7 @@ def _row(summary: dict[str, Any], cell: dict[str, Any], repeat: int, part: dict[
     prefill = cell["prefill_joules_per_batch"]
     first_s = _mean([p["seconds"] / p["batches"] for p in cell["prefill"]])
     rest_s = part["seconds"] / part["batches"] - first_s if first_s is not None else None
+    gpus = _measured(summary, cell["gpus"])
     ideal = idealized_joules(summary, in_each, out_each, requests)
     stage = cell["stage"] + (_variant(summary) if cell["stage"].startswith("vllm") else "")
     return Row(
@@ -79,9 +80,15 @@ def _row(summary: dict[str, Any], cell: dict[str, Any], repeat: int, part: dict[
         idealized_joules=ideal,
         measured_over_idealized=part["joules"] / ideal if ideal else None,
         energy_valid=part["u_joules"] is not None and part["u_joules"] < MOST_BOUND * part["joules"],
-        gpu=", ".join(gpu["name"] for gpu in cell["gpus"]) or None,
-        temperature_c=max((gpu["temperature_c"] for gpu in cell["gpus"] if "temperature_c" in gpu), default=None),
+        gpu=", ".join(gpu["name"] for gpu in gpus) or None,
+        temperature_c=max((gpu["temperature_c"] for gpu in gpus if "temperature_c" in gpu), default=None),
     )
+
+
+def _measured(summary: dict[str, Any], gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of all GPUs of the host, those whose counter was read ("gpu:1"); all where the summary does not say."""
+    read = [domain["name"].partition(":")[2] for domain in summary.get("energy", {}).get("domains", [])]
+    return [gpu for index, gpu in enumerate(gpus) if str(index) in read] or gpus
 
 
 def _variant(summary: dict[str, Any]) -> str:

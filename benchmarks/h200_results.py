@@ -8,14 +8,11 @@ of transformers. h200_take.py puts measurements there.
 """
 
 import csv
-import json
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from typing import Any
 
 import numpy as np
@@ -23,24 +20,31 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).parent))
 
 import h200_report
+from h200_case_study import (
+    CASE_BATCHES,
+    COEFFICIENTS,
+    TRACES,
+    VLLM_PROFILE,
+    Case,
+    case_saved,
+    cases,
+    coefficients,
+    fits,
+    transformers_profile,
+)  # fmt: skip
 from h200_figures import Line, picture
-from h200_take import counter, joules_of, spread
+from h200_take import FOLDER, counter, joules_of, online, sitting, spread
 
-from loadgen.bins import CountedPairs, count_pairs
-from loadgen.cli.trace import length_chunks
-from loadgen.estimate import JOULES_PER_KWH, TwoPhase, ceiling_pairs, fit_two_phase, ideal, surface
-from loadgen.profiles import Cell, EnergyProfile, energy_profile_json, read_energy_profile, read_hardware, read_model
+from loadgen.estimate import JOULES_PER_KWH
+from loadgen.profiles import energy_profile_json, read_energy_profile
 from loadgen.report import svg
-from loadgen.report.figures import Floats
 from loadgen.report.format import joules as told_joules
 from loadgen.report.study import render
 from loadgen.results import Group, Interval, Row, groups, interval, reduction
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs/results.md"
-FOLDER = ROOT / "docs/results/h200-2026"
 PROFILE = ROOT / "profiles/energy/h200-transformers-5.17-eager-llama-3.1-8b.json"
-VLLM_PROFILE = "h200-vllm-0.20.2-llama-3.1-8b"
 
 MAIN = ("hf-eager", "hf-compile", "vllm-eager", "vllm-graphs", "vllm-graphs-fp8", "vllm-graphs-tp2")
 """Sittings whose cells are compared. hf-eager-lengths only feeds the profile, earlier-card only the sanity table."""
@@ -55,10 +59,6 @@ NAMES = {
 FRAMEWORKS = tuple(NAMES)[:4]
 SHAPE = "512x128"
 ONLINE = ("rps-2", "rps-12", "rps-16", "rps-32", "offline")
-TRACES = ("azure-2024-chat", "azure-2024-code", "burstgpt", "azure-2023-chat", "azure-2023-code")
-CASE_BATCHES = (8, 64)
-MOST_BOUND = 0.20
-"""A window whose bound of error is wider than this share of it is not a cell of the profile."""
 REPEATS_WITHIN = 0.03
 
 # ---------------------------------------------------------------- what others published
@@ -97,19 +97,6 @@ ML_ENERGY = {8: (0.455, 486, 1070), 32: (0.165, 560, 3391), 64: (0.119, 610, 514
 
 
 # ---------------------------------------------------------------- what was taken in
-
-
-@cache
-def sitting(name: str) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((FOLDER / "frameworks" / name / "summary.json").read_text())
-    return found
-
-
-@cache
-def online(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(summary, run) of an online run."""
-    folder = FOLDER / "online" / name
-    return json.loads((folder / "summary.json").read_text()), json.loads((folder / "run.json").read_text())
 
 
 @cache
@@ -376,139 +363,6 @@ def online_paper() -> str:
 # ---------------------------------------------------------------- the case study
 
 
-def transformers_profile() -> EnergyProfile:
-    """Every measured size of generate() as a cell: whole answers, and prefill alone as one of one output token."""
-    found: list[Cell] = []
-    for name in ("hf-eager", "hf-eager-lengths"):
-        for cell in sitting(name)["cells"]:
-            found += filter(None, [_cell(cell, 1, cell["prefill"]), _cell(cell, cell["output_tokens"], cell["full"])])
-    ordered = sorted(found, key=lambda cell: (_size(cell), -cell.repeats))
-    kept = [next(same) for _, same in groupby(ordered, key=_size)]  # measured twice: the one with more repeats
-    how = "whole batches of equal requests, in-process; measured by benchmarks/h200_studies.py"
-    stage = sitting("hf-eager")["stages"]["hf-eager"]
-    return EnergyProfile(
-        gpu="h200",
-        engine="transformers-5.17-eager",
-        model="llama-3.1-8b",
-        simulated=False,
-        idle_w=stage["resident_w"],
-        provenance={
-            "how": how,
-            "transformers": stage["transformers"],
-            "torch": stage["torch"],
-            "weights": "random",
-            "energy": sitting("hf-eager")["energy"]["domains"],
-            "made_by": "benchmarks/h200_results.py from docs/results/h200-2026/frameworks/hf-eager*",
-            "left_out": f"windows whose bound of error is above {MOST_BOUND:.0%}",
-        },
-        cells=tuple(kept),
-    )
-
-
-def _size(cell: Cell) -> tuple[int, int, int]:
-    return cell.input, cell.output, cell.batch
-
-
-def _cell(cell: dict[str, Any], output: int, parts: list[dict[str, Any]]) -> Cell | None:
-    known = [p for p in parts if p["joules"] is not None and p["u_joules"] <= MOST_BOUND * p["joules"]]
-    if not known:
-        return None
-    each = [part["joules"] / part["batches"] / cell["batch"] for part in known]
-    return Cell(
-        input=cell["input_tokens"],
-        output=output,
-        batch=cell["batch"],
-        joules_per_request=round(fmean(each), 6),
-        stderr=round(stdev(each) / len(each) ** 0.5, 6) if len(each) > 1 else None,
-        repeats=len(each),
-        requests=sum(part["batches"] for part in known) * cell["batch"],
-        duration_s=round(sum(part["seconds"] for part in known), 3),
-        settled=False,
-    )
-
-
-COEFFICIENTS = ("request", "input_token", "input_token_squared", "step", "output_token", "context_token")
-RESAMPLES = 400
-
-
-@dataclass(frozen=True)
-class Case:
-    """A trace at a batch. The model is linear: joules of a request = coefficients · what the mean request needs."""
-
-    trace: str
-    batch: int
-    requests: int
-    needs: Floats
-    needs_rounded_up: Floats
-    """The same with lengths at the paper's edges."""
-    vllm_interpolated: float
-    dense: float
-    sparse: float
-    sparse_rounded_up: float
-
-
-@cache
-def cases() -> tuple[Case, ...]:
-    found = []
-    for trace in TRACES:
-        bins = json.loads((ROOT / f"profiles/workloads/{trace}.json").read_text())
-        pairs = count_pairs(length_chunks(trace))
-        found += [_case(trace, bins["count"], pairs, batch) for batch in CASE_BATCHES]
-    return tuple(found)
-
-
-def _case(trace: str, requests: int, pairs: CountedPairs, batch: int) -> Case:
-    hardware, model = read_hardware("h200"), read_model("llama-3.1-8b")
-    drawn = int(pairs.counts.sum())
-    rounded, _ = ceiling_pairs(pairs)
-    dense, sparse = (one.joules / drawn for one in ideal(pairs, hardware, model))
-    interpolated, _ = surface(read_energy_profile(VLLM_PROFILE), batch).total(pairs)
-    least = ideal(rounded, hardware, model)[1].joules / drawn
-    needs = [needs_of(one, batch) for one in (pairs, rounded)]
-    return Case(trace, batch, requests, *needs, interpolated / drawn, dense, sparse, least)
-
-
-def needs_of(pairs: CountedPairs, batch: int) -> Floats:
-    """[6]: means over the requests of what each coefficient of the two-phase model is multiplied by."""
-    n, o = pairs.inputs.astype(np.float64), pairs.outputs.astype(np.float64)
-    units = (TwoPhase(**{name: float(name == one) for name in COEFFICIENTS}, rms=0.0) for one in COEFFICIENTS)
-    return np.array([unit.joules(n, o, batch) @ pairs.counts for unit in units]) / pairs.counts.sum()
-
-
-def coefficients(fit: TwoPhase) -> Floats:
-    return np.array([getattr(fit, name) for name in COEFFICIENTS])
-
-
-@cache
-def fits() -> tuple[TwoPhase, TwoPhase]:
-    """Of transformers and of vLLM."""
-    eager, vllm = (fit_two_phase(p.cells) for p in (transformers_profile(), read_energy_profile(VLLM_PROFILE)))
-    assert eager and vllm
-    return eager, vllm
-
-
-@cache
-def resampled() -> tuple[Floats, Floats]:
-    """[RESAMPLES, 6] of each: the fit to as many cells, drawn with replacement: what their choice leaves open."""
-    rng = np.random.default_rng(0)
-
-    def one(cells: Sequence[Cell]) -> Floats:
-        while (fit := fit_two_phase([cells[i] for i in rng.integers(len(cells), size=len(cells))])) is None:
-            pass
-        return coefficients(fit)
-
-    eager, vllm = transformers_profile().cells, read_energy_profile(VLLM_PROFILE).cells
-    return np.array([one(eager) for _ in range(RESAMPLES)]), np.array([one(vllm) for _ in range(RESAMPLES)])
-
-
-def case_saved(base: Floats, other: Floats) -> str:
-    """1 - vLLM with the second needs / transformers with the first; 95 % of the resampled fits."""
-    eager, vllm = map(coefficients, fits())
-    draws = 1 - resampled()[1] @ other / (resampled()[0] @ base)
-    low, high = np.percentile(draws, [2.5, 97.5])
-    return percents(Interval(1 - float(vllm @ other / (eager @ base)), float(low), float(high), RESAMPLES))
-
-
 def kwh(case: Case, joules_each: float) -> str:
     return sig(joules_each * case.requests / JOULES_PER_KWH)
 
@@ -525,7 +379,7 @@ def case_study() -> str:
                 str(c.batch),
                 kwh(c, e),
                 kwh(c, v),
-                case_saved(c.needs, c.needs),
+                percents(case_saved(c.needs, c.needs)),
                 kwh(c, c.dense),
                 kwh(c, c.sparse),
                 percent(e / c.dense - 1, True),
@@ -558,7 +412,7 @@ def table_4() -> str:
                     percent(above_eager, True),
                     percent(v / least - 1, True),
                     percent(above_vllm, True),
-                    case_saved(base.needs_rounded_up, other.needs_rounded_up),
+                    percents(case_saved(base.needs_rounded_up, other.needs_rounded_up)),
                     percent(paper),
                 ]
             )
@@ -807,9 +661,9 @@ def case_figure() -> str:
     for index, batch in enumerate(CASE_BATCHES):
         mine = [c for c in cases() if c.batch == batch]
         for fit, name, colour in ((eager, "transformers eager", index), (vllm, "vLLM", index + 2)):
-            points = [(float(i + 1), alone(float(fit @ c.needs))) for i, c in enumerate(mine)]
+            points = [(i + 0.8 + 0.1 * colour, alone(float(fit @ c.needs))) for i, c in enumerate(mine)]
             lines.append(Line(f"{name}, batch {batch}", points, colour, joined=False))
-    least = [(float(i + 1), alone(c.dense)) for i, c in enumerate(c for c in cases() if c.batch == CASE_BATCHES[0])]
+    least = [(i + 1.2, alone(c.dense)) for i, c in enumerate(c for c in cases() if c.batch == CASE_BATCHES[0])]
     lines.append(Line("ideal, dense peak", least, 5, joined=False))
     y = svg.log_axis(1, 500, told_joules)
     return picture("J per request, estimated (two-phase)", "", lines, x, y)
@@ -859,7 +713,7 @@ def filled(document: str) -> str:
 def report() -> str:
     told = (
         "Llama-3.1-8B shape on H200s. Offline, in-process, random weights, fixed lengths; GPU energy by its own "
-        "counter. Each run is whole batches."
+        "counter. Each run is whole batches. Not valid: a run whose counter may be off by more than 10 % at the worst."
     )
     return render("Frameworks by batch", told, rows(), "hf-eager", {}, {}, 0)
 

@@ -11,6 +11,7 @@ import gzip
 import json
 import shutil
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -18,6 +19,8 @@ from typing import Any
 import msgspec
 
 from loadgen.energy.series import EnergySample, EnergySeries, on_its_own_clock, series_by_domain
+
+FOLDER = Path(__file__).parent.parent / "docs/results/h200-2026"
 
 
 def take(source: Path, target: Path, first_is_warm_up: bool) -> None:
@@ -92,6 +95,25 @@ def mean(values: Sequence[float]) -> float | None:
 
 def spread(values: Sequence[float]) -> float | None:
     return (max(values) - min(values)) / fmean(values) if len(values) > 1 else None
+
+
+# ---------------------------------------------------------------- what was taken in
+
+
+@cache
+def sitting(name: str) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((FOLDER / "frameworks" / name / "summary.json").read_text())
+    return found
+
+
+@cache
+def online(name: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(summary, run) of an online run."""
+    folder = FOLDER / "online" / name
+    return json.loads((folder / "summary.json").read_text()), json.loads((folder / "run.json").read_text())
+
+
+# ---------------------------------------------------------------- the command
 
 
 def main() -> None:
