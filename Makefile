@@ -40,8 +40,8 @@ fmt: $(VENV)/.installed-check
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed  ## our own speed and truth; SERVER=FILE.c is a server as benchmarks/truth.py describes it
-	PYTHONPATH=. $(BIN)/python benchmarks/bench.py --server-source $(SERVER)
+bench: $(VENV)/.installed  ## loadgen and the peers of benchmarks/install_peers.sh side by side, about 8 minutes; ARGS=--publish writes docs/
+	PYTHONPATH=. $(BIN)/python benchmarks/bench.py $(ARGS)
 
 bench-attribution: $(VENV)/.installed  ## every method's error per request against the simulator's own account, about 10 min
 	PYTHONPATH=. $(BIN)/python benchmarks/attribution.py --seconds 300

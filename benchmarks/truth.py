@@ -1,48 +1,62 @@
-"""The timing-true server of the benchmarks: built, pinned to a core, and its log read back.
+"""The server of known timing (`truthserver.c`): built, pinned to a core, and its log read back."""
 
-Any C file will do that takes --port, --log, --quiet, --burst, --burst-write N, --ttft-ms X and --itl-ms X, and whose
-log is an array of `LOG`.
-"""
-
+import ctypes
 import os
 import signal
-import socket
 import subprocess
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from time import monotonic, sleep
 
 import numpy as np
 from numpy.typing import NDArray
 
-LOG = np.dtype(
+SOURCE = Path(__file__).with_name("truthserver.c")
+REQUEST = np.dtype(
     [("seq", "u8")]
-    + [(name, "i8") for name in ("t_accept", "t_rx", "t_read", "t_read_real", "t_int_first", "t_first")]
-    + [(name, "i8") for name in ("t_int_last", "t_last", "t_end", "late_sum", "late_max")]
-    + [(name, "u4") for name in ("tok_req", "ev_plan", "ev_sent", "tok_sent", "flags", "status")]
-    + [(name, "u4") for name in ("conn", "req_on_conn", "body", "eagain")]
-    + [("xrid", "S64")]
+    + [(name, "i8") for name in ("arrived_ns", "read_ns", "due_ns", "late_max_ns", "ended_ns")]
+    + [("first_write", "u8")]
+    + [(name, "u4") for name in ("events", "tokens", "asked", "flags", "status", "connection")]
+    + [("request_id", "S64")]
 )
-"""One request. Times are ns of CLOCK_MONOTONIC; `t_rx` is the kernel's stamp of the request's last segment."""
-
+"""`struct record` of truthserver.c, which explains it."""
 FAULTS = (
     "close", "reset", "stall", "500", "503", "429", "badjson", "crlf", "nospace", "comment", "split", "nousage",
     "nodone", "errchunk", "emptydelta",
 )  # fmt: skip
 """Bit i of `flags` says that fault i was injected."""
+ANY_FAULT = (1 << len(FAULTS)) - 1
 
 
-def build(source: Path, folder: Path) -> Path:
+@dataclass(frozen=True)
+class Log:
+    requests: NDArray[np.void]
+    """Of `REQUEST`, in order of arrival."""
+    writes_ns: NDArray[np.int64]
+
+    def writes_of(self, request: np.void) -> NDArray[np.int64]:
+        """When each of its token events was written."""
+        first = int(request["first_write"])
+        return self.writes_ns[first : first + int(request["events"])]
+
+    def first_write_ns(self) -> NDArray[np.int64]:
+        """Of every request; those without a token must have been left out."""
+        return self.writes_ns[self.requests["first_write"].astype(np.int64)]
+
+    def arrivals_s(self) -> NDArray[np.float64]:
+        """When each request came, in order, as offsets from the first."""
+        at = np.sort(self.requests["arrived_ns"])
+        return (at - at[0]) / 1e9
+
+    def only(self, kept: NDArray[np.bool_]) -> "Log":
+        return Log(self.requests[kept], self.writes_ns)
+
+
+def build(folder: Path) -> Path:
     binary = folder / "truthserver"
-    subprocess.run(["gcc", "-O2", "-o", str(binary), str(source), "-lm"], check=True)
+    subprocess.run(["gcc", "-O2", "-Wall", "-o", str(binary), str(SOURCE)], check=True)
     return binary
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def pinned(core: int | None, command: Sequence[str]) -> list[str]:
@@ -52,39 +66,30 @@ def pinned(core: int | None, command: Sequence[str]) -> list[str]:
 @contextmanager
 def truthserver(binary: Path, log: Path, core: int | None, *options: str) -> Iterator[str]:
     """Runs it for the time of the block; gives its root URL. The log is complete after the block."""
-    port = free_port()
-    command = [str(binary), "--port", str(port), "--log", str(log), "--quiet", *options]
-    server = subprocess.Popen(pinned(core, command), stdout=sys.stderr)
+    command = pinned(core, [str(binary), "--log", str(log), *options])
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=_end_with_parent)
+    assert server.stdout is not None
     try:
-        _wait(port, server)
-        yield f"http://127.0.0.1:{port}"
+        url = server.stdout.readline().strip()
+        if not url:
+            raise SystemExit(f"the server did not start: {' '.join(command)}")
+        yield url
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait(10)
+        server.stdout.close()
 
 
-def _wait(port: int, server: "subprocess.Popen[bytes]") -> None:
-    deadline = monotonic() + 5
-    while monotonic() < deadline and server.poll() is None:
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            return
-        except OSError:
-            sleep(0.02)
-    raise SystemExit(f"the server did not start: {server.args}")
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def read(log: Path) -> NDArray[np.void]:
-    """The load's own requests in order of arrival: probes and warm-up are left out."""
-    every = np.sort(np.fromfile(log, dtype=LOG), order="seq")
-    probes = np.char.startswith(every["xrid"], b"loadgen-")
-    return every[~probes]
-
-
-def arrivals_s(log: NDArray[np.void]) -> NDArray[np.float64]:
-    """When each request came, in order, as offsets from the first."""
-    at = np.sort(np.where(log["t_rx"] > 0, log["t_rx"], log["t_read"]))
-    return (at - at[0]) / 1e9
+def read(log: Path, prefix: bytes = b"") -> Log:
+    """The load's own requests, those whose id has the prefix: loadgen's probes and warm-up are left out."""
+    every = np.sort(np.fromfile(log, dtype=REQUEST), order="seq")
+    ids = every["request_id"]
+    own = np.char.startswith(ids, prefix) & ~np.char.startswith(ids, b"loadgen-")
+    return Log(every[own], np.fromfile(f"{log}.writes", dtype=np.int64))
 
 
 def spread_over_cores() -> tuple[int | None, int | None]:

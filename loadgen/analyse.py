@@ -1,24 +1,34 @@
 """A run folder's records and samples -> attribution and summary. Pure: the same folder gives the same bytes."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypedDict
+from typing import Any, TypedDict
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
-from loadgen import stats
-from loadgen.arrivals import index_of_dispersion
+from loadgen import instrument, stats
+from loadgen.arrivals import index_of_dispersion, realised
 from loadgen.attribution import RequestEnergy, RunAttribution, attribute, in_phase
 from loadgen.energy.series import EnergySeries, on_its_own_clock, series_by_domain
 from loadgen.record import RequestRecord
 from loadgen.rundir import RunResult
-from loadgen.summary import Distribution, EnergySummary, Instrument, Rate, SteadyState, Summary, WorkloadSummary
+from loadgen.schedule import Asked
+from loadgen.summary import (
+    ArrivalCheck,
+    Distribution,
+    EnergySummary,
+    Goodput,
+    Instrument,
+    Rate,
+    SteadyState,
+    Summary,
+    WorkloadSummary,
+)
 from loadgen.units import NS_PER_S, j_from_mj
 from loadgen.work import work_of
 
-MAX_LAG_P99_S = 0.005
-"""A client that sends later than this does not keep its schedule."""
 MIN_TIME_COVERAGE = 0.99
 MIN_TOKEN_COVERAGE = 0.95
 AVERAGED = ("nvml-power-average", "nvml-power-usage")
@@ -64,8 +74,9 @@ def summarize(
     result: RunResult, attribution: RunAttribution | None, series: Sequence[EnergySeries], start_ns: int, end_ns: int
 ) -> Summary:
     records, duration_s = result.records, (end_ns - start_ns) / NS_PER_S
-    slo_ms = result.info.config.get("goodput") or {}
     lag = stats.seconds(record.lag_ns for record in records)
+    checks = {asked.workload: _arrivals(result, asked) for asked in result.info.asked}
+    arrivals = checks.get(None) or _all_arrivals(result, checks)
     energy = _energy(result, attribution, series, start_ns, end_ns)
     return Summary(
         run_id=result.info.run_id,
@@ -73,14 +84,15 @@ def summarize(
         stopped_by=result.info.stopped_by,
         requests=stats.request_counts(records),
         rate=_rate(result),
+        arrivals=arrivals,
         schedule_lag_s=lag,
         **_latency(records),
         tokens=stats.token_counts(records, duration_s),
         lengths=stats.length_check([(item.input_tokens, item.output_tokens) for item in result.schedule], records),
-        goodput=stats.goodput(records, slo_ms, duration_s) if slo_ms else None,
+        goodput=_goodput(result.info.config, records, duration_s),
         energy=energy,
-        by_workload=_by_workload(records, attribution, slo_ms, duration_s),
-        instrument=_instrument(result, lag),
+        by_workload=_by_workload(result, attribution, checks, duration_s),
+        instrument=_instrument(result, lag, duration_s, arrivals),
     )
 
 
@@ -107,7 +119,7 @@ def _latency(records: Sequence[RequestRecord]) -> Latency:
     return {
         "ttft_s": stats.seconds(record.ttft_ns for record in done),
         "tpot_s": stats.seconds(record.tpot_ns for record in done),
-        "itl_s": stats.seconds(stats.inter_token_ns(done)),
+        "itl_s": stats.inter_token_s(done),
         "e2e_s": stats.seconds(record.e2e_ns for record in done),
         "response_s": stats.seconds(record.response_ns for record in done),
     }
@@ -127,24 +139,111 @@ def _rate(result: RunResult) -> Rate:
     )
 
 
-def _by_workload(
-    records: Sequence[RequestRecord], attribution: RunAttribution | None, slo_ms: dict[str, float], duration_s: float
-) -> dict[str, WorkloadSummary]:
-    shares = {share.index: share for share in attribution.requests} if attribution else {}
+def _arrivals(result: RunResult, asked: Asked) -> ArrivalCheck:
+    """One stream's, against its process."""
+    starts = [r for r in result.schedule if r.after is None and asked.workload in (None, r.workload)]
+    scheduled = np.array([request.offset_ns for request in starts], dtype=np.int64) / NS_PER_S
+    sent = _sent_s(result, {request.index for request in starts})
+    law = (asked.process, asked.rate_rps, asked.burstiness, asked.shape)
+    check = ArrivalCheck(
+        of="sessions" if asked.sessions else "requests",
+        process=asked.process,
+        asked_rps=asked.rate_rps,
+        scheduled=realised(scheduled, *law),
+        sent=realised(sent, *law, planned=scheduled),
+        as_asked=None,
+        verdict="not judged: --max-concurrency closed the loop",
+    )
+    return check if result.info.config.get("max_concurrency") else _judged(check)
+
+
+def _judged(check: ArrivalCheck) -> ArrivalCheck:
+    for when, found in (("as scheduled", check.scheduled), ("as sent", check.sent)):
+        if found.faults:
+            verdict = f"not as asked, {when}: {'; '.join(found.faults)}"
+            return msgspec.structs.replace(check, as_asked=False, verdict=verdict)
+    if check.sent.rate is None:
+        return msgspec.structs.replace(check, verdict=f"too few {check.of} to tell ({check.sent.count})")
+    return msgspec.structs.replace(check, as_asked=True, verdict="as asked")
+
+
+def _all_arrivals(result: RunResult, checks: Mapping[str | None, ArrivalCheck]) -> ArrivalCheck | None:
+    """Several streams together: no process of its own, and as asked when each of them is."""
+    if not checks:
+        return None
+    planned = np.array([request.offset_ns for request in result.schedule], dtype=np.int64) / NS_PER_S
+    sent = _sent_s(result, {request.index for request in result.schedule})
+    verdicts = [check.as_asked for check in checks.values()]
+    return ArrivalCheck(
+        of="requests",
+        process=None,
+        asked_rps=result.info.requested_rps,
+        scheduled=realised(planned, "several", None),
+        sent=realised(sent, "several", None),
+        as_asked=False if False in verdicts else None if None in verdicts else True,
+        verdict="; ".join(f"{name}: {check.verdict}" for name, check in checks.items()),
+    )
+
+
+def _sent_s(result: RunResult, indices: set[int]) -> NDArray[np.float64]:
+    """From the run's start on, in order."""
+    sent = [record.sent_ns for record in result.records if record.sent_ns is not None and record.index in indices]
+    return np.sort((np.array(sent, dtype=np.int64) - (result.info.start_ns or 0)) / NS_PER_S)
+
+
+def slo_of(config: dict[str, Any], workload: str) -> dict[str, float]:
+    """The limits in ms for a workload: its stream's own, or the run's."""
+    own: dict[str, float] = config.get("streams", {}).get(workload, {}).get("goodput") or {}
+    return own or config.get("goodput") or {}
+
+
+def _goodput(config: dict[str, Any], records: Sequence[RequestRecord], duration_s: float) -> Goodput | None:
+    """Each request by the limits of its workload; those without any are left out."""
     groups: dict[str, list[RequestRecord]] = {}
     for record in records:
         groups.setdefault(record.workload, []).append(record)
-    return {name: _workload(group, shares, slo_ms, duration_s) for name, group in sorted(groups.items())}
+    slos = {name: slo_of(config, name) for name in groups}
+    counted = [stats.goodput(group, slos[name], duration_s) for name, group in groups.items() if slos[name]]
+    if not counted:
+        return None
+    good, scheduled = sum(one.good for one in counted), sum(len(groups[name]) for name in groups if slos[name])
+    return Goodput(
+        slo_ms=counted[0].slo_ms if all(slo == counted[0].slo_ms for slo in slos.values()) else {},
+        good=good,
+        ratio=good / scheduled,
+        rps=good / duration_s if duration_s > 0 else None,
+    )
+
+
+def _by_workload(
+    result: RunResult,
+    attribution: RunAttribution | None,
+    checks: Mapping[str | None, ArrivalCheck],
+    duration_s: float,
+) -> dict[str, WorkloadSummary]:
+    shares = {share.index: share for share in attribution.requests} if attribution else {}
+    groups: dict[str, list[RequestRecord]] = {}
+    for record in result.records:
+        groups.setdefault(record.workload, []).append(record)
+    return {
+        name: _workload(group, shares, checks.get(name), result.info.config, duration_s)
+        for name, group in sorted(groups.items())
+    }
 
 
 def _workload(
-    records: Sequence[RequestRecord], shares: dict[int, RequestEnergy], slo_ms: dict[str, float], duration_s: float
+    records: Sequence[RequestRecord],
+    shares: dict[int, RequestEnergy],
+    arrivals: ArrivalCheck | None,
+    config: dict[str, Any],
+    duration_s: float,
 ) -> WorkloadSummary:
     return WorkloadSummary(
         requests=stats.request_counts(records),
         **_latency(records),
         tokens=stats.token_counts(records, duration_s),
-        goodput=stats.goodput(records, slo_ms, duration_s) if slo_ms else None,
+        goodput=_goodput(config, records, duration_s),
+        arrivals=arrivals,
         **_energy_of(records, shares),
     )
 
@@ -303,23 +402,22 @@ def _held_back(result: RunResult) -> Iterable[str]:
 
 def _cached_share(result: RunResult) -> float:
     """Cached / all prompt tokens; 0 when the trace asks for shared prefixes, or nobody says."""
-    if any(request.prefix_ids for request in result.schedule):
+    if any(request.prefix_ids or request.text_tokens for request in result.schedule):
         return 0.0
     prompt = sum(record.input_tokens or 0 for record in result.records)
     return sum(record.cached_tokens or 0 for record in result.records) / prompt if prompt else 0.0
 
 
-def _instrument(result: RunResult, lag: Distribution) -> Instrument:
+def _instrument(result: RunResult, lag: Distribution, duration_s: float, arrivals: ArrivalCheck | None) -> Instrument:
     own = result.info.instrument
-    verdicts = []
-    if lag.p99 is not None and lag.p99 > MAX_LAG_P99_S:
-        verdicts.append(
-            f"this client sent late: schedule lag p99 {lag.p99 * 1000:.1f} ms; its latencies carry that error"
-        )
-    if (late_s := (own.get("loop_delay_s") or {}).get("p99")) is not None and late_s > MAX_LAG_P99_S:
-        verdicts.append(
-            f"this client's event loop woke late: p99 {late_s * 1000:.1f} ms; its time stamps can carry that error"
-        )
+    delay = own.get("loop_delay_s")
+    loop_delay = msgspec.convert({"count": 0} | delay, Distribution) if delay else None
+    processes = own.get("processes") or []
+    waited_s = own.get("waited_s")
+    waited = waited_s / duration_s if waited_s is not None and duration_s > 0 else None
+    verdicts = instrument.faults(processes, waited, lag=lag, loop_delay=loop_delay)
+    if arrivals and arrivals.as_asked is False:
+        verdicts.append(f"requests did not come as they should: {arrivals.verdict}")
     if (cached := _cached_share(result)) > MAX_CACHED:
         verdicts.append(
             f"{cached:.0%} of the prompt tokens came from the server's prefix cache, though no prompt shares a prefix: "
@@ -328,6 +426,9 @@ def _instrument(result: RunResult, lag: Distribution) -> Instrument:
     if result.info.config.get("max_concurrency"):
         verdicts.append("--max-concurrency closed the loop: the server's slowness delayed later requests")
     return Instrument(
+        kept_time=instrument.kept_time(processes, lag=lag, loop_delay=loop_delay),
+        loop_delay_s=loop_delay,
+        waited_s=waited_s,
         cpu_s=own.get("cpu_s"),
         max_rss_bytes=own.get("max_rss_bytes"),
         sampler_period_s=own.get("sampler_period_s"),

@@ -2,10 +2,9 @@
 
 import re
 from array import array
-from typing import NamedTuple
 
 from loadgen.http1 import Head
-from loadgen.openai_api import ProtocolError, StreamEvent, Usage, error_of_body, parse_event
+from loadgen.openai_api import TOKEN, ProtocolError, StreamEvent, Usage, error_of_body, parse_event
 from loadgen.record import ErrorKind
 from loadgen.sse import SSEDecoder
 
@@ -23,8 +22,8 @@ class RequestError(Exception):
 class Answer:
     """Local to one `send`. Raises RequestError, SSEError and ProtocolError on what is not a stream of the API."""
 
-    __slots__ = ("_decoder", "_done", "_error_body", "_hits", "_learned", "_template", "chunk_ns", "finish_reason",
-                 "finished_ns", "reason", "sent_ns", "status", "usage")  # fmt: skip
+    __slots__ = ("_between", "_decoder", "_done", "_error_body", "_hits", "_learned", "_template", "_tokens",
+                 "chunk_ns", "finish_reason", "finished_ns", "reason", "sent_ns", "status", "usage")  # fmt: skip
 
     def __init__(self) -> None:
         self.sent_ns: int | None = None
@@ -35,10 +34,12 @@ class Answer:
         self.finish_reason: str | None = None
         self.finished_ns: int | None = None
         self._decoder = SSEDecoder()
+        self._between = True
+        """Events: whether the next byte begins one."""
         self._done = False
         self._error_body: bytearray | None = None
         self._template: Template | None = None
-        self._learned = self._hits = 0
+        self._learned = self._hits = self._tokens = 0
 
     def head(self, head: Head) -> None:
         self.status, self.reason = head.status, head.reason
@@ -56,13 +57,27 @@ class Answer:
             if len(self._error_body) >= MAX_ERROR_BODY_BYTES:
                 self._fail()
             return
-        was_idle = self._decoder.idle
-        events = [parse_event(event) for event in self._decoder.feed(data)]
-        for event in events:
+        decoder = self._decoder
+        if (lone := decoder.lone(data)) is not None:
+            event = parse_event(lone)
             self._hear(event, read_ns)
-        if events == [TOKEN] and was_idle and self._decoder.idle and self._learned <= 4 + self._hits // 4:
-            self._learned += 1  # a server whose events all differ is not worth the trouble
-            self._template = learn(data)
+            if event is TOKEN:
+                self._learn_from(data)
+        else:
+            was_idle = decoder.idle
+            events = [parse_event(event) for event in decoder.feed(data)]
+            for event in events:
+                self._hear(event, read_ns)
+            if was_idle and events == [TOKEN] and decoder.idle:
+                self._learn_from(data)
+            self._between = decoder.idle
+
+    def _learn_from(self, token: bytes) -> None:
+        """From the second on; and a server whose events all differ is not worth the trouble."""
+        self._tokens += 1
+        if self._tokens > 1 and self._learned <= 4 + self._hits // 4:
+            self._learned += 1
+            self._template = learn(token)
 
     def end(self, read_ns: int) -> None:
         """The body has ended properly."""
@@ -78,17 +93,22 @@ class Answer:
     def frames(self, data: bytes, at: int, read_ns: int) -> int:
         """Takes the HTTP chunks of `data` from `at` on that hold one event each, one that differs from an event already
         decoded in nothing but its text. Gives the position of the first chunk that is anything else."""
-        if self._template is None or not self._decoder.idle:
+        if self._template is None or not self._between:
             return at
         stop, count = self._template.skip(data, at)
-        if count:
-            assert self.chunk_ns is not None
-            self._hits += count
-            self.chunk_ns.extend((read_ns,) * count)
+        assert self.chunk_ns is not None
+        if count == 1:
+            self.chunk_ns.append(read_ns)
+        else:
+            self.chunk_ns += array("q", (read_ns,)) * count
+        self._hits += count
         return stop
 
     def _hear(self, event: StreamEvent, read_ns: int) -> None:
         assert self.chunk_ns is not None
+        if event is TOKEN:
+            self.chunk_ns.append(read_ns)
+            return
         if event.error is not None:
             raise RequestError("server", event.error)
         if event.has_content:
@@ -103,9 +123,6 @@ class Answer:
         raise RequestError("http", f"{self.status} {self.reason}: {text}")
 
 
-TOKEN = StreamEvent(has_content=True)
-"""What an event says that holds text and nothing else."""
-
 _TEXT_FIELD = re.compile(rb'"(?:content|text|reasoning_content|reasoning)"\s*:\s*"')
 _PLAIN = re.compile(
     rb'(?:[ !#-\[\]-~]++|\\["\\/bfnrt]|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef]'
@@ -113,23 +130,63 @@ _PLAIN = re.compile(
 ).fullmatch
 """The inside of a JSON string that is surely valid and surely not empty: UTF-8, and escapes of one letter."""
 
-_FRAMES = {b"%x\r\n" % size: size + 6 for size in range(0x10, 0x100)} | {
-    b"%x\r\n" % size: size + 7 for size in range(0x100, 0x1000)
-}
-"""A chunk's size line -> the bytes of the whole chunk: line, data and CRLF. From 16 to 4095 bytes of data."""
+_SIZES = {size: b"%x\r\n" % size for size in range(0x10, 0x1000)}
+_FRAMES = {line: size + len(line) + 2 for size, line in _SIZES.items()}
+"""A chunk's size line -> the bytes of the whole chunk: line, data and CRLF."""
 _SHORT = 0xFF + 6
+_MANY = 16
+"""From as many chunks on it is cheaper to compare them all at once."""
 
 
-class Template(NamedTuple):
+class _Openings(dict[int, bytes]):
+    """Bytes of text -> how the chunk that holds it begins."""
+
+    def __init__(self, before: bytes, tail: int) -> None:
+        super().__init__()
+        self._before, self._around = before, len(before) + tail
+
+    def __missing__(self, text: int) -> bytes:
+        opening = self[text] = _SIZES.get(self._around + text, b"") + self._before
+        return opening
+
+
+class Template:
     """An event around its text. With any plain text between, the event says TOKEN."""
 
-    before: bytes
-    after: bytes
-    """Up to the CRLF that closes the HTTP chunk."""
+    __slots__ = ("_after", "_before", "_many_bytes", "_openings")
+
+    def __init__(self, before: bytes, after: bytes) -> None:
+        """`after`: up to the CRLF that closes the HTTP chunk."""
+        self._before, self._after = before, after
+        self._openings = _Openings(before, len(after) - 2)
+        self._many_bytes = _MANY * (len(before) + len(after))
 
     def skip(self, data: bytes, at: int) -> tuple[int, int]:
         """(where the first other chunk begins, how many like this came before it)."""
-        before, after = self
+        if len(data) - at < self._many_bytes:
+            return self._skip_each(data, at)
+        at, many = self._skip_many(data, at)
+        at, more = self._skip_each(data, at)
+        return at, many + more
+
+    def _skip_many(self, data: bytes, at: int) -> tuple[int, int]:
+        """All the chunks to the last end of an event, if it is them: take the texts from their places, put the chunks
+        that they would make together again, and compare."""
+        before, after = self._before, self._after
+        stop = data.rfind(after, at) + len(after)
+        if stop < len(after):
+            return at, 0
+        pieces = data[at:stop].split(after[-4:])[:-1]
+        lead, tail = len(before) + 4, 4 - len(after)
+        texts = [piece[lead:tail] if len(piece) <= _SHORT - 4 else piece[lead + 1 : tail] for piece in pieces]
+        openings = self._openings
+        same = after.join([openings[len(text)] + text for text in texts]) + after
+        if b"" in texts or not data.startswith(same, at) or not _PLAIN(b" ".join(texts)):
+            return at, 0
+        return stop, len(texts)
+
+    def _skip_each(self, data: bytes, at: int) -> tuple[int, int]:
+        before, after = self._before, self._after
         lead, tail, total, count = len(before), len(after), len(data), 0
         get, starts, ends = _FRAMES.get, data.startswith, data.endswith
         while size := get(data[at : at + 4]) or get(data[at : at + 5]):

@@ -1,9 +1,9 @@
 """When requests come: offsets in seconds from the start, and how to tell whether they came as asked."""
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,6 +13,9 @@ from loadgen.errors import LoadgenError
 Process = Literal["poisson", "gamma", "constant"]
 
 Seconds = NDArray[np.float64]
+Numbers = NDArray[np.int64]
+Points = Sequence[tuple[float, float]]
+"""(second, requests/s), in order: the rate goes in straight lines through them."""
 
 MAX_ARRIVALS = 100_000_000
 
@@ -115,71 +118,205 @@ def ks_exponential(gaps_s: Seconds) -> tuple[float, float]:
 # -- other rates from given arrivals, and rates that change -----------------------------------------------------------
 
 
-def thin(offsets_s: Seconds, keep: float, rng: np.random.Generator) -> Seconds:
-    """Each arrival kept with probability `keep`: a lower rate whose bursts last as long as before.
+def thinned(groups: Numbers, keep: float, rng: np.random.Generator) -> NDArray[np.bool_]:
+    """Which arrivals stay when each group of them does with probability `keep`: a lower rate, bursts as long as before.
 
-    Squeezing time (`trace.rescale`) keeps every burst's size and changes how long it lasts; this does the opposite.
-    The index of dispersion over a fixed window goes from D to 1 + keep (D - 1): thinned enough, anything is Poisson.
+    Squeezing time keeps every burst's size and changes how long it lasts; this does the opposite. With every arrival
+    its own group, the index of dispersion over a fixed window goes from D to 1 + keep (D - 1): thinned enough, anything
+    is Poisson.
     """
     if not 0 < keep <= 1:
         raise LoadgenError(f"share {keep} of the arrivals: expected above 0 and at most 1")
-    return np.asarray(offsets_s[rng.random(len(offsets_s)) < keep])
+    _, which = np.unique(groups, return_inverse=True)
+    return np.asarray((rng.random(int(which.max(initial=-1)) + 1) < keep)[which])
 
 
-def superpose(*streams: Seconds) -> Seconds:
-    """All arrivals of all streams in order: a higher rate, as from more independent users."""
-    return np.sort(np.concatenate(streams)) if streams else np.zeros(0)
+class Superposed(NamedTuple):
+    """Arrivals in order; which arrival of the source each is; and in which copy, counted so that 2 k are those of copy
+    k after its shift and 2 k + 1 those that the shift took round the end. The first copy is not shifted."""
+
+    offsets_s: Seconds
+    picks: Numbers
+    laps: Numbers
 
 
-def changing(points: list[tuple[float, float]], rng: np.random.Generator) -> Seconds:
-    """A Poisson process whose rate goes in straight lines through (second, requests/s) points.
+def superposed(offsets_s: Seconds, groups: Numbers, times: float, rng: np.random.Generator) -> Superposed:
+    """`times` as many arrivals in the same time, as from more users: copies that each begin elsewhere in the source and
+    go round, the last of them thinned. Variance and mean of the counts both add: the index of dispersion stays."""
+    if not (math.isfinite(times) and times > 0 and times * len(offsets_s) <= MAX_ARRIVALS):
+        raise LoadgenError(
+            f"{times:.3g} times {len(offsets_s):,} arrivals: expected at most {MAX_ARRIVALS:,} in one run"
+        )
+    start_s, span_s = float(offsets_s[0]), cycle_s(offsets_s)
+    copies = []
+    for copy in range(math.ceil(times)):
+        at = offsets_s - start_s + (rng.random() * span_s if copy else 0.0)
+        picks = np.arange(len(offsets_s)) if copy < int(times) else np.flatnonzero(thinned(groups, times % 1, rng))
+        copies.append((at[picks] % span_s, picks, 2 * copy + (at[picks] >= span_s)))
+    joined = [np.concatenate(column) for column in zip(*copies, strict=True)]
+    order = np.argsort(joined[0], kind="stable")
+    return Superposed(*(column[order] for column in joined))
 
-    A ramp is two points; a step is two points at one second. It ends at the last point. Drawn at the highest rate and
-    thinned to the rate of the moment (Lewis and Shedler, Naval Research Logistics 26, 1979).
+
+def cycle_s(offsets_s: Seconds) -> float:
+    """How long arrivals last that go round: from the first to the last, and a mean gap. LoadgenError without one."""
+    if len(offsets_s) < 2 or offsets_s[-1] <= offsets_s[0]:
+        raise LoadgenError("every request of the trace arrives at the same instant: it has no rate to scale")
+    return float(offsets_s[-1] - offsets_s[0]) * len(offsets_s) / (len(offsets_s) - 1)
+
+
+def points_of(shape: str) -> Points:
+    """(second, requests/s) points of `ramp:FROM:TO:SECONDS` or `step:RATE:RATE:...:SECONDS` (each rate that long)."""
+    kind, *numbers = shape.split(":")
+    try:
+        *rates, length_s = map(float, numbers)
+    except ValueError:
+        rates, length_s = [], math.nan
+    sound = all(math.isfinite(rate) and rate >= 0 for rate in rates) and any(rates)
+    if not (sound and math.isfinite(length_s) and length_s > 0 and len(rates) >= 2):
+        kind = ""
+    match kind:
+        case "ramp" if len(rates) == 2:
+            return [(0.0, rates[0]), (length_s, rates[1])]
+        case "step":
+            return [point for i, r in enumerate(rates) for point in ((i * length_s, r), ((i + 1) * length_s, r))]
+    raise LoadgenError(
+        f"shape {shape!r}: expected ramp:FROM:TO:SECONDS or step:RATE:RATE:SECONDS (each rate that long), "
+        "rates in requests/s, 0 or more and not all 0"
+    )
+
+
+def expected(at_s: Seconds, points: Points) -> Seconds:
+    """How many arrivals the rate through `points` gives up to each second: its integral. The last rate goes on.
+
+    Arrivals of any process, put through this, come at rate 1 when they came as asked (the time-rescaling theorem: E. N.
+    Brown et al., Neural Computation 14, 2002).
     """
-    table = np.array(points, dtype=np.float64).reshape(-1, 2)
-    seconds, rates = table[:, 0], table[:, 1]
-    if len(table) < 2 or seconds[0] != 0 or np.any(np.diff(seconds) < 0) or np.any(rates < 0):
-        raise LoadgenError(f"rates {points}: expected two points or more, from second 0 on, in order, none below 0")
-    highest = float(rates.max())
-    arrivals = offsets("poisson", highest, rng, duration_s=float(seconds[-1]))
-    return np.asarray(arrivals[rng.random(len(arrivals)) * highest < np.interp(arrivals, seconds, rates)])
+    seconds, rates, counts = _table(points)
+    k = np.clip(np.searchsorted(seconds, at_s, side="right") - 1, 0, len(seconds) - 1)
+    since = at_s - seconds[k]
+    return np.asarray(counts[k] + rates[k] * since + _slopes(seconds, rates)[k] * since**2 / 2)
+
+
+def warped(operational: Seconds, points: Points) -> Seconds:
+    """Arrivals of rate 1 -> arrivals of the rate through `points`: the inverse of `expected`. Those that a last rate of
+    0 would put off for ever are left out."""
+    seconds, rates, counts = _table(points)
+    if rates[-1] == 0:
+        operational = operational[operational < counts[-1]]
+    k = np.clip(np.searchsorted(counts, operational, side="right") - 1, 0, len(seconds) - 1)
+    rate, slope, left = rates[k], _slopes(seconds, rates)[k], operational - counts[k]
+    root = rate + np.sqrt(np.maximum(rate**2 + 2 * slope * left, 0.0))
+    return np.asarray(seconds[k] + np.divide(2 * left, root, out=np.zeros_like(left), where=root > 0))
+
+
+def _table(points: Points) -> tuple[Seconds, Seconds, Seconds]:
+    """Seconds, rates from each second on, and arrivals expected until then."""
+    seconds, rates = np.array(points, dtype=np.float64).T
+    counts = np.concatenate(([0.0], np.cumsum(np.diff(seconds) * (rates[1:] + rates[:-1]) / 2)))
+    return seconds, rates, counts
+
+
+def _slopes(seconds: Seconds, rates: Seconds) -> Seconds:
+    length = np.diff(seconds)
+    return np.append(np.divide(np.diff(rates), length, out=np.zeros_like(length), where=length > 0), 0.0)
 
 
 # -- did they come as asked? ------------------------------------------------------------------------------------------
+
+MIN_GAPS = 10
+"""With fewer, nothing is said."""
+SIGNIFICANCE = 0.01
+"""A run of what was asked is told otherwise once in a hundred, not once in twenty: somebody reads every verdict."""
 
 
 @dataclass(frozen=True)
 class Realised:
     """Arrivals against the process that was asked for; None where there are too few to tell."""
 
-    rate: float | None
-    gap_cv: float | None
+    count: int
+    rate: float | None = None
+    gap_cv: float | None = None
     """Standard deviation / mean of the gaps: 1 / sqrt(burstiness) for gamma, 0 for constant."""
-    dispersion: float | None
+    dispersion: float | None = None
     """Variance / mean of the counts in whole seconds."""
-    ks: float | None
-    """Distance of the gaps from an exponential of their mean; poisson only."""
-    ks_critical: float | None
-    verdict: str | None
-    """What is wrong; None when nothing is."""
+    ks: float | None = None
+    """Distance of the gaps from what was asked: the process's law, or with `planned` the gaps of that."""
+    ks_critical: float | None = None
+    faults: list[str] = field(default_factory=list)
+    """How they differ from what was asked, in words."""
 
 
-def realised(offsets_s: Seconds, process: str, rate: float | None, burstiness: float = 1.0) -> Realised:
-    """For Poisson the gaps must pass Kolmogorov-Smirnov at 5 %; for any process the rate must lie within four standard
-    errors (CV / sqrt(gaps)) of what was asked, and for a clock within 1 %."""
-    gaps = np.diff(offsets_s)
-    if len(gaps) < 2 or gaps.sum() <= 0:
-        return Realised(None, None, None, None, None, None)
+def realised(
+    offsets_s: Seconds,
+    process: str,
+    rate: float | None,
+    burstiness: float = 1.0,
+    points: Points | None = None,
+    planned: Seconds | None = None,
+) -> Realised:
+    """Sorted offsets from the run's start, against `process` at `rate`, or at the rate through `points`.
+
+    The mean gap must lie within four standard errors (CV / sqrt(gaps)) of what was asked, or 1 %; the gaps must pass
+    Kolmogorov-Smirnov at SIGNIFICANCE: Poisson's against an exponential of their own mean, gamma's against the gamma
+    asked for, and a trace's own against `planned`, if given. A constant process may vary by a tenth of its gap.
+    """
+    rate_asked, at = rate, offsets_s
+    if points is not None:
+        at, rate = expected(offsets_s, points), 1.0
+        planned = None if planned is None else expected(planned, points)
+    gaps = np.diff(at)
+    if len(gaps) < MIN_GAPS or gaps.sum() <= 0:
+        return Realised(len(offsets_s))
+    scale = 1.0 if points is None else float((at[-1] - at[0]) / (offsets_s[-1] - offsets_s[0]))
     got, cv = len(gaps) / float(gaps.sum()), float(gaps.std() / gaps.mean())
-    ks, critical = ks_exponential(gaps) if process == "poisson" else (None, None)
     expected_cv = {"poisson": 1.0, "gamma": burstiness**-0.5, "constant": 0.0}.get(process, cv)
     faults = []
-    if rate is not None and abs(got / rate - 1) > max(4 * expected_cv / math.sqrt(len(gaps)), 0.01):
-        faults.append(f"{got:.4g} requests/s instead of {rate:.4g}")
+    if rate is not None and abs(rate / got - 1) > max(4 * expected_cv / math.sqrt(len(gaps)), 0.01):
+        wanted = f"{rate_asked:.4g}" if points is None and rate_asked else f"{scale:.4g} (the mean of the shape so far)"
+        faults.append(f"{got * scale:.4g} requests/s instead of {wanted}")
+    ks, critical = _ks(gaps, process, rate, burstiness, None if planned is None else np.diff(planned))
     if ks is not None and critical is not None and ks > critical:
-        faults.append(f"gaps are not exponential (KS {ks:.3f} > {critical:.3f})")
+        law = {"poisson": "exponential", "gamma": f"of a gamma of shape {burstiness:g}"}.get(process, "those scheduled")
+        faults.append(f"gaps are not {law} (KS {ks:.3f} > {critical:.3f})")
     if process == "constant" and cv > 0.1:
         faults.append(f"gaps vary by {cv:.0%} though they were to be constant")
     dispersion = index_of_dispersion(offsets_s, 1.0)
-    return Realised(got, cv, dispersion, ks, critical, "; ".join(faults) or None)
+    return Realised(len(offsets_s), got * scale, cv, dispersion, ks, critical, faults)
+
+
+def _ks(
+    gaps: Seconds, process: str, rate: float | None, burstiness: float, planned: Seconds | None
+) -> tuple[float | None, float | None]:
+    """(distance, critical value at SIGNIFICANCE); None where there is no law to be near."""
+    n = len(gaps)
+    if process == "poisson":
+        distance, at_5_percent = ks_exponential(gaps)
+        return distance, at_5_percent + (1.308 - 1.094) / (math.sqrt(n) + 0.26 + 0.5 / math.sqrt(n))
+    if process == "gamma" and rate is not None:
+        below = gamma_below(burstiness, np.sort(gaps) * rate * burstiness)
+        step = np.arange(n + 1) / n
+        distance = max(float(np.max(step[1:] - below)), float(np.max(below - step[:-1])))
+        return distance, 1.628 / (math.sqrt(n) + 0.12 + 0.11 / math.sqrt(n))
+    if process == "trace" and planned is not None and len(planned):
+        at = np.sort(np.concatenate((gaps, planned)))
+        shares = [np.searchsorted(np.sort(side), at, side="right") / len(side) for side in (gaps, planned)]
+        return float(np.max(np.abs(shares[0] - shares[1]))), 1.628 * math.sqrt(1 / n + 1 / len(planned))
+    return None, None
+
+
+def gamma_below(shape: float, x: Seconds) -> Seconds:
+    """P(X <= x) for gamma of `shape`, scale 1: x^a e^-x / Gamma(a + 1) (1 + x/(a+1) + x^2/((a+1)(a+2)) + ...).
+
+    (Abramowitz and Stegun, 6.5.29.) Every term is positive: nothing cancels.
+    """
+    x = np.minimum(x, shape + 20 * math.sqrt(shape) + 50)  # beyond, it is 1 to the last digit
+    term = np.ones_like(x)
+    total = term.copy()
+    divisor = shape
+    while np.any(term > 1e-16 * total):
+        divisor += 1
+        term = term * x / divisor
+        total += term
+    with np.errstate(divide="ignore"):
+        return np.asarray(np.exp(shape * np.log(x) - x - math.lgamma(shape + 1)) * total)

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.errors import LoadgenError
+from loadgen.paths import read_json
 from loadgen.trace import MAX_TOKENS, TraceRequest
 
 Lengths = NDArray[np.int64]
@@ -312,12 +313,7 @@ def to_json(bins: TokenBins) -> bytes:
 
 def read_bins(path: Path) -> TokenBins:
     """The bins in `path`, seen to make sense."""
-    try:
-        bins = msgspec.json.decode(path.read_bytes(), type=TokenBins)
-    except OSError as err:
-        raise LoadgenError(f"cannot read {path}: {err.strerror or err}") from err
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
-        raise LoadgenError(f"{path}: not token bins (`loadgen trace fit` makes them): {err}") from err
+    bins = read_json(path, TokenBins, "token bins (`loadgen trace fit` makes them)")
     if not bins.bins:
         raise LoadgenError(f"{path}: no bins in it")
     for i, b in enumerate(bins.bins):

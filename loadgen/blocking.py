@@ -10,7 +10,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from loadgen.answer import Answer, RequestError
-from loadgen.client import record_of
+from loadgen.client import Post, record_of
 from loadgen.clock import monotonic_ns
 from loadgen.http1 import HTTPError, Response, Unusual
 from loadgen.openai_api import ProtocolError
@@ -59,7 +59,7 @@ class BlockingClient:
 
         A greenlet that is killed meanwhile hands what it has to `on_cancelled`, and dies.
         """
-        answer = Answer()
+        post, answer = Post(path, body, index, workload, scheduled_ns, request_id), Answer()
         error: ErrorKind | None = None
         detail = ""
         try:
@@ -78,10 +78,10 @@ class BlockingClient:
         except BaseException as err:
             if not isinstance(err, Exception) and answer.sent_ns is not None:
                 why = "aborted while in flight"
-                on_cancelled(record_of(index, workload, scheduled_ns, answer, monotonic_ns(), "cancelled", why))
+                on_cancelled(record_of(post, answer, monotonic_ns(), "cancelled", why))
             raise
         finished_ns = answer.finished_ns if error is None and answer.finished_ns else monotonic_ns()
-        return record_of(index, workload, scheduled_ns, answer, finished_ns, error, self._redact(detail)[:500] or None)
+        return record_of(post, answer, finished_ns, error, self._redact(detail)[:500] or None)
 
     def _redact(self, text: str) -> str:
         """Servers like to quote the key they refuse."""

@@ -5,10 +5,12 @@ HTTP goes over `wire`; TLS, proxies, redirects and whatever else is unusual go o
 """
 
 import asyncio
+from collections.abc import Awaitable
 from functools import partial
 from typing import Any, Self, cast
 
 import aiohttp
+import msgspec
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientResponse
 
@@ -18,7 +20,9 @@ from loadgen.http1 import Head, HTTPError, Unusual
 from loadgen.openai_api import ProtocolError, Usage
 from loadgen.record import ErrorKind, RequestRecord
 from loadgen.sse import SSEError
-from loadgen.wire import READ_BUFFER_BYTES, Wire, plain
+from loadgen.wire import Connection, ServerDisconnectedError, Wire, plain
+
+READ_BUFFER_BYTES = 256 << 10
 
 
 class _StampedHandler(ResponseHandler):
@@ -63,6 +67,17 @@ def _tracing() -> aiohttp.TraceConfig:
     return tracing
 
 
+class Post(msgspec.Struct, frozen=True):
+    """One request, and what its record says of it beyond the answer."""
+
+    path: str
+    body: bytes
+    index: int
+    workload: str
+    scheduled_ns: int
+    request_id: str
+
+
 class Client:
     """A pool of connections to one server. Use as an async context manager inside the event loop that runs it."""
 
@@ -82,7 +97,10 @@ class Client:
             self._secrets.append(api_key)
         self._timeout_s = timeout_s
         self._session: aiohttp.ClientSession | None = None
-        self._wire = Wire(self.base_url, self._headers) if plain(self.base_url, self._headers) else None
+        self._wire = Wire(self.base_url, self._headers)
+        self._is_plain = plain(self.base_url, self._headers)
+        self._flights: dict[Flight, float] = {}
+        self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -98,8 +116,9 @@ class Client:
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        if self._wire:
-            self._wire.close()
+        if self._timer:
+            self._timer.cancel()
+        self._wire.close()
         if self._session:
             await self._session.close()
 
@@ -118,39 +137,58 @@ class Client:
         """`send` a request that is in no schedule: a probe, a warm-up."""
         return await self.send(path, body, index=-1, workload=name, scheduled_ns=0, request_id=f"loadgen-{name}")
 
-    async def send(
+    def send(
         self, path: str, body: bytes, *, index: int, workload: str, scheduled_ns: int, request_id: str
-    ) -> RequestRecord:
-        """POST `body` to `path` and read the stream to its end."""
-        answer = Answer()
-        error: ErrorKind | None = None
-        detail: str | None = None
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await self._exchange(path, body, request_id, answer)
-        except RequestError as err:
-            error, detail = err.kind, str(err)
-        except TimeoutError:
-            error, detail = "timeout", f"no end after {self._timeout_s} s"
-        except asyncio.CancelledError:
-            error, detail = "cancelled", "aborted while in flight"
-        except (SSEError, ProtocolError, HTTPError, aiohttp.ClientResponseError, aiohttp.InvalidURL) as err:
-            error, detail = "protocol", str(err)
-        except (aiohttp.ClientError, OSError) as err:
-            started = answer.status is not None
-            error, detail = "truncated" if started else "connect", f"{type(err).__name__}: {err}"
-        finished_ns = answer.finished_ns if error is None and answer.finished_ns else monotonic_ns()
-        return record_of(
-            index, workload, scheduled_ns, answer, finished_ns, error, detail and self.redact(detail)[:500]
-        )
+    ) -> Awaitable[RequestRecord]:
+        """POST `body` to `path` and read the stream to its end. Sent before this returns when a connection is idle."""
+        post = Post(path, body, index, workload, scheduled_ns, request_id)
+        if self._is_plain and (connection := self._wire.idle()):
+            return Flight(self, self._wire, post, connection)
+        return self._send(post, Answer(), self._deadline_s())
 
-    async def _exchange(self, path: str, body: bytes, request_id: str, answer: Answer) -> None:
-        if self._wire:
+    async def _send(self, post: Post, answer: Answer, deadline_s: float | None) -> RequestRecord:
+        """With all that needs waiting: a new connection, or aiohttp. `deadline_s` is the loop's time."""
+        problem: BaseException | None = None
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                await self._exchange(post, answer)
+        except (RequestError, TimeoutError, asyncio.CancelledError, *_PROTOCOL, aiohttp.ClientError, OSError) as err:
+            problem = err
+        return self._record(post, answer, problem)
+
+    def _deadline_s(self) -> float | None:
+        return None if self._timeout_s is None else asyncio.get_running_loop().time() + self._timeout_s
+
+    def _record(self, post: Post, answer: Answer, problem: BaseException | None) -> RequestRecord:
+        if problem is None:
+            return record_of(post, answer, answer.finished_ns or monotonic_ns(), None, None)
+        kind, detail = _error(problem, answer, self._timeout_s)
+        return record_of(post, answer, monotonic_ns(), kind, self.redact(detail)[:500])
+
+    async def _exchange(self, post: Post, answer: Answer) -> None:
+        if self._is_plain:
             try:
-                return await self._wire.post(path, body, request_id, answer)
+                return await self._wire.post(post.path, post.body, post.request_id, answer)
             except Unusual:
-                self._wire = None
-        return await self._by_aiohttp(path, body, request_id, answer)
+                self._is_plain = False
+        return await self._by_aiohttp(post.path, post.body, post.request_id, answer)
+
+    def _watch(self, flight: "Flight") -> None:
+        """All have the same time, so they run out in the order in which they began: one timer does for all."""
+        loop, deadline_s = asyncio.get_running_loop(), self._deadline_s()
+        if deadline_s is not None:
+            self._flights[flight] = deadline_s
+            self._timer = self._timer or loop.call_at(deadline_s, self._expire)
+
+    def _expire(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._flights:
+            flight, deadline_s = next(iter(self._flights.items()))
+            if deadline_s > loop.time():
+                self._timer = loop.call_at(deadline_s, self._expire)
+                return
+            flight.give_up(TimeoutError())
+        self._timer = None
 
     async def _by_aiohttp(self, path: str, body: bytes, request_id: str, answer: Answer) -> None:
         """One request; a second one when a pooled connection turned out to be dead before a byte of answer came.
@@ -179,23 +217,80 @@ class Client:
             answer.end(handler.read_ns)
 
 
+class Flight(asyncio.Future[RequestRecord]):
+    """A request on a connection of the pool: callbacks only, no task. Cancelled, it has its record all the same."""
+
+    def __init__(self, client: Client, wire: Wire, post: Post, connection: Connection) -> None:
+        super().__init__(loop=asyncio.get_running_loop())
+        self._client, self._post, self._connection, self._answer = client, post, connection, Answer()
+        self._again: asyncio.Task[RequestRecord] | None = None
+        client._watch(self)
+        connection.ask(wire.request(post.path, post.body, post.request_id), self._answer, self._over)
+
+    def cancel(self, msg: Any | None = None) -> bool:
+        if self.done():
+            return False
+        self.give_up(asyncio.CancelledError())
+        return True
+
+    def give_up(self, why: BaseException) -> None:
+        """Its record says `why`."""
+        if self._again:
+            self._again.cancel()
+        self._connection.abort()
+        self._land(why)
+
+    def _over(self, err: Exception | None) -> None:
+        """Servers close idle connections, and llama.cpp closes after every stream while announcing keep-alive: what was
+        dead before a byte of answer came is tried again, on a new connection."""
+        if isinstance(err, Unusual) or (isinstance(err, ServerDisconnectedError) and not err.begun):
+            self._client._is_plain &= not isinstance(err, Unusual)
+            self._try_again()
+        else:
+            self._land(err)
+
+    def _try_again(self) -> None:
+        self._answer = Answer()
+        self._again = self.get_loop().create_task(self._client._send(self._post, self._answer, None))
+        self._again.add_done_callback(self._landed_again)
+
+    def _landed_again(self, task: asyncio.Task[RequestRecord]) -> None:
+        if not self.done():
+            self._client._flights.pop(self, None)
+            self.set_result(task.result())
+
+    def _land(self, problem: BaseException | None) -> None:
+        self._client._flights.pop(self, None)
+        self.set_result(self._client._record(self._post, self._answer, problem))
+
+
+_PROTOCOL = (SSEError, ProtocolError, HTTPError, aiohttp.ClientResponseError, aiohttp.InvalidURL)
+
+
+def _error(problem: BaseException, answer: Answer, timeout_s: float | None) -> tuple[ErrorKind, str]:
+    match problem:
+        case RequestError():
+            return problem.kind, str(problem)
+        case TimeoutError():
+            return "timeout", f"no end after {timeout_s} s"
+        case asyncio.CancelledError():
+            return "cancelled", "aborted while in flight"
+    if isinstance(problem, _PROTOCOL):
+        return "protocol", str(problem)
+    return "truncated" if answer.status is not None else "connect", f"{type(problem).__name__}: {problem}"
+
+
 def record_of(
-    index: int,
-    workload: str,
-    scheduled_ns: int,
-    answer: Answer,
-    finished_ns: int,
-    error: ErrorKind | None,
-    detail: str | None,
+    post: Post, answer: Answer, finished_ns: int, error: ErrorKind | None, detail: str | None
 ) -> RequestRecord:
     streamed = answer.chunk_ns is not None
     chunks = answer.chunk_ns.tolist() if answer.chunk_ns else []
     usage = answer.usage or Usage()
     counted = usage.completion_tokens is not None
     return RequestRecord(
-        index=index,
-        workload=workload,
-        scheduled_ns=scheduled_ns,
+        index=post.index,
+        workload=post.workload,
+        scheduled_ns=post.scheduled_ns,
         sent_ns=answer.sent_ns,
         first_token_ns=chunks[0] if chunks else None,
         last_token_ns=chunks[-1] if chunks else None,

@@ -1,13 +1,13 @@
 """An engine's own counters, from its Prometheus page: what it did for everyone, beside what it did for us."""
 
-import http.client
 import re
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from urllib.parse import urlsplit
 
 from loadgen.clock import monotonic_ns
+from loadgen.energy.meter import MeterError
+from loadgen.energy.remote import Connection
 
 NAMES = {
     "vllm:iteration_tokens_total_count": "iterations",
@@ -34,16 +34,16 @@ NAMES = {
 }
 """Metric on the page -> our name. Series of one name (several engines behind one page) are added."""
 
-MAX_PAGE_BYTES = 4 << 20
 _LINE = re.compile(
-    rb"^(" + b"|".join(re.escape(name.encode()) for name in NAMES) + rb")(?:\{[^}\n]*\})? ([-+0-9.eE]+)", re.MULTILINE
+    rb"\n(" + b"|".join(re.escape(name.encode()) for name in NAMES) + rb")(?:\{[^}\n]*\})? ([-+0-9.eE]+)"
 )
+"""Begins with a literal, which is searched for three times as fast as `^`."""
 
 
 def parse_page(page: bytes) -> dict[str, float]:
     """Our names -> values, for the metrics that are there. Scans for the lines it wants: whole parsers take longer."""
     values: dict[str, float] = {}
-    for name, value in _LINE.findall(page):
+    for name, value in _LINE.findall(b"\n" + page):
         ours = NAMES[name.decode()]
         values[ours] = values.get(ours, 0.0) + float(value)
     return values
@@ -61,7 +61,7 @@ class EnginePoller:
     """A thread that reads the page every `period_s` and hands over what it says. Failures are skipped: a gap."""
 
     def __init__(self, root_url: str, on_sample: Callable[[EngineSample], None], *, period_s: float = 0.5) -> None:
-        self._url = urlsplit(root_url)
+        self._connection = Connection(root_url, None, monotonic_ns)
         self._on_sample = on_sample
         self._period_s = period_s
         self._stop = threading.Event()
@@ -84,17 +84,12 @@ class EnginePoller:
             self._on_sample(sample)
 
     def _read(self) -> EngineSample | None:
-        secure = self._url.scheme == "https"
-        connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-        connection = connect(self._url.hostname or "", self._url.port, timeout=2)
         try:
-            before = monotonic_ns()
-            connection.request("GET", self._url.path + "/metrics")
-            answer = connection.getresponse()
-            page = answer.read(MAX_PAGE_BYTES)
-            after = monotonic_ns()
-        except (OSError, http.client.HTTPException):
+            answer = self._connection.get("/metrics")
+        except MeterError:
             return None
         finally:
-            connection.close()
-        return EngineSample((before + after) // 2, parse_page(page)) if answer.status == 200 else None
+            self._connection.close()  # llama.cpp gives a thread of its few to each connection, idle ones too
+        if answer.status != 200:
+            return None
+        return EngineSample((answer.sent_ns + answer.received_ns) // 2, parse_page(answer.body))

@@ -363,7 +363,7 @@ def bin_shares(pairs: CountedPairs, cells: Surface) -> list[BinShare]:
     return sorted(shares, key=lambda share: -share.interpolated_joules)
 
 
-def mean_in_flight(spans_ns: Ints) -> float:
+def mean_overlap(spans_ns: Ints) -> float:
     """Time-weighted mean number of [start, end) rows that cover an instant, over the instants that any covers."""
     edges = np.unique(spans_ns)
     change = np.zeros(len(edges))

@@ -5,7 +5,7 @@ connection. What would need more (a redirect, a compressed body, a proxy's quest
 """
 
 import re
-from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple, Protocol
 
 MAX_HEAD_BYTES = 64 << 10
@@ -31,26 +31,40 @@ class Head(NamedTuple):
     keep_alive: bool
 
 
-_HEAD = re.compile(
-    rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([^\r\n\0]*))?\r\n((?:[!#-'*+\-.0-9A-Z^-z|~]+:[^\r\n\0]*\r\n)*)\r\n"
-)
-_FIELD = re.compile(
-    rb"^(content-type|content-length|transfer-encoding|content-encoding|connection):[ \t]*([^\r\n]*?)[ \t]*\r$",
-    re.I | re.M,
-)
+_STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([^\r\n\0]*))?")
+_FIELD = re.compile(rb"([!#-'*+\-.0-9A-Z^-z|~]+):[ \t]*([^\r\n\0]*?)[ \t]*")
+_HEARD = {b"content-type", b"content-length", b"transfer-encoding", b"content-encoding", b"connection"}
 _LENGTH = re.compile(r"([0-9]{1,18})(?:, *\1)*")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
 
 def parse_head(raw: bytes) -> Head:
     """Status line and fields, blank line included."""
-    match = _HEAD.fullmatch(raw)
-    if match is None:
+    first, *lines = raw.split(b"\r\n")
+    if lines[-2:] != [b"", b""]:
         raise HTTPError(f"not an HTTP response: {raw[:60]!r}")
-    minor, code, reason, lines = match.groups()
+    heard = [field for line in lines[:-2] if (field := _field(line))]
+    return _head(first, tuple(heard))
+
+
+@lru_cache(maxsize=256)  # a server says the same again and again, request ids and dates apart
+def _field(line: bytes) -> tuple[bytes, str] | None:
+    """(name, value) of a field that matters."""
+    match = _FIELD.fullmatch(line)
+    if match is None:
+        raise HTTPError(f"not a header field: {line[:60]!r}")
+    name = match[1].lower()
+    return (name, match[2].decode("latin-1")) if name in _HEARD else None
+
+
+@lru_cache(maxsize=64)
+def _head(first: bytes, heard: tuple[tuple[bytes, str], ...]) -> Head:
+    match = _STATUS.fullmatch(first)
+    if match is None:
+        raise HTTPError(f"not an HTTP response: {first[:60]!r}")
+    minor, code, reason = match.groups()
     fields: dict[bytes, str] = {}
-    for name, value in _FIELD.findall(lines):
-        name, text = name.lower(), value.decode("latin-1")
+    for name, text in heard:
         fields[name] = f"{fields[name]}, {text}" if name in fields else text
     status = int(code)
     if (
@@ -83,6 +97,13 @@ def _length(value: str) -> int:
     return int(match[1])
 
 
+@lru_cache(maxsize=4096)
+def _size(line: bytes) -> int | None:
+    """Of a chunk, by its first line."""
+    match = _SIZE.fullmatch(line)
+    return int(match[1], 16) if match else None
+
+
 class Body(Protocol):
     """Who takes a response's body."""
 
@@ -103,7 +124,7 @@ class Response:
         self._body = body
         self._rest = b""
         self._left = 0
-        self._take: Callable[[bytes, int], bytes | None] = self._take_head
+        self._take = Response._take_head
         self.keep_alive = False
         self.begun = False
         """Whether a byte of it has come."""
@@ -120,14 +141,14 @@ class Response:
                 self.keep_alive = False  # bytes that nobody asked for: do not trust what comes next
                 return
             before, take = rest, self._take
-            rest = take(rest, read_ns)
+            rest = take(self, rest, read_ns)
             if rest is None:  # it needs more
                 self._rest = before
                 return
 
     def eof(self) -> bool:
         """The connection has ended: whether that is a proper end of the body."""
-        if self._take == self._take_until_eof:
+        if self._take is Response._take_until_eof:
             self.complete = True
         return self.complete
 
@@ -144,14 +165,14 @@ class Response:
             return data[end + 4 :]
         self.keep_alive = head.keep_alive
         if head.chunked:
-            self._take = self._take_size
+            self._take = Response._take_size
         elif head.length is not None or head.status == 204:
             self._left = head.length or 0
-            self._take = self._take_length
+            self._take = Response._take_length
             self.complete = self._left == 0
         else:
             self.keep_alive = False
-            self._take = self._take_until_eof
+            self._take = Response._take_until_eof
         self._body.head(head)
         return data[end + 4 :]
 
@@ -167,30 +188,27 @@ class Response:
         return b""
 
     def _take_size(self, data: bytes, read_ns: int) -> bytes | None:
-        at = self._body.frames(data, 0, read_ns)
-        while True:
+        body, at, total = self._body, 0, len(data)
+        while (at := body.frames(data, at, read_ns)) < total:
             end = data.find(b"\r\n", at, at + MAX_LINE_BYTES)
             if end < 0:
-                break
-            match = _SIZE.fullmatch(data, at, end)
-            if match is None:
+                if total - at >= MAX_LINE_BYTES or _SIZE.match(data[at:].rstrip(b"\r") or b"0") is None:
+                    raise HTTPError(f"chunk size {data[at : at + 40]!r}")
+                self._rest = data[at:]
+                return b""
+            size, start = _size(data[at:end]), end + 2
+            if size is None:
                 raise HTTPError(f"chunk size {data[at : min(end, at + 40)]!r}")
-            size, start = int(match[1], 16), end + 2
             if size == 0:
-                self._take = self._take_trailers
+                self._take = Response._take_trailers
                 return data[end:]
             stop = start + size
-            if data[stop : stop + 2] != b"\r\n":
+            if not data.startswith(b"\r\n", stop):
                 self._left = size
-                self._take = self._take_chunk
+                self._take = Response._take_chunk
                 return data[start:]
-            self._body.feed(data[start:stop], read_ns)
-            at = self._body.frames(data, stop + 2, read_ns)
-            if at == len(data):
-                return b""
-        if len(data) - at >= MAX_LINE_BYTES or _SIZE.match(data[at:].rstrip(b"\r") or b"0") is None:
-            raise HTTPError(f"chunk size {data[at : at + 40]!r}")
-        self._rest = data[at:]
+            body.feed(data[start:stop], read_ns)
+            at = stop + 2
         return b""
 
     def _take_chunk(self, data: bytes, read_ns: int) -> bytes:
@@ -198,13 +216,13 @@ class Response:
         piece = data[: self._left]
         self._left -= len(piece)
         if self._left == 0:
-            self._take = self._take_chunk_end
+            self._take = Response._take_chunk_end
         self._body.feed(piece, read_ns)
         return data[len(piece) :]
 
     def _take_chunk_end(self, data: bytes, read_ns: int) -> bytes | None:
         if data[:2] == b"\r\n":
-            self._take = self._take_size
+            self._take = Response._take_size
             return data[2:]
         if data == b"\r":
             return None

@@ -4,10 +4,10 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any, Literal
 
 import aiohttp
-import numpy as np
 
 from loadgen.client import Client
 from loadgen.errors import LoadgenError
@@ -19,7 +19,7 @@ LengthSource = Literal["/tokenize", "tokenizer file", "probe"]
 
 PROBE_TOKENS = 200
 PROBE_SEED = 2**127 - 1
-"""Not 0: numpy draws the same from 0 as from [0, 0], which is request 0 of seed 0: its prompt would be cached."""
+"""That of no request: its prompt would be cached."""
 CONCURRENT_COUNTS = 8
 
 
@@ -63,7 +63,7 @@ class _Probe:
 async def _measured(kind: Kind, counts: Mapping[str, int], probe: _Probe) -> Vocabulary:
     """The template's overhead is what the server counts beyond a prompt whose own length is known."""
     bare = measure(kind, counts, overhead=0)
-    counted = await probe.input_tokens(bare.prompt(PROBE_TOKENS, np.random.default_rng(PROBE_SEED)))
+    counted = await probe.input_tokens(bare.prompt(PROBE_TOKENS, Random(PROBE_SEED)))
     return bare if counted is None else replace(bare, overhead=counted - PROBE_TOKENS)
 
 

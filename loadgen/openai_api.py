@@ -77,13 +77,17 @@ class ProtocolError(ValueError):
     """An event that is not the API's."""
 
 
+TOKEN = StreamEvent(has_content=True)
+"""What an event says that holds text and nothing else."""
+_NOTHING = StreamEvent()
+_DONE = StreamEvent(done=True)
 _decode = msgspec.json.Decoder(_StreamBody | None).decode
 
 
 def parse_event(data: bytes) -> StreamEvent:
     """One event's data -> what it says. Raises ProtocolError when it is not JSON of the API's shape."""
-    if data.strip() == b"[DONE]":
-        return StreamEvent(done=True)
+    if data == b"[DONE]" or data.strip() == b"[DONE]":
+        return _DONE
     try:
         body = _decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError) as err:
@@ -92,7 +96,14 @@ def parse_event(data: bytes) -> StreamEvent:
         return StreamEvent()
     if body.error is not None or body.object == "error":
         return StreamEvent(error=error_text(body.error if body.error is not None else body.message))
-    choices = body.choices or []
+    choices = body.choices
+    if not choices:
+        return StreamEvent(usage=body.usage)
+    if len(choices) == 1:
+        choice = choices[0]
+        if body.usage is None and not choice.finish_reason:
+            return TOKEN if choice.has_content else _NOTHING
+        return StreamEvent(choice.has_content, choice.finish_reason or None, body.usage)
     return StreamEvent(
         has_content=any(choice.has_content for choice in choices),
         finish_reason=next((choice.finish_reason for choice in choices if choice.finish_reason), None),

@@ -4,6 +4,7 @@ import asyncio
 import ctypes
 import os
 import sys
+from functools import cache
 from types import TracebackType
 from typing import Self
 
@@ -12,6 +13,9 @@ from loadgen.units import NS_PER_S
 
 _CLOCK_MONOTONIC = 1
 _TFD_TIMER_ABSTIME = 1
+
+TURN_NS = 200_000
+"""As long as this at a time, a sender that is behind its schedule may keep the loop from reading answers."""
 
 SPIN_NS = 150_000
 """The last stretch before an instant is waited out awake: waking up takes a timerfd 50 to 150 us."""
@@ -25,16 +29,23 @@ class _Itimerspec(ctypes.Structure):
     _fields_ = (("interval", _Timespec), ("value", _Timespec))
 
 
+@cache
+def _libc() -> ctypes.CDLL:
+    """Opened once: each is a class of its own, which only the garbage collector frees, and that is off during a run."""
+    return ctypes.CDLL(None, use_errno=True)
+
+
 class Pacer:
     """`await until(t)` returns at `t` or as soon after it as the loop gets its turn. One waiter at a time."""
 
     def __init__(self) -> None:
         self._fd: int | None = None
         self._woken: asyncio.Future[None] | None = None
+        self._turn_ns = monotonic_ns()
 
     def __enter__(self) -> Self:
         if sys.platform == "linux":
-            self._libc = ctypes.CDLL(None, use_errno=True)
+            self._libc = _libc()
             fd = self._libc.timerfd_create(_CLOCK_MONOTONIC, os.O_NONBLOCK | os.O_CLOEXEC)
             if fd >= 0:
                 self._fd = fd
@@ -46,18 +57,25 @@ class Pacer:
             asyncio.get_running_loop().remove_reader(self._fd)
             os.close(self._fd)
 
+    async def breathe(self) -> None:
+        """Lets the loop read answers, if it is time to."""
+        if monotonic_ns() - self._turn_ns > TURN_NS:
+            await asyncio.sleep(0)
+            self._turn_ns = monotonic_ns()
+
     async def until(self, deadline_ns: int) -> None:
-        """Always yields once: a client behind its schedule must still let answers in."""
-        await asyncio.sleep(0)
+        """Breathes, too."""
+        await self.breathe()
         while (left_ns := deadline_ns - monotonic_ns()) > 0:
             if self._fd is None:
                 await asyncio.sleep(left_ns / NS_PER_S)
-            else:
-                if left_ns > SPIN_NS:
-                    await self._alarm(self._fd, deadline_ns - SPIN_NS)
-                while monotonic_ns() < deadline_ns:
-                    if deadline_ns - monotonic_ns() > SPIN_NS:
-                        break  # woken early: back to the timer
+                continue
+            if left_ns > SPIN_NS:
+                await self._alarm(self._fd, deadline_ns - SPIN_NS)
+                self._turn_ns = monotonic_ns()
+            while monotonic_ns() < deadline_ns:
+                if deadline_ns - monotonic_ns() > SPIN_NS:
+                    break  # woken early: back to the timer
 
     async def _alarm(self, fd: int, deadline_ns: int) -> None:
         at = _Itimerspec(_Timespec(0, 0), _Timespec(*divmod(deadline_ns, NS_PER_S)))

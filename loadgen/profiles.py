@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from loadgen.errors import LoadgenError
-from loadgen.paths import profile_path
+from loadgen.paths import profile_path, read_json
 
 
 class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -159,12 +159,7 @@ class EnergyProfile(msgspec.Struct, frozen=True, kw_only=True):
 def read_energy_profile(name: str) -> EnergyProfile:
     """A profile by name or path, seen to make sense. Raises LoadgenError."""
     path = profile_path("energy", name, "json")
-    try:
-        profile = msgspec.json.decode(path.read_bytes(), type=EnergyProfile)
-    except OSError as err:
-        raise LoadgenError(f"cannot read {path}: {err.strerror or err}") from err
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
-        raise LoadgenError(f"{path}: not an energy profile (`loadgen profile` makes them): {err}") from err
+    profile = read_json(path, EnergyProfile, "an energy profile (`loadgen profile` makes them)")
     if not profile.cells:
         raise LoadgenError(f"{path}: no cells in it: `loadgen profile` measures them")
     seen: set[tuple[int, int, int]] = set()

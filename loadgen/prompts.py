@@ -8,10 +8,8 @@ a newline, so the counts of units add up; `loadgen.lengths` verifies that on who
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
+from random import Random
 from typing import Literal
-
-import numpy as np
-from numpy.random import Generator
 
 Kind = Literal["chat", "code"]
 
@@ -74,8 +72,11 @@ _FILLER_LEAD: dict[Kind, str] = {"chat": "", "code": "#"}
 BLOCK_TOKENS = 512
 """Of one prefix id: the block size of the Mooncake traces, which brought the field hash_ids."""
 
-BLOCK_STREAM = 2**32
-"""Keeps the generator of a block apart from that of any request."""
+BLOCK_STREAM = 2**128
+"""Keeps the seed of a block apart from that of any request."""
+
+TEXT_STREAM = 2**129
+"""The same for texts."""
 
 UNIQUE_WORDS = 10
 """Words drawn at the very start of a prompt: about 65 bits, so that no two prompts share a cacheable first block."""
@@ -98,19 +99,32 @@ class Vocabulary:
     overhead: float
     exact: bool
 
-    def prompt(self, tokens: int, rng: Generator, prefix_ids: Sequence[int] = (), seed: int = 0) -> str:
+    def prompt(
+        self,
+        tokens: int,
+        rng: Random,
+        prefix_ids: Sequence[int] = (),
+        seed: int = 0,
+        text_id: int | None = None,
+        text_tokens: int = 0,
+    ) -> str:
         """Text of `tokens` tokens, template included. The shortest prompt is one filler word, whatever was asked.
 
-        Each of `prefix_ids` is the text of the next BLOCK_TOKENS tokens, the same wherever (seed, id) is the same; so
-        two prompts share as long a prefix as their ids do. What the ids do not cover is drawn from `rng`, and unique.
+        Its first `text_tokens` tokens are the beginning of text (seed, text_id). Each of `prefix_ids` is the text of
+        the next BLOCK_TOKENS tokens, the same wherever (seed, id) is the same; so two prompts share as long a prefix as
+        their ids do. What neither covers is drawn from `rng`, and unique.
         """
-        left = tokens - self.overhead
-        blocks = []
+        left: float = tokens - self.overhead
+        blocks: list[str] = []
+        if text_id is not None and (begun := round(min(text_tokens, left))) >= 1:
+            # `choices` draws one number a word: a longer text begins as a shorter one.
+            blocks.append(self._words(begun, _text_rng(seed, text_id)))
+            left -= begun
         for block_id in prefix_ids:
             size = min(BLOCK_TOKENS, left)
             if size < 1:
                 break
-            blocks.append(self._words(round(size), np.random.default_rng([seed, BLOCK_STREAM, block_id % 2**64])))
+            blocks.append(self._words(round(size), _block_rng(seed, block_id)))
             left -= size
         if blocks:
             # Words only, in blocks and after them: one token each wherever they stand, so that every border is exact.
@@ -122,18 +136,18 @@ class Vocabulary:
         units, left = self._units(left, rng)
         return "".join([*opening, *units, _FILLER_LEAD[self.kind], self._words(round(left), rng)])
 
-    def _units(self, left: float, rng: Generator) -> tuple[list[str], float]:
+    def _units(self, left: float, rng: Random) -> tuple[list[str], float]:
         """Units until one does not fit, and how many tokens are then left."""
         parts: list[str] = []
         while True:
-            pick = int(rng.integers(len(self.units)))
+            pick = int(rng.random() * len(self.units))
             if self.unit_tokens[pick] > left:
                 return parts, left
             parts.append(self.units[pick])
             left -= self.unit_tokens[pick]
 
-    def _words(self, count: int, rng: Generator) -> str:
-        return "".join(self.fillers[i] for i in rng.integers(len(self.fillers), size=count))
+    def _words(self, count: int, rng: Random) -> str:
+        return "".join(rng.choices(self.fillers, k=count))
 
 
 @dataclass(frozen=True)
@@ -209,6 +223,14 @@ def probe_text(kind: Kind) -> str:
     return "".join(UNITS[kind][::6])
 
 
-def prompt_rng(seed: int, index: int) -> Generator:
+def prompt_rng(seed: int, index: int) -> Random:
     """The generator of request `index`: its prompt does not depend on how many others there are, or in what order."""
-    return np.random.default_rng([seed, index])
+    return Random(seed % 2**64 << 64 | index)
+
+
+def _block_rng(seed: int, block_id: int) -> Random:
+    return Random(BLOCK_STREAM | seed % 2**64 << 64 | block_id % 2**64)
+
+
+def _text_rng(seed: int, text_id: int) -> Random:
+    return Random(TEXT_STREAM | seed % 2**64 << 64 | text_id)

@@ -1,5 +1,6 @@
 """What happened to one scheduled request."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import msgspec
@@ -7,13 +8,14 @@ import msgspec
 ErrorKind = Literal["connect", "timeout", "http", "protocol", "truncated", "server", "cancelled", "not_sent"]
 """connect: refused, or dead before an answer began. timeout: --timeout passed. http: a status of 400 or more. protocol:
 bytes that are not the API. truncated: the answer began and did not end. server: an error event inside the stream.
-cancelled: in flight when the run was aborted. not_sent: the run stopped before its turn came."""
+cancelled: in flight when the run was aborted. not_sent: the run stopped before its turn came, or
+the turn before it in its session failed."""
 
 TokenSource = Literal["usage", "chunks"]
 """Who counted the output tokens: the server, or we did, by content chunks (which can hold several tokens or none)."""
 
 
-class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
+class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One per scheduled request, whatever became of it. Instants are monotonic ns; None is unknown."""
 
     index: int
@@ -23,7 +25,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True):
     first_token_ns: int | None = None
     last_token_ns: int | None = None
     finished_ns: int | None = None
-    chunk_ns: list[int] = []
+    chunk_ns: Sequence[int] = []
     """When each content chunk arrived. A role-only, empty or usage chunk is not one."""
     input_tokens: int | None = None
     output_tokens: int | None = None

@@ -1,17 +1,14 @@
 """The main job, from a trace to a finished run folder. Everything is settled before the first byte is sent."""
 
 import asyncio
-import gc
 import importlib.metadata
 import os
 import platform
-import resource
 import secrets
 import signal
 import socket
-from array import array
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -29,22 +26,21 @@ from loadgen.energy.sampler import Sampler, SamplerReport
 from loadgen.engine_metrics import EnginePoller, EngineSample
 from loadgen.errors import LoadgenError
 from loadgen.lengths import vocabularies
-from loadgen.openai_api import PATHS, Endpoint, payload
-from loadgen.prompts import Kind, Vocabulary, kind_of, prompt_rng
-from loadgen.record import RequestRecord
+from loadgen.openai_api import PATHS, Endpoint
+from loadgen.prompts import Kind, Vocabulary, kind_of
 from loadgen.report import html
 from loadgen.report.live import Progress, View
-from loadgen.runner import Runner
 from loadgen.schedule import Schedule, ScheduledRequest
+from loadgen.sending import Cost, Job, Sender, body_maker
 from loadgen.server import ServerInfo, clean_url, find_dialect, find_model
-from loadgen.spans import SpanSender
+from loadgen.shards import Shards, shards, split_cap
+from loadgen.spans import check as check_spans
 from loadgen.stats import seconds
 from loadgen.units import NS_PER_S
 
 LEAD_S = 0.2
 """Between the last preparation and the first request."""
 TICK_S = 0.25
-LOOP_PERIOD_S = 0.02
 
 
 @dataclass(frozen=True)
@@ -71,18 +67,20 @@ class Options:
     """For run.json: every option as given, without secrets."""
     otlp: str | None = None
     """A sidecar that is told of every request."""
+    processes: int = 1
+    """How many share the sending."""
 
 
 def replay(schedule: Schedule, options: Options, view: View) -> rundir.RunResult:
     """Runs the schedule; gives the run with its analysis, both also in `options.out`."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
         loop.run(_record(schedule, options, view))
-    return finish(options.out)
+    return finish(options.out, schedule)
 
 
-def finish(path: Path) -> rundir.RunResult:
+def finish(path: Path, schedule: Schedule | None = None) -> rundir.RunResult:
     """Attribution, summary and report of a run folder, made anew from what was recorded."""
-    result = analyse(rundir.read(path))
+    result = analyse(rundir.read(path, schedule.requests if schedule else None))
     assert result.summary is not None
     rundir.write_analysis(path, result.attribution, result.summary, html.render(result))
     return result
@@ -101,32 +99,34 @@ async def _record(schedule: Schedule, options: Options, view: View) -> None:
         lengths, vocabulary = await vocabularies(
             client, server, options.endpoint, kinds, options.tokenizer, options.extra_body
         )
-        make_body = body_maker(schedule.seed, options, server, vocabulary)
         meter, reasons = await asyncio.to_thread(_open_meter, options, server)
         info = _run_info(schedule, options, server, lengths, meter, reasons)
-        spans = SpanSender(options.otlp, info.run_id, server.model) if options.otlp else None
+        job = _job(info.run_id, options, server, vocabulary)
+        processes = min(options.processes, len(schedule.requests))
+        split_cap(job.max_concurrency, processes)
+        if job.otlp:
+            check_spans(job.otlp)
         writer = rundir.RunWriter(options.out, info, schedule, overwrite=options.overwrite)
         sampler = Sampler(meter, writer.energy) if meter else None
         try:
-            await _warm_up(client, options, schedule, make_body)
-            await _measure(schedule, options, client, server, make_body, meter, sampler, writer, info, view, spans)
+            await _warm_up(client, options, schedule, body_maker(schedule.seed, job))
+            async with _sender(schedule, job, client, writer, processes) as sender:
+                await _measure(schedule, options, sender, server, meter, sampler, writer, info, view)
         finally:
             writer.close()
             if meter and not (sampler and sampler.hangs):  # a driver call that never returned still holds it
                 meter.close()
 
 
-def body_maker(
-    seed: int, options: Options, server: ServerInfo, vocabulary: dict[Kind, Vocabulary]
-) -> Callable[[ScheduledRequest], bytes]:
-    def make_body(request: ScheduledRequest) -> bytes:
-        words = vocabulary[kind_of(request.workload)]
-        prompt = words.prompt(request.input_tokens, prompt_rng(seed, request.index), request.prefix_ids, seed)
-        return payload(
-            options.endpoint, server.model, prompt, request.output_tokens, server.dialect, options.extra_body
-        )
-
-    return make_body
+@asynccontextmanager
+async def _sender(
+    schedule: Schedule, job: Job, client: Client, writer: rundir.RunWriter, processes: int
+) -> AsyncIterator[Sender | Shards]:
+    if processes == 1:
+        yield Sender(schedule, job, client, writer.record)
+    else:
+        async with shards(schedule, job, writer, processes) as several:
+            yield several
 
 
 async def _warm_up(
@@ -134,7 +134,8 @@ async def _warm_up(
 ) -> None:
     """The first `--warmup` requests one after another, unrecorded; with prompts of their own, so nothing is cached."""
     for request in schedule.requests[: options.warmup]:
-        body = make_body(msgspec.structs.replace(request, index=len(schedule.requests) + request.index, prefix_ids=()))
+        index = len(schedule.requests) + request.index
+        body = make_body(msgspec.structs.replace(request, index=index, prefix_ids=(), text_id=None))
         record = await client.ask(PATHS[options.endpoint], body, "warmup")
         if record.error:
             raise LoadgenError(f"a warm-up request failed ({record.error}): {record.detail}")
@@ -143,54 +144,27 @@ async def _warm_up(
 async def _measure(
     schedule: Schedule,
     options: Options,
-    client: Client,
+    sender: Sender | Shards,
     server: ServerInfo,
-    make_body: Callable[[ScheduledRequest], bytes],
     meter: EnergyMeter | None,
     sampler: Sampler | None,
     writer: rundir.RunWriter,
     info: rundir.RunInfo,
     view: View,
-    spans: SpanSender | None,
 ) -> None:
-    path = PATHS[options.endpoint]
-
-    async def send(request: ScheduledRequest, body: bytes, scheduled_ns: int) -> RequestRecord:
-        return await client.send(
-            path,
-            body,
-            index=request.index,
-            workload=request.workload,
-            scheduled_ns=scheduled_ns,
-            request_id=f"{info.run_id}-{request.index}",
-        )
-
-    def on_record(record: RequestRecord) -> None:
-        writer.record(record)
-        if spans:
-            spans.add(record)
-
-    runner = Runner(schedule, make_body, send, on_record, options.max_concurrency)
     poller = EnginePoller(server.root_url, lambda sample: writer.engine(_engine_line(sample)))
     if sampler:
         sampler.start()
     await asyncio.to_thread(poller.read_now)
     poller.start()
     start_ns = clock.monotonic_ns() + round((LEAD_S + (options.idle_s if sampler else 0)) * NS_PER_S)
-    cpu_s = _cpu_s()
-    with _no_collections(), _signals(runner), view, spans or nullcontext():
-        ticker = asyncio.create_task(_tick(schedule, runner, sampler, writer, view, start_ns))
-        late_ns: array[int] = array("q")
-        watcher = asyncio.create_task(_watch_loop(late_ns))
+    with _signals(sender), view:
+        ticker = asyncio.create_task(_tick(schedule, sender, sampler, writer, view, start_ns))
         try:
-            await runner.run(start_ns)
-        except* LoadgenError as failed:
-            raise _first(failed) from failed
+            cost = await sender.run(start_ns)
         finally:
             ticker.cancel()
-            watcher.cancel()
     end_ns = clock.monotonic_ns()
-    cpu_s = _cpu_s() - cpu_s
     await asyncio.to_thread(poller.stop)
     await asyncio.to_thread(poller.read_now)
     report = await asyncio.to_thread(sampler.stop) if sampler else None
@@ -199,16 +173,21 @@ async def _measure(
             info,
             start_ns=start_ns,
             end_ns=end_ns,
-            stopped_by=runner.stopped_by,
+            stopped_by=sender.stopped_by,
             domains=meter.domains if meter else [],
             energy_notes=meter.notes if meter else [],
-            instrument=_instrument(cpu_s, report, late_ns) | ({"spans": spans.report()} if spans else {}),
+            instrument=_instrument(cost, report, sender.processes),
         )
     )
 
 
 async def _tick(
-    schedule: Schedule, runner: Runner, sampler: Sampler | None, writer: rundir.RunWriter, view: View, start_ns: int
+    schedule: Schedule,
+    sender: Sender | Shards,
+    sampler: Sampler | None,
+    writer: rundir.RunWriter,
+    view: View,
+    start_ns: int,
 ) -> None:
     """Four times a second: hand the lines to the kernel, show where we are."""
     last_offset_s = schedule.requests[-1].offset_ns / NS_PER_S
@@ -216,7 +195,7 @@ async def _tick(
         await asyncio.sleep(TICK_S)
         writer.flush()
         elapsed_s = (clock.monotonic_ns() - start_ns) / NS_PER_S
-        tallies, power = runner.tallies, sampler.latest() if sampler else None
+        tallies, power = sender.tallies, sampler.latest() if sampler else None
         joules = sum(power.joules.values()) if power and power.total_watts is not None else None
         view.update(
             Progress(
@@ -235,24 +214,16 @@ async def _tick(
         )
 
 
-async def _watch_loop(late_ns: "array[int]") -> None:
-    """How late the loop wakes up, every 20 ms: what it keeps waiting, it also stamps late. Timers round up to 1 ms."""
-    while True:
-        due_ns = clock.monotonic_ns() + round(LOOP_PERIOD_S * NS_PER_S)
-        await asyncio.sleep(LOOP_PERIOD_S)
-        late_ns.append(max(0, clock.monotonic_ns() - due_ns))
-
-
 @contextmanager
-def _signals(runner: Runner) -> Iterator[None]:
+def _signals(sender: Sender | Shards) -> Iterator[None]:
     """First Ctrl-C (or SIGTERM) stops sending and drains, the second aborts. Old handlers come back afterwards."""
     loop = asyncio.get_running_loop()
 
     def interrupted() -> None:
-        if runner.stopped_by == "completed":
-            runner.stop("interrupted")
+        if sender.stopped_by == "completed":
+            sender.stop("interrupted")
         else:
-            runner.abort()
+            sender.abort()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupted)
@@ -261,19 +232,6 @@ def _signals(runner: Runner) -> Iterator[None]:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
-
-
-@contextmanager
-def _no_collections() -> Iterator[None]:
-    """Garbage collection pauses of the whole heap land in timestamps; records form no cycles, so nothing piles up."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()
 
 
 def _open_meter(options: Options, server: ServerInfo) -> tuple[EnergyMeter | None, list[str]]:
@@ -304,6 +262,22 @@ def _check_lengths(schedule: Schedule, server: ServerInfo) -> None:
             )
 
 
+def _job(run_id: str, options: Options, server: ServerInfo, vocabulary: dict[Kind, Vocabulary]) -> Job:
+    return Job(
+        run_id=run_id,
+        base_url=options.base_url,
+        api_key=options.api_key,
+        headers=options.headers,
+        timeout_s=options.timeout_s,
+        endpoint=options.endpoint,
+        extra_body=options.extra_body,
+        max_concurrency=options.max_concurrency,
+        otlp=options.otlp,
+        server=server,
+        vocabulary=vocabulary,
+    )
+
+
 def _run_info(
     schedule: Schedule,
     options: Options,
@@ -320,6 +294,7 @@ def _run_info(
         seed=schedule.seed,
         requested_rps=schedule.rate_rps,
         schedule_sha256=schedule.sha256,
+        asked=list(schedule.asked),
         anchor=anchor,
         host={
             "hostname": socket.gethostname(),
@@ -347,21 +322,14 @@ def _engine_line(sample: EngineSample) -> dict[str, Any]:
     return {"t_ns": sample.t_ns, **sample.values}
 
 
-def _instrument(cpu_s: float, report: SamplerReport | None, late_ns: "array[int]") -> dict[str, Any]:
+def _instrument(cost: Cost, report: SamplerReport | None, processes: list[dict[str, Any]] | None) -> dict[str, Any]:
     return {
-        "loop_delay_s": msgspec.to_builtins(seconds(late_ns)),
-        "cpu_s": cpu_s,
-        "max_rss_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        "loop_delay_s": msgspec.to_builtins(seconds(cost.late_ns)),
+        "waited_s": cost.waited_s,
+        "cpu_s": cost.cpu_s,
+        "max_rss_bytes": cost.max_rss_bytes,
         "sampler_period_s": report.period_s if report else None,
         "sampler": msgspec.to_builtins(report) if report else None,
+        **({"spans": cost.spans} if cost.spans else {}),
+        **({"processes": processes} if processes else {}),
     }
-
-
-def _cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def _first(group: BaseExceptionGroup[LoadgenError]) -> LoadgenError:
-    inner = group.exceptions[0]
-    return _first(inner) if isinstance(inner, BaseExceptionGroup) else inner

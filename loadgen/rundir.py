@@ -1,24 +1,29 @@
 """A run is a folder: write it as things happen, read it back whole, whatever ended the run."""
 
 import gzip
+import heapq
+import math
 import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from array import array
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, TypeVar
+from sys import intern
+from typing import Any, BinaryIO, Self, TypeVar
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from loadgen.attribution import RunAttribution
 from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
-from loadgen.schedule import Schedule, ScheduledRequest, encode
+from loadgen.schedule import Asked, Schedule, ScheduledRequest, encode
 from loadgen.summary import Summary
 
 T = TypeVar("T")
@@ -34,6 +39,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     requested_rps: float | None
     schedule_sha256: str
+    asked: list[Asked] = []
+    """How requests were to come, stream by stream."""
     anchor: Anchor
     host: dict[str, Any]
     versions: dict[str, str]
@@ -83,11 +90,22 @@ class RunWriter:
         except OSError as err:
             raise _cannot_write(path, err) from err
 
+    @classmethod
+    def part(cls, path: Path, number: int) -> Self:
+        """Writes the records of one process among several, until `merge_parts`. All else has one writer."""
+        part = cls.__new__(cls)
+        part.path, part._lock, part._encode = path, threading.Lock(), msgspec.json.Encoder().encode
+        try:
+            part._files = {"records": _append_to(_part(path, number))}
+        except OSError as err:
+            raise _cannot_write(path, err) from err
+        return part
+
     def write_info(self, info: RunInfo) -> None:
         write_atomic(self.path / "run.json", msgspec.json.format(msgspec.json.encode(info)) + b"\n")
 
     def record(self, record: RequestRecord) -> None:
-        self._append("records", [record])
+        self._write("records", self._encode(record) + b"\n")
 
     def energy(self, samples: Iterable[EnergySample]) -> None:
         self._append("energy", samples)
@@ -113,7 +131,9 @@ class RunWriter:
                     file.close()
 
     def _append(self, name: str, lines: Iterable[Any]) -> None:
-        data = b"".join(self._encode(line) + b"\n" for line in lines)
+        self._write(name, b"".join(self._encode(line) + b"\n" for line in lines))
+
+    def _write(self, name: str, data: bytes) -> None:
         try:
             with self._lock:
                 self._files[name].write(data)
@@ -148,6 +168,56 @@ def _make_folder(path: Path, overwrite: bool) -> None:
         raise _cannot_write(path, err) from err
 
 
+def _part(path: Path, number: int) -> Path:
+    return path / f"records.{number}.jsonl"
+
+
+def _parts(path: Path) -> list[Path]:
+    return sorted(path.glob("records.*.jsonl"))
+
+
+def recorded_in_part(path: Path, number: int) -> set[int]:
+    """Indices of the requests that process `number` has written a record of."""
+    return {record.index for record in _read_lines(_part(path, number), _Ended)}
+
+
+class _Ended(msgspec.Struct):
+    """What merging has to know of a record."""
+
+    index: int
+    finished_ns: int | None = None
+
+
+_decode_ended = msgspec.json.Decoder(_Ended).decode
+
+
+def _ended_ns(line: bytes) -> float:
+    finished_ns = _decode_ended(line).finished_ns
+    return math.inf if finished_ns is None else finished_ns
+
+
+def merge_parts(path: Path) -> None:
+    """One records.jsonl of all that is there, in the order in which things ended. The parts stay until it is whole."""
+    if not (parts := _parts(path)):
+        return
+    whole = path / ".records.jsonl"
+    try:
+        with whole.open("wb") as file, ExitStack() as stack:
+            each = [stack.enter_context(part.open("rb")) for part in (path / "records.jsonl", *parts)]
+            lines: Iterator[bytes] = heapq.merge(*map(_whole_lines, each), key=_ended_ns)
+            file.writelines(lines)
+        whole.replace(path / "records.jsonl")
+        for part in parts:
+            part.unlink()
+    except OSError as err:
+        whole.unlink(missing_ok=True)
+        raise _cannot_write(path, err) from err
+
+
+def _whole_lines(file: BinaryIO) -> Iterator[bytes]:
+    return (line for line in file if line.endswith(b"\n"))
+
+
 def _append_to(path: Path) -> BinaryIO:
     return path.open("ab", buffering=1 << 20)
 
@@ -156,18 +226,20 @@ def _cannot_write(path: Path, err: OSError) -> LoadgenError:
     return LoadgenError(f"cannot write the run folder {path}: {err.strerror or err}")
 
 
-def read(path: Path) -> RunResult:
-    """What was recorded in `path`; what can be derived from it is left to `analyse`.
+def read(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> RunResult:
+    """What was recorded in `path`; what can be derived from it is left to `analyse`. `schedule`: when it is at hand.
 
     A run that was killed reads as far as it got: half a last line is left out, and a request without a record gets one
     that says so.
     """
     info = _read_json(path / "run.json", RunInfo)
-    schedule = list(_read_lines(path / "schedule.jsonl", ScheduledRequest))
-    records = {record.index: record for record in _read_lines(path / "records.jsonl", RequestRecord)}
+    if schedule is None:
+        schedule = list(map(_with_shared_text, _read_lines(path / "schedule.jsonl", ScheduledRequest)))
+    files = [path / "records.jsonl", *_parts(path)]
+    records = {record.index: _compact(record) for file in files for record in _read_lines(file, RequestRecord)}
     return RunResult(
         info=info,
-        schedule=schedule,
+        schedule=list(schedule),
         records=[records.get(request.index) or _lost(request, info) for request in schedule],
         energy=list(_read_lines(path / "energy.jsonl", EnergySample)),
         engine=list(_read_lines(path / "engine.jsonl", dict)),
@@ -196,6 +268,21 @@ def _lost(request: ScheduledRequest, info: RunInfo) -> RequestRecord:
         error="cancelled",
         detail="no record: the client was killed",
     )
+
+
+def _with_shared_text(request: ScheduledRequest) -> ScheduledRequest:
+    """One text for all requests that say the same: a run of a million has to fit."""
+    force_setattr(request, "workload", intern(request.workload))
+    return request
+
+
+def _compact(record: RequestRecord) -> RequestRecord:
+    """Chunk times of 8 bytes each, and no text or number twice."""
+    force_setattr(record, "workload", intern(record.workload))
+    if record.finish_reason:
+        force_setattr(record, "finish_reason", intern(record.finish_reason))
+    force_setattr(record, "chunk_ns", array("q", record.chunk_ns))
+    return record
 
 
 def _read_json(path: Path, kind: type[T]) -> T:

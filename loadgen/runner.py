@@ -1,4 +1,7 @@
-"""The open loop: send each request at its instant, whatever became of the ones before; then drain."""
+"""The open loop: send each request at its instant, whatever became of the ones before; then drain.
+
+Only the later turns of a session wait for something: for the answer before them, and then for their user to think.
+"""
 
 import asyncio
 from collections import deque
@@ -9,9 +12,13 @@ from loadgen.clock import monotonic_ns
 from loadgen.pacer import Pacer
 from loadgen.record import RequestRecord
 from loadgen.schedule import Schedule, ScheduledRequest
+from loadgen.turns import Turns
+from loadgen.units import NS_PER_S
 
 BODIES_AHEAD = 64
 SLACK_NS = 500_000
+NEAR_NS = 3_000_000
+"""The event loop's own timers are good enough until so long before an instant."""
 
 Send = Callable[[ScheduledRequest, bytes, int], Awaitable[RequestRecord]]
 """(request, body, scheduled_ns) -> record. Never raises."""
@@ -47,13 +54,18 @@ class Runner:
         on_record: Callable[[RequestRecord], None],
         max_concurrency: int | None = None,
     ) -> None:
-        self._schedule = schedule
+        self._requests = [request for request in schedule.requests if request.after is None]
+        self._turns = Turns(schedule.requests)
+        self._started = 0
         self._make_body = make_body
         self._send = send
         self._on_record = on_record
         self._slots = asyncio.Semaphore(max_concurrency) if max_concurrency else None
-        self._in_flight: set[asyncio.Task[None]] = set()
+        self._in_flight: set[asyncio.Future[RequestRecord]] = set()
+        self._thinking: set[asyncio.Task[None]] = set()
         self._sender: asyncio.Task[None] | None = None
+        self._over: asyncio.Future[None] | None = None
+        self._start_ns = 0
         self._bodies: deque[bytes] = deque()
         self._slowest_body_ns = 0
         self.tallies = Tallies()
@@ -62,44 +74,92 @@ class Runner:
     async def run(self, start_ns: int) -> None:
         """Until every scheduled request has exactly one record. Offsets count from `start_ns`.
 
-        What `on_record` raises ends the run: requests in flight are cancelled, and it comes out of an ExceptionGroup.
+        What `make_body`, `send` or `on_record` raises ends the run: requests in flight are cancelled.
         """
-        async with asyncio.TaskGroup() as group:
-            self._sender = group.create_task(self._send_all(start_ns, group))
-        for request in self._schedule.requests[self.tallies.sent :]:
+        self._start_ns = start_ns
+        self._over = asyncio.get_running_loop().create_future()
+        self._sender = asyncio.create_task(self._send_all(start_ns))
+        self._sender.add_done_callback(self._ended)
+        try:
+            await self._over
+        finally:
+            self._sender.cancel()
+            for flight in self._in_flight:
+                flight.cancel()
+            for user in self._thinking:
+                user.cancel()
+        for request in [*self._requests[self._started :], *self._turns.left()]:
             self._on_record(_not_sent(request, start_ns))
 
     def stop(self, why: str) -> None:
         self.stopped_by = why
         if self._sender:
             self._sender.cancel()
+        for user in self._thinking:
+            user.cancel()
 
     def abort(self) -> None:
         self.stop("aborted")
-        for task in self._in_flight:
-            task.cancel()
+        for flight in list(self._in_flight):
+            flight.cancel()
 
-    async def _send_all(self, start_ns: int, group: asyncio.TaskGroup) -> None:
+    async def _send_all(self, start_ns: int) -> None:
         with Pacer() as pacer:
-            for at, request in enumerate(self._schedule.requests):
+            for at, request in enumerate(self._requests):
                 scheduled_ns = start_ns + request.offset_ns
-                await self._make_ahead(at, scheduled_ns)
+                await self._make_ahead(at, scheduled_ns, pacer)
                 body = self._bodies.popleft()
                 await pacer.until(scheduled_ns)
                 if self._slots:
                     await self._slots.acquire()
-                self.tallies.sent += 1
-                self.tallies.in_flight += 1
-                task = group.create_task(self._one(request, body, scheduled_ns))
-                self._in_flight.add(task)
-                task.add_done_callback(self._in_flight.discard)
+                self._started += 1
+                self._launch(request, body, scheduled_ns)
 
-    async def _make_ahead(self, at: int, scheduled_ns: int) -> None:
+    def _launch(self, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> None:
+        self.tallies.sent += 1
+        self.tallies.in_flight += 1
+        flight = asyncio.ensure_future(self._send(request, body, scheduled_ns))
+        self._in_flight.add(flight)
+        flight.add_done_callback(self._landed)
+
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        """The sender has, or a user has thought."""
+        self._thinking.discard(task)
+        if not task.cancelled() and (err := task.exception()):
+            self._fail(err)
+        self._end_if_drained()
+
+    def _landed(self, flight: asyncio.Future[RequestRecord]) -> None:
+        self._in_flight.discard(flight)
+        if self._slots:
+            self._slots.release()
+        try:
+            record = flight.result()
+            self.tallies.add(record)
+            self._on_record(record)
+            self._follow(record)
+        except BaseException as err:
+            self._fail(err)
+        if not self._in_flight:
+            self._end_if_drained()
+
+    def _end_if_drained(self) -> None:
+        assert self._sender is not None and self._over is not None
+        busy = self._in_flight or self._thinking
+        if self._sender.done() and not busy and not self._over.done():
+            self._over.set_result(None)
+
+    def _fail(self, err: BaseException) -> None:
+        assert self._over is not None
+        if not self._over.done():
+            self._over.set_exception(err)
+
+    async def _make_ahead(self, at: int, scheduled_ns: int, pacer: Pacer) -> None:
         """Bodies from request `at` on: its own, and while there is time until `scheduled_ns` those of the next ones.
 
         Made before they are due, they cost no lateness, not even when several requests come at once.
         """
-        requests, ready = self._schedule.requests, self._bodies
+        requests, ready = self._requests, self._bodies
         while not ready or (
             len(ready) < BODIES_AHEAD
             and at + len(ready) < len(requests)
@@ -108,17 +168,44 @@ class Runner:
             begun_ns = monotonic_ns()
             ready.append(self._make_body(requests[at + len(ready)]))
             self._slowest_body_ns = max(self._slowest_body_ns, monotonic_ns() - begun_ns)
-            await asyncio.sleep(0)  # answers are still coming in
+            if scheduled_ns > monotonic_ns():
+                await asyncio.sleep(0)  # there is time, and answers are coming in
+            else:
+                await pacer.breathe()
 
-    async def _one(self, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> None:
-        record = await self._send(request, body, scheduled_ns)
+    def _follow(self, record: RequestRecord) -> None:
+        """The next turn of the record's session, if it has one; or an account of the turns that a failure ends."""
+        for lost in self._turns.given_up(record):
+            why = f"turn {record.index} of its session failed: {record.error}"
+            self._on_record(_not_sent(lost, self._start_ns, why))
+        if self.stopped_by == "completed" and (following := self._turns.after(record)):
+            user = asyncio.create_task(self._think(*following))
+            self._thinking.add(user)
+            user.add_done_callback(self._ended)
+
+    async def _think(self, turn: ScheduledRequest, scheduled_ns: int) -> None:
+        body = self._make_body(turn)
+        await _sleep_until(scheduled_ns)
         if self._slots:
-            self._slots.release()
-        self.tallies.add(record)
-        self._on_record(record)
+            await self._slots.acquire()
+        self._turns.sent(turn)
+        self._launch(turn, body, scheduled_ns)
 
 
-def _not_sent(request: ScheduledRequest, start_ns: int) -> RequestRecord:
+async def _sleep_until(deadline_ns: int) -> None:
+    """With a timer of its own: many users think at once, and a Pacer has one waiter."""
+    if (far_ns := deadline_ns - NEAR_NS - monotonic_ns()) > 0:
+        await asyncio.sleep(far_ns / NS_PER_S)
+    with Pacer() as pacer:
+        await pacer.until(deadline_ns)
+
+
+def _not_sent(request: ScheduledRequest, start_ns: int, why: str | None = None) -> RequestRecord:
+    """`scheduled_ns` of a turn is then its earliest: nobody knows when it would have been due."""
     return RequestRecord(
-        index=request.index, workload=request.workload, scheduled_ns=start_ns + request.offset_ns, error="not_sent"
+        index=request.index,
+        workload=request.workload,
+        scheduled_ns=start_ns + request.offset_ns,
+        error="not_sent",
+        detail=why,
     )

@@ -68,6 +68,21 @@ def served(
     """
     recipe = recipes.read_recipe(name)
     command = [sys.executable, "-m", "loadgen", "serve", name, "--port", "0", "--exit-with-parent", *options]
+    with answering(command, name, recipe.start_timeout_s, log=log, say=say, environment=environment) as url:
+        yield url
+
+
+@contextmanager
+def answering(
+    command: Sequence[str],
+    name: str,
+    start_timeout_s: float,
+    *,
+    log: Path | None = None,
+    say: Say | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[str]:
+    """Runs a server's command for the time of the block; gives the base URL that it prints once it serves."""
     urls: deque[str] = deque(maxlen=1)
     with log.open("a") if log else open(os.devnull, "w") as file:  # noqa: PTH123
 
@@ -77,7 +92,7 @@ def served(
                 urls.append(found[1])
 
         with _running(command, {**os.environ, **(environment or {})}, take) as (process, output):
-            _wait(process, output, name, recipe.start_timeout_s, lambda: bool(urls), say or _to_stderr)
+            _wait(process, output, name, start_timeout_s, lambda: bool(urls), say or _to_stderr)
             yield urls[0]
 
 

@@ -16,6 +16,7 @@ class Share(NamedTuple):
     joules: float = 0.0
     """Attributed, of requests still running too."""
     output_tokens: float = 0.0
+    """Of the settled requests."""
 
     @property
     def joules_per_request(self) -> float | None:
@@ -23,8 +24,8 @@ class Share(NamedTuple):
 
     @property
     def joules_per_token(self) -> float | None:
-        """Per output token."""
-        return self.joules / self.output_tokens if self.output_tokens else None
+        """Per output token of those requests."""
+        return self.request_joules / self.output_tokens if self.requests and self.output_tokens else None
 
 
 class Energy(NamedTuple):
@@ -45,7 +46,9 @@ class Energy(NamedTuple):
         """Per output token of all requests."""
         shares = self.workloads.values()
         return Share(
-            joules=sum(share.joules for share in shares), output_tokens=sum(share.output_tokens for share in shares)
+            requests=sum(share.requests for share in shares),
+            request_joules=sum(share.request_joules for share in shares),
+            output_tokens=sum(share.output_tokens for share in shares),
         ).joules_per_token
 
 
@@ -143,7 +146,7 @@ def sentences(energy: Energy) -> list[str]:
     kind = "simulated, " if energy.simulated else ""
     return [
         f"{name}: {_text(share.joules_per_request, 'J')}/request, {_text(share.joules_per_token, 'J')}/output token "
-        f"({kind}{share.requests:.0f} requests settled, {share.joules:,.1f} J)"
+        f"({kind}{share.requests:.0f} requests settled, {share.request_joules:,.1f} J)"
         for name, share in energy.workloads.items()
         if share.requests
     ]

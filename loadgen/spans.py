@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import blake2b
 from typing import Any, Generic, Self, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from loadgen.clock import Anchor, anchor
 from loadgen.errors import LoadgenError
@@ -84,6 +84,15 @@ def trace_service() -> Any:
     return trace_service_pb2
 
 
+def check(url: str) -> SplitResult:
+    """The parts of a sidecar's URL. LoadgenError when it is none, or when the package to tell it is not there."""
+    parts = urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise LoadgenError(f"{url!r} is no URL of a sidecar; one looks like http://localhost:9478")
+    trace_service()
+    return parts
+
+
 class BatchSender(Generic[T]):
     """Queue something with `add`: it never waits. A context manager; leaving it sends what is left, for a moment.
 
@@ -92,12 +101,9 @@ class BatchSender(Generic[T]):
     """
 
     def __init__(self, url: str, encode: Callable[[Sequence[T], Anchor], bytes]) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise LoadgenError(f"{url!r} is no URL of a sidecar; one looks like http://localhost:9478")
-        trace_service()
+        parts = check(url)
         connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = connect(parts.hostname, parts.port, timeout=TIMEOUT_S)
+        self._connection = connect(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
         self._path = parts.path.rstrip("/").removesuffix("/v1/traces") + "/v1/traces"
         self._headers = {"Content-Type": "application/x-protobuf"}
         if token := os.environ.get(TOKEN_VARIABLE):

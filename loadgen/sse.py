@@ -26,6 +26,21 @@ class SSEDecoder:
         """Whether the next byte begins a line of a new event: nothing is held back, whatever came before."""
         return not (self._tail or self._data or self._skip_lf or self._at_start)
 
+    def lone(self, chunk: bytes) -> bytes | None:
+        """As `feed`, for a chunk that is all of one event, in the one shape that nearly every server gives it.
+        None: it is not, and `feed` has to take it."""
+        lines = chunk.splitlines()
+        if (
+            len(lines) == 2
+            and not lines[1]
+            and chunk[-1] == 0x0A
+            and lines[0].startswith(b"data: ")
+            and not (self._tail or self._data or self._skip_lf)
+        ):
+            self._at_start = False
+            return lines[0][6:]
+        return None
+
     def feed(self, chunk: bytes) -> list[bytes]:
         """The data of every event that `chunk` completes, in order."""
         if not chunk:

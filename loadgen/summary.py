@@ -2,6 +2,8 @@
 
 import msgspec
 
+from loadgen.arrivals import Realised
+
 
 class Distribution(msgspec.Struct, frozen=True, kw_only=True):
     """Of a sample of `count` values; every other field is None when count is 0. `count` excludes what was unknown."""
@@ -30,6 +32,23 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
     """Variance / mean of the number of requests sent in each second: 1 for Poisson, 0 for constant, more for bursts."""
 
 
+class ArrivalCheck(msgspec.Struct, frozen=True, kw_only=True):
+    """Whether requests (of a stream with sessions: the sessions) came as the process asked for would have them come."""
+
+    of: str
+    """"requests" or "sessions"."""
+    process: str | None
+    """None: several streams together."""
+    asked_rps: float | None
+    scheduled: Realised
+    """The instants of the plan."""
+    sent: Realised
+    """Those at which requests left."""
+    as_asked: bool | None
+    """None: not judged."""
+    verdict: str
+
+
 class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
     input: int | None
     output: int | None
@@ -49,8 +68,11 @@ class LengthCheck(msgspec.Struct, frozen=True, kw_only=True):
     output_max_off: int | None
 
 
+SLO_METRICS = ("ttft", "tpot", "e2el")
+
+
 class Goodput(msgspec.Struct, frozen=True, kw_only=True):
-    """Completed requests that met every limit in `slo_ms`."""
+    """Completed requests that met every limit in `slo_ms`; where that is empty, their own stream's limits."""
 
     slo_ms: dict[str, float]
     good: int
@@ -113,6 +135,8 @@ class WorkloadSummary(msgspec.Struct, frozen=True, kw_only=True):
     response_s: Distribution
     tokens: TokenCounts
     goodput: Goodput | None
+    arrivals: ArrivalCheck | None = None
+    """Where the workload is a stream."""
     attributed_joules: float | None = None
     prefill_joules: float | None = None
     decode_joules: float | None = None
@@ -124,6 +148,12 @@ class WorkloadSummary(msgspec.Struct, frozen=True, kw_only=True):
 class Instrument(msgspec.Struct, frozen=True, kw_only=True):
     """What the client cost and how well it kept time."""
 
+    kept_time: bool | None = None
+    """False: the client's own slowness is in the times, and `verdicts` says how. None: not known."""
+    loop_delay_s: Distribution | None = None
+    """How late its event loop woke up."""
+    waited_s: float | None = None
+    """In which it was ready to run and other processes had the cores."""
     cpu_s: float | None
     max_rss_bytes: int | None
     sampler_period_s: float | None
@@ -137,6 +167,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     stopped_by: str | None
     requests: RequestCounts
     rate: Rate
+    arrivals: ArrivalCheck | None = None
+    """None where nobody asked: in a closed loop, and in the folder of an older version."""
     schedule_lag_s: Distribution
     ttft_s: Distribution
     tpot_s: Distribution

@@ -10,7 +10,7 @@ import os
 import re
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from functools import lru_cache
@@ -82,18 +82,6 @@ def check_rereadable(path: Path) -> None:
 def iter_trace(path: Path) -> Iterator[TraceRequest]:
     """The same requests, checked as they pass and not kept: for traces larger than memory."""
     return _sorted(path, _jsonl(path, _lines(path)))
-
-
-def rescale(requests: Sequence[TraceRequest], rps: float) -> tuple[TraceRequest, ...]:
-    """The same requests from time 0 at a mean of `rps`: every gap times (mean gap wanted / mean gap had)."""
-    if not (math.isfinite(rps) and rps > 0):
-        raise LoadgenError(f"rate {rps}: expected requests/s, finite and above 0")
-    first_s = requests[0].arrival_s
-    duration_s = requests[-1].arrival_s - first_s
-    if len(requests) > 1 and duration_s <= 0:
-        raise LoadgenError("every request of the trace arrives at the same instant: it has no rate to scale")
-    factor = (len(requests) - 1) / rps / duration_s if duration_s > 0 else 0.0
-    return tuple(msgspec.structs.replace(r, arrival_s=(r.arrival_s - first_s) * factor) for r in requests)
 
 
 # -- writing ----------------------------------------------------------------------------------------------------------

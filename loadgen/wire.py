@@ -4,6 +4,7 @@ import asyncio
 import os
 import re
 import socket
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 from urllib.parse import urlsplit
@@ -14,10 +15,6 @@ from loadgen.clock import monotonic_ns
 from loadgen.http1 import HTTPError, Response, Unusual
 from loadgen.openai_api import ProtocolError
 from loadgen.sse import SSEError
-
-READ_BUFFER_BYTES = 256 << 10
-_BUFFER = memoryview(bytearray(READ_BUFFER_BYTES))
-"""One for all connections: a loop fills it and hands it over in one go."""
 
 _OURS = {"accept-encoding", "connection", "content-length", "expect", "host", "te", "transfer-encoding", "upgrade"}
 _FIELD = re.compile(r"[!#-'*+\-.0-9A-Z^-z|~]+: *[\t\x20-\x7e]*")
@@ -49,36 +46,33 @@ class ServerDisconnectedError(ConnectionError):
         self.begun = begun
 
 
-class Connection(asyncio.BufferedProtocol):
+Over = Callable[[Exception | None], None]
+"""Told once how an exchange ended: None is well."""
+
+
+class Connection(asyncio.Protocol):
     """One request at a time."""
 
     def __init__(self, idle: "list[Connection]", sock: socket.socket) -> None:
         self._idle = idle
         self._socket = sock
         self._transport: asyncio.Transport
+        self._answer: Answer
+        self._over: Over
         self._response: Response | None = None
-        self._over: asyncio.Future[None]
 
-    async def ask(self, request: bytes, answer: Answer) -> None:
-        """Sends; returns when the response is complete. ServerDisconnectedError when it never will be."""
-        response = self._response = Response(answer)
-        self._over = asyncio.get_running_loop().create_future()
+    def ask(self, request: bytes, answer: Answer, over: Over) -> None:
+        """Sends, and comes back at once. `over` gets what the response or the connection is wrong with, an answer cut
+        short included (ServerDisconnectedError)."""
+        self._answer, self._over = answer, over
+        self._response = Response(answer)
         answer.sent_ns = monotonic_ns()
         self._write(request)
-        try:
-            await self._over
-        except BaseException:
-            self._transport.abort()
-            raise
-        finally:
-            self._response = None
-        if response.keep_alive and not self._transport.is_closing() and not self._transport.get_write_buffer_size():
-            self._idle.append(self)
-        else:
-            self._transport.abort()
-        answer.end(response.last_read_ns)
 
     def abort(self) -> None:
+        """Of an exchange in progress nothing is told any more."""
+        self._response = None
+        self._over = _nobody
         self._transport.abort()
 
     def _write(self, data: bytes) -> None:
@@ -93,32 +87,48 @@ class Connection(asyncio.BufferedProtocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
 
-    def get_buffer(self, sizehint: int) -> memoryview:
-        return _BUFFER
-
-    def buffer_updated(self, nbytes: int) -> None:
+    def data_received(self, data: bytes) -> None:
         read_ns = monotonic_ns()
-        if self._response is None or self._over.done():
+        response = self._response
+        if response is None:
             self._transport.abort()  # bytes that nobody asked for
             return
         try:
-            self._response.feed(bytes(_BUFFER[:nbytes]), read_ns)
+            response.feed(data, read_ns)
         except (HTTPError, Unusual, RequestError, ProtocolError, SSEError) as err:
-            self._over.set_exception(err)
+            self._end(response, err)
             return
-        if self._response.complete:
-            self._over.set_result(None)
+        if response.complete:
+            self._end(response, None)
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self in self._idle:
             self._idle.remove(self)
-        if self._response is None or self._over.done():
+        if (response := self._response) is None:
             return
-        if self._response.eof():
-            self._over.set_result(None)
+        if response.eof():
+            self._end(response, None)
         else:
-            began = self._response.begun
-            self._over.set_exception(ServerDisconnectedError(str(exc) if exc else "the server ended it", began))
+            why = str(exc) if exc else "the server ended it"
+            self._end(response, ServerDisconnectedError(why, response.begun))
+
+    def _end(self, response: Response, err: Exception | None) -> None:
+        over, self._over, self._response = self._over, _nobody, None
+        transport = self._transport
+        if err or not response.keep_alive or transport.is_closing() or transport.get_write_buffer_size():
+            transport.abort()
+        else:
+            self._idle.append(self)
+        if err is None:
+            try:
+                self._answer.end(response.last_read_ns)
+            except (RequestError, ProtocolError, SSEError) as problem:
+                err = problem
+        over(err)
+
+
+def _nobody(_: Exception | None) -> None:
+    """Who an aborted exchange is told to."""
 
 
 class Wire:
@@ -132,24 +142,32 @@ class Wire:
         self._idle: list[Connection] = []
         self._addresses: list[tuple[socket.AddressFamily, tuple[object, ...]]] = []
 
-    async def post(self, path: str, body: bytes, request_id: str, answer: Answer) -> None:
-        """A second time when a pooled connection turns out to be dead before a byte of answer came.
-
-        Servers close idle connections, and llama.cpp closes after every stream while announcing keep-alive.
-        """
+    def request(self, path: str, body: bytes, request_id: str) -> bytes:
+        """The bytes of a POST."""
         head = f"POST {self._path}{path}{self._fields}X-Request-Id: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n"
-        request = head.encode("ascii") + body
-        if self._idle:
-            connection = self._idle.pop()
-            try:
-                return await connection.ask(request, answer)
-            except ServerDisconnectedError as err:
-                if err.begun:
-                    raise
-        return await (await self._connect()).ask(request, answer)
+        return head.encode("ascii") + body
+
+    def idle(self) -> Connection | None:
+        """Takes a connection from the pool."""
+        return self._idle.pop() if self._idle else None
+
+    async def post(self, path: str, body: bytes, request_id: str, answer: Answer) -> None:
+        """On a new connection, which then joins the pool. Raises what `Connection.ask` tells of."""
+        connection = await self._connect()
+        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        connection.ask(
+            self.request(path, body, request_id),
+            answer,
+            lambda err: over.set_exception(err) if err else over.set_result(None),
+        )
+        try:
+            await over
+        except asyncio.CancelledError:
+            connection.abort()
+            raise
 
     def close(self) -> None:
-        for connection in self._idle:
+        for connection in list(self._idle):
             connection.abort()
 
     async def _connect(self) -> Connection:
@@ -162,8 +180,8 @@ class Wire:
             family, address = self._addresses[0]
             try:
                 return await self._connect_to(family, address)
-            except OSError:
-                del self._addresses[0]
+            except OSError:  # others may have found the same meanwhile
+                self._addresses = [other for other in self._addresses if other != (family, address)]
                 if not self._addresses:
                     raise
 

@@ -11,6 +11,7 @@ from loadgen.analyse import analyse
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.record import RequestRecord
 from loadgen.rundir import RunResult
+from loadgen.schedule import Asked
 from loadgen.summary import EnergySummary, Summary
 from loadgen.units import NS_PER_S
 
@@ -146,13 +147,19 @@ def test_other_clients_make_it_invalid() -> None:
 
 @pytest.mark.parametrize(
     ("instrument", "says"),
-    [({}, None), ({"loop_delay_s": {"p99": 0.001}}, None), ({"loop_delay_s": {"p99": 0.02}}, "woke late")],
+    [
+        ({}, None),
+        ({"loop_delay_s": {"p99": 0.001}}, None),
+        ({"loop_delay_s": {"p99": 0.02}}, "woke late"),
+        ({"processes": [{"ended": "exit status 1", "requests": 4, "lost": 3}]}, "process 1 of 1 ended early"),
+    ],
 )
 def test_a_spoiled_run_says_so(instrument: dict[str, object], says: str | None) -> None:
     made = steady_run()
     info = msgspec.structs.replace(made.info, instrument=instrument)
-    verdicts = summary_of(RunResult(info, [], made.records, made.energy, [], None, None)).instrument.verdicts
-    assert any(says in verdict for verdict in verdicts) if says else not verdicts
+    found = summary_of(RunResult(info, [], made.records, made.energy, [], None, None)).instrument
+    assert any(says in verdict for verdict in found.verdicts) if says else not found.verdicts
+    assert found.kept_time is (says is None)
 
 
 def test_prompts_that_a_cache_knew_are_said() -> None:
@@ -163,3 +170,80 @@ def test_prompts_that_a_cache_knew_are_said() -> None:
         verdict.startswith("96% of the prompt tokens came from the server's prefix cache") for verdict in verdicts
     )
     assert not summary_of(made).instrument.verdicts
+
+
+# -- did requests come as asked? --------------------------------------------------------------------------------------
+
+
+def came(asked: list[Asked], config: dict[str, object] | None = None, wakes_s: float | None = None) -> Summary:
+    """400 requests, Poisson at 4/s, a quarter of them code; the client may send only each time it wakes."""
+    made = runs.run(failing=0)
+    info = msgspec.structs.replace(made.info, asked=asked, config=config or {}, start_ns=runs.START_NS)
+    period_ns = round((wakes_s or 0) * NS_PER_S) or 1
+    records = [msgspec.structs.replace(r, sent_ns=-(-(r.sent_ns or 0) // period_ns) * period_ns) for r in made.records]
+    summary = analyse(RunResult(info, made.schedule, records, made.energy, [], None, None)).summary
+    assert summary is not None
+    return summary
+
+
+def poisson(rate_rps: float, workload: str | None = None) -> Asked:
+    return Asked(workload=workload, process="poisson", rate_rps=rate_rps)
+
+
+def test_arrivals_as_asked_are_said_to_be() -> None:
+    check = came([poisson(4)]).arrivals
+    assert check is not None
+    assert (check.as_asked, check.verdict) == (True, "as asked")
+    assert check.sent.rate == pytest.approx(4, rel=0.15)
+    assert check.sent.ks is not None and check.sent.ks_critical is not None and check.sent.ks < check.sent.ks_critical
+    assert check.sent.dispersion == pytest.approx(1, abs=0.4)
+
+
+@pytest.mark.parametrize(
+    ("asked", "wakes_s", "says"),
+    [
+        (poisson(8), None, "not as asked, as scheduled: 3.9 requests/s instead of 8"),
+        (Asked(workload=None, process="constant", rate_rps=3.9), None, "as scheduled: gaps vary by 101%"),
+        (poisson(4), 1.0, "not as asked, as sent: gaps are not exponential"),
+        (Asked(workload=None, process="trace", rate_rps=4), 1.0, "as sent: gaps are not those scheduled"),
+    ],
+)
+def test_other_arrivals_are_said_not_to_be(asked: Asked, wakes_s: float | None, says: str) -> None:
+    summary = came([asked], wakes_s=wakes_s)
+    assert summary.arrivals is not None and summary.arrivals.as_asked is False
+    assert says in summary.arrivals.verdict
+    assert any("did not come as they should" in verdict for verdict in summary.instrument.verdicts)
+
+
+def test_every_stream_has_a_verdict_and_the_run_has_them_all() -> None:
+    summary = came([poisson(3, "chat"), poisson(7, "code")])
+    streams = {name: part.arrivals for name, part in summary.by_workload.items()}
+    assert {name: check and check.as_asked for name, check in streams.items()} == {"chat": True, "code": False}
+    assert summary.arrivals is not None and summary.arrivals.as_asked is False
+    assert summary.arrivals.verdict.startswith("chat: as asked; code: not as asked")
+
+
+def test_a_closed_loop_is_not_judged_and_nor_is_what_nobody_asked() -> None:
+    closed = came([poisson(400)], {"max_concurrency": 4}).arrivals
+    assert closed is not None and closed.as_asked is None and "closed the loop" in closed.verdict
+    assert came([]).arrivals is None
+
+
+def test_streams_are_held_to_their_own_limits() -> None:
+    chat, code = {"ttft": 1e-6}, {"e2el": 1e9}
+    summary = came([], {"streams": {"chat": {"goodput": chat}, "code": {"goodput": code}}})
+    assert summary.goodput is not None
+    parts = {name: part.goodput for name, part in summary.by_workload.items()}
+    assert parts["chat"] and parts["code"]
+    assert (parts["chat"].slo_ms, parts["chat"].good) == (chat, 0)
+    assert (parts["code"].slo_ms, parts["code"].ratio) == (code, 1.0)
+    assert (summary.goodput.slo_ms, summary.goodput.good) == ({}, parts["code"].good)
+    assert summary.goodput.ratio == pytest.approx(parts["code"].good / 400)
+    only = came([], {"streams": {"code": {"goodput": code}}})
+    assert only.goodput is not None and (only.goodput.ratio, only.by_workload["chat"].goodput) == (1.0, None)
+    assert came([], {"goodput": code}).goodput == msgspec.structs.replace(
+        only.goodput,
+        good=400,
+        slo_ms=code,
+        rps=came([], {"goodput": code}).goodput.rps,  # type: ignore[union-attr]
+    )

@@ -2,6 +2,8 @@ import hashlib
 import json
 import subprocess
 import sys
+from collections import Counter
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from loadgen.cli import cli
 from loadgen.errors import LoadgenError
+from loadgen.trace import read_trace
 
 ROOT = Path(__file__).parents[1]
 AZURE = (
@@ -164,3 +167,73 @@ def test_show_draws_the_rate_over_time(tmp_path: Path) -> None:
     assert sum(rates) * 4.8 / len(rates) == pytest.approx(102)
     assert rates[0] == max(rates) and rates[30] == 0
     assert "\u2588\u2588\u2588" in loadgen("show", path).output
+
+
+def test_show_says_turns_gaps_and_tokens_reused(tmp_path: Path) -> None:
+    turns = [(0, "a", [1, 2]), (4, "b", [1, 3]), (9, "a", [1, 2, 4]), (19, "a", [])]
+    lines = [
+        {"timestamp": 1000 * t, "input_length": 1100, "output_length": 1, "session_id": s, "hash_ids": ids}
+        for t, s, ids in turns
+    ]
+    (path := tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    facts = json.loads(loadgen("show", path, "--json").output)
+    assert (facts["sessions"], facts["turns_per_session_mean"], facts["turns_per_session_max"]) == (2, 2.0, 3)
+    assert facts["session_gap_p50_s"] == 9.5  # 0, 9, 19
+    assert facts["prefix_block_reuse"] == pytest.approx(3 / 7)
+    assert facts["prefix_token_reuse"] == pytest.approx(3 * 512 / 4400)  # again: 1, then 1 and 2
+    assert facts["estimated"] is None
+    assert facts["input_shares_by_power_of_2"] == [0] * 11 + [1] and facts["output_shares_by_power_of_2"] == [1]
+
+
+def test_compare_says_how_far_gaps_are_apart(tmp_path: Path) -> None:
+    for name, step in (("slow", 2000), ("fast", 500)):
+        lines = (f'{{"timestamp":{k * step},"input_length":5,"output_length":{k % 3 + 1}}}' for k in range(9))
+        (tmp_path / name).write_text("\n".join(lines))
+    apart = json.loads(loadgen("show", tmp_path / "slow", "--compare", tmp_path / "fast", "--json").output)
+    assert (apart["ks_gap"], apart["ks_input"], apart["ks_output"]) == (1, 0, 0)
+
+
+@pytest.mark.parametrize("of", ["trace", "bins", "both", "one instant"])
+def test_the_page_is_whole_and_holds_what_show_says(tmp_path: Path, of: str) -> None:
+    line = '{"timestamp":5,"input_length":5,"output_length":7}\n'
+    (instant := tmp_path / "<i>.jsonl").write_text(line * 3)
+    chat = ROOT / "traces" / "chat.jsonl"
+    args = {
+        "trace": [chat],
+        "bins": ["azure-2023-code"],
+        "both": [chat, "--compare", instant],
+        "one instant": [instant],
+    }
+    loadgen("show", *args[of], "--html", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    seen = _Tags()
+    seen.feed(page)
+    assert not seen.open and "<i>" not in page and "nan" not in page.lower()
+    assert not seen.fetched  # nothing but itself
+    figures = {"trace": 6, "bins": 3, "both": 8, "one instant": 6}
+    assert seen.count["figure"] == figures[of]
+    if of == "trace":
+        assert "median 1,020, 99th percentile 4,399 tokens" in page
+        assert ">23.1 %<" in page or ">23.2 %<" in page  # 23.15: inputs of 1025 to 2048 with outputs of 257 to 512
+        rows = read_trace(chat).requests
+        assert sum(1024 < r.input_tokens <= 2048 and 256 < r.output_tokens <= 512 for r in rows) == 463  # of 2,000
+
+
+class _Tags(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.count: Counter[str] = Counter()
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.count[tag] += 1
+        self.fetched += [value or "" for name, value in attrs if name in ("src", "href")]
+        if tag != "meta":
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.count[tag] += 1
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag

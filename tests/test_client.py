@@ -143,6 +143,51 @@ def test_faults_are_records(name: str, script: Sequence[Step], kind: str, detail
     assert record.sent_ns is not None
 
 
+@pytest.mark.parametrize(("name", "script", "kind", "detail"), FAULTS, ids=[fault[0] for fault in FAULTS])
+def test_faults_on_a_kept_connection_are_records(name: str, script: Sequence[Step], kind: str, detail: str) -> None:
+    good, bad = one(lambda n: script if n else GOOD, times=2, timeout_s=0.2 if kind == "timeout" else 5)[0]
+    assert good.error is None
+    assert bad.error == kind, bad.detail
+    assert detail in (bad.detail or "")
+    assert bad.finished_ns is not None
+    assert bad.sent_ns is not None
+
+
+def test_each_request_has_its_own_time_limit() -> None:
+    """They begin one after another, and run out one after another: the first takes nobody with it."""
+
+    async def main() -> list[RequestRecord]:
+        slow: Sequence[Step] = (HEAD, token("a"), 60.0)
+        async with (
+            wire(lambda n: slow if n in (2, 3) else GOOD) as server,
+            Client(server.url, timeout_s=0.3) as client,
+        ):
+            await asyncio.gather(sent(client), sent(client))
+            first = asyncio.ensure_future(sent(client))
+            await asyncio.sleep(0.15)
+            return [*await asyncio.gather(first, sent(client)), await sent(client)]
+
+    first, second, third = on_uvloop(main())
+    assert (first.error, second.error, third.error) == ("timeout", "timeout", None)
+    assert (first.finished_ns or 0) < (second.finished_ns or 0) - 50_000_000
+
+
+def test_cancelled_on_a_kept_connection_is_a_record() -> None:
+    async def main() -> RequestRecord:
+        async with (
+            wire(lambda n: (HEAD, token("a"), 60.0) if n else GOOD) as server,
+            Client(server.url, timeout_s=None) as client,
+        ):
+            await sent(client)
+            task = asyncio.create_task(sent(client))
+            await asyncio.sleep(0.1)
+            task.cancel()
+            return await task
+
+    record = on_uvloop(main())
+    assert (record.error, len(record.chunk_ns)) == ("cancelled", 1)
+
+
 def test_a_failed_request_keeps_what_it_saw() -> None:
     (record,), _ = one((HEAD, ROLE, token("a"), token("b"), "close"))
     assert (record.error, len(record.chunk_ns), record.output_tokens, record.token_source) == (

@@ -17,7 +17,7 @@ from loadgen.estimate import (
     estimates,
     fit_two_phase,
     flops,
-    mean_in_flight,
+    mean_overlap,
     surface,
 )
 from loadgen.nnls import nnls
@@ -165,8 +165,8 @@ def test_pairs_are_counted_over_chunks() -> None:
     assert list(zip(counted.inputs, counted.outputs, counted.counts, strict=True)) == [(3, 2, 1), (5, 1, 3), (9, 2, 1)]
 
 
-def test_mean_in_flight_leaves_idle_time_out() -> None:
-    assert mean_in_flight(np.array([(0, 10), (5, 10), (100, 110)])) == pytest.approx(25 / 20)
+def test_mean_overlap_leaves_idle_time_out() -> None:
+    assert mean_overlap(np.array([(0, 10), (5, 10), (100, 110)])) == pytest.approx(25 / 20)
 
 
 # -- cells ------------------------------------------------------------------------------------------------------------
@@ -258,7 +258,7 @@ def test_a_measured_run_is_set_beside_the_estimates_of_its_own_requests(tmp_path
     )
     measured = answer["measured"]
     assert measured["requests"] == 40 and answer["requests"] == 2000
-    assert answer["batch"] == pytest.approx(max(1.0, min(128.0, measured["mean_in_flight"])))
+    assert answer["batch"] == pytest.approx(max(1.0, min(128.0, measured["mean_decoding"])))
     ratios = measured["ratios"]
     assert ratios["ideal, sparse peak"] < ratios["ideal, dense peak"] < ratios["interpolated"] < ratios["ceiling"]
     assert ratios["interpolated"] == pytest.approx(1, abs=0.35), "the load rises and falls: no batch is the batch"

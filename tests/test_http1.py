@@ -18,6 +18,14 @@ MANY = b"".join(token(word) for word in ("a", " the", "\\n", "é", "漢", "🚀"
 RESPONSES: dict[str, bytes] = {
     "a good stream": b"".join(step for step in GOOD if isinstance(step, bytes)),
     "many shapes of text": HEAD + ROLE + MANY + token("end", '"stop"') + USAGE + DONE + END,
+    "many alike at once": HEAD
+    + ROLE
+    + token("a") * 40
+    + token("b" * 300) * 3
+    + token("")
+    + token("c") * 30
+    + DONE
+    + END,
     "reasoning, then text": HEAD + REASONING * 3 + token("a") * 3 + DONE + END,
     "completions in CRLF": HEAD + TEXT * 5 + DONE + END,
     "several events in one chunk": HEAD
@@ -95,6 +103,19 @@ def test_a_known_shape_is_a_token_by_the_full_decoder(text: bytes) -> None:
     body = event.replace(b'"a"', b'"' + text + b'"')
     if shape.skip(chunk(body), 0)[1]:
         assert parse_event(body[6:-2]) == TOKEN
+
+
+@given(
+    st.lists(st.sampled_from(["a", " the", "é", "\\n", "x" * 200, "x" * 5000]), min_size=40, max_size=60),
+    st.sampled_from([b"", b'"', b"\xff", b"\\", b"\n", b"\r\n\r\n", token("a"), token("a")[:-1], b"5\r\n", token("")]),
+    st.integers(0, 3000),
+)
+def test_many_at_once_are_as_many_as_one_by_one(words: list[str], noise: bytes, at: int) -> None:
+    stream = b"".join(map(token, words))
+    stream = stream[:at] + noise + stream[at:]
+    shape = learn(b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n')
+    assert shape is not None
+    assert shape.skip(stream, 0) == shape._skip_each(stream, 0)
 
 
 @pytest.mark.parametrize(

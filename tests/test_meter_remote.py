@@ -228,6 +228,10 @@ def bad_pages() -> dict[str, tuple[dict[str, Answer], str]]:
         "HTML": ({"/energy": (200, b"<html>"), "/metrics": (200, b"<html> a b")}, "is no Prometheus page"),
         "not text": ({"/metrics": (200, b"\xff\xfe")}, "is no Prometheus page"),
         "half a feed": ({"/energy": (200, b'{"now_ns": 1}')}, "is no energy feed of loadgen"),
+        "slack of another length": (
+            {"/energy": (200, b'{"now_ns":1,"domains":[],"samples":[[1,"gpu:0",2.0]],"slack_ns":[1,2]}')},
+            "contradicts itself",
+        ),
         "a wrong sample": ({"/energy": (200, b'{"now_ns":1,"domains":[],"samples":[[1]]}')}, "is no energy feed"),
         "a locked door": ({"/energy": (401, b"")}, "answers 401: it wants a token"),
         "a flood": ({"/energy": (200, huge)}, "sent more than 8 MiB"),

@@ -76,6 +76,49 @@ def test_a_replay_is_whole(sim: str, tmp_path: Path, trace: Path) -> None:
     assert 100 < (energy.mean_watts or 0) < 700
 
 
+def test_streams_run_together_and_are_reported_apart(sim: str, tmp_path: Path) -> None:
+    """Sessions wait for themselves, the rest is an open loop, and each stream has its joules, limits and verdict."""
+    run, mix = tmp_path / "run", tmp_path / "mix.toml"
+    mix.write_text(
+        f"""
+        [talk]
+        trace = "{CHAT}"
+        rps = 6
+        arrival = "poisson"
+        turns = 2
+        think = "exponential:0.2"
+        goodput = {{ ttft = 60000 }}
+        [edit]
+        bins = "azure-2023-code"
+        rps = 12
+        arrival = "constant"
+        files = 3
+        """
+    )
+    done = loadgen("replay", mix, "--duration", 3, "--base-url", sim, "--out", run, "--ui", "none")
+    assert done.returncode == 0, done.stderr
+    assert "edit: as asked: constant requests" in " ".join(done.stdout.split())
+    schedule = {r["index"]: r for r in map(json.loads, (run / "schedule.jsonl").read_text().splitlines())}
+    records = {r["index"]: r for r in map(json.loads, (run / "records.jsonl").read_text().splitlines())}
+    assert records.keys() == schedule.keys()
+    turns = [r for r in schedule.values() if r["after"] is not None]
+    assert turns
+    for turn in turns:
+        record, before = records[turn["index"]], records[turn["after"]]
+        assert record["scheduled_ns"] == before["finished_ns"] + turn["think_ns"] <= record["sent_ns"]
+    summary = summary_of(run)
+    assert summary.requests.failed == 0
+    assert set(summary.by_workload) == {"talk", "edit"}
+    talk, edit = summary.by_workload["talk"], summary.by_workload["edit"]
+    assert talk.goodput and talk.goodput.ratio == 1 and edit.goodput is None
+    assert talk.arrivals and edit.arrivals and (talk.arrivals.of, edit.arrivals.of) == ("sessions", "requests")
+    assert edit.arrivals.sent.rate == pytest.approx(12, rel=0.02)
+    joules = sum(part.attributed_joules or 0 for part in (talk, edit))
+    assert joules == pytest.approx(summary.energy.attributed_joules, abs=0.002)
+    page = (run / "report.html").read_text()
+    assert "Arrivals of talk" in page and "Arrivals of edit" in page
+
+
 def test_joules_agree_with_the_oracle(sim: str, tmp_path: Path) -> None:
     """Against what the simulated server knows each request cost. The bounds are the promise for a run this short."""
     run = tmp_path / "run"
@@ -294,6 +337,13 @@ BAD_OPTIONS = [
     ([CHAT, "--base-url", "localhost:8000"], "http://localhost:8000/v1"),
     ([CHAT, "--base-url", "http://127.0.0.1:1/v1"], "no server at http://127.0.0.1:1/v1 (Connection refused)"),
     ([CHAT, "--no-such-flag"], "--no-such-flag"),
+    (["--duration", "5"], "nothing to replay"),
+    ([CHAT, "--stream", "code:1"], "and --stream: give a trace, or streams"),
+    (["--stream", "chat:3", "--rps", "4"], "--rps is for one trace"),
+    (["--stream", "nobody:3"], "no stream, file or workload 'nobody'"),
+    ([CHAT, "--shape", "sine:1:2:3"], "expected ramp:FROM:TO:SECONDS"),
+    ([CHAT, "--shape", "ramp:1:2:3", "--rps", "2"], "leave out --rps"),
+    ([CHAT, "--scale", "thin"], "needs --rps"),
 ]
 
 

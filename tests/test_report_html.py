@@ -105,6 +105,16 @@ def test_words_from_the_server_and_the_trace_are_text_not_markup() -> None:
     assert evil in Page(text).text
 
 
+@pytest.mark.parametrize(("kept", "spoiled"), [(True, False), (False, True), (None, False)])
+def test_times_that_the_client_spoiled_are_in_the_verdict(kept: bool | None, spoiled: bool) -> None:
+    made = runs.run()
+    assert made.summary is not None
+    instrument = msgspec.structs.replace(made.summary.instrument, kept_time=kept)
+    text = html.render(replace(made, summary=msgspec.structs.replace(made.summary, instrument=instrument)))
+    assert ("Times spoiled by the client itself" in text) is spoiled
+    assert ('class="verdict bad"' in text) is spoiled
+
+
 def test_only_tag_makes_markup() -> None:
     assert tag("p", "<b>", title='"<') == '<p title="&quot;&lt;">&lt;b&gt;</p>'
     assert tag("p", tag("b", "x")) == "<p><b>x</b></p>"

@@ -11,6 +11,7 @@ from loadgen.errors import LoadgenError
 from loadgen.report import text
 from loadgen.report.facts import failures
 from loadgen.rundir import RunResult
+from loadgen.summary import Distribution
 
 
 def printed(result: RunResult, width: int = 80, terminal: bool = False, folder: Path | None = None) -> str:
@@ -71,6 +72,22 @@ def test_remarks_on_the_instrument_and_on_the_end_of_the_run() -> None:
     assert "schedule lag p99 is 31 ms" in told and "interrupted" in told
     assert "Remarks" not in printed(made)
     assert "no request completed" in printed(runs.without_completions())
+
+
+@pytest.mark.parametrize(("kept", "says"), [(True, "kept time"), (False, "SPOILED"), (None, "not known to have")])
+def test_whether_the_client_kept_time_is_said(kept: bool | None, says: str) -> None:
+    told = printed(with_timekeeping(kept))
+    assert says in next(line for line in told.splitlines() if "instrument" in line)
+    assert "event loop late p50 300 µs" in " ".join(told.split())
+    assert ("SPOILED" in "".join(told.splitlines()[:3])) is (kept is False)
+
+
+def with_timekeeping(kept: bool | None) -> RunResult:
+    made = runs.single()
+    assert made.summary is not None
+    delay = Distribution(count=9, p50=0.0003, p99=0.02)
+    instrument = msgspec.structs.replace(made.summary.instrument, kept_time=kept, loop_delay_s=delay)
+    return replace(made, summary=msgspec.structs.replace(made.summary, instrument=instrument))
 
 
 def test_simulated_is_in_the_first_lines() -> None:

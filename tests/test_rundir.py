@@ -5,6 +5,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 
 from loadgen import rundir
 from loadgen.clock import Anchor
@@ -42,6 +43,11 @@ def record(index: int) -> RequestRecord:
     return RequestRecord(index=index, workload="chat", scheduled_ns=100 + index * 1000, sent_ns=101, chunk_ns=[5, 6])
 
 
+def with_lists(records: list[RequestRecord]) -> list[RequestRecord]:
+    """Chunk times are read into something smaller."""
+    return [replace(record, chunk_ns=list(record.chunk_ns)) for record in records]
+
+
 def write(path: Path, records: list[int], *, overwrite: bool = False) -> None:
     writer = rundir.RunWriter(path, INFO, PLAN, overwrite=overwrite)
     for index in records:
@@ -56,7 +62,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     result = rundir.read(tmp_path / "run")
     assert result.info == INFO
     assert result.schedule == list(PLAN.requests)
-    assert result.records == [record(0), record(1), record(2)], "by index, whatever order they ended in"
+    assert with_lists(result.records) == [record(0), record(1), record(2)], "by index, whatever order they ended in"
     assert result.energy == [EnergySample(7, "gpu:0", 1.234), EnergySample(8, "gpu:0", 2.5)]
     assert result.engine == [{"t_ns": 7, "iterations": 3.0}]
     assert result.attribution is None
@@ -93,7 +99,7 @@ def test_flushed_lines_are_in_the_kernel(tmp_path: Path) -> None:
         writer.record(record(0))
         assert (tmp_path / "run" / "records.jsonl").read_bytes() == b""
         writer.flush()
-        assert rundir.read(tmp_path / "run").records[0] == record(0)
+        assert with_lists(rundir.read(tmp_path / "run").records[:1]) == [record(0)]
 
 
 def test_an_earlier_run_is_not_overwritten_unasked(tmp_path: Path) -> None:

@@ -122,6 +122,19 @@ def test_an_engine_that_restarts_makes_no_negative_tokens() -> None:
     assert coverage is not None and 0.8 < coverage <= 1.0
 
 
+def test_what_flows_around_a_counter_reset_is_in_no_account() -> None:
+    ledger = Ledger([GPU], hold=HOLD)
+    joules = power(ledger, 0, 10, 100.0)
+    ledger.energy([EnergySample(ns_from_s(15), "gpu:0", joules, gap=True)])  # 5 s unknown, and the same joules again
+    power(ledger, 15, 25, 100.0, joules)
+    ledger.span(span("a", 8, 18), ns_from_s(18))
+    ledger.settle(ns_from_s(60))
+    snapshot = ledger.snapshot(ns_from_s(60))
+    assert settled_mj(snapshot) == pytest.approx(100_000 * 20, rel=0.02)
+    assert attributed_mj(snapshot) == pytest.approx(100_000 * 5, rel=0.05)
+    assert snapshot.idle_mj + attributed_mj(snapshot) + snapshot.unattributed_mj == settled_mj(snapshot)
+
+
 @pytest.mark.parametrize(
     ("second", "reason"),
     [

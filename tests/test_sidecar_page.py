@@ -20,7 +20,7 @@ loadgen_unattributed_energy_joules_total 50.0
 loadgen_request_energy_joules_bucket{le="1.0",model="m",workload="chat"} 0.0
 loadgen_request_energy_joules_count{model="m",workload="chat"} 5.0
 loadgen_request_energy_joules_sum{model="m",workload="chat"} 590.0
-loadgen_output_tokens_total{model="m",workload="chat"} 1200.0
+loadgen_output_tokens_total{model="m",workload="chat"} 1180.0
 loadgen_energy_source_info{gpu="0",uuid="GPU-a",source="simulated"} 1.0
 loadgen_settlement_lag_seconds 6.4
 """
@@ -32,20 +32,20 @@ def test_a_page_is_read_and_its_series_are_added() -> None:
         watts=510.5,
         simulated=True,
         lag_s=6.4,
-        workloads={"chat": Share(5, 590, 600, 1200), "code": Share(0, 0, 200, 0)},
+        workloads={"chat": Share(5, 590, 600, 1180), "code": Share(0, 0, 200, 0)},
         idle_joules=150,
         unattributed_joules=50,
         joules=1000,
     )
     assert energy.workloads["chat"].joules_per_request == 118
-    assert energy.workloads["chat"].joules_per_token == 0.5
+    assert energy.workloads["chat"].joules_per_token == energy.joules_per_token == 0.5
 
 
 def test_what_is_unknown_stays_unknown() -> None:
     energy = parse('loadgen_gpu_energy_joules_total{gpu="0"} 0.0\n')
     assert energy is not None
     assert (energy.watts, energy.lag_s, energy.simulated, energy.workloads) == (None, None, False, {})
-    assert Share().joules_per_request is None and Share().joules_per_token is None
+    assert Share().joules_per_request is None and Share(output_tokens=9).joules_per_token is None
     assert rows(energy)[-1] == Row("power now", joules="unknown")
     assert sentences(energy) == []
 
@@ -66,7 +66,7 @@ def test_rows_say_simulated_and_the_accounts_of_nobody() -> None:
         Row("all (simulated), as of 6 s ago", joules="1,000.0 J"),
         Row("power now (simulated)", joules="510 W"),
     ]
-    assert sentences(energy) == ["chat: 118 J/request, 0.5 J/output token (simulated, 5 requests settled, 600.0 J)"]
+    assert sentences(energy) == ["chat: 118 J/request, 0.5 J/output token (simulated, 5 requests settled, 590.0 J)"]
 
 
 joules = st.integers(0, 10**6).map(float)

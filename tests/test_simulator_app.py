@@ -363,7 +363,7 @@ def test_metrics_count_what_was_served_under_vllms_names():
         assert got["vllm:request_generation_tokens_sum"] == 15
         for gauge in ("num_requests_running", "num_requests_waiting", "kv_cache_usage_perc"):
             assert got[f"vllm:{gauge}"] == 0
-        assert got["loadgen_gpu_energy_joules_total"] >= 0
+        assert got["loadgen_simulated_gpu_energy_joules_total"] >= 0
         help_lines = [x for x in (await client.get("/metrics")).decode().splitlines() if x.startswith("# HELP")]
         assert all("imulated" in line for line in help_lines)
 

@@ -51,6 +51,16 @@ def test_any_cuts_of_any_bytes_give_the_same_events(parts: list[bytes], data: st
     assert decode([stream[a:b] for a, b in pairwise(edges)]) == decode([stream])
 
 
+@given(st.lists(st.sampled_from([b"data: x", b"\n", b"\r", b"\r\n", b"\n\n", b"data: y\n\n", b"\xef\xbb\xbf", b"y"])))
+def test_what_is_a_lone_event_is_the_same_event_by_feeding(chunks: list[bytes]) -> None:
+    fed, shortcut = SSEDecoder(), SSEDecoder()
+    for chunk in chunks:
+        lone = shortcut.lone(chunk)
+        events = fed.feed(chunk)
+        assert events == (shortcut.feed(chunk) if lone is None else [lone])
+        assert lone is None or (fed.idle and shortcut.idle)
+
+
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r", b"\r\n\r"])
 def test_an_event_is_known_the_moment_its_blank_line_is(end: bytes) -> None:
     assert SSEDecoder().feed(b"data: a" + end) == [b"a"]

@@ -17,7 +17,6 @@ from loadgen.trace import (
     iter_trace,
     read_trace,
     replacing,
-    rescale,
     write_trace,
 )
 
@@ -202,34 +201,6 @@ def test_a_device_or_a_folder_is_not_replaced(tmp_path: Path) -> None:
         with pytest.raises(LoadgenError, match="cannot write"), replacing(path):
             pass
     assert Path("/dev/null").is_char_device()
-
-
-# -- rescale
-
-
-@settings(deadline=None)
-@given(
-    st.lists(st.floats(0, 1e6), min_size=2, max_size=50).filter(lambda t: max(t) - min(t) > 1e-3),
-    st.floats(0.01, 1e4),
-)
-def test_rescale_gives_the_rate_asked_and_keeps_the_shape(times: list[float], rps: float) -> None:
-    before = [request(t) for t in sorted(times)]
-    after = rescale(before, rps)
-    duration_s = after[-1].arrival_s - after[0].arrival_s
-    assert after[0].arrival_s == 0
-    assert math.isclose((len(after) - 1) / duration_s, rps, rel_tol=1e-9)
-    span_s = before[-1].arrival_s - before[0].arrival_s
-    for a, b in zip(before, after, strict=True):
-        assert math.isclose((a.arrival_s - before[0].arrival_s) / span_s, b.arrival_s / duration_s, abs_tol=1e-9)
-
-
-def test_rescale_says_what_has_no_rate() -> None:
-    assert rescale([request(7)], 2)[0].arrival_s == 0
-    with pytest.raises(LoadgenError, match="same instant"):
-        rescale([request(7), request(7)], 2)
-    for rps in (0, -1, math.nan, math.inf):
-        with pytest.raises(LoadgenError, match="rate"):
-            rescale([request(0), request(1)], rps)
 
 
 # -- public formats

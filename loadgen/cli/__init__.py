@@ -20,6 +20,7 @@ COMMANDS = {
     "study": "run a matrix of servers, knobs, workloads and loads; resumes where it stopped",
     "serve": "start a server: sim, or a recipe in servers/",
     "sidecar": "beside the engine: spans and joules in, Prometheus metrics out",
+    "selftest": "run a plan against a server of known timing: this client's own error, and whether it is safe",
     "meters": "which energy sources this machine has, and why others are not usable",
 }
 """Name -> one line of help. Command NAME is the object `NAME` in module `loadgen.cli.NAME`."""

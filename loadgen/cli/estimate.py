@@ -21,7 +21,9 @@ BINS_SHOWN = 10
 @click.command()
 @click.argument("trace", metavar="TRACE|BINS")
 @click.option("--profile", "profile_name", required=True, metavar="NAME", help="In profiles/energy, or a .json file.")
-@click.option("--batch", type=POSITIVE, help="Requests in flight.  [default: the run's with --measured, else the most]")
+@click.option(
+    "--batch", type=POSITIVE, help="Requests that decode together.  [default: the run's with --measured, else the most]"
+)
 @click.option("--hardware", metavar="NAME", help="For the FLOPs bound.  [default: the profile's GPU]")
 @click.option("--model", metavar="NAME", help="Shape, for the FLOPs bound.  [default: the profile's model]")
 @click.option("--measured", type=click.Path(path_type=Path), metavar="RUN", help="Set a run's measured joules beside.")
@@ -49,7 +51,7 @@ def estimate(
     ceiling       every length rounded up to a bin edge, as arXiv 2504.17674 does
     ideal         power limit / peak rate x FLOPs
 
-    All but the ideal assume that BATCH requests are in flight all the time.
+    All but the ideal assume that BATCH requests are decoded together all the time.
     """
     import json
 
@@ -59,14 +61,14 @@ def estimate(
     pairs = _pairs(trace)
     run = _run(measured, profile) if measured else None
     batches = [cell.batch for cell in profile.cells]
-    flying = _in_flight(run) if run else None
+    together = _together(run) if run else None
     if batch is None:  # held to what was measured; the answer has both numbers
-        batch = float(max(batches)) if flying is None else min(max(flying, min(batches)), max(batches))
+        batch = float(max(batches)) if together is None else min(max(together, min(batches)), max(batches))
     shapes = _shapes(profile, hardware, model)
     money = {"pue": pue, "grid_intensity_g_per_kwh": grid_intensity, "price_per_kwh": price}
     answer = _answer(trace, pairs, profile, batch, shapes, money)
     if run:
-        answer["measured"] = _beside(run, profile, batch, shapes, str(measured)) | {"mean_in_flight": flying}
+        answer["measured"] = _beside(run, profile, batch, shapes, str(measured)) | {"mean_decoding": together}
     if as_json:
         click.echo(json.dumps(answer, indent=1))
         return
@@ -169,14 +171,18 @@ def _run(path: Path, profile: "EnergyProfile") -> "RunResult":
     return run
 
 
-def _in_flight(run: "RunResult") -> float:
-    """Mean number of requests in flight while there was at least one."""
+def _together(run: "RunResult") -> float:
+    """Mean number of requests decoded together, while one was; in flight together, where no answer had a second chunk.
+
+    What a cell's batch shares is the step that decodes. A request that waits, or is prefilled, shares none.
+    """
     import numpy as np
 
-    from loadgen.estimate import mean_in_flight
+    from loadgen.estimate import mean_overlap
 
     spans = [(r.sent_ns, r.finished_ns) for r in run.records if r.sent_ns is not None and r.finished_ns is not None]
-    return mean_in_flight(np.array(spans, dtype=np.int64).reshape(-1, 2))
+    decoded = [(r.chunk_ns[0], r.chunk_ns[-1]) for r in run.records if len(r.chunk_ns) > 1]
+    return mean_overlap(np.array(decoded or spans, dtype=np.int64).reshape(-1, 2))
 
 
 def _beside(
@@ -250,7 +256,7 @@ def _show(answer: dict[str, Any], console: "Console") -> None:
         run = answer["measured"]
         console.print(
             f"\nmeasured: {run['joules']:,.0f} J while requests were in flight (and {run['idle_joules']:,.0f} J idle), "
-            f"{run['requests']:,} requests of {escape(run['run'])}, {run['mean_in_flight']:.4g} in flight in the mean",
+            f"{run['requests']:,} requests of {escape(run['run'])}, {run['mean_decoding']:.4g} decoded together",
             soft_wrap=True,
         )
     if answer["assumed"]["pue"] != 1.0 or extra:

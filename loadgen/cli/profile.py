@@ -130,6 +130,7 @@ def _virtual(grid: "list[Bin]", batches: list[int], given: dict[str, Any]) -> "E
     from loadgen.simulator.cells import WAVES, simulated_cells
 
     hardware, model = read_hardware(given["gpu_name"]), read_model(given["model"])
+    _check_fits(grid, model.context_tokens, model.name)
     with click.progressbar(
         simulated_cells(hardware, model, grid, batches, given["within"]), length=len(grid) * len(batches)
     ) as cells:
@@ -164,7 +165,7 @@ async def _live(
         server = await find_model(client, given["served_model"])
         dialect = await find_dialect(client, given["endpoint"], server.model, {})
         server = ServerInfo(server.base_url, server.model, server.engine, server.max_model_len, dialect)
-        _check_fits(grid, server)
+        _check_fits(grid, server.max_model_len, server.model)
         source, words = await vocabularies(client, server, given["endpoint"], {"chat"}, given["tokenizer"], {})
         choice = server.root_url if given["energy"] == "auto" and server.simulated else given["energy"]
         if choice == "auto" and not is_local(server.base_url):
@@ -232,9 +233,7 @@ def _effort(given: dict[str, Any]) -> "Effort":
     )
 
 
-def _check_fits(grid: "list[Bin]", server: Any) -> None:
+def _check_fits(grid: "list[Bin]", takes: int | None, model: str) -> None:
     longest = max(grid, key=sum)
-    if server.max_model_len is not None and sum(longest) > server.max_model_len:
-        raise LoadgenError(
-            f"bin {longest.input}x{longest.output} is longer than {server.model} takes: {server.max_model_len} tokens"
-        )
+    if takes is not None and sum(longest) > takes:
+        raise LoadgenError(f"bin {longest.input}x{longest.output} is longer than {model} takes: {takes} tokens")

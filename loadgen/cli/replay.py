@@ -1,4 +1,4 @@
-"""loadgen replay TRACE: the main job."""
+"""loadgen replay TRACE, or streams: the main job."""
 
 import sys
 from contextlib import ExitStack
@@ -12,6 +12,7 @@ from loadgen.errors import LoadgenError
 if TYPE_CHECKING:
     from loadgen.replay import Options
     from loadgen.rundir import RunResult
+    from loadgen.schedule import Schedule
 
 DEFAULT_URL = "http://localhost:8000/v1"
 
@@ -49,8 +50,28 @@ POSITIVE = click.FloatRange(min=0, min_open=True, max=1e9, clamp=False)
 
 
 @click.command()
-@click.argument("trace", type=click.Path(path_type=Path))
+@click.argument("trace", type=click.Path(path_type=Path), required=False)
+@click.option(
+    "--stream",
+    "streams",
+    multiple=True,
+    metavar="NAME[=SOURCE][:RATE]",
+    help="A stream of the TOML file given, or of traces/mix.toml (chat, code), or a workload profile, trace or bins. "
+    "Repeatable.",
+)
 @click.option("--rps", "--request-rate", type=POSITIVE, help="Scale the trace to a mean of this many requests/s.")
+@click.option(
+    "--scale",
+    type=click.Choice(["compress", "thin", "superpose"]),
+    default="compress",
+    show_default=True,
+    help="How a trace's own arrivals get to --rps: squeeze time, leave requests out, add shifted copies.",
+)
+@click.option(
+    "--shape",
+    metavar="SHAPE",
+    help="A rate that changes, instead of --rps: ramp:FROM:TO:SECONDS, or step:RATE:RATE:...:SECONDS, each that long.",
+)
 @click.option(
     "--arrival",
     type=click.Choice(["trace", "poisson", "gamma", "constant"]),
@@ -98,6 +119,14 @@ POSITIVE = click.FloatRange(min=0, min_open=True, max=1e9, clamp=False)
 )
 @click.option("--otlp", metavar="URL", help="A sidecar that is told of every request, by OTLP spans.")
 @click.option("--max-concurrency", type=click.IntRange(min=1), metavar="N", help="Closes the loop: said in the report.")
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1, max=256),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Share the schedule out to N processes, when one is too slow for it.",
+)
 @click.option("--goodput", "slos", type=Slo(), multiple=True, help="Limit in ms: ttft:200, tpot:50, e2el:5000.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
 @click.option(
@@ -127,8 +156,11 @@ POSITIVE = click.FloatRange(min=0, min_open=True, max=1e9, clamp=False)
 @click.option("--ui", type=click.Choice(["auto", "live", "plain", "none"]), default="auto", show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the tables.")
 def replay(
-    trace: Path,
+    trace: Path | None,
+    streams: tuple[str, ...],
     rps: float | None,
+    scale: Any,
+    shape: str | None,
     arrival: Any,
     burstiness: float,
     duration: float | None,
@@ -139,41 +171,79 @@ def replay(
     as_json: bool,
     **given: Any,
 ) -> None:
-    """Replay TRACE open loop against a server; measure every request's latency and joules.
+    """Replay TRACE, or a TOML file of streams, against a server; measure every request's latency and joules.
 
     \b
     loadgen replay traces/chat.jsonl --rps 4 --serve sim
     loadgen replay traces/code.jsonl --rps 2 --arrival poisson --duration 60 --goodput ttft:200 --goodput tpot:50
+    loadgen replay --stream chat:3 --stream code:1 --duration 60
     """  # fmt: skip
     from rich.console import Console
 
-    from loadgen import schedule as plan
     from loadgen.replay import replay as run
     from loadgen.report.live import view
     from loadgen.serve import served
-    from loadgen.trace import read_trace
 
-    schedule = plan.build(read_trace(trace), seed=seed, rps=rps, arrival=arrival, burstiness=burstiness,
-                          duration_s=duration, num_requests=num_requests)  # fmt: skip
-    asked = {"trace": str(trace), "rps": rps, "arrival": arrival, "burstiness": burstiness, "duration_s": duration,
-             "num_requests": num_requests, "seed": seed, "serve": serve}  # fmt: skip
-    out: Path = given.pop("out") or _default_out(trace)
+    plan: dict[str, Any] = {"rps": rps, "arrival": arrival, "burstiness": burstiness, "scale": scale, "shape": shape}
+    ends: dict[str, Any] = {"seed": seed, "duration_s": duration, "num_requests": num_requests}
+    if streams or (trace and trace.suffix == ".toml"):
+        _only_for_a_trace()
+        schedule, asked = _streams(trace, streams, **ends)
+    elif trace:
+        schedule, asked = _trace(trace, **plan, **ends)
+    else:
+        raise LoadgenError("nothing to replay: give a TRACE, a TOML file of streams, or --stream chat:3")
+    asked |= ends | {"serve": serve}
+    out: Path = given.pop("out") or _default_out(asked["trace"])
     messages = Console(stderr=True)
     with ExitStack() as stack:
         if serve:
             model = ("--model", given["model"]) if given["model"] else ()
             given["base_url"] = stack.enter_context(served(serve, *model))
         options = _options(out, asked, **given)
-        result = run(schedule, options, view("none" if as_json else ui, messages, title=str(trace)))
+        result = run(schedule, options, view("none" if as_json else ui, messages, title=asked["trace"]))
     _show(result, out, as_json)
     if result.info.stopped_by in ("interrupted", "aborted"):
         sys.exit(130)
 
 
-def _default_out(trace: Path) -> Path:
+def _trace(trace: Path, *, shape: str | None, **plan: Any) -> "tuple[Schedule, dict[str, Any]]":
+    """The plan of one trace, and what was asked for, for run.json."""
+    from loadgen.arrivals import points_of
+    from loadgen.schedule import build
+    from loadgen.trace import read_trace
+
+    schedule = build(read_trace(trace), shape=points_of(shape) if shape else None, **plan)
+    return schedule, {"trace": str(trace), **plan, "shape": shape}
+
+
+def _streams(file: Path | None, names: tuple[str, ...], **ends: Any) -> "tuple[Schedule, dict[str, Any]]":
+    """The same of streams."""
+    import msgspec
+
+    from loadgen.streams import chosen, plan
+
+    if file and file.suffix != ".toml":
+        raise LoadgenError(f"{file} and --stream: give a trace, or streams; a trace is a stream as NAME={file}:RATE")
+    streams = chosen(names, file)
+    schedule = plan(streams, **ends)
+    told = {name: {k: v for k, v in msgspec.to_builtins(stream).items() if v is not None}
+            for name, stream in streams.items()}  # fmt: skip
+    return schedule, {"trace": str(file) if file and not names else "+".join(streams), "streams": told}
+
+
+def _only_for_a_trace() -> None:
+    """A stream says itself how it comes; LoadgenError where a flag would say otherwise."""
+    context = click.get_current_context()
+    for name in ("rps", "arrival", "burstiness", "scale", "shape"):
+        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
+            raise LoadgenError(f"--{name} is for one trace; each stream has its own in the TOML file, or NAME:RATE")
+
+
+def _default_out(trace: str) -> Path:
     from datetime import datetime
 
-    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{trace.name.split('.')[0]}"
+    return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(trace).name.split('.')[0]}"
 
 
 def _options(out: Path, asked: dict[str, Any], **given: Any) -> "Options":
@@ -193,6 +263,7 @@ def _options(out: Path, asked: dict[str, Any], **given: Any) -> "Options":
         "goodput": slos,
         "headers": sorted(headers),
         "extra_body": extra,
+        "processes": given["processes"],
         "tokenizer": str(given["tokenizer"]) if given["tokenizer"] else None,
         **{
             name: given[name]
@@ -220,6 +291,7 @@ def _options(out: Path, asked: dict[str, Any], **given: Any) -> "Options":
         idle_s=given["idle_s"],
         overwrite=given["overwrite"],
         otlp=given["otlp"],
+        processes=given["processes"],
         config=config,
     )
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # numpy and rich are imported when a command runs, not when h
     from rich.console import RenderableType
 
     from loadgen.bins import CountedPairs, Pairs, TokenBins
-    from loadgen.describe import Description
+    from loadgen.describe import Counts, Description
     from loadgen.trace import Format
 
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="The file to write.")
@@ -335,7 +335,18 @@ def _lengths(found: "Description") -> dict[str, Any]:
         facts[f"{side}_mean"] = lengths.mean
         facts |= {f"{side}_p{p}": lengths.percentile(p) for p in (50, 90, 99)}
         facts[f"{side}_max"] = int(lengths.values[-1])
+        facts[f"{side}_shares_by_power_of_2"] = _by_power(lengths)
     return facts | {"spearman": spearman(found.pairs)}
+
+
+def _by_power(lengths: "Counts") -> list[float]:
+    """The share of requests with 2^(k-1) < length <= 2^k, for k from 0 to the longest's."""
+    import numpy as np
+
+    shares: list[float] = np.bincount(
+        np.ceil(np.log2(lengths.values)).astype(int), lengths.counts / lengths.counts.sum()
+    ).tolist()
+    return shares
 
 
 def _between(a: "Description", b: "Description") -> dict[str, float | None]:

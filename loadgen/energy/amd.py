@@ -3,6 +3,7 @@
 Written to the shapes of amdsmi 7 and tested through it on a stand-in for libamd_smi.so: never yet run on a card.
 """
 
+import ctypes
 import io
 import os
 from collections.abc import Callable, Mapping, Sequence
@@ -97,15 +98,27 @@ def open_amd(
 
 
 def _bindings() -> Any:
-    """The amdsmi module. Without its library it prints to stdout and then fails with a KeyError."""
+    """The amdsmi module. Without its library it prints to stdout and then fails with a KeyError; and it takes 0.2 s to
+    import, so the library is looked for first, where it looks."""
+    rocm = os.environ.get("ROCM_HOME", os.environ.get("ROCM_PATH", "/opt/rocm"))
+    if not any(map(_loads, (f"{rocm}/lib/libamd_smi.so", "libamd_smi.so"))):
+        raise MeterError("no AMD driver library here (libamd_smi.so not found)")
     try:
         with redirect_stdout(io.StringIO()):
             import amdsmi
     except ImportError as err:
         raise MeterError("AMD's bindings are not installed: pip install loadgen[amd]") from err
     except KeyError as err:
-        raise MeterError("no AMD driver library here (libamd_smi.so not found)") from err
+        raise MeterError(f"AMD's bindings do not find their library or one of its functions: {err}") from err
     return amdsmi
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
 
 
 def _counter_mj(smi: Any, handle: Any) -> int:

@@ -8,6 +8,7 @@ known to have been true some time between two polls.
 import base64
 import http.client
 from collections.abc import Callable, Iterator, Sequence
+from itertools import repeat
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
@@ -93,7 +94,7 @@ def _address(url: str) -> SplitResult:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError as err:
-        raise MeterError("the energy URL has a malformed host or port") from err
+        raise MeterError("the URL has a malformed host or port") from err
     if not usable:
         raise MeterError(f"{shown(parts)!r} is no http:// or https:// address")
     return parts
@@ -161,9 +162,10 @@ class _Follow:
         """The same point, continued; None for one that was seen before."""
         if self._last_ns is not None and sample.t_ns <= self._last_ns:
             return None
-        gap = self._last_ns is not None and sample.joules < self._last_j
-        if gap:
-            self.resets += 1
+        fell = self._last_ns is not None and sample.joules < self._last_j
+        gap = fell or sample.gap
+        self.resets += gap
+        if fell:
             self._offset_j += self._last_j - sample.joules
         self._last_ns, self._last_j = sample.t_ns, sample.joules
         return EnergySample(sample.t_ns, sample.domain, sample.joules + self._offset_j, sample.slack_ns, gap)
@@ -176,6 +178,10 @@ class FeedPage(msgspec.Struct):
     domains: list[EnergyDomain]
     samples: list[tuple[int, str, float]]
     """t_ns, domain, joules."""
+    slack_ns: list[int] = []
+    """Of each sample; empty: the instants are exact."""
+    gaps: list[bool] = []
+    """Whether the energy before each sample is unknown; empty: none is."""
     simulated: bool = False
 
 
@@ -215,10 +221,12 @@ class Feed:
         if page.now_ns < self._since_ns:
             self._since_ns = 0
         samples = []
-        for t_ns, name, joules in page.samples:
+        error_ns = self.clock.error_ns or 0
+        told = zip(page.samples, page.slack_ns or repeat(0), page.gaps or repeat(False), strict=False)
+        for (t_ns, name, joules), slack_ns, gap in told:
             self._since_ns = max(self._since_ns, t_ns)
             if name in self._follow:
-                here = EnergySample(t_ns + self.clock.offset_ns, name, joules, self.clock.error_ns or 0)
+                here = EnergySample(t_ns + self.clock.offset_ns, name, joules, slack_ns + error_ns, gap)
                 sample = self._follow[name].observe(here)
                 samples += [] if sample is None else [sample]
         return samples
@@ -232,9 +240,12 @@ def _decode(answer: Answer, at: str) -> FeedPage:
     if answer.status != 200:
         raise MeterError(f"{at}/energy answers {answer.status}")
     try:
-        return msgspec.json.decode(answer.body, type=FeedPage)
+        page = msgspec.json.decode(answer.body, type=FeedPage)
     except msgspec.DecodeError as err:
         raise MeterError(f"{at}/energy is no energy feed of loadgen") from err
+    if any(row and len(row) != len(page.samples) for row in (page.slack_ns, page.gaps)):
+        raise MeterError(f"{at}/energy contradicts itself: slack_ns and gaps are not as many as samples")
+    return page
 
 
 def _labelled(domain: EnergyDomain, simulated: bool) -> EnergyDomain:

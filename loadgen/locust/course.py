@@ -128,7 +128,8 @@ def _init(environment: Any, runner: Any, web_ui: Any, **_: Any) -> None:
 
 def _on_part(environment: Any, msg: Any, **_: Any) -> None:
     part = Part(**msg.data)
-    TraceReplay.parts[part.user].set(part)
+    if part.user in TraceReplay.parts:  # else its test has been stopped meanwhile
+        TraceReplay.parts[part.user].set(part)
 
 
 def _on_ready(environment: Any, msg: Any, **_: Any) -> None:

@@ -119,7 +119,9 @@ class Watch:
         then, now = self._readings[0], self._readings[-1]
         names = now.tokens if workload is None else [workload]
         grown = sum(now.tokens.get(name, 0) - then.tokens.get(name, 0) for name in names)
-        return grown * NS_PER_S / (now.t_ns - then.t_ns) if now.t_ns > then.t_ns else None
+        if grown < 0 or now.t_ns == then.t_ns:  # locust's table was reset, or there is one reading only
+            return None
+        return grown * NS_PER_S / (now.t_ns - then.t_ns)
 
     def _recent_ttft_ms(self) -> float | None:
         """The mean of the window."""

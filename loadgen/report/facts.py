@@ -5,10 +5,11 @@ from pathlib import PurePath
 from typing import get_args
 
 from loadgen.errors import LoadgenError
+from loadgen.instrument import MAX_LATE_P99_S
 from loadgen.record import ErrorKind, RequestRecord
-from loadgen.report.format import clean
+from loadgen.report.format import clean, number, seconds, with_unit
 from loadgen.rundir import RunInfo, RunResult
-from loadgen.summary import Distribution, Summary, WorkloadSummary
+from loadgen.summary import ArrivalCheck, Distribution, Goodput, Summary, WorkloadSummary
 
 LATENCIES = (
     ("ttft_s", "TTFT", "Time to first token"),
@@ -27,7 +28,7 @@ ERROR_MEANING: dict[str, str] = {
     "truncated": "the answer began and did not end",
     "server": "an error event inside the stream",
     "cancelled": "in flight when the run was aborted",
-    "not_sent": "the run stopped before its turn",
+    "not_sent": "the run stopped before its turn, or its session broke off",
 }
 assert set(ERROR_MEANING) == set(get_args(ErrorKind))
 
@@ -70,6 +71,16 @@ def remarks(summary: Summary) -> list[str]:
     return stopped + [clean(verdict) for verdict in summary.instrument.verdicts]
 
 
+def timekeeping(summary: Summary) -> str:
+    """Whether the client kept time, and by what measure."""
+    told = {True: "kept time", False: "SPOILED the times", None: "not known to have kept time"}
+    late = summary.instrument.loop_delay_s
+    measured = "" if late is None else f"; event loop late p50 {seconds(late.p50)}, p99 {seconds(late.p99)}"
+    waited = summary.instrument.waited_s
+    without = "" if waited is None else f"; waited {seconds(waited)} for a core"
+    return f"{told[summary.instrument.kept_time]} (p99 within {seconds(MAX_LATE_P99_S)}){measured}{without}"
+
+
 def energy_reasons(result: RunResult) -> list[str]:
     """Why the energy is missing or not valid; never empty when it is."""
     energy = summary_of(result).energy
@@ -77,6 +88,38 @@ def energy_reasons(result: RunResult) -> list[str]:
         return []
     reasons = dict.fromkeys([*energy.reasons, *result.info.energy_reasons])
     return [clean(reason) for reason in reasons] or ["no reason was recorded"]
+
+
+def arrival_lines(summary: Summary) -> list[tuple[str, str]]:
+    """("" or a stream, how its requests came against how they were to come). Empty where nobody asked."""
+    streams = [(name, part.arrivals) for name, part in sorted(summary.by_workload.items()) if part.arrivals]
+    found = streams or ([("", summary.arrivals)] if summary.arrivals else [])
+    return [(clean(name), _arrivals(check)) for name, check in found]
+
+
+def _arrivals(check: ArrivalCheck) -> str:
+    sent = check.sent
+    told = [f"{with_unit(sent.rate, '/s')} of {with_unit(check.asked_rps, '/s')} asked"]
+    if sent.dispersion is not None:
+        told.append(f"dispersion {number(sent.dispersion)}")
+    if sent.gap_cv is not None:
+        told.append(f"CV {number(sent.gap_cv)}")
+    if sent.ks is not None and sent.ks_critical is not None:
+        told.append(f"KS {sent.ks:.3f} ({'below' if sent.ks <= sent.ks_critical else 'above'} {sent.ks_critical:.3f})")
+    law = {"trace": "the trace's own"}.get(check.process or "", check.process)
+    return f"{clean(check.verdict)}: {law} {check.of}, {', '.join(told)}"
+
+
+def within(limits: Goodput) -> str:
+    """The limits in words."""
+    told = ", ".join(f"{clean(name)} ≤ {limit:g} ms" for name, limit in limits.slo_ms.items())
+    return told or "their own stream's limits"
+
+
+def stream_goodputs(summary: Summary) -> list[tuple[str, Goodput]]:
+    """Per workload, where they differ in their limits."""
+    return [(clean(name), part.goodput) for name, part in sorted(summary.by_workload.items())
+            if part.goodput and summary.goodput and not summary.goodput.slo_ms]  # fmt: skip
 
 
 def parts_of(summary: Summary) -> list[tuple[str, Summary | WorkloadSummary]]:

@@ -372,11 +372,13 @@ def _ranges(edges: list[int]) -> list[str]:
 
 def lag(result: RunResult) -> Markup:
     heading = "How late the client sent"
-    sent = sorted((r.scheduled_ns, r.lag_ns) for r in result.records if r.lag_ns is not None)
-    if not sent:
+    sent = np.fromiter(
+        ((r.scheduled_ns, r.lag_ns) for r in result.records if r.lag_ns is not None), np.dtype((np.int64, 2))
+    )
+    if not len(sent):
         return empty(heading, "Nothing was sent.")
-    t_s = (np.array([t for t, _ in sent]) - start_ns(result)) / NS_PER_S
-    lag_s = np.array([lag for _, lag in sent]) / NS_PER_S
+    at_ns, lag_ns = sent[np.lexsort((sent[:, 1], sent[:, 0]))].T
+    t_s, lag_s = (at_ns - start_ns(result)) / NS_PER_S, lag_ns / NS_PER_S
     kept = thin.by_extremes(lag_s, thin.LIMIT)
     x = _time_axis(float(t_s[0]), float(t_s[-1]))
     y = svg.log_axis(max(float(lag_s.min()), LAG_FLOOR_S), max(float(lag_s.max()), 1e-3), _tick_seconds, gap=0.11)

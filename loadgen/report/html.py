@@ -10,6 +10,7 @@ from loadgen.report import figures
 from loadgen.report.facts import (
     ERROR_MEANING,
     LATENCIES,
+    arrival_lines,
     distribution,
     energy_reasons,
     failures,
@@ -17,13 +18,16 @@ from loadgen.report.facts import (
     parts_of,
     remarks,
     server_line,
+    stream_goodputs,
     summary_of,
+    timekeeping,
     title,
+    within,
 )
 from loadgen.report.format import UNKNOWN, clean, count, joules, number, percent, seconds, share, watts, with_unit
 from loadgen.report.markup import Markup, join, table, tag
 from loadgen.rundir import RunInfo, RunResult
-from loadgen.summary import Distribution, EnergySummary, Summary, WorkloadSummary
+from loadgen.summary import Distribution, EnergySummary, Goodput, Summary, WorkloadSummary
 from loadgen.units import mj_from_j
 
 
@@ -83,7 +87,9 @@ def _verdict(result: RunResult, summary: Summary) -> Markup:
     said = [*reasons, *notes] or [
         "The energy accounts add up to what was measured, and nothing spoiled the measurement."
     ]
-    kind = "bad" if reasons else "fair" if notes else "good"
+    if summary.instrument.kept_time is False:
+        head = f"Times spoiled by the client itself. {head}"
+    kind = "bad" if reasons or summary.instrument.kept_time is False else "fair" if notes else "good"
     return tag("div", tag("strong", head), tag("ul", *(tag("li", line) for line in said)), class_=f"verdict {kind}")
 
 
@@ -299,15 +305,21 @@ def _load_facts(summary: Summary) -> list[tuple[str, str]]:
     facts = [
         ("Rate", f"{with_unit(rate.achieved_rps, '/s')} sent, {with_unit(rate.requested_rps, '/s')} asked"),
         ("Index of dispersion", f"{number(rate.index_of_dispersion)} at 1 s (1: Poisson, 0: constant)"),
+        *((f"Arrivals of {name}" if name else "Arrivals", told) for name, told in arrival_lines(summary)),
         ("Schedule lag", f"p50 {seconds(lag.p50)}, p99 {seconds(lag.p99)}, max {seconds(lag.max)}"),
+        ("This client", timekeeping(summary)),
     ]
     if good is not None:
-        limits = ", ".join(f"{clean(name)} ≤ {limit:g} ms" for name, limit in good.slo_ms.items())
-        facts.append(("Goodput", f"{with_unit(good.rps, '/s')}, {percent(good.ratio)} of requests met {limits}"))
+        facts.append(("Goodput", _good(good)))
+    facts += [(f"Goodput of {name}", _good(part)) for name, part in stream_goodputs(summary)]
     if lengths is not None:
         facts.append(("Input tokens", _asked(lengths.input_asked, lengths.input_counted, lengths.input_max_off)))
         facts.append(("Output tokens", _asked(lengths.output_asked, lengths.output_counted, lengths.output_max_off)))
     return facts
+
+
+def _good(good: Goodput) -> str:
+    return f"{with_unit(good.rps, '/s')}, {percent(good.ratio)} of requests met {within(good)}"
 
 
 def _asked(asked: int, counted: int, off: int | None) -> str:

@@ -9,18 +9,22 @@ from rich.text import Text
 
 from loadgen.report.facts import (
     LATENCIES,
+    arrival_lines,
     distribution,
     energy_reasons,
     is_simulated,
     parts_of,
     remarks,
     server_line,
+    stream_goodputs,
     summary_of,
+    timekeeping,
     title,
+    within,
 )
 from loadgen.report.format import UNKNOWN, clean, count, joules, number, percent, seconds, share, watts, with_unit
 from loadgen.rundir import RunResult
-from loadgen.summary import Distribution, EnergySummary, LengthCheck, Summary, WorkloadSummary
+from loadgen.summary import Distribution, EnergySummary, Goodput, LengthCheck, Summary, WorkloadSummary
 
 LABEL = 12
 """Columns of the labels on the left."""
@@ -46,6 +50,8 @@ def _head(result: RunResult, summary: Summary, console: Console) -> None:
     if is_simulated(result.info):
         first.append("   SIMULATED: a model's numbers, not a machine's", style="bold yellow")
     console.print(first)
+    if summary.instrument.kept_time is False:
+        _say(console, "SPOILED: this client's own slowness is in these times (see Remarks)", style="bold red")
     _say(console, server_line(result.info))
     ended = summary.stopped_by or "not ended by itself"
     _say(console, f"run {clean(result.info.run_id)} · {seconds(summary.duration_s)} · {ended}", style="dim")
@@ -65,14 +71,23 @@ def _load(summary: Summary, parts: Parts, console: Console) -> None:
     asked = with_unit(rate.requested_rps, "/s")
     _line(console, "rate", f"{with_unit(rate.achieved_rps, '/s')} sent, {asked} asked")
     _line(console, "dispersion", f"{number(rate.index_of_dispersion)}  (1 Poisson, 0 constant; 1 s windows)")
+    for name, told in arrival_lines(summary):
+        _line(console, "arrivals", f"{name}: {told}" if name else told)
     _line(console, "sent late", f"p50 {seconds(lag.p50)}   p99 {seconds(lag.p99)}   max {seconds(lag.max)}")
+    if summary.instrument.loop_delay_s or summary.instrument.kept_time is not None:
+        _line(console, "instrument", timekeeping(summary))
     _line(console, "tokens in", f"{count(summary.tokens.input)}   {with_unit(summary.tokens.input_per_s, '/s')}")
     _line(console, "tokens out", f"{count(summary.tokens.output)}   {with_unit(summary.tokens.output_per_s, '/s')}")
     if summary.lengths is not None:
         _line(console, "lengths", _lengths(summary.lengths))
     if good is not None:
-        limits = ", ".join(f"{clean(name)} ≤ {limit:g} ms" for name, limit in good.slo_ms.items())
-        _line(console, "goodput", f"{with_unit(good.rps, '/s')}, {percent(good.ratio)} of requests within {limits}")
+        _line(console, "goodput", _good(good))
+    for name, met in stream_goodputs(summary):
+        _line(console, f"  {name}", _good(met))
+
+
+def _good(good: Goodput) -> str:
+    return f"{with_unit(good.rps, '/s')}, {percent(good.ratio)} of requests within {within(good)}"
 
 
 def _lengths(lengths: LengthCheck) -> str:

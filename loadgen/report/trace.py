@@ -258,7 +258,7 @@ def _facts(about: Sequence[dict[str, Any]]) -> Markup:
     keys = [
         key
         for key in dict.fromkeys(key for facts in about for key in facts)
-        if key not in ("name", "rate_over_time_rps")
+        if key != "name" and not any(isinstance(facts.get(key), list) for facts in about)
     ]
     rows = [(key.replace("_", " "), *(_said(facts.get(key)) for facts in about)) for key in keys]
     return table(("", *(str(facts["name"]) for facts in about)), rows, "Facts", class_="wrap")

@@ -29,7 +29,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from loadgen import __version__
 from loadgen.clock import anchor, monotonic_ns
 from loadgen.energy.discover import open_meter
-from loadgen.energy.meter import EnergyMeter
+from loadgen.energy.meter import EnergyMeter, MeterError
 from loadgen.energy.sampler import Sampler
 from loadgen.energy.series import EnergySample
 from loadgen.engine_metrics import EnginePoller, EngineSample
@@ -84,9 +84,7 @@ class Sidecar:
         self.ledger = Ledger(meter.domains, hold=options.hold, model=model)
         self.wall = WallClock(anchor())
         self.sampler = Sampler(meter, self._on_energy)
-        self.poller = (
-            EnginePoller(options.engine_url, self._on_engine, period_s=ENGINE_PERIOD_S) if options.engine_url else None
-        )
+        self.poller = _poller(options.engine_url, self._on_engine)
         self._energy: deque[EnergySample] = deque(maxlen=FEED_SAMPLES)
         self._feed: deque[EnergySample] = deque(maxlen=FEED_SAMPLES)
         self._engine: deque[EngineSample] = deque(maxlen=1000)
@@ -224,12 +222,14 @@ class Sidecar:
         except ValueError as err:
             raise web.HTTPBadRequest(text="since must be an integer: nanoseconds of this server's clock\n") from err
         at = anchor()
-        newer = [(s.t_ns, s.domain, s.joules) for s in list(self._feed) if s.t_ns > since_ns]
+        newer = [sample for sample in list(self._feed) if sample.t_ns > since_ns][:FEED_PORTION]
         feed = {
             "now_ns": monotonic_ns(),
             "anchor": {"wall_ns": at.wall_ns, "monotonic_ns": at.monotonic_ns},
             "domains": self.meter.domains,
-            "samples": newer[:FEED_PORTION],
+            "samples": [(s.t_ns, s.domain, s.joules) for s in newer],
+            "slack_ns": [s.slack_ns for s in newer],
+            "gaps": [s.gap for s in newer],
             "simulated": all("simulated" in domain.source for domain in self.meter.domains),
         }
         return web.Response(body=msgspec.json.encode(feed), content_type="application/json")
@@ -251,6 +251,15 @@ class Sidecar:
             if not self._feed
             else s_from_ns(monotonic_ns() - self._feed[-1].t_ns)
         )
+
+
+def _poller(url: str | None, on_sample: Callable[[EngineSample], None]) -> EnginePoller | None:
+    if url is None:
+        return None
+    try:
+        return EnginePoller(url, on_sample, period_s=ENGINE_PERIOD_S)
+    except MeterError as err:
+        raise LoadgenError(f"--engine-url: {err}") from err
 
 
 T = TypeVar("T")
@@ -362,7 +371,11 @@ async def running(options: Options) -> AsyncIterator[tuple[Sidecar, str, int | N
     model, simulated = await asyncio.to_thread(ask_engine, options.engine_url) if options.engine_url else (None, False)
     tls = _tls(options)
     meter = await asyncio.to_thread(choose_meter, options, simulated)
-    sidecar = Sidecar(options, meter, options.model or model)
+    try:
+        sidecar = Sidecar(options, meter, options.model or model)
+    except LoadgenError:
+        meter.close()
+        raise
     runner = web.AppRunner(sidecar.app(), access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     grpc_server, grpc_port = None, None

@@ -145,7 +145,7 @@ METRICS = (
     Declared("loadgen_foreign_output_tokens_total", "counter", (),
              "Output tokens that the engine counted and no span told of: an estimate.",
              _one(lambda page: page.books.foreign_tokens)),
-    Declared("loadgen_energy_counter_resets_total", "counter", (),
+    Declared("loadgen_energy_resets_total", "counter", (),
              "Energy counters found restarted. What flowed around a restart is unknown.",
              _one(lambda page: page.resets)),
     Declared("loadgen_energy_read_errors_total", "counter", (),

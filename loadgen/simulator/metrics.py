@@ -141,7 +141,9 @@ class Metrics:
             success.add_metric([*self.labels.values(), reason], count)
         yield success
         energy = CounterMetricFamily(
-            "loadgen_gpu_energy_joules", "Simulated GPU energy counter. No real GPU is read.", labels=["gpu", "uuid"]
+            "loadgen_simulated_gpu_energy_joules",
+            "Simulated GPU energy counter. No real GPU is read.",
+            labels=["gpu", "uuid"],
         )
         shown = self.engine.gpu.counter.shown(self.now_ns())
         for i, one in enumerate(each_gpu([shown], len(self.gpu_uuids))):

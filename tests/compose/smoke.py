@@ -236,11 +236,11 @@ def refuses_without_gpu(env: dict[str, str]) -> None:
         return
     up = [*compose(), "--profile", "vllm", "up", "vllm"]
     done = subprocess.run(up, cwd=ROOT, env=ENV | env, capture_output=True, text=True, check=False)
-    print("\n".join(f"    {line}" for line in (done.stdout + done.stderr).splitlines() if "gpu" in line.lower()))
     logs = run("docker", "logs", containers()["gpu-or-profile-cpu"]["Id"])
     run(*compose(), "--profile", "vllm", "down", "-v", env=env)
     if done.returncode == 0 or "COMPOSE_PROFILES=cpu" not in logs or "profile-cpu" not in done.stdout + done.stderr:
         raise FailedError("without a GPU, `up` must fail and name the cpu profile")
+    say(f"refused: {logs.strip()}")
 
 
 def ask(prometheus: str, query: str) -> float | None:

@@ -1,0 +1,91 @@
+"""Peak memory of a run folder's analysis and report: a made-up run of many requests, analysed in a process of its own.
+
+    python benchmarks/memory.py --requests 1000000 --tokens 4
+    python benchmarks/memory.py --requests 20000 --tokens 100
+
+The rest of a run holds no more than the schedule and what is in flight; `bench.py --only memory` measures that with it.
+"""
+
+import argparse
+import resource
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import process_time
+
+import msgspec
+
+from loadgen.clock import Anchor
+from loadgen.record import RequestRecord
+from loadgen.rundir import RunInfo
+from loadgen.schedule import ScheduledRequest
+from loadgen.units import NS_PER_MS
+
+GAP_NS = 100_000
+START_NS = 10**15
+
+
+def write(folder: Path, requests: int, tokens: int) -> None:
+    """Every request takes 50 ms to its first token and 20 ms to each next one."""
+    encode = msgspec.json.Encoder().encode
+    info = RunInfo(
+        run_id="memory", loadgen_version="0", config={}, seed=0, requested_rps=1e9 / GAP_NS, schedule_sha256="",
+        anchor=Anchor(0, 0), host={}, versions={}, server={"base_url": "", "model": "m"}, domains=[],
+        start_ns=START_NS, stopped_by="completed",
+    )  # fmt: skip
+    (folder / "run.json").write_bytes(encode(info))
+    with (folder / "schedule.jsonl").open("wb") as plan, (folder / "records.jsonl").open("wb") as records:
+        for index in range(requests):
+            plan.write(encode(_scheduled(index, tokens)) + b"\n")
+            records.write(encode(_record(index, tokens)) + b"\n")
+
+
+def _scheduled(index: int, tokens: int) -> ScheduledRequest:
+    return ScheduledRequest(
+        index=index, offset_ns=index * GAP_NS, workload="chat", input_tokens=1000 + index % 1000, output_tokens=tokens
+    )
+
+
+def _record(index: int, tokens: int) -> RequestRecord:
+    at_ns = START_NS + index * GAP_NS
+    sent_ns = at_ns + index % 1000 * 1000
+    chunk_ns = [sent_ns + (50 + 20 * i) * NS_PER_MS for i in range(tokens)]
+    return RequestRecord(
+        index=index, workload="chat", scheduled_ns=at_ns, sent_ns=sent_ns, first_token_ns=chunk_ns[0],
+        last_token_ns=chunk_ns[-1], finished_ns=chunk_ns[-1] + 1000, chunk_ns=chunk_ns,
+        input_tokens=1000 + index % 1000, output_tokens=tokens, token_source="usage", status=200,
+        finish_reason="length",
+    )  # fmt: skip
+
+
+def finish(folder: Path) -> None:
+    from loadgen.replay import finish
+
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    begun_s = process_time()
+    result = finish(folder)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    per_request = (peak - before) * 1024 / len(result.records)
+    print(
+        f"{len(result.records):,} requests: peak {peak / 1024:,.0f} MiB, {before / 1024:,.0f} MiB before the first; "
+        f"{per_request:,.0f} bytes a request; {process_time() - begun_s:.1f} s of CPU"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=1_000_000)
+    parser.add_argument("--tokens", type=int, default=4)
+    parser.add_argument("--finish", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.finish:
+        finish(asked.finish)
+    else:
+        with tempfile.TemporaryDirectory() as name:
+            write(Path(name), asked.requests, asked.tokens)
+            subprocess.run([sys.executable, __file__, "--finish", name], check=True)
+
+
+if __name__ == "__main__":
+    main()
