@@ -73,6 +73,43 @@ def test_the_paper_says_the_same_twice(results: ModuleType) -> None:
         assert 1 - vllm_kwh / eager_kwh == pytest.approx(saved, abs=0.02)
 
 
+def shared(name: str) -> list[dict[str, str]]:
+    path = ROOT.parent / "shared/data" / name
+    if not path.exists():
+        pytest.skip(f"{path} is not there")
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_digitised_values_are_as_they_were_digitised(results: ModuleType) -> None:
+    def read(figure: str, series: str) -> dict[int, float]:
+        return {
+            int(row["batch"]): float(row["value"])
+            for row in shared("fernandez_figs_digitised.csv")
+            if row["figure"].startswith(figure) and row["series"] == series
+        }
+
+    names = {"hf-eager": "pytorch_eager", "hf-compile": "pytorch_compile", "vllm-eager": "vllm_eager"}
+    for name, series in (names | {"vllm-graphs": "vllm_cudagraph"}).items():
+        assert results.A100[name] == read("Fig5 A100", series)
+    for gpus, values in results.TP_KWH.items():
+        assert values == read("Fig6 Llama", f"TP{gpus}")
+
+
+def test_the_leaderboard_rows_are_as_published(results: ModuleType) -> None:
+    where = {"model": "meta-llama/Llama-3.1-8B-Instruct", "gpu": "H100", "task": "lm-arena-chat"}
+    rows = [row for row in shared("mlenergy_v3_llm.csv") if row.items() >= where.items()]
+    published = {
+        int(row["max_num_seqs"]): (
+            float(f"{float(row['J_per_tok']):.3g}"),
+            round(float(row["avg_power_w"])),
+            round(float(row["tok_s"])),
+        )
+        for row in rows
+    }
+    assert {batch: published[batch] for batch in results.ML_ENERGY} == results.ML_ENERGY
+
+
 def test_the_profile_of_transformers_is_read_back(results: ModuleType) -> None:
     profile = read_energy_profile(str(results.PROFILE))
     at = {(c.input, c.output, c.batch): c for c in profile.cells}
