@@ -80,9 +80,9 @@ TP_KWH = {
 }  # fmt: skip
 """Figure 6, Llama-3.1-8B by GPUs, kWh, digitised."""
 TP_AT_1 = {2: (0.293, -0.4016), 4: (0.5523, -0.6134)}
-"""Section 5, tensor parallelism at batch 1: change of energy, change of latency."""
+"""In the text, tensor parallelism at batch 1: change of energy, change of latency."""
 GAIN_A100 = {"hf-compile": 0.2990, "vllm-graphs": 0.2547}
-"""Section 5: torch.compile against eager, CUDA graphs in vLLM against eager; on the A100."""
+"""In the text: torch.compile against eager, CUDA graphs in vLLM against eager; on the A100."""
 TABLE_4 = {
     "azure-2024-chat": (4.9023, 0.6422, 0.7218),
     "azure-2024-code": (1.0279, 0.2659, 0.3758),
@@ -530,6 +530,7 @@ def sanity() -> str:
         ["idle W with the model resident; limit", f"{min(idle):.0f} to {max(idle):.0f}; {limit:.0f}"],
         ["idle W before a stage, nothing resident", f"{min(empty):.0f} to {max(empty):.0f}"],
         ["joules again, from the counter's samples", f"{again[0]} windows, furthest {percent(again[1])} off"],
+        ["transformers alone on the host, against the fit to all its cells", f"furthest {percent(later())} off"],
         ["vLLM, CUDA graphs, on another card and day", f"{between[0]} batches, furthest {percent(between[1])} off"],
     ]
     return table(["check", "found"], body)
@@ -546,6 +547,14 @@ def recount() -> tuple[int, float]:
                 if found and part["joules"] is not None:
                     differences.append(abs(found[0] / part["joules"] - 1))
     return len(differences), max(differences)
+
+
+def later() -> float:
+    """Largest relative residual of the whole answers of the later sitting, which are among the fitted cells."""
+    fit, lengths = fits()[0], {(c["input_tokens"], c["output_tokens"]) for c in sitting("hf-eager-lengths")["cells"]}
+    mine = [c for c in transformers_profile().cells if (c.input, c.output) in lengths]
+    told = [fit.joules(np.array([c.input]), np.array([c.output]), c.batch)[0] / c.joules_per_request for c in mine]
+    return float(max(abs(ratio - 1) for ratio in told))
 
 
 def earlier() -> tuple[int, float]:
