@@ -31,7 +31,7 @@ from h200_case_study import (
     coefficients,
     fits,
     transformers_profile,
-)  # fmt: skip
+)
 from h200_figures import Line, picture
 from h200_take import FOLDER, counter, joules_of, online, sitting, spread
 
