@@ -64,6 +64,11 @@ def test_a_row_by_hand(report: ModuleType) -> None:
     assert rows[-1].server == "vllm-graphs-tp2-quantization=fp8"
 
 
+def test_a_row_is_about_the_gpus_whose_counter_was_read(report: ModuleType) -> None:
+    (row, *_) = report.rows_of({**SUMMARY, "energy": {"domains": [{"name": "gpu:0"}]}})
+    assert (row.gpu, row.temperature_c) == ("NVIDIA H200", 41.0)
+
+
 def test_the_reduction_and_the_bound_follow(report: ModuleType) -> None:
     rows = report.rows_of(SUMMARY)
     base, best = groups(rows)

@@ -1,0 +1,160 @@
+"""What traces cost with transformers and with vLLM, by the two-phase model fitted to the cells of each: estimates."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import groupby
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+from h200_take import sitting
+
+from loadgen.bins import CountedPairs, count_pairs
+from loadgen.cli.trace import length_chunks
+from loadgen.estimate import TwoPhase, ceiling_pairs, fit_two_phase, ideal, surface
+from loadgen.profiles import Cell, EnergyProfile, read_energy_profile, read_hardware, read_model
+from loadgen.report.figures import Floats
+from loadgen.results import Interval
+
+ROOT = Path(__file__).parent.parent
+VLLM_PROFILE = "h200-vllm-0.20.2-llama-3.1-8b"
+TRACES = ("azure-2024-chat", "azure-2024-code", "burstgpt", "azure-2023-chat", "azure-2023-code")
+CASE_BATCHES = (8, 64)
+MOST_BOUND = 0.20
+"""A window whose bound of error is wider than this share of it is not a cell of the profile."""
+
+
+def transformers_profile() -> EnergyProfile:
+    """Every measured size of generate() as a cell: whole answers, and prefill alone as one of one output token."""
+    found: list[Cell] = []
+    for name in ("hf-eager", "hf-eager-lengths"):
+        for cell in sitting(name)["cells"]:
+            found += filter(None, [_cell(cell, 1, cell["prefill"]), _cell(cell, cell["output_tokens"], cell["full"])])
+    ordered = sorted(found, key=lambda cell: (_size(cell), -cell.repeats))
+    kept = [next(same) for _, same in groupby(ordered, key=_size)]  # measured twice: the one with more repeats
+    how = "whole batches of equal requests, in-process; measured by benchmarks/h200_studies.py"
+    stage = sitting("hf-eager")["stages"]["hf-eager"]
+    return EnergyProfile(
+        gpu="h200",
+        engine="transformers-5.17-eager",
+        model="llama-3.1-8b",
+        simulated=False,
+        idle_w=stage["resident_w"],
+        provenance={
+            "how": how,
+            "transformers": stage["transformers"],
+            "torch": stage["torch"],
+            "weights": "random",
+            "energy": sitting("hf-eager")["energy"]["domains"],
+            "made_by": "benchmarks/h200_results.py from docs/results/h200-2026/frameworks/hf-eager*",
+            "left_out": f"windows whose bound of error is above {MOST_BOUND:.0%}",
+        },
+        cells=tuple(kept),
+    )
+
+
+def _size(cell: Cell) -> tuple[int, int, int]:
+    return cell.input, cell.output, cell.batch
+
+
+def _cell(cell: dict[str, Any], output: int, parts: list[dict[str, Any]]) -> Cell | None:
+    known = [p for p in parts if p["joules"] is not None and p["u_joules"] <= MOST_BOUND * p["joules"]]
+    if not known:
+        return None
+    each = [part["joules"] / part["batches"] / cell["batch"] for part in known]
+    return Cell(
+        input=cell["input_tokens"],
+        output=output,
+        batch=cell["batch"],
+        joules_per_request=round(fmean(each), 6),
+        stderr=round(stdev(each) / len(each) ** 0.5, 6) if len(each) > 1 else None,
+        repeats=len(each),
+        requests=sum(part["batches"] for part in known) * cell["batch"],
+        duration_s=round(sum(part["seconds"] for part in known), 3),
+        settled=False,
+    )
+
+
+COEFFICIENTS = ("request", "input_token", "input_token_squared", "step", "output_token", "context_token")
+RESAMPLES = 400
+
+
+@dataclass(frozen=True)
+class Case:
+    """A trace at a batch. The model is linear: joules of a request = coefficients · what the mean request needs."""
+
+    trace: str
+    batch: int
+    requests: int
+    needs: Floats
+    needs_rounded_up: Floats
+    """The same with lengths at the paper's edges."""
+    vllm_interpolated: float
+    dense: float
+    sparse: float
+    sparse_rounded_up: float
+
+
+@cache
+def cases() -> tuple[Case, ...]:
+    found = []
+    for trace in TRACES:
+        bins = json.loads((ROOT / f"profiles/workloads/{trace}.json").read_text())
+        pairs = count_pairs(length_chunks(trace))
+        found += [_case(trace, bins["count"], pairs, batch) for batch in CASE_BATCHES]
+    return tuple(found)
+
+
+def _case(trace: str, requests: int, pairs: CountedPairs, batch: int) -> Case:
+    hardware, model = read_hardware("h200"), read_model("llama-3.1-8b")
+    drawn = int(pairs.counts.sum())
+    rounded, _ = ceiling_pairs(pairs)
+    dense, sparse = (one.joules / drawn for one in ideal(pairs, hardware, model))
+    interpolated, _ = surface(read_energy_profile(VLLM_PROFILE), batch).total(pairs)
+    least = ideal(rounded, hardware, model)[1].joules / drawn
+    needs = [needs_of(one, batch) for one in (pairs, rounded)]
+    return Case(trace, batch, requests, *needs, interpolated / drawn, dense, sparse, least)
+
+
+def needs_of(pairs: CountedPairs, batch: int) -> Floats:
+    """[6]: means over the requests of what each coefficient of the two-phase model is multiplied by."""
+    n, o = pairs.inputs.astype(np.float64), pairs.outputs.astype(np.float64)
+    units = (TwoPhase(**{name: float(name == one) for name in COEFFICIENTS}, rms=0.0) for one in COEFFICIENTS)
+    return np.array([unit.joules(n, o, batch) @ pairs.counts for unit in units]) / pairs.counts.sum()
+
+
+def coefficients(fit: TwoPhase) -> Floats:
+    return np.array([getattr(fit, name) for name in COEFFICIENTS])
+
+
+@cache
+def fits() -> tuple[TwoPhase, TwoPhase]:
+    """Of transformers and of vLLM."""
+    eager, vllm = (fit_two_phase(p.cells) for p in (transformers_profile(), read_energy_profile(VLLM_PROFILE)))
+    assert eager and vllm
+    return eager, vllm
+
+
+@cache
+def resampled() -> tuple[Floats, Floats]:
+    """[RESAMPLES, 6] of each: the fit to as many cells, drawn with replacement: what their choice leaves open."""
+    rng = np.random.default_rng(0)
+
+    def one(cells: Sequence[Cell]) -> Floats:
+        while (fit := fit_two_phase([cells[i] for i in rng.integers(len(cells), size=len(cells))])) is None:
+            pass
+        return coefficients(fit)
+
+    eager, vllm = transformers_profile().cells, read_energy_profile(VLLM_PROFILE).cells
+    return np.array([one(eager) for _ in range(RESAMPLES)]), np.array([one(vllm) for _ in range(RESAMPLES)])
+
+
+def case_saved(base: Floats, other: Floats) -> Interval:
+    """1 - vLLM with the second needs / transformers with the first; low and high: 95 % of the resampled fits."""
+    eager, vllm = map(coefficients, fits())
+    draws = 1 - resampled()[1] @ other / (resampled()[0] @ base)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Interval(1 - float(vllm @ other / (eager @ base)), float(low), float(high), RESAMPLES)
