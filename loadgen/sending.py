@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from loadgen import clock
+from loadgen.body import body
 from loadgen.client import Client
 from loadgen.errors import LoadgenError
-from loadgen.openai_api import PATHS, Endpoint, payload
-from loadgen.prompts import Kind, Vocabulary, kind_of, prompt_rng
+from loadgen.openai_api import PATHS, Endpoint
+from loadgen.prompts import Kind, Vocabulary
 from loadgen.record import RequestRecord
 from loadgen.runner import Runner, Tallies
 from loadgen.schedule import Schedule, ScheduledRequest
@@ -60,19 +61,10 @@ def client_of(job: Job) -> Client:
 
 
 def body_maker(seed: int, job: Job) -> Callable[[ScheduledRequest], bytes]:
+    endpoint, model, dialect = job.endpoint, job.server.model, job.server.dialect
+
     def make_body(request: ScheduledRequest) -> bytes:
-        words = job.vocabulary[kind_of(request.workload)]
-        prompt = words.prompt(
-            request.input_tokens,
-            prompt_rng(seed, request.index),
-            request.prefix_ids,
-            seed,
-            request.text_id,
-            request.text_tokens,
-        )
-        return payload(
-            job.endpoint, job.server.model, prompt, request.output_tokens, job.server.dialect, job.extra_body
-        )
+        return body(request, seed, job.vocabulary, endpoint, model, dialect, job.extra_body)
 
     return make_body
 

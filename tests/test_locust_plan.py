@@ -1,32 +1,21 @@
 """What locust's users ask, and how a schedule is shared out. Nothing here patches sockets: gevent is only imported."""
 
 from argparse import Namespace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.ask import Reply
 from loadgen.bins import read_bins
 from loadgen.errors import LoadgenError
 from loadgen.locust.options import settings
-from loadgen.locust.plan import body, check_fit, fitting_bins, lengths
+from loadgen.locust.plan import check_fit, fitting_bins, lengths
 from loadgen.locust.replay import Conductor, Outcome, Part, Ready, assign
-from loadgen.openai_api import Dialect
 from loadgen.paths import profile_path
-from loadgen.prompts import estimate
-from loadgen.replay import Options, body_maker
 from loadgen.schedule import ScheduledRequest
-from loadgen.server import ServerInfo
 
 CHAT = profile_path("workloads", "azure-2023-chat", "json")
-REPLY = Reply(
-    server=ServerInfo("http://x/v1", "m", None, dialect=Dialect()),
-    lengths_from="probe",
-    vocabularies={"chat": estimate("chat", 0.2, 9.0), "code": estimate("code", 0.3, 4.0)},
-)
 
 
 def request(index: int, workload: str = "chat", tokens: int = 300) -> ScheduledRequest:
@@ -76,16 +65,6 @@ def test_options_that_cannot_be_say_why(changed: dict[str, str], host: str | Non
 
 
 # -- what is asked --
-
-
-def test_bodies_are_those_of_replay(tmp_path: Path) -> None:
-    options = Options(
-        out=tmp_path, base_url="", api_key=None, model=None, endpoint="chat", headers={}, extra_body={}, energy="none",
-        gpus=(), max_concurrency=None, timeout_s=None, tokenizer=None, warmup=0, idle_s=0, overwrite=False, config={},
-    )  # fmt: skip
-    theirs = body_maker(5, options, REPLY.server, REPLY.vocabularies)
-    for one in (request(0), request(1, "code"), request(2, tokens=2000)):
-        assert body(one, REPLY, "chat", 5) == theirs(one)
 
 
 def test_lengths_follow_the_bins_and_what_does_not_fit_is_left_out() -> None:

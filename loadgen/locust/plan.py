@@ -6,13 +6,10 @@ from pathlib import Path
 import numpy as np
 
 from loadgen import schedule
-from loadgen.ask import Reply
 from loadgen.bins import TokenBins, read_bins, sample
 from loadgen.errors import LoadgenError
 from loadgen.locust.options import Settings
-from loadgen.openai_api import Endpoint, payload
 from loadgen.paths import profile_path
-from loadgen.prompts import kind_of, prompt_rng
 from loadgen.schedule import Schedule, ScheduledRequest
 from loadgen.trace import read_trace
 
@@ -31,13 +28,6 @@ def plan(given: Settings) -> Schedule:
         duration_s=given.duration_s,
         num_requests=given.num_requests,
     )
-
-
-def body(request: ScheduledRequest, reply: Reply, endpoint: Endpoint, seed: int) -> bytes:
-    """The same as `loadgen replay` sends for the same seed and request."""
-    words = reply.vocabularies[kind_of(request.workload)]
-    prompt = words.prompt(request.input_tokens, prompt_rng(seed, request.index), request.prefix_ids, seed)
-    return payload(endpoint, reply.server.model, prompt, request.output_tokens, reply.server.dialect, {})
 
 
 def check_fit(requests: Sequence[ScheduledRequest], limit: int | None) -> None:

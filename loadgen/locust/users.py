@@ -16,9 +16,10 @@ from msgspec.structs import replace
 
 from loadgen.ask import Question, Reply, ask
 from loadgen.blocking import BlockingClient
+from loadgen.body import body
 from loadgen.clock import anchor
 from loadgen.locust.options import settings
-from loadgen.locust.plan import body, check_fit, fitting_bins, lengths, plan
+from loadgen.locust.plan import check_fit, fitting_bins, lengths, plan
 from loadgen.locust.replay import Outcome, Part, Ready, play
 from loadgen.locust.web import ANSWER, FIRST_TOKEN, LATE, NEXT_TOKENS
 from loadgen.openai_api import PATHS
@@ -73,7 +74,10 @@ class Test:
             self._sender(self.run_id)
 
     def body(self, request: ScheduledRequest) -> bytes:
-        return body(request, self.reply, self.settings.endpoint, self.settings.seed)
+        """As `loadgen replay` sends it for the same seed."""
+        server = self.reply.server
+        words, endpoint = self.reply.vocabularies, self.settings.endpoint
+        return body(request, self.settings.seed, words, endpoint, server.model, server.dialect, {})
 
     def send(self, run_id: str, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> RequestRecord:
         """One request, told to locust and to the sidecar; an aborted one to the sidecar alone: it had joules too."""
