@@ -16,7 +16,7 @@ import pytest
 
 from loadgen.energy.meter import MeterError
 from loadgen.energy.nvml import Device, choose, visible_tokens
-from loadgen.energy.series import EnergyDomain, EnergySample, series_by_domain
+from loadgen.energy.series import EnergyDomain, EnergySample, on_its_own_clock, series_by_domain
 
 HERE = Path(__file__).parent
 A, B = "GPU-aaaaaaaa-0000-0000-0000-000000000001", "GPU-bbbbbbbb-0000-0000-0000-000000000002"
@@ -191,6 +191,17 @@ def test_a_driver_that_does_not_say_why_clocks_are_low_costs_nothing_else(run: R
     said = run([*STEADY, "fault clocks 0 0 999 13"])
     assert (said.held_back, said.errors) == ([], [])
     assert len(said.samples) > 40
+
+
+def test_a_group_of_four_is_the_sum_of_its_own_gpus_and_not_of_the_hosts(run: Run) -> None:
+    script = [line for i in range(8) for line in (f"gpu GPU-{i}", f"point {i} 0 {100 * (i + 1)}")]
+    said = run([*script, "latency 0.001"], 10.0, visible="4,5,6,7")
+    assert [domain.name for domain in said.domains] == ["gpu:4", "gpu:5", "gpu:6", "gpu:7"]
+    edges_ns = 1_000_000_000, 9_000_000_000
+    series = [on_its_own_clock(one) for one in series_by_domain(said.samples).values()]
+    measured = [one.energy_mj(*edges_ns) or 0.0 for one in series]
+    assert sum(measured) == pytest.approx(8 * (500 + 600 + 700 + 800) * 1000, rel=0.002)
+    assert any("4 of this host's 8 GPUs" in note for note in said.notes)
 
 
 def test_a_counter_that_restarts_leaves_a_gap_and_never_a_negative(run: Run) -> None:
