@@ -9,6 +9,7 @@ request is compared with that, request by request, gap by gap.
 """
 
 import argparse
+import compileall
 import os
 import statistics
 import subprocess
@@ -268,6 +269,7 @@ def main() -> None:
     missing = {name: why for name in asked.client or CLIENTS if (why := CLIENTS[name].missing())}
     clients = [name for name in asked.client or CLIENTS if name not in missing]
     cases = asked.only.split(",") if asked.only else list(CASES)
+    compileall.compile_dir(str(truth.SOURCE.parents[1] / "loadgen"), quiet=1)  # as pip does, for the peers as well
     with tempfile.TemporaryDirectory() as folder:
         found = measure(cases, clients, asked.rounds, asked.minutes, truth.build(Path(folder)))
     command = "python benchmarks/bench.py " + " ".join(sys.argv[1:])

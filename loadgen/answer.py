@@ -95,12 +95,13 @@ class Answer:
         decoded in nothing but its text. Gives the position of the first chunk that is anything else."""
         if self._template is None or not self._between:
             return at
-        stop, count = self._template.skip(data, at)
         assert self.chunk_ns is not None
-        if count == 1:
+        if at == 0 and self._template.is_one(data):
             self.chunk_ns.append(read_ns)
-        else:
-            self.chunk_ns += array("q", (read_ns,)) * count
+            self._hits += 1
+            return len(data)
+        stop, count = self._template.skip(data, at)
+        self.chunk_ns += array("q", (read_ns,)) * count
         self._hits += count
         return stop
 
@@ -134,6 +135,8 @@ _SIZES = {size: b"%x\r\n" % size for size in range(0x10, 0x1000)}
 _FRAMES = {line: size + len(line) + 2 for size, line in _SIZES.items()}
 """A chunk's size line -> the bytes of the whole chunk: line, data and CRLF."""
 _SHORT = 0xFF + 6
+_NO_CHUNK = b"\n"
+"""Nothing that `_SIZES` has no line for begins so."""
 _MANY = 16
 """From as many chunks on it is cheaper to compare them all at once."""
 
@@ -146,20 +149,33 @@ class _Openings(dict[int, bytes]):
         self._before, self._around = before, len(before) + tail
 
     def __missing__(self, text: int) -> bytes:
-        opening = self[text] = _SIZES.get(self._around + text, b"") + self._before
+        line = _SIZES.get(self._around + text) if text > 0 else None
+        opening = self[text] = line + self._before if line else _NO_CHUNK
         return opening
 
 
 class Template:
     """An event around its text. With any plain text between, the event says TOKEN."""
 
-    __slots__ = ("_after", "_before", "_many_bytes", "_openings")
+    __slots__ = ("_after", "_around", "_before", "_many_bytes", "_openings", "_short_text")
 
     def __init__(self, before: bytes, after: bytes) -> None:
         """`after`: up to the CRLF that closes the HTTP chunk."""
         self._before, self._after = before, after
         self._openings = _Openings(before, len(after) - 2)
         self._many_bytes = _MANY * (len(before) + len(after))
+        self._around = 4 + len(before) + len(after)
+        self._short_text = _SHORT - self._around
+
+    def is_one(self, data: bytes) -> bool:
+        """Whether `data` is one chunk like this, and nothing else."""
+        text = len(data) - self._around
+        opening = self._openings[text if text <= self._short_text else text - 1]
+        return (
+            data.startswith(opening)
+            and data.endswith(self._after)
+            and _PLAIN(data, len(opening), len(data) - len(self._after)) is not None
+        )
 
     def skip(self, data: bytes, at: int) -> tuple[int, int]:
         """(where the first other chunk begins, how many like this came before it)."""

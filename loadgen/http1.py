@@ -134,6 +134,10 @@ class Response:
     def feed(self, data: bytes, read_ns: int) -> None:
         self.begun = True
         self.last_read_ns = read_ns
+        if self._take is Response._take_size and not self._rest:
+            if (at := self._body.frames(data, 0, read_ns)) == len(data):
+                return  # as most reads of a stream
+            data = data[at:]
         rest: bytes | None = self._rest + data if self._rest else data
         self._rest = b""
         while rest:

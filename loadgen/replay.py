@@ -18,7 +18,6 @@ import msgspec
 import uvloop
 
 from loadgen import __version__, clock, rundir
-from loadgen.analyse import analyse
 from loadgen.client import Client
 from loadgen.energy.discover import open_meter
 from loadgen.energy.meter import EnergyMeter
@@ -28,7 +27,6 @@ from loadgen.errors import LoadgenError
 from loadgen.lengths import vocabularies
 from loadgen.openai_api import PATHS, Endpoint
 from loadgen.prompts import Kind, Vocabulary, kind_of
-from loadgen.report import html
 from loadgen.report.live import Progress, View
 from loadgen.schedule import Schedule, ScheduledRequest
 from loadgen.sending import Cost, Job, Sender, body_maker
@@ -38,7 +36,7 @@ from loadgen.spans import check as check_spans
 from loadgen.stats import seconds
 from loadgen.units import NS_PER_S
 
-LEAD_S = 0.2
+LEAD_S = 0.1
 """Between the last preparation and the first request."""
 TICK_S = 0.25
 
@@ -80,6 +78,9 @@ def replay(schedule: Schedule, options: Options, view: View) -> rundir.RunResult
 
 def finish(path: Path, schedule: Schedule | None = None) -> rundir.RunResult:
     """Attribution, summary and report of a run folder, made anew from what was recorded."""
+    from loadgen.analyse import analyse  # what a run needs only at its end does not delay its beginning
+    from loadgen.report import html
+
     result = analyse(rundir.read(path, schedule.requests if schedule else None))
     assert result.summary is not None
     rundir.write_analysis(path, result.attribution, result.summary, html.render(result))

@@ -107,8 +107,11 @@ class Runner:
         with Pacer() as pacer:
             for at, request in enumerate(self._requests):
                 scheduled_ns = start_ns + request.offset_ns
-                await self._make_ahead(at, scheduled_ns, pacer)
-                body = self._bodies.popleft()
+                if self._bodies or monotonic_ns() < scheduled_ns:
+                    await self._make_ahead(at, scheduled_ns, pacer)
+                    body = self._bodies.popleft()
+                else:  # late, or behind a cap: nothing is ahead
+                    body = self._make_body(request)
                 await pacer.until(scheduled_ns)
                 if self._slots:
                     await self._slots.acquire()

@@ -13,7 +13,6 @@ from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
 import msgspec
-from prometheus_client.parser import text_string_to_metric_families
 
 from loadgen.clock import monotonic_ns
 from loadgen.energy.meter import CounterTrack, MeterError, Reading
@@ -302,6 +301,8 @@ def page_counters(text: str) -> tuple[list[Counter], list[str]]:
 
 def _energy_lines(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
     """Name, labels and value of each line that counts energy. Raises ValueError when the text is no such page."""
+    from prometheus_client.parser import text_string_to_metric_families  # 20 ms that few runs need
+
     names = {metric.removesuffix("_total"): metric for metric in (LOADGEN_METRIC, DCGM_METRIC)}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
