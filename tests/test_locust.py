@@ -77,8 +77,9 @@ def server() -> Iterator[str]:
         yield url.removesuffix("/v1")
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def sidecar(server: str) -> Iterator[str]:
+    """One of its own for each test: what another test aborted is settled late."""
     port = free_port("127.0.0.1")
     command = [sys.executable, "-m", "loadgen", "sidecar", "--engine-url", server, "--energy", server]
     command += ["--port", str(port)]
