@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -92,3 +93,9 @@ def test_mounted_files_exist() -> None:
         for volume in service.get("volumes", []):
             if volume.startswith("./"):
                 assert (ROOT / volume.split(":")[0]).exists(), volume
+
+
+def test_the_image_holds_all_that_the_wheel_is_made_of() -> None:
+    wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
+    copied = re.findall(r"^COPY (\S+) \1$", (ROOT / "servers/sidecar/Dockerfile").read_text(), re.MULTILINE)
+    assert {*wheel["packages"], *wheel["force-include"]} <= set(copied)
