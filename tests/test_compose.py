@@ -95,6 +95,12 @@ def test_mounted_files_exist() -> None:
                 assert (ROOT / volume.split(":")[0]).exists(), volume
 
 
+def test_every_build_has_its_dockerfile() -> None:
+    for name, service in yaml.safe_load(TEXT)["services"].items():
+        if "build" in service:
+            assert (ROOT / service["build"]["dockerfile"]).is_file(), name
+
+
 def test_the_image_holds_all_that_the_wheel_is_made_of() -> None:
     wheel = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["hatch"]["build"]["targets"]["wheel"]
     copied = re.findall(r"^COPY (\S+) \1$", (ROOT / "servers/sidecar/Dockerfile").read_text(), re.MULTILINE)
