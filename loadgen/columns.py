@@ -7,10 +7,10 @@ block goes line by line through `trace`, which knows every form and says every f
 import io
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO
+from typing import IO, TypeVar
 
 import msgspec
 import numpy as np
@@ -39,6 +39,7 @@ from loadgen.trace import (
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
+T = TypeVar("T", Floats, Ints)
 
 BLOCK_BYTES = 4 * 2**20
 
@@ -199,33 +200,35 @@ def _unless_all_none(values: list[str | None]) -> list[str | None] | None:
 
 
 def _plain_azure(block: bytes, names: list[str], start_ns: float) -> tuple[Columns, dict[str, int]] | None:
-    cells = _cells(block, names)
-    if cells is None:
+    if (plain := _plain(block, names, AZURE_COLUMNS, _stamps_ns)) is None:
         return None
-    data, fields = cells
-    stamp, asked, answered = (fields[name] for name in AZURE_COLUMNS)
-    t_ns = _stamps_ns(data, *stamp)
-    lengths = _integers(data, *asked), _integers(data, *answered)
-    if t_ns is None or lengths[0] is None or lengths[1] is None:
-        return None
-    return _without_zeros((t_ns - int(start_ns)) / 1e6 / 1000, lengths[0], lengths[1], None)
+    t_ns, inputs, outputs, _ = plain
+    return _without_zeros((t_ns - int(start_ns)) / 1e6 / 1000, inputs, outputs, None)
 
 
 def _plain_burstgpt(block: bytes, names: list[str], start_s: float) -> tuple[Columns, dict[str, int]] | None:
-    cells = _cells(block, names)
-    if cells is None:
+    if (plain := _plain(block, names, BURSTGPT_COLUMNS, _decimals)) is None:
         return None
-    data, fields = cells
-    stamp, asked, answered = (fields[name] for name in BURSTGPT_COLUMNS)
-    t_s = _decimals(data, *stamp)
-    lengths = _integers(data, *asked), _integers(data, *answered)
-    if t_s is None or lengths[0] is None or lengths[1] is None:
-        return None
+    t_s, inputs, outputs, fields = plain
     sessions = None
     if "Session ID" in fields:
         text = block.decode("ascii")
         sessions = [text[a:b] or None for a, b in zip(*(side.tolist() for side in fields["Session ID"]), strict=True)]
-    return _without_zeros(t_s - start_s, lengths[0], lengths[1], sessions)
+    return _without_zeros(t_s - start_s, inputs, outputs, sessions)
+
+
+def _plain(
+    block: bytes, names: list[str], columns: tuple[str, str, str], times: Callable[[Bytes, Ints, Ints], T | None]
+) -> "tuple[T, Ints, Ints, dict[str, Field]] | None":
+    """(times, inputs, outputs, where every column lies); None when a line of the block is not written plainly."""
+    cells = _cells(block, names)
+    if cells is None:
+        return None
+    data, fields = cells
+    stamp, asked, answered = (fields[name] for name in columns)
+    t = times(data, *stamp)
+    inputs, outputs = _integers(data, *asked), _integers(data, *answered)
+    return None if t is None or inputs is None or outputs is None else (t, inputs, outputs, fields)
 
 
 def _without_zeros(

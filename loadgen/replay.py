@@ -9,7 +9,7 @@ import signal
 import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -47,21 +47,21 @@ class Options:
 
     out: Path
     base_url: str
-    api_key: str | None
-    model: str | None
-    endpoint: Endpoint
-    headers: dict[str, str]
-    extra_body: dict[str, Any]
-    energy: str
-    gpus: tuple[str, ...]
-    max_concurrency: int | None
-    timeout_s: float | None
-    tokenizer: Path | None
-    warmup: int
-    idle_s: float
+    api_key: str | None = None
+    model: str | None = None
+    endpoint: Endpoint = "chat"
+    headers: dict[str, str] = field(default_factory=dict)
+    extra_body: dict[str, Any] = field(default_factory=dict)
+    energy: str = "auto"
+    gpus: tuple[str, ...] = ()
+    max_concurrency: int | None = None
+    timeout_s: float | None = 600.0
+    tokenizer: Path | None = None
+    warmup: int = 0
+    idle_s: float = 2.0
     """Recorded before the first request when there is a meter: what the resident model draws, doing nothing."""
-    overwrite: bool
-    config: dict[str, Any]
+    overwrite: bool = False
+    config: dict[str, Any] = field(default_factory=dict)
     """For run.json: every option as given, without secrets."""
     otlp: str | None = None
     """A sidecar that is told of every request."""
@@ -236,14 +236,21 @@ def _signals(sender: Sender | Shards) -> Iterator[None]:
 
 
 def _open_meter(options: Options, server: ServerInfo) -> tuple[EnergyMeter | None, list[str]]:
-    """`auto` reads what is beside the server: its own simulated counter, or this machine's when it runs here."""
-    choice = options.energy
-    if choice == "auto" and server.simulated:
-        choice = server.root_url
-    elif choice == "auto" and not is_local(server.base_url):
+    choice = beside(server, options.energy)
+    if choice is None:
         host = urlsplit(server.base_url).hostname
         return None, [f"the server is on another host: run `loadgen sidecar` there and add --energy http://{host}:9478"]
     return open_meter(choice, gpus=options.gpus or None)
+
+
+def beside(server: ServerInfo, energy: str) -> str | None:
+    """What `--energy` means for this server. `auto` is what is beside it: its own simulated counter, or this machine's
+    when it runs here; None when it runs elsewhere."""
+    if energy != "auto":
+        return energy
+    if server.simulated:
+        return server.root_url
+    return "auto" if is_local(server.base_url) else None
 
 
 def is_local(url: str) -> bool:

@@ -272,25 +272,7 @@ def _bulk(folder: Path, url: str, input_tokens: Iterable[int], output_tokens: in
 
 
 def _options(folder: Path, url: str, timing: dict[str, Any], processes: int) -> Options:
-    return Options(
-        out=folder,
-        base_url=url,
-        api_key=None,
-        model=None,
-        endpoint="chat",
-        headers={},
-        extra_body=timing,
-        energy="none",
-        gpus=(),
-        max_concurrency=None,
-        timeout_s=600.0,
-        tokenizer=None,
-        warmup=0,
-        idle_s=0.0,
-        overwrite=False,
-        config={},
-        processes=processes,
-    )
+    return Options(out=folder, base_url=url, extra_body=timing, energy="none", idle_s=0.0, processes=processes)
 
 
 def _is_whole(run: RunResult) -> bool:

@@ -106,24 +106,7 @@ def test_a_replay_against_it_is_whole_and_of_the_asked_lengths(server: str, tmp_
         ScheduledRequest(index=i, offset_ns=i * 10_000_000, workload="chat", input_tokens=40, output_tokens=8)
         for i in range(4)
     )
-    options = Options(
-        out=tmp_path / "run",
-        base_url=server,
-        api_key=None,
-        model=None,
-        endpoint="chat",
-        headers={},
-        extra_body={},
-        energy="none",
-        gpus=(),
-        max_concurrency=None,
-        timeout_s=50,
-        tokenizer=None,
-        warmup=0,
-        idle_s=0.0,
-        overwrite=False,
-        config={},
-    )
+    options = Options(out=tmp_path / "run", base_url=server, energy="none", timeout_s=50, idle_s=0.0)
     result = replay(Schedule(requests, "constant", 100.0, 0), options, view("none", Console()))
     assert result.summary is not None
     assert result.summary.requests.completed == 4

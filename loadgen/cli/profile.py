@@ -5,6 +5,7 @@ import re
 import secrets
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
     from loadgen.cells import Bin
+    from loadgen.energy.meter import EnergyMeter
     from loadgen.profile import Effort
     from loadgen.profiles import Cell, EnergyProfile
+    from loadgen.server import ServerInfo
 
 BINS = "32,128,512,2048,4096,8192x8,32,128,512,1024"
 POSITIVE = click.FloatRange(min=0, min_open=True)
@@ -153,22 +156,22 @@ def _virtual(grid: "list[Bin]", batches: list[int], given: dict[str, Any]) -> "E
 async def _live(
     grid: "list[Bin]", batches: list[int], out: Path, given: dict[str, Any], say: Callable[[str], None]
 ) -> "EnergyProfile":
-    from loadgen import __version__, profile
+    from loadgen import profile
     from loadgen.client import Client
     from loadgen.energy.discover import open_meter
     from loadgen.lengths import vocabularies
     from loadgen.profiles import EnergyProfile
-    from loadgen.replay import is_local
-    from loadgen.server import ServerInfo, find_dialect, find_model
+    from loadgen.replay import beside
+    from loadgen.server import find_dialect, find_model
 
     async with Client(given["base_url"], api_key=given["api_key"], timeout_s=600) as client:
         server = await find_model(client, given["served_model"])
         dialect = await find_dialect(client, given["endpoint"], server.model, {})
-        server = ServerInfo(server.base_url, server.model, server.engine, server.max_model_len, dialect)
+        server = replace(server, dialect=dialect)
         _check_fits(grid, server.max_model_len, server.model)
         source, words = await vocabularies(client, server, given["endpoint"], {"chat"}, given["tokenizer"], {})
-        choice = server.root_url if given["energy"] == "auto" and server.simulated else given["energy"]
-        if choice == "auto" and not is_local(server.base_url):
+        choice = beside(server, given["energy"])
+        if choice is None:
             raise LoadgenError("the server is on another host: say where its energy is read, with --energy URL")
         meter, reasons = await asyncio.to_thread(open_meter, choice)
         if meter is None:
@@ -199,24 +202,34 @@ async def _live(
         model=given["model"],
         simulated=server.simulated,
         idle_w=idle_w,
-        provenance={
-            "how": "whole batches against a live server, one after another"
-            if given["static"]
-            else "closed loop against a live server, whole waves, the first one left out",
-            "complete": len(every) == len(spots),
-            "served_model": server.model,
-            "max_model_len": server.max_model_len,
-            "endpoint": given["endpoint"],
-            "prompt_lengths_from": source,
-            "prompt_seed": prompt_seed,
-            "energy": [{"domain": d.name, "source": d.source, "period_s": d.period_s} for d in meter.domains],
-            "meter_notes": meter.notes,
-            "loadgen": __version__,
-            **{key: given[key] for key in ("within", "repeat_s", "max_repeats", "cap_s", "settle_s", "seed")},
-            **given["notes"],
-        },
+        provenance=_provenance(given, server, meter, source, prompt_seed, complete=len(every) == len(spots)),
         cells=tuple(every),
     )
+
+
+STATIC = "whole batches against a live server, one after another"
+CLOSED_LOOP = "closed loop against a live server, whole waves, the first one left out"
+
+
+def _provenance(
+    given: dict[str, Any], server: "ServerInfo", meter: "EnergyMeter", source: str, prompt_seed: int, *, complete: bool
+) -> dict[str, Any]:
+    from loadgen import __version__
+
+    return {
+        "how": STATIC if given["static"] else CLOSED_LOOP,
+        "complete": complete,
+        "served_model": server.model,
+        "max_model_len": server.max_model_len,
+        "endpoint": given["endpoint"],
+        "prompt_lengths_from": source,
+        "prompt_seed": prompt_seed,
+        "energy": [{"domain": d.name, "source": d.source, "period_s": d.period_s} for d in meter.domains],
+        "meter_notes": meter.notes,
+        "loadgen": __version__,
+        **{key: given[key] for key in ("within", "repeat_s", "max_repeats", "cap_s", "settle_s", "seed")},
+        **given["notes"],
+    }
 
 
 def _asked(cells: "list[Cell]", spots: list[Any]) -> "list[Cell]":

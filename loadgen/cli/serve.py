@@ -2,6 +2,7 @@
 
 import os
 import sys
+from typing import Any
 
 import click
 from click.core import ParameterSource
@@ -55,6 +56,7 @@ def knobs(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict
 @click.pass_context
 def serve(
     ctx: click.Context,
+    /,
     name: str,
     host: str,
     port: int,
@@ -63,19 +65,7 @@ def serve(
     python: str | None,
     show: bool,
     exit_with_parent: bool,
-    hardware: str,
-    max_num_seqs: int,
-    max_num_batched_tokens: int,
-    tensor_parallel: int,
-    prefix_caching: bool,
-    kv_cache_tokens: int | None,
-    counter_period_ms: float,
-    counter_noise: float,
-    counter_gain: float,
-    seed: int,
-    api_key: str | None,
-    otlp_traces_endpoint: str | None,
-    fault: tuple[str, ...],
+    **simulated: Any,
 ) -> None:
     """Start the server NAME: the simulator, or a recipe in servers/. It runs until Ctrl-C.
 
@@ -115,25 +105,39 @@ def serve(
         places = {"python": sys.executable, "host": host, "port": str(port), "model": served_model}
         command = recipes.command(recipe, values, places) + ["--exit-with-parent"] * exit_with_parent
         os.execv(command[0], command)
+    _simulate(host, port, served_model, exit_with_parent, **simulated)
+
+
+def _simulate(
+    host: str,
+    port: int,
+    model: str,
+    exit_with_parent: bool,
+    *,
+    max_num_seqs: int,
+    max_num_batched_tokens: int,
+    tensor_parallel: int,
+    prefix_caching: bool,
+    kv_cache_tokens: int | None,
+    counter_period_ms: float,
+    counter_noise: float,
+    counter_gain: float,
+    fault: tuple[str, ...],
+    **options: Any,
+) -> None:
+    """options: hardware, seed, api_key and otlp_traces_endpoint, under the server's own names."""
     from loadgen.simulator.app import COUNTER_KEEPS_S, ServerOptions, run
     from loadgen.simulator.engine import EngineOptions
     from loadgen.simulator.faults import parse_faults
     from loadgen.simulator.power import CounterOptions
     from loadgen.units import NS_PER_MS
 
-    options = ServerOptions(
-        host=host,
-        port=port,
-        hardware=hardware,
-        model=served_model,
-        engine=EngineOptions(max_num_seqs, max_num_batched_tokens, prefix_caching, kv_cache_tokens, tensor_parallel),
-        counter=CounterOptions(round(counter_period_ms * NS_PER_MS), counter_gain, counter_noise, COUNTER_KEEPS_S),
-        seed=seed,
-        api_key=api_key,
-        faults=parse_faults(fault),
-        otlp_traces_endpoint=otlp_traces_endpoint,
+    engine = EngineOptions(max_num_seqs, max_num_batched_tokens, prefix_caching, kv_cache_tokens, tensor_parallel)
+    counter = CounterOptions(round(counter_period_ms * NS_PER_MS), counter_gain, counter_noise, COUNTER_KEEPS_S)
+    server = ServerOptions(
+        host, port, model=model, engine=engine, counter=counter, faults=parse_faults(fault), **options
     )
-    run(options, exit_with_parent)
+    run(server, exit_with_parent)
 
 
 def _check_options(ctx: click.Context, recipe: recipes.Recipe) -> None:

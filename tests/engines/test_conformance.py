@@ -176,24 +176,7 @@ def test_a_replay_is_whole(engine: Engine, tmp_path: Path) -> None:
         ScheduledRequest(index=i, offset_ns=i * 40_000_000, workload="chat", input_tokens=60 + i, output_tokens=5 + i)
         for i in range(6)
     )
-    options = Options(
-        out=tmp_path / "run",
-        base_url=engine.url,
-        api_key=None,
-        model=None,
-        endpoint="chat",
-        headers={},
-        extra_body={},
-        energy="none",
-        gpus=(),
-        max_concurrency=None,
-        timeout_s=120,
-        tokenizer=None,
-        warmup=1,
-        idle_s=0.0,
-        overwrite=False,
-        config={},
-    )
+    options = Options(out=tmp_path / "run", base_url=engine.url, energy="none", timeout_s=120, warmup=1, idle_s=0.0)
     result = replay(Schedule(requests, "constant", 25.0, 0), options, view("none", Console()))
     assert result.summary is not None and result.summary.lengths is not None
     assert result.summary.requests.completed == 6
