@@ -10,6 +10,7 @@ from collections.abc import Callable
 from selectors import EVENT_READ, EVENT_WRITE
 
 from loadgen.clock import anchor
+from loadgen.record import StampedBy
 from loadgen.units import NS_PER_S
 
 Ancillary = list[tuple[int, int, bytes]]
@@ -28,8 +29,8 @@ class ArrivalClock:
     """
 
     def __init__(self) -> None:
-        self.by_kernel: bool | None = None
-        """Whether the kernel stamps; None before anything was read."""
+        self.stamped_by: StampedBy | None = None
+        """None before anything was read."""
         self._wall_minus_monotonic_ns = 0
         self._good_until_ns = 0
 
@@ -42,7 +43,7 @@ class ArrivalClock:
         """Of what was read at `read_ns`, in answer to what went out at `sent_ns`. Stamps are wall-clock time: one that
         lies outside of the two was made before somebody set the clock."""
         if not ancillary:
-            self.by_kernel = False
+            self.stamped_by = "reading"
             return read_ns
         if read_ns > self._good_until_ns:
             self._look(read_ns)
@@ -51,8 +52,7 @@ class ArrivalClock:
         return arrived_ns if sent_ns <= arrived_ns <= read_ns else read_ns
 
     def _look(self, now_ns: int) -> None:
-        if self.by_kernel is None:
-            self.by_kernel = True
+        self.stamped_by = self.stamped_by or "kernel"
         both = anchor()
         self._wall_minus_monotonic_ns = both.wall_ns - both.monotonic_ns
         self._good_until_ns = now_ns + OFFSET_GOOD_FOR_NS
@@ -73,7 +73,7 @@ class Sockets:
     """
 
     def __init__(self) -> None:
-        self._poll = select.epoll() if sys.platform == "linux" else Selector()
+        self._poll = Poll()
         self._ready: dict[int, Ready] = {}
         self._open: dict[int, socket.socket] = {}
         self._loop = asyncio.get_running_loop()
@@ -133,3 +133,6 @@ class Selector:
 def _known(events: int) -> int:
     """`selectors` has its own numbers."""
     return (EVENT_READ if events & READ else 0) | (EVENT_WRITE if events & WRITE else 0)
+
+
+Poll = select.epoll if sys.platform == "linux" else Selector

@@ -13,6 +13,7 @@ from loadgen.answer import Answer, RequestError
 from loadgen.clock import monotonic_ns
 from loadgen.http1 import HTTPError, Response, Unusual
 from loadgen.openai_api import ProtocolError
+from loadgen.record import StampedBy
 from loadgen.sockets import ROOM_FOR_A_STAMP, WRITE, ArrivalClock, Sockets
 from loadgen.sse import SSEError
 
@@ -178,6 +179,11 @@ class Wire:
         except asyncio.CancelledError:
             connection.abort()
             raise
+
+    @property
+    def stamped_by(self) -> StampedBy | None:
+        """None before anything came."""
+        return self._clock.stamped_by
 
     def close(self) -> None:
         self._idle.clear()

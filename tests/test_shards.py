@@ -10,6 +10,7 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -66,14 +67,15 @@ def test_a_cap_below_the_number_of_processes_is_refused() -> None:
 def test_costs_add_up_and_delays_are_pooled() -> None:
     told = {"sent": 3, "lost": 1, "last_error": None}
     costs = [
-        Cost(1.0, 10, array("q", [1, 2]), 0.1, told),
-        Cost(0.5, 20, array("q", [3]), 0.3, told | {"last_error": "it answered 503"}),
-        Cost(0.25, 5, array("q"), None, None),
+        Cost(1.0, 10, array("q", [1, 2]), 0.1, "kernel", told),
+        Cost(0.5, 20, array("q", [3]), 0.3, "kernel", told | {"last_error": "it answered 503"}),
+        Cost(0.25, 5, array("q"), None, None, None),
     ]
     whole = together(costs)
     assert (whole.cpu_s, whole.max_rss_bytes, list(whole.late_ns)) == (1.75, 35, [1, 2, 3])
     assert whole.spans == {"sent": 6, "lost": 2, "last_error": "it answered 503"}
-    assert whole.waited_s == 0.3
+    assert (whole.waited_s, whole.stamped_by) == (0.3, "kernel")
+    assert together([*costs, replace(costs[0], stamped_by="reading")]).stamped_by == "reading"
     assert together(costs[2:]).spans is together(costs[2:]).waited_s is None
 
 
