@@ -258,7 +258,8 @@ def _became(worker: _Worker) -> dict[str, Any]:
 
 
 def together(costs: Iterable[Cost]) -> Cost:
-    """Of several processes: sums, but the longest wait, and the lesser stamps. Each one's most memory may have been at another moment."""
+    """Of several processes: sums, but the longest wait and the lesser stamps. Each one's most memory may have been at
+    another moment."""
     every = list(costs)
     late_ns: array[int] = array("q")
     for cost in every:

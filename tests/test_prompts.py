@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from loadgen.prompts import FILLERS, UNITS, Kind, Vocabulary, estimate, kind_of, measure, draws_of, texts_to_count
+from loadgen.prompts import FILLERS, UNITS, Kind, Vocabulary, draws_of, estimate, kind_of, measure, texts_to_count
 
 KINDS: tuple[Kind, ...] = ("chat", "code")
 

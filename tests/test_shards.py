@@ -156,8 +156,9 @@ def test_the_merged_run_is_one_run_with_the_schedule_s_arrivals(sim: str, tmp_pa
         assert dispersion is not None and 0.4 < dispersion < 1.8
         assert abs(np.corrcoef(gaps[:-1], gaps[1:])[0, 1]) < 0.2
         assert ks_exponential(gaps)[0] < 0.15
-    ends = [record["finished_ns"] for record in lines(run)]
-    assert ends == sorted(ends), "in the order in which things ended"  # type: ignore[type-var]
+    ended = np.argsort([record.finished_ns for record in result.records])
+    moved = np.abs(np.argsort([record["index"] for record in lines(run)]) - np.argsort(ended))
+    assert moved.max() < 20, "in the order in which things ended, but for those that were read together"
     assert [one["requests"] for one in result.info.instrument["processes"]] == [134, 133, 133]
 
 
