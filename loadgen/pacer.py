@@ -65,7 +65,8 @@ class Pacer:
 
     async def until(self, deadline_ns: int) -> None:
         """Breathes, too."""
-        await self.breathe()
+        if monotonic_ns() - self._turn_ns > TURN_NS:
+            await self.breathe()
         while (left_ns := deadline_ns - monotonic_ns()) > 0:
             if self._fd is None:
                 await asyncio.sleep(left_ns / NS_PER_S)
