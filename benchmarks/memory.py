@@ -80,9 +80,8 @@ def peak_of(requests: int, tokens: int) -> Peak:
         write(Path(name), requests, tokens)
         said = subprocess.run([sys.executable, __file__, "--finish", name], check=True, capture_output=True, text=True)
     found = Peak(*map(int, said.stdout.split()))
-    print(
-        f"{requests:,} requests of {tokens} tokens: {found.before / 1e6:,.0f} MB before, {found.peak / 1e6:,.0f} MB at most"
-    )
+    told = f"{found.before / 1e6:,.0f} MB before, {found.peak / 1e6:,.0f} MB at most"
+    print(f"{requests:,} requests of {tokens} tokens: {told}")
     return found
 
 
