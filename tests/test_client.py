@@ -238,6 +238,19 @@ def test_cancelled_is_a_record() -> None:
     assert (record.error, len(record.chunk_ns)) == ("cancelled", 1)
 
 
+def test_a_body_that_no_socket_takes_at_once_arrives_whole() -> None:
+    bodies = [bytes([65 + i]) * (12 << 20) for i in range(2)]
+
+    async def main() -> tuple[list[RequestRecord], Wire]:
+        async with wire(GOOD) as server, Client(server.url, timeout_s=20) as client:
+            return [await client.ask("/x", body, "long") for body in bodies], server
+
+    records, server = on_uvloop(main())
+    assert [record.error for record in records] == [None, None]
+    assert [request.partition(b"\r\n\r\n")[2] for request in server.requests] == bodies
+    assert server.connections == 1
+
+
 def test_secrets_are_sent_but_not_kept() -> None:
     said = b'{"error":{"message":"Incorrect API key provided: sk-secret-1; tenant my-tenant-token unknown"}}'
     (record,), server = one(
