@@ -11,6 +11,7 @@ from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from time import monotonic
 
@@ -188,7 +189,9 @@ def _measure(study: Study, cell: Cell, folder: Path, out: Path, started: _Starte
     started.warm.add((cell.workload, cell.batch))
     arrival, burstiness = arrival_of(study, cell)
     server = study.servers[cell.server]
-    (out / "runs" / cell.name / "cell.json").unlink(missing_ok=True)  # it told of an earlier attempt
+    rmtree(
+        out / "runs" / cell.name, ignore_errors=True
+    )  # of an earlier attempt; one killed at once is no run folder yet
     options = Options(
         out=out / "runs" / cell.name,
         base_url=started.url,
