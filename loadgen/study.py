@@ -61,11 +61,18 @@ Say = Callable[[str], None]
 # ---------------------------------------------------------------- running
 
 
-def run(file: Path, out: Path, say: Say, overrides: Overrides = NOTHING) -> list[Row]:
-    """Runs what is not yet done of the study in `file`, in `out`; gives every row. LoadgenError, KeyboardInterrupt."""
+def run(file: Path, out: Path, say: Say, overrides: Overrides = NOTHING, other_gpu: bool = False) -> list[Row]:
+    """Runs what is not yet done of the study in `file`, in `out`; gives every row. LoadgenError, KeyboardInterrupt.
+
+    other_gpu: from now on the GPUs are those that are here, if they are of the kind and the power limit it began on.
+    """
     study = read_study(file, overrides)
     cells = plan(study)
     begun = _begin(file, study, out, overrides)
+    now = gpu.states()
+    if other_gpu and _kinds(now) == _kinds(begun.gpus):
+        begun = msgspec.structs.replace(begun, gpus=now)
+    _check_gpus(begun.gpus, now)
     todo = [cell for cell in cells if not _is_done(out, cell)]
     if len(todo) < len(cells):
         say(f"{len(cells) - len(todo)} of {len(cells)} runs are done already")
@@ -160,8 +167,7 @@ def _attempt(
 ) -> Outcome:
     started = monotonic()
     gpus = gpu.cool_down(study.cool.at_most_c, study.cool.timeout_s)
-    if _identity(gpus) != _identity(begun.gpus):
-        raise LoadgenError(f"the GPUs are not those the study began on: {_identity(begun.gpus)}, now {_identity(gpus)}")
+    _check_gpus(begun.gpus, gpus)
     try:
         _measure(study, cell, folder, out, server)
     except LoadgenError as err:
@@ -176,8 +182,22 @@ def _attempt(
     )
 
 
-def _identity(gpus: list[gpu.GpuState]) -> list[tuple[str, str, float | None]]:
-    return [(one.name, one.uuid, one.limit_w) for one in gpus]
+def _check_gpus(begun: list[gpu.GpuState], now: list[gpu.GpuState]) -> None:
+    """LoadgenError where they are others: then what two runs differ by may be the GPUs'."""
+    if [(one.uuid, one.limit_w) for one in begun] == [(one.uuid, one.limit_w) for one in now]:
+        return
+    told = f"{', '.join(map(_card, begun)) or 'none'}, now {', '.join(map(_card, now)) or 'none'}"
+    hint = "; add --other-gpu to go on all the same" if _kinds(begun) == _kinds(now) else ""
+    raise LoadgenError(f"the GPUs are not those the study began on: {told}{hint}")
+
+
+def _kinds(gpus: list[gpu.GpuState]) -> list[tuple[str, float | None]]:
+    return [(one.name, one.limit_w) for one in gpus]
+
+
+def _card(state: gpu.GpuState) -> str:
+    """Its name, and as much of its UUID as tells it from others."""
+    return f"{state.name} ({state.uuid[:12]})"
 
 
 def _measure(study: Study, cell: Cell, folder: Path, out: Path, started: _Started) -> None:
@@ -326,7 +346,7 @@ def _row(study: Study, cell: Cell, out: Path) -> Row:
         arrival=_arrival_told(study, cell),
         steady_joules_per_output_token=energy.steady.joules_per_output_token if energy.steady else None,
         idle_watts=energy.idle_watts,
-        gpu=", ".join(one.name for one in outcome.gpus) or None,
+        gpu=", ".join(map(_card, outcome.gpus)) or None,
         temperature_c=max(temperatures, default=None),
     )
 

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
+from loadgen import gpu
 from loadgen import study as studies
 from loadgen.arrivals import index_of_dispersion
 from loadgen.cli.study import study as command
@@ -333,6 +334,29 @@ def test_what_breaks_is_tried_again_then_told_and_the_rest_is_run(small: Path, t
     assert "no models profile called 'nonesuch'" in outcome["reasons"][0]
     assert any("once more on a fresh server" in line for line in said)
     assert "bad-nonesuch-short-b4-r0 failed" in (tmp_path / "out/report.html").read_text()
+
+
+def test_another_gpu_is_refused_or_named(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any server starts. Of the same kind it may be allowed; then every row says which it was."""
+    ours, same, unlike = (
+        [gpu.GpuState(name=name, uuid=f"GPU-{letter * 8}-more", limit_w=700.0)]
+        for name, letter in (("H", "a"), ("H", "b"), ("A", "c"))
+    )
+    small.write_text(SMALL.replace("batches = [1, 4]", "batches = [4]").replace("repeats = 2", "repeats = 1"))
+    out = tmp_path / "out"
+    monkeypatch.setattr(gpu, "states", lambda: ours)
+    studies.run(small, out, print)
+    (out / "runs/many-short-b4-r0/cell.json").unlink()
+    said: list[str] = []
+    for others, allow, told in ((same, False, "H \\(GPU-bbbbbbbb\\); add --other-gpu"), (unlike, True, "A .*c\\)$")):
+        monkeypatch.setattr(gpu, "states", lambda now=others: now)
+        with pytest.raises(LoadgenError, match=told):
+            studies.run(small, out, said.append, other_gpu=allow)
+    assert said == []
+    monkeypatch.setattr(gpu, "states", lambda: same)
+    rows = studies.run(small, out, print, other_gpu=True)
+    assert {row.server: row.gpu for row in rows} == {"one": "H (GPU-aaaaaaaa)", "many": "H (GPU-bbbbbbbb)"}
+    assert "Not all runs were on the same GPUs" in (out / "report.html").read_text()
 
 
 def test_plan_lists_and_starts_nothing(small: Path, tmp_path: Path) -> None:

@@ -91,6 +91,8 @@ def _header(title: str, description: str, rows: Sequence[Row], failed: dict[str,
     reasons = [f"{name} failed: {why.splitlines()[0]}" for name, why in sorted(failed.items())]
     if doubtful := sum(not row.energy_valid for row in rows):
         reasons.append(f"{plural(doubtful, 'run')} whose energy is not valid: each run's own report says why")
+    if len(gpus) > 1:
+        reasons.append("Not all runs were on the same GPUs: how these differ is in the comparisons.")
     if simulated:
         reasons.append("The server was simulated: joules and times are a model's, not a machine's.")
     told = tag("ul", *(tag("li", line) for line in reasons)) if reasons else ""
