@@ -33,7 +33,12 @@ from h200_case_study import (
     transformers_profile,
 )
 from h200_figures import Line, picture
+from h200_online import FIGURES as ONLINE_FIGURES
+from h200_online import TABLES as ONLINE_TABLES
+from h200_online import beside_figure_9
+from h200_online import outputs as online_outputs
 from h200_take import FOLDER, counter, joules_of, online, sitting, spread
+from h200_words import percent, percents, plus_minus, sig, table
 
 from loadgen.estimate import JOULES_PER_KWH
 from loadgen.profiles import energy_profile_json, read_energy_profile
@@ -125,53 +130,6 @@ def saved(base: Sequence[float], other: Sequence[float]) -> Interval | None:
     return reduction(base, other) if base and other else None
 
 
-# ---------------------------------------------------------------- words
-
-
-def sig(value: float | None, digits: int = 3) -> str:
-    """Three significant digits, never an exponent."""
-    if value is None:
-        return "-"
-    if value == 0:
-        return "0"
-    rounded = float(f"{value:.{digits - 1}e}")
-    places = max(0, digits - 1 - int(np.floor(np.log10(abs(rounded)))))
-    return f"{rounded:,.{places}f}"
-
-
-def plus_minus(values: Sequence[float]) -> str:
-    """Mean ± half of the 95 % interval, as many digits as the mean; one repeat has none."""
-    if not values:
-        return "-"
-    found = interval(values)
-    told = sig(found.mean)
-    if found.high is None:
-        return f"{told} (one repeat)"
-    half, digits = found.high - found.mean, len(told.partition(".")[2])
-    while half and not round(half, digits):
-        digits += 1
-    return f"{found.mean:,.{digits}f} ± {half:.{digits}f}"
-
-
-def percents(found: Interval | None, sign: int = 1) -> str:
-    """A reduction in per cent; with sign -1 the change that it is."""
-    if found is None:
-        return "-"
-    ends = sorted(sign * 100 * end for end in (found.low, found.high) if end is not None)
-    plus = "+" if sign < 0 else ""
-    told = f"{sign * 100 * found.mean:{plus}.1f} %"
-    return (told + (f" [{ends[0]:{plus}.1f}, {ends[1]:{plus}.1f}]" if ends else "")).replace("-", "−")
-
-
-def percent(value: float | None, signed: bool = False) -> str:
-    return "-" if value is None else f"{100 * value:{'+' if signed else ''}.1f} %".replace("-", "−")
-
-
-def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
-
-
 # ---------------------------------------------------------------- tables
 
 
@@ -243,7 +201,6 @@ def agreement() -> str:
     equal, unlike = (percents(case_saved(few.needs_rounded_up, c.needs_rounded_up)) for c in (few, many))
     vllm = float(coefficients(fits()[1]) @ many.needs_rounded_up)
     above = percent(vllm / many.sparse_rounded_up - 1, True)
-    full, offline = (per_token_online(online(name)[0]) for name in ("rps-32", "offline"))
     body = [
         [
             "vLLM with CUDA graphs saves, against eager PyTorch (A100, digitised)",
@@ -262,9 +219,9 @@ def agreement() -> str:
             f"{percents(energy, -1)}, {percents(time, -1)}",
         ],
         [
-            "full load online against offline, per token",
-            percent(-ONLINE_SAVED[512], True),
-            percent(full / offline - 1, True) + " (one run each)",
+            "online against offline with as many in flight, per token",
+            "; ".join(f"batch {batch}: {percent(-ONLINE_SAVED[batch], True)}" for batch in (8, 128)),
+            beside_figure_9(),
         ],
         [
             "BurstGPT, vLLM saves (estimate)",
@@ -708,20 +665,6 @@ def tensor_parallel_figure() -> str:
     return picture("Two GPUs against one; bars: 95 %", "batch", lines, batch_axis(), share_axis(-60, 40))
 
 
-def online_figure() -> str:
-    """J per output token by the rate asked for; the offline run as a level."""
-    found = {name: online(name) for name in ONLINE}
-    each = {name: s["energy"]["measured_joules"] / s["tokens"]["output"] for name, (s, _) in found.items()}
-    rates = {name: run["config"]["rps"] for name, (_, run) in found.items() if run["config"]["arrival"] == "poisson"}
-    x = svg.Axis(2, 32, True, tuple((rate, f"{rate:g}/s") for rate in rates.values()))
-    lines = [
-        Line("online, Poisson arrivals", [(rate, alone(each[name])) for name, rate in rates.items()], 0),
-        Line("offline, 500 at once", [(rate, alone(each["offline"])) for rate in (2.0, 32.0)], 3, 2),
-    ]
-    y = svg.log_axis(0.1, 2, told_joules)
-    return picture("J per output token, chat trace; one run each", "requests per second", lines, x, y)
-
-
 def case_figure() -> str:
     """J per request of each trace, at both batches, and the ideal at the dense peak."""
     x = svg.Axis(0.6, len(TRACES) + 0.4, False, tuple((float(i + 1), name) for i, name in enumerate(TRACES)))
@@ -759,13 +702,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "sanity": sanity,
     "repeats": repeats,
     "ml-energy": ml_energy,
+    **ONLINE_TABLES,
 }
 FIGURES: dict[str, Callable[[], str]] = {
     "frameworks": frameworks_figure,
     "reductions": reductions_figure,
     "tensor-parallel": tensor_parallel_figure,
-    "online": online_figure,
     "case-study": case_figure,
+    **ONLINE_FIGURES,
 }
 
 
@@ -794,6 +738,7 @@ def outputs() -> dict[Path, str]:
     found[FOLDER / "frameworks/results.csv"] = h200_report.csv_of([*rows(), *rows(("hf-eager-lengths",))])
     found[FOLDER / "frameworks/report.html"] = report()
     found[PROFILE] = energy_profile_json(transformers_profile()).decode()
+    found |= online_outputs()
     found[DOCUMENT] = filled(DOCUMENT.read_text())
     return found
 
