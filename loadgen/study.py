@@ -6,7 +6,7 @@ The plan follows from the file and its seed alone: a study that was killed sees 
 import csv
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import groupby
@@ -61,28 +61,40 @@ Say = Callable[[str], None]
 # ---------------------------------------------------------------- running
 
 
-def run(file: Path, out: Path, say: Say, overrides: Overrides = NOTHING, other_gpu: bool = False) -> list[Row]:
+def run(
+    file: Path,
+    out: Path,
+    say: Say,
+    overrides: Overrides = NOTHING,
+    other_gpu: bool = False,
+    only: Sequence[str] = (),
+) -> list[Row]:
     """Runs what is not yet done of the study in `file`, in `out`; gives every row. LoadgenError, KeyboardInterrupt.
 
     other_gpu: from now on the GPUs are those that are here, if they are of the kind and the power limit it began on.
+    only: servers whose runs are made now; none: all.
     """
     study = read_study(file, overrides)
+    if unknown := set(only) - set(study.servers):
+        raise LoadgenError(f"--only {min(unknown)}: the study has no such server; it has: {', '.join(study.servers)}")
     cells = plan(study)
     begun = _begin(file, study, out, overrides)
     now = gpu.states()
     if other_gpu and _kinds(now) == _kinds(begun.gpus):
         begun = msgspec.structs.replace(begun, gpus=now)
     _check_gpus(begun.gpus, now)
-    todo = [cell for cell in cells if not _is_done(out, cell)]
-    if len(todo) < len(cells):
-        say(f"{len(cells) - len(todo)} of {len(cells)} runs are done already")
+    undone = [cell for cell in cells if not _is_done(out, cell)]
+    todo = [cell for cell in undone if not only or cell.server in only]
+    before = len(cells) - len(undone)
+    if before:
+        say(f"{before} of {len(cells)} runs are done already")
     started, made = monotonic(), 0
     for _, block in groupby(todo, key=lambda cell: (cell.repeat if study.restart else 0, start_key(study, cell))):
         for outcome, cell in _block(study, list(block), file.parent, out, begun, say):
             made += 1
             left_s = (monotonic() - started) / made * (len(todo) - made)
             line = _line(cell, outcome, write_results(study, cells, out))
-            say(f"[{len(cells) - len(todo) + made}/{len(cells)}, {_told(left_s)} left] {line}")
+            say(f"[{before + made}/{len(cells)}, {_told(left_s)} left] {line}")
     return write_results(study, cells, out)
 
 

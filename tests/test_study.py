@@ -345,8 +345,9 @@ def test_another_gpu_is_refused_or_named(small: Path, tmp_path: Path, monkeypatc
     small.write_text(SMALL.replace("batches = [1, 4]", "batches = [4]").replace("repeats = 2", "repeats = 1"))
     out = tmp_path / "out"
     monkeypatch.setattr(gpu, "states", lambda: ours)
-    studies.run(small, out, print)
-    (out / "runs/many-short-b4-r0/cell.json").unlink()
+    assert [row.server for row in studies.run(small, out, print, only=["one"])] == ["one"], (
+        "the other's run is for later"
+    )
     said: list[str] = []
     for others, allow, told in ((same, False, "H \\(GPU-bbbbbbbb\\); add --other-gpu"), (unlike, True, "A .*c\\)$")):
         monkeypatch.setattr(gpu, "states", lambda now=others: now)
@@ -357,6 +358,12 @@ def test_another_gpu_is_refused_or_named(small: Path, tmp_path: Path, monkeypatc
     rows = studies.run(small, out, print, other_gpu=True)
     assert {row.server: row.gpu for row in rows} == {"one": "H (GPU-aaaaaaaa)", "many": "H (GPU-bbbbbbbb)"}
     assert "Not all runs were on the same GPUs" in (out / "report.html").read_text()
+
+
+def test_only_takes_servers_of_the_study(small: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(command, [str(small), "--only", "two", "--out", str(tmp_path / "out")])
+    assert isinstance(result.exception, LoadgenError)
+    assert str(result.exception) == "--only two: the study has no such server; it has: one, many"
 
 
 def test_plan_lists_and_starts_nothing(small: Path, tmp_path: Path) -> None:
