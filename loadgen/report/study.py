@@ -97,15 +97,8 @@ def _header(title: str, description: str, rows: Sequence[Row], failed: dict[str,
         reasons.append("The server was simulated: joules and times are a model's, not a machine's.")
     told = tag("ul", *(tag("li", line) for line in reasons)) if reasons else ""
     kind = "bad" if failed else "fair" if reasons else "good"
-    head = (
-        "With failed runs"
-        if failed
-        else "With remarks"
-        if reasons
-        else "Every run is valid"
-        if not left
-        else "Every run so far is valid"
-    )
+    valid = "Every run so far is valid" if left else "Every run is valid"
+    head = "With failed runs" if failed else "With remarks" if reasons else valid
     return tag(
         "header",
         tag("p", "loadgen study ", badge, class_="eyebrow"),
