@@ -23,8 +23,8 @@ from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
+from h200_cells import in_words, percent, percents, sig, table
 from h200_figures import Line, picture
-from h200_words import in_words, percent, percents, sig, table
 
 from loadgen import rundir
 from loadgen.analyse import span

@@ -9,8 +9,7 @@ of transformers. h200_take.py puts measurements there.
 
 import csv
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -32,37 +31,40 @@ from h200_case_study import (
     fits,
     transformers_profile,
 )
+from h200_cells import (
+    MAIN,
+    NAMES,
+    SHAPE,
+    batches_of,
+    cells,
+    per_token,
+    percent,
+    percents,
+    plus_minus,
+    rows,
+    saved,
+    sig,
+    table,
+)
 from h200_figures import Line, picture
 from h200_online import FIGURES as ONLINE_FIGURES
 from h200_online import TABLES as ONLINE_TABLES
 from h200_online import beside_figure_9
 from h200_online import outputs as online_outputs
 from h200_take import FOLDER, counter, joules_of, online, sitting, spread
-from h200_words import percent, percents, plus_minus, sig, table
 
 from loadgen.estimate import JOULES_PER_KWH
 from loadgen.profiles import energy_profile_json, read_energy_profile
 from loadgen.report import svg
 from loadgen.report.format import joules as told_joules
 from loadgen.report.study import render
-from loadgen.results import Group, Interval, Row, groups, interval, reduction
+from loadgen.results import Interval, interval
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs/results.md"
 PROFILE = ROOT / "profiles/energy/h200-transformers-5.17-eager-llama-3.1-8b.json"
 
-MAIN = ("hf-eager", "hf-compile", "vllm-eager", "vllm-graphs", "vllm-graphs-fp8", "vllm-graphs-tp2")
-"""Sittings whose cells are compared. hf-eager-lengths only feeds the profile, earlier-card only the sanity table."""
-NAMES = {
-    "hf-eager": "transformers, eager",
-    "hf-compile": "transformers, compiled",
-    "vllm-eager": "vLLM, eager",
-    "vllm-graphs": "vLLM, CUDA graphs",
-    "vllm-graphs-quantization=fp8": "vLLM, CUDA graphs, FP8",
-    "vllm-graphs-tp2": "vLLM, CUDA graphs, 2 GPUs",
-}
 FRAMEWORKS = tuple(NAMES)[:4]
-SHAPE = "512x128"
 ONLINE = ("rps-2", "rps-12", "rps-16", "rps-32", "offline")
 REPEATS_WITHIN = 0.03
 
@@ -101,33 +103,6 @@ ONLINE_SAVED = {1: -0.131, 8: -0.038, 128: -0.001, 256: 0.020, 512: 0.026}
 ML_ENERGY = {8: (0.455, 486, 1070), 32: (0.165, 560, 3391), 64: (0.119, 610, 5147), 128: (0.0951, 669, 7037),
              256: (0.0766, 691, 9010), 512: (0.0702, 688, 9806)}  # fmt: skip
 """Leaderboard v3, Llama-3.1-8B-Instruct, lm-arena-chat, bf16, one H100, by max_num_seqs: J/token, W, tokens/s."""
-
-
-# ---------------------------------------------------------------- what was taken in
-
-
-@cache
-def rows(names: tuple[str, ...] = MAIN) -> tuple[Row, ...]:
-    return tuple(row for name in names for row in h200_report.rows_of(sitting(name), f"{name}/"))
-
-
-@cache
-def cells(names: tuple[str, ...] = MAIN) -> dict[tuple[str, str, int], Group]:
-    """(server, workload, batch) -> its repeats."""
-    return {(g.key[0], g.key[2], g.key[3] or 0): g for g in groups(rows(names))}
-
-
-def per_token(server: str, workload: str, batch: int) -> list[float]:
-    found = cells().get((server, workload, batch))
-    return found.values("joules_per_output_token") if found else []
-
-
-def batches_of(workload: str, servers: Iterable[str]) -> list[int]:
-    return sorted({b for s, w, b in cells() if w == workload and s in set(servers)})
-
-
-def saved(base: Sequence[float], other: Sequence[float]) -> Interval | None:
-    return reduction(base, other) if base and other else None
 
 
 # ---------------------------------------------------------------- tables
@@ -516,7 +491,7 @@ def later() -> float:
 
 def earlier() -> tuple[int, float]:
     """(batches, largest relative difference) of vLLM with CUDA graphs between two cards."""
-    then = cells(("earlier-card",))
+    then = cells(names=("earlier-card",))
     both = [key for key in then if key in cells() and key[0] == "vllm-graphs"]
     first = [fmean(then[key].values("joules_per_output_token")) for key in both]
     second = [fmean(per_token(*key)) for key in both]

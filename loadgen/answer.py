@@ -50,7 +50,7 @@ class Answer:
             raise RequestError("protocol", f"asked for a stream, got {head.content_type or 'no content type'}")
         self.chunk_ns = array("q")
 
-    def feed(self, data: bytes, read_ns: int) -> None:
+    def feed(self, data: bytes, arrived_ns: int) -> None:
         """The next bytes of the body, and when they left the kernel."""
         if self._error_body is not None:
             self._error_body += data
@@ -60,14 +60,14 @@ class Answer:
         decoder = self._decoder
         if (lone := decoder.lone(data)) is not None:
             event = parse_event(lone)
-            self._hear(event, read_ns)
+            self._hear(event, arrived_ns)
             if event is TOKEN:
                 self._learn_from(data)
         else:
             was_idle = decoder.idle
             events = [parse_event(event) for event in decoder.feed(data)]
             for event in events:
-                self._hear(event, read_ns)
+                self._hear(event, arrived_ns)
             if was_idle and events == [TOKEN] and decoder.idle:
                 self._learn_from(data)
             self._between = decoder.idle
@@ -79,41 +79,41 @@ class Answer:
             self._learned += 1
             self._template = learn(token)
 
-    def end(self, read_ns: int) -> None:
+    def end(self, arrived_ns: int) -> None:
         """The body has ended properly."""
         if self._error_body is not None:
             self._fail()
         for event in self._decoder.flush():
-            self._hear(parse_event(event), read_ns)
-        self.finished_ns = read_ns
+            self._hear(parse_event(event), arrived_ns)
+        self.finished_ns = arrived_ns
         if not self._done and self.finish_reason is None:
             chunks = len(self.chunk_ns or ())
             raise RequestError("truncated", f"ended after {chunks} chunks with no finish reason or [DONE]")
 
-    def frames(self, data: bytes, at: int, read_ns: int) -> int:
+    def frames(self, data: bytes, at: int, arrived_ns: int) -> int:
         """Takes the HTTP chunks of `data` from `at` on that hold one event each, one that differs from an event already
         decoded in nothing but its text. Gives the position of the first chunk that is anything else."""
         if self._template is None or not self._between:
             return at
         assert self.chunk_ns is not None
         if at == 0 and self._template.is_one(data):
-            self.chunk_ns.append(read_ns)
+            self.chunk_ns.append(arrived_ns)
             self._hits += 1
             return len(data)
         stop, count = self._template.skip(data, at)
-        self.chunk_ns += array("q", (read_ns,)) * count
+        self.chunk_ns += array("q", (arrived_ns,)) * count
         self._hits += count
         return stop
 
-    def _hear(self, event: StreamEvent, read_ns: int) -> None:
+    def _hear(self, event: StreamEvent, arrived_ns: int) -> None:
         assert self.chunk_ns is not None
         if event is TOKEN:
-            self.chunk_ns.append(read_ns)
+            self.chunk_ns.append(arrived_ns)
             return
         if event.error is not None:
             raise RequestError("server", event.error)
         if event.has_content:
-            self.chunk_ns.append(read_ns)
+            self.chunk_ns.append(arrived_ns)
         if event.usage is not None:
             self.usage = event.usage
         self.finish_reason = event.finish_reason or self.finish_reason

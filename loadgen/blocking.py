@@ -133,7 +133,7 @@ class BlockingClient:
             self._idle.append(sock)
         else:
             sock.close()
-        answer.end(response.last_read_ns)
+        answer.end(response.last_arrival_ns)
 
 
 def _left_s(deadline_ns: int) -> float:

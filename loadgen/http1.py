@@ -110,10 +110,10 @@ class Body(Protocol):
     def head(self, head: Head) -> None:
         """Once, before the rest."""
 
-    def feed(self, data: bytes, read_ns: int) -> None:
+    def feed(self, data: bytes, arrived_ns: int) -> None:
         """The next bytes of the body."""
 
-    def frames(self, data: bytes, at: int, read_ns: int) -> int:
+    def frames(self, data: bytes, at: int, arrived_ns: int) -> int:
         """May take whole chunks of `data` from `at` on itself; gives the position of the first that it leaves."""
 
 
@@ -129,13 +129,13 @@ class Response:
         self.begun = False
         """Whether a byte of it has come."""
         self.complete = False
-        self.last_read_ns = 0
+        self.last_arrival_ns = 0
 
-    def feed(self, data: bytes, read_ns: int) -> None:
+    def feed(self, data: bytes, arrived_ns: int) -> None:
         self.begun = True
-        self.last_read_ns = read_ns
+        self.last_arrival_ns = arrived_ns
         if self._take is Response._take_size and not self._rest:
-            if (at := self._body.frames(data, 0, read_ns)) == len(data):
+            if (at := self._body.frames(data, 0, arrived_ns)) == len(data):
                 return  # as most reads of a stream
             data = data[at:]
         rest: bytes | None = self._rest + data if self._rest else data
@@ -145,7 +145,7 @@ class Response:
                 self.keep_alive = False  # bytes that nobody asked for: do not trust what comes next
                 return
             before, take = rest, self._take
-            rest = take(self, rest, read_ns)
+            rest = take(self, rest, arrived_ns)
             if rest is None:  # it needs more
                 self._rest = before
                 return
@@ -156,7 +156,7 @@ class Response:
             self.complete = True
         return self.complete
 
-    def _take_head(self, data: bytes, read_ns: int) -> bytes | None:
+    def _take_head(self, data: bytes, arrived_ns: int) -> bytes | None:
         end = data.find(b"\r\n\r\n")
         if end < 0:
             if len(data) > MAX_HEAD_BYTES or not (data.startswith(b"HTTP/1.") or b"HTTP/1.".startswith(data[:7])):
@@ -180,20 +180,20 @@ class Response:
         self._body.head(head)
         return data[end + 4 :]
 
-    def _take_length(self, data: bytes, read_ns: int) -> bytes:
+    def _take_length(self, data: bytes, arrived_ns: int) -> bytes:
         piece = data[: self._left]
         self._left -= len(piece)
-        self._body.feed(piece, read_ns)
+        self._body.feed(piece, arrived_ns)
         self.complete = self._left == 0
         return data[len(piece) :]
 
-    def _take_until_eof(self, data: bytes, read_ns: int) -> bytes:
-        self._body.feed(data, read_ns)
+    def _take_until_eof(self, data: bytes, arrived_ns: int) -> bytes:
+        self._body.feed(data, arrived_ns)
         return b""
 
-    def _take_size(self, data: bytes, read_ns: int) -> bytes | None:
+    def _take_size(self, data: bytes, arrived_ns: int) -> bytes | None:
         body, at, total = self._body, 0, len(data)
-        while (at := body.frames(data, at, read_ns)) < total:
+        while (at := body.frames(data, at, arrived_ns)) < total:
             end = data.find(b"\r\n", at, at + MAX_LINE_BYTES)
             if end < 0:
                 if total - at >= MAX_LINE_BYTES or _SIZE.match(data[at:].rstrip(b"\r") or b"0") is None:
@@ -211,20 +211,20 @@ class Response:
                 self._left = size
                 self._take = Response._take_chunk
                 return data[start:]
-            body.feed(data[start:stop], read_ns)
+            body.feed(data[start:stop], arrived_ns)
             at = stop + 2
         return b""
 
-    def _take_chunk(self, data: bytes, read_ns: int) -> bytes:
+    def _take_chunk(self, data: bytes, arrived_ns: int) -> bytes:
         """A chunk of which not all is here: its bytes are news as they come."""
         piece = data[: self._left]
         self._left -= len(piece)
         if self._left == 0:
             self._take = Response._take_chunk_end
-        self._body.feed(piece, read_ns)
+        self._body.feed(piece, arrived_ns)
         return data[len(piece) :]
 
-    def _take_chunk_end(self, data: bytes, read_ns: int) -> bytes | None:
+    def _take_chunk_end(self, data: bytes, arrived_ns: int) -> bytes | None:
         if data[:2] == b"\r\n":
             self._take = Response._take_size
             return data[2:]
@@ -232,7 +232,7 @@ class Response:
             return None
         raise HTTPError(f"a chunk longer than its size: {data[:40]!r}")
 
-    def _take_trailers(self, data: bytes, read_ns: int) -> bytes | None:
+    def _take_trailers(self, data: bytes, arrived_ns: int) -> bytes | None:
         """From the CRLF before them, so that no trailers at all look like some."""
         end = data.find(b"\r\n\r\n")
         if end < 0:

@@ -1,4 +1,4 @@
-"""Plain HTTP/1.1 connections, kept alive, on which every read is stamped before anything else is done with it."""
+"""Plain HTTP/1.1 connections, kept alive. All that comes in on them has the instant at which it arrived."""
 
 import asyncio
 import os
@@ -6,7 +6,6 @@ import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -14,7 +13,10 @@ from loadgen.answer import Answer, RequestError
 from loadgen.clock import monotonic_ns
 from loadgen.http1 import HTTPError, Response, Unusual
 from loadgen.openai_api import ProtocolError
+from loadgen.sockets import ROOM_FOR_A_STAMP, ArrivalClock, Sockets
 from loadgen.sse import SSEError
+
+READ_BYTES = 64 << 10
 
 _OURS = {"accept-encoding", "connection", "content-length", "expect", "host", "te", "transfer-encoding", "upgrade"}
 _FIELD = re.compile(r"[!#-'*+\-.0-9A-Z^-z|~]+: *[\t\x20-\x7e]*")
@@ -50,16 +52,19 @@ Over = Callable[[Exception | None], None]
 """Told once how an exchange ended: None is well."""
 
 
-class Connection(asyncio.Protocol):
+class Connection:
     """One request at a time."""
 
-    def __init__(self, idle: "list[Connection]", sock: socket.socket) -> None:
+    def __init__(self, idle: "list[Connection]", sock: socket.socket, sockets: Sockets, clock: ArrivalClock) -> None:
         self._idle = idle
-        self._socket = sock
-        self._transport: asyncio.Transport
+        self._socket, self._sockets, self._clock = sock, sockets, clock
+        self._receive = sock.recvmsg
+        self._unsent = b""
         self._answer: Answer
-        self._over: Over
+        self._over: Over = _nobody
         self._response: Response | None = None
+        clock.start(sock)
+        sockets.watch(sock, self._ready)
 
     def ask(self, request: bytes, answer: Answer, over: Over) -> None:
         """Sends, and comes back at once. `over` gets what the response or the connection is wrong with, an answer cut
@@ -67,61 +72,72 @@ class Connection(asyncio.Protocol):
         self._answer, self._over = answer, over
         self._response = Response(answer)
         answer.sent_ns = monotonic_ns()
-        self._write(request)
+        self._send(request)
 
     def abort(self) -> None:
         """Of an exchange in progress nothing is told any more."""
-        self._response = None
-        self._over = _nobody
-        self._transport.abort()
+        self._over, self._response = _nobody, None
+        self._sockets.close_one(self._socket)
 
-    def _write(self, data: bytes) -> None:
-        """To the socket at once: a loop may keep a write back until its turn ends, and the stamp would be too early."""
+    def _send(self, data: bytes) -> None:
+        """As much as the socket takes; the rest when it takes more. That it is broken is found when it is read."""
         try:
             sent = self._socket.send(data)
-        except OSError:  # full, or broken: the transport waits, or says so
+        except BlockingIOError:
             sent = 0
-        if sent < len(data):
-            self._transport.write(data[sent:])
+        except OSError:
+            sent = len(data)
+        unsent = data[sent:]
+        if bool(unsent) != bool(self._unsent):
+            self._sockets.watch_writes(self._socket, bool(unsent))
+        self._unsent = unsent
 
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        self._transport = cast("asyncio.Transport", transport)
-
-    def data_received(self, data: bytes) -> None:
-        read_ns = monotonic_ns()
-        response = self._response
-        if response is None:
-            self._transport.abort()  # bytes that nobody asked for
-            return
+    def _ready(self, writable: bool) -> None:
+        if writable and self._unsent:
+            self._send(self._unsent)
         try:
-            response.feed(data, read_ns)
+            data, ancillary, _, _ = self._receive(READ_BYTES, ROOM_FOR_A_STAMP)
+        except BlockingIOError:
+            return
+        except OSError as err:
+            self._lost(str(err))
+            return
+        read_ns = monotonic_ns()
+        if not data:
+            self._lost("the server ended it")
+        elif (response := self._response) is None:
+            self._lost("bytes that nobody asked for")
+        else:
+            assert self._answer.sent_ns is not None
+            self._hear(response, data, self._clock.arrived_ns(ancillary, self._answer.sent_ns, read_ns))
+
+    def _hear(self, response: Response, data: bytes, arrived_ns: int) -> None:
+        try:
+            response.feed(data, arrived_ns)
         except (HTTPError, Unusual, RequestError, ProtocolError, SSEError) as err:
             self._end(response, err)
             return
         if response.complete:
             self._end(response, None)
 
-    def connection_lost(self, exc: Exception | None) -> None:
-        if self in self._idle:
-            self._idle.remove(self)
+    def _lost(self, why: str) -> None:
         if (response := self._response) is None:
-            return
-        if response.eof():
+            self._idle.remove(self)
+            self.abort()
+        elif response.eof():
             self._end(response, None)
         else:
-            why = str(exc) if exc else "the server ended it"
             self._end(response, ServerDisconnectedError(why, response.begun))
 
     def _end(self, response: Response, err: Exception | None) -> None:
         over, self._over, self._response = self._over, _nobody, None
-        transport = self._transport
-        if err or not response.keep_alive or transport.is_closing() or transport.get_write_buffer_size():
-            transport.abort()
+        if err or not response.keep_alive or self._unsent:
+            self.abort()
         else:
             self._idle.append(self)
         if err is None:
             try:
-                self._answer.end(response.last_read_ns)
+                self._answer.end(response.last_arrival_ns)
             except (RequestError, ProtocolError, SSEError) as problem:
                 err = problem
         over(err)
@@ -141,6 +157,8 @@ class Wire:
         self._fields = f" HTTP/1.1\r\nHost: {parts.netloc}\r\n" + "".join(fields.values())
         self._idle: list[Connection] = []
         self._addresses: list[tuple[socket.AddressFamily, tuple[object, ...]]] = []
+        self._sockets: Sockets | None = None
+        self._clock = ArrivalClock()
 
     def request(self, path: str, body: bytes, request_id: str) -> bytes:
         """The bytes of a POST."""
@@ -167,8 +185,9 @@ class Wire:
             raise
 
     def close(self) -> None:
-        for connection in list(self._idle):
-            connection.abort()
+        self._idle.clear()
+        if self._sockets:
+            self._sockets.close()
 
     async def _connect(self) -> Connection:
         """To the first address that takes us; addresses are looked up once, and again when none does."""
@@ -191,8 +210,8 @@ class Wire:
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             await loop.sock_connect(sock, address)
-            _, connection = await loop.create_connection(lambda: Connection(self._idle, sock), sock=sock)
         except BaseException:
             sock.close()
             raise
-        return connection
+        self._sockets = self._sockets or Sockets()
+        return Connection(self._idle, sock, self._sockets, self._clock)
