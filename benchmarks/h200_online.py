@@ -230,8 +230,11 @@ def power(group: Group) -> list[float]:
 
 
 def pooled(group: Group, of: Of) -> Interval:
+    """One repeat has no interval: nothing says that it differs as little from its like as others do."""
     values = of(group)
     middle, half = fmean(values), noise(of).half(len(values))
+    if len(values) < 2:
+        return _alone(middle)
     return Interval(middle, middle * exp(-half), middle * exp(half), len(values))
 
 
