@@ -5,7 +5,6 @@ from statistics import fmean
 from typing import Any
 
 from h200_cells import (
-    LLAMA,
     SHAPE,
     batches_of,
     cells,
@@ -78,9 +77,13 @@ GREEDY, DRAFT, ASYNC = "vllm-graphs", "vllm-graphs-draft=0.7", "vllm-graphs-draf
 AHEAD = 4
 
 
-def change(base: str, other: str, batch: int, model: str = LLAMA) -> Interval | None:
+def change(base: str, other: str, batch: int) -> Interval | None:
     """How much less the other takes per output token at 512 in, 128 out."""
-    return saved(per_token(base, SHAPE, batch, model), per_token(other, SHAPE, batch, model))
+    return saved(per_token(base, SHAPE, batch), per_token(other, SHAPE, batch))
+
+
+def draft_change(batch: int) -> Interval | None:
+    return change(GREEDY, DRAFT, batch)
 
 
 def speculation() -> str:
@@ -227,9 +230,14 @@ def decoding() -> str:
         line = [str(batch), plus_minus(per_token(EAGER, SHAPE, batch))]
         for name in (SAMPLED, BEAMS):
             line += [plus_minus(per_token(name, SHAPE, batch)), percents(change(EAGER, name, batch), -1)]
-        body.append(line)
+        body.append([*line, ", ".join(_prefill_each(name, batch) for name in (EAGER, BEAMS))])
     head = ["batch", "greedy", "temperature 0.7, top-p 0.9", "change [95 %]", "4 beams", "change [95 %]"]
-    return table(head, body)
+    return table([*head, "prefill, J/request: greedy, beams"], body)
+
+
+def _prefill_each(server: str, batch: int) -> str:
+    group = cells().get((server, SHAPE, batch))
+    return sig(fmean(row.prefill_joules / row.completed for row in group.rows if row.prefill_joules) if group else None)
 
 
 # ---------------------------------------------------------------- the classical tasks

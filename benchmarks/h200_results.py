@@ -170,6 +170,9 @@ def agreement() -> str:
     def paper(base: str, other: str, *batches: int) -> str:
         return "; ".join(f"batch {b}: {percent(paper_saved(base, other, b))}" for b in batches)
 
+    def batched(of: Callable[[int], str]) -> str:
+        return "; ".join(f"batch {b}: {of(b)}" for b in (1, 8, 128))
+
     energy, time = tp_saved(1)
     few, many = (next(c for c in cases() if (c.trace, c.batch) == ("burstgpt", batch)) for batch in CASE_BATCHES)
     equal, unlike = (percents(case_saved(few.needs_rounded_up, c.needs_rounded_up)) for c in (few, many))
@@ -192,6 +195,16 @@ def agreement() -> str:
             "two GPUs, batch 1: energy, latency",
             f"{percent(TP_AT_1[2][0], True)}, {percent(TP_AT_1[2][1], True)}",
             f"{percents(energy, -1)}, {percents(time, -1)}",
+        ],
+        [
+            "a draft model guessing 4 tokens, against greedy (A6000, digitised)",
+            batched(lambda b: percent(h200_choices.paper_change(*h200_choices.SPECULATIVE_KWH.values(), b), True)),
+            "0.7 accepted: " + batched(lambda b: percents(h200_choices.draft_change(b), -1)),
+        ],
+        [
+            "experts (OLMoE-1B-7B) against dense (OLMo-1B) (digitised)",
+            batched(lambda b: percent(h200_choices.paper_change(*h200_choices.EXPERTS_KWH.values(), b), True)),
+            batched(lambda b: percents(h200_choices.experts_change(b), -1)),
         ],
         [
             "full load online against offline, per token",
@@ -592,10 +605,8 @@ def command(argv: Sequence[str]) -> str:
     for word, after in zip(argv, [*argv[1:], "--"], strict=True):
         if word.startswith("--") and not after.startswith("--"):
             given[word] = after
-    return " ".join(f"{option} {shlex.quote(value)}" for option, value in given.items() if option not in EVERYWHERE)
-
-
-EVERYWHERE = ("--window-s", "--budget-s")
+    told = (word for word in given.items() if word[0] != "--budget-s" and word != ("--window-s", "2"))
+    return " ".join(f"{option} {shlex.quote(value)}" for option, value in told)
 
 
 # ---------------------------------------------------------------- figures
