@@ -75,13 +75,14 @@ def sig(value: float | None, digits: int = 3) -> str:
 
 def plus_minus(values: Sequence[float]) -> str:
     """Mean ± half of the 95 % interval, as many digits as the mean; one repeat has none."""
-    if not values:
-        return "-"
-    found = interval(values)
+    return in_words(interval(values)) if values else "-"
+
+
+def in_words(found: Interval) -> str:
     told = sig(found.mean)
-    if found.high is None:
+    if found.low is None or found.high is None:
         return f"{told} (one repeat)"
-    half, digits = found.high - found.mean, len(told.partition(".")[2])
+    half, digits = (found.high - found.low) / 2, len(told.partition(".")[2])
     while half and not round(half, digits):
         digits += 1
     return f"{found.mean:,.{digits}f} ± {half:.{digits}f}"

@@ -25,13 +25,14 @@ LEFT, TOP = 70, 46
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one kind. joined: False where what lies between two points has no meaning."""
+    """Points of one kind. joined: False where what lies between two points has no meaning. dots: False for a law."""
 
     name: str
     points: list[tuple[float, Interval]]
     colour: int
     dash: int = 0
     joined: bool = True
+    dots: bool = True
 
 
 def picture(title: str, x_name: str, lines: Sequence[Line], x: svg.Axis, y: svg.Axis) -> str:
@@ -61,7 +62,7 @@ def _entry(line: Line, index: int, below: float) -> Markup:
     piece = tag("line", x1=across, x2=across + 28, y1=down, y2=down, stroke_dasharray=_dash(line), class_="curve")
     dot = tag("path", d=f"M{across + 14} {down}h.01", class_="dot")
     text = tag("text", line.name, x=across + 36, y=down + 4)
-    return tag("g", *([piece] if line.joined else []), dot, text, class_=f"s{line.colour}")
+    return tag("g", *([piece] if line.joined else []), *([dot] if line.dots else []), text, class_=f"s{line.colour}")
 
 
 def _dash(line: Line) -> str | None:
@@ -76,7 +77,7 @@ def _marks(line: Line, x: svg.Axis, y: svg.Axis, height: float) -> Markup:
     bars = [_bar(float(a), found, y, height) for a, (_, found) in zip(across, line.points, strict=True)]
     titles = [f"{line.name}, {_told(place)}" for place in line.points]
     dots = svg.dots(across, level, height, titles, class_="dot")
-    return tag("g", *([curve] if line.joined else []), *bars, dots, class_=f"s{line.colour}")
+    return tag("g", *([curve] if line.joined else []), *bars, *([dots] if line.dots else []), class_=f"s{line.colour}")
 
 
 def _bar(across: float, found: Interval, y: svg.Axis, height: float) -> Markup:

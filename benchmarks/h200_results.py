@@ -50,6 +50,10 @@ from h200_cells import (
     table,
 )
 from h200_figures import Line, alone, batch_axis, by_batch, picture, scaled, share_axis
+from h200_online import FIGURES as ONLINE_FIGURES
+from h200_online import TABLES as ONLINE_TABLES
+from h200_online import beside_figure_9
+from h200_online import outputs as online_outputs
 from h200_take import FOLDER, counter, joules_of, online, sitting, spread
 
 from loadgen.estimate import JOULES_PER_KWH
@@ -178,7 +182,6 @@ def agreement() -> str:
     equal, unlike = (percents(case_saved(few.needs_rounded_up, c.needs_rounded_up)) for c in (few, many))
     vllm = float(coefficients(fits()[1]) @ many.needs_rounded_up)
     above = percent(vllm / many.sparse_rounded_up - 1, True)
-    full, offline = (per_token_online(online(name)[0]) for name in ("rps-32", "offline"))
     body = [
         [
             "vLLM with CUDA graphs saves, against eager PyTorch (A100, digitised)",
@@ -207,9 +210,9 @@ def agreement() -> str:
             batched(lambda b: percents(h200_choices.experts_change(b), -1)),
         ],
         [
-            "full load online against offline, per token",
-            percent(-ONLINE_SAVED[512], True),
-            percent(full / offline - 1, True) + " (one run each)",
+            "online against offline with as many in flight, per token",
+            "; ".join(f"batch {batch}: {percent(-ONLINE_SAVED[batch], True)}" for batch in (8, 128)),
+            beside_figure_9(),
         ],
         [
             "BurstGPT, vLLM saves (estimate)",
@@ -655,20 +658,6 @@ def tensor_parallel_figure() -> str:
     return picture("Two GPUs against one; bars: 95 %", "batch", lines, batch_axis(), share_axis(-60, 40))
 
 
-def online_figure() -> str:
-    """J per output token by the rate asked for; the offline run as a level."""
-    found = {name: online(name) for name in ONLINE}
-    each = {name: s["energy"]["measured_joules"] / s["tokens"]["output"] for name, (s, _) in found.items()}
-    rates = {name: run["config"]["rps"] for name, (_, run) in found.items() if run["config"]["arrival"] == "poisson"}
-    x = svg.Axis(2, 32, True, tuple((rate, f"{rate:g}/s") for rate in rates.values()))
-    lines = [
-        Line("online, Poisson arrivals", [(rate, alone(each[name])) for name, rate in rates.items()], 0),
-        Line("offline, 500 at once", [(rate, alone(each["offline"])) for rate in (2.0, 32.0)], 3, 2),
-    ]
-    y = svg.log_axis(0.1, 2, told_joules)
-    return picture("J per output token, chat trace; one run each", "requests per second", lines, x, y)
-
-
 def case_figure() -> str:
     """J per request of each trace, at both batches, and the ideal at the dense peak."""
     x = svg.Axis(0.6, len(TRACES) + 0.4, False, tuple((float(i + 1), name) for i, name in enumerate(TRACES)))
@@ -708,14 +697,15 @@ TABLES: dict[str, Callable[[], str]] = {
     "repeats": repeats,
     "ml-energy": ml_energy,
     "commands": commands,
+    **ONLINE_TABLES,
 }
 FIGURES: dict[str, Callable[[], str]] = {
     **h200_choices.FIGURES,
     "frameworks": frameworks_figure,
     "reductions": reductions_figure,
     "tensor-parallel": tensor_parallel_figure,
-    "online": online_figure,
     "case-study": case_figure,
+    **ONLINE_FIGURES,
 }
 
 
@@ -744,6 +734,7 @@ def outputs() -> dict[Path, str]:
     found[FOLDER / "frameworks/results.csv"] = h200_report.csv_of(rows())
     found[FOLDER / "frameworks/report.html"] = report()
     found[PROFILE] = energy_profile_json(transformers_profile()).decode()
+    found |= online_outputs()
     found[DOCUMENT] = filled(DOCUMENT.read_text())
     return found
 

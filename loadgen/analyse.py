@@ -75,6 +75,7 @@ def summarize(
 ) -> Summary:
     records, duration_s = result.records, (end_ns - start_ns) / NS_PER_S
     lag = stats.seconds(record.lag_ns for record in records)
+    latency = _latency(records)
     checks = {asked.workload: _arrivals(result, asked) for asked in result.info.asked}
     arrivals = checks.get(None) or _all_arrivals(result, checks)
     energy = _energy(result, attribution, series, start_ns, end_ns)
@@ -86,13 +87,13 @@ def summarize(
         rate=_rate(result),
         arrivals=arrivals,
         schedule_lag_s=lag,
-        **_latency(records),
+        **latency,
         tokens=stats.token_counts(records, duration_s),
         lengths=stats.length_check([(item.input_tokens, item.output_tokens) for item in result.schedule], records),
         goodput=_goodput(result.info.config, records, duration_s),
         energy=energy,
         by_workload=_by_workload(result, attribution, checks, duration_s),
-        instrument=_instrument(result, lag, duration_s, arrivals),
+        instrument=_instrument(result, lag, latency["itl_s"].p50, duration_s, arrivals),
     )
 
 
@@ -408,14 +409,17 @@ def _cached_share(result: RunResult) -> float:
     return sum(record.cached_tokens or 0 for record in result.records) / prompt if prompt else 0.0
 
 
-def _instrument(result: RunResult, lag: Distribution, duration_s: float, arrivals: ArrivalCheck | None) -> Instrument:
+def _instrument(
+    result: RunResult, lag: Distribution, itl_s: float | None, duration_s: float, arrivals: ArrivalCheck | None
+) -> Instrument:
     own = result.info.instrument
     delay = own.get("loop_delay_s")
     loop_delay = msgspec.convert({"count": 0} | delay, Distribution) if delay else None
     processes = own.get("processes") or []
     waited_s = own.get("waited_s")
     waited = waited_s / duration_s if waited_s is not None and duration_s > 0 else None
-    verdicts = instrument.faults(processes, waited, lag=lag, loop_delay=loop_delay)
+    late = {"lag": lag, "loop_delay": instrument.loop_delay_that_tells(loop_delay, own.get("stamped_by"), itl_s)}
+    verdicts = instrument.faults(processes, waited, **late)
     if arrivals and arrivals.as_asked is False:
         verdicts.append(f"requests did not come as they should: {arrivals.verdict}")
     if (cached := _cached_share(result)) > MAX_CACHED:
@@ -426,9 +430,10 @@ def _instrument(result: RunResult, lag: Distribution, duration_s: float, arrival
     if result.info.config.get("max_concurrency"):
         verdicts.append("--max-concurrency closed the loop: the server's slowness delayed later requests")
     return Instrument(
-        kept_time=instrument.kept_time(processes, lag=lag, loop_delay=loop_delay),
+        kept_time=instrument.kept_time(processes, **late),
         loop_delay_s=loop_delay,
         waited_s=waited_s,
+        stamped_by=own.get("stamped_by"),
         cpu_s=own.get("cpu_s"),
         max_rss_bytes=own.get("max_rss_bytes"),
         sampler_period_s=own.get("sampler_period_s"),

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from loadgen.openai_api import Dialect, Endpoint, payload
-from loadgen.prompts import Kind, Vocabulary, kind_of, prompt_rng
+from loadgen.prompts import Kind, Vocabulary, draws_of, kind_of
 from loadgen.schedule import ScheduledRequest
 
 
@@ -19,7 +19,7 @@ def body(
 ) -> bytes:
     prompt = vocabularies[kind_of(request.workload)].prompt(
         request.input_tokens,
-        prompt_rng(seed, request.index),
+        draws_of(seed, request.index),
         request.prefix_ids,
         seed,
         request.text_id,

@@ -1,7 +1,7 @@
 """One request on the wire -> one record. Never raises: whatever happens is data.
 
-The clock is read where bytes leave the kernel: in the connection's protocol, before HTTP, SSE or JSON is parsed. Plain
-HTTP goes over `wire`; TLS, proxies, redirects and whatever else is unusual go over aiohttp. Both give the same records.
+Plain HTTP goes over `wire`, which knows when the kernel took bytes in. TLS, proxies, redirects and whatever else is
+unusual go over aiohttp; there the clock is read before HTTP, SSE or JSON is parsed. Both give the same records.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from loadgen.answer import Answer, RequestError
 from loadgen.clock import monotonic_ns
 from loadgen.http1 import Head, HTTPError, Unusual
 from loadgen.openai_api import ProtocolError, Usage
-from loadgen.record import ErrorKind, RequestRecord
+from loadgen.record import ErrorKind, RequestRecord, StampedBy
 from loadgen.sse import SSEError
 from loadgen.wire import Connection, ServerDisconnectedError, Wire, plain
 
@@ -126,6 +126,11 @@ class Client:
     def session(self) -> aiohttp.ClientSession:
         assert self._session is not None, "enter the client first"
         return self._session
+
+    @property
+    def stamped_by(self) -> StampedBy | None:
+        """None before anything came."""
+        return self._wire.stamped_by if self._is_plain else "reading"
 
     def redact(self, text: str) -> str:
         """`text` without the key and header values this client sends: servers like to quote them in errors."""

@@ -38,6 +38,7 @@ _LENGTH = re.compile(r"([0-9]{1,18})(?:, *\1)*")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
 
+@lru_cache(maxsize=16)  # a server that sends no date says the same every time, others for a second
 def parse_head(raw: bytes) -> Head:
     """Status line and fields, blank line included."""
     first, *lines = raw.split(b"\r\n")

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+from loadgen.record import StampedBy
 from loadgen.summary import Distribution
 
 MAX_LATE_P99_S = 0.005
@@ -17,6 +18,18 @@ WHAT_IS_LATE = {
     "ttft_error": "this client's TTFT is wrong: error p99 {} against the server's own stamps",
     "itl_error": "this client's gaps between tokens are wrong: error p99 {} against the server's own stamps",
 }
+
+
+def loop_delay_that_tells(
+    loop_delay: Distribution | None, stamped_by: StampedBy | None, itl_s: float | None
+) -> Distribution | None:
+    """`loop_delay`, unless it cannot be in the times: stamps of the kernel stay right however late they are read.
+
+    One read has one stamp, its last segment's. So a loop that is later than the time between two tokens reads two at
+    once, and its delay does count.
+    """
+    harmless = stamped_by == "kernel" and itl_s is not None and (_p99(loop_delay) or 0.0) < itl_s
+    return None if harmless else loop_delay
 
 
 def faults(

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from random import Random
 from typing import Any, Literal
 
 import aiohttp
@@ -12,13 +11,13 @@ import aiohttp
 from loadgen.client import Client
 from loadgen.errors import LoadgenError
 from loadgen.openai_api import PATHS, Endpoint, payload
-from loadgen.prompts import Kind, Vocabulary, estimate, measure, probe_text, texts_to_count
+from loadgen.prompts import Draws, Kind, Vocabulary, estimate, measure, probe_text, texts_to_count
 from loadgen.server import ServerInfo
 
 LengthSource = Literal["/tokenize", "tokenizer file", "probe"]
 
 PROBE_TOKENS = 200
-PROBE_SEED = 2**127 - 1
+PROBE_KEY = "probe"
 """That of no request: its prompt would be cached."""
 CONCURRENT_COUNTS = 8
 
@@ -63,7 +62,7 @@ class _Probe:
 async def _measured(kind: Kind, counts: Mapping[str, int], probe: _Probe) -> Vocabulary:
     """The template's overhead is what the server counts beyond a prompt whose own length is known."""
     bare = measure(kind, counts, overhead=0)
-    counted = await probe.input_tokens(bare.prompt(PROBE_TOKENS, Random(PROBE_SEED)))
+    counted = await probe.input_tokens(bare.prompt(PROBE_TOKENS, Draws(PROBE_KEY)))
     return bare if counted is None else replace(bare, overhead=counted - PROBE_TOKENS)
 
 

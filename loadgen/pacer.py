@@ -17,7 +17,7 @@ _TFD_TIMER_ABSTIME = 1
 TURN_NS = 200_000
 """As long as this at a time, a sender that is behind its schedule may keep the loop from reading answers."""
 
-SPIN_NS = 150_000
+SPIN_NS = 60_000
 """The last stretch before an instant is waited out awake: waking up takes a timerfd 50 to 150 us."""
 
 

@@ -24,7 +24,7 @@ from loadgen.errors import LoadgenError
 from loadgen.nnls import nnls
 from loadgen.openai_api import PATHS, Endpoint, payload
 from loadgen.profiles import Cell
-from loadgen.prompts import Vocabulary, prompt_rng
+from loadgen.prompts import Vocabulary, draws_of
 from loadgen.record import RequestRecord
 from loadgen.server import ServerInfo
 from loadgen.units import NS_PER_S, ns_from_s
@@ -164,7 +164,7 @@ class Bench:
         """One request with a prompt that no other one of this bench has."""
         self.sent += 1
         index = self.sent
-        prompt = self.vocabulary.prompt(lengths.input, prompt_rng(self.seed, index))
+        prompt = self.vocabulary.prompt(lengths.input, draws_of(self.seed, index))
         body = payload(self.endpoint, self.server.model, prompt, lengths.output, self.server.dialect, self.extra)
         return await self.client.send(
             PATHS[self.endpoint],

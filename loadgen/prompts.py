@@ -7,8 +7,9 @@ a newline, so the counts of units add up; `loadgen.lengths` verifies that on who
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from hashlib import shake_128
 from itertools import product
-from random import Random
 from typing import Literal
 
 Kind = Literal["chat", "code"]
@@ -72,14 +73,27 @@ _FILLER_LEAD: dict[Kind, str] = {"chat": "", "code": "#"}
 BLOCK_TOKENS = 512
 """Of one prefix id: the block size of the Mooncake traces, which brought the field hash_ids."""
 
-BLOCK_STREAM = 2**128
-"""Keeps the seed of a block apart from that of any request."""
-
-TEXT_STREAM = 2**129
-"""The same for texts."""
-
 UNIQUE_WORDS = 10
 """Words drawn at the very start of a prompt: about 65 bits, so that no two prompts share a cacheable first block."""
+
+_FIRST_BYTES = 168
+"""As many as SHAKE-128 gives at once."""
+
+
+class Draws:
+    """Bytes that follow from `key` alone: the same first ones, however many are taken. A random.Random takes five times
+    as long to seed as a short prompt does to make."""
+
+    def __init__(self, key: str) -> None:
+        self._shake = shake_128(key.encode())
+        self._bytes = self._shake.digest(_FIRST_BYTES)
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        begin, self._at = self._at, self._at + count
+        if self._at > len(self._bytes):
+            self._bytes = self._shake.digest(max(self._at, 4 * len(self._bytes)))
+        return self._bytes[begin : self._at]
 
 
 @dataclass(frozen=True)
@@ -102,7 +116,7 @@ class Vocabulary:
     def prompt(
         self,
         tokens: int,
-        rng: Random,
+        draws: Draws,
         prefix_ids: Sequence[int] = (),
         seed: int = 0,
         text_id: int | None = None,
@@ -112,42 +126,51 @@ class Vocabulary:
 
         Its first `text_tokens` tokens are the beginning of text (seed, text_id). Each of `prefix_ids` is the text of
         the next BLOCK_TOKENS tokens, the same wherever (seed, id) is the same; so two prompts share as long a prefix as
-        their ids do. What neither covers is drawn from `rng`, and unique.
+        their ids do. What neither covers is drawn from `draws`, and unique.
         """
         left: float = tokens - self.overhead
         blocks: list[str] = []
         if text_id is not None and (begun := round(min(text_tokens, left))) >= 1:
-            # `choices` draws one number a word: a longer text begins as a shorter one.
-            blocks.append(self._words(begun, _text_rng(seed, text_id)))
+            blocks.append(self._words(begun, Draws(f"text {seed} {text_id}")))
             left -= begun
         for block_id in prefix_ids:
             size = min(BLOCK_TOKENS, left)
             if size < 1:
                 break
-            blocks.append(self._words(round(size), _block_rng(seed, block_id)))
+            blocks.append(self._words(round(size), Draws(f"block {seed} {block_id}")))
             left -= size
         if blocks:
             # Words only, in blocks and after them: one token each wherever they stand, so that every border is exact.
-            return "".join([*blocks, self._words(max(0, round(left)), rng)]).lstrip()
+            return "".join([*blocks, self._words(max(0, round(left)), draws)]).lstrip()
         if left - self.lead_tokens < self.opening_tokens + UNIQUE_WORDS + 1:
-            return self._words(max(1, round(left)), rng).lstrip()
-        opening = [_OPENING[self.kind], self._words(UNIQUE_WORDS, rng), _OPENING_END[self.kind]]
+            return self._words(max(1, round(left)), draws).lstrip()
+        opening = [_OPENING[self.kind], self._words(UNIQUE_WORDS, draws), _OPENING_END[self.kind]]
         left -= self.lead_tokens + self.opening_tokens + UNIQUE_WORDS
-        units, left = self._units(left, rng)
-        return "".join([*opening, *units, _FILLER_LEAD[self.kind], self._words(round(left), rng)])
+        units, left = self._units(left, draws)
+        return "".join([*opening, *units, _FILLER_LEAD[self.kind], self._words(round(left), draws)])
 
-    def _units(self, left: float, rng: Random) -> tuple[list[str], float]:
+    def _units(self, left: float, draws: Draws) -> tuple[list[str], float]:
         """Units until one does not fit, and how many tokens are then left."""
         parts: list[str] = []
-        while True:
-            pick = int(rng.random() * len(self.units))
-            if self.unit_tokens[pick] > left:
-                return parts, left
-            parts.append(self.units[pick])
-            left -= self.unit_tokens[pick]
+        for pick in draws.take(int(left / self._least_tokens) + 1):
+            unit = pick * len(self.units) >> 8
+            if self.unit_tokens[unit] > left:
+                break
+            parts.append(self.units[unit])
+            left -= self.unit_tokens[unit]
+        return parts, left
 
-    def _words(self, count: int, rng: Random) -> str:
-        return "".join(rng.choices(self.fillers, k=count))
+    @cached_property
+    def _least_tokens(self) -> float:
+        return min(self.unit_tokens)
+
+    def _words(self, count: int, draws: Draws) -> str:
+        """A byte a word: a longer text begins as a shorter one."""
+        return "".join(map(self._word_of_byte.__getitem__, draws.take(count)))
+
+    @cached_property
+    def _word_of_byte(self) -> tuple[str, ...]:
+        return tuple(self.fillers[byte * len(self.fillers) >> 8] for byte in range(256))
 
 
 @dataclass(frozen=True)
@@ -223,14 +246,6 @@ def probe_text(kind: Kind) -> str:
     return "".join(UNITS[kind][::6])
 
 
-def prompt_rng(seed: int, index: int) -> Random:
-    """The generator of request `index`: its prompt does not depend on how many others there are, or in what order."""
-    return Random(seed % 2**64 << 64 | index)
-
-
-def _block_rng(seed: int, block_id: int) -> Random:
-    return Random(BLOCK_STREAM | seed % 2**64 << 64 | block_id % 2**64)
-
-
-def _text_rng(seed: int, text_id: int) -> Random:
-    return Random(TEXT_STREAM | seed % 2**64 << 64 | text_id)
+def draws_of(seed: int, index: int) -> Draws:
+    """For request `index`: its prompt does not depend on how many others there are, or in what order."""
+    return Draws(f"request {seed} {index}")

@@ -14,6 +14,9 @@ the turn before it in its session failed."""
 TokenSource = Literal["usage", "chunks"]
 """Who counted the output tokens: the server, or we did, by content chunks (which can hold several tokens or none)."""
 
+StampedBy = Literal["kernel", "reading"]
+"""What says when a token came: the kernel, as the segment that held it came in, or this client, as it read it."""
+
 
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One per scheduled request, whatever became of it. Instants are monotonic ns; None is unknown."""

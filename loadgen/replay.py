@@ -334,6 +334,7 @@ def _instrument(cost: Cost, report: SamplerReport | None, processes: list[dict[s
     return {
         "loop_delay_s": msgspec.to_builtins(seconds(cost.late_ns)),
         "waited_s": cost.waited_s,
+        "stamped_by": cost.stamped_by,
         "cpu_s": cost.cpu_s,
         "max_rss_bytes": cost.max_rss_bytes,
         "sampler_period_s": report.period_s if report else None,

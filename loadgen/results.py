@@ -48,6 +48,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     measured_over_idealized: float | None
     energy_valid: bool
     gpu: str | None
+    """Name, and the beginning of the UUID where it is known."""
     temperature_c: float | None
     """Of the hottest GPU, before the run."""
     arrival: str | None = None

@@ -197,7 +197,8 @@ def _ended_ns(line: bytes) -> float:
 
 
 def merge_parts(path: Path) -> None:
-    """One records.jsonl of all that is there, in the order in which things ended. The parts stay until it is whole."""
+    """One records.jsonl of all that is there, in the order in which things ended, as each process heard of them. The
+    parts stay until it is whole."""
     if not (parts := _parts(path)):
         return
     whole = path / ".records.jsonl"

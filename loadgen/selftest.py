@@ -15,7 +15,7 @@ import numpy as np
 
 from loadgen import instrument, stats
 from loadgen.errors import LoadgenError
-from loadgen.record import RequestRecord
+from loadgen.record import RequestRecord, StampedBy
 from loadgen.replay import Options, replay
 from loadgen.report.live import NullView, View
 from loadgen.rundir import RunResult
@@ -119,6 +119,7 @@ class Selftest(msgspec.Struct, frozen=True, kw_only=True):
     """Between the first token and the last."""
     lag_s: Distribution
     loop_delay_s: Distribution | None
+    stamped_by: StampedBy | None
     errors: Errors
     server_late_s: Distribution
     """Of the test's own server: written - due. It is in no error."""
@@ -183,6 +184,7 @@ def judged(run: RunResult, truth: dict[str, Written], planned: Plan, processes: 
         events_per_s=events_per_s([true for _, true in pairs]),
         lag_s=summary.schedule_lag_s,
         loop_delay_s=summary.instrument.loop_delay_s,
+        stamped_by=summary.instrument.stamped_by,
         errors=errors(pairs),
         server_late_s=stats.seconds(late_ns for _, true in pairs for late_ns in _late_ns(true)),
         busy=_cpu_s(run) / summary.duration_s / processes if summary.duration_s else 0.0,
@@ -198,7 +200,7 @@ def _faults(found: Selftest, processes: Sequence[dict[str, Any]]) -> Iterable[st
         processes,
         found.waited,
         lag=found.lag_s,
-        loop_delay=found.loop_delay_s,
+        loop_delay=instrument.loop_delay_that_tells(found.loop_delay_s, found.stamped_by, found.plan.itl_s),
         ttft_error=found.errors.ttft_s,
         itl_error=found.errors.itl_s,
     )

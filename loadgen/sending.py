@@ -16,7 +16,7 @@ from loadgen.client import Client
 from loadgen.errors import LoadgenError
 from loadgen.openai_api import PATHS, Endpoint
 from loadgen.prompts import Kind, Vocabulary
-from loadgen.record import RequestRecord
+from loadgen.record import RequestRecord, StampedBy
 from loadgen.runner import Runner, Tallies
 from loadgen.schedule import Schedule, ScheduledRequest
 from loadgen.server import ServerInfo
@@ -52,6 +52,8 @@ class Cost:
     late_ns: "array[int]"
     waited_s: float | None
     """In which the loop was ready to run and others had the cores; None where the system does not say."""
+    stamped_by: StampedBy | None
+    """What says when tokens came; None when none did."""
     spans: dict[str, Any] | None
     """What became of the spans; None when nobody is told."""
 
@@ -93,6 +95,7 @@ class Sender:
             if spans:
                 spans.add(one)
 
+        self._client = client
         self._runner = Runner(schedule, body_maker(schedule.seed, job), send, record, job.max_concurrency)
         self.stop = self._runner.stop
         self.abort = self._runner.abort
@@ -125,6 +128,7 @@ class Sender:
             max_rss_bytes=own_max_rss_bytes(),
             late_ns=late_ns,
             waited_s=None if waited_s is None else (own_wait_s() or 0.0) - waited_s,
+            stamped_by=self._client.stamped_by,
             spans=self._spans.report() if self._spans else None,
         )
 

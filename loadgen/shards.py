@@ -156,7 +156,7 @@ class Shards:
             if worker.error:
                 raise worker.error
         self.processes = await asyncio.to_thread(lambda: [_became(worker) for worker in self._workers])
-        mine = Cost(own_cpu_s() - cpu_s, own_max_rss_bytes(), array("q"), None, None)
+        mine = Cost(own_cpu_s() - cpu_s, own_max_rss_bytes(), array("q"), None, None, None)
         return together([mine, *(worker.cost for worker in self._workers if worker.cost)])
 
     def stop(self, why: str) -> None:
@@ -258,7 +258,8 @@ def _became(worker: _Worker) -> dict[str, Any]:
 
 
 def together(costs: Iterable[Cost]) -> Cost:
-    """Of several processes: sums, but the longest wait. Each one's most memory may have been at another moment."""
+    """Of several processes: sums, but the longest wait and the lesser stamps. Each one's most memory may have been at
+    another moment."""
     every = list(costs)
     late_ns: array[int] = array("q")
     for cost in every:
@@ -274,6 +275,7 @@ def together(costs: Iterable[Cost]) -> Cost:
         max_rss_bytes=sum(cost.max_rss_bytes for cost in every),
         late_ns=late_ns,
         waited_s=max((cost.waited_s for cost in every if cost.waited_s is not None), default=None),
+        stamped_by=next((by for by in ("reading", "kernel") if any(cost.stamped_by == by for cost in every)), None),
         spans=told if spans else None,
     )
 

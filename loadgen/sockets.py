@@ -1,14 +1,16 @@
 """Many sockets watched by one event loop, and when the kernel took in what they receive."""
 
 import asyncio
+import select
 import selectors
 import socket
 import struct
 import sys
 from collections.abc import Callable
-from typing import Any
+from selectors import EVENT_READ, EVENT_WRITE
 
 from loadgen.clock import anchor
+from loadgen.record import StampedBy
 from loadgen.units import NS_PER_S
 
 Ancillary = list[tuple[int, int, bytes]]
@@ -21,14 +23,14 @@ OFFSET_GOOD_FOR_NS = 10_000_000
 
 
 class ArrivalClock:
-    """When bytes arrived, on CLOCK_MONOTONIC: by the kernel's stamp of the last segment read (socket(7), SO_TIMESTAMPNS).
+    """When bytes arrived, on CLOCK_MONOTONIC: the kernel's stamp of the last segment read (socket(7), SO_TIMESTAMPNS).
 
     However late this process reads, the stamp is right. Where the kernel gives none, the time of reading has to do.
     """
 
     def __init__(self) -> None:
-        self.by_kernel: bool | None = None
-        """Whether the kernel stamps; None before anything was read."""
+        self.stamped_by: StampedBy | None = None
+        """None before anything was read."""
         self._wall_minus_monotonic_ns = 0
         self._good_until_ns = 0
 
@@ -41,7 +43,7 @@ class ArrivalClock:
         """Of what was read at `read_ns`, in answer to what went out at `sent_ns`. Stamps are wall-clock time: one that
         lies outside of the two was made before somebody set the clock."""
         if not ancillary:
-            self.by_kernel = False
+            self.stamped_by = "reading"
             return read_ns
         if read_ns > self._good_until_ns:
             self._look(read_ns)
@@ -50,43 +52,87 @@ class ArrivalClock:
         return arrived_ns if sent_ns <= arrived_ns <= read_ns else read_ns
 
     def _look(self, now_ns: int) -> None:
-        if self.by_kernel is None:
-            self.by_kernel = True
+        self.stamped_by = self.stamped_by or "kernel"
         both = anchor()
         self._wall_minus_monotonic_ns = both.wall_ns - both.monotonic_ns
         self._good_until_ns = now_ns + OFFSET_GOOD_FOR_NS
 
 
+Ready = Callable[[int], None]
+"""Told which of READ and WRITE a socket is ready for. One that broke is ready to be read."""
+READ, WRITE = 1, 4
+"""As epoll(7) has them."""
+MANY = 256
+"""Sockets served before the loop gets its turn again."""
+
+
 class Sockets:
-    """Calls back whoever has something to read, or room to write: one turn of the loop for all of them. Always as things
-    stand now (level-triggered): uvloop's own watching stops at a reset and would leave what came before it unread."""
+    """Calls back whoever has something to read, or room to write: one turn of the loop for all of them.
+
+    Level-triggered, always. uvloop's own watching stops at a reset, and what came before it would stay unread.
+    """
 
     def __init__(self) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._poll = Poll()
+        self._ready: dict[int, Ready] = {}
+        self._open: dict[int, socket.socket] = {}
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._selector.fileno(), self._serve)  # type: ignore[attr-defined]
+        self._loop.add_reader(self._poll.fileno(), self._serve)
 
-    def watch(self, sock: socket.socket, ready: Callable[[bool], None]) -> None:
-        """`ready(writable)` from now on."""
-        self._selector.register(sock, selectors.EVENT_READ, ready)
+    def watch(self, sock: socket.socket, ready: Ready) -> None:
+        fd = sock.fileno()
+        self._poll.register(fd, READ)
+        self._ready[fd], self._open[fd] = ready, sock
 
     def watch_writes(self, sock: socket.socket, wanted: bool) -> None:
-        events = selectors.EVENT_READ | (selectors.EVENT_WRITE if wanted else 0)
-        self._selector.modify(sock, events, self._selector.get_key(sock).data)
+        """Besides reads."""
+        self._poll.modify(sock.fileno(), READ | WRITE if wanted else READ)
 
     def close_one(self, sock: socket.socket) -> None:
-        if sock.fileno() >= 0:
-            self._selector.unregister(sock)
+        if (fd := sock.fileno()) >= 0:
+            self._poll.unregister(fd)
+            del self._ready[fd], self._open[fd]
             sock.close()
 
     def close(self) -> None:
         """All of them."""
-        self._loop.remove_reader(self._selector.fileno())  # type: ignore[attr-defined]
-        for key in list(self._selector.get_map().values()):
-            self.close_one(key.fileobj)
-        self._selector.close()
+        self._loop.remove_reader(self._poll.fileno())
+        for sock in list(self._open.values()):
+            self.close_one(sock)
+        self._poll.close()
 
     def _serve(self) -> None:
-        for key, events in self._selector.select(0):
-            if key.fileobj.fileno() >= 0:  # type: ignore[union-attr] # one before it may have closed it
-                key.data(events & selectors.EVENT_WRITE != 0)
+        find = self._ready.get
+        for fd, events in self._poll.poll(0, MANY):
+            if ready := find(fd):  # one before it may have closed it
+                ready(events)
+
+
+class Selector:
+    """`select.epoll`, as far as `Sockets` needs it, where there is none."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.DefaultSelector()
+        self.close = self._selector.close
+        self.unregister = self._selector.unregister
+
+    def fileno(self) -> int:
+        return self._selector.fileno()
+
+    def register(self, fd: int, events: int) -> None:
+        self._selector.register(fd, _known(events))
+
+    def modify(self, fd: int, events: int) -> None:
+        self._selector.modify(fd, _known(events))
+
+    def poll(self, timeout: float, most: int) -> list[tuple[int, int]]:
+        ready = self._selector.select(timeout)[:most]
+        return [(key.fd, (events & EVENT_READ and READ) | (events & EVENT_WRITE and WRITE)) for key, events in ready]
+
+
+def _known(events: int) -> int:
+    """`selectors` has its own numbers."""
+    return (EVENT_READ if events & READ else 0) | (EVENT_WRITE if events & WRITE else 0)
+
+
+Poll = select.epoll if sys.platform == "linux" else Selector

@@ -6,11 +6,12 @@ The plan follows from the file and its seed alone: a study that was killed sees 
 import csv
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from time import monotonic
 
@@ -60,21 +61,40 @@ Say = Callable[[str], None]
 # ---------------------------------------------------------------- running
 
 
-def run(file: Path, out: Path, say: Say, overrides: Overrides = NOTHING) -> list[Row]:
-    """Runs what is not yet done of the study in `file`, in `out`; gives every row. LoadgenError, KeyboardInterrupt."""
+def run(
+    file: Path,
+    out: Path,
+    say: Say,
+    overrides: Overrides = NOTHING,
+    other_gpu: bool = False,
+    only: Sequence[str] = (),
+) -> list[Row]:
+    """Runs what is not yet done of the study in `file`, in `out`; gives every row. LoadgenError, KeyboardInterrupt.
+
+    other_gpu: from now on the GPUs are those that are here, if they are of the kind and the power limit it began on.
+    only: servers whose runs are made now; none: all.
+    """
     study = read_study(file, overrides)
+    if unknown := set(only) - set(study.servers):
+        raise LoadgenError(f"--only {min(unknown)}: the study has no such server; it has: {', '.join(study.servers)}")
     cells = plan(study)
     begun = _begin(file, study, out, overrides)
-    todo = [cell for cell in cells if not _is_done(out, cell)]
-    if len(todo) < len(cells):
-        say(f"{len(cells) - len(todo)} of {len(cells)} runs are done already")
+    now = gpu.states()
+    if other_gpu and _kinds(now) == _kinds(begun.gpus):
+        begun = msgspec.structs.replace(begun, gpus=now)
+    _check_gpus(begun.gpus, now)
+    undone = [cell for cell in cells if not _is_done(out, cell)]
+    todo = [cell for cell in undone if not only or cell.server in only]
+    before = len(cells) - len(undone)
+    if before:
+        say(f"{before} of {len(cells)} runs are done already")
     started, made = monotonic(), 0
     for _, block in groupby(todo, key=lambda cell: (cell.repeat if study.restart else 0, start_key(study, cell))):
         for outcome, cell in _block(study, list(block), file.parent, out, begun, say):
             made += 1
             left_s = (monotonic() - started) / made * (len(todo) - made)
             line = _line(cell, outcome, write_results(study, cells, out))
-            say(f"[{len(cells) - len(todo) + made}/{len(cells)}, {_told(left_s)} left] {line}")
+            say(f"[{before + made}/{len(cells)}, {_told(left_s)} left] {line}")
     return write_results(study, cells, out)
 
 
@@ -159,8 +179,7 @@ def _attempt(
 ) -> Outcome:
     started = monotonic()
     gpus = gpu.cool_down(study.cool.at_most_c, study.cool.timeout_s)
-    if _identity(gpus) != _identity(begun.gpus):
-        raise LoadgenError(f"the GPUs are not those the study began on: {_identity(begun.gpus)}, now {_identity(gpus)}")
+    _check_gpus(begun.gpus, gpus)
     try:
         _measure(study, cell, folder, out, server)
     except LoadgenError as err:
@@ -175,8 +194,22 @@ def _attempt(
     )
 
 
-def _identity(gpus: list[gpu.GpuState]) -> list[tuple[str, str, float | None]]:
-    return [(one.name, one.uuid, one.limit_w) for one in gpus]
+def _check_gpus(begun: list[gpu.GpuState], now: list[gpu.GpuState]) -> None:
+    """LoadgenError where they are others: then what two runs differ by may be the GPUs'."""
+    if [(one.uuid, one.limit_w) for one in begun] == [(one.uuid, one.limit_w) for one in now]:
+        return
+    told = f"{', '.join(map(_card, begun)) or 'none'}, now {', '.join(map(_card, now)) or 'none'}"
+    hint = "; add --other-gpu to go on all the same" if _kinds(begun) == _kinds(now) else ""
+    raise LoadgenError(f"the GPUs are not those the study began on: {told}{hint}")
+
+
+def _kinds(gpus: list[gpu.GpuState]) -> list[tuple[str, float | None]]:
+    return [(one.name, one.limit_w) for one in gpus]
+
+
+def _card(state: gpu.GpuState) -> str:
+    """Its name, and as much of its UUID as tells it from others."""
+    return f"{state.name} ({state.uuid[:12]})"
 
 
 def _measure(study: Study, cell: Cell, folder: Path, out: Path, started: _Started) -> None:
@@ -188,7 +221,9 @@ def _measure(study: Study, cell: Cell, folder: Path, out: Path, started: _Starte
     started.warm.add((cell.workload, cell.batch))
     arrival, burstiness = arrival_of(study, cell)
     server = study.servers[cell.server]
-    (out / "runs" / cell.name / "cell.json").unlink(missing_ok=True)  # it told of an earlier attempt
+    rmtree(
+        out / "runs" / cell.name, ignore_errors=True
+    )  # of an earlier attempt; one killed at once is no run folder yet
     options = Options(
         out=out / "runs" / cell.name,
         base_url=started.url,
@@ -323,7 +358,7 @@ def _row(study: Study, cell: Cell, out: Path) -> Row:
         arrival=_arrival_told(study, cell),
         steady_joules_per_output_token=energy.steady.joules_per_output_token if energy.steady else None,
         idle_watts=energy.idle_watts,
-        gpu=", ".join(one.name for one in outcome.gpus) or None,
+        gpu=", ".join(map(_card, outcome.gpus)) or None,
         temperature_c=max(temperatures, default=None),
     )
 

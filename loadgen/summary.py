@@ -3,6 +3,7 @@
 import msgspec
 
 from loadgen.arrivals import Realised
+from loadgen.record import StampedBy
 
 
 class Distribution(msgspec.Struct, frozen=True, kw_only=True):
@@ -154,6 +155,8 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True):
     """How late its event loop woke up."""
     waited_s: float | None = None
     """In which it was ready to run and other processes had the cores."""
+    stamped_by: StampedBy | None = None
+    """What says when tokens came. Not known of the folder of an older version."""
     cpu_s: float | None
     max_rss_bytes: int | None
     sampler_period_s: float | None

@@ -13,7 +13,8 @@ from loadgen.answer import Answer, RequestError
 from loadgen.clock import monotonic_ns
 from loadgen.http1 import HTTPError, Response, Unusual
 from loadgen.openai_api import ProtocolError
-from loadgen.sockets import ROOM_FOR_A_STAMP, ArrivalClock, Sockets
+from loadgen.record import StampedBy
+from loadgen.sockets import ROOM_FOR_A_STAMP, WRITE, ArrivalClock, Sockets
 from loadgen.sse import SSEError
 
 READ_BYTES = 64 << 10
@@ -92,8 +93,8 @@ class Connection:
             self._sockets.watch_writes(self._socket, bool(unsent))
         self._unsent = unsent
 
-    def _ready(self, writable: bool) -> None:
-        if writable and self._unsent:
+    def _ready(self, events: int) -> None:
+        if events & WRITE and self._unsent:
             self._send(self._unsent)
         try:
             data, ancillary, _, _ = self._receive(READ_BYTES, ROOM_FOR_A_STAMP)
@@ -103,17 +104,12 @@ class Connection:
             self._lost(str(err))
             return
         read_ns = monotonic_ns()
-        if not data:
-            self._lost("the server ended it")
-        elif (response := self._response) is None:
-            self._lost("bytes that nobody asked for")
-        else:
-            assert self._answer.sent_ns is not None
-            self._hear(response, data, self._clock.arrived_ns(ancillary, self._answer.sent_ns, read_ns))
-
-    def _hear(self, response: Response, data: bytes, arrived_ns: int) -> None:
+        response = self._response
+        if not data or response is None:
+            self._lost("the server ended it")  # or sent bytes that nobody asked for
+            return
         try:
-            response.feed(data, arrived_ns)
+            response.feed(data, self._clock.arrived_ns(ancillary, self._answer.sent_ns or 0, read_ns))
         except (HTTPError, Unusual, RequestError, ProtocolError, SSEError) as err:
             self._end(response, err)
             return
@@ -183,6 +179,11 @@ class Wire:
         except asyncio.CancelledError:
             connection.abort()
             raise
+
+    @property
+    def stamped_by(self) -> StampedBy | None:
+        """None before anything came."""
+        return self._clock.stamped_by
 
     def close(self) -> None:
         self._idle.clear()

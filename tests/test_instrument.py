@@ -2,7 +2,8 @@
 
 import pytest
 
-from loadgen.instrument import MAX_LATE_P99_S, WHAT_IS_LATE, faults, kept_time
+from loadgen.instrument import MAX_LATE_P99_S, WHAT_IS_LATE, faults, kept_time, loop_delay_that_tells
+from loadgen.record import StampedBy
 from loadgen.summary import Distribution
 
 NOTHING = Distribution(count=0)
@@ -42,3 +43,19 @@ def test_a_process_that_ended_early_spoils_the_run() -> None:
     assert kept_time([WHOLE, KILLED], lag=WELL) is False
     (said,) = faults([WHOLE, KILLED], lag=WELL)
     assert said.startswith("process 2 of 2 ended early (killed by signal 9): 7 of its 30 requests")
+
+
+@pytest.mark.parametrize(
+    ("stamped_by", "itl_s", "tells"),
+    [
+        ("kernel", 0.020, False),
+        ("kernel", LATE.p99, True),  # two tokens in one read have one stamp
+        ("kernel", None, True),
+        ("reading", 0.020, True),
+        (None, 0.020, True),
+    ],
+)
+def test_a_late_loop_is_no_fault_where_the_kernel_stamps_and_tokens_come_further_apart(
+    stamped_by: StampedBy | None, itl_s: float | None, tells: bool
+) -> None:
+    assert loop_delay_that_tells(LATE, stamped_by, itl_s) is (LATE if tells else None)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
-from loadgen.prompts import FILLERS, UNITS, Kind, Vocabulary, estimate, kind_of, measure, prompt_rng, texts_to_count
+from loadgen.prompts import FILLERS, UNITS, Kind, Vocabulary, draws_of, estimate, kind_of, measure, texts_to_count
 
 KINDS: tuple[Kind, ...] = ("chat", "code")
 
@@ -39,38 +39,38 @@ def test_prompts_have_exactly_the_tokens_asked(tokenizer: Tokenizer, kind: Kind,
     vocabulary = measured(tokenizer, kind)
     assert vocabulary.exact
     for index in range(20):
-        assert count(tokenizer, vocabulary.prompt(tokens, prompt_rng(1, index))) == tokens
+        assert count(tokenizer, vocabulary.prompt(tokens, draws_of(1, index))) == tokens
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_template_is_part_of_what_was_asked(tokenizer: Tokenizer, kind: Kind) -> None:
-    assert count(tokenizer, measured(tokenizer, kind, overhead=11).prompt(500, prompt_rng(0, 0))) == 489
+    assert count(tokenizer, measured(tokenizer, kind, overhead=11).prompt(500, draws_of(0, 0))) == 489
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tokens", [1, 2, 5, 12])
 def test_short_prompts_are_plain_words(tokenizer: Tokenizer, kind: Kind, tokens: int) -> None:
-    prompt = measured(tokenizer, kind).prompt(tokens, prompt_rng(0, 0))
+    prompt = measured(tokenizer, kind).prompt(tokens, draws_of(0, 0))
     assert len(prompt.split()) == tokens
 
 
 def test_a_prompt_shorter_than_the_template_is_one_word(tokenizer: Tokenizer) -> None:
-    assert len(measured(tokenizer, "chat", overhead=20).prompt(5, prompt_rng(0, 0)).split()) == 1
+    assert len(measured(tokenizer, "chat", overhead=20).prompt(5, draws_of(0, 0)).split()) == 1
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_same_seed_same_prompt_and_no_two_open_alike(tokenizer: Tokenizer, kind: Kind) -> None:
     vocabulary = measured(tokenizer, kind)
-    prompts = [vocabulary.prompt(200, prompt_rng(3, index)) for index in range(300)]
-    assert prompts == [vocabulary.prompt(200, prompt_rng(3, index)) for index in range(300)]
-    assert prompts[0] != vocabulary.prompt(200, prompt_rng(4, 0))
+    prompts = [vocabulary.prompt(200, draws_of(3, index)) for index in range(300)]
+    assert prompts == [vocabulary.prompt(200, draws_of(3, index)) for index in range(300)]
+    assert prompts[0] != vocabulary.prompt(200, draws_of(4, 0))
     firsts = {tuple(tokenizer.encode(prompt).ids[:12]) for prompt in prompts}
     assert len(firsts) == 300, "a prefix cache with blocks of 16 tokens must find nothing in common"
 
 
 def test_chat_reads_as_talk_and_code_as_code(tokenizer: Tokenizer) -> None:
-    chat = measured(tokenizer, "chat").prompt(400, prompt_rng(0, 0))
-    code = measured(tokenizer, "code").prompt(400, prompt_rng(0, 0))
+    chat = measured(tokenizer, "chat").prompt(400, draws_of(0, 0))
+    code = measured(tokenizer, "code").prompt(400, draws_of(0, 0))
     assert chat.count("?") + chat.count(".") >= 5
     assert "def " not in chat
     compile(code, "prompt", "exec")
@@ -80,7 +80,7 @@ def test_estimates_are_close_when_the_ratio_is(tokenizer: Tokenizer) -> None:
     text = "".join(UNITS["chat"])
     vocabulary = estimate("chat", count(tokenizer, text) / len(text), overhead=0)
     assert not vocabulary.exact
-    lengths = [count(tokenizer, vocabulary.prompt(1000, prompt_rng(0, i))) for i in range(50)]
+    lengths = [count(tokenizer, vocabulary.prompt(1000, draws_of(0, i))) for i in range(50)]
     assert np.mean(lengths) == pytest.approx(1000, rel=0.05)
 
 
@@ -108,7 +108,7 @@ def test_prompts_share_as_many_blocks_as_their_ids_do(tokenizer: Tokenizer, kind
     vocabulary = measured(tokenizer, kind)
 
     def make(tokens: int, index: int, *ids: int) -> str:
-        return vocabulary.prompt(tokens, prompt_rng(1, index), ids, 1)
+        return vocabulary.prompt(tokens, draws_of(1, index), ids, 1)
 
     for tokens, ids in ((1300, (7, 8)), (1024, (7, 8)), (1300, (7, 8, 9)), (600, (-3,))):
         assert abs(count(tokenizer, make(tokens, 0, *ids)) - tokens) <= 1

@@ -94,6 +94,9 @@ def show(result: "Selftest", console: "Console") -> None:
         say(f"- {reason}")
 
 
+STAMPED = {"kernel": "stamped by the kernel", "reading": "read", None: "stamped"}
+
+
 def _lateness(result: "Selftest") -> "Table":
     from rich.table import Table
 
@@ -109,7 +112,7 @@ def _lateness(result: "Selftest") -> "Table":
         ("TTFT error", result.errors.ttft_s, "against the server's stamps"),
         ("ITL error", result.errors.itl_s, "against the server's stamps"),
         ("way there", result.errors.arrival_s, "request arrived - sent"),
-        ("way back", result.errors.token_s, "token read - written"),
+        ("way back", result.errors.token_s, f"token {STAMPED[result.stamped_by]} - written"),
         ("server late", result.server_late_s, "the test's server, in no error"),
     ]
     for name, found, meaning in rows:

@@ -16,8 +16,17 @@ from loadgen.cli.serve import knobs
 @click.option("--model", "models", multiple=True, metavar="NAME", help="Serve this instead of FILE's. Repeatable.")
 @click.option("--knob", multiple=True, callback=knobs, metavar="KEY=VALUE", help="Of every server. Repeatable.")
 @click.option("--python", metavar="PATH", help="The Python that has the engine.")
+@click.option("--other-gpu", is_flag=True, help="Go on with another GPU, if it is of the same kind and power limit.")
+@click.option("--only", multiple=True, metavar="SERVER", help="Make the runs of this server now. Repeatable.")
 def study(
-    file: Path, out: Path | None, only_plan: bool, models: tuple[str, ...], knob: dict[str, str], python: str | None
+    file: Path,
+    out: Path | None,
+    only_plan: bool,
+    models: tuple[str, ...],
+    knob: dict[str, str],
+    python: str | None,
+    other_gpu: bool,
+    only: tuple[str, ...],
 ) -> None:
     """Run the comparisons that FILE asks for: servers and knobs x models x workloads x batches or rates x repeats.
 
@@ -41,7 +50,7 @@ def study(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without one
     folder = out or Path("runs") / f"study-{file.stem}"
     try:
-        rows = studies.run(file, folder, lambda line: click.echo(line, err=True), overrides)
+        rows = studies.run(file, folder, lambda line: click.echo(line, err=True), overrides, other_gpu, only)
     except KeyboardInterrupt:
         click.echo(f"\nstopped; the same command goes on from here ({folder})", err=True)
         sys.exit(130)

@@ -74,11 +74,12 @@ def remarks(summary: Summary) -> list[str]:
 def timekeeping(summary: Summary) -> str:
     """Whether the client kept time, and by what measure."""
     told = {True: "kept time", False: "SPOILED the times", None: "not known to have kept time"}
-    late = summary.instrument.loop_delay_s
+    late, by = summary.instrument.loop_delay_s, summary.instrument.stamped_by
+    stamped = {"kernel": "; tokens stamped by the kernel", "reading": "; tokens stamped as read", None: ""}[by]
     measured = "" if late is None else f"; event loop late p50 {seconds(late.p50)}, p99 {seconds(late.p99)}"
     waited = summary.instrument.waited_s
     without = "" if waited is None else f"; waited {seconds(waited)} for a core"
-    return f"{told[summary.instrument.kept_time]} (p99 within {seconds(MAX_LATE_P99_S)}){measured}{without}"
+    return f"{told[summary.instrument.kept_time]} (p99 within {seconds(MAX_LATE_P99_S)}){stamped}{measured}{without}"
 
 
 def energy_reasons(result: RunResult) -> list[str]:
