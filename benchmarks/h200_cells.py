@@ -9,8 +9,13 @@ from h200_take import sitting
 
 from loadgen.results import Group, Interval, Row, groups, interval, reduction
 
-MAIN = ("hf-eager", "hf-compile", "vllm-eager", "vllm-graphs", "vllm-graphs-fp8", "vllm-graphs-tp2")
-"""Sittings whose cells are compared. hf-eager-lengths only feeds the profile, earlier-card only the sanity table."""
+MAIN = (
+    *("hf-eager", "hf-eager-2", "hf-eager-3", "hf-eager-shapes", "hf-eager-shapes-2"),
+    *("hf-eager-lengths", "hf-eager-lengths-512", "hf-eager-lengths-64", "hf-eager-tasks", "hf-eager-tasks-2"),
+    *("hf-eager-top-p", "hf-eager-beam", "hf-compile", "vllm-eager", "vllm-graphs", "vllm-graphs-tasks"),
+    *("vllm-graphs-fp8", "vllm-graphs-tp2", "vllm-graphs-draft", "vllm-graphs-draft-async", "olmo-1b", "olmoe-1b-7b"),
+)
+"""Sittings whose cells are compared; what several measured is pooled. earlier-card only shows how far they agree."""
 NAMES = {
     "hf-eager": "transformers, eager",
     "hf-compile": "transformers, compiled",
@@ -18,7 +23,12 @@ NAMES = {
     "vllm-graphs": "vLLM, CUDA graphs",
     "vllm-graphs-quantization=fp8": "vLLM, CUDA graphs, FP8",
     "vllm-graphs-tp2": "vLLM, CUDA graphs, 2 GPUs",
+    "vllm-graphs-draft=0.7": "vLLM, draft model",
+    "vllm-graphs-draft=0.7-async_scheduling=True": "vLLM, draft model, asynchronous",
+    "hf-eager-temperature=0.7-top_p=0.9": "transformers, sampled",
+    "hf-eager-num_beams=4": "transformers, 4 beams",
 }
+LLAMA = "llama-3.1-8b"
 SHAPE = "512x128"
 
 # ---------------------------------------------------------------- what was taken in
@@ -30,18 +40,18 @@ def rows(names: tuple[str, ...] = MAIN) -> tuple[Row, ...]:
 
 
 @cache
-def cells(model: str = "llama-3.1-8b", names: tuple[str, ...] = MAIN) -> dict[tuple[str, str, int], Group]:
+def cells(model: str = LLAMA, names: tuple[str, ...] = MAIN) -> dict[tuple[str, str, int], Group]:
     """(server, workload, batch) -> its repeats."""
     return {(g.key[0], g.key[2], g.key[3] or 0): g for g in groups(rows(names)) if g.key[1] == model}
 
 
-def per_token(server: str, workload: str, batch: int, model: str = "llama-3.1-8b") -> list[float]:
+def per_token(server: str, workload: str, batch: int, model: str = LLAMA) -> list[float]:
     """J per output token of each repeat; nothing where it was not measured."""
     found = cells(model).get((server, workload, batch))
     return found.values("joules_per_output_token") if found else []
 
 
-def batches_of(workload: str, servers: Iterable[str], model: str = "llama-3.1-8b") -> list[int]:
+def batches_of(workload: str, servers: Iterable[str], model: str = LLAMA) -> list[int]:
     return sorted({b for s, w, b in cells(model) if w == workload and s in set(servers)})
 
 

@@ -1,6 +1,6 @@
 """Figures of measured values as SVG files that read on light and on dark, in the plots of loadgen.report.svg."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -86,3 +86,30 @@ def _bar(across: float, found: Interval, y: svg.Axis, height: float) -> Markup:
         return Markup()
     low, high = height * (1 - y.at(np.array([max(found.low, y.low), found.high])))
     return tag("path", d=f"M{across * svg.WIDTH:.1f} {low:.1f}V{high:.1f}", class_="curve")
+
+
+def batch_axis() -> svg.Axis:
+    return svg.Axis(1, 512, True, tuple((float(2**k), str(2**k)) for k in range(10)))
+
+
+def share_axis(low: int, high: int) -> svg.Axis:
+    """In per cent, a tick every 20."""
+    return svg.Axis(low, high, False, tuple((float(v), f"{v} %".replace("-", "−")) for v in range(low, high + 1, 20)))
+
+
+def by_batch(batches: Sequence[int], of: Callable[[int], Interval | None]) -> list[tuple[float, Interval]]:
+    return [(float(batch), found) for batch in batches if (found := of(batch)) is not None]
+
+
+def scaled(found: Interval | None, by: float) -> Interval | None:
+    """In other units; a negative one turns the ends around."""
+    if found is None:
+        return None
+    if found.low is None or found.high is None:
+        return Interval(by * found.mean, None, None, found.count)
+    low, high = sorted((by * found.low, by * found.high))
+    return Interval(by * found.mean, low, high, found.count)
+
+
+def alone(value: float) -> Interval:
+    return Interval(value, None, None, 1)

@@ -8,6 +8,7 @@ of transformers. h200_take.py puts measurements there.
 """
 
 import csv
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -18,6 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import h200_choices
 import h200_report
 from h200_case_study import (
     CASE_BATCHES,
@@ -29,6 +31,7 @@ from h200_case_study import (
     cases,
     coefficients,
     fits,
+    transformers_cells,
     transformers_profile,
 )
 from h200_cells import (
@@ -46,7 +49,7 @@ from h200_cells import (
     sig,
     table,
 )
-from h200_figures import Line, picture
+from h200_figures import Line, alone, batch_axis, by_batch, picture, scaled, share_axis
 from h200_online import FIGURES as ONLINE_FIGURES
 from h200_online import TABLES as ONLINE_TABLES
 from h200_online import beside_figure_9
@@ -171,6 +174,9 @@ def agreement() -> str:
     def paper(base: str, other: str, *batches: int) -> str:
         return "; ".join(f"batch {b}: {percent(paper_saved(base, other, b))}" for b in batches)
 
+    def batched(of: Callable[[int], str]) -> str:
+        return "; ".join(f"batch {b}: {of(b)}" for b in (1, 8, 128))
+
     energy, time = tp_saved(1)
     few, many = (next(c for c in cases() if (c.trace, c.batch) == ("burstgpt", batch)) for batch in CASE_BATCHES)
     equal, unlike = (percents(case_saved(few.needs_rounded_up, c.needs_rounded_up)) for c in (few, many))
@@ -192,6 +198,16 @@ def agreement() -> str:
             "two GPUs, batch 1: energy, latency",
             f"{percent(TP_AT_1[2][0], True)}, {percent(TP_AT_1[2][1], True)}",
             f"{percents(energy, -1)}, {percents(time, -1)}",
+        ],
+        [
+            "a draft model guessing 4 tokens, against greedy (A6000, digitised)",
+            batched(lambda b: percent(h200_choices.paper_change(*h200_choices.SPECULATIVE_KWH.values(), b), True)),
+            "0.7 accepted: " + batched(lambda b: percents(h200_choices.draft_change(b), -1)),
+        ],
+        [
+            "experts (OLMoE-1B-7B) against dense (OLMo-1B) (digitised)",
+            batched(lambda b: percent(h200_choices.paper_change(*h200_choices.EXPERTS_KWH.values(), b), True)),
+            batched(lambda b: percents(h200_choices.experts_change(b), -1)),
         ],
         [
             "online against offline with as many in flight, per token",
@@ -376,11 +392,18 @@ def case_study() -> str:
                 kwh(c, c.sparse),
                 percent(e / c.dense - 1, True),
                 percent(v / c.dense - 1, True),
+                percent(c.eager_interpolated / e - 1, True),
                 percent(c.vllm_interpolated / v - 1, True),
             ]
         )
     head = ["trace", "requests", "batch", "transformers eager, kWh", "vLLM, kWh", "saved [95 %]", "ideal dense, kWh"]
-    more = ["ideal sparse, kWh", "eager above dense", "vLLM above dense", "vLLM interpolated, against two-phase"]
+    more = [
+        "ideal sparse, kWh",
+        "eager above dense",
+        "vLLM above dense",
+        "interpolated against two-phase: eager",
+        "vLLM",
+    ]
     return table(head + more, body)
 
 
@@ -418,7 +441,7 @@ def profile_fit() -> str:
         for label, fit, count in zip(
             ("transformers, eager", "vLLM, CUDA graphs"),
             fits(),
-            (len(transformers_profile().cells), len(read_energy_profile(VLLM_PROFILE).cells)),
+            (len(transformers_cells()), len(read_energy_profile(VLLM_PROFILE).cells)),
             strict=True,
         )
     ]
@@ -454,7 +477,6 @@ def sanity() -> str:
     empty = [sitting(name)["no_context_w"] / gpus[name] for name in MAIN]
     limit = min(gpu["limit_w"] for name in MAIN for gpu in sitting(name)["gpus"])
     again = recount()
-    between = earlier()
     body = [
         ["W = J/token × tokens/s, offline cells", f"furthest {percent(max(products))} off, of means of repeats"],
         ["the same, online runs", f"furthest {percent(max(products_online))} off, of windows that end apart"],
@@ -462,8 +484,6 @@ def sanity() -> str:
         ["idle W with the model resident; limit", f"{min(idle):.0f} to {max(idle):.0f}; {limit:.0f}"],
         ["idle W before a stage, nothing resident", f"{min(empty):.0f} to {max(empty):.0f}"],
         ["joules again, from the counter's samples", f"{again[0]} windows, furthest {percent(again[1])} off"],
-        ["transformers alone on the host, against the fit to all its cells", f"furthest {percent(later())} off"],
-        ["vLLM, CUDA graphs, on another card and day", f"{between[0]} batches, furthest {percent(between[1])} off"],
     ]
     return table(["check", "found"], body)
 
@@ -481,43 +501,48 @@ def recount() -> tuple[int, float]:
     return len(differences), max(differences)
 
 
-def later() -> float:
-    """Largest relative residual of the whole answers of the later sitting, which are among the fitted cells."""
-    fit, lengths = fits()[0], {(c["input_tokens"], c["output_tokens"]) for c in sitting("hf-eager-lengths")["cells"]}
-    mine = [c for c in transformers_profile().cells if (c.input, c.output) in lengths]
-    told = [fit.joules(np.array([c.input]), np.array([c.output]), c.batch)[0] / c.joules_per_request for c in mine]
-    return float(max(abs(ratio - 1) for ratio in told))
-
-
-def earlier() -> tuple[int, float]:
-    """(batches, largest relative difference) of vLLM with CUDA graphs between two cards."""
-    then = cells(names=("earlier-card",))
-    both = [key for key in then if key in cells() and key[0] == "vllm-graphs"]
-    first = [fmean(then[key].values("joules_per_output_token")) for key in both]
-    second = [fmean(per_token(*key)) for key in both]
-    return len(both), max(abs(b / a - 1) for a, b in zip(first, second, strict=True))
-
-
 def repeats() -> str:
+    """Within a sitting, and of means between sittings, which had other cards and other hosts."""
     body = []
     for server in NAMES:
-        mine = {key: g.values("joules_per_output_token") for key, g in cells().items() if key[0] == server}
+        mine = by_sitting(server)
         spreads = {key: apart for key, values in mine.items() if (apart := spread(values)) is not None}
         worst = max(spreads, key=lambda key: spreads[key])
         within = sum(apart <= REPEATS_WITHIN for apart in spreads.values())
-        middle = float(np.median(list(spreads.values())))
         body.append(
             [
                 NAMES[server],
-                str(len(mine[worst])),
                 f"{within} of {len(spreads)}",
-                percent(middle),
+                percent(float(np.median(list(spreads.values())))),
                 f"{percent(spreads[worst])} ({worst[1]}, batch {worst[2]})",
+                between(mine),
                 waiting_w(server),
             ]
         )
-    head = ["", "repeats", "cells within 3 %", "median", "furthest", "W of the time by which repeats differ"]
-    return table(head, body)
+    head = ["", "cells within 3 %", "median", "furthest", "means of sittings, furthest apart"]
+    return table([*head, "W of the time by which repeats differ"], body)
+
+
+def by_sitting(server: str) -> dict[tuple[str, str, int], list[float]]:
+    """(sitting, lengths, batch) -> J per output token of its repeats."""
+    return {
+        (f"{name} {model}", workload, batch): group.values("joules_per_output_token")
+        for name in (*MAIN, "earlier-card")
+        for model in sorted({row.model for row in rows((name,))})
+        for (one, workload, batch), group in cells(model, (name,)).items()
+        if one == server
+    }
+
+
+def between(mine: dict[tuple[str, str, int], list[float]]) -> str:
+    means: dict[tuple[str, str, int], list[float]] = {}
+    for (name, workload, batch), values in mine.items():
+        means.setdefault((name.split()[1], workload, batch), []).append(fmean(values))
+    apart = {key: found for key, values in means.items() if (found := spread(values)) is not None}
+    if not apart:
+        return "-"
+    worst = max(apart, key=lambda key: apart[key])
+    return f"{percent(apart[worst])} of {len(apart)} cells ({worst[1]}, batch {worst[2]})"
 
 
 def waiting_w(server: str) -> str:
@@ -567,34 +592,27 @@ def ml_energy() -> str:
     return table([*head, "W: H100, H200 (512x128)", "tokens/s: H100, H200"], body)
 
 
+# ---------------------------------------------------------------- how it was measured
+
+
+def commands() -> str:
+    """The command of every sitting, in the order in which they began."""
+    ordered = sorted((*MAIN, "earlier-card"), key=lambda name: sitting(name)["started_wall_s"])
+    lines = (f"{name:<{max(map(len, ordered))}}  {command(sitting(name)['argv'])}" for name in ordered)
+    return "```\n" + "\n".join(lines) + "\n```"
+
+
+def command(argv: Sequence[str]) -> str:
+    """Options of h200_studies.py as a shell would take them; of one given twice, the last."""
+    given: dict[str, str] = {}
+    for word, after in zip(argv, [*argv[1:], "--"], strict=True):
+        if word.startswith("--") and not after.startswith("--"):
+            given[word] = after
+    told = (word for word in given.items() if word[0] != "--budget-s" and word != ("--window-s", "2"))
+    return " ".join(f"{option} {shlex.quote(value)}" for option, value in told)
+
+
 # ---------------------------------------------------------------- figures
-
-
-def batch_axis() -> svg.Axis:
-    return svg.Axis(1, 512, True, tuple((float(2**k), str(2**k)) for k in range(10)))
-
-
-def share_axis(low: int, high: int) -> svg.Axis:
-    """In per cent, a tick every 20."""
-    return svg.Axis(low, high, False, tuple((float(v), f"{v} %".replace("-", "−")) for v in range(low, high + 1, 20)))
-
-
-def by_batch(batches: Sequence[int], of: Callable[[int], Interval | None]) -> list[tuple[float, Interval]]:
-    return [(float(batch), found) for batch in batches if (found := of(batch)) is not None]
-
-
-def scaled(found: Interval | None, by: float) -> Interval | None:
-    """In other units; a negative one turns the ends around."""
-    if found is None:
-        return None
-    if found.low is None or found.high is None:
-        return Interval(by * found.mean, None, None, found.count)
-    low, high = sorted((by * found.low, by * found.high))
-    return Interval(by * found.mean, low, high, found.count)
-
-
-def alone(value: float) -> Interval:
-    return Interval(value, None, None, 1)
 
 
 def frameworks_figure() -> str:
@@ -667,6 +685,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "shapes": shapes,
     "fp8": fp8,
     "tensor-parallel": tensor_parallel,
+    **h200_choices.TABLES,
     "four-gpus": four_gpus,
     "four-gpus-simulated": four_simulated,
     "online": online_table,
@@ -677,9 +696,11 @@ TABLES: dict[str, Callable[[], str]] = {
     "sanity": sanity,
     "repeats": repeats,
     "ml-energy": ml_energy,
+    "commands": commands,
     **ONLINE_TABLES,
 }
 FIGURES: dict[str, Callable[[], str]] = {
+    **h200_choices.FIGURES,
     "frameworks": frameworks_figure,
     "reductions": reductions_figure,
     "tensor-parallel": tensor_parallel_figure,
@@ -710,7 +731,7 @@ def report() -> str:
 def outputs() -> dict[Path, str]:
     """File -> what is in it; a function of the committed data alone."""
     found = {FOLDER / f"figures/{name}.svg": draw() for name, draw in FIGURES.items()}
-    found[FOLDER / "frameworks/results.csv"] = h200_report.csv_of([*rows(), *rows(("hf-eager-lengths",))])
+    found[FOLDER / "frameworks/results.csv"] = h200_report.csv_of(rows())
     found[FOLDER / "frameworks/report.html"] = report()
     found[PROFILE] = energy_profile_json(transformers_profile()).decode()
     found |= online_outputs()

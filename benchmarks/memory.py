@@ -1,4 +1,4 @@
-"""Peak memory of a run folder's analysis and report: a made-up run of many requests, analysed in a process of its own.
+"""Peak memory of the analysis and report of runs of many requests, made up, each in a process of its own.
 
     python benchmarks/memory.py --requests 1000000 --tokens 4
     python benchmarks/memory.py --requests 20000 --tokens 100
@@ -7,12 +7,11 @@ The rest of a run holds no more than the schedule and what is in flight; `bench.
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from time import process_time
+from typing import NamedTuple
 
 import msgspec
 
@@ -20,6 +19,7 @@ from loadgen.clock import Anchor
 from loadgen.record import RequestRecord
 from loadgen.rundir import RunInfo
 from loadgen.schedule import ScheduledRequest
+from loadgen.sending import own_max_rss_bytes
 from loadgen.units import NS_PER_MS
 
 GAP_NS = 100_000
@@ -59,18 +59,30 @@ def _record(index: int, tokens: int) -> RequestRecord:
     )  # fmt: skip
 
 
+class Peak(NamedTuple):
+    """Of a process that analysed a run, in bytes."""
+
+    before: int
+    """With everything imported and nothing read."""
+    peak: int
+
+
 def finish(folder: Path) -> None:
     from loadgen.replay import finish
 
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    begun_s = process_time()
-    result = finish(folder)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    per_request = (peak - before) * 1024 / len(result.records)
-    print(
-        f"{len(result.records):,} requests: peak {peak / 1024:,.0f} MiB, {before / 1024:,.0f} MiB before the first; "
-        f"{per_request:,.0f} bytes a request; {process_time() - begun_s:.1f} s of CPU"
-    )
+    before = own_max_rss_bytes()
+    finish(folder)
+    print(before, own_max_rss_bytes())
+
+
+def peak_of(requests: int, tokens: int) -> Peak:
+    with tempfile.TemporaryDirectory() as name:
+        write(Path(name), requests, tokens)
+        said = subprocess.run([sys.executable, __file__, "--finish", name], check=True, capture_output=True, text=True)
+    found = Peak(*map(int, said.stdout.split()))
+    told = f"{found.before / 1e6:,.0f} MB before, {found.peak / 1e6:,.0f} MB at most"
+    print(f"{requests:,} requests of {tokens} tokens: {told}")
+    return found
 
 
 def main() -> None:
@@ -81,10 +93,9 @@ def main() -> None:
     asked = parser.parse_args()
     if asked.finish:
         finish(asked.finish)
-    else:
-        with tempfile.TemporaryDirectory() as name:
-            write(Path(name), asked.requests, asked.tokens)
-            subprocess.run([sys.executable, __file__, "--finish", name], check=True)
+        return
+    half, whole = (peak_of(requests, asked.tokens) for requests in (asked.requests // 2, asked.requests))
+    print(f"{(whole.peak - half.peak) / (asked.requests - asked.requests // 2):,.0f} bytes for each further request")
 
 
 if __name__ == "__main__":

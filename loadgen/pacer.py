@@ -18,7 +18,8 @@ TURN_NS = 200_000
 """As long as this at a time, a sender that is behind its schedule may keep the loop from reading answers."""
 
 SPIN_NS = 60_000
-"""The last stretch before an instant is waited out awake: waking up takes a timerfd 50 to 150 us."""
+"""The last stretch before an instant is waited out awake: waking up takes a timerfd 50 to 150 us. At 200 requests/s this
+costs about 1 % of a core."""
 
 
 class _Timespec(ctypes.Structure):
@@ -65,7 +66,8 @@ class Pacer:
 
     async def until(self, deadline_ns: int) -> None:
         """Breathes, too."""
-        await self.breathe()
+        if monotonic_ns() - self._turn_ns > TURN_NS:
+            await self.breathe()
         while (left_ns := deadline_ns - monotonic_ns()) > 0:
             if self._fd is None:
                 await asyncio.sleep(left_ns / NS_PER_S)

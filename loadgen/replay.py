@@ -29,7 +29,7 @@ from loadgen.openai_api import PATHS, Endpoint
 from loadgen.prompts import Kind, Vocabulary, kind_of
 from loadgen.report.live import Progress, View
 from loadgen.schedule import Schedule, ScheduledRequest
-from loadgen.sending import Cost, Job, Sender, body_maker
+from loadgen.sending import Cost, Job, Sender, bodies_of
 from loadgen.server import ServerInfo, clean_url, find_dialect, find_model
 from loadgen.shards import Shards, shards, split_cap
 from loadgen.spans import check as check_spans
@@ -110,7 +110,7 @@ async def _record(schedule: Schedule, options: Options, view: View) -> None:
         writer = rundir.RunWriter(options.out, info, schedule, overwrite=options.overwrite)
         sampler = Sampler(meter, writer.energy) if meter else None
         try:
-            await _warm_up(client, options, schedule, body_maker(schedule.seed, job))
+            await _warm_up(client, options, schedule, bodies_of(job, schedule.seed))
             async with _sender(schedule, job, client, writer, processes) as sender:
                 await _measure(schedule, options, sender, server, meter, sampler, writer, info, view)
         finally:

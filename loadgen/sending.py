@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loadgen import clock
-from loadgen.body import body
+from loadgen.body import body_maker
 from loadgen.client import Client
 from loadgen.errors import LoadgenError
 from loadgen.openai_api import PATHS, Endpoint
@@ -62,13 +62,9 @@ def client_of(job: Job) -> Client:
     return Client(job.base_url, headers=job.headers, api_key=job.api_key, timeout_s=job.timeout_s)
 
 
-def body_maker(seed: int, job: Job) -> Callable[[ScheduledRequest], bytes]:
-    endpoint, model, dialect = job.endpoint, job.server.model, job.server.dialect
-
-    def make_body(request: ScheduledRequest) -> bytes:
-        return body(request, seed, job.vocabulary, endpoint, model, dialect, job.extra_body)
-
-    return make_body
+def bodies_of(job: Job, seed: int) -> Callable[[ScheduledRequest], bytes]:
+    server = job.server
+    return body_maker(seed, job.vocabulary, job.endpoint, server.model, server.dialect, job.extra_body)
 
 
 class Sender:
@@ -96,7 +92,7 @@ class Sender:
                 spans.add(one)
 
         self._client = client
-        self._runner = Runner(schedule, body_maker(schedule.seed, job), send, record, job.max_concurrency)
+        self._runner = Runner(schedule, bodies_of(job, schedule.seed), send, record, job.max_concurrency)
         self.stop = self._runner.stop
         self.abort = self._runner.abort
 

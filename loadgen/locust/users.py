@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from loadgen.ask import Question, Reply, ask
 from loadgen.blocking import BlockingClient
-from loadgen.body import body
+from loadgen.body import body_maker
 from loadgen.clock import anchor
 from loadgen.locust.options import settings
 from loadgen.locust.plan import check_fit, fitting_bins, lengths, plan
@@ -68,16 +68,15 @@ class Test:
         self._senders: dict[str, SpanSender] = {}
         self.run_id = secrets.token_hex(6)
         self.worker_index = max(0, environment.runner.worker_index)
+        server = self.reply.server
+        self.body = body_maker(
+            given.seed, self.reply.vocabularies, given.endpoint, server.model, server.dialect, extra_body={}
+        )
+        """As `loadgen replay` sends it for the same seed."""
         self.indices = count()
         self.users = count()
         if given.sidecar:
             self._sender(self.run_id)
-
-    def body(self, request: ScheduledRequest) -> bytes:
-        """As `loadgen replay` sends it for the same seed."""
-        server = self.reply.server
-        words, endpoint = self.reply.vocabularies, self.settings.endpoint
-        return body(request, self.settings.seed, words, endpoint, server.model, server.dialect, {})
 
     def send(self, run_id: str, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> RequestRecord:
         """One request, told to locust and to the sidecar; an aborted one to the sidecar alone: it had joules too."""
