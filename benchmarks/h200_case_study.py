@@ -4,12 +4,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from itertools import groupby
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import numpy as np
+from h200_cells import MAIN
 from h200_take import sitting
 
 from loadgen.bins import CountedPairs, count_pairs
@@ -27,14 +27,24 @@ MOST_BOUND = 0.20
 """A window whose bound of error is wider than this share of it is not a cell of the profile."""
 
 
-def transformers_profile() -> EnergyProfile:
-    """Every measured size of generate() as a cell: whole answers, and prefill alone as one of one output token."""
-    found: list[Cell] = []
-    for name in ("hf-eager", "hf-eager-lengths"):
+GRID = ((128, 512, 2048), (1, 128, 512), (8, 64))
+"""Inputs, outputs, batches of the profile: `loadgen estimate` interpolates only where no corner is missing."""
+
+
+@cache
+def transformers_cells() -> tuple[Cell, ...]:
+    """Every measured size of generate(), its repeats together: whole answers, and prefill alone as one token out."""
+    found: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
+    for name in MAIN:
+        if not name.startswith("hf-eager") or sitting(name).get("sampling"):
+            continue
         for cell in sitting(name)["cells"]:
-            found += filter(None, [_cell(cell, 1, cell["prefill"]), _cell(cell, cell["output_tokens"], cell["full"])])
-    ordered = sorted(found, key=lambda cell: (_size(cell), -cell.repeats))
-    kept = [next(same) for _, same in groupby(ordered, key=_size)]  # measured twice: the one with more repeats
+            for output, parts in ((1, cell["prefill"]), (cell["output_tokens"], cell["full"])):
+                found.setdefault((cell["input_tokens"], output, cell["batch"]), []).extend(parts)
+    return tuple(filter(None, (_cell(size, parts) for size, parts in sorted(found.items()))))
+
+
+def transformers_profile() -> EnergyProfile:
     how = "whole batches of equal requests, in-process; measured by benchmarks/h200_studies.py"
     stage = sitting("hf-eager")["stages"]["hf-eager"]
     return EnergyProfile(
@@ -52,7 +62,7 @@ def transformers_profile() -> EnergyProfile:
             "made_by": "benchmarks/h200_results.py from docs/results/h200-2026/frameworks/hf-eager*",
             "left_out": f"windows whose bound of error is above {MOST_BOUND:.0%}",
         },
-        cells=tuple(kept),
+        cells=tuple(c for c in transformers_cells() if all(v in axis for v, axis in zip(_size(c), GRID, strict=True))),
     )
 
 
@@ -60,19 +70,20 @@ def _size(cell: Cell) -> tuple[int, int, int]:
     return cell.input, cell.output, cell.batch
 
 
-def _cell(cell: dict[str, Any], output: int, parts: list[dict[str, Any]]) -> Cell | None:
+def _cell(size: tuple[int, int, int], parts: list[dict[str, Any]]) -> Cell | None:
     known = [p for p in parts if p["joules"] is not None and p["u_joules"] <= MOST_BOUND * p["joules"]]
     if not known:
         return None
-    each = [part["joules"] / part["batches"] / cell["batch"] for part in known]
+    n, o, batch = size
+    each = [part["joules"] / part["batches"] / batch for part in known]
     return Cell(
-        input=cell["input_tokens"],
-        output=output,
-        batch=cell["batch"],
+        input=n,
+        output=o,
+        batch=batch,
         joules_per_request=round(fmean(each), 6),
         stderr=round(stdev(each) / len(each) ** 0.5, 6) if len(each) > 1 else None,
         repeats=len(each),
-        requests=sum(part["batches"] for part in known) * cell["batch"],
+        requests=sum(part["batches"] for part in known) * batch,
         duration_s=round(sum(part["seconds"] for part in known), 3),
         settled=False,
     )
@@ -92,6 +103,7 @@ class Case:
     needs: Floats
     needs_rounded_up: Floats
     """The same with lengths at the paper's edges."""
+    eager_interpolated: float
     vllm_interpolated: float
     dense: float
     sparse: float
@@ -113,10 +125,11 @@ def _case(trace: str, requests: int, pairs: CountedPairs, batch: int) -> Case:
     drawn = int(pairs.counts.sum())
     rounded, _ = ceiling_pairs(pairs)
     dense, sparse = (one.joules / drawn for one in ideal(pairs, hardware, model))
-    interpolated, _ = surface(read_energy_profile(VLLM_PROFILE), batch).total(pairs)
+    profiles = transformers_profile(), read_energy_profile(VLLM_PROFILE)
+    interpolated = [surface(profile, batch).total(pairs)[0] / drawn for profile in profiles]
     least = ideal(rounded, hardware, model)[1].joules / drawn
     needs = [needs_of(one, batch) for one in (pairs, rounded)]
-    return Case(trace, batch, requests, *needs, interpolated / drawn, dense, sparse, least)
+    return Case(trace, batch, requests, *needs, *interpolated, dense, sparse, least)
 
 
 def needs_of(pairs: CountedPairs, batch: int) -> Floats:
@@ -133,7 +146,7 @@ def coefficients(fit: TwoPhase) -> Floats:
 @cache
 def fits() -> tuple[TwoPhase, TwoPhase]:
     """Of transformers and of vLLM."""
-    eager, vllm = (fit_two_phase(p.cells) for p in (transformers_profile(), read_energy_profile(VLLM_PROFILE)))
+    eager, vllm = map(fit_two_phase, (transformers_cells(), read_energy_profile(VLLM_PROFILE).cells))
     assert eager and vllm
     return eager, vllm
 
@@ -148,7 +161,7 @@ def resampled() -> tuple[Floats, Floats]:
             pass
         return coefficients(fit)
 
-    eager, vllm = transformers_profile().cells, read_energy_profile(VLLM_PROFILE).cells
+    eager, vllm = transformers_cells(), read_energy_profile(VLLM_PROFILE).cells
     return np.array([one(eager) for _ in range(RESAMPLES)]), np.array([one(vllm) for _ in range(RESAMPLES)])
 
 

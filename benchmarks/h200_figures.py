@@ -1,6 +1,6 @@
 """Figures of measured values as SVG files that read on light and on dark, in the plots of loadgen.report.svg."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,13 +25,14 @@ LEFT, TOP = 70, 46
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one kind. joined: False where what lies between two points has no meaning."""
+    """Points of one kind. joined: False where what lies between two points has no meaning. dots: False for a law."""
 
     name: str
     points: list[tuple[float, Interval]]
     colour: int
     dash: int = 0
     joined: bool = True
+    dots: bool = True
 
 
 def picture(title: str, x_name: str, lines: Sequence[Line], x: svg.Axis, y: svg.Axis) -> str:
@@ -61,7 +62,7 @@ def _entry(line: Line, index: int, below: float) -> Markup:
     piece = tag("line", x1=across, x2=across + 28, y1=down, y2=down, stroke_dasharray=_dash(line), class_="curve")
     dot = tag("path", d=f"M{across + 14} {down}h.01", class_="dot")
     text = tag("text", line.name, x=across + 36, y=down + 4)
-    return tag("g", *([piece] if line.joined else []), dot, text, class_=f"s{line.colour}")
+    return tag("g", *([piece] if line.joined else []), *([dot] if line.dots else []), text, class_=f"s{line.colour}")
 
 
 def _dash(line: Line) -> str | None:
@@ -76,7 +77,7 @@ def _marks(line: Line, x: svg.Axis, y: svg.Axis, height: float) -> Markup:
     bars = [_bar(float(a), found, y, height) for a, (_, found) in zip(across, line.points, strict=True)]
     titles = [f"{line.name}, {_told(place)}" for place in line.points]
     dots = svg.dots(across, level, height, titles, class_="dot")
-    return tag("g", *([curve] if line.joined else []), *bars, dots, class_=f"s{line.colour}")
+    return tag("g", *([curve] if line.joined else []), *bars, *([dots] if line.dots else []), class_=f"s{line.colour}")
 
 
 def _bar(across: float, found: Interval, y: svg.Axis, height: float) -> Markup:
@@ -85,3 +86,30 @@ def _bar(across: float, found: Interval, y: svg.Axis, height: float) -> Markup:
         return Markup()
     low, high = height * (1 - y.at(np.array([max(found.low, y.low), found.high])))
     return tag("path", d=f"M{across * svg.WIDTH:.1f} {low:.1f}V{high:.1f}", class_="curve")
+
+
+def batch_axis() -> svg.Axis:
+    return svg.Axis(1, 512, True, tuple((float(2**k), str(2**k)) for k in range(10)))
+
+
+def share_axis(low: int, high: int) -> svg.Axis:
+    """In per cent, a tick every 20."""
+    return svg.Axis(low, high, False, tuple((float(v), f"{v} %".replace("-", "−")) for v in range(low, high + 1, 20)))
+
+
+def by_batch(batches: Sequence[int], of: Callable[[int], Interval | None]) -> list[tuple[float, Interval]]:
+    return [(float(batch), found) for batch in batches if (found := of(batch)) is not None]
+
+
+def scaled(found: Interval | None, by: float) -> Interval | None:
+    """In other units; a negative one turns the ends around."""
+    if found is None:
+        return None
+    if found.low is None or found.high is None:
+        return Interval(by * found.mean, None, None, found.count)
+    low, high = sorted((by * found.low, by * found.high))
+    return Interval(by * found.mean, low, high, found.count)
+
+
+def alone(value: float) -> Interval:
+    return Interval(value, None, None, 1)

@@ -46,7 +46,7 @@ def _row(summary: dict[str, Any], cell: dict[str, Any], repeat: int, part: dict[
     rest_s = part["seconds"] / part["batches"] - first_s if first_s is not None else None
     gpus = _measured(summary, cell["gpus"])
     ideal = idealized_joules(summary, in_each, out_each, requests)
-    stage = cell["stage"] + (_variant(summary) if cell["stage"].startswith("vllm") else "")
+    stage = cell["stage"] + _variant(summary, cell["stage"])
     return Row(
         cell=f"{prefix}{stage}-{workload}-b{cell['batch']}-r{repeat}",
         server=stage,
@@ -91,10 +91,25 @@ def _measured(summary: dict[str, Any], gpus: list[dict[str, Any]]) -> list[dict[
     return [gpu for index, gpu in enumerate(gpus) if str(index) in read] or gpus
 
 
-def _variant(summary: dict[str, Any]) -> str:
+def _variant(summary: dict[str, Any], stage: str) -> str:
     """What sets one sitting's servers apart from another's."""
-    parallel = f"-tp{summary['tensor_parallel']}" if summary["tensor_parallel"] > 1 else ""
-    return parallel + "".join(f"-{key}={value}" for key, value in sorted(summary.get("vllm_args", {}).items()))
+    sampling = summary.get("sampling", {})
+    given = {key: sampling[key] for key in ("num_beams", "temperature", "top_p") if key in sampling}
+    start = ""
+    if stage.startswith("vllm"):
+        start = f"-tp{summary['tensor_parallel']}" if summary["tensor_parallel"] > 1 else ""
+        start += speculation(summary)
+        given |= {key: value for key, value in summary.get("vllm_args", {}).items() if key != "speculative_config"}
+    return start + "".join(f"-{key}={value}" for key, value in sorted(given.items()))
+
+
+def speculation(summary: dict[str, Any]) -> str:
+    """How tokens were guessed, and for a fixed rate how often the first of a step is accepted: "-draft=0.7"."""
+    given = summary.get("vllm_args", {}).get("speculative_config")
+    if given is None:
+        return ""
+    rates = given.get("synthetic_acceptance_rates")
+    return f"-{given['method'].removesuffix('_model')}" + (f"={rates[0]}" if rates else "")
 
 
 def idealized_joules(summary: dict[str, Any], in_each: int, out_each: int, requests: int) -> float | None:

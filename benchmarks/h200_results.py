@@ -8,9 +8,9 @@ of transformers. h200_take.py puts measurements there.
 """
 
 import csv
+import shlex
 import sys
-from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -19,6 +19,7 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).parent))
 
+import h200_choices
 import h200_report
 from h200_case_study import (
     CASE_BATCHES,
@@ -30,9 +31,29 @@ from h200_case_study import (
     cases,
     coefficients,
     fits,
+    transformers_cells,
     transformers_profile,
 )
-from h200_figures import Line, picture
+from h200_cells import (
+    MAIN,
+    NAMES,
+    SHAPE,
+    batches_of,
+    cells,
+    per_token,
+    percent,
+    percents,
+    plus_minus,
+    rows,
+    saved,
+    sig,
+    table,
+)
+from h200_figures import Line, alone, batch_axis, by_batch, picture, scaled, share_axis
+from h200_online import FIGURES as ONLINE_FIGURES
+from h200_online import TABLES as ONLINE_TABLES
+from h200_online import beside_figure_9
+from h200_online import outputs as online_outputs
 from h200_take import FOLDER, counter, joules_of, online, sitting, spread
 
 from loadgen.estimate import JOULES_PER_KWH
@@ -40,24 +61,13 @@ from loadgen.profiles import energy_profile_json, read_energy_profile
 from loadgen.report import svg
 from loadgen.report.format import joules as told_joules
 from loadgen.report.study import render
-from loadgen.results import Group, Interval, Row, groups, interval, reduction
+from loadgen.results import Interval, interval
 
 ROOT = Path(__file__).parent.parent
 DOCUMENT = ROOT / "docs/results.md"
 PROFILE = ROOT / "profiles/energy/h200-transformers-5.17-eager-llama-3.1-8b.json"
 
-MAIN = ("hf-eager", "hf-compile", "vllm-eager", "vllm-graphs", "vllm-graphs-fp8", "vllm-graphs-tp2")
-"""Sittings whose cells are compared. hf-eager-lengths only feeds the profile, earlier-card only the sanity table."""
-NAMES = {
-    "hf-eager": "transformers, eager",
-    "hf-compile": "transformers, compiled",
-    "vllm-eager": "vLLM, eager",
-    "vllm-graphs": "vLLM, CUDA graphs",
-    "vllm-graphs-quantization=fp8": "vLLM, CUDA graphs, FP8",
-    "vllm-graphs-tp2": "vLLM, CUDA graphs, 2 GPUs",
-}
 FRAMEWORKS = tuple(NAMES)[:4]
-SHAPE = "512x128"
 ONLINE = ("rps-2", "rps-12", "rps-16", "rps-32", "offline")
 REPEATS_WITHIN = 0.03
 
@@ -96,80 +106,6 @@ ONLINE_SAVED = {1: -0.131, 8: -0.038, 128: -0.001, 256: 0.020, 512: 0.026}
 ML_ENERGY = {8: (0.455, 486, 1070), 32: (0.165, 560, 3391), 64: (0.119, 610, 5147), 128: (0.0951, 669, 7037),
              256: (0.0766, 691, 9010), 512: (0.0702, 688, 9806)}  # fmt: skip
 """Leaderboard v3, Llama-3.1-8B-Instruct, lm-arena-chat, bf16, one H100, by max_num_seqs: J/token, W, tokens/s."""
-
-
-# ---------------------------------------------------------------- what was taken in
-
-
-@cache
-def rows(names: tuple[str, ...] = MAIN) -> tuple[Row, ...]:
-    return tuple(row for name in names for row in h200_report.rows_of(sitting(name), f"{name}/"))
-
-
-@cache
-def cells(names: tuple[str, ...] = MAIN) -> dict[tuple[str, str, int], Group]:
-    """(server, workload, batch) -> its repeats."""
-    return {(g.key[0], g.key[2], g.key[3] or 0): g for g in groups(rows(names))}
-
-
-def per_token(server: str, workload: str, batch: int) -> list[float]:
-    found = cells().get((server, workload, batch))
-    return found.values("joules_per_output_token") if found else []
-
-
-def batches_of(workload: str, servers: Iterable[str]) -> list[int]:
-    return sorted({b for s, w, b in cells() if w == workload and s in set(servers)})
-
-
-def saved(base: Sequence[float], other: Sequence[float]) -> Interval | None:
-    return reduction(base, other) if base and other else None
-
-
-# ---------------------------------------------------------------- words
-
-
-def sig(value: float | None, digits: int = 3) -> str:
-    """Three significant digits, never an exponent."""
-    if value is None:
-        return "-"
-    if value == 0:
-        return "0"
-    rounded = float(f"{value:.{digits - 1}e}")
-    places = max(0, digits - 1 - int(np.floor(np.log10(abs(rounded)))))
-    return f"{rounded:,.{places}f}"
-
-
-def plus_minus(values: Sequence[float]) -> str:
-    """Mean ± half of the 95 % interval, as many digits as the mean; one repeat has none."""
-    if not values:
-        return "-"
-    found = interval(values)
-    told = sig(found.mean)
-    if found.high is None:
-        return f"{told} (one repeat)"
-    half, digits = found.high - found.mean, len(told.partition(".")[2])
-    while half and not round(half, digits):
-        digits += 1
-    return f"{found.mean:,.{digits}f} ± {half:.{digits}f}"
-
-
-def percents(found: Interval | None, sign: int = 1) -> str:
-    """A reduction in per cent; with sign -1 the change that it is."""
-    if found is None:
-        return "-"
-    ends = sorted(sign * 100 * end for end in (found.low, found.high) if end is not None)
-    plus = "+" if sign < 0 else ""
-    told = f"{sign * 100 * found.mean:{plus}.1f} %"
-    return (told + (f" [{ends[0]:{plus}.1f}, {ends[1]:{plus}.1f}]" if ends else "")).replace("-", "−")
-
-
-def percent(value: float | None, signed: bool = False) -> str:
-    return "-" if value is None else f"{100 * value:{'+' if signed else ''}.1f} %".replace("-", "−")
-
-
-def table(head: Sequence[str], body: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *body]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 # ---------------------------------------------------------------- tables
@@ -238,12 +174,14 @@ def agreement() -> str:
     def paper(base: str, other: str, *batches: int) -> str:
         return "; ".join(f"batch {b}: {percent(paper_saved(base, other, b))}" for b in batches)
 
+    def batched(of: Callable[[int], str]) -> str:
+        return "; ".join(f"batch {b}: {of(b)}" for b in (1, 8, 128))
+
     energy, time = tp_saved(1)
     few, many = (next(c for c in cases() if (c.trace, c.batch) == ("burstgpt", batch)) for batch in CASE_BATCHES)
     equal, unlike = (percents(case_saved(few.needs_rounded_up, c.needs_rounded_up)) for c in (few, many))
     vllm = float(coefficients(fits()[1]) @ many.needs_rounded_up)
     above = percent(vllm / many.sparse_rounded_up - 1, True)
-    full, offline = (per_token_online(online(name)[0]) for name in ("rps-32", "offline"))
     body = [
         [
             "vLLM with CUDA graphs saves, against eager PyTorch (A100, digitised)",
@@ -262,9 +200,19 @@ def agreement() -> str:
             f"{percents(energy, -1)}, {percents(time, -1)}",
         ],
         [
-            "full load online against offline, per token",
-            percent(-ONLINE_SAVED[512], True),
-            percent(full / offline - 1, True) + " (one run each)",
+            "a draft model guessing 4 tokens, against greedy (A6000, digitised)",
+            batched(lambda b: percent(h200_choices.paper_change(*h200_choices.SPECULATIVE_KWH.values(), b), True)),
+            "0.7 accepted: " + batched(lambda b: percents(h200_choices.draft_change(b), -1)),
+        ],
+        [
+            "experts (OLMoE-1B-7B) against dense (OLMo-1B) (digitised)",
+            batched(lambda b: percent(h200_choices.paper_change(*h200_choices.EXPERTS_KWH.values(), b), True)),
+            batched(lambda b: percents(h200_choices.experts_change(b), -1)),
+        ],
+        [
+            "online against offline with as many in flight, per token",
+            "; ".join(f"batch {batch}: {percent(-ONLINE_SAVED[batch], True)}" for batch in (8, 128)),
+            beside_figure_9(),
         ],
         [
             "BurstGPT, vLLM saves (estimate)",
@@ -444,11 +392,18 @@ def case_study() -> str:
                 kwh(c, c.sparse),
                 percent(e / c.dense - 1, True),
                 percent(v / c.dense - 1, True),
+                percent(c.eager_interpolated / e - 1, True),
                 percent(c.vllm_interpolated / v - 1, True),
             ]
         )
     head = ["trace", "requests", "batch", "transformers eager, kWh", "vLLM, kWh", "saved [95 %]", "ideal dense, kWh"]
-    more = ["ideal sparse, kWh", "eager above dense", "vLLM above dense", "vLLM interpolated, against two-phase"]
+    more = [
+        "ideal sparse, kWh",
+        "eager above dense",
+        "vLLM above dense",
+        "interpolated against two-phase: eager",
+        "vLLM",
+    ]
     return table(head + more, body)
 
 
@@ -486,7 +441,7 @@ def profile_fit() -> str:
         for label, fit, count in zip(
             ("transformers, eager", "vLLM, CUDA graphs"),
             fits(),
-            (len(transformers_profile().cells), len(read_energy_profile(VLLM_PROFILE).cells)),
+            (len(transformers_cells()), len(read_energy_profile(VLLM_PROFILE).cells)),
             strict=True,
         )
     ]
@@ -522,7 +477,6 @@ def sanity() -> str:
     empty = [sitting(name)["no_context_w"] / gpus[name] for name in MAIN]
     limit = min(gpu["limit_w"] for name in MAIN for gpu in sitting(name)["gpus"])
     again = recount()
-    between = earlier()
     body = [
         ["W = J/token × tokens/s, offline cells", f"furthest {percent(max(products))} off, of means of repeats"],
         ["the same, online runs", f"furthest {percent(max(products_online))} off, of windows that end apart"],
@@ -530,8 +484,6 @@ def sanity() -> str:
         ["idle W with the model resident; limit", f"{min(idle):.0f} to {max(idle):.0f}; {limit:.0f}"],
         ["idle W before a stage, nothing resident", f"{min(empty):.0f} to {max(empty):.0f}"],
         ["joules again, from the counter's samples", f"{again[0]} windows, furthest {percent(again[1])} off"],
-        ["transformers alone on the host, against the fit to all its cells", f"furthest {percent(later())} off"],
-        ["vLLM, CUDA graphs, on another card and day", f"{between[0]} batches, furthest {percent(between[1])} off"],
     ]
     return table(["check", "found"], body)
 
@@ -549,43 +501,48 @@ def recount() -> tuple[int, float]:
     return len(differences), max(differences)
 
 
-def later() -> float:
-    """Largest relative residual of the whole answers of the later sitting, which are among the fitted cells."""
-    fit, lengths = fits()[0], {(c["input_tokens"], c["output_tokens"]) for c in sitting("hf-eager-lengths")["cells"]}
-    mine = [c for c in transformers_profile().cells if (c.input, c.output) in lengths]
-    told = [fit.joules(np.array([c.input]), np.array([c.output]), c.batch)[0] / c.joules_per_request for c in mine]
-    return float(max(abs(ratio - 1) for ratio in told))
-
-
-def earlier() -> tuple[int, float]:
-    """(batches, largest relative difference) of vLLM with CUDA graphs between two cards."""
-    then = cells(("earlier-card",))
-    both = [key for key in then if key in cells() and key[0] == "vllm-graphs"]
-    first = [fmean(then[key].values("joules_per_output_token")) for key in both]
-    second = [fmean(per_token(*key)) for key in both]
-    return len(both), max(abs(b / a - 1) for a, b in zip(first, second, strict=True))
-
-
 def repeats() -> str:
+    """Within a sitting, and of means between sittings, which had other cards and other hosts."""
     body = []
     for server in NAMES:
-        mine = {key: g.values("joules_per_output_token") for key, g in cells().items() if key[0] == server}
+        mine = by_sitting(server)
         spreads = {key: apart for key, values in mine.items() if (apart := spread(values)) is not None}
         worst = max(spreads, key=lambda key: spreads[key])
         within = sum(apart <= REPEATS_WITHIN for apart in spreads.values())
-        middle = float(np.median(list(spreads.values())))
         body.append(
             [
                 NAMES[server],
-                str(len(mine[worst])),
                 f"{within} of {len(spreads)}",
-                percent(middle),
+                percent(float(np.median(list(spreads.values())))),
                 f"{percent(spreads[worst])} ({worst[1]}, batch {worst[2]})",
+                between(mine),
                 waiting_w(server),
             ]
         )
-    head = ["", "repeats", "cells within 3 %", "median", "furthest", "W of the time by which repeats differ"]
-    return table(head, body)
+    head = ["", "cells within 3 %", "median", "furthest", "means of sittings, furthest apart"]
+    return table([*head, "W of the time by which repeats differ"], body)
+
+
+def by_sitting(server: str) -> dict[tuple[str, str, int], list[float]]:
+    """(sitting, lengths, batch) -> J per output token of its repeats."""
+    return {
+        (f"{name} {model}", workload, batch): group.values("joules_per_output_token")
+        for name in (*MAIN, "earlier-card")
+        for model in sorted({row.model for row in rows((name,))})
+        for (one, workload, batch), group in cells(model, (name,)).items()
+        if one == server
+    }
+
+
+def between(mine: dict[tuple[str, str, int], list[float]]) -> str:
+    means: dict[tuple[str, str, int], list[float]] = {}
+    for (name, workload, batch), values in mine.items():
+        means.setdefault((name.split()[1], workload, batch), []).append(fmean(values))
+    apart = {key: found for key, values in means.items() if (found := spread(values)) is not None}
+    if not apart:
+        return "-"
+    worst = max(apart, key=lambda key: apart[key])
+    return f"{percent(apart[worst])} of {len(apart)} cells ({worst[1]}, batch {worst[2]})"
 
 
 def waiting_w(server: str) -> str:
@@ -635,34 +592,27 @@ def ml_energy() -> str:
     return table([*head, "W: H100, H200 (512x128)", "tokens/s: H100, H200"], body)
 
 
+# ---------------------------------------------------------------- how it was measured
+
+
+def commands() -> str:
+    """The command of every sitting, in the order in which they began."""
+    ordered = sorted((*MAIN, "earlier-card"), key=lambda name: sitting(name)["started_wall_s"])
+    lines = (f"{name:<{max(map(len, ordered))}}  {command(sitting(name)['argv'])}" for name in ordered)
+    return "```\n" + "\n".join(lines) + "\n```"
+
+
+def command(argv: Sequence[str]) -> str:
+    """Options of h200_studies.py as a shell would take them; of one given twice, the last."""
+    given: dict[str, str] = {}
+    for word, after in zip(argv, [*argv[1:], "--"], strict=True):
+        if word.startswith("--") and not after.startswith("--"):
+            given[word] = after
+    told = (word for word in given.items() if word[0] != "--budget-s" and word != ("--window-s", "2"))
+    return " ".join(f"{option} {shlex.quote(value)}" for option, value in told)
+
+
 # ---------------------------------------------------------------- figures
-
-
-def batch_axis() -> svg.Axis:
-    return svg.Axis(1, 512, True, tuple((float(2**k), str(2**k)) for k in range(10)))
-
-
-def share_axis(low: int, high: int) -> svg.Axis:
-    """In per cent, a tick every 20."""
-    return svg.Axis(low, high, False, tuple((float(v), f"{v} %".replace("-", "−")) for v in range(low, high + 1, 20)))
-
-
-def by_batch(batches: Sequence[int], of: Callable[[int], Interval | None]) -> list[tuple[float, Interval]]:
-    return [(float(batch), found) for batch in batches if (found := of(batch)) is not None]
-
-
-def scaled(found: Interval | None, by: float) -> Interval | None:
-    """In other units; a negative one turns the ends around."""
-    if found is None:
-        return None
-    if found.low is None or found.high is None:
-        return Interval(by * found.mean, None, None, found.count)
-    low, high = sorted((by * found.low, by * found.high))
-    return Interval(by * found.mean, low, high, found.count)
-
-
-def alone(value: float) -> Interval:
-    return Interval(value, None, None, 1)
 
 
 def frameworks_figure() -> str:
@@ -708,20 +658,6 @@ def tensor_parallel_figure() -> str:
     return picture("Two GPUs against one; bars: 95 %", "batch", lines, batch_axis(), share_axis(-60, 40))
 
 
-def online_figure() -> str:
-    """J per output token by the rate asked for; the offline run as a level."""
-    found = {name: online(name) for name in ONLINE}
-    each = {name: s["energy"]["measured_joules"] / s["tokens"]["output"] for name, (s, _) in found.items()}
-    rates = {name: run["config"]["rps"] for name, (_, run) in found.items() if run["config"]["arrival"] == "poisson"}
-    x = svg.Axis(2, 32, True, tuple((rate, f"{rate:g}/s") for rate in rates.values()))
-    lines = [
-        Line("online, Poisson arrivals", [(rate, alone(each[name])) for name, rate in rates.items()], 0),
-        Line("offline, 500 at once", [(rate, alone(each["offline"])) for rate in (2.0, 32.0)], 3, 2),
-    ]
-    y = svg.log_axis(0.1, 2, told_joules)
-    return picture("J per output token, chat trace; one run each", "requests per second", lines, x, y)
-
-
 def case_figure() -> str:
     """J per request of each trace, at both batches, and the ideal at the dense peak."""
     x = svg.Axis(0.6, len(TRACES) + 0.4, False, tuple((float(i + 1), name) for i, name in enumerate(TRACES)))
@@ -749,6 +685,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "shapes": shapes,
     "fp8": fp8,
     "tensor-parallel": tensor_parallel,
+    **h200_choices.TABLES,
     "four-gpus": four_gpus,
     "four-gpus-simulated": four_simulated,
     "online": online_table,
@@ -759,13 +696,16 @@ TABLES: dict[str, Callable[[], str]] = {
     "sanity": sanity,
     "repeats": repeats,
     "ml-energy": ml_energy,
+    "commands": commands,
+    **ONLINE_TABLES,
 }
 FIGURES: dict[str, Callable[[], str]] = {
+    **h200_choices.FIGURES,
     "frameworks": frameworks_figure,
     "reductions": reductions_figure,
     "tensor-parallel": tensor_parallel_figure,
-    "online": online_figure,
     "case-study": case_figure,
+    **ONLINE_FIGURES,
 }
 
 
@@ -791,9 +731,10 @@ def report() -> str:
 def outputs() -> dict[Path, str]:
     """File -> what is in it; a function of the committed data alone."""
     found = {FOLDER / f"figures/{name}.svg": draw() for name, draw in FIGURES.items()}
-    found[FOLDER / "frameworks/results.csv"] = h200_report.csv_of([*rows(), *rows(("hf-eager-lengths",))])
+    found[FOLDER / "frameworks/results.csv"] = h200_report.csv_of(rows())
     found[FOLDER / "frameworks/report.html"] = report()
     found[PROFILE] = energy_profile_json(transformers_profile()).decode()
+    found |= online_outputs()
     found[DOCUMENT] = filled(DOCUMENT.read_text())
     return found
 

@@ -17,6 +17,13 @@ the GPU.
 
 It needs: torch, transformers, nvidia-ml-py, numpy, and in SITE (a folder for PYTHONPATH) vllm and msgspec.
 OUT gets summary.json (one object a cell), energy.jsonl (every move of the counter), and one log a stage.
+
+Random weights guess nothing: speculation accepts at a rate that is fixed, and counted in every cell. With a draft
+model, four tokens ahead, each accepted with 0.7 if the one before it was:
+
+    --stages vllm-graphs --draft llama-3.2-1b --vllm-args '{"speculative_config": {"method": "draft_model",
+    "num_speculative_tokens": 4, "rejection_sample_method": "synthetic",
+    "synthetic_acceptance_rates": [0.7, 0.49, 0.343, 0.2401]}}'
 """
 
 import argparse
@@ -90,6 +97,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cells", help='instead of each stage\'s own, e.g. "512x128@1,8,128 2048x32@8"')
     parser.add_argument("--tp", type=int, default=1, help="GPUs of a vLLM stage")
     parser.add_argument("--vllm-args", default="{}", help='JSON for vllm.LLM, e.g. {"quantization": "fp8"}')
+    parser.add_argument("--draft", choices=sorted(SHAPES), help="shape of speculative_config's draft model")
+    parser.add_argument("--sampling", default="{}", help='JSON for SamplingParams or generate(), e.g. {"num_beams": 4}')
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--window-s", type=float, default=3.0, help="shortest measurement; always whole batches")
     parser.add_argument("--budget-s", type=float, default=560.0, help="for everything")
@@ -117,8 +126,10 @@ class Study:
         self.options = options
         self.end_ns = time.monotonic_ns() + round(options.budget_s * 1e9)
         options.out.mkdir(parents=True, exist_ok=True)
-        (options.out / "model").mkdir(exist_ok=True)
-        (options.out / "model" / "config.json").write_text(json.dumps(SHAPES[options.shape]))
+        for folder, shape in {"model": options.shape, "draft": options.draft}.items():
+            if shape:
+                (options.out / folder).mkdir(exist_ok=True)
+                (options.out / folder / "config.json").write_text(json.dumps(SHAPES[shape]))
         self.meter, reasons = open_meter(options.energy)
         if self.meter is None:
             raise SystemExit(f"no energy source: {reasons}")
@@ -129,7 +140,8 @@ class Study:
         self.summary = {
             "shape": options.shape, "config": SHAPES[options.shape],
             "tensor_parallel": options.tp, "repeats": options.repeats,
-            "vllm_args": json.loads(options.vllm_args), "window_s": options.window_s, "seed": options.seed,
+            "vllm_args": json.loads(options.vllm_args), "draft": options.draft,
+            "sampling": json.loads(options.sampling), "window_s": options.window_s, "seed": options.seed,
             "weights": "random",
             "argv": [a for a in sys.argv[1:] if "/" not in a], "started_wall_s": time.time(), "gpus": gpu_facts(),
             "energy": {}, "stages": {}, "cells": [],
@@ -180,7 +192,7 @@ class Study:
         given = self.options
         python = given.vllm_python if name.startswith("vllm") else given.hf_python
         words = [python, __file__, "--stage", name, "--until-ns", str(until_ns), "--out", str(given.out.resolve())]
-        for key in ("shape", "tp", "repeats", "window_s", "device", "seed", "cells", "vllm_args"):
+        for key in ("shape", "tp", "repeats", "window_s", "device", "seed", "cells", "vllm_args", "draft", "sampling"):
             if (value := getattr(given, key)) is not None:
                 words += ["--" + key.replace("_", "-"), str(value)]
         return words
@@ -239,7 +251,7 @@ class Study:
         found = {
             "stage": name, "input_tokens": event["input_tokens"], "output_tokens": event["output_tokens"],
             "batch": event["batch"], "first_batch_s": event["first_batch_s"],
-            "full": full, "prefill": prefill,
+            "full": full, "prefill": prefill, "speculation": event["speculation"],
             "joules_per_output_token": mean(per_token),
             "spread": (max(per_token) - min(per_token)) / mean(per_token) if len(per_token) > 1 else None,
             "output_tokens_per_s": mean([one["batches"] * size / one["seconds"] for one in full]),
@@ -374,8 +386,9 @@ def child(options: argparse.Namespace) -> None:
             continue
         try:
             cell(engine, size, options)
-        except Exception as err:  # out of memory at one size says nothing about the next
+        except Exception as err:
             tell("note", text=f"{size} failed: {type(err).__name__}: {str(err)[:300]}")
+            engine.forget()
     engine.close()
 
 
@@ -397,27 +410,30 @@ def cells_of(options: argparse.Namespace) -> list[Size]:
 def cell(engine, size: Size, options: argparse.Namespace) -> None:
     start = time.monotonic()
     for _ in range(1 + 2 * engine.compiles):  # a CUDA graph is recorded on the second call, replayed from the third
-        engine.generate(size if engine.first_is_slow else size._replace(output=2))
+        engine.generate(size if engine.first_is_slow else size._replace(output=min(2, size.output)))
     first_batch_s = round(time.monotonic() - start, 2)
-    prefill = [window(engine, size._replace(output=1), options)]
-    full = []
+    prefill = [window(engine, size._replace(output=1), options.window_s / 3 + 0.7)] if size.output > 1 else []
+    full, before = [], engine.speculated()
     for _ in range(options.repeats):
         if full and left_s(options) < full[-1]["seconds"] * 1.1:
             break
-        full.append(window(engine, size, options))
+        full.append(window(engine, size, options.window_s))
+    after = engine.speculated()
     lengths = {"input_tokens": size.input, "output_tokens": size.output}
-    tell("cell", **lengths, batch=size.batch, first_batch_s=first_batch_s, full=full, prefill=prefill)
+    speculation = {name: count - before.get(name, 0) for name, count in after.items()} or None
+    tell("cell", **lengths, batch=size.batch, first_batch_s=first_batch_s, full=full, prefill=prefill,
+         speculation=speculation)  # fmt: skip
 
 
-def window(engine, size: Size, options: argparse.Namespace) -> dict:
-    """Whole batches for at least window_s (a third of it for prefill alone)."""
-    wanted_s = options.window_s if size.output > 1 else options.window_s / 3 + 0.7
+def window(engine, size: Size, wanted_s: float) -> dict:
+    """Whole batches for at least that long, and into how many tokens the last one's answers ended."""
     start_ns, batches = time.monotonic_ns(), 0
     while batches == 0 or time.monotonic_ns() - start_ns < wanted_s * 1e9:
-        engine.generate(size)
+        distinct = engine.generate(size)
         batches += 1
     end_ns = time.monotonic_ns()
-    return {"start_ns": start_ns, "end_ns": end_ns, "batches": batches, "seconds": (end_ns - start_ns) / 1e9}
+    seconds = (end_ns - start_ns) / 1e9
+    return {"start_ns": start_ns, "end_ns": end_ns, "batches": batches, "seconds": seconds, "distinct_last": distinct}
 
 
 def left_s(options: argparse.Namespace) -> float:
@@ -431,7 +447,7 @@ def tell(event: str, **facts) -> None:
 class Vllm:
     """vllm.LLM in this process, token ids in, no text out."""
 
-    compiles = first_is_slow = False
+    compiles = False
 
     def __init__(self, options: argparse.Namespace) -> None:
         import numpy
@@ -439,11 +455,17 @@ class Vllm:
         import vllm
 
         self.rng, self.options, self.vllm = numpy.random.default_rng(options.seed), options, vllm
+        self.sampling = {"temperature": 0, **json.loads(options.sampling)}
         eager = options.stage == "vllm-eager"
         cells = cells_of(options)
         most = max(size.batch for size in cells)
+        given = json.loads(options.vllm_args)
+        self.first_is_slow = speculates = "speculative_config" in given
+        if options.draft:
+            given["speculative_config"]["model"] = str(options.out / "draft")
         graphs = {1, 2, 4, *range(8, 257, 8), *range(256, 513, 16)} & set(range(most + 1))
-        sizes = sorted(graphs | {size.batch for size in cells})
+        each = 1 + given["speculative_config"]["num_speculative_tokens"] if speculates else 1  # tokens of a step
+        sizes = sorted({each * batch for batch in graphs | {size.batch for size in cells}})
         self.llm = vllm.LLM(
             model=str(options.out / "model"),
             skip_tokenizer_init=True,
@@ -454,26 +476,47 @@ class Vllm:
             enforce_eager=eager,
             tensor_parallel_size=options.tp,
             seed=options.seed,
+            disable_log_stats=not speculates,
             **({} if eager else {"compilation_config": {"cudagraph_capture_sizes": sizes}}),
-            **json.loads(options.vllm_args),
+            **given,
         )
         self.vocabulary = SHAPES[options.shape]["vocab_size"]
         self.versions = {"vllm": vllm.__version__, "torch": torch.__version__}
 
-    def generate(self, size: Size) -> None:
+    def generate(self, size: Size) -> int:
+        """How many different tokens the answers end in."""
         ids = self.rng.integers(100, self.vocabulary - 100, size=(size.batch, size.input)).tolist()
-        sampling = self.vllm.SamplingParams(temperature=0, max_tokens=size.output, ignore_eos=True, detokenize=False)
+        fixed = {"max_tokens": size.output, "ignore_eos": True, "detokenize": False}
+        sampling = self.vllm.SamplingParams(**fixed, **self.sampling)
         answers = self.llm.generate([{"prompt_token_ids": row} for row in ids], sampling, use_tqdm=False)
         made = {len(answer.outputs[0].token_ids) for answer in answers}
         if made != {size.output}:
             raise RuntimeError(f"asked for {size.output} tokens each, got {sorted(made)}")
+        return len({answer.outputs[0].token_ids[-1] for answer in answers})
+
+    def speculated(self) -> dict[str, int]:
+        """vLLM's own counters so far: drafts, draft_tokens, accepted_tokens and accepted_at_0, 1, ... Empty without."""
+        if not self.first_is_slow:
+            return {}
+        found, start = {}, "vllm:spec_decode_num_"
+        for metric in self.llm.get_metrics():
+            name = metric.name.removeprefix(start)
+            if metric.name == start + "accepted_tokens_per_pos":
+                found |= {f"accepted_at_{position}": count for position, count in enumerate(metric.values)}
+            elif metric.name.startswith(start):
+                found[name] = metric.value
+        return found
+
+    def forget(self) -> None:
+        """An engine whose step failed hangs at the next one."""
+        os._exit(1)
 
     def close(self) -> None:
         del self.llm
 
 
 class Transformers:
-    """generate() on token ids, greedy, one static batch."""
+    """generate() on token ids, one static batch; greedy unless --sampling says otherwise."""
 
     first_is_slow = True
     """The first answer of a new size took 5 s more than the next ones, eager too."""
@@ -485,6 +528,7 @@ class Transformers:
         torch.manual_seed(options.seed)
         self.torch, self.options = torch, options
         self.compiles = options.stage == "hf-compile"
+        self.sampling = {"do_sample": False, **json.loads(options.sampling)}
         config = transformers.AutoConfig.from_pretrained(options.out / "model")
         torch.set_default_dtype(torch.float32 if options.shape == "tiny" else torch.bfloat16)
         with torch.device(options.device):
@@ -493,7 +537,8 @@ class Transformers:
         self.model.generation_config.pad_token_id = 0
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
 
-    def generate(self, size: Size) -> None:
+    def generate(self, size: Size) -> int:
+        """How many different tokens the answers end in."""
         torch = self.torch
         ids = torch.randint(
             100, self.model.config.vocab_size - 100, (size.batch, size.input), device=self.options.device
@@ -501,12 +546,24 @@ class Transformers:
         cache = {"cache_implementation": "static"} if self.compiles else {}
         with torch.inference_mode():
             out = self.model.generate(
-                input_ids=ids, attention_mask=torch.ones_like(ids), max_new_tokens=size.output, do_sample=False, **cache
+                input_ids=ids,
+                attention_mask=torch.ones_like(ids),
+                max_new_tokens=size.output,
+                **self.sampling,
+                **cache,
             )
         if self.options.device == "cuda":
             torch.cuda.synchronize()
         if out.shape[1] != size.input + size.output:
             raise RuntimeError(f"asked for {size.output} tokens each, got {out.shape[1] - size.input}")
+        return len(set(out[:, -1].tolist()))
+
+    def speculated(self) -> dict[str, int]:
+        return {}
+
+    def forget(self) -> None:
+        """Out of memory at one size says nothing about the next."""
+        self.torch.cuda.empty_cache()
 
     def close(self) -> None:
         del self.model

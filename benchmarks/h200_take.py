@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """What was measured elsewhere, into docs/results/h200-2026, small: summaries and counter samples, no logs or requests.
 
-    python benchmarks/h200_take.py FOLDER docs/results/h200-2026/GROUP/NAME [--first-repeat-is-warm-up]
+    python benchmarks/h200_take.py FOLDER docs/results/h200-2026/GROUP/NAME
 
 FOLDER is what h200_studies.py, `loadgen replay` or `loadgen study` wrote.
 """
@@ -23,7 +23,7 @@ from loadgen.energy.series import EnergySample, EnergySeries, on_its_own_clock, 
 FOLDER = Path(__file__).parent.parent / "docs/results/h200-2026"
 
 
-def take(source: Path, target: Path, first_is_warm_up: bool) -> None:
+def take(source: Path, target: Path) -> None:
     """Summary and counter samples of a folder, small."""
     target.mkdir(parents=True, exist_ok=True)
     if (source / "study.json").exists():
@@ -34,26 +34,21 @@ def take(source: Path, target: Path, first_is_warm_up: bool) -> None:
     if (source / "run.json").exists():
         shutil.copyfile(source / "run.json", target / "run.json")
     else:
-        summary = settled(summary, counter(target), first_is_warm_up)
+        summary = settled(summary, counter(target))
     (target / "summary.json").write_text(json.dumps(summary, indent=1) + "\n")
 
 
-def settled(summary: dict[str, Any], series: list[EnergySeries], first_is_warm_up: bool) -> dict[str, Any]:
-    """A sitting's cells with the joules that the counter told only later, and each first repeat set aside if asked."""
+def settled(summary: dict[str, Any], series: list[EnergySeries]) -> dict[str, Any]:
+    """A sitting's cells with the joules that the counter told only later."""
     late: list[str] = []
     for cell in summary["cells"]:
-        if first_is_warm_up:
-            cell["warm_up"], cell["full"] = cell["full"][:1], cell["full"][1:]
         for part in cell["full"] + cell["prefill"]:
             if part["joules"] is None and (found := joules_of(part, series)) is not None:
                 part["joules"], part["u_joules"] = found
                 part["watts"] = found[0] / part["seconds"]
                 late.append(f"{cell['input_tokens']}x{cell['output_tokens']}@{cell['batch']}")
         cell.update(means(cell))
-    summary["taken"] = {
-        "warm_up": "the first repeat of every cell" if first_is_warm_up else None,
-        "joules_from_energy_jsonl": late,
-    }
+    summary["taken"] = {"joules_from_energy_jsonl": late}
     return summary
 
 
@@ -120,9 +115,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", type=Path)
     parser.add_argument("target", type=Path)
-    parser.add_argument("--first-repeat-is-warm-up", action="store_true")
     options = parser.parse_args()
-    take(options.folder, options.target, options.first_repeat_is_warm_up)
+    take(options.folder, options.target)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which GPUs these are and how they are doing. Read, never set."""
+"""Which GPUs a server may use and how they are doing. Read, never set."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -9,6 +9,7 @@ import msgspec
 import pynvml
 
 from loadgen import clock
+from loadgen.energy.nvml import visible_devices
 from loadgen.units import NS_PER_S
 
 
@@ -25,13 +26,13 @@ class GpuState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def states() -> list[GpuState]:
-    """Every GPU that NVML lists; empty without a driver."""
+    """Of the GPUs that CUDA_VISIBLE_DEVICES names, or of all; empty without a driver. MeterError when it names none."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
         return []
     try:
-        return [_state(pynvml.nvmlDeviceGetHandleByIndex(i)) for i in range(pynvml.nvmlDeviceGetCount())]
+        return [_state(pynvml.nvmlDeviceGetHandleByIndex(device.index)) for device in visible_devices()]
     except pynvml.NVMLError:
         return []
     finally:

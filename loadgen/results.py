@@ -48,8 +48,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     measured_over_idealized: float | None
     energy_valid: bool
     gpu: str | None
+    """Name, and the beginning of the UUID where it is known."""
     temperature_c: float | None
     """Of the hottest GPU, before the run."""
+    arrival: str | None = None
+    """Of an open loop: poisson, constant, "gamma 0.25" (its burstiness), trace, or streams."""
+    steady_joules_per_output_token: float | None = None
+    """Without the run's ramp and drain; None when it had no steady state."""
+    idle_watts: float | None = None
+    """Before the run, with the model resident."""
 
 
 Key = tuple[str, str, str, int | None, float | None]

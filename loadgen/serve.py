@@ -21,6 +21,8 @@ from loadgen.errors import LoadgenError
 
 STOP_TIMEOUT_S = 15.0
 """For an engine to end by itself; it frees its GPU that way."""
+OURS_TO_STOP_S = 5.0
+"""More for `loadgen serve`, which waits for its engine: ended first, it would leave that running."""
 POLL_S = 0.1
 SAY_EVERY_S = 5.0
 LAST_LINES = 12
@@ -91,7 +93,8 @@ def answering(
             if found := _READY.match(line):
                 urls.append(found[1])
 
-        with _running(command, {**os.environ, **(environment or {})}, take) as (process, output):
+        environ = {**os.environ, **(environment or {})}
+        with _running(command, environ, take, STOP_TIMEOUT_S + OURS_TO_STOP_S) as (process, output):
             _wait(process, output, name, start_timeout_s, lambda: bool(urls), say or _to_stderr)
             yield urls[0]
 
@@ -216,7 +219,10 @@ def _to_stderr(line: str) -> None:
 
 @contextmanager
 def _running(
-    command: Sequence[str], environment: Mapping[str, str], on_line: Callable[[str], None]
+    command: Sequence[str],
+    environment: Mapping[str, str],
+    on_line: Callable[[str], None],
+    stop_timeout_s: float = STOP_TIMEOUT_S,
 ) -> Iterator[tuple["subprocess.Popen[bytes]", Output]]:
     """A process group for the time of the block. Not a session: its scheduler group would starve the client's."""
     process = subprocess.Popen(
@@ -233,7 +239,7 @@ def _running(
     try:
         yield process, output
     finally:
-        _end(process)
+        _end(process, stop_timeout_s)
         output.close()
 
 
@@ -243,11 +249,11 @@ def _end_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
 
 
-def _end(process: "subprocess.Popen[bytes]") -> None:
+def _end(process: "subprocess.Popen[bytes]", timeout_s: float) -> None:
     """The whole group: first asked, then killed; what outlives its leader goes too."""
     _signal_group(process, signal.SIGTERM)
     with suppress(subprocess.TimeoutExpired):
-        process.wait(STOP_TIMEOUT_S)
+        process.wait(timeout_s)
     _signal_group(process, signal.SIGKILL)
     process.wait()
 

@@ -6,11 +6,12 @@ The plan follows from the file and its seed alone: a study that was killed sees 
 import csv
 import hashlib
 import io
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
+from shutil import rmtree
 from tempfile import TemporaryDirectory
 from time import monotonic
 
@@ -21,7 +22,7 @@ from rich.console import Console
 from loadgen import gpu, rundir
 from loadgen.errors import LoadgenError
 from loadgen.estimate import flops
-from loadgen.matrix import Cell, Study, filled, plan, read_study, schedule_of, start_key
+from loadgen.matrix import NOTHING, Cell, Overrides, Study, arrival_of, filled, plan, read_study, schedule_of, start_key
 from loadgen.profiles import read_hardware, read_model
 from loadgen.replay import Options, replay
 from loadgen.report import study as page
@@ -49,6 +50,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     file: str
     sha256: str
     title: str
+    overrides: Overrides = NOTHING
     gpus: list[gpu.GpuState] = []
     """At the start: every run must see the same ones."""
 
@@ -59,25 +61,44 @@ Say = Callable[[str], None]
 # ---------------------------------------------------------------- running
 
 
-def run(file: Path, out: Path, say: Say) -> list[Row]:
-    """Runs what is not yet done of the study in `file`, in `out`; gives every row. LoadgenError, KeyboardInterrupt."""
-    study = read_study(file)
+def run(
+    file: Path,
+    out: Path,
+    say: Say,
+    overrides: Overrides = NOTHING,
+    other_gpu: bool = False,
+    only: Sequence[str] = (),
+) -> list[Row]:
+    """Runs what is not yet done of the study in `file`, in `out`; gives every row. LoadgenError, KeyboardInterrupt.
+
+    other_gpu: from now on the GPUs are those that are here, if they are of the kind and the power limit it began on.
+    only: servers whose runs are made now; none: all.
+    """
+    study = read_study(file, overrides)
+    if unknown := set(only) - set(study.servers):
+        raise LoadgenError(f"--only {min(unknown)}: the study has no such server; it has: {', '.join(study.servers)}")
     cells = plan(study)
-    begun = _begin(file, study, out)
-    todo = [cell for cell in cells if not _is_done(out, cell)]
-    if len(todo) < len(cells):
-        say(f"{len(cells) - len(todo)} of {len(cells)} runs are done already")
+    begun = _begin(file, study, out, overrides)
+    now = gpu.states()
+    if other_gpu and _kinds(now) == _kinds(begun.gpus):
+        begun = msgspec.structs.replace(begun, gpus=now)
+    _check_gpus(begun.gpus, now)
+    undone = [cell for cell in cells if not _is_done(out, cell)]
+    todo = [cell for cell in undone if not only or cell.server in only]
+    before = len(cells) - len(undone)
+    if before:
+        say(f"{before} of {len(cells)} runs are done already")
     started, made = monotonic(), 0
-    for _, block in groupby(todo, key=lambda cell: (cell.repeat, start_key(study, cell))):
+    for _, block in groupby(todo, key=lambda cell: (cell.repeat if study.restart else 0, start_key(study, cell))):
         for outcome, cell in _block(study, list(block), file.parent, out, begun, say):
             made += 1
             left_s = (monotonic() - started) / made * (len(todo) - made)
             line = _line(cell, outcome, write_results(study, cells, out))
-            say(f"[{len(cells) - len(todo) + made}/{len(cells)}, {_told(left_s)} left] {line}")
+            say(f"[{before + made}/{len(cells)}, {_told(left_s)} left] {line}")
     return write_results(study, cells, out)
 
 
-def _begin(file: Path, study: Study, out: Path) -> Progress:
+def _begin(file: Path, study: Study, out: Path, overrides: Overrides) -> Progress:
     """study.json of a folder that is new, or of this same study."""
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     known = out / "study.json"
@@ -85,10 +106,13 @@ def _begin(file: Path, study: Study, out: Path) -> Progress:
         before = msgspec.json.decode(known.read_bytes(), type=Progress)
         if before.sha256 != sha256:
             raise LoadgenError(f"{out} holds another study, or {file} changed since; choose another --out")
+        if before.overrides != overrides:
+            given = msgspec.json.encode(before.overrides).decode()
+            raise LoadgenError(f"{out} was begun with another --model, --knob or --python: {given}")
         return before
     if out.exists() and any(out.iterdir()):
         raise LoadgenError(f"--out {out} is not empty and holds no study; choose another")
-    progress = Progress(file=file.name, sha256=sha256, title=study.title, gpus=gpu.states())
+    progress = Progress(file=file.name, sha256=sha256, title=study.title, overrides=overrides, gpus=gpu.states())
     (out / "runs").mkdir(parents=True, exist_ok=True)
     (out / "study.toml").write_bytes(file.read_bytes())
     rundir.write_atomic(known, msgspec.json.format(msgspec.json.encode(progress)) + b"\n")
@@ -105,6 +129,15 @@ def _is_done(out: Path, cell: Cell) -> bool:
     return outcome is not None and outcome.status == "done"
 
 
+@dataclass
+class _Started:
+    """The server of a block: where it answers, or why it does not; and the loads that it has been warmed up with."""
+
+    url: str | None
+    why_not: str = ""
+    warm: set[tuple[str, int | None]] = field(default_factory=set)
+
+
 def _block(
     study: Study, cells: list[Cell], folder: Path, out: Path, begun: Progress, say: Say
 ) -> Iterator[tuple[Outcome, Cell]]:
@@ -113,13 +146,12 @@ def _block(
     while left:
         again: list[tuple[Cell, Outcome]] = []
         with ExitStack() as stack:
-            broken: str | None = None
             try:
-                url = stack.enter_context(_server(study, left[0][0], out, say))
+                started = _Started(stack.enter_context(_server(study, left[0][0], out, say)))
             except LoadgenError as err:
-                broken = str(err)
+                started = _Started(None, str(err))
             for cell, before in left:
-                outcome = _attempt(study, cell, folder, out, begun, before, url if broken is None else None, broken)
+                outcome = _attempt(study, cell, folder, out, begun, before, started)
                 if outcome.status == "done" or outcome.attempts > study.retries:
                     _settle(out, cell, outcome)
                     yield outcome, cell
@@ -143,23 +175,13 @@ def _server(study: Study, cell: Cell, out: Path, say: Say) -> AbstractContextMan
 
 
 def _attempt(
-    study: Study,
-    cell: Cell,
-    folder: Path,
-    out: Path,
-    begun: Progress,
-    before: Outcome,
-    url: str | None,
-    broken: str | None,
+    study: Study, cell: Cell, folder: Path, out: Path, begun: Progress, before: Outcome, server: _Started
 ) -> Outcome:
     started = monotonic()
     gpus = gpu.cool_down(study.cool.at_most_c, study.cool.timeout_s)
-    if _identity(gpus) != _identity(begun.gpus):
-        raise LoadgenError(f"the GPUs are not those the study began on: {_identity(begun.gpus)}, now {_identity(gpus)}")
+    _check_gpus(begun.gpus, gpus)
     try:
-        if url is None:
-            raise LoadgenError(broken or "no server")
-        _measure(study, cell, folder, out, url)
+        _measure(study, cell, folder, out, server)
     except LoadgenError as err:
         reasons = [*before.reasons, str(err)]
         return Outcome(status="failed", attempts=before.attempts + 1, reasons=reasons, gpus=gpus)
@@ -172,25 +194,46 @@ def _attempt(
     )
 
 
-def _identity(gpus: list[gpu.GpuState]) -> list[tuple[str, str, float | None]]:
-    return [(one.name, one.uuid, one.limit_w) for one in gpus]
+def _check_gpus(begun: list[gpu.GpuState], now: list[gpu.GpuState]) -> None:
+    """LoadgenError where they are others: then what two runs differ by may be the GPUs'."""
+    if [(one.uuid, one.limit_w) for one in begun] == [(one.uuid, one.limit_w) for one in now]:
+        return
+    told = f"{', '.join(map(_card, begun)) or 'none'}, now {', '.join(map(_card, now)) or 'none'}"
+    hint = "; add --other-gpu to go on all the same" if _kinds(begun) == _kinds(now) else ""
+    raise LoadgenError(f"the GPUs are not those the study began on: {told}{hint}")
 
 
-def _measure(study: Study, cell: Cell, folder: Path, out: Path, url: str) -> None:
+def _kinds(gpus: list[gpu.GpuState]) -> list[tuple[str, float | None]]:
+    return [(one.name, one.limit_w) for one in gpus]
+
+
+def _card(state: gpu.GpuState) -> str:
+    """Its name, and as much of its UUID as tells it from others."""
+    return f"{state.name} ({state.uuid[:12]})"
+
+
+def _measure(study: Study, cell: Cell, folder: Path, out: Path, started: _Started) -> None:
     """One run. One in which a request failed is no measurement of the rest; one that was interrupted ends the study."""
+    if started.url is None:
+        raise LoadgenError(started.why_not)
     schedule = schedule_of(study, cell, folder)
+    warm_up = study.warmup if (cell.workload, cell.batch) not in started.warm else 0
+    started.warm.add((cell.workload, cell.batch))
+    arrival, burstiness = arrival_of(study, cell)
     server = study.servers[cell.server]
-    (out / "runs" / cell.name / "cell.json").unlink(missing_ok=True)  # it told of an earlier attempt
+    rmtree(
+        out / "runs" / cell.name, ignore_errors=True
+    )  # of an earlier attempt; one killed at once is no run folder yet
     options = Options(
         out=out / "runs" / cell.name,
-        base_url=url,
+        base_url=started.url,
         model=server.model if server.base_url else None,
         endpoint="chat" if study.endpoint == "chat" else "completions",
         energy=study.energy,
         gpus=tuple(server.gpus),
         max_concurrency=cell.batch,
         timeout_s=study.timeout_s,
-        warmup=0 if cell.batch is not None else min(study.warmup, len(schedule.requests)),
+        warmup=0 if cell.batch is not None else min(warm_up, len(schedule.requests)),
         idle_s=study.idle_s,
         overwrite=True,
         config={
@@ -200,13 +243,15 @@ def _measure(study: Study, cell: Cell, folder: Path, out: Path, url: str) -> Non
             "workload": cell.workload,
             "batch": cell.batch,
             "rps": cell.rps,
+            "arrival": arrival,
+            "burstiness": burstiness,
             "repeat": cell.repeat,
             "goodput": study.goodput,
             "max_concurrency": cell.batch,
-            "base_url": url,
+            "base_url": started.url,
         },
     )
-    if cell.batch is not None and study.warmup:
+    if cell.batch is not None and warm_up:
         _warm_up(schedule, options, cell.batch)
     result = replay(schedule, options, view("none", Console(stderr=True)))
     if result.info.stopped_by != "completed":
@@ -310,9 +355,20 @@ def _row(study: Study, cell: Cell, out: Path) -> Row:
         idealized_joules=ideal,
         measured_over_idealized=measured / ideal if measured is not None and ideal else None,
         energy_valid=energy.valid,
-        gpu=", ".join(one.name for one in outcome.gpus) or None,
+        arrival=_arrival_told(study, cell),
+        steady_joules_per_output_token=energy.steady.joules_per_output_token if energy.steady else None,
+        idle_watts=energy.idle_watts,
+        gpu=", ".join(map(_card, outcome.gpus)) or None,
         temperature_c=max(temperatures, default=None),
     )
+
+
+def _arrival_told(study: Study, cell: Cell) -> str | None:
+    """Of an open loop; a gamma process with its burstiness."""
+    if cell.rps is None:
+        return None
+    arrival, burstiness = arrival_of(study, cell)
+    return f"gamma {burstiness:g}" if arrival == "gamma" else arrival or "streams"
 
 
 def idealized_joules(study: Study, requests: list[ScheduledRequest]) -> float | None:

@@ -64,6 +64,21 @@ def test_a_row_by_hand(report: ModuleType) -> None:
     assert rows[-1].server == "vllm-graphs-tp2-quantization=fp8"
 
 
+@pytest.mark.parametrize(
+    ("changed", "name"),
+    [
+        ({"vllm_args": {}, "tensor_parallel": 1, "sampling": {"num_beams": 4}}, "vllm-graphs-num_beams=4"),
+        ({"vllm_args": {"speculative_config": {"method": "ngram"}}}, "vllm-graphs-tp2-ngram"),
+        (
+            {"vllm_args": {"speculative_config": {"method": "draft_model", "synthetic_acceptance_rates": [0.7, 0.49]}}},
+            "vllm-graphs-tp2-draft=0.7",
+        ),
+    ],
+)
+def test_a_server_is_named_after_what_was_changed(report: ModuleType, changed: dict[str, Any], name: str) -> None:
+    assert report.rows_of(SUMMARY | changed)[-1].server == name
+
+
 def test_a_row_is_about_the_gpus_whose_counter_was_read(report: ModuleType) -> None:
     (row, *_) = report.rows_of({**SUMMARY, "energy": {"domains": [{"name": "gpu:0"}]}})
     assert (row.gpu, row.temperature_c) == ("NVIDIA H200", 41.0)

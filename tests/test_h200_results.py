@@ -14,6 +14,8 @@ import numpy as np
 import pytest
 
 from loadgen.energy.series import EnergySeries
+from loadgen.errors import LoadgenError
+from loadgen.estimate import surface
 from loadgen.profiles import read_energy_profile
 
 ROOT = Path(__file__).parent.parent
@@ -56,13 +58,42 @@ def test_vllm_at_batch_8_by_hand(results: ModuleType) -> None:
 
 def test_two_gpus_against_one_by_hand(results: ModuleType) -> None:
     with (FOLDER / "frameworks/results.csv").open(newline="") as file:
-        rows = [r for r in csv.DictReader(file) if r["workload"] == "512x128" and r["batch"] == "1"]
+        where = {"workload": "512x128", "batch": "1", "model": "llama-3.1-8b"}
+        rows = [row for row in csv.DictReader(file) if row.items() >= where.items()]
     logs = {
         name: fmean(np.log([float(r["joules_per_output_token"]) for r in rows if r["server"] == name]))
         for name in ("vllm-graphs", "vllm-graphs-tp2")
     }
     change = np.exp(logs["vllm-graphs-tp2"] - logs["vllm-graphs"]) - 1
     assert f"| 2 | +{100 * change:.1f} %" in results.four_gpus()
+
+
+def test_guessing_begins_to_save_where_its_decode_joules_fall_to_those_of_greedy(results: ModuleType) -> None:
+    """Batch 1: 5 tokens of a step at a rate of 1, and those of the rate told cost what greedy costs."""
+    choices = sys.modules["h200_choices"]
+    greedy, draft = (fmean(results.per_token(name, "512x128", 1)) * 128 for name in (choices.GREEDY, choices.DRAFT))
+    cell = next(c for c in results.sitting("vllm-graphs-draft")["cells"] if c["batch"] == 1)
+    prefill = cell["prefill_joules_per_batch"]
+    counted = 1 + cell["speculation"]["accepted_tokens"] / cell["speculation"]["drafts"]
+    told = float(choices.break_even(1, counted))
+    step = (draft - prefill) * counted
+    for rate, sign in ((told + 0.01, 1), (told - 0.01, -1)):
+        assert sign * (greedy - prefill - step / sum(rate**i for i in range(5))) > 0
+
+
+def test_more_requests_read_more_experts(results: ModuleType) -> None:
+    """One layer of 2 x 2 attention matrices and experts of 3 x 2 x 1 weights, of which each token takes 1 of 4."""
+    weights_read = sys.modules["h200_choices"].weights_read
+    config = {"hidden_size": 2, "num_hidden_layers": 1, "num_key_value_heads": 1, "num_attention_heads": 1,
+              "vocab_size": 10, "intermediate_size": 1, "num_experts": 4, "num_experts_per_tok": 1}  # fmt: skip
+    assert weights_read(config, 1) == 4 * 4 + 1 * 6 + 20
+    assert weights_read(config, 2) == 4 * 4 + (1 + 0.75) * 6 + 20
+    assert weights_read(config, 1000) == pytest.approx(4 * 4 + 4 * 6 + 20)
+
+
+def test_a_sitting_is_told_as_its_command(results: ModuleType) -> None:
+    argv = ["--out", "--site", "--window-s", "2", "--budget-s", "9", "--cells", "8x8@1 9x9@2", "--window-s", "0.5"]
+    assert results.command(argv) == "--window-s 0.5 --cells '8x8@1 9x9@2'"
 
 
 def test_the_paper_says_the_same_twice(results: ModuleType) -> None:
@@ -96,6 +127,27 @@ def test_digitised_values_are_as_they_were_digitised(results: ModuleType) -> Non
         assert values == read("Fig6 Llama", f"TP{gpus}")
 
 
+def test_the_choices_were_digitised_so(results: ModuleType) -> None:
+    choices = sys.modules["h200_choices"]
+    rows = shared("fernandez_figs_digitised.csv")
+
+    def read(figure: str, series: str) -> dict[str, float]:
+        return {r["batch"]: float(r["value"]) for r in rows if r["figure"].startswith(figure) and r["series"] == series}
+
+    for figure, series, kwh in [
+        *(("Fig3", name, kwh) for name, kwh in choices.SPECULATIVE_KWH.items()),
+        *(("Fig4", name, kwh) for name, kwh in choices.EXPERTS_KWH.items()),
+        ("Fig12", "translation", choices.TASKS_KWH["50x64"]),
+        ("Fig12", "textgen", choices.TASKS_KWH["137x64"]),
+        ("Fig12", "classification", choices.TASKS_KWH["292x1"]),
+        ("Fig12", "summarization", choices.TASKS_KWH["838x64"]),
+    ]:
+        assert {str(batch): value for batch, value in kwh.items()} == read(figure, series)
+    for (eager, vllm), name in zip(choices.BEST_KWH.values(), ("wmt14", "wikitext-2", "imdb", "cnn-dm"), strict=True):
+        assert read("Fig8", f"pytorch_eager {name}") == {"best": eager}
+        assert read("Fig8", f"vllm_cudagraph {name}") == {"best": vllm}
+
+
 def test_the_leaderboard_rows_are_as_published(results: ModuleType) -> None:
     where = {"model": "meta-llama/Llama-3.1-8B-Instruct", "gpu": "H100", "task": "lm-arena-chat"}
     rows = [row for row in shared("mlenergy_v3_llm.csv") if row.items() >= where.items()]
@@ -113,9 +165,12 @@ def test_the_leaderboard_rows_are_as_published(results: ModuleType) -> None:
 def test_the_profile_of_transformers_is_read_back(results: ModuleType) -> None:
     profile = read_energy_profile(str(results.PROFILE))
     at = {(c.input, c.output, c.batch): c for c in profile.cells}
-    assert not profile.simulated and (128, 16, 8) not in at, "its window's bound of error is too wide"
-    assert at[512, 128, 8].repeats == 2, "the first repeat is warm-up"
+    assert not profile.simulated and len(at) == len(profile.cells) == 3 * 3 * 2
+    assert at[2048, 128, 8].repeats == 2, "the first repeat is warm-up"
     assert at[512, 1, 8].joules_per_request < at[512, 128, 8].joules_per_request
+    assert surface(profile, 64).joules(np.array([700]), np.array([60]))[0] > 0, "no corner is missing"
+    with pytest.raises(LoadgenError):
+        surface(profile, 128)
 
 
 def window(start_ns: int, joules: float | None) -> dict[str, Any]:
@@ -124,17 +179,16 @@ def window(start_ns: int, joules: float | None) -> dict[str, Any]:
             "watts": joules}  # fmt: skip
 
 
-def test_taking_a_sitting_in_sets_the_first_repeat_aside_and_asks_the_counter(results: ModuleType) -> None:
-    """A counter of 100 W, moving every 0.1 s; the last window's joules came too late for the script."""
+def test_taking_a_sitting_in_asks_the_counter(results: ModuleType) -> None:
+    """A counter of 100 W, moving every 0.1 s; one window's joules came too late for the script."""
     t_ns = np.arange(0, 6_000_000_000, 100_000_000)
     series = [EnergySeries("gpu:0", t_ns, t_ns // 10_000)]
-    full = [window(10**9, 300.0), window(2 * 10**9, 100.0), window(3 * 10**9, None)]
+    full = [window(2 * 10**9, 300.0), window(3 * 10**9, None)]
     cell = {"input_tokens": 8, "output_tokens": 10, "batch": 2, "full": full, "prefill": [window(0, 40.0)]}
-    summary = sys.modules["h200_take"].settled({"cells": [cell]}, series, True)
+    summary = sys.modules["h200_take"].settled({"cells": [cell]}, series)
     (taken,) = summary["cells"]
-    assert [part["joules"] for part in taken["warm_up"]] == [300.0]
-    assert [part["joules"] for part in taken["full"]] == pytest.approx([100.0, 100.0])
-    assert taken["joules_per_output_token"] == pytest.approx(5.0)
+    assert [part["joules"] for part in taken["full"]] == pytest.approx([300.0, 100.0])
+    assert taken["joules_per_output_token"] == pytest.approx(10.0)
     assert summary["taken"]["joules_from_energy_jsonl"] == ["8x10@2"]
     assert sys.modules["h200_take"].joules_of(window(5_500_000_000, None), series) is None
 

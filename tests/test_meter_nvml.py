@@ -390,6 +390,17 @@ def test_meters_lists_the_gpu_with_its_period_and_agreement(
     assert max(map(len, text.splitlines())) <= 80
 
 
+@pytest.mark.parametrize(("visible", "seen"), [(None, [A, B]), ("1", [B]), (f"{B},0", [B, A]), ("-1", [])])
+def test_a_study_watches_the_gpus_that_its_servers_may_use(
+    visible: str | None, seen: list[str], environ: Callable[[list[str]], dict[str, str]]
+) -> None:
+    """Another's GPU that is hot is not waited for."""
+    env = environ([*STEADY, f"gpu {B}", "point 1 0 500"]) | ({"CUDA_VISIBLE_DEVICES": visible} if visible else {})
+    code = "from loadgen import gpu; print(*[one.uuid for one in gpu.states()])"
+    out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, timeout=40, check=True, text=True)
+    assert out.stdout.split() == seen
+
+
 @pytest.mark.parametrize(
     ("value", "tokens"),
     [(None, None), ("", []), ("0, 1", ["0", "1"]), ("-1", []), ("2,-1,0", ["2"]), ("GPU-a,MIG-b", ["GPU-a", "MIG-b"])],

@@ -249,6 +249,12 @@ def _devices() -> list[Device]:
     return [Device(index, uuid_of(index)) for index in range(pynvml.nvmlDeviceGetCount())]
 
 
+def visible_devices(environ: Mapping[str, str] = os.environ) -> list[Device]:
+    """Those that CUDA_VISIBLE_DEVICES names, else all. NVML has to be started. Raises NVMLError and MeterError."""
+    tokens = visible_tokens(environ.get("CUDA_VISIBLE_DEVICES"))
+    return _devices() if tokens is None else choose(_devices(), tokens, _mig_parent)
+
+
 def visible_tokens(visible: str | None) -> list[str] | None:
     """CUDA_VISIBLE_DEVICES as CUDA reads it: everything after the first -1 is hidden. None: it is not set."""
     if visible is None:

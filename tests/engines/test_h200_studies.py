@@ -48,3 +48,22 @@ def test_a_stage_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     summary = measure(tmp_path, "--budget-s", "24", "--stages", "hf-eager", "--cells", "32x8@1,2,4,8,16,32")
     assert summary["stages"]["hf-eager"]["seconds"] < 60
     assert len(summary["cells"]) < 6
+
+
+def test_beams_and_answers_of_one_token(tmp_path: Path) -> None:
+    options = [
+        "--budget-s",
+        "100",
+        "--stages",
+        "hf-eager",
+        "--cells",
+        "32x8@2 32x1@2",
+        "--sampling",
+        '{"num_beams": 4}',
+    ]
+    summary = measure(tmp_path, *options)
+    assert summary["sampling"] == {"num_beams": 4}
+    whole, one = summary["cells"]
+    assert len(whole["prefill"]) == 1 and one["prefill"] == [], "an answer of one token is its own prefill"
+    assert len(one["full"]) == 2 and one["prefill_joules_per_batch"] is None
+    assert all(1 <= part["distinct_last"] <= 2 for cell in (whole, one) for part in cell["full"])
