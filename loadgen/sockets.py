@@ -135,4 +135,5 @@ def _known(events: int) -> int:
     return (EVENT_READ if events & READ else 0) | (EVENT_WRITE if events & WRITE else 0)
 
 
-Poll = select.epoll if sys.platform == "linux" else Selector
+Poll = select.epoll if hasattr(select, "epoll") else Selector
+"""gevent takes `select.epoll` away where it patches Python (locust); the client does not run there."""
