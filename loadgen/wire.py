@@ -60,7 +60,7 @@ class Connection:
         self._idle = idle
         self._socket, self._sockets, self._clock = sock, sockets, clock
         self._receive = sock.recvmsg
-        self._unsent = b""
+        self._unsent: bytes | memoryview = b""
         self._answer: Answer
         self._over: Over = _nobody
         self._response: Response | None = None
@@ -80,7 +80,7 @@ class Connection:
         self._over, self._response = _nobody, None
         self._sockets.close_one(self._socket)
 
-    def _send(self, data: bytes) -> None:
+    def _send(self, data: bytes | memoryview) -> None:
         """As much as the socket takes; the rest when it takes more. That it is broken is found when it is read."""
         try:
             sent = self._socket.send(data)
@@ -88,7 +88,7 @@ class Connection:
             sent = 0
         except OSError:
             sent = len(data)
-        unsent = data[sent:]
+        unsent = memoryview(data)[sent:] if sent < len(data) else b""
         if bool(unsent) != bool(self._unsent):
             self._sockets.watch_writes(self._socket, bool(unsent))
         self._unsent = unsent
