@@ -51,7 +51,7 @@ class Answer:
         self.chunk_ns = array("q")
 
     def feed(self, data: bytes, arrived_ns: int) -> None:
-        """The next bytes of the body, and when they left the kernel."""
+        """The next bytes of the body, and when they came."""
         if self._error_body is not None:
             self._error_body += data
             if len(self._error_body) >= MAX_ERROR_BODY_BYTES:

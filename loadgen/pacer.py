@@ -21,7 +21,7 @@ AWAKE_NS = 150_000
 """The last stretch before an instant is waited out awake, reading answers: waking up takes a timerfd 50 to 150 us."""
 
 SPIN_NS = 15_000
-"""Less than the loop takes for a turn."""
+"""The end of that stretch: a turn of the loop would take longer."""
 
 
 class _Timespec(ctypes.Structure):

@@ -81,8 +81,8 @@ _FIRST_BYTES = 168
 
 
 class Draws:
-    """Bytes that follow from `key` alone: the same first ones, however many are taken. A random.Random takes five times
-    as long to seed as a short prompt does to make."""
+    """Bytes that follow from `key` alone: the same first ones, however many are taken. There is one of these for every
+    request, and a random.Random takes longer to seed than a short prompt does to make."""
 
     def __init__(self, key: str) -> None:
         self._shake = shake_128(key.encode())
