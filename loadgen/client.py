@@ -5,7 +5,7 @@ unusual go over aiohttp; there the clock is read before HTTP, SSE or JSON is par
 """
 
 import asyncio
-from collections.abc import Awaitable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from io import BytesIO
 from typing import Any, Self, cast
@@ -21,7 +21,7 @@ from loadgen.http1 import Head, HTTPError, Unusual
 from loadgen.openai_api import ProtocolError, Usage
 from loadgen.record import ErrorKind, RequestRecord, StampedBy
 from loadgen.sse import SSEError
-from loadgen.wire import Connection, ServerDisconnectedError, Wire, plain
+from loadgen.wire import Connection, StaleError, Wire, plain
 
 READ_BUFFER_BYTES = 256 << 10
 LONG_BYTES = 1 << 20
@@ -79,6 +79,10 @@ class Post(msgspec.Struct, frozen=True):
     workload: str
     scheduled_ns: int
     request_id: str
+
+
+Landed = Callable[[RequestRecord], None]
+"""Told the record of a request, once."""
 
 
 class Client:
@@ -145,27 +149,23 @@ class Client:
         """`send` a request that is in no schedule: a probe, a warm-up."""
         return await self.send(path, body, index=-1, workload=name, scheduled_ns=0, request_id=f"loadgen-{name}")
 
-    def send(
+    async def send(
         self, path: str, body: bytes, *, index: int, workload: str, scheduled_ns: int, request_id: str
-    ) -> Awaitable[RequestRecord]:
-        """POST `body` to `path` and read the stream to its end. Sent before this returns when a connection is idle."""
-        post = Post(path, body, index, workload, scheduled_ns, request_id)
-        if self._is_plain and (connection := self._wire.idle()):
-            return Flight(self, self._wire, post, connection)
-        return self._send(post, Answer(), self._deadline_s())
+    ) -> RequestRecord:
+        """POST `body` to `path` and read the stream to its end. Cancelled, it gives its record all the same."""
+        landed: asyncio.Future[RequestRecord] = asyncio.get_running_loop().create_future()
+        flight = self.launch(Post(path, body, index, workload, scheduled_ns, request_id), landed.set_result)
+        while not landed.done():
+            try:
+                await asyncio.wait([landed])
+            except asyncio.CancelledError:
+                flight.cancel()
+        return landed.result()
 
-    async def _send(self, post: Post, answer: Answer, deadline_s: float | None) -> RequestRecord:
-        """With all that needs waiting: a new connection, or aiohttp. `deadline_s` is the loop's time."""
-        problem: BaseException | None = None
-        try:
-            async with asyncio.timeout_at(deadline_s):
-                await self._exchange(post, answer)
-        except (RequestError, TimeoutError, asyncio.CancelledError, *_PROTOCOL, aiohttp.ClientError, OSError) as err:
-            problem = err
-        return self._record(post, answer, problem)
-
-    def _deadline_s(self) -> float | None:
-        return None if self._timeout_s is None else asyncio.get_running_loop().time() + self._timeout_s
+    def launch(self, post: Post, landed: Landed) -> "Flight":
+        """`send`, for who cannot wait: on its way before this returns if there is a connection, and `landed` is told
+        after that."""
+        return Flight(self, self._wire, post, landed)
 
     def _record(self, post: Post, answer: Answer, problem: BaseException | None) -> RequestRecord:
         if problem is None:
@@ -173,19 +173,11 @@ class Client:
         kind, detail = _error(problem, answer, self._timeout_s)
         return record_of(post, answer, monotonic_ns(), kind, self.redact(detail)[:500])
 
-    async def _exchange(self, post: Post, answer: Answer) -> None:
-        if self._is_plain:
-            try:
-                return await self._wire.post(post.path, post.body, post.request_id, answer)
-            except Unusual:
-                self._is_plain = False
-        return await self._by_aiohttp(post.path, post.body, post.request_id, answer)
-
     def _watch(self, flight: "Flight") -> None:
         """All have the same time, so they run out in the order in which they began: one timer does for all."""
-        loop, deadline_s = asyncio.get_running_loop(), self._deadline_s()
-        if deadline_s is not None:
-            self._flights[flight] = deadline_s
+        if self._timeout_s is not None:
+            loop = asyncio.get_running_loop()
+            self._flights[flight] = deadline_s = loop.time() + self._timeout_s
             self._timer = self._timer or loop.call_at(deadline_s, self._expire)
 
     def _expire(self) -> None:
@@ -198,25 +190,25 @@ class Client:
             flight.give_up(TimeoutError())
         self._timer = None
 
-    async def _by_aiohttp(self, path: str, body: bytes, request_id: str, answer: Answer) -> None:
+    async def _by_aiohttp(self, post: Post, answer: Answer) -> None:
         """One request; a second one when a pooled connection turned out to be dead before a byte of answer came.
 
         Servers close idle connections, and llama.cpp closes after every stream while announcing keep-alive.
         """
         reused = _Reused()
         try:
-            await self._attempt(path, body, request_id, answer, reused)
+            await self._attempt(post, answer, reused)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
             if not reused.value or answer.status is not None:
                 raise
-            await self._attempt(path, body, request_id, answer, _Reused())
+            await self._attempt(post, answer, _Reused())
 
-    async def _attempt(self, path: str, body: bytes, request_id: str, answer: Answer, reused: _Reused) -> None:
+    async def _attempt(self, post: Post, answer: Answer, reused: _Reused) -> None:
         answer.sent_ns = monotonic_ns()
-        data = BytesIO(body) if len(body) > LONG_BYTES else body
-        headers = {"X-Request-Id": request_id}
+        data = BytesIO(post.body) if len(post.body) > LONG_BYTES else post.body
+        headers = {"X-Request-Id": post.request_id}
         async with self.session.post(
-            self.base_url + path, data=data, headers=headers, trace_request_ctx=reused
+            self.base_url + post.path, data=data, headers=headers, trace_request_ctx=reused
         ) as response:
             assert isinstance(response, _StampedResponse)
             kind = response.content_type if "Content-Type" in response.headers else ""
@@ -227,51 +219,80 @@ class Client:
             answer.end(handler.read_ns)
 
 
-class Flight(asyncio.Future[RequestRecord]):
-    """A request on a connection of the pool: callbacks only, no task. Cancelled, it has its record all the same."""
+class Flight:
+    """A request on its way. Over the wire it is callbacks only; a task does what has to wait."""
 
-    def __init__(self, client: Client, wire: Wire, post: Post, connection: Connection) -> None:
-        super().__init__(loop=asyncio.get_running_loop())
-        self._client, self._post, self._connection, self._answer = client, post, connection, Answer()
-        self._again: asyncio.Task[RequestRecord] | None = None
+    __slots__ = ("_answer", "_client", "_connection", "_landed", "_post", "_task", "_wire")
+
+    def __init__(self, client: Client, wire: Wire, post: Post, landed: Landed) -> None:
+        self._client, self._wire, self._post = client, wire, post
+        self._landed: Landed | None = landed
+        self._answer = Answer()
+        self._connection: Connection | None = None
+        self._task: asyncio.Task[None] | None = None
         client._watch(self)
-        connection.ask(wire.request(post.path, post.body, post.request_id), self._answer, self._over)
+        if not client._is_plain:
+            self._wait_for(client._by_aiohttp(post, self._answer), self._land)
+        elif connection := wire.idle():
+            self._ask(connection)
+        elif wire.addresses:
+            self._connect()
+        else:
+            self._wait_for(wire.look_up(), self._looked_up)
 
-    def cancel(self, msg: Any | None = None) -> bool:
-        if self.done():
-            return False
+    def cancel(self) -> None:
+        """It has its record all the same, unless it has one already."""
         self.give_up(asyncio.CancelledError())
-        return True
 
     def give_up(self, why: BaseException) -> None:
         """Its record says `why`."""
-        if self._again:
-            self._again.cancel()
-        self._connection.abort()
+        if self._landed is None:
+            return
+        if self._task:
+            self._task.cancel()
+        if self._connection:
+            self._connection.abort()
         self._land(why)
 
+    def _ask(self, connection: Connection) -> None:
+        post, self._connection = self._post, connection
+        connection.ask(self._wire.request(post.path, post.body, post.request_id), self._answer, self._over)
+
+    def _connect(self) -> None:
+        try:
+            connection = self._wire.connect()
+        except OSError as err:
+            asyncio.get_running_loop().call_soon(self._land, err)
+        else:
+            self._ask(connection)
+
+    def _looked_up(self, err: BaseException | None) -> None:
+        if err:
+            self._land(err)
+        else:
+            self._connect()
+
     def _over(self, err: Exception | None) -> None:
-        """Servers close idle connections, and llama.cpp closes after every stream while announcing keep-alive: what was
-        dead before a byte of answer came is tried again, on a new connection."""
-        if isinstance(err, Unusual) or (isinstance(err, ServerDisconnectedError) and not err.begun):
-            self._client._is_plain &= not isinstance(err, Unusual)
-            self._try_again()
+        self._connection = None
+        if isinstance(err, Unusual):
+            self._client._is_plain = False
+            self._answer = Answer()
+            self._wait_for(self._client._by_aiohttp(self._post, self._answer), self._land)
+        elif isinstance(err, StaleError) and self._wire.addresses:
+            self._answer = Answer()
+            self._connect()
         else:
             self._land(err)
 
-    def _try_again(self) -> None:
-        self._answer = Answer()
-        self._again = self.get_loop().create_task(self._client._send(self._post, self._answer, None))
-        self._again.add_done_callback(self._landed_again)
-
-    def _landed_again(self, task: asyncio.Task[RequestRecord]) -> None:
-        if not self.done():
-            self._client._flights.pop(self, None)
-            self.set_result(task.result())
+    def _wait_for(self, work: Coroutine[Any, Any, None], then: Callable[[BaseException | None], None]) -> None:
+        self._task = asyncio.get_running_loop().create_task(work)
+        self._task.add_done_callback(lambda task: None if task.cancelled() else then(task.exception()))
 
     def _land(self, problem: BaseException | None) -> None:
-        self._client._flights.pop(self, None)
-        self.set_result(self._client._record(self._post, self._answer, problem))
+        if self._landed is not None:
+            landed, self._landed = self._landed, None
+            self._client._flights.pop(self, None)
+            landed(self._client._record(self._post, self._answer, problem))
 
 
 _PROTOCOL = (SSEError, ProtocolError, HTTPError, aiohttp.ClientResponseError, aiohttp.InvalidURL)

@@ -5,8 +5,9 @@ Only the later turns of a session wait for something: for the answer before them
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from loadgen.clock import monotonic_ns
 from loadgen.pacer import Pacer
@@ -20,8 +21,18 @@ SLACK_NS = 500_000
 NEAR_NS = 3_000_000
 """The event loop's own timers are good enough until so long before an instant."""
 
-Send = Callable[[ScheduledRequest, bytes, int], Awaitable[RequestRecord]]
-"""(request, body, scheduled_ns) -> record. Never raises."""
+Landed = Callable[[RequestRecord], None]
+
+
+class InFlight(Protocol):
+    """A request that was launched."""
+
+    def cancel(self) -> Any:
+        """It lands soon, if it has not."""
+
+
+Launch = Callable[[ScheduledRequest, bytes, int, Landed], InFlight]
+"""(request, body, scheduled_ns, landed). Never raises; tells `landed` the record, once, after it has returned."""
 
 
 @dataclass
@@ -50,7 +61,7 @@ class Runner:
         self,
         schedule: Schedule,
         make_body: Callable[[ScheduledRequest], bytes],
-        send: Send,
+        launch: Launch,
         on_record: Callable[[RequestRecord], None],
         max_concurrency: int | None = None,
     ) -> None:
@@ -58,10 +69,10 @@ class Runner:
         self._turns = Turns(schedule.requests)
         self._started = 0
         self._make_body = make_body
-        self._send = send
+        self._fly = launch
         self._on_record = on_record
         self._slots = asyncio.Semaphore(max_concurrency) if max_concurrency else None
-        self._in_flight: set[asyncio.Future[RequestRecord]] = set()
+        self._in_flight: dict[int, InFlight] = {}
         self._thinking: set[asyncio.Task[None]] = set()
         self._sender: asyncio.Task[None] | None = None
         self._over: asyncio.Future[None] | None = None
@@ -84,8 +95,7 @@ class Runner:
             await self._over
         finally:
             self._sender.cancel()
-            for flight in self._in_flight:
-                flight.cancel()
+            self._cancel_flights()
             for user in self._thinking:
                 user.cancel()
         for request in [*self._requests[self._started :], *self._turns.left()]:
@@ -100,7 +110,10 @@ class Runner:
 
     def abort(self) -> None:
         self.stop("aborted")
-        for flight in list(self._in_flight):
+        self._cancel_flights()
+
+    def _cancel_flights(self) -> None:
+        for flight in list(self._in_flight.values()):
             flight.cancel()
 
     async def _send_all(self, start_ns: int) -> None:
@@ -121,9 +134,7 @@ class Runner:
     def _launch(self, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> None:
         self.tallies.sent += 1
         self.tallies.in_flight += 1
-        flight = asyncio.ensure_future(self._send(request, body, scheduled_ns))
-        self._in_flight.add(flight)
-        flight.add_done_callback(self._landed)
+        self._in_flight[request.index] = self._fly(request, body, scheduled_ns, self._landed)
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         """The sender has, or a user has thought."""
@@ -132,12 +143,11 @@ class Runner:
             self._fail(err)
         self._end_if_drained()
 
-    def _landed(self, flight: asyncio.Future[RequestRecord]) -> None:
-        self._in_flight.discard(flight)
+    def _landed(self, record: RequestRecord) -> None:
+        del self._in_flight[record.index]
         if self._slots:
             self._slots.release()
         try:
-            record = flight.result()
             self.tallies.add(record)
             self._on_record(record)
             self._follow(record)

@@ -4,7 +4,7 @@ import asyncio
 import gc
 import resource
 from array import array
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +12,12 @@ from typing import Any
 
 from loadgen import clock
 from loadgen.body import body_maker
-from loadgen.client import Client
+from loadgen.client import Client, Post
 from loadgen.errors import LoadgenError
 from loadgen.openai_api import PATHS, Endpoint
 from loadgen.prompts import Kind, Vocabulary
 from loadgen.record import RequestRecord, StampedBy
-from loadgen.runner import Runner, Tallies
+from loadgen.runner import InFlight, Landed, Runner, Tallies
 from loadgen.schedule import Schedule, ScheduledRequest
 from loadgen.server import ServerInfo
 from loadgen.spans import SpanSender
@@ -76,14 +76,10 @@ class Sender:
         path = PATHS[job.endpoint]
         self._spans = spans = SpanSender(job.otlp, job.run_id, job.server.model) if job.otlp else None
 
-        def send(request: ScheduledRequest, body: bytes, scheduled_ns: int) -> Awaitable[RequestRecord]:
-            return client.send(
-                path,
-                body,
-                index=request.index,
-                workload=request.workload,
-                scheduled_ns=scheduled_ns,
-                request_id=f"{job.run_id}-{request.index}",
+        def launch(request: ScheduledRequest, body: bytes, scheduled_ns: int, landed: Landed) -> InFlight:
+            index = request.index
+            return client.launch(
+                Post(path, body, index, request.workload, scheduled_ns, f"{job.run_id}-{index}"), landed
             )
 
         def record(one: RequestRecord) -> None:
@@ -92,7 +88,7 @@ class Sender:
                 spans.add(one)
 
         self._client = client
-        self._runner = Runner(schedule, bodies_of(job, schedule.seed), send, record, job.max_concurrency)
+        self._runner = Runner(schedule, bodies_of(job, schedule.seed), launch, record, job.max_concurrency)
         self.stop = self._runner.stop
         self.abort = self._runner.abort
 

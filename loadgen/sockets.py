@@ -79,9 +79,9 @@ class Sockets:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._poll.fileno(), self._serve)
 
-    def watch(self, sock: socket.socket, ready: Ready) -> None:
+    def watch(self, sock: socket.socket, ready: Ready, events: int = READ) -> None:
         fd = sock.fileno()
-        self._poll.register(fd, READ)
+        self._poll.register(fd, events)
         self._ready[fd], self._open[fd] = ready, sock
 
     def watch_writes(self, sock: socket.socket, wanted: bool) -> None:

@@ -1,11 +1,13 @@
 """Plain HTTP/1.1 connections, kept alive. All that comes in on them has the instant at which it arrived."""
 
 import asyncio
+import errno
 import os
 import re
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -14,10 +16,12 @@ from loadgen.clock import monotonic_ns
 from loadgen.http1 import HTTPError, Response, Unusual
 from loadgen.openai_api import ProtocolError
 from loadgen.record import StampedBy
-from loadgen.sockets import ROOM_FOR_A_STAMP, WRITE, ArrivalClock, Sockets
+from loadgen.sockets import READ, ROOM_FOR_A_STAMP, WRITE, ArrivalClock, Sockets
 from loadgen.sse import SSEError
 
 READ_BYTES = 64 << 10
+
+Address = tuple[socket.AddressFamily, tuple[Any, ...]]
 
 _OURS = {"accept-encoding", "connection", "content-length", "expect", "host", "te", "transfer-encoding", "upgrade"}
 _FIELD = re.compile(r"[!#-'*+\-.0-9A-Z^-z|~]+: *[\t\x20-\x7e]*")
@@ -42,11 +46,11 @@ def plain(base_url: str, headers: dict[str, str]) -> bool:
 
 
 class ServerDisconnectedError(ConnectionError):
-    """The connection ended before the answer did. `begun`: whether a byte of it had come."""
+    """The connection ended before the answer did."""
 
-    def __init__(self, why: str, begun: bool) -> None:
-        super().__init__(why)
-        self.begun = begun
+
+class StaleError(ConnectionError):
+    """A connection of no use, found so before a byte of an answer came: another one may do better."""
 
 
 Over = Callable[[Exception | None], None]
@@ -56,24 +60,31 @@ Over = Callable[[Exception | None], None]
 class Connection:
     """One request at a time."""
 
-    def __init__(self, idle: "list[Connection]", sock: socket.socket, sockets: Sockets, clock: ArrivalClock) -> None:
-        self._idle = idle
-        self._socket, self._sockets, self._clock = sock, sockets, clock
+    __slots__ = ("_answer", "_connecting", "_over", "_pooled", "_receive", "_response", "_socket", "_sockets",
+                 "_unsent", "_wire")  # fmt: skip
+
+    def __init__(self, wire: "Wire", sock: socket.socket, sockets: Sockets, connecting: Address | None) -> None:
+        """`connecting`: where to, if that is still going on."""
+        self._wire, self._socket, self._sockets, self._connecting = wire, sock, sockets, connecting
         self._receive = sock.recvmsg
         self._unsent: bytes | memoryview = b""
         self._answer: Answer
         self._over: Over = _nobody
         self._response: Response | None = None
-        clock.start(sock)
-        sockets.watch(sock, self._ready)
+        self._pooled = False
+        """Whether it has been idle: the other side may have closed it since."""
+        sockets.watch(sock, self._ready, READ | WRITE if connecting else READ)
 
     def ask(self, request: bytes, answer: Answer, over: Over) -> None:
         """Sends, and comes back at once. `over` gets what the response or the connection is wrong with, an answer cut
         short included (ServerDisconnectedError)."""
         self._answer, self._over = answer, over
         self._response = Response(answer)
-        answer.sent_ns = monotonic_ns()
-        self._send(request)
+        if self._connecting:
+            self._unsent = request
+        else:
+            answer.sent_ns = monotonic_ns()
+            self._send(request)
 
     def abort(self) -> None:
         """Of an exchange in progress nothing is told any more."""
@@ -93,7 +104,21 @@ class Connection:
             self._sockets.watch_writes(self._socket, bool(unsent))
         self._unsent = unsent
 
+    def _connected(self, address: Address) -> bool:
+        """It has been tried."""
+        if err := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            over = self._over
+            self.abort()
+            self._wire.forget(address)
+            over(StaleError(err, _failed(err, address)))
+            return False
+        self._connecting = None
+        self._answer.sent_ns = monotonic_ns()
+        return True
+
     def _ready(self, events: int) -> None:
+        if self._connecting and not self._connected(self._connecting):
+            return
         if events & WRITE and self._unsent:
             self._send(self._unsent)
         try:
@@ -109,7 +134,7 @@ class Connection:
             self._lost("the server ended it")  # or sent bytes that nobody asked for
             return
         try:
-            response.feed(data, self._clock.arrived_ns(ancillary, self._answer.sent_ns or 0, read_ns))
+            response.feed(data, self._wire.clock.arrived_ns(ancillary, self._answer.sent_ns or 0, read_ns))
         except (HTTPError, Unusual, RequestError, ProtocolError, SSEError) as err:
             self._end(response, err)
             return
@@ -118,19 +143,22 @@ class Connection:
 
     def _lost(self, why: str) -> None:
         if (response := self._response) is None:
-            self._idle.remove(self)
+            self._wire.idle_ones.remove(self)
             self.abort()
         elif response.eof():
             self._end(response, None)
+        elif self._pooled and not response.begun:
+            self._end(response, StaleError(why))
         else:
-            self._end(response, ServerDisconnectedError(why, response.begun))
+            self._end(response, ServerDisconnectedError(why))
 
     def _end(self, response: Response, err: Exception | None) -> None:
         over, self._over, self._response = self._over, _nobody, None
         if err or not response.keep_alive or self._unsent:
             self.abort()
         else:
-            self._idle.append(self)
+            self._pooled = True
+            self._wire.idle_ones.append(self)
         if err is None:
             try:
                 self._answer.end(response.last_arrival_ns)
@@ -151,68 +179,57 @@ class Wire:
         self._host, self._port, self._path = parts.hostname or "", parts.port or 80, parts.path.rstrip("/")
         fields = {name.lower(): f"{name}: {value}\r\n" for name, value in headers.items()}
         self._fields = f" HTTP/1.1\r\nHost: {parts.netloc}\r\n" + "".join(fields.values())
-        self._idle: list[Connection] = []
-        self._addresses: list[tuple[socket.AddressFamily, tuple[object, ...]]] = []
         self._sockets: Sockets | None = None
-        self._clock = ArrivalClock()
+        self.addresses: list[Address] = []
+        """Where the server is, as far as that is known and has not proved wrong."""
+        self.idle_ones: list[Connection] = []
+        self.clock = ArrivalClock()
 
     def request(self, path: str, body: bytes, request_id: str) -> bytes:
         """The bytes of a POST."""
         head = f"POST {self._path}{path}{self._fields}X-Request-Id: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n"
         return head.encode("ascii") + body
 
+    async def look_up(self) -> None:
+        """Finds the addresses. OSError: there are none."""
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        self.addresses = [(family, address) for family, _, _, _, address in found]
+
+    def forget(self, address: Address) -> None:
+        """Nobody answers there. Others may have found the same before."""
+        self.addresses = [other for other in self.addresses if other != address]
+
     def idle(self) -> Connection | None:
         """Takes a connection from the pool."""
-        return self._idle.pop() if self._idle else None
+        return self.idle_ones.pop() if self.idle_ones else None
 
-    async def post(self, path: str, body: bytes, request_id: str, answer: Answer) -> None:
-        """On a new connection, which then joins the pool. Raises what `Connection.ask` tells of."""
-        connection = await self._connect()
-        over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        connection.ask(
-            self.request(path, body, request_id),
-            answer,
-            lambda err: over.set_exception(err) if err else over.set_result(None),
-        )
+    def connect(self) -> Connection:
+        """A new connection, to the first address. OSError when it cannot even be tried."""
+        address = family, where = self.addresses[0]
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
-            await over
-        except asyncio.CancelledError:
-            connection.abort()
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self.clock.start(sock)
+            if (err := sock.connect_ex(where)) not in (0, errno.EINPROGRESS):
+                self.forget(address)
+                raise OSError(err, _failed(err, address))
+            self._sockets = self._sockets or Sockets()
+            return Connection(self, sock, self._sockets, address if err else None)
+        except BaseException:
+            sock.close()
             raise
 
     @property
     def stamped_by(self) -> StampedBy | None:
         """None before anything came."""
-        return self._clock.stamped_by
+        return self.clock.stamped_by
 
     def close(self) -> None:
-        self._idle.clear()
+        self.idle_ones.clear()
         if self._sockets:
             self._sockets.close()
 
-    async def _connect(self) -> Connection:
-        """To the first address that takes us; addresses are looked up once, and again when none does."""
-        loop = asyncio.get_running_loop()
-        if not self._addresses:
-            found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-            self._addresses = [(family, address) for family, _, _, _, address in found]
-        while True:
-            family, address = self._addresses[0]
-            try:
-                return await self._connect_to(family, address)
-            except OSError:  # others may have found the same meanwhile
-                self._addresses = [other for other in self._addresses if other != (family, address)]
-                if not self._addresses:
-                    raise
 
-    async def _connect_to(self, family: socket.AddressFamily, address: tuple[object, ...]) -> Connection:
-        loop = asyncio.get_running_loop()
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            await loop.sock_connect(sock, address)
-        except BaseException:
-            sock.close()
-            raise
-        self._sockets = self._sockets or Sockets()
-        return Connection(self._idle, sock, self._sockets, self._clock)
+def _failed(err: int, address: Address) -> str:
+    return f"{os.strerror(err)}: {address[1][:2]}"

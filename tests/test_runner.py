@@ -31,6 +31,13 @@ class Server:
         self.busy_s = busy_s
         self.most_in_flight = self.in_flight = 0
 
+    def launch(
+        self, request: ScheduledRequest, body: bytes, scheduled_ns: int, landed: Callable[[RequestRecord], None]
+    ) -> asyncio.Task[RequestRecord]:
+        task = asyncio.create_task(self.send(request, body, scheduled_ns))
+        task.add_done_callback(lambda task: landed(task.result()))
+        return task
+
     async def send(self, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> RequestRecord:
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
@@ -58,7 +65,7 @@ def run(
     records: list[RequestRecord] = []
 
     async def main() -> tuple[Runner, int]:
-        runner = Runner(schedule(gaps_ms), lambda _: b"", server.send, records.append, cap)
+        runner = Runner(schedule(gaps_ms), lambda _: b"", server.launch, records.append, cap)
         start_ns = clock.monotonic_ns() + 20 * NS_PER_MS
         if then:
             asyncio.get_running_loop().call_later(0.15, then, runner)
@@ -115,7 +122,7 @@ def test_what_on_record_raises_ends_the_run() -> None:
         def full(_: RequestRecord) -> None:
             raise LoadgenError("disk full")
 
-        await Runner(schedule([0, 60_000]), lambda _: b"", Server(0).send, full).run(clock.monotonic_ns())
+        await Runner(schedule([0, 60_000]), lambda _: b"", Server(0).launch, full).run(clock.monotonic_ns())
 
     with pytest.raises(LoadgenError, match="disk full"):
         asyncio.run(main())
@@ -130,7 +137,7 @@ def test_bodies_are_made_before_the_deadline() -> None:
             return b""
 
         start_ns = clock.monotonic_ns() + 20 * NS_PER_MS
-        await Runner(schedule([20, 20]), make, Server(0).send, lambda _: None).run(start_ns)
+        await Runner(schedule([20, 20]), make, Server(0).launch, lambda _: None).run(start_ns)
         return start_ns
 
     start_ns = asyncio.run(main())
@@ -159,7 +166,7 @@ def run_sessions(
     records: list[RequestRecord] = []
 
     async def main() -> Runner:
-        runner = Runner(plan, lambda _: b"", server.send, records.append, cap)
+        runner = Runner(plan, lambda _: b"", server.launch, records.append, cap)
         if then:
             asyncio.get_running_loop().call_later(0.15, then, runner)
         await runner.run(clock.monotonic_ns() + 20 * NS_PER_MS)
