@@ -60,8 +60,11 @@ class ArrivalClock:
 
 Ready = Callable[[int], None]
 """Told which of READ and WRITE a socket is ready for. One that broke is ready to be read."""
-READ, WRITE = 1, 4
-"""As epoll(7) has them."""
+READ, WRITE = 0x1, 0x4
+ENDED = 0x8 | 0x10 | 0x2000
+"""It broke, was hung up on, or the other side has sent its last; bytes may be left. All as epoll(7) has them."""
+_EDGE = 1 << 31
+_NEWS = READ | 0x2000 | _EDGE
 MANY = 256
 """Sockets served before the loop gets its turn again."""
 
@@ -69,7 +72,9 @@ MANY = 256
 class Sockets:
     """Calls back whoever has something to read, or room to write: one turn of the loop for all of them.
 
-    Level-triggered, always. uvloop's own watching stops at a reset, and what came before it would stay unread.
+    Once for what has come, whether or not all of it is then read: who leaves some asks to be called `again`. (To be
+    called as long as anything is left, the kernel looks at every socket twice more.) uvloop's own watching stops at a
+    reset, and what came before it would stay unread.
     """
 
     def __init__(self) -> None:
@@ -79,14 +84,14 @@ class Sockets:
         self._loop = asyncio.get_running_loop()
         self._loop.add_reader(self._poll.fileno(), self._serve)
 
-    def watch(self, sock: socket.socket, ready: Ready, events: int = READ) -> None:
+    def watch(self, sock: socket.socket, ready: Ready, writes: bool = False) -> None:
         fd = sock.fileno()
-        self._poll.register(fd, events)
+        self._poll.register(fd, _NEWS | WRITE if writes else _NEWS)
         self._ready[fd], self._open[fd] = ready, sock
 
-    def watch_writes(self, sock: socket.socket, wanted: bool) -> None:
-        """Besides reads."""
-        self._poll.modify(sock.fileno(), READ | WRITE if wanted else READ)
+    def again(self, sock: socket.socket, writes: bool = False) -> None:
+        """Calls back if there is something to read even now, or, from now on, `writes`: room to write."""
+        self._poll.modify(sock.fileno(), _NEWS | WRITE if writes else _NEWS)
 
     def close_one(self, sock: socket.socket) -> None:
         if (fd := sock.fileno()) >= 0:

@@ -16,7 +16,7 @@ from loadgen.clock import monotonic_ns
 from loadgen.http1 import HTTPError, Response, Unusual
 from loadgen.openai_api import ProtocolError
 from loadgen.record import StampedBy
-from loadgen.sockets import READ, ROOM_FOR_A_STAMP, WRITE, ArrivalClock, Sockets
+from loadgen.sockets import ENDED, ROOM_FOR_A_STAMP, WRITE, ArrivalClock, Sockets
 from loadgen.sse import SSEError
 
 READ_BYTES = 64 << 10
@@ -73,7 +73,7 @@ class Connection:
         self._response: Response | None = None
         self._pooled = False
         """Whether it has been idle: the other side may have closed it since."""
-        sockets.watch(sock, self._ready, READ | WRITE if connecting else READ)
+        sockets.watch(sock, self._ready, writes=connecting is not None)
 
     def ask(self, request: bytes, answer: Answer, over: Over) -> None:
         """Sends, and comes back at once. `over` gets what the response or the connection is wrong with, an answer cut
@@ -101,7 +101,7 @@ class Connection:
             sent = len(data)
         unsent = memoryview(data)[sent:] if sent < len(data) else b""
         if bool(unsent) != bool(self._unsent):
-            self._sockets.watch_writes(self._socket, bool(unsent))
+            self._sockets.again(self._socket, writes=bool(unsent))
         self._unsent = unsent
 
     def _connected(self, address: Address) -> bool:
@@ -133,6 +133,8 @@ class Connection:
         if not data or response is None:
             self._lost("the server ended it")  # or sent bytes that nobody asked for
             return
+        if events & ENDED or len(data) == READ_BYTES:  # more may be left to read
+            self._sockets.again(self._socket, writes=bool(self._unsent))
         try:
             response.feed(data, self._wire.clock.arrived_ns(ancillary, self._answer.sent_ns or 0, read_ns))
         except (HTTPError, Unusual, RequestError, ProtocolError, SSEError) as err:

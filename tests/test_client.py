@@ -1,6 +1,9 @@
 """Whatever a server does, the client gives one record that says what it was."""
 
 import asyncio
+import socket
+import threading
+import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, TypeVar
 
@@ -186,6 +189,50 @@ def test_cancelled_on_a_kept_connection_is_a_record() -> None:
 
     record = on_uvloop(main())
     assert (record.error, len(record.chunk_ns)) == ("cancelled", 1)
+
+
+def test_an_answer_longer_than_a_read_comes_whole_though_nothing_follows_it() -> None:
+    """All of it is there before the client reads: nothing new will tell that some was left."""
+
+    async def main() -> RequestRecord:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            async with Client("http://{}:{}".format(*listening.getsockname()), timeout_s=5) as client:
+                flight = asyncio.ensure_future(sent(client))
+                far, _ = await asyncio.to_thread(listening.accept)
+                with far:
+                    await asyncio.to_thread(far.recv, 1000)
+                    answer = b"".join([HEAD, token("a" * 150_000), DONE, END])
+                    threading.Thread(target=far.sendall, args=(answer,)).start()
+                    time.sleep(0.1)  # the loop's own thread
+                    return await flight
+
+    record = on_uvloop(main())
+    assert (record.error, len(record.chunk_ns)) == (None, 1)
+
+
+def test_where_one_address_refuses_the_next_is_asked_and_when_all_do_they_are_looked_up_again(path: str) -> None:
+    if path == "aiohttp":
+        pytest.skip("aiohttp has its own")
+
+    async def main() -> tuple[list[RequestRecord], int]:
+        async with wire(GOOD) as server, Client(server.url, timeout_s=5) as client:
+            await sent(client)
+            (good,) = client._wire.addresses
+            client._wire.idle_ones.clear()
+            with socket.socket() as nobody:
+                nobody.bind(("127.0.0.1", 0))
+                refusing = (socket.AF_INET, nobody.getsockname())
+                client._wire.addresses = [refusing, good]
+                two = await asyncio.gather(sent(client), sent(client))
+                left = len(client._wire.addresses)
+                client._wire.addresses, client._wire.idle_ones = [refusing], []
+                return [*two, await sent(client), await sent(client)], left
+
+    records, left = on_uvloop(main())
+    assert [record.error for record in records] == [None, None, "connect", None]
+    assert "refused" in (records[2].detail or "")
+    assert records[2].sent_ns is None
+    assert left == 1
 
 
 def test_a_failed_request_keeps_what_it_saw() -> None:

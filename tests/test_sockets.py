@@ -101,9 +101,10 @@ def on_either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
 def test_what_came_before_a_reset_is_read_and_then_the_reset() -> None:
     heard: list[bytes | str] = []
 
-    def read(near: socket.socket) -> None:
+    def read(watched: Sockets, near: socket.socket) -> None:
         try:
             heard.append(near.recv(3))
+            watched.again(near)
         except ConnectionResetError:
             heard.append("reset")
 
@@ -111,7 +112,7 @@ def test_what_came_before_a_reset_is_read_and_then_the_reset() -> None:
         near, far = tcp_pair()
         with far:
             watched = Sockets()
-            watched.watch(near, lambda _: read(near))
+            watched.watch(near, lambda _: read(watched, near))
             far.send(b"abcdef")
             far.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             await until(lambda: len(heard) >= 2)
@@ -134,10 +135,10 @@ def test_writes_are_watched_only_while_they_are_wanted() -> None:
             watched.watch(near, heard.append)
             await asyncio.sleep(0.01)
             assert not heard
-            watched.watch_writes(near, True)
+            watched.again(near, writes=True)
             await until(lambda: bool(heard))
             assert set(heard) == {WRITE}
-            watched.watch_writes(near, False)
+            watched.again(near)
             heard.clear()
             far.send(b"x")
             await until(lambda: bool(heard))
