@@ -6,68 +6,21 @@ unusual go over aiohttp; there the clock is read before HTTP, SSE or JSON is par
 
 import asyncio
 from collections.abc import Callable, Coroutine
-from functools import partial
-from io import BytesIO
-from typing import Any, Self, cast
+from typing import TYPE_CHECKING, Any, Self
+from urllib.parse import urlsplit
 
-import aiohttp
 import msgspec
-from aiohttp.client_proto import ResponseHandler
-from aiohttp.client_reqrep import ClientResponse
 
 from loadgen.answer import Answer, RequestError
 from loadgen.clock import monotonic_ns
-from loadgen.http1 import Head, HTTPError, Unusual
+from loadgen.http1 import HTTPError, Unusual
 from loadgen.openai_api import ProtocolError, Usage
 from loadgen.record import ErrorKind, RequestRecord, StampedBy
 from loadgen.sse import SSEError
-from loadgen.wire import Connection, StaleError, Wire, plain
+from loadgen.wire import Connection, Page, StaleError, Wire, plain
 
-READ_BUFFER_BYTES = 256 << 10
-LONG_BYTES = 1 << 20
-"""aiohttp writes bytes in one go, whatever the socket takes, and a file in pieces."""
-
-
-class _StampedHandler(ResponseHandler):
-    """aiohttp's connection, with the instant of its last read."""
-
-    read_ns = 0
-
-    def data_received(self, data: bytes) -> None:
-        self.read_ns = monotonic_ns()
-        super().data_received(data)
-
-
-class _StampedResponse(ClientResponse):
-    """Remembers its connection's handler: aiohttp lets go of it as soon as the last byte is parsed."""
-
-    handler: _StampedHandler
-
-    async def start(self, connection: Any) -> ClientResponse:
-        self.handler = connection.protocol
-        return await super().start(connection)
-
-
-class _StampedConnector(aiohttp.TCPConnector):
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self._factory = cast("partial[ResponseHandler]", partial(_StampedHandler, loop=self._loop))
-
-
-class _Reused:
-    """Whether aiohttp took this request's connection from its pool."""
-
-    value = False
-
-
-def _tracing() -> aiohttp.TraceConfig:
-    async def reused(_: Any, context: Any, __: Any) -> None:
-        if context.trace_request_ctx is not None:
-            context.trace_request_ctx.value = True
-
-    tracing = aiohttp.TraceConfig()
-    tracing.on_connection_reuseconn.append(reused)
-    return tracing
+if TYPE_CHECKING:
+    from loadgen.by_aiohttp import Session
 
 
 class Post(msgspec.Struct, frozen=True):
@@ -103,23 +56,13 @@ class Client:
             self._headers["Authorization"] = f"Bearer {api_key}"
             self._secrets.append(api_key)
         self._timeout_s = timeout_s
-        self._session: aiohttp.ClientSession | None = None
+        self._session: Session | None = None
         self._wire = Wire(self.base_url, self._headers)
         self._is_plain = plain(self.base_url, self._headers)
         self._flights: dict[Flight, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
-        self._session = aiohttp.ClientSession(
-            connector=_StampedConnector(limit=0, ttl_dns_cache=300),
-            cookie_jar=aiohttp.DummyCookieJar(),  # a sticky cookie would send the whole load to one backend
-            headers=self._headers,
-            timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_read=None),
-            response_class=_StampedResponse,
-            read_bufsize=READ_BUFFER_BYTES,
-            trust_env=True,
-            trace_configs=[_tracing()],
-        )
         return self
 
     async def __aexit__(self, *_: object) -> None:
@@ -128,11 +71,6 @@ class Client:
         self._wire.close()
         if self._session:
             await self._session.close()
-
-    @property
-    def session(self) -> aiohttp.ClientSession:
-        assert self._session is not None, "enter the client first"
-        return self._session
 
     @property
     def stamped_by(self) -> StampedBy | None:
@@ -162,6 +100,17 @@ class Client:
                 flight.cancel()
         return landed.result()
 
+    async def fetch(self, url: str, body: bytes | None = None, *, timeout_s: float) -> Page:
+        """GET, or POST of JSON, from a page of the same server. TimeoutError: no answer. OSError: nobody is there.
+        HTTPError: what answers does not do so in HTTP."""
+        async with asyncio.timeout(timeout_s):
+            if self._is_plain:
+                try:
+                    return await self._wire.fetch(urlsplit(url).path or "/", body)
+                except Unusual:
+                    self._is_plain = False
+            return await self._aiohttp().fetch(url, body)
+
     def launch(self, post: Post, landed: Landed) -> "Flight":
         """`send`, for who cannot wait: on its way before this returns if there is a connection, and `landed` is told
         after that."""
@@ -190,33 +139,15 @@ class Client:
             flight.give_up(TimeoutError())
         self._timer = None
 
+    def _aiohttp(self) -> "Session":
+        if self._session is None:
+            from loadgen.by_aiohttp import Session
+
+            self._session = Session(self._headers)
+        return self._session
+
     async def _by_aiohttp(self, post: Post, answer: Answer) -> None:
-        """One request; a second one when a pooled connection turned out to be dead before a byte of answer came.
-
-        Servers close idle connections, and llama.cpp closes after every stream while announcing keep-alive.
-        """
-        reused = _Reused()
-        try:
-            await self._attempt(post, answer, reused)
-        except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            if not reused.value or answer.status is not None:
-                raise
-            await self._attempt(post, answer, _Reused())
-
-    async def _attempt(self, post: Post, answer: Answer, reused: _Reused) -> None:
-        answer.sent_ns = monotonic_ns()
-        data = BytesIO(post.body) if len(post.body) > LONG_BYTES else post.body
-        headers = {"X-Request-Id": post.request_id}
-        async with self.session.post(
-            self.base_url + post.path, data=data, headers=headers, trace_request_ctx=reused
-        ) as response:
-            assert isinstance(response, _StampedResponse)
-            kind = response.content_type if "Content-Type" in response.headers else ""
-            answer.head(Head(response.status, response.reason or "", kind, None, True, True))
-            handler = response.handler
-            async for data in response.content.iter_any():
-                answer.feed(data, handler.read_ns)
-            answer.end(handler.read_ns)
+        await self._aiohttp().post(self.base_url + post.path, post.body, post.request_id, answer)
 
 
 class Flight:
@@ -295,7 +226,7 @@ class Flight:
             landed(self._client._record(self._post, self._answer, problem))
 
 
-_PROTOCOL = (SSEError, ProtocolError, HTTPError, aiohttp.ClientResponseError, aiohttp.InvalidURL)
+_PROTOCOL = (SSEError, ProtocolError, HTTPError)
 
 
 def _error(problem: BaseException, answer: Answer, timeout_s: float | None) -> tuple[ErrorKind, str]:

@@ -6,13 +6,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
-import aiohttp
+import msgspec
 
 from loadgen.client import Client
 from loadgen.errors import LoadgenError
+from loadgen.http1 import HTTPError
 from loadgen.openai_api import PATHS, Endpoint, payload
 from loadgen.prompts import Draws, Kind, Vocabulary, estimate, measure, probe_text, texts_to_count
-from loadgen.server import ServerInfo
+from loadgen.server import ASK_TIMEOUT_S, ServerInfo
 
 LengthSource = Literal["/tokenize", "tokenizer file", "probe"]
 
@@ -97,10 +98,12 @@ async def count_on_server(client: Client, server: ServerInfo, texts: list[str]) 
     gate = asyncio.Semaphore(CONCURRENT_COUNTS)
 
     async def count(text: str) -> int | None:
-        body = {"model": server.model, "prompt": text, "content": text, "add_special_tokens": False}
-        async with gate, client.session.post(server.root_url + "/tokenize", json=body) as response:
-            answer = await response.json(content_type=None) if response.status == 200 else None
-        match answer:
+        body = msgspec.json.encode(
+            {"model": server.model, "prompt": text, "content": text, "add_special_tokens": False}
+        )
+        async with gate:
+            page = await client.fetch(server.root_url + "/tokenize", body, timeout_s=ASK_TIMEOUT_S)
+        match msgspec.json.decode(page.body) if page.status == 200 else None:
             case {"count": int(number)}:
                 return number
             case {"tokens": list(tokens)}:
@@ -112,7 +115,7 @@ async def count_on_server(client: Client, server: ServerInfo, texts: list[str]) 
         if not first:
             return None
         counted = await asyncio.gather(*(count(text) for text in texts))
-    except (aiohttp.ClientError, OSError, ValueError):
+    except (HTTPError, OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
     return (
         {text: number for text, number in zip(texts, counted, strict=True) if number is not None}

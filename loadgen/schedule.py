@@ -76,7 +76,10 @@ class Schedule:
 
 def encode(requests: Sequence[ScheduledRequest]) -> bytes:
     """schedule.jsonl."""
-    return b"".join(msgspec.json.encode(request) + b"\n" for request in requests)
+    return _encoder.encode_lines(requests)
+
+
+_encoder = msgspec.json.Encoder()
 
 
 def build(

@@ -5,11 +5,11 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlsplit, urlunsplit
 
-import aiohttp
 import msgspec
 
 from loadgen.client import Client
 from loadgen.errors import LoadgenError
+from loadgen.http1 import HTTPError
 from loadgen.openai_api import PATHS, Dialect, Endpoint, error_of_body, payload
 
 ASK_TIMEOUT_S = 10.0
@@ -80,18 +80,14 @@ def _context(entry: dict[str, Any]) -> int | None:
 async def _models(client: Client, url: str, *, needed: bool) -> list[dict[str, Any]]:
     """GET /models; an empty list when the server has no such page and `needed` is false."""
     try:
-        async with client.session.get(
-            client.base_url + "/models", timeout=aiohttp.ClientTimeout(ASK_TIMEOUT_S)
-        ) as response:
-            body = await response.content.read(1 << 20)
-            status = response.status
+        status, body = await client.fetch(client.base_url + "/models", timeout_s=ASK_TIMEOUT_S)
     except TimeoutError as err:
         raise LoadgenError(f"the server at {url} does not answer: nothing for {ASK_TIMEOUT_S:.0f} s") from err
-    except aiohttp.ClientConnectorError as err:
+    except OSError as err:
         raise LoadgenError(
-            f"no server at {url} ({_reason(err.os_error)}): start one, or add --serve sim, or say where with --base-url"
+            f"no server at {url} ({_reason(err)}): start one, or add --serve sim, or say where with --base-url"
         ) from err
-    except (aiohttp.ClientError, OSError, ValueError) as err:
+    except HTTPError as err:
         raise LoadgenError(
             f"what answers at {url} is not an OpenAI-compatible server: {client.redact(str(err))[:200]}"
         ) from err

@@ -6,14 +6,15 @@ import os
 import re
 import socket
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
-from loadgen.answer import Answer, RequestError
+from loadgen.answer import RequestError
 from loadgen.clock import monotonic_ns
-from loadgen.http1 import HTTPError, Response, Unusual
+from loadgen.http1 import Body, Head, HTTPError, Response, Unusual
 from loadgen.openai_api import ProtocolError
 from loadgen.record import StampedBy
 from loadgen.sockets import ENDED, ROOM_FOR_A_STAMP, WRITE, ArrivalClock, Sockets
@@ -57,6 +58,15 @@ Over = Callable[[Exception | None], None]
 """Told once how an exchange ended: None is well."""
 
 
+class Asked(Body, Protocol):
+    """Who an answer is for."""
+
+    sent_ns: int | None
+
+    def end(self, arrived_ns: int) -> None:
+        """It is all there."""
+
+
 class Connection:
     """One request at a time."""
 
@@ -68,14 +78,14 @@ class Connection:
         self._wire, self._socket, self._sockets, self._connecting = wire, sock, sockets, connecting
         self._receive = sock.recvmsg
         self._unsent: bytes | memoryview = b""
-        self._answer: Answer
+        self._answer: Asked
         self._over: Over = _nobody
         self._response: Response | None = None
         self._pooled = False
         """Whether it has been idle: the other side may have closed it since."""
         sockets.watch(sock, self._ready, writes=connecting is not None)
 
-    def ask(self, request: bytes, answer: Answer, over: Over) -> None:
+    def ask(self, request: bytes, answer: Asked, over: Over) -> None:
         """Sends, and comes back at once. `over` gets what the response or the connection is wrong with, an answer cut
         short included (ServerDisconnectedError)."""
         self._answer, self._over = answer, over
@@ -173,6 +183,44 @@ def _nobody(_: Exception | None) -> None:
     """Who an aborted exchange is told to."""
 
 
+def _settle(over: "asyncio.Future[None]", err: Exception | None) -> None:
+    if err:
+        over.set_exception(err)
+    else:
+        over.set_result(None)
+
+
+MAX_PAGE_BYTES = 8 << 20
+
+
+class Page(NamedTuple):
+    status: int
+    body: bytes
+
+
+class _Reader:
+    """Puts a page together."""
+
+    def __init__(self) -> None:
+        self.sent_ns: int | None = None
+        self.status = 0
+        self.body = bytearray()
+
+    def head(self, head: Head) -> None:
+        self.status = head.status
+
+    def feed(self, data: bytes, arrived_ns: int) -> None:
+        self.body += data
+        if len(self.body) > MAX_PAGE_BYTES:
+            raise HTTPError(f"a page of more than {MAX_PAGE_BYTES} bytes")
+
+    def frames(self, data: bytes, at: int, arrived_ns: int) -> int:
+        return at
+
+    def end(self, arrived_ns: int) -> None:
+        pass
+
+
 class Wire:
     """Connections to one plain server. `headers` go with every request."""
 
@@ -191,6 +239,29 @@ class Wire:
         """The bytes of a POST."""
         head = f"POST {self._path}{path}{self._fields}X-Request-Id: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n"
         return head.encode("ascii") + body
+
+    async def fetch(self, path: str, body: bytes | None) -> Page:
+        """GET, or POST. OSError: nobody is there. HTTPError: what answers does not do so in HTTP. Unusual."""
+        method, length = ("GET", "") if body is None else ("POST", f"Content-Length: {len(body)}\r\n")
+        request = f"{method} {path}{self._fields}{length}\r\n".encode("ascii") + (body or b"")
+        if not self.addresses:
+            await self.look_up()
+        while True:
+            over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            connection, page = self.idle() or self.connect(), _Reader()
+            connection.ask(request, page, partial(_settle, over))
+            try:
+                await over
+            except StaleError:
+                if not self.addresses:
+                    raise
+            except ServerDisconnectedError as err:
+                raise HTTPError(str(err)) from err
+            except asyncio.CancelledError:
+                connection.abort()
+                raise
+            else:
+                return Page(page.status, bytes(page.body))
 
     async def look_up(self) -> None:
         """Finds the addresses. OSError: there are none."""

@@ -1,18 +1,26 @@
 """Whatever a server does, the client gives one record that says what it was."""
 
 import asyncio
+import errno
+import shutil
 import socket
+import ssl
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import pytest
 import uvloop
 
 from loadgen.client import Client
+from loadgen.errors import LoadgenError
+from loadgen.http1 import HTTPError
 from loadgen.record import RequestRecord
-from loadgen.wire import plain
+from loadgen.server import find_model
+from loadgen.wire import Page, plain
 from wire import DONE, END, GOOD, HEAD, ROLE, Step, Wire, chunk, token, wire
 
 T = TypeVar("T")
@@ -335,6 +343,96 @@ def test_a_redirect_is_followed(path: str) -> None:
     assert (record.error, len(record.chunk_ns)) == (None, 3)
     assert server.requests[-1].startswith(b"POST /v1/elsewhere")
     assert server.requests[-1].endswith(b"{}")
+
+
+def fetched(script: Sequence[Step] | Callable[[int], Sequence[Step]], body: bytes | None = None) -> tuple[Page, Wire]:
+    async def main() -> tuple[Page, Wire]:
+        async with wire(script) as server, Client(server.url + "/v1", timeout_s=5) as client:
+            return await client.fetch(server.url + "/v1/models", body, timeout_s=0.5), server
+
+    return on_uvloop(main())
+
+
+PAGE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+
+
+@pytest.mark.parametrize(("body", "method"), [(None, b"GET"), (b"[1]", b"POST")])
+def test_a_page_is_fetched(body: bytes | None, method: bytes) -> None:
+    page, server = fetched((PAGE,), body)
+    assert page == (200, b"{}")
+    assert server.requests[0].startswith(method + b" /v1/models HTTP/1.1\r\n")
+    assert server.requests[0].endswith(body or b"\r\n\r\n")
+
+
+def test_a_page_of_an_error_a_page_in_pieces_and_one_elsewhere() -> None:
+    assert fetched(http(b"404 Not Found", b"no"))[0] == (404, b"no")
+    pieces = PAGE.replace(b"Content-Length: 2", b"Transfer-Encoding: chunked")[:-2]
+    assert fetched((pieces, b"1\r\n{", 0.02, b"\r\n1\r\n}\r\n0\r\n\r\n"))[0] == (200, b"{}")
+    moved = b"HTTP/1.1 307 Temporary Redirect\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n"
+    assert fetched(lambda n: (moved if n == 0 else PAGE,))[0] == (200, b"{}")
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [(("close",), HTTPError), ((PAGE[:-1], "close"), HTTPError), ((b"SSH-2.0\r\n", "close"), HTTPError),
+     ((60.0,), TimeoutError), ((PAGE.replace(b": 2", b": 9000000"), b"x" * 9_000_000), HTTPError)],
+    ids=["closed", "cut", "not HTTP", "silent", "endless"],
+)  # fmt: skip
+def test_a_page_that_cannot_be_fetched_says_why(script: Sequence[Step], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        fetched(script)
+
+
+def test_a_page_of_nobody() -> None:
+    async def main() -> None:
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            url = "http://{}:{}".format(*nobody.getsockname())
+            async with Client(url, timeout_s=5) as client:
+                await client.fetch(url + "/models", timeout_s=5)
+
+    with pytest.raises(OSError) as failed:
+        on_uvloop(main())
+    assert failed.value.errno == errno.ECONNREFUSED
+
+
+def test_a_pooled_connection_that_died_does_not_spoil_a_page() -> None:
+    async def main() -> list[Page]:
+        async with (
+            wire(lambda n: (PAGE, *(("close",) if n == 0 else ()))) as server,
+            Client(server.url, timeout_s=5) as client,
+        ):
+            pages = [await client.fetch(server.url + "/x", timeout_s=1)]
+            return [*pages, await client.fetch(server.url + "/x", timeout_s=1)]
+
+    assert on_uvloop(main()) == [(200, b"{}")] * 2
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_over_tls_a_good_certificate_serves_and_a_bad_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", cert],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+
+    async def main() -> RequestRecord:
+        async with wire(GOOD, context) as server:
+            url = server.url.replace("http://127.0.0.1", "https://localhost")
+            async with Client(url, timeout_s=5) as client:
+                with pytest.raises(LoadgenError, match="certificate"):
+                    await find_model(client, "m")
+            monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", ssl.create_default_context(cafile=cert))
+            async with Client(url, timeout_s=5) as client:
+                return await sent(client)
+
+    record = on_uvloop(main())
+    assert (record.error, len(record.chunk_ns)) == (None, 3)
 
 
 def test_what_is_not_plain_goes_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,7 @@
 """A server that says exactly what a test tells it to, byte for byte and pause for pause."""
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -41,7 +42,9 @@ class Wire:
 
 
 @asynccontextmanager
-async def wire(script: Sequence[Step] | Callable[[int], Sequence[Step]]) -> AsyncIterator[Wire]:
+async def wire(
+    script: Sequence[Step] | Callable[[int], Sequence[Step]], tls: ssl.SSLContext | None = None
+) -> AsyncIterator[Wire]:
     """Answers request n (from 0) with `script`, or with `script(n)`."""
     served = Wire()
 
@@ -61,7 +64,7 @@ async def wire(script: Sequence[Step] | Callable[[int], Sequence[Step]]) -> Asyn
         finally:
             writer.close()
 
-    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=tls)
     served.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     try:
         yield served
