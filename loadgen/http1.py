@@ -32,8 +32,8 @@ class Head(NamedTuple):
 
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([^\r\n\0]*))?")
-_FIELD = re.compile(rb"([!#-'*+\-.0-9A-Z^-z|~]+):[ \t]*([^\r\n\0]*?)[ \t]*")
-_HEARD = {b"content-type", b"content-length", b"transfer-encoding", b"content-encoding", b"connection"}
+_FIELDS = re.compile(rb"(?:\r\n[!#-'*+\-.0-9A-Z^-z|~]++:[^\r\n\0]*+)*+\r\n\r\n")
+_HEARD = re.compile(rb"\n(content-(?:type|length|encoding)|transfer-encoding|connection):([^\r]*)", re.IGNORECASE)
 _LENGTH = re.compile(r"([0-9]{1,18})(?:, *\1)*")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
@@ -41,31 +41,21 @@ _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 @lru_cache(maxsize=16)  # a server that sends no date says the same every time, others for a second
 def parse_head(raw: bytes) -> Head:
     """Status line and fields, blank line included."""
-    first, *lines = raw.split(b"\r\n")
-    if lines[-2:] != [b"", b""]:
+    end = raw.find(b"\r\n")
+    if end < 0 or not _FIELDS.fullmatch(raw, end):
         raise HTTPError(f"not an HTTP response: {raw[:60]!r}")
-    heard = [field for line in lines[:-2] if (field := _field(line))]
-    return _head(first, tuple(heard))
+    return _head(raw[:end], tuple(_HEARD.findall(raw, end)))
 
 
-@lru_cache(maxsize=256)  # a server says the same again and again, request ids and dates apart
-def _field(line: bytes) -> tuple[bytes, str] | None:
-    """(name, value) of a field that matters."""
-    match = _FIELD.fullmatch(line)
-    if match is None:
-        raise HTTPError(f"not a header field: {line[:60]!r}")
-    name = match[1].lower()
-    return (name, match[2].decode("latin-1")) if name in _HEARD else None
-
-
-@lru_cache(maxsize=64)
-def _head(first: bytes, heard: tuple[tuple[bytes, str], ...]) -> Head:
+@lru_cache(maxsize=64)  # what is said of the body is the same again and again, request ids and dates apart
+def _head(first: bytes, heard: tuple[tuple[bytes, bytes], ...]) -> Head:
     match = _STATUS.fullmatch(first)
     if match is None:
         raise HTTPError(f"not an HTTP response: {first[:60]!r}")
     minor, code, reason = match.groups()
     fields: dict[bytes, str] = {}
-    for name, text in heard:
+    for raw_name, value in heard:
+        name, text = raw_name.lower(), value.strip(b" \t").decode("latin-1")
         fields[name] = f"{fields[name]}, {text}" if name in fields else text
     status = int(code)
     if (
