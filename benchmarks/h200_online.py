@@ -1,10 +1,10 @@
 #!/usr/bin/env python3
 """The online study of docs/results.md: studies/serving.toml as `loadgen study` ran it on an H200.
 
-    python benchmarks/h200_online.py STUDY docs/results/h200-2026/studies/serving
+    python benchmarks/h200_online.py STUDY docs/results/h200-2026/studies/serving GPU-015ffa8c
 
-takes in what the study left in the folder STUDY, small: its table, a line for each request, and the counter's samples.
-h200_results.py draws from there.
+takes in what the study left in the folder STUDY, small: its table, a line for each request, and the counter's samples;
+of the runs on one card, for two cards are not alike. h200_results.py draws from there.
 """
 
 import csv
@@ -61,17 +61,17 @@ class Request(NamedTuple):
     joules: float | None
 
 
-def take(study: Path, target: Path) -> None:
+def take(study: Path, target: Path, card: str) -> None:
     """Finished runs only; what failed is in nobody's table."""
     target.mkdir(parents=True, exist_ok=True)
-    for name in ("study.toml", "results.csv"):
-        shutil.copyfile(study / name, target / name)
-    with (study / "results.csv").open(newline="") as file:
-        cells = [row["cell"] for row in csv.DictReader(file)]
+    shutil.copyfile(study / "study.toml", target / "study.toml")
+    head, *lines = (study / "results.csv").read_text().splitlines(keepends=True)
+    (target / "results.csv").write_text("".join([head, *(line for line in lines if card in line)]))
+    cells = [row.cell for row in rows(target)]
     runs = {cell: rundir.read(study / "runs" / cell) for cell in cells}
-    lines = [line for cell, run in runs.items() for line in _requests(cell, run, _joules(study / "runs" / cell))]
+    each = [line for cell, run in runs.items() for line in _requests(cell, run, _joules(study / "runs" / cell))]
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([Request._fields, *lines])
+    csv.writer(text, lineterminator="\n").writerows([Request._fields, *each])
     _write_gz(target / "requests.csv.gz", text.getvalue().encode())
     samples = b"".join(
         msgspec.json.encode({"cell": cell, **msgspec.to_builtins(sample)}) + b"\n"
@@ -120,8 +120,8 @@ def _window(run: rundir.RunResult) -> dict[str, Any]:
 
 
 @cache
-def rows() -> tuple[Row, ...]:
-    with (FOLDER / "results.csv").open(newline="") as file:
+def rows(folder: Path = FOLDER) -> tuple[Row, ...]:
+    with (folder / "results.csv").open(newline="") as file:
         return tuple(
             msgspec.convert({key: value or None for key, value in line.items()}, Row, strict=False)
             for line in csv.DictReader(file)
@@ -140,8 +140,8 @@ def requests() -> dict[str, tuple[Request, ...]]:
 
 
 @cache
-def windows() -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = json.loads((FOLDER / "windows.json").read_text())
+def windows(folder: Path = FOLDER) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = json.loads((folder / "windows.json").read_text())
     return found
 
 
@@ -156,9 +156,9 @@ def series() -> dict[str, list[EnergySeries]]:
 
 
 @cache
-def cells() -> dict[tuple[str, str, int | None, float | None], Group]:
+def cells(folder: Path = FOLDER) -> dict[tuple[str, str, int | None, float | None], Group]:
     """(server, workload, batch, rate) -> its repeats."""
-    return {(g.key[0], *g.key[2:]): g for g in groups(rows())}
+    return {(g.key[0], *g.key[2:]): g for g in groups(rows(folder))}
 
 
 def chosen(server: str = "plain", workload: str = "chat") -> list[Group]:
@@ -190,9 +190,9 @@ def good(row: Row, limits: tuple[float, float]) -> int:
     return sum(1e3 * one.ttft_s <= ttft_ms and 1e3 * (one.tpot_s or 0.0) <= tpot_ms for one in requests()[row.cell])
 
 
-def cached_share(row: Row) -> float:
+def cached_share(row: Row, folder: Path = FOLDER) -> float:
     """Of its prompt tokens, as the engine counted them."""
-    counted = windows()[row.cell]
+    counted = windows(folder)[row.cell]
     return counted["cached_tokens"] / counted["prompt_tokens"]
 
 
@@ -492,4 +492,4 @@ def outputs() -> dict[Path, str]:
 
 
 if __name__ == "__main__":
-    take(Path(sys.argv[1]), Path(sys.argv[2]))
+    take(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

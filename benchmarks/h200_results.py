@@ -50,6 +50,7 @@ from h200_cells import (
     table,
 )
 from h200_figures import Line, alone, batch_axis, by_batch, picture, scaled, share_axis
+from h200_knobs import TABLES as KNOB_TABLES
 from h200_online import FIGURES as ONLINE_FIGURES
 from h200_online import TABLES as ONLINE_TABLES
 from h200_online import beside_figure_9
@@ -698,6 +699,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ml-energy": ml_energy,
     "commands": commands,
     **ONLINE_TABLES,
+    **KNOB_TABLES,
 }
 FIGURES: dict[str, Callable[[], str]] = {
     **h200_choices.FIGURES,

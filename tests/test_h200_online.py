@@ -16,6 +16,7 @@ from loadgen.results import t95
 
 ROOT = Path(__file__).parent.parent
 FOLDER = ROOT / "docs/results/h200-2026/studies/serving"
+SECOND = FOLDER.with_name("serving-2")
 
 
 @pytest.fixture(scope="module")
@@ -25,24 +26,25 @@ def online() -> Iterator[ModuleType]:
     sys.path.remove(str(ROOT / "benchmarks"))
 
 
-def results() -> list[dict[str, str]]:
-    with (FOLDER / "results.csv").open(newline="") as file:
+def results(folder: Path = FOLDER) -> list[dict[str, str]]:
+    with (folder / "results.csv").open(newline="") as file:
         return list(csv.DictReader(file))
 
 
-def lines() -> dict[str, list[dict[str, str]]]:
+def lines(folder: Path) -> dict[str, list[dict[str, str]]]:
     found: dict[str, list[dict[str, str]]] = {}
-    with gzip.open(FOLDER / "requests.csv.gz", "rt", newline="") as file:
+    with gzip.open(folder / "requests.csv.gz", "rt", newline="") as file:
         for line in csv.DictReader(file):
             found.setdefault(line["cell"], []).append(line)
     return found
 
 
-def test_requests_add_up_to_their_runs() -> None:
+@pytest.mark.parametrize("folder", [FOLDER, SECOND], ids=lambda folder: folder.name)
+def test_requests_add_up_to_their_runs(folder: Path) -> None:
     """Tokens exactly, joules to the millijoule of each, medians to the microsecond."""
-    each = lines()
-    assert each.keys() == {row["cell"] for row in results()}
-    for row in results():
+    each = lines(folder)
+    assert each.keys() == {row["cell"] for row in results(folder)}
+    for row in results(folder):
         mine = each[row["cell"]]
         assert len(mine) == int(row["completed"])
         for side in ("input_tokens", "output_tokens"):
@@ -53,7 +55,7 @@ def test_requests_add_up_to_their_runs() -> None:
 
 
 def test_the_accounts_of_every_run_add_up_to_what_was_measured() -> None:
-    for row in results():
+    for row in [*results(), *results(SECOND)]:
         parts = ("prefill_joules", "decode_joules", "idle_joules", "unattributed_joules")
         assert sum(float(row[part]) for part in parts) == pytest.approx(float(row["measured_joules"]), abs=0.01)
 
@@ -61,6 +63,31 @@ def test_the_accounts_of_every_run_add_up_to_what_was_measured() -> None:
 def test_the_samples_say_the_same_joules(online: ModuleType) -> None:
     for row in online.rows():
         assert online.recounted(row) == pytest.approx(row.measured_joules, rel=0.005)
+
+
+def test_a_study_is_all_on_one_card_and_whole_with_the_other() -> None:
+    first, second = ({row["gpu"] for row in results(folder)} for folder in (FOLDER, SECOND))
+    assert len(first) == len(second) == 1 and first != second
+    assert len({row["cell"] for row in [*results(), *results(SECOND)]}) == 39 == len(results()) + len(results(SECOND))
+
+
+@pytest.mark.usefixtures("online")
+def test_pairs_have_the_same_requests_and_are_compared_by_hand() -> None:
+    knobs = importlib.import_module("h200_knobs")
+    known = {row["cell"]: row for row in results(SECOND)}
+    few, many = (known[f"{server}-llama_3.1_8b-chat-16rps-r2"] for server in ("budget_512", "plain"))
+    assert few["output_tokens"] == many["output_tokens"]
+    mine, base = (knobs.cells(SECOND)[server, "chat", None, 16.0] for server in ("budget-512", "plain"))
+    there = float(few["joules_per_output_token"]) / float(many["joules_per_output_token"]) - 1
+    assert knobs.pairs(base, mine) == [pytest.approx(there)]
+    assert len(knobs.pairs(mine, mine)) == 3 and set(knobs.pairs(mine, mine)) == {0.0}
+
+
+@pytest.mark.usefixtures("online")
+def test_prompt_tokens_come_from_a_cache_where_it_is_on() -> None:
+    knobs = importlib.import_module("h200_knobs")
+    for row in knobs.rows(SECOND):
+        assert (knobs.cached_share(row, SECOND) > 0.2) == (row.server == "prefix-caching"), row.cell
 
 
 def logs() -> dict[tuple[str, ...], list[float]]:
