@@ -14,7 +14,7 @@ from urllib.request import getproxies, proxy_bypass
 
 from loadgen.answer import RequestError
 from loadgen.clock import monotonic_ns
-from loadgen.http1 import Body, Head, HTTPError, Response, Unusual
+from loadgen.http1 import Body, Head, HTTPError, Response
 from loadgen.openai_api import ProtocolError
 from loadgen.record import StampedBy
 from loadgen.sockets import ENDED, ROOM_FOR_A_STAMP, WRITE, ArrivalClock, Sockets
@@ -52,6 +52,10 @@ class ServerDisconnectedError(ConnectionError):
 
 class StaleError(ConnectionError):
     """A connection of no use, found so before a byte of an answer came: another one may do better."""
+
+
+class RefusedError(StaleError):
+    """Nobody took the connection at that address."""
 
 
 Over = Callable[[Exception | None], None]
@@ -120,7 +124,7 @@ class Connection:
             over = self._over
             self.abort()
             self._wire.forget(address)
-            over(StaleError(err, _failed(err, address)))
+            over(RefusedError(err, _failed(err, address)))
             return False
         self._connecting = None
         self._answer.sent_ns = monotonic_ns()
@@ -147,7 +151,7 @@ class Connection:
             self._sockets.again(self._socket, writes=bool(self._unsent))
         try:
             response.feed(data, self._wire.clock.arrived_ns(ancillary, self._answer.sent_ns or 0, read_ns))
-        except (HTTPError, Unusual, RequestError, ProtocolError, SSEError) as err:
+        except Exception as err:  # whatever it is, it is this answer's alone: the other sockets are not told again
             self._end(response, err)
             return
         if response.complete:

@@ -15,9 +15,11 @@ from typing import Any, TypeVar
 import pytest
 import uvloop
 
+from loadgen import answer
 from loadgen.client import Client
 from loadgen.errors import LoadgenError
 from loadgen.http1 import HTTPError
+from loadgen.openai_api import StreamEvent
 from loadgen.record import RequestRecord
 from loadgen.server import find_model
 from loadgen.wire import Page, plain
@@ -197,6 +199,23 @@ def test_cancelled_on_a_kept_connection_is_a_record() -> None:
 
     record = on_uvloop(main())
     assert (record.error, len(record.chunk_ns)) == ("cancelled", 1)
+
+
+def test_a_fault_of_our_own_in_one_answer_is_a_record_and_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = answer.parse_event
+
+    def broken(data: bytes) -> StreamEvent:
+        return parse(data) if b"poison" not in data else {}["a bug"]
+
+    monkeypatch.setattr("loadgen.answer.parse_event", broken)
+
+    async def main() -> list[RequestRecord]:
+        bad: Sequence[Step] = (HEAD, token("poison"), 60.0)
+        async with wire(lambda n: bad if n == 1 else GOOD) as server, Client(server.url, timeout_s=5) as client:
+            return [await sent(client), *await asyncio.gather(sent(client), sent(client), sent(client))]
+
+    errors = sorted(str(record.error) for record in on_uvloop(main()))
+    assert errors == ["None", "None", "None", "truncated"]
 
 
 def test_an_answer_longer_than_a_read_comes_whole_though_nothing_follows_it() -> None:
