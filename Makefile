@@ -1,11 +1,11 @@
-# What CI runs, under the same names. Every target makes .venv when it is missing or pyproject.toml is newer.
+# What CI runs, under the same names. Every target makes .venv when it is missing or what is installed is newer.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test test-engines compose-smoke check fmt bench bench-attribution clean
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.installed: pyproject.toml hatch_build.py loadgen/_tokens.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "loadgen needs Python 3.11 or newer; run: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)

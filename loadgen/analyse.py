@@ -434,6 +434,7 @@ def _instrument(
         loop_delay_s=loop_delay,
         waited_s=waited_s,
         stamped_by=own.get("stamped_by"),
+        compiled=own.get("compiled"),
         cpu_s=own.get("cpu_s"),
         max_rss_bytes=own.get("max_rss_bytes"),
         sampler_period_s=own.get("sampler_period_s"),

@@ -96,14 +96,21 @@ class Answer:
         if self._template is None or not self._between:
             return at
         assert self.chunk_ns is not None
-        if at == 0 and self._template.is_one(data):
-            self.chunk_ns.append(arrived_ns)
-            self._hits += 1
-            return len(data)
         stop, count = self._template.skip(data, at)
         self.chunk_ns += array("q", (arrived_ns,)) * count
         self._hits += count
         return stop
+
+    def around_token(self) -> tuple[bytes, bytes] | None:
+        """Of the chunks that `frames` takes."""
+        return (self._template.before, self._template.after) if self._template and self._between else None
+
+    def tokens(self, instants: bytes) -> None:
+        """As from `frames`: when each came, as int64."""
+        assert self.chunk_ns is not None
+        known = len(self.chunk_ns)
+        self.chunk_ns.frombytes(instants)
+        self._hits += len(self.chunk_ns) - known
 
     def _hear(self, event: StreamEvent, arrived_ns: int) -> None:
         assert self.chunk_ns is not None
@@ -157,25 +164,13 @@ class _Openings(dict[int, bytes]):
 class Template:
     """An event around its text. With any plain text between, the event says TOKEN."""
 
-    __slots__ = ("_after", "_around", "_before", "_many_bytes", "_openings", "_short_text")
+    __slots__ = ("_many_bytes", "_openings", "after", "before")
 
     def __init__(self, before: bytes, after: bytes) -> None:
         """`after`: up to the CRLF that closes the HTTP chunk."""
-        self._before, self._after = before, after
+        self.before, self.after = before, after
         self._openings = _Openings(before, len(after) - 2)
         self._many_bytes = _MANY * (len(before) + len(after))
-        self._around = 4 + len(before) + len(after)
-        self._short_text = _SHORT - self._around
-
-    def is_one(self, data: bytes) -> bool:
-        """Whether `data` is one chunk like this, and nothing else."""
-        text = len(data) - self._around
-        opening = self._openings[text if text <= self._short_text else text - 1]
-        return (
-            data.startswith(opening)
-            and data.endswith(self._after)
-            and _PLAIN(data, len(opening), len(data) - len(self._after)) is not None
-        )
 
     def skip(self, data: bytes, at: int) -> tuple[int, int]:
         """(where the first other chunk begins, how many like this came before it)."""
@@ -188,7 +183,7 @@ class Template:
     def _skip_many(self, data: bytes, at: int) -> tuple[int, int]:
         """All the chunks to the last end of an event, if it is them: take the texts from their places, put the chunks
         that they would make together again, and compare."""
-        before, after = self._before, self._after
+        before, after = self.before, self.after
         stop = data.rfind(after, at) + len(after)
         if stop < len(after):
             return at, 0
@@ -202,7 +197,7 @@ class Template:
         return stop, len(texts)
 
     def _skip_each(self, data: bytes, at: int) -> tuple[int, int]:
-        before, after = self._before, self._after
+        before, after = self.before, self.after
         lead, tail, total, count = len(before), len(after), len(data), 0
         get, starts, ends = _FRAMES.get, data.startswith, data.endswith
         while size := get(data[at : at + 4]) or get(data[at : at + 5]):

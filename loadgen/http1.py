@@ -5,6 +5,7 @@ connection. What would need more (a redirect, a compressed body, a proxy's quest
 """
 
 import re
+import sys
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
@@ -107,6 +108,13 @@ class Body(Protocol):
     def frames(self, data: bytes, at: int, arrived_ns: int) -> int:
         """May take whole chunks of `data` from `at` on itself; gives the position of the first that it leaves."""
 
+    def around_token(self) -> tuple[bytes, bytes] | None:
+        """What is before and after the text of a chunk, its CRLF included, that is one more token whatever the text, if
+        such chunks are known and one may come next."""
+
+    def tokens(self, instants: bytes) -> None:
+        """Takes tokens of that kind that were read elsewhere: when each came, as int64."""
+
 
 class Response:
     """Feed it what was read; it tells `body`. Raises HTTPError, Unusual, and what `body` raises."""
@@ -124,7 +132,7 @@ class Response:
 
     def feed(self, data: bytes, arrived_ns: int) -> None:
         self.begun = True
-        self.last_arrival_ns = arrived_ns
+        self.last_arrival_ns = arrived_ns = max(arrived_ns, self.last_arrival_ns)  # two clocks: ns of jitter
         if self._take is Response._take_size and not self._rest:
             if (at := self._body.frames(data, 0, arrived_ns)) == len(data):
                 return  # as most reads of a stream
@@ -140,6 +148,16 @@ class Response:
             if rest is None:  # it needs more
                 self._rest = before
                 return
+
+    def around_token(self) -> tuple[bytes, bytes] | None:
+        """As of the body, if a chunk may begin now."""
+        return self._body.around_token() if self._take is Response._take_size and not self._rest else None
+
+    def tokens(self, instants: bytes) -> None:
+        """The body's, which were read elsewhere."""
+        if instants:
+            self.last_arrival_ns = int.from_bytes(instants[-8:], sys.byteorder)
+            self._body.tokens(instants)
 
     def eof(self) -> bool:
         """The connection has ended: whether that is a proper end of the body."""

@@ -32,6 +32,7 @@ from loadgen.schedule import Schedule, ScheduledRequest
 from loadgen.sending import Cost, Job, Sender, bodies_of
 from loadgen.server import ServerInfo, clean_url, find_dialect, find_model
 from loadgen.shards import Shards, shards, split_cap
+from loadgen.sockets import reads_tokens
 from loadgen.spans import check as check_spans
 from loadgen.stats import seconds
 from loadgen.units import NS_PER_S
@@ -335,6 +336,7 @@ def _instrument(cost: Cost, report: SamplerReport | None, processes: list[dict[s
         "loop_delay_s": msgspec.to_builtins(seconds(cost.late_ns)),
         "waited_s": cost.waited_s,
         "stamped_by": cost.stamped_by,
+        "compiled": reads_tokens(),
         "cpu_s": cost.cpu_s,
         "max_rss_bytes": cost.max_rss_bytes,
         "sampler_period_s": report.period_s if report else None,

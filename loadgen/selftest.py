@@ -120,6 +120,7 @@ class Selftest(msgspec.Struct, frozen=True, kw_only=True):
     lag_s: Distribution
     loop_delay_s: Distribution | None
     stamped_by: StampedBy | None
+    compiled: bool | None
     errors: Errors
     server_late_s: Distribution
     """Of the test's own server: written - due. It is in no error."""
@@ -185,6 +186,7 @@ def judged(run: RunResult, truth: dict[str, Written], planned: Plan, processes: 
         lag_s=summary.schedule_lag_s,
         loop_delay_s=summary.instrument.loop_delay_s,
         stamped_by=summary.instrument.stamped_by,
+        compiled=summary.instrument.compiled,
         errors=errors(pairs),
         server_late_s=stats.seconds(late_ns for _, true in pairs for late_ns in _late_ns(true)),
         busy=_cpu_s(run) / summary.duration_s / processes if summary.duration_s else 0.0,

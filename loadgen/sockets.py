@@ -13,6 +13,11 @@ from loadgen.clock import anchor
 from loadgen.record import StampedBy
 from loadgen.units import NS_PER_S
 
+try:
+    from loadgen._tokens import Reader as Compiled
+except ImportError:  # not Linux, or no compiler when this was installed
+    Compiled = None  # type: ignore[assignment, misc]
+
 Ancillary = list[tuple[int, int, bytes]]
 
 SO_TIMESTAMPNS = 35
@@ -79,15 +84,18 @@ class Sockets:
 
     def __init__(self) -> None:
         self._poll = Poll()
-        self._ready: dict[int, Ready] = {}
+        self.tokens = Compiled(self._poll.fileno()) if reads_tokens() else None
+        """Reads the tokens of streams that are lent to it."""
+        self._told = self.tokens or _Told(self._poll)
         self._open: dict[int, socket.socket] = {}
         self._loop = asyncio.get_running_loop()
-        self._loop.add_reader(self._poll.fileno(), self._serve)
+        self._loop.add_reader(self._poll.fileno(), self._told.serve)
 
     def watch(self, sock: socket.socket, ready: Ready, writes: bool = False) -> None:
         fd = sock.fileno()
         self._poll.register(fd, _NEWS | WRITE if writes else _NEWS)
-        self._ready[fd], self._open[fd] = ready, sock
+        self._told.watch(fd, ready)
+        self._open[fd] = sock
 
     def again(self, sock: socket.socket, writes: bool = False) -> None:
         """Calls back if there is something to read even now, or, from now on, `writes`: room to write."""
@@ -96,7 +104,8 @@ class Sockets:
     def close_one(self, sock: socket.socket) -> None:
         if (fd := sock.fileno()) >= 0:
             self._poll.unregister(fd)
-            del self._ready[fd], self._open[fd]
+            self._told.forget(fd)
+            del self._open[fd]
             sock.close()
 
     def close(self) -> None:
@@ -106,7 +115,21 @@ class Sockets:
             self.close_one(sock)
         self._poll.close()
 
-    def _serve(self) -> None:
+
+class _Told:
+    """What of `Compiled` is needed where it cannot be had."""
+
+    def __init__(self, poll: "select.epoll | Selector") -> None:
+        self._poll = poll
+        self._ready: dict[int, Ready] = {}
+
+    def watch(self, fd: int, ready: Ready) -> None:
+        self._ready[fd] = ready
+
+    def forget(self, fd: int) -> None:
+        del self._ready[fd]
+
+    def serve(self) -> None:
         find = self._ready.get
         for fd, events in self._poll.poll(0, MANY):
             if ready := find(fd):  # one before it may have closed it
@@ -142,3 +165,8 @@ def _known(events: int) -> int:
 
 Poll = select.epoll if hasattr(select, "epoll") else Selector
 """gevent takes `select.epoll` away where it patches Python (locust); the client does not run there."""
+
+
+def reads_tokens() -> bool:
+    """Whether tokens are read by compiled code. Their times and records are the same without."""
+    return Compiled is not None and Poll is not Selector

@@ -157,6 +157,8 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True):
     """In which it was ready to run and other processes had the cores."""
     stamped_by: StampedBy | None = None
     """What says when tokens came. Not known of the folder of an older version."""
+    compiled: bool | None = None
+    """Whether compiled code was there to read tokens. Without, they cost more CPU."""
     cpu_s: float | None
     max_rss_bytes: int | None
     sampler_period_s: float | None

@@ -74,7 +74,7 @@ class Asked(Body, Protocol):
 class Connection:
     """One request at a time."""
 
-    __slots__ = ("_answer", "_connecting", "_over", "_pooled", "_receive", "_response", "_socket", "_sockets",
+    __slots__ = ("_answer", "_connecting", "_lent", "_over", "_pooled", "_receive", "_response", "_socket", "_sockets",
                  "_unsent", "_wire")  # fmt: skip
 
     def __init__(self, wire: "Wire", sock: socket.socket, sockets: Sockets, connecting: Address | None) -> None:
@@ -85,6 +85,8 @@ class Connection:
         self._answer: Asked
         self._over: Over = _nobody
         self._response: Response | None = None
+        self._lent = False
+        """Whether `Sockets.tokens` reads the tokens that come."""
         self._pooled = False
         """Whether it has been idle: the other side may have closed it since."""
         sockets.watch(sock, self._ready, writes=connecting is not None)
@@ -102,6 +104,7 @@ class Connection:
 
     def abort(self) -> None:
         """Of an exchange in progress nothing is told any more."""
+        self._take_back()
         self._over, self._response = _nobody, None
         self._sockets.close_one(self._socket)
 
@@ -131,6 +134,7 @@ class Connection:
         return True
 
     def _ready(self, events: int) -> None:
+        self._take_back()
         if self._connecting and not self._connected(self._connecting):
             return
         if events & WRITE and self._unsent:
@@ -143,19 +147,44 @@ class Connection:
             self._lost(str(err))
             return
         read_ns = monotonic_ns()
-        response = self._response
-        if not data or response is None:
-            self._lost("the server ended it")  # or sent bytes that nobody asked for
+        if not data or self._response is None:
+            self._lost(_ENDED)  # or it sent bytes that nobody asked for
             return
         if events & ENDED or len(data) == READ_BYTES:  # more may be left to read
             self._sockets.again(self._socket, writes=bool(self._unsent))
+        self._took(self._response, data, self._wire.clock.arrived_ns(ancillary, self._answer.sent_ns or 0, read_ns))
+
+    def _took(self, response: Response, data: bytes, arrived_ns: int) -> None:
         try:
-            response.feed(data, self._wire.clock.arrived_ns(ancillary, self._answer.sent_ns or 0, read_ns))
+            response.feed(data, arrived_ns)
         except Exception as err:  # whatever it is, it is this answer's alone: the other sockets are not told again
             self._end(response, err)
             return
         if response.complete:
             self._end(response, None)
+        elif (tokens := self._sockets.tokens) and (around := response.around_token()):
+            since_ns, last_ns = self._answer.sent_ns or 0, response.last_arrival_ns
+            tokens.take_over(self._socket.fileno(), *around, since_ns, last_ns, self._spilt)
+            self._lent = True
+
+    def _spilt(self, instants: bytes, data: bytes, arrived_ns: int, err: int) -> None:
+        """Tokens were read, and now something else, or the connection broke: reading is ours again."""
+        self._lent = False
+        assert self._response is not None
+        self._response.tokens(instants)
+        if not data:
+            self._lost(str(OSError(err, os.strerror(err))) if err else _ENDED)
+            return
+        if len(data) == READ_BYTES:
+            self._sockets.again(self._socket, writes=bool(self._unsent))
+        if arrived_ns < 0:
+            arrived_ns = self._wire.clock.arrived_ns([], 0, monotonic_ns())
+        self._took(self._response, data, arrived_ns)
+
+    def _take_back(self) -> None:
+        if self._lent and self._response and self._sockets.tokens:
+            self._lent = False
+            self._response.tokens(self._sockets.tokens.give_back(self._socket.fileno()))
 
     def _lost(self, why: str) -> None:
         if (response := self._response) is None:
@@ -181,6 +210,9 @@ class Connection:
             except (RequestError, ProtocolError, SSEError) as problem:
                 err = problem
         over(err)
+
+
+_ENDED = "the server ended it"
 
 
 def _nobody(_: Exception | None) -> None:
@@ -220,6 +252,12 @@ class _Reader:
 
     def frames(self, data: bytes, at: int, arrived_ns: int) -> int:
         return at
+
+    def around_token(self) -> None:
+        return None
+
+    def tokens(self, instants: bytes) -> None:
+        pass
 
     def end(self, arrived_ns: int) -> None:
         pass

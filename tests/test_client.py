@@ -9,6 +9,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,15 +23,20 @@ from loadgen.http1 import HTTPError
 from loadgen.openai_api import StreamEvent
 from loadgen.record import RequestRecord
 from loadgen.server import find_model
+from loadgen.sockets import reads_tokens
 from loadgen.wire import Page, plain
-from wire import DONE, END, GOOD, HEAD, ROLE, Step, Wire, chunk, token, wire
+from wire import DONE, END, GOOD, HEAD, ROLE, USAGE, Step, Wire, chunk, token, wire
 
 T = TypeVar("T")
 
 
-@pytest.fixture(params=["wire", "aiohttp"], autouse=True)
+@pytest.fixture(params=["compiled", "python", "aiohttp"], autouse=True)
 def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test of this file runs on both ways to a server."""
+    """Every test of this file runs on every way to a server."""
+    if request.param == "compiled" and not reads_tokens():
+        pytest.skip("loadgen._tokens is not compiled here")
+    if request.param == "python":
+        monkeypatch.setattr("loadgen.sockets.Compiled", None)
     if request.param == "aiohttp":
         monkeypatch.setattr("loadgen.client.plain", lambda *_: False)
     return str(request.param)
@@ -270,6 +276,48 @@ def test_a_failed_request_keeps_what_it_saw() -> None:
         2,
         "chunks",
     )
+
+
+SIX: Sequence[Step] = (HEAD, ROLE, *(step for word in "abcdef" for step in (token(word), 0.01)))
+"""Tokens in reads of their own: from the third or so on they are known by their shape."""
+
+
+@pytest.mark.parametrize(
+    ("end", "error", "chunks"),
+    [
+        ([token("g", '"length"'), USAGE, DONE, END], None, 7),
+        ([token("g")[:30], 0.02, token("g")[30:], token("h"), 0.02, token("i") + DONE + END], None, 9),
+        ([token("g") * 1000, DONE, END], None, 1006),
+        ([token("\\u00e9"), 0.01, token(""), 0.01, token("é"), 0.01, DONE, END], None, 8),
+        ([chunk(b'data: {"choi\n\n')], "protocol", 6),
+        ([chunk(b'data: {"error":{"message":"oom"}}\n\n')], "server", 6),
+        ([token("g")[:30], 0.02, "close"], "truncated", 6),
+        (["close"], "truncated", 6),
+        (["reset"], "truncated", 6),
+        ([60.0], "timeout", 6),
+    ],
+)  # fmt: skip
+def test_whatever_comes_after_some_tokens_they_and_it_are_in_the_record(
+    end: Sequence[Step], error: str | None, chunks: int
+) -> None:
+    (good, record), _ = one(lambda n: [*SIX, *end] if n else GOOD, times=2, timeout_s=0.5 if error == "timeout" else 5)
+    assert good.error is None
+    assert (record.error, len(record.chunk_ns)) == (error, chunks)
+    times = [record.sent_ns, *record.chunk_ns, record.finished_ns]
+    assert times == sorted(times, key=lambda t: t or 0)
+    assert all(b - a > 5_000_000 for a, b in pairwise(record.chunk_ns[:6])), "each has its own instant"
+
+
+def test_cancelled_among_tokens_it_keeps_them() -> None:
+    async def main() -> RequestRecord:
+        async with wire((*SIX, 60.0)) as server, Client(server.url, timeout_s=None) as client:
+            task = asyncio.create_task(sent(client))
+            await asyncio.sleep(0.3)
+            task.cancel()
+            return await task
+
+    record = on_uvloop(main())
+    assert (record.error, len(record.chunk_ns)) == ("cancelled", 6)
 
 
 def test_nobody_listens() -> None:

@@ -118,18 +118,6 @@ def test_many_at_once_are_as_many_as_one_by_one(words: list[str], noise: bytes, 
     assert shape.skip(stream, 0) == shape._skip_each(stream, 0)
 
 
-@given(
-    st.integers(0, 250) | st.integers(3900, 4100),
-    st.sampled_from([b"", b"x", b'"', b"\r\n", b"5\r\n", token("a"), token("a")[:9]]),
-    st.booleans(),
-)
-def test_a_chunk_alone_is_known_as_among_others(length: int, noise: bytes, before: bool) -> None:
-    shape = learn(b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n')
-    assert shape is not None
-    data = noise + token("x" * length) if before else token("x" * length) + noise
-    assert shape.is_one(data) == (shape.skip(data, 0) == (len(data), 1))
-
-
 @pytest.mark.parametrize(
     "event",
     [

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from loadgen import sockets
 from loadgen.client import Client
 from loadgen.clock import anchor
-from loadgen.sockets import READ, ROOM_FOR_A_STAMP, WRITE, ArrivalClock, Selector, Sockets
+from loadgen.sockets import READ, ROOM_FOR_A_STAMP, WRITE, ArrivalClock, Selector, Sockets, reads_tokens
 from test_client import on_uvloop
 from wire import END, HEAD, token
 
@@ -88,16 +88,20 @@ def test_a_stamp_from_before_the_clock_was_set_is_not_believed(off_ns: int, sent
         assert found == read_ns
 
 
-@pytest.fixture(params=["epoll", "selectors"])
-def on_either(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    if request.param == "epoll" and sockets.Poll is Selector:
-        pytest.skip("no epoll here")
+@pytest.fixture(params=["compiled", "epoll", "selectors"])
+def on_each(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    if request.param == "compiled" and not reads_tokens():
+        pytest.skip("loadgen._tokens is not compiled here")
+    if request.param == "epoll":
+        if sockets.Poll is Selector:
+            pytest.skip("no epoll here")
+        monkeypatch.setattr(sockets, "Compiled", None)
     if request.param == "selectors":
         monkeypatch.setattr(sockets, "Poll", Selector)
     return str(request.param)
 
 
-@pytest.mark.usefixtures("on_either")
+@pytest.mark.usefixtures("on_each")
 def test_what_came_before_a_reset_is_read_and_then_the_reset() -> None:
     heard: list[bytes | str] = []
 
@@ -124,7 +128,7 @@ def test_what_came_before_a_reset_is_read_and_then_the_reset() -> None:
     assert heard[:2] == [b"abc", b"def"]
 
 
-@pytest.mark.usefixtures("on_either")
+@pytest.mark.usefixtures("on_each")
 def test_writes_are_watched_only_while_they_are_wanted() -> None:
     heard: list[int] = []
 
@@ -149,7 +153,7 @@ def test_writes_are_watched_only_while_they_are_wanted() -> None:
     on_uvloop(main())
 
 
-@pytest.mark.usefixtures("on_either")
+@pytest.mark.usefixtures("on_each")
 def test_one_that_another_has_closed_is_not_called_any_more() -> None:
     async def main() -> int:
         calls = 0

@@ -83,6 +83,8 @@ def show(result: "Selftest", console: "Console") -> None:
     one_by_one, bulk = count(round(room.events_per_s)), count(round(room.bulk_events_per_s))
     say(f"\n  reached   {count(result.streams)} streams at once, {count(round(result.events_per_s))} events/s")
     say(f"  used      {percent(result.busy)} of a core in each of {result.processes} processes")
+    by = "compiled code" if result.compiled else "Python: not Linux, or no compiler when it was installed"
+    say(f"  read by   {by}")
     say(f"  waited    {percent(result.waited)} of the time for a core that others had")
     say(f"  one core  {one_by_one} events/s one by one: {count(round(room.streams))} such streams (estimates)")
     say(f"            {bulk} events/s many at once, {count(round(room.requests_per_s))} requests/s of one token\n")
