@@ -20,6 +20,7 @@ from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from time import monotonic, monotonic_ns, strftime
+from typing import Any
 
 import bench_table
 import numpy as np
@@ -204,11 +205,17 @@ class Cell:
         keys = self.rounds[0] if self.rounds else {}
         return {key: statistics.median(one[key] for one in self.rounds if key in one) for key in keys}
 
+    def ratios(self, ours: "Cell") -> dict[str, tuple[float, float, float]]:
+        """To ours of the same round: least, median, greatest. A machine whose speed changes does so for both."""
+        pairs = list(zip(self.rounds, ours.rounds, strict=False))  # the slower client has fewer when time is up
+        found = {key: sorted(a[key] / b[key] for a, b in pairs if b.get(key)) for key in bench_table.RATIOS}
+        return {key: (all_[0], statistics.median(all_), all_[-1]) for key, all_ in found.items() if all_}
+
 
 def measure(
     names: Sequence[str], clients: Sequence[str], rounds: int, minutes: float, binary: Path
 ) -> bench_table.Found:
-    """case -> client -> medians, in rounds over everything for as long as there is time."""
+    """case -> client -> medians and ratios to ours, in rounds over everything for as long as there is time."""
     deadline = monotonic() + minutes * 60
     cells: dict[tuple[str, str], Cell] = {}
     took: dict[tuple[str, str], float] = {}
@@ -227,12 +234,19 @@ def measure(
             _tell(name, client, cells[key], took[key])
     return {
         name: {
-            client: cell.medians() | {"rounds": len(cell.rounds)} if cell.rounds else {"failure": cell.failure}
+            client: _found(cell, cells.get((name, bench_table.OURS)))
             for (of, client), cell in cells.items()
             if of == name
         }
         for name in names
     }
+
+
+def _found(cell: Cell, ours: Cell | None) -> dict[str, Any]:
+    if not cell.rounds:
+        return {"failure": cell.failure}
+    ratios = {"ratios": cell.ratios(ours)} if ours and ours is not cell else {}
+    return cell.medians() | {"rounds": len(cell.rounds)} | ratios
 
 
 def _one_more(cell: Cell, client: str, name: str, binary: Path) -> Cell:

@@ -47,14 +47,16 @@ ROWS: list[tuple[str, str, str, str]] = [
 ]  # fmt: skip
 """Title, case, how to write a cell, and the number whose ratio to ours follows it."""
 
+RATIOS = sorted({ratio for *_, ratio in ROWS if ratio})
+
 
 def markdown(results: dict[str, Any]) -> str:
     """The machine, one table with a column a client, and who is missing."""
     clients = list(results["versions"])
     lines = [
         f"Measured {results['measured']} with `{results['command']}` on {results['machine']}. "
-        f"Ratios (×) are to {OURS}'s number in the same row. `-`: it says nothing of the kind, or was not asked, being "
-        "far too late with fewer streams; `no time`: ask for more `--minutes`.",
+        f"Ratios (×) are to {OURS}'s number of the same round: median [least, greatest]. `-`: it says nothing of the "
+        "kind, or was not asked, being far too late with fewer streams; `no time`: ask for more `--minutes`.",
         "",
         "| | " + " | ".join(f"{name} {results['versions'][name]}".strip() for name in clients) + " |",
         "|---" * (len(clients) + 1) + "|",
@@ -80,13 +82,16 @@ def _cell(found: dict[str, dict[str, Any]], name: str, form: str, ratio: str) ->
         text = form.format(**numbers)
     except KeyError:
         return "-"
-    ours = found.get(OURS, {}).get(ratio)
-    return f"{text} (×{numbers[ratio] / ours:.2g})" if ours and name != OURS else text
+    if of_rounds := numbers.get("ratios", {}).get(ratio):
+        least, median, greatest = of_rounds
+        text += f" (×{median:.2g})" if least == greatest else f" (×{median:.2g} [{least:.2g}, {greatest:.2g}])"
+    return text
 
 
 def _rounds(cases: Found) -> list[str]:
     counts = sorted({int(n["rounds"]) for found in cases.values() for n in found.values() if "rounds" in n})
-    return [f"* each number is the median of {counts[0]} to {counts[-1]} rounds"] if counts else []
+    several = " to ".join(map(str, dict.fromkeys((*counts[:1], *counts[-1:]))))
+    return [f"* each number is the median of {several} rounds"] if counts else []
 
 
 def machine(clients: Sequence[str]) -> dict[str, Any]:
