@@ -18,10 +18,21 @@ TURN_NS = 200_000
 """As long as this at a time, a sender that is behind its schedule may keep the loop from reading answers."""
 
 AWAKE_NS = 150_000
-"""The last stretch before an instant is waited out awake, reading answers: waking up takes a timerfd 50 to 150 us."""
+LEAST_AWAKE_NS, MOST_AWAKE_NS = 50_000, 1_000_000
+"""The last stretch before an instant is waited out awake, reading answers. Waking up takes a timerfd 50 to 150 us, more
+where others use the core, so the stretch begins as `AWAKE_NS` and is then as long as that takes (`awake_after`)."""
+
+_STEP_NS = 2_000
 
 SPIN_NS = 15_000
 """The end of that stretch: a turn of the loop would take longer."""
+
+
+def awake_after(awake_ns: int, late_ns: int) -> int:
+    """How long before the next instant to wake up, when waking up was just `late_ns` late: goes to where one in ten is
+    later, in steps (Robbins and Monro, A Stochastic Approximation Method, 1951)."""
+    step_ns = 9 * _STEP_NS if late_ns > awake_ns else -_STEP_NS
+    return min(max(awake_ns + step_ns, LEAST_AWAKE_NS), MOST_AWAKE_NS)
 
 
 class _Timespec(ctypes.Structure):
@@ -45,6 +56,7 @@ class Pacer:
         self._fd: int | None = None
         self._woken: asyncio.Future[None] | None = None
         self._turn_ns = monotonic_ns()
+        self._awake_ns = AWAKE_NS
 
     def __enter__(self) -> Self:
         if sys.platform == "linux":
@@ -73,9 +85,11 @@ class Pacer:
         while (left_ns := deadline_ns - monotonic_ns()) > SPIN_NS:
             if self._fd is None:
                 await asyncio.sleep(left_ns / NS_PER_S)
-            elif left_ns > AWAKE_NS:
-                await self._alarm(self._fd, deadline_ns - AWAKE_NS)
+            elif left_ns > self._awake_ns:
+                alarm_ns = deadline_ns - self._awake_ns
+                await self._alarm(self._fd, alarm_ns)
                 self._turn_ns = monotonic_ns()
+                self._awake_ns = awake_after(self._awake_ns, self._turn_ns - alarm_ns)
             else:
                 await asyncio.sleep(0)
         while monotonic_ns() < deadline_ns:
