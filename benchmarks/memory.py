@@ -3,7 +3,8 @@
     python benchmarks/memory.py --requests 1000000 --tokens 4
     python benchmarks/memory.py --requests 20000 --tokens 100
 
-The rest of a run holds no more than the schedule and what is in flight; `bench.py --only memory` measures that with it.
+The rest of a run holds no more than the schedule and what is in flight; the peak memory in the table of bench.py is
+that of whole runs.
 """
 
 import argparse
