@@ -82,6 +82,8 @@ class Pacer:
         """Breathes, too."""
         if monotonic_ns() - self._turn_ns > TURN_NS:
             await self.breathe()
+        if SPIN_NS < deadline_ns - monotonic_ns() <= self._awake_ns:  # no timer, so nothing says how late one is
+            self._awake_ns = awake_after(self._awake_ns, 0)
         while (left_ns := deadline_ns - monotonic_ns()) > SPIN_NS:
             if self._fd is None:
                 await asyncio.sleep(left_ns / NS_PER_S)

@@ -1,12 +1,15 @@
 """How early the pacer wakes up. What it does with that is in test_runner.py."""
 
+import asyncio
 import random
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.pacer import AWAKE_NS, LEAST_AWAKE_NS, MOST_AWAKE_NS, awake_after
+from loadgen.clock import monotonic_ns
+from loadgen.pacer import AWAKE_NS, LEAST_AWAKE_NS, MOST_AWAKE_NS, Pacer, awake_after
 
 US = 1_000
 
@@ -34,3 +37,19 @@ def test_it_is_within_its_bounds_whatever_happens(late_ns: list[int]) -> None:
 
 def test_one_long_stall_changes_little() -> None:
     assert awake_after(AWAKE_NS, 10**10) - AWAKE_NS < AWAKE_NS / 5
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="timerfd is Linux's")
+def test_it_does_not_stay_awake_for_good() -> None:
+    """After a bad time, at a rate at which instants are closer than what it had come to need."""
+
+    async def rounds() -> bool:
+        with Pacer() as pacer:
+            pacer._awake_ns = MOST_AWAKE_NS
+            for _ in range(5000):
+                await pacer.until(monotonic_ns() + MOST_AWAKE_NS // 2)
+                if pacer._awake_ns <= MOST_AWAKE_NS // 2:
+                    return True
+        return False
+
+    assert asyncio.run(rounds())
