@@ -90,8 +90,10 @@ def _cell(found: dict[str, dict[str, Any]], name: str, form: str, ratio: str) ->
 
 def _rounds(cases: Found) -> list[str]:
     counts = sorted({int(n["rounds"]) for found in cases.values() for n in found.values() if "rounds" in n})
-    several = " to ".join(map(str, dict.fromkeys((*counts[:1], *counts[-1:]))))
-    return [f"* each number is the median of {several} rounds"] if counts else []
+    if not counts:
+        return []
+    several = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    return [f"* each number is the median of {several} rounds"]
 
 
 def machine(clients: Sequence[str]) -> dict[str, Any]:

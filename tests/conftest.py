@@ -1,7 +1,12 @@
 import os
+import socket
+import time
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
+
+from loadgen.sockets import ArrivalClock
 
 # A busy machine is not a failing test.
 hypothesis.settings.register_profile("loadgen", deadline=None)
@@ -14,3 +19,12 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("OPENAI_") or name.lower().endswith("_proxy") or name == "CUDA_VISIBLE_DEVICES":
             monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="module")
+def stamping() -> Iterator[None]:
+    """The first socket that asks for stamps makes the kernel begin with them, soon: until then they tell of reading."""
+    with socket.socket() as first:
+        ArrivalClock().start(first)
+        time.sleep(0.2)
+        yield

@@ -191,22 +191,6 @@ def test_each_request_has_its_own_time_limit() -> None:
     assert (first.finished_ns or 0) < (second.finished_ns or 0) - 50_000_000
 
 
-def test_cancelled_on_a_kept_connection_is_a_record() -> None:
-    async def main() -> RequestRecord:
-        async with (
-            wire(lambda n: (HEAD, token("a"), 60.0) if n else GOOD) as server,
-            Client(server.url, timeout_s=None) as client,
-        ):
-            await sent(client)
-            task = asyncio.create_task(sent(client))
-            await asyncio.sleep(0.1)
-            task.cancel()
-            return await task
-
-    record = on_uvloop(main())
-    assert (record.error, len(record.chunk_ns)) == ("cancelled", 1)
-
-
 def test_a_fault_of_our_own_in_one_answer_is_a_record_and_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
     parse = answer.parse_event
 
@@ -308,18 +292,6 @@ def test_whatever_comes_after_some_tokens_they_and_it_are_in_the_record(
     assert all(b - a > 5_000_000 for a, b in pairwise(record.chunk_ns[:6])), "each has its own instant"
 
 
-def test_cancelled_among_tokens_it_keeps_them() -> None:
-    async def main() -> RequestRecord:
-        async with wire((*SIX, 60.0)) as server, Client(server.url, timeout_s=None) as client:
-            task = asyncio.create_task(sent(client))
-            await asyncio.sleep(0.3)
-            task.cancel()
-            return await task
-
-    record = on_uvloop(main())
-    assert (record.error, len(record.chunk_ns)) == ("cancelled", 6)
-
-
 def test_nobody_listens() -> None:
     async def main() -> RequestRecord:
         async with Client("http://127.0.0.1:1/v1", timeout_s=5) as client:
@@ -348,16 +320,27 @@ def test_a_fresh_connection_that_dies_is_not_tried_twice() -> None:
     assert len(server.requests) == 1
 
 
-def test_cancelled_is_a_record() -> None:
+@pytest.mark.parametrize(
+    ("begun", "after_s", "kept", "chunks"),
+    [((HEAD, token("a")), 0.1, False, 1), ((HEAD, token("a")), 0.1, True, 1), (SIX, 0.3, False, 6)],
+)
+def test_cancelled_is_a_record(begun: Sequence[Step], after_s: float, kept: bool, chunks: int) -> None:
+    """On a new connection or a kept one, and with the tokens so far."""
+
     async def main() -> RequestRecord:
-        async with wire((HEAD, token("a"), 60.0)) as server, Client(server.url, timeout_s=None) as client:
+        async with (
+            wire(lambda n: GOOD if kept and n == 0 else (*begun, 60.0)) as server,
+            Client(server.url, timeout_s=None) as client,
+        ):
+            if kept:
+                await sent(client)
             task = asyncio.create_task(sent(client))
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(after_s)
             task.cancel()
             return await task
 
     record = on_uvloop(main())
-    assert (record.error, len(record.chunk_ns)) == ("cancelled", 1)
+    assert (record.error, len(record.chunk_ns)) == ("cancelled", chunks)
 
 
 def test_a_body_that_no_socket_takes_at_once_arrives_whole() -> None:

@@ -5,7 +5,7 @@ import socket
 import struct
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from hypothesis import given
@@ -20,15 +20,7 @@ from wire import END, HEAD, token
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="only Linux stamps what it receives")
 MS = 1_000_000
-
-
-@pytest.fixture(scope="module", autouse=True)
-def stamping() -> Iterator[None]:
-    """The first socket that asks for stamps makes the kernel begin with them, soon: until then they tell of reading."""
-    with socket.socket() as first:
-        ArrivalClock().start(first)
-        time.sleep(0.2)
-        yield
+pytestmark = pytest.mark.usefixtures("stamping")
 
 
 @linux

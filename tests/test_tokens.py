@@ -27,6 +27,7 @@ from loadgen._tokens import Reader
 found = learn(b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n')
 assert found is not None
 SHAPE: Template = found
+pytestmark = pytest.mark.usefixtures("stamping")
 
 
 @dataclass
@@ -72,15 +73,6 @@ def reading() -> Iterator[Reading]:
         one.lend()
         yield one
         reader.forget(near.fileno())
-
-
-@pytest.fixture(scope="module", autouse=True)
-def stamping() -> Iterator[None]:
-    """See test_sockets."""
-    with socket.socket() as first:
-        ArrivalClock().start(first)
-        time.sleep(0.2)
-        yield
 
 
 def heard(data: bytes) -> int | None:
