@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 
 .PHONY: demo test test-engines compose-smoke check fmt bench bench-attribution clean
 
-$(VENV)/.installed: pyproject.toml hatch_build.py loadgen/_tokens.c
+$(VENV)/.installed: pyproject.toml hatch_build.py loadgen/client/_token_reader.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 		|| { echo "loadgen needs Python 3.11 or newer; run: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 2; }
 	$(PYTHON) -m venv $(VENV)
@@ -28,7 +28,7 @@ test-engines: $(VENV)/.installed-check  ## one suite against every engine that c
 	LOADGEN_ENGINES=all $(BIN)/python -m pytest tests/engines
 
 compose-smoke: $(VENV)/.installed-check  ## docker-compose.yml for real, with stand-ins for its images: root, docker.io, docker-compose, debootstrap
-	$(BIN)/python tests/compose/smoke.py
+	$(BIN)/python tests/deploy/smoke.py
 
 check: $(VENV)/.installed-check  ## lint, types, layers
 	$(BIN)/ruff check .
@@ -40,13 +40,13 @@ fmt: $(VENV)/.installed-check
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed  ## loadgen and the peers of benchmarks/install_peers.sh side by side, about 8 minutes; ARGS=--publish writes docs/
-	PYTHONPATH=. $(BIN)/python benchmarks/bench.py $(ARGS)
+bench: $(VENV)/.installed  ## loadgen and the peers of benchmarks/instrument/install_peers.sh side by side, about 8 minutes; ARGS=--publish writes docs/
+	$(BIN)/python -m benchmarks.instrument.compare_clients $(ARGS)
 
 bench-attribution: $(VENV)/.installed  ## every method's error per request against the simulator's own account, about 10 min
-	PYTHONPATH=. $(BIN)/python benchmarks/attribution.py --seconds 300
-	PYTHONPATH=. $(BIN)/python benchmarks/attribution_speed.py
-	PYTHONPATH=. $(BIN)/python benchmarks/sampler_cost.py --stand-in 1
+	$(BIN)/python -m benchmarks.accuracy.attribution_oracle --seconds 300
+	$(BIN)/python -m benchmarks.accuracy.attribution_speed
+	$(BIN)/python -m benchmarks.instrument.sampler_cost --stand-in 1
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .compose-smoke

@@ -1,4 +1,4 @@
-"""Compiles loadgen/_tokens.c where that can be done. loadgen works without, and takes more CPU."""
+"""Compiles loadgen/client/_token_reader.c where that can be done. loadgen works without, and takes more CPU."""
 
 import os
 import shlex
@@ -10,7 +10,7 @@ from typing import Any
 
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
-COMPILED = "loadgen/_tokens.abi3.so"
+COMPILED = "loadgen/client/_token_reader.abi3.so"
 
 
 class Compile(BuildHookInterface):
@@ -19,7 +19,7 @@ class Compile(BuildHookInterface):
             return
         compiler = shlex.split(os.environ.get("CC", "cc"))
         command = [*compiler, "-O2", "-shared", "-fPIC", "-I", sysconfig.get_path("include"),
-                   "-o", COMPILED, "loadgen/_tokens.c"]  # fmt: skip
+                   "-o", COMPILED, "loadgen/client/_token_reader.c"]  # fmt: skip
         try:
             subprocess.run(command, cwd=self.root, check=True)
         except (OSError, subprocess.CalledProcessError) as err:

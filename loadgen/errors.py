@@ -7,3 +7,10 @@ the world not being as asked, is a `LoadgenError`: the command line prints it as
 
 class LoadgenError(Exception):
     """What happened, where, and what to do about it, in one line."""
+
+
+class MeterError(Exception):
+    """A source that cannot be opened, or a reading that failed: the reason, in one line.
+
+    While a run goes on the sampler counts it and tries again; the run has a gap.
+    """

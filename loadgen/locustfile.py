@@ -11,7 +11,7 @@ if sys.path[0] == str(Path(__file__).parent):
     # Locust puts a locustfile's folder first on the path, where our `trace` and `profile` would hide Python's own.
     sys.path[0] = str(Path(__file__).parents[1])
 
-from loadgen.locust.course import listen
+from loadgen.locust.hooks import listen
 from loadgen.locust.users import ChatUser, CodeUser, TraceReplay
 
 __all__ = ["ChatUser", "CodeUser", "TraceReplay"]

@@ -72,3 +72,6 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def response_ns(self) -> int | None:
         """finished - scheduled: what a user who arrived on schedule waited, however late the client was."""
         return None if self.finished_ns is None else self.finished_ns - self.scheduled_ns
+
+
+SLO_METRICS = ("ttft", "tpot", "e2el")

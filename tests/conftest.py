@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-from loadgen.sockets import ArrivalClock
+from loadgen.client.socket_poller import ArrivalClock
 
 # A busy machine is not a failing test.
 hypothesis.settings.register_profile("loadgen", deadline=None)

@@ -23,12 +23,12 @@ def compare(ctx: click.Context, runs: tuple[Path, ...], gates: tuple[str, ...], 
     import msgspec
     from rich.console import Console
 
-    from loadgen import rundir
-    from loadgen.analyse import analyse
     from loadgen.report import compare as view
-    from loadgen.report.facts import summary_of
+    from loadgen.report.run_facts import summary_of
+    from loadgen.results import run_folder
+    from loadgen.results.summarize import analyse
 
-    results = [analyse(rundir.read(run)) for run in runs]
+    results = [analyse(run_folder.read(run)) for run in runs]
     summaries = [summary_of(result) for result in results]
     paths = view.known_paths(summaries)
     verdicts = [v for text in gates for v in view.check(view.parse_gate(text, paths), summaries)]

@@ -10,9 +10,9 @@ from loadgen.errors import LoadgenError
 if TYPE_CHECKING:  # numpy and rich are imported when a command runs, not when help is printed
     from rich.console import Console
 
-    from loadgen.bins import CountedPairs
-    from loadgen.profiles import EnergyProfile, Hardware, Model
-    from loadgen.rundir import RunResult
+    from loadgen.energy_model.profiles import EnergyProfile, Hardware, Model
+    from loadgen.results.run_folder import RunResult
+    from loadgen.workload.token_bins import CountedPairs
 
 POSITIVE = click.FloatRange(min=0, min_open=True)
 BINS_SHOWN = 10
@@ -55,7 +55,7 @@ def estimate(
     """
     import json
 
-    from loadgen.profiles import read_energy_profile
+    from loadgen.energy_model.profiles import read_energy_profile
 
     profile = read_energy_profile(profile_name)
     pairs = _pairs(trace)
@@ -78,8 +78,8 @@ def estimate(
 
 
 def _pairs(name: str) -> "CountedPairs":
-    from loadgen.bins import count_pairs
     from loadgen.cli.trace import length_chunks
+    from loadgen.workload.token_bins import count_pairs
 
     return count_pairs(length_chunks(name))
 
@@ -88,7 +88,7 @@ def _shapes(
     profile: "EnergyProfile", hardware: str | None, model: str | None
 ) -> "tuple[Hardware | None, Model | None]":
     """What the FLOPs bound needs; None where the profile's own names have no file."""
-    from loadgen.profiles import read_hardware, read_model
+    from loadgen.energy_model.profiles import read_hardware, read_model
 
     for what, asked, own in (("GPU", hardware, profile.gpu), ("model", model, profile.model)):
         if asked is not None and Path(asked).stem != own:
@@ -118,7 +118,7 @@ def _answer(
 ) -> dict[str, Any]:
     import msgspec
 
-    from loadgen.estimate import JOULES_PER_KWH, bin_shares, estimates, surface
+    from loadgen.energy_model.estimate import JOULES_PER_KWH, bin_shares, estimates, surface
 
     found = estimates(pairs, profile, batch, *shapes)
     requests = int(pairs.counts.sum())
@@ -151,10 +151,10 @@ def _answer(
 
 
 def _run(path: Path, profile: "EnergyProfile") -> "RunResult":
-    from loadgen import rundir
-    from loadgen.analyse import analyse
+    from loadgen.results import run_folder
+    from loadgen.results.summarize import analyse
 
-    run = analyse(rundir.read(path))
+    run = analyse(run_folder.read(path))
     assert run.summary is not None
     if not run.summary.energy.valid or run.summary.energy.attributed_joules is None:
         reasons = "; ".join(run.summary.energy.reasons) or "no energy was measured"
@@ -178,7 +178,7 @@ def _together(run: "RunResult") -> float:
     """
     import numpy as np
 
-    from loadgen.estimate import mean_overlap
+    from loadgen.energy_model.estimate import mean_overlap
 
     spans = [(r.sent_ns, r.finished_ns) for r in run.records if r.sent_ns is not None and r.finished_ns is not None]
     decoded = [(r.chunk_ns[0], r.chunk_ns[-1]) for r in run.records if len(r.chunk_ns) > 1]
@@ -195,8 +195,8 @@ def _beside(
     """The same methods on exactly the requests that the run completed, over what it measured while they were there."""
     import numpy as np
 
-    from loadgen.bins import count_pairs
-    from loadgen.estimate import estimates
+    from loadgen.energy_model.estimate import estimates
+    from loadgen.workload.token_bins import count_pairs
 
     done = [
         (request.input_tokens, request.output_tokens)

@@ -11,13 +11,14 @@ import numpy as np
 
 from loadgen.clock import monotonic_ns
 from loadgen.energy.amd import open_amd
-from loadgen.energy.cpu import CpuEstimate
-from loadgen.energy.meter import EnergyMeter, MeterError, PowerTrack
+from loadgen.energy.cpu_estimate import CpuEstimate
+from loadgen.energy.meter import EnergyMeter, PowerTrack
 from loadgen.energy.nvml import NvmlMeter, open_nvml
 from loadgen.energy.rapl import RaplMeter
 from loadgen.energy.remote import RemoteMeter
 from loadgen.energy.sampler import Sampler, SamplerReport
 from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries, series_by_domain
+from loadgen.errors import MeterError
 from loadgen.units import s_from_ns
 
 POWER_POLL_S = 0.02

@@ -11,15 +11,15 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadgen.cli.replay import DEFAULT_URL
+from loadgen.cli.options import DEFAULT_URL
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
-    from loadgen.cells import Bin
+    from loadgen.client.server_probe import ServerInfo
     from loadgen.energy.meter import EnergyMeter
-    from loadgen.profile import Effort
-    from loadgen.profiles import Cell, EnergyProfile
-    from loadgen.server import ServerInfo
+    from loadgen.energy_model.measure import Effort
+    from loadgen.energy_model.profiles import Cell, EnergyProfile
+    from loadgen.energy_model.waves import Bin
 
 BINS = "32,128,512,2048,4096,8192x8,32,128,512,1024"
 POSITIVE = click.FloatRange(min=0, min_open=True)
@@ -74,7 +74,7 @@ def profile(bins: str, batch: str, out: Path, virtual_time: bool, serve: str | N
     else:
         with ExitStack() as stack:
             if serve:
-                from loadgen.serve import served
+                from loadgen.servers.launcher import served
 
                 given["base_url"] = stack.enter_context(served(serve, "--max-num-seqs", str(max(batches))))
             made = asyncio.run(_live(grid, batches, out, given, lambda line: click.echo(line, err=True)))
@@ -86,7 +86,7 @@ def profile(bins: str, batch: str, out: Path, virtual_time: bool, serve: str | N
 
 def parse_bins(text: str) -> "list[Bin]":
     """`32,128x8,64 4096x512`: grids, each input length with each output length. LoadgenError when it is not that."""
-    from loadgen.cells import Bin
+    from loadgen.energy_model.waves import Bin
 
     found: list[Bin] = []
     for grid in text.split():
@@ -113,9 +113,9 @@ def _note(text: str) -> tuple[str, str]:
 
 
 def _write(out: Path, made: "EnergyProfile") -> None:
-    from loadgen.profile import journal_path
-    from loadgen.profiles import energy_profile_json
-    from loadgen.trace import replacing
+    from loadgen.energy_model.measure import journal_path
+    from loadgen.energy_model.profiles import energy_profile_json
+    from loadgen.workload.trace import replacing
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -129,8 +129,8 @@ def _write(out: Path, made: "EnergyProfile") -> None:
 
 def _virtual(grid: "list[Bin]", batches: list[int], given: dict[str, Any]) -> "EnergyProfile":
     from loadgen import __version__
-    from loadgen.profiles import EnergyProfile, read_hardware, read_model
-    from loadgen.simulator.cells import WAVES, simulated_cells
+    from loadgen.energy_model.profiles import EnergyProfile, read_hardware, read_model
+    from loadgen.simulator.virtual_profile import WAVES, simulated_cells
 
     hardware, model = read_hardware(given["gpu_name"]), read_model(given["model"])
     _check_fits(grid, model.context_tokens, model.name)
@@ -156,13 +156,12 @@ def _virtual(grid: "list[Bin]", batches: list[int], given: dict[str, Any]) -> "E
 async def _live(
     grid: "list[Bin]", batches: list[int], out: Path, given: dict[str, Any], say: Callable[[str], None]
 ) -> "EnergyProfile":
-    from loadgen import profile
-    from loadgen.client import Client
-    from loadgen.energy.discover import open_meter
-    from loadgen.lengths import vocabularies
-    from loadgen.profiles import EnergyProfile
-    from loadgen.replay import beside
-    from loadgen.server import find_dialect, find_model
+    from loadgen.client.client import Client
+    from loadgen.client.server_probe import find_dialect, find_model
+    from loadgen.client.token_counts import vocabularies
+    from loadgen.energy.choose import open_meter, source_beside
+    from loadgen.energy_model import measure
+    from loadgen.energy_model.profiles import EnergyProfile
 
     async with Client(given["base_url"], api_key=given["api_key"], timeout_s=600) as client:
         server = await find_model(client, given["served_model"])
@@ -170,7 +169,9 @@ async def _live(
         server = replace(server, dialect=dialect)
         _check_fits(grid, server.max_model_len, server.model)
         source, words = await vocabularies(client, server, given["endpoint"], {"chat"}, given["tokenizer"], {})
-        choice = beside(server, given["energy"])
+        choice = source_beside(
+            server.base_url, given["energy"], simulated_at=server.root_url if server.simulated else None
+        )
         if choice is None:
             raise LoadgenError("the server is on another host: say where its energy is read, with --energy URL")
         meter, reasons = await asyncio.to_thread(open_meter, choice)
@@ -178,19 +179,19 @@ async def _live(
             raise LoadgenError("no energy to measure: " + "; ".join(reasons))
         # Not --seed: the same prompts sent twice to one server are what a prefix cache waits for.
         prompt_seed = secrets.randbits(63)
-        bench = profile.Bench(client, server, given["endpoint"], {}, words["chat"], prompt_seed)
+        bench = measure.Bench(client, server, given["endpoint"], {}, words["chat"], prompt_seed)
         effort = _effort(given)
         measured_on = {"model": server.model, "engine": server.engine, "endpoint": given["endpoint"]}
-        path = profile.journal_path(out)
-        before = profile.read_journal(path, measured_on)
+        path = measure.journal_path(out)
+        before = measure.read_journal(path, measured_on)
         have = {(cell.input, cell.output, cell.batch) for cell in before}
-        spots = profile.plan(grid, batches, given["seed"])
+        spots = measure.plan(grid, batches, given["seed"])
         left = [spot for spot in spots if (*spot.lengths, spot.batch) not in have]
         if before:
             say(f"{path}: {len(spots) - len(left)} of {len(spots)} cells are there already")
         try:
-            with profile.journal(path, measured_on, before) as keep:
-                cells, idle_w = await profile.measure(left, bench, meter, effort, keep, say)
+            with measure.journal(path, measured_on, before) as keep:
+                cells, idle_w = await measure.measure(left, bench, meter, effort, keep, say)
         finally:
             await asyncio.to_thread(meter.close)
     every = _asked(before + cells, spots)
@@ -239,7 +240,7 @@ def _asked(cells: "list[Cell]", spots: list[Any]) -> "list[Cell]":
 
 
 def _effort(given: dict[str, Any]) -> "Effort":
-    from loadgen.profile import Effort
+    from loadgen.energy_model.measure import Effort
 
     return Effort(
         **{key: given[key] for key in ("within", "repeat_s", "max_repeats", "cap_s", "settle_s", "static", "budget_s")}

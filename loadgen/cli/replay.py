@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loadgen.cli.options import DEFAULT_URL, POSITIVE
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
-    from loadgen.replay import Options
-    from loadgen.rundir import RunResult
-    from loadgen.schedule import Schedule
-
-DEFAULT_URL = "http://localhost:8000/v1"
+    from loadgen.results.run_folder import RunResult
+    from loadgen.run.replay import Options
+    from loadgen.workload.schedule import Schedule
 
 
 class KeyValue(click.ParamType[tuple[str, str]]):
@@ -44,9 +43,6 @@ class Slo(KeyValue):
         except ValueError:
             pass
         return self.fail(f"{limit!r} is not a number of milliseconds above 0", param, ctx)
-
-
-POSITIVE = click.FloatRange(min=0, min_open=True, max=1e9, clamp=False)
 
 
 @click.command()
@@ -180,9 +176,10 @@ def replay(
     """  # fmt: skip
     from rich.console import Console
 
-    from loadgen.replay import replay as run
-    from loadgen.report.live import view
-    from loadgen.serve import served
+    from loadgen.report.progress_view import view
+    from loadgen.report.write import finish
+    from loadgen.run.replay import replay as run
+    from loadgen.servers.launcher import served
 
     plan: dict[str, Any] = {"rps": rps, "arrival": arrival, "burstiness": burstiness, "scale": scale, "shape": shape}
     ends: dict[str, Any] = {"seed": seed, "duration_s": duration, "num_requests": num_requests}
@@ -201,7 +198,8 @@ def replay(
             model = ("--model", given["model"]) if given["model"] else ()
             given["base_url"] = stack.enter_context(served(serve, *model))
         options = _options(out, asked, **given)
-        result = run(schedule, options, view("none" if as_json else ui, messages, title=asked["trace"]))
+        run(schedule, options, view("none" if as_json else ui, messages, title=asked["trace"]))
+    result = finish(out, schedule)
     _show(result, out, as_json)
     if result.info.stopped_by in ("interrupted", "aborted"):
         sys.exit(130)
@@ -209,9 +207,9 @@ def replay(
 
 def _trace(trace: Path, *, shape: str | None, **plan: Any) -> "tuple[Schedule, dict[str, Any]]":
     """The plan of one trace, and what was asked for, for run.json."""
-    from loadgen.arrivals import points_of
-    from loadgen.schedule import build
-    from loadgen.trace import read_trace
+    from loadgen.workload.arrivals import points_of
+    from loadgen.workload.schedule import build
+    from loadgen.workload.trace import read_trace
 
     schedule = build(read_trace(trace), shape=points_of(shape) if shape else None, **plan)
     return schedule, {"trace": str(trace), **plan, "shape": shape}
@@ -221,7 +219,7 @@ def _streams(file: Path | None, names: tuple[str, ...], **ends: Any) -> "tuple[S
     """The same of streams."""
     import msgspec
 
-    from loadgen.streams import chosen, plan
+    from loadgen.workload.streams import chosen, plan
 
     if file and file.suffix != ".toml":
         raise LoadgenError(f"{file} and --stream: give a trace, or streams; a trace is a stream as NAME={file}:RATE")
@@ -249,8 +247,8 @@ def _default_out(trace: str) -> Path:
 def _options(out: Path, asked: dict[str, Any], **given: Any) -> "Options":
     import msgspec
 
-    from loadgen.replay import Options
-    from loadgen.server import clean_url
+    from loadgen.client.server_probe import clean_url
+    from loadgen.run.replay import Options
 
     try:
         extra = msgspec.json.decode(given["extra_body"], type=dict[str, Any])
@@ -299,9 +297,9 @@ def _options(out: Path, asked: dict[str, Any], **given: Any) -> "Options":
 def _show(result: "RunResult", out: Path, as_json: bool) -> None:
     from rich.console import Console
 
-    from loadgen.report import text
+    from loadgen.report import terminal
 
     if as_json:
         click.echo((out / "summary.json").read_text(), nl=False)
         return
-    text.render(result, Console(), out)
+    terminal.render(result, Console(), out)

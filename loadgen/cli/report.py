@@ -10,11 +10,11 @@ def report(run: Path, as_json: bool) -> None:
     """Analyse the run folder RUN again: its attribution, summary.json and report.html are made anew."""
     from rich.console import Console
 
-    from loadgen.replay import finish
-    from loadgen.report import text
+    from loadgen.report import terminal
+    from loadgen.report.write import finish
 
     result = finish(run)
     if as_json:
         click.echo((run / "summary.json").read_text(), nl=False)
     else:
-        text.render(result, Console(), run)
+        terminal.render(result, Console(), run)

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING
 
 import click
 
-from loadgen.cli.replay import POSITIVE
+from loadgen.cli.options import POSITIVE
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.table import Table
 
-    from loadgen.selftest import Selftest
+    from loadgen.run.selftest import Selftest
 
 
 @click.command()
@@ -48,10 +48,10 @@ def selftest(
     import msgspec
     from rich.console import Console
 
-    from loadgen import schedule as plans
-    from loadgen import selftest as tests
-    from loadgen.report.live import view
-    from loadgen.trace import read_trace
+    from loadgen.report.progress_view import view
+    from loadgen.run import selftest as tests
+    from loadgen.workload import schedule as plans
+    from loadgen.workload.trace import read_trace
 
     source = read_trace(trace) if trace else tests.even_trace()
     mean_out = sum(request.output_tokens for request in source.requests) / len(source.requests)
@@ -70,8 +70,8 @@ def selftest(
 
 
 def show(result: "Selftest", console: "Console") -> None:
-    from loadgen.instrument import MAX_LATE_P99_S
     from loadgen.report.format import count, number, percent, seconds
+    from loadgen.results.timekeeping import MAX_LATE_P99_S
 
     def say(text: str, style: str = "") -> None:
         console.print(text, style=style, highlight=False, markup=False, soft_wrap=True)
@@ -100,7 +100,7 @@ def _lateness(result: "Selftest") -> "Table":
     from rich.table import Table
 
     from loadgen.report.format import seconds
-    from loadgen.summary import Distribution
+    from loadgen.results.summary import Distribution
 
     table = Table(box=None, pad_edge=False, padding=(0, 2), header_style="dim")
     for i, heading in enumerate(("", "p50", "p99", "max", "")):

@@ -7,20 +7,13 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from loadgen import recipe as recipes
+from loadgen.cli.options import knobs
 from loadgen.errors import LoadgenError
+from loadgen.servers import recipe as recipes
 from loadgen.simulator.faults import MEANING
 
 EVERY = ("name", "host", "port", "model", "knob", "python", "show", "exit_with_parent")
 """Options that mean something for every server; the others are the simulator's."""
-
-
-def knobs(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
-    """KEY=VALUE, where the value may hold anything: some are JSON."""
-    pairs = [one.partition("=") for one in given]
-    if bad := [key for key, mark, _ in pairs if not mark or not key.strip()]:
-        raise click.BadParameter(f"{bad[0]!r} is not KEY=VALUE")
-    return {key.strip(): value for key, _, value in pairs}
 
 
 @click.command(epilog="Kinds of --fault: " + "; ".join(f"{kind}: {meaning}" for kind, meaning in MEANING.items()) + ".")
@@ -89,7 +82,7 @@ def serve(
         return
     if name != "sim":
         _check_options(ctx, recipe)
-        from loadgen import serve as servers
+        from loadgen.servers import launcher as servers
 
         servers.run(
             recipe,
@@ -127,9 +120,9 @@ def _simulate(
 ) -> None:
     """options: hardware, seed, api_key and otlp_traces_endpoint, under the server's own names."""
     from loadgen.simulator.app import COUNTER_KEEPS_S, ServerOptions, run
+    from loadgen.simulator.cost_model import CounterOptions
     from loadgen.simulator.engine import EngineOptions
     from loadgen.simulator.faults import parse_faults
-    from loadgen.simulator.power import CounterOptions
     from loadgen.units import NS_PER_MS
 
     engine = EngineOptions(max_num_seqs, max_num_batched_tokens, prefix_caching, kv_cache_tokens, tensor_parallel)

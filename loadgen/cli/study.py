@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from loadgen.cli.serve import knobs
+from loadgen.cli.options import knobs
 
 
 @click.command()
@@ -38,14 +38,14 @@ def study(
     loadgen study studies/frameworks.toml --plan
     loadgen study studies/online.toml --model ~/weights/llama-3.1-8b --python ~/vllm/bin/python
     """  # fmt: skip
-    from loadgen import matrix
+    from loadgen.study import spec
 
-    overrides = matrix.Overrides(models=list(models), knobs=knob, python=python)
+    overrides = spec.Overrides(models=list(models), knobs=knob, python=python)
     if only_plan:
-        for cell in matrix.plan(matrix.read_study(file, overrides)):
+        for cell in spec.plan(spec.read_study(file, overrides)):
             click.echo(cell.name)
         return
-    from loadgen import study as studies
+    from loadgen.study import runner as studies
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without one
     folder = out or Path("runs") / f"study-{file.stem}"

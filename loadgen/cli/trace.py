@@ -15,9 +15,9 @@ from loadgen.errors import LoadgenError
 if TYPE_CHECKING:  # numpy and rich are imported when a command runs, not when help is printed
     from rich.console import RenderableType
 
-    from loadgen.bins import CountedPairs, Pairs, TokenBins
-    from loadgen.describe import Counts, Description
-    from loadgen.trace import Format
+    from loadgen.workload.token_bins import CountedPairs, Pairs, TokenBins
+    from loadgen.workload.trace import Format
+    from loadgen.workload.trace_stats import Counts, Description
 
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="The file to write.")
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace --out if it exists with other content.")
@@ -50,8 +50,8 @@ def import_(file: Path, out: Path, format_: "Format | None", workload: str | Non
 
     Read are Azure CSV (2023 and 2024), BurstGPT CSV and Mooncake JSONL. Rows of 0 tokens are dropped and counted.
     """
-    from loadgen.columns import iter_columns, write_columns
-    from loadgen.trace import check_workload
+    from loadgen.workload.trace import check_workload
+    from loadgen.workload.trace_columns import iter_columns, write_columns
 
     check_workload(workload)
     dropped: Counter[str] = Counter()
@@ -91,8 +91,8 @@ def fit(
 
     TRACE is in any format that import reads. Its lengths are kept beside --out while the bins are made.
     """
-    from loadgen.bins import fit, to_json
-    from loadgen.trace import check_rereadable, file_sha256, replacing
+    from loadgen.workload.token_bins import fit, to_json
+    from loadgen.workload.trace import check_rereadable, file_sha256, replacing
 
     check_rereadable(file)
     stated = {key: value for key, value in (("source", source), ("licence", licence), ("cite", cite)) if value}
@@ -120,7 +120,7 @@ def _twice(file: Path, format_: "Format | None", spool: IO[bytes]) -> "Callable[
     """The trace's lengths, parsed the first time; after that from `spool`, 8 bytes a request."""
     import numpy as np
 
-    from loadgen.columns import iter_columns
+    from loadgen.workload.trace_columns import iter_columns
 
     parsed = False
 
@@ -168,11 +168,11 @@ def sample(
     """
     from numpy.random import SeedSequence, default_rng
 
-    from loadgen.arrivals import offsets
-    from loadgen.bins import read_bins
-    from loadgen.bins import sample as draw
-    from loadgen.paths import profile_path
-    from loadgen.trace import TraceRequest, check_workload, write_trace
+    from loadgen.files import profile_path
+    from loadgen.workload.arrivals import offsets
+    from loadgen.workload.token_bins import read_bins
+    from loadgen.workload.token_bins import sample as draw
+    from loadgen.workload.trace import TraceRequest, check_workload, write_trace
 
     check_workload(workload)
     fitted = read_bins(profile_path("workloads", bins, "json"))
@@ -205,8 +205,8 @@ def show(file: str, compare: str | None, html: Path | None, as_json: bool, forma
     about = [_describe(name, format_) for name in (file, compare) if name is not None]
     between = _between(about[0][1], about[1][1]) if compare else {}
     if html is not None:
-        from loadgen.report.trace import render
-        from loadgen.trace import replacing
+        from loadgen.report.trace_page import render
+        from loadgen.workload.trace import replacing
 
         with replacing(html) as page:
             page.write(render(about, between).encode())
@@ -227,7 +227,7 @@ def show(file: str, compare: str | None, html: Path | None, as_json: bool, forma
 
 def length_chunks(name: str) -> "Iterator[Pairs]":
     """The lengths of a trace in any format, or DRAWS stratified ones of bins (a file, or in profiles/workloads)."""
-    from loadgen.columns import iter_columns
+    from loadgen.workload.trace_columns import iter_columns
 
     path = _path(name)
     if path.suffix == ".json":
@@ -238,7 +238,7 @@ def length_chunks(name: str) -> "Iterator[Pairs]":
 
 def _path(name: str) -> Path:
     """A file, or bins in profiles/workloads."""
-    from loadgen.paths import profile_path
+    from loadgen.files import profile_path
 
     path = Path(name)
     if path.name == name and not path.suffix and not path.exists():
@@ -249,7 +249,7 @@ def _path(name: str) -> Path:
 def _draw(path: Path) -> "tuple[TokenBins, Pairs]":
     from numpy.random import default_rng
 
-    from loadgen.bins import read_bins, sample
+    from loadgen.workload.token_bins import read_bins, sample
 
     bins = read_bins(path)
     return bins, sample(bins, DRAWS, default_rng(0))
@@ -268,7 +268,7 @@ def _describe(name: str, format_: "Format | None") -> "tuple[dict[str, Any], Des
 
 
 def _describe_bins(path: Path) -> "tuple[dict[str, Any], Description]":
-    from loadgen.describe import describe_lengths
+    from loadgen.workload.trace_stats import describe_lengths
 
     bins, pairs = _draw(path)
     found = describe_lengths(*pairs)
@@ -278,8 +278,8 @@ def _describe_bins(path: Path) -> "tuple[dict[str, Any], Description]":
 
 
 def _describe_trace(path: Path, format_: "Format | None") -> "tuple[dict[str, Any], Description]":
-    from loadgen.columns import iter_columns
-    from loadgen.describe import Tally
+    from loadgen.workload.trace_columns import iter_columns
+    from loadgen.workload.trace_stats import Tally
 
     dropped: Counter[str] = Counter()
     tally = Tally()
@@ -315,7 +315,7 @@ def _sessions(found: "Description") -> dict[str, Any]:
 
 
 def _times(found: "Description") -> dict[str, Any]:
-    from loadgen.describe import WINDOWS_S
+    from loadgen.workload.trace_stats import WINDOWS_S
 
     duration_s, gaps_s = found.duration_s, found.gaps_s
     return {
@@ -328,7 +328,7 @@ def _times(found: "Description") -> dict[str, Any]:
 
 
 def _lengths(found: "Description") -> dict[str, Any]:
-    from loadgen.describe import spearman
+    from loadgen.workload.trace_stats import spearman
 
     facts: dict[str, Any] = {}
     for side, lengths in (("input", found.inputs), ("output", found.outputs)):
@@ -350,7 +350,7 @@ def _by_power(lengths: "Counts") -> list[float]:
 
 
 def _between(a: "Description", b: "Description") -> dict[str, float | None]:
-    from loadgen.describe import ks, spearman
+    from loadgen.workload.trace_stats import ks, spearman
 
     rho_a, rho_b = spearman(a.pairs), spearman(b.pairs)
     return {

@@ -11,9 +11,10 @@ from contextlib import redirect_stdout, suppress
 from typing import Any
 
 from loadgen.clock import monotonic_ns
-from loadgen.energy.meter import CounterTrack, MeterError, Reading
+from loadgen.energy.meter import CounterTrack, Reading
 from loadgen.energy.nvml import Device, choose, visible_tokens
 from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.errors import MeterError
 
 POLL_S = 0.05
 """The firmware sums about once in a millisecond: every read is a point."""

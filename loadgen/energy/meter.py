@@ -7,13 +7,6 @@ from loadgen.energy.series import EnergyDomain, EnergySample, on_its_own_clock, 
 from loadgen.units import MJ_PER_J, NS_PER_S, s_from_ns
 
 
-class MeterError(Exception):
-    """A source that cannot be opened, or a reading that failed: the reason, in one line.
-
-    While a run goes on the sampler counts it and tries again; the run has a gap.
-    """
-
-
 class Reading(NamedTuple):
     """What one `read` saw: zero or more samples, oldest first, and what went wrong for some domains only."""
 

@@ -13,8 +13,9 @@ from typing import Any
 import pynvml
 
 from loadgen.clock import monotonic_ns
-from loadgen.energy.meter import CounterTrack, MeterError, PowerTrack, Reading
+from loadgen.energy.meter import CounterTrack, PowerTrack, Reading
 from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.errors import MeterError
 from loadgen.units import NS_PER_S
 
 PERMANENT = {3: "not supported", 12: "library not found", 13: "function not found", 18: "driver and library differ"}

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from loadgen.clock import monotonic_ns
-from loadgen.energy.meter import MeterError, Reading
+from loadgen.energy.meter import Reading
 from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.errors import MeterError
 from loadgen.units import NS_PER_S
 
 POWERCAP = Path("/sys/class/powercap")

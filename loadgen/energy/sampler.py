@@ -12,8 +12,9 @@ from statistics import median
 import msgspec
 
 from loadgen.clock import monotonic_ns, thread_cpu_ns
-from loadgen.energy.meter import EnergyMeter, MeterError, Reading
+from loadgen.energy.meter import EnergyMeter, Reading
 from loadgen.energy.series import EnergySample
+from loadgen.errors import MeterError
 from loadgen.units import NS_PER_S, ns_from_s, s_from_ns
 
 ANSWER_S = 5.0

@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from loadgen.client.openai_api import PATHS, Endpoint
+from loadgen.client.server_probe import clean_url
 from loadgen.errors import LoadgenError
-from loadgen.openai_api import PATHS, Endpoint
-from loadgen.prompts import Kind
-from loadgen.schedule import ARRIVALS, Arrival
-from loadgen.server import clean_url
+from loadgen.workload.prompts import Kind
+from loadgen.workload.schedule import ARRIVALS, Arrival
 
 
 def add_options(parser: Any) -> None:

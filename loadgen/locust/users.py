@@ -10,24 +10,24 @@ from typing import Any, ClassVar
 
 import numpy as np
 from gevent.event import AsyncResult
-from locust import User, task
 from locust.exception import StopUser
 from msgspec.structs import replace
 
-from loadgen.ask import Question, Reply, ask
-from loadgen.blocking import BlockingClient
-from loadgen.body import body_maker
+from loadgen.client.blocking_client import BlockingClient
+from loadgen.client.openai_api import PATHS
+from loadgen.client.request_body import body_maker
 from loadgen.clock import anchor
 from loadgen.locust.options import settings
-from loadgen.locust.plan import check_fit, fitting_bins, lengths, plan
-from loadgen.locust.replay import Outcome, Part, Ready, play
+from loadgen.locust.probe_process import Question, Reply, ask
+from loadgen.locust.trace_replay import Outcome, Part, Ready, play
 from loadgen.locust.web import ANSWER, FIRST_TOKEN, LATE, NEXT_TOKENS
-from loadgen.openai_api import PATHS
-from loadgen.prompts import Kind, kind_of
+from loadgen.locust.workload import check_fit, fitting_bins, lengths, plan
 from loadgen.record import RequestRecord
-from loadgen.schedule import ScheduledRequest
-from loadgen.spans import SpanSender
+from loadgen.telemetry.otlp_export import SpanSender
 from loadgen.units import NS_PER_MS
+from loadgen.workload.prompts import Kind, kind_of
+from loadgen.workload.schedule import ScheduledRequest
+from locust import User, task
 
 log = logging.getLogger("loadgen")
 

@@ -11,8 +11,8 @@ import gevent
 from flask import Blueprint, Response, jsonify, request
 
 from loadgen.clock import monotonic_ns
-from loadgen.sidecar_page import Energy, parse, rows, sentences, since
-from loadgen.spans import TOKEN_VARIABLE
+from loadgen.telemetry.otlp_export import TOKEN_VARIABLE
+from loadgen.telemetry.sidecar_metrics import Energy, parse, rows, sentences, since
 from loadgen.units import NS_PER_S
 
 ANSWER = "answer (size: output tokens)"

@@ -16,10 +16,10 @@ from rich.text import Text
 
 from loadgen.errors import LoadgenError
 from loadgen.record import ErrorKind
-from loadgen.report.facts import is_simulated, summary_of, title
 from loadgen.report.format import UNKNOWN, clean, joules, number, seconds
-from loadgen.rundir import RunResult
-from loadgen.summary import Summary, WorkloadSummary
+from loadgen.report.run_facts import is_simulated, summary_of, title
+from loadgen.results.run_folder import RunResult
+from loadgen.results.summary import Summary, WorkloadSummary
 
 METRICS = (
     "requests.completed",

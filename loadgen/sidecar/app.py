@@ -28,16 +28,16 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 
 from loadgen import __version__
 from loadgen.clock import anchor, monotonic_ns
-from loadgen.energy.discover import open_meter
-from loadgen.energy.meter import EnergyMeter, MeterError
+from loadgen.energy.choose import open_meter
+from loadgen.energy.meter import EnergyMeter
 from loadgen.energy.sampler import Sampler
 from loadgen.energy.series import EnergySample
-from loadgen.engine_metrics import EnginePoller, EngineSample
-from loadgen.errors import LoadgenError
+from loadgen.errors import LoadgenError, MeterError
 from loadgen.sidecar.exporter import Exporter, Page
 from loadgen.sidecar.ledger import Hold, Ledger
-from loadgen.sidecar.otlp import MalformedError, RequestSpan, parse
 from loadgen.sidecar.wallclock import WallClock
+from loadgen.telemetry.engine_metrics import EnginePoller, EngineSample
+from loadgen.telemetry.otlp_parse import MalformedError, RequestSpan, parse
 from loadgen.units import NS_PER_S, s_from_ns
 
 TICK_S = 1.0

@@ -18,13 +18,13 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from loadgen.attribution import COLUMNS, Coefficients, fit, member_features, round_to_sum, split
+from loadgen.attribution.engine_steps import Floats, Ints, Work
+from loadgen.attribution.shapley import COLUMNS, Coefficients, fit, member_features, round_to_sum, split
+from loadgen.attribution.span_steps import Phases, first_token_of, output_by_interval, phases_of, slot_for, slot_work
 from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries
-from loadgen.engine_metrics import EngineSample
-from loadgen.sidecar.otlp import RequestSpan
-from loadgen.sidecar.phases import Phases, first_token_of, output_by_interval, phases_of, slot_for, slot_work
+from loadgen.telemetry.engine_metrics import EngineSample
+from loadgen.telemetry.otlp_parse import RequestSpan
 from loadgen.units import NS_PER_MS, NS_PER_S, mj_from_j
-from loadgen.work import Floats, Ints, Work
 
 EDGE_NS = 100 * NS_PER_MS
 """An engine's gauge and a span may disagree by this much on when a request began or ended."""

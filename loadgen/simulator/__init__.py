@@ -1,6 +1,6 @@
 """A server that is simulated, and says so: an engine in virtual time, its energy, and the truth about every joule.
 
-power.py   what a step costs (pure), and the GPU that pays it: temperature, simulated energy counter
+cost_model.py   what a step costs (pure), and the GPU that pays it: temperature, simulated energy counter
 engine.py  continuous batching, one discrete step at a time, in virtual time (pure)
 tokens.py  the simulated tokenizer and the words it answers with (pure)
 api.py     bodies and events of the OpenAI API (pure)

@@ -25,8 +25,8 @@ from aiohttp import HttpVersion11, web
 from loadgen import __version__
 from loadgen.clock import anchor, monotonic_ns
 from loadgen.energy.series import EnergyDomain
+from loadgen.energy_model.profiles import read_hardware, read_model
 from loadgen.errors import LoadgenError
-from loadgen.profiles import read_hardware, read_model
 from loadgen.simulator.api import (
     DONE,
     ERROR_EVENT,
@@ -41,13 +41,13 @@ from loadgen.simulator.api import (
     usage_json,
     whole_answer,
 )
+from loadgen.simulator.cost_model import CounterOptions, each_gpu
 from loadgen.simulator.engine import Engine, EngineOptions, Sequence, Step
 from loadgen.simulator.faults import Fault, Faults
 from loadgen.simulator.metrics import Metrics
-from loadgen.simulator.power import CounterOptions, each_gpu
 from loadgen.simulator.spans import Finished, engine_id, export
 from loadgen.simulator.tokens import answer_words, block_hashes
-from loadgen.spans import BatchSender
+from loadgen.telemetry.otlp_export import BatchSender
 from loadgen.units import NS_PER_MS, NS_PER_S, s_from_ns
 
 log = logging.getLogger(__name__)

@@ -14,16 +14,8 @@ from typing import NamedTuple
 from numpy.random import Generator, default_rng
 
 from loadgen.energy.series import EnergySample
-from loadgen.profiles import Hardware, Model
-from loadgen.simulator.power import (
-    CostLaw,
-    Counter,
-    CounterOptions,
-    Gpu,
-    Load,
-    StepCost,
-    kv_cache_tokens,
-)
+from loadgen.energy_model.profiles import Hardware, Model
+from loadgen.simulator.cost_model import CostLaw, Counter, CounterOptions, Gpu, Load, StepCost, kv_cache_tokens
 from loadgen.units import NS_PER_MS
 
 BLOCK_TOKENS = 16

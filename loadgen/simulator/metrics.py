@@ -7,8 +7,8 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 
+from loadgen.simulator.cost_model import each_gpu
 from loadgen.simulator.engine import Engine, Step, Totals
-from loadgen.simulator.power import each_gpu
 from loadgen.units import j_from_mj, mj_from_j
 
 _TOKENS = [base * 10**k for k in range(6) for base in (1, 2, 5)]

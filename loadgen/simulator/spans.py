@@ -5,7 +5,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from loadgen.clock import Anchor
-from loadgen.spans import attribute, trace_service
+from loadgen.telemetry.otlp_export import attribute, trace_service
 from loadgen.units import s_from_ns
 
 KIND_SERVER = 2

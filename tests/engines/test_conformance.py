@@ -7,18 +7,18 @@ from typing import TypeVar
 
 import aiohttp
 import pytest
-from rich.console import Console
 
-from conftest import SEEN, Engine  # type: ignore[import-not-found]
-from loadgen.client import Client
-from loadgen.engine_metrics import parse_page
-from loadgen.lengths import count_on_server
-from loadgen.openai_api import PATHS, Endpoint, payload
+from loadgen.client.client import Client
+from loadgen.client.openai_api import PATHS, Endpoint, payload
+from loadgen.client.server_probe import ServerInfo, find_dialect, find_model
+from loadgen.client.token_counts import count_on_server
 from loadgen.record import RequestRecord
-from loadgen.replay import Options, replay
-from loadgen.report.live import view
-from loadgen.schedule import Schedule, ScheduledRequest
-from loadgen.server import ServerInfo, find_dialect, find_model
+from loadgen.report.write import finish
+from loadgen.run.progress import NullView
+from loadgen.run.replay import Options, replay
+from loadgen.telemetry.engine_metrics import parse_page
+from loadgen.workload.schedule import Schedule, ScheduledRequest
+from support.engines import SEEN, Engine
 
 pytestmark = pytest.mark.timeout(400)
 T = TypeVar("T")
@@ -177,7 +177,9 @@ def test_a_replay_is_whole(engine: Engine, tmp_path: Path) -> None:
         for i in range(6)
     )
     options = Options(out=tmp_path / "run", base_url=engine.url, energy="none", timeout_s=120, warmup=1, idle_s=0.0)
-    result = replay(Schedule(requests, "constant", 25.0, 0), options, view("none", Console()))
+    schedule = Schedule(requests, "constant", 25.0, 0)
+    replay(schedule, options, NullView())
+    result = finish(options.out, schedule)
     assert result.summary is not None and result.summary.lengths is not None
     assert result.summary.requests.completed == 6
     off = result.summary.lengths.input_max_off

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from conftest import ENGINES, missing  # type: ignore[import-not-found]
-from loadgen.client import Client
-from loadgen.openai_api import PATHS, Dialect, payload
+from loadgen.client.client import Client
+from loadgen.client.openai_api import PATHS, Dialect, payload
 from loadgen.record import RequestRecord
-from loadgen.serve import served
+from loadgen.servers.launcher import served
+from support.engines import ENGINES, missing
 
 pytestmark = [
     pytest.mark.timeout(300),

@@ -1,0 +1,214 @@
+"""How wrong is each way to split joules over requests? Against the oracle of the simulated engine, in virtual time.
+
+    python -m benchmarks.accuracy.attribution_oracle [--seconds 300] [--seed 0] [--json FILE]
+
+Every row is simulated: an engine whose cost law is not the fit's own (attention grows with context, compute and memory
+overlap, power saturates and drifts with temperature), a counter that moves every 100 ms, a client that sees each chunk
+0.2 to 0.8 ms after its step. Errors are per request, |said - true| / true, over requests that ended.
+"""
+
+import argparse
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loadgen.attribution.engine_steps import work_of
+from loadgen.attribution.shapley import METHODS, attribute, in_phase
+from loadgen.energy.meter import CounterTrack
+from loadgen.energy.nvml import VERNIER
+from loadgen.energy.series import EnergySeries, on_its_own_clock, series_by_domain
+from loadgen.energy_model.profiles import read_hardware, read_model
+from loadgen.record import RequestRecord
+from loadgen.simulator.cost_model import CounterOptions
+from loadgen.simulator.engine import Arrival, EngineOptions, SimulatedRun, simulate
+from loadgen.units import NS_PER_MS, NS_PER_S
+from loadgen.workload.schedule import build
+from loadgen.workload.trace import read_trace
+
+TRACES = Path(__file__).parents[2] / "traces"
+IDLE_NS = 2 * NS_PER_S
+PERIOD_NS = 100 * NS_PER_MS
+CHUNK_DELAY_NS = (200_000, 800_000)
+
+
+@dataclass(frozen=True)
+class Scenario:
+    name: str
+    rates: dict[str, float]
+    """Requests/s of each trace."""
+    hardware: str = "h200"
+    model: str = "llama-3.1-8b"
+    options: EngineOptions = field(default_factory=EngineOptions)
+    counter: CounterOptions = field(default_factory=CounterOptions)
+    foreign: float = 0.0
+    """Share of the requests that another client sends."""
+    engine: bool = True
+    """Whether the engine's counters are there."""
+    shared_prefix: float = 0.0
+    """Share of each prompt that every prompt has in common."""
+    polled: bool = False
+    """Whether the counter is seen as NVML shows it, at polls, and not at the instants of its moves."""
+
+
+def scenarios() -> list[Scenario]:
+    mixes = {"chat": {"chat": 1.0}, "code": {"code": 1.0}, "mix": {"chat": 0.5, "code": 0.5}}
+    rates = [
+        (f"{name} {rps}/s", {kind: share * rps for kind, share in mix.items()})
+        for rps in (1, 6, 14)
+        for name, mix in mixes.items()
+    ]
+    plain = [Scenario(name, mix) for name, mix in rates]
+    mix = {"chat": 3.0, "code": 3.0}
+    small = EngineOptions(kv_cache_tokens=20_000)
+    return [
+        *plain,
+        *(replace(one, name=f"{one.name}, client only", engine=False) for one in plain),
+        *(replace(one, name=f"{one.name}, polled", polled=True) for one in plain if "mix" in one.name),
+        Scenario("mix 6/s, 2 % noise", mix, counter=CounterOptions(noise=0.02)),
+        Scenario("mix 6/s, 5 % noise", mix, counter=CounterOptions(noise=0.05)),
+        Scenario("mix 6/s, prefix caching", mix, options=EngineOptions(prefix_caching=True), shared_prefix=0.5),
+        Scenario("mix 6/s, preemption", mix, options=small),
+        Scenario("mix 6/s, 30 % foreign", mix, foreign=0.3),
+        Scenario("70B-like, mix 2/s", {"chat": 1.0, "code": 1.0}, model="llama-3.1-70b"),
+        Scenario("MoE-like, mix 6/s", mix, model="qwen3-30b-a3b"),
+        Scenario("small GPU, mix 0.4/s", {"chat": 0.2, "code": 0.2}, hardware="l4"),
+    ]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A simulated run as loadgen would have recorded it, and the truth."""
+
+    records: list[RequestRecord]
+    run: SimulatedRun
+    ours: list[int]
+    """Rows of run.requests that are ours."""
+
+
+def simulated(scenario: Scenario, seconds: float, seed: int) -> Case:
+    rng = np.random.default_rng(seed)
+    arrivals = []
+    for kind, rps in scenario.rates.items():
+        plan = build(read_trace(TRACES / f"{kind}.jsonl"), seed=seed, rps=rps, arrival="poisson", duration_s=seconds)
+        for request in plan.requests:
+            blocks = _blocks(request.input_tokens, scenario.shared_prefix, kind, request.index)
+            at_ns = IDLE_NS + request.offset_ns
+            arrivals.append((Arrival(at_ns, request.input_tokens, request.output_tokens, blocks), kind))
+    run = simulate(
+        [arrival for arrival, _ in arrivals], read_hardware(scenario.hardware), read_model(scenario.model),
+        scenario.options, scenario.counter, tail_ns=IDLE_NS // 4, seed=seed,
+    )  # fmt: skip
+    ours = [i for i in range(len(arrivals)) if rng.random() >= scenario.foreign]
+    records = [_record(row, arrivals[i][1], run.requests[i], rng) for row, i in enumerate(ours)]
+    return Case(records, run, ours)
+
+
+def _blocks(tokens: int, shared: float, kind: str, index: int) -> tuple[int, ...]:
+    if not shared:
+        return ()
+    whole = tokens // 16
+    common = int(whole * shared)
+    return tuple(hash((kind, i)) for i in range(common)) + tuple(hash((kind, index, i)) for i in range(common, whole))
+
+
+def _record(index: int, kind: str, truth: Any, rng: np.random.Generator) -> RequestRecord:
+    delays = rng.uniform(*CHUNK_DELAY_NS, len(truth.token_ns)).astype(int)
+    chunks = np.maximum.accumulate(np.array(truth.token_ns) + delays).tolist()
+    return RequestRecord(
+        index=index, workload=kind, scheduled_ns=truth.arrival_ns, sent_ns=truth.arrival_ns - 300_000,
+        first_token_ns=chunks[0], last_token_ns=chunks[-1], finished_ns=chunks[-1] + NS_PER_MS // 10, chunk_ns=chunks,
+        input_tokens=truth.input_tokens, output_tokens=truth.output_tokens, cached_tokens=truth.cached_tokens,
+        token_source="usage", status=200, finish_reason="length",
+    )  # fmt: skip
+
+
+def polled(series: EnergySeries, rng: np.random.Generator) -> EnergySeries:
+    """The counter as the sampler sees an H200's: 4 ms a read, one in 100 takes 50 ms more; every fifth of the period at
+    first, then every VERNIER of it."""
+    track, samples, at_ns = CounterTrack(series.domain), [], int(series.t_ns[0])
+    while at_ns < series.t_ns[-1]:
+        took_ns = (4 + 50 * (rng.random() < 0.01)) * NS_PER_MS
+        seen = int(np.searchsorted(series.t_ns, at_ns + took_ns // 2, side="right")) - 1
+        if sample := track.observe(at_ns, at_ns + took_ns, int(series.mj[seen])):
+            samples.append(sample)
+        step_ns = round(PERIOD_NS * (VERNIER if track.regular else 0.2))
+        at_ns += max(took_ns, step_ns) + int(rng.exponential(200_000))
+    [found] = series_by_domain(samples).values()
+    return found
+
+
+def engine_samples(case: Case, period_ns: int = 500 * NS_PER_MS) -> list[dict[str, float]]:
+    """The engine's page as polled every half second."""
+    samples, next_ns = [], 0
+    for one in case.run.engine:
+        if one.t_ns >= next_ns:
+            samples.append({name: float(value) for name, value in one._asdict().items()})
+            next_ns = one.t_ns + period_ns
+    return samples
+
+
+def score(case: Case, scenario: Scenario, method: str) -> dict[str, float | None]:
+    """Errors of one method: median, p90, p99 and the sum of all accounts / the counter."""
+    start = min(record.sent_ns or 0 for record in case.records)
+    end = max(record.finished_ns or 0 for record in case.records)
+    series = list(series_by_domain(case.run.counter).values())
+    engine = engine_samples(case) if scenario.engine else []
+    work = work_of(case.records, engine)
+    if scenario.polled:
+        series = [in_phase(on_its_own_clock(polled(one, np.random.default_rng(0))), work) for one in series]
+    result = attribute(series, case.records, start, end, method=method, work=work)
+    said = np.array([share.joules for share in result.requests])
+    truth = np.array([case.run.requests[i].prefill_j + case.run.requests[i].decode_j for i in case.ours])
+    error = np.abs(said - truth) / truth
+    median, p90, p99 = np.percentile(error, [50, 90, 99]).tolist()
+    accounts = result.idle_mj + result.unattributed_mj + round(float(said.sum()) * 1000)
+    return {
+        "median": median, "p90": p90, "p99": p99, "sum_over_total": accounts / result.measured_mj,
+        "attributed_over_true": float(said.sum() / truth.sum()),
+        "within_2_se": _within(result, truth),
+    }  # fmt: skip
+
+
+def _within(result: Any, truth: np.ndarray) -> float | None:
+    """Share of requests whose true joules lie within two of their standard errors."""
+    errors = [share.se_joules for share in result.requests]
+    if any(error is None for error in errors):
+        return None
+    said = np.array([share.joules for share in result.requests])
+    return float(np.mean(np.abs(said - truth) <= 2 * np.array(errors)))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=300)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--only", default="")
+    options = parser.parse_args()
+    rows = []
+    print(f"simulated, {options.seconds:.0f} s each, seed {options.seed}: error per request, median / p90 / p99")
+    for scenario in scenarios():
+        if options.only not in scenario.name:
+            continue
+        case = simulated(scenario, options.seconds, options.seed)
+        print(f"\n{scenario.name}  ({len(case.records)} requests)")
+        for method in METHODS:
+            found = score(case, scenario, method)
+            rows.append({"scenario": scenario.name, "requests": len(case.records), "method": method, **found})
+            print("  " + _line(method, found))
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _line(method: str, found: dict[str, float | None]) -> str:
+    shares = " / ".join(f"{100 * (found[name] or 0):6.1f}" for name in ("median", "p90", "p99"))
+    covered = f"  within 2 se {found['within_2_se']:.0%}" if found["within_2_se"] is not None else ""
+    sums = f"sum/total {found['sum_over_total']:.6f}  ours/true {found['attributed_over_true']:.3f}"
+    return f"{method:14} {shares} %   {sums}{covered}"
+
+
+if __name__ == "__main__":
+    main()

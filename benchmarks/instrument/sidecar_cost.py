@@ -1,0 +1,206 @@
+"""What the sidecar costs: its CPU time over a minute, with 100 requests/s, and which of its parts have it.
+
+    python -m benchmarks.instrument.sidecar_cost [--rps 100] [--tokens 150] [--seconds 60]
+
+In this process a simulated server plays the requests (put into its engine directly, so that no stream is paid for),
+serves its counter and its metrics, and sends a span for each, every 5 s, as vLLM's exporter does. The sidecar is a
+process of its own; its page is read every 5 s, as by Prometheus, and its feed is not read. Its CPU time is user +
+system of /proc/PID/stat. The parts' shares are their threads' CPU time, taken around each call inside that process.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import numpy as np
+
+from loadgen.simulator.api import Ask
+from loadgen.simulator.app import ServerOptions, SimulatedServer
+from loadgen.simulator.app import running as simulated
+from loadgen.simulator.engine import EngineOptions
+from loadgen.telemetry import otlp_export
+
+SPANS_EVERY_S = 5.0
+SETTLES_S = 25
+SCRAPE_S = 5.0
+INPUT_TOKENS = 100
+
+
+# -- in the sidecar's process ---------------------------------------------------------------------------------------
+
+
+def measured_sidecar(parts_file: str, arguments: list[str]) -> None:
+    """`loadgen sidecar`, adding up what its parts take. Parts nest: the inner one's time is its own."""
+    from loadgen.cli import main
+    from loadgen.energy.remote import Feed
+    from loadgen.sidecar import app, ledger
+    from loadgen.telemetry.engine_metrics import EnginePoller
+
+    spent: Counter[str] = Counter()
+    inner: list[int] = []
+
+    def timed(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def wrapped(*given: Any, **named: Any) -> Any:
+            start_ns = time.thread_time_ns()
+            inner.append(0)
+            try:
+                return call(*given, **named)
+            finally:
+                took_ns = time.thread_time_ns() - start_ns
+                spent[part] += took_ns - inner.pop()
+                if inner:
+                    inner[-1] += took_ns
+
+        return wrapped
+
+    def apart(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        """Of another thread: nests in nothing."""
+
+        def wrapped(*given: Any, **named: Any) -> Any:
+            start_ns = time.thread_time_ns()
+            try:
+                return call(*given, **named)
+            finally:
+                spent[part] += time.thread_time_ns() - start_ns
+
+        return wrapped
+
+    for owner, name, part in (
+        (app.Sidecar, "receive", "spans: decode"),
+        (ledger.Ledger, "span", "spans: into the books"),
+        (ledger.Ledger, "frontier", "ledger: watermark"),
+        (ledger.Ledger, "_book", "ledger: settle"),
+        (ledger.Ledger, "_fit", "ledger: fit"),
+        (ledger.Ledger, "_close", "ledger: close requests"),
+        (ledger.Ledger, "snapshot", "snapshot"),
+        (app, "text_page", "metrics page"),
+    ):
+        setattr(owner, name, timed(part, getattr(owner, name)))
+    Feed.read = apart("meter: read the feed", Feed.read)  # type: ignore[method-assign]
+    EnginePoller.read_now = apart("engine: read its page", EnginePoller.read_now)  # type: ignore[method-assign]
+    tell = Path(parts_file)
+    signal.signal(signal.SIGUSR1, lambda *_: tell.write_text(json.dumps(spent)))
+    sys.argv = ["loadgen", "sidecar", *arguments]
+    main()
+
+
+# -- around it ------------------------------------------------------------------------------------------------------
+
+
+def cpu_s(pid: int) -> float:
+    """User + system, all threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def resident_mb(pid: int) -> float:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmRSS"))
+
+
+async def drive(server: SimulatedServer, rps: float, tokens: int) -> None:
+    """Poisson arrivals, lengths spread around the means."""
+    rng = np.random.default_rng(0)
+    due_s = time.monotonic()
+    nobody: Any = SimpleNamespace(headers={})
+    while True:
+        due_s += rng.exponential(1 / rps)
+        await asyncio.sleep(max(due_s - time.monotonic(), 0))
+        prompt, answer = (max(1, int(rng.gamma(4, mean / 4))) for mean in (INPUT_TOKENS, tokens))
+        ask = Ask(True, [0] * prompt, answer, answer, True, None, False, False, False)
+        server._admit(ask, nobody, None)
+
+
+async def scrape(url: str) -> None:
+    async with aiohttp.ClientSession() as session:
+        while True:
+            async with session.get(url + "/metrics") as response:
+                await response.read()
+            await asyncio.sleep(SCRAPE_S)
+
+
+def free_port() -> int:
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def measure(options: argparse.Namespace) -> None:
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    parts_file = Path(f"/tmp/sidecar-cost-{os.getpid()}.json")
+    otlp_export.PAUSE_S = SPANS_EVERY_S
+    roomy = EngineOptions(max_num_seqs=1024)
+    async with simulated(ServerOptions(port=0, engine=roomy, otlp_traces_endpoint=url)) as (server, engine):
+        child = await asyncio.create_subprocess_exec(
+            sys.executable, __file__, "--parts", str(parts_file), "--engine-url", engine, "--port", str(port),
+            stdout=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        assert child.stdout
+        await child.stdout.readline()  # it serves
+        tasks = [asyncio.create_task(drive(server, options.rps, options.tokens)), asyncio.create_task(scrape(url))]
+        try:
+            await asyncio.sleep(SETTLES_S)
+            before = await _look(child.pid, parts_file, server)
+            await asyncio.sleep(options.seconds)
+            after = await _look(child.pid, parts_file, server)
+            _report(before, after, options.tokens, resident_mb(child.pid))
+        finally:
+            for task in tasks:
+                task.cancel()
+            child.terminate()
+            await child.wait()
+            parts_file.unlink(missing_ok=True)
+
+
+Look = tuple[float, float, int, dict[str, int]]
+
+
+async def _look(pid: int, parts_file: Path, server: SimulatedServer) -> Look:
+    """When, CPU seconds, spans sent, and nanoseconds by part."""
+    parts_file.unlink(missing_ok=True)
+    os.kill(pid, signal.SIGUSR1)
+    assert server.spans
+    now = (time.monotonic(), cpu_s(pid), server.spans.sent)
+    while not parts_file.exists():
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(0.05)
+    return (*now, json.loads(parts_file.read_text()))
+
+
+def _report(before: Look, after: Look, tokens: int, memory_mb: float) -> None:
+    wall_s, cpu, spans = (later - earlier for earlier, later in zip(before[:3], after[:3], strict=True))
+    print(f"sidecar: {cpu:.2f} s CPU in {wall_s:.1f} s = {100 * cpu / wall_s:.2f} % of a core; {memory_mb:.0f} MB")
+    print(f"  {spans / wall_s:.0f} spans/s of about {tokens} output tokens, simulated server and counter")
+    parts = {name: (after[3][name] - before[3].get(name, 0)) / 1e9 for name in after[3]}
+    parts["the rest: HTTP, event loop, threads"] = cpu - sum(parts.values())
+    for name, seconds in sorted(parts.items(), key=lambda pair: -pair[1]):
+        print(f"  {name:<38} {100 * seconds / wall_s:5.3f} %")
+
+
+def main() -> None:
+    if "--parts" in sys.argv:
+        at = sys.argv.index("--parts")
+        measured_sidecar(sys.argv[at + 1], sys.argv[at + 2 :])
+        return
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rps", type=float, default=100.0)
+    parser.add_argument("--tokens", type=int, default=150)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    asyncio.run(measure(parser.parse_args()))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""What traces cost with transformers and with vLLM, by the two-phase model fitted to the cells of each: estimates."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+import numpy as np
+
+from benchmarks.paper.ingest import sitting
+from benchmarks.paper.offline_results import MAIN
+from loadgen.cli.trace import length_chunks
+from loadgen.energy_model.estimate import TwoPhase, ceiling_pairs, fit_two_phase, ideal, surface
+from loadgen.energy_model.profiles import Cell, EnergyProfile, read_energy_profile, read_hardware, read_model
+from loadgen.report.run_figures import Floats
+from loadgen.stats.intervals import Interval
+from loadgen.workload.token_bins import CountedPairs, count_pairs
+
+ROOT = Path(__file__).parents[2]
+VLLM_PROFILE = "h200-vllm-0.20.2-llama-3.1-8b"
+TRACES = ("azure-2024-chat", "azure-2024-code", "burstgpt", "azure-2023-chat", "azure-2023-code")
+CASE_BATCHES = (8, 64)
+MOST_BOUND = 0.20
+"""A window whose bound of error is wider than this share of it is not a cell of the profile."""
+
+
+GRID = ((128, 512, 2048), (1, 128, 512), (8, 64))
+"""Inputs, outputs, batches of the profile: `loadgen estimate` interpolates only where no corner is missing."""
+
+
+@cache
+def transformers_cells() -> tuple[Cell, ...]:
+    """Every measured size of generate(), its repeats together: whole answers, and prefill alone as one token out."""
+    found: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
+    for name in MAIN:
+        if not name.startswith("hf-eager") or sitting(name).get("sampling"):
+            continue
+        for cell in sitting(name)["cells"]:
+            for output, parts in ((1, cell["prefill"]), (cell["output_tokens"], cell["full"])):
+                found.setdefault((cell["input_tokens"], output, cell["batch"]), []).extend(parts)
+    return tuple(filter(None, (_cell(size, parts) for size, parts in sorted(found.items()))))
+
+
+def transformers_profile() -> EnergyProfile:
+    how = "whole batches of equal requests, in-process; measured by benchmarks/paper/measure_offline.py"
+    stage = sitting("hf-eager")["stages"]["hf-eager"]
+    return EnergyProfile(
+        gpu="h200",
+        engine="transformers-5.17-eager",
+        model="llama-3.1-8b",
+        simulated=False,
+        idle_w=stage["resident_w"],
+        provenance={
+            "how": how,
+            "transformers": stage["transformers"],
+            "torch": stage["torch"],
+            "weights": "random",
+            "energy": sitting("hf-eager")["energy"]["domains"],
+            "made_by": "benchmarks/paper/__main__.py from docs/results/h200-2026/frameworks/hf-eager*",
+            "left_out": f"windows whose bound of error is above {MOST_BOUND:.0%}",
+        },
+        cells=tuple(c for c in transformers_cells() if all(v in axis for v, axis in zip(_size(c), GRID, strict=True))),
+    )
+
+
+def _size(cell: Cell) -> tuple[int, int, int]:
+    return cell.input, cell.output, cell.batch
+
+
+def _cell(size: tuple[int, int, int], parts: list[dict[str, Any]]) -> Cell | None:
+    known = [p for p in parts if p["joules"] is not None and p["u_joules"] <= MOST_BOUND * p["joules"]]
+    if not known:
+        return None
+    n, o, batch = size
+    each = [part["joules"] / part["batches"] / batch for part in known]
+    return Cell(
+        input=n,
+        output=o,
+        batch=batch,
+        joules_per_request=round(fmean(each), 6),
+        stderr=round(stdev(each) / len(each) ** 0.5, 6) if len(each) > 1 else None,
+        repeats=len(each),
+        requests=sum(part["batches"] for part in known) * batch,
+        duration_s=round(sum(part["seconds"] for part in known), 3),
+        settled=False,
+    )
+
+
+COEFFICIENTS = ("request", "input_token", "input_token_squared", "step", "output_token", "context_token")
+RESAMPLES = 400
+
+
+@dataclass(frozen=True)
+class Case:
+    """A trace at a batch. The model is linear: joules of a request = coefficients · what the mean request needs."""
+
+    trace: str
+    batch: int
+    requests: int
+    needs: Floats
+    needs_rounded_up: Floats
+    """The same with lengths at the paper's edges."""
+    eager_interpolated: float
+    vllm_interpolated: float
+    dense: float
+    sparse: float
+    sparse_rounded_up: float
+
+
+@cache
+def cases() -> tuple[Case, ...]:
+    found = []
+    for trace in TRACES:
+        bins = json.loads((ROOT / f"profiles/workloads/{trace}.json").read_text())
+        pairs = count_pairs(length_chunks(trace))
+        found += [_case(trace, bins["count"], pairs, batch) for batch in CASE_BATCHES]
+    return tuple(found)
+
+
+def _case(trace: str, requests: int, pairs: CountedPairs, batch: int) -> Case:
+    hardware, model = read_hardware("h200"), read_model("llama-3.1-8b")
+    drawn = int(pairs.counts.sum())
+    rounded, _ = ceiling_pairs(pairs)
+    dense, sparse = (one.joules / drawn for one in ideal(pairs, hardware, model))
+    profiles = transformers_profile(), read_energy_profile(VLLM_PROFILE)
+    interpolated = [surface(profile, batch).total(pairs)[0] / drawn for profile in profiles]
+    least = ideal(rounded, hardware, model)[1].joules / drawn
+    needs = [needs_of(one, batch) for one in (pairs, rounded)]
+    return Case(trace, batch, requests, *needs, *interpolated, dense, sparse, least)
+
+
+def needs_of(pairs: CountedPairs, batch: int) -> Floats:
+    """[6]: means over the requests of what each coefficient of the two-phase model is multiplied by."""
+    n, o = pairs.inputs.astype(np.float64), pairs.outputs.astype(np.float64)
+    units = (TwoPhase(**{name: float(name == one) for name in COEFFICIENTS}, rms=0.0) for one in COEFFICIENTS)
+    return np.array([unit.joules(n, o, batch) @ pairs.counts for unit in units]) / pairs.counts.sum()
+
+
+def coefficients(fit: TwoPhase) -> Floats:
+    return np.array([getattr(fit, name) for name in COEFFICIENTS])
+
+
+@cache
+def fits() -> tuple[TwoPhase, TwoPhase]:
+    """Of transformers and of vLLM."""
+    eager, vllm = map(fit_two_phase, (transformers_cells(), read_energy_profile(VLLM_PROFILE).cells))
+    assert eager and vllm
+    return eager, vllm
+
+
+@cache
+def resampled() -> tuple[Floats, Floats]:
+    """[RESAMPLES, 6] of each: the fit to as many cells, drawn with replacement: what their choice leaves open."""
+    rng = np.random.default_rng(0)
+
+    def one(cells: Sequence[Cell]) -> Floats:
+        while (fit := fit_two_phase([cells[i] for i in rng.integers(len(cells), size=len(cells))])) is None:
+            pass
+        return coefficients(fit)
+
+    eager, vllm = transformers_cells(), read_energy_profile(VLLM_PROFILE).cells
+    return np.array([one(eager) for _ in range(RESAMPLES)]), np.array([one(vllm) for _ in range(RESAMPLES)])
+
+
+def case_saved(base: Floats, other: Floats) -> Interval:
+    """1 - vLLM with the second needs / transformers with the first; low and high: 95 % of the resampled fits."""
+    eager, vllm = map(coefficients, fits())
+    draws = 1 - resampled()[1] @ other / (resampled()[0] @ base)
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return Interval(1 - float(vllm @ other / (eager @ base)), float(low), float(high), RESAMPLES)

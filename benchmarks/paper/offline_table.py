@@ -1,0 +1,162 @@
+#!/usr/bin/env python3
+"""results.csv and report.html from what measure_offline.py measured:
+
+    python -m benchmarks.paper.offline_table OUT SUMMARY.json...
+
+Several summaries become one page: other sittings, shapes, lengths. Nothing is read but the summaries.
+"""
+
+import argparse
+import csv
+import json
+from collections.abc import Iterable
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from loadgen.energy_model.estimate import flops
+from loadgen.energy_model.profiles import read_hardware, read_model
+from loadgen.report.study_page import render
+from loadgen.results.study_table import Row
+
+HARDWARE = {"NVIDIA H200": "h200"}
+"""What the driver says -> profiles/hardware."""
+MOST_BOUND = 0.10
+"""Share of a window's joules that its bound of error may be: the counter's step at each end, at the very worst."""
+
+
+def rows_of(summary: dict[str, Any], prefix: str = "") -> list[Row]:
+    """One row a repeat of a cell. Prefill is what batches of one output token took, decode is the rest."""
+    return [
+        _row(summary, cell, repeat, part, prefix)
+        for cell in summary["cells"]
+        for repeat, part in enumerate(cell["full"])
+        if part["joules"] is not None
+    ]
+
+
+def _row(summary: dict[str, Any], cell: dict[str, Any], repeat: int, part: dict[str, Any], prefix: str) -> Row:
+    in_each, out_each = cell["input_tokens"], cell["output_tokens"]
+    workload = f"{in_each}x{out_each}"
+    requests = cell["batch"] * part["batches"]
+    output, inputs = requests * out_each, requests * in_each
+    prefill = cell["prefill_joules_per_batch"]
+    first_s = _mean([p["seconds"] / p["batches"] for p in cell["prefill"]])
+    rest_s = part["seconds"] / part["batches"] - first_s if first_s is not None else None
+    gpus = _measured(summary, cell["gpus"])
+    ideal = idealized_joules(summary, in_each, out_each, requests)
+    stage = cell["stage"] + _variant(summary, cell["stage"])
+    return Row(
+        cell=f"{prefix}{stage}-{workload}-b{cell['batch']}-r{repeat}",
+        server=stage,
+        model=summary["shape"],
+        workload=workload,
+        batch=cell["batch"],
+        rps=None,
+        repeat=repeat,
+        simulated=False,
+        completed=requests,
+        failed=0,
+        duration_s=part["seconds"],
+        input_tokens=inputs,
+        output_tokens=output,
+        output_tokens_per_s=output / part["seconds"],
+        measured_joules=part["joules"],
+        prefill_joules=prefill * part["batches"] if prefill is not None else None,
+        decode_joules=part["joules"] - prefill * part["batches"] if prefill is not None else None,
+        idle_joules=None,
+        unattributed_joules=None,
+        mean_watts=part["watts"],
+        joules_per_output_token=part["joules"] / output,
+        joules_per_request=part["joules"] / requests,
+        ttft_p50_s=first_s,
+        ttft_p99_s=None,
+        tpot_p50_s=rest_s / (out_each - 1) if rest_s and out_each > 1 else None,
+        tpot_p99_s=None,
+        e2e_p50_s=part["seconds"] / part["batches"],
+        goodput_ratio=None,
+        good_requests_per_joule=None,
+        idealized_joules=ideal,
+        measured_over_idealized=part["joules"] / ideal if ideal else None,
+        energy_valid=part["u_joules"] is not None and part["u_joules"] < MOST_BOUND * part["joules"],
+        gpu=", ".join(gpu["name"] for gpu in gpus) or None,
+        temperature_c=max((gpu["temperature_c"] for gpu in gpus if "temperature_c" in gpu), default=None),
+    )
+
+
+def _measured(summary: dict[str, Any], gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Of all GPUs of the host, those whose counter was read ("gpu:1"); all where the summary does not say."""
+    read = [domain["name"].partition(":")[2] for domain in summary.get("energy", {}).get("domains", [])]
+    return [gpu for index, gpu in enumerate(gpus) if str(index) in read] or gpus
+
+
+def _variant(summary: dict[str, Any], stage: str) -> str:
+    """What sets one sitting's servers apart from another's."""
+    sampling = summary.get("sampling", {})
+    given = {key: sampling[key] for key in ("num_beams", "temperature", "top_p") if key in sampling}
+    start = ""
+    if stage.startswith("vllm"):
+        start = f"-tp{summary['tensor_parallel']}" if summary["tensor_parallel"] > 1 else ""
+        start += speculation(summary)
+        given |= {key: value for key, value in summary.get("vllm_args", {}).items() if key != "speculative_config"}
+    return start + "".join(f"-{key}={value}" for key, value in sorted(given.items()))
+
+
+def speculation(summary: dict[str, Any]) -> str:
+    """How tokens were guessed, and for a fixed rate how often the first of a step is accepted: "-draft=0.7"."""
+    given = summary.get("vllm_args", {}).get("speculative_config")
+    if given is None:
+        return ""
+    rates = given.get("synthetic_acceptance_rates")
+    return f"-{given['method'].removesuffix('_model')}" + (f"={rates[0]}" if rates else "")
+
+
+def idealized_joules(summary: dict[str, Any], in_each: int, out_each: int, requests: int) -> float | None:
+    """Of the same FLOPs at the dense peak rate and the power limit; None without a profile of the model or GPU."""
+    hardware = next((HARDWARE.get(gpu["name"]) for gpu in summary["gpus"]), None)
+    if hardware is None or summary["shape"] not in ("llama-3.1-8b",):
+        return None
+    peak, model = read_hardware(hardware), read_model(summary["shape"])
+    lengths = (np.array([in_each]), np.array([out_each]))
+    return requests * float(flops(*lengths, model).sum()) * peak.limit_w / peak.peak_flops
+
+
+def csv_of(rows: Iterable[Row]) -> str:
+    """results.csv, one line a row."""
+    file = StringIO()
+    table = csv.DictWriter(file, fieldnames=Row.__struct_fields__, lineterminator="\n")
+    table.writeheader()
+    table.writerows(msgspec.to_builtins(row) for row in rows)
+    return file.getvalue()
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("summaries", type=Path, nargs="+")
+    parser.add_argument("--title", default="Frameworks by batch")
+    parser.add_argument("--baseline", default="hf-eager")
+    options = parser.parse_args()
+    rows = [
+        row
+        for number, path in enumerate(options.summaries)
+        for row in rows_of(json.loads(path.read_text()), f"{number}-" if len(options.summaries) > 1 else "")
+    ]
+    told = (
+        "Offline, in-process, random weights, fixed lengths; GPU energy by its own counter. Each run is whole batches."
+    )
+    options.out.mkdir(parents=True, exist_ok=True)
+    (options.out / "report.html").write_text(render(options.title, told, rows, options.baseline, {}, {}, 0))
+    (options.out / "results.csv").write_text(csv_of(rows))
+    print(f"{len(rows)} rows: {options.out / 'results.csv'}, {options.out / 'report.html'}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,496 @@
+#!/usr/bin/env python3
+"""The online study of docs/results.md: studies/serving.toml as `loadgen study` ran it on an H200.
+
+    python -m benchmarks.paper.serving STUDY docs/results/h200-2026/studies/serving GPU-015ffa8c
+
+takes in what the study left in the folder STUDY, small: its table, a line for each request, and the counter's samples;
+of the runs on one card, for two cards are not alike. benchmarks.paper draws from there.
+"""
+
+import csv
+import gzip
+import io
+import json
+import shutil
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from itertools import pairwise
+from math import exp, sqrt
+from pathlib import Path
+from statistics import fmean
+from typing import Any, NamedTuple
+
+import msgspec
+import numpy as np
+
+from benchmarks.paper.offline_results import in_words, percent, percents, sig, table
+from benchmarks.paper.plots import Line, picture
+from loadgen.energy.series import EnergySample, EnergySeries, on_its_own_clock, series_by_domain
+from loadgen.report import svg
+from loadgen.report.format import joules as told_joules
+from loadgen.report.format import number
+from loadgen.report.study_page import render
+from loadgen.results import run_folder
+from loadgen.results.study_table import Group, Row, groups
+from loadgen.results.summarize import span
+from loadgen.stats.intervals import Interval, t95
+from loadgen.study.spec import plan, read_study
+from loadgen.units import NS_PER_S
+
+FOLDER = Path(__file__).parents[2] / "docs/results/h200-2026/studies/serving"
+PER_TOKEN = "joules_per_output_token"
+LIMITS = ((200.0, 10.0), (500.0, 30.0))
+"""TTFT, TPOT, in ms: the study's own, and looser ones."""
+PROCESSES = {"chat-constant": "constant", "chat": "Poisson", "chat-bursty": "bursty (gamma, 0.25)"}
+
+
+# ---------------------------------------------------------------- taking it in
+
+
+class Request(NamedTuple):
+    """A line of requests.csv.gz. Seconds and joules; from when it was sent."""
+
+    cell: str
+    request: int
+    workload: str
+    input_tokens: int
+    output_tokens: int
+    ttft_s: float
+    tpot_s: float | None
+    e2e_s: float
+    joules: float | None
+
+
+def take(study: Path, target: Path, card: str) -> None:
+    """Finished runs only; what failed is in nobody's table."""
+    target.mkdir(parents=True, exist_ok=True)
+    shutil.copyfile(study / "study.toml", target / "study.toml")
+    head, *lines = (study / "results.csv").read_text().splitlines(keepends=True)
+    (target / "results.csv").write_text("".join([head, *(line for line in lines if card in line)]))
+    cells = [row.cell for row in rows(target)]
+    runs = {cell: run_folder.read(study / "runs" / cell) for cell in cells}
+    each = [line for cell, run in runs.items() for line in _requests(cell, run, _joules(study / "runs" / cell))]
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([Request._fields, *each])
+    _write_gz(target / "requests.csv.gz", text.getvalue().encode())
+    samples = b"".join(
+        msgspec.json.encode({"cell": cell, **msgspec.to_builtins(sample)}) + b"\n"
+        for cell, run in runs.items()
+        for sample in run.energy
+    )
+    _write_gz(target / "energy.jsonl.gz", samples)
+    (target / "windows.json").write_text(json.dumps({c: _window(r) for c, r in runs.items()}, indent=1) + "\n")
+
+
+def _write_gz(path: Path, content: bytes) -> None:
+    path.write_bytes(gzip.compress(content, mtime=0))
+
+
+def _joules(folder: Path) -> dict[int, float]:
+    found = map(json.loads, (folder / "attribution.jsonl").read_text().splitlines())
+    return {one["index"]: one["joules"] for one in found}
+
+
+def _requests(cell: str, run: run_folder.RunResult, joules: dict[int, float]) -> Iterable[Request]:
+    for record in run.records:
+        assert record.sent_ns and record.first_token_ns and record.last_token_ns and record.finished_ns
+        out = record.output_tokens or 0
+        yield Request(
+            cell,
+            record.index,
+            record.workload,
+            record.input_tokens or 0,
+            out,
+            round((record.first_token_ns - record.sent_ns) / NS_PER_S, 6),
+            round((record.last_token_ns - record.first_token_ns) / NS_PER_S / (out - 1), 6) if out > 1 else None,
+            round((record.finished_ns - record.sent_ns) / NS_PER_S, 6),
+            joules.get(record.index),
+        )
+
+
+def _window(run: run_folder.RunResult) -> dict[str, Any]:
+    """The instants between which the run's joules were counted, and what the engine counted in the run."""
+    engine = run.engine
+    counts = {name: engine[-1][name] - engine[0][name] for name in ("prompt_tokens", "cached_tokens", "iterations")}
+    start_ns, end_ns = span(run)
+    return {"start_ns": start_ns, "end_ns": end_ns, **counts}
+
+
+# ---------------------------------------------------------------- what was taken in
+
+
+@cache
+def rows(folder: Path = FOLDER) -> tuple[Row, ...]:
+    with (folder / "results.csv").open(newline="") as file:
+        return tuple(
+            msgspec.convert({key: value or None for key, value in line.items()}, Row, strict=False)
+            for line in csv.DictReader(file)
+        )
+
+
+@cache
+def requests() -> dict[str, tuple[Request, ...]]:
+    """Run -> its requests."""
+    text = gzip.decompress((FOLDER / "requests.csv.gz").read_bytes()).decode()
+    found: dict[str, list[Request]] = {}
+    for line in csv.reader(text.splitlines()[1:]):
+        one = msgspec.convert([value or None for value in line], Request, strict=False)
+        found.setdefault(one.cell, []).append(one)
+    return {cell: tuple(several) for cell, several in found.items()}
+
+
+@cache
+def windows(folder: Path = FOLDER) -> dict[str, dict[str, float]]:
+    found: dict[str, dict[str, float]] = json.loads((folder / "windows.json").read_text())
+    return found
+
+
+@cache
+def series() -> dict[str, list[EnergySeries]]:
+    """Run -> what the counter said in it."""
+    samples: dict[str, list[EnergySample]] = {}
+    for line in gzip.decompress((FOLDER / "energy.jsonl.gz").read_bytes()).splitlines():
+        told = json.loads(line)
+        samples.setdefault(told.pop("cell"), []).append(msgspec.convert(told, EnergySample))
+    return {cell: [on_its_own_clock(s) for s in series_by_domain(of).values()] for cell, of in samples.items()}
+
+
+@cache
+def cells(folder: Path = FOLDER) -> dict[tuple[str, str, int | None, float | None], Group]:
+    """(server, workload, batch, rate) -> its repeats."""
+    return {(g.key[0], *g.key[2:]): g for g in groups(rows(folder))}
+
+
+def chosen(server: str = "plain", workload: str = "chat") -> list[Group]:
+    """Open loops first, by their load."""
+    mine = [g for (s, w, _, _), g in cells().items() if (s, w) == (server, workload)]
+    return sorted(mine, key=lambda g: (g.key[3] is not None, g.key[3] or g.key[4] or 0))
+
+
+def load_of(group: Group) -> str:
+    return f"{group.key[3]} in flight" if group.key[3] else f"{group.key[4]:g}/s"
+
+
+def in_flight(row: Row) -> float:
+    """Mean number of requests in flight: the sum of their times over the run's (Little)."""
+    return sum(one.e2e_s for one in requests()[row.cell]) / row.duration_s
+
+
+def mean_of(group: Group, of: Callable[[Row], float]) -> float:
+    return fmean(map(of, group.rows))
+
+
+def ms(group: Group, *fields: str) -> list[str]:
+    return [sig(1e3 * found) if (found := group.mean(field)) is not None else "-" for field in fields]
+
+
+def good(row: Row, limits: tuple[float, float]) -> int:
+    """Requests within the limits."""
+    ttft_ms, tpot_ms = limits
+    return sum(1e3 * one.ttft_s <= ttft_ms and 1e3 * (one.tpot_s or 0.0) <= tpot_ms for one in requests()[row.cell])
+
+
+def cached_share(row: Row, folder: Path = FOLDER) -> float:
+    """Of its prompt tokens, as the engine counted them."""
+    counted = windows(folder)[row.cell]
+    return counted["cached_tokens"] / counted["prompt_tokens"]
+
+
+# ---------------------------------------------------------------- intervals
+
+
+class Noise(NamedTuple):
+    """By how much a repeat differs from another of its configuration, in proportion: of all configurations together."""
+
+    deviation: float
+    freedom: int
+
+    def half(self, *counts: int) -> float:
+        """Of the 95 % interval of a mean of so many repeats; with several counts, of means' ratio. On logarithms."""
+        return t95(self.freedom) * self.deviation * sqrt(sum(1 / count for count in counts))
+
+
+Of = Callable[[Group], list[float]]
+
+
+@cache
+def noise(of: Of) -> Noise:
+    """Pooled over the configurations of the chat trace that have several repeats: too few have enough by themselves."""
+    logs = [np.log(values) for w in PROCESSES for g in chosen(workload=w) if len(values := of(g)) > 1 and min(values)]
+    freedom = sum(len(one) - 1 for one in logs)
+    return Noise(sqrt(sum(float(np.var(one, ddof=0)) * len(one) for one in logs) / freedom), freedom)
+
+
+def per_token(group: Group) -> list[float]:
+    return group.values(PER_TOKEN)
+
+
+def power(group: Group) -> list[float]:
+    return group.values("mean_watts")
+
+
+def pooled(group: Group, of: Of) -> Interval:
+    """One repeat has no interval: nothing says that it differs as little from its like as others do."""
+    values = of(group)
+    middle, half = fmean(values), noise(of).half(len(values))
+    if len(values) < 2:
+        return _alone(middle)
+    return Interval(middle, middle * exp(-half), middle * exp(half), len(values))
+
+
+def saved(base: Sequence[float], group: Group) -> Interval:
+    """1 - group / base in J per output token."""
+    mine = per_token(group)
+    difference, half = float(np.mean(np.log(mine)) - np.mean(np.log(base))), noise(per_token).half(len(mine), len(base))
+    return Interval(1 - exp(difference), 1 - exp(difference + half), 1 - exp(difference - half), len(mine))
+
+
+# ---------------------------------------------------------------- tables
+
+
+def loads() -> str:
+    """Poisson arrivals, then full batches."""
+    body = [
+        [
+            load_of(g),
+            str(len(g.rows)),
+            sig(mean_of(g, in_flight)),
+            in_words(pooled(g, per_token)),
+            sig(g.mean("steady_joules_per_output_token")),
+            f"{g.mean('mean_watts'):.0f}",
+            f"{g.mean('output_tokens_per_s'):,.0f}",
+            *ms(g, "ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s"),
+            sig(g.mean("measured_over_idealized")),
+        ]
+        for g in chosen()
+    ]
+    head = ["load", "repeats", "mean in flight", "J/output token", "in steady state", "W", "tokens/s out"]
+    return table([*head, "TTFT p50 ms", "p99", "TPOT p50 ms", "p99", "× idealized"], body)
+
+
+def offline() -> list[tuple[float, list[float]]]:
+    """(mean in flight, J per output token of each repeat) of the closed loops."""
+    return sorted((mean_of(g, in_flight), per_token(g)) for g in chosen() if g.key[3])
+
+
+def offline_at(many: float) -> list[float] | None:
+    """J per output token of a closed loop with as many in flight, by the two nearest; each repeat."""
+    for few, more in pairwise(offline()):
+        if few[0] <= many <= more[0]:
+            return between(few, more, many)
+    return None
+
+
+def between(few: tuple[float, list[float]], more: tuple[float, list[float]], many: float) -> list[float]:
+    """a + b / n through two loads: what a step costs is shared by the n in it, what a token costs is not."""
+    share = (1 / few[0] - 1 / many) / (1 / few[0] - 1 / more[0])
+    return [below + share * (above - below) for below, above in zip(few[1], more[1], strict=False)]
+
+
+def beside_figure_9() -> str:
+    """For the summary: Poisson arrivals against batches."""
+    found = ((g, offline_at(mean_of(g, in_flight))) for g in chosen() if g.key[4])
+    told = ((mean_of(g, in_flight), percents(saved(batch, g), -1)) for g, batch in found if batch)
+    return "; ".join(f"{many:.0f} in flight: {change}" for many, change in told)
+
+
+def equal_batches() -> str:
+    body = []
+    for workload in PROCESSES:
+        for g in chosen(workload=workload):
+            many = mean_of(g, in_flight)
+            if g.key[4] and (batch := offline_at(many)):
+                line = [PROCESSES[workload], load_of(g), sig(many), sig(fmean(batch)), sig(fmean(per_token(g)))]
+                body.append([*line, percents(saved(batch, g), -1)])
+    head = ["arrivals", "load", "mean in flight", "J/output token, offline", "online", "online against offline [95 %]"]
+    return table(head, body)
+
+
+def arrivals() -> str:
+    poisson = cells()["plain", "chat", None, 8.0]
+    body = []
+    for workload, name in PROCESSES.items():
+        g = cells()["plain", workload, None, 8.0]
+        change = "-" if g is poisson else percents(saved(per_token(poisson), g), -1)
+        body.append(
+            [
+                name,
+                in_words(pooled(g, per_token)),
+                change,
+                f"{g.mean('mean_watts'):.0f}",
+                sig(mean_of(g, in_flight)),
+                *ms(g, "ttft_p50_s", "ttft_p99_s", "tpot_p50_s", "tpot_p99_s"),
+                percent(g.mean("goodput_ratio")),
+            ]
+        )
+    head = ["arrivals, 8/s", "J/output token", "against Poisson [95 %]", "W", "mean in flight", "TTFT p50 ms", "p99"]
+    return table([*head, "TPOT p50 ms", "p99", "good"], body)
+
+
+def goodput() -> str:
+    body = []
+    for g in [*chosen(), *chosen(workload="chat-constant"), *chosen(workload="chat-bursty")]:
+        kind = f", {PROCESSES[g.key[2]]}" if g.key[4] else ""
+        line = [load_of(g) + kind]
+        for limits in LIMITS:
+            line.append(percent(fmean(good(row, limits) / row.completed for row in g.rows)))
+            line.append(sig(fmean(per_kilojoule(g, limits))))
+        body.append(line)
+    head = ["load"]
+    for ttft_ms, tpot_ms in LIMITS:
+        head += [f"within {ttft_ms:g} ms, {tpot_ms:g} ms", "good requests per kJ"]
+    return table(head, body)
+
+
+def per_kilojoule(group: Group, limits: tuple[float, float]) -> list[float]:
+    return [1e3 * good(row, limits) / row.measured_joules for row in group.rows if row.measured_joules]
+
+
+def partial_load() -> str:
+    """From idle to the fastest load of the same server."""
+    known = chosen()
+    most_speed = max(g.mean("output_tokens_per_s") or 0.0 for g in known)
+    most_power = max(g.mean("mean_watts") or 0.0 for g in known)
+    idle = fmean(watts for g in known for watts in g.values("idle_watts"))
+    body = [["idle", "0", "0.0 %", f"{idle:.0f}", percent(idle / most_power), "-"]]
+    for g in sorted(known, key=lambda g: g.mean("output_tokens_per_s") or 0.0):
+        speed, draw = g.mean("output_tokens_per_s") or 0.0, g.mean("mean_watts") or 0.0
+        body.append(
+            [
+                load_of(g),
+                f"{speed:,.0f}",
+                percent(speed / most_speed),
+                in_words(pooled(g, power)),
+                percent(draw / most_power),
+                sig(1e3 * (draw - idle) / speed),
+            ]
+        )
+    head = ["load", "tokens/s out", "of the most", "W", "of the most", "mJ above idle per output token"]
+    return table(head, body)
+
+
+def checks() -> str:
+    """What must hold of the study itself."""
+    again = [abs(recounted(row) / row.measured_joules - 1) for row in rows() if row.measured_joules]
+    products = [
+        abs(row.joules_per_output_token * row.output_tokens_per_s / row.mean_watts - 1)
+        for row in rows()
+        if row.joules_per_output_token and row.output_tokens_per_s and row.mean_watts
+    ]
+    watts = [row.mean_watts for row in rows() if row.mean_watts]
+    found = noise(per_token)
+    *two, (most, there) = offline()
+    carried = fmean(between(two[0], two[-1], most))
+    body = [
+        ["runs; with valid energy; requests failed", f"{len(rows())}; {sum(r.energy_valid for r in rows())}; "
+         f"{sum(r.failed for r in rows())} of {sum(r.completed + r.failed for r in rows()):,}"],
+        ["W = J/token × tokens/s", f"furthest {percent(max(products))} off"],
+        ["joules again, from the counter's samples", f"furthest {percent(max(again))} off"],
+        ["lowest and highest mean W of a run; limit 700", f"{min(watts):.0f}, {max(watts):.0f}"],
+        ["prompt tokens from a cache", percent(max(map(cached_share, rows())))],
+        [f"offline, a + b/n through {' and '.join(sig(n) for n, _ in two)} in flight, at {sig(most)}",
+         f"{sig(carried)} J/output token; measured {sig(fmean(there))}"],
+        ["standard deviation of a repeat, pooled", f"{percent(found.deviation)}, {found.freedom} degrees of freedom"],
+    ]  # fmt: skip
+    return table(["check", "found"], body)
+
+
+def recounted(row: Row) -> float:
+    window = windows()[row.cell]
+    start_ns, end_ns = round(window["start_ns"]), round(window["end_ns"])
+    return sum(one.clip(start_ns, end_ns).total_mj for one in series()[row.cell]) / 1e3
+
+
+# ---------------------------------------------------------------- figures
+
+
+def loads_figure() -> str:
+    """J per output token by how many were in flight: open loops beside closed ones."""
+
+    def line(name: str, mine: Sequence[Group], colour: int, dash: int = 0, joined: bool = True) -> Line:
+        points = [(mean_of(g, in_flight), pooled(g, per_token)) for g in mine]
+        return Line(name, points, colour, dash, joined)
+
+    everything = chosen()
+    lines = [
+        line("online, Poisson at 2, 8 and 16/s", [g for g in everything if g.key[4]], 0),
+        line("offline, 8, 64 and 256 kept in flight", [g for g in everything if g.key[3]], 3, joined=False),
+        Line("a + b/n through 8 and 64", _law(), 3, 2, dots=False),
+        line("online, constant at 8/s", chosen(workload="chat-constant"), 2, joined=False),
+        line("online, bursty at 8/s", chosen(workload="chat-bursty"), 4, joined=False),
+    ]
+    x = svg.Axis(2, 256, True, tuple((float(2**k), str(2**k)) for k in range(1, 9)))
+    y = svg.log_axis(0.1, 2, told_joules)
+    return picture("J per output token, chat trace; bars: 95 %", "mean requests in flight", lines, x, y)
+
+
+def _law() -> list[tuple[float, Interval]]:
+    few, more, _ = offline()
+    places = np.geomspace(few[0], more[0], 30)
+    return [(float(many), _alone(fmean(between(few, more, float(many))))) for many in places]
+
+
+def goodput_figure() -> str:
+    lines = []
+    for index, (limits, colour) in enumerate(zip(LIMITS, (0, 1), strict=True)):
+        mine = [g for g in chosen() if g.key[4]]
+        points = [(float(g.key[4] or 0), _alone(fmean(per_kilojoule(g, limits)))) for g in mine]
+        lines.append(Line(f"TTFT ≤ {limits[0]:g} ms, TPOT ≤ {limits[1]:g} ms", points, colour, index))
+    rates = [float(g.key[4]) for g in chosen() if g.key[4]]
+    x = svg.Axis(min(rates), max(rates), True, tuple((rate, f"{rate:g}/s") for rate in rates))
+    most = max(found.mean for line in lines for _, found in line.points)
+    y = svg.linear_axis(0, 1.05 * most, number)
+    return picture("Requests within limits per kJ, Poisson arrivals", "requests per second", lines, x, y)
+
+
+def _alone(value: float) -> Interval:
+    return Interval(value, None, None, 1)
+
+
+def partial_load_figure() -> str:
+    mine = sorted(chosen(), key=lambda g: g.mean("output_tokens_per_s") or 0.0)
+    idle = [watts for g in mine for watts in g.values("idle_watts")]
+
+    def points(groups: Iterable[Group]) -> list[tuple[float, Interval]]:
+        return [(g.mean("output_tokens_per_s") or 0.0, pooled(g, power)) for g in groups]
+
+    most = max(place for place, _ in points(mine))
+    lines = [
+        Line("online, Poisson", points(g for g in mine if g.key[4]), 0),
+        Line("offline, kept in flight", points(g for g in mine if g.key[3]), 3, 1),
+        Line("idle, model resident", [(0.0, _alone(fmean(idle))), (most, _alone(fmean(idle)))], 5, 2),
+    ]
+    x = svg.linear_axis(0, 1.05 * most, number)
+    return picture("W by output tokens/s; bars: 95 %", "output tokens/s", lines, x,
+                   svg.linear_axis(0, 700, number))  # fmt: skip
+
+
+# ---------------------------------------------------------------- all of it
+
+TABLES: dict[str, Callable[[], str]] = {
+    "serving-loads": loads,
+    "serving-equal-batches": equal_batches,
+    "serving-arrivals": arrivals,
+    "serving-goodput": goodput,
+    "serving-partial-load": partial_load,
+    "serving-checks": checks,
+}
+FIGURES: dict[str, Callable[[], str]] = {
+    "serving-loads": loads_figure,
+    "serving-goodput": goodput_figure,
+    "serving-partial-load": partial_load_figure,
+}
+
+
+def outputs() -> dict[Path, str]:
+    """File -> what is in it, of what is made from the taken data and is no part of docs/results.md."""
+    study = read_study(FOLDER / "study.toml")
+    told = f"{study.description} Llama-3.1-8B shape with random weights, vLLM 0.20.2, one H200."
+    left = len(plan(study)) - len(rows())
+    page = render(study.title, told, rows(), study.baseline, study.goodput, {}, left)
+    return {FOLDER / "report.html": page}
+
+
+if __name__ == "__main__":
+    take(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,170 @@
+"""Requests whose phases are known, but not their chunks -> Work: the engine's steps, rebuilt as far as spans tell.
+
+A span says when a request's prefill began, when its first token came and when it ended. Two assumptions fill the rest:
+a prefill is one step, which the streams being decoded wait for; and between prefills a decode goes on evenly, a slot of
+time for each of its steps. Where there is more of it than is worth the computing, a slot stands for several steps.
+"""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadgen.attribution.engine_steps import Floats, Ints, Work
+from loadgen.telemetry.otlp_parse import RequestSpan
+from loadgen.units import NS_PER_MS
+
+
+class Phases(NamedTuple):
+    """Prefills and decodes of n requests: P rows of both kinds. A request without tokens has neither."""
+
+    request: Ints
+    start_ns: Ints
+    end_ns: Ints
+    prefilling: NDArray[np.bool_]
+    tokens: Floats
+    context: Floats
+    """Tokens before the phase began: cached ones for a prefill, the prompt for a decode."""
+
+
+def phases_of(requests: Sequence[RequestSpan]) -> Phases:
+    told = [(index, request) for index, request in enumerate(requests) if request.output_tokens]
+    index, first_ns = _ints(i for i, _ in told), _ints(_first_ns(request) for _, request in told)
+    prefill_ns, end_ns = _ints(r.prefill_ns for _, r in told), _ints(r.end_ns for _, r in told)
+    prompt, cached = _ints(r.input_tokens or 0 for _, r in told), _ints(r.cached_tokens or 0 for _, r in told)
+    later = _ints(r.output_tokens or 0 for _, r in told) - 1
+    more = later > 0
+    return Phases(
+        request=np.concatenate((index, index[more])),
+        start_ns=np.concatenate((np.minimum(prefill_ns, first_ns), first_ns[more])),
+        end_ns=np.concatenate((first_ns, end_ns[more])),
+        prefilling=np.arange(len(index) + np.count_nonzero(more)) < len(index),
+        tokens=np.concatenate((np.maximum(prompt - cached, 0), later[more])).astype(np.float64),
+        context=np.concatenate((cached, prompt[more])).astype(np.float64),
+    )
+
+
+def _ints(values: Iterable[int]) -> Ints:
+    return np.fromiter(values, np.int64)
+
+
+def first_token_of(request: RequestSpan) -> int | None:
+    """When its prefill ended. Where nobody says (no stream): as if it took as long as one token."""
+    return _first_ns(request) if request.output_tokens else None
+
+
+def _first_ns(request: RequestSpan) -> int:
+    if request.first_token_ns is not None:
+        return request.first_token_ns
+    return request.prefill_ns + (request.end_ns - request.prefill_ns) // (request.output_tokens or 1)
+
+
+def output_by_interval(phases: Phases, edges_ns: Ints) -> Floats:
+    """float64[len(edges) - 1]: output tokens in each interval, the first of each request at the end of its prefill.
+
+    Evenly spread, so that the parts of a request sum to the whole however it is cut.
+    """
+    start_ns, tokens = phases.start_ns[~phases.prefilling, None], phases.tokens[~phases.prefilling, None]
+    length = np.maximum(phases.end_ns[~phases.prefilling, None] - start_ns, 1)
+    decoded = (tokens * np.clip((edges_ns - start_ns) / length, 0.0, 1.0)).sum(axis=0)
+    firsts = np.histogram(phases.end_ns[phases.prefilling], edges_ns)[0]
+    return np.asarray(np.diff(decoded) + firsts)
+
+
+LONGEST_PREFILL_NS = 250 * NS_PER_MS
+"""What takes longer is waiting in a queue, or a prefill in many chunks: others go on meanwhile."""
+STALLED = 0.1
+"""Speed of a decode beside a prefill, relative to one without."""
+SHORTEST_SLOT_NS, LONGEST_SLOT_NS = 2 * NS_PER_MS, 100 * NS_PER_MS
+
+
+def slot_work(phases: Phases, start_ns: int, end_ns: int, slot_ns: int, unseen_ns: Ints) -> Work:
+    """What was done in [start, end], a step for each prefill and each slot between prefills."""
+    begin, end = np.maximum(phases.start_ns, start_ns), np.minimum(phases.end_ns, end_ns)
+    inside = end > begin
+    edges, progress = _cells(phases, slot_ns)
+    phase = np.flatnonzero(inside)
+    first = np.searchsorted(edges, begin[inside], side="right") - 1
+    last = np.searchsorted(edges, end[inside] - 1, side="right") - 1
+    pieces = last - first + 1
+    row = np.repeat(phase, pieces)
+    cell = np.repeat(first, pieces) + np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    from_ns, to_ns = np.maximum(begin[row], edges[cell]), np.minimum(end[row], edges[cell + 1])
+    prefilling = phases.prefilling[row]
+    start_progress = np.interp(phases.start_ns, edges, progress)
+    whole = np.interp(phases.end_ns, edges, progress) - start_progress
+    evenly = phases.prefilling | (whole <= 0)
+    length = np.where(evenly, np.maximum(phases.end_ns - phases.start_ns, 1), np.where(evenly, 1.0, whole))[row]
+    speed = np.where(evenly[row], 1.0, (np.diff(progress) / np.diff(edges))[cell])
+    origin = np.where(evenly[row], edges[cell] - phases.start_ns[row], progress[cell] - start_progress[row])
+    # Share of its phase that each row has behind it at either end: both lie in its cell, where progress is a line.
+    before = (origin + speed * (from_ns - edges[cell])) / length
+    after = (origin + speed * (to_ns - edges[cell])) / length
+    tokens = phases.tokens[row] * (after - before)
+    present = np.bincount(cell, minlength=len(edges)) > 0
+    used, step = np.flatnonzero(present), (np.cumsum(present) - 1)[cell]
+    return Work(
+        start_ns=_extreme(np.minimum, from_ns, step, len(used)),
+        end_ns=_extreme(np.maximum, to_ns, step, len(used)),
+        iterations=np.ones(len(used)),
+        step=step.astype(np.int32),
+        request=phases.request[row].astype(np.int32),
+        prefilling=prefilling,
+        prefill=np.where(prefilling, tokens, 0.0).astype(np.float32),
+        decode=np.where(prefilling, 0.0, tokens).astype(np.float32),
+        context=(phases.context[row] + phases.tokens[row] * (before + after) / 2).astype(np.float32),
+        unseen_ns=unseen_ns,
+    )
+
+
+def _cells(phases: Phases, slot_ns: int) -> tuple[Ints, Floats]:
+    """Edges of the steps, increasing; and how far a decode has got at each of them, in ns of undisturbed time."""
+    if not len(phases.start_ns):
+        return np.zeros(1, np.int64), np.zeros(1)
+    short = phases.prefilling & (phases.end_ns - phases.start_ns <= LONGEST_PREFILL_NS)
+    short &= phases.end_ns > phases.start_ns
+    starts, ends = _union(phases.start_ns[short], phases.end_ns[short])
+    gap_from = np.concatenate(([phases.start_ns.min()], ends))
+    gap_to = np.concatenate((starts, [max(phases.end_ns.max(), phases.start_ns.min() + 1)]))
+    length = np.maximum(gap_to - gap_from, 0)
+    slots = np.maximum(np.rint(length / slot_ns).astype(np.int64), 1)
+    gap = np.repeat(np.arange(len(slots)), slots)
+    nth = np.arange(len(gap)) - np.repeat(np.cumsum(slots) - slots, slots)
+    between = gap_from[gap] + nth * length[gap] // slots[gap]
+    edges = np.unique(np.concatenate((between, starts, ends, gap_to[-1:]))).astype(np.int64)
+    stalled = np.isin(edges[:-1], starts)
+    speed = np.where(stalled, STALLED, 1.0) * np.diff(edges)
+    return edges, np.concatenate(([0.0], np.cumsum(speed)))
+
+
+def _union(starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
+    """Intervals that overlap or touch, made one."""
+    if not len(starts):
+        return starts, ends
+    order = np.argsort(starts, kind="stable")
+    starts, reach = starts[order], np.maximum.accumulate(ends[order])
+    new = np.concatenate(([True], starts[1:] > reach[:-1]))
+    return starts[new], reach[np.concatenate((np.flatnonzero(new)[1:] - 1, [len(starts) - 1]))]
+
+
+def _extreme(choose: np.ufunc, t_ns: Ints, step: Ints, steps: int) -> Ints:
+    start = np.iinfo(np.int64).max if choose is np.minimum else np.iinfo(np.int64).min
+    result = np.full(steps, start, dtype=np.int64)
+    choose.at(result, step, t_ns)
+    return result
+
+
+def slot_for(phases: Phases, start_ns: int, end_ns: int, most_rows: int) -> int:
+    """The typical time of a decode step, or as many of it as keep the work to about `most_rows` rows."""
+    decoding = ~phases.prefilling & (phases.tokens > 0)
+    per_token = (phases.end_ns - phases.start_ns)[decoding] / phases.tokens[decoding]
+    step_ns = (
+        float(np.clip(np.median(per_token), SHORTEST_SLOT_NS, LONGEST_SLOT_NS))
+        if len(per_token)
+        else 1.0 * LONGEST_SLOT_NS
+    )
+    busy = np.minimum(phases.end_ns, end_ns) - np.maximum(phases.start_ns, start_ns)
+    inside = busy[busy > 0]
+    room = max(most_rows - 2 * len(inside), most_rows // 4)
+    return int(step_ns * max(1, -(-float(inside.sum()) // (step_ns * room))))

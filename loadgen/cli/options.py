@@ -1,0 +1,16 @@
+"""Option types and defaults that several commands share."""
+
+import click
+
+DEFAULT_URL = "http://localhost:8000/v1"
+
+
+POSITIVE = click.FloatRange(min=0, min_open=True, max=1e9, clamp=False)
+
+
+def knobs(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
+    """KEY=VALUE, where the value may hold anything: some are JSON."""
+    pairs = [one.partition("=") for one in given]
+    if bad := [key for key, mark, _ in pairs if not mark or not key.strip()]:
+        raise click.BadParameter(f"{bad[0]!r} is not KEY=VALUE")
+    return {key.strip(): value for key, _, value in pairs}

@@ -1,0 +1,87 @@
+"""The choice of an energy source, in one place, with the reason for everything that was not chosen."""
+
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from loadgen.energy.amd import open_amd
+from loadgen.energy.cpu_estimate import CpuEstimate, PowerCurve
+from loadgen.energy.meter import EnergyMeter
+from loadgen.energy.nvml import open_nvml
+from loadgen.energy.rapl import POWERCAP, RaplMeter
+from loadgen.energy.remote import RemoteMeter
+from loadgen.errors import LoadgenError, MeterError
+
+CHOICES = ("auto", "nvml", "amd", "rapl", "cpu", "none")
+"""What --energy takes, besides a URL."""
+
+
+def open_meter(
+    choice: str,
+    *,
+    gpus: Sequence[str] | None = None,
+    token: str | None = None,
+    cpu_watts: tuple[float, float] | None = None,
+    powercap: Path = POWERCAP,
+) -> tuple[EnergyMeter | None, list[str]]:
+    """The meter that `choice` asks for and, a line each, why there is none or why a better one was passed over.
+
+    `auto` is the GPUs' counters, else the CPU's, else none: never an estimate. A source asked for by name that cannot
+    be used raises LoadgenError. gpus: indices or UUIDs; cpu_watts: (idle, busy) of the whole machine for `cpu`.
+    """
+    match choice:
+        case "none":
+            return None, ["energy was turned off (--energy none)"]
+        case "auto":
+            return _first(
+                {"nvml": lambda: open_nvml(gpus), "amd": lambda: open_amd(gpus), "rapl": lambda: RaplMeter(powercap)}
+            )
+        case "nvml":
+            return _asked("nvml", lambda: open_nvml(gpus)), []
+        case "amd":
+            return _asked("amd", lambda: open_amd(gpus)), []
+        case "rapl":
+            return _asked("rapl", lambda: RaplMeter(powercap)), []
+        case "cpu":
+            return _asked("cpu", lambda: CpuEstimate(PowerCurve(*cpu_watts) if cpu_watts else None)), []
+        case url if "://" in url:
+            return _asked("URL", lambda: RemoteMeter(url, token=token, gpus=gpus)), []
+        case _:
+            raise LoadgenError(f"--energy {choice!r} is none of {', '.join(CHOICES)}, nor a URL (http://...)")
+
+
+def source_beside(base_url: str, energy: str, *, simulated_at: str | None) -> str | None:
+    """Return the energy source that `--energy` names for the server at `base_url`.
+
+    `auto` is the source beside the server: its own simulated counter (at the URL `simulated_at`), or this machine's
+    when the server runs here. None when the server runs on another host.
+    """
+    if energy != "auto":
+        return energy
+    if simulated_at:
+        return simulated_at
+    return "auto" if is_local(base_url) else None
+
+
+def is_local(url: str) -> bool:
+    """Return True if the URL's host is this machine by name: its meters are then the server's."""
+    host = urlsplit(url).hostname or ""
+    return host in ("localhost", "::1", socket.gethostname()) or host.startswith("127.")
+
+
+def _asked(name: str, open_it: Callable[[], EnergyMeter]) -> EnergyMeter:
+    try:
+        return open_it()
+    except MeterError as err:
+        raise LoadgenError(f"--energy {name}: {err} (`loadgen meters` lists what this machine has)") from err
+
+
+def _first(openers: dict[str, Callable[[], EnergyMeter]]) -> tuple[EnergyMeter | None, list[str]]:
+    reasons: list[str] = []
+    for name, open_it in openers.items():
+        try:
+            return open_it(), reasons
+        except MeterError as err:
+            reasons.append(f"{name}: {err}")
+    return None, reasons

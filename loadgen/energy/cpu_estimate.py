@@ -1,0 +1,96 @@
+"""An estimate of CPU power from utilisation, for machines without a counter. Never chosen unless asked for by name."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from loadgen.clock import monotonic_ns
+from loadgen.energy.meter import Reading
+from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.errors import MeterError
+from loadgen.units import s_from_ns
+
+PROC_STAT = Path("/proc/stat")
+POLL_S = 0.5
+"""Ticks are 10 ms: half a second of two cores is 100 of them."""
+
+
+class PowerCurve(NamedTuple):
+    """P(u) = idle + (max - idle) u, with u the share of all CPUs' time that was not idle."""
+
+    idle_w: float
+    max_w: float
+
+    def watts(self, utilisation: float) -> float:
+        return self.idle_w + (self.max_w - self.idle_w) * utilisation
+
+
+PER_CPU = PowerCurve(0.74, 3.5)
+"""Watts per logical CPU when no curve is given: the Cloud Carbon Footprint project's averages over server CPUs."""
+
+
+class CpuTimes(NamedTuple):
+    """Ticks since boot, all CPUs together."""
+
+    busy: int
+    total: int
+
+
+def read_times(stat: str) -> CpuTimes:
+    """From the text of /proc/stat. Waiting for a disk is idle; guest time is already inside user and nice."""
+    fields = stat.split("\n", 1)[0].split()
+    if fields[:1] != ["cpu"] or len(fields) < 9:
+        raise MeterError(f"{PROC_STAT} does not begin with the line of all CPUs")
+    user, nice, system, idle, iowait, irq, softirq, steal = (int(field) for field in fields[1:9])
+    busy = user + nice + system + irq + softirq + steal
+    return CpuTimes(busy, busy + idle + iowait)
+
+
+class CpuEstimate:
+    """Joules = the curve at the utilisation of each interval, times its length."""
+
+    poll_s = POLL_S
+
+    def __init__(
+        self,
+        curve: PowerCurve | None = None,
+        *,
+        stat: Path = PROC_STAT,
+        cpus: int | None = None,
+        clock: Callable[[], int] = monotonic_ns,
+    ) -> None:
+        count = cpus or os.cpu_count() or 1
+        self._curve = curve or PowerCurve(PER_CPU.idle_w * count, PER_CPU.max_w * count)
+        self._stat = stat
+        self._clock = clock
+        self._joules = 0.0
+        self._last = self._observe()
+        origin = "as given" if curve else f"a default of {PER_CPU.idle_w} to {PER_CPU.max_w} W per CPU, {count} CPUs"
+        self.notes = [
+            f"an estimate, not a measurement: {self._curve.idle_w:.1f} W idle to {self._curve.max_w:.1f} W busy "
+            f"by utilisation ({origin})"
+        ]
+
+    @property
+    def domains(self) -> list[EnergyDomain]:
+        return [EnergyDomain(name="cpu:all", source="estimate", period_s=self.poll_s)]
+
+    def read(self) -> Reading:
+        last_ns, last = self._last
+        t_ns, now = self._observe()
+        if now.total <= last.total:
+            return Reading([])
+        self._last = t_ns, now
+        watts = self._curve.watts((now.busy - last.busy) / (now.total - last.total))
+        self._joules += max(watts, 0.0) * s_from_ns(t_ns - last_ns)
+        return Reading([EnergySample(t_ns, "cpu:all", self._joules)])
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _observe(self) -> tuple[int, CpuTimes]:
+        try:
+            return self._clock(), read_times(self._stat.read_text())
+        except OSError as err:
+            raise MeterError(f"{self._stat} cannot be read: {err.strerror}") from err

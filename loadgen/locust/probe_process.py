@@ -1,0 +1,78 @@
+"""What a server is and how it counts tokens, asked by a process of its own: asyncio and gevent do not mix.
+
+`python -m loadgen.locust.probe_process` reads a Question from standard input and writes the Reply, both JSON. The API
+key comes from $OPENAI_API_KEY alone, so that it is on no command line.
+"""
+
+import asyncio
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from loadgen.client.client import Client
+from loadgen.client.openai_api import Endpoint
+from loadgen.client.server_probe import ServerInfo, find_dialect, find_model
+from loadgen.client.token_counts import LengthSource, vocabularies
+from loadgen.errors import LoadgenError
+from loadgen.workload.prompts import Kind, Vocabulary
+
+
+class Question(msgspec.Struct, frozen=True, kw_only=True):
+    base_url: str
+    model: str | None
+    endpoint: Endpoint
+    kinds: frozenset[Kind]
+    tokenizer: str | None = None
+    timeout_s: float = 60.0
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True):
+    server: ServerInfo
+    lengths_from: LengthSource
+    vocabularies: dict[Kind, Vocabulary]
+
+
+def ask(question: Question) -> Reply:
+    """Raises LoadgenError with what the other process found wrong."""
+    root = str(Path(__file__).parents[2])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-m", "loadgen.locust.probe_process"],
+        input=msgspec.json.encode(question),
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}, and no word"
+        raise LoadgenError(said.splitlines()[-1])
+    return msgspec.json.decode(done.stdout, type=Reply)
+
+
+async def _answer(question: Question) -> Reply:
+    key = os.environ.get("OPENAI_API_KEY")
+    async with Client(question.base_url, api_key=key, timeout_s=question.timeout_s) as client:
+        server = await find_model(client, question.model)
+        dialect = await find_dialect(client, question.endpoint, server.model, {})
+        server = replace(server, dialect=dialect)
+        tokenizer = Path(question.tokenizer) if question.tokenizer else None
+        lengths_from, found = await vocabularies(client, server, question.endpoint, set(question.kinds), tokenizer, {})
+    return Reply(server=server, lengths_from=lengths_from, vocabularies=found)
+
+
+def main() -> None:
+    question = msgspec.json.decode(sys.stdin.buffer.read(), type=Question)
+    try:
+        reply = asyncio.run(_answer(question))
+    except LoadgenError as err:
+        print(err, file=sys.stderr)
+        sys.exit(2)
+    sys.stdout.buffer.write(msgspec.json.encode(reply))
+
+
+if __name__ == "__main__":
+    main()

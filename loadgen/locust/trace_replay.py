@@ -1,0 +1,162 @@
+"""A schedule shared out over locust users, on however many workers: who takes which part, and one start for all.
+
+Each replaying user says when it is ready. When as many are as the test has, the conductor (in the master, or in the
+only process) numbers them by worker index and tells each its shard and the common start, as wall-clock time: between
+machines the start is as common as their clocks are.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import gevent
+from gevent.pool import Group
+from gevent.queue import Queue
+
+from loadgen.clock import anchor, monotonic_ns
+from loadgen.errors import LoadgenError
+from loadgen.units import NS_PER_S
+from loadgen.workload.schedule import ScheduledRequest
+
+LEAD_S = 1.0
+"""From the conductor's word to the first request: enough for the word to reach every worker."""
+BODIES_AHEAD = 64
+SPIN_NS = 1_500_000
+"""gevent's timers are of a millisecond; the rest is waited out in turns of the loop."""
+
+
+class Ready(NamedTuple):
+    """One replaying user, as it presents itself."""
+
+    worker_index: int
+    node: str
+    user: int
+    """Its number within its worker."""
+    plan: str
+    """The schedule's sha256: all must hold the same."""
+    requests: int
+    """In the whole schedule."""
+
+
+class Part(NamedTuple):
+    """What one user is to do: every `of`-th request from `shard` on, from `start_wall_ns`."""
+
+    user: int
+    shard: int
+    of: int
+    start_wall_ns: int
+    run_id: str
+
+    def of_schedule(self, requests: Sequence[ScheduledRequest]) -> Sequence[ScheduledRequest]:
+        return requests[self.shard :: self.of]
+
+
+class Outcome(NamedTuple):
+    """What became of a part."""
+
+    shard: int
+    sent: int
+    failed: int
+
+
+def assign(ready: Sequence[Ready], start_wall_ns: int, run_id: str) -> list[tuple[str, Part]]:
+    """(node, part) for every user, in order of worker index. Raises LoadgenError when they hold different plans."""
+    plans = {one.plan for one in ready}
+    if len(plans) > 1:
+        raise LoadgenError(
+            f"the workers have {len(plans)} different schedules; the trace file must be the same on every machine"
+        )
+    in_order = sorted(ready)
+    return [(one.node, Part(one.user, i, len(ready), start_wall_ns, run_id)) for i, one in enumerate(in_order)]
+
+
+class Conductor:
+    """One replay, as the master sees it. `tell(node, part)` reaches a user; `alive()` names the nodes still there."""
+
+    def __init__(self, run_id: str, tell: Callable[[str, Part], None], alive: Callable[[], set[str]]) -> None:
+        self.run_id = run_id
+        self._tell = tell
+        self._alive = alive
+        self._ready: list[Ready] = []
+        self._nodes: dict[int, str] = {}
+        """Shard -> node, once begun."""
+        self._outcomes: dict[int, Outcome] = {}
+
+    @property
+    def begun(self) -> bool:
+        return bool(self._nodes)
+
+    def ready(self, one: Ready) -> None:
+        self._ready.append(one)
+
+    def begin_if(self, users: int) -> bool:
+        """Gives out the parts when `users` are ready. Users who come later have no part."""
+        if self.begun or not users or len(self._ready) < users:
+            return False
+        parts = assign(self._ready, anchor().wall_ns + round(LEAD_S * NS_PER_S), self.run_id)
+        self._nodes = {part.shard: node for node, part in parts}
+        for node, part in parts:
+            self._tell(node, part)
+        return True
+
+    def done(self, outcome: Outcome) -> None:
+        self._outcomes[outcome.shard] = outcome
+
+    @property
+    def over(self) -> bool:
+        """Every shard was finished, or lost with its worker."""
+        alive = self._alive()
+        return self.begun and all(shard in self._outcomes or node not in alive for shard, node in self._nodes.items())
+
+    def plan(self) -> str:
+        """One line on what is about to happen."""
+        one = self._ready[0]
+        return f"{one.requests} requests, shared by {len(self._nodes)} users; schedule {one.plan[:12]}"
+
+    def summary(self) -> tuple[str, bool]:
+        """One line on what has happened, and whether every scheduled request was sent."""
+        planned = self._ready[0].requests
+        sent = sum(outcome.sent for outcome in self._outcomes.values())
+        failed = sum(outcome.failed for outcome in self._outcomes.values())
+        lost = len(self._nodes) - len(self._outcomes)
+        words = f"{sent} of {planned} scheduled requests sent, {failed} failed"
+        return words + (f"; {lost} users were lost with their workers" if lost else ""), sent == planned
+
+
+def play(
+    requests: Sequence[ScheduledRequest],
+    start_ns: int,
+    make_body: Callable[[ScheduledRequest], bytes],
+    send: Callable[[ScheduledRequest, bytes, int], Any],
+) -> None:
+    """Open loop: each request at its instant, whatever became of those before; returns when all have ended.
+
+    When the calling greenlet is killed, so are its requests.
+    """
+    bodies: Queue[bytes] = Queue(BODIES_AHEAD)
+    in_flight = Group()
+    maker = gevent.spawn(_make_bodies, requests, make_body, bodies)
+    try:
+        for request in requests:
+            body = bodies.get()
+            scheduled_ns = start_ns + request.offset_ns
+            until(scheduled_ns)
+            in_flight.spawn(send, request, body, scheduled_ns)
+        in_flight.join()
+    finally:
+        maker.kill()
+        in_flight.kill()
+
+
+def _make_bodies(
+    requests: Sequence[ScheduledRequest], make_body: Callable[[ScheduledRequest], bytes], bodies: "Queue[bytes]"
+) -> None:
+    for request in requests:
+        bodies.put(make_body(request))
+        gevent.sleep(0)  # answers are still coming in
+
+
+def until(deadline_ns: int) -> None:
+    """Lets others run at least once: a client behind its schedule must still read answers."""
+    gevent.sleep(0)
+    while (left_ns := deadline_ns - monotonic_ns()) > 0:
+        gevent.sleep(max(0, left_ns - SPIN_NS) / NS_PER_S)

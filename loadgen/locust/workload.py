@@ -1,0 +1,55 @@
+"""What the users ask: lengths without end from bins, a trace's schedule, and the bodies of both. Nothing of gevent."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from loadgen.errors import LoadgenError
+from loadgen.files import profile_path
+from loadgen.locust.options import Settings
+from loadgen.workload import schedule
+from loadgen.workload.schedule import Schedule, ScheduledRequest
+from loadgen.workload.token_bins import TokenBins, read_bins, sample
+from loadgen.workload.trace import read_trace
+
+SAMPLE = 256
+"""Lengths drawn at a time: as a block they are closer to the bins than one by one."""
+
+
+def plan(given: Settings) -> Schedule:
+    """The schedule that `loadgen replay` makes of the same options."""
+    assert given.trace is not None
+    return schedule.build(
+        read_trace(Path(given.trace)),
+        seed=given.seed,
+        rps=given.rps,
+        arrival=given.arrival,
+        duration_s=given.duration_s,
+        num_requests=given.num_requests,
+    )
+
+
+def check_fit(requests: Sequence[ScheduledRequest], limit: int | None) -> None:
+    longest = max(requests, key=lambda request: request.input_tokens + request.output_tokens)
+    if limit is not None and longest.input_tokens + longest.output_tokens > limit:
+        raise LoadgenError(
+            f"request {longest.index} needs {longest.input_tokens} + {longest.output_tokens} tokens, "
+            f"but the model takes {limit}: start the server with a longer context, or choose another trace"
+        )
+
+
+def fitting_bins(name: str, limit: int | None) -> TokenBins:
+    """The bins, seen to hold requests that the model takes at all."""
+    bins = read_bins(profile_path("workloads", name, "json"))
+    if limit is not None and all(b.mean_input + b.mean_output > limit for b in bins.bins):
+        raise LoadgenError(f"no request of {name} fits into the model's {limit} tokens: choose other bins")
+    return bins
+
+
+def lengths(bins: TokenBins, limit: int | None, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
+    """(input, output) tokens for ever; what the model cannot take is left out."""
+    while True:
+        for pair in zip(*(side.tolist() for side in sample(bins, SAMPLE, rng)), strict=True):
+            if limit is None or sum(pair) <= limit:
+                yield pair

@@ -1,0 +1,398 @@
+"""A run's plots: what to draw, and the sentence beneath that says how it was drawn."""
+
+import itertools
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadgen.energy.series import on_its_own_clock
+from loadgen.record import RequestRecord
+from loadgen.report import downsample, svg
+from loadgen.report.format import count, joules, number, percent, plural, seconds, watts
+from loadgen.report.markup import Markup, join, tag
+from loadgen.results.run_folder import RunResult
+from loadgen.results.summarize import engine_series
+from loadgen.units import MJ_PER_J, NS_PER_S
+
+Floats = NDArray[np.float64]
+RANKS = 1_000
+BANDS = 200
+LAG_FLOOR_S = 1e-5
+
+
+@dataclass(frozen=True)
+class Steps:
+    """value[i] holds from t_s[i] to t_s[i + 1]; seconds count from the start of the run."""
+
+    t_s: Floats
+    value: Floats
+
+
+def start_ns(result: RunResult) -> int:
+    if result.info.start_ns is not None:
+        return result.info.start_ns
+    return min((r.scheduled_ns for r in result.records), default=0)
+
+
+def workloads(result: RunResult) -> list[str]:
+    """In the order of their colours."""
+    return sorted({r.workload for r in result.records} | {s.workload for s in result.schedule})
+
+
+def legend(names: list[str]) -> Markup:
+    if not names:
+        return Markup()
+    items = (tag("li", svg.swatch(i), " ", tag("span", name)) for i, name in enumerate(names))
+    return tag("ul", *items, class_="legend")
+
+
+def figure(heading: str, unit: str, picture: str, caption: str, class_: str | None = None) -> Markup:
+    return tag(
+        "figure",
+        tag("h3", heading),
+        tag("p", unit, class_="unit") if unit else "",
+        picture,
+        tag("figcaption", caption),
+        class_=class_,
+    )
+
+
+def empty(heading: str, why: str) -> Markup:
+    return tag("figure", tag("h3", heading), tag("p", why, class_="empty"))
+
+
+# ---------------------------------------------------------------- latency
+
+
+def latency(result: RunResult, key: str, heading: str) -> Markup:
+    """`key` is "ttft", "tpot", "e2e" or "response": the property KEY_ns of a record."""
+    groups = {name: _latencies_s(result.records, name, key) for name in workloads(result)}
+    every = np.concatenate([*groups.values(), np.array([])])
+    positive = every[every > 0]
+    if not len(positive):
+        return empty(heading, "No completed request has it.")
+    x = svg.log_axis(float(positive.min()), float(positive.max()), _tick_seconds)
+    y = svg.Axis(0, 1, False, tuple((p, f"{100 * p:g} %") for p in (0, 0.25, 0.5, 0.75, 0.9, 0.99)))
+    marks = [_ecdf(values, x, y, i, name) for i, (name, values) in enumerate(groups.items()) if len(values)]
+    counts = ", ".join(f"{count(len(values))} {name}" for name, values in groups.items())
+    thinned = any(len(values) > RANKS for values in groups.values())
+    rule = f" Drawn at {RANKS:,} evenly spaced ranks, lowest and highest included." if thinned else ""
+    text = f"{heading}, cumulative share of requests on a logarithmic axis. " + "; ".join(
+        f"{name}: median {seconds(float(np.median(v)))}, 99th percentile {seconds(float(np.percentile(v, 99)))}"
+        for name, v in groups.items()
+        if len(v)
+    )
+    picture = svg.plot(key, heading, text, x, y, 190, marks)
+    return figure(heading, "share of requests at or below", picture, f"{counts}; dots at p50, p90, p99.{rule}")
+
+
+def _latencies_s(records: list[RequestRecord], workload: str, key: str) -> Floats:
+    found = (getattr(r, f"{key}_ns") for r in records if r.ok and r.workload == workload)
+    return np.sort(np.array([ns for ns in found if ns is not None], dtype=float)) / NS_PER_S
+
+
+def _ecdf(values: Floats, x: svg.Axis, y: svg.Axis, index: int, name: str) -> Markup:
+    """From (lowest, 0) up to (highest, 1), with a dot to point at for p50, p90 and p99."""
+    ranks = downsample.by_rank(len(values), RANKS)
+    places = x.at(values[ranks])
+    shares = (ranks + 1) / len(values)
+    # A step curve needs an end: from each value to the next it stays at that value's share.
+    curve = svg.steps(
+        np.concatenate([places[:1], places, places[-1:]]),
+        y.at(np.concatenate([[0.0], shares])),
+        190,
+        stroke_dasharray=svg.DASHES[index % len(svg.DASHES)],
+    )
+    quantiles = np.array([0.5, 0.9, 0.99])
+    at = np.percentile(values, 100 * quantiles)
+    titles = [f"{name}: p{100 * q:g} = {seconds(float(v))}" for q, v in zip(quantiles, at, strict=True)]
+    points = svg.dots(x.at(at), y.at(quantiles), 190, titles, class_="dot mark")
+    return tag("g", curve, points, class_=f"s{index % 6}")
+
+
+def _tick_seconds(value: float) -> str:
+    for factor, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if value >= factor * 0.999:
+            return f"{value / factor:g} {unit}"
+    return f"{value / 1e-9:g} ns"
+
+
+# ---------------------------------------------------------------- over time
+
+
+def over_time(result: RunResult) -> Markup:
+    """Power above, requests in flight beneath, on one time axis."""
+    power, flying = power_steps(result), in_flight(result)
+    lasts = [s.t_s[-1] for s in (power, flying) if len(s.value)]
+    if not lasts:
+        return empty("Power and requests in flight", "Nothing was sent and no energy was read.")
+    first = min(float(s.t_s[0]) for s in (power, flying) if len(s.value))
+    x = _time_axis(first, float(max(lasts)))
+    upper = _upper(power, x, result) if len(power.value) else tag("p", "No energy was read.", class_="empty")
+    thinned = [
+        f"{what}: the lowest and the highest of each of {downsample.LIMIT // 2:,} equal runs of "
+        f"{len(s.value):,} points."
+        for what, s in (("Power", power), ("In flight", flying))
+        if len(s.value) > downsample.LIMIT
+    ]
+    counters = sum(domain.within is None for domain in result.info.domains)
+    several = " Several counters are added, each interpolated between its moves." if counters > 1 else ""
+    windows = f"One step is one window between two moves of the counter.{several}" if len(power.value) else ""
+    caption = " ".join([windows, *thinned])
+    parts = join([upper, tag("p", "requests in flight", class_="unit"), _lower(flying, x)])
+    return figure("Power and requests in flight", "W" if len(power.value) else "", parts, caption, "wide")
+
+
+def _time_axis(first_s: float, last_s: float) -> svg.Axis:
+    """From the run's start at the latest; fewer labels where they are long."""
+    return svg.linear_axis(min(first_s, 0), last_s, lambda t_s: f"{t_s:,g} s", 6 if last_s < 1_000 else 5)
+
+
+def power_steps(result: RunResult) -> Steps:
+    """Watts in each window between two moves of the counter; the sum when there are several counters."""
+    series = [on_its_own_clock(one) for one in engine_series(result)]
+    if not series:
+        return Steps(np.array([]), np.array([]))
+    low, high = max(s.t_ns[0] for s in series), min(s.t_ns[-1] for s in series)
+    t_ns = np.unique(np.concatenate([s.t_ns for s in series]))
+    t_ns = t_ns[(t_ns >= low) & (t_ns <= high)]
+    total_j = np.sum([np.interp(t_ns, s.t_ns, s.mj) for s in series], axis=0) / MJ_PER_J
+    return Steps((t_ns - start_ns(result)) / NS_PER_S, np.diff(total_j) / (np.diff(t_ns) / NS_PER_S))
+
+
+def in_flight(result: RunResult) -> Steps:
+    """Sent and not yet finished. A request without an end is in flight until the run's."""
+    sent = [r for r in result.records if r.sent_ns is not None]
+    if not sent:
+        return Steps(np.array([]), np.array([]))
+    last = max([r.finished_ns or 0 for r in sent] + [r.sent_ns or 0 for r in sent] + [result.info.end_ns or 0])
+    begins = np.array([r.sent_ns for r in sent], dtype=np.int64)
+    ends = np.array([last if r.finished_ns is None else r.finished_ns for r in sent], dtype=np.int64)
+    t_ns = np.unique(np.concatenate([[start_ns(result)], begins, ends]))
+    level = np.searchsorted(np.sort(begins), t_ns, "right") - np.searchsorted(np.sort(ends), t_ns, "right")
+    return Steps((t_ns - start_ns(result)) / NS_PER_S, level[:-1].astype(float))
+
+
+def _upper(power: Steps, x: svg.Axis, result: RunResult) -> Markup:
+    y = svg.linear_axis(0, float(power.value.max()) * 1.04, lambda w: f"{w:,g}", 4)
+    flying = in_flight(result)
+    edges = np.linspace(power.t_s[0], power.t_s[-1], min(BANDS, len(power.value)) + 1)
+    cumulative = np.concatenate([[0], np.cumsum(power.value * np.diff(power.t_s))])
+    mean_w = np.diff(np.interp(edges, power.t_s, cumulative)) / np.diff(edges)
+    titles = [
+        f"{number(float(a))} to {number(float(b))} s: {watts(float(w))}, {_level(flying, (a + b) / 2)} in flight"
+        for a, b, w in zip(edges, edges[1:], mean_w, strict=False)
+    ]
+    text = f"Mean power per counter window: lowest {watts(power.value.min())}, highest {watts(power.value.max())}."
+    marks = [_curve(power, x, y, 170, "power"), svg.bands(x.at(edges), 170, titles)]
+    return svg.plot("power", "Power over time", text, x, y, 170, marks, x_labels=False)
+
+
+def _lower(flying: Steps, x: svg.Axis) -> Markup:
+    if not len(flying.value):
+        return tag("p", "Nothing was sent.", class_="empty")
+    top = float(max(flying.value.max(), 1))
+    # Whole requests: no tick between two of them.
+    y = svg.linear_axis(0, top * 1.04 if top > 2 else top, lambda n: f"{n:,g}" if n == int(n) else "", 3)
+    text = f"Requests in flight over time: at most {flying.value.max():,.0f}."
+    return svg.plot("inflight", "Requests in flight", text, x, y, 90, [_curve(flying, x, y, 90, "flying")])
+
+
+def _curve(found: Steps, x: svg.Axis, y: svg.Axis, height: float, class_: str) -> Markup:
+    kept = downsample.by_extremes(found.value, downsample.LIMIT)
+    edges = np.append(found.t_s[kept], found.t_s[-1])
+    return tag("g", svg.steps(x.at(edges), y.at(found.value[kept]), height), class_=class_)
+
+
+def _level(found: Steps, t_s: float) -> str:
+    place = int(np.searchsorted(found.t_s, t_s, "right")) - 1
+    return f"{found.value[place]:.0f}" if 0 <= place < len(found.value) else "0"
+
+
+# ---------------------------------------------------------------- energy by request
+
+
+@dataclass(frozen=True)
+class Point:
+    """One completed request whose energy and lengths are all known."""
+
+    index: int
+    workload: str
+    input_tokens: int
+    output_tokens: int
+    prefill_j: float
+    decode_j: float
+    joules: float
+
+
+def points(result: RunResult) -> list[Point]:
+    """In the order of their joules. Failed requests have energy too, but no lengths to set it against."""
+    if result.attribution is None:
+        return []
+    records = {r.index: r for r in result.records if r.ok}
+    found = [
+        Point(
+            e.index,
+            r.workload,
+            r.input_tokens,
+            r.output_tokens,
+            e.prefill_joules or 0.0,
+            e.decode_joules or 0.0,
+            e.joules,
+        )
+        for e in result.attribution.requests
+        if (r := records.get(e.index)) and r.input_tokens is not None and r.output_tokens is not None
+    ]
+    return sorted(found, key=lambda p: p.joules)
+
+
+def scatter(result: RunResult) -> Markup:
+    """Joules against input + output tokens."""
+    heading = "Joules per request against its tokens"
+    found = [p for p in points(result) if p.joules > 0 and p.input_tokens + p.output_tokens > 0]
+    if not found:
+        return empty(heading, "No completed request has attributed energy.")
+    tokens = np.array([p.input_tokens + p.output_tokens for p in found], dtype=float)
+    energy = np.array([p.joules for p in found])
+    x = svg.log_axis(tokens.min(), tokens.max(), lambda n: f"{n:,g}")
+    y = svg.log_axis(energy[0], energy[-1], _tick_joules, gap=0.06)
+    kept = downsample.by_rank(len(found), downsample.LIMIT)
+    marks = [
+        _cloud([found[i] for i in kept if found[i].workload == name], x, y, series)
+        for series, name in enumerate(workloads(result))
+    ]
+    rule = f" {len(kept):,} of {len(found):,} drawn: evenly spaced ranks of joules." if len(kept) < len(found) else ""
+    text = f"{len(found)} requests from {joules(energy[0])} to {joules(energy[-1])}, both axes logarithmic."
+    picture = svg.plot("scatter", heading, text, x, y, 320, marks)
+    return figure(
+        heading, "J, against input + output tokens", picture, f"{plural(len(found), 'request')}.{rule}", "wide"
+    )
+
+
+def _cloud(chosen: list[Point], x: svg.Axis, y: svg.Axis, series: int) -> Markup:
+    titles = (
+        f"request {p.index}, {p.workload}: {p.input_tokens:,} in, {p.output_tokens:,} out, {joules(p.joules)}"
+        f" ({percent(p.prefill_j / p.joules)} prefill)"
+        for p in chosen
+    )
+    across = x.at(np.array([p.input_tokens + p.output_tokens for p in chosen], dtype=float))
+    up = y.at(np.array([p.joules for p in chosen], dtype=float))
+    return svg.dots(across, up, 320, titles, class_=f"dot d{series % 2} s{series % 6} cloud")
+
+
+def _tick_joules(value: float) -> str:
+    if value >= 9_999:
+        return f"{value / 1e3:,g} kJ"
+    return f"{value:,g} J" if value >= 0.0099 else f"{value * 1e3:g} mJ"
+
+
+@dataclass(frozen=True)
+class Heat:
+    """Mean joules per request by (input, output) tokens. A cell [low, high) without a request is None, not 0."""
+
+    input_edges: list[int]
+    output_edges: list[int]
+    cells: list[list[tuple[int, float] | None]]
+
+
+@dataclass(frozen=True)
+class Shade:
+    low: float
+    high: float
+
+    def __call__(self, value: float) -> int:
+        """0 (least) to 6 (most), on a logarithmic scale."""
+        if value <= self.low or self.high <= self.low:
+            return 0
+        return min(6, int(7 * np.log(value / self.low) / np.log(self.high / self.low)))
+
+
+def heat(found: list[Point]) -> Heat | None:
+    """Cells between powers of two; of four or more where more than eight rows or columns would come of it."""
+    if not found:
+        return None
+    inputs = np.array([p.input_tokens for p in found])
+    outputs = np.array([p.output_tokens for p in found])
+    energy = np.array([p.joules for p in found])
+    rows, columns = _edges(inputs), _edges(outputs)
+    row, column = (np.searchsorted(e, v, "right") - 1 for e, v in ((rows, inputs), (columns, outputs)))
+    shape = (len(rows) - 1, len(columns) - 1)
+    place = row * shape[1] + column
+    counts = np.bincount(place, minlength=shape[0] * shape[1]).reshape(shape)
+    sums = np.bincount(place, weights=energy, minlength=shape[0] * shape[1]).reshape(shape)
+    cells = [
+        [(int(n), float(j / n)) if n else None for n, j in zip(ns, js, strict=True)]
+        for ns, js in zip(counts, sums, strict=True)
+    ]
+    return Heat(rows, columns, cells)
+
+
+def _edges(tokens: NDArray[np.int64]) -> list[int]:
+    low, high = int(max(tokens.min(), 1)).bit_length() - 1, int(max(tokens.max(), 1)).bit_length()
+    stride = max(1, -(-(high - low) // 8))
+    exponents = [*range(low, high, stride), low + stride * -(-(high - low) // stride)]
+    edges = [2**e for e in exponents]
+    return [0, *edges[1:]] if tokens.min() == 0 else edges
+
+
+def heat_map(result: RunResult) -> Markup:
+    heading = "Mean joules per request by length"
+    found = heat(points(result))
+    if found is None:
+        return empty(heading, "No completed request has attributed energy.")
+    means = [cell[1] for row in found.cells for cell in row if cell and cell[1] > 0]
+    shade = Shade(min(means, default=1), max(means, default=1))
+    corner = tag("th", "input ↓ · output →", scope="col", class_="corner")
+    top = tag("tr", corner, *(tag("th", label, scope="col") for label in _ranges(found.output_edges)))
+    rows = [
+        tag("tr", tag("th", label, scope="row"), *(_heat_cell(cell, shade) for cell in row))
+        for label, row in zip(_ranges(found.input_edges), found.cells, strict=True)
+    ]
+    head = tag("caption", "Mean joules per request, by input tokens (down) and output tokens (across)")
+    inner = tag("table", head, tag("thead", top), tag("tbody", *rows), class_="heat")
+    box = tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=heading)
+    caption = "Rows: input tokens. Columns: output tokens. Small: how many requests. Blank: none, so nothing is known."
+    return figure(heading, "J, shaded on a logarithmic scale", box, caption, "wide")
+
+
+def _heat_cell(cell: tuple[int, float] | None, shade: Shade) -> Markup:
+    if cell is None:
+        return tag("td", class_="none")
+    requests, mean = cell
+    return tag("td", joules(mean), tag("small", f"{requests:,}"), class_=f"h{shade(mean)}")
+
+
+def _ranges(edges: list[int]) -> list[str]:
+    pairs = itertools.pairwise(edges)
+    return [f"{a:,}" if b == a + 1 else f"{a:,}–{b - 1:,}" for a, b in pairs]
+
+
+# ---------------------------------------------------------------- the client
+
+
+def lag(result: RunResult) -> Markup:
+    heading = "How late the client sent"
+    sent = np.fromiter(
+        ((r.scheduled_ns, r.lag_ns) for r in result.records if r.lag_ns is not None), np.dtype((np.int64, 2))
+    )
+    if not len(sent):
+        return empty(heading, "Nothing was sent.")
+    at_ns, lag_ns = sent[np.lexsort((sent[:, 1], sent[:, 0]))].T
+    t_s, lag_s = (at_ns - start_ns(result)) / NS_PER_S, lag_ns / NS_PER_S
+    kept = downsample.by_extremes(lag_s, downsample.LIMIT)
+    x = _time_axis(float(t_s[0]), float(t_s[-1]))
+    y = svg.log_axis(max(float(lag_s.min()), LAG_FLOOR_S), max(float(lag_s.max()), 1e-3), _tick_seconds, gap=0.11)
+    marks = [svg.dots(x.at(t_s[kept]), y.at(lag_s[kept]), 150, None, class_="dot lag")]
+    rule = (
+        f" The lowest and highest of each of {downsample.LIMIT // 2:,} equal runs are drawn."
+        if len(kept) < len(t_s)
+        else ""
+    )
+    floor = f" Lags under {seconds(LAG_FLOOR_S)} are drawn there." if lag_s.min() < LAG_FLOOR_S else ""
+    middle, highest = seconds(float(np.median(lag_s))), seconds(float(lag_s.max()))
+    text = f"Schedule lag of {len(sent)} requests: median {middle}, highest {highest}."
+    picture = svg.plot("lag", heading, text, x, y, 150, marks)
+    return figure(
+        heading, "sent − scheduled, against time", picture, f"{plural(len(sent), 'request')}.{rule}{floor}", "wide"
+    )

@@ -1,0 +1,278 @@
+"""A trace or bins, or two side by side, on one page: how long requests are, and when they come."""
+
+from collections.abc import Callable, Sequence
+from importlib.resources import files
+from string import Template
+from typing import Any
+
+import numpy as np
+
+from loadgen.report import downsample, svg
+from loadgen.report.format import UNKNOWN, count, number, percent, plural, seconds, with_unit
+from loadgen.report.markup import Markup, join, table, tag
+from loadgen.report.run_figures import RANKS, Shade, empty, figure, legend
+from loadgen.workload.token_bins import CountedPairs
+from loadgen.workload.trace_stats import RATE_PARTS, WINDOWS_S, Counts, Description
+
+HEIGHT = 200.0
+POINTS = (50, 90, 99)
+About = tuple[dict[str, Any], Description]
+
+
+def render(about: Sequence[About], between: dict[str, float | None]) -> str:
+    """The whole page. `about`: facts for the tables, and what is drawn; `between` compares two of them."""
+    names = [str(facts["name"]) for facts, _ in about]
+    found = [description for _, description in about]
+    title = " and ".join(names)
+    sections = [
+        _header(about, title),
+        _section(
+            "Lengths",
+            legend(names) if len(names) > 1 else "",
+            tag("div", _cdf("input", names, found), _cdf("output", names, found), class_="grid"),
+            *(_joint(i, name, one.pairs) for i, (name, one) in enumerate(zip(names, found, strict=True))),
+        ),
+    ]
+    if any(one.gaps_s for one in found):
+        over_time = [_rate(i, name, one) for i, (name, one) in enumerate(zip(names, found, strict=True)) if one.gaps_s]
+        pair = tag("div", _gaps(names, found), _dispersion(names, found), class_="grid")
+        sections.append(_section("Arrivals", *over_time, pair))
+    if between:
+        sections.append(_section("Difference", _difference(between)))
+    sections.append(_section("Facts", _facts([facts for facts, _ in about])))
+    page = Template(_packaged("page.html"))
+    return page.substitute(
+        title=tag("title", f"{title} · loadgen trace"), style=_packaged("page.css"), body=join(sections)
+    )
+
+
+def _packaged(name: str) -> str:
+    return (files("loadgen.report") / name).read_text(encoding="utf-8")
+
+
+def _section(heading: str, *parts: str) -> Markup:
+    key = heading.lower()
+    return tag("section", tag("h2", heading, id=key), *parts, aria_labelledby=key)
+
+
+def _header(about: Sequence[About], title: str) -> Markup:
+    kinds = " · ".join(
+        f"{facts['name']}: {facts['kind']}, {plural(facts['requests'], 'request')}" for facts, _ in about
+    )
+    rough = [f"{facts['name']}: {what} estimated" for facts, one in about for what in one.estimated]
+    return tag(
+        "header",
+        tag("p", "loadgen trace", class_="eyebrow"),
+        tag("h1", title),
+        tag("p", kinds, class_="soft"),
+        tag("p", "; ".join(rough) + ": there was too much to keep whole.", class_="soft") if rough else "",
+        _tiles(about[0][0]) if len(about) == 1 else "",
+    )
+
+
+def _tiles(facts: dict[str, Any]) -> Markup:
+    tiles = [
+        ("Input tokens", count(round(facts["input_p50"])), f"median; mean {number(facts['input_mean'])}"),
+        ("Output tokens", count(round(facts["output_p50"])), f"median; mean {number(facts['output_mean'])}"),
+        ("Rank correlation", number(facts["spearman"], 2), "of input with output, Spearman"),
+        ("Requests", count(facts["requests"]), "counted in the bins" if "duration_s" not in facts else "in the trace"),
+    ]
+    if facts.get("duration_s") is not None:
+        sessions = facts["sessions"]
+        turns = f"{number(facts['turns_per_session_mean'])} turns in the mean" if sessions else "none named"
+        tiles += [
+            ("Rate", with_unit(facts["mean_rps"], "/s"), f"over {seconds(facts['duration_s'])}"),
+            ("Dispersion", number(facts["index_of_dispersion_60s"]), "of counts in minutes; 1 is Poisson"),
+            ("Sessions", count(sessions), turns),
+            ("Prefix reuse", percent(facts["prefix_token_reuse"]), "of input tokens, by a cache that forgets nothing"),
+        ]
+    parts = (tag("div", tag("dt", a), tag("dd", b), tag("dd", c, class_="note")) for a, b, c in tiles)
+    return tag("dl", *parts, class_="tiles")
+
+
+# ---------------------------------------------------------------- lengths
+
+
+def _tokens(value: float) -> str:
+    return f"{value:,.0f}" if value < 9_999 else f"{value / 1e3:,.0f}k" if value < 999_999 else f"{value / 1e6:,.0f}M"
+
+
+def _cdf(side: str, names: Sequence[str], found: Sequence[Description]) -> Markup:
+    groups = [one.inputs if side == "input" else one.outputs for one in found]
+    return _shares(f"{side}-cdf", f"{side.capitalize()} tokens", "tokens", names, groups, _tokens)
+
+
+def _gaps(names: Sequence[str], found: Sequence[Description]) -> Markup:
+    groups = [one.gaps_s for one in found]
+    return _shares("gaps", "Time between arrivals", "seconds", names, groups, lambda s: f"{s:g} s")
+
+
+def _shares(
+    key: str,
+    heading: str,
+    unit: str,
+    names: Sequence[str],
+    groups: Sequence[Counts | None],
+    label: Callable[[float], str],
+) -> Markup:
+    """Share of the requests at or below, on a logarithmic axis; zeros are below its low end."""
+    positive = [g.values[g.values > 0] for g in groups if g is not None and np.any(g.values > 0)]
+    if not positive:
+        return empty(heading, "Every one of them is 0.")
+    # Floats differ in their last places: no axis is drawn for a spread that small.
+    low, high = min(float(v[0]) for v in positive), max(float(v[-1]) for v in positive)
+    x = svg.log_axis(max(low, high / 1e7), high, label)
+    y = svg.Axis(0, 1, False, tuple((p, f"{100 * p:g} %") for p in (0, 0.25, 0.5, 0.75, 0.9, 0.99)))
+    marks = [_curve(g, x, y, i, names[i], unit) for i, g in enumerate(groups) if g is not None]
+    said = "; ".join(
+        f"{name}: median {number(g.percentile(50))}, 99th percentile {number(g.percentile(99))} {unit}"
+        for name, g in zip(names, groups, strict=True)
+        if g is not None
+    )
+    picture = svg.plot(key, heading, f"{heading}, cumulative share of requests. {said}", x, y, HEIGHT, marks)
+    return figure(heading, "share of requests at or below", picture, f"{said}. Dots at p50, p90, p99.")
+
+
+def _curve(counts: Counts, x: svg.Axis, y: svg.Axis, index: int, name: str, unit: str) -> Markup:
+    share = np.cumsum(counts.counts) / counts.counts.sum()
+    kept = downsample.by_rank(len(share), RANKS)
+    places = x.at(counts.values[kept])
+    line = svg.steps(
+        np.concatenate([places[:1], places, places[-1:]]),
+        y.at(np.concatenate([[0.0], share[kept]])),
+        HEIGHT,
+        stroke_dasharray=svg.DASHES[index % len(svg.DASHES)],
+    )
+    at = np.array([counts.percentile(p) for p in POINTS])
+    titles = [f"{name}: p{p} = {number(float(v))} {unit}" for p, v in zip(POINTS, at, strict=True)]
+    dots = svg.dots(x.at(at), y.at(np.array(POINTS) / 100), HEIGHT, titles, class_="dot mark")
+    return tag("g", line, dots, class_=f"s{index % 6}")
+
+
+def _joint(index: int, name: str, pairs: CountedPairs) -> Markup:
+    """Shares of requests between powers of two; a row or column takes several where more than 12 would come of it."""
+    rows, row_of = _powers(pairs.inputs)
+    columns, column_of = _powers(pairs.outputs)
+    cells = np.zeros((len(rows), len(columns)))
+    np.add.at(cells, (row_of, column_of), pairs.counts / pairs.counts.sum())
+    shade = Shade(max(float(cells[cells > 0].min()), 1e-4), float(cells.max()))
+    corner = tag("th", "input ↓ · output →", scope="col", class_="corner")
+    head = tag("thead", tag("tr", corner, *(tag("th", label, scope="col") for label in columns)))
+    body = [
+        tag("tr", tag("th", label, scope="row"), *(_cell(share, shade) for share in shares.tolist()))
+        for label, shares in zip(rows, cells, strict=True)
+    ]
+    heading = f"Input and output tokens of {name}"
+    caption = tag("caption", f"{heading}: share of requests, by input (down) and output (across)")
+    inner = tag("table", caption, head, tag("tbody", *body), class_="heat")
+    box = tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=f"{heading}, {index + 1}")
+    note = "Each row and column goes up to the number shown, and begins above the one before. Blank: no request."
+    return figure(heading, "share of requests, shaded on a logarithmic scale", box, note, "wide")
+
+
+def _powers(lengths: Any) -> tuple[list[str], Any]:
+    exponent = np.ceil(np.log2(lengths)).astype(int)
+    low, high = int(exponent.min()), int(exponent.max())
+    stride = -(-(high - low + 1) // 12)
+    tops = range(high - (high - low) // stride * stride, high + 1, stride)
+    return [f"{2**k:,}" for k in tops], np.searchsorted(np.array(tops), exponent)
+
+
+def _cell(share: float, shade: Shade) -> Markup:
+    if share == 0:
+        return tag("td", class_="none")
+    return tag("td", percent(share), class_=f"h{shade(share)}")
+
+
+# ---------------------------------------------------------------- arrivals
+
+
+def _rate(index: int, name: str, one: Description) -> Markup:
+    heading = f"Arrival rate of {name}"
+    if one.rates_rps is None or one.duration_s is None:
+        return empty(heading, "All requests arrive at one instant.")
+    unit_s, unit = next(
+        (s, u) for s, u in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")) if one.duration_s > 3 * s or s == 1
+    )
+    edges = np.linspace(0, one.duration_s, RATE_PARTS + 1)
+    rates = np.array(one.rates_rps)
+    x = svg.linear_axis(0, one.duration_s / unit_s, lambda t: f"{t:,g} {unit}", 6)
+    y = svg.linear_axis(0, float(rates.max()) * 1.04, lambda r: f"{r:,g}", 4)
+    line = tag("g", svg.steps(x.at(edges / unit_s), y.at(rates), 150), class_=f"s{index % 6}")
+    titles = [
+        f"{number(a / unit_s)} to {number(b / unit_s)} {unit}: {number(r)} requests/s"
+        for a, b, r in zip(edges.tolist(), edges[1:].tolist(), rates.tolist(), strict=False)
+    ]
+    strips = svg.bands(x.at(edges / unit_s), 150, titles)
+    said = (
+        f"Requests per second in {RATE_PARTS} equal parts: lowest {number(rates.min())}, highest {number(rates.max())}."
+    )
+    picture = svg.plot(f"rate-{index}", heading, said, x, y, 150, [line, strips])
+    return figure(heading, "requests/s", picture, said, "wide")
+
+
+def _dispersion(names: Sequence[str], found: Sequence[Description]) -> Markup:
+    heading = "Index of dispersion"
+    known = [[(w, d) for w, d in zip(WINDOWS_S, one.dispersion, strict=True) if d] for one in found]
+    if not any(known):
+        return empty(heading, "The trace is too short: it needs two windows of a second.")
+    values = [d for each in known for _, d in each] + [1.0]
+    x = svg.log_axis(WINDOWS_S[0], WINDOWS_S[-1], lambda w: f"{w:,g} s")
+    y = svg.log_axis(min(values), max(values), lambda v: f"{v:,g}", gap=0.12)
+    marks = [_poisson(x, y)]
+    for i, (name, each) in enumerate(zip(names, known, strict=True)):
+        at, level = np.array([w for w, _ in each], float), np.array([d for _, d in each])
+        titles = [f"{name}: {number(d)} in windows of {seconds(w)}" for w, d in each]
+        marks.append(tag("g", svg.dots(x.at(at), y.at(level), HEIGHT, titles, class_="dot mark"), class_=f"s{i % 6}"))
+    text = "; ".join(
+        f"{name}: " + ", ".join(f"{number(d)} at {seconds(w)}" for w, d in each)
+        for name, each in zip(names, known, strict=True)
+        if each
+    )
+    picture = svg.plot("dispersion", heading, f"Variance over mean of the counts. {text}", x, y, HEIGHT, marks)
+    note = "Dashed: 1, a Poisson process. Rising with the window: the rate itself changes."
+    return figure(heading, "variance / mean of the counts, by length of window", picture, note)
+
+
+def _poisson(x: svg.Axis, y: svg.Axis) -> Markup:
+    ends = np.array([float(WINDOWS_S[0]), float(WINDOWS_S[-1])])
+    line = svg.steps(x.at(ends), y.at(np.array([1.0])), HEIGHT, stroke_dasharray="4 4")
+    return tag("g", line, class_="flying")
+
+
+# ---------------------------------------------------------------- tables
+
+
+def _difference(between: dict[str, float | None]) -> Markup:
+    meaning = {
+        "ks_input": "Input tokens: Kolmogorov-Smirnov distance",
+        "ks_output": "Output tokens: Kolmogorov-Smirnov distance",
+        "ks_gap": "Time between arrivals: Kolmogorov-Smirnov distance",
+        "spearman_difference": "Rank correlation of input with output: difference",
+    }
+    rows = [(meaning[key], number(value)) for key, value in between.items()]
+    return table(("", "0 is alike, 1 is apart"), rows, "Differences between the two")
+
+
+def _facts(about: Sequence[dict[str, Any]]) -> Markup:
+    keys = [
+        key
+        for key in dict.fromkeys(key for facts in about for key in facts)
+        if key != "name" and not any(isinstance(facts.get(key), list) for facts in about)
+    ]
+    rows = [(key.replace("_", " "), *(_said(facts.get(key)) for facts in about)) for key in keys]
+    return table(("", *(str(facts["name"]) for facts in about)), rows, "Facts", class_="wrap")
+
+
+def _said(value: Any) -> str:
+    match value:
+        case None:
+            return UNKNOWN
+        case float():
+            return number(value)
+        case int():
+            return count(value)
+        case dict():
+            return ", ".join(f"{name} {n:,}" for name, n in list(value.items())[:20])
+        case _:
+            return str(value)

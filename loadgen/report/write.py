@@ -1,0 +1,17 @@
+"""Analyse a run folder and write its views."""
+
+from pathlib import Path
+
+from loadgen.results import run_folder
+from loadgen.workload.schedule import Schedule
+
+
+def finish(path: Path, schedule: Schedule | None = None) -> run_folder.RunResult:
+    """Attribution, summary and report of a run folder, made anew from what was recorded."""
+    from loadgen.report import run_page
+    from loadgen.results.summarize import analyse
+
+    result = analyse(run_folder.read(path, schedule.requests if schedule else None))
+    assert result.summary is not None
+    run_folder.write_analysis(path, result.attribution, result.summary, run_page.render(result))
+    return result

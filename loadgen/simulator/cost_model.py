@@ -1,0 +1,250 @@
+"""What one step costs, in seconds and joules, and the GPU that pays it. No clock, no I/O.
+
+Letters: a step runs n sequences. Sequence i has s_i tokens in its KV cache and computes c_i more (c_i = 1 in decode).
+
+    C = sum c_i                          tokens through the linear layers
+    A = sum (c_i s_i + c_i (c_i+1)/2)    (query, key) pairs: grows with context, quadratic within a prefill
+    K = sum (s_i + 2 c_i)                KV tokens moved: each cached token read once, each new one written and read
+
+    linear time     max(2 N C / (F f),  W(C) / (B b))     N = active parameters, F = peak FLOP/s, B = peak byte/s,
+    attention time  max(4 L H D A / (F g),  K k / (B h))  f, b, g, h = achieved shares of the peaks, W = weight bytes
+    step time t   = linear + attention + launch gap + n * per-sequence gap
+    dynamic joules E = e_flop * FLOPs + e_byte * W(C) + e_kv * K k
+    static watts  S = idle (context resident) + active + leakage * (T - T_idle)
+    power         P = S + E / t; above the limit the clocks drop until P = limit, so t = E / (limit - S)
+
+A tensor-parallel group of G GPUs is one GPU with G times the peaks, watts and memory, and 2 all-reduces a layer of
+C times the hidden size more time in each step:  2 layers (latency + 2 (G-1)/G * 2 bytes * hidden * C / link), the ring
+algorithm's (Patarasuk and Yuan, J. Parallel Distrib. Comput. 69, 2009; Shoeybi et al., arXiv:1909.08053).
+
+A mixture of experts reads W(C) = dense + experts * (1 - (1 - k/E)^C): what C tokens, routed uniformly, touch of it.
+The two phases each obey a roofline (Williams et al., CACM 52(4), 2009); FLOPs per token and per attention pair as in
+Korthikanti et al., arXiv:2205.05198, forward pass only.
+
+Temperature follows T' = (ambient + R P - T) / tau, and leakage follows T: power drifts for minutes after load changes.
+
+The truth about shares: the fixed part of a step is what it would cost with one token that does nothing but make the
+weights be read: W(1) bytes, the gaps that do not depend on n, and the static watts over that time. All n sequences
+owe 1/n of it. The rest goes by own work, in proportion to the dynamic joules of each one's FLOPs, KV bytes and, in a
+mixture of experts, its tokens' share of the further experts read.
+"""
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import msgspec
+from numpy.random import Generator
+
+from loadgen.energy.series import EnergySample
+from loadgen.energy_model.profiles import Hardware, Model
+from loadgen.errors import LoadgenError
+from loadgen.units import MJ_PER_J, NS_PER_MS, NS_PER_S, mj_from_j
+
+
+def group(hardware: Hardware, gpus: int) -> Hardware:
+    """`gpus` equal GPUs as one. Their temperature is each one's: a watt warms 1/gpus as much, and leaks from all."""
+    if gpus == 1:
+        return hardware
+    times = ("memory_bytes", "peak_flops", "peak_bytes_per_s", "idle_empty_w", "resident_w", "active_w", "limit_w")
+    scaled = {name: getattr(hardware, name) * gpus for name in (*times, "leakage_w_per_k")}
+    name = f"{gpus} {hardware.name}"
+    return msgspec.structs.replace(hardware, name=name, kelvin_per_w=hardware.kelvin_per_w / gpus, **scaled)
+
+
+def kv_cache_tokens(hardware: Hardware, model: Model, memory_share: float = 0.9) -> int:
+    """KV tokens that fit beside the weights in `memory_share` of the memory (vLLM: gpu_memory_utilization)."""
+    left = hardware.memory_bytes * memory_share - model.parameters * model.bytes_per_parameter
+    tokens = int(left // model.kv_bytes_per_token)
+    if tokens < 1:
+        need = model.parameters * model.bytes_per_parameter / 1e9
+        raise LoadgenError(
+            f"{model.name} does not fit on one {hardware.name}: its weights take {need:.0f} GB, the GPU has "
+            f"{hardware.memory_bytes / 1e9:.0f} GB; choose other --hardware or --model"
+        )
+    return tokens
+
+
+class Load(NamedTuple):
+    """What a step holds, summed over its sequences: n, C, A and K of the module's docstring."""
+
+    sequences: int
+    tokens: int
+    pairs: int
+    kv_tokens: int
+
+
+class StepCost(NamedTuple):
+    """`equal_j` from each sequence, plus its own tokens, pairs and KV tokens at these prices, is `joules` again."""
+
+    duration_ns: int
+    joules: float
+    equal_j: float
+    token_j: float
+    pair_j: float
+    kv_token_j: float
+
+    def share_j(self, tokens: int, context: int) -> float:
+        """What a sequence that computed `tokens` after `context` cached ones owes of this step."""
+        pairs = tokens * context + tokens * (tokens + 1) // 2
+        return self.equal_j + self.token_j * tokens + self.pair_j * pairs + self.kv_token_j * (context + 2 * tokens)
+
+
+class CostLaw:
+    """The module's law for one model on one GPU, or on a tensor-parallel group of `gpus`."""
+
+    def __init__(self, hardware: Hardware, model: Model, gpus: int = 1) -> None:
+        self.hardware, self.model = group(hardware, gpus), model
+        self.all_reduces_s = 2 * model.layers * hardware.all_reduce_s if gpus > 1 else 0.0
+        moved = 2 * model.layers * 2 * (gpus - 1) / gpus * 2 * model.heads * model.head_dim
+        self.all_reduce_s_per_token = moved / hardware.link_bytes_per_s
+        self.flops_per_token = 2 * model.active_parameters
+        self.token_j = hardware.joules_per_flop * self.flops_per_token
+        self.pair_j = hardware.joules_per_flop * model.flops_per_pair
+        self.kv_token_j = hardware.joules_per_kv_byte * model.kv_bytes_per_token
+        self.fixed_weight_bytes = model.weight_bytes(1)
+
+    def static_w(self, temperature_c: float) -> float:
+        """Drawn by a GPU in a step whatever the step holds."""
+        return self.idle_w(temperature_c) + self.hardware.active_w
+
+    def idle_w(self, temperature_c: float) -> float:
+        hw = self.hardware
+        return hw.idle_w + hw.leakage_w_per_k * (temperature_c - hw.idle_c)
+
+    def unlimited_s(self, load: Load) -> float:
+        """Step time before the power limit has its say."""
+        hw, model = self.hardware, self.model
+        linear = max(
+            self.flops_per_token * load.tokens / (hw.peak_flops * hw.linear_flops_efficiency),
+            self._weight_read_s(model.weight_bytes(load.tokens)),
+        )
+        attention = max(
+            model.flops_per_pair * load.pairs / (hw.peak_flops * hw.attention_flops_efficiency),
+            model.kv_bytes_per_token * load.kv_tokens / (hw.peak_bytes_per_s * hw.attention_bytes_efficiency),
+        )
+        link = self.all_reduces_s + self.all_reduce_s_per_token * load.tokens
+        return linear + attention + link + hw.launch_gap_s + hw.sequence_gap_s * load.sequences
+
+    def cost(self, load: Load, temperature_c: float) -> StepCost:
+        hw = self.hardware
+        static_w = self.static_w(temperature_c)
+        weight_bytes = self.model.weight_bytes(load.tokens)
+        own_j = self.token_j * load.tokens + self.pair_j * load.pairs + self.kv_token_j * load.kv_tokens
+        dynamic_j = own_j + hw.joules_per_byte * weight_bytes
+        seconds = max(self.unlimited_s(load), dynamic_j / (hw.limit_w - static_w))
+        duration_ns = math.ceil(seconds * NS_PER_S)
+        joules = static_w * (duration_ns / NS_PER_S) + dynamic_j
+        fixed_s = self._weight_read_s(self.fixed_weight_bytes) + hw.launch_gap_s + self.all_reduces_s
+        fixed_j = static_w * fixed_s + hw.joules_per_byte * self.fixed_weight_bytes
+        further_experts_j = hw.joules_per_byte * (weight_bytes - self.fixed_weight_bytes)
+        scale = (joules - fixed_j) / (own_j + further_experts_j)
+        return StepCost(
+            duration_ns,
+            joules,
+            fixed_j / load.sequences,
+            scale * (self.token_j + further_experts_j / load.tokens),
+            scale * self.pair_j,
+            scale * self.kv_token_j,
+        )
+
+    def _weight_read_s(self, weight_bytes: float) -> float:
+        return weight_bytes / (self.hardware.peak_bytes_per_s * self.hardware.linear_bytes_efficiency)
+
+
+@dataclass(frozen=True, slots=True)
+class CounterOptions:
+    """How the simulated counter differs from the truth."""
+
+    period_ns: int = 100 * NS_PER_MS
+    gain: float = 1.0
+    """The counter's calibration: what it shows of every true joule, on average."""
+    noise: float = 0.0
+    """Standard deviation of each period's increment, relative to it. A period's error is not made good in the next."""
+    keep_s: float | None = None
+    """How much history to keep; None keeps all."""
+
+
+class Counter:
+    """A cumulative energy counter that moves once a period and holds the energy up to that moment, in whole mJ.
+
+    Never reset. Moves sit at start_ns + k period. Energy is fed in time order, in pieces that flow evenly.
+    """
+
+    def __init__(self, domain: str, start_ns: int, options: CounterOptions, rng: Generator) -> None:
+        self.domain, self.options, self._rng = domain, options, rng
+        keep = None if options.keep_s is None else int(options.keep_s * NS_PER_S / options.period_ns)
+        self.samples: deque[EnergySample] = deque([EnergySample(start_ns, domain, 0.0)], maxlen=keep)
+        self._at_ns = start_ns
+        self._next_ns = start_ns + options.period_ns
+        self._period_j = 0.0
+        self._shown_j = 0.0
+
+    def add(self, until_ns: int, joules: float) -> None:
+        """`joules` flow evenly from the end of the last piece until `until_ns`."""
+        while until_ns >= self._next_ns:
+            part = joules * (self._next_ns - self._at_ns) / (until_ns - self._at_ns)
+            self._period_j += part
+            joules -= part
+            self._move()
+        self._period_j += joules
+        self._at_ns = until_ns
+
+    def _move(self) -> None:
+        error = 1 + self.options.noise * self._rng.standard_normal() if self.options.noise else 1.0
+        self._shown_j += max(0.0, self._period_j * self.options.gain * error)
+        self.samples.append(EnergySample(self._next_ns, self.domain, int(self._shown_j * MJ_PER_J + 1e-6) / MJ_PER_J))
+        self._at_ns, self._period_j = self._next_ns, 0.0
+        self._next_ns += self.options.period_ns
+
+    def shown(self, now_ns: int) -> EnergySample:
+        """What a reader sees at `now_ns`: the last move at or before it."""
+        return next((s for s in reversed(self.samples) if s.t_ns <= now_ns), self.samples[0])
+
+
+def each_gpu(samples: Iterable[EnergySample], gpus: int) -> list[EnergySample]:
+    """A group's counter as the counters of its GPUs, gpu:0 to gpu:n-1: equal shares, whole mJ, the same sum."""
+    return [
+        EnergySample(sample.t_ns, f"gpu:{i}", (mj_from_j(sample.joules) + i) // gpus / MJ_PER_J)
+        for sample in samples
+        for i in range(gpus)
+    ]
+
+
+class Gpu:
+    """One simulated GPU, or a group that works as one, in virtual time.
+
+    It either runs a step or idles, and its counter sees both.
+    """
+
+    def __init__(self, law: CostLaw, counter: Counter, start_ns: int) -> None:
+        self.law, self.counter = law, counter
+        self.now_ns = start_ns
+        self.temperature_c = law.hardware.idle_c
+        self.idle_j = 0.0
+        self.step_j = 0.0
+
+    def idle_until(self, t_ns: int) -> None:
+        """Owed by nobody. In pieces of a counter period at most, so that leakage follows the temperature down."""
+        while self.now_ns < t_ns:
+            until_ns = min(t_ns, self.now_ns + self.counter.options.period_ns)
+            joules = self.law.idle_w(self.temperature_c) * (until_ns - self.now_ns) / NS_PER_S
+            self.idle_j += joules
+            self._spend(until_ns, joules)
+
+    def run(self, load: Load) -> StepCost:
+        """Starts at now_ns; now_ns is its end afterwards."""
+        cost = self.law.cost(load, self.temperature_c)
+        self.step_j += cost.joules
+        self._spend(self.now_ns + cost.duration_ns, cost.joules)
+        return cost
+
+    def _spend(self, until_ns: int, joules: float) -> None:
+        hw = self.law.hardware
+        seconds = (until_ns - self.now_ns) / NS_PER_S
+        settled_c = hw.ambient_c + hw.kelvin_per_w * joules / seconds
+        self.temperature_c = settled_c + (self.temperature_c - settled_c) * math.exp(-seconds / hw.thermal_s)
+        self.counter.add(until_ns, joules)
+        self.now_ns = until_ns

@@ -1,0 +1,79 @@
+"""Confidence intervals of means and ratios, and the Pareto front."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import exp, inf, log, sqrt
+from statistics import fmean, stdev
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean of `count` repeats; low and high are None when one repeat cannot say how far repeats lie apart."""
+
+    mean: float
+    low: float | None
+    high: float | None
+    count: int
+
+
+def interval(values: Sequence[float]) -> Interval:
+    """The mean and its 95 % interval by Student's t: mean ± t(n - 1) s / sqrt(n)."""
+    n, middle = len(values), fmean(values)
+    if n < 2:
+        return Interval(middle, None, None, n)
+    half = t95(n - 1) * stdev(values) / sqrt(n)
+    return Interval(middle, middle - half, middle + half, n)
+
+
+def reduction(baseline: Sequence[float], values: Sequence[float]) -> Interval:
+    """1 - x/b of two sets of positive repeats: the ratio of their geometric means, Welch's interval on logarithms.
+
+    Degrees of freedom: (u + v)² / (u²/(n - 1) + v²/(m - 1)), u and v the squared standard errors (Welch 1947).
+    """
+    b, x = [log(value) for value in baseline], [log(value) for value in values]
+    difference, count = fmean(x) - fmean(b), min(len(b), len(x))
+    if count < 2:
+        return Interval(1 - exp(difference), None, None, count)
+    u, v = stdev(x) ** 2 / len(x), stdev(b) ** 2 / len(b)
+    freedom = (u + v) ** 2 / (u**2 / (len(x) - 1) + v**2 / (len(b) - 1)) if u + v > 0 else float(count)
+    half = t95(max(1, int(freedom))) * sqrt(u + v)
+    return Interval(1 - exp(difference), 1 - exp(difference + half), 1 - exp(difference - half), count)
+
+
+def paired_reduction(baseline: Sequence[float], values: Sequence[float]) -> Interval:
+    """1 - x/b where the i-th repeats of both had the same arrivals: Student's interval of the mean of log x - log b."""
+    found = interval([log(x / b) for b, x in zip(baseline, values, strict=True)])
+    low = None if found.high is None else 1 - exp(found.high)
+    high = None if found.low is None else 1 - exp(found.low)
+    return Interval(1 - exp(found.mean), low, high, found.count)
+
+
+_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def t95(freedom: int) -> float:
+    """97.5 % quantile of Student's t: a table up to 10 degrees, then Fisher's expansion about the normal quantile."""
+    if freedom <= len(_T95):
+        return _T95[freedom - 1]
+    z, n = 1.959964, freedom
+    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + first / n + second / n**2 + third / n**3
+
+
+def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
+    """Indices of the points that no other point beats in both coordinates (less is better), by the first coordinate."""
+    front: list[int] = []
+    lowest = float("inf")
+    for index in sorted(range(len(points)), key=lambda i: points[i]):
+        if points[index][1] < lowest:
+            front.append(index)
+            lowest = points[index][1]
+    return front
+
+
+def half_width(values: Sequence[float]) -> float:
+    """Return half the width of the mean's 95 % confidence interval over the mean; inf for fewer than 2 values."""
+    if len(values) < 2:
+        return inf
+    return t95(len(values) - 1) * stdev(values) / sqrt(len(values)) / fmean(values)

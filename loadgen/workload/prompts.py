@@ -1,0 +1,252 @@
+"""Prompts of a known token count, deterministic per seed: conversation text for chat, source code for code.
+
+A prompt is put together from *units* (a sentence, a function) whose token counts were measured once on the server's own
+tokenizer, and topped up with *fillers* (single words of one token each). Tokenizers split text before a space and after
+a newline, so the counts of units add up; `loadgen.client.token_counts` verifies that on whole prompts before a
+run relies on it.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from hashlib import shake_128
+from itertools import product
+from typing import Literal
+
+Kind = Literal["chat", "code"]
+
+
+def kind_of(workload: str) -> Kind:
+    return "code" if "code" in workload.lower() else "chat"
+
+
+_TOPICS = (
+    "garden", "budget", "trip", "recipe", "contract", "server", "lesson", "kitchen", "engine", "report", "meeting",
+    "story", "camera", "market", "school", "battery", "bridge", "novel", "team", "project", "painting", "bicycle",
+    "weather", "library", "island", "coffee", "network", "hospital", "river", "museum", "planet", "orchestra",
+)  # fmt: skip
+_SENTENCES = (
+    " Could you explain how the {} works and why people care about it?",
+    " I have been thinking about the {} since last week, but I am not sure where to start.",
+    " My friend told me that a {} like this one is hard to find, is that true?",
+    " Please give me three ideas for the {}, and say which one you would choose.",
+    " The {} was fine until this morning, then everything changed.",
+    " What would you do if the {} took twice as long as planned?",
+    " Let us go through the {} step by step, and keep each step short.",
+    " In the end we want a {} that is simple, cheap and easy to look after.",
+)
+_NOUNS = (
+    "item", "user", "order", "token", "node", "line", "path", "value", "event", "record", "frame", "batch",
+    "query", "index", "cache", "state", "buffer", "window", "count", "table", "image", "point", "field", "group",
+)  # fmt: skip
+_FUNCTIONS = (
+    "def load_{0}(path):\n    with open(path) as source:\n        return [make_{0}(row) for row in source]\n\n",
+    "def find_{0}(rows, key):\n    for {0} in rows:\n        if {0}.key == key:\n            return {0}\n\n",
+    "class {1}Store:\n    def __init__(self):\n        self.items = {{}}\n        self.size = 0\n\n",
+    "def update_{0}(self, name, value):\n    if name in self:\n        raise KeyError\n    self[name] = value\n\n",
+    "def count_{0}(rows):\n    total = 0\n    for row in rows:\n        total += row.{0}\n    return total\n\n",
+    "async def send_{0}(client, data):\n    reply = await client.post('/{0}', json=data)\n    return reply.json()\n\n",
+)
+_WORDS = (
+    "the", "of", "and", "to", "in", "is", "that", "for", "it", "as", "with", "on", "be", "at", "by", "this",
+    "have", "from", "or", "one", "had", "not", "but", "what", "all", "were", "when", "we", "there", "can", "an",
+    "your", "which", "their", "if", "do", "will", "each", "about", "how", "up", "out", "them", "then", "she",
+    "many", "some", "so", "these", "would", "other", "into", "has", "more", "her", "two", "like", "him", "see",
+    "time", "could", "no", "make", "than", "first", "been", "its", "who", "now", "people", "my", "made", "over",
+    "did", "down", "only", "way", "find", "use", "may", "water", "long", "little", "very", "after", "words",
+    "called", "just", "where", "most", "know",
+)  # fmt: skip
+
+UNITS: dict[Kind, tuple[str, ...]] = {
+    "chat": tuple(sentence.format(topic) for sentence, topic in product(_SENTENCES, _TOPICS)),
+    "code": tuple(function.format(noun, noun.title()) for function, noun in product(_FUNCTIONS, _NOUNS)),
+}
+"""Text that can follow any other unit of its kind. Chat units open with a space, code units close with a newline."""
+
+FILLERS: dict[Kind, tuple[str, ...]] = {kind: tuple(f" {word}" for word in _WORDS) for kind in UNITS}
+"""Candidates for words of exactly one token; `measure` keeps those that are."""
+
+_OPENING: dict[Kind, str] = {"chat": "About", "code": "#"}
+_OPENING_END: dict[Kind, str] = {"chat": ".\n", "code": "\n"}
+_FILLER_LEAD: dict[Kind, str] = {"chat": "", "code": "#"}
+"""Fillers close a code prompt as a comment."""
+
+BLOCK_TOKENS = 512
+"""Of one prefix id: the block size of the Mooncake traces, which brought the field hash_ids."""
+
+UNIQUE_WORDS = 10
+"""Words drawn at the very start of a prompt: about 65 bits, so that no two prompts share a cacheable first block."""
+
+_FIRST_BYTES = 168
+"""As many as SHAKE-128 gives at once."""
+
+
+class Draws:
+    """Bytes that follow from `key` alone: the same first ones, however many are taken. There is one of these for every
+    request, and a random.Random takes longer to seed than a short prompt does to make."""
+
+    def __init__(self, key: str) -> None:
+        self._shake = shake_128(key.encode())
+        self._bytes = self._shake.digest(_FIRST_BYTES)
+        self._at = 0
+
+    def take(self, count: int) -> bytes:
+        begin, self._at = self._at, self._at + count
+        if self._at > len(self._bytes):
+            self._bytes = self._shake.digest(max(self._at, 4 * len(self._bytes)))
+        return self._bytes[begin : self._at]
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Units and fillers of one kind, with their token counts on the tokenizer in use.
+
+    `exact` says whether the counts were measured on it, or estimated from one probe's tokens per character.
+    `overhead` is what the chat template and special tokens add to every prompt.
+    """
+
+    kind: Kind
+    units: tuple[str, ...]
+    unit_tokens: tuple[float, ...]
+    fillers: tuple[str, ...]
+    lead_tokens: float
+    opening_tokens: float
+    overhead: float
+    exact: bool
+
+    def prompt(
+        self,
+        tokens: int,
+        draws: Draws,
+        prefix_ids: Sequence[int] = (),
+        seed: int = 0,
+        text_id: int | None = None,
+        text_tokens: int = 0,
+    ) -> str:
+        """Text of `tokens` tokens, template included. The shortest prompt is one filler word, whatever was asked.
+
+        Its first `text_tokens` tokens are the beginning of text (seed, text_id). Each of `prefix_ids` is the text of
+        the next BLOCK_TOKENS tokens, the same wherever (seed, id) is the same; so two prompts share as long a prefix as
+        their ids do. What neither covers is drawn from `draws`, and unique.
+        """
+        left: float = tokens - self.overhead
+        blocks: list[str] = []
+        if text_id is not None and (begun := round(min(text_tokens, left))) >= 1:
+            blocks.append(self._words(begun, Draws(f"text {seed} {text_id}")))
+            left -= begun
+        for block_id in prefix_ids:
+            size = min(BLOCK_TOKENS, left)
+            if size < 1:
+                break
+            blocks.append(self._words(round(size), Draws(f"block {seed} {block_id}")))
+            left -= size
+        if blocks:
+            # Words only, in blocks and after them: one token each wherever they stand, so that every border is exact.
+            return "".join([*blocks, self._words(max(0, round(left)), draws)]).lstrip()
+        if left - self.lead_tokens < self.opening_tokens + UNIQUE_WORDS + 1:
+            return self._words(max(1, round(left)), draws).lstrip()
+        opening = [_OPENING[self.kind], self._words(UNIQUE_WORDS, draws), _OPENING_END[self.kind]]
+        left -= self.lead_tokens + self.opening_tokens + UNIQUE_WORDS
+        units, left = self._units(left, draws)
+        return "".join([*opening, *units, _FILLER_LEAD[self.kind], self._words(round(left), draws)])
+
+    def _units(self, left: float, draws: Draws) -> tuple[list[str], float]:
+        """Units until one does not fit, and how many tokens are then left."""
+        parts: list[str] = []
+        for pick in draws.take(int(left / self._least_tokens) + 1):
+            unit = pick * len(self.units) >> 8
+            if self.unit_tokens[unit] > left:
+                break
+            parts.append(self.units[unit])
+            left -= self.unit_tokens[unit]
+        return parts, left
+
+    @cached_property
+    def _least_tokens(self) -> float:
+        return min(self.unit_tokens)
+
+    def _words(self, count: int, draws: Draws) -> str:
+        """A byte a word: a longer text begins as a shorter one."""
+        return "".join(map(self._word_of_byte.__getitem__, draws.take(count)))
+
+    @cached_property
+    def _word_of_byte(self) -> tuple[str, ...]:
+        return tuple(self.fillers[byte * len(self.fillers) >> 8] for byte in range(256))
+
+
+@dataclass(frozen=True)
+class _Texts:
+    """What to count so that differences are the tokens of a part in its place: between text, where tokenizers cut."""
+
+    kind: Kind
+
+    @property
+    def before(self) -> str:
+        return UNITS[self.kind][0]
+
+    @property
+    def after(self) -> str:
+        return UNITS[self.kind][1]
+
+    @property
+    def ending(self) -> str:
+        return self.before + _FILLER_LEAD[self.kind] + FILLERS[self.kind][0]
+
+    @property
+    def opened(self) -> str:
+        return (
+            _OPENING[self.kind]
+            + FILLERS[self.kind][0] * UNIQUE_WORDS
+            + _OPENING_END[self.kind]
+            + self.before
+            + self.after
+        )
+
+
+def texts_to_count(kind: Kind) -> list[str]:
+    """Every text whose count `measure` needs."""
+    texts = _Texts(kind)
+    units = [texts.before + unit + texts.after for unit in UNITS[kind]]
+    fillers = [texts.ending + word for word in FILLERS[kind]]
+    return [texts.after, texts.before + texts.after, texts.ending, texts.opened, *units, *fillers]
+
+
+def measure(kind: Kind, counts: Mapping[str, int], overhead: float) -> Vocabulary:
+    """A vocabulary from the server's own tokenizer: `counts` has every text of `texts_to_count`, no template added."""
+    texts = _Texts(kind)
+    around = counts[texts.before + texts.after]
+    singles = tuple(word for word in FILLERS[kind] if counts[texts.ending + word] - counts[texts.ending] == 1)
+    return Vocabulary(
+        kind=kind,
+        units=UNITS[kind],
+        unit_tokens=tuple(counts[texts.before + unit + texts.after] - around for unit in UNITS[kind]),
+        fillers=singles or FILLERS[kind],
+        lead_tokens=counts[texts.ending] - (around - counts[texts.after]) - 1,
+        opening_tokens=counts[texts.opened] - around - UNIQUE_WORDS,
+        overhead=overhead,
+        exact=bool(singles),
+    )
+
+
+def estimate(kind: Kind, tokens_per_char: float, overhead: float) -> Vocabulary:
+    """A vocabulary for a server that only says how long one probe was. Common words are one token nearly everywhere."""
+    return Vocabulary(
+        kind=kind,
+        units=UNITS[kind],
+        unit_tokens=tuple(len(unit) * tokens_per_char for unit in UNITS[kind]),
+        fillers=FILLERS[kind],
+        lead_tokens=1.0 if _FILLER_LEAD[kind] else 0.0,
+        opening_tokens=2.0,
+        overhead=overhead,
+        exact=False,
+    )
+
+
+def probe_text(kind: Kind) -> str:
+    """A text of about 700 tokens whose length on the server gives `tokens_per_char`."""
+    return "".join(UNITS[kind][::6])
+
+
+def draws_of(seed: int, index: int) -> Draws:
+    """For request `index`: its prompt does not depend on how many others there are, or in what order."""
+    return Draws(f"request {seed} {index}")

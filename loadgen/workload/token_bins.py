@@ -1,0 +1,333 @@
+"""How long requests are: the joint distribution of (input, output) tokens, in bins.
+
+Joint, because the two depend on each other: two marginals would lose the long-prompt-short-answer cells that decide
+what a workload costs.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from loadgen.errors import LoadgenError
+from loadgen.files import read_json
+from loadgen.workload.trace import MAX_TOKENS, TraceRequest
+
+Lengths = NDArray[np.int64]
+Pairs = tuple[Lengths, Lengths]
+"""Input tokens and output tokens of the same requests."""
+
+EdgeLaw = Literal["paper", "log2", "quantile", "stated"]
+"""stated: made from published numbers, not fitted to requests."""
+
+PAPER_INPUT_EDGES = (0, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
+PAPER_OUTPUT_EDGES = (0, 8, 16, 32, 64, 128, 256, 512)
+"""Of "Energy Considerations of Large Language Model Inference and Efficiency Optimizations", arXiv 2504.17674."""
+
+QUANTILES = 32
+"""Of `quantile` edges, per side. Within a bin of 1/32 of the requests, a law of the right mean errs by about 0.01."""
+
+
+class TokenBin(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests with lo < input <= hi and lo < output <= hi: how many, and how long they are in the mean."""
+
+    input_range: tuple[int, int]
+    output_range: tuple[int, int]
+    count: int
+    mean_input: float
+    mean_output: float
+
+
+class TokenBins(msgspec.Struct, frozen=True, kw_only=True):
+    """Bins that hold at least one request each, sorted; `provenance` says whose, under which licence and how made."""
+
+    name: str
+    provenance: dict[str, str]
+    edges: EdgeLaw
+    input_edges: tuple[int, ...]
+    output_edges: tuple[int, ...]
+    bins: tuple[TokenBin, ...]
+
+    @property
+    def count(self) -> int:
+        return sum(b.count for b in self.bins)
+
+    @property
+    def mean_input(self) -> float:
+        return sum(b.count * b.mean_input for b in self.bins) / self.count
+
+    @property
+    def mean_output(self) -> float:
+        return sum(b.count * b.mean_output for b in self.bins) / self.count
+
+
+# -- fit --------------------------------------------------------------------------------------------------------------
+
+
+def in_chunks(requests: Iterable[TraceRequest], size: int = 65_536) -> Iterator[Pairs]:
+    """The requests' lengths, some at a time."""
+    lengths = ((r.input_tokens, r.output_tokens) for r in requests)
+    while chunk := list(islice(lengths, size)):
+        pairs = np.array(chunk, dtype=np.int64)
+        yield pairs[:, 0], pairs[:, 1]
+
+
+@dataclass(frozen=True)
+class CountedPairs:
+    """The distinct (input, output) pairs of a workload, and how many requests have each."""
+
+    inputs: Lengths
+    outputs: Lengths
+    counts: Lengths
+
+
+def count_pairs(chunks: Iterable[Pairs]) -> CountedPairs:
+    """Memory grows with the number of distinct pairs, not of requests."""
+    kept: list[tuple[Lengths, Lengths]] = []
+    rows = 0
+    for inputs, outputs in chunks:
+        kept.append(np.unique(inputs << 32 | outputs, return_counts=True))
+        rows += len(kept[-1][0])
+        if rows > MERGE_ROWS:
+            kept = [merged(kept)]
+            rows = 0
+    if not kept:
+        raise LoadgenError("the workload has no requests")
+    keys, counts = merged(kept)
+    return CountedPairs(keys >> 32, keys & 0xFFFFFFFF, counts)
+
+
+MERGE_ROWS = 4_000_000
+
+
+def merged(parts: list[tuple[Lengths, Lengths]]) -> tuple[Lengths, Lengths]:
+    """The distinct keys of all (keys, counts), in order, each with the sum of its counts."""
+    keys, counts = (np.concatenate(side) for side in zip(*parts, strict=True))
+    order = np.argsort(keys)
+    keys, counts = keys[order], counts[order]
+    first = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
+    return keys[first], np.add.reduceat(counts, first)
+
+
+def fit(name: str, chunks: Callable[[], Iterable[Pairs]], edges: EdgeLaw, provenance: dict[str, str]) -> TokenBins:
+    """Bins of every pair in `chunks()`, which is called twice: exact extremes or quantiles first, then the counts.
+
+    Memory grows with the number of distinct lengths and of bins, not of requests. Lengths beyond the last edge of
+    `paper` go to one more bin that ends at the longest.
+    """
+    seen_input, seen_output = _histograms(chunks())
+    if not seen_input:
+        raise LoadgenError(f"{name}: no requests to make bins of")
+    match edges:
+        case "paper":
+            input_edges = _reaching(PAPER_INPUT_EDGES, max(seen_input))
+            output_edges = _reaching(PAPER_OUTPUT_EDGES, max(seen_output))
+        case "log2":
+            input_edges, output_edges = _powers_of_2(max(seen_input)), _powers_of_2(max(seen_output))
+        case "quantile":
+            input_edges, output_edges = _quantiles(seen_input), _quantiles(seen_output)
+        case "stated":
+            raise ValueError("stated edges are not fitted")
+    return TokenBins(
+        name=name,
+        provenance=provenance,
+        edges=edges,
+        input_edges=input_edges,
+        output_edges=output_edges,
+        bins=_count(chunks(), input_edges, output_edges),
+    )
+
+
+def _histograms(chunks: Iterable[Pairs]) -> tuple[Counter[int], Counter[int]]:
+    """How often each input and each output length occurs."""
+    seen: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
+    for pairs in chunks:
+        for histogram, lengths in zip(seen, pairs, strict=True):
+            count_up(histogram, lengths)
+    return seen
+
+
+def count_up(histogram: Counter[int], values: Lengths) -> None:
+    """Add each of `values` to the histogram."""
+    distinct, counts = np.unique(values, return_counts=True)
+    histogram.update(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
+
+
+def _reaching(edges: tuple[int, ...], longest: int) -> tuple[int, ...]:
+    return edges if longest <= edges[-1] else (*edges, longest)
+
+
+def _powers_of_2(longest: int) -> tuple[int, ...]:
+    return (0, *(2**k for k in range((longest - 1).bit_length() + 1)))
+
+
+def _quantiles(histogram: Counter[int]) -> tuple[int, ...]:
+    """Edges at the quantiles k / QUANTILES, and around any single length that holds more than one such share."""
+    values = np.array(sorted(histogram))
+    counts = np.array([histogram[int(v)] for v in values])
+    share = counts.sum() / QUANTILES
+    below = np.cumsum(counts)
+    at = np.searchsorted(below, np.arange(1, QUANTILES + 1) * share * (1 - 1e-12))
+    spikes = values[counts > share]
+    edges = {0, int(values[0]) - 1, *values[at].tolist(), *spikes.tolist(), *(spikes - 1).tolist()}
+    return tuple(sorted(edges))
+
+
+def _count(
+    chunks: Iterable[Pairs], input_edges: tuple[int, ...], output_edges: tuple[int, ...]
+) -> tuple[TokenBin, ...]:
+    columns = len(output_edges)
+    counts: Counter[int] = Counter()
+    input_sums: Counter[int] = Counter()
+    output_sums: Counter[int] = Counter()
+    for inputs, outputs in chunks:
+        cells = np.searchsorted(input_edges, inputs) * columns + np.searchsorted(output_edges, outputs)
+        seen = np.bincount(cells)
+        keys = np.flatnonzero(seen)
+        for total, added in (
+            (counts, seen),
+            (input_sums, np.bincount(cells, inputs)),  # float64 sums: exact below 2**53
+            (output_sums, np.bincount(cells, outputs)),
+        ):
+            total.update(dict(zip(keys.tolist(), map(int, added[keys]), strict=True)))
+    return tuple(
+        TokenBin(
+            input_range=(input_edges[key // columns - 1], input_edges[key // columns]),
+            output_range=(output_edges[key % columns - 1], output_edges[key % columns]),
+            count=counts[key],
+            mean_input=round(input_sums[key] / counts[key], 3),
+            mean_output=round(output_sums[key] / counts[key], 3),
+        )
+        for key in sorted(counts)
+    )
+
+
+# -- sample -----------------------------------------------------------------------------------------------------------
+
+
+def sample(bins: TokenBins, n: int, rng: np.random.Generator) -> Pairs:
+    """`n` (input, output) pairs in random order whose distribution is closer to the bins' than independent draws are.
+
+    Bins are drawn systematically: n points evenly spaced (by one random offset) over the cumulative counts, so each
+    bin gets its share of n up to rounding. Within a bin, lengths are drawn from `_within`, stratified too, input and
+    output independently.
+    """
+    if n < 1:
+        raise LoadgenError(f"{n} requests: expected at least 1")
+    counts = np.array([b.count for b in bins.bins])
+    points = (np.arange(n) + rng.random()) * (counts.sum() / n)
+    cell = np.minimum(np.searchsorted(np.cumsum(counts), points, side="right"), len(counts) - 1)
+    inputs = _within(
+        np.array([b.input_range for b in bins.bins]), np.array([b.mean_input for b in bins.bins]), cell, rng
+    )
+    outputs = _within(
+        np.array([b.output_range for b in bins.bins]), np.array([b.mean_output for b in bins.bins]), cell, rng
+    )
+    order = np.argsort(rng.random(n), kind="stable")
+    return inputs[order], outputs[order]
+
+
+def _within(ranges: Lengths, means: NDArray[np.float64], cell: Lengths, rng: np.random.Generator) -> Lengths:
+    """A length in (lo, hi] for each entry of `cell`, from the law of greatest entropy with the bin's mean.
+
+    On k = 1..w that law is the truncated geometric, P(k) ~ exp(theta k): uniform when the mean is in the middle, and
+    crowded towards the end that the mean is near. Inverse: k = ceil(log(1 + u (exp(theta w) - 1)) / theta).
+    """
+    lo, width = ranges[:, 0], ranges[:, 1] - ranges[:, 0]
+    mean = means - lo
+    mirrored = mean > (width + 1) / 2  # solve for theta <= 0 only, where exp cannot overflow
+    theta = _theta(np.where(mirrored, width + 1 - mean, mean), width.astype(np.float64))
+    u, w, t = _stratified(cell, rng), width[cell], theta[cell]
+    with np.errstate(divide="ignore", invalid="ignore"):
+        steps = np.where(t * w > -1e-9, u * w, np.log1p(u * np.expm1(t * w)) / t)
+    k = np.clip(np.ceil(steps), 1, w).astype(np.int64)
+    return np.asarray(lo[cell] + np.where(mirrored[cell], w + 1 - k, k))
+
+
+def _theta(mean: NDArray[np.float64], width: NDArray[np.float64]) -> NDArray[np.float64]:
+    """theta <= 0 with sum(k exp(theta k)) / sum(exp(theta k)) = mean over k = 1..width, by bisection.
+
+    The sum is 1 / (1 - q) - w q^w / (1 - q^w) with q = exp(theta).
+    """
+    low, high = np.full_like(mean, -40.0), np.full_like(mean, -1e-12)
+    for _ in range(80):
+        theta = (low + high) / 2
+        with np.errstate(over="ignore"):
+            at = np.where(
+                theta * width > -1e-4,
+                (width + 1) / 2 + theta * (width**2 - 1) / 12,  # the two terms below cancel here
+                -1 / np.expm1(theta) - width / np.expm1(-width * theta),
+            )
+        low, high = np.where(at < mean, theta, low), np.where(at < mean, high, theta)
+    return (low + high) / 2
+
+
+def _stratified(cell: Lengths, rng: np.random.Generator) -> NDArray[np.float64]:
+    """Uniform numbers, of which the m of one cell fall one into each m-th of [0, 1). `cell` is sorted."""
+    _, first, size = np.unique(cell, return_index=True, return_counts=True)
+    shuffled = np.lexsort((rng.random(len(cell)), cell))  # a random order within each cell
+    stratum = shuffled - np.repeat(first, size)
+    return np.asarray((stratum + rng.random(len(cell))) / np.repeat(size, size))
+
+
+# -- compare ----------------------------------------------------------------------------------------------------------
+
+
+def ks_distance(a: Lengths, b: Lengths) -> float:
+    """Largest difference between the two samples' cumulative distributions (two-sample Kolmogorov-Smirnov)."""
+    at = np.union1d(a, b)
+    share_a = np.searchsorted(np.sort(a), at, side="right") / len(a)
+    share_b = np.searchsorted(np.sort(b), at, side="right") / len(b)
+    return float(np.max(np.abs(share_a - share_b)))
+
+
+def spearman(x: Lengths, y: Lengths) -> float | None:
+    """Rank correlation, ties given their mean rank; None when one side does not vary."""
+    ranks_x, ranks_y = _ranks(x), _ranks(y)
+    spread = float(ranks_x.std() * ranks_y.std())
+    return None if spread == 0 else float(((ranks_x - ranks_x.mean()) * (ranks_y - ranks_y.mean())).mean()) / spread
+
+
+def _ranks(values: Lengths) -> NDArray[np.float64]:
+    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
+    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[where])
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def to_json(bins: TokenBins) -> bytes:
+    """JSON with one field and one bin a line."""
+    encode = msgspec.json.encode
+    fields = {f: encode(getattr(bins, f)) for f in bins.__struct_fields__ if f != "bins"}
+    fields["count"] = encode(bins.count)
+    fields["bins"] = b"[\n" + b",\n".join(encode(b) for b in bins.bins) + b"\n]"
+    return b"{\n" + b",\n".join(encode(f) + b": " + value for f, value in fields.items()) + b"\n}\n"
+
+
+def read_bins(path: Path) -> TokenBins:
+    """The bins in `path`, seen to make sense."""
+    bins = read_json(path, TokenBins, "token bins (`loadgen trace fit` makes them)")
+    if not bins.bins:
+        raise LoadgenError(f"{path}: no bins in it")
+    for i, b in enumerate(bins.bins):
+        if fault := _fault(b):
+            raise LoadgenError(f"{path}: bin {i}: {fault}")
+    return bins
+
+
+def _fault(b: TokenBin) -> str | None:
+    if b.count < 1:
+        return f"count {b.count}: expected at least 1"
+    for side, (lo, hi), mean in (("input", b.input_range, b.mean_input), ("output", b.output_range, b.mean_output)):
+        if not 0 <= lo < hi <= MAX_TOKENS:
+            return f"{side}_range {lo}, {hi}: expected 0 <= lo < hi <= {MAX_TOKENS}"
+        if not lo + 1 - 0.001 <= mean <= hi + 0.001:
+            return f"mean_{side} {mean}: expected a mean of lengths in ({lo}, {hi}]"
+    return None

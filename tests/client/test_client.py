@@ -1,0 +1,503 @@
+"""Whatever a server does, the client gives one record that says what it was."""
+
+import asyncio
+import errno
+import shutil
+import socket
+import ssl
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pytest
+import uvloop
+
+from loadgen.client import stream
+from loadgen.client.client import Client
+from loadgen.client.connection import Page, plain
+from loadgen.client.http1 import HTTPError
+from loadgen.client.openai_api import StreamEvent
+from loadgen.client.server_probe import find_model
+from loadgen.client.socket_poller import reads_tokens
+from loadgen.errors import LoadgenError
+from loadgen.record import RequestRecord
+from support.scripted_server import DONE, END, GOOD, HEAD, ROLE, USAGE, Step, Wire, chunk, token, wire
+
+T = TypeVar("T")
+
+
+@pytest.fixture(params=["compiled", "python", "aiohttp"], autouse=True)
+def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test of this file runs on every way to a server."""
+    if request.param == "compiled" and not reads_tokens():
+        pytest.skip("loadgen.client._token_reader is not compiled here")
+    if request.param == "python":
+        monkeypatch.setattr("loadgen.client.socket_poller.Compiled", None)
+    if request.param == "aiohttp":
+        monkeypatch.setattr("loadgen.client.client.plain", lambda *_: False)
+    return str(request.param)
+
+
+def on_uvloop(main: Coroutine[Any, Any, T]) -> T:
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(main)
+
+
+async def sent(client: Client, index: int = 0) -> RequestRecord:
+    return await client.send(
+        "/chat/completions", b"{}", index=index, workload="chat", scheduled_ns=1, request_id=f"run-{index}"
+    )
+
+
+def one(
+    script: Sequence[Step] | Callable[[int], Sequence[Step]],
+    *,
+    times: int = 1,
+    timeout_s: float | None = 5,
+    headers: dict[str, str] | None = None,
+    api_key: str | None = None,
+) -> tuple[list[RequestRecord], Wire]:
+    async def main() -> tuple[list[RequestRecord], Wire]:
+        async with (
+            wire(script) as server,
+            Client(server.url + "/v1", timeout_s=timeout_s, headers=headers, api_key=api_key) as client,
+        ):
+            return [await sent(client, i) for i in range(times)], server
+
+    return on_uvloop(main())
+
+
+def test_a_good_stream() -> None:
+    (record,), server = one(GOOD)
+    assert (record.error, record.status, record.finish_reason) == (None, 200, "length")
+    assert (record.input_tokens, record.output_tokens, record.token_source) == (7, 3, "usage")
+    assert len(record.chunk_ns) == 3, "the role and usage chunks are no tokens"
+    assert record.first_token_ns == record.chunk_ns[0]
+    assert record.last_token_ns == record.chunk_ns[-1]
+    times = [record.sent_ns, *record.chunk_ns, record.finished_ns]
+    assert times == sorted(times, key=lambda t: t or 0)
+    assert b"POST /v1/chat/completions" in server.requests[0]
+    assert b"x-request-id: run-0" in server.requests[0].lower()
+
+
+def test_chunks_are_timed_when_they_arrive_not_when_the_stream_ends() -> None:
+    (record,), _ = one((HEAD, token("a"), 0.05, token("b"), 0.05, token("c", '"stop"'), DONE, END))
+    gaps = [b - a for a, b in zip(record.chunk_ns, record.chunk_ns[1:], strict=False)]
+    assert len(gaps) == 2
+    assert min(gaps) > 30_000_000
+
+
+ODD_BUT_GOOD: dict[str, Sequence[Step]] = {
+    "no [DONE] but a finish reason": (HEAD, token("a"), token("b", '"stop"'), END),
+    "no finish reason but [DONE]": (HEAD, token("a"), DONE, END),
+    "closed without chunked encoding": (
+        b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n",
+        b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}]}\n\n',
+        "close",
+    ),
+    "usage on the finish chunk, no blank line at the end": (
+        HEAD,
+        chunk(b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}],"usage":{"completion_tokens":1}}'),
+        END,
+    ),
+    "crlf, comments and a null event": (HEAD, chunk(b": ping\r\n\r\ndata: null\r\n\r\n"), token("a"), DONE, END),
+    "charset in the content type": (
+        HEAD.replace(b"event-stream", b"event-stream; charset=utf-8"),
+        token("a"),
+        DONE,
+        END,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", ODD_BUT_GOOD)
+def test_odd_but_good(name: str) -> None:
+    (record,), _ = one(ODD_BUT_GOOD[name])
+    assert record.error is None, record.detail
+    assert record.first_token_ns is not None
+
+
+def test_without_usage_we_count_chunks_and_say_so() -> None:
+    (record,), _ = one((HEAD, ROLE, token("a"), token("b"), DONE, END))
+    assert (record.input_tokens, record.output_tokens, record.token_source) == (None, 2, "chunks")
+
+
+ERROR = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b"
+
+
+def http(status: bytes, body: bytes) -> Sequence[Step]:
+    return (ERROR % (status, len(body), body),)
+
+
+FAULTS: list[tuple[str, Sequence[Step], str, str]] = [
+    ("500", http(b"500 Internal Server Error", b'{"error":{"message":"boom"}}'), "http", "boom"),
+    ("503", http(b"503 Service Unavailable", b"busy"), "http", "busy"),
+    ("429", http(b"429 Too Many Requests", b'{"detail":"slow down"}'), "http", "slow down"),
+    ("reset before an answer", ("reset",), "connect", "Disconnected"),
+    ("closed before an answer", ("close",), "connect", "Disconnected"),
+    ("closed in the body", (HEAD, token("a"), "close"), "truncated", ""),
+    ("reset in the body", (HEAD, token("a"), "reset"), "truncated", ""),
+    ("ends early but cleanly", (HEAD, token("a"), token("b"), END), "truncated", "after 2 chunks"),
+    ("ends before anything", (HEAD, END), "truncated", "after 0 chunks"),
+    ("half a JSON event", (HEAD, chunk(b'data: {"choices":[{"del\n\n'), DONE, END), "protocol", "choices"),
+    ("error event", (HEAD, token("a"), chunk(b'data: {"error":{"message":"oom"}}\n\n'), DONE, END), "server", "oom"),
+    ("not a stream", http(b"200 OK", b'{"choices":[]}'), "protocol", "application/json"),
+    ("not HTTP", (b"SSH-2.0-OpenSSH_9.2\r\n", "close"), "protocol", ""),
+    ("bad chunk length", (HEAD, b"zz\r\nhello\r\n", "close"), "protocol", "chunk size"),
+    ("a stream that stalls", (HEAD, token("a"), 60.0), "timeout", "0.2 s"),
+    ("silence", (60.0,), "timeout", "0.2 s"),
+]
+
+
+@pytest.mark.parametrize(("name", "script", "kind", "detail"), FAULTS, ids=[fault[0] for fault in FAULTS])
+def test_faults_are_records(name: str, script: Sequence[Step], kind: str, detail: str) -> None:
+    (record,), _ = one(script, timeout_s=0.2 if kind == "timeout" else 5)
+    assert record.error == kind, record.detail
+    assert detail in (record.detail or "")
+    assert record.finished_ns is not None
+    assert record.sent_ns is not None
+
+
+@pytest.mark.parametrize(("name", "script", "kind", "detail"), FAULTS, ids=[fault[0] for fault in FAULTS])
+def test_faults_on_a_kept_connection_are_records(name: str, script: Sequence[Step], kind: str, detail: str) -> None:
+    good, bad = one(lambda n: script if n else GOOD, times=2, timeout_s=0.2 if kind == "timeout" else 5)[0]
+    assert good.error is None
+    assert bad.error == kind, bad.detail
+    assert detail in (bad.detail or "")
+    assert bad.finished_ns is not None
+    assert bad.sent_ns is not None
+
+
+def test_each_request_has_its_own_time_limit() -> None:
+    """They begin one after another, and run out one after another: the first takes nobody with it."""
+
+    async def main() -> list[RequestRecord]:
+        slow: Sequence[Step] = (HEAD, token("a"), 60.0)
+        async with (
+            wire(lambda n: slow if n in (2, 3) else GOOD) as server,
+            Client(server.url, timeout_s=0.3) as client,
+        ):
+            await asyncio.gather(sent(client), sent(client))
+            first = asyncio.ensure_future(sent(client))
+            await asyncio.sleep(0.15)
+            return [*await asyncio.gather(first, sent(client)), await sent(client)]
+
+    first, second, third = on_uvloop(main())
+    assert (first.error, second.error, third.error) == ("timeout", "timeout", None)
+    assert (first.finished_ns or 0) < (second.finished_ns or 0) - 50_000_000
+
+
+def test_a_fault_of_our_own_in_one_answer_is_a_record_and_harms_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    parse = stream.parse_event
+
+    def broken(data: bytes) -> StreamEvent:
+        return parse(data) if b"poison" not in data else {}["a bug"]
+
+    monkeypatch.setattr("loadgen.client.stream.parse_event", broken)
+
+    async def main() -> list[RequestRecord]:
+        bad: Sequence[Step] = (HEAD, token("poison"), 60.0)
+        async with wire(lambda n: bad if n == 1 else GOOD) as server, Client(server.url, timeout_s=5) as client:
+            return [await sent(client), *await asyncio.gather(sent(client), sent(client), sent(client))]
+
+    errors = sorted(str(record.error) for record in on_uvloop(main()))
+    assert errors == ["None", "None", "None", "truncated"]
+
+
+def test_an_answer_longer_than_a_read_comes_whole_though_nothing_follows_it() -> None:
+    """All of it is there before the client reads: nothing new will tell that some was left."""
+
+    async def main() -> RequestRecord:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            async with Client("http://{}:{}".format(*listening.getsockname()), timeout_s=5) as client:
+                flight = asyncio.ensure_future(sent(client))
+                far, _ = await asyncio.to_thread(listening.accept)
+                with far:
+                    await asyncio.to_thread(far.recv, 1000)
+                    stream = b"".join([HEAD, token("a" * 150_000), DONE, END])
+                    threading.Thread(target=far.sendall, args=(stream,)).start()
+                    time.sleep(0.1)  # the loop's own thread
+                    return await flight
+
+    record = on_uvloop(main())
+    assert (record.error, len(record.chunk_ns)) == (None, 1)
+
+
+def test_where_one_address_refuses_the_next_is_asked_and_when_all_do_they_are_looked_up_again(path: str) -> None:
+    if path == "aiohttp":
+        pytest.skip("aiohttp has its own")
+
+    async def main() -> tuple[list[RequestRecord], int]:
+        async with wire(GOOD) as server, Client(server.url, timeout_s=5) as client:
+            await sent(client)
+            (good,) = client._wire.addresses
+            client._wire.idle_ones.clear()
+            with socket.socket() as nobody:
+                nobody.bind(("127.0.0.1", 0))
+                refusing = (socket.AF_INET, nobody.getsockname())
+                client._wire.addresses = [refusing, good]
+                two = await asyncio.gather(sent(client), sent(client))
+                left = len(client._wire.addresses)
+                client._wire.addresses, client._wire.idle_ones = [refusing], []
+                return [*two, await sent(client), await sent(client)], left
+
+    records, left = on_uvloop(main())
+    assert [record.error for record in records] == [None, None, "connect", None]
+    assert "refused" in (records[2].detail or "")
+    assert records[2].sent_ns is None
+    assert left == 1
+
+
+def test_a_failed_request_keeps_what_it_saw() -> None:
+    (record,), _ = one((HEAD, ROLE, token("a"), token("b"), "close"))
+    assert (record.error, len(record.chunk_ns), record.output_tokens, record.token_source) == (
+        "truncated",
+        2,
+        2,
+        "chunks",
+    )
+
+
+SIX: Sequence[Step] = (HEAD, ROLE, *(step for word in "abcdef" for step in (token(word), 0.01)))
+"""Tokens in reads of their own: from the third or so on they are known by their shape."""
+
+
+@pytest.mark.parametrize(
+    ("end", "error", "chunks"),
+    [
+        ([token("g", '"length"'), USAGE, DONE, END], None, 7),
+        ([token("g")[:30], 0.02, token("g")[30:], token("h"), 0.02, token("i") + DONE + END], None, 9),
+        ([token("g") * 1000, DONE, END], None, 1006),
+        ([token("\\u00e9"), 0.01, token(""), 0.01, token("é"), 0.01, DONE, END], None, 8),
+        ([chunk(b'data: {"choi\n\n')], "protocol", 6),
+        ([chunk(b'data: {"error":{"message":"oom"}}\n\n')], "server", 6),
+        ([token("g")[:30], 0.02, "close"], "truncated", 6),
+        (["close"], "truncated", 6),
+        (["reset"], "truncated", 6),
+        ([60.0], "timeout", 6),
+    ],
+)  # fmt: skip
+def test_whatever_comes_after_some_tokens_they_and_it_are_in_the_record(
+    end: Sequence[Step], error: str | None, chunks: int
+) -> None:
+    (good, record), _ = one(lambda n: [*SIX, *end] if n else GOOD, times=2, timeout_s=0.5 if error == "timeout" else 5)
+    assert good.error is None
+    assert (record.error, len(record.chunk_ns)) == (error, chunks)
+    times = [record.sent_ns, *record.chunk_ns, record.finished_ns]
+    assert times == sorted(times, key=lambda t: t or 0)
+    assert all(b - a > 5_000_000 for a, b in pairwise(record.chunk_ns[:6])), "each has its own instant"
+
+
+def test_nobody_listens() -> None:
+    async def main() -> RequestRecord:
+        async with Client("http://127.0.0.1:1/v1", timeout_s=5) as client:
+            return await sent(client)
+
+    record = on_uvloop(main())
+    assert (record.error, record.status) == ("connect", None)
+
+
+def test_connections_are_reused() -> None:
+    records, server = one(GOOD, times=5)
+    assert [record.error for record in records] == [None] * 5
+    assert server.connections == 1
+
+
+def test_a_pooled_connection_that_died_is_replaced() -> None:
+    """llama.cpp announces keep-alive and closes after every stream."""
+    records, server = one((*GOOD, "close"), times=3)
+    assert [record.error for record in records] == [None] * 3
+    assert len(server.requests) == 3
+
+
+def test_a_fresh_connection_that_dies_is_not_tried_twice() -> None:
+    (record,), server = one(("close",))
+    assert record.error == "connect"
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    ("begun", "after_s", "kept", "chunks"),
+    [((HEAD, token("a")), 0.1, False, 1), ((HEAD, token("a")), 0.1, True, 1), (SIX, 0.3, False, 6)],
+)
+def test_cancelled_is_a_record(begun: Sequence[Step], after_s: float, kept: bool, chunks: int) -> None:
+    """On a new connection or a kept one, and with the tokens so far."""
+
+    async def main() -> RequestRecord:
+        async with (
+            wire(lambda n: GOOD if kept and n == 0 else (*begun, 60.0)) as server,
+            Client(server.url, timeout_s=None) as client,
+        ):
+            if kept:
+                await sent(client)
+            task = asyncio.create_task(sent(client))
+            await asyncio.sleep(after_s)
+            task.cancel()
+            return await task
+
+    record = on_uvloop(main())
+    assert (record.error, len(record.chunk_ns)) == ("cancelled", chunks)
+
+
+def test_a_body_that_no_socket_takes_at_once_arrives_whole() -> None:
+    bodies = [bytes([65 + i]) * (12 << 20) for i in range(2)]
+
+    async def main() -> tuple[list[RequestRecord], Wire]:
+        async with wire(GOOD) as server, Client(server.url, timeout_s=20) as client:
+            return [await client.ask("/x", body, "long") for body in bodies], server
+
+    records, server = on_uvloop(main())
+    assert [record.error for record in records] == [None, None]
+    assert [request.partition(b"\r\n\r\n")[2] for request in server.requests] == bodies
+    assert server.connections == 1
+
+
+def test_secrets_are_sent_but_not_kept() -> None:
+    said = b'{"error":{"message":"Incorrect API key provided: sk-secret-1; tenant my-tenant-token unknown"}}'
+    (record,), server = one(
+        http(b"401 Unauthorized", said), api_key="sk-secret-1", headers={"X-Tenant": "my-tenant-token"}
+    )
+    assert b"Bearer sk-secret-1" in server.requests[0]
+    assert record.detail == "401 Unauthorized: Incorrect API key provided: [redacted]; tenant [redacted] unknown"
+
+
+def test_every_split_of_a_stream_gives_the_same_record() -> None:
+    body = b"".join(step for step in GOOD if isinstance(step, bytes))
+
+    async def main() -> list[RequestRecord]:
+        cuts = range(len(HEAD), len(body), 7)
+        async with (
+            wire(lambda n: (body[: cuts[n]], 0.0, body[cuts[n] :])) as server,
+            Client(server.url, timeout_s=5) as client,
+        ):
+            return [await sent(client, 0) for _ in cuts]
+
+    for record in on_uvloop(main()):
+        assert (record.error, len(record.chunk_ns), record.output_tokens, record.finish_reason) == (
+            None,
+            3,
+            3,
+            "length",
+        )
+
+
+def test_a_redirect_is_followed(path: str) -> None:
+    """307 keeps method and body. The plain way to the server gives up at the first one, before it counts."""
+    moved = b"HTTP/1.1 307 Moved\r\nLocation: /v1/elsewhere\r\nContent-Length: 0\r\n\r\n"
+    gives = [moved, GOOD] if path == "aiohttp" else [moved, moved, GOOD]
+    (record,), server = one(lambda n: (moved,) if gives[n] is moved else GOOD)
+    assert (record.error, len(record.chunk_ns)) == (None, 3)
+    assert server.requests[-1].startswith(b"POST /v1/elsewhere")
+    assert server.requests[-1].endswith(b"{}")
+
+
+def fetched(script: Sequence[Step] | Callable[[int], Sequence[Step]], body: bytes | None = None) -> tuple[Page, Wire]:
+    async def main() -> tuple[Page, Wire]:
+        async with wire(script) as server, Client(server.url + "/v1", timeout_s=5) as client:
+            return await client.fetch(server.url + "/v1/models", body, timeout_s=0.5), server
+
+    return on_uvloop(main())
+
+
+PAGE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\r\n\r\n{}"
+
+
+@pytest.mark.parametrize(("body", "method"), [(None, b"GET"), (b"[1]", b"POST")])
+def test_a_page_is_fetched(body: bytes | None, method: bytes) -> None:
+    page, server = fetched((PAGE,), body)
+    assert page == (200, b"{}")
+    assert server.requests[0].startswith(method + b" /v1/models HTTP/1.1\r\n")
+    assert server.requests[0].endswith(body or b"\r\n\r\n")
+
+
+def test_a_page_of_an_error_a_page_in_pieces_and_one_elsewhere() -> None:
+    assert fetched(http(b"404 Not Found", b"no"))[0] == (404, b"no")
+    pieces = PAGE.replace(b"Content-Length: 2", b"Transfer-Encoding: chunked")[:-2]
+    assert fetched((pieces, b"1\r\n{", 0.02, b"\r\n1\r\n}\r\n0\r\n\r\n"))[0] == (200, b"{}")
+    moved = b"HTTP/1.1 307 Temporary Redirect\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n"
+    assert fetched(lambda n: (moved if n == 0 else PAGE,))[0] == (200, b"{}")
+
+
+@pytest.mark.parametrize(
+    ("script", "error"),
+    [(("close",), HTTPError), ((PAGE[:-1], "close"), HTTPError), ((b"SSH-2.0\r\n", "close"), HTTPError),
+     ((60.0,), TimeoutError), ((PAGE.replace(b": 2", b": 9000000"), b"x" * 9_000_000), HTTPError)],
+    ids=["closed", "cut", "not HTTP", "silent", "endless"],
+)  # fmt: skip
+def test_a_page_that_cannot_be_fetched_says_why(script: Sequence[Step], error: type[Exception]) -> None:
+    with pytest.raises(error):
+        fetched(script)
+
+
+def test_a_page_of_nobody() -> None:
+    async def main() -> None:
+        with socket.socket() as nobody:
+            nobody.bind(("127.0.0.1", 0))
+            url = "http://{}:{}".format(*nobody.getsockname())
+            async with Client(url, timeout_s=5) as client:
+                await client.fetch(url + "/models", timeout_s=5)
+
+    with pytest.raises(OSError) as failed:
+        on_uvloop(main())
+    assert failed.value.errno == errno.ECONNREFUSED
+
+
+def test_a_pooled_connection_that_died_does_not_spoil_a_page() -> None:
+    async def main() -> list[Page]:
+        async with (
+            wire(lambda n: (PAGE, *(("close",) if n == 0 else ()))) as server,
+            Client(server.url, timeout_s=5) as client,
+        ):
+            pages = [await client.fetch(server.url + "/x", timeout_s=1)]
+            return [*pages, await client.fetch(server.url + "/x", timeout_s=1)]
+
+    assert on_uvloop(main()) == [(200, b"{}")] * 2
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
+def test_over_tls_a_good_certificate_serves_and_a_bad_one_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost", "-keyout", key, "-out", cert],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(cert, key)
+
+    async def main() -> RequestRecord:
+        async with wire(GOOD, context) as server:
+            url = server.url.replace("http://127.0.0.1", "https://localhost")
+            async with Client(url, timeout_s=5) as client:
+                with pytest.raises(LoadgenError, match="certificate"):
+                    await find_model(client, "m")
+            monkeypatch.setattr("aiohttp.connector._SSL_CONTEXT_VERIFIED", ssl.create_default_context(cafile=cert))
+            async with Client(url, timeout_s=5) as client:
+                return await sent(client)
+
+    record = on_uvloop(main())
+    assert (record.error, len(record.chunk_ns)) == (None, 3)
+
+
+def test_what_is_not_plain_goes_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert plain("http://localhost:8000/v1", {"X-Tenant": "a b"})
+    for url in (
+        "https://localhost/v1",
+        "http://me:secret@localhost/v1",
+        "http://h/v1?key=x",
+        "http://h/a b",
+        "http://é/v1",
+    ):
+        assert not plain(url, {}), url
+    for headers in ({"Host": "x"}, {"accept-encoding": "gzip"}, {"A": "b\r\nC: d"}, {"A": "é"}, {"a b": "c"}):
+        assert not plain("http://localhost/v1", headers), headers
+    monkeypatch.setenv("http_proxy", "http://proxy:3128")
+    assert not plain("http://localhost:8000/v1", {})
+    monkeypatch.setenv("no_proxy", "localhost")
+    assert plain("http://localhost:8000/v1", {})

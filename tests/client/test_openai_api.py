@@ -1,0 +1,87 @@
+"""What each server really sends, as a table. Recorded from vLLM 0.32, llama.cpp, transformers 5.23, SGLang 0.5, TGI."""
+
+import json
+
+import pytest
+
+from loadgen.client.openai_api import Dialect, ProtocolError, error_of_body, parse_event, payload
+
+EVENTS = [
+    # (what it is, data, has_content, finish_reason, tokens counted by the server, error)
+    ("vLLM role chunk", '{"choices":[{"index":0,"delta":{"role":"assistant","content":""}}]}', False, None, None, None),
+    ("vLLM token", '{"choices":[{"delta":{"content":"Hi"},"finish_reason":null}]}', True, None, None, None),
+    ("last token", '{"choices":[{"delta":{"content":"."},"finish_reason":"length"}]}', True, "length", None, None),
+    ("usage", '{"choices":[],"usage":{"prompt_tokens":3,"completion_tokens":5}}', False, None, 5, None),
+    ("SGLang usage null", '{"choices":[{"text":" a"}],"usage":null}', True, None, None, None),
+    ("llama.cpp first", '{"choices":[{"delta":{"role":"assistant","content":null}}]}', False, None, None, None),
+    ("llama.cpp null event", "null", False, None, None, None),
+    ("transformers", '{"choices":[{"delta":{},"finish_reason":"stop"}],"usage":{"completion_tokens":2}}',
+     False, "stop", 2, None),
+    ("reasoning", '{"choices":[{"delta":{"reasoning_content":"hm"}}]}', True, None, None, None),
+    ("tool call", '{"choices":[{"delta":{"tool_calls":[{"index":0}]}}]}', True, None, None, None),
+    ("completions", '{"choices":[{"text":"","finish_reason":"stop"}]}', False, "stop", None, None),
+    ("two choices", '{"choices":[{"delta":{}},{"delta":{"content":"x"}}]}', True, None, None, None),
+    ("vLLM error event", '{"error":{"message":"boom","code":500}}', False, None, None, "boom"),
+    ("SGLang error", '{"object":"error","message":"bad"}', False, None, None, "bad"),
+    ("TGI error", '{"error":"Request failed","error_type":"generation"}', False, None, None, "Request failed"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "data", "content", "finish", "counted", "error"), EVENTS, ids=[e[0] for e in EVENTS])
+def test_events(
+    name: str, data: str, content: bool, finish: str | None, counted: int | None, error: str | None
+) -> None:
+    event = parse_event(data.encode())
+    assert (event.has_content, event.finish_reason, event.error, event.done) == (content, finish, error, False)
+    assert (event.usage.completion_tokens if event.usage else None) == counted
+
+
+@pytest.mark.parametrize("data", [b"[DONE]", b" [DONE] "])
+def test_done(data: bytes) -> None:
+    assert parse_event(data).done
+
+
+@pytest.mark.parametrize(
+    "data", [b"{", b"[]", b'"x"', b'{"choices": 3}', b'{"choices":[{"delta":{"content":5}}]}', b"\xff"]
+)
+def test_bytes_that_are_not_the_api(data: bytes) -> None:
+    with pytest.raises(ProtocolError):
+        parse_event(data)
+
+
+def test_cached_tokens() -> None:
+    usage = parse_event(b'{"usage":{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":8}}}').usage
+    assert usage is not None
+    assert (usage.prompt_tokens, usage.completion_tokens, usage.cached_tokens) == (9, None, 8)
+
+
+@pytest.mark.parametrize(
+    ("body", "text"),
+    [
+        (b'{"error":{"message":"no such model"}}', "no such model"),
+        (b'{"detail":"Not authenticated"}', "Not authenticated"),
+        (b'{"detail":[{"loc":["x"]}]}', '[{"loc":["x"]}]'),
+        (b"<h1>Bad gateway</h1>", "<h1>Bad gateway</h1>"),
+        (b"\xff", "\ufffd"),
+        (b"", ""),
+    ],
+)
+def test_error_bodies(body: bytes, text: str) -> None:
+    assert error_of_body(body) == text
+
+
+def test_payload_says_how_long_the_answer_is_in_every_way_the_server_takes() -> None:
+    body = json.loads(payload("chat", "m", "hello", 7, Dialect(), {}))
+    assert body["messages"] == [{"role": "user", "content": "hello"}]
+    assert (body["max_tokens"], body["min_tokens"], body["ignore_eos"]) == (7, 7, True)
+    assert body["stream"] is True
+    assert body["stream_options"] == {"include_usage": True}
+
+
+def test_payload_of_a_plain_server() -> None:
+    body = json.loads(payload("completions", "m", "hello", 7, Dialect(False, False, False), {"temperature": 0}))
+    assert body == {"model": "m", "prompt": "hello", "max_tokens": 7, "stream": True, "temperature": 0}
+
+
+def test_extra_body_wins() -> None:
+    assert json.loads(payload("chat", "m", "p", 7, Dialect(), {"ignore_eos": False}))["ignore_eos"] is False

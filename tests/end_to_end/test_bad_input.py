@@ -1,0 +1,86 @@
+"""A world that is not as asked is one line and status 2, from every command of the energy model."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from loadgen.cli import main
+
+ROOT = Path(__file__).parents[2]
+SIM = "h200-sim-llama-3.1-8b"
+
+
+@pytest.fixture(autouse=True)
+def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Traces, bins and profiles with one thing wrong with each."""
+    monkeypatch.chdir(tmp_path)
+    whole = json.loads((ROOT / "profiles" / "energy" / f"{SIM}.json").read_text())
+    middle = [c for c in whole["cells"] if (c["input"], c["output"], c["batch"]) == (512, 128, 32)]
+    files = {
+        "empty.jsonl": "",
+        "blank.csv": "TIMESTAMP,ContextTokens,GeneratedTokens\n",
+        "zeros.csv": "TIMESTAMP,ContextTokens,GeneratedTokens\n2023-11-16 18:15:46,0,44\n",
+        "long.jsonl": '{"timestamp":0,"input_length":900000,"output_length":5}\n',
+        "one.jsonl": '{"timestamp":0,"input_length":512,"output_length":128}\n',
+        "object.json": "{}",
+        "text.json": "text",
+        "no-bins.json": (
+            '{"name":"b","provenance":{},"edges":"log2","input_edges":[],"output_edges":[],"count":0,"bins":[]}'
+        ),
+        "no-cells.json": json.dumps(whole | {"cells": []}),
+        "hole.json": json.dumps(whole | {"cells": [c for c in whole["cells"] if c not in middle]}),
+    }
+    assert middle
+    for name, content in files.items():
+        (tmp_path / name).write_text(content)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (f"estimate empty.jsonl --profile {SIM}", "empty.jsonl has no requests in it"),
+        (f"estimate zeros.csv --profile {SIM}", "zeros.csv has no requests in it"),
+        (f"estimate no-bins.json --profile {SIM}", "no-bins.json: no bins in it"),
+        (f"estimate object.json --profile {SIM}", "object.json: not token bins (`loadgen trace fit` makes them)"),
+        (f"estimate long.jsonl --profile {SIM}", "900000 + 5 tokens is beyond the 131072 that llama-3.1-8b takes"),
+        ("estimate one.jsonl --profile nowhere", "no energy profile called 'nowhere'; there are: h200-sim"),
+        ("estimate one.jsonl --profile text.json", "text.json: not an energy profile (`loadgen profile` makes them)"),
+        ("estimate one.jsonl --profile no-cells.json", "no-cells.json: no cells in it"),
+        (
+            "estimate one.jsonl --profile hole.json --batch 32",
+            "no measurement of 512 input and 128 output tokens at batch 32, which this workload needs: measure it with "
+            "`loadgen profile --bins 512x128 --batch 32`",
+        ),
+        (f"estimate one.jsonl --profile {SIM} --batch 4096", "batch 4096 is outside what profile"),
+        (f"estimate one.jsonl --profile {SIM} --hardware l4", "was measured with GPU h200, not l4"),
+        (f"estimate one.jsonl --profile {SIM} --model qwen3-30b-a3b", "with model llama-3.1-8b, not qwen3-30b-a3b"),
+        (
+            "profile --virtual-time --bins 200000x8 --batch 1 --out p.json",
+            "bin 200000x8 is longer than llama-3.1-8b takes: 131072 tokens",
+        ),
+        ("profile --virtual-time --bins 8x8 --gpu abacus --out p.json", "called 'abacus'; there are: h100, h200, l4"),
+        ("profile --virtual-time --bins 8x8 --model oracle --out p.json", "called 'oracle'; there are: llama-3.1-70b"),
+        ("profile --virtual-time --bins 8y8 --out p.json", "--bins '8y8': expected INPUTSxOUTPUTS"),
+        ("trace show empty.jsonl", "empty.jsonl has no requests in it"),
+        ("trace show blank.csv --html page.html", "blank.csv has no requests in it"),
+        ("trace show one.jsonl --html none/page.html", "cannot write none/page.html"),
+        ("trace show one.jsonl --compare empty.jsonl", "empty.jsonl has no requests in it"),
+        ("trace show object.json", "object.json: not token bins"),
+        ("trace fit zeros.csv --out b.json", "zeros.csv has no requests in it"),
+        ("trace fit one.jsonl --out none/b.json", "cannot write none: No such file"),
+        ("trace import blank.csv --out t.jsonl", "blank.csv has no requests in it"),
+        ("trace sample no-bins.json --num-requests 1 --rps 1 --out t.jsonl", "no-bins.json: no bins in it"),
+    ],
+)
+def test_it_is_one_line_and_status_2_and_nothing_is_written(
+    files: Path, capsys: pytest.CaptureFixture[str], args: str, said: str
+) -> None:
+    before = sorted(path.name for path in files.iterdir())
+    with pytest.raises(SystemExit) as exit_:
+        main(args.split())
+    err = capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert err.startswith("loadgen: ") and said in err and err.count("\n") == 1
+    assert sorted(path.name for path in files.iterdir()) == before

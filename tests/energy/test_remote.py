@@ -1,0 +1,307 @@
+"""Energy over HTTP, from a real server on loopback that says what the test wants."""
+
+import base64
+import json
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.clock import monotonic_ns
+from loadgen.energy.choose import open_meter
+from loadgen.energy.remote import Clock, RemoteMeter, page_counters
+from loadgen.energy.series import series_by_domain
+from loadgen.errors import LoadgenError, MeterError
+from loadgen.http_get import base_path
+
+DCGM = (Path(__file__).parents[1] / "fixtures" / "dcgm.txt").read_text()
+Answer = tuple[int, bytes]
+
+
+class Site:
+    """A server whose pages are functions of the query."""
+
+    def __init__(self) -> None:
+        self.pages: dict[str, Callable[[dict[str, list[str]]], Answer]] = {}
+        self.headers: list[dict[str, str]] = []
+        self.connections: set[tuple[str, int]] = set()
+        site = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                url = urlsplit(self.path)
+                site.headers.append(dict(self.headers))
+                site.connections.add(self.client_address)
+                page = site.pages.get(url.path)
+                status, body = page(parse_qs(url.query)) if page else (404, b"no such page")
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(body)))
+                self.end_headers()
+                self.wfile.write(body)
+
+            def log_message(self, *_: Any) -> None:
+                pass
+
+        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.http.server_port}"
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    served = Site()
+    thread = threading.Thread(target=served.http.serve_forever, kwargs={"poll_interval": 0.01})
+    thread.start()
+    yield served
+    served.http.shutdown()
+    thread.join()
+    served.http.server_close()
+
+
+class Gpu:
+    """A sidecar's page: a point for every call of `move`, stamped with a clock that is `ahead_ns` of ours."""
+
+    def __init__(self, site: Site, ahead_ns: int = 0, simulated: bool = True) -> None:
+        self.ahead_ns = ahead_ns
+        self.simulated = simulated
+        self.points: list[tuple[int, str, float]] = []
+        site.pages["/energy"] = self.page
+
+    def now_ns(self) -> int:
+        return monotonic_ns() + self.ahead_ns
+
+    def move(self, joules: float) -> int:
+        """Returns when, by this machine's clock."""
+        self.points.append((self.now_ns(), "gpu:0", joules))
+        return self.points[-1][0] - self.ahead_ns
+
+    def page(self, query: dict[str, list[str]]) -> Answer:
+        since_ns = int(query["since"][0])
+        page = {
+            "simulated": self.simulated,
+            "now_ns": self.now_ns(),
+            "anchor": {"wall_ns": 0, "monotonic_ns": 0},
+            "domains": [{"name": "gpu:0", "source": "nvml-counter", "uuid": "GPU-1", "period_s": 0.1}],
+            "samples": [point for point in self.points if point[0] > since_ns],
+        }
+        return 200, json.dumps(page).encode()
+
+
+Remote = Callable[..., RemoteMeter]
+
+
+@pytest.fixture
+def remote() -> Iterator[Remote]:
+    """RemoteMeter, closed in the end."""
+    with ExitStack() as opened:
+
+        def open_it(url: str, **options: Any) -> RemoteMeter:
+            meter = RemoteMeter(url, **options)
+            opened.callback(meter.close)
+            return meter
+
+        yield open_it
+
+
+def test_a_feeds_points_arrive_once_each_as_they_are(site: Site, remote: Remote) -> None:
+    gpu = Gpu(site)
+    old = [gpu.move(1.0), gpu.move(2.0)]
+    meter = remote(site.url)
+    new = [gpu.move(3.5), gpu.move(4.0)]
+    samples = [*meter.read().samples, *meter.read().samples]
+    assert [(s.t_ns, s.joules) for s in samples] == [(old[1], 2.0), (new[0], 3.5), (new[1], 4.0)]
+    assert meter.clock_offset_s == meter.clock_error_s == 0
+    meter.close()
+    assert len(site.connections) == 1
+
+
+def test_what_is_simulated_says_so(site: Site, remote: Remote) -> None:
+    Gpu(site, simulated=True)
+    assert [d.source for d in remote(site.url).domains] == ["simulated nvml-counter"]
+    Gpu(site, simulated=False)
+    [domain] = remote(site.url).domains
+    assert (domain.source, domain.uuid, domain.period_s) == ("nvml-counter", "GPU-1", 0.1)
+
+
+@pytest.mark.parametrize("ahead_ns", [10**12, -(10**8), 3 * 10**15])
+def test_another_machines_clock_is_ours_within_the_stated_error(site: Site, remote: Remote, ahead_ns: int) -> None:
+    gpu = Gpu(site, ahead_ns)
+    meter = remote(site.url)
+    moved_ns = gpu.move(5.0)
+    [sample] = meter.read().samples
+    assert meter.clock_error_s is not None and 0 < meter.clock_error_s < 1
+    assert abs(sample.t_ns - moved_ns) <= sample.slack_ns
+
+
+@given(st.integers(-(10**15), 10**15), st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**9)), min_size=1))
+def test_the_offset_is_right_within_its_error(ahead_ns: int, trips: list[tuple[int, int]]) -> None:
+    clock, now_ns = Clock(loopback=False), 0
+    for there_ns, back_ns in trips:
+        clock.observe(now_ns, now_ns + there_ns + back_ns, now_ns + there_ns + ahead_ns)
+        now_ns += there_ns + back_ns
+    assert clock.error_ns is not None
+    assert abs(clock.offset_ns + ahead_ns) <= clock.error_ns
+
+
+def test_a_server_that_starts_again_leaves_a_gap(site: Site, remote: Remote) -> None:
+    gpu = Gpu(site)
+    gpu.move(100.0)
+    meter = remote(site.url)
+    gpu.move(110.0)
+    meter.read()
+    gpu.points.clear()
+    gpu.move(1.0)
+    gpu.move(3.0)
+    reading = meter.read()
+    assert reading.resets == 1
+    assert [(s.joules, s.gap) for s in reading.samples] == [(110.0, True), (112.0, False)]
+
+
+def test_a_dcgm_page_gives_each_gpu_once_and_no_blanks() -> None:
+    counters, notes = page_counters(DCGM)
+    assert [(c.domain.name, c.domain.source, c.millijoules) for c in counters] == [
+        ("gpu:0", "dcgm", 1218367925341),
+        ("gpu:1", "dcgm", 887654321000),
+    ]
+    assert notes == [
+        "gpu:1 is split by MIG: its lines repeat the whole GPU's joules, counted once",
+        "gpu:2 is left out: DCGM has no value for it",
+        "gpu:3 is left out: DCGM has no value for it",
+    ]
+
+
+def test_a_dcgm_page_is_polled_for_its_moves(site: Site, remote: Remote) -> None:
+    value = 1218367925341
+    site.pages["/metrics"] = lambda _: (200, DCGM.replace("1218367925341", str(value)).encode())
+    meter = remote(f"{site.url}/metrics", gpus=["GPU-5c0ffee0"])
+    assert [d.name for d in meter.domains] == ["gpu:0"]
+    assert meter.read().samples == []
+    before_ns, value = monotonic_ns(), value + 30_000
+    [first] = meter.read().samples
+    value += 12_500
+    [second] = meter.read().samples
+    assert second.joules - first.joules == pytest.approx(12.5, abs=1e-3)
+    assert first.t_ns - first.slack_ns <= before_ns <= first.t_ns + first.slack_ns
+    assert meter.clock_error_s is None
+
+
+def test_a_counter_on_a_page_that_restarts_is_counted(site: Site, remote: Remote) -> None:
+    values = iter([50.0, 50.0, 51.0, 0.0, 2.0, 5.0])
+    line = 'loadgen_gpu_energy_joules_total{{gpu="0",uuid="GPU-1"}} {}\n'
+    site.pages["/metrics"] = lambda _: (200, line.format(next(values)).encode())
+    meter = remote(f"{site.url}/v1")
+    readings = [meter.read() for _ in range(5)]
+    assert sum(reading.resets for reading in readings) == 1
+    [series] = series_by_domain([s for reading in readings for s in reading.samples]).values()
+    assert series.mj.tolist() == [51_000, 51_000, 54_000]
+    assert [w.known for w in series.windows()] == [False, True]
+
+
+def test_a_line_that_vanishes_is_an_error_of_that_gpu_alone(site: Site, remote: Remote) -> None:
+    site.pages["/metrics"] = lambda _: (200, DCGM.encode())
+    meter = remote(site.url)
+    kept = "".join(line for line in DCGM.splitlines(keepends=True) if 'gpu="0"' not in line)
+    site.pages["/metrics"] = lambda _: (200, kept.encode())
+    assert meter.read().errors == ("gpu:0: no longer on the page",)
+
+
+@pytest.mark.parametrize("path", ["", "/", "/v1", "/v1/", "/metrics", "/energy"])
+def test_the_address_may_be_the_apis_or_the_pages(path: str) -> None:
+    assert base_path(path) == ""
+    assert base_path(f"/gpu-7{path}") == "/gpu-7"
+
+
+def bad_pages() -> dict[str, tuple[dict[str, Answer], str]]:
+    huge = b"#" * ((8 << 20) + 1)
+    return {
+        "nothing there": ({}, "/energy answers 404; .*/metrics answers 404"),
+        "no energy": ({"/metrics": (200, b"up 1\n")}, "has neither loadgen_gpu_energy_joules_total nor DCGM_FI"),
+        "HTML": ({"/energy": (200, b"<html>"), "/metrics": (200, b"<html> a b")}, "is no Prometheus page"),
+        "not text": ({"/metrics": (200, b"\xff\xfe")}, "is no Prometheus page"),
+        "half a feed": ({"/energy": (200, b'{"now_ns": 1}')}, "is no energy feed of loadgen"),
+        "slack of another length": (
+            {"/energy": (200, b'{"now_ns":1,"domains":[],"samples":[[1,"gpu:0",2.0]],"slack_ns":[1,2]}')},
+            "contradicts itself",
+        ),
+        "a wrong sample": ({"/energy": (200, b'{"now_ns":1,"domains":[],"samples":[[1]]}')}, "is no energy feed"),
+        "a locked door": ({"/energy": (401, b"")}, "answers 401: it wants a token"),
+        "a flood": ({"/energy": (200, huge)}, "sent more than 8 MiB"),
+    }
+
+
+@pytest.mark.parametrize("name", bad_pages())
+def test_another_page_is_refused_with_the_reason(site: Site, remote: Remote, name: str) -> None:
+    pages, reason = bad_pages()[name]
+    site.pages = {path: lambda _, answer=answer: answer for path, answer in pages.items()}
+    with pytest.raises(MeterError, match=reason):
+        remote(site.url)
+
+
+def test_a_server_that_goes_away_is_an_error_and_comes_back_as_more_joules(site: Site, remote: Remote) -> None:
+    gpu = Gpu(site)
+    meter = remote(site.url)
+    site.pages["/energy"] = lambda _: (503, b"busy")
+    with pytest.raises(MeterError, match="answers 503"):
+        meter.read()
+    site.pages["/energy"] = gpu.page
+    gpu.move(7.0)
+    assert [sample.joules for sample in meter.read().samples] == [7.0]
+
+
+def test_a_server_that_stalls_is_an_error_in_time(site: Site, remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadgen.energy.remote.TIMEOUT_S", 0.1)
+    gpu, released = Gpu(site), threading.Event()
+    meter = remote(site.url)
+    site.pages["/energy"] = lambda query: (released.wait(20), gpu.page(query))[1]
+    with pytest.raises(MeterError, match="no answer in time"):
+        meter.read()
+    released.set()
+    gpu.move(7.0)
+    assert [sample.joules for sample in meter.read().samples] == [7.0]
+
+
+def test_credentials_are_sent_and_never_shown(site: Site, remote: Remote) -> None:
+    Gpu(site)
+    address = site.url.removeprefix("http://")
+    remote(site.url, token="tok-s3cret")
+    assert site.headers[-1]["Authorization"] == "Bearer tok-s3cret"
+    meter = remote(f"http://ann:s3cret@{address}/v1?key=s3cret")
+    assert site.headers[-1]["Authorization"] == "Basic " + base64.b64encode(b"ann:s3cret").decode()
+    assert "s3cret" not in " ".join(meter.notes)
+    del site.pages["/energy"]
+    for url, token in [(f"http://ann:s3cret@{address}/?key=s3cret", None), (site.url, "s3cret\nX: y")]:
+        with pytest.raises(MeterError) as refused:
+            remote(url, token=token)
+        assert "s3cret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [
+        ("ftp://host/", "no http:// or https:// address"),
+        ("http://", "no http:// or https:// address"),
+        ("http://h:port/", "malformed host or port"),
+        ("http://127.0.0.1:1/", "cannot be read: Connection refused"),
+    ],
+)
+def test_an_address_that_cannot_be_asked_says_why(remote: Remote, url: str, reason: str) -> None:
+    with pytest.raises(MeterError, match=reason):
+        remote(url)
+
+
+def test_energy_url_by_name(site: Site) -> None:
+    Gpu(site)
+    meter, reasons = open_meter(site.url)
+    assert meter is not None and reasons == []
+    meter.close()
+    with pytest.raises(LoadgenError, match=r"--energy URL: .*no GPU 3; it has gpu:0"):
+        open_meter(site.url, gpus=["3"])

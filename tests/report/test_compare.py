@@ -1,0 +1,211 @@
+import io
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+from click.testing import CliRunner
+from rich.console import Console
+
+from loadgen.cli import cli
+from loadgen.errors import LoadgenError
+from loadgen.report import compare
+from loadgen.results import run_folder
+from loadgen.results.run_folder import RunResult
+from loadgen.results.summary import Summary
+from loadgen.workload.schedule import Schedule
+from support import sample_runs
+
+
+def summary(**energy: float | None) -> Summary:
+    made = sample_runs.single().summary
+    assert made is not None
+    return msgspec.structs.replace(made, energy=msgspec.structs.replace(made.energy, **energy))
+
+
+def verdicts(text: str, *summaries: Summary) -> list[bool]:
+    gate = compare.parse_gate(text, compare.known_paths(summaries))
+    return [verdict.failed for verdict in compare.check(gate, summaries)]
+
+
+@pytest.mark.parametrize(
+    ("gate", "values", "failed"),
+    [
+        ("energy.mean_watts>+3%", (100, 103), [False]),
+        ("energy.mean_watts>+3%", (100, 103.1), [True]),
+        ("energy.mean_watts>=+3%", (100, 103), [True]),
+        ("energy.mean_watts<-10%", (100, 89), [True]),
+        ("energy.mean_watts<-10%", (100, 91), [False]),
+        ("energy.mean_watts>+0%", (100, 100), [False]),
+        ("energy.mean_watts > 101.5", (200, 101, 102), [False, True]),
+        ("energy.mean_watts<1e2", (100, 99), [True]),
+        ("energy.mean_watts<=99", (99,), [True]),
+        ("energy.mean_watts>5", (None,), [True]),
+        ("energy.mean_watts>5", (1, None), [True]),
+        ("energy.mean_watts>5", (None, 1), [False]),
+        ("energy.mean_watts>+5%", (None, 1), [True]),
+        ("energy.mean_watts>+5%", (0, 0), [False]),
+        ("requests.by_error.http>0", (1,), [False]),
+    ],
+)
+def test_gates(gate: str, values: tuple[float | None, ...], failed: list[bool]) -> None:
+    """The first run is the baseline; a lone run is held against plain numbers. Unknown has not passed."""
+    assert verdicts(gate, *(summary(mean_watts=value) for value in values)) == failed
+
+
+@pytest.mark.parametrize(
+    ("gate", "told"),
+    [
+        ("", "PATH>NUMBER"),
+        ("energy.mean_watts", "PATH>NUMBER"),
+        ("energy.mean_watts>__import__('os')", "PATH>NUMBER"),
+        ("energy.mean_watts>1>2", "PATH>NUMBER"),
+        ("energy.mean_watts==1", "PATH>NUMBER"),
+        ("energy.mean_watts>nan", "PATH>NUMBER"),
+        ("energy.mean_watts>3%", r"write \+3%"),
+        ("energy.mean_watts>+3", r"write \+3% for a change, 3 for a value"),
+        ("energy.mean_wats>3", "close: energy.mean_watts"),
+        ("ttft.p99>3", "close: .*ttft_s.p99"),
+        ("energy>3", "no number at 'energy'"),
+        ("energy.valid>0", "no number at 'energy.valid'"),
+        ("by_workload.poetry.ttft_s.p99>1", "no number at"),
+        ("energy.mean_watts>+3%", "only one run"),
+    ],
+)
+def test_a_gate_that_means_nothing_is_an_error_in_one_line(gate: str, told: str) -> None:
+    with pytest.raises(LoadgenError, match=told) as err:
+        verdicts(gate, summary())
+    assert "\n" not in str(err.value)
+
+
+def test_every_path_is_a_number_or_unknown() -> None:
+    made = sample_runs.run().summary
+    assert made is not None
+    paths = compare.known_paths([made])
+    assert {"by_workload.code.tokens.output", "goodput.rps", "instrument.cpu_s", "lengths.count"} <= set(paths)
+    assert all(isinstance(compare.value_at(made, path), float | None) for path in paths)
+    assert set(compare.METRICS) <= set(paths)
+
+
+def test_paths_agree_with_summary_json() -> None:
+    made = sample_runs.run().summary
+    assert made is not None
+    written = json.loads(msgspec.json.encode(made))
+    for path in compare.known_paths([made]):
+        found = written
+        for name in path.split("."):
+            found = found.get(name) if isinstance(found, dict) else None
+        kind_not_met = ".by_error." in path and found is None
+        assert compare.value_at(made, path) == (0 if kind_not_met else found), path
+
+
+def test_a_workload_with_a_dot_in_its_name_is_found() -> None:
+    made = sample_runs.run().summary
+    assert made is not None
+    named = msgspec.structs.replace(made, by_workload={"a": made.by_workload["chat"], "a.b": made.by_workload["code"]})
+    assert compare.value_at(named, "by_workload.a.b.ttft_s.p50") == made.by_workload["code"].ttft_s.p50
+
+
+def test_ratio_and_difference_are_to_the_first_and_unknown_stays_unknown() -> None:
+    rows = compare.compare([summary(mean_watts=w) for w in (200.0, 250.0, None)], ["energy.mean_watts"])
+    assert rows["energy.mean_watts"] == [
+        compare.Cell(200.0, 1.0, 0.0),
+        compare.Cell(250.0, 1.25, 50.0),
+        compare.Cell(None, None, None),
+    ]
+    zero = compare.compare([summary(mean_watts=w) for w in (0.0, 5.0)], ["energy.mean_watts"])
+    assert zero["energy.mean_watts"][1] == compare.Cell(5.0, None, 5.0)
+
+
+def test_the_table_fits_and_warns_of_what_cannot_be_compared() -> None:
+    simulated, other = sample_runs.run(), sample_runs.without_energy()
+    real = run_folder.RunResult(
+        msgspec.structs.replace(other.info, server={"simulated": False}), [], [], [], [], None, other.summary
+    )
+    out = io.StringIO()
+    compare.render([simulated, real], Console(file=out, width=80))
+    told = out.getvalue()
+    assert max(len(line) for line in told.splitlines()) <= 80
+    assert "Simulated and measured runs are side by side." in told
+    assert "energy not valid: no energy source" in told
+    row = next(line for line in told.splitlines() if line.startswith("energy.mean_watts"))
+    assert row.split()[2:] == ["-", "-", "-"]
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def written(path: Path, made: RunResult) -> str:
+    """`made` as a run folder."""
+    writer = run_folder.RunWriter(path, made.info, Schedule(tuple(made.schedule), "trace", 4.0, 7))
+    for record in made.records:
+        writer.record(record)
+    writer.energy(made.energy)
+    writer.close()
+    return str(path)
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> dict[str, str]:
+    made = {
+        "a": sample_runs.run(num_requests=30),
+        "b": sample_runs.run(num_requests=30, seed=8),
+        "dark": sample_runs.without_energy(),
+    }
+    return {name: written(tmp_path / name, result) for name, result in made.items()}
+
+
+@pytest.mark.parametrize(
+    ("runs_", "gates", "status"),
+    [
+        (["a", "b"], [], 0),
+        (["a", "b"], ["ttft_s.p99>100"], 0),
+        (["a", "b"], ["ttft_s.p99>100", "ttft_s.p99>0"], 1),
+        (["a", "dark"], ["energy.joules_per_output_token>+3%"], 1),
+    ],
+)
+def test_compare_exits_1_when_a_gate_fails(
+    folders: dict[str, str], runs_: list[str], gates: list[str], status: int
+) -> None:
+    flags = [word for gate in gates for word in ("--fail-if", gate)]
+    assert CliRunner().invoke(cli, ["compare", *(folders[name] for name in runs_), *flags]).exit_code == status
+
+
+def test_compare_as_json(folders: dict[str, str]) -> None:
+    args = ["compare", folders["a"], folders["dark"], "--json", "--fail-if", "energy.mean_watts>1"]
+    done = CliRunner().invoke(cli, args)
+    told = json.loads(done.stdout)
+    assert done.exit_code == 1
+    assert told["metrics"]["energy.mean_watts"][1] == {"value": None, "ratio": None, "difference": None}
+    assert told["gates"][0]["failed"] is True and told["gates"][0]["value"] is None
+
+
+def test_report_makes_what_is_derived_anew_and_touches_nothing_that_was_recorded(folders: dict[str, str]) -> None:
+    folder = Path(folders["a"])
+    derived = {"report.html", "summary.json", "attribution.jsonl"}
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.name not in derived}
+    done = CliRunner().invoke(cli, ["report", str(folder)])
+    assert done.exit_code == 0 and "Latency" in done.stdout
+    after = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert after["report.html"].startswith(b"<!doctype html>")
+    assert {name: content for name, content in after.items() if name not in derived} == before
+
+
+def test_report_of_a_run_that_was_killed(tmp_path: Path) -> None:
+    made = sample_runs.run(num_requests=30)
+    info = msgspec.structs.replace(made.info, end_ns=None, stopped_by=None)
+    folder = written(tmp_path / "killed", replace(made, info=info, records=made.records[:20]))
+    done = CliRunner().invoke(cli, ["report", folder])
+    assert done.exit_code == 0, done.output
+    assert "the run did not end by itself" in done.stdout
+
+
+def test_report_prints_json(folders: dict[str, str]) -> None:
+    done = CliRunner().invoke(cli, ["report", folders["a"], "--json"])
+    assert json.loads(done.stdout)["run_id"] == "20260314-150926-chat"
+
+
+def test_report_of_no_run_is_one_line(tmp_path: Path) -> None:
+    done = CliRunner().invoke(cli, ["report", str(tmp_path / "absent")])
+    assert isinstance(done.exception, LoadgenError) and "not a run folder" in str(done.exception)

@@ -1,0 +1,358 @@
+import re
+from dataclasses import replace
+from functools import cache
+from html.parser import HTMLParser
+from importlib.resources import files
+
+import msgspec
+import numpy as np
+import pytest
+
+from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.errors import LoadgenError
+from loadgen.report import downsample, run_figures, run_page, svg
+from loadgen.report.markup import Markup, table, tag
+from loadgen.results.run_folder import RunResult
+from support import sample_runs
+
+VOID = {"meta", "br", "link", "img"}
+EVERY_KIND = [sample_runs.run, sample_runs.without_energy, sample_runs.without_completions, sample_runs.single]
+
+
+class Page(HTMLParser):
+    """Elements, ids and words; and that every tag that opens closes."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+
+@cache
+def page_of(kind: str) -> Page:
+    return Page(run_page.render(getattr(sample_runs, kind)()))
+
+
+@pytest.mark.parametrize("make", EVERY_KIND)
+def test_every_kind_of_run_makes_a_whole_page_that_needs_nothing_else(make) -> None:
+    page = page_of(make.__name__)
+    assert page.open == []
+    ids = [attrs["id"] for _, attrs in page.elements if "id" in attrs]
+    assert len(ids) == len(set(ids))
+    names = {name for name, _ in page.elements}
+    assert not names & {"script", "link", "img", "iframe", "object"}
+    loads = [v for _, attrs in page.elements for k, v in attrs.items() if k in ("src", "href", "xlink:href")]
+    assert loads == []
+    assert "nan" not in page.text.lower().split() and "None" not in page.text.split()
+    assert not re.search(r"url\((?!#)|@import", files("loadgen.report").joinpath("page.css").read_text())
+
+
+def test_references_inside_the_page_have_their_targets() -> None:
+    page = page_of("run")
+    ids = {attrs["id"] for _, attrs in page.elements if "id" in attrs}
+    wanted = {name for _, attrs in page.elements for name in (attrs.get("aria-labelledby") or "").split()}
+    assert wanted and wanted <= ids
+
+
+def test_a_picture_says_in_words_what_it_shows() -> None:
+    page = page_of("run")
+    pictures = [attrs for name, attrs in page.elements if name == "svg" and attrs.get("role") == "img"]
+    assert len(pictures) >= 8
+    assert all("aria-labelledby" in attrs or attrs.get("aria-label") for attrs in pictures)
+    assert "Time to first token, cumulative share of requests" in page.text
+
+
+def test_words_from_the_server_and_the_trace_are_text_not_markup() -> None:
+    evil = '<script>alert("x")</script>'
+    made = sample_runs.run(num_requests=40, failing=0.3)
+    summary, info = made.summary, made.info
+    assert summary is not None
+    records = [msgspec.structs.replace(r, workload=evil, detail=evil if r.error else None) for r in made.records]
+    summary = msgspec.structs.replace(
+        summary,
+        run_id=evil,
+        by_workload={evil: summary.by_workload["chat"], "b" + evil: summary.by_workload["code"]},
+        energy=msgspec.structs.replace(summary.energy, valid=False, reasons=[evil], source=evil, method=evil),
+        instrument=msgspec.structs.replace(summary.instrument, verdicts=[evil]),
+    )
+    info = msgspec.structs.replace(
+        info, run_id=evil, config={"trace": evil, evil: [evil, {evil: evil}]}, server={"model": evil}, host={evil: evil}
+    )
+    text = run_page.render(replace(made, summary=summary, info=info, records=records))
+    assert "<script" not in text
+    assert evil in Page(text).text
+
+
+@pytest.mark.parametrize(("kept", "spoiled"), [(True, False), (False, True), (None, False)])
+def test_times_that_the_client_spoiled_are_in_the_verdict(kept: bool | None, spoiled: bool) -> None:
+    made = sample_runs.run()
+    assert made.summary is not None
+    instrument = msgspec.structs.replace(made.summary.instrument, kept_time=kept)
+    text = run_page.render(replace(made, summary=msgspec.structs.replace(made.summary, instrument=instrument)))
+    assert ("Times spoiled by the client itself" in text) is spoiled
+    assert ('class="verdict bad"' in text) is spoiled
+
+
+def test_only_tag_makes_markup() -> None:
+    assert tag("p", "<b>", title='"<') == '<p title="&quot;&lt;">&lt;b&gt;</p>'
+    assert tag("p", tag("b", "x")) == "<p><b>x</b></p>"
+    assert isinstance(table(["<"], [["<"]], "<"), Markup) and "<<" not in table(["<"], [["<"]], "<")
+
+
+def test_the_ledger_on_the_page_adds_up_to_the_millijoule() -> None:
+    made = sample_runs.run()
+    assert made.attribution is not None
+    shown = re.findall(
+        r'<th scope="row">(?:<i class="key \w+"></i> \w+|= measured)</th><td>([\d,]+)</td>', run_page.render(made)
+    )
+    *accounts, measured = (int(cell.replace(",", "")) for cell in shown)
+    assert len(accounts) == 4
+    assert sum(accounts) == measured == made.attribution.measured_mj
+
+
+def test_accounts_that_do_not_add_up_are_said_first() -> None:
+    made = sample_runs.run(num_requests=20)
+    assert made.attribution is not None
+    off = msgspec.structs.replace(made.attribution, idle_mj=made.attribution.idle_mj + 5)
+    page = Page(run_page.render(replace(made, attribution=off)))
+    assert "the accounts do not add up to what was measured: -5 mJ" in page.text
+    assert "Energy not valid" in page.text
+
+
+def test_what_is_not_valid_says_so_and_shows_no_zero_for_unknown() -> None:
+    page = page_of("without_energy")
+    assert "No energy in this report" in page.text
+    assert "libnvidia-ml.so.1 was not found" in page.text
+    assert " 0 J" not in page.text
+    assert "no request completed" in page_of("without_completions").text
+
+
+def test_simulated_is_said_only_when_it_is() -> None:
+    made = sample_runs.single()
+    real = replace(made, info=msgspec.structs.replace(made.info, server={"model": "m", "simulated": False}))
+    assert "SIMULATED" in page_of("single").text
+    assert "SIMULATED" not in run_page.render(real)
+
+
+def test_a_run_without_a_summary_is_an_error_in_one_line() -> None:
+    with pytest.raises(LoadgenError, match="no summary"):
+        run_page.render(replace(sample_runs.single(), summary=None))
+
+
+def test_measured_but_not_attributed_shows_no_accounts() -> None:
+    page = Page(run_page.render(replace(sample_runs.single(), attribution=None)))
+    assert "nothing was attributed" in page.text
+    assert "= measured" not in page.text
+
+
+def test_what_the_fit_found_is_shown_in_units_and_unknown_stays_unknown() -> None:
+    made = sample_runs.single()
+    assert made.summary is not None
+    found = {"step_j": 2.31, "decode_context_j": 4.2e-6, "idle_w": None, "r_squared": 0.9971}
+    energy = msgspec.structs.replace(made.summary.energy, coefficients=found)
+    page = Page(run_page.render(replace(made, summary=msgspec.structs.replace(made.summary, energy=energy))))
+    for told in ("one engine step 2.31 J", "per token of its context 4.20 µJ", "idle power -", "R² of the fit 0.997"):
+        assert told in page.text
+    assert "R² of the fit" not in page_of("single").text
+
+
+# ---------------------------------------------------------------- figures
+
+
+def test_in_flight_counts_what_is_sent_and_not_finished() -> None:
+    made = sample_runs.single()
+    record = made.records[0]
+
+    def at(sent_s: float, finished_s: float | None):
+        finished = None if finished_s is None else sample_runs.START_NS + round(finished_s * 1e9)
+        return msgspec.structs.replace(record, sent_ns=sample_runs.START_NS + round(sent_s * 1e9), finished_ns=finished)
+
+    info = msgspec.structs.replace(made.info, end_ns=sample_runs.START_NS + 10_000_000_000)
+    steps = run_figures.in_flight(replace(made, info=info, records=[at(1, 3), at(2, 4), at(2, None)]))
+    assert steps.t_s.tolist() == [0, 1, 2, 3, 4, 10]
+    assert steps.value.tolist() == [0, 1, 3, 2, 1]
+
+
+def test_power_times_time_is_the_energy_of_the_outer_domains() -> None:
+    made = sample_runs.single()
+    domains = [
+        EnergyDomain(name="cpu", source="rapl"),
+        EnergyDomain(name="core", source="rapl", within="cpu"),
+        EnergyDomain(name="gpu:0", source="nvml-counter"),
+    ]
+    start = sample_runs.START_NS
+    energy = [
+        *(EnergySample(start + k * 10**9, "cpu", 10.0 * k) for k in range(5)),
+        *(EnergySample(start + k * 10**9, "core", 7.0 * k) for k in range(5)),
+        *(EnergySample(start + k * 10**9 + 5 * 10**8, "gpu:0", 100.0 * k) for k in range(4)),
+    ]
+    info = msgspec.structs.replace(made.info, domains=domains)
+    steps = run_figures.power_steps(replace(made, info=info, energy=energy))
+    assert (steps.t_s[0], steps.t_s[-1]) == (0.5, 3.5)
+    assert steps.value == pytest.approx([110.0] * len(steps.value))
+
+
+def test_heat_map_cells_hold_every_request_once_and_empty_is_unknown() -> None:
+    found = run_figures.points(sample_runs.run())
+    grid = run_figures.heat(found)
+    assert grid is not None
+    cells = [cell for row in grid.cells for cell in row]
+    assert sum(cell[0] for cell in cells if cell) == len(found)
+    assert sum(cell[0] * cell[1] for cell in cells if cell) == pytest.approx(sum(p.joules for p in found))
+    assert None in cells and all(cell is None or cell[0] > 0 for cell in cells)
+    assert len(grid.cells) <= 8 and len(grid.cells[0]) <= 8
+
+
+@pytest.mark.parametrize("tokens", [[1], [0, 1], [0], [3, 4, 5], [1, 2**20], [64, 128], [8000]])
+def test_heat_map_edges_hold_every_length(tokens: list[int]) -> None:
+    points = [run_figures.Point(i, "chat", n, n, 1.0, 1.0, 2.0) for i, n in enumerate(tokens)]
+    grid = run_figures.heat(points)
+    assert grid is not None
+    assert grid.input_edges[0] <= min(tokens) and max(tokens) < grid.input_edges[-1]
+    assert grid.input_edges == sorted(set(grid.input_edges))
+
+
+def test_thinning_keeps_the_ends_and_every_spike() -> None:
+    values = np.random.default_rng(1).normal(size=50_000)
+    values[31_234] = 99.0
+    kept = downsample.by_extremes(values, 2_000)
+    assert len(kept) <= 2_000 and 31_234 in kept and values.argmin() in kept
+    assert (np.diff(kept) > 0).all()
+    ranks = downsample.by_rank(50_000, 2_000)
+    assert len(ranks) == 2_000 and ranks[0] == 0 and ranks[-1] == 49_999
+    assert downsample.by_rank(5, 10).tolist() == downsample.by_extremes(values[:5], 10).tolist() == [0, 1, 2, 3, 4]
+
+
+def crowd(factor: int) -> RunResult:
+    """A run whose requests and energy were copied one after the other `factor` times."""
+    made = sample_runs.run()
+    assert made.attribution is not None
+    n, span = len(made.records), 120_000_000_000
+    instants = ("scheduled_ns", "sent_ns", "first_token_ns", "last_token_ns", "finished_ns")
+    records = [
+        msgspec.structs.replace(
+            r,
+            index=r.index + k * n,
+            **{f: t + k * span for f in instants if (t := getattr(r, f)) is not None},
+        )
+        for k in range(factor)
+        for r in made.records
+    ]
+    shares = [
+        msgspec.structs.replace(e, index=e.index + k * n) for k in range(factor) for e in made.attribution.requests
+    ]
+    last = made.energy[-1].joules
+    energy = [
+        EnergySample(s.t_ns + k * span, s.domain, s.joules + k * last) for k in range(factor) for s in made.energy
+    ]
+    return replace(
+        made,
+        records=records,
+        energy=energy,
+        attribution=msgspec.structs.replace(made.attribution, requests=shares),
+    )
+
+
+def test_a_large_run_makes_no_large_page_and_says_how_it_was_thinned() -> None:
+    text = run_page.render(crowd(25))
+    assert len(text.encode()) < 1_000_000
+    assert "2,000 of 9,700 drawn: evenly spaced ranks of joules" in text
+    assert "Drawn at 1,000 evenly spaced ranks" in text
+    assert text.count("<path") < 4_000
+
+
+@pytest.mark.parametrize("low", [1e-6, 3.3e-4, 0.012, 0.7, 1.0, 64, 9_999])
+@pytest.mark.parametrize("factor", [1, 1.5, 3, 9.9, 80, 1_200, 5e4, 3e7])
+def test_labels_of_an_axis_never_touch_and_its_ends_hold_the_data(low: float, factor: float) -> None:
+    axis = svg.log_axis(low, low * factor, lambda v: f"{v:g}")
+    places = axis.at(np.array([value for value, _ in axis.ticks]))
+    assert axis.low <= low * 1.0001 and axis.high >= low * factor * 0.9999
+    assert len(places) >= 2 and np.diff(places).min() > 0.18
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1e-3), (0, 7), (-0.3, 112), (0, 1684), (0, 86_400), (5, 5)])
+def test_ticks_of_a_linear_axis_are_few_round_and_inside(low: float, high: float) -> None:
+    axis = svg.linear_axis(low, high, lambda v: f"{v:g}")
+    ticks = [value for value, _ in axis.ticks]
+    assert 2 <= len(ticks) <= 6
+    assert all(axis.low - 1e-9 <= tick <= axis.high + 1e-9 for tick in ticks)
+
+
+# ---------------------------------------------------------------- colours
+
+
+def _themes() -> tuple[dict[str, str], dict[str, str]]:
+    css = files("loadgen.report").joinpath("page.css").read_text()
+    light, dark = (dict(re.findall(r"--(\w+): (#\w{6})", block)) for block in re.findall(r":root \{(.*?)\}", css, re.S))
+    assert light.keys() == dark.keys()
+    return light, dark
+
+
+def _luminance(colour: str) -> float:
+    """Relative luminance of WCAG 2.2."""
+    parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def _contrast(a: str, b: str) -> float:
+    low, high = sorted((_luminance(a), _luminance(b)))
+    return (high + 0.05) / (low + 0.05)
+
+
+@pytest.mark.parametrize("theme", _themes(), ids=["light", "dark"])
+def test_text_and_lines_stand_out_from_what_is_behind_them(theme: dict[str, str]) -> None:
+    text = [(name, back) for name in ("ink", "soft", "good", "fair", "bad") for back in ("paper", "panel")]
+    text += [(f"hi{i}", f"h{i}") for i in range(7)] + [("paper", "fair")]
+    assert {pair: c for pair in text if (c := _contrast(theme[pair[0]], theme[pair[1]])) < 4.5} == {}
+    lines = [f"s{i}" for i in range(6)] + ["prefill", "idle", "unattributed"]
+    assert {name: c for name in lines if (c := _contrast(theme[name], theme["paper"])) < 3} == {}
+
+
+# Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB.
+BLINDNESS = {
+    "protan": [[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]],
+    "deutan": [[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]],
+    "tritan": [[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]],
+}
+
+
+def _seen(colour: str, eye: str) -> np.ndarray:
+    """Oklab coordinates of a colour as that eye sees it."""
+    srgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    linear = np.where(srgb <= 0.04045, srgb / 12.92, ((srgb + 0.055) / 1.055) ** 2.4)
+    linear = np.clip(np.array(BLINDNESS[eye]) @ linear, 0, 1)
+    to_lms = [[0.4122214708, 0.5363325363, 0.0514459929], [0.2119034982, 0.6806995451, 0.1073969566]]
+    lms = np.cbrt(np.array([*to_lms, [0.0883024619, 0.2817188376, 0.6299787005]]) @ linear)
+    to_lab = [[0.2104542553, 0.7936177850, -0.0040720468], [1.9779984951, -2.4285922050, 0.4505937099]]
+    return np.array([*to_lab, [0.0259040371, 0.7827717662, -0.8086757660]]) @ lms
+
+
+@pytest.mark.parametrize("theme", _themes(), ids=["light", "dark"])
+@pytest.mark.parametrize("eye", BLINDNESS)
+def test_neighbouring_colours_differ_for_colour_blind_readers(theme: dict[str, str], eye: str) -> None:
+    pairs = [("s0", "s1"), ("s1", "s2"), ("s0", "s2"), ("prefill", "decode"), ("decode", "idle"), ("prefill", "idle")]
+    apart = {pair: float(np.linalg.norm(_seen(theme[pair[0]], eye) - _seen(theme[pair[1]], eye))) for pair in pairs}
+    assert {pair: d for pair, d in apart.items() if d < 0.06} == {}

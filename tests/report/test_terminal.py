@@ -1,0 +1,121 @@
+import io
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+from rich.console import Console
+
+from loadgen.errors import LoadgenError
+from loadgen.report.run_facts import failures
+from loadgen.results.run_folder import RunResult
+from loadgen.results.summary import Distribution
+from support import sample_runs
+
+
+def printed(result: RunResult, width: int = 80, terminal: bool = False, folder: Path | None = None) -> str:
+    out = io.StringIO()
+    terminal.render(result, Console(file=out, width=width, force_terminal=terminal), folder)
+    return out.getvalue()
+
+
+@pytest.mark.parametrize(
+    "make", [sample_runs.run, sample_runs.without_energy, sample_runs.without_completions, sample_runs.single]
+)
+def test_eighty_columns_are_enough_and_a_file_gets_no_escapes(make) -> None:
+    told = printed(make())
+    assert max(len(line) for line in told.splitlines()) <= 80
+    assert "\x1b" not in told
+    assert "…" not in told and "None" not in told and "nan" not in told
+
+
+def test_a_terminal_gets_the_same_words() -> None:
+    assert "\x1b[" in printed(sample_runs.single(), terminal=True)
+
+
+def test_every_account_is_listed_with_its_share() -> None:
+    made = sample_runs.run()
+    assert made.attribution is not None
+    lines = {line.split("   ")[0].strip(" =+"): line for line in printed(made).splitlines() if line.endswith(" %")}
+    for account in ("measured", "idle", "attributed", "unattributed"):
+        assert f"{getattr(made.attribution, account + '_mj') / 1000:,.3f} J" in lines[account]
+    assert "shapley" in printed(made) and "source simulated" in printed(made)
+
+
+def test_workloads_are_apart_and_only_when_there_are_several() -> None:
+    rows = [line.split() for line in printed(sample_runs.run()).splitlines()]
+    assert {row[1] for row in rows if row[:1] == ["TTFT"]} == {"chat"}
+    assert sum(row[:1] == ["code"] for row in rows) == 1 + 5 + 1
+    assert not any(row[:1] == ["chat"] for row in (line.split() for line in printed(sample_runs.single()).splitlines()))
+
+
+def test_no_energy_is_loud_and_gives_every_reason() -> None:
+    told = printed(sample_runs.without_energy())
+    assert "NO ENERGY" in told
+    assert "libnvidia-ml.so.1 was not found" in told and "permission denied" in told
+    assert " 0 J" not in told and "0.000 J" not in told
+
+
+def test_energy_that_is_not_valid_keeps_its_numbers_beside_the_warning() -> None:
+    made = sample_runs.single()
+    assert made.summary is not None
+    energy = msgspec.structs.replace(made.summary.energy, valid=False, reasons=["coverage 0.71: the meter had gaps"])
+    told = printed(replace(made, summary=msgspec.structs.replace(made.summary, energy=energy)))
+    assert "ENERGY NOT VALID" in told and "coverage 0.71" in told and "measured" in told
+
+
+def test_remarks_on_the_instrument_and_on_the_end_of_the_run() -> None:
+    made = sample_runs.single()
+    assert made.summary is not None
+    instrument = msgspec.structs.replace(made.summary.instrument, verdicts=["schedule lag p99 is 31 ms"])
+    summary = msgspec.structs.replace(made.summary, instrument=instrument, stopped_by="interrupted")
+    told = printed(replace(made, summary=summary))
+    assert "schedule lag p99 is 31 ms" in told and "interrupted" in told
+    assert "Remarks" not in printed(made)
+    assert "no request completed" in printed(sample_runs.without_completions())
+
+
+@pytest.mark.parametrize(("kept", "says"), [(True, "kept time"), (False, "SPOILED"), (None, "not known to have")])
+def test_whether_the_client_kept_time_is_said(kept: bool | None, says: str) -> None:
+    told = printed(with_timekeeping(kept))
+    assert says in next(line for line in told.splitlines() if "instrument" in line)
+    assert "event loop late p50 300 µs" in " ".join(told.split())
+    assert ("SPOILED" in "".join(told.splitlines()[:3])) is (kept is False)
+
+
+def with_timekeeping(kept: bool | None) -> RunResult:
+    made = sample_runs.single()
+    assert made.summary is not None
+    delay = Distribution(count=9, p50=0.0003, p99=0.02)
+    instrument = msgspec.structs.replace(made.summary.instrument, kept_time=kept, loop_delay_s=delay)
+    return replace(made, summary=msgspec.structs.replace(made.summary, instrument=instrument))
+
+
+def test_simulated_is_in_the_first_lines() -> None:
+    assert "SIMULATED" in "".join(printed(sample_runs.single()).splitlines()[:3])
+
+
+def test_where_things_are() -> None:
+    told = printed(sample_runs.single(), folder=Path("runs/demo"))
+    assert "runs/demo/report.html" in told
+    assert "report.html" not in printed(sample_runs.single())
+
+
+def test_names_are_words_not_markup_or_escapes() -> None:
+    made = sample_runs.single()
+    info = msgspec.structs.replace(made.info, server={"model": "[red]m[/red]\x1b[2J[/nonsense]"})
+    assert "[red]m[/red] [2J[/nonsense]" in printed(replace(made, info=info), terminal=True)
+
+
+def test_a_run_without_a_summary_is_an_error_in_one_line() -> None:
+    with pytest.raises(LoadgenError, match="no summary"):
+        printed(replace(sample_runs.single(), summary=None))
+
+
+def test_failures_are_counted_by_kind_with_an_example_that_has_a_detail() -> None:
+    made = sample_runs.run()
+    rows = failures(made.records)
+    assert made.summary is not None
+    assert {kind: n for kind, n, _ in rows} == made.summary.requests.by_error
+    assert [n for _, n, _ in rows] == sorted((n for _, n, _ in rows), reverse=True)
+    assert all(example.error == kind and example.detail for kind, _, example in rows)

@@ -1,0 +1,162 @@
+"""A run folder survives what runs do not: it reads as far as it was written."""
+
+import gzip
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+from msgspec.structs import replace
+
+from loadgen.clock import Anchor
+from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.errors import LoadgenError
+from loadgen.record import RequestRecord
+from loadgen.results import run_folder
+from loadgen.workload.schedule import Schedule, ScheduledRequest
+
+PLAN = Schedule(
+    tuple(
+        ScheduledRequest(index=i, offset_ns=i * 1000, workload="chat", input_tokens=5, output_tokens=2)
+        for i in range(3)
+    ),
+    "trace",
+    4.0,
+    0,
+)
+INFO = run_folder.RunInfo(
+    run_id="abc",
+    loadgen_version="0",
+    config={"trace": "t"},
+    seed=0,
+    requested_rps=4.0,
+    schedule_sha256=PLAN.sha256,
+    anchor=Anchor(1, 2),
+    host={},
+    versions={},
+    server={"model": "m"},
+    domains=[EnergyDomain(name="gpu:0", source="simulated", period_s=0.1)],
+    start_ns=100,
+)
+
+
+def record(index: int) -> RequestRecord:
+    return RequestRecord(index=index, workload="chat", scheduled_ns=100 + index * 1000, sent_ns=101, chunk_ns=[5, 6])
+
+
+def with_lists(records: list[RequestRecord]) -> list[RequestRecord]:
+    """Chunk times are read into something smaller."""
+    return [replace(record, chunk_ns=list(record.chunk_ns)) for record in records]
+
+
+def write(path: Path, records: list[int], *, overwrite: bool = False) -> None:
+    writer = run_folder.RunWriter(path, INFO, PLAN, overwrite=overwrite)
+    for index in records:
+        writer.record(record(index))
+    writer.energy([EnergySample(7, "gpu:0", 1.234), EnergySample(8, "gpu:0", 2.5)])
+    writer.engine({"t_ns": 7, "iterations": 3.0})
+    writer.close()
+
+
+def test_what_is_written_is_read(tmp_path: Path) -> None:
+    write(tmp_path / "run", [2, 0, 1])
+    result = run_folder.read(tmp_path / "run")
+    assert result.info == INFO
+    assert result.schedule == list(PLAN.requests)
+    assert with_lists(result.records) == [record(0), record(1), record(2)], "by index, whatever order they ended in"
+    assert result.energy == [EnergySample(7, "gpu:0", 1.234), EnergySample(8, "gpu:0", 2.5)]
+    assert result.engine == [{"t_ns": 7, "iterations": 3.0}]
+    assert result.attribution is None
+
+
+def test_the_schedule_is_on_disk_before_anything_happens(tmp_path: Path) -> None:
+    with closing(run_folder.RunWriter(tmp_path / "run", INFO, PLAN)):
+        result = run_folder.read(tmp_path / "run")
+    assert result.schedule == list(PLAN.requests)
+    assert result.info.stopped_by is None
+
+
+def test_gzipped_lines_are_read_too(tmp_path: Path) -> None:
+    write(tmp_path / "run", [0, 1, 2])
+    before = run_folder.read(tmp_path / "run")
+    for plain in (tmp_path / "run").glob("*.jsonl"):
+        plain.with_name(plain.name + ".gz").write_bytes(gzip.compress(plain.read_bytes()))
+        plain.unlink()
+    assert run_folder.read(tmp_path / "run") == before
+
+
+def test_a_killed_run_reads_as_far_as_it_got(tmp_path: Path) -> None:
+    write(tmp_path / "run", [0, 1])
+    lines = (tmp_path / "run" / "records.jsonl").read_bytes()
+    (tmp_path / "run" / "records.jsonl").write_bytes(lines[:-9])
+    records = run_folder.read(tmp_path / "run").records
+    assert [r.error for r in records] == [None, "cancelled", "cancelled"]
+    assert records[1].detail == "no record: the client was killed"
+    assert records[1].scheduled_ns == 1100
+
+
+def test_flushed_lines_are_in_the_kernel(tmp_path: Path) -> None:
+    with closing(run_folder.RunWriter(tmp_path / "run", INFO, PLAN)) as writer:
+        writer.record(record(0))
+        assert (tmp_path / "run" / "records.jsonl").read_bytes() == b""
+        writer.flush()
+        assert with_lists(run_folder.read(tmp_path / "run").records[:1]) == [record(0)]
+
+
+def test_an_earlier_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    write(tmp_path / "run", [0])
+    with pytest.raises(LoadgenError, match="already holds a run"):
+        write(tmp_path / "run", [1])
+    write(tmp_path / "run", [1], overwrite=True)
+    assert run_folder.read(tmp_path / "run").records[0].error == "cancelled"
+
+
+def test_a_folder_that_is_no_run_is_never_removed(tmp_path: Path) -> None:
+    (tmp_path / "precious.txt").write_text("mine")
+    with pytest.raises(LoadgenError, match="not a run folder"):
+        write(tmp_path, [0], overwrite=True)
+    assert (tmp_path / "precious.txt").read_text() == "mine"
+
+
+def test_a_file_is_no_folder(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LoadgenError, match="not a run folder"):
+        write(tmp_path / "file", [0])
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/full takes the bytes and fails when they reach it, as a full disk does."""
+    append_to = run_folder._append_to
+    monkeypatch.setattr(run_folder, "_append_to", lambda _: append_to(Path("/dev/full")))
+    writer = run_folder.RunWriter(tmp_path / "run", INFO, PLAN)
+    writer.record(record(0))
+    with pytest.raises(LoadgenError, match=r"cannot write the run folder .*: No space left"):
+        writer.flush()
+    with pytest.raises(LoadgenError, match="No space left"):
+        writer.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "says"),
+    [
+        ("run.json", "{", "run.json"),
+        ("records.jsonl", '{"index": "x"}\n', "records.jsonl:1"),
+        ("energy.jsonl", '{"t_ns":1,"domain":"g","joules":1}\nnonsense\n', "energy.jsonl:2"),
+    ],
+)
+def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str, says: str) -> None:
+    write(tmp_path / "run", [0])
+    (tmp_path / "run" / name).write_text(content)
+    with pytest.raises(LoadgenError, match=says):
+        run_folder.read(tmp_path / "run")
+
+
+def test_not_a_run_folder(tmp_path: Path) -> None:
+    with pytest.raises(LoadgenError, match="is not a run folder"):
+        run_folder.read(tmp_path)
+
+
+def test_write_atomic_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    with pytest.raises(OSError, match="directory"):
+        run_folder.write_atomic(tmp_path / "x", b"data")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]

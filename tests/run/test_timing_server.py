@@ -1,0 +1,120 @@
+"""The timing-true server: what it says of itself is so, whoever asks and however the bytes come."""
+
+import asyncio
+import json
+import socket
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from urllib.parse import urlsplit
+
+import pytest
+
+from loadgen.client.client import Client
+from loadgen.client.openai_api import PATHS, Endpoint
+from loadgen.record import RequestRecord
+from loadgen.run.selftest import written
+from loadgen.servers.launcher import answering
+from loadgen.units import NS_PER_MS
+
+CLOCKS_NS = NS_PER_MS
+"""The kernel stamps packets on the wall clock, which is slewed against the monotonic one while the server runs."""
+
+
+@pytest.fixture(scope="module")
+def truth() -> Iterator[str]:
+    with answering([sys.executable, "-m", "loadgen.run.timing_server"], "truth", 30) as url:
+        yield url
+
+
+def body(tokens: int, **timing: float) -> bytes:
+    return json.dumps({"messages": [], "max_tokens": tokens, "stream": True} | timing).encode()
+
+
+def send(url: str, endpoint: Endpoint, name: str, *bodies: bytes) -> list[RequestRecord]:
+    async def main() -> list[RequestRecord]:
+        async with Client(url, timeout_s=20) as client:
+            sends = [
+                client.send(PATHS[endpoint], one, index=i, workload="chat", scheduled_ns=0, request_id=f"{name}-{i}")
+                for i, one in enumerate(bodies)
+            ]
+            return list(await asyncio.gather(*sends))
+
+    return asyncio.run(main())
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+def test_every_token_is_stamped_after_it_was_due_and_before_it_was_read(truth: str, endpoint: Endpoint) -> None:
+    asked = [(7, 30.0, 4.0), (1, 0.0, 5.0), (20, 10.0, 2.0)]
+    bodies = [body(n, ttft_ms=ttft_ms, itl_ms=itl_ms) for n, ttft_ms, itl_ms in asked]
+    records = send(truth, endpoint, endpoint, *bodies)
+    log = written(truth)
+    for record, (tokens, ttft_ms, itl_ms) in zip(records, asked, strict=True):
+        true = log[f"{endpoint}-{record.index}"]
+        assert (record.error, record.output_tokens, record.token_source) == (None, tokens, "usage")
+        assert record.sent_ns is not None
+        assert record.sent_ns - CLOCKS_NS <= true.arrived_ns <= true.written_ns[0] + CLOCKS_NS
+        assert true.due_ns - true.arrived_ns == round(ttft_ms * NS_PER_MS)
+        due = [true.due_ns + i * round(itl_ms * NS_PER_MS) for i in range(tokens)]
+        assert all(a <= b <= c for a, b, c in zip(due, true.written_ns, record.chunk_ns, strict=True))
+
+
+def test_without_a_gap_all_tokens_are_one_write(truth: str) -> None:
+    (record,) = send(truth, "chat", "bulk", body(500))
+    stamps = written(truth)["bulk-0"].written_ns
+    assert (record.error, len(record.chunk_ns), len(stamps), len(set(stamps))) == (None, 500, 500, 1)
+
+
+def connect(url: str) -> socket.socket:
+    return socket.create_connection((urlsplit(url).hostname, urlsplit(url).port), timeout=20)  # type: ignore[arg-type]
+
+
+def http(method: str, path: str, data: bytes = b"", name: str = "raw") -> bytes:
+    head = f"{method} {path} HTTP/1.1\r\nHost: x\r\nx-request-id: {name}\r\nCONTENT-LENGTH: {len(data)}\r\n\r\n"
+    return head.encode() + data
+
+
+def read_until(sock: socket.socket, end: bytes, times: int = 1) -> bytes:
+    got = b""
+    while got.count(end) < times:
+        data = sock.recv(65536)
+        assert data, got
+        got += data
+    return got
+
+
+def test_requests_in_pieces_and_requests_in_a_row(truth: str) -> None:
+    with connect(truth) as sock:
+        request = http("POST", "/v1/chat/completions", body(2))
+        for cut, rest in pairwise([0, 9, len(request) - 3, len(request)]):
+            sock.sendall(request[cut:rest])
+        assert b"[DONE]" in read_until(sock, b"0\r\n\r\n")
+        sock.sendall(http("POST", "/v1/completions", body(3)) * 2)
+        assert read_until(sock, b"0\r\n\r\n", 2).count(b" word") == 6
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [
+        (http("GET", "/v1/models"), b"200 OK"),
+        (http("GET", "/metrics"), b"404 Not Found"),
+        (http("POST", "/v1/chat/completions", b"{"), b"400 Bad Request"),
+        (http("POST", "/v1/chat/completions", b'{"max_tokens":"x"}'), b"400 Bad Request"),
+    ],
+)
+def test_what_it_answers_to_other_requests(truth: str, request_: bytes, status: bytes) -> None:
+    with connect(truth) as sock:
+        sock.sendall(request_)
+        assert read_until(sock, b"}").startswith(b"HTTP/1.1 " + status)
+
+
+def test_a_client_that_leaves_or_does_not_read_harms_nobody(truth: str) -> None:
+    with connect(truth) as deaf:
+        deaf.sendall(http("POST", "/v1/chat/completions", body(200_000), "deaf"))
+        with connect(truth) as gone:
+            gone.sendall(http("POST", "/v1/chat/completions", body(50, itl_ms=1.0), "gone"))
+            read_until(gone, b" word")
+        (record,) = send(truth, "chat", "other", body(5, itl_ms=1.0))
+        assert record.error is None
+        assert read_until(deaf, b"[DONE]").count(b" word") == 200_000
+    assert len(written(truth)["gone"].written_ns) <= 50

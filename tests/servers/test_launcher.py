@@ -1,0 +1,138 @@
+"""A server belongs to who started it: healthy before it is used, and gone afterwards with all its children."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from loadgen.cli.serve import serve
+from loadgen.errors import LoadgenError
+from loadgen.servers import recipe as recipes
+from loadgen.servers.launcher import run, served
+
+FAMILY = """
+import http.server, os, subprocess, sys, time
+deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+child = subprocess.Popen([sys.executable, "-c", deaf])
+print("child", child.pid, "see http://not-yet/v1", flush=True)
+class Health(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200); self.send_header("Content-Length", "0"); self.end_headers()
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Health).serve_forever()
+"""
+"""A server with a child that does not care for SIGTERM, as an engine's stuck worker."""
+
+RECIPE = """
+summary = "for a test"
+engine = "test"
+command = ["{{python}}", "{file}", "{{port}}"]
+model = "m"
+metrics = "/metrics"
+health = "/health"
+[speaks]
+ignore_eos = true
+min_tokens = true
+usage = true
+token_id_prompts = true
+tokenize = true
+"""
+
+
+@pytest.fixture
+def servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of recipes of its own: `family` starts, `broken` says why it does not."""
+    for name, program in (("family", FAMILY), ("broken", "print('no such model: m'); raise SystemExit(3)")):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "server.py").write_text(program)
+        (folder / "recipe.toml").write_text(RECIPE.format(file=folder / "server.py"))
+    monkeypatch.setattr(recipes, "data_dir", lambda _: tmp_path)
+    return tmp_path
+
+
+def alive(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    return False
+
+
+def gone(pid: int) -> bool:
+    return any(not alive(pid) or time.sleep(0.05) for _ in range(200))  # type: ignore[func-returns-value]
+
+
+def test_a_server_is_up_in_the_block_and_gone_after_it(tmp_path: Path) -> None:
+    log = tmp_path / "server.log"
+    with served("sim", "--knob", "max_num_seqs=7", log=log) as url:
+        assert urllib.request.urlopen(url + "/models").status == 200
+    with pytest.raises(OSError):
+        urllib.request.urlopen(url + "/models")
+    assert url in log.read_text()
+
+
+def test_what_a_failed_server_said_last_is_in_the_error() -> None:
+    with pytest.raises(LoadgenError, match=r"(?s)sim did not start.*no models profile called 'nonesuch'"):  # noqa: SIM117
+        with served("sim", "--model", "nonesuch"):
+            pytest.fail("it started")
+
+
+def test_a_recipe_that_ends_before_it_is_healthy_says_why(servers: Path) -> None:
+    recipe = recipes.read_recipe("broken")
+    with pytest.raises(LoadgenError, match=r"broken did not start \(exit status 3\) and said last:\n  no such model"):
+        run(recipe, {}, host="127.0.0.1", port=0, model="m")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_the_server_goes_with_whoever_started_it(servers: Path, number: signal.Signals) -> None:
+    """SIGKILL leaves no time to tidy up: then the kernel tells the server."""
+    program = (
+        "import pathlib\nfrom loadgen import recipe, serve\n"
+        f"recipe.data_dir = lambda _: pathlib.Path({str(servers)!r})\nserve.STOP_TIMEOUT_S = 1.0\n"
+        "serve.run(recipe.read_recipe('family'), {}, host='127.0.0.1', port=0, model='m')"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        said = process.stdout.readline().split()
+        child = int(said[2])
+        ready = process.stdout.readline()
+        assert ready.startswith("family serves m at http://127.0.0.1:"), "the engine's own URLs are not the ready line"
+        leader = os.getpgid(child)
+        process.send_signal(number)
+        process.wait(20)
+    try:
+        assert gone(leader)
+        if number != signal.SIGKILL:
+            assert gone(child)
+            assert process.returncode == 0
+    finally:
+        with suppress(ProcessLookupError):
+            os.kill(child, signal.SIGKILL)
+
+
+COMMAND_LINES = [
+    ("unknown server", ["nonesuch"], "no server called 'nonesuch'; there are: llamacpp, sim"),
+    ("the simulator's option elsewhere", ["llamacpp", "--seed", "1"], "--seed is the simulator's"),
+    ("Docker only", ["tgi"], "docker run"),
+    ("a knob that is none", ["sim", "--knob", "slots=2"], "sim has no knob 'slots'"),
+]
+
+
+@pytest.mark.parametrize(("said", "args", "error"), COMMAND_LINES, ids=[row[0] for row in COMMAND_LINES])
+def test_the_command_refuses_what_it_cannot_do(said: str, args: list[str], error: str) -> None:
+    result = CliRunner().invoke(serve, args)
+    assert isinstance(result.exception, LoadgenError)
+    assert error in str(result.exception)
+
+
+def test_print_starts_nothing_and_shows_everything() -> None:
+    result = CliRunner().invoke(serve, ["vllm", "--print", "--knob", 'speculative={"method": "ngram"}'])
+    assert result.exit_code == 0
+    assert '--speculative-config \'{"method": "ngram"}\'' in result.output
+    assert "docker run" in result.output and "max_num_batched_tokens" in result.output

@@ -1,0 +1,370 @@
+"""A live sidecar over real sockets beside a simulated server."""
+
+import asyncio
+import functools
+import gzip
+import io
+import shutil
+import ssl
+import subprocess
+import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import grpc
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from loadgen.clock import anchor
+from loadgen.energy.remote import RemoteMeter
+from loadgen.energy.series import EnergySample
+from loadgen.errors import LoadgenError
+from loadgen.record import RequestRecord
+from loadgen.sidecar import app as edges
+from loadgen.sidecar.app import GRPC_METHOD, MAX_BODY_BYTES, OPENMETRICS, Options, Sidecar, authorized, running
+from loadgen.sidecar.exporter import reference
+from loadgen.sidecar.ledger import Hold
+from loadgen.simulator.app import ServerOptions
+from loadgen.simulator.app import running as simulated
+from loadgen.telemetry.otlp_export import SpanSender
+from loadgen.units import NS_PER_S
+from telemetry.test_otlp_parse import VLLM, trace
+
+PROTOBUF = {"Content-Type": "application/x-protobuf"}
+QUICK = Hold(least_s=0.5, blind_s=1.0)
+DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+def live(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
+    """Run a coroutine as a test, with its fixtures."""
+
+    @functools.wraps(test)
+    def run(**fixtures: Any) -> None:
+        asyncio.run(test(**fixtures))
+
+    return run
+
+
+@asynccontextmanager
+async def sidecar(**options: object) -> AsyncIterator[tuple[Sidecar, str, int | None, aiohttp.ClientSession]]:
+    async with simulated(ServerOptions(port=0)) as (_, engine):
+        given = Options(port=0, engine_url=engine, hold=QUICK, **options)  # type: ignore[arg-type]
+        async with running(given) as (one, url, grpc_port), aiohttp.ClientSession() as session:
+            yield one, url, grpc_port, session
+
+
+async def samples(session: aiohttp.ClientSession, url: str) -> dict[str, float]:
+    """Value by metric and labels; model and workload left out."""
+    async with session.get(url + "/metrics") as response:
+        assert response.status == 200
+        families = text_string_to_metric_families(await response.text())
+    rows = (sample for family in families for sample in family.samples)
+    labels = ("account", "outcome", "reason", "le")
+    return {
+        "".join([row.name, *(f",{row.labels[name]}" for name in labels if name in row.labels)]): row.value
+        for row in rows
+    }
+
+
+async def until(check: Callable[[], bool]) -> None:
+    for _ in range(200):
+        if check():
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError("it did not come to that in 20 s")
+
+
+async def ask(session: aiohttp.ClientSession, engine: str, output: int) -> int:
+    body = {"model": "llama-3.1-8b", "prompt": "Say it", "max_tokens": output, "ignore_eos": True}
+    async with session.post(engine + "/v1/completions", json=body) as response:
+        assert response.status == 200
+        return len(await response.read())
+
+
+def record(index: int, start_ns: int, end_ns: int, output: int) -> RequestRecord:
+    return RequestRecord(
+        index=index, workload="chat", scheduled_ns=start_ns, sent_ns=start_ns, first_token_ns=start_ns + 10**7,
+        last_token_ns=end_ns, finished_ns=end_ns, input_tokens=4, output_tokens=output,
+    )  # fmt: skip
+
+
+@live
+async def test_every_scrape_adds_up_while_requests_come_and_go() -> None:
+    async with sidecar() as (one, url, _, session):
+        scrapes = []
+        with SpanSender(url, "run", "llama-3.1-8b") as sender:
+            for index in range(4):
+                start_ns = time.monotonic_ns()
+                await ask(session, one.options.engine_url or "", 100)
+                sender.add(record(index, start_ns, time.monotonic_ns(), 100))
+                scrapes.append(await samples(session, url))
+            await asyncio.to_thread(sender.__exit__)
+            assert (sender.sent, sender.lost) == (4, 0)
+        await until(lambda: any(account.completed == 4 for account in one.page.books.accounts.values()))
+        scrapes.append(last := await samples(session, url))
+        for page in scrapes:
+            parts = [value for name, value in page.items() if name.startswith("loadgen_attributed_energy_joules_total")]
+            parts += [page["loadgen_idle_energy_joules_total"], page["loadgen_unattributed_energy_joules_total"]]
+            assert sum(parts) == pytest.approx(page["loadgen_gpu_energy_joules_total"], abs=1e-6)
+        assert last["loadgen_output_tokens_total"] == 400
+        assert last["loadgen_requests_total,completed"] == 4
+        assert last["loadgen_request_energy_joules_sum"] > 0
+        assert last["loadgen_request_energy_joules_count"] == 4
+
+
+@live
+async def test_an_engine_that_sends_spans_needs_no_client_that_does() -> None:
+    async with sidecar() as (one, url, _, session):
+        told = ServerOptions(port=0, otlp_traces_endpoint=url + "/v1/traces")
+        async with simulated(told) as (engine, address):
+            await ask(session, address, 30)
+        assert engine.spans is not None
+        assert (engine.spans.sent, engine.spans.lost) == (1, 0)
+        await until(lambda: any(account.completed == 1 for account in one.page.books.accounts.values()))
+
+
+@live
+async def test_openmetrics_carries_request_ids_as_exemplars_only() -> None:
+    async with sidecar() as (one, url, _, session):
+        body = trace("llm_request", VLLM, time.time_ns() - NS_PER_S, time.time_ns())
+        async with session.post(url + "/v1/traces", data=body, headers=PROTOBUF) as response:
+            assert (response.status, await response.read()) == (200, b"")
+        await until(lambda: bool(one.page.books.accounts) and one.page.books.open_requests == 0)
+        async with session.get(url + "/metrics", headers={"Accept": OPENMETRICS}) as response:
+            page = await response.text()
+        assert response.headers["Content-Type"] == OPENMETRICS
+        assert page.endswith("# EOF\n")
+        assert '# {request_id="chatcmpl-run-7"}' in page
+        async with session.get(url + "/metrics") as response:
+            assert "chatcmpl" not in await response.text()
+
+
+@live
+async def test_grpc_takes_the_same_spans() -> None:
+    async with sidecar(grpc_port=0, token="open sesame") as (one, _, port, _session):
+        body = trace("llm_request", VLLM, time.time_ns() - NS_PER_S, time.time_ns())
+
+        def send(body: bytes, token: str) -> object:
+            with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
+                call = channel.unary_unary(GRPC_METHOD)
+                return call(body, timeout=10, metadata=[("authorization", f"Bearer {token}")])
+
+        assert await asyncio.to_thread(send, body, "open sesame") == b""
+        await until(lambda: one.page.books.open_requests == 1 or bool(one.page.books.accounts))
+        for bad, token, code in ((b"\xff", "open sesame", "INVALID_ARGUMENT"), (body, "x", "UNAUTHENTICATED")):
+            with pytest.raises(grpc.RpcError) as refused:
+                await asyncio.to_thread(send, bad, token)
+            assert refused.value.code().name == code
+
+
+@live
+async def test_bodies_that_cannot_be_read_are_refused_and_counted() -> None:
+    async with sidecar() as (one, url, _, session):
+        bomb = gzip.compress(bytes(MAX_BODY_BYTES + 1))
+        cases = [
+            (b"\xff\xff", PROTOBUF, 400),
+            (bytes(MAX_BODY_BYTES + 1), PROTOBUF, 413),
+            (bomb, PROTOBUF | {"Content-Encoding": "gzip"}, 413),
+            (b"{}", {"Content-Type": "application/json"}, 415),
+        ]
+        for body, headers, status in cases:
+            async with session.post(url + "/v1/traces", data=io.BytesIO(body), headers=headers) as response:
+                assert response.status == status
+        await until(lambda: one.page.books.dropped["oversized"] == 2)
+        assert one.page.books.dropped["malformed"] == 1
+
+
+async def adds_up(session: aiohttp.ClientSession, url: str) -> None:
+    page = await samples(session, url)
+    parts = [value for name, value in page.items() if name.startswith("loadgen_attributed_energy_joules_total")]
+    parts += [page["loadgen_idle_energy_joules_total"], page["loadgen_unattributed_energy_joules_total"]]
+    assert sum(parts) == pytest.approx(page["loadgen_gpu_energy_joules_total"], abs=1e-6)
+
+
+@live
+async def test_an_engine_and_its_counter_may_start_again() -> None:
+    async with AsyncExitStack() as first:
+        before, engine = await first.enter_async_context(simulated(ServerOptions(port=0)))
+        options = Options(port=0, engine_url=engine, energy=engine, hold=QUICK)
+        async with running(options) as (one, url, _), aiohttp.ClientSession() as session:
+            await ask(session, engine, 50)
+            await until(lambda: one._last_engine is not None and one._last_engine.values["generation_tokens"] == 50)
+            await until(lambda: one._feed[-1].joules > 50)
+            await first.aclose()
+            await until(lambda: one.page.engine_up is False)
+            await adds_up(session, url)
+            async with simulated(replace(before.options, port=int(engine.rsplit(":", 1)[1]))):
+                await until(lambda: one.page.engine_restarts == 1 and one.page.resets == 1)
+                await until(lambda: one.page.engine_up is True)
+                settled_mj = one.page.books.domains[0].settled_mj
+                await until(lambda: one.page.books.domains[0].settled_mj > settled_mj)
+                await adds_up(session, url)
+
+
+@live
+async def test_spans_find_their_energy_across_a_step_of_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    stepped_ns = 3600 * NS_PER_S
+    async with sidecar() as (one, url, _, session):
+        await until(lambda: len(one._feed) > 1)
+        monkeypatch.setattr(edges, "anchor", lambda: (at := anchor())._replace(wall_ns=at.wall_ns + stepped_ns))
+        await asyncio.sleep(1.5)  # a tick sees it, and a request begins after it
+        now_ns = time.time_ns() + stepped_ns
+        body = trace("llm_request", VLLM, now_ns - NS_PER_S // 10, now_ns)
+        async with session.post(url + "/v1/traces", data=body, headers=PROTOBUF) as response:
+            assert response.status == 200
+        await until(lambda: any(account.completed == 1 for account in one.page.books.accounts.values()))
+        assert sum(one.page.books.dropped.values()) == 0
+
+
+@live
+async def test_a_scrape_changes_nothing_so_prometheus_may_stay_away() -> None:
+    async with sidecar() as (one, _, _, session):
+        await ask(session, one.options.engine_url or "", 20)
+        await until(lambda: one.page.books.domains[0].settled_mj > 0)
+        page = one.page
+        assert edges.text_page(one._registry) == edges.text_page(one._registry)  # nobody else runs in between
+        assert one.page is page
+
+
+@live
+async def test_a_flood_is_counted_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edges, "QUEUE_SPANS", 10)
+    async with sidecar() as (one, _, _, _session):
+        body = trace("llm_request", VLLM, time.time_ns() - NS_PER_S, time.time_ns())
+        for _ in range(25):
+            one.receive(body)
+        await until(lambda: one.page.books.dropped["overflow"] == 15)
+
+
+@live
+async def test_the_token_is_asked_of_all_but_the_health_page() -> None:
+    async with sidecar(token="open sesame") as (_, url, _, session):
+        for path, header, status in (
+            ("/metrics", None, 401),
+            ("/metrics", "Bearer open sesam", 401),
+            ("/energy", "Bearer é", 401),
+            ("/metrics", "Bearer open sesame", 200),
+            ("/healthz", None, 200),
+        ):
+            headers = {} if header is None else {"Authorization": header}
+            async with session.get(url + path, headers=headers) as response:
+                assert response.status == status, (path, header)
+        meter = await asyncio.to_thread(RemoteMeter, url, token="open sesame")
+        assert meter.domains[0].source == "simulated"
+        meter.close()
+
+
+def test_no_token_asked_means_everyone_is_authorized() -> None:
+    assert authorized(None, None)
+    assert not authorized("t", None)
+
+
+@live
+async def test_a_remote_meter_reads_the_feed_on_its_own_clock() -> None:
+    async with sidecar() as (one, url, _, _session):
+        await until(lambda: len(one._feed) > 5)
+        meter = await asyncio.to_thread(RemoteMeter, url)
+        first = await asyncio.to_thread(meter.read)
+        await until(lambda: len(one._feed) > 12)
+        later = await asyncio.to_thread(meter.read)
+        times = [sample.t_ns for sample in (*first.samples, *later.samples)]
+        assert times == sorted(set(times))
+        assert len(later.samples) >= 3
+        assert abs(anchor().monotonic_ns - times[-1]) < 5 * NS_PER_S
+        meter.close()
+
+
+@live
+async def test_the_feed_says_how_far_a_move_may_lie_from_its_time_and_what_is_unknown() -> None:
+    async with sidecar() as (one, url, _, _session):
+        await until(lambda: len(one._feed) > 1)
+        meter = await asyncio.to_thread(RemoteMeter, url)
+        await asyncio.to_thread(meter.read)
+        newest = one._feed[-1]
+        later = [
+            EnergySample(newest.t_ns + NS_PER_S, newest.domain, newest.joules, 7_000_000, gap=True),
+            EnergySample(newest.t_ns + 2 * NS_PER_S, newest.domain, newest.joules + 5, 3_000_000),
+        ]
+        one._feed.extend(later)
+        reading = await asyncio.to_thread(meter.read)
+        told = [sample for sample in reading.samples if sample.t_ns > newest.t_ns + NS_PER_S // 2]
+        assert [(sample.slack_ns >= mine.slack_ns, sample.gap) for sample, mine in zip(told, later, strict=False)][
+            :2
+        ] == [
+            (True, True),
+            (True, False),
+        ]
+        assert reading.resets == 1
+        meter.close()
+
+
+@live
+async def test_health_says_when_the_meter_is_silent_and_the_engine_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with simulated(ServerOptions(port=0)) as (_, engine):
+        options = Options(port=0, engine_url="http://127.0.0.1:9", energy=engine, hold=QUICK)
+        async with running(options) as (one, url, _), aiohttp.ClientSession() as session:
+            await until(lambda: len(one._feed) > 1)
+            async with session.get(url + "/healthz") as response:
+                assert (response.status, (await response.json())["engine"]) == (200, "away")
+            monkeypatch.setattr(edges, "STALE_S", 0.0)
+            async with session.get(url + "/healthz") as response:
+                assert response.status == 503
+                assert (await response.json())["meter"].startswith("silent")
+
+
+@live
+async def test_tls(tmp_path: Path) -> None:
+    if shutil.which("openssl") is None:
+        pytest.skip("needs openssl to make a certificate")
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "1",
+         "-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    trusted = ssl.create_default_context(cafile=cert)
+    async with sidecar(tls_cert=cert, tls_key=key, grpc_port=0) as (_, url, _, session):
+        assert url.startswith("https://")
+        async with session.get(url + "/healthz", ssl=trusted) as response:
+            assert response.status == 200
+
+
+@live
+async def test_without_a_source_of_energy_it_says_so_and_ends() -> None:
+    with pytest.raises(LoadgenError, match="needs an energy source"):
+        async with running(Options(port=0, energy="none")):
+            pass
+
+
+@live
+async def test_an_engine_url_that_is_none_is_said_at_once() -> None:
+    async with simulated(ServerOptions(port=0)) as (_, engine):
+        with pytest.raises(LoadgenError, match=r"--engine-url: .*gpu-host.* is no http"):
+            async with running(Options(port=0, engine_url="gpu-host", energy=engine)):
+                pass
+
+
+@live
+async def test_promtool_finds_the_page_clean() -> None:
+    if shutil.which("promtool") is None:
+        pytest.skip("needs promtool (Debian: apt-get install prometheus)")
+    async with sidecar() as (_, url, _, session), session.get(url + "/metrics") as response:
+        page = await response.read()
+    checked = subprocess.run(["promtool", "check", "metrics"], input=page, capture_output=True, check=False)
+    assert (checked.returncode, checked.stderr.decode()) == (0, "")
+
+
+def test_the_reference_is_in_step_with_the_code() -> None:
+    assert DOCS.read_text() == reference(), "run: loadgen sidecar --reference > docs/metrics.md"
+
+
+@live
+async def test_a_sender_without_a_sidecar_loses_spans_but_no_time() -> None:
+    with SpanSender("http://127.0.0.1:9", "run", "m") as sender:
+        sender.add(record(0, 1, 2, 3))
+    assert (sender.sent, sender.lost) == (0, 1)
+    assert sender.last_error is not None and "refused" in sender.last_error

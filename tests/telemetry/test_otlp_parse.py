@@ -1,0 +1,161 @@
+"""Spans as vLLM, TGI and loadgen send them, and bytes that nobody should."""
+
+from contextlib import suppress
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from loadgen.clock import Anchor
+from loadgen.record import RequestRecord
+from loadgen.simulator.spans import Finished, engine_id
+from loadgen.simulator.spans import export as export_finished
+from loadgen.telemetry.otlp_export import export
+from loadgen.telemetry.otlp_parse import MAX_TEXT, MalformedError, RequestSpan, join_key, parse, rust_seconds
+from loadgen.units import NS_PER_MS, NS_PER_S
+
+START_NS = 1_790_000_000 * NS_PER_S
+
+
+def trace(
+    name: str, attributes: dict[str, Any], start_ns: int = START_NS, end_ns: int = START_NS + 2 * NS_PER_S
+) -> bytes:
+    request = ExportTraceServiceRequest()
+    span = request.resource_spans.add().scope_spans.add().spans.add()
+    span.name, span.kind = name, 2
+    span.trace_id, span.span_id = b"t" * 16, b"s" * 8
+    span.start_time_unix_nano, span.end_time_unix_nano = start_ns, end_ns
+    for key, value in attributes.items():
+        pair = span.attributes.add()
+        pair.key = key
+        match value:
+            case bool():
+                pair.value.bool_value = value
+            case int():
+                pair.value.int_value = value
+            case float():
+                pair.value.double_value = value
+            case str():
+                pair.value.string_value = value
+    return bytes(request.SerializeToString())
+
+
+def one(body: bytes) -> RequestSpan:
+    (span,) = parse(body).spans
+    return span
+
+
+VLLM = {
+    "gen_ai.request.id": "chatcmpl-run-7",
+    "gen_ai.usage.prompt_tokens": 100,
+    "gen_ai.usage.completion_tokens": 20,
+    "gen_ai.latency.time_to_first_token": 0.5,
+    "gen_ai.latency.time_in_model_prefill": 0.2,
+    "gen_ai.latency.e2e": 2.0,
+    "gen_ai.request.temperature": 0.8,
+}
+
+
+def test_vllm_tells_phases_and_the_clients_request_id() -> None:
+    span = one(trace("llm_request", VLLM))
+    assert (span.key, span.input_tokens, span.output_tokens) == ("run-7", 100, 20)
+    assert span.prefill_ns - span.start_ns == 300 * NS_PER_MS
+    assert span.first_token_ns == START_NS + 500 * NS_PER_MS
+    assert (span.model, span.workload, span.client, span.ok) == (None, None, False, True)
+
+
+def test_tgi_tells_durations_as_text_and_tokens_by_division() -> None:
+    times = {
+        "total_time": "2.0s",
+        "validation_time": "1.5ms",
+        "queue_time": "98.5ms",
+        "inference_time": "1.9s",
+        "time_per_token": "19ms",
+    }
+    span = one(trace("generate_stream", times))
+    assert (span.output_tokens, span.input_tokens) == (100, None)
+    assert span.prefill_ns == START_NS + 100 * NS_PER_MS
+    assert span.first_token_ns == START_NS + 119 * NS_PER_MS
+
+
+def test_loadgens_own_spans_come_back_as_they_were() -> None:
+    record = RequestRecord(
+        index=7, workload="code", scheduled_ns=0, sent_ns=1000, first_token_ns=501_000, last_token_ns=900_000,
+        finished_ns=910_000, chunk_ns=[501_000, 900_000], input_tokens=11, output_tokens=5, cached_tokens=3,
+    )  # fmt: skip
+    failed = RequestRecord(index=8, workload="code", scheduled_ns=0, sent_ns=5, finished_ns=9, error="connect")
+    not_sent = RequestRecord(index=9, workload="code", scheduled_ns=0, error="not_sent")
+    at = Anchor(wall_ns=START_NS, monotonic_ns=0)
+    told, other = parse(export("run", "m", [record, failed, not_sent], at)).spans
+    assert (told.key, told.workload, told.model, told.client) == ("run-7", "code", "m", True)
+    assert told.moved(lambda t_ns: t_ns - START_NS) == RequestSpan(
+        key="run-7", request_id="run-7", client=True, start_ns=1000, prefill_ns=1000, first_token_ns=501_000,
+        end_ns=900_000, input_tokens=11, output_tokens=5, cached_tokens=3, model="m", workload="code", ok=True,
+    )  # fmt: skip
+    assert (other.ok, other.output_tokens, other.first_token_ns) == (False, 0, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "reason"),
+    [
+        ("vllm.init", {"pid": 3}, "not_a_request"),
+        ("chat", {"http.method": "POST"}, "not_a_request"),
+        ("llm_request", {**VLLM, "gen_ai.usage.prompt_tokens": -1}, "malformed"),
+        ("llm_request", {**VLLM, "gen_ai.usage.prompt_tokens": 10**15}, "malformed"),
+        ("llm_request", {**VLLM, "gen_ai.latency.time_to_first_token": float("nan")}, "malformed"),
+    ],
+)
+def test_spans_that_are_none_are_counted_by_reason(name: str, attributes: dict[str, Any], reason: str) -> None:
+    assert parse(trace(name, attributes)) == ([], {reason: 1})
+
+
+@pytest.mark.parametrize(("start_ns", "end_ns"), [(0, 5), (10, 5), (1, 10**17)])
+def test_times_that_contradict_themselves_are_malformed(start_ns: int, end_ns: int) -> None:
+    assert parse(trace("llm_request", VLLM, start_ns, end_ns)).dropped == {"malformed": 1}
+
+
+def test_long_text_is_cut() -> None:
+    assert one(trace("llm_request", VLLM | {"loadgen.workload": "w" * 10_000})).workload == "w" * MAX_TEXT
+
+
+@given(st.binary(max_size=300))
+def test_any_bytes_are_a_trace_or_malformed(body: bytes) -> None:
+    with suppress(MalformedError):
+        parse(body)
+
+
+@pytest.mark.parametrize(
+    ("engines", "clients"),
+    [("chatcmpl-a-7", "a-7"), ("cmpl-a-7-0", "a-7"), ("a-7", "a-7"), ("cmpl-x", "cmpl-x")],
+)
+def test_the_clients_id_is_found_in_the_engines(engines: str, clients: str) -> None:
+    assert join_key(engines) == clients
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("1.25s", 1.25), ("345.6ms", 0.3456), ("12µs", 12e-6), ("7ns", 7e-9), ("", None), ("1h", None)],
+)
+def test_rust_durations(text: str, seconds: float | None) -> None:
+    assert rust_seconds(text) == (None if seconds is None else pytest.approx(seconds))
+
+
+@pytest.mark.parametrize(
+    ("request_id", "chat", "engines"),
+    [
+        ("run-7", True, "chatcmpl-run-7"),
+        ("run-7", False, "cmpl-run-7-0"),
+        ("chatcmpl-simulated-0-1", True, "chatcmpl-simulated-0-1"),
+    ],
+)
+def test_the_simulated_engines_spans_are_read_as_vllms(request_id: str, chat: bool, engines: str) -> None:
+    assert engine_id(request_id, chat) == engines
+    seen = Finished(engines, 1000, 2000, 502_000, 900_000, 11, 5)
+    span = one(export_finished("m", [seen], Anchor(wall_ns=START_NS, monotonic_ns=0)))
+    assert span.moved(lambda t_ns: t_ns - START_NS) == RequestSpan(
+        key=join_key(engines), request_id=engines, client=False, start_ns=1000, prefill_ns=2000,
+        first_token_ns=502_000, end_ns=900_000, input_tokens=11, output_tokens=5, cached_tokens=None, model="m",
+        workload=None, ok=True,
+    )  # fmt: skip

@@ -1,0 +1,110 @@
+"""What a sidecar's page says, on pages that the sidecar's own exporter would write."""
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.telemetry.sidecar_metrics import Energy, Row, Share, parse, rows, sentences, since
+
+PAGE = """\
+# HELP loadgen_gpu_energy_joules_total Energy settled so far.
+# TYPE loadgen_gpu_energy_joules_total counter
+loadgen_gpu_energy_joules_total{gpu="0",uuid="GPU-a"} 700.0
+loadgen_gpu_energy_joules_total{gpu="1",uuid="GPU-b"} 300.0
+loadgen_gpu_power_watts{gpu="0",uuid="GPU-a"} 410.5
+loadgen_gpu_power_watts{gpu="1",uuid="GPU-b"} 100.0
+loadgen_attributed_energy_joules_total{model="m",workload="chat",account="prefill"} 100.0
+loadgen_attributed_energy_joules_total{model="m",workload="chat",account="decode"} 500.0
+loadgen_attributed_energy_joules_total{model="m",workload="code",account="decode"} 200.0
+loadgen_idle_energy_joules_total 150.0
+loadgen_unattributed_energy_joules_total 50.0
+loadgen_request_energy_joules_bucket{le="1.0",model="m",workload="chat"} 0.0
+loadgen_request_energy_joules_count{model="m",workload="chat"} 5.0
+loadgen_request_energy_joules_sum{model="m",workload="chat"} 590.0
+loadgen_output_tokens_total{model="m",workload="chat"} 1180.0
+loadgen_energy_source_info{gpu="0",uuid="GPU-a",source="simulated"} 1.0
+loadgen_settlement_lag_seconds 6.4
+"""
+
+
+def test_a_page_is_read_and_its_series_are_added() -> None:
+    energy = parse(PAGE)
+    assert energy == Energy(
+        watts=510.5,
+        simulated=True,
+        lag_s=6.4,
+        workloads={"chat": Share(5, 590, 600, 1180), "code": Share(0, 0, 200, 0)},
+        idle_joules=150,
+        unattributed_joules=50,
+        joules=1000,
+    )
+    assert energy.workloads["chat"].joules_per_request == 118
+    assert energy.workloads["chat"].joules_per_token == energy.joules_per_token == 0.5
+
+
+def test_what_is_unknown_stays_unknown() -> None:
+    energy = parse('loadgen_gpu_energy_joules_total{gpu="0"} 0.0\n')
+    assert energy is not None
+    assert (energy.watts, energy.lag_s, energy.simulated, energy.workloads) == (None, None, False, {})
+    assert Share().joules_per_request is None and Share(output_tokens=9).joules_per_token is None
+    assert rows(energy)[-1] == Row("power now", joules="unknown")
+    assert sentences(energy) == []
+
+
+def test_any_other_page_is_none() -> None:
+    assert parse("vllm:num_requests_running 3.0\n") is None
+    assert parse("<html>hello</html>") is None
+
+
+def test_rows_say_simulated_and_the_accounts_of_nobody() -> None:
+    energy = parse(PAGE)
+    assert energy is not None
+    assert rows(energy) == [
+        Row("chat", "5", "600.0 J", "118 J", "0.5 J"),
+        Row("code", "0", "200.0 J", "", ""),
+        Row("idle", joules="150.0 J"),
+        Row("unattributed", joules="50.0 J"),
+        Row("all (simulated), as of 6 s ago", joules="1,000.0 J"),
+        Row("power now (simulated)", joules="510 W"),
+    ]
+    assert sentences(energy) == ["chat: 118 J/request, 0.5 J/output token (simulated, 5 requests settled, 590.0 J)"]
+
+
+joules = st.integers(0, 10**6).map(float)
+energies = st.builds(
+    Energy,
+    watts=st.none(),
+    simulated=st.just(False),
+    lag_s=st.none(),
+    workloads=st.dictionaries(st.sampled_from(["chat", "code"]), st.builds(Share, joules, joules, joules, joules)),
+    idle_joules=joules,
+    unattributed_joules=joules,
+    joules=joules,
+)
+
+
+@given(energies, energies)
+def test_growth_since_a_moment_adds_up_to_now(then: Energy, growth: Energy) -> None:
+    names = {**then.workloads, **growth.workloads}
+    both = {
+        name: Share(*(a + b for a, b in zip(then.workloads.get(name, Share()), growth.workloads.get(name, Share()),
+                                            strict=True)))
+        for name in names
+    }  # fmt: skip
+    now = growth._replace(
+        workloads=both,
+        idle_joules=then.idle_joules + growth.idle_joules,
+        unattributed_joules=then.unattributed_joules + growth.unattributed_joules,
+        joules=then.joules + growth.joules,
+    )
+    grown = since(then, now)
+    assert grown.joules == growth.joules and grown.idle_joules == growth.idle_joules
+    assert {name: share for name, share in grown.workloads.items() if share != Share()} == {
+        name: share for name, share in growth.workloads.items() if share != Share()
+    }
+
+
+def test_a_sidecar_that_started_again_counts_from_its_start() -> None:
+    now = parse(PAGE)
+    assert now is not None
+    assert since(now._replace(joules=5000), now) == now
+    assert since(None, now) == now

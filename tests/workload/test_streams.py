@@ -1,0 +1,288 @@
+"""Streams: what a file or a flag says, and the laws of the plan that is made of them."""
+
+import json
+from collections import Counter
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loadgen.errors import LoadgenError
+from loadgen.units import NS_PER_S
+from loadgen.workload.schedule import Schedule, ScheduledRequest, encode, first, merged
+from loadgen.workload.streams import (
+    NEW_TOKENS,
+    Stream,
+    Streams,
+    chosen,
+    plan,
+    plan_one,
+    read_streams,
+    shipped,
+    thinking,
+    threaded,
+)
+
+ROOT = Path(__file__).parents[2]
+CHAT, CODE = str(ROOT / "traces" / "chat.jsonl"), str(ROOT / "traces" / "code.jsonl")
+
+
+def planned(streams: Streams, seed: int = 0, duration_s: float | None = 60.0, count: int | None = None) -> Schedule:
+    return plan(streams, seed=seed, duration_s=duration_s, num_requests=count)
+
+
+def fingerprints(requests: Sequence[ScheduledRequest], workload: str) -> list[tuple[object, ...]]:
+    """Everything but the numbers that a merge gives anew."""
+    return [
+        (r.offset_ns, r.input_tokens, r.output_tokens, r.session_id, r.prefix_ids, r.think_ns, r.text_id, r.text_tokens)
+        for r in requests
+        if r.workload == workload
+    ]
+
+
+MIX: Streams = {
+    "chat": Stream(trace=CHAT, rps=3, arrival="poisson", turns=2.5, think="exponential:4"),
+    "code": Stream(trace=CODE, rps=1, arrival="gamma", burstiness=0.25, files=5),
+    "bins": Stream(bins="azure-2024-chat", rps=2),
+    "own": Stream(trace=CHAT, rps=0.5, seed=9),
+    "ramp": Stream(trace=CODE, arrival="constant", shape="ramp:1:3:20"),
+}
+
+
+# -- laws of the plan -------------------------------------------------------------------------------------------------
+
+
+@settings(max_examples=5, deadline=None)
+@given(st.sets(st.sampled_from(sorted(MIX)), min_size=1), st.integers(0, 5))
+def test_the_plan_is_the_union_of_its_streams_which_do_not_know_each_other(names: set[str], seed: int) -> None:
+    whole = planned({name: MIX[name] for name in names}, seed)
+    for name in names:
+        alone = plan_one(name, MIX[name], seed, 60.0, None)
+        assert fingerprints(whole.requests, name) == fingerprints(alone.requests, name)
+    assert {r.workload for r in whole.requests} == names
+    assert [r.index for r in whole.requests] == list(range(len(whole.requests)))
+    assert all(a.offset_ns <= b.offset_ns for a, b in pairwise(whole.requests))
+    assert whole.rate_rps == pytest.approx(sum(plan_one(n, MIX[n], seed, 60.0, None).rate_rps or 0 for n in names))
+
+
+def test_same_seed_same_bytes_and_a_stream_with_a_seed_keeps_it() -> None:
+    one, again, other = planned(MIX, 1), planned(MIX, 1), planned(MIX, 2)
+    assert encode(one.requests) == encode(again.requests)
+    for name, stream in MIX.items():
+        if name != "ramp":  # a clock has no seed, and these are no sessions
+            same = fingerprints(one.requests, name) == fingerprints(other.requests, name)
+            assert same == (stream.seed is not None)
+
+
+def test_two_streams_of_one_source_share_nothing(tmp_path: Path) -> None:
+    trace = tmp_path / "t.jsonl"
+    line = {"timestamp": 0, "input_length": 1100, "output_length": 2, "hash_ids": [1, 2], "session_id": "s"}
+    trace.write_text("".join(json.dumps(line | {"timestamp": at}) + "\n" for at in (0, 1000)))
+    found = planned({name: Stream(trace=str(trace)) for name in "ab"}).requests
+    a, b = ([r for r in found if r.workload == name] for name in "ab")
+    assert a[0].prefix_ids == a[1].prefix_ids and not set(a[0].prefix_ids) & set(b[0].prefix_ids)
+    assert a[0].session_id == a[1].session_id != b[0].session_id
+
+
+@pytest.mark.parametrize("name", sorted(MIX))
+def test_a_stream_has_the_rate_asked_in_the_long_run(name: str) -> None:
+    """Of requests, with sessions too, once these have filled up."""
+    stream = MIX[name]
+    if name == "own":
+        assert len(plan_one(name, stream, 0, 100.0, None).requests) == 50
+        return
+    found = [r.offset_ns / NS_PER_S for r in plan_one(name, stream, 0, 1500.0, None).requests]
+    rate = 3.0 if name == "ramp" else stream.rps
+    assert sum(at >= 100 for at in found) / 1400 == pytest.approx(rate, rel=0.1)
+
+
+def test_the_first_requests_of_all() -> None:
+    drawn = {name: stream for name, stream in MIX.items() if name != "own"}  # which is squeezed to its very mean
+    some = planned(drawn, duration_s=None, count=40)
+    assert some.requests == planned(drawn, duration_s=None, count=90).requests[:40]
+    assert len(planned(drawn, duration_s=5.0, count=1000).requests) < 200
+
+
+# -- sessions ---------------------------------------------------------------------------------------------------------
+
+LENGTHS = st.lists(st.tuples(st.integers(1, 500), st.integers(1, 60)), min_size=1, max_size=120)
+
+
+@settings(deadline=None)
+@given(LENGTHS, st.floats(1, 4), st.integers(0, 99))
+def test_threads_hold_every_pair_once_and_every_turn_what_was_before_it(
+    lengths: list[tuple[int, int]], turns: float, seed: int
+) -> None:
+    try:
+        sessions = threaded(lengths, turns, np.random.default_rng(seed))
+    except LoadgenError as err:
+        assert "these lengths hold" in str(err)
+        return
+    assert sorted(row for session in sessions for row in session) == list(range(len(lengths)))
+    for session in sessions:
+        for before, after in pairwise(session):
+            assert lengths[after][0] >= sum(lengths[before]) + NEW_TOKENS
+
+
+@pytest.mark.parametrize("turns", [1, 1.5, 2.5])
+def test_threads_have_the_mean_that_was_asked(turns: float) -> None:
+    rng = np.random.default_rng(0)
+    lengths = [(int(a), int(b)) for a, b in zip(rng.lognormal(6, 1, 3000), rng.lognormal(4, 1, 3000), strict=True)]
+    assert len(lengths) / len(threaded(lengths, turns, rng)) == pytest.approx(turns, rel=0.01)
+
+
+def test_more_turns_than_the_lengths_hold_are_said() -> None:
+    with pytest.raises(LoadgenError, match="these lengths hold 1 in the mean at most"):
+        threaded([(100, 100)] * 10, 2, np.random.default_rng(0))
+
+
+@settings(max_examples=10, deadline=None)
+@given(st.integers(0, 99), st.sampled_from(["constant:0", "constant:3", "exponential:2", "lognormal:5:1"]))
+def test_a_session_never_overlaps_itself(seed: int, think: str) -> None:
+    """A turn names the one before it, is planned no earlier than that and its think time, and holds its prompt."""
+    stream = Stream(trace=CHAT, rps=4, arrival="poisson", turns=2.5, think=think)
+    requests = planned({"chat": stream, "code": MIX["code"]}, seed, 40.0).requests
+    followed = Counter(r.after for r in requests if r.after is not None)
+    assert set(followed.values()) <= {1}
+    for turn in requests:
+        if turn.after is not None:
+            before = requests[turn.after]
+            assert (turn.session_id, turn.text_id) == (before.session_id, before.text_id)
+            assert turn.offset_ns == before.offset_ns + turn.think_ns
+            assert turn.text_tokens == turn.input_tokens >= before.input_tokens + before.output_tokens + NEW_TOKENS
+    starts = [r.session_id for r in requests if r.after is None and r.workload == "chat"]
+    assert len(set(starts)) == len(starts)
+
+
+def test_lengths_of_sessions_are_those_of_the_trace() -> None:
+    stream = Stream(trace=CHAT, rps=50, arrival="constant", turns=2, think="constant:0")
+    found = plan_one("chat", stream, 0, None, None).requests
+    rows = [json.loads(line) for line in Path(CHAT).read_text().splitlines()]
+    assert Counter((r.input_tokens, r.output_tokens) for r in found) == Counter(
+        (row["input_length"], row["output_length"]) for row in rows
+    )
+
+
+@pytest.mark.parametrize(
+    ("law", "mean_s", "spread_s"),
+    [("constant:3", 3, 0), ("exponential:3", 3, 3), ("lognormal:3:0.5", 3, 3 * (np.exp(0.25) - 1) ** 0.5)],
+)
+def test_think_times_have_the_mean_and_spread_of_their_law(law: str, mean_s: float, spread_s: float) -> None:
+    drawn = np.array(thinking(law, 20_000, np.random.default_rng(0))) / NS_PER_S
+    assert drawn.mean() == pytest.approx(mean_s, rel=0.03)
+    assert drawn.std() == pytest.approx(spread_s, rel=0.05, abs=1e-9)
+
+
+@pytest.mark.parametrize("law", ["", "3", "normal:3:1", "constant", "constant:-1", "lognormal:3", "lognormal:0:1"])
+def test_what_is_no_law_of_thinking_is_said(law: str) -> None:
+    with pytest.raises(LoadgenError, match="expected constant:SECONDS"):
+        thinking(law, 1, np.random.default_rng(0))
+
+
+# -- files ------------------------------------------------------------------------------------------------------------
+
+
+def test_popular_files_open_most_prompts_as_zipf_says() -> None:
+    stream = Stream(trace=CODE, rps=50, arrival="poisson", files=10, popularity=1.0, shared=0.5)
+    found = plan_one("code", stream, 0, 200.0, None).requests
+    counts = [n for _, n in Counter(r.text_id for r in found).most_common()]
+    harmonic = sum(1 / k for k in range(1, 11))
+    assert len(counts) == 10
+    assert counts[0] / len(found) == pytest.approx(1 / harmonic, rel=0.1)
+    assert all(r.text_tokens == r.input_tokens // 2 for r in found)
+
+
+# -- merge ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_merge_of_nothing_new_is_the_same() -> None:
+    one = planned({"chat": MIX["chat"]})
+    assert merged([one], 0) == one
+    assert first(one, 10).requests == one.requests[:10]
+
+
+# -- files and flags --------------------------------------------------------------------------------------------------
+
+
+def test_the_shipped_streams_are_a_conversation_and_a_code_generation() -> None:
+    streams = read_streams(shipped())
+    assert list(streams) == ["chat", "code"]
+    assert streams["chat"].turns and streams["code"].files and (streams["code"].burstiness < 1)
+    assert len(planned(streams, duration_s=30.0).requests) > 30
+
+
+def test_names_are_of_the_file_of_workloads_or_of_ones_own_sources(tmp_path: Path) -> None:
+    found = chosen(["chat:3", "code", "mine=azure-2024-code:2"], None)
+    assert found["chat"] == read_streams(shipped())["chat"]
+    assert found["code"].rps == 1.0
+    assert found["mine"] == Stream(bins="azure-2024-code", rps=2)
+    assert chosen([f"{CHAT}:2"], None) == {"chat": Stream(trace=CHAT, rps=2)}
+    file = tmp_path / "own.toml"
+    file.write_text('[a]\nbins = "burstgpt"\nrps = 1\n[b]\nbins = "burstgpt"\nshape = "ramp:1:2:3"\n')
+    assert list(chosen([], file)) == ["a", "b"]
+    assert chosen(["b:5"], file)["b"] == Stream(bins="burstgpt", rps=5)
+
+
+@pytest.mark.parametrize(
+    ("asked", "says"),
+    [
+        (["nobody:3"], "no stream, file or workload 'nobody'; streams: chat, code"),
+        (["chat:x"], "'x' is not a rate"),
+        (["chat:-1"], "'-1' is not a rate"),
+        (["chat:1", "chat:2"], "two streams called 'chat'"),
+        (["chat:"], "'' is not a rate"),
+    ],
+)
+def test_what_is_no_stream_is_said(asked: list[str], says: str) -> None:
+    with pytest.raises(LoadgenError, match=says):
+        chosen(asked, None)
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("", "no streams in it"),
+        ("x = 1", "not a file of streams"),
+        ("[a", "not a file of streams"),
+        ('[a]\ntrac = "t"', "unknown field `trac`"),
+        ("[a]", "expected a trace, or bins"),
+        ('[a]\ntrace = "t"\nbins = "b"', "and not both"),
+        ('[a]\ntrace = "t"\nrps = 0', "rps 0.0: expected a number above 0"),
+        ('[a]\ntrace = "t"\nturns = 0.5\nthink = "constant:1"', "turns 0.5: expected a mean of 1 or more"),
+        ('[a]\ntrace = "t"\nturns = 2', "turns without think"),
+        ('[a]\nbins = "b"\nturns = "trace"\nthink = "constant:1"', "bins have no sessions"),
+        ('[a]\nbins = "b"\narrival = "trace"', "no arrivals of their own"),
+        ('[a]\ntrace = "t"\nturns = 2\nthink = "constant:1"\nfiles = 3', "one of them"),
+        ('[a]\ntrace = "t"\nrps = 1\nshape = "ramp:1:2:3"', "rps and shape"),
+        ('[a]\ntrace = "t"\nshared = 1.5', "shared from 0 to 1"),
+        ('[a]\ntrace = "t"\ngoodput = {itl = 5}', "goodput itl: 5"),
+    ],
+)
+def test_what_is_no_file_of_streams_is_said(tmp_path: Path, text: str, says: str) -> None:
+    file = tmp_path / "s.toml"
+    file.write_text(text)
+    with pytest.raises(LoadgenError, match=says):
+        read_streams(file)
+
+
+@pytest.mark.parametrize(
+    ("stream", "says"),
+    [
+        (Stream(bins="burstgpt"), "bins have no rate of their own"),
+        (Stream(trace=CHAT, turns=2, think="never"), "think 'never'"),
+        (Stream(trace=CHAT, rps=1, arrival="poisson", scale="thin"), "needs --rps, and no --arrival"),
+        (Stream(trace=CHAT, rps=99, scale="thin"), "cannot be thinned"),
+    ],
+)
+def test_what_cannot_be_planned_is_said(stream: Stream, says: str) -> None:
+    with pytest.raises(LoadgenError, match=says):
+        planned({"a": stream})
+
+
+def test_bins_need_an_end() -> None:
+    with pytest.raises(LoadgenError, match="bins have no end"):
+        planned({"a": Stream(bins="burstgpt", rps=1)}, duration_s=None)

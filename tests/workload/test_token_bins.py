@@ -1,0 +1,241 @@
+import json
+import math
+import tempfile
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.random import default_rng
+
+from loadgen.errors import LoadgenError
+from loadgen.workload.token_bins import (
+    TokenBin,
+    TokenBins,
+    fit,
+    in_chunks,
+    ks_distance,
+    read_bins,
+    sample,
+    spearman,
+    to_json,
+)
+from loadgen.workload.trace import iter_import, read_trace
+
+ROOT = Path(__file__).parents[2]
+DATA = ROOT.parent / "shared" / "data"
+SHIPPED = [("chat", "conv"), ("code", "code")]
+
+
+def original(name: str):  # type: ignore[no-untyped-def]
+    path = DATA / f"AzureLLMInferenceTrace_{name}.csv"
+    if not path.exists():
+        pytest.skip(f"no {path.name}")
+    return next(in_chunks(iter_import(path, Counter()), 10**6))
+
+
+def fitted(pairs, edges="quantile", size=10**6) -> TokenBins:  # type: ignore[no-untyped-def]
+    inputs, outputs = (np.array(side) for side in zip(*pairs, strict=True))
+    parts = [(inputs[i : i + size], outputs[i : i + size]) for i in range(0, len(inputs), size)]
+    return fit("b", lambda: parts, edges, {})
+
+
+lengths = st.one_of(st.integers(1, 20), st.integers(1, 20_000))
+pairs_of_lengths = st.lists(st.tuples(lengths, lengths), min_size=1, max_size=200)
+
+
+@settings(deadline=None)
+@given(pairs_of_lengths, st.sampled_from(["paper", "log2", "quantile"]), st.integers(1, 50))
+def test_bins_hold_every_request_once_and_its_tokens(pairs, edges, size) -> None:  # type: ignore[no-untyped-def]
+    bins = fitted(pairs, edges, size)
+    assert bins.count == len(pairs)
+    assert bins.mean_input == pytest.approx(np.mean([i for i, _ in pairs]), rel=1e-3)
+    assert bins.mean_output == pytest.approx(np.mean([o for _, o in pairs]), rel=1e-3)
+    for b in bins.bins:
+        (i0, i1), (o0, o1) = b.input_range, b.output_range
+        inside = [(i, o) for i, o in pairs if i0 < i <= i1 and o0 < o <= o1]
+        assert b.count == len(inside)
+        assert b.mean_input == pytest.approx(np.mean([i for i, _ in inside]), abs=1e-3)
+        assert b.mean_output == pytest.approx(np.mean([o for _, o in inside]), abs=1e-3)
+
+
+@settings(deadline=None)
+@given(pairs_of_lengths, st.sampled_from(["paper", "log2", "quantile"]))
+def test_bins_are_the_same_after_a_file(pairs, edges) -> None:  # type: ignore[no-untyped-def]
+    bins = fitted(pairs, edges)
+    with tempfile.TemporaryDirectory() as folder:
+        (path := Path(folder) / "b.json").write_bytes(to_json(bins))
+        assert read_bins(path) == bins
+
+
+def test_a_spike_gets_a_bin_of_its_own() -> None:
+    """Half of all inputs are 777 exactly: no draw may smear them over their neighbours."""
+    inputs = [777] * 500 + list(range(500, 1000))
+    bins = fitted([(i, 5) for i in inputs])
+    assert (776, 777) in {b.input_range for b in bins.bins}
+    drawn, _ = sample(bins, 1000, default_rng(0))
+    assert abs(int((drawn == 777).sum()) - 501) <= 1
+
+
+def test_lengths_beyond_the_papers_edges_get_one_more_bin() -> None:
+    bins = fitted([(10, 5), (9000, 600), (20_000, 600)], "paper")
+    assert bins.bins[-1] == TokenBin(
+        input_range=(8192, 20_000), output_range=(512, 600), count=2, mean_input=14_500, mean_output=600
+    )
+    assert fitted([(8192, 512)], "paper").input_edges[-1] == 8192
+
+
+@pytest.mark.parametrize(("_", "name"), SHIPPED)
+@pytest.mark.parametrize(("edges", "key"), [("paper", "paper_bins_ceil"), ("log2", "ceil_log2_hist")])
+def test_counts_agree_with_published_histograms_of_the_originals(_: str, name: str, edges, key: str) -> None:  # type: ignore[no-untyped-def]
+    inputs, outputs = original(name)
+    stats = json.loads((DATA / f"AzureLLMInferenceTrace_{name}.stats.json").read_text())
+    bins = fit("b", lambda: [(inputs, outputs)], edges, {}).bins
+    if edges == "log2":
+        wanted = stats[key]["counts"]
+        got = {f"{int(math.log2(b.input_range[1]))},{int(math.log2(b.output_range[1]))}": b.count for b in bins}
+    else:
+        wanted = stats[key]
+        inside = [b for b in bins if b.input_range[1] <= 8192 and b.output_range[1] <= 512]
+        got = {f"{b.input_range[1]},{b.output_range[1]}": b.count for b in inside}
+        assert sum(b.count for b in bins) - sum(got.values()) == stats["paper_bins_excluded"]
+    assert got == wanted
+
+
+# -- sample
+
+
+@settings(deadline=None)
+@given(pairs_of_lengths, st.integers(1, 500), st.integers(0, 99))
+def test_draws_stay_inside_the_bins_in_their_proportion(pairs, n: int, seed: int) -> None:  # type: ignore[no-untyped-def]
+    bins = fitted(pairs, "log2")
+    inputs, outputs = sample(bins, n, default_rng(seed))
+    assert len(inputs) == len(outputs) == n
+    placed = 0
+    for b in bins.bins:
+        (i0, i1), (o0, o1) = b.input_range, b.output_range
+        got = int(((inputs > i0) & (inputs <= i1) & (outputs > o0) & (outputs <= o1)).sum())
+        assert abs(got - n * b.count / bins.count) < 1 + 1e-9
+        placed += got
+    assert placed == n
+
+
+@settings(deadline=None)
+@given(st.integers(1, 5000), st.integers(0, 5000), st.floats(0, 1), st.integers(0, 9))
+def test_draws_have_the_mean_of_their_bin(width: int, lo: int, where: float, seed: int) -> None:
+    """Stratified draws: the mean of n is within width / n of the law's, so within 1 % of the width for 200."""
+    mean = round(lo + 1 + where * (width - 1), 3)
+    b = TokenBin(input_range=(lo, lo + width), output_range=(0, 1), count=1, mean_input=mean, mean_output=1)
+    bins = TokenBins(name="b", provenance={}, edges="log2", input_edges=(), output_edges=(), bins=(b,))
+    inputs, _ = sample(bins, 200, default_rng(seed))
+    assert inputs.mean() == pytest.approx(mean, abs=0.01 * width)
+
+
+def test_a_mean_in_the_middle_is_a_uniform_law() -> None:
+    b = TokenBin(input_range=(0, 100), output_range=(0, 100), count=1, mean_input=50.5, mean_output=50.5)
+    bins = TokenBins(name="b", provenance={}, edges="log2", input_edges=(), output_edges=(), bins=(b,))
+    inputs, outputs = sample(bins, 1000, default_rng(0))
+    for drawn in (inputs, outputs):
+        assert np.abs(np.bincount(drawn, minlength=101)[1:] - 10).max() <= 2
+    assert abs(spearman(inputs, outputs) or 0) < 0.1  # independent within a bin
+
+
+def test_same_seed_same_draws_and_no_order_in_them() -> None:
+    bins = fitted([(i, 2001 - i) for i in range(1, 2001)])
+    first, second = (sample(bins, 500, default_rng(7)) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, sample(bins, 500, default_rng(8)))
+    assert abs(spearman(first[0], np.arange(500)) or 0) < 0.15
+    assert spearman(*first) == pytest.approx(-1, abs=0.01)
+
+
+# -- the shipped bins and traces
+
+
+@pytest.mark.parametrize(("shipped", "name"), SHIPPED)
+def test_shipped_bins_are_those_of_the_original(shipped: str, name: str) -> None:
+    inputs, outputs = original(name)
+    bins = read_bins(ROOT / "profiles" / "workloads" / f"azure-2023-{shipped}.json")
+    assert fit(bins.name, lambda: [(inputs, outputs)], bins.edges, bins.provenance) == bins
+    assert {"source", "licence", "cite", "command", "file_sha256"} <= set(bins.provenance)
+
+
+@pytest.mark.parametrize(("shipped", "name"), SHIPPED)
+def test_shipped_traces_look_like_the_originals(shipped: str, name: str) -> None:
+    inputs, outputs = original(name)
+    requests = read_trace(ROOT / "traces" / f"{shipped}.jsonl").requests
+    drawn = next(in_chunks(requests))
+    assert len(requests) == 2000 and {r.workload for r in requests} == {shipped}
+    assert ks_distance(drawn[0], inputs) <= 0.03
+    assert ks_distance(drawn[1], outputs) <= 0.03
+    assert spearman(*drawn) == pytest.approx(spearman(inputs, outputs), abs=0.05)
+
+
+@pytest.mark.parametrize(("shipped", "name"), SHIPPED)
+def test_the_likeness_is_not_the_luck_of_a_seed(shipped: str, name: str) -> None:
+    inputs, outputs = original(name)
+    bins = read_bins(ROOT / "profiles" / "workloads" / f"azure-2023-{shipped}.json")
+    for seed in range(20):
+        drawn = sample(bins, 2000, default_rng(seed))
+        assert ks_distance(drawn[0], inputs) <= 0.025
+        assert ks_distance(drawn[1], outputs) <= 0.025
+
+
+# -- compare
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "wanted"),
+    [([1, 2, 3], [1, 2, 3], 0.0), ([1, 2], [3, 4], 1.0), ([1, 1, 2, 3], [1, 2, 2, 3], 0.25), ([5], [5, 6], 0.5)],
+)
+def test_ks_distance_by_hand(a: list[int], b: list[int], wanted: float) -> None:
+    assert ks_distance(np.array(a), np.array(b)) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "wanted"),
+    [
+        ([1, 2, 3], [10, 200, 3000], 1.0),  # any rising function
+        ([1, 2, 3], [3, 2, 1], -1.0),
+        ([1, 1, 2, 2], [1, 2, 1, 2], 0.0),  # ties share their mean rank
+        ([1, 2, 3, 4, 5], [2, 1, 4, 3, 5], 0.8),  # 1 - 6 * 4 / (5 * 24)
+        ([1, 2, 3], [7, 7, 7], None),
+    ],
+)
+def test_spearman_by_hand(x: list[int], y: list[int], wanted: float | None) -> None:
+    got = spearman(np.array(x), np.array(y))
+    assert got is None if wanted is None else got == pytest.approx(wanted)
+
+
+# -- bad files
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"bins": []}, "no bins"),
+        ({"count": 0}, "bin 0: count 0"),
+        ({"input_range": [5, 5]}, "bin 0: input_range 5, 5"),
+        ({"output_range": [-1, 5]}, "bin 0: output_range -1, 5"),
+        ({"mean_output": 9.5}, "bin 0: mean_output 9.5"),
+        ({"mean_input": "x"}, "not token bins"),
+    ],
+)
+def test_bins_that_make_no_sense_are_said(tmp_path: Path, change, said: str) -> None:  # type: ignore[no-untyped-def]
+    value = json.loads(to_json(fitted([(3, 8)], "log2")))
+    (value if "bins" in change else value["bins"][0]).update(change)
+    (path := tmp_path / "b.json").write_text(json.dumps(value))
+    with pytest.raises(LoadgenError, match=said):
+        read_bins(path)
+
+
+def test_no_bins_and_no_requests_are_said(tmp_path: Path) -> None:
+    for path in (tmp_path, tmp_path / "none.json"):
+        with pytest.raises(LoadgenError, match="cannot read"):
+            read_bins(path)
+    with pytest.raises(LoadgenError, match="no requests"):
+        fit("b", list, "log2", {})
+    with pytest.raises(LoadgenError, match="at least 1"):
+        sample(fitted([(1, 1)]), 0, default_rng(0))

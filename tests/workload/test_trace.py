@@ -1,0 +1,296 @@
+import gzip
+import json
+import math
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import zstandard
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from loadgen.errors import LoadgenError
+from loadgen.workload.trace import (
+    MAX_LINE_BYTES,
+    TraceRequest,
+    iter_import,
+    iter_trace,
+    read_trace,
+    replacing,
+    write_trace,
+)
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+GOOD = b'{"timestamp": 1520.5, "input_length": 1155, "output_length": 211}\n'
+
+
+def data(name: str) -> Path:
+    if not (DATA / name).exists():
+        pytest.skip(f"no {name}")
+    return DATA / name
+
+
+def saved(folder: Path, content: bytes, name: str = "t.jsonl") -> Path:
+    (path := folder / name).write_bytes(content)
+    return path
+
+
+def request(arrival_s: float, input_tokens: int = 10, output_tokens: int = 5) -> TraceRequest:
+    return TraceRequest(arrival_s=arrival_s, input_tokens=input_tokens, output_tokens=output_tokens)
+
+
+# -- reading
+
+
+def test_every_field_of_a_line_is_read(tmp_path: Path) -> None:
+    line = {"timestamp": 1, "input_length": 2, "output_length": 3, "workload": "chat", "session_id": "s", "more": [{}]}
+    trace = read_trace(saved(tmp_path, json.dumps(line | {"hash_ids": [4, 5]}).encode()))
+    assert trace.requests == (
+        TraceRequest(
+            arrival_s=0.001, input_tokens=2, output_tokens=3, workload="chat", session_id="s", prefix_ids=(4, 5)
+        ),
+    )
+    assert (trace.name, trace.duration_s, trace.mean_rps) == ("t", 0.0, None)
+
+
+def test_a_bom_blank_lines_and_windows_line_ends_are_not_faults(tmp_path: Path) -> None:
+    plain = read_trace(saved(tmp_path, GOOD)).requests
+    assert read_trace(saved(tmp_path, b"\xef\xbb\xbf\r\n" + GOOD.replace(b"\n", b"\r\n") + b"\n\n")).requests == plain
+
+
+def test_mean_rps_is_gaps_per_second(tmp_path: Path) -> None:
+    write_trace(tmp_path / "t.jsonl", [request(10.0), request(10.5), request(12.0)])
+    trace = read_trace(tmp_path / "t.jsonl")
+    assert (trace.duration_s, trace.mean_rps) == (2.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    "packed",
+    [
+        gzip.compress(GOOD * 3),
+        gzip.compress(GOOD) + gzip.compress(GOOD * 2),
+        zstandard.compress(GOOD * 3),
+        zstandard.compress(GOOD) + zstandard.compress(GOOD * 2),
+    ],
+    ids=["gzip", "two gzip members", "zstd", "two zstd frames"],
+)
+def test_a_compressed_trace_is_the_same_trace(tmp_path: Path, packed: bytes) -> None:
+    path = saved(tmp_path, packed)
+    assert read_trace(path).requests == read_trace(saved(tmp_path, GOOD * 3, "plain.jsonl")).requests
+
+
+@pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])
+def test_a_compressed_file_cut_anywhere_is_an_error(tmp_path: Path, compress) -> None:  # type: ignore[no-untyped-def]
+    lines = (b'{"timestamp": %d, "input_length": 1, "output_length": 1}\n' % i for i in range(10_000))
+    packed = compress(b"".join(lines))  # several blocks: what comes before the cut is whole lines
+    for end in (10, 100, len(packed) // 2, len(packed) - 9, len(packed) - 1):
+        with pytest.raises(LoadgenError, match="ended before the end-of-stream marker"):
+            list(iter_trace(saved(tmp_path, packed[:end])))
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b"{", "t.jsonl:2: not a JSON object: {"),
+        (b"[1, 2]", "t.jsonl:2: [1, 2]: expected a JSON object"),
+        (b"2023-11-16 18:17:03,4808,10", "loadgen trace import"),
+        (b'{"timestamp": 1, "output_length": 1}', "no input_length: expected an integer of at least 1"),
+        (b'{"timestamp": 1, "input_length": -4, "output_length": 1}', "input_length -4: expected"),
+        (b'{"timestamp": 1, "input_length": 1.5, "output_length": 1}', "input_length 1.5: expected"),
+        (b'{"timestamp": 1, "input_length": true, "output_length": 1}', "input_length true: expected"),
+        (b'{"timestamp": 1, "input_length": "7", "output_length": 1}', 'input_length "7": expected'),
+        (b'{"timestamp": 1, "input_length": 1e40, "output_length": 1}', "input_length 1e+40: expected"),
+        (
+            b'{"timestamp": 1, "input_length": 1, "output_length": 0}',
+            "output_length 0: expected an integer of at least",
+        ),
+        (b'{"timestamp": NaN, "input_length": 1, "output_length": 1}', "timestamp NaN: expected milliseconds"),
+        (b'{"timestamp": Infinity, "input_length": 1, "output_length": 1}', "timestamp Infinity: expected"),
+        (b'{"timestamp": 1e999, "input_length": 1, "output_length": 1}', "timestamp Infinity: expected"),
+        (b'{"timestamp": -1, "input_length": 1, "output_length": 1}', "timestamp -1: expected"),
+        (b'{"timestamp": null, "input_length": 1, "output_length": 1}', "timestamp null: expected"),
+        (b'{"timestamp": 1519, "input_length": 1, "output_length": 1}', "1.519 s comes after one at 1.5205 s"),
+        (b'{"timestamp": 1521, "input_length": 1, "output_length": 1, "session_id": 7}', "$.session_id"),
+        (b'{"timestamp": 1521, "input_length": 1, "output_length": 1, "workload": "\\u001b[2J"}', "printable"),
+        (b'{"timestamp": 1521, "input_length": 1, "output_length": 1, "workload": ""}', "$.workload"),
+        (b'{"timestamp": "\xff"}', "t.jsonl:2: byte 0xff at 15 is not UTF-8"),
+        (b"[" * 100_000, "t.jsonl:2: not a JSON object"),
+    ],
+)
+def test_a_bad_line_is_said_with_file_line_and_value(tmp_path: Path, line: bytes, said: str) -> None:
+    with pytest.raises(LoadgenError) as caught:
+        read_trace(saved(tmp_path, GOOD + line))
+    message = str(caught.value)
+    assert said in message and f"{tmp_path / 't.jsonl'}:2: " in message
+    assert message.isprintable() and len(message) < 300 + len(str(tmp_path))
+
+
+def test_a_file_that_is_no_trace_is_said_in_one_line(tmp_path: Path) -> None:
+    for path, said in (
+        (tmp_path / "none.jsonl", "No such file"),
+        (tmp_path, "Is a directory"),
+        (saved(tmp_path, b""), "has no requests"),
+        (saved(tmp_path, b"\n\n", "blank.jsonl"), "has no requests"),
+        (saved(tmp_path, b"x" * (MAX_LINE_BYTES + 1), "long.jsonl"), ":1: the line is longer than 16 MiB"),
+    ):
+        with pytest.raises(LoadgenError, match=said):
+            read_trace(path)
+
+
+def test_every_line_of_the_mooncake_trace_is_valid() -> None:
+    path = data("mooncake_synthetic_trace.jsonl")
+    trace = read_trace(path)
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert [r.arrival_s for r in trace.requests] == [line["timestamp"] / 1000 for line in lines]
+    assert [list(r.prefix_ids) for r in trace.requests] == [line["hash_ids"] for line in lines]
+    assert [r.output_tokens for r in trace.requests] == [line["output_length"] for line in lines]
+
+
+# -- writing
+
+requests = st.builds(
+    TraceRequest,
+    arrival_s=st.floats(0, 1e6),
+    input_tokens=st.integers(1, 2**31 - 1),
+    output_tokens=st.integers(1, 2**31 - 1),
+    workload=st.sampled_from(["default", "chat", "数"]),
+    session_id=st.none() | st.text(min_size=1, max_size=5),
+    prefix_ids=st.lists(st.integers(0, 2**62), max_size=3).map(tuple),
+)
+
+
+@pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz", "t.jsonl.zst"])
+@settings(deadline=None)
+@given(wanted=st.lists(requests, min_size=1, max_size=20).map(lambda rs: sorted(rs, key=lambda r: r.arrival_s)))
+def test_what_is_written_is_read_back(tmp_path_factory, name: str, wanted: list[TraceRequest]) -> None:  # type: ignore[no-untyped-def]
+    path = tmp_path_factory.mktemp("t") / name
+    write_trace(path, wanted)
+    got = read_trace(path).requests
+    for a, b in zip(wanted, got, strict=True):
+        assert math.isclose(a.arrival_s, b.arrival_s, rel_tol=1e-15, abs_tol=1e-12)
+        assert [getattr(a, f) for f in a.__struct_fields__[1:]] == [getattr(b, f) for f in b.__struct_fields__[1:]]
+    before = path.read_bytes()
+    write_trace(path, wanted)
+    assert path.read_bytes() == before
+
+
+def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    path = saved(tmp_path, GOOD)
+
+    def broken():  # type: ignore[no-untyped-def]
+        yield request(0)
+        raise LoadgenError("bad input")
+
+    with pytest.raises(LoadgenError, match="bad input"):
+        write_trace(path, broken())
+    assert path.read_bytes() == GOOD
+    assert [p.name for p in tmp_path.iterdir()] == ["t.jsonl"]
+
+
+def test_without_overwrite_a_file_stays_unless_it_would_not_change(tmp_path: Path) -> None:
+    write_trace(tmp_path / "t", [request(1)])
+    write_trace(tmp_path / "t", [request(1)], overwrite=False)
+    with pytest.raises(LoadgenError, match="--overwrite"):
+        write_trace(tmp_path / "t", [request(2)], overwrite=False)
+    write_trace(tmp_path / "t", [request(2)])
+    assert read_trace(tmp_path / "t").requests[0].arrival_s == 2
+
+
+def test_a_device_or_a_folder_is_not_replaced(tmp_path: Path) -> None:
+    for path in (Path("/dev/null"), tmp_path, tmp_path / "none" / "t.jsonl"):
+        with pytest.raises(LoadgenError, match="cannot write"), replacing(path):
+            pass
+    assert Path("/dev/null").is_char_device()
+
+
+# -- public formats
+
+AZURE_2023 = b"TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 23:59:59.9799600,4808,10\r\n"
+AZURE_2024 = b"TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 00:00:00+00:00,2162,5\n"
+BURSTGPT = (
+    b"Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,472,18,490,Conversation log\n"
+)
+BURSTGPT_2 = (
+    b"Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    b"5.25,78,0.1,ChatGPT,472,18,490,Conversation log\n6,,0.1,GPT-4,1,2,3,API log\n"
+)
+
+
+def imported(path: Path, **options) -> tuple[list[TraceRequest], Counter[str]]:  # type: ignore[no-untyped-def]
+    dropped: Counter[str] = Counter()
+    return list(iter_import(path, dropped, **options)), dropped
+
+
+def test_azure_2023_keeps_all_seven_decimals_over_midnight(tmp_path: Path) -> None:
+    got, _ = imported(saved(tmp_path, AZURE_2023 + b"2023-11-17 00:00:00.0000001,3,4\r\n"))
+    assert [(r.input_tokens, r.output_tokens) for r in got] == [(4808, 10), (3, 4)]
+    assert [r.arrival_s for r in got] == pytest.approx([0.0, 0.0200401], abs=1e-15)
+
+
+def test_azure_2024_has_zones_six_decimals_or_none(tmp_path: Path) -> None:
+    got, _ = imported(saved(tmp_path, AZURE_2024 + b"2024-05-10 00:00:00.009930+00:00,7,8\n"))
+    assert got == [request(0.0, 2162, 5), request(0.00993, 7, 8)]
+
+
+def test_a_zone_is_taken_into_account(tmp_path: Path) -> None:
+    got, _ = imported(saved(tmp_path, AZURE_2024 + b"2024-05-10 02:00:01+02:00,7,8\n"))
+    assert got[1].arrival_s == 1.0
+
+
+def test_burstgpt_failures_are_dropped_and_counted(tmp_path: Path) -> None:
+    got, dropped = imported(saved(tmp_path, BURSTGPT + b"6,GPT-4,9,0,9,API log\n7,GPT-4,9,1,10,API log\n"))
+    assert got == [request(0, 472, 18), request(2, 9, 1)]  # from the first row, at 5 s
+    assert dropped == {"0 output tokens": 1}
+
+
+def test_burstgpt_sessions_are_kept_where_there_are_any(tmp_path: Path) -> None:
+    got, _ = imported(saved(tmp_path, BURSTGPT_2), workload="w")
+    assert [(r.arrival_s, r.session_id, r.workload) for r in got] == [(0.0, "78", "w"), (0.75, None, "w")]
+
+
+def test_jsonl_rows_of_0_tokens_are_dropped_by_import(tmp_path: Path) -> None:
+    got, dropped = imported(saved(tmp_path, GOOD + GOOD.replace(b"211", b"0") + GOOD), workload="w")
+    assert [r.workload for r in got] == ["w", "w"]
+    assert dropped == {"0 output tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a,b,c\n1,2,3\n", ":1: a,b,c: expected JSON lines, or the CSV header"),
+        (b"", "has no requests"),
+        (AZURE_2023.splitlines()[0], "has no requests"),
+        (b"TIMESTAMP,ContextTokens\n", "no column GeneratedTokens"),
+        (AZURE_2023 + b"2023-11-17 00:00:01,1\n", ":3: 2023-11-17 00:00:01,1: expected 3 columns"),
+        (AZURE_2023 + b"yesterday,1,2\n", ":3: time 'yesterday': expected a date and time"),
+        (AZURE_2023 + b"2023-13-17 00:00:01,1,2\n", ":3: time '2023-13-17 00:00:01'"),
+        (AZURE_2023 + b"2023-11-17 00:00:01,-1,2\n", ":3: '-1' tokens: expected an integer"),
+        (AZURE_2023 + b"2023-11-17 00:00:01,1.5,2\n", ":3: '1.5' tokens"),
+        (AZURE_2023 + b"2023-11-17 00:00:01,1,99999999999\n", ":3: '99999999999' tokens"),
+        (AZURE_2023 + b"2023-11-15 00:00:01,1,2\n", ":3: arrival at"),
+        (BURSTGPT + b"nan,GPT-4,1,2,3,API log\n", ":3: time 'nan': expected seconds"),
+        (BURSTGPT + b"inf,GPT-4,1,2,3,API log\n", ":3: time 'inf'"),
+        (BURSTGPT + b"-6,GPT-4,1,2,3,API log\n", ":3: time '-6'"),
+    ],
+)
+def test_a_bad_row_is_said_with_file_line_and_value(tmp_path: Path, content: bytes, said: str) -> None:
+    with pytest.raises(LoadgenError) as caught:
+        imported(saved(tmp_path, content, "t.csv"))
+    assert said in str(caught.value) and str(tmp_path / "t.csv") in str(caught.value)
+
+
+def test_a_format_asked_for_overrides_the_first_line(tmp_path: Path) -> None:
+    with pytest.raises(LoadgenError, match="no column Timestamp"):
+        imported(saved(tmp_path, AZURE_2023), format="burstgpt")
+
+
+@pytest.mark.parametrize("name", ["conv", "code"])
+def test_the_azure_2023_traces_import_as_their_statistics_say(tmp_path: Path, name: str) -> None:
+    stats = json.loads(data(f"AzureLLMInferenceTrace_{name}.stats.json").read_text())
+    got, dropped = imported(data(f"AzureLLMInferenceTrace_{name}.csv"))
+    assert len(got) == stats["rows"] and not dropped
+    assert sum(r.input_tokens for r in got) == stats["total_in"]
+    assert sum(r.output_tokens for r in got) == stats["total_out"]
+    assert got[-1].arrival_s == pytest.approx(stats["duration_s"], abs=1e-6)
+    write_trace(tmp_path / "t.jsonl", got)
+    assert read_trace(tmp_path / "t.jsonl").requests == tuple(got)

@@ -1,0 +1,187 @@
+"""A description is what the whole trace would say, whatever the chunks it passed in."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.random import default_rng
+
+from loadgen.workload import trace_stats
+from loadgen.workload.arrivals import index_of_dispersion, offsets
+from loadgen.workload.token_bins import CountedPairs, ks_distance
+from loadgen.workload.token_bins import spearman as spearman_of
+from loadgen.workload.trace_columns import Columns
+from loadgen.workload.trace_stats import (
+    RATE_PARTS,
+    WINDOWS_S,
+    Counts,
+    Description,
+    Tally,
+    describe_lengths,
+    ks,
+    spearman,
+)
+
+
+def described(columns: Columns, cuts: list[int] | None = None) -> Description:
+    tally = Tally()
+    edges = sorted({0, len(columns), *(cut % (len(columns) + 1) for cut in cuts or ())})
+    for a, b in itertools.pairwise(edges):
+        fields = {
+            name: value if isinstance(value, str | None) else value[a:b]
+            for name in columns.__dataclass_fields__
+            for value in [getattr(columns, name)]
+        }
+        tally.add(Columns(**fields))
+    return tally.describe()
+
+
+def same(a: Description, b: Description) -> bool:
+    return repr(a) == repr(b)  # arrays and all; none here is long enough to be abridged
+
+
+@st.composite
+def traces(draw: st.DrawFn) -> Columns:
+    n = draw(st.integers(1, 60))
+    many = {"min_size": n, "max_size": n}
+    times = draw(st.lists(st.one_of(st.integers(0, 5), st.floats(0, 30), st.floats(0, 9000)), **many))
+    length = st.one_of(st.integers(1, 9), st.integers(1, 2**31 - 1))
+    return Columns(
+        np.sort(np.array(times, float)),
+        np.array(draw(st.lists(length, **many)), np.int64),
+        np.array(draw(st.lists(length, **many)), np.int64),
+        draw(st.lists(st.sampled_from("ab"), **many)),
+        draw(st.none() | st.lists(st.none() | st.sampled_from("xyz"), **many)),
+        draw(st.none() | st.lists(st.lists(st.integers(-3, 3), max_size=4).map(tuple), **many)),
+    )
+
+
+@settings(deadline=None)
+@given(traces(), st.lists(st.integers(0, 60), max_size=5))
+def test_chunks_do_not_matter(columns: Columns, cuts: list[int]) -> None:
+    assert same(described(columns, cuts), described(columns))
+
+
+@settings(deadline=None)
+@given(traces(), st.lists(st.integers(0, 60), max_size=3))
+def test_a_description_is_numpys_of_the_whole(columns: Columns, cuts: list[int]) -> None:
+    found = described(columns, cuts)
+    n, at = len(columns), columns.arrival_s
+    assert found.requests == n == sum((found.workloads or {}).values()) == found.pairs.counts.sum()
+    for counts, whole in ((found.inputs, columns.input_tokens), (found.outputs, columns.output_tokens)):
+        assert counts.counts.sum() == n
+        assert counts.mean == pytest.approx(whole.mean())
+        assert counts.std == pytest.approx(whole.std())
+        for p in (0, 37, 50, 99, 100):
+            assert counts.percentile(p) == pytest.approx(np.percentile(whole, p))
+    wanted = spearman_of(columns.input_tokens, columns.output_tokens)
+    got = spearman(found.pairs)
+    assert got is None if wanted is None else got == pytest.approx(wanted, abs=1e-9)
+    for window, index in zip(WINDOWS_S, found.dispersion, strict=True):
+        whole_index = index_of_dispersion(at, window)
+        assert index is None if whole_index is None else index == pytest.approx(whole_index)
+    if found.gaps_s is not None:
+        assert found.gaps_s.counts.sum() == n - 1
+        gaps = np.sort(np.diff(at))
+        assert np.repeat(found.gaps_s.values, found.gaps_s.counts) == pytest.approx(gaps, rel=2**-11, abs=1e-300)
+    if found.rates_rps is not None:
+        assert sum(found.rates_rps) * (at[-1] - at[0]) / RATE_PARTS == pytest.approx(n)
+
+
+@settings(deadline=None)
+@given(traces())
+def test_sessions_and_prefixes_by_brute_force(columns: Columns) -> None:
+    found = described(columns)
+    turns: dict[str, list[float]] = {}
+    for name, at in zip(columns.session_id or (), columns.arrival_s.tolist(), strict=False):
+        if name is not None:
+            turns.setdefault(name, []).append(at)
+    assert (found.sessions.count if found.sessions else 0) == len(turns)
+    if found.sessions:
+        assert found.sessions.turns.mean == pytest.approx(np.mean([len(t) for t in turns.values()]))
+        gaps = [(t[-1] - t[0]) / (len(t) - 1) for t in turns.values() if len(t) > 1]
+        assert (found.sessions.gap_s is None) == (not gaps)
+        assert found.sessions.gap_s is None or found.sessions.gap_s.percentile(50) == pytest.approx(np.median(gaps))
+    seen: set[int] = set()
+    asked = again = tokens_again = 0
+    for ids, length in zip(columns.prefix_ids or (), columns.input_tokens.tolist(), strict=False):
+        for place, block in enumerate(ids):
+            asked += 1
+            again += block in seen
+            tokens_again += min(max(length - 512 * place, 0), 512) * (block in seen)
+            seen.add(block)
+    assert found.block_reuse == (pytest.approx(again / asked) if asked else None)
+    assert found.token_reuse == (pytest.approx(tokens_again / columns.input_tokens.sum()) if asked else None)
+
+
+@settings(deadline=None)
+@given(*[st.lists(st.integers(1, 30), min_size=1, max_size=50)] * 2)
+def test_ks_of_counts_is_ks_of_the_samples(a: list[int], b: list[int]) -> None:
+    x, y = (describe_lengths(np.array(s), np.array(s)).inputs for s in (a, b))
+    brute = max(abs(np.mean(np.array(a) <= v) - np.mean(np.array(b) <= v)) for v in {*a, *b})
+    assert ks(x, y) == pytest.approx(brute) == pytest.approx(ks_distance(np.array(a), np.array(b)))
+
+
+def test_rates_lie_where_the_requests_do() -> None:
+    """48 parts of an hour against a histogram: a fine part is 1/8192 of the whole at the widest."""
+    at = offsets("poisson", 20, default_rng(1), duration_s=3600.0)
+    at = at[(at < 900) | (at > 1800)]
+    rates = np.array(described(lengths_of(at, 1)).rates_rps)
+    wanted = np.histogram(at, RATE_PARTS)[0] * (RATE_PARTS / (at[-1] - at[0]))
+    assert np.abs(rates - wanted).max() < 0.01 * wanted.max()
+    assert (rates[13:23] == 0).all()
+
+
+def lengths_of(at: np.ndarray, seed: int) -> Columns:
+    rng = default_rng(seed)
+    inputs = rng.lognormal(6, 1, len(at)).astype(int) + 1
+    return Columns(at, inputs, (inputs * rng.lognormal(-2, 1, len(at))).astype(int) + 1)
+
+
+def test_too_many_pairs_are_rounded_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    columns = lengths_of(np.arange(20_000.0), 2)
+    whole = described(columns)
+    monkeypatch.setattr(trace_stats, "MOST_PAIRS", 4_000)
+    rough = described(columns, list(range(0, 20_000, 700)))
+    assert (whole.estimated, rough.estimated) == ((), ("joint lengths",))
+    assert 4_000 < len(rough.pairs.counts) < 0.9 * len(whole.pairs.counts)
+    assert len(set(rough.pairs.inputs)) <= 32 * 16 + 32  # 32 to each power of two, and those below 64
+    assert rough.pairs.counts.sum() == 20_000
+    assert spearman(rough.pairs) == pytest.approx(spearman(whole.pairs), abs=0.002)
+    assert repr(replace(rough, pairs=whole.pairs, estimated=())) == repr(whole)  # all else is exact
+    for side, exact in ((rough.pairs.inputs, whole.pairs.inputs), (rough.pairs.outputs, whole.pairs.outputs)):
+        assert set(np.ceil(np.log2(side))) == set(np.ceil(np.log2(exact)))  # the heat map's cells stay
+
+
+def test_too_many_sessions_and_blocks_are_sampled_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    n, names = 40_000, default_rng(3).integers(0, 10_000, 40_000)
+    columns = replace(
+        lengths_of(np.arange(float(n)), 3),
+        session_id=[f"s{k}" for k in names.tolist()],
+        prefix_ids=[(k,) for k in names.tolist()],
+    )
+    whole = described(columns)
+    monkeypatch.setattr(trace_stats, "MOST_KEPT", 2_000)
+    rough = described(columns, list(range(0, n, 999)))
+    assert rough.estimated == ("sessions", "prefix reuse")
+    assert whole.sessions and rough.sessions and whole.block_reuse and rough.block_reuse
+    # A sample of 1,000 or more: 4 standard errors are 4 / sqrt(1,000).
+    assert rough.sessions.count == pytest.approx(whole.sessions.count, rel=0.13)
+    assert rough.sessions.turns.counts.sum() <= 2_000
+    assert rough.sessions.turns.mean == pytest.approx(whole.sessions.turns.mean, rel=0.07)
+    assert 1 - rough.block_reuse == pytest.approx(1 - whole.block_reuse, rel=0.13)
+
+
+def test_spearman_counts_ties_once_for_each_request() -> None:
+    pairs = CountedPairs(np.array([1, 1, 2, 2]), np.array([1, 2, 1, 2]), np.array([3, 1, 1, 3]))
+    assert spearman(pairs) == pytest.approx(0.5)
+    assert spearman(CountedPairs(np.array([1]), np.array([1]), np.array([5]))) is None
+
+
+def test_a_percentile_of_counts_by_hand() -> None:
+    counts = Counts(np.array([1.0, 5.0, 9.0]), np.array([1, 2, 1]))  # 1 5 5 9
+    assert [counts.percentile(p) for p in (0, 50, 100)] == [1, 5, 9]
+    assert counts.percentile(25) == 4  # rank 0.75: three quarters of the way from 1 to 5
