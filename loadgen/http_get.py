@@ -14,14 +14,14 @@ TIMEOUT_S = 2.0
 MAX_BODY_BYTES = 8 << 20
 
 
-class Answer(NamedTuple):
+class HttpResponse(NamedTuple):
     status: int
     body: bytes
     sent_ns: int
     received_ns: int
 
 
-class Connection:
+class HttpClient:
     """One kept-alive HTTP connection with bounded time and size. Its messages hold no credentials."""
 
     def __init__(self, url: str, token: str | None, clock: Callable[[], int]) -> None:
@@ -34,7 +34,7 @@ class Connection:
         kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._http = kind(self.hostname, parts.port, timeout=TIMEOUT_S)
 
-    def get(self, path: str) -> Answer:
+    def get(self, path: str) -> HttpResponse:
         """Raises MeterError. A connection that the server had closed meanwhile is opened once more."""
         try:
             return self._get(path)
@@ -50,7 +50,7 @@ class Connection:
     def close(self) -> None:
         self._http.close()
 
-    def _get(self, path: str) -> Answer:
+    def _get(self, path: str) -> HttpResponse:
         if self._http.sock is None:
             self._http.connect()
         sent_ns = self._clock()
@@ -61,7 +61,7 @@ class Connection:
         if len(body) > MAX_BODY_BYTES:
             self._http.close()
             raise MeterError(f"{self.at}{path.split('?')[0]} sent more than {MAX_BODY_BYTES >> 20} MiB")
-        return Answer(response.status, body, sent_ns, received_ns)
+        return HttpResponse(response.status, body, sent_ns, received_ns)
 
     def _failed(self, err: Exception) -> MeterError:
         self._http.close()

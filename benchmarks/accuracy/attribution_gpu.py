@@ -22,14 +22,14 @@ from pathlib import Path
 
 import numpy as np
 
-from loadgen.attribution.engine_steps import Work, work_of
-from loadgen.attribution.shapley import fit, in_phase, member_features, overlap, owed_by
-from loadgen.energy.series import EnergySeries, on_its_own_clock
+from loadgen.attribution.engine_steps import EngineSteps, engine_steps_of
+from loadgen.attribution.shapley import align_phase, fit_coefficients, member_features, overlap, owed_by
+from loadgen.energy.series import EnergySeries, align_to_counter_clock
 from loadgen.results import run_folder
 from loadgen.results.run_folder import RunResult
-from loadgen.results.summarize import analyse, engine_series, span
+from loadgen.results.summarize import analyse_run, outermost_series, span
 from loadgen.units import NS_PER_S
-from loadgen.workload.schedule import build
+from loadgen.workload.schedule import build_schedule
 from loadgen.workload.trace import TraceRequest, read_trace, write_trace
 
 TRACES = Path(__file__).parents[2] / "traces"
@@ -43,7 +43,9 @@ def make_traces(folder: Path, seconds: float) -> None:
     """The four traces, in `folder`."""
     mix: list[TraceRequest] = []
     for seed, (kind, rps) in enumerate(RATES.items()):
-        plan = build(read_trace(TRACES / f"{kind}.jsonl"), seed=seed, rps=rps, arrival="poisson", duration_s=seconds)
+        plan = build_schedule(
+            read_trace(TRACES / f"{kind}.jsonl"), seed=seed, rps=rps, arrival="poisson", duration_s=seconds
+        )
         mix += [
             TraceRequest(
                 arrival_s=request.offset_ns / NS_PER_S, input_tokens=request.input_tokens,
@@ -77,7 +79,7 @@ def run(folder: Path, base_url: str, seconds: float, only: str | None) -> None:
 
 
 def load(path: Path) -> RunResult:
-    return analyse(run_folder.read(path))
+    return analyse_run(run_folder.read_run(path))
 
 
 def identical(result: RunResult) -> dict[str, float]:
@@ -99,7 +101,7 @@ def until(result: RunResult, seconds: float) -> tuple[float, dict[str, float]]:
     assert result.attribution is not None
     start_ns, _ = span(result)
     end_ns = start_ns + round(seconds * NS_PER_S)
-    measured = sum(series.energy_mj(start_ns, end_ns) or 0.0 for series in engine_series(result)) / 1000
+    measured = sum(series.energy_mj(start_ns, end_ns) or 0.0 for series in outermost_series(result)) / 1000
     given: dict[str, float] = {}
     for share, record in zip(result.attribution.requests, result.records, strict=True):
         if record.scheduled_ns < end_ns:
@@ -127,7 +129,7 @@ def modelled(result: RunResult, seconds: float, coefficients_of: RunResult | Non
     source = (coefficients_of or result).attribution
     assert source is not None
     (found,) = source.coefficients
-    work = work_of(result.records, result.engine)
+    work = engine_steps_of(result.records, result.engine)
     start_ns, _ = span(result)
     end_ns = start_ns + round(seconds * NS_PER_S)
     inside = work.end_ns[work.step] <= end_ns
@@ -176,16 +178,16 @@ SIZE, TOP_J = 300, 90.0
 
 def figure(result: RunResult) -> str:
     """Two panels: each window's measured joules against the fitted law's, as polled and on the counter's own clock."""
-    work = work_of(result.records, result.engine)
-    (polled,) = engine_series(result)
-    panels = [("as polled", polled), ("on its own clock, in phase", in_phase(on_its_own_clock(polled), work))]
+    work = engine_steps_of(result.records, result.engine)
+    (polled,) = outermost_series(result)
+    panels = [("as polled", polled), ("on its own clock, in phase", align_phase(align_to_counter_clock(polled), work))]
     body = "".join(_panel(40 + i * (SIZE + 70), title, series, work) for i, (title, series) in enumerate(panels))
     size = f'width="{2 * SIZE + 150}" height="{SIZE + 90}"'
     return f'<svg xmlns="http://www.w3.org/2000/svg" {size}><style>{STYLE}</style>{body}</svg>\n'
 
 
-def _panel(x: float, title: str, series: EnergySeries, work: Work) -> str:
-    found = fit(series, work)
+def _panel(x: float, title: str, series: EnergySeries, work: EngineSteps) -> str:
+    found = fit_coefficients(series, work)
     step, window, share = overlap(series.t_ns, work.start_ns, work.end_ns)
     owed = np.bincount(work.step, owed_by(work, found), minlength=work.steps)
     modelled = np.bincount(window, share * owed[step], minlength=len(series) - 1)

@@ -15,17 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from loadgen.attribution.engine_steps import work_of
-from loadgen.attribution.shapley import METHODS, attribute, in_phase
+from loadgen.attribution.engine_steps import engine_steps_of
+from loadgen.attribution.shapley import METHODS, align_phase, attribute_energy
 from loadgen.energy.meter import CounterTrack
 from loadgen.energy.nvml import VERNIER
-from loadgen.energy.series import EnergySeries, on_its_own_clock, series_by_domain
+from loadgen.energy.series import EnergySeries, align_to_counter_clock, series_by_domain
 from loadgen.energy_model.profiles import read_hardware, read_model
 from loadgen.record import RequestRecord
 from loadgen.simulator.cost_model import CounterOptions
-from loadgen.simulator.engine import Arrival, EngineOptions, SimulatedRun, simulate
+from loadgen.simulator.engine import EngineOptions, SimulatedRun, SubmittedRequest, simulate
 from loadgen.units import NS_PER_MS, NS_PER_S
-from loadgen.workload.schedule import build
+from loadgen.workload.schedule import build_schedule
 from loadgen.workload.trace import read_trace
 
 TRACES = Path(__file__).parents[2] / "traces"
@@ -92,11 +92,13 @@ def simulated(scenario: Scenario, seconds: float, seed: int) -> Case:
     rng = np.random.default_rng(seed)
     arrivals = []
     for kind, rps in scenario.rates.items():
-        plan = build(read_trace(TRACES / f"{kind}.jsonl"), seed=seed, rps=rps, arrival="poisson", duration_s=seconds)
+        plan = build_schedule(
+            read_trace(TRACES / f"{kind}.jsonl"), seed=seed, rps=rps, arrival="poisson", duration_s=seconds
+        )
         for request in plan.requests:
             blocks = _blocks(request.input_tokens, scenario.shared_prefix, kind, request.index)
             at_ns = IDLE_NS + request.offset_ns
-            arrivals.append((Arrival(at_ns, request.input_tokens, request.output_tokens, blocks), kind))
+            arrivals.append((SubmittedRequest(at_ns, request.input_tokens, request.output_tokens, blocks), kind))
     run = simulate(
         [arrival for arrival, _ in arrivals], read_hardware(scenario.hardware), read_model(scenario.model),
         scenario.options, scenario.counter, tail_ns=IDLE_NS // 4, seed=seed,
@@ -156,10 +158,10 @@ def score(case: Case, scenario: Scenario, method: str) -> dict[str, float | None
     end = max(record.finished_ns or 0 for record in case.records)
     series = list(series_by_domain(case.run.counter).values())
     engine = engine_samples(case) if scenario.engine else []
-    work = work_of(case.records, engine)
+    work = engine_steps_of(case.records, engine)
     if scenario.polled:
-        series = [in_phase(on_its_own_clock(polled(one, np.random.default_rng(0))), work) for one in series]
-    result = attribute(series, case.records, start, end, method=method, work=work)
+        series = [align_phase(align_to_counter_clock(polled(one, np.random.default_rng(0))), work) for one in series]
+    result = attribute_energy(series, case.records, start, end, method=method, work=work)
     said = np.array([share.joules for share in result.requests])
     truth = np.array([case.run.requests[i].prefill_j + case.run.requests[i].decode_j for i in case.ours])
     error = np.abs(said - truth) / truth

@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from loadgen.attribution.shapley import attribute
+from loadgen.attribution.shapley import attribute_energy
 from loadgen.energy.series import EnergySeries
 from loadgen.record import RequestRecord
 from loadgen.units import NS_PER_MS
@@ -53,7 +53,7 @@ def main() -> None:
     records, series = made_up(options.requests, options.tokens, np.random.default_rng(0))
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start = time.perf_counter()
-    result = attribute([series], records, int(series.t_ns[0]), int(series.t_ns[-1]))
+    result = attribute_energy([series], records, int(series.t_ns[0]), int(series.t_ns[-1]))
     took = time.perf_counter() - start
     after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{options.requests:,} requests, {options.requests * options.tokens:,} tokens, {len(series):,} windows")

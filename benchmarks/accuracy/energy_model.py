@@ -16,7 +16,7 @@ import numpy as np
 
 from loadgen.energy_model.estimate import Estimate, estimates, surface
 from loadgen.energy_model.profiles import EnergyProfile, read_energy_profile, read_hardware, read_model
-from loadgen.energy_model.waves import Bin
+from loadgen.energy_model.waves import RequestShape
 from loadgen.simulator.virtual_profile import closed_loop
 from loadgen.workload.token_bins import count_pairs, in_chunks
 from loadgen.workload.trace import iter_import
@@ -32,7 +32,7 @@ ORIGINALS = {
 SHIPPED = {"traces/chat.jsonl": ROOT / "traces/chat.jsonl", "traces/code.jsonl": ROOT / "traces/code.jsonl"}
 
 
-def truth(lengths: list[Bin], profile: EnergyProfile, batch: int) -> float:
+def truth(lengths: list[RequestShape], profile: EnergyProfile, batch: int) -> float:
     """Joules of the whole workload in a closed loop of `batch`, as the simulated counter would show them."""
     run = closed_loop(lengths, read_hardware(profile.gpu), read_model(profile.model), batch)
     return run.step_j
@@ -55,7 +55,9 @@ def main() -> None:
     for name, path in files.items():
         chunks = list(in_chunks(iter_import(path, Counter())))
         pairs = count_pairs(chunks)
-        lengths = [Bin(int(n), int(o)) for inputs, outputs in chunks for n, o in zip(inputs, outputs, strict=True)]
+        lengths = [
+            RequestShape(int(n), int(o)) for inputs, outputs in chunks for n, o in zip(inputs, outputs, strict=True)
+        ]
         for batch in BATCHES:
             measured = truth(lengths, profile, batch)
             found = estimates(pairs, profile, batch, hardware, model)

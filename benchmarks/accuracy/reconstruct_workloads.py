@@ -14,7 +14,7 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import NormalDist
 
-from loadgen.workload.token_bins import TokenBin, TokenBins, to_json
+from loadgen.workload.token_bins import TokenBin, TokenBins, bins_json
 
 Side = tuple[list[tuple[int, float]], float]
 """[(length, share of requests up to it)], mean."""
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "profiles" / "workloads")
     out = parser.parse_args().out
     for bins in every():
-        (out / f"{bins.name}.json").write_bytes(to_json(bins))
+        (out / f"{bins.name}.json").write_bytes(bins_json(bins))
         print(f"{bins.name}: {len(bins.bins)} bins, mean {bins.mean_input:.1f} in, {bins.mean_output:.1f} out")
 
 

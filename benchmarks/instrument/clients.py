@@ -94,7 +94,7 @@ def _loadgen(url: str, load: Load, folder: Path) -> list[str]:
 def _loadgen_said(folder: Path) -> Answers:
     from loadgen.results import run_folder
 
-    run = run_folder.read(folder / "run")
+    run = run_folder.read_run(folder / "run")
     return {
         f"{run.info.run_id}-{record.index}".encode(): _said(
             (record.first_token_ns - record.sent_ns) / 1e9, np.diff(np.array(record.chunk_ns)) / 1e9

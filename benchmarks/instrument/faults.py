@@ -83,7 +83,7 @@ def run(binary: Path, load: Load, faults: Sequence[str], seed: int = 0) -> Outco
         if "Traceback" in done.stderr + done.stdout or done.returncode not in (0, 1):
             raise SystemExit(f"exit status {done.returncode}: {done.stderr[-2000:]}")
         log = timing_server.read(folder / "log")
-        return judge(load, log, run_folder.read(folder / "run"), CLIENTS["loadgen"].said(folder))
+        return judge(load, log, run_folder.read_run(folder / "run"), CLIENTS["loadgen"].said(folder))
 
 
 def judge(load: Load, log: timing_server.Log, result: run_folder.RunResult, said: dict) -> Outcome:

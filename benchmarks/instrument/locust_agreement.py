@@ -29,11 +29,11 @@ from loadgen.locust.probe_process import Question, Reply, ask
 from loadgen.locust.workload import body, fitting_bins, lengths
 from loadgen.servers.launcher import served
 from loadgen.units import NS_PER_MS, NS_PER_S
-from loadgen.workload.prompts import Kind
+from loadgen.workload.prompts import PromptKind
 from loadgen.workload.schedule import ScheduledRequest
 
 ROOT = Path(__file__).parents[2]
-BINS: dict[Kind, str] = {"chat": "azure-2023-chat", "code": "azure-2023-code"}
+BINS: dict[PromptKind, str] = {"chat": "azure-2023-chat", "code": "azure-2023-code"}
 LISTENER = """
 from locust import events
 out = open({path!r}, "w")
@@ -67,7 +67,7 @@ def server_ttft(root_url: str) -> tuple[float, float]:
 
 async def closed_loop(reply: Reply, users: int, seconds: float) -> list[int]:
     """TTFTs of loadgen's own client; user k asks what locust's user k asks."""
-    kinds: list[Kind] = ["chat", "code"]
+    kinds: list[PromptKind] = ["chat", "code"]
     bins = {kind: fitting_bins(BINS[kind], reply.server.max_model_len) for kind in kinds}
     indices, found = count(), []
     end_ns = monotonic_ns() + round(seconds * NS_PER_S)

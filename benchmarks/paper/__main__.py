@@ -56,7 +56,7 @@ from loadgen.energy_model.estimate import JOULES_PER_KWH
 from loadgen.energy_model.profiles import energy_profile_json, read_energy_profile
 from loadgen.report import svg
 from loadgen.report.format import joules as told_joules
-from loadgen.report.study_page import render
+from loadgen.report.study_page import render_study_page
 from loadgen.stats.intervals import Interval, interval
 
 ROOT = Path(__file__).parents[2]
@@ -722,7 +722,7 @@ def report() -> str:
         "Llama-3.1-8B shape on H200s. Offline, in-process, random weights, fixed lengths; GPU energy by its own "
         "counter. Each run is whole batches. Not valid: a run whose counter may be off by more than 10 % at the worst."
     )
-    return render("Frameworks by batch", told, rows(), "hf-eager", {}, {}, 0)
+    return render_study_page("Frameworks by batch", told, rows(), "hf-eager", {}, {}, 0)
 
 
 def outputs() -> dict[Path, str]:

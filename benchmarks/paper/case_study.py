@@ -14,7 +14,7 @@ from benchmarks.paper.ingest import sitting
 from benchmarks.paper.offline_results import MAIN
 from loadgen.cli.trace import length_chunks
 from loadgen.energy_model.estimate import TwoPhase, ceiling_pairs, fit_two_phase, ideal, surface
-from loadgen.energy_model.profiles import Cell, EnergyProfile, read_energy_profile, read_hardware, read_model
+from loadgen.energy_model.profiles import EnergyProfile, GridPoint, read_energy_profile, read_hardware, read_model
 from loadgen.report.run_figures import Floats
 from loadgen.stats.intervals import Interval
 from loadgen.workload.token_bins import CountedPairs, count_pairs
@@ -32,7 +32,7 @@ GRID = ((128, 512, 2048), (1, 128, 512), (8, 64))
 
 
 @cache
-def transformers_cells() -> tuple[Cell, ...]:
+def transformers_cells() -> tuple[GridPoint, ...]:
     """Every measured size of generate(), its repeats together: whole answers, and prefill alone as one token out."""
     found: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
     for name in MAIN:
@@ -66,17 +66,17 @@ def transformers_profile() -> EnergyProfile:
     )
 
 
-def _size(cell: Cell) -> tuple[int, int, int]:
+def _size(cell: GridPoint) -> tuple[int, int, int]:
     return cell.input, cell.output, cell.batch
 
 
-def _cell(size: tuple[int, int, int], parts: list[dict[str, Any]]) -> Cell | None:
+def _cell(size: tuple[int, int, int], parts: list[dict[str, Any]]) -> GridPoint | None:
     known = [p for p in parts if p["joules"] is not None and p["u_joules"] <= MOST_BOUND * p["joules"]]
     if not known:
         return None
     n, o, batch = size
     each = [part["joules"] / part["batches"] / batch for part in known]
-    return Cell(
+    return GridPoint(
         input=n,
         output=o,
         batch=batch,
@@ -156,7 +156,7 @@ def resampled() -> tuple[Floats, Floats]:
     """[RESAMPLES, 6] of each: the fit to as many cells, drawn with replacement: what their choice leaves open."""
     rng = np.random.default_rng(0)
 
-    def one(cells: Sequence[Cell]) -> Floats:
+    def one(cells: Sequence[GridPoint]) -> Floats:
         while (fit := fit_two_phase([cells[i] for i in rng.integers(len(cells), size=len(cells))])) is None:
             pass
         return coefficients(fit)

@@ -18,7 +18,7 @@ from typing import Any
 
 import msgspec
 
-from loadgen.energy.series import EnergySample, EnergySeries, on_its_own_clock, series_by_domain
+from loadgen.energy.series import EnergySample, EnergySeries, align_to_counter_clock, series_by_domain
 
 FOLDER = Path(__file__).parents[2] / "docs/results/h200-2026"
 
@@ -71,7 +71,7 @@ def means(cell: dict[str, Any]) -> dict[str, float | None]:
 def counter(folder: Path) -> list[EnergySeries]:
     lines = gzip.decompress((folder / "energy.jsonl.gz").read_bytes()).splitlines()
     samples = [msgspec.json.decode(line, type=EnergySample) for line in lines]
-    return [on_its_own_clock(one) for one in series_by_domain(samples).values()]
+    return [align_to_counter_clock(one) for one in series_by_domain(samples).values()]
 
 
 def joules_of(part: dict[str, Any], series: list[EnergySeries]) -> tuple[float, float] | None:

@@ -19,7 +19,7 @@ import numpy as np
 
 from loadgen.energy_model.estimate import flops
 from loadgen.energy_model.profiles import read_hardware, read_model
-from loadgen.report.study_page import render
+from loadgen.report.study_page import render_study_page
 from loadgen.results.study_table import Row
 
 HARDWARE = {"NVIDIA H200": "h200"}
@@ -153,7 +153,7 @@ def main() -> None:
         "Offline, in-process, random weights, fixed lengths; GPU energy by its own counter. Each run is whole batches."
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "report.html").write_text(render(options.title, told, rows, options.baseline, {}, {}, 0))
+    (options.out / "report.html").write_text(render_study_page(options.title, told, rows, options.baseline, {}, {}, 0))
     (options.out / "results.csv").write_text(csv_of(rows))
     print(f"{len(rows)} rows: {options.out / 'results.csv'}, {options.out / 'report.html'}")
 

@@ -26,16 +26,16 @@ import numpy as np
 
 from benchmarks.paper.offline_results import in_words, percent, percents, sig, table
 from benchmarks.paper.plots import Line, picture
-from loadgen.energy.series import EnergySample, EnergySeries, on_its_own_clock, series_by_domain
+from loadgen.energy.series import EnergySample, EnergySeries, align_to_counter_clock, series_by_domain
 from loadgen.report import svg
 from loadgen.report.format import joules as told_joules
 from loadgen.report.format import number
-from loadgen.report.study_page import render
+from loadgen.report.study_page import render_study_page
 from loadgen.results import run_folder
 from loadgen.results.study_table import Group, Row, groups
 from loadgen.results.summarize import span
 from loadgen.stats.intervals import Interval, t95
-from loadgen.study.spec import plan, read_study
+from loadgen.study.spec import plan_runs, read_study
 from loadgen.units import NS_PER_S
 
 FOLDER = Path(__file__).parents[2] / "docs/results/h200-2026/studies/serving"
@@ -69,7 +69,7 @@ def take(study: Path, target: Path, card: str) -> None:
     head, *lines = (study / "results.csv").read_text().splitlines(keepends=True)
     (target / "results.csv").write_text("".join([head, *(line for line in lines if card in line)]))
     cells = [row.cell for row in rows(target)]
-    runs = {cell: run_folder.read(study / "runs" / cell) for cell in cells}
+    runs = {cell: run_folder.read_run(study / "runs" / cell) for cell in cells}
     each = [line for cell, run in runs.items() for line in _requests(cell, run, _joules(study / "runs" / cell))]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([Request._fields, *each])
@@ -153,7 +153,7 @@ def series() -> dict[str, list[EnergySeries]]:
     for line in gzip.decompress((FOLDER / "energy.jsonl.gz").read_bytes()).splitlines():
         told = json.loads(line)
         samples.setdefault(told.pop("cell"), []).append(msgspec.convert(told, EnergySample))
-    return {cell: [on_its_own_clock(s) for s in series_by_domain(of).values()] for cell, of in samples.items()}
+    return {cell: [align_to_counter_clock(s) for s in series_by_domain(of).values()] for cell, of in samples.items()}
 
 
 @cache
@@ -487,8 +487,8 @@ def outputs() -> dict[Path, str]:
     """File -> what is in it, of what is made from the taken data and is no part of docs/results.md."""
     study = read_study(FOLDER / "study.toml")
     told = f"{study.description} Llama-3.1-8B shape with random weights, vLLM 0.20.2, one H200."
-    left = len(plan(study)) - len(rows())
-    page = render(study.title, told, rows(), study.baseline, study.goodput, {}, left)
+    left = len(plan_runs(study)) - len(rows())
+    page = render_study_page(study.title, told, rows(), study.baseline, study.goodput, {}, left)
     return {FOLDER / "report.html": page}
 
 

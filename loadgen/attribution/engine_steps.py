@@ -17,7 +17,7 @@ from loadgen.units import NS_PER_MS
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
-Rows = NDArray[np.int32]
+Memberships = NDArray[np.int32]
 Narrow = NDArray[np.float32]
 
 BURST_GAP_NS = 1 * NS_PER_MS
@@ -58,7 +58,7 @@ class Foreign:
 
 
 @dataclass(frozen=True)
-class Work:
+class EngineSteps:
     """Who did what when: S steps, M memberships (one request in one step).
 
     start_ns, end_ns: int64[S], in time order, not overlapping. iterations: float64[S], engine iterations in the step:
@@ -72,8 +72,8 @@ class Work:
     start_ns: Ints
     end_ns: Ints
     iterations: Floats
-    step: Rows
-    request: Rows
+    step: Memberships
+    request: Memberships
     prefilling: Bools
     prefill: Narrow
     decode: Narrow
@@ -86,7 +86,7 @@ class Work:
         return len(self.start_ns)
 
 
-def work_of(records: Sequence[RequestRecord], engine: Sequence[EngineSample] = ()) -> Work:
+def engine_steps_of(records: Sequence[RequestRecord], engine: Sequence[EngineSample] = ()) -> EngineSteps:
     """The first chunk of a request ends its prefill; every later one is a decode step, or the end of a second prefill
     after a preemption. Requests that got no chunk are in no step: what they cost is nobody's that we know of."""
     counts = np.array([len(record.chunk_ns) for record in records], dtype=np.int64)
@@ -103,13 +103,19 @@ def work_of(records: Sequence[RequestRecord], engine: Sequence[EngineSample] = (
     start_ns = _starts(step, end_ns, firsts, sent_ns[request[firsts]])
     last = _rows(records, counts, request, step, firsts, prompt, cached, engine)
     rows, iterations = _chunked(last, firsts, sent_ns, cached, start_ns, end_ns)
-    return with_engine(Work(start_ns, end_ns, iterations, *rows, _unseen(records)), engine)
+    return with_engine(EngineSteps(start_ns, end_ns, iterations, *rows, _unseen(records)), engine)
 
 
 def _rows(
-    records: Sequence[RequestRecord], counts: Ints, request: Rows, step: Rows, firsts: Ints, prompt: Narrow,
-    cached: Narrow, engine: Sequence[EngineSample],
-) -> "_Rows":  # fmt: skip
+    records: Sequence[RequestRecord],
+    counts: Ints,
+    request: Memberships,
+    step: Memberships,
+    firsts: Ints,
+    prompt: Narrow,
+    cached: Narrow,
+    engine: Sequence[EngineSample],
+) -> "_Rows":
     """A row for every chunk: what its stream computed in the step that the chunk ends."""
     is_first = np.zeros(len(request), bool)
     is_first[firsts] = True
@@ -132,10 +138,10 @@ def _rows(
 
 
 class _Rows(NamedTuple):
-    """The memberships of Work, under the same names."""
+    """The memberships of EngineSteps, under the same names."""
 
-    step: Rows
-    request: Rows
+    step: Memberships
+    request: Memberships
     prefilling: Bools
     prefill: Narrow
     decode: Narrow
@@ -160,7 +166,7 @@ def _unseen(records: Sequence[RequestRecord]) -> Ints:
 # -- steps ------------------------------------------------------------------------------------------------------------
 
 
-def _steps(t_ns: Ints, request: Rows) -> tuple[Rows, Ints]:
+def _steps(t_ns: Ints, request: Memberships) -> tuple[Memberships, Ints]:
     """Chunk times -> (step of each chunk, end of each step).
 
     Chunks less than BURST_GAP_NS apart form a burst. A stream gets one chunk a step, so its k-th chunk inside a burst
@@ -187,7 +193,7 @@ def _steps(t_ns: Ints, request: Rows) -> tuple[Rows, Ints]:
     return rank[step], end_ns[by_time]
 
 
-def _joined(burst: Rows, request: Rows, begins_ns: Ints) -> Rows:
+def _joined(burst: Memberships, request: Memberships, begins_ns: Ints) -> Memberships:
     """The bursts with the slices of one step made one: after SLICE streams or more, a burst with none of them in it."""
     size = np.bincount(burst, minlength=len(begins_ns))
     before = np.concatenate((np.full(1, -1, np.int32), burst[:-1]))
@@ -202,14 +208,14 @@ def _joined(burst: Rows, request: Rows, begins_ns: Ints) -> Rows:
     return (burst - np.cumsum(joins).astype(np.int32)[burst]).astype(np.int32)
 
 
-def _occurrence(burst: Rows, request: Rows) -> Rows:
-    """How many chunks of the same stream came before each one in its burst. Rows of a request are in time order."""
+def _occurrence(burst: Memberships, request: Memberships) -> Memberships:
+    """int[M]: number of chunks of the same stream before each one in its burst. Rows of a request are in time order."""
     row = np.arange(len(burst), dtype=np.int32)
     new = np.concatenate(([True], (burst[1:] != burst[:-1]) | (request[1:] != request[:-1])))
     return row - np.maximum.accumulate(np.where(new, row, 0).astype(np.int32))
 
 
-def _starts(step: Rows, end_ns: Ints, firsts: Ints, sent_ns: Ints) -> Ints:
+def _starts(step: Memberships, end_ns: Ints, firsts: Ints, sent_ns: Ints) -> Ints:
     """A step starts when the one before ends, or, if nobody was being decoded, when its first newcomer was sent."""
     earliest = np.full(len(end_ns), np.iinfo(np.int64).max)
     np.minimum.at(earliest, step[firsts], sent_ns)
@@ -219,7 +225,7 @@ def _starts(step: Rows, end_ns: Ints, firsts: Ints, sent_ns: Ints) -> Ints:
     return np.asarray(np.minimum(np.maximum(before, earliest), end_ns), dtype=np.int64)
 
 
-def _preempted(step: Rows, is_first: Bools, engine: Sequence[EngineSample]) -> Bools:
+def _preempted(step: Memberships, is_first: Bools, engine: Sequence[EngineSample]) -> Bools:
     """bool[M]: rows that come after a pause of steps which other streams had. Not if the engine says there was none."""
     totals = _column(engine, "preemptions")
     if totals is not None and totals[-1] == totals[0]:
@@ -381,7 +387,11 @@ def _edges(engine: Sequence[EngineSample]) -> Ints:
 
 
 def _cached(
-    records: Sequence[RequestRecord], first_ns: Ints, prompt: Narrow, request: Rows, engine: Sequence[EngineSample]
+    records: Sequence[RequestRecord],
+    first_ns: Ints,
+    prompt: Narrow,
+    request: Memberships,
+    engine: Sequence[EngineSample],
 ) -> Narrow:
     """float32[n]: cached prompt tokens of each request: its own usage's, else the engine's share in that interval."""
     said = np.array([np.nan if r.cached_tokens is None else r.cached_tokens for r in records], dtype=np.float32)
@@ -397,7 +407,7 @@ def _cached(
     return np.where(np.isnan(said), guess, said)
 
 
-def with_engine(work: Work, engine: Sequence[EngineSample]) -> Work:
+def with_engine(work: EngineSteps, engine: Sequence[EngineSample]) -> EngineSteps:
     """The same work with what the engine's counters add: unseen iterations, and other clients' tokens."""
     generated, prompts = _column(engine, "generation_tokens"), _column(engine, "prompt_tokens")
     if generated is None or prompts is None or not work.steps:
@@ -429,7 +439,7 @@ def with_engine(work: Work, engine: Sequence[EngineSample]) -> Work:
     return replace(work, foreign=foreign)
 
 
-def _prefill_in_steps(work: Work, edges_ns: Ints, prefill: Floats) -> Floats:
+def _prefill_in_steps(work: EngineSteps, edges_ns: Ints, prefill: Floats) -> Floats:
     """float64[S]: of the others' prompt tokens, those that explain why a step of ours took longer than it should have.
 
     What a step should take: the median step without a prefill, and for its own prompt tokens the median time of one.
@@ -451,7 +461,7 @@ def _prefill_in_steps(work: Work, edges_ns: Ints, prefill: Floats) -> Floats:
     return np.where(outside, 0.0, excess / per_token * scale[interval])
 
 
-def _first_ends(work: Work) -> Ints:
+def _first_ends(work: EngineSteps) -> Ints:
     """int64[requests with a chunk]: the end of each one's first prefill, where its first token came."""
     order = np.lexsort((work.step, work.request))
     request, prefilling = work.request[order], work.prefilling[order]

@@ -22,7 +22,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.attribution.engine_steps import EngineSample, Floats, Foreign, Ints, Rows, Work, work_of
+from loadgen.attribution.engine_steps import (
+    EngineSample,
+    EngineSteps,
+    Floats,
+    Ints,
+    Memberships,
+    engine_steps_of,
+)
 from loadgen.energy.series import EnergySeries
 from loadgen.record import RequestRecord
 from loadgen.stats.nnls import nnls
@@ -112,7 +119,7 @@ class RunAttribution(msgspec.Struct, frozen=True, kw_only=True):
             )
 
 
-def attribute(
+def attribute_energy(
     series: Sequence[EnergySeries],
     records: Sequence[RequestRecord],
     start_ns: int,
@@ -120,7 +127,7 @@ def attribute(
     *,
     engine: Sequence[EngineSample] = (),
     method: Method = "shapley",
-    work: Work | None = None,
+    work: EngineSteps | None = None,
 ) -> RunAttribution:
     """The energy of every series between the counter's moves around [start, end]. work: of these records, if at hand.
 
@@ -128,7 +135,7 @@ def attribute(
     """
     if method != "shapley":
         return _by_another_method(series, records, start_ns, end_ns, method)
-    work = work or work_of(records, engine)
+    work = work or engine_steps_of(records, engine)
     accounts = [_shapley(whole, whole.clip(start_ns, end_ns), work, len(records)) for whole in series]
     measured_mj = sum(account.measured_mj for account in accounts)
     exact = [np.concatenate(([a.idle, a.unattributed], a.prefill, a.decode)) for a in accounts]
@@ -174,14 +181,14 @@ class _Account:
     coefficients: Coefficients
 
 
-def _shapley(whole: EnergySeries, clipped: EnergySeries, work: Work, requests: int) -> _Account:
+def _shapley(whole: EnergySeries, clipped: EnergySeries, work: EngineSteps, requests: int) -> _Account:
     coefficients, covariance = fit_with_covariance(whole, work)
     owed = owed_by(work, coefficients)
     others = foreign_features(work, clipped.t_ns) @ coefficients.values
     if not owed.any():  # nothing could be fitted: a step costs the mean power over its time, whoever does what in it
         length_s = np.maximum(work.end_ns - work.start_ns, 1)[work.step] / NS_PER_S
         owed = next(feature_columns(work)) * length_s * _mean_watts(whole)
-    member_mj, idle, lost = split(clipped, work, owed, coefficients.idle_w, others)
+    member_mj, idle, lost = split_energy(clipped, work, owed, coefficients.idle_w, others)
     total = np.bincount(work.request, member_mj, minlength=requests).astype(np.float64)
     first = np.bincount(work.request[work.prefilling], member_mj[work.prefilling], minlength=requests)
     prefill = np.minimum(first, total)
@@ -196,7 +203,7 @@ def _mean_watts(series: EnergySeries) -> float:
 # -- Work x windows -> Coefficients ----------------------------------------------------------------------------------
 
 
-def feature_columns(work: Work) -> Iterator[Floats]:
+def feature_columns(work: EngineSteps) -> Iterator[Floats]:
     """float64[M], once per coefficient: what each member brings to it. A step itself is shared equally by its members,
     other clients' streams among them."""
     size = np.bincount(work.step, minlength=work.steps) + _foreign_members(work)
@@ -209,12 +216,12 @@ def feature_columns(work: Work) -> Iterator[Floats]:
         del product
 
 
-def member_features(work: Work) -> Floats:
+def member_features(work: EngineSteps) -> Floats:
     """float64[M, 5]: `feature_columns` side by side."""
     return np.stack(list(feature_columns(work)), axis=1)
 
 
-def owed_by(work: Work, coefficients: Coefficients) -> Floats:
+def owed_by(work: EngineSteps, coefficients: Coefficients) -> Floats:
     """float64[M], joules: what each member owes under the model."""
     owed = np.zeros(len(work.step))
     for column, value in zip(feature_columns(work), coefficients.values, strict=True):
@@ -223,7 +230,7 @@ def owed_by(work: Work, coefficients: Coefficients) -> Floats:
     return owed
 
 
-def _foreign_members(work: Work) -> Floats:
+def _foreign_members(work: EngineSteps) -> Floats:
     """float64[S]: streams of others in each of our steps."""
     if work.foreign is None:
         return np.zeros(work.steps)
@@ -232,7 +239,7 @@ def _foreign_members(work: Work) -> Floats:
     return np.where(inside, work.foreign.members[np.clip(interval, 0, len(work.foreign.members) - 1)], 0.0)
 
 
-def foreign_features(work: Work, edges_ns: Ints) -> Floats:
+def foreign_features(work: EngineSteps, edges_ns: Ints) -> Floats:
     """float64[W, 5]: what others bring to each coefficient in each window, where the engine's counters place it."""
     windows = max(len(edges_ns) - 1, 0)
     foreign = work.foreign
@@ -276,7 +283,7 @@ def overlap(edges_ns: Ints, starts_ns: Ints, ends_ns: Ints) -> tuple[Ints, Ints,
     return interval, window, common / (ends_ns - starts_ns)[interval]
 
 
-def fit(series: EnergySeries, work: Work) -> Coefficients:
+def fit_coefficients(series: EnergySeries, work: EngineSteps) -> Coefficients:
     """Coefficients of the windows' energy on the work done in them, by non-negative least squares.
 
     Idle power is measured where no step overlaps, then held fixed: the busy windows of a loaded run say nothing of it.
@@ -284,13 +291,13 @@ def fit(series: EnergySeries, work: Work) -> Coefficients:
     return fit_with_covariance(series, work)[0]
 
 
-def step_features(work: Work) -> Floats:
+def step_features(work: EngineSteps) -> Floats:
     """float64[S, 5]: what each step brings to each coefficient. Passes over every membership: make it once per run."""
     return _sum_by(work.step, feature_columns(work), work.steps)
 
 
 def fit_with_covariance(
-    series: EnergySeries, work: Work, per_step: Floats | None = None
+    series: EnergySeries, work: EngineSteps, per_step: Floats | None = None
 ) -> tuple[Coefficients, Floats]:
     """The coefficients and their covariance, float64[5, 5]: zero in rows that the fit left at zero.
 
@@ -342,7 +349,7 @@ PHASES_NS = range(-30 * NS_PER_MS, 31 * NS_PER_MS, 3 * NS_PER_MS)
 """How far a polled counter's clock may be off: a poll a few times a period sees a move that late."""
 
 
-def in_phase(series: EnergySeries, work: Work) -> EnergySeries:
+def align_phase(series: EnergySeries, work: EngineSteps) -> EnergySeries:
     """A polled counter's series, shifted to where its windows follow best from the work done in them.
 
     Its clock's period is known to microseconds after a minute, its phase only to a fraction of a poll; but 10 ms of
@@ -364,7 +371,7 @@ def _known(series: EnergySeries) -> NDArray[np.bool_]:
     return np.ones(len(series) - 1, bool) if series.gap is None else ~series.gap[1:]
 
 
-def _sum_by(group: Ints | Rows, columns: Iterable[Floats], groups: int) -> Floats:
+def _sum_by(group: Ints | Memberships, columns: Iterable[Floats], groups: int) -> Floats:
     """float64[groups, columns]: each column's sum over each group."""
     return np.stack([np.bincount(group, column, minlength=groups) for column in columns], axis=1)
 
@@ -397,8 +404,8 @@ def _covariance(a: Floats, x: Floats, error: float | None) -> Floats:
 # -- windows x shares -> accounts ------------------------------------------------------------------------------------
 
 
-def split(
-    series: EnergySeries, work: Work, owed: Floats, idle_w: float | None, others_owed: Floats | None = None
+def split_energy(
+    series: EnergySeries, work: EngineSteps, owed: Floats, idle_w: float | None, others_owed: Floats | None = None
 ) -> tuple[Floats, float, float]:
     """Each window's measured energy, in proportion to what is owed in it -> (mJ per member, idle mJ, unattributed mJ).
 
@@ -428,7 +435,7 @@ def split(
 
 
 def _idle_owed(
-    series: EnergySeries, work: Work, step: Ints, window: Ints, share: Floats, idle_w: float | None
+    series: EnergySeries, work: EngineSteps, step: Ints, window: Ints, share: Floats, idle_w: float | None
 ) -> Floats:
     """float64[W], joules: idle power over the time that no step covers. Other clients' steps count as covered."""
     windows = len(series) - 1
@@ -452,7 +459,7 @@ def round_to_sum(values: Floats, total: int) -> Ints:
 
 
 def _variance(
-    series: EnergySeries, work: Work, owed: Floats, joules: Floats, covariance: Floats, misfit: float | None
+    series: EnergySeries, work: EngineSteps, owed: Floats, joules: Floats, covariance: Floats, misfit: float | None
 ) -> Floats:
     """float64[n], J^2: of each request's joules, as the sum of three independent parts.
 
@@ -482,7 +489,7 @@ def _variance(
     return np.asarray(np.maximum(from_fit, 0) + spread**2 + at_edges**2)
 
 
-def _gradient(series: EnergySeries, work: Work, owed: Floats, requests: int) -> Floats:
+def _gradient(series: EnergySeries, work: EngineSteps, owed: Floats, requests: int) -> Floats:
     """float64[n, 5]: d joules_i / d coefficient, for joules_i = sum_w E_w owed_iw / owed_w."""
     windows = len(series) - 1
     energy_j = np.diff(series.mj) / 1000
@@ -570,25 +577,3 @@ def _whole_gpu(series: EnergySeries, records: Sequence[RequestRecord]) -> Floats
     sent, ends = _flights(records)
     at_start, at_end = np.interp([sent, ends], series.t_ns, series.mj)
     return np.asarray(at_end - at_start)
-
-
-__all__ = [
-    "COLUMNS",
-    "METHODS",
-    "Coefficients",
-    "Foreign",
-    "Method",
-    "RequestEnergy",
-    "RunAttribution",
-    "attribute",
-    "feature_columns",
-    "fit",
-    "foreign_features",
-    "in_phase",
-    "member_features",
-    "overlap",
-    "owed_by",
-    "round_to_sum",
-    "split",
-    "work_of",
-]  # fmt: skip

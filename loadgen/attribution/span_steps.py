@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.attribution.engine_steps import Floats, Ints, Work
+from loadgen.attribution.engine_steps import EngineSteps, Floats, Ints
 from loadgen.telemetry.otlp_parse import RequestSpan
 from loadgen.units import NS_PER_MS
 
@@ -79,7 +79,7 @@ STALLED = 0.1
 SHORTEST_SLOT_NS, LONGEST_SLOT_NS = 2 * NS_PER_MS, 100 * NS_PER_MS
 
 
-def slot_work(phases: Phases, start_ns: int, end_ns: int, slot_ns: int, unseen_ns: Ints) -> Work:
+def slot_steps(phases: Phases, start_ns: int, end_ns: int, slot_ns: int, unseen_ns: Ints) -> EngineSteps:
     """What was done in [start, end], a step for each prefill and each slot between prefills."""
     begin, end = np.maximum(phases.start_ns, start_ns), np.minimum(phases.end_ns, end_ns)
     inside = end > begin
@@ -104,7 +104,7 @@ def slot_work(phases: Phases, start_ns: int, end_ns: int, slot_ns: int, unseen_n
     tokens = phases.tokens[row] * (after - before)
     present = np.bincount(cell, minlength=len(edges)) > 0
     used, step = np.flatnonzero(present), (np.cumsum(present) - 1)[cell]
-    return Work(
+    return EngineSteps(
         start_ns=_extreme(np.minimum, from_ns, step, len(used)),
         end_ns=_extreme(np.maximum, to_ns, step, len(used)),
         iterations=np.ones(len(used)),

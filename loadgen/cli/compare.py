@@ -26,15 +26,15 @@ def compare(ctx: click.Context, runs: tuple[Path, ...], gates: tuple[str, ...], 
     from loadgen.report import compare as view
     from loadgen.report.run_facts import summary_of
     from loadgen.results import run_folder
-    from loadgen.results.summarize import analyse
+    from loadgen.results.summarize import analyse_run
 
-    results = [analyse(run_folder.read(run)) for run in runs]
+    results = [analyse_run(run_folder.read_run(run)) for run in runs]
     summaries = [summary_of(result) for result in results]
     paths = view.known_paths(summaries)
-    verdicts = [v for text in gates for v in view.check(view.parse_gate(text, paths), summaries)]
+    verdicts = [v for text in gates for v in view.check_gate(view.parse_gate(text, paths), summaries)]
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode(view.as_json(results, verdicts)), indent=2))
     else:
-        view.render(results, Console(), verdicts)
+        view.render_comparison(results, Console(), verdicts)
     if any(verdict.failed for verdict in verdicts):
         ctx.exit(1)

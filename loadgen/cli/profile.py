@@ -17,9 +17,9 @@ from loadgen.errors import LoadgenError
 if TYPE_CHECKING:
     from loadgen.client.server_probe import ServerInfo
     from loadgen.energy.meter import EnergyMeter
-    from loadgen.energy_model.measure import Effort
-    from loadgen.energy_model.profiles import Cell, EnergyProfile
-    from loadgen.energy_model.waves import Bin
+    from loadgen.energy_model.measure import StoppingRule
+    from loadgen.energy_model.profiles import EnergyProfile, GridPoint
+    from loadgen.energy_model.waves import RequestShape
 
 BINS = "32,128,512,2048,4096,8192x8,32,128,512,1024"
 POSITIVE = click.FloatRange(min=0, min_open=True)
@@ -84,16 +84,16 @@ def profile(bins: str, batch: str, out: Path, virtual_time: bool, serve: str | N
     click.echo(f"{len(made.cells)} cells, wrote {out}{said}")
 
 
-def parse_bins(text: str) -> "list[Bin]":
+def parse_bins(text: str) -> "list[RequestShape]":
     """`32,128x8,64 4096x512`: grids, each input length with each output length. LoadgenError when it is not that."""
-    from loadgen.energy_model.waves import Bin
+    from loadgen.energy_model.waves import RequestShape
 
-    found: list[Bin] = []
+    found: list[RequestShape] = []
     for grid in text.split():
         inputs, mark, outputs = grid.partition("x")
         if not mark:
             raise LoadgenError(f"--bins {grid!r}: expected INPUTSxOUTPUTS such as 32,512x8,128")
-        found += [Bin(i, o) for i in _numbers(inputs, "--bins") for o in _numbers(outputs, "--bins")]
+        found += [RequestShape(i, o) for i in _numbers(inputs, "--bins") for o in _numbers(outputs, "--bins")]
     if not found:
         raise LoadgenError("--bins is empty: expected INPUTSxOUTPUTS such as 32,512x8,128")
     return list(dict.fromkeys(found))
@@ -127,7 +127,7 @@ def _write(out: Path, made: "EnergyProfile") -> None:
         journal_path(out).unlink(missing_ok=True)
 
 
-def _virtual(grid: "list[Bin]", batches: list[int], given: dict[str, Any]) -> "EnergyProfile":
+def _virtual(grid: "list[RequestShape]", batches: list[int], given: dict[str, Any]) -> "EnergyProfile":
     from loadgen import __version__
     from loadgen.energy_model.profiles import EnergyProfile, read_hardware, read_model
     from loadgen.simulator.virtual_profile import WAVES, simulated_cells
@@ -154,7 +154,7 @@ def _virtual(grid: "list[Bin]", batches: list[int], given: dict[str, Any]) -> "E
 
 
 async def _live(
-    grid: "list[Bin]", batches: list[int], out: Path, given: dict[str, Any], say: Callable[[str], None]
+    grid: "list[RequestShape]", batches: list[int], out: Path, given: dict[str, Any], say: Callable[[str], None]
 ) -> "EnergyProfile":
     from loadgen.client.client import Client
     from loadgen.client.server_probe import find_dialect, find_model
@@ -185,13 +185,13 @@ async def _live(
         path = measure.journal_path(out)
         before = measure.read_journal(path, measured_on)
         have = {(cell.input, cell.output, cell.batch) for cell in before}
-        spots = measure.plan(grid, batches, given["seed"])
+        spots = measure.measurement_order(grid, batches, given["seed"])
         left = [spot for spot in spots if (*spot.lengths, spot.batch) not in have]
         if before:
             say(f"{path}: {len(spots) - len(left)} of {len(spots)} cells are there already")
         try:
             with measure.journal(path, measured_on, before) as keep:
-                cells, idle_w = await measure.measure(left, bench, meter, effort, keep, say)
+                cells, idle_w = await measure.measure_profile(left, bench, meter, effort, keep, say)
         finally:
             await asyncio.to_thread(meter.close)
     every = _asked(before + cells, spots)
@@ -233,21 +233,21 @@ def _provenance(
     }
 
 
-def _asked(cells: "list[Cell]", spots: list[Any]) -> "list[Cell]":
+def _asked(cells: "list[GridPoint]", spots: list[Any]) -> "list[GridPoint]":
     """Those of the plan; an interrupted one may have had others."""
     wanted = {(*spot.lengths, spot.batch) for spot in spots}
     return [cell for cell in cells if (cell.input, cell.output, cell.batch) in wanted]
 
 
-def _effort(given: dict[str, Any]) -> "Effort":
-    from loadgen.energy_model.measure import Effort
+def _effort(given: dict[str, Any]) -> "StoppingRule":
+    from loadgen.energy_model.measure import StoppingRule
 
-    return Effort(
+    return StoppingRule(
         **{key: given[key] for key in ("within", "repeat_s", "max_repeats", "cap_s", "settle_s", "static", "budget_s")}
     )
 
 
-def _check_fits(grid: "list[Bin]", takes: int | None, model: str) -> None:
+def _check_fits(grid: "list[RequestShape]", takes: int | None, model: str) -> None:
     longest = max(grid, key=sum)
     if takes is not None and sum(longest) > takes:
         raise LoadgenError(f"bin {longest.input}x{longest.output} is longer than {model} takes: {takes} tokens")

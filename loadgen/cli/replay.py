@@ -12,7 +12,7 @@ from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
-    from loadgen.run.replay import Options
+    from loadgen.run.replay import RunConfig
     from loadgen.workload.schedule import Schedule
 
 
@@ -181,7 +181,13 @@ def replay(
     from loadgen.run.replay import replay as run
     from loadgen.servers.launcher import served
 
-    plan: dict[str, Any] = {"rps": rps, "arrival": arrival, "burstiness": burstiness, "scale": scale, "shape": shape}
+    plan: dict[str, Any] = {
+        "rps": rps,
+        "arrival": arrival,
+        "burstiness": burstiness,
+        "scale": scale,
+        "shape": shape,
+    }
     ends: dict[str, Any] = {"seed": seed, "duration_s": duration, "num_requests": num_requests}
     if streams or (trace and trace.suffix == ".toml"):
         _only_for_a_trace()
@@ -208,10 +214,10 @@ def replay(
 def _trace(trace: Path, *, shape: str | None, **plan: Any) -> "tuple[Schedule, dict[str, Any]]":
     """The plan of one trace, and what was asked for, for run.json."""
     from loadgen.workload.arrivals import points_of
-    from loadgen.workload.schedule import build
+    from loadgen.workload.schedule import build_schedule
     from loadgen.workload.trace import read_trace
 
-    schedule = build(read_trace(trace), shape=points_of(shape) if shape else None, **plan)
+    schedule = build_schedule(read_trace(trace), shape=points_of(shape) if shape else None, **plan)
     return schedule, {"trace": str(trace), **plan, "shape": shape}
 
 
@@ -219,12 +225,12 @@ def _streams(file: Path | None, names: tuple[str, ...], **ends: Any) -> "tuple[S
     """The same of streams."""
     import msgspec
 
-    from loadgen.workload.streams import chosen, plan
+    from loadgen.workload.streams import chosen_streams, schedule_streams
 
     if file and file.suffix != ".toml":
         raise LoadgenError(f"{file} and --stream: give a trace, or streams; a trace is a stream as NAME={file}:RATE")
-    streams = chosen(names, file)
-    schedule = plan(streams, **ends)
+    streams = chosen_streams(names, file)
+    schedule = schedule_streams(streams, **ends)
     told = {name: {k: v for k, v in msgspec.to_builtins(stream).items() if v is not None}
             for name, stream in streams.items()}  # fmt: skip
     return schedule, {"trace": str(file) if file and not names else "+".join(streams), "streams": told}
@@ -244,11 +250,11 @@ def _default_out(trace: str) -> Path:
     return Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(trace).name.split('.')[0]}"
 
 
-def _options(out: Path, asked: dict[str, Any], **given: Any) -> "Options":
+def _options(out: Path, asked: dict[str, Any], **given: Any) -> "RunConfig":
     import msgspec
 
     from loadgen.client.server_probe import clean_url
-    from loadgen.run.replay import Options
+    from loadgen.run.replay import RunConfig
 
     try:
         extra = msgspec.json.decode(given["extra_body"], type=dict[str, Any])
@@ -272,7 +278,7 @@ def _options(out: Path, asked: dict[str, Any], **given: Any) -> "Options":
         config["otlp"] = clean_url(given["otlp"])
     if "://" in given["energy"]:
         config["energy"] = clean_url(given["energy"])
-    return Options(
+    return RunConfig(
         out=out,
         base_url=given["base_url"],
         api_key=given["api_key"],
@@ -302,4 +308,4 @@ def _show(result: "RunResult", out: Path, as_json: bool) -> None:
     if as_json:
         click.echo((out / "summary.json").read_text(), nl=False)
         return
-    terminal.render(result, Console(), out)
+    terminal.render_terminal(result, Console(), out)

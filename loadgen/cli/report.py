@@ -17,4 +17,4 @@ def report(run: Path, as_json: bool) -> None:
     if as_json:
         click.echo((run / "summary.json").read_text(), nl=False)
     else:
-        terminal.render(result, Console(), run)
+        terminal.render_terminal(result, Console(), run)

@@ -55,10 +55,12 @@ def selftest(
 
     source = read_trace(trace) if trace else tests.even_trace()
     mean_out = sum(request.output_tokens for request in source.requests) / len(source.requests)
-    planned = tests.plan(mean_out, rps=rps, streams=streams, itl_s=itl_ms and itl_ms / 1000, ttft_s=ttft_ms / 1000)
+    planned = tests.planned_run(
+        mean_out, rps=rps, streams=streams, itl_s=itl_ms and itl_ms / 1000, ttft_s=ttft_ms / 1000
+    )
     arrival: plans.Arrival = "trace" if trace else "poisson"
-    schedule = plans.build(source, seed=seed, rps=planned.rps, arrival=arrival, duration_s=duration)
-    result = tests.selftest(schedule, planned, processes, view("none" if as_json else "auto", Console(stderr=True)))
+    schedule = plans.build_schedule(source, seed=seed, rps=planned.rps, arrival=arrival, duration_s=duration)
+    result = tests.run_selftest(schedule, planned, processes, view("none" if as_json else "auto", Console(stderr=True)))
     if result is None:
         sys.exit(130)
     if as_json:

@@ -84,7 +84,7 @@ def serve(
         _check_options(ctx, recipe)
         from loadgen.servers import launcher as servers
 
-        servers.run(
+        servers.run_recipe(
             recipe,
             values,
             host=host,
@@ -119,7 +119,7 @@ def _simulate(
     **options: Any,
 ) -> None:
     """options: hardware, seed, api_key and otlp_traces_endpoint, under the server's own names."""
-    from loadgen.simulator.app import COUNTER_KEEPS_S, ServerOptions, run
+    from loadgen.simulator.app import COUNTER_KEEPS_S, ServerOptions, run_simulator
     from loadgen.simulator.cost_model import CounterOptions
     from loadgen.simulator.engine import EngineOptions
     from loadgen.simulator.faults import parse_faults
@@ -130,7 +130,7 @@ def _simulate(
     server = ServerOptions(
         host, port, model=model, engine=engine, counter=counter, faults=parse_faults(fault), **options
     )
-    run(server, exit_with_parent)
+    run_simulator(server, exit_with_parent)
 
 
 def _check_options(ctx: click.Context, recipe: recipes.Recipe) -> None:

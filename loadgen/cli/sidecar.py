@@ -56,11 +56,11 @@ def sidecar(
     $LOADGEN_SIDECAR_TOKEN, when set, is asked of every client as a bearer token.
     """
     try:
-        from loadgen.sidecar.app import Options, run
+        from loadgen.sidecar.app import SidecarOptions, run_sidecar
         from loadgen.sidecar.exporter import reference as text
     except ImportError as err:
         raise LoadgenError(f"the sidecar needs {err.name}: pip install 'loadgen[sidecar]'") from err
-    from loadgen.sidecar.ledger import Hold
+    from loadgen.sidecar.ledger import AllowedLateness
 
     if reference:
         click.echo(text(), nl=False)
@@ -68,8 +68,8 @@ def sidecar(
     if (tls_cert is None) != (tls_key is None):
         raise LoadgenError("--tls-cert and --tls-key go together")
     root = engine_url.rstrip("/").removesuffix("/v1") if engine_url else None
-    run(
-        Options(
+    run_sidecar(
+        SidecarOptions(
             host=host,
             port=port,
             grpc_port=grpc_port,
@@ -81,6 +81,6 @@ def sidecar(
             energy_token=os.environ.get("LOADGEN_ENERGY_TOKEN") or None,
             tls_cert=tls_cert,
             tls_key=tls_key,
-            hold=Hold(blind_s=hold, most_s=max(max_hold, hold)),
+            hold=AllowedLateness(blind_s=hold, most_s=max(max_hold, hold)),
         )
     )

@@ -42,7 +42,7 @@ def study(
 
     overrides = spec.Overrides(models=list(models), knobs=knob, python=python)
     if only_plan:
-        for cell in spec.plan(spec.read_study(file, overrides)):
+        for cell in spec.plan_runs(spec.read_study(file, overrides)):
             click.echo(cell.name)
         return
     from loadgen.study import runner as studies
@@ -50,7 +50,7 @@ def study(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without one
     folder = out or Path("runs") / f"study-{file.stem}"
     try:
-        rows = studies.run(file, folder, lambda line: click.echo(line, err=True), overrides, other_gpu, only)
+        rows = studies.run_study(file, folder, lambda line: click.echo(line, err=True), overrides, other_gpu, only)
     except KeyboardInterrupt:
         click.echo(f"\nstopped; the same command goes on from here ({folder})", err=True)
         sys.exit(130)

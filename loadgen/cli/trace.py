@@ -91,7 +91,7 @@ def fit(
 
     TRACE is in any format that import reads. Its lengths are kept beside --out while the bins are made.
     """
-    from loadgen.workload.token_bins import fit, to_json
+    from loadgen.workload.token_bins import bins_json, fit_bins
     from loadgen.workload.trace import check_rereadable, file_sha256, replacing
 
     check_rereadable(file)
@@ -102,9 +102,9 @@ def fit(
         "command": f"loadgen trace fit {file.name} --edges {edges} --out {out.name}",
     }
     with _spool(out.parent) as spool:
-        bins = fit(name or out.stem, _twice(file, format_, spool), edges, stated | made)
+        bins = fit_bins(name or out.stem, _twice(file, format_, spool), edges, stated | made)
     with replacing(out, overwrite=overwrite) as draft:
-        draft.write(to_json(bins))
+        draft.write(bins_json(bins))
     click.echo(f"{bins.count} requests in {len(bins.bins)} bins, wrote {out}")
 
 
@@ -171,7 +171,7 @@ def sample(
     from loadgen.files import profile_path
     from loadgen.workload.arrivals import offsets
     from loadgen.workload.token_bins import read_bins
-    from loadgen.workload.token_bins import sample as draw
+    from loadgen.workload.token_bins import sample_lengths as draw
     from loadgen.workload.trace import TraceRequest, check_workload, write_trace
 
     check_workload(workload)
@@ -205,11 +205,11 @@ def show(file: str, compare: str | None, html: Path | None, as_json: bool, forma
     about = [_describe(name, format_) for name in (file, compare) if name is not None]
     between = _between(about[0][1], about[1][1]) if compare else {}
     if html is not None:
-        from loadgen.report.trace_page import render
+        from loadgen.report.trace_page import render_trace_page
         from loadgen.workload.trace import replacing
 
         with replacing(html) as page:
-            page.write(render(about, between).encode())
+            page.write(render_trace_page(about, between).encode())
     if as_json:
         described = [facts for facts, _ in about]
         click.echo(json.dumps({"traces": described} | between if compare else described[0], indent=1))
@@ -249,10 +249,10 @@ def _path(name: str) -> Path:
 def _draw(path: Path) -> "tuple[TokenBins, Pairs]":
     from numpy.random import default_rng
 
-    from loadgen.workload.token_bins import read_bins, sample
+    from loadgen.workload.token_bins import read_bins, sample_lengths
 
     bins = read_bins(path)
-    return bins, sample(bins, DRAWS, default_rng(0))
+    return bins, sample_lengths(bins, DRAWS, default_rng(0))
 
 
 DRAWS = 100_000
@@ -350,13 +350,13 @@ def _by_power(lengths: "Counts") -> list[float]:
 
 
 def _between(a: "Description", b: "Description") -> dict[str, float | None]:
-    from loadgen.workload.trace_stats import ks, spearman
+    from loadgen.workload.trace_stats import ks_distance, spearman
 
     rho_a, rho_b = spearman(a.pairs), spearman(b.pairs)
     return {
-        "ks_input": ks(a.inputs, b.inputs),
-        "ks_output": ks(a.outputs, b.outputs),
-        "ks_gap": ks(a.gaps_s, b.gaps_s) if a.gaps_s and b.gaps_s else None,
+        "ks_input": ks_distance(a.inputs, b.inputs),
+        "ks_output": ks_distance(a.outputs, b.outputs),
+        "ks_gap": ks_distance(a.gaps_s, b.gaps_s) if a.gaps_s and b.gaps_s else None,
         "spearman_difference": None if rho_a is None or rho_b is None else abs(rho_a - rho_b),
     }
 

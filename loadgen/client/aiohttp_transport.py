@@ -9,9 +9,9 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientResponse
 
-from loadgen.client.connection import MAX_PAGE_BYTES, Page
+from loadgen.client.connection import MAX_PAGE_BYTES, FetchedPage
 from loadgen.client.http1 import Head, HTTPError
-from loadgen.client.stream import Answer
+from loadgen.client.stream import StreamState
 from loadgen.clock import monotonic_ns
 
 READ_BUFFER_BYTES = 256 << 10
@@ -76,7 +76,7 @@ class Session:
             trace_configs=[_tracing()],
         )
 
-    async def post(self, url: str, body: bytes, request_id: str, answer: Answer) -> None:
+    async def post(self, url: str, body: bytes, request_id: str, answer: StreamState) -> None:
         """Raises HTTPError, aiohttp's other errors, and what `answer` raises.
 
         A second request goes out when a pooled connection turned out to be dead before a byte of answer came: servers
@@ -92,7 +92,7 @@ class Session:
         except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as err:
             raise HTTPError(str(err)) from err
 
-    async def fetch(self, url: str, body: bytes | None) -> Page:
+    async def fetch(self, url: str, body: bytes | None) -> FetchedPage:
         """GET, or POST of JSON. OSError: nobody is there. HTTPError: what answers does not do so in HTTP."""
         try:
             method = "GET" if body is None else "POST"
@@ -102,7 +102,7 @@ class Session:
                     content += await response.content.read(MAX_PAGE_BYTES + 1 - len(content))
                 if len(content) > MAX_PAGE_BYTES:
                     raise HTTPError(f"a page of more than {MAX_PAGE_BYTES} bytes")
-                return Page(response.status, content)
+                return FetchedPage(response.status, content)
         except aiohttp.ClientSSLError as err:
             raise HTTPError(str(err)) from err
         except aiohttp.ClientConnectorError as err:
@@ -113,7 +113,7 @@ class Session:
     async def close(self) -> None:
         await self._session.close()
 
-    async def _attempt(self, url: str, body: bytes, request_id: str, answer: Answer, reused: _Reused) -> None:
+    async def _attempt(self, url: str, body: bytes, request_id: str, answer: StreamState, reused: _Reused) -> None:
         answer.sent_ns = monotonic_ns()
         data = BytesIO(body) if len(body) > LONG_BYTES else body
         headers = {"X-Request-Id": request_id}

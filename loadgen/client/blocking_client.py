@@ -13,7 +13,7 @@ from loadgen.client.client import Post, record_of
 from loadgen.client.http1 import HTTPError, Response, Unusual
 from loadgen.client.openai_api import ProtocolError
 from loadgen.client.sse import SSEError
-from loadgen.client.stream import Answer, RequestError
+from loadgen.client.stream import RequestError, StreamState
 from loadgen.clock import monotonic_ns
 from loadgen.record import ErrorKind, RequestRecord
 from loadgen.units import NS_PER_S
@@ -59,7 +59,7 @@ class BlockingClient:
 
         A greenlet that is killed meanwhile hands what it has to `on_cancelled`, and dies.
         """
-        post, answer = Post(path, body, index, workload, scheduled_ns, request_id), Answer()
+        post, answer = Post(path, body, index, workload, scheduled_ns, request_id), StreamState()
         error: ErrorKind | None = None
         detail = ""
         try:
@@ -87,7 +87,7 @@ class BlockingClient:
         """Servers like to quote the key they refuse."""
         return text.replace(self._secret, "[redacted]") if self._secret else text
 
-    def _exchange(self, path: str, body: bytes, request_id: str, answer: Answer) -> None:
+    def _exchange(self, path: str, body: bytes, request_id: str, answer: StreamState) -> None:
         """A second time when a pooled connection turns out to be dead before a byte of answer came."""
         head = f"POST {self._path}{path}{self._fields}X-Request-Id: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n"
         request = head.encode("latin-1") + body
@@ -112,7 +112,9 @@ class BlockingClient:
             sock.close()
             raise
 
-    def _ask(self, sock: socket.socket, request: bytes, response: Response, answer: Answer, deadline_ns: int) -> None:
+    def _ask(
+        self, sock: socket.socket, request: bytes, response: Response, answer: StreamState, deadline_ns: int
+    ) -> None:
         """Every read is stamped before anything else is done with it."""
         try:
             answer.sent_ns = monotonic_ns()

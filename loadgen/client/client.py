@@ -11,11 +11,11 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from loadgen.client.connection import Connection, Page, StaleError, Wire, plain
+from loadgen.client.connection import Connection, ConnectionPool, FetchedPage, StaleError, plain
 from loadgen.client.http1 import HTTPError, Unusual
 from loadgen.client.openai_api import ProtocolError, Usage
 from loadgen.client.sse import SSEError
-from loadgen.client.stream import Answer, RequestError
+from loadgen.client.stream import RequestError, StreamState
 from loadgen.clock import monotonic_ns
 from loadgen.record import ErrorKind, RequestRecord, StampedBy
 
@@ -57,7 +57,7 @@ class Client:
             self._secrets.append(api_key)
         self._timeout_s = timeout_s
         self._session: Session | None = None
-        self._wire = Wire(self.base_url, self._headers)
+        self._wire = ConnectionPool(self.base_url, self._headers)
         self._is_plain = plain(self.base_url, self._headers)
         self._flights: dict[Flight, float] = {}
         self._timer: asyncio.TimerHandle | None = None
@@ -100,7 +100,7 @@ class Client:
                 flight.cancel()
         return landed.result()
 
-    async def fetch(self, url: str, body: bytes | None = None, *, timeout_s: float) -> Page:
+    async def fetch(self, url: str, body: bytes | None = None, *, timeout_s: float) -> FetchedPage:
         """GET, or POST of JSON, from a page of the same server. TimeoutError: no answer. OSError: nobody is there.
         HTTPError: what answers does not do so in HTTP."""
         async with asyncio.timeout(timeout_s):
@@ -116,7 +116,7 @@ class Client:
         after that."""
         return Flight(self, self._wire, post, landed)
 
-    def _record(self, post: Post, answer: Answer, problem: BaseException | None) -> RequestRecord:
+    def _record(self, post: Post, answer: StreamState, problem: BaseException | None) -> RequestRecord:
         if problem is None:
             return record_of(post, answer, answer.finished_ns or monotonic_ns(), None, None)
         kind, detail = _error(problem, answer, self._timeout_s)
@@ -146,7 +146,7 @@ class Client:
             self._session = Session(self._headers)
         return self._session
 
-    async def _by_aiohttp(self, post: Post, answer: Answer) -> None:
+    async def _by_aiohttp(self, post: Post, answer: StreamState) -> None:
         await self._aiohttp().post(self.base_url + post.path, post.body, post.request_id, answer)
 
 
@@ -155,10 +155,10 @@ class Flight:
 
     __slots__ = ("_answer", "_client", "_connection", "_landed", "_post", "_task", "_wire")
 
-    def __init__(self, client: Client, wire: Wire, post: Post, landed: Landed) -> None:
+    def __init__(self, client: Client, wire: ConnectionPool, post: Post, landed: Landed) -> None:
         self._client, self._wire, self._post = client, wire, post
         self._landed: Landed | None = landed
-        self._answer = Answer()
+        self._answer = StreamState()
         self._connection: Connection | None = None
         self._task: asyncio.Task[None] | None = None
         client._watch(self)
@@ -207,10 +207,10 @@ class Flight:
         self._connection = None
         if isinstance(err, Unusual):
             self._client._is_plain = False
-            self._answer = Answer()
+            self._answer = StreamState()
             self._wait_for(self._client._by_aiohttp(self._post, self._answer), self._land)
         elif isinstance(err, StaleError) and self._wire.addresses:
-            self._answer = Answer()
+            self._answer = StreamState()
             self._connect()
         else:
             self._land(err)
@@ -229,7 +229,7 @@ class Flight:
 _PROTOCOL = (SSEError, ProtocolError, HTTPError)
 
 
-def _error(problem: BaseException, answer: Answer, timeout_s: float | None) -> tuple[ErrorKind, str]:
+def _error(problem: BaseException, answer: StreamState, timeout_s: float | None) -> tuple[ErrorKind, str]:
     match problem:
         case RequestError():
             return problem.kind, str(problem)
@@ -243,7 +243,7 @@ def _error(problem: BaseException, answer: Answer, timeout_s: float | None) -> t
 
 
 def record_of(
-    post: Post, answer: Answer, finished_ns: int, error: ErrorKind | None, detail: str | None
+    post: Post, answer: StreamState, finished_ns: int, error: ErrorKind | None, detail: str | None
 ) -> RequestRecord:
     streamed = answer.chunk_ns is not None
     chunks = answer.chunk_ns.tolist() if answer.chunk_ns else []

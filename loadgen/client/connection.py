@@ -77,7 +77,9 @@ class Connection:
     __slots__ = ("_answer", "_connecting", "_lent", "_over", "_pooled", "_receive", "_response", "_socket", "_sockets",
                  "_unsent", "_wire")  # fmt: skip
 
-    def __init__(self, wire: "Wire", sock: socket.socket, sockets: Sockets, connecting: Address | None) -> None:
+    def __init__(
+        self, wire: "ConnectionPool", sock: socket.socket, sockets: Sockets, connecting: Address | None
+    ) -> None:
         """`connecting`: where to, if that is still going on."""
         self._wire, self._socket, self._sockets, self._connecting = wire, sock, sockets, connecting
         self._receive = sock.recvmsg
@@ -229,7 +231,7 @@ def _settle(over: "asyncio.Future[None]", err: Exception | None) -> None:
 MAX_PAGE_BYTES = 8 << 20
 
 
-class Page(NamedTuple):
+class FetchedPage(NamedTuple):
     status: int
     body: bytes
 
@@ -263,7 +265,7 @@ class _Reader:
         pass
 
 
-class Wire:
+class ConnectionPool:
     """Connections to one plain server. `headers` go with every request."""
 
     def __init__(self, base_url: str, headers: dict[str, str]) -> None:
@@ -282,7 +284,7 @@ class Wire:
         head = f"POST {self._path}{path}{self._fields}X-Request-Id: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n"
         return head.encode("ascii") + body
 
-    async def fetch(self, path: str, body: bytes | None) -> Page:
+    async def fetch(self, path: str, body: bytes | None) -> FetchedPage:
         """GET, or POST. OSError: nobody is there. HTTPError: what answers does not do so in HTTP. Unusual."""
         method, length = ("GET", "") if body is None else ("POST", f"Content-Length: {len(body)}\r\n")
         request = f"{method} {path}{self._fields}{length}\r\n".encode("ascii") + (body or b"")
@@ -303,7 +305,7 @@ class Wire:
                 connection.abort()
                 raise
             else:
-                return Page(page.status, bytes(page.body))
+                return FetchedPage(page.status, bytes(page.body))
 
     async def look_up(self) -> None:
         """Finds the addresses. OSError: there are none."""

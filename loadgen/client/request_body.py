@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from loadgen.client.openai_api import Dialect, Endpoint, payload
-from loadgen.workload.prompts import Kind, Vocabulary, draws_of, kind_of
+from loadgen.workload.prompts import PromptKind, Vocabulary, draws_of, prompt_kind
 from loadgen.workload.schedule import ScheduledRequest
 
 _PROMPT = "\ue000prompt\ue000"
@@ -16,7 +16,7 @@ _PROMPT = "\ue000prompt\ue000"
 
 def body_maker(
     seed: int,
-    vocabularies: Mapping[Kind, Vocabulary],
+    vocabularies: Mapping[PromptKind, Vocabulary],
     endpoint: Endpoint,
     model: str,
     dialect: Dialect,
@@ -32,7 +32,7 @@ def body_maker(
         return before, after
 
     def body(request: ScheduledRequest) -> bytes:
-        prompt = vocabularies[kind_of(request.workload)].prompt(
+        prompt = vocabularies[prompt_kind(request.workload)].prompt(
             request.input_tokens,
             draws_of(seed, request.index),
             request.prefix_ids,

@@ -19,7 +19,7 @@ class RequestError(Exception):
         self.kind: ErrorKind = kind
 
 
-class Answer:
+class StreamState:
     """Local to one `send`. Raises RequestError, SSEError and ProtocolError on what is not a stream of the API."""
 
     __slots__ = ("_between", "_decoder", "_done", "_error_body", "_hits", "_learned", "_template", "_tokens",

@@ -13,7 +13,15 @@ from loadgen.client.http1 import HTTPError
 from loadgen.client.openai_api import PATHS, Endpoint, payload
 from loadgen.client.server_probe import ASK_TIMEOUT_S, ServerInfo
 from loadgen.errors import LoadgenError
-from loadgen.workload.prompts import Draws, Kind, Vocabulary, estimate, measure, probe_text, texts_to_count
+from loadgen.workload.prompts import (
+    Draws,
+    PromptKind,
+    Vocabulary,
+    estimate_vocabulary,
+    measure_vocabulary,
+    probe_text,
+    texts_to_count,
+)
 
 LengthSource = Literal["/tokenize", "tokenizer file", "probe"]
 
@@ -27,13 +35,13 @@ async def vocabularies(
     client: Client,
     server: ServerInfo,
     endpoint: Endpoint,
-    kinds: set[Kind],
+    kinds: set[PromptKind],
     tokenizer: Path | None,
     extra: dict[str, Any],
-) -> tuple[LengthSource, dict[Kind, Vocabulary]]:
+) -> tuple[LengthSource, dict[PromptKind, Vocabulary]]:
     """A vocabulary per kind, and where its counts come from: --tokenizer, the server's /tokenize, else one probe."""
     source: LengthSource = "probe"
-    found: dict[Kind, Vocabulary] = {}
+    found: dict[PromptKind, Vocabulary] = {}
     for kind in sorted(kinds):
         texts = texts_to_count(kind)
         counts: dict[str, int] | None
@@ -60,20 +68,20 @@ class _Probe:
         return record.input_tokens
 
 
-async def _measured(kind: Kind, counts: Mapping[str, int], probe: _Probe) -> Vocabulary:
+async def _measured(kind: PromptKind, counts: Mapping[str, int], probe: _Probe) -> Vocabulary:
     """The template's overhead is what the server counts beyond a prompt whose own length is known."""
-    bare = measure(kind, counts, overhead=0)
+    bare = measure_vocabulary(kind, counts, overhead=0)
     counted = await probe.input_tokens(bare.prompt(PROBE_TOKENS, Draws(PROBE_KEY)))
     return bare if counted is None else replace(bare, overhead=counted - PROBE_TOKENS)
 
 
-async def _estimated(kind: Kind, probe: _Probe) -> Vocabulary:
+async def _estimated(kind: PromptKind, probe: _Probe) -> Vocabulary:
     """Two probes: one word gives the overhead, a long text the tokens per character."""
     text = probe_text(kind)
     word, long = await probe.input_tokens("the"), await probe.input_tokens(text)
     if word is None or long is None:  # no usage at all: four characters a token is the rule of thumb
-        return estimate(kind, tokens_per_char=0.25, overhead=0)
-    return estimate(kind, tokens_per_char=(long - word) / (len(text) - len("the")), overhead=word - 1)
+        return estimate_vocabulary(kind, tokens_per_char=0.25, overhead=0)
+    return estimate_vocabulary(kind, tokens_per_char=(long - word) / (len(text) - len("the")), overhead=word - 1)
 
 
 def count_with_file(path: Path, texts: list[str]) -> dict[str, int]:

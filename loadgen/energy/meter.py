@@ -3,7 +3,7 @@
 from statistics import median
 from typing import NamedTuple, Protocol
 
-from loadgen.energy.series import EnergyDomain, EnergySample, on_its_own_clock, series_by_domain
+from loadgen.energy.series import EnergyDomain, EnergySample, align_to_counter_clock, series_by_domain
 from loadgen.units import MJ_PER_J, NS_PER_S, s_from_ns
 
 
@@ -113,7 +113,7 @@ class CounterTrack:
             self._first.append(sample)
             if len(self._first) == self.REGULAR:
                 [series] = series_by_domain(self._first).values()
-                self.regular, self._first = on_its_own_clock(series) is not series, []
+                self.regular, self._first = align_to_counter_clock(series) is not series, []
 
     def _earliest_ns(self, polled_ns: int, after_ns: int) -> int:
         """After an outage the last of several moves is still about one period old; half as much again is for jitter."""

@@ -15,7 +15,7 @@ from loadgen.clock import monotonic_ns
 from loadgen.energy.meter import CounterTrack, Reading
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import MeterError
-from loadgen.http_get import Answer, Connection
+from loadgen.http_get import HttpClient, HttpResponse
 from loadgen.units import mj_from_j, s_from_ns
 
 FEED_POLL_S = 0.5
@@ -95,7 +95,7 @@ class Feed:
 
     poll_s = FEED_POLL_S
 
-    def __init__(self, connection: Connection, first: Answer, chosen: Sequence[str] | None) -> None:
+    def __init__(self, connection: HttpClient, first: HttpResponse, chosen: Sequence[str] | None) -> None:
         self._connection = connection
         self.clock = Clock(loopback=connection.hostname in LOOPBACK)
         self._since_ns = 0
@@ -121,7 +121,7 @@ class Feed:
         answer = self._connection.get(f"/energy?since={self._since_ns}")
         self._latest += self._take(answer, _decode(answer, self._connection.at))
 
-    def _take(self, answer: Answer, page: FeedPage) -> list[EnergySample]:
+    def _take(self, answer: HttpResponse, page: FeedPage) -> list[EnergySample]:
         self.clock.observe(answer.sent_ns, answer.received_ns, page.now_ns)
         if page.now_ns < self._since_ns:
             self._since_ns = 0
@@ -140,7 +140,7 @@ class Feed:
         return sum(follow.resets for follow in self._follow.values())
 
 
-def _decode(answer: Answer, at: str) -> FeedPage:
+def _decode(answer: HttpResponse, at: str) -> FeedPage:
     """Raises MeterError when the answer is something else than a feed."""
     if answer.status != 200:
         raise MeterError(f"{at}/energy answers {answer.status}")
@@ -221,7 +221,7 @@ def _energy_lines(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
 class Page:
     """A Prometheus page, polled: the counter's value was true some time between two polls."""
 
-    def __init__(self, connection: Connection, chosen: Sequence[str] | None) -> None:
+    def __init__(self, connection: HttpClient, chosen: Sequence[str] | None) -> None:
         self._connection = connection
         counters, self.notes = self._counters(self._fetch())
         if not counters:
@@ -258,13 +258,13 @@ class Page:
         missing = tuple(f"{name}: no longer on the page" for name in self._tracks if name not in counters)
         return Reading(samples, self._resets() - resets_before, missing)
 
-    def _fetch(self) -> Answer:
+    def _fetch(self) -> HttpResponse:
         answer = self._connection.get("/metrics")
         if answer.status != 200:
             raise MeterError(f"{self._connection.at}/metrics answers {answer.status}")
         return answer
 
-    def _counters(self, answer: Answer) -> tuple[list[Counter], list[str]]:
+    def _counters(self, answer: HttpResponse) -> tuple[list[Counter], list[str]]:
         try:
             return page_counters(answer.body.decode())
         except ValueError as err:
@@ -289,7 +289,7 @@ class RemoteMeter:
         gpus: Sequence[str] | None = None,
         clock: Callable[[], int] = monotonic_ns,
     ) -> None:
-        self._connection = Connection(url, token, clock)
+        self._connection = HttpClient(url, token, clock)
         try:
             self._source = self._open(gpus)
         except BaseException:

@@ -162,7 +162,7 @@ CLOCK_SLACK_NS = 2_000_000
 """What is left of a move's uncertainty once the counter's clock is known: its own jitter (p95 2 ms on the H200)."""
 
 
-def on_its_own_clock(series: EnergySeries) -> EnergySeries:
+def align_to_counter_clock(series: EnergySeries) -> EnergySeries:
     """The same moves at the instants of the counter's own clock, where it has one; else the series as it is.
 
     A poll sees a move late: it lies somewhere in t +- slack. A counter that moves every T (the H200's: 100.0 ms) has

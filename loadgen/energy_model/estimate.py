@@ -17,7 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.energy_model.profiles import Cell, EnergyProfile, Hardware, Model
+from loadgen.energy_model.profiles import EnergyProfile, GridPoint, Hardware, Model
 from loadgen.errors import LoadgenError
 from loadgen.stats.nnls import nnls
 from loadgen.workload.token_bins import PAPER_INPUT_EDGES, PAPER_OUTPUT_EDGES, CountedPairs
@@ -89,7 +89,7 @@ def _features(inputs: Floats, outputs: Floats, batch: Floats | float) -> Floats:
     return np.column_stack([np.ones_like(n), n, n**2, o / batch, o - 1, contexts])
 
 
-def fit_two_phase(cells: Sequence[Cell]) -> TwoPhase | None:
+def fit_two_phase(cells: Sequence[GridPoint]) -> TwoPhase | None:
     """Least squares of the relative residuals, coefficients >= 0. None when the cells do not vary in every letter,
     or are fewer than twice the coefficients."""
     n, o, batch, joules = _columns(cells)
@@ -102,7 +102,7 @@ def fit_two_phase(cells: Sequence[Cell]) -> TwoPhase | None:
     return TwoPhase(**dict(zip(names, a.tolist(), strict=True)), rms=rms)
 
 
-def _columns(cells: Sequence[Cell]) -> tuple[Floats, Floats, Floats, Floats]:
+def _columns(cells: Sequence[GridPoint]) -> tuple[Floats, Floats, Floats, Floats]:
     rows = np.array([(c.input, c.output, c.batch, c.joules_per_request) for c in cells], dtype=np.float64)
     return rows[:, 0], rows[:, 1], rows[:, 2], rows[:, 3]
 
@@ -209,7 +209,7 @@ class Surface:
         return self.inputs, self.outputs, self.batches
 
 
-def _key(cell: Cell) -> tuple[int, int, int]:
+def _key(cell: GridPoint) -> tuple[int, int, int]:
     return cell.input, cell.output, cell.batch
 
 

@@ -20,9 +20,9 @@ from loadgen.client.openai_api import PATHS, Endpoint, payload
 from loadgen.client.server_probe import ServerInfo
 from loadgen.energy.meter import EnergyMeter
 from loadgen.energy.sampler import Sampler
-from loadgen.energy.series import EnergySample, on_its_own_clock, series_by_domain
-from loadgen.energy_model.profiles import Cell
-from loadgen.energy_model.waves import Bin, boundaries, cell_of, repeats
+from loadgen.energy.series import EnergySample, align_to_counter_clock, series_by_domain
+from loadgen.energy_model.profiles import GridPoint
+from loadgen.energy_model.waves import RequestShape, grid_point_of, wave_boundaries, wave_repeats
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from loadgen.stats.intervals import half_width
@@ -41,7 +41,7 @@ Say = Callable[[str], None]
 class Spot(NamedTuple):
     """One cell to measure."""
 
-    lengths: Bin
+    lengths: RequestShape
     batch: int
 
     @property
@@ -50,7 +50,7 @@ class Spot(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Effort:
+class StoppingRule:
     """How much of it. Times are seconds per cell."""
 
     within: float = 0.03
@@ -70,7 +70,7 @@ class Effort:
     """For all cells together: no cell is begun after it."""
 
 
-def plan(bins: Sequence[Bin], batches: Sequence[int], seed: int) -> list[Spot]:
+def measurement_order(bins: Sequence[RequestShape], batches: Sequence[int], seed: int) -> list[Spot]:
     """Batches in the order given, so that what matters most comes first; within each, bins in a seeded random order,
     so that drift does not look like an effect of length."""
     rng = np.random.default_rng(seed)
@@ -89,14 +89,14 @@ class _Header(msgspec.Struct, frozen=True):
     """What must be the same for cells to belong to one profile: model, engine, domains, endpoint."""
 
 
-def read_journal(path: Path, measured_on: dict[str, Any]) -> list[Cell]:
+def read_journal(path: Path, measured_on: dict[str, Any]) -> list[GridPoint]:
     """Cells of an earlier, interrupted run; half a last line is left out. LoadgenError when of another server."""
     if not path.exists():
         return []
     lines = [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
     try:
         header = msgspec.json.decode(lines[0], type=_Header) if lines else None
-        cells = [msgspec.json.decode(line, type=Cell) for line in lines[1:]]
+        cells = [msgspec.json.decode(line, type=GridPoint) for line in lines[1:]]
     except (msgspec.MsgspecError, UnicodeDecodeError) as err:
         raise LoadgenError(f"{path}: not the journal of a profile: {err}; remove it to start anew") from err
     if header is not None and header.measured_on != measured_on:
@@ -108,7 +108,9 @@ def read_journal(path: Path, measured_on: dict[str, Any]) -> list[Cell]:
 
 
 @contextmanager
-def journal(path: Path, measured_on: dict[str, Any], cells: Sequence[Cell]) -> Iterator[Callable[[Cell], None]]:
+def journal(
+    path: Path, measured_on: dict[str, Any], cells: Sequence[GridPoint]
+) -> Iterator[Callable[[GridPoint], None]]:
     """Appends each cell as it is measured."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,7 +163,7 @@ class Bench:
     """Domains that lie within another one."""
     sent: int = 0
 
-    async def request(self, lengths: Bin) -> RequestRecord:
+    async def request(self, lengths: RequestShape) -> RequestRecord:
         """One request with a prompt that no other one of this bench has."""
         self.sent += 1
         index = self.sent
@@ -179,19 +181,25 @@ class Bench:
     def joules(self, start_ns: int, end_ns: int) -> float | None:
         """Of all domains, those within another left out; None where one of them does not cover the interval."""
         outer = [sample for sample in self.samples if sample.domain not in self.inner]
-        every = map(on_its_own_clock, series_by_domain(outer).values())
+        every = map(align_to_counter_clock, series_by_domain(outer).values())
         each = [series.energy_mj(start_ns, end_ns) for series in every]
         known = [mj for mj in each if mj is not None]
         return sum(known) / 1000 if known and len(known) == len(each) else None
 
 
-async def measure(spots: Sequence[Spot], bench: Bench, meter: EnergyMeter, effort: Effort, keep: Callable[[Cell], None],
-                  say: Say) -> tuple[list[Cell], float | None]:  # fmt: skip
+async def measure_profile(
+    spots: Sequence[Spot],
+    bench: Bench,
+    meter: EnergyMeter,
+    effort: StoppingRule,
+    keep: Callable[[GridPoint], None],
+    say: Say,
+) -> tuple[list[GridPoint], float | None]:
     """(the cells measured before the time ran out, idle watts). Each is handed to `keep` as soon as it is there."""
     bench.inner = frozenset(domain.name for domain in meter.domains if domain.within is not None)
     sampler = Sampler(meter, bench.samples.extend)
     sampler.start()
-    cells: list[Cell] = []
+    cells: list[GridPoint] = []
     done: list[tuple[Spot, float]] = []
     try:
         idle_w = await _idle(bench, effort.idle_s)
@@ -214,7 +222,7 @@ async def measure(spots: Sequence[Spot], bench: Bench, meter: EnergyMeter, effor
     return cells, idle_w
 
 
-def _line(i: int, count: int, cell: Cell, left_s: float | None) -> str:
+def _line(i: int, count: int, cell: GridPoint, left_s: float | None) -> str:
     spread = f" ±{cell.stderr / cell.joules_per_request:.1%}" if cell.stderr is not None else ""
     wide = "" if cell.settled else " (wider than asked)"
     left = f", about {left_s:.0f} s left" if left_s is not None else ""
@@ -287,7 +295,7 @@ class _Loop:
             self.cached += record.cached_tokens or 0
 
 
-async def measure_cell(spot: Spot, bench: Bench, effort: Effort) -> Cell:
+async def measure_cell(spot: Spot, bench: Bench, effort: StoppingRule) -> GridPoint:
     """Until the repeats agree, or there are enough of them, or it takes too long. Raises LoadgenError."""
     if effort.static:
         return await _measure_static(spot, bench, effort)
@@ -297,15 +305,15 @@ async def measure_cell(spot: Spot, bench: Bench, effort: Effort) -> Cell:
         while True:
             await asyncio.sleep(LOOK_S)
             _check(loop)
-            edges = boundaries(sorted(loop.finished_ns), spot.batch, 1, least_ns)
-            measured = repeats(edges, bench.joules)
+            edges = wave_boundaries(sorted(loop.finished_ns), spot.batch, 1, least_ns)
+            measured = wave_repeats(edges, bench.joules)
             spread = half_width([r.joules / r.requests for r in measured])
             late = (clock.monotonic_ns() - start_ns) / NS_PER_S > effort.cap_s
             if measured and (spread <= effort.within or len(measured) >= effort.max_repeats or late):
-                return cell_of(spot.lengths, spot.batch, measured, effort.within)
+                return grid_point_of(spot.lengths, spot.batch, measured, effort.within)
 
 
-async def _measure_static(spot: Spot, bench: Bench, effort: Effort) -> Cell:
+async def _measure_static(spot: Spot, bench: Bench, effort: StoppingRule) -> GridPoint:
     """Repeats of whole batches, one after another. A repeat is as many of them as fill `repeat_s`."""
     edges = [(clock.monotonic_ns(), 0)]
     start_ns, completed = edges[0]
@@ -319,12 +327,12 @@ async def _measure_static(spot: Spot, bench: Bench, effort: Effort) -> Cell:
             continue
         edges.append((now_ns, completed))
         late = (now_ns - start_ns) / NS_PER_S > effort.cap_s
-        measured = repeats(edges, bench.joules)
+        measured = wave_repeats(edges, bench.joules)
         if half_width([r.joules / r.requests for r in measured]) <= effort.within:
-            return cell_of(spot.lengths, spot.batch, measured, effort.within)
+            return grid_point_of(spot.lengths, spot.batch, measured, effort.within)
         if late or len(edges) > effort.max_repeats:
-            await _until(lambda: len(repeats(edges, bench.joules)) == len(edges) - 1)
-            return cell_of(spot.lengths, spot.batch, repeats(edges, bench.joules), effort.within)
+            await _until(lambda: len(wave_repeats(edges, bench.joules)) == len(edges) - 1)
+            return grid_point_of(spot.lengths, spot.batch, wave_repeats(edges, bench.joules), effort.within)
 
 
 async def _until(there: Callable[[], bool]) -> None:

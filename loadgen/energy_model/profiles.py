@@ -115,7 +115,7 @@ def _read(path: Path, kind: type[Profile]) -> Profile:
 # -- measured energy --------------------------------------------------------------------------------------------------
 
 
-class Cell(msgspec.Struct, frozen=True, kw_only=True):
+class GridPoint(msgspec.Struct, frozen=True, kw_only=True):
     """What one request of these lengths cost while `batch` of its kind were in flight."""
 
     input: int
@@ -149,7 +149,7 @@ class EnergyProfile(msgspec.Struct, frozen=True, kw_only=True):
     """With the model resident and no request in flight."""
     provenance: dict[str, Any]
     """Versions, flags, the meter and its period, the command."""
-    cells: tuple[Cell, ...]
+    cells: tuple[GridPoint, ...]
 
     @property
     def name(self) -> str:

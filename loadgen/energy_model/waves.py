@@ -11,11 +11,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loadgen.energy_model.profiles import Cell
+from loadgen.energy_model.profiles import GridPoint
 from loadgen.stats.intervals import half_width
 
 
-class Bin(NamedTuple):
+class RequestShape(NamedTuple):
     """Lengths of the requests of a cell."""
 
     input: int
@@ -28,7 +28,7 @@ class Repeat(NamedTuple):
     joules: float
 
 
-def boundaries(finished_ns: Sequence[int], batch: int, skip_waves: int, least_ns: int) -> list[tuple[int, int]]:
+def wave_boundaries(finished_ns: Sequence[int], batch: int, skip_waves: int, least_ns: int) -> list[tuple[int, int]]:
     """(instant, completions up to it) at the ends of whole waves, each at least `least_ns` after the one before.
 
     finished_ns: sorted. The first boundary is the end of wave `skip_waves`, which must be at least 1: the ramp is over.
@@ -41,7 +41,7 @@ def boundaries(finished_ns: Sequence[int], batch: int, skip_waves: int, least_ns
     return found
 
 
-def repeats(edges: Sequence[tuple[int, int]], joules_between: Callable[[int, int], float | None]) -> list[Repeat]:
+def wave_repeats(edges: Sequence[tuple[int, int]], joules_between: Callable[[int, int], float | None]) -> list[Repeat]:
     """Between neighbouring boundaries; those whose energy is not known yet (or never will be) are left out."""
     found = []
     for (start_ns, before), (end_ns, after) in pairwise(edges):
@@ -51,12 +51,12 @@ def repeats(edges: Sequence[tuple[int, int]], joules_between: Callable[[int, int
     return found
 
 
-def cell_of(lengths: Bin, batch: int, measured: Sequence[Repeat], within: float) -> Cell:
+def grid_point_of(lengths: RequestShape, batch: int, measured: Sequence[Repeat], within: float) -> GridPoint:
     """The mean over all requests, and how the repeats spread. within: the relative half width that was asked for."""
     requests = sum(r.requests for r in measured)
     each = [r.joules / r.requests for r in measured]
     several = len(each) > 1
-    return Cell(
+    return GridPoint(
         input=lengths.input,
         output=lengths.output,
         batch=batch,

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 from loadgen.client.openai_api import PATHS, Endpoint
 from loadgen.client.server_probe import clean_url
 from loadgen.errors import LoadgenError
-from loadgen.workload.prompts import Kind
+from loadgen.workload.prompts import PromptKind
 from loadgen.workload.schedule import ARRIVALS, Arrival
 
 
@@ -47,7 +47,7 @@ class Settings:
     timeout_s: float
     tokenizer: str | None
     sidecar: str | None
-    bins: dict[Kind, str]
+    bins: dict[PromptKind, str]
     trace: str | None
     rps: float | None
     arrival: Arrival

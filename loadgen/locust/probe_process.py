@@ -18,14 +18,14 @@ from loadgen.client.openai_api import Endpoint
 from loadgen.client.server_probe import ServerInfo, find_dialect, find_model
 from loadgen.client.token_counts import LengthSource, vocabularies
 from loadgen.errors import LoadgenError
-from loadgen.workload.prompts import Kind, Vocabulary
+from loadgen.workload.prompts import PromptKind, Vocabulary
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
     base_url: str
     model: str | None
     endpoint: Endpoint
-    kinds: frozenset[Kind]
+    kinds: frozenset[PromptKind]
     tokenizer: str | None = None
     timeout_s: float = 60.0
 
@@ -33,7 +33,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 class Reply(msgspec.Struct, frozen=True, kw_only=True):
     server: ServerInfo
     lengths_from: LengthSource
-    vocabularies: dict[Kind, Vocabulary]
+    vocabularies: dict[PromptKind, Vocabulary]
 
 
 def ask(question: Question) -> Reply:

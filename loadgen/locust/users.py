@@ -25,7 +25,7 @@ from loadgen.locust.workload import check_fit, fitting_bins, lengths, plan
 from loadgen.record import RequestRecord
 from loadgen.telemetry.otlp_export import SpanSender
 from loadgen.units import NS_PER_MS
-from loadgen.workload.prompts import Kind, kind_of
+from loadgen.workload.prompts import PromptKind, prompt_kind
 from loadgen.workload.schedule import ScheduledRequest
 from locust import User, task
 
@@ -46,9 +46,9 @@ class Test:
         self.settings = given = settings(environment.parsed_options, environment.host)
         classes = set(environment.user_classes)
         self.plan = plan(given) if TraceReplay in classes and given.trace else None
-        kinds: set[Kind] = {user.kind for user in classes if issubclass(user, ClosedLoopUser)}
+        kinds: set[PromptKind] = {user.kind for user in classes if issubclass(user, ClosedLoopUser)}
         if self.plan:
-            kinds |= {kind_of(request.workload) for request in self.plan.requests}
+            kinds |= {prompt_kind(request.workload) for request in self.plan.requests}
         self.reply: Reply = ask(
             Question(
                 base_url=given.base_url,
@@ -169,7 +169,7 @@ class ClosedLoopUser(LoadgenUser):
     """Asks, reads the whole answer, thinks, asks again."""
 
     abstract = True
-    kind: ClassVar[Kind]
+    kind: ClassVar[PromptKind]
     _lengths: Iterator[tuple[int, int]] | None = None
 
     def wait_time(self) -> float:

@@ -12,7 +12,7 @@ from flask import Blueprint, Response, jsonify, request
 
 from loadgen.clock import monotonic_ns
 from loadgen.telemetry.otlp_export import TOKEN_VARIABLE
-from loadgen.telemetry.sidecar_metrics import Energy, parse, rows, sentences, since
+from loadgen.telemetry.sidecar_metrics import SidecarEnergy, energy_rows, energy_sentences, energy_since, parse_metrics
 from loadgen.units import NS_PER_S
 
 ANSWER = "answer (size: output tokens)"
@@ -51,8 +51,8 @@ class Watch:
     def __init__(self, environment: Any) -> None:
         self.environment = environment
         self._url: str | None = None
-        self._first: Energy | None = None
-        self._last: Energy | None = None
+        self._first: SidecarEnergy | None = None
+        self._last: SidecarEnergy | None = None
         self._problem = NO_SIDECAR
         self._began_ns = monotonic_ns()
         self._readings: deque[Reading] = deque(maxlen=WINDOW)
@@ -85,7 +85,7 @@ class Watch:
             self._ask(self._url)
         after = None if self._problem else self.energy
         if before and after:
-            self._log_settled(since(before, after))
+            self._log_settled(energy_since(before, after))
         self._history.append(
             {
                 "t_s": (self._readings[-1].t_ns - self._began_ns) / NS_PER_S,
@@ -98,7 +98,7 @@ class Watch:
 
     def _ask(self, url: str) -> None:
         try:
-            energy = parse(fetch(url + "/metrics"))
+            energy = parse_metrics(fetch(url + "/metrics"))
             self._problem = "" if energy else f"what answers at {url} is no loadgen sidecar"
             self._last = energy or self._last
         except (OSError, http.client.HTTPException) as err:
@@ -129,16 +129,16 @@ class Watch:
         count = now.first_tokens - then.first_tokens
         return (now.first_tokens_ms - then.first_tokens_ms) / count if count > 0 else None
 
-    def _log_settled(self, growth: Energy) -> None:
+    def _log_settled(self, growth: SidecarEnergy) -> None:
         """What has settled since the reading before, for locust's table."""
         for name, share in growth.workloads.items():
             for _ in range(round(share.requests)):
                 self.environment.stats.get(ENERGY, name).log(None, share.request_joules / share.requests)
 
     @property
-    def energy(self) -> Energy | None:
+    def energy(self) -> SidecarEnergy | None:
         """Since the test began."""
-        return None if self._last is None else since(self._first, self._last)
+        return None if self._last is None else energy_since(self._first, self._last)
 
     def _answers(self) -> dict[str, Any]:
         """Workload -> its entry in locust's table."""
@@ -171,7 +171,7 @@ class Watch:
     def energy_rows(self) -> list[dict[str, str]]:
         """Never a joule that was not read: words instead."""
         energy = self.energy
-        table = [row._asdict() for row in rows(energy)] if energy else []
+        table = [row._asdict() for row in energy_rows(energy)] if energy else []
         return table + ([{"account": self._problem}] if self._problem else [])
 
     def panel(self) -> dict[str, Any]:
@@ -191,7 +191,7 @@ class Watch:
         while not self._problem and self._unsettled() and monotonic_ns() < deadline_ns:
             gevent.sleep(0.5)
             self._read()
-        lines = sentences(self.energy) if self.energy else []
+        lines = energy_sentences(self.energy) if self.energy else []
         return lines + ([self._problem] if self._problem else [])
 
     def _unsettled(self) -> bool:
@@ -237,7 +237,7 @@ TABLES = {
     "energy": {
         "account": "Account",
         "requests": "# Requests settled",
-        "joules": "Energy since the test began",
+        "joules": "SidecarEnergy since the test began",
         "per_request": "Per request",
         "per_token": "Per output token",
     },

@@ -10,7 +10,7 @@ from loadgen.files import profile_path
 from loadgen.locust.options import Settings
 from loadgen.workload import schedule
 from loadgen.workload.schedule import Schedule, ScheduledRequest
-from loadgen.workload.token_bins import TokenBins, read_bins, sample
+from loadgen.workload.token_bins import TokenBins, read_bins, sample_lengths
 from loadgen.workload.trace import read_trace
 
 SAMPLE = 256
@@ -20,7 +20,7 @@ SAMPLE = 256
 def plan(given: Settings) -> Schedule:
     """The schedule that `loadgen replay` makes of the same options."""
     assert given.trace is not None
-    return schedule.build(
+    return schedule.build_schedule(
         read_trace(Path(given.trace)),
         seed=given.seed,
         rps=given.rps,
@@ -50,6 +50,6 @@ def fitting_bins(name: str, limit: int | None) -> TokenBins:
 def lengths(bins: TokenBins, limit: int | None, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
     """(input, output) tokens for ever; what the model cannot take is left out."""
     while True:
-        for pair in zip(*(side.tolist() for side in sample(bins, SAMPLE, rng)), strict=True):
+        for pair in zip(*(side.tolist() for side in sample_lengths(bins, SAMPLE, rng)), strict=True):
             if limit is None or sum(pair) <= limit:
                 yield pair

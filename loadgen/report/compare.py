@@ -128,7 +128,7 @@ def _follow(value: Any, path: str) -> Any:
     return reduce(lambda found, name: getattr(found, name, None), path.split("."), value)
 
 
-def compare(summaries: Sequence[Summary], paths: Sequence[str]) -> dict[str, list[Cell]]:
+def compare_runs(summaries: Sequence[Summary], paths: Sequence[str]) -> dict[str, list[Cell]]:
     """Path -> a cell for every run, in order."""
     values = {path: [value_at(summary, path) for summary in summaries] for path in paths}
     return {path: [_cell(value, row[0]) for value in row] for path, row in values.items()}
@@ -172,7 +172,7 @@ def parse_gate(text: str, paths: Sequence[str]) -> Gate:
     return Gate(text.strip(), path, op, float(bound) / 100 if relative else float(bound), relative)
 
 
-def check(gate: Gate, summaries: Sequence[Summary]) -> list[Verdict]:
+def check_gate(gate: Gate, summaries: Sequence[Summary]) -> list[Verdict]:
     """One for every run after the first, which is the baseline; of a single run, for that one."""
     first = value_at(summaries[0], gate.path)
     if gate.relative and len(summaries) < 2:
@@ -194,7 +194,7 @@ def _verdict(gate: Gate, run: int, value: float | None, first: float | None) -> 
 def as_json(results: Sequence[RunResult], verdicts: Sequence[Verdict] = ()) -> dict[str, Any]:
     """Plain values. Every known number, not only those of the table."""
     summaries = [summary_of(result) for result in results]
-    rows = compare(summaries, known_paths(summaries))
+    rows = compare_runs(summaries, known_paths(summaries))
     return {
         "runs": [summary.run_id for summary in summaries],
         "metrics": {path: [msgspec.to_builtins(cell) for cell in cells] for path, cells in rows.items()},
@@ -211,7 +211,7 @@ def as_json(results: Sequence[RunResult], verdicts: Sequence[Verdict] = ()) -> d
     }
 
 
-def render(results: Sequence[RunResult], console: Console, verdicts: Sequence[Verdict] = ()) -> None:
+def render_comparison(results: Sequence[RunResult], console: Console, verdicts: Sequence[Verdict] = ()) -> None:
     summaries = [summary_of(result) for result in results]
     for letter, result, summary in zip(_letters(len(results)), results, summaries, strict=True):
         simulated = "   SIMULATED" if is_simulated(result.info) else ""
@@ -222,7 +222,7 @@ def render(results: Sequence[RunResult], console: Console, verdicts: Sequence[Ve
     if len({is_simulated(result.info) for result in results}) > 1:
         console.print(Text("Simulated and measured runs are side by side.", style="bold yellow"))
     console.print()
-    console.print(_table(compare(summaries, metrics(summaries)), len(results)))
+    console.print(_table(compare_runs(summaries, metrics(summaries)), len(results)))
     for verdict in verdicts:
         console.print(Text(told_verdict(verdict), style="bold red" if verdict.failed else "green"))
 

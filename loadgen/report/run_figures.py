@@ -6,13 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.energy.series import on_its_own_clock
+from loadgen.energy.series import align_to_counter_clock
 from loadgen.record import RequestRecord
 from loadgen.report import downsample, svg
 from loadgen.report.format import count, joules, number, percent, plural, seconds, watts
 from loadgen.report.markup import Markup, join, tag
 from loadgen.results.run_folder import RunResult
-from loadgen.results.summarize import engine_series
+from loadgen.results.summarize import outermost_series
 from loadgen.units import MJ_PER_J, NS_PER_S
 
 Floats = NDArray[np.float64]
@@ -151,7 +151,7 @@ def _time_axis(first_s: float, last_s: float) -> svg.Axis:
 
 def power_steps(result: RunResult) -> Steps:
     """Watts in each window between two moves of the counter; the sum when there are several counters."""
-    series = [on_its_own_clock(one) for one in engine_series(result)]
+    series = [align_to_counter_clock(one) for one in outermost_series(result)]
     if not series:
         return Steps(np.array([]), np.array([]))
     low, high = max(s.t_ns[0] for s in series), min(s.t_ns[-1] for s in series)

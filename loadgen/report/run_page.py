@@ -31,7 +31,7 @@ from loadgen.results.summary import Distribution, EnergySummary, Goodput, Summar
 from loadgen.units import mj_from_j
 
 
-def render(result: RunResult) -> str:
+def render_run_page(result: RunResult) -> str:
     """The whole page. Raises LoadgenError when the run has no summary."""
     summary = summary_of(result)
     page = Template(_packaged("page.html"))

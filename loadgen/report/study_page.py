@@ -52,7 +52,7 @@ LATENCIES = {"tpot": "tpot_p50_s", "ttft": "ttft_p50_s", "e2el": "e2e_p50_s"}
 """SLO metric -> the field its median is in."""
 
 
-def render(
+def render_study_page(
     title: str,
     description: str,
     rows: Sequence[Row],

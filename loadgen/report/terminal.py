@@ -32,7 +32,7 @@ LABEL = 12
 Parts = list[tuple[str, Summary | WorkloadSummary]]
 
 
-def render(result: RunResult, console: Console, folder: Path | None = None) -> None:
+def render_terminal(result: RunResult, console: Console, folder: Path | None = None) -> None:
     """Print the summary; with `folder`, where the run and its report are. LoadgenError when the run has no summary."""
     summary = summary_of(result)
     _head(result, summary, console)

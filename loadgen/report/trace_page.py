@@ -19,7 +19,7 @@ POINTS = (50, 90, 99)
 About = tuple[dict[str, Any], Description]
 
 
-def render(about: Sequence[About], between: dict[str, float | None]) -> str:
+def render_trace_page(about: Sequence[About], between: dict[str, float | None]) -> str:
     """The whole page. `about`: facts for the tables, and what is drawn; `between` compares two of them."""
     names = [str(facts["name"]) for facts, _ in about]
     found = [description for _, description in about]

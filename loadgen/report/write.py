@@ -9,9 +9,9 @@ from loadgen.workload.schedule import Schedule
 def finish(path: Path, schedule: Schedule | None = None) -> run_folder.RunResult:
     """Attribution, summary and report of a run folder, made anew from what was recorded."""
     from loadgen.report import run_page
-    from loadgen.results.summarize import analyse
+    from loadgen.results.summarize import analyse_run
 
-    result = analyse(run_folder.read(path, schedule.requests if schedule else None))
+    result = analyse_run(run_folder.read_run(path, schedule.requests if schedule else None))
     assert result.summary is not None
-    run_folder.write_analysis(path, result.attribution, result.summary, run_page.render(result))
+    run_folder.write_analysis(path, result.attribution, result.summary, run_page.render_run_page(result))
     return result

@@ -26,7 +26,7 @@ def _distribution(known: NDArray[np.floating[Any]], scale: float) -> Distributio
     return Distribution(count=len(known), mean=mean, p50=p50, p90=p90, p95=p95, p99=p99, max=highest)
 
 
-def seconds(values_ns: Iterable[float | None]) -> Distribution:
+def distribution_s(values_ns: Iterable[float | None]) -> Distribution:
     """A distribution in seconds of durations in nanoseconds."""
     return distribution(values_ns, 1 / NS_PER_S)
 

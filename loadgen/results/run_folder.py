@@ -24,7 +24,7 @@ from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from loadgen.results.summary import Summary
-from loadgen.workload.schedule import Asked, Schedule, ScheduledRequest, encode
+from loadgen.workload.schedule import ArrivalSpec, Schedule, ScheduledRequest, encode_schedule
 
 T = TypeVar("T")
 
@@ -39,7 +39,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     requested_rps: float | None
     schedule_sha256: str
-    asked: list[Asked] = []
+    asked: list[ArrivalSpec] = []
     """How requests were to come, stream by stream."""
     anchor: Anchor
     host: dict[str, Any]
@@ -84,7 +84,7 @@ class RunWriter:
         self._lock = threading.Lock()
         self._encode = msgspec.json.Encoder().encode
         try:
-            write_atomic(path / "schedule.jsonl", encode(schedule.requests))
+            write_atomic(path / "schedule.jsonl", encode_schedule(schedule.requests))
             self.write_info(info)
             self._files = {name: _append_to(path / f"{name}.jsonl") for name in ("records", "energy", "engine")}
         except OSError as err:
@@ -227,7 +227,7 @@ def _cannot_write(path: Path, err: OSError) -> LoadgenError:
     return LoadgenError(f"cannot write the run folder {path}: {err.strerror or err}")
 
 
-def read(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> RunResult:
+def read_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> RunResult:
     """What was recorded in `path`; what can be derived from it is left to `analyse`. `schedule`: when it is at hand.
 
     A run that was killed reads as far as it got: half a last line is left out, and a request without a record gets one

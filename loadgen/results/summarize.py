@@ -8,9 +8,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.attribution.engine_steps import work_of
-from loadgen.attribution.shapley import RequestEnergy, RunAttribution, attribute, in_phase
-from loadgen.energy.series import EnergySeries, on_its_own_clock, series_by_domain
+from loadgen.attribution.engine_steps import engine_steps_of
+from loadgen.attribution.shapley import RequestEnergy, RunAttribution, align_phase, attribute_energy
+from loadgen.energy.series import EnergySeries, align_to_counter_clock, series_by_domain
 from loadgen.record import RequestRecord
 from loadgen.results import metrics, timekeeping
 from loadgen.results.run_folder import RunResult
@@ -26,8 +26,8 @@ from loadgen.results.summary import (
     WorkloadSummary,
 )
 from loadgen.units import NS_PER_S, j_from_mj
-from loadgen.workload.arrivals import index_of_dispersion, realised
-from loadgen.workload.schedule import Asked
+from loadgen.workload.arrivals import index_of_dispersion, realized_arrivals
+from loadgen.workload.schedule import ArrivalSpec
 
 MIN_TIME_COVERAGE = 0.99
 MIN_TOKEN_COVERAGE = 0.95
@@ -42,15 +42,15 @@ MIN_WINDOWS = 20
 """Fewer moves of the counter than this, and one step of it is over 5 % of the run."""
 
 
-def analyse(result: RunResult) -> RunResult:
+def analyse_run(result: RunResult) -> RunResult:
     """The same run with its attribution and summary made anew."""
     start_ns, end_ns = span(result)
-    series = engine_series(result)
+    series = outermost_series(result)
     attribution = None
     if series:
-        work = work_of(result.records, result.engine)
-        series = [in_phase(on_its_own_clock(one), work) for one in series]
-        attribution = attribute(series, result.records, start_ns, end_ns, work=work)
+        work = engine_steps_of(result.records, result.engine)
+        series = [align_phase(align_to_counter_clock(one), work) for one in series]
+        attribution = attribute_energy(series, result.records, start_ns, end_ns, work=work)
     summary = summarize(result, attribution, series, start_ns, end_ns)
     return replace(result, attribution=attribution, summary=summary)
 
@@ -63,7 +63,7 @@ def span(result: RunResult) -> tuple[int, int]:
     return start_ns, max(ends, default=start_ns)
 
 
-def engine_series(result: RunResult) -> list[EnergySeries]:
+def outermost_series(result: RunResult) -> list[EnergySeries]:
     """The domains whose joules add up to the run's: those that lie within no other."""
     inner = {domain.name for domain in result.info.domains if domain.within is not None}
     found = series_by_domain(result.energy)
@@ -74,7 +74,7 @@ def summarize(
     result: RunResult, attribution: RunAttribution | None, series: Sequence[EnergySeries], start_ns: int, end_ns: int
 ) -> Summary:
     records, duration_s = result.records, (end_ns - start_ns) / NS_PER_S
-    lag = metrics.seconds(record.lag_ns for record in records)
+    lag = metrics.distribution_s(record.lag_ns for record in records)
     latency = _latency(records)
     checks = {asked.workload: _arrivals(result, asked) for asked in result.info.asked}
     arrivals = checks.get(None) or _all_arrivals(result, checks)
@@ -118,11 +118,11 @@ def _latency(records: Sequence[RequestRecord]) -> Latency:
     """Over completed requests only: a request that failed fast is not a fast request."""
     done = [record for record in records if record.ok]
     return {
-        "ttft_s": metrics.seconds(record.ttft_ns for record in done),
-        "tpot_s": metrics.seconds(record.tpot_ns for record in done),
+        "ttft_s": metrics.distribution_s(record.ttft_ns for record in done),
+        "tpot_s": metrics.distribution_s(record.tpot_ns for record in done),
         "itl_s": metrics.inter_token_s(done),
-        "e2e_s": metrics.seconds(record.e2e_ns for record in done),
-        "response_s": metrics.seconds(record.response_ns for record in done),
+        "e2e_s": metrics.distribution_s(record.e2e_ns for record in done),
+        "response_s": metrics.distribution_s(record.response_ns for record in done),
     }
 
 
@@ -140,7 +140,7 @@ def _rate(result: RunResult) -> Rate:
     )
 
 
-def _arrivals(result: RunResult, asked: Asked) -> ArrivalCheck:
+def _arrivals(result: RunResult, asked: ArrivalSpec) -> ArrivalCheck:
     """One stream's, against its process."""
     starts = [r for r in result.schedule if r.after is None and asked.workload in (None, r.workload)]
     scheduled = np.array([request.offset_ns for request in starts], dtype=np.int64) / NS_PER_S
@@ -150,8 +150,8 @@ def _arrivals(result: RunResult, asked: Asked) -> ArrivalCheck:
         of="sessions" if asked.sessions else "requests",
         process=asked.process,
         asked_rps=asked.rate_rps,
-        scheduled=realised(scheduled, *law),
-        sent=realised(sent, *law, planned=scheduled),
+        scheduled=realized_arrivals(scheduled, *law),
+        sent=realized_arrivals(sent, *law, planned=scheduled),
         as_asked=None,
         verdict="not judged: --max-concurrency closed the loop",
     )
@@ -179,8 +179,8 @@ def _all_arrivals(result: RunResult, checks: Mapping[str | None, ArrivalCheck]) 
         of="requests",
         process=None,
         asked_rps=result.info.requested_rps,
-        scheduled=realised(planned, "several", None),
-        sent=realised(sent, "several", None),
+        scheduled=realized_arrivals(planned, "several", None),
+        sent=realized_arrivals(sent, "several", None),
         as_asked=False if False in verdicts else None if None in verdicts else True,
         verdict="; ".join(f"{name}: {check.verdict}" for name, check in checks.items()),
     )

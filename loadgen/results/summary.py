@@ -3,7 +3,7 @@
 import msgspec
 
 from loadgen.record import StampedBy
-from loadgen.workload.arrivals import Realised
+from loadgen.workload.arrivals import RealizedArrivals
 
 
 class Distribution(msgspec.Struct, frozen=True, kw_only=True):
@@ -41,9 +41,9 @@ class ArrivalCheck(msgspec.Struct, frozen=True, kw_only=True):
     process: str | None
     """None: several streams together."""
     asked_rps: float | None
-    scheduled: Realised
+    scheduled: RealizedArrivals
     """The instants of the plan."""
-    sent: Realised
+    sent: RealizedArrivals
     """Those at which requests left."""
     as_asked: bool | None
     """None: not judged."""

@@ -28,14 +28,14 @@ from loadgen.energy.meter import EnergyMeter
 from loadgen.energy.sampler import Sampler, SamplerReport
 from loadgen.errors import LoadgenError
 from loadgen.results import run_folder
-from loadgen.results.metrics import seconds
+from loadgen.results.metrics import distribution_s
 from loadgen.run.processes import Shards, shards, split_cap
 from loadgen.run.progress import Progress, View
 from loadgen.run.sender import Cost, Job, Sender, bodies_of
 from loadgen.telemetry.engine_metrics import EnginePoller, EngineSample
-from loadgen.telemetry.otlp_export import check as check_spans
+from loadgen.telemetry.otlp_export import check_endpoint as check_spans
 from loadgen.units import NS_PER_S
-from loadgen.workload.prompts import Kind, Vocabulary, kind_of
+from loadgen.workload.prompts import PromptKind, Vocabulary, prompt_kind
 from loadgen.workload.schedule import Schedule, ScheduledRequest
 
 LEAD_S = 0.1
@@ -44,7 +44,7 @@ TICK_S = 0.25
 
 
 @dataclass(frozen=True)
-class Options:
+class RunConfig:
     """What a run is asked to be, beyond its schedule."""
 
     out: Path
@@ -71,13 +71,13 @@ class Options:
     """How many share the sending."""
 
 
-def replay(schedule: Schedule, options: Options, view: View) -> None:
+def replay(schedule: Schedule, options: RunConfig, view: View) -> None:
     """Run the schedule and record it in the folder `options.out`."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
         loop.run(_record(schedule, options, view))
 
 
-async def _record(schedule: Schedule, options: Options, view: View) -> None:
+async def _record(schedule: Schedule, options: RunConfig, view: View) -> None:
     """Everything that touches the world: asks the server, opens the meter, runs, writes."""
     async with Client(
         options.base_url, headers=options.headers, api_key=options.api_key, timeout_s=options.timeout_s
@@ -86,7 +86,7 @@ async def _record(schedule: Schedule, options: Options, view: View) -> None:
         dialect = await find_dialect(client, options.endpoint, server.model, options.extra_body)
         server = replace(server, dialect=dialect)
         _check_lengths(schedule, server)
-        kinds = {kind_of(request.workload) for request in schedule.requests}
+        kinds = {prompt_kind(request.workload) for request in schedule.requests}
         lengths, vocabulary = await vocabularies(
             client, server, options.endpoint, kinds, options.tokenizer, options.extra_body
         )
@@ -121,7 +121,7 @@ async def _sender(
 
 
 async def _warm_up(
-    client: Client, options: Options, schedule: Schedule, make_body: Callable[[ScheduledRequest], bytes]
+    client: Client, options: RunConfig, schedule: Schedule, make_body: Callable[[ScheduledRequest], bytes]
 ) -> None:
     """The first `--warmup` requests one after another, unrecorded; with prompts of their own, so nothing is cached."""
     for request in schedule.requests[: options.warmup]:
@@ -134,7 +134,7 @@ async def _warm_up(
 
 async def _measure(
     schedule: Schedule,
-    options: Options,
+    options: RunConfig,
     sender: Sender | Shards,
     server: ServerInfo,
     meter: EnergyMeter | None,
@@ -225,7 +225,7 @@ def _signals(sender: Sender | Shards) -> Iterator[None]:
             loop.remove_signal_handler(number)
 
 
-def _open_meter(options: Options, server: ServerInfo) -> tuple[EnergyMeter | None, list[str]]:
+def _open_meter(options: RunConfig, server: ServerInfo) -> tuple[EnergyMeter | None, list[str]]:
     choice = source_beside(server.base_url, options.energy, simulated_at=server.root_url if server.simulated else None)
     if choice is None:
         host = urlsplit(server.base_url).hostname
@@ -244,7 +244,7 @@ def _check_lengths(schedule: Schedule, server: ServerInfo) -> None:
             )
 
 
-def _job(run_id: str, options: Options, server: ServerInfo, vocabulary: dict[Kind, Vocabulary]) -> Job:
+def _job(run_id: str, options: RunConfig, server: ServerInfo, vocabulary: dict[PromptKind, Vocabulary]) -> Job:
     return Job(
         run_id=run_id,
         base_url=options.base_url,
@@ -262,7 +262,7 @@ def _job(run_id: str, options: Options, server: ServerInfo, vocabulary: dict[Kin
 
 def _run_info(
     schedule: Schedule,
-    options: Options,
+    options: RunConfig,
     server: ServerInfo,
     lengths: Literal["/tokenize", "tokenizer file", "probe"],
     meter: EnergyMeter | None,
@@ -306,7 +306,7 @@ def _engine_line(sample: EngineSample) -> dict[str, Any]:
 
 def _instrument(cost: Cost, report: SamplerReport | None, processes: list[dict[str, Any]] | None) -> dict[str, Any]:
     return {
-        "loop_delay_s": msgspec.to_builtins(seconds(cost.late_ns)),
+        "loop_delay_s": msgspec.to_builtins(distribution_s(cost.late_ns)),
         "waited_s": cost.waited_s,
         "stamped_by": cost.stamped_by,
         "compiled": reads_tokens(),

@@ -17,10 +17,10 @@ from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord, StampedBy
 from loadgen.results import metrics, run_folder, timekeeping
 from loadgen.results.run_folder import RunResult
-from loadgen.results.summarize import analyse
+from loadgen.results.summarize import analyse_run
 from loadgen.results.summary import Distribution
 from loadgen.run.progress import NullView, View
-from loadgen.run.replay import Options, replay
+from loadgen.run.replay import RunConfig, replay
 from loadgen.run.timing_server import Written
 from loadgen.servers.launcher import answering
 from loadgen.units import NS_PER_S
@@ -57,7 +57,9 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return self.rps * self.in_flight_s
 
 
-def plan(output_tokens: float, *, rps: float | None, streams: float | None, itl_s: float | None, ttft_s: float) -> Plan:
+def planned_run(
+    output_tokens: float, *, rps: float | None, streams: float | None, itl_s: float | None, ttft_s: float
+) -> Plan:
     """Any two of rps, streams and itl_s give the third; what is still missing is 20 ms, and 4 requests/s."""
     if rps is not None and streams is not None:
         if itl_s is not None:
@@ -132,7 +134,7 @@ class Selftest(msgspec.Struct, frozen=True, kw_only=True):
     capacity: Capacity
 
 
-def selftest(schedule: Schedule, planned: Plan, processes: int, view: View) -> Selftest | None:
+def run_selftest(schedule: Schedule, planned: Plan, processes: int, view: View) -> Selftest | None:
     """Runs the schedule against a timing-true server on this machine, then what shows the client's capacity.
 
     None when it was interrupted.
@@ -191,7 +193,7 @@ def judged(run: RunResult, truth: dict[str, Written], planned: Plan, processes: 
         stamped_by=summary.instrument.stamped_by,
         compiled=summary.instrument.compiled,
         errors=errors(pairs),
-        server_late_s=metrics.seconds(late_ns for _, true in pairs for late_ns in _late_ns(true)),
+        server_late_s=metrics.distribution_s(late_ns for _, true in pairs for late_ns in _late_ns(true)),
         busy=_cpu_s(run) / summary.duration_s / processes if summary.duration_s else 0.0,
         waited=waited_s / summary.duration_s if waited_s is not None and summary.duration_s else None,
         capacity=capacity,
@@ -244,10 +246,10 @@ def errors(pairs: Sequence[tuple[RequestRecord, Written]]) -> Errors:
             itl.append(np.abs(np.diff(seen) - np.diff(said)))
             token.append(seen - said)
     return Errors(
-        ttft_s=metrics.seconds(ttft),
-        itl_s=metrics.seconds(np.concatenate(itl)),
-        arrival_s=metrics.seconds(arrival),
-        token_s=metrics.seconds(np.concatenate(token)),
+        ttft_s=metrics.distribution_s(ttft),
+        itl_s=metrics.distribution_s(np.concatenate(itl)),
+        arrival_s=metrics.distribution_s(arrival),
+        token_s=metrics.distribution_s(np.concatenate(token)),
     )
 
 
@@ -278,13 +280,13 @@ def _bulk(folder: Path, url: str, input_tokens: Iterable[int], output_tokens: in
     return _replayed(Schedule(requests, "constant", None, 0), options, NullView())
 
 
-def _replayed(schedule: Schedule, options: Options, view: View) -> RunResult:
+def _replayed(schedule: Schedule, options: RunConfig, view: View) -> RunResult:
     replay(schedule, options, view)
-    return analyse(run_folder.read(options.out, schedule.requests))
+    return analyse_run(run_folder.read_run(options.out, schedule.requests))
 
 
-def _options(folder: Path, url: str, timing: dict[str, Any], processes: int) -> Options:
-    return Options(out=folder, base_url=url, extra_body=timing, energy="none", idle_s=0.0, processes=processes)
+def _options(folder: Path, url: str, timing: dict[str, Any], processes: int) -> RunConfig:
+    return RunConfig(out=folder, base_url=url, extra_body=timing, energy="none", idle_s=0.0, processes=processes)
 
 
 def _is_whole(run: RunResult) -> bool:

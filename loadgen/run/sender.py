@@ -20,7 +20,7 @@ from loadgen.record import RequestRecord, StampedBy
 from loadgen.run.runner import InFlight, Landed, Runner, Tallies
 from loadgen.telemetry.otlp_export import SpanSender
 from loadgen.units import NS_PER_S
-from loadgen.workload.prompts import Kind, Vocabulary
+from loadgen.workload.prompts import PromptKind, Vocabulary
 from loadgen.workload.schedule import Schedule, ScheduledRequest
 
 LOOP_PERIOD_S = 0.02
@@ -40,7 +40,7 @@ class Job:
     max_concurrency: int | None
     otlp: str | None
     server: ServerInfo
-    vocabulary: dict[Kind, Vocabulary]
+    vocabulary: dict[PromptKind, Vocabulary]
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def answering(
             yield urls[0]
 
 
-def run(
+def run_recipe(
     recipe: recipes.Recipe,
     values: Mapping[str, recipes.KnobValue],
     *,

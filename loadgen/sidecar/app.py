@@ -34,10 +34,10 @@ from loadgen.energy.sampler import Sampler
 from loadgen.energy.series import EnergySample
 from loadgen.errors import LoadgenError, MeterError
 from loadgen.sidecar.exporter import Exporter, Page
-from loadgen.sidecar.ledger import Hold, Ledger
+from loadgen.sidecar.ledger import AllowedLateness, Ledger
 from loadgen.sidecar.wallclock import WallClock
 from loadgen.telemetry.engine_metrics import EnginePoller, EngineSample
-from loadgen.telemetry.otlp_parse import MalformedError, RequestSpan, parse
+from loadgen.telemetry.otlp_parse import MalformedError, RequestSpan, parse_spans
 from loadgen.units import NS_PER_S, s_from_ns
 
 TICK_S = 1.0
@@ -59,7 +59,7 @@ OPEN_PATHS = ("/healthz",)
 
 
 @dataclass(frozen=True)
-class Options:
+class SidecarOptions:
     """What a sidecar is asked to be."""
 
     host: str = "127.0.0.1"
@@ -73,13 +73,13 @@ class Options:
     energy_token: str | None = field(default=None, repr=False)
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    hold: Hold = field(default_factory=Hold)
+    hold: AllowedLateness = field(default_factory=AllowedLateness)
 
 
 class Sidecar:
     """One meter, one engine, one set of books."""
 
-    def __init__(self, options: Options, meter: EnergyMeter, model: str | None) -> None:
+    def __init__(self, options: SidecarOptions, meter: EnergyMeter, model: str | None) -> None:
         self.options, self.meter = options, meter
         self.ledger = Ledger(meter.domains, hold=options.hold, model=model)
         self.wall = WallClock(anchor())
@@ -110,7 +110,7 @@ class Sidecar:
     def receive(self, body: bytes) -> None:
         """OTLP bytes, from any thread. Raises MalformedError; what is too much is counted."""
         try:
-            parsed = parse(body)
+            parsed = parse_spans(body)
         except MalformedError:
             self.drop("malformed")
             raise
@@ -342,7 +342,7 @@ def ask_engine(url: str) -> tuple[str | None, bool]:
     return (str(models[0])[:64] if len(models) == 1 else None), simulated
 
 
-def choose_meter(options: Options, simulated: bool) -> EnergyMeter:
+def choose_meter(options: SidecarOptions, simulated: bool) -> EnergyMeter:
     """`auto` beside a simulated engine is its simulated counter. Raises LoadgenError when there is nothing to read."""
     choice = options.energy
     if choice == "auto" and simulated:
@@ -354,7 +354,7 @@ def choose_meter(options: Options, simulated: bool) -> EnergyMeter:
     return meter
 
 
-def _tls(options: Options) -> ssl.SSLContext | None:
+def _tls(options: SidecarOptions) -> ssl.SSLContext | None:
     if options.tls_cert is None or options.tls_key is None:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -366,7 +366,7 @@ def _tls(options: Options) -> ssl.SSLContext | None:
 
 
 @asynccontextmanager
-async def running(options: Options) -> AsyncIterator[tuple[Sidecar, str, int | None]]:
+async def running(options: SidecarOptions) -> AsyncIterator[tuple[Sidecar, str, int | None]]:
     """The sidecar, its URL and its gRPC port while it serves. Raises LoadgenError when it cannot."""
     model, simulated = await asyncio.to_thread(ask_engine, options.engine_url) if options.engine_url else (None, False)
     tls = _tls(options)
@@ -413,7 +413,7 @@ def _stop(sidecar: Sidecar) -> None:
         sidecar.poller.stop()
 
 
-async def serve(options: Options) -> None:
+async def serve_sidecar(options: SidecarOptions) -> None:
     """Until SIGINT or SIGTERM; a fault in the books ends it too, loudly."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -425,8 +425,8 @@ async def serve(options: Options) -> None:
         await stop.wait()
 
 
-def run(options: Options) -> None:
+def run_sidecar(options: SidecarOptions) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
     gc.freeze()  # what is imported by now stays: no collection need look at it
     with asyncio.Runner() as runner:
-        runner.run(serve(options))
+        runner.run(serve_sidecar(options))

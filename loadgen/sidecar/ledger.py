@@ -18,9 +18,16 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from loadgen.attribution.engine_steps import Floats, Ints, Work
-from loadgen.attribution.shapley import COLUMNS, Coefficients, fit, member_features, round_to_sum, split
-from loadgen.attribution.span_steps import Phases, first_token_of, output_by_interval, phases_of, slot_for, slot_work
+from loadgen.attribution.engine_steps import EngineSteps, Floats, Ints
+from loadgen.attribution.shapley import (
+    COLUMNS,
+    Coefficients,
+    fit_coefficients,
+    member_features,
+    round_to_sum,
+    split_energy,
+)
+from loadgen.attribution.span_steps import Phases, first_token_of, output_by_interval, phases_of, slot_for, slot_steps
 from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries
 from loadgen.telemetry.engine_metrics import EngineSample
 from loadgen.telemetry.otlp_parse import RequestSpan
@@ -62,7 +69,7 @@ Label = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Hold:
+class AllowedLateness:
     """How long energy is held back, at least, without an engine's page, and at most."""
 
     least_s: float = 6.0
@@ -244,8 +251,10 @@ class _Tokens:
 class Ledger:
     """Feed it samples and spans, `settle` now and then, `snapshot` at will. Times are monotonic ns of one clock."""
 
-    def __init__(self, domains: Iterable[EnergyDomain], *, hold: Hold | None = None, model: str | None = None) -> None:
-        self._hold = hold or Hold()
+    def __init__(
+        self, domains: Iterable[EnergyDomain], *, hold: AllowedLateness | None = None, model: str | None = None
+    ) -> None:
+        self._hold = hold or AllowedLateness()
         self.model = model
         """Of spans that name none."""
         self._points = {domain.name: _Points(domain) for domain in domains if domain.within is None}
@@ -383,7 +392,7 @@ class Ledger:
         phases = phases_of([entry.request for entry in entries])
         slot_ns = slot_for(phases, start_ns, end_ns, SETTLE_ROWS)
         unseen = self._unseen([entry.request for entry in entries], start_ns, end_ns)
-        work = slot_work(phases, start_ns, end_ns, slot_ns, unseen)
+        work = slot_steps(phases, start_ns, end_ns, slot_ns, unseen)
         foreign = self._foreign(work, phases, start_ns, end_ns)
         prefill_mj, decode_mj = np.zeros(len(entries)), np.zeros(len(entries))
         idle_mj = lost_mj = 0.0
@@ -392,7 +401,7 @@ class Ledger:
             series = _series(name, points)
             coefficients = self._fit(name, end_ns, now_ns)
             owed = _owed(work, coefficients)
-            member_mj, idle, lost = split(series, work, owed, self._idle_w)
+            member_mj, idle, lost = split_energy(series, work, owed, self._idle_w)
             theirs = member_mj * foreign[work.step]
             ours = member_mj - theirs
             prefill_mj += np.bincount(work.request, np.where(work.prefilling, ours, 0.0), minlength=len(entries))
@@ -432,8 +441,8 @@ class Ledger:
         self._fit_again_ns = now_ns + min(max(age_ns, FIRST_FIT_NS), HISTORY_NS)
         phases = phases_of(requests)
         slot_ns = slot_for(phases, points[0][0], end_ns, FIT_ROWS)
-        work = slot_work(phases, points[0][0], end_ns, slot_ns, np.zeros((0, 2), np.int64))
-        found = fit(_series(name, points), work)
+        work = slot_steps(phases, points[0][0], end_ns, slot_ns, np.zeros((0, 2), np.int64))
+        found = fit_coefficients(_series(name, points), work)
         self._idle_w = self._idle_w if found.idle_w is None else found.idle_w
         if found.r_squared is not None:
             self._coefficients = found
@@ -467,7 +476,7 @@ class Ledger:
         last = int(np.searchsorted(times, end_ns, side="left")) + 1
         return looks[first:last]
 
-    def _foreign(self, work: Work, phases: Phases, start_ns: int, end_ns: int) -> Floats:
+    def _foreign(self, work: EngineSteps, phases: Phases, start_ns: int, end_ns: int) -> Floats:
         """float64[S]: the share of each step that others had, by the tokens the engine made and nobody told of."""
         looks = self._looks(start_ns, end_ns)
         shares = np.zeros(work.steps)
@@ -569,7 +578,7 @@ def _made(earlier: EngineSample, later: EngineSample) -> float:
     return after - before if after >= before else after
 
 
-def _owed(work: Work, coefficients: Coefficients | None) -> Floats:
+def _owed(work: EngineSteps, coefficients: Coefficients | None) -> Floats:
     """Joules per member under the fit; before there is one, each step's time, equally."""
     features = member_features(work)
     if coefficients is not None:

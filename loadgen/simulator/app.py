@@ -90,7 +90,7 @@ class OracleLine(msgspec.Struct, frozen=True):
     simulated: bool = True
 
 
-class Wire:
+class ChunkedWriter:
     """A prepared streaming response, written to past aiohttp's per-write coroutine: one call, one packet."""
 
     def __init__(self, request: web.Request) -> None:
@@ -108,7 +108,7 @@ class Wire:
 
 
 @dataclass(eq=False, slots=True)
-class Answer:
+class ServedRequest:
     """One request being served."""
 
     ask: Ask
@@ -121,7 +121,7 @@ class Answer:
     fault: Fault | None
     done: asyncio.Future[None]
     """Set when there is nothing more to send."""
-    wire: Wire | None = None
+    wire: ChunkedWriter | None = None
     events: Events | None = None
     words: Any = None
     told: int = 0
@@ -161,7 +161,7 @@ class Answer:
         if self.wire is not None and not self.muted:
             self._send(self.wire)
 
-    def _send(self, wire: Wire) -> None:
+    def _send(self, wire: ChunkedWriter) -> None:
         assert self.events is not None
         if self.fault is not None and self.told > self.seq.output_tokens // 2 and self._fail(wire):
             return
@@ -176,7 +176,7 @@ class Answer:
             data += DONE
         wire.write(data)
 
-    def _fail(self, wire: Wire) -> bool:
+    def _fail(self, wire: ChunkedWriter) -> bool:
         """Do what the fault says, at the first token past half; whether nothing more is to be sent."""
         assert self.events is not None
         match self.fault:
@@ -217,7 +217,7 @@ class SimulatedServer:
         self.faults_rng, counter_rng, self.rng = np.random.default_rng(options.seed).spawn(3)
         self.engine = Engine(hardware, model, options.engine, options.counter, start_ns=monotonic_ns(), rng=counter_rng)
         self.metrics = Metrics(self.engine, model.name, self.gpu_uuids, self.now_ns)
-        self.answers: dict[Sequence, Answer] = {}
+        self.answers: dict[Sequence, ServedRequest] = {}
         self.oracle: deque[OracleLine] = deque(maxlen=ORACLE_KEEPS)
         self.lateness_ns: deque[int] = deque(maxlen=10_000)
         self.count = 0
@@ -296,14 +296,14 @@ class SimulatedServer:
 
     # -- one answer --------------------------------------------------------------------------------------------
 
-    def _admit(self, ask: Ask, request: web.Request, fault: Fault | None) -> Answer:
+    def _admit(self, ask: Ask, request: web.Request, fault: Fault | None) -> ServedRequest:
         self.count += 1
         rng = self.rng if ask.seed is None else np.random.default_rng(ask.seed % 2**64)
         length, reason = _answer_length(ask, rng)
         response_id = f"{'chatcmpl' if ask.chat else 'cmpl'}-simulated-{self.options.seed}-{self.count}"
         hashes = block_hashes(ask.input_ids) if self.options.engine.prefix_caching else ()
         now_ns = self.now_ns()
-        answer = Answer(
+        answer = ServedRequest(
             ask=ask,
             seq=Sequence(now_ns, len(ask.input_ids), length, hashes),
             request_id=request.headers.get("X-Request-Id", response_id),
@@ -322,7 +322,7 @@ class SimulatedServer:
         self._work.set()
         return answer
 
-    def _finish(self, answer: Answer) -> None:
+    def _finish(self, answer: ServedRequest) -> None:
         """Its last token has been told: it leaves the books, whether or not a fault keeps its connection open."""
         seq, observe = answer.seq, self.metrics.observe
         assert seq.started_ns is not None
@@ -339,13 +339,13 @@ class SimulatedServer:
         if answer.fault != "stall" and not answer.done.done():
             answer.done.set_result(None)
 
-    def _leave(self, answer: Answer) -> None:
+    def _leave(self, answer: ServedRequest) -> None:
         """The client has its answer, or is gone: then its sequence ends here, and owes what it used."""
         if answer.seq in self.answers:
             self.engine.abort(answer.seq)
             self._close(answer, "abort")
 
-    def _close(self, answer: Answer, reason: str) -> None:
+    def _close(self, answer: ServedRequest, reason: str) -> None:
         seq = self.answers.pop(answer.seq).seq
         self.metrics.finished[reason] += 1
         self.oracle.append(
@@ -383,7 +383,7 @@ class SimulatedServer:
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         answer = self._admit(ask, request, fault)
-        answer.wire = Wire(request)
+        answer.wire = ChunkedWriter(request)
         try:
             await answer.done
         finally:
@@ -579,7 +579,7 @@ async def serve(options: ServerOptions, exit_with_parent: bool = False) -> None:
                 server.player.result()
 
 
-def run(options: ServerOptions, exit_with_parent: bool = False) -> None:
+def run_simulator(options: ServerOptions, exit_with_parent: bool = False) -> None:
     """`serve` on uvloop where there is one."""
     try:
         import uvloop

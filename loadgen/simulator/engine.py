@@ -342,7 +342,7 @@ def _decode(decodes: list[Sequence], cost: StepCost) -> list[Sequence]:
     return list(decodes)
 
 
-class Arrival(NamedTuple):
+class SubmittedRequest(NamedTuple):
     arrival_ns: int
     input_tokens: int
     output_tokens: int
@@ -363,7 +363,7 @@ class SimulatedRequest(NamedTuple):
     decode_j: float
 
 
-class EngineSample(NamedTuple):
+class StepSample(NamedTuple):
     """What an engine's /metrics would show at t_ns: totals of the steps that ended by then, and the queues."""
 
     t_ns: int
@@ -400,7 +400,7 @@ class SimulatedRun:
 
     requests: list[SimulatedRequest]
     counter: list[EnergySample]
-    engine: list[EngineSample]
+    engine: list[StepSample]
     end_ns: int
     step_j: float
     idle_j: float
@@ -413,19 +413,19 @@ class _Recorder:
     period_ns: int
     next_ns: int
     totals: Totals = field(default_factory=Totals)
-    samples: list[EngineSample] = field(default_factory=list)
+    samples: list[StepSample] = field(default_factory=list)
 
     def until(self, t_ns: int, running: int, waiting: int) -> None:
         """Grid instants strictly before t_ns."""
         t = self.totals
         while self.next_ns < t_ns:
             row = (t.iterations, t.prompt_tokens, t.cached_tokens, t.generation_tokens, t.preemptions)
-            self.samples.append(EngineSample(self.next_ns, *row, running, waiting))
+            self.samples.append(StepSample(self.next_ns, *row, running, waiting))
             self.next_ns += self.period_ns
 
 
 def simulate(
-    arrivals: Iterable[Arrival],
+    arrivals: Iterable[SubmittedRequest],
     hardware: Hardware,
     model: Model,
     options: EngineOptions = EngineOptions(),

@@ -5,7 +5,7 @@ from hashlib import blake2b
 from typing import NamedTuple
 
 from loadgen.clock import Anchor
-from loadgen.telemetry.otlp_export import attribute, trace_service
+from loadgen.telemetry.otlp_export import set_attribute, trace_service
 from loadgen.units import s_from_ns
 
 KIND_SERVER = 2
@@ -35,7 +35,7 @@ def export(model: str, batch: Sequence[Finished], at: Anchor) -> bytes:
     """An ExportTraceServiceRequest, times on the wall clock."""
     request = trace_service().ExportTraceServiceRequest()
     resource = request.resource_spans.add()
-    attribute(resource.resource, "service.name", "loadgen-simulator")
+    set_attribute(resource.resource, "service.name", "loadgen-simulator")
     scope = resource.scope_spans.add()
     offset_ns = at.wall_ns - at.monotonic_ns
     for one in batch:
@@ -45,7 +45,7 @@ def export(model: str, batch: Sequence[Finished], at: Anchor) -> bytes:
         span.name, span.kind = "llm_request", KIND_SERVER
         span.start_time_unix_nano, span.end_time_unix_nano = one.arrival_ns + offset_ns, one.last_ns + offset_ns
         for key, value in _facts(model, one).items():
-            attribute(span, key, value)
+            set_attribute(span, key, value)
     return bytes(request.SerializeToString())
 
 

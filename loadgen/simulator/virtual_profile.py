@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from loadgen.energy_model.profiles import Cell, Hardware, Model
-from loadgen.energy_model.waves import Bin, boundaries, cell_of, repeats
+from loadgen.energy_model.profiles import GridPoint, Hardware, Model
+from loadgen.energy_model.waves import RequestShape, grid_point_of, wave_boundaries, wave_repeats
 from loadgen.simulator.cost_model import CounterOptions
-from loadgen.simulator.engine import Arrival, EngineOptions, SimulatedRun, simulate
+from loadgen.simulator.engine import EngineOptions, SimulatedRun, SubmittedRequest, simulate
 from loadgen.units import NS_PER_MS
 
 WAVES = 3
@@ -19,20 +19,22 @@ COUNTER_NS = NS_PER_MS
 
 
 def simulated_cells(
-    hardware: Hardware, model: Model, bins: Sequence[Bin], batches: Sequence[int], within: float
-) -> Iterator[Cell]:
+    hardware: Hardware, model: Model, bins: Sequence[RequestShape], batches: Sequence[int], within: float
+) -> Iterator[GridPoint]:
     """Every bin at every batch: `batch` sequences at a time, the next one starts when one ends."""
     for batch in batches:
         for lengths in bins:
             # One wave more than is measured keeps the batch full to the end of the last one.
             run = closed_loop([lengths] * (batch * (WAVES + 1)), hardware, model, batch)
             finished = sorted(r.token_ns[-1] for r in run.requests)[: batch * WAVES]
-            yield cell_of(lengths, batch, repeats(boundaries(finished, batch, 1, 0), _Curve(run)), within)
+            yield grid_point_of(
+                lengths, batch, wave_repeats(wave_boundaries(finished, batch, 1, 0), _Curve(run)), within
+            )
 
 
-def closed_loop(lengths: Sequence[Bin], hardware: Hardware, model: Model, batch: int) -> SimulatedRun:
+def closed_loop(lengths: Sequence[RequestShape], hardware: Hardware, model: Model, batch: int) -> SimulatedRun:
     """All there from the start, `batch` at a time: the load that saturates that batch."""
-    arrivals = [Arrival(0, *each) for each in lengths]
+    arrivals = [SubmittedRequest(0, *each) for each in lengths]
     return simulate(arrivals, hardware, model, EngineOptions(max_num_seqs=batch), CounterOptions(COUNTER_NS))
 
 

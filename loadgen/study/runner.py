@@ -28,16 +28,16 @@ from loadgen.results import run_folder
 from loadgen.results.study_table import Row
 from loadgen.results.summary import Summary
 from loadgen.run.progress import NullView
-from loadgen.run.replay import Options, replay
+from loadgen.run.replay import RunConfig, replay
 from loadgen.servers.launcher import served
 from loadgen.study.spec import (
     NOTHING,
-    Cell,
     Overrides,
     Study,
+    StudyRun,
     arrival_of,
     filled,
-    plan,
+    plan_runs,
     read_study,
     schedule_of,
     start_key,
@@ -45,7 +45,7 @@ from loadgen.study.spec import (
 from loadgen.workload.schedule import Schedule, ScheduledRequest
 
 
-class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+class RunOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """cell.json, written last: a run with it is over and is not made again unless it failed."""
 
     status: str
@@ -56,7 +56,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     seconds: float = 0.0
 
 
-class Progress(msgspec.Struct, frozen=True, kw_only=True):
+class StudyState(msgspec.Struct, frozen=True, kw_only=True):
     """study.json: which study this folder is of."""
 
     file: str
@@ -73,7 +73,7 @@ Say = Callable[[str], None]
 # ---------------------------------------------------------------- running
 
 
-def run(
+def run_study(
     file: Path,
     out: Path,
     say: Say,
@@ -89,7 +89,7 @@ def run(
     study = read_study(file, overrides)
     if unknown := set(only) - set(study.servers):
         raise LoadgenError(f"--only {min(unknown)}: the study has no such server; it has: {', '.join(study.servers)}")
-    cells = plan(study)
+    cells = plan_runs(study)
     begun = _begin(file, study, out, overrides)
     now = gpu_state.states()
     if other_gpu and _kinds(now) == _kinds(begun.gpus):
@@ -110,12 +110,12 @@ def run(
     return write_results(study, cells, out)
 
 
-def _begin(file: Path, study: Study, out: Path, overrides: Overrides) -> Progress:
+def _begin(file: Path, study: Study, out: Path, overrides: Overrides) -> StudyState:
     """study.json of a folder that is new, or of this same study."""
     sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
     known = out / "study.json"
     if known.exists():
-        before = msgspec.json.decode(known.read_bytes(), type=Progress)
+        before = msgspec.json.decode(known.read_bytes(), type=StudyState)
         if before.sha256 != sha256:
             raise LoadgenError(f"{out} holds another study, or {file} changed since; choose another --out")
         if before.overrides != overrides:
@@ -124,19 +124,21 @@ def _begin(file: Path, study: Study, out: Path, overrides: Overrides) -> Progres
         return before
     if out.exists() and any(out.iterdir()):
         raise LoadgenError(f"--out {out} is not empty and holds no study; choose another")
-    progress = Progress(file=file.name, sha256=sha256, title=study.title, overrides=overrides, gpus=gpu_state.states())
+    progress = StudyState(
+        file=file.name, sha256=sha256, title=study.title, overrides=overrides, gpus=gpu_state.states()
+    )
     (out / "runs").mkdir(parents=True, exist_ok=True)
     (out / "study.toml").write_bytes(file.read_bytes())
     run_folder.write_atomic(known, msgspec.json.format(msgspec.json.encode(progress)) + b"\n")
     return progress
 
 
-def _outcome(out: Path, cell: Cell) -> Outcome | None:
+def _outcome(out: Path, cell: StudyRun) -> RunOutcome | None:
     path = out / "runs" / cell.name / "cell.json"
-    return msgspec.json.decode(path.read_bytes(), type=Outcome) if path.exists() else None
+    return msgspec.json.decode(path.read_bytes(), type=RunOutcome) if path.exists() else None
 
 
-def _is_done(out: Path, cell: Cell) -> bool:
+def _is_done(out: Path, cell: StudyRun) -> bool:
     outcome = _outcome(out, cell)
     return outcome is not None and outcome.status == "done"
 
@@ -151,12 +153,12 @@ class _Started:
 
 
 def _block(
-    study: Study, cells: list[Cell], folder: Path, out: Path, begun: Progress, say: Say
-) -> Iterator[tuple[Outcome, Cell]]:
+    study: Study, cells: list[StudyRun], folder: Path, out: Path, begun: StudyState, say: Say
+) -> Iterator[tuple[RunOutcome, StudyRun]]:
     """The runs of one start of a server. What breaks is tried again on a fresh one, `retries` times."""
-    left = [(cell, Outcome(status="failed", attempts=0)) for cell in cells]
+    left = [(cell, RunOutcome(status="failed", attempts=0)) for cell in cells]
     while left:
-        again: list[tuple[Cell, Outcome]] = []
+        again: list[tuple[StudyRun, RunOutcome]] = []
         with ExitStack() as stack:
             try:
                 started = _Started(stack.enter_context(_server(study, left[0][0], out, say)))
@@ -173,7 +175,7 @@ def _block(
         left = again
 
 
-def _server(study: Study, cell: Cell, out: Path, say: Say) -> AbstractContextManager[str]:
+def _server(study: Study, cell: StudyRun, out: Path, say: Say) -> AbstractContextManager[str]:
     server = study.servers[cell.server]
     if server.base_url is not None:
         return nullcontext(server.base_url)
@@ -187,8 +189,8 @@ def _server(study: Study, cell: Cell, out: Path, say: Say) -> AbstractContextMan
 
 
 def _attempt(
-    study: Study, cell: Cell, folder: Path, out: Path, begun: Progress, before: Outcome, server: _Started
-) -> Outcome:
+    study: Study, cell: StudyRun, folder: Path, out: Path, begun: StudyState, before: RunOutcome, server: _Started
+) -> RunOutcome:
     started = monotonic()
     gpus = gpu_state.cool_down(study.cool.at_most_c, study.cool.timeout_s)
     _check_gpus(begun.gpus, gpus)
@@ -196,8 +198,8 @@ def _attempt(
         _measure(study, cell, folder, out, server)
     except LoadgenError as err:
         reasons = [*before.reasons, str(err)]
-        return Outcome(status="failed", attempts=before.attempts + 1, reasons=reasons, gpus=gpus)
-    return Outcome(
+        return RunOutcome(status="failed", attempts=before.attempts + 1, reasons=reasons, gpus=gpus)
+    return RunOutcome(
         status="done",
         attempts=before.attempts + 1,
         reasons=before.reasons,
@@ -224,7 +226,7 @@ def _card(state: gpu_state.GpuState) -> str:
     return f"{state.name} ({state.uuid[:12]})"
 
 
-def _measure(study: Study, cell: Cell, folder: Path, out: Path, started: _Started) -> None:
+def _measure(study: Study, cell: StudyRun, folder: Path, out: Path, started: _Started) -> None:
     """One run. One in which a request failed is no measurement of the rest; one that was interrupted ends the study."""
     if started.url is None:
         raise LoadgenError(started.why_not)
@@ -236,7 +238,7 @@ def _measure(study: Study, cell: Cell, folder: Path, out: Path, started: _Starte
     rmtree(
         out / "runs" / cell.name, ignore_errors=True
     )  # of an earlier attempt; one killed at once is no run folder yet
-    options = Options(
+    options = RunConfig(
         out=out / "runs" / cell.name,
         base_url=started.url,
         model=server.model if server.base_url else None,
@@ -277,24 +279,24 @@ def _measure(study: Study, cell: Cell, folder: Path, out: Path, started: _Starte
         )
 
 
-def _warm_up(schedule: Schedule, options: Options, batch: int) -> None:
+def _warm_up(schedule: Schedule, options: RunConfig, batch: int) -> None:
     """One round at the batch of the run, not recorded: what is compiled or captured for it is there when it counts."""
     seed = schedule.seed + 1_000_003  # prompts of its own, so that nothing of the run is cached
     one_round = Schedule(schedule.requests[:batch], schedule.arrival, None, seed)
     with TemporaryDirectory() as folder:
         unrecorded = replace(options, out=Path(folder) / "run", warmup=0, idle_s=0.0, energy="none")
         replay(one_round, unrecorded, NullView())
-        if run_folder.read(unrecorded.out).info.stopped_by != "completed":
+        if run_folder.read_run(unrecorded.out).info.stopped_by != "completed":
             raise KeyboardInterrupt
 
 
-def _settle(out: Path, cell: Cell, outcome: Outcome) -> None:
+def _settle(out: Path, cell: StudyRun, outcome: RunOutcome) -> None:
     folder = out / "runs" / cell.name
     folder.mkdir(parents=True, exist_ok=True)
     run_folder.write_atomic(folder / "cell.json", msgspec.json.format(msgspec.json.encode(outcome)) + b"\n")
 
 
-def _line(cell: Cell, outcome: Outcome, rows: list[Row]) -> str:
+def _line(cell: StudyRun, outcome: RunOutcome, rows: list[Row]) -> str:
     if outcome.status != "done":
         return f"{cell.name}: failed {outcome.attempts} times: {outcome.reasons[-1].splitlines()[0]}"
     row = next(row for row in rows if row.cell == cell.name)
@@ -310,7 +312,7 @@ def _told(seconds: float) -> str:
 # ---------------------------------------------------------------- the table and the page
 
 
-def write_results(study: Study, cells: list[Cell], out: Path) -> list[Row]:
+def write_results(study: Study, cells: list[StudyRun], out: Path) -> list[Row]:
     """results.csv and report.html of what is done so far, from the run folders alone."""
     rows = [_row(study, cell, out) for cell in cells if _is_done(out, cell)]
     failed = {cell.name: o.reasons[-1] for cell in cells if (o := _outcome(out, cell)) and o.status == "failed"}
@@ -320,12 +322,12 @@ def write_results(study: Study, cells: list[Cell], out: Path) -> list[Row]:
     table.writerows(msgspec.to_builtins(row) for row in sorted(rows, key=lambda row: row.cell))
     run_folder.write_atomic(out / "results.csv", text.getvalue().encode())
     left = len(cells) - len(rows) - len(failed)
-    html = page.render(study.title, study.description, rows, study.baseline, study.goodput, failed, left)
+    html = page.render_study_page(study.title, study.description, rows, study.baseline, study.goodput, failed, left)
     run_folder.write_atomic(out / "report.html", html.encode())
     return rows
 
 
-def _row(study: Study, cell: Cell, out: Path) -> Row:
+def _row(study: Study, cell: StudyRun, out: Path) -> Row:
     folder = out / "runs" / cell.name
     outcome = _outcome(out, cell)
     info = msgspec.json.decode((folder / "run.json").read_bytes(), type=run_folder.RunInfo)
@@ -377,7 +379,7 @@ def _row(study: Study, cell: Cell, out: Path) -> Row:
     )
 
 
-def _arrival_told(study: Study, cell: Cell) -> str | None:
+def _arrival_told(study: Study, cell: StudyRun) -> str | None:
     """Of an open loop; a gamma process with its burstiness."""
     if cell.rps is None:
         return None

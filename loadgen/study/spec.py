@@ -12,7 +12,7 @@ from loadgen.errors import LoadgenError
 from loadgen.servers.recipe import KnobValue, knob_values, read_recipe
 from loadgen.units import NS_PER_S
 from loadgen.workload import streams
-from loadgen.workload.schedule import Arrival, Schedule, ScheduledRequest, build, mixed
+from loadgen.workload.schedule import Arrival, Schedule, ScheduledRequest, build_schedule, stable_hash63
 from loadgen.workload.trace import Trace, TraceRequest, read_trace
 
 
@@ -108,7 +108,7 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 
 @dataclass(frozen=True)
-class Cell:
+class StudyRun:
     """One run of the plan."""
 
     server: str
@@ -197,16 +197,16 @@ def filled(server: Server, batch: int | None) -> dict[str, KnobValue]:
     }
 
 
-def plan(study: Study) -> list[Cell]:
+def plan_runs(study: Study) -> list[StudyRun]:
     """Every run, in the order of running: repeat by repeat; in each, servers at random, and each server's runs too.
 
     A repeat is a fresh start of the server, so that what one start happened to get does not pass for the server's law;
     unless `restart` is off: then it is server by server, and each server's runs repeat by repeat.
     """
     rng = np.random.default_rng(study.seed)
-    cells: list[Cell] = []
+    cells: list[StudyRun] = []
     for repeats in [[r] for r in range(study.repeats)] if study.restart else [range(study.repeats)]:
-        blocks: dict[str, list[Cell]] = {}
+        blocks: dict[str, list[StudyRun]] = {}
         for cell in _cells(study):
             blocks.setdefault(start_key(study, cell), []).append(cell)
         order = list(blocks.values())
@@ -216,14 +216,14 @@ def plan(study: Study) -> list[Cell]:
     return cells
 
 
-def _cells(study: Study) -> Iterator[Cell]:
+def _cells(study: Study) -> Iterator[StudyRun]:
     """One repeat of everything."""
     for label, server in study.servers.items():
         models: list[str | None] = [*(server.models or study.models)] or [server.model]
         for model in models:
             for workload in _workloads(study, server):
                 for batch, rps in _loads(study, server, workload):
-                    yield Cell(label, model, workload, batch, rps, 0)
+                    yield StudyRun(label, model, workload, batch, rps, 0)
 
 
 def _workloads(study: Study, server: Server) -> list[str]:
@@ -241,37 +241,39 @@ def _loads(study: Study, server: Server, label: str) -> list[tuple[int | None, f
     ]
 
 
-def start_key(study: Study, cell: Cell) -> str:
+def start_key(study: Study, cell: StudyRun) -> str:
     """What one start of a server can run: the same server, model and knobs."""
     return repr((cell.server, cell.model, sorted(filled(study.servers[cell.server], cell.batch).items())))
 
 
-def arrival_of(study: Study, cell: Cell) -> tuple[Arrival | None, float]:
+def arrival_of(study: Study, cell: StudyRun) -> tuple[Arrival | None, float]:
     """The process of an open loop and its burstiness; None where each stream has its own."""
     workload = study.workloads[cell.workload]
     burstiness = study.burstiness if workload.burstiness is None else workload.burstiness
     return None if workload.streams else workload.arrival or study.arrival, burstiness
 
 
-def schedule_of(study: Study, cell: Cell, folder: Path) -> Schedule:
+def schedule_of(study: Study, cell: StudyRun, folder: Path) -> Schedule:
     """A closed loop has every request due at once, and lets `batch` of them in; an open one draws its instants.
 
     Every server gets the same in the same repeat. Nothing else does: what a server still holds of another run's prompts
     is of no use to it.
     """
     workload = study.workloads[cell.workload]
-    seed = mixed(f"{study.seed}/{cell.workload}/{cell.batch}/{cell.rps}/{cell.repeat}") % 2**32
+    seed = stable_hash63(f"{study.seed}/{cell.workload}/{cell.batch}/{cell.rps}/{cell.repeat}") % 2**32
     duration_s = study.duration_s if workload.duration_s is None else workload.duration_s
     if workload.streams:
         assert cell.rps is not None
-        return streams.plan(_streams(workload, cell.rps, folder), seed=seed, duration_s=duration_s, num_requests=None)
+        return streams.schedule_streams(
+            _streams(workload, cell.rps, folder), seed=seed, duration_s=duration_s, num_requests=None
+        )
     trace = _trace(workload, cell.workload, folder)
     arrival, burstiness = arrival_of(study, cell)
     if cell.rps is None:
         return _closed(study, trace, cell.batch or 1, seed)
     assert arrival is not None
     if arrival == "trace":
-        return build(trace, seed=seed, rps=cell.rps, duration_s=duration_s)
+        return build_schedule(trace, seed=seed, rps=cell.rps, duration_s=duration_s)
     return _open(trace, seed, cell.rps, arrival, burstiness, duration_s)
 
 
@@ -298,7 +300,7 @@ def _open(trace: Trace, seed: int, rps: float, arrival: Arrival, burstiness: flo
     """
     count = max(1, round(rps * duration_s))
     sample = even_sample(trace, count, seed)
-    drawn = build(sample, seed=seed, rps=rps, arrival=arrival, burstiness=burstiness, num_requests=count + 1)
+    drawn = build_schedule(sample, seed=seed, rps=rps, arrival=arrival, burstiness=burstiness, num_requests=count + 1)
     scale = duration_s * NS_PER_S / drawn.requests[-1].offset_ns
     requests = tuple(
         msgspec.structs.replace(request, offset_ns=round(request.offset_ns * scale))

@@ -31,7 +31,7 @@ def export(run_id: str, model: str, records: Sequence[RequestRecord], at: Anchor
     trace = trace_service()
     request = trace.ExportTraceServiceRequest()
     resource = request.resource_spans.add()
-    attribute(resource.resource, "service.name", "loadgen")
+    set_attribute(resource.resource, "service.name", "loadgen")
     scope = resource.scope_spans.add()
     for record in records:
         if record.sent_ns is not None and record.finished_ns is not None:
@@ -58,13 +58,13 @@ def _fill(span: Any, run_id: str, model: str, record: RequestRecord, offset_ns: 
     }
     for key, value in facts.items():
         if value is not None:
-            attribute(span, key, value)
+            set_attribute(span, key, value)
     if not record.ok:
         span.status.code = STATUS_ERROR
-        attribute(span, "error.type", record.error or "unknown")
+        set_attribute(span, "error.type", record.error or "unknown")
 
 
-def attribute(holder: Any, key: str, value: str | int | float) -> None:
+def set_attribute(holder: Any, key: str, value: str | int | float) -> None:
     pair = holder.attributes.add()
     pair.key = key
     match value:
@@ -84,7 +84,7 @@ def trace_service() -> Any:
     return trace_service_pb2
 
 
-def check(url: str) -> SplitResult:
+def check_endpoint(url: str) -> SplitResult:
     """The parts of a sidecar's URL. LoadgenError when it is none, or when the package to tell it is not there."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
@@ -101,7 +101,7 @@ class BatchSender(Generic[T]):
     """
 
     def __init__(self, url: str, encode: Callable[[Sequence[T], Anchor], bytes]) -> None:
-        parts = check(url)
+        parts = check_endpoint(url)
         connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._connection = connect(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
         self._path = parts.path.rstrip("/").removesuffix("/v1/traces") + "/v1/traces"

@@ -81,7 +81,7 @@ class Parsed(NamedTuple):
     """Reason -> spans: `malformed`, `not_a_request` (an engine also traces its start-up)."""
 
 
-def parse(body: bytes) -> Parsed:
+def parse_spans(body: bytes) -> Parsed:
     """An ExportTraceServiceRequest. Raises MalformedError when it is none; single bad spans are counted instead."""
     try:
         request = ExportTraceServiceRequest.FromString(body)

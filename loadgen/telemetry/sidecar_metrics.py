@@ -28,7 +28,7 @@ class Share(NamedTuple):
         return self.request_joules / self.output_tokens if self.requests and self.output_tokens else None
 
 
-class Energy(NamedTuple):
+class SidecarEnergy(NamedTuple):
     """The page's counters at one moment, or their growth between two. None is unknown."""
 
     watts: float | None
@@ -52,7 +52,7 @@ class Energy(NamedTuple):
         ).joules_per_token
 
 
-def parse(page: str) -> Energy | None:
+def parse_metrics(page: str) -> SidecarEnergy | None:
     """None when the page is not a sidecar's."""
     gauges: dict[str, float] = {}
     shares: dict[str, dict[str, float]] = {}
@@ -68,7 +68,7 @@ def parse(page: str) -> Energy | None:
             gauges[name] = gauges.get(name, 0.0) + value
     if "loadgen_gpu_energy_joules_total" not in gauges:
         return None
-    return Energy(
+    return SidecarEnergy(
         watts=gauges.get("loadgen_gpu_power_watts"),
         simulated=any("simulated" in source for source in sources),
         lag_s=gauges.get("loadgen_settlement_lag_seconds"),
@@ -87,7 +87,7 @@ _OF_WORKLOAD = {
 }
 
 
-def since(then: Energy | None, now: Energy) -> Energy:
+def energy_since(then: SidecarEnergy | None, now: SidecarEnergy) -> SidecarEnergy:
     """The growth from `then` to `now`; all of `now` when there was no then, or the sidecar has started again."""
     if then is None or now.joules < then.joules:
         return now
@@ -113,7 +113,7 @@ class Row(NamedTuple):
     per_token: str = ""
 
 
-def rows(energy: Energy) -> list[Row]:
+def energy_rows(energy: SidecarEnergy) -> list[Row]:
     """Workloads, the accounts of nobody, the sum, and the power now."""
     kind = " (simulated)" if energy.simulated else ""
     table = [
@@ -141,7 +141,7 @@ def _text(value: float | None, unit: str) -> str:
     return "" if value is None else f"{value:,.4g} {unit}"
 
 
-def sentences(energy: Energy) -> list[str]:
+def energy_sentences(energy: SidecarEnergy) -> list[str]:
     """The same for a terminal: a line per workload."""
     kind = "simulated, " if energy.simulated else ""
     return [

@@ -231,7 +231,7 @@ SIGNIFICANCE = 0.01
 
 
 @dataclass(frozen=True)
-class Realised:
+class RealizedArrivals:
     """Arrivals against the process that was asked for; None where there are too few to tell."""
 
     count: int
@@ -247,14 +247,14 @@ class Realised:
     """How they differ from what was asked, in words."""
 
 
-def realised(
+def realized_arrivals(
     offsets_s: Seconds,
     process: str,
     rate: float | None,
     burstiness: float = 1.0,
     points: Points | None = None,
     planned: Seconds | None = None,
-) -> Realised:
+) -> RealizedArrivals:
     """Sorted offsets from the run's start, against `process` at `rate`, or at the rate through `points`.
 
     The mean gap must lie within four standard errors (CV / sqrt(gaps)) of what was asked, or 1 %; the gaps must pass
@@ -267,7 +267,7 @@ def realised(
         planned = None if planned is None else expected(planned, points)
     gaps = np.diff(at)
     if len(gaps) < MIN_GAPS or gaps.sum() <= 0:
-        return Realised(len(offsets_s))
+        return RealizedArrivals(len(offsets_s))
     scale = 1.0 if points is None else float((at[-1] - at[0]) / (offsets_s[-1] - offsets_s[0]))
     got, cv = len(gaps) / float(gaps.sum()), float(gaps.std() / gaps.mean())
     expected_cv = {"poisson": 1.0, "gamma": burstiness**-0.5, "constant": 0.0}.get(process, cv)
@@ -282,7 +282,7 @@ def realised(
     if process == "constant" and cv > 0.1:
         faults.append(f"gaps vary by {cv:.0%} though they were to be constant")
     dispersion = index_of_dispersion(offsets_s, 1.0)
-    return Realised(len(offsets_s), got * scale, cv, dispersion, ks, critical, faults)
+    return RealizedArrivals(len(offsets_s), got * scale, cv, dispersion, ks, critical, faults)
 
 
 def _ks(

@@ -13,10 +13,10 @@ from hashlib import shake_128
 from itertools import product
 from typing import Literal
 
-Kind = Literal["chat", "code"]
+PromptKind = Literal["chat", "code"]
 
 
-def kind_of(workload: str) -> Kind:
+def prompt_kind(workload: str) -> PromptKind:
     return "code" if "code" in workload.lower() else "chat"
 
 
@@ -57,18 +57,18 @@ _WORDS = (
     "called", "just", "where", "most", "know",
 )  # fmt: skip
 
-UNITS: dict[Kind, tuple[str, ...]] = {
+UNITS: dict[PromptKind, tuple[str, ...]] = {
     "chat": tuple(sentence.format(topic) for sentence, topic in product(_SENTENCES, _TOPICS)),
     "code": tuple(function.format(noun, noun.title()) for function, noun in product(_FUNCTIONS, _NOUNS)),
 }
 """Text that can follow any other unit of its kind. Chat units open with a space, code units close with a newline."""
 
-FILLERS: dict[Kind, tuple[str, ...]] = {kind: tuple(f" {word}" for word in _WORDS) for kind in UNITS}
+FILLERS: dict[PromptKind, tuple[str, ...]] = {kind: tuple(f" {word}" for word in _WORDS) for kind in UNITS}
 """Candidates for words of exactly one token; `measure` keeps those that are."""
 
-_OPENING: dict[Kind, str] = {"chat": "About", "code": "#"}
-_OPENING_END: dict[Kind, str] = {"chat": ".\n", "code": "\n"}
-_FILLER_LEAD: dict[Kind, str] = {"chat": "", "code": "#"}
+_OPENING: dict[PromptKind, str] = {"chat": "About", "code": "#"}
+_OPENING_END: dict[PromptKind, str] = {"chat": ".\n", "code": "\n"}
+_FILLER_LEAD: dict[PromptKind, str] = {"chat": "", "code": "#"}
 """Fillers close a code prompt as a comment."""
 
 BLOCK_TOKENS = 512
@@ -105,7 +105,7 @@ class Vocabulary:
     `overhead` is what the chat template and special tokens add to every prompt.
     """
 
-    kind: Kind
+    kind: PromptKind
     units: tuple[str, ...]
     unit_tokens: tuple[float, ...]
     fillers: tuple[str, ...]
@@ -178,7 +178,7 @@ class Vocabulary:
 class _Texts:
     """What to count so that differences are the tokens of a part in its place: between text, where tokenizers cut."""
 
-    kind: Kind
+    kind: PromptKind
 
     @property
     def before(self) -> str:
@@ -203,7 +203,7 @@ class _Texts:
         )
 
 
-def texts_to_count(kind: Kind) -> list[str]:
+def texts_to_count(kind: PromptKind) -> list[str]:
     """Every text whose count `measure` needs."""
     texts = _Texts(kind)
     units = [texts.before + unit + texts.after for unit in UNITS[kind]]
@@ -211,7 +211,7 @@ def texts_to_count(kind: Kind) -> list[str]:
     return [texts.after, texts.before + texts.after, texts.ending, texts.opened, *units, *fillers]
 
 
-def measure(kind: Kind, counts: Mapping[str, int], overhead: float) -> Vocabulary:
+def measure_vocabulary(kind: PromptKind, counts: Mapping[str, int], overhead: float) -> Vocabulary:
     """A vocabulary from the server's own tokenizer: `counts` has every text of `texts_to_count`, no template added."""
     texts = _Texts(kind)
     around = counts[texts.before + texts.after]
@@ -228,7 +228,7 @@ def measure(kind: Kind, counts: Mapping[str, int], overhead: float) -> Vocabular
     )
 
 
-def estimate(kind: Kind, tokens_per_char: float, overhead: float) -> Vocabulary:
+def estimate_vocabulary(kind: PromptKind, tokens_per_char: float, overhead: float) -> Vocabulary:
     """A vocabulary for a server that only says how long one probe was. Common words are one token nearly everywhere."""
     return Vocabulary(
         kind=kind,
@@ -242,7 +242,7 @@ def estimate(kind: Kind, tokens_per_char: float, overhead: float) -> Vocabulary:
     )
 
 
-def probe_text(kind: Kind) -> str:
+def probe_text(kind: PromptKind) -> str:
     """A text of about 700 tokens whose length on the server gives `tokens_per_char`."""
     return "".join(UNITS[kind][::6])
 

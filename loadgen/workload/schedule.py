@@ -23,7 +23,7 @@ Scale = Literal["compress", "thin", "superpose"]
 SCALES: tuple[Scale, ...] = get_args(Scale)
 
 
-class Asked(msgspec.Struct, frozen=True, kw_only=True):
+class ArrivalSpec(msgspec.Struct, frozen=True, kw_only=True):
     """How one stream's requests are to come. What comes are requests, or sessions, whose later turns follow answers."""
 
     workload: str | None
@@ -66,15 +66,15 @@ class Schedule:
     """None: several streams, each with its own."""
     rate_rps: float | None
     seed: int
-    asked: tuple[Asked, ...] = ()
+    asked: tuple[ArrivalSpec, ...] = ()
 
     @property
     def sha256(self) -> str:
         """Of schedule.jsonl's bytes."""
-        return hashlib.sha256(encode(self.requests)).hexdigest()
+        return hashlib.sha256(encode_schedule(self.requests)).hexdigest()
 
 
-def encode(requests: Sequence[ScheduledRequest]) -> bytes:
+def encode_schedule(requests: Sequence[ScheduledRequest]) -> bytes:
     """schedule.jsonl."""
     return _encoder.encode_lines(requests)
 
@@ -82,7 +82,7 @@ def encode(requests: Sequence[ScheduledRequest]) -> bytes:
 _encoder = msgspec.json.Encoder()
 
 
-def build(
+def build_schedule(
     trace: Trace,
     *,
     seed: int,
@@ -100,15 +100,16 @@ def build(
                      num_requests=num_requests, scale=scale, shape=shape)  # fmt: skip
     offsets_ns = np.rint(found.offsets_s * NS_PER_S).astype(np.int64).tolist()
     chosen = (
-        again(trace.requests[pick], lap) for pick, lap in zip(found.picks.tolist(), found.laps.tolist(), strict=True)
+        relabel_for_pass(trace.requests[pick], lap)
+        for pick, lap in zip(found.picks.tolist(), found.laps.tolist(), strict=True)
     )
     requests = tuple(_scheduled(i, at, request) for i, (at, request) in enumerate(zip(offsets_ns, chosen, strict=True)))
-    asked = Asked(workload=None, process=arrival, rate_rps=found.rate_rps, burstiness=burstiness,
+    asked = ArrivalSpec(workload=None, process=arrival, rate_rps=found.rate_rps, burstiness=burstiness,
                   shape=None if shape is None else list(shape))  # fmt: skip
     return Schedule(requests, arrival, found.rate_rps, seed, (asked,))
 
 
-class Instants(NamedTuple):
+class ArrivalTimes(NamedTuple):
     """When requests come, which request of the trace each is, and in which lap through the trace (0: the first)."""
 
     offsets_s: Seconds
@@ -129,7 +130,7 @@ def instants(
     num_requests: int | None,
     scale: Scale,
     shape: Points | None,
-) -> Instants:
+) -> ArrivalTimes:
     """`trace` keeps the trace's own instants and ends where the trace ends. At `rps` they are squeezed, thinned or
     superposed, as `scale` says: squeezed, exactly to that mean; by the others, to within chance.
 
@@ -156,7 +157,7 @@ def instants(
         count = num_requests if num_requests is not None or duration_s is not None else len(trace.requests)
         offsets_s = arrivals.offsets(arrival, rate, rng, burstiness=burstiness, count=count, duration_s=duration_s)
         order = np.arange(len(offsets_s))
-        found = Instants(offsets_s, order % len(trace.requests), order // len(trace.requests), rate)
+        found = ArrivalTimes(offsets_s, order % len(trace.requests), order // len(trace.requests), rate)
     if not len(found.offsets_s):
         raise LoadgenError(f"no request falls into {duration_s} s at {rate} requests/s; ask for a longer run")
     return found
@@ -170,7 +171,7 @@ def _shaped(
     duration_s: float | None,
     num_requests: int | None,
     shape: Points,
-) -> Instants:
+) -> ArrivalTimes:
     """The process at rate 1, put through the shape: as many arrivals as the shape expects, when it expects them."""
     end_s = shape[-1][0] if duration_s is None else duration_s
     count = float(arrivals.expected(np.array([end_s]), shape)[0])
@@ -184,7 +185,7 @@ def _shaped(
 def _own(
     trace: Trace, rps: float | None, duration_s: float | None, num_requests: int | None, scale: Scale,
     rng: np.random.Generator,
-) -> Instants:  # fmt: skip
+) -> ArrivalTimes:  # fmt: skip
     """The trace's own arrivals, from its first on."""
     if num_requests is not None and num_requests > len(trace.requests):
         raise LoadgenError(
@@ -205,7 +206,7 @@ def _own(
     at, picks, laps = at[:limit], picks[:limit], laps[:limit]
     if rps is not None and scale == "compress" and len(at) > 1:
         at = at * (len(at) / rps / arrivals.cycle_s(at))
-    return Instants(at, picks, laps, rps if rps is not None else _mean_rate(at))
+    return ArrivalTimes(at, picks, laps, rps if rps is not None else _mean_rate(at))
 
 
 def _others(
@@ -225,16 +226,16 @@ def _others(
     return at[kept], kept, np.zeros(len(kept), dtype=np.int64)
 
 
-def again(request: TraceRequest, lap: int) -> TraceRequest:
+def relabel_for_pass(request: TraceRequest, lap: int) -> TraceRequest:
     """The request as another user's: what it shares, it shares with requests of the same lap only. Lap 0 is itself."""
     if lap == 0 or not (request.session_id or request.prefix_ids):
         return request
     session = request.session_id and f"{request.session_id}+{lap}"
-    ids = tuple(mixed(f"{lap}/{block}") for block in request.prefix_ids)
+    ids = tuple(stable_hash63(f"{lap}/{block}") for block in request.prefix_ids)
     return msgspec.structs.replace(request, session_id=session, prefix_ids=ids)
 
 
-def mixed(name: str) -> int:
+def stable_hash63(name: str) -> int:
     """A number of 63 bits for a name, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) >> 1
 
@@ -258,7 +259,7 @@ def _scheduled(index: int, offset_ns: int, request: TraceRequest) -> ScheduledRe
 # -- many schedules, one schedule -------------------------------------------------------------------------------------
 
 
-def merged(parts: Sequence[Schedule], seed: int) -> Schedule:
+def merged_schedule(parts: Sequence[Schedule], seed: int) -> Schedule:
     """Every request of every part, in order of its instant, numbered anew."""
     entries = [(part, request) for part, schedule in enumerate(parts) for request in schedule.requests]
     entries.sort(key=lambda entry: (entry[1].offset_ns, entry[0], entry[1].index))
@@ -273,6 +274,6 @@ def merged(parts: Sequence[Schedule], seed: int) -> Schedule:
     return Schedule(requests, arrival, rate, seed, tuple(asked for part in parts for asked in part.asked))
 
 
-def first(schedule: Schedule, count: int) -> Schedule:
+def truncated(schedule: Schedule, count: int) -> Schedule:
     """The first `count` requests. A turn's predecessor is planned before it: no session loses its beginning."""
     return replace(schedule, requests=schedule.requests[:count])

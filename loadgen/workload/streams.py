@@ -19,16 +19,16 @@ from loadgen.units import NS_PER_S
 from loadgen.workload import arrivals, token_bins
 from loadgen.workload.schedule import (
     Arrival,
-    Asked,
-    Instants,
+    ArrivalSpec,
+    ArrivalTimes,
     Scale,
     Schedule,
     ScheduledRequest,
-    again,
-    first,
     instants,
-    merged,
-    mixed,
+    merged_schedule,
+    relabel_for_pass,
+    stable_hash63,
+    truncated,
 )
 from loadgen.workload.trace import Trace, TraceRequest, read_trace
 
@@ -130,7 +130,7 @@ def _fault(stream: Stream) -> str | None:
     return None
 
 
-def chosen(asked: Sequence[str], file: Path | None) -> Streams:
+def chosen_streams(asked: Sequence[str], file: Path | None) -> Streams:
     """The streams that `--stream` asks for: NAME, NAME:RATE or NAME=SOURCE:RATE.
 
     A name is looked for in `file` (the shipped streams without one), then among the workload profiles; a source is a
@@ -188,21 +188,21 @@ def _from_source(source: str, text: str, known: Streams) -> Stream:
 # -- the plan ---------------------------------------------------------------------------------------------------------
 
 
-def plan(streams: Streams, *, seed: int, duration_s: float | None, num_requests: int | None) -> Schedule:
+def schedule_streams(streams: Streams, *, seed: int, duration_s: float | None, num_requests: int | None) -> Schedule:
     """One schedule of all streams. A stream's instants and lengths depend on itself and its seed, on no other stream.
 
     `duration_s` ends the sending of what is planned by then; `num_requests` keeps the first so many of all.
     """
     parts = [plan_one(name, stream, seed, duration_s, num_requests) for name, stream in streams.items()]
-    whole = merged(parts, seed)
-    return whole if num_requests is None else first(whole, num_requests)
+    whole = merged_schedule(parts, seed)
+    return whole if num_requests is None else truncated(whole, num_requests)
 
 
 def plan_one(name: str, stream: Stream, seed: int, duration_s: float | None, num_requests: int | None) -> Schedule:
     """The plan of one stream: sessions that come by its arrival process, and their turns."""
     if stream.bins is not None and stream.shape is None and duration_s is None and num_requests is None:
         raise LoadgenError(f"stream {name}: bins have no end; say one with --duration or --num-requests")
-    own = [seed if stream.seed is None else stream.seed, mixed(name)]
+    own = [seed if stream.seed is None else stream.seed, stable_hash63(name)]
     draw_lengths, draw_instants, draw_turns = (np.random.default_rng([*own, k]) for k in range(3))
     source = _source(name, stream, draw_lengths)
     sessions = _sessions(name, stream, source.requests, draw_turns)
@@ -223,15 +223,15 @@ def plan_one(name: str, stream: Stream, seed: int, duration_s: float | None, num
     requests = _planned(name, stream, sessions, found, duration_s, draw_turns)
     rate_rps = None if found.rate_rps is None else found.rate_rps * mean_turns
     asked = msgspec.structs.replace(asked, rate_rps=found.rate_rps)
-    return merged([Schedule(requests, asked.process, rate_rps, own[0], (asked,))], own[0])
+    return merged_schedule([Schedule(requests, asked.process, rate_rps, own[0], (asked,))], own[0])
 
 
-def _asked(name: str, stream: Stream, source: Trace, mean_turns: float) -> Asked:
+def _asked(name: str, stream: Stream, source: Trace, mean_turns: float) -> ArrivalSpec:
     """What comes are sessions: less often than requests, by their mean turns."""
     process = arrival_of(stream)
     shape = [(second, rps / mean_turns) for second, rps in arrivals.points_of(stream.shape)] if stream.shape else None
     rps = stream.rps if process == "trace" or stream.rps is not None else source.mean_rps
-    return Asked(
+    return ArrivalSpec(
         workload=name,
         process=process,
         rate_rps=None if rps is None or shape else rps / mean_turns,
@@ -256,7 +256,9 @@ def _source(name: str, stream: Stream, rng: np.random.Generator) -> Trace:
     assert stream.bins is not None
     if stream.rps is None and stream.shape is None:
         raise LoadgenError(f"stream {name}: bins have no rate of their own; say one, such as --stream {name}:2")
-    inputs, outputs = token_bins.sample(token_bins.read_bins(profile_path("workloads", stream.bins, "json")), POOL, rng)
+    inputs, outputs = token_bins.sample_lengths(
+        token_bins.read_bins(profile_path("workloads", stream.bins, "json")), POOL, rng
+    )
     pairs = zip(inputs.tolist(), outputs.tolist(), strict=True)
     return Trace(name, tuple(TraceRequest(arrival_s=0.0, input_tokens=i, output_tokens=o) for i, o in pairs), "")
 
@@ -326,7 +328,7 @@ def _planned(
     name: str,
     stream: Stream,
     sessions: list[list[TraceRequest]],
-    found: Instants,
+    found: ArrivalTimes,
     duration_s: float | None,
     rng: np.random.Generator,
 ) -> tuple[ScheduledRequest, ...]:
@@ -370,13 +372,13 @@ def _shared(
 ) -> dict[str, Any]:
     """What of its prompt a request has in common with others of its stream."""
     if file is not None:
-        return {"text_id": mixed(f"{name}/file {file}"), "text_tokens": int(stream.shared * turn.input_tokens)}
-    same = again(turn, lap)
-    ids = tuple(mixed(f"{name}/{block}") for block in same.prefix_ids)
+        return {"text_id": stable_hash63(f"{name}/file {file}"), "text_tokens": int(stream.shared * turn.input_tokens)}
+    same = relabel_for_pass(turn, lap)
+    ids = tuple(stable_hash63(f"{name}/{block}") for block in same.prefix_ids)
     if stream.turns is None or ids:
         return {"session_id": same.session_id and f"{name}/{same.session_id}", "prefix_ids": ids}
     session = f"{name}/{pick}" if lap == 0 else f"{name}/{pick}+{lap}"
-    return {"session_id": session, "text_id": mixed(f"{session}/{text}"), "text_tokens": turn.input_tokens}
+    return {"session_id": session, "text_id": stable_hash63(f"{session}/{text}"), "text_tokens": turn.input_tokens}
 
 
 def _popular(stream: Stream, count: int, rng: np.random.Generator) -> list[int] | list[None]:

@@ -115,7 +115,7 @@ def merged(parts: list[tuple[Lengths, Lengths]]) -> tuple[Lengths, Lengths]:
     return keys[first], np.add.reduceat(counts, first)
 
 
-def fit(name: str, chunks: Callable[[], Iterable[Pairs]], edges: EdgeLaw, provenance: dict[str, str]) -> TokenBins:
+def fit_bins(name: str, chunks: Callable[[], Iterable[Pairs]], edges: EdgeLaw, provenance: dict[str, str]) -> TokenBins:
     """Bins of every pair in `chunks()`, which is called twice: exact extremes or quantiles first, then the counts.
 
     Memory grows with the number of distinct lengths and of bins, not of requests. Lengths beyond the last edge of
@@ -211,7 +211,7 @@ def _count(
 # -- sample -----------------------------------------------------------------------------------------------------------
 
 
-def sample(bins: TokenBins, n: int, rng: np.random.Generator) -> Pairs:
+def sample_lengths(bins: TokenBins, n: int, rng: np.random.Generator) -> Pairs:
     """`n` (input, output) pairs in random order whose distribution is closer to the bins' than independent draws are.
 
     Bins are drawn systematically: n points evenly spaced (by one random offset) over the cumulative counts, so each
@@ -302,7 +302,7 @@ def _ranks(values: Lengths) -> NDArray[np.float64]:
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def to_json(bins: TokenBins) -> bytes:
+def bins_json(bins: TokenBins) -> bytes:
     """JSON with one field and one bin a line."""
     encode = msgspec.json.encode
     fields = {f: encode(getattr(bins, f)) for f in bins.__struct_fields__ if f != "bins"}

@@ -54,7 +54,7 @@ class Counts:
         return float(low + (high - low) * (rank % 1))
 
 
-def ks(a: Counts, b: Counts) -> float:
+def ks_distance(a: Counts, b: Counts) -> float:
     """Largest difference between two cumulative distributions (two-sample Kolmogorov-Smirnov)."""
     at = np.union1d(a.values, b.values)
     share_a, share_b = (

@@ -18,7 +18,7 @@ import uvloop
 
 from loadgen.client import stream
 from loadgen.client.client import Client
-from loadgen.client.connection import Page, plain
+from loadgen.client.connection import FetchedPage, plain
 from loadgen.client.http1 import HTTPError
 from loadgen.client.openai_api import StreamEvent
 from loadgen.client.server_probe import find_model
@@ -395,8 +395,10 @@ def test_a_redirect_is_followed(path: str) -> None:
     assert server.requests[-1].endswith(b"{}")
 
 
-def fetched(script: Sequence[Step] | Callable[[int], Sequence[Step]], body: bytes | None = None) -> tuple[Page, Wire]:
-    async def main() -> tuple[Page, Wire]:
+def fetched(
+    script: Sequence[Step] | Callable[[int], Sequence[Step]], body: bytes | None = None
+) -> tuple[FetchedPage, Wire]:
+    async def main() -> tuple[FetchedPage, Wire]:
         async with wire(script) as server, Client(server.url + "/v1", timeout_s=5) as client:
             return await client.fetch(server.url + "/v1/models", body, timeout_s=0.5), server
 
@@ -447,7 +449,7 @@ def test_a_page_of_nobody() -> None:
 
 
 def test_a_pooled_connection_that_died_does_not_spoil_a_page() -> None:
-    async def main() -> list[Page]:
+    async def main() -> list[FetchedPage]:
         async with (
             wire(lambda n: (PAGE, *(("close",) if n == 0 else ()))) as server,
             Client(server.url, timeout_s=5) as client,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from loadgen.client.http1 import Head, HTTPError, Response, Unusual, parse_head
 from loadgen.client.openai_api import ProtocolError, parse_event
 from loadgen.client.sse import SSEError
-from loadgen.client.stream import TOKEN, Answer, RequestError, Template, learn
+from loadgen.client.stream import TOKEN, RequestError, StreamState, Template, learn
 from support.scripted_server import DONE, END, GOOD, HEAD, ROLE, USAGE, chunk, token
 
 REASONING = chunk(b'data: {"choices":[{"delta":{"content":"","reasoning_content":"hm"}}]}\n\n')
@@ -49,7 +49,7 @@ RESPONSES: dict[str, bytes] = {
 
 def heard(pieces: list[bytes]) -> tuple[object, ...]:
     """Everything that a record is made of, times apart."""
-    answer = Answer()
+    answer = StreamState()
     response = Response(answer)
     error = None
     try:

@@ -7,10 +7,10 @@ import pytest
 
 from loadgen.client.openai_api import Dialect, Endpoint, payload
 from loadgen.client.request_body import body_maker
-from loadgen.workload.prompts import draws_of, estimate
+from loadgen.workload.prompts import draws_of, estimate_vocabulary
 from loadgen.workload.schedule import ScheduledRequest
 
-WORDS = {"chat": estimate("chat", 0.25, 8), "code": estimate("code", 0.3, 8)}
+WORDS = {"chat": estimate_vocabulary("chat", 0.25, 8), "code": estimate_vocabulary("code", 0.3, 8)}
 
 
 def asked(index: int, workload: str = "chat", output: int = 7) -> ScheduledRequest:

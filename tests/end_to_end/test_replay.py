@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from loadgen.results import run_folder
-from loadgen.results.summarize import analyse
+from loadgen.results.summarize import analyse_run
 from loadgen.results.summary import Summary
 from loadgen.servers.launcher import served
 
@@ -139,7 +139,7 @@ def test_the_same_folder_gives_the_same_bytes(sim: str, tmp_path: Path) -> None:
     loadgen("replay", CHAT, "--rps", 10, "--num-requests", 10, "--base-url", sim, "--out", run, "--ui", "none")
     names = ("summary.json", "attribution.jsonl", "report.html")
     first = {name: (run / name).read_bytes() for name in names}
-    assert analyse(run_folder.read(run)).summary == summary_of(run)
+    assert analyse_run(run_folder.read_run(run)).summary == summary_of(run)
     assert loadgen("report", run).returncode == 0
     assert {name: (run / name).read_bytes() for name in names} == first
 

@@ -19,7 +19,7 @@ NEVER = 1e9
 CHILD = """
 import ctypes, json, os, sys
 from loadgen.energy.amd import open_amd
-from loadgen.energy.meter import MeterError
+from loadgen.errors import MeterError
 from loadgen.energy.series import series_by_domain
 gpus, environ, until_s = json.load(sys.stdin)
 now = [0]

@@ -15,7 +15,7 @@ import msgspec
 import pytest
 
 from loadgen.energy.nvml import Device, choose, visible_tokens
-from loadgen.energy.series import EnergyDomain, EnergySample, on_its_own_clock, series_by_domain
+from loadgen.energy.series import EnergyDomain, EnergySample, align_to_counter_clock, series_by_domain
 from loadgen.errors import MeterError
 
 ROOT = Path(__file__).parents[2]
@@ -199,7 +199,7 @@ def test_a_group_of_four_is_the_sum_of_its_own_gpus_and_not_of_the_hosts(run: Ru
     said = run([*script, "latency 0.001"], 10.0, visible="4,5,6,7")
     assert [domain.name for domain in said.domains] == ["gpu:4", "gpu:5", "gpu:6", "gpu:7"]
     edges_ns = 1_000_000_000, 9_000_000_000
-    series = [on_its_own_clock(one) for one in series_by_domain(said.samples).values()]
+    series = [align_to_counter_clock(one) for one in series_by_domain(said.samples).values()]
     measured = [one.energy_mj(*edges_ns) or 0.0 for one in series]
     assert sum(measured) == pytest.approx(8 * (500 + 600 + 700 + 800) * 1000, rel=0.002)
     assert any("4 of this host's 8 GPUs" in note for note in said.notes)
@@ -397,7 +397,7 @@ def test_a_study_watches_the_gpus_that_its_servers_may_use(
 ) -> None:
     """Another's GPU that is hot is not waited for."""
     env = environ([*STEADY, f"gpu {B}", "point 1 0 500"]) | ({"CUDA_VISIBLE_DEVICES": visible} if visible else {})
-    code = "from loadgen import gpu; print(*[one.uuid for one in gpu.states()])"
+    code = "from loadgen.energy import gpu_state; print(*[one.uuid for one in gpu_state.states()])"
     out = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, timeout=40, check=True, text=True)
     assert out.stdout.split() == seen
 

@@ -148,7 +148,7 @@ def test_a_source_asked_for_by_name_is_never_replaced_by_another(tmp_path: Path)
 NO_NVML = """
 import json, sys
 from pathlib import Path
-from loadgen.energy.discover import open_meter
+from loadgen.energy.choose import open_meter
 meter, reasons = open_meter("auto", powercap=Path(sys.argv[1]))
 print(json.dumps([meter and [d.source for d in meter.domains], reasons]))
 """

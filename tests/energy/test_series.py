@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from loadgen.energy.meter import CounterTrack, PowerTrack
 from loadgen.energy.nvml import VERNIER
-from loadgen.energy.series import EnergySample, EnergySeries, on_its_own_clock, series_by_domain
+from loadgen.energy.series import EnergySample, EnergySeries, align_to_counter_clock, series_by_domain
 
 MS = 1_000_000
 
@@ -168,7 +168,7 @@ def test_a_regular_counter_is_put_on_its_own_clock() -> None:
     rng = np.random.default_rng(0)
     true = 123_456_789 + np.arange(600) * 100_003_000
     seen = polled(true, rng)
-    found = on_its_own_clock(seen)
+    found = align_to_counter_clock(seen)
     assert np.abs(seen.t_ns - true).mean() > 5_000_000
     assert np.abs(found.t_ns - true).max() < 3_000_000
     assert (found.mj == seen.mj).all()
@@ -178,7 +178,7 @@ def test_missed_moves_do_not_upset_the_clock() -> None:
     rng = np.random.default_rng(1)
     every = 5_000_000 + np.arange(600) * 100_000_000
     true = every[np.sort(rng.choice(600, 550, replace=False))]
-    assert np.abs(on_its_own_clock(polled(true, rng)).t_ns - true).max() < 3_000_000
+    assert np.abs(align_to_counter_clock(polled(true, rng)).t_ns - true).max() < 3_000_000
 
 
 def polled_at(step: float, seconds: float, rng: np.random.Generator) -> tuple[EnergySeries, np.ndarray]:
@@ -203,7 +203,7 @@ def polled_at(step: float, seconds: float, rng: np.random.Generator) -> tuple[En
 @pytest.mark.parametrize("step", [0.2, VERNIER])
 def test_coarse_polls_with_late_reads_still_tell_the_clock(step: float, seed: int) -> None:
     seen, true = polled_at(step, 40.0, np.random.default_rng(seed))
-    found = on_its_own_clock(seen)
+    found = align_to_counter_clock(seen)
     kept = np.isin(seen.mj, found.mj[1:-1])
     assert kept.mean() > 0.9
     assert np.abs(found.t_ns[1:-1] - true[kept]).max() < 4_000_000
@@ -213,8 +213,8 @@ def test_coarse_polls_with_late_reads_still_tell_the_clock(step: float, seed: in
 def test_a_counter_without_a_clock_is_left_alone() -> None:
     rng = np.random.default_rng(2)
     irregular = polled(np.cumsum(rng.integers(80, 400, 300)) * 1_000_000, rng)
-    assert on_its_own_clock(irregular) is irregular
+    assert align_to_counter_clock(irregular) is irregular
     exact = EnergySeries("gpu:0", np.arange(100) * 100_000_000, np.arange(100) * 45_000)
-    assert on_its_own_clock(exact) is exact
+    assert align_to_counter_clock(exact) is exact
     short = polled(np.arange(10) * 100_000_000, rng)
-    assert on_its_own_clock(short) is short
+    assert align_to_counter_clock(short) is short

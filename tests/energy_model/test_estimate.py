@@ -18,14 +18,14 @@ from loadgen.energy_model.estimate import (
     surface,
 )
 from loadgen.energy_model.profiles import (
-    Cell,
     EnergyProfile,
+    GridPoint,
     energy_profile_json,
     read_energy_profile,
     read_hardware,
     read_model,
 )
-from loadgen.energy_model.waves import Bin, boundaries, cell_of, repeats
+from loadgen.energy_model.waves import RequestShape, grid_point_of, wave_boundaries, wave_repeats
 from loadgen.errors import LoadgenError
 from loadgen.simulator.virtual_profile import closed_loop
 from loadgen.stats.intervals import half_width
@@ -41,9 +41,9 @@ def law(n: float, o: float, batch: float) -> float:
     return A["a0"] + A["a1"] * n + A["a2"] * n**2 + A["c"] * o / batch + A["b"] * (o - 1) + A["k"] * contexts
 
 
-def profile(cells: list[Cell] | None = None) -> EnergyProfile:
+def profile(cells: list[GridPoint] | None = None) -> EnergyProfile:
     every = [
-        Cell(input=n, output=o, batch=b, joules_per_request=law(n, o, b), stderr=0.01 * law(n, o, b))
+        GridPoint(input=n, output=o, batch=b, joules_per_request=law(n, o, b), stderr=0.01 * law(n, o, b))
         for n in INPUTS
         for o in OUTPUTS
         for b in BATCHES
@@ -105,7 +105,7 @@ def test_independent_cells_average_their_errors_out() -> None:
 
 
 def test_a_few_cells_have_no_fit_and_interpolate_in_log_space() -> None:
-    cells = [Cell(input=n, output=10, batch=1, joules_per_request=j) for n, j in ((100, 1.0), (400, 4.0))]
+    cells = [GridPoint(input=n, output=10, batch=1, joules_per_request=j) for n, j in ((100, 1.0), (400, 4.0))]
     assert joules(workload((200, 10, 1)), profile(cells), 1)["interpolated"] == pytest.approx(2.0)
 
 
@@ -182,15 +182,15 @@ def test_mean_overlap_leaves_idle_time_out() -> None:
 
 def test_boundaries_are_ends_of_whole_waves_after_the_first() -> None:
     finished = [10, 11, 20, 21, 30, 31, 40]
-    assert boundaries(finished, 2, 1, 0) == [(11, 2), (21, 4), (31, 6)]
-    assert boundaries(finished, 2, 1, 15) == [(11, 2), (31, 6)]
-    assert boundaries(finished, 8, 1, 0) == []
+    assert wave_boundaries(finished, 2, 1, 0) == [(11, 2), (21, 4), (31, 6)]
+    assert wave_boundaries(finished, 2, 1, 15) == [(11, 2), (31, 6)]
+    assert wave_boundaries(finished, 8, 1, 0) == []
 
 
 def test_repeats_whose_energy_is_unknown_are_left_out() -> None:
-    known = repeats([(0, 2), (10**9, 4), (2 * 10**9, 6)], lambda start, _: 8.0 if start == 0 else None)
+    known = wave_repeats([(0, 2), (10**9, 4), (2 * 10**9, 6)], lambda start, _: 8.0 if start == 0 else None)
     assert known == [(2, 1.0, 8.0)]
-    cell = cell_of(Bin(5, 6), 2, known, 0.03)
+    cell = grid_point_of(RequestShape(5, 6), 2, known, 0.03)
     assert (cell.joules_per_request, cell.stderr, cell.settled) == (4.0, None, False)
 
 
@@ -209,7 +209,7 @@ def test_estimates_hold_against_the_simulated_truth_on_lengths_that_no_cell_has(
     rng = np.random.default_rng(3)
     n = np.exp(rng.uniform(np.log(40), np.log(3000), 800)).astype(np.int64)
     o = np.exp(rng.uniform(np.log(9), np.log(300), 800)).astype(np.int64)
-    run = closed_loop([Bin(int(i), int(k)) for i, k in zip(n, o, strict=True)], hardware, model, 32)
+    run = closed_loop([RequestShape(int(i), int(k)) for i, k in zip(n, o, strict=True)], hardware, model, 32)
     found = {e.method: e.joules / run.step_j for e in estimates(count_pairs([(n, o)]), of, 32, hardware, model)}
     assert found["interpolated"] == pytest.approx(1, abs=0.05)
     assert found["ceiling"] > 1.2

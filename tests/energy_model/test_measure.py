@@ -4,18 +4,23 @@ from pathlib import Path
 import pytest
 
 from loadgen.cli.profile import parse_bins
-from loadgen.energy_model.measure import Spot, journal, journal_path, plan, read_journal, seconds_left
-from loadgen.energy_model.profiles import Cell
-from loadgen.energy_model.waves import Bin
+from loadgen.energy_model.measure import Spot, journal, journal_path, measurement_order, read_journal, seconds_left
+from loadgen.energy_model.profiles import GridPoint
+from loadgen.energy_model.waves import RequestShape
 from loadgen.errors import LoadgenError
 from loadgen.servers.launcher import served
 
 ON = {"model": "m", "engine": "e"}
-CELL = Cell(input=8, output=2, batch=1, joules_per_request=1.5)
+CELL = GridPoint(input=8, output=2, batch=1, joules_per_request=1.5)
 
 
 def test_bins_are_grids() -> None:
-    assert parse_bins("1,2x3 4x5,6 1x3") == [Bin(1, 3), Bin(2, 3), Bin(4, 5), Bin(4, 6)]
+    assert parse_bins("1,2x3 4x5,6 1x3") == [
+        RequestShape(1, 3),
+        RequestShape(2, 3),
+        RequestShape(4, 5),
+        RequestShape(4, 6),
+    ]
 
 
 @pytest.mark.parametrize("text", ["", "8", "8x", "0x4", "8xfour", "8;9x1"])
@@ -26,17 +31,17 @@ def test_what_is_no_grid_is_said(text: str) -> None:
 
 def test_a_plan_keeps_the_order_of_batches_and_shuffles_bins_by_seed() -> None:
     bins = parse_bins("1,2,3,4,5,6,7,8x1,2")
-    first = plan(bins, [32, 1], seed=0)
+    first = measurement_order(bins, [32, 1], seed=0)
     assert [s.batch for s in first] == [32] * 16 + [1] * 16
     assert {s.lengths for s in first[:16]} == set(bins)
-    assert first == plan(bins, [32, 1], seed=0) != plan(bins, [32, 1], seed=1)
+    assert first == measurement_order(bins, [32, 1], seed=0) != measurement_order(bins, [32, 1], seed=1)
 
 
 def test_time_left_follows_what_cells_took() -> None:
     def took(spot: Spot) -> float:
         return 0.5 + 1e-5 * spot.lengths.input * spot.batch + 0.01 * spot.lengths.output
 
-    spots = plan(parse_bins("100,1000x10,100"), [1, 64], seed=0)
+    spots = measurement_order(parse_bins("100,1000x10,100"), [1, 64], seed=0)
     left = seconds_left([(s, took(s)) for s in spots[:5]], spots[5:])
     assert left == pytest.approx(sum(map(took, spots[5:])), rel=0.02)
     assert seconds_left([], spots) is None

@@ -15,7 +15,7 @@ from loadgen.client.token_counts import count_on_server
 from loadgen.record import RequestRecord
 from loadgen.report.write import finish
 from loadgen.run.progress import NullView
-from loadgen.run.replay import Options, replay
+from loadgen.run.replay import RunConfig, replay
 from loadgen.telemetry.engine_metrics import parse_page
 from loadgen.workload.schedule import Schedule, ScheduledRequest
 from support.engines import SEEN, Engine
@@ -176,7 +176,7 @@ def test_a_replay_is_whole(engine: Engine, tmp_path: Path) -> None:
         ScheduledRequest(index=i, offset_ns=i * 40_000_000, workload="chat", input_tokens=60 + i, output_tokens=5 + i)
         for i in range(6)
     )
-    options = Options(out=tmp_path / "run", base_url=engine.url, energy="none", timeout_s=120, warmup=1, idle_s=0.0)
+    options = RunConfig(out=tmp_path / "run", base_url=engine.url, energy="none", timeout_s=120, warmup=1, idle_s=0.0)
     schedule = Schedule(requests, "constant", 25.0, 0)
     replay(schedule, options, NullView())
     result = finish(options.out, schedule)

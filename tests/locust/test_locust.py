@@ -155,7 +155,7 @@ def test_three_workers_send_the_trace_each_request_once_on_one_schedule(server: 
     )  # fmt: skip
     heard = [worker.communicate(timeout=20)[0] for worker in workers]
     assert status == 0, said + "".join(heard)
-    planned = schedule.build(read_trace(TRACE), seed=4, rps=20, num_requests=60)
+    planned = schedule.build_schedule(read_trace(TRACE), seed=4, rps=20, num_requests=60)
     assert "60 of 60 scheduled requests sent, 0 failed" in said and planned.sha256[:12] in said
 
     served_lines = [line for line in oracle(server)[before:] if not line["request_id"].startswith("loadgen-")]

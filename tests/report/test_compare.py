@@ -26,7 +26,7 @@ def summary(**energy: float | None) -> Summary:
 
 def verdicts(text: str, *summaries: Summary) -> list[bool]:
     gate = compare.parse_gate(text, compare.known_paths(summaries))
-    return [verdict.failed for verdict in compare.check(gate, summaries)]
+    return [verdict.failed for verdict in compare.check_gate(gate, summaries)]
 
 
 @pytest.mark.parametrize(
@@ -108,13 +108,13 @@ def test_a_workload_with_a_dot_in_its_name_is_found() -> None:
 
 
 def test_ratio_and_difference_are_to_the_first_and_unknown_stays_unknown() -> None:
-    rows = compare.compare([summary(mean_watts=w) for w in (200.0, 250.0, None)], ["energy.mean_watts"])
+    rows = compare.compare_runs([summary(mean_watts=w) for w in (200.0, 250.0, None)], ["energy.mean_watts"])
     assert rows["energy.mean_watts"] == [
         compare.Cell(200.0, 1.0, 0.0),
         compare.Cell(250.0, 1.25, 50.0),
         compare.Cell(None, None, None),
     ]
-    zero = compare.compare([summary(mean_watts=w) for w in (0.0, 5.0)], ["energy.mean_watts"])
+    zero = compare.compare_runs([summary(mean_watts=w) for w in (0.0, 5.0)], ["energy.mean_watts"])
     assert zero["energy.mean_watts"][1] == compare.Cell(5.0, None, 5.0)
 
 
@@ -124,7 +124,7 @@ def test_the_table_fits_and_warns_of_what_cannot_be_compared() -> None:
         msgspec.structs.replace(other.info, server={"simulated": False}), [], [], [], [], None, other.summary
     )
     out = io.StringIO()
-    compare.render([simulated, real], Console(file=out, width=80))
+    compare.render_comparison([simulated, real], Console(file=out, width=80))
     told = out.getvalue()
     assert max(len(line) for line in told.splitlines()) <= 80
     assert "Simulated and measured runs are side by side." in told

@@ -52,7 +52,7 @@ class Page(HTMLParser):
 
 @cache
 def page_of(kind: str) -> Page:
-    return Page(run_page.render(getattr(sample_runs, kind)()))
+    return Page(run_page.render_run_page(getattr(sample_runs, kind)()))
 
 
 @pytest.mark.parametrize("make", EVERY_KIND)
@@ -100,7 +100,7 @@ def test_words_from_the_server_and_the_trace_are_text_not_markup() -> None:
     info = msgspec.structs.replace(
         info, run_id=evil, config={"trace": evil, evil: [evil, {evil: evil}]}, server={"model": evil}, host={evil: evil}
     )
-    text = run_page.render(replace(made, summary=summary, info=info, records=records))
+    text = run_page.render_run_page(replace(made, summary=summary, info=info, records=records))
     assert "<script" not in text
     assert evil in Page(text).text
 
@@ -110,7 +110,7 @@ def test_times_that_the_client_spoiled_are_in_the_verdict(kept: bool | None, spo
     made = sample_runs.run()
     assert made.summary is not None
     instrument = msgspec.structs.replace(made.summary.instrument, kept_time=kept)
-    text = run_page.render(replace(made, summary=msgspec.structs.replace(made.summary, instrument=instrument)))
+    text = run_page.render_run_page(replace(made, summary=msgspec.structs.replace(made.summary, instrument=instrument)))
     assert ("Times spoiled by the client itself" in text) is spoiled
     assert ('class="verdict bad"' in text) is spoiled
 
@@ -125,7 +125,8 @@ def test_the_ledger_on_the_page_adds_up_to_the_millijoule() -> None:
     made = sample_runs.run()
     assert made.attribution is not None
     shown = re.findall(
-        r'<th scope="row">(?:<i class="key \w+"></i> \w+|= measured)</th><td>([\d,]+)</td>', run_page.render(made)
+        r'<th scope="row">(?:<i class="key \w+"></i> \w+|= measured)</th><td>([\d,]+)</td>',
+        run_page.render_run_page(made),
     )
     *accounts, measured = (int(cell.replace(",", "")) for cell in shown)
     assert len(accounts) == 4
@@ -136,7 +137,7 @@ def test_accounts_that_do_not_add_up_are_said_first() -> None:
     made = sample_runs.run(num_requests=20)
     assert made.attribution is not None
     off = msgspec.structs.replace(made.attribution, idle_mj=made.attribution.idle_mj + 5)
-    page = Page(run_page.render(replace(made, attribution=off)))
+    page = Page(run_page.render_run_page(replace(made, attribution=off)))
     assert "the accounts do not add up to what was measured: -5 mJ" in page.text
     assert "Energy not valid" in page.text
 
@@ -153,16 +154,16 @@ def test_simulated_is_said_only_when_it_is() -> None:
     made = sample_runs.single()
     real = replace(made, info=msgspec.structs.replace(made.info, server={"model": "m", "simulated": False}))
     assert "SIMULATED" in page_of("single").text
-    assert "SIMULATED" not in run_page.render(real)
+    assert "SIMULATED" not in run_page.render_run_page(real)
 
 
 def test_a_run_without_a_summary_is_an_error_in_one_line() -> None:
     with pytest.raises(LoadgenError, match="no summary"):
-        run_page.render(replace(sample_runs.single(), summary=None))
+        run_page.render_run_page(replace(sample_runs.single(), summary=None))
 
 
 def test_measured_but_not_attributed_shows_no_accounts() -> None:
-    page = Page(run_page.render(replace(sample_runs.single(), attribution=None)))
+    page = Page(run_page.render_run_page(replace(sample_runs.single(), attribution=None)))
     assert "nothing was attributed" in page.text
     assert "= measured" not in page.text
 
@@ -172,7 +173,7 @@ def test_what_the_fit_found_is_shown_in_units_and_unknown_stays_unknown() -> Non
     assert made.summary is not None
     found = {"step_j": 2.31, "decode_context_j": 4.2e-6, "idle_w": None, "r_squared": 0.9971}
     energy = msgspec.structs.replace(made.summary.energy, coefficients=found)
-    page = Page(run_page.render(replace(made, summary=msgspec.structs.replace(made.summary, energy=energy))))
+    page = Page(run_page.render_run_page(replace(made, summary=msgspec.structs.replace(made.summary, energy=energy))))
     for told in ("one engine step 2.31 J", "per token of its context 4.20 µJ", "idle power -", "R² of the fit 0.997"):
         assert told in page.text
     assert "R² of the fit" not in page_of("single").text
@@ -276,7 +277,7 @@ def crowd(factor: int) -> RunResult:
 
 
 def test_a_large_run_makes_no_large_page_and_says_how_it_was_thinned() -> None:
-    text = run_page.render(crowd(25))
+    text = run_page.render_run_page(crowd(25))
     assert len(text.encode()) < 1_000_000
     assert "2,000 of 9,700 drawn: evenly spaced ranks of joules" in text
     assert "Drawn at 1,000 evenly spaced ranks" in text

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from loadgen.report.study_page import render
+from loadgen.report.study_page import render_study_page
 from loadgen.results.study_table import Row
 from report.test_run_page import Page
 
@@ -55,7 +55,7 @@ def row(server: str = "plain", batch: int | None = None, rps: float | None = 8.0
 
 
 def page(rows: list[Row], limits: dict[str, float] = LIMITS) -> Page:
-    return Page(render("Title", "What is asked.", rows, "plain", limits, {}, 0))
+    return Page(render_study_page("Title", "What is asked.", rows, "plain", limits, {}, 0))
 
 
 def figures(found: Page) -> list[str]:

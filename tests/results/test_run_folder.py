@@ -59,7 +59,7 @@ def write(path: Path, records: list[int], *, overwrite: bool = False) -> None:
 
 def test_what_is_written_is_read(tmp_path: Path) -> None:
     write(tmp_path / "run", [2, 0, 1])
-    result = run_folder.read(tmp_path / "run")
+    result = run_folder.read_run(tmp_path / "run")
     assert result.info == INFO
     assert result.schedule == list(PLAN.requests)
     assert with_lists(result.records) == [record(0), record(1), record(2)], "by index, whatever order they ended in"
@@ -70,25 +70,25 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
 
 def test_the_schedule_is_on_disk_before_anything_happens(tmp_path: Path) -> None:
     with closing(run_folder.RunWriter(tmp_path / "run", INFO, PLAN)):
-        result = run_folder.read(tmp_path / "run")
+        result = run_folder.read_run(tmp_path / "run")
     assert result.schedule == list(PLAN.requests)
     assert result.info.stopped_by is None
 
 
 def test_gzipped_lines_are_read_too(tmp_path: Path) -> None:
     write(tmp_path / "run", [0, 1, 2])
-    before = run_folder.read(tmp_path / "run")
+    before = run_folder.read_run(tmp_path / "run")
     for plain in (tmp_path / "run").glob("*.jsonl"):
         plain.with_name(plain.name + ".gz").write_bytes(gzip.compress(plain.read_bytes()))
         plain.unlink()
-    assert run_folder.read(tmp_path / "run") == before
+    assert run_folder.read_run(tmp_path / "run") == before
 
 
 def test_a_killed_run_reads_as_far_as_it_got(tmp_path: Path) -> None:
     write(tmp_path / "run", [0, 1])
     lines = (tmp_path / "run" / "records.jsonl").read_bytes()
     (tmp_path / "run" / "records.jsonl").write_bytes(lines[:-9])
-    records = run_folder.read(tmp_path / "run").records
+    records = run_folder.read_run(tmp_path / "run").records
     assert [r.error for r in records] == [None, "cancelled", "cancelled"]
     assert records[1].detail == "no record: the client was killed"
     assert records[1].scheduled_ns == 1100
@@ -99,7 +99,7 @@ def test_flushed_lines_are_in_the_kernel(tmp_path: Path) -> None:
         writer.record(record(0))
         assert (tmp_path / "run" / "records.jsonl").read_bytes() == b""
         writer.flush()
-        assert with_lists(run_folder.read(tmp_path / "run").records[:1]) == [record(0)]
+        assert with_lists(run_folder.read_run(tmp_path / "run").records[:1]) == [record(0)]
 
 
 def test_an_earlier_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_an_earlier_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
     with pytest.raises(LoadgenError, match="already holds a run"):
         write(tmp_path / "run", [1])
     write(tmp_path / "run", [1], overwrite=True)
-    assert run_folder.read(tmp_path / "run").records[0].error == "cancelled"
+    assert run_folder.read_run(tmp_path / "run").records[0].error == "cancelled"
 
 
 def test_a_folder_that_is_no_run_is_never_removed(tmp_path: Path) -> None:
@@ -147,12 +147,12 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str, says: s
     write(tmp_path / "run", [0])
     (tmp_path / "run" / name).write_text(content)
     with pytest.raises(LoadgenError, match=says):
-        run_folder.read(tmp_path / "run")
+        run_folder.read_run(tmp_path / "run")
 
 
 def test_not_a_run_folder(tmp_path: Path) -> None:
     with pytest.raises(LoadgenError, match="is not a run folder"):
-        run_folder.read(tmp_path)
+        run_folder.read_run(tmp_path)
 
 
 def test_write_atomic_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:

@@ -9,10 +9,10 @@ import pytest
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.record import RequestRecord
 from loadgen.results.run_folder import RunResult
-from loadgen.results.summarize import analyse
+from loadgen.results.summarize import analyse_run
 from loadgen.results.summary import EnergySummary, Summary
 from loadgen.units import NS_PER_S
-from loadgen.workload.schedule import Asked
+from loadgen.workload.schedule import ArrivalSpec
 from support import sample_runs
 
 STEP_NS = NS_PER_S // 100
@@ -56,7 +56,7 @@ def summary_of(result: RunResult) -> Summary:
         )
         for r in result.records
     ]
-    summary = analyse(
+    summary = analyse_run(
         RunResult(result.info, schedule, result.records, result.energy, result.engine, None, None)
     ).summary
     assert summary is not None
@@ -175,19 +175,19 @@ def test_prompts_that_a_cache_knew_are_said() -> None:
 # -- did requests come as asked? --------------------------------------------------------------------------------------
 
 
-def came(asked: list[Asked], config: dict[str, object] | None = None, wakes_s: float | None = None) -> Summary:
+def came(asked: list[ArrivalSpec], config: dict[str, object] | None = None, wakes_s: float | None = None) -> Summary:
     """400 requests, Poisson at 4/s, a quarter of them code; the client may send only each time it wakes."""
     made = sample_runs.run(failing=0)
     info = msgspec.structs.replace(made.info, asked=asked, config=config or {}, start_ns=sample_runs.START_NS)
     period_ns = round((wakes_s or 0) * NS_PER_S) or 1
     records = [msgspec.structs.replace(r, sent_ns=-(-(r.sent_ns or 0) // period_ns) * period_ns) for r in made.records]
-    summary = analyse(RunResult(info, made.schedule, records, made.energy, [], None, None)).summary
+    summary = analyse_run(RunResult(info, made.schedule, records, made.energy, [], None, None)).summary
     assert summary is not None
     return summary
 
 
-def poisson(rate_rps: float, workload: str | None = None) -> Asked:
-    return Asked(workload=workload, process="poisson", rate_rps=rate_rps)
+def poisson(rate_rps: float, workload: str | None = None) -> ArrivalSpec:
+    return ArrivalSpec(workload=workload, process="poisson", rate_rps=rate_rps)
 
 
 def test_arrivals_as_asked_are_said_to_be() -> None:
@@ -203,12 +203,12 @@ def test_arrivals_as_asked_are_said_to_be() -> None:
     ("asked", "wakes_s", "says"),
     [
         (poisson(8), None, "not as asked, as scheduled: 3.9 requests/s instead of 8"),
-        (Asked(workload=None, process="constant", rate_rps=3.9), None, "as scheduled: gaps vary by 101%"),
+        (ArrivalSpec(workload=None, process="constant", rate_rps=3.9), None, "as scheduled: gaps vary by 101%"),
         (poisson(4), 1.0, "not as asked, as sent: gaps are not exponential"),
-        (Asked(workload=None, process="trace", rate_rps=4), 1.0, "as sent: gaps are not those scheduled"),
+        (ArrivalSpec(workload=None, process="trace", rate_rps=4), 1.0, "as sent: gaps are not those scheduled"),
     ],
 )
-def test_other_arrivals_are_said_not_to_be(asked: Asked, wakes_s: float | None, says: str) -> None:
+def test_other_arrivals_are_said_not_to_be(asked: ArrivalSpec, wakes_s: float | None, says: str) -> None:
     summary = came([asked], wakes_s=wakes_s)
     assert summary.arrivals is not None and summary.arrivals.as_asked is False
     assert says in summary.arrivals.verdict

@@ -144,7 +144,7 @@ def test_the_merged_run_is_one_run_with_the_schedule_s_arrivals(sim: str, tmp_pa
     )
     assert code == 0
     check_whole(run, 400)
-    result = run_folder.read(run)
+    result = run_folder.read_run(run)
     sent_s = np.sort([(record.sent_ns or 0) / 1e9 for record in result.records])
     planned_s = np.array([one.offset_ns / 1e9 for one in result.schedule])
     assert [record.scheduled_ns - (result.info.start_ns or 0) for record in result.records] == [
@@ -170,7 +170,7 @@ def test_every_process_tells_the_sidecar_of_its_own_requests(sim: str, tmp_path:
         code, _, err = finished(start(run, sim, "--rps", 40, "--num-requests", 20, "--processes", 2, "--otlp", otlp))
         sidecar.shutdown()
     assert (code, err) == (0, "")
-    assert run_folder.read(run).info.instrument["spans"] == {"sent": 20, "lost": 0, "last_error": None}
+    assert run_folder.read_run(run).info.instrument["spans"] == {"sent": 20, "lost": 0, "last_error": None}
 
 
 class Collector(BaseHTTPRequestHandler):
@@ -195,7 +195,7 @@ def test_a_killed_process_costs_its_own_requests_only(sim: str, tmp_path: Path) 
     lost = [record for record in lines(run) if record["error"]]
     assert {int(str(record["index"])) % 3 for record in lost} == {1}
     assert {record["detail"] for record in lost} == {"no record: process 2 of 3 ended early (killed by signal 9)"}
-    start_ns = run_folder.read(run).info.start_ns or 0
+    start_ns = run_folder.read_run(run).info.start_ns or 0
     assert all(int(str(record["scheduled_ns"])) >= start_ns for record in lost)
     assert f"process 2 of 3 ended early (killed by signal 9): {len(lost)} of its 30 requests" in out
 
@@ -213,7 +213,7 @@ def test_ctrl_c_at_the_terminal_drains_and_a_second_aborts(sim: str, tmp_path: P
         errors = {record["error"] for record in lines(run)}
         assert "not_sent" in errors
         assert presses == 2 or errors == {None, "not_sent"}
-        assert run_folder.read(run).info.stopped_by == ("interrupted", "aborted")[presses - 1]
+        assert run_folder.read_run(run).info.stopped_by == ("interrupted", "aborted")[presses - 1]
 
 
 def test_workers_end_with_their_parent_and_leave_a_folder_that_can_be_reported(sim: str, tmp_path: Path) -> None:
@@ -224,7 +224,7 @@ def test_workers_end_with_their_parent_and_leave_a_folder_that_can_be_reported(s
     process.kill()
     process.communicate(timeout=45)
     wait_for(lambda: not any(Path(f"/proc/{pid}").exists() for pid in ours))
-    records = run_folder.read(run).records
+    records = run_folder.read_run(run).records
     assert len(records) == 200
     assert any(record.ok for record in records)
 
@@ -240,7 +240,7 @@ def test_a_full_disk_ends_the_run_with_one_line(sim: str, tmp_path: Path) -> Non
     code, _, err = finished(process)
     assert code == 2
     assert err == f"loadgen: cannot write the run folder {run}: File too large\n"
-    assert run_folder.read(run).records
+    assert run_folder.read_run(run).records
 
 
 def test_a_cap_that_cannot_be_split_is_refused_before_the_run(sim: str, tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from loadgen.results.run_folder import RunResult
-from loadgen.run.selftest import Capacity, Plan, Selftest, errors, events_per_s, judged, most_open, plan
+from loadgen.run.selftest import Capacity, Plan, Selftest, errors, events_per_s, judged, most_open, planned_run
 from loadgen.run.timing_server import Written
 from support import sample_runs
 
@@ -27,13 +27,13 @@ SOME = st.floats(0.5, 500)
 def test_any_two_of_rate_streams_and_gap_give_the_third(
     output: float, rps: float, streams: float, itl_s: float
 ) -> None:
-    by_gap = plan(output, rps=rps, streams=None, itl_s=itl_s, ttft_s=0.05)
+    by_gap = planned_run(output, rps=rps, streams=None, itl_s=itl_s, ttft_s=0.05)
     assert (by_gap.rps, by_gap.itl_s) == (rps, itl_s)
-    by_streams = plan(output, rps=None, streams=streams, itl_s=itl_s, ttft_s=0.05)
+    by_streams = planned_run(output, rps=None, streams=streams, itl_s=itl_s, ttft_s=0.05)
     assert by_streams.streams == pytest.approx(streams)
     assert by_streams.itl_s == itl_s
     assume(streams / rps > 0.05)
-    both = plan(output, rps=rps, streams=streams, itl_s=None, ttft_s=0.05)
+    both = planned_run(output, rps=rps, streams=streams, itl_s=None, ttft_s=0.05)
     assert both.rps == rps
     if output >= 2:
         assert both.streams == pytest.approx(streams)
@@ -48,7 +48,7 @@ def test_any_two_of_rate_streams_and_gap_give_the_third(
 )
 def test_what_cannot_be_planned_is_said(asked: dict[str, float | None], says: str) -> None:
     with pytest.raises(LoadgenError, match=says):
-        plan(200, ttft_s=0.05, **asked)
+        planned_run(200, ttft_s=0.05, **asked)
 
 
 def record(sent_ns: int, chunk_ns: list[int]) -> RequestRecord:

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from loadgen.cli.serve import serve
 from loadgen.errors import LoadgenError
 from loadgen.servers import recipe as recipes
-from loadgen.servers.launcher import run, served
+from loadgen.servers.launcher import run_recipe, served
 
 FAMILY = """
 import http.server, os, subprocess, sys, time
@@ -86,16 +86,16 @@ def test_what_a_failed_server_said_last_is_in_the_error() -> None:
 def test_a_recipe_that_ends_before_it_is_healthy_says_why(servers: Path) -> None:
     recipe = recipes.read_recipe("broken")
     with pytest.raises(LoadgenError, match=r"broken did not start \(exit status 3\) and said last:\n  no such model"):
-        run(recipe, {}, host="127.0.0.1", port=0, model="m")
+        run_recipe(recipe, {}, host="127.0.0.1", port=0, model="m")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_the_server_goes_with_whoever_started_it(servers: Path, number: signal.Signals) -> None:
     """SIGKILL leaves no time to tidy up: then the kernel tells the server."""
     program = (
-        "import pathlib\nfrom loadgen import recipe, serve\n"
-        f"recipe.data_dir = lambda _: pathlib.Path({str(servers)!r})\nserve.STOP_TIMEOUT_S = 1.0\n"
-        "serve.run(recipe.read_recipe('family'), {}, host='127.0.0.1', port=0, model='m')"
+        "import pathlib\nfrom loadgen.servers import launcher, recipe\n"
+        f"recipe.data_dir = lambda _: pathlib.Path({str(servers)!r})\nlauncher.STOP_TIMEOUT_S = 1.0\n"
+        "launcher.run_recipe(recipe.read_recipe('family'), {}, host='127.0.0.1', port=0, model='m')"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None

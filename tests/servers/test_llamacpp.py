@@ -15,7 +15,7 @@ from loadgen.client.server_probe import find_dialect, find_model
 from loadgen.record import RequestRecord
 from loadgen.report.write import finish
 from loadgen.run.progress import NullView
-from loadgen.run.replay import Options, replay
+from loadgen.run.replay import RunConfig, replay
 from loadgen.servers.launcher import served
 from loadgen.telemetry.engine_metrics import parse_page
 from loadgen.workload.schedule import Schedule, ScheduledRequest
@@ -106,7 +106,7 @@ def test_a_replay_against_it_is_whole_and_of_the_asked_lengths(server: str, tmp_
         ScheduledRequest(index=i, offset_ns=i * 10_000_000, workload="chat", input_tokens=40, output_tokens=8)
         for i in range(4)
     )
-    options = Options(out=tmp_path / "run", base_url=server, energy="none", timeout_s=50, idle_s=0.0)
+    options = RunConfig(out=tmp_path / "run", base_url=server, energy="none", timeout_s=50, idle_s=0.0)
     schedule = Schedule(requests, "constant", 100.0, 0)
     replay(schedule, options, NullView())
     result = finish(options.out, schedule)

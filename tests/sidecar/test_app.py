@@ -25,9 +25,9 @@ from loadgen.energy.series import EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from loadgen.sidecar import app as edges
-from loadgen.sidecar.app import GRPC_METHOD, MAX_BODY_BYTES, OPENMETRICS, Options, Sidecar, authorized, running
+from loadgen.sidecar.app import GRPC_METHOD, MAX_BODY_BYTES, OPENMETRICS, Sidecar, SidecarOptions, authorized, running
 from loadgen.sidecar.exporter import reference
-from loadgen.sidecar.ledger import Hold
+from loadgen.sidecar.ledger import AllowedLateness
 from loadgen.simulator.app import ServerOptions
 from loadgen.simulator.app import running as simulated
 from loadgen.telemetry.otlp_export import SpanSender
@@ -35,7 +35,7 @@ from loadgen.units import NS_PER_S
 from telemetry.test_otlp_parse import VLLM, trace
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
-QUICK = Hold(least_s=0.5, blind_s=1.0)
+QUICK = AllowedLateness(least_s=0.5, blind_s=1.0)
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
@@ -52,7 +52,7 @@ def live(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
 @asynccontextmanager
 async def sidecar(**options: object) -> AsyncIterator[tuple[Sidecar, str, int | None, aiohttp.ClientSession]]:
     async with simulated(ServerOptions(port=0)) as (_, engine):
-        given = Options(port=0, engine_url=engine, hold=QUICK, **options)  # type: ignore[arg-type]
+        given = SidecarOptions(port=0, engine_url=engine, hold=QUICK, **options)  # type: ignore[arg-type]
         async with running(given) as (one, url, grpc_port), aiohttp.ClientSession() as session:
             yield one, url, grpc_port, session
 
@@ -189,7 +189,7 @@ async def adds_up(session: aiohttp.ClientSession, url: str) -> None:
 async def test_an_engine_and_its_counter_may_start_again() -> None:
     async with AsyncExitStack() as first:
         before, engine = await first.enter_async_context(simulated(ServerOptions(port=0)))
-        options = Options(port=0, engine_url=engine, energy=engine, hold=QUICK)
+        options = SidecarOptions(port=0, engine_url=engine, energy=engine, hold=QUICK)
         async with running(options) as (one, url, _), aiohttp.ClientSession() as session:
             await ask(session, engine, 50)
             await until(lambda: one._last_engine is not None and one._last_engine.values["generation_tokens"] == 50)
@@ -305,7 +305,7 @@ async def test_the_feed_says_how_far_a_move_may_lie_from_its_time_and_what_is_un
 @live
 async def test_health_says_when_the_meter_is_silent_and_the_engine_away(monkeypatch: pytest.MonkeyPatch) -> None:
     async with simulated(ServerOptions(port=0)) as (_, engine):
-        options = Options(port=0, engine_url="http://127.0.0.1:9", energy=engine, hold=QUICK)
+        options = SidecarOptions(port=0, engine_url="http://127.0.0.1:9", energy=engine, hold=QUICK)
         async with running(options) as (one, url, _), aiohttp.ClientSession() as session:
             await until(lambda: len(one._feed) > 1)
             async with session.get(url + "/healthz") as response:
@@ -336,7 +336,7 @@ async def test_tls(tmp_path: Path) -> None:
 @live
 async def test_without_a_source_of_energy_it_says_so_and_ends() -> None:
     with pytest.raises(LoadgenError, match="needs an energy source"):
-        async with running(Options(port=0, energy="none")):
+        async with running(SidecarOptions(port=0, energy="none")):
             pass
 
 
@@ -344,7 +344,7 @@ async def test_without_a_source_of_energy_it_says_so_and_ends() -> None:
 async def test_an_engine_url_that_is_none_is_said_at_once() -> None:
     async with simulated(ServerOptions(port=0)) as (_, engine):
         with pytest.raises(LoadgenError, match=r"--engine-url: .*gpu-host.* is no http"):
-            async with running(Options(port=0, engine_url="gpu-host", energy=engine)):
+            async with running(SidecarOptions(port=0, engine_url="gpu-host", energy=engine)):
                 pass
 
 

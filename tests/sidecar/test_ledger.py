@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.sidecar import ledger as books
-from loadgen.sidecar.ledger import Hold, Ledger, Snapshot
+from loadgen.sidecar.ledger import AllowedLateness, Ledger, Snapshot
 from loadgen.sidecar.wallclock import WallClock
 from loadgen.telemetry.engine_metrics import EngineSample
 from loadgen.telemetry.otlp_parse import RequestSpan
@@ -16,7 +16,7 @@ from loadgen.units import NS_PER_MS, NS_PER_S, ns_from_s
 GPU = EnergyDomain(name="gpu:0", source="simulated", uuid="GPU-0")
 OTHER = EnergyDomain(name="gpu:1", source="simulated", uuid="GPU-1")
 INNER = EnergyDomain(name="dram:0", source="simulated", within="gpu:0")
-HOLD = Hold(least_s=1.0, blind_s=5.0, most_s=60.0)
+HOLD = AllowedLateness(least_s=1.0, blind_s=5.0, most_s=60.0)
 
 
 def span(key: str, start_s: float, end_s: float, output: int | None = 50, **facts: object) -> RequestSpan:

@@ -13,7 +13,7 @@ from loadgen.energy.series import EnergySample
 from loadgen.energy_model.profiles import read_hardware, read_model
 from loadgen.errors import LoadgenError
 from loadgen.simulator.cost_model import CostLaw, Counter, CounterOptions, Gpu, Load, each_gpu, kv_cache_tokens
-from loadgen.simulator.engine import Arrival, EngineOptions, simulate
+from loadgen.simulator.engine import EngineOptions, SubmittedRequest, simulate
 from loadgen.units import NS_PER_MS, NS_PER_S
 
 HARDWARE = {name: read_hardware(name) for name in ("h200", "h100", "l4")}
@@ -35,7 +35,7 @@ def load(*sequences: tuple[int, int]) -> Load:
 
 def joules_per_output_token(batch: int, hardware=H200, model=LLAMA) -> float:
     """512 tokens in, 128 out, `batch` at once."""
-    result = simulate([Arrival(0, 512, 128)] * batch, hardware, model, EngineOptions(max_num_seqs=batch))
+    result = simulate([SubmittedRequest(0, 512, 128)] * batch, hardware, model, EngineOptions(max_num_seqs=batch))
     return result.step_j / (batch * 128)
 
 
@@ -132,7 +132,7 @@ def test_the_h100_profile_has_the_shape_of_mlenergys_measurements():
     for row in rows:
         batch, output_tokens = int(row["max_num_seqs"]), round(float(row["avg_out"]))
         options = EngineOptions(max_num_seqs=batch)
-        run = simulate([Arrival(0, 200, output_tokens)] * (2 * batch), HARDWARE["h100"], LLAMA, options)
+        run = simulate([SubmittedRequest(0, 200, output_tokens)] * (2 * batch), HARDWARE["h100"], LLAMA, options)
         tokens = 2 * batch * output_tokens
         simulated.append(run.step_j / tokens)
         assert 0.5 < run.step_j / tokens / float(row["J_per_tok"]) < 2

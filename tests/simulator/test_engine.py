@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from loadgen.energy_model.profiles import read_hardware, read_model
 from loadgen.simulator.cost_model import CounterOptions
-from loadgen.simulator.engine import Arrival, Engine, EngineOptions, Sequence, Step, Totals, simulate
+from loadgen.simulator.engine import Engine, EngineOptions, Sequence, Step, SubmittedRequest, Totals, simulate
 from loadgen.units import NS_PER_MS, NS_PER_S
 
 H200 = read_hardware("h200")
@@ -36,7 +36,7 @@ def flush(engine: Engine) -> None:
 
 arrivals = st.lists(
     st.builds(
-        Arrival,
+        SubmittedRequest,
         arrival_ns=st.integers(0, 300 * NS_PER_MS),
         input_tokens=st.integers(1, 150),
         output_tokens=st.integers(1, 60),
@@ -106,21 +106,21 @@ def test_everyone_gets_exactly_the_tokens_asked_for_and_none_before_arriving(arr
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 12), st.integers(1, 300), st.integers(1, 40))
 def test_equals_owe_equally(count, input_tokens, output_tokens):
-    requests = simulate([Arrival(0, input_tokens, output_tokens)] * count, H200, LLAMA).requests
+    requests = simulate([SubmittedRequest(0, input_tokens, output_tokens)] * count, H200, LLAMA).requests
     for request in requests:
         assert math.isclose(request.prefill_j, requests[0].prefill_j, rel_tol=1e-9)
         assert math.isclose(request.decode_j, requests[0].decode_j, rel_tol=1e-9, abs_tol=1e-12)
 
 
 def test_the_order_in_which_arrivals_are_listed_does_not_matter():
-    some = [Arrival(i * 7 * NS_PER_MS, 50 + 30 * i, 10 + i) for i in range(9)]
+    some = [SubmittedRequest(i * 7 * NS_PER_MS, 50 + 30 * i, 10 + i) for i in range(9)]
     forward, backward = simulate(some, H200, LLAMA), simulate(some[::-1], H200, LLAMA)
     assert forward.requests == backward.requests[::-1]
     assert forward.counter == backward.counter
 
 
 def test_who_is_alone_owes_all():
-    result = simulate([Arrival(0, 700, 20)], H200, LLAMA)
+    result = simulate([SubmittedRequest(0, 700, 20)], H200, LLAMA)
     (only,) = result.requests
     assert math.isclose(only.prefill_j + only.decode_j, result.step_j, rel_tol=1e-12)
 
@@ -157,7 +157,7 @@ def test_a_finished_request_owes_nothing_for_later_steps():
 
 
 def test_preemption_takes_the_latest_arrival_which_pays_its_prefill_again():
-    both = [Arrival(0, 96, 60), Arrival(1, 96, 60)]
+    both = [SubmittedRequest(0, 96, 60), SubmittedRequest(1, 96, 60)]
     tight = simulate(both, H200, LLAMA, EngineOptions(kv_cache_tokens=240), tail_ns=NS_PER_S)
     roomy = simulate(both, H200, LLAMA)
     assert [r.preemptions for r in roomy.requests] == [0, 0]
@@ -193,7 +193,11 @@ def test_long_prompts_are_prefilled_in_chunks_beside_decodes():
 
 def test_prefix_caching_skips_whole_blocks_but_never_the_last_token():
     prefix = tuple(f"block-{i}" for i in range(6))
-    pair = [Arrival(0, 96, 4, prefix), Arrival(NS_PER_S, 96, 4, prefix), Arrival(2 * NS_PER_S, 120, 4, prefix)]
+    pair = [
+        SubmittedRequest(0, 96, 4, prefix),
+        SubmittedRequest(NS_PER_S, 96, 4, prefix),
+        SubmittedRequest(2 * NS_PER_S, 120, 4, prefix),
+    ]
     cold = simulate(pair, H200, LLAMA)
     warm = simulate(pair, H200, LLAMA, EngineOptions(prefix_caching=True), tail_ns=NS_PER_S)
     assert [r.cached_tokens for r in cold.requests] == [0, 0, 0]
@@ -203,7 +207,7 @@ def test_prefix_caching_skips_whole_blocks_but_never_the_last_token():
 
 
 def test_cached_prefixes_make_room_when_it_is_needed():
-    crowd = [Arrival(i * NS_PER_S, 160, 4, tuple(f"{i}-{b}" for b in range(10))) for i in range(5)]
+    crowd = [SubmittedRequest(i * NS_PER_S, 160, 4, tuple(f"{i}-{b}" for b in range(10))) for i in range(5)]
     result = simulate(crowd, H200, LLAMA, EngineOptions(prefix_caching=True, kv_cache_tokens=256))
     assert [r.preemptions for r in result.requests] == [0] * 5
 
@@ -233,7 +237,7 @@ def test_nothing_starts_before_it_arrives():
 
 
 def test_engine_samples_are_the_totals_of_the_steps_that_ended_by_then():
-    some = [Arrival(i * 40 * NS_PER_MS, 80, 30) for i in range(6)]
+    some = [SubmittedRequest(i * 40 * NS_PER_MS, 80, 30) for i in range(6)]
     result = simulate(some, H200, LLAMA, tail_ns=NS_PER_S)
     engine = Engine(H200, LLAMA)
     steps = run(engine, [Sequence(*arrival) for arrival in some])
@@ -248,7 +252,7 @@ def test_engine_samples_are_the_totals_of_the_steps_that_ended_by_then():
 
 
 def test_a_simulation_is_the_same_every_time_and_its_seed_moves_only_the_noise():
-    some = [Arrival(i * 30 * NS_PER_MS, 100, 20) for i in range(10)]
+    some = [SubmittedRequest(i * 30 * NS_PER_MS, 100, 20) for i in range(10)]
     noisy = CounterOptions(noise=0.02)
     one, again, other = (simulate(some, H200, LLAMA, counter=noisy, seed=seed) for seed in (1, 1, 2))
     assert one == again

@@ -22,13 +22,13 @@ from loadgen.energy import gpu_state
 from loadgen.errors import LoadgenError
 from loadgen.study import runner as studies
 from loadgen.study.spec import (
-    Cell,
     Overrides,
     Server,
     Study,
+    StudyRun,
     Workload,
     even_sample,
-    plan,
+    plan_runs,
     read_study,
     schedule_of,
     start_key,
@@ -86,29 +86,29 @@ def make(**given: object) -> Study:
 
 
 def test_the_plan_has_every_cell_of_the_matrix_once_in_each_repeat() -> None:
-    cells = plan(make())
+    cells = plan_runs(make())
     assert len(cells) == len(set(cells)) == len({cell.name for cell in cells}) == 2 * 2 * 2 * 3 * 3
     assert set(Counter(cell.repeat for cell in cells).values()) == {24}
     assert [cell.repeat for cell in cells] == sorted(cell.repeat for cell in cells)
 
 
 def test_the_order_is_random_and_the_seed_decides_it() -> None:
-    assert plan(make(seed=1)) == plan(make(seed=1)) != plan(make(seed=2))
-    first, second = ([(c.server, c.model, c.batch) for c in plan(make()) if c.repeat == r] for r in (0, 1))
+    assert plan_runs(make(seed=1)) == plan_runs(make(seed=1)) != plan_runs(make(seed=2))
+    first, second = ([(c.server, c.model, c.batch) for c in plan_runs(make()) if c.repeat == r] for r in (0, 1))
     assert first != second
 
 
 def test_runs_that_one_start_can_serve_come_together() -> None:
     study = make()
     for repeat in range(3):
-        keys = [start_key(study, cell) for cell in plan(study) if cell.repeat == repeat]
+        keys = [start_key(study, cell) for cell in plan_runs(study) if cell.repeat == repeat]
         changes = sum(a != b for a, b in pairwise(keys))
         assert changes == len(set(keys)) - 1
         assert len(set(keys)) == 2 + 2 * 3, "one start a model for a, one a model and batch for b"
 
 
 def test_a_closed_loop_is_whole_rounds_of_the_batch() -> None:
-    schedule = schedule_of(make(rounds=3, min_requests=10), Cell("a", "m", "w", 4, None, 0), Path())
+    schedule = schedule_of(make(rounds=3, min_requests=10), StudyRun("a", "m", "w", 4, None, 0), Path())
     assert len(schedule.requests) == 12
     assert {request.offset_ns for request in schedule.requests} == {0}
     assert {(request.input_tokens, request.output_tokens) for request in schedule.requests} == {(8, 2)}
@@ -116,7 +116,7 @@ def test_a_closed_loop_is_whole_rounds_of_the_batch() -> None:
 
 def test_an_open_loop_draws_its_instants_anew_in_each_repeat_and_as_many_of_them() -> None:
     study = make(batches=[], rates=[5.0], duration_s=20)
-    first, second = (schedule_of(study, Cell("a", "m", "w", None, 5.0, repeat), Path()) for repeat in (0, 1))
+    first, second = (schedule_of(study, StudyRun("a", "m", "w", None, 5.0, repeat), Path()) for repeat in (0, 1))
     assert first.sha256 != second.sha256
     assert len(first.requests) == len(second.requests) == 100
     assert first.requests[0].offset_ns > 0 and first.requests[-1].offset_ns < 20e9
@@ -125,7 +125,7 @@ def test_an_open_loop_draws_its_instants_anew_in_each_repeat_and_as_many_of_them
 def test_servers_get_the_same_load_and_no_two_loads_the_same_prompts() -> None:
     """Prompts follow from the schedule's seed: an equal one would be found in a prefix cache."""
     study = make(batches=[2], rates=[5.0, 6.0], duration_s=4)
-    cells = [cell for cell in plan(study) if cell.model == "m"]
+    cells = [cell for cell in plan_runs(study) if cell.model == "m"]
     seeds = {(c.workload, c.batch, c.rps, c.repeat): schedule_of(study, c, Path()).seed for c in cells}
     assert len(set(seeds.values())) == len(seeds) == len(cells) / 2, "a and b share theirs"
 
@@ -137,7 +137,7 @@ def test_a_workload_may_say_how_it_arrives(arrival: Arrival, dispersion: tuple[f
     """Variance / mean of the counts in seconds; for gamma, 1 / burstiness in the long run."""
     workload = Workload(input=8, output=2, arrival=arrival, burstiness=0.25)
     study = make(workloads={"w": workload}, batches=[], rates=[10.0], duration_s=200)
-    schedule = schedule_of(study, Cell("a", "m", "w", None, 10.0, 0), Path())
+    schedule = schedule_of(study, StudyRun("a", "m", "w", None, 10.0, 0), Path())
     found = index_of_dispersion(np.array([r.offset_ns / 1e9 for r in schedule.requests]), 1.0)
     assert found is not None and dispersion[0] <= found <= dispersion[1]
 
@@ -156,7 +156,7 @@ def test_a_few_requests_of_a_trace_are_as_long_as_all_of_them(count: int) -> Non
 def test_streams_share_the_rate_as_their_file_says_and_keep_what_their_prompts_share() -> None:
     """mix.toml: chat 3/s in sessions, code 1/s about files."""
     study = make(workloads={"s": Workload(trace="traces/mix.toml")}, batches=[], rates=[40.0], duration_s=60)
-    schedule = schedule_of(study, Cell("a", "m", "s", None, 40.0, 0), ROOT)
+    schedule = schedule_of(study, StudyRun("a", "m", "s", None, 40.0, 0), ROOT)
     code = [request for request in schedule.requests if request.workload == "code"]
     assert {request.workload for request in schedule.requests} == {"chat", "code"}
     assert len(code) == pytest.approx(600, rel=0.3)
@@ -171,7 +171,7 @@ def test_loads_are_the_workloads_own_else_the_studys_and_a_server_takes_some() -
         "studys": Workload(input=8, output=2),
     }
     study = make(servers=servers, workloads=workloads, models=["m"], batches=[1], rates=[16.0], repeats=1)
-    found = {(c.server, c.workload, c.batch, c.rps) for c in plan(study)}
+    found = {(c.server, c.workload, c.batch, c.rps) for c in plan_runs(study)}
     assert found == {
         *(("all", "own", batch, rps) for batch, rps in ((2, None), (None, 4.0), (None, 8.0))),
         *(("all", "studys", batch, rps) for batch, rps in ((1, None), (None, 16.0))),
@@ -181,19 +181,19 @@ def test_loads_are_the_workloads_own_else_the_studys_and_a_server_takes_some() -
 
 def test_without_restart_a_server_starts_once_and_its_repeats_follow_one_another() -> None:
     study = make(restart=False)
-    cells = plan(study)
+    cells = plan_runs(study)
     keys = [start_key(study, cell) for cell in cells]
     assert sum(a != b for a, b in pairwise(keys)) == len(set(keys)) - 1
     for key in set(keys):
         repeats = [cell.repeat for cell in cells if start_key(study, cell) == key]
         assert repeats == sorted(repeats), "what an interruption leaves are whole repeats"
-    assert set(cells) == set(plan(make()))
+    assert set(cells) == set(plan_runs(make()))
 
 
 def test_what_belongs_to_the_machine_is_given_beside_the_file(small: Path) -> None:
     given = Overrides(models=["mine"], knobs={"max_num_seqs": "7"}, python="/engine/python")
     study = read_study(small, given)
-    assert {cell.model for cell in plan(study)} == {"mine"}
+    assert {cell.model for cell in plan_runs(study)} == {"mine"}
     for server in study.servers.values():
         assert (server.knobs["max_num_seqs"], server.python) == ("7", "/engine/python")
         assert server.knobs["counter_period_ms"] == 5, "other knobs stay"
@@ -203,7 +203,7 @@ def test_what_belongs_to_the_machine_is_given_beside_the_file(small: Path) -> No
 
 @pytest.mark.parametrize("file", SHIPPED, ids=[file.stem for file in SHIPPED])
 def test_every_shipped_study_can_be_planned(file: Path) -> None:
-    cells = plan(read_study(file))
+    cells = plan_runs(read_study(file))
     assert cells
     assert len({cell.name for cell in cells}) == len(cells)
     schedule_of(read_study(file), cells[0], file.parent)
@@ -239,7 +239,7 @@ WRONG = [
 def test_a_wrong_study_is_refused_before_anything_starts(said: str, text: str, error: str, tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(text)
     with pytest.raises(LoadgenError, match=error):
-        studies.run(tmp_path / "s.toml", tmp_path / "out", print)
+        studies.run_study(tmp_path / "s.toml", tmp_path / "out", print)
     assert not (tmp_path / "out").exists()
 
 
@@ -266,7 +266,7 @@ def test_a_killed_study_goes_on_where_it_stopped(small: Path, tmp_path: Path) ->
     before = done(out)
     assert 3 <= len(before) < 8
     assert len(rows_of(out)) <= len(before)
-    left = next(cell.name for cell in plan(read_study(small)) if cell.name not in before)
+    left = next(cell.name for cell in plan_runs(read_study(small)) if cell.name not in before)
     (out / "runs" / left).mkdir(exist_ok=True)
     (out / "runs" / left / "run.json").unlink(missing_ok=True)  # as it is when killed while the folder was made
     (out / "runs" / left / "schedule.jsonl").write_text("")
@@ -292,10 +292,10 @@ def test_a_killed_study_goes_on_where_it_stopped(small: Path, tmp_path: Path) ->
     assert {outcome["status"] for outcome in outcomes} == {"done"}
 
     with pytest.raises(LoadgenError, match="begun with another --model"):
-        studies.run(small, out, print, Overrides(models=["llama-3.1-70b"]))
+        studies.run_study(small, out, print, Overrides(models=["llama-3.1-70b"]))
     small.write_text(SMALL + "\n")
     with pytest.raises(LoadgenError, match=r"another study, or .* changed"):
-        studies.run(small, out, print)
+        studies.run_study(small, out, print)
 
 
 @pytest.mark.timeout(120)
@@ -327,7 +327,7 @@ def test_what_breaks_is_tried_again_then_told_and_the_rest_is_run(small: Path, t
     bad = bad.replace("repeats = 2", "repeats = 1").replace("batches = [1, 4]", "batches = [4]")
     small.write_text(bad)
     said: list[str] = []
-    rows = studies.run(small, tmp_path / "out", said.append)
+    rows = studies.run_study(small, tmp_path / "out", said.append)
     assert sorted(row.server for row in rows) == ["many", "one"]
     outcome = msgspec.json.decode((tmp_path / "out/runs/bad-nonesuch-short-b4-r0/cell.json").read_bytes())
     assert (outcome["status"], outcome["attempts"]) == ("failed", 2)
@@ -345,17 +345,17 @@ def test_another_gpu_is_refused_or_named(small: Path, tmp_path: Path, monkeypatc
     small.write_text(SMALL.replace("batches = [1, 4]", "batches = [4]").replace("repeats = 2", "repeats = 1"))
     out = tmp_path / "out"
     monkeypatch.setattr(gpu_state, "states", lambda: ours)
-    assert [row.server for row in studies.run(small, out, print, only=["one"])] == ["one"], (
+    assert [row.server for row in studies.run_study(small, out, print, only=["one"])] == ["one"], (
         "the other's run is for later"
     )
     said: list[str] = []
     for others, allow, told in ((same, False, "H \\(GPU-bbbbbbbb\\); add --other-gpu"), (unlike, True, "A .*c\\)$")):
         monkeypatch.setattr(gpu_state, "states", lambda now=others: now)
         with pytest.raises(LoadgenError, match=told):
-            studies.run(small, out, said.append, other_gpu=allow)
+            studies.run_study(small, out, said.append, other_gpu=allow)
     assert said == []
     monkeypatch.setattr(gpu_state, "states", lambda: same)
-    rows = studies.run(small, out, print, other_gpu=True)
+    rows = studies.run_study(small, out, print, other_gpu=True)
     assert {row.server: row.gpu for row in rows} == {"one": "H (GPU-aaaaaaaa)", "many": "H (GPU-bbbbbbbb)"}
     assert "Not all runs were on the same GPUs" in (out / "report.html").read_text()
 

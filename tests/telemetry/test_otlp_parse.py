@@ -13,7 +13,7 @@ from loadgen.record import RequestRecord
 from loadgen.simulator.spans import Finished, engine_id
 from loadgen.simulator.spans import export as export_finished
 from loadgen.telemetry.otlp_export import export
-from loadgen.telemetry.otlp_parse import MAX_TEXT, MalformedError, RequestSpan, join_key, parse, rust_seconds
+from loadgen.telemetry.otlp_parse import MAX_TEXT, MalformedError, RequestSpan, join_key, parse_spans, rust_seconds
 from loadgen.units import NS_PER_MS, NS_PER_S
 
 START_NS = 1_790_000_000 * NS_PER_S
@@ -43,7 +43,7 @@ def trace(
 
 
 def one(body: bytes) -> RequestSpan:
-    (span,) = parse(body).spans
+    (span,) = parse_spans(body).spans
     return span
 
 
@@ -88,7 +88,7 @@ def test_loadgens_own_spans_come_back_as_they_were() -> None:
     failed = RequestRecord(index=8, workload="code", scheduled_ns=0, sent_ns=5, finished_ns=9, error="connect")
     not_sent = RequestRecord(index=9, workload="code", scheduled_ns=0, error="not_sent")
     at = Anchor(wall_ns=START_NS, monotonic_ns=0)
-    told, other = parse(export("run", "m", [record, failed, not_sent], at)).spans
+    told, other = parse_spans(export("run", "m", [record, failed, not_sent], at)).spans
     assert (told.key, told.workload, told.model, told.client) == ("run-7", "code", "m", True)
     assert told.moved(lambda t_ns: t_ns - START_NS) == RequestSpan(
         key="run-7", request_id="run-7", client=True, start_ns=1000, prefill_ns=1000, first_token_ns=501_000,
@@ -108,12 +108,12 @@ def test_loadgens_own_spans_come_back_as_they_were() -> None:
     ],
 )
 def test_spans_that_are_none_are_counted_by_reason(name: str, attributes: dict[str, Any], reason: str) -> None:
-    assert parse(trace(name, attributes)) == ([], {reason: 1})
+    assert parse_spans(trace(name, attributes)) == ([], {reason: 1})
 
 
 @pytest.mark.parametrize(("start_ns", "end_ns"), [(0, 5), (10, 5), (1, 10**17)])
 def test_times_that_contradict_themselves_are_malformed(start_ns: int, end_ns: int) -> None:
-    assert parse(trace("llm_request", VLLM, start_ns, end_ns)).dropped == {"malformed": 1}
+    assert parse_spans(trace("llm_request", VLLM, start_ns, end_ns)).dropped == {"malformed": 1}
 
 
 def test_long_text_is_cut() -> None:
@@ -123,7 +123,7 @@ def test_long_text_is_cut() -> None:
 @given(st.binary(max_size=300))
 def test_any_bytes_are_a_trace_or_malformed(body: bytes) -> None:
     with suppress(MalformedError):
-        parse(body)
+        parse_spans(body)
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,15 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.telemetry.sidecar_metrics import Energy, Row, Share, parse, rows, sentences, since
+from loadgen.telemetry.sidecar_metrics import (
+    Row,
+    Share,
+    SidecarEnergy,
+    energy_rows,
+    energy_sentences,
+    energy_since,
+    parse_metrics,
+)
 
 PAGE = """\
 # HELP loadgen_gpu_energy_joules_total Energy settled so far.
@@ -27,8 +35,8 @@ loadgen_settlement_lag_seconds 6.4
 
 
 def test_a_page_is_read_and_its_series_are_added() -> None:
-    energy = parse(PAGE)
-    assert energy == Energy(
+    energy = parse_metrics(PAGE)
+    assert energy == SidecarEnergy(
         watts=510.5,
         simulated=True,
         lag_s=6.4,
@@ -42,23 +50,23 @@ def test_a_page_is_read_and_its_series_are_added() -> None:
 
 
 def test_what_is_unknown_stays_unknown() -> None:
-    energy = parse('loadgen_gpu_energy_joules_total{gpu="0"} 0.0\n')
+    energy = parse_metrics('loadgen_gpu_energy_joules_total{gpu="0"} 0.0\n')
     assert energy is not None
     assert (energy.watts, energy.lag_s, energy.simulated, energy.workloads) == (None, None, False, {})
     assert Share().joules_per_request is None and Share(output_tokens=9).joules_per_token is None
-    assert rows(energy)[-1] == Row("power now", joules="unknown")
-    assert sentences(energy) == []
+    assert energy_rows(energy)[-1] == Row("power now", joules="unknown")
+    assert energy_sentences(energy) == []
 
 
 def test_any_other_page_is_none() -> None:
-    assert parse("vllm:num_requests_running 3.0\n") is None
-    assert parse("<html>hello</html>") is None
+    assert parse_metrics("vllm:num_requests_running 3.0\n") is None
+    assert parse_metrics("<html>hello</html>") is None
 
 
 def test_rows_say_simulated_and_the_accounts_of_nobody() -> None:
-    energy = parse(PAGE)
+    energy = parse_metrics(PAGE)
     assert energy is not None
-    assert rows(energy) == [
+    assert energy_rows(energy) == [
         Row("chat", "5", "600.0 J", "118 J", "0.5 J"),
         Row("code", "0", "200.0 J", "", ""),
         Row("idle", joules="150.0 J"),
@@ -66,12 +74,14 @@ def test_rows_say_simulated_and_the_accounts_of_nobody() -> None:
         Row("all (simulated), as of 6 s ago", joules="1,000.0 J"),
         Row("power now (simulated)", joules="510 W"),
     ]
-    assert sentences(energy) == ["chat: 118 J/request, 0.5 J/output token (simulated, 5 requests settled, 590.0 J)"]
+    assert energy_sentences(energy) == [
+        "chat: 118 J/request, 0.5 J/output token (simulated, 5 requests settled, 590.0 J)"
+    ]
 
 
 joules = st.integers(0, 10**6).map(float)
 energies = st.builds(
-    Energy,
+    SidecarEnergy,
     watts=st.none(),
     simulated=st.just(False),
     lag_s=st.none(),
@@ -83,7 +93,7 @@ energies = st.builds(
 
 
 @given(energies, energies)
-def test_growth_since_a_moment_adds_up_to_now(then: Energy, growth: Energy) -> None:
+def test_growth_since_a_moment_adds_up_to_now(then: SidecarEnergy, growth: SidecarEnergy) -> None:
     names = {**then.workloads, **growth.workloads}
     both = {
         name: Share(*(a + b for a, b in zip(then.workloads.get(name, Share()), growth.workloads.get(name, Share()),
@@ -96,7 +106,7 @@ def test_growth_since_a_moment_adds_up_to_now(then: Energy, growth: Energy) -> N
         unattributed_joules=then.unattributed_joules + growth.unattributed_joules,
         joules=then.joules + growth.joules,
     )
-    grown = since(then, now)
+    grown = energy_since(then, now)
     assert grown.joules == growth.joules and grown.idle_joules == growth.idle_joules
     assert {name: share for name, share in grown.workloads.items() if share != Share()} == {
         name: share for name, share in growth.workloads.items() if share != Share()
@@ -104,7 +114,7 @@ def test_growth_since_a_moment_adds_up_to_now(then: Energy, growth: Energy) -> N
 
 
 def test_a_sidecar_that_started_again_counts_from_its_start() -> None:
-    now = parse(PAGE)
+    now = parse_metrics(PAGE)
     assert now is not None
-    assert since(now._replace(joules=5000), now) == now
-    assert since(None, now) == now
+    assert energy_since(now._replace(joules=5000), now) == now
+    assert energy_since(None, now) == now

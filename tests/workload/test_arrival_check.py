@@ -16,7 +16,7 @@ from loadgen.workload.arrivals import (
     index_of_dispersion,
     offsets,
     points_of,
-    realised,
+    realized_arrivals,
     superposed,
     thinned,
     warped,
@@ -158,13 +158,15 @@ def test_what_came_as_asked_has_no_fault(process: Process, points: Points | None
     came = offsets(process, 20, rng(), burstiness=0.5, count=5000)
     if points:
         came = warped(came * 20, points)
-    found = realised(came, process, None if points else 20, 0.5, points)
+    found = realized_arrivals(came, process, None if points else 20, 0.5, points)
     assert found.faults == []
     assert found.rate == pytest.approx(len(came) / came[-1], rel=0.01)
 
 
 def test_a_poisson_run_is_wrongly_accused_once_in_a_hundred() -> None:
-    faults = [realised(offsets("poisson", 5, rng(seed), count=200), "poisson", 5).faults for seed in range(1000)]
+    faults = [
+        realized_arrivals(offsets("poisson", 5, rng(seed), count=200), "poisson", 5).faults for seed in range(1000)
+    ]
     assert 2 <= sum(map(bool, faults)) <= 22
 
 
@@ -180,20 +182,20 @@ def test_a_poisson_run_is_wrongly_accused_once_in_a_hundred() -> None:
 )
 def test_other_arrivals_have_faults(came: np.ndarray, process: str, said: str) -> None:
     planned = np.arange(1000) / 20 if process == "trace" else None
-    assert said in "; ".join(realised(came, process, 20, 0.5, planned=planned).faults)
+    assert said in "; ".join(realized_arrivals(came, process, 20, 0.5, planned=planned).faults)
 
 
 def test_a_shaped_trace_is_held_to_its_own_gaps() -> None:
     points = points_of("ramp:1:19:100")
     came = warped(np.cumsum(np.tile([0.1, 0.1, 0.1, 3.7], 100)), points)
-    assert realised(came, "trace", None, points=points, planned=came).faults == []
-    assert realised(np.round(came), "trace", None, points=points, planned=came).faults
+    assert realized_arrivals(came, "trace", None, points=points, planned=came).faults == []
+    assert realized_arrivals(np.round(came), "trace", None, points=points, planned=came).faults
 
 
 def test_a_steady_rate_is_no_ramp() -> None:
     came = offsets("poisson", 10, rng(), duration_s=100)
-    assert realised(came, "poisson", None, points=points_of("ramp:1:19:100")).faults
+    assert realized_arrivals(came, "poisson", None, points=points_of("ramp:1:19:100")).faults
 
 
 def test_too_few_arrivals_say_nothing() -> None:
-    assert realised(np.arange(5.0), "poisson", 1).rate is None
+    assert realized_arrivals(np.arange(5.0), "poisson", 1).rate is None

@@ -9,16 +9,16 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from loadgen.workload.prompts import (
     FILLERS,
     UNITS,
-    Kind,
+    PromptKind,
     Vocabulary,
     draws_of,
-    estimate,
-    kind_of,
-    measure,
+    estimate_vocabulary,
+    measure_vocabulary,
+    prompt_kind,
     texts_to_count,
 )
 
-KINDS: tuple[Kind, ...] = ("chat", "code")
+KINDS: tuple[PromptKind, ...] = ("chat", "code")
 
 
 @pytest.fixture(scope="session")
@@ -39,13 +39,13 @@ def count(tokenizer: Tokenizer, text: str) -> int:
     return len(tokenizer.encode(text, add_special_tokens=False).ids)
 
 
-def measured(tokenizer: Tokenizer, kind: Kind, overhead: float = 0) -> Vocabulary:
-    return measure(kind, {text: count(tokenizer, text) for text in texts_to_count(kind)}, overhead)
+def measured(tokenizer: Tokenizer, kind: PromptKind, overhead: float = 0) -> Vocabulary:
+    return measure_vocabulary(kind, {text: count(tokenizer, text) for text in texts_to_count(kind)}, overhead)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tokens", [30, 31, 32, 57, 100, 1000, 4083])
-def test_prompts_have_exactly_the_tokens_asked(tokenizer: Tokenizer, kind: Kind, tokens: int) -> None:
+def test_prompts_have_exactly_the_tokens_asked(tokenizer: Tokenizer, kind: PromptKind, tokens: int) -> None:
     vocabulary = measured(tokenizer, kind)
     assert vocabulary.exact
     for index in range(20):
@@ -53,13 +53,13 @@ def test_prompts_have_exactly_the_tokens_asked(tokenizer: Tokenizer, kind: Kind,
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_template_is_part_of_what_was_asked(tokenizer: Tokenizer, kind: Kind) -> None:
+def test_the_template_is_part_of_what_was_asked(tokenizer: Tokenizer, kind: PromptKind) -> None:
     assert count(tokenizer, measured(tokenizer, kind, overhead=11).prompt(500, draws_of(0, 0))) == 489
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tokens", [1, 2, 5, 12])
-def test_short_prompts_are_plain_words(tokenizer: Tokenizer, kind: Kind, tokens: int) -> None:
+def test_short_prompts_are_plain_words(tokenizer: Tokenizer, kind: PromptKind, tokens: int) -> None:
     prompt = measured(tokenizer, kind).prompt(tokens, draws_of(0, 0))
     assert len(prompt.split()) == tokens
 
@@ -69,7 +69,7 @@ def test_a_prompt_shorter_than_the_template_is_one_word(tokenizer: Tokenizer) ->
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_same_seed_same_prompt_and_no_two_open_alike(tokenizer: Tokenizer, kind: Kind) -> None:
+def test_same_seed_same_prompt_and_no_two_open_alike(tokenizer: Tokenizer, kind: PromptKind) -> None:
     vocabulary = measured(tokenizer, kind)
     prompts = [vocabulary.prompt(200, draws_of(3, index)) for index in range(300)]
     assert prompts == [vocabulary.prompt(200, draws_of(3, index)) for index in range(300)]
@@ -88,7 +88,7 @@ def test_chat_reads_as_talk_and_code_as_code(tokenizer: Tokenizer) -> None:
 
 def test_estimates_are_close_when_the_ratio_is(tokenizer: Tokenizer) -> None:
     text = "".join(UNITS["chat"])
-    vocabulary = estimate("chat", count(tokenizer, text) / len(text), overhead=0)
+    vocabulary = estimate_vocabulary("chat", count(tokenizer, text) / len(text), overhead=0)
     assert not vocabulary.exact
     lengths = [count(tokenizer, vocabulary.prompt(1000, draws_of(0, i))) for i in range(50)]
     assert np.mean(lengths) == pytest.approx(1000, rel=0.05)
@@ -96,7 +96,7 @@ def test_estimates_are_close_when_the_ratio_is(tokenizer: Tokenizer) -> None:
 
 def test_a_tokenizer_without_single_token_words_says_it_is_not_exact() -> None:
     letters = {text: len(text) for text in texts_to_count("chat")}
-    vocabulary = measure("chat", letters, overhead=0)
+    vocabulary = measure_vocabulary("chat", letters, overhead=0)
     assert not vocabulary.exact
     assert vocabulary.fillers == FILLERS["chat"]
 
@@ -104,8 +104,8 @@ def test_a_tokenizer_without_single_token_words_says_it_is_not_exact() -> None:
 @pytest.mark.parametrize(
     ("workload", "kind"), [("code", "code"), ("Code-completion", "code"), ("chat", "chat"), ("x", "chat")]
 )
-def test_kind_of(workload: str, kind: Kind) -> None:
-    assert kind_of(workload) == kind
+def test_kind_of(workload: str, kind: PromptKind) -> None:
+    assert prompt_kind(workload) == kind
 
 
 def shared(a: str, b: str) -> int:
@@ -114,7 +114,7 @@ def shared(a: str, b: str) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_prompts_share_as_many_blocks_as_their_ids_do(tokenizer: Tokenizer, kind: Kind) -> None:
+def test_prompts_share_as_many_blocks_as_their_ids_do(tokenizer: Tokenizer, kind: PromptKind) -> None:
     vocabulary = measured(tokenizer, kind)
 
     def make(tokens: int, index: int, *ids: int) -> str:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from loadgen.errors import LoadgenError
 from loadgen.units import NS_PER_S
 from loadgen.workload.arrivals import index_of_dispersion, ks_exponential, points_of
-from loadgen.workload.schedule import Arrival, Scale, Schedule, build, encode
+from loadgen.workload.schedule import Arrival, Scale, Schedule, build_schedule, encode_schedule
 from loadgen.workload.trace import Trace, TraceRequest
 
 
@@ -30,12 +30,12 @@ def offsets_s(schedule: Schedule) -> list[float]:
 
 
 def test_a_trace_keeps_its_own_instants_from_zero() -> None:
-    assert offsets_s(build(BURSTY, seed=0)) == pytest.approx([0, 0.1, 0.2, 4.0, 4.1, 10.0])
-    assert build(BURSTY, seed=0).rate_rps == pytest.approx(0.5)
+    assert offsets_s(build_schedule(BURSTY, seed=0)) == pytest.approx([0, 0.1, 0.2, 4.0, 4.1, 10.0])
+    assert build_schedule(BURSTY, seed=0).rate_rps == pytest.approx(0.5)
 
 
 def test_rps_is_the_mean_rate_and_the_burst_shape_stays() -> None:
-    plan = build(BURSTY, seed=0, rps=5)
+    plan = build_schedule(BURSTY, seed=0, rps=5)
     assert offsets_s(plan) == pytest.approx([0, 0.01, 0.02, 0.4, 0.41, 1.0])
     assert 5 / offsets_s(plan)[-1] == pytest.approx(plan.rate_rps or 0)
 
@@ -56,25 +56,27 @@ def test_rps_is_the_mean_rate_and_the_burst_shape_stays() -> None:
     ],
 )
 def test_how_many(options: dict, count: int) -> None:  # type: ignore[type-arg]
-    plan = build(BURSTY, seed=0, **options)
+    plan = build_schedule(BURSTY, seed=0, **options)
     assert len(plan.requests) == count
     assert [request.index for request in plan.requests] == list(range(count))
 
 
 @pytest.mark.parametrize("rps", [0.5, 4.0])
 def test_a_slice_of_the_trace_has_the_rate_asked_too(rps: float) -> None:
-    plan = build(trace(list(np.random.default_rng(0).exponential(1, 500).cumsum())), seed=0, rps=rps, duration_s=30)
+    plan = build_schedule(
+        trace(list(np.random.default_rng(0).exponential(1, 500).cumsum())), seed=0, rps=rps, duration_s=30
+    )
     assert (len(plan.requests) - 1) / offsets_s(plan)[-1] == pytest.approx(rps)
 
 
 def test_lengths_follow_the_trace_and_go_round_again() -> None:
-    plan = build(BURSTY, seed=0, arrival="poisson", rps=10, num_requests=14)
+    plan = build_schedule(BURSTY, seed=0, arrival="poisson", rps=10, num_requests=14)
     assert [request.input_tokens for request in plan.requests] == [10, 11, 12, 13, 14, 15] * 2 + [10, 11]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_ten_thousand_poisson_arrivals_are_poisson(seed: int) -> None:
-    plan = build(BURSTY, seed=seed, arrival="poisson", rps=4, num_requests=10_000)
+    plan = build_schedule(BURSTY, seed=seed, arrival="poisson", rps=4, num_requests=10_000)
     at = np.array(offsets_s(plan))
     assert 0.9 <= (index_of_dispersion(at, 1.0) or 0) <= 1.1
     distance, critical = ks_exponential(np.diff(at))
@@ -82,8 +84,8 @@ def test_ten_thousand_poisson_arrivals_are_poisson(seed: int) -> None:
 
 
 def test_same_seed_same_bytes() -> None:
-    first, again, other = (build(BURSTY, seed=s, arrival="poisson", rps=4, num_requests=50) for s in (7, 7, 8))
-    assert encode(first.requests) == encode(again.requests)
+    first, again, other = (build_schedule(BURSTY, seed=s, arrival="poisson", rps=4, num_requests=50) for s in (7, 7, 8))
+    assert encode_schedule(first.requests) == encode_schedule(again.requests)
     assert first.sha256 == again.sha256 != other.sha256
 
 
@@ -93,12 +95,12 @@ POISSON = trace(list(np.random.default_rng(0).exponential(0.25, 4000).cumsum()))
 
 @pytest.mark.parametrize(("scale", "rps"), [("compress", 2.0), ("thin", 2.0), ("superpose", 9.0), ("superpose", 2.0)])
 def test_a_trace_gets_another_rate_three_ways(scale: Scale, rps: float) -> None:
-    plan = build(POISSON, seed=1, rps=rps, scale=scale)
+    plan = build_schedule(POISSON, seed=1, rps=rps, scale=scale)
     at = np.array(offsets_s(plan))
     assert np.all(np.diff(at) >= 0)
     assert len(at) / at[-1] == pytest.approx(rps, rel=0.06)
     assert at[-1] == pytest.approx(2000 if scale == "compress" else 1000, rel=0.02)
-    short = build(POISSON, seed=1, rps=rps, scale=scale, duration_s=100)
+    short = build_schedule(POISSON, seed=1, rps=rps, scale=scale, duration_s=100)
     assert len(short.requests) == pytest.approx(100 * rps, rel=0.25)
     assert offsets_s(short)[-1] < 101
 
@@ -110,7 +112,7 @@ def test_a_trace_gets_another_rate_three_ways(scale: Scale, rps: float) -> None:
 )
 def test_compression_gives_the_rate_asked_and_keeps_the_shape(times: list[float], rps: float) -> None:
     own = np.sort(np.array(times)) - min(times)
-    at = np.array(offsets_s(build(trace(sorted(times)), seed=0, rps=rps)))
+    at = np.array(offsets_s(build_schedule(trace(sorted(times)), seed=0, rps=rps)))
     assert (len(at) - 1) / at[-1] == pytest.approx(rps, rel=1e-3)
     np.testing.assert_allclose(at / at[-1], own / own[-1], atol=1e-5)
 
@@ -119,30 +121,30 @@ def test_copies_of_a_trace_share_nothing_but_with_themselves() -> None:
     rows = [
         TraceRequest(arrival_s=i, input_tokens=600, output_tokens=1, session_id="s", prefix_ids=(7,)) for i in range(20)
     ]
-    plan = build(Trace("t", tuple(rows), ""), seed=1, rps=3, scale="superpose")
+    plan = build_schedule(Trace("t", tuple(rows), ""), seed=1, rps=3, scale="superpose")
     groups = {(r.session_id, r.prefix_ids) for r in plan.requests}
     assert len(plan.requests) == pytest.approx(60, abs=20)
     assert len({session for session, _ in groups}) == len({ids for _, ids in groups}) == len(groups) > 2
-    again = build(Trace("t", tuple(rows), ""), seed=1, rps=3, arrival="poisson", num_requests=40)
+    again = build_schedule(Trace("t", tuple(rows), ""), seed=1, rps=3, arrival="poisson", num_requests=40)
     assert [r.session_id for r in again.requests] == ["s"] * 20 + ["s+1"] * 20
     assert again.requests[0].prefix_ids == (7,) != again.requests[20].prefix_ids
 
 
 def test_thinning_keeps_or_drops_a_session_whole() -> None:
     rows = [TraceRequest(arrival_s=i, input_tokens=1, output_tokens=1, session_id=f"s{i % 200}") for i in range(1000)]
-    kept = build(Trace("t", tuple(rows), ""), seed=1, rps=0.5, scale="thin").requests
+    kept = build_schedule(Trace("t", tuple(rows), ""), seed=1, rps=0.5, scale="thin").requests
     assert set(Counter(r.session_id for r in kept).values()) == {5}
     assert len(kept) == pytest.approx(500, abs=110)
 
 
 @pytest.mark.parametrize("arrival", ["trace", "poisson", "gamma", "constant"])
 def test_a_shape_says_the_rate_of_every_moment_of_any_process(arrival: Arrival) -> None:
-    plan = build(POISSON, seed=1, arrival=arrival, shape=points_of("step:2:8:0:100"))
+    plan = build_schedule(POISSON, seed=1, arrival=arrival, shape=points_of("step:2:8:0:100"))
     at = np.array(offsets_s(plan))
     counts = [int(((at >= k * 100) & (at < (k + 1) * 100)).sum()) for k in range(3)]
     assert counts[0] == pytest.approx(200, rel=0.25) and counts[1] == pytest.approx(800, rel=0.15) and counts[2] == 0
     assert plan.rate_rps == pytest.approx(10 / 3)
-    longer = build(POISSON, seed=1, arrival=arrival, shape=points_of("ramp:2:4:10"), duration_s=110)
+    longer = build_schedule(POISSON, seed=1, arrival=arrival, shape=points_of("ramp:2:4:10"), duration_s=110)
     assert len(longer.requests) == pytest.approx(30 + 400, rel=0.2)
 
 
@@ -163,15 +165,15 @@ def test_a_shape_says_the_rate_of_every_moment_of_any_process(arrival: Arrival) 
 )
 def test_what_cannot_be_planned_is_said(which: Trace, options: dict, says: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(LoadgenError, match=says):
-        build(which, seed=0, **options)
+        build_schedule(which, seed=0, **options)
 
 
 @pytest.mark.parametrize("rps", [0.0, -1.0, float("nan"), float("inf")])
 def test_what_is_no_rate_is_said(rps: float) -> None:
     with pytest.raises(LoadgenError, match="finite and above 0"):
-        build(BURSTY, seed=0, rps=rps)
+        build_schedule(BURSTY, seed=0, rps=rps)
 
 
 def test_one_request_has_no_rate() -> None:
-    assert build(trace([3.0]), seed=0).rate_rps is None
-    assert offsets_s(build(trace([3.0]), seed=0, rps=2)) == [0.0]
+    assert build_schedule(trace([3.0]), seed=0).rate_rps is None
+    assert offsets_s(build_schedule(trace([3.0]), seed=0, rps=2)) == [0.0]

@@ -13,15 +13,15 @@ from hypothesis import strategies as st
 
 from loadgen.errors import LoadgenError
 from loadgen.units import NS_PER_S
-from loadgen.workload.schedule import Schedule, ScheduledRequest, encode, first, merged
+from loadgen.workload.schedule import Schedule, ScheduledRequest, encode_schedule, merged_schedule, truncated
 from loadgen.workload.streams import (
     NEW_TOKENS,
     Stream,
     Streams,
-    chosen,
-    plan,
+    chosen_streams,
     plan_one,
     read_streams,
+    schedule_streams,
     shipped,
     thinking,
     threaded,
@@ -32,7 +32,7 @@ CHAT, CODE = str(ROOT / "traces" / "chat.jsonl"), str(ROOT / "traces" / "code.js
 
 
 def planned(streams: Streams, seed: int = 0, duration_s: float | None = 60.0, count: int | None = None) -> Schedule:
-    return plan(streams, seed=seed, duration_s=duration_s, num_requests=count)
+    return schedule_streams(streams, seed=seed, duration_s=duration_s, num_requests=count)
 
 
 def fingerprints(requests: Sequence[ScheduledRequest], workload: str) -> list[tuple[object, ...]]:
@@ -71,7 +71,7 @@ def test_the_plan_is_the_union_of_its_streams_which_do_not_know_each_other(names
 
 def test_same_seed_same_bytes_and_a_stream_with_a_seed_keeps_it() -> None:
     one, again, other = planned(MIX, 1), planned(MIX, 1), planned(MIX, 2)
-    assert encode(one.requests) == encode(again.requests)
+    assert encode_schedule(one.requests) == encode_schedule(again.requests)
     for name, stream in MIX.items():
         if name != "ramp":  # a clock has no seed, and these are no sessions
             same = fingerprints(one.requests, name) == fingerprints(other.requests, name)
@@ -201,8 +201,8 @@ def test_popular_files_open_most_prompts_as_zipf_says() -> None:
 
 def test_a_merge_of_nothing_new_is_the_same() -> None:
     one = planned({"chat": MIX["chat"]})
-    assert merged([one], 0) == one
-    assert first(one, 10).requests == one.requests[:10]
+    assert merged_schedule([one], 0) == one
+    assert truncated(one, 10).requests == one.requests[:10]
 
 
 # -- files and flags --------------------------------------------------------------------------------------------------
@@ -216,15 +216,15 @@ def test_the_shipped_streams_are_a_conversation_and_a_code_generation() -> None:
 
 
 def test_names_are_of_the_file_of_workloads_or_of_ones_own_sources(tmp_path: Path) -> None:
-    found = chosen(["chat:3", "code", "mine=azure-2024-code:2"], None)
+    found = chosen_streams(["chat:3", "code", "mine=azure-2024-code:2"], None)
     assert found["chat"] == read_streams(shipped())["chat"]
     assert found["code"].rps == 1.0
     assert found["mine"] == Stream(bins="azure-2024-code", rps=2)
-    assert chosen([f"{CHAT}:2"], None) == {"chat": Stream(trace=CHAT, rps=2)}
+    assert chosen_streams([f"{CHAT}:2"], None) == {"chat": Stream(trace=CHAT, rps=2)}
     file = tmp_path / "own.toml"
     file.write_text('[a]\nbins = "burstgpt"\nrps = 1\n[b]\nbins = "burstgpt"\nshape = "ramp:1:2:3"\n')
-    assert list(chosen([], file)) == ["a", "b"]
-    assert chosen(["b:5"], file)["b"] == Stream(bins="burstgpt", rps=5)
+    assert list(chosen_streams([], file)) == ["a", "b"]
+    assert chosen_streams(["b:5"], file)["b"] == Stream(bins="burstgpt", rps=5)
 
 
 @pytest.mark.parametrize(
@@ -239,7 +239,7 @@ def test_names_are_of_the_file_of_workloads_or_of_ones_own_sources(tmp_path: Pat
 )
 def test_what_is_no_stream_is_said(asked: list[str], says: str) -> None:
     with pytest.raises(LoadgenError, match=says):
-        chosen(asked, None)
+        chosen_streams(asked, None)
 
 
 @pytest.mark.parametrize(

@@ -14,13 +14,13 @@ from loadgen.errors import LoadgenError
 from loadgen.workload.token_bins import (
     TokenBin,
     TokenBins,
-    fit,
+    bins_json,
+    fit_bins,
     in_chunks,
     ks_distance,
     read_bins,
-    sample,
+    sample_lengths,
     spearman,
-    to_json,
 )
 from loadgen.workload.trace import iter_import, read_trace
 
@@ -39,7 +39,7 @@ def original(name: str):  # type: ignore[no-untyped-def]
 def fitted(pairs, edges="quantile", size=10**6) -> TokenBins:  # type: ignore[no-untyped-def]
     inputs, outputs = (np.array(side) for side in zip(*pairs, strict=True))
     parts = [(inputs[i : i + size], outputs[i : i + size]) for i in range(0, len(inputs), size)]
-    return fit("b", lambda: parts, edges, {})
+    return fit_bins("b", lambda: parts, edges, {})
 
 
 lengths = st.one_of(st.integers(1, 20), st.integers(1, 20_000))
@@ -66,7 +66,7 @@ def test_bins_hold_every_request_once_and_its_tokens(pairs, edges, size) -> None
 def test_bins_are_the_same_after_a_file(pairs, edges) -> None:  # type: ignore[no-untyped-def]
     bins = fitted(pairs, edges)
     with tempfile.TemporaryDirectory() as folder:
-        (path := Path(folder) / "b.json").write_bytes(to_json(bins))
+        (path := Path(folder) / "b.json").write_bytes(bins_json(bins))
         assert read_bins(path) == bins
 
 
@@ -75,7 +75,7 @@ def test_a_spike_gets_a_bin_of_its_own() -> None:
     inputs = [777] * 500 + list(range(500, 1000))
     bins = fitted([(i, 5) for i in inputs])
     assert (776, 777) in {b.input_range for b in bins.bins}
-    drawn, _ = sample(bins, 1000, default_rng(0))
+    drawn, _ = sample_lengths(bins, 1000, default_rng(0))
     assert abs(int((drawn == 777).sum()) - 501) <= 1
 
 
@@ -92,7 +92,7 @@ def test_lengths_beyond_the_papers_edges_get_one_more_bin() -> None:
 def test_counts_agree_with_published_histograms_of_the_originals(_: str, name: str, edges, key: str) -> None:  # type: ignore[no-untyped-def]
     inputs, outputs = original(name)
     stats = json.loads((DATA / f"AzureLLMInferenceTrace_{name}.stats.json").read_text())
-    bins = fit("b", lambda: [(inputs, outputs)], edges, {}).bins
+    bins = fit_bins("b", lambda: [(inputs, outputs)], edges, {}).bins
     if edges == "log2":
         wanted = stats[key]["counts"]
         got = {f"{int(math.log2(b.input_range[1]))},{int(math.log2(b.output_range[1]))}": b.count for b in bins}
@@ -111,7 +111,7 @@ def test_counts_agree_with_published_histograms_of_the_originals(_: str, name: s
 @given(pairs_of_lengths, st.integers(1, 500), st.integers(0, 99))
 def test_draws_stay_inside_the_bins_in_their_proportion(pairs, n: int, seed: int) -> None:  # type: ignore[no-untyped-def]
     bins = fitted(pairs, "log2")
-    inputs, outputs = sample(bins, n, default_rng(seed))
+    inputs, outputs = sample_lengths(bins, n, default_rng(seed))
     assert len(inputs) == len(outputs) == n
     placed = 0
     for b in bins.bins:
@@ -129,14 +129,14 @@ def test_draws_have_the_mean_of_their_bin(width: int, lo: int, where: float, see
     mean = round(lo + 1 + where * (width - 1), 3)
     b = TokenBin(input_range=(lo, lo + width), output_range=(0, 1), count=1, mean_input=mean, mean_output=1)
     bins = TokenBins(name="b", provenance={}, edges="log2", input_edges=(), output_edges=(), bins=(b,))
-    inputs, _ = sample(bins, 200, default_rng(seed))
+    inputs, _ = sample_lengths(bins, 200, default_rng(seed))
     assert inputs.mean() == pytest.approx(mean, abs=0.01 * width)
 
 
 def test_a_mean_in_the_middle_is_a_uniform_law() -> None:
     b = TokenBin(input_range=(0, 100), output_range=(0, 100), count=1, mean_input=50.5, mean_output=50.5)
     bins = TokenBins(name="b", provenance={}, edges="log2", input_edges=(), output_edges=(), bins=(b,))
-    inputs, outputs = sample(bins, 1000, default_rng(0))
+    inputs, outputs = sample_lengths(bins, 1000, default_rng(0))
     for drawn in (inputs, outputs):
         assert np.abs(np.bincount(drawn, minlength=101)[1:] - 10).max() <= 2
     assert abs(spearman(inputs, outputs) or 0) < 0.1  # independent within a bin
@@ -144,9 +144,9 @@ def test_a_mean_in_the_middle_is_a_uniform_law() -> None:
 
 def test_same_seed_same_draws_and_no_order_in_them() -> None:
     bins = fitted([(i, 2001 - i) for i in range(1, 2001)])
-    first, second = (sample(bins, 500, default_rng(7)) for _ in range(2))
+    first, second = (sample_lengths(bins, 500, default_rng(7)) for _ in range(2))
     assert np.array_equal(first, second)
-    assert not np.array_equal(first, sample(bins, 500, default_rng(8)))
+    assert not np.array_equal(first, sample_lengths(bins, 500, default_rng(8)))
     assert abs(spearman(first[0], np.arange(500)) or 0) < 0.15
     assert spearman(*first) == pytest.approx(-1, abs=0.01)
 
@@ -158,7 +158,7 @@ def test_same_seed_same_draws_and_no_order_in_them() -> None:
 def test_shipped_bins_are_those_of_the_original(shipped: str, name: str) -> None:
     inputs, outputs = original(name)
     bins = read_bins(ROOT / "profiles" / "workloads" / f"azure-2023-{shipped}.json")
-    assert fit(bins.name, lambda: [(inputs, outputs)], bins.edges, bins.provenance) == bins
+    assert fit_bins(bins.name, lambda: [(inputs, outputs)], bins.edges, bins.provenance) == bins
     assert {"source", "licence", "cite", "command", "file_sha256"} <= set(bins.provenance)
 
 
@@ -178,7 +178,7 @@ def test_the_likeness_is_not_the_luck_of_a_seed(shipped: str, name: str) -> None
     inputs, outputs = original(name)
     bins = read_bins(ROOT / "profiles" / "workloads" / f"azure-2023-{shipped}.json")
     for seed in range(20):
-        drawn = sample(bins, 2000, default_rng(seed))
+        drawn = sample_lengths(bins, 2000, default_rng(seed))
         assert ks_distance(drawn[0], inputs) <= 0.025
         assert ks_distance(drawn[1], outputs) <= 0.025
 
@@ -224,7 +224,7 @@ def test_spearman_by_hand(x: list[int], y: list[int], wanted: float | None) -> N
     ],
 )
 def test_bins_that_make_no_sense_are_said(tmp_path: Path, change, said: str) -> None:  # type: ignore[no-untyped-def]
-    value = json.loads(to_json(fitted([(3, 8)], "log2")))
+    value = json.loads(bins_json(fitted([(3, 8)], "log2")))
     (value if "bins" in change else value["bins"][0]).update(change)
     (path := tmp_path / "b.json").write_text(json.dumps(value))
     with pytest.raises(LoadgenError, match=said):
@@ -236,6 +236,6 @@ def test_no_bins_and_no_requests_are_said(tmp_path: Path) -> None:
         with pytest.raises(LoadgenError, match="cannot read"):
             read_bins(path)
     with pytest.raises(LoadgenError, match="no requests"):
-        fit("b", list, "log2", {})
+        fit_bins("b", list, "log2", {})
     with pytest.raises(LoadgenError, match="at least 1"):
-        sample(fitted([(1, 1)]), 0, default_rng(0))
+        sample_lengths(fitted([(1, 1)]), 0, default_rng(0))

@@ -11,7 +11,8 @@ from numpy.random import default_rng
 
 from loadgen.workload import trace_stats
 from loadgen.workload.arrivals import index_of_dispersion, offsets
-from loadgen.workload.token_bins import CountedPairs, ks_distance
+from loadgen.workload.token_bins import CountedPairs
+from loadgen.workload.token_bins import ks_distance as ks_of_samples
 from loadgen.workload.token_bins import spearman as spearman_of
 from loadgen.workload.trace_columns import Columns
 from loadgen.workload.trace_stats import (
@@ -21,7 +22,7 @@ from loadgen.workload.trace_stats import (
     Description,
     Tally,
     describe_lengths,
-    ks,
+    ks_distance,
     spearman,
 )
 
@@ -122,7 +123,7 @@ def test_sessions_and_prefixes_by_brute_force(columns: Columns) -> None:
 def test_ks_of_counts_is_ks_of_the_samples(a: list[int], b: list[int]) -> None:
     x, y = (describe_lengths(np.array(s), np.array(s)).inputs for s in (a, b))
     brute = max(abs(np.mean(np.array(a) <= v) - np.mean(np.array(b) <= v)) for v in {*a, *b})
-    assert ks(x, y) == pytest.approx(brute) == pytest.approx(ks_distance(np.array(a), np.array(b)))
+    assert ks_distance(x, y) == pytest.approx(brute) == pytest.approx(ks_of_samples(np.array(a), np.array(b)))
 
 
 def test_rates_lie_where_the_requests_do() -> None:

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from loadgen.workload.token_bins import read_bins, sample
+from loadgen.workload.token_bins import read_bins, sample_lengths
 
 FOLDER = Path(__file__).parents[2] / "profiles" / "workloads"
 NAMES = sorted(path.stem for path in FOLDER.glob("*.json"))
@@ -25,7 +25,7 @@ TASKS = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_reconstructed_workloads_have_the_published_moments(name: str) -> None:
-    drawn = sample(read_bins(FOLDER / f"{name}.json"), 200_000, np.random.default_rng(0))
+    drawn = sample_lengths(read_bins(FOLDER / f"{name}.json"), 200_000, np.random.default_rng(0))
     for lengths, (mean, median, p99) in zip(drawn, PUBLISHED[name], strict=True):
         assert lengths.mean() == pytest.approx(mean, rel=0.02)
         assert np.percentile(lengths, 50) == pytest.approx(median, rel=0.02)
@@ -43,5 +43,5 @@ def test_every_workload_says_where_it_comes_from_and_can_be_drawn(name: str) -> 
     bins = read_bins(FOLDER / f"{name}.json")
     assert {"source", "licence"} <= bins.provenance.keys() and {"how", "command"} & bins.provenance.keys()
     assert ("reconstructed" in bins.provenance.get("how", "")) == (name in PUBLISHED or name in TASKS)
-    inputs, outputs = sample(bins, 100, np.random.default_rng(1))
+    inputs, outputs = sample_lengths(bins, 100, np.random.default_rng(1))
     assert inputs.min() >= 1 and outputs.min() >= 1
