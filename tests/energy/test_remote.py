@@ -258,7 +258,7 @@ def test_a_server_that_goes_away_is_an_error_and_comes_back_as_more_joules(site:
 
 
 def test_a_server_that_stalls_is_an_error_in_time(site: Site, remote: Remote, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loadgen.energy.remote.TIMEOUT_S", 0.1)
+    monkeypatch.setattr("loadgen.http_get.TIMEOUT_S", 0.1)
     gpu, released = Gpu(site), threading.Event()
     meter = remote(site.url)
     site.pages["/energy"] = lambda query: (released.wait(20), gpu.page(query))[1]
