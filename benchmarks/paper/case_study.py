@@ -15,7 +15,7 @@ from benchmarks.paper.offline_results import MAIN
 from loadgen.cli.trace import length_chunks
 from loadgen.energy_model.estimate import TwoPhase, ceiling_pairs, fit_two_phase, ideal, surface
 from loadgen.energy_model.profiles import EnergyProfile, GridPoint, read_energy_profile, read_hardware, read_model
-from loadgen.report.run_figures import Floats
+from loadgen.stats.arrays import Floats
 from loadgen.stats.intervals import Interval
 from loadgen.workload.token_bins import CountedPairs, count_pairs
 

@@ -12,10 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.record import RequestRecord
+from loadgen.stats.arrays import Floats, Ints
 from loadgen.units import NS_PER_MS
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
 Memberships = NDArray[np.int32]
 Narrow = NDArray[np.float32]

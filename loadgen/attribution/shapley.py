@@ -22,16 +22,10 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.attribution.engine_steps import (
-    EngineSample,
-    EngineSteps,
-    Floats,
-    Ints,
-    Memberships,
-    engine_steps_of,
-)
+from loadgen.attribution.engine_steps import EngineSample, EngineSteps, Memberships, engine_steps_of
 from loadgen.energy.series import EnergySeries
 from loadgen.record import RequestRecord
+from loadgen.stats.arrays import Floats, Ints
 from loadgen.stats.nnls import nnls
 from loadgen.units import NS_PER_MS, NS_PER_S, j_from_mj
 

@@ -11,7 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.attribution.engine_steps import EngineSteps, Floats, Ints
+from loadgen.attribution.engine_steps import EngineSteps
+from loadgen.stats.arrays import Floats, Ints
 from loadgen.telemetry.otlp_parse import RequestSpan
 from loadgen.units import NS_PER_MS
 

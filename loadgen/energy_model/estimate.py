@@ -15,15 +15,12 @@ from dataclasses import dataclass
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from loadgen.energy_model.profiles import EnergyProfile, GridPoint, Hardware, Model
 from loadgen.errors import LoadgenError
+from loadgen.stats.arrays import Floats, Ints
 from loadgen.stats.nnls import nnls
 from loadgen.workload.token_bins import PAPER_INPUT_EDGES, PAPER_OUTPUT_EDGES, CountedPairs
-
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 
 JOULES_PER_KWH = 3.6e6
 

@@ -5,7 +5,8 @@ import itertools
 import numpy as np
 from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from loadgen.stats.arrays import Floats
+
 Places = NDArray[np.int64]
 
 LIMIT = 2_000

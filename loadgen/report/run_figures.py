@@ -13,9 +13,9 @@ from loadgen.report.format import count, joules, number, percent, plural, second
 from loadgen.report.markup import Markup, join, tag
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summarize import outermost_series
+from loadgen.stats.arrays import Floats
 from loadgen.units import MJ_PER_J, NS_PER_S
 
-Floats = NDArray[np.float64]
 RANKS = 1_000
 BANDS = 200
 LAG_FLOOR_S = 1e-5

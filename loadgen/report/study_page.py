@@ -10,9 +10,10 @@ import numpy as np
 from loadgen.report import svg
 from loadgen.report.format import UNKNOWN, joules, number, percent, plural, seconds, watts, with_unit
 from loadgen.report.markup import Markup, join, table, tag
-from loadgen.report.run_figures import Floats, empty, figure
+from loadgen.report.run_figures import empty, figure
 from loadgen.report.run_page import _bar
 from loadgen.results.study_table import Group, Row, groups, reduction_between
+from loadgen.stats.arrays import Floats
 from loadgen.stats.intervals import Interval, pareto
 
 HEIGHT = 240.0

@@ -10,12 +10,11 @@ from dataclasses import dataclass
 from math import ceil, floor, log10
 
 import numpy as np
-from numpy.typing import NDArray
 
 from loadgen.report.markup import Markup, tag
+from loadgen.stats.arrays import Floats
 
 WIDTH = 1000
-Floats = NDArray[np.float64]
 Label = Callable[[float], str]
 DASHES = (None, "7 4", "2 3", "10 3 2 3", "5 2")
 

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
-from loadgen.attribution.engine_steps import EngineSteps, Floats, Ints
+from loadgen.attribution.engine_steps import EngineSteps
 from loadgen.attribution.shapley import (
     COLUMNS,
     Coefficients,
@@ -29,6 +29,7 @@ from loadgen.attribution.shapley import (
 )
 from loadgen.attribution.span_steps import Phases, first_token_of, output_by_interval, phases_of, slot_for, slot_steps
 from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries
+from loadgen.stats.arrays import Floats, Ints
 from loadgen.telemetry.engine_metrics import EngineSample
 from loadgen.telemetry.otlp_parse import RequestSpan
 from loadgen.units import NS_PER_MS, NS_PER_S, mj_from_j

@@ -3,9 +3,8 @@
 from itertools import combinations
 
 import numpy as np
-from numpy.typing import NDArray
 
-Floats = NDArray[np.float64]
+from loadgen.stats.arrays import Floats
 
 
 def nnls(a: Floats, b: Floats) -> tuple[Floats, float]:

@@ -16,6 +16,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from loadgen.stats.arrays import Floats, Ints
 from loadgen.workload.trace import (
     AZURE_COLUMNS,
     BURSTGPT_COLUMNS,
@@ -36,8 +37,6 @@ from loadgen.workload.trace import (
     start_of,
 )
 
-Floats = NDArray[np.float64]
-Ints = NDArray[np.int64]
 Bytes = NDArray[np.uint8]
 T = TypeVar("T", Floats, Ints)
 

@@ -14,11 +14,10 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
+from loadgen.stats.arrays import Floats
 from loadgen.workload.prompts import BLOCK_TOKENS
 from loadgen.workload.token_bins import CountedPairs, Lengths, count_up, merged
 from loadgen.workload.trace_columns import Columns
-
-Floats = NDArray[np.float64]
 
 MOST_PAIRS = 1_000_000
 MOST_KEPT = 65_536

@@ -8,6 +8,7 @@ from rich.console import Console
 
 from loadgen.errors import LoadgenError
 from loadgen.report.run_facts import failures
+from loadgen.report.terminal import render_terminal
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summary import Distribution
 from support import sample_runs
@@ -15,7 +16,7 @@ from support import sample_runs
 
 def printed(result: RunResult, width: int = 80, terminal: bool = False, folder: Path | None = None) -> str:
     out = io.StringIO()
-    terminal.render(result, Console(file=out, width=width, force_terminal=terminal), folder)
+    render_terminal(result, Console(file=out, width=width, force_terminal=terminal), folder)
     return out.getvalue()
 
 
