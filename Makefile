@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-engines compose-smoke check fmt bench bench-attribution clean
+.PHONY: demo results test test-engines compose-smoke check fmt bench bench-attribution clean
 
 $(VENV)/.installed: pyproject.toml hatch_build.py loadgen/client/_token_reader.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -19,6 +19,9 @@ $(VENV)/.installed-check: $(VENV)/.installed
 
 demo: $(VENV)/.installed  ## replay a conversation trace against the built-in simulated server, about 40 s
 	$(BIN)/loadgen replay traces/chat.jsonl --rps 4 --duration 30 --serve sim --out runs/demo --overwrite
+
+results: $(VENV)/.installed  ## draw docs/results again from its data, and the report pages of its cells into runs/results
+	$(BIN)/python -m benchmarks.paper --pages runs/results
 
 test: $(VENV)/.installed-check  ## the whole test suite; needs no GPU, no Docker, no network
 	$(BIN)/python -m pytest

@@ -10,11 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.paper.ingest import sitting
-from benchmarks.paper.offline_results import MAIN
+from benchmarks.paper.ingest import session
+from benchmarks.paper.offline_results import MAIN, percent, percents, sig, table
+from benchmarks.paper.plots import Line, alone, picture
+from benchmarks.paper.published import FIGURE_1, TABLE_4
 from loadgen.cli.trace import length_chunks
-from loadgen.energy_model.estimate import TwoPhase, ceiling_pairs, fit_two_phase, ideal, surface
+from loadgen.energy_model.estimate import JOULES_PER_KWH, TwoPhase, ceiling_pairs, fit_two_phase, ideal, surface
 from loadgen.energy_model.profiles import EnergyProfile, GridPoint, read_energy_profile, read_hardware, read_model
+from loadgen.report import svg
+from loadgen.report.format import joules as in_joules
 from loadgen.stats.arrays import Floats
 from loadgen.stats.intervals import Interval
 from loadgen.workload.token_bins import CountedPairs, count_pairs
@@ -36,9 +40,9 @@ def transformers_cells() -> tuple[GridPoint, ...]:
     """Every measured size of generate(), its repeats together: whole answers, and prefill alone as one token out."""
     found: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
     for name in MAIN:
-        if not name.startswith("hf-eager") or sitting(name).get("sampling"):
+        if not name.startswith("hf-eager") or session(name).get("sampling"):
             continue
-        for cell in sitting(name)["cells"]:
+        for cell in session(name)["cells"]:
             for output, parts in ((1, cell["prefill"]), (cell["output_tokens"], cell["full"])):
                 found.setdefault((cell["input_tokens"], output, cell["batch"]), []).extend(parts)
     return tuple(filter(None, (_cell(size, parts) for size, parts in sorted(found.items()))))
@@ -46,7 +50,7 @@ def transformers_cells() -> tuple[GridPoint, ...]:
 
 def transformers_profile() -> EnergyProfile:
     how = "whole batches of equal requests, in-process; measured by benchmarks/paper/measure_offline.py"
-    stage = sitting("hf-eager")["stages"]["hf-eager"]
+    stage = session("hf-eager")["stages"]["hf-eager"]
     return EnergyProfile(
         gpu="h200",
         engine="transformers-5.17-eager",
@@ -58,8 +62,8 @@ def transformers_profile() -> EnergyProfile:
             "transformers": stage["transformers"],
             "torch": stage["torch"],
             "weights": "random",
-            "energy": sitting("hf-eager")["energy"]["domains"],
-            "made_by": "benchmarks/paper/__main__.py from docs/results/h200-2026/frameworks/hf-eager*",
+            "energy": session("hf-eager")["energy"]["domains"],
+            "made_by": "python -m benchmarks.paper, from the hf-eager sessions of docs/results/h200-2026/offline",
             "left_out": f"windows whose bound of error is above {MOST_BOUND:.0%}",
         },
         cells=tuple(c for c in transformers_cells() if all(v in axis for v, axis in zip(_size(c), GRID, strict=True))),
@@ -171,3 +175,97 @@ def case_saved(base: Floats, other: Floats) -> Interval:
     draws = 1 - resampled()[1] @ other / (resampled()[0] @ base)
     low, high = np.percentile(draws, [2.5, 97.5])
     return Interval(1 - float(vllm @ other / (eager @ base)), float(low), float(high), RESAMPLES)
+
+
+def kwh(case: Case, joules_each: float) -> str:
+    return sig(joules_each * case.requests / JOULES_PER_KWH)
+
+
+def traces() -> str:
+    eager, vllm = map(coefficients, fits())
+    body = []
+    for c in cases():
+        e, v = float(eager @ c.needs), float(vllm @ c.needs)
+        body.append(
+            [
+                c.trace,
+                f"{c.requests:,}",
+                str(c.batch),
+                kwh(c, e),
+                kwh(c, v),
+                percents(case_saved(c.needs, c.needs)),
+                kwh(c, c.dense),
+                kwh(c, c.sparse),
+                percent(e / c.dense - 1, True),
+                percent(v / c.dense - 1, True),
+                percent(c.eager_interpolated / e - 1, True),
+                percent(c.vllm_interpolated / v - 1, True),
+            ]
+        )
+    head = ["trace", "requests", "batch", "transformers eager, kWh", "vLLM, kWh", "saved [95 %]", "ideal dense, kWh"]
+    more = [
+        "ideal sparse, kWh",
+        "eager above dense",
+        "vLLM above dense",
+        "interpolated against two-phase: eager",
+        "vLLM",
+    ]
+    return table(head + more, body)
+
+
+def table_4() -> str:
+    """The paper's way: lengths rounded up, the sparse peak. Last, each trace with few in flight against many."""
+    eager, vllm = map(coefficients, fits())
+    body = []
+    for trace, (above_eager, above_vllm, paper) in TABLE_4.items():
+        few, many = (next(c for c in cases() if (c.trace, c.batch) == (trace, b)) for b in CASE_BATCHES)
+        for base, other in ((few, few), (many, many), (few, many)):
+            e, v = float(eager @ base.needs_rounded_up), float(vllm @ other.needs_rounded_up)
+            least = base.sparse_rounded_up
+            batches = str(base.batch) if base is other else f"{base.batch} → {other.batch}"
+            body.append(
+                [
+                    trace,
+                    batches,
+                    f"{kwh(base, e)}, {kwh(base, v)}",
+                    "{1:g}, {2:g}".format(*FIGURE_1[trace]),
+                    percent(e / least - 1, True),
+                    percent(above_eager, True),
+                    percent(v / least - 1, True),
+                    percent(above_vllm, True),
+                    percents(case_saved(base.needs_rounded_up, other.needs_rounded_up)),
+                    percent(paper),
+                ]
+            )
+    head = ["trace", "batch", "kWh: eager, vLLM", "paper", "eager above ideal", "paper", "vLLM above ideal", "paper"]
+    return table([*head, "saved [95 %]", "paper"], body)
+
+
+def profile_fit() -> str:
+    body = [
+        [label, *(f"{getattr(fit, name):.3g}" for name in COEFFICIENTS), percent(fit.rms), str(count)]
+        for label, fit, count in zip(
+            ("transformers, eager", "vLLM, CUDA graphs"),
+            fits(),
+            (len(transformers_cells()), len(read_energy_profile(VLLM_PROFILE).cells)),
+            strict=True,
+        )
+    ]
+    head = ["", "a0, J/request", "a1, J/input token", "a2, J/input token²", "c, J/step", "b, J/output token"]
+    return table([*head, "k, J/context token", "rms", "cells"], body)
+
+
+def figure() -> str:
+    """J per request of each trace, at both batches, and the ideal at the dense peak."""
+    x = svg.Axis(0.6, len(TRACES) + 0.4, False, tuple((float(i + 1), name) for i, name in enumerate(TRACES)))
+    eager, vllm = map(coefficients, fits())
+    lines = []
+    for index, batch in enumerate(CASE_BATCHES):
+        at_batch = [c for c in cases() if c.batch == batch]
+        for fit, name, colour in ((eager, "transformers eager", index), (vllm, "vLLM", index + 2)):
+            points = [(i + 0.8 + 0.1 * colour, alone(float(fit @ c.needs))) for i, c in enumerate(at_batch)]
+            lines.append(Line(f"{name}, batch {batch}", points, colour, joined=False))
+    least = [(i + 1.2, alone(c.dense)) for i, c in enumerate(c for c in cases() if c.batch == CASE_BATCHES[0])]
+    lines.append(Line("ideal, dense peak", least, 5, joined=False))
+    y = svg.log_axis(1, 500, in_joules)
+    return picture("J per request, estimated (two-phase)", "", lines, x, y)

@@ -1,4 +1,4 @@
-"""The cells of the sittings in docs/results/h200-2026/frameworks, and how tables of docs/results.md say numbers."""
+"""The cells of the sessions in docs/results/h200-2026/offline, and how the tables of docs/results format numbers."""
 
 from collections.abc import Iterable, Sequence
 from functools import cache
@@ -6,7 +6,7 @@ from functools import cache
 import numpy as np
 
 from benchmarks.paper import offline_table
-from benchmarks.paper.ingest import sitting
+from benchmarks.paper.ingest import session
 from loadgen.results.study_table import Group, Row, groups
 from loadgen.stats.intervals import Interval, interval, reduction
 
@@ -16,7 +16,9 @@ MAIN = (
     *("hf-eager-top-p", "hf-eager-beam", "hf-compile", "vllm-eager", "vllm-graphs", "vllm-graphs-tasks"),
     *("vllm-graphs-fp8", "vllm-graphs-tp2", "vllm-graphs-draft", "vllm-graphs-draft-async", "olmo-1b", "olmoe-1b-7b"),
 )
-"""Sittings whose cells are compared; what several measured is pooled. earlier-card only shows how far they agree."""
+"""Sessions whose cells are compared; a cell that several measured is pooled."""
+EARLIER = "card-352953eb"
+"""The session on the first card, a day earlier: it only shows how far sessions agree."""
 NAMES = {
     "hf-eager": "transformers, eager",
     "hf-compile": "transformers, compiled",
@@ -32,24 +34,22 @@ NAMES = {
 LLAMA = "llama-3.1-8b"
 SHAPE = "512x128"
 
-# ---------------------------------------------------------------- what was taken in
-
 
 @cache
 def rows(names: tuple[str, ...] = MAIN) -> tuple[Row, ...]:
-    return tuple(row for name in names for row in offline_table.rows_of(sitting(name), f"{name}/"))
+    return tuple(row for name in names for row in offline_table.rows_of(session(name), f"{name}/"))
 
 
 @cache
 def cells(model: str = LLAMA, names: tuple[str, ...] = MAIN) -> dict[tuple[str, str, int], Group]:
-    """(server, workload, batch) -> its repeats."""
+    """Return {(server, workload, batch): its repeats}."""
     return {(g.key[0], g.key[2], g.key[3] or 0): g for g in groups(rows(names)) if g.key[1] == model}
 
 
 def per_token(server: str, workload: str, batch: int, model: str = LLAMA) -> list[float]:
-    """J per output token of each repeat; nothing where it was not measured."""
-    found = cells(model).get((server, workload, batch))
-    return found.values("joules_per_output_token") if found else []
+    """Return J per output token of each repeat; empty where the cell was not measured."""
+    group = cells(model).get((server, workload, batch))
+    return group.values("joules_per_output_token") if group else []
 
 
 def batches_of(workload: str, servers: Iterable[str], model: str = LLAMA) -> list[int]:
@@ -60,11 +60,8 @@ def saved(base: Sequence[float], other: Sequence[float]) -> Interval | None:
     return reduction(base, other) if base and other else None
 
 
-# ---------------------------------------------------------------- words
-
-
 def sig(value: float | None, digits: int = 3) -> str:
-    """Three significant digits, never an exponent."""
+    """Return `value` with three significant digits, never an exponent."""
     if value is None:
         return "-"
     if value == 0:
@@ -75,28 +72,28 @@ def sig(value: float | None, digits: int = 3) -> str:
 
 
 def plus_minus(values: Sequence[float]) -> str:
-    """Mean ± half of the 95 % interval, as many digits as the mean; one repeat has none."""
+    """Return mean ± half of the 95 % interval, with as many digits as the mean; one repeat has no interval."""
     return in_words(interval(values)) if values else "-"
 
 
-def in_words(found: Interval) -> str:
-    told = sig(found.mean)
-    if found.low is None or found.high is None:
-        return f"{told} (one repeat)"
-    half, digits = (found.high - found.low) / 2, len(told.partition(".")[2])
+def in_words(measured: Interval) -> str:
+    mean = sig(measured.mean)
+    if measured.low is None or measured.high is None:
+        return f"{mean} (one repeat)"
+    half, digits = (measured.high - measured.low) / 2, len(mean.partition(".")[2])
     while half and not round(half, digits):
         digits += 1
-    return f"{found.mean:,.{digits}f} ± {half:.{digits}f}"
+    return f"{measured.mean:,.{digits}f} ± {half:.{digits}f}"
 
 
-def percents(found: Interval | None, sign: int = 1) -> str:
-    """A reduction in per cent; with sign -1 the change that it is."""
-    if found is None:
+def percents(reduction: Interval | None, sign: int = 1) -> str:
+    """Return a reduction in per cent with its interval; with sign -1 the change."""
+    if reduction is None:
         return "-"
-    ends = sorted(sign * 100 * end for end in (found.low, found.high) if end is not None)
+    ends = sorted(sign * 100 * end for end in (reduction.low, reduction.high) if end is not None)
     plus = "+" if sign < 0 else ""
-    told = f"{sign * 100 * found.mean:{plus}.1f} %"
-    return (told + (f" [{ends[0]:{plus}.1f}, {ends[1]:{plus}.1f}]" if ends else "")).replace("-", "−")
+    mean = f"{sign * 100 * reduction.mean:{plus}.1f} %"
+    return (mean + (f" [{ends[0]:{plus}.1f}, {ends[1]:{plus}.1f}]" if ends else "")).replace("-", "−")
 
 
 def percent(value: float | None, signed: bool = False) -> str:

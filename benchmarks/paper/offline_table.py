@@ -3,7 +3,7 @@
 
     python -m benchmarks.paper.offline_table OUT SUMMARY.json...
 
-Several summaries become one page: other sittings, shapes, lengths. Nothing is read but the summaries.
+Several summaries become one page: other sessions, shapes, lengths. Nothing is read but the summaries.
 """
 
 import argparse
@@ -94,7 +94,7 @@ def _measured(summary: dict[str, Any], gpus: list[dict[str, Any]]) -> list[dict[
 
 
 def _variant(summary: dict[str, Any], stage: str) -> str:
-    """What sets one sitting's servers apart from another's."""
+    """What sets one session's servers apart from another's."""
     sampling = summary.get("sampling", {})
     given = {key: sampling[key] for key in ("num_beams", "temperature", "top_p") if key in sampling}
     start = ""

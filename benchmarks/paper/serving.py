@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""The online study of docs/results.md: studies/serving.toml as `loadgen study` ran it on an H200.
+"""The online study of docs/results: studies/serving.toml as `loadgen study` ran it on an H200.
 
     python -m benchmarks.paper.serving STUDY docs/results/h200-2026/studies/serving GPU-015ffa8c
 
@@ -45,9 +45,6 @@ LIMITS = ((200.0, 10.0), (500.0, 30.0))
 PROCESSES = {"chat-constant": "constant", "chat": "Poisson", "chat-bursty": "bursty (gamma, 0.25)"}
 
 
-# ---------------------------------------------------------------- taking it in
-
-
 class Request(NamedTuple):
     """A line of requests.csv.gz. Seconds and joules; from when it was sent."""
 
@@ -62,8 +59,8 @@ class Request(NamedTuple):
     joules: float | None
 
 
-def take(study: Path, target: Path, card: str) -> None:
-    """Finished runs only; what failed is in nobody's table."""
+def ingest(study: Path, target: Path, card: str) -> None:
+    """Copy the finished runs of a study that ran on `card`; failed runs are in no table."""
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(study / "study.toml", target / "study.toml")
     head, *lines = (study / "results.csv").read_text().splitlines(keepends=True)
@@ -115,9 +112,6 @@ def _window(run: run_folder.RunResult) -> dict[str, Any]:
     counts = {name: engine[-1][name] - engine[0][name] for name in ("prompt_tokens", "cached_tokens", "iterations")}
     start_ns, end_ns = span(run)
     return {"start_ns": start_ns, "end_ns": end_ns, **counts}
-
-
-# ---------------------------------------------------------------- what was taken in
 
 
 @cache
@@ -197,9 +191,6 @@ def cached_share(row: Row, folder: Path = FOLDER) -> float:
     return counted["cached_tokens"] / counted["prompt_tokens"]
 
 
-# ---------------------------------------------------------------- intervals
-
-
 class Noise(NamedTuple):
     """By how much a repeat differs from another of its configuration, in proportion: of all configurations together."""
 
@@ -244,9 +235,6 @@ def saved(base: Sequence[float], group: Group) -> Interval:
     mine = per_token(group)
     difference, half = float(np.mean(np.log(mine)) - np.mean(np.log(base))), noise(per_token).half(len(mine), len(base))
     return Interval(1 - exp(difference), 1 - exp(difference + half), 1 - exp(difference - half), len(mine))
-
-
-# ---------------------------------------------------------------- tables
 
 
 def loads() -> str:
@@ -402,9 +390,6 @@ def recounted(row: Row) -> float:
     return sum(one.clip(start_ns, end_ns).total_mj for one in series()[row.cell]) / 1e3
 
 
-# ---------------------------------------------------------------- figures
-
-
 def loads_figure() -> str:
     """J per output token by how many were in flight: open loops beside closed ones."""
 
@@ -466,8 +451,6 @@ def partial_load_figure() -> str:
                    svg.linear_axis(0, 700, number))  # fmt: skip
 
 
-# ---------------------------------------------------------------- all of it
-
 TABLES: dict[str, Callable[[], str]] = {
     "serving-loads": loads,
     "serving-equal-batches": equal_batches,
@@ -483,14 +466,13 @@ FIGURES: dict[str, Callable[[], str]] = {
 }
 
 
-def outputs() -> dict[Path, str]:
-    """File -> what is in it, of what is made from the taken data and is no part of docs/results.md."""
+def page() -> str:
+    """Return the study's own report page, drawn from the ingested rows."""
     study = read_study(FOLDER / "study.toml")
-    told = f"{study.description} Llama-3.1-8B shape with random weights, vLLM 0.20.2, one H200."
-    left = len(plan_runs(study)) - len(rows())
-    page = render_study_page(study.title, told, rows(), study.baseline, study.goodput, {}, left)
-    return {FOLDER / "report.html": page}
+    description = f"{study.description} Llama-3.1-8B shape with random weights, vLLM 0.20.2, one H200."
+    missing = len(plan_runs(study)) - len(rows())
+    return render_study_page(study.title, description, rows(), study.baseline, study.goodput, {}, missing)
 
 
 if __name__ == "__main__":
-    take(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    ingest(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
