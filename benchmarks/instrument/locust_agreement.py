@@ -79,7 +79,7 @@ async def closed_loop(reply: Reply, users: int, seconds: float) -> list[int]:
             input_tokens, output_tokens = next(pairs)
             request = ScheduledRequest(index=next(indices), offset_ns=0, workload=kind, input_tokens=input_tokens,
                                        output_tokens=output_tokens)  # fmt: skip
-            record = await client.send(PATHS["chat"], body(request, reply, "chat", 0), index=request.index,
+            record = await client.post(PATHS["chat"], body(request, reply, "chat", 0), index=request.index,
                                        workload=kind, scheduled_ns=0, request_id=f"own-{request.index}")  # fmt: skip
             if record.ok and record.ttft_ns:
                 found.append(record.ttft_ns)

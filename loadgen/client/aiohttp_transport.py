@@ -9,7 +9,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientResponse
 
-from loadgen.client.connection import MAX_PAGE_BYTES, FetchedPage
+from loadgen.client.connection_pool import MAX_PAGE_BYTES, FetchedPage
 from loadgen.client.http1 import Head, HTTPError
 from loadgen.client.stream import StreamState
 from loadgen.clock import monotonic_ns

@@ -6,12 +6,15 @@ unusual go over aiohttp; there the clock is read before HTTP, SSE or JSON is par
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any, Self
 from urllib.parse import urlsplit
 
 import msgspec
 
-from loadgen.client.connection import Connection, ConnectionPool, FetchedPage, StaleError, plain
+from loadgen.client.connection import Connection, StaleError
+from loadgen.client.connection_pool import ConnectionPool, FetchedPage, is_plain
 from loadgen.client.http1 import HTTPError, Unusual
 from loadgen.client.openai_api import ProtocolError, Usage
 from loadgen.client.sse import SSEError
@@ -24,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Post(msgspec.Struct, frozen=True):
-    """One request, and what its record says of it beyond the answer."""
+    """One request, and the fields of its record that do not depend on the response."""
 
     path: str
     body: bytes
@@ -34,8 +37,23 @@ class Post(msgspec.Struct, frozen=True):
     request_id: str
 
 
-Landed = Callable[[RequestRecord], None]
-"""Told the record of a request, once."""
+OnRecord = Callable[[RequestRecord], None]
+"""Called once with the record of a request."""
+
+
+@dataclass(slots=True, eq=False)
+class Exchange:
+    """One request in flight."""
+
+    post: Post
+    on_record: OnRecord
+    stream: StreamState = field(default_factory=StreamState)
+    connection: Connection | None = None
+    """The plain connection that carries the exchange, while one does."""
+    task: asyncio.Task[None] | None = None
+    """The last task that the exchange had to wait for: a name look-up or aiohttp."""
+    is_complete: bool = False
+    """True once `on_record` has been called."""
 
 
 class Client:
@@ -57,9 +75,9 @@ class Client:
             self._secrets.append(api_key)
         self._timeout_s = timeout_s
         self._session: Session | None = None
-        self._wire = ConnectionPool(self.base_url, self._headers)
-        self._is_plain = plain(self.base_url, self._headers)
-        self._flights: dict[Flight, float] = {}
+        self._pool = ConnectionPool(self.base_url, self._headers)
+        self._is_plain = is_plain(self.base_url, self._headers)
+        self._deadlines_s: dict[Exchange, float] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     async def __aenter__(self) -> Self:
@@ -68,76 +86,168 @@ class Client:
     async def __aexit__(self, *_: object) -> None:
         if self._timer:
             self._timer.cancel()
-        self._wire.close()
+        self._pool.close()
         if self._session:
             await self._session.close()
 
     @property
     def stamped_by(self) -> StampedBy | None:
-        """None before anything came."""
-        return self._wire.stamped_by if self._is_plain else "reading"
+        """The source of arrival times; None before anything arrived."""
+        return self._pool.stamped_by if self._is_plain else "reading"
 
     def redact(self, text: str) -> str:
-        """`text` without the key and header values this client sends: servers like to quote them in errors."""
+        """Return `text` without the key and header values this client sends: servers quote them in errors."""
         for secret in self._secrets:
             text = text.replace(secret, "[redacted]")
         return text
 
-    async def ask(self, path: str, body: bytes, name: str) -> RequestRecord:
-        """`send` a request that is in no schedule: a probe, a warm-up."""
-        return await self.send(path, body, index=-1, workload=name, scheduled_ns=0, request_id=f"loadgen-{name}")
-
-    async def send(
-        self, path: str, body: bytes, *, index: int, workload: str, scheduled_ns: int, request_id: str
-    ) -> RequestRecord:
-        """POST `body` to `path` and read the stream to its end. Cancelled, it gives its record all the same."""
-        landed: asyncio.Future[RequestRecord] = asyncio.get_running_loop().create_future()
-        flight = self.launch(Post(path, body, index, workload, scheduled_ns, request_id), landed.set_result)
-        while not landed.done():
-            try:
-                await asyncio.wait([landed])
-            except asyncio.CancelledError:
-                flight.cancel()
-        return landed.result()
-
     async def fetch(self, url: str, body: bytes | None = None, *, timeout_s: float) -> FetchedPage:
-        """GET, or POST of JSON, from a page of the same server. TimeoutError: no answer. OSError: nobody is there.
-        HTTPError: what answers does not do so in HTTP."""
+        """GET a page of the same server, or POST JSON to it. TimeoutError: no response. OSError: no connection.
+        HTTPError: the response is not HTTP."""
         async with asyncio.timeout(timeout_s):
             if self._is_plain:
                 try:
-                    return await self._wire.fetch(urlsplit(url).path or "/", body)
+                    return await self._pool.fetch(urlsplit(url).path or "/", body)
                 except Unusual:
                     self._is_plain = False
             return await self._aiohttp().fetch(url, body)
 
-    def launch(self, post: Post, landed: Landed) -> "Flight":
-        """`send`, for who cannot wait: on its way before this returns if there is a connection, and `landed` is told
-        after that."""
-        return Flight(self, self._wire, post, landed)
+    async def post(
+        self,
+        path: str,
+        body: bytes,
+        *,
+        workload: str,
+        index: int = -1,
+        scheduled_ns: int = 0,
+        request_id: str | None = None,
+    ) -> RequestRecord:
+        """POST `body` to `path`, read the stream to its end, and return the record, also when cancelled.
 
-    def _record(self, post: Post, answer: StreamState, problem: BaseException | None) -> RequestRecord:
-        if problem is None:
-            return record_of(post, answer, answer.finished_ns or monotonic_ns(), None, None)
-        kind, detail = _error(problem, answer, self._timeout_s)
-        return record_of(post, answer, monotonic_ns(), kind, self.redact(detail)[:500])
+        Probes and warm-up requests are in no schedule: they need a `workload` only, which names them.
+        """
+        completed: asyncio.Future[RequestRecord] = asyncio.get_running_loop().create_future()
+        post = Post(path, body, index, workload, scheduled_ns, request_id or f"loadgen-{workload}")
+        exchange = self.send(post, completed.set_result)
+        while not completed.done():
+            try:
+                await asyncio.wait([completed])
+            except asyncio.CancelledError:
+                self.cancel(exchange)
+        return completed.result()
 
-    def _watch(self, flight: "Flight") -> None:
-        """All have the same time, so they run out in the order in which they began: one timer does for all."""
+    def send(self, post: Post, on_record: OnRecord) -> Exchange:
+        """Start a request without waiting; `on_record` is called once, after this has returned.
+
+        Over a plain connection an exchange needs callbacks only; a task does whatever has to wait.
+        """
+        exchange = Exchange(post, on_record)
         if self._timeout_s is not None:
             loop = asyncio.get_running_loop()
-            self._flights[flight] = deadline_s = loop.time() + self._timeout_s
+            self._deadlines_s[exchange] = deadline_s = loop.time() + self._timeout_s
             self._timer = self._timer or loop.call_at(deadline_s, self._expire)
+        if not self._is_plain:
+            self._send_by_aiohttp(exchange)
+        elif idle := self._pool.idle:
+            exchange.connection = connection = idle.pop()
+            request = self._pool.request(post.path, post.body, post.request_id)
+            connection.send(request, exchange.stream, partial(self._done, exchange))
+        elif self._pool.addresses:
+            self._connect(exchange, None)
+        else:
+            self._wait(exchange, self._pool.resolve(), self._connect)
+        return exchange
+
+    def cancel(self, exchange: Exchange) -> None:
+        """End `exchange` with a record that says so, unless it already has one."""
+        self._give_up(exchange, asyncio.CancelledError())
+
+    def _connect(self, exchange: Exchange, error: BaseException | None) -> None:
+        """Send over a new connection, unless looking its address up ended in `error`."""
+        if error:
+            self._complete(exchange, error)
+            return
+        try:
+            exchange.connection = connection = self._pool.connect()
+        except OSError as err:
+            asyncio.get_running_loop().call_soon(self._complete, exchange, err)  # `send` has to return first
+            return
+        post = exchange.post
+        request = self._pool.request(post.path, post.body, post.request_id)
+        connection.send(request, exchange.stream, partial(self._done, exchange))
+
+    def _send_by_aiohttp(self, exchange: Exchange) -> None:
+        post = exchange.post
+        work = self._aiohttp().post(self.base_url + post.path, post.body, post.request_id, exchange.stream)
+        self._wait(exchange, work, self._complete)
+
+    def _wait(
+        self,
+        exchange: Exchange,
+        work: Coroutine[Any, Any, None],
+        then: Callable[[Exchange, BaseException | None], None],
+    ) -> None:
+        """Call `then` with the exception that `work` ended with, or None. Nothing is called when it is cancelled."""
+        exchange.task = asyncio.get_running_loop().create_task(work)
+        exchange.task.add_done_callback(lambda task: None if task.cancelled() else then(exchange, task.exception()))
+
+    def _done(self, exchange: Exchange, error: Exception | None, last_arrival_ns: int) -> None:
+        exchange.connection = None
+        if error:
+            self._retry(exchange, error)
+            return
+        try:
+            exchange.stream.end(last_arrival_ns)
+        except _STREAM_ERRORS as err:
+            error = err
+        self._complete(exchange, error)
+
+    def _retry(self, exchange: Exchange, error: Exception) -> None:
+        """Send once more where `error` allows it, else complete the exchange with it."""
+        if isinstance(error, Unusual):
+            self._is_plain = False
+            exchange.stream = StreamState()
+            self._send_by_aiohttp(exchange)
+        elif isinstance(error, StaleError) and self._pool.can_retry(error):
+            exchange.stream = StreamState()
+            self._connect(exchange, None)
+        else:
+            self._complete(exchange, error)
+
+    def _give_up(self, exchange: Exchange, reason: BaseException) -> None:
+        if exchange.is_complete:
+            return
+        if exchange.task:
+            exchange.task.cancel()
+        if exchange.connection:
+            exchange.connection.abort()
+        self._complete(exchange, reason)
 
     def _expire(self) -> None:
+        """Give up the exchanges that are overdue. All have the same time, so they expire in the order in which they
+        began, and one timer serves all."""
         loop = asyncio.get_running_loop()
-        while self._flights:
-            flight, deadline_s = next(iter(self._flights.items()))
+        while self._deadlines_s:
+            exchange, deadline_s = next(iter(self._deadlines_s.items()))
             if deadline_s > loop.time():
                 self._timer = loop.call_at(deadline_s, self._expire)
                 return
-            flight.give_up(TimeoutError())
+            self._give_up(exchange, TimeoutError())
         self._timer = None
+
+    def _complete(self, exchange: Exchange, error: BaseException | None) -> None:
+        """Make the record and hand it over, the first time this is called for an exchange."""
+        if exchange.is_complete:
+            return
+        exchange.is_complete = True
+        self._deadlines_s.pop(exchange, None)
+        post, stream = exchange.post, exchange.stream
+        if error is None:
+            record = record_of(post, stream, stream.finished_ns or monotonic_ns(), None, None)
+        else:
+            kind, detail = _error(error, stream, self._timeout_s)
+            record = record_of(post, stream, monotonic_ns(), kind, self.redact(detail)[:500])
+        exchange.on_record(record)
 
     def _aiohttp(self) -> "Session":
         if self._session is None:
@@ -146,86 +256,8 @@ class Client:
             self._session = Session(self._headers)
         return self._session
 
-    async def _by_aiohttp(self, post: Post, answer: StreamState) -> None:
-        await self._aiohttp().post(self.base_url + post.path, post.body, post.request_id, answer)
 
-
-class Flight:
-    """A request on its way. Over the wire it is callbacks only; a task does what has to wait."""
-
-    __slots__ = ("_answer", "_client", "_connection", "_landed", "_post", "_task", "_wire")
-
-    def __init__(self, client: Client, wire: ConnectionPool, post: Post, landed: Landed) -> None:
-        self._client, self._wire, self._post = client, wire, post
-        self._landed: Landed | None = landed
-        self._answer = StreamState()
-        self._connection: Connection | None = None
-        self._task: asyncio.Task[None] | None = None
-        client._watch(self)
-        if not client._is_plain:
-            self._wait_for(client._by_aiohttp(post, self._answer), self._land)
-        elif connection := wire.idle():
-            self._ask(connection)
-        elif wire.addresses:
-            self._connect()
-        else:
-            self._wait_for(wire.look_up(), self._looked_up)
-
-    def cancel(self) -> None:
-        """It has its record all the same, unless it has one already."""
-        self.give_up(asyncio.CancelledError())
-
-    def give_up(self, why: BaseException) -> None:
-        """Its record says `why`."""
-        if self._landed is None:
-            return
-        if self._task:
-            self._task.cancel()
-        if self._connection:
-            self._connection.abort()
-        self._land(why)
-
-    def _ask(self, connection: Connection) -> None:
-        post, self._connection = self._post, connection
-        connection.ask(self._wire.request(post.path, post.body, post.request_id), self._answer, self._over)
-
-    def _connect(self) -> None:
-        try:
-            connection = self._wire.connect()
-        except OSError as err:
-            asyncio.get_running_loop().call_soon(self._land, err)
-        else:
-            self._ask(connection)
-
-    def _looked_up(self, err: BaseException | None) -> None:
-        if err:
-            self._land(err)
-        else:
-            self._connect()
-
-    def _over(self, err: Exception | None) -> None:
-        self._connection = None
-        if isinstance(err, Unusual):
-            self._client._is_plain = False
-            self._answer = StreamState()
-            self._wait_for(self._client._by_aiohttp(self._post, self._answer), self._land)
-        elif isinstance(err, StaleError) and self._wire.addresses:
-            self._answer = StreamState()
-            self._connect()
-        else:
-            self._land(err)
-
-    def _wait_for(self, work: Coroutine[Any, Any, None], then: Callable[[BaseException | None], None]) -> None:
-        self._task = asyncio.get_running_loop().create_task(work)
-        self._task.add_done_callback(lambda task: None if task.cancelled() else then(task.exception()))
-
-    def _land(self, problem: BaseException | None) -> None:
-        if self._landed is not None:
-            landed, self._landed = self._landed, None
-            self._client._flights.pop(self, None)
-            landed(self._client._record(self._post, self._answer, problem))
-
-
+_STREAM_ERRORS = (RequestError, SSEError, ProtocolError)
 _PROTOCOL = (SSEError, ProtocolError, HTTPError)
 
 

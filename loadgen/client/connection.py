@@ -1,138 +1,128 @@
-"""Plain HTTP/1.1 connections, kept alive. All that comes in on them has the instant at which it arrived."""
+"""One plain HTTP/1.1 connection. All bytes that it receives carry the instant at which they arrived."""
 
-import asyncio
-import errno
 import os
-import re
 import socket
 from collections.abc import Callable
-from functools import partial
-from pathlib import Path
-from typing import Any, NamedTuple, Protocol
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+from typing import Any, Protocol
 
-from loadgen.client.http1 import Body, Head, HTTPError, Response
-from loadgen.client.openai_api import ProtocolError
+from loadgen.client.http1 import Body, Response
 from loadgen.client.socket_poller import ENDED, ROOM_FOR_A_STAMP, WRITE, ArrivalClock, Sockets
-from loadgen.client.sse import SSEError
-from loadgen.client.stream import RequestError
 from loadgen.clock import monotonic_ns
-from loadgen.record import StampedBy
 
 READ_BYTES = 64 << 10
 
 Address = tuple[socket.AddressFamily, tuple[Any, ...]]
 
-_OURS = {"accept-encoding", "connection", "content-length", "expect", "host", "te", "transfer-encoding", "upgrade"}
-_FIELD = re.compile(r"[!#-'*+\-.0-9A-Z^-z|~]+: *[\t\x20-\x7e]*")
-
-
-def plain(base_url: str, headers: dict[str, str]) -> bool:
-    """Whether nothing about this server needs a complete HTTP client: no TLS, proxy, login in the URL or odd header."""
-    parts = urlsplit(base_url)
-    host = parts.hostname or ""
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
-    return (
-        parts.scheme == "http"
-        and re.fullmatch(r"[A-Za-z0-9._:-]+", host) is not None
-        and "@" not in parts.netloc
-        and re.fullmatch(r"[A-Za-z0-9._~/-]*", parts.path) is not None
-        and not parts.query
-        and not parts.fragment
-        and ("http" not in getproxies() or bool(proxy_bypass(host)))
-        and not netrc.exists()
-        and all(name.lower() not in _OURS and _FIELD.fullmatch(f"{name}: {value}") for name, value in headers.items())
-    )
-
 
 class ServerDisconnectedError(ConnectionError):
-    """The connection ended before the answer did."""
+    """The connection ended before the response did."""
 
 
 class StaleError(ConnectionError):
-    """A connection of no use, found so before a byte of an answer came: another one may do better."""
+    """The connection proved unusable before a byte of a response arrived; another connection may do better."""
 
 
 class RefusedError(StaleError):
-    """Nobody took the connection at that address."""
+    """The server's host refused the connection at `address`."""
+
+    def __init__(self, code: int, address: Address) -> None:
+        super().__init__(code, connect_failure(code, address))
+        self.address = address
 
 
-Over = Callable[[Exception | None], None]
-"""Told once how an exchange ended: None is well."""
+def connect_failure(code: int, address: Address) -> str:
+    """Describe why connecting to `address` failed, given the errno."""
+    return f"{os.strerror(code)}: {address[1][:2]}"
 
 
-class Asked(Body, Protocol):
-    """Who an answer is for."""
+OnDone = Callable[[Exception | None, int], None]
+"""Called once, at the end of an exchange, with the error (None if the response is complete) and the instant at which
+the last bytes arrived. The error may be a response cut short (ServerDisconnectedError), a StaleError, or whatever the
+receiver or the HTTP parser raised."""
+
+
+class Receiver(Body, Protocol):
+    """Receives a response, and learns when its request was sent."""
 
     sent_ns: int | None
 
-    def end(self, arrived_ns: int) -> None:
-        """It is all there."""
-
 
 class Connection:
-    """One request at a time."""
+    """One connection that carries one exchange at a time.
 
-    __slots__ = ("_answer", "_connecting", "_lent", "_over", "_pooled", "_receive", "_response", "_socket", "_sockets",
-                 "_unsent", "_wire")  # fmt: skip
+    While no exchange is in progress, the connection is in `idle`, the stack of the pool that it belongs to: it adds
+    itself after a complete response and removes itself when the server closes it.
+    """
+
+    __slots__ = ("_clock", "_connecting", "_idle", "_lent", "_on_done", "_poller", "_receive", "_receiver", "_response",
+                 "_reused", "_socket", "_unsent")  # fmt: skip
 
     def __init__(
-        self, wire: "ConnectionPool", sock: socket.socket, sockets: Sockets, connecting: Address | None
+        self,
+        sock: socket.socket,
+        poller: Sockets,
+        clock: ArrivalClock,
+        idle: "list[Connection]",
+        connecting: Address | None,
     ) -> None:
-        """`connecting`: where to, if that is still going on."""
-        self._wire, self._socket, self._sockets, self._connecting = wire, sock, sockets, connecting
+        """`connecting` is the address while the connection is still being established."""
+        self._socket, self._poller, self._clock, self._idle, self._connecting = sock, poller, clock, idle, connecting
         self._receive = sock.recvmsg
         self._unsent: bytes | memoryview = b""
-        self._answer: Asked
-        self._over: Over = _nobody
+        self._receiver: Receiver
+        self._on_done: OnDone = _ignore
         self._response: Response | None = None
         self._lent = False
-        """Whether `Sockets.tokens` reads the tokens that come."""
-        self._pooled = False
-        """Whether it has been idle: the other side may have closed it since."""
-        sockets.watch(sock, self._ready, writes=connecting is not None)
+        """True while `Sockets.tokens` reads the tokens that arrive."""
+        self._reused = False
+        """True once the connection has been idle: the server may have closed it since."""
+        poller.watch(sock, self._ready, writes=connecting is not None)
 
-    def ask(self, request: bytes, answer: Asked, over: Over) -> None:
-        """Sends, and comes back at once. `over` gets what the response or the connection is wrong with, an answer cut
-        short included (ServerDisconnectedError)."""
-        self._answer, self._over = answer, over
-        self._response = Response(answer)
+    def send(self, request: bytes, receiver: Receiver, on_done: OnDone) -> None:
+        """Send as much of `request` as the socket takes, and return at once; the rest follows when the socket takes
+        more. A broken connection is noticed when it is read."""
+        self._receiver, self._on_done = receiver, on_done
+        self._response = Response(receiver)
         if self._connecting:
             self._unsent = request
-        else:
-            answer.sent_ns = monotonic_ns()
-            self._send(request)
-
-    def abort(self) -> None:
-        """Of an exchange in progress nothing is told any more."""
-        self._take_back()
-        self._over, self._response = _nobody, None
-        self._sockets.close_one(self._socket)
-
-    def _send(self, data: bytes | memoryview) -> None:
-        """As much as the socket takes; the rest when it takes more. That it is broken is found when it is read."""
+            return
+        receiver.sent_ns = monotonic_ns()
         try:
-            sent = self._socket.send(data)
+            sent = self._socket.send(request)
         except BlockingIOError:
             sent = 0
         except OSError:
-            sent = len(data)
-        unsent = memoryview(data)[sent:] if sent < len(data) else b""
-        if bool(unsent) != bool(self._unsent):
-            self._sockets.again(self._socket, writes=bool(unsent))
-        self._unsent = unsent
+            return
+        if sent < len(request):
+            self._unsent = memoryview(request)[sent:]
+            self._poller.again(self._socket, writes=True)
+
+    def abort(self) -> None:
+        """Close the connection. `on_done` of an exchange in progress is not called."""
+        self._take_back()
+        self._on_done, self._response = _ignore, None
+        self._poller.close_one(self._socket)
+
+    def _send_rest(self) -> None:
+        try:
+            sent = self._socket.send(self._unsent)
+        except BlockingIOError:
+            return
+        except OSError:
+            sent = len(self._unsent)
+        self._unsent = memoryview(self._unsent)[sent:] or b""
+        if not self._unsent:
+            self._poller.again(self._socket, writes=False)
 
     def _connected(self, address: Address) -> bool:
-        """It has been tried."""
-        if err := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
-            over = self._over
+        """Conclude the attempt to connect; False if the address refused it."""
+        if code := self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR):
+            on_done = self._on_done
             self.abort()
-            self._wire.forget(address)
-            over(RefusedError(err, _failed(err, address)))
+            on_done(RefusedError(code, address), 0)
             return False
         self._connecting = None
-        self._answer.sent_ns = monotonic_ns()
+        self._receiver.sent_ns = monotonic_ns()
         return True
 
     def _ready(self, events: int) -> None:
@@ -140,7 +130,7 @@ class Connection:
         if self._connecting and not self._connected(self._connecting):
             return
         if events & WRITE and self._unsent:
-            self._send(self._unsent)
+            self._send_rest()
         try:
             data, ancillary, _, _ = self._receive(READ_BYTES, ROOM_FOR_A_STAMP)
         except BlockingIOError:
@@ -150,203 +140,68 @@ class Connection:
             return
         read_ns = monotonic_ns()
         if not data or self._response is None:
-            self._lost(_ENDED)  # or it sent bytes that nobody asked for
+            self._lost(_ENDED)  # or it sent bytes that were not requested
             return
         if events & ENDED or len(data) == READ_BYTES:  # more may be left to read
-            self._sockets.again(self._socket, writes=bool(self._unsent))
-        self._took(self._response, data, self._wire.clock.arrived_ns(ancillary, self._answer.sent_ns or 0, read_ns))
+            self._poller.again(self._socket, writes=bool(self._unsent))
+        self._took(self._response, data, self._clock.arrived_ns(ancillary, self._receiver.sent_ns or 0, read_ns))
 
     def _took(self, response: Response, data: bytes, arrived_ns: int) -> None:
         try:
             response.feed(data, arrived_ns)
-        except Exception as err:  # whatever it is, it is this answer's alone: the other sockets are not told again
+        except Exception as err:  # any fault concerns this response alone: events of other sockets must be served
             self._end(response, err)
             return
         if response.complete:
             self._end(response, None)
-        elif (tokens := self._sockets.tokens) and (around := response.around_token()):
-            since_ns, last_ns = self._answer.sent_ns or 0, response.last_arrival_ns
+        elif (tokens := self._poller.tokens) and (around := response.around_token()):
+            since_ns, last_ns = self._receiver.sent_ns or 0, response.last_arrival_ns
             tokens.take_over(self._socket.fileno(), *around, since_ns, last_ns, self._spilt)
             self._lent = True
 
-    def _spilt(self, instants: bytes, data: bytes, arrived_ns: int, err: int) -> None:
-        """Tokens were read, and now something else, or the connection broke: reading is ours again."""
+    def _spilt(self, instants: bytes, data: bytes, arrived_ns: int, code: int) -> None:
+        """Take over from the compiled reader, which read tokens at `instants` and then either other `data` or the end
+        of the connection (`code` is its errno, or 0)."""
         self._lent = False
         assert self._response is not None
         self._response.tokens(instants)
         if not data:
-            self._lost(str(OSError(err, os.strerror(err))) if err else _ENDED)
+            self._lost(str(OSError(code, os.strerror(code))) if code else _ENDED)
             return
         if len(data) == READ_BYTES:
-            self._sockets.again(self._socket, writes=bool(self._unsent))
+            self._poller.again(self._socket, writes=bool(self._unsent))
         if arrived_ns < 0:
-            arrived_ns = self._wire.clock.arrived_ns([], 0, monotonic_ns())
+            arrived_ns = self._clock.arrived_ns([], 0, monotonic_ns())
         self._took(self._response, data, arrived_ns)
 
     def _take_back(self) -> None:
-        if self._lent and self._response and self._sockets.tokens:
+        if self._lent and self._response and self._poller.tokens:
             self._lent = False
-            self._response.tokens(self._sockets.tokens.give_back(self._socket.fileno()))
+            self._response.tokens(self._poller.tokens.give_back(self._socket.fileno()))
 
-    def _lost(self, why: str) -> None:
+    def _lost(self, reason: str) -> None:
         if (response := self._response) is None:
-            self._wire.idle_ones.remove(self)
+            self._idle.remove(self)
             self.abort()
         elif response.eof():
             self._end(response, None)
-        elif self._pooled and not response.begun:
-            self._end(response, StaleError(why))
+        elif self._reused and not response.begun:
+            self._end(response, StaleError(reason))
         else:
-            self._end(response, ServerDisconnectedError(why))
+            self._end(response, ServerDisconnectedError(reason))
 
-    def _end(self, response: Response, err: Exception | None) -> None:
-        over, self._over, self._response = self._over, _nobody, None
-        if err or not response.keep_alive or self._unsent:
+    def _end(self, response: Response, error: Exception | None) -> None:
+        on_done, self._on_done, self._response = self._on_done, _ignore, None
+        if error or not response.keep_alive or self._unsent:
             self.abort()
         else:
-            self._pooled = True
-            self._wire.idle_ones.append(self)
-        if err is None:
-            try:
-                self._answer.end(response.last_arrival_ns)
-            except (RequestError, ProtocolError, SSEError) as problem:
-                err = problem
-        over(err)
+            self._reused = True
+            self._idle.append(self)
+        on_done(error, response.last_arrival_ns)
 
 
 _ENDED = "the server ended it"
 
 
-def _nobody(_: Exception | None) -> None:
-    """Who an aborted exchange is told to."""
-
-
-def _settle(over: "asyncio.Future[None]", err: Exception | None) -> None:
-    if err:
-        over.set_exception(err)
-    else:
-        over.set_result(None)
-
-
-MAX_PAGE_BYTES = 8 << 20
-
-
-class FetchedPage(NamedTuple):
-    status: int
-    body: bytes
-
-
-class _Reader:
-    """Puts a page together."""
-
-    def __init__(self) -> None:
-        self.sent_ns: int | None = None
-        self.status = 0
-        self.body = bytearray()
-
-    def head(self, head: Head) -> None:
-        self.status = head.status
-
-    def feed(self, data: bytes, arrived_ns: int) -> None:
-        self.body += data
-        if len(self.body) > MAX_PAGE_BYTES:
-            raise HTTPError(f"a page of more than {MAX_PAGE_BYTES} bytes")
-
-    def frames(self, data: bytes, at: int, arrived_ns: int) -> int:
-        return at
-
-    def around_token(self) -> None:
-        return None
-
-    def tokens(self, instants: bytes) -> None:
-        pass
-
-    def end(self, arrived_ns: int) -> None:
-        pass
-
-
-class ConnectionPool:
-    """Connections to one plain server. `headers` go with every request."""
-
-    def __init__(self, base_url: str, headers: dict[str, str]) -> None:
-        parts = urlsplit(base_url)
-        self._host, self._port, self._path = parts.hostname or "", parts.port or 80, parts.path.rstrip("/")
-        fields = {name.lower(): f"{name}: {value}\r\n" for name, value in headers.items()}
-        self._fields = f" HTTP/1.1\r\nHost: {parts.netloc}\r\n" + "".join(fields.values())
-        self._sockets: Sockets | None = None
-        self.addresses: list[Address] = []
-        """Where the server is, as far as that is known and has not proved wrong."""
-        self.idle_ones: list[Connection] = []
-        self.clock = ArrivalClock()
-
-    def request(self, path: str, body: bytes, request_id: str) -> bytes:
-        """The bytes of a POST."""
-        head = f"POST {self._path}{path}{self._fields}X-Request-Id: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n"
-        return head.encode("ascii") + body
-
-    async def fetch(self, path: str, body: bytes | None) -> FetchedPage:
-        """GET, or POST. OSError: nobody is there. HTTPError: what answers does not do so in HTTP. Unusual."""
-        method, length = ("GET", "") if body is None else ("POST", f"Content-Length: {len(body)}\r\n")
-        request = f"{method} {path}{self._fields}{length}\r\n".encode("ascii") + (body or b"")
-        if not self.addresses:
-            await self.look_up()
-        while True:
-            over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            connection, page = self.idle() or self.connect(), _Reader()
-            connection.ask(request, page, partial(_settle, over))
-            try:
-                await over
-            except StaleError:
-                if not self.addresses:
-                    raise
-            except ServerDisconnectedError as err:
-                raise HTTPError(str(err)) from err
-            except asyncio.CancelledError:
-                connection.abort()
-                raise
-            else:
-                return FetchedPage(page.status, bytes(page.body))
-
-    async def look_up(self) -> None:
-        """Finds the addresses. OSError: there are none."""
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
-        self.addresses = [(family, address) for family, _, _, _, address in found]
-
-    def forget(self, address: Address) -> None:
-        """Nobody answers there. Others may have found the same before."""
-        self.addresses = [other for other in self.addresses if other != address]
-
-    def idle(self) -> Connection | None:
-        """Takes a connection from the pool."""
-        return self.idle_ones.pop() if self.idle_ones else None
-
-    def connect(self) -> Connection:
-        """A new connection, to the first address. OSError when it cannot even be tried."""
-        address = family, where = self.addresses[0]
-        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
-        try:
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self.clock.start(sock)
-            if (err := sock.connect_ex(where)) not in (0, errno.EINPROGRESS):
-                self.forget(address)
-                raise OSError(err, _failed(err, address))
-            self._sockets = self._sockets or Sockets()
-            return Connection(self, sock, self._sockets, address if err else None)
-        except BaseException:
-            sock.close()
-            raise
-
-    @property
-    def stamped_by(self) -> StampedBy | None:
-        """None before anything came."""
-        return self.clock.stamped_by
-
-    def close(self) -> None:
-        self.idle_ones.clear()
-        if self._sockets:
-            self._sockets.close()
-
-
-def _failed(err: int, address: Address) -> str:
-    return f"{os.strerror(err)}: {address[1][:2]}"
+def _ignore(_error: Exception | None, _last_arrival_ns: int) -> None:
+    """Ignore the end of an exchange that was aborted."""

@@ -120,7 +120,7 @@ async def find_dialect(client: Client, endpoint: Endpoint, model: str, extra: di
     refusal = ""
     for dialect in DIALECTS:
         body = payload(endpoint, model, PROBE_PROMPT, 1, dialect, extra)
-        record = await client.ask(PATHS[endpoint], body, "probe")
+        record = await client.post(PATHS[endpoint], body, workload="probe")
         if record.error is None:
             return dialect
         refusal = f"{record.error}: {record.detail}"

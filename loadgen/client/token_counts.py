@@ -62,7 +62,7 @@ class _Probe:
 
     async def input_tokens(self, prompt: str) -> int | None:
         body = payload(self.endpoint, self.server.model, prompt, 1, self.server.dialect, self.extra)
-        record = await self.client.ask(PATHS[self.endpoint], body, "probe")
+        record = await self.client.post(PATHS[self.endpoint], body, workload="probe")
         if record.error:
             raise LoadgenError(f"the server failed a one-token request ({record.error}): {record.detail}")
         return record.input_tokens

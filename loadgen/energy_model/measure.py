@@ -169,7 +169,7 @@ class Bench:
         index = self.sent
         prompt = self.vocabulary.prompt(lengths.input, draws_of(self.seed, index))
         body = payload(self.endpoint, self.server.model, prompt, lengths.output, self.server.dialect, self.extra)
-        return await self.client.send(
+        return await self.client.post(
             PATHS[self.endpoint],
             body,
             index=index,

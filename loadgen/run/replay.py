@@ -127,7 +127,7 @@ async def _warm_up(
     for request in schedule.requests[: options.warmup]:
         index = len(schedule.requests) + request.index
         body = make_body(msgspec.structs.replace(request, index=index, prefix_ids=(), text_id=None))
-        record = await client.ask(PATHS[options.endpoint], body, "warmup")
+        record = await client.post(PATHS[options.endpoint], body, workload="warmup")
         if record.error:
             raise LoadgenError(f"a warm-up request failed ({record.error}): {record.detail}")
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from loadgen import clock
-from loadgen.client.client import Client, Post
+from loadgen.client.client import Client, Exchange, Post
 from loadgen.client.openai_api import PATHS, Endpoint
 from loadgen.client.request_body import body_maker
 from loadgen.client.server_probe import ServerInfo
@@ -67,6 +67,15 @@ def bodies_of(job: Job, seed: int) -> Callable[[ScheduledRequest], bytes]:
     return body_maker(seed, job.vocabulary, job.endpoint, server.model, server.dialect, job.extra_body)
 
 
+@dataclass(frozen=True, slots=True)
+class _InFlight:
+    client: Client
+    exchange: Exchange
+
+    def cancel(self) -> None:
+        self.client.cancel(self.exchange)
+
+
 class Sender:
     """Sends a schedule from this process."""
 
@@ -78,9 +87,8 @@ class Sender:
 
         def launch(request: ScheduledRequest, body: bytes, scheduled_ns: int, landed: Landed) -> InFlight:
             index = request.index
-            return client.launch(
-                Post(path, body, index, request.workload, scheduled_ns, f"{job.run_id}-{index}"), landed
-            )
+            post = Post(path, body, index, request.workload, scheduled_ns, f"{job.run_id}-{index}")
+            return _InFlight(client, client.send(post, landed))
 
         def record(one: RequestRecord) -> None:
             on_record(one)

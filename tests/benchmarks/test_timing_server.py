@@ -38,7 +38,7 @@ async def ask(url: str, path: str, count: int, headers: dict[str, str] | None = 
     async with Client(f"{url}/v1", headers=headers, timeout_s=20) as client:
         return await asyncio.gather(
             *(
-                client.send(path, body(path), index=i, workload="w", scheduled_ns=0, request_id=f"r-{i}")
+                client.post(path, body(path), index=i, workload="w", scheduled_ns=0, request_id=f"r-{i}")
                 for i in range(count)
             )
         )

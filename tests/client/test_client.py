@@ -18,7 +18,7 @@ import uvloop
 
 from loadgen.client import stream
 from loadgen.client.client import Client
-from loadgen.client.connection import FetchedPage, plain
+from loadgen.client.connection_pool import FetchedPage, is_plain
 from loadgen.client.http1 import HTTPError
 from loadgen.client.openai_api import StreamEvent
 from loadgen.client.server_probe import find_model
@@ -38,7 +38,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param == "python":
         monkeypatch.setattr("loadgen.client.socket_poller.Compiled", None)
     if request.param == "aiohttp":
-        monkeypatch.setattr("loadgen.client.client.plain", lambda *_: False)
+        monkeypatch.setattr("loadgen.client.client.is_plain", lambda *_: False)
     return str(request.param)
 
 
@@ -48,7 +48,7 @@ def on_uvloop(main: Coroutine[Any, Any, T]) -> T:
 
 
 async def sent(client: Client, index: int = 0) -> RequestRecord:
-    return await client.send(
+    return await client.post(
         "/chat/completions", b"{}", index=index, workload="chat", scheduled_ns=1, request_id=f"run-{index}"
     )
 
@@ -234,15 +234,16 @@ def test_where_one_address_refuses_the_next_is_asked_and_when_all_do_they_are_lo
     async def main() -> tuple[list[RequestRecord], int]:
         async with wire(GOOD) as server, Client(server.url, timeout_s=5) as client:
             await sent(client)
-            (good,) = client._wire.addresses
-            client._wire.idle_ones.clear()
+            (good,) = client._pool.addresses
+            client._pool.idle.clear()
             with socket.socket() as nobody:
                 nobody.bind(("127.0.0.1", 0))
                 refusing = (socket.AF_INET, nobody.getsockname())
-                client._wire.addresses = [refusing, good]
+                client._pool.addresses = [refusing, good]
                 two = await asyncio.gather(sent(client), sent(client))
-                left = len(client._wire.addresses)
-                client._wire.addresses, client._wire.idle_ones = [refusing], []
+                left = len(client._pool.addresses)
+                client._pool.addresses = [refusing]
+                client._pool.idle.clear()
                 return [*two, await sent(client), await sent(client)], left
 
     records, left = on_uvloop(main())
@@ -348,7 +349,7 @@ def test_a_body_that_no_socket_takes_at_once_arrives_whole() -> None:
 
     async def main() -> tuple[list[RequestRecord], Wire]:
         async with wire(GOOD) as server, Client(server.url, timeout_s=20) as client:
-            return [await client.ask("/x", body, "long") for body in bodies], server
+            return [await client.post("/x", body, workload="long") for body in bodies], server
 
     records, server = on_uvloop(main())
     assert [record.error for record in records] == [None, None]
@@ -488,7 +489,7 @@ def test_over_tls_a_good_certificate_serves_and_a_bad_one_is_named(
 
 
 def test_what_is_not_plain_goes_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert plain("http://localhost:8000/v1", {"X-Tenant": "a b"})
+    assert is_plain("http://localhost:8000/v1", {"X-Tenant": "a b"})
     for url in (
         "https://localhost/v1",
         "http://me:secret@localhost/v1",
@@ -496,10 +497,10 @@ def test_what_is_not_plain_goes_the_other_way(monkeypatch: pytest.MonkeyPatch) -
         "http://h/a b",
         "http://é/v1",
     ):
-        assert not plain(url, {}), url
+        assert not is_plain(url, {}), url
     for headers in ({"Host": "x"}, {"accept-encoding": "gzip"}, {"A": "b\r\nC: d"}, {"A": "é"}, {"a b": "c"}):
-        assert not plain("http://localhost/v1", headers), headers
+        assert not is_plain("http://localhost/v1", headers), headers
     monkeypatch.setenv("http_proxy", "http://proxy:3128")
-    assert not plain("http://localhost:8000/v1", {})
+    assert not is_plain("http://localhost:8000/v1", {})
     monkeypatch.setenv("no_proxy", "localhost")
-    assert plain("http://localhost:8000/v1", {})
+    assert is_plain("http://localhost:8000/v1", {})

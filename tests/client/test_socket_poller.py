@@ -29,7 +29,7 @@ def test_a_token_that_came_while_this_process_slept_has_the_instant_at_which_it_
         with socket.create_server(("127.0.0.1", 0)) as listening:
             host, port = listening.getsockname()
             async with Client(f"http://{host}:{port}", timeout_s=5) as client:
-                flight = asyncio.ensure_future(client.ask("/x", b"{}", "late"))
+                exchange = asyncio.ensure_future(client.post("/x", b"{}", workload="late"))
                 far, _ = await asyncio.to_thread(listening.accept)
                 with far:
                     await asyncio.to_thread(far.recv, 1000)
@@ -38,7 +38,7 @@ def test_a_token_that_came_while_this_process_slept_has_the_instant_at_which_it_
                     awake_ns = time.monotonic_ns()
                     await asyncio.sleep(0.01)  # what is read at once has one stamp
                     far.send(token("b", '"length"') + END)
-                    record = await flight
+                    record = await exchange
             return record.chunk_ns[0], awake_ns, client.stamped_by
 
     first_ns, awake_ns, by = on_uvloop(main())

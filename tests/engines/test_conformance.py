@@ -40,7 +40,7 @@ async def info(client: Client, endpoint: Endpoint = "chat") -> ServerInfo:
 
 
 async def send(client: Client, body: bytes, endpoint: Endpoint = "chat", index: int = 0) -> RequestRecord:
-    return await client.send(
+    return await client.post(
         PATHS[endpoint], body, index=index, workload="t", scheduled_ns=0, request_id=f"conformance-{index}"
     )
 

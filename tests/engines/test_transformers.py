@@ -31,7 +31,7 @@ def run(url: str, model: str) -> list[RequestRecord]:
             bodies = [payload("chat", model, "word " * (5 + 3 * i), n, Dialect(), {}) for i, n in enumerate(LENGTHS)]
             return await asyncio.gather(
                 *(
-                    client.send(PATHS["chat"], body, index=i, workload="t", scheduled_ns=0, request_id=f"batch-{i}")
+                    client.post(PATHS["chat"], body, index=i, workload="t", scheduled_ns=0, request_id=f"batch-{i}")
                     for i, body in enumerate(bodies)
                 )
             )

@@ -35,7 +35,7 @@ def send(url: str, endpoint: Endpoint, name: str, *bodies: bytes) -> list[Reques
     async def main() -> list[RequestRecord]:
         async with Client(url, timeout_s=20) as client:
             sends = [
-                client.send(PATHS[endpoint], one, index=i, workload="chat", scheduled_ns=0, request_id=f"{name}-{i}")
+                client.post(PATHS[endpoint], one, index=i, workload="chat", scheduled_ns=0, request_id=f"{name}-{i}")
                 for i, one in enumerate(bodies)
             ]
             return list(await asyncio.gather(*sends))

@@ -42,7 +42,7 @@ def ask(url: str, prompts: list[str], tokens: int, dialect: Dialect = Dialect())
             bodies = [payload("chat", MODEL, prompt, tokens, dialect, {"temperature": 0}) for prompt in prompts]
             return await asyncio.gather(
                 *(
-                    client.send(PATHS["chat"], body, index=i, workload="t", scheduled_ns=0, request_id=f"t-{i}")
+                    client.post(PATHS["chat"], body, index=i, workload="t", scheduled_ns=0, request_id=f"t-{i}")
                     for i, body in enumerate(bodies)
                 )
             )
@@ -83,7 +83,7 @@ def test_connections_that_it_closes_after_a_stream_cost_no_request(server: str) 
         body = payload("chat", MODEL, "Say one word.", 2, Dialect(), {})
         async with Client(server, timeout_s=50) as client:
             return [
-                await client.send(PATHS["chat"], body, index=i, workload="t", scheduled_ns=0, request_id=f"t-{i}")
+                await client.post(PATHS["chat"], body, index=i, workload="t", scheduled_ns=0, request_id=f"t-{i}")
                 for i in range(4)
             ]
 

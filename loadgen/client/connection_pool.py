@@ -1,0 +1,172 @@
+"""Kept-alive connections to one plain HTTP server."""
+
+import asyncio
+import errno
+import os
+import re
+import socket
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
+
+from loadgen.client.connection import (
+    Address,
+    Connection,
+    RefusedError,
+    ServerDisconnectedError,
+    StaleError,
+    connect_failure,
+)
+from loadgen.client.http1 import Head, HTTPError
+from loadgen.client.socket_poller import ArrivalClock, Sockets
+from loadgen.record import StampedBy
+
+MAX_PAGE_BYTES = 8 << 20
+
+_OWN_FIELDS = {
+    "accept-encoding", "connection", "content-length", "expect", "host", "te", "transfer-encoding", "upgrade",
+}  # fmt: skip
+_FIELD = re.compile(r"[!#-'*+\-.0-9A-Z^-z|~]+: *[\t\x20-\x7e]*")
+
+
+def is_plain(base_url: str, headers: dict[str, str]) -> bool:
+    """Return whether this package's own HTTP client suffices for the server: no TLS, proxy, login in the URL, netrc
+    file, or header that the client sets itself."""
+    parts = urlsplit(base_url)
+    host = parts.hostname or ""
+    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+    return (
+        parts.scheme == "http"
+        and re.fullmatch(r"[A-Za-z0-9._:-]+", host) is not None
+        and "@" not in parts.netloc
+        and re.fullmatch(r"[A-Za-z0-9._~/-]*", parts.path) is not None
+        and not parts.query
+        and not parts.fragment
+        and ("http" not in getproxies() or bool(proxy_bypass(host)))
+        and not netrc.exists()
+        and all(
+            name.lower() not in _OWN_FIELDS and _FIELD.fullmatch(f"{name}: {value}") for name, value in headers.items()
+        )
+    )
+
+
+class FetchedPage(NamedTuple):
+    status: int
+    body: bytes
+
+
+class _PageReceiver:
+    """Collects the body of a response of limited size."""
+
+    def __init__(self) -> None:
+        self.sent_ns: int | None = None
+        self.status = 0
+        self.body = bytearray()
+
+    def head(self, head: Head) -> None:
+        self.status = head.status
+
+    def feed(self, data: bytes, arrived_ns: int) -> None:
+        self.body += data
+        if len(self.body) > MAX_PAGE_BYTES:
+            raise HTTPError(f"a page of more than {MAX_PAGE_BYTES} bytes")
+
+    def frames(self, data: bytes, at: int, arrived_ns: int) -> int:
+        return at
+
+    def around_token(self) -> None:
+        return None
+
+    def tokens(self, instants: bytes) -> None:
+        pass
+
+
+def _settle(done: "asyncio.Future[Exception | None]", error: Exception | None, _last_arrival_ns: int) -> None:
+    if not done.done():
+        done.set_result(error)
+
+
+class ConnectionPool:
+    """Connections to one plain server. `headers` are part of every request."""
+
+    def __init__(self, base_url: str, headers: dict[str, str]) -> None:
+        parts = urlsplit(base_url)
+        self._host, self._port, self._path = parts.hostname or "", parts.port or 80, parts.path.rstrip("/")
+        fields = {name.lower(): f"{name}: {value}\r\n" for name, value in headers.items()}
+        self._fields = f" HTTP/1.1\r\nHost: {parts.netloc}\r\n" + "".join(fields.values())
+        self._poller: Sockets | None = None
+        self._clock = ArrivalClock()
+        self.addresses: list[Address] = []
+        """Resolved addresses of the server that have not failed."""
+        self.idle: list[Connection] = []
+
+    @property
+    def stamped_by(self) -> StampedBy | None:
+        """The source of arrival times; None before anything arrived."""
+        return self._clock.stamped_by
+
+    def request(self, path: str, body: bytes, request_id: str) -> bytes:
+        """Return the bytes of a POST request."""
+        head = f"POST {self._path}{path}{self._fields}X-Request-Id: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n"
+        return head.encode("ascii") + body
+
+    async def resolve(self) -> None:
+        """Look the server's addresses up. OSError: it has none."""
+        loop = asyncio.get_running_loop()
+        entries = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        self.addresses = [(family, address) for family, _, _, _, address in entries]
+
+    def connect(self) -> Connection:
+        """Return a new connection to the first address, perhaps still being established. OSError: it failed at once."""
+        address = family, sockaddr = self.addresses[0]
+        sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+        try:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            self._clock.start(sock)
+            if (code := sock.connect_ex(sockaddr)) not in (0, errno.EINPROGRESS):
+                self._forget(address)
+                raise OSError(code, connect_failure(code, address))
+            self._poller = self._poller or Sockets()
+            return Connection(sock, self._poller, self._clock, self.idle, address if code else None)
+        except BaseException:
+            sock.close()
+            raise
+
+    def can_retry(self, error: StaleError) -> bool:
+        """Return whether a new connection may succeed after `error`: an address is left that has not refused."""
+        if isinstance(error, RefusedError):
+            self._forget(error.address)
+        return bool(self.addresses)
+
+    def _forget(self, address: Address) -> None:
+        """Drop an address that failed; another exchange may have dropped it already."""
+        self.addresses = [other for other in self.addresses if other != address]
+
+    async def fetch(self, path: str, body: bytes | None) -> FetchedPage:
+        """GET `path`, or POST `body` to it. OSError: no connection. HTTPError: the response is not HTTP. Unusual."""
+        method, length = ("GET", "") if body is None else ("POST", f"Content-Length: {len(body)}\r\n")
+        request = f"{method} {path}{self._fields}{length}\r\n".encode("ascii") + (body or b"")
+        if not self.addresses:
+            await self.resolve()
+        while True:
+            done: asyncio.Future[Exception | None] = asyncio.get_running_loop().create_future()
+            connection, page = self.idle.pop() if self.idle else self.connect(), _PageReceiver()
+            connection.send(request, page, partial(_settle, done))
+            try:
+                error = await done
+            except asyncio.CancelledError:
+                connection.abort()
+                raise
+            if error is None:
+                return FetchedPage(page.status, bytes(page.body))
+            if isinstance(error, ServerDisconnectedError):
+                raise HTTPError(str(error)) from error
+            if not (isinstance(error, StaleError) and self.can_retry(error)):
+                raise error
+
+    def close(self) -> None:
+        self.idle.clear()
+        if self._poller:
+            self._poller.close()
