@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
-from loadgen.client.socket_poller import ArrivalClock
+from loadgen.client.kernel_timestamps import enable_timestamps
 
 # A busy machine is not a failing test.
 hypothesis.settings.register_profile("loadgen", deadline=None)
@@ -25,6 +25,6 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def stamping() -> Iterator[None]:
     """The first socket that asks for stamps makes the kernel begin with them, soon: until then they tell of reading."""
     with socket.socket() as first:
-        ArrivalClock().start(first)
+        enable_timestamps(first)
         time.sleep(0.2)
         yield

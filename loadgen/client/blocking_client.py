@@ -99,7 +99,7 @@ class BlockingClient:
             except TimeoutError:
                 raise
             except OSError:
-                if response.begun:
+                if response.started:
                     raise
         return self._ask(self._connect(deadline_ns), request, Response(answer), answer, deadline_ns)
 

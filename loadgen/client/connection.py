@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from loadgen.client.http1 import Body, Response
-from loadgen.client.socket_poller import ENDED, ROOM_FOR_A_STAMP, WRITE, ArrivalClock, Sockets
+from loadgen.client.kernel_timestamps import TIMESTAMP_BYTES, ArrivalClock
+from loadgen.client.socket_poller import ENDED, WRITE, SocketPoller
+from loadgen.client.token_template import TokenTemplate
 from loadgen.clock import monotonic_ns
 
 READ_BYTES = 64 << 10
@@ -60,7 +62,7 @@ class Connection:
     def __init__(
         self,
         sock: socket.socket,
-        poller: Sockets,
+        poller: SocketPoller,
         clock: ArrivalClock,
         idle: "list[Connection]",
         connecting: Address | None,
@@ -72,11 +74,11 @@ class Connection:
         self._receiver: Receiver
         self._on_done: OnDone = _ignore
         self._response: Response | None = None
-        self._lent = False
-        """True while `Sockets.tokens` reads the tokens that arrive."""
+        self._lent: TokenTemplate | None = None
+        """The template by which the compiled reader reads tokens from the socket, while it does."""
         self._reused = False
         """True once the connection has been idle: the server may have closed it since."""
-        poller.watch(sock, self._ready, writes=connecting is not None)
+        poller.watch(sock, self._on_events, writes=connecting is not None)
 
     def send(self, request: bytes, receiver: Receiver, on_done: OnDone) -> None:
         """Send as much of `request` as the socket takes, and return at once; the rest follows when the socket takes
@@ -95,13 +97,13 @@ class Connection:
             return
         if sent < len(request):
             self._unsent = memoryview(request)[sent:]
-            self._poller.again(self._socket, writes=True)
+            self._poller.rearm(self._socket, writes=True)
 
     def abort(self) -> None:
         """Close the connection. `on_done` of an exchange in progress is not called."""
         self._take_back()
         self._on_done, self._response = _ignore, None
-        self._poller.close_one(self._socket)
+        self._poller.close_socket(self._socket)
 
     def _send_rest(self) -> None:
         try:
@@ -112,7 +114,7 @@ class Connection:
             sent = len(self._unsent)
         self._unsent = memoryview(self._unsent)[sent:] or b""
         if not self._unsent:
-            self._poller.again(self._socket, writes=False)
+            self._poller.rearm(self._socket, writes=False)
 
     def _connected(self, address: Address) -> bool:
         """Conclude the attempt to connect; False if the address refused it."""
@@ -125,14 +127,14 @@ class Connection:
         self._receiver.sent_ns = monotonic_ns()
         return True
 
-    def _ready(self, events: int) -> None:
+    def _on_events(self, events: int) -> None:
         self._take_back()
         if self._connecting and not self._connected(self._connecting):
             return
         if events & WRITE and self._unsent:
             self._send_rest()
         try:
-            data, ancillary, _, _ = self._receive(READ_BYTES, ROOM_FOR_A_STAMP)
+            data, ancillary, _, _ = self._receive(READ_BYTES, TIMESTAMP_BYTES)
         except BlockingIOError:
             return
         except OSError as err:
@@ -143,10 +145,10 @@ class Connection:
             self._lost(_ENDED)  # or it sent bytes that were not requested
             return
         if events & ENDED or len(data) == READ_BYTES:  # more may be left to read
-            self._poller.again(self._socket, writes=bool(self._unsent))
-        self._took(self._response, data, self._clock.arrived_ns(ancillary, self._receiver.sent_ns or 0, read_ns))
+            self._poller.rearm(self._socket, writes=bool(self._unsent))
+        self._take(self._response, data, self._clock.arrived_ns(ancillary, self._receiver.sent_ns or 0, read_ns))
 
-    def _took(self, response: Response, data: bytes, arrived_ns: int) -> None:
+    def _take(self, response: Response, data: bytes, arrived_ns: int) -> None:
         try:
             response.feed(data, arrived_ns)
         except Exception as err:  # any fault concerns this response alone: events of other sockets must be served
@@ -154,30 +156,33 @@ class Connection:
             return
         if response.complete:
             self._end(response, None)
-        elif (tokens := self._poller.tokens) and (around := response.around_token()):
+        elif (reader := self._poller.token_reader) and (template := response.template()):
             since_ns, last_ns = self._receiver.sent_ns or 0, response.last_arrival_ns
-            tokens.take_over(self._socket.fileno(), *around, since_ns, last_ns, self._spilt)
-            self._lent = True
+            reader.take_over(
+                self._socket.fileno(), template.prefix, template.suffix, since_ns, last_ns, self._take_spilt
+            )
+            self._lent = template
 
-    def _spilt(self, instants: bytes, data: bytes, arrived_ns: int, code: int) -> None:
-        """Take over from the compiled reader, which read tokens at `instants` and then either other `data` or the end
+    def _take_spilt(self, instants: bytes, data: bytes, arrived_ns: int, code: int) -> None:
+        """Continue after the compiled reader, which read tokens at `instants` and then either other `data` or the end
         of the connection (`code` is its errno, or 0)."""
-        self._lent = False
-        assert self._response is not None
-        self._response.tokens(instants)
+        template, self._lent = self._lent, None
+        assert self._response and template
+        self._response.add_tokens(template, instants)
         if not data:
             self._lost(str(OSError(code, os.strerror(code))) if code else _ENDED)
             return
         if len(data) == READ_BYTES:
-            self._poller.again(self._socket, writes=bool(self._unsent))
+            self._poller.rearm(self._socket, writes=bool(self._unsent))
         if arrived_ns < 0:
             arrived_ns = self._clock.arrived_ns([], 0, monotonic_ns())
-        self._took(self._response, data, arrived_ns)
+        self._take(self._response, data, arrived_ns)
 
     def _take_back(self) -> None:
-        if self._lent and self._response and self._poller.tokens:
-            self._lent = False
-            self._response.tokens(self._poller.tokens.give_back(self._socket.fileno()))
+        """Take reading back from the compiled reader, with the tokens that it has read."""
+        if self._lent and self._response and self._poller.token_reader:
+            template, self._lent = self._lent, None
+            self._response.add_tokens(template, self._poller.token_reader.give_back(self._socket.fileno()))
 
     def _lost(self, reason: str) -> None:
         if (response := self._response) is None:
@@ -185,7 +190,7 @@ class Connection:
             self.abort()
         elif response.eof():
             self._end(response, None)
-        elif self._reused and not response.begun:
+        elif self._reused and not response.started:
             self._end(response, StaleError(reason))
         else:
             self._end(response, ServerDisconnectedError(reason))

@@ -20,7 +20,8 @@ from loadgen.client.connection import (
     connect_failure,
 )
 from loadgen.client.http1 import Head, HTTPError
-from loadgen.client.socket_poller import ArrivalClock, Sockets
+from loadgen.client.kernel_timestamps import ArrivalClock, enable_timestamps
+from loadgen.client.socket_poller import SocketPoller
 from loadgen.record import StampedBy
 
 MAX_PAGE_BYTES = 8 << 20
@@ -60,6 +61,8 @@ class FetchedPage(NamedTuple):
 class _PageReceiver:
     """Collects the body of a response of limited size."""
 
+    template = None
+
     def __init__(self) -> None:
         self.sent_ns: int | None = None
         self.status = 0
@@ -72,15 +75,6 @@ class _PageReceiver:
         self.body += data
         if len(self.body) > MAX_PAGE_BYTES:
             raise HTTPError(f"a page of more than {MAX_PAGE_BYTES} bytes")
-
-    def frames(self, data: bytes, at: int, arrived_ns: int) -> int:
-        return at
-
-    def around_token(self) -> None:
-        return None
-
-    def tokens(self, instants: bytes) -> None:
-        pass
 
 
 def _settle(done: "asyncio.Future[Exception | None]", error: Exception | None, _last_arrival_ns: int) -> None:
@@ -96,7 +90,7 @@ class ConnectionPool:
         self._host, self._port, self._path = parts.hostname or "", parts.port or 80, parts.path.rstrip("/")
         fields = {name.lower(): f"{name}: {value}\r\n" for name, value in headers.items()}
         self._fields = f" HTTP/1.1\r\nHost: {parts.netloc}\r\n" + "".join(fields.values())
-        self._poller: Sockets | None = None
+        self._poller: SocketPoller | None = None
         self._clock = ArrivalClock()
         self.addresses: list[Address] = []
         """Resolved addresses of the server that have not failed."""
@@ -124,11 +118,11 @@ class ConnectionPool:
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            self._clock.start(sock)
+            enable_timestamps(sock)
             if (code := sock.connect_ex(sockaddr)) not in (0, errno.EINPROGRESS):
                 self._forget(address)
                 raise OSError(code, connect_failure(code, address))
-            self._poller = self._poller or Sockets()
+            self._poller = self._poller or SocketPoller()
             return Connection(sock, self._poller, self._clock, self.idle, address if code else None)
         except BaseException:
             sock.close()

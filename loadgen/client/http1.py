@@ -1,7 +1,8 @@
-"""One HTTP/1.1 response, from bytes as they arrive (RFC 9112). No I/O. Strict: what is not plainly right is an error.
+"""One HTTP/1.1 response, parsed from bytes as they arrive (RFC 9112). No I/O.
 
-Only what a streaming API needs: interim responses are skipped, a body is chunked, of a known length, or ends with the
-connection. What would need more (a redirect, a compressed body, a proxy's question) is `Unusual`: aiohttp can do it.
+The parser is strict: whatever is not plainly right is an error. It supports only what a streaming API needs: interim
+responses are skipped, and a body is chunked, of a given length, or ends with the connection. A response that needs more
+(a redirect, a compressed body, a proxy's challenge) is `Unusual`; aiohttp can handle it.
 """
 
 import re
@@ -9,9 +10,11 @@ import sys
 from functools import lru_cache
 from typing import NamedTuple, Protocol
 
+from loadgen.client.token_template import TokenTemplate
+
 MAX_HEAD_BYTES = 64 << 10
 MAX_LINE_BYTES = 4 << 10
-"""Of a chunk's size line, and of all trailers together."""
+"""Limit of a chunk's size line, and of all trailers together."""
 
 
 class HTTPError(ValueError):
@@ -19,70 +22,70 @@ class HTTPError(ValueError):
 
 
 class Unusual(Exception):  # noqa: N818 - nothing is wrong
-    """A response that this reader leaves to a complete HTTP client."""
+    """A response that this parser leaves to a complete HTTP client."""
 
 
 class Head(NamedTuple):
+    """Status line and fields of a response, as far as the client needs them."""
+
     status: int
     reason: str
     content_type: str
+    """Lower case, without parameters; empty if the response has none."""
     length: int | None
-    """Of the body; None when it is chunked or ends with the connection."""
+    """Bytes of the body; None when it is chunked or ends with the connection."""
     chunked: bool
     keep_alive: bool
 
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([^\r\n\0]*))?")
 _FIELDS = re.compile(rb"(?:\r\n[!#-'*+\-.0-9A-Z^-z|~]++:[^\r\n\0]*+)*+\r\n\r\n")
-_HEARD = re.compile(rb"\n(content-(?:type|length|encoding)|transfer-encoding|connection):([^\r]*)", re.IGNORECASE)
+_BODY_FIELD = re.compile(rb"\n(content-(?:type|length|encoding)|transfer-encoding|connection):([^\r]*)", re.IGNORECASE)
 _LENGTH = re.compile(r"([0-9]{1,18})(?:, *\1)*")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 
 
-@lru_cache(maxsize=16)  # a server that sends no date says the same every time, others for a second
+@lru_cache(maxsize=16)  # without a Date field the head of a server never changes, with one only once a second
 def parse_head(raw: bytes) -> Head:
-    """Status line and fields, blank line included."""
+    """Parse status line and fields, blank line included. Raises HTTPError and Unusual."""
     end = raw.find(b"\r\n")
     if end < 0 or not _FIELDS.fullmatch(raw, end):
         raise HTTPError(f"not an HTTP response: {raw[:60]!r}")
-    return _head(raw[:end], tuple(_HEARD.findall(raw, end)))
+    return _parse_relevant(raw[:end], tuple(_BODY_FIELD.findall(raw, end)))
 
 
-@lru_cache(maxsize=64)  # what is said of the body is the same again and again, request ids and dates apart
-def _head(first: bytes, heard: tuple[tuple[bytes, bytes], ...]) -> Head:
-    match = _STATUS.fullmatch(first)
+@lru_cache(maxsize=64)  # apart from request ids and dates, heads repeat
+def _parse_relevant(status_line: bytes, body_fields: tuple[tuple[bytes, bytes], ...]) -> Head:
+    """Parse the parts of a head that describe the body and the connection."""
+    match = _STATUS.fullmatch(status_line)
     if match is None:
-        raise HTTPError(f"not an HTTP response: {first[:60]!r}")
+        raise HTTPError(f"not an HTTP response: {status_line[:60]!r}")
     minor, code, reason = match.groups()
     fields: dict[bytes, str] = {}
-    for raw_name, value in heard:
+    for raw_name, value in body_fields:
         name, text = raw_name.lower(), value.strip(b" \t").decode("latin-1")
         fields[name] = f"{fields[name]}, {text}" if name in fields else text
     status = int(code)
-    if (
-        status == 101
-        or 300 <= status < 400
-        or status == 407
-        or fields.get(b"content-encoding", "identity") != "identity"
-    ):
+    compressed = fields.get(b"content-encoding", "identity") != "identity"
+    if status in (101, 407) or 300 <= status < 400 or compressed:
         raise Unusual(f"status {status}")
     coding, length = fields.get(b"transfer-encoding", "").lower(), fields.get(b"content-length")
     if coding not in ("", "chunked"):
         raise Unusual(f"transfer-encoding {coding}")
     connection = fields.get(b"connection", "").lower()
+    persistent = "close" not in connection and (minor == b"1" or "keep-alive" in connection)
     return Head(
         status=status,
         reason=(reason or b"").decode("latin-1"),
         content_type=fields.get(b"content-type", "").partition(";")[0].strip().lower(),
-        length=None if coding or length is None else _length(length),
+        length=None if coding or length is None else _parse_length(length),
         chunked=bool(coding),
-        keep_alive="close" not in connection
-        and (minor == b"1" or "keep-alive" in connection)
-        and not (coding and length),
+        keep_alive=persistent and not (coding and length),  # both: a sign of request smuggling (RFC 9112, 6.3)
     )
 
 
-def _length(value: str) -> int:
+def _parse_length(value: str) -> int:
+    """Parse a Content-Length, which may be a list of equal values (RFC 9110, 8.6)."""
     match = _LENGTH.fullmatch(value)
     if match is None:
         raise HTTPError(f"content-length {value[:40]!r}")
@@ -90,82 +93,82 @@ def _length(value: str) -> int:
 
 
 @lru_cache(maxsize=4096)
-def _size(line: bytes) -> int | None:
-    """Of a chunk, by its first line."""
+def _chunk_size(line: bytes) -> int | None:
+    """Return the size that a chunk's first line gives, without its CRLF; None if it gives none."""
     match = _SIZE.fullmatch(line)
     return int(match[1], 16) if match else None
 
 
 class Body(Protocol):
-    """Who takes a response's body."""
+    """The receiver of a response."""
+
+    @property
+    def template(self) -> TokenTemplate | None:
+        """Takes whole chunks that are tokens in place of `feed`; None if no such chunk is known or may come next."""
 
     def head(self, head: Head) -> None:
-        """Once, before the rest."""
+        """Take the head, once, before the rest."""
 
     def feed(self, data: bytes, arrived_ns: int) -> None:
-        """The next bytes of the body."""
-
-    def frames(self, data: bytes, at: int, arrived_ns: int) -> int:
-        """May take whole chunks of `data` from `at` on itself; gives the position of the first that it leaves."""
-
-    def around_token(self) -> tuple[bytes, bytes] | None:
-        """What is before and after the text of a chunk, its CRLF included, that is one more token whatever the text, if
-        such chunks are known and one may come next."""
-
-    def tokens(self, instants: bytes) -> None:
-        """Takes tokens of that kind that were read elsewhere: when each came, as int64."""
+        """Take the next bytes of the body."""
 
 
 class Response:
-    """Feed it what was read; it tells `body`. Raises HTTPError, Unusual, and what `body` raises."""
+    """Parser of one response. Feed it what was read; it feeds `body`. Raises HTTPError, Unusual, and what `body`
+    raises."""
 
     def __init__(self, body: Body) -> None:
         self._body = body
-        self._rest = b""
-        self._left = 0
-        self._take = Response._take_head
+        self._pending = b""
+        """Bytes of an incomplete element, parsed again together with those that follow."""
+        self._remaining = 0
+        """Bytes that the body, or the current chunk, still lacks."""
+        self._parse = Response._parse_head
         self.keep_alive = False
-        self.begun = False
-        """Whether a byte of it has come."""
+        self.started = False
+        """True once a byte of it has arrived."""
         self.complete = False
         self.last_arrival_ns = 0
 
     def feed(self, data: bytes, arrived_ns: int) -> None:
-        self.begun = True
+        """Take the bytes of one read, which arrived at `arrived_ns`."""
+        self.started = True
         self.last_arrival_ns = arrived_ns = max(arrived_ns, self.last_arrival_ns)  # two clocks: ns of jitter
-        if self._take is Response._take_size and not self._rest:
-            if (at := self._body.frames(data, 0, arrived_ns)) == len(data):
-                return  # as most reads of a stream
-            data = data[at:]
-        rest: bytes | None = self._rest + data if self._rest else data
-        self._rest = b""
-        while rest:
+        if self._parse is Response._parse_chunks and not self._pending and (template := self._body.template):
+            if (start := template.skip(data, 0, arrived_ns)) == len(data):
+                return  # true of most reads of a stream
+            data = data[start:]
+        unparsed: bytes | None = self._pending + data if self._pending else data
+        self._pending = b""
+        while unparsed:
             if self.complete:
-                self.keep_alive = False  # bytes that nobody asked for: do not trust what comes next
+                self.keep_alive = False  # more bytes than were requested: do not trust the connection
                 return
-            before, take = rest, self._take
-            rest = take(self, rest, arrived_ns)
-            if rest is None:  # it needs more
-                self._rest = before
+            element, parse = unparsed, self._parse
+            unparsed = parse(self, element, arrived_ns)
+            if unparsed is None:  # the element is incomplete
+                self._pending = element
                 return
 
-    def around_token(self) -> tuple[bytes, bytes] | None:
-        """As of the body, if a chunk may begin now."""
-        return self._body.around_token() if self._take is Response._take_size and not self._rest else None
+    def template(self) -> TokenTemplate | None:
+        """Return the body's template if a chunk may begin with the next byte."""
+        return self._body.template if self._parse is Response._parse_chunks and not self._pending else None
 
-    def tokens(self, instants: bytes) -> None:
-        """The body's, which were read elsewhere."""
+    def add_tokens(self, template: TokenTemplate, instants: bytes) -> None:
+        """Take tokens of `template` that were read elsewhere: their arrival times as int64."""
         if instants:
             self.last_arrival_ns = int.from_bytes(instants[-8:], sys.byteorder)
-            self._body.tokens(instants)
+            template.extend(instants)
 
     def eof(self) -> bool:
-        """The connection has ended: whether that is a proper end of the body."""
-        if self._take is Response._take_until_eof:
+        """Take the end of the connection; return whether it is a proper end of the body."""
+        if self._parse is Response._parse_until_eof:
             self.complete = True
         return self.complete
 
-    def _take_head(self, data: bytes, arrived_ns: int) -> bytes | None:
+    # Each parser takes unparsed bytes and returns what it leaves of them, or None if it needs more to do anything.
+
+    def _parse_head(self, data: bytes, arrived_ns: int) -> bytes | None:
         end = data.find(b"\r\n\r\n")
         if end < 0:
             if len(data) > MAX_HEAD_BYTES or not (data.startswith(b"HTTP/1.") or b"HTTP/1.".startswith(data[:7])):
@@ -178,71 +181,74 @@ class Response:
             return data[end + 4 :]
         self.keep_alive = head.keep_alive
         if head.chunked:
-            self._take = Response._take_size
+            self._parse = Response._parse_chunks
         elif head.length is not None or head.status == 204:
-            self._left = head.length or 0
-            self._take = Response._take_length
-            self.complete = self._left == 0
+            self._remaining = head.length or 0
+            self._parse = Response._parse_length
+            self.complete = self._remaining == 0
         else:
             self.keep_alive = False
-            self._take = Response._take_until_eof
+            self._parse = Response._parse_until_eof
         self._body.head(head)
         return data[end + 4 :]
 
-    def _take_length(self, data: bytes, arrived_ns: int) -> bytes:
-        piece = data[: self._left]
-        self._left -= len(piece)
+    def _parse_length(self, data: bytes, arrived_ns: int) -> bytes:
+        piece = data[: self._remaining]
+        self._remaining -= len(piece)
         self._body.feed(piece, arrived_ns)
-        self.complete = self._left == 0
+        self.complete = self._remaining == 0
         return data[len(piece) :]
 
-    def _take_until_eof(self, data: bytes, arrived_ns: int) -> bytes:
+    def _parse_until_eof(self, data: bytes, arrived_ns: int) -> bytes:
         self._body.feed(data, arrived_ns)
         return b""
 
-    def _take_size(self, data: bytes, arrived_ns: int) -> bytes | None:
-        body, at, total = self._body, 0, len(data)
-        while (at := body.frames(data, at, arrived_ns)) < total:
-            end = data.find(b"\r\n", at, at + MAX_LINE_BYTES)
-            if end < 0:
-                if total - at >= MAX_LINE_BYTES or _SIZE.match(data[at:].rstrip(b"\r") or b"0") is None:
-                    raise HTTPError(f"chunk size {data[at : at + 40]!r}")
-                self._rest = data[at:]
+    def _parse_chunks(self, data: bytes, arrived_ns: int) -> bytes | None:
+        body, start, total = self._body, 0, len(data)
+        while True:
+            if template := body.template:
+                start = template.skip(data, start, arrived_ns)
+            if start == total:
                 return b""
-            size, start = _size(data[at:end]), end + 2
+            end = data.find(b"\r\n", start, start + MAX_LINE_BYTES)
+            if end < 0:
+                if total - start >= MAX_LINE_BYTES or _SIZE.match(data[start:].rstrip(b"\r") or b"0") is None:
+                    raise HTTPError(f"chunk size {data[start : start + 40]!r}")
+                self._pending = data[start:]
+                return b""
+            size, first = _chunk_size(data[start:end]), end + 2
             if size is None:
-                raise HTTPError(f"chunk size {data[at : min(end, at + 40)]!r}")
+                raise HTTPError(f"chunk size {data[start : min(end, start + 40)]!r}")
             if size == 0:
-                self._take = Response._take_trailers
+                self._parse = Response._parse_trailers
                 return data[end:]
-            stop = start + size
+            stop = first + size
             if not data.startswith(b"\r\n", stop):
-                self._left = size
-                self._take = Response._take_chunk
-                return data[start:]
-            body.feed(data[start:stop], arrived_ns)
-            at = stop + 2
-        return b""
+                self._remaining = size
+                self._parse = Response._parse_partial_chunk
+                return data[first:]
+            body.feed(data[first:stop], arrived_ns)
+            start = stop + 2
 
-    def _take_chunk(self, data: bytes, arrived_ns: int) -> bytes:
-        """A chunk of which not all is here: its bytes are news as they come."""
-        piece = data[: self._left]
-        self._left -= len(piece)
-        if self._left == 0:
-            self._take = Response._take_chunk_end
+    def _parse_partial_chunk(self, data: bytes, arrived_ns: int) -> bytes:
+        """Feed what is there of a chunk: its bytes must not wait for its end."""
+        piece = data[: self._remaining]
+        self._remaining -= len(piece)
+        if self._remaining == 0:
+            self._parse = Response._parse_chunk_end
         self._body.feed(piece, arrived_ns)
         return data[len(piece) :]
 
-    def _take_chunk_end(self, data: bytes, arrived_ns: int) -> bytes | None:
+    def _parse_chunk_end(self, data: bytes, arrived_ns: int) -> bytes | None:
         if data[:2] == b"\r\n":
-            self._take = Response._take_size
+            self._parse = Response._parse_chunks
             return data[2:]
         if data == b"\r":
             return None
         raise HTTPError(f"a chunk longer than its size: {data[:40]!r}")
 
-    def _take_trailers(self, data: bytes, arrived_ns: int) -> bytes | None:
-        """From the CRLF before them, so that no trailers at all look like some."""
+    def _parse_trailers(self, data: bytes, arrived_ns: int) -> bytes | None:
+        """Parse from the CRLF of the last size line on, so that an empty trailer section ends like any other."""
         end = data.find(b"\r\n\r\n")
         if end < 0:
             if len(data) > MAX_LINE_BYTES:

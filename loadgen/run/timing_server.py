@@ -13,7 +13,6 @@ import re
 import selectors
 import signal
 import socket
-import struct
 import sys
 import time
 from array import array
@@ -21,11 +20,10 @@ from itertools import count
 
 import msgspec
 
+from loadgen.client.kernel_timestamps import enable_timestamps, kernel_wall_ns
 from loadgen.clock import anchor, monotonic_ns
 from loadgen.units import NS_PER_MS, NS_PER_S
 
-SO_TIMESTAMPNS = 35
-"""Linux: the kernel says when a packet came in, so that a server that reads late still knows."""
 READ_BYTES = 256 << 10
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
@@ -154,7 +152,8 @@ class Connection:
             data = b""
         if not data:
             return self.close()
-        self.arrived_ns = _arrived_ns(stamps, self.server.wall_minus_monotonic_ns)
+        wall_ns = kernel_wall_ns(stamps)
+        self.arrived_ns = monotonic_ns() if wall_ns is None else wall_ns - self.server.wall_minus_monotonic_ns
         self.received += data
         while self.open and (head_end := self.received.find(b"\r\n\r\n") + 4) > 3:
             found = _LENGTH.search(self.received, 0, head_end)
@@ -193,23 +192,13 @@ class Connection:
         )
 
 
-def _arrived_ns(stamps: list[tuple[int, int, bytes]], wall_minus_monotonic_ns: int) -> int:
-    """The kernel's stamp of the last packet that was read, on CLOCK_MONOTONIC; now, where there is none."""
-    for _, kind, value in stamps:
-        if kind == SO_TIMESTAMPNS and len(value) == 16:
-            seconds, nanoseconds = struct.unpack("qq", value)
-            return int(seconds * NS_PER_S + nanoseconds - wall_minus_monotonic_ns)
-    return monotonic_ns()
-
-
 class Server:
     """Everything on one thread: what came in is read, then what is due is written."""
 
     def __init__(self, port: int = 0) -> None:
         self.selector = selectors.DefaultSelector()
         self.socket = socket.create_server(("127.0.0.1", port), backlog=4096)
-        if sys.platform == "linux":
-            self.socket.setsockopt(socket.SOL_SOCKET, SO_TIMESTAMPNS, 1)
+        enable_timestamps(self.socket)
         self.socket.setblocking(False)
         self.selector.register(self.socket, selectors.EVENT_READ, self._accept)
         at = anchor()

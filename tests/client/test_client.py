@@ -36,7 +36,7 @@ def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     if request.param == "compiled" and not reads_tokens():
         pytest.skip("loadgen.client._token_reader is not compiled here")
     if request.param == "python":
-        monkeypatch.setattr("loadgen.client.socket_poller.Compiled", None)
+        monkeypatch.setattr("loadgen.client.socket_poller.CompiledReader", None)
     if request.param == "aiohttp":
         monkeypatch.setattr("loadgen.client.client.is_plain", lambda *_: False)
     return str(request.param)

@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.client.http1 import Head, HTTPError, Response, Unusual, parse_head
-from loadgen.client.openai_api import ProtocolError, parse_event
+from loadgen.client.openai_api import ProtocolError
 from loadgen.client.sse import SSEError
-from loadgen.client.stream import TOKEN, RequestError, StreamState, Template, learn
+from loadgen.client.stream import RequestError, StreamState
 from support.scripted_server import DONE, END, GOOD, HEAD, ROLE, USAGE, chunk, token
 
 REASONING = chunk(b'data: {"choices":[{"delta":{"content":"","reasoning_content":"hm"}}]}\n\n')
@@ -76,7 +76,7 @@ def test_split_at_every_byte(name: str) -> None:
 @pytest.mark.parametrize("name", RESPONSES)
 def test_known_shapes_say_what_decoding_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     found = heard([RESPONSES[name]])
-    monkeypatch.setattr("loadgen.client.stream.learn", lambda _: None)
+    monkeypatch.setattr("loadgen.client.stream.learn_template", lambda *_: None)
     assert heard([RESPONSES[name]]) == found
 
 
@@ -90,55 +90,9 @@ def test_any_mixture_cut_anywhere_is_heard_alike(parts: list[bytes], data: st.Da
     edges = sorted({0, len(stream), *data.draw(st.lists(st.integers(0, len(stream)), max_size=6))})
     cut = heard([stream[a:b] for a, b in pairwise(edges)])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("loadgen.client.stream.learn", lambda _: None)
+        patch.setattr("loadgen.client.stream.learn_template", lambda *_: None)
         slow = heard([stream])
     assert cut == slow == heard([stream])
-
-
-@given(st.binary(max_size=8) | st.text(max_size=8).map(str.encode))
-def test_a_known_shape_is_a_token_by_the_full_decoder(text: bytes) -> None:
-    event = b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n'
-    shape = learn(event)
-    assert shape is not None
-    body = event.replace(b'"a"', b'"' + text + b'"')
-    if shape.skip(chunk(body), 0)[1]:
-        assert parse_event(body[6:-2]) == TOKEN
-
-
-@given(
-    st.lists(st.sampled_from(["a", " the", "é", "\\n", "x" * 200, "x" * 5000]), min_size=40, max_size=60),
-    st.sampled_from([b"", b'"', b"\xff", b"\\", b"\n", b"\r\n\r\n", token("a"), token("a")[:-1], b"5\r\n", token("")]),
-    st.integers(0, 3000),
-)
-def test_many_at_once_are_as_many_as_one_by_one(words: list[str], noise: bytes, at: int) -> None:
-    stream = b"".join(map(token, words))
-    stream = stream[:at] + noise + stream[at:]
-    shape = learn(b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n')
-    assert shape is not None
-    assert shape.skip(stream, 0) == shape._skip_each(stream, 0)
-
-
-@pytest.mark.parametrize(
-    "event",
-    [
-        b'data: {"choices":[{"delta":{"content":""}}],"other":{"content":"x"}}\n\n',
-        b'data: {"choices":[{"delta":{"role":"x"}}],"note":"\\"content\\":\\"x\\""}\n\n',
-        b'data: {"choices":[{"delta":{"content":"a"}}],"usage":{"completion_tokens":1}}\n\n',
-        b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":"stop"}]}\n\n',
-        b'data: {"choices":[{"delta":{"content":"a","tool_calls":[1]}}]}\n\n',
-    ],
-)
-def test_a_shape_whose_text_does_not_decide_is_not_learned(event: bytes) -> None:
-    assert learn(event) is None
-
-
-def test_the_first_chunk_of_another_shape_stops_it() -> None:
-    event = b'data: {"choices":[{"delta":{"content":"a"}}]}\n\n'
-    shape = learn(event)
-    assert isinstance(shape, Template)
-    same, other = chunk(event), chunk(event.replace(b"delta", b"gamma"))
-    assert shape.skip(same * 3 + other + same, 0) == (3 * len(same), 3)
-    assert shape.skip(same * 2 + same[:-1], 0) == (2 * len(same), 2), "a cut chunk is not a chunk"
 
 
 @pytest.mark.parametrize(

@@ -15,18 +15,17 @@ from hypothesis import strategies as st
 
 from client.test_socket_poller import tcp_pair
 from loadgen.client.connection import READ_BYTES
-from loadgen.client.socket_poller import READ, SO_TIMESTAMPNS, ArrivalClock, reads_tokens
-from loadgen.client.stream import Template, learn
+from loadgen.client.kernel_timestamps import SO_TIMESTAMPNS, enable_timestamps
+from loadgen.client.socket_poller import READ, reads_tokens
+from loadgen.client.token_template import TokenTemplate
 from support.scripted_server import chunk, token
+from support.token_chunks import CHUNKS, PREFIX, SUFFIX
 
 if not reads_tokens():
     pytest.skip("loadgen.client._token_reader is not compiled here", allow_module_level=True)
 
 from loadgen.client._token_reader import Reader
 
-found = learn(b'data: {"choices":[{"delta":{"content":"a"},"finish_reason":null}]}\n\n')
-assert found is not None
-SHAPE: Template = found
 pytestmark = pytest.mark.usefixtures("stamping")
 
 
@@ -45,8 +44,8 @@ class Reading:
     def lend(self, sent_ns: int | None = None) -> None:
         self.reader.take_over(
             self.near.fileno(),
-            SHAPE.before,
-            SHAPE.after,
+            PREFIX,
+            SUFFIX,
             self.sent_ns if sent_ns is None else sent_ns,
             self.last_ns,
             lambda *told: self.spilt.append(told),
@@ -65,7 +64,7 @@ class Reading:
 def reading() -> Iterator[Reading]:
     near, far = tcp_pair()
     with near, far, select.epoll() as poll:
-        ArrivalClock().start(near)
+        enable_timestamps(near)
         reader = Reader(poll.fileno())
         one = Reading(reader, near, far, time.monotonic_ns())
         poll.register(near, READ | select.EPOLLRDHUP | select.EPOLLET)
@@ -88,8 +87,13 @@ def heard(data: bytes) -> int | None:
 
 
 def by_template(data: bytes) -> int | None:
-    stop, count = SHAPE.skip(data, 0)
-    return count if stop == len(data) else None
+    template = TokenTemplate(PREFIX, SUFFIX, array("q"))
+    return template.hits if template.skip(data, 0, 0) == len(data) else None
+
+
+@pytest.mark.parametrize(("data", "is_token"), [row[1:] for row in CHUNKS], ids=[row[0] for row in CHUNKS])
+def test_the_rule(data: bytes, is_token: bool) -> None:
+    assert heard(data) == (1 if is_token else None)
 
 
 @given(
@@ -218,7 +222,7 @@ def test_who_raises_is_heard() -> None:
 
     with reading() as one:
         one.taken()
-        one.reader.take_over(one.near.fileno(), SHAPE.before, SHAPE.after, 0, 0, bad)
+        one.reader.take_over(one.near.fileno(), PREFIX, SUFFIX, 0, 0, bad)
         with pytest.raises(ZeroDivisionError):
             one.send(b"x")
         one.reader.watch(one.near.fileno(), bad)
