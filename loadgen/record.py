@@ -1,7 +1,7 @@
 """What happened to one scheduled request."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, Protocol, Self
 
 import msgspec
 
@@ -16,6 +16,19 @@ TokenSource = Literal["usage", "chunks"]
 
 StampedBy = Literal["kernel", "reading"]
 """What says when a token came: the kernel, as the segment that held it came in, or this client, as it read it."""
+
+
+class _Scheduled(Protocol):
+    """The parts of a scheduled request that its record repeats."""
+
+    @property
+    def index(self) -> int: ...
+
+    @property
+    def workload(self) -> str: ...
+
+    @property
+    def offset_ns(self) -> int: ...
 
 
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -38,6 +51,17 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     finish_reason: str | None = None
     error: ErrorKind | None = None
     detail: str | None = None
+
+    @classmethod
+    def unanswered(cls, request: _Scheduled, start_ns: int, error: ErrorKind, detail: str | None) -> Self:
+        """Return the record of a request of which no response is known. Its offset counts from `start_ns`."""
+        return cls(
+            index=request.index,
+            workload=request.workload,
+            scheduled_ns=start_ns + request.offset_ns,
+            error=error,
+            detail=detail,
+        )
 
     @property
     def ok(self) -> bool:

@@ -19,7 +19,7 @@ import msgspec
 from loadgen.clock import Anchor
 from loadgen.record import RequestRecord
 from loadgen.results.run_folder import RunInfo
-from loadgen.run.sender import own_max_rss_bytes
+from loadgen.run.process_stats import own_max_rss_bytes
 from loadgen.units import NS_PER_MS
 from loadgen.workload.schedule import ScheduledRequest
 

@@ -14,14 +14,9 @@ from gevent.queue import Queue
 
 from loadgen.clock import anchor, monotonic_ns
 from loadgen.errors import LoadgenError
+from loadgen.run.pacer import BODIES_AHEAD, GEVENT_SPIN_NS, LEAD_BETWEEN_HOSTS_S
 from loadgen.units import NS_PER_S
 from loadgen.workload.schedule import ScheduledRequest
-
-LEAD_S = 1.0
-"""From the conductor's word to the first request: enough for the word to reach every worker."""
-BODIES_AHEAD = 64
-SPIN_NS = 1_500_000
-"""gevent's timers are of a millisecond; the rest is waited out in turns of the loop."""
 
 
 class Ready(NamedTuple):
@@ -92,7 +87,7 @@ class Conductor:
         """Gives out the parts when `users` are ready. Users who come later have no part."""
         if self.begun or not users or len(self._ready) < users:
             return False
-        parts = assign(self._ready, anchor().wall_ns + round(LEAD_S * NS_PER_S), self.run_id)
+        parts = assign(self._ready, anchor().wall_ns + round(LEAD_BETWEEN_HOSTS_S * NS_PER_S), self.run_id)
         self._nodes = {part.shard: node for node, part in parts}
         for node, part in parts:
             self._tell(node, part)
@@ -159,4 +154,4 @@ def until(deadline_ns: int) -> None:
     """Lets others run at least once: a client behind its schedule must still read answers."""
     gevent.sleep(0)
     while (left_ns := deadline_ns - monotonic_ns()) > 0:
-        gevent.sleep(max(0, left_ns - SPIN_NS) / NS_PER_S)
+        gevent.sleep(max(0, left_ns - GEVENT_SPIN_NS) / NS_PER_S)

@@ -1,4 +1,7 @@
-"""Wake up at an instant. Event loops round their timers to a millisecond; a timerfd does not."""
+"""Wakes up at an instant. Event loops round their timers to a millisecond; a timerfd does not.
+
+The constants of the open loop are here, for both of its forms: this package's asyncio loop and locust's gevent loop.
+"""
 
 import asyncio
 import ctypes
@@ -14,25 +17,38 @@ from loadgen.units import NS_PER_S
 _CLOCK_MONOTONIC = 1
 _TFD_TIMER_ABSTIME = 1
 
+BODIES_AHEAD = 64
+"""The most request bodies that are made before they are due."""
+LEAD_S = 0.1
+"""Time between the last preparation and the first request."""
+LEAD_BETWEEN_HOSTS_S = 1.0
+"""The same where the start has to be announced to processes on other hosts first."""
+
 TURN_NS = 200_000
-"""As long as this at a time, a sender that is behind its schedule may keep the loop from reading answers."""
+"""The longest time that a sender which is behind its schedule keeps the loop from reading responses."""
 
 AWAKE_NS = 150_000
-LEAST_AWAKE_NS, MOST_AWAKE_NS = 50_000, 1_000_000
-"""The last stretch before an instant is waited out awake, reading answers. Waking up takes a timerfd 50 to 150 us, more
-where others use the core, so the stretch begins as `AWAKE_NS` and is then as long as that takes (`awake_after`)."""
+MIN_AWAKE_NS, MAX_AWAKE_NS = 50_000, 1_000_000
+"""The last stretch before an instant is waited out awake, reading responses. A timerfd takes 50 to 150 us to wake a
+process up, more where others use the core, so the stretch begins as `AWAKE_NS` and is then as long as that takes
+(`next_awake_ns`)."""
 
 _STEP_NS = 2_000
 
 SPIN_NS = 15_000
-"""The end of that stretch: a turn of the loop would take longer."""
+"""The end of that stretch, spent in a busy loop: a turn of the event loop would take longer."""
+GEVENT_SPIN_NS = 1_500_000
+"""The last stretch in gevent, whose timers have a resolution of one millisecond, spent in turns of its loop."""
 
 
-def awake_after(awake_ns: int, late_ns: int) -> int:
-    """How long before the next instant to wake up, when waking up was just `late_ns` late: goes to where one in ten is
-    later, in steps (Robbins and Monro, A Stochastic Approximation Method, 1951)."""
+def next_awake_ns(awake_ns: int, late_ns: int) -> int:
+    """Return how long before the next instant to wake up, after a wake-up that was `late_ns` late.
+
+    It moves in steps to the value that one wake-up in ten exceeds (Robbins and Monro, A Stochastic Approximation
+    Method, 1951).
+    """
     step_ns = 9 * _STEP_NS if late_ns > awake_ns else -_STEP_NS
-    return min(max(awake_ns + step_ns, LEAST_AWAKE_NS), MOST_AWAKE_NS)
+    return min(max(awake_ns + step_ns, MIN_AWAKE_NS), MAX_AWAKE_NS)
 
 
 class _Timespec(ctypes.Structure):
@@ -45,12 +61,13 @@ class _Itimerspec(ctypes.Structure):
 
 @cache
 def _libc() -> ctypes.CDLL:
-    """Opened once: each is a class of its own, which only the garbage collector frees, and that is off during a run."""
+    """Return the C library, opened once: each opening makes a class that only the garbage collector frees, and that is
+    off during a run."""
     return ctypes.CDLL(None, use_errno=True)
 
 
 class Pacer:
-    """`await until(t)` returns at `t` or as soon after it as the loop gets its turn. One waiter at a time."""
+    """A timer: `await until(t)` returns at `t`, or as soon after it as the loop gets its turn. One waiter at a time."""
 
     def __init__(self) -> None:
         self._fd: int | None = None
@@ -73,35 +90,32 @@ class Pacer:
             os.close(self._fd)
 
     async def breathe(self) -> None:
-        """Lets the loop read answers, if it is time to."""
+        """Let the loop read responses, if it is time to."""
         if monotonic_ns() - self._turn_ns > TURN_NS:
             await asyncio.sleep(0)
             self._turn_ns = monotonic_ns()
 
     async def until(self, deadline_ns: int) -> None:
-        """Breathes, too."""
+        """Return at `deadline_ns` or soon after it, never before. Lets the loop read responses, as `breathe` does."""
         if monotonic_ns() - self._turn_ns > TURN_NS:
             await self.breathe()
         if SPIN_NS < deadline_ns - monotonic_ns() <= self._awake_ns:  # no timer, so nothing says how late one is
-            self._awake_ns = awake_after(self._awake_ns, 0)
-        while (left_ns := deadline_ns - monotonic_ns()) > SPIN_NS:
+            self._awake_ns = next_awake_ns(self._awake_ns, 0)
+        while (remaining_ns := deadline_ns - monotonic_ns()) > SPIN_NS:
             if self._fd is None:
-                await asyncio.sleep(left_ns / NS_PER_S)
-            elif left_ns > self._awake_ns:
+                await asyncio.sleep(remaining_ns / NS_PER_S)
+            elif remaining_ns > self._awake_ns:
                 alarm_ns = deadline_ns - self._awake_ns
-                await self._alarm(self._fd, alarm_ns)
+                alarm = _Itimerspec(_Timespec(0, 0), _Timespec(*divmod(alarm_ns, NS_PER_S)))
+                self._libc.timerfd_settime(self._fd, _TFD_TIMER_ABSTIME, ctypes.byref(alarm), None)
+                self._woken = asyncio.get_running_loop().create_future()
+                await self._woken
                 self._turn_ns = monotonic_ns()
-                self._awake_ns = awake_after(self._awake_ns, self._turn_ns - alarm_ns)
+                self._awake_ns = next_awake_ns(self._awake_ns, self._turn_ns - alarm_ns)
             else:
                 await asyncio.sleep(0)
         while monotonic_ns() < deadline_ns:
             pass
-
-    async def _alarm(self, fd: int, deadline_ns: int) -> None:
-        at = _Itimerspec(_Timespec(0, 0), _Timespec(*divmod(deadline_ns, NS_PER_S)))
-        self._libc.timerfd_settime(fd, _TFD_TIMER_ABSTIME, ctypes.byref(at), None)
-        self._woken = asyncio.get_running_loop().create_future()
-        await self._woken
 
     def _fired(self) -> None:
         assert self._fd is not None

@@ -9,44 +9,46 @@ import asyncio
 import multiprocessing
 import signal
 import sys
-from array import array
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, fields, replace
 from multiprocessing import resource_tracker
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import uvloop
 
+from loadgen.client.client import Client
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from loadgen.results.run_folder import RunWriter, merge_parts, recorded_in_part
-from loadgen.run.runner import Tallies
-from loadgen.run.sender import Cost, Job, Sender, client_of, first, own_cpu_s, own_max_rss_bytes
+from loadgen.run.config import PreparedRun, RunConfig, open_client
+from loadgen.run.process_stats import SendingCost, merge_costs, own_cpu_s, own_max_rss_bytes
+from loadgen.run.progress import Tallies, ticking
+from loadgen.run.sender import ScheduleSender, Sender
+from loadgen.telemetry.otlp_export import check_endpoint
 from loadgen.workload.schedule import Schedule, ScheduledRequest
 
-TICK_S = 0.25
-"""Between two reports of a worker."""
-STOP_TIMEOUT_S = 10.0
-"""For a worker to write what it has, once told that the run is over."""
+_STOP_TIMEOUT_S = 10.0
+"""The time a worker has to write its last records once the run is over."""
 
 _spawn = multiprocessing.get_context("spawn")
 
 
-def shard(requests: Sequence[ScheduledRequest], processes: int) -> list[tuple[ScheduledRequest, ...]]:
-    """The i-th request goes to process i mod n; a session stays whole, with its first request."""
+def split_requests(requests: Sequence[ScheduledRequest], processes: int) -> list[tuple[ScheduledRequest, ...]]:
+    """Return a share per process: request i goes to process i mod n, and a session stays with its first request."""
     shares: list[list[ScheduledRequest]] = [[] for _ in range(processes)]
-    homes: dict[str, int] = {}
+    owner: dict[str, int] = {}
     for i, request in enumerate(requests):
-        turn = i % processes
-        shares[turn if request.session_id is None else homes.setdefault(request.session_id, turn)].append(request)
+        number = i % processes
+        shares[number if request.session_id is None else owner.setdefault(request.session_id, number)].append(request)
     return [tuple(share) for share in shares]
 
 
 def split_cap(cap: int | None, processes: int) -> list[int | None]:
-    """--max-concurrency, one part per process: they sum to it, and no two differ by more than one."""
+    """Split --max-concurrency into a part per process: the parts sum to it, and no two differ by more than one."""
     if cap is None:
         return [None] * processes
     if cap < processes:
@@ -54,115 +56,139 @@ def split_cap(cap: int | None, processes: int) -> list[int | None]:
     return [cap // processes + (k < cap % processes) for k in range(processes)]
 
 
+def check_sending(config: RunConfig, requests: int) -> None:
+    """Raise a LoadgenError if that many requests cannot be sent as `config` says."""
+    split_cap(config.max_concurrency, min(config.processes, requests))
+    if config.otlp:
+        check_endpoint(config.otlp)
+
+
+@asynccontextmanager
+async def open_sender(
+    schedule: Schedule, prepared: PreparedRun, client: Client, writer: RunWriter
+) -> AsyncIterator[ScheduleSender]:
+    """Yield the sender of a run: this process, with `client`, or as many processes as the options say."""
+    processes = min(prepared.config.processes, len(schedule.requests))
+    if processes == 1:
+        yield Sender(schedule, prepared, client, writer.record)
+    else:
+        async with _open_processes(schedule, prepared, writer, processes) as sender:
+            yield sender
+
+
 @dataclass(frozen=True)
 class _Share:
-    """What a worker is told."""
+    """The first message to a worker: all that it has to do."""
 
     schedule: Schedule
-    job: Job
+    prepared: PreparedRun
     folder: Path
     number: int
 
 
 class _Worker:
-    """This process's end of one worker. `ready` and `over` come true as it says so, or dies."""
+    """This process's end of one worker. `ready` and `over` are set by its messages, or by its death."""
 
     def __init__(self, share: _Share) -> None:
         self.share = share
         self.tallies = Tallies()
         self.start_ns: int | None = None
-        self.cost: Cost | None = None
+        self.cost: SendingCost | None = None
         self.error: LoadgenError | None = None
         self.ready, self.over = asyncio.Event(), asyncio.Event()
-        self.pipe, theirs = _spawn.Pipe()
-        self.process = _spawn.Process(target=_work, args=(theirs,), name=f"sender-{share.number}", daemon=True)
+        self.pipe, remote_end = _spawn.Pipe()
+        self.process = _spawn.Process(target=_work, args=(remote_end,), name=f"sender-{share.number}", daemon=True)
         self.process.start()
-        theirs.close()
+        remote_end.close()
 
-    def start(self, start_ns: int) -> None:
-        self.start_ns = start_ns
-        self.tell(start_ns)
+    def send(self, message: Any) -> None:
+        """Send the share, then the start instant, then the reason to stop."""
+        with suppress(OSError):  # it died; `receive` takes note of that
+            self.pipe.send(message)
 
-    def tell(self, what: Any) -> None:
-        with suppress(OSError):  # dead: it is heard of where it is listened to
-            self.pipe.send(what)
-
-    def hear(self) -> None:
+    def receive(self) -> None:
         try:
-            said = self.pipe.recv()
+            message = self.pipe.recv()
         except (EOFError, OSError):
-            return self._gone()
-        match said:
+            asyncio.get_running_loop().remove_reader(self.pipe.fileno())
+            if self.cost is None:  # the requests that it had not finished have failed
+                finished = self.tallies.completed + self.tallies.failed
+                self.tallies.failed += len(self.share.schedule.requests) - finished
+                self.tallies.in_flight = 0
+            self.ready.set()
+            self.over.set()
+            return
+        match message:
             case Tallies():
-                self.tallies = said
-            case Cost():
-                self.cost = said
+                self.tallies = message
+            case SendingCost():
+                self.cost = message
             case LoadgenError():
-                self.error = said
+                self.error = message
         self.ready.set()
-        return None
-
-    def _gone(self) -> None:
-        asyncio.get_running_loop().remove_reader(self.pipe.fileno())
-        if self.cost is None:  # what it had not finished has failed
-            done = self.tallies.completed + self.tallies.failed
-            self.tallies.failed += len(self.share.schedule.requests) - done
-            self.tallies.in_flight = 0
-        self.ready.set()
-        self.over.set()
 
     def end(self) -> None:
-        """Waits for the process, which ends by itself when its pipe closes."""
+        """Wait for the process, which ends by itself when its pipe closes."""
         self.pipe.close()
-        self.process.join(STOP_TIMEOUT_S)
+        self.process.join(_STOP_TIMEOUT_S)
         if self.process.is_alive():
             self.process.kill()
         self.process.join()
 
     @property
     def ending(self) -> str:
-        """How the process ended, in words; "completed" when it had done its share."""
-        self.process.join(STOP_TIMEOUT_S)
+        """How the process ended, in words: "completed" when it has sent its share."""
+        self.process.join(_STOP_TIMEOUT_S)
         status = self.process.exitcode
         if self.cost is not None:
             return "completed"
         return f"killed by signal {-status}" if status is not None and status < 0 else f"exit status {status}"
 
+    def unrecorded(self) -> list[ScheduledRequest]:
+        """Return the requests of its share that it has written no record of."""
+        recorded = recorded_in_part(self.share.folder, self.share.number)
+        return [request for request in self.share.schedule.requests if request.index not in recorded]
 
-class Shards:
-    """A `Sender` whose requests are sent by other processes."""
+    def outcome(self) -> dict[str, Any]:
+        cost = self.cost
+        return {
+            "requests": len(self.share.schedule.requests),
+            "ended": self.ending,
+            "lost": 0 if cost else len(self.unrecorded()),
+            "cpu_s": cost.cpu_s if cost else None,
+            "max_rss_bytes": cost.max_rss_bytes if cost else None,
+        }
+
+
+class SenderProcesses:
+    """A `ScheduleSender` whose requests are sent by other processes."""
 
     def __init__(self, workers: list[_Worker]) -> None:
         self._workers = workers
         self.stopped_by = "completed"
-        self.processes: list[dict[str, Any]] = []
-        """What became of each, once they have run."""
+        self.processes: list[dict[str, Any]] | None = None
 
     @property
     def tallies(self) -> Tallies:
-        return Tallies(
-            **{
-                field.name: sum(getattr(worker.tallies, field.name) for worker in self._workers)
-                for field in fields(Tallies)
-            }
-        )
+        return sum_tallies([worker.tallies for worker in self._workers])
 
-    async def run(self, start_ns: int) -> Cost:
+    async def run(self, start_ns: int) -> SendingCost:
         cpu_s = own_cpu_s()
         for worker in self._workers:
-            worker.start(start_ns)
+            worker.start_ns = start_ns
+            worker.send(start_ns)
         await asyncio.gather(*(self._until_over(worker) for worker in self._workers))
         for worker in self._workers:
             if worker.error:
                 raise worker.error
-        self.processes = await asyncio.to_thread(lambda: [_became(worker) for worker in self._workers])
-        mine = Cost(own_cpu_s() - cpu_s, own_max_rss_bytes(), array("q"), None, None, None)
-        return together([mine, *(worker.cost for worker in self._workers if worker.cost)])
+        self.processes = await asyncio.to_thread(lambda: [worker.outcome() for worker in self._workers])
+        own_cost = SendingCost(own_cpu_s() - cpu_s, own_max_rss_bytes())
+        return merge_costs([own_cost, *(worker.cost for worker in self._workers if worker.cost)])
 
-    def stop(self, why: str) -> None:
-        self.stopped_by = why
+    def stop(self, reason: str) -> None:
+        self.stopped_by = reason
         for worker in self._workers:
-            worker.tell(why)
+            worker.send(reason)
 
     def abort(self) -> None:
         self.stop("aborted")
@@ -173,118 +199,82 @@ class Shards:
             self.abort()
 
 
+def sum_tallies(parts: Sequence[Tallies]) -> Tallies:
+    return Tallies(**{field.name: sum(getattr(part, field.name) for part in parts) for field in fields(Tallies)})
+
+
 @asynccontextmanager
-async def shards(schedule: Schedule, job: Job, writer: RunWriter, processes: int) -> AsyncIterator[Shards]:
-    """Workers that wait for the first instant. Afterwards their records are in the run folder's one file."""
-    shares = shard(schedule.requests, processes)
-    caps = split_cap(job.max_concurrency, processes)
-    told = [
-        _Share(replace(schedule, requests=share), replace(job, max_concurrency=cap), writer.path, number)
-        for number, (share, cap) in enumerate(zip(shares, caps, strict=True), 1)
+async def _open_processes(
+    schedule: Schedule, prepared: PreparedRun, writer: RunWriter, processes: int
+) -> AsyncIterator[SenderProcesses]:
+    """Yield workers that wait for the first instant. Afterwards their records are in the run folder's one file."""
+    config = prepared.config
+    caps = split_cap(config.max_concurrency, processes)
+    shares = [
+        _Share(
+            replace(schedule, requests=requests),
+            replace(prepared, config=msgspec.structs.replace(config, max_concurrency=cap)),
+            writer.path,
+            number,
+        )
+        for number, (requests, cap) in enumerate(
+            zip(split_requests(schedule.requests, processes), caps, strict=True), 1
+        )
     ]
     workers: list[_Worker] = []
     try:
-        _start(told, workers)
-        await _until_ready(workers)
-        yield Shards(workers)
+        _start(shares, workers)
+        await asyncio.gather(*(worker.ready.wait() for worker in workers))
+        for worker in workers:
+            if worker.error:
+                raise worker.error
+            if worker.over.is_set():
+                raise LoadgenError(f"process {worker.share.number} of {processes} did not start ({worker.ending})")
+        yield SenderProcesses(workers)
     finally:
         for worker in workers:
             if not worker.over.is_set():
                 asyncio.get_running_loop().remove_reader(worker.pipe.fileno())
-        await asyncio.to_thread(_put_together, workers, writer)
+        await asyncio.to_thread(_collect, workers, writer)
 
 
-def _start(told: list[_Share], workers: list[_Worker]) -> None:
-    """All of them, then each its share: they boot side by side.
+def _start(shares: list[_Share], workers: list[_Worker]) -> None:
+    """Append a worker for each share to `workers`. All processes are started before any gets its share: they boot side
+    by side.
 
-    They inherit that SIGINT and SIGTERM wait: a Ctrl-C at the terminal reaches every process, and is ours to handle.
+    They inherit that SIGINT and SIGTERM are blocked: a Ctrl-C at the terminal reaches every process, and this one
+    handles it for all.
     """
-    resource_tracker.ensure_running()  # its own start would let the signals through again
-    held = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+    resource_tracker.ensure_running()  # its own start would unblock the signals again
+    old_mask = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
     try:
-        for share in told:
+        for share in shares:
             workers.append(_Worker(share))
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, held)
+        signal.pthread_sigmask(signal.SIG_SETMASK, old_mask)
     for worker in workers:
-        worker.tell(worker.share)
-        asyncio.get_running_loop().add_reader(worker.pipe.fileno(), worker.hear)
+        worker.send(worker.share)
+        asyncio.get_running_loop().add_reader(worker.pipe.fileno(), worker.receive)
 
 
-async def _until_ready(workers: list[_Worker]) -> None:
-    await asyncio.gather(*(worker.ready.wait() for worker in workers))
-    for worker in workers:
-        if worker.error:
-            raise worker.error
-        if worker.over.is_set():
-            raise LoadgenError(f"process {worker.share.number} of {len(workers)} did not start ({worker.ending})")
-
-
-def _put_together(workers: list[_Worker], writer: RunWriter) -> None:
+def _collect(workers: list[_Worker], writer: RunWriter) -> None:
+    """End the workers, record what a worker that died has not, and merge their records. Blocks."""
     for worker in workers:
         worker.end()
     for worker in workers:
         if worker.start_ns is not None and worker.cost is None and worker.error is None:
-            for request in _unrecorded(worker):
-                writer.record(_lost(request, worker, worker.start_ns, len(workers)))
+            detail = f"no record: process {worker.share.number} of {len(workers)} ended early ({worker.ending})"
+            for request in worker.unrecorded():
+                writer.record(RequestRecord.unanswered(request, worker.start_ns, "cancelled", detail))
     writer.flush()
     merge_parts(writer.path)
-
-
-def _unrecorded(worker: _Worker) -> list[ScheduledRequest]:
-    known = recorded_in_part(worker.share.folder, worker.share.number)
-    return [request for request in worker.share.schedule.requests if request.index not in known]
-
-
-def _lost(request: ScheduledRequest, worker: _Worker, start_ns: int, processes: int) -> RequestRecord:
-    return RequestRecord(
-        index=request.index,
-        workload=request.workload,
-        scheduled_ns=start_ns + request.offset_ns,
-        error="cancelled",
-        detail=f"no record: process {worker.share.number} of {processes} ended early ({worker.ending})",
-    )
-
-
-def _became(worker: _Worker) -> dict[str, Any]:
-    cost = worker.cost
-    return {
-        "requests": len(worker.share.schedule.requests),
-        "ended": worker.ending,
-        "lost": 0 if cost else len(_unrecorded(worker)),
-        "cpu_s": cost.cpu_s if cost else None,
-        "max_rss_bytes": cost.max_rss_bytes if cost else None,
-    }
-
-
-def together(costs: Iterable[Cost]) -> Cost:
-    """Of several processes: sums, but the longest wait and the lesser stamps. Each one's most memory may have been at
-    another moment."""
-    every = list(costs)
-    late_ns: array[int] = array("q")
-    for cost in every:
-        late_ns.extend(cost.late_ns)
-    spans = [cost.spans for cost in every if cost.spans is not None]
-    told = {
-        "sent": sum(one["sent"] for one in spans),
-        "lost": sum(one["lost"] for one in spans),
-        "last_error": next((one["last_error"] for one in spans if one["last_error"]), None),
-    }
-    return Cost(
-        cpu_s=sum(cost.cpu_s for cost in every),
-        max_rss_bytes=sum(cost.max_rss_bytes for cost in every),
-        late_ns=late_ns,
-        waited_s=max((cost.waited_s for cost in every if cost.waited_s is not None), default=None),
-        stamped_by=next((by for by in ("reading", "kernel") if any(cost.stamped_by == by for cost in every)), None),
-        spans=told if spans else None,
-    )
 
 
 # -- in the worker ---------------------------------------------------------------------------------------------------
 
 
-def _work(pipe: Connection) -> None:
-    """A worker's life: ready, told when to start, reports, and at the end what it cost or what went wrong."""
+def _work(pipe: "Pipe[Any, Any]") -> None:
+    """Run a worker: receive a share, report being ready, send the share, report its cost or the error."""
     try:
         share = pipe.recv()
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
@@ -292,25 +282,27 @@ def _work(pipe: Connection) -> None:
     except LoadgenError as err:
         with suppress(OSError):
             pipe.send(err)
-    except (EOFError, BrokenPipeError, ConnectionResetError):  # whoever asked for this is gone
+    except (EOFError, BrokenPipeError, ConnectionResetError):  # the parent is gone
         sys.exit(1)
 
 
-async def _send_share(pipe: Connection, share: _Share) -> Cost:
+async def _send_share(pipe: "Pipe[Any, Any]", share: _Share) -> SendingCost:
     writer = RunWriter.part(share.folder, share.number)
     try:
-        async with client_of(share.job) as client:
-            sender = Sender(share.schedule, share.job, client, writer.record)
+        async with open_client(share.prepared.config) as client:
+            sender = Sender(share.schedule, share.prepared, client, writer.record)
+
+            def report() -> None:
+                """Hand the lines written so far to the kernel, and the counts to the parent."""
+                writer.flush()
+                with suppress(OSError):
+                    pipe.send(sender.tallies)
+
             pipe.send(sender.tallies)
             start_ns = pipe.recv()
             asyncio.get_running_loop().add_reader(pipe.fileno(), _obey, pipe, sender)
-            try:
-                async with asyncio.TaskGroup() as group:
-                    teller = group.create_task(_tell(pipe, sender, writer))
-                    cost = await sender.run(start_ns)
-                    teller.cancel()
-            except* LoadgenError as failed:
-                raise first(failed) from failed
+            async with ticking(report):
+                cost = await sender.run(start_ns)
             with suppress(OSError):
                 pipe.send(sender.tallies)
             return cost
@@ -318,22 +310,14 @@ async def _send_share(pipe: Connection, share: _Share) -> Cost:
         writer.close()
 
 
-async def _tell(pipe: Connection, sender: Sender, writer: RunWriter) -> None:
-    """Four times a second: hand the lines to the kernel, say where we are."""
-    while True:
-        await asyncio.sleep(TICK_S)
-        writer.flush()
-        with suppress(OSError):
-            pipe.send(sender.tallies)
-
-
-def _obey(pipe: Connection, sender: Sender) -> None:
+def _obey(pipe: "Pipe[Any, Any]", sender: Sender) -> None:
+    """Stop as the parent says; abort when the parent is gone."""
     try:
-        why = pipe.recv()
-    except (EOFError, OSError):  # whoever asked for this is gone
+        reason = pipe.recv()
+    except (EOFError, OSError):
         asyncio.get_running_loop().remove_reader(pipe.fileno())
-        why = "aborted"
-    if why == "aborted":
+        reason = "aborted"
+    if reason == "aborted":
         sender.abort()
     else:
-        sender.stop(why)
+        sender.stop(reason)

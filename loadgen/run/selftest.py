@@ -4,7 +4,6 @@ import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
-from dataclasses import replace
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
@@ -19,8 +18,9 @@ from loadgen.results import metrics, run_folder, timekeeping
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summarize import analyse_run
 from loadgen.results.summary import Distribution
+from loadgen.run.config import RunConfig
 from loadgen.run.progress import NullView, View
-from loadgen.run.replay import RunConfig, replay
+from loadgen.run.replay import replay
 from loadgen.run.timing_server import Written
 from loadgen.servers.launcher import answering
 from loadgen.units import NS_PER_S
@@ -276,7 +276,7 @@ def _bulk(folder: Path, url: str, input_tokens: Iterable[int], output_tokens: in
         ScheduledRequest(index=i, offset_ns=0, workload="chat", input_tokens=length, output_tokens=output_tokens)
         for i, length in enumerate(input_tokens)
     )
-    options = replace(_options(folder, url, {}, 1), max_concurrency=BULK)
+    options = msgspec.structs.replace(_options(folder, url, {}, 1), max_concurrency=BULK)
     return _replayed(Schedule(requests, "constant", None, 0), options, NullView())
 
 

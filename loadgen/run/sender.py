@@ -1,176 +1,243 @@
-"""What sends a schedule, in whichever process: requests out, records in, and what that cost."""
+"""Sends a schedule from this process, in an open loop: each request at its instant, whatever became of those before.
+
+Only the later turns of a session wait for something: for the response before them, and then for their user to think.
+"""
 
 import asyncio
-import gc
-import resource
-from array import array
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections import deque
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import Any, Protocol
 
-from loadgen import clock
+import msgspec
+
 from loadgen.client.client import Client, Exchange, Post
-from loadgen.client.openai_api import PATHS, Endpoint
-from loadgen.client.request_body import body_maker
-from loadgen.client.server_probe import ServerInfo
+from loadgen.clock import monotonic_ns
 from loadgen.errors import LoadgenError
-from loadgen.record import RequestRecord, StampedBy
-from loadgen.run.runner import InFlight, Landed, Runner, Tallies
+from loadgen.record import RequestRecord
+from loadgen.run.config import PreparedRun
+from loadgen.run.pacer import BODIES_AHEAD, Pacer
+from loadgen.run.process_stats import ProcessMeter, SendingCost, no_collections
+from loadgen.run.progress import Tallies
 from loadgen.telemetry.otlp_export import SpanSender
 from loadgen.units import NS_PER_S
-from loadgen.workload.prompts import PromptKind, Vocabulary
 from loadgen.workload.schedule import Schedule, ScheduledRequest
 
-LOOP_PERIOD_S = 0.02
+MARGIN_NS = 500_000
+"""Time before an instant in which no further body is made ahead."""
+NEAR_NS = 3_000_000
+"""Time before an instant until which the event loop's own timers are good enough."""
 
 
-@dataclass(frozen=True)
-class Job:
-    """All that a process needs to know to send requests. It holds the API key: handed over, never written."""
-
-    run_id: str
-    base_url: str
-    api_key: str | None
-    headers: dict[str, str]
-    timeout_s: float | None
-    endpoint: Endpoint
-    extra_body: dict[str, Any]
-    max_concurrency: int | None
-    otlp: str | None
-    server: ServerInfo
-    vocabulary: dict[PromptKind, Vocabulary]
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What sending took, and how late the event loop woke up: every 20 ms one value, in nanoseconds."""
-
-    cpu_s: float
-    max_rss_bytes: int
-    late_ns: "array[int]"
-    waited_s: float | None
-    """In which the loop was ready to run and others had the cores; None where the system does not say."""
-    stamped_by: StampedBy | None
-    """What says when tokens came; None when none did."""
-    spans: dict[str, Any] | None
-    """What became of the spans; None when nobody is told."""
-
-
-def client_of(job: Job) -> Client:
-    return Client(job.base_url, headers=job.headers, api_key=job.api_key, timeout_s=job.timeout_s)
-
-
-def bodies_of(job: Job, seed: int) -> Callable[[ScheduledRequest], bytes]:
-    server = job.server
-    return body_maker(seed, job.vocabulary, job.endpoint, server.model, server.dialect, job.extra_body)
-
-
-@dataclass(frozen=True, slots=True)
-class _InFlight:
-    client: Client
-    exchange: Exchange
-
-    def cancel(self) -> None:
-        self.client.cancel(self.exchange)
-
-
-class Sender:
-    """Sends a schedule from this process."""
-
-    def __init__(
-        self, schedule: Schedule, job: Job, client: Client, on_record: Callable[[RequestRecord], None]
-    ) -> None:
-        path = PATHS[job.endpoint]
-        self._spans = spans = SpanSender(job.otlp, job.run_id, job.server.model) if job.otlp else None
-
-        def launch(request: ScheduledRequest, body: bytes, scheduled_ns: int, landed: Landed) -> InFlight:
-            index = request.index
-            post = Post(path, body, index, request.workload, scheduled_ns, f"{job.run_id}-{index}")
-            return _InFlight(client, client.send(post, landed))
-
-        def record(one: RequestRecord) -> None:
-            on_record(one)
-            if spans:
-                spans.add(one)
-
-        self._client = client
-        self._runner = Runner(schedule, bodies_of(job, schedule.seed), launch, record, job.max_concurrency)
-        self.stop = self._runner.stop
-        self.abort = self._runner.abort
-
-    processes: list[dict[str, Any]] | None = None
-    """This one alone."""
+class ScheduleSender(Protocol):
+    """Sends a schedule once. `Sender` does so from this process, `SenderProcesses` from several others."""
 
     @property
     def tallies(self) -> Tallies:
-        return self._runner.tallies
+        """Counts so far."""
 
     @property
     def stopped_by(self) -> str:
-        return self._runner.stopped_by
+        """The end of the run in run.json's words: `completed` until `stop` or `abort` was called."""
 
-    async def run(self, start_ns: int) -> Cost:
-        """Until every request has its record; offsets count from `start_ns`. LoadgenError when one cannot be kept."""
-        late_ns: array[int] = array("q")
-        cpu_s, waited_s = own_cpu_s(), own_wait_s()
-        with _no_collections(), self._spans or nullcontext():
-            watcher = asyncio.create_task(_watch_loop(late_ns))
+    @property
+    def processes(self) -> list[dict[str, Any]] | None:
+        """The outcome of each sending process, for run.json; None for this one alone."""
+
+    async def run(self, start_ns: int) -> SendingCost:
+        """Return once every request has exactly one record. Offsets count from `start_ns`.
+
+        LoadgenError: a record could not be kept. Requests in flight are then cancelled.
+        """
+
+    def stop(self, reason: str) -> None:
+        """End the sending; requests in flight complete, those not sent get a record that says so."""
+
+    def abort(self) -> None:
+        """End the sending and cancel the requests in flight."""
+
+
+class Sender:
+    """Sends a schedule from this process: a `ScheduleSender`. `write` gets each record, once."""
+
+    processes: list[dict[str, Any]] | None = None
+
+    def __init__(
+        self, schedule: Schedule, prepared: PreparedRun, client: Client, write: Callable[[RequestRecord], None]
+    ) -> None:
+        config = prepared.config
+        self.tallies = Tallies()
+        self.stopped_by = "completed"
+        self._first_turns = [request for request in schedule.requests if request.after is None]
+        self._sent_first_turns = 0
+        self._later_turns = {request.after: request for request in schedule.requests if request.after is not None}
+        """Turns not yet sent, by the index of the request whose response they wait for."""
+        self._path, self._run_id = prepared.path, prepared.run_id
+        self._client = client
+        self._write = write
+        self._spans = SpanSender(config.otlp, prepared.run_id, prepared.server.model) if config.otlp else None
+        self.make_body = prepared.body_maker(schedule.seed)
+        self._bodies: deque[bytes] = deque()
+        self._slowest_body_ns = 0
+        self._slots = asyncio.Semaphore(config.max_concurrency) if config.max_concurrency else None
+        self._in_flight: dict[int, Exchange] = {}
+        self._users: set[asyncio.Task[None]] = set()
+        """Sessions between two turns."""
+        self._sending: asyncio.Task[None] | None = None
+        self._drained: asyncio.Future[None] | None = None
+        self._start_ns = 0
+
+    async def run(self, start_ns: int) -> SendingCost:
+        self._start_ns = start_ns
+        self._drained = asyncio.get_running_loop().create_future()
+        with ProcessMeter() as meter, no_collections(), self._spans or nullcontext():
+            self._sending = asyncio.create_task(self._send_first_turns(start_ns))
+            self._sending.add_done_callback(self._task_ended)
             try:
-                await self._runner.run(start_ns)
-            except* LoadgenError as failed:
-                raise first(failed) from failed
+                await self._drained
             finally:
-                watcher.cancel()
-        return Cost(
-            cpu_s=own_cpu_s() - cpu_s,
-            max_rss_bytes=own_max_rss_bytes(),
-            late_ns=late_ns,
-            waited_s=None if waited_s is None else (own_wait_s() or 0.0) - waited_s,
-            stamped_by=self._client.stamped_by,
-            spans=self._spans.report() if self._spans else None,
-        )
+                self._end_tasks()
+                self._cancel_requests()
+            for request in [*self._first_turns[self._sent_first_turns :], *self._later_turns.values()]:
+                self._record_unsent(request, None)
+        return meter.cost(self._client.stamped_by, self._spans.report() if self._spans else None)
+
+    def stop(self, reason: str) -> None:
+        self.stopped_by = reason
+        self._end_tasks()
+
+    def abort(self) -> None:
+        self.stop("aborted")
+        self._cancel_requests()
+
+    async def _send_first_turns(self, start_ns: int) -> None:
+        with Pacer() as pacer:
+            for position, request in enumerate(self._first_turns):
+                scheduled_ns = start_ns + request.offset_ns
+                if self._bodies or monotonic_ns() < scheduled_ns:
+                    await self._make_bodies_ahead(position, scheduled_ns, pacer)
+                    body = self._bodies.popleft()
+                else:  # late, or behind a cap: no body is ahead
+                    body = self.make_body(request)
+                await pacer.until(scheduled_ns)
+                if self._slots:
+                    await self._slots.acquire()
+                self._sent_first_turns += 1
+                self.launch(request, body, scheduled_ns)
+
+    async def _make_bodies_ahead(self, position: int, scheduled_ns: int, pacer: Pacer) -> None:
+        """Make the body of the request at `position`, and those of the next ones while there is time.
+
+        Made before they are due, they cost no lateness, not even when several requests are due at once.
+        """
+        requests, bodies = self._first_turns, self._bodies
+        while not bodies or (
+            len(bodies) < BODIES_AHEAD
+            and position + len(bodies) < len(requests)
+            and scheduled_ns - monotonic_ns() > 2 * self._slowest_body_ns + MARGIN_NS
+        ):
+            start_ns = monotonic_ns()
+            bodies.append(self.make_body(requests[position + len(bodies)]))
+            self._slowest_body_ns = max(self._slowest_body_ns, monotonic_ns() - start_ns)
+            if scheduled_ns > monotonic_ns():
+                await asyncio.sleep(0)  # there is time, and responses are coming in
+            else:
+                await pacer.breathe()
+
+    def launch(self, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> None:
+        self.tallies.start()
+        index = request.index
+        post = Post(self._path, body, index, request.workload, scheduled_ns, f"{self._run_id}-{index}")
+        self._in_flight[index] = self._client.send(post, self.on_record)
+
+    def on_record(self, record: RequestRecord) -> None:
+        """Take the record of a request that was launched. An exception in here ends the run with that exception."""
+        del self._in_flight[record.index]
+        if self._slots:
+            self._slots.release()
+        try:
+            self.tallies.add(record)
+            self._keep(record)
+            self._continue_session(record)
+        except BaseException as err:
+            self._fail(err)
+        if not self._in_flight:
+            self._end_if_drained()
+
+    def _keep(self, record: RequestRecord) -> None:
+        self._write(record)
+        if self._spans:
+            self._spans.add(record)
+
+    def _record_unsent(self, request: ScheduledRequest, reason: str | None) -> None:
+        """Keep a record of a request that is never sent. `scheduled_ns` of a later turn is then its earliest instant:
+        the response that decides when it is due never came."""
+        self._keep(RequestRecord.unanswered(request, self._start_ns, "not_sent", reason))
+
+    def _continue_session(self, record: RequestRecord) -> None:
+        """Let the session of `record` think about its next turn, or give up its later turns when `record` failed."""
+        if not record.ok:
+            index = record.index
+            while turn := self._later_turns.pop(index, None):
+                self._record_unsent(turn, f"turn {record.index} of its session failed: {record.error}")
+                index = turn.index
+            return
+        turn = self._later_turns.get(record.index)
+        if turn is None or record.finished_ns is None or self.stopped_by != "completed":
+            return
+        user = asyncio.create_task(self._think(turn, record.finished_ns + turn.think_ns))
+        self._users.add(user)
+        user.add_done_callback(self._task_ended)
+
+    async def _think(self, turn: ScheduledRequest, scheduled_ns: int) -> None:
+        """Send a later turn when it is due. Many users think at once, and a Pacer has one waiter: each has its own."""
+        body = self.make_body(turn)
+        if (far_ns := scheduled_ns - NEAR_NS - monotonic_ns()) > 0:
+            await asyncio.sleep(far_ns / NS_PER_S)
+        with Pacer() as pacer:
+            await pacer.until(scheduled_ns)
+        if self._slots:
+            await self._slots.acquire()
+        assert turn.after is not None
+        del self._later_turns[turn.after]
+        self.launch(turn, body, scheduled_ns)
+
+    def _task_ended(self, task: asyncio.Task[None]) -> None:
+        """Take note that the first turns were sent, or that a user has sent a later one."""
+        self._users.discard(task)
+        if not task.cancelled() and (err := task.exception()):
+            self._fail(err)
+        self._end_if_drained()
+
+    def _end_if_drained(self) -> None:
+        assert self._sending is not None and self._drained is not None
+        busy = self._in_flight or self._users
+        if self._sending.done() and not busy and not self._drained.done():
+            self._drained.set_result(None)
+
+    def _fail(self, err: BaseException) -> None:
+        assert self._drained is not None
+        if not self._drained.done():
+            self._drained.set_exception(err)
+
+    def _end_tasks(self) -> None:
+        if self._sending:
+            self._sending.cancel()
+        for user in self._users:
+            user.cancel()
+
+    def _cancel_requests(self) -> None:
+        for exchange in list(self._in_flight.values()):
+            self._client.cancel(exchange)
 
 
-async def _watch_loop(late_ns: "array[int]") -> None:
-    """How late the loop wakes up, every 20 ms: what it keeps waiting, it also stamps late. Timers round up to 1 ms."""
-    while True:
-        due_ns = clock.monotonic_ns() + round(LOOP_PERIOD_S * NS_PER_S)
-        await asyncio.sleep(LOOP_PERIOD_S)
-        late_ns.append(max(0, clock.monotonic_ns() - due_ns))
-
-
-@contextmanager
-def _no_collections() -> Iterator[None]:
-    """Garbage collection pauses of the whole heap land in timestamps; records form no cycles, so nothing piles up."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()
-
-
-def own_cpu_s() -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
-
-
-def own_wait_s() -> float | None:
-    """Time that the main thread was ready to run without a core; Linux counts it."""
-    try:
-        return int(Path("/proc/self/schedstat").read_text().split()[1]) / NS_PER_S
-    except (OSError, IndexError, ValueError):
-        return None
-
-
-def own_max_rss_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-def first(group: BaseExceptionGroup[LoadgenError]) -> LoadgenError:
-    inner = group.exceptions[0]
-    return first(inner) if isinstance(inner, BaseExceptionGroup) else inner
+async def warm_up(schedule: Schedule, prepared: PreparedRun, client: Client) -> None:
+    """Send the first `--warmup` requests one after another, unrecorded. They get prompts of their own, so that nothing
+    of the run is in the server's prefix cache."""
+    make_body = prepared.body_maker(schedule.seed)
+    for request in schedule.requests[: prepared.config.warmup]:
+        index = len(schedule.requests) + request.index
+        body = make_body(msgspec.structs.replace(request, index=index, prefix_ids=(), text_id=None))
+        record = await client.post(prepared.path, body, workload="warmup")
+        if record.error:
+            raise LoadgenError(f"a warm-up request failed ({record.error}): {record.detail}")

@@ -8,7 +8,7 @@ import hashlib
 import io
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 from shutil import rmtree
@@ -27,8 +27,9 @@ from loadgen.report.write import finish
 from loadgen.results import run_folder
 from loadgen.results.study_table import Row
 from loadgen.results.summary import Summary
+from loadgen.run.config import RunConfig
 from loadgen.run.progress import NullView
-from loadgen.run.replay import RunConfig, replay
+from loadgen.run.replay import replay
 from loadgen.servers.launcher import served
 from loadgen.study.spec import (
     NOTHING,
@@ -250,7 +251,8 @@ def _measure(study: Study, cell: StudyRun, folder: Path, out: Path, started: _St
         warmup=0 if cell.batch is not None else min(warm_up, len(schedule.requests)),
         idle_s=study.idle_s,
         overwrite=True,
-        config={
+        goodput=study.goodput,
+        plan={
             "study": study.title,
             "server": cell.server,
             "knobs": filled(server, cell.batch),
@@ -260,9 +262,6 @@ def _measure(study: Study, cell: StudyRun, folder: Path, out: Path, started: _St
             "arrival": arrival,
             "burstiness": burstiness,
             "repeat": cell.repeat,
-            "goodput": study.goodput,
-            "max_concurrency": cell.batch,
-            "base_url": started.url,
         },
     )
     if cell.batch is not None and warm_up:
@@ -284,7 +283,7 @@ def _warm_up(schedule: Schedule, options: RunConfig, batch: int) -> None:
     seed = schedule.seed + 1_000_003  # prompts of its own, so that nothing of the run is cached
     one_round = Schedule(schedule.requests[:batch], schedule.arrival, None, seed)
     with TemporaryDirectory() as folder:
-        unrecorded = replace(options, out=Path(folder) / "run", warmup=0, idle_s=0.0, energy="none")
+        unrecorded = msgspec.structs.replace(options, out=Path(folder) / "run", warmup=0, idle_s=0.0, energy="none")
         replay(one_round, unrecorded, NullView())
         if run_folder.read_run(unrecorded.out).info.stopped_by != "completed":
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""How early the pacer wakes up. What it does with that is in test_runner.py."""
+"""The pacer returns at an instant, never before it, and learns how early to wake up for that."""
 
 import asyncio
 import random
@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.clock import monotonic_ns
-from loadgen.run.pacer import AWAKE_NS, LEAST_AWAKE_NS, MOST_AWAKE_NS, Pacer, awake_after
+from loadgen.run.pacer import AWAKE_NS, MAX_AWAKE_NS, MIN_AWAKE_NS, Pacer, next_awake_ns
+from loadgen.units import NS_PER_MS
 
 US = 1_000
 
@@ -22,7 +23,7 @@ def test_one_wake_up_in_ten_is_later_than_allowed_for(mean_us: int) -> None:
         for i in range(3000):
             late_ns = round(rng.expovariate(1 / (scale_us * US)))
             later += i >= 1000 and late_ns > awake_ns
-            awake_ns = awake_after(awake_ns, late_ns)
+            awake_ns = next_awake_ns(awake_ns, late_ns)
     assert later / 2000 == pytest.approx(0.1, abs=0.02)
 
 
@@ -30,12 +31,12 @@ def test_one_wake_up_in_ten_is_later_than_allowed_for(mean_us: int) -> None:
 def test_it_is_within_its_bounds_whatever_happens(late_ns: list[int]) -> None:
     awake_ns = AWAKE_NS
     for late in late_ns:
-        awake_ns = awake_after(awake_ns, late)
-        assert LEAST_AWAKE_NS <= awake_ns <= MOST_AWAKE_NS
+        awake_ns = next_awake_ns(awake_ns, late)
+        assert MIN_AWAKE_NS <= awake_ns <= MAX_AWAKE_NS
 
 
 def test_one_long_stall_changes_little() -> None:
-    assert awake_after(AWAKE_NS, 10**10) - AWAKE_NS < AWAKE_NS / 5
+    assert next_awake_ns(AWAKE_NS, 10**10) - AWAKE_NS < AWAKE_NS / 5
 
 
 def test_it_does_not_stay_awake_for_good() -> None:
@@ -43,11 +44,39 @@ def test_it_does_not_stay_awake_for_good() -> None:
 
     async def rounds() -> bool:
         with Pacer() as pacer:
-            pacer._awake_ns = MOST_AWAKE_NS
+            pacer._awake_ns = MAX_AWAKE_NS
             for _ in range(5000):
-                await pacer.until(monotonic_ns() + MOST_AWAKE_NS // 2)
-                if pacer._awake_ns <= MOST_AWAKE_NS // 2:
+                await pacer.until(monotonic_ns() + MAX_AWAKE_NS // 2)
+                if pacer._awake_ns <= MAX_AWAKE_NS // 2:
                     return True
         return False
 
     assert asyncio.run(rounds())
+
+
+@pytest.mark.parametrize("with_timer", [True, False])
+def test_the_pacer_never_wakes_early(with_timer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not with_timer:
+        monkeypatch.setattr("loadgen.run.pacer.sys.platform", "elsewhere")
+
+    async def main() -> None:
+        with Pacer() as pacer:
+            start_ns = monotonic_ns()
+            for ms in (0, 3, 3, 7, 12):
+                await pacer.until(start_ns + ms * NS_PER_MS)
+                assert monotonic_ns() >= start_ns + ms * NS_PER_MS
+
+    asyncio.run(main())
+
+
+def test_a_cancelled_pacer_lets_go() -> None:
+    async def main() -> None:
+        with Pacer() as pacer:
+            task = asyncio.create_task(pacer.until(monotonic_ns() + 3600 * 10**9))
+            await asyncio.sleep(0.01)
+            task.cancel()
+            await asyncio.wait([task])
+            assert task.cancelled()
+            await pacer.until(monotonic_ns() + NS_PER_MS)
+
+    asyncio.run(main())

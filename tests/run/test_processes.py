@@ -21,8 +21,8 @@ from hypothesis import strategies as st
 
 from loadgen.errors import LoadgenError
 from loadgen.results import run_folder
-from loadgen.run.processes import shard, split_cap, together
-from loadgen.run.sender import Cost
+from loadgen.run.process_stats import SendingCost, merge_costs
+from loadgen.run.processes import split_cap, split_requests
 from loadgen.servers.launcher import served
 from loadgen.workload.arrivals import index_of_dispersion, ks_exponential
 from loadgen.workload.schedule import ScheduledRequest
@@ -40,7 +40,7 @@ def request(index: int, session_id: str | None = None) -> ScheduledRequest:
 @given(st.lists(st.none() | st.sampled_from("abcdef")), st.integers(1, 7))
 def test_shares_are_the_schedule_and_sessions_stay_whole(sessions: list[str | None], processes: int) -> None:
     requests = [request(i, session) for i, session in enumerate(sessions)]
-    shares = shard(requests, processes)
+    shares = split_requests(requests, processes)
     assert len(shares) == processes
     assert sorted(one.index for share in shares for one in share) == list(range(len(requests)))
     for share in shares:
@@ -51,7 +51,7 @@ def test_shares_are_the_schedule_and_sessions_stay_whole(sessions: list[str | No
 
 def test_without_sessions_every_nth_request_is_a_process_s() -> None:
     requests = [request(i) for i in range(10)]
-    assert shard(requests, 3) == [tuple(requests[k::3]) for k in range(3)]
+    assert split_requests(requests, 3) == [tuple(requests[k::3]) for k in range(3)]
 
 
 @pytest.mark.parametrize(("cap", "parts"), [(None, [None] * 3), (3, [1, 1, 1]), (8, [3, 3, 2])])
@@ -67,16 +67,16 @@ def test_a_cap_below_the_number_of_processes_is_refused() -> None:
 def test_costs_add_up_and_delays_are_pooled() -> None:
     told = {"sent": 3, "lost": 1, "last_error": None}
     costs = [
-        Cost(1.0, 10, array("q", [1, 2]), 0.1, "kernel", told),
-        Cost(0.5, 20, array("q", [3]), 0.3, "kernel", told | {"last_error": "it answered 503"}),
-        Cost(0.25, 5, array("q"), None, None, None),
+        SendingCost(1.0, 10, array("q", [1, 2]), 0.1, "kernel", told),
+        SendingCost(0.5, 20, array("q", [3]), 0.3, "kernel", told | {"last_error": "it answered 503"}),
+        SendingCost(0.25, 5, array("q"), None, None, None),
     ]
-    whole = together(costs)
+    whole = merge_costs(costs)
     assert (whole.cpu_s, whole.max_rss_bytes, list(whole.late_ns)) == (1.75, 35, [1, 2, 3])
     assert whole.spans == {"sent": 6, "lost": 2, "last_error": "it answered 503"}
     assert (whole.waited_s, whole.stamped_by) == (0.3, "kernel")
-    assert together([*costs, replace(costs[0], stamped_by="reading")]).stamped_by == "reading"
-    assert together(costs[2:]).spans is together(costs[2:]).waited_s is None
+    assert merge_costs([*costs, replace(costs[0], stamped_by="reading")]).stamped_by == "reading"
+    assert merge_costs(costs[2:]).spans is merge_costs(costs[2:]).waited_s is None
 
 
 # -- real processes --------------------------------------------------------------------------------------------------

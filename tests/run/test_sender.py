@@ -2,253 +2,385 @@
 
 import asyncio
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
 
 import msgspec
 import pytest
 
 from loadgen import clock
+from loadgen.client.client import Client, OnRecord, Post
+from loadgen.client.server_probe import ServerInfo
 from loadgen.errors import LoadgenError
-from loadgen.record import RequestRecord
-from loadgen.run.pacer import Pacer
-from loadgen.run.runner import Runner
+from loadgen.record import ErrorKind, RequestRecord
+from loadgen.run.config import PreparedRun, RunConfig
+from loadgen.run.pacer import BODIES_AHEAD
+from loadgen.run.process_stats import SendingCost
+from loadgen.run.sender import Sender, warm_up
 from loadgen.units import NS_PER_MS
 from loadgen.workload.schedule import Schedule, ScheduledRequest
+
+Write = Callable[[RequestRecord], None]
 
 
 def schedule(gaps_ms: list[int]) -> Schedule:
     offsets = [sum(gaps_ms[: i + 1]) * NS_PER_MS for i in range(len(gaps_ms))]
     requests = [
-        ScheduledRequest(index=i, offset_ns=at, workload="chat", input_tokens=1, output_tokens=1)
-        for i, at in enumerate(offsets)
+        ScheduledRequest(index=i, offset_ns=offset_ns, workload="chat", input_tokens=1, output_tokens=1)
+        for i, offset_ns in enumerate(offsets)
     ]
     return Schedule(tuple(requests), "trace", None, 0)
 
 
+@dataclass(frozen=True)
+class Prepared(PreparedRun):
+    """A prepared run whose bodies are what `make` says."""
+
+    make: Callable[[ScheduledRequest], bytes] = lambda request: b"body %d" % request.index
+
+    def body_maker(self, seed: int) -> Callable[[ScheduledRequest], bytes]:
+        return self.make
+
+
+def prepared(cap: int | None = None, **kwargs: Any) -> PreparedRun:
+    config = RunConfig(out=Path("unused"), base_url="http://server/v1", max_concurrency=cap, warmup=2)
+    return Prepared("run", config, ServerInfo("http://server/v1", "m", None), {}, **kwargs)
+
+
 class Server:
-    """Takes `busy_s` for each request, like a client would report it."""
+    """A client whose server takes `busy_s` for each request; a request of `failing` ends with an HTTP error."""
 
-    def __init__(self, busy_s: float) -> None:
-        self.busy_s = busy_s
-        self.most_in_flight = self.in_flight = 0
+    stamped_by = None
 
-    def launch(
-        self, request: ScheduledRequest, body: bytes, scheduled_ns: int, landed: Callable[[RequestRecord], None]
-    ) -> asyncio.Task[RequestRecord]:
-        task = asyncio.create_task(self.send(request, body, scheduled_ns))
-        task.add_done_callback(lambda task: landed(task.result()))
-        return task
+    def __init__(self, busy_s: float = 0.0, failing: tuple[int, ...] = ()) -> None:
+        self.busy_s, self.failing = busy_s, failing
+        self.max_in_flight = self.in_flight = 0
+        self.posts: list[Post] = []
 
-    async def send(self, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> RequestRecord:
+    def busy_for_s(self, index: int) -> float:
+        return self.busy_s
+
+    def send(self, post: Post, on_record: OnRecord) -> "asyncio.Task[RequestRecord]":
+        self.posts.append(post)
+        exchange = asyncio.create_task(self._respond(post))
+        exchange.add_done_callback(lambda task: on_record(task.result()))
+        return exchange
+
+    def cancel(self, exchange: "asyncio.Task[RequestRecord]") -> None:
+        exchange.cancel()
+
+    async def post(self, path: str, body: bytes, *, workload: str) -> RequestRecord:
+        return await self._respond(Post(path, body, int(body.split()[1]), workload, 0, ""))
+
+    async def _respond(self, post: Post) -> RequestRecord:
         self.in_flight += 1
-        self.most_in_flight = max(self.most_in_flight, self.in_flight)
+        self.max_in_flight = max(self.max_in_flight, self.in_flight)
         sent_ns = clock.monotonic_ns()
-        error = None
+        error: ErrorKind | None = "http" if post.index in self.failing else None
         try:
-            await asyncio.sleep(self.busy_s)
+            await asyncio.sleep(self.busy_for_s(post.index))
         except asyncio.CancelledError:
             error = "cancelled"
         self.in_flight -= 1
         return RequestRecord(
-            index=request.index,
+            index=post.index,
             workload="chat",
-            scheduled_ns=scheduled_ns,
+            scheduled_ns=post.scheduled_ns,
             sent_ns=sent_ns,
             finished_ns=clock.monotonic_ns(),
             output_tokens=3,
-            error=error,  # type: ignore[arg-type]
+            error=error,
         )
 
 
+@dataclass
+class Outcome:
+    records: list[RequestRecord]
+    sender: Sender
+    start_ns: int
+    cost: SendingCost
+
+    @property
+    def errors(self) -> dict[int, str | None]:
+        return {record.index: record.error for record in self.records}
+
+
 def run(
-    gaps_ms: list[int], server: Server, *, then: Callable[[Runner], None] | None = None, cap: int | None = None
-) -> tuple[list[RequestRecord], Runner, int]:
+    plan: Schedule,
+    server: Server,
+    *,
+    when: Callable[[], bool] = lambda: False,
+    then: Callable[[Sender], None] = lambda sender: None,
+    cap: int | None = None,
+    write: Write | None = None,
+    **kwargs: Any,
+) -> Outcome:
+    """Send a schedule; call `then` as soon as `when` holds. Every request of the schedule gets exactly one record."""
     records: list[RequestRecord] = []
 
-    async def main() -> tuple[Runner, int]:
-        runner = Runner(schedule(gaps_ms), lambda _: b"", server.launch, records.append, cap)
-        start_ns = clock.monotonic_ns() + 20 * NS_PER_MS
-        if then:
-            asyncio.get_running_loop().call_later(0.15, then, runner)
-        await runner.run(start_ns)
-        return runner, start_ns
+    async def watch(sender: Sender) -> None:
+        while not when():
+            await asyncio.sleep(0.001)
+        then(sender)
 
-    runner, start_ns = asyncio.run(main())
-    return records, runner, start_ns
+    async def main() -> Outcome:
+        client = cast("Client", server)
+        sender = Sender(plan, prepared(cap, **kwargs), client, write or records.append)
+        start_ns = clock.monotonic_ns() + 20 * NS_PER_MS
+        watcher = asyncio.create_task(watch(sender))
+        cost = await sender.run(start_ns)
+        watcher.cancel()
+        return Outcome(records, sender, start_ns, cost)
+
+    outcome = asyncio.run(main())
+    if write is None:
+        assert sorted(record.index for record in records) == list(range(len(plan.requests)))
+    assert outcome.sender.tallies.sent == len(server.posts)
+    assert outcome.sender.tallies.in_flight == 0
+    return outcome
 
 
 def test_every_request_is_sent_at_its_instant_however_slow_the_server_is() -> None:
     gaps = [0, 10, 0, 30, 5, 20]
-    server = Server(busy_s=0.2)
-    records, runner, start_ns = run(gaps, server)
-    assert sorted(record.index for record in records) == list(range(6))
-    assert server.most_in_flight == 6, "nobody waited for an answer"
-    for record in records:
-        assert record.scheduled_ns == start_ns + sum(gaps[: record.index + 1]) * NS_PER_MS
-        assert record.sent_ns is not None
-        assert record.sent_ns >= record.scheduled_ns
-    assert (runner.tallies.sent, runner.tallies.completed, runner.tallies.in_flight) == (6, 6, 0)
-    assert runner.tallies.output_tokens == 18
-    assert runner.stopped_by == "completed"
+    released = asyncio.Event()
+
+    class Stuck(Server):
+        async def _respond(self, post: Post) -> RequestRecord:
+            if len(self.posts) == len(gaps):
+                released.set()
+            await released.wait()
+            return await super()._respond(post)
+
+    server = Stuck()
+    outcome = run(schedule(gaps), server)
+    assert [post.index for post in server.posts] == list(range(6)), "none waited for a response"
+    for record in outcome.records:
+        assert record.scheduled_ns == outcome.start_ns + sum(gaps[: record.index + 1]) * NS_PER_MS
+        assert record.sent_ns is not None and record.sent_ns >= record.scheduled_ns
+    tallies = outcome.sender.tallies
+    assert (tallies.sent, tallies.completed, tallies.failed, tallies.output_tokens) == (6, 6, 0, 18)
+    assert outcome.sender.stopped_by == "completed"
+
+
+def test_a_request_is_posted_with_its_own_body_and_an_id_made_of_run_and_index() -> None:
+    server = Server()
+    outcome = run(schedule([0, 1, 1]), server)
+    assert [(post.request_id, post.body, post.path) for post in server.posts] == [
+        (f"run-{i}", b"body %d" % i, "/chat/completions") for i in range(3)
+    ]
+    assert [post.scheduled_ns - outcome.start_ns for post in server.posts] == [0, NS_PER_MS, 2 * NS_PER_MS]
 
 
 def test_a_cap_closes_the_loop_and_keeps_the_intended_instants() -> None:
-    server = Server(busy_s=0.03)
-    records, _, start_ns = run([0, 0, 0, 0], server, cap=2)
-    assert server.most_in_flight == 2
-    assert [record.scheduled_ns for record in records] == [start_ns] * 4
+    server = Server(busy_s=0.01)
+    outcome = run(schedule([0] * 5), server, cap=2)
+    assert server.max_in_flight == 2
+    assert [record.scheduled_ns for record in outcome.records] == [outcome.start_ns] * 5
 
 
-def test_stop_drains_what_is_in_flight_and_accounts_for_the_rest() -> None:
-    records, runner, _ = run([0, 10, 1000, 1000], Server(busy_s=0.3), then=lambda runner: runner.stop("interrupted"))
-    assert runner.stopped_by == "interrupted"
-    assert [(record.index, record.error) for record in records] == [
-        (0, None),
-        (1, None),
-        (2, "not_sent"),
-        (3, "not_sent"),
-    ]
-    assert records[2].sent_ns is None
+def test_stop_drains_the_requests_in_flight_and_accounts_for_the_others() -> None:
+    server = Server(busy_s=0.05)
+    outcome = run(
+        schedule([0, 10, 60_000, 1000]),
+        server,
+        when=lambda: len(server.posts) == 2,
+        then=lambda sender: sender.stop("interrupted"),
+    )
+    assert outcome.sender.stopped_by == "interrupted"
+    assert outcome.errors == {0: None, 1: None, 2: "not_sent", 3: "not_sent"}
+    unsent = outcome.records[2]
+    assert (unsent.sent_ns, unsent.detail) == (None, None)
+    assert unsent.scheduled_ns == outcome.start_ns + 60_010 * NS_PER_MS
 
 
-def test_abort_cancels_what_is_in_flight() -> None:
-    records, runner, _ = run([0, 10, 60_000], Server(busy_s=60), then=Runner.abort)
-    assert runner.stopped_by == "aborted"
-    found = sorted((record.index, record.error) for record in records)
-    assert found == [(0, "cancelled"), (1, "cancelled"), (2, "not_sent")]
+def test_abort_cancels_the_requests_in_flight() -> None:
+    server = Server(busy_s=60)
+    outcome = run(schedule([0, 10, 60_000]), server, when=lambda: len(server.posts) == 2, then=Sender.abort)
+    assert outcome.sender.stopped_by == "aborted"
+    assert outcome.errors == {0: "cancelled", 1: "cancelled", 2: "not_sent"}
+    assert (outcome.sender.tallies.completed, outcome.sender.tallies.failed) == (0, 2)
 
 
-def test_what_on_record_raises_ends_the_run() -> None:
-    async def main() -> None:
-        def full(_: RequestRecord) -> None:
-            raise LoadgenError("disk full")
+def test_an_abort_after_a_stop_ends_a_drain_that_takes_too_long() -> None:
+    server = Server(busy_s=60)
 
-        await Runner(schedule([0, 60_000]), lambda _: b"", Server(0).launch, full).run(clock.monotonic_ns())
+    def stop_twice(sender: Sender) -> None:
+        sender.stop("interrupted")
+        sender.abort()
 
+    outcome = run(schedule([0, 60_000]), server, when=lambda: len(server.posts) == 1, then=stop_twice)
+    assert outcome.sender.stopped_by == "aborted"
+    assert outcome.errors == {0: "cancelled", 1: "not_sent"}
+
+
+def test_a_record_that_cannot_be_kept_ends_the_run_and_cancels_the_others() -> None:
+    class OneSlow(Server):
+        def busy_for_s(self, index: int) -> float:
+            return 60.0 if index == 0 else 0.0
+
+    kept: list[RequestRecord] = []
+
+    def full(record: RequestRecord) -> None:
+        kept.append(record)
+        raise LoadgenError("disk full")
+
+    server = OneSlow()
     with pytest.raises(LoadgenError, match="disk full"):
-        asyncio.run(main())
+        run(schedule([0, 0, 60_000]), server, write=full)
+    assert [(record.index, record.error) for record in kept] == [(1, None), (0, "cancelled")], "and none for request 2"
+    assert server.in_flight == 0
 
 
-def test_bodies_are_made_before_the_deadline() -> None:
+def test_a_body_that_cannot_be_made_ends_the_run() -> None:
+    def make(request: ScheduledRequest) -> bytes:
+        if request.index == 1:
+            raise LoadgenError("no such text")
+        return b""
+
+    with pytest.raises(LoadgenError, match="no such text"):
+        run(schedule([0, 1, 60_000]), Server(), make=make)
+
+
+def test_bodies_are_made_before_the_first_instant_but_not_too_many() -> None:
     made: list[int] = []
 
-    async def main() -> int:
-        def make(_: ScheduledRequest) -> bytes:
-            made.append(clock.monotonic_ns())
-            return b""
+    def make(request: ScheduledRequest) -> bytes:
+        made.append(request.index)
+        return b"body %d" % request.index
 
-        start_ns = clock.monotonic_ns() + 20 * NS_PER_MS
-        await Runner(schedule([20, 20]), make, Server(0).launch, lambda _: None).run(start_ns)
-        return start_ns
+    class Counting(Server):
+        made_at_first: int | None = None
 
-    start_ns = asyncio.run(main())
-    assert made[0] < start_ns + 20 * NS_PER_MS
-    assert made[1] < start_ns + 40 * NS_PER_MS
+        def send(self, post: Post, on_record: OnRecord) -> "asyncio.Task[RequestRecord]":
+            self.made_at_first = self.made_at_first or len(made)
+            return super().send(post, on_record)
+
+    server = Counting()
+    requests = 2 * BODIES_AHEAD
+    run(schedule([20, *[0] * (requests - 1)]), server, make=make)
+    assert made == [post.index for post in server.posts] == list(range(requests)), "each once, in order"
+    assert server.made_at_first is not None and 1 <= server.made_at_first <= BODIES_AHEAD
+
+
+def test_the_cost_of_sending_is_this_process_s_own() -> None:
+    cost = run(schedule([0, 30]), Server()).cost
+    assert cost.cpu_s > 0
+    assert cost.max_rss_bytes > 2**20
+    assert all(late_ns >= 0 for late_ns in cost.late_ns)
+    assert (cost.stamped_by, cost.spans) == (None, None)
 
 
 # -- sessions ---------------------------------------------------------------------------------------------------------
 
 
 def sessions(*turns: tuple[int, int | None, int]) -> Schedule:
-    """(offset ms, after, think ms) of each request."""
+    """Return a schedule of (offset ms, after, think ms) of each request."""
     requests = [
         ScheduledRequest(
-            index=i, offset_ns=at * NS_PER_MS, workload="chat", input_tokens=1, output_tokens=1, after=after,
-            think_ns=think * NS_PER_MS,
+            index=i, offset_ns=offset_ms * NS_PER_MS, workload="chat", input_tokens=1, output_tokens=1, after=after,
+            think_ns=think_ms * NS_PER_MS,
         )
-        for i, (at, after, think) in enumerate(turns)
+        for i, (offset_ms, after, think_ms) in enumerate(turns)
     ]  # fmt: skip
     return Schedule(tuple(requests), None, None, 0)
-
-
-def run_sessions(
-    plan: Schedule, server: Server, *, then: Callable[[Runner], None] | None = None, cap: int | None = None
-) -> tuple[dict[int, RequestRecord], Runner]:
-    records: list[RequestRecord] = []
-
-    async def main() -> Runner:
-        runner = Runner(plan, lambda _: b"", server.launch, records.append, cap)
-        if then:
-            asyncio.get_running_loop().call_later(0.15, then, runner)
-        await runner.run(clock.monotonic_ns() + 20 * NS_PER_MS)
-        return runner
-
-    runner = asyncio.run(main())
-    assert sorted(record.index for record in records) == list(range(len(plan.requests))), "one record each"
-    assert runner.tallies.sent == sum(record.sent_ns is not None for record in records)
-    assert runner.tallies.in_flight == 0
-    return {record.index: record for record in records}, runner
 
 
 TWO_SESSIONS = sessions((0, None, 0), (5, None, 0), (20, 0, 20), (40, 2, 20), (5, 1, 0))
 
 
 @pytest.mark.parametrize("cap", [None, 1])
-def test_a_turn_is_due_a_think_time_after_the_answer_before_it(cap: int | None) -> None:
-    records, runner = run_sessions(TWO_SESSIONS, Server(busy_s=0.03), cap=cap)
+def test_a_turn_is_due_a_think_time_after_the_response_before_it(cap: int | None) -> None:
+    outcome = run(TWO_SESSIONS, Server(busy_s=0.01), cap=cap)
+    records = {record.index: record for record in outcome.records}
     for request in TWO_SESSIONS.requests:
         if request.after is not None:
-            record, before = records[request.index], records[request.after]
-            assert before.finished_ns is not None and record.sent_ns is not None
-            assert record.scheduled_ns == before.finished_ns + request.think_ns
+            record, previous = records[request.index], records[request.after]
+            assert previous.finished_ns is not None and record.sent_ns is not None
+            assert record.scheduled_ns == previous.finished_ns + request.think_ns
             assert record.sent_ns >= record.scheduled_ns
-    assert runner.stopped_by == "completed"
+    assert outcome.errors == dict.fromkeys(range(5))
+    assert outcome.sender.stopped_by == "completed"
 
 
-def test_a_session_waits_for_itself_and_for_nobody_else() -> None:
-    server = Server(busy_s=0.08)
-    run_sessions(sessions((0, None, 0), (1, None, 0), (2, None, 0), (0, 0, 0), (1, 1, 0)), server)
-    assert server.most_in_flight == 3
+def test_a_session_waits_for_itself_only() -> None:
+    """Three first turns are in flight together; the second turns of two sessions come after the responses to theirs."""
+    server = Server(busy_s=0.05)
+    outcome = run(sessions((0, None, 0), (1, None, 0), (2, None, 0), (0, 0, 0), (1, 1, 0)), server)
+    sent_ns = {record.index: record.sent_ns or 0 for record in outcome.records}
+    finished_ns = {record.index: record.finished_ns or 0 for record in outcome.records}
+    assert [post.index for post in server.posts[:3]] == [0, 1, 2]
+    assert sent_ns[3] >= finished_ns[0] and sent_ns[4] >= finished_ns[1]
 
 
 def test_a_session_ends_where_a_turn_of_it_fails() -> None:
-    class Failing(Server):
-        async def send(self, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> RequestRecord:
-            record = await super().send(request, body, scheduled_ns)
-            return msgspec.structs.replace(record, error="http") if request.index == 0 else record
-
-    records, runner = run_sessions(TWO_SESSIONS, Failing(busy_s=0.01))
-    assert {i: records[i].error for i in range(5)} == {0: "http", 1: None, 2: "not_sent", 3: "not_sent", 4: None}
-    assert records[2].detail == records[3].detail == "turn 0 of its session failed: http"
-    assert records[3].sent_ns is None
-    assert runner.stopped_by == "completed"
+    outcome = run(TWO_SESSIONS, Server(busy_s=0.01, failing=(0,)))
+    assert outcome.errors == {0: "http", 1: None, 2: "not_sent", 3: "not_sent", 4: None}
+    for record in outcome.records:
+        if record.error == "not_sent":
+            assert record.detail == "turn 0 of its session failed: http"
+            assert record.sent_ns is None
+    assert outcome.sender.stopped_by == "completed"
 
 
-@pytest.mark.parametrize(("end", "second"), [(lambda r: r.stop("interrupted"), None), (Runner.abort, "cancelled")])
-def test_stop_and_abort_end_the_thinking(end: Callable[[Runner], None], second: str | None) -> None:
+def test_a_later_turn_that_fails_ends_its_own_successors_only() -> None:
+    outcome = run(TWO_SESSIONS, Server(failing=(2,)))
+    assert outcome.errors == {0: None, 1: None, 2: "http", 3: "not_sent", 4: None}
+    (unsent,) = (record for record in outcome.records if record.index == 3)
+    assert unsent.detail == "turn 2 of its session failed: http"
+    assert unsent.scheduled_ns == outcome.start_ns + 40 * NS_PER_MS, "its earliest instant"
+
+
+@pytest.mark.parametrize(
+    ("end", "second"), [(lambda sender: sender.stop("interrupted"), None), (Sender.abort, "cancelled")]
+)
+def test_stop_and_abort_end_the_thinking(end: Callable[[Sender], None], second: str | None) -> None:
+    """Session 0 thinks, request 1 is in flight, and turn 4 would follow it."""
     plan = sessions((0, None, 0), (0, None, 0), (0, 0, 60_000), (60_000, 2, 0), (0, 1, 0))
 
     class OneSlow(Server):
-        async def send(self, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> RequestRecord:
-            self.busy_s = 0.3 if request.index == 1 else 0.01
-            return await super().send(request, body, scheduled_ns)
+        def busy_for_s(self, index: int) -> float:
+            return 0.1 if index == 1 else 0.0
 
-    records, _ = run_sessions(plan, OneSlow(0), then=end)
-    assert [records[i].error for i in range(5)] == [None, second, "not_sent", "not_sent", "not_sent"]
-
-
-@pytest.mark.parametrize("with_timer", [True, False])
-def test_the_pacer_never_wakes_early(with_timer: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not with_timer:
-        monkeypatch.setattr("loadgen.run.pacer.sys.platform", "elsewhere")
-
-    async def main() -> None:
-        with Pacer() as pacer:
-            start_ns = clock.monotonic_ns()
-            for ms in (0, 3, 3, 7, 12):
-                await pacer.until(start_ns + ms * NS_PER_MS)
-                assert clock.monotonic_ns() >= start_ns + ms * NS_PER_MS
-
-    asyncio.run(main())
+    server = OneSlow()
+    outcome = run(plan, server, when=lambda: len(server.posts) == 2 and server.in_flight == 1, then=end)
+    assert outcome.errors == {0: None, 1: second, 2: "not_sent", 3: "not_sent", 4: "not_sent"}
 
 
-def test_a_cancelled_pacer_lets_go() -> None:
-    async def main() -> None:
-        with Pacer() as pacer:
-            task = asyncio.create_task(pacer.until(clock.monotonic_ns() + 3600 * 10**9))
-            await asyncio.sleep(0.01)
-            task.cancel()
-            await asyncio.wait([task])
-            assert task.cancelled()
-            await pacer.until(clock.monotonic_ns() + NS_PER_MS)
+# -- warm-up ----------------------------------------------------------------------------------------------------------
 
-    asyncio.run(main())
+
+class Recorder(Server):
+    """Keeps the bodies of what is posted outside the schedule."""
+
+    def __init__(self, failing: tuple[int, ...] = ()) -> None:
+        super().__init__(failing=failing)
+        self.bodies: list[bytes] = []
+
+    async def post(self, path: str, body: bytes, *, workload: str) -> RequestRecord:
+        assert (path, workload) == ("/chat/completions", "warmup")
+        self.bodies.append(body)
+        return await super().post(path, body, workload=workload)
+
+
+def test_a_warm_up_sends_the_first_requests_with_prompts_that_no_request_of_the_run_has() -> None:
+    server = Recorder()
+    asked: list[ScheduledRequest] = []
+
+    def make(request: ScheduledRequest) -> bytes:
+        asked.append(request)
+        return b"body %d" % request.index
+
+    plan = schedule([1, 1, 1])
+    shared = [msgspec.structs.replace(request, prefix_ids=(7,), text_id=5) for request in plan.requests]
+    plan = Schedule(tuple(shared), "trace", None, 0)
+    asyncio.run(warm_up(plan, prepared(make=make), cast("Client", server)))
+    assert server.bodies == [b"body 3", b"body 4"], "two, as the options say, after the last index of the schedule"
+    assert [(request.prefix_ids, request.text_id) for request in asked] == [((), None)] * 2
+
+
+def test_a_warm_up_that_fails_ends_the_run_before_it_begins() -> None:
+    server = Recorder(failing=(3,))
+    with pytest.raises(LoadgenError, match=r"a warm-up request failed \(http\)"):
+        asyncio.run(warm_up(schedule([1, 1, 1]), prepared(), cast("Client", server)))
+    assert len(server.bodies) == 1

@@ -14,8 +14,9 @@ from loadgen.client.openai_api import PATHS, Dialect, payload
 from loadgen.client.server_probe import find_dialect, find_model
 from loadgen.record import RequestRecord
 from loadgen.report.write import finish
+from loadgen.run.config import RunConfig
 from loadgen.run.progress import NullView
-from loadgen.run.replay import RunConfig, replay
+from loadgen.run.replay import replay
 from loadgen.servers.launcher import served
 from loadgen.telemetry.engine_metrics import parse_page
 from loadgen.workload.schedule import Schedule, ScheduledRequest

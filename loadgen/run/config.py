@@ -1,0 +1,108 @@
+"""The options of a run, in one list: click fills it in, every sending process receives it, and run.json states it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple, get_type_hints
+
+import msgspec
+
+from loadgen.client.client import Client
+from loadgen.client.openai_api import PATHS, Endpoint
+from loadgen.client.request_body import body_maker
+from loadgen.client.server_probe import ServerInfo, clean_url
+from loadgen.workload.prompts import PromptKind, Vocabulary
+from loadgen.workload.schedule import ScheduledRequest
+
+
+class Recorded(NamedTuple):
+    """How run.json states an option, where that is not the plain value under the field's name."""
+
+    value: Callable[[Any], Any] | None
+    """Makes the stated value from the option's; None leaves the option out of run.json."""
+    name: str | None = None
+    """The key in run.json; None is the field's name."""
+    omit_none: bool = False
+    """True leaves the key out when the option is None."""
+
+
+def _plain(value: Any) -> Any:
+    return value
+
+
+SECRET = Recorded(None)
+"""A value that authenticates. It reaches the server and is written nowhere."""
+NOT_RECORDED = Recorded(None)
+WITHOUT_PASSWORD = Recorded(clean_url)
+HEADER_NAMES = Recorded(sorted)
+"""Header values may authenticate; the names do not."""
+
+
+class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The options of a run, beyond its schedule. A field has the name of the click option that fills it.
+
+    run.json states the fields in this order.
+    """
+
+    base_url: Annotated[str, WITHOUT_PASSWORD]
+    goodput: dict[str, float] = {}
+    """Limit in milliseconds by metric, for requests without limits of their own."""
+    headers: Annotated[dict[str, str], HEADER_NAMES] = {}
+    extra_body: dict[str, Any] = {}
+    processes: int = 1
+    """Number of processes that share the sending."""
+    tokenizer: Annotated[Path | None, Recorded(lambda path: str(path) if path else None)] = None
+    model: str | None = None
+    endpoint: Endpoint = "chat"
+    energy: Annotated[str, Recorded(lambda source: clean_url(source) if "://" in source else source)] = "auto"
+    gpus: tuple[str, ...] = ()
+    max_concurrency: int | None = None
+    warmup: int = 0
+    """Requests sent one by one before the run, unrecorded."""
+    idle_s: float = 2.0
+    """Recorded before the first request when there is a meter: the power of the resident model at rest."""
+    timeout_s: Annotated[float | None, Recorded(_plain, name="timeout")] = 600.0
+    otlp: Annotated[str | None, Recorded(clean_url, omit_none=True)] = None
+    """URL of a sidecar that receives a span for every request."""
+    api_key: Annotated[str | None, SECRET] = None
+    out: Annotated[Path, NOT_RECORDED]
+    """The run folder."""
+    overwrite: Annotated[bool, NOT_RECORDED] = False
+    plan: Annotated[dict[str, Any], NOT_RECORDED] = {}
+    """How the schedule was made: run.json states these entries before the options."""
+
+
+def recorded_options(config: RunConfig) -> dict[str, Any]:
+    """Return `config` of run.json: the plan, then every option, without secrets."""
+    stated = dict(config.plan)
+    for name, hint in get_type_hints(RunConfig, include_extras=True).items():
+        marks = (mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Recorded))
+        mark = next(marks, Recorded(_plain))
+        value = getattr(config, name)
+        if mark.value is not None and not (mark.omit_none and value is None):
+            stated[mark.name or name] = mark.value(value)
+    return stated
+
+
+@dataclass(frozen=True)
+class PreparedRun:
+    """All that a process needs to send a schedule. It holds the API key, so it is handed over and never written."""
+
+    run_id: str
+    config: RunConfig
+    server: ServerInfo
+    vocabularies: dict[PromptKind, Vocabulary]
+
+    @property
+    def path(self) -> str:
+        """Path of the API that requests are posted to."""
+        return PATHS[self.config.endpoint]
+
+    def body_maker(self, seed: int) -> Callable[[ScheduledRequest], bytes]:
+        config, server = self.config, self.server
+        return body_maker(seed, self.vocabularies, config.endpoint, server.model, server.dialect, config.extra_body)
+
+
+def open_client(config: RunConfig) -> Client:
+    """Return a client of the server that `config` names, to be used as a context manager."""
+    return Client(config.base_url, headers=config.headers, api_key=config.api_key, timeout_s=config.timeout_s)

@@ -1,0 +1,71 @@
+"""The meters beside a run: the energy source near the server, and the engine's own counters."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from types import TracebackType
+from typing import Self
+from urllib.parse import urlsplit
+
+from loadgen.client.server_probe import ServerInfo
+from loadgen.energy.choose import open_meter, source_beside
+from loadgen.energy.meter import EnergyMeter
+from loadgen.energy.sampler import LivePower, Sampler, SamplerReport
+from loadgen.results.run_folder import RunWriter
+from loadgen.run.config import RunConfig
+from loadgen.telemetry.engine_metrics import EnginePoller
+
+
+class Metering:
+    """Holds the energy meter of a run, where there is one. A context manager: leaving it closes the meter."""
+
+    def __init__(self, config: RunConfig, server: ServerInfo) -> None:
+        self._config, self._server = config, server
+        self.meter: EnergyMeter | None = None
+        self.reasons: list[str] = []
+        """Reasons why there is no meter, or why a better one was passed over."""
+        self._sampler: Sampler | None = None
+        self.report: SamplerReport | None = None
+        """Known once `recording` has ended; None without a meter."""
+
+    async def __aenter__(self) -> Self:
+        server, config = self._server, self._config
+        simulated_at = server.root_url if server.simulated else None
+        source = source_beside(server.base_url, config.energy, simulated_at=simulated_at)
+        if source is None:
+            host = urlsplit(server.base_url).hostname
+            self.reasons = [
+                f"the server is on another host: run `loadgen sidecar` there and add --energy http://{host}:9478"
+            ]
+        else:
+            self.meter, self.reasons = await asyncio.to_thread(open_meter, source, gpus=config.gpus or None)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        if self.meter and not (self._sampler and self._sampler.hangs):  # a driver call that never returned holds it
+            self.meter.close()
+
+    @asynccontextmanager
+    async def recording(self, writer: RunWriter) -> AsyncIterator[None]:
+        """Record the energy counters and the engine's counters while the block runs, each once more after it.
+
+        Both threads are daemons; after an exception they are left to themselves.
+        """
+        poller = EnginePoller(
+            self._server.root_url, lambda sample: writer.engine({"t_ns": sample.t_ns, **sample.values})
+        )
+        if self.meter:
+            self._sampler = Sampler(self.meter, writer.energy)
+            self._sampler.start()
+        await asyncio.to_thread(poller.read_now)
+        poller.start()
+        yield
+        await asyncio.to_thread(poller.stop)
+        await asyncio.to_thread(poller.read_now)
+        self.report = await asyncio.to_thread(self._sampler.stop) if self._sampler else None
+
+    def latest(self) -> LivePower | None:
+        """Return the present power, for display; None without a meter."""
+        return self._sampler.latest() if self._sampler else None
