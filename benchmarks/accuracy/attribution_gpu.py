@@ -25,9 +25,9 @@ import numpy as np
 from loadgen.attribution.engine_steps import EngineSteps, engine_steps_of
 from loadgen.attribution.shapley import align_phase, fit_coefficients, member_features, overlap, owed_by
 from loadgen.energy.series import EnergySeries, align_to_counter_clock
-from loadgen.results import run_folder
+from loadgen.results.energy_summary import outermost_series
 from loadgen.results.run_folder import RunResult
-from loadgen.results.summarize import analyse_run, outermost_series, span
+from loadgen.results.summarize import load_run, span
 from loadgen.units import NS_PER_S
 from loadgen.workload.schedule import build_schedule
 from loadgen.workload.trace import TraceRequest, read_trace, write_trace
@@ -79,7 +79,7 @@ def run(folder: Path, base_url: str, seconds: float, only: str | None) -> None:
 
 
 def load(path: Path) -> RunResult:
-    return analyse_run(run_folder.read_run(path))
+    return load_run(path)
 
 
 def identical(result: RunResult) -> dict[str, float]:

@@ -25,10 +25,9 @@ def compare(ctx: click.Context, runs: tuple[Path, ...], gates: tuple[str, ...], 
 
     from loadgen.report import compare as view
     from loadgen.report.run_facts import summary_of
-    from loadgen.results import run_folder
-    from loadgen.results.summarize import analyse_run
+    from loadgen.results.summarize import load_run
 
-    results = [analyse_run(run_folder.read_run(run)) for run in runs]
+    results = [load_run(run) for run in runs]
     summaries = [summary_of(result) for result in results]
     paths = view.known_paths(summaries)
     verdicts = [v for text in gates for v in view.check_gate(view.parse_gate(text, paths), summaries)]

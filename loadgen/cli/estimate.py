@@ -151,10 +151,9 @@ def _answer(
 
 
 def _run(path: Path, profile: "EnergyProfile") -> "RunResult":
-    from loadgen.results import run_folder
-    from loadgen.results.summarize import analyse_run
+    from loadgen.results.summarize import load_run
 
-    run = analyse_run(run_folder.read_run(path))
+    run = load_run(path)
     assert run.summary is not None
     if not run.summary.energy.valid or run.summary.energy.attributed_joules is None:
         reasons = "; ".join(run.summary.energy.reasons) or "no energy was measured"

@@ -11,8 +11,8 @@ from loadgen.record import RequestRecord
 from loadgen.report import downsample, svg
 from loadgen.report.format import count, joules, number, percent, plural, seconds, watts
 from loadgen.report.markup import Markup, join, tag
+from loadgen.results.energy_summary import outermost_series
 from loadgen.results.run_folder import RunResult
-from loadgen.results.summarize import outermost_series
 from loadgen.stats.arrays import Floats
 from loadgen.units import MJ_PER_J, NS_PER_S
 

@@ -7,11 +7,11 @@ from loadgen.workload.schedule import Schedule
 
 
 def finish(path: Path, schedule: Schedule | None = None) -> run_folder.RunResult:
-    """Attribution, summary and report of a run folder, made anew from what was recorded."""
+    """Derive attribution and summary from what was recorded, and write them and the report."""
     from loadgen.report import run_page
-    from loadgen.results.summarize import analyse_run
+    from loadgen.results.summarize import load_run
 
-    result = analyse_run(run_folder.read_run(path, schedule.requests if schedule else None))
+    result = load_run(path, schedule.requests if schedule else None)
     assert result.summary is not None
     run_folder.write_analysis(path, result.attribution, result.summary, run_page.render_run_page(result))
     return result

@@ -1,4 +1,4 @@
-"""Numbers about many numbers. Unknown values are left out and the count says so."""
+"""Summary statistics of request records. Unknown values are excluded, and `count` is what remains."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,36 +12,37 @@ from loadgen.units import NS_PER_MS, NS_PER_S
 
 
 def distribution(values: Iterable[float | None], scale: float = 1.0) -> Distribution:
-    """Mean, percentiles (linear interpolation between ranks) and maximum of the known values times `scale`."""
-    return _distribution(np.fromiter((value for value in values if value is not None), dtype=np.float64), scale)
+    """Return mean, percentiles (linear interpolation between ranks) and maximum of the known values times `scale`."""
+    return _consume(np.fromiter((value for value in values if value is not None), dtype=np.float64), scale)
 
 
-def _distribution(known: NDArray[np.floating[Any]], scale: float) -> Distribution:
-    """Scrambles `known`."""
-    if not len(known):
+def _consume(values: NDArray[np.floating[Any]], scale: float) -> Distribution:
+    """Return the distribution of `values` times `scale`. Reorders `values` in place, to save a copy."""
+    if not len(values):
         return Distribution(count=0)
-    mean, highest = known.mean(dtype=np.float64), known.max()
-    p50, p90, p95, p99 = np.percentile(known, [50, 90, 95, 99], overwrite_input=True)
+    mean, highest = values.mean(dtype=np.float64), values.max()
+    p50, p90, p95, p99 = np.percentile(values, [50, 90, 95, 99], overwrite_input=True)
     mean, p50, p90, p95, p99, highest = (float(value * scale) for value in (mean, p50, p90, p95, p99, highest))
-    return Distribution(count=len(known), mean=mean, p50=p50, p90=p90, p95=p95, p99=p99, max=highest)
+    return Distribution(count=len(values), mean=mean, p50=p50, p90=p90, p95=p95, p99=p99, max=highest)
 
 
 def distribution_s(values_ns: Iterable[float | None]) -> Distribution:
-    """A distribution in seconds of durations in nanoseconds."""
+    """Return the distribution in seconds of durations in nanoseconds."""
     return distribution(values_ns, 1 / NS_PER_S)
 
 
 def inter_token_s(records: Sequence[RequestRecord]) -> Distribution:
-    """Of every gap between successive content chunks of one request, over all requests.
+    """Return the distribution of the gaps between successive content chunks of a request, over all requests.
 
-    Of all that an analysis holds, these are the most: 4 bytes each keep seven digits.
+    No other array of an analysis is as long: 4 bytes a gap keep seven digits.
     """
-    gaps, at = np.empty(sum(max(0, len(record.chunk_ns) - 1) for record in records), dtype=np.float32), 0
+    gaps_ns = np.empty(sum(max(0, len(record.chunk_ns) - 1) for record in records), dtype=np.float32)
+    start = 0
     for record in records:
-        own = np.diff(record.chunk_ns)
-        gaps[at : at + len(own)] = own
-        at += len(own)
-    return _distribution(gaps, 1 / NS_PER_S)
+        request_gaps_ns = np.diff(record.chunk_ns)
+        gaps_ns[start : start + len(request_gaps_ns)] = request_gaps_ns
+        start += len(request_gaps_ns)
+    return _consume(gaps_ns, 1 / NS_PER_S)
 
 
 def request_counts(records: Sequence[RequestRecord]) -> RequestCounts:
@@ -56,7 +57,7 @@ def request_counts(records: Sequence[RequestRecord]) -> RequestCounts:
 
 
 def token_counts(records: Sequence[RequestRecord], duration_s: float) -> TokenCounts:
-    """Tokens of all requests, failed ones too; None when no request has a count."""
+    """Sum the tokens of all requests, failed ones too; None when no request has a count."""
     inputs = [record.input_tokens for record in records if record.input_tokens is not None]
     outputs = [record.output_tokens for record in records if record.output_tokens is not None]
     return TokenCounts(
@@ -67,11 +68,14 @@ def token_counts(records: Sequence[RequestRecord], duration_s: float) -> TokenCo
     )
 
 
-def length_check(asked: Sequence[tuple[int, int]], records: Sequence[RequestRecord]) -> LengthCheck | None:
-    """(input, output) asked against the server's `usage`, over completed requests; None when it sent no usage."""
+def length_check(requested: Sequence[tuple[int, int]], records: Sequence[RequestRecord]) -> LengthCheck | None:
+    """Compare the (input, output) tokens requested with the server's `usage`, over completed requests.
+
+    None when the server sent no usage.
+    """
     pairs = (
-        (want[0], record.input_tokens, want[1], record.output_tokens)
-        for want, record in zip(asked, records, strict=True)
+        (input_tokens, record.input_tokens, output_tokens, record.output_tokens)
+        for (input_tokens, output_tokens), record in zip(requested, records, strict=True)
         if record.ok
         and record.token_source == "usage"
         and record.input_tokens is not None
@@ -80,20 +84,23 @@ def length_check(asked: Sequence[tuple[int, int]], records: Sequence[RequestReco
     counts: NDArray[np.int64] = np.fromiter(pairs, dtype=np.dtype((np.int64, 4)))
     if not len(counts):
         return None
-    input_asked, input_counted, output_asked, output_counted = counts.sum(axis=0).tolist()
+    input_requested, input_counted, output_requested, output_counted = counts.sum(axis=0).tolist()
     return LengthCheck(
         count=len(counts),
-        input_asked=input_asked,
+        input_asked=input_requested,
         input_counted=input_counted,
         input_max_off=int(np.abs(counts[:, 1] - counts[:, 0]).max()),
-        output_asked=output_asked,
+        output_asked=output_requested,
         output_counted=output_counted,
         output_max_off=int(np.abs(counts[:, 3] - counts[:, 2]).max()),
     )
 
 
 def goodput(records: Sequence[RequestRecord], slo_ms: dict[str, float], duration_s: float) -> Goodput:
-    """Requests that met every limit, over all scheduled. A request without a TPOT (one token) meets any TPOT limit."""
+    """Count the requests that met every limit. The ratio is over all scheduled ones.
+
+    A request without a TPOT (one token) meets any TPOT limit.
+    """
     good = sum(
         record.ok and all(_meets(record, metric, limit) for metric, limit in slo_ms.items()) for record in records
     )

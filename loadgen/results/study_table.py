@@ -1,8 +1,9 @@
-"""Runs of a study as rows of a table, and what repeats of them say: means, intervals, reductions, the Pareto front."""
+"""The table of a study: one row for each run, and groups of repeats with their means, intervals and reductions."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 from statistics import fmean
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -18,9 +19,9 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     model: str
     workload: str
     batch: int | None
-    """Requests kept in flight, for a closed loop."""
+    """Requests kept in flight by a closed loop."""
     rps: float | None
-    """Requests per second asked for, for an open one."""
+    """Requests per second of an open loop."""
     repeat: int
     simulated: bool
     completed: int
@@ -36,7 +37,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     unattributed_joules: float | None
     mean_watts: float | None
     joules_per_output_token: float | None
-    """measured / output tokens: all the energy of the run's time, idle included."""
+    """Measured joules / output tokens: all the energy of the run's time, idle included."""
     joules_per_request: float | None
     ttft_p50_s: float | None
     ttft_p99_s: float | None
@@ -51,52 +52,68 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     gpu: str | None
     """Name, and the beginning of the UUID where it is known."""
     temperature_c: float | None
-    """Of the hottest GPU, before the run."""
+    """Temperature of the hottest GPU, before the run."""
     arrival: str | None = None
-    """Of an open loop: poisson, constant, "gamma 0.25" (its burstiness), trace, or streams."""
+    """Arrival process of an open loop: poisson, constant, "gamma 0.25" (its burstiness), trace, or streams."""
     steady_joules_per_output_token: float | None = None
-    """Without the run's ramp and drain; None when it had no steady state."""
+    """The same without the run's ramp and drain; None when it had no steady state."""
     idle_watts: float | None = None
-    """Before the run, with the model resident."""
+    """Power before the run, with the model resident."""
 
 
-Key = tuple[str, str, str, int | None, float | None]
-"""server, model, workload, batch, rps: what repeats have in common."""
+class ConfigurationKey(NamedTuple):
+    """The configuration that repeats have in common."""
+
+    server: str
+    model: str
+    workload: str
+    batch: int | None
+    rps: float | None
 
 
 @dataclass(frozen=True)
 class Group:
-    """The repeats of one configuration."""
+    """The repeats of one configuration, in the order of `repeat`."""
 
-    key: Key
+    key: ConfigurationKey
     rows: tuple[Row, ...]
 
-    def interval(self, field: str) -> Interval | None:
-        values = self.values(field)
-        return interval(values) if values else None
-
     def values(self, field: str) -> list[float]:
+        """Return the known values of a field, one per repeat."""
         return [float(value) for row in self.rows if (value := getattr(row, field)) is not None]
 
     def mean(self, field: str) -> float | None:
         values = self.values(field)
         return fmean(values) if values else None
 
+    def interval(self, field: str) -> Interval | None:
+        values = self.values(field)
+        return interval(values) if values else None
+
 
 def groups(rows: Iterable[Row]) -> list[Group]:
-    """Repeats together, in the order of their configuration."""
-    found: dict[Key, list[Row]] = {}
+    """Return the rows by configuration, sorted by server, model, workload, batch and rate; an absent load first."""
+    by_key: dict[ConfigurationKey, list[Row]] = {}
     for row in rows:
-        found.setdefault((row.server, row.model, row.workload, row.batch, row.rps), []).append(row)
-    ordered = sorted(found.items(), key=lambda item: [(part is not None, part or 0) for part in item[0][3:]])
-    by_name = sorted(ordered, key=lambda item: item[0][:3])
-    return [Group(key, tuple(sorted(of_one, key=lambda row: row.repeat))) for key, of_one in by_name]
+        key = ConfigurationKey(row.server, row.model, row.workload, row.batch, row.rps)
+        by_key.setdefault(key, []).append(row)
+
+    def order(key: ConfigurationKey) -> tuple[Any, ...]:
+        return *key[:3], key.batch is not None, key.batch or 0, key.rps is not None, key.rps or 0
+
+    return [Group(key, tuple(sorted(by_key[key], key=lambda row: row.repeat))) for key in sorted(by_key, key=order)]
 
 
 def reduction_between(baseline: Group, other: Group, field: str) -> Interval:
-    """Open loops draw their arrivals from the repeat's number: equal repeats are pairs. Closed loops draw nothing."""
-    b, x = ({row.repeat: v for row in g.rows if (v := getattr(row, field)) is not None} for g in (baseline, other))
-    drawn = baseline.key[4] is not None and other.key[4] is not None
-    if drawn and (both := sorted(b.keys() & x.keys())):
-        return paired_reduction([b[i] for i in both], [x[i] for i in both])
-    return reduction(list(b.values()), list(x.values()))
+    """Return the reduction of `field` from `baseline` to `other`, with its interval.
+
+    Open loops draw their arrivals from the repeat's number, so equal repeats are pairs. Closed loops draw nothing.
+    """
+    before, after = (
+        {row.repeat: value for row in group.rows if (value := getattr(row, field)) is not None}
+        for group in (baseline, other)
+    )
+    drawn = baseline.key.rps is not None and other.key.rps is not None
+    if drawn and (pairs := sorted(before.keys() & after.keys())):
+        return paired_reduction([before[repeat] for repeat in pairs], [after[repeat] for repeat in pairs])
+    return reduction(list(before.values()), list(after.values()))

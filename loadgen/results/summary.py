@@ -1,4 +1,4 @@
-"""A run in numbers: everything in summary.json. Absent is null, never zero."""
+"""The numbers of a run: everything in summary.json. An absent number is null, never zero."""
 
 import msgspec
 
@@ -7,7 +7,7 @@ from loadgen.workload.arrivals import RealizedArrivals
 
 
 class Distribution(msgspec.Struct, frozen=True, kw_only=True):
-    """Of a sample of `count` values; every other field is None when count is 0. `count` excludes what was unknown."""
+    """Statistics of `count` values; every other field is None when count is 0. `count` excludes unknown values."""
 
     count: int
     mean: float | None = None
@@ -34,7 +34,7 @@ class Rate(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ArrivalCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """Whether requests (of a stream with sessions: the sessions) came as the process asked for would have them come."""
+    """Compares the arrivals of requests (for a stream with sessions: of the sessions) with the requested process."""
 
     of: str
     """"requests" or "sessions"."""
@@ -42,11 +42,11 @@ class ArrivalCheck(msgspec.Struct, frozen=True, kw_only=True):
     """None: several streams together."""
     asked_rps: float | None
     scheduled: RealizedArrivals
-    """The instants of the plan."""
+    """Arrivals at the instants of the schedule."""
     sent: RealizedArrivals
-    """Those at which requests left."""
+    """Arrivals at the instants at which requests were sent."""
     as_asked: bool | None
-    """None: not judged."""
+    """None when it was not judged."""
     verdict: str
 
 
@@ -58,7 +58,7 @@ class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class LengthCheck(msgspec.Struct, frozen=True, kw_only=True):
-    """Tokens asked for against tokens that the server's `usage` says it counted, over completed requests."""
+    """Requested tokens and those that the server's `usage` reports, over completed requests."""
 
     count: int
     input_asked: int
@@ -70,7 +70,7 @@ class LengthCheck(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Goodput(msgspec.Struct, frozen=True, kw_only=True):
-    """Completed requests that met every limit in `slo_ms`; where that is empty, their own stream's limits."""
+    """Completed requests that met every limit in `slo_ms`; if that is empty, every limit of their own stream."""
 
     slo_ms: dict[str, float]
     good: int
@@ -79,11 +79,14 @@ class Goodput(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class SteadyState(msgspec.Struct, frozen=True, kw_only=True):
-    """The run without its ramp and its drain: from when as many requests had their first token as were ever in flight
-    at once, until all but that many had finished (ML.ENERGY's rule, arXiv 2505.06371)."""
+    """The run without its ramp and its drain.
+
+    N is the largest number of requests ever in flight at once. The steady state begins when N requests have had their
+    first token, and ends when all but N have finished (ML.ENERGY's rule, arXiv 2505.06371).
+    """
 
     start_s: float
-    """From the first scheduled instant, like end_s."""
+    """Counted from the first scheduled instant, like end_s."""
     end_s: float
     joules: float
     output_tokens: int
@@ -95,26 +98,26 @@ class EnergySummary(msgspec.Struct, frozen=True, kw_only=True):
 
     valid: bool
     reasons: list[str]
-    """Why the energy cannot be trusted, or is missing. Empty when valid."""
+    """Reasons why the energy cannot be trusted, or is missing. Empty when valid."""
     source: str | None = None
     method: str | None = None
     duration_s: float | None = None
     measured_joules: float | None = None
     measured_se_joules: float | None = None
-    """Standard error of measured_joules: when the counter moved at both ends."""
+    """Standard error of measured_joules: the instants at which the counter updated are uncertain at both ends."""
     idle_joules: float | None = None
     attributed_joules: float | None = None
     attributed_se_joules: float | None = None
-    """Standard error of attributed_joules: of what was measured, and of the idle power."""
+    """Standard error of attributed_joules: that of measured_joules, and that of the idle power."""
     unattributed_joules: float | None = None
     steady: SteadyState | None = None
-    """None when the run had no steady state."""
+    """None when the run is too short to have one."""
     coverage: float | None = None
-    """Share of the run's time that the counter saw, times our share of the tokens that the engine made."""
+    """Share of the run's time that the counter covers, times this client's share of the engine's output tokens."""
     mean_watts: float | None = None
     idle_watts: float | None = None
     coefficients: dict[str, float | None] | None = None
-    """What the attribution's fit found, in joules and watts."""
+    """Coefficients of the attribution's fit, in joules and watts."""
     joules_per_request: Distribution | None = None
     joules_per_output_token: float | None = None
     joules_per_token: float | None = None
@@ -123,7 +126,7 @@ class EnergySummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class WorkloadSummary(msgspec.Struct, frozen=True, kw_only=True):
-    """One workload's part of the run. Its energy has no idle or unattributed account: those belong to no workload."""
+    """One workload's share of the run. It has no idle or unattributed energy: those belong to no workload."""
 
     requests: RequestCounts
     ttft_s: Distribution
@@ -134,7 +137,7 @@ class WorkloadSummary(msgspec.Struct, frozen=True, kw_only=True):
     tokens: TokenCounts
     goodput: Goodput | None
     arrivals: ArrivalCheck | None = None
-    """Where the workload is a stream."""
+    """None where the workload is not a stream."""
     attributed_joules: float | None = None
     prefill_joules: float | None = None
     decode_joules: float | None = None
@@ -144,18 +147,18 @@ class WorkloadSummary(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Instrument(msgspec.Struct, frozen=True, kw_only=True):
-    """What the client cost and how well it kept time."""
+    """Resources that the client used, and whether its times can be trusted."""
 
     kept_time: bool | None = None
-    """False: the client's own slowness is in the times, and `verdicts` says how. None: not known."""
+    """Timing valid. False when the client's own slowness is in the times (see `verdicts`); None when not known."""
     loop_delay_s: Distribution | None = None
-    """How late its event loop woke up."""
+    """Delay of the wake-ups of its event loop."""
     waited_s: float | None = None
-    """In which it was ready to run and other processes had the cores."""
+    """Time in which it was ready to run while other processes had the cores."""
     stamped_by: StampedBy | None = None
-    """What says when tokens came. Not known of the folder of an older version."""
+    """Source of the tokens' timestamps. None in the folder of an older version."""
     compiled: bool | None = None
-    """Whether compiled code was there to read tokens. Without, they cost more CPU."""
+    """True if the compiled token reader was in use. Without it, reading tokens costs more CPU time."""
     cpu_s: float | None
     max_rss_bytes: int | None
     sampler_period_s: float | None
@@ -165,12 +168,12 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True):
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     run_id: str
     duration_s: float
-    """From the first scheduled instant to the last request's end."""
+    """Time between the first scheduled instant and the last request's end."""
     stopped_by: str | None
     requests: RequestCounts
     rate: Rate
     arrivals: ArrivalCheck | None = None
-    """None where nobody asked: in a closed loop, and in the folder of an older version."""
+    """None where no process was requested: in a closed loop, and in the folder of an older version."""
     schedule_lag_s: Distribution
     ttft_s: Distribution
     tpot_s: Distribution

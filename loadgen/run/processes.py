@@ -23,7 +23,8 @@ import uvloop
 from loadgen.client.client import Client
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
-from loadgen.results.run_folder import RunWriter, merge_parts, recorded_in_part
+from loadgen.results.merge import PartWriter, merge_parts, recorded_in_part
+from loadgen.results.run_folder import RunWriter
 from loadgen.run.config import PreparedRun, RunConfig, open_client
 from loadgen.run.process_stats import SendingCost, merge_costs, own_cpu_s, own_max_rss_bytes
 from loadgen.run.progress import Tallies, ticking
@@ -287,7 +288,7 @@ def _work(pipe: "Pipe[Any, Any]") -> None:
 
 
 async def _send_share(pipe: "Pipe[Any, Any]", share: _Share) -> SendingCost:
-    writer = RunWriter.part(share.folder, share.number)
+    writer = PartWriter(share.folder, share.number)
     try:
         async with open_client(share.prepared.config) as client:
             sender = Sender(share.schedule, share.prepared, client, writer.record)

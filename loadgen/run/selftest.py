@@ -14,9 +14,9 @@ import numpy as np
 
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord, StampedBy
-from loadgen.results import metrics, run_folder, timekeeping
+from loadgen.results import metrics, timekeeping
 from loadgen.results.run_folder import RunResult
-from loadgen.results.summarize import analyse_run
+from loadgen.results.summarize import load_run
 from loadgen.results.summary import Distribution
 from loadgen.run.config import RunConfig
 from loadgen.run.progress import NullView, View
@@ -282,7 +282,7 @@ def _bulk(folder: Path, url: str, input_tokens: Iterable[int], output_tokens: in
 
 def _replayed(schedule: Schedule, options: RunConfig, view: View) -> RunResult:
     replay(schedule, options, view)
-    return analyse_run(run_folder.read_run(options.out, schedule.requests))
+    return load_run(options.out, schedule.requests)
 
 
 def _options(folder: Path, url: str, timing: dict[str, Any], processes: int) -> RunConfig:

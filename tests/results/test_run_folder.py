@@ -125,8 +125,8 @@ def test_a_file_is_no_folder(tmp_path: Path) -> None:
 
 def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """/dev/full takes the bytes and fails when they reach it, as a full disk does."""
-    append_to = run_folder._append_to
-    monkeypatch.setattr(run_folder, "_append_to", lambda _: append_to(Path("/dev/full")))
+    open_to_append = run_folder._open_to_append
+    monkeypatch.setattr(run_folder, "_open_to_append", lambda _: open_to_append(Path("/dev/full")))
     writer = run_folder.RunWriter(tmp_path / "run", INFO, PLAN)
     writer.record(record(0))
     with pytest.raises(LoadgenError, match=r"cannot write the run folder .*: No space left"):

@@ -106,7 +106,7 @@ def test_power_averaged_over_a_second_supports_no_claim_about_requests() -> None
         ({"hardware thermal slowdown": 0.005}, []),
         (
             {"hardware thermal slowdown": 0.25, "power cap": 0.5},
-            ["gpu:0 was throttled: hardware thermal slowdown in 25% of the looks at its clocks"],
+            ["gpu:0 was throttled: hardware thermal slowdown in 25% of the readings of its clocks"],
         ),
     ],
 )

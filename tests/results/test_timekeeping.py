@@ -4,7 +4,7 @@ import pytest
 
 from loadgen.record import StampedBy
 from loadgen.results.summary import Distribution
-from loadgen.results.timekeeping import MAX_LATE_P99_S, WHAT_IS_LATE, faults, kept_time, loop_delay_that_tells
+from loadgen.results.timekeeping import FAULTS, MAX_LATE_P99_S, faults, kept_time, loop_delay_that_tells
 
 NOTHING = Distribution(count=0)
 WELL = Distribution(count=100, p50=0.0001, p99=MAX_LATE_P99_S)
@@ -14,7 +14,7 @@ WHOLE = {"ended": "completed", "requests": 30, "lost": 0}
 KILLED = {"ended": "killed by signal 9", "requests": 30, "lost": 7}
 
 
-@pytest.mark.parametrize("name", WHAT_IS_LATE)
+@pytest.mark.parametrize("name", FAULTS)
 @pytest.mark.parametrize(
     ("late", "kept"), [(None, None), (NOTHING, None), (WELL, True), (LATE, False)], ids=["-", "empty", "well", "late"]
 )

@@ -1,0 +1,202 @@
+"""The energy of a run in numbers: totals with their errors, the steady state, and the reasons not to trust them."""
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TypedDict
+
+import msgspec
+import numpy as np
+
+from loadgen.attribution.shapley import RequestEnergy, RunAttribution
+from loadgen.energy.series import EnergySeries, series_by_domain
+from loadgen.record import RequestRecord
+from loadgen.results import metrics
+from loadgen.results.run_folder import RunResult
+from loadgen.results.summary import Distribution, EnergySummary, SteadyState
+from loadgen.units import MJ_PER_J, NS_PER_S, j_from_mj
+
+_MIN_TIME_COVERAGE = 0.99
+_MIN_TOKEN_COVERAGE = 0.95
+_AVERAGED_SOURCES = ("nvml-power-average", "nvml-power-usage")
+"""Energy sources that report a mean over 1 s (Ampere and later), which mixes the joules of neighbouring requests."""
+_POWER_CAP = "power cap"
+"""Reason for low clocks when a GPU works at its limit, as it may under load. All other reasons are faults."""
+_MAX_THROTTLED = 0.01
+_MIN_UPDATES = 20
+"""With fewer updates of the counter than this, one step of it is over 5 % of the run."""
+
+
+class EnergyShares(TypedDict, total=False):
+    """The energy fields that a workload and the whole run have in common."""
+
+    attributed_joules: float
+    prefill_joules: float
+    decode_joules: float
+    joules_per_request: Distribution
+    joules_per_output_token: float | None
+    joules_per_token: float | None
+
+
+def outermost_series(result: RunResult) -> list[EnergySeries]:
+    """Return the series whose joules add up to the run's: those of the domains that lie within no other."""
+    inner = {domain.name for domain in result.info.domains if domain.within is not None}
+    by_domain = series_by_domain(result.energy)
+    return [series for name, series in sorted(by_domain.items()) if name not in inner and len(series) > 1]
+
+
+def energy_shares(records: Sequence[RequestRecord], shares: Mapping[int, RequestEnergy]) -> EnergyShares:
+    """Sum the energy of `records`; `shares` are by request index. Empty without an energy source."""
+    if not shares:
+        return {}
+    energies = [shares[record.index] for record in records]
+    joules = _sum_joules(energy.joules for energy in energies)
+    output_tokens = sum(record.output_tokens or 0 for record in records)
+    tokens = output_tokens + sum(record.input_tokens or 0 for record in records)
+    return {
+        "attributed_joules": joules,
+        "prefill_joules": _sum_joules(energy.prefill_joules for energy in energies),
+        "decode_joules": _sum_joules(energy.decode_joules for energy in energies),
+        "joules_per_request": metrics.distribution(
+            energy.joules for energy, record in zip(energies, records, strict=True) if record.ok
+        ),
+        "joules_per_output_token": joules / output_tokens if output_tokens else None,
+        "joules_per_token": joules / tokens if tokens else None,
+    }
+
+
+def _sum_joules(joules: Iterable[float | None]) -> float:
+    """Sum the known values as whole millijoules, without drift."""
+    return j_from_mj(sum(round(value * MJ_PER_J) for value in joules if value is not None))
+
+
+def summarize_energy(
+    result: RunResult, attribution: RunAttribution | None, series: Sequence[EnergySeries], start_ns: int, end_ns: int
+) -> EnergySummary:
+    """Return the energy of the run between two instants; `series` are those that were attributed."""
+    if attribution is None:
+        reasons = result.info.energy_reasons or ["no energy was measured"]
+        return EnergySummary(valid=False, reasons=reasons)
+    clipped = [whole.clip(start_ns, end_ns) for whole in series]
+    duration_s = max(float(domain.t_ns[-1] - domain.t_ns[0]) / NS_PER_S for domain in clipped)
+    in_time = min(_time_coverage(domain, start_ns, end_ns) for domain in clipped)
+    in_tokens = _token_coverage(result)
+    idle = [coefficients.idle_w for coefficients in attribution.coefficients]
+    idle_w = sum(watts for watts in idle if watts is not None) if idle and None not in idle else None
+    updates = min(len(domain) for domain in clipped)
+    reasons = list(_reasons(result, updates, in_time, in_tokens, idle_w))
+    measured_se = _measured_se(clipped)
+    return EnergySummary(
+        valid=not reasons,
+        reasons=reasons,
+        source=", ".join(sorted({domain.source for domain in result.info.domains})) or None,
+        method=attribution.method,
+        duration_s=duration_s,
+        measured_joules=j_from_mj(attribution.measured_mj),
+        measured_se_joules=measured_se,
+        attributed_se_joules=_attributed_se(attribution, measured_se),
+        steady=_steady_state(result.records, series, start_ns),
+        idle_joules=j_from_mj(attribution.idle_mj),
+        unattributed_joules=j_from_mj(attribution.unattributed_mj),
+        coverage=in_time * (1.0 if in_tokens is None else min(in_tokens, 1.0)),
+        mean_watts=j_from_mj(attribution.measured_mj) / duration_s if duration_s > 0 else None,
+        idle_watts=idle_w,
+        coefficients=msgspec.to_builtins(attribution.coefficients[0]) if len(attribution.coefficients) == 1 else None,
+        **energy_shares(result.records, {share.index: share for share in attribution.requests}),
+    )
+
+
+def _time_coverage(series: EnergySeries, start_ns: int, end_ns: int) -> float:
+    """Return the share of [start, end] whose energy the series knows."""
+    known_ns = min(int(series.t_ns[-1]), end_ns) - max(int(series.t_ns[0]), start_ns) - series.unknown_ns
+    return max(0.0, known_ns / (end_ns - start_ns)) if end_ns > start_ns else 0.0
+
+
+def _token_coverage(result: RunResult) -> float | None:
+    """Return this client's output tokens / the engine's, during the run; None when the engine does not report any."""
+    values = [sample["generation_tokens"] for sample in result.engine if "generation_tokens" in sample]
+    if len(values) < 2 or values[-1] <= values[0]:
+        return None
+    return sum(record.output_tokens or 0 for record in result.records) / float(values[-1] - values[0])
+
+
+def _reasons(
+    result: RunResult, updates: int, in_time: float, in_tokens: float | None, idle_w: float | None
+) -> Iterator[str]:
+    """Yield the reasons why the energy supports no claim."""
+    if in_time < _MIN_TIME_COVERAGE:
+        yield f"the energy source covers {in_time:.1%} of the run's time"
+    if in_tokens is not None and in_tokens < _MIN_TOKEN_COVERAGE:
+        yield f"only {in_tokens:.1%} of the engine's output tokens were ours: its energy is shared with other clients"
+    if updates < _MIN_UPDATES:
+        yield f"the run is shorter than {_MIN_UPDATES} moves of the energy counter"
+    if idle_w is None:
+        yield "the server was never idle: idle power is unknown and is in the requests' joules"
+    if averaged := sorted({domain.source for domain in result.info.domains if domain.source in _AVERAGED_SOURCES}):
+        yield f"the source ({', '.join(averaged)}) is power averaged over 1 s: too slow for single requests"
+    # A GPU whose clocks were held down by heat or by a fault is not the GPU that others have.
+    throttled = (result.info.instrument.get("sampler") or {}).get("held_back") or {}
+    for domain, shares in sorted(throttled.items()):
+        for cause, share in sorted(shares.items()):
+            if cause != _POWER_CAP and share > _MAX_THROTTLED:
+                yield f"{domain} was throttled: {cause} in {share:.0%} of the readings of its clocks"
+
+
+def _measured_se(clipped: Sequence[EnergySeries]) -> float:
+    """Return the standard error of the measured joules.
+
+    It is the power at both ends of each series times the uncertainty of the instants of its first and last update,
+    which are uniform within their timestamp uncertainty u: variance (P u)^2 / 3.
+    """
+    variance = 0.0
+    for series in clipped:
+        watts = np.diff(series.mj)[[0, -1]] / MJ_PER_J / (np.diff(series.t_ns)[[0, -1]] / NS_PER_S)
+        uncertainty_s = np.zeros(2) if series.slack_ns is None else series.slack_ns[[0, -1]] / NS_PER_S
+        variance += float(((watts * uncertainty_s) ** 2 / 3).sum())
+    return float(np.sqrt(variance))
+
+
+def _attributed_se(attribution: RunAttribution, measured_se: float) -> float | None:
+    """Return the standard error of the attributed joules: with the idle power's error, over the time at idle power.
+
+    None when there are several fits, or when the idle power or its error is unknown.
+    """
+    if len(attribution.coefficients) != 1:
+        return None
+    idle_w, idle_se_w = attribution.coefficients[0].idle_w, attribution.coefficients[0].idle_se_w
+    if idle_w is None or idle_se_w is None:
+        return None
+    idle_se = idle_se_w * j_from_mj(attribution.idle_mj) / idle_w if idle_w > 0 else 0.0
+    return float(np.hypot(measured_se, idle_se))
+
+
+def _steady_state(
+    records: Sequence[RequestRecord], series: Sequence[EnergySeries], start_ns: int
+) -> SteadyState | None:
+    """Return the run without its ramp and drain (see SteadyState); None when it is too short to have one."""
+    answered = [record for record in records if record.first_token_ns is not None and record.finished_ns is not None]
+    if not answered:
+        return None
+    first_tokens = np.sort(np.array([record.first_token_ns for record in answered], dtype=np.int64))
+    ends = np.sort(np.array([record.finished_ns for record in answered], dtype=np.int64))
+    sent = np.sort(np.array([record.sent_ns for record in answered], dtype=np.int64))
+    peak = int(np.max(np.arange(1, len(sent) + 1) - np.searchsorted(ends, sent)))
+    if len(answered) <= 2 * peak:
+        return None
+    begin_ns, end_ns = int(first_tokens[peak - 1]), int(ends[len(answered) - peak - 1])
+    energies_mj = [domain.energy_mj(begin_ns, end_ns) for domain in series]
+    if end_ns <= begin_ns or None in energies_mj:
+        return None
+    tokens = sum(_tokens_between(record, begin_ns, end_ns) for record in answered)
+    joules = sum(energy or 0.0 for energy in energies_mj) / MJ_PER_J
+    return SteadyState(
+        start_s=(begin_ns - start_ns) / NS_PER_S,
+        end_s=(end_ns - start_ns) / NS_PER_S,
+        joules=joules,
+        output_tokens=round(tokens),
+        joules_per_output_token=joules / tokens if tokens else None,
+    )
+
+
+def _tokens_between(record: RequestRecord, begin_ns: int, end_ns: int) -> float:
+    """Return the output tokens that came in [begin, end): the share of its chunks times the request's tokens."""
+    begin, end = np.searchsorted(record.chunk_ns, [begin_ns, end_ns])
+    return float(end - begin) / len(record.chunk_ns) * (record.output_tokens or 0)
