@@ -20,7 +20,7 @@ from loadgen.attribution.shapley import METHODS, align_phase, attribute_energy
 from loadgen.energy.meter import CounterTrack
 from loadgen.energy.nvml import VERNIER
 from loadgen.energy.series import EnergySeries, align_to_counter_clock, series_by_domain
-from loadgen.energy_model.profiles import read_hardware, read_model
+from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.record import RequestRecord
 from loadgen.simulator.cost_model import CounterOptions
 from loadgen.simulator.engine import EngineOptions, SimulatedRun, SubmittedRequest, simulate

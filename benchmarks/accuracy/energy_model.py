@@ -14,8 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from loadgen.energy_model.energy_profile import EnergyProfile, read_energy_profile
 from loadgen.energy_model.estimate import Estimate, estimates, surface
-from loadgen.energy_model.profiles import EnergyProfile, read_energy_profile, read_hardware, read_model
+from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.energy_model.waves import RequestShape
 from loadgen.simulator.virtual_profile import closed_loop
 from loadgen.workload.token_bins import count_pairs, in_chunks

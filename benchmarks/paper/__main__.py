@@ -26,7 +26,7 @@ from benchmarks.paper import (
 )
 from benchmarks.paper.ingest import FOLDER
 from benchmarks.paper.offline_results import rows
-from loadgen.energy_model.profiles import energy_profile_json
+from loadgen.energy_model.energy_profile import energy_profile_json
 from loadgen.report.study_page import render_study_page
 
 ROOT = Path(__file__).parents[2]

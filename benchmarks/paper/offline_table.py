@@ -18,7 +18,7 @@ import msgspec
 import numpy as np
 
 from loadgen.energy_model.estimate import flops
-from loadgen.energy_model.profiles import read_hardware, read_model
+from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.report.study_page import render_study_page
 from loadgen.results.study_table import Row
 

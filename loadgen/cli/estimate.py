@@ -10,7 +10,8 @@ from loadgen.errors import LoadgenError
 if TYPE_CHECKING:  # numpy and rich are imported when a command runs, not when help is printed
     from rich.console import Console
 
-    from loadgen.energy_model.profiles import EnergyProfile, Hardware, Model
+    from loadgen.energy_model.energy_profile import EnergyProfile
+    from loadgen.energy_model.hardware import Hardware, Model
     from loadgen.results.run_folder import RunResult
     from loadgen.workload.token_bins import CountedPairs
 
@@ -55,7 +56,7 @@ def estimate(
     """
     import json
 
-    from loadgen.energy_model.profiles import read_energy_profile
+    from loadgen.energy_model.energy_profile import read_energy_profile
 
     profile = read_energy_profile(profile_name)
     pairs = _pairs(trace)
@@ -88,7 +89,7 @@ def _shapes(
     profile: "EnergyProfile", hardware: str | None, model: str | None
 ) -> "tuple[Hardware | None, Model | None]":
     """What the FLOPs bound needs; None where the profile's own names have no file."""
-    from loadgen.energy_model.profiles import read_hardware, read_model
+    from loadgen.energy_model.hardware import read_hardware, read_model
 
     for what, asked, own in (("GPU", hardware, profile.gpu), ("model", model, profile.model)):
         if asked is not None and Path(asked).stem != own:

@@ -17,8 +17,8 @@ from loadgen.errors import LoadgenError
 if TYPE_CHECKING:
     from loadgen.client.server_probe import ServerInfo
     from loadgen.energy.meter import EnergyMeter
+    from loadgen.energy_model.energy_profile import EnergyProfile, GridPoint
     from loadgen.energy_model.measure import StoppingRule
-    from loadgen.energy_model.profiles import EnergyProfile, GridPoint
     from loadgen.energy_model.waves import RequestShape
 
 BINS = "32,128,512,2048,4096,8192x8,32,128,512,1024"
@@ -113,8 +113,8 @@ def _note(text: str) -> tuple[str, str]:
 
 
 def _write(out: Path, made: "EnergyProfile") -> None:
+    from loadgen.energy_model.energy_profile import energy_profile_json
     from loadgen.energy_model.measure import journal_path
-    from loadgen.energy_model.profiles import energy_profile_json
     from loadgen.workload.trace import replacing
 
     try:
@@ -129,7 +129,8 @@ def _write(out: Path, made: "EnergyProfile") -> None:
 
 def _virtual(grid: "list[RequestShape]", batches: list[int], given: dict[str, Any]) -> "EnergyProfile":
     from loadgen import __version__
-    from loadgen.energy_model.profiles import EnergyProfile, read_hardware, read_model
+    from loadgen.energy_model.energy_profile import EnergyProfile
+    from loadgen.energy_model.hardware import read_hardware, read_model
     from loadgen.simulator.virtual_profile import WAVES, simulated_cells
 
     hardware, model = read_hardware(given["gpu_name"]), read_model(given["model"])
@@ -161,7 +162,7 @@ async def _live(
     from loadgen.client.token_counts import vocabularies
     from loadgen.energy.choose import open_meter, source_beside
     from loadgen.energy_model import measure
-    from loadgen.energy_model.profiles import EnergyProfile
+    from loadgen.energy_model.energy_profile import EnergyProfile
 
     async with Client(given["base_url"], api_key=given["api_key"], timeout_s=600) as client:
         server = await find_model(client, given["served_model"])

@@ -16,7 +16,8 @@ from dataclasses import dataclass
 import msgspec
 import numpy as np
 
-from loadgen.energy_model.profiles import EnergyProfile, GridPoint, Hardware, Model
+from loadgen.energy_model.energy_profile import EnergyProfile, GridPoint
+from loadgen.energy_model.hardware import Hardware, Model
 from loadgen.errors import LoadgenError
 from loadgen.stats.arrays import Floats, Ints
 from loadgen.stats.nnls import nnls

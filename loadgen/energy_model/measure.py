@@ -21,7 +21,7 @@ from loadgen.client.server_probe import ServerInfo
 from loadgen.energy.meter import EnergyMeter
 from loadgen.energy.sampler import Sampler
 from loadgen.energy.series import EnergySample, align_to_counter_clock, series_by_domain
-from loadgen.energy_model.profiles import GridPoint
+from loadgen.energy_model.energy_profile import GridPoint
 from loadgen.energy_model.waves import RequestShape, grid_point_of, wave_boundaries, wave_repeats
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord

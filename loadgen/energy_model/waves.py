@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loadgen.energy_model.profiles import GridPoint
+from loadgen.energy_model.energy_profile import GridPoint
 from loadgen.stats.intervals import half_width
 
 

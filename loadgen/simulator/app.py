@@ -25,7 +25,7 @@ from aiohttp import HttpVersion11, web
 from loadgen import __version__
 from loadgen.clock import anchor, monotonic_ns
 from loadgen.energy.series import EnergyDomain
-from loadgen.energy_model.profiles import read_hardware, read_model
+from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.errors import LoadgenError
 from loadgen.simulator.api import (
     DONE,

@@ -39,7 +39,7 @@ import msgspec
 from numpy.random import Generator
 
 from loadgen.energy.series import EnergySample
-from loadgen.energy_model.profiles import Hardware, Model
+from loadgen.energy_model.hardware import Hardware, Model
 from loadgen.errors import LoadgenError
 from loadgen.units import MJ_PER_J, NS_PER_MS, NS_PER_S, mj_from_j
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 from numpy.random import Generator, default_rng
 
 from loadgen.energy.series import EnergySample
-from loadgen.energy_model.profiles import Hardware, Model
+from loadgen.energy_model.hardware import Hardware, Model
 from loadgen.simulator.cost_model import CostLaw, Counter, CounterOptions, Gpu, Load, StepCost, kv_cache_tokens
 from loadgen.units import NS_PER_MS
 

@@ -4,7 +4,8 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from loadgen.energy_model.profiles import GridPoint, Hardware, Model
+from loadgen.energy_model.energy_profile import GridPoint
+from loadgen.energy_model.hardware import Hardware, Model
 from loadgen.energy_model.waves import RequestShape, grid_point_of, wave_boundaries, wave_repeats
 from loadgen.simulator.cost_model import CounterOptions
 from loadgen.simulator.engine import EngineOptions, SimulatedRun, SubmittedRequest, simulate

@@ -20,7 +20,7 @@ import numpy as np
 
 from loadgen.energy import gpu_state
 from loadgen.energy_model.estimate import flops
-from loadgen.energy_model.profiles import read_hardware, read_model
+from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.errors import LoadgenError
 from loadgen.report import study_page as page
 from loadgen.report.write import finish

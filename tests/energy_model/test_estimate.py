@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.cli import cli
+from loadgen.energy_model.energy_profile import EnergyProfile, GridPoint, energy_profile_json, read_energy_profile
 from loadgen.energy_model.estimate import (
     bin_shares,
     ceiling_pairs,
@@ -17,14 +18,7 @@ from loadgen.energy_model.estimate import (
     mean_overlap,
     surface,
 )
-from loadgen.energy_model.profiles import (
-    EnergyProfile,
-    GridPoint,
-    energy_profile_json,
-    read_energy_profile,
-    read_hardware,
-    read_model,
-)
+from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.energy_model.waves import RequestShape, grid_point_of, wave_boundaries, wave_repeats
 from loadgen.errors import LoadgenError
 from loadgen.simulator.virtual_profile import closed_loop

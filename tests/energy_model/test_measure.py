@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 
 from loadgen.cli.profile import parse_bins
+from loadgen.energy_model.energy_profile import GridPoint
 from loadgen.energy_model.measure import Spot, journal, journal_path, measurement_order, read_journal, seconds_left
-from loadgen.energy_model.profiles import GridPoint
 from loadgen.energy_model.waves import RequestShape
 from loadgen.errors import LoadgenError
 from loadgen.servers.launcher import served

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.random import default_rng
 
 from loadgen.energy.series import EnergySample
-from loadgen.energy_model.profiles import read_hardware, read_model
+from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.errors import LoadgenError
 from loadgen.simulator.cost_model import CostLaw, Counter, CounterOptions, Gpu, Load, each_gpu, kv_cache_tokens
 from loadgen.simulator.engine import EngineOptions, SubmittedRequest, simulate

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from loadgen.energy_model.profiles import read_hardware, read_model
+from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.simulator.cost_model import CounterOptions
 from loadgen.simulator.engine import Engine, EngineOptions, Sequence, Step, SubmittedRequest, Totals, simulate
 from loadgen.units import NS_PER_MS, NS_PER_S
