@@ -20,7 +20,7 @@ from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.energy_model.waves import RequestShape
 from loadgen.simulator.virtual_profile import closed_loop
 from loadgen.workload.token_bins import count_pairs, in_chunks
-from loadgen.workload.trace import iter_import
+from loadgen.workload.trace_formats import iter_import
 
 ROOT = Path(__file__).parents[2]
 PROFILE = "h200-sim-llama-3.1-8b"

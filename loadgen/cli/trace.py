@@ -16,7 +16,7 @@ if TYPE_CHECKING:  # numpy and rich are imported when a command runs, not when h
     from rich.console import RenderableType
 
     from loadgen.workload.token_bins import CountedPairs, Pairs, TokenBins
-    from loadgen.workload.trace import Format
+    from loadgen.workload.trace_formats import Format
     from loadgen.workload.trace_stats import Counts, Description
 
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="The file to write.")

@@ -22,7 +22,8 @@ from loadgen.workload.token_bins import (
     sample_lengths,
     spearman,
 )
-from loadgen.workload.trace import iter_import, read_trace
+from loadgen.workload.trace import read_trace
+from loadgen.workload.trace_formats import iter_import
 
 ROOT = Path(__file__).parents[2]
 DATA = ROOT.parent / "shared" / "data"

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from loadgen.errors import LoadgenError
 from loadgen.workload import trace_columns
-from loadgen.workload.trace import MAX_LINE_BYTES, TraceRequest, iter_import, write_trace
+from loadgen.workload.trace import MAX_LINE_BYTES, TraceRequest, write_trace
 from loadgen.workload.trace_columns import Columns, iter_columns, write_columns
+from loadgen.workload.trace_formats import iter_import
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -169,7 +170,7 @@ def test_a_plain_block_is_read_without_trace(tmp_path: Path, monkeypatch: pytest
     def refused(*_: object) -> Columns:
         raise AssertionError("line by line")
 
-    monkeypatch.setattr(trace_columns._Reader, "_line_by_line", refused)
+    monkeypatch.setattr(trace_columns._BlockReader, "_line_by_line", refused)
     for content in (
         AZURE + "2023-11-16 18:17:03.9799600,4808,10\n2023-11-16 18:17:04.0000000,1,0\n",
         AZURE + "2024-05-10 00:00:00+00:00,2162,5\n2024-05-11 00:00:00.009930+00:00,7,8\n",

@@ -1,0 +1,120 @@
+"""Every public format becomes the same requests; every bad row is reported with file, line and value."""
+
+import json
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from loadgen.errors import LoadgenError
+from loadgen.workload.trace import TraceRequest, read_trace, write_trace
+from loadgen.workload.trace_formats import iter_import
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+GOOD = b'{"timestamp": 1520.5, "input_length": 1155, "output_length": 211}\n'
+
+
+def data(name: str) -> Path:
+    if not (DATA / name).exists():
+        pytest.skip(f"no {name}")
+    return DATA / name
+
+
+def saved(folder: Path, content: bytes, name: str = "t.jsonl") -> Path:
+    (path := folder / name).write_bytes(content)
+    return path
+
+
+def request(arrival_s: float, input_tokens: int = 10, output_tokens: int = 5) -> TraceRequest:
+    return TraceRequest(arrival_s=arrival_s, input_tokens=input_tokens, output_tokens=output_tokens)
+
+
+AZURE_2023 = b"TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 23:59:59.9799600,4808,10\r\n"
+AZURE_2024 = b"TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 00:00:00+00:00,2162,5\n"
+BURSTGPT = (
+    b"Timestamp,Model,Request tokens,Response tokens,Total tokens,Log Type\n5,ChatGPT,472,18,490,Conversation log\n"
+)
+BURSTGPT_2 = (
+    b"Timestamp,Session ID,Elapsed time,Model,Request tokens,Response tokens,Total tokens,Log Type\n"
+    b"5.25,78,0.1,ChatGPT,472,18,490,Conversation log\n6,,0.1,GPT-4,1,2,3,API log\n"
+)
+
+
+def imported(path: Path, **options) -> tuple[list[TraceRequest], Counter[str]]:  # type: ignore[no-untyped-def]
+    dropped: Counter[str] = Counter()
+    return list(iter_import(path, dropped, **options)), dropped
+
+
+def test_azure_2023_keeps_all_seven_decimals_over_midnight(tmp_path: Path) -> None:
+    got, _ = imported(saved(tmp_path, AZURE_2023 + b"2023-11-17 00:00:00.0000001,3,4\r\n"))
+    assert [(r.input_tokens, r.output_tokens) for r in got] == [(4808, 10), (3, 4)]
+    assert [r.arrival_s for r in got] == pytest.approx([0.0, 0.0200401], abs=1e-15)
+
+
+def test_azure_2024_has_zones_six_decimals_or_none(tmp_path: Path) -> None:
+    got, _ = imported(saved(tmp_path, AZURE_2024 + b"2024-05-10 00:00:00.009930+00:00,7,8\n"))
+    assert got == [request(0.0, 2162, 5), request(0.00993, 7, 8)]
+
+
+def test_a_zone_is_taken_into_account(tmp_path: Path) -> None:
+    got, _ = imported(saved(tmp_path, AZURE_2024 + b"2024-05-10 02:00:01+02:00,7,8\n"))
+    assert got[1].arrival_s == 1.0
+
+
+def test_burstgpt_failures_are_dropped_and_counted(tmp_path: Path) -> None:
+    got, dropped = imported(saved(tmp_path, BURSTGPT + b"6,GPT-4,9,0,9,API log\n7,GPT-4,9,1,10,API log\n"))
+    assert got == [request(0, 472, 18), request(2, 9, 1)]  # from the first row, at 5 s
+    assert dropped == {"0 output tokens": 1}
+
+
+def test_burstgpt_sessions_are_kept_where_there_are_any(tmp_path: Path) -> None:
+    got, _ = imported(saved(tmp_path, BURSTGPT_2), workload="w")
+    assert [(r.arrival_s, r.session_id, r.workload) for r in got] == [(0.0, "78", "w"), (0.75, None, "w")]
+
+
+def test_jsonl_rows_of_0_tokens_are_dropped_by_import(tmp_path: Path) -> None:
+    got, dropped = imported(saved(tmp_path, GOOD + GOOD.replace(b"211", b"0") + GOOD), workload="w")
+    assert [r.workload for r in got] == ["w", "w"]
+    assert dropped == {"0 output tokens": 1}
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"a,b,c\n1,2,3\n", ":1: a,b,c: expected JSON lines, or the CSV header"),
+        (b"", "has no requests"),
+        (AZURE_2023.splitlines()[0], "has no requests"),
+        (b"TIMESTAMP,ContextTokens\n", "no column GeneratedTokens"),
+        (AZURE_2023 + b"2023-11-17 00:00:01,1\n", ":3: 2023-11-17 00:00:01,1: expected 3 columns"),
+        (AZURE_2023 + b"yesterday,1,2\n", ":3: time 'yesterday': expected a date and time"),
+        (AZURE_2023 + b"2023-13-17 00:00:01,1,2\n", ":3: time '2023-13-17 00:00:01'"),
+        (AZURE_2023 + b"2023-11-17 00:00:01,-1,2\n", ":3: '-1' tokens: expected an integer"),
+        (AZURE_2023 + b"2023-11-17 00:00:01,1.5,2\n", ":3: '1.5' tokens"),
+        (AZURE_2023 + b"2023-11-17 00:00:01,1,99999999999\n", ":3: '99999999999' tokens"),
+        (AZURE_2023 + b"2023-11-15 00:00:01,1,2\n", ":3: arrival at"),
+        (BURSTGPT + b"nan,GPT-4,1,2,3,API log\n", ":3: time 'nan': expected seconds"),
+        (BURSTGPT + b"inf,GPT-4,1,2,3,API log\n", ":3: time 'inf'"),
+        (BURSTGPT + b"-6,GPT-4,1,2,3,API log\n", ":3: time '-6'"),
+    ],
+)
+def test_a_bad_row_is_said_with_file_line_and_value(tmp_path: Path, content: bytes, said: str) -> None:
+    with pytest.raises(LoadgenError) as caught:
+        imported(saved(tmp_path, content, "t.csv"))
+    assert said in str(caught.value) and str(tmp_path / "t.csv") in str(caught.value)
+
+
+def test_a_format_asked_for_overrides_the_first_line(tmp_path: Path) -> None:
+    with pytest.raises(LoadgenError, match="no column Timestamp"):
+        imported(saved(tmp_path, AZURE_2023), format="burstgpt")
+
+
+@pytest.mark.parametrize("name", ["conv", "code"])
+def test_the_azure_2023_traces_import_as_their_statistics_say(tmp_path: Path, name: str) -> None:
+    stats = json.loads(data(f"AzureLLMInferenceTrace_{name}.stats.json").read_text())
+    got, dropped = imported(data(f"AzureLLMInferenceTrace_{name}.csv"))
+    assert len(got) == stats["rows"] and not dropped
+    assert sum(r.input_tokens for r in got) == stats["total_in"]
+    assert sum(r.output_tokens for r in got) == stats["total_out"]
+    assert got[-1].arrival_s == pytest.approx(stats["duration_s"], abs=1e-6)
+    write_trace(tmp_path / "t.jsonl", got)
+    assert read_trace(tmp_path / "t.jsonl").requests == tuple(got)
