@@ -1,100 +1,151 @@
-"""A kept-alive HTTP connection for small GET requests with limits on time and size."""
+"""Small blocking HTTP requests with limits on time and size."""
 
 import base64
 import http.client
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
 
+from loadgen.clock import monotonic_ns
 from loadgen.errors import MeterError
 
 TIMEOUT_S = 2.0
-
-
+"""Limit of each wait for the server: to connect, and for the next bytes."""
 MAX_BODY_BYTES = 8 << 20
 
 
 class HttpResponse(NamedTuple):
+    """One response, and when its request was sent and its head received."""
+
     status: int
+    headers: http.client.HTTPMessage
     body: bytes
     sent_ns: int
     received_ns: int
 
 
+class BodyTooLargeError(http.client.HTTPException):
+    """A body that exceeds the client's limit."""
+
+
 class HttpClient:
-    """One kept-alive HTTP connection with bounded time and size. Its messages hold no credentials."""
+    """One kept-alive connection to an http(s) server. No redirects, no proxies."""
 
-    def __init__(self, url: str, token: str | None, clock: Callable[[], int]) -> None:
-        parts = _address(url)
+    def __init__(
+        self,
+        parts: SplitResult,
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        clock: Callable[[], int] = monotonic_ns,
+    ) -> None:
+        """Only scheme, host and port of `parts` are used. `headers` are part of every request."""
+        self._headers = dict(headers or {})
+        self._max_body_bytes = max_body_bytes
         self._clock = clock
-        self._headers = _credentials(parts, token)
-        self.hostname = parts.hostname or ""
-        self.path = base_path(parts.path)
-        self.at = shown(parts._replace(path=self.path))
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._http = kind(self.hostname, parts.port, timeout=TIMEOUT_S)
+        connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
+        self._connection = connection(parts.hostname or "", parts.port, timeout=timeout_s)
 
-    def get(self, path: str) -> HttpResponse:
-        """Raises MeterError. A connection that the server had closed meanwhile is opened once more."""
+    def request(self, method: str, path: str, body: bytes | None = None) -> HttpResponse:
+        """Send a request and read its response. Raises OSError and http.client.HTTPException, BodyTooLargeError among
+        them; the connection is then closed, and the next request opens another."""
         try:
-            return self._get(path)
-        except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
-            self._http.close()
-        except (OSError, http.client.HTTPException) as err:
-            raise self._failed(err) from err
-        try:
-            return self._get(path)
-        except (OSError, http.client.HTTPException) as err:
-            raise self._failed(err) from err
+            if self._connection.sock is None:
+                self._connection.connect()
+            sent_ns = self._clock()
+            self._connection.request(method, path, body, self._headers)
+            response = self._connection.getresponse()
+            received_ns = self._clock()
+            content = response.read(self._max_body_bytes + 1)
+            if len(content) > self._max_body_bytes:
+                raise BodyTooLargeError(f"more than {self._max_body_bytes >> 20} MiB")
+        except (OSError, http.client.HTTPException):
+            self._connection.close()
+            raise
+        return HttpResponse(response.status, response.headers, content, sent_ns, received_ns)
 
     def close(self) -> None:
-        self._http.close()
-
-    def _get(self, path: str) -> HttpResponse:
-        if self._http.sock is None:
-            self._http.connect()
-        sent_ns = self._clock()
-        self._http.request("GET", self.path + path, headers=self._headers)
-        response = self._http.getresponse()
-        received_ns = self._clock()
-        body = response.read(MAX_BODY_BYTES + 1)
-        if len(body) > MAX_BODY_BYTES:
-            self._http.close()
-            raise MeterError(f"{self.at}{path.split('?')[0]} sent more than {MAX_BODY_BYTES >> 20} MiB")
-        return HttpResponse(response.status, body, sent_ns, received_ns)
-
-    def _failed(self, err: Exception) -> MeterError:
-        self._http.close()
-        reason = "no answer in time" if isinstance(err, TimeoutError) else getattr(err, "strerror", None)
-        return MeterError(f"{self.at} cannot be read: {reason or type(err).__name__}")
+        """Close the connection; the next request opens another."""
+        self._connection.close()
 
 
-def _address(url: str) -> SplitResult:
+def http_get(
+    url: str,
+    *,
+    headers: Mapping[str, str] | None = None,
+    timeout_s: float | None = None,
+    max_body_bytes: int = MAX_BODY_BYTES,
+) -> HttpResponse:
+    """GET `url` over a connection of its own. Raises OSError and http.client.HTTPException."""
+    parts = urlsplit(url)
+    client = HttpClient(parts, headers=headers, timeout_s=timeout_s, max_body_bytes=max_body_bytes)
+    try:
+        return client.request("GET", parts.path + (f"?{parts.query}" if parts.query else ""))
+    finally:
+        client.close()
+
+
+class PageClient:
+    """Reads the pages of an energy meter or an engine. Its error messages hold no credentials."""
+
+    def __init__(self, url: str, token: str | None, clock: Callable[[], int]) -> None:
+        """Raises MeterError if `url` is not an http(s) URL. `token` takes the place of the URL's user and password."""
+        parts = _split(url)
+        self.hostname = parts.hostname or ""
+        self.path = base_path(parts.path)
+        self.url = public_url(parts._replace(path=self.path))
+        self._client = HttpClient(parts, headers=_credentials(parts, token), clock=clock)
+
+    def get(self, path: str) -> HttpResponse:
+        """GET a page, once more if the server had closed the connection meanwhile. Raises MeterError."""
+        try:
+            try:
+                return self._client.request("GET", self.path + path)
+            except (http.client.RemoteDisconnected, ConnectionResetError, BrokenPipeError):
+                return self._client.request("GET", self.path + path)
+        except BodyTooLargeError as err:
+            raise MeterError(f"{self.url}{path.split('?')[0]} sent {err}") from err
+        except (OSError, http.client.HTTPException) as err:
+            reason = "no answer in time" if isinstance(err, TimeoutError) else getattr(err, "strerror", None)
+            raise MeterError(f"{self.url} cannot be read: {reason or type(err).__name__}") from err
+
+    def close(self) -> None:
+        """Close the connection; the next request opens another."""
+        self._client.close()
+
+
+def public_url(parts: SplitResult) -> str:
+    """Return a URL as it may be printed: without user, password, query and fragment. ValueError: a malformed port."""
+    host = parts.hostname or ""
+    if ":" in host:
+        host = f"[{host}]"
+    port = f":{parts.port}" if parts.port else ""
+    return f"{parts.scheme}://{host}{port}{parts.path}"
+
+
+def base_path(path: str) -> str:
+    """Return the path below which /energy and /metrics are: users may give the URL of the API, or of a page itself."""
+    path = path.rstrip("/")
+    for suffix in ("/v1", "/metrics", "/energy"):
+        path = path.removesuffix(suffix)
+    return path.rstrip("/")
+
+
+def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
     except ValueError as err:
         raise MeterError("the URL has a malformed host or port") from err
     if not usable:
-        raise MeterError(f"{shown(parts)!r} is no http:// or https:// address")
+        raise MeterError(f"{public_url(parts)!r} is no http:// or https:// address")
     return parts
 
 
-def shown(parts: SplitResult) -> str:
-    """The address as it may be printed: no user, password or query."""
-    port = f":{parts.port}" if parts.port else ""
-    return f"{parts.scheme}://{parts.hostname or ''}{port}{parts.path}"
-
-
-def base_path(path: str) -> str:
-    """What /energy and /metrics hang off: the address people have at hand may be the API's, or the page's own."""
-    path = path.rstrip("/")
-    for tail in ("/v1", "/metrics", "/energy"):
-        path = path.removesuffix(tail)
-    return path.rstrip("/")
-
-
 def _credentials(parts: SplitResult, token: str | None) -> dict[str, str]:
+    """Return the Authorization header, if there are credentials."""
     if token is not None:
         if not token.isascii() or not token.isprintable():
             raise MeterError("the energy token holds characters that cannot be sent in a header")

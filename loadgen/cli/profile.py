@@ -5,7 +5,6 @@ import re
 import secrets
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -158,18 +157,21 @@ async def _live(
     grid: "list[RequestShape]", batches: list[int], out: Path, given: dict[str, Any], say: Callable[[str], None]
 ) -> "EnergyProfile":
     from loadgen.client.client import Client
-    from loadgen.client.server_probe import find_dialect, find_model
-    from loadgen.client.token_counts import vocabularies
+    from loadgen.client.server_probe import probe
     from loadgen.energy.choose import open_meter, source_beside
     from loadgen.energy_model import measure
     from loadgen.energy_model.energy_profile import EnergyProfile
 
     async with Client(given["base_url"], api_key=given["api_key"], timeout_s=600) as client:
-        server = await find_model(client, given["served_model"])
-        dialect = await find_dialect(client, given["endpoint"], server.model, {})
-        server = replace(server, dialect=dialect)
-        _check_fits(grid, server.max_model_len, server.model)
-        source, words = await vocabularies(client, server, given["endpoint"], {"chat"}, given["tokenizer"], {})
+        probed = await probe(
+            client,
+            given["endpoint"],
+            {"chat"},
+            model=given["served_model"],
+            tokenizer=given["tokenizer"],
+            check=lambda server: _check_fits(grid, server.max_model_len, server.model),
+        )
+        server, source = probed.server, probed.lengths_from
         choice = source_beside(
             server.base_url, given["energy"], simulated_at=server.root_url if server.simulated else None
         )
@@ -180,7 +182,7 @@ async def _live(
             raise LoadgenError("no energy to measure: " + "; ".join(reasons))
         # Not --seed: the same prompts sent twice to one server are what a prefix cache waits for.
         prompt_seed = secrets.randbits(63)
-        bench = measure.Bench(client, server, given["endpoint"], {}, words["chat"], prompt_seed)
+        bench = measure.Bench(client, server, given["endpoint"], {}, probed.vocabularies["chat"], prompt_seed)
         effort = _effort(given)
         measured_on = {"model": server.model, "engine": server.engine, "endpoint": given["endpoint"]}
         path = measure.journal_path(out)

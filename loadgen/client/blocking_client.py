@@ -1,7 +1,7 @@
-"""One request over a blocking socket -> one record: `client`, for those who wait instead of awaiting.
+"""One request over a blocking socket -> one record: `client` for code that blocks instead of awaiting.
 
-Under gevent's patches waiting lets the others run, so that all users of a locust worker share one thread. Nothing here
-knows of gevent. TLS is spoken; proxies, redirects and compressed answers are not.
+Under gevent's patches a blocked call lets other greenlets run, so that all users of a locust worker share one thread.
+Nothing here depends on gevent. TLS is supported; proxies, redirects and compressed responses are not.
 """
 
 import socket
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from loadgen.client.client import Post, record_of
 from loadgen.client.http1 import HTTPError, Response, Unusual
 from loadgen.client.openai_api import ProtocolError
+from loadgen.client.redact import redact
 from loadgen.client.sse import SSEError
 from loadgen.client.stream import RequestError, StreamState
 from loadgen.clock import monotonic_ns
@@ -36,11 +37,12 @@ class BlockingClient:
         )
         if api_key:
             self._fields += f"Authorization: Bearer {api_key}\r\n"
-        self._secret = api_key
+        self._secrets = [api_key] if api_key else []
         self._timeout_s = timeout_s
         self._idle: list[socket.socket] = []
 
     def close(self) -> None:
+        """Close the idle connections."""
         while self._idle:
             self._idle.pop().close()
 
@@ -55,73 +57,69 @@ class BlockingClient:
         request_id: str,
         on_cancelled: Callable[[RequestRecord], None],
     ) -> RequestRecord:
-        """POST `body` to `path` and read the stream to its end. Whatever happens is data.
+        """POST `body` to `path`, read the stream to its end, and return the record, whatever happens.
 
-        A greenlet that is killed meanwhile hands what it has to `on_cancelled`, and dies.
+        A greenlet that is killed meanwhile hands the record so far to `on_cancelled`, and dies.
         """
-        post, answer = Post(path, body, index, workload, scheduled_ns, request_id), StreamState()
+        post, stream = Post(path, body, index, workload, scheduled_ns, request_id), StreamState()
         error: ErrorKind | None = None
         detail = ""
         try:
-            self._exchange(path, body, request_id, answer)
+            self._post(post, stream)
         except RequestError as err:
             error, detail = err.kind, str(err)
         except TimeoutError:
             error, detail = "timeout", f"no end after {self._timeout_s:g} s"
         except Unusual as err:
-            error, detail = "protocol", f"{err}: only a plain answer is read here, no redirect and nothing compressed"
+            error, detail = "protocol", f"{err}: this client reads plain responses only: no redirect, no compression"
         except (SSEError, ProtocolError, HTTPError) as err:
             error, detail = "protocol", str(err)
         except OSError as err:
-            started = answer.status is not None
-            error, detail = "truncated" if started else "connect", f"{type(err).__name__}: {err}"
+            error, detail = "connect" if stream.status is None else "truncated", f"{type(err).__name__}: {err}"
         except BaseException as err:
-            if not isinstance(err, Exception) and answer.sent_ns is not None:
-                why = "aborted while in flight"
-                on_cancelled(record_of(post, answer, monotonic_ns(), "cancelled", why))
+            if not isinstance(err, Exception) and stream.sent_ns is not None:
+                on_cancelled(record_of(post, stream, monotonic_ns(), "cancelled", "aborted while in flight"))
             raise
-        finished_ns = answer.finished_ns if error is None and answer.finished_ns else monotonic_ns()
-        return record_of(post, answer, finished_ns, error, self._redact(detail)[:500] or None)
+        finished_ns = stream.finished_ns if error is None and stream.finished_ns else monotonic_ns()
+        return record_of(post, stream, finished_ns, error, redact(detail, self._secrets)[:500] or None)
 
-    def _redact(self, text: str) -> str:
-        """Servers like to quote the key they refuse."""
-        return text.replace(self._secret, "[redacted]") if self._secret else text
-
-    def _exchange(self, path: str, body: bytes, request_id: str, answer: StreamState) -> None:
-        """A second time when a pooled connection turns out to be dead before a byte of answer came."""
-        head = f"POST {self._path}{path}{self._fields}X-Request-Id: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n"
-        request = head.encode("latin-1") + body
+    def _post(self, post: Post, stream: StreamState) -> None:
+        """Send the request; once more if a pooled connection proves dead before a byte of the response arrives."""
+        head = (
+            f"POST {self._path}{post.path}{self._fields}X-Request-Id: {post.request_id}\r\n"
+            f"Content-Length: {len(post.body)}\r\n\r\n"
+        )
+        request = head.encode("latin-1") + post.body
         deadline_ns = monotonic_ns() + round(self._timeout_s * NS_PER_S)
         if self._idle:
-            response = Response(answer)
+            response = Response(stream)
             try:
-                return self._ask(self._idle.pop(), request, response, answer, deadline_ns)
+                return self._exchange(self._idle.pop(), request, response, stream, deadline_ns)
             except TimeoutError:
                 raise
             except OSError:
                 if response.started:
                     raise
-        return self._ask(self._connect(deadline_ns), request, Response(answer), answer, deadline_ns)
-
-    def _connect(self, deadline_ns: int) -> socket.socket:
-        sock = socket.create_connection(self._address, _left_s(deadline_ns))
+        sock = socket.create_connection(self._address, _remaining_s(deadline_ns))
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            return self._tls.wrap_socket(sock, server_hostname=self._address[0]) if self._tls else sock
+            if self._tls:
+                sock = self._tls.wrap_socket(sock, server_hostname=self._address[0])
         except BaseException:
             sock.close()
             raise
+        return self._exchange(sock, request, Response(stream), stream, deadline_ns)
 
-    def _ask(
-        self, sock: socket.socket, request: bytes, response: Response, answer: StreamState, deadline_ns: int
+    def _exchange(
+        self, sock: socket.socket, request: bytes, response: Response, stream: StreamState, deadline_ns: int
     ) -> None:
-        """Every read is stamped before anything else is done with it."""
+        """Send and read over `sock`. Every read is stamped before anything else is done with it."""
         try:
-            answer.sent_ns = monotonic_ns()
-            sock.settimeout(_left_s(deadline_ns))
+            stream.sent_ns = monotonic_ns()
+            sock.settimeout(_remaining_s(deadline_ns))
             sock.sendall(request)
             while not response.complete:
-                sock.settimeout(_left_s(deadline_ns))
+                sock.settimeout(_remaining_s(deadline_ns))
                 data = sock.recv(READ_BYTES)
                 read_ns = monotonic_ns()
                 if data:
@@ -135,11 +133,12 @@ class BlockingClient:
             self._idle.append(sock)
         else:
             sock.close()
-        answer.end(response.last_arrival_ns)
+        stream.end(response.last_arrival_ns)
 
 
-def _left_s(deadline_ns: int) -> float:
-    left_ns = deadline_ns - monotonic_ns()
-    if left_ns <= 0:
+def _remaining_s(deadline_ns: int) -> float:
+    """Return the seconds until the deadline; TimeoutError once it has passed."""
+    remaining_ns = deadline_ns - monotonic_ns()
+    if remaining_ns <= 0:
         raise TimeoutError
-    return left_ns / NS_PER_S
+    return remaining_ns / NS_PER_S

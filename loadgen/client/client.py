@@ -17,6 +17,7 @@ from loadgen.client.connection import Connection, StaleError
 from loadgen.client.connection_pool import ConnectionPool, FetchedPage, is_plain
 from loadgen.client.http1 import HTTPError, Unusual
 from loadgen.client.openai_api import ProtocolError, Usage
+from loadgen.client.redact import redact
 from loadgen.client.sse import SSEError
 from loadgen.client.stream import RequestError, StreamState
 from loadgen.clock import monotonic_ns
@@ -97,9 +98,7 @@ class Client:
 
     def redact(self, text: str) -> str:
         """Return `text` without the key and header values this client sends: servers quote them in errors."""
-        for secret in self._secrets:
-            text = text.replace(secret, "[redacted]")
-        return text
+        return redact(text, self._secrets)
 
     async def fetch(self, url: str, body: bytes | None = None, *, timeout_s: float) -> FetchedPage:
         """GET a page of the same server, or POST JSON to it. TimeoutError: no response. OSError: no connection.

@@ -1,22 +1,27 @@
-"""What is at the other end: asked once, before a run, so that a run never starts against the wrong thing."""
+"""Probe the server once, before a run: its model, the extensions it accepts, and how it counts tokens."""
 
 import os
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit, urlunsplit
 
 import msgspec
 
 from loadgen.client.client import Client
 from loadgen.client.http1 import HTTPError
 from loadgen.client.openai_api import PATHS, Dialect, Endpoint, error_of_body, payload
+from loadgen.client.redact import clean_url
+from loadgen.client.token_counts import LengthSource, vocabularies
 from loadgen.errors import LoadgenError
+from loadgen.workload.prompts import PromptKind, Vocabulary
+from loadgen.workload.schedule import ScheduledRequest
 
-ASK_TIMEOUT_S = 10.0
+MODELS_TIMEOUT_S = 10.0
 PROBE_PROMPT = "Say one word."
 
 DIALECTS = (Dialect(), Dialect(min_tokens=False), Dialect(False, False), Dialect(False, False, False))
-"""From the richest; the first that the server takes is used."""
+"""Sets of extensions, the richest first; the first one that the server accepts is used."""
 
 
 @dataclass(frozen=True)
@@ -26,37 +31,77 @@ class ServerInfo:
     base_url: str
     model: str
     engine: str | None
-    """Who says it owns the model: "vllm", "llamacpp", "loadgen-simulator", ..."""
+    """The owner of the model as the server reports it: "vllm", "llamacpp", "loadgen-simulator", ..."""
     max_model_len: int | None = None
+    """Tokens of the longest prompt and output together; None if the server does not report it."""
     dialect: Dialect = field(default_factory=Dialect)
 
     @property
     def root_url(self) -> str:
+        """The URL without the API's /v1."""
         return self.base_url.removesuffix("/v1")
 
     @property
     def simulated(self) -> bool:
+        """True for the simulated server of this package."""
         return self.engine == "loadgen-simulator"
 
+    def check_fits(self, requests: Iterable[ScheduledRequest]) -> None:
+        """Raise LoadgenError if a request, prompt and output together, is longer than the model's context."""
+        limit = self.max_model_len
+        for request in requests:
+            if limit is not None and request.input_tokens + request.output_tokens > limit:
+                raise LoadgenError(
+                    f"request {request.index} needs {request.input_tokens} + {request.output_tokens} tokens, "
+                    f"but {self.model} takes {limit}: start the server with a longer context, or choose another trace"
+                )
 
-def clean_url(url: str) -> str:
-    """The URL as it may be written down: without a user's name and password. LoadgenError when it is not http(s)."""
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise LoadgenError(f"{url!r} is not a server's URL; one looks like http://localhost:8000/v1")
-    host = f"[{parts.hostname}]" if ":" in parts.hostname else parts.hostname
-    try:
-        port = f":{parts.port}" if parts.port else ""
-    except ValueError as err:
-        raise LoadgenError(f"{parts.hostname}: {err}") from err
-    return urlunsplit((parts.scheme, host + port, parts.path.rstrip("/"), "", ""))
+
+class ServerProbe(msgspec.Struct, frozen=True, kw_only=True):
+    """What a run needs to know of its server before it starts."""
+
+    server: ServerInfo
+    lengths_from: LengthSource
+    vocabularies: dict[PromptKind, Vocabulary]
+
+
+async def probe(
+    client: Client,
+    endpoint: Endpoint,
+    kinds: Iterable[PromptKind],
+    *,
+    model: str | None = None,
+    tokenizer: Path | None = None,
+    extra_body: dict[str, Any] | None = None,
+    check: Callable[[ServerInfo], None] = lambda _: None,
+) -> ServerProbe:
+    """Find the model, then the extensions it accepts, then its token counts for prompts of each kind.
+
+    `check` may raise before any tokens are counted, which takes longest. Raises LoadgenError.
+    """
+    extra = extra_body or {}
+    server = await find_model(client, model)
+    server = replace(server, dialect=await find_dialect(client, endpoint, server.model, extra))
+    check(server)
+
+    async def input_tokens(prompt: str) -> int | None:
+        body = payload(endpoint, server.model, prompt, 1, server.dialect, extra)
+        record = await client.post(PATHS[endpoint], body, workload="probe")
+        if record.error:
+            raise LoadgenError(f"the server failed a one-token request ({record.error}): {record.detail}")
+        return record.input_tokens
+
+    lengths_from, vocabulary_of = await vocabularies(
+        client, server.root_url, server.model, kinds, tokenizer, input_tokens
+    )
+    return ServerProbe(server=server, lengths_from=lengths_from, vocabularies=vocabulary_of)
 
 
 async def find_model(client: Client, model: str | None) -> ServerInfo:
-    """The model to ask for: `model`, or the only one the server has."""
+    """Return the server's entry for `model`, or for its only model. Raises LoadgenError."""
     url = clean_url(client.base_url)
-    known = await _models(client, url, needed=model is None)
-    names = [str(entry["id"]) for entry in known]
+    entries = await _models(client, url, required=model is None)
+    names = [str(entry["id"]) for entry in entries]
     if model is None:
         if len(names) != 1:
             raise LoadgenError(
@@ -65,27 +110,24 @@ async def find_model(client: Client, model: str | None) -> ServerInfo:
         model = names[0]
     elif names and model not in names:
         raise LoadgenError(f"the server at {url} has no model {model!r}; it has: {', '.join(names)}")
-    entry = next((entry for entry in known if entry["id"] == model), {})
-    return ServerInfo(url, model, entry.get("owned_by"), _context(entry))
+    entry = next((entry for entry in entries if entry["id"] == model), {})
+    match entry:  # vLLM's name for the longest context, or llama.cpp's (of one slot)
+        case {"max_model_len": int(context_tokens)} | {"meta": {"n_ctx": int(context_tokens)}}:
+            return ServerInfo(url, model, entry.get("owned_by"), context_tokens)
+    return ServerInfo(url, model, entry.get("owned_by"))
 
 
-def _context(entry: dict[str, Any]) -> int | None:
-    """Longest prompt and answer together: vLLM's word for it, or llama.cpp's (of one slot)."""
-    match entry:
-        case {"max_model_len": int(length)} | {"meta": {"n_ctx": int(length)}}:
-            return length
-    return None
-
-
-async def _models(client: Client, url: str, *, needed: bool) -> list[dict[str, Any]]:
-    """GET /models; an empty list when the server has no such page and `needed` is false."""
+async def _models(client: Client, url: str, *, required: bool) -> list[dict[str, Any]]:
+    """GET /models; return an empty list when the server has no such page, unless the list is `required`."""
     try:
-        status, body = await client.fetch(client.base_url + "/models", timeout_s=ASK_TIMEOUT_S)
+        status, body = await client.fetch(client.base_url + "/models", timeout_s=MODELS_TIMEOUT_S)
     except TimeoutError as err:
-        raise LoadgenError(f"the server at {url} does not answer: nothing for {ASK_TIMEOUT_S:.0f} s") from err
+        raise LoadgenError(f"the server at {url} does not answer: nothing for {MODELS_TIMEOUT_S:.0f} s") from err
     except OSError as err:
+        # "Connection refused" rather than asyncio's description of its own call
+        reason = os.strerror(err.errno) if err.errno and err.errno > 0 else str(err)
         raise LoadgenError(
-            f"no server at {url} ({_reason(err)}): start one, or add --serve sim, or say where with --base-url"
+            f"no server at {url} ({reason}): start one, or add --serve sim, or give its URL with --base-url"
         ) from err
     except HTTPError as err:
         raise LoadgenError(
@@ -93,30 +135,22 @@ async def _models(client: Client, url: str, *, needed: bool) -> list[dict[str, A
         ) from err
     if status in (401, 403):
         raise LoadgenError(f"the server at {url} wants another API key ({status}): set OPENAI_API_KEY or --api-key")
-    match _json(body) if status == 200 else None:
-        case {"data": [*entries]} if all(isinstance(entry, dict) and "id" in entry for entry in entries):
-            if entries or not needed:
-                return entries
-    if not needed:
-        return []
-    said = client.redact(error_of_body(body)) if status != 200 else "no model in its list"
-    raise LoadgenError(f"cannot tell which model {url} serves (GET /models: {status}, {said}); say it with --model")
-
-
-def _reason(err: OSError) -> str:
-    """ "Connection refused", not asyncio's account of its own call."""
-    return os.strerror(err.errno) if err.errno and err.errno > 0 else str(err)
-
-
-def _json(body: bytes) -> Any:
     try:
-        return msgspec.json.decode(body)
+        page = msgspec.json.decode(body) if status == 200 else None
     except (msgspec.DecodeError, UnicodeDecodeError):
-        return None
+        page = None
+    match page:
+        case {"data": [*entries]} if all(isinstance(entry, dict) and "id" in entry for entry in entries):
+            if entries or not required:
+                return entries
+    if not required:
+        return []
+    reason = client.redact(error_of_body(body)) if status != 200 else "no model in its list"
+    raise LoadgenError(f"cannot tell which model {url} serves (GET /models: {status}, {reason}); name it with --model")
 
 
 async def find_dialect(client: Client, endpoint: Endpoint, model: str, extra: dict[str, Any]) -> Dialect:
-    """The richest set of extensions that a one-token request is accepted with."""
+    """Return the richest set of extensions with which the server accepts a one-token request. Raises LoadgenError."""
     refusal = ""
     for dialect in DIALECTS:
         body = payload(endpoint, model, PROBE_PROMPT, 1, dialect, extra)

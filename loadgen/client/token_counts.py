@@ -1,17 +1,15 @@
-"""How many tokens a text has on the server's tokenizer: asked, counted here, or estimated from one probe."""
+"""Count tokens as the server's tokenizer does: with a tokenizer file, on the server, or estimated from one probe."""
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import msgspec
 
 from loadgen.client.client import Client
 from loadgen.client.http1 import HTTPError
-from loadgen.client.openai_api import PATHS, Endpoint, payload
-from loadgen.client.server_probe import ASK_TIMEOUT_S, ServerInfo
 from loadgen.errors import LoadgenError
 from loadgen.workload.prompts import (
     Draws,
@@ -25,67 +23,59 @@ from loadgen.workload.prompts import (
 
 LengthSource = Literal["/tokenize", "tokenizer file", "probe"]
 
+InputTokens = Callable[[str], Awaitable[int | None]]
+"""Sends a prompt for one output token, and returns its length as the server reports it, or None."""
+
+TOKENIZE_TIMEOUT_S = 10.0
 PROBE_TOKENS = 200
 PROBE_KEY = "probe"
-"""That of no request: its prompt would be cached."""
+"""Seeds the draws of the probe's prompt. No request has it: its prompt would be in the server's cache."""
 CONCURRENT_COUNTS = 8
+TOKENS_PER_CHAR = 0.25
+"""Rule of thumb for English text, used when the server reports no usage."""
 
 
 async def vocabularies(
     client: Client,
-    server: ServerInfo,
-    endpoint: Endpoint,
-    kinds: set[PromptKind],
+    root_url: str,
+    model: str,
+    kinds: Iterable[PromptKind],
     tokenizer: Path | None,
-    extra: dict[str, Any],
+    input_tokens: InputTokens,
 ) -> tuple[LengthSource, dict[PromptKind, Vocabulary]]:
-    """A vocabulary per kind, and where its counts come from: --tokenizer, the server's /tokenize, else one probe."""
+    """Return a vocabulary for each kind, and the source of its counts: --tokenizer, the server's /tokenize, or else
+    a probe. Raises LoadgenError."""
     source: LengthSource = "probe"
-    found: dict[PromptKind, Vocabulary] = {}
+    vocabulary_of: dict[PromptKind, Vocabulary] = {}
     for kind in sorted(kinds):
         texts = texts_to_count(kind)
         counts: dict[str, int] | None
         if tokenizer is not None:
             source, counts = "tokenizer file", count_with_file(tokenizer, texts)
-        elif counts := await count_on_server(client, server, texts):
+        elif counts := await count_on_server(client, root_url, model, texts):
             source = "/tokenize"
-        probe = _Probe(client, server, endpoint, extra)
-        found[kind] = await (_measured(kind, counts, probe) if counts else _estimated(kind, probe))
-    return source, found
+        if counts:
+            # The chat template's overhead is what the server counts beyond a prompt of known length.
+            bare = measure_vocabulary(kind, counts, overhead=0)
+            total = await input_tokens(bare.prompt(PROBE_TOKENS, Draws(PROBE_KEY)))
+            vocabulary_of[kind] = bare if total is None else replace(bare, overhead=total - PROBE_TOKENS)
+        else:
+            vocabulary_of[kind] = await _estimate(kind, input_tokens)
+    return source, vocabulary_of
 
 
-class _Probe:
-    """Sends one prompt for one output token, to learn how long the server says the prompt is."""
-
-    def __init__(self, client: Client, server: ServerInfo, endpoint: Endpoint, extra: dict[str, Any]) -> None:
-        self.client, self.server, self.endpoint, self.extra = client, server, endpoint, extra
-
-    async def input_tokens(self, prompt: str) -> int | None:
-        body = payload(self.endpoint, self.server.model, prompt, 1, self.server.dialect, self.extra)
-        record = await self.client.post(PATHS[self.endpoint], body, workload="probe")
-        if record.error:
-            raise LoadgenError(f"the server failed a one-token request ({record.error}): {record.detail}")
-        return record.input_tokens
-
-
-async def _measured(kind: PromptKind, counts: Mapping[str, int], probe: _Probe) -> Vocabulary:
-    """The template's overhead is what the server counts beyond a prompt whose own length is known."""
-    bare = measure_vocabulary(kind, counts, overhead=0)
-    counted = await probe.input_tokens(bare.prompt(PROBE_TOKENS, Draws(PROBE_KEY)))
-    return bare if counted is None else replace(bare, overhead=counted - PROBE_TOKENS)
-
-
-async def _estimated(kind: PromptKind, probe: _Probe) -> Vocabulary:
-    """Two probes: one word gives the overhead, a long text the tokens per character."""
+async def _estimate(kind: PromptKind, input_tokens: InputTokens) -> Vocabulary:
+    """Probe twice: a prompt of one word gives the overhead, a long text the tokens per character."""
     text = probe_text(kind)
-    word, long = await probe.input_tokens("the"), await probe.input_tokens(text)
-    if word is None or long is None:  # no usage at all: four characters a token is the rule of thumb
-        return estimate_vocabulary(kind, tokens_per_char=0.25, overhead=0)
-    return estimate_vocabulary(kind, tokens_per_char=(long - word) / (len(text) - len("the")), overhead=word - 1)
+    word_tokens, text_tokens = await input_tokens("the"), await input_tokens(text)
+    if word_tokens is None or text_tokens is None:
+        return estimate_vocabulary(kind, tokens_per_char=TOKENS_PER_CHAR, overhead=0)
+    tokens_per_char = (text_tokens - word_tokens) / (len(text) - len("the"))
+    return estimate_vocabulary(kind, tokens_per_char=tokens_per_char, overhead=word_tokens - 1)
 
 
 def count_with_file(path: Path, texts: list[str]) -> dict[str, int]:
-    """Token counts by a Hugging Face tokenizer.json, without special tokens."""
+    """Count tokens with a Hugging Face tokenizer.json, without special tokens. Raises LoadgenError."""
     try:
         from tokenizers import Tokenizer
     except ImportError as err:
@@ -101,32 +91,25 @@ def count_with_file(path: Path, texts: list[str]) -> dict[str, int]:
     return {text: len(encoding.ids) for text, encoding in zip(texts, encodings, strict=True)}
 
 
-async def count_on_server(client: Client, server: ServerInfo, texts: list[str]) -> dict[str, int] | None:
-    """Token counts by the server's /tokenize (vLLM's and llama.cpp's shapes); None when it has none."""
+async def count_on_server(client: Client, root_url: str, model: str, texts: list[str]) -> dict[str, int] | None:
+    """Count tokens with the server's /tokenize (vLLM's or llama.cpp's shape); None unless it counts all of them."""
     gate = asyncio.Semaphore(CONCURRENT_COUNTS)
 
     async def count(text: str) -> int | None:
-        body = msgspec.json.encode(
-            {"model": server.model, "prompt": text, "content": text, "add_special_tokens": False}
-        )
+        body = msgspec.json.encode({"model": model, "prompt": text, "content": text, "add_special_tokens": False})
         async with gate:
-            page = await client.fetch(server.root_url + "/tokenize", body, timeout_s=ASK_TIMEOUT_S)
+            page = await client.fetch(root_url + "/tokenize", body, timeout_s=TOKENIZE_TIMEOUT_S)
         match msgspec.json.decode(page.body) if page.status == 200 else None:
-            case {"count": int(number)}:
-                return number
-            case {"tokens": list(tokens)}:
-                return len(tokens)
+            case {"count": int(tokens)}:
+                return tokens
+            case {"tokens": list(ids)}:
+                return len(ids)
         return None
 
     try:
-        first = await count(texts[0])
-        if not first:
+        if not await count(texts[0]):
             return None
-        counted = await asyncio.gather(*(count(text) for text in texts))
+        counts = await asyncio.gather(*(count(text) for text in texts))
     except (HTTPError, OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
-    return (
-        {text: number for text, number in zip(texts, counted, strict=True) if number is not None}
-        if all(counted)
-        else None
-    )
+    return {text: tokens for text, tokens in zip(texts, counts, strict=True) if tokens} if all(counts) else None

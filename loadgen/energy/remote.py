@@ -15,7 +15,7 @@ from loadgen.clock import monotonic_ns
 from loadgen.energy.meter import CounterTrack, Reading
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import MeterError
-from loadgen.http_get import HttpClient, HttpResponse
+from loadgen.http_get import HttpResponse, PageClient
 from loadgen.units import mj_from_j, s_from_ns
 
 FEED_POLL_S = 0.5
@@ -95,31 +95,31 @@ class Feed:
 
     poll_s = FEED_POLL_S
 
-    def __init__(self, connection: HttpClient, first: HttpResponse, chosen: Sequence[str] | None) -> None:
+    def __init__(self, connection: PageClient, first: HttpResponse, chosen: Sequence[str] | None) -> None:
         self._connection = connection
         self.clock = Clock(loopback=connection.hostname in LOOPBACK)
         self._since_ns = 0
-        page = _decode(first, connection.at)
-        self.domains = _only([_labelled(d, page.simulated) for d in page.domains], chosen, connection.at)
+        page = _decode(first, connection.url)
+        self.domains = _only([_labelled(d, page.simulated) for d in page.domains], chosen, connection.url)
         self._follow = {domain.name: _Follow() for domain in self.domains}
         self._latest = self._take(first, page)
         for _ in range(4):
             self._align()
         error_ms = (self.clock.error_ns or 0) / 1e6
-        self.notes = [f"read from {connection.at}/energy, clocks aligned to {error_ms:.3f} ms"]
+        self.notes = [f"read from {connection.url}/energy, clocks aligned to {error_ms:.3f} ms"]
 
     def read(self) -> Reading:
         """The first read hands over the newest point that was there when the meter was opened: the run starts in it."""
         before = self._resets()
         waiting, self._latest = self._latest, []
         answer = self._connection.get(f"/energy?since={self._since_ns}")
-        samples = self._take(answer, _decode(answer, self._connection.at))
+        samples = self._take(answer, _decode(answer, self._connection.url))
         newest = {sample.domain: sample for sample in waiting}
         return Reading([*newest.values(), *samples], self._resets() - before)
 
     def _align(self) -> None:
         answer = self._connection.get(f"/energy?since={self._since_ns}")
-        self._latest += self._take(answer, _decode(answer, self._connection.at))
+        self._latest += self._take(answer, _decode(answer, self._connection.url))
 
     def _take(self, answer: HttpResponse, page: FeedPage) -> list[EnergySample]:
         self.clock.observe(answer.sent_ns, answer.received_ns, page.now_ns)
@@ -221,19 +221,19 @@ def _energy_lines(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
 class Page:
     """A Prometheus page, polled: the counter's value was true some time between two polls."""
 
-    def __init__(self, connection: HttpClient, chosen: Sequence[str] | None) -> None:
+    def __init__(self, connection: PageClient, chosen: Sequence[str] | None) -> None:
         self._connection = connection
         counters, self.notes = self._counters(self._fetch())
         if not counters:
             raise MeterError(
-                f"{connection.at}/metrics has neither {LOADGEN_METRIC} nor {DCGM_METRIC}"
+                f"{connection.url}/metrics has neither {LOADGEN_METRIC} nor {DCGM_METRIC}"
                 + "".join(f"; {note}" for note in self.notes)
             )
         found = [counter.domain for counter in counters]
-        self._domains = {d.name: d for d in _only(found, chosen, connection.at)}
+        self._domains = {d.name: d for d in _only(found, chosen, connection.url)}
         self._tracks = {name: CounterTrack(name) for name in self._domains}
         self.notes += [
-            f"read from {connection.at}/metrics: moments are as coarse as the page is refreshed (DCGM exporter: 30 s "
+            f"read from {connection.url}/metrics: moments are as coarse as the page is refreshed (DCGM exporter: 30 s "
             "unless told otherwise), so give it totals of minutes, not single requests"
         ]
 
@@ -261,14 +261,14 @@ class Page:
     def _fetch(self) -> HttpResponse:
         answer = self._connection.get("/metrics")
         if answer.status != 200:
-            raise MeterError(f"{self._connection.at}/metrics answers {answer.status}")
+            raise MeterError(f"{self._connection.url}/metrics answers {answer.status}")
         return answer
 
     def _counters(self, answer: HttpResponse) -> tuple[list[Counter], list[str]]:
         try:
             return page_counters(answer.body.decode())
         except ValueError as err:
-            raise MeterError(f"{self._connection.at}/metrics is no Prometheus page") from err
+            raise MeterError(f"{self._connection.url}/metrics is no Prometheus page") from err
 
     def _resets(self) -> int:
         return sum(track.resets for track in self._tracks.values())
@@ -289,7 +289,7 @@ class RemoteMeter:
         gpus: Sequence[str] | None = None,
         clock: Callable[[], int] = monotonic_ns,
     ) -> None:
-        self._connection = HttpClient(url, token, clock)
+        self._connection = PageClient(url, token, clock)
         try:
             self._source = self._open(gpus)
         except BaseException:
@@ -299,9 +299,9 @@ class RemoteMeter:
     def _open(self, gpus: Sequence[str] | None) -> "Feed | Page":
         first = self._connection.get("/energy?since=0")
         if first.status in (401, 403):
-            raise MeterError(f"{self._connection.at}/energy answers {first.status}: it wants a token")
+            raise MeterError(f"{self._connection.url}/energy answers {first.status}: it wants a token")
         try:
-            _decode(first, self._connection.at)
+            _decode(first, self._connection.url)
         except MeterError as no_feed:
             try:
                 return Page(self._connection, gpus)

@@ -6,7 +6,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from loadgen.client.openai_api import PATHS, Endpoint
-from loadgen.client.server_probe import clean_url
+from loadgen.client.redact import clean_url
 from loadgen.errors import LoadgenError
 from loadgen.workload.prompts import PromptKind
 from loadgen.workload.schedule import ARRIVALS, Arrival

@@ -1,24 +1,22 @@
 """What a server is and how it counts tokens, asked by a process of its own: asyncio and gevent do not mix.
 
-`python -m loadgen.locust.probe_process` reads a Question from standard input and writes the Reply, both JSON. The API
-key comes from $OPENAI_API_KEY alone, so that it is on no command line.
+`python -m loadgen.locust.probe_process` reads a Question from standard input and writes the ServerProbe, both JSON.
+The API key comes from $OPENAI_API_KEY alone, so that it is on no command line.
 """
 
 import asyncio
 import os
 import subprocess
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import msgspec
 
 from loadgen.client.client import Client
 from loadgen.client.openai_api import Endpoint
-from loadgen.client.server_probe import ServerInfo, find_dialect, find_model
-from loadgen.client.token_counts import LengthSource, vocabularies
+from loadgen.client.server_probe import ServerProbe, probe
 from loadgen.errors import LoadgenError
-from loadgen.workload.prompts import PromptKind, Vocabulary
+from loadgen.workload.prompts import PromptKind
 
 
 class Question(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,13 +28,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
     timeout_s: float = 60.0
 
 
-class Reply(msgspec.Struct, frozen=True, kw_only=True):
-    server: ServerInfo
-    lengths_from: LengthSource
-    vocabularies: dict[PromptKind, Vocabulary]
-
-
-def ask(question: Question) -> Reply:
+def ask(question: Question) -> ServerProbe:
     """Raises LoadgenError with what the other process found wrong."""
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
@@ -50,18 +42,14 @@ def ask(question: Question) -> Reply:
     if done.returncode:
         said = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}, and no word"
         raise LoadgenError(said.splitlines()[-1])
-    return msgspec.json.decode(done.stdout, type=Reply)
+    return msgspec.json.decode(done.stdout, type=ServerProbe)
 
 
-async def _answer(question: Question) -> Reply:
+async def _answer(question: Question) -> ServerProbe:
     key = os.environ.get("OPENAI_API_KEY")
     async with Client(question.base_url, api_key=key, timeout_s=question.timeout_s) as client:
-        server = await find_model(client, question.model)
-        dialect = await find_dialect(client, question.endpoint, server.model, {})
-        server = replace(server, dialect=dialect)
         tokenizer = Path(question.tokenizer) if question.tokenizer else None
-        lengths_from, found = await vocabularies(client, server, question.endpoint, set(question.kinds), tokenizer, {})
-    return Reply(server=server, lengths_from=lengths_from, vocabularies=found)
+        return await probe(client, question.endpoint, question.kinds, model=question.model, tokenizer=tokenizer)
 
 
 def main() -> None:

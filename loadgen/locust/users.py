@@ -16,12 +16,13 @@ from msgspec.structs import replace
 from loadgen.client.blocking_client import BlockingClient
 from loadgen.client.openai_api import PATHS
 from loadgen.client.request_body import body_maker
+from loadgen.client.server_probe import ServerProbe
 from loadgen.clock import anchor
 from loadgen.locust.options import settings
-from loadgen.locust.probe_process import Question, Reply, ask
+from loadgen.locust.probe_process import Question, ask
 from loadgen.locust.trace_replay import Outcome, Part, Ready, play
 from loadgen.locust.web import ANSWER, FIRST_TOKEN, LATE, NEXT_TOKENS
-from loadgen.locust.workload import check_fit, fitting_bins, lengths, plan
+from loadgen.locust.workload import fitting_bins, lengths, plan
 from loadgen.record import RequestRecord
 from loadgen.telemetry.otlp_export import SpanSender
 from loadgen.units import NS_PER_MS
@@ -49,7 +50,7 @@ class Test:
         kinds: set[PromptKind] = {user.kind for user in classes if issubclass(user, ClosedLoopUser)}
         if self.plan:
             kinds |= {prompt_kind(request.workload) for request in self.plan.requests}
-        self.reply: Reply = ask(
+        self.reply: ServerProbe = ask(
             Question(
                 base_url=given.base_url,
                 model=given.model,
@@ -61,7 +62,7 @@ class Test:
         )
         limit = self.reply.server.max_model_len
         if self.plan:
-            check_fit(self.plan.requests, limit)
+            self.reply.server.check_fits(self.plan.requests)
         self.bins = {kind: fitting_bins(given.bins[kind], limit) for kind in kinds}
         key = os.environ.get("OPENAI_API_KEY")
         self._client = BlockingClient(given.base_url, api_key=key, timeout_s=given.timeout_s)

@@ -1,6 +1,6 @@
 """What the users ask: lengths without end from bins, a trace's schedule, and the bodies of both. Nothing of gevent."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +9,7 @@ from loadgen.errors import LoadgenError
 from loadgen.files import profile_path
 from loadgen.locust.options import Settings
 from loadgen.workload import schedule
-from loadgen.workload.schedule import Schedule, ScheduledRequest
+from loadgen.workload.schedule import Schedule
 from loadgen.workload.token_bins import TokenBins, read_bins, sample_lengths
 from loadgen.workload.trace import read_trace
 
@@ -28,15 +28,6 @@ def plan(given: Settings) -> Schedule:
         duration_s=given.duration_s,
         num_requests=given.num_requests,
     )
-
-
-def check_fit(requests: Sequence[ScheduledRequest], limit: int | None) -> None:
-    longest = max(requests, key=lambda request: request.input_tokens + request.output_tokens)
-    if limit is not None and longest.input_tokens + longest.output_tokens > limit:
-        raise LoadgenError(
-            f"request {longest.index} needs {longest.input_tokens} + {longest.output_tokens} tokens, "
-            f"but the model takes {limit}: start the server with a longer context, or choose another trace"
-        )
 
 
 def fitting_bins(name: str, limit: int | None) -> TokenBins:

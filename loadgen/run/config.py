@@ -9,8 +9,9 @@ import msgspec
 
 from loadgen.client.client import Client
 from loadgen.client.openai_api import PATHS, Endpoint
+from loadgen.client.redact import clean_url
 from loadgen.client.request_body import body_maker
-from loadgen.client.server_probe import ServerInfo, clean_url
+from loadgen.client.server_probe import ServerInfo
 from loadgen.workload.prompts import PromptKind, Vocabulary
 from loadgen.workload.schedule import ScheduledRequest
 

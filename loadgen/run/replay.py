@@ -4,14 +4,11 @@ import asyncio
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager
-from dataclasses import replace
 
 import uvloop
 
 from loadgen import clock
-from loadgen.client.server_probe import ServerInfo, find_dialect, find_model
-from loadgen.client.token_counts import vocabularies
-from loadgen.errors import LoadgenError
+from loadgen.client.server_probe import probe
 from loadgen.results.run_folder import RunWriter
 from loadgen.run.config import PreparedRun, RunConfig, open_client
 from loadgen.run.metering import Metering
@@ -34,17 +31,19 @@ def replay(schedule: Schedule, config: RunConfig, view: View) -> None:
 async def _replay(schedule: Schedule, config: RunConfig, view: View) -> None:
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(open_client(config))
-        server = await find_model(client, config.model)
-        dialect = await find_dialect(client, config.endpoint, server.model, config.extra_body)
-        server = replace(server, dialect=dialect)
-        _check_lengths(schedule, server)
-        kinds = {prompt_kind(request.workload) for request in schedule.requests}
-        lengths, vocabulary = await vocabularies(
-            client, server, config.endpoint, kinds, config.tokenizer, config.extra_body
+        probed = await probe(
+            client,
+            config.endpoint,
+            {prompt_kind(request.workload) for request in schedule.requests},
+            model=config.model,
+            tokenizer=config.tokenizer,
+            extra_body=config.extra_body,
+            check=lambda server: server.check_fits(schedule.requests),
         )
+        server = probed.server
         metering = await stack.enter_async_context(Metering(config, server))
-        info = info_before(schedule, config, server, lengths, metering)
-        prepared = PreparedRun(info.run_id, config, server, vocabulary)
+        info = info_before(schedule, config, server, probed.lengths_from, metering)
+        prepared = PreparedRun(info.run_id, config, server, probed.vocabularies)
         check_sending(config, len(schedule.requests))
         writer = stack.enter_context(closing(RunWriter(config.out, info, schedule, overwrite=config.overwrite)))
         await warm_up(schedule, prepared, client)
@@ -102,14 +101,3 @@ def _signals(sender: ScheduleSender) -> Iterator[None]:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
-
-
-def _check_lengths(schedule: Schedule, server: ServerInfo) -> None:
-    if (limit := server.max_model_len) is None:
-        return
-    for request in schedule.requests:
-        if request.input_tokens + request.output_tokens > limit:
-            raise LoadgenError(
-                f"request {request.index} needs {request.input_tokens} + {request.output_tokens} tokens, "
-                f"but {server.model} takes {limit}: start the server with a longer context, or choose another trace"
-            )

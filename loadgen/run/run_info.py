@@ -9,7 +9,8 @@ import socket
 import msgspec
 
 from loadgen import __version__, clock
-from loadgen.client.server_probe import ServerInfo, clean_url
+from loadgen.client.redact import clean_url
+from loadgen.client.server_probe import ServerInfo
 from loadgen.client.socket_poller import reads_tokens
 from loadgen.client.token_counts import LengthSource
 from loadgen.results.metrics import distribution_s

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from loadgen.clock import monotonic_ns
 from loadgen.errors import MeterError
-from loadgen.http_get import HttpClient
+from loadgen.http_get import PageClient
 
 NAMES = {
     "vllm:iteration_tokens_total_count": "iterations",
@@ -61,7 +61,7 @@ class EnginePoller:
     """A thread that reads the page every `period_s` and hands over what it says. Failures are skipped: a gap."""
 
     def __init__(self, root_url: str, on_sample: Callable[[EngineSample], None], *, period_s: float = 0.5) -> None:
-        self._connection = HttpClient(root_url, None, monotonic_ns)
+        self._connection = PageClient(root_url, None, monotonic_ns)
         self._on_sample = on_sample
         self._period_s = period_s
         self._stop = threading.Event()

@@ -11,7 +11,7 @@ from loadgen.errors import LoadgenError
 from loadgen.files import profile_path
 from loadgen.locust.options import settings
 from loadgen.locust.trace_replay import Conductor, Outcome, Part, Ready, assign
-from loadgen.locust.workload import check_fit, fitting_bins, lengths
+from loadgen.locust.workload import fitting_bins, lengths
 from loadgen.workload.schedule import ScheduledRequest
 from loadgen.workload.token_bins import read_bins
 
@@ -80,9 +80,6 @@ def test_lengths_follow_the_bins_and_what_does_not_fit_is_left_out() -> None:
 def test_what_no_model_of_that_length_can_take_is_said_before_the_test() -> None:
     with pytest.raises(LoadgenError, match="into the model's 10 tokens"):
         fitting_bins("azure-2023-chat", 10)
-    with pytest.raises(LoadgenError, match=r"request 1 needs 700 \+ 20 tokens"):
-        check_fit([request(0), request(1, tokens=700)], 500)
-    check_fit([request(0)], None)
 
 
 # -- how a schedule is shared --
