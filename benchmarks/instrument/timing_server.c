@@ -1,10 +1,13 @@
 /* A streaming completions server whose timing is known: the ruler that load generators are held against.
  *
- *     gcc -O2 -o timing_server timing_server.c && ./timing_server --ttft-ms 50 --itl-ms 20 --log truth.log
+ *     gcc -O2 -o timing_server timing_server.c && ./timing_server --ttft-ms 50 --itl-ms 20 --log timing.log
  *
  * One thread, epoll, HTTP/1.1 on 127.0.0.1, no dependencies. It writes every token when the schedule says so, and logs when
  * each request arrived (the kernel's stamp of its last segment) and when each token was handed to the kernel (the clock is
  * read right before send). All times are ns of CLOCK_MONOTONIC, so a client on this machine can compare its own.
+ *
+ * loadgen/run/timing_server.py is the same in Python, for machines without a compiler: the same --port, --ttft-ms, --itl-ms,
+ * --model and --log, the same first line of output, the same log.
  *
  * Serves GET /health, /v1/models, /version and POST /v1/chat/completions, /v1/completions. Of a body it reads max_tokens or
  * max_completion_tokens, stream and include_usage. A stream is what vLLM writes: headers at once; a role chunk with the first
@@ -67,7 +70,7 @@ struct record {
     uint32_t connection;    /* number of the connection, in order of acceptance */
     char request_id[64];    /* the x-request-id header */
 };
-_Static_assert(sizeof(struct record) == 144, "truth.py reads this");
+_Static_assert(sizeof(struct record) == 144, "timing_server.py reads this");
 
 struct connection {
     int fd;
@@ -793,7 +796,7 @@ static void listen_on_loopback(void)
     getsockname(listener, (void *)&address, &length);
     poller = epoll_create1(EPOLL_CLOEXEC);
     epoll_ctl(poller, EPOLL_CTL_ADD, listener, &(struct epoll_event){ .events = EPOLLIN });
-    printf("http://127.0.0.1:%d\n", ntohs(address.sin_port));
+    printf("timing server: http://127.0.0.1:%d/v1\n", ntohs(address.sin_port));
     fflush(stdout);
 }
 

@@ -64,20 +64,22 @@ def pinned(core: int | None, command: Sequence[str]) -> list[str]:
 
 
 @contextmanager
-def started(binary: Path, log: Path, core: int | None, *options: str) -> Iterator[str]:
-    """Runs it for the time of the block; gives its root URL. The log is complete after the block."""
-    command = pinned(core, [str(binary), "--log", str(log), *options])
-    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=_end_with_parent)
-    assert server.stdout is not None
+def started(server: Path | Sequence[str], log: Path, core: int | None, *options: str) -> Iterator[str]:
+    """Runs a timing server, the binary or a command, for the time of the block; gives its root URL. The log is complete
+    after the block."""
+    own = [str(server)] if isinstance(server, Path) else server
+    command = pinned(core, [*own, "--log", str(log), *options])
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, preexec_fn=_end_with_parent)
+    assert process.stdout is not None
     try:
-        url = server.stdout.readline().strip()
+        url = process.stdout.readline().removeprefix("timing server: ").strip().removesuffix("/v1")
         if not url:
             raise SystemExit(f"the server did not start: {' '.join(command)}")
         yield url
     finally:
-        server.send_signal(signal.SIGTERM)
-        server.wait(10)
-        server.stdout.close()
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+        process.stdout.close()
 
 
 def _end_with_parent() -> None:

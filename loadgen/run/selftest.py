@@ -167,8 +167,8 @@ def run_selftest(schedule: Schedule, planned: Plan, processes: int, view: View) 
 def written(url: str) -> dict[str, Written]:
     """The server's own account, by request id."""
     with urlopen(url.removesuffix("/v1") + "/written") as page:
-        found = (msgspec.json.decode(line, type=Written) for line in page)
-        return {one.request_id: one for one in found}
+        streams = (msgspec.json.decode(line, type=Written) for line in page)
+        return {stream.request_id: stream for stream in streams}
 
 
 def judged(run: RunResult, truth: dict[str, Written], planned: Plan, processes: int, capacity: Capacity) -> Selftest:

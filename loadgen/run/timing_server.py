@@ -1,11 +1,14 @@
 """A server whose timing is known: it stamps when each request arrived and when each token was written.
 
-    python -m loadgen.run.timing_server
+    python -m loadgen.run.timing_server --ttft-ms 50 --itl-ms 20 --log timing.log
 
 A client's error is measured against these stamps, never against a plan: they have to be honest, and the server need not
-be punctual. It is one thread without an event loop, knows as much of the API as a load generator asks for, and makes no
-text worth reading. Requests say their own timing: the first token is due `ttft_ms` after arrival, one more every
-`itl_ms`; without `itl_ms` all go together, in one write.
+be punctual. It is one thread without an event loop, knows as much of the API as a load generator needs, and makes no
+text worth reading. The first token is due TTFT after arrival, one more every ITL; without an ITL all go together, in
+one write. A request may state its own timing, as `ttft_ms` and `itl_ms` in its body.
+
+It needs no compiler. `benchmarks/instrument/timing_server.c` is the same for loads that are too much for Python, with
+faults to inject: the same options, the same first line of output, the same log.
 """
 
 import heapq
@@ -13,31 +16,39 @@ import re
 import selectors
 import signal
 import socket
+import struct
 import sys
 import time
+from argparse import ArgumentParser
 from array import array
 from itertools import count
+from pathlib import Path
 
 import msgspec
 
-from loadgen.client.kernel_timestamps import enable_timestamps, kernel_wall_ns
+from loadgen.client.kernel_timestamps import TIMESTAMP_BYTES, enable_timestamps, kernel_wall_ns
 from loadgen.clock import anchor, monotonic_ns
 from loadgen.units import NS_PER_MS, NS_PER_S
 
-READ_BYTES = 256 << 10
+_READ_BYTES = 256 << 10
 
 _LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 _REQUEST_ID = re.compile(rb"\r\nx-request-id: *([!-~]+)", re.IGNORECASE)
 
-STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+_STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+_LOG_RECORD = struct.Struct("@Q5qQ6I64s")
+"""`struct record` of timing_server.c, which explains it."""
+_CHAT, _STREAM, _USAGE, _CLIENT_LEFT = 1 << 16, 1 << 17, 1 << 18, 1 << 19
 
 
-class Body(msgspec.Struct, frozen=True):
-    """What is read of a request's body."""
+class _Timing(msgspec.Struct, frozen=True):
+    """The part of a request's body that is read."""
 
     max_tokens: int = 16
-    ttft_ms: float = 0.0
-    itl_ms: float = 0.0
+    ttft_ms: float | None = None
+    itl_ms: float | None = None
+    """None: the server's own."""
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -48,50 +59,60 @@ class Written(msgspec.Struct, frozen=True):
     due_ns: int
     itl_ns: int
     written_ns: list[int]
-    """Read right before each token was handed to the kernel."""
+    """The clock, read right before each token was handed to the kernel."""
+
+    def late_ns(self) -> list[int]:
+        """Return how late each token was written."""
+        return [t_ns - self.due_ns - i * self.itl_ns for i, t_ns in enumerate(self.written_ns)]
 
 
-def event(data: bytes) -> bytes:
-    """One server-sent event in an HTTP chunk of its own."""
+def _event(data: bytes) -> bytes:
+    """Return a server-sent event in an HTTP chunk of its own."""
     line = b"data: " + data + b"\n\n"
     return b"%x\r\n%b\r\n" % (len(line), line)
 
 
-class Stream:
-    """One answer on its way."""
+class _Stream:
+    """One response in flight."""
 
-    __slots__ = ("arrived_ns", "connection", "due_ns", "end", "first", "itl_ns", "left", "request_id", "start_ns",
-                 "token", "written_ns")  # fmt: skip
+    __slots__ = ("arrived_ns", "chat", "connection", "due_ns", "end", "first", "itl_ns", "read_ns", "remaining",
+                 "request_id", "start_ns", "token", "written_ns")  # fmt: skip
 
-    def __init__(self, connection: "Connection", request_id: str, chat: bool, body: Body, prompt_tokens: int) -> None:
+    def __init__(
+        self, connection: "_Connection", request_id: str, chat: bool, timing: _Timing, prompt_tokens: int
+    ) -> None:
+        server = connection.server
+        ttft_ms = server.ttft_ms if timing.ttft_ms is None else timing.ttft_ms
+        itl_ms = server.itl_ms if timing.itl_ms is None else timing.itl_ms
         self.connection = connection
-        self.request_id = request_id
-        self.arrived_ns = connection.arrived_ns
-        self.start_ns = self.due_ns = self.arrived_ns + round(body.ttft_ms * NS_PER_MS)
-        self.itl_ns = round(body.itl_ms * NS_PER_MS)
-        self.left = max(1, body.max_tokens)
+        self.request_id, self.chat = request_id, chat
+        self.arrived_ns, self.read_ns = connection.arrived_ns, connection.read_ns
+        self.start_ns = self.due_ns = self.arrived_ns + round(ttft_ms * NS_PER_MS)
+        self.itl_ns = round(itl_ms * NS_PER_MS)
+        self.remaining = max(1, timing.max_tokens)
         self.written_ns: array[int] = array("q")
-        about = b'{"id":"%b","object":"%b","created":1,"model":"truth","choices":' % (
+        about = b'{"id":"%b","object":"%b","created":1,"model":"%b","choices":' % (
             request_id.encode(),
             b"chat.completion.chunk" if chat else b"text_completion",
+            server.model.encode(),
         )
         text = b'"delta":{"content":" word"}' if chat else b'"text":" word"'
         choice = about + b'[{"index":0,%b,"logprobs":null,"finish_reason":%b}]}'
-        self.token = event(choice % (text, b"null"))
-        role = event(about + b'[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}')
-        usage = b'{"prompt_tokens":%d,"completion_tokens":%d}}' % (prompt_tokens, self.left)
-        self.first = STREAM_HEAD + (role if chat else b"")
-        last = event(choice % (text, b'"length"'))
-        self.end = last + event(about + b'[],"usage":' + usage) + event(b"[DONE]") + b"0\r\n\r\n"
+        self.token = _event(choice % (text, b"null"))
+        role = _event(about + b'[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}')
+        usage = b'{"prompt_tokens":%d,"completion_tokens":%d}}' % (prompt_tokens, self.remaining)
+        self.first = _STREAM_HEAD + (role if chat else b"")
+        last = _event(choice % (text, b'"length"'))
+        self.end = last + _event(about + b'[],"usage":' + usage) + _event(b"[DONE]") + b"0\r\n\r\n"
 
     def write(self) -> bool:
-        """What is due now: one token, or all of them. Gives whether more are to come."""
+        """Write the token that is due, or all of them. Return True if more are to come."""
         now_ns = monotonic_ns()
-        n = 1 if self.itl_ns else self.left
-        self.left -= n
+        n = 1 if self.itl_ns else self.remaining
+        self.remaining -= n
         self.written_ns.extend((now_ns,) * n)
         head, self.first = self.first, b""
-        if self.left:
+        if self.remaining:
             self.due_ns += self.itl_ns
             return self.connection.send(head + self.token)
         self.connection.send(head + self.token * (n - 1) + self.end)
@@ -102,13 +123,13 @@ class Stream:
         return Written(self.request_id, self.arrived_ns, self.start_ns, self.itl_ns, self.written_ns.tolist())
 
 
-class Connection:
-    """One client's socket. What the kernel has no room for waits in `unsent`."""
+class _Connection:
+    """One client's socket. Bytes that the kernel has no room for wait in `unsent`."""
 
-    def __init__(self, server: "Server", sock: socket.socket) -> None:
-        self.server, self.sock = server, sock
+    def __init__(self, server: "TimingServer", sock: socket.socket, number: int) -> None:
+        self.server, self.sock, self.number = server, sock, number
         self.received, self.unsent = bytearray(), bytearray()
-        self.arrived_ns = 0
+        self.arrived_ns = self.read_ns = 0
         self.open = True
 
     def ready(self, events: int) -> None:
@@ -120,7 +141,7 @@ class Connection:
             self._read()
 
     def send(self, data: bytes) -> bool:
-        """Whether there still is somebody to send to."""
+        """Send `data`, now or once there is room. Return False if the client has disconnected."""
         if not self.open:
             return False
         if self.unsent:
@@ -145,67 +166,70 @@ class Connection:
 
     def _read(self) -> None:
         try:
-            data, stamps, _, _ = self.sock.recvmsg(READ_BYTES, 64)
+            data, ancillary, _, _ = self.sock.recvmsg(_READ_BYTES, TIMESTAMP_BYTES)
         except BlockingIOError:
-            return None
+            return
         except OSError:
             data = b""
         if not data:
-            return self.close()
-        wall_ns = kernel_wall_ns(stamps)
-        self.arrived_ns = monotonic_ns() if wall_ns is None else wall_ns - self.server.wall_minus_monotonic_ns
+            self.close()
+            return
+        self.read_ns = monotonic_ns()
+        wall_ns = kernel_wall_ns(ancillary)
+        self.arrived_ns = self.read_ns if wall_ns is None else wall_ns - self.server.wall_minus_monotonic_ns
         self.received += data
         while self.open and (head_end := self.received.find(b"\r\n\r\n") + 4) > 3:
-            found = _LENGTH.search(self.received, 0, head_end)
-            length = int(found[1]) if found else 0
+            header = _LENGTH.search(self.received, 0, head_end)
+            length = int(header[1]) if header else 0
             if len(self.received) < head_end + length:
-                return None
+                return
             head = bytes(self.received[:head_end])
             body = bytes(self.received[head_end : head_end + length])
             del self.received[: head_end + length]
-            self._answer(head, body)
-        return None
+            self._respond(head, body)
 
-    def _answer(self, head: bytes, body: bytes) -> None:
+    def _respond(self, head: bytes, body: bytes) -> None:
         match head.split(b" ", 2)[:2]:
             case [b"POST", b"/v1/chat/completions" | b"/v1/completions" as path]:
-                self._stream(head, body, path == b"/v1/chat/completions")
+                try:
+                    timing = msgspec.json.decode(body, type=_Timing)
+                except msgspec.DecodeError as err:
+                    self._send_json(b"400 Bad Request", msgspec.json.encode({"error": {"message": str(err)}}))
+                    return
+                header = _REQUEST_ID.search(head)
+                request_id, chat = header[1].decode() if header else "", path == b"/v1/chat/completions"
+                self.server.start(_Stream(self, request_id, chat, timing, prompt_tokens=max(1, len(body) // 4)))
             case [b"GET", b"/v1/models"]:
-                self._whole(b"200 OK", b'{"object":"list","data":[{"id":"truth","owned_by":"loadgen-truth"}]}')
+                model = {"id": self.server.model, "owned_by": "loadgen-truth"}
+                self._send_json(b"200 OK", msgspec.json.encode({"object": "list", "data": [model]}))
+            case [b"GET", b"/health"]:
+                self._send_json(b"200 OK", b"{}")
             case [b"GET", b"/written"]:
-                self._whole(b"200 OK", self.server.log())
+                self._send_json(b"200 OK", self.server.written())
             case _:
-                self._whole(b"404 Not Found", b'{"error":{"message":"no such page"}}')
+                self._send_json(b"404 Not Found", b'{"error":{"message":"no such page"}}')
 
-    def _stream(self, head: bytes, body: bytes, chat: bool) -> None:
-        try:
-            asked = msgspec.json.decode(body, type=Body)
-        except msgspec.DecodeError as err:
-            return self._whole(b"400 Bad Request", msgspec.json.encode({"error": {"message": str(err)}}))
-        found = _REQUEST_ID.search(head)
-        stream = Stream(self, found[1].decode() if found else "", chat, asked, prompt_tokens=max(1, len(body) // 4))
-        return self.server.take(stream)
-
-    def _whole(self, status: bytes, body: bytes) -> None:
+    def _send_json(self, status: bytes, body: bytes) -> None:
         self.send(
             b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
         )
 
 
-class Server:
-    """Everything on one thread: what came in is read, then what is due is written."""
+class TimingServer:
+    """Serves on one thread: in each turn it reads what came in, then writes what is due."""
 
-    def __init__(self, port: int = 0) -> None:
+    def __init__(self, port: int = 0, ttft_ms: float = 0.0, itl_ms: float = 0.0, model: str = "truth") -> None:
+        self.ttft_ms, self.itl_ms, self.model = ttft_ms, itl_ms, model
         self.selector = selectors.DefaultSelector()
         self.socket = socket.create_server(("127.0.0.1", port), backlog=4096)
         enable_timestamps(self.socket)
         self.socket.setblocking(False)
         self.selector.register(self.socket, selectors.EVENT_READ, self._accept)
-        at = anchor()
-        self.wall_minus_monotonic_ns = at.wall_ns - at.monotonic_ns
-        self._due: list[tuple[int, int, Stream]] = []
-        self._order = count()
-        self._streams: list[Stream] = []
+        clocks = anchor()
+        self.wall_minus_monotonic_ns = clocks.wall_ns - clocks.monotonic_ns
+        self._due: list[tuple[int, int, _Stream]] = []
+        self._order, self._connections = count(), count()
+        self._streams: list[_Stream] = []
 
     @property
     def port(self) -> int:
@@ -213,31 +237,50 @@ class Server:
 
     def serve(self) -> None:
         while True:
-            for key, events in self.selector.select(self._wait()):
+            for key, events in self.selector.select(self._wait_s()):
                 key.data(events)
-            self._write()
+            self._write_due()
 
-    def take(self, stream: Stream) -> None:
+    def start(self, stream: _Stream) -> None:
         self._streams.append(stream)
         heapq.heappush(self._due, (stream.due_ns, next(self._order), stream))
 
-    def log(self) -> bytes:
-        """`Written` of every stream so far, a line each."""
+    def written(self) -> bytes:
+        """Return `Written` of every stream so far, a line of JSON each."""
         return b"".join(msgspec.json.encode(stream.written) + b"\n" for stream in self._streams)
 
-    def _wait(self) -> float | None:
-        """Seconds to wait for sockets. A selector rounds up to milliseconds, so the last one is slept."""
+    def write_log(self, path: Path) -> None:
+        """Write the log of timing_server.c: a record per stream, and every token's time in `path`.writes."""
+        first_write = 0
+        with path.open("wb") as records, Path(f"{path}.writes").open("wb") as writes:
+            for number, stream in enumerate(self._streams):
+                written, events = stream.written, len(stream.written_ns)
+                kind = _STREAM | _USAGE | (_CHAT if stream.chat else 0) | (_CLIENT_LEFT if stream.remaining else 0)
+                times = (
+                    written.arrived_ns,
+                    stream.read_ns,
+                    written.due_ns if written.itl_ns else 0,
+                    max(written.late_ns(), default=0) if written.itl_ns else 0,
+                    written.written_ns[-1] if events else 0,
+                )
+                counts = (events, events, events + stream.remaining, kind, 200, stream.connection.number)
+                records.write(_LOG_RECORD.pack(number, *times, first_write, *counts, written.request_id.encode()[:63]))
+                stream.written_ns.tofile(writes)
+                first_write += events
+
+    def _wait_s(self) -> float | None:
+        """Return the time to wait for sockets. A selector rounds up to milliseconds, so the last one is slept here."""
         if not self._due:
             return None
-        left_ns = self._due[0][0] - monotonic_ns()
-        if left_ns > NS_PER_MS:
-            return left_ns // NS_PER_MS / 1000
-        if left_ns > 0:
-            time.sleep(left_ns / NS_PER_S)
+        remaining_ns = self._due[0][0] - monotonic_ns()
+        if remaining_ns > NS_PER_MS:
+            return remaining_ns // NS_PER_MS / 1000
+        if remaining_ns > 0:
+            time.sleep(remaining_ns / NS_PER_S)
         return 0
 
-    def _write(self) -> None:
-        """What is due by now; what falls due meanwhile has to wait for the sockets' turn."""
+    def _write_due(self) -> None:
+        """Write what is due by now; what falls due meanwhile waits until the sockets had their turn."""
         now_ns, due, order = monotonic_ns(), self._due, self._order
         while due and due[0][0] <= now_ns:
             stream = due[0][2]
@@ -254,21 +297,32 @@ class Server:
                 return
             sock.setblocking(False)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            connection = Connection(self, sock)
+            connection = _Connection(self, sock, next(self._connections))
             self.selector.register(sock, selectors.EVENT_READ, connection.ready)
 
 
 def main() -> None:
-    """Says where it serves, and does until SIGTERM or SIGINT."""
+    """Print the base URL, then serve until SIGTERM or SIGINT."""
     import gc
 
+    parser = ArgumentParser(prog="python -m loadgen.run.timing_server", description="A server of known timing.")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--ttft-ms", type=float, default=0.0, help="first token after arrival")
+    parser.add_argument("--itl-ms", type=float, default=0.0, help="between tokens; 0 writes them all at once")
+    parser.add_argument("--model", default="truth")
+    parser.add_argument("--log", type=Path, metavar="FILE", help="written at the end; see timing_server.c")
+    options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    server = Server()
-    print(f"timing-true server: http://127.0.0.1:{server.port}/v1", flush=True)
+    server = TimingServer(options.port, options.ttft_ms, options.itl_ms, options.model)
+    print(f"timing server: http://127.0.0.1:{server.port}/v1", flush=True)
     gc.freeze()
     gc.disable()
-    server.serve()
+    try:
+        server.serve()
+    finally:
+        if options.log:
+            server.write_log(options.log)
 
 
 if __name__ == "__main__":

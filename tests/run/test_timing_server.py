@@ -1,15 +1,19 @@
-"""The timing-true server: what it says of itself is so, whoever asks and however the bytes come."""
+"""The timing servers: their stamps are right for any client, however the bytes come. Both have one contract."""
 
 import asyncio
 import json
+import shutil
 import socket
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import pairwise
+from pathlib import Path
 from urllib.parse import urlsplit
 
+import numpy as np
 import pytest
 
+from benchmarks.instrument import timing_server
 from loadgen.client.client import Client
 from loadgen.client.openai_api import PATHS, Endpoint
 from loadgen.record import RequestRecord
@@ -17,18 +21,19 @@ from loadgen.run.selftest import written
 from loadgen.servers.launcher import answering
 from loadgen.units import NS_PER_MS
 
+PYTHON_SERVER = (sys.executable, "-m", "loadgen.run.timing_server")
 CLOCKS_NS = NS_PER_MS
 """The kernel stamps packets on the wall clock, which is slewed against the monotonic one while the server runs."""
 
 
 @pytest.fixture(scope="module")
 def truth() -> Iterator[str]:
-    with answering([sys.executable, "-m", "loadgen.run.timing_server"], "truth", 30) as url:
+    with answering(PYTHON_SERVER, "truth", 30) as url:
         yield url
 
 
-def body(tokens: int, **timing: float) -> bytes:
-    return json.dumps({"messages": [], "max_tokens": tokens, "stream": True} | timing).encode()
+def body(tokens: int, **options: object) -> bytes:
+    return json.dumps({"messages": [], "max_tokens": tokens, "stream": True} | options).encode()
 
 
 def send(url: str, endpoint: Endpoint, name: str, *bodies: bytes) -> list[RequestRecord]:
@@ -75,12 +80,14 @@ def http(method: str, path: str, data: bytes = b"", name: str = "raw") -> bytes:
 
 
 def read_until(sock: socket.socket, end: bytes, times: int = 1) -> bytes:
-    got = b""
-    while got.count(end) < times:
-        data = sock.recv(65536)
-        assert data, got
-        got += data
-    return got
+    received = bytearray()
+    while times > 0:
+        searched = max(0, len(received) - len(end) + 1)
+        data = sock.recv(1 << 20)
+        assert data, received
+        received += data
+        times -= received.count(end, searched)
+    return bytes(received)
 
 
 def test_requests_in_pieces_and_requests_in_a_row(truth: str) -> None:
@@ -108,13 +115,75 @@ def test_what_it_answers_to_other_requests(truth: str, request_: bytes, status: 
         assert read_until(sock, b"}").startswith(b"HTTP/1.1 " + status)
 
 
-def test_a_client_that_leaves_or_does_not_read_harms_nobody(truth: str) -> None:
+def test_a_client_that_leaves_or_does_not_read_does_not_delay_the_others(truth: str) -> None:
     with connect(truth) as deaf:
-        deaf.sendall(http("POST", "/v1/chat/completions", body(200_000), "deaf"))
+        deaf.sendall(http("POST", "/v1/chat/completions", body(40_000), "deaf"))
         with connect(truth) as gone:
             gone.sendall(http("POST", "/v1/chat/completions", body(50, itl_ms=1.0), "gone"))
             read_until(gone, b" word")
         (record,) = send(truth, "chat", "other", body(5, itl_ms=1.0))
         assert record.error is None
-        assert read_until(deaf, b"[DONE]").count(b" word") == 200_000
+        assert read_until(deaf, b"[DONE]").count(b" word") == 40_000
     assert len(written(truth)["gone"].written_ns) <= 50
+
+
+# -- the contract of both servers -------------------------------------------------------------------------------------
+
+TTFT_MS, ITL_MS, TOKENS, REQUESTS = 4, 1, 8, 20
+CHAT, STREAM, USAGE, CLIENT_LEFT = 1 << 16, 1 << 17, 1 << 18, 1 << 19
+
+
+@pytest.fixture(scope="module", params=["python", "c"])
+def server(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path | Sequence[str]:
+    if request.param == "python":
+        return PYTHON_SERVER
+    if sys.platform != "linux" or not shutil.which("gcc"):
+        pytest.skip("timing_server.c needs Linux and a C compiler")
+    return timing_server.build(tmp_path_factory.mktemp("timing_server"))
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "completions"])
+def test_the_log_states_when_requests_came_and_tokens_went(
+    server: Path | Sequence[str], tmp_path: Path, endpoint: Endpoint
+) -> None:
+    options = ("--ttft-ms", str(TTFT_MS), "--itl-ms", str(ITL_MS))
+    usage = {"stream_options": {"include_usage": True}}
+    with timing_server.started(server, tmp_path / "log", None, *options) as url:
+        records = send(f"{url}/v1", endpoint, "r", *[body(TOKENS, **usage)] * REQUESTS)
+    log = timing_server.read(tmp_path / "log")
+    assert {row["request_id"].decode() for row in log.requests} == {f"r-{i}" for i in range(REQUESTS)}
+    assert {record.output_tokens for record in records} == {TOKENS}
+    for row in log.requests:
+        written_ns, record = log.writes_of(row), records[int(row["request_id"][2:])]
+        due_ns = int(row["due_ns"]) + np.arange(TOKENS) * ITL_MS * NS_PER_MS
+        assert row["due_ns"] == row["arrived_ns"] + TTFT_MS * NS_PER_MS
+        assert row["arrived_ns"] <= row["read_ns"] + CLOCKS_NS
+        assert (written_ns >= due_ns).all() and written_ns[-1] <= row["ended_ns"]
+        assert row["late_max_ns"] == (written_ns - due_ns).max()
+        assert (row["events"], row["tokens"], row["asked"], row["status"]) == (TOKENS, TOKENS, TOKENS, 200)
+        assert row["flags"] == STREAM | USAGE | (CHAT if endpoint == "chat" else 0)
+        assert (np.array(record.chunk_ns) > written_ns).all()
+        assert record.sent_ns is not None and record.sent_ns - CLOCKS_NS < row["arrived_ns"]
+
+
+def test_the_log_states_which_client_left_early(server: Path | Sequence[str], tmp_path: Path) -> None:
+    with timing_server.started(server, tmp_path / "log", None, "--itl-ms", "1") as url:
+        with connect(url) as sock:
+            sock.sendall(http("POST", "/v1/completions", body(50_000), "left"))
+            read_until(sock, b"data: {")
+        send(f"{url}/v1", "completions", "stayed", body(100))
+    left, stayed = timing_server.read(tmp_path / "log").requests
+    assert (left["request_id"], stayed["request_id"]) == (b"left", b"stayed-0")
+    assert left["flags"] & CLIENT_LEFT and not stayed["flags"] & CLIENT_LEFT
+    assert left["events"] < left["asked"] == 50_000
+    assert stayed["connection"] != left["connection"]
+
+
+def test_its_pages_and_its_model(server: Path | Sequence[str], tmp_path: Path) -> None:
+    with timing_server.started(server, tmp_path / "log", None, "--model", "tiny") as url, connect(url) as sock:
+        sock.sendall(http("GET", "/health"))
+        assert read_until(sock, b"{}").startswith(b"HTTP/1.1 200 OK")
+        sock.sendall(http("GET", "/v1/models"))
+        assert b'"id":"tiny"' in read_until(sock, b"]}")
+        sock.sendall(http("GET", "/nowhere"))
+        assert read_until(sock, b"}}").startswith(b"HTTP/1.1 404")
