@@ -35,7 +35,8 @@ from loadgen.results import run_folder
 from loadgen.results.study_table import Group, Row, groups
 from loadgen.results.summarize import span
 from loadgen.stats.intervals import Interval, t95
-from loadgen.study.spec import plan_runs, read_study
+from loadgen.study.plan import plan_runs
+from loadgen.study.spec import read_study
 from loadgen.units import NS_PER_S
 
 FOLDER = Path(__file__).parents[2] / "docs/results/h200-2026/studies/serving"

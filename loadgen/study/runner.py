@@ -1,6 +1,6 @@
-"""A matrix of (server and knobs) x model x workload x load x repeats -> run folders -> one table and one report.
+"""Run a study: a matrix of servers x models x workloads x loads x repeats -> run folders, one table and one page.
 
-The plan follows from the file and its seed alone: a study that was killed sees in its folder what is left to run.
+The plan follows from the file and its seed alone: a study that was killed sees in its folder which runs remain.
 """
 
 import csv
@@ -14,384 +14,297 @@ from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
 from time import monotonic
+from typing import Self
 
 import msgspec
-import numpy as np
 
 from loadgen.energy import gpu_state
-from loadgen.energy_model.estimate import flops
-from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.errors import LoadgenError
-from loadgen.report import study_page as page
+from loadgen.report.study_page import render_study_page
 from loadgen.report.write import finish
 from loadgen.results import run_folder
 from loadgen.results.study_table import Row
-from loadgen.results.summary import Summary
 from loadgen.run.config import RunConfig
 from loadgen.run.progress import NullView
 from loadgen.run.replay import replay
 from loadgen.servers.launcher import served
-from loadgen.study.spec import (
-    NOTHING,
-    Overrides,
-    Study,
-    StudyRun,
-    arrival_of,
-    filled,
-    plan_runs,
-    read_study,
-    schedule_of,
-    start_key,
-)
-from loadgen.workload.schedule import Schedule, ScheduledRequest
-
-
-class RunOutcome(msgspec.Struct, frozen=True, kw_only=True):
-    """cell.json, written last: a run with it is over and is not made again unless it failed."""
-
-    status: str
-    """"done" or "failed"."""
-    attempts: int
-    reasons: list[str] = []
-    gpus: list[gpu_state.GpuState] = []
-    seconds: float = 0.0
+from loadgen.study.plan import StudyRun, plan_runs, schedule_of, start_key
+from loadgen.study.rows import FinishedRun, RunOutcome, gpu_names, row_of
+from loadgen.study.spec import NO_OVERRIDES, Overrides, Study, read_study
+from loadgen.workload.schedule import Schedule
 
 
 class StudyState(msgspec.Struct, frozen=True, kw_only=True):
-    """study.json: which study this folder is of."""
+    """study.json: the study that this folder belongs to."""
 
     file: str
     sha256: str
     title: str
-    overrides: Overrides = NOTHING
+    overrides: Overrides = NO_OVERRIDES
     gpus: list[gpu_state.GpuState] = []
-    """At the start: every run must see the same ones."""
+    """GPUs at the start: every run must see the same ones."""
+
+    @classmethod
+    def open(cls, file: Path, study: Study, out: Path, overrides: Overrides) -> Self:
+        """Return study.json of the folder `out`, written now if that is new. LoadgenError if it is of another study."""
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        path = out / "study.json"
+        if path.exists():
+            stored = msgspec.json.decode(path.read_bytes(), type=cls)
+            if stored.sha256 != sha256:
+                raise LoadgenError(f"{out} holds another study, or {file} changed since; choose another --out")
+            if stored.overrides != overrides:
+                options = msgspec.json.encode(stored.overrides).decode()
+                raise LoadgenError(f"{out} was begun with another --model, --knob or --python: {options}")
+            return stored
+        if out.exists() and any(out.iterdir()):
+            raise LoadgenError(f"--out {out} is not empty and holds no study; choose another")
+        state = cls(file=file.name, sha256=sha256, title=study.title, overrides=overrides, gpus=gpu_state.states())
+        (out / "runs").mkdir(parents=True, exist_ok=True)
+        (out / "study.toml").write_bytes(file.read_bytes())
+        run_folder.write_json(path, state)
+        return state
 
 
-Say = Callable[[str], None]
+_Print = Callable[[str], None]
 
 
-# ---------------------------------------------------------------- running
+@dataclass
+class _StartedServer:
+    """The server of a block: its URL, or why it did not start; and the loads that it has been warmed up with."""
+
+    url: str | None
+    error: str = ""
+    warm: set[tuple[str, int | None]] = field(default_factory=set)
 
 
 def run_study(
     file: Path,
     out: Path,
-    say: Say,
-    overrides: Overrides = NOTHING,
+    say: _Print,
+    overrides: Overrides = NO_OVERRIDES,
     other_gpu: bool = False,
     only: Sequence[str] = (),
 ) -> list[Row]:
-    """Runs what is not yet done of the study in `file`, in `out`; gives every row. LoadgenError, KeyboardInterrupt.
+    """Make the runs of the study in `file` that are not done in `out`, and return all rows.
 
-    other_gpu: from now on the GPUs are those that are here, if they are of the kind and the power limit it began on.
-    only: servers whose runs are made now; none: all.
+    Raises LoadgenError, and KeyboardInterrupt. other_gpu: accept other GPUs from here on, if they are of the kind and
+    the power limit that the study began on. only: servers whose runs are made now; none: all.
     """
     study = read_study(file, overrides)
     if unknown := set(only) - set(study.servers):
         raise LoadgenError(f"--only {min(unknown)}: the study has no such server; it has: {', '.join(study.servers)}")
-    cells = plan_runs(study)
-    begun = _begin(file, study, out, overrides)
-    now = gpu_state.states()
-    if other_gpu and _kinds(now) == _kinds(begun.gpus):
-        begun = msgspec.structs.replace(begun, gpus=now)
-    _check_gpus(begun.gpus, now)
-    undone = [cell for cell in cells if not _is_done(out, cell)]
-    todo = [cell for cell in undone if not only or cell.server in only]
-    before = len(cells) - len(undone)
-    if before:
-        say(f"{before} of {len(cells)} runs are done already")
-    started, made = monotonic(), 0
-    for _, block in groupby(todo, key=lambda cell: (cell.repeat if study.restart else 0, start_key(study, cell))):
-        for outcome, cell in _block(study, list(block), file.parent, out, begun, say):
-            made += 1
-            left_s = (monotonic() - started) / made * (len(todo) - made)
-            line = _line(cell, outcome, write_results(study, cells, out))
-            say(f"[{before + made}/{len(cells)}, {_told(left_s)} left] {line}")
-    return write_results(study, cells, out)
+    runs = plan_runs(study)
+    gpus = StudyState.open(file, study, out, overrides).gpus
+    present = gpu_state.states()
+    if other_gpu and _kinds(present) == _kinds(gpus):
+        gpus = present
+    _check_gpus(gpus, present)
+    folder = _StudyFolder(study, runs, out)
+    undone = [run for run in runs if not folder.is_done(run)]
+    todo = [run for run in undone if not only or run.server in only]
+    num_done = len(runs) - len(undone)
+    if num_done:
+        say(f"{num_done} of {len(runs)} runs are done already")
+    started_s, num_made = monotonic(), 0
+    for _, block in groupby(todo, key=lambda run: (run.repeat if study.restart else 0, start_key(study, run))):
+        for run, outcome, finished in _run_block(study, list(block), file.parent, out, gpus, say):
+            folder.add(run, outcome, finished)
+            num_made += 1
+            remaining_s = (monotonic() - started_s) / num_made * (len(todo) - num_made)
+            remaining = f"{remaining_s:.0f} s" if remaining_s < 90 else f"{remaining_s / 60:.0f} min"
+            say(f"[{num_done + num_made}/{len(runs)}, {remaining} left] {folder.describe(run)}")
+    return folder.write_results()
 
 
-def _begin(file: Path, study: Study, out: Path, overrides: Overrides) -> StudyState:
-    """study.json of a folder that is new, or of this same study."""
-    sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
-    known = out / "study.json"
-    if known.exists():
-        before = msgspec.json.decode(known.read_bytes(), type=StudyState)
-        if before.sha256 != sha256:
-            raise LoadgenError(f"{out} holds another study, or {file} changed since; choose another --out")
-        if before.overrides != overrides:
-            given = msgspec.json.encode(before.overrides).decode()
-            raise LoadgenError(f"{out} was begun with another --model, --knob or --python: {given}")
-        return before
-    if out.exists() and any(out.iterdir()):
-        raise LoadgenError(f"--out {out} is not empty and holds no study; choose another")
-    progress = StudyState(
-        file=file.name, sha256=sha256, title=study.title, overrides=overrides, gpus=gpu_state.states()
-    )
-    (out / "runs").mkdir(parents=True, exist_ok=True)
-    (out / "study.toml").write_bytes(file.read_bytes())
-    run_folder.write_atomic(known, msgspec.json.format(msgspec.json.encode(progress)) + b"\n")
-    return progress
+# ---------------------------------------------------------------- the folder
 
 
-def _outcome(out: Path, cell: StudyRun) -> RunOutcome | None:
-    path = out / "runs" / cell.name / "cell.json"
-    return msgspec.json.decode(path.read_bytes(), type=RunOutcome) if path.exists() else None
+class _StudyFolder:
+    """The outcomes and rows of a study so far. Each run folder is decoded once: when the study goes on, or never."""
+
+    def __init__(self, study: Study, runs: Sequence[StudyRun], out: Path) -> None:
+        self._study, self._runs, self._out = study, runs, out
+        self._outcomes: dict[str, RunOutcome] = {}
+        self._rows: dict[str, Row] = {}
+        for run in runs:
+            path = out / "runs" / run.name / "cell.json"
+            if path.exists():
+                outcome = self._outcomes[run.name] = msgspec.json.decode(path.read_bytes(), type=RunOutcome)
+                if outcome.status == "done":
+                    self._rows[run.name] = row_of(study, run, outcome, FinishedRun.read(path.parent))
+
+    def is_done(self, run: StudyRun) -> bool:
+        return run.name in self._rows
+
+    def add(self, run: StudyRun, outcome: RunOutcome, finished: FinishedRun | None) -> None:
+        """Take in a run that is over, and rewrite the table and the page. `finished` is None when it failed."""
+        path = self._out / "runs" / run.name / "cell.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run_folder.write_json(path, outcome)
+        self._outcomes[run.name] = outcome
+        if finished is not None:
+            self._rows[run.name] = row_of(self._study, run, outcome, finished)
+        self.write_results()
+
+    def describe(self, run: StudyRun) -> str:
+        """Return one line on how the run ended."""
+        outcome, row = self._outcomes[run.name], self._rows.get(run.name)
+        if row is None:
+            return f"{run.name}: failed {outcome.attempts} times: {outcome.reasons[-1].splitlines()[0]}"
+        if row.joules_per_output_token is None:
+            return f"{run.name}: done, no energy"
+        return f"{run.name}: {row.joules_per_output_token:.4g} J/output token, {row.mean_watts or 0:.0f} W"
+
+    def write_results(self) -> list[Row]:
+        """Write results.csv and report.html of the runs that are done; return their rows in the order of the plan."""
+        study, rows = self._study, [self._rows[run.name] for run in self._runs if run.name in self._rows]
+        failed = {
+            run.name: self._outcomes[run.name].reasons[-1]
+            for run in self._runs
+            if run.name in self._outcomes and self._outcomes[run.name].status == "failed"
+        }
+        text = io.StringIO()
+        table = csv.DictWriter(text, fieldnames=Row.__struct_fields__, lineterminator="\n")
+        table.writeheader()
+        table.writerows(msgspec.to_builtins(row) for row in sorted(rows, key=lambda row: row.cell))
+        run_folder.write_atomic(self._out / "results.csv", text.getvalue().encode())
+        remaining = len(self._runs) - len(rows) - len(failed)
+        page = render_study_page(study.title, study.description, rows, study.baseline, study.goodput, failed, remaining)
+        run_folder.write_atomic(self._out / "report.html", page.encode())
+        return rows
 
 
-def _is_done(out: Path, cell: StudyRun) -> bool:
-    outcome = _outcome(out, cell)
-    return outcome is not None and outcome.status == "done"
+# ---------------------------------------------------------------- one start of a server
 
 
-@dataclass
-class _Started:
-    """The server of a block: where it answers, or why it does not; and the loads that it has been warmed up with."""
+def _run_block(
+    study: Study, runs: Sequence[StudyRun], source: Path, out: Path, gpus: list[gpu_state.GpuState], say: _Print
+) -> Iterator[tuple[StudyRun, RunOutcome, FinishedRun | None]]:
+    """Make the runs of one start of a server; a run that fails is repeated on a fresh one, `retries` times.
 
-    url: str | None
-    why_not: str = ""
-    warm: set[tuple[str, int | None]] = field(default_factory=set)
-
-
-def _block(
-    study: Study, cells: list[StudyRun], folder: Path, out: Path, begun: StudyState, say: Say
-) -> Iterator[tuple[RunOutcome, StudyRun]]:
-    """The runs of one start of a server. What breaks is tried again on a fresh one, `retries` times."""
-    left = [(cell, RunOutcome(status="failed", attempts=0)) for cell in cells]
-    while left:
-        again: list[tuple[StudyRun, RunOutcome]] = []
+    source: the study file's folder. gpus: those that every run must see.
+    """
+    pending = [(run, RunOutcome(status="failed", attempts=0)) for run in runs]
+    while pending:
+        failed: list[tuple[StudyRun, RunOutcome]] = []
         with ExitStack() as stack:
             try:
-                started = _Started(stack.enter_context(_server(study, left[0][0], out, say)))
+                server = _StartedServer(stack.enter_context(_start_server(study, pending[0][0], out, say)))
             except LoadgenError as err:
-                started = _Started(None, str(err))
-            for cell, before in left:
-                outcome = _attempt(study, cell, folder, out, begun, before, started)
-                if outcome.status == "done" or outcome.attempts > study.retries:
-                    _settle(out, cell, outcome)
-                    yield outcome, cell
+                server = _StartedServer(None, str(err))
+            for run, earlier in pending:
+                started_s = monotonic()
+                present = gpu_state.cool_down(study.cool.at_most_c, study.cool.timeout_s)
+                _check_gpus(gpus, present)
+                outcome = msgspec.structs.replace(earlier, attempts=earlier.attempts + 1, gpus=present)
+                try:
+                    finished = _measure(study, run, source, out, server)
+                except LoadgenError as err:
+                    outcome = msgspec.structs.replace(outcome, reasons=[*earlier.reasons, str(err)])
+                    if outcome.attempts > study.retries:
+                        yield run, outcome, None
+                    else:
+                        say(f"{run.name}: {outcome.reasons[-1].splitlines()[0]}; once more on a fresh server")
+                        failed.append((run, outcome))
                 else:
-                    say(f"{cell.name}: {outcome.reasons[-1].splitlines()[0]}; once more on a fresh server")
-                    again.append((cell, outcome))
-        left = again
+                    seconds = monotonic() - started_s
+                    yield run, msgspec.structs.replace(outcome, status="done", seconds=seconds), finished
+        pending = failed
 
 
-def _server(study: Study, cell: StudyRun, out: Path, say: Say) -> AbstractContextManager[str]:
-    server = study.servers[cell.server]
+def _start_server(study: Study, run: StudyRun, out: Path, say: _Print) -> AbstractContextManager[str]:
+    """Return a context that starts the server of a run, or that only has its URL when it already runs."""
+    server = study.servers[run.server]
     if server.base_url is not None:
         return nullcontext(server.base_url)
     assert server.recipe is not None
-    knobs = [f"{key}={value}" for key, value in filled(server, cell.batch).items()]
-    options = [word for knob in knobs for word in ("--knob", knob)]
-    options += ["--model", cell.model] if cell.model is not None else []
+    settings = [f"{key}={value}" for key, value in server.engine_options(run.batch).items()]
+    options = [word for setting in settings for word in ("--knob", setting)]
+    options += ["--model", run.model] if run.model is not None else []
     options += ["--python", server.python] if server.python is not None else []
     visible = {"CUDA_VISIBLE_DEVICES": ",".join(server.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if server.gpus else {}
-    return served(server.recipe, *options, log=out / f"{cell.server}.log", say=say, environment=visible)
+    return served(server.recipe, *options, log=out / f"{run.server}.log", say=say, environment=visible)
 
 
-def _attempt(
-    study: Study, cell: StudyRun, folder: Path, out: Path, begun: StudyState, before: RunOutcome, server: _Started
-) -> RunOutcome:
-    started = monotonic()
-    gpus = gpu_state.cool_down(study.cool.at_most_c, study.cool.timeout_s)
-    _check_gpus(begun.gpus, gpus)
-    try:
-        _measure(study, cell, folder, out, server)
-    except LoadgenError as err:
-        reasons = [*before.reasons, str(err)]
-        return RunOutcome(status="failed", attempts=before.attempts + 1, reasons=reasons, gpus=gpus)
-    return RunOutcome(
-        status="done",
-        attempts=before.attempts + 1,
-        reasons=before.reasons,
-        gpus=gpus,
-        seconds=monotonic() - started,
-    )
-
-
-def _check_gpus(begun: list[gpu_state.GpuState], now: list[gpu_state.GpuState]) -> None:
-    """LoadgenError where they are others: then what two runs differ by may be the GPUs'."""
-    if [(one.uuid, one.limit_w) for one in begun] == [(one.uuid, one.limit_w) for one in now]:
+def _check_gpus(expected: list[gpu_state.GpuState], present: list[gpu_state.GpuState]) -> None:
+    """Raise LoadgenError where they differ: then a difference between two runs may be one between GPUs."""
+    if [(gpu.uuid, gpu.limit_w) for gpu in expected] == [(gpu.uuid, gpu.limit_w) for gpu in present]:
         return
-    told = f"{', '.join(map(_card, begun)) or 'none'}, now {', '.join(map(_card, now)) or 'none'}"
-    hint = "; add --other-gpu to go on all the same" if _kinds(begun) == _kinds(now) else ""
-    raise LoadgenError(f"the GPUs are not those the study began on: {told}{hint}")
+    names = f"{gpu_names(expected) or 'none'}, now {gpu_names(present) or 'none'}"
+    hint = "; add --other-gpu to go on all the same" if _kinds(expected) == _kinds(present) else ""
+    raise LoadgenError(f"the GPUs are not those the study began on: {names}{hint}")
 
 
 def _kinds(gpus: list[gpu_state.GpuState]) -> list[tuple[str, float | None]]:
-    return [(one.name, one.limit_w) for one in gpus]
+    return [(gpu.name, gpu.limit_w) for gpu in gpus]
 
 
-def _card(state: gpu_state.GpuState) -> str:
-    """Its name, and as much of its UUID as tells it from others."""
-    return f"{state.name} ({state.uuid[:12]})"
+# ---------------------------------------------------------------- one run
 
 
-def _measure(study: Study, cell: StudyRun, folder: Path, out: Path, started: _Started) -> None:
-    """One run. One in which a request failed is no measurement of the rest; one that was interrupted ends the study."""
-    if started.url is None:
-        raise LoadgenError(started.why_not)
-    schedule = schedule_of(study, cell, folder)
-    warm_up = study.warmup if (cell.workload, cell.batch) not in started.warm else 0
-    started.warm.add((cell.workload, cell.batch))
-    arrival, burstiness = arrival_of(study, cell)
-    server = study.servers[cell.server]
-    rmtree(
-        out / "runs" / cell.name, ignore_errors=True
-    )  # of an earlier attempt; one killed at once is no run folder yet
-    options = RunConfig(
-        out=out / "runs" / cell.name,
-        base_url=started.url,
+def _measure(study: Study, run: StudyRun, source: Path, out: Path, server: _StartedServer) -> FinishedRun:
+    """Make one run. LoadgenError if a request failed: the load was not the planned one. An interrupt ends the study."""
+    if server.url is None:
+        raise LoadgenError(server.error)
+    schedule = schedule_of(study, run, source)
+    warm_up = study.warmup if (run.workload, run.batch) not in server.warm else 0
+    server.warm.add((run.workload, run.batch))
+    config = _run_config(study, run, out / "runs" / run.name, server.url)
+    if run.batch is None:
+        config = msgspec.structs.replace(config, warmup=min(warm_up, len(schedule.requests)))
+    rmtree(config.out, ignore_errors=True)  # of an earlier attempt; one killed at once is no run folder yet
+    if run.batch is not None and warm_up:
+        _warm_up(schedule, config, run.batch)
+    replay(schedule, config, NullView())
+    result = finish(config.out, schedule)
+    if result.info.stopped_by != "completed":
+        raise KeyboardInterrupt
+    assert result.summary is not None
+    if failed := result.summary.requests.failed:
+        example = next(record for record in result.records if record.error)
+        raise LoadgenError(
+            f"{failed} of {result.summary.requests.scheduled} requests failed, first {example.error}: {example.detail}"
+        )
+    return FinishedRun(result.info, result.summary, result.schedule)
+
+
+def _run_config(study: Study, run: StudyRun, folder: Path, url: str) -> RunConfig:
+    server = study.servers[run.server]
+    arrival, burstiness = study.arrival_of(run.workload)
+    return RunConfig(
+        out=folder,
+        base_url=url,
         model=server.model if server.base_url else None,
         endpoint="chat" if study.endpoint == "chat" else "completions",
         energy=study.energy,
         gpus=tuple(server.gpus),
-        max_concurrency=cell.batch,
+        max_concurrency=run.batch,
         timeout_s=study.timeout_s,
-        warmup=0 if cell.batch is not None else min(warm_up, len(schedule.requests)),
+        warmup=0,
         idle_s=study.idle_s,
         overwrite=True,
         goodput=study.goodput,
         plan={
             "study": study.title,
-            "server": cell.server,
-            "knobs": filled(server, cell.batch),
-            "workload": cell.workload,
-            "batch": cell.batch,
-            "rps": cell.rps,
+            "server": run.server,
+            "knobs": server.engine_options(run.batch),
+            "workload": run.workload,
+            "batch": run.batch,
+            "rps": run.rps,
             "arrival": arrival,
             "burstiness": burstiness,
-            "repeat": cell.repeat,
+            "repeat": run.repeat,
         },
     )
-    if cell.batch is not None and warm_up:
-        _warm_up(schedule, options, cell.batch)
-    replay(schedule, options, NullView())
-    result = finish(options.out, schedule)
-    if result.info.stopped_by != "completed":
-        raise KeyboardInterrupt
-    assert result.summary is not None
-    if failed := result.summary.requests.failed:
-        first = next(record for record in result.records if record.error)
-        raise LoadgenError(
-            f"{failed} of {result.summary.requests.scheduled} requests failed, first {first.error}: {first.detail}"
-        )
 
 
-def _warm_up(schedule: Schedule, options: RunConfig, batch: int) -> None:
-    """One round at the batch of the run, not recorded: what is compiled or captured for it is there when it counts."""
-    seed = schedule.seed + 1_000_003  # prompts of its own, so that nothing of the run is cached
+def _warm_up(schedule: Schedule, config: RunConfig, batch: int) -> None:
+    """Send one unrecorded round at the batch of the run, so that what an engine compiles or captures for it exists."""
+    seed = schedule.seed + 1_000_003  # other prompts than the run's, so that none of these is in a prefix cache
     one_round = Schedule(schedule.requests[:batch], schedule.arrival, None, seed)
     with TemporaryDirectory() as folder:
-        unrecorded = msgspec.structs.replace(options, out=Path(folder) / "run", warmup=0, idle_s=0.0, energy="none")
+        unrecorded = msgspec.structs.replace(config, out=Path(folder) / "run", warmup=0, idle_s=0.0, energy="none")
         replay(one_round, unrecorded, NullView())
         if run_folder.read_run(unrecorded.out).info.stopped_by != "completed":
             raise KeyboardInterrupt
-
-
-def _settle(out: Path, cell: StudyRun, outcome: RunOutcome) -> None:
-    folder = out / "runs" / cell.name
-    folder.mkdir(parents=True, exist_ok=True)
-    run_folder.write_atomic(folder / "cell.json", msgspec.json.format(msgspec.json.encode(outcome)) + b"\n")
-
-
-def _line(cell: StudyRun, outcome: RunOutcome, rows: list[Row]) -> str:
-    if outcome.status != "done":
-        return f"{cell.name}: failed {outcome.attempts} times: {outcome.reasons[-1].splitlines()[0]}"
-    row = next(row for row in rows if row.cell == cell.name)
-    if row.joules_per_output_token is None:
-        return f"{cell.name}: done, no energy"
-    return f"{cell.name}: {row.joules_per_output_token:.4g} J/output token, {row.mean_watts or 0:.0f} W"
-
-
-def _told(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 90 else f"{seconds / 60:.0f} min"
-
-
-# ---------------------------------------------------------------- the table and the page
-
-
-def write_results(study: Study, cells: list[StudyRun], out: Path) -> list[Row]:
-    """results.csv and report.html of what is done so far, from the run folders alone."""
-    rows = [_row(study, cell, out) for cell in cells if _is_done(out, cell)]
-    failed = {cell.name: o.reasons[-1] for cell in cells if (o := _outcome(out, cell)) and o.status == "failed"}
-    text = io.StringIO()
-    table = csv.DictWriter(text, fieldnames=Row.__struct_fields__, lineterminator="\n")
-    table.writeheader()
-    table.writerows(msgspec.to_builtins(row) for row in sorted(rows, key=lambda row: row.cell))
-    run_folder.write_atomic(out / "results.csv", text.getvalue().encode())
-    left = len(cells) - len(rows) - len(failed)
-    html = page.render_study_page(study.title, study.description, rows, study.baseline, study.goodput, failed, left)
-    run_folder.write_atomic(out / "report.html", html.encode())
-    return rows
-
-
-def _row(study: Study, cell: StudyRun, out: Path) -> Row:
-    folder = out / "runs" / cell.name
-    outcome = _outcome(out, cell)
-    info = msgspec.json.decode((folder / "run.json").read_bytes(), type=run_folder.RunInfo)
-    summary = msgspec.json.decode((folder / "summary.json").read_bytes(), type=Summary)
-    assert outcome is not None
-    energy, good = summary.energy, summary.goodput
-    measured, output = energy.measured_joules, summary.tokens.output
-    lines = (folder / "schedule.jsonl").read_bytes().splitlines()
-    ideal = idealized_joules(study, [msgspec.json.decode(line, type=ScheduledRequest) for line in lines])
-    temperatures = [one.temperature_c for one in outcome.gpus if one.temperature_c is not None]
-    return Row(
-        cell=cell.name,
-        server=cell.server,
-        model=str(info.server["model"]),
-        workload=cell.workload,
-        batch=cell.batch,
-        rps=cell.rps,
-        repeat=cell.repeat,
-        simulated=bool(info.server.get("simulated")),
-        completed=summary.requests.completed,
-        failed=summary.requests.failed,
-        duration_s=summary.duration_s,
-        input_tokens=summary.tokens.input,
-        output_tokens=output,
-        output_tokens_per_s=summary.tokens.output_per_s,
-        measured_joules=measured,
-        prefill_joules=energy.prefill_joules,
-        decode_joules=energy.decode_joules,
-        idle_joules=energy.idle_joules,
-        unattributed_joules=energy.unattributed_joules,
-        mean_watts=energy.mean_watts,
-        joules_per_output_token=measured / output if measured is not None and output else None,
-        joules_per_request=measured / summary.requests.completed if measured and summary.requests.completed else None,
-        ttft_p50_s=summary.ttft_s.p50,
-        ttft_p99_s=summary.ttft_s.p99,
-        tpot_p50_s=summary.tpot_s.p50,
-        tpot_p99_s=summary.tpot_s.p99,
-        e2e_p50_s=summary.e2e_s.p50,
-        goodput_ratio=good.ratio if good else None,
-        good_requests_per_joule=good.good / measured if good and measured else None,
-        idealized_joules=ideal,
-        measured_over_idealized=measured / ideal if measured is not None and ideal else None,
-        energy_valid=energy.valid,
-        arrival=_arrival_told(study, cell),
-        steady_joules_per_output_token=energy.steady.joules_per_output_token if energy.steady else None,
-        idle_watts=energy.idle_watts,
-        gpu=", ".join(map(_card, outcome.gpus)) or None,
-        temperature_c=max(temperatures, default=None),
-    )
-
-
-def _arrival_told(study: Study, cell: StudyRun) -> str | None:
-    """Of an open loop; a gamma process with its burstiness."""
-    if cell.rps is None:
-        return None
-    arrival, burstiness = arrival_of(study, cell)
-    return f"gamma {burstiness:g}" if arrival == "gamma" else arrival or "streams"
-
-
-def idealized_joules(study: Study, requests: list[ScheduledRequest]) -> float | None:
-    """limit_w / peak_flops x FLOPs of the lengths asked for, attention's included: all at the dense peak rate and the
-    power limit (arXiv 2504.17674, section 4.2). None when the study names no hardware.
-    """
-    if study.idealized is None:
-        return None
-    hardware, model = read_hardware(study.idealized.hardware), read_model(study.idealized.model)
-    inputs, outputs = (np.array([getattr(r, f"{side}_tokens") for r in requests]) for side in ("input", "output"))
-    return float(flops(inputs, outputs, model).sum()) * hardware.limit_w / hardware.peak_flops

@@ -1,0 +1,115 @@
+"""From finished runs to the table of a study: one Row for each run."""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self
+
+import msgspec
+import numpy as np
+
+from loadgen.energy.gpu_state import GpuState
+from loadgen.energy_model.estimate import flops
+from loadgen.energy_model.hardware import read_hardware, read_model
+from loadgen.results.run_folder import RunInfo, read_lines
+from loadgen.results.study_table import Row
+from loadgen.results.summary import Summary
+from loadgen.study.plan import StudyRun
+from loadgen.study.spec import Study
+from loadgen.workload.schedule import ScheduledRequest
+
+
+class RunOutcome(msgspec.Struct, frozen=True, kw_only=True):
+    """cell.json, written last: a run that has one is over, and is repeated only if it failed."""
+
+    status: str
+    """"done" or "failed"."""
+    attempts: int
+    reasons: list[str] = []
+    gpus: list[GpuState] = []
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class FinishedRun:
+    """The parts of a run folder that a row needs."""
+
+    info: RunInfo
+    summary: Summary
+    schedule: Sequence[ScheduledRequest]
+
+    @classmethod
+    def read(cls, folder: Path) -> Self:
+        return cls(
+            msgspec.json.decode((folder / "run.json").read_bytes(), type=RunInfo),
+            msgspec.json.decode((folder / "summary.json").read_bytes(), type=Summary),
+            list(read_lines(folder / "schedule.jsonl", ScheduledRequest)),
+        )
+
+
+def row_of(study: Study, run: StudyRun, outcome: RunOutcome, finished: FinishedRun) -> Row:
+    """Return the table's row of a run that is done."""
+    summary, energy, good = finished.summary, finished.summary.energy, finished.summary.goodput
+    measured, output, completed = energy.measured_joules, summary.tokens.output, summary.requests.completed
+    ideal = idealized_joules(study, finished.schedule)
+    arrival, burstiness = study.arrival_of(run.workload)
+    process = f"gamma {burstiness:g}" if arrival == "gamma" else arrival or "streams"
+    temperatures = [gpu.temperature_c for gpu in outcome.gpus if gpu.temperature_c is not None]
+    return Row(
+        cell=run.name,
+        server=run.server,
+        model=str(finished.info.server["model"]),
+        workload=run.workload,
+        batch=run.batch,
+        rps=run.rps,
+        repeat=run.repeat,
+        simulated=bool(finished.info.server.get("simulated")),
+        completed=completed,
+        failed=summary.requests.failed,
+        duration_s=summary.duration_s,
+        input_tokens=summary.tokens.input,
+        output_tokens=output,
+        output_tokens_per_s=summary.tokens.output_per_s,
+        measured_joules=measured,
+        prefill_joules=energy.prefill_joules,
+        decode_joules=energy.decode_joules,
+        idle_joules=energy.idle_joules,
+        unattributed_joules=energy.unattributed_joules,
+        mean_watts=energy.mean_watts,
+        joules_per_output_token=measured / output if measured is not None and output else None,
+        joules_per_request=measured / completed if measured and completed else None,
+        ttft_p50_s=summary.ttft_s.p50,
+        ttft_p99_s=summary.ttft_s.p99,
+        tpot_p50_s=summary.tpot_s.p50,
+        tpot_p99_s=summary.tpot_s.p99,
+        e2e_p50_s=summary.e2e_s.p50,
+        goodput_ratio=good.ratio if good else None,
+        good_requests_per_joule=good.good / measured if good and measured else None,
+        idealized_joules=ideal,
+        measured_over_idealized=measured / ideal if measured is not None and ideal else None,
+        energy_valid=energy.valid,
+        arrival=None if run.rps is None else process,
+        steady_joules_per_output_token=energy.steady.joules_per_output_token if energy.steady else None,
+        idle_watts=energy.idle_watts,
+        gpu=gpu_names(outcome.gpus) or None,
+        temperature_c=max(temperatures, default=None),
+    )
+
+
+def gpu_names(gpus: Iterable[GpuState]) -> str:
+    """Return each GPU's name and the beginning of its UUID, enough to tell it from others."""
+    return ", ".join(f"{gpu.name} ({gpu.uuid[:12]})" for gpu in gpus)
+
+
+def idealized_joules(study: Study, requests: Sequence[ScheduledRequest]) -> float | None:
+    """Return limit_w / peak_flops x FLOPs of the requested lengths, attention's included.
+
+    That is all work at the dense peak rate and the power limit (arXiv 2504.17674, section 4.2). None when the study
+    names no hardware.
+    """
+    if study.idealized is None:
+        return None
+    hardware, model = read_hardware(study.idealized.hardware), read_model(study.idealized.model)
+    inputs = np.array([request.input_tokens for request in requests])
+    outputs = np.array([request.output_tokens for request in requests])
+    return float(flops(inputs, outputs, model).sum()) * hardware.limit_w / hardware.peak_flops

@@ -1,0 +1,56 @@
+"""A study file: read whole, or refused before anything starts."""
+
+from pathlib import Path
+
+import pytest
+
+from loadgen.errors import LoadgenError
+from loadgen.study.plan import plan_runs
+from loadgen.study.runner import run_study
+from loadgen.study.spec import Overrides, read_study
+from support.small_study import SMALL
+
+
+def test_what_belongs_to_the_machine_is_given_beside_the_file(small: Path) -> None:
+    given = Overrides(models=["mine"], knobs={"max_num_seqs": "7"}, python="/engine/python")
+    study = read_study(small, given)
+    assert {cell.model for cell in plan_runs(study)} == {"mine"}
+    for server in study.servers.values():
+        assert (server.knobs["max_num_seqs"], server.python) == ("7", "/engine/python")
+        assert server.knobs["counter_period_ms"] == 5, "other knobs stay"
+    with pytest.raises(LoadgenError, match="sim has no knob 'speed'"):
+        read_study(small, Overrides(knobs={"speed": "1"}))
+
+
+WRONG = [
+    ("unknown knob", SMALL.replace("max_num_seqs = 1,", "speed = 1,"), "sim has no knob 'speed'"),
+    ("unknown recipe", SMALL.replace('"sim"', '"nonesuch"'), "no server called 'nonesuch'"),
+    (
+        "no such baseline",
+        SMALL.replace('baseline = "one"', 'baseline = "two"'),
+        "'two' is none of its servers: one, many",
+    ),
+    ("nothing to send", SMALL.replace("input = 32", ""), "workload short needs either a trace, or input and output"),
+    ("no such workload", SMALL.replace("[workloads", 'workloads = ["long"]\n[workloads'), "many: no workload 'long'"),
+    ("no load", SMALL.replace("batches = [4]", ""), "server one has nothing to do"),
+    (
+        "streams in batches",
+        SMALL.replace("input = 32\noutput = 8", 'trace = "traces/mix.toml"'),
+        "workload short: streams come at rates",
+    ),
+    (
+        "streams have arrivals",
+        SMALL.replace("input = 32\noutput = 8", 'trace = "m.toml"\nbatches = []\nrates = [1]\narrival = "constant"'),
+        "each stream of m.toml has an arrival of its own",
+    ),
+    ("misspelt", SMALL.replace("repeats", "repetas"), "not a study: .*repetas"),
+    ("not TOML", "title =", "not a study"),
+]
+
+
+@pytest.mark.parametrize(("said", "text", "error"), WRONG, ids=[row[0] for row in WRONG])
+def test_a_wrong_study_is_refused_before_anything_starts(said: str, text: str, error: str, tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(text)
+    with pytest.raises(LoadgenError, match=error):
+        run_study(tmp_path / "s.toml", tmp_path / "out", print)
+    assert not (tmp_path / "out").exists()
