@@ -1,4 +1,4 @@
-"""The only place that asks what time it is. Everything else takes time as an argument."""
+"""The only module that reads a clock. All others take time as an argument."""
 
 import time
 from typing import NamedTuple
@@ -11,19 +11,23 @@ thread_cpu_ns = time.thread_time_ns
 
 
 class Anchor(NamedTuple):
-    """One moment, on both clocks: turns the run's monotonic instants into wall-clock time."""
+    """One moment on both clocks. It converts the run's monotonic instants to wall-clock time."""
 
     wall_ns: int
     monotonic_ns: int
 
 
 def anchor() -> Anchor:
-    """The two clocks read as close together as this machine allows: the tightest of five tries."""
+    """Read both clocks as close together as this machine allows.
+
+    The wall clock is read between two reads of the monotonic clock and paired with their middle, so the error is at
+    most half the time between the two. The tightest of five attempts is returned.
+    """
 
     def attempt() -> tuple[int, Anchor]:
-        before = time.monotonic_ns()
-        wall = time.time_ns()
-        after = time.monotonic_ns()
-        return after - before, Anchor(wall, (before + after) // 2)
+        start_ns = time.monotonic_ns()
+        wall_ns = time.time_ns()
+        end_ns = time.monotonic_ns()
+        return end_ns - start_ns, Anchor(wall_ns, (start_ns + end_ns) // 2)
 
     return min(attempt() for _ in range(5))[1]

@@ -1,16 +1,16 @@
-"""The one exception that is a user's business.
+"""The two exceptions that end in one line for the user instead of a traceback.
 
-A request that fails is data (see `record.ErrorKind`). A bug is a plain exception with its traceback. What is left,
-the world not being as asked, is a `LoadgenError`: the command line prints it as one line and exits with status 2.
+A request that fails is data (see `record.ErrorKind`), and a bug is a plain exception with its traceback. The rest is
+invalid input or an environment that does not fit: a `LoadgenError`.
 """
 
 
 class LoadgenError(Exception):
-    """What happened, where, and what to do about it, in one line."""
+    """What happened, where, and what to do about it, in one line. The command line prints it and exits with 2."""
 
 
 class MeterError(Exception):
-    """A source that cannot be opened, or a reading that failed: the reason, in one line.
+    """An energy source that cannot be opened, or a reading that failed: the reason, in one line.
 
-    While a run goes on the sampler counts it and tries again; the run has a gap.
+    During a run the sampler counts it and tries again; the run then has a gap.
     """

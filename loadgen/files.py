@@ -1,7 +1,12 @@
-"""Where the data files are: beside the package in a checkout, inside it when installed from a wheel."""
+"""Data files of the package, and reading and replacing whole files."""
 
+import filecmp
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import IO, TypeVar
 
 import msgspec
 
@@ -13,30 +18,77 @@ _PACKAGE = Path(__file__).parent
 
 
 def data_dir(name: str) -> Path:
-    """The folder of `name` ("profiles", "servers" or "traces")."""
+    """Return the folder of `name` ("profiles", "servers" or "traces").
+
+    It is inside the package when that was installed from a wheel, and beside the package in a checkout.
+    """
     installed = _PACKAGE / "_data" / name
     return installed if installed.is_dir() else _PACKAGE.parent / name
 
 
 def profile_path(kind: str, name: str, suffix: str) -> Path:
-    """`profiles/KIND/NAME.SUFFIX`, or `name` itself when it is a path to a file."""
-    if (given := Path(name)).is_file():
-        return given
+    """Return `profiles/KIND/NAME.SUFFIX`, or `name` itself when it is a path to a file.
+
+    Raises LoadgenError with the names that exist when there is no such profile.
+    """
+    if (path := Path(name)).is_file():
+        return path
     folder = data_dir("profiles") / kind
     path = folder / f"{name}.{suffix}"
     if not path.is_file():
-        known = ", ".join(sorted(p.stem for p in folder.glob(f"*.{suffix}"))) or "none"
+        names = ", ".join(sorted(p.stem for p in folder.glob(f"*.{suffix}"))) or "none"
         raise LoadgenError(
-            f"no {kind} profile called {name!r}; there are: {known} (or give a path to a .{suffix} file)"
+            f"no {kind} profile called {name!r}; there are: {names} (or give a path to a .{suffix} file)"
         )
     return path
 
 
 def read_json(path: Path, kind: type[Content], what: str) -> Content:
-    """The file's content; a LoadgenError when it cannot be read or is not `what`."""
+    """Decode a JSON file. Raises LoadgenError when it cannot be read or is not `what` (`kind`, in words)."""
     try:
         return msgspec.json.decode(path.read_bytes(), type=kind)
     except OSError as err:
         raise LoadgenError(f"cannot read {path}: {err.strerror or err}") from err
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
         raise LoadgenError(f"{path}: not {what}: {err}") from err
+
+
+def write_atomic(path: Path, data: bytes) -> None:
+    """Replace the content of `path` in one step: a reader sees all of the old bytes or all of `data`.
+
+    The name of the draft is random, so that threads and processes may write the same path. Raises OSError, and leaves
+    no draft behind.
+    """
+    handle, draft = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(data)
+        Path(draft).chmod(0o644)
+        Path(draft).replace(path)
+    except BaseException:
+        Path(draft).unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def replacing(path: Path, *, overwrite: bool = True) -> Iterator[IO[bytes]]:
+    """Yield a file that replaces `path` when the block ends well, and leaves no trace when it does not.
+
+    For content that is written piece by piece. Without `overwrite`, an existing file that would change is a
+    LoadgenError, and one with the same bytes is left alone. An OSError becomes a LoadgenError too.
+    """
+    target = path.resolve()
+    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        if target.exists() and not target.is_file():
+            raise LoadgenError(f"cannot write {path}: it exists and is not a file")
+        with draft.open("wb") as file:
+            yield file
+        if target.exists() and not overwrite and not filecmp.cmp(draft, target, shallow=False):
+            raise LoadgenError(f"{path} exists and would change; pass --overwrite to replace it")
+        draft.replace(target)
+    except OSError as err:
+        raise LoadgenError(f"cannot write {path}: {err.strerror or err}") from err
+    finally:
+        with suppress(OSError):  # where no draft could be made, there is none to remove
+            draft.unlink()

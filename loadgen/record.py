@@ -1,4 +1,4 @@
-"""What happened to one scheduled request."""
+"""The record of one scheduled request: when it was sent and answered, how many tokens, and what went wrong."""
 
 from collections.abc import Sequence
 from typing import Literal, Protocol, Self
@@ -6,20 +6,21 @@ from typing import Literal, Protocol, Self
 import msgspec
 
 ErrorKind = Literal["connect", "timeout", "http", "protocol", "truncated", "server", "cancelled", "not_sent"]
-"""connect: refused, or dead before an answer began. timeout: --timeout passed. http: a status of 400 or more. protocol:
-bytes that are not the API. truncated: the answer began and did not end. server: an error event inside the stream.
-cancelled: in flight when the run was aborted. not_sent: the run stopped before its turn came, or
-the turn before it in its session failed."""
+"""connect: refused, or closed before an answer began. timeout: --timeout passed. http: a status of 400 or more.
+protocol: bytes that are not the API. truncated: the answer began and did not end. server: an error event inside the
+stream. cancelled: in flight when the run was aborted. not_sent: the run stopped before its turn came, or the turn
+before it in its session failed."""
 
 TokenSource = Literal["usage", "chunks"]
-"""Who counted the output tokens: the server, or we did, by content chunks (which can hold several tokens or none)."""
+"""Origin of the output token count: the server's usage, or content chunks counted by the client (a chunk can hold
+several tokens or none)."""
 
 StampedBy = Literal["kernel", "reading"]
-"""What says when a token came: the kernel, as the segment that held it came in, or this client, as it read it."""
+"""Origin of a token's instant: the kernel, when the segment that held it arrived, or this client, when it read it."""
 
 
-class _Scheduled(Protocol):
-    """The parts of a scheduled request that its record repeats."""
+class Scheduled(Protocol):
+    """The part of a scheduled request that its record repeats."""
 
     @property
     def index(self) -> int: ...
@@ -32,7 +33,7 @@ class _Scheduled(Protocol):
 
 
 class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One per scheduled request, whatever became of it. Instants are monotonic ns; None is unknown."""
+    """One record per scheduled request, whatever its outcome. Instants are monotonic ns; None is unknown."""
 
     index: int
     workload: str
@@ -42,7 +43,7 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     last_token_ns: int | None = None
     finished_ns: int | None = None
     chunk_ns: Sequence[int] = []
-    """When each content chunk arrived. A role-only, empty or usage chunk is not one."""
+    """Arrival of each content chunk. Role-only, empty and usage chunks are not content."""
     input_tokens: int | None = None
     output_tokens: int | None = None
     cached_tokens: int | None = None
@@ -53,8 +54,12 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     detail: str | None = None
 
     @classmethod
-    def unanswered(cls, request: _Scheduled, start_ns: int, error: ErrorKind, detail: str | None) -> Self:
-        """Return the record of a request of which no response is known. Its offset counts from `start_ns`."""
+    def unanswered(cls, request: Scheduled, start_ns: int, error: ErrorKind, detail: str | None = None) -> Self:
+        """Make the record of a request without an answer, in a run whose offsets count from `start_ns`.
+
+        Nothing is known but its schedule. For a later turn of a session `scheduled_ns` is the earliest that it could
+        have been due: when it would have been due depends on answers that never came.
+        """
         return cls(
             index=request.index,
             workload=request.workload,
@@ -69,19 +74,22 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def lag_ns(self) -> int | None:
-        """How late the client was: sent - scheduled."""
+        """Schedule lag, the lateness of the client: sent - scheduled."""
         return None if self.sent_ns is None else self.sent_ns - self.scheduled_ns
 
     @property
     def ttft_ns(self) -> int | None:
-        """Time to first token: first chunk with content - sent."""
+        """Time to first token: first content chunk - sent."""
         if self.sent_ns is None or self.first_token_ns is None:
             return None
         return self.first_token_ns - self.sent_ns
 
     @property
     def tpot_ns(self) -> float | None:
-        """Time per output token after the first: (last token - first token) / (output tokens - 1)."""
+        """Time per output token after the first: (last token - first token) / (output tokens - 1).
+
+        None below two tokens.
+        """
         if self.first_token_ns is None or self.last_token_ns is None or (self.output_tokens or 0) < 2:
             return None
         assert self.output_tokens is not None
@@ -89,13 +97,14 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 
     @property
     def e2e_ns(self) -> int | None:
-        """finished - sent."""
+        """End-to-end latency: finished - sent."""
         return None if self.sent_ns is None or self.finished_ns is None else self.finished_ns - self.sent_ns
 
     @property
     def response_ns(self) -> int | None:
-        """finished - scheduled: what a user who arrived on schedule waited, however late the client was."""
+        """Response time: finished - scheduled, the wait of a user who arrived on time, however late the client was."""
         return None if self.finished_ns is None else self.finished_ns - self.scheduled_ns
 
 
 SLO_METRICS = ("ttft", "tpot", "e2el")
+"""Metrics that a goodput objective may bound."""

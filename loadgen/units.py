@@ -6,6 +6,7 @@ MJ_PER_J = 1_000
 
 
 def ns_from_s(seconds: float) -> int:
+    """Return whole nanoseconds, the nearest to `seconds`."""
     return round(seconds * NS_PER_S)
 
 
@@ -14,7 +15,7 @@ def s_from_ns(ns: int) -> float:
 
 
 def mj_from_j(joules: float) -> int:
-    """Whole millijoules: the unit in which energy accounts are kept, so that they add up exactly."""
+    """Return whole millijoules: the unit in which energy accounts are kept, so that they add up exactly."""
     return round(joules * MJ_PER_J)
 
 

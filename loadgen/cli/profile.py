@@ -114,7 +114,7 @@ def _note(text: str) -> tuple[str, str]:
 def _write(out: Path, made: "EnergyProfile") -> None:
     from loadgen.energy_model.energy_profile import energy_profile_json
     from loadgen.energy_model.measure import journal_path
-    from loadgen.workload.trace import replacing
+    from loadgen.files import replacing
 
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

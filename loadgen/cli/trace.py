@@ -91,8 +91,9 @@ def fit(
 
     TRACE is in any format that import reads. Its lengths are kept beside --out while the bins are made.
     """
+    from loadgen.files import replacing
     from loadgen.workload.token_bins import bins_json, fit_bins
-    from loadgen.workload.trace import check_rereadable, file_sha256, replacing
+    from loadgen.workload.trace import check_rereadable, file_sha256
 
     check_rereadable(file)
     stated = {key: value for key, value in (("source", source), ("licence", licence), ("cite", cite)) if value}
@@ -205,8 +206,8 @@ def show(file: str, compare: str | None, html: Path | None, as_json: bool, forma
     about = [_describe(name, format_) for name in (file, compare) if name is not None]
     between = _between(about[0][1], about[1][1]) if compare else {}
     if html is not None:
+        from loadgen.files import replacing
         from loadgen.report.trace_page import render_trace_page
-        from loadgen.workload.trace import replacing
 
         with replacing(html) as page:
             page.write(render_trace_page(about, between).encode())

@@ -1,9 +1,7 @@
 """A run is a folder: written while the run happens, and readable afterwards however the run ended."""
 
 import gzip
-import os
 import shutil
-import tempfile
 import threading
 from array import array
 from collections.abc import Iterable, Iterator, Sequence
@@ -19,6 +17,7 @@ from loadgen.attribution.shapley import RunAttribution
 from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import LoadgenError
+from loadgen.files import write_atomic
 from loadgen.record import RequestRecord
 from loadgen.results.summary import Summary
 from loadgen.workload.schedule import ArrivalSpec, Schedule, ScheduledRequest, encode_schedule
@@ -163,19 +162,6 @@ def write_analysis(path: Path, attribution: RunAttribution | None, summary: Summ
 def write_json(path: Path, value: msgspec.Struct) -> None:
     """Write `value` as indented JSON, all of it or nothing."""
     write_atomic(path, msgspec.json.format(msgspec.json.encode(value)) + b"\n")
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Put all of `data` at `path`, or leave there what was there before."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 def cannot_write(path: Path, err: OSError) -> LoadgenError:

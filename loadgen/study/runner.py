@@ -20,6 +20,7 @@ import msgspec
 
 from loadgen.energy import gpu_state
 from loadgen.errors import LoadgenError
+from loadgen.files import write_atomic
 from loadgen.report.study_page import render_study_page
 from loadgen.report.write import finish
 from loadgen.results import run_folder
@@ -168,10 +169,10 @@ class _StudyFolder:
         table = csv.DictWriter(text, fieldnames=Row.__struct_fields__, lineterminator="\n")
         table.writeheader()
         table.writerows(msgspec.to_builtins(row) for row in sorted(rows, key=lambda row: row.cell))
-        run_folder.write_atomic(self._out / "results.csv", text.getvalue().encode())
+        write_atomic(self._out / "results.csv", text.getvalue().encode())
         remaining = len(self._runs) - len(rows) - len(failed)
         page = render_study_page(study.title, study.description, rows, study.baseline, study.goodput, failed, remaining)
-        run_folder.write_atomic(self._out / "report.html", page.encode())
+        write_atomic(self._out / "report.html", page.encode())
         return rows
 
 

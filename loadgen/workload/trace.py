@@ -1,16 +1,14 @@
 """Traces: when requests arrive and how many tokens they have, read from and written to JSON lines."""
 
-import filecmp
 import gzip
 import hashlib
 import io
 import json
 import math
-import os
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import IO, Annotated, Any, cast
@@ -18,6 +16,7 @@ from typing import IO, Annotated, Any, cast
 import msgspec
 
 from loadgen.errors import LoadgenError
+from loadgen.files import replacing
 
 MAX_LINE_BYTES = 16 * 2**20
 """Longest line that is read; a longer one is an error, because no request is 16 MiB of numbers."""
@@ -126,29 +125,6 @@ def compressed(path: Path, file: IO[bytes]) -> Iterator[Any]:
             yield out
     else:
         yield file
-
-
-@contextmanager
-def replacing(path: Path, *, overwrite: bool = True) -> Iterator[IO[bytes]]:
-    """A file that takes the place of `path` when the block ends well, and leaves no trace when it does not.
-
-    Without `overwrite`, an existing file that would change is a LoadgenError; one with the same bytes is left alone.
-    """
-    target = path.resolve()
-    draft = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        if target.exists() and not target.is_file():
-            raise LoadgenError(f"cannot write {path}: it exists and is not a file")
-        with draft.open("wb") as file:
-            yield file
-        if target.exists() and not overwrite and not filecmp.cmp(draft, target, shallow=False):
-            raise LoadgenError(f"{path} exists and would change; pass --overwrite to replace it")
-        draft.replace(target)
-    except OSError as err:
-        raise LoadgenError(f"cannot write {path}: {err.strerror or err}") from err
-    finally:
-        with suppress(OSError):  # where no draft could be made, there is none to remove
-            draft.unlink()
 
 
 # -- lines ------------------------------------------------------------------------------------------------------------

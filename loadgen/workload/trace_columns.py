@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from loadgen.files import replacing
 from loadgen.stats.arrays import Floats, Ints
 from loadgen.workload.trace import (
     MAX_TOKENS,
@@ -28,7 +29,6 @@ from loadgen.workload.trace import (
     no_requests,
     numbered_lines,
     opened,
-    replacing,
 )
 from loadgen.workload.trace_formats import (
     AZURE_COLUMNS,

@@ -153,10 +153,3 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str, says: s
 def test_not_a_run_folder(tmp_path: Path) -> None:
     with pytest.raises(LoadgenError, match="is not a run folder"):
         run_folder.read_run(tmp_path)
-
-
-def test_write_atomic_leaves_nothing_behind_when_it_fails(tmp_path: Path) -> None:
-    (tmp_path / "x").mkdir()
-    with pytest.raises(OSError, match="directory"):
-        run_folder.write_atomic(tmp_path / "x", b"data")
-    assert [p.name for p in tmp_path.iterdir()] == ["x"]

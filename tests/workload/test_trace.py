@@ -14,7 +14,6 @@ from loadgen.workload.trace import (
     TraceRequest,
     iter_trace,
     read_trace,
-    replacing,
     write_trace,
 )
 
@@ -192,10 +191,3 @@ def test_without_overwrite_a_file_stays_unless_it_would_not_change(tmp_path: Pat
         write_trace(tmp_path / "t", [request(2)], overwrite=False)
     write_trace(tmp_path / "t", [request(2)])
     assert read_trace(tmp_path / "t").requests[0].arrival_s == 2
-
-
-def test_a_device_or_a_folder_is_not_replaced(tmp_path: Path) -> None:
-    for path in (Path("/dev/null"), tmp_path, tmp_path / "none" / "t.jsonl"):
-        with pytest.raises(LoadgenError, match="cannot write"), replacing(path):
-            pass
-    assert Path("/dev/null").is_char_device()
