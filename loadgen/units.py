@@ -21,3 +21,8 @@ def mj_from_j(joules: float) -> int:
 
 def j_from_mj(millijoules: int) -> float:
     return millijoules / MJ_PER_J
+
+
+def energy_imbalance_mj(measured_mj: int, attributed_mj: int, idle_mj: int, unattributed_mj: int) -> int:
+    """Measured energy less the accounts' sum: 0 where energy is conserved, and anything else is a bug."""
+    return measured_mj - (attributed_mj + idle_mj + unattributed_mj)

@@ -77,9 +77,9 @@ def measured_sidecar(parts_file: str, arguments: list[str]) -> None:
 
     for owner, name, part in (
         (app.Sidecar, "receive", "spans: decode"),
-        (ledger.Ledger, "span", "spans: into the books"),
-        (ledger.Ledger, "frontier", "ledger: watermark"),
-        (ledger.Ledger, "_book", "ledger: settle"),
+        (ledger.Ledger, "add_span", "spans: into the ledger"),
+        (ledger.Ledger, "watermark", "ledger: watermark"),
+        (ledger.Ledger, "_charge", "ledger: commit"),
         (ledger.Ledger, "_fit", "ledger: fit"),
         (ledger.Ledger, "_close", "ledger: close requests"),
         (ledger.Ledger, "snapshot", "snapshot"),

@@ -7,8 +7,7 @@ import click
 
 from loadgen.errors import LoadgenError
 
-TOKEN = "LOADGEN_SIDECAR_TOKEN"
-FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
+_FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.command()
@@ -24,14 +23,16 @@ FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--model", help="Label of spans that name no model.  [default: the engine's only one]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", default=9478, show_default=True, type=click.IntRange(0, 65535), help="0 chooses a free one.")
-@click.option("--grpc-port", type=click.IntRange(0, 65535), help="Take OTLP over gRPC too; 4317 is usual.")
-@click.option("--tls-cert", type=FILE, help="Serve TLS: certificate chain, PEM.")
-@click.option("--tls-key", type=FILE, help="And its key.")
-@click.option("--hold", default=30.0, show_default=True, type=click.FloatRange(1, 3600), metavar="S",
-              help="Wait this long for spans where the engine does not say what it is working on.")  # fmt: skip
-@click.option("--max-hold", default=600.0, show_default=True, type=click.FloatRange(1, 3600), metavar="S",
+@click.option("--grpc-port", type=click.IntRange(0, 65535), help="Accept OTLP over gRPC too; 4317 is usual.")
+@click.option("--tls-cert", type=_FILE, help="Serve TLS: certificate chain, PEM.")
+@click.option("--tls-key", type=_FILE, help="The certificate's private key, PEM.")
+@click.option("--allowed-lateness", "--hold", "blind_s", default=30.0, show_default=True,
+              type=click.FloatRange(1, 3600), metavar="S",
+              help="Wait this long for spans where the engine does not report its queue.")  # fmt: skip
+@click.option("--max-lateness", "--max-hold", "max_s", default=600.0, show_default=True,
+              type=click.FloatRange(1, 3600), metavar="S",
               help="Never wait longer than this.")  # fmt: skip
-@click.option("--reference", is_flag=True, help="Print the reference of all metrics, and end.")
+@click.option("--reference", is_flag=True, help="Print the reference of all metrics, and exit.")
 def sidecar(
     engine_url: str | None,
     energy: str,
@@ -42,8 +43,8 @@ def sidecar(
     grpc_port: int | None,
     tls_cert: Path | None,
     tls_key: Path | None,
-    hold: float,
-    max_hold: float,
+    blind_s: float,
+    max_s: float,
     reference: bool,
 ) -> None:
     """Watch an engine: joules per request and per token, to Prometheus.
@@ -53,14 +54,15 @@ def sidecar(
     vllm serve ... --otlp-traces-endpoint http://localhost:9478/v1/traces
     loadgen replay traces/chat.jsonl --otlp http://localhost:9478
 
-    $LOADGEN_SIDECAR_TOKEN, when set, is asked of every client as a bearer token.
+    $LOADGEN_SIDECAR_TOKEN, when set, is required of every client as a bearer token.
     """
     try:
         from loadgen.sidecar.app import SidecarOptions, run_sidecar
         from loadgen.sidecar.exporter import reference as text
     except ImportError as err:
         raise LoadgenError(f"the sidecar needs {err.name}: pip install 'loadgen[sidecar]'") from err
-    from loadgen.sidecar.ledger import AllowedLateness
+    from loadgen.sidecar.watermark import AllowedLateness
+    from loadgen.telemetry.otlp_export import TOKEN_VARIABLE
 
     if reference:
         click.echo(text(), nl=False)
@@ -77,10 +79,10 @@ def sidecar(
             energy=energy,
             gpus=gpus,
             model=model,
-            token=os.environ.get(TOKEN) or None,
+            token=os.environ.get(TOKEN_VARIABLE) or None,
             energy_token=os.environ.get("LOADGEN_ENERGY_TOKEN") or None,
             tls_cert=tls_cert,
             tls_key=tls_key,
-            hold=AllowedLateness(blind_s=hold, most_s=max(max_hold, hold)),
+            lateness=AllowedLateness(blind_s=blind_s, max_s=max(max_s, blind_s)),
         )
     )

@@ -1,6 +1,11 @@
-"""Beside the engine: spans and joules in, Prometheus metrics and an energy feed out.
+"""Runs beside the engine: takes spans and joules in, gives Prometheus metrics and an energy feed out.
 
-ledger    spans x energy x engine counters -> accounts that add up at every moment
-exporter  a frozen snapshot of the ledger -> metric families
-app       sockets, threads and the clock
+watermark       up to when the spans of all requests are known
+foreign_tokens  the share of other clients, estimated from output tokens
+accounts        energy, tokens and histograms per model and workload
+ledger          spans x energy x engine counters -> accounts that add up at every moment
+exporter        a frozen snapshot of the ledger -> metric families
+clock_sync      wall-clock instants of spans -> the monotonic clock
+app             sockets, threads and the clock; OTLP over HTTP
+grpc_server     OTLP over gRPC
 """

@@ -1,6 +1,6 @@
 """The sidecar's edges: an energy sampler, an engine poller, OTLP over HTTP and gRPC, and the pages.
 
-Threads only put what they saw into bounded queues; one task, on the event loop, keeps the books.
+Threads only append to bounded queues; one task, on the event loop, owns the ledger.
 """
 
 import asyncio
@@ -16,8 +16,9 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 import msgspec
@@ -33,34 +34,39 @@ from loadgen.energy.meter import EnergyMeter
 from loadgen.energy.sampler import Sampler
 from loadgen.energy.series import EnergySample
 from loadgen.errors import LoadgenError, MeterError
-from loadgen.sidecar.exporter import Exporter, Page
-from loadgen.sidecar.ledger import AllowedLateness, Ledger
-from loadgen.sidecar.wallclock import WallClock
+from loadgen.sidecar.clock_sync import ClockSync
+from loadgen.sidecar.exporter import Exporter, SidecarPage
+from loadgen.sidecar.grpc_server import start_grpc
+from loadgen.sidecar.ledger import Ledger
+from loadgen.sidecar.watermark import AllowedLateness
 from loadgen.telemetry.engine_metrics import EnginePoller, EngineSample
 from loadgen.telemetry.otlp_parse import MalformedError, RequestSpan, parse_spans
 from loadgen.units import NS_PER_S, s_from_ns
 
 TICK_S = 1.0
 ENGINE_PERIOD_S = 1.0
-MAX_BODY_BYTES = 4 << 20
-QUEUE_SPANS = 50_000
-FEED_SAMPLES = 20_000
-"""Of /energy: half an hour of one GPU."""
+ENGINE_AWAY_PERIODS = 5
+"""An engine whose page did not answer for this many periods counts as away."""
+MAX_ENGINE_SAMPLES = 1000
+MAX_OTLP_BYTES = 4 << 20
+MAX_QUEUED_SPANS = 50_000
+MAX_FEED_SAMPLES = 20_000
+"""Samples that /energy can still serve: half an hour of one GPU."""
 FEED_PORTION = 5_000
+"""Samples in one answer of /energy."""
 STALE_S = 30.0
-"""A meter that was silent this long is away."""
-GRPC_METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
+"""A meter that was silent this long counts as away."""
 _openmetrics: Callable[[CollectorRegistry], bytes] = openmetrics_page
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPEN_PATHS = ("/healthz",)
-"""Answered without a token: they tell nothing."""
+"""Paths that need no token: they disclose nothing."""
 
 
 @dataclass(frozen=True)
 class SidecarOptions:
-    """What a sidecar is asked to be."""
+    """Options of `loadgen sidecar`."""
 
     host: str = "127.0.0.1"
     port: int = 9478
@@ -73,42 +79,44 @@ class SidecarOptions:
     energy_token: str | None = field(default=None, repr=False)
     tls_cert: Path | None = None
     tls_key: Path | None = None
-    hold: AllowedLateness = field(default_factory=AllowedLateness)
+    lateness: AllowedLateness = field(default_factory=AllowedLateness)
 
 
 class Sidecar:
-    """One meter, one engine, one set of books."""
+    """One meter, one engine, one ledger."""
 
     def __init__(self, options: SidecarOptions, meter: EnergyMeter, model: str | None) -> None:
         self.options, self.meter = options, meter
-        self.ledger = Ledger(meter.domains, hold=options.hold, model=model)
-        self.wall = WallClock(anchor())
-        self.sampler = Sampler(meter, self._on_energy)
-        self.poller = _poller(options.engine_url, self._on_engine)
-        self._energy: deque[EnergySample] = deque(maxlen=FEED_SAMPLES)
-        self._feed: deque[EnergySample] = deque(maxlen=FEED_SAMPLES)
-        self._engine: deque[EngineSample] = deque(maxlen=1000)
+        self.authorized = partial(authorized, options.token)
+        self.ledger = Ledger(meter.domains, lateness=options.lateness, model=model)
+        self.clock = ClockSync(anchor())
+        self._energy: deque[EnergySample] = deque(maxlen=MAX_FEED_SAMPLES)
+        self._feed: deque[EnergySample] = deque(maxlen=MAX_FEED_SAMPLES)
+        self._engine: deque[EngineSample] = deque(maxlen=MAX_ENGINE_SAMPLES)
         self._spans: deque[RequestSpan] = deque()
         self._dropped: Counter[str] = Counter()
         self._dropping = threading.Lock()
-        self._last_engine: EngineSample | None = None
+        self.sampler = Sampler(meter, self._on_energy)
+        self.poller: EnginePoller | None = None
+        if options.engine_url is not None:
+            try:
+                self.poller = EnginePoller(options.engine_url, self._engine.append, period_s=ENGINE_PERIOD_S)
+            except MeterError as err:
+                raise LoadgenError(f"--engine-url: {err}") from err
+        self._newest_engine: EngineSample | None = None
         self._engine_restarts = 0
         self.page = self._page()
-        registry = CollectorRegistry()
-        registry.register(Exporter(lambda: self.page))
-        self._registry = registry
+        self._registry = CollectorRegistry()
+        self._registry.register(Exporter(lambda: self.page))
 
-    # -- called from threads: only put things down -------------------------------------------------------------
+    # -- called from threads: append only ----------------------------------------------------------------------
 
     def _on_energy(self, samples: list[EnergySample]) -> None:
         self._energy.extend(samples)
         self._feed.extend(samples)
 
-    def _on_engine(self, sample: EngineSample) -> None:
-        self._engine.append(sample)
-
     def receive(self, body: bytes) -> None:
-        """OTLP bytes, from any thread. Raises MalformedError; what is too much is counted."""
+        """Queue the spans of OTLP bytes, from any thread. Raises MalformedError; spans beyond the queue are counted."""
         try:
             parsed = parse_spans(body)
         except MalformedError:
@@ -116,7 +124,7 @@ class Sidecar:
             raise
         for reason, count in parsed.dropped.items():
             self.drop(reason, count)
-        room = QUEUE_SPANS - len(self._spans)
+        room = MAX_QUEUED_SPANS - len(self._spans)
         self._spans.extend(parsed.spans[:room])
         if len(parsed.spans) > room:
             self.drop("overflow", len(parsed.spans) - room)
@@ -125,57 +133,50 @@ class Sidecar:
         with self._dropping:
             self._dropped[reason] += count
 
-    # -- the books ---------------------------------------------------------------------------------------------
+    # -- the ledger --------------------------------------------------------------------------------------------
 
     async def keep(self) -> None:
+        """Keep the ledger until cancelled."""
         while True:
             self.tick()
             await asyncio.sleep(TICK_S)
 
     def tick(self) -> None:
-        """Everything that came in goes into the books; then a new page is shown."""
+        """Move everything received into the ledger, commit, and replace the page."""
         now_ns = monotonic_ns()
-        self.wall.observe(anchor())
-        self.ledger.energy(_drained(self._energy))
+        self.clock.observe(anchor())
+        self.ledger.add_energy(_drained(self._energy))
         for sample in _drained(self._engine):
-            self._take_engine(sample)
+            previous, self._newest_engine = self._newest_engine, sample
+            self._engine_restarts += previous is not None and _restarted(previous, sample)
+            self.ledger.add_engine_sample(sample)
         for span in _drained(self._spans):
-            self.ledger.span(span.moved(self.wall.monotonic_ns), now_ns)
+            self.ledger.add_span(span.moved(self.clock.monotonic_ns), now_ns)
         with self._dropping:
             counts, self._dropped = self._dropped, Counter()
         self.ledger.dropped.update(counts)
-        self.ledger.settle(now_ns)
+        self.ledger.commit(now_ns)
         self.page = self._page()
 
-    def _take_engine(self, sample: EngineSample) -> None:
-        last, self._last_engine = self._last_engine, sample
-        name = "generation_tokens"
-        if last is not None and sample.values.get(name, 0.0) < last.values.get(name, 0.0):
-            self._engine_restarts += 1
-        self.ledger.engine(sample)
-
-    def _page(self) -> Page:
-        now_ns, at = monotonic_ns(), anchor()
+    def _page(self) -> SidecarPage:
+        now_ns, clocks = monotonic_ns(), anchor()
         report = self.sampler.report()
-        newest = self._feed[-1].t_ns if self._feed else None
-        return Page(
-            books=self.ledger.snapshot(now_ns),
+        engine = self._newest_engine
+        answered = engine is not None and now_ns - engine.t_ns < ENGINE_AWAY_PERIODS * ENGINE_PERIOD_S * NS_PER_S
+        return SidecarPage(
+            ledger=self.ledger.snapshot(now_ns),
             watts=self.sampler.latest().watts,
             resets=report.resets,
             read_errors=sum(report.errors.values()),
-            last_read_s=None if newest is None else s_from_ns(newest + at.wall_ns - at.monotonic_ns),
-            engine_up=self._engine_up(now_ns) if self.poller else None,
+            last_read_s=s_from_ns(self._feed[-1].t_ns + clocks.wall_ns - clocks.monotonic_ns) if self._feed else None,
+            engine_up=answered if self.poller else None,
             engine_restarts=self._engine_restarts,
         )
-
-    def _engine_up(self, now_ns: int) -> bool:
-        last = self._last_engine
-        return last is not None and now_ns - last.t_ns < 5 * ENGINE_PERIOD_S * NS_PER_S
 
     # -- pages -------------------------------------------------------------------------------------------------
 
     def app(self) -> web.Application:
-        app = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._guard])
+        app = web.Application(client_max_size=MAX_OTLP_BYTES, middlewares=[self._guard])
         app.add_routes(
             [
                 web.get("/metrics", self.metrics),
@@ -190,8 +191,8 @@ class Sidecar:
     async def _guard(
         self, request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> web.StreamResponse:
-        if request.path not in OPEN_PATHS and not authorized(self.options.token, request.headers.get("Authorization")):
-            raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"}, text="this sidecar wants its token\n")
+        if request.path not in OPEN_PATHS and not self.authorized(request.headers.get("Authorization")):
+            raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"}, text="this sidecar requires its token\n")
         return await handler(request)
 
     async def metrics(self, request: web.Request) -> web.Response:
@@ -216,115 +217,64 @@ class Sidecar:
         return web.Response(content_type="application/x-protobuf")  # an empty ExportTraceServiceResponse
 
     async def energy(self, request: web.Request) -> web.Response:
-        """?since=NS of this machine's monotonic clock: the meter's samples after it, the oldest of them first."""
+        """Serve the meter's samples after ?since=NS of this machine's monotonic clock, the oldest first."""
         try:
             since_ns = int(request.query.get("since", "0"))
         except ValueError as err:
             raise web.HTTPBadRequest(text="since must be an integer: nanoseconds of this server's clock\n") from err
-        at = anchor()
-        newer = [sample for sample in list(self._feed) if sample.t_ns > since_ns][:FEED_PORTION]
+        clocks = anchor()
+        samples = [sample for sample in list(self._feed) if sample.t_ns > since_ns][:FEED_PORTION]
         feed = {
             "now_ns": monotonic_ns(),
-            "anchor": {"wall_ns": at.wall_ns, "monotonic_ns": at.monotonic_ns},
+            "anchor": {"wall_ns": clocks.wall_ns, "monotonic_ns": clocks.monotonic_ns},
             "domains": self.meter.domains,
-            "samples": [(s.t_ns, s.domain, s.joules) for s in newer],
-            "slack_ns": [s.slack_ns for s in newer],
-            "gaps": [s.gap for s in newer],
+            "samples": [(s.t_ns, s.domain, s.joules) for s in samples],
+            "slack_ns": [s.slack_ns for s in samples],
+            "gaps": [s.gap for s in samples],
             "simulated": all("simulated" in domain.source for domain in self.meter.domains),
         }
         return web.Response(body=msgspec.json.encode(feed), content_type="application/json")
 
     async def healthz(self, request: web.Request) -> web.Response:
-        """200 while the meter answers; the engine may come and go."""
-        silent = self._silent_s()
+        """Answer 200 while the meter answers; the engine may come and go."""
+        if self._feed:
+            silent_s = s_from_ns(monotonic_ns() - self._feed[-1].t_ns)
+        else:
+            silent_s = min(self.sampler.report().silence_s.values(), default=0.0)
         health = {
-            "ok": silent < STALE_S,
+            "ok": silent_s < STALE_S,
             "version": __version__,
-            "meter": "answers" if silent < STALE_S else f"silent for {silent:.0f} s",
+            "meter": "answers" if silent_s < STALE_S else f"silent for {silent_s:.0f} s",
             "engine": {None: "none named", True: "answers", False: "away"}[self.page.engine_up],
         }
         return web.json_response(health, status=200 if health["ok"] else 503)
-
-    def _silent_s(self) -> float:
-        return (
-            min(self.sampler.report().silence_s.values(), default=0.0)
-            if not self._feed
-            else s_from_ns(monotonic_ns() - self._feed[-1].t_ns)
-        )
-
-
-def _poller(url: str | None, on_sample: Callable[[EngineSample], None]) -> EnginePoller | None:
-    if url is None:
-        return None
-    try:
-        return EnginePoller(url, on_sample, period_s=ENGINE_PERIOD_S)
-    except MeterError as err:
-        raise LoadgenError(f"--engine-url: {err}") from err
 
 
 T = TypeVar("T")
 
 
 def _drained(queue: "deque[T]") -> list[T]:
-    """What is there now. Other threads may append meanwhile."""
+    """Remove and return the items in the queue. Other threads may append meanwhile."""
     return [queue.popleft() for _ in range(len(queue))]
 
 
+def _restarted(previous: EngineSample, sample: EngineSample) -> bool:
+    name = "generation_tokens"
+    return sample.values.get(name, 0.0) < previous.values.get(name, 0.0)
+
+
 def authorized(token: str | None, header: str | None) -> bool:
-    """Whether the header carries the token, in time that does not tell how much of it was right."""
+    """Return True if the header carries the token; takes the same time however much of the token is right."""
     if token is None:
         return True
     return hmac.compare_digest(f"Bearer {token}".encode(), (header or "").encode("utf-8", "surrogateescape"))
-
-
-# -- gRPC -----------------------------------------------------------------------------------------------------------
-
-
-def start_grpc(sidecar: Sidecar, host: str, port: int) -> tuple[Any, int]:
-    """An OTLP/gRPC server and its port. Raises LoadgenError when grpcio is missing or the port is taken."""
-    try:
-        import grpc
-    except ImportError as err:
-        raise LoadgenError("--grpc-port needs grpcio: pip install 'loadgen[sidecar]'") from err
-    from concurrent.futures import ThreadPoolExecutor
-
-    def export(body: bytes, context: Any) -> bytes:
-        metadata = dict(context.invocation_metadata())
-        if not authorized(sidecar.options.token, metadata.get("authorization")):
-            context.abort(grpc.StatusCode.UNAUTHENTICATED, "this sidecar wants its token")
-        try:
-            sidecar.receive(body)
-        except MalformedError as err:
-            context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(err))
-        return b""
-
-    handler = grpc.unary_unary_rpc_method_handler(export)
-    service, method = GRPC_METHOD.strip("/").split("/")
-    server = grpc.server(
-        ThreadPoolExecutor(2, "grpc"),
-        handlers=[grpc.method_handlers_generic_handler(service, {method: handler})],
-        options=[("grpc.max_receive_message_length", MAX_BODY_BYTES), ("grpc.so_reuseport", 0)],
-        maximum_concurrent_rpcs=16,
-    )
-    address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-    try:
-        options = sidecar.options
-        if options.tls_cert and options.tls_key:
-            pair = (options.tls_key.read_bytes(), options.tls_cert.read_bytes())
-            bound = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
-        else:
-            bound = server.add_insecure_port(address)
-    except (RuntimeError, OSError) as err:
-        raise LoadgenError(f"cannot listen for gRPC on {address}: choose another --grpc-port") from err
-    server.start()
-    return server, bound
 
 
 # -- start and end --------------------------------------------------------------------------------------------------
 
 
 def ask_engine(url: str) -> tuple[str | None, bool]:
-    """(its only model, whether it is the simulated server); (None, False) when it does not say."""
+    """Return the engine's only model and True if it is the simulated server; (None, False) when it does not say."""
     parts = urlsplit(url)
     secure = parts.scheme == "https"
     connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
@@ -343,7 +293,10 @@ def ask_engine(url: str) -> tuple[str | None, bool]:
 
 
 def choose_meter(options: SidecarOptions, simulated: bool) -> EnergyMeter:
-    """`auto` beside a simulated engine is its simulated counter. Raises LoadgenError when there is nothing to read."""
+    """Open the energy source. `auto` beside a simulated engine is its simulated counter.
+
+    Raises LoadgenError when there is nothing to read.
+    """
     choice = options.energy
     if choice == "auto" and simulated:
         assert options.engine_url is not None
@@ -354,22 +307,12 @@ def choose_meter(options: SidecarOptions, simulated: bool) -> EnergyMeter:
     return meter
 
 
-def _tls(options: SidecarOptions) -> ssl.SSLContext | None:
-    if options.tls_cert is None or options.tls_key is None:
-        return None
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(options.tls_cert, options.tls_key)
-    except (OSError, ssl.SSLError) as err:
-        raise LoadgenError(f"the TLS certificate cannot be used: {err}") from err
-    return context
-
-
 @asynccontextmanager
 async def running(options: SidecarOptions) -> AsyncIterator[tuple[Sidecar, str, int | None]]:
-    """The sidecar, its URL and its gRPC port while it serves. Raises LoadgenError when it cannot."""
+    """Serve; yield the sidecar, its URL and its gRPC port. Raises LoadgenError when it cannot."""
     model, simulated = await asyncio.to_thread(ask_engine, options.engine_url) if options.engine_url else (None, False)
-    tls = _tls(options)
+    certificate = (options.tls_cert, options.tls_key) if options.tls_cert and options.tls_key else None
+    tls = _tls(*certificate) if certificate else None
     meter = await asyncio.to_thread(choose_meter, options, simulated)
     try:
         sidecar = Sidecar(options, meter, options.model or model)
@@ -388,7 +331,10 @@ async def running(options: SidecarOptions) -> AsyncIterator[tuple[Sidecar, str, 
                 f"cannot listen on {options.host}:{options.port}: {err.strerror or err}; choose another --port"
             ) from err
         if options.grpc_port is not None:
-            grpc_server, grpc_port = start_grpc(sidecar, options.host, options.grpc_port)
+            grpc_server, grpc_port = start_grpc(
+                options.host, options.grpc_port, sidecar.receive, sidecar.authorized,
+                max_body_bytes=MAX_OTLP_BYTES, certificate=certificate,
+            )  # fmt: skip
         sidecar.sampler.start()
         if sidecar.poller:
             sidecar.poller.start()
@@ -399,7 +345,9 @@ async def running(options: SidecarOptions) -> AsyncIterator[tuple[Sidecar, str, 
         if keeper:
             keeper.cancel()
             await asyncio.wait([keeper])
-            await asyncio.to_thread(_stop, sidecar)
+            await asyncio.to_thread(sidecar.sampler.stop)
+            if sidecar.poller:
+                await asyncio.to_thread(sidecar.poller.stop)
         if grpc_server:
             grpc_server.stop(0.5)
         await runner.cleanup()
@@ -407,14 +355,17 @@ async def running(options: SidecarOptions) -> AsyncIterator[tuple[Sidecar, str, 
             meter.close()
 
 
-def _stop(sidecar: Sidecar) -> None:
-    sidecar.sampler.stop()
-    if sidecar.poller:
-        sidecar.poller.stop()
+def _tls(cert: Path, key: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError) as err:
+        raise LoadgenError(f"the TLS certificate cannot be used: {err}") from err
+    return context
 
 
 async def serve_sidecar(options: SidecarOptions) -> None:
-    """Until SIGINT or SIGTERM; a fault in the books ends it too, loudly."""
+    """Serve until SIGINT or SIGTERM; an error in the ledger ends it too, with a traceback."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -427,6 +378,6 @@ async def serve_sidecar(options: SidecarOptions) -> None:
 
 def run_sidecar(options: SidecarOptions) -> None:
     logging.basicConfig(stream=sys.stderr, format="%(message)s")
-    gc.freeze()  # what is imported by now stays: no collection need look at it
+    gc.freeze()  # modules are never freed: no collection need visit them
     with asyncio.Runner() as runner:
         runner.run(serve_sidecar(options))

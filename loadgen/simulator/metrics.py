@@ -1,6 +1,5 @@
 """The simulated server's /metrics: vLLM's names and types, and the GPU's energy counter."""
 
-from bisect import bisect_left
 from collections.abc import Callable, Iterator
 
 from prometheus_client import CollectorRegistry, generate_latest
@@ -9,6 +8,7 @@ from prometheus_client.metrics_core import Metric
 
 from loadgen.simulator.cost_model import each_gpu
 from loadgen.simulator.engine import Engine, Step, Totals
+from loadgen.telemetry.histogram import Histogram
 from loadgen.units import j_from_mj, mj_from_j
 
 _TOKENS = [base * 10**k for k in range(6) for base in (1, 2, 5)]
@@ -40,27 +40,6 @@ HISTOGRAMS: dict[str, tuple[str, list[float] | list[int]]] = {
 }
 
 FINISH_REASONS = ("stop", "length", "abort", "error")
-
-
-class Histogram:
-    """Counts per bucket; cumulated when it is read."""
-
-    def __init__(self, bounds: list[float] | list[int]) -> None:
-        self.bounds = [float(bound) for bound in bounds]
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """(upper bound as text, how many are at or below it), +Inf last."""
-        total, rows = 0, []
-        for bound, count in zip([*map(str, self.bounds), "+Inf"], self.counts, strict=True):
-            total += count
-            rows.append((bound, float(total)))
-        return rows
 
 
 class Metrics:
@@ -98,8 +77,9 @@ class Metrics:
         yield from self._counters()
         for name, (text, _) in HISTOGRAMS.items():
             histogram = self.histograms[name]
+            buckets = [(bound, count) for bound, count, _ in histogram.buckets()]
             family = HistogramMetricFamily(f"vllm:{name}", f"{text} Simulated.", labels=[*self.labels])
-            family.add_metric([*self.labels.values()], histogram.buckets(), histogram.sum)
+            family.add_metric([*self.labels.values()], buckets, histogram.sum)
             yield family
 
     def _gauges(self) -> Iterator[Metric]:

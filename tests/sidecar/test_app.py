@@ -25,9 +25,10 @@ from loadgen.energy.series import EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from loadgen.sidecar import app as edges
-from loadgen.sidecar.app import GRPC_METHOD, MAX_BODY_BYTES, OPENMETRICS, Sidecar, SidecarOptions, authorized, running
+from loadgen.sidecar.app import MAX_OTLP_BYTES, OPENMETRICS, Sidecar, SidecarOptions, authorized, running
 from loadgen.sidecar.exporter import reference
-from loadgen.sidecar.ledger import AllowedLateness
+from loadgen.sidecar.grpc_server import GRPC_METHOD
+from loadgen.sidecar.watermark import AllowedLateness
 from loadgen.simulator.app import ServerOptions
 from loadgen.simulator.app import running as simulated
 from loadgen.telemetry.otlp_export import SpanSender
@@ -35,7 +36,7 @@ from loadgen.units import NS_PER_S
 from telemetry.test_otlp_parse import VLLM, trace
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
-QUICK = AllowedLateness(least_s=0.5, blind_s=1.0)
+QUICK = AllowedLateness(min_s=0.5, blind_s=1.0)
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 
@@ -52,7 +53,7 @@ def live(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
 @asynccontextmanager
 async def sidecar(**options: object) -> AsyncIterator[tuple[Sidecar, str, int | None, aiohttp.ClientSession]]:
     async with simulated(ServerOptions(port=0)) as (_, engine):
-        given = SidecarOptions(port=0, engine_url=engine, hold=QUICK, **options)  # type: ignore[arg-type]
+        given = SidecarOptions(port=0, engine_url=engine, lateness=QUICK, **options)  # type: ignore[arg-type]
         async with running(given) as (one, url, grpc_port), aiohttp.ClientSession() as session:
             yield one, url, grpc_port, session
 
@@ -104,7 +105,7 @@ async def test_every_scrape_adds_up_while_requests_come_and_go() -> None:
                 scrapes.append(await samples(session, url))
             await asyncio.to_thread(sender.__exit__)
             assert (sender.sent, sender.lost) == (4, 0)
-        await until(lambda: any(account.completed == 4 for account in one.page.books.accounts.values()))
+        await until(lambda: any(account.completed == 4 for account in one.page.ledger.accounts.values()))
         scrapes.append(last := await samples(session, url))
         for page in scrapes:
             parts = [value for name, value in page.items() if name.startswith("loadgen_attributed_energy_joules_total")]
@@ -124,7 +125,7 @@ async def test_an_engine_that_sends_spans_needs_no_client_that_does() -> None:
             await ask(session, address, 30)
         assert engine.spans is not None
         assert (engine.spans.sent, engine.spans.lost) == (1, 0)
-        await until(lambda: any(account.completed == 1 for account in one.page.books.accounts.values()))
+        await until(lambda: any(account.completed == 1 for account in one.page.ledger.accounts.values()))
 
 
 @live
@@ -133,7 +134,7 @@ async def test_openmetrics_carries_request_ids_as_exemplars_only() -> None:
         body = trace("llm_request", VLLM, time.time_ns() - NS_PER_S, time.time_ns())
         async with session.post(url + "/v1/traces", data=body, headers=PROTOBUF) as response:
             assert (response.status, await response.read()) == (200, b"")
-        await until(lambda: bool(one.page.books.accounts) and one.page.books.open_requests == 0)
+        await until(lambda: bool(one.page.ledger.accounts) and one.page.ledger.open_requests == 0)
         async with session.get(url + "/metrics", headers={"Accept": OPENMETRICS}) as response:
             page = await response.text()
         assert response.headers["Content-Type"] == OPENMETRICS
@@ -154,7 +155,7 @@ async def test_grpc_takes_the_same_spans() -> None:
                 return call(body, timeout=10, metadata=[("authorization", f"Bearer {token}")])
 
         assert await asyncio.to_thread(send, body, "open sesame") == b""
-        await until(lambda: one.page.books.open_requests == 1 or bool(one.page.books.accounts))
+        await until(lambda: one.page.ledger.open_requests == 1 or bool(one.page.ledger.accounts))
         for bad, token, code in ((b"\xff", "open sesame", "INVALID_ARGUMENT"), (body, "x", "UNAUTHENTICATED")):
             with pytest.raises(grpc.RpcError) as refused:
                 await asyncio.to_thread(send, bad, token)
@@ -164,18 +165,18 @@ async def test_grpc_takes_the_same_spans() -> None:
 @live
 async def test_bodies_that_cannot_be_read_are_refused_and_counted() -> None:
     async with sidecar() as (one, url, _, session):
-        bomb = gzip.compress(bytes(MAX_BODY_BYTES + 1))
+        bomb = gzip.compress(bytes(MAX_OTLP_BYTES + 1))
         cases = [
             (b"\xff\xff", PROTOBUF, 400),
-            (bytes(MAX_BODY_BYTES + 1), PROTOBUF, 413),
+            (bytes(MAX_OTLP_BYTES + 1), PROTOBUF, 413),
             (bomb, PROTOBUF | {"Content-Encoding": "gzip"}, 413),
             (b"{}", {"Content-Type": "application/json"}, 415),
         ]
         for body, headers, status in cases:
             async with session.post(url + "/v1/traces", data=io.BytesIO(body), headers=headers) as response:
                 assert response.status == status
-        await until(lambda: one.page.books.dropped["oversized"] == 2)
-        assert one.page.books.dropped["malformed"] == 1
+        await until(lambda: one.page.ledger.dropped["oversized"] == 2)
+        assert one.page.ledger.dropped["malformed"] == 1
 
 
 async def adds_up(session: aiohttp.ClientSession, url: str) -> None:
@@ -189,10 +190,10 @@ async def adds_up(session: aiohttp.ClientSession, url: str) -> None:
 async def test_an_engine_and_its_counter_may_start_again() -> None:
     async with AsyncExitStack() as first:
         before, engine = await first.enter_async_context(simulated(ServerOptions(port=0)))
-        options = SidecarOptions(port=0, engine_url=engine, energy=engine, hold=QUICK)
+        options = SidecarOptions(port=0, engine_url=engine, energy=engine, lateness=QUICK)
         async with running(options) as (one, url, _), aiohttp.ClientSession() as session:
             await ask(session, engine, 50)
-            await until(lambda: one._last_engine is not None and one._last_engine.values["generation_tokens"] == 50)
+            await until(lambda: one._newest_engine is not None and one._newest_engine.values["generation_tokens"] == 50)
             await until(lambda: one._feed[-1].joules > 50)
             await first.aclose()
             await until(lambda: one.page.engine_up is False)
@@ -200,8 +201,8 @@ async def test_an_engine_and_its_counter_may_start_again() -> None:
             async with simulated(replace(before.options, port=int(engine.rsplit(":", 1)[1]))):
                 await until(lambda: one.page.engine_restarts == 1 and one.page.resets == 1)
                 await until(lambda: one.page.engine_up is True)
-                settled_mj = one.page.books.domains[0].settled_mj
-                await until(lambda: one.page.books.domains[0].settled_mj > settled_mj)
+                committed_mj = one.page.ledger.domains[0].committed_mj
+                await until(lambda: one.page.ledger.domains[0].committed_mj > committed_mj)
                 await adds_up(session, url)
 
 
@@ -216,15 +217,15 @@ async def test_spans_find_their_energy_across_a_step_of_the_wall_clock(monkeypat
         body = trace("llm_request", VLLM, now_ns - NS_PER_S // 10, now_ns)
         async with session.post(url + "/v1/traces", data=body, headers=PROTOBUF) as response:
             assert response.status == 200
-        await until(lambda: any(account.completed == 1 for account in one.page.books.accounts.values()))
-        assert sum(one.page.books.dropped.values()) == 0
+        await until(lambda: any(account.completed == 1 for account in one.page.ledger.accounts.values()))
+        assert sum(one.page.ledger.dropped.values()) == 0
 
 
 @live
 async def test_a_scrape_changes_nothing_so_prometheus_may_stay_away() -> None:
     async with sidecar() as (one, _, _, session):
         await ask(session, one.options.engine_url or "", 20)
-        await until(lambda: one.page.books.domains[0].settled_mj > 0)
+        await until(lambda: one.page.ledger.domains[0].committed_mj > 0)
         page = one.page
         assert edges.text_page(one._registry) == edges.text_page(one._registry)  # nobody else runs in between
         assert one.page is page
@@ -232,12 +233,12 @@ async def test_a_scrape_changes_nothing_so_prometheus_may_stay_away() -> None:
 
 @live
 async def test_a_flood_is_counted_and_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(edges, "QUEUE_SPANS", 10)
+    monkeypatch.setattr(edges, "MAX_QUEUED_SPANS", 10)
     async with sidecar() as (one, _, _, _session):
         body = trace("llm_request", VLLM, time.time_ns() - NS_PER_S, time.time_ns())
         for _ in range(25):
             one.receive(body)
-        await until(lambda: one.page.books.dropped["overflow"] == 15)
+        await until(lambda: one.page.ledger.dropped["overflow"] == 15)
 
 
 @live
@@ -305,7 +306,7 @@ async def test_the_feed_says_how_far_a_move_may_lie_from_its_time_and_what_is_un
 @live
 async def test_health_says_when_the_meter_is_silent_and_the_engine_away(monkeypatch: pytest.MonkeyPatch) -> None:
     async with simulated(ServerOptions(port=0)) as (_, engine):
-        options = SidecarOptions(port=0, engine_url="http://127.0.0.1:9", energy=engine, hold=QUICK)
+        options = SidecarOptions(port=0, engine_url="http://127.0.0.1:9", energy=engine, lateness=QUICK)
         async with running(options) as (one, url, _), aiohttp.ClientSession() as session:
             await until(lambda: len(one._feed) > 1)
             async with session.get(url + "/healthz") as response:

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.sidecar import ledger as books
-from loadgen.sidecar.ledger import AllowedLateness, Ledger, Snapshot
-from loadgen.sidecar.wallclock import WallClock
+from loadgen.sidecar.accounts import MAX_LABELS, Account
+from loadgen.sidecar.clock_sync import ClockSync
+from loadgen.sidecar.ledger import Ledger, Snapshot
+from loadgen.sidecar.watermark import AllowedLateness
 from loadgen.telemetry.engine_metrics import EngineSample
 from loadgen.telemetry.otlp_parse import RequestSpan
 from loadgen.units import NS_PER_MS, NS_PER_S, ns_from_s
@@ -16,7 +18,7 @@ from loadgen.units import NS_PER_MS, NS_PER_S, ns_from_s
 GPU = EnergyDomain(name="gpu:0", source="simulated", uuid="GPU-0")
 OTHER = EnergyDomain(name="gpu:1", source="simulated", uuid="GPU-1")
 INNER = EnergyDomain(name="dram:0", source="simulated", within="gpu:0")
-HOLD = AllowedLateness(least_s=1.0, blind_s=5.0, most_s=60.0)
+LATENESS = AllowedLateness(min_s=1.0, blind_s=5.0, max_s=60.0)
 
 
 def span(key: str, start_s: float, end_s: float, output: int | None = 50, **facts: object) -> RequestSpan:
@@ -45,7 +47,7 @@ def power(
     """The counter moving ten times a second; gives where it ends."""
     for tick in range(round(from_s * 10), round(to_s * 10)):
         joules += watts / 10
-        ledger.energy([EnergySample((tick + 1) * 100 * NS_PER_MS, domain, joules)])
+        ledger.add_energy([EnergySample((tick + 1) * 100 * NS_PER_MS, domain, joules)])
     return joules
 
 
@@ -53,7 +55,7 @@ def looks(ledger: Ledger, from_s: float, to_s: float, running: int, tokens: floa
     """The engine's page, looked at every half second."""
     for half in range(round(from_s * 2), round(to_s * 2)):
         values = {"running": float(running), "waiting": 0.0, "generation_tokens": tokens}
-        ledger.engine(EngineSample(half * NS_PER_S // 2, values))
+        ledger.add_engine_sample(EngineSample(half * NS_PER_S // 2, values))
         tokens += per_s / 2
     return tokens
 
@@ -62,77 +64,82 @@ def attributed_mj(snapshot: Snapshot) -> int:
     return sum(account.prefill_mj + account.decode_mj for account in snapshot.accounts.values())
 
 
-def settled_mj(snapshot: Snapshot) -> int:
-    return sum(domain.settled_mj for domain in snapshot.domains)
+def counters(account: Account) -> tuple[int, ...]:
+    return (account.prefill_mj, account.decode_mj, account.input_tokens, account.output_tokens, account.completed,
+            account.failed)  # fmt: skip
+
+
+def committed_mj(snapshot: Snapshot) -> int:
+    return sum(domain.committed_mj for domain in snapshot.domains)
 
 
 def test_energy_waits_for_its_requests_and_is_then_theirs() -> None:
-    ledger = Ledger([GPU], hold=HOLD)
+    ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 10, 30, 500.0)
     looks(ledger, 10, 30, running=1, tokens=0, per_s=5)
-    assert not ledger.settle(ns_from_s(14.5)), "someone is in there that nobody told of"
-    ledger.span(span("a", 10, 20, output=50), ns_from_s(20.1))
-    assert ledger.settle(ns_from_s(22))
+    assert not ledger.commit(ns_from_s(14.5)), "someone is in there that nobody told of"
+    ledger.add_span(span("a", 10, 20, output=50), ns_from_s(20.1))
+    assert ledger.commit(ns_from_s(22))
     snapshot = ledger.snapshot(ns_from_s(22))
-    assert settled_mj(snapshot) == pytest.approx(500_000 * 10, rel=0.02)
-    assert attributed_mj(snapshot) == pytest.approx(settled_mj(snapshot), rel=0.02)
+    assert committed_mj(snapshot) == pytest.approx(500_000 * 10, rel=0.02)
+    assert attributed_mj(snapshot) == pytest.approx(committed_mj(snapshot), rel=0.02)
 
 
 def test_nobody_there_is_idle() -> None:
-    ledger = Ledger([GPU], hold=HOLD)
+    ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, 20, 100.0)
     looks(ledger, 0, 20, running=0, tokens=7, per_s=0)
-    assert ledger.settle(ns_from_s(20))
+    assert ledger.commit(ns_from_s(20))
     snapshot = ledger.snapshot(ns_from_s(20))
-    assert snapshot.idle_mj == settled_mj(snapshot) > 0
+    assert snapshot.idle_mj == committed_mj(snapshot) > 0
     assert snapshot.unattributed_mj == 0
 
 
 def test_requests_that_send_no_spans_are_unattributed_not_idle() -> None:
-    ledger = Ledger([GPU], hold=HOLD)
+    ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, 20, 400.0)
     looks(ledger, 0, 20, running=3, tokens=0, per_s=100)
-    assert ledger.settle(ns_from_s(20)), "given up after blind_s"
+    assert ledger.commit(ns_from_s(20)), "given up after blind_s"
     snapshot = ledger.snapshot(ns_from_s(20))
-    assert snapshot.unattributed_mj == settled_mj(snapshot) > 0
+    assert snapshot.unattributed_mj == committed_mj(snapshot) > 0
     assert snapshot.coverage == 0.0
 
 
 def test_half_the_tokens_are_others_so_about_half_the_energy_is() -> None:
-    ledger = Ledger([GPU], hold=HOLD)
+    ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, 60, 400.0)
     looks(ledger, 0, 60, running=2, tokens=0, per_s=200)
     for second in range(58):
-        ledger.span(span(f"r{second}", second, second + 1, output=100), ns_from_s(second + 1))
-    ledger.settle(ns_from_s(60))
+        ledger.add_span(span(f"r{second}", second, second + 1, output=100), ns_from_s(second + 1))
+    ledger.commit(ns_from_s(60))
     snapshot = ledger.snapshot(ns_from_s(60))
     assert snapshot.coverage == pytest.approx(0.5, abs=0.02)
-    assert attributed_mj(snapshot) / settled_mj(snapshot) == pytest.approx(0.5, abs=0.05)
+    assert attributed_mj(snapshot) / committed_mj(snapshot) == pytest.approx(0.5, abs=0.05)
 
 
 def test_an_engine_that_restarts_makes_no_negative_tokens() -> None:
-    ledger = Ledger([GPU], hold=HOLD)
+    ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, 20, 400.0)
     tokens = looks(ledger, 0, 8, running=1, tokens=5000, per_s=100)
     assert tokens > 5000
     looks(ledger, 10, 20, running=1, tokens=0, per_s=100)
-    ledger.span(span("a", 0, 20, output=1800), ns_from_s(20))
-    ledger.settle(ns_from_s(22))
+    ledger.add_span(span("a", 0, 20, output=1800), ns_from_s(20))
+    ledger.commit(ns_from_s(22))
     coverage = ledger.snapshot(ns_from_s(22)).coverage
     assert coverage is not None and 0.8 < coverage <= 1.0
 
 
 def test_what_flows_around_a_counter_reset_is_in_no_account() -> None:
-    ledger = Ledger([GPU], hold=HOLD)
+    ledger = Ledger([GPU], lateness=LATENESS)
     joules = power(ledger, 0, 10, 100.0)
-    ledger.energy([EnergySample(ns_from_s(15), "gpu:0", joules, gap=True)])  # 5 s unknown, and the same joules again
+    ledger.add_energy([EnergySample(ns_from_s(15), "gpu:0", joules, gap=True)])  # 5 s unknown, same joules
     power(ledger, 15, 25, 100.0, joules)
-    ledger.span(span("a", 8, 18), ns_from_s(18))
-    ledger.settle(ns_from_s(60))
+    ledger.add_span(span("a", 8, 18), ns_from_s(18))
+    ledger.commit(ns_from_s(60))
     snapshot = ledger.snapshot(ns_from_s(60))
-    assert settled_mj(snapshot) == pytest.approx(100_000 * 20, rel=0.02)
+    assert committed_mj(snapshot) == pytest.approx(100_000 * 20, rel=0.02)
     assert attributed_mj(snapshot) == pytest.approx(100_000 * 5, rel=0.05)
-    assert snapshot.idle_mj + attributed_mj(snapshot) + snapshot.unattributed_mj == settled_mj(snapshot)
+    assert snapshot.idle_mj + attributed_mj(snapshot) + snapshot.unattributed_mj == committed_mj(snapshot)
 
 
 @pytest.mark.parametrize(
@@ -144,21 +151,21 @@ def test_what_flows_around_a_counter_reset_is_in_no_account() -> None:
     ],
 )
 def test_spans_that_take_no_part_are_counted_with_a_reason(second: RequestSpan, reason: str) -> None:
-    ledger = Ledger([GPU], hold=HOLD)
+    ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, 30, 100.0)
-    ledger.settle(ns_from_s(14))
-    ledger.span(span("a", 10, 20), ns_from_s(20))
-    ledger.span(second, ns_from_s(21))
+    ledger.commit(ns_from_s(14))
+    ledger.add_span(span("a", 10, 20), ns_from_s(20))
+    ledger.add_span(second, ns_from_s(21))
     snapshot = ledger.snapshot(ns_from_s(21))
     assert {name: count for name, count in snapshot.dropped.items() if count} == {reason: 1}
 
 
 def test_the_clients_and_the_engines_span_of_one_request_count_once() -> None:
-    ledger = Ledger([GPU], hold=HOLD)
+    ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, 45, 100.0)
-    ledger.span(span("a", 10.1, 19.9, workload=None), ns_from_s(20))
-    ledger.span(span("a", 10, 20, client=True, workload="code", model=None), ns_from_s(20))
-    ledger.settle(ns_from_s(45))
+    ledger.add_span(span("a", 10.1, 19.9, workload=None), ns_from_s(20))
+    ledger.add_span(span("a", 10, 20, client=True, workload="code", model=None), ns_from_s(20))
+    ledger.commit(ns_from_s(45))
     snapshot = ledger.snapshot(ns_from_s(45))
     assert snapshot.merged == 1
     completed = {label: account.completed for label, account in snapshot.accounts.items()}
@@ -166,43 +173,43 @@ def test_the_clients_and_the_engines_span_of_one_request_count_once() -> None:
 
 
 def test_a_request_settled_once_stays_known() -> None:
-    ledger = Ledger([GPU], hold=HOLD)
+    ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, 45, 100.0)
-    ledger.span(span("a", 10, 20), ns_from_s(20))
-    ledger.settle(ns_from_s(45))
-    ledger.span(span("a", 42, 44), ns_from_s(45))
+    ledger.add_span(span("a", 10, 20), ns_from_s(20))
+    ledger.commit(ns_from_s(45))
+    ledger.add_span(span("a", 42, 44), ns_from_s(45))
     assert ledger.snapshot(ns_from_s(45)).dropped["duplicate"] == 1
 
 
 def test_whatever_arrives_memory_and_labels_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(books, "MAX_OPEN", 200)
-    monkeypatch.setattr(books, "MAX_KNOWN", 300)
-    ledger = Ledger([GPU], hold=HOLD)
+    monkeypatch.setattr(books, "MAX_KEYS", 300)
+    ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, 30, 100.0)
     for turn in range(5):
         for k in range(300):
-            ledger.span(span(f"{turn}-{k}", 20 + turn, 21 + turn, workload=f"w{turn}-{k}"), ns_from_s(27))
+            ledger.add_span(span(f"{turn}-{k}", 20 + turn, 21 + turn, workload=f"w{turn}-{k}"), ns_from_s(27))
     assert ledger.snapshot(ns_from_s(27)).dropped["overflow"] == 5 * 300 - 200
-    ledger.settle(ns_from_s(31))
+    ledger.commit(ns_from_s(31))
     snapshot = ledger.snapshot(ns_from_s(31))
-    assert len(snapshot.accounts) == books.MAX_LABELS + 1
-    assert snapshot.accounts["other", "other"].completed == 200 - books.MAX_LABELS
-    assert len(ledger._known) <= 300
+    assert len(snapshot.accounts) == MAX_LABELS + 1
+    assert snapshot.accounts["other", "other"].completed == 200 - MAX_LABELS
+    assert len(ledger._closed_keys) <= 300
 
 
 def test_without_a_meter_requests_still_end_and_cost_nothing_known() -> None:
-    ledger = Ledger([GPU], hold=HOLD)
-    ledger.span(span("a", 10, 20), ns_from_s(20))
-    ledger.settle(ns_from_s(200))
+    ledger = Ledger([GPU], lateness=LATENESS)
+    ledger.add_span(span("a", 10, 20), ns_from_s(20))
+    ledger.commit(ns_from_s(200))
     account = ledger.snapshot(ns_from_s(200)).accounts["m", "chat"]
     assert (account.completed, sum(account.energy.counts)) == (1, 0)
 
 
 def test_a_domain_within_another_is_not_added() -> None:
-    ledger = Ledger([GPU, INNER], hold=HOLD)
+    ledger = Ledger([GPU, INNER], lateness=LATENESS)
     power(ledger, 0, 30, 100.0)
     power(ledger, 0, 30, 100.0, domain="dram:0")
-    ledger.settle(ns_from_s(30))
+    ledger.commit(ns_from_s(30))
     assert [domain.domain.name for domain in ledger.snapshot(ns_from_s(30)).domains] == ["gpu:0"]
 
 
@@ -224,7 +231,7 @@ ARRIVALS = st.lists(
 def test_every_millijoule_is_in_one_account_and_counters_never_go_down(
     arrivals: list[tuple[int, float, float, int | None, float, bool]], watts: list[float], running: int
 ) -> None:
-    ledger = Ledger([GPU, OTHER], hold=HOLD)
+    ledger = Ledger([GPU, OTHER], lateness=LATENESS)
     told = sorted(
         ((start + length + late, k, start, length, output, ok) for k, start, length, output, late, ok in arrivals),
         key=lambda row: row[0],
@@ -237,23 +244,23 @@ def test_every_millijoule_is_in_one_account_and_counters_never_go_down(
         looks(ledger, turn * 10, turn * 10 + 10, running, turn * 300.0, 30)
         for at, k, start, length, output, ok in told:
             if turn * 10 <= at < turn * 10 + 10:
-                ledger.span(span(f"k{k}", start, start + length, output, ok=ok), ns_from_s(max(at, start + length)))
-        ledger.settle(ns_from_s(turn * 10 + 10))
+                ledger.add_span(span(f"k{k}", start, start + length, output, ok=ok), ns_from_s(max(at, start + length)))
+        ledger.commit(ns_from_s(turn * 10 + 10))
         snapshot = ledger.snapshot(ns_from_s(turn * 10 + 10))  # raises when the accounts do not add up
         now = [
             snapshot.idle_mj,
             snapshot.unattributed_mj,
-            *(domain.settled_mj for domain in snapshot.domains),
-            *(value for label in sorted(snapshot.accounts) for value in snapshot.accounts[label][:6]),
+            *(domain.committed_mj for domain in snapshot.domains),
+            *(value for label in sorted(snapshot.accounts) for value in counters(snapshot.accounts[label])),
         ]
         assert all(a <= b for a, b in zip(before, now, strict=False))
         before = now
         pending = sum(domain.pending_mj for domain in snapshot.domains)
-        assert settled_mj(snapshot) + pending == pytest.approx(sum(joules) * 1000 - (watts[0] * 100 * 4 / 3), abs=3)
+        assert committed_mj(snapshot) + pending == pytest.approx(sum(joules) * 1000 - (watts[0] * 100 * 4 / 3), abs=3)
 
 
 def test_wall_clock_instants_survive_a_step_of_the_wall_clock() -> None:
-    clock = WallClock(Anchor(wall_ns=1_000 * NS_PER_S, monotonic_ns=0))
+    clock = ClockSync(Anchor(wall_ns=1_000 * NS_PER_S, monotonic_ns=0))
     clock.observe(Anchor(wall_ns=1_010 * NS_PER_S + 5, monotonic_ns=10 * NS_PER_S))
     clock.observe(Anchor(wall_ns=5_020 * NS_PER_S, monotonic_ns=20 * NS_PER_S))  # stepped an hour ahead
     assert clock.monotonic_ns(1_005 * NS_PER_S) == pytest.approx(5 * NS_PER_S, abs=10)

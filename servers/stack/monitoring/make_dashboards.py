@@ -52,7 +52,7 @@ ENERGY_PANELS = [
            "decode": f'sum(rate(loadgen_attributed_energy_joules_total{{{WHO},account="decode"}}{RATE}))',
            "idle": f"sum(rate(loadgen_idle_energy_joules_total{RATE}))",
            "unattributed": f"sum(rate(loadgen_unattributed_energy_joules_total{RATE}))"},
-          "timeseries", 12, "As of the settlement frontier: some seconds behind."),
+          "timeseries", 12, "As of the watermark: some seconds behind."),
     Panel("Watts beside requests in flight", "short",
           {"watts": "sum(loadgen_gpu_power_watts)",
            "requests running": "sum({__name__=~\"vllm:num_requests_running|tgi_batch_current_size\"})"}),

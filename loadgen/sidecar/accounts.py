@@ -1,0 +1,97 @@
+"""Accounts per model and workload: energy, tokens, requests and their histograms. Pure."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+
+from loadgen.telemetry.histogram import Histogram
+from loadgen.telemetry.otlp_parse import RequestSpan
+from loadgen.units import j_from_mj, s_from_ns
+
+MAX_LABELS = 50
+"""Pairs of model and workload; requests of any further pair are added up under `other`."""
+
+ENERGY_BOUNDS_J = tuple(base * 10.0**k for k in range(-1, 6) for base in (1, 2, 5))[:19]
+TTFT_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0)
+DURATION_BOUNDS_S = (0.1, 0.25, 0.5, 1.0, 2.0, 3.5, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+AccountKey = tuple[str, str]
+"""Model, workload."""
+
+
+@dataclass
+class OpenRequest:
+    """A request that is not closed yet, and the energy committed to it so far."""
+
+    request: RequestSpan
+    prefill_mj: int = 0
+    decode_mj: int = 0
+    charged: bool = False
+    """True once a commit included it; until then its energy is unknown, not 0."""
+
+
+@dataclass
+class Account:
+    """Totals of one pair of model and workload. Changes only when energy is committed or a request is closed."""
+
+    prefill_mj: int = 0
+    decode_mj: int = 0
+    input_tokens: int = 0
+    output_tokens: int = 0
+    completed: int = 0
+    failed: int = 0
+    energy_mj: int = 0
+    """Energy of closed requests alone: the energy histogram's sum."""
+    energy: Histogram = field(default_factory=lambda: Histogram(ENERGY_BOUNDS_J))
+    ttft: Histogram = field(default_factory=lambda: Histogram(TTFT_BOUNDS_S))
+    duration: Histogram = field(default_factory=lambda: Histogram(DURATION_BOUNDS_S))
+
+    def close(self, entry: OpenRequest) -> None:
+        """Count a request to which no more energy can be committed."""
+        request = entry.request
+        self.completed += request.ok
+        self.failed += not request.ok
+        self.input_tokens += request.input_tokens or 0
+        self.output_tokens += request.output_tokens or 0
+        if entry.charged:  # else the meter was away all its time
+            energy_mj = entry.prefill_mj + entry.decode_mj
+            self.energy_mj += energy_mj
+            self.energy.observe(j_from_mj(energy_mj), request.request_id)
+            self.energy.sum = j_from_mj(self.energy_mj)
+        if request.ok:
+            self.duration.observe(s_from_ns(request.end_ns - request.start_ns), request.request_id)
+        if request.ok and request.first_token_ns is not None:
+            self.ttft.observe(s_from_ns(request.first_token_ns - request.start_ns), request.request_id)
+
+    def copy(self) -> "Account":
+        return replace(self, energy=self.energy.copy(), ttft=self.ttft.copy(), duration=self.duration.copy())
+
+
+class Accounts:
+    """One account per pair of model and workload, bounded in number whatever clients call themselves."""
+
+    def __init__(self, model: str | None = None) -> None:
+        self._model = model
+        """Model of spans that name none."""
+        self._accounts: dict[AccountKey, Account] = {}
+
+    def of(self, request: RequestSpan) -> Account:
+        """The request's account, opened if there is none yet."""
+        key = (request.model or self._model or "unknown", request.workload or "unlabelled")
+        if (account := self._accounts.get(key)) is not None:
+            return account
+        if len(self._accounts) >= MAX_LABELS:
+            key = ("other", "other")
+        return self._accounts.setdefault(key, Account())
+
+    def charge(self, entry: OpenRequest, prefill_mj: int, decode_mj: int) -> None:
+        """Commit energy to a request and to its account."""
+        entry.charged = True
+        entry.prefill_mj += prefill_mj
+        entry.decode_mj += decode_mj
+        account = self.of(entry.request)
+        account.prefill_mj += prefill_mj
+        account.decode_mj += decode_mj
+
+    def freeze(self) -> Mapping[AccountKey, Account]:
+        """Copies of all accounts, which later commits do not change."""
+        return {key: account.copy() for key, account in self._accounts.items()}

@@ -1,0 +1,75 @@
+"""The watermark: the instant up to which energy may be committed. Pure.
+
+Spans arrive when requests end, so the energy of an instant has to wait for the requests that were running at it. It is
+complete when as many spans cover the instant as the engine had requests in its queue; an engine that does not say, or
+clients that send no spans, are waited for as long as the allowed lateness.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from loadgen.stats.arrays import Ints
+from loadgen.telemetry.engine_metrics import EngineSample
+from loadgen.telemetry.otlp_parse import RequestSpan
+from loadgen.units import NS_PER_MS, ns_from_s
+
+EDGE_NS = 100 * NS_PER_MS
+"""An engine's gauge and a span may disagree by this much on when a request began or ended."""
+
+
+@dataclass(frozen=True)
+class AllowedLateness:
+    """How long energy waits for spans."""
+
+    min_s: float = 6.0
+    """Exporters send in batches: vLLM's every 5 s."""
+    blind_s: float = 30.0
+    """Wait where the engine does not report its queue, or its requests send no spans."""
+    max_s: float = 600.0
+
+
+class SpanTimes(NamedTuple):
+    """Starts and ends of spans, each sorted on its own."""
+
+    start_ns: Ints
+    end_ns: Ints
+
+    @classmethod
+    def of(cls, requests: Iterable[RequestSpan]) -> "SpanTimes":
+        times = np.array([(request.start_ns, request.end_ns) for request in requests], dtype=np.int64).reshape(-1, 2)
+        return cls(np.sort(times[:, 0]), np.sort(times[:, 1]))
+
+    def covering(self, from_ns: Ints, to_ns: Ints) -> Ints:
+        """int64[k]: number of spans that touch each interval [from, to], give or take EDGE_NS."""
+        started = np.searchsorted(self.start_ns - EDGE_NS, to_ns, side="right")
+        ended = np.searchsorted(self.end_ns + EDGE_NS, from_ns, side="left")
+        return started - ended
+
+
+def sample_times(samples: Sequence[EngineSample]) -> Ints:
+    return np.array([sample.t_ns for sample in samples], dtype=np.int64)
+
+
+def queue_length(sample: EngineSample) -> float:
+    """Requests that the engine reports, running and waiting."""
+    return sample.values.get("running", 0.0) + sample.values.get("waiting", 0.0)
+
+
+def complete_until(samples: Sequence[EngineSample], spans: SpanTimes) -> int:
+    """The latest of these samples up to which, without a break, spans cover the queue; 0 when there is none."""
+    times = sample_times(samples)
+    complete_ns = 0
+    for sample, covering in zip(samples, spans.covering(times, times).tolist(), strict=True):
+        if queue_length(sample) > covering:
+            break
+        complete_ns = sample.t_ns
+    return complete_ns
+
+
+def give_up_ns(now_ns: int, lateness: AllowedLateness, longest_ns: int) -> int:
+    """The instant whose missing spans are waited for no longer. longest_ns: duration of the longest request seen."""
+    blind_ns = max(ns_from_s(lateness.blind_s), 2 * longest_ns)
+    return now_ns - min(blind_ns, ns_from_s(lateness.max_s))
