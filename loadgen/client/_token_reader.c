@@ -1,9 +1,10 @@
-/* The reads that hold nothing but tokens, of many streams at once, without Python.
+/* Reads of nothing but tokens, of many streams at once, without Python.
  *
- * A stream's tokens are alike but for their text: once answer.py has learnt what is around the text and proved that the
- * text alone decides (its Template), a read of whole HTTP chunks like that is so many tokens and one instant. Here such
- * reads are counted and their instants kept; all other bytes go to Python, unchanged and in order, with the instants
- * kept until then. Whatever is not plainly right is Python's to judge, so records are the same with this and without.
+ * The rule by which an HTTP chunk is one token of a stream is stated in token_template.py, which learns the bytes
+ * around the text and applies the same rule in Python; tests/support/token_chunks.py is a table that both must pass.
+ * A read of whole chunks that are tokens is a number of tokens and one instant: it is counted here, and the instants
+ * are kept. All other bytes go to Python, unchanged and in order, together with the instants kept until then.
+ * Whatever is not plainly a token is left to Python to judge, so records are the same with this module and without it.
  *
  * Linux only: epoll(7), and the kernel's stamps of what comes in (socket(7), SO_TIMESTAMPNS).
  */
@@ -20,18 +21,18 @@
 #include <sys/socket.h>
 #include <time.h>
 
-enum { MANY = 256, READ_BYTES = 64 << 10 }; /* as in sockets.py, wire.py */
-static const int64_t OFFSET_GOOD_FOR_NS = 10000000;
+enum { MAX_EVENTS = 256, READ_BYTES = 64 << 10 }; /* as in socket_poller.py, connection.py */
+static const int64_t OFFSET_VALID_NS = 10000000; /* as in kernel_timestamps.py */
 
 typedef struct {
-    PyObject *ready; /* (events): something happened, and nothing was read */
-    PyObject *spill; /* (instants, data, arrived_ns or -1, errno): not just tokens were read. NULL: it is not lent */
-    PyObject *before_bytes, *after_bytes;
-    const char *before, *after;
-    size_t lead, tail;
-    int64_t sent_ns, last_ns; /* of the request; of what came last */
+    PyObject *on_events; /* (events): something happened, and nothing was read */
+    PyObject *spill; /* (instants, data, arrived_ns or -1, errno): more than tokens was read. NULL: it is not lent */
+    PyObject *prefix_bytes, *suffix_bytes; /* own what `prefix` and `suffix` point to */
+    const char *prefix, *suffix;
+    size_t prefix_size, suffix_size;
+    int64_t sent_ns, last_ns; /* when the request was sent; when the last bytes arrived */
     int64_t *instants;
-    size_t count, room;
+    size_t count, room; /* instants kept; instants that fit */
 } Stream;
 
 typedef struct {
@@ -39,7 +40,7 @@ typedef struct {
     int epoll;
     Stream **streams; /* by file descriptor */
     size_t room;
-    int64_t wall_minus_monotonic_ns, good_until_ns;
+    int64_t wall_minus_monotonic_ns, offset_valid_until_ns;
     unsigned char buffer[READ_BYTES];
 } Reader;
 
@@ -50,7 +51,8 @@ static int64_t now_ns(clockid_t clock)
     return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
 }
 
-static void look_at_clocks(Reader *self)
+/* As clock.anchor: the tightest of five readings of both clocks. */
+static void measure_offset(Reader *self)
 {
     int64_t tightest = INT64_MAX;
     for (int i = 0; i < 5; i++) {
@@ -62,15 +64,15 @@ static void look_at_clocks(Reader *self)
     }
 }
 
-/* When what was read came in, as ArrivalClock has it; -1: the kernel does not say. */
+/* Returns when the bytes arrived that were read, as ArrivalClock does; -1 if the kernel gave no stamp. */
 static int64_t arrived_ns(Reader *self, struct msghdr *message, int64_t sent_ns, int64_t read_ns)
 {
     struct cmsghdr *stamp = CMSG_FIRSTHDR(message);
     if (stamp == NULL || stamp->cmsg_level != SOL_SOCKET || stamp->cmsg_type != SO_TIMESTAMPNS)
         return -1;
-    if (read_ns > self->good_until_ns) {
-        look_at_clocks(self);
-        self->good_until_ns = read_ns + OFFSET_GOOD_FOR_NS;
+    if (read_ns > self->offset_valid_until_ns) {
+        measure_offset(self);
+        self->offset_valid_until_ns = read_ns + OFFSET_VALID_NS;
     }
     struct timespec t;
     memcpy(&t, CMSG_DATA(stamp), sizeof t);
@@ -78,8 +80,8 @@ static int64_t arrived_ns(Reader *self, struct msghdr *message, int64_t sent_ns,
     return sent_ns <= arrived && arrived <= read_ns ? arrived : read_ns;
 }
 
-/* Bytes of the character at `p` in a JSON string, if it is surely valid: UTF-8, and escapes of one letter. Else 0. */
-static size_t plain(const unsigned char *p, const unsigned char *end)
+/* Returns the bytes of the character or escape at `p` if it is plain text by the rule, or else 0. */
+static size_t plain_text(const unsigned char *p, const unsigned char *end)
 {
     unsigned char c = p[0];
     if (c >= 0x20 && c < 0x7f)
@@ -91,43 +93,46 @@ static size_t plain(const unsigned char *p, const unsigned char *end)
         if ((p[i] & 0xc0) != 0x80)
             return 0;
     bool overlong = (c == 0xe0 && p[1] < 0xa0) || (c == 0xf0 && p[1] < 0x90);
-    bool nothing = (c == 0xed && p[1] > 0x9f) || (c == 0xf4 && p[1] > 0x8f); /* a surrogate; above U+10FFFF */
-    return overlong || nothing ? 0 : size;
+    bool unassignable = (c == 0xed && p[1] > 0x9f) || (c == 0xf4 && p[1] > 0x8f); /* a surrogate; above U+10FFFF */
+    return overlong || unassignable ? 0 : size;
 }
 
+/* Returns the value of a lower-case hexadecimal digit, or else -1. */
 static int hex(unsigned char c)
 {
     return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
-/* Bytes of the HTTP chunk at `p`, if it is one token of the stream, its size in two or three digits. Else 0. */
-static size_t token(const Stream *stream, const unsigned char *p, const unsigned char *end)
+/* Returns the bytes of the HTTP chunk at `p` if it is one token of the stream by the rule, or else 0. */
+static size_t token_bytes(const Stream *stream, const unsigned char *p, const unsigned char *end)
 {
     size_t size = 0, digits = 0;
     while (digits < 4 && p + digits < end && hex(p[digits]) >= 0)
         size = size * 16 + (size_t)hex(p[digits++]);
-    size_t whole = digits + 2 + size + 2;
-    if (digits < 2 || digits > 3 || p[0] == '0' || (size_t)(end - p) < whole || size + 2 <= stream->lead + stream->tail)
+    size_t chunk = digits + 2 + size + 2;
+    if (digits < 2 || digits > 3 || p[0] == '0' || (size_t)(end - p) < chunk
+        || size + 2 <= stream->prefix_size + stream->suffix_size)
         return 0;
-    const unsigned char *data = p + digits + 2, *text = data + stream->lead, *after = p + whole - stream->tail;
-    if (memcmp(p + digits, "\r\n", 2) != 0 || memcmp(data, stream->before, stream->lead) != 0
-        || memcmp(after, stream->after, stream->tail) != 0)
+    const unsigned char *data = p + digits + 2, *text = data + stream->prefix_size;
+    const unsigned char *suffix = p + chunk - stream->suffix_size;
+    if (memcmp(p + digits, "\r\n", 2) != 0 || memcmp(data, stream->prefix, stream->prefix_size) != 0
+        || memcmp(suffix, stream->suffix, stream->suffix_size) != 0)
         return 0;
-    while (text < after) {
-        size_t bytes = plain(text, after);
+    while (text < suffix) {
+        size_t bytes = plain_text(text, suffix);
         if (bytes == 0)
             return 0;
         text += bytes;
     }
-    return whole;
+    return chunk;
 }
 
-/* How many tokens `data` is; 0: it is anything else, too. */
-static size_t tokens(const Stream *stream, const unsigned char *data, size_t size)
+/* Returns how many tokens `data` consists of; 0 if it holds anything else, too. */
+static size_t count_tokens(const Stream *stream, const unsigned char *data, size_t size)
 {
     size_t count = 0;
     for (const unsigned char *end = data + size; data < end; count++) {
-        size_t bytes = token(stream, data, end);
+        size_t bytes = token_bytes(stream, data, end);
         if (bytes == 0)
             return 0;
         data += bytes;
@@ -135,9 +140,10 @@ static size_t tokens(const Stream *stream, const unsigned char *data, size_t siz
     return count;
 }
 
+/* Keeps an instant `times` times; -1 and a Python error if there is no memory. */
 static int keep(Stream *stream, int64_t instant, size_t times)
 {
-    if (instant > stream->last_ns) /* the kernel's clock is not ours: ns of jitter */
+    if (instant > stream->last_ns) /* the offset of the kernel's clock is known to some ns */
         stream->last_ns = instant;
     if (stream->count + times > stream->room) {
         size_t room = 2 * stream->room + times + 64;
@@ -159,8 +165,8 @@ static Stream *find(Reader *self, int fd)
     return fd >= 0 && (size_t)fd < self->room ? self->streams[fd] : NULL;
 }
 
-/* Leaves the reading to Python, and gives it the instants kept. */
-static PyObject *leave(Stream *stream)
+/* Leaves the reading to Python, and returns the instants kept; NULL and a Python error if there is no memory. */
+static PyObject *end_lending(Stream *stream)
 {
     Py_ssize_t bytes = (Py_ssize_t)(stream->count * sizeof(int64_t));
     PyObject *instants = PyBytes_FromStringAndSize((char *)stream->instants, bytes);
@@ -168,8 +174,8 @@ static PyObject *leave(Stream *stream)
         return NULL;
     stream->count = 0;
     Py_CLEAR(stream->spill);
-    Py_CLEAR(stream->before_bytes);
-    Py_CLEAR(stream->after_bytes);
+    Py_CLEAR(stream->prefix_bytes);
+    Py_CLEAR(stream->suffix_bytes);
     return instants;
 }
 
@@ -177,15 +183,16 @@ static void drop(Stream *stream)
 {
     if (stream == NULL)
         return;
-    Py_CLEAR(stream->ready);
+    Py_CLEAR(stream->on_events);
     Py_CLEAR(stream->spill);
-    Py_CLEAR(stream->before_bytes);
-    Py_CLEAR(stream->after_bytes);
+    Py_CLEAR(stream->prefix_bytes);
+    Py_CLEAR(stream->suffix_bytes);
     free(stream->instants);
     free(stream);
 }
 
-static int done(PyObject *result)
+/* Drops the result of a call; -1 if it raised. */
+static int discard(PyObject *result)
 {
     Py_XDECREF(result);
     return result == NULL ? -1 : 0;
@@ -207,14 +214,14 @@ static int read_tokens(Reader *self, Stream *stream, int fd)
         return 0;
     int64_t arrived = size > 0 ? arrived_ns(self, &message, stream->sent_ns, now_ns(CLOCK_MONOTONIC)) : -1;
     if (arrived >= 0 && size < READ_BYTES) {
-        size_t count = tokens(stream, self->buffer, (size_t)size);
+        size_t count = count_tokens(stream, self->buffer, (size_t)size);
         if (count)
             return keep(stream, arrived, count);
     }
-    PyObject *spill = Py_NewRef(stream->spill), *instants = leave(stream);
+    PyObject *spill = Py_NewRef(stream->spill), *instants = end_lending(stream);
     int failed = instants == NULL
-        || done(PyObject_CallFunction(spill, "Oy#Li", instants, (char *)self->buffer, (Py_ssize_t)(size > 0 ? size : 0),
-                                      (long long)arrived, err));
+        || discard(PyObject_CallFunction(spill, "Oy#Li", instants, (char *)self->buffer,
+                                         (Py_ssize_t)(size > 0 ? size : 0), (long long)arrived, err));
     Py_DECREF(spill);
     Py_XDECREF(instants);
     return failed ? -1 : 0;
@@ -223,22 +230,22 @@ static int read_tokens(Reader *self, Stream *stream, int fd)
 static PyObject *serve(PyObject *object, PyObject *Py_UNUSED(none))
 {
     Reader *self = (Reader *)object;
-    struct epoll_event events[MANY];
-    int many = epoll_wait(self->epoll, events, MANY, 0);
-    if (many < 0 && errno != EINTR)
+    struct epoll_event events[MAX_EVENTS];
+    int ready = epoll_wait(self->epoll, events, MAX_EVENTS, 0);
+    if (ready < 0 && errno != EINTR)
         return PyErr_SetFromErrno(PyExc_OSError);
-    for (int i = 0; i < many; i++) {
+    for (int i = 0; i < ready; i++) {
         int fd = events[i].data.fd;
-        Stream *stream = find(self, fd); /* one before it may have closed it */
+        Stream *stream = find(self, fd); /* an earlier callback may have closed it */
         if (stream == NULL)
             continue;
         int failed;
         if (stream->spill && events[i].events == EPOLLIN) {
             failed = read_tokens(self, stream, fd);
         } else {
-            PyObject *ready = Py_NewRef(stream->ready);
-            failed = done(PyObject_CallFunction(ready, "I", (unsigned int)events[i].events));
-            Py_DECREF(ready);
+            PyObject *on_events = Py_NewRef(stream->on_events);
+            failed = discard(PyObject_CallFunction(on_events, "I", (unsigned int)events[i].events));
+            Py_DECREF(on_events);
         }
         if (failed)
             return NULL;
@@ -250,8 +257,8 @@ static PyObject *watch(PyObject *object, PyObject *args)
 {
     Reader *self = (Reader *)object;
     int fd;
-    PyObject *ready;
-    if (!PyArg_ParseTuple(args, "iO", &fd, &ready))
+    PyObject *on_events;
+    if (!PyArg_ParseTuple(args, "iO", &fd, &on_events))
         return NULL;
     if (fd < 0)
         return PyErr_Format(PyExc_ValueError, "file descriptor %d", fd);
@@ -267,7 +274,7 @@ static PyObject *watch(PyObject *object, PyObject *args)
     Stream *stream = calloc(1, sizeof *stream);
     if (stream == NULL)
         return PyErr_NoMemory();
-    stream->ready = Py_NewRef(ready);
+    stream->on_events = Py_NewRef(on_events);
     Stream *old = self->streams[fd];
     self->streams[fd] = stream;
     drop(old);
@@ -292,19 +299,19 @@ static PyObject *take_over(PyObject *object, PyObject *args)
 {
     int fd;
     long long sent_ns, last_ns;
-    PyObject *before, *after, *spill;
-    if (!PyArg_ParseTuple(args, "iSSLLO", &fd, &before, &after, &sent_ns, &last_ns, &spill))
+    PyObject *prefix, *suffix, *spill;
+    if (!PyArg_ParseTuple(args, "iSSLLO", &fd, &prefix, &suffix, &sent_ns, &last_ns, &spill))
         return NULL;
     Stream *stream = find((Reader *)object, fd);
     if (stream == NULL || stream->spill)
         return PyErr_Format(PyExc_ValueError, "file descriptor %d is not watched, or lent already", fd);
-    stream->before_bytes = Py_NewRef(before);
-    stream->after_bytes = Py_NewRef(after);
+    stream->prefix_bytes = Py_NewRef(prefix);
+    stream->suffix_bytes = Py_NewRef(suffix);
     stream->spill = Py_NewRef(spill);
-    stream->before = PyBytes_AsString(before);
-    stream->after = PyBytes_AsString(after);
-    stream->lead = (size_t)PyBytes_Size(before);
-    stream->tail = (size_t)PyBytes_Size(after);
+    stream->prefix = PyBytes_AsString(prefix);
+    stream->suffix = PyBytes_AsString(suffix);
+    stream->prefix_size = (size_t)PyBytes_Size(prefix);
+    stream->suffix_size = (size_t)PyBytes_Size(suffix);
     stream->sent_ns = sent_ns;
     stream->last_ns = last_ns;
     Py_RETURN_NONE;
@@ -316,7 +323,7 @@ static PyObject *give_back(PyObject *object, PyObject *args)
     if (!PyArg_ParseTuple(args, "i", &fd))
         return NULL;
     Stream *stream = find((Reader *)object, fd);
-    return stream ? leave(stream) : PyBytes_FromStringAndSize("", 0);
+    return stream ? end_lending(stream) : PyBytes_FromStringAndSize("", 0);
 }
 
 static int init(PyObject *object, PyObject *args, PyObject *kwargs)
@@ -338,13 +345,15 @@ static void dealloc(PyObject *object)
 }
 
 static PyMethodDef methods[] = {
-    { "watch", watch, METH_VARARGS, "watch(fd, ready): from now on `ready(events)` is told of news." },
-    { "forget", forget, METH_VARARGS, "forget(fd): before it is closed." },
+    { "watch", watch, METH_VARARGS,
+      "watch(fd, on_events): call `on_events(events)` whenever something happens to the socket." },
+    { "forget", forget, METH_VARARGS, "forget(fd): stop calling; before the socket is closed." },
     { "take_over", take_over, METH_VARARGS,
-      "take_over(fd, before, after, sent_ns, last_ns, spill): reads tokens here, until something else comes: "
+      "take_over(fd, prefix, suffix, sent_ns, last_ns, spill): read tokens, until something else arrives, and then call "
       "`spill(instants, data, arrived_ns, errno)`." },
-    { "give_back", give_back, METH_VARARGS, "give_back(fd): the instants kept, as int64; Python reads again." },
-    { "serve", serve, METH_NOARGS, "serve(): all that are ready, or many of them." },
+    { "give_back", give_back, METH_VARARGS,
+      "give_back(fd): return the instants kept, as int64, and leave reading to Python." },
+    { "serve", serve, METH_NOARGS, "serve(): serve the ready sockets, a limited number at a time." },
     { NULL, NULL, 0, NULL },
 };
 

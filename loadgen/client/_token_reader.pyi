@@ -2,13 +2,13 @@ from collections.abc import Callable
 
 class Reader:
     def __init__(self, epoll_fd: int) -> None: ...
-    def watch(self, fd: int, ready: Callable[[int], None]) -> None: ...
+    def watch(self, fd: int, on_events: Callable[[int], None]) -> None: ...
     def forget(self, fd: int) -> None: ...
     def take_over(
         self,
         fd: int,
-        before: bytes,
-        after: bytes,
+        prefix: bytes,
+        suffix: bytes,
         sent_ns: int,
         last_ns: int,
         spill: Callable[[bytes, bytes, int, int], None],

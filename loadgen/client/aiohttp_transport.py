@@ -1,5 +1,7 @@
-"""The way to a server over aiohttp: TLS, proxies, redirects and whatever else is unusual. The clock is read before HTTP
-is parsed. A module of its own because importing aiohttp takes as long as all the rest of a run's beginning."""
+"""Requests over aiohttp: it supports TLS, proxies, redirects and compression. The clock is read before HTTP is parsed.
+
+This is a module of its own because importing aiohttp takes as long as everything else that a run does at its start.
+"""
 
 from functools import partial
 from io import BytesIO
@@ -16,11 +18,12 @@ from loadgen.clock import monotonic_ns
 
 READ_BUFFER_BYTES = 256 << 10
 LONG_BYTES = 1 << 20
-"""aiohttp writes bytes in one go, whatever the socket takes, and a file in pieces."""
+"""Longer bodies are sent as files: aiohttp writes bytes at once, even if the socket cannot take them, and files in
+pieces."""
 
 
 class _StampedHandler(ResponseHandler):
-    """aiohttp's connection, with the instant of its last read."""
+    """aiohttp's connection, with the time of its last read."""
 
     read_ns = 0
 
@@ -30,7 +33,7 @@ class _StampedHandler(ResponseHandler):
 
 
 class _StampedResponse(ClientResponse):
-    """Remembers its connection's handler: aiohttp lets go of it as soon as the last byte is parsed."""
+    """Keeps its connection's handler, which aiohttp releases as soon as the last byte is parsed."""
 
     handler: _StampedHandler
 
@@ -45,26 +48,23 @@ class _StampedConnector(aiohttp.TCPConnector):
         self._factory = cast("partial[ResponseHandler]", partial(_StampedHandler, loop=self._loop))
 
 
-class _Reused:
-    """Whether aiohttp took this request's connection from its pool."""
+class _Attempt:
+    """One attempt to send a request; the `trace_request_ctx` of aiohttp."""
 
-    value = False
+    reused_connection = False
 
 
-def _tracing() -> aiohttp.TraceConfig:
-    async def reused(_: Any, context: Any, __: Any) -> None:
-        if context.trace_request_ctx is not None:
-            context.trace_request_ctx.value = True
-
-    tracing = aiohttp.TraceConfig()
-    tracing.on_connection_reuseconn.append(reused)
-    return tracing
+async def _on_reuse(_session: Any, context: Any, _params: Any) -> None:
+    if isinstance(context.trace_request_ctx, _Attempt):
+        context.trace_request_ctx.reused_connection = True
 
 
 class Session:
-    """A pool of connections to whichever servers are asked. `headers` go with every request."""
+    """A pool of connections to any servers. `headers` are part of every request."""
 
     def __init__(self, headers: dict[str, str]) -> None:
+        tracing = aiohttp.TraceConfig()
+        tracing.on_connection_reuseconn.append(_on_reuse)
         self._session = aiohttp.ClientSession(
             connector=_StampedConnector(limit=0, ttl_dns_cache=300),
             cookie_jar=aiohttp.DummyCookieJar(),  # a sticky cookie would send the whole load to one backend
@@ -73,27 +73,28 @@ class Session:
             response_class=_StampedResponse,
             read_bufsize=READ_BUFFER_BYTES,
             trust_env=True,
-            trace_configs=[_tracing()],
+            trace_configs=[tracing],
         )
 
-    async def post(self, url: str, body: bytes, request_id: str, answer: StreamState) -> None:
-        """Raises HTTPError, aiohttp's other errors, and what `answer` raises.
+    async def post(self, url: str, body: bytes, request_id: str, stream: StreamState) -> None:
+        """POST `body` and feed the response to `stream`. Raises HTTPError, aiohttp's other errors, and what `stream`
+        raises.
 
-        A second request goes out when a pooled connection turned out to be dead before a byte of answer came: servers
+        The request is sent once more if a pooled connection proves dead before a byte of the response arrives: servers
         close idle connections, and llama.cpp closes after every stream while announcing keep-alive.
         """
-        reused = _Reused()
+        attempt = _Attempt()
         try:
-            await self._attempt(url, body, request_id, answer, reused)
+            await self._post_once(url, body, request_id, stream, attempt)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
-            if not reused.value or answer.status is not None:
+            if not attempt.reused_connection or stream.status is not None:
                 raise
-            await self._attempt(url, body, request_id, answer, _Reused())
+            await self._post_once(url, body, request_id, stream, _Attempt())
         except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as err:
             raise HTTPError(str(err)) from err
 
     async def fetch(self, url: str, body: bytes | None) -> FetchedPage:
-        """GET, or POST of JSON. OSError: nobody is there. HTTPError: what answers does not do so in HTTP."""
+        """GET `url`, or POST JSON to it. OSError: no connection. HTTPError: the response is not HTTP."""
         try:
             method = "GET" if body is None else "POST"
             async with self._session.request(method, url, data=body) as response:
@@ -111,17 +112,18 @@ class Session:
             raise HTTPError(str(err)) from err
 
     async def close(self) -> None:
+        """Close all connections."""
         await self._session.close()
 
-    async def _attempt(self, url: str, body: bytes, request_id: str, answer: StreamState, reused: _Reused) -> None:
-        answer.sent_ns = monotonic_ns()
+    async def _post_once(self, url: str, body: bytes, request_id: str, stream: StreamState, attempt: _Attempt) -> None:
+        stream.sent_ns = monotonic_ns()
         data = BytesIO(body) if len(body) > LONG_BYTES else body
         headers = {"X-Request-Id": request_id}
-        async with self._session.post(url, data=data, headers=headers, trace_request_ctx=reused) as response:
+        async with self._session.post(url, data=data, headers=headers, trace_request_ctx=attempt) as response:
             assert isinstance(response, _StampedResponse)
             kind = response.content_type if "Content-Type" in response.headers else ""
-            answer.head(Head(response.status, response.reason or "", kind, None, True, True))
+            stream.head(Head(response.status, response.reason or "", kind, None, True, True))
             handler = response.handler
             async for data in response.content.iter_any():
-                answer.feed(data, handler.read_ns)
-            answer.end(handler.read_ns)
+                stream.feed(data, handler.read_ns)
+            stream.end(handler.read_ns)

@@ -1,7 +1,7 @@
-"""One request on the wire -> one record. Never raises: whatever happens is data.
+"""One request on the wire -> one record. Never raises: whatever happens is recorded.
 
-Plain HTTP goes over `wire`, which knows when the kernel took bytes in. TLS, proxies, redirects and whatever else is
-unusual go over aiohttp; there the clock is read before HTTP, SSE or JSON is parsed. Both give the same records.
+Plain HTTP uses `connection_pool`, with the kernel's arrival times. TLS, proxies, redirects and everything else unusual
+use aiohttp, where the clock is read before HTTP, SSE or JSON is parsed. Both give the same records.
 """
 
 import asyncio
@@ -244,7 +244,7 @@ class Client:
         if error is None:
             record = record_of(post, stream, stream.finished_ns or monotonic_ns(), None, None)
         else:
-            kind, detail = _error(error, stream, self._timeout_s)
+            kind, detail = _classify(error, stream, self._timeout_s)
             record = record_of(post, stream, monotonic_ns(), kind, self.redact(detail)[:500])
         exchange.on_record(record)
 
@@ -257,44 +257,45 @@ class Client:
 
 
 _STREAM_ERRORS = (RequestError, SSEError, ProtocolError)
-_PROTOCOL = (SSEError, ProtocolError, HTTPError)
 
 
-def _error(problem: BaseException, answer: StreamState, timeout_s: float | None) -> tuple[ErrorKind, str]:
-    match problem:
+def _classify(error: BaseException, stream: StreamState, timeout_s: float | None) -> tuple[ErrorKind, str]:
+    """Return the kind of `error` and a description of it."""
+    match error:
         case RequestError():
-            return problem.kind, str(problem)
+            return error.kind, str(error)
         case TimeoutError():
             return "timeout", f"no end after {timeout_s} s"
         case asyncio.CancelledError():
             return "cancelled", "aborted while in flight"
-    if isinstance(problem, _PROTOCOL):
-        return "protocol", str(problem)
-    return "truncated" if answer.status is not None else "connect", f"{type(problem).__name__}: {problem}"
+        case SSEError() | ProtocolError() | HTTPError():
+            return "protocol", str(error)
+    return "truncated" if stream.status is not None else "connect", f"{type(error).__name__}: {error}"
 
 
 def record_of(
-    post: Post, answer: StreamState, finished_ns: int, error: ErrorKind | None, detail: str | None
+    post: Post, stream: StreamState, finished_ns: int, error: ErrorKind | None, detail: str | None
 ) -> RequestRecord:
-    streamed = answer.chunk_ns is not None
-    chunks = answer.chunk_ns.tolist() if answer.chunk_ns else []
-    usage = answer.usage or Usage()
-    counted = usage.completion_tokens is not None
+    """Return the record of `post`. Output tokens are those that the server reports, or else the chunks received."""
+    streamed = stream.chunk_ns is not None
+    chunk_ns = stream.chunk_ns.tolist() if stream.chunk_ns else []
+    usage = stream.usage or Usage()
+    has_usage = usage.completion_tokens is not None
     return RequestRecord(
         index=post.index,
         workload=post.workload,
         scheduled_ns=post.scheduled_ns,
-        sent_ns=answer.sent_ns,
-        first_token_ns=chunks[0] if chunks else None,
-        last_token_ns=chunks[-1] if chunks else None,
+        sent_ns=stream.sent_ns,
+        first_token_ns=chunk_ns[0] if chunk_ns else None,
+        last_token_ns=chunk_ns[-1] if chunk_ns else None,
         finished_ns=finished_ns,
-        chunk_ns=chunks,
+        chunk_ns=chunk_ns,
         input_tokens=usage.prompt_tokens,
-        output_tokens=usage.completion_tokens if counted else (len(chunks) if streamed else None),
+        output_tokens=usage.completion_tokens if has_usage else (len(chunk_ns) if streamed else None),
         cached_tokens=usage.cached_tokens,
-        token_source="usage" if counted else ("chunks" if streamed else None),
-        status=answer.status,
-        finish_reason=answer.finish_reason,
+        token_source="usage" if has_usage else ("chunks" if streamed else None),
+        status=stream.status,
+        finish_reason=stream.finish_reason,
         error=error,
         detail=detail,
     )

@@ -16,7 +16,7 @@ _TIMESPEC = struct.Struct("@ll")
 TIMESTAMP_BYTES = socket.CMSG_SPACE(_TIMESPEC.size)
 """Room that `recvmsg` needs for the control message."""
 OFFSET_VALID_NS = 10_000_000
-"""How long a measured offset between the clocks is used: the wall clock may be set or slewed meanwhile."""
+"""Validity of a measured offset between the clocks: the wall clock may be set or slewed meanwhile."""
 
 
 def enable_timestamps(sock: socket.socket) -> None:
@@ -42,7 +42,7 @@ class ArrivalClock:
 
     def __init__(self) -> None:
         self.stamped_by: StampedBy | None = None
-        """None before anything was read."""
+        """The source of arrival times; None before anything was read."""
         self._wall_minus_monotonic_ns = 0
         self._offset_valid_until_ns = 0
 

@@ -1,4 +1,4 @@
-"""The OpenAI API as servers really speak it: payloads out, stream events in. All their differences are here."""
+"""The OpenAI API as servers implement it: payloads out, stream events in. All their differences are handled here."""
 
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -12,7 +12,7 @@ PATHS: dict[Endpoint, str] = {"chat": "/chat/completions", "completions": "/comp
 
 @dataclass(frozen=True)
 class Dialect:
-    """Which extensions the server takes; probed once before the run."""
+    """Extensions that the server accepts; probed once before the run."""
 
     ignore_eos: bool = True
     min_tokens: bool = True
@@ -32,6 +32,7 @@ class Usage(msgspec.Struct, frozen=True):
 
     @property
     def cached_tokens(self) -> int | None:
+        """Prompt tokens that the server took from its prefix cache; None if it does not report them."""
         return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else None
 
 
@@ -49,6 +50,7 @@ class _Choice(msgspec.Struct, frozen=True):
 
     @property
     def has_content(self) -> bool:
+        """True if the choice holds text, reasoning or a part of a tool call."""
         if self.text:
             return True
         delta = self.delta
@@ -64,7 +66,7 @@ class _StreamBody(msgspec.Struct, frozen=True):
 
 
 class StreamEvent(NamedTuple):
-    """What one event of a stream says. A role-only, empty or usage event has no content: it is not a token."""
+    """Content of one event of a stream. A role-only, empty or usage event has no content: it is not a token."""
 
     has_content: bool = False
     finish_reason: str | None = None
@@ -74,18 +76,18 @@ class StreamEvent(NamedTuple):
 
 
 class ProtocolError(ValueError):
-    """An event that is not the API's."""
+    """An event that does not follow the API."""
 
 
 TOKEN = StreamEvent(has_content=True)
-"""What an event says that holds text and nothing else."""
+"""The event that holds text and nothing else."""
 _NOTHING = StreamEvent()
 _DONE = StreamEvent(done=True)
 _decode = msgspec.json.Decoder(_StreamBody | None).decode
 
 
 def parse_event(data: bytes) -> StreamEvent:
-    """One event's data -> what it says. Raises ProtocolError when it is not JSON of the API's shape."""
+    """Parse the data of one event. Raises ProtocolError when it is not JSON of the API's shape."""
     if data == b"[DONE]" or data.strip() == b"[DONE]":
         return _DONE
     try:
@@ -112,7 +114,7 @@ def parse_event(data: bytes) -> StreamEvent:
 
 
 def error_text(error: Any) -> str:
-    """The human part of an error in any of the shapes servers use."""
+    """Return the human-readable part of an error in any of the shapes that servers use."""
     if isinstance(error, dict):
         for key in ("message", "detail", "error"):
             if error.get(key):
@@ -121,7 +123,7 @@ def error_text(error: Any) -> str:
 
 
 def error_of_body(body: bytes) -> str:
-    """The message inside the body of an HTTP error, or the start of the body itself."""
+    """Return the message inside the body of an HTTP error, or the start of the body itself."""
     try:
         return error_text(msgspec.json.decode(body))[:500]
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -131,7 +133,7 @@ def error_of_body(body: bytes) -> str:
 def payload(
     endpoint: Endpoint, model: str, prompt: str, output_tokens: int, dialect: Dialect, extra: dict[str, Any]
 ) -> bytes:
-    """The body of one streaming request for `output_tokens` tokens. `extra` wins over everything but the prompt."""
+    """Return the body of a streaming request for `output_tokens` tokens. `extra` overrides all but the prompt."""
     body: dict[str, Any] = {"model": model, "max_tokens": output_tokens, "stream": True}
     if dialect.include_usage:
         body["stream_options"] = {"include_usage": True}

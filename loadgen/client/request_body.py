@@ -1,4 +1,4 @@
-"""The bytes of a scheduled request. The same for the same seed and request, whoever sends it."""
+"""Body of a scheduled request. It follows from the seed and the request alone, whichever process sends it."""
 
 from collections.abc import Callable, Mapping
 from functools import cache
@@ -11,7 +11,7 @@ from loadgen.workload.prompts import PromptKind, Vocabulary, draws_of, prompt_ki
 from loadgen.workload.schedule import ScheduledRequest
 
 _PROMPT = "\ue000prompt\ue000"
-"""Stands where the prompt goes: characters of private use."""
+"""Placeholder for the prompt: characters of private use."""
 
 
 def body_maker(
@@ -22,14 +22,17 @@ def body_maker(
     dialect: Dialect,
     extra_body: dict[str, Any],
 ) -> Callable[[ScheduledRequest], bytes]:
-    """Bodies of equally long answers differ in nothing but their prompt: what is around it is made once."""
+    """Return a function from a request to its body.
+
+    Bodies for the same number of output tokens differ in their prompt alone, so the rest is encoded once.
+    """
     encode = msgspec.json.Encoder().encode
 
     @cache
-    def around(output_tokens: int) -> tuple[bytes, bytes]:
-        whole = payload(endpoint, model, _PROMPT, output_tokens, dialect, extra_body)
-        before, _, after = whole.rpartition(encode(_PROMPT))
-        return before, after
+    def without_prompt(output_tokens: int) -> tuple[bytes, bytes]:
+        template = payload(endpoint, model, _PROMPT, output_tokens, dialect, extra_body)
+        head, _, tail = template.rpartition(encode(_PROMPT))
+        return head, tail
 
     def body(request: ScheduledRequest) -> bytes:
         prompt = vocabularies[prompt_kind(request.workload)].prompt(
@@ -40,7 +43,7 @@ def body_maker(
             request.text_id,
             request.text_tokens,
         )
-        before, after = around(request.output_tokens)
-        return before + encode(prompt) + after
+        head, tail = without_prompt(request.output_tokens)
+        return head + encode(prompt) + tail
 
     return body

@@ -58,7 +58,7 @@ class ServerInfo:
 
 
 class ServerProbe(msgspec.Struct, frozen=True, kw_only=True):
-    """What a run needs to know of its server before it starts."""
+    """The properties of a server that a run needs before it starts."""
 
     server: ServerInfo
     lengths_from: LengthSource

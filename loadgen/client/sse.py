@@ -1,17 +1,17 @@
-"""Server-sent events: bytes in, event data out. No I/O, and no waiting for a byte that the format does not need."""
+"""Server-sent events: bytes in, event data out. No I/O, and no event waits for a byte that the format does not need."""
 
 MAX_EVENT_BYTES = 16 << 20
 
 
 class SSEError(ValueError):
-    """Bytes that cannot be an event stream, or an event larger than anyone should send."""
+    """An event that is larger than any server should send."""
 
 
 class SSEDecoder:
     """Incremental decoder of the `data` fields of a text/event-stream (WHATWG HTML, section 9.2.6).
 
-    A line ends in LF, CRLF or CR, and may be cut anywhere between two calls. A blank line ends an event at once:
-    after a lone CR we do not wait to see whether an LF follows, because a timestamp hangs on it.
+    A line ends in LF, CRLF or CR, and may be cut anywhere between two calls. A blank line ends an event at once: after
+    a lone CR the decoder does not wait to see whether an LF follows, because the event's timestamp depends on it.
     """
 
     def __init__(self) -> None:
@@ -23,12 +23,14 @@ class SSEDecoder:
 
     @property
     def idle(self) -> bool:
-        """Whether the next byte begins a line of a new event: nothing is held back, whatever came before."""
+        """True if the next byte begins a line of a new event: no byte or field is held back."""
         return not (self._tail or self._data or self._skip_lf or self._at_start)
 
     def lone(self, chunk: bytes) -> bytes | None:
-        """As `feed`, for a chunk that is all of one event, in the one shape that nearly every server gives it.
-        None: it is not, and `feed` has to take it."""
+        """Decode a chunk that is one whole event in the shape that nearly every server gives it: `data: `, LF, LF.
+
+        Return its data; None if the chunk is anything else, and then only `feed` can take it.
+        """
         lines = chunk.splitlines()
         if (
             len(lines) == 2
@@ -42,7 +44,7 @@ class SSEDecoder:
         return None
 
     def feed(self, chunk: bytes) -> list[bytes]:
-        """The data of every event that `chunk` completes, in order."""
+        """Return the data of every event that `chunk` completes, in order."""
         if not chunk:
             return []
         if self._skip_lf and chunk[0] == 0x0A:
@@ -58,32 +60,28 @@ class SSEDecoder:
         lines = text.splitlines(keepends=True)
         self._tail = lines.pop() if lines and lines[-1][-1] not in b"\r\n" else b""
         self._skip_lf = text.endswith(b"\r")
-        events = self._take(lines)
+        events = self._take_lines(lines)
         if len(self._tail) + self._size > MAX_EVENT_BYTES:
             raise SSEError(f"an event of more than {MAX_EVENT_BYTES} bytes")
         return events
 
     def flush(self) -> list[bytes]:
-        """What is left at the end of the stream. Servers that forget the last blank line are forgiven."""
+        """Return the event that the end of the stream completes, for servers that omit the last blank line."""
         lines = [self._tail, b""] if self._tail else [b""]
         self._tail = b""
-        return self._take(lines)
+        return self._take_lines(lines)
 
-    def _take(self, lines: list[bytes]) -> list[bytes]:
+    def _take_lines(self, lines: list[bytes]) -> list[bytes]:
         events = []
-        for raw in lines:
-            line = raw.rstrip(b"\r\n")
+        for raw_line in lines:
+            line = raw_line.rstrip(b"\r\n")
             if not line:
                 if self._data:
                     events.append(b"\n".join(self._data))
                     self._data = []
                     self._size = 0
-            elif line.startswith(b"data:"):
-                self._append(line[6:] if line[5:6] == b" " else line[5:])
-            elif line == b"data":
-                self._append(b"")
+            elif line.startswith(b"data:") or line == b"data":
+                value = line[6:] if line[5:6] == b" " else line[5:]
+                self._data.append(value)
+                self._size += len(value) + 1
         return events
-
-    def _append(self, value: bytes) -> None:
-        self._data.append(value)
-        self._size += len(value) + 1
