@@ -1,0 +1,192 @@
+"""The numbers that a view shows, and the ticker that brings them to it."""
+
+import asyncio
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.errors import LoadgenError
+from loadgen.record import RequestRecord
+from loadgen.run import progress
+from loadgen.run.process_stats import SendingCost, merge_costs, own_cpu_s, own_max_rss_bytes, own_wait_s
+from loadgen.run.processes import sum_tallies
+from loadgen.run.progress import Progress, Tallies, progress_at, ticking
+from loadgen.workload.schedule import ScheduledRequest
+
+TALLIES = Tallies(sent=9, in_flight=4, completed=3, failed=2, input_tokens=700, output_tokens=50)
+
+
+def at(elapsed_s: float, *, joules: float | None = 100.0, tallies: Tallies = TALLIES) -> Progress:
+    return progress_at(elapsed_s, tallies, scheduled=20, last_offset_s=10.0, watts=70.0, joules=joules)
+
+
+def test_progress_by_hand() -> None:
+    assert at(4.0) == Progress(
+        scheduled=20,
+        sent=9,
+        in_flight=4,
+        completed=3,
+        failed=2,
+        output_tokens=50,
+        tokens_per_s=12.5,
+        watts=70.0,
+        joules_per_token=2.0,
+        elapsed_s=4.0,
+        remaining_s=6.0,
+    )
+
+
+@pytest.mark.parametrize(
+    ("elapsed_s", "shown_s", "remaining_s", "tokens_per_s"),
+    [(-0.5, 0.0, 10.5, None), (0.0, 0.0, 10.0, None), (10.0, 10.0, 0.0, 5.0), (12.5, 12.5, 0.0, 4.0)],
+)
+def test_time_before_the_start_is_not_shown_and_none_remains_after_the_last_instant(
+    elapsed_s: float, shown_s: float, remaining_s: float, tokens_per_s: float | None
+) -> None:
+    moment = at(elapsed_s)
+    assert (moment.elapsed_s, moment.remaining_s, moment.tokens_per_s) == (shown_s, remaining_s, tokens_per_s)
+
+
+@pytest.mark.parametrize(("joules", "tokens"), [(None, 50), (0.0, 50), (100.0, 0)])
+def test_joules_per_token_need_joules_and_tokens(joules: float | None, tokens: int) -> None:
+    assert at(1.0, joules=joules, tallies=Tallies(output_tokens=tokens)).joules_per_token is None
+
+
+RECORDS = st.builds(
+    RequestRecord,
+    index=st.just(0),
+    workload=st.just("chat"),
+    scheduled_ns=st.just(0),
+    error=st.none() | st.sampled_from(["http", "cancelled"]),
+    input_tokens=st.none() | st.integers(0, 99),
+    output_tokens=st.none() | st.integers(0, 99),
+)
+
+
+@given(st.lists(RECORDS), st.integers(0, 5))
+def test_tallies_count_every_record_once(records: list[RequestRecord], unfinished: int) -> None:
+    tallies = Tallies()
+    for _ in range(len(records) + unfinished):
+        tallies.start()
+    for record in records:
+        tallies.add(record)
+    assert tallies == Tallies(
+        sent=len(records) + unfinished,
+        in_flight=unfinished,
+        completed=sum(record.error is None for record in records),
+        failed=sum(record.error is not None for record in records),
+        input_tokens=sum(record.input_tokens or 0 for record in records),
+        output_tokens=sum(record.output_tokens or 0 for record in records),
+    )
+
+
+def test_the_tallies_of_several_processes_add_up() -> None:
+    assert sum_tallies([TALLIES, Tallies(1, 2, 3, 4, 5, 6)]) == Tallies(10, 6, 6, 6, 705, 56)
+    assert sum_tallies([]) == Tallies()
+
+
+# -- the ticker -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(autouse=True)
+def fast_ticks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "_TICK_S", 0.001)
+
+
+def test_it_ticks_while_the_block_runs_and_not_after_it() -> None:
+    async def main() -> int:
+        ticks, third = 0, asyncio.Event()
+
+        def update() -> None:
+            nonlocal ticks
+            ticks += 1
+            if ticks == 3:
+                third.set()
+
+        async with ticking(update):
+            assert ticks == 0
+            await third.wait()
+        ended = ticks
+        await asyncio.sleep(0.01)
+        return ticks - ended
+
+    assert asyncio.run(main()) == 0
+
+
+def test_an_error_in_a_tick_ends_the_block() -> None:
+    def update() -> None:
+        raise LoadgenError("disk full")
+
+    async def main() -> None:
+        async with ticking(update):
+            await asyncio.Event().wait()
+
+    with pytest.raises(LoadgenError, match=r"^disk full$"):
+        asyncio.run(main())
+
+
+def test_an_error_of_the_block_comes_out_as_it_is() -> None:
+    async def main() -> None:
+        async with ticking(lambda: None):
+            raise LoadgenError("no such text")
+
+    with pytest.raises(LoadgenError, match=r"^no such text$"):
+        asyncio.run(main())
+
+
+# -- the cost of sending ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("sources", "merged"),
+    [
+        (["kernel", "kernel"], "kernel"),
+        (["kernel", None], "kernel"),
+        (["kernel", "reading", "kernel"], "reading"),
+        ([None, "reading"], "reading"),
+        ([None], None),
+        ([], None),
+    ],
+)
+def test_stamps_are_as_good_as_the_worst_process_s(sources: list[str | None], merged: str | None) -> None:
+    costs = [SendingCost(1.0, 1, stamped_by=source) for source in sources]  # type: ignore[arg-type]
+    assert merge_costs(costs).stamped_by == merged
+
+
+def test_a_cost_without_delays_has_its_own_empty_list() -> None:
+    first, second = SendingCost(1.0, 1), SendingCost(1.0, 1)
+    first.late_ns.append(3)
+    assert not second.late_ns
+
+
+def test_the_wait_for_a_core_is_the_kernel_s_second_number_in_seconds(tmp_path: Path) -> None:
+    (tmp_path / "schedstat").write_text("123 2500000000 7\n")
+    assert own_wait_s(tmp_path / "schedstat") == 2.5
+
+
+@pytest.mark.parametrize("content", [None, "", "123\n", "123 many\n"])
+def test_the_wait_for_a_core_is_unknown_where_the_kernel_does_not_state_it(tmp_path: Path, content: str | None) -> None:
+    if content is not None:
+        (tmp_path / "schedstat").write_text(content)
+    assert own_wait_s(tmp_path / "schedstat") is None
+
+
+def test_cpu_time_grows_with_work_and_memory_is_in_bytes() -> None:
+    before_s = own_cpu_s()
+    while own_cpu_s() == before_s:
+        sum(range(10_000))
+    assert own_max_rss_bytes() > 10 * 2**20
+
+
+# -- requests without a response --------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 10**15), st.integers(0, 10**12), st.sampled_from(["not_sent", "cancelled"]))
+def test_a_request_without_a_response_has_a_record_at_its_instant(start_ns: int, offset_ns: int, error: str) -> None:
+    request = ScheduledRequest(index=3, offset_ns=offset_ns, workload="code", input_tokens=1, output_tokens=1)
+    record = RequestRecord.unanswered(request, start_ns, error, "why")  # type: ignore[arg-type]
+    assert (record.index, record.workload, record.scheduled_ns) == (3, "code", start_ns + offset_ns)
+    assert (record.error, record.detail, record.ok) == (error, "why", False)
+    assert record.sent_ns is record.finished_ns is record.output_tokens is record.lag_ns is None
