@@ -44,7 +44,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (f"estimate zeros.csv --profile {SIM}", "zeros.csv has no requests in it"),
         (f"estimate no-bins.json --profile {SIM}", "no-bins.json: no bins in it"),
         (f"estimate object.json --profile {SIM}", "object.json: not token bins (`loadgen trace fit` makes them)"),
-        (f"estimate long.jsonl --profile {SIM}", "900000 + 5 tokens is beyond the 131072 that llama-3.1-8b takes"),
+        (f"estimate long.jsonl --profile {SIM}", "900000 + 5 tokens exceeds the context of llama-3.1-8b: 131072"),
         ("estimate one.jsonl --profile nowhere", "no energy profile called 'nowhere'; there are: h200-sim"),
         ("estimate one.jsonl --profile text.json", "text.json: not an energy profile (`loadgen profile` makes them)"),
         ("estimate one.jsonl --profile no-cells.json", "no-cells.json: no cells in it"),

@@ -136,7 +136,7 @@ def test_bins_add_up_to_the_totals() -> None:
     ("change", "pairs", "batch", "said"),
     [
         ("none", (40, 9, 1), 256, "batch 256 is outside"),
-        ("none", (131000, 600, 1), 16, "beyond the 131072"),
+        ("none", (131000, 600, 1), 16, "exceeds the context of llama-3.1-8b: 131072"),
         ("hole", (1000, 300, 1), 16, "no measurement of 2048 input and 512 output tokens at batch 16"),
         ("few", (40, 9, 1), 1, "too few to fit"),
     ],
