@@ -1,12 +1,23 @@
 """Measured joules per request: the files of profiles/energy."""
 
 import math
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
 from loadgen.errors import LoadgenError
 from loadgen.files import profile_path, read_json
+
+
+class GridKey(NamedTuple):
+    """Identifies a grid point within a profile: lengths of every request, and the requests in flight."""
+
+    input: int
+    output: int
+    batch: int
+
+    def __str__(self) -> str:
+        return f"{self.input}x{self.output} at batch {self.batch}"
 
 
 class GridPoint(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,9 +41,8 @@ class GridPoint(msgspec.Struct, frozen=True, kw_only=True):
     """False: the repeats ended with a wider confidence interval than requested."""
 
     @property
-    def key(self) -> tuple[int, int, int]:
-        """(input, output, batch): identifies the point within a profile."""
-        return self.input, self.output, self.batch
+    def key(self) -> GridKey:
+        return GridKey(self.input, self.output, self.batch)
 
 
 class EnergyProfile(msgspec.Struct, frozen=True, kw_only=True):
@@ -62,14 +72,14 @@ def read_energy_profile(name: str) -> EnergyProfile:
     profile = read_json(path, EnergyProfile, "an energy profile (`loadgen profile` makes them)")
     if not profile.cells:
         raise LoadgenError(f"{path}: no cells in it: `loadgen profile` measures them")
-    keys: set[tuple[int, int, int]] = set()
+    keys: set[GridKey] = set()
     for point in profile.cells:
         if min(point.key) < 1 or not (math.isfinite(point.joules_per_request) and point.joules_per_request > 0):
             raise LoadgenError(
-                f"{path}: cell {point.key}: expected lengths and a batch of at least 1, and joules above 0"
+                f"{path}: cell {tuple(point.key)}: expected lengths and a batch of at least 1, and joules above 0"
             )
         if point.key in keys:
-            raise LoadgenError(f"{path}: cell {point.key} is there twice")
+            raise LoadgenError(f"{path}: cell {tuple(point.key)} is there twice")
         keys.add(point.key)
     return profile
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from loadgen.energy_model.energy_profile import GridPoint
+from loadgen.energy_model.energy_profile import GridKey, GridPoint
 from loadgen.stats.intervals import half_width
 
 
@@ -58,15 +58,13 @@ def wave_repeats(
     return repeats
 
 
-def grid_point_of(lengths: RequestShape, batch: int, repeats: Sequence[Repeat], within: float) -> GridPoint:
+def grid_point_of(key: GridKey, repeats: Sequence[Repeat], within: float) -> GridPoint:
     """Return the mean over all requests and its spread. within: the relative half width that settles the point."""
     requests = sum(r.requests for r in repeats)
     joules_per_request = [r.joules / r.requests for r in repeats]
     stderr = float(np.std(joules_per_request, ddof=1)) / math.sqrt(len(repeats)) if len(repeats) > 1 else None
     return GridPoint(
-        input=lengths.input,
-        output=lengths.output,
-        batch=batch,
+        **key._asdict(),
         joules_per_request=round(sum(r.joules for r in repeats) / requests, 6),
         stderr=None if stderr is None else round(stderr, 6),
         repeats=len(repeats),

@@ -1,10 +1,10 @@
-"""Cells of an energy profile in virtual time: the same closed loop as on a server, in milliseconds. Simulated."""
+"""Simulate the grid points of an energy profile in virtual time, with the closed loop of a live measurement."""
 
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from loadgen.energy_model.energy_profile import GridPoint
+from loadgen.energy_model.energy_profile import GridKey, GridPoint
 from loadgen.energy_model.hardware import Hardware, Model
 from loadgen.energy_model.waves import RequestShape, grid_point_of, wave_boundaries, wave_repeats
 from loadgen.simulator.cost_model import CounterOptions
@@ -12,40 +12,38 @@ from loadgen.simulator.engine import EngineOptions, SimulatedRun, SubmittedReque
 from loadgen.units import NS_PER_MS
 
 WAVES = 3
-"""One to fill the batch, two to measure."""
+"""One wave to fill the batch, two to measure."""
+
+_COUNTER_PERIOD_NS = NS_PER_MS
+"""Short, because waves of a few tokens end within milliseconds; no client has to read this counter."""
 
 
-COUNTER_NS = NS_PER_MS
-"""Waves of a few tokens end within milliseconds; no client has to read this counter."""
-
-
-def simulated_cells(
+def simulated_grid(
     hardware: Hardware, model: Model, bins: Sequence[RequestShape], batches: Sequence[int], within: float
 ) -> Iterator[GridPoint]:
-    """Every bin at every batch: `batch` sequences at a time, the next one starts when one ends."""
+    """Yield every bin at every batch: `batch` sequences at a time, the next one starts when one ends."""
     for batch in batches:
         for lengths in bins:
-            # One wave more than is measured keeps the batch full to the end of the last one.
+            # One more wave than is measured keeps the batch full until the last measured wave ends.
             run = closed_loop([lengths] * (batch * (WAVES + 1)), hardware, model, batch)
-            finished = sorted(r.token_ns[-1] for r in run.requests)[: batch * WAVES]
-            yield grid_point_of(
-                lengths, batch, wave_repeats(wave_boundaries(finished, batch, 1, 0), _Curve(run)), within
-            )
+            finished_ns = sorted(request.token_ns[-1] for request in run.requests)[: batch * WAVES]
+            repeats = wave_repeats(wave_boundaries(finished_ns, batch, 1, 0), _EnergyCurve(run))
+            yield grid_point_of(GridKey(*lengths, batch), repeats, within)
 
 
 def closed_loop(lengths: Sequence[RequestShape], hardware: Hardware, model: Model, batch: int) -> SimulatedRun:
-    """All there from the start, `batch` at a time: the load that saturates that batch."""
-    arrivals = [SubmittedRequest(0, *each) for each in lengths]
-    return simulate(arrivals, hardware, model, EngineOptions(max_num_seqs=batch), CounterOptions(COUNTER_NS))
+    """Simulate requests that all arrive at the start and run `batch` at a time: the load that saturates that batch."""
+    arrivals = [SubmittedRequest(0, *shape) for shape in lengths]
+    return simulate(arrivals, hardware, model, EngineOptions(max_num_seqs=batch), CounterOptions(_COUNTER_PERIOD_NS))
 
 
-class _Curve:
+class _EnergyCurve:
     """Joules between two instants of a run, from its counter."""
 
     def __init__(self, run: SimulatedRun) -> None:
-        self._t_ns = np.array([s.t_ns for s in run.counter])
-        self._joules = np.array([s.joules for s in run.counter])
+        self._t_ns = np.array([sample.t_ns for sample in run.counter])
+        self._joules = np.array([sample.joules for sample in run.counter])
 
     def __call__(self, start_ns: int, end_ns: int) -> float | None:
-        a, b = np.interp([start_ns, end_ns], self._t_ns, self._joules)
-        return float(b - a)
+        start_j, end_j = np.interp([start_ns, end_ns], self._t_ns, self._joules)
+        return float(end_j - start_j)

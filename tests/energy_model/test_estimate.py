@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.cli import cli
-from loadgen.energy_model.energy_profile import EnergyProfile, GridPoint, energy_profile_json, read_energy_profile
+from loadgen.energy_model.energy_profile import EnergyProfile, GridPoint, read_energy_profile
 from loadgen.energy_model.estimate import (
     bin_shares,
     ceiling_pairs,
@@ -19,10 +19,9 @@ from loadgen.energy_model.estimate import (
     surface,
 )
 from loadgen.energy_model.hardware import read_hardware, read_model
-from loadgen.energy_model.waves import RequestShape, grid_point_of, wave_boundaries, wave_repeats
+from loadgen.energy_model.waves import RequestShape
 from loadgen.errors import LoadgenError
 from loadgen.simulator.virtual_profile import closed_loop
-from loadgen.stats.intervals import half_width
 from loadgen.stats.nnls import nnls
 from loadgen.workload.token_bins import CountedPairs, count_pairs
 
@@ -171,28 +170,6 @@ def test_mean_overlap_leaves_idle_time_out() -> None:
     assert mean_overlap(np.array([(0, 10), (5, 10), (100, 110)])) == pytest.approx(25 / 20)
 
 
-# -- cells ------------------------------------------------------------------------------------------------------------
-
-
-def test_boundaries_are_ends_of_whole_waves_after_the_first() -> None:
-    finished = [10, 11, 20, 21, 30, 31, 40]
-    assert wave_boundaries(finished, 2, 1, 0) == [(11, 2), (21, 4), (31, 6)]
-    assert wave_boundaries(finished, 2, 1, 15) == [(11, 2), (31, 6)]
-    assert wave_boundaries(finished, 8, 1, 0) == []
-
-
-def test_repeats_whose_energy_is_unknown_are_left_out() -> None:
-    known = wave_repeats([(0, 2), (10**9, 4), (2 * 10**9, 6)], lambda start, _: 8.0 if start == 0 else None)
-    assert known == [(2, 1.0, 8.0)]
-    cell = grid_point_of(RequestShape(5, 6), 2, known, 0.03)
-    assert (cell.joules_per_request, cell.stderr, cell.settled) == (4.0, None, False)
-
-
-def test_half_width_is_student_s() -> None:
-    assert half_width([9.0, 11.0]) == pytest.approx(12.706 / 10)
-    assert half_width([5.0]) == float("inf")
-
-
 # -- the proof, small -------------------------------------------------------------------------------------------------
 
 
@@ -210,19 +187,7 @@ def test_estimates_hold_against_the_simulated_truth_on_lengths_that_no_cell_has(
     assert found["ideal, sparse peak"] < found["ideal, dense peak"] < 0.8
 
 
-# -- files and the command --------------------------------------------------------------------------------------------
-
-
-def test_a_profile_is_read_as_it_was_written(tmp_path: Path) -> None:
-    (path := tmp_path / "p.json").write_bytes(energy_profile_json(profile()))
-    assert sorted(read_energy_profile(str(path)).cells, key=str) == sorted(profile().cells, key=str)
-
-
-def test_the_shipped_simulated_profile_says_so_and_has_a_full_grid() -> None:
-    shipped = read_energy_profile("h200-sim-llama-3.1-8b")
-    assert shipped.simulated and shipped.engine == "sim"
-    axes = [{getattr(c, side) for c in shipped.cells} for side in ("input", "output", "batch")]
-    assert len(shipped.cells) == np.prod([len(axis) for axis in axes]) == 120
+# -- the command -----------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
