@@ -1,14 +1,14 @@
-"""What every view says about a run, said once."""
+"""The facts about a run in words, for every view: the views only lay them out."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import PurePath
-from typing import get_args
+from typing import NamedTuple, get_args
 
 from loadgen.errors import LoadgenError
 from loadgen.record import ErrorKind, RequestRecord
-from loadgen.report.format import clean, number, seconds, with_unit
+from loadgen.report.format import clean, count, joules, number, percent, seconds, with_unit
 from loadgen.results.run_folder import RunInfo, RunResult
-from loadgen.results.summary import ArrivalCheck, Distribution, Goodput, Summary, WorkloadSummary
+from loadgen.results.summary import ArrivalCheck, Distribution, EnergySummary, Goodput, Summary, WorkloadSummary
 from loadgen.results.timekeeping import MAX_LATE_P99_S
 
 LATENCIES = (
@@ -18,7 +18,10 @@ LATENCIES = (
     ("e2e_s", "E2E", "Sent to finished"),
     ("response_s", "Response", "Scheduled to finished"),
 )
-"""Field of Summary, abbreviation, plain words."""
+"""(field of Summary, abbreviation, name in words)."""
+
+Part = tuple[str, Summary | WorkloadSummary]
+"""A name ("all", or a workload) and its numbers."""
 
 ERROR_MEANING: dict[str, str] = {
     "connect": "refused, or dead before an answer began",
@@ -34,6 +37,7 @@ assert set(ERROR_MEANING) == set(get_args(ErrorKind))
 
 
 def summary_of(result: RunResult) -> Summary:
+    """Return the summary. LoadgenError when the run was not analysed."""
     if result.summary is None:
         raise LoadgenError(f"run {result.info.run_id} has no summary: it was read but not analysed")
     return result.summary
@@ -44,7 +48,7 @@ def is_simulated(info: RunInfo) -> bool:
 
 
 def title(info: RunInfo, summary: Summary) -> str:
-    """Like "chat.jsonl at 4 requests/s"."""
+    """Return a title such as "chat.jsonl at 4 requests/s"."""
     trace = info.config.get("trace")
     name = clean(PurePath(str(trace)).name) if trace else "run"
     rate = summary.rate.requested_rps
@@ -52,14 +56,14 @@ def title(info: RunInfo, summary: Summary) -> str:
 
 
 def server_line(info: RunInfo) -> str:
-    """Model, engine and address, as far as they are known."""
+    """Return model, engine and address, those that are known."""
     server = info.server
     parts = [clean(server[key]) for key in ("model", "engine", "base_url") if server.get(key)]
     return " · ".join(parts) or "unknown server"
 
 
 def remarks(summary: Summary) -> list[str]:
-    """Everything that a reader must know before believing the numbers. Empty when nothing is wrong."""
+    """Return everything that a reader must know before believing the numbers. Empty when nothing is wrong."""
     ended = {
         "interrupted": "the run was interrupted: later requests were not sent",
         "aborted": "the run was aborted: requests in flight were cut off",
@@ -67,23 +71,12 @@ def remarks(summary: Summary) -> list[str]:
     }
     stopped = [ended[summary.stopped_by]] if summary.stopped_by in ended else []
     if summary.requests.scheduled and not summary.requests.completed:
-        stopped.append("no request completed: nothing is known of latency, or of energy per request")
+        stopped.append("no request completed: latency and energy per request are unknown")
     return stopped + [clean(verdict) for verdict in summary.instrument.verdicts]
 
 
-def timekeeping(summary: Summary) -> str:
-    """Whether the client kept time, and by what measure."""
-    told = {True: "kept time", False: "SPOILED the times", None: "not known to have kept time"}
-    late, by = summary.instrument.loop_delay_s, summary.instrument.stamped_by
-    stamped = {"kernel": "; tokens stamped by the kernel", "reading": "; tokens stamped as read", None: ""}[by]
-    measured = "" if late is None else f"; event loop late p50 {seconds(late.p50)}, p99 {seconds(late.p99)}"
-    waited = summary.instrument.waited_s
-    without = "" if waited is None else f"; waited {seconds(waited)} for a core"
-    return f"{told[summary.instrument.kept_time]} (p99 within {seconds(MAX_LATE_P99_S)}){stamped}{measured}{without}"
-
-
 def energy_reasons(result: RunResult) -> list[str]:
-    """Why the energy is missing or not valid; never empty when it is."""
+    """Return the reasons why the energy is missing or not valid; never empty when it is."""
     energy = summary_of(result).energy
     if energy.valid:
         return []
@@ -91,55 +84,112 @@ def energy_reasons(result: RunResult) -> list[str]:
     return [clean(reason) for reason in reasons] or ["no reason was recorded"]
 
 
-def arrival_lines(summary: Summary) -> list[tuple[str, str]]:
-    """("" or a stream, how its requests came against how they were to come). Empty where nobody asked."""
-    streams = [(name, part.arrivals) for name, part in sorted(summary.by_workload.items()) if part.arrivals]
-    found = streams or ([("", summary.arrivals)] if summary.arrivals else [])
-    return [(clean(name), _arrivals(check)) for name, check in found]
+class Fact(NamedTuple):
+    """One line about the load; `workload` is empty where it concerns the whole run."""
+
+    label: str
+    text: str
+    workload: str = ""
+
+
+def load_facts(summary: Summary) -> list[Fact]:
+    """Return the facts about load and timekeeping, in the order of reading."""
+    rate, lag, lengths = summary.rate, summary.schedule_lag_s, summary.lengths
+    requested = with_unit(rate.requested_rps, "/s")
+    streams = [
+        Fact("arrivals", _arrivals(part.arrivals), clean(name))
+        for name, part in sorted(summary.by_workload.items())
+        if part.arrivals
+    ]
+    facts = [
+        Fact("rate", f"{with_unit(rate.achieved_rps, '/s')} sent, {requested} requested"),
+        Fact("dispersion", f"{number(rate.index_of_dispersion)} in 1 s windows (1 Poisson, 0 constant)"),
+        *(streams or ([Fact("arrivals", _arrivals(summary.arrivals))] if summary.arrivals else [])),
+        Fact("schedule lag", f"p50 {seconds(lag.p50)}, p99 {seconds(lag.p99)}, max {seconds(lag.max)}"),
+        Fact("client", timekeeping(summary)),
+    ]
+    if summary.goodput is not None:
+        facts.append(Fact("goodput", _goodput(summary.goodput)))
+        if not summary.goodput.slo_ms:  # the workloads have limits of their own
+            parts = sorted(summary.by_workload.items())
+            facts += [Fact("goodput", _goodput(part.goodput), clean(name)) for name, part in parts if part.goodput]
+    if lengths is not None:
+        facts += [
+            Fact("input length", _length(lengths.input_asked, lengths.input_counted, lengths.input_max_off)),
+            Fact("output length", _length(lengths.output_asked, lengths.output_counted, lengths.output_max_off)),
+        ]
+    return facts
+
+
+def _goodput(good: Goodput) -> str:
+    limits = (
+        ", ".join(f"{clean(name)} ≤ {limit:g} ms" for name, limit in good.slo_ms.items()) or "their stream's limits"
+    )
+    return f"{with_unit(good.rps, '/s')}, {percent(good.ratio)} of requests within {limits}"
+
+
+def _length(requested: int, counted: int, max_off: int | None) -> str:
+    difference = f"{counted - requested:+,} by the server's count"
+    return f"{requested:,} tokens requested, {difference}; at most {count(max_off)} off in one request"
 
 
 def _arrivals(check: ArrivalCheck) -> str:
     sent = check.sent
-    told = [f"{with_unit(sent.rate, '/s')} of {with_unit(check.asked_rps, '/s')} asked"]
+    parts = [f"{with_unit(sent.rate, '/s')} of {with_unit(check.asked_rps, '/s')} requested"]
     if sent.dispersion is not None:
-        told.append(f"dispersion {number(sent.dispersion)}")
+        parts.append(f"dispersion {number(sent.dispersion)}")
     if sent.gap_cv is not None:
-        told.append(f"CV {number(sent.gap_cv)}")
+        parts.append(f"CV {number(sent.gap_cv)}")
     if sent.ks is not None and sent.ks_critical is not None:
-        told.append(f"KS {sent.ks:.3f} ({'below' if sent.ks <= sent.ks_critical else 'above'} {sent.ks_critical:.3f})")
+        parts.append(f"KS {sent.ks:.3f} ({'below' if sent.ks <= sent.ks_critical else 'above'} {sent.ks_critical:.3f})")
     law = {"trace": "the trace's own"}.get(check.process or "", check.process)
-    return f"{clean(check.verdict)}: {law} {check.of}, {', '.join(told)}"
+    return f"{clean(check.verdict)}: {law} {check.of}, {', '.join(parts)}"
 
 
-def within(limits: Goodput) -> str:
-    """The limits in words."""
-    told = ", ".join(f"{clean(name)} ≤ {limit:g} ms" for name, limit in limits.slo_ms.items())
-    return told or "their own stream's limits"
+def timekeeping(summary: Summary) -> str:
+    """Return whether the client's timing is valid, and by which measure."""
+    instrument = summary.instrument
+    verdict = {True: "timing valid", False: "TIMING UNRELIABLE", None: "timing not verified"}[instrument.kept_time]
+    parts = [f"{verdict} (limit: p99 of {seconds(MAX_LATE_P99_S)})"]
+    if instrument.stamped_by is not None:
+        stamps = {"kernel": "stamped by the kernel", "reading": "stamped as read"}
+        parts.append(f"tokens {stamps[instrument.stamped_by]}")
+    if (delay := instrument.loop_delay_s) is not None:
+        parts.append(f"event loop late p50 {seconds(delay.p50)}, p99 {seconds(delay.p99)}")
+    if instrument.waited_s is not None:
+        parts.append(f"waited {seconds(instrument.waited_s)} for a core")
+    return "; ".join(parts)
 
 
-def stream_goodputs(summary: Summary) -> list[tuple[str, Goodput]]:
-    """Per workload, where they differ in their limits."""
-    return [(clean(name), part.goodput) for name, part in sorted(summary.by_workload.items())
-            if part.goodput and summary.goodput and not summary.goodput.slo_ms]  # fmt: skip
-
-
-def parts_of(summary: Summary) -> list[tuple[str, Summary | WorkloadSummary]]:
-    """("all", the run), then each workload by name when there are several."""
+def parts_of(summary: Summary) -> list[Part]:
+    """Return ("all", the run), then each workload by name when there are several."""
     several = len(summary.by_workload) > 1
     return [("all", summary), *(sorted(summary.by_workload.items()) if several else ())]
 
 
-def distribution(summary: Summary | WorkloadSummary, field: str) -> Distribution:
-    found = getattr(summary, field)
-    assert isinstance(found, Distribution)
-    return found
+def latency_rows(parts: Sequence[Part]) -> list[tuple[str, str, Distribution]]:
+    """Return (abbreviation, workload, spread) of every latency of every part."""
+    return [(short, name, getattr(part, field)) for field, short, _ in LATENCIES for name, part in parts]
+
+
+def request_cells(part: Summary | WorkloadSummary) -> list[str]:
+    """Return the requests scheduled, sent, completed and failed."""
+    counts = part.requests
+    return [count(n) for n in (counts.scheduled, counts.sent, counts.completed, counts.failed)]
+
+
+def energy_cells(energy: EnergySummary | WorkloadSummary) -> list[str]:
+    """Return joules per request p50, p90 and p99, per output token and per token."""
+    spread = energy.joules_per_request or Distribution(count=0)
+    values = (spread.p50, spread.p90, spread.p99, energy.joules_per_output_token, energy.joules_per_token)
+    return [joules(value) for value in values]
 
 
 def failures(records: Iterable[RequestRecord]) -> list[tuple[str, int, RequestRecord]]:
-    """(kind, how many, an example, one with a detail if there is one), the most frequent first."""
+    """Return (kind, count, an example, with a detail if any has one), the most frequent kind first."""
     kinds: dict[str, list[RequestRecord]] = {}
     for record in records:
         if record.error is not None:
             kinds.setdefault(record.error, []).append(record)
-    rows = [(kind, len(found), next((r for r in found if r.detail), found[0])) for kind, found in kinds.items()]
+    rows = [(kind, len(failed), next((r for r in failed if r.detail), failed[0])) for kind, failed in kinds.items()]
     return sorted(rows, key=lambda row: (-row[1], row[0]))

@@ -2,16 +2,14 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from importlib.resources import files
-from string import Template
 
 import numpy as np
 
 from loadgen.report import svg
 from loadgen.report.format import UNKNOWN, joules, number, percent, plural, seconds, watts, with_unit
 from loadgen.report.markup import Markup, join, table, tag
+from loadgen.report.page import render_page, section, stacked_bar
 from loadgen.report.run_figures import empty, figure
-from loadgen.report.run_page import _bar
 from loadgen.results.study_table import Group, Row, groups, reduction_between
 from loadgen.stats.arrays import Floats
 from loadgen.stats.intervals import Interval, pareto
@@ -67,22 +65,15 @@ def render_study_page(
     sections = [_header(title, description, rows, failed, left)]
     if found:
         sections += [
-            _section("Energy per output token", *_by_load(found, ENERGY), _table(found)),
-            _section("Reduction against the baseline", _reductions(found, baseline)),
-            *([_section("Arrivals", _arrivals(found))] if len(_processes(found)) > 1 else []),
-            _section("Energy and latency", *_fronts(found, slo_ms)),
-            *([_section("Requests within limits", *_good(found, slo_ms))] if slo_ms else []),
-            _section("Power", *_power(found)),
-            _section("Where the energy went", _shares(found)),
+            section("Energy per output token", *_by_load(found, ENERGY), _table(found)),
+            section("Reduction against the baseline", _reductions(found, baseline)),
+            *([section("Arrivals", _arrivals(found))] if len(_processes(found)) > 1 else []),
+            section("Energy and latency", *_fronts(found, slo_ms)),
+            *([section("Requests within limits", *_good(found, slo_ms))] if slo_ms else []),
+            section("Power", *_power(found)),
+            section("Where the energy went", _shares(found)),
         ]
-    page = Template((files("loadgen.report") / "page.html").read_text(encoding="utf-8"))
-    style = (files("loadgen.report") / "page.css").read_text(encoding="utf-8")
-    return page.substitute(title=tag("title", f"{title} · loadgen study"), style=style, body=join(sections))
-
-
-def _section(heading: str, *parts: str) -> Markup:
-    key = heading.lower().replace(" ", "-")
-    return tag("section", tag("h2", heading, id=key), *parts, aria_labelledby=key)
+    return render_page(f"{title} · loadgen study", sections)
 
 
 def _header(title: str, description: str, rows: Sequence[Row], failed: dict[str, str], left: int) -> Markup:
@@ -487,7 +478,7 @@ def _shares(found: Sequence[Group]) -> Markup:
             continue
         told = {name: percent(value / whole) for name, value in known.items()}
         text = ", ".join(f"{name} {share}" for name, share in told.items())
-        bar = _bar([(name, value, f"{name} {told[name]}") for name, value in known.items()], text)
+        bar = stacked_bar([(name, value, f"{name} {told[name]}") for name, value in known.items()], text)
         rows.append([*_named(g, _models(found)), bar, *(told.get(name, UNKNOWN) for name in accounts)])
     if not rows:
         return empty("Shares", "No run has attributed energy.")

@@ -1,0 +1,38 @@
+"""The frame of every page: one file that needs nothing but itself."""
+
+from collections.abc import Iterable
+from importlib.resources import files
+from string import Template
+
+from loadgen.report.markup import Markup, join, tag
+
+
+def render_page(title: str, sections: Iterable[str]) -> str:
+    """Return the whole HTML document."""
+    folder = files("loadgen.report")
+    template, style = ((folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css"))
+    return Template(template).substitute(title=tag("title", title), style=style, body=join(sections))
+
+
+def section(heading: str, *parts: str) -> Markup:
+    key = heading.lower().replace(" ", "-")
+    return tag("section", tag("h2", heading, id=key), *parts, aria_labelledby=key)
+
+
+def definitions(rows: Iterable[tuple[str, str]]) -> Markup:
+    """Return a list of names and their values."""
+    return tag("dl", *(tag("div", tag("dt", name), tag("dd", text)) for name, text in rows), class_="facts")
+
+
+def stacked_bar(parts: Iterable[tuple[str, float, str]], text: str) -> Markup:
+    """Return a flat stack of (account, value, tooltip); each part keeps its share of the width. `text` describes it."""
+    parts = list(parts)
+    total = sum(max(value, 0) for _, value, _ in parts) or 1
+    x, marks = 0.0, []
+    for name, value, tooltip in parts:
+        width = 100 * max(value, 0) / total
+        box = {"x": f"{x:.3f}%", "width": f"{width:.3f}%", "height": "100%"}
+        hatch = tag("rect", **box, fill="url(#hatch)") if name == "unattributed" else ""
+        marks.append(tag("g", tag("title", tooltip), tag("rect", **box, class_=f"account {name}"), hatch))
+        x += width
+    return tag("svg", *marks, class_="bar", role="img", aria_label=text)
