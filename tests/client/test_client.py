@@ -22,7 +22,6 @@ from loadgen.client.connection_pool import FetchedPage, is_plain
 from loadgen.client.http1 import HTTPError
 from loadgen.client.openai_api import StreamEvent
 from loadgen.client.server_probe import find_model
-from loadgen.client.socket_poller import reads_tokens
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from support.scripted_server import DONE, END, GOOD, HEAD, ROLE, USAGE, Step, Wire, chunk, token, wire
@@ -30,16 +29,8 @@ from support.scripted_server import DONE, END, GOOD, HEAD, ROLE, USAGE, Step, Wi
 T = TypeVar("T")
 
 
-@pytest.fixture(params=["compiled", "python", "aiohttp"], autouse=True)
-def path(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Every test of this file runs on every way to a server."""
-    if request.param == "compiled" and not reads_tokens():
-        pytest.skip("loadgen.client._token_reader is not compiled here")
-    if request.param == "python":
-        monkeypatch.setattr("loadgen.client.socket_poller.CompiledReader", None)
-    if request.param == "aiohttp":
-        monkeypatch.setattr("loadgen.client.client.is_plain", lambda *_: False)
-    return str(request.param)
+pytestmark = pytest.mark.usefixtures("transport")
+"""Every test of this file runs on every transport."""
 
 
 def on_uvloop(main: Coroutine[Any, Any, T]) -> T:
@@ -214,21 +205,21 @@ def test_an_answer_longer_than_a_read_comes_whole_though_nothing_follows_it() ->
     async def main() -> RequestRecord:
         with socket.create_server(("127.0.0.1", 0)) as listening:
             async with Client("http://{}:{}".format(*listening.getsockname()), timeout_s=5) as client:
-                flight = asyncio.ensure_future(sent(client))
+                exchange = asyncio.ensure_future(sent(client))
                 far, _ = await asyncio.to_thread(listening.accept)
                 with far:
                     await asyncio.to_thread(far.recv, 1000)
                     stream = b"".join([HEAD, token("a" * 150_000), DONE, END])
                     threading.Thread(target=far.sendall, args=(stream,)).start()
                     time.sleep(0.1)  # the loop's own thread
-                    return await flight
+                    return await exchange
 
     record = on_uvloop(main())
     assert (record.error, len(record.chunk_ns)) == (None, 1)
 
 
-def test_where_one_address_refuses_the_next_is_asked_and_when_all_do_they_are_looked_up_again(path: str) -> None:
-    if path == "aiohttp":
+def test_where_one_address_refuses_the_next_is_asked_and_when_all_do_they_are_looked_up_again(transport: str) -> None:
+    if transport == "aiohttp":
         pytest.skip("aiohttp has its own")
 
     async def main() -> tuple[list[RequestRecord], int]:
@@ -386,10 +377,10 @@ def test_every_split_of_a_stream_gives_the_same_record() -> None:
         )
 
 
-def test_a_redirect_is_followed(path: str) -> None:
+def test_a_redirect_is_followed(transport: str) -> None:
     """307 keeps method and body. The plain way to the server gives up at the first one, before it counts."""
     moved = b"HTTP/1.1 307 Moved\r\nLocation: /v1/elsewhere\r\nContent-Length: 0\r\n\r\n"
-    gives = [moved, GOOD] if path == "aiohttp" else [moved, moved, GOOD]
+    gives = [moved, GOOD] if transport == "aiohttp" else [moved, moved, GOOD]
     (record,), server = one(lambda n: (moved,) if gives[n] is moved else GOOD)
     assert (record.error, len(record.chunk_ns)) == (None, 3)
     assert server.requests[-1].startswith(b"POST /v1/elsewhere")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.client.http1 import Head, HTTPError, Response, Unusual, parse_head
+from loadgen.client.http1 import MAX_HEAD_BYTES, MAX_LINE_BYTES, Head, HTTPError, Response, Unusual, parse_head
 from loadgen.client.openai_api import ProtocolError
 from loadgen.client.sse import SSEError
 from loadgen.client.stream import RequestError, StreamState
@@ -129,3 +129,190 @@ def test_what_needs_a_complete_client(line: bytes) -> None:
                                      HEAD + b"0\r\n" + b"a: b\r\n" * 1000])  # fmt: skip
 def test_what_never_ends_is_refused(endless: bytes) -> None:
     assert heard([endless])[0] is HTTPError
+
+
+class Receiver:
+    """Keeps what a response consists of."""
+
+    template = None
+
+    def __init__(self) -> None:
+        self.heads: list[Head] = []
+        self.pieces: list[tuple[bytes, int]] = []
+
+    def head(self, head: Head) -> None:
+        self.heads.append(head)
+
+    def feed(self, data: bytes, arrived_ns: int) -> None:
+        self.pieces.append((data, arrived_ns))
+
+    @property
+    def body(self) -> bytes:
+        return b"".join(data for data, _ in self.pieces)
+
+
+def parsed(*reads: bytes, eof: bool = False) -> tuple[Receiver, Response]:
+    """Parse reads that arrive at 1, 2, 3, ..."""
+    receiver = Receiver()
+    response = Response(receiver)
+    for i, data in enumerate(reads, 1):
+        response.feed(data, i)
+    if eof:
+        response.eof()
+    return receiver, response
+
+
+OK = b"HTTP/1.1 200 OK\r\n"
+CHUNKED = OK + b"Transfer-Encoding: chunked\r\n\r\n"
+FRAMED = [
+    # (what it is, bytes, body, complete, keep-alive)
+    ("a length", OK + b"Content-Length: 5\r\n\r\nhello", b"hello", True, True),
+    ("a length not yet reached", OK + b"Content-Length: 6\r\n\r\nhello", b"hello", False, True),
+    ("a length of nothing", OK + b"Content-Length: 0\r\n\r\n", b"", True, True),
+    ("more than the length", OK + b"Content-Length: 5\r\n\r\nhello!", b"hello", True, False),
+    ("no content by status", b"HTTP/1.1 204 No Content\r\n\r\n", b"", True, True),
+    ("chunks", CHUNKED + b"5\r\nhello\r\n1\r\n!\r\n0\r\n\r\n", b"hello!", True, True),
+    ("chunks without an end", CHUNKED + b"5\r\nhello\r\n", b"hello", False, True),
+    ("more than the last chunk", CHUNKED + b"0\r\n\r\nx", b"", True, False),
+    ("trailers", CHUNKED + b"1\r\nx\r\n0\r\nA: b\r\n\r\n", b"x", True, True),
+    ("more than the trailers", CHUNKED + b"0\r\nA: b\r\n\r\nHTTP", b"", True, False),
+    ("a size in either case", CHUNKED + b"A\r\n0123456789\r\n0a\r\n0123456789\r\n0\r\n\r\n", b"0123456789" * 2,
+     True, True),
+    ("blanks after a size", CHUNKED + b"1 \t\r\nx\r\n0\r\n\r\n", b"x", True, True),
+    ("an extension", CHUNKED + b"1 ;a=b\r\nx\r\n000\r\n\r\n", b"x", True, True),
+    ("two interim responses", b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 199 x\r\n\r\n" + OK
+     + b"Content-Length: 1\r\n\r\nx", b"x", True, True),
+    ("neither", OK + b"\r\nhello", b"hello", False, False),
+    ("a connection that closes", OK + b"Connection: close\r\nContent-Length: 1\r\n\r\nx", b"x", True, False),
+    ("HTTP/1.0", b"HTTP/1.0 200 OK\r\nContent-Length: 1\r\n\r\nx", b"x", True, False),
+    ("HTTP/1.0 kept alive", b"HTTP/1.0 200 OK\r\nConnection: Keep-Alive\r\nContent-Length: 1\r\n\r\nx", b"x", True,
+     True),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("data", "body", "complete", "keep_alive"), [row[1:] for row in FRAMED],
+                         ids=[row[0] for row in FRAMED])  # fmt: skip
+def test_the_framing_gives_body_end_and_connection(data: bytes, body: bytes, complete: bool, keep_alive: bool) -> None:
+    for cut in range(len(data) + 1):
+        receiver, response = parsed(*filter(None, (data[:cut], data[cut:])))
+        assert (receiver.body, response.complete, response.keep_alive) == (body, complete, keep_alive), cut
+        assert len(receiver.heads) == 1
+
+
+@pytest.mark.parametrize(("data", "proper"), [
+    (OK + b"\r\nhello", True), (OK + b"\r\n", True), (OK + b"Content-Length: 6\r\n\r\nhello", False), (CHUNKED, False),
+    (CHUNKED + b"0\r\n", False), (CHUNKED + b"0\r\n\r\n", True), (OK, False)])  # fmt: skip
+def test_the_end_of_the_connection_ends_only_a_body_without_length(data: bytes, proper: bool) -> None:
+    _, response = parsed(data)
+    assert response.eof() is proper
+    assert response.complete is proper
+
+
+def test_bytes_of_a_chunk_are_fed_as_they_arrive_each_with_its_instant() -> None:
+    receiver, response = parsed(CHUNKED + b"6\r\nab", b"cd", b"ef\r", b"\n1\r\ng\r\n")
+    assert receiver.pieces == [(b"ab", 1), (b"cd", 2), (b"ef", 3), (b"g", 4)]
+    assert response.last_arrival_ns == 4
+
+
+def test_whole_chunks_of_a_read_are_fed_one_by_one() -> None:
+    receiver, _ = parsed(CHUNKED, b"2\r\nab\r\n1\r\nc\r\n")
+    assert receiver.pieces == [(b"ab", 2), (b"c", 2)]
+
+
+def test_an_instant_never_lies_before_the_one_before_it() -> None:
+    receiver = Receiver()
+    response = Response(receiver)
+    for arrived_ns in (7, 5, 9):
+        response.feed(CHUNKED if arrived_ns == 7 else b"1\r\nx\r\n", arrived_ns)
+    assert [ns for _, ns in receiver.pieces] == [7, 9]
+    assert response.last_arrival_ns == 9
+
+
+def test_a_response_has_started_with_its_first_byte() -> None:
+    response = Response(Receiver())
+    assert not response.started
+    response.feed(b"H", 1)
+    assert response.started and not response.complete
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"5\r\nhello!\n", b"1\r\nab", b"\r\n", b";x\r\n", b"-1\r\n", b"0x5\r\nhello\r\n", b"1_0\r\n", b" 5\r\nhello\r\n",
+     b"1234567890abcdef\r\n"],
+)  # fmt: skip
+def test_a_chunk_that_is_not_framed_as_it_says_is_refused(data: bytes) -> None:
+    with pytest.raises(HTTPError):
+        parsed(CHUNKED + data)
+
+
+@pytest.mark.parametrize(("data", "allowed"), [
+    (OK + b"b" * (MAX_HEAD_BYTES - len(OK)), True), (OK + b"b" * (MAX_HEAD_BYTES - len(OK) + 1), False),
+    (CHUNKED + b"1;" + b"x" * (MAX_LINE_BYTES - 3), True), (CHUNKED + b"1;" + b"x" * (MAX_LINE_BYTES - 2), False),
+    (CHUNKED + b"0\r\n" + b"x" * (MAX_LINE_BYTES - 2), True),
+    (CHUNKED + b"0\r\n" + b"x" * (MAX_LINE_BYTES - 1), False)],
+    ids=["head", "head + 1", "size line", "size line + 1", "trailers", "trailers + 1"])  # fmt: skip
+def test_an_element_without_an_end_may_be_as_long_as_its_limit(data: bytes, allowed: bool) -> None:
+    if allowed:
+        assert not parsed(data)[1].complete
+    else:
+        with pytest.raises(HTTPError):
+            parsed(data)
+
+
+@pytest.mark.parametrize(("beginning", "allowed"), [
+    (b"H", True), (b"HTTP/1", True), (b"HTTP/1.", True), (b"HTTP/1.1 200", True), (b"HTTP/2", False), (b"h", False),
+    (b"GET /", False), (b"HTTP/1x", False)])  # fmt: skip
+def test_what_does_not_begin_like_a_response_is_refused_at_once(beginning: bytes, allowed: bool) -> None:
+    if allowed:
+        parsed(beginning)
+    else:
+        with pytest.raises(HTTPError, match="not an HTTP response"):
+            parsed(beginning)
+
+
+def test_a_head_whose_lines_end_in_lf_is_left_to_a_complete_client() -> None:
+    with pytest.raises(Unusual, match="LF"):
+        parsed(b"HTTP/1.1 200 OK\nA: b\n\n")
+
+
+@pytest.mark.parametrize(("status", "usual"), [(200, True), (299, True), (300, False), (399, False), (400, True),
+                                               (406, True), (407, False), (408, True), (102, True), (101, False),
+                                               (599, True)])  # fmt: skip
+def test_redirects_upgrades_and_proxies_need_a_complete_client(status: int, usual: bool) -> None:
+    raw = b"HTTP/1.1 %d x\r\n\r\n" % status
+    if usual:
+        assert parse_head(raw).status == status
+    else:
+        with pytest.raises(Unusual, match=str(status)):
+            parse_head(raw)
+
+
+@pytest.mark.parametrize(("fields", "expected"), [
+    (b"", Head(200, "OK", "", None, False, True)),
+    (b"content-type:text/HTML\r\n", Head(200, "OK", "text/html", None, False, True)),
+    (b"Content-Type: a/b \t; x=y\r\n", Head(200, "OK", "a/b", None, False, True)),
+    (b"Content-Encoding: identity\r\nContent-Length: 12\r\n", Head(200, "OK", "", 12, False, True)),
+    (b"Content-Length: 3, 3\r\n", Head(200, "OK", "", 3, False, True)),
+    (b"Transfer-Encoding: Chunked\r\n", Head(200, "OK", "", None, True, True)),
+    (b"Connection: Keep-Alive, Close\r\n", Head(200, "OK", "", None, False, False)),
+    (b"X-Content-Length: 9\r\nA: content-length: 8\r\n", Head(200, "OK", "", None, False, True))])  # fmt: skip
+def test_the_fields_that_matter_are_read(fields: bytes, expected: Head) -> None:
+    assert parse_head(b"HTTP/1.1 200 OK\r\n" + fields + b"\r\n") == expected
+
+
+@pytest.mark.parametrize("first", [b"HTTP/1.1 200", b"HTTP/1.1 200 "])
+def test_a_reason_may_be_missing(first: bytes) -> None:
+    assert parse_head(first + b"\r\n\r\n").reason == ""
+
+
+@pytest.mark.parametrize("first", [b"HTTP/1.2 200 OK", b"HTTP/1.1 099 OK", b"HTTP/1.1 2000 OK", b"HTTP/1.1  200 OK",
+                                   b"http/1.1 200 OK", b"HTTP/1.1 200 O\0K"])  # fmt: skip
+def test_a_status_line_that_is_none_is_refused(first: bytes) -> None:
+    with pytest.raises(HTTPError):
+        parse_head(first + b"\r\n\r\n")
+
+
+@pytest.mark.parametrize("length", [b"", b"1 2", b"+1", b"0x1", b"1,2", b"1" * 19, b"1,"])
+def test_a_length_that_is_none_is_refused(length: bytes) -> None:
+    with pytest.raises(HTTPError, match="content-length"):
+        parse_head(b"HTTP/1.1 200 OK\r\nContent-Length: " + length + b"\r\n\r\n")

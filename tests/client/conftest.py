@@ -1,0 +1,15 @@
+import pytest
+
+from loadgen.client.socket_poller import reads_tokens
+
+
+@pytest.fixture(params=["compiled", "python", "aiohttp"])
+def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Run a test on every transport: plain with the compiled token reader, plain without it, and aiohttp."""
+    if request.param == "compiled" and not reads_tokens():
+        pytest.skip("loadgen.client._token_reader is not compiled here")
+    if request.param == "python":
+        monkeypatch.setattr("loadgen.client.socket_poller.CompiledReader", None)
+    if request.param == "aiohttp":
+        monkeypatch.setattr("loadgen.client.client.is_plain", lambda *_: False)
+    return str(request.param)
