@@ -1,4 +1,4 @@
-"""What this client is worth on this machine: the planned run, against a server whose timing is known."""
+"""Measure this client's timing error and capacity on this machine: a planned run against a server of known timing."""
 
 import sys
 import tempfile
@@ -25,28 +25,26 @@ from loadgen.run.timing_server import Written
 from loadgen.servers.launcher import answering
 from loadgen.units import NS_PER_S
 from loadgen.workload.schedule import Schedule, ScheduledRequest
-from loadgen.workload.trace import Trace, TraceRequest
 
 START_TIMEOUT_S = 20.0
 MAX_BUSY = 0.8
-"""Share of a core beyond which a small hitch becomes a queue."""
+"""Share of a core above which a small hitch becomes a queue."""
 MIN_REACHED = 0.9
 """Share of the planned streams that the test has to reach to say anything about the plan."""
 DEFAULT_RPS, DEFAULT_ITL_S = 4.0, 0.020
-INPUT_TOKENS, OUTPUT_TOKENS = 1000, 200
-"""Of every request, when no trace says otherwise."""
-BULK, BULK_REQUESTS = 64, 2000
-"""Requests in flight while capacity is measured, and how many in all."""
+BULK_IN_FLIGHT, BULK_REQUESTS = 64, 2000
+"""Requests in flight while capacity is measured, and their number."""
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """How many requests a second, each streaming how fast. By Little's law streams = rps x time in flight."""
+    """The load that is planned: requests a second, and the timing of each. By Little's law streams = rps x time in
+    flight."""
 
     rps: float
     ttft_s: float
     itl_s: float
     output_tokens: float
-    """Mean of a request."""
+    """Mean per request."""
 
     @property
     def in_flight_s(self) -> float:
@@ -60,29 +58,23 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
 def planned_run(
     output_tokens: float, *, rps: float | None, streams: float | None, itl_s: float | None, ttft_s: float
 ) -> Plan:
-    """Any two of rps, streams and itl_s give the third; what is still missing is 20 ms, and 4 requests/s."""
+    """Return the plan that any two of rps, streams and itl_s determine; the defaults are 20 ms and 4 requests/s."""
     if rps is not None and streams is not None:
         if itl_s is not None:
-            raise LoadgenError("--rps, --streams and --itl are bound by Little's law: say two of them")
+            raise LoadgenError("--rps, --streams and --itl are bound by Little's law: give two of them")
         itl_s = (streams / rps - ttft_s) / max(output_tokens - 1, 1)
         if itl_s <= 0:
             raise LoadgenError(
                 f"{streams:g} streams at {rps:g} requests/s leave {streams / rps:.3g} s for a request, and its first "
                 f"token alone takes {ttft_s:g} s: ask for more --streams, or a lower --rps or --ttft"
             )
-    found = Plan(rps=1.0, ttft_s=ttft_s, itl_s=itl_s or DEFAULT_ITL_S, output_tokens=output_tokens)
-    rate = rps or (streams / found.in_flight_s if streams else DEFAULT_RPS)
-    return msgspec.structs.replace(found, rps=rate)
-
-
-def even_trace() -> Trace:
-    """Requests that are all alike, for a test without a trace."""
-    alike = TraceRequest(arrival_s=0.0, input_tokens=INPUT_TOKENS, output_tokens=OUTPUT_TOKENS, workload="chat")
-    return Trace("even", (alike,), "")
+    plan = Plan(rps=1.0, ttft_s=ttft_s, itl_s=itl_s or DEFAULT_ITL_S, output_tokens=output_tokens)
+    rate = rps or (streams / plan.in_flight_s if streams else DEFAULT_RPS)
+    return msgspec.structs.replace(plan, rps=rate)
 
 
 class Errors(msgspec.Struct, frozen=True, kw_only=True):
-    """This client against the server's stamps, in seconds, over answered requests."""
+    """This client's times against the server's stamps, in seconds, over answered requests."""
 
     ttft_s: Distribution
     """|client's TTFT - (first token written - request arrived)|."""
@@ -95,64 +87,68 @@ class Errors(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Capacity(msgspec.Struct, frozen=True, kw_only=True):
-    """What one core of this machine can do for this client, by the CPU time it used: estimates."""
+    """Estimates of the load that one core of this machine carries, from the CPU time that this client used."""
 
     requests_per_s: float
-    """Of one token each."""
+    """Requests of one token each."""
     bulk_events_per_s: float
-    """When many events come in one read."""
+    """Events, where many come in one read."""
     events_per_s: float
-    """When each comes alone, as in the planned run."""
+    """Events, where each comes alone, as in the planned run."""
     streams: float
-    """At the plan's time per token."""
+    """Streams at the plan's time per token."""
 
 
 class Selftest(msgspec.Struct, frozen=True, kw_only=True):
     safe: bool
     reasons: list[str]
-    """Why not; empty when it is."""
+    """Reasons why it is not safe; empty when it is."""
     plan: Plan
     processes: int
     requests: int
     completed: int
     duration_s: float
     streams: int
-    """Most that were open at once."""
+    """The most that were open at once."""
     events_per_s: float
-    """Between the first token and the last."""
+    """Mean between the first token and the last."""
     lag_s: Distribution
     loop_delay_s: Distribution | None
     stamped_by: StampedBy | None
     compiled: bool | None
     errors: Errors
     server_late_s: Distribution
-    """Of the test's own server: written - due. It is in no error."""
+    """Lateness of the test's own server, written - due. It is in no error."""
     busy: float
     """Share of a core that each process used."""
     waited: float | None
-    """Share of the time in which it was ready to run and other processes had the cores."""
+    """Share of the time that it was ready to run while other processes had the cores."""
     capacity: Capacity
 
 
 def run_selftest(schedule: Schedule, planned: Plan, processes: int, view: View) -> Selftest | None:
-    """Runs the schedule against a timing-true server on this machine, then what shows the client's capacity.
+    """Run the schedule against a timing server on this machine, then two runs that show the client's capacity.
 
-    None when it was interrupted.
+    Return None when it was interrupted.
     """
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="loadgen-selftest-")))
         url = stack.enter_context(
-            answering([sys.executable, "-m", "loadgen.run.timing_server"], "truth", START_TIMEOUT_S)
+            answering([sys.executable, "-m", "loadgen.run.timing_server"], "timing server", START_TIMEOUT_S)
         )
+        config = RunConfig(out=folder / "planned", base_url=url, energy="none", idle_s=0.0)
         timing = {"ttft_ms": planned.ttft_s * 1000, "itl_ms": planned.itl_s * 1000}
-        run = _replayed(schedule, _options(folder / "planned", url, timing, processes), view)
-        if not _is_whole(run):
+        run = _replay(schedule, msgspec.structs.replace(config, extra_body=timing, processes=processes), view)
+        if run.info.stopped_by != "completed":
             return None
-        truth = written(url)
+        streams = written(url)
+        bulk = msgspec.structs.replace(config, max_concurrency=BULK_IN_FLIGHT)
         lengths = [request.input_tokens for request in schedule.requests]
-        requests = _bulk(folder / "requests", url, islice(cycle(lengths), BULK_REQUESTS), 1)
-        events = _bulk(folder / "events", url, [16] * (BULK_REQUESTS // 2), 200)
-    if not (_is_whole(requests) and _is_whole(events)):
+        single = _burst(islice(cycle(lengths), BULK_REQUESTS), output_tokens=1)
+        requests = _replay(single, msgspec.structs.replace(bulk, out=folder / "requests"), NullView())
+        many = _burst([16] * (BULK_REQUESTS // 2), output_tokens=200)
+        events = _replay(many, msgspec.structs.replace(bulk, out=folder / "events"), NullView())
+    if {requests.info.stopped_by, events.info.stopped_by} != {"completed"}:
         return None
     per_event_s = _cpu_s(run) / max(_tokens(run), 1)
     capacity = Capacity(
@@ -161,24 +157,48 @@ def run_selftest(schedule: Schedule, planned: Plan, processes: int, view: View) 
         events_per_s=1 / per_event_s,
         streams=planned.itl_s / per_event_s,
     )
-    return judged(run, truth, planned, processes, capacity)
+    return judge_run(run, streams, planned, processes, capacity)
+
+
+def _burst(input_tokens: Iterable[int], output_tokens: int) -> Schedule:
+    """Return requests that are all due at once; the server writes each response whole."""
+    requests = tuple(
+        ScheduledRequest(index=i, offset_ns=0, workload="chat", input_tokens=length, output_tokens=output_tokens)
+        for i, length in enumerate(input_tokens)
+    )
+    return Schedule(requests, "constant", None, 0)
+
+
+def _replay(schedule: Schedule, config: RunConfig, view: View) -> RunResult:
+    replay(schedule, config, view)
+    return load_run(config.out, schedule.requests)
+
+
+def _cpu_s(run: RunResult) -> float:
+    return float(run.info.instrument["cpu_s"])
+
+
+def _tokens(run: RunResult) -> int:
+    return sum(record.output_tokens or 0 for record in run.records)
 
 
 def written(url: str) -> dict[str, Written]:
-    """The server's own account, by request id."""
+    """Return the server's own account, by request id."""
     with urlopen(url.removesuffix("/v1") + "/written") as page:
         streams = (msgspec.json.decode(line, type=Written) for line in page)
         return {stream.request_id: stream for stream in streams}
 
 
-def judged(run: RunResult, truth: dict[str, Written], planned: Plan, processes: int, capacity: Capacity) -> Selftest:
-    """What a finished run of the plan says of the client, by the server's account."""
+def judge_run(
+    run: RunResult, streams: dict[str, Written], planned: Plan, processes: int, capacity: Capacity
+) -> Selftest:
+    """Judge a finished run of the plan by the server's account of its streams."""
     summary = run.summary
     assert summary is not None
     names = [f"{run.info.run_id}-{record.index}" for record in run.records]
-    pairs = [(record, truth[name]) for record, name in zip(run.records, names, strict=True) if record.ok]
+    pairs = [(record, streams[name]) for record, name in zip(run.records, names, strict=True) if record.ok]
     waited_s = summary.instrument.waited_s
-    found = Selftest(
+    result = Selftest(
         safe=False,
         reasons=[],
         plan=planned,
@@ -186,43 +206,41 @@ def judged(run: RunResult, truth: dict[str, Written], planned: Plan, processes: 
         requests=summary.requests.scheduled,
         completed=summary.requests.completed,
         duration_s=summary.duration_s,
-        streams=most_open(run.records),
-        events_per_s=events_per_s([true for _, true in pairs]),
+        streams=max_open(run.records),
+        events_per_s=events_per_s([stream for _, stream in pairs]),
         lag_s=summary.schedule_lag_s,
         loop_delay_s=summary.instrument.loop_delay_s,
         stamped_by=summary.instrument.stamped_by,
         compiled=summary.instrument.compiled,
-        errors=errors(pairs),
-        server_late_s=metrics.distribution_s(late_ns for _, true in pairs for late_ns in _late_ns(true)),
+        errors=timing_errors(pairs),
+        server_late_s=metrics.distribution_s(late_ns for _, stream in pairs for late_ns in stream.late_ns()),
         busy=_cpu_s(run) / summary.duration_s / processes if summary.duration_s else 0.0,
         waited=waited_s / summary.duration_s if waited_s is not None and summary.duration_s else None,
         capacity=capacity,
     )
-    reasons = [*_faults(found, run.info.instrument.get("processes") or []), *_not_tested(found)]
-    return msgspec.structs.replace(found, safe=not reasons, reasons=reasons)
+    reasons = list(_reasons(result, run.info.instrument.get("processes") or []))
+    return msgspec.structs.replace(result, safe=not reasons, reasons=reasons)
 
 
-def _faults(found: Selftest, processes: Sequence[dict[str, Any]]) -> Iterable[str]:
+def _reasons(result: Selftest, processes: Sequence[dict[str, Any]]) -> Iterable[str]:
+    """Yield the faults of the client, then the ways in which the test was easier than the plan: it then tells nothing
+    about the plan."""
     yield from timekeeping.faults(
         processes,
-        found.waited,
-        lag=found.lag_s,
-        loop_delay=timekeeping.loop_delay_that_tells(found.loop_delay_s, found.stamped_by, found.plan.itl_s),
-        ttft_error=found.errors.ttft_s,
-        itl_error=found.errors.itl_s,
+        result.waited,
+        lag=result.lag_s,
+        loop_delay=timekeeping.loop_delay_that_tells(result.loop_delay_s, result.stamped_by, result.plan.itl_s),
+        ttft_error=result.errors.ttft_s,
+        itl_error=result.errors.itl_s,
     )
-    if found.busy > MAX_BUSY:
-        yield f"this client used {found.busy:.0%} of a core: more than {MAX_BUSY:.0%} leaves no room for a hitch"
-    if found.completed < found.requests:
-        yield f"{found.requests - found.completed} of {found.requests} requests were not answered"
-
-
-def _not_tested(found: Selftest) -> Iterable[str]:
-    """Where the test was easier than the plan, so that it says nothing of it."""
-    planned, late_p99 = found.plan, found.server_late_s.p99
-    if found.streams < MIN_REACHED * planned.streams:
+    if result.busy > MAX_BUSY:
+        yield f"this client used {result.busy:.0%} of a core: more than {MAX_BUSY:.0%} leaves no room for a hitch"
+    if result.completed < result.requests:
+        yield f"{result.requests - result.completed} of {result.requests} requests were not answered"
+    planned, late_p99 = result.plan, result.server_late_s.p99
+    if result.streams < MIN_REACHED * planned.streams:
         yield (
-            f"only {found.streams} of {planned.streams:.0f} streams were ever open at once: a request takes "
+            f"only {result.streams} of {planned.streams:.0f} streams were ever open at once: a request takes "
             f"{planned.in_flight_s:.3g} s, so ask for a longer --duration"
         )
     if late_p99 is not None and late_p99 > max(planned.itl_s, timekeeping.MAX_LATE_P99_S):
@@ -232,19 +250,19 @@ def _not_tested(found: Selftest) -> Iterable[str]:
         )
 
 
-def errors(pairs: Sequence[tuple[RequestRecord, Written]]) -> Errors:
-    """Of requests that were answered, each with the server's account of it."""
+def timing_errors(pairs: Sequence[tuple[RequestRecord, Written]]) -> Errors:
+    """Return the errors over answered requests, each with the server's account of it."""
     ttft, arrival = [], []
     itl, token = [np.zeros(0)], [np.zeros(0)]
-    for record, true in pairs:
+    for record, stream in pairs:
         assert record.sent_ns is not None
         assert record.ttft_ns is not None
-        ttft.append(abs(record.ttft_ns - (true.written_ns[0] - true.arrived_ns)))
-        arrival.append(true.arrived_ns - record.sent_ns)
-        seen, said = np.array(record.chunk_ns), np.array(true.written_ns)
-        if len(seen) == len(said):
-            itl.append(np.abs(np.diff(seen) - np.diff(said)))
-            token.append(seen - said)
+        ttft.append(abs(record.ttft_ns - (stream.written_ns[0] - stream.arrived_ns)))
+        arrival.append(stream.arrived_ns - record.sent_ns)
+        received, sent = np.array(record.chunk_ns), np.array(stream.written_ns)
+        if len(received) == len(sent):
+            itl.append(np.abs(np.diff(received) - np.diff(sent)))
+            token.append(received - sent)
     return Errors(
         ttft_s=metrics.distribution_s(ttft),
         itl_s=metrics.distribution_s(np.concatenate(itl)),
@@ -253,49 +271,15 @@ def errors(pairs: Sequence[tuple[RequestRecord, Written]]) -> Errors:
     )
 
 
-def most_open(records: Iterable[RequestRecord]) -> int:
-    """Requests that were in flight at once, at most."""
-    spans = [(one.sent_ns, one.finished_ns) for one in records if one.sent_ns and one.finished_ns]
+def max_open(records: Iterable[RequestRecord]) -> int:
+    """Return the most requests that were in flight at once."""
+    spans = [(record.sent_ns, record.finished_ns) for record in records if record.sent_ns and record.finished_ns]
     starts, ends = (np.sort([span[i] for span in spans]) for i in (0, 1))
     return int(np.max(np.arange(1, len(starts) + 1) - np.searchsorted(ends, starts, side="right"), initial=0))
 
 
-def events_per_s(truth: Sequence[Written]) -> float:
-    times = [t for one in truth for t in (one.written_ns[0], one.written_ns[-1])]
+def events_per_s(streams: Sequence[Written]) -> float:
+    """Return the mean rate of tokens from the first to the last; 0 where all came at one instant."""
+    times = [t_ns for stream in streams for t_ns in (stream.written_ns[0], stream.written_ns[-1])]
     spread_ns = max(times, default=0) - min(times, default=0)
-    return sum(len(one.written_ns) for one in truth) * NS_PER_S / spread_ns if spread_ns else 0.0
-
-
-def _late_ns(one: Written) -> Iterable[int]:
-    return (at - one.due_ns - i * one.itl_ns for i, at in enumerate(one.written_ns))
-
-
-def _bulk(folder: Path, url: str, input_tokens: Iterable[int], output_tokens: int) -> RunResult:
-    """As fast as it goes, in one process, whole answers at once."""
-    requests = tuple(
-        ScheduledRequest(index=i, offset_ns=0, workload="chat", input_tokens=length, output_tokens=output_tokens)
-        for i, length in enumerate(input_tokens)
-    )
-    options = msgspec.structs.replace(_options(folder, url, {}, 1), max_concurrency=BULK)
-    return _replayed(Schedule(requests, "constant", None, 0), options, NullView())
-
-
-def _replayed(schedule: Schedule, options: RunConfig, view: View) -> RunResult:
-    replay(schedule, options, view)
-    return load_run(options.out, schedule.requests)
-
-
-def _options(folder: Path, url: str, timing: dict[str, Any], processes: int) -> RunConfig:
-    return RunConfig(out=folder, base_url=url, extra_body=timing, energy="none", idle_s=0.0, processes=processes)
-
-
-def _is_whole(run: RunResult) -> bool:
-    return run.info.stopped_by == "completed"
-
-
-def _cpu_s(run: RunResult) -> float:
-    return float(run.info.instrument["cpu_s"])
-
-
-def _tokens(run: RunResult) -> int:
-    return sum(record.output_tokens or 0 for record in run.records)
+    return sum(len(stream.written_ns) for stream in streams) * NS_PER_S / spread_ns if spread_ns else 0.0

@@ -236,10 +236,28 @@ class TimingServer:
         return int(self.socket.getsockname()[1])
 
     def serve(self) -> None:
+        """Serve for ever. What falls due while tokens are written waits until the sockets had their turn.
+
+        A selector rounds its wait up to milliseconds, so the last one before a token is due is slept here.
+        """
+        due, order = self._due, self._order
         while True:
-            for key, events in self.selector.select(self._wait_s()):
+            wait_s: float | None = None
+            if due:
+                remaining_ns = due[0][0] - monotonic_ns()
+                wait_s = max(0, remaining_ns // NS_PER_MS / 1000)
+                if 0 < remaining_ns <= NS_PER_MS:
+                    time.sleep(remaining_ns / NS_PER_S)
+                    wait_s = 0.0
+            for key, events in self.selector.select(wait_s):
                 key.data(events)
-            self._write_due()
+            now_ns = monotonic_ns()
+            while due and due[0][0] <= now_ns:
+                stream = due[0][2]
+                if stream.write():
+                    heapq.heapreplace(due, (stream.due_ns, next(order), stream))
+                else:
+                    heapq.heappop(due)
 
     def start(self, stream: _Stream) -> None:
         self._streams.append(stream)
@@ -267,27 +285,6 @@ class TimingServer:
                 records.write(_LOG_RECORD.pack(number, *times, first_write, *counts, written.request_id.encode()[:63]))
                 stream.written_ns.tofile(writes)
                 first_write += events
-
-    def _wait_s(self) -> float | None:
-        """Return the time to wait for sockets. A selector rounds up to milliseconds, so the last one is slept here."""
-        if not self._due:
-            return None
-        remaining_ns = self._due[0][0] - monotonic_ns()
-        if remaining_ns > NS_PER_MS:
-            return remaining_ns // NS_PER_MS / 1000
-        if remaining_ns > 0:
-            time.sleep(remaining_ns / NS_PER_S)
-        return 0
-
-    def _write_due(self) -> None:
-        """Write what is due by now; what falls due meanwhile waits until the sockets had their turn."""
-        now_ns, due, order = monotonic_ns(), self._due, self._order
-        while due and due[0][0] <= now_ns:
-            stream = due[0][2]
-            if stream.write():
-                heapq.heapreplace(due, (stream.due_ns, next(order), stream))
-            else:
-                heapq.heappop(due)
 
     def _accept(self, _: int) -> None:
         while True:

@@ -1,4 +1,4 @@
-"""What a client is told of itself: errors against the truth, and when a plan is safe."""
+"""The self-test: errors against the timing server's stamps, and the verdict on a plan."""
 
 import signal
 import subprocess
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from loadgen.results.run_folder import RunResult
-from loadgen.run.selftest import Capacity, Plan, Selftest, errors, events_per_s, judged, most_open, planned_run
+from loadgen.run.selftest import Capacity, Plan, Selftest, events_per_s, judge_run, max_open, planned_run, timing_errors
 from loadgen.run.timing_server import Written
 from support import sample_runs
 
@@ -42,7 +42,7 @@ def test_any_two_of_rate_streams_and_gap_give_the_third(
 @pytest.mark.parametrize(
     ("asked", "says"),
     [
-        ({"rps": 5.0, "streams": 10.0, "itl_s": 0.01}, "say two of them"),
+        ({"rps": 5.0, "streams": 10.0, "itl_s": 0.01}, "give two of them"),
         ({"rps": 100.0, "streams": 1.0, "itl_s": None}, "1 streams at 100 requests/s leave 0.01 s"),
     ],
 )
@@ -61,7 +61,7 @@ def record(sent_ns: int, chunk_ns: list[int]) -> RequestRecord:
 def test_errors_by_hand() -> None:
     seen = record(1_000_000, [51_300_000, 71_100_000, 91_500_000])
     true = Written("a", 1_010_000, 50_000_000, 20_000_000, [51_000_000, 71_000_000, 91_000_000])
-    found = errors([(seen, true)])
+    found = timing_errors([(seen, true)])
     assert found.ttft_s.max == pytest.approx(50_300_000e-9 - 49_990_000e-9)
     assert found.itl_s.count == 2
     assert (found.itl_s.mean, found.itl_s.max) == (pytest.approx(0.3e-3), pytest.approx(0.4e-3))
@@ -71,15 +71,15 @@ def test_errors_by_hand() -> None:
 
 
 def test_nothing_answered_has_no_errors() -> None:
-    assert errors([]).ttft_s.count == errors([]).itl_s.count == 0
-    assert (events_per_s([]), most_open([])) == (0.0, 0)
+    assert timing_errors([]).ttft_s.count == timing_errors([]).itl_s.count == 0
+    assert (events_per_s([]), max_open([])) == (0.0, 0)
 
 
 @given(st.lists(st.tuples(st.integers(1, 30), st.integers(1, 9)), max_size=12))
 def test_most_open_is_the_most_at_any_instant(spans: list[tuple[int, int]]) -> None:
     records = [record(start, [start + length]) for start, length in spans]
     at_each = [sum(start <= t < start + length for start, length in spans) for t in range(1, 40)]
-    assert most_open(records) == max(at_each)
+    assert max_open(records) == max(at_each)
 
 
 # -- the verdict -----------------------------------------------------------------------------------------------------
@@ -98,7 +98,7 @@ def verdict(made: RunResult, streams: float = 4.0, late_ns: int = 0, cpu_s: floa
     truth = {f"{made.info.run_id}-{r.index}": account(r, late_ns) for r in made.records if r.ok}
     info = msgspec.structs.replace(made.info, instrument={"cpu_s": cpu_s})
     planned = Plan(rps=4.0, ttft_s=0.0, itl_s=streams / 4, output_tokens=2)
-    return judged(replace(made, info=info), truth, planned, 1, CAPACITY)
+    return judge_run(replace(made, info=info), truth, planned, 1, CAPACITY)
 
 
 def test_a_client_that_agrees_with_the_server_is_safe() -> None:
@@ -131,7 +131,7 @@ def test_a_server_that_was_late_tested_something_else() -> None:
     }
     info = msgspec.structs.replace(made.info, instrument={"cpu_s": 1.0})
     planned = Plan(rps=4.0, ttft_s=0.0, itl_s=0.02, output_tokens=2)
-    (reason,) = judged(replace(made, info=info), truth, planned, 1, CAPACITY).reasons
+    (reason,) = judge_run(replace(made, info=info), truth, planned, 1, CAPACITY).reasons
     assert reason.startswith("the test's own server was late: p99 30.0 ms")
 
 
@@ -145,7 +145,7 @@ def test_gaps_that_the_client_moved_and_requests_that_failed_are_not_safe() -> N
     truth = {f"{made.info.run_id}-{r.index}": account(r) for r in made.records if r.ok}
     info = msgspec.structs.replace(made.info, instrument={"cpu_s": 1.0})
     planned = Plan(rps=4.0, ttft_s=0.0, itl_s=1.0, output_tokens=2)
-    found = judged(replace(made, info=info, records=moved), truth, planned, 1, CAPACITY)
+    found = judge_run(replace(made, info=info, records=moved), truth, planned, 1, CAPACITY)
     assert [reason.split()[-1] for reason in found.reasons[:1]] == ["stamps"]
     assert "requests were not answered" in found.reasons[1]
 
@@ -173,14 +173,14 @@ def test_the_exit_status_is_the_verdict(processes: int) -> None:
 
 
 def test_a_plan_that_was_not_reached_is_not_safe_and_says_what_to_do() -> None:
-    done = selftest("--streams", 50, "--ttft", 1000, "--itl", 1, "--duration", 0.2)
+    done = selftest("--streams", 50, "--ttft", 500, "--itl", 1, "--duration", 0.2)
     assert done.returncode == 1
     assert "NOT SAFE" in done.stdout
     assert "ask for a longer --duration" in " ".join(done.stdout.split())
 
 
 def test_ctrl_c_ends_it() -> None:
-    command = [sys.executable, "-m", "loadgen", "selftest", "--rps", "5", "--duration", "30"]
+    command = [sys.executable, "-m", "loadgen", "selftest", "--rps", "5", "--itl", "1", "--duration", "30"]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=ROOT)
     assert process.stderr is not None
     assert "sent" in process.stderr.readline(), "it is running"
