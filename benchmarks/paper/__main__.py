@@ -17,6 +17,7 @@ from benchmarks.paper import (
     decoding,
     engine_options,
     frameworks,
+    gpus,
     moe,
     offline_table,
     online,
@@ -55,6 +56,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tasks-best": decoding.tasks_best,
     "online": online.online_table,
     "online-paper": online.online_paper,
+    **gpus.TABLES,
     **serving.TABLES,
     **engine_options.TABLES,
     "case-study": case_study.traces,
@@ -71,6 +73,7 @@ FIGURES: dict[str, Callable[[], str]] = {
     "speculative-decoding": speculative_decoding.figure,
     "moe": moe.figure,
     "case-study": case_study.figure,
+    **gpus.FIGURES,
     **serving.FIGURES,
 }
 

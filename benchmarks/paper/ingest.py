@@ -101,9 +101,9 @@ def spread(values: Sequence[float]) -> float | None:
 
 
 @cache
-def sessions() -> dict[str, dict[str, Any]]:
-    """Return {name: summary} of every offline measurement session."""
-    summaries = map(json.loads, (FOLDER / "offline/sessions.jsonl").read_text().splitlines())
+def sessions(folder: Path = FOLDER) -> dict[str, dict[str, Any]]:
+    """Return {name: summary} of every offline measurement session in `folder`."""
+    summaries = map(json.loads, (folder / "offline/sessions.jsonl").read_text().splitlines())
     return {summary["session"]: summary for summary in summaries}
 
 

@@ -22,7 +22,7 @@ from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.report.study_page import render_study_page
 from loadgen.results.study_table import Row
 
-HARDWARE = {"NVIDIA H200": "h200"}
+HARDWARE = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100"}
 """What the driver says -> profiles/hardware."""
 MOST_BOUND = 0.10
 """Share of a window's joules that its bound of error may be: the counter's step at each end, at the very worst."""
