@@ -1,4 +1,4 @@
-"""Start a server that belongs to this process, wait until it answers, and end all of it again."""
+"""Start a server as a child of this process, wait until it is healthy, and end its whole process group."""
 
 import ctypes
 import http.client
@@ -12,46 +12,51 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from time import monotonic, sleep
 from typing import IO
 
 from loadgen.errors import LoadgenError
+from loadgen.http_get import http_get
 from loadgen.servers import recipe as recipes
 
 STOP_TIMEOUT_S = 15.0
-"""For an engine to end by itself; it frees its GPU that way."""
-OURS_TO_STOP_S = 5.0
-"""More for `loadgen serve`, which waits for its engine: ended first, it would leave that running."""
-POLL_S = 0.1
-SAY_EVERY_S = 5.0
-LAST_LINES = 12
+"""Time for an engine to end by itself, which frees its GPU."""
+_SERVE_STOP_EXTRA_S = 5.0
+"""Additional time for `loadgen serve`, which waits for its engine: killed before it, it would leave that running."""
+_POLL_S = 0.1
+_PROGRESS_PERIOD_S = 5.0
+_KEPT_LINES = 12
 
 _READY = re.compile(r"^(?!\[).*?(https?://\S+/v1)\b")
-"""The line of `loadgen serve` that says where. Lines of the engine itself are passed on behind its name in brackets."""
-
-Say = Callable[[str], None]
+"""The line with which `loadgen serve` reports its URL. Lines of the engine begin with its name in brackets instead."""
 
 
-class Output:
-    """What a process says: its last lines. A thread reads, so that a talkative server never waits for us."""
+class _Output:
+    """The last lines that a process printed. A thread reads them, so that the pipe never blocks the server."""
 
     def __init__(self, stream: IO[bytes], on_line: Callable[[str], None]) -> None:
-        self.last: deque[str] = deque(maxlen=LAST_LINES)
+        self.lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._on_line = on_line
-        self._thread = threading.Thread(target=self._read, args=(stream,), name="server-output", daemon=True)
+        self._thread = threading.Thread(target=self._read_lines, args=(stream,), name="server-output", daemon=True)
         self._thread.start()
 
-    def _read(self, stream: IO[bytes]) -> None:
+    def _read_lines(self, stream: IO[bytes]) -> None:
         with stream:
             for raw in stream:
                 if line := raw.decode(errors="replace").rstrip():
-                    self.last.append(line)
+                    self.lines.append(line)
                     self._on_line(line)
 
     def close(self) -> None:
-        """After the process ended: all it said is in `last`. A grandchild that holds the pipe is not waited for."""
+        """Wait for the rest of the output of a process that ended, but not for a grandchild that holds the pipe."""
         self._thread.join(1.0)
+
+    @property
+    def tail(self) -> str:
+        """The last lines, for an error message."""
+        return "and said last:\n  " + "\n  ".join(self.lines) if self.lines else "and said nothing"
 
 
 @contextmanager
@@ -59,18 +64,18 @@ def served(
     name: str,
     *options: str,
     log: Path | None = None,
-    say: Say | None = None,
+    progress: Callable[[str], None] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
-    """Runs `loadgen serve NAME` on a free port for the time of the block; gives its base URL once it is healthy.
+    """Run `loadgen serve NAME` on a free port while the block runs; yield its base URL once it is healthy.
 
-    log: a file for all that the server says. say: gets a line now and then while it starts (default: standard error).
-    environment: variables besides our own.
-    Its own process group: a Ctrl-C at the terminal is ours to handle, the server must live until the run has drained.
+    log: file for all output of the server. progress: called with a line every few seconds while it starts (default:
+    print to standard error). environment: variables in addition to this process's own. The server has its own process
+    group, because a Ctrl-C at the terminal must not end it before the run has drained.
     """
     recipe = recipes.read_recipe(name)
     command = [sys.executable, "-m", "loadgen", "serve", name, "--port", "0", "--exit-with-parent", *options]
-    with answering(command, name, recipe.start_timeout_s, log=log, say=say, environment=environment) as url:
+    with answering(command, name, recipe.start_timeout_s, log=log, progress=progress, environment=environment) as url:
         yield url
 
 
@@ -81,27 +86,34 @@ def answering(
     start_timeout_s: float,
     *,
     log: Path | None = None,
-    say: Say | None = None,
+    progress: Callable[[str], None] | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
-    """Runs a server's command for the time of the block; gives the base URL that it prints once it serves."""
+    """Run a server's command while the block runs; yield the base URL that it prints once it serves."""
     urls: deque[str] = deque(maxlen=1)
     with log.open("a") if log else open(os.devnull, "w") as file:  # noqa: PTH123
 
-        def take(line: str) -> None:
+        def on_line(line: str) -> None:
             print(line, file=file, flush=True)
-            if found := _READY.match(line):
-                urls.append(found[1])
+            if ready := _READY.match(line):
+                urls.append(ready[1])
 
-        environ = {**os.environ, **(environment or {})}
-        with _running(command, environ, take, STOP_TIMEOUT_S + OURS_TO_STOP_S) as (process, output):
-            _wait(process, output, name, start_timeout_s, lambda: bool(urls), say or _to_stderr)
+        variables = {**os.environ, **(environment or {})}
+        with _running(command, variables, on_line, STOP_TIMEOUT_S + _SERVE_STOP_EXTRA_S) as (process, output):
+            _wait(
+                process,
+                output,
+                name,
+                start_timeout_s,
+                lambda: bool(urls),
+                progress or partial(print, file=sys.stderr, flush=True),
+            )
             yield urls[0]
 
 
 def run_recipe(
     recipe: recipes.Recipe,
-    values: Mapping[str, recipes.KnobValue],
+    values: Mapping[str, recipes.OptionValue],
     *,
     host: str,
     port: int,
@@ -109,10 +121,10 @@ def run_recipe(
     python: str = sys.executable,
     exit_with_parent: bool = False,
 ) -> None:
-    """Runs a recipe's server until SIGINT or SIGTERM, or, if asked to, until the parent process is gone.
+    """Run a recipe's server until SIGINT or SIGTERM, or, with exit_with_parent, until the parent process is gone.
 
-    Its lines go to standard output behind its name; one line says where it serves, once it is healthy. python: the
-    interpreter that has the engine, when that is not this one.
+    The server's lines go to standard output after its name in brackets. Once it is healthy, one line reports its URL.
+    python: the interpreter that has the engine.
     """
     parent = os.getppid()
     stop = threading.Event()
@@ -124,57 +136,54 @@ def run_recipe(
     check_installed(recipe, python)
     environment = {**os.environ, **recipes.variables(recipe, values, places)}
 
-    def asked_to_stop() -> bool:
+    def should_stop() -> bool:
         return stop.is_set() or (exit_with_parent and os.getppid() != parent)
 
     def pass_on(line: str) -> None:
         print(f"[{recipe.name}] {line}", flush=True)
 
     with _running(command, environment, pass_on) as (process, output):
-        here = "127.0.0.1" if host == "0.0.0.0" else host
+        local_host = "127.0.0.1" if host == "0.0.0.0" else host
         _wait(
             process,
             output,
             recipe.name,
             recipe.start_timeout_s,
-            lambda: asked_to_stop() or healthy(here, port, recipe.health),
+            lambda: should_stop() or healthy(local_host, port, recipe.health),
             lambda _: None,
         )
-        if not asked_to_stop():
-            print(f"{recipe.name} serves {model} at http://{here}:{port}/v1", flush=True)
-        while not asked_to_stop():
+        if not should_stop():
+            print(f"{recipe.name} serves {model} at http://{local_host}:{port}/v1", flush=True)
+        while not should_stop():
             if process.poll() is not None:
-                raise LoadgenError(f"{recipe.name} ended by itself {_how(process, output)}")
-            stop.wait(POLL_S)
+                raise LoadgenError(f"{recipe.name} ended by itself (exit status {process.returncode}) {output.tail}")
+            stop.wait(_POLL_S)
 
 
 def check_installed(recipe: recipes.Recipe, python: str = sys.executable) -> None:
-    """LoadgenError when `python` cannot find the recipe's module; it is not imported."""
+    """Raise LoadgenError if `python` cannot find the recipe's module. The module is not imported."""
     if recipe.module is None:
         return
-    look = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({recipe.module!r}) is None)"
+    program = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({recipe.module!r}) is None)"
     try:
-        found = subprocess.run([python, "-c", look], stdin=subprocess.DEVNULL, capture_output=True, check=False)
+        lookup = subprocess.run([python, "-c", program], stdin=subprocess.DEVNULL, capture_output=True, check=False)
     except OSError as err:
         raise LoadgenError(f"--python {python}: {err.strerror}") from err
-    if found.returncode:
+    if lookup.returncode:
         raise LoadgenError(f"{recipe.name} is not installed for {python}: {recipe.install}")
 
 
 def healthy(host: str, port: int, path: str) -> bool:
-    """Whether GET `path` answers 200 now."""
-    connection = http.client.HTTPConnection(host, port, timeout=2)
+    """Return True if GET `path` is answered with status 200."""
+    address = f"[{host}]" if ":" in host else host
     try:
-        connection.request("GET", path)
-        return connection.getresponse().status == 200
+        return http_get(f"http://{address}:{port}{path}", timeout_s=2).status == 200
     except (OSError, http.client.HTTPException):
         return False
-    finally:
-        connection.close()
 
 
 def free_port(host: str) -> int:
-    """One that nobody listened on a moment ago."""
+    """Return a port that was free when checked."""
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.bind((host, 0))
         return int(probe.getsockname()[1])
@@ -182,39 +191,28 @@ def free_port(host: str) -> int:
 
 def _wait(
     process: "subprocess.Popen[bytes]",
-    output: Output,
+    output: _Output,
     name: str,
     timeout_s: float,
     ready: Callable[[], bool],
-    say: Say,
+    progress: Callable[[str], None],
 ) -> None:
-    """Until `ready`; LoadgenError with the server's last lines when it ends before that, or takes too long."""
-    started = said = monotonic()
+    """Wait until `ready`. Raises LoadgenError with the server's last lines if it ends before that or takes too long."""
+    start_s = progress_s = monotonic()
     while not ready():
-        now = monotonic()
+        now_s = monotonic()
         if process.poll() is not None:
             output.close()
-            if ready():  # it said so, and ended at once: whoever uses it will find out
+            if ready():  # it reported its URL and ended at once: its first user will notice
                 return
-            raise LoadgenError(f"the server {name} did not start {_how(process, output)}")
-        if now - started > timeout_s:
-            raise LoadgenError(f"the server {name} was not healthy after {timeout_s:.0f} s {_last(output)}")
-        if now - said >= SAY_EVERY_S:
-            said = now
-            say(f"{name} is starting, {now - started:.0f} s: {(output.last or ['it said nothing yet'])[-1][:160]}")
-        sleep(POLL_S)
-
-
-def _how(process: "subprocess.Popen[bytes]", output: Output) -> str:
-    return f"(exit status {process.returncode}) {_last(output)}"
-
-
-def _last(output: Output) -> str:
-    return "and said last:\n  " + "\n  ".join(output.last) if output.last else "and said nothing"
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+            raise LoadgenError(f"the server {name} did not start (exit status {process.returncode}) {output.tail}")
+        if now_s - start_s > timeout_s:
+            raise LoadgenError(f"the server {name} was not healthy after {timeout_s:.0f} s {output.tail}")
+        if now_s - progress_s >= _PROGRESS_PERIOD_S:
+            progress_s = now_s
+            line = (output.lines or ["it said nothing yet"])[-1][:160]
+            progress(f"{name} is starting, {now_s - start_s:.0f} s: {line}")
+        sleep(_POLL_S)
 
 
 @contextmanager
@@ -223,8 +221,8 @@ def _running(
     environment: Mapping[str, str],
     on_line: Callable[[str], None],
     stop_timeout_s: float = STOP_TIMEOUT_S,
-) -> Iterator[tuple["subprocess.Popen[bytes]", Output]]:
-    """A process group for the time of the block. Not a session: its scheduler group would starve the client's."""
+) -> Iterator[tuple["subprocess.Popen[bytes]", _Output]]:
+    """Run a process group while the block runs. Not a session: its scheduler group would starve the client's."""
     process = subprocess.Popen(
         command,
         env=environment,
@@ -235,27 +233,23 @@ def _running(
         preexec_fn=_end_with_parent,
     )
     assert process.stdout is not None
-    output = Output(process.stdout, on_line)
+    output = _Output(process.stdout, on_line)
     try:
         yield process, output
     finally:
-        _end(process, stop_timeout_s)
+        # SIGKILL also ends processes that outlive their leader.
+        _signal_group(process, signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(stop_timeout_s)
+        _signal_group(process, signal.SIGKILL)
+        process.wait()
         output.close()
 
 
 def _end_with_parent() -> None:
-    """In the child, before it becomes the server: Linux sends it SIGTERM when we die, however we die."""
+    """Make Linux send this process SIGTERM when its parent dies. Runs in the child before it becomes the server."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-
-
-def _end(process: "subprocess.Popen[bytes]", timeout_s: float) -> None:
-    """The whole group: first asked, then killed; what outlives its leader goes too."""
-    _signal_group(process, signal.SIGTERM)
-    with suppress(subprocess.TimeoutExpired):
-        process.wait(timeout_s)
-    _signal_group(process, signal.SIGKILL)
-    process.wait()
 
 
 def _signal_group(process: "subprocess.Popen[bytes]", number: int) -> None:

@@ -1,4 +1,4 @@
-"""How to start a server, as data: `servers/NAME/recipe.toml` -> a command line, without a shell."""
+"""Recipes: the data in `servers/NAME/recipe.toml` that becomes the command line of a server, without a shell."""
 
 import tomllib
 from collections.abc import Mapping
@@ -10,27 +10,27 @@ import msgspec
 from loadgen.errors import LoadgenError
 from loadgen.files import data_dir
 
-KnobValue = bool | int | float | str
+OptionValue = bool | int | float | str
 
 
-class Knob(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """One setting of a server. A switch is on or off; every other type is the flag followed by its value."""
+class EngineOption(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One option of a server. A switch is on or off; every other type is the flag followed by its value."""
 
     flag: str | None = None
-    """What a switch adds when it is on; what comes before the value of any other type."""
+    """Flag that a switch adds when it is on, or that precedes the value of any other type."""
     off_flag: str | None = None
-    """What a switch adds when it is off."""
+    """Flag that a switch adds when it is off."""
     environment: str | None = None
-    """The variable that carries the value, for settings that have no flag."""
+    """Environment variable that carries the value, for options that have no flag."""
     type: Literal["switch", "int", "float", "str"]
-    default: KnobValue | None = None
-    """What loadgen starts the server with; None leaves the choice to the server."""
+    default: OptionValue | None = None
+    """Value that loadgen starts the server with; None leaves the choice to the server."""
     choices: list[str] = []
     help: str
 
 
 class Speaks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """What a load generator can rely on; `make test-engines` asks every server that can be had."""
+    """Capabilities of a server's API; `make test-engines` checks them on every server that is available."""
 
     ignore_eos: bool
     min_tokens: bool
@@ -38,79 +38,82 @@ class Speaks(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     token_id_prompts: bool
     tokenize: bool
     otlp: str | None = None
-    """The flag that takes the URL for one span per request."""
+    """Flag that takes the URL to which the server sends one span per request."""
 
 
 class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
-    """recipe.toml. {python}, {folder}, {host}, {port} and {model} stand for what is known when the server starts."""
+    """Contents of a recipe.toml. {python}, {folder}, {host}, {port} and {model} are filled in at the start."""
 
     name: str = ""
     folder: Path = Path()
     summary: str
     engine: str
-    """What GET /v1/models says under owned_by."""
+    """Value of `owned_by` in GET /v1/models."""
     command: list[str] = []
-    """Empty: Docker only."""
+    """Command line; empty if the server runs in Docker only."""
     module: str | None = None
-    """The Python module that has to be there for `command`."""
+    """Python module that `command` needs."""
     install: str | None = None
-    """How to get it."""
+    """Instruction that installs the module, for error messages."""
     image: str | None = None
     image_command: list[str] = []
-    """The container's arguments, before the knobs' flags."""
+    """Arguments of the container, before the flags of the engine options."""
     image_port: int = 8000
     model: str | None
-    """What is served when no model is asked for."""
+    """Default model; None if the caller must choose one."""
     health: str = "/health"
     metrics: str | None
     start_timeout_s: float = 60.0
     environment: dict[str, str] = {}
     secrets: list[str] = []
-    """Variables that pass from the caller's environment to the server, and are never written anywhere."""
+    """Variables that pass from the caller's environment to the server and are never written anywhere."""
     speaks: Speaks
     quirks: list[str] = []
-    knobs: dict[str, Knob] = {}
+    engine_options: dict[str, EngineOption] = msgspec.field(default_factory=dict, name="knobs")
+    """Options by name; the file format calls them knobs."""
 
 
 def names() -> list[str]:
-    """Every server that has a recipe."""
+    """Return the name of every server that has a recipe."""
     return sorted(path.parent.name for path in data_dir("servers").glob("*/recipe.toml"))
 
 
 def read_recipe(name: str) -> Recipe:
-    """The recipe called `name`. LoadgenError when there is none, or when it says what no recipe says."""
-    if name not in (known := names()):
-        raise LoadgenError(f"no server called {name!r}; there are: {', '.join(known)}")
+    """Read the recipe called `name`. Raises LoadgenError if there is none or it is malformed."""
+    if name not in (recipes := names()):
+        raise LoadgenError(f"no server called {name!r}; there are: {', '.join(recipes)}")
     path = data_dir("servers") / name / "recipe.toml"
     return parse_recipe(path.read_text(encoding="utf-8"), path)
 
 
 def parse_recipe(text: str, path: Path) -> Recipe:
+    """Parse a recipe.toml; its folder gives the recipe its name. Raises LoadgenError."""
     try:
         table: dict[str, Any] = tomllib.loads(text)
-        given = msgspec.convert(table | {"name": path.parent.name, "folder": str(path.parent)}, Recipe, dec_hook=_path)
+        table |= {"name": path.parent.name, "folder": str(path.parent)}
+        return msgspec.convert(table, Recipe, dec_hook=lambda kind, value: kind(value))
     except (tomllib.TOMLDecodeError, msgspec.ValidationError) as err:
         raise LoadgenError(f"{path}: {err}") from err
-    return given
 
 
-def _path(kind: type, value: Any) -> Any:
-    return kind(value)
+def option_values(recipe: Recipe, requested: Mapping[str, OptionValue]) -> dict[str, OptionValue]:
+    """Return the engine options that are set: the recipe's defaults, then `requested`, converted to their types.
+
+    Raises LoadgenError for an unknown option and for a value of the wrong type.
+    """
+    options = recipe.engine_options
+    for name in requested:
+        if name not in options:
+            raise LoadgenError(f"{recipe.name} has no engine option {name!r}; it has: {', '.join(options) or 'none'}")
+    values = {name: option.default for name, option in options.items() if option.default is not None}
+    return values | {name: _typed(recipe, name, value) for name, value in requested.items()}
 
 
-def knob_values(recipe: Recipe, asked: Mapping[str, KnobValue]) -> dict[str, KnobValue]:
-    """Every knob that is set: the recipe's defaults, then what was asked, each of its knob's type."""
-    for name in asked:
-        if name not in recipe.knobs:
-            raise LoadgenError(f"{recipe.name} has no knob {name!r}; it has: {', '.join(recipe.knobs) or 'none'}")
-    values = {name: knob.default for name, knob in recipe.knobs.items() if knob.default is not None}
-    return values | {name: _typed(recipe, name, value) for name, value in asked.items()}
-
-
-def _typed(recipe: Recipe, name: str, value: KnobValue) -> KnobValue:
-    knob, text = recipe.knobs[name], str(value).strip()
+def _typed(recipe: Recipe, name: str, value: OptionValue) -> OptionValue:
+    """Convert a value to the type of the option. Raises LoadgenError."""
+    option, text = recipe.engine_options[name], str(value).strip()
     try:
-        match knob.type:
+        match option.type:
             case "switch":
                 return {"true": True, "on": True, "1": True, "false": False, "off": False, "0": False}[text.lower()]
             case "int":
@@ -118,49 +121,52 @@ def _typed(recipe: Recipe, name: str, value: KnobValue) -> KnobValue:
             case "float":
                 return float(text)
     except (KeyError, ValueError):
-        expected = {"switch": "on or off", "int": "a whole number", "float": "a number"}[knob.type]
-        raise LoadgenError(f"knob {name} of {recipe.name}: {text!r} is not {expected}") from None
-    if knob.choices and text not in knob.choices:
-        raise LoadgenError(f"knob {name} of {recipe.name}: {text!r} is none of {', '.join(knob.choices)}")
+        expected = {"switch": "on or off", "int": "a whole number", "float": "a number"}[option.type]
+        raise LoadgenError(f"engine option {name} of {recipe.name}: {text!r} is not {expected}") from None
+    if option.choices and text not in option.choices:
+        raise LoadgenError(f"engine option {name} of {recipe.name}: {text!r} is none of {', '.join(option.choices)}")
     return text
 
 
-def flags(recipe: Recipe, values: Mapping[str, KnobValue]) -> list[str]:
-    """The knobs as arguments, in the recipe's order."""
-    out: list[str] = []
-    for name, knob in recipe.knobs.items():
+def flags(recipe: Recipe, values: Mapping[str, OptionValue]) -> list[str]:
+    """Return the engine options as arguments, in the recipe's order."""
+    arguments: list[str] = []
+    for name, option in recipe.engine_options.items():
         match values.get(name):
             case None:
                 pass
             case True:
-                out += [knob.flag] if knob.flag else []
+                arguments += [option.flag] if option.flag else []
             case False:
-                out += [knob.off_flag] if knob.off_flag else []
-            case value if knob.flag:
-                out += [knob.flag, str(value)]
-    return out
+                arguments += [option.off_flag] if option.off_flag else []
+            case value if option.flag:
+                arguments += [option.flag, str(value)]
+    return arguments
 
 
-def variables(recipe: Recipe, values: Mapping[str, KnobValue], places: Mapping[str, str]) -> dict[str, str]:
-    """What the server's environment gets besides the caller's own."""
+def variables(recipe: Recipe, values: Mapping[str, OptionValue], places: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment variables that the server gets in addition to the caller's."""
     fixed = {name: _fill(value, places) for name, value in recipe.environment.items()}
     return fixed | {
-        knob.environment: str(values[name])
-        for name, knob in recipe.knobs.items()
-        if knob.environment and values.get(name) is not None
+        option.environment: str(values[name])
+        for name, option in recipe.engine_options.items()
+        if option.environment and values.get(name) is not None
     }
 
 
-def command(recipe: Recipe, values: Mapping[str, KnobValue], places: Mapping[str, str]) -> list[str]:
-    """The command line. places: python, host, port, model; LoadgenError when the recipe is Docker only."""
+def command(recipe: Recipe, values: Mapping[str, OptionValue], places: Mapping[str, str]) -> list[str]:
+    """Return the command line. places: python, host, port, model. Raises LoadgenError if the recipe is Docker only."""
     if not recipe.command:
         docker = " ".join(docker_command(recipe, values, places))
         raise LoadgenError(f"{recipe.name} runs in Docker only; start it with: {docker}")
     return [_fill(word, {**places, "folder": str(recipe.folder)}) for word in recipe.command] + flags(recipe, values)
 
 
-def docker_command(recipe: Recipe, values: Mapping[str, KnobValue], places: Mapping[str, str]) -> list[str]:
-    """`docker run` of the recipe's image. Secrets go by name only: Docker takes their values from its caller."""
+def docker_command(recipe: Recipe, values: Mapping[str, OptionValue], places: Mapping[str, str]) -> list[str]:
+    """Return `docker run` of the recipe's image. Secrets go by name only: Docker takes their values from its caller.
+
+    Raises LoadgenError if the recipe has no image.
+    """
     if recipe.image is None:
         raise LoadgenError(f"{recipe.name} has no image")
     inside = {**places, "host": "0.0.0.0", "port": str(recipe.image_port)}

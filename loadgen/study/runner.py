@@ -221,11 +221,11 @@ def _start_server(study: Study, run: StudyRun, out: Path, say: _Print) -> Abstra
         return nullcontext(server.base_url)
     assert server.recipe is not None
     settings = [f"{key}={value}" for key, value in server.engine_options(run.batch).items()]
-    options = [word for setting in settings for word in ("--knob", setting)]
+    options = [word for setting in settings for word in ("--engine-option", setting)]
     options += ["--model", run.model] if run.model is not None else []
     options += ["--python", server.python] if server.python is not None else []
     visible = {"CUDA_VISIBLE_DEVICES": ",".join(server.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if server.gpus else {}
-    return served(server.recipe, *options, log=out / f"{run.server}.log", say=say, environment=visible)
+    return served(server.recipe, *options, log=out / f"{run.server}.log", progress=say, environment=visible)
 
 
 def _check_gpus(expected: list[gpu_state.GpuState], present: list[gpu_state.GpuState]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import msgspec
 
 from loadgen.errors import LoadgenError
-from loadgen.servers.recipe import KnobValue, knob_values, read_recipe
+from loadgen.servers.recipe import OptionValue, option_values, read_recipe
 from loadgen.workload.schedule import Arrival
 
 
@@ -15,7 +15,7 @@ class ServerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """[servers.LABEL]: one way to serve. The text {batch} in an engine option is the batch of the run."""
 
     recipe: str | None = None
-    knobs: dict[str, KnobValue] = {}
+    knobs: dict[str, OptionValue] = {}
     python: str | None = None
     """The interpreter that has the engine, when that is not the one that runs loadgen."""
     gpus: list[str] = []
@@ -31,7 +31,7 @@ class ServerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Batches that it gets, of those of a workload; None: all. So are `rates`."""
     rates: list[float] | None = None
 
-    def engine_options(self, batch: int | None) -> dict[str, KnobValue]:
+    def engine_options(self, batch: int | None) -> dict[str, OptionValue]:
         """Return its engine options with {batch} filled in; an open loop has batch 1."""
         return {
             key: value.replace("{batch}", str(batch or 1)) if isinstance(value, str) else value
@@ -181,7 +181,7 @@ def _problems(study: Study) -> Iterator[str]:
         if (server.recipe is None) == (server.base_url is None):
             yield f"server {label} needs either a recipe or a base_url"
         if server.recipe is not None:
-            knob_values(read_recipe(server.recipe), server.engine_options(1))
+            option_values(read_recipe(server.recipe), server.engine_options(1))
         if unknown := set(server.workloads) - set(study.workloads):
             yield f"server {label}: no workload {min(unknown)!r}; there are: {', '.join(study.workloads)}"
         if not any(study.loads_of(server, workload) for workload in study.workloads_of(server)):

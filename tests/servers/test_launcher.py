@@ -120,7 +120,7 @@ COMMAND_LINES = [
     ("unknown server", ["nonesuch"], "no server called 'nonesuch'; there are: llamacpp, sim"),
     ("the simulator's option elsewhere", ["llamacpp", "--seed", "1"], "--seed is the simulator's"),
     ("Docker only", ["tgi"], "docker run"),
-    ("a knob that is none", ["sim", "--knob", "slots=2"], "sim has no knob 'slots'"),
+    ("an unknown engine option", ["sim", "--engine-option", "slots=2"], "sim has no engine option 'slots'"),
 ]
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from loadgen.errors import LoadgenError
 from loadgen.servers import recipe as recipes
-from loadgen.servers.recipe import Recipe, command, docker_command, flags, knob_values, names, read_recipe, variables
+from loadgen.servers.recipe import Recipe, command, docker_command, flags, names, option_values, read_recipe, variables
 
 PLACES = {"python": "/usr/bin/python3", "host": "127.0.0.1", "port": "8123", "model": "some/model"}
 
@@ -15,17 +15,17 @@ PLACES = {"python": "/usr/bin/python3", "host": "127.0.0.1", "port": "8123", "mo
 @pytest.mark.parametrize("name", names())
 def test_every_recipe_in_the_project_can_be_started_one_way_or_another(name: str) -> None:
     recipe = read_recipe(name)
-    values = knob_values(recipe, {})
+    values = option_values(recipe, {})
     words = command(recipe, values, PLACES) if recipe.command else docker_command(recipe, values, PLACES)
     assert "8123" in " ".join(words) and "some/model" in words
     assert not [word for word in words if word.startswith("{") and word.endswith("}")]
     assert (recipe.folder / "README.md").is_file()
-    for key, knob in recipe.knobs.items():
-        assert knob.flag or knob.environment, f"{key} sets nothing"
+    for key, option in recipe.engine_options.items():
+        assert option.flag or option.environment, f"{key} sets nothing"
 
 
-KNOBS = [
-    ("nothing asked: what the recipe sets by itself", {}, ["--no-enable-prefix-caching"]),
+OPTIONS = [
+    ("nothing requested: the recipe's defaults", {}, ["--no-enable-prefix-caching"]),
     ("a switch on", {"eager": "on", "prefix_caching": True}, ["--enforce-eager", "--enable-prefix-caching"]),
     ("a switch off that has a flag for it", {"chunked_prefill": "off", "prefix_caching": "0"},
      ["--no-enable-prefix-caching", "--no-enable-chunked-prefill"]),
@@ -37,20 +37,20 @@ KNOBS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("said", "asked", "expected"), KNOBS, ids=[row[0] for row in KNOBS])
-def test_knobs_become_flags(said: str, asked: dict[str, recipes.KnobValue], expected: list[str]) -> None:
+@pytest.mark.parametrize(("said", "asked", "expected"), OPTIONS, ids=[row[0] for row in OPTIONS])
+def test_engine_options_become_flags(said: str, asked: dict[str, recipes.OptionValue], expected: list[str]) -> None:
     vllm = read_recipe("vllm")
-    assert flags(vllm, knob_values(vllm, asked)) == expected
+    assert flags(vllm, option_values(vllm, asked)) == expected
 
 
-def test_a_knob_can_be_a_variable() -> None:
+def test_an_engine_option_can_be_a_variable() -> None:
     vllm = read_recipe("vllm")
-    assert variables(vllm, knob_values(vllm, {"cpu_kv_cache_gib": 2}), PLACES)["VLLM_CPU_KVCACHE_SPACE"] == "2"
-    assert "VLLM_CPU_KVCACHE_SPACE" not in variables(vllm, knob_values(vllm, {}), PLACES)
+    assert variables(vllm, option_values(vllm, {"cpu_kv_cache_gib": 2}), PLACES)["VLLM_CPU_KVCACHE_SPACE"] == "2"
+    assert "VLLM_CPU_KVCACHE_SPACE" not in variables(vllm, option_values(vllm, {}), PLACES)
 
 
 WRONG = [
-    ("no such knob", "vllm", {"speed": "high"}, "no knob 'speed'; it has: .*eager"),
+    ("no such option", "vllm", {"speed": "high"}, "no engine option 'speed'; it has: .*eager"),
     ("not a switch", "vllm", {"eager": "maybe"}, "eager of vllm: 'maybe' is not on or off"),
     ("not a whole number", "vllm", {"max_num_seqs": "1.5"}, "'1.5' is not a whole number"),
     ("not one of the choices", "transformers", {"decoding": "magic"}, "'magic' is none of greedy, sampled"),
@@ -58,11 +58,11 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("said", "name", "asked", "error"), WRONG, ids=[row[0] for row in WRONG])
-def test_a_wrong_knob_says_what_would_be_right(
-    said: str, name: str, asked: dict[str, recipes.KnobValue], error: str
+def test_a_wrong_value_is_refused_with_what_would_be_right(
+    said: str, name: str, asked: dict[str, recipes.OptionValue], error: str
 ) -> None:
     with pytest.raises(LoadgenError, match=error):
-        knob_values(read_recipe(name), asked)
+        option_values(read_recipe(name), asked)
 
 
 def test_an_unknown_server_and_a_docker_only_one_say_what_there_is() -> None:

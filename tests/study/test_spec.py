@@ -18,12 +18,12 @@ def test_what_belongs_to_the_machine_is_given_beside_the_file(small: Path) -> No
     for server in study.servers.values():
         assert (server.knobs["max_num_seqs"], server.python) == ("7", "/engine/python")
         assert server.knobs["counter_period_ms"] == 5, "other knobs stay"
-    with pytest.raises(LoadgenError, match="sim has no knob 'speed'"):
+    with pytest.raises(LoadgenError, match="sim has no engine option 'speed'"):
         read_study(small, Overrides(knobs={"speed": "1"}))
 
 
 WRONG = [
-    ("unknown knob", SMALL.replace("max_num_seqs = 1,", "speed = 1,"), "sim has no knob 'speed'"),
+    ("unknown knob", SMALL.replace("max_num_seqs = 1,", "speed = 1,"), "sim has no engine option 'speed'"),
     ("unknown recipe", SMALL.replace('"sim"', '"nonesuch"'), "no server called 'nonesuch'"),
     (
         "no such baseline",
