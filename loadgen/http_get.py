@@ -14,6 +14,10 @@ TIMEOUT_S = 2.0
 MAX_BODY_BYTES = 8 << 20
 
 
+REQUEST_ERRORS = (OSError, http.client.HTTPException)
+"""The exceptions that a request may raise."""
+
+
 class HttpResponse(NamedTuple):
     """One response, and when its request was sent and its head received."""
 
@@ -49,8 +53,8 @@ class HttpClient:
         self._connection = connection(parts.hostname or "", parts.port, timeout=timeout_s)
 
     def request(self, method: str, path: str, body: bytes | None = None) -> HttpResponse:
-        """Send a request and read its response. Raises OSError and http.client.HTTPException, BodyTooLargeError among
-        them; the connection is then closed, and the next request opens another."""
+        """Send a request and read its response. Raises REQUEST_ERRORS, BodyTooLargeError among them; the connection is
+        then closed, and the next request opens another."""
         try:
             if self._connection.sock is None:
                 self._connection.connect()
@@ -61,7 +65,7 @@ class HttpClient:
             content = response.read(self._max_body_bytes + 1)
             if len(content) > self._max_body_bytes:
                 raise BodyTooLargeError(f"more than {self._max_body_bytes >> 20} MiB")
-        except (OSError, http.client.HTTPException):
+        except REQUEST_ERRORS:
             self._connection.close()
             raise
         return HttpResponse(response.status, response.headers, content, sent_ns, received_ns)
@@ -78,7 +82,7 @@ def http_get(
     timeout_s: float | None = None,
     max_body_bytes: int = MAX_BODY_BYTES,
 ) -> HttpResponse:
-    """GET `url` over a connection of its own. Raises OSError and http.client.HTTPException."""
+    """GET `url` over a connection of its own. Raises REQUEST_ERRORS."""
     parts = urlsplit(url)
     client = HttpClient(parts, headers=headers, timeout_s=timeout_s, max_body_bytes=max_body_bytes)
     try:
@@ -107,7 +111,7 @@ class PageClient:
                 return self._client.request("GET", self.path + path)
         except BodyTooLargeError as err:
             raise MeterError(f"{self.url}{path.split('?')[0]} sent {err}") from err
-        except (OSError, http.client.HTTPException) as err:
+        except REQUEST_ERRORS as err:
             reason = "no answer in time" if isinstance(err, TimeoutError) else getattr(err, "strerror", None)
             raise MeterError(f"{self.url} cannot be read: {reason or type(err).__name__}") from err
 

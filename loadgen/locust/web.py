@@ -5,12 +5,12 @@ import os
 from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 
 import gevent
 from flask import Blueprint, Response, jsonify, request
 
 from loadgen.clock import monotonic_ns
+from loadgen.http_get import REQUEST_ERRORS, http_get
 from loadgen.telemetry.otlp_export import TOKEN_VARIABLE
 from loadgen.telemetry.sidecar_metrics import SidecarEnergy, energy_rows, energy_sentences, energy_since, parse_metrics
 from loadgen.units import NS_PER_S
@@ -101,7 +101,7 @@ class Watch:
             energy = parse_metrics(fetch(url + "/metrics"))
             self._problem = "" if energy else f"what answers at {url} is no loadgen sidecar"
             self._last = energy or self._last
-        except (OSError, http.client.HTTPException) as err:
+        except REQUEST_ERRORS as err:
             self._problem = f"the sidecar at {url} does not answer: {err or type(err).__name__}"
 
     def _table(self) -> Reading:
@@ -207,19 +207,12 @@ def _ms(entry: Any, share: float) -> str:
 
 def fetch(url: str) -> str:
     """The page. The sidecar's token, if it wants one, comes from $LOADGEN_SIDECAR_TOKEN."""
-    parts = urlsplit(url)
-    connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-    connection = connect(parts.hostname or "", parts.port, timeout=PERIOD_S)
     token = os.environ.get(TOKEN_VARIABLE)
-    try:
-        connection.request("GET", parts.path, headers={"Authorization": f"Bearer {token}"} if token else {})
-        answer = connection.getresponse()
-        page = answer.read(MAX_PAGE_BYTES)
-    finally:
-        connection.close()
-    if answer.status != 200:
-        raise http.client.HTTPException(f"status {answer.status}")
-    return page.decode(errors="replace")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    response = http_get(url, headers=headers, timeout_s=PERIOD_S, max_body_bytes=MAX_PAGE_BYTES)
+    if response.status != 200:
+        raise http.client.HTTPException(f"status {response.status}")
+    return response.body.decode(errors="replace")
 
 
 TABS = [{"title": "Tokens", "key": "tokens"}, {"title": "Energy", "key": "energy"}]

@@ -1,7 +1,6 @@
 """Start a server as a child of this process, wait until it is healthy, and end its whole process group."""
 
 import ctypes
-import http.client
 import os
 import re
 import signal
@@ -18,7 +17,7 @@ from time import monotonic, sleep
 from typing import IO
 
 from loadgen.errors import LoadgenError
-from loadgen.http_get import http_get
+from loadgen.http_get import REQUEST_ERRORS, http_get
 from loadgen.servers import recipe as recipes
 
 STOP_TIMEOUT_S = 15.0
@@ -178,7 +177,7 @@ def healthy(host: str, port: int, path: str) -> bool:
     address = f"[{host}]" if ":" in host else host
     try:
         return http_get(f"http://{address}:{port}{path}", timeout_s=2).status == 200
-    except (OSError, http.client.HTTPException):
+    except REQUEST_ERRORS:
         return False
 
 

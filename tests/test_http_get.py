@@ -1,0 +1,163 @@
+"""A small request ends in time, of limited size, and without its credentials in any message."""
+
+import http.client
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from threading import Thread
+from urllib.parse import urlsplit
+
+import pytest
+
+from loadgen.errors import MeterError
+from loadgen.http_get import BodyTooLargeError, HttpClient, PageClient, base_path, http_get, public_url
+
+
+@contextmanager
+def serving(*responses: bytes) -> Iterator[tuple[str, list[bytes]]]:
+    """Answer each request with the next response, over one connection until an empty response closes it."""
+    requests: list[bytes] = []
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.settimeout(10)
+
+    def play() -> None:
+        remaining = list(responses)
+        while remaining:
+            connection, _ = listener.accept()
+            connection.settimeout(10)
+            with connection:
+                while remaining and (request := connection.recv(65536)):
+                    if request.startswith(b"POST") and request.endswith(b"\r\n\r\n"):  # the body is sent separately
+                        request += connection.recv(65536)
+                    requests.append(request)
+                    if not (response := remaining.pop(0)):
+                        break
+                    connection.sendall(response)
+
+    thread = Thread(target=play)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}", requests
+    finally:
+        thread.join(10)
+        listener.close()
+
+
+def page(body: bytes, status: bytes = b"200 OK", fields: bytes = b"") -> bytes:
+    return b"HTTP/1.1 " + status + b"\r\n" + fields + b"Content-Length: %d\r\n\r\n" % len(body) + body
+
+
+def test_a_page_has_status_fields_and_body() -> None:
+    with serving(page(b"hello", b"404 Not Found", b"X-Simulated: true\r\n")) as (url, requests):
+        response = http_get(url + "/a/b?since=7", headers={"Authorization": "Bearer t"})
+    assert (response.status, response.body, response.headers.get("x-simulated")) == (404, b"hello", "true")
+    assert response.sent_ns <= response.received_ns
+    assert requests[0].startswith(b"GET /a/b?since=7 HTTP/1.1\r\n")
+    assert b"Authorization: Bearer t\r\n" in requests[0]
+
+
+def test_a_connection_is_kept_and_a_body_may_be_posted() -> None:
+    with serving(page(b"1"), page(b"2")) as (url, requests):
+        client = HttpClient(urlsplit(url))
+        assert client.request("GET", "/x").body == b"1"
+        assert client.request("POST", "/y", b"data").body == b"2"
+        client.close()
+    assert requests[1].startswith(b"POST /y HTTP/1.1\r\n")
+    assert requests[1].endswith(b"\r\n\r\ndata")
+
+
+@pytest.mark.parametrize(("size", "allowed"), [(1 << 20, True), ((1 << 20) + 1, False)])
+def test_a_body_may_be_as_long_as_the_limit(size: int, allowed: bool) -> None:
+    with serving(page(b"x" * size)) as (url, _):
+        if allowed:
+            assert len(http_get(url + "/", max_body_bytes=1 << 20).body) == size
+        else:
+            with pytest.raises(BodyTooLargeError, match="more than 1 MiB"):
+                http_get(url + "/", max_body_bytes=1 << 20)
+
+
+def test_after_a_failure_the_next_request_opens_another_connection() -> None:
+    with serving(b"SSH-2.0\r\n", b"", page(b"fine")) as (url, _):
+        client = HttpClient(urlsplit(url))
+        for _ in range(2):
+            with pytest.raises((http.client.HTTPException, OSError)):
+                client.request("GET", "/")
+        assert client.request("GET", "/").body == b"fine"
+        client.close()
+
+
+def test_silence_ends_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener, pytest.raises(TimeoutError):
+        http_get("http://{}:{}/".format(*listener.getsockname()), timeout_s=0.05)
+
+
+def test_instants_are_those_of_the_clock_given() -> None:
+    ticks = count(10)
+    with serving(page(b"")) as (url, _):
+        client = HttpClient(urlsplit(url), clock=lambda: next(ticks))
+        response = client.request("GET", "/")
+        client.close()
+    assert (response.sent_ns, response.received_ns) == (10, 11)
+
+
+def test_a_page_is_read_once_more_if_the_server_had_closed_the_connection() -> None:
+    with serving(page(b"1"), b"", page(b"2")) as (url, requests):
+        client = PageClient(url + "/metrics", None, lambda: 0)
+        assert [client.get("/metrics").body, client.get("/metrics").body] == [b"1", b"2"]
+        client.close()
+    assert len(requests) == 3
+
+
+def test_a_page_that_is_closed_twice_is_an_error_that_names_the_address_only() -> None:
+    with serving(b"", b"") as (url, requests):
+        client = PageClient(url.replace("//", "//me:secret@"), None, lambda: 0)
+        with pytest.raises(MeterError, match=rf"^{url} cannot be read: RemoteDisconnected$"):
+            client.get("/energy?since=0")
+        client.close()
+    assert len(requests) == 2
+    assert b"Authorization: Basic bWU6c2VjcmV0\r\n" in requests[0]
+
+
+def test_a_token_takes_the_place_of_the_login() -> None:
+    with serving(page(b"")) as (url, requests):
+        client = PageClient(url.replace("//", "//me:secret@"), "tok", lambda: 0)
+        client.get("/energy")
+        client.close()
+    assert b"Authorization: Bearer tok\r\n" in requests[0]
+    assert b"Basic" not in requests[0]
+
+
+@pytest.mark.parametrize("token", ["caf\u00e9", "a\nb", "a\x7f"])
+def test_a_token_that_no_header_can_hold_is_refused_without_being_repeated(token: str) -> None:
+    with pytest.raises(MeterError, match="token holds characters") as refused:
+        PageClient("http://h", token, lambda: 0)
+    assert token not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "reason"),
+    [("ftp://me:secret@h/x", "'ftp://h/x' is no http"), ("http://h:0", "is no http"), ("http:///x", "is no http"),
+     ("http://h:99999", "malformed"), ("http://[::1", "malformed")],
+)  # fmt: skip
+def test_an_address_that_is_none_is_refused(url: str, reason: str) -> None:
+    with pytest.raises(MeterError, match=reason) as refused:
+        PageClient(url, None, lambda: 0)
+    assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "public"),
+    [("http://h/x", "http://h/x"), ("https://me:pw@h:1/x?token=t#f", "https://h:1/x"), ("http://[::1]:9", "http://[::1]:9")],
+)  # fmt: skip
+def test_a_public_url_has_address_and_path_only(url: str, public: str) -> None:
+    assert public_url(urlsplit(url)) == public
+
+
+@pytest.mark.parametrize(
+    ("path", "base"),
+    [("", ""), ("/", ""), ("/v1", ""), ("/v1/", ""), ("/metrics", ""), ("/energy", ""), ("/a/v1", "/a"),
+     ("/a/metrics/", "/a"), ("/v1/metrics", "/v1"), ("/metrics/v1", ""), ("/v10", "/v10")],
+)  # fmt: skip
+def test_pages_are_below_the_path_that_users_give_for_the_api_or_a_page(path: str, base: str) -> None:
+    assert base_path(path) == base
