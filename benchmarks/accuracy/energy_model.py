@@ -19,8 +19,8 @@ from loadgen.energy_model.estimate import Estimate, estimates, surface
 from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.energy_model.waves import RequestShape
 from loadgen.simulator.virtual_profile import closed_loop
-from loadgen.workload.token_bins import count_pairs, in_chunks
-from loadgen.workload.trace_formats import iter_import
+from loadgen.workload.token_bins import count_pairs
+from loadgen.workload.trace_columns import iter_columns
 
 ROOT = Path(__file__).parents[2]
 PROFILE = "h200-sim-llama-3.1-8b"
@@ -54,7 +54,7 @@ def main() -> None:
     print("| workload | requests | batch | measured J/request | " + " | ".join(METHODS) + " |")
     print("|---|---|---|---|---|---|---|---|---|")
     for name, path in files.items():
-        chunks = list(in_chunks(iter_import(path, Counter())))
+        chunks = [(columns.input_tokens, columns.output_tokens) for columns in iter_columns(path, Counter())]
         pairs = count_pairs(chunks)
         lengths = [
             RequestShape(int(n), int(o)) for inputs, outputs in chunks for n, o in zip(inputs, outputs, strict=True)

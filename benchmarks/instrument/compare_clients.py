@@ -26,7 +26,7 @@ import numpy as np
 
 from benchmarks.instrument import process_tree, results_table, timing_server
 from benchmarks.instrument.clients import CLIENTS, Answers, Client, Load
-from loadgen.workload.arrivals import index_of_dispersion, ks_exponential
+from loadgen.stats.distributions import index_of_dispersion, ks_exponential
 
 Numbers = dict[str, float]
 TTFT_MS, ITL_MS, TOKENS = 50, 20, 150

@@ -14,7 +14,6 @@ from benchmarks.paper.ingest import session
 from benchmarks.paper.offline_results import MAIN, percent, percents, sig, table
 from benchmarks.paper.plots import Line, alone, picture
 from benchmarks.paper.published import FIGURE_1, TABLE_4
-from loadgen.cli.trace import length_chunks
 from loadgen.energy_model.energy_profile import EnergyProfile, GridPoint, read_energy_profile
 from loadgen.energy_model.estimate import JOULES_PER_KWH, TwoPhase, ceiling_pairs, fit_two_phase, ideal, surface
 from loadgen.energy_model.hardware import read_hardware, read_model
@@ -22,6 +21,7 @@ from loadgen.report import svg
 from loadgen.report.format import joules as in_joules
 from loadgen.stats.arrays import Floats
 from loadgen.stats.intervals import Interval
+from loadgen.workload.length_source import length_chunks
 from loadgen.workload.token_bins import CountedPairs, count_pairs
 
 ROOT = Path(__file__).parents[2]

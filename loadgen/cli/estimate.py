@@ -79,7 +79,7 @@ def estimate(
 
 
 def _pairs(name: str) -> "CountedPairs":
-    from loadgen.cli.trace import length_chunks
+    from loadgen.workload.length_source import length_chunks
     from loadgen.workload.token_bins import count_pairs
 
     return count_pairs(length_chunks(name))

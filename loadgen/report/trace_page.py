@@ -11,15 +11,16 @@ from loadgen.report import downsample, svg
 from loadgen.report.format import UNKNOWN, count, number, percent, plural, seconds, with_unit
 from loadgen.report.markup import Markup, join, table, tag
 from loadgen.report.run_figures import RANKS, Shade, empty, figure, legend
+from loadgen.report.trace_facts import TraceFacts
+from loadgen.stats.distributions import Counts
 from loadgen.workload.token_bins import CountedPairs
-from loadgen.workload.trace_stats import RATE_PARTS, WINDOWS_S, Counts, Description
+from loadgen.workload.trace_stats import RATE_PARTS, WINDOWS_S, Description
 
 HEIGHT = 200.0
 POINTS = (50, 90, 99)
-About = tuple[dict[str, Any], Description]
 
 
-def render_trace_page(about: Sequence[About], between: dict[str, float | None]) -> str:
+def render_trace_page(about: Sequence[TraceFacts], between: dict[str, float | None]) -> str:
     """The whole page. `about`: facts for the tables, and what is drawn; `between` compares two of them."""
     names = [str(facts["name"]) for facts, _ in about]
     found = [description for _, description in about]
@@ -55,7 +56,7 @@ def _section(heading: str, *parts: str) -> Markup:
     return tag("section", tag("h2", heading, id=key), *parts, aria_labelledby=key)
 
 
-def _header(about: Sequence[About], title: str) -> Markup:
+def _header(about: Sequence[TraceFacts], title: str) -> Markup:
     kinds = " · ".join(
         f"{facts['name']}: {facts['kind']}, {plural(facts['requests'], 'request')}" for facts, _ in about
     )

@@ -26,8 +26,9 @@ from loadgen.results.summary import (
     WorkloadSummary,
 )
 from loadgen.stats.arrays import Floats
+from loadgen.stats.distributions import index_of_dispersion
 from loadgen.units import NS_PER_S
-from loadgen.workload.arrivals import index_of_dispersion, realized_arrivals
+from loadgen.workload.arrival_check import realized_arrivals
 from loadgen.workload.schedule import ArrivalSpec, ScheduledRequest
 
 _MAX_CACHED = 0.02

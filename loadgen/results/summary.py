@@ -3,7 +3,7 @@
 import msgspec
 
 from loadgen.record import StampedBy
-from loadgen.workload.arrivals import RealizedArrivals
+from loadgen.workload.arrival_check import RealizedArrivals
 
 
 class Distribution(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""The plan of a run: complete, seeded and written down before the first byte is sent."""
+"""Schedules: the complete, seeded plan of a run, which is written down before the first byte is sent."""
 
 import hashlib
 import math
@@ -10,35 +10,37 @@ import msgspec
 import numpy as np
 
 from loadgen.errors import LoadgenError
+from loadgen.stats.arrays import Floats, Ints
 from loadgen.units import NS_PER_S
 from loadgen.workload import arrivals
-from loadgen.workload.arrivals import Numbers, Points, Seconds
+from loadgen.workload.arrivals import Points
 from loadgen.workload.trace import Trace, TraceRequest
 
 Arrival = Literal["trace", "poisson", "gamma", "constant"]
 ARRIVALS: tuple[Arrival, ...] = get_args(Arrival)
 
 Scale = Literal["compress", "thin", "superpose"]
-"""How a trace's own arrivals get another rate: time squeezed or stretched; some left out; copies added."""
+"""Ways to give a trace's own arrivals another rate: rescale time, leave some out, or add copies."""
 SCALES: tuple[Scale, ...] = get_args(Scale)
 
 
 class ArrivalSpec(msgspec.Struct, frozen=True, kw_only=True):
-    """How one stream's requests are to come. What comes are requests, or sessions, whose later turns follow answers."""
+    """Requested arrival process of one stream: of requests, or of sessions, whose later turns follow answers."""
 
     workload: str | None
-    """None: all requests of the run."""
+    """Name of the stream; None: all requests of the run."""
     process: Arrival
     rate_rps: float | None
-    """Of what comes, in the mean; None for one request."""
+    """Mean arrivals/s. None for a single request; in a request for arrivals, the trace's own rate."""
     burstiness: float = 1.0
     shape: list[tuple[float, float]] | None = None
-    """(second, what comes/s): the rate of every moment."""
+    """(second, arrivals/s) points of a rate that changes, see `arrivals.Points`."""
     sessions: bool = False
+    """True if arrivals are those of sessions."""
 
 
 class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One line of schedule.jsonl. The prompt itself is made from (seed, index, lengths) when it is needed."""
+    """One line of schedule.jsonl. The prompt itself is generated from (seed, index, lengths) when it is needed."""
 
     index: int
     offset_ns: int
@@ -48,34 +50,37 @@ class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     session_id: str | None = None
     prefix_ids: tuple[int, ...] = ()
     after: int | None = None
-    """Index of the turn before this one in its session. The request is then due `think_ns` after the end of that turn's
-    answer; `offset_ns` is when that would be if answers took no time."""
+    """Index of the previous turn of the session. The request is due `think_ns` after the end of that turn's answer;
+    `offset_ns` is that instant if answers took no time."""
     think_ns: int = 0
     text_id: int | None = None
     text_tokens: int = 0
-    """The prompt opens with the first `text_tokens` tokens of text `text_id`, which has no end. The turns of a session
-    are such text only: so a turn's prompt holds the whole prompt before it. The rest is `prefix_ids`, then unique."""
+    """The prompt opens with the first `text_tokens` tokens of text `text_id`, which is endless. The turns of a session
+    consist of such text only, so that a prompt contains the whole previous one. The blocks of `prefix_ids` follow, then
+    unique text."""
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Every request of a run in order of its instant. rate_rps: the mean that was planned, None for one request."""
+    """All requests of a run in order of their instants."""
 
     requests: tuple[ScheduledRequest, ...]
     arrival: Arrival | None
     """None: several streams, each with its own."""
     rate_rps: float | None
+    """Planned mean; None for one request."""
     seed: int
     asked: tuple[ArrivalSpec, ...] = ()
+    """Requested arrivals, one spec per stream."""
 
     @property
     def sha256(self) -> str:
-        """Of schedule.jsonl's bytes."""
+        """SHA-256 of the bytes of schedule.jsonl."""
         return hashlib.sha256(encode_schedule(self.requests)).hexdigest()
 
 
 def encode_schedule(requests: Sequence[ScheduledRequest]) -> bytes:
-    """schedule.jsonl."""
+    """Return the bytes of schedule.jsonl."""
     return _encoder.encode_lines(requests)
 
 
@@ -94,140 +99,162 @@ def build_schedule(
     scale: Scale = "compress",
     shape: Points | None = None,
 ) -> Schedule:
-    """The trace's lengths at the instants of `arrival`: see `instants`."""
-    rng = np.random.default_rng(seed)
-    found = instants(trace, rng, rps=rps, arrival=arrival, burstiness=burstiness, duration_s=duration_s,
-                     num_requests=num_requests, scale=scale, shape=shape)  # fmt: skip
-    offsets_ns = np.rint(found.offsets_s * NS_PER_S).astype(np.int64).tolist()
-    chosen = (
-        relabel_for_pass(trace.requests[pick], lap)
-        for pick, lap in zip(found.picks.tolist(), found.laps.tolist(), strict=True)
-    )
-    requests = tuple(_scheduled(i, at, request) for i, (at, request) in enumerate(zip(offsets_ns, chosen, strict=True)))
-    asked = ArrivalSpec(workload=None, process=arrival, rate_rps=found.rate_rps, burstiness=burstiness,
-                  shape=None if shape is None else list(shape))  # fmt: skip
-    return Schedule(requests, arrival, found.rate_rps, seed, (asked,))
+    """Schedule the lengths of the trace at the times of an arrival process: see `arrival_times`."""
+    points = None if shape is None else list(shape)
+    spec = ArrivalSpec(workload=None, process=arrival, rate_rps=rps, burstiness=burstiness, shape=points)
+    times = arrival_times(trace, spec, np.random.default_rng(seed), scale, duration_s, num_requests)
+    offsets_ns = np.rint(times.offsets_s * NS_PER_S).astype(np.int64).tolist()
+    requests = []
+    for index, (offset_ns, pick, lap) in enumerate(
+        zip(offsets_ns, times.picks.tolist(), times.laps.tolist(), strict=True)
+    ):
+        request = relabel_for_pass(trace.requests[pick], lap)
+        scheduled = ScheduledRequest(
+            index=index,
+            offset_ns=offset_ns,
+            workload=request.workload,
+            input_tokens=request.input_tokens,
+            output_tokens=request.output_tokens,
+            session_id=request.session_id,
+            prefix_ids=request.prefix_ids,
+        )
+        requests.append(scheduled)
+    spec = msgspec.structs.replace(spec, rate_rps=times.rate_rps)
+    return Schedule(tuple(requests), arrival, times.rate_rps, seed, (spec,))
 
 
 class ArrivalTimes(NamedTuple):
-    """When requests come, which request of the trace each is, and in which lap through the trace (0: the first)."""
+    """Arrivals of requests of a trace, in order; all columns have the same length."""
 
-    offsets_s: Seconds
-    picks: Numbers
-    laps: Numbers
+    offsets_s: Floats
+    picks: Ints
+    """Index in the trace of each request."""
+    laps: Ints
+    """Pass through the trace that each request belongs to, from 0."""
     rate_rps: float | None
     """Planned mean; None for one request."""
 
 
-def instants(
+def arrival_times(
     trace: Trace,
+    spec: ArrivalSpec,
     rng: np.random.Generator,
-    *,
-    rps: float | None,
-    arrival: Arrival,
-    burstiness: float,
-    duration_s: float | None,
-    num_requests: int | None,
-    scale: Scale,
-    shape: Points | None,
+    scale: Scale = "compress",
+    duration_s: float | None = None,
+    num_requests: int | None = None,
 ) -> ArrivalTimes:
-    """`trace` keeps the trace's own instants and ends where the trace ends. At `rps` they are squeezed, thinned or
-    superposed, as `scale` says: squeezed, exactly to that mean; by the others, to within chance.
+    """Return the arrivals that `spec` requests, before `duration_s` and at most `num_requests` of them.
 
-    The other processes are drawn at rate `rps` (the trace's own mean by default) and take the trace's lengths in order,
-    from the top again when it runs out. With `shape` any of them follows a rate that changes, until its last point or
-    `duration_s`.
+    The process `trace` keeps the trace's own instants and ends where the trace ends. At another rate these are
+    compressed, thinned or superposed, as `scale` says: compressed, they have exactly the requested mean, otherwise up
+    to chance. The other processes are drawn at the requested rate (the trace's own mean by default) and take its
+    lengths in order, starting over when it runs out. With a shape, any process follows a rate that changes, until the
+    last point or `duration_s`.
     """
+    rps = spec.rate_rps
     if rps is not None and not (math.isfinite(rps) and rps > 0):
         raise LoadgenError(f"rate {rps}: expected requests/s, finite and above 0")
-    if scale != "compress" and (arrival != "trace" or rps is None):
+    if scale != "compress" and (spec.process != "trace" or rps is None):
         raise LoadgenError(
             f"--scale {scale} gives a trace's own arrivals another rate: it needs --rps, and no --arrival"
         )
-    if shape is not None:
+    if spec.shape is not None:
         if rps is not None:
             raise LoadgenError("--shape says the rate of every moment: leave out --rps")
-        return _shaped(trace, rng, arrival, burstiness, duration_s, num_requests, shape)
+        return _shaped_times(trace, spec, spec.shape, rng, duration_s, num_requests)
     rate = rps if rps is not None else trace.mean_rps
-    if arrival == "trace":
-        found = _own(trace, rps, duration_s, num_requests, scale, rng)
+    if spec.process == "trace":
+        times = _own_times(trace, rps, rng, scale, duration_s, num_requests)
     elif rate is None:
         raise LoadgenError(f"trace {trace.name} has no mean rate of its own; say one with --rps")
     else:
         count = num_requests if num_requests is not None or duration_s is not None else len(trace.requests)
-        offsets_s = arrivals.offsets(arrival, rate, rng, burstiness=burstiness, count=count, duration_s=duration_s)
+        offsets_s = arrivals.offsets(
+            spec.process, rate, rng, burstiness=spec.burstiness, count=count, duration_s=duration_s
+        )
         order = np.arange(len(offsets_s))
-        found = ArrivalTimes(offsets_s, order % len(trace.requests), order // len(trace.requests), rate)
-    if not len(found.offsets_s):
+        times = ArrivalTimes(offsets_s, order % len(trace.requests), order // len(trace.requests), rate)
+    if not len(times.offsets_s):
         raise LoadgenError(f"no request falls into {duration_s} s at {rate} requests/s; ask for a longer run")
-    return found
+    return times
 
 
-def _shaped(
+def _shaped_times(
     trace: Trace,
+    spec: ArrivalSpec,
+    shape: Points,
     rng: np.random.Generator,
-    arrival: Arrival,
-    burstiness: float,
     duration_s: float | None,
     num_requests: int | None,
-    shape: Points,
 ) -> ArrivalTimes:
-    """The process at rate 1, put through the shape: as many arrivals as the shape expects, when it expects them."""
+    """Warp the process at rate 1 to the rate of the shape: as many arrivals as the shape expects until its end."""
     end_s = shape[-1][0] if duration_s is None else duration_s
-    count = float(arrivals.expected(np.array([end_s]), shape)[0])
+    count = float(arrivals.expected_counts(np.array([end_s]), shape)[0])
     if count == 0:
         raise LoadgenError(f"no request falls into {end_s:g} s of this shape; ask for a longer run")
-    even = instants(trace, rng, rps=1.0, arrival=arrival, burstiness=burstiness, duration_s=count,
-                    num_requests=num_requests, scale="compress", shape=None)  # fmt: skip
-    return even._replace(offsets_s=arrivals.warped(even.offsets_s, shape), rate_rps=count / end_s)
+    unit = msgspec.structs.replace(spec, rate_rps=1.0, shape=None)
+    times = arrival_times(trace, unit, rng, duration_s=count, num_requests=num_requests)
+    return times._replace(offsets_s=arrivals.warped(times.offsets_s, shape), rate_rps=count / end_s)
 
 
-def _own(
-    trace: Trace, rps: float | None, duration_s: float | None, num_requests: int | None, scale: Scale,
+def _own_times(
+    trace: Trace,
+    rps: float | None,
     rng: np.random.Generator,
-) -> ArrivalTimes:  # fmt: skip
-    """The trace's own arrivals, from its first on."""
+    scale: Scale,
+    duration_s: float | None,
+    num_requests: int | None,
+) -> ArrivalTimes:
+    """Return the trace's own arrivals, counted from its first, at the rate `rps` if that is given."""
     if num_requests is not None and num_requests > len(trace.requests):
         raise LoadgenError(
             f"--num-requests {num_requests}, but trace {trace.name} has {len(trace.requests)}; "
             "its own arrivals cannot be continued: use --arrival poisson to go round again"
         )
-    at = np.array([request.arrival_s for request in trace.requests])
-    at -= at[0]
-    picks = np.arange(len(at))
-    laps = np.zeros(len(at), dtype=np.int64)
+    offsets_s = np.array([request.arrival_s for request in trace.requests])
+    offsets_s -= offsets_s[0]
+    picks = np.arange(len(offsets_s))
+    laps = np.zeros(len(offsets_s), dtype=np.int64)
     if rps is not None and scale != "compress":
-        at, picks, laps = _others(trace, at, rps, scale, rng)
-    limit = len(at) if num_requests is None else num_requests
+        offsets_s, picks, laps = _with_other_users(trace, offsets_s, rps, scale, rng)
+    limit = len(offsets_s) if num_requests is None else num_requests
     if duration_s is not None and rps is not None and scale == "compress":
         limit = min(limit, max(1, round(duration_s * rps)))
     elif duration_s is not None:
-        limit = min(limit, int(np.searchsorted(at, duration_s)))
-    at, picks, laps = at[:limit], picks[:limit], laps[:limit]
-    if rps is not None and scale == "compress" and len(at) > 1:
-        at = at * (len(at) / rps / arrivals.cycle_s(at))
-    return ArrivalTimes(at, picks, laps, rps if rps is not None else _mean_rate(at))
+        limit = min(limit, int(np.searchsorted(offsets_s, duration_s)))
+    offsets_s, picks, laps = offsets_s[:limit], picks[:limit], laps[:limit]
+    if rps is None:
+        has_rate = len(offsets_s) > 1 and offsets_s[-1] > 0
+        own_rps = (len(offsets_s) - 1) / float(offsets_s[-1]) if has_rate else None
+        return ArrivalTimes(offsets_s, picks, laps, own_rps)
+    if scale == "compress" and len(offsets_s) > 1:
+        offsets_s = offsets_s * (len(offsets_s) / rps / arrivals.cycle_s(offsets_s))
+    return ArrivalTimes(offsets_s, picks, laps, rps)
 
 
-def _others(
-    trace: Trace, at: Seconds, rps: float, scale: Scale, rng: np.random.Generator
-) -> tuple[Seconds, Numbers, Numbers]:
-    """Fewer or more users than the trace had. A session stays or goes as a whole."""
-    times = rps * arrivals.cycle_s(at) / len(at)
+def _with_other_users(
+    trace: Trace, offsets_s: Floats, rps: float, scale: Scale, rng: np.random.Generator
+) -> tuple[Floats, Ints, Ints]:
+    """Return (offsets_s, picks, laps) with fewer or more users than the trace had. Sessions stay or go as a whole."""
+    cycle_s = arrivals.cycle_s(offsets_s)
+    users = rps * cycle_s / len(offsets_s)
     _, sessions = np.unique([r.session_id or f"\0{i}" for i, r in enumerate(trace.requests)], return_inverse=True)
     if scale == "superpose":
-        return arrivals.superposed(at, sessions, times, rng)
-    if times > 1:
+        return arrivals.superposed(offsets_s, sessions, users, rng)
+    if users > 1:
         raise LoadgenError(
-            f"trace {trace.name} has {len(at) / arrivals.cycle_s(at):.4g} requests/s and cannot be thinned to {rps:g}: "
+            f"trace {trace.name} has {len(offsets_s) / cycle_s:.4g} requests/s and cannot be thinned to {rps:g}: "
             "use --scale superpose or compress"
         )
-    kept = np.flatnonzero(arrivals.thinned(sessions, times, rng))
-    return at[kept], kept, np.zeros(len(kept), dtype=np.int64)
+    kept = np.flatnonzero(arrivals.thinned(sessions, users, rng))
+    return offsets_s[kept], kept, np.zeros(len(kept), dtype=np.int64)
 
 
 def relabel_for_pass(request: TraceRequest, lap: int) -> TraceRequest:
-    """The request as another user's: what it shares, it shares with requests of the same lap only. Lap 0 is itself."""
+    """Return the request as another user's: it shares session and prefix with requests of the same lap only.
+
+    Lap 0 is the request itself.
+    """
     if lap == 0 or not (request.session_id or request.prefix_ids):
         return request
     session = request.session_id and f"{request.session_id}+{lap}"
@@ -236,31 +263,12 @@ def relabel_for_pass(request: TraceRequest, lap: int) -> TraceRequest:
 
 
 def stable_hash63(name: str) -> int:
-    """A number of 63 bits for a name, the same on every machine."""
+    """Return a number of 63 bits for a name, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) >> 1
 
 
-def _mean_rate(offsets_s: Seconds) -> float | None:
-    return (len(offsets_s) - 1) / float(offsets_s[-1]) if len(offsets_s) > 1 and offsets_s[-1] > 0 else None
-
-
-def _scheduled(index: int, offset_ns: int, request: TraceRequest) -> ScheduledRequest:
-    return ScheduledRequest(
-        index=index,
-        offset_ns=offset_ns,
-        workload=request.workload,
-        input_tokens=request.input_tokens,
-        output_tokens=request.output_tokens,
-        session_id=request.session_id,
-        prefix_ids=request.prefix_ids,
-    )
-
-
-# -- many schedules, one schedule -------------------------------------------------------------------------------------
-
-
 def merged_schedule(parts: Sequence[Schedule], seed: int) -> Schedule:
-    """Every request of every part, in order of its instant, numbered anew."""
+    """Merge schedules: all requests in order of their instants, then of their parts, renumbered."""
     entries = [(part, request) for part, schedule in enumerate(parts) for request in schedule.requests]
     entries.sort(key=lambda entry: (entry[1].offset_ns, entry[0], entry[1].index))
     index = {(part, request.index): i for i, (part, request) in enumerate(entries)}
@@ -271,9 +279,9 @@ def merged_schedule(parts: Sequence[Schedule], seed: int) -> Schedule:
     rates = [part.rate_rps for part in parts]
     rate = sum(r for r in rates if r is not None) if None not in rates else None
     arrival = parts[0].arrival if len(parts) == 1 else None
-    return Schedule(requests, arrival, rate, seed, tuple(asked for part in parts for asked in part.asked))
+    return Schedule(requests, arrival, rate, seed, tuple(spec for part in parts for spec in part.asked))
 
 
 def truncated(schedule: Schedule, count: int) -> Schedule:
-    """The first `count` requests. A turn's predecessor is planned before it: no session loses its beginning."""
+    """Return the first `count` requests. A turn is planned after its predecessor, so no session loses its beginning."""
     return replace(schedule, requests=schedule.requests[:count])

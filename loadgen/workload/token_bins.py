@@ -5,9 +5,8 @@ what a workload costs.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from loadgen.errors import LoadgenError
 from loadgen.files import read_json
-from loadgen.workload.trace import MAX_TOKENS, TraceRequest
+from loadgen.workload.trace import MAX_TOKENS
 
 Lengths = NDArray[np.int64]
 Pairs = tuple[Lengths, Lengths]
@@ -68,14 +67,6 @@ class TokenBins(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # -- fit --------------------------------------------------------------------------------------------------------------
-
-
-def in_chunks(requests: Iterable[TraceRequest], size: int = 65_536) -> Iterator[Pairs]:
-    """The requests' lengths, some at a time."""
-    lengths = ((r.input_tokens, r.output_tokens) for r in requests)
-    while chunk := list(islice(lengths, size)):
-        pairs = np.array(chunk, dtype=np.int64)
-        yield pairs[:, 0], pairs[:, 1]
 
 
 @dataclass(frozen=True)
@@ -274,29 +265,6 @@ def _stratified(cell: Lengths, rng: np.random.Generator) -> NDArray[np.float64]:
     shuffled = np.lexsort((rng.random(len(cell)), cell))  # a random order within each cell
     stratum = shuffled - np.repeat(first, size)
     return np.asarray((stratum + rng.random(len(cell))) / np.repeat(size, size))
-
-
-# -- compare ----------------------------------------------------------------------------------------------------------
-
-
-def ks_distance(a: Lengths, b: Lengths) -> float:
-    """Largest difference between the two samples' cumulative distributions (two-sample Kolmogorov-Smirnov)."""
-    at = np.union1d(a, b)
-    share_a = np.searchsorted(np.sort(a), at, side="right") / len(a)
-    share_b = np.searchsorted(np.sort(b), at, side="right") / len(b)
-    return float(np.max(np.abs(share_a - share_b)))
-
-
-def spearman(x: Lengths, y: Lengths) -> float | None:
-    """Rank correlation, ties given their mean rank; None when one side does not vary."""
-    ranks_x, ranks_y = _ranks(x), _ranks(y)
-    spread = float(ranks_x.std() * ranks_y.std())
-    return None if spread == 0 else float(((ranks_x - ranks_x.mean()) * (ranks_y - ranks_y.mean())).mean()) / spread
-
-
-def _ranks(values: Lengths) -> NDArray[np.float64]:
-    _, where, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return np.asarray((np.cumsum(counts) - (counts - 1) / 2)[where])
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

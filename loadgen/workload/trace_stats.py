@@ -1,4 +1,4 @@
-"""What a trace looks like, from columns as they pass: in memory that does not grow with the number of requests.
+"""Descriptive statistics of a trace, tallied from columns as they pass, in memory that does not grow with the trace.
 
 Lengths, rates and dispersions are exact. Gaps are counted to 1 part in 1024. Rank correlation and the joint lengths are
 exact up to MOST_PAIRS distinct (input, output) pairs, and of lengths rounded up to 1 part in 32 beyond. Sessions and
@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.stats.arrays import Floats
+from loadgen.stats.distributions import Counts, count_values
 from loadgen.workload.prompts import BLOCK_TOKENS
 from loadgen.workload.token_bins import CountedPairs, Lengths, count_up, merged
 from loadgen.workload.trace_columns import Columns
@@ -23,72 +24,28 @@ MOST_PAIRS = 1_000_000
 MOST_KEPT = 65_536
 MOST_WORKLOADS = 1_000
 WINDOWS_S = (1, 10, 60, 600, 3600)
-"""Of the index of dispersion."""
+"""Windows of the index of dispersion."""
 RATE_PARTS = 48
 """Equal parts of a trace's duration whose rates are shown."""
-_FINE = 1 << 14
+_RATE_CELLS = 1 << 14
+"""Cells in which arrivals are counted before they are summed up in RATE_PARTS."""
 _GAP_BITS = 52 - 10
+"""Bits of a float64's mantissa that are dropped from gaps: 10 of its 52 are kept."""
 
 
 @dataclass(frozen=True)
-class Counts:
-    """Distinct values in order, and how many times each was seen."""
+class SessionStats:
+    """Sessions of a trace: how many, their turns, and their gaps."""
 
-    values: Floats
-    counts: Lengths
-
-    @property
-    def mean(self) -> float:
-        return float(self.values @ self.counts / self.counts.sum())
-
-    @property
-    def std(self) -> float:
-        return float(np.sqrt((self.values - self.mean) ** 2 @ self.counts / self.counts.sum()))
-
-    def percentile(self, percent: float) -> float:
-        """As numpy's: between the two nearest ranks, in a straight line."""
-        below = np.cumsum(self.counts)
-        rank = percent / 100 * (below[-1] - 1)
-        low, high = self.values[np.searchsorted(below, (np.floor(rank), np.ceil(rank)), side="right")]
-        return float(low + (high - low) * (rank % 1))
-
-
-def ks_distance(a: Counts, b: Counts) -> float:
-    """Largest difference between two cumulative distributions (two-sample Kolmogorov-Smirnov)."""
-    at = np.union1d(a.values, b.values)
-    share_a, share_b = (
-        np.concatenate(([0], np.cumsum(c.counts) / c.counts.sum()))[np.searchsorted(c.values, at, side="right")]
-        for c in (a, b)
-    )
-    return float(np.max(np.abs(share_a - share_b)))
-
-
-def spearman(pairs: CountedPairs) -> float | None:
-    """Rank correlation of counted pairs, ties given their mean rank; None when one side does not vary."""
-    x, y = (_mean_ranks(side, pairs.counts) for side in (pairs.inputs, pairs.outputs))
-    n = pairs.counts.sum()
-    x, y = x - x @ pairs.counts / n, y - y @ pairs.counts / n
-    spread = float(np.sqrt((x * x) @ pairs.counts) * np.sqrt((y * y) @ pairs.counts))
-    return None if spread == 0 else float((x * y) @ pairs.counts) / spread
-
-
-def _mean_ranks(values: Lengths, counts: Lengths) -> Floats:
-    _, where = np.unique(values, return_inverse=True)
-    of_value = np.bincount(where, counts)
-    return np.asarray((np.cumsum(of_value) - (of_value - 1) / 2)[where])
-
-
-@dataclass(frozen=True)
-class Sessions:
     count: int
     turns: Counts
     gap_s: Counts | None
-    """Of each session with two turns or more: its mean gap from one turn's arrival to the next's."""
+    """Mean gap from one turn's arrival to the next's, of each session with two turns or more."""
 
 
 @dataclass(frozen=True)
 class Description:
-    """A trace, or draws from bins (which have no times)."""
+    """Statistics of a trace, or of draws from bins, which have no times."""
 
     requests: int
     inputs: Counts
@@ -98,16 +55,16 @@ class Description:
     last_s: float | None = None
     gaps_s: Counts | None = None
     rates_rps: tuple[float, ...] | None = None
-    """In RATE_PARTS equal parts of the duration."""
+    """Requests/s in RATE_PARTS equal parts of the duration."""
     dispersion: tuple[float | None, ...] = (None,) * len(WINDOWS_S)
     workloads: dict[str, int] | None = None
-    sessions: Sessions | None = None
+    sessions: SessionStats | None = None
     block_reuse: float | None = None
-    """Of the prefix blocks asked for, the share that was asked for before."""
+    """Share of the requested prefix blocks that an earlier request had too."""
     token_reuse: float | None = None
-    """The same of their tokens, over all input tokens of the trace."""
+    """Tokens of those blocks over all input tokens of the trace."""
     estimated: tuple[str, ...] = ()
-    """What was too much to keep whole."""
+    """Statistics that are estimates, because there was too much to keep all of it."""
 
     @property
     def duration_s(self) -> float | None:
@@ -115,7 +72,7 @@ class Description:
 
 
 class Tally:
-    """Add columns in order, then `describe`."""
+    """Mutable tally of a trace: add its columns in order, then call `describe`."""
 
     def __init__(self) -> None:
         self._lengths: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
@@ -123,11 +80,11 @@ class Tally:
         self._first_s: float | None = None
         self._last_s = 0.0
         self._gaps: Counter[int] = Counter()
-        self._rate = _Rate()
-        self._windows = [_Window(width) for width in WINDOWS_S]
+        self._rate = _RateTally()
+        self._windows = [_WindowTally(width) for width in WINDOWS_S]
         self._workloads: Counter[str] = Counter()
-        self._sessions = _Sessions()
-        self._blocks = _Blocks()
+        self._sessions = _SessionTally()
+        self._blocks = _BlockTally()
 
     def add(self, columns: Columns) -> None:
         for counter, lengths in zip(self._lengths, (columns.input_tokens, columns.output_tokens), strict=True):
@@ -135,21 +92,21 @@ class Tally:
         self._pairs.add(columns.input_tokens, columns.output_tokens)
         self._add_times(columns.arrival_s)
         names = columns.workload
-        named = {names: len(columns)} if isinstance(names, str) else Counter(names)
-        for name, count in named.items():
-            known = name in self._workloads or len(self._workloads) < MOST_WORKLOADS
-            self._workloads[name if known else "(others)"] += count
+        counts = {names: len(columns)} if isinstance(names, str) else Counter(names)
+        for name, count in counts.items():
+            has_room = name in self._workloads or len(self._workloads) < MOST_WORKLOADS
+            self._workloads[name if has_room else "(others)"] += count
         if columns.session_id is not None:
             self._sessions.add(columns.session_id, columns.arrival_s)
         if columns.prefix_ids is not None:
             self._blocks.add(columns.prefix_ids, columns.input_tokens)
 
     def _add_times(self, arrival_s: Floats) -> None:
-        before = [] if self._first_s is None else [self._last_s]
+        previous = [] if self._first_s is None else [self._last_s]
         self._first_s = float(arrival_s[0]) if self._first_s is None else self._first_s
         self._last_s = float(arrival_s[-1])
         # The float's own bits, rounded to 10 of its mantissa: integers that sort as the gaps do.
-        bits = np.diff(np.concatenate((before, arrival_s))).view(np.int64)
+        bits = np.diff(np.concatenate((previous, arrival_s))).view(np.int64)
         count_up(self._gaps, (bits + (1 << (_GAP_BITS - 1))) >> _GAP_BITS)
         since_s = arrival_s - self._first_s
         self._rate.add(since_s)
@@ -157,12 +114,13 @@ class Tally:
             window.add(since_s)
 
     def describe(self) -> Description:
+        """Return the statistics of all columns added so far, at least one request."""
         assert self._first_s is not None, "no columns were added"
         inputs, outputs = (_counts(counter) for counter in self._lengths)
         gaps = _counts(self._gaps)
         pairs = self._pairs.counted()
         tokens = float(inputs.values @ inputs.counts)
-        kept = (
+        sampled = (
             ("joint lengths", self._pairs.rounded),
             ("sessions", self._sessions.level),
             ("prefix reuse", self._blocks.level),
@@ -180,15 +138,15 @@ class Tally:
             rates_rps=self._rate.parts(self._last_s - self._first_s),
             dispersion=tuple(window.index() for window in self._windows),
             workloads=dict(self._workloads),
-            sessions=self._sessions.found(),
+            sessions=self._sessions.stats(),
             block_reuse=self._blocks.reuse(),
             token_reuse=self._blocks.token_reuse(tokens),
-            estimated=tuple(what for what, level in kept if level),
+            estimated=tuple(statistic for statistic, level in sampled if level),
         )
 
 
 def describe_lengths(inputs: Lengths, outputs: Lengths) -> Description:
-    """Requests without times, such as draws from bins."""
+    """Describe requests without times, such as draws from bins."""
     counters: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
     count_up(counters[0], inputs)
     count_up(counters[1], outputs)
@@ -203,7 +161,7 @@ def _counts(counter: Counter[int]) -> Counts:
 
 
 class _PairTally:
-    """Distinct pairs and their counts."""
+    """Distinct pairs and their counts; rounded once there are too many."""
 
     def __init__(self) -> None:
         self.rounded = False
@@ -233,42 +191,42 @@ class _PairTally:
 
 
 def _rounded_up(lengths: Lengths) -> Lengths:
-    """To 6 significant bits: never beyond the next power of two."""
+    """Round up to 6 significant bits: never beyond the next power of two."""
     exponent = np.frexp(lengths.astype(np.float64))[1].astype(np.int64)
     unit = np.left_shift(np.int64(1), np.maximum(exponent - 6, 0))
     return np.asarray(-(-lengths // unit) * unit)
 
 
-class _Rate:
-    """Counts in at most _FINE equal parts of the time so far; their width doubles as it goes on."""
+class _RateTally:
+    """Counts in _RATE_CELLS cells of equal width, which doubles whenever the trace outgrows them."""
 
     def __init__(self) -> None:
         self._width_s = 2.0**-30
-        self._counts = np.zeros(_FINE, np.int64)
+        self._counts = np.zeros(_RATE_CELLS, np.int64)
 
     def add(self, since_s: Floats) -> None:
-        while since_s[-1] >= self._width_s * _FINE:
+        while since_s[-1] >= self._width_s * _RATE_CELLS:
             halves = self._counts[0::2] + self._counts[1::2]
-            self._counts = np.concatenate((halves, np.zeros(_FINE // 2, np.int64)))
+            self._counts = np.concatenate((halves, np.zeros(_RATE_CELLS // 2, np.int64)))
             self._width_s *= 2
-        self._counts += np.bincount((since_s / self._width_s).astype(np.int64), minlength=_FINE)
+        self._counts += np.bincount((since_s / self._width_s).astype(np.int64), minlength=_RATE_CELLS)
 
     def parts(self, duration_s: float) -> tuple[float, ...] | None:
-        """Requests/s in RATE_PARTS parts; a fine part that lies in two of them is shared out by its length."""
+        """Return requests/s in RATE_PARTS parts; a cell that lies in two parts is divided by its length."""
         if duration_s <= 0:
             return None
-        ends = np.minimum(np.arange(1, _FINE + 1) * self._width_s, duration_s)
-        below = np.interp(
+        ends = np.minimum(np.arange(1, _RATE_CELLS + 1) * self._width_s, duration_s)
+        cumulative = np.interp(
             np.linspace(0, duration_s, RATE_PARTS + 1),
             np.concatenate(([0.0], ends)),
             np.concatenate(([0], np.cumsum(self._counts))),
         )
-        below[-1] = self._counts.sum()
-        return tuple((np.diff(below) * (RATE_PARTS / duration_s)).tolist())
+        cumulative[-1] = self._counts.sum()
+        return tuple((np.diff(cumulative) * (RATE_PARTS / duration_s)).tolist())
 
 
-class _Window:
-    """`arrivals.index_of_dispersion` at one width, of sorted arrivals as they pass."""
+class _WindowTally:
+    """Incremental `distributions.index_of_dispersion` at one window width, of sorted arrivals."""
 
     def __init__(self, width_s: float) -> None:
         self._width_s = width_s
@@ -290,7 +248,7 @@ class _Window:
         self._squares += int((closed**2).sum())
 
     def index(self) -> float | None:
-        """None with fewer than two whole windows."""
+        """Return the index of dispersion, None with fewer than two whole windows."""
         if self._last < 2 or self._sum == 0:
             return None
         mean = self._sum / self._last
@@ -298,7 +256,7 @@ class _Window:
 
 
 def _hashes(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014): every bit of an id moves every bit of its hash."""
+    """Apply SplitMix64's finaliser (Steele, Lea and Flood, OOPSLA 2014): every bit of an id affects every hash bit."""
     z = ids + np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -306,11 +264,11 @@ def _hashes(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _sampled(hashes: NDArray[np.uint64], level: int) -> NDArray[np.bool_]:
-    """1 in 2**level of all hashes, always the same ones, and a part of those of any lower level."""
+    """Select 1 in 2**level of all hashes, always the same ones, and a subset of those of any lower level."""
     return np.asarray(hashes & np.uint64((1 << level) - 1) == 0)
 
 
-class _Sessions:
+class _SessionTally:
     """Turns, first and last arrival of each session, or of a sample of the sessions."""
 
     def __init__(self) -> None:
@@ -333,26 +291,21 @@ class _Sessions:
         chosen: list[bool] = _sampled(_hashes(codes), self.level).tolist()
         return chosen
 
-    def found(self) -> Sessions | None:
+    def stats(self) -> SessionStats | None:
         if not self._kept:
             return None
         gaps = [(last_s - first_s) / (turns - 1) for turns, first_s, last_s in self._kept.values() if turns > 1]
-        turns = Counts(*_distinct([float(turns) for turns, _, _ in self._kept.values()]))
-        return Sessions(len(self._kept) << self.level, turns, Counts(*_distinct(gaps)) if gaps else None)
+        turns = count_values([float(turns) for turns, _, _ in self._kept.values()])
+        return SessionStats(len(self._kept) << self.level, turns, count_values(gaps) if gaps else None)
 
 
-def _distinct(values: Sequence[float]) -> tuple[Floats, Lengths]:
-    distinct, counts = np.unique(np.array(values), return_counts=True)
-    return distinct, counts
-
-
-class _Blocks:
-    """The tokens that each prefix block was first asked with, or each of a sample of the blocks."""
+class _BlockTally:
+    """Tokens of the first request for each prefix block, or for each of a sample of the blocks."""
 
     def __init__(self) -> None:
         self.level = 0
-        self._asked = 0
-        self._asked_tokens = 0
+        self._requested = 0
+        self._requested_tokens = 0
         self._kept = np.zeros(0, np.uint64)
         self._tokens = np.zeros(0, np.int64)
 
@@ -361,22 +314,22 @@ class _Blocks:
         ids = np.array([i & (2**64 - 1) for ids in prefix_ids for i in ids], np.uint64)
         place = np.arange(len(ids)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
         tokens = np.clip(np.repeat(input_tokens, sizes) - BLOCK_TOKENS * place, 0, BLOCK_TOKENS)
-        self._asked += len(ids)
-        self._asked_tokens += int(tokens.sum())
+        self._requested += len(ids)
+        self._requested_tokens += int(tokens.sum())
         hashes = _hashes(ids)
         chosen = _sampled(hashes, self.level)
-        # Of equal hashes the first is kept: those kept before stand before the new ones.
-        self._kept, first = np.unique(np.concatenate((self._kept, hashes[chosen])), return_index=True)
-        self._tokens = np.concatenate((self._tokens, tokens[chosen]))[first]
+        # np.unique keeps the first of equal hashes: the ones kept so far stand before the new ones.
+        self._kept, index = np.unique(np.concatenate((self._kept, hashes[chosen])), return_index=True)
+        self._tokens = np.concatenate((self._tokens, tokens[chosen]))[index]
         while len(self._kept) > MOST_KEPT:
             self.level += 1
             chosen = _sampled(self._kept, self.level)
             self._kept, self._tokens = self._kept[chosen], self._tokens[chosen]
 
     def reuse(self) -> float | None:
-        return 1 - (len(self._kept) << self.level) / self._asked if self._asked else None
+        return 1 - (len(self._kept) << self.level) / self._requested if self._requested else None
 
     def token_reuse(self, input_tokens: float) -> float | None:
-        if not self._asked:
+        if not self._requested:
             return None
-        return (self._asked_tokens - (int(self._tokens.sum()) << self.level)) / input_tokens
+        return (self._requested_tokens - (int(self._tokens.sum()) << self.level)) / input_tokens

@@ -24,7 +24,7 @@ from loadgen.results import run_folder
 from loadgen.run.process_stats import SendingCost, merge_costs
 from loadgen.run.processes import split_cap, split_requests
 from loadgen.servers.launcher import served
-from loadgen.workload.arrivals import index_of_dispersion, ks_exponential
+from loadgen.stats.distributions import index_of_dispersion, ks_exponential
 from loadgen.workload.schedule import ScheduledRequest
 
 ROOT = Path(__file__).parents[2]

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.errors import LoadgenError
+from loadgen.stats.distributions import index_of_dispersion
 from loadgen.study.plan import StudyRun, closed_loop, even_sample, open_loop, plan_runs, schedule_of, start_key
 from loadgen.study.spec import ServerSpec, Study, WorkloadSpec, read_study
-from loadgen.workload.arrivals import index_of_dispersion
 from loadgen.workload.schedule import Arrival
 from loadgen.workload.trace import Trace, TraceRequest, read_trace
 

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from numpy.random import default_rng
 
 from loadgen.errors import LoadgenError
-from loadgen.workload.arrivals import index_of_dispersion, ks_exponential, offsets
+from loadgen.stats.distributions import index_of_dispersion, ks_exponential
+from loadgen.workload.arrivals import Points, expected_counts, offsets, points_of, superposed, thinned, warped
 
 SEEDS = range(5)
 
@@ -108,23 +109,122 @@ def test_what_is_no_number_of_requests_is_said(asked) -> None:  # type: ignore[n
         offsets("poisson", 1, default_rng(0), **asked)
 
 
+# -- given arrivals at another rate -----------------------------------------------------------------------------------
+
+BURSTY = offsets("gamma", 50, np.random.default_rng(5), burstiness=0.1, duration_s=2000)
+
+
+def rng(seed: int = 5) -> np.random.Generator:
+    return np.random.default_rng(seed)
+
+
+def each(offsets_s: np.ndarray) -> np.ndarray:
+    return np.arange(len(offsets_s))
+
+
+def test_thinning_lowers_the_rate_and_the_dispersion_as_the_law_says() -> None:
+    left = BURSTY[thinned(each(BURSTY), 0.2, rng())]
+    before, after = index_of_dispersion(BURSTY, 1.0), index_of_dispersion(left, 1.0)
+    assert before is not None and after == pytest.approx(1 + 0.2 * (before - 1), rel=0.15)
+    assert len(left) == pytest.approx(0.2 * len(BURSTY), rel=0.03)
+
+
+@given(st.lists(st.integers(0, 20), max_size=50), st.floats(0.01, 1), st.integers(0, 99))
+def test_a_group_stays_whole_or_goes(groups: list[int], keep: float, seed: int) -> None:
+    mask = thinned(np.array(groups, dtype=np.int64), keep, rng(seed))
+    assert len(mask) == len(groups)
+    assert all(len({bool(m) for m, g in zip(mask, groups, strict=True) if g == group}) == 1 for group in set(groups))
+
+
+@pytest.mark.parametrize("times", [0.5, 1.0, 2.5, 4.0])
+def test_superposition_adds_rates_and_keeps_the_dispersion(times: float) -> None:
+    more = superposed(BURSTY, each(BURSTY), times, rng())
+    assert len(more.offsets_s) == pytest.approx(times * len(BURSTY), rel=0.05)
+    assert more.offsets_s[-1] <= (BURSTY[-1] - BURSTY[0]) * (1 + 1 / (len(BURSTY) - 1))
+    if times >= 1:
+        before, after = index_of_dispersion(BURSTY, 1.0), index_of_dispersion(more.offsets_s, 1.0)
+        assert before is not None and after == pytest.approx(before, rel=0.2)
+
+
+@given(st.lists(st.floats(0, 100), min_size=2, max_size=30), st.integers(1, 5), st.integers(0, 99))
+def test_whole_copies_hold_every_arrival_once_each_and_in_its_order(times: list[float], copies: int, seed: int) -> None:
+    source = np.sort(np.array(times))
+    if source[0] == source[-1]:
+        return
+    more = superposed(source, each(source), copies, rng(seed))
+    assert np.all(np.diff(more.offsets_s) >= 0)
+    assert sorted(more.picks.tolist()) == sorted(list(range(len(source))) * copies)
+    for lap in range(2 * copies):
+        mine = more.laps == lap
+        assert np.all(np.diff(more.picks[mine]) > 0)
+        np.testing.assert_allclose(np.diff(more.offsets_s[mine]), np.diff(source[more.picks[mine]]), atol=1e-9)
+    np.testing.assert_allclose(more.offsets_s[more.laps == 0], source - source[0])
+
+
+def test_thinning_and_superposition_of_nothing_are_said() -> None:
+    for keep in (0.0, 1.1):
+        with pytest.raises(LoadgenError, match="expected above 0"):
+            thinned(np.arange(3), keep, rng())
+    with pytest.raises(LoadgenError, match="same instant"):
+        superposed(np.zeros(3), np.arange(3), 2, rng())
+    with pytest.raises(LoadgenError, match="expected at most"):
+        superposed(np.arange(3.0), np.arange(3), 1e9, rng())
+
+
+# -- shapes -----------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize(
-    ("times", "window_s", "wanted"),
+    ("shape", "points"),
     [
-        ([], 1, None),  # nothing came
-        ([0.0, 1.5], 1, None),  # one whole window only
-        ([0.0, 1.0, 2.0, 3.0], 1, 0.0),  # clockwork: 1, 1, 1
-        ([0.0, 0.1, 1.0, 1.5, 2.0], 1, 0.0),  # 2, 2 and a window not yet over
-        ([0.0, 0.1, 2.5], 1, 2.0),  # 2, 0: variance 2, mean 1; empty windows count
-        ([50.0, 50.1, 52.5], 1, 2.0),  # from the first arrival, whenever that was
-        ([0.0, 1e12], 1, 1.0),  # an age of empty windows, in no memory
+        ("ramp:1:8:60", [(0, 1), (60, 8)]),
+        ("ramp:0:8:0.5", [(0, 0), (0.5, 8)]),
+        ("step:1:4:20", [(0, 1), (20, 1), (20, 4), (40, 4)]),
+        ("step:1:0:2:10", [(0, 1), (10, 1), (10, 0), (20, 0), (20, 2), (30, 2)]),
     ],
 )
-def test_index_of_dispersion_is_variance_over_mean(times: list[float], window_s: float, wanted: float | None) -> None:
-    got = index_of_dispersion(np.array(times), window_s)
-    assert got == wanted if wanted is None else got == pytest.approx(wanted)
+def test_shapes_are_points(shape: str, points: list[tuple[float, float]]) -> None:
+    assert points_of(shape) == points
 
 
-def test_ks_distance_by_hand() -> None:
-    """Gaps 1, 1: F(1) = 1 - 1/e = 0.632 where the sample jumps from 0 to 1."""
-    assert ks_exponential(np.array([1.0, 1.0]))[0] == pytest.approx(1 - math.exp(-1))
+@pytest.mark.parametrize(
+    "shape",
+    ["", "ramp", "ramp:1:8", "ramp:1:2:3:60", "step:1:60", "ramp:-1:8:60", "ramp:1:8:0", "ramp:a:b:c", "sine:1:2:3",
+     "ramp:0:0:9", "ramp:nan:1:9", "ramp:1:inf:9"],
+)  # fmt: skip
+def test_what_is_no_shape_is_said(shape: str) -> None:
+    with pytest.raises(LoadgenError, match="expected ramp:FROM:TO:SECONDS"):
+        points_of(shape)
+
+
+def test_a_ramp_has_the_rate_of_every_moment_and_a_step_jumps() -> None:
+    def shaped(points: Points) -> np.ndarray:
+        total = float(expected_counts(np.array([points[-1][0]]), points)[0])
+        return warped(offsets("poisson", 1, rng(), duration_s=total), points)
+
+    ramp = shaped([(0, 0), (1000, 100)])
+    assert len(ramp) == pytest.approx(50_000, rel=0.02)
+    assert (ramp < 500).sum() == pytest.approx(12_500, rel=0.04)
+    step = shaped(points_of("step:10:50:100"))
+    assert (step < 100).sum() == pytest.approx(1000, rel=0.1) and (step >= 100).sum() == pytest.approx(5000, rel=0.05)
+
+
+RATES = st.floats(0, 50).map(lambda rate: round(rate, 2))
+
+
+@given(st.lists(RATES, min_size=2, max_size=5).filter(any), st.floats(0.5, 100), st.sampled_from(["ramp", "step"]))
+def test_warping_is_the_inverse_of_expecting(rates: list[float], length_s: float, kind: str) -> None:
+    rates = rates[:2] if kind == "ramp" else rates
+    if not any(rates):
+        return
+    points = points_of(":".join([kind, *map(str, rates), str(length_s)]))
+    total = float(expected_counts(np.array([points[-1][0]]), points)[0])
+    counts = np.linspace(0, total * 0.999, 40)
+    at = warped(counts, points)
+    assert np.all(np.diff(at) >= -1e-9)
+    np.testing.assert_allclose(expected_counts(at, points), counts, atol=1e-6 * max(total, 1))
+
+
+def test_after_the_last_point_its_rate_goes_on_and_a_rate_of_0_ends_it() -> None:
+    assert warped(np.array([10.0, 14.0]), [(0, 1), (10, 1), (10, 2), (11, 2)]).tolist() == [10.0, 12.0]
+    assert warped(np.array([0.5, 3.0]), [(0, 2), (1, 0)]) == pytest.approx([1 - math.sqrt(0.5)])

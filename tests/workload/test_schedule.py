@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadgen.errors import LoadgenError
+from loadgen.stats.distributions import index_of_dispersion, ks_exponential
 from loadgen.units import NS_PER_S
-from loadgen.workload.arrivals import index_of_dispersion, ks_exponential, points_of
+from loadgen.workload.arrivals import points_of
 from loadgen.workload.schedule import Arrival, Scale, Schedule, build_schedule, encode_schedule
 from loadgen.workload.trace import Trace, TraceRequest
 

@@ -14,17 +14,15 @@ from hypothesis import strategies as st
 from loadgen.errors import LoadgenError
 from loadgen.units import NS_PER_S
 from loadgen.workload.schedule import Schedule, ScheduledRequest, encode_schedule, merged_schedule, truncated
+from loadgen.workload.sessions import NEW_TOKENS, think_times_ns, thread_sessions
 from loadgen.workload.streams import (
-    NEW_TOKENS,
     Stream,
     Streams,
     chosen_streams,
-    plan_one,
     read_streams,
+    schedule_stream,
     schedule_streams,
-    shipped,
-    thinking,
-    threaded,
+    shipped_streams,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -61,12 +59,14 @@ MIX: Streams = {
 def test_the_plan_is_the_union_of_its_streams_which_do_not_know_each_other(names: set[str], seed: int) -> None:
     whole = planned({name: MIX[name] for name in names}, seed)
     for name in names:
-        alone = plan_one(name, MIX[name], seed, 60.0, None)
+        alone = schedule_stream(name, MIX[name], seed, 60.0, None)
         assert fingerprints(whole.requests, name) == fingerprints(alone.requests, name)
     assert {r.workload for r in whole.requests} == names
     assert [r.index for r in whole.requests] == list(range(len(whole.requests)))
     assert all(a.offset_ns <= b.offset_ns for a, b in pairwise(whole.requests))
-    assert whole.rate_rps == pytest.approx(sum(plan_one(n, MIX[n], seed, 60.0, None).rate_rps or 0 for n in names))
+    assert whole.rate_rps == pytest.approx(
+        sum(schedule_stream(n, MIX[n], seed, 60.0, None).rate_rps or 0 for n in names)
+    )
 
 
 def test_same_seed_same_bytes_and_a_stream_with_a_seed_keeps_it() -> None:
@@ -93,9 +93,9 @@ def test_a_stream_has_the_rate_asked_in_the_long_run(name: str) -> None:
     """Of requests, with sessions too, once these have filled up."""
     stream = MIX[name]
     if name == "own":
-        assert len(plan_one(name, stream, 0, 100.0, None).requests) == 50
+        assert len(schedule_stream(name, stream, 0, 100.0, None).requests) == 50
         return
-    found = [r.offset_ns / NS_PER_S for r in plan_one(name, stream, 0, 1500.0, None).requests]
+    found = [r.offset_ns / NS_PER_S for r in schedule_stream(name, stream, 0, 1500.0, None).requests]
     rate = 3.0 if name == "ramp" else stream.rps
     assert sum(at >= 100 for at in found) / 1400 == pytest.approx(rate, rel=0.1)
 
@@ -118,7 +118,7 @@ def test_threads_hold_every_pair_once_and_every_turn_what_was_before_it(
     lengths: list[tuple[int, int]], turns: float, seed: int
 ) -> None:
     try:
-        sessions = threaded(lengths, turns, np.random.default_rng(seed))
+        sessions = thread_sessions(lengths, turns, np.random.default_rng(seed))
     except LoadgenError as err:
         assert "these lengths hold" in str(err)
         return
@@ -132,12 +132,12 @@ def test_threads_hold_every_pair_once_and_every_turn_what_was_before_it(
 def test_threads_have_the_mean_that_was_asked(turns: float) -> None:
     rng = np.random.default_rng(0)
     lengths = [(int(a), int(b)) for a, b in zip(rng.lognormal(6, 1, 3000), rng.lognormal(4, 1, 3000), strict=True)]
-    assert len(lengths) / len(threaded(lengths, turns, rng)) == pytest.approx(turns, rel=0.01)
+    assert len(lengths) / len(thread_sessions(lengths, turns, rng)) == pytest.approx(turns, rel=0.01)
 
 
 def test_more_turns_than_the_lengths_hold_are_said() -> None:
     with pytest.raises(LoadgenError, match="these lengths hold 1 in the mean at most"):
-        threaded([(100, 100)] * 10, 2, np.random.default_rng(0))
+        thread_sessions([(100, 100)] * 10, 2, np.random.default_rng(0))
 
 
 @settings(max_examples=10, deadline=None)
@@ -160,7 +160,7 @@ def test_a_session_never_overlaps_itself(seed: int, think: str) -> None:
 
 def test_lengths_of_sessions_are_those_of_the_trace() -> None:
     stream = Stream(trace=CHAT, rps=50, arrival="constant", turns=2, think="constant:0")
-    found = plan_one("chat", stream, 0, None, None).requests
+    found = schedule_stream("chat", stream, 0, None, None).requests
     rows = [json.loads(line) for line in Path(CHAT).read_text().splitlines()]
     assert Counter((r.input_tokens, r.output_tokens) for r in found) == Counter(
         (row["input_length"], row["output_length"]) for row in rows
@@ -172,7 +172,7 @@ def test_lengths_of_sessions_are_those_of_the_trace() -> None:
     [("constant:3", 3, 0), ("exponential:3", 3, 3), ("lognormal:3:0.5", 3, 3 * (np.exp(0.25) - 1) ** 0.5)],
 )
 def test_think_times_have_the_mean_and_spread_of_their_law(law: str, mean_s: float, spread_s: float) -> None:
-    drawn = np.array(thinking(law, 20_000, np.random.default_rng(0))) / NS_PER_S
+    drawn = np.array(think_times_ns(law, 20_000, np.random.default_rng(0))) / NS_PER_S
     assert drawn.mean() == pytest.approx(mean_s, rel=0.03)
     assert drawn.std() == pytest.approx(spread_s, rel=0.05, abs=1e-9)
 
@@ -180,7 +180,7 @@ def test_think_times_have_the_mean_and_spread_of_their_law(law: str, mean_s: flo
 @pytest.mark.parametrize("law", ["", "3", "normal:3:1", "constant", "constant:-1", "lognormal:3", "lognormal:0:1"])
 def test_what_is_no_law_of_thinking_is_said(law: str) -> None:
     with pytest.raises(LoadgenError, match="expected constant:SECONDS"):
-        thinking(law, 1, np.random.default_rng(0))
+        think_times_ns(law, 1, np.random.default_rng(0))
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_what_is_no_law_of_thinking_is_said(law: str) -> None:
 
 def test_popular_files_open_most_prompts_as_zipf_says() -> None:
     stream = Stream(trace=CODE, rps=50, arrival="poisson", files=10, popularity=1.0, shared=0.5)
-    found = plan_one("code", stream, 0, 200.0, None).requests
+    found = schedule_stream("code", stream, 0, 200.0, None).requests
     counts = [n for _, n in Counter(r.text_id for r in found).most_common()]
     harmonic = sum(1 / k for k in range(1, 11))
     assert len(counts) == 10
@@ -209,7 +209,7 @@ def test_a_merge_of_nothing_new_is_the_same() -> None:
 
 
 def test_the_shipped_streams_are_a_conversation_and_a_code_generation() -> None:
-    streams = read_streams(shipped())
+    streams = read_streams(shipped_streams())
     assert list(streams) == ["chat", "code"]
     assert streams["chat"].turns and streams["code"].files and (streams["code"].burstiness < 1)
     assert len(planned(streams, duration_s=30.0).requests) > 30
@@ -217,7 +217,7 @@ def test_the_shipped_streams_are_a_conversation_and_a_code_generation() -> None:
 
 def test_names_are_of_the_file_of_workloads_or_of_ones_own_sources(tmp_path: Path) -> None:
     found = chosen_streams(["chat:3", "code", "mine=azure-2024-code:2"], None)
-    assert found["chat"] == read_streams(shipped())["chat"]
+    assert found["chat"] == read_streams(shipped_streams())["chat"]
     assert found["code"].rps == 1.0
     assert found["mine"] == Stream(bins="azure-2024-code", rps=2)
     assert chosen_streams([f"{CHAT}:2"], None) == {"chat": Stream(trace=CHAT, rps=2)}

@@ -9,21 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.random import default_rng
 
+from loadgen.report.trace_facts import rank_correlation
+from loadgen.stats.distributions import index_of_dispersion, spearman
 from loadgen.workload import trace_stats
-from loadgen.workload.arrivals import index_of_dispersion, offsets
-from loadgen.workload.token_bins import CountedPairs
-from loadgen.workload.token_bins import ks_distance as ks_of_samples
-from loadgen.workload.token_bins import spearman as spearman_of
+from loadgen.workload.arrivals import offsets
 from loadgen.workload.trace_columns import Columns
 from loadgen.workload.trace_stats import (
     RATE_PARTS,
     WINDOWS_S,
-    Counts,
     Description,
     Tally,
-    describe_lengths,
-    ks_distance,
-    spearman,
 )
 
 
@@ -78,8 +73,8 @@ def test_a_description_is_numpys_of_the_whole(columns: Columns, cuts: list[int])
         assert counts.std == pytest.approx(whole.std())
         for p in (0, 37, 50, 99, 100):
             assert counts.percentile(p) == pytest.approx(np.percentile(whole, p))
-    wanted = spearman_of(columns.input_tokens, columns.output_tokens)
-    got = spearman(found.pairs)
+    wanted = spearman(columns.input_tokens, columns.output_tokens, np.ones(n, np.int64))
+    got = rank_correlation(found.pairs)
     assert got is None if wanted is None else got == pytest.approx(wanted, abs=1e-9)
     for window, index in zip(WINDOWS_S, found.dispersion, strict=True):
         whole_index = index_of_dispersion(at, window)
@@ -118,14 +113,6 @@ def test_sessions_and_prefixes_by_brute_force(columns: Columns) -> None:
     assert found.token_reuse == (pytest.approx(tokens_again / columns.input_tokens.sum()) if asked else None)
 
 
-@settings(deadline=None)
-@given(*[st.lists(st.integers(1, 30), min_size=1, max_size=50)] * 2)
-def test_ks_of_counts_is_ks_of_the_samples(a: list[int], b: list[int]) -> None:
-    x, y = (describe_lengths(np.array(s), np.array(s)).inputs for s in (a, b))
-    brute = max(abs(np.mean(np.array(a) <= v) - np.mean(np.array(b) <= v)) for v in {*a, *b})
-    assert ks_distance(x, y) == pytest.approx(brute) == pytest.approx(ks_of_samples(np.array(a), np.array(b)))
-
-
 def test_rates_lie_where_the_requests_do() -> None:
     """48 parts of an hour against a histogram: a fine part is 1/8192 of the whole at the widest."""
     at = offsets("poisson", 20, default_rng(1), duration_s=3600.0)
@@ -151,7 +138,7 @@ def test_too_many_pairs_are_rounded_and_said(monkeypatch: pytest.MonkeyPatch) ->
     assert 4_000 < len(rough.pairs.counts) < 0.9 * len(whole.pairs.counts)
     assert len(set(rough.pairs.inputs)) <= 32 * 16 + 32  # 32 to each power of two, and those below 64
     assert rough.pairs.counts.sum() == 20_000
-    assert spearman(rough.pairs) == pytest.approx(spearman(whole.pairs), abs=0.002)
+    assert rank_correlation(rough.pairs) == pytest.approx(rank_correlation(whole.pairs), abs=0.002)
     assert repr(replace(rough, pairs=whole.pairs, estimated=())) == repr(whole)  # all else is exact
     for side, exact in ((rough.pairs.inputs, whole.pairs.inputs), (rough.pairs.outputs, whole.pairs.outputs)):
         assert set(np.ceil(np.log2(side))) == set(np.ceil(np.log2(exact)))  # the heat map's cells stay
@@ -174,15 +161,3 @@ def test_too_many_sessions_and_blocks_are_sampled_and_said(monkeypatch: pytest.M
     assert rough.sessions.turns.counts.sum() <= 2_000
     assert rough.sessions.turns.mean == pytest.approx(whole.sessions.turns.mean, rel=0.07)
     assert 1 - rough.block_reuse == pytest.approx(1 - whole.block_reuse, rel=0.13)
-
-
-def test_spearman_counts_ties_once_for_each_request() -> None:
-    pairs = CountedPairs(np.array([1, 1, 2, 2]), np.array([1, 2, 1, 2]), np.array([3, 1, 1, 3]))
-    assert spearman(pairs) == pytest.approx(0.5)
-    assert spearman(CountedPairs(np.array([1]), np.array([1]), np.array([5]))) is None
-
-
-def test_a_percentile_of_counts_by_hand() -> None:
-    counts = Counts(np.array([1.0, 5.0, 9.0]), np.array([1, 2, 1]))  # 1 5 5 9
-    assert [counts.percentile(p) for p in (0, 50, 100)] == [1, 5, 9]
-    assert counts.percentile(25) == 4  # rank 0.75: three quarters of the way from 1 to 5

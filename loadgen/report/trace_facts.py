@@ -1,0 +1,112 @@
+"""Facts about traces and token bins, as `loadgen trace show` prints them and the trace page lists them."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from loadgen.stats.distributions import Counts, ks_distance, spearman
+from loadgen.workload.length_source import DRAWS, draw_bins, source_path
+from loadgen.workload.token_bins import CountedPairs
+from loadgen.workload.trace_columns import iter_columns
+from loadgen.workload.trace_formats import Format
+from loadgen.workload.trace_stats import WINDOWS_S, Description, Tally, describe_lengths
+
+TraceFacts = tuple[dict[str, Any], Description]
+"""Facts by name, None where they are unknown, and the statistics that they were taken from."""
+
+
+def describe_source(name: str, format: Format | None) -> TraceFacts:
+    """Describe a trace, or bins by path or name, see `source_path`."""
+    path = source_path(name)
+    return _describe_bins(path) if path.suffix == ".json" else _describe_trace(path, format)
+
+
+def _describe_bins(path: Path) -> TraceFacts:
+    bins, pairs = draw_bins(path)
+    description = describe_lengths(*pairs)
+    facts = {"name": bins.name, "kind": f"{len(bins.bins)} bins, percentiles of {DRAWS} draws", "requests": bins.count}
+    means = {"input_mean": bins.mean_input, "output_mean": bins.mean_output}
+    return facts | _length_facts(description) | means | bins.provenance, description
+
+
+def _describe_trace(path: Path, format: Format | None) -> TraceFacts:
+    dropped: Counter[str] = Counter()
+    tally = Tally()
+    for columns in iter_columns(path, dropped, format=format):
+        tally.add(columns)
+    description = tally.describe()
+    facts = {
+        "name": path.name,
+        "kind": "trace",
+        "requests": description.requests,
+        "dropped": dropped.total(),
+        "workloads": description.workloads,
+        **_session_facts(description),
+        "prefix_block_reuse": description.block_reuse,
+        "prefix_token_reuse": description.token_reuse,
+        "estimated": ", ".join(description.estimated) or None,
+    }
+    return facts | _time_facts(description) | _length_facts(description), description
+
+
+def _session_facts(description: Description) -> dict[str, Any]:
+    sessions = description.sessions
+    if sessions is None:
+        return {"sessions": None}
+    gap_s = sessions.gap_s
+    return {
+        "sessions": sessions.count,
+        "turns_per_session_mean": sessions.turns.mean,
+        "turns_per_session_p50": sessions.turns.percentile(50),
+        "turns_per_session_max": int(sessions.turns.values[-1]),
+        "session_gap_p50_s": None if gap_s is None else gap_s.percentile(50),
+    }
+
+
+def _time_facts(description: Description) -> dict[str, Any]:
+    duration_s, gaps_s = description.duration_s, description.gaps_s
+    return {
+        "duration_s": duration_s,
+        "rate_over_time_rps": None if description.rates_rps is None else list(description.rates_rps),
+        "mean_rps": (description.requests - 1) / duration_s if duration_s else None,
+        "gap_cv": gaps_s.std / gaps_s.mean if gaps_s and gaps_s.mean > 0 else None,
+        **{f"index_of_dispersion_{w}s": d for w, d in zip(WINDOWS_S, description.dispersion, strict=True)},
+    }
+
+
+def _length_facts(description: Description) -> dict[str, Any]:
+    facts: dict[str, Any] = {}
+    for side, lengths in (("input", description.inputs), ("output", description.outputs)):
+        facts[f"{side}_mean"] = lengths.mean
+        facts |= {f"{side}_p{p}": lengths.percentile(p) for p in (50, 90, 99)}
+        facts[f"{side}_max"] = int(lengths.values[-1])
+        facts[f"{side}_shares_by_power_of_2"] = shares_by_power_of_2(lengths)
+    return facts | {"spearman": rank_correlation(description.pairs)}
+
+
+def shares_by_power_of_2(lengths: Counts) -> list[float]:
+    """Return the share of requests with 2^(k-1) < length <= 2^k, for k from 0 to that of the longest."""
+    exponents = np.ceil(np.log2(lengths.values)).astype(int)
+    shares: list[float] = np.bincount(exponents, lengths.counts / lengths.counts.sum()).tolist()
+    return shares
+
+
+def rank_correlation(pairs: CountedPairs) -> float | None:
+    """Return Spearman's correlation of input with output tokens; None when one of them does not vary."""
+    return spearman(pairs.inputs, pairs.outputs, pairs.counts)
+
+
+def differences(a: Description, b: Description) -> dict[str, float | None]:
+    """Compare two traces or bins: Kolmogorov-Smirnov distances, and the difference of their rank correlations.
+
+    None where one of them has no gaps, or no correlation.
+    """
+    rho_a, rho_b = rank_correlation(a.pairs), rank_correlation(b.pairs)
+    return {
+        "ks_input": ks_distance(a.inputs, b.inputs),
+        "ks_output": ks_distance(a.outputs, b.outputs),
+        "ks_gap": ks_distance(a.gaps_s, b.gaps_s) if a.gaps_s and b.gaps_s else None,
+        "spearman_difference": None if rho_a is None or rho_b is None else abs(rho_a - rho_b),
+    }

@@ -1,0 +1,120 @@
+"""Sessions: conversations threaded through the lengths of a workload, and the think times between their turns."""
+
+import math
+from bisect import bisect_left, insort
+from collections.abc import Sequence
+from itertools import accumulate, pairwise
+from typing import Literal
+
+import msgspec
+import numpy as np
+
+from loadgen.errors import LoadgenError
+from loadgen.stats.arrays import Floats
+from loadgen.units import NS_PER_S
+from loadgen.workload.trace import TraceRequest
+
+NEW_TOKENS = 8
+"""Fewest tokens that a turn adds to the turns before it."""
+
+_HALVINGS = 14
+"""Steps of the search for the probability that begins a session: to 1 part in 16,384."""
+
+
+def group_sessions(
+    name: str, requests: Sequence[TraceRequest], turns: float | Literal["trace"] | None, rng: np.random.Generator
+) -> list[list[TraceRequest]]:
+    """Return the turns of each session of stream `name`, in order.
+
+    Without `turns` every request is a session of its own; "trace" takes the sessions of the trace; a number threads
+    sessions of that mean. Sessions are in order of their first turn; threaded ones are in random order, and their first
+    turns get the arrivals that are found there in order of time.
+    """
+    if turns is None:
+        return [[request] for request in requests]
+    if turns == "trace":
+        groups: dict[str, list[TraceRequest]] = {}
+        for i, request in enumerate(requests):
+            groups.setdefault(request.session_id or f"\0{i}", []).append(request)
+        return list(groups.values())
+    if any(request.prefix_ids or request.session_id for request in requests):
+        raise LoadgenError(f'stream {name}: the trace says itself what belongs together; use turns = "trace", or none')
+    rows = thread_sessions([(r.input_tokens, r.output_tokens) for r in requests], turns, rng)
+    starts_s = sorted(requests[session[0]].arrival_s for session in rows)
+    order = rng.permutation(len(rows))
+    sessions = [[requests[row] for row in rows[i]] for i in order]
+    return [
+        [msgspec.structs.replace(session[0], arrival_s=start_s), *session[1:]]
+        for start_s, session in zip(starts_s, sessions, strict=True)
+    ]
+
+
+def thread_sessions(lengths: Sequence[tuple[int, int]], mean_turns: float, rng: np.random.Generator) -> list[list[int]]:
+    """Thread every (input, output) pair, by index, into exactly one session; sessions have `mean_turns` on average.
+
+    The input of a turn contains the input and output of the turn before it, and is longer by at least NEW_TOKENS. From
+    the shortest input up, each pair continues a random session that fits into it, or begins a session, with a
+    probability that is found by bisection. So the lengths of the workload stay exactly what they were.
+    LoadgenError when so many turns do not fit into these lengths.
+    """
+    draws = rng.random((len(lengths), 2))
+    fewest = _thread(lengths, 0.0, draws)
+    if len(fewest) * mean_turns > len(lengths) * 1.005:
+        limit = len(lengths) / len(fewest)
+        raise LoadgenError(f"{mean_turns:g} turns a session: these lengths hold {limit:.3g} in the mean at most")
+    low, high, sessions = 0.0, 1.0, fewest
+    for _ in range(_HALVINGS):
+        middle = (low + high) / 2
+        sessions = _thread(lengths, middle, draws)
+        low, high = (middle, high) if len(sessions) * mean_turns < len(lengths) else (low, middle)
+    return sessions
+
+
+def _thread(lengths: Sequence[tuple[int, int]], begin_probability: float, draws: Floats) -> list[list[int]]:
+    """Thread sessions with two uniform draws per pair: does it begin a session, and else which one does it continue."""
+    sessions: list[list[int]] = []
+    ends: list[tuple[int, int]] = []  # (tokens so far, session), sorted
+    for row in sorted(range(len(lengths)), key=lambda i: lengths[i]):
+        input_tokens, output_tokens = lengths[row]
+        fitting = bisect_left(ends, (input_tokens - NEW_TOKENS + 1, -1))
+        begin_draw, session_draw = draws[row]
+        if fitting and begin_draw >= begin_probability:
+            _, session = ends.pop(int(session_draw * fitting))
+            sessions[session].append(row)
+        else:
+            session = len(sessions)
+            sessions.append([row])
+        insort(ends, (input_tokens + output_tokens, session))
+    return sessions
+
+
+def text_numbers(turns: Sequence[TraceRequest]) -> list[int]:
+    """Number the texts of a session: one per turn, from 0, with a new number where the trace cut the history off."""
+    cut = [turn.input_tokens <= prev.input_tokens + prev.output_tokens for prev, turn in pairwise(turns)]
+    return [0, *accumulate(map(int, cut))]
+
+
+def think_times_ns(law: str, count: int, rng: np.random.Generator) -> list[int]:
+    """Draw `count` think times in ns from exponential:MEAN, constant:MEAN or lognormal:MEAN:SIGMA (in seconds).
+
+    SIGMA is the standard deviation of the logarithm, whose mean is ln MEAN - SIGMA**2 / 2.
+    """
+    kind, *numbers = law.split(":")
+    try:
+        mean_s, *parameters = map(float, numbers)
+    except ValueError:
+        mean_s, parameters = math.nan, []
+    if not (math.isfinite(mean_s) and mean_s >= 0 and all(math.isfinite(x) and x >= 0 for x in parameters)):
+        kind = ""
+    match kind, parameters:
+        case "constant", []:
+            drawn_s = np.full(count, mean_s)
+        case "exponential", []:
+            drawn_s = rng.exponential(mean_s, count)
+        case "lognormal", [sigma] if mean_s > 0:
+            drawn_s = rng.lognormal(math.log(mean_s) - sigma**2 / 2, sigma, count)
+        case _:
+            raise LoadgenError(
+                f"think {law!r}: expected constant:SECONDS, exponential:MEAN or lognormal:MEAN:SIGMA, in seconds"
+            )
+    return [int(ns) for ns in np.rint(drawn_s * NS_PER_S).astype(np.int64)]
