@@ -1,4 +1,4 @@
-"""Runs side by side, and gates on what became of a number."""
+"""Compare runs side by side, and hold their numbers against gates."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -21,7 +21,7 @@ from loadgen.report.run_facts import is_simulated, summary_of, title
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summary import Summary, WorkloadSummary
 
-METRICS = (
+TABLE_METRICS = (
     "requests.completed",
     "requests.failed",
     "rate.achieved_rps",
@@ -41,14 +41,14 @@ METRICS = (
     "energy.joules_per_output_token",
     "energy.joules_per_token",
 )
-"""What the table shows: paths into summary.json."""
+"""Paths into summary.json that the table shows."""
 
-WORKLOAD_METRICS = ("ttft_s.p99", "tpot_s.p50", "joules_per_request.p50", "joules_per_output_token")
+_WORKLOAD_METRICS = ("ttft_s.p99", "tpot_s.p50", "joules_per_request.p50", "joules_per_output_token")
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One metric of one run, beside the same of the first. None is unknown."""
+class ComparedValue:
+    """One metric of one run, relative to the first run's. None is unknown."""
 
     value: float | None
     ratio: float | None
@@ -68,7 +68,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Verdict:
-    """`failed` with the value that failed it: None when it was unknown."""
+    """The outcome of a gate for one run. `value` and `limit` are None when unknown, which fails the gate."""
 
     gate: Gate
     run: int
@@ -81,7 +81,7 @@ class Verdict:
 
 
 def known_paths(summaries: Sequence[Summary]) -> list[str]:
-    """Every path to a number in summary.json, with the workloads that these runs have."""
+    """Return every path to a number in summary.json, with the workloads of these runs."""
     workloads = sorted({name for summary in summaries for name in summary.by_workload})
     return list(_leaves(Summary, workloads))
 
@@ -103,48 +103,49 @@ def _leaves(kind: Any, workloads: Sequence[str], prefix: str = "") -> Iterator[s
 
 
 def value_at(summary: Summary, path: str) -> float | None:
-    """The number at a known path; None when it, or what should hold it, is absent. An error kind not met is 0."""
+    """Return the number at a known path; None when it or a parent is absent. An error kind that did not occur is 0."""
     if ".by_error." in f".{path}":
-        before, _, kind = path.rpartition(".")
-        errors = _at(summary, before)
+        parent, _, kind = path.rpartition(".")
+        errors = _lookup(summary, parent)
         return None if errors is None else float(errors.get(kind, 0))
-    found = _at(summary, path)
-    return None if found is None else float(found)
+    value = _lookup(summary, path)
+    return None if value is None else float(value)
 
 
-def _at(summary: Summary, path: str) -> Any:
+def _lookup(summary: Summary, path: str) -> Any:
+    value: Any = summary
     if path.startswith("by_workload."):
         # A workload's name may hold dots: the longest one that fits is meant.
-        rest = path.removeprefix("by_workload.")
-        fitting = [name for name in summary.by_workload if rest.startswith(f"{name}.")]
+        inner = path.removeprefix("by_workload.")
+        fitting = [name for name in summary.by_workload if inner.startswith(f"{name}.")]
         if not fitting:
             return None
         name = max(fitting, key=len)
-        return _follow(summary.by_workload[name], rest.removeprefix(f"{name}."))
-    return _follow(summary, path)
+        value, path = summary.by_workload[name], inner.removeprefix(f"{name}.")
+    return reduce(lambda parent, field: getattr(parent, field, None), path.split("."), value)
 
 
-def _follow(value: Any, path: str) -> Any:
-    return reduce(lambda found, name: getattr(found, name, None), path.split("."), value)
+def compare_runs(summaries: Sequence[Summary], paths: Sequence[str]) -> dict[str, list[ComparedValue]]:
+    """Return path -> a value for every run, in order."""
 
+    def compared(value: float | None, base: float | None) -> ComparedValue:
+        if value is None or base is None:
+            return ComparedValue(value, None, None)
+        return ComparedValue(value, value / base if base else None, value - base)
 
-def compare_runs(summaries: Sequence[Summary], paths: Sequence[str]) -> dict[str, list[Cell]]:
-    """Path -> a cell for every run, in order."""
-    values = {path: [value_at(summary, path) for summary in summaries] for path in paths}
-    return {path: [_cell(value, row[0]) for value in row] for path, row in values.items()}
-
-
-def _cell(value: float | None, first: float | None) -> Cell:
-    if value is None or first is None:
-        return Cell(value, None, None)
-    return Cell(value, value / first if first else None, value - first)
+    rows = {path: [value_at(summary, path) for summary in summaries] for path in paths}
+    return {path: [compared(value, row[0]) for value in row] for path, row in rows.items()}
 
 
 def metrics(summaries: Sequence[Summary]) -> list[str]:
-    """METRICS and, when there are several workloads, those of each; without what no run knows."""
+    """Return the paths of the table, with those of each workload if there are several; without numbers no run knows."""
     names = sorted({name for summary in summaries for name in summary.by_workload})
-    each = [f"by_workload.{name}.{path}" for name in names for path in WORKLOAD_METRICS] if len(names) > 1 else []
-    return [p for p in (*METRICS, *each) if any(value_at(summary, p) is not None for summary in summaries)]
+    workloads = [f"by_workload.{name}.{path}" for name in names for path in _WORKLOAD_METRICS] if len(names) > 1 else []
+    return [
+        path
+        for path in (*TABLE_METRICS, *workloads)
+        if any(value_at(summary, path) is not None for summary in summaries)
+    ]
 
 
 # ---------------------------------------------------------------- gates
@@ -152,11 +153,11 @@ def metrics(summaries: Sequence[Summary]) -> list[str]:
 _GATE = re.compile(
     r"\s*(?P<path>[^\s<>=]+)\s*(?P<op>>=|<=|>|<)\s*(?P<bound>[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)(?P<pc>%?)\s*"
 )
-_HOLDS = {">": gt, ">=": ge, "<": lt, "<=": le}
+_COMPARISONS = {">": gt, ">=": ge, "<": lt, "<=": le}
 
 
 def parse_gate(text: str, paths: Sequence[str]) -> Gate:
-    """`PATH>NUMBER`, or `PATH>+3%` against the first run; also >=, <, <=. LoadgenError when it is anything else."""
+    """Parse `PATH>NUMBER`, or `PATH>+3%` against the first run; also >=, <, <=. LoadgenError for anything else."""
     match = _GATE.fullmatch(text)
     if match is None:
         raise LoadgenError(f"--fail-if {clean(text)!r} is not PATH>NUMBER or PATH>+3% (also >=, <, <=)")
@@ -173,26 +174,27 @@ def parse_gate(text: str, paths: Sequence[str]) -> Gate:
 
 
 def check_gate(gate: Gate, summaries: Sequence[Summary]) -> list[Verdict]:
-    """One for every run after the first, which is the baseline; of a single run, for that one."""
-    first = value_at(summaries[0], gate.path)
+    """Return a verdict for every run after the first, which is the baseline; of a single run, for that one.
+
+    A number that is unknown fails the gate: it was not shown to pass.
+    """
+    base = value_at(summaries[0], gate.path)
     if gate.relative and len(summaries) < 2:
         raise LoadgenError(f"--fail-if {gate.text!r} is relative to the first run, and there is only one run")
-    runs = range(1, len(summaries)) if len(summaries) > 1 else range(1)
-    return [_verdict(gate, run, value_at(summaries[run], gate.path), first) for run in runs]
-
-
-def _verdict(gate: Gate, run: int, value: float | None, first: float | None) -> Verdict:
-    limit = gate.bound if not gate.relative else None if first is None else first * (1 + gate.bound)
-    # What nobody measured has not passed.
-    failed = value is None or limit is None or bool(_HOLDS[gate.op](value, limit))
-    return Verdict(gate, run, value, limit, failed)
+    limit = gate.bound if not gate.relative else None if base is None else base * (1 + gate.bound)
+    verdicts = []
+    for run in range(1, len(summaries)) if len(summaries) > 1 else range(1):
+        value = value_at(summaries[run], gate.path)
+        failed = value is None or limit is None or bool(_COMPARISONS[gate.op](value, limit))
+        verdicts.append(Verdict(gate, run, value, limit, failed))
+    return verdicts
 
 
 # ---------------------------------------------------------------- views
 
 
 def as_json(results: Sequence[RunResult], verdicts: Sequence[Verdict] = ()) -> dict[str, Any]:
-    """Plain values. Every known number, not only those of the table."""
+    """Return plain values: every known number, not only those of the table."""
     summaries = [summary_of(result) for result in results]
     rows = compare_runs(summaries, known_paths(summaries))
     return {
@@ -215,8 +217,8 @@ def render_comparison(results: Sequence[RunResult], console: Console, verdicts: 
     summaries = [summary_of(result) for result in results]
     for letter, result, summary in zip(_letters(len(results)), results, summaries, strict=True):
         simulated = "   SIMULATED" if is_simulated(result.info) else ""
-        told = f"{title(result.info, summary)}   {clean(summary.run_id)}{simulated}"
-        console.print(Text.assemble((f"{letter}  ", "bold"), told))
+        line = f"{title(result.info, summary)}   {clean(summary.run_id)}{simulated}"
+        console.print(Text.assemble((f"{letter}  ", "bold"), line))
         if not summary.energy.valid:
             console.print(Text(f"   energy not valid: {clean('; '.join(summary.energy.reasons))}", style="red"))
     if len({is_simulated(result.info) for result in results}) > 1:
@@ -224,10 +226,10 @@ def render_comparison(results: Sequence[RunResult], console: Console, verdicts: 
     console.print()
     console.print(_table(compare_runs(summaries, metrics(summaries)), len(results)))
     for verdict in verdicts:
-        console.print(Text(told_verdict(verdict), style="bold red" if verdict.failed else "green"))
+        console.print(Text(describe_verdict(verdict), style="bold red" if verdict.failed else "green"))
 
 
-def _table(rows: dict[str, list[Cell]], num_runs: int) -> Table:
+def _table(rows: dict[str, list[ComparedValue]], num_runs: int) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("", overflow="fold")
     table.add_column("A", justify="right", no_wrap=True)
@@ -235,24 +237,21 @@ def _table(rows: dict[str, list[Cell]], num_runs: int) -> Table:
         for heading in (letter, f"{letter}/A", f"{letter}−A"):
             table.add_column(heading, justify="right", no_wrap=True)
     for path, cells in rows.items():
-        table.add_row(*(Text(cell) for cell in _row(path, cells)))
+        row = [path.removeprefix("by_workload."), quantity(path, cells[0].value)]
+        for cell in cells[1:]:
+            sign = "+" if cell.difference is not None and cell.difference > 0 else ""
+            row += [quantity(path, cell.value), ratio(cell.ratio), sign + quantity(path, cell.difference)]
+        table.add_row(*(Text(text) for text in row))
     return table
 
 
-def _row(path: str, cells: list[Cell]) -> list[str]:
-    row = [path.removeprefix("by_workload."), quantity(path, cells[0].value)]
-    for cell in cells[1:]:
-        row += [quantity(path, cell.value), ratio(cell.ratio), _signed(path, cell.difference)]
-    return row
-
-
 def ratio(value: float | None) -> str:
-    """Four digits: what is compared is often within a few percent."""
+    """Format with three decimals: compared runs often differ by a few percent only."""
     return UNKNOWN if value is None else f"{value:.3f}"
 
 
 def quantity(path: str, value: float | None) -> str:
-    """In the unit that the path's last name with one says."""
+    """Format in the unit that the path names."""
     if value is None:
         return UNKNOWN
     if "joules" in path:
@@ -262,14 +261,8 @@ def quantity(path: str, value: float | None) -> str:
     return f"{value:,.0f}" if path.startswith("requests.") else number(value, 4)
 
 
-def _signed(path: str, difference: float | None) -> str:
-    if difference is None:
-        return UNKNOWN
-    return ("+" if difference > 0 else "") + quantity(path, difference)
-
-
-def told_verdict(verdict: Verdict) -> str:
-    """Like "FAILED ttft_s.p99>0.5: B has 0.61"."""
+def describe_verdict(verdict: Verdict) -> str:
+    """Return a line such as "FAILED ttft_s.p99>0.5: B has 0.61"."""
     gate, run = verdict.gate, _letters(verdict.run + 1)[-1]
     head = "FAILED" if verdict.failed else "passed"
     if verdict.value is None or verdict.limit is None:

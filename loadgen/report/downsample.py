@@ -1,27 +1,24 @@
-"""Fewer points, by rules that can be said in a caption."""
+"""Downsample for plots, by rules that fit in a caption."""
 
 import itertools
 
 import numpy as np
-from numpy.typing import NDArray
 
-from loadgen.stats.arrays import Floats
-
-Places = NDArray[np.int64]
+from loadgen.stats.arrays import Floats, Ints
 
 LIMIT = 2_000
-"""The most points that one series of one plot draws."""
+"""Maximum number of points of one series in one plot."""
 
 
-def by_rank(n: int, limit: int) -> Places:
-    """Up to `limit` ranks out of 0..n-1, evenly spaced, the first and the last always among them."""
+def by_rank(n: int, limit: int) -> Ints:
+    """Return up to `limit` evenly spaced ranks out of 0..n-1, with the first and the last."""
     if n <= limit:
         return np.arange(n)
     return np.unique(np.linspace(0, n - 1, limit).round().astype(np.int64))
 
 
-def by_extremes(values: Floats, limit: int) -> Places:
-    """Places of the lowest and the highest value of each of limit/2 equal runs of neighbours: no spike is lost."""
+def by_extremes(values: Floats, limit: int) -> Ints:
+    """Return the indices of the lowest and highest value of each of limit/2 equal runs of neighbours: spikes stay."""
     n = len(values)
     if n <= limit:
         return np.arange(n)

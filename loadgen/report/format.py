@@ -1,4 +1,4 @@
-"""Numbers as people read them: a unit, three significant digits, and "-" for what is not known."""
+"""Format numbers for reading: a unit, three significant digits, and "-" for unknown."""
 
 from math import floor, isfinite, log10
 
@@ -6,7 +6,7 @@ UNKNOWN = "-"
 
 
 def number(value: float | None, digits: int = 3) -> str:
-    """`digits` significant digits, the whole part never cut: 0.0123, 12.3, 12,345."""
+    """Format with `digits` significant digits, never cutting the whole part: 0.0123, 12.3, 12,345."""
     if value is None or not isfinite(value):
         return UNKNOWN
     if value == 0:
@@ -25,7 +25,7 @@ def plural(value: int, noun: str) -> str:
 
 
 def _prefixed(value: float | None, unit: str, prefixes: tuple[tuple[float, float, str], ...]) -> str:
-    """With the first prefix of (from, factor, prefix), largest first, whose `from` the rounded value reaches."""
+    """Format with the first (from, factor, prefix), largest first, whose `from` the rounded value reaches."""
     if value is None or not isfinite(value):
         return UNKNOWN
     if value == 0:
@@ -42,7 +42,7 @@ def seconds(value: float | None) -> str:
 
 
 def joules(value: float | None) -> str:
-    """In J from 0.01 to 9,999, where most of what is compared lies."""
+    """Format in J from 0.01 to 9,999, the range of most compared values; else with a prefix."""
     small = ((1e-5, 1e-3, "m"), (1e-8, 1e-6, "µ"), (0, 1e-9, "n"))
     return _prefixed(value, "J", ((1e6, 1e6, "M"), (1e4, 1e3, "k"), (0.01, 1, ""), *small))
 
@@ -52,7 +52,7 @@ def watts(value: float | None) -> str:
 
 
 def percent(ratio: float | None) -> str:
-    """One decimal, and never a rounded-away 0 % or 100 %."""
+    """Format a ratio in percent with one decimal; only exactly 0 and 1 are shown as 0 % and 100 %."""
     if ratio is None or not isfinite(ratio):
         return UNKNOWN
     if 0 < ratio < 0.0005:
@@ -71,6 +71,6 @@ def with_unit(value: float | None, unit: str) -> str:
 
 
 def clean(text: object, limit: int = 400) -> str:
-    """One printable line of what may come from a server: no control or bidirectional characters, no novel."""
+    """Return one short printable line of text from a server: no control or bidirectional characters."""
     line = "".join(c if c.isprintable() else " " for c in str(text)[: limit + 1])
     return line if len(line) <= limit else line[: limit - 1] + "…"

@@ -33,12 +33,8 @@ def join(parts: Iterable[str]) -> Markup:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], caption: str, class_: str | None = None) -> Markup:
-    """First cell of a row is its header. In a box of its own, so that a wide table scrolls and the page does not."""
+    """Return a table in a box of its own: a wide table scrolls, the page does not. Rows begin with a header."""
     top = tag("tr", *(tag("th", cell, scope="col") for cell in head))
-    body = [_row(list(row)) for row in rows]
+    body = [tag("tr", tag("th", header, scope="row"), *(tag("td", cell) for cell in cells)) for header, *cells in rows]
     inner = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", *body), class_=class_)
     return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=caption)
-
-
-def _row(cells: list[str]) -> Markup:
-    return tag("tr", tag("th", cells[0], scope="row"), *(tag("td", cell) for cell in cells[1:]))

@@ -1,4 +1,4 @@
-"""What is happening, while it happens.
+"""Show the progress of a run while it lasts.
 
 Drawing is the caller's cost: a drawn update of LiveView takes 0.2 to 0.6 ms of the calling thread, of PlainView about
 0.1 ms, and one that is skipped 0.1 µs (two shared cores, CPython 3.11).
@@ -22,7 +22,7 @@ BAR = 40
 
 
 def view(ui: str, console: Console, title: str = "") -> View:
-    """`ui` is auto, live, plain or none. auto: live on a terminal, plain elsewhere."""
+    """Return the view that `ui` names: auto, live, plain or none. auto: live on a terminal, plain elsewhere."""
     match ui:
         case "auto":
             return LiveView(console, title) if console.is_terminal else PlainView(console)
@@ -84,7 +84,7 @@ class LiveView:
 
 
 def line(progress: Progress) -> str:
-    """The whole of it in one line."""
+    """Return all numbers in one line."""
     p = progress
     return (
         f"{p.elapsed_s:.0f} s: sent {p.sent:,}/{p.scheduled:,}, in flight {p.in_flight:,}, completed {p.completed:,},"
@@ -114,7 +114,7 @@ def panel(progress: Progress, title: str) -> Text:
 
 
 def _bar(progress: Progress) -> list[tuple[str, str]]:
-    """By requests ended, so that it is full when nothing is left to wait for."""
+    """Return a bar of requests ended, which is full when there is nothing to wait for."""
     ended = progress.completed + progress.failed
     full = BAR * ended // max(progress.scheduled, 1)
     clock = f"  {_clock(progress.elapsed_s)}, {_clock(progress.remaining_s)} left\n"
@@ -124,5 +124,5 @@ def _bar(progress: Progress) -> list[tuple[str, str]]:
 def _clock(seconds: float | None) -> str:
     if seconds is None:
         return UNKNOWN
-    minutes, rest = divmod(round(max(seconds, 0)), 60)
-    return f"{minutes}:{rest:02d}"
+    minutes, rest_s = divmod(round(max(seconds, 0)), 60)
+    return f"{minutes}:{rest_s:02d}"

@@ -1,4 +1,4 @@
-"""A run's plots: what to draw, and the sentence beneath that says how it was drawn."""
+"""The plots of a run, each with a caption that states how it was drawn."""
 
 import itertools
 from dataclasses import dataclass
@@ -36,7 +36,7 @@ def start_ns(result: RunResult) -> int:
 
 
 def workloads(result: RunResult) -> list[str]:
-    """In the order of their colours."""
+    """Return the workloads in the order of their colours."""
     return sorted({r.workload for r in result.records} | {s.workload for s in result.schedule})
 
 
@@ -66,10 +66,10 @@ def empty(heading: str, why: str) -> Markup:
 
 
 def latency(result: RunResult, key: str, heading: str) -> Markup:
-    """`key` is "ttft", "tpot", "e2e" or "response": the property KEY_ns of a record."""
+    """Return the distribution of "ttft", "tpot", "e2e" or "response": the property KEY_ns of a record."""
     groups = {name: _latencies_s(result.records, name, key) for name in workloads(result)}
-    every = np.concatenate([*groups.values(), np.array([])])
-    positive = every[every > 0]
+    latencies_s = np.concatenate([*groups.values(), np.array([])])
+    positive = latencies_s[latencies_s > 0]
     if not len(positive):
         return empty(heading, "No completed request has it.")
     x = svg.log_axis(float(positive.min()), float(positive.max()), _tick_seconds)
@@ -88,12 +88,12 @@ def latency(result: RunResult, key: str, heading: str) -> Markup:
 
 
 def _latencies_s(records: list[RequestRecord], workload: str, key: str) -> Floats:
-    found = (getattr(r, f"{key}_ns") for r in records if r.ok and r.workload == workload)
-    return np.sort(np.array([ns for ns in found if ns is not None], dtype=float)) / NS_PER_S
+    durations = (getattr(r, f"{key}_ns") for r in records if r.ok and r.workload == workload)
+    return np.sort(np.array([ns for ns in durations if ns is not None], dtype=float)) / NS_PER_S
 
 
 def _ecdf(values: Floats, x: svg.Axis, y: svg.Axis, index: int, name: str) -> Markup:
-    """From (lowest, 0) up to (highest, 1), with a dot to point at for p50, p90 and p99."""
+    """Return a step curve from (lowest, 0) up to (highest, 1), with a dot at p50, p90 and p99."""
     ranks = downsample.by_rank(len(values), RANKS)
     places = x.at(values[ranks])
     shares = (ranks + 1) / len(values)
@@ -105,9 +105,9 @@ def _ecdf(values: Floats, x: svg.Axis, y: svg.Axis, index: int, name: str) -> Ma
         stroke_dasharray=svg.DASHES[index % len(svg.DASHES)],
     )
     quantiles = np.array([0.5, 0.9, 0.99])
-    at = np.percentile(values, 100 * quantiles)
-    titles = [f"{name}: p{100 * q:g} = {seconds(float(v))}" for q, v in zip(quantiles, at, strict=True)]
-    points = svg.dots(x.at(at), y.at(quantiles), 190, titles, class_="dot mark")
+    percentiles = np.percentile(values, 100 * quantiles)
+    titles = [f"{name}: p{100 * q:g} = {seconds(float(v))}" for q, v in zip(quantiles, percentiles, strict=True)]
+    points = svg.dots(x.at(percentiles), y.at(quantiles), 190, titles, class_="dot mark")
     return tag("g", curve, points, class_=f"s{index % 6}")
 
 
@@ -122,36 +122,36 @@ def _tick_seconds(value: float) -> str:
 
 
 def over_time(result: RunResult) -> Markup:
-    """Power above, requests in flight beneath, on one time axis."""
+    """Return power above requests in flight, on one time axis."""
     power, flying = power_steps(result), in_flight(result)
     lasts = [s.t_s[-1] for s in (power, flying) if len(s.value)]
     if not lasts:
         return empty("Power and requests in flight", "Nothing was sent and no energy was read.")
-    first = min(float(s.t_s[0]) for s in (power, flying) if len(s.value))
-    x = _time_axis(first, float(max(lasts)))
+    first_s = min(float(s.t_s[0]) for s in (power, flying) if len(s.value))
+    x = _time_axis(first_s, float(max(lasts)))
     upper = _upper(power, x, result) if len(power.value) else tag("p", "No energy was read.", class_="empty")
     thinned = [
-        f"{what}: the lowest and the highest of each of {downsample.LIMIT // 2:,} equal runs of "
+        f"{name}: the lowest and the highest of each of {downsample.LIMIT // 2:,} equal runs of "
         f"{len(s.value):,} points."
-        for what, s in (("Power", power), ("In flight", flying))
+        for name, s in (("Power", power), ("In flight", flying))
         if len(s.value) > downsample.LIMIT
     ]
     counters = sum(domain.within is None for domain in result.info.domains)
-    several = " Several counters are added, each interpolated between its moves." if counters > 1 else ""
-    windows = f"One step is one window between two moves of the counter.{several}" if len(power.value) else ""
+    several = " Several counters are added, each interpolated between its updates." if counters > 1 else ""
+    windows = f"One step is one window between two updates of the counter.{several}" if len(power.value) else ""
     caption = " ".join([windows, *thinned])
     parts = join([upper, tag("p", "requests in flight", class_="unit"), _lower(flying, x)])
     return figure("Power and requests in flight", "W" if len(power.value) else "", parts, caption, "wide")
 
 
 def _time_axis(first_s: float, last_s: float) -> svg.Axis:
-    """From the run's start at the latest; fewer labels where they are long."""
+    """Return an axis that begins at the run's start or earlier, with fewer labels where they are long."""
     return svg.linear_axis(min(first_s, 0), last_s, lambda t_s: f"{t_s:,g} s", 6 if last_s < 1_000 else 5)
 
 
 def power_steps(result: RunResult) -> Steps:
-    """Watts in each window between two moves of the counter; the sum when there are several counters."""
-    series = [align_to_counter_clock(one) for one in outermost_series(result)]
+    """Return the watts in each window between two updates of the counter; their sum if there are several counters."""
+    series = [align_to_counter_clock(domain) for domain in outermost_series(result)]
     if not series:
         return Steps(np.array([]), np.array([]))
     low, high = max(s.t_ns[0] for s in series), min(s.t_ns[-1] for s in series)
@@ -162,7 +162,7 @@ def power_steps(result: RunResult) -> Steps:
 
 
 def in_flight(result: RunResult) -> Steps:
-    """Sent and not yet finished. A request without an end is in flight until the run's."""
+    """Return the number of requests sent and not finished. One without an end is in flight until the end of the run."""
     sent = [r for r in result.records if r.sent_ns is not None]
     if not sent:
         return Steps(np.array([]), np.array([]))
@@ -199,15 +199,15 @@ def _lower(flying: Steps, x: svg.Axis) -> Markup:
     return svg.plot("inflight", "Requests in flight", text, x, y, 90, [_curve(flying, x, y, 90, "flying")])
 
 
-def _curve(found: Steps, x: svg.Axis, y: svg.Axis, height: float, class_: str) -> Markup:
-    kept = downsample.by_extremes(found.value, downsample.LIMIT)
-    edges = np.append(found.t_s[kept], found.t_s[-1])
-    return tag("g", svg.steps(x.at(edges), y.at(found.value[kept]), height), class_=class_)
+def _curve(steps: Steps, x: svg.Axis, y: svg.Axis, height: float, class_: str) -> Markup:
+    kept = downsample.by_extremes(steps.value, downsample.LIMIT)
+    edges = np.append(steps.t_s[kept], steps.t_s[-1])
+    return tag("g", svg.steps(x.at(edges), y.at(steps.value[kept]), height), class_=class_)
 
 
-def _level(found: Steps, t_s: float) -> str:
-    place = int(np.searchsorted(found.t_s, t_s, "right")) - 1
-    return f"{found.value[place]:.0f}" if 0 <= place < len(found.value) else "0"
+def _level(steps: Steps, t_s: float) -> str:
+    index = int(np.searchsorted(steps.t_s, t_s, "right")) - 1
+    return f"{steps.value[index]:.0f}" if 0 <= index < len(steps.value) else "0"
 
 
 # ---------------------------------------------------------------- energy by request
@@ -227,11 +227,11 @@ class Point:
 
 
 def points(result: RunResult) -> list[Point]:
-    """In the order of their joules. Failed requests have energy too, but no lengths to set it against."""
+    """Return the points sorted by joules. Failed requests have energy too, but no lengths to set it against."""
     if result.attribution is None:
         return []
     records = {r.index: r for r in result.records if r.ok}
-    found = [
+    unsorted = [
         Point(
             e.index,
             r.workload,
@@ -244,29 +244,33 @@ def points(result: RunResult) -> list[Point]:
         for e in result.attribution.requests
         if (r := records.get(e.index)) and r.input_tokens is not None and r.output_tokens is not None
     ]
-    return sorted(found, key=lambda p: p.joules)
+    return sorted(unsorted, key=lambda p: p.joules)
 
 
 def scatter(result: RunResult) -> Markup:
-    """Joules against input + output tokens."""
+    """Return joules against input + output tokens."""
     heading = "Joules per request against its tokens"
-    found = [p for p in points(result) if p.joules > 0 and p.input_tokens + p.output_tokens > 0]
-    if not found:
+    drawable = [p for p in points(result) if p.joules > 0 and p.input_tokens + p.output_tokens > 0]
+    if not drawable:
         return empty(heading, "No completed request has attributed energy.")
-    tokens = np.array([p.input_tokens + p.output_tokens for p in found], dtype=float)
-    energy = np.array([p.joules for p in found])
+    tokens = np.array([p.input_tokens + p.output_tokens for p in drawable], dtype=float)
+    energy = np.array([p.joules for p in drawable])
     x = svg.log_axis(tokens.min(), tokens.max(), lambda n: f"{n:,g}")
     y = svg.log_axis(energy[0], energy[-1], _tick_joules, gap=0.06)
-    kept = downsample.by_rank(len(found), downsample.LIMIT)
+    kept = downsample.by_rank(len(drawable), downsample.LIMIT)
     marks = [
-        _cloud([found[i] for i in kept if found[i].workload == name], x, y, series)
+        _cloud([drawable[i] for i in kept if drawable[i].workload == name], x, y, series)
         for series, name in enumerate(workloads(result))
     ]
-    rule = f" {len(kept):,} of {len(found):,} drawn: evenly spaced ranks of joules." if len(kept) < len(found) else ""
-    text = f"{len(found)} requests from {joules(energy[0])} to {joules(energy[-1])}, both axes logarithmic."
+    rule = (
+        f" {len(kept):,} of {len(drawable):,} drawn: evenly spaced ranks of joules."
+        if len(kept) < len(drawable)
+        else ""
+    )
+    text = f"{len(drawable)} requests from {joules(energy[0])} to {joules(energy[-1])}, both axes logarithmic."
     picture = svg.plot("scatter", heading, text, x, y, 320, marks)
     return figure(
-        heading, "J, against input + output tokens", picture, f"{plural(len(found), 'request')}.{rule}", "wide"
+        heading, "J, against input + output tokens", picture, f"{plural(len(drawable), 'request')}.{rule}", "wide"
     )
 
 
@@ -298,23 +302,25 @@ class Heat:
 
 @dataclass(frozen=True)
 class Shade:
+    """Seven shades between two values."""
+
     low: float
     high: float
 
     def __call__(self, value: float) -> int:
-        """0 (least) to 6 (most), on a logarithmic scale."""
+        """Return 0 (lowest) to 6 (highest), on a logarithmic scale."""
         if value <= self.low or self.high <= self.low:
             return 0
         return min(6, int(7 * np.log(value / self.low) / np.log(self.high / self.low)))
 
 
-def heat(found: list[Point]) -> Heat | None:
-    """Cells between powers of two; of four or more where more than eight rows or columns would come of it."""
-    if not found:
+def heat(points: list[Point]) -> Heat | None:
+    """Return cells between powers of two; of four or more if there would be more than eight rows or columns."""
+    if not points:
         return None
-    inputs = np.array([p.input_tokens for p in found])
-    outputs = np.array([p.output_tokens for p in found])
-    energy = np.array([p.joules for p in found])
+    inputs = np.array([p.input_tokens for p in points])
+    outputs = np.array([p.output_tokens for p in points])
+    energy = np.array([p.joules for p in points])
     rows, columns = _edges(inputs), _edges(outputs)
     row, column = (np.searchsorted(e, v, "right") - 1 for e, v in ((rows, inputs), (columns, outputs)))
     shape = (len(rows) - 1, len(columns) - 1)
@@ -338,21 +344,21 @@ def _edges(tokens: NDArray[np.int64]) -> list[int]:
 
 def heat_map(result: RunResult) -> Markup:
     heading = "Mean joules per request by length"
-    found = heat(points(result))
-    if found is None:
+    grid = heat(points(result))
+    if grid is None:
         return empty(heading, "No completed request has attributed energy.")
-    means = [cell[1] for row in found.cells for cell in row if cell and cell[1] > 0]
+    means = [cell[1] for row in grid.cells for cell in row if cell and cell[1] > 0]
     shade = Shade(min(means, default=1), max(means, default=1))
     corner = tag("th", "input ↓ · output →", scope="col", class_="corner")
-    top = tag("tr", corner, *(tag("th", label, scope="col") for label in _ranges(found.output_edges)))
+    top = tag("tr", corner, *(tag("th", label, scope="col") for label in _ranges(grid.output_edges)))
     rows = [
         tag("tr", tag("th", label, scope="row"), *(_heat_cell(cell, shade) for cell in row))
-        for label, row in zip(_ranges(found.input_edges), found.cells, strict=True)
+        for label, row in zip(_ranges(grid.input_edges), grid.cells, strict=True)
     ]
     head = tag("caption", "Mean joules per request, by input tokens (down) and output tokens (across)")
     inner = tag("table", head, tag("thead", top), tag("tbody", *rows), class_="heat")
     box = tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=heading)
-    caption = "Rows: input tokens. Columns: output tokens. Small: how many requests. Blank: none, so nothing is known."
+    caption = "Rows: input tokens. Columns: output tokens. Small: how many requests. Blank: no request."
     return figure(heading, "J, shaded on a logarithmic scale", box, caption, "wide")
 
 

@@ -21,7 +21,7 @@ DASHES = (None, "7 4", "2 3", "10 3 2 3", "5 2")
 
 @dataclass(frozen=True)
 class Axis:
-    """From data to 0..1, and the places worth a label."""
+    """Maps data to 0..1, and holds the labelled values."""
 
     low: float
     high: float
@@ -29,16 +29,16 @@ class Axis:
     ticks: tuple[tuple[float, str], ...]
 
     def at(self, values: Floats) -> Floats:
-        """Where values stand between the ends, 0..1; what lies outside is put on the nearer end."""
+        """Return the position of values between the ends, 0..1; values outside are put on the nearer end."""
         low, high = (log10(self.low), log10(self.high)) if self.log else (self.low, self.high)
         places = np.log10(np.maximum(values, self.low)) if self.log else np.asarray(values, dtype=float)
         return np.clip((places - low) / (high - low), 0, 1)
 
 
-def linear_axis(low: float, high: float, label: Label, wanted: int = 5) -> Axis:
-    """Ticks at 1, 2, 5 times a power of ten, about `wanted` of them; the ends are the given ones."""
+def linear_axis(low: float, high: float, label: Label, num_ticks: int = 5) -> Axis:
+    """Ticks at 1, 2, 5 times a power of ten, about `num_ticks` of them; the ends are the given ones."""
     high = high if high > low else low + 1
-    raw = (high - low) / wanted
+    raw = (high - low) / num_ticks
     power = 10.0 ** floor(log10(raw))
     step = next(s * power for s in (1, 2, 5, 10) if s * power >= raw)
     ticks = [k * step for k in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
@@ -94,9 +94,9 @@ def dots(x: Floats, y: Floats, height: float, titles: Iterable[str] | None, **at
 
 def bands(edges: Floats, height: float, titles: Sequence[str]) -> Markup:
     """Invisible upright strips between neighbouring edges (0..1): where to rest the pointer to read a title."""
-    at = np.round(edges * WIDTH, 1)
+    x = np.round(edges * WIDTH, 1)
     strips = (
-        tag("rect", tag("title", text), x=f"{at[i]:g}", width=f"{at[i + 1] - at[i]:g}", height=f"{height:g}")
+        tag("rect", tag("title", text), x=f"{x[i]:g}", width=f"{x[i + 1] - x[i]:g}", height=f"{height:g}")
         for i, text in enumerate(titles)
     )
     return tag("g", *strips, class_="bands")

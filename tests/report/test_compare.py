@@ -85,7 +85,7 @@ def test_every_path_is_a_number_or_unknown() -> None:
     paths = compare.known_paths([made])
     assert {"by_workload.code.tokens.output", "goodput.rps", "instrument.cpu_s", "lengths.count"} <= set(paths)
     assert all(isinstance(compare.value_at(made, path), float | None) for path in paths)
-    assert set(compare.METRICS) <= set(paths)
+    assert set(compare.TABLE_METRICS) <= set(paths)
 
 
 def test_paths_agree_with_summary_json() -> None:
@@ -110,12 +110,12 @@ def test_a_workload_with_a_dot_in_its_name_is_found() -> None:
 def test_ratio_and_difference_are_to_the_first_and_unknown_stays_unknown() -> None:
     rows = compare.compare_runs([summary(mean_watts=w) for w in (200.0, 250.0, None)], ["energy.mean_watts"])
     assert rows["energy.mean_watts"] == [
-        compare.Cell(200.0, 1.0, 0.0),
-        compare.Cell(250.0, 1.25, 50.0),
-        compare.Cell(None, None, None),
+        compare.ComparedValue(200.0, 1.0, 0.0),
+        compare.ComparedValue(250.0, 1.25, 50.0),
+        compare.ComparedValue(None, None, None),
     ]
     zero = compare.compare_runs([summary(mean_watts=w) for w in (0.0, 5.0)], ["energy.mean_watts"])
-    assert zero["energy.mean_watts"][1] == compare.Cell(5.0, None, 5.0)
+    assert zero["energy.mean_watts"][1] == compare.ComparedValue(5.0, None, 5.0)
 
 
 def test_the_table_fits_and_warns_of_what_cannot_be_compared() -> None:
