@@ -24,7 +24,8 @@ import numpy as np
 
 from loadgen.attribution.engine_steps import EngineSteps, engine_steps_of
 from loadgen.attribution.shapley import align_phase, fit_coefficients, member_features, overlap, owed_by
-from loadgen.energy.series import EnergySeries, align_to_counter_clock
+from loadgen.energy.counter_clock import align_to_counter_clock
+from loadgen.energy.series import EnergySeries
 from loadgen.results.energy_summary import outermost_series
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summarize import load_run, span

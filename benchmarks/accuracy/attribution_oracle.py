@@ -17,9 +17,10 @@ import numpy as np
 
 from loadgen.attribution.engine_steps import engine_steps_of
 from loadgen.attribution.shapley import METHODS, align_phase, attribute_energy
-from loadgen.energy.meter import CounterTrack
+from loadgen.energy.counter_clock import align_to_counter_clock
+from loadgen.energy.counter_track import CounterTrack
 from loadgen.energy.nvml import VERNIER
-from loadgen.energy.series import EnergySeries, align_to_counter_clock, series_by_domain
+from loadgen.energy.series import EnergySeries, series_by_domain
 from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.record import RequestRecord
 from loadgen.simulator.cost_model import CounterOptions

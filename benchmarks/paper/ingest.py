@@ -18,7 +18,8 @@ from typing import Any
 
 import msgspec
 
-from loadgen.energy.series import EnergySample, EnergySeries, align_to_counter_clock, series_by_domain
+from loadgen.energy.counter_clock import align_to_counter_clock
+from loadgen.energy.series import EnergySample, EnergySeries, series_by_domain
 
 FOLDER = Path(__file__).parents[2] / "docs/results/h200-2026"
 
@@ -86,7 +87,7 @@ def means(cell: dict[str, Any]) -> dict[str, float | None]:
 def joules_of(part: dict[str, Any], series: list[EnergySeries]) -> tuple[float, float] | None:
     """Return (joules, bound of their error) of a window over all GPUs; None when the counter does not cover it."""
     window = (part["start_ns"], part["end_ns"])
-    measured = [(domain.energy_mj(*window), domain.u_mj(*window)) for domain in series]
+    measured = [(domain.energy_mj(*window), domain.uncertainty_mj(*window)) for domain in series]
     if any(energy is None or u is None for energy, u in measured):
         return None
     return sum(energy or 0.0 for energy, _ in measured) / 1e3, sum(u or 0.0 for _, u in measured) / 1e3

@@ -267,14 +267,18 @@ class Study:
 
     def joules(self, window: dict) -> dict:
         """Energy of [start_ns, end_ns], all GPUs together, and its bound of error; None when it was not covered."""
-        from loadgen.energy.series import align_to_counter_clock, series_by_domain
+        from loadgen.energy.counter_clock import align_to_counter_clock
+        from loadgen.energy.series import series_by_domain
 
         wait_until = time.monotonic() + 1.0
         while self.samples and self.last_ns() < window["end_ns"] and time.monotonic() < wait_until:
             time.sleep(0.02)
         series = [align_to_counter_clock(one) for one in series_by_domain(list(self.samples)).values()]
         parts = [
-            (one.energy_mj(window["start_ns"], window["end_ns"]), one.u_mj(window["start_ns"], window["end_ns"]))
+            (
+                one.energy_mj(window["start_ns"], window["end_ns"]),
+                one.uncertainty_mj(window["start_ns"], window["end_ns"]),
+            )
             for one in series
         ]
         seconds = (window["end_ns"] - window["start_ns"]) / 1e9

@@ -26,7 +26,8 @@ import numpy as np
 
 from benchmarks.paper.offline_results import in_words, percent, percents, sig, table
 from benchmarks.paper.plots import Line, picture
-from loadgen.energy.series import EnergySample, EnergySeries, align_to_counter_clock, series_by_domain
+from loadgen.energy.counter_clock import align_to_counter_clock
+from loadgen.energy.series import EnergySample, EnergySeries, series_by_domain
 from loadgen.report import svg
 from loadgen.report.format import joules as told_joules
 from loadgen.report.format import number

@@ -11,8 +11,9 @@ import numpy as np
 
 from loadgen.clock import monotonic_ns
 from loadgen.energy.amd import open_amd
+from loadgen.energy.counter_track import PowerTrack
 from loadgen.energy.cpu_estimate import CpuEstimate
-from loadgen.energy.meter import EnergyMeter, PowerTrack
+from loadgen.energy.meter import EnergyMeter
 from loadgen.energy.nvml import NvmlMeter, open_nvml
 from loadgen.energy.rapl import RaplMeter
 from loadgen.energy.remote import RemoteMeter

@@ -11,7 +11,8 @@ from contextlib import redirect_stdout, suppress
 from typing import Any
 
 from loadgen.clock import monotonic_ns
-from loadgen.energy.meter import CounterTrack, Reading
+from loadgen.energy.counter_track import CounterTrack
+from loadgen.energy.meter import Reading
 from loadgen.energy.nvml import Device, choose, visible_tokens
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import MeterError

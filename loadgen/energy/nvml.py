@@ -1,7 +1,7 @@
 """NVIDIA GPUs, through NVML. Reads only: no setting of a card is ever touched.
 
-The energy counter is asked for, per device, by calling it: architecture is no proof. Where it is not supported, power
-is integrated instead, and `source` says so. NVML answers for a whole GPU; with MIG, nothing tells a slice's joules.
+Each device's energy counter is detected by calling it: the architecture is no proof. Where it is not supported, power
+is integrated instead, and `source` says so. NVML measures a whole GPU; in MIG mode the energy of a slice is unknown.
 """
 
 import os
@@ -13,45 +13,47 @@ from typing import Any
 import pynvml
 
 from loadgen.clock import monotonic_ns
-from loadgen.energy.meter import CounterTrack, PowerTrack, Reading
+from loadgen.energy.counter_track import CounterTrack, PowerTrack
+from loadgen.energy.meter import Reading
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import MeterError
 from loadgen.units import NS_PER_S
 
 PERMANENT = {3: "not supported", 12: "library not found", 13: "function not found", 18: "driver and library differ"}
-"""NVML codes that no later call can cure."""
+"""NVML codes after which a repeated call fails too."""
 FATAL = {15: "the GPU is lost", 16: "the GPU needs a reset"}
-"""NVML codes after which this device says nothing more."""
-
+"""NVML codes after which this device answers no more."""
 RETRY = {10, 21, 27, 999}
-"""Timeout, no data, not ready, unknown: the next call may be answered."""
+"""Timeout, no data, not ready, unknown: the next call may succeed."""
 
 SHORTEST_POLL_S = 0.01
-"""A counter that moves more often than this needs no finer points."""
+"""A counter that updates more often than this needs no finer points."""
 LEARN_POLL_S = 0.05
-"""The longest poll while the period is not known."""
+"""Longest poll while the period is unknown."""
 DEAD_POLL_S = 1.0
+"""Poll when no device is read any more."""
 QUIET = 0.6
-"""Share of a period after a move in which the next one is not looked for: saves half of the reads, and late wake-ups
-or a period misjudged by a third do no harm."""
+"""Share of a period after an update in which no read looks for the next one. It saves half of the reads, and late
+wake-ups or a period misjudged by a third do no harm."""
 VERNIER = 0.618
-"""Share of a regular counter's period from one read to the next. Never two moves between reads, and reads that fall at
-ever other phases of the period: together they tell its clock to a millisecond. Fewer than 0.7, so that a move is not
-taken for its neighbour when a read comes late."""
+"""Share of a regular counter's period from one read to the next. There are never two updates between reads, and the
+reads fall on ever different phases of the period: together they determine its clock to a millisecond. It is below 0.7,
+so that an update is not taken for its neighbour when a read comes late."""
 MAX_DUTY = 0.2
-"""Share of the time that may go into reading (one read takes about 4 ms on an H200)."""
+"""Largest share of the time spent reading (one read takes about 4 ms on an H200)."""
 
 MW_PER_W = 1000
 
-HELD_BACK = (
+THROTTLE_REASONS = (
     (pynvml.nvmlClocksEventReasonHwThermalSlowdown, "hardware thermal slowdown"),
     (pynvml.nvmlClocksEventReasonSwThermalSlowdown, "software thermal slowdown"),
     (pynvml.nvmlClocksEventReasonHwPowerBrakeSlowdown, "power brake"),
     (pynvml.nvmlClocksEventReasonHwSlowdown, "hardware slowdown"),
     (pynvml.nvmlClocksEventReasonSwPowerCap, "power cap"),
 )
-"""Bits of the clocks' event reasons that say a GPU is slower than it could be, the gravest first."""
-ASK_CLOCKS_NS = NS_PER_S
+"""Bits of the clock event reasons that mean reduced clocks, the gravest first."""
+CHECK_CLOCKS_NS = NS_PER_S
+"""Time between checks of the clocks."""
 
 _GAIN = "the sensor's gain error is about 5 %"
 _POWER = {
@@ -59,19 +61,19 @@ _POWER = {
     "nvml-power-average": f"field 185, a 1 s moving average: steps are smeared over a second; {_GAIN}",
     "nvml-power-usage": f"nvmlDeviceGetPowerUsage, a 1 s average on Ampere and newer (GA100 instant); {_GAIN}",
 }
-"""How power can be had, best first, and what it is."""
+"""Sources of power, the best first, and their properties."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """A GPU that NVML lists. `uuid` is None when the device does not answer."""
+    """A GPU in the driver's list. `uuid` is None when the device does not answer."""
 
     index: int
     uuid: str | None
 
 
 class _Gpu:
-    """One device: which call is asked, and what was made of its answers. Mutable: alive, handle."""
+    """One device: the source of its energy and the series made from it. `alive` and `handle` change."""
 
     def __init__(self, index: int, uuid: str, handle: Any, source: str) -> None:
         self.name = f"gpu:{index}"
@@ -81,7 +83,7 @@ class _Gpu:
         self.alive = True
         self.cost_ns = 0
         self.due_ns = 0
-        """Before this, reading it would show nothing new."""
+        """Instant before which a read would show nothing new."""
         self.counter = CounterTrack(self.name)
         self.power = PowerTrack(self.name)
 
@@ -91,24 +93,24 @@ class _Gpu:
         return EnergyDomain(name=self.name, source=self.source, uuid=self.uuid, period_s=period_s)
 
     def read(self, clock: Callable[[], int]) -> list[EnergySample]:
-        before_ns = clock()
+        start_ns = clock()
         if self.source != "nvml-counter":
             watts = power_w(self.handle, self.source)
-            return self.power.observe((before_ns + clock()) // 2, watts)
+            return self.power.observe((start_ns + clock()) // 2, watts)
         raw_mj = int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self.handle))
-        after_ns = clock()
-        self.cost_ns = after_ns - before_ns
-        sample = self.counter.observe(before_ns, after_ns, raw_mj)
+        end_ns = clock()
+        self.cost_ns = end_ns - start_ns
+        sample = self.counter.observe(start_ns, end_ns, raw_mj)
         period_ns = NS_PER_S * (self.counter.period_s or 0)
         if self.counter.regular:
-            self.due_ns = before_ns + round(VERNIER * period_ns)
+            self.due_ns = start_ns + round(VERNIER * period_ns)
         elif sample:
             self.due_ns = sample.t_ns + round(QUIET * period_ns)
         return [sample] if sample else []
 
 
 class NvmlMeter:
-    """Any number of GPUs. Open it with `open_nvml`."""
+    """A meter of any number of GPUs. Open it with `open_nvml`."""
 
     def __init__(self, gpus: list[_Gpu], notes: list[str], clock: Callable[[], int]) -> None:
         self._gpus = gpus
@@ -128,9 +130,9 @@ class NvmlMeter:
 
     @property
     def poll_s(self) -> float:
-        """Until one of the counters is due; not before a fifth of the shortest period, unless all are regular.
+        """Time until one of the counters is due: at least a fifth of the shortest period, unless all are regular.
 
-        Longer where reading is slow, but at least twice a period even then.
+        It is longer where reading is slow, but even then there are two reads in a period.
         """
         alive = [gpu for gpu in self._gpus if gpu.alive]
         if not alive:
@@ -141,11 +143,11 @@ class NvmlMeter:
         return max(self._step_s([gpu.domain.period_s for gpu in alive]), quiet_s)
 
     def _step_s(self, periods: Sequence[float | None]) -> float:
-        known = [period_s for period_s in periods if period_s is not None]
+        measured = [period_s for period_s in periods if period_s is not None]
         affordable_s = sum(gpu.cost_ns for gpu in self._gpus if gpu.alive) / NS_PER_S / MAX_DUTY
-        if not known or len(known) < len(periods):
+        if not measured or len(measured) < len(periods):
             return max(SHORTEST_POLL_S, min(affordable_s, LEARN_POLL_S))
-        return max(SHORTEST_POLL_S, min(known) / 5, min(affordable_s, min(known) / 2))
+        return max(SHORTEST_POLL_S, min(measured) / 5, min(affordable_s, min(measured) / 2))
 
     def read(self) -> Reading:
         if os.getpid() != self._pid:
@@ -157,38 +159,38 @@ class NvmlMeter:
         for gpu in self._gpus:
             if not gpu.alive or start_ns < gpu.due_ns:
                 continue
-            before = gpu.counter.resets
+            earlier_resets = gpu.counter.resets
             try:
                 samples += gpu.read(self._clock)
-                resets += gpu.counter.resets - before
+                resets += gpu.counter.resets - earlier_resets
             except pynvml.NVMLError as err:
                 gpu.alive = err.value not in PERMANENT and err.value not in FATAL
-                errors.append(_failed(gpu, err))
-        held_back = self._held_back(start_ns) if start_ns >= self._clocks_due_ns else ()
-        return Reading(samples, resets, tuple(errors), held_back)
+                errors.append(f"{gpu.name}: {_describe(err)}" + ("" if gpu.alive else "; it is not read any more"))
+        throttled = self._check_clocks(start_ns) if start_ns >= self._clocks_due_ns else ()
+        return Reading(samples, resets, tuple(errors), throttled)
 
-    def _held_back(self, now_ns: int) -> tuple[tuple[str, str | None], ...]:
-        """Once a second. A device that does not say is left out."""
-        self._clocks_due_ns = now_ns + ASK_CLOCKS_NS
-        said = []
+    def _check_clocks(self, now_ns: int) -> tuple[tuple[str, str | None], ...]:
+        """Return the gravest reason for reduced clocks of each device, once a second; without those that do not say."""
+        self._clocks_due_ns = now_ns + CHECK_CLOCKS_NS
+        reasons = []
         for gpu in self._gpus:
             with suppress(pynvml.NVMLError):
                 bits = pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(gpu.handle) if gpu.alive else None
                 if bits is not None:
-                    said.append((gpu.name, next((why for bit, why in HELD_BACK if bits & bit), None)))
-        return tuple(said)
+                    reasons.append((gpu.name, next((reason for bit, reason in THROTTLE_REASONS if bits & bit), None)))
+        return tuple(reasons)
 
     def power_w(self) -> dict[str, float]:
-        """Watts now, by domain, from the best power field each GPU has: to check the counter against."""
-        now = {gpu.name: _best_power(gpu.handle) for gpu in self._gpus if gpu.alive}
-        return {name: best[1] for name, best in now.items() if best is not None}
+        """Return the watts of each domain now, from its GPU's best power field: a check on the counter."""
+        power = {gpu.name: _best_power(gpu.handle) for gpu in self._gpus if gpu.alive}
+        return {name: best[1] for name, best in power.items() if best is not None}
 
     def close(self) -> None:
         if os.getpid() == self._pid:
             pynvml.nvmlShutdown()
 
     def _reopen(self) -> None:
-        """After a fork the parent's session is of no use: start one here, and find the same devices again."""
+        """Start a session of this process and find the same devices: after a fork the parent's session is unusable."""
         try:
             pynvml.nvmlInit()
             for gpu in self._gpus:
@@ -204,8 +206,10 @@ def open_nvml(
     environ: Mapping[str, str] = os.environ,
     clock: Callable[[], int] = monotonic_ns,
 ) -> NvmlMeter:
-    """A meter of the chosen GPUs: indices or UUIDs (a prefix will do); None is those that CUDA_VISIBLE_DEVICES names,
-    else all. Raises MeterError with the reason when not one of them can be measured.
+    """Open a meter of `gpus`, which are indices or UUIDs (a prefix is enough).
+
+    None means the GPUs that CUDA_VISIBLE_DEVICES names, or all if it is not set. Raises MeterError with the reason when
+    none of them can be measured.
     """
     try:
         pynvml.nvmlInit()
@@ -215,7 +219,7 @@ def open_nvml(
         return _open(gpus, environ, clock)
     except pynvml.NVMLError as err:
         pynvml.nvmlShutdown()
-        raise MeterError(f"NVML started, but cannot say which GPUs there are: {_said(err)}") from err
+        raise MeterError(f"NVML started, but cannot say which GPUs there are: {_describe(err)}") from err
     except MeterError:
         pynvml.nvmlShutdown()
         raise
@@ -234,7 +238,7 @@ def _open(gpus: Sequence[str] | None, environ: Mapping[str, str], clock: Callabl
         try:
             opened.append(_open_gpu(device, notes))
         except pynvml.NVMLError as err:
-            notes.append(f"gpu:{device.index} is left out: {_said(err)}")
+            notes.append(f"gpu:{device.index} is left out: {_describe(err)}")
     if not opened:
         raise MeterError("no GPU can be measured: " + "; ".join(notes or ["none was chosen"]))
     return NvmlMeter(opened, notes, clock)
@@ -251,13 +255,13 @@ def _devices() -> list[Device]:
 
 
 def visible_devices(environ: Mapping[str, str] = os.environ) -> list[Device]:
-    """Those that CUDA_VISIBLE_DEVICES names, else all. NVML has to be started. Raises NVMLError and MeterError."""
+    """Return the GPUs that CUDA_VISIBLE_DEVICES names, or all. NVML must be started. Raises NVMLError, MeterError."""
     tokens = visible_tokens(environ.get("CUDA_VISIBLE_DEVICES"))
     return _devices() if tokens is None else choose(_devices(), tokens, _mig_parent)
 
 
 def visible_tokens(visible: str | None) -> list[str] | None:
-    """CUDA_VISIBLE_DEVICES as CUDA reads it: everything after the first -1 is hidden. None: it is not set."""
+    """Split CUDA_VISIBLE_DEVICES as CUDA does: everything after the first -1 is hidden. None if it is not set."""
     if visible is None:
         return None
     tokens = [token.strip() for token in visible.split(",") if token.strip()]
@@ -265,7 +269,7 @@ def visible_tokens(visible: str | None) -> list[str] | None:
 
 
 def choose(devices: Sequence[Device], tokens: Sequence[str], mig_parent: Callable[[str], str]) -> list[Device]:
-    """The devices that tokens name, each once, in that order. A MIG slice stands for its whole GPU."""
+    """Return the devices that `tokens` name, each once, in that order. A MIG slice stands for its whole GPU."""
     chosen: dict[int, Device] = {}
     for token in tokens:
         device = _find(devices, mig_parent(token) if token.startswith("MIG-") else token)
@@ -275,39 +279,39 @@ def choose(devices: Sequence[Device], tokens: Sequence[str], mig_parent: Callabl
 
 def _find(devices: Sequence[Device], token: str) -> Device:
     if token.isdecimal():
-        found = [device for device in devices if device.index == int(token)]
+        matches = [device for device in devices if device.index == int(token)]
     else:
-        found = [d for d in devices if d.uuid is not None and d.uuid.lower().startswith(token.lower())]
-    match found:
+        matches = [d for d in devices if d.uuid is not None and d.uuid.lower().startswith(token.lower())]
+    match matches:
         case [device]:
             return device
         case []:
-            known = ", ".join(f"{d.index} ({d.uuid or 'no answer'})" for d in devices)
-            raise MeterError(f"there is no GPU {token!r} here; there are: {known}")
+            present = ", ".join(f"{d.index} ({d.uuid or 'no answer'})" for d in devices)
+            raise MeterError(f"there is no GPU {token!r} here; there are: {present}")
         case _:
-            raise MeterError(f"{token!r} begins the UUID of {len(found)} GPUs: give more of it")
+            raise MeterError(f"{token!r} begins the UUID of {len(matches)} GPUs: give more of it")
 
 
 def _mig_parent(token: str) -> str:
-    """UUID of the GPU that a MIG slice ("MIG-<uuid>", or the older "MIG-GPU-<uuid>/<gi>/<ci>") is part of."""
+    """Return the UUID of the GPU of a MIG slice ("MIG-<uuid>", or the older "MIG-GPU-<uuid>/<gi>/<ci>")."""
     if token.startswith("MIG-GPU-"):
         return token.removeprefix("MIG-").split("/")[0]
     try:
         handle = pynvml.nvmlDeviceGetHandleByUUID(token)
         return str(pynvml.nvmlDeviceGetUUID(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)))
     except pynvml.NVMLError as err:
-        raise MeterError(f"the GPU of MIG slice {token} cannot be found: {_said(err)}") from err
+        raise MeterError(f"the GPU of MIG slice {token} cannot be found: {_describe(err)}") from err
 
 
 def _scope_notes(
     devices: Sequence[Device], chosen: Sequence[Device], environ: Mapping[str, str], visible: str | None
 ) -> list[str]:
-    """What the sum of the chosen GPUs covers, where that may not be what the server uses."""
+    """Describe the chosen GPUs where they may not be the ones that the server uses."""
     if len(devices) == 1 and chosen:
         return []
-    how = "" if visible is None else " (CUDA_VISIBLE_DEVICES)"
-    more = ": joules of GPUs that the server does not use are in the sum" if len(chosen) == len(devices) else ""
-    notes = [f"{len(chosen)} of this host's {len(devices)} GPUs{how}{more}"]
+    origin = "" if visible is None else " (CUDA_VISIBLE_DEVICES)"
+    warning = ": joules of GPUs that the server does not use are in the sum" if len(chosen) == len(devices) else ""
+    notes = [f"{len(chosen)} of this host's {len(devices)} GPUs{origin}{warning}"]
     by_index = visible is not None and any(token.isdecimal() for token in visible_tokens(visible) or [])
     if by_index and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
         notes.append("indices mean PCI order; CUDA has another for unlike GPUs unless CUDA_DEVICE_ORDER=PCI_BUS_ID")
@@ -315,7 +319,7 @@ def _scope_notes(
 
 
 def _open_gpu(device: Device, notes: list[str]) -> _Gpu:
-    """Tries the counter, then power. Raises NVMLError when the device has neither."""
+    """Open a device by its counter, else by power. Raises NVMLError when it has neither. Appends to `notes`."""
     handle = pynvml.nvmlDeviceGetHandleByIndex(device.index)
     name = f"gpu:{device.index}"
     source = _source(handle)
@@ -328,12 +332,12 @@ def _open_gpu(device: Device, notes: list[str]) -> _Gpu:
 
 
 def _source(handle: Any) -> str:
-    """What this device can be asked for. Only a counter that will never answer gives way to power."""
-    for last in (False, False, True):
+    """Return the device's source. Only a counter that can never answer gives way to power."""
+    for is_final in (False, False, True):
         try:
             pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)
         except pynvml.NVMLError as err:
-            if err.value in RETRY and not last:
+            if err.value in RETRY and not is_final:
                 continue
             if err.value not in PERMANENT or (best := _best_power(handle)) is None:
                 raise
@@ -343,7 +347,7 @@ def _source(handle: Any) -> str:
 
 
 def _best_power(handle: Any) -> tuple[str, float] | None:
-    """The best way to ask for power that is answered, and the watts."""
+    """Return the best source of power that answers and its watts; None if there is none."""
     for source in _POWER:
         try:
             return source, power_w(handle, source)
@@ -353,7 +357,7 @@ def _best_power(handle: Any) -> tuple[str, float] | None:
 
 
 def power_w(handle: Any, source: str) -> float:
-    """Watts from one of the three ways to ask. Raises NVMLError."""
+    """Read the watts from one of the three sources of power. Raises NVMLError."""
     match source:
         case "nvml-power-instant":
             return _field_w(handle, pynvml.NVML_FI_DEV_POWER_INSTANT)
@@ -364,7 +368,7 @@ def power_w(handle: Any, source: str) -> float:
 
 
 def _field_w(handle: Any, field: int) -> float:
-    """The GPU scope (0) of a power field. The call as a whole succeeds while the field in it fails."""
+    """Read a power field in GPU scope (0). The call may succeed while the field in it fails."""
     [answer] = pynvml.nvmlDeviceGetFieldValues(handle, [(field, 0)])
     if answer.nvmlReturn != pynvml.NVML_SUCCESS:
         raise pynvml.NVMLError(answer.nvmlReturn)
@@ -379,13 +383,9 @@ def _mig_on(handle: Any) -> bool:
     return bool(current == pynvml.NVML_DEVICE_MIG_ENABLE)
 
 
-def _failed(gpu: _Gpu, err: pynvml.NVMLError) -> str:
-    return f"{gpu.name}: {_said(err)}" + ("" if gpu.alive else "; it is not read any more")
-
-
-def _said(err: pynvml.NVMLError) -> str:
-    known = PERMANENT.get(err.value) or FATAL.get(err.value) or str(err)
-    return f"{known} (NVML {err.value})"
+def _describe(err: pynvml.NVMLError) -> str:
+    meaning = PERMANENT.get(err.value) or FATAL.get(err.value) or str(err)
+    return f"{meaning} (NVML {err.value})"
 
 
 def _why_no_nvml(err: pynvml.NVMLError) -> str:
@@ -397,4 +397,4 @@ def _why_no_nvml(err: pynvml.NVMLError) -> str:
         case pynvml.NVML_ERROR_NO_PERMISSION:
             return "NVML refuses: no permission to talk to the driver; in a container, start it with --gpus"
         case _:
-            return f"NVML does not start: {_said(err)}"
+            return f"NVML does not start: {_describe(err)}"

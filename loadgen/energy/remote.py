@@ -12,7 +12,8 @@ from typing import NamedTuple
 import msgspec
 
 from loadgen.clock import monotonic_ns
-from loadgen.energy.meter import CounterTrack, Reading
+from loadgen.energy.counter_track import CounterTrack
+from loadgen.energy.meter import Reading
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import MeterError
 from loadgen.http_get import HttpResponse, PageClient

@@ -1,7 +1,7 @@
-"""One thread that polls a meter, and hands on what moved.
+"""Poll a meter in one thread and hand on its samples.
 
-A daemon thread: a driver call that never returns must not keep the program alive. Nothing here runs in an event loop;
-`stop` blocks until the counter's next move, so a coroutine calls it in a thread.
+It is a daemon thread: a driver call that never returns must not keep the program alive. Nothing here runs in an event
+loop; `stop` blocks until the counter's next update, so a coroutine calls it in a thread.
 """
 
 import threading
@@ -13,46 +13,47 @@ import msgspec
 
 from loadgen.clock import monotonic_ns, thread_cpu_ns
 from loadgen.energy.meter import EnergyMeter, Reading
-from loadgen.energy.series import EnergySample
+from loadgen.energy.series import EnergySample, outermost
 from loadgen.errors import MeterError
 from loadgen.units import NS_PER_S, ns_from_s, s_from_ns
 
 ANSWER_S = 5.0
-"""A read that takes longer than this has stopped answering."""
+"""Longest read; after that the meter has stopped answering."""
 BACK_OFF_S = 1.0
-"""The longest pause between reads that fail one after the other."""
+"""Longest pause between reads that fail one after the other."""
 BRACKET_S = 35.0
-"""The longest wait for a last move: a DCGM exporter refreshes its page every 30 s."""
+"""Longest wait for a last update: a DCGM exporter refreshes its page every 30 s."""
 LIVE_NS = NS_PER_S
+"""Span of the mean that is shown as the power now."""
 STALE_NS = 5 * NS_PER_S
-"""After this long without a move, the power of a domain is unknown."""
+"""Time without an update after which the power of a domain is unknown."""
 STOPPED_ANSWERING = "the meter stopped answering"
 
 
 class LivePower(msgspec.Struct, frozen=True):
-    """For eyes only."""
+    """Power and energy so far, for display only."""
 
     watts: dict[str, float]
-    """Mean over about the last second, by domain; those whose power is unknown are absent."""
+    """Mean over about the last second, by domain; domains whose power is unknown are absent."""
     joules: dict[str, float]
-    """Since sampling began, by domain."""
+    """Energy since sampling began, by domain."""
     total_watts: float | None
-    """Domains within another one not added; None when a part is unknown."""
+    """Sum over the outermost domains; None when the power of one of them is unknown."""
 
 
 class SamplerReport(msgspec.Struct, frozen=True, kw_only=True):
-    """How the sampling itself went."""
+    """Statistics of the sampling itself."""
 
     reads: int
     samples: int
     resets: int
-    """Counters that restarted; around each, some energy is unknown."""
+    """Counter restarts; some energy around each is unknown."""
     errors: dict[str, int]
-    """Message -> how often."""
+    """Message -> count."""
     silence_s: dict[str, float]
-    """The longest time without a move, by domain: how coarse the series gets, and whether it broke off."""
-    held_back: dict[str, dict[str, float]]
-    """By domain: why its clocks were low -> in what share of the looks. Domains that do not say are absent."""
+    """Longest time without an update, by domain: it shows how coarse the series is, and whether it broke off."""
+    throttled: dict[str, dict[str, float]] = msgspec.field(name="held_back")
+    """By domain: reason for reduced clocks -> its share of the checks. Domains that do not report it are absent."""
     read_cost_s: float | None
     """Median duration of a read."""
     period_s: float | None
@@ -62,19 +63,19 @@ class SamplerReport(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class _Domain:
-    """What is remembered of one domain's samples."""
+    """The recent samples of one domain. Mutable; guarded by the sampler's condition."""
 
     def __init__(self, since_ns: int) -> None:
         self.recent: deque[EnergySample] = deque()
-        self.last_ns = since_ns
+        self.updated_ns = since_ns
         self.silence_ns = 0
-        self.first_joules: float | None = None
+        self.start_joules: float | None = None
 
     def add(self, sample: EnergySample) -> None:
-        self.silence_ns = max(self.silence_ns, sample.t_ns - self.last_ns)
-        self.last_ns = sample.t_ns
-        if self.first_joules is None:
-            self.first_joules = sample.joules
+        self.silence_ns = max(self.silence_ns, sample.t_ns - self.updated_ns)
+        self.updated_ns = sample.t_ns
+        if self.start_joules is None:
+            self.start_joules = sample.joules
         if sample.gap:
             self.recent.clear()
         self.recent.append(sample)
@@ -83,19 +84,19 @@ class _Domain:
 
     @property
     def joules(self) -> float:
-        return 0.0 if self.first_joules is None else self.recent[-1].joules - self.first_joules
+        return 0.0 if self.start_joules is None else self.recent[-1].joules - self.start_joules
 
     def watts(self, now_ns: int) -> float | None:
-        if len(self.recent) < 2 or now_ns - self.last_ns > STALE_NS:
+        if len(self.recent) < 2 or now_ns - self.updated_ns > STALE_NS:
             return None
-        old, new = self.recent[0], self.recent[-1]
-        return (new.joules - old.joules) / s_from_ns(new.t_ns - old.t_ns)
+        start, end = self.recent[0], self.recent[-1]
+        return (end.joules - start.joules) / s_from_ns(end.t_ns - start.t_ns)
 
 
 class Sampler:
-    """`start`, then `stop`. Does not close the meter: after a hang, the hung call still holds it.
+    """A sampling thread: `start` it, then `stop` it. The meter stays open: after a hang, the hung call still holds it.
 
-    on_samples gets each batch, never empty, in the sampling thread.
+    `on_samples` gets each batch, never empty, in the sampling thread.
     """
 
     def __init__(
@@ -112,14 +113,14 @@ class Sampler:
         self._answer_s = answer_s
         self._thread = threading.Thread(target=self._run, name="energy-sampler", daemon=True)
         self._stopping = threading.Event()
-        self._moved = threading.Condition()
+        self._changed = threading.Condition()
         """Guards everything below; notified after every read."""
         self._domains: dict[str, _Domain] = {}
         self._errors: Counter[str] = Counter()
         self._clocks: dict[str, Counter[str | None]] = {}
         self._costs_ns: deque[int] = deque(maxlen=1000)
         self._reads = self._samples = self._resets = self._cpu_ns = 0
-        self._first_read_ns = self._last_read_ns = 0
+        self._start_read_ns = self._end_read_ns = 0
         self._reading_since_ns: int | None = None
         self._crash: BaseException | None = None
 
@@ -129,13 +130,13 @@ class Sampler:
         self._thread.start()
 
     def stop(self) -> SamplerReport:
-        """Ends after one more move of every domain, so that the series covers this moment; waits a few periods at most.
+        """Stop after one more update of every domain, so that the series covers this moment.
 
-        Blocks. Raises what `on_samples` raised, if it did.
+        Blocks for a few periods at most. Raises the exception of `on_samples`, if it raised one.
         """
         end_ns = self._clock()
-        with self._moved:
-            self._moved.wait_for(lambda: self._covers(end_ns) or not self._thread.is_alive(), self._bracket_s())
+        with self._changed:
+            self._changed.wait_for(lambda: self._covers(end_ns) or not self._thread.is_alive(), self._closing_wait_s())
         self._stopping.set()
         self._thread.join(self._answer_s)
         if self._crash is not None:
@@ -143,34 +144,34 @@ class Sampler:
         return self.report()
 
     def latest(self) -> LivePower:
-        """A snapshot for the live view; never waits for the meter."""
+        """Return a snapshot for the live view. Never waits for the meter."""
         now_ns = self._clock()
-        with self._moved:
-            every = {name: domain.watts(now_ns) for name, domain in self._domains.items()}
+        with self._changed:
+            power = {name: domain.watts(now_ns) for name, domain in self._domains.items()}
             joules = {name: domain.joules for name, domain in self._domains.items()}
-        inner = {domain.name for domain in self._meter.domains if domain.within is not None}
-        watts = {name: value for name, value in every.items() if value is not None}
-        known = [value for name, value in watts.items() if name not in inner]
-        return LivePower(watts, joules, sum(known) if known and len(known) == len(every.keys() - inner) else None)
+        watts = {name: value for name, value in power.items() if value is not None}
+        outer = power.keys() & {domain.name for domain in outermost(self._meter.domains)}
+        measured = [value for name, value in watts.items() if name in outer]
+        return LivePower(watts, joules, sum(measured) if measured and len(measured) == len(outer) else None)
 
     def report(self) -> SamplerReport:
-        """May be asked for at any time; a read that hangs just now is counted as an error."""
+        """Return the statistics so far, at any time. A read that hangs at this moment counts as an error."""
         now_ns = self._clock()
-        with self._moved:
+        with self._changed:
             errors = self._errors + Counter({STOPPED_ANSWERING: int(self._hangs(now_ns))})
-            span_ns = self._last_read_ns - self._first_read_ns
+            span_ns = self._end_read_ns - self._start_read_ns
             return SamplerReport(
                 reads=self._reads,
                 samples=self._samples,
                 resets=self._resets,
                 errors=dict(errors),
                 silence_s={
-                    name: s_from_ns(max(domain.silence_ns, now_ns - domain.last_ns))
+                    name: s_from_ns(max(domain.silence_ns, now_ns - domain.updated_ns))
                     for name, domain in self._domains.items()
                 },
-                held_back={
-                    name: {why: n / looks.total() for why, n in looks.items() if why is not None}
-                    for name, looks in self._clocks.items()
+                throttled={
+                    name: {reason: n / checks.total() for reason, n in checks.items() if reason is not None}
+                    for name, checks in self._clocks.items()
                 },
                 read_cost_s=s_from_ns(round(median(self._costs_ns))) if self._costs_ns else None,
                 period_s=s_from_ns(span_ns) / (self._reads - 1) if self._reads > 1 else None,
@@ -179,31 +180,31 @@ class Sampler:
 
     @property
     def hangs(self) -> bool:
-        """Whether a read has gone without an answer for too long: the meter cannot be closed, nor asked anything."""
+        """True if a read has had no answer for too long: the meter can neither be closed nor read."""
         return self._hangs(self._clock())
 
     def _covers(self, t_ns: int) -> bool:
-        return all(domain.last_ns >= t_ns for domain in self._domains.values())
+        return all(domain.updated_ns >= t_ns for domain in self._domains.values())
 
-    def _bracket_s(self) -> float:
-        """Two periods and two polls of the slowest domain. Nothing more is to come from a read that hangs."""
+    def _closing_wait_s(self) -> float:
+        """Return two periods and two polls of the slowest domain, or 0 when a read hangs: no update will come."""
         if self._hangs(self._clock()):
             return 0.0
         periods = [domain.period_s or 0.0 for domain in self._meter.domains]
         return min(2 * max(periods, default=0.0) + 2 * self._meter.poll_s + 0.2, BRACKET_S)
 
     def _hangs(self, now_ns: int) -> bool:
-        since_ns = self._reading_since_ns
-        return since_ns is not None and now_ns - since_ns > ns_from_s(self._answer_s)
+        start_ns = self._reading_since_ns
+        return start_ns is not None and now_ns - start_ns > ns_from_s(self._answer_s)
 
     def _run(self) -> None:
-        # The one place where any exception is caught: it would die with the thread, unseen. `stop` raises it again.
+        # Any exception is caught here: it would be lost with the thread. `stop` raises it again.
         try:
             self._poll()
         except BaseException as err:
             self._crash = err
-            with self._moved:
-                self._moved.notify_all()
+            with self._changed:
+                self._changed.notify_all()
 
     def _poll(self) -> None:
         failures = 0
@@ -215,7 +216,7 @@ class Sampler:
             self._stopping.wait(pause_s - s_from_ns(self._clock() - start_ns))
 
     def _read(self, start_ns: int) -> bool:
-        """One read, tallied and handed on; whether the meter answered."""
+        """Read once, hand the samples on and count them. Returns True if the meter answered."""
         self._reading_since_ns = start_ns
         answered = True
         try:
@@ -226,24 +227,24 @@ class Sampler:
         self._reading_since_ns = None
         if reading.samples:
             self._on_samples(reading.samples)
-        with self._moved:
+        with self._changed:
             self._tally(start_ns, reading)
-            self._moved.notify_all()
+            self._changed.notify_all()
         return answered
 
     def _tally(self, start_ns: int, reading: Reading) -> None:
         cost_ns = self._clock() - start_ns
         self._costs_ns.append(cost_ns)
-        self._first_read_ns = self._first_read_ns or start_ns
-        self._last_read_ns = start_ns
+        self._start_read_ns = self._start_read_ns or start_ns
+        self._end_read_ns = start_ns
         self._reads += 1
         self._cpu_ns = thread_cpu_ns()
         if cost_ns > ns_from_s(self._answer_s):
             self._errors[STOPPED_ANSWERING] += 1
         self._errors.update(reading.errors)
         self._resets += reading.resets
-        for name, why in reading.held_back:
-            self._clocks.setdefault(name, Counter())[why] += 1
+        for name, reason in reading.throttled:
+            self._clocks.setdefault(name, Counter())[reason] += 1
         self._samples += len(reading.samples)
         for sample in reading.samples:
             self._domains[sample.domain].add(sample)

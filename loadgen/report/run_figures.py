@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.energy.series import align_to_counter_clock
+from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.record import RequestRecord
 from loadgen.report import downsample, svg
 from loadgen.report.format import count, joules, number, percent, plural, seconds, watts

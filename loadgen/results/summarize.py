@@ -10,7 +10,7 @@ import numpy as np
 
 from loadgen.attribution.engine_steps import engine_steps_of
 from loadgen.attribution.shapley import align_phase, attribute_energy
-from loadgen.energy.series import align_to_counter_clock
+from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.record import RequestRecord
 from loadgen.results import metrics, timekeeping
 from loadgen.results.energy_summary import energy_shares, outermost_series, summarize_energy

@@ -14,8 +14,9 @@ from typing import Any
 import msgspec
 import pytest
 
+from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.nvml import Device, choose, visible_tokens
-from loadgen.energy.series import EnergyDomain, EnergySample, align_to_counter_clock, series_by_domain
+from loadgen.energy.series import EnergyDomain, EnergySample, series_by_domain
 from loadgen.errors import MeterError
 
 ROOT = Path(__file__).parents[2]
@@ -33,7 +34,7 @@ class Said:
     samples: list[EnergySample] = field(default_factory=list)
     errors: list[str] = field(default_factory=list)
     resets: int = 0
-    held_back: list[tuple[str, str | None]] = field(default_factory=list)
+    throttled: list[tuple[str, str | None]] = field(default_factory=list)
     reads: int = 0
     read_ns: int = 0
     domains: list[EnergyDomain] = field(default_factory=list)
@@ -149,7 +150,7 @@ def test_an_interval_is_right_within_its_stated_uncertainty(run: Run, shape: str
     series = series_by_domain(said.samples)["gpu:0"]
     for start_s, end_s in [(0.5, 4.5), (1.03, 1.07), (1.0, 1.1), (2.41, 2.59)]:
         edges_ns = round(start_s * 1e9), round(end_s * 1e9)
-        measured, u = series.energy_mj(*edges_ns), series.u_mj(*edges_ns)
+        measured, u = series.energy_mj(*edges_ns), series.uncertainty_mj(*edges_ns)
         assert measured is not None and u is not None
         assert abs(measured / 1000 - (truth_j(end_s) - truth_j(start_s))) <= (u + quantum_mj) / 1000 + 1e-6
         assert u <= 4 * max(window.millijoules for window in series.windows())
@@ -172,7 +173,10 @@ def test_eight_gpus_that_take_long_to_read_are_each_right_within_their_uncertain
     script = [line for i in range(8) for line in (f"gpu GPU-{i}", f"point {i} 0 {100 + i}")]
     said = run([*script, "latency 0.004"])
     for i, series in enumerate(series_by_domain(said.samples).values()):
-        measured, u = series.energy_mj(1_000_000_000, 4_000_000_000), series.u_mj(1_000_000_000, 4_000_000_000)
+        measured, u = (
+            series.energy_mj(1_000_000_000, 4_000_000_000),
+            series.uncertainty_mj(1_000_000_000, 4_000_000_000),
+        )
         assert measured is not None and u is not None
         assert abs(measured - 3000 * (100 + i)) <= u + 1
         assert u <= 4 * 1.5 * 0.1 * 1000 * (100 + i)
@@ -182,15 +186,15 @@ def test_eight_gpus_that_take_long_to_read_are_each_right_within_their_uncertain
 def test_why_clocks_are_low_is_asked_once_a_second(run: Run) -> None:
     """0x44: a thermal slowdown at the power cap; the graver one is told."""
     said = run([*STEADY, "clocks 0 2 3.5 68"], 6.0)
-    hot = said.held_back.count(("gpu:0", "hardware thermal slowdown"))
-    assert len(said.held_back) in (5, 6)
+    hot = said.throttled.count(("gpu:0", "hardware thermal slowdown"))
+    assert len(said.throttled) in (5, 6)
     assert hot in (1, 2)
-    assert said.held_back.count(("gpu:0", None)) == len(said.held_back) - hot
+    assert said.throttled.count(("gpu:0", None)) == len(said.throttled) - hot
 
 
 def test_a_driver_that_does_not_say_why_clocks_are_low_costs_nothing_else(run: Run) -> None:
     said = run([*STEADY, "fault clocks 0 0 999 13"])
-    assert (said.held_back, said.errors) == ([], [])
+    assert (said.throttled, said.errors) == ([], [])
     assert len(said.samples) > 40
 
 

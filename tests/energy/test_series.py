@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.energy.meter import CounterTrack, PowerTrack
+from loadgen.energy.counter_clock import align_to_counter_clock
+from loadgen.energy.counter_track import CounterTrack, PowerTrack
 from loadgen.energy.nvml import VERNIER
-from loadgen.energy.series import EnergySample, EnergySeries, align_to_counter_clock, series_by_domain
+from loadgen.energy.series import EnergySample, EnergySeries, series_by_domain
 
 MS = 1_000_000
 
@@ -56,7 +57,7 @@ def test_nothing_is_said_about_what_was_not_observed(series: EnergySeries) -> No
     for window in series.windows():
         inside = window.start_ns + 1, window.end_ns - 1
         assert (series.energy_mj(*inside) is None) == (not window.known)
-        assert (series.u_mj(*inside) is None) == (not window.known)
+        assert (series.uncertainty_mj(*inside) is None) == (not window.known)
 
 
 @given(serieses(gaps=False), st.floats(0, 1), st.floats(0, 1), st.data())
@@ -71,16 +72,16 @@ def test_uncertainty_covers_every_curve_that_could_have_been(
     first, span = int(series.t_ns[0]) + MS // 2, int(series.t_ns[-1] - series.t_ns[0]) - MS
     start, end = sorted(first + int(max(span, 0) * x) for x in (a, b))
     truth = series.mj[np.searchsorted(jumps_ns, end)] - series.mj[np.searchsorted(jumps_ns, start)]
-    measured, u = series.energy_mj(start, end), series.u_mj(start, end)
+    measured, u = series.energy_mj(start, end), series.uncertainty_mj(start, end)
     if measured is not None and u is not None:
         assert abs(measured - int(truth)) <= u + 1e-3
 
 
 def test_the_uncertainty_of_an_exact_move_is_nothing_and_of_a_half_step_half_a_step() -> None:
     series = EnergySeries("gpu:0", np.array([0, 100, 200]), np.array([0, 30, 60]))
-    assert series.u_mj(0, 100) == 0
-    assert series.u_mj(0, 150) == 15
-    assert series.u_mj(10, 190) == pytest.approx(27 + 27)
+    assert series.uncertainty_mj(0, 100) == 0
+    assert series.uncertainty_mj(0, 150) == 15
+    assert series.uncertainty_mj(10, 190) == pytest.approx(27 + 27)
 
 
 @given(serieses(), st.floats(0, 1), st.floats(0, 1))

@@ -23,18 +23,18 @@ library.fake_nvml_set_time.argtypes = [ctypes.c_int64]
 def poll(meter: NvmlMeter, until_s: float) -> dict[str, Any]:
     """Polls in scripted time, each pause up to 30 % late, as on a busy machine."""
     late = random.Random(7)
-    samples, errors, resets, costs, held_back = [], [], 0, [], []
+    samples, errors, resets, costs, throttled = [], [], 0, [], []
     while (start_ns := library.fake_nvml_time()) < until_s * 1e9:
         reading = meter.read()
         samples += reading.samples
         errors += reading.errors
-        held_back += reading.held_back
+        throttled += reading.throttled
         resets += reading.resets
         costs.append(library.fake_nvml_time() - start_ns)
         due_ns = start_ns + round(meter.poll_s * (1 + 0.3 * late.random()) * 1e9)
         library.fake_nvml_set_time(max(due_ns, library.fake_nvml_time()))
     tallies = {"resets": resets, "reads": len(costs), "read_ns": sum(costs)}
-    return {"samples": samples, "errors": errors, "held_back": held_back, **tallies}
+    return {"samples": samples, "errors": errors, "throttled": throttled, **tallies}
 
 
 def polled_in_child(meter: NvmlMeter, until_s: float) -> dict[str, Any]:

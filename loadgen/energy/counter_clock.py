@@ -1,0 +1,123 @@
+"""Infer when a counter really updated: polls see it late, but a counter with a clock of its own updates on its ticks.
+
+A poll only says that an update lies in t +- slack (the timestamp uncertainty: half the time between two polls). A
+counter that updates every T (the H200's: 100.0 ms) has its k-th update at a + T k, and hundreds of such intervals
+determine a and T far better than one of them says where its own update was. This is done in three steps:
+
+1. Number the updates. A clock runs along them: an update at t is round((t - tick) / T) ticks after the previous one.
+   Where the clock then lies outside the update's interval it is pulled to the edge of the interval, by p, and T by
+   PERIOD_GAIN p / (k + PERIOD_PRIOR_TICKS): a period that is wrong by dT puts the clock off by k dT after k ticks, so
+   p / k estimates dT. An update is ambiguous, and excluded, when the neighbouring tick lies
+   within its interval too, give or take MIN_SEPARATION of the period.
+2. Fit a + T k through the intervals: least squares on the distance of the line to each interval (alternating
+   projections: move each point to the nearest place of its interval, fit a line, repeat), which fixes T. All lines that
+   are inside all intervals fit equally well, so `a` is put in the middle of what the intervals leave open,
+   OUTLIER_PERCENT of them disregarded on each side.
+3. Check. Unless MIN_EXPLAINED of the updates lie within their intervals on that clock, the counter has no clock.
+"""
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from loadgen.energy.series import EnergySeries
+from loadgen.stats.arrays import Floats
+
+MIN_UPDATES = 20
+"""Fewer unambiguous updates do not determine a clock."""
+MIN_EXPLAINED = 0.95
+"""Share of the unambiguous updates that a clock must explain."""
+JITTER_NS = 2_000_000
+"""Uncertainty of an update once the counter's clock is known: the counter's own jitter (p95 2 ms on the H200)."""
+
+START_UPDATES = 40
+"""Updates that the first estimate of the period is made from."""
+FINE_POLLS = 1 / 4
+"""Polls are fine when the median slack is below this share of the median interval."""
+MAX_SINGLE_INTERVAL = 1.8
+"""Intervals above this many mean ones hold a missed update: they are no period."""
+MIN_SEPARATION = 0.05
+"""Share of the period by which the neighbouring tick must lie outside an update's interval."""
+PERIOD_GAIN = 0.7
+"""Damping of the period's correction. The pull stems from noise too; below 1 the period does not follow it."""
+PERIOD_PRIOR_TICKS = 5
+"""Weight of the first estimate of the period, in ticks: the first few pulls say little about the period."""
+PROJECTIONS = 40
+"""Alternating projections. Each is a contraction; 40 are enough for the line to stand still within microseconds."""
+OUTLIER_PERCENT = 2
+"""Percentile at which an edge of the open interval of `a` is taken, so that single late reads do not close it."""
+
+
+def align_to_counter_clock(series: EnergySeries) -> EnergySeries:
+    """Return the series with its updates at the instants of the counter's own clock.
+
+    A series without a clock, without slack, or with too few updates is returned itself. An update that the clock does
+    not explain, or that may be either of two ticks, is dropped: its two windows become one. The first and the last
+    update and those after a gap always stay.
+    """
+    if len(series) < MIN_UPDATES or series.slack_ns is None or not series.slack_ns.any():
+        return series
+    t_ns = (series.t_ns - series.t_ns[0]).astype(np.float64)
+    slack_ns = np.maximum(series.slack_ns, 1).astype(np.float64)
+    ticks, unambiguous = _number_updates(t_ns, slack_ns)
+    if unambiguous.sum() < MIN_UPDATES:
+        return series
+    line = _fit_line(ticks[unambiguous], t_ns[unambiguous], slack_ns[unambiguous])
+    clock_ns = np.polyval(line, ticks)
+    explained = unambiguous & (np.abs(clock_ns - t_ns) <= slack_ns + JITTER_NS)
+    if explained[unambiguous].mean() < MIN_EXPLAINED:
+        return series
+    permanent = np.zeros(len(series), dtype=np.bool_) if series.gap is None else series.gap.copy()
+    permanent[[0, -1]] = True
+    keep = explained | permanent
+    aligned_ns = np.where(explained, np.rint(clock_ns), t_ns).astype(np.int64)[keep] + series.t_ns[0]
+    if (np.diff(aligned_ns) <= 0).any():
+        return series
+    uncertainty_ns = np.where(explained, JITTER_NS, slack_ns).astype(np.int64)[keep]
+    gap = None if series.gap is None else series.gap[keep]
+    return EnergySeries(series.domain, aligned_ns, series.mj[keep], uncertainty_ns, gap)
+
+
+def _number_updates(t_ns: Floats, slack_ns: Floats) -> tuple[Floats, NDArray[np.bool_]]:
+    """Return (tick number of each update, whether it can be only that tick); step 1 of the module's derivation."""
+    period_ns = _initial_period_ns(t_ns[:START_UPDATES], slack_ns[:START_UPDATES])
+    tick_ns, tick = float(t_ns[0]), 0
+    ticks, unambiguous = [0], [True]
+    for update_ns, uncertainty_ns in zip(t_ns[1:].tolist(), slack_ns[1:].tolist(), strict=True):
+        passed = max(round((update_ns - tick_ns) / period_ns), 0)
+        tick_ns += passed * period_ns
+        tick += passed
+        offset_ns = update_ns - tick_ns
+        unambiguous.append(period_ns - abs(offset_ns) > uncertainty_ns + MIN_SEPARATION * period_ns)
+        if unambiguous[-1] and abs(offset_ns) > uncertainty_ns:
+            pull_ns = offset_ns - math.copysign(uncertainty_ns, offset_ns)
+            tick_ns += pull_ns
+            period_ns += PERIOD_GAIN * pull_ns / (tick + PERIOD_PRIOR_TICKS)
+        ticks.append(tick)
+    return np.array(ticks, dtype=np.float64), np.array(unambiguous)
+
+
+def _initial_period_ns(t_ns: Floats, slack_ns: Floats) -> float:
+    """Return the median interval where polls are fine, else the mean of the single ones.
+
+    Under coarse polls every interval is a multiple of the poll: their mean is right, their median is not.
+    """
+    intervals_ns = np.diff(t_ns)
+    median_ns = float(np.median(intervals_ns))
+    if float(np.median(slack_ns)) < median_ns * FINE_POLLS:
+        return median_ns
+    return float(np.mean(intervals_ns[intervals_ns < MAX_SINGLE_INTERVAL * np.mean(intervals_ns)]))
+
+
+def _fit_line(ticks: Floats, t_ns: Floats, slack_ns: Floats) -> Floats:
+    """Return (T, a) of the line through as many of the intervals t +- slack as can be; step 2 of the derivation."""
+    earliest_ns, latest_ns = t_ns - slack_ns, t_ns + slack_ns
+    line = np.polyfit(ticks, t_ns, 1, w=1 / slack_ns)
+    for _ in range(PROJECTIONS):
+        line = np.polyfit(ticks, np.clip(np.polyval(line, ticks), earliest_ns, latest_ns), 1)
+    line_ns = np.polyval(line, ticks)
+    lower_ns = np.percentile(earliest_ns - line_ns, 100 - OUTLIER_PERCENT)
+    upper_ns = np.percentile(latest_ns - line_ns, OUTLIER_PERCENT)
+    line[1] += (lower_ns + upper_ns) / 2
+    return line
