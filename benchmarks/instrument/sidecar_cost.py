@@ -42,7 +42,7 @@ INPUT_TOKENS = 100
 def measured_sidecar(parts_file: str, arguments: list[str]) -> None:
     """`loadgen sidecar`, adding up what its parts take. Parts nest: the inner one's time is its own."""
     from loadgen.cli import main
-    from loadgen.energy.remote import Feed
+    from loadgen.energy.remote import EnergyFeed
     from loadgen.sidecar import app, ledger
     from loadgen.telemetry.engine_metrics import EnginePoller
 
@@ -86,7 +86,7 @@ def measured_sidecar(parts_file: str, arguments: list[str]) -> None:
         (app, "text_page", "metrics page"),
     ):
         setattr(owner, name, timed(part, getattr(owner, name)))
-    Feed.read = apart("meter: read the feed", Feed.read)  # type: ignore[method-assign]
+    EnergyFeed.read = apart("meter: read the feed", EnergyFeed.read)  # type: ignore[method-assign]
     EnginePoller.read_now = apart("engine: read its page", EnginePoller.read_now)  # type: ignore[method-assign]
     tell = Path(parts_file)
     signal.signal(signal.SIGUSR1, lambda *_: tell.write_text(json.dumps(spent)))

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from loadgen.clock import monotonic_ns
 from loadgen.energy.choose import open_meter
-from loadgen.energy.remote import Clock, RemoteMeter, page_counters
+from loadgen.energy.remote import ClockOffset, RemoteMeter, page_counters
 from loadgen.energy.series import series_by_domain
 from loadgen.errors import LoadgenError, MeterError
 from loadgen.http_get import base_path
@@ -144,7 +144,7 @@ def test_another_machines_clock_is_ours_within_the_stated_error(site: Site, remo
 
 @given(st.integers(-(10**15), 10**15), st.lists(st.tuples(st.integers(0, 10**9), st.integers(0, 10**9)), min_size=1))
 def test_the_offset_is_right_within_its_error(ahead_ns: int, trips: list[tuple[int, int]]) -> None:
-    clock, now_ns = Clock(loopback=False), 0
+    clock, now_ns = ClockOffset(loopback=False), 0
     for there_ns, back_ns in trips:
         clock.observe(now_ns, now_ns + there_ns + back_ns, now_ns + there_ns + ahead_ns)
         now_ns += there_ns + back_ns
