@@ -172,9 +172,7 @@ def _select(domains: list[EnergyDomain], chosen: Sequence[str] | None, address: 
     selected = [d for d in domains if any(_names(token, d) for token in chosen)]
     if not selected:
         present = ", ".join(d.name for d in domains) or "none"
-        raise MeterError(
-            f"{address} has no GPU {', '.join(chosen)}; it has {', '.join(d.name for d in domains) or 'none'}"
-        )
+        raise MeterError(f"{address} has no GPU {', '.join(chosen)}; it has {present}")
     return selected
 
 

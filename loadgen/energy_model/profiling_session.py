@@ -11,7 +11,8 @@ from loadgen import clock
 from loadgen.client.client import Client
 from loadgen.client.openai_api import PATHS, Endpoint, payload
 from loadgen.client.server_probe import ServerInfo
-from loadgen.energy.series import EnergySample, align_to_counter_clock, series_by_domain
+from loadgen.energy.counter_clock import align_to_counter_clock
+from loadgen.energy.series import EnergySample, series_by_domain
 from loadgen.energy_model.energy_profile import GridKey, GridPoint
 from loadgen.energy_model.profiling_plan import StoppingRule
 from loadgen.energy_model.waves import grid_point_of, wave_boundaries, wave_repeats
