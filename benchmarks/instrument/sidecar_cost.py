@@ -18,7 +18,6 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import aiohttp
@@ -112,13 +111,12 @@ async def drive(server: SimulatedServer, rps: float, tokens: int) -> None:
     """Poisson arrivals, lengths spread around the means."""
     rng = np.random.default_rng(0)
     due_s = time.monotonic()
-    nobody: Any = SimpleNamespace(headers={})
     while True:
         due_s += rng.exponential(1 / rps)
         await asyncio.sleep(max(due_s - time.monotonic(), 0))
         prompt, answer = (max(1, int(rng.gamma(4, mean / 4))) for mean in (INPUT_TOKENS, tokens))
         ask = Ask(True, [0] * prompt, answer, answer, True, None, False, False, False)
-        server._admit(ask, nobody, None)
+        server.player.admit(ask, None, None)
 
 
 async def scrape(url: str) -> None:
@@ -172,8 +170,8 @@ async def _look(pid: int, parts_file: Path, server: SimulatedServer) -> Look:
     """When, CPU seconds, spans sent, and nanoseconds by part."""
     parts_file.unlink(missing_ok=True)
     os.kill(pid, signal.SIGUSR1)
-    assert server.spans
-    now = (time.monotonic(), cpu_s(pid), server.spans.sent)
+    assert server.player.spans
+    now = (time.monotonic(), cpu_s(pid), server.player.spans.sent)
     while not parts_file.exists():
         await asyncio.sleep(0.05)
     await asyncio.sleep(0.05)

@@ -25,7 +25,7 @@ _REQUEST_S = [
     *(0.3, 0.5, 0.8, 1.0, 1.5, 2.0, 2.5, 5.0, 10.0, 15.0, 20.0, 30.0),
     *(40.0, 50.0, 60.0, 120.0, 240.0, 480.0, 960.0, 1920.0, 7680.0),
 ]
-"""The bounds of vLLM 0.20."""
+"""Upper bounds of vLLM 0.20."""
 
 HISTOGRAMS: dict[str, tuple[str, list[float] | list[int]]] = {
     "iteration_tokens_total": ("Histogram of number of tokens per engine_step.", _ITERATION_TOKENS),
@@ -43,7 +43,7 @@ FINISH_REASONS = ("stop", "length", "abort", "error")
 
 
 class Metrics:
-    """What has been counted so far, and a page of it."""
+    """Counts what the server did; `page` shows the totals."""
 
     def __init__(self, engine: Engine, model_name: str, gpu_uuids: list[str], now_ns: Callable[[], int]) -> None:
         self.engine, self.now_ns = engine, now_ns
@@ -126,6 +126,6 @@ class Metrics:
             labels=["gpu", "uuid"],
         )
         shown = self.engine.gpu.counter.shown(self.now_ns())
-        for i, one in enumerate(each_gpu([shown], len(self.gpu_uuids))):
-            energy.add_metric([str(i), self.gpu_uuids[i]], j_from_mj(mj_from_j(one.joules)))
+        for i, sample in enumerate(each_gpu([shown], len(self.gpu_uuids))):
+            energy.add_metric([str(i), self.gpu_uuids[i]], j_from_mj(mj_from_j(sample.joules)))
         yield energy

@@ -10,8 +10,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from loadgen.clock import Anchor
 from loadgen.record import RequestRecord
-from loadgen.simulator.spans import Finished, engine_id
-from loadgen.simulator.spans import export as export_finished
+from loadgen.simulator.spans import Finished, engine_id, export_finished
 from loadgen.telemetry.otlp_export import export
 from loadgen.telemetry.otlp_parse import MAX_TEXT, MalformedError, RequestSpan, join_key, parse_spans, rust_seconds
 from loadgen.units import NS_PER_MS, NS_PER_S
