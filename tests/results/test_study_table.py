@@ -1,73 +1,65 @@
-"""What repeats say, against tables and by their laws."""
+"""Rows of one configuration are its repeats, and what two configurations share is paired."""
 
-from math import isclose
+import random
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from loadgen.stats.intervals import interval, paired_reduction, pareto, reduction, t95
+from loadgen.results.study_table import ConfigurationKey, Group, groups, reduction_between
+from loadgen.stats.intervals import paired_reduction, reduction
+from support.study_rows import row
 
-POSITIVE = st.floats(1e-3, 1e6)
-REPEATS = st.lists(POSITIVE, min_size=2, max_size=8)
-
-
-@pytest.mark.parametrize(
-    ("freedom", "quantile"), [(1, 12.706), (2, 4.303), (10, 2.228), (11, 2.201), (20, 2.086), (30, 2.042), (120, 1.980)]
-)
-def test_students_t_is_the_one_in_the_tables(freedom: int, quantile: float) -> None:
-    assert t95(freedom) == pytest.approx(quantile, abs=1e-3)
+JOULES = "joules_per_output_token"
 
 
-def test_the_interval_of_three_repeats_by_hand() -> None:
-    found = interval([9.0, 10.0, 11.0])  # s = 1, t(2) = 4.303, sqrt(3) = 1.732
-    assert found.mean == 10
-    assert found.high == pytest.approx(10 + 4.303 / 3**0.5)
-    assert found.low == pytest.approx(10 - 4.303 / 3**0.5)
+def test_repeats_are_grouped_whatever_their_order() -> None:
+    rows = [row(server, repeat, batch=batch) for server in "ab" for batch in (1, 8) for repeat in range(3)]
+    random.Random(1).shuffle(rows)
+    found = groups(rows)
+    assert [(group.key.server, group.key.batch) for group in found] == [("a", 1), ("a", 8), ("b", 1), ("b", 8)]
+    assert all([member.repeat for member in group.rows] == [0, 1, 2] for group in found)
 
 
-def test_one_repeat_has_no_interval() -> None:
-    found = interval([5.0])
-    assert (found.mean, found.low, found.high, found.count) == (5.0, None, None, 1)
+@pytest.mark.parametrize("field", ["server", "model", "workload", "batch", "rps"])
+def test_rows_that_differ_in_any_part_of_the_key_are_apart(field: str) -> None:
+    other = 9 if field in ("batch", "rps") else "z"
+    assert len(groups([row(), row(repeat=1)])) == 1
+    assert len(groups([row(), row(**{field: other})])) == 2
 
 
-def test_a_quarter_of_the_energy_is_three_quarters_less() -> None:
-    found = reduction([4.0, 4.0], [1.0, 1.0])
-    assert isclose(found.mean, 0.75)
-    assert found.low == pytest.approx(0.75) and found.high == pytest.approx(0.75)
+def test_open_loops_come_before_closed_ones_and_loads_in_numerical_order() -> None:
+    loads = [(32, None), (None, 16.0), (8, None), (None, 2.0)]
+    found = groups([row(batch=batch, rps=rps) for batch, rps in loads])
+    assert [(group.key.batch, group.key.rps) for group in found] == [(None, 2.0), (None, 16.0), (8, None), (32, None)]
 
 
-def test_welch_by_hand() -> None:
-    """log b = 0 ± 0.1, log x = -1 ± 0.1: u = v = 0.01, 2 degrees, half = 4.303 sqrt(0.02)."""
-    from math import exp
-
-    found = reduction([exp(-0.1), exp(0.1)], [exp(-1.1), exp(-0.9)])
-    half = 4.303 * 0.02**0.5
-    assert found.mean == pytest.approx(1 - exp(-1))
-    assert found.low == pytest.approx(1 - exp(-1 + half))
-    assert found.high == pytest.approx(1 - exp(-1 - half))
-
-
-@given(REPEATS, REPEATS, POSITIVE)
-def test_a_reduction_has_no_unit_and_lies_in_its_interval(b: list[float], x: list[float], factor: float) -> None:
-    found, scaled = reduction(b, x), reduction([v * factor for v in b], [v * factor for v in x])
-    assert isclose(found.mean, scaled.mean, rel_tol=1e-6, abs_tol=1e-6)
-    assert found.low is not None and found.high is not None
-    assert found.low <= found.mean + 1e-9 and found.mean <= found.high + 1e-9
-    assert found.high <= 1
+def test_unknown_values_are_left_out_and_zero_is_known() -> None:
+    rows = tuple(row(repeat=i, **{JOULES: value}) for i, value in enumerate((0.0, None, 3.0)))
+    group = Group(ConfigurationKey("a", "m", "w", 8, None), rows)
+    assert group.values(JOULES) == [0.0, 3.0]
+    assert group.mean(JOULES) == 1.5
+    interval = group.interval(JOULES)
+    assert interval is not None and interval.count == 2
+    assert group.mean("mean_watts") is None and group.interval("mean_watts") is None
 
 
-def test_what_two_servers_share_in_a_repeat_is_no_noise_of_their_ratio() -> None:
-    """Arrivals that make both dearer by ten leave the saving as it was: pairs see that, Welch cannot."""
-    base, saved = [1.0, 10.0, 100.0], [0.5, 5.0, 50.0]
-    pairs, welch = paired_reduction(base, saved), reduction(base, saved)
-    assert pairs.mean == pytest.approx(0.5) and welch.mean == pytest.approx(0.5)
-    assert pairs.low == pytest.approx(0.5) and pairs.high == pytest.approx(0.5)
-    assert welch.low is not None and welch.low < 0
+def group_of(server: str, values: dict[int, float | None], batch: int | None, rps: float | None) -> Group:
+    (group,) = groups(row(server, repeat, batch=batch, rps=rps, **{JOULES: v}) for repeat, v in values.items())
+    return group
 
 
-@given(st.lists(st.tuples(POSITIVE, POSITIVE), max_size=30))
-def test_the_front_is_exactly_what_nothing_beats(points: list[tuple[float, float]]) -> None:
-    front = {points[i] for i in pareto(points)}
-    beaten = {p for p in points if any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)}
-    assert front == set(points) - beaten
+def test_open_loops_are_paired_by_repeat_and_closed_loops_are_not() -> None:
+    before, after = {0: 1.0, 1: 10.0, 2: 100.0}, {2: 50.0, 0: 0.5, 1: 5.0}
+    paired = reduction_between(group_of("a", before, None, 4.0), group_of("b", after, None, 4.0), JOULES)
+    assert paired == paired_reduction([1.0, 10.0, 100.0], [0.5, 5.0, 50.0])
+    unpaired = reduction_between(group_of("a", before, 8, None), group_of("b", after, 8, None), JOULES)
+    assert unpaired == reduction([1.0, 10.0, 100.0], [0.5, 5.0, 50.0])
+    mixed = reduction_between(group_of("a", before, 8, None), group_of("b", after, None, 4.0), JOULES)
+    assert mixed == unpaired
+
+
+def test_only_repeats_that_both_know_are_pairs() -> None:
+    base = group_of("a", {0: 1.0, 1: 2.0, 2: 4.0}, None, 4.0)
+    known = reduction_between(base, group_of("b", {0: 0.5, 1: None, 2: 1.0, 3: 9.0}, None, 4.0), JOULES)
+    assert known == paired_reduction([1.0, 4.0], [0.5, 1.0])
+    without_common = reduction_between(base, group_of("b", {7: 0.5, 8: 0.7}, None, 4.0), JOULES)
+    assert without_common == reduction([1.0, 2.0, 4.0], [0.5, 0.7])

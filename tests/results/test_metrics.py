@@ -1,0 +1,136 @@
+"""Statistics of request records, with every value computed by hand."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.record import RequestRecord
+from loadgen.results import metrics
+from loadgen.results.summary import Distribution
+
+MS = 1_000_000
+
+
+def answered(ttft_ms: float = 100, tpot_ms: float = 10, tokens: int = 11, tail_ms: float = 0) -> RequestRecord:
+    """Return a completed request: sent at 1 s, its first token after `ttft_ms`, finished `tail_ms` after its last."""
+    first = 1000 * MS + round(ttft_ms * MS)
+    last = first + round(tpot_ms * MS) * (tokens - 1)
+    return RequestRecord(
+        index=0, workload="w", scheduled_ns=990 * MS, sent_ns=1000 * MS, first_token_ns=first, last_token_ns=last,
+        finished_ns=last + round(tail_ms * MS), chunk_ns=[first, last], input_tokens=5, output_tokens=tokens,
+        token_source="usage",
+    )  # fmt: skip
+
+
+FAILED = RequestRecord(index=0, workload="w", scheduled_ns=0, sent_ns=0, error="timeout")
+UNSENT = RequestRecord(index=0, workload="w", scheduled_ns=0, error="not_sent")
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ([], (0, None, None, None, None, None, None)),
+        ([7.0], (1, 7, 7, 7, 7, 7, 7)),
+        ([1.0, 2.0], (2, 1.5, 1.5, 1.9, 1.95, 1.99, 2)),
+        ([*range(101)], (101, 50, 50, 90, 95, 99, 100)),
+        ([3.0, None, 1.0, None], (2, 2, 2, 2.8, 2.9, 2.98, 3)),
+    ],
+)
+def test_percentiles_interpolate_between_ranks(values: list[float | None], expected: tuple[float | None, ...]) -> None:
+    spread = metrics.distribution(values)
+    assert spread.count == expected[0]
+    fields = (spread.mean, spread.p50, spread.p90, spread.p95, spread.p99, spread.max)
+    assert fields == tuple(pytest.approx(value) for value in expected[1:])
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=50))
+def test_percentiles_are_ordered_and_do_not_depend_on_the_order_of_values(values: list[float]) -> None:
+    spread = metrics.distribution(values)
+    assert spread.p50 <= spread.p90 <= spread.p95 <= spread.p99 <= spread.max  # type: ignore[operator]
+    backwards = metrics.distribution(values[::-1])
+    assert (backwards.p50, backwards.p99, backwards.max) == (spread.p50, spread.p99, spread.max)
+
+
+def test_a_distribution_in_seconds_divides_nanoseconds() -> None:
+    assert metrics.distribution_s([500 * MS, 1500 * MS]).mean == pytest.approx(1.0)
+
+
+def test_inter_token_gaps_do_not_join_two_requests() -> None:
+    def chunks(*at_ms: int) -> RequestRecord:
+        return RequestRecord(index=0, workload="w", scheduled_ns=0, chunk_ns=[t * MS for t in at_ms])
+
+    spread = metrics.inter_token_s([chunks(0, 10, 30), chunks(1000), chunks(), chunks(5000, 5040)])
+    assert (spread.count, spread.max) == (3, pytest.approx(0.04))
+    assert spread.mean == pytest.approx(0.07 / 3)
+    assert metrics.inter_token_s([chunks(1), chunks()]) == Distribution(count=0)
+
+
+def test_requests_are_counted_by_what_became_of_them() -> None:
+    counts = metrics.request_counts([answered(), FAILED, UNSENT, answered(), FAILED])
+    assert (counts.scheduled, counts.sent, counts.completed, counts.failed) == (5, 4, 2, 3)
+    assert counts.by_error == {"not_sent": 1, "timeout": 2}
+
+
+@pytest.mark.parametrize(
+    ("records", "duration_s", "expected"),
+    [
+        ([answered(tokens=11), answered(tokens=4), FAILED], 5.0, (10, 15, 2.0, 3.0)),
+        ([FAILED], 5.0, (None, None, None, None)),
+        ([answered(tokens=11)], 0.0, (5, 11, None, None)),
+        ([], 5.0, (None, None, None, None)),
+    ],
+)
+def test_tokens_of_requests_without_a_count_are_unknown_not_zero(
+    records: list[RequestRecord], duration_s: float, expected: tuple[float | None, ...]
+) -> None:
+    tokens = metrics.token_counts(records, duration_s)
+    assert (tokens.input, tokens.output, tokens.input_per_s, tokens.output_per_s) == expected
+
+
+def test_lengths_are_checked_over_completed_requests_that_the_server_counted() -> None:
+    by_chunks = RequestRecord(
+        index=0, workload="w", scheduled_ns=0, input_tokens=9, output_tokens=9, token_source="chunks"
+    )
+    check = metrics.length_check(
+        [(4, 11), (7, 20), (1, 1), (1, 1)], [answered(tokens=11), answered(tokens=17), by_chunks, FAILED]
+    )
+    assert check is not None
+    assert (check.count, check.input_asked, check.input_counted, check.input_max_off) == (2, 11, 10, 2)
+    assert (check.output_asked, check.output_counted, check.output_max_off) == (31, 28, 3)
+    assert metrics.length_check([(1, 1), (1, 1)], [by_chunks, FAILED]) is None
+
+
+@pytest.mark.parametrize(
+    ("record", "slo_ms", "good"),
+    [
+        (answered(ttft_ms=100), {"ttft": 100}, 1),
+        (answered(ttft_ms=100.001), {"ttft": 100}, 0),
+        (answered(tpot_ms=10), {"tpot": 10}, 1),
+        (answered(tpot_ms=10.001), {"tpot": 10}, 0),
+        (answered(tokens=1), {"tpot": 0.001}, 1),
+        (answered(ttft_ms=100, tpot_ms=10, tokens=11), {"e2el": 200}, 1),
+        (answered(ttft_ms=100, tpot_ms=10, tokens=11, tail_ms=1), {"e2el": 200}, 0),
+        (answered(ttft_ms=100, tpot_ms=20), {"ttft": 100, "tpot": 10}, 0),
+        (answered(ttft_ms=200, tpot_ms=10), {"ttft": 100, "tpot": 10}, 0),
+        (FAILED, {"ttft": 1e9}, 0),
+        (UNSENT, {"tpot": 1e9}, 0),
+    ],
+)
+def test_a_limit_that_is_met_exactly_is_met(record: RequestRecord, slo_ms: dict[str, float], good: int) -> None:
+    assert metrics.goodput([record], slo_ms, 1.0).good == good
+
+
+def test_goodput_is_over_all_scheduled_requests() -> None:
+    good = metrics.goodput([answered(), answered(), FAILED, UNSENT], {"ttft": 100}, 4.0)
+    assert (good.good, good.ratio, good.rps) == (2, 0.5, 0.5)
+    empty = metrics.goodput([], {"ttft": 100}, 0.0)
+    assert (empty.good, empty.ratio, empty.rps) == (0, None, None)
+
+
+@given(st.floats(1, 1e4), st.floats(1, 1e4))
+def test_a_longer_limit_never_loses_a_request(ttft_ms: float, limit_ms: float) -> None:
+    record = answered(ttft_ms=ttft_ms)
+    tight = metrics.goodput([record], {"ttft": limit_ms}, 1.0).good
+    assert tight <= metrics.goodput([record], {"ttft": 2 * limit_ms}, 1.0).good
+    assert tight == (np.round(ttft_ms * MS) <= limit_ms * MS)

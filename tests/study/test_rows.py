@@ -1,0 +1,120 @@
+"""The row of a run: its derived numbers by hand, and the same row however the study came to it."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from loadgen.energy.gpu_state import GpuState
+from loadgen.report.write import finish
+from loadgen.results.run_folder import RunWriter
+from loadgen.results.study_table import Row
+from loadgen.results.summary import Summary
+from loadgen.study.plan import StudyRun
+from loadgen.study.rows import FinishedRun, RunOutcome, gpu_names, idealized_joules, row_of
+from loadgen.study.spec import Idealized, ServerSpec, Study, WorkloadSpec
+from loadgen.workload.schedule import Schedule, ScheduledRequest
+from support import sample_runs
+
+STUDY = Study(
+    title="t",
+    servers={"a": ServerSpec(recipe="sim")},
+    workloads={
+        "w": WorkloadSpec(input=8, output=2),
+        "bursts": WorkloadSpec(input=8, output=2, arrival="gamma", burstiness=0.25),
+        "mix": WorkloadSpec(trace="mix.toml"),
+    },
+)
+OPEN = StudyRun("a", "m", "w", None, 4.0, 0)
+DONE = RunOutcome(status="done", attempts=1)
+
+
+def finished(**changes: object) -> FinishedRun:
+    result = sample_runs.run(num_requests=20)
+    assert result.summary is not None
+    return FinishedRun(result.info, msgspec.structs.replace(result.summary, **changes), result.schedule)
+
+
+def row(run: StudyRun = OPEN, outcome: RunOutcome = DONE, study: Study = STUDY, **changes: object) -> Row:
+    return row_of(study, run, outcome, finished(**changes))
+
+
+def energy(**changes: object) -> dict[str, object]:
+    summary: Summary = finished().summary
+    return {"energy": msgspec.structs.replace(summary.energy, **changes)}
+
+
+def test_energy_per_token_and_request_is_all_that_was_measured() -> None:
+    summary = finished().summary
+    made = row(**energy(measured_joules=600.0))
+    assert summary.tokens.output is not None and summary.goodput is not None
+    assert made.joules_per_output_token == 600.0 / summary.tokens.output
+    assert made.joules_per_request == 600.0 / summary.requests.completed
+    assert made.good_requests_per_joule == summary.goodput.good / 600.0
+
+
+def test_what_was_not_measured_is_unknown() -> None:
+    made = row(**energy(measured_joules=None))
+    assert (made.joules_per_output_token, made.joules_per_request, made.good_requests_per_joule) == (None, None, None)
+    no_goodput = row(goodput=None)
+    assert (no_goodput.goodput_ratio, no_goodput.good_requests_per_joule) == (None, None)
+    assert row(**energy(steady=None)).steady_joules_per_output_token is None
+
+
+@pytest.mark.parametrize(
+    ("run", "arrival"),
+    [
+        (OPEN, "poisson"),
+        (replace(OPEN, workload="bursts"), "gamma 0.25"),
+        (replace(OPEN, workload="mix"), "streams"),
+        (replace(OPEN, batch=4, rps=None), None),
+    ],
+)
+def test_an_open_loop_names_its_arrival_process(run: StudyRun, arrival: str | None) -> None:
+    assert row(run).arrival == arrival
+
+
+def test_the_hottest_gpu_counts_and_each_is_named() -> None:
+    gpus = [
+        GpuState(name="H", uuid="GPU-aaaaaaaa-1", temperature_c=41.0),
+        GpuState(name="H", uuid="GPU-bbbbbbbb-2", temperature_c=55.0),
+        GpuState(name="I", uuid="GPU-cccccccc-3", temperature_c=None),
+    ]
+    made = row(outcome=msgspec.structs.replace(DONE, gpus=gpus))
+    assert made.temperature_c == 55.0
+    assert made.gpu == gpu_names(gpus) == "H (GPU-aaaaaaaa), H (GPU-bbbbbbbb), I (GPU-cccccccc)"
+    assert (row().temperature_c, row().gpu) == (None, None)
+
+
+def request(input_tokens: int, output_tokens: int) -> ScheduledRequest:
+    return ScheduledRequest(index=0, offset_ns=0, workload="w", input_tokens=input_tokens, output_tokens=output_tokens)
+
+
+def test_idealized_energy_adds_up_over_requests_and_grows_with_their_lengths() -> None:
+    study = msgspec.structs.replace(STUDY, idealized=Idealized(hardware="h200", model="llama-3.1-8b"))
+
+    def joules(*requests: ScheduledRequest) -> float:
+        total = idealized_joules(study, requests)
+        assert total is not None
+        return total
+
+    short, long = request(100, 10), request(100, 11)
+    assert 0 < joules(short) < joules(long)
+    assert joules(short, long) == pytest.approx(joules(short) + joules(long))
+    # At least 2 FLOPs for each of 8e9 parameters and token, at 700 W and 989e12 FLOP/s.
+    assert joules(short) > 0.9 * 2 * 7e9 * 110 * 700 / 989e12
+    assert idealized_joules(STUDY, [short]) is None
+
+
+def test_a_run_has_the_same_row_when_it_is_read_from_its_folder(tmp_path: Path) -> None:
+    made = sample_runs.run(num_requests=20)
+    writer = RunWriter(tmp_path / "run", made.info, Schedule(tuple(made.schedule), "trace", 4.0, 7))
+    for record in made.records:
+        writer.record(record)
+    writer.energy(made.energy)
+    writer.close()
+    result = finish(tmp_path / "run")
+    assert result.summary is not None
+    at_once = row_of(STUDY, OPEN, DONE, FinishedRun(result.info, result.summary, result.schedule))
+    assert row_of(STUDY, OPEN, DONE, FinishedRun.read(tmp_path / "run")) == at_once
