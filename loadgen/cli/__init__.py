@@ -13,17 +13,17 @@ from loadgen.errors import LoadgenError
 COMMANDS = {
     "replay": "replay a trace against a server: measure latency and joules per request",
     "trace": "import, show, fit and sample traces",
-    "report": "summarize a run folder again, and write its report.html",
+    "report": "analyse a run folder again, and write its report.html",
     "compare": "set run folders side by side; exit 1 when --fail-if holds",
     "profile": "measure joules per request for token bins and batch sizes",
     "estimate": "predict a workload's energy from such a profile, and from FLOPs",
-    "study": "run a matrix of servers, knobs, workloads and loads; resumes where it stopped",
+    "study": "run a matrix of servers, engine options, workloads and loads; resumes where it stopped",
     "serve": "start a server: sim, or a recipe in servers/",
-    "sidecar": "beside the engine: spans and joules in, Prometheus metrics out",
-    "selftest": "run a plan against a server of known timing: this client's own error, and whether it is safe",
-    "meters": "which energy sources this machine has, and why others are not usable",
+    "sidecar": "run beside the engine: spans and joules in, Prometheus metrics out",
+    "selftest": "run a planned load against a server of known timing: this client's own error, and if it is safe",
+    "meters": "list the energy sources of this machine, and why others are not usable",
 }
-"""Name -> one line of help. Command NAME is the object `NAME` in module `loadgen.cli.NAME`."""
+"""One line of help by name. Command NAME is the object `NAME` in module `loadgen.cli.NAME`."""
 
 
 class LazyGroup(click.Group):
@@ -66,13 +66,13 @@ def main(args: list[str] | None = None) -> Any:
 
 
 def _hide_api_key() -> None:
-    """A command line is open to every user of the machine: start again with --api-key moved to the environment."""
+    """Start again with --api-key moved to the environment: every user of the machine can read a command line."""
     variable = {"replay": "OPENAI_API_KEY", "serve": "LOADGEN_SERVE_API_KEY"}.get(sys.argv[1] if sys.argv[1:] else "")
     if variable is None:
         return
     for i, arg in enumerate(sys.argv):
         name, equals, value = arg.partition("=")
         if name == "--api-key" and (equals or i + 1 < len(sys.argv)):
-            rest = sys.argv[1:i] + sys.argv[i + (1 if equals else 2) :]
+            arguments = sys.argv[1:i] + sys.argv[i + (1 if equals else 2) :]
             key = value if equals else sys.argv[i + 1]
-            os.execve(sys.executable, [sys.executable, "-m", "loadgen", *rest], os.environ | {variable: key})
+            os.execve(sys.executable, [sys.executable, "-m", "loadgen", *arguments], os.environ | {variable: key})

@@ -14,7 +14,7 @@ def compare(ctx: click.Context, runs: tuple[Path, ...], gates: tuple[str, ...], 
     """Set run folders side by side: each metric, its ratio to the first run's, and the difference.
 
     EXPR is a path into summary.json, a comparison, and a number or a change from the first run. The runs after the
-    first are held against it.
+    first are checked against it.
 
     \b
     --fail-if 'energy.joules_per_output_token>+3%'

@@ -8,9 +8,9 @@ DEFAULT_URL = "http://localhost:8000/v1"
 POSITIVE = click.FloatRange(min=0, min_open=True, max=1e9, clamp=False)
 
 
-def knobs(_: click.Context, __: click.Parameter, given: tuple[str, ...]) -> dict[str, str]:
-    """KEY=VALUE, where the value may hold anything: some are JSON."""
-    pairs = [one.partition("=") for one in given]
+def knobs(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dict[str, str]:
+    """Split KEY=VALUE. The value may hold anything: some are JSON."""
+    pairs = [text.partition("=") for text in texts]
     if bad := [key for key, mark, _ in pairs if not mark or not key.strip()]:
         raise click.BadParameter(f"{bad[0]!r} is not KEY=VALUE")
     return {key.strip(): value for key, _, value in pairs}

@@ -1,4 +1,4 @@
-"""loadgen replay TRACE, or streams: the main job."""
+"""loadgen replay: send the requests of a trace, or of several streams, and measure them."""
 
 import sys
 from contextlib import ExitStack
@@ -85,7 +85,7 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
     type=click.Choice(["trace", "poisson", "gamma", "constant"]),
     default="trace",
     show_default=True,
-    help="Whose instants: the trace's own, or a process drawn at --rps.",
+    help="The arrivals: the trace's own, or a random process at --rps.",
 )
 @click.option(
     "--burstiness",
@@ -134,15 +134,20 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
     metavar="ID",
     help="Index or UUID of a GPU the server uses. Repeatable. Default: all visible.",
 )
-@click.option("--otlp", metavar="URL", help="A sidecar that is told of every request, by OTLP spans.")
-@click.option("--max-concurrency", type=click.IntRange(min=1), metavar="N", help="Closes the loop: said in the report.")
+@click.option("--otlp", metavar="URL", help="A sidecar that receives an OTLP span for every request.")
+@click.option(
+    "--max-concurrency",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Requests in flight at most: closes the loop.",
+)
 @click.option(
     "--processes",
     type=click.IntRange(min=1, max=256),
     default=1,
     show_default=True,
     metavar="N",
-    help="Share the schedule out to N processes, when one is too slow for it.",
+    help="Split the schedule over N processes, when one is too slow for it.",
 )
 @click.option(
     "--goodput",

@@ -7,7 +7,7 @@ import click
 @click.argument("run", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the tables.")
 def report(run: Path, as_json: bool) -> None:
-    """Analyse the run folder RUN again: its attribution, summary.json and report.html are made anew."""
+    """Analyse the run folder RUN again: write its attribution, summary.json and report.html."""
     from rich.console import Console
 
     from loadgen.report import terminal

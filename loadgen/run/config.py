@@ -17,7 +17,7 @@ from loadgen.workload.schedule import ScheduledRequest
 
 
 class Recorded(NamedTuple):
-    """How run.json states an option, where that is not the plain value under the field's name."""
+    """The form in which run.json states an option, where that is not the plain value under the field's name."""
 
     value: Callable[[Any], Any] | None
     """Makes the stated value from the option's; None leaves the option out of run.json."""
@@ -70,7 +70,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """The run folder."""
     overwrite: Annotated[bool, NOT_RECORDED] = False
     plan: Annotated[dict[str, Any], NOT_RECORDED] = {}
-    """How the schedule was made: run.json states these entries before the options."""
+    """The making of the schedule: run.json states these entries before the options."""
 
 
 def recorded_options(config: RunConfig) -> dict[str, Any]:

@@ -138,7 +138,7 @@ class _Worker:
 
     @property
     def ending(self) -> str:
-        """How the process ended, in words: "completed" when it has sent its share."""
+        """The end of the process, in words: "completed" when it has sent its share."""
         self.process.join(_STOP_TIMEOUT_S)
         status = self.process.exitcode
         if self.cost is not None:

@@ -48,7 +48,7 @@ class _Timing(msgspec.Struct, frozen=True):
     max_tokens: int = 16
     ttft_ms: float | None = None
     itl_ms: float | None = None
-    """None: the server's own."""
+    """The server's own if None; so is ttft_ms."""
 
 
 class Written(msgspec.Struct, frozen=True):
