@@ -1,4 +1,4 @@
-"""An engine's own counters, from its Prometheus page: what it did for everyone, beside what it did for us."""
+"""Reads an engine's own counters from its Prometheus page: its work for all clients, ours among them."""
 
 import re
 import threading
@@ -9,7 +9,7 @@ from loadgen.clock import monotonic_ns
 from loadgen.errors import MeterError
 from loadgen.http_get import PageClient
 
-NAMES = {
+METRIC_NAMES = {
     "vllm:iteration_tokens_total_count": "iterations",
     "vllm:prompt_tokens_total": "prompt_tokens",
     "vllm:prompt_tokens_cached_total": "cached_tokens",
@@ -32,20 +32,23 @@ NAMES = {
     "llamacpp:requests_processing": "running",
     "llamacpp:requests_deferred": "waiting",
 }
-"""Metric on the page -> our name. Series of one name (several engines behind one page) are added."""
+"""Metric on the page -> name in a sample. Series of one name (several engines behind one page) are added."""
 
 _LINE = re.compile(
-    rb"\n(" + b"|".join(re.escape(name.encode()) for name in NAMES) + rb")(?:\{[^}\n]*\})? ([-+0-9.eE]+)"
+    rb"\n(" + b"|".join(re.escape(name.encode()) for name in METRIC_NAMES) + rb")(?:\{[^}\n]*\})? ([-+0-9.eE]+)"
 )
-"""Begins with a literal, which is searched for three times as fast as `^`."""
+"""The pattern begins with a literal newline, which is searched for three times as fast as `^`."""
 
 
 def parse_page(page: bytes) -> dict[str, float]:
-    """Our names -> values, for the metrics that are there. Scans for the lines it wants: whole parsers take longer."""
+    """Return name -> value for the known metrics on the page.
+
+    Scans for their lines alone: prometheus_client's parser takes longer, and the page of an engine is long.
+    """
     values: dict[str, float] = {}
-    for name, value in _LINE.findall(b"\n" + page):
-        ours = NAMES[name.decode()]
-        values[ours] = values.get(ours, 0.0) + float(value)
+    for metric, value in _LINE.findall(b"\n" + page):
+        name = METRIC_NAMES[metric.decode()]
+        values[name] = values.get(name, 0.0) + float(value)
     return values
 
 
@@ -58,7 +61,7 @@ class EngineSample:
 
 
 class EnginePoller:
-    """A thread that reads the page every `period_s` and hands over what it says. Failures are skipped: a gap."""
+    """A thread that reads the page every `period_s` and passes on its values. A read that fails leaves a gap."""
 
     def __init__(self, root_url: str, on_sample: Callable[[EngineSample], None], *, period_s: float = 0.5) -> None:
         self._connection = PageClient(root_url, None, monotonic_ns)
@@ -79,17 +82,12 @@ class EnginePoller:
             self.read_now()
 
     def read_now(self) -> None:
-        """One page, handed over if it holds anything we know. Blocks."""
-        if (sample := self._read()) is not None and sample.values:
-            self._on_sample(sample)
-
-    def _read(self) -> EngineSample | None:
+        """Read one page and pass it on if it has any known metric. Blocks."""
         try:
-            answer = self._connection.get("/metrics")
+            response = self._connection.get("/metrics")
         except MeterError:
-            return None
+            return
         finally:
             self._connection.close()  # llama.cpp gives a thread of its few to each connection, idle ones too
-        if answer.status != 200:
-            return None
-        return EngineSample((answer.sent_ns + answer.received_ns) // 2, parse_page(answer.body))
+        if response.status == 200 and (values := parse_page(response.body)):
+            self._on_sample(EngineSample((response.sent_ns + response.received_ns) // 2, values))

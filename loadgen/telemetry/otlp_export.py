@@ -1,4 +1,4 @@
-"""Tell a sidecar about requests: one OTLP span each, sent from a thread, never on the timing path."""
+"""Reports requests to a sidecar: one OTLP span each, sent from a thread, never on the timing path."""
 
 import http.client
 import os
@@ -16,18 +16,18 @@ from loadgen.record import RequestRecord
 from loadgen.units import NS_PER_S
 
 TOKEN_VARIABLE = "LOADGEN_SIDECAR_TOKEN"
-QUEUE_SPANS = 20_000
+MAX_QUEUED = 20_000
 BATCH = 512
 PAUSE_S = 0.5
-"""Spans are gathered this long; a sidecar waits several seconds for them anyway."""
-TIMEOUT_S = 5.0
+"""Spans are collected this long; a sidecar waits several seconds for them anyway."""
+SEND_TIMEOUT_S = 5.0
 KIND_CLIENT, STATUS_ERROR = 3, 2
 
-T = TypeVar("T")
+Item = TypeVar("Item")
 
 
-def export(run_id: str, model: str, records: Sequence[RequestRecord], at: Anchor) -> bytes:
-    """Records -> an ExportTraceServiceRequest, times on the wall clock. Records that were never sent have no span."""
+def export_records(run_id: str, model: str, records: Sequence[RequestRecord], clocks: Anchor) -> bytes:
+    """Encode records as an ExportTraceServiceRequest, on the wall clock. Records that were never sent have no span."""
     trace = trace_service()
     request = trace.ExportTraceServiceRequest()
     resource = request.resource_spans.add()
@@ -35,7 +35,7 @@ def export(run_id: str, model: str, records: Sequence[RequestRecord], at: Anchor
     scope = resource.scope_spans.add()
     for record in records:
         if record.sent_ns is not None and record.finished_ns is not None:
-            _fill(scope.spans.add(), run_id, model, record, at.wall_ns - at.monotonic_ns)
+            _fill(scope.spans.add(), run_id, model, record, clocks.wall_ns - clocks.monotonic_ns)
     return bytes(request.SerializeToString())
 
 
@@ -47,7 +47,7 @@ def _fill(span: Any, run_id: str, model: str, record: RequestRecord, offset_ns: 
     span.name, span.kind = "chat", KIND_CLIENT
     span.start_time_unix_nano = record.sent_ns + offset_ns
     span.end_time_unix_nano = max(record.last_token_ns or record.finished_ns, record.sent_ns) + offset_ns
-    facts: dict[str, str | int | float | None] = {
+    attributes: dict[str, str | int | float | None] = {
         "gen_ai.request.id": request_id,
         "gen_ai.request.model": model,
         "loadgen.workload": record.workload,
@@ -56,7 +56,7 @@ def _fill(span: Any, run_id: str, model: str, record: RequestRecord, offset_ns: 
         "gen_ai.usage.cache_read.input_tokens": record.cached_tokens,
         "gen_ai.latency.time_to_first_token": None if record.ttft_ns is None else record.ttft_ns / NS_PER_S,
     }
-    for key, value in facts.items():
+    for key, value in attributes.items():
         if value is not None:
             set_attribute(span, key, value)
     if not record.ok:
@@ -85,32 +85,32 @@ def trace_service() -> Any:
 
 
 def check_endpoint(url: str) -> SplitResult:
-    """The parts of a sidecar's URL. LoadgenError when it is none, or when the package to tell it is not there."""
+    """Return the parts of a sidecar's URL. LoadgenError when it is not one, or opentelemetry-proto is missing."""
     parts = urlsplit(url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise LoadgenError(f"{url!r} is no URL of a sidecar; one looks like http://localhost:9478")
+        raise LoadgenError(f"{url!r} is not the URL of a sidecar; an example is http://localhost:9478")
     trace_service()
     return parts
 
 
-class BatchSender(Generic[T]):
-    """Queue something with `add`: it never waits. A context manager; leaving it sends what is left, for a moment.
+class BatchSender(Generic[Item]):
+    """Sends items in batches, from a thread; `add` never waits. Leaving the context sends the remaining ones, briefly.
 
     url: the sidecar's, with or without /v1/traces. A bearer token comes from $LOADGEN_SIDECAR_TOKEN.
-    encode: a batch and now's anchor -> an ExportTraceServiceRequest.
+    encode: a batch and the current anchor -> an ExportTraceServiceRequest.
     """
 
-    def __init__(self, url: str, encode: Callable[[Sequence[T], Anchor], bytes]) -> None:
+    def __init__(self, url: str, encode: Callable[[Sequence[Item], Anchor], bytes]) -> None:
         parts = check_endpoint(url)
         connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = connect(parts.hostname or "", parts.port, timeout=TIMEOUT_S)
+        self._connection = connect(parts.hostname or "", parts.port, timeout=SEND_TIMEOUT_S)
         self._path = parts.path.rstrip("/").removesuffix("/v1/traces") + "/v1/traces"
         self._headers = {"Content-Type": "application/x-protobuf"}
         if token := os.environ.get(TOKEN_VARIABLE):
             self._headers["Authorization"] = f"Bearer {token}"
         self._encode = encode
-        self._queue: queue.SimpleQueue[T] = queue.SimpleQueue()
-        self._ending = threading.Event()
+        self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
+        self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spans", daemon=True)
         self.sent = self.lost = 0
         self.last_error: str | None = None
@@ -126,22 +126,22 @@ class BatchSender(Generic[T]):
         self._thread.start()
 
     def close(self) -> None:
-        """Sends what is left. Blocks, for a moment."""
-        self._ending.set()
-        self._thread.join(2 * TIMEOUT_S)
+        """Send the remaining items. Blocks, for a moment."""
+        self._stopping.set()
+        self._thread.join(2 * SEND_TIMEOUT_S)
 
-    def add(self, item: T) -> None:
-        if self._queue.qsize() >= QUEUE_SPANS:
+    def add(self, item: Item) -> None:
+        if self._queue.qsize() >= MAX_QUEUED:
             self.lost += 1
         else:
             self._queue.put(item)
 
     def report(self) -> dict[str, Any]:
-        """For run.json."""
+        """Return the counts for run.json."""
         return {"sent": self.sent, "lost": self.lost, "last_error": self.last_error}
 
     def _run(self) -> None:
-        while not self._ending.wait(PAUSE_S):
+        while not self._stopping.wait(PAUSE_S):
             self._drain()
         self._drain()
         self._connection.close()
@@ -151,13 +151,13 @@ class BatchSender(Generic[T]):
             batch = [self._queue.get() for _ in range(min(self._queue.qsize(), BATCH))]
             self._send(batch)
 
-    def _send(self, batch: list[T]) -> None:
-        """A batch that a sidecar refuses or cannot be told is lost: the run goes on without it, and says so."""
+    def _send(self, batch: list[Item]) -> None:
+        """POST a batch. One that a sidecar refuses or does not get is lost and counted: the run goes on without it."""
         try:
             self._connection.request("POST", self._path, self._encode(batch, anchor()), self._headers)
-            answer = self._connection.getresponse()
-            answer.read()
-            problem = None if answer.status == 200 else f"it answered {answer.status}"
+            response = self._connection.getresponse()
+            response.read()
+            problem = None if response.status == 200 else f"it answered {response.status}"
         except (OSError, http.client.HTTPException) as err:
             self._connection.close()
             problem = str(err) or type(err).__name__
@@ -169,7 +169,7 @@ class BatchSender(Generic[T]):
 
 
 class SpanSender(BatchSender[RequestRecord]):
-    """A client's own requests."""
+    """Sends the spans of a client's own requests."""
 
     def __init__(self, url: str, run_id: str, model: str) -> None:
-        super().__init__(url, partial(export, run_id, model))
+        super().__init__(url, partial(export_records, run_id, model))

@@ -1,4 +1,4 @@
-"""OTLP trace protobuf -> request spans. Pure: bytes in, frozen spans out.
+"""Parses OTLP trace protobuf into request spans. Pure: bytes in, frozen spans out.
 
 Three senders are understood: vLLM (span `llm_request`, attributes `gen_ai.*`), TGI (its router's `generate` spans,
 whose durations are Rust's debug text) and loadgen's own clients (`gen_ai.*`, and `loadgen.workload`).
@@ -6,7 +6,7 @@ whose durations are Rust's debug text) and loadgen's own clients (`gen_ai.*`, an
 
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from math import isfinite
 from typing import Any, NamedTuple
 
@@ -18,10 +18,10 @@ from loadgen.units import NS_PER_S
 
 Attributes = Mapping[str, str | int | float | bool]
 
-MAX_TOKENS = 100_000_000
+MAX_SPAN_TOKENS = 100_000_000
 MAX_DURATION_NS = 24 * 3600 * NS_PER_S
 MAX_TEXT = 128
-"""Longer text in an attribute we read is cut."""
+"""Longer text in an attribute is cut."""
 
 REQUEST_ID = ("gen_ai.request.id",)
 INPUT_TOKENS = ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens")
@@ -32,29 +32,29 @@ PREFILL_S = ("gen_ai.latency.time_in_model_prefill",)
 MODEL = ("gen_ai.response.model", "gen_ai.request.model")
 WORKLOAD = ("loadgen.workload",)
 TGI_TIMES = ("validation_time", "queue_time", "inference_time", "time_per_token")
-"""Names of each fact, the current convention's first."""
+"""Names of each attribute, the current convention's first."""
 
-KNOWN = frozenset((*REQUEST_ID, *INPUT_TOKENS, *OUTPUT_TOKENS, *CACHED_TOKENS, *FIRST_TOKEN_S, *PREFILL_S, *MODEL,
-                   *WORKLOAD, *TGI_TIMES))  # fmt: skip
+_READ_ATTRIBUTES = frozenset((*REQUEST_ID, *INPUT_TOKENS, *OUTPUT_TOKENS, *CACHED_TOKENS, *FIRST_TOKEN_S, *PREFILL_S,
+                              *MODEL, *WORKLOAD, *TGI_TIMES))  # fmt: skip
 SPAN_KIND_CLIENT = 3
 STATUS_ERROR = 2
 
 
 class MalformedError(ValueError):
-    """Bytes that are no trace export, or a span that contradicts itself."""
+    """The bytes are not a trace export, or a span contradicts itself."""
 
 
 class RequestSpan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One request to an engine, as its sender saw it. Instants are in ns of whichever clock the holder says."""
+    """One request to an engine, as its sender saw it. Instants are in ns of a clock that its owner knows."""
 
     key: str
     """The same for the client's and the engine's span of one request."""
     request_id: str | None
     client: bool
-    """Sent by who asked, not by the engine."""
+    """True if the client sent the span, not the engine."""
     start_ns: int
     prefill_ns: int
-    """When its prefill began, as near as the sender says; `start_ns` when it does not."""
+    """The beginning of its prefill, as near as the sender says; `start_ns` when it does not."""
     first_token_ns: int | None
     end_ns: int
     input_tokens: int | None
@@ -65,7 +65,7 @@ class RequestSpan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     ok: bool
 
     def moved(self, to: Callable[[int], int]) -> "RequestSpan":
-        """The same span on another clock. A clock that stepped meanwhile cannot turn its phases around."""
+        """Return the span on another clock. A clock that stepped meanwhile cannot reverse its phases."""
         start_ns = to(self.start_ns)
         prefill_ns = max(to(self.prefill_ns), start_ns)
         first_ns = None if self.first_token_ns is None else max(to(self.first_token_ns), prefill_ns)
@@ -82,19 +82,14 @@ class Parsed(NamedTuple):
 
 
 def parse_spans(body: bytes) -> Parsed:
-    """An ExportTraceServiceRequest. Raises MalformedError when it is none; single bad spans are counted instead."""
+    """Parse an ExportTraceServiceRequest. Raises MalformedError when it is not one; single bad spans are counted."""
     try:
         request = ExportTraceServiceRequest.FromString(body)
     except DecodeError as err:
         raise MalformedError("not an OTLP trace export in protobuf") from err
-    return read(request)
-
-
-def read(request: Any) -> Parsed:
-    """The request spans of a decoded ExportTraceServiceRequest."""
     spans: list[RequestSpan] = []
     dropped: Counter[str] = Counter()
-    for span in _spans(request):
+    for span in (span for resource in request.resource_spans for scope in resource.scope_spans for span in scope.spans):
         attributes = _attributes(span)
         if not _is_request(span.name, attributes):
             dropped["not_a_request"] += 1
@@ -106,36 +101,30 @@ def read(request: Any) -> Parsed:
     return Parsed(spans, dropped)
 
 
-def _spans(request: Any) -> Iterator[Any]:
-    for resource in request.resource_spans:
-        for scope in resource.scope_spans:
-            yield from scope.spans
-
-
 def _attributes(span: Any) -> dict[str, str | int | float | bool]:
-    """Those we know. A value that is a list or a map is none of them."""
-    found: dict[str, str | int | float | bool] = {}
+    """Return the attributes that a request span is read from. Values that are lists or maps are left out."""
+    attributes: dict[str, str | int | float | bool] = {}
     for pair in span.attributes:
         key = pair.key
-        if key in KNOWN:
+        if key in _READ_ATTRIBUTES:
             value = pair.value
             if (kind := value.WhichOneof("value")) in _SCALARS:
                 scalar = getattr(value, kind)
-                found[key] = scalar[:MAX_TEXT] if isinstance(scalar, str) else scalar
-    return found
+                attributes[key] = scalar[:MAX_TEXT] if isinstance(scalar, str) else scalar
+    return attributes
 
 
 _SCALARS = frozenset(("string_value", "int_value", "double_value", "bool_value"))
 
 
-_TOLD_BY_REQUESTS = frozenset((*OUTPUT_TOKENS, *FIRST_TOKEN_S))
+_REQUEST_ATTRIBUTES = frozenset((*OUTPUT_TOKENS, *FIRST_TOKEN_S))
 
 
 def _is_request(name: str, attributes: Attributes) -> bool:
-    """TGI's has its times; everyone else's has a token count or is called what vLLM calls it."""
+    """Return True for spans of requests: TGI's have its times, others a token count or vLLM's span name."""
     if name == "llm_request" or "time_per_token" in attributes:
         return True
-    return not _TOLD_BY_REQUESTS.isdisjoint(attributes)
+    return not _REQUEST_ATTRIBUTES.isdisjoint(attributes)
 
 
 def _request_span(span: Any, attributes: Attributes) -> RequestSpan:
@@ -144,7 +133,7 @@ def _request_span(span: Any, attributes: Attributes) -> RequestSpan:
         raise MalformedError("ends before it starts, or a day later")
     request_id = _text(attributes, REQUEST_ID)
     own_key = (bytes(span.trace_id[:16]) + bytes(span.span_id[:8])).hex()
-    facts = RequestSpan(
+    request = RequestSpan(
         key=join_key(request_id) if request_id else own_key,
         request_id=request_id,
         client=span.kind == SPAN_KIND_CLIENT,
@@ -159,38 +148,40 @@ def _request_span(span: Any, attributes: Attributes) -> RequestSpan:
         workload=_text(attributes, WORKLOAD),
         ok=span.status.code != STATUS_ERROR,
     )
-    return _with_tgi_times(facts, attributes) if "time_per_token" in attributes else _with_times(facts, attributes)
+    return (_with_tgi_times if "time_per_token" in attributes else _with_times)(request, attributes)
 
 
 def join_key(request_id: str) -> str:
-    """The client's X-Request-Id out of the engine's id: vLLM writes `chatcmpl-ID`, and `cmpl-ID-0` for completions."""
+    """Find the client's X-Request-Id in the engine's id: vLLM writes `chatcmpl-ID`, and `cmpl-ID-0` for completions."""
     if request_id.startswith("chatcmpl-"):
         return request_id.removeprefix("chatcmpl-")
     return re.sub(r"^cmpl-(.+)-\d+$", r"\1", request_id)
 
 
-def _with_times(facts: RequestSpan, attributes: Attributes) -> RequestSpan:
+def _with_times(request: RequestSpan, attributes: Attributes) -> RequestSpan:
     first_s, prefill_s = _seconds(attributes, FIRST_TOKEN_S), _seconds(attributes, PREFILL_S)
     if first_s is None:
-        return facts
-    first_ns = min(facts.start_ns + round(first_s * NS_PER_S), facts.end_ns)
-    began_ns = facts.start_ns if prefill_s is None else max(facts.start_ns, first_ns - round(prefill_s * NS_PER_S))
-    return msgspec.structs.replace(facts, prefill_ns=began_ns, first_token_ns=first_ns)
+        return request
+    first_ns = min(request.start_ns + round(first_s * NS_PER_S), request.end_ns)
+    prefill_ns = (
+        request.start_ns if prefill_s is None else max(request.start_ns, first_ns - round(prefill_s * NS_PER_S))
+    )
+    return msgspec.structs.replace(request, prefill_ns=prefill_ns, first_token_ns=first_ns)
 
 
-def _with_tgi_times(facts: RequestSpan, attributes: Attributes) -> RequestSpan:
-    """TGI tells no token count, but its time per token is its inference time over just that count."""
+def _with_tgi_times(request: RequestSpan, attributes: Attributes) -> RequestSpan:
+    """Add TGI's times. It reports no token count, but its time per token is its inference time over just that count."""
     validation_s, queue_s, inference_s, per_token_s = (
         rust_seconds(str(attributes.get(name, ""))) for name in TGI_TIMES
     )
     if not per_token_s or inference_s is None:
-        return facts
-    prefill_ns = min(facts.start_ns + round(((validation_s or 0) + (queue_s or 0)) * NS_PER_S), facts.end_ns)
+        return request
+    prefill_ns = min(request.start_ns + round(((validation_s or 0) + (queue_s or 0)) * NS_PER_S), request.end_ns)
     return msgspec.structs.replace(
-        facts,
+        request,
         prefill_ns=prefill_ns,
-        first_token_ns=min(prefill_ns + round(per_token_s * NS_PER_S), facts.end_ns),
-        output_tokens=facts.output_tokens or max(1, round(inference_s / per_token_s)),
+        first_token_ns=min(prefill_ns + round(per_token_s * NS_PER_S), request.end_ns),
+        output_tokens=request.output_tokens or max(1, round(inference_s / per_token_s)),
     )
 
 
@@ -198,7 +189,7 @@ _RUST_UNITS = {"s": 1.0, "ms": 1e-3, "µs": 1e-6, "us": 1e-6, "ns": 1e-9}
 
 
 def rust_seconds(text: str) -> float | None:
-    """`1.25s`, `345.6ms`, `12µs`: the debug text of a Rust Duration."""
+    """Parse the debug text of a Rust Duration: `1.25s`, `345.6ms`, `12µs`."""
     match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?)(s|ms|µs|us|ns)", text)
     return float(match[1]) * _RUST_UNITS[match[2]] if match else None
 
@@ -216,11 +207,11 @@ def _text(attributes: Attributes, names: tuple[str, ...]) -> str | None:
 
 
 def _tokens(attributes: Attributes, names: tuple[str, ...]) -> int | None:
-    """Some exporters write whole numbers as floats."""
+    """Return a token count; some exporters write whole numbers as floats."""
     match _first(attributes, names):
         case None | bool() | str():
             return None
-        case value if isfinite(value) and 0 <= value <= MAX_TOKENS:
+        case value if isfinite(value) and 0 <= value <= MAX_SPAN_TOKENS:
             return int(value)
     raise MalformedError("a token count out of range")
 

@@ -1,22 +1,20 @@
-"""What a sidecar's page says of energy, read back for people: joules per request and per token, by workload."""
+"""Reads a sidecar's page back into energy per request and per token, by workload."""
 
-import re
 from typing import NamedTuple
 
-_LINE = re.compile(r"^(loadgen_[a-z_]+)(?:\{([^}\n]*)\})? ([-+0-9.eE]+)", re.MULTILINE)
-_LABEL = re.compile(r'(\w+)="((?:[^"\\]|\\.)*)"')
+from prometheus_client.parser import text_string_to_metric_families
 
 
-class Share(NamedTuple):
-    """What one workload had. Sums over the same, settled requests, so that their ratios mean something."""
+class WorkloadEnergy(NamedTuple):
+    """One workload's totals. They are over the same, closed requests, so that their ratios have a meaning."""
 
     requests: float = 0.0
     request_joules: float = 0.0
-    """Of those requests."""
+    """Energy of those requests."""
     joules: float = 0.0
-    """Attributed, of requests still running too."""
+    """Attributed energy, of requests still running too."""
     output_tokens: float = 0.0
-    """Of the settled requests."""
+    """Output tokens of the closed requests."""
 
     @property
     def joules_per_request(self) -> float | None:
@@ -24,7 +22,7 @@ class Share(NamedTuple):
 
     @property
     def joules_per_token(self) -> float | None:
-        """Per output token of those requests."""
+        """Joules per output token of those requests."""
         return self.request_joules / self.output_tokens if self.requests and self.output_tokens else None
 
 
@@ -34,18 +32,18 @@ class SidecarEnergy(NamedTuple):
     watts: float | None
     simulated: bool
     lag_s: float | None
-    """How far the counters are behind: energy settles when the spans of its requests have come."""
-    workloads: dict[str, Share]
+    """Delay of the counters: energy is committed when the spans of its requests have arrived."""
+    workloads: dict[str, WorkloadEnergy]
     idle_joules: float
     unattributed_joules: float
     joules: float
-    """All of it: attributed + idle + unattributed."""
+    """The total: attributed + idle + unattributed."""
 
     @property
     def joules_per_token(self) -> float | None:
-        """Per output token of all requests."""
+        """Joules per output token of all requests."""
         shares = self.workloads.values()
-        return Share(
+        return WorkloadEnergy(
             requests=sum(share.requests for share in shares),
             request_joules=sum(share.request_joules for share in shares),
             output_tokens=sum(share.output_tokens for share in shares),
@@ -53,33 +51,36 @@ class SidecarEnergy(NamedTuple):
 
 
 def parse_metrics(page: str) -> SidecarEnergy | None:
-    """None when the page is not a sidecar's."""
-    gauges: dict[str, float] = {}
-    shares: dict[str, dict[str, float]] = {}
+    """Parse the page; None when it is not a sidecar's."""
+    totals: dict[str, float] = {}
+    workloads: dict[str, dict[str, float]] = {}
     sources: list[str] = []
-    for name, labels, text in _LINE.findall(page):
-        value, label = float(text), dict(_LABEL.findall(labels))
-        if field := _OF_WORKLOAD.get(name):
-            share = shares.setdefault(label.get("workload", "?"), {})
+    try:
+        families = list(text_string_to_metric_families(page))
+    except ValueError:
+        return None
+    for name, labels, value, *_ in (sample for family in families for sample in family.samples):
+        if field := _WORKLOAD_FIELDS.get(name):
+            share = workloads.setdefault(labels.get("workload", "?"), {})
             share[field] = share.get(field, 0.0) + value
         elif name == "loadgen_energy_source_info":
-            sources.append(label.get("source", ""))
+            sources.append(labels.get("source", ""))
         else:
-            gauges[name] = gauges.get(name, 0.0) + value
-    if "loadgen_gpu_energy_joules_total" not in gauges:
+            totals[name] = totals.get(name, 0.0) + value
+    if "loadgen_gpu_energy_joules_total" not in totals:
         return None
     return SidecarEnergy(
-        watts=gauges.get("loadgen_gpu_power_watts"),
+        watts=totals.get("loadgen_gpu_power_watts"),
         simulated=any("simulated" in source for source in sources),
-        lag_s=gauges.get("loadgen_settlement_lag_seconds"),
-        workloads={name: Share(**fields) for name, fields in sorted(shares.items())},
-        idle_joules=gauges.get("loadgen_idle_energy_joules_total", 0.0),
-        unattributed_joules=gauges.get("loadgen_unattributed_energy_joules_total", 0.0),
-        joules=gauges["loadgen_gpu_energy_joules_total"],
+        lag_s=totals.get("loadgen_settlement_lag_seconds"),
+        workloads={name: WorkloadEnergy(**fields) for name, fields in sorted(workloads.items())},
+        idle_joules=totals.get("loadgen_idle_energy_joules_total", 0.0),
+        unattributed_joules=totals.get("loadgen_unattributed_energy_joules_total", 0.0),
+        joules=totals["loadgen_gpu_energy_joules_total"],
     )
 
 
-_OF_WORKLOAD = {
+_WORKLOAD_FIELDS = {
     "loadgen_request_energy_joules_count": "requests",
     "loadgen_request_energy_joules_sum": "request_joules",
     "loadgen_attributed_energy_joules_total": "joules",
@@ -87,23 +88,23 @@ _OF_WORKLOAD = {
 }
 
 
-def energy_since(then: SidecarEnergy | None, now: SidecarEnergy) -> SidecarEnergy:
-    """The growth from `then` to `now`; all of `now` when there was no then, or the sidecar has started again."""
-    if then is None or now.joules < then.joules:
-        return now
-    none = Share()
-    return now._replace(
+def energy_since(start: SidecarEnergy | None, end: SidecarEnergy) -> SidecarEnergy:
+    """Return the growth from `start` to `end`; all of `end` without a start, or when the sidecar has restarted."""
+    if start is None or end.joules < start.joules:
+        return end
+    zero = WorkloadEnergy()
+    return end._replace(
         workloads={
-            name: Share(*(b - a for a, b in zip(then.workloads.get(name, none), share, strict=True)))
-            for name, share in now.workloads.items()
+            name: WorkloadEnergy(*(b - a for a, b in zip(start.workloads.get(name, zero), share, strict=True)))
+            for name, share in end.workloads.items()
         },
-        idle_joules=now.idle_joules - then.idle_joules,
-        unattributed_joules=now.unattributed_joules - then.unattributed_joules,
-        joules=now.joules - then.joules,
+        idle_joules=end.idle_joules - start.idle_joules,
+        unattributed_joules=end.unattributed_joules - start.unattributed_joules,
+        joules=end.joules - start.joules,
     )
 
 
-class Row(NamedTuple):
+class EnergyRow(NamedTuple):
     """One line of the table, as text."""
 
     account: str
@@ -113,11 +114,11 @@ class Row(NamedTuple):
     per_token: str = ""
 
 
-def energy_rows(energy: SidecarEnergy) -> list[Row]:
-    """Workloads, the accounts of nobody, the sum, and the power now."""
+def energy_rows(energy: SidecarEnergy) -> list[EnergyRow]:
+    """Return one row per workload, then idle, unattributed, total and current power."""
     kind = " (simulated)" if energy.simulated else ""
     table = [
-        Row(
+        EnergyRow(
             name,
             f"{share.requests:.0f}",
             f"{share.joules:,.1f} J",
@@ -130,10 +131,10 @@ def energy_rows(energy: SidecarEnergy) -> list[Row]:
     behind = "" if energy.lag_s is None else f", as of {energy.lag_s:.0f} s ago"
     return [
         *table,
-        Row("idle", joules=f"{energy.idle_joules:,.1f} J"),
-        Row("unattributed", joules=f"{energy.unattributed_joules:,.1f} J"),
-        Row(f"all{kind}{behind}", joules=f"{energy.joules:,.1f} J"),
-        Row(f"power now{kind}", joules="unknown" if energy.watts is None else f"{energy.watts:,.0f} W"),
+        EnergyRow("idle", joules=f"{energy.idle_joules:,.1f} J"),
+        EnergyRow("unattributed", joules=f"{energy.unattributed_joules:,.1f} J"),
+        EnergyRow(f"all{kind}{behind}", joules=f"{energy.joules:,.1f} J"),
+        EnergyRow(f"power now{kind}", joules="unknown" if energy.watts is None else f"{energy.watts:,.0f} W"),
     ]
 
 
@@ -142,7 +143,7 @@ def _text(value: float | None, unit: str) -> str:
 
 
 def energy_sentences(energy: SidecarEnergy) -> list[str]:
-    """The same for a terminal: a line per workload."""
+    """Return a line per workload, for a terminal."""
     kind = "simulated, " if energy.simulated else ""
     return [
         f"{name}: {_text(share.joules_per_request, 'J')}/request, {_text(share.joules_per_token, 'J')}/output token "

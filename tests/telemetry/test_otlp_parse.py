@@ -11,7 +11,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 from loadgen.clock import Anchor
 from loadgen.record import RequestRecord
 from loadgen.simulator.spans import Finished, engine_id, export_finished
-from loadgen.telemetry.otlp_export import export
+from loadgen.telemetry.otlp_export import export_records
 from loadgen.telemetry.otlp_parse import MAX_TEXT, MalformedError, RequestSpan, join_key, parse_spans, rust_seconds
 from loadgen.units import NS_PER_MS, NS_PER_S
 
@@ -87,7 +87,7 @@ def test_loadgens_own_spans_come_back_as_they_were() -> None:
     failed = RequestRecord(index=8, workload="code", scheduled_ns=0, sent_ns=5, finished_ns=9, error="connect")
     not_sent = RequestRecord(index=9, workload="code", scheduled_ns=0, error="not_sent")
     at = Anchor(wall_ns=START_NS, monotonic_ns=0)
-    told, other = parse_spans(export("run", "m", [record, failed, not_sent], at)).spans
+    told, other = parse_spans(export_records("run", "m", [record, failed, not_sent], at)).spans
     assert (told.key, told.workload, told.model, told.client) == ("run-7", "code", "m", True)
     assert told.moved(lambda t_ns: t_ns - START_NS) == RequestSpan(
         key="run-7", request_id="run-7", client=True, start_ns=1000, prefill_ns=1000, first_token_ns=501_000,

@@ -4,9 +4,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.telemetry.sidecar_metrics import (
-    Row,
-    Share,
+    EnergyRow,
     SidecarEnergy,
+    WorkloadEnergy,
     energy_rows,
     energy_sentences,
     energy_since,
@@ -40,7 +40,7 @@ def test_a_page_is_read_and_its_series_are_added() -> None:
         watts=510.5,
         simulated=True,
         lag_s=6.4,
-        workloads={"chat": Share(5, 590, 600, 1180), "code": Share(0, 0, 200, 0)},
+        workloads={"chat": WorkloadEnergy(5, 590, 600, 1180), "code": WorkloadEnergy(0, 0, 200, 0)},
         idle_joules=150,
         unattributed_joules=50,
         joules=1000,
@@ -53,8 +53,8 @@ def test_what_is_unknown_stays_unknown() -> None:
     energy = parse_metrics('loadgen_gpu_energy_joules_total{gpu="0"} 0.0\n')
     assert energy is not None
     assert (energy.watts, energy.lag_s, energy.simulated, energy.workloads) == (None, None, False, {})
-    assert Share().joules_per_request is None and Share(output_tokens=9).joules_per_token is None
-    assert energy_rows(energy)[-1] == Row("power now", joules="unknown")
+    assert WorkloadEnergy().joules_per_request is None and WorkloadEnergy(output_tokens=9).joules_per_token is None
+    assert energy_rows(energy)[-1] == EnergyRow("power now", joules="unknown")
     assert energy_sentences(energy) == []
 
 
@@ -67,12 +67,12 @@ def test_rows_say_simulated_and_the_accounts_of_nobody() -> None:
     energy = parse_metrics(PAGE)
     assert energy is not None
     assert energy_rows(energy) == [
-        Row("chat", "5", "600.0 J", "118 J", "0.5 J"),
-        Row("code", "0", "200.0 J", "", ""),
-        Row("idle", joules="150.0 J"),
-        Row("unattributed", joules="50.0 J"),
-        Row("all (simulated), as of 6 s ago", joules="1,000.0 J"),
-        Row("power now (simulated)", joules="510 W"),
+        EnergyRow("chat", "5", "600.0 J", "118 J", "0.5 J"),
+        EnergyRow("code", "0", "200.0 J", "", ""),
+        EnergyRow("idle", joules="150.0 J"),
+        EnergyRow("unattributed", joules="50.0 J"),
+        EnergyRow("all (simulated), as of 6 s ago", joules="1,000.0 J"),
+        EnergyRow("power now (simulated)", joules="510 W"),
     ]
     assert energy_sentences(energy) == [
         "chat: 118 J/request, 0.5 J/output token (simulated, 5 requests settled, 590.0 J)"
@@ -85,7 +85,9 @@ energies = st.builds(
     watts=st.none(),
     simulated=st.just(False),
     lag_s=st.none(),
-    workloads=st.dictionaries(st.sampled_from(["chat", "code"]), st.builds(Share, joules, joules, joules, joules)),
+    workloads=st.dictionaries(
+        st.sampled_from(["chat", "code"]), st.builds(WorkloadEnergy, joules, joules, joules, joules)
+    ),
     idle_joules=joules,
     unattributed_joules=joules,
     joules=joules,
@@ -95,11 +97,13 @@ energies = st.builds(
 @given(energies, energies)
 def test_growth_since_a_moment_adds_up_to_now(then: SidecarEnergy, growth: SidecarEnergy) -> None:
     names = {**then.workloads, **growth.workloads}
+    zero = WorkloadEnergy()
     both = {
-        name: Share(*(a + b for a, b in zip(then.workloads.get(name, Share()), growth.workloads.get(name, Share()),
-                                            strict=True)))
+        name: WorkloadEnergy(
+            *(a + b for a, b in zip(then.workloads.get(name, zero), growth.workloads.get(name, zero), strict=True))
+        )
         for name in names
-    }  # fmt: skip
+    }
     now = growth._replace(
         workloads=both,
         idle_joules=then.idle_joules + growth.idle_joules,
@@ -108,8 +112,8 @@ def test_growth_since_a_moment_adds_up_to_now(then: SidecarEnergy, growth: Sidec
     )
     grown = energy_since(then, now)
     assert grown.joules == growth.joules and grown.idle_joules == growth.idle_joules
-    assert {name: share for name, share in grown.workloads.items() if share != Share()} == {
-        name: share for name, share in growth.workloads.items() if share != Share()
+    assert {name: share for name, share in grown.workloads.items() if share != WorkloadEnergy()} == {
+        name: share for name, share in growth.workloads.items() if share != WorkloadEnergy()
     }
 
 
