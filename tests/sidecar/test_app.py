@@ -25,19 +25,30 @@ from loadgen.energy.series import EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from loadgen.sidecar import app as edges
+from loadgen.sidecar import ledger
 from loadgen.sidecar.app import MAX_OTLP_BYTES, OPENMETRICS, Sidecar, SidecarOptions, authorized, running
 from loadgen.sidecar.exporter import reference
 from loadgen.sidecar.grpc_server import GRPC_METHOD
 from loadgen.sidecar.watermark import AllowedLateness
 from loadgen.simulator.app import ServerOptions
 from loadgen.simulator.app import running as simulated
+from loadgen.telemetry import otlp_export
 from loadgen.telemetry.otlp_export import SpanSender
 from loadgen.units import NS_PER_S
 from telemetry.test_otlp_parse import VLLM, trace
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
-QUICK = AllowedLateness(min_s=0.5, blind_s=1.0)
+QUICK = AllowedLateness(min_s=0.2, blind_s=0.4)
 DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Short periods, and no tick but a test's own: however long the machine stands still, no commit overtakes a span."""
+    monkeypatch.setattr(edges, "TICK_S", 3600.0)
+    monkeypatch.setattr(edges, "ENGINE_PERIOD_S", 0.05)
+    monkeypatch.setattr(ledger, "MIN_COMMIT_NS", NS_PER_S // 5)
+    monkeypatch.setattr(otlp_export, "PAUSE_S", 0.02)
 
 
 def live(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
@@ -71,12 +82,24 @@ async def samples(session: aiohttp.ClientSession, url: str) -> dict[str, float]:
     }
 
 
-async def until(check: Callable[[], bool]) -> None:
-    for _ in range(200):
+def assert_adds_up(page: dict[str, float]) -> None:
+    parts = [value for name, value in page.items() if name.startswith("loadgen_attributed_energy_joules_total")]
+    parts += [page["loadgen_idle_energy_joules_total"], page["loadgen_unattributed_energy_joules_total"]]
+    assert sum(parts) == pytest.approx(page["loadgen_gpu_energy_joules_total"], abs=1e-6)
+
+
+async def until(one: Sidecar, check: Callable[[], bool]) -> None:
+    """Tick until the check holds."""
+    for _ in range(1500):
+        one.tick()
         if check():
             return
-        await asyncio.sleep(0.1)
-    raise AssertionError("it did not come to that in 20 s")
+        await asyncio.sleep(0.02)
+    raise AssertionError("the check did not hold within 30 s")
+
+
+def completed(one: Sidecar, requests: int) -> Callable[[], bool]:
+    return lambda: sum(account.completed for account in one.page.ledger.accounts.values()) == requests
 
 
 async def ask(session: aiohttp.ClientSession, engine: str, output: int) -> int:
@@ -100,18 +123,17 @@ async def test_every_scrape_adds_up_while_requests_come_and_go() -> None:
         with SpanSender(url, "run", "llama-3.1-8b") as sender:
             for index in range(4):
                 start_ns = time.monotonic_ns()
-                await ask(session, one.options.engine_url or "", 100)
-                sender.add(record(index, start_ns, time.monotonic_ns(), 100))
+                await ask(session, one.options.engine_url or "", 25)
+                sender.add(record(index, start_ns, time.monotonic_ns(), 25))
+                await until(one, lambda sent=index + 1: sender.sent == sent)  # type: ignore[misc]
                 scrapes.append(await samples(session, url))
             await asyncio.to_thread(sender.__exit__)
             assert (sender.sent, sender.lost) == (4, 0)
-        await until(lambda: any(account.completed == 4 for account in one.page.ledger.accounts.values()))
+        await until(one, completed(one, 4))
         scrapes.append(last := await samples(session, url))
         for page in scrapes:
-            parts = [value for name, value in page.items() if name.startswith("loadgen_attributed_energy_joules_total")]
-            parts += [page["loadgen_idle_energy_joules_total"], page["loadgen_unattributed_energy_joules_total"]]
-            assert sum(parts) == pytest.approx(page["loadgen_gpu_energy_joules_total"], abs=1e-6)
-        assert last["loadgen_output_tokens_total"] == 400
+            assert_adds_up(page)
+        assert last["loadgen_output_tokens_total"] == 100
         assert last["loadgen_requests_total,completed"] == 4
         assert last["loadgen_request_energy_joules_sum"] > 0
         assert last["loadgen_request_energy_joules_count"] == 4
@@ -125,7 +147,7 @@ async def test_an_engine_that_sends_spans_needs_no_client_that_does() -> None:
             await ask(session, address, 30)
         assert engine.spans is not None
         assert (engine.spans.sent, engine.spans.lost) == (1, 0)
-        await until(lambda: any(account.completed == 1 for account in one.page.ledger.accounts.values()))
+        await until(one, completed(one, 1))
 
 
 @live
@@ -134,7 +156,7 @@ async def test_openmetrics_carries_request_ids_as_exemplars_only() -> None:
         body = trace("llm_request", VLLM, time.time_ns() - NS_PER_S, time.time_ns())
         async with session.post(url + "/v1/traces", data=body, headers=PROTOBUF) as response:
             assert (response.status, await response.read()) == (200, b"")
-        await until(lambda: bool(one.page.ledger.accounts) and one.page.ledger.open_requests == 0)
+        await until(one, lambda: bool(one.page.ledger.accounts) and one.page.ledger.open_requests == 0)
         async with session.get(url + "/metrics", headers={"Accept": OPENMETRICS}) as response:
             page = await response.text()
         assert response.headers["Content-Type"] == OPENMETRICS
@@ -155,7 +177,7 @@ async def test_grpc_takes_the_same_spans() -> None:
                 return call(body, timeout=10, metadata=[("authorization", f"Bearer {token}")])
 
         assert await asyncio.to_thread(send, body, "open sesame") == b""
-        await until(lambda: one.page.ledger.open_requests == 1 or bool(one.page.ledger.accounts))
+        await until(one, lambda: one.page.ledger.open_requests == 1 or bool(one.page.ledger.accounts))
         for bad, token, code in ((b"\xff", "open sesame", "INVALID_ARGUMENT"), (body, "x", "UNAUTHENTICATED")):
             with pytest.raises(grpc.RpcError) as refused:
                 await asyncio.to_thread(send, bad, token)
@@ -175,15 +197,8 @@ async def test_bodies_that_cannot_be_read_are_refused_and_counted() -> None:
         for body, headers, status in cases:
             async with session.post(url + "/v1/traces", data=io.BytesIO(body), headers=headers) as response:
                 assert response.status == status
-        await until(lambda: one.page.ledger.dropped["oversized"] == 2)
+        await until(one, lambda: one.page.ledger.dropped["oversized"] == 2)
         assert one.page.ledger.dropped["malformed"] == 1
-
-
-async def adds_up(session: aiohttp.ClientSession, url: str) -> None:
-    page = await samples(session, url)
-    parts = [value for name, value in page.items() if name.startswith("loadgen_attributed_energy_joules_total")]
-    parts += [page["loadgen_idle_energy_joules_total"], page["loadgen_unattributed_energy_joules_total"]]
-    assert sum(parts) == pytest.approx(page["loadgen_gpu_energy_joules_total"], abs=1e-6)
 
 
 @live
@@ -193,39 +208,53 @@ async def test_an_engine_and_its_counter_may_start_again() -> None:
         options = SidecarOptions(port=0, engine_url=engine, energy=engine, lateness=QUICK)
         async with running(options) as (one, url, _), aiohttp.ClientSession() as session:
             await ask(session, engine, 50)
-            await until(lambda: one._newest_engine is not None and one._newest_engine.values["generation_tokens"] == 50)
-            await until(lambda: one._feed[-1].joules > 50)
+            await until(
+                one, lambda: one._newest_engine is not None and one._newest_engine.values["generation_tokens"] == 50
+            )
+            await until(one, lambda: one._feed[-1].joules > 20)
             await first.aclose()
-            await until(lambda: one.page.engine_up is False)
-            await adds_up(session, url)
+            await until(one, lambda: one.page.engine_up is False)
+            assert_adds_up(await samples(session, url))
             async with simulated(replace(before.options, port=int(engine.rsplit(":", 1)[1]))):
-                await until(lambda: one.page.engine_restarts == 1 and one.page.resets == 1)
-                await until(lambda: one.page.engine_up is True)
+                await until(one, lambda: one.page.engine_restarts == 1 and one.page.resets == 1)
+                await until(one, lambda: one.page.engine_up is True)
                 committed_mj = one.page.ledger.domains[0].committed_mj
-                await until(lambda: one.page.ledger.domains[0].committed_mj > committed_mj)
-                await adds_up(session, url)
+                await until(one, lambda: one.page.ledger.domains[0].committed_mj > committed_mj)
+                assert_adds_up(await samples(session, url))
 
 
 @live
 async def test_spans_find_their_energy_across_a_step_of_the_wall_clock(monkeypatch: pytest.MonkeyPatch) -> None:
     stepped_ns = 3600 * NS_PER_S
     async with sidecar() as (one, url, _, session):
-        await until(lambda: len(one._feed) > 1)
+        await until(one, lambda: len(one._feed) > 1)
         monkeypatch.setattr(edges, "anchor", lambda: (at := anchor())._replace(wall_ns=at.wall_ns + stepped_ns))
-        await asyncio.sleep(1.5)  # a tick sees it, and a request begins after it
-        now_ns = time.time_ns() + stepped_ns
-        body = trace("llm_request", VLLM, now_ns - NS_PER_S // 10, now_ns)
+        one.tick()  # sees the step; the request begins after it
+        start_ns = time.time_ns() + stepped_ns
+        await asyncio.sleep(0.05)
+        body = trace("llm_request", VLLM, start_ns, time.time_ns() + stepped_ns)
         async with session.post(url + "/v1/traces", data=body, headers=PROTOBUF) as response:
             assert response.status == 200
-        await until(lambda: any(account.completed == 1 for account in one.page.ledger.accounts.values()))
+        await until(one, completed(one, 1))
         assert sum(one.page.ledger.dropped.values()) == 0
+
+
+@live
+async def test_the_ledger_is_kept_by_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(edges, "TICK_S", 0.01)
+    async with sidecar() as (one, *_):
+        for _ in range(1500):
+            if one.page.ledger.domains[0].committed_mj > 0:
+                break
+            await asyncio.sleep(0.02)
+        assert one.page.ledger.idle_mj == one.page.ledger.domains[0].committed_mj > 0
 
 
 @live
 async def test_a_scrape_changes_nothing_so_prometheus_may_stay_away() -> None:
     async with sidecar() as (one, _, _, session):
         await ask(session, one.options.engine_url or "", 20)
-        await until(lambda: one.page.ledger.domains[0].committed_mj > 0)
+        await until(one, lambda: one.page.ledger.domains[0].committed_mj > 0)
         page = one.page
         assert edges.text_page(one._registry) == edges.text_page(one._registry)  # nobody else runs in between
         assert one.page is page
@@ -238,7 +267,7 @@ async def test_a_flood_is_counted_and_forgotten(monkeypatch: pytest.MonkeyPatch)
         body = trace("llm_request", VLLM, time.time_ns() - NS_PER_S, time.time_ns())
         for _ in range(25):
             one.receive(body)
-        await until(lambda: one.page.ledger.dropped["overflow"] == 15)
+        await until(one, lambda: one.page.ledger.dropped["overflow"] == 15)
 
 
 @live
@@ -267,10 +296,10 @@ def test_no_token_asked_means_everyone_is_authorized() -> None:
 @live
 async def test_a_remote_meter_reads_the_feed_on_its_own_clock() -> None:
     async with sidecar() as (one, url, _, _session):
-        await until(lambda: len(one._feed) > 5)
+        await until(one, lambda: len(one._feed) > 5)
         meter = await asyncio.to_thread(RemoteMeter, url)
         first = await asyncio.to_thread(meter.read)
-        await until(lambda: len(one._feed) > 12)
+        await until(one, lambda: len(one._feed) > 12)
         later = await asyncio.to_thread(meter.read)
         times = [sample.t_ns for sample in (*first.samples, *later.samples)]
         assert times == sorted(set(times))
@@ -282,7 +311,7 @@ async def test_a_remote_meter_reads_the_feed_on_its_own_clock() -> None:
 @live
 async def test_the_feed_says_how_far_a_move_may_lie_from_its_time_and_what_is_unknown() -> None:
     async with sidecar() as (one, url, _, _session):
-        await until(lambda: len(one._feed) > 1)
+        await until(one, lambda: len(one._feed) > 1)
         meter = await asyncio.to_thread(RemoteMeter, url)
         await asyncio.to_thread(meter.read)
         newest = one._feed[-1]
@@ -308,7 +337,7 @@ async def test_health_says_when_the_meter_is_silent_and_the_engine_away(monkeypa
     async with simulated(ServerOptions(port=0)) as (_, engine):
         options = SidecarOptions(port=0, engine_url="http://127.0.0.1:9", energy=engine, lateness=QUICK)
         async with running(options) as (one, url, _), aiohttp.ClientSession() as session:
-            await until(lambda: len(one._feed) > 1)
+            await until(one, lambda: len(one._feed) > 1)
             async with session.get(url + "/healthz") as response:
                 assert (response.status, (await response.json())["engine"]) == (200, "away")
             monkeypatch.setattr(edges, "STALE_S", 0.0)
