@@ -44,7 +44,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Short periods, and no tick but a test's own: however long the machine stands still, no commit overtakes a span."""
+    """Short periods, and no tick but a test's: however long the machine stands still, no commit overtakes a span."""
     monkeypatch.setattr(edges, "TICK_S", 3600.0)
     monkeypatch.setattr(edges, "ENGINE_PERIOD_S", 0.05)
     monkeypatch.setattr(ledger, "MIN_COMMIT_NS", NS_PER_S // 5)

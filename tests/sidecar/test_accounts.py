@@ -1,0 +1,103 @@
+"""Accounts per model and workload: what a closed request adds to each total."""
+
+import pytest
+from msgspec.structs import replace as changed
+
+from loadgen.sidecar.accounts import (
+    DURATION_BOUNDS_S,
+    ENERGY_BOUNDS_J,
+    MAX_LABELS,
+    TTFT_BOUNDS_S,
+    Accounts,
+    OpenRequest,
+)
+from loadgen.telemetry.histogram import Exemplar
+from loadgen.telemetry.otlp_parse import RequestSpan
+from loadgen.units import NS_PER_S
+
+REQUEST = RequestSpan(
+    key="a", request_id="run-1", client=False, start_ns=10 * NS_PER_S, prefill_ns=10 * NS_PER_S,
+    first_token_ns=10 * NS_PER_S + NS_PER_S // 5, end_ns=13 * NS_PER_S, input_tokens=100, output_tokens=50,
+    cached_tokens=None, model="m", workload="chat", ok=True,
+)  # fmt: skip
+
+
+def in_bucket(bounds: tuple[float, ...], bound: float) -> list[int]:
+    counts = [0] * (len(bounds) + 1)
+    counts[bounds.index(bound)] = 1
+    return counts
+
+
+def test_a_closed_request_adds_its_energy_tokens_and_times() -> None:
+    accounts, entry = Accounts(), OpenRequest(REQUEST)
+    accounts.charge(entry, 300, 1100)
+    accounts.charge(entry, 100, 500)
+    account = accounts.of(REQUEST)
+    assert (account.prefill_mj, account.decode_mj, account.energy_mj, account.completed) == (400, 1600, 0, 0)
+    account.close(entry)
+    assert (account.energy_mj, account.energy.sum) == (2000, 2.0)
+    assert account.energy.counts == in_bucket(ENERGY_BOUNDS_J, 2.0)
+    assert account.ttft.counts == in_bucket(TTFT_BOUNDS_S, 0.2)
+    assert account.duration.counts == in_bucket(DURATION_BOUNDS_S, 3.5)
+    assert (account.completed, account.failed, account.input_tokens, account.output_tokens) == (1, 0, 100, 50)
+    assert account.ttft.exemplars[TTFT_BOUNDS_S.index(0.2)] == Exemplar("run-1", 0.2)
+
+
+def test_a_failed_request_costs_energy_and_has_no_times() -> None:
+    accounts, entry = Accounts(), OpenRequest(changed(REQUEST, ok=False, output_tokens=None))
+    accounts.charge(entry, 5, 0)
+    account = accounts.of(REQUEST)
+    account.close(entry)
+    assert (account.completed, account.failed, account.input_tokens, account.output_tokens) == (0, 1, 100, 0)
+    assert sum(account.energy.counts) == 1
+    assert sum(account.ttft.counts) == sum(account.duration.counts) == 0
+
+
+def test_a_request_that_no_commit_included_has_unknown_energy_not_zero() -> None:
+    accounts = Accounts()
+    accounts.of(REQUEST).close(OpenRequest(changed(REQUEST, first_token_ns=None)))
+    account = accounts.of(REQUEST)
+    assert (account.completed, sum(account.energy.counts)) == (1, 0)
+    assert (sum(account.ttft.counts), sum(account.duration.counts)) == (0, 1)
+    accounts.charge(entry := OpenRequest(REQUEST), 0, 0)
+    account.close(entry)
+    assert account.energy.counts == in_bucket(ENERGY_BOUNDS_J, 0.1), "0 J of a request that was included is known"
+
+
+@pytest.mark.parametrize(
+    ("model", "workload", "default", "key"),
+    [
+        ("m", "chat", "d", ("m", "chat")),
+        (None, "chat", "d", ("d", "chat")),
+        (None, "chat", None, ("unknown", "chat")),
+        ("m", None, None, ("m", "unlabelled")),
+    ],
+)
+def test_a_span_without_labels_has_an_account_too(
+    model: str | None, workload: str | None, default: str | None, key: tuple[str, str]
+) -> None:
+    accounts = Accounts(default)
+    accounts.of(changed(REQUEST, model=model, workload=workload))
+    assert list(accounts.freeze()) == [key]
+
+
+def test_pairs_beyond_the_limit_share_one_account_and_earlier_ones_keep_theirs() -> None:
+    accounts = Accounts()
+    requests = [changed(REQUEST, workload=f"w{k}") for k in range(MAX_LABELS + 2)]
+    for request in requests:
+        accounts.charge(OpenRequest(request), 1, 2)
+    accounts.charge(OpenRequest(requests[0]), 1, 2)
+    frozen = accounts.freeze()
+    assert len(frozen) == MAX_LABELS + 1
+    assert (frozen["other", "other"].prefill_mj, frozen["other", "other"].decode_mj) == (2, 4)
+    assert frozen["m", "w0"].prefill_mj == 2
+
+
+def test_a_frozen_account_does_not_change() -> None:
+    accounts, entry = Accounts(), OpenRequest(REQUEST)
+    accounts.charge(entry, 1, 2)
+    frozen = accounts.freeze()["m", "chat"]
+    accounts.of(REQUEST).close(entry)
+    assert sum(frozen.energy.counts) == sum(frozen.ttft.counts) == sum(frozen.duration.counts) == 0
+    assert frozen.energy.exemplars == [None] * (len(ENERGY_BOUNDS_J) + 1)
+    assert (frozen.completed, accounts.freeze()["m", "chat"].completed) == (0, 1)
