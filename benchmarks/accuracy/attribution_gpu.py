@@ -22,8 +22,8 @@ from pathlib import Path
 
 import numpy as np
 
+from loadgen.attribution.cost_model import align_phase, cost_shares, fit_coefficients, member_features, overlap
 from loadgen.attribution.engine_steps import EngineSteps, engine_steps_of
-from loadgen.attribution.shapley import align_phase, fit_coefficients, member_features, overlap, owed_by
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.series import EnergySeries
 from loadgen.results.energy_summary import outermost_series
@@ -190,7 +190,7 @@ def figure(result: RunResult) -> str:
 def _panel(x: float, title: str, series: EnergySeries, work: EngineSteps) -> str:
     found = fit_coefficients(series, work)
     step, window, share = overlap(series.t_ns, work.start_ns, work.end_ns)
-    owed = np.bincount(work.step, owed_by(work, found), minlength=work.steps)
+    owed = np.bincount(work.step, cost_shares(work, found), minlength=work.count)
     modelled = np.bincount(window, share * owed[step], minlength=len(series) - 1)
     measured = np.diff(series.mj) / 1000
     busy = np.flatnonzero(modelled > 0)[::2]

@@ -15,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from loadgen.attribution.cost_model import align_phase
 from loadgen.attribution.engine_steps import engine_steps_of
-from loadgen.attribution.shapley import METHODS, align_phase, attribute_energy
+from loadgen.attribution.shapley import METHODS, attribute_energy
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.counter_track import CounterTrack
 from loadgen.energy.nvml import VERNIER
@@ -159,10 +160,10 @@ def score(case: Case, scenario: Scenario, method: str) -> dict[str, float | None
     end = max(record.finished_ns or 0 for record in case.records)
     series = list(series_by_domain(case.run.counter).values())
     engine = engine_samples(case) if scenario.engine else []
-    work = engine_steps_of(case.records, engine)
+    steps = engine_steps_of(case.records, engine)
     if scenario.polled:
-        series = [align_phase(align_to_counter_clock(polled(one, np.random.default_rng(0))), work) for one in series]
-    result = attribute_energy(series, case.records, start, end, method=method, work=work)
+        series = [align_phase(align_to_counter_clock(polled(one, np.random.default_rng(0))), steps) for one in series]
+    result = attribute_energy(series, case.records, start, end, method=method, steps=steps)
     said = np.array([share.joules for share in result.requests])
     truth = np.array([case.run.requests[i].prefill_j + case.run.requests[i].decode_j for i in case.ours])
     error = np.abs(said - truth) / truth

@@ -81,7 +81,8 @@ class EngineSteps:
     foreign: Foreign | None = None
 
     @property
-    def steps(self) -> int:
+    def count(self) -> int:
+        """S, the number of steps."""
         return len(self.start_ns)
 
 
@@ -409,7 +410,7 @@ def _cached(
 def with_engine(work: EngineSteps, engine: Sequence[EngineSample]) -> EngineSteps:
     """The same work with what the engine's counters add: unseen iterations, and other clients' tokens."""
     generated, prompts = _column(engine, "generation_tokens"), _column(engine, "prompt_tokens")
-    if generated is None or prompts is None or not work.steps:
+    if generated is None or prompts is None or not work.count:
         return work
     edges = _edges(engine)
     ours = _in_intervals(edges, work.end_ns[work.step], work.decode)
@@ -420,7 +421,7 @@ def with_engine(work: EngineSteps, engine: Sequence[EngineSample]) -> EngineStep
         return work
     cached = _column(engine, "cached_tokens")
     computed = np.diff(prompts) - (np.diff(cached) if cached is not None else 0.0)
-    seen = _in_intervals(edges, work.end_ns, np.ones(work.steps))
+    seen = _in_intervals(edges, work.end_ns, np.ones(work.count))
     counted = _column(engine, "iterations")
     steps = np.maximum(np.diff(counted), seen) if counted is not None else np.maximum(seen, 1.0)
     decoded = work.decode > 0
@@ -443,15 +444,15 @@ def _prefill_in_steps(work: EngineSteps, edges_ns: Ints, prefill: Floats) -> Flo
 
     What a step should take: the median step without a prefill, and for its own prompt tokens the median time of one.
     """
-    own = np.bincount(work.step, work.prefill, minlength=work.steps)
+    own = np.bincount(work.step, work.prefill, minlength=work.count)
     length = (work.end_ns - work.start_ns).astype(np.float64)
     if not (own == 0).any() or not (own > 0).any():
-        return np.zeros(work.steps)
+        return np.zeros(work.count)
     plain = float(np.median(length[own == 0]))
     per_token = float(np.median((length[own > 0] - plain) / own[own > 0]))
     excess = np.maximum(length - 1.5 * plain - own * per_token, 0.0)
     if per_token <= 0:
-        return np.zeros(work.steps)
+        return np.zeros(work.count)
     found = _in_intervals(edges_ns, work.end_ns, excess / per_token)
     scale = np.divide(prefill, found, out=np.zeros(len(found)), where=found > prefill)
     scale[(found > 0) & (found <= prefill)] = 1.0

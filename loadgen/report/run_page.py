@@ -26,7 +26,7 @@ from loadgen.report.run_facts import (
 )
 from loadgen.results.run_folder import RunInfo, RunResult
 from loadgen.results.summary import EnergySummary, Summary
-from loadgen.units import MJ_PER_J, NS_PER_S, mj_from_j
+from loadgen.units import MJ_PER_J, NS_PER_S, energy_imbalance_mj, mj_from_j
 
 
 def render_run_page(result: RunResult) -> str:
@@ -141,7 +141,11 @@ def accounts_mj(attribution: RunAttribution) -> dict[str, int]:
 
 def imbalance_mj(attribution: RunAttribution | None) -> int:
     """Return measured minus the sum of the accounts; anything but 0 is a bug. 0 when nothing was attributed."""
-    return 0 if attribution is None else attribution.measured_mj - sum(accounts_mj(attribution).values())
+    if attribution is None:
+        return 0
+    accounts = accounts_mj(attribution)
+    attributed_mj = accounts["prefill"] + accounts["decode"]
+    return energy_imbalance_mj(attribution.measured_mj, attributed_mj, accounts["idle"], accounts["unattributed"])
 
 
 def _ledger(attribution: RunAttribution, energy: EnergySummary) -> Markup:

@@ -8,8 +8,9 @@ from typing import Any, TypedDict
 import msgspec
 import numpy as np
 
+from loadgen.attribution.cost_model import align_phase
 from loadgen.attribution.engine_steps import engine_steps_of
-from loadgen.attribution.shapley import align_phase, attribute_energy
+from loadgen.attribution.shapley import attribute_energy
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.record import RequestRecord
 from loadgen.results import metrics, timekeeping
@@ -48,7 +49,7 @@ def analyse_run(result: RunResult) -> RunResult:
     if series:
         steps = engine_steps_of(result.records, result.engine)
         series = [align_phase(align_to_counter_clock(domain), steps) for domain in series]
-        attribution = attribute_energy(series, result.records, start_ns, end_ns, work=steps)
+        attribution = attribute_energy(series, result.records, start_ns, end_ns, steps=steps)
     energy = summarize_energy(result, attribution, series, start_ns, end_ns)
     analysed = replace(result, attribution=attribution)
     return replace(analysed, summary=_summarize(analysed, energy, (end_ns - start_ns) / NS_PER_S))

@@ -16,15 +16,9 @@ from typing import NamedTuple
 import msgspec
 import numpy as np
 
+from loadgen.attribution.cost_model import Coefficients, cost_shares, fit_coefficients
 from loadgen.attribution.engine_steps import EngineSteps
-from loadgen.attribution.shapley import (
-    COLUMNS,
-    Coefficients,
-    fit_coefficients,
-    member_features,
-    round_to_sum,
-    split_energy,
-)
+from loadgen.attribution.shapley import round_to_sum, split_energy
 from loadgen.attribution.span_steps import Phases, first_token_of, output_by_interval, phases_of, slot_for, slot_steps
 from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries
 from loadgen.sidecar.accounts import Account, AccountKey, Accounts, OpenRequest
@@ -275,7 +269,7 @@ class Ledger:
         total_mj = 0
         for name, points in pending.items():
             series = self._domains[name].series(points)
-            costs = _cost_shares(steps, self._fit(name, end_ns, now_ns))
+            costs = cost_shares(steps, self._fit(name, end_ns, now_ns))
             member_mj, idle, unattributed = split_energy(series, steps, costs, self._idle_w)
             foreign_mj = member_mj * foreign[steps.step]
             span_mj = member_mj - foreign_mj
@@ -324,7 +318,7 @@ class Ledger:
         self, steps: EngineSteps, phases: Phases, samples: Sequence[EngineSample], start_ns: int, end_ns: int
     ) -> Floats:
         """float64[S]: other clients' share of each step, from the engine's output tokens that no span reported."""
-        shares = np.zeros(steps.steps)
+        shares = np.zeros(steps.count)
         if len(samples) < 2:
             return shares
         times = sample_times(samples)
@@ -408,13 +402,3 @@ class Ledger:
 
 def _preferred(tokens: int | None, fallback: int | None) -> int | None:
     return fallback if tokens is None else tokens
-
-
-def _cost_shares(steps: EngineSteps, coefficients: Coefficients | None) -> Floats:
-    """float64[M]: joules per member under the fit; before there is one, each step's seconds in equal parts."""
-    features = member_features(steps)
-    if coefficients is not None:
-        costs = features @ np.array([getattr(coefficients, column) for column in COLUMNS])
-        if costs.any():
-            return np.asarray(costs)
-    return np.asarray(features[:, 0] * np.maximum(steps.end_ns - steps.start_ns, 1)[steps.step] / NS_PER_S)

@@ -7,19 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.attribution.engine_steps import EngineSteps, engine_steps_of
-from loadgen.attribution.shapley import (
+from loadgen.attribution.cost_model import (
     COLUMNS,
-    METHODS,
-    Method,
     align_phase,
-    attribute_energy,
     fit_coefficients,
     member_features,
     overlap,
-    round_to_sum,
-    split_energy,
 )
+from loadgen.attribution.engine_steps import EngineSteps, engine_steps_of
+from loadgen.attribution.shapley import METHODS, Method, attribute_energy, round_to_sum, split_energy
 from loadgen.energy.series import EnergySeries
 from loadgen.record import RequestRecord
 from loadgen.stats.nnls import nnls
@@ -191,7 +187,7 @@ def test_shares_are_the_shapley_value(size: int, step_j: float, members: list[tu
     work = engine_steps_of(records)
     coefficients = np.array([step_j, 0.02, 1e-6, 0.015, 2e-5])
     owed = member_features(work) @ coefficients
-    last = work.step == work.steps - 1
+    last = work.step == work.count - 1
     own = {
         int(r): float(f[1:] @ coefficients[1:])
         for r, f in zip(work.request[last], member_features(work)[last], strict=True)
@@ -213,7 +209,7 @@ def test_steps_are_found_from_the_chunks(jitter_ms: float) -> None:
     streams = [request(i, 0, [10 + 6 * k + jitter_ms * i for k in range(20)]) for i in range(3)]
     joined = request(3, 50, [10 + 6 * k + jitter_ms * 3 for k in range(10, 20)])
     work = engine_steps_of([*streams, joined])
-    assert work.steps == 20
+    assert work.count == 20
     assert np.bincount(work.step).tolist() == [3] * 10 + [4] * 10
     assert work.prefilling.sum() == 4
 
@@ -235,7 +231,7 @@ def test_a_server_hands_on_the_outputs_of_a_step_in_slices(slice_of: int) -> Non
 
 def test_small_bursts_are_steps_of_their_own() -> None:
     assert (
-        engine_steps_of([request(i, 0, [10 + 80 * k + 4 * (i // 20) for k in range(12)]) for i in range(300)]).steps
+        engine_steps_of([request(i, 0, [10 + 80 * k + 4 * (i // 20) for k in range(12)]) for i in range(300)]).count
         == 180
     )
 
@@ -286,7 +282,7 @@ def lawful(truth: list[float], every_ms: float, longest: int) -> tuple[EngineSte
     work = engine_steps_of(records)
     edges = np.arange(0, int(work.end_ns[-1]) + 200 * MS, 100 * MS)
     step, window, share = overlap(edges, work.start_ns, work.end_ns)
-    cost = np.bincount(work.step, member_features(work) @ np.array(truth), minlength=work.steps)
+    cost = np.bincount(work.step, member_features(work) @ np.array(truth), minlength=work.count)
     busy_ns = np.bincount(window, share * (work.end_ns - work.start_ns)[step], minlength=len(edges) - 1)
     joules = np.bincount(window, share * cost[step], minlength=len(edges) - 1) + 127 * (100 * MS - busy_ns) / 1e9
     mj = np.concatenate(([0], np.cumsum(np.rint(joules * 1000)))).astype(np.int64)

@@ -1,0 +1,264 @@
+"""The cost model of an engine step, and its fit to the energy that a counter measured.
+
+Step s costs about c + sum(a_i). c does not depend on who is in it (weights read, launches, static power); a_i is what
+member i adds: its prompt tokens, or one decoded token and the keys and values it reads. `Coefficients` holds c and the
+prices that make up the a's. Non-negative least squares finds them from the energy of the counter's windows.
+"""
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from loadgen.attribution.engine_steps import EngineSteps, Memberships
+from loadgen.energy.series import EnergySeries
+from loadgen.stats.arrays import Floats, Ints
+from loadgen.stats.nnls import nnls
+from loadgen.units import NS_PER_MS, NS_PER_S
+
+MIN_WINDOWS = 50
+"""Windows needed to find a counter's phase."""
+
+MIN_IDLE_S = 0.5
+"""Pure idle time needed for the idle power to be a measurement."""
+
+_OUTLIER_RATIO = 10.0
+"""A window whose residual is more than this many times the median residual is an outlier."""
+_OUTLIER_PASSES = 3
+
+COLUMNS = ("step_j", "prefill_token_j", "prefill_context_j", "decode_token_j", "decode_context_j")
+
+
+class Coefficients(msgspec.Struct, frozen=True, kw_only=True):
+    """Result of the fit of one energy domain. None where the run does not determine a value."""
+
+    step_j: float
+    """c: one engine step, whoever is in it."""
+    prefill_token_j: float
+    prefill_context_j: float
+    """Price of a prompt token and a token of context before it: attention."""
+    decode_token_j: float
+    decode_context_j: float
+    """Price of a decoded token and a token of its context: keys and values read."""
+    idle_w: float | None
+    idle_se_w: float | None = None
+    """Standard error of idle_w, from the spread of the idle windows."""
+    r_squared: float | None = None
+    """Share of the windows' variance that the model explains; None when there was nothing to fit."""
+    misfit: float | None = None
+    """Root mean square of (measured - model) / measured over busy windows, outliers excluded."""
+    outliers: int = 0
+    """Windows excluded from the fit because their residual was far above the median."""
+
+    @property
+    def values(self) -> Floats:
+        """float64[5], in the order of COLUMNS."""
+        return np.array([getattr(self, column) for column in COLUMNS])
+
+
+# -- features of members and steps -----------------------------------------------------------------------------------
+
+
+def feature_column(steps: EngineSteps, column: str) -> Floats:
+    """Return what each member brings to one coefficient: a new float64[M], which belongs to the caller.
+
+    A step itself is shared equally by its members, other clients' streams among them. M is as large as the run's
+    output, so callers that need all five columns take them one at a time (`member_features` holds them all).
+    """
+    if column == "step_j":
+        size = np.bincount(steps.step, minlength=steps.count) + _foreign_members(steps)
+        return np.asarray((steps.iterations / size)[steps.step])
+    tokens = steps.prefill if column.startswith("prefill") else steps.decode
+    feature: Floats = tokens.astype(np.float64)
+    if column.endswith("context_j"):
+        feature *= steps.context
+    return feature
+
+
+def member_features(steps: EngineSteps) -> Floats:
+    """Return float64[M, 5]: the `feature_column` of every coefficient, side by side."""
+    return np.stack([feature_column(steps, column) for column in COLUMNS], axis=1)
+
+
+def step_features(steps: EngineSteps) -> Floats:
+    """Return float64[S, 5]: what each step brings to each coefficient. It passes over every membership five times."""
+    return np.stack([_sum_by(steps.step, feature_column(steps, c), steps.count) for c in COLUMNS], axis=1)
+
+
+def cost_shares(steps: EngineSteps, coefficients: Coefficients | None, fallback_w: float = 1.0) -> Floats:
+    """Return float64[M], joules: c / |B| + a_i, the Shapley value of member i in a step with members B.
+
+    Without coefficients, or when all of them are zero, a step costs `fallback_w` over its duration, in equal parts.
+    """
+    shares = np.zeros(len(steps.step))
+    if coefficients is not None:
+        for column, price in zip(COLUMNS, coefficients.values, strict=True):
+            feature = feature_column(steps, column)
+            feature *= price
+            shares += feature
+            del feature  # two columns of M rows at a time are enough
+    if shares.any():
+        return shares
+    length_s = np.maximum(steps.end_ns - steps.start_ns, 1)[steps.step] / NS_PER_S
+    return np.asarray(feature_column(steps, "step_j") * length_s * fallback_w)
+
+
+def _foreign_members(steps: EngineSteps) -> Floats:
+    """Return float64[S]: other clients' streams in each of our steps."""
+    if steps.foreign is None:
+        return np.zeros(steps.count)
+    interval = np.searchsorted(steps.foreign.edges_ns, steps.end_ns, side="right") - 1
+    inside = (interval >= 0) & (interval < len(steps.foreign.members))
+    return np.where(inside, steps.foreign.members[np.clip(interval, 0, len(steps.foreign.members) - 1)], 0.0)
+
+
+def foreign_features(steps: EngineSteps, edges_ns: Ints) -> Floats:
+    """Return float64[W, 5]: what other clients bring to each coefficient in each window, placed by engine counters."""
+    windows = max(len(edges_ns) - 1, 0)
+    foreign = steps.foreign
+    if foreign is None or not windows:
+        return np.zeros((windows, len(COLUMNS)))
+    columns = (
+        foreign.steps,
+        foreign.prefill,
+        np.zeros_like(foreign.steps),
+        foreign.decode,
+        foreign.decode * foreign.context,
+    )
+    interval, window, share = overlap(edges_ns, foreign.edges_ns[:-1], foreign.edges_ns[1:])
+    features = [_sum_by(window, share * column[interval], windows) for column in columns]
+    members = _foreign_members(steps)
+    size = np.bincount(steps.step, minlength=steps.count) + members
+    step, window, share = overlap(edges_ns, steps.start_ns, steps.end_ns)
+    features[0] += _sum_by(window, share * (steps.iterations * members / size)[step], windows)
+    features[1] += _sum_by(window, share * foreign.prefill_in_step[step], windows)
+    return np.stack(features, axis=1)
+
+
+def overlap(edges_ns: Ints, starts_ns: Ints, ends_ns: Ints) -> tuple[Ints, Ints, Floats]:
+    """Cut intervals at window edges -> (interval, window, share of the interval), a row for every pair that overlaps.
+
+    edges_ns: int64[W+1], increasing. Parts outside all windows are left out. An interval of no length is in the window
+    it falls in.
+    """
+    first = np.searchsorted(edges_ns, starts_ns, side="right") - 1
+    final = np.searchsorted(edges_ns, np.maximum(ends_ns - 1, starts_ns), side="right") - 1
+    pieces = final - first + 1
+    interval = np.repeat(np.arange(len(starts_ns)), pieces)
+    window = first[interval] + np.arange(len(interval)) - (np.cumsum(pieces) - pieces)[interval]
+    inside = (window >= 0) & (window < len(edges_ns) - 1)
+    interval, window = interval[inside], window[inside]
+    ends_ns = np.maximum(ends_ns, starts_ns + 1)
+    common = np.minimum(ends_ns[interval], edges_ns[window + 1]) - np.maximum(starts_ns[interval], edges_ns[window])
+    return interval, window, common / (ends_ns - starts_ns)[interval]
+
+
+def _sum_by(group: Ints | Memberships, values: Floats, groups: int) -> Floats:
+    """Return float64[groups]: the sum of the values in each group."""
+    return np.bincount(group, values, minlength=groups).astype(np.float64, copy=False)
+
+
+# -- the fit ---------------------------------------------------------------------------------------------------------
+
+
+def fit_coefficients(series: EnergySeries, steps: EngineSteps) -> Coefficients:
+    """Regress the windows' energy on the work done in them, by non-negative least squares.
+
+    Idle power is measured where no step overlaps, then held fixed: a loaded run's busy windows do not determine it.
+    """
+    return fit_with_covariance(series, steps)[0]
+
+
+def fit_with_covariance(
+    series: EnergySeries, steps: EngineSteps, per_step: Floats | None = None
+) -> tuple[Coefficients, Floats]:
+    """Return the coefficients and their covariance, float64[5, 5]: zero in rows that the fit left at zero.
+
+    per_step: `step_features` of the same steps, when the caller already has them. The covariance is that of least
+    squares, sigma^2 (A^T A)^-1 over the columns in use, with sigma^2 from the residual.
+    """
+    energy_j = np.diff(series.mj) / 1000.0
+    duration_s = np.diff(series.t_ns) / NS_PER_S
+    step, window, share = overlap(series.t_ns, steps.start_ns, steps.end_ns)
+    busy_s = np.bincount(window, share * (steps.end_ns - steps.start_ns)[step], minlength=len(energy_j)) / NS_PER_S
+    foreign = foreign_features(steps, series.t_ns)
+    measured = np.ones(len(energy_j), bool) if series.gap is None else ~series.gap[1:]  # False: the counter restarted
+    idle = (busy_s == 0) & ~foreign.any(axis=1) & measured
+    idle_s = float(duration_s[idle].sum())
+    idle_w = float(energy_j[idle].sum() / idle_s) if idle_s >= MIN_IDLE_S else None
+    watts = energy_j[idle] / duration_s[idle]
+    per_step = step_features(steps) if per_step is None else per_step
+    columns = [_sum_by(window, share * column[step], len(energy_j)) for column in per_step.T]
+    features = np.stack(columns, axis=1) + foreign
+    target = energy_j - (idle_w or 0.0) * np.maximum(duration_s - busy_s, 0.0)
+    busy = ~idle & measured
+    values, error, kept = _fit_without_outliers(features, target, busy)
+    misfit = None
+    if error is not None and (nonzero := energy_j[kept] > 0).any():
+        residual_j = target[kept] - features[kept] @ values
+        misfit = float(np.sqrt(np.mean((residual_j[nonzero] / energy_j[kept][nonzero]) ** 2)))
+    coefficients = Coefficients(
+        **dict(zip(COLUMNS, values.tolist(), strict=True)),
+        idle_w=idle_w,
+        idle_se_w=float(watts.std(ddof=1) / np.sqrt(len(watts))) if idle_w is not None and len(watts) > 1 else None,
+        r_squared=_r_squared(target[kept], error),
+        misfit=misfit,
+        outliers=int(busy.sum() - kept.sum()),
+    )
+    covariance = np.zeros((len(values), len(values)))
+    used = np.flatnonzero(values > 0)
+    if error is not None and len(used) and kept.sum() > len(used):
+        block = features[kept][:, used]
+        covariance[np.ix_(used, used)] = np.linalg.pinv(block.T @ block) * error / (len(block) - len(used))
+    return coefficients, covariance
+
+
+def _fit_without_outliers(
+    a: Floats, b: Floats, rows: NDArray[np.bool_]
+) -> tuple[Floats, float | None, NDArray[np.bool_]]:
+    """Fit least squares without outliers -> (x, residual sum of squares, the rows it is based on).
+
+    A client that slept for half a second saw its chunks late and all at once: the windows beside that are no evidence.
+    A row is excluded when its residual is over _OUTLIER_RATIO times the median residual. The residual sum of squares is
+    None, and x is 0, when there are fewer than two rows per column.
+    """
+
+    def fit(kept: NDArray[np.bool_]) -> tuple[Floats, float | None]:
+        return nnls(a[kept], b[kept]) if kept.sum() >= 2 * a.shape[1] else (np.zeros(a.shape[1]), None)
+
+    kept = rows
+    for _ in range(_OUTLIER_PASSES):
+        x, error = fit(kept)
+        if error is None:
+            break
+        residual = np.abs(b - a @ x)
+        floor = 1e-9 * float(np.abs(b).max())
+        kept = rows & (residual <= _OUTLIER_RATIO * max(float(np.median(residual[rows])), floor))
+    return *fit(kept), kept
+
+
+def _r_squared(b: Floats, error: float | None) -> float | None:
+    """Return 1 - residual sum of squares / total sum of squares."""
+    variance = float(((b - b.mean()) ** 2).sum()) if len(b) else 0.0
+    return 1 - error / variance if error is not None and variance > 0 else None
+
+
+PHASES_NS = range(-30 * NS_PER_MS, 31 * NS_PER_MS, 3 * NS_PER_MS)
+"""Shifts that are tried: a counter polled a few times a period is seen to update up to this late."""
+
+
+def align_phase(series: EnergySeries, steps: EngineSteps) -> EnergySeries:
+    """Shift a polled counter's series to where the model explains most of the variance of its windows.
+
+    The period of its clock is known to microseconds after a minute, its phase only to a fraction of a poll; but 10 ms
+    of 100 move a tenth of every prefill into the wrong window. Returns the series itself unless its update times are
+    uncertain (slack > 0) and it has MIN_WINDOWS windows.
+    """
+    if len(series) < MIN_WINDOWS or series.slack_ns is None or not series.slack_ns.any() or not steps.count:
+        return series
+    aligned, unexplained, per_step = series, np.inf, step_features(steps)
+    for shift in PHASES_NS:
+        shifted = EnergySeries(series.domain, series.t_ns + shift, series.mj, series.slack_ns, series.gap)
+        fit, _ = fit_with_covariance(shifted, steps, per_step)
+        if fit.misfit is not None and fit.r_squared is not None and 1 - fit.r_squared < unexplained:
+            aligned, unexplained = shifted, 1 - fit.r_squared
+    return aligned
