@@ -4,7 +4,16 @@ import json
 
 import pytest
 
-from loadgen.client.openai_api import Dialect, ProtocolError, error_of_body, parse_event, payload
+from loadgen.client.openai_api import (
+    TOKEN,
+    Dialect,
+    ProtocolError,
+    StreamEvent,
+    Usage,
+    error_of_body,
+    parse_event,
+    payload,
+)
 
 EVENTS = [
     # (what it is, data, has_content, finish_reason, tokens counted by the server, error)
@@ -85,3 +94,96 @@ def test_payload_of_a_plain_server() -> None:
 
 def test_extra_body_wins() -> None:
     assert json.loads(payload("chat", "m", "p", 7, Dialect(), {"ignore_eos": False}))["ignore_eos"] is False
+
+
+FINISHED = b'{"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}],"usage":{"completion_tokens":2}}'
+
+
+@pytest.mark.parametrize("field", ["content", "reasoning_content", "reasoning"])
+@pytest.mark.parametrize(("value", "content"), [('"a"', True), ('" "', True), ('""', False), ("null", False)])
+def test_each_text_field_of_a_delta_counts_if_it_is_not_empty(field: str, value: str, content: bool) -> None:
+    event = parse_event(f'{{"choices":[{{"delta":{{"{field}":{value}}}}}]}}'.encode())
+    assert event == (TOKEN if content else StreamEvent())
+
+
+@pytest.mark.parametrize(
+    ("choice", "content"),
+    [
+        ('{"text":"a"}', True),
+        ('{"text":""}', False),
+        ('{"text":"","delta":{"content":"a"}}', True),
+        ('{"delta":null}', False),
+        ('{"delta":{"tool_calls":[]}}', False),
+        ("{}", False),
+    ],
+)
+def test_a_choice_has_content_by_its_text_its_delta_or_a_tool_call(choice: str, content: bool) -> None:
+    assert parse_event(f'{{"choices":[{choice}]}}'.encode()).has_content is content
+
+
+def test_only_text_alone_is_the_token_event_itself() -> None:
+    """Streams compare by identity, because most events are this one."""
+    assert parse_event(b'{"choices":[{"text":"a"}]}') is TOKEN
+    assert parse_event(FINISHED) == StreamEvent(True, "stop", Usage(completion_tokens=2))
+    assert parse_event(b'{"choices":[{"text":"a"}],"usage":{}}') is not TOKEN
+    assert parse_event(b'{"choices":[{"text":"a","finish_reason":""}]}') is TOKEN
+
+
+def test_of_several_choices_any_content_and_the_first_finish_reason_count() -> None:
+    event = parse_event(
+        b'{"choices":[{"text":""},{"text":"","finish_reason":"length"},{"text":"x","finish_reason":"stop"}],'
+        b'"usage":{"prompt_tokens":1}}'
+    )
+    assert event == StreamEvent(True, "length", Usage(prompt_tokens=1))
+    assert parse_event(b'{"choices":[{"text":""},{"text":""}]}') == StreamEvent()
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        ('{"error":{"message":"boom"},"choices":[{"text":"a"}]}', "boom"),
+        ('{"error":{"detail":"slow"}}', "slow"),
+        ('{"error":{"message":"","detail":"second"}}', "second"),
+        ('{"error":{"message":{"error":"inner"}}}', "inner"),
+        ('{"error":{"code":5}}', '{"code":5}'),
+        ('{"error":7}', "7"),
+        ('{"object":"error"}', "null"),
+        ('{"object":"error","message":"outer","error":{"message":"inner"}}', "inner"),
+    ],
+)
+def test_an_error_event_has_an_error_and_nothing_else(data: str, error: str) -> None:
+    assert parse_event(data.encode()) == StreamEvent(error=error)
+
+
+@pytest.mark.parametrize(
+    "data", ['{"object":"chat.completion.chunk","message":"x","choices":[]}', '{"error":null}', "{}"]
+)
+def test_what_is_no_error_and_has_no_choice_is_nothing(data: str) -> None:
+    assert parse_event(data.encode()) == StreamEvent()
+
+
+def test_a_long_error_and_a_long_page_are_cut() -> None:
+    assert error_of_body(b'{"error":"' + b"x" * 600 + b'"}') == "x" * 500
+    assert error_of_body(b"y" * 300 + b"  ") == "y" * 200
+    assert error_of_body(b"  busy\r\n") == "busy"
+
+
+@pytest.mark.parametrize(
+    ("dialect", "present"),
+    [
+        (Dialect(), {"ignore_eos", "min_tokens", "stream_options"}),
+        (Dialect(ignore_eos=False), {"min_tokens", "stream_options"}),
+        (Dialect(min_tokens=False), {"ignore_eos", "stream_options"}),
+        (Dialect(include_usage=False), {"ignore_eos", "min_tokens"}),
+    ],
+)
+def test_each_extension_is_one_field_of_the_body(dialect: Dialect, present: set[str]) -> None:
+    body = json.loads(payload("completions", "m", "p", 3, dialect, {}))
+    assert set(body) - {"model", "prompt", "max_tokens", "stream"} == present
+
+
+def test_the_prompt_cannot_be_replaced() -> None:
+    extra = {"messages": "mine", "prompt": "mine", "max_tokens": 1}
+    assert json.loads(payload("chat", "m", "p", 7, Dialect(), extra))["messages"][0]["content"] == "p"
+    body = json.loads(payload("completions", "m", "p", 7, Dialect(), extra))
+    assert (body["prompt"], body["max_tokens"]) == ("p", 1)
