@@ -15,22 +15,36 @@ if TYPE_CHECKING:  # numpy and rich are imported when a command runs, not when h
     from loadgen.results.run_folder import RunResult
     from loadgen.workload.token_bins import CountedPairs
 
-POSITIVE = click.FloatRange(min=0, min_open=True)
-BINS_SHOWN = 10
+_BINS_SHOWN = 10
+
+
+_POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 @click.command()
 @click.argument("trace", metavar="TRACE|BINS")
-@click.option("--profile", "profile_name", required=True, metavar="NAME", help="In profiles/energy, or a .json file.")
 @click.option(
-    "--batch", type=POSITIVE, help="Requests that decode together.  [default: the run's with --measured, else the most]"
+    "--profile", "profile_name", required=True, metavar="NAME", help="A name in profiles/energy, or a .json file."
 )
-@click.option("--hardware", metavar="NAME", help="For the FLOPs bound.  [default: the profile's GPU]")
-@click.option("--model", metavar="NAME", help="Shape, for the FLOPs bound.  [default: the profile's model]")
-@click.option("--measured", type=click.Path(path_type=Path), metavar="RUN", help="Set a run's measured joules beside.")
-@click.option("--pue", type=click.FloatRange(min=1.0), default=1.0, show_default=True, help="Building over computers.")
-@click.option("--grid-intensity", type=POSITIVE, metavar="G", help="Grams of CO2e per kWh.")
-@click.option("--price", type=POSITIVE, metavar="P", help="Per kWh, in any currency.")
+@click.option(
+    "--batch",
+    type=_POSITIVE,
+    help="Requests that decode together.  [default: the run's with --measured, else the most]",
+)
+@click.option("--hardware", metavar="NAME", help="GPU of the FLOPs bound.  [default: the profile's]")
+@click.option("--model", metavar="NAME", help="Model of the FLOPs bound.  [default: the profile's]")
+@click.option("--measured", type=click.Path(path_type=Path), metavar="RUN", help="Compare with the joules of a run.")
+@click.option(
+    "--pue",
+    type=click.FloatRange(min=1.0),
+    default=1.0,
+    show_default=True,
+    help="Power usage effectiveness: facility power / IT power.",
+)
+@click.option(
+    "--grid-intensity", type=_POSITIVE, metavar="G", help="Carbon intensity of the grid in grams of CO2e per kWh."
+)
+@click.option("--price", type=_POSITIVE, metavar="P", help="Price per kWh, in any currency.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def estimate(
     trace: str,
@@ -47,8 +61,8 @@ def estimate(
     """Predict the GPU energy of TRACE (any format, or bins) four ways.
 
     \b
-    interpolated  between the cells that were measured, at every request's own lengths
-    two-phase     a model fitted to the cells: prefill and decode, also beyond them
+    interpolated  between the measured grid points, at every request's own lengths
+    two-phase     a model of prefill and decode fitted to the grid points, also beyond them
     ceiling       every length rounded up to a bin edge, as arXiv 2504.17674 does
     ideal         power limit / peak rate x FLOPs
 
@@ -62,14 +76,14 @@ def estimate(
     pairs = _pairs(trace)
     run = _run(measured, profile) if measured else None
     batches = [cell.batch for cell in profile.cells]
-    together = _together(run) if run else None
-    if batch is None:  # held to what was measured; the answer has both numbers
-        batch = float(max(batches)) if together is None else min(max(together, min(batches)), max(batches))
+    mean_decoding = _mean_decoding(run) if run else None
+    if batch is None:  # clamped to the measured batches; the output has both numbers
+        batch = float(max(batches)) if mean_decoding is None else min(max(mean_decoding, min(batches)), max(batches))
     shapes = _shapes(profile, hardware, model)
-    money = {"pue": pue, "grid_intensity_g_per_kwh": grid_intensity, "price_per_kwh": price}
-    answer = _answer(trace, pairs, profile, batch, shapes, money)
+    rates = {"pue": pue, "grid_intensity_g_per_kwh": grid_intensity, "price_per_kwh": price}
+    answer = _answer(trace, pairs, profile, batch, shapes, rates)
     if run:
-        answer["measured"] = _beside(run, profile, batch, shapes, str(measured)) | {"mean_decoding": together}
+        answer["measured"] = _compare(run, profile, batch, shapes, str(measured)) | {"mean_decoding": mean_decoding}
     if as_json:
         click.echo(json.dumps(answer, indent=1))
         return
@@ -88,23 +102,23 @@ def _pairs(name: str) -> "CountedPairs":
 def _shapes(
     profile: "EnergyProfile", hardware: str | None, model: str | None
 ) -> "tuple[Hardware | None, Model | None]":
-    """What the FLOPs bound needs; None where the profile's own names have no file."""
+    """Read the shapes for the FLOPs bound; None for a name in the profile that has no file."""
     from loadgen.energy_model.hardware import read_hardware, read_model
 
-    for what, asked, own in (("GPU", hardware, profile.gpu), ("model", model, profile.model)):
-        if asked is not None and Path(asked).stem != own:
+    for kind, requested, own in (("GPU", hardware, profile.gpu), ("model", model, profile.model)):
+        if requested is not None and Path(requested).stem != own:
             raise LoadgenError(
-                f"the profile was measured with {what} {own}, not {asked}: measure one with `loadgen profile`"
+                f"the profile was measured with {kind} {own}, not {requested}: measure one with `loadgen profile`"
             )
     return _or_none(read_hardware, hardware, profile.gpu), _or_none(read_model, model, profile.model)
 
 
-def _or_none(read: Any, asked: str | None, own: str) -> Any:
-    """An asked-for file must be there; the profile's own may be missing."""
+def _or_none(read: Any, requested: str | None, own: str) -> Any:
+    """Read the requested file, which must exist, or else the profile's own, which may be missing."""
     try:
-        return read(asked or own)
+        return read(requested or own)
     except LoadgenError:
-        if asked is not None:
+        if requested is not None:
             raise
         return None
 
@@ -115,24 +129,24 @@ def _answer(
     profile: "EnergyProfile",
     batch: float,
     shapes: "tuple[Hardware | None, Model | None]",
-    money: dict[str, float | None],
+    rates: dict[str, float | None],
 ) -> dict[str, Any]:
     import msgspec
 
     from loadgen.energy_model.estimate import JOULES_PER_KWH, bin_shares, estimates, surface
 
-    found = estimates(pairs, profile, batch, *shapes)
+    results = estimates(pairs, profile, batch, *shapes)
     requests = int(pairs.counts.sum())
     rows = []
-    for each in found:
-        kwh = each.joules / JOULES_PER_KWH
-        row = msgspec.to_builtins(each) | {"kwh": kwh, "joules_per_request": each.joules / requests}
-        if money["grid_intensity_g_per_kwh"] is not None:
-            row["co2e_kg"] = kwh * money["pue"] * money["grid_intensity_g_per_kwh"] / 1000  # type: ignore[operator]
-        if money["price_per_kwh"] is not None:
-            row["cost"] = kwh * money["pue"] * money["price_per_kwh"]  # type: ignore[operator]
+    for result in results:
+        kwh = result.joules / JOULES_PER_KWH
+        row = msgspec.to_builtins(result) | {"kwh": kwh, "joules_per_request": result.joules / requests}
+        if rates["grid_intensity_g_per_kwh"] is not None:
+            row["co2e_kg"] = kwh * rates["pue"] * rates["grid_intensity_g_per_kwh"] / 1000  # type: ignore[operator]
+        if rates["price_per_kwh"] is not None:
+            row["cost"] = kwh * rates["pue"] * rates["price_per_kwh"]  # type: ignore[operator]
         rows.append(row)
-    cells = surface(profile, batch)
+    grid = surface(profile, batch)
     return {
         "trace": trace,
         "requests": requests,
@@ -141,14 +155,14 @@ def _answer(
         "profile": profile.name,
         "simulated": profile.simulated,
         "batch": batch,
-        "assumed": {name: value for name, value in money.items() if value is not None},
+        "assumed": {name: value for name, value in rates.items() if value is not None},
         "estimates": rows,
-        "two_phase": msgspec.to_builtins(cells.fit),
-        "bins": msgspec.to_builtins(bin_shares(pairs, cells)),
+        "two_phase": msgspec.to_builtins(grid.fit),
+        "bins": msgspec.to_builtins(bin_shares(pairs, grid)),
     }
 
 
-# -- beside a measured run --------------------------------------------------------------------------------------------
+# -- against a measured run -------------------------------------------------------------------------------------------
 
 
 def _run(path: Path, profile: "EnergyProfile") -> "RunResult":
@@ -171,10 +185,11 @@ def _run(path: Path, profile: "EnergyProfile") -> "RunResult":
     return run
 
 
-def _together(run: "RunResult") -> float:
-    """Mean number of requests decoded together, while one was; in flight together, where no answer had a second chunk.
+def _mean_decoding(run: "RunResult") -> float:
+    """Return the mean number of requests that decode together, over the time that any does.
 
-    What a cell's batch shares is the step that decodes. A request that waits, or is prefilled, shares none.
+    The batch of a grid point shares its decode steps; a request that waits or is prefilled shares none. If no response
+    had a second chunk, return the mean number of requests in flight.
     """
     import numpy as np
 
@@ -185,38 +200,38 @@ def _together(run: "RunResult") -> float:
     return mean_overlap(np.array(decoded or spans, dtype=np.int64).reshape(-1, 2))
 
 
-def _beside(
+def _compare(
     run: "RunResult",
     profile: "EnergyProfile",
     batch: float,
     shapes: "tuple[Hardware | None, Model | None]",
     name: str,
 ) -> dict[str, Any]:
-    """The same methods on exactly the requests that the run completed, over what it measured while they were there."""
+    """Compare the estimates for exactly the requests that the run completed with the energy measured meanwhile."""
     import numpy as np
 
     from loadgen.energy_model.estimate import estimates
     from loadgen.workload.token_bins import count_pairs
 
-    done = [
+    completed = [
         (request.input_tokens, request.output_tokens)
         for request, record in zip(run.schedule, run.records, strict=True)
         if record.ok
     ]
-    if not done:
+    if not completed:
         raise LoadgenError(f"{name}: no request completed")
-    lengths = np.array(done, dtype=np.int64)
+    lengths = np.array(completed, dtype=np.int64)
     assert run.summary is not None
     energy = run.summary.energy
     measured = (energy.attributed_joules or 0.0) + (energy.unattributed_joules or 0.0)
     return {
         "run": name,
-        "requests": len(done),
+        "requests": len(completed),
         "joules": measured,
         "idle_joules": energy.idle_joules,
         "ratios": {
-            each.method: each.joules / measured
-            for each in estimates(count_pairs([(lengths[:, 0], lengths[:, 1])]), profile, batch, *shapes)
+            result.method: result.joules / measured
+            for result in estimates(count_pairs([(lengths[:, 0], lengths[:, 1])]), profile, batch, *shapes)
         },
     }
 
@@ -236,8 +251,8 @@ def _show(answer: dict[str, Any], console: "Console") -> None:
     console.print(f"estimate from {answer['profile']}{simulated} at batch {answer['batch']:.4g}\n")
     table = Table(box=None, pad_edge=False)
     extra = [name for name in ("co2e_kg", "cost") if name in answer["estimates"][0]]
-    beside = answer.get("measured", {}).get("ratios")
-    for column in ("method", "kWh", "J/request", *extra, *(["/ measured"] if beside else [])):
+    ratios = answer.get("measured", {}).get("ratios")
+    for column in ("method", "kWh", "J/request", *extra, *(["/ measured"] if ratios else [])):
         table.add_column(column.replace("co2e_kg", "kg CO2e"), justify="left" if column == "method" else "right")
     for row in answer["estimates"]:
         spread = f" ±{row['stderr_joules'] / row['joules']:.1%}" if row["stderr_joules"] is not None else ""
@@ -246,13 +261,13 @@ def _show(answer: dict[str, Any], console: "Console") -> None:
             f"{row['kwh']:.4g}{spread}",
             f"{row['joules_per_request']:.4g}",
             *(f"{row[name]:.4g}" for name in extra),
-            *([f"{beside[row['method']]:.3f}"] if beside else []),
+            *([f"{ratios[row['method']]:.3f}"] if ratios else []),
         )
     console.print(table)
     console.print()
     for row in answer["estimates"]:
         console.print(f"{row['method']}: {escape(row['note'])}", soft_wrap=True)
-    if beside:
+    if ratios:
         run = answer["measured"]
         console.print(
             f"\nmeasured: {run['joules']:,.0f} J while requests were in flight (and {run['idle_joules']:,.0f} J idle), "
@@ -271,7 +286,7 @@ def _show_bins(answer: dict[str, Any], console: "Console") -> None:
     for column in ("input up to", "output up to", "requests", "share of energy", "ceiling / interpolated"):
         table.add_column(column, justify="right")
     total = sum(row["interpolated_joules"] for row in answer["bins"])
-    for row in answer["bins"][:BINS_SHOWN]:
+    for row in answer["bins"][:_BINS_SHOWN]:
         table.add_row(
             f"{row['input_edge']:,}",
             f"{row['output_edge']:,}",

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadgen.cli.options import DEFAULT_URL, POSITIVE
+from loadgen.cli.options import DEFAULT_URL
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from loadgen.energy_model.waves import RequestShape
 
 BINS = "32,128,512,2048,4096,8192x8,32,128,512,1024"
+
+
+_POSITIVE = click.FloatRange(min=0, min_open=True)
 
 
 @click.command()
@@ -42,14 +45,14 @@ BINS = "32,128,512,2048,4096,8192x8,32,128,512,1024"
 @click.option("--tokenizer", type=click.Path(path_type=Path), metavar="FILE", help="tokenizer.json to count with.")
 @click.option("--energy", default="auto", show_default=True, metavar="SOURCE", help="As for replay.")
 @click.option(
-    "--within", type=POSITIVE, default=0.03, show_default=True, help="Relative half width of the 95 % interval."
+    "--within", type=_POSITIVE, default=0.03, show_default=True, help="Relative half width of the 95 % interval."
 )
-@click.option("--repeat-s", type=POSITIVE, default=1.0, show_default=True, help="Minimum duration of a repeat.")
+@click.option("--repeat-s", type=_POSITIVE, default=1.0, show_default=True, help="Minimum duration of a repeat.")
 @click.option(
     "--max-repeats", type=click.IntRange(1), default=10, show_default=True, help="Maximum repeats of a grid point."
 )
 @click.option(
-    "--cap-s", type=POSITIVE, default=60.0, show_default=True, help="Maximum time per grid point, settled or not."
+    "--cap-s", type=_POSITIVE, default=60.0, show_default=True, help="Maximum time per grid point, settled or not."
 )
 @click.option(
     "--settle-s", type=click.FloatRange(0), default=5.0, show_default=True, help="Load before the first measurement."
@@ -61,7 +64,7 @@ BINS = "32,128,512,2048,4096,8192x8,32,128,512,1024"
 )
 @click.option(
     "--budget-s",
-    type=POSITIVE,
+    type=_POSITIVE,
     help="Start no grid point after this; the rest is reported and can be resumed.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the order of bins.")

@@ -1,10 +1,14 @@
-"""A server that is simulated, and says so: an engine in virtual time, its energy, and the truth about every joule.
+"""A simulated server that declares itself as simulated: an engine in virtual time, its energy, and true costs.
 
-cost_model.py   what a step costs (pure), and the GPU that pays it: temperature, simulated energy counter
-engine.py  continuous batching, one discrete step at a time, in virtual time (pure)
-tokens.py  the simulated tokenizer and the words it answers with (pure)
-api.py     bodies and events of the OpenAI API (pure)
-faults.py  ways to fail on purpose (pure)
-metrics.py the /metrics page, under vLLM's names
-app.py     the HTTP server that plays the engine in real time
+cost_model.py       cost of a step (pure), and the GPU that runs it: temperature, simulated energy counter
+engine.py           continuous batching, one discrete step at a time, in virtual time (pure)
+virtual_profile.py  an energy profile from the engine in virtual time (pure)
+tokens.py           the simulated tokenizer and the words of the answers (pure)
+api.py              bodies and events of the OpenAI API (pure)
+faults.py           deliberate failures (pure)
+spans.py            the OTLP spans of finished requests, as vLLM sends them
+metrics.py          the /metrics page, under vLLM's names
+player.py           the engine in real time
+served_request.py   one request while it is served
+app.py              the HTTP routes
 """

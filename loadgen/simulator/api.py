@@ -1,4 +1,4 @@
-"""The OpenAI API as the simulated server speaks it: bodies in, bodies and events out. No I/O."""
+"""The OpenAI API of the simulated server: bodies in, bodies and events out. No I/O."""
 
 from dataclasses import dataclass
 from typing import Any, NoReturn
@@ -7,11 +7,11 @@ import msgspec
 
 from loadgen.simulator.tokens import chat_tokens, tokenize
 
-NOT_SIMULATED = ("echo", "best_of", "tools", "suffix", "logprobs", "top_logprobs")
+_NOT_SIMULATED = ("echo", "best_of", "tools", "suffix", "logprobs", "top_logprobs")
 
 
 class ApiError(Exception):
-    """An answer other than 200, in OpenAI's JSON."""
+    """A response with another status than 200, in OpenAI's JSON."""
 
     def __init__(self, status: int, message: str, kind: str = "BadRequestError") -> None:
         super().__init__(message)
@@ -39,7 +39,7 @@ class StreamOptions(msgspec.Struct):
 
 
 class GenerateBody(msgspec.Struct):
-    """Chat or completions. Sampling options (temperature, top_p, stop, ...) are taken and change nothing."""
+    """Body of chat or completions. Sampling options (temperature, top_p, stop, ...) are accepted and have no effect."""
 
     model: str | None = None
     messages: list[Message] | None = None
@@ -77,7 +77,7 @@ class Ask:
 
 
 def decode_body(raw: bytes) -> GenerateBody:
-    """Raises ApiError."""
+    """Decode a request body. Raises ApiError."""
     try:
         return msgspec.json.decode(raw, type=GenerateBody)
     except (msgspec.DecodeError, UnicodeDecodeError) as err:
@@ -85,19 +85,19 @@ def decode_body(raw: bytes) -> GenerateBody:
 
 
 def ask_of(body: GenerateBody, chat: bool, model_name: str, max_model_len: int) -> Ask:
-    """Raises ApiError: 404 for another model, 400 for what cannot be served."""
+    """Check a request. Raises ApiError: 404 for another model, 400 for a request that cannot be served."""
     check_model(body, model_name)
     if (body.n or 1) != 1:
         _refuse(f"n={body.n} is not simulated: ask for one answer a request")
-    for name in NOT_SIMULATED:
+    for name in _NOT_SIMULATED:
         if getattr(body, name):
             _refuse(f"{name} is not simulated")
     input_ids = chat_ids(body) if chat else prompt_ids(body.prompt)
     limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
-    left = max_model_len - len(input_ids)
+    remaining = max_model_len - len(input_ids)
     if limit is None:
-        limit = left if chat else 16
-    _check_lengths(len(input_ids), limit, body.min_tokens or 0, left, max_model_len)
+        limit = remaining if chat else 16
+    _check_lengths(len(input_ids), limit, body.min_tokens or 0, remaining, max_model_len)
     options = body.stream_options or StreamOptions()
     return Ask(
         chat=chat,
@@ -125,7 +125,7 @@ def chat_ids(body: GenerateBody) -> list[int]:
 
 
 def prompt_ids(prompt: Any) -> list[int]:
-    """A text, a list of token ids, or a list of one of those."""
+    """Return the token ids of a text, of a list of token ids, or of a list of one of those. Raises ApiError."""
     match prompt:
         case str():
             return tokenize(prompt)
@@ -139,14 +139,14 @@ def prompt_ids(prompt: Any) -> list[int]:
             raise ApiError(400, "prompt must be a non-empty text or list of token ids")
 
 
-def _check_lengths(input_tokens: int, limit: int, min_tokens: int, left: int, max_model_len: int) -> None:
-    if limit < 1 and left >= 1:
+def _check_lengths(input_tokens: int, limit: int, min_tokens: int, remaining: int, max_model_len: int) -> None:
+    if limit < 1 and remaining >= 1:
         _refuse(f"max_tokens must be at least 1, got {limit}")
-    if not 0 <= min_tokens <= limit and left >= 1:
+    if not 0 <= min_tokens <= limit and remaining >= 1:
         _refuse(f"min_tokens must be from 0 to max_tokens={limit}, got {min_tokens}")
     if input_tokens < 1:
         _refuse("the prompt must hold at least one token")
-    if limit > left or left < 1:
+    if limit > remaining or remaining < 1:
         _refuse(
             f"This model's maximum context length is {max_model_len} tokens. However, you requested "
             f"{max(limit, 1)} output tokens and your prompt contains {input_tokens} input tokens."
@@ -165,7 +165,7 @@ def usage_json(input_tokens: int, output_tokens: int, cached_tokens: int) -> byt
 
 
 class Events:
-    """One answer's server-sent events. The parts that never change are encoded once; words need no escaping."""
+    """Server-sent events of one response. The constant parts are encoded once; words need no escaping."""
 
     def __init__(self, chat: bool, response_id: str, model_name: str, created_s: int) -> None:
         kind = "chat.completion.chunk" if chat else "text_completion"
@@ -173,10 +173,10 @@ class Events:
         head["system_fingerprint"] = "simulated"
         self._head = b"data: " + msgspec.json.encode(head)[:-1] + b',"choices":['
         open_text = b'{"index":0,"delta":{"content":"' if chat else b'{"index":0,"text":"'
-        self._before = self._head + open_text
+        self._start = self._head + open_text
         close_text = b'"},"logprobs":null,"finish_reason":' if chat else b'","logprobs":null,"finish_reason":'
-        self._going = close_text + b"null}]"
-        self._ended = {reason: close_text + b'"%s"}]' % reason.encode() for reason in ("stop", "length")}
+        self._unfinished = close_text + b"null}]"
+        self._finished = {reason: close_text + b'"%s"}]' % reason.encode() for reason in ("stop", "length")}
         self._role = (
             self._head
             + b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}\n\n'
@@ -186,20 +186,20 @@ class Events:
 
     @property
     def role(self) -> bytes:
-        """Comes before the first token of a chat; nothing before a completion."""
+        """The event before the tokens of a chat; empty for a completion."""
         return self._role
 
     def token(self, word: str, finish_reason: str | None, usage: bytes | None) -> bytes:
-        end = self._ended[finish_reason] if finish_reason else self._going
+        end = self._finished[finish_reason] if finish_reason else self._unfinished
         tail = b"}\n\n" if usage is None else b',"usage":' + usage + b"}\n\n"
-        return self._before + word.encode() + end + tail
+        return self._start + word.encode() + end + tail
 
     def usage(self, usage: bytes) -> bytes:
         return self._head + b'],"usage":' + usage + b"}\n\n"
 
     def broken(self) -> bytes:
-        """An event that is not JSON."""
-        return self._before + b"\n\n"
+        """Return an event that is not JSON."""
+        return self._start + b"\n\n"
 
 
 DONE = b"data: [DONE]\n\n"
@@ -209,7 +209,7 @@ ERROR_EVENT = b"data: " + ApiError(500, "simulated fault: error_event", "Interna
 def whole_answer(
     chat: bool, response_id: str, model_name: str, created_s: int, text: str, finish_reason: str, usage: bytes | None
 ) -> bytes:
-    """The body of an answer that was not streamed."""
+    """Return the body of a response that is not streamed."""
     content = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
     body = {
         "id": response_id,

@@ -1,4 +1,4 @@
-"""What one step costs, in seconds and joules, and the GPU that pays it. No clock, no I/O.
+"""Cost of one step in seconds and joules, and the GPU that runs it. No clock, no I/O.
 
 Letters: a step runs n sequences. Sequence i has s_i tokens in its KV cache and computes c_i more (c_i = 1 in decode).
 
@@ -17,16 +17,16 @@ A tensor-parallel group of G GPUs is one GPU with G times the peaks, watts and m
 C times the hidden size more time in each step:  2 layers (latency + 2 (G-1)/G * 2 bytes * hidden * C / link), the ring
 algorithm's (Patarasuk and Yuan, J. Parallel Distrib. Comput. 69, 2009; Shoeybi et al., arXiv:1909.08053).
 
-A mixture of experts reads W(C) = dense + experts * (1 - (1 - k/E)^C): what C tokens, routed uniformly, touch of it.
+A mixture of experts reads W(C) = dense + experts * (1 - (1 - k/E)^C): the share that C uniformly routed tokens touch.
 The two phases each obey a roofline (Williams et al., CACM 52(4), 2009); FLOPs per token and per attention pair as in
 Korthikanti et al., arXiv:2205.05198, forward pass only.
 
 Temperature follows T' = (ambient + R P - T) / tau, and leakage follows T: power drifts for minutes after load changes.
 
-The truth about shares: the fixed part of a step is what it would cost with one token that does nothing but make the
-weights be read: W(1) bytes, the gaps that do not depend on n, and the static watts over that time. All n sequences
-owe 1/n of it. The rest goes by own work, in proportion to the dynamic joules of each one's FLOPs, KV bytes and, in a
-mixture of experts, its tokens' share of the further experts read.
+True cost shares: the fixed part of a step is its cost with one token that does nothing except make the weights be read:
+W(1) bytes, the gaps that do not depend on n, and the static watts over that time. Each of the n sequences has 1/n.
+The rest is shared by own work, in proportion to the dynamic joules of each sequence's FLOPs, KV bytes and, in a mixture
+of experts, its tokens' share of the additional experts read.
 """
 
 import math
@@ -45,19 +45,22 @@ from loadgen.units import MJ_PER_J, NS_PER_MS, NS_PER_S, mj_from_j
 
 
 def group(hardware: Hardware, gpus: int) -> Hardware:
-    """`gpus` equal GPUs as one. Their temperature is each one's: a watt warms 1/gpus as much, and leaks from all."""
+    """Return `gpus` equal GPUs as one, at the temperature of each: a watt warms 1/gpus as much, and all leak."""
     if gpus == 1:
         return hardware
-    times = ("memory_bytes", "peak_flops", "peak_bytes_per_s", "idle_empty_w", "resident_w", "active_w", "limit_w")
-    scaled = {name: getattr(hardware, name) * gpus for name in (*times, "leakage_w_per_k")}
+    summed = ("memory_bytes", "peak_flops", "peak_bytes_per_s", "idle_empty_w", "resident_w", "active_w", "limit_w")
+    scaled = {name: getattr(hardware, name) * gpus for name in (*summed, "leakage_w_per_k")}
     name = f"{gpus} {hardware.name}"
     return msgspec.structs.replace(hardware, name=name, kelvin_per_w=hardware.kelvin_per_w / gpus, **scaled)
 
 
 def kv_cache_tokens(hardware: Hardware, model: Model, memory_share: float = 0.9) -> int:
-    """KV tokens that fit beside the weights in `memory_share` of the memory (vLLM: gpu_memory_utilization)."""
-    left = hardware.memory_bytes * memory_share - model.parameters * model.bytes_per_parameter
-    tokens = int(left // model.kv_bytes_per_token)
+    """Return the KV tokens that fit beside the weights in `memory_share` of the memory (vLLM: gpu_memory_utilization).
+
+    Raises LoadgenError if none fits.
+    """
+    free_bytes = hardware.memory_bytes * memory_share - model.parameters * model.bytes_per_parameter
+    tokens = int(free_bytes // model.kv_bytes_per_token)
     if tokens < 1:
         need = model.parameters * model.bytes_per_parameter / 1e9
         raise LoadgenError(
@@ -68,7 +71,7 @@ def kv_cache_tokens(hardware: Hardware, model: Model, memory_share: float = 0.9)
 
 
 class Load(NamedTuple):
-    """What a step holds, summed over its sequences: n, C, A and K of the module's docstring."""
+    """Work of a step, summed over its sequences: n, C, A and K of the module's docstring."""
 
     sequences: int
     tokens: int
@@ -77,7 +80,7 @@ class Load(NamedTuple):
 
 
 class StepCost(NamedTuple):
-    """`equal_j` from each sequence, plus its own tokens, pairs and KV tokens at these prices, is `joules` again."""
+    """Cost of a step. `equal_j` per sequence plus its tokens, pairs and KV tokens at these prices sum to `joules`."""
 
     duration_ns: int
     joules: float
@@ -87,19 +90,19 @@ class StepCost(NamedTuple):
     kv_token_j: float
 
     def share_j(self, tokens: int, context: int) -> float:
-        """What a sequence that computed `tokens` after `context` cached ones owes of this step."""
+        """Return the cost share of a sequence that computed `tokens` after `context` cached ones."""
         pairs = tokens * context + tokens * (tokens + 1) // 2
         return self.equal_j + self.token_j * tokens + self.pair_j * pairs + self.kv_token_j * (context + 2 * tokens)
 
 
 class CostLaw:
-    """The module's law for one model on one GPU, or on a tensor-parallel group of `gpus`."""
+    """Cost law of the module's docstring, for one model on one GPU or on a tensor-parallel group of `gpus`."""
 
     def __init__(self, hardware: Hardware, model: Model, gpus: int = 1) -> None:
         self.hardware, self.model = group(hardware, gpus), model
         self.all_reduces_s = 2 * model.layers * hardware.all_reduce_s if gpus > 1 else 0.0
-        moved = 2 * model.layers * 2 * (gpus - 1) / gpus * 2 * model.heads * model.head_dim
-        self.all_reduce_s_per_token = moved / hardware.link_bytes_per_s
+        link_bytes_per_token = 2 * model.layers * 2 * (gpus - 1) / gpus * 2 * model.heads * model.head_dim
+        self.all_reduce_s_per_token = link_bytes_per_token / hardware.link_bytes_per_s
         self.flops_per_token = 2 * model.active_parameters
         self.token_j = hardware.joules_per_flop * self.flops_per_token
         self.pair_j = hardware.joules_per_flop * model.flops_per_pair
@@ -107,7 +110,7 @@ class CostLaw:
         self.fixed_weight_bytes = model.weight_bytes(1)
 
     def static_w(self, temperature_c: float) -> float:
-        """Drawn by a GPU in a step whatever the step holds."""
+        """Return the power in a step that does not depend on its work."""
         return self.idle_w(temperature_c) + self.hardware.active_w
 
     def idle_w(self, temperature_c: float) -> float:
@@ -115,7 +118,7 @@ class CostLaw:
         return hw.idle_w + hw.leakage_w_per_k * (temperature_c - hw.idle_c)
 
     def unlimited_s(self, load: Load) -> float:
-        """Step time before the power limit has its say."""
+        """Return the step time without the power limit."""
         hw, model = self.hardware, self.model
         linear = max(
             self.flops_per_token * load.tokens / (hw.peak_flops * hw.linear_flops_efficiency),
@@ -139,13 +142,13 @@ class CostLaw:
         joules = static_w * (duration_ns / NS_PER_S) + dynamic_j
         fixed_s = self._weight_read_s(self.fixed_weight_bytes) + hw.launch_gap_s + self.all_reduces_s
         fixed_j = static_w * fixed_s + hw.joules_per_byte * self.fixed_weight_bytes
-        further_experts_j = hw.joules_per_byte * (weight_bytes - self.fixed_weight_bytes)
-        scale = (joules - fixed_j) / (own_j + further_experts_j)
+        added_experts_j = hw.joules_per_byte * (weight_bytes - self.fixed_weight_bytes)
+        scale = (joules - fixed_j) / (own_j + added_experts_j)
         return StepCost(
             duration_ns,
             joules,
             fixed_j / load.sequences,
-            scale * (self.token_j + further_experts_j / load.tokens),
+            scale * (self.token_j + added_experts_j / load.tokens),
             scale * self.pair_j,
             scale * self.kv_token_j,
         )
@@ -156,56 +159,57 @@ class CostLaw:
 
 @dataclass(frozen=True, slots=True)
 class CounterOptions:
-    """How the simulated counter differs from the truth."""
+    """Options of the simulated counter, including its errors."""
 
     period_ns: int = 100 * NS_PER_MS
+    """Update period."""
     gain: float = 1.0
-    """The counter's calibration: what it shows of every true joule, on average."""
+    """Calibration error: shown joules per true joule, on average."""
     noise: float = 0.0
-    """Standard deviation of each period's increment, relative to it. A period's error is not made good in the next."""
+    """Relative standard deviation of each period's increment. The error of a period is not corrected in the next."""
     keep_s: float | None = None
-    """How much history to keep; None keeps all."""
+    """Length of the history to keep; None keeps all."""
 
 
-class Counter:
-    """A cumulative energy counter that moves once a period and holds the energy up to that moment, in whole mJ.
+class SimulatedCounter:
+    """A cumulative energy counter that updates once per period and shows the energy up to that update, in whole mJ.
 
-    Never reset. Moves sit at start_ns + k period. Energy is fed in time order, in pieces that flow evenly.
+    It is never reset. Updates are at start_ns + k period. Energy is added in time order, in pieces of constant power.
     """
 
     def __init__(self, domain: str, start_ns: int, options: CounterOptions, rng: Generator) -> None:
         self.domain, self.options, self._rng = domain, options, rng
         keep = None if options.keep_s is None else int(options.keep_s * NS_PER_S / options.period_ns)
         self.samples: deque[EnergySample] = deque([EnergySample(start_ns, domain, 0.0)], maxlen=keep)
-        self._at_ns = start_ns
+        self._added_ns = start_ns
         self._next_ns = start_ns + options.period_ns
         self._period_j = 0.0
         self._shown_j = 0.0
 
     def add(self, until_ns: int, joules: float) -> None:
-        """`joules` flow evenly from the end of the last piece until `until_ns`."""
+        """Add `joules`, at constant power from the end of the previous piece until `until_ns`."""
         while until_ns >= self._next_ns:
-            part = joules * (self._next_ns - self._at_ns) / (until_ns - self._at_ns)
+            part = joules * (self._next_ns - self._added_ns) / (until_ns - self._added_ns)
             self._period_j += part
             joules -= part
-            self._move()
+            self._update()
         self._period_j += joules
-        self._at_ns = until_ns
+        self._added_ns = until_ns
 
-    def _move(self) -> None:
+    def _update(self) -> None:
         error = 1 + self.options.noise * self._rng.standard_normal() if self.options.noise else 1.0
         self._shown_j += max(0.0, self._period_j * self.options.gain * error)
         self.samples.append(EnergySample(self._next_ns, self.domain, int(self._shown_j * MJ_PER_J + 1e-6) / MJ_PER_J))
-        self._at_ns, self._period_j = self._next_ns, 0.0
+        self._added_ns, self._period_j = self._next_ns, 0.0
         self._next_ns += self.options.period_ns
 
     def shown(self, now_ns: int) -> EnergySample:
-        """What a reader sees at `now_ns`: the last move at or before it."""
-        return next((s for s in reversed(self.samples) if s.t_ns <= now_ns), self.samples[0])
+        """Return the reading at `now_ns`: the latest update at or before it."""
+        return next((sample for sample in reversed(self.samples) if sample.t_ns <= now_ns), self.samples[0])
 
 
 def each_gpu(samples: Iterable[EnergySample], gpus: int) -> list[EnergySample]:
-    """A group's counter as the counters of its GPUs, gpu:0 to gpu:n-1: equal shares, whole mJ, the same sum."""
+    """Split a group's counter into those of its GPUs, gpu:0 to gpu:n-1: equal shares in whole mJ with the same sum."""
     return [
         EnergySample(sample.t_ns, f"gpu:{i}", (mj_from_j(sample.joules) + i) // gpus / MJ_PER_J)
         for sample in samples
@@ -216,10 +220,10 @@ def each_gpu(samples: Iterable[EnergySample], gpus: int) -> list[EnergySample]:
 class Gpu:
     """One simulated GPU, or a group that works as one, in virtual time.
 
-    It either runs a step or idles, and its counter sees both.
+    It either runs a step or idles, and its counter counts both.
     """
 
-    def __init__(self, law: CostLaw, counter: Counter, start_ns: int) -> None:
+    def __init__(self, law: CostLaw, counter: SimulatedCounter, start_ns: int) -> None:
         self.law, self.counter = law, counter
         self.now_ns = start_ns
         self.temperature_c = law.hardware.idle_c
@@ -227,7 +231,10 @@ class Gpu:
         self.step_j = 0.0
 
     def idle_until(self, t_ns: int) -> None:
-        """Owed by nobody. In pieces of a counter period at most, so that leakage follows the temperature down."""
+        """Idle until `t_ns`, in pieces of at most a counter period, so that leakage follows the falling temperature.
+
+        No request has a share of this energy.
+        """
         while self.now_ns < t_ns:
             until_ns = min(t_ns, self.now_ns + self.counter.options.period_ns)
             joules = self.law.idle_w(self.temperature_c) * (until_ns - self.now_ns) / NS_PER_S
@@ -235,7 +242,7 @@ class Gpu:
             self._spend(until_ns, joules)
 
     def run(self, load: Load) -> StepCost:
-        """Starts at now_ns; now_ns is its end afterwards."""
+        """Run a step from now_ns on; now_ns is its end afterwards."""
         cost = self.law.cost(load, self.temperature_c)
         self.step_j += cost.joules
         self._spend(self.now_ns + cost.duration_ns, cost.joules)

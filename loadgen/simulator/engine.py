@@ -7,7 +7,6 @@ is preempted, loses its blocks, and later computes prompt and answer again.
 
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable
-from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from numpy.random import Generator, default_rng
 
 from loadgen.energy.series import EnergySample
 from loadgen.energy_model.hardware import Hardware, Model
-from loadgen.simulator.cost_model import CostLaw, Counter, CounterOptions, Gpu, Load, StepCost, kv_cache_tokens
+from loadgen.simulator.cost_model import CostLaw, CounterOptions, Gpu, Load, SimulatedCounter, StepCost, kv_cache_tokens
 from loadgen.units import NS_PER_MS
 
 BLOCK_TOKENS = 16
@@ -27,7 +26,7 @@ class EngineOptions:
     max_num_batched_tokens: int = 8192
     prefix_caching: bool = False
     kv_cache_tokens: int | None = None
-    """None: what fits beside the weights."""
+    """Capacity of the KV cache; None: as much as fits beside the weights."""
     tensor_parallel: int = 1
     """GPUs that share every layer."""
 
@@ -38,21 +37,21 @@ class EngineOptions:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """One request inside the engine, and what it owes so far."""
+    """One request inside the engine, and its cost share so far."""
 
     arrival_ns: int
     input_tokens: int
     output_tokens: int
-    """How many it will emit before it finishes."""
+    """Tokens that it emits before it finishes."""
     block_hashes: tuple[Hashable, ...] = ()
-    """One per full block of the prompt, each naming everything up to its end. Only for prefix caching."""
+    """One hash per full block of the prompt, each of all tokens up to the block's end. Used by prefix caching only."""
     computed: int = 0
-    """Tokens in the KV cache now."""
+    """Tokens in the KV cache."""
     emitted: int = 0
-    prefill_left: int = 0
-    """Tokens to compute before the next one is emitted by a prefill; 0 in decode."""
+    prefill_remaining: int = 0
+    """Tokens to compute before a prefill emits the next token; 0 in decode."""
     cached_tokens: int = 0
-    """Of the prompt, at first admission."""
+    """Prompt tokens that the prefix cache had at the first admission."""
     preemptions: int = 0
     started_ns: int | None = None
     private_blocks: int = 0
@@ -67,14 +66,14 @@ class Sequence:
 
     @property
     def room(self) -> int:
-        """Tokens that its blocks can hold."""
+        """Capacity of its blocks in tokens."""
         return (self.private_blocks + self.shared_blocks) * BLOCK_TOKENS
 
 
 class BlockPool:
     """KV-cache blocks: free, private to one sequence, or shared by hash.
 
-    Shared blocks that nobody holds stay until room is needed; the one unused for longest goes first.
+    Shared blocks without a holder stay until room is needed; the least recently used is evicted before the others.
     """
 
     def __init__(self, blocks: int, prefix_caching: bool) -> None:
@@ -88,7 +87,7 @@ class BlockPool:
         return self.blocks - self.free - len(self._unheld)
 
     def cached_blocks(self, seq: Sequence) -> int:
-        """Leading blocks of its prompt that are there. At least its last token must still be computed."""
+        """Count the leading blocks of its prompt that are cached. At least its last token must still be computed."""
         if not self.prefix_caching:
             return 0
         limit = min(len(seq.block_hashes), (seq.input_tokens - 1) // BLOCK_TOKENS)
@@ -98,19 +97,20 @@ class BlockPool:
         return hits
 
     def admit(self, seq: Sequence, hits: int, tokens: int) -> bool:
-        """Hold `hits` cached blocks and room for `tokens` after them; False, and nothing changed, without room."""
+        """Hold `hits` cached blocks and room for `tokens` after them. Without room, change nothing and return False."""
         need = -(-tokens // BLOCK_TOKENS)
         evictable = len(self._unheld) - sum(h in self._unheld for h in seq.block_hashes[:hits])
         if need > self.free + evictable:
             return False
         for block in seq.block_hashes[:hits]:
-            self._hold(block)
+            self._unheld.pop(block, None)
+            self._holders[block] = self._holders.get(block, 0) + 1
         seq.shared_blocks = hits
         seq.computed = hits * BLOCK_TOKENS
         return self.grow(seq, tokens)
 
     def grow(self, seq: Sequence, tokens: int) -> bool:
-        """Room for `tokens` more; False, and nothing changed, without it."""
+        """Allocate room for `tokens` more. Without room, change nothing and return False."""
         need = -(-(seq.computed + tokens - seq.room) // BLOCK_TOKENS)
         if need > self.free + len(self._unheld):
             return False
@@ -123,11 +123,11 @@ class BlockPool:
         return True
 
     def publish(self, seq: Sequence) -> None:
-        """Share the prompt blocks that are now complete, as far as nobody else computed the same one meanwhile."""
+        """Share the prompt blocks that are complete, up to one that another sequence computed in the meantime."""
         if not self.prefix_caching:
             return
-        done = min(seq.computed // BLOCK_TOKENS, len(seq.block_hashes))
-        for block in seq.block_hashes[seq.shared_blocks : done]:
+        complete = min(seq.computed // BLOCK_TOKENS, len(seq.block_hashes))
+        for block in seq.block_hashes[seq.shared_blocks : complete]:
             if block in self._holders or block in self._unheld:
                 return
             self._holders[block] = 1
@@ -135,6 +135,7 @@ class BlockPool:
             seq.shared_blocks += 1
 
     def release(self, seq: Sequence) -> None:
+        """Take back all blocks of a sequence; shared ones stay cached."""
         for block in reversed(seq.block_hashes[: seq.shared_blocks]):
             self._holders[block] -= 1
             if not self._holders[block]:
@@ -143,20 +144,18 @@ class BlockPool:
         self.free += seq.private_blocks
         seq.private_blocks = seq.shared_blocks = 0
 
-    def _hold(self, block: Hashable) -> None:
-        self._unheld.pop(block, None)
-        self._holders[block] = self._holders.get(block, 0) + 1
-
 
 class Batch(NamedTuple):
+    """Sequences of one step."""
+
     prefills: list[tuple[Sequence, int]]
-    """With how many tokens each computes."""
+    """Each with the number of tokens that it computes."""
     decodes: list[Sequence]
     preempted: list[Sequence]
 
 
 class Scheduler:
-    """Who computes what in the next step. `running` is in order of arrival; so is `waiting`."""
+    """Chooses the work of the next step. `running` and `waiting` are in order of arrival."""
 
     def __init__(self, options: EngineOptions, pool: BlockPool) -> None:
         self.options, self.pool = options, pool
@@ -171,7 +170,7 @@ class Scheduler:
         return batch
 
     def remove(self, seq: Sequence) -> None:
-        """A sequence that finished or was aborted; no harm when it is not here."""
+        """Remove a sequence that finished or was aborted; no effect if it was removed before."""
         if seq in self.running:
             self.running.remove(seq)
         elif seq in self.waiting:
@@ -183,10 +182,10 @@ class Scheduler:
         i = 0
         while i < len(self.running) and budget > 0:
             seq = self.running[i]
-            tokens = min(seq.prefill_left, budget) or 1
+            tokens = min(seq.prefill_remaining, budget) or 1
             if seq.computed + tokens > seq.room and not self._make_room(seq, tokens, batch.preempted):
                 break
-            if seq.prefill_left:
+            if seq.prefill_remaining:
                 prefills.append((seq, tokens))
             else:
                 decodes.append(seq)
@@ -198,23 +197,26 @@ class Scheduler:
         while self.waiting and budget > 0 and len(self.running) < self.options.max_num_seqs:
             seq = self.waiting[0]
             hits = self.pool.cached_blocks(seq)
-            left = seq.input_tokens + seq.emitted - hits * BLOCK_TOKENS
-            tokens = min(left, budget)
+            remaining = seq.input_tokens + seq.emitted - hits * BLOCK_TOKENS
+            tokens = min(remaining, budget)
             if seq.arrival_ns > now_ns or not self.pool.admit(seq, hits, tokens):
                 return
             self.running.append(self.waiting.popleft())
-            seq.prefill_left = left
+            seq.prefill_remaining = remaining
             if seq.started_ns is None:
                 seq.started_ns, seq.cached_tokens = now_ns, hits * BLOCK_TOKENS
             batch.prefills.append((seq, tokens))
             budget -= tokens
 
     def _make_room(self, seq: Sequence, tokens: int, preempted: list[Sequence]) -> bool:
-        """Preempt from the end, where none is in the batch yet, until there is room; False when `seq` had to go too."""
+        """Preempt from the end, where no sequence is in the batch yet, until there is room.
+
+        Return False if `seq` itself was preempted.
+        """
         while not self.pool.grow(seq, tokens):
             victim = self.running.pop()
             self.pool.release(victim)
-            victim.computed = victim.prefill_left = 0
+            victim.computed = victim.prefill_remaining = 0
             victim.preemptions += 1
             self.waiting.appendleft(victim)
             preempted.append(victim)
@@ -224,7 +226,7 @@ class Scheduler:
 
 
 class Step(NamedTuple):
-    """One iteration. At `end_ns` all of `emitted` have a new token: `first` their first, `finished` their last."""
+    """One iteration. At `end_ns` all of `emitted` have a new token: `started` their first, `finished` their last."""
 
     start_ns: int
     duration_ns: int
@@ -232,7 +234,7 @@ class Step(NamedTuple):
     prefills: list[tuple[Sequence, int]]
     decodes: list[Sequence]
     emitted: list[Sequence]
-    first: list[Sequence]
+    started: list[Sequence]
     finished: list[Sequence]
     preempted: list[Sequence]
 
@@ -242,14 +244,14 @@ class Step(NamedTuple):
 
     @property
     def tokens(self) -> int:
-        """Computed in this step."""
+        """Tokens computed in this step."""
         return len(self.decodes) + sum(tokens for _, tokens in self.prefills)
 
 
 class Engine:
     """A model on one simulated GPU, or on a tensor-parallel group.
 
-    The caller owns time: it asks when the next step can start, and takes it.
+    The caller owns time: it asks for the start of the next step, and takes the step.
     """
 
     def __init__(
@@ -261,16 +263,16 @@ class Engine:
         start_ns: int = 0,
         rng: Generator | None = None,
     ) -> None:
-        """`rng` draws the counter's noise, nothing else. Raises LoadgenError when the model does not fit."""
+        """rng: draws the counter's noise, nothing else. Raises LoadgenError if the model does not fit."""
         law = CostLaw(hardware, model, options.tensor_parallel)
         capacity = options.kv_cache_tokens or kv_cache_tokens(law.hardware, model)
         pool = BlockPool(max(1, capacity // BLOCK_TOKENS), options.prefix_caching)
         self.max_model_len = min(model.context_tokens, pool.blocks * BLOCK_TOKENS)
         self.scheduler = Scheduler(options, pool)
-        self.gpu = Gpu(law, Counter("gpu:0", start_ns, counter, rng or default_rng(0)), start_ns)
+        self.gpu = Gpu(law, SimulatedCounter("gpu:0", start_ns, counter, rng or default_rng(0)), start_ns)
 
     def add(self, seq: Sequence) -> None:
-        """In order of arrival. Raises ValueError for what can never fit."""
+        """Queue a sequence; call in order of arrival. Raises ValueError if it can never fit."""
         if seq.input_tokens < 1 or seq.output_tokens < 1:
             raise ValueError("a sequence has at least one input and one output token")
         if seq.input_tokens + seq.output_tokens > self.max_model_len:
@@ -280,11 +282,11 @@ class Engine:
         self.scheduler.waiting.append(seq)
 
     def abort(self, seq: Sequence) -> None:
-        """Leave at once. What it owes so far, a step under way included, stays owed."""
+        """Remove a sequence at once. It keeps its cost share so far, including that of a step in progress."""
         self.scheduler.remove(seq)
 
     def next_start_ns(self) -> int | None:
-        """When the next step can start: at the end of the last, or when work arrives; None without work."""
+        """Return the start of the next step: the end of the previous one, or the next arrival; None without work."""
         if self.scheduler.running:
             return self.gpu.now_ns
         if self.scheduler.waiting:
@@ -292,9 +294,9 @@ class Engine:
         return None
 
     def step(self, now_ns: int) -> Step | None:
-        """Idle until `now_ns`, then run one step from there; None when nobody is there to run.
+        """Idle until `now_ns`, then run one step from there; return None if there is no sequence to run.
 
-        Everything is decided at the start: sequences already are in the state that they have at its end.
+        Everything is decided at the start: sequences already have the state that they have at its end.
         """
         if now_ns < self.gpu.now_ns:
             raise ValueError("the last step has not ended yet")
@@ -304,21 +306,21 @@ class Engine:
             return None
         cost = self.gpu.run(_load(prefills, decodes))
         completed = [seq for seq, tokens in prefills if self._prefill(seq, tokens, cost)]
-        first = [seq for seq in completed if seq.emitted == 1]
+        started = [seq for seq in completed if seq.emitted == 1]
         emitted = _decode(decodes, cost) + completed
         finished = [seq for seq in emitted if seq.emitted >= seq.output_tokens]
         for seq in finished:
             self.scheduler.remove(seq)
-        return Step(now_ns, cost.duration_ns, cost.joules, prefills, decodes, emitted, first, finished, preempted)
+        return Step(now_ns, cost.duration_ns, cost.joules, prefills, decodes, emitted, started, finished, preempted)
 
     def _prefill(self, seq: Sequence, tokens: int, cost: StepCost) -> bool:
-        """Apply; whether that completed the prefill, and so emitted a token."""
+        """Compute `tokens` of a prefill; return True if that completed it and so emitted a token."""
         seq.prefill_j += cost.share_j(tokens, seq.computed)
         seq.computed += tokens
-        seq.prefill_left -= tokens
+        seq.prefill_remaining -= tokens
         self.scheduler.pool.publish(seq)
-        seq.emitted += not seq.prefill_left
-        return not seq.prefill_left
+        seq.emitted += not seq.prefill_remaining
+        return not seq.prefill_remaining
 
 
 def _load(prefills: list[tuple[Sequence, int]], decodes: list[Sequence]) -> Load:
@@ -332,7 +334,10 @@ def _load(prefills: list[tuple[Sequence, int]], decodes: list[Sequence]) -> Load
 
 
 def _decode(decodes: list[Sequence], cost: StepCost) -> list[Sequence]:
-    """Apply. The shares are `cost.share_j(1, computed)`, which is linear in the context: this is the hot loop."""
+    """Decode one token of each sequence. The shares are `cost.share_j(1, computed)`, which is linear in the context.
+
+    This is the hot loop of the simulator.
+    """
     base_j = cost.share_j(1, 0)
     context_j = cost.pair_j + cost.kv_token_j
     for seq in decodes:
@@ -350,7 +355,7 @@ class SubmittedRequest(NamedTuple):
 
 
 class SimulatedRequest(NamedTuple):
-    """The truth about one arrival, in the order given."""
+    """True instants and cost of one request; requests are in the order of the arrivals passed in."""
 
     arrival_ns: int
     started_ns: int
@@ -364,7 +369,7 @@ class SimulatedRequest(NamedTuple):
 
 
 class StepSample(NamedTuple):
-    """What an engine's /metrics would show at t_ns: totals of the steps that ended by then, and the queues."""
+    """Values that an engine's /metrics would show at t_ns: totals of the steps that ended by then, and the queues."""
 
     t_ns: int
     iterations: int
@@ -378,7 +383,7 @@ class StepSample(NamedTuple):
 
 @dataclass(slots=True)
 class Totals:
-    """Running totals over steps, counted as vLLM counts: a prompt when its first token is out, cached part included."""
+    """Running totals over steps, counted as vLLM counts: a whole prompt, cached part included, at its first token."""
 
     iterations: int = 0
     prompt_tokens: int = 0
@@ -387,16 +392,17 @@ class Totals:
     preemptions: int = 0
 
     def add(self, step: Step) -> None:
+        """Add a step that has ended."""
         self.iterations += 1
         self.generation_tokens += len(step.emitted)
         self.preemptions += len(step.preempted)
-        self.prompt_tokens += sum(seq.input_tokens for seq in step.first)
-        self.cached_tokens += sum(seq.cached_tokens for seq in step.first)
+        self.prompt_tokens += sum(seq.input_tokens for seq in step.started)
+        self.cached_tokens += sum(seq.cached_tokens for seq in step.started)
 
 
 @dataclass(frozen=True)
 class SimulatedRun:
-    """A whole run in virtual time. measured: `counter`, as a meter would read it. true: everything else."""
+    """A whole run in virtual time. `counter` is what a meter would read; everything else is true."""
 
     requests: list[SimulatedRequest]
     counter: list[EnergySample]
@@ -416,10 +422,16 @@ class _Recorder:
     samples: list[StepSample] = field(default_factory=list)
 
     def until(self, t_ns: int, running: int, waiting: int) -> None:
-        """Grid instants strictly before t_ns."""
-        t = self.totals
+        """Record the grid instants strictly before t_ns."""
+        totals = self.totals
         while self.next_ns < t_ns:
-            row = (t.iterations, t.prompt_tokens, t.cached_tokens, t.generation_tokens, t.preemptions)
+            row = (
+                totals.iterations,
+                totals.prompt_tokens,
+                totals.cached_tokens,
+                totals.generation_tokens,
+                totals.preemptions,
+            )
             self.samples.append(StepSample(self.next_ns, *row, running, waiting))
             self.next_ns += self.period_ns
 
@@ -435,9 +447,9 @@ def simulate(
     engine_period_ns: int = 100 * NS_PER_MS,
     seed: int = 0,
 ) -> SimulatedRun:
-    """Serve `arrivals` from virtual instant 0 until all are done, then idle for `tail_ns`.
+    """Serve `arrivals` from virtual instant 0 until all are complete, then idle for `tail_ns`.
 
-    `seed` draws the counter's noise, nothing else. Raises ValueError for an arrival that can never fit.
+    seed: of the counter's noise, nothing else. Raises ValueError for an arrival that can never fit.
     """
     engine = Engine(hardware, model, options, counter, rng=default_rng(seed))
     sequences = [Sequence(*arrival) for arrival in arrivals]
@@ -460,17 +472,17 @@ def simulate(
             token_ns[id(seq)].append(end_ns)
     engine.gpu.idle_until(engine.gpu.now_ns + tail_ns)
     recorder.until(engine.gpu.now_ns + 1, 0, 0)
-    requests = [_truth(seq, token_ns[id(seq)]) for seq in sequences]
+    requests = [_simulated_request(seq, token_ns[id(seq)]) for seq in sequences]
     gpu = engine.gpu
     return SimulatedRun(requests, list(gpu.counter.samples), recorder.samples, gpu.now_ns, gpu.step_j, gpu.idle_j)
 
 
-def _truth(seq: Sequence, token_ns: Many[int]) -> SimulatedRequest:
+def _simulated_request(seq: Sequence, token_ns: list[int]) -> SimulatedRequest:
     assert seq.started_ns is not None
     return SimulatedRequest(
         seq.arrival_ns,
         seq.started_ns,
-        list(token_ns),
+        token_ns,
         seq.input_tokens,
         seq.emitted,
         seq.cached_tokens,

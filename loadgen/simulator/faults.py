@@ -1,4 +1,4 @@
-"""Ways in which the simulated server can be told to fail, so that clients can be tested against them."""
+"""Deliberate failures of the simulated server, so that clients can be tested against them."""
 
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -36,11 +36,12 @@ MEANING: dict[Fault, str] = {
 
 @dataclass(frozen=True)
 class Faults:
-    """Probability of each kind, per request. At most one befalls a request: the first in the order of `MEANING`."""
+    """Probability of each kind, per request. At most one applies: the earliest in the order of `MEANING`."""
 
     probability: dict[Fault, float]
 
     def draw(self, rng: Generator) -> Fault | None:
+        """Draw the fault of one request; no faults, no draws."""
         if not self.probability:
             return None
         draws = rng.random(len(MEANING))
@@ -48,7 +49,7 @@ class Faults:
 
 
 def parse_faults(texts: tuple[str, ...]) -> Faults:
-    """`KIND:P` each. Raises LoadgenError."""
+    """Parse texts of the form `KIND:P`. Raises LoadgenError."""
     probability: dict[Fault, float] = {}
     for text in texts:
         name, _, p = text.partition(":")

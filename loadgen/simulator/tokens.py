@@ -1,4 +1,4 @@
-"""The simulated tokenizer: a rule, not a vocabulary. And the words of the simulated answers.
+"""The simulated tokenizer, which is a rule and not a vocabulary, and the words of the simulated answers.
 
 A token is the first of these that matches, as long as it can be, left to right: up to eight letters, with one space or
 underscore before them; up to three digits; up to four punctuation marks, with one space before them; one underscore; up
@@ -24,16 +24,16 @@ time look two write go see number no way could people than first water been call
 """
 
 WORDS = tuple(_TEXT.split())
-"""Each is one token, with or without a space before it."""
+"""Words that are one token each, with or without a space before it."""
 
 
 def tokenize(text: str) -> list[int]:
-    """Token ids: a checksum of each piece. Total: never fails, and every character is in exactly one token."""
+    """Return token ids: a checksum of each piece. Never fails; every character is in exactly one token."""
     return [crc32(piece.encode("utf-8", "surrogatepass")) % _VOCABULARY for piece in _PIECE.findall(text)]
 
 
 def chat_tokens(messages: Iterable[tuple[str, str]], add_generation_prompt: bool = True) -> list[int]:
-    """(role, content) pairs through the simulated template: three tokens and the role's around each message."""
+    """Apply the simulated chat template to (role, content) pairs: three tokens and the role's around each message."""
     ids: list[int] = []
     for role, content in messages:
         ids += [_START, *tokenize(role), _END_OF_HEADER, *tokenize(content), _END_OF_MESSAGE]
@@ -41,16 +41,16 @@ def chat_tokens(messages: Iterable[tuple[str, str]], add_generation_prompt: bool
 
 
 def answer_words(seed: int) -> Iterator[str]:
-    """An endless answer, word by word. Its first n words, joined, are n tokens."""
-    at, stride = seed % len(WORDS), 1 + 2 * (seed // len(WORDS) % 16)
-    yield WORDS[at].capitalize()
+    """Yield an endless answer word by word. Any n words from the start, joined, are n tokens."""
+    index, stride = seed % len(WORDS), 1 + 2 * (seed // len(WORDS) % 16)
+    yield WORDS[index].capitalize()
     while True:
-        at = (at + stride) % len(WORDS)
-        yield " " + WORDS[at]
+        index = (index + stride) % len(WORDS)
+        yield " " + WORDS[index]
 
 
 def block_hashes(ids: list[int]) -> tuple[bytes, ...]:
-    """One per full block of the prompt. Each covers all tokens up to its end: equal hashes are equal prefixes."""
+    """Return one hash per full block of the prompt, of all tokens up to its end: equal hashes mean equal prefixes."""
     hashes: list[bytes] = []
     parent = b""
     for end in range(BLOCK_TOKENS, len(ids) + 1, BLOCK_TOKENS):

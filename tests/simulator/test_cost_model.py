@@ -12,7 +12,7 @@ from numpy.random import default_rng
 from loadgen.energy.series import EnergySample
 from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.errors import LoadgenError
-from loadgen.simulator.cost_model import CostLaw, Counter, CounterOptions, Gpu, Load, each_gpu, kv_cache_tokens
+from loadgen.simulator.cost_model import CostLaw, CounterOptions, Gpu, Load, SimulatedCounter, each_gpu, kv_cache_tokens
 from loadgen.simulator.engine import EngineOptions, SubmittedRequest, simulate
 from loadgen.units import NS_PER_MS, NS_PER_S
 
@@ -176,7 +176,7 @@ def test_more_tokens_touch_more_experts_up_to_all_of_them():
 
 
 def gpu(options: CounterOptions = CounterOptions(), start_ns: int = 0) -> Gpu:  # noqa: B008
-    return Gpu(LAW, Counter("gpu:0", start_ns, options, default_rng(0)), start_ns)
+    return Gpu(LAW, SimulatedCounter("gpu:0", start_ns, options, default_rng(0)), start_ns)
 
 
 def test_power_drifts_with_temperature_and_settles_at_idle_again():
@@ -194,7 +194,7 @@ def test_power_drifts_with_temperature_and_settles_at_idle_again():
 
 
 def test_the_counter_moves_on_its_grid_and_shows_the_energy_up_to_that_moment():
-    counter = Counter("gpu:0", 7, CounterOptions(), default_rng(0))
+    counter = SimulatedCounter("gpu:0", 7, CounterOptions(), default_rng(0))
     counter.add(7 + 250 * NS_PER_MS, 25.0)
     counter.add(7 + 300 * NS_PER_MS, 50.0)
     samples = [(s.t_ns, s.joules) for s in counter.samples]
@@ -206,7 +206,7 @@ def test_the_counter_moves_on_its_grid_and_shows_the_energy_up_to_that_moment():
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 700 * NS_PER_MS), st.floats(0, 500)), min_size=1, max_size=30))
 def test_the_counter_shows_whole_millijoules_never_falls_and_loses_nothing(pieces):
-    counter = Counter("gpu:0", 0, CounterOptions(), default_rng(0))
+    counter = SimulatedCounter("gpu:0", 0, CounterOptions(), default_rng(0))
     now_ns = 0
     for duration_ns, joules in pieces:
         now_ns += duration_ns
