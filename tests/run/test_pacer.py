@@ -35,6 +35,21 @@ def test_it_is_within_its_bounds_whatever_happens(late_ns: list[int]) -> None:
         assert MIN_AWAKE_NS <= awake_ns <= MAX_AWAKE_NS
 
 
+@pytest.mark.parametrize(
+    ("awake_ns", "late_ns", "next_ns"),
+    [
+        (AWAKE_NS, AWAKE_NS, AWAKE_NS - 2_000),  # in time, just
+        (AWAKE_NS, AWAKE_NS + 1, AWAKE_NS + 18_000),  # late: nine steps up for each step down is one in ten
+        (MIN_AWAKE_NS, 0, MIN_AWAKE_NS),
+        (MIN_AWAKE_NS + 1, 0, MIN_AWAKE_NS),
+        (MAX_AWAKE_NS, MAX_AWAKE_NS + 1, MAX_AWAKE_NS),
+        (MAX_AWAKE_NS - 17_999, MAX_AWAKE_NS, MAX_AWAKE_NS),
+    ],
+)
+def test_the_steps_by_hand(awake_ns: int, late_ns: int, next_ns: int) -> None:
+    assert next_awake_ns(awake_ns, late_ns) == next_ns
+
+
 def test_one_long_stall_changes_little() -> None:
     assert next_awake_ns(AWAKE_NS, 10**10) - AWAKE_NS < AWAKE_NS / 5
 

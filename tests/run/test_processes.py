@@ -10,9 +10,11 @@ import threading
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +23,9 @@ from hypothesis import strategies as st
 
 from loadgen.errors import LoadgenError
 from loadgen.results import run_folder
+from loadgen.run.config import RunConfig
 from loadgen.run.process_stats import SendingCost, merge_costs
-from loadgen.run.processes import split_cap, split_requests
+from loadgen.run.processes import check_sending, split_cap, split_requests
 from loadgen.servers.launcher import served
 from loadgen.stats.distributions import index_of_dispersion, ks_exponential
 from loadgen.workload.schedule import ScheduledRequest
@@ -56,6 +59,31 @@ def test_without_sessions_every_nth_request_is_a_process_s() -> None:
 @pytest.mark.parametrize(("cap", "parts"), [(None, [None] * 3), (3, [1, 1, 1]), (8, [3, 3, 2])])
 def test_a_cap_is_split_exactly(cap: int | None, parts: list[int | None]) -> None:
     assert split_cap(cap, 3) == parts
+
+
+@given(st.integers(1, 40), st.integers(0, 1000))
+def test_the_parts_of_a_cap_sum_to_it_and_differ_by_one_at_most(processes: int, surplus: int) -> None:
+    parts = [part or 0 for part in split_cap(processes + surplus, processes)]
+    assert (len(parts), sum(parts)) == (processes, processes + surplus)
+    assert max(parts) - min(parts) <= 1 and min(parts) >= 1
+
+
+@pytest.mark.parametrize(
+    ("options", "requests", "message"),
+    [
+        ({"processes": 3, "max_concurrency": 2}, 9, "cannot be split over --processes 3"),
+        ({"processes": 3, "max_concurrency": 2}, 2, None),  # no more processes than requests
+        ({"processes": 3, "max_concurrency": 3}, 9, None),
+        ({"processes": 3}, 9, None),
+        ({"otlp": "localhost:9478"}, 9, "is no URL of a sidecar|sidecar"),
+    ],
+)
+def test_options_that_cannot_be_sent_with_are_refused(
+    options: dict[str, Any], requests: int, message: str | None
+) -> None:
+    config = RunConfig(out=Path("run"), base_url="http://host/v1", **options)
+    with pytest.raises(LoadgenError, match=message) if message else nullcontext():
+        check_sending(config, requests)
 
 
 def test_a_cap_below_the_number_of_processes_is_refused() -> None:

@@ -1,0 +1,84 @@
+"""The command line as a whole: every command loads, and no key stays in the process title."""
+
+import os
+import sys
+from typing import Any
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from loadgen import cli
+from loadgen.cli.options import knobs
+
+
+@pytest.mark.parametrize("name", cli.COMMANDS)
+def test_every_command_shows_its_help(name: str) -> None:
+    result = CliRunner().invoke(cli.cli, [name, "--help"])
+    assert result.exit_code == 0
+    assert f"{name} [OPTIONS]" in result.output or f"{name} [OPTIONS] COMMAND" in result.output
+
+
+def test_the_help_lists_all_commands() -> None:
+    output = CliRunner().invoke(cli.cli, ["--help"]).output
+    assert all(f"  {name} " in output for name in cli.COMMANDS)
+
+
+def test_an_unknown_command_is_refused() -> None:
+    result = CliRunner().invoke(cli.cli, ["reply"])
+    assert result.exit_code == 2
+    assert "No such command 'reply'" in result.output
+
+
+class StartedAgainError(Exception):
+    pass
+
+
+@pytest.mark.parametrize(
+    ("arguments", "command", "variable"),
+    [
+        (["replay", "t.jsonl", "--api-key", "k"], ["replay", "t.jsonl"], "OPENAI_API_KEY"),
+        (["replay", "--api-key=k", "t.jsonl"], ["replay", "t.jsonl"], "OPENAI_API_KEY"),
+        (["serve", "--api-key", "k", "sim"], ["serve", "sim"], "LOADGEN_SERVE_API_KEY"),
+    ],
+)
+def test_a_key_moves_from_the_command_line_to_the_environment(
+    monkeypatch: pytest.MonkeyPatch, arguments: list[str], command: list[str], variable: str
+) -> None:
+    started: list[Any] = []
+
+    def execve(path: str, argv: list[str], environment: dict[str, str]) -> None:
+        started.append((path, argv, environment[variable]))
+        raise StartedAgainError
+
+    monkeypatch.setattr(os, "execve", execve)
+    monkeypatch.setattr(sys, "argv", ["loadgen", *arguments])
+    with pytest.raises(StartedAgainError):
+        cli.main()
+    assert started == [(sys.executable, [sys.executable, "-m", "loadgen", *command], "k")]
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["replay", "--help"], ["trace", "--help"]])
+def test_a_command_without_a_key_starts_once(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> None:
+    monkeypatch.setattr(os, "execve", lambda *_: pytest.fail("started again"))
+    monkeypatch.setattr(sys, "argv", ["loadgen", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    assert exit_.value.code == 0
+
+
+def test_engine_options_are_split_at_the_first_equals_sign() -> None:
+    context: Any = None
+    assert knobs(context, context, ("a=1", " b =x=y", 'c={"d": 2}', "e=")) == {
+        "a": "1",
+        "b": "x=y",
+        "c": '{"d": 2}',
+        "e": "",
+    }
+
+
+@pytest.mark.parametrize("text", ["a", "=1", " =1"])
+def test_an_engine_option_without_a_key_is_refused(text: str) -> None:
+    context: Any = None
+    with pytest.raises(click.BadParameter, match="is not KEY=VALUE"):
+        knobs(context, context, (text,))
