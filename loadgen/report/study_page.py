@@ -66,11 +66,12 @@ def render_study_page(
     """
     configurations = groups(rows)
     sections = [_header(title, description, rows, failed, remaining)]
+    processes = {g.rows[0].arrival for g in configurations if g.rows[0].arrival is not None}
     if configurations:
         sections += [
             section("Energy per output token", *_by_load(configurations, _ENERGY), _table(configurations)),
             section("Reduction against the baseline", _reductions(configurations, baseline)),
-            *([section("Arrivals", _arrivals(configurations))] if len(_processes(configurations)) > 1 else []),
+            *([section("Arrivals", _arrivals(configurations))] if len(processes) > 1 else []),
             section("Energy and latency", *_fronts(configurations, slo_ms)),
             *([section("Requests within limits", *_good(configurations, slo_ms))] if slo_ms else []),
             section("Power", *_power(configurations)),
@@ -154,7 +155,9 @@ def _load_figure(
     heading: str, load: str, configurations: Sequence[Group], series: Sequence[tuple[str, str]], measure: Measure
 ) -> Markup:
     """Return a measure over `load` ("batch" or "rps"), which is logarithmic."""
-    x = _load_axis([float(getattr(g.key, load) or 0) for g in configurations])
+    loads = [float(getattr(g.key, load) or 0) for g in configurations]
+    ticks = tuple((value, f"{value:g}") for value in sorted(set(loads)))
+    x = svg.Axis(min(loads) / 1.15, max(loads) * 1.15, True, ticks)  # with room for the outermost marks
     y = _measure_axis([i for g in configurations if (i := measure.interval(g)) is not None], measure)
     marks, texts = [], []
     for index, series_key in enumerate(series):
@@ -175,12 +178,6 @@ def _load_figure(
         ]
     )
     return figure(heading, measure.unit, picture, measure.caption, "wide")
-
-
-def _load_axis(places: Sequence[float]) -> svg.Axis:
-    """Return a logarithmic axis with a tick at each load that was run, and room for the outermost marks."""
-    low, high = min(places) / 1.15, max(places) * 1.15
-    return svg.Axis(low, high, True, tuple((place, f"{place:g}") for place in sorted(set(places))))
 
 
 def _measure_axis(intervals: Sequence[Interval], measure: Measure) -> svg.Axis:
@@ -234,7 +231,7 @@ def _table(configurations: Sequence[Group]) -> Markup:
             *_named(g, models),
             str(len(g.rows)),
             _interval_text(g.interval(_PER_TOKEN)),
-            _spread(g.values(_PER_TOKEN)),
+            _relative_range(g.values(_PER_TOKEN)),
             watts(g.mean("mean_watts")),
             number(g.mean("output_tokens_per_s")),
             with_unit(g.mean("measured_over_idealized"), "×"),
@@ -249,7 +246,7 @@ def _table(configurations: Sequence[Group]) -> Markup:
     return tag("figure", tag("h3", "Every configuration"), listed, tag("figcaption", note), class_="wide")
 
 
-def _spread(values: Sequence[float]) -> str:
+def _relative_range(values: Sequence[float]) -> str:
     return percent((max(values) - min(values)) / (sum(values) / len(values))) if len(values) > 1 else UNKNOWN
 
 
@@ -386,10 +383,6 @@ def _axis_of(values: Floats, text: Callable[[float | None], str]) -> svg.Axis:
 # ---------------------------------------------------------------- arrivals, limits, power
 
 
-def _processes(configurations: Sequence[Group]) -> set[str]:
-    return {g.rows[0].arrival for g in configurations if g.rows[0].arrival is not None}
-
-
 def _arrivals(configurations: Sequence[Group]) -> Markup:
     """Compare open loops by their arrival process."""
     rows = [
@@ -441,8 +434,8 @@ def _good(configurations: Sequence[Group], slo_ms: dict[str, float]) -> list[Mar
 
 
 def _good_per_s(group: Group) -> float | None:
-    known = [r.goodput_ratio * r.completed / r.duration_s for r in group.rows if r.goodput_ratio is not None]
-    return sum(known) / len(known) if known else None
+    rates = [r.goodput_ratio * r.completed / r.duration_s for r in group.rows if r.goodput_ratio is not None]
+    return sum(rates) / len(rates) if rates else None
 
 
 def _power(configurations: Sequence[Group]) -> list[Markup]:

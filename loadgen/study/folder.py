@@ -1,0 +1,107 @@
+"""The folder of a study: which study it is, the outcome of each run, results.csv and report.html."""
+
+import csv
+import hashlib
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Self
+
+import msgspec
+
+from loadgen.energy import gpu_state
+from loadgen.errors import LoadgenError
+from loadgen.files import write_atomic
+from loadgen.report.study_page import render_study_page
+from loadgen.results import run_folder
+from loadgen.results.study_table import Row
+from loadgen.study.plan import StudyRun
+from loadgen.study.rows import FinishedRun, RunOutcome, row_of
+from loadgen.study.spec import NO_OVERRIDES, Overrides, Study
+
+
+class StudyState(msgspec.Struct, frozen=True, kw_only=True):
+    """study.json: the study that this folder belongs to."""
+
+    file: str
+    sha256: str
+    title: str
+    overrides: Overrides = NO_OVERRIDES
+    gpus: list[gpu_state.GpuState] = []
+    """GPUs at the start: every run must see the same ones."""
+
+    @classmethod
+    def open(cls, file: Path, study: Study, out: Path, overrides: Overrides) -> Self:
+        """Return study.json of the folder `out`, written now if that is new. LoadgenError if it is of another study."""
+        sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
+        path = out / "study.json"
+        if path.exists():
+            stored = msgspec.json.decode(path.read_bytes(), type=cls)
+            if stored.sha256 != sha256:
+                raise LoadgenError(f"{out} holds another study, or {file} changed since; choose another --out")
+            if stored.overrides != overrides:
+                options = msgspec.json.encode(stored.overrides).decode()
+                raise LoadgenError(f"{out} was begun with another --model, --knob or --python: {options}")
+            return stored
+        if out.exists() and any(out.iterdir()):
+            raise LoadgenError(f"--out {out} is not empty and holds no study; choose another")
+        state = cls(file=file.name, sha256=sha256, title=study.title, overrides=overrides, gpus=gpu_state.states())
+        (out / "runs").mkdir(parents=True, exist_ok=True)
+        (out / "study.toml").write_bytes(file.read_bytes())
+        run_folder.write_json(path, state)
+        return state
+
+
+class StudyFolder:
+    """The outcomes and rows of a study so far. Each run folder is decoded once: when the study goes on, or never."""
+
+    def __init__(self, study: Study, runs: Sequence[StudyRun], out: Path) -> None:
+        self._study, self._runs, self._out = study, runs, out
+        self._outcomes: dict[str, RunOutcome] = {}
+        self._rows: dict[str, Row] = {}
+        for run in runs:
+            path = out / "runs" / run.name / "cell.json"
+            if path.exists():
+                outcome = self._outcomes[run.name] = msgspec.json.decode(path.read_bytes(), type=RunOutcome)
+                if outcome.status == "done":
+                    self._rows[run.name] = row_of(study, run, outcome, FinishedRun.read(path.parent))
+
+    def is_done(self, run: StudyRun) -> bool:
+        return run.name in self._rows
+
+    def add(self, run: StudyRun, outcome: RunOutcome, finished: FinishedRun | None) -> None:
+        """Take in a run that is over, and rewrite the table and the page. `finished` is None when it failed."""
+        path = self._out / "runs" / run.name / "cell.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        run_folder.write_json(path, outcome)
+        self._outcomes[run.name] = outcome
+        if finished is not None:
+            self._rows[run.name] = row_of(self._study, run, outcome, finished)
+        self.write_results()
+
+    def describe(self, run: StudyRun) -> str:
+        """Return one line on how the run ended."""
+        outcome, row = self._outcomes[run.name], self._rows.get(run.name)
+        if row is None:
+            return f"{run.name}: failed {outcome.attempts} times: {outcome.reasons[-1].splitlines()[0]}"
+        if row.joules_per_output_token is None:
+            return f"{run.name}: done, no energy"
+        return f"{run.name}: {row.joules_per_output_token:.4g} J/output token, {row.mean_watts or 0:.0f} W"
+
+    def write_results(self) -> list[Row]:
+        """Write results.csv and report.html of the runs that are done; return their rows in the order of the plan."""
+        study, rows = self._study, [self._rows[run.name] for run in self._runs if run.name in self._rows]
+        failed = {
+            run.name: self._outcomes[run.name].reasons[-1]
+            for run in self._runs
+            if run.name in self._outcomes and self._outcomes[run.name].status == "failed"
+        }
+        text = io.StringIO()
+        table = csv.DictWriter(text, fieldnames=Row.__struct_fields__, lineterminator="\n")
+        table.writeheader()
+        table.writerows(msgspec.to_builtins(row) for row in sorted(rows, key=lambda row: row.cell))
+        write_atomic(self._out / "results.csv", text.getvalue().encode())
+        remaining = len(self._runs) - len(rows) - len(failed)
+        page = render_study_page(study.title, study.description, rows, study.baseline, study.goodput, failed, remaining)
+        write_atomic(self._out / "report.html", page.encode())
+        return rows
