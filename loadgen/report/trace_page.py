@@ -1,4 +1,4 @@
-"""A trace or bins, or two side by side, on one page: how long requests are, and when they come."""
+"""Page of a trace or bins, or of two side by side: length distributions and arrivals."""
 
 from collections.abc import Callable, Sequence
 from importlib.resources import files
@@ -20,27 +20,27 @@ HEIGHT = 200.0
 POINTS = (50, 90, 99)
 
 
-def render_trace_page(about: Sequence[TraceFacts], between: dict[str, float | None]) -> str:
-    """The whole page. `about`: facts for the tables, and what is drawn; `between` compares two of them."""
-    names = [str(facts["name"]) for facts, _ in about]
-    found = [description for _, description in about]
+def render_trace_page(traces: Sequence[TraceFacts], differences: dict[str, float | None]) -> str:
+    """Render the page. `traces` are listed and drawn, `differences` compare two of them."""
+    names = [str(facts["name"]) for facts, _ in traces]
+    descriptions = [stats for _, stats in traces]
     title = " and ".join(names)
     sections = [
-        _header(about, title),
+        _header(traces, title),
         _section(
             "Lengths",
             legend(names) if len(names) > 1 else "",
-            tag("div", _cdf("input", names, found), _cdf("output", names, found), class_="grid"),
-            *(_joint(i, name, one.pairs) for i, (name, one) in enumerate(zip(names, found, strict=True))),
+            tag("div", _cdf("input", names, descriptions), _cdf("output", names, descriptions), class_="grid"),
+            *(_joint(i, name, stats.pairs) for i, (name, stats) in enumerate(zip(names, descriptions, strict=True))),
         ),
     ]
-    if any(one.gaps_s for one in found):
-        over_time = [_rate(i, name, one) for i, (name, one) in enumerate(zip(names, found, strict=True)) if one.gaps_s]
-        pair = tag("div", _gaps(names, found), _dispersion(names, found), class_="grid")
+    if any(stats.gaps_s for stats in descriptions):
+        over_time = [_rate(i, str(facts["name"]), stats) for i, (facts, stats) in enumerate(traces) if stats.gaps_s]
+        pair = tag("div", _gaps(names, descriptions), _dispersion(names, descriptions), class_="grid")
         sections.append(_section("Arrivals", *over_time, pair))
-    if between:
-        sections.append(_section("Difference", _difference(between)))
-    sections.append(_section("Facts", _facts([facts for facts, _ in about])))
+    if differences:
+        sections.append(_section("Difference", _difference(differences)))
+    sections.append(_section("Facts", _facts([facts for facts, _ in traces])))
     page = Template(_packaged("page.html"))
     return page.substitute(
         title=tag("title", f"{title} · loadgen trace"), style=_packaged("page.css"), body=join(sections)
@@ -56,18 +56,18 @@ def _section(heading: str, *parts: str) -> Markup:
     return tag("section", tag("h2", heading, id=key), *parts, aria_labelledby=key)
 
 
-def _header(about: Sequence[TraceFacts], title: str) -> Markup:
+def _header(traces: Sequence[TraceFacts], title: str) -> Markup:
     kinds = " · ".join(
-        f"{facts['name']}: {facts['kind']}, {plural(facts['requests'], 'request')}" for facts, _ in about
+        f"{facts['name']}: {facts['kind']}, {plural(facts['requests'], 'request')}" for facts, _ in traces
     )
-    rough = [f"{facts['name']}: {what} estimated" for facts, one in about for what in one.estimated]
+    rough = [f"{facts['name']}: {what} estimated" for facts, stats in traces for what in stats.estimated]
     return tag(
         "header",
         tag("p", "loadgen trace", class_="eyebrow"),
         tag("h1", title),
         tag("p", kinds, class_="soft"),
         tag("p", "; ".join(rough) + ": there was too much to keep whole.", class_="soft") if rough else "",
-        _tiles(about[0][0]) if len(about) == 1 else "",
+        _tiles(traces[0][0]) if len(traces) == 1 else "",
     )
 
 
@@ -98,13 +98,13 @@ def _tokens(value: float) -> str:
     return f"{value:,.0f}" if value < 9_999 else f"{value / 1e3:,.0f}k" if value < 999_999 else f"{value / 1e6:,.0f}M"
 
 
-def _cdf(side: str, names: Sequence[str], found: Sequence[Description]) -> Markup:
-    groups = [one.inputs if side == "input" else one.outputs for one in found]
+def _cdf(side: str, names: Sequence[str], descriptions: Sequence[Description]) -> Markup:
+    groups = [stats.inputs if side == "input" else stats.outputs for stats in descriptions]
     return _shares(f"{side}-cdf", f"{side.capitalize()} tokens", "tokens", names, groups, _tokens)
 
 
-def _gaps(names: Sequence[str], found: Sequence[Description]) -> Markup:
-    groups = [one.gaps_s for one in found]
+def _gaps(names: Sequence[str], descriptions: Sequence[Description]) -> Markup:
+    groups = [stats.gaps_s for stats in descriptions]
     return _shares("gaps", "Time between arrivals", "seconds", names, groups, lambda s: f"{s:g} s")
 
 
@@ -116,22 +116,22 @@ def _shares(
     groups: Sequence[Counts | None],
     label: Callable[[float], str],
 ) -> Markup:
-    """Share of the requests at or below, on a logarithmic axis; zeros are below its low end."""
+    """Draw the share of requests at or below a value, on a logarithmic axis; zeros are below its low end."""
     positive = [g.values[g.values > 0] for g in groups if g is not None and np.any(g.values > 0)]
     if not positive:
-        return empty(heading, "Every one of them is 0.")
+        return empty(heading, "Every stats of them is 0.")
     # Floats differ in their last places: no axis is drawn for a spread that small.
     low, high = min(float(v[0]) for v in positive), max(float(v[-1]) for v in positive)
     x = svg.log_axis(max(low, high / 1e7), high, label)
     y = svg.Axis(0, 1, False, tuple((p, f"{100 * p:g} %") for p in (0, 0.25, 0.5, 0.75, 0.9, 0.99)))
     marks = [_curve(g, x, y, i, names[i], unit) for i, g in enumerate(groups) if g is not None]
-    said = "; ".join(
+    summary = "; ".join(
         f"{name}: median {number(g.percentile(50))}, 99th percentile {number(g.percentile(99))} {unit}"
         for name, g in zip(names, groups, strict=True)
         if g is not None
     )
-    picture = svg.plot(key, heading, f"{heading}, cumulative share of requests. {said}", x, y, HEIGHT, marks)
-    return figure(heading, "share of requests at or below", picture, f"{said}. Dots at p50, p90, p99.")
+    picture = svg.plot(key, heading, f"{heading}, cumulative share of requests. {summary}", x, y, HEIGHT, marks)
+    return figure(heading, "share of requests at or below", picture, f"{summary}. Dots at p50, p90, p99.")
 
 
 def _curve(counts: Counts, x: svg.Axis, y: svg.Axis, index: int, name: str, unit: str) -> Markup:
@@ -144,14 +144,14 @@ def _curve(counts: Counts, x: svg.Axis, y: svg.Axis, index: int, name: str, unit
         HEIGHT,
         stroke_dasharray=svg.DASHES[index % len(svg.DASHES)],
     )
-    at = np.array([counts.percentile(p) for p in POINTS])
-    titles = [f"{name}: p{p} = {number(float(v))} {unit}" for p, v in zip(POINTS, at, strict=True)]
-    dots = svg.dots(x.at(at), y.at(np.array(POINTS) / 100), HEIGHT, titles, class_="dot mark")
+    values = np.array([counts.percentile(p) for p in POINTS])
+    titles = [f"{name}: p{p} = {number(float(v))} {unit}" for p, v in zip(POINTS, values, strict=True)]
+    dots = svg.dots(x.at(values), y.at(np.array(POINTS) / 100), HEIGHT, titles, class_="dot mark")
     return tag("g", line, dots, class_=f"s{index % 6}")
 
 
 def _joint(index: int, name: str, pairs: CountedPairs) -> Markup:
-    """Shares of requests between powers of two; a row or column takes several where more than 12 would come of it."""
+    """Draw shares of requests by powers of two; a row or column takes several where there would be more than 12."""
     rows, row_of = _powers(pairs.inputs)
     columns, column_of = _powers(pairs.outputs)
     cells = np.zeros((len(rows), len(columns)))
@@ -188,16 +188,16 @@ def _cell(share: float, shade: Shade) -> Markup:
 # ---------------------------------------------------------------- arrivals
 
 
-def _rate(index: int, name: str, one: Description) -> Markup:
+def _rate(index: int, name: str, stats: Description) -> Markup:
     heading = f"Arrival rate of {name}"
-    if one.rates_rps is None or one.duration_s is None:
+    if stats.rates_rps is None or stats.duration_s is None:
         return empty(heading, "All requests arrive at one instant.")
     unit_s, unit = next(
-        (s, u) for s, u in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")) if one.duration_s > 3 * s or s == 1
+        (s, u) for s, u in ((86_400, "d"), (3_600, "h"), (60, "min"), (1, "s")) if stats.duration_s > 3 * s or s == 1
     )
-    edges = np.linspace(0, one.duration_s, RATE_PARTS + 1)
-    rates = np.array(one.rates_rps)
-    x = svg.linear_axis(0, one.duration_s / unit_s, lambda t: f"{t:,g} {unit}", 6)
+    edges = np.linspace(0, stats.duration_s, RATE_PARTS + 1)
+    rates = np.array(stats.rates_rps)
+    x = svg.linear_axis(0, stats.duration_s / unit_s, lambda t: f"{t:,g} {unit}", 6)
     y = svg.linear_axis(0, float(rates.max()) * 1.04, lambda r: f"{r:,g}", 4)
     line = tag("g", svg.steps(x.at(edges / unit_s), y.at(rates), 150), class_=f"s{index % 6}")
     titles = [
@@ -205,30 +205,32 @@ def _rate(index: int, name: str, one: Description) -> Markup:
         for a, b, r in zip(edges.tolist(), edges[1:].tolist(), rates.tolist(), strict=False)
     ]
     strips = svg.bands(x.at(edges / unit_s), 150, titles)
-    said = (
+    summary = (
         f"Requests per second in {RATE_PARTS} equal parts: lowest {number(rates.min())}, highest {number(rates.max())}."
     )
-    picture = svg.plot(f"rate-{index}", heading, said, x, y, 150, [line, strips])
-    return figure(heading, "requests/s", picture, said, "wide")
+    picture = svg.plot(f"rate-{index}", heading, summary, x, y, 150, [line, strips])
+    return figure(heading, "requests/s", picture, summary, "wide")
 
 
-def _dispersion(names: Sequence[str], found: Sequence[Description]) -> Markup:
+def _dispersion(names: Sequence[str], descriptions: Sequence[Description]) -> Markup:
     heading = "Index of dispersion"
-    known = [[(w, d) for w, d in zip(WINDOWS_S, one.dispersion, strict=True) if d] for one in found]
-    if not any(known):
+    points = [[(w, d) for w, d in zip(WINDOWS_S, stats.dispersion, strict=True) if d] for stats in descriptions]
+    if not any(points):
         return empty(heading, "The trace is too short: it needs two windows of a second.")
-    values = [d for each in known for _, d in each] + [1.0]
+    values = [d for windows in points for _, d in windows] + [1.0]
     x = svg.log_axis(WINDOWS_S[0], WINDOWS_S[-1], lambda w: f"{w:,g} s")
     y = svg.log_axis(min(values), max(values), lambda v: f"{v:,g}", gap=0.12)
     marks = [_poisson(x, y)]
-    for i, (name, each) in enumerate(zip(names, known, strict=True)):
-        at, level = np.array([w for w, _ in each], float), np.array([d for _, d in each])
-        titles = [f"{name}: {number(d)} in windows of {seconds(w)}" for w, d in each]
-        marks.append(tag("g", svg.dots(x.at(at), y.at(level), HEIGHT, titles, class_="dot mark"), class_=f"s{i % 6}"))
+    for i, (name, windows) in enumerate(zip(names, points, strict=True)):
+        widths, level = np.array([w for w, _ in windows], float), np.array([d for _, d in windows])
+        titles = [f"{name}: {number(d)} in windows of {seconds(w)}" for w, d in windows]
+        marks.append(
+            tag("g", svg.dots(x.at(widths), y.at(level), HEIGHT, titles, class_="dot mark"), class_=f"s{i % 6}")
+        )
     text = "; ".join(
-        f"{name}: " + ", ".join(f"{number(d)} at {seconds(w)}" for w, d in each)
-        for name, each in zip(names, known, strict=True)
-        if each
+        f"{name}: " + ", ".join(f"{number(d)} at {seconds(w)}" for w, d in windows)
+        for name, windows in zip(names, points, strict=True)
+        if windows
     )
     picture = svg.plot("dispersion", heading, f"Variance over mean of the counts. {text}", x, y, HEIGHT, marks)
     note = "Dashed: 1, a Poisson process. Rising with the window: the rate itself changes."
@@ -244,28 +246,28 @@ def _poisson(x: svg.Axis, y: svg.Axis) -> Markup:
 # ---------------------------------------------------------------- tables
 
 
-def _difference(between: dict[str, float | None]) -> Markup:
+def _difference(differences: dict[str, float | None]) -> Markup:
     meaning = {
         "ks_input": "Input tokens: Kolmogorov-Smirnov distance",
         "ks_output": "Output tokens: Kolmogorov-Smirnov distance",
         "ks_gap": "Time between arrivals: Kolmogorov-Smirnov distance",
         "spearman_difference": "Rank correlation of input with output: difference",
     }
-    rows = [(meaning[key], number(value)) for key, value in between.items()]
+    rows = [(meaning[key], number(value)) for key, value in differences.items()]
     return table(("", "0 is alike, 1 is apart"), rows, "Differences between the two")
 
 
-def _facts(about: Sequence[dict[str, Any]]) -> Markup:
+def _facts(traces: Sequence[dict[str, Any]]) -> Markup:
     keys = [
         key
-        for key in dict.fromkeys(key for facts in about for key in facts)
-        if key != "name" and not any(isinstance(facts.get(key), list) for facts in about)
+        for key in dict.fromkeys(key for facts in traces for key in facts)
+        if key != "name" and not any(isinstance(facts.get(key), list) for facts in traces)
     ]
-    rows = [(key.replace("_", " "), *(_said(facts.get(key)) for facts in about)) for key in keys]
-    return table(("", *(str(facts["name"]) for facts in about)), rows, "Facts", class_="wrap")
+    rows = [(key.replace("_", " "), *(_format_fact(facts.get(key)) for facts in traces)) for key in keys]
+    return table(("", *(str(facts["name"]) for facts in traces)), rows, "Facts", class_="wrap")
 
 
-def _said(value: Any) -> str:
+def _format_fact(value: Any) -> str:
     match value:
         case None:
             return UNKNOWN

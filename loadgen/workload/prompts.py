@@ -1,7 +1,7 @@
 """Prompts of a known token count, deterministic per seed: conversation text for chat, source code for code.
 
-A prompt is put together from *units* (a sentence, a function) whose token counts were measured once on the server's own
-tokenizer, and topped up with *fillers* (single words of one token each). Tokenizers split text before a space and after
+A prompt is composed of *units* (a sentence, a function) whose token counts were measured once on the server's own
+tokenizer, and filled up with *fillers* (single words of one token each). Tokenizers split text before a space and after
 a newline, so the counts of units add up; `loadgen.client.token_counts` verifies that on whole prompts before a
 run relies on it.
 """
@@ -17,6 +17,7 @@ PromptKind = Literal["chat", "code"]
 
 
 def prompt_kind(workload: str) -> PromptKind:
+    """Return "code" for a workload with "code" in its name, otherwise "chat"."""
     return "code" if "code" in workload.lower() else "chat"
 
 
@@ -64,7 +65,7 @@ UNITS: dict[PromptKind, tuple[str, ...]] = {
 """Text that can follow any other unit of its kind. Chat units open with a space, code units close with a newline."""
 
 FILLERS: dict[PromptKind, tuple[str, ...]] = {kind: tuple(f" {word}" for word in _WORDS) for kind in UNITS}
-"""Candidates for words of exactly one token; `measure` keeps those that are."""
+"""Candidates for words of exactly one token; `measure_vocabulary` keeps those that are."""
 
 _OPENING: dict[PromptKind, str] = {"chat": "About", "code": "#"}
 _OPENING_END: dict[PromptKind, str] = {"chat": ".\n", "code": "\n"}
@@ -72,37 +73,40 @@ _FILLER_LEAD: dict[PromptKind, str] = {"chat": "", "code": "#"}
 """Fillers close a code prompt as a comment."""
 
 BLOCK_TOKENS = 512
-"""Of one prefix id: the block size of the Mooncake traces, which brought the field hash_ids."""
+"""Tokens of one prefix id: the block size of the Mooncake traces, from which the field hash_ids comes."""
 
 UNIQUE_WORDS = 10
 """Words drawn at the very start of a prompt: about 65 bits, so that no two prompts share a cacheable first block."""
 
 _FIRST_BYTES = 168
-"""As many as SHAKE-128 gives at once."""
+"""Bytes that SHAKE-128 produces at once."""
 
 
 class Draws:
-    """Bytes that follow from `key` alone: the same first ones, however many are taken. There is one of these for every
-    request, and a random.Random takes longer to seed than a short prompt does to make."""
+    """Stream of bytes that depends on `key` alone, in whatever portions it is taken.
+
+    There is one for every request, and a random.Random takes longer to seed than a short prompt does to generate.
+    """
 
     def __init__(self, key: str) -> None:
         self._shake = shake_128(key.encode())
         self._bytes = self._shake.digest(_FIRST_BYTES)
-        self._at = 0
+        self._position = 0
 
     def take(self, count: int) -> bytes:
-        begin, self._at = self._at, self._at + count
-        if self._at > len(self._bytes):
-            self._bytes = self._shake.digest(max(self._at, 4 * len(self._bytes)))
-        return self._bytes[begin : self._at]
+        """Return the next `count` bytes."""
+        begin, self._position = self._position, self._position + count
+        if self._position > len(self._bytes):
+            self._bytes = self._shake.digest(max(self._position, 4 * len(self._bytes)))
+        return self._bytes[begin : self._position]
 
 
 @dataclass(frozen=True)
 class Vocabulary:
     """Units and fillers of one kind, with their token counts on the tokenizer in use.
 
-    `exact` says whether the counts were measured on it, or estimated from one probe's tokens per character.
-    `overhead` is what the chat template and special tokens add to every prompt.
+    `exact` is true if the counts were measured on it, false if they are estimated from a probe's tokens per character.
+    `overhead` is the number of tokens that the chat template and special tokens add to every prompt.
     """
 
     kind: PromptKind
@@ -123,50 +127,45 @@ class Vocabulary:
         text_id: int | None = None,
         text_tokens: int = 0,
     ) -> str:
-        """Text of `tokens` tokens, template included. The shortest prompt is one filler word, whatever was asked.
+        """Generate text of `tokens` tokens, template included. The shortest prompt is one filler word.
 
         Its first `text_tokens` tokens are the beginning of text (seed, text_id). Each of `prefix_ids` is the text of
         the next BLOCK_TOKENS tokens, the same wherever (seed, id) is the same; so two prompts share as long a prefix as
-        their ids do. What neither covers is drawn from `draws`, and unique.
+        their ids do. The remainder comes from `draws` and is unique.
         """
-        left: float = tokens - self.overhead
+        remaining: float = tokens - self.overhead
         blocks: list[str] = []
-        if text_id is not None and (begun := round(min(text_tokens, left))) >= 1:
-            blocks.append(self._words(begun, Draws(f"text {seed} {text_id}")))
-            left -= begun
+        if text_id is not None and (size := round(min(text_tokens, remaining))) >= 1:
+            blocks.append(self._words(size, Draws(f"text {seed} {text_id}")))
+            remaining -= size
         for block_id in prefix_ids:
-            size = min(BLOCK_TOKENS, left)
-            if size < 1:
+            block_tokens = min(BLOCK_TOKENS, remaining)
+            if block_tokens < 1:
                 break
-            blocks.append(self._words(round(size), Draws(f"block {seed} {block_id}")))
-            left -= size
+            blocks.append(self._words(round(block_tokens), Draws(f"block {seed} {block_id}")))
+            remaining -= block_tokens
         if blocks:
-            # Words only, in blocks and after them: one token each wherever they stand, so that every border is exact.
-            return "".join([*blocks, self._words(max(0, round(left)), draws)]).lstrip()
-        if left - self.lead_tokens < self.opening_tokens + UNIQUE_WORDS + 1:
-            return self._words(max(1, round(left)), draws).lstrip()
+            # Only words, in blocks and after them: one token each wherever they stand, so that every border is exact.
+            return "".join([*blocks, self._words(max(0, round(remaining)), draws)]).lstrip()
+        if remaining - self.lead_tokens < self.opening_tokens + UNIQUE_WORDS + 1:
+            return self._words(max(1, round(remaining)), draws).lstrip()
         opening = [_OPENING[self.kind], self._words(UNIQUE_WORDS, draws), _OPENING_END[self.kind]]
-        left -= self.lead_tokens + self.opening_tokens + UNIQUE_WORDS
-        units, left = self._units(left, draws)
-        return "".join([*opening, *units, _FILLER_LEAD[self.kind], self._words(round(left), draws)])
-
-    def _units(self, left: float, draws: Draws) -> tuple[list[str], float]:
-        """Units until one does not fit, and how many tokens are then left."""
-        parts: list[str] = []
-        for pick in draws.take(int(left / self._least_tokens) + 1):
+        remaining -= self.lead_tokens + self.opening_tokens + UNIQUE_WORDS
+        units: list[str] = []
+        for pick in draws.take(int(remaining / self._fewest_unit_tokens) + 1):
             unit = pick * len(self.units) >> 8
-            if self.unit_tokens[unit] > left:
+            if self.unit_tokens[unit] > remaining:
                 break
-            parts.append(self.units[unit])
-            left -= self.unit_tokens[unit]
-        return parts, left
+            units.append(self.units[unit])
+            remaining -= self.unit_tokens[unit]
+        return "".join([*opening, *units, _FILLER_LEAD[self.kind], self._words(round(remaining), draws)])
 
     @cached_property
-    def _least_tokens(self) -> float:
+    def _fewest_unit_tokens(self) -> float:
         return min(self.unit_tokens)
 
     def _words(self, count: int, draws: Draws) -> str:
-        """A byte a word: a longer text begins as a shorter one."""
+        """Generate a word from each byte, so that a longer text begins as a shorter one does."""
         return "".join(map(self._word_of_byte.__getitem__, draws.take(count)))
 
     @cached_property
@@ -176,7 +175,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class _Texts:
-    """What to count so that differences are the tokens of a part in its place: between text, where tokenizers cut."""
+    """Texts whose token counts differ by the tokens of a part in its place: between text, where tokenizers cut."""
 
     kind: PromptKind
 
@@ -204,7 +203,7 @@ class _Texts:
 
 
 def texts_to_count(kind: PromptKind) -> list[str]:
-    """Every text whose count `measure` needs."""
+    """Return every text whose count `measure_vocabulary` needs."""
     texts = _Texts(kind)
     units = [texts.before + unit + texts.after for unit in UNITS[kind]]
     fillers = [texts.ending + word for word in FILLERS[kind]]
@@ -212,7 +211,10 @@ def texts_to_count(kind: PromptKind) -> list[str]:
 
 
 def measure_vocabulary(kind: PromptKind, counts: Mapping[str, int], overhead: float) -> Vocabulary:
-    """A vocabulary from the server's own tokenizer: `counts` has every text of `texts_to_count`, no template added."""
+    """Build a vocabulary from the server's own tokenizer.
+
+    `counts` has the tokens of every text of `texts_to_count`, without a template.
+    """
     texts = _Texts(kind)
     around = counts[texts.before + texts.after]
     singles = tuple(word for word in FILLERS[kind] if counts[texts.ending + word] - counts[texts.ending] == 1)
@@ -229,7 +231,10 @@ def measure_vocabulary(kind: PromptKind, counts: Mapping[str, int], overhead: fl
 
 
 def estimate_vocabulary(kind: PromptKind, tokens_per_char: float, overhead: float) -> Vocabulary:
-    """A vocabulary for a server that only says how long one probe was. Common words are one token nearly everywhere."""
+    """Build a vocabulary for a server that reports only the length of one probe.
+
+    Common words are one token in nearly every tokenizer.
+    """
     return Vocabulary(
         kind=kind,
         units=UNITS[kind],
@@ -243,10 +248,10 @@ def estimate_vocabulary(kind: PromptKind, tokens_per_char: float, overhead: floa
 
 
 def probe_text(kind: PromptKind) -> str:
-    """A text of about 700 tokens whose length on the server gives `tokens_per_char`."""
+    """Return a text of about 700 tokens whose length on the server gives `tokens_per_char`."""
     return "".join(UNITS[kind][::6])
 
 
 def draws_of(seed: int, index: int) -> Draws:
-    """For request `index`: its prompt does not depend on how many others there are, or in what order."""
+    """Return the draws of request `index`: its prompt does not depend on the number or order of other requests."""
     return Draws(f"request {seed} {index}")

@@ -1,7 +1,7 @@
-"""How long requests are: the joint distribution of (input, output) tokens, in bins.
+"""Token bins: the joint distribution of a workload's (input, output) tokens.
 
-Joint, because the two depend on each other: two marginals would lose the long-prompt-short-answer cells that decide
-what a workload costs.
+It is joint because the two depend on each other: two marginal distributions would lose the cells of long prompts with
+short answers that decide what a workload costs.
 """
 
 from collections import Counter
@@ -12,29 +12,29 @@ from typing import Literal
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
 from loadgen.errors import LoadgenError
 from loadgen.files import read_json
+from loadgen.stats.arrays import Floats, Ints
 from loadgen.workload.trace import MAX_TOKENS
 
-Lengths = NDArray[np.int64]
+Lengths = Ints
 Pairs = tuple[Lengths, Lengths]
-"""Input tokens and output tokens of the same requests."""
+"""Input tokens and output tokens of the same requests, two arrays of one length."""
 
 EdgeLaw = Literal["paper", "log2", "quantile", "stated"]
-"""stated: made from published numbers, not fitted to requests."""
+"""Rules that choose bin edges. stated: made from published numbers, not fitted to requests."""
 
 PAPER_INPUT_EDGES = (0, 32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 PAPER_OUTPUT_EDGES = (0, 8, 16, 32, 64, 128, 256, 512)
-"""Of "Energy Considerations of Large Language Model Inference and Efficiency Optimizations", arXiv 2504.17674."""
+"""Edges in "Energy Considerations of Large Language Model Inference and Efficiency Optimizations", arXiv 2504.17674."""
 
 QUANTILES = 32
-"""Of `quantile` edges, per side. Within a bin of 1/32 of the requests, a law of the right mean errs by about 0.01."""
+"""Bins per side with `quantile` edges. Within a bin of 1/32 of requests, a law of the right mean errs by about 0.01."""
 
 
 class TokenBin(msgspec.Struct, frozen=True, kw_only=True):
-    """Requests with lo < input <= hi and lo < output <= hi: how many, and how long they are in the mean."""
+    """Requests with lo < input <= hi and lo < output <= hi: their number and mean lengths."""
 
     input_range: tuple[int, int]
     output_range: tuple[int, int]
@@ -44,7 +44,7 @@ class TokenBin(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class TokenBins(msgspec.Struct, frozen=True, kw_only=True):
-    """Bins that hold at least one request each, sorted; `provenance` says whose, under which licence and how made."""
+    """Sorted bins, each with at least one request; `provenance` names their source, licence and making."""
 
     name: str
     provenance: dict[str, str]
@@ -71,7 +71,7 @@ class TokenBins(msgspec.Struct, frozen=True, kw_only=True):
 
 @dataclass(frozen=True)
 class CountedPairs:
-    """The distinct (input, output) pairs of a workload, and how many requests have each."""
+    """Distinct (input, output) pairs of a workload, and the number of requests with each."""
 
     inputs: Lengths
     outputs: Lengths
@@ -79,50 +79,56 @@ class CountedPairs:
 
 
 def count_pairs(chunks: Iterable[Pairs]) -> CountedPairs:
-    """Memory grows with the number of distinct pairs, not of requests."""
-    kept: list[tuple[Lengths, Lengths]] = []
+    """Count the distinct pairs. Memory grows with the number of distinct pairs, not of requests."""
+    parts: list[tuple[Lengths, Lengths]] = []
     rows = 0
     for inputs, outputs in chunks:
-        kept.append(np.unique(inputs << 32 | outputs, return_counts=True))
-        rows += len(kept[-1][0])
+        parts.append(np.unique(inputs << 32 | outputs, return_counts=True))
+        rows += len(parts[-1][0])
         if rows > MERGE_ROWS:
-            kept = [merged(kept)]
+            parts = [merge_counts(parts)]
             rows = 0
-    if not kept:
+    if not parts:
         raise LoadgenError("the workload has no requests")
-    keys, counts = merged(kept)
+    keys, counts = merge_counts(parts)
     return CountedPairs(keys >> 32, keys & 0xFFFFFFFF, counts)
 
 
 MERGE_ROWS = 4_000_000
+"""Rows of counted chunks that are held before they are merged."""
 
 
-def merged(parts: list[tuple[Lengths, Lengths]]) -> tuple[Lengths, Lengths]:
-    """The distinct keys of all (keys, counts), in order, each with the sum of its counts."""
+def merge_counts(parts: list[tuple[Lengths, Lengths]]) -> tuple[Lengths, Lengths]:
+    """Return the distinct keys of all (keys, counts) in ascending order, each with the sum of its counts."""
     keys, counts = (np.concatenate(side) for side in zip(*parts, strict=True))
     order = np.argsort(keys)
     keys, counts = keys[order], counts[order]
-    first = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
-    return keys[first], np.add.reduceat(counts, first)
+    begins = np.flatnonzero(np.concatenate(([True], keys[1:] != keys[:-1])))
+    return keys[begins], np.add.reduceat(counts, begins)
 
 
 def fit_bins(name: str, chunks: Callable[[], Iterable[Pairs]], edges: EdgeLaw, provenance: dict[str, str]) -> TokenBins:
-    """Bins of every pair in `chunks()`, which is called twice: exact extremes or quantiles first, then the counts.
+    """Fit bins to every pair in `chunks()`, which is called twice: for the exact extremes or quantiles, then to count.
 
     Memory grows with the number of distinct lengths and of bins, not of requests. Lengths beyond the last edge of
     `paper` go to one more bin that ends at the longest.
     """
-    seen_input, seen_output = _histograms(chunks())
-    if not seen_input:
+    input_histogram: Counter[int] = Counter()
+    output_histogram: Counter[int] = Counter()
+    for inputs, outputs in chunks():
+        count_up(input_histogram, inputs)
+        count_up(output_histogram, outputs)
+    if not input_histogram:
         raise LoadgenError(f"{name}: no requests to make bins of")
+    longest_input, longest_output = max(input_histogram), max(output_histogram)
     match edges:
         case "paper":
-            input_edges = _reaching(PAPER_INPUT_EDGES, max(seen_input))
-            output_edges = _reaching(PAPER_OUTPUT_EDGES, max(seen_output))
+            input_edges = _extended(PAPER_INPUT_EDGES, longest_input)
+            output_edges = _extended(PAPER_OUTPUT_EDGES, longest_output)
         case "log2":
-            input_edges, output_edges = _powers_of_2(max(seen_input)), _powers_of_2(max(seen_output))
+            input_edges, output_edges = _powers_of_2(longest_input), _powers_of_2(longest_output)
         case "quantile":
-            input_edges, output_edges = _quantiles(seen_input), _quantiles(seen_output)
+            input_edges, output_edges = _quantiles(input_histogram), _quantiles(output_histogram)
         case "stated":
             raise ValueError("stated edges are not fitted")
     return TokenBins(
@@ -131,17 +137,8 @@ def fit_bins(name: str, chunks: Callable[[], Iterable[Pairs]], edges: EdgeLaw, p
         edges=edges,
         input_edges=input_edges,
         output_edges=output_edges,
-        bins=_count(chunks(), input_edges, output_edges),
+        bins=_count_bins(chunks(), input_edges, output_edges),
     )
-
-
-def _histograms(chunks: Iterable[Pairs]) -> tuple[Counter[int], Counter[int]]:
-    """How often each input and each output length occurs."""
-    seen: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
-    for pairs in chunks:
-        for histogram, lengths in zip(seen, pairs, strict=True):
-            count_up(histogram, lengths)
-    return seen
 
 
 def count_up(histogram: Counter[int], values: Lengths) -> None:
@@ -150,27 +147,29 @@ def count_up(histogram: Counter[int], values: Lengths) -> None:
     histogram.update(dict(zip(distinct.tolist(), counts.tolist(), strict=True)))
 
 
-def _reaching(edges: tuple[int, ...], longest: int) -> tuple[int, ...]:
+def _extended(edges: tuple[int, ...], longest: int) -> tuple[int, ...]:
+    """Add an edge at the longest length if that lies beyond the last edge."""
     return edges if longest <= edges[-1] else (*edges, longest)
 
 
 def _powers_of_2(longest: int) -> tuple[int, ...]:
+    """Return 0, 1, 2, 4 ... up to the first power that is not below `longest`."""
     return (0, *(2**k for k in range((longest - 1).bit_length() + 1)))
 
 
 def _quantiles(histogram: Counter[int]) -> tuple[int, ...]:
-    """Edges at the quantiles k / QUANTILES, and around any single length that holds more than one such share."""
+    """Return edges at the quantiles k / QUANTILES, and around any single length that has more than one such share."""
     values = np.array(sorted(histogram))
     counts = np.array([histogram[int(v)] for v in values])
     share = counts.sum() / QUANTILES
-    below = np.cumsum(counts)
-    at = np.searchsorted(below, np.arange(1, QUANTILES + 1) * share * (1 - 1e-12))
+    ranks = np.arange(1, QUANTILES + 1) * share * (1 - 1e-12)
+    quantiles = values[np.searchsorted(np.cumsum(counts), ranks)]
     spikes = values[counts > share]
-    edges = {0, int(values[0]) - 1, *values[at].tolist(), *spikes.tolist(), *(spikes - 1).tolist()}
+    edges = {0, int(values[0]) - 1, *quantiles.tolist(), *spikes.tolist(), *(spikes - 1).tolist()}
     return tuple(sorted(edges))
 
 
-def _count(
+def _count_bins(
     chunks: Iterable[Pairs], input_edges: tuple[int, ...], output_edges: tuple[int, ...]
 ) -> tuple[TokenBin, ...]:
     columns = len(output_edges)
@@ -179,10 +178,10 @@ def _count(
     output_sums: Counter[int] = Counter()
     for inputs, outputs in chunks:
         cells = np.searchsorted(input_edges, inputs) * columns + np.searchsorted(output_edges, outputs)
-        seen = np.bincount(cells)
-        keys = np.flatnonzero(seen)
+        cell_counts = np.bincount(cells)
+        keys = np.flatnonzero(cell_counts)
         for total, added in (
-            (counts, seen),
+            (counts, cell_counts),
             (input_sums, np.bincount(cells, inputs)),  # float64 sums: exact below 2**53
             (output_sums, np.bincount(cells, outputs)),
         ):
@@ -203,7 +202,7 @@ def _count(
 
 
 def sample_lengths(bins: TokenBins, n: int, rng: np.random.Generator) -> Pairs:
-    """`n` (input, output) pairs in random order whose distribution is closer to the bins' than independent draws are.
+    """Draw `n` (input, output) pairs in random order, closer in distribution to the bins than independent draws are.
 
     Bins are drawn systematically: n points evenly spaced (by one random offset) over the cumulative counts, so each
     bin gets its share of n up to rounding. Within a bin, lengths are drawn from `_within`, stratified too, input and
@@ -224,11 +223,11 @@ def sample_lengths(bins: TokenBins, n: int, rng: np.random.Generator) -> Pairs:
     return inputs[order], outputs[order]
 
 
-def _within(ranges: Lengths, means: NDArray[np.float64], cell: Lengths, rng: np.random.Generator) -> Lengths:
-    """A length in (lo, hi] for each entry of `cell`, from the law of greatest entropy with the bin's mean.
+def _within(ranges: Lengths, means: Floats, cell: Lengths, rng: np.random.Generator) -> Lengths:
+    """Draw a length in (lo, hi] for each entry of `cell`, from the maximum-entropy law with the bin's mean.
 
-    On k = 1..w that law is the truncated geometric, P(k) ~ exp(theta k): uniform when the mean is in the middle, and
-    crowded towards the end that the mean is near. Inverse: k = ceil(log(1 + u (exp(theta w) - 1)) / theta).
+    On k = 1..w that is the truncated geometric, P(k) ~ exp(theta k): uniform when the mean is in the middle, and
+    concentrated at the end that the mean is near. Inverse: k = ceil(log(1 + u (exp(theta w) - 1)) / theta).
     """
     lo, width = ranges[:, 0], ranges[:, 1] - ranges[:, 0]
     mean = means - lo
@@ -241,29 +240,30 @@ def _within(ranges: Lengths, means: NDArray[np.float64], cell: Lengths, rng: np.
     return np.asarray(lo[cell] + np.where(mirrored[cell], w + 1 - k, k))
 
 
-def _theta(mean: NDArray[np.float64], width: NDArray[np.float64]) -> NDArray[np.float64]:
-    """theta <= 0 with sum(k exp(theta k)) / sum(exp(theta k)) = mean over k = 1..width, by bisection.
+def _theta(mean: Floats, width: Floats) -> Floats:
+    """Solve sum(k exp(theta k)) / sum(exp(theta k)) = mean over k = 1..width for theta <= 0, by bisection.
 
-    The sum is 1 / (1 - q) - w q^w / (1 - q^w) with q = exp(theta).
+    The quotient is 1 / (1 - q) - w q^w / (1 - q^w) with q = exp(theta).
     """
     low, high = np.full_like(mean, -40.0), np.full_like(mean, -1e-12)
     for _ in range(80):
         theta = (low + high) / 2
         with np.errstate(over="ignore"):
-            at = np.where(
+            mean_at_theta = np.where(
                 theta * width > -1e-4,
                 (width + 1) / 2 + theta * (width**2 - 1) / 12,  # the two terms below cancel here
                 -1 / np.expm1(theta) - width / np.expm1(-width * theta),
             )
-        low, high = np.where(at < mean, theta, low), np.where(at < mean, high, theta)
+        below = mean_at_theta < mean
+        low, high = np.where(below, theta, low), np.where(below, high, theta)
     return (low + high) / 2
 
 
-def _stratified(cell: Lengths, rng: np.random.Generator) -> NDArray[np.float64]:
-    """Uniform numbers, of which the m of one cell fall one into each m-th of [0, 1). `cell` is sorted."""
-    _, first, size = np.unique(cell, return_index=True, return_counts=True)
+def _stratified(cell: Lengths, rng: np.random.Generator) -> Floats:
+    """Draw uniform numbers such that the m of one cell fall one into each m-th of [0, 1). `cell` is sorted."""
+    _, begins, size = np.unique(cell, return_index=True, return_counts=True)
     shuffled = np.lexsort((rng.random(len(cell)), cell))  # a random order within each cell
-    stratum = shuffled - np.repeat(first, size)
+    stratum = shuffled - np.repeat(begins, size)
     return np.asarray((stratum + rng.random(len(cell))) / np.repeat(size, size))
 
 
@@ -271,7 +271,7 @@ def _stratified(cell: Lengths, rng: np.random.Generator) -> NDArray[np.float64]:
 
 
 def bins_json(bins: TokenBins) -> bytes:
-    """JSON with one field and one bin a line."""
+    """Return JSON with one field, and in `bins` one bin, a line."""
     encode = msgspec.json.encode
     fields = {f: encode(getattr(bins, f)) for f in bins.__struct_fields__ if f != "bins"}
     fields["count"] = encode(bins.count)
@@ -280,7 +280,7 @@ def bins_json(bins: TokenBins) -> bytes:
 
 
 def read_bins(path: Path) -> TokenBins:
-    """The bins in `path`, seen to make sense."""
+    """Read and validate the bins in `path`. Raises LoadgenError."""
     bins = read_json(path, TokenBins, "token bins (`loadgen trace fit` makes them)")
     if not bins.bins:
         raise LoadgenError(f"{path}: no bins in it")
@@ -291,6 +291,7 @@ def read_bins(path: Path) -> TokenBins:
 
 
 def _fault(b: TokenBin) -> str | None:
+    """Return what makes a bin invalid, None if nothing does."""
     if b.count < 1:
         return f"count {b.count}: expected at least 1"
     for side, (lo, hi), mean in (("input", b.input_range, b.mean_input), ("output", b.output_range, b.mean_output)):

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from loadgen.stats.arrays import Floats
 from loadgen.stats.distributions import Counts, count_values
 from loadgen.workload.prompts import BLOCK_TOKENS
-from loadgen.workload.token_bins import CountedPairs, Lengths, count_up, merged
+from loadgen.workload.token_bins import CountedPairs, Lengths, count_up, merge_counts
 from loadgen.workload.trace_columns import Columns
 
 MOST_PAIRS = 1_000_000
@@ -179,14 +179,14 @@ class _PairTally:
         return x << 32 | y
 
     def _merge(self) -> None:
-        keys, counts = merged(self._parts)
+        keys, counts = merge_counts(self._parts)
         if len(keys) > MOST_PAIRS // 2 and not self.rounded:
             self.rounded = True
-            keys, counts = merged([(self._key(keys >> 32, keys & 0xFFFFFFFF), counts)])
+            keys, counts = merge_counts([(self._key(keys >> 32, keys & 0xFFFFFFFF), counts)])
         self._parts, self._rows = [(keys, counts)], 0
 
     def counted(self) -> CountedPairs:
-        keys, counts = merged(self._parts)
+        keys, counts = merge_counts(self._parts)
         return CountedPairs(keys >> 32, keys & 0xFFFFFFFF, counts)
 
 
