@@ -267,3 +267,134 @@ def test_wall_clock_instants_survive_a_step_of_the_wall_clock() -> None:
     assert clock.monotonic_ns(5_025 * NS_PER_S) == 25 * NS_PER_S
     clock.observe(Anchor(wall_ns=1_030 * NS_PER_S, monotonic_ns=30 * NS_PER_S))  # and back
     assert clock.monotonic_ns(1_031 * NS_PER_S) == 31 * NS_PER_S
+
+
+def test_a_portion_is_committed_from_its_shortest_duration_on() -> None:
+    for duration_s, committed in ((1.9, False), (2.0, True)):
+        ledger = Ledger([GPU], lateness=LATENESS)
+        ledger.add_energy([EnergySample(0, "gpu:0", 1.0), EnergySample(ns_from_s(duration_s), "gpu:0", 11.0)])
+        assert ledger.commit(ns_from_s(60)) is committed
+        (energy,) = ledger.snapshot(ns_from_s(60)).domains
+        assert (energy.committed_mj, energy.pending_mj) == ((10_000, 0) if committed else (0, 10_000))
+
+
+def test_energy_after_the_watermark_is_pending() -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    power(ledger, 0, 30, 100.0)
+    ledger.commit(ns_from_s(15))  # waits 5 s where no engine reports
+    snapshot = ledger.snapshot(ns_from_s(15))
+    (energy,) = snapshot.domains
+    assert (energy.committed_mj, energy.pending_mj) == (990_000, 2_000_000)
+    assert snapshot.lag_s == 5.0
+
+
+@pytest.mark.parametrize(
+    ("end_ns", "reason"),
+    [
+        (10 * NS_PER_S, "late"),
+        (10 * NS_PER_S + 1, None),
+        (15 * NS_PER_S + books.FUTURE_NS, None),
+        (15 * NS_PER_S + books.FUTURE_NS + 1, "future"),
+    ],
+)
+def test_a_span_is_taken_that_ends_after_the_watermark_and_not_in_the_future(end_ns: int, reason: str | None) -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    power(ledger, 0, 30, 100.0)
+    ledger.commit(ns_from_s(15))
+    ledger.add_span(span("a", 9, end_ns / NS_PER_S, end_ns=end_ns), 15 * NS_PER_S)
+    snapshot = ledger.snapshot(15 * NS_PER_S)
+    assert {name for name, count in snapshot.dropped.items() if count} == ({reason} if reason else set())
+    assert (snapshot.open_requests, snapshot.partial) == ((0, 0) if reason else (1, 1))
+
+
+def test_a_span_that_starts_at_the_watermark_is_whole() -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    power(ledger, 0, 30, 100.0)
+    ledger.commit(ns_from_s(15))
+    ledger.add_span(span("a", 10, 12), ns_from_s(15))
+    assert ledger.snapshot(ns_from_s(15)).partial == 0
+
+
+@pytest.mark.parametrize("client_arrives_at", [0, 1])
+def test_a_merged_span_has_the_engines_times_and_counts_and_the_clients_workload(client_arrives_at: int) -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    spans = [
+        span("a", 10.1, 19.9, output=None, input_tokens=7, model="served", workload="engine"),
+        span("a", 10, 20, client=True, output=50, input_tokens=9, model="asked", workload="chat", ok=False),
+    ]
+    if client_arrives_at == 0:
+        spans.reverse()
+    for each in spans:
+        ledger.add_span(each, ns_from_s(20))
+    request = ledger._open["a"].request
+    assert (request.start_ns, request.end_ns) == (ns_from_s(10.1), ns_from_s(19.9))
+    assert (request.input_tokens, request.output_tokens) == (7, 50)
+    assert (request.model, request.workload, request.ok) == ("served", "chat", False)
+    ledger.add_span(spans[1], ns_from_s(20))
+    snapshot = ledger.snapshot(ns_from_s(20))
+    assert snapshot.merged + snapshot.dropped["duplicate"] == 2
+
+
+def test_a_span_is_not_merged_once_energy_was_committed_to_it() -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    power(ledger, 0, 30, 100.0)
+    ledger.add_span(span("a", 2, 29), ns_from_s(29))
+    ledger.commit(ns_from_s(90))
+    ledger.add_span(span("a", 2, 29, client=True), ns_from_s(90))
+    snapshot = ledger.snapshot(ns_from_s(90))
+    assert (snapshot.merged, snapshot.dropped["duplicate"]) == (0, 1)
+
+
+def test_the_fit_looks_back_a_minute_or_over_so_many_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    end_ns = 100 * NS_PER_S
+    assert ledger._recent_requests(end_ns) == ([], end_ns - books.HISTORY_NS)
+    ledger._closed.extend([span(str(second), second - 1, second) for second in (70, 80, 90)])
+    monkeypatch.setattr(books, "FIT_REQUESTS", 3)
+    assert ledger._recent_requests(end_ns)[1] == 40 * NS_PER_S
+    monkeypatch.setattr(books, "FIT_REQUESTS", 2)
+    requests, since_ns = ledger._recent_requests(end_ns)
+    assert ([request.key for request in requests], since_ns) == (["90", "80"], 70 * NS_PER_S)
+
+
+def test_closed_requests_energy_sums_to_what_was_committed_to_their_account() -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    power(ledger, 0, 40, 300.0)
+    for second in range(5, 25, 2):
+        ledger.add_span(span(str(second), second, second + 3), ns_from_s(second + 3))
+    ledger.commit(ns_from_s(90))
+    account = ledger.snapshot(ns_from_s(90)).accounts["m", "chat"]
+    assert account.prefill_mj > 0 and account.decode_mj > 0
+    assert account.energy_mj == account.prefill_mj + account.decode_mj
+    assert account.energy.sum == account.energy_mj / 1000
+    assert sum(account.energy.counts) == account.completed == 10
+
+
+def test_accounts_that_do_not_add_up_are_an_error() -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    power(ledger, 0, 30, 100.0)
+    ledger.commit(ns_from_s(60))
+    ledger._idle_mj += 1
+    with pytest.raises(AssertionError, match="not conserved: 2990000 mJ committed, 2990001 mJ in accounts"):
+        ledger.snapshot(ns_from_s(60))
+
+
+def test_points_that_do_not_move_on_are_left_out() -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    ledger.add_energy(
+        [EnergySample(t_ns, "gpu:0", joules) for t_ns, joules in ((5, 1.0), (5, 9.0), (4, 9.0), (6, 2.0))]
+    )
+    assert [(point.t_ns, point.mj) for point in ledger._domains["gpu:0"].points] == [(5, 1000), (6, 2000)]
+
+
+def test_only_the_history_of_the_fit_is_kept() -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    power(ledger, 0, 300, 100.0)
+    looks(ledger, 0, 300, running=0, tokens=0, per_s=0)
+    ledger.add_span(span("a", 10, 20), ns_from_s(20))
+    ledger.commit(ns_from_s(300))
+    before_ns = ledger._watermark_ns - books.HISTORY_NS
+    points = ledger._domains["gpu:0"].points
+    assert points[0].t_ns < before_ns <= points[1].t_ns
+    assert ledger._samples[0].t_ns < before_ns <= ledger._samples[1].t_ns
+    assert not ledger._closed
