@@ -25,6 +25,58 @@ def test_lines_that_are_known_count_and_equal_names_are_added(page: bytes, value
     assert parse_page(page) == values
 
 
+@pytest.mark.parametrize(
+    ("page", "values"),
+    [
+        (
+            b"""# TYPE vllm:iteration_tokens_total histogram
+vllm:iteration_tokens_total_bucket{le="1.0",model_name="m"} 3.0
+vllm:iteration_tokens_total_count{model_name="m"} 40.0
+vllm:iteration_tokens_total_sum{model_name="m"} 999.0
+vllm:prompt_tokens_total{model_name="m"} 1e+06
+vllm:prompt_tokens_cached_total{model_name="m"} 5.0
+vllm:generation_tokens_total{model_name="m"} 7.5
+vllm:num_requests_running{model_name="m"} 2.0
+vllm:num_requests_waiting{model_name="m"} 1.0
+vllm:num_preemptions_total{model_name="m"} 4.0
+""",
+            {"iterations": 40.0, "prompt_tokens": 1e6, "cached_tokens": 5.0, "generation_tokens": 7.5, "running": 2.0,
+             "waiting": 1.0, "preemptions": 4.0},
+        ),
+        (
+            b"""tgi_request_input_length_sum 10
+tgi_request_input_length_count 3
+tgi_request_generated_tokens_sum 20
+tgi_batch_current_size 2
+tgi_queue_size 1
+""",
+            {"prompt_tokens": 10.0, "generation_tokens": 20.0, "running": 2.0, "waiting": 1.0},
+        ),
+        (
+            b"""transformers:iterations_total 6
+transformers:prompt_tokens_total 10
+transformers:generation_tokens_total 20
+transformers:num_requests_running 2
+transformers:num_requests_waiting 1
+""",
+            {"iterations": 6.0, "prompt_tokens": 10.0, "generation_tokens": 20.0, "running": 2.0, "waiting": 1.0},
+        ),
+        (
+            b"""llamacpp:prompt_tokens_total 10
+llamacpp:tokens_predicted_total 20
+llamacpp:n_decode_total 6
+llamacpp:requests_processing 2
+llamacpp:requests_deferred 1
+""",
+            {"prompt_tokens": 10.0, "generation_tokens": 20.0, "iterations": 6.0, "running": 2.0, "waiting": 1.0},
+        ),
+    ],
+    ids=["vllm", "tgi", "transformers", "llamacpp"],
+)  # fmt: skip
+def test_each_engines_names_become_the_same(page: bytes, values: dict[str, float]) -> None:
+    assert parse_page(page) == values
+
+
 @contextmanager
 def server(statuses: list[int]) -> Iterator[str]:
     """Answers with these statuses in turn."""

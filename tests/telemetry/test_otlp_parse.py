@@ -12,7 +12,16 @@ from loadgen.clock import Anchor
 from loadgen.record import RequestRecord
 from loadgen.simulator.spans import Finished, engine_id, export_finished
 from loadgen.telemetry.otlp_export import export_records
-from loadgen.telemetry.otlp_parse import MAX_TEXT, MalformedError, RequestSpan, join_key, parse_spans, rust_seconds
+from loadgen.telemetry.otlp_parse import (
+    MAX_DURATION_NS,
+    MAX_SPAN_TOKENS,
+    MAX_TEXT,
+    MalformedError,
+    RequestSpan,
+    join_key,
+    parse_spans,
+    rust_seconds,
+)
 from loadgen.units import NS_PER_MS, NS_PER_S
 
 START_NS = 1_790_000_000 * NS_PER_S
@@ -158,3 +167,79 @@ def test_the_simulated_engines_spans_are_read_as_vllms(request_id: str, chat: bo
         first_token_ns=502_000, end_ns=900_000, input_tokens=11, output_tokens=5, cached_tokens=None, model="m",
         workload=None, ok=True,
     )  # fmt: skip
+
+
+DAY_S = MAX_DURATION_NS / NS_PER_S
+
+
+@pytest.mark.parametrize(
+    ("attribute", "value", "valid"),
+    [
+        ("gen_ai.usage.prompt_tokens", 0, True),
+        ("gen_ai.usage.prompt_tokens", -1, False),
+        ("gen_ai.usage.prompt_tokens", MAX_SPAN_TOKENS, True),
+        ("gen_ai.usage.prompt_tokens", MAX_SPAN_TOKENS + 1, False),
+        ("gen_ai.usage.completion_tokens", float("inf"), False),
+        ("gen_ai.latency.time_to_first_token", 0.0, True),
+        ("gen_ai.latency.time_to_first_token", -0.1, False),
+        ("gen_ai.latency.time_to_first_token", DAY_S, True),
+        ("gen_ai.latency.time_to_first_token", DAY_S + 1, False),
+        ("gen_ai.latency.time_in_model_prefill", float("inf"), False),
+    ],
+)
+def test_numbers_are_taken_up_to_their_limits(attribute: str, value: float, valid: bool) -> None:
+    parsed = parse_spans(trace("llm_request", VLLM | {attribute: value}))
+    assert (len(parsed.spans), parsed.dropped["malformed"]) == ((1, 0) if valid else (0, 1))
+
+
+@pytest.mark.parametrize(
+    ("start_ns", "end_ns", "valid"),
+    [(1, 1, True), (0, 1, False), (2, 1, False), (1, 1 + MAX_DURATION_NS, True), (1, 2 + MAX_DURATION_NS, False)],
+)
+def test_a_span_lasts_from_nothing_to_a_day(start_ns: int, end_ns: int, valid: bool) -> None:
+    assert len(parse_spans(trace("llm_request", VLLM, start_ns, end_ns)).spans) == valid
+
+
+@pytest.mark.parametrize(
+    ("attributes", "prefill_s", "first_token_s"),
+    [
+        ({"gen_ai.latency.time_to_first_token": 0.5}, 0.0, 0.5),
+        ({"gen_ai.latency.time_to_first_token": 0.5, "gen_ai.latency.time_in_model_prefill": 0.2}, 0.3, 0.5),
+        ({"gen_ai.latency.time_to_first_token": 0.5, "gen_ai.latency.time_in_model_prefill": 0.7}, 0.0, 0.5),
+        ({"gen_ai.latency.time_to_first_token": 9.0}, 0.0, 2.0),
+        ({"gen_ai.latency.time_in_model_prefill": 0.2}, 0.0, None),
+    ],
+)
+def test_phases_stay_inside_their_span(
+    attributes: dict[str, Any], prefill_s: float, first_token_s: float | None
+) -> None:
+    span = one(trace("llm_request", attributes))
+    assert span.prefill_ns - START_NS == round(prefill_s * NS_PER_S)
+    assert span.first_token_ns == (None if first_token_s is None else START_NS + round(first_token_s * NS_PER_S))
+
+
+@pytest.mark.parametrize(
+    ("attributes", "tokens"),
+    [
+        ({"gen_ai.usage.output_tokens": 3, "gen_ai.usage.completion_tokens": 4}, 3),
+        ({"gen_ai.usage.completion_tokens": 4}, 4),
+        ({"gen_ai.usage.completion_tokens": 4.0}, 4),
+        ({"gen_ai.usage.completion_tokens": True}, None),
+        ({"gen_ai.usage.completion_tokens": "4"}, None),
+    ],
+)
+def test_the_current_names_go_before_older_ones_and_only_numbers_count(
+    attributes: dict[str, Any], tokens: int | None
+) -> None:
+    assert one(trace("llm_request", attributes)).output_tokens == tokens
+
+
+def test_a_span_without_a_request_id_is_known_by_its_trace() -> None:
+    span = one(trace("llm_request", {}))
+    assert (span.key, span.request_id) == ((b"t" * 16 + b"s" * 8).hex(), None)
+
+
+def test_a_clock_that_stepped_does_not_reverse_the_phases_of_a_span() -> None:
+    span = one(trace("llm_request", VLLM))
+    stepped = span.moved(lambda t_ns: t_ns if t_ns == span.start_ns else t_ns - 3600 * NS_PER_S)
+    assert (stepped.prefill_ns, stepped.first_token_ns, stepped.end_ns) == (span.start_ns,) * 3
