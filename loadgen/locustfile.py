@@ -1,4 +1,4 @@
-"""Locust users that speak to an LLM server: chat and code in a closed loop, or a trace on its own schedule.
+"""Locust users that send requests to an LLM server: chat and code in a closed loop, or a trace on its own schedule.
 
 locust -f loadgen/locustfile.py --headless -u 20 --host http://127.0.0.1:8000
 locust -f loadgen/locustfile.py --headless -u 1 --trace traces/chat.jsonl --rps 4 --host http://127.0.0.1:8000
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 if sys.path[0] == str(Path(__file__).parent):
-    # Locust puts a locustfile's folder first on the path, where our `trace` and `profile` would hide Python's own.
+    # Locust puts a locustfile's folder first on the path, where our package `locust` would hide locust itself.
     sys.path[0] = str(Path(__file__).parents[1])
 
 from loadgen.locust.hooks import listen

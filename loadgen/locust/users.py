@@ -1,4 +1,4 @@
-"""The users, and what those of one process share while a test runs."""
+"""Locust users, and the test that the users of one process share."""
 
 import logging
 import os
@@ -20,6 +20,7 @@ from loadgen.client.server_probe import ServerProbe
 from loadgen.clock import anchor
 from loadgen.locust.options import settings
 from loadgen.locust.probe_process import Question, ask
+from loadgen.locust.state import state_of
 from loadgen.locust.trace_replay import Outcome, Part, Ready, play
 from loadgen.locust.web import ANSWER, FIRST_TOKEN, LATE, NEXT_TOKENS
 from loadgen.locust.workload import fitting_bins, lengths, plan
@@ -33,54 +34,57 @@ from locust import User, task
 log = logging.getLogger("loadgen")
 
 UNSCHEDULED = 0
-"""scheduled_ns of a request that nobody planned."""
+"""scheduled_ns of a request without a schedule."""
 
 ABORTED = "aborted"
-"""The sidecar's workload for requests in flight when the test was stopped: halves would spoil the means."""
+"""The sidecar's workload for requests in flight when the test was stopped: partial ones would distort the means."""
 
 
 class Test:
-    """All that this process's users share from test_start to test_stop. Made whole before the first user."""
+    """The client, schedule and server facts that this process's users share, from test_start to test_stop."""
 
     def __init__(self, environment: Any) -> None:
         self.environment = environment
-        self.settings = given = settings(environment.parsed_options, environment.host)
+        self.settings = options = settings(environment.parsed_options, environment.host)
         classes = set(environment.user_classes)
-        self.plan = plan(given) if TraceReplay in classes and given.trace else None
+        self.plan = plan(options) if TraceReplay in classes and options.trace else None
         kinds: set[PromptKind] = {user.kind for user in classes if issubclass(user, ClosedLoopUser)}
         if self.plan:
             kinds |= {prompt_kind(request.workload) for request in self.plan.requests}
         self.reply: ServerProbe = ask(
             Question(
-                base_url=given.base_url,
-                model=given.model,
-                endpoint=given.endpoint,
+                base_url=options.base_url,
+                model=options.model,
+                endpoint=options.endpoint,
                 kinds=frozenset(kinds),
-                tokenizer=given.tokenizer,
-                timeout_s=given.timeout_s,
+                tokenizer=options.tokenizer,
+                timeout_s=options.timeout_s,
             )
         )
         limit = self.reply.server.max_model_len
         if self.plan:
             self.reply.server.check_fits(self.plan.requests)
-        self.bins = {kind: fitting_bins(given.bins[kind], limit) for kind in kinds}
+        self.bins = {kind: fitting_bins(options.bins[kind], limit) for kind in kinds}
         key = os.environ.get("OPENAI_API_KEY")
-        self._client = BlockingClient(given.base_url, api_key=key, timeout_s=given.timeout_s)
+        self._client = BlockingClient(options.base_url, api_key=key, timeout_s=options.timeout_s)
         self._senders: dict[str, SpanSender] = {}
         self.run_id = secrets.token_hex(6)
         self.worker_index = max(0, environment.runner.worker_index)
         server = self.reply.server
         self.body = body_maker(
-            given.seed, self.reply.vocabularies, given.endpoint, server.model, server.dialect, extra_body={}
+            options.seed, self.reply.vocabularies, options.endpoint, server.model, server.dialect, extra_body={}
         )
-        """As `loadgen replay` sends it for the same seed."""
+        """The body of a request, the same as `loadgen replay` sends for the same seed."""
         self.indices = count()
         self.users = count()
-        if given.sidecar:
+        if options.sidecar:
             self._sender(self.run_id)
 
     def send(self, run_id: str, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> RequestRecord:
-        """One request, told to locust and to the sidecar; an aborted one to the sidecar alone: it had joules too."""
+        """Send one request; report it to locust and to the sidecar.
+
+        An aborted one is reported to the sidecar alone: it used energy too.
+        """
         record = self._client.send(
             PATHS[self.settings.endpoint],
             body,
@@ -88,15 +92,15 @@ class Test:
             workload=request.workload,
             scheduled_ns=scheduled_ns,
             request_id=f"{run_id}-{request.index}",
-            on_cancelled=lambda half: self._tell(
-                run_id, replace(half, workload=ABORTED, input_tokens=request.input_tokens)
+            on_cancelled=lambda partial: self._export(
+                run_id, replace(partial, workload=ABORTED, input_tokens=request.input_tokens)
             ),
         )
-        self._tell(run_id, record)
-        report(self.environment, record)
+        self._export(run_id, record)
+        log_record(self.environment, record)
         return record
 
-    def _tell(self, run_id: str, record: RequestRecord) -> None:
+    def _export(self, run_id: str, record: RequestRecord) -> None:
         if self.settings.sidecar:
             self._sender(run_id).add(record)
 
@@ -108,16 +112,16 @@ class Test:
         return self._senders[run_id]
 
     def close(self) -> None:
-        """Sends the last spans."""
+        """Close the connections and send the last spans."""
         self._client.close()
         for sender in self._senders.values():
             sender.__exit__(None, None, None)
             if sender.lost:
-                log.warning("the sidecar was not told of %d requests: %s", sender.lost, sender.last_error)
+                log.warning("%d requests were not reported to the sidecar: %s", sender.lost, sender.last_error)
 
 
-def report(environment: Any, record: RequestRecord) -> None:
-    """Rows of locust's table. Only whole answers count in its totals; the other rows are kept beside them."""
+def log_record(environment: Any, record: RequestRecord) -> None:
+    """Add a record to locust's table. Only whole answers count in its totals; the other rows stand beside them."""
     tokens = record.output_tokens or 0
     environment.events.request.fire(
         request_type=record.workload,
@@ -139,14 +143,14 @@ def report(environment: Any, record: RequestRecord) -> None:
 
 
 class FailedError(Exception):
-    """Locust shows the repr of what failed."""
+    """A failed request. Its repr, which locust shows, is its message."""
 
     def __repr__(self) -> str:
         return str(self)
 
 
 def reason(record: RequestRecord) -> str:
-    """One line; the same for failures that differ only in how far they came, so that locust counts them together."""
+    """Return the failure in one line, without numbers that differ between like failures: locust counts equal lines."""
     detail = " ".join((record.detail or "").split())[:200]
     return f"{record.error}: {re.sub(r'[0-9]+', 'N', detail) if record.error == 'truncated' else detail}"
 
@@ -155,30 +159,32 @@ def reason(record: RequestRecord) -> str:
 
 
 class LoadgenUser(User):
-    abstract = True
-    test: ClassVar[Test | None] = None
-    """None when the test could not be set up: its users end at once, and the reason has been said."""
+    """A user of the environment's test."""
 
-    @classmethod
-    def now(cls) -> Test:
-        if LoadgenUser.test is None:
+    abstract = True
+
+    @property
+    def test(self) -> Test:
+        """The running test. Raises StopUser when it could not be set up: the reason was logged then."""
+        test = state_of(self.environment).test
+        if test is None:
             raise StopUser
-        return LoadgenUser.test
+        return test
 
 
 class ClosedLoopUser(LoadgenUser):
-    """Asks, reads the whole answer, thinks, asks again."""
+    """A user in a closed loop: send a request, read the whole answer, wait for the think time, repeat."""
 
     abstract = True
     kind: ClassVar[PromptKind]
     _lengths: Iterator[tuple[int, int]] | None = None
 
     def wait_time(self) -> float:
-        return self.now().settings.think_s
+        return self.test.settings.think_s
 
     @task
     def ask(self) -> None:
-        test = self.now()
+        test = self.test
         if self._lengths is None:
             rng = np.random.default_rng([test.settings.seed, test.worker_index, next(test.users)])
             self._lengths = lengths(test.bins[self.kind], test.reply.server.max_model_len, rng)
@@ -206,32 +212,31 @@ class CodeUser(ClosedLoopUser):
 
 
 class TraceReplay(LoadgenUser):
-    """One of the test's replaying users: sends its share of --trace, open loop. The test ends when all have."""
-
-    parts: ClassVar[dict[int, "AsyncResult[Part]"]] = {}
+    """A replaying user: it sends its share of --trace in an open loop. The test ends when all shares are sent."""
 
     @task
     def replay(self) -> None:
-        test = self.now()
+        test = self.test
         assert test.plan is not None
         number, runner = next(test.users), self.environment.runner
-        self.parts[number] = AsyncResult()
+        assigned: AsyncResult[Part] = AsyncResult()
+        state_of(self.environment).parts[number] = assigned
         ready = Ready(test.worker_index, runner.client_id, number, test.plan.sha256, len(test.plan.requests))
         runner.send_message("loadgen_ready", ready._asdict())
-        part = self.parts[number].get()
+        part = assigned.get()
         outcome = Outcome(part.shard, *self._play(test, part))
         runner.send_message("loadgen_done", outcome._asdict())
         raise StopUser
 
     def _play(self, test: Test, part: Part) -> tuple[int, int]:
-        """(sent, failed)."""
+        """Send a part of the schedule. Returns (sent, failed)."""
         assert test.plan is not None
-        records: list[bool] = []
+        outcomes: list[bool] = []
 
         def send(request: ScheduledRequest, body: bytes, scheduled_ns: int) -> None:
-            records.append(test.send(part.run_id, request, body, scheduled_ns).ok)
+            outcomes.append(test.send(part.run_id, request, body, scheduled_ns).ok)
 
-        here = anchor()
-        start_ns = part.start_wall_ns - here.wall_ns + here.monotonic_ns
+        moment = anchor()
+        start_ns = part.start_wall_ns - moment.wall_ns + moment.monotonic_ns
         play(part.of_schedule(test.plan.requests), start_ns, test.body, send)
-        return len(records), records.count(False)
+        return len(outcomes), outcomes.count(False)
