@@ -22,8 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
+from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.cost_model import align_phase, cost_shares, fit_coefficients, member_features, overlap
-from loadgen.attribution.engine_steps import EngineSteps, engine_steps_of
+from loadgen.attribution.engine_steps import EngineSteps
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.series import EnergySeries
 from loadgen.results.energy_summary import outermost_series

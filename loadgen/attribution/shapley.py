@@ -19,8 +19,9 @@ from typing import Literal, get_args
 import msgspec
 import numpy as np
 
+from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.cost_model import Coefficients, cost_shares, fit_with_covariance, foreign_features, overlap
-from loadgen.attribution.engine_steps import EngineSample, EngineSteps, engine_steps_of
+from loadgen.attribution.engine_steps import EngineSample, EngineSteps
 from loadgen.attribution.other_methods import OtherMethod, request_shares_mj
 from loadgen.attribution.uncertainty import joules_variance
 from loadgen.energy.series import EnergySeries

@@ -8,8 +8,8 @@ from typing import Any, TypedDict
 import msgspec
 import numpy as np
 
+from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.cost_model import align_phase
-from loadgen.attribution.engine_steps import engine_steps_of
 from loadgen.attribution.shapley import attribute_energy
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.record import RequestRecord

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.cost_model import (
     COLUMNS,
     align_phase,
@@ -14,7 +15,7 @@ from loadgen.attribution.cost_model import (
     member_features,
     overlap,
 )
-from loadgen.attribution.engine_steps import EngineSteps, engine_steps_of
+from loadgen.attribution.engine_steps import EngineSteps
 from loadgen.attribution.shapley import METHODS, Method, attribute_energy, round_to_sum, split_energy
 from loadgen.energy.series import EnergySeries
 from loadgen.record import RequestRecord

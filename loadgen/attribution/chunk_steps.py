@@ -1,0 +1,190 @@
+"""Rebuild the engine's steps from a client's records, with the engine's counters if there are any.
+
+A client sees a step end: every stream that was in it gets its chunk. What it cannot see (chunks that carry no text,
+prefill steps in which no stream decodes, other clients) the engine's own counters fill in.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from loadgen.attribution.chunked_prefill import spread_prefills
+from loadgen.attribution.engine_steps import Bools, EngineSample, EngineSteps, Members, Memberships, Narrow
+from loadgen.attribution.other_clients import counter_values, sample_times, with_engine
+from loadgen.record import RequestRecord
+from loadgen.stats.arrays import Ints
+from loadgen.units import NS_PER_MS
+
+BURST_GAP_NS = 1 * NS_PER_MS
+"""Chunks closer than this can be of one step: a server writes its streams one after another when a step ends."""
+
+SLICE = 100
+"""vLLM hands on the outputs of a step in slices of 128 streams, with other work between: after this many streams in a
+burst, the next burst may be of the same step."""
+SLICED_NS = 100 * NS_PER_MS
+"""Slices of one step lie within this duration."""
+
+MISSED_STEPS = 4
+"""A stream that is left out of this many steps in a row was preempted, and computes its whole context again. Fewer can
+be tokens without text: no character is cut into more pieces."""
+
+
+def engine_steps_of(records: Sequence[RequestRecord], engine: Sequence[EngineSample] = ()) -> EngineSteps:
+    """Return the steps of a run. A request's first chunk ends its prefill; every later one is a decode step, or the end
+    of a second prefill after a preemption. Requests that got no chunk are in no step: their cost is unattributed."""
+    counts = np.array([len(record.chunk_ns) for record in records], dtype=np.int64)
+    t_ns = np.concatenate(
+        [np.zeros(0, np.int64), *(np.array(r.chunk_ns, dtype=np.int64) for r in records if r.chunk_ns)]
+    )
+    request = np.repeat(np.arange(len(records), dtype=np.int32), counts)
+    step, end_ns = _steps(t_ns, request)
+    first_rows = (np.cumsum(counts) - counts)[counts > 0]
+    sent_ns = np.array([record.sent_ns or 0 for record in records], dtype=np.int64)
+    prompt = np.array([float(record.input_tokens or 0) for record in records], dtype=np.float32)
+    cached = _cached(records, t_ns[first_rows], prompt, request[first_rows], engine)
+    del t_ns
+    start_ns = _starts(step, end_ns, first_rows, sent_ns[request[first_rows]])
+    members = _members(records, counts, request, step, first_rows, prompt, cached, engine)
+    members, iterations = spread_prefills(members, first_rows, sent_ns, cached, start_ns, end_ns)
+    return with_engine(EngineSteps(start_ns, end_ns, iterations, *members, _unseen(records)), engine)
+
+
+def _members(
+    records: Sequence[RequestRecord],
+    counts: Ints,
+    request: Memberships,
+    step: Memberships,
+    first_rows: Ints,
+    prompt: Narrow,
+    cached: Narrow,
+    engine: Sequence[EngineSample],
+) -> Members:
+    """Return a membership for every chunk: what its stream computed in the step that the chunk ends."""
+    is_first = np.zeros(len(request), bool)
+    is_first[first_rows] = True
+    again = _preempted(step, is_first, engine)
+    decode = np.repeat(np.array([_tokens_per_chunk(record) for record in records], dtype=np.float32), counts)
+    position = np.arange(len(request), dtype=np.int32) - np.repeat(
+        (np.cumsum(counts) - counts).astype(np.int32), counts
+    )
+    context: Narrow = np.maximum(position - 1, 0).astype(np.float32)
+    del position
+    context *= decode
+    context += prompt[request]
+    decode[is_first | again] = 0.0
+    prefill = np.zeros(len(request), np.float32)
+    prefill[first_rows] = prompt[request[first_rows]] - cached[request[first_rows]]
+    context[first_rows] = (prompt[request[first_rows]] + cached[request[first_rows]]) / 2
+    prefill[again] = context[again]
+    context[again] /= 2.0
+    return Members(step, request, is_first | again, prefill, decode, context)
+
+
+def _tokens_per_chunk(record: RequestRecord) -> float:
+    """Return the tokens in each chunk after the first: more than one under speculative decoding."""
+    later, tokens = len(record.chunk_ns) - 1, record.output_tokens or 0
+    return (tokens - 1) / later if later > 0 and tokens > 1 else 1.0
+
+
+def _unseen(records: Sequence[RequestRecord]) -> Ints:
+    """Return int64[k, 2]: when each request without a chunk was in flight."""
+    intervals = [
+        (record.sent_ns, record.finished_ns)
+        for record in records
+        if not record.chunk_ns and record.sent_ns is not None and record.finished_ns is not None
+    ]
+    return np.array(intervals, dtype=np.int64).reshape(-1, 2)
+
+
+def _steps(t_ns: Ints, request: Memberships) -> tuple[Memberships, Ints]:
+    """Group chunk times into steps -> (step of each chunk, end of each step).
+
+    Chunks less than BURST_GAP_NS apart form a burst. A stream gets one chunk a step, so its k-th chunk inside a burst
+    is of the burst's k-th step; a burst has several steps when the client was late to read. A step of many streams
+    can take several bursts.
+    """
+    if not len(t_ns):
+        return np.zeros(0, np.int32), np.zeros(0, np.int64)
+    order = np.argsort(t_ns)
+    burst = np.empty(len(t_ns), np.int32)
+    burst[order] = np.concatenate(([0], np.cumsum(np.diff(t_ns[order]) >= BURST_GAP_NS)))
+    begins_ns = t_ns[order][np.searchsorted(burst[order], np.arange(int(burst.max()) + 1))]
+    del order
+    burst = _joined(burst, request, begins_ns)
+    nth = _occurrence(burst, request)
+    max_nth = np.zeros(int(burst.max()) + 1, np.int32)
+    np.maximum.at(max_nth, burst, nth)
+    step = ((np.cumsum(max_nth + 1) - max_nth - 1).astype(np.int32))[burst] + nth
+    end_ns = np.full(int(step.max()) + 1, np.iinfo(np.int64).max)
+    np.minimum.at(end_ns, step, t_ns)
+    by_time = np.argsort(end_ns, kind="stable")
+    rank = np.empty(len(end_ns), np.int32)
+    rank[by_time] = np.arange(len(by_time))
+    return rank[step], end_ns[by_time]
+
+
+def _joined(burst: Memberships, request: Memberships, begins_ns: Ints) -> Memberships:
+    """Merge the slices of one step: a burst of SLICE streams or more, and the next one if it has none of those streams.
+
+    begins_ns: the first chunk of each burst. All slices of a step lie within SLICED_NS.
+    """
+    size = np.bincount(burst, minlength=len(begins_ns))
+    previous = np.concatenate((np.full(1, -1, np.int32), burst[:-1]))
+    previous[np.concatenate(([True], request[1:] != request[:-1]))] = -1
+    latest = np.full(len(begins_ns), -1, np.int32)
+    np.maximum.at(latest, burst, previous)
+    joins = np.zeros(len(begins_ns), bool)
+    first = 0
+    for b in np.flatnonzero((size[:-1] >= SLICE) & (latest[1:] < np.arange(len(begins_ns) - 1))).tolist():
+        first = first if joins[b] else b
+        joins[b + 1] = latest[b + 1] < first and begins_ns[b + 1] - begins_ns[first] < SLICED_NS
+    return (burst - np.cumsum(joins).astype(np.int32)[burst]).astype(np.int32)
+
+
+def _occurrence(burst: Memberships, request: Memberships) -> Memberships:
+    """Return int32[M]: chunks of the same stream before each one in its burst. Rows are by request, then time."""
+    row = np.arange(len(burst), dtype=np.int32)
+    new = np.concatenate(([True], (burst[1:] != burst[:-1]) | (request[1:] != request[:-1])))
+    return row - np.maximum.accumulate(np.where(new, row, 0).astype(np.int32))
+
+
+def _starts(step: Memberships, end_ns: Ints, first_rows: Ints, sent_ns: Ints) -> Ints:
+    """Return int64[S]: the end of the step before, or, if no stream was decoding, when the first newcomer was sent."""
+    earliest = np.full(len(end_ns), np.iinfo(np.int64).max)
+    np.minimum.at(earliest, step[first_rows], sent_ns)
+    newcomers = np.bincount(step[first_rows], minlength=len(end_ns))
+    earliest[np.bincount(step, minlength=len(end_ns)) > newcomers] = 0  # a stream was decoding already
+    previous_end = np.concatenate((np.zeros(1, np.int64), end_ns[:-1]))[: len(end_ns)]
+    return np.asarray(np.minimum(np.maximum(previous_end, earliest), end_ns), dtype=np.int64)
+
+
+def _preempted(step: Memberships, is_first: Bools, engine: Sequence[EngineSample]) -> Bools:
+    """Return bool[M]: chunks that follow a pause of more than MISSED_STEPS steps; all False if the engine counts no
+    preemption."""
+    totals = counter_values(engine, "preemptions")
+    if totals is not None and totals[-1] == totals[0]:
+        return np.zeros(len(step), bool)
+    missed = np.diff(step, prepend=step[:1]) > MISSED_STEPS
+    return np.asarray(~is_first & missed)
+
+
+def _cached(
+    records: Sequence[RequestRecord],
+    first_ns: Ints,
+    prompt: Narrow,
+    request: Memberships,
+    engine: Sequence[EngineSample],
+) -> Narrow:
+    """Return float32[n]: cached prompt tokens of each request, from its own usage, else the engine's share in that
+    interval."""
+    reported = np.array([np.nan if r.cached_tokens is None else r.cached_tokens for r in records], dtype=np.float32)
+    cached, prompts = counter_values(engine, "cached_tokens"), counter_values(engine, "prompt_tokens")
+    if not np.isnan(reported).any() or cached is None or prompts is None:
+        return np.where(np.isnan(reported), 0.0, reported)
+    grown = np.diff(prompts)
+    share = np.divide(np.diff(cached), grown, out=np.zeros(len(grown)), where=grown > 0)
+    interval = np.searchsorted(sample_times(engine), first_ns, side="right") - 1
+    inside = (interval >= 0) & (interval < len(share))
+    estimate = np.zeros(len(records), np.float32)
+    estimate[request[inside]] = prompt[request[inside]] * np.clip(share[interval[inside]], 0, 1)
+    return np.where(np.isnan(reported), estimate, reported)

@@ -1,0 +1,205 @@
+"""Spread prefills over the steps they took: estimate the engine's token budget per step from the steps' durations.
+
+An engine computes at most a budget of tokens in a step: one for each stream that decodes, then prompts, first come,
+first served. A client sees neither the budget nor how long its requests take into the engine's queue. Of all candidate
+pairs (budget, delay), the one is chosen under which the durations of the steps follow best from the tokens computed in
+them, unless the steps refute it by what they must have computed beyond the budget.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from loadgen.attribution.engine_steps import Members, Memberships, Narrow
+from loadgen.stats.arrays import Floats, Ints
+from loadgen.units import NS_PER_MS
+
+
+@dataclass(frozen=True)
+class ChunkedPrefillPrior:
+    """Candidates and thresholds of the choice. The thresholds are judgements, not derived from a model."""
+
+    budgets: tuple[int, ...] = (32768, 16384, 8192, 4096, 2048, 1024, 512)
+    """Tokens that one step may compute (vLLM: max_num_batched_tokens), in powers of two as operators set them."""
+    delays_ns: tuple[int, ...] = (0, 1 * NS_PER_MS, 2 * NS_PER_MS, 4 * NS_PER_MS)
+    """Delays of a request from the client's clock into the engine's queue."""
+    late_steps: int = 3
+    """Steps that a request may miss on top of the delay."""
+    sample: int = 2000
+    """Prompts that each candidate is fitted on."""
+    min_prompts: int = 20
+    """With fewer prompts nothing can be learned of a budget: the largest stands, without delay."""
+    improvement: float = 0.98
+    """A candidate must reduce the residual sum of squares below this share of the best one before it."""
+    max_overflow: float = 0.05
+    """A larger share of the prompt tokens above a budget refutes it."""
+
+
+PRIOR = ChunkedPrefillPrior()
+
+
+class Piece(NamedTuple):
+    """Prompt tokens of one request in one step. row: the membership of its first chunk."""
+
+    row: int
+    step: int
+    tokens: float
+
+
+class Candidate(NamedTuple):
+    budget: int
+    delay_ns: int
+
+
+@dataclass(frozen=True)
+class PrefillQueue:
+    """P prompts in order of arrival, and the S steps that they were computed in.
+
+    row: int64[P], membership of the first chunk. sent_ns: int64[P]. last_step: int32[P], the step of the first chunk.
+    tokens: float32[P], to compute. start_ns: int64[S]. length: float64[S], ns. decoding: float64[S], decoded tokens.
+    """
+
+    row: Ints
+    sent_ns: Ints
+    last_step: Memberships
+    tokens: Narrow
+    start_ns: Ints
+    length: Floats
+    decoding: Floats
+
+
+def spread_prefills(
+    members: Members, first_rows: Ints, sent_ns: Ints, cached: Narrow, start_ns: Ints, end_ns: Ints
+) -> tuple[Members, Floats]:
+    """Return new memberships with every prefill spread over the steps it took, and the iterations of each step.
+
+    first_rows: int64[P], the membership of each request's first chunk. sent_ns, cached: by request.
+    """
+    steps = len(start_ns)
+    if not len(first_rows):
+        return members, np.ones(steps)
+    row = first_rows[np.argsort(sent_ns[members.request[first_rows]], kind="stable")]
+    decoding = np.bincount(members.step, members.decode, minlength=steps).astype(np.float64)
+    length = (end_ns - start_ns).astype(np.float64)
+    queue = PrefillQueue(
+        row, sent_ns[members.request[row]], members.step[row], members.prefill[row], start_ns, length, decoding
+    )
+    chosen = choose_candidate(queue)
+    spread = _with_pieces(members, fill_steps(queue, chosen), cached)
+    computed = np.bincount(spread.step, spread.prefill, minlength=steps)
+    return spread, np.maximum(np.ceil((computed + decoding) / chosen.budget), 1.0)
+
+
+def candidates(prompts: int, prior: ChunkedPrefillPrior = PRIOR) -> Iterator[Candidate]:
+    """Yield the pairs worth trying for a number of prompts, larger budgets first."""
+    for budget in prior.budgets if prompts >= prior.min_prompts else ():
+        for delay_ns in prior.delays_ns:
+            yield Candidate(budget, delay_ns)
+
+
+def choose_candidate(queue: PrefillQueue, prior: ChunkedPrefillPrior = PRIOR) -> Candidate:
+    """Return the candidate that explains the steps' durations best, among those that the steps do not refute."""
+    chosen, smallest = Candidate(prior.budgets[0], prior.delays_ns[0]), np.inf
+    for candidate in candidates(len(queue.row), prior):
+        pieces = fill_steps(queue, candidate, prior.sample, prior.late_steps)
+        error = length_error(pieces, queue.length, queue.decoding)
+        room = candidate.budget - queue.decoding
+        if error < prior.improvement * smallest and overflow(pieces, room) < prior.max_overflow:
+            chosen, smallest = candidate, error
+    return chosen
+
+
+def overflow(pieces: list[Piece], room: Floats) -> float:
+    """Return the share of the prompt tokens in steps without room for them: chunks that came together, or a wrong
+    budget."""
+    tokens = np.bincount([p.step for p in pieces], [p.tokens for p in pieces], minlength=len(room))
+    return float(np.maximum(tokens - np.maximum(room, 0.0), 0.0).sum() / max(tokens.sum(), 1.0))
+
+
+def length_error(pieces: list[Piece], length: Floats, decoding: Floats) -> float:
+    """Return the residual sum of squares of length = b0 + b1 p + b2 p^2 + b3 d over the steps that the pieces span.
+
+    p are the prompt tokens of a step, d its decoding streams, the b's fitted by least squares. Lengths are cut at twice
+    the 99.9th percentile: a client that slept is no evidence about an engine.
+    """
+    steps = np.array([piece.step for piece in pieces])
+    end = int(steps.max()) + 1
+    tokens = np.bincount(steps, [piece.tokens for piece in pieces], minlength=end)
+    y = np.minimum(length[:end], 2 * np.percentile(length[:end], 99.9))
+    x = np.column_stack((np.ones(end), tokens, tokens**2 / 1e4, decoding[:end]))
+    return float(((y - x @ np.linalg.lstsq(x, y, rcond=None)[0]) ** 2).sum())
+
+
+def fill_steps(
+    queue: PrefillQueue, candidate: Candidate, limit: int | None = None, late_steps: int = PRIOR.late_steps
+) -> list[Piece]:
+    """Place the first `limit` prompts in order of arrival into the steps' room beside the decodes.
+
+    A prompt begins in the first step after its delay, or up to `late_steps` later, from which it is done exactly in the
+    step of its first chunk. If there is none, it waited for something else than room and begins as late as fits.
+    """
+    room = np.maximum(candidate.budget - queue.decoding, 0.0).tolist()
+    earliest = np.searchsorted(queue.start_ns, queue.sent_ns[:limit] + candidate.delay_ns)
+    earliest = np.minimum(earliest, queue.last_step[:limit])
+    columns = (queue.row[:limit], earliest, queue.last_step[:limit], queue.tokens[:limit])
+    pieces: list[Piece] = []
+    for row, low, last, tokens in zip(*(column.tolist() for column in columns), strict=True):
+        begins = range(low, min(low + late_steps, last) + 1)
+        begin = next((step for step in begins if _end_step(room, step, last, tokens) == last), None)
+        for step in range(_latest_begin(room, low, last, tokens) if begin is None else begin, last + 1):
+            part = tokens if step == last else min(tokens, max(room[step], 0.0))
+            room[step] -= part
+            tokens -= part
+            if part > 0 or step == last:
+                pieces.append(Piece(row, step, part))
+    return pieces
+
+
+def _end_step(room: list[float], step: int, last: int, tokens: float) -> int:
+    """Return the step in which a prompt begun in `step` is done; last + 1 when it would not be by `last`."""
+    while step <= last and tokens > room[step]:
+        tokens -= max(room[step], 0.0)
+        step += 1
+    return step
+
+
+def _latest_begin(room: list[float], low: int, last: int, tokens: float) -> int:
+    """Return the latest step, from `low` on, in which a prompt can begin and be done in `last`."""
+    step = last
+    while step > low and tokens > room[step]:
+        tokens -= max(room[step], 0.0)
+        step -= 1
+    return step
+
+
+def _with_pieces(members: Members, pieces: list[Piece], cached: Narrow) -> Members:
+    """Return the memberships with each first chunk's prefill cut into its pieces: the last one in place, others added.
+
+    The context of a piece is the cached tokens, those of the pieces before, and half of its own.
+    """
+    row = np.array([piece.row for piece in pieces], dtype=np.int64)
+    step = np.array([piece.step for piece in pieces], dtype=np.int32)
+    tokens = np.array([piece.tokens for piece in pieces])
+    new = np.concatenate(([True], row[1:] != row[:-1]))
+    done = np.cumsum(tokens) - tokens
+    done -= np.maximum.accumulate(np.where(new, done, 0.0))
+    context = cached[members.request[row]] + done + tokens / 2
+    last = step == members.step[row]
+    prefill, contexts = members.prefill.copy(), members.context.copy()
+    prefill[row[last]], contexts[row[last]] = tokens[last], context[last]
+    members = members._replace(prefill=prefill, context=contexts)
+    earlier = ~last
+    if not earlier.any():
+        return members
+    count = int(earlier.sum())
+    added = Members(
+        step=step[earlier],
+        request=members.request[row[earlier]],
+        prefilling=np.ones(count, bool),
+        prefill=tokens[earlier].astype(np.float32),
+        decode=np.zeros(count, np.float32),
+        context=context[earlier].astype(np.float32),
+    )
+    return Members(*(np.concatenate(columns) for columns in zip(members, added, strict=True)))
