@@ -15,6 +15,7 @@ from loadgen.energy_model.estimate import (
     estimates,
     fit_two_phase,
     flops,
+    ideal,
     mean_overlap,
     surface,
 )
@@ -229,3 +230,73 @@ def test_a_measured_run_is_set_beside_the_estimates_of_its_own_requests(tmp_path
     ratios = measured["ratios"]
     assert ratios["ideal, sparse peak"] < ratios["ideal, dense peak"] < ratios["interpolated"] < ratios["ceiling"]
     assert ratios["interpolated"] == pytest.approx(1, abs=0.35), "the load rises and falls: no batch is the batch"
+
+
+# -- by hand ----------------------------------------------------------------------------------------------------------
+
+
+def test_flops_of_one_request_by_hand() -> None:
+    """3 input and 2 output tokens: 4 tokens are computed, with 1, 2, 3 and 4 (query, key) pairs."""
+    model = msgspec.structs.replace(read_model("llama-3.1-8b"), parameters=100.0, layers=2, heads=1, head_dim=2)
+    assert flops(np.array([3]), np.array([2]), model)[0] == sum(2 * 100 + 16 * pairs for pairs in (1, 2, 3, 4)) == 960
+
+
+def test_the_ideal_is_power_limit_over_peak_times_flops() -> None:
+    hardware = msgspec.structs.replace(read_hardware("h200"), limit_w=50.0, peak_flops=100.0, peak_sparse_flops=None)
+    model = msgspec.structs.replace(read_model("llama-3.1-8b"), parameters=100.0, layers=2, heads=1, head_dim=2)
+    (dense,) = ideal(workload((3, 2, 10)), hardware, model)
+    assert (dense.method, dense.joules, dense.stderr_joules) == ("ideal, dense peak", 10 * 960 * 50 / 100, None)
+
+
+def test_a_fit_needs_twelve_points_and_two_values_of_every_letter() -> None:
+    points = list(profile().cells)
+    assert fit_two_phase(points[:12]) is not None
+    assert fit_two_phase(points[:11]) is None
+    assert fit_two_phase([point for point in points if point.batch == 16] * 2) is None
+    assert fit_two_phase([point for point in points if point.input == 32] * 2) is None
+    assert fit_two_phase([point for point in points if point.output == 8] * 2) is None
+
+
+@pytest.mark.parametrize(
+    ("n", "o", "outside"), [(32, 8, 0), (2048, 512, 0), (31, 8, 3), (2049, 8, 3), (32, 7, 3), (32, 513, 3)]
+)
+def test_lengths_at_the_edges_of_the_grid_are_inside(n: int, o: int, outside: int) -> None:
+    assert surface(profile(), 16).outside(workload((n, o, 3))) == outside
+
+
+@pytest.mark.parametrize("batch", [1, 128])
+def test_batches_at_the_edges_of_the_grid_are_inside(batch: int) -> None:
+    surface(profile(), batch)
+    with pytest.raises(LoadgenError, match="outside what profile"):
+        surface(profile(), batch * 1.01 if batch > 1 else 0.99)
+
+
+def test_a_request_of_exactly_the_context_is_estimated() -> None:
+    model = msgspec.structs.replace(read_model("llama-3.1-8b"), context_tokens=100)
+    assert estimates(workload((90, 10, 1)), profile(), 16, None, model)
+    with pytest.raises(LoadgenError, match=r"90 \+ 11 tokens exceeds the context of llama-3.1-8b: 100 tokens"):
+        estimates(workload((90, 11, 1)), profile(), 16, None, model)
+
+
+def test_a_point_without_repeats_has_the_root_mean_square_of_the_other_errors() -> None:
+    points = [
+        msgspec.structs.replace(p, stderr=None if p.key == (32, 8, 1) else 0.02 * p.joules_per_request)
+        for p in profile().cells
+    ]
+    (interpolated, *_) = estimates(workload((32, 8, 1)), profile(points), 1, None, None)
+    assert interpolated.stderr_joules == pytest.approx(0.02 * interpolated.joules)
+
+
+@pytest.mark.parametrize(
+    ("spans", "overlap"),
+    [
+        ([(0, 10)], 1.0),
+        ([(0, 10), (10, 20)], 1.0),
+        ([(0, 10), (0, 10)], 2.0),
+        ([(0, 10), (2, 8)], 1.6),
+        ([(5, 5), (0, 10)], 1.0),
+        ([], 0.0),
+    ],
+)
+def test_mean_overlap_by_hand(spans: list[tuple[int, int]], overlap: float) -> None:
+    assert mean_overlap(np.array(spans, dtype=np.int64).reshape(-1, 2)) == pytest.approx(overlap)

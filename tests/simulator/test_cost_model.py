@@ -4,6 +4,7 @@ import csv
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -261,3 +262,98 @@ def test_a_bad_profile_says_where_and_what(tmp_path, text, message):
 def test_a_model_that_does_not_fit_is_refused():
     with pytest.raises(LoadgenError, match="does not fit"):
         kv_cache_tokens(HARDWARE["l4"], MODELS["llama-3.1-70b"])
+
+
+ROUND_GPU = msgspec.structs.replace(
+    H200,
+    peak_flops=1000.0,
+    peak_bytes_per_s=1000.0,
+    link_bytes_per_s=1000.0,
+    linear_flops_efficiency=0.5,
+    linear_bytes_efficiency=0.25,
+    attention_flops_efficiency=0.5,
+    attention_bytes_efficiency=0.5,
+    launch_gap_s=0.5,
+    all_reduce_s=0.25,
+    sequence_gap_s=0.125,
+    idle_empty_w=10.0,
+    resident_w=5.0,
+    active_w=5.0,
+    limit_w=1e9,
+    joules_per_flop=0.01,
+    joules_per_byte=0.02,
+    joules_per_kv_byte=0.03,
+    ambient_c=20.0,
+    kelvin_per_w=1.0,
+    leakage_w_per_k=2.0,
+)
+"""Idle power 15 W at 35 °C."""
+
+ROUND_MODEL = msgspec.structs.replace(
+    LLAMA,
+    parameters=100.0,
+    layers=2,
+    heads=1,
+    kv_heads=1,
+    head_dim=2,
+    bytes_per_parameter=2.0,
+    bytes_per_kv_value=1.0,
+)
+"""200 FLOPs per token, 16 per pair; 200 weight bytes, 8 bytes per KV token."""
+
+
+def test_a_step_by_hand():
+    """n = 2, C = 3, A = 5, K = 7."""
+    cost = CostLaw(ROUND_GPU, ROUND_MODEL).cost(Load(2, 3, 5, 7), 35.0)
+    seconds = 600 / 500 + 80 / 500 + 0.5 + 2 * 0.125
+    dynamic_j = 0.01 * 600 + 0.01 * 80 + 0.03 * 56 + 0.02 * 200
+    assert cost.duration_ns == pytest.approx(seconds * 1e9, abs=2) == pytest.approx(2.11e9, abs=2)
+    assert cost.joules == pytest.approx(20 * seconds + dynamic_j) == pytest.approx(54.68)
+    fixed_j = 20 * (200 / 250 + 0.5) + 0.02 * 200
+    assert cost.equal_j == pytest.approx(fixed_j / 2) == pytest.approx(15)
+    scale = (54.68 - 30) / (6 + 0.8 + 1.68)
+    assert (cost.token_j, cost.pair_j, cost.kv_token_j) == pytest.approx((2 * scale, 0.16 * scale, 0.24 * scale))
+
+
+def test_each_phase_is_bound_by_the_slower_of_compute_and_memory():
+    law = CostLaw(ROUND_GPU, ROUND_MODEL)
+    gaps_s = 0.5 + 0.125
+    assert law.unlimited_s(Load(1, 1, 0, 0)) == pytest.approx(200 / 250 + gaps_s), "reading the weights"
+    assert law.unlimited_s(Load(1, 4, 0, 0)) == pytest.approx(800 / 500 + gaps_s), "computing with them"
+    assert law.unlimited_s(Load(1, 1, 5, 7)) == pytest.approx(200 / 250 + 80 / 500 + gaps_s), "computing pairs"
+    assert law.unlimited_s(Load(1, 1, 2, 7)) == pytest.approx(200 / 250 + 56 / 500 + gaps_s), "reading the KV cache"
+
+
+def test_at_the_power_limit_a_step_takes_as_long_as_its_dynamic_energy_needs():
+    limited = msgspec.structs.replace(ROUND_GPU, limit_w=22.0)
+    cost = CostLaw(limited, ROUND_MODEL).cost(Load(2, 3, 5, 7), 35.0)
+    assert cost.duration_ns == pytest.approx(12.48 / (22 - 20) * 1e9, abs=2)
+    assert cost.joules == pytest.approx(22 * 6.24)
+
+
+def test_leakage_adds_to_static_power_above_and_subtracts_below_the_idle_temperature():
+    law = CostLaw(ROUND_GPU, ROUND_MODEL)
+    assert [law.idle_w(celsius) for celsius in (34.0, 35.0, 36.5)] == [13.0, 15.0, 18.0]
+    assert law.static_w(36.5) == 23.0
+
+
+def test_two_gpus_halve_the_work_and_add_all_reduces():
+    """2 x 2 layers x 0.25 s, and 16 bytes per token over the link."""
+    law = CostLaw(ROUND_GPU, ROUND_MODEL, 2)
+    assert law.unlimited_s(Load(2, 3, 5, 7)) == pytest.approx(0.6 + 0.08 + 1.0 + 3 * 0.016 + 0.5 + 0.25)
+    assert law.static_w(35.0) == 40.0
+
+
+def test_experts_touched_by_hand():
+    """20 dense parameters; 4 experts of 20, one per token: 1/4 by one token, 7/16 by two."""
+    moe = msgspec.structs.replace(ROUND_MODEL, expert_parameters=80.0, experts=4, experts_per_token=1)
+    assert moe.active_parameters == 40
+    assert [moe.weight_bytes(tokens) for tokens in (1, 2)] == [80.0, 110.0]
+
+
+def test_kv_tokens_fill_the_memory_beside_the_weights():
+    gpu = msgspec.structs.replace(ROUND_GPU, memory_bytes=1000.0)
+    assert kv_cache_tokens(gpu, ROUND_MODEL) == (900 - 200) // 8
+    assert kv_cache_tokens(gpu, ROUND_MODEL, memory_share=0.208) == 1
+    with pytest.raises(LoadgenError, match="does not fit"):
+        kv_cache_tokens(gpu, ROUND_MODEL, memory_share=0.2079)

@@ -8,7 +8,16 @@ from hypothesis import strategies as st
 
 from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.simulator.cost_model import CounterOptions
-from loadgen.simulator.engine import Engine, EngineOptions, Sequence, Step, SubmittedRequest, Totals, simulate
+from loadgen.simulator.engine import (
+    BlockPool,
+    Engine,
+    EngineOptions,
+    Sequence,
+    Step,
+    SubmittedRequest,
+    Totals,
+    simulate,
+)
 from loadgen.units import NS_PER_MS, NS_PER_S
 
 H200 = read_hardware("h200")
@@ -258,3 +267,110 @@ def test_a_simulation_is_the_same_every_time_and_its_seed_moves_only_the_noise()
     assert one == again
     assert one.requests == other.requests
     assert one.counter != other.counter
+
+
+STEPS = [
+    (
+        "a prompt fills the budget, its rest shares a step with the next prompt",
+        EngineOptions(max_num_batched_tokens=8),
+        {"a": (0, 10, 2), "b": (0, 5, 1)},
+        ["a8 | | ", "a2 b5 | | a b", " | a | a"],
+    ),
+    (
+        "a prompt of exactly the budget leaves none for the next",
+        EngineOptions(max_num_batched_tokens=8),
+        {"a": (0, 8, 1), "b": (0, 1, 1)},
+        ["a8 | | a", "b1 | | b"],
+    ),
+    (
+        "a prompt one token longer than the budget needs two steps",
+        EngineOptions(max_num_batched_tokens=8),
+        {"a": (0, 9, 1)},
+        ["a8 | | ", "a1 | | a"],
+    ),
+    (
+        "a full batch admits none until a sequence finishes",
+        EngineOptions(max_num_seqs=1),
+        {"a": (0, 3, 2), "b": (0, 3, 1)},
+        ["a3 | | a", " | a | a", "b3 | | b"],
+    ),
+    (
+        "decodes use the budget before waiting prompts do",
+        EngineOptions(max_num_batched_tokens=2),
+        {"a": (0, 1, 3), "b": (0, 1, 3), "c": (0, 1, 1)},
+        ["a1 b1 | | a b", " | a b | a b", " | a b | a b", "c1 | | c"],
+    ),
+    (
+        "a prompt is chunked beside decodes of earlier and admission of later sequences",
+        EngineOptions(max_num_batched_tokens=4),
+        {"a": (0, 2, 4), "b": (0, 7, 1), "c": (0, 2, 1), "d": (0, 1, 1)},
+        ["a2 b2 | | a", "b3 | a | a", "b2 c1 | a | a b", "c1 d1 | a | a c d"],
+    ),
+    (
+        "without a free block the latest arrival is preempted, and computes prompt and answer again",
+        EngineOptions(kv_cache_tokens=64),
+        {"a": (0, 32, 5), "b": (1, 16, 2)},
+        ["a32 | | a", "b16 | a | a b", " | a | a -b", " | a | a", " | a | a", "b17 | | b"],
+    ),
+]
+
+
+@pytest.mark.parametrize(("rule", "options", "requests", "expected"), STEPS, ids=[row[0] for row in STEPS])
+def test_steps_prefills_decodes_and_emitted(rule, options, requests, expected):
+    """Each row is `prefills with tokens | decodes | emitted`; a minus marks a preempted sequence."""
+    named = {name: Sequence(*lengths) for name, lengths in requests.items()}
+    name_of = {id(seq): name for name, seq in named.items()}
+    rows = []
+    for step in run(Engine(H200, LLAMA, options), list(named.values())):
+        prefills = " ".join(f"{name_of[id(seq)]}{tokens}" for seq, tokens in step.prefills)
+        emitted = [name_of[id(seq)] for seq in step.emitted] + [f"-{name_of[id(seq)]}" for seq in step.preempted]
+        rows.append(f"{prefills} | {' '.join(name_of[id(seq)] for seq in step.decodes)} | {' '.join(emitted)}")
+    assert [row.replace("|  |", "| |") for row in rows] == expected
+
+
+@pytest.mark.parametrize(
+    ("input_tokens", "cached"),
+    [(16, 0), (17, 16), (31, 16), (32, 16), (33, 32), (48, 32), (49, 48), (64, 48), (65, 64), (80, 64)],
+)
+def test_a_prompt_reuses_the_full_blocks_before_its_last_token(input_tokens, cached):
+    hashes = ("w", "x", "y", "z")
+    pair = [
+        SubmittedRequest(0, 64, 1, hashes),
+        SubmittedRequest(NS_PER_S, input_tokens, 1, hashes[: input_tokens // 16]),
+    ]
+    result = simulate(pair, H200, LLAMA, EngineOptions(prefix_caching=True))
+    assert result.requests[1].cached_tokens == cached
+
+
+def test_a_pool_admits_up_to_exactly_its_blocks_and_a_refusal_changes_nothing():
+    pool, seq = BlockPool(2, prefix_caching=False), Sequence(0, 40, 1)
+    assert not pool.admit(seq, 0, 33)
+    assert (pool.free, pool.used, seq.private_blocks) == (2, 0, 0)
+    assert pool.admit(seq, 0, 32)
+    assert (pool.free, pool.used, seq.room) == (0, 2, 32)
+    seq.computed = 32
+    assert not pool.grow(seq, 1)
+    assert pool.grow(seq, 0)
+    pool.release(seq)
+    assert (pool.free, pool.used, seq.room) == (2, 0, 0)
+
+
+def test_the_least_recently_used_cached_block_is_evicted():
+    pool = BlockPool(3, prefix_caching=True)
+    for block in ("old", "new"):
+        seq = Sequence(0, 16, 1, (block,))
+        assert pool.admit(seq, 0, 16)
+        seq.computed = 16
+        pool.publish(seq)
+        pool.release(seq)
+    assert (pool.free, pool.used) == (1, 0)
+    assert pool.admit(Sequence(0, 32, 1), 0, 32)
+    assert (pool.free, pool.used) == (0, 2)
+    assert [pool.cached_blocks(Sequence(0, 17, 1, (block,))) for block in ("old", "new")] == [0, 1]
+
+
+@pytest.mark.parametrize("field", ["max_num_seqs", "max_num_batched_tokens", "tensor_parallel"])
+def test_engine_options_start_at_one(field):
+    EngineOptions(**{field: 1})
+    with pytest.raises(ValueError, match="must be at least 1"):
+        EngineOptions(**{field: 0})
