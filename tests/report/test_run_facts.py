@@ -1,0 +1,79 @@
+"""The facts about a run, in words that every view shares."""
+
+import msgspec
+import pytest
+
+from loadgen.report.run_facts import Fact, energy_cells, latency_rows, load_facts, parts_of, remarks, request_cells
+from loadgen.results.summary import Goodput, LengthCheck, Summary
+from support import sample_runs
+
+
+def summary(**changes: object) -> Summary:
+    made = sample_runs.run().summary
+    assert made is not None
+    return msgspec.structs.replace(made, **changes)
+
+
+def facts(made: Summary) -> dict[tuple[str, str], str]:
+    return {(fact.label, fact.workload): fact.text for fact in load_facts(made)}
+
+
+def test_labels_are_unique_for_each_workload() -> None:
+    assert len(facts(summary())) == len(load_facts(summary()))
+    assert all(isinstance(fact, Fact) and fact.text for fact in load_facts(summary()))
+
+
+def test_lengths_show_the_difference_with_its_sign() -> None:
+    lengths = LengthCheck(
+        count=2, input_asked=1000, input_counted=1003, input_max_off=2,
+        output_asked=50, output_counted=48, output_max_off=None,
+    )  # fmt: skip
+    found = facts(summary(lengths=lengths))
+    assert found["input length", ""].startswith("1,000 tokens requested, +3 by the server's count; at most 2 off")
+    assert found["output length", ""].startswith("50 tokens requested, -2 by the server's count; at most - off")
+    assert ("input length", "") not in facts(summary(lengths=None))
+
+
+def test_workloads_have_a_goodput_of_their_own_only_where_their_limits_differ() -> None:
+    common = Goodput(slo_ms={"ttft": 200.0}, good=3, ratio=0.75, rps=1.5)
+    assert facts(summary(goodput=common))["goodput", ""] == "1.50 /s, 75.0 % of requests within ttft ≤ 200 ms"
+    assert ("goodput", "chat") not in facts(summary(goodput=common))
+    mixed = facts(summary(goodput=msgspec.structs.replace(common, slo_ms={})))
+    assert mixed["goodput", ""] == "1.50 /s, 75.0 % of requests within their stream's limits"
+    assert "ttft ≤ 200 ms, tpot ≤ 50 ms" in mixed["goodput", "chat"] and ("goodput", "code") in mixed
+    assert not any(label == "goodput" for label, _ in facts(summary(goodput=None)))
+
+
+@pytest.mark.parametrize(
+    ("stopped_by", "remark"),
+    [
+        ("completed", None),
+        ("interrupted", "was interrupted"),
+        ("aborted", "was aborted"),
+        (None, "did not end by itself"),
+    ],
+)
+def test_a_run_that_did_not_complete_says_how_it_ended(stopped_by: str | None, remark: str | None) -> None:
+    found = remarks(summary(stopped_by=stopped_by))
+    assert (found == []) if remark is None else (len(found) == 1 and remark in found[0])
+
+
+def test_parts_are_the_run_and_then_its_workloads_if_there_are_several() -> None:
+    made = summary()
+    assert [name for name, _ in parts_of(made)] == ["all", "chat", "code"]
+    alone = msgspec.structs.replace(made, by_workload={"chat": made.by_workload["chat"]})
+    assert [name for name, _ in parts_of(alone)] == ["all"]
+    assert [row[:2] for row in latency_rows(parts_of(alone))] == [
+        (short, "all") for short in ("TTFT", "TPOT", "ITL", "E2E", "Response")
+    ]
+
+
+def test_cells_are_in_the_order_of_their_headings() -> None:
+    made = summary()
+    counts = made.requests
+    expected = [counts.scheduled, counts.sent, counts.completed, counts.failed]
+    assert request_cells(made) == [f"{n:,}" for n in expected]
+    unknown = msgspec.structs.replace(
+        made.energy, joules_per_request=None, joules_per_output_token=2.0, joules_per_token=None
+    )
+    assert energy_cells(unknown) == ["-", "-", "-", "2.00 J", "-"]

@@ -1,0 +1,122 @@
+"""The steady state and the thresholds of valid energy, on runs small enough to compute by hand."""
+
+import msgspec
+import numpy as np
+import pytest
+
+from loadgen.attribution.shapley import RequestEnergy
+from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.record import RequestRecord
+from loadgen.results import energy_summary
+from loadgen.results.energy_summary import energy_shares, outermost_series
+from loadgen.results.run_folder import RunResult
+from loadgen.units import NS_PER_S
+from support import sample_runs
+
+
+def record(index: int, sent_s: float, first_s: float, end_s: float, tokens: int = 10) -> RequestRecord:
+    """Return a request whose tokens come evenly from `first_s` to `end_s`."""
+    chunks = [round(t * NS_PER_S) for t in np.linspace(first_s, end_s, tokens)]
+    return RequestRecord(
+        index=index, workload="w", scheduled_ns=0, sent_ns=round(sent_s * NS_PER_S), first_token_ns=chunks[0],
+        last_token_ns=chunks[-1], finished_ns=chunks[-1], chunk_ns=chunks, input_tokens=30, output_tokens=tokens,
+    )  # fmt: skip
+
+
+def result(records: list[RequestRecord], domains: list[EnergyDomain], samples: list[EnergySample]) -> RunResult:
+    info = msgspec.structs.replace(sample_runs.single().info, domains=domains, instrument={}, config={})
+    return RunResult(info, [], records, samples, [], None, None)
+
+
+def at_power(watts: float, end_s: int, domain: str = "gpu:0") -> list[EnergySample]:
+    return [EnergySample(t * NS_PER_S, domain, watts * t) for t in range(end_s + 1)]
+
+
+GPU = EnergyDomain(name="gpu:0", source="nvml-counter", period_s=1.0)
+
+
+def one_after_another(requests: int) -> list[RequestRecord]:
+    """Return requests of 2 s that follow each other: sent at 0, 2, 4 s, first token 1 s later. One is in flight."""
+    return [record(i, 2 * i, 2 * i + 1, 2 * i + 1.9) for i in range(requests)]
+
+
+@pytest.mark.parametrize(("requests", "has_one"), [(1, False), (2, False), (3, True), (5, True)])
+def test_a_steady_state_needs_more_than_twice_the_requests_ever_in_flight(requests: int, has_one: bool) -> None:
+    records = one_after_another(requests)
+    series = outermost_series(result(records, [GPU], at_power(100, 2 * requests + 1)))
+    assert (energy_summary._steady_state(records, series, 0) is not None) is has_one
+
+
+def test_the_steady_state_is_from_the_first_tokens_to_the_last_but_as_many_ends() -> None:
+    records = one_after_another(4)  # first tokens at 1, 3, 5, 7 s; ends at 1.9, 3.9, 5.9, 7.9 s
+    series = outermost_series(result(records, [GPU], at_power(100, 9)))
+    steady = energy_summary._steady_state(records, series, NS_PER_S // 2)
+    assert steady is not None
+    assert (steady.start_s, steady.end_s) == (0.5, pytest.approx(5.4))
+    assert steady.joules == pytest.approx(100 * 4.9)
+    assert steady.output_tokens == 29, "thirty, and the last comes at the end, which is not within"
+
+
+def test_only_domains_within_no_other_add_up() -> None:
+    inner = EnergyDomain(name="gpu:0/memory", source="nvml-counter", period_s=1.0, within="gpu:0")
+    other = EnergyDomain(name="cpu", source="rapl", period_s=1.0)
+    samples = [*at_power(100, 3), *at_power(30, 3, "gpu:0/memory"), *at_power(50, 3, "cpu")]
+    series = outermost_series(result([], [GPU, inner, other], samples))
+    assert sum(domain.energy_mj(0, 3 * NS_PER_S) or 0 for domain in series) == pytest.approx(450_000)
+
+
+def test_a_domain_with_one_sample_has_no_energy() -> None:
+    assert outermost_series(result([], [GPU], at_power(100, 0))) == []
+    assert len(outermost_series(result([], [GPU], at_power(100, 1)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("start_s", "end_s", "share"), [(0, 10, 1.0), (2, 8, 1.0), (0, 20, 0.5), (-10, 10, 0.5), (5, 5, 0.0), (12, 20, 0.0)]
+)
+def test_coverage_is_the_share_of_time_that_the_counter_knows(start_s: int, end_s: int, share: float) -> None:
+    (series,) = outermost_series(result([], [GPU], at_power(100, 10)))
+    assert energy_summary._time_coverage(series, start_s * NS_PER_S, end_s * NS_PER_S) == pytest.approx(share)
+
+
+@pytest.mark.parametrize(
+    ("tokens", "share"), [([], None), ([5.0], None), ([5.0, 5.0], None), ([5.0, 25.0], 1.0), ([0.0, 7.0, 40.0], 0.5)]
+)
+def test_token_coverage_is_unknown_until_the_engine_counts(tokens: list[float], share: float | None) -> None:
+    made = result([record(0, 0, 1, 2), record(1, 0, 1, 2)], [GPU], [])
+    engine = [{"t_ns": i, "generation_tokens": count} for i, count in enumerate(tokens)]
+    sampled = RunResult(made.info, [], made.records, [], [{"t_ns": 9}, *engine], None, None)
+    assert energy_summary._token_coverage(sampled) == share
+
+
+@pytest.mark.parametrize(
+    ("updates", "in_time", "in_tokens", "idle_w", "reasons"),
+    [
+        (20, 0.99, 0.95, 0.0, 0),
+        (20, 0.99, None, 0.0, 0),
+        (19, 0.99, 0.95, 0.0, 1),
+        (20, 0.9899, 0.95, 0.0, 1),
+        (20, 0.99, 0.9499, 0.0, 1),
+        (20, 0.99, 0.95, None, 1),
+        (0, 0.0, 0.0, None, 4),
+    ],
+)
+def test_each_threshold_is_a_reason_of_its_own_and_valid_when_met_exactly(
+    updates: int, in_time: float, in_tokens: float | None, idle_w: float | None, reasons: int
+) -> None:
+    made = result([], [GPU], [])
+    assert len(list(energy_summary._reasons(made, updates, in_time, in_tokens, idle_w))) == reasons
+
+
+def test_shares_sum_whole_millijoules_and_count_only_completed_requests_in_the_distribution() -> None:
+    failed = msgspec.structs.replace(record(1, 0, 1, 2), error="timeout", output_tokens=None, input_tokens=None)
+    energies = {
+        0: RequestEnergy(index=0, prefill_joules=0.1, decode_joules=0.2, joules=0.3),
+        1: RequestEnergy(index=1, prefill_joules=0.7, decode_joules=None, joules=0.7),
+    }
+    shares = energy_shares([record(0, 0, 1, 2), failed], energies)
+    assert shares["attributed_joules"] == 1.0
+    assert (shares["prefill_joules"], shares["decode_joules"]) == (0.8, 0.2)
+    assert shares["joules_per_output_token"] == 0.1
+    assert shares["joules_per_token"] == 1.0 / 40
+    assert (shares["joules_per_request"].count, shares["joules_per_request"].mean) == (1, 0.3)
+    assert energy_shares([failed], {}) == {}
