@@ -1,6 +1,5 @@
 """Reports requests to a sidecar: one OTLP span each, sent from a thread, never on the timing path."""
 
-import http.client
 import os
 import queue
 import threading
@@ -12,6 +11,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from loadgen.clock import Anchor, anchor
 from loadgen.errors import LoadgenError
+from loadgen.http_get import REQUEST_ERRORS, HttpClient
 from loadgen.record import RequestRecord
 from loadgen.units import NS_PER_S
 
@@ -102,12 +102,11 @@ class BatchSender(Generic[Item]):
 
     def __init__(self, url: str, encode: Callable[[Sequence[Item], Anchor], bytes]) -> None:
         parts = check_endpoint(url)
-        connect = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        self._connection = connect(parts.hostname or "", parts.port, timeout=SEND_TIMEOUT_S)
         self._path = parts.path.rstrip("/").removesuffix("/v1/traces") + "/v1/traces"
-        self._headers = {"Content-Type": "application/x-protobuf"}
+        headers = {"Content-Type": "application/x-protobuf"}
         if token := os.environ.get(TOKEN_VARIABLE):
-            self._headers["Authorization"] = f"Bearer {token}"
+            headers["Authorization"] = f"Bearer {token}"
+        self._client = HttpClient(parts, headers=headers, timeout_s=SEND_TIMEOUT_S)
         self._encode = encode
         self._queue: queue.SimpleQueue[Item] = queue.SimpleQueue()
         self._stopping = threading.Event()
@@ -144,7 +143,7 @@ class BatchSender(Generic[Item]):
         while not self._stopping.wait(PAUSE_S):
             self._drain()
         self._drain()
-        self._connection.close()
+        self._client.close()
 
     def _drain(self) -> None:
         while not self._queue.empty():
@@ -154,12 +153,9 @@ class BatchSender(Generic[Item]):
     def _send(self, batch: list[Item]) -> None:
         """POST a batch. One that a sidecar refuses or does not get is lost and counted: the run goes on without it."""
         try:
-            self._connection.request("POST", self._path, self._encode(batch, anchor()), self._headers)
-            response = self._connection.getresponse()
-            response.read()
+            response = self._client.request("POST", self._path, self._encode(batch, anchor()))
             problem = None if response.status == 200 else f"it answered {response.status}"
-        except (OSError, http.client.HTTPException) as err:
-            self._connection.close()
+        except REQUEST_ERRORS as err:
             problem = str(err) or type(err).__name__
         if problem is None:
             self.sent += len(batch)
