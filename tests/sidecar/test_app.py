@@ -145,8 +145,8 @@ async def test_an_engine_that_sends_spans_needs_no_client_that_does() -> None:
         told = ServerOptions(port=0, otlp_traces_endpoint=url + "/v1/traces")
         async with simulated(told) as (engine, address):
             await ask(session, address, 30)
-        assert engine.spans is not None
-        assert (engine.spans.sent, engine.spans.lost) == (1, 0)
+        assert engine.player.spans is not None
+        assert (engine.player.spans.sent, engine.player.spans.lost) == (1, 0)
         await until(one, completed(one, 1))
 
 
