@@ -24,9 +24,11 @@ import uvloop
 
 from loadgen.client.client import Client
 from loadgen.client.openai_api import PATHS
+from loadgen.client.request_body import body_maker
+from loadgen.client.server_probe import ServerProbe
 from loadgen.clock import monotonic_ns
-from loadgen.locust.probe_process import Question, Reply, ask
-from loadgen.locust.workload import body, fitting_bins, lengths
+from loadgen.locust.probe_process import Question, ask
+from loadgen.locust.workload import fitting_bins, lengths
 from loadgen.servers.launcher import served
 from loadgen.units import NS_PER_MS, NS_PER_S
 from loadgen.workload.prompts import PromptKind
@@ -65,11 +67,12 @@ def server_ttft(root_url: str) -> tuple[float, float]:
     )
 
 
-async def closed_loop(reply: Reply, users: int, seconds: float) -> list[int]:
-    """TTFTs of loadgen's own client; user k asks what locust's user k asks."""
+async def closed_loop(reply: ServerProbe, users: int, seconds: float) -> list[int]:
+    """Return the TTFTs of loadgen's own client; its user k sends the requests of locust's user k."""
     kinds: list[PromptKind] = ["chat", "code"]
     bins = {kind: fitting_bins(BINS[kind], reply.server.max_model_len) for kind in kinds}
-    indices, found = count(), []
+    make_body = body_maker(0, reply.vocabularies, "chat", reply.server.model, reply.server.dialect, extra_body={})
+    indices, ttfts_ns = count(), []
     end_ns = monotonic_ns() + round(seconds * NS_PER_S)
 
     async def user(client: Client, number: int) -> None:
@@ -79,14 +82,14 @@ async def closed_loop(reply: Reply, users: int, seconds: float) -> list[int]:
             input_tokens, output_tokens = next(pairs)
             request = ScheduledRequest(index=next(indices), offset_ns=0, workload=kind, input_tokens=input_tokens,
                                        output_tokens=output_tokens)  # fmt: skip
-            record = await client.post(PATHS["chat"], body(request, reply, "chat", 0), index=request.index,
+            record = await client.post(PATHS["chat"], make_body(request), index=request.index,
                                        workload=kind, scheduled_ns=0, request_id=f"own-{request.index}")  # fmt: skip
             if record.ok and record.ttft_ns:
-                found.append(record.ttft_ns)
+                ttfts_ns.append(record.ttft_ns)
 
     async with Client(reply.server.base_url, timeout_s=60) as client:
         await asyncio.gather(*(user(client, number) for number in range(users)))
-    return found
+    return ttfts_ns
 
 
 def own(root_url: str, users: int, seconds: float) -> list[int]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.counter_track import CounterTrack, PowerTrack
 from loadgen.energy.nvml import VERNIER
-from loadgen.energy.series import EnergySample, EnergySeries, series_by_domain
+from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries, outermost, series_by_domain
 
 MS = 1_000_000
 
@@ -219,3 +219,49 @@ def test_a_counter_without_a_clock_is_left_alone() -> None:
     assert align_to_counter_clock(exact) is exact
     short = polled(np.arange(10) * 100_000_000, rng)
     assert align_to_counter_clock(short) is short
+
+
+def test_outermost_domains_are_those_within_no_other() -> None:
+    inside = EnergyDomain(name="gpu:0/memory", source="test", within="gpu:0")
+    outside = [EnergyDomain(name=name, source="test") for name in ("gpu:0", "cpu:package-0")]
+    assert outermost([outside[0], inside, outside[1]]) == outside
+    assert outermost([inside]) == [] == outermost([])
+
+
+# 0 J at 0, 10 mJ at 100 ns +- 5, 40 mJ at 200 ns +- 5, 100 mJ at 300 ns, unknown between 200 and 300
+STEPS = EnergySeries(
+    "gpu:0", np.array([0, 100, 200, 300]), np.array([0, 10, 40, 40]), np.array([0, 5, 5, 0]), np.array([0, 0, 0, 1]) > 0
+)
+
+
+@pytest.mark.parametrize(
+    ("start_ns", "end_ns", "mj"),
+    [
+        (0, 200, 40.0), (0, 100, 10.0), (50, 150, 20.0), (100, 100, 0.0), (200, 200, 0.0),
+        (-1, 100, None), (0, 201, None), (199, 201, None), (0, 301, None), (250, 250, None),
+    ],
+)  # fmt: skip
+def test_energy_at_the_edges_of_steps_and_gaps(start_ns: int, end_ns: int, mj: float | None) -> None:
+    assert STEPS.energy_mj(start_ns, end_ns) == mj
+    assert (STEPS.uncertainty_mj(start_ns, end_ns) is None) == (mj is None)
+
+
+@pytest.mark.parametrize(
+    ("end_ns", "mj"),
+    [(94, 9.4), (95, 9.5), (96, 40 - 9.6), (100, 40 - 10.0), (104, 40 - 11.2), (105, 40 - 11.5), (106, 40 - 11.8)],
+)
+def test_an_edge_inside_an_updates_slack_is_uncertain_by_both_its_steps(end_ns: int, mj: float) -> None:
+    assert STEPS.uncertainty_mj(0, end_ns) == pytest.approx(mj)
+
+
+@pytest.mark.parametrize(
+    ("start_ns", "end_ns", "points"),
+    [(0, 100, [0, 100]), (1, 99, [0, 100]), (100, 200, [100, 200]), (99, 201, [0, 100, 200, 300]), (-9, 0, [0])],
+)
+def test_clip_cuts_at_the_updates_around_the_interval(start_ns: int, end_ns: int, points: list[int]) -> None:
+    assert STEPS.clip(start_ns, end_ns).t_ns.tolist() == points
+
+
+def test_the_length_of_gaps_is_unknown_and_their_energy_not_counted() -> None:
+    assert (STEPS.unknown_ns, STEPS.total_mj) == (100, 40)
+    assert EnergySeries("gpu:0", np.array([5]), np.array([7])).total_mj == 0

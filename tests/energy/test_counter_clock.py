@@ -1,0 +1,79 @@
+"""Laws of the counter's clock, on synthetic counters of known period and phase."""
+
+import numpy as np
+import pytest
+
+from loadgen.energy.counter_clock import JITTER_NS, MIN_UPDATES, align_to_counter_clock
+from loadgen.energy.series import EnergySeries
+
+MS = 1_000_000
+
+
+def regular(n: int, period_ms: int, phase_ms: int = 7, slack_ms: int = 15) -> tuple[EnergySeries, np.ndarray]:
+    """A counter that is exactly regular, seen up to `slack_ms` early or late by turns; and its true updates."""
+    true_ns = (phase_ms + period_ms * np.arange(n)) * MS
+    offsets_ms = np.resize([-0.9, 0.2, 0.9, -0.3, 0.6, -0.6, 0.0], n) * slack_ms
+    seen_ns = true_ns + (offsets_ms * MS).astype(np.int64)
+    return EnergySeries("gpu:0", seen_ns, np.arange(n) * 1000, np.full(n, slack_ms * MS)), true_ns
+
+
+@pytest.mark.parametrize("period_ms", [90, 100, 137])
+@pytest.mark.parametrize("phase_ms", [0, 50, 99_999])
+def test_updates_go_to_the_ticks_of_the_true_clock(period_ms: int, phase_ms: int) -> None:
+    seen, true_ns = regular(200, period_ms, phase_ms)
+    aligned = align_to_counter_clock(seen)
+    assert aligned is not seen and len(aligned) == 200
+    assert np.abs(aligned.t_ns - true_ns).max() < 2 * MS
+    assert aligned.slack_ns is not None and (aligned.slack_ns == JITTER_NS).all()
+    assert (aligned.mj == seen.mj).all()
+
+
+@pytest.mark.parametrize(("updates", "aligned"), [(MIN_UPDATES - 1, False), (MIN_UPDATES, True)])
+def test_a_clock_needs_twenty_updates(updates: int, aligned: bool) -> None:
+    seen, _ = regular(updates, 100)
+    assert (align_to_counter_clock(seen) is not seen) == aligned
+
+
+def test_a_series_without_uncertainty_is_returned_itself() -> None:
+    seen, _ = regular(100, 100)
+    for slack in (None, np.zeros(100, dtype=np.int64)):
+        exact = EnergySeries("gpu:0", seen.t_ns, seen.mj, slack)
+        assert align_to_counter_clock(exact) is exact
+
+
+@pytest.mark.parametrize(("strays", "aligned"), [(4, True), (16, False)])
+def test_a_clock_must_explain_19_of_20_updates(strays: int, aligned: bool) -> None:
+    """Strays lie 30 ms off their tick, seen to the millisecond: unambiguous and unexplained."""
+    seen, _ = regular(200, 100)
+    assert seen.slack_ns is not None
+    stray = np.linspace(10, 190, strays).astype(int)
+    t_ns, slack_ns = seen.t_ns.copy(), seen.slack_ns.copy()
+    t_ns[stray] = (7 + 100 * stray) * MS + 30 * MS
+    slack_ns[stray] = MS
+    found = align_to_counter_clock(series := EnergySeries("gpu:0", t_ns, seen.mj, slack_ns))
+    assert (found is not series) == aligned
+    if aligned:
+        assert len(found) == 200 - strays and not np.isin(seen.mj[stray], found.mj).any()
+        assert found.total_mj == series.total_mj
+
+
+def test_an_update_that_may_be_either_of_two_ticks_is_dropped_and_its_energy_kept() -> None:
+    seen, _ = regular(200, 100)
+    assert seen.slack_ns is not None
+    slack_ns = seen.slack_ns.copy()
+    slack_ns[[50, 120]] = 150 * MS
+    found = align_to_counter_clock(EnergySeries("gpu:0", seen.t_ns, seen.mj, slack_ns))
+    assert set(seen.mj) - set(found.mj) == {50_000, 120_000}
+    assert found.total_mj == seen.total_mj
+
+
+def test_the_ends_and_the_points_after_a_gap_always_stay() -> None:
+    seen, _ = regular(200, 100)
+    assert seen.slack_ns is not None
+    slack_ns, gap = seen.slack_ns.copy(), np.zeros(200, dtype=np.bool_)
+    gap[80] = True
+    slack_ns[[0, 80, 199]] = 150 * MS
+    found = align_to_counter_clock(EnergySeries("gpu:0", seen.t_ns, seen.mj, slack_ns, gap))
+    assert found.gap is not None and found.gap.sum() == 1
+    assert {0, 80_000, 199_000} <= set(found.mj)
+    assert found.mj[found.gap].tolist() == [80_000]
