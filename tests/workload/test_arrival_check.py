@@ -58,3 +58,28 @@ def test_a_steady_rate_is_no_ramp() -> None:
 
 def test_too_few_arrivals_say_nothing() -> None:
     assert realized_arrivals(np.arange(5.0), "poisson", 1).rate is None
+
+
+@pytest.mark.parametrize(("count", "judged"), [(1, False), (10, False), (11, True)])
+def test_ten_gaps_are_judged_and_nine_are_not(count: int, judged: bool) -> None:
+    check = realized_arrivals(np.arange(float(count)), "constant", 1)
+    assert (check.rate is not None) == judged and check.count == count and check.faults == []
+
+
+@pytest.mark.parametrize(("rate", "faults"), [(1.0, 0), (1.0099, 0), (1.0101, 1), (0.9901, 0), (0.9899, 1)])
+def test_a_constant_rate_may_be_off_by_one_percent(rate: float, faults: int) -> None:
+    assert len(realized_arrivals(np.arange(1000.0), "constant", rate).faults) == faults
+
+
+@pytest.mark.parametrize(("spread", "faults"), [(0.099, 0), (0.101, 1)])
+def test_constant_gaps_may_vary_by_a_tenth(spread: float, faults: int) -> None:
+    times = np.concatenate(([0.0], np.cumsum(np.tile([1 - spread, 1 + spread], 50))))
+    check = realized_arrivals(times, "constant", 1)
+    assert check.gap_cv == pytest.approx(spread) and len(check.faults) == faults
+
+
+def test_arrivals_at_one_instant_are_not_judged_and_a_trace_without_a_plan_has_no_law() -> None:
+    assert realized_arrivals(np.zeros(50), "poisson", 1).rate is None
+    check = realized_arrivals(np.arange(50.0), "trace", None)
+    assert (check.ks, check.ks_critical, check.faults) == (None, None, [])
+    assert check.rate == pytest.approx(1)

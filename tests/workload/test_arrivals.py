@@ -8,7 +8,7 @@ from numpy.random import default_rng
 
 from loadgen.errors import LoadgenError
 from loadgen.stats.distributions import index_of_dispersion, ks_exponential
-from loadgen.workload.arrivals import Points, expected_counts, offsets, points_of, superposed, thinned, warped
+from loadgen.workload.arrivals import Points, cycle_s, expected_counts, offsets, points_of, superposed, thinned, warped
 
 SEEDS = range(5)
 
@@ -228,3 +228,74 @@ def test_warping_is_the_inverse_of_expecting(rates: list[float], length_s: float
 def test_after_the_last_point_its_rate_goes_on_and_a_rate_of_0_ends_it() -> None:
     assert warped(np.array([10.0, 14.0]), [(0, 1), (10, 1), (10, 2), (11, 2)]).tolist() == [10.0, 12.0]
     assert warped(np.array([0.5, 3.0]), [(0, 2), (1, 0)]) == pytest.approx([1 - math.sqrt(0.5)])
+
+
+# -- boundaries -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("rate", "end", "times"),
+    [
+        (4, {"duration_s": 0.25}, [0]),  # an arrival at the very end is not before it
+        (4, {"duration_s": 0.2500001}, [0, 0.25]),
+        (4, {"duration_s": 0.1}, [0]),
+        (4, {"count": 1}, [0]),
+        (4, {"count": 3, "duration_s": 0.5}, [0, 0.25]),
+        (0.5, {"duration_s": 4.0}, [0, 2]),
+        (0.5, {"duration_s": 4.5}, [0, 2, 4]),
+    ],
+)
+def test_a_constant_process_ends_before_its_duration(rate: float, end: dict, times: list[float]) -> None:  # type: ignore[type-arg]
+    assert offsets("constant", rate, default_rng(0), **end).tolist() == times
+
+
+@pytest.mark.parametrize("process", ["poisson", "gamma"])
+@pytest.mark.parametrize("count", [1, 4095, 4096, 4097, 8192])
+def test_drawn_arrivals_are_the_sums_of_the_gaps_across_blocks(process, count: int) -> None:  # type: ignore[no-untyped-def]
+    rng, gaps = default_rng(1), []
+    for _ in range(-(-count // 4096)):
+        gaps.append(rng.exponential(0.5, 4096) if process == "poisson" else rng.gamma(0.5, 1.0, 4096))
+    got = offsets(process, 2.0, default_rng(1), burstiness=0.5, count=count)
+    assert len(got) == count
+    np.testing.assert_allclose(got, np.cumsum(np.concatenate(gaps))[:count], rtol=1e-12)
+
+
+def test_an_arrival_process_without_end_is_a_bug() -> None:
+    with pytest.raises(ValueError, match="give count or duration_s"):
+        offsets("poisson", 1, default_rng(0))
+
+
+@pytest.mark.parametrize(
+    ("points", "time_s", "count"),
+    [
+        ([(0, 2), (10, 2)], 5.0, 10.0),
+        ([(0, 0), (10, 10)], 10.0, 50.0),  # a triangle
+        ([(0, 0), (10, 10)], 5.0, 12.5),
+        ([(0, 0), (10, 10)], 12.0, 70.0),  # the last rate continues
+        ([(0, 1), (20, 1), (20, 4), (40, 4)], 20.0, 20.0),  # at the step
+        ([(0, 1), (20, 1), (20, 4), (40, 4)], 21.0, 24.0),
+        ([(0, 10), (10, 0)], 10.0, 50.0),
+        ([(0, 10), (10, 0)], 99.0, 50.0),
+    ],
+)
+def test_expected_counts_are_the_area_under_the_rate(points: Points, time_s: float, count: float) -> None:
+    assert expected_counts(np.array([time_s]), points).tolist() == pytest.approx([count])
+
+
+def test_keeping_all_arrivals_keeps_all_and_the_period_is_a_mean_gap_longer_than_the_span() -> None:
+    assert thinned(np.arange(50), 1.0, rng()).all()
+    assert cycle_s(np.array([5.0, 6.0, 9.0])) == 6.0  # 4 s in 2 gaps, and a gap of 2 s
+    with pytest.raises(LoadgenError, match="same instant"):
+        cycle_s(np.array([5.0]))
+
+
+def test_one_copy_is_the_source_and_laps_tell_copies_and_wraps_apart() -> None:
+    source = np.array([3.0, 4.0, 8.0])
+    once = superposed(source, each(source), 1, rng())
+    assert (once.offsets_s.tolist(), once.picks.tolist(), once.laps.tolist()) == ([0, 1, 5], [0, 1, 2], [0, 0, 0])
+    twice = superposed(source, each(source), 2, rng())
+    assert twice.laps.tolist().count(0) == 3 and set(twice.laps.tolist()) <= {0, 2, 3}
+    shift = rng().random() * 7.5
+    shifted = {(round((at + shift) % 7.5, 9), 2 + (at + shift >= 7.5)) for at in (0.0, 1.0, 5.0)}
+    pairs = zip(twice.offsets_s.tolist(), twice.laps.tolist(), strict=True)
+    assert {(round(at, 9), lap) for at, lap in pairs if lap} == shifted

@@ -11,7 +11,17 @@ from loadgen.errors import LoadgenError
 from loadgen.stats.distributions import index_of_dispersion, ks_exponential
 from loadgen.units import NS_PER_S
 from loadgen.workload.arrivals import points_of
-from loadgen.workload.schedule import Arrival, Scale, Schedule, build_schedule, encode_schedule
+from loadgen.workload.schedule import (
+    Arrival,
+    Scale,
+    Schedule,
+    ScheduledRequest,
+    build_schedule,
+    encode_schedule,
+    merged_schedule,
+    stable_hash63,
+    truncated,
+)
 from loadgen.workload.trace import Trace, TraceRequest
 
 
@@ -178,3 +188,45 @@ def test_what_is_no_rate_is_said(rps: float) -> None:
 def test_one_request_has_no_rate() -> None:
     assert build_schedule(trace([3.0]), seed=0).rate_rps is None
     assert offsets_s(build_schedule(trace([3.0]), seed=0, rps=2)) == [0.0]
+
+
+def test_passes_through_a_trace_are_numbered_and_relabeled() -> None:
+    rows = tuple(
+        TraceRequest(arrival_s=i, input_tokens=1 + i, output_tokens=1, session_id=session, prefix_ids=ids)
+        for i, (session, ids) in enumerate([("s", ()), (None, (7,)), (None, ())])
+    )
+    plan = build_schedule(Trace("t", rows, ""), seed=0, rps=1, arrival="constant", num_requests=7).requests
+    assert [r.input_tokens for r in plan] == [1, 2, 3, 1, 2, 3, 1]
+    assert [r.session_id for r in plan] == ["s", None, None, "s+1", None, None, "s+2"]
+    assert [r.prefix_ids for r in plan] == [(), (7,), (), (), (stable_hash63("1/7"),), (), ()]
+
+
+def test_a_stable_hash_is_63_bits_of_blake2b() -> None:
+    assert stable_hash63("") == 0xE4A6A0577479B2B4 >> 1
+    assert all(0 <= stable_hash63(str(i)) < 2**63 for i in range(200))
+
+
+@pytest.mark.parametrize(("duration_s", "count"), [(0.09, 1), (0.11, 2), (4.0, 3), (10.0, 5), (10.0000001, 6)])
+def test_an_own_arrival_at_the_very_end_is_left_out(duration_s: float, count: int) -> None:
+    assert len(build_schedule(BURSTY, seed=0, duration_s=duration_s).requests) == count
+
+
+def test_all_requests_of_a_trace_may_be_asked_for_and_a_rate_equal_to_its_own_thins_nothing() -> None:
+    assert len(build_schedule(BURSTY, seed=0, num_requests=6).requests) == 6
+    assert len(build_schedule(BURSTY, seed=0, rps=0.5, scale="thin").requests) == 6
+
+
+def test_a_merge_orders_by_instant_then_part_and_keeps_turns_behind_their_predecessors() -> None:
+    def part(*rows: tuple[int, int | None]) -> Schedule:
+        requests = tuple(
+            ScheduledRequest(index=i, offset_ns=ns, workload="w", input_tokens=1, output_tokens=1, after=after)
+            for i, (ns, after) in enumerate(rows)
+        )
+        return Schedule(requests, "trace", 1.5, 0)
+
+    merged = merged_schedule([part((5, None), (9, 0), (7, None)), part((5, None), (6, 0))], 3)
+    assert [(r.index, r.offset_ns, r.after) for r in merged.requests] == [
+        (0, 5, None), (1, 5, None), (2, 6, 1), (3, 7, None), (4, 9, 0),
+    ]  # fmt: skip
+    assert (merged.arrival, merged.rate_rps, merged.seed) == (None, 3.0, 3)
+    assert [r.index for r in truncated(merged, 2).requests] == [0, 1]

@@ -16,6 +16,7 @@ from loadgen.workload.token_bins import (
     TokenBin,
     TokenBins,
     bins_json,
+    count_pairs,
     fit_bins,
     read_bins,
     sample_lengths,
@@ -220,3 +221,35 @@ def test_no_bins_and_no_requests_are_said(tmp_path: Path) -> None:
         fit_bins("b", list, "log2", {})
     with pytest.raises(LoadgenError, match="at least 1"):
         sample_lengths(fitted([(1, 1)]), 0, default_rng(0))
+
+
+# -- edges
+
+
+@pytest.mark.parametrize(
+    ("edges", "length", "input_range"),
+    [
+        ("paper", 32, (0, 32)),
+        ("paper", 33, (32, 64)),
+        ("paper", 8192, (4096, 8192)),
+        ("paper", 8193, (8192, 8193)),
+        ("log2", 1, (0, 1)),
+        ("log2", 2, (1, 2)),
+        ("log2", 1024, (512, 1024)),
+        ("log2", 1025, (1024, 2048)),
+        ("quantile", 7, (6, 7)),
+    ],
+)
+def test_a_length_equal_to_an_edge_is_in_the_bin_below_it(edges, length: int, input_range: tuple[int, int]) -> None:  # type: ignore[no-untyped-def]
+    (only,) = fitted([(length, 5)], edges).bins
+    assert (only.input_range, only.count, only.mean_input) == (input_range, 1, length)
+
+
+def test_pairs_are_counted_across_chunks_in_ascending_order() -> None:
+    chunks = [(np.array([2, 1, 2]), np.array([5, 9, 5])), (np.array([1, 2]), np.array([9, 4]))]
+    pairs = count_pairs(chunks)
+    assert list(zip(pairs.inputs.tolist(), pairs.outputs.tolist(), pairs.counts.tolist(), strict=True)) == [
+        (1, 9, 2), (2, 4, 1), (2, 5, 2),
+    ]  # fmt: skip
+    with pytest.raises(LoadgenError, match="no requests"):
+        count_pairs([])

@@ -11,9 +11,13 @@ from hypothesis import strategies as st
 from loadgen.errors import LoadgenError
 from loadgen.workload.trace import (
     MAX_LINE_BYTES,
+    MAX_TOKENS,
     TraceRequest,
+    check_workload,
     iter_trace,
+    milliseconds,
     read_trace,
+    shortened,
     write_trace,
 )
 
@@ -191,3 +195,45 @@ def test_without_overwrite_a_file_stays_unless_it_would_not_change(tmp_path: Pat
         write_trace(tmp_path / "t", [request(2)], overwrite=False)
     write_trace(tmp_path / "t", [request(2)])
     assert read_trace(tmp_path / "t").requests[0].arrival_s == 2
+
+
+# -- exact numbers and messages
+
+
+@pytest.mark.parametrize(
+    ("arrival_s", "timestamp"),
+    [(0.0, 0.0), (4.314579, 4314.579), (1e-9, 1e-6), (0.1 + 0.2, 300.00000000000006), (1.0, 1000.0)],
+)
+def test_milliseconds_have_no_digits_of_rounding(arrival_s: float, timestamp: float) -> None:
+    assert milliseconds(arrival_s) == pytest.approx(timestamp, abs=1e-9)
+    assert len(repr(milliseconds(arrival_s))) <= len(repr(timestamp))
+
+
+@pytest.mark.parametrize(
+    ("name", "valid"), [(None, True), ("x", True), ("x" * 64, True), ("x" * 65, False), ("", False)]
+)
+def test_a_workload_name_has_1_to_64_characters(name: str | None, valid: bool) -> None:
+    if valid:
+        check_workload(name)
+    else:
+        with pytest.raises(LoadgenError, match="expected a name of 1 to 64 printable characters"):
+            check_workload(name)
+
+
+@pytest.mark.parametrize(("length", "valid"), [(0, False), (1, True), (MAX_TOKENS, True), (MAX_TOKENS + 1, False)])
+def test_a_length_is_from_1_to_2_to_the_31(tmp_path: Path, length: int, valid: bool) -> None:
+    path = saved(tmp_path, GOOD.replace(b"1155", str(length).encode()))
+    if valid:
+        assert read_trace(path).requests[0].input_tokens == length
+    else:
+        with pytest.raises(LoadgenError, match=f"input_length {length}: expected an integer of at least 1"):
+            read_trace(path)
+
+
+def test_requests_at_one_instant_are_in_order(tmp_path: Path) -> None:
+    assert len(read_trace(saved(tmp_path, GOOD * 2)).requests) == 2
+
+
+@pytest.mark.parametrize(("text", "shown"), [("x" * 60, "x" * 60), ("x" * 61, "x" * 57 + "..."), ("a\tb", "a\ufffdb")])
+def test_text_in_a_message_is_60_printable_characters(text: str, shown: str) -> None:
+    assert shortened(text) == shown

@@ -161,3 +161,22 @@ def test_too_many_sessions_and_blocks_are_sampled_and_said(monkeypatch: pytest.M
     assert rough.sessions.turns.counts.sum() <= 2_000
     assert rough.sessions.turns.mean == pytest.approx(whole.sessions.turns.mean, rel=0.07)
     assert 1 - rough.block_reuse == pytest.approx(1 - whole.block_reuse, rel=0.13)
+
+
+def test_a_description_of_a_hand_made_trace() -> None:
+    times = np.array([10.0, 10.5, 12.0, 13.0, 20.0])
+    columns = Columns(
+        times, np.array([600, 600, 100, 1, 8]), np.array([1, 2, 2, 2, 1]), ["a", "b", "a", "a", "b"],
+        ["x", None, "x", "y", "x"], [(1, 2), (1,), (2,), (), (1,)],
+    )  # fmt: skip
+    stats = described(columns, [2, 3])
+    assert (stats.requests, stats.first_s, stats.last_s, stats.duration_s) == (5, 10.0, 20.0, 10.0)
+    assert stats.workloads == {"a": 3, "b": 2}
+    assert (stats.inputs.values.tolist(), stats.inputs.counts.tolist()) == ([1, 8, 100, 600], [1, 1, 1, 2])
+    assert stats.gaps_s is not None and stats.gaps_s.values.tolist() == [0.5, 1.0, 1.5, 7.0]
+    assert stats.sessions is not None and stats.sessions.count == 2
+    assert stats.sessions.turns.values.tolist() == [1, 3]
+    assert stats.sessions.gap_s is not None and stats.sessions.gap_s.values.tolist() == [5.0]  # x: 10, 12, 20
+    assert stats.block_reuse == pytest.approx(3 / 5)
+    # Block 1 of 512 tokens and block 2 of 88; again 512 of the second request, 100 of the third, 8 of the last.
+    assert stats.token_reuse == pytest.approx((512 + 100 + 8 - (100 - 88) + (100 - 88)) / 1309)

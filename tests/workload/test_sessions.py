@@ -1,0 +1,74 @@
+"""Sessions: grouping, order, texts and think times, on hand-made lengths."""
+
+import numpy as np
+import pytest
+
+from loadgen.errors import LoadgenError
+from loadgen.workload.sessions import NEW_TOKENS, group_sessions, text_numbers, think_times_ns, thread_sessions
+from loadgen.workload.trace import TraceRequest
+
+
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def request(
+    arrival_s: float, input_tokens: int = 10, output_tokens: int = 5, session: str | None = None
+) -> TraceRequest:
+    return TraceRequest(arrival_s=arrival_s, input_tokens=input_tokens, output_tokens=output_tokens, session_id=session)
+
+
+def test_without_turns_every_request_is_a_session_in_its_order() -> None:
+    requests = [request(1), request(2, session="a"), request(3, session="a")]
+    assert group_sessions("s", requests, None, rng()) == [[r] for r in requests]
+
+
+def test_sessions_of_a_trace_are_in_order_of_their_first_turn_and_requests_without_one_stand_alone() -> None:
+    a1, b1, lone, a2, alone = (
+        request(0, session="a"),
+        request(1, session="b"),
+        request(2),
+        request(3, session="a"),
+        request(4),
+    )
+    assert group_sessions("s", [a1, b1, lone, a2, alone], "trace", rng()) == [[a1, a2], [b1], [lone], [alone]]
+
+
+def test_threaded_sessions_start_at_sorted_arrivals_of_first_turns() -> None:
+    requests = [request(i, 10 * 3 ** (i % 3), 5) for i in range(9)]
+    sessions = group_sessions("s", requests, 3.0, rng())
+    assert [len(turns) for turns in sessions] == [3, 3, 3]
+    starts = [turns[0].arrival_s for turns in sessions]
+    assert starts == sorted(starts) == [0, 3, 6]
+    assert all([t.input_tokens for t in turns] == [10, 30, 90] for turns in sessions)
+
+
+def test_a_trace_with_sessions_or_prefixes_of_its_own_is_not_threaded() -> None:
+    with pytest.raises(LoadgenError, match='use turns = "trace", or none'):
+        group_sessions("s", [request(0, session="a")], 2.0, rng())
+
+
+@pytest.mark.parametrize(("added", "sessions"), [(NEW_TOKENS - 1, 2), (NEW_TOKENS, 1), (NEW_TOKENS + 1, 1)])
+def test_a_turn_adds_new_tokens_at_least(added: int, sessions: int) -> None:
+    lengths = [(20, 5), (25 + added, 5)]
+    mean_turns = 2 / sessions
+    assert len(thread_sessions(lengths, mean_turns, rng())) == sessions
+
+
+def test_a_turn_that_does_not_hold_its_history_opens_another_text() -> None:
+    turns = [request(0, 10, 5), request(1, 16, 5), request(2, 21, 5), request(3, 27, 1), request(4, 28, 1)]
+    assert text_numbers(turns) == [0, 0, 1, 1, 2]  # 16 > 15; 21 is not > 21; 27 > 26; 28 is not > 28
+
+
+@pytest.mark.parametrize(("law", "drawn"), [("constant:1.5", [1_500_000_000] * 3), ("constant:0", [0] * 3)])
+def test_constant_think_times_are_exact_nanoseconds(law: str, drawn: list[int]) -> None:
+    assert think_times_ns(law, 3, rng()) == drawn
+    assert think_times_ns(law, 0, rng()) == []
+
+
+@pytest.mark.parametrize(
+    "law", ["exponential:3:1", "constant:nan", "constant:inf", "lognormal:3:-1", "lognormal:3:1:1"]
+)
+def test_a_law_of_think_times_with_bad_parameters_is_an_error(law: str) -> None:
+    with pytest.raises(LoadgenError, match="expected constant:SECONDS"):
+        think_times_ns(law, 1, rng())
