@@ -218,7 +218,19 @@ def test_the_command_prices_and_sums() -> None:
 
 
 def test_a_measured_run_is_set_beside_the_estimates_of_its_own_requests(tmp_path: Path) -> None:
-    run = ["replay", "traces/chat.jsonl", "--rps", "20", "--num-requests", "40", "--serve", "sim", "--json"]
+    run = [
+        "replay",
+        "traces/chat.jsonl",
+        "--rps",
+        "20",
+        "--num-requests",
+        "40",
+        "--serve",
+        "sim",
+        "--json",
+        "--idle",
+        "0.3",
+    ]
     CliRunner().invoke(cli, [*run, "--out", str(tmp_path / "run")], catch_exceptions=False)
     command = ["estimate", "traces/chat.jsonl", "--profile", "h200-sim-llama-3.1-8b", "--json"]
     answer = msgspec.json.decode(

@@ -15,7 +15,7 @@ from click.testing import CliRunner
 from loadgen.cli.serve import serve
 from loadgen.errors import LoadgenError
 from loadgen.servers import recipe as recipes
-from loadgen.servers.launcher import run_recipe, served
+from loadgen.servers.launcher import answering, free_port, healthy, run_recipe, served
 
 FAMILY = """
 import http.server, os, subprocess, sys, time
@@ -136,3 +136,22 @@ def test_print_starts_nothing_and_shows_everything() -> None:
     assert result.exit_code == 0
     assert '--speculative-config \'{"method": "ngram"}\'' in result.output
     assert "docker run" in result.output and "max_num_batched_tokens" in result.output
+
+
+@pytest.mark.parametrize("flag", ["--engine-option", "--knob"])
+def test_an_engine_option_has_an_older_alias(flag: str) -> None:
+    result = CliRunner().invoke(serve, ["vllm", "--print", flag, "max_num_seqs=9"])
+    assert "--max-num-seqs 9" in result.output
+
+
+def test_nothing_listens_on_a_free_port() -> None:
+    port = free_port("127.0.0.1")
+    assert port > 0
+    assert not healthy("127.0.0.1", port, "/health")
+
+
+def test_a_server_that_is_not_healthy_in_time_is_ended_with_its_last_lines_as_the_reason() -> None:
+    program = [sys.executable, "-c", "import time; print('loading', flush=True); time.sleep(60)"]
+    with pytest.raises(LoadgenError, match=r"(?s)slow was not healthy after 1 s and said last:\n  loading"):  # noqa: SIM117
+        with answering(program, "slow", 1.0):
+            pytest.fail("it started")

@@ -89,3 +89,142 @@ def test_host_and_model_are_words_not_shell() -> None:
     hostile = {**PLACES, "model": "a b; rm -rf $HOME"}
     recipe: Recipe = read_recipe("vllm")
     assert "a b; rm -rf $HOME" in command(recipe, {}, hostile)
+
+
+MINIMAL = """
+summary = "s"
+engine = "e"
+command = ["{python}", "-m", "e", "{folder}/serve.py", "--at={host}:{port}"]
+model = "m"
+metrics = "/metrics"
+environment = { WHERE = "{host}" }
+[speaks]
+ignore_eos = true
+min_tokens = false
+usage = true
+token_id_prompts = false
+tokenize = false
+[knobs.size]
+flag = "--size"
+type = "int"
+default = 4
+help = "h"
+[knobs.share]
+flag = "--share"
+type = "float"
+help = "h"
+[knobs.fast]
+flag = "--fast"
+type = "switch"
+help = "h"
+[knobs.safe]
+off_flag = "--unsafe"
+type = "switch"
+default = true
+help = "h"
+[knobs.mode]
+environment = "MODE"
+type = "str"
+choices = ["a", "b"]
+help = "h"
+"""
+
+
+def minimal(*replacements: tuple[str, str]) -> Recipe:
+    text = MINIMAL
+    for old, new in replacements:
+        assert old in text
+        text = text.replace(old, new)
+    return recipes.parse_recipe(text, Path("servers/mine/recipe.toml"))
+
+
+def test_a_recipe_is_named_after_its_folder_and_fills_its_placeholders() -> None:
+    recipe = minimal()
+    assert (recipe.name, recipe.folder, recipe.health) == ("mine", Path("servers/mine"), "/health")
+    words = ["/usr/bin/python3", "-m", "e", "servers/mine/serve.py", "--at=127.0.0.1:8123"]
+    assert command(recipe, {}, PLACES) == words
+    assert variables(recipe, {}, PLACES) == {"WHERE": "127.0.0.1"}
+
+
+MALFORMED = [
+    ("not TOML", ('engine = "e"', "engine ="), "Invalid value"),
+    ("a missing field", ('engine = "e"', ""), "missing required field `engine`"),
+    ("an unknown field of an option", ('flag = "--size"', 'flg = "--size"'), "unknown field `flg`"),
+    ("an unknown type of an option", ('type = "float"', 'type = "real"'), "Invalid enum value 'real'"),
+    ("a missing capability", ("\nusage = true\n", "\n"), "missing required field `usage`"),
+]
+
+
+@pytest.mark.parametrize(("problem", "change", "message"), MALFORMED, ids=[row[0] for row in MALFORMED])
+def test_a_malformed_recipe_is_refused_with_its_file(problem: str, change: tuple[str, str], message: str) -> None:
+    with pytest.raises(LoadgenError, match=rf"servers/mine/recipe.toml: .*{message}"):
+        minimal(change)
+
+
+VALUES = [
+    ("size", "7", 7),
+    ("size", " -7 ", -7),
+    ("size", 7, 7),
+    ("share", "0.5", 0.5),
+    ("share", 1, 1.0),
+    ("fast", "ON", True),
+    ("fast", "true", True),
+    ("fast", "1", True),
+    ("fast", True, True),
+    ("fast", "off", False),
+    ("fast", "False", False),
+    ("fast", "0", False),
+    ("mode", "b", "b"),
+]
+
+
+@pytest.mark.parametrize(("name", "value", "expected"), VALUES)
+def test_a_value_is_converted_to_the_type_of_its_option(
+    name: str, value: recipes.OptionValue, expected: recipes.OptionValue
+) -> None:
+    converted = option_values(minimal(), {name: value})[name]
+    assert converted == expected and type(converted) is type(expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("size", "7.0", "engine option size of mine: '7.0' is not a whole number"),
+        ("size", "", "'' is not a whole number"),
+        ("share", "half", "'half' is not a number"),
+        ("fast", "yes", "'yes' is not on or off"),
+        ("fast", 2, "'2' is not on or off"),
+        ("mode", "c", "'c' is none of a, b"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_refused(name: str, value: recipes.OptionValue, message: str) -> None:
+    with pytest.raises(LoadgenError, match=message):
+        option_values(minimal(), {name: value})
+
+
+FLAGS = [
+    ("defaults", {}, ["--size", "4"]),
+    ("a requested value replaces the default", {"size": 5}, ["--size", "5"]),
+    ("zero is a value", {"size": 0}, ["--size", "0"]),
+    ("a switch that is off and has no flag for it", {"fast": False}, ["--size", "4"]),
+    ("a switch that is turned on", {"fast": True}, ["--size", "4", "--fast"]),
+    ("the flag of a switch that is off", {"safe": False}, ["--size", "4", "--unsafe"]),
+    ("an option without a flag", {"mode": "a"}, ["--size", "4"]),
+]
+
+
+@pytest.mark.parametrize(("rule", "requested", "expected"), FLAGS, ids=[row[0] for row in FLAGS])
+def test_flags(rule: str, requested: dict[str, recipes.OptionValue], expected: list[str]) -> None:
+    recipe = minimal()
+    assert flags(recipe, option_values(recipe, requested)) == expected
+
+
+def test_docker_publishes_the_port_and_the_container_listens_everywhere() -> None:
+    image = 'model = "m"\nimage = "i:1"\nimage_command = ["--at={host}:{port}"]\nimage_port = 80'
+    recipe = minimal(('model = "m"', image))
+    words = docker_command(recipe, option_values(recipe, {"mode": "a"}), PLACES)
+    assert words[words.index("-p") + 1] == "127.0.0.1:8123:80"
+    assert [words[i + 1] for i, word in enumerate(words) if word == "-e"] == ["WHERE=0.0.0.0", "MODE=a"]
+    assert words[words.index("i:1") :] == ["i:1", "--at=0.0.0.0:80", "--size", "4"]
+    with pytest.raises(LoadgenError, match="mine has no image"):
+        docker_command(minimal(), {}, PLACES)
