@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -14,7 +13,7 @@ from hypothesis import strategies as st
 from loadgen.errors import LoadgenError
 from loadgen.units import NS_PER_S
 from loadgen.workload.schedule import Schedule, ScheduledRequest, encode_schedule, merged_schedule, truncated
-from loadgen.workload.sessions import NEW_TOKENS, think_times_ns, thread_sessions
+from loadgen.workload.sessions import NEW_TOKENS
 from loadgen.workload.streams import (
     Stream,
     Streams,
@@ -109,36 +108,6 @@ def test_the_first_requests_of_all() -> None:
 
 # -- sessions ---------------------------------------------------------------------------------------------------------
 
-LENGTHS = st.lists(st.tuples(st.integers(1, 500), st.integers(1, 60)), min_size=1, max_size=120)
-
-
-@settings(deadline=None)
-@given(LENGTHS, st.floats(1, 4), st.integers(0, 99))
-def test_threads_hold_every_pair_once_and_every_turn_what_was_before_it(
-    lengths: list[tuple[int, int]], turns: float, seed: int
-) -> None:
-    try:
-        sessions = thread_sessions(lengths, turns, np.random.default_rng(seed))
-    except LoadgenError as err:
-        assert "these lengths hold" in str(err)
-        return
-    assert sorted(row for session in sessions for row in session) == list(range(len(lengths)))
-    for session in sessions:
-        for before, after in pairwise(session):
-            assert lengths[after][0] >= sum(lengths[before]) + NEW_TOKENS
-
-
-@pytest.mark.parametrize("turns", [1, 1.5, 2.5])
-def test_threads_have_the_mean_that_was_asked(turns: float) -> None:
-    rng = np.random.default_rng(0)
-    lengths = [(int(a), int(b)) for a, b in zip(rng.lognormal(6, 1, 3000), rng.lognormal(4, 1, 3000), strict=True)]
-    assert len(lengths) / len(thread_sessions(lengths, turns, rng)) == pytest.approx(turns, rel=0.01)
-
-
-def test_more_turns_than_the_lengths_hold_are_said() -> None:
-    with pytest.raises(LoadgenError, match="these lengths hold 1 in the mean at most"):
-        thread_sessions([(100, 100)] * 10, 2, np.random.default_rng(0))
-
 
 @settings(max_examples=10, deadline=None)
 @given(st.integers(0, 99), st.sampled_from(["constant:0", "constant:3", "exponential:2", "lognormal:5:1"]))
@@ -165,22 +134,6 @@ def test_lengths_of_sessions_are_those_of_the_trace() -> None:
     assert Counter((r.input_tokens, r.output_tokens) for r in found) == Counter(
         (row["input_length"], row["output_length"]) for row in rows
     )
-
-
-@pytest.mark.parametrize(
-    ("law", "mean_s", "spread_s"),
-    [("constant:3", 3, 0), ("exponential:3", 3, 3), ("lognormal:3:0.5", 3, 3 * (np.exp(0.25) - 1) ** 0.5)],
-)
-def test_think_times_have_the_mean_and_spread_of_their_law(law: str, mean_s: float, spread_s: float) -> None:
-    drawn = np.array(think_times_ns(law, 20_000, np.random.default_rng(0))) / NS_PER_S
-    assert drawn.mean() == pytest.approx(mean_s, rel=0.03)
-    assert drawn.std() == pytest.approx(spread_s, rel=0.05, abs=1e-9)
-
-
-@pytest.mark.parametrize("law", ["", "3", "normal:3:1", "constant", "constant:-1", "lognormal:3", "lognormal:0:1"])
-def test_what_is_no_law_of_thinking_is_said(law: str) -> None:
-    with pytest.raises(LoadgenError, match="expected constant:SECONDS"):
-        think_times_ns(law, 1, np.random.default_rng(0))
 
 
 # -- files ------------------------------------------------------------------------------------------------------------

@@ -116,7 +116,7 @@ jsonl = files_of(
 )
 
 
-@settings(deadline=None, max_examples=400)
+@settings(deadline=None, max_examples=200)
 @given(azure | burstgpt | sessions | jsonl, st.integers(1, 400), st.sampled_from([None, "w"]))
 def test_columns_are_the_requests_or_the_error_wherever_blocks_end(content: bytes, size: int, name: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
