@@ -192,16 +192,15 @@ class SimulatedCounter:
             part = joules * (self._next_ns - self._added_ns) / (until_ns - self._added_ns)
             self._period_j += part
             joules -= part
-            self._update()
+            error = 1 + self.options.noise * self._rng.standard_normal() if self.options.noise else 1.0
+            self._shown_j += max(0.0, self._period_j * self.options.gain * error)
+            self.samples.append(
+                EnergySample(self._next_ns, self.domain, int(self._shown_j * MJ_PER_J + 1e-6) / MJ_PER_J)
+            )
+            self._added_ns, self._period_j = self._next_ns, 0.0
+            self._next_ns += self.options.period_ns
         self._period_j += joules
         self._added_ns = until_ns
-
-    def _update(self) -> None:
-        error = 1 + self.options.noise * self._rng.standard_normal() if self.options.noise else 1.0
-        self._shown_j += max(0.0, self._period_j * self.options.gain * error)
-        self.samples.append(EnergySample(self._next_ns, self.domain, int(self._shown_j * MJ_PER_J + 1e-6) / MJ_PER_J))
-        self._added_ns, self._period_j = self._next_ns, 0.0
-        self._next_ns += self.options.period_ns
 
     def shown(self, now_ns: int) -> EnergySample:
         """Return the reading at `now_ns`: the latest update at or before it."""
