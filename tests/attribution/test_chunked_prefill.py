@@ -1,0 +1,89 @@
+"""Prompts are computed first come, first served, in the room beside the decodes."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.attribution.chunked_prefill import (
+    PRIOR,
+    Candidate,
+    Piece,
+    PrefillQueue,
+    candidates,
+    fill_steps,
+    length_error,
+    overflow,
+)
+
+
+def queue(prompts: list[tuple[int, int, float]], decoding: list[float]) -> PrefillQueue:
+    """Prompts as (sent, step of the first chunk, tokens); step k runs from 10 k to 10 (k + 1)."""
+    steps = len(decoding)
+    return PrefillQueue(
+        row=np.arange(len(prompts)),
+        sent_ns=np.array([sent for sent, _, _ in prompts], dtype=np.int64),
+        last_step=np.array([last for _, last, _ in prompts], dtype=np.int32),
+        tokens=np.array([tokens for _, _, tokens in prompts], dtype=np.float32),
+        start_ns=10 * np.arange(steps, dtype=np.int64),
+        length=np.full(steps, 10.0),
+        decoding=np.array(decoding),
+    )
+
+
+@pytest.mark.parametrize(
+    ("prompts", "decoding", "pieces"),
+    [
+        ([(0, 0, 80)], [0, 0], [(0, 0, 80)]),
+        ([(0, 1, 150)], [0, 0], [(0, 0, 100), (0, 1, 50)]),
+        ([(0, 1, 150)], [40, 0], [(0, 0, 60), (0, 1, 90)]),
+        ([(0, 0, 60), (0, 1, 90)], [0, 0], [(0, 0, 60), (1, 0, 40), (1, 1, 50)]),
+        ([(0, 1, 80)], [0, 0], [(0, 1, 80)]),  # it fits in the step of its chunk: it began there
+        ([(0, 0, 130)], [0, 0], [(0, 0, 130)]),  # no room, and no earlier step: it is computed there anyway
+    ],
+)
+def test_steps_are_filled_up_in_order_of_arrival(
+    prompts: list[tuple[int, int, float]], decoding: list[float], pieces: list[tuple[int, int, float]]
+) -> None:
+    assert fill_steps(queue(prompts, decoding), Candidate(100, 0)) == [Piece(*piece) for piece in pieces]
+
+
+def test_a_delay_moves_the_first_step_that_a_prompt_can_be_in() -> None:
+    late = queue([(0, 2, 150)], [0, 0, 0])
+    assert fill_steps(late, Candidate(100, 0)) == fill_steps(late, Candidate(100, 10))
+    assert fill_steps(late, Candidate(100, 20)) == [Piece(0, 2, 150)]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 50), st.integers(0, 9), st.integers(0, 500)), min_size=1, max_size=12),
+    st.sampled_from([16, 64, 512]),
+)
+def test_pieces_sum_to_the_prompts_and_end_in_the_step_of_the_first_chunk(
+    prompts: list[tuple[int, int, int]], budget: int
+) -> None:
+    arrivals = queue([(sent, last, float(tokens)) for sent, last, tokens in prompts], [3.0] * 10)
+    pieces = fill_steps(arrivals, Candidate(budget, 0))
+    for row, (_, last, tokens) in enumerate(prompts):
+        own = [piece for piece in pieces if piece.row == row]
+        assert sum(piece.tokens for piece in own) == tokens
+        assert own[-1].step == last and all(piece.tokens >= 0 for piece in own)
+
+
+def test_overflow_is_the_share_of_tokens_beyond_the_room() -> None:
+    pieces = [Piece(0, 0, 120.0), Piece(1, 1, 80.0)]
+    assert overflow(pieces, np.array([100.0, 100.0])) == pytest.approx(0.1)
+    assert overflow(pieces, np.array([120.0, 80.0])) == 0
+    assert overflow(pieces, np.array([-5.0, 80.0])) == pytest.approx(0.6)
+
+
+def test_lengths_that_follow_from_the_tokens_leave_no_error() -> None:
+    tokens, decoding = np.array([0.0, 10.0, 50.0, 20.0, 70.0, 5.0]), np.array([1.0, 4.0, 2.0, 8.0, 3.0, 9.0])
+    pieces = [Piece(k, k, float(t)) for k, t in enumerate(tokens)]
+    length = 5 + 2 * tokens + 0.1 * decoding
+    assert length_error(pieces, length, decoding) == pytest.approx(0, abs=1e-12)
+    assert length_error(pieces, length + np.array([1, -1, 1, -1, 1, -1]), decoding) > 0.1
+
+
+def test_few_prompts_try_no_candidate() -> None:
+    assert not list(candidates(PRIOR.min_prompts - 1))
+    assert len(list(candidates(PRIOR.min_prompts))) == len(PRIOR.budgets) * len(PRIOR.delays_ns)
