@@ -11,7 +11,7 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientResponse
 
-from loadgen.client.connection_pool import MAX_PAGE_BYTES, FetchedPage
+from loadgen.client.connection_pool import MAX_FETCHED_BYTES, FetchedPage
 from loadgen.client.http1 import Head, HTTPError
 from loadgen.client.stream import StreamState
 from loadgen.clock import monotonic_ns
@@ -98,11 +98,11 @@ class Session:
         try:
             method = "GET" if body is None else "POST"
             async with self._session.request(method, url, data=body) as response:
-                content = await response.content.read(MAX_PAGE_BYTES + 1)
-                while len(content) <= MAX_PAGE_BYTES and not response.content.at_eof():
-                    content += await response.content.read(MAX_PAGE_BYTES + 1 - len(content))
-                if len(content) > MAX_PAGE_BYTES:
-                    raise HTTPError(f"a page of more than {MAX_PAGE_BYTES} bytes")
+                content = await response.content.read(MAX_FETCHED_BYTES + 1)
+                while len(content) <= MAX_FETCHED_BYTES and not response.content.at_eof():
+                    content += await response.content.read(MAX_FETCHED_BYTES + 1 - len(content))
+                if len(content) > MAX_FETCHED_BYTES:
+                    raise HTTPError(f"a page of more than {MAX_FETCHED_BYTES} bytes")
                 return FetchedPage(response.status, content)
         except aiohttp.ClientSSLError as err:
             raise HTTPError(str(err)) from err

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from urllib.parse import urlsplit
 
 from loadgen.client.client import Post, record_of
+from loadgen.client.connection import READ_BYTES
 from loadgen.client.http1 import HTTPError, Response, Unusual
 from loadgen.client.openai_api import ProtocolError
 from loadgen.client.redact import redact
@@ -18,8 +19,6 @@ from loadgen.client.stream import RequestError, StreamState
 from loadgen.clock import monotonic_ns
 from loadgen.record import ErrorKind, RequestRecord
 from loadgen.units import NS_PER_S
-
-READ_BYTES = 64 << 10
 
 
 class BlockingClient:

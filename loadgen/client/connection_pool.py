@@ -24,7 +24,7 @@ from loadgen.client.kernel_timestamps import ArrivalClock, enable_timestamps
 from loadgen.client.socket_poller import SocketPoller
 from loadgen.record import StampedBy
 
-MAX_PAGE_BYTES = 8 << 20
+MAX_FETCHED_BYTES = 8 << 20
 
 _OWN_FIELDS = {
     "accept-encoding", "connection", "content-length", "expect", "host", "te", "transfer-encoding", "upgrade",
@@ -73,8 +73,8 @@ class _PageReceiver:
 
     def feed(self, data: bytes, arrived_ns: int) -> None:
         self.body += data
-        if len(self.body) > MAX_PAGE_BYTES:
-            raise HTTPError(f"a page of more than {MAX_PAGE_BYTES} bytes")
+        if len(self.body) > MAX_FETCHED_BYTES:
+            raise HTTPError(f"a page of more than {MAX_FETCHED_BYTES} bytes")
 
 
 def _settle(done: "asyncio.Future[Exception | None]", error: Exception | None, _last_arrival_ns: int) -> None:

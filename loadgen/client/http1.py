@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 from loadgen.client.token_template import TokenTemplate
 
 MAX_HEAD_BYTES = 64 << 10
-MAX_LINE_BYTES = 4 << 10
+MAX_FRAMING_BYTES = 4 << 10
 """Limit of a chunk's size line, and of all trailers together."""
 
 
@@ -210,9 +210,9 @@ class Response:
                 start = template.skip(data, start, arrived_ns)
             if start == total:
                 return b""
-            end = data.find(b"\r\n", start, start + MAX_LINE_BYTES)
+            end = data.find(b"\r\n", start, start + MAX_FRAMING_BYTES)
             if end < 0:
-                if total - start >= MAX_LINE_BYTES or _SIZE.match(data[start:].rstrip(b"\r") or b"0") is None:
+                if total - start >= MAX_FRAMING_BYTES or _SIZE.match(data[start:].rstrip(b"\r") or b"0") is None:
                     raise HTTPError(f"chunk size {data[start : start + 40]!r}")
                 self._pending = data[start:]
                 return b""
@@ -251,7 +251,7 @@ class Response:
         """Parse from the CRLF of the last size line on, so that an empty trailer section ends like any other."""
         end = data.find(b"\r\n\r\n")
         if end < 0:
-            if len(data) > MAX_LINE_BYTES:
+            if len(data) > MAX_FRAMING_BYTES:
                 raise HTTPError("trailers without an end")
             return None
         self.complete = True

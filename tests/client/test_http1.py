@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.client.http1 import MAX_HEAD_BYTES, MAX_LINE_BYTES, Head, HTTPError, Response, Unusual, parse_head
+from loadgen.client.http1 import MAX_FRAMING_BYTES, MAX_HEAD_BYTES, Head, HTTPError, Response, Unusual, parse_head
 from loadgen.client.openai_api import ProtocolError
 from loadgen.client.sse import SSEError
 from loadgen.client.stream import RequestError, StreamState
@@ -247,9 +247,9 @@ def test_a_chunk_that_is_not_framed_as_it_says_is_refused(data: bytes) -> None:
 
 @pytest.mark.parametrize(("data", "allowed"), [
     (OK + b"b" * (MAX_HEAD_BYTES - len(OK)), True), (OK + b"b" * (MAX_HEAD_BYTES - len(OK) + 1), False),
-    (CHUNKED + b"1;" + b"x" * (MAX_LINE_BYTES - 3), True), (CHUNKED + b"1;" + b"x" * (MAX_LINE_BYTES - 2), False),
-    (CHUNKED + b"0\r\n" + b"x" * (MAX_LINE_BYTES - 2), True),
-    (CHUNKED + b"0\r\n" + b"x" * (MAX_LINE_BYTES - 1), False)],
+    (CHUNKED + b"1;" + b"x" * (MAX_FRAMING_BYTES - 3), True), (CHUNKED + b"1;" + b"x" * (MAX_FRAMING_BYTES - 2), False),
+    (CHUNKED + b"0\r\n" + b"x" * (MAX_FRAMING_BYTES - 2), True),
+    (CHUNKED + b"0\r\n" + b"x" * (MAX_FRAMING_BYTES - 1), False)],
     ids=["head", "head + 1", "size line", "size line + 1", "trailers", "trailers + 1"])  # fmt: skip
 def test_an_element_without_an_end_may_be_as_long_as_its_limit(data: bytes, allowed: bool) -> None:
     if allowed:
