@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from loadgen.attribution.cost_model import Coefficients
 from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.sidecar import ledger as books
@@ -398,3 +399,37 @@ def test_only_the_history_of_the_fit_is_kept() -> None:
     assert points[0].t_ns < before_ns <= points[1].t_ns
     assert ledger._samples[0].t_ns < before_ns <= ledger._samples[1].t_ns
     assert not ledger._closed
+
+
+@pytest.mark.parametrize(
+    ("queues", "unseen_s"),
+    [([0, 0, 0], []), ([1, 0, 0], [[0, 1]]), ([0, 1, 0], [[0, 1], [1, 2]]), ([0, 0, 1], [[1, 2]])],
+)
+def test_an_interval_is_unseen_if_a_span_is_missing_at_either_end(queues: list[int], unseen_s: list[list[int]]) -> None:
+    samples = [EngineSample(t * NS_PER_S, {"running": float(running)}) for t, running in enumerate(queues)]
+    assert (Ledger([GPU])._unseen([], samples) / NS_PER_S).tolist() == unseen_s
+
+
+def test_the_fit_is_made_again_when_the_history_has_doubled(monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = Coefficients(step_j=1, prefill_token_j=0, prefill_context_j=0, decode_token_j=0, decode_context_j=0,
+                       idle_w=None, r_squared=0.5)  # fmt: skip
+    fits = []
+    monkeypatch.setattr(books, "fit_coefficients", lambda series, steps: fits.append(series) or fit)
+    ledger = Ledger([GPU], lateness=LATENESS)
+    power(ledger, 0, 30, 100.0)  # the oldest point is at 0.1 s
+    made = []
+    for now_s in (10.1, 20.0, 20.1, 40.0, 40.1):
+        ledger._fit("gpu:0", ns_from_s(min(now_s, 20.1)), ns_from_s(now_s))
+        made.append(len(fits))
+    assert made == [1, 1, 2, 2, 3]
+
+
+def test_coverage_is_that_of_the_last_five_minutes_committed() -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    power(ledger, 0, 420, 100.0)
+    looks(ledger, 0, 420, running=1, tokens=0, per_s=10)
+    kept = []
+    for now_s in (100, 300, 395, 401):
+        ledger.commit(ns_from_s(now_s))
+        kept.append(len(ledger._coverage))
+    assert kept == [1, 2, 3, 3]
