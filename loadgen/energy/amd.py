@@ -21,7 +21,7 @@ POLL_S = 0.05
 """The firmware sums about once in a millisecond: every read is a point."""
 UJ_PER_MJ = 1000
 VISIBLE = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
-"""What HIP programs obey, the first that is set."""
+"""Variables that HIP programs obey; the first that is set counts."""
 
 
 class AmdMeter:
@@ -49,7 +49,7 @@ class AmdMeter:
             try:
                 raw_mj = _counter_mj(self._smi, handle)
             except self._smi.AmdSmiException as err:
-                errors.append(f"{domain.name}: {_said(err)}")
+                errors.append(f"{domain.name}: {_describe(err)}")
                 continue
             if sample := self._tracks[domain.name].observe(start_ns, self._clock(), raw_mj):
                 samples.append(sample)
@@ -69,7 +69,7 @@ def open_amd(
     environ: Mapping[str, str] = os.environ,
     clock: Callable[[], int] = monotonic_ns,
 ) -> AmdMeter:
-    """A meter of the chosen GPUs: indices or UUIDs; None is those that HIP_VISIBLE_DEVICES names, else all.
+    """Open a meter of the chosen GPUs: indices or UUIDs; None means those that HIP_VISIBLE_DEVICES names, else all.
 
     Raises MeterError with the reason when not one of them can be measured.
     """
@@ -79,7 +79,7 @@ def open_amd(
         handles = smi.amdsmi_get_processor_handles()
         devices = [Device(i, smi.amdsmi_get_gpu_device_uuid(handle)) for i, handle in enumerate(handles)]
     except smi.AmdSmiException as err:
-        raise MeterError(f"amdsmi does not start: {_said(err)}") from err
+        raise MeterError(f"amdsmi does not start: {_describe(err)}") from err
     visible = next((environ[name] for name in VISIBLE if name in environ), None) if gpus is None else None
     tokens = list(gpus) if gpus is not None else visible_tokens(visible)
     chosen = devices if tokens is None else choose(devices, tokens, lambda token: token)
@@ -89,7 +89,7 @@ def open_amd(
         try:
             _counter_mj(smi, handles[device.index])
         except smi.AmdSmiException as err:
-            notes.append(f"gpu:{device.index} is left out: {_said(err)}")
+            notes.append(f"gpu:{device.index} is left out: {_describe(err)}")
             continue
         domain = EnergyDomain(name=f"gpu:{device.index}", source="amdsmi-counter", uuid=device.uuid)
         opened.append((domain, handles[device.index]))
@@ -125,10 +125,10 @@ def _loads(library: str) -> bool:
 
 def _counter_mj(smi: Any, handle: Any) -> int:
     """energy_accumulator x counter_resolution (microjoules), as amdsmi gives them, in whole millijoules."""
-    said = smi.amdsmi_get_energy_count(handle)
-    return int(said["energy_accumulator"] * said["counter_resolution"] / UJ_PER_MJ)
+    count = smi.amdsmi_get_energy_count(handle)
+    return int(count["energy_accumulator"] * count["counter_resolution"] / UJ_PER_MJ)
 
 
-def _said(err: Exception) -> str:
+def _describe(err: Exception) -> str:
     info = getattr(err, "err_info", None)
     return str(info or err).split(" - ")[-1].strip()

@@ -1,4 +1,4 @@
-"""An estimate of CPU power from utilisation, for machines without a counter. Never chosen unless asked for by name."""
+"""An estimate of CPU power from utilisation, for machines without a counter. Only used when chosen by name."""
 
 import os
 from collections.abc import Callable
@@ -38,7 +38,7 @@ class CpuTimes(NamedTuple):
 
 
 def read_times(stat: str) -> CpuTimes:
-    """From the text of /proc/stat. Waiting for a disk is idle; guest time is already inside user and nice."""
+    """Parse the text of /proc/stat. Waiting for a disk is idle; guest time is already inside user and nice."""
     fields = stat.split("\n", 1)[0].split()
     if fields[:1] != ["cpu"] or len(fields) < 9:
         raise MeterError(f"{PROC_STAT} does not begin with the line of all CPUs")

@@ -1,4 +1,4 @@
-"""Which GPUs a server may use and how they are doing. Read, never set."""
+"""GPU state: power limit, temperature, clocks. Read-only."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,7 +14,7 @@ from loadgen.units import NS_PER_S
 
 
 class GpuState(msgspec.Struct, frozen=True, kw_only=True):
-    """One GPU at one moment. None is what the driver does not say."""
+    """One GPU at one moment. None where the driver gives no value."""
 
     name: str
     uuid: str
@@ -26,7 +26,7 @@ class GpuState(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def states() -> list[GpuState]:
-    """Of the GPUs that CUDA_VISIBLE_DEVICES names, or of all; empty without a driver. MeterError when it names none."""
+    """Read the GPUs that CUDA_VISIBLE_DEVICES names, or all. Empty without a driver; MeterError when it names none."""
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
@@ -41,25 +41,25 @@ def states() -> list[GpuState]:
 
 
 def _state(handle: Any) -> GpuState:
-    found: dict[str, Any] = {}
-    asked: dict[str, Callable[[], Any]] = {
+    values: dict[str, Any] = {}
+    readers: dict[str, Callable[[], Any]] = {
         "limit_w": lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
         "temperature_c": lambda: float(pynvml.nvmlDeviceGetTemperature(handle, pynvml.NVML_TEMPERATURE_GPU)),
         "sm_mhz": lambda: int(pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM)),
         "slowed_by": lambda: int(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle)),
     }
-    for key, ask in asked.items():
+    for key, read in readers.items():
         with suppress(pynvml.NVMLError):
-            found[key] = ask()
-    return GpuState(name=str(pynvml.nvmlDeviceGetName(handle)), uuid=str(pynvml.nvmlDeviceGetUUID(handle)), **found)
+            values[key] = read()
+    return GpuState(name=str(pynvml.nvmlDeviceGetName(handle)), uuid=str(pynvml.nvmlDeviceGetUUID(handle)), **values)
 
 
 def cool_down(limit_c: float, timeout_s: float) -> list[GpuState]:
-    """Waits until every GPU is at or below `limit_c`, or for `timeout_s`; the states then."""
+    """Wait until every GPU is at or below `limit_c`, at most `timeout_s`. Returns the final states."""
     end_ns = clock.monotonic_ns() + round(timeout_s * NS_PER_S)
     while True:
-        now = states()
-        hot = [one for one in now if one.temperature_c is not None and one.temperature_c > limit_c]
+        current = states()
+        hot = [gpu for gpu in current if gpu.temperature_c is not None and gpu.temperature_c > limit_c]
         if not hot or clock.monotonic_ns() > end_ns:
-            return now
+            return current
         sleep(1)

@@ -1,4 +1,4 @@
-"""What `locust -f loadgen/locustfile.py` is asked, beyond locust's own options."""
+"""Options of `locust -f loadgen/locustfile.py` beyond locust's own."""
 
 from argparse import Namespace
 from dataclasses import dataclass
@@ -20,13 +20,13 @@ def add_options(parser: Any) -> None:
     add("--chat-bins", default="azure-2023-chat", help="Lengths of ChatUser: a name in profiles/workloads, or a file.")
     add("--code-bins", default="azure-2023-code", help="Lengths of CodeUser.")
     add("--think", default=0.0, type=float, help="Seconds between an answer and the user's next request.")
-    add("--seed", default=0, type=int, help="Of lengths, prompts and arrivals.")
+    add("--seed", default=0, type=int, help="Seed of lengths, prompts and arrivals.")
     add("--request-timeout", default=600.0, type=float, help="Seconds for each request.")
     add("--tokenizer", help="tokenizer.json to count prompts with, on every worker.")
     add(
         "--sidecar",
         env_var="LOADGEN_SIDECAR",
-        help="URL of a loadgen sidecar: told of every request, asked for joules.",
+        help="URL of a loadgen sidecar: every request is reported to it, and joules are read from it.",
     )
     add("--trace", help="What TraceReplay replays: a file, the same on every worker.")
     add("--rps", help="TraceReplay: the trace at this mean rate. Default: its own.")

@@ -1,4 +1,4 @@
-"""What a server is and how it counts tokens, asked by a process of its own: asyncio and gevent do not mix.
+"""Probe a server in a subprocess, because asyncio and gevent cannot share a process.
 
 `python -m loadgen.locust.probe_process` reads a Question from standard input and writes the ServerProbe, both JSON.
 The API key comes from $OPENAI_API_KEY alone, so that it is on no command line.
@@ -29,7 +29,7 @@ class Question(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def ask(question: Question) -> ServerProbe:
-    """Raises LoadgenError with what the other process found wrong."""
+    """Run the probe in a subprocess. Raises LoadgenError with the reason that it printed."""
     root = str(Path(__file__).parents[2])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
@@ -40,8 +40,8 @@ def ask(question: Question) -> ServerProbe:
         check=False,
     )
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}, and no word"
-        raise LoadgenError(said.splitlines()[-1])
+        message = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}, and no message"
+        raise LoadgenError(message.splitlines()[-1])
     return msgspec.json.decode(done.stdout, type=ServerProbe)
 
 

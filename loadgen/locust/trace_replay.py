@@ -1,4 +1,4 @@
-"""A schedule shared out over locust users, on however many workers: who takes which part, and one start for all.
+"""Share a schedule out over locust users on any number of workers, with one start for all.
 
 Each replaying user says when it is ready. When as many are as the test has, the conductor (in the master, or in the
 only process) numbers them by worker index and tells each its shard and the common start, as wall-clock time: between
@@ -20,7 +20,7 @@ from loadgen.workload.schedule import ScheduledRequest
 
 
 class Ready(NamedTuple):
-    """One replaying user, as it presents itself."""
+    """The message of a replaying user that it is ready."""
 
     worker_index: int
     node: str
@@ -29,11 +29,11 @@ class Ready(NamedTuple):
     plan: str
     """The schedule's sha256: all must hold the same."""
     requests: int
-    """In the whole schedule."""
+    """Number of requests in the schedule."""
 
 
 class Part(NamedTuple):
-    """What one user is to do: every `of`-th request from `shard` on, from `start_wall_ns`."""
+    """The share of one user: every `of`-th request from `shard` on; offsets count from `start_wall_ns`."""
 
     user: int
     shard: int
@@ -46,7 +46,7 @@ class Part(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What became of a part."""
+    """The result of a part."""
 
     shard: int
     sent: int
@@ -55,7 +55,7 @@ class Outcome(NamedTuple):
 
 def assign(ready: Sequence[Ready], start_wall_ns: int, run_id: str) -> list[tuple[str, Part]]:
     """(node, part) for every user, in order of worker index. Raises LoadgenError when they hold different plans."""
-    plans = {one.plan for one in ready}
+    plans = {user.plan for user in ready}
     if len(plans) > 1:
         raise LoadgenError(
             f"the workers have {len(plans)} different schedules; the trace file must be the same on every machine"
@@ -73,7 +73,7 @@ class Conductor:
         self._alive = alive
         self._ready: list[Ready] = []
         self._nodes: dict[int, str] = {}
-        """Shard -> node, once begun."""
+        """Shard -> node; empty until the replay has begun."""
         self._outcomes: dict[int, Outcome] = {}
 
     @property
@@ -84,7 +84,7 @@ class Conductor:
         self._ready.append(one)
 
     def begin_if(self, users: int) -> bool:
-        """Gives out the parts when `users` are ready. Users who come later have no part."""
+        """Assign the parts when `users` are ready. Users who come later have no part."""
         if self.begun or not users or len(self._ready) < users:
             return False
         parts = assign(self._ready, anchor().wall_ns + round(LEAD_BETWEEN_HOSTS_S * NS_PER_S), self.run_id)
@@ -98,17 +98,17 @@ class Conductor:
 
     @property
     def over(self) -> bool:
-        """Every shard was finished, or lost with its worker."""
+        """True if every shard was finished, or lost with its worker."""
         alive = self._alive()
         return self.begun and all(shard in self._outcomes or node not in alive for shard, node in self._nodes.items())
 
     def plan(self) -> str:
-        """One line on what is about to happen."""
+        """Describe the replay in one line."""
         one = self._ready[0]
         return f"{one.requests} requests, shared by {len(self._nodes)} users; schedule {one.plan[:12]}"
 
     def summary(self) -> tuple[str, bool]:
-        """One line on what has happened, and whether every scheduled request was sent."""
+        """Return the result in one line, and True if every scheduled request was sent."""
         planned = self._ready[0].requests
         sent = sum(outcome.sent for outcome in self._outcomes.values())
         failed = sum(outcome.failed for outcome in self._outcomes.values())
@@ -123,7 +123,7 @@ def play(
     make_body: Callable[[ScheduledRequest], bytes],
     send: Callable[[ScheduledRequest, bytes, int], Any],
 ) -> None:
-    """Open loop: each request at its instant, whatever became of those before; returns when all have ended.
+    """Send each request at its instant, in an open loop; return when all have ended.
 
     When the calling greenlet is killed, so are its requests.
     """
@@ -151,7 +151,7 @@ def _make_bodies(
 
 
 def until(deadline_ns: int) -> None:
-    """Lets others run at least once: a client behind its schedule must still read answers."""
+    """Wait for an instant. Other greenlets run at least once: a client behind its schedule must still read answers."""
     gevent.sleep(0)
     while (left_ns := deadline_ns - monotonic_ns()) > 0:
         gevent.sleep(max(0, left_ns - GEVENT_SPIN_NS) / NS_PER_S)

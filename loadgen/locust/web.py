@@ -1,4 +1,4 @@
-"""What locust shows of tokens and joules: two tabs beside its own, a panel with charts, and rows of its table."""
+"""Tokens and joules in locust: two tabs beside its own, a panel with charts, and rows of its table."""
 
 import http.client
 import os
@@ -20,10 +20,10 @@ FIRST_TOKEN = "first token (size: input tokens)"
 NEXT_TOKENS = "per next token (size: their number)"
 LATE = "sent late"
 ENERGY = "energy (size: joules)"
-"""Names of rows. Locust's column of sizes is the only one for a number that is no time."""
+"""Names of rows. Locust's size column is the only one for a number that is not a time."""
 
 PERIOD_S = 2.0
-"""Locust's page asks as often."""
+"""Period of the readings; locust's page polls as often."""
 WINDOW = 6
 """Readings that rates are taken over: 10 s."""
 HISTORY = 1800
@@ -35,7 +35,7 @@ NO_SIDECAR = "no sidecar was named (--sidecar URL): joules are not known"
 PANEL = Path(__file__).with_name("panel.js")
 
 
-class Reading(NamedTuple):
+class TableReading(NamedTuple):
     """Sums of locust's own table at one moment."""
 
     t_ns: int
@@ -55,12 +55,12 @@ class Watch:
         self._last: SidecarEnergy | None = None
         self._problem = NO_SIDECAR
         self._began_ns = monotonic_ns()
-        self._readings: deque[Reading] = deque(maxlen=WINDOW)
+        self._readings: deque[TableReading] = deque(maxlen=WINDOW)
         self._history: deque[dict[str, float | None]] = deque(maxlen=HISTORY)
         self._greenlet: Any = None
 
     def begin(self, url: str | None) -> None:
-        """A test begins: joules count from here."""
+        """Begin a test: joules count from now on."""
         self._url, self._problem = url, NO_SIDECAR
         self._first = self._last = None
         self._began_ns = monotonic_ns()
@@ -80,19 +80,19 @@ class Watch:
 
     def _read(self) -> None:
         self._readings.append(self._table())
-        before = self.energy
+        earlier = self.energy
         if self._url is not None:
             self._ask(self._url)
-        after = None if self._problem else self.energy
-        if before and after:
-            self._log_settled(energy_since(before, after))
+        current = None if self._problem else self.energy
+        if earlier and current:
+            self._log_settled(energy_since(earlier, current))
         self._history.append(
             {
                 "t_s": (self._readings[-1].t_ns - self._began_ns) / NS_PER_S,
                 "ttft_ms": self._recent_ttft_ms(),
                 "tokens_per_s": self._tokens_per_s(None),
-                "watts": after.watts if after else None,
-                "joules_per_token": after.joules_per_token if after else None,
+                "watts": current.watts if current else None,
+                "joules_per_token": current.joules_per_token if current else None,
             }
         )
 
@@ -104,10 +104,10 @@ class Watch:
         except REQUEST_ERRORS as err:
             self._problem = f"the sidecar at {url} does not answer: {err or type(err).__name__}"
 
-    def _table(self) -> Reading:
+    def _table(self) -> TableReading:
         entries = self.environment.stats.entries
         first = [entry for (name, _), entry in entries.items() if name == FIRST_TOKEN]
-        return Reading(
+        return TableReading(
             monotonic_ns(),
             {workload: entry.total_content_length for workload, entry in self._answers().items()},
             sum(entry.num_requests for entry in first),
@@ -116,28 +116,28 @@ class Watch:
 
     def _tokens_per_s(self, workload: str | None) -> float | None:
         """Output tokens a second of the answers that ended in the window; of all workloads for None."""
-        then, now = self._readings[0], self._readings[-1]
-        names = now.tokens if workload is None else [workload]
-        grown = sum(now.tokens.get(name, 0) - then.tokens.get(name, 0) for name in names)
-        if grown < 0 or now.t_ns == then.t_ns:  # locust's table was reset, or there is one reading only
+        start, end = self._readings[0], self._readings[-1]
+        names = end.tokens if workload is None else [workload]
+        grown = sum(end.tokens.get(name, 0) - start.tokens.get(name, 0) for name in names)
+        if grown < 0 or end.t_ns == start.t_ns:  # locust's table was reset, or there is one reading only
             return None
-        return grown * NS_PER_S / (now.t_ns - then.t_ns)
+        return grown * NS_PER_S / (end.t_ns - start.t_ns)
 
     def _recent_ttft_ms(self) -> float | None:
         """The mean of the window."""
-        then, now = self._readings[0], self._readings[-1]
-        count = now.first_tokens - then.first_tokens
-        return (now.first_tokens_ms - then.first_tokens_ms) / count if count > 0 else None
+        start, end = self._readings[0], self._readings[-1]
+        count = end.first_tokens - start.first_tokens
+        return (end.first_tokens_ms - start.first_tokens_ms) / count if count > 0 else None
 
     def _log_settled(self, growth: SidecarEnergy) -> None:
-        """What has settled since the reading before, for locust's table."""
+        """Add the requests that have settled since the previous reading to locust's table."""
         for name, share in growth.workloads.items():
             for _ in range(round(share.requests)):
                 self.environment.stats.get(ENERGY, name).log(None, share.request_joules / share.requests)
 
     @property
     def energy(self) -> SidecarEnergy | None:
-        """Since the test began."""
+        """Energy since the test began; None before the first reading of the sidecar."""
         return None if self._last is None else energy_since(self._first, self._last)
 
     def _answers(self) -> dict[str, Any]:
@@ -169,7 +169,7 @@ class Watch:
         return table
 
     def energy_rows(self) -> list[dict[str, str]]:
-        """Never a joule that was not read: words instead."""
+        """Return the energy table. Joules that could not be read are replaced by the reason."""
         energy = self.energy
         table = [row._asdict() for row in energy_rows(energy)] if energy else []
         return table + ([{"account": self._problem}] if self._problem else [])
@@ -238,7 +238,7 @@ TABLES = {
 
 
 def install(web_ui: Any, watch: Watch) -> None:
-    """Through locust's own extension points: template arguments, a blueprint, and what it answers its page's polls."""
+    """Extend locust's page: through template arguments, a blueprint, and its answers to the page's polls."""
     web_ui.template_args |= {
         "extended_tabs": TABS,
         "extended_tables": [

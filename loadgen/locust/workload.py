@@ -1,4 +1,4 @@
-"""What the users ask: lengths without end from bins, a trace's schedule, and the bodies of both. Nothing of gevent."""
+"""Requests of the users: endless lengths from bins, or a trace's schedule. Independent of gevent."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +18,7 @@ SAMPLE = 256
 
 
 def plan(given: Settings) -> Schedule:
-    """The schedule that `loadgen replay` makes of the same options."""
+    """Make the schedule that `loadgen replay` makes of the same options."""
     assert given.trace is not None
     return schedule.build_schedule(
         read_trace(Path(given.trace)),
@@ -31,7 +31,7 @@ def plan(given: Settings) -> Schedule:
 
 
 def fitting_bins(name: str, limit: int | None) -> TokenBins:
-    """The bins, seen to hold requests that the model takes at all."""
+    """Read bins. Raises LoadgenError when the model's context holds no request of theirs."""
     bins = read_bins(profile_path("workloads", name, "json"))
     if limit is not None and all(b.mean_input + b.mean_output > limit for b in bins.bins):
         raise LoadgenError(f"no request of {name} fits into the model's {limit} tokens: choose other bins")
@@ -39,7 +39,7 @@ def fitting_bins(name: str, limit: int | None) -> TokenBins:
 
 
 def lengths(bins: TokenBins, limit: int | None, rng: np.random.Generator) -> Iterator[tuple[int, int]]:
-    """(input, output) tokens for ever; what the model cannot take is left out."""
+    """Yield (input, output) tokens for ever, without the pairs that exceed the model's context."""
     while True:
         for pair in zip(*(side.tolist() for side in sample_lengths(bins, SAMPLE, rng)), strict=True):
             if limit is None or sum(pair) <= limit:
