@@ -230,7 +230,7 @@ TABLES = {
     "energy": {
         "account": "Account",
         "requests": "# Requests settled",
-        "joules": "SidecarEnergy since the test began",
+        "joules": "Energy since the test began",
         "per_request": "Per request",
         "per_token": "Per output token",
     },

@@ -169,3 +169,22 @@ def test_the_estimate_says_what_it_is_and_on_what_it_rests() -> None:
     meter = CpuEstimate(cpus=10)
     assert [domain.source for domain in meter.domains] == ["estimate"]
     assert "estimate" in meter.notes[0] and "7.4 W idle to 35.0 W busy" in meter.notes[0]
+
+
+@pytest.mark.parametrize(
+    ("start_uj", "end_uj", "flowed_uj"),
+    [(5, 5, 0), (5, 6, 1), (5, 4, RANGE_UJ - 1), (RANGE_UJ - 1, 0, 1), (0, RANGE_UJ - 1, RANGE_UJ - 1)],
+)
+def test_an_equal_value_is_no_wrap_and_a_lower_one_is_one(start_uj: int, end_uj: int, flowed_uj: int) -> None:
+    assert unwrap(start_uj, end_uj, RANGE_UJ) == flowed_uj
+
+
+@pytest.mark.parametrize(("range_uj", "gap"), [(2_000_000_001, False), (2_000_000_000, True)])
+def test_a_silence_in_which_2_kw_fill_the_counters_range_is_a_gap(tree: Path, range_uj: int, gap: bool) -> None:
+    for zone in tree.glob("intel-rapl*"):
+        (zone / "max_energy_range_uj").write_text(f"{range_uj}\n")
+    clock = Ticking()
+    meter = RaplMeter(tree, clock=clock)
+    meter.read()
+    clock.ns = 10**9
+    assert {sample.gap for sample in meter.read().samples} == {gap}
