@@ -1,4 +1,4 @@
-"""The live books: laws that hold whatever arrives, and what they come to where the truth is known."""
+"""The live ledger: laws that hold whatever arrives, and its numbers where the true ones are known."""
 
 import pytest
 from hypothesis import given, settings
@@ -173,7 +173,7 @@ def test_the_clients_and_the_engines_span_of_one_request_count_once() -> None:
     assert completed == {("m", "unlabelled"): 0, ("m", "code"): 1}  # the first was shown before the client told
 
 
-def test_a_request_settled_once_stays_known() -> None:
+def test_a_closed_request_stays_known() -> None:
     ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, 45, 100.0)
     ledger.add_span(span("a", 10, 20), ns_from_s(20))
