@@ -20,7 +20,7 @@ LATENCIES = (
 )
 """(field of Summary, abbreviation, name in words)."""
 
-Part = tuple[str, Summary | WorkloadSummary]
+RunPart = tuple[str, Summary | WorkloadSummary]
 """A name ("all", or a workload) and its numbers."""
 
 ERROR_MEANING: dict[str, str] = {
@@ -161,13 +161,13 @@ def timekeeping(summary: Summary) -> str:
     return "; ".join(parts)
 
 
-def parts_of(summary: Summary) -> list[Part]:
+def parts_of(summary: Summary) -> list[RunPart]:
     """Return ("all", the run), then each workload by name when there are several."""
     several = len(summary.by_workload) > 1
     return [("all", summary), *(sorted(summary.by_workload.items()) if several else ())]
 
 
-def latency_rows(parts: Sequence[Part]) -> list[tuple[str, str, Distribution]]:
+def latency_rows(parts: Sequence[RunPart]) -> list[tuple[str, str, Distribution]]:
     """Return (abbreviation, workload, spread) of every latency of every part."""
     return [(short, name, getattr(part, field)) for field, short, _ in LATENCIES for name, part in parts]
 

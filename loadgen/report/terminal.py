@@ -9,7 +9,7 @@ from rich.text import Text
 
 from loadgen.report.format import UNKNOWN, clean, count, joules, percent, seconds, share, watts, with_unit
 from loadgen.report.run_facts import (
-    Part,
+    RunPart,
     energy_cells,
     energy_reasons,
     is_simulated,
@@ -63,7 +63,7 @@ def _header(result: RunResult, summary: Summary, console: Console) -> None:
     _paragraph(console, f"run {clean(result.info.run_id)} · {seconds(summary.duration_s)} · {ended}", style="dim")
 
 
-def _load(summary: Summary, parts: list[Part], console: Console) -> None:
+def _load(summary: Summary, parts: list[RunPart], console: Console) -> None:
     _heading(console, "Load")
     table = _table("", "scheduled", "sent", "completed", "failed")
     for name, part in parts:
@@ -78,7 +78,7 @@ def _load(summary: Summary, parts: list[Part], console: Console) -> None:
         _line(console, fact.label, f"{fact.workload}: {fact.text}" if fact.workload else fact.text)
 
 
-def _latency(parts: list[Part], console: Console) -> None:
+def _latency(parts: list[RunPart], console: Console) -> None:
     _heading(console, "Latency")
     table = _table("", "", "count", "mean", "p50", "p90", "p99", "max")
     table.columns[1].justify = "left"
@@ -92,7 +92,7 @@ def _latency(parts: list[Part], console: Console) -> None:
     console.print(table)
 
 
-def _energy(result: RunResult, summary: Summary, parts: list[Part], console: Console) -> None:
+def _energy(result: RunResult, summary: Summary, parts: list[RunPart], console: Console) -> None:
     energy = summary.energy
     _heading(console, "Energy")
     measured = energy.measured_joules is not None

@@ -22,7 +22,7 @@ from loadgen.record import RequestRecord
 from loadgen.results.summary import Summary
 from loadgen.workload.schedule import ArrivalSpec, Schedule, ScheduledRequest, encode_schedule
 
-Line = TypeVar("Line")
+_Line = TypeVar("_Line")
 
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
@@ -222,7 +222,7 @@ def part_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("records.*.jsonl"))
 
 
-def read_lines(path: Path, kind: type[Line]) -> Iterator[Line]:
+def read_lines(path: Path, kind: type[_Line]) -> Iterator[_Line]:
     """Decode every whole line, gzipped or not; nothing when the file does not exist."""
     packed = path.with_name(path.name + ".gz")
     if not path.exists() and not packed.exists():

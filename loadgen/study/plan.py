@@ -91,11 +91,11 @@ def schedule_of(study: Study, run: StudyRun, folder: Path) -> Schedule:
         trace = Trace(run.workload, (request,), "")
     arrival, burstiness = study.arrival_of(run.workload)
     if run.rps is None:
-        return closed_loop(study, trace, run.batch or 1, seed)
+        return closed_loop_schedule(study, trace, run.batch or 1, seed)
     assert arrival is not None
     if arrival == "trace":
         return build_schedule(trace, seed=seed, rps=run.rps, duration_s=duration_s)
-    return open_loop(trace, seed, run.rps, arrival, burstiness, duration_s)
+    return open_loop_schedule(trace, seed, run.rps, arrival, burstiness, duration_s)
 
 
 def _trace_path(workload: WorkloadSpec, folder: Path) -> Path:
@@ -114,7 +114,7 @@ def _scaled_streams(path: Path, rps: float) -> streams.Streams:
     return {name: msgspec.structs.replace(s, rps=(s.rps or 0.0) * factor) for name, s in by_name.items()}
 
 
-def closed_loop(study: Study, trace: Trace, batch: int, seed: int) -> Schedule:
+def closed_loop_schedule(study: Study, trace: Trace, batch: int, seed: int) -> Schedule:
     """Return whole rounds of `batch` requests, all due at once."""
     count = max(study.min_requests, batch * study.rounds)
     requests = tuple(
@@ -130,7 +130,9 @@ def closed_loop(study: Study, trace: Trace, batch: int, seed: int) -> Schedule:
     return Schedule(requests, "constant", None, seed)
 
 
-def open_loop(trace: Trace, seed: int, rps: float, arrival: Arrival, burstiness: float, duration_s: float) -> Schedule:
+def open_loop_schedule(
+    trace: Trace, seed: int, rps: float, arrival: Arrival, burstiness: float, duration_s: float
+) -> Schedule:
     """Return exactly rps x duration requests, so that their number adds no noise to joules per token.
 
     The gaps of one more request are drawn, and scaled so that it comes at the end. For a Poisson process that is the

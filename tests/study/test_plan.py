@@ -12,7 +12,15 @@ from hypothesis import strategies as st
 
 from loadgen.errors import LoadgenError
 from loadgen.stats.distributions import index_of_dispersion
-from loadgen.study.plan import StudyRun, closed_loop, even_sample, open_loop, plan_runs, schedule_of, start_key
+from loadgen.study.plan import (
+    StudyRun,
+    closed_loop_schedule,
+    even_sample,
+    open_loop_schedule,
+    plan_runs,
+    schedule_of,
+    start_key,
+)
 from loadgen.study.spec import ServerSpec, Study, WorkloadSpec, read_study
 from loadgen.workload.schedule import Arrival
 from loadgen.workload.trace import Trace, TraceRequest, read_trace
@@ -177,14 +185,14 @@ def trace_of(*output_tokens: int, session: str | None = None) -> Trace:
 def test_a_closed_loop_has_the_fewest_whole_rounds_that_suffice(
     batch: int, rounds: int, at_least: int, requests: int
 ) -> None:
-    schedule = closed_loop(make(rounds=rounds, min_requests=at_least), trace_of(5), batch, 1)
+    schedule = closed_loop_schedule(make(rounds=rounds, min_requests=at_least), trace_of(5), batch, 1)
     assert len(schedule.requests) == requests
     assert [request.index for request in schedule.requests] == list(range(requests))
 
 
 @given(st.floats(0.5, 20), st.floats(1, 10), st.integers(0, 2**32 - 1))
 def test_an_open_loop_has_rate_times_duration_requests_within_the_duration(rps: float, s: float, seed: int) -> None:
-    schedule = open_loop(trace_of(5, 6, 7), seed, rps, "poisson", 1.0, s)
+    schedule = open_loop_schedule(trace_of(5, 6, 7), seed, rps, "poisson", 1.0, s)
     offsets = [request.offset_ns for request in schedule.requests]
     assert len(offsets) == max(1, round(rps * s))
     assert offsets == sorted(offsets)
@@ -192,7 +200,7 @@ def test_an_open_loop_has_rate_times_duration_requests_within_the_duration(rps: 
 
 
 def test_at_a_constant_rate_the_gaps_are_what_the_rate_says() -> None:
-    schedule = open_loop(trace_of(5), 3, 4.0, "constant", 1.0, 2.0)
+    schedule = open_loop_schedule(trace_of(5), 3, 4.0, "constant", 1.0, 2.0)
     gaps = np.diff([request.offset_ns for request in schedule.requests])
     assert len(gaps) == 7 and np.allclose(gaps, 0.25e9, atol=1)
 
