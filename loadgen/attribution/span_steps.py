@@ -1,8 +1,8 @@
-"""Requests whose phases are known, but not their chunks -> Work: the engine's steps, rebuilt as far as spans tell.
+"""Rebuild the engine's steps from spans: the phases of each request are known, but not its chunks.
 
-A span says when a request's prefill began, when its first token came and when it ended. Two assumptions fill the rest:
-a prefill is one step, which the streams being decoded wait for; and between prefills a decode goes on evenly, a slot of
-time for each of its steps. Where there is more of it than is worth the computing, a slot stands for several steps.
+A span records when a request's prefill began, when its first token came and when it ended. Two assumptions fill the
+rest: a prefill is one step, which the streams being decoded wait for; and between prefills a decode goes on evenly, a
+slot of time for each of its steps. Where that would be too many slots, one stands for several steps.
 """
 
 from collections.abc import Iterable, Sequence
@@ -30,11 +30,12 @@ class Phases(NamedTuple):
 
 
 def phases_of(requests: Sequence[RequestSpan]) -> Phases:
-    told = [(index, request) for index, request in enumerate(requests) if request.output_tokens]
-    index, first_ns = _ints(i for i, _ in told), _ints(_first_ns(request) for _, request in told)
-    prefill_ns, end_ns = _ints(r.prefill_ns for _, r in told), _ints(r.end_ns for _, r in told)
-    prompt, cached = _ints(r.input_tokens or 0 for _, r in told), _ints(r.cached_tokens or 0 for _, r in told)
-    later = _ints(r.output_tokens or 0 for _, r in told) - 1
+    """Return the phases of the requests that produced output tokens."""
+    answered = [(index, request) for index, request in enumerate(requests) if request.output_tokens]
+    index, first_ns = _ints(i for i, _ in answered), _ints(_first_ns(request) for _, request in answered)
+    prefill_ns, end_ns = _ints(r.prefill_ns for _, r in answered), _ints(r.end_ns for _, r in answered)
+    prompt, cached = _ints(r.input_tokens or 0 for _, r in answered), _ints(r.cached_tokens or 0 for _, r in answered)
+    later = _ints(r.output_tokens or 0 for _, r in answered) - 1
     more = later > 0
     return Phases(
         request=np.concatenate((index, index[more])),
@@ -51,7 +52,10 @@ def _ints(values: Iterable[int]) -> Ints:
 
 
 def first_token_of(request: RequestSpan) -> int | None:
-    """When its prefill ended. Where nobody says (no stream): as if it took as long as one token."""
+    """Return when the prefill ended; None without output tokens.
+
+    Where no span records it (no stream), the prefill is taken to have lasted as long as one token.
+    """
     return _first_ns(request) if request.output_tokens else None
 
 
@@ -62,9 +66,9 @@ def _first_ns(request: RequestSpan) -> int:
 
 
 def output_by_interval(phases: Phases, edges_ns: Ints) -> Floats:
-    """float64[len(edges) - 1]: output tokens in each interval, the first of each request at the end of its prefill.
+    """Return float64[len(edges) - 1]: output tokens in each interval, a request's first at the end of its prefill.
 
-    Evenly spread, so that the parts of a request sum to the whole however it is cut.
+    The others are spread evenly, so that the parts of a request sum to the whole however it is cut.
     """
     start_ns, tokens = phases.start_ns[~phases.prefilling, None], phases.tokens[~phases.prefilling, None]
     length = np.maximum(phases.end_ns[~phases.prefilling, None] - start_ns, 1)
@@ -74,14 +78,14 @@ def output_by_interval(phases: Phases, edges_ns: Ints) -> Floats:
 
 
 LONGEST_PREFILL_NS = 250 * NS_PER_MS
-"""What takes longer is waiting in a queue, or a prefill in many chunks: others go on meanwhile."""
+"""A longer one is a wait in a queue, or a prefill in many chunks: other requests go on meanwhile."""
 STALLED = 0.1
 """Speed of a decode beside a prefill, relative to one without."""
 SHORTEST_SLOT_NS, LONGEST_SLOT_NS = 2 * NS_PER_MS, 100 * NS_PER_MS
 
 
 def slot_steps(phases: Phases, start_ns: int, end_ns: int, slot_ns: int, unseen_ns: Ints) -> EngineSteps:
-    """What was done in [start, end], a step for each prefill and each slot between prefills."""
+    """Return the work done in [start, end]: a step for each prefill and each slot between prefills."""
     begin, end = np.maximum(phases.start_ns, start_ns), np.minimum(phases.end_ns, end_ns)
     inside = end > begin
     edges, progress = _cells(phases, slot_ns)
@@ -94,15 +98,15 @@ def slot_steps(phases: Phases, start_ns: int, end_ns: int, slot_ns: int, unseen_
     from_ns, to_ns = np.maximum(begin[row], edges[cell]), np.minimum(end[row], edges[cell + 1])
     prefilling = phases.prefilling[row]
     start_progress = np.interp(phases.start_ns, edges, progress)
-    whole = np.interp(phases.end_ns, edges, progress) - start_progress
-    evenly = phases.prefilling | (whole <= 0)
-    length = np.where(evenly, np.maximum(phases.end_ns - phases.start_ns, 1), np.where(evenly, 1.0, whole))[row]
+    progress_made = np.interp(phases.end_ns, edges, progress) - start_progress
+    evenly = phases.prefilling | (progress_made <= 0)
+    length = np.where(evenly, np.maximum(phases.end_ns - phases.start_ns, 1), np.where(evenly, 1.0, progress_made))[row]
     speed = np.where(evenly[row], 1.0, (np.diff(progress) / np.diff(edges))[cell])
     origin = np.where(evenly[row], edges[cell] - phases.start_ns[row], progress[cell] - start_progress[row])
     # Share of its phase that each row has behind it at either end: both lie in its cell, where progress is a line.
-    before = (origin + speed * (from_ns - edges[cell])) / length
-    after = (origin + speed * (to_ns - edges[cell])) / length
-    tokens = phases.tokens[row] * (after - before)
+    done_at_start = (origin + speed * (from_ns - edges[cell])) / length
+    done_at_end = (origin + speed * (to_ns - edges[cell])) / length
+    tokens = phases.tokens[row] * (done_at_end - done_at_start)
     present = np.bincount(cell, minlength=len(edges)) > 0
     used, step = np.flatnonzero(present), (np.cumsum(present) - 1)[cell]
     return EngineSteps(
@@ -114,13 +118,13 @@ def slot_steps(phases: Phases, start_ns: int, end_ns: int, slot_ns: int, unseen_
         prefilling=prefilling,
         prefill=np.where(prefilling, tokens, 0.0).astype(np.float32),
         decode=np.where(prefilling, 0.0, tokens).astype(np.float32),
-        context=(phases.context[row] + phases.tokens[row] * (before + after) / 2).astype(np.float32),
+        context=(phases.context[row] + phases.tokens[row] * (done_at_start + done_at_end) / 2).astype(np.float32),
         unseen_ns=unseen_ns,
     )
 
 
 def _cells(phases: Phases, slot_ns: int) -> tuple[Ints, Floats]:
-    """Edges of the steps, increasing; and how far a decode has got at each of them, in ns of undisturbed time."""
+    """Return the increasing edges of the steps, and the progress of a decode at each, in ns of undisturbed time."""
     if not len(phases.start_ns):
         return np.zeros(1, np.int64), np.zeros(1)
     short = phases.prefilling & (phases.end_ns - phases.start_ns <= LONGEST_PREFILL_NS)
@@ -140,7 +144,7 @@ def _cells(phases: Phases, slot_ns: int) -> tuple[Ints, Floats]:
 
 
 def _union(starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
-    """Intervals that overlap or touch, made one."""
+    """Merge intervals that overlap or touch."""
     if not len(starts):
         return starts, ends
     order = np.argsort(starts, kind="stable")
@@ -156,8 +160,8 @@ def _extreme(choose: np.ufunc, t_ns: Ints, step: Ints, steps: int) -> Ints:
     return result
 
 
-def slot_for(phases: Phases, start_ns: int, end_ns: int, most_rows: int) -> int:
-    """The typical time of a decode step, or as many of it as keep the work to about `most_rows` rows."""
+def slot_for(phases: Phases, start_ns: int, end_ns: int, max_rows: int) -> int:
+    """Return the median time of a decode step, or the multiple of it that limits the work to about `max_rows` rows."""
     decoding = ~phases.prefilling & (phases.tokens > 0)
     per_token = (phases.end_ns - phases.start_ns)[decoding] / phases.tokens[decoding]
     step_ns = (
@@ -167,5 +171,5 @@ def slot_for(phases: Phases, start_ns: int, end_ns: int, most_rows: int) -> int:
     )
     busy = np.minimum(phases.end_ns, end_ns) - np.maximum(phases.start_ns, start_ns)
     inside = busy[busy > 0]
-    room = max(most_rows - 2 * len(inside), most_rows // 4)
+    room = max(max_rows - 2 * len(inside), max_rows // 4)
     return int(step_ns * max(1, -(-float(inside.sum()) // (step_ns * room))))

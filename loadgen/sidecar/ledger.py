@@ -20,7 +20,7 @@ from loadgen.attribution.cost_model import Coefficients, cost_shares, fit_coeffi
 from loadgen.attribution.engine_steps import EngineSteps
 from loadgen.attribution.shapley import round_to_sum, split_energy
 from loadgen.attribution.span_steps import Phases, first_token_of, output_by_interval, phases_of, slot_for, slot_steps
-from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries
+from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries, outermost
 from loadgen.sidecar.accounts import Account, AccountKey, Accounts, OpenRequest
 from loadgen.sidecar.foreign_tokens import TokenBalance, foreign_shares, generated_tokens
 from loadgen.sidecar.watermark import (
@@ -154,7 +154,7 @@ class Ledger:
     ) -> None:
         """model: of spans that name none."""
         self._lateness = lateness or AllowedLateness()
-        self._domains = {domain.name: _Domain(domain) for domain in domains if domain.within is None}
+        self._domains = {domain.name: _Domain(domain) for domain in outermost(domains)}
         self._samples: deque[EngineSample] = deque(maxlen=MAX_POINTS)
         self._open: dict[str, OpenRequest] = {}
         self._closed: deque[RequestSpan] = deque(maxlen=MAX_OPEN)
