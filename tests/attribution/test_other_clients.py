@@ -1,0 +1,54 @@
+"""The work of other clients is what the engine's counters show beyond ours."""
+
+import pytest
+
+from loadgen.attribution.chunk_steps import engine_steps_of
+from loadgen.attribution.other_clients import counter_values
+from loadgen.record import RequestRecord
+from loadgen.units import NS_PER_MS
+
+
+def stream(count: int) -> RequestRecord:
+    """One stream with a chunk every 10 ms and a prompt of 10 tokens."""
+    chunks = [10 * NS_PER_MS * k for k in range(1, count + 1)]
+    return RequestRecord(
+        index=0,
+        workload="chat",
+        scheduled_ns=0,
+        sent_ns=0,
+        first_token_ns=chunks[0],
+        last_token_ns=chunks[-1],
+        finished_ns=chunks[-1],
+        chunk_ns=chunks,
+        input_tokens=10,
+        output_tokens=count,
+        cached_tokens=0,
+    )
+
+
+def counters(generated: float, prompts: float, iterations: float) -> list[dict[str, float]]:
+    start = {"t_ns": -1.0, "generation_tokens": 0.0, "prompt_tokens": 0.0, "iterations": 0.0}
+    end = {"t_ns": 2e9, "generation_tokens": generated, "prompt_tokens": prompts, "iterations": iterations}
+    return [start, end]
+
+
+def test_foreign_tokens_and_steps_by_hand() -> None:
+    """The engine made 300 tokens in 150 steps and read 30 prompt tokens; 100, 100 and 10 of them are ours."""
+    foreign = engine_steps_of([stream(100)], counters(300, 30, 150)).foreign
+    assert foreign is not None
+    assert foreign.decode.tolist() == [200]
+    assert foreign.members.tolist() == [pytest.approx(200 / 150)]
+    assert foreign.steps.tolist() == [50]
+    assert foreign.prefill.tolist() == [20]
+
+
+@pytest.mark.parametrize(("generated", "foreign"), [(100, False), (102, False), (103, True)])
+def test_two_percent_more_tokens_than_ours_are_noise(generated: float, foreign: bool) -> None:
+    assert (engine_steps_of([stream(100)], counters(generated, 10, 100)).foreign is not None) == foreign
+
+
+def test_a_counter_that_went_back_or_is_missing_is_unknown() -> None:
+    assert counter_values([{"a": 1.0}, {"a": 1.0}, {"a": 3.0}], "a") is not None
+    assert counter_values([{"a": 2.0}, {"a": 1.0}], "a") is None
+    assert counter_values([{"a": 2.0}, {"b": 3.0}], "a") is None
+    assert counter_values([{"a": 2.0}], "a") is None
