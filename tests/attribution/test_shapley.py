@@ -19,7 +19,6 @@ from loadgen.attribution.engine_steps import EngineSteps
 from loadgen.attribution.shapley import METHODS, Method, attribute_energy, round_to_sum, split_energy
 from loadgen.energy.series import EnergySeries
 from loadgen.record import RequestRecord
-from loadgen.stats.nnls import nnls
 from loadgen.units import NS_PER_MS
 
 MS = NS_PER_MS
@@ -448,15 +447,3 @@ def test_overlap_is_the_length_in_common(lengths: list[int], spans: list[tuple[i
             common = max(0, min(start + length, int(edges[-1])) - max(start, 0))
             assert share[interval == i].sum() * length == pytest.approx(common)
     assert ((share >= 0) & (share <= 1)).all()
-
-
-@given(st.integers(0, 2**32 - 1))
-def test_nnls_is_optimal(seed: int) -> None:
-    """No small non-negative step from the answer makes the error smaller (Karush-Kuhn-Tucker)."""
-    rng = np.random.default_rng(seed)
-    a, b = rng.random((40, 5)), rng.normal(size=40)
-    x, _ = nnls(a, b)
-    gradient = a.T @ (a @ x - b)
-    assert (x >= 0).all()
-    assert gradient.min() > -1e-4
-    assert np.abs(gradient[x > 0]).max(initial=0) < 1e-4

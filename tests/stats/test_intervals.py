@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.stats.intervals import interval, paired_reduction, pareto, reduction, t95
+from loadgen.stats.intervals import half_width, interval, paired_reduction, pareto, reduction, t95
 
 POSITIVE = st.floats(1e-3, 1e6)
 REPEATS = st.lists(POSITIVE, min_size=2, max_size=8)
@@ -71,3 +71,18 @@ def test_the_front_is_exactly_what_nothing_beats(points: list[tuple[float, float
     front = {points[i] for i in pareto(points)}
     beaten = {p for p in points if any(q != p and q[0] <= p[0] and q[1] <= p[1] for q in points)}
     assert front == set(points) - beaten
+
+
+def test_the_half_width_is_that_of_the_interval_over_the_mean() -> None:
+    values = [9.0, 10.0, 12.0]
+    span = interval(values)
+    assert span.high is not None
+    assert half_width(values) == pytest.approx((span.high - span.mean) / span.mean)
+    assert half_width([5.0]) == float("inf")
+
+
+def test_of_equal_points_and_of_ties_in_one_coordinate_one_is_on_the_front() -> None:
+    assert pareto([(1.0, 2.0), (1.0, 2.0)]) == [0]
+    assert pareto([(1.0, 3.0), (1.0, 2.0)]) == [1]
+    assert pareto([(1.0, 2.0), (3.0, 2.0)]) == [0]
+    assert pareto([(2.0, 1.0), (1.0, 2.0)]) == [1, 0]

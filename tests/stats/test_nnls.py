@@ -1,0 +1,39 @@
+"""Non-negative least squares."""
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.stats.nnls import nnls
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_nnls_is_optimal(seed: int) -> None:
+    """No small non-negative step from the answer makes the error smaller (Karush-Kuhn-Tucker)."""
+    rng = np.random.default_rng(seed)
+    a, b = rng.random((40, 5)), rng.normal(size=40)
+    x, _ = nnls(a, b)
+    gradient = a.T @ (a @ x - b)
+    assert (x >= 0).all()
+    assert gradient.min() > -1e-4
+    assert np.abs(gradient[x > 0]).max(initial=0) < 1e-4
+
+
+def test_a_column_that_would_be_negative_is_left_out() -> None:
+    """Of b = (1, -1) by the unit columns, only the first helps: x = (1, 0), and the 1 of the second row remains."""
+    x, error = nnls(np.eye(2), np.array([1.0, -1.0]))
+    assert x.tolist() == [1, 0]
+    assert error == pytest.approx(1)
+
+
+def test_the_minimum_is_the_residual_of_the_answer() -> None:
+    """Through (1, 1), (2, 3): the best line through 0 has slope 7 / 5 and leaves 10 - 49 / 5."""
+    x, error = nnls(np.array([[1.0], [2.0]]), np.array([1.0, 3.0]))
+    assert x == pytest.approx([1.4])
+    assert error == pytest.approx(0.2)
+
+
+def test_columns_of_zeros_get_zero() -> None:
+    x, _ = nnls(np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([2.0, 4.0]))
+    assert x.tolist() == [0, pytest.approx(3)]
