@@ -24,12 +24,16 @@
 enum { MAX_EVENTS = 256, READ_BYTES = 64 << 10 }; /* as in socket_poller.py, connection.py */
 static const int64_t OFFSET_VALID_NS = 10000000; /* as in kernel_timestamps.py */
 
+typedef struct { /* what stands around the text of a token */
+    const char *prefix, *suffix;
+    size_t prefix_size, suffix_size;
+} Template;
+
 typedef struct {
     PyObject *on_events; /* (events): something happened, and nothing was read */
     PyObject *spill; /* (instants, data, arrived_ns or -1, errno): more than tokens was read. NULL: it is not lent */
-    PyObject *prefix_bytes, *suffix_bytes; /* own what `prefix` and `suffix` point to */
-    const char *prefix, *suffix;
-    size_t prefix_size, suffix_size;
+    PyObject *prefix_bytes, *suffix_bytes; /* own what the template points to */
+    Template template;
     int64_t sent_ns, last_ns; /* when the request was sent; when the last bytes arrived */
     int64_t *instants;
     size_t count, room; /* instants kept; instants that fit */
@@ -103,20 +107,20 @@ static int hex(unsigned char c)
     return c >= '0' && c <= '9' ? c - '0' : c >= 'a' && c <= 'f' ? c - 'a' + 10 : -1;
 }
 
-/* Returns the bytes of the HTTP chunk at `p` if it is one token of the stream by the rule, or else 0. */
-static size_t token_bytes(const Stream *stream, const unsigned char *p, const unsigned char *end)
+/* Returns the bytes of the HTTP chunk at `p` if it is one token of the template by the rule, or else 0. */
+static size_t token_bytes(const Template *template, const unsigned char *p, const unsigned char *end)
 {
     size_t size = 0, digits = 0;
     while (digits < 4 && p + digits < end && hex(p[digits]) >= 0)
         size = size * 16 + (size_t)hex(p[digits++]);
     size_t chunk = digits + 2 + size + 2;
     if (digits < 2 || digits > 3 || p[0] == '0' || (size_t)(end - p) < chunk
-        || size + 2 <= stream->prefix_size + stream->suffix_size)
+        || size + 2 <= template->prefix_size + template->suffix_size)
         return 0;
-    const unsigned char *data = p + digits + 2, *text = data + stream->prefix_size;
-    const unsigned char *suffix = p + chunk - stream->suffix_size;
-    if (memcmp(p + digits, "\r\n", 2) != 0 || memcmp(data, stream->prefix, stream->prefix_size) != 0
-        || memcmp(suffix, stream->suffix, stream->suffix_size) != 0)
+    const unsigned char *data = p + digits + 2, *text = data + template->prefix_size;
+    const unsigned char *suffix = p + chunk - template->suffix_size;
+    if (memcmp(p + digits, "\r\n", 2) != 0 || memcmp(data, template->prefix, template->prefix_size) != 0
+        || memcmp(suffix, template->suffix, template->suffix_size) != 0)
         return 0;
     while (text < suffix) {
         size_t bytes = plain_text(text, suffix);
@@ -127,16 +131,13 @@ static size_t token_bytes(const Stream *stream, const unsigned char *p, const un
     return chunk;
 }
 
-/* Returns how many tokens `data` consists of; 0 if it holds anything else, too. */
-static size_t count_tokens(const Stream *stream, const unsigned char *data, size_t size)
+/* Counts the tokens at the beginning of `data`, and sets `*stop` to where the first other chunk begins. */
+static size_t count_tokens(const Template *template, const unsigned char *data, const unsigned char *end,
+                           const unsigned char **stop)
 {
-    size_t count = 0;
-    for (const unsigned char *end = data + size; data < end; count++) {
-        size_t bytes = token_bytes(stream, data, end);
-        if (bytes == 0)
-            return 0;
-        data += bytes;
-    }
+    size_t count = 0, bytes;
+    for (*stop = data; *stop < end && (bytes = token_bytes(template, *stop, end)); count++)
+        *stop += bytes;
     return count;
 }
 
@@ -214,8 +215,9 @@ static int read_tokens(Reader *self, Stream *stream, int fd)
         return 0;
     int64_t arrived = size > 0 ? arrived_ns(self, &message, stream->sent_ns, now_ns(CLOCK_MONOTONIC)) : -1;
     if (arrived >= 0 && size < READ_BYTES) {
-        size_t count = count_tokens(stream, self->buffer, (size_t)size);
-        if (count)
+        const unsigned char *end = self->buffer + size, *stop;
+        size_t count = count_tokens(&stream->template, self->buffer, end, &stop);
+        if (stop == end)
             return keep(stream, arrived, count);
     }
     PyObject *spill = Py_NewRef(stream->spill), *instants = end_lending(stream);
@@ -295,6 +297,12 @@ static PyObject *forget(PyObject *object, PyObject *args)
     Py_RETURN_NONE;
 }
 
+static Template template_of(PyObject *prefix, PyObject *suffix)
+{
+    return (Template){ PyBytes_AsString(prefix), PyBytes_AsString(suffix), (size_t)PyBytes_Size(prefix),
+                       (size_t)PyBytes_Size(suffix) };
+}
+
 static PyObject *take_over(PyObject *object, PyObject *args)
 {
     int fd;
@@ -308,10 +316,7 @@ static PyObject *take_over(PyObject *object, PyObject *args)
     stream->prefix_bytes = Py_NewRef(prefix);
     stream->suffix_bytes = Py_NewRef(suffix);
     stream->spill = Py_NewRef(spill);
-    stream->prefix = PyBytes_AsString(prefix);
-    stream->suffix = PyBytes_AsString(suffix);
-    stream->prefix_size = (size_t)PyBytes_Size(prefix);
-    stream->suffix_size = (size_t)PyBytes_Size(suffix);
+    stream->template = template_of(prefix, suffix);
     stream->sent_ns = sent_ns;
     stream->last_ns = last_ns;
     Py_RETURN_NONE;
@@ -342,6 +347,21 @@ static void dealloc(PyObject *object)
     freefunc release = (freefunc)PyType_GetSlot(type, Py_tp_free);
     release(object);
     Py_DECREF(type);
+}
+
+static PyObject *skip_tokens(PyObject *Py_UNUSED(module), PyObject *args)
+{
+    PyObject *data, *prefix, *suffix;
+    Py_ssize_t start;
+    if (!PyArg_ParseTuple(args, "SnSS", &data, &start, &prefix, &suffix))
+        return NULL;
+    const unsigned char *bytes = (unsigned char *)PyBytes_AsString(data), *stop;
+    Py_ssize_t size = PyBytes_Size(data);
+    if (start < 0 || start > size)
+        return PyErr_Format(PyExc_ValueError, "start %zd of %zd bytes", start, size);
+    Template template = template_of(prefix, suffix);
+    size_t count = count_tokens(&template, bytes + start, bytes + size, &stop);
+    return Py_BuildValue("nn", (Py_ssize_t)(stop - bytes), (Py_ssize_t)count);
 }
 
 static PyMethodDef methods[] = {
@@ -377,8 +397,16 @@ static int exec(PyObject *module)
 
 static PyModuleDef_Slot module_slots[] = { { Py_mod_exec, exec }, { 0, NULL } };
 
+static PyMethodDef functions[] = {
+    { "skip_tokens", skip_tokens, METH_VARARGS,
+      "skip_tokens(data, start, prefix, suffix): count the tokens at the beginning of `data[start:]`; return where the "
+      "first other chunk begins, and the count." },
+    { NULL, NULL, 0, NULL },
+};
+
 static struct PyModuleDef module = {
-    .m_base = PyModuleDef_HEAD_INIT, .m_name = "loadgen.client._token_reader", .m_slots = module_slots
+    .m_base = PyModuleDef_HEAD_INIT, .m_name = "loadgen.client._token_reader", .m_methods = functions,
+    .m_slots = module_slots
 };
 
 PyMODINIT_FUNC PyInit__token_reader(void)

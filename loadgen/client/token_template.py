@@ -13,7 +13,7 @@ a template, and this rule decides about each HTTP chunk that follows:
     suffix  is what stood after the text, up to and including the CRLF that closes the chunk.
 
 Every other chunk is left to the full decoders, so the rule may refuse a token but never accepts anything else.
-`_token_reader.c` applies the same rule to whole reads; one table of chunks tests both.
+`_token_reader.c` applies the same rule where it is compiled; one table of chunks tests both.
 """
 
 import re
@@ -34,6 +34,30 @@ _MAX_SHORT_CHUNK_BYTES = 0xFF + 6
 """The longest chunk whose size line has four bytes; longer ones have five."""
 
 
+def skip_tokens_in_python(data: bytes, start: int, prefix: bytes, suffix: bytes) -> tuple[int, int]:
+    """Return where the first chunk of `data[start:]` that is not a token begins, and the number of tokens before it."""
+    lead, tail, total, count = len(prefix), len(suffix), len(data), 0
+    chunk_bytes, starts, ends = _CHUNK_BYTES.get, data.startswith, data.endswith
+    while size := chunk_bytes(data[start : start + 4]) or chunk_bytes(data[start : start + 5]):
+        text, stop = start + (4 if size <= _MAX_SHORT_CHUNK_BYTES else 5) + lead, start + size
+        if (
+            stop > total
+            or not starts(prefix, text - lead)
+            or not ends(suffix, text, stop)
+            or not _is_plain_text(data, text, stop - tail)
+        ):
+            break
+        start = stop
+        count += 1
+    return start, count
+
+
+try:
+    from loadgen.client._token_reader import skip_tokens
+except ImportError:  # not compiled here
+    skip_tokens = skip_tokens_in_python
+
+
 class TokenTemplate:
     """The bytes around the text of one stream's tokens. Tokens that it recognizes are appended to `instants`, the
     stream's arrival times as int64."""
@@ -47,23 +71,10 @@ class TokenTemplate:
 
     def skip(self, data: bytes, start: int, arrived_ns: int) -> int:
         """Count the tokens at the beginning of `data[start:]`, and return where the first other chunk begins."""
-        prefix, suffix = self.prefix, self.suffix
-        lead, tail, total, count = len(prefix), len(suffix), len(data), 0
-        chunk_bytes, starts, ends = _CHUNK_BYTES.get, data.startswith, data.endswith
-        while size := chunk_bytes(data[start : start + 4]) or chunk_bytes(data[start : start + 5]):
-            text, stop = start + (4 if size <= _MAX_SHORT_CHUNK_BYTES else 5) + lead, start + size
-            if (
-                stop > total
-                or not starts(prefix, text - lead)
-                or not ends(suffix, text, stop)
-                or not _is_plain_text(data, text, stop - tail)
-            ):
-                break
-            start = stop
-            count += 1
+        stop, count = skip_tokens(data, start, self.prefix, self.suffix)
         self.instants += array("q", (arrived_ns,)) * count
         self.hits += count
-        return start
+        return stop
 
     def extend(self, instants: bytes) -> None:
         """Add tokens that the compiled reader recognized: their arrival times as int64."""

@@ -1,6 +1,7 @@
 import pytest
 
 from loadgen.client.socket_poller import reads_tokens
+from loadgen.client.token_template import skip_tokens_in_python
 
 
 @pytest.fixture(params=["compiled", "python", "aiohttp"])
@@ -10,6 +11,7 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
         pytest.skip("loadgen.client._token_reader is not compiled here")
     if request.param == "python":
         monkeypatch.setattr("loadgen.client.socket_poller.CompiledReader", None)
+        monkeypatch.setattr("loadgen.client.token_template.skip_tokens", skip_tokens_in_python)
     if request.param == "aiohttp":
         monkeypatch.setattr("loadgen.client.client.is_plain", lambda *_: False)
     return str(request.param)

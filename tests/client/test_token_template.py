@@ -6,11 +6,21 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadgen.client import token_template
 from loadgen.client.openai_api import TOKEN, parse_event
 from loadgen.client.sse import SSEDecoder
 from loadgen.client.token_template import TokenTemplate, learn_template
 from support.scripted_server import chunk, token
 from support.token_chunks import CHUNKS, EVENT, PREFIX, SUFFIX, with_text
+
+
+@pytest.fixture(autouse=True, params=["compiled", "python"])
+def reader(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run every test with the compiled function and with the one in Python."""
+    if request.param == "python":
+        monkeypatch.setattr(token_template, "skip_tokens", token_template.skip_tokens_in_python)
+    elif token_template.skip_tokens is token_template.skip_tokens_in_python:
+        pytest.skip("loadgen.client._token_reader is not compiled here")
 
 
 def template() -> TokenTemplate:
@@ -105,3 +115,19 @@ def test_the_field_that_decides_is_found_behind_one_that_does_not() -> None:
     learnt = learn_template(event, array("q"))
     assert learnt is not None
     assert learnt.prefix == b'data: {"reasoning":"x","choices":[{"text":"'
+
+
+@given(st.lists(st.sampled_from([row[1] for row in CHUNKS]), max_size=8), st.integers(0, 3))
+def test_the_compiled_function_and_the_one_in_python_stop_at_the_same_place(chunks: list[bytes], cut: int) -> None:
+    data = b"".join(chunks)
+    data = data[: len(data) - cut]
+    expected = token_template.skip_tokens_in_python(data, 0, PREFIX, SUFFIX)
+    assert token_template.skip_tokens(data, 0, PREFIX, SUFFIX) == expected
+
+
+@pytest.mark.parametrize("start", [-1, 2])
+def test_the_compiled_function_refuses_a_start_outside_the_data(start: int) -> None:
+    if token_template.skip_tokens is token_template.skip_tokens_in_python:
+        pytest.skip("this is the compiled function's check")
+    with pytest.raises(ValueError, match="of 1 bytes"):
+        token_template.skip_tokens(b"x", start, PREFIX, SUFFIX)
