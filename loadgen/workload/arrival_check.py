@@ -71,7 +71,7 @@ def realized_arrivals(
             else f"{scale:.4g} (the mean of the shape so far)"
         )
         faults.append(f"{measured_rate * scale:.4g} requests/s instead of {expected_rps}")
-    ks, critical = _ks(gaps, process, rate, burstiness, None if planned is None else np.diff(planned))
+    ks, critical = gaps_ks(gaps, process, rate, burstiness, None if planned is None else np.diff(planned))
     if ks is not None and critical is not None and ks > critical:
         law = {"poisson": "exponential", "gamma": f"of a gamma of shape {burstiness:g}"}.get(process, "those scheduled")
         faults.append(f"gaps are not {law} (KS {ks:.3f} > {critical:.3f})")
@@ -81,10 +81,13 @@ def realized_arrivals(
     return RealizedArrivals(len(offsets_s), measured_rate * scale, cv, dispersion, ks, critical, faults)
 
 
-def _ks(
+def gaps_ks(
     gaps: Floats, process: str, rate: float | None, burstiness: float, planned: Floats | None
 ) -> tuple[float | None, float | None]:
-    """Return (distance, critical value at SIGNIFICANCE); None for a process without a distribution to compare with."""
+    """Return (Kolmogorov-Smirnov distance, its critical value at SIGNIFICANCE) of gaps against their process.
+
+    `planned` are the gaps to compare a trace's own with. None for a process without a distribution to compare with.
+    """
     n = len(gaps)
     if process == "poisson":
         distance, critical_5_percent = ks_exponential(gaps)

@@ -216,7 +216,20 @@ def _own_times(
     picks = np.arange(len(offsets_s))
     laps = np.zeros(len(offsets_s), dtype=np.int64)
     if rps is not None and scale != "compress":
-        offsets_s, picks, laps = _with_other_users(trace, offsets_s, rps, scale, rng)
+        # Sessions stay or go as a whole.
+        _, sessions = np.unique([r.session_id or f"\0{i}" for i, r in enumerate(trace.requests)], return_inverse=True)
+        cycle_s = arrivals.cycle_s(offsets_s)
+        users = rps * cycle_s / len(offsets_s)
+        if scale == "superpose":
+            offsets_s, picks, laps = arrivals.superposed(offsets_s, sessions, users, rng)
+        elif users > 1:
+            raise LoadgenError(
+                f"trace {trace.name} has {len(offsets_s) / cycle_s:.4g} requests/s and cannot be thinned to {rps:g}: "
+                "use --scale superpose or compress"
+            )
+        else:
+            picks = np.flatnonzero(arrivals.thinned(sessions, users, rng))
+            offsets_s, laps = offsets_s[picks], laps[picks]
     limit = len(offsets_s) if num_requests is None else num_requests
     if duration_s is not None and rps is not None and scale == "compress":
         limit = min(limit, max(1, round(duration_s * rps)))
@@ -230,24 +243,6 @@ def _own_times(
     if scale == "compress" and len(offsets_s) > 1:
         offsets_s = offsets_s * (len(offsets_s) / rps / arrivals.cycle_s(offsets_s))
     return ArrivalTimes(offsets_s, picks, laps, rps)
-
-
-def _with_other_users(
-    trace: Trace, offsets_s: Floats, rps: float, scale: Scale, rng: np.random.Generator
-) -> tuple[Floats, Ints, Ints]:
-    """Return (offsets_s, picks, laps) with fewer or more users than the trace had. Sessions stay or go as a whole."""
-    cycle_s = arrivals.cycle_s(offsets_s)
-    users = rps * cycle_s / len(offsets_s)
-    _, sessions = np.unique([r.session_id or f"\0{i}" for i, r in enumerate(trace.requests)], return_inverse=True)
-    if scale == "superpose":
-        return arrivals.superposed(offsets_s, sessions, users, rng)
-    if users > 1:
-        raise LoadgenError(
-            f"trace {trace.name} has {len(offsets_s) / cycle_s:.4g} requests/s and cannot be thinned to {rps:g}: "
-            "use --scale superpose or compress"
-        )
-    kept = np.flatnonzero(arrivals.thinned(sessions, users, rng))
-    return offsets_s[kept], kept, np.zeros(len(kept), dtype=np.int64)
 
 
 def relabel_for_pass(request: TraceRequest, lap: int) -> TraceRequest:

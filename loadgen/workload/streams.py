@@ -88,7 +88,7 @@ def read_streams(path: Path) -> Streams:
     if not streams:
         raise LoadgenError(f"{path}: no streams in it: expected a table [NAME] for each")
     for name, stream in streams.items():
-        if fault := _fault(stream):
+        if fault := stream_fault(stream):
             raise LoadgenError(f"{path}: stream {name}: {fault}")
     resolved: Streams = {}
     for name, stream in streams.items():
@@ -99,7 +99,7 @@ def read_streams(path: Path) -> Streams:
     return resolved
 
 
-def _fault(stream: Stream) -> str | None:
+def stream_fault(stream: Stream) -> str | None:
     """Return what makes the table invalid, None if nothing does."""
     positive = {"rps": stream.rps, "burstiness": stream.burstiness, "files": stream.files}
     for name, value in positive.items():
@@ -163,24 +163,20 @@ def _parse_choice(text: str, named: Streams) -> tuple[str, Stream]:
     name, equals, source = label.partition("=")
     stream = named.get(name) if not equals else None
     if stream is None:
-        stream = _stream_of_source(source or name, text, named)
+        source = source or name
+        if not Path(source).is_file():
+            try:
+                profile_path("workloads", source, "json")
+            except LoadgenError as err:
+                raise LoadgenError(
+                    f"--stream {text}: no stream, file or workload {source!r}; streams: {', '.join(named)}; {err}"
+                ) from err
+        is_trace = Path(source).is_file() and Path(source).suffix != ".json"
+        stream = Stream(trace=source) if is_trace else Stream(bins=source)
         name = Path(name).name.split(".")[0]
     if rps is not None:
         stream = msgspec.structs.replace(stream, rps=rps, shape=None)
     return name, stream
-
-
-def _stream_of_source(source: str, text: str, named: Streams) -> Stream:
-    path = Path(source)
-    if path.is_file():
-        return Stream(bins=source) if path.suffix == ".json" else Stream(trace=source)
-    try:
-        profile_path("workloads", source, "json")
-    except LoadgenError as err:
-        raise LoadgenError(
-            f"--stream {text}: no stream, file or workload {source!r}; streams: {', '.join(named)}; {err}"
-        ) from err
-    return Stream(bins=source)
 
 
 # -- schedule ---------------------------------------------------------------------------------------------------------
@@ -208,8 +204,19 @@ def schedule_stream(
     source = _read_source(name, stream, rng_lengths)
     sessions = group_sessions(name, source.requests, stream.turns, rng_turns)
     starts = Trace(name, tuple(turns[0] for turns in sessions), "")
+    # Sessions are rarer than requests by their mean turns.
     mean_turns = len(source.requests) / len(sessions)
-    spec = _session_arrivals(name, stream, source, mean_turns)
+    process = stream.arrival or ("trace" if stream.bins is None else "poisson")
+    shape = [(second, rps / mean_turns) for second, rps in arrivals.points_of(stream.shape)] if stream.shape else None
+    rps = stream.rps if process == "trace" or stream.rps is not None else source.mean_rps
+    spec = ArrivalSpec(
+        workload=name,
+        process=process,
+        rate_rps=None if rps is None or shape else rps / mean_turns,
+        burstiness=stream.burstiness,
+        shape=shape,
+        sessions=stream.turns is not None,
+    )
     # A trace's own arrivals end with it; drawn ones start over.
     available = len(starts.requests) if spec.process == "trace" else arrivals.MAX_ARRIVALS
     limit = None if num_requests is None else min(num_requests, available)
@@ -218,21 +225,6 @@ def schedule_stream(
     rate_rps = None if times.rate_rps is None else times.rate_rps * mean_turns
     spec = msgspec.structs.replace(spec, rate_rps=times.rate_rps)
     return merged_schedule([Schedule(requests, spec.process, rate_rps, own_seed, (spec,))], own_seed)
-
-
-def _session_arrivals(name: str, stream: Stream, source: Trace, mean_turns: float) -> ArrivalSpec:
-    """Return the requested arrivals of sessions, which are rarer than requests by their mean turns."""
-    process = stream.arrival or ("trace" if stream.bins is None else "poisson")
-    shape = [(second, rps / mean_turns) for second, rps in arrivals.points_of(stream.shape)] if stream.shape else None
-    rps = stream.rps if process == "trace" or stream.rps is not None else source.mean_rps
-    return ArrivalSpec(
-        workload=name,
-        process=process,
-        rate_rps=None if rps is None or shape else rps / mean_turns,
-        burstiness=stream.burstiness,
-        shape=shape,
-        sessions=stream.turns is not None,
-    )
 
 
 def _read_source(name: str, stream: Stream, rng: np.random.Generator) -> Trace:
@@ -263,7 +255,10 @@ def _scheduled_turns(
     end_ns = math.inf if duration_s is None else duration_s * NS_PER_S
     requests: list[ScheduledRequest] = []
     offsets_ns = np.rint(times.offsets_s * NS_PER_S).astype(np.int64).tolist()
-    files = _popular_files(stream, len(offsets_ns), rng)
+    files: list[int] | list[None] = [None] * len(offsets_ns)
+    if stream.files is not None:
+        weight = np.arange(1, stream.files + 1, dtype=np.float64) ** -stream.popularity
+        files = rng.choice(stream.files, size=len(offsets_ns), p=weight / weight.sum()).tolist()
     for offset_ns, pick, lap, file in zip(offsets_ns, times.picks.tolist(), times.laps.tolist(), files, strict=True):
         turns = sessions[pick]
         waits_ns = [0, *think_times_ns(stream.think, len(turns) - 1, rng)] if stream.think else [0] * len(turns)
@@ -299,12 +294,3 @@ def _shared_text(
         return {"session_id": relabeled.session_id and f"{name}/{relabeled.session_id}", "prefix_ids": ids}
     session = f"{name}/{pick}" if lap == 0 else f"{name}/{pick}+{lap}"
     return {"session_id": session, "text_id": stable_hash63(f"{session}/{text}"), "text_tokens": turn.input_tokens}
-
-
-def _popular_files(stream: Stream, count: int, rng: np.random.Generator) -> list[int] | list[None]:
-    """Draw a file for each of `count` requests; all None if the stream has no files."""
-    if stream.files is None:
-        return [None] * count
-    weight = np.arange(1, stream.files + 1, dtype=np.float64) ** -stream.popularity
-    files: list[int] = rng.choice(stream.files, size=count, p=weight / weight.sum()).tolist()
-    return files

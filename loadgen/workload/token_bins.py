@@ -137,7 +137,7 @@ def fit_bins(name: str, chunks: Callable[[], Iterable[Pairs]], edges: EdgeLaw, p
         edges=edges,
         input_edges=input_edges,
         output_edges=output_edges,
-        bins=_count_bins(chunks(), input_edges, output_edges),
+        bins=count_bins(chunks(), input_edges, output_edges),
     )
 
 
@@ -169,9 +169,10 @@ def _quantiles(histogram: Counter[int]) -> tuple[int, ...]:
     return tuple(sorted(edges))
 
 
-def _count_bins(
+def count_bins(
     chunks: Iterable[Pairs], input_edges: tuple[int, ...], output_edges: tuple[int, ...]
 ) -> tuple[TokenBin, ...]:
+    """Return the bins between the edges that hold at least one pair, in ascending order, with means to 3 decimals."""
     columns = len(output_edges)
     counts: Counter[int] = Counter()
     input_sums: Counter[int] = Counter()
@@ -232,15 +233,19 @@ def _within(ranges: Lengths, means: Floats, cell: Lengths, rng: np.random.Genera
     lo, width = ranges[:, 0], ranges[:, 1] - ranges[:, 0]
     mean = means - lo
     mirrored = mean > (width + 1) / 2  # solve for theta <= 0 only, where exp cannot overflow
-    theta = _theta(np.where(mirrored, width + 1 - mean, mean), width.astype(np.float64))
-    u, w, t = _stratified(cell, rng), width[cell], theta[cell]
+    theta = geometric_theta(np.where(mirrored, width + 1 - mean, mean), width.astype(np.float64))
+    # Uniform numbers such that the m of one cell fall one into each m-th of [0, 1); `cell` is sorted.
+    _, begins, size = np.unique(cell, return_index=True, return_counts=True)
+    shuffled = np.lexsort((rng.random(len(cell)), cell))  # a random order within each cell
+    stratum = shuffled - np.repeat(begins, size)
+    u, w, t = (stratum + rng.random(len(cell))) / np.repeat(size, size), width[cell], theta[cell]
     with np.errstate(divide="ignore", invalid="ignore"):
         steps = np.where(t * w > -1e-9, u * w, np.log1p(u * np.expm1(t * w)) / t)
     k = np.clip(np.ceil(steps), 1, w).astype(np.int64)
     return np.asarray(lo[cell] + np.where(mirrored[cell], w + 1 - k, k))
 
 
-def _theta(mean: Floats, width: Floats) -> Floats:
+def geometric_theta(mean: Floats, width: Floats) -> Floats:
     """Solve sum(k exp(theta k)) / sum(exp(theta k)) = mean over k = 1..width for theta <= 0, by bisection.
 
     The quotient is 1 / (1 - q) - w q^w / (1 - q^w) with q = exp(theta).
@@ -257,14 +262,6 @@ def _theta(mean: Floats, width: Floats) -> Floats:
         below = mean_at_theta < mean
         low, high = np.where(below, theta, low), np.where(below, high, theta)
     return (low + high) / 2
-
-
-def _stratified(cell: Lengths, rng: np.random.Generator) -> Floats:
-    """Draw uniform numbers such that the m of one cell fall one into each m-th of [0, 1). `cell` is sorted."""
-    _, begins, size = np.unique(cell, return_index=True, return_counts=True)
-    shuffled = np.lexsort((rng.random(len(cell)), cell))  # a random order within each cell
-    stratum = shuffled - np.repeat(begins, size)
-    return np.asarray((stratum + rng.random(len(cell))) / np.repeat(size, size))
 
 
 # -- files ------------------------------------------------------------------------------------------------------------
@@ -285,18 +282,12 @@ def read_bins(path: Path) -> TokenBins:
     if not bins.bins:
         raise LoadgenError(f"{path}: no bins in it")
     for i, b in enumerate(bins.bins):
-        if fault := _fault(b):
-            raise LoadgenError(f"{path}: bin {i}: {fault}")
+        place = f"{path}: bin {i}"
+        if b.count < 1:
+            raise LoadgenError(f"{place}: count {b.count}: expected at least 1")
+        for side, (lo, hi), mean in (("input", b.input_range, b.mean_input), ("output", b.output_range, b.mean_output)):
+            if not 0 <= lo < hi <= MAX_TOKENS:
+                raise LoadgenError(f"{place}: {side}_range {lo}, {hi}: expected 0 <= lo < hi <= {MAX_TOKENS}")
+            if not lo + 1 - 0.001 <= mean <= hi + 0.001:
+                raise LoadgenError(f"{place}: mean_{side} {mean}: expected a mean of lengths in ({lo}, {hi}]")
     return bins
-
-
-def _fault(b: TokenBin) -> str | None:
-    """Return what makes a bin invalid, None if nothing does."""
-    if b.count < 1:
-        return f"count {b.count}: expected at least 1"
-    for side, (lo, hi), mean in (("input", b.input_range, b.mean_input), ("output", b.output_range, b.mean_output)):
-        if not 0 <= lo < hi <= MAX_TOKENS:
-            return f"{side}_range {lo}, {hi}: expected 0 <= lo < hi <= {MAX_TOKENS}"
-        if not lo + 1 - 0.001 <= mean <= hi + 0.001:
-            return f"mean_{side} {mean}: expected a mean of lengths in ({lo}, {hi}]"
-    return None

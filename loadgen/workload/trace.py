@@ -248,7 +248,7 @@ def parse_jsonl(path: Path, lines: Lines, dropped: Counter[str] | None = None) -
             if dropped is not None and (reason := _zero_length(text)):
                 dropped[reason] += 1
                 continue
-            raise LoadgenError(f"{path}:{number}: {_line_fault(text, str(err))}") from err
+            raise LoadgenError(f"{path}:{number}: {line_fault(text, str(err))}") from err
         if line.workload is not None and not line.workload.isprintable():
             raise LoadgenError(f"{path}:{number}: workload {line.workload!r}: expected {_WORKLOAD}")
         yield (
@@ -283,7 +283,7 @@ def _zero_length(text: str) -> str | None:
     return next((reason for key, reason in reasons.items() if repr(value.get(key)) == "0"), None)
 
 
-def _line_fault(text: str, decoder_message: str) -> str:
+def line_fault(text: str, decoder_message: str) -> str:
     """Describe the fault of a trace line: the value and what was expected instead, or else the decoder's message."""
     try:
         value = json.loads(text)

@@ -86,7 +86,7 @@ def iter_columns(
             list(parse_rows(path, resolved, header, [], dropped, workload))  # reports a fault of the header
         reader = _BlockReader(path, resolved, header, dropped, workload)
         latest_s = -math.inf
-        for number, block in _blocks(path, file, header[0] + (not is_json), carry, block_bytes):
+        for number, block in line_blocks(path, file, header[0] + (not is_json), carry, block_bytes):
             columns = reader.read(number, block, latest_s)
             if len(columns):
                 latest_s = float(columns.arrival_s[-1])
@@ -95,7 +95,7 @@ def iter_columns(
         raise no_requests(path)
 
 
-def _blocks(path: Path, file: IO[bytes], number: int, carry: bytes, size: int) -> Iterator[tuple[int, bytes]]:
+def line_blocks(path: Path, file: IO[bytes], number: int, carry: bytes, size: int) -> Iterator[tuple[int, bytes]]:
     """Yield (number of the first line, whole lines, each with its line end); `carry` precedes what is in the file."""
     while data := file.read(size):
         carry += data
@@ -136,7 +136,7 @@ class _BlockReader:
                 plain = _plain_burstgpt(block, self._names, self._origin or 0)
             case _:
                 plain = _plain_json(block)
-        if plain is None or not _is_sorted(plain[0].arrival_s, latest_s):
+        if plain is None or np.any(np.diff(plain[0].arrival_s, prepend=latest_s) < 0):
             return self._line_by_line(number, block, latest_s)
         columns, zeros = plain
         self._dropped.update(zeros)
@@ -155,10 +155,6 @@ class _BlockReader:
             [r.session_id for r in requests] if any(r.session_id is not None for r in requests) else None,
             [r.prefix_ids for r in requests] if any(r.prefix_ids for r in requests) else None,
         )
-
-
-def _is_sorted(arrival_s: Floats, latest_s: float) -> bool:
-    return not len(arrival_s) or bool(arrival_s[0] >= latest_s and np.all(arrival_s[1:] >= arrival_s[:-1]))
 
 
 # -- plain JSON lines -------------------------------------------------------------------------------------------------
@@ -200,16 +196,19 @@ def _unless_all_none(values: list[str | None]) -> list[str | None] | None:
 
 # -- plain CSV --------------------------------------------------------------------------------------------------------
 
+Field = tuple[Ints, Ints]
+"""Byte offsets at which the text of a column begins and ends, on every line."""
+
 
 def _plain_azure(block: bytes, names: list[str], start_ns: float) -> tuple[Columns, dict[str, int]] | None:
-    if (plain := _plain_csv(block, names, AZURE_COLUMNS, _timestamps_ns)) is None:
+    if (plain := _plain_csv(block, names, AZURE_COLUMNS, parse_timestamps_ns)) is None:
         return None
     t_ns, inputs, outputs, _ = plain
     return _without_zeros((t_ns - int(start_ns)) / 1e6 / 1000, inputs, outputs, None)
 
 
 def _plain_burstgpt(block: bytes, names: list[str], start_s: float) -> tuple[Columns, dict[str, int]] | None:
-    if (plain := _plain_csv(block, names, BURSTGPT_COLUMNS, _decimals)) is None:
+    if (plain := _plain_csv(block, names, BURSTGPT_COLUMNS, parse_decimals)) is None:
         return None
     t_s, inputs, outputs, fields = plain
     sessions = None
@@ -221,12 +220,25 @@ def _plain_burstgpt(block: bytes, names: list[str], start_s: float) -> tuple[Col
 
 def _plain_csv(
     block: bytes, names: list[str], columns: tuple[str, str, str], parse_times: Callable[[Bytes, Ints, Ints], T | None]
-) -> "tuple[T, Ints, Ints, dict[str, Field]] | None":
-    """Return (times, inputs, outputs, the position of every column); None when a line is not in the plain form."""
-    cells = _cells(block, names)
-    if cells is None:
+) -> tuple[T, Ints, Ints, dict[str, Field]] | None:
+    """Return (times, inputs, outputs, the field of every column); None when a line is not in the plain form."""
+    if not block.isascii():
         return None
-    data, fields = cells
+    data = np.frombuffer(block, np.uint8)
+    ends = np.flatnonzero(data == ord("\n"))
+    commas = np.flatnonzero(data == ord(","))
+    if len(commas) != len(ends) * (len(names) - 1):
+        return None
+    begins = np.concatenate(([0], ends[:-1] + 1))
+    if len(data) > 1 and data[ends[0] - 1] == ord("\r"):
+        ends = ends - 1
+        if not _all(data[ends], "\r"):
+            return None
+    between: list[Ints] = [commas[i :: len(names) - 1] for i in range(len(names) - 1)]
+    if not (np.all(between[0] >= begins) and np.all(between[-1] < ends)):
+        return None
+    field_begins, field_ends = [begins, *(comma + 1 for comma in between)], [*between, ends]
+    fields = dict(zip(names, zip(field_begins, field_ends, strict=True), strict=True))
     timestamp, prompt, response = (fields[name] for name in columns)
     t = parse_times(data, *timestamp)
     inputs, outputs = _integers(data, *prompt), _integers(data, *response)
@@ -245,31 +257,6 @@ def _without_zeros(
         arrival_s, inputs, outputs = arrival_s[kept], inputs[kept], outputs[kept]
         sessions = None if sessions is None else [s for s, keep in zip(sessions, kept.tolist(), strict=True) if keep]
     return Columns(arrival_s, inputs, outputs, session_id=_unless_all_none(sessions) if sessions else None), zeros
-
-
-Field = tuple[Ints, Ints]
-"""Byte offsets at which the text of a column begins and ends, on every line."""
-
-
-def _cells(block: bytes, names: list[str]) -> tuple[Bytes, dict[str, Field]] | None:
-    """Return the block as bytes, and the field of each column; None if a line has too few or too many columns."""
-    if not block.isascii():
-        return None
-    data = np.frombuffer(block, np.uint8)
-    ends = np.flatnonzero(data == ord("\n"))
-    commas = np.flatnonzero(data == ord(","))
-    if len(commas) != len(ends) * (len(names) - 1):
-        return None
-    begins = np.concatenate(([0], ends[:-1] + 1))
-    if len(data) > 1 and data[ends[0] - 1] == ord("\r"):
-        ends = ends - 1
-        if not np.all(data[ends] == ord("\r")):
-            return None
-    between = [commas[i :: len(names) - 1] for i in range(len(names) - 1)]
-    if not (np.all(between[0] >= begins) and np.all(between[-1] < ends)):
-        return None
-    field_begins, field_ends = [begins, *(comma + 1 for comma in between)], [*between, ends]
-    return data, dict(zip(names, zip(field_begins, field_ends, strict=True), strict=True))
 
 
 def _digits(data: Bytes, begins: Ints, ends: Ints, max_digits: int) -> Ints | None:
@@ -293,7 +280,7 @@ def _integers(data: Bytes, begins: Ints, ends: Ints) -> Ints | None:
     return None if total is None or np.any(ends <= begins) or total.max() > MAX_TOKENS else total
 
 
-def _decimals(data: Bytes, begins: Ints, ends: Ints) -> Floats | None:
+def parse_decimals(data: Bytes, begins: Ints, ends: Ints) -> Floats | None:
     """Parse decimal numbers of at most 15 digits; None if one is not in the plain form.
 
     Numerator and denominator of digits / 10^k are then exact, so that the quotient is the number that float() returns.
@@ -307,7 +294,7 @@ def _decimals(data: Bytes, begins: Ints, ends: Ints) -> Floats | None:
     return np.asarray((whole * scale + part) / scale)
 
 
-def _timestamps_ns(data: Bytes, begins: Ints, ends: Ints) -> Ints | None:
+def parse_timestamps_ns(data: Bytes, begins: Ints, ends: Ints) -> Ints | None:
     """Parse `2023-11-16 18:17:03`, with or without decimals and +00:00, as ns since 1970; None for another form."""
     t_ns = np.empty(len(begins), np.int64)
     widths = ends - begins

@@ -90,18 +90,7 @@ class Tally:
         for counter, lengths in zip(self._lengths, (columns.input_tokens, columns.output_tokens), strict=True):
             count_up(counter, lengths)
         self._pairs.add(columns.input_tokens, columns.output_tokens)
-        self._add_times(columns.arrival_s)
-        names = columns.workload
-        counts = {names: len(columns)} if isinstance(names, str) else Counter(names)
-        for name, count in counts.items():
-            has_room = name in self._workloads or len(self._workloads) < MOST_WORKLOADS
-            self._workloads[name if has_room else "(others)"] += count
-        if columns.session_id is not None:
-            self._sessions.add(columns.session_id, columns.arrival_s)
-        if columns.prefix_ids is not None:
-            self._blocks.add(columns.prefix_ids, columns.input_tokens)
-
-    def _add_times(self, arrival_s: Floats) -> None:
+        arrival_s = columns.arrival_s
         previous = [] if self._first_s is None else [self._last_s]
         self._first_s = float(arrival_s[0]) if self._first_s is None else self._first_s
         self._last_s = float(arrival_s[-1])
@@ -112,6 +101,15 @@ class Tally:
         self._rate.add(since_s)
         for window in self._windows:
             window.add(since_s)
+        names = columns.workload
+        counts = {names: len(columns)} if isinstance(names, str) else Counter(names)
+        for name, count in counts.items():
+            has_room = name in self._workloads or len(self._workloads) < MOST_WORKLOADS
+            self._workloads[name if has_room else "(others)"] += count
+        if columns.session_id is not None:
+            self._sessions.add(columns.session_id, columns.arrival_s)
+        if columns.prefix_ids is not None:
+            self._blocks.add(columns.prefix_ids, columns.input_tokens)
 
     def describe(self) -> Description:
         """Return the statistics of all columns added so far, at least one request."""
@@ -172,25 +170,22 @@ class _PairTally:
         self._parts.append(np.unique(self._key(inputs, outputs), return_counts=True))
         self._rows += len(self._parts[-1][0])
         if self._rows > MOST_PAIRS:
-            self._merge()
+            keys, counts = merge_counts(self._parts)
+            if len(keys) > MOST_PAIRS // 2 and not self.rounded:
+                self.rounded = True
+                keys, counts = merge_counts([(self._key(keys >> 32, keys & 0xFFFFFFFF), counts)])
+            self._parts, self._rows = [(keys, counts)], 0
 
     def _key(self, inputs: Lengths, outputs: Lengths) -> Lengths:
-        x, y = (_rounded_up(side) if self.rounded else side for side in (inputs, outputs))
+        x, y = (rounded_up(side) if self.rounded else side for side in (inputs, outputs))
         return x << 32 | y
-
-    def _merge(self) -> None:
-        keys, counts = merge_counts(self._parts)
-        if len(keys) > MOST_PAIRS // 2 and not self.rounded:
-            self.rounded = True
-            keys, counts = merge_counts([(self._key(keys >> 32, keys & 0xFFFFFFFF), counts)])
-        self._parts, self._rows = [(keys, counts)], 0
 
     def counted(self) -> CountedPairs:
         keys, counts = merge_counts(self._parts)
         return CountedPairs(keys >> 32, keys & 0xFFFFFFFF, counts)
 
 
-def _rounded_up(lengths: Lengths) -> Lengths:
+def rounded_up(lengths: Lengths) -> Lengths:
     """Round up to 6 significant bits: never beyond the next power of two."""
     exponent = np.frexp(lengths.astype(np.float64))[1].astype(np.int64)
     unit = np.left_shift(np.int64(1), np.maximum(exponent - 6, 0))

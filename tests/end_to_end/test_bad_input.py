@@ -1,4 +1,4 @@
-"""A world that is not as asked is one line and status 2, from every command of the energy model."""
+"""Bad input is reported on one line with status 2, by every command of the energy model and of traces."""
 
 import json
 from pathlib import Path
@@ -13,10 +13,10 @@ SIM = "h200-sim-llama-3.1-8b"
 
 @pytest.fixture(autouse=True)
 def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Traces, bins and profiles with one thing wrong with each."""
+    """Write traces, bins and profiles with one fault each."""
     monkeypatch.chdir(tmp_path)
-    whole = json.loads((ROOT / "profiles" / "energy" / f"{SIM}.json").read_text())
-    middle = [c for c in whole["cells"] if (c["input"], c["output"], c["batch"]) == (512, 128, 32)]
+    valid = json.loads((ROOT / "profiles" / "energy" / f"{SIM}.json").read_text())
+    middle = [c for c in valid["cells"] if (c["input"], c["output"], c["batch"]) == (512, 128, 32)]
     files = {
         "empty.jsonl": "",
         "blank.csv": "TIMESTAMP,ContextTokens,GeneratedTokens\n",
@@ -28,8 +28,8 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "no-bins.json": (
             '{"name":"b","provenance":{},"edges":"log2","input_edges":[],"output_edges":[],"count":0,"bins":[]}'
         ),
-        "no-cells.json": json.dumps(whole | {"cells": []}),
-        "hole.json": json.dumps(whole | {"cells": [c for c in whole["cells"] if c not in middle]}),
+        "no-cells.json": json.dumps(valid | {"cells": []}),
+        "hole.json": json.dumps(valid | {"cells": [c for c in valid["cells"] if c not in middle]}),
     }
     assert middle
     for name, content in files.items():
@@ -38,14 +38,14 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         (f"estimate empty.jsonl --profile {SIM}", "empty.jsonl has no requests in it"),
         (f"estimate zeros.csv --profile {SIM}", "zeros.csv has no requests in it"),
         (f"estimate no-bins.json --profile {SIM}", "no-bins.json: no bins in it"),
         (f"estimate object.json --profile {SIM}", "object.json: not token bins (`loadgen trace fit` makes them)"),
         (f"estimate long.jsonl --profile {SIM}", "900000 + 5 tokens exceeds the context of llama-3.1-8b: 131072"),
-        ("estimate one.jsonl --profile nowhere", "no energy profile called 'nowhere'; there are: h200-sim"),
+        ("estimate one.jsonl --profile nowhere", "no energy profile called 'nowhere'; there are: "),
         ("estimate one.jsonl --profile text.json", "text.json: not an energy profile (`loadgen profile` makes them)"),
         ("estimate one.jsonl --profile no-cells.json", "no-cells.json: no cells in it"),
         (
@@ -74,13 +74,13 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("trace sample no-bins.json --num-requests 1 --rps 1 --out t.jsonl", "no-bins.json: no bins in it"),
     ],
 )
-def test_it_is_one_line_and_status_2_and_nothing_is_written(
-    files: Path, capsys: pytest.CaptureFixture[str], args: str, said: str
+def test_bad_input_is_one_line_and_status_2_and_nothing_is_written(
+    files: Path, capsys: pytest.CaptureFixture[str], args: str, message: str
 ) -> None:
     before = sorted(path.name for path in files.iterdir())
     with pytest.raises(SystemExit) as exit_:
         main(args.split())
     err = capsys.readouterr().err
     assert exit_.value.code == 2
-    assert err.startswith("loadgen: ") and said in err and err.count("\n") == 1
+    assert err.startswith("loadgen: ") and message in err and err.count("\n") == 1
     assert sorted(path.name for path in files.iterdir()) == before
