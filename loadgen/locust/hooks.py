@@ -10,9 +10,8 @@ from locust.runners import MasterRunner, WorkerRunner
 from loadgen.errors import LoadgenError
 from loadgen.locust import web
 from loadgen.locust.options import add_options, settings
-from loadgen.locust.state import state_of
 from loadgen.locust.trace_replay import Conductor, Outcome, Part, Ready
-from loadgen.locust.users import Test, TraceReplay
+from loadgen.locust.users import Test, TraceReplay, state_of
 from locust import events
 
 log = logging.getLogger("loadgen")
@@ -34,8 +33,12 @@ class Coordinator:
 
     def start(self) -> None:
         self._failed = False
-        options = self.environment.parsed_options
-        self.conductor = Conductor(secrets.token_hex(6), self._tell, self._alive)
+        options, runner = self.environment.parsed_options, self.environment.runner
+        self.conductor = Conductor(
+            secrets.token_hex(6),
+            tell=lambda node, part: runner.send_message("loadgen_part", part._asdict(), client_id=node),
+            alive=self._alive,
+        )
         try:
             settings(options, self.environment.host)
             if TraceReplay in self.environment.user_classes and not options.trace:
@@ -47,8 +50,21 @@ class Coordinator:
     def stop(self) -> None:
         self.conductor = None
 
-    def _tell(self, node: str, part: Part) -> None:
-        self.environment.runner.send_message("loadgen_part", part._asdict(), client_id=node)
+    # A message may arrive after its test was stopped: there is no conductor then, and nothing to do.
+
+    def on_ready(self, msg: Any, **_: Any) -> None:
+        """Take the message of a replaying user that it is ready."""
+        if self.conductor:
+            self.conductor.ready(Ready(**msg.data))
+
+    def on_done(self, msg: Any, **_: Any) -> None:
+        """Take the result of a part of the schedule."""
+        if self.conductor:
+            self.conductor.done(Outcome(**msg.data))
+
+    def on_problem(self, msg: Any, **_: Any) -> None:
+        """End the test for a reason that a worker found."""
+        self.fail(msg.data["why"])
 
     def _alive(self) -> set[str]:
         runner = self.environment.runner
@@ -111,9 +127,11 @@ def _init(environment: Any, runner: Any, web_ui: Any, **_: Any) -> None:
     if isinstance(runner, WorkerRunner):
         return
     coordinator = state_of(environment).coordinator = Coordinator(environment)
-    runner.register_message("loadgen_ready", _on_ready)
-    runner.register_message("loadgen_done", _on_done)
-    runner.register_message("loadgen_problem", _on_problem)
+    runner.register_message("loadgen_ready", coordinator.on_ready)
+    runner.register_message("loadgen_done", coordinator.on_done)
+    runner.register_message("loadgen_problem", coordinator.on_problem)
+    spawning_complete: Any = events.spawning_complete  # it names no environment: listen to it for this one
+    spawning_complete.add_listener(lambda **_: coordinator.spawned())
     options = environment.parsed_options
     if not options.user_classes and not options.class_picker:  # a trace is replayed by itself, or not at all
         replays = bool(options.trace)
@@ -126,29 +144,6 @@ def _on_part(environment: Any, msg: Any, **_: Any) -> None:
     part = Part(**msg.data)
     if assigned := state_of(environment).parts.get(part.user):  # else its test was stopped meanwhile
         assigned.set(part)
-
-
-def _conductor(environment: Any) -> Conductor | None:
-    """Return the conductor of the running test; None when it has been stopped."""
-    coordinator = state_of(environment).coordinator
-    assert coordinator is not None, "only the coordinator's process registers for these messages"
-    return coordinator.conductor
-
-
-def _on_ready(environment: Any, msg: Any, **_: Any) -> None:
-    if conductor := _conductor(environment):
-        conductor.ready(Ready(**msg.data))
-
-
-def _on_done(environment: Any, msg: Any, **_: Any) -> None:
-    if conductor := _conductor(environment):
-        conductor.done(Outcome(**msg.data))
-
-
-def _on_problem(environment: Any, msg: Any, **_: Any) -> None:
-    coordinator = state_of(environment).coordinator
-    assert coordinator is not None
-    coordinator.fail(msg.data["why"])
 
 
 def _start(environment: Any, **_: Any) -> None:
@@ -194,16 +189,9 @@ def _quit(environment: Any, **_: Any) -> None:
 
 def listen() -> None:
     """Register the hooks: once in a process, when its locustfile is read."""
-
-    def init(environment: Any, **arguments: Any) -> None:
-        """Locust's spawning_complete names no environment: listen to it for this one."""
-        _init(environment, **arguments)
-        if coordinator := state_of(environment).coordinator:
-            hooks.spawning_complete.add_listener(lambda **_: coordinator.spawned())
-
     hooks: Any = events
     hooks.init_command_line_parser.add_listener(add_options)
-    hooks.init.add_listener(init)
+    hooks.init.add_listener(_init)
     hooks.test_start.add_listener(_start)
     hooks.test_stop.add_listener(_stop)
     hooks.quitting.add_listener(_quit)

@@ -44,6 +44,11 @@ class Part(NamedTuple):
     def of_schedule(self, requests: Sequence[ScheduledRequest]) -> Sequence[ScheduledRequest]:
         return requests[self.shard :: self.of]
 
+    def start_ns(self) -> int:
+        """Return the start on this machine's CLOCK_MONOTONIC."""
+        clocks = anchor()
+        return self.start_wall_ns - clocks.wall_ns + clocks.monotonic_ns
+
 
 class Outcome(NamedTuple):
     """The result of a part."""
@@ -54,14 +59,15 @@ class Outcome(NamedTuple):
 
 
 def assign(ready: Sequence[Ready], start_wall_ns: int, run_id: str) -> list[tuple[str, Part]]:
-    """(node, part) for every user, in order of worker index. Raises LoadgenError when they hold different plans."""
+    """Return (node, part) for every user, in order of worker index. Raises LoadgenError when they hold different
+    plans."""
     plans = {user.plan for user in ready}
     if len(plans) > 1:
         raise LoadgenError(
             f"the workers have {len(plans)} different schedules; the trace file must be the same on every machine"
         )
     in_order = sorted(ready)
-    return [(one.node, Part(one.user, i, len(ready), start_wall_ns, run_id)) for i, one in enumerate(in_order)]
+    return [(user.node, Part(user.user, i, len(ready), start_wall_ns, run_id)) for i, user in enumerate(in_order)]
 
 
 class Conductor:
@@ -80,8 +86,8 @@ class Conductor:
     def begun(self) -> bool:
         return bool(self._nodes)
 
-    def ready(self, one: Ready) -> None:
-        self._ready.append(one)
+    def ready(self, user: Ready) -> None:
+        self._ready.append(user)
 
     def begin_if(self, users: int) -> bool:
         """Assign the parts when `users` are ready. Users who come later have no part."""
@@ -104,8 +110,8 @@ class Conductor:
 
     def plan(self) -> str:
         """Describe the replay in one line."""
-        one = self._ready[0]
-        return f"{one.requests} requests, shared by {len(self._nodes)} users; schedule {one.plan[:12]}"
+        schedule = self._ready[0]
+        return f"{schedule.requests} requests, shared by {len(self._nodes)} users; schedule {schedule.plan[:12]}"
 
     def summary(self) -> tuple[str, bool]:
         """Return the result in one line, and True if every scheduled request was sent."""
@@ -129,7 +135,13 @@ def play(
     """
     bodies: Queue[bytes] = Queue(BODIES_AHEAD)
     in_flight = Group()
-    maker = gevent.spawn(_make_bodies, requests, make_body, bodies)
+
+    def make_bodies() -> None:
+        for request in requests:
+            bodies.put(make_body(request))
+            gevent.sleep(0)  # responses are still coming in
+
+    maker = gevent.spawn(make_bodies)
     try:
         for request in requests:
             body = bodies.get()
@@ -142,16 +154,9 @@ def play(
         in_flight.kill()
 
 
-def _make_bodies(
-    requests: Sequence[ScheduledRequest], make_body: Callable[[ScheduledRequest], bytes], bodies: "Queue[bytes]"
-) -> None:
-    for request in requests:
-        bodies.put(make_body(request))
-        gevent.sleep(0)  # answers are still coming in
-
-
 def until(deadline_ns: int) -> None:
-    """Wait for an instant. Other greenlets run at least once: a client behind its schedule must still read answers."""
+    """Wait for an instant. Other greenlets run at least once: a client behind its schedule must still read its
+    responses."""
     gevent.sleep(0)
-    while (left_ns := deadline_ns - monotonic_ns()) > 0:
-        gevent.sleep(max(0, left_ns - GEVENT_SPIN_NS) / NS_PER_S)
+    while (remaining_ns := deadline_ns - monotonic_ns()) > 0:
+        gevent.sleep(max(0, remaining_ns - GEVENT_SPIN_NS) / NS_PER_S)

@@ -2,11 +2,11 @@
 
 import logging
 import os
-import re
 import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from itertools import count
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from gevent.event import AsyncResult
@@ -17,24 +17,21 @@ from loadgen.client.blocking_client import BlockingClient
 from loadgen.client.openai_api import PATHS
 from loadgen.client.request_body import body_maker
 from loadgen.client.server_probe import ServerProbe
-from loadgen.clock import anchor
 from loadgen.locust.options import settings
 from loadgen.locust.probe_process import Question, ask
-from loadgen.locust.state import state_of
 from loadgen.locust.trace_replay import Outcome, Part, Ready, play
-from loadgen.locust.web import ANSWER, FIRST_TOKEN, LATE, NEXT_TOKENS
+from loadgen.locust.web import UNSCHEDULED, log_record
 from loadgen.locust.workload import fitting_bins, lengths, plan
 from loadgen.record import RequestRecord
 from loadgen.telemetry.otlp_export import SpanSender
-from loadgen.units import NS_PER_MS
 from loadgen.workload.prompts import PromptKind, prompt_kind
 from loadgen.workload.schedule import ScheduledRequest
 from locust import User, task
 
-log = logging.getLogger("loadgen")
+if TYPE_CHECKING:
+    from loadgen.locust.hooks import Coordinator
 
-UNSCHEDULED = 0
-"""scheduled_ns of a request without a schedule."""
+log = logging.getLogger("loadgen")
 
 ABORTED = "aborted"
 """The sidecar's workload for requests in flight when the test was stopped: partial ones would distort the means."""
@@ -120,39 +117,26 @@ class Test:
                 log.warning("%d requests were not reported to the sidecar: %s", sender.lost, sender.last_error)
 
 
-def log_record(environment: Any, record: RequestRecord) -> None:
-    """Add a record to locust's table. Only whole answers count in its totals; the other rows stand beside them."""
-    tokens = record.output_tokens or 0
-    environment.events.request.fire(
-        request_type=record.workload,
-        name=ANSWER,
-        response_time=(record.e2e_ns or 0) / NS_PER_MS,
-        response_length=tokens,
-        exception=None if record.ok else FailedError(reason(record)),
-        context={},
-        response=record,
-    )
-    rows = {
-        FIRST_TOKEN: (record.ttft_ns, record.input_tokens),
-        NEXT_TOKENS: (record.tpot_ns, max(0, tokens - 1)),
-        LATE: (None if record.scheduled_ns == UNSCHEDULED else record.lag_ns, 0),
-    }
-    for name, (ns, size) in rows.items():
-        if record.ok and ns is not None:
-            environment.stats.get(name, record.workload).log(ns / NS_PER_MS, size or 0)
+@dataclass
+class State:
+    """The mutable state of one locust environment. Only `state_of` creates it."""
+
+    coordinator: "Coordinator | None" = None
+    """The coordinator of the process that serves locust's page; None in a worker."""
+    test: Test | None = None
+    """The running test; None between tests, in a master, and when the test could not be set up."""
+    parts: dict[int, "AsyncResult[Part]"] = field(default_factory=dict)
+    """User number -> the part of the schedule that the user waits for."""
+    closing: list[Any] = field(default_factory=list)
+    """Greenlets that send the last spans of ended tests."""
 
 
-class FailedError(Exception):
-    """A failed request. Its repr, which locust shows, is its message."""
-
-    def __repr__(self) -> str:
-        return str(self)
-
-
-def reason(record: RequestRecord) -> str:
-    """Return the failure in one line, without numbers that differ between like failures: locust counts equal lines."""
-    detail = " ".join((record.detail or "").split())[:200]
-    return f"{record.error}: {re.sub(r'[0-9]+', 'N', detail) if record.error == 'truncated' else detail}"
+def state_of(environment: Any) -> State:
+    """Return the state of a locust environment; an empty one at the first call."""
+    if not hasattr(environment, "loadgen"):
+        environment.loadgen = State()
+    state: State = environment.loadgen
+    return state
 
 
 # -- users ------------------------------------------------------------------------------------------------------------
@@ -224,19 +208,12 @@ class TraceReplay(LoadgenUser):
         ready = Ready(test.worker_index, runner.client_id, number, test.plan.sha256, len(test.plan.requests))
         runner.send_message("loadgen_ready", ready._asdict())
         part = assigned.get()
-        outcome = Outcome(part.shard, *self._play(test, part))
-        runner.send_message("loadgen_done", outcome._asdict())
-        raise StopUser
-
-    def _play(self, test: Test, part: Part) -> tuple[int, int]:
-        """Send a part of the schedule. Returns (sent, failed)."""
-        assert test.plan is not None
-        outcomes: list[bool] = []
+        succeeded: list[bool] = []
 
         def send(request: ScheduledRequest, body: bytes, scheduled_ns: int) -> None:
-            outcomes.append(test.send(part.run_id, request, body, scheduled_ns).ok)
+            succeeded.append(test.send(part.run_id, request, body, scheduled_ns).ok)
 
-        moment = anchor()
-        start_ns = part.start_wall_ns - moment.wall_ns + moment.monotonic_ns
-        play(part.of_schedule(test.plan.requests), start_ns, test.body, send)
-        return len(outcomes), outcomes.count(False)
+        play(part.of_schedule(test.plan.requests), part.start_ns(), test.body, send)
+        outcome = Outcome(part.shard, sent=len(succeeded), failed=succeeded.count(False))
+        runner.send_message("loadgen_done", outcome._asdict())
+        raise StopUser

@@ -2,6 +2,7 @@
 
 import http.client
 import os
+import re
 from collections import deque
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,9 +12,10 @@ from flask import Blueprint, Response, jsonify, request
 
 from loadgen.clock import monotonic_ns
 from loadgen.http_get import REQUEST_ERRORS, http_get
+from loadgen.record import RequestRecord
 from loadgen.telemetry.otlp_export import TOKEN_VARIABLE
 from loadgen.telemetry.sidecar_metrics import SidecarEnergy, energy_rows, energy_sentences, energy_since, parse_metrics
-from loadgen.units import NS_PER_S
+from loadgen.units import NS_PER_MS, NS_PER_S
 
 ANSWER = "answer (size: output tokens)"
 FIRST_TOKEN = "first token (size: input tokens)"
@@ -21,6 +23,9 @@ NEXT_TOKENS = "per next token (size: their number)"
 LATE = "sent late"
 ENERGY = "energy (size: joules)"
 """Names of rows. Locust's size column is the only one for a number that is not a time."""
+
+UNSCHEDULED = 0
+"""scheduled_ns of a request without a schedule."""
 
 PERIOD_S = 2.0
 """Period of the readings; locust's page polls as often."""
@@ -33,6 +38,41 @@ MAX_PAGE_BYTES = 4 << 20
 
 NO_SIDECAR = "no sidecar was named (--sidecar URL): joules are not known"
 PANEL = Path(__file__).with_name("panel.js")
+
+
+def log_record(environment: Any, record: RequestRecord) -> None:
+    """Add a record to locust's table. Only whole answers count in its totals; the other rows stand beside them."""
+    tokens = record.output_tokens or 0
+    environment.events.request.fire(
+        request_type=record.workload,
+        name=ANSWER,
+        response_time=(record.e2e_ns or 0) / NS_PER_MS,
+        response_length=tokens,
+        exception=None if record.ok else FailedError(reason(record)),
+        context={},
+        response=record,
+    )
+    rows = {
+        FIRST_TOKEN: (record.ttft_ns, record.input_tokens),
+        NEXT_TOKENS: (record.tpot_ns, max(0, tokens - 1)),
+        LATE: (None if record.scheduled_ns == UNSCHEDULED else record.lag_ns, 0),
+    }
+    for name, (ns, size) in rows.items():
+        if record.ok and ns is not None:
+            environment.stats.get(name, record.workload).log(ns / NS_PER_MS, size or 0)
+
+
+class FailedError(Exception):
+    """A failed request. Its repr, which locust shows, is its message."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def reason(record: RequestRecord) -> str:
+    """Return the failure in one line, without numbers that differ between like failures: locust counts equal lines."""
+    detail = " ".join((record.detail or "").split())[:200]
+    return f"{record.error}: {re.sub(r'[0-9]+', 'N', detail) if record.error == 'truncated' else detail}"
 
 
 class TableReading(NamedTuple):
@@ -71,12 +111,13 @@ class Watch:
         self._first = self._last
         self._read()
         if self._greenlet is None:
-            self._greenlet = gevent.spawn(self._run)
 
-    def _run(self) -> None:
-        while True:
-            gevent.sleep(PERIOD_S)
-            self._read()
+            def poll() -> None:
+                while True:
+                    gevent.sleep(PERIOD_S)
+                    self._read()
+
+            self._greenlet = gevent.spawn(poll)
 
     def _read(self) -> None:
         self._readings.append(self._table())
@@ -84,8 +125,10 @@ class Watch:
         if self._url is not None:
             self._ask(self._url)
         current = None if self._problem else self.energy
-        if earlier and current:
-            self._log_settled(energy_since(earlier, current))
+        if earlier and current:  # add the requests that have settled in between to locust's table
+            for name, share in energy_since(earlier, current).workloads.items():
+                for _ in range(round(share.requests)):
+                    self.environment.stats.get(ENERGY, name).log(None, share.request_joules / share.requests)
         self._history.append(
             {
                 "t_s": (self._readings[-1].t_ns - self._began_ns) / NS_PER_S,
@@ -128,12 +171,6 @@ class Watch:
         start, end = self._readings[0], self._readings[-1]
         count = end.first_tokens - start.first_tokens
         return (end.first_tokens_ms - start.first_tokens_ms) / count if count > 0 else None
-
-    def _log_settled(self, growth: SidecarEnergy) -> None:
-        """Add the requests that have settled since the previous reading to locust's table."""
-        for name, share in growth.workloads.items():
-            for _ in range(round(share.requests)):
-                self.environment.stats.get(ENERGY, name).log(None, share.request_joules / share.requests)
 
     @property
     def energy(self) -> SidecarEnergy | None:

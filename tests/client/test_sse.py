@@ -19,6 +19,7 @@ STREAMS = {
     "other fields": (b"event: message\nid: 7\nretry: 10\ndata: a\n\nevent: x\n\n", [b"a"]),
     "a field that only starts like data": (b"database: a\n\ndata: b\n\n", [b"b"]),
     "byte order mark": (b"\xef\xbb\xbfdata: a\n\n", [b"a"]),
+    "a byte order mark that does not open the stream": (b"data: a\n\n\xef\xbb\xbfdata: b\n\ndata: c\n\n", [b"a", b"c"]),
     "utf-8 and NEL stay inside a line": ("data: é\x85\u2028x\n\n".encode(), ["é\x85\u2028x".encode()]),
     "no blank line at the end": (b"data: a\n\ndata: [DONE]", [b"a", b"[DONE]"]),
     "crlf inside a two-line event": (b"data: a\r\ndata: b\r\n\r\n", [b"a\nb"]),
@@ -61,6 +62,33 @@ def test_what_is_a_lone_event_is_the_same_event_by_feeding(chunks: list[bytes]) 
         assert lone is None or (fed.idle and shortcut.idle)
 
 
+@pytest.mark.parametrize(
+    ("before", "idle", "lone"),
+    [
+        (b"", False, True),  # a byte order mark may come, and a lone event has none
+        (b"\xef\xbb", False, False),
+        (b"data: a\n\n", True, True),
+        (b": ping\n", True, True),
+        (b"data: a\n", False, False),
+        (b"data: a\n\ndat", False, False),
+        (b"data: a\n\r", False, False),  # a LF may come that belongs to the CR
+    ],
+)
+def test_only_between_events_is_the_decoder_idle_or_a_lone_event_taken(before: bytes, idle: bool, lone: bool) -> None:
+    decoder = SSEDecoder()
+    decoder.feed(before)
+    assert decoder.idle is idle
+    assert decoder.lone(b"data: b\n\n") == (b"b" if lone else None)
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [b"data: a\n\r", b"data: a\n\n\n", b"data: a\nx\n", b"data: a\n", b"data:a\n\n", b": data: a\n\n", b"\n\n", b""],
+)
+def test_any_other_shape_is_no_lone_event(chunk: bytes) -> None:
+    assert SSEDecoder().lone(chunk) is None
+
+
 @pytest.mark.parametrize("end", [b"\n\n", b"\r\n\r\n", b"\r\r", b"\r\n\r"])
 def test_an_event_is_known_the_moment_its_blank_line_is(end: bytes) -> None:
     assert SSEDecoder().feed(b"data: a" + end) == [b"a"]
@@ -78,3 +106,16 @@ def test_an_endless_event_is_refused() -> None:
     with pytest.raises(SSEError, match="more than"):
         for _ in range(MAX_EVENT_BYTES // (1 << 20) + 2):
             decoder.feed(b"data: " + b"x" * (1 << 20) + b"\n")
+
+
+def test_the_size_limit_is_exact_and_counts_each_event_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A value counts one byte more than it has, for its line end, and an incomplete line counts as it is."""
+    monkeypatch.setattr("loadgen.client.sse.MAX_EVENT_BYTES", 12)
+    decoder = SSEDecoder()
+    for _ in range(3):
+        assert decoder.feed(b"data: 12345\ndata: 67890\n") == []
+        assert decoder.feed(b"\n") == [b"12345\n67890"]
+    assert decoder.feed(b"data: 12345\ndata: ") == []
+    assert decoder.feed(b"") == []
+    with pytest.raises(SSEError, match="more than 12 bytes"):
+        decoder.feed(b"7")

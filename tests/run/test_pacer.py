@@ -1,15 +1,18 @@
 """The pacer returns at an instant, never before it, and learns how early to wake up for that."""
 
 import asyncio
+import ctypes
 import random
+import sys
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.clock import monotonic_ns
-from loadgen.run.pacer import AWAKE_NS, MAX_AWAKE_NS, MIN_AWAKE_NS, Pacer, next_awake_ns
-from loadgen.units import NS_PER_MS
+from loadgen.run.pacer import AWAKE_NS, MAX_AWAKE_NS, MIN_AWAKE_NS, TURN_NS, Pacer, _libc, next_awake_ns
+from loadgen.units import NS_PER_MS, NS_PER_S
 
 US = 1_000
 
@@ -67,6 +70,60 @@ def test_it_does_not_stay_awake_for_good() -> None:
         return False
 
     assert asyncio.run(rounds())
+
+
+class _RecordedTimers:
+    """The C library, with the settings of its timers."""
+
+    def __init__(self, libc: ctypes.CDLL) -> None:
+        self.timerfd_create = libc.timerfd_create
+        self._settime = libc.timerfd_settime
+        self.alarms: list[tuple[int, int]] = []
+        """(instant, interval) of each alarm."""
+
+    def timerfd_settime(self, fd: int, flags: int, alarm: Any, old: None) -> int:
+        value, interval = alarm._obj.value, alarm._obj.interval
+        self.alarms.append((value.sec * NS_PER_S + value.nsec, interval.sec * NS_PER_S + interval.nsec))
+        return int(self._settime(fd, flags, alarm, old))
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs timerfd")
+def test_an_alarm_rings_once_as_long_before_the_instant_as_waking_up_takes() -> None:
+    async def main() -> None:
+        with Pacer() as pacer:
+            pacer._libc = timers = _RecordedTimers(_libc())  # type: ignore[assignment]
+            for _ in range(3):
+                awake_ns, deadline_ns = pacer._awake_ns, monotonic_ns() + 5 * NS_PER_MS
+                await pacer.until(deadline_ns)
+                assert timers.alarms.pop() == (deadline_ns - awake_ns, 0)
+            await pacer.until(monotonic_ns())
+            assert not timers.alarms, "what is due needs no alarm"
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize(("since_turn_ns", "turns"), [(TURN_NS, 0), (TURN_NS + 1, 1)])
+def test_a_sender_behind_its_schedule_gives_the_loop_a_turn_after_200_us(
+    since_turn_ns: int, turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_ns = 10**12
+    monkeypatch.setattr("loadgen.run.pacer.monotonic_ns", lambda: now_ns)
+
+    async def main() -> int:
+        taken: list[int] = []
+        with Pacer() as pacer:
+            pacer._turn_ns = now_ns - since_turn_ns
+            asyncio.get_running_loop().call_soon(taken.append, 1)
+            await pacer.until(now_ns)
+            by_until = len(taken)
+            pacer._turn_ns = now_ns - since_turn_ns
+            asyncio.get_running_loop().call_soon(taken.append, 1)
+            await pacer.breathe()
+            assert len(taken) == 2 * by_until
+            assert pacer._turn_ns == (now_ns if turns else now_ns - since_turn_ns)
+        return by_until
+
+    assert asyncio.run(main()) == turns
 
 
 @pytest.mark.parametrize("with_timer", [True, False])

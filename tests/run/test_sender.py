@@ -15,9 +15,9 @@ from loadgen.client.server_probe import ServerInfo
 from loadgen.errors import LoadgenError
 from loadgen.record import ErrorKind, RequestRecord
 from loadgen.run.config import PreparedRun, RunConfig
-from loadgen.run.pacer import BODIES_AHEAD
+from loadgen.run.pacer import BODIES_AHEAD, Pacer
 from loadgen.run.process_stats import SendingCost
-from loadgen.run.sender import Sender, warm_up
+from loadgen.run.sender import MARGIN_NS, Sender, warm_up
 from loadgen.units import NS_PER_MS
 from loadgen.workload.schedule import Schedule, ScheduledRequest
 
@@ -170,6 +170,44 @@ def test_a_request_is_posted_with_its_own_body_and_an_id_made_of_run_and_index()
         (f"run-{i}", b"body %d" % i, "/chat/completions") for i in range(3)
     ]
     assert [post.scheduled_ns - outcome.start_ns for post in server.posts] == [0, NS_PER_MS, 2 * NS_PER_MS]
+
+
+@pytest.mark.parametrize(
+    ("body_ns", "spare_ns", "ahead"), [(0, 0, 1), (0, 1, BODIES_AHEAD), (1000, 0, 1), (1000, 1, 2)]
+)
+def test_another_body_is_made_ahead_only_while_two_of_the_slowest_and_a_margin_fit_in(
+    body_ns: int, spare_ns: int, ahead: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first is made in any case. `spare_ns` is the time beyond that, once it is made."""
+    now_ns = 10**12
+    monkeypatch.setattr("loadgen.run.sender.monotonic_ns", lambda: now_ns)
+
+    def make(request: ScheduledRequest) -> bytes:
+        nonlocal now_ns
+        now_ns += body_ns
+        return b"%d" % request.index
+
+    async def main() -> list[bytes]:
+        plan = schedule([0] * (BODIES_AHEAD + 10))
+        sender = Sender(plan, prepared(make=make), cast("Client", Server()), lambda _: None)
+        due_ns = now_ns + body_ns + 2 * body_ns + MARGIN_NS + spare_ns
+        with Pacer() as pacer:
+            await sender._make_bodies_ahead(5, due_ns, pacer)
+        return list(sender._bodies)
+
+    assert asyncio.run(main()) == [b"%d" % i for i in range(5, 5 + ahead)]
+
+
+def test_no_body_is_made_ahead_beyond_the_last_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadgen.run.sender.monotonic_ns", lambda: 0)
+
+    async def main() -> int:
+        sender = Sender(schedule([0] * 7), prepared(), cast("Client", Server()), lambda _: None)
+        with Pacer() as pacer:
+            await sender._make_bodies_ahead(4, 10**12, pacer)
+        return len(sender._bodies)
+
+    assert asyncio.run(main()) == 3
 
 
 def test_a_cap_closes_the_loop_and_keeps_the_intended_instants() -> None:
