@@ -8,15 +8,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadgen.cli.options import DEFAULT_URL
+from loadgen.cli.options import DEFAULT_URL, key_values
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
-    from loadgen.energy_model.energy_profile import EnergyProfile
     from loadgen.energy_model.waves import RequestShape
 
 BINS = "32,128,512,2048,4096,8192x8,32,128,512,1024"
-
 
 _POSITIVE = click.FloatRange(min=0, min_open=True)
 
@@ -72,6 +70,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     "--note",
     "notes",
     multiple=True,
+    callback=key_values,
     metavar="KEY=VALUE",
     help="Note for the provenance: engine flags. Repeatable.",
 )
@@ -85,18 +84,32 @@ def profile(bins: str, batch: str, out: Path, virtual_time: bool, serve: str | N
     Closed loop, one length at a time, each prompt new. The first wave (as many requests as the batch) is not measured.
     Run the same command again to resume an interrupted measurement.
     """  # fmt: skip
+    from loadgen.energy_model.energy_profile import write_energy_profile
+    from loadgen.energy_model.hardware import read_hardware, read_model
+    from loadgen.energy_model.measure import ProfileOptions, check_bins_fit, profile_server
+    from loadgen.energy_model.profiling_plan import StoppingRule, journal_path
+
     grid, batches, within = parse_bins(bins), _numbers(batch, "--batch"), options["within"]
-    options["notes"] = dict(_note(note) for note in options["notes"])
     if virtual_time:
-        result = _simulate(grid, batches, options)
+        from loadgen.simulator.virtual_profile import simulated_profile
+
+        hardware, model = read_hardware(options["gpu_name"]), read_model(options["model"])
+        check_bins_fit(grid, model.context_tokens, model.name)
+        with click.progressbar(length=len(grid) * len(batches)) as bar:
+            result = simulated_profile(hardware, model, grid, batches, within, options["notes"], lambda: bar.update(1))
     else:
+        names = ("within", "repeat_s", "max_repeats", "cap_s", "settle_s", "static", "budget_s")
+        rule = StoppingRule(**{name: options.pop(name) for name in names})
         with ExitStack() as stack:
             if serve:
                 from loadgen.servers.launcher import served
 
                 options["base_url"] = stack.enter_context(served(serve, "--max-num-seqs", str(max(batches))))
-            result = _measure(grid, batches, out, options)
-    _write(out, result)
+            server = ProfileOptions(rule=rule, **options)
+            result = asyncio.run(profile_server(grid, batches, out, server, lambda line: click.echo(line, err=True)))
+    write_energy_profile(out, result)
+    if result.provenance.get("complete", True):
+        journal_path(out).unlink(missing_ok=True)
     wide = sum(not point.settled for point in result.cells)
     note = f"; {wide} of them with an interval wider than ±{within:.0%}" if wide and not virtual_time else ""
     click.echo(f"{len(result.cells)} cells, wrote {out}{note}")
@@ -121,63 +134,3 @@ def _numbers(text: str, option: str) -> list[int]:
     if not re.fullmatch(r"[1-9]\d{0,8}(,[1-9]\d{0,8})*", text, re.ASCII):
         raise LoadgenError(f"{option} {text!r}: expected numbers of at least 1, separated by commas")
     return list(dict.fromkeys(map(int, text.split(","))))
-
-
-def _note(text: str) -> tuple[str, str]:
-    key, mark, value = text.partition("=")
-    if not mark or not key:
-        raise LoadgenError(f"--note {text!r}: expected KEY=VALUE")
-    return key, value
-
-
-def _write(out: Path, result: "EnergyProfile") -> None:
-    from loadgen.energy_model.energy_profile import energy_profile_json
-    from loadgen.energy_model.profiling_plan import journal_path
-    from loadgen.files import replacing
-
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as err:
-        raise LoadgenError(f"cannot write {out}: {err.strerror or err}") from err
-    with replacing(out) as draft:
-        draft.write(energy_profile_json(result))
-    if result.provenance.get("complete", True):
-        journal_path(out).unlink(missing_ok=True)
-
-
-def _simulate(grid: "list[RequestShape]", batches: list[int], options: dict[str, Any]) -> "EnergyProfile":
-    from loadgen import __version__
-    from loadgen.energy_model.energy_profile import EnergyProfile
-    from loadgen.energy_model.hardware import read_hardware, read_model
-    from loadgen.energy_model.measure import check_bins_fit
-    from loadgen.simulator.virtual_profile import WAVES, simulated_grid
-
-    hardware, model = read_hardware(options["gpu_name"]), read_model(options["model"])
-    check_bins_fit(grid, model.context_tokens, model.name)
-    with click.progressbar(
-        simulated_grid(hardware, model, grid, batches, options["within"]), length=len(grid) * len(batches)
-    ) as points:
-        simulated = tuple(points)
-    return EnergyProfile(
-        gpu=hardware.name,
-        engine="sim",
-        model=model.name,
-        simulated=True,
-        idle_w=hardware.idle_w,
-        provenance={
-            "how": f"simulated in virtual time, closed loop, waves 2 to {WAVES} of {WAVES}",
-            "loadgen": __version__,
-            **options["notes"],
-        },
-        cells=simulated,
-    )
-
-
-def _measure(grid: "list[RequestShape]", batches: list[int], out: Path, options: dict[str, Any]) -> "EnergyProfile":
-    from loadgen.energy_model.measure import ProfileOptions, profile_server
-    from loadgen.energy_model.profiling_plan import StoppingRule
-
-    names = ("within", "repeat_s", "max_repeats", "cap_s", "settle_s", "static", "budget_s")
-    rule = StoppingRule(**{name: options.pop(name) for name in names})
-    server_options = ProfileOptions(rule=rule, **options)
-    return asyncio.run(profile_server(grid, batches, out, server_options, lambda line: click.echo(line, err=True)))

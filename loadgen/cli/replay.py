@@ -217,19 +217,18 @@ def replay(
     from loadgen.run import replay as run
     from loadgen.run.config import RunConfig
     from loadgen.servers.launcher import served
+    from loadgen.workload.arrivals import points_of
+    from loadgen.workload.schedule import build_schedule
+    from loadgen.workload.trace import read_trace
 
-    arrivals: dict[str, Any] = {
-        "rps": rps,
-        "arrival": arrival,
-        "burstiness": burstiness,
-        "scale": scale,
-        "shape": shape,
-    }
+    arrivals: dict[str, Any] = {"rps": rps, "arrival": arrival, "burstiness": burstiness, "scale": scale}
     limits: dict[str, Any] = {"seed": seed, "duration_s": duration, "num_requests": num_requests}
     if streams or (trace and trace.suffix == ".toml"):
         schedule, plan = _schedule_streams(trace, streams, limits)
     elif trace:
-        schedule, plan = _schedule_trace(trace, arrivals | limits)
+        points = points_of(shape) if shape else None
+        schedule = build_schedule(read_trace(trace), **arrivals, **limits, shape=points)
+        plan = {"trace": str(trace), **arrivals, **limits, "shape": shape}
     else:
         raise LoadgenError("nothing to replay: give a TRACE, a TOML file of streams, or --stream chat:3")
     plan |= limits | {"serve": serve}
@@ -249,23 +248,10 @@ def replay(
         sys.exit(130)
 
 
-def _schedule_trace(trace: Path, options: dict[str, Any]) -> "tuple[Schedule, dict[str, Any]]":
-    """Return the schedule of one trace, and how it was made, for run.json."""
-    from loadgen.workload.arrivals import points_of
-    from loadgen.workload.schedule import build_schedule
-    from loadgen.workload.trace import read_trace
-
-    others = {name: value for name, value in options.items() if name != "shape"}
-    shape = options["shape"]
-    schedule = build_schedule(read_trace(trace), shape=points_of(shape) if shape else None, **others)
-    return schedule, {"trace": str(trace), **others, "shape": shape}
-
-
 def _schedule_streams(
     file: Path | None, names: tuple[str, ...], limits: dict[str, Any]
 ) -> "tuple[Schedule, dict[str, Any]]":
-    """Return the schedule of several streams, and how it was made. LoadgenError for an option that a stream has of its
-    own."""
+    """Return the schedule of several streams, and how it was made. LoadgenError for an option that each stream has."""
     import msgspec
 
     from loadgen.workload.streams import chosen_streams, schedule_streams

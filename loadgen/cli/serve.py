@@ -7,7 +7,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from loadgen.cli.options import knobs
+from loadgen.cli.options import key_values
 from loadgen.errors import LoadgenError
 from loadgen.servers import recipe as recipes
 from loadgen.simulator.faults import MEANING
@@ -25,7 +25,7 @@ _COMMON = ("name", "host", "port", "model", "engine_option", "python", "show", "
     "--engine-option",
     "--knob",
     multiple=True,
-    callback=knobs,
+    callback=key_values,
     metavar="KEY=VALUE",
     help="An engine option of the recipe. Repeatable.",
 )
@@ -96,13 +96,17 @@ def serve(
     served_model = model or recipe.model
     if served_model is None:
         raise LoadgenError(f"{name} needs a model: choose one with --model")
+    places = {"python": python or sys.executable, "host": host, "port": str(port), "model": served_model}
     if show:
-        _describe(
-            recipe, values, {"python": python or sys.executable, "host": host, "port": str(port), "model": served_model}
-        )
+        click.echo(recipes.describe(recipe, values, places))
         return
     if name != "sim":
-        _refuse_simulator_options(ctx, recipe)
+        used = [option for option in ctx.params if ctx.get_parameter_source(option) == ParameterSource.COMMANDLINE]
+        if foreign := [option for option in used if option not in _COMMON]:
+            raise LoadgenError(
+                f"--{foreign[0].replace('_', '-')} is the simulator's; {recipe.name} has --engine-option KEY=VALUE "
+                f"with: {', '.join(recipe.engine_options)}"
+            )
         from loadgen.servers import launcher as servers
 
         servers.run_recipe(
@@ -111,13 +115,15 @@ def serve(
             host=host,
             port=port,
             model=served_model,
-            python=python or sys.executable,
+            python=places["python"],
             exit_with_parent=exit_with_parent,
         )
         return
     if engine_option:  # run the same command again, with the engine options as the simulator's own options
-        places = {"python": sys.executable, "host": host, "port": str(port), "model": served_model}
-        command = recipes.command(recipe, values, places) + ["--exit-with-parent"] * exit_with_parent
+        command = (
+            recipes.command(recipe, values, places | {"python": sys.executable})
+            + ["--exit-with-parent"] * exit_with_parent
+        )
         os.execv(command[0], command)
     _simulate(host, port, served_model, exit_with_parent, **simulated)
 
@@ -152,29 +158,3 @@ def _simulate(
         host, port, model=model, engine=engine, counter=counter, faults=parse_faults(fault), **options
     )
     run_simulator(server, exit_with_parent)
-
-
-def _refuse_simulator_options(ctx: click.Context, recipe: recipes.Recipe) -> None:
-    used = [name for name in ctx.params if ctx.get_parameter_source(name) == ParameterSource.COMMANDLINE]
-    if foreign := [name for name in used if name not in _COMMON]:
-        option = "--" + foreign[0].replace("_", "-")
-        options = ", ".join(recipe.engine_options)
-        raise LoadgenError(f"{option} is the simulator's; {recipe.name} has --engine-option KEY=VALUE with: {options}")
-
-
-def _describe(recipe: recipes.Recipe, values: dict[str, recipes.OptionValue], places: dict[str, str]) -> None:
-    import shlex
-
-    click.echo(f"{recipe.name}: {recipe.summary}")
-    for variable, value in recipes.variables(recipe, values, places).items():
-        click.echo(f"  {variable}={value}")
-    if recipe.command:
-        click.echo("command:\n  " + shlex.join(recipes.command(recipe, values, places)))
-    if recipe.image:
-        click.echo("in Docker:\n  " + shlex.join(recipes.docker_command(recipe, values, places)))
-    click.echo("engine options:")
-    for key, option in recipe.engine_options.items():
-        default = "" if option.default is None else f"  [{str(option.default).lower()}]"
-        click.echo(f"  {key:<24}{option.type:<8}{option.help}{default}")
-    if recipe.quirks:
-        click.echo("quirks:\n  " + "\n  ".join(recipe.quirks))

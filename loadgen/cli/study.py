@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from loadgen.cli.options import knobs
+from loadgen.cli.options import key_values
 
 
 @click.command()
@@ -17,7 +17,7 @@ from loadgen.cli.options import knobs
 @click.option("--plan", "only_plan", is_flag=True, help="List the runs in their order; start nothing.")
 @click.option("--model", "models", multiple=True, metavar="NAME", help="Serve this instead of FILE's. Repeatable.")
 @click.option(
-    "--knob", multiple=True, callback=knobs, metavar="KEY=VALUE", help="Engine option of every server. Repeatable."
+    "--knob", multiple=True, callback=key_values, metavar="KEY=VALUE", help="Engine option of every server. Repeatable."
 )
 @click.option("--python", metavar="PATH", help="The Python interpreter that has the engine.")
 @click.option("--other-gpu", is_flag=True, help="Continue on another GPU, if its kind and power limit are the same.")

@@ -2,16 +2,14 @@
 
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:  # numpy and rich are imported when a command runs, not when help is printed
-    from loadgen.workload.token_bins import Pairs
     from loadgen.workload.trace_formats import Format
 
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="The file to write.")
@@ -87,6 +85,7 @@ def fit(
     TRACE is in any format that import reads. Its lengths are kept beside --out while the bins are fitted.
     """
     from loadgen.files import replacing
+    from loadgen.workload.length_source import spooled_lengths
     from loadgen.workload.token_bins import bins_json, fit_bins
     from loadgen.workload.trace import check_rereadable, file_sha256
 
@@ -102,35 +101,10 @@ def fit(
     except OSError as err:
         raise LoadgenError(f"cannot write {out.parent}: {err.strerror or err}") from err
     with spool:
-        bins = fit_bins(name or out.stem, _spooled_lengths(file, format_, spool), edges, stated | made)
+        bins = fit_bins(name or out.stem, spooled_lengths(file, format_, spool), edges, stated | made)
     with replacing(out, overwrite=overwrite) as draft:
         draft.write(bins_json(bins))
     click.echo(f"{bins.count} requests in {len(bins.bins)} bins, wrote {out}")
-
-
-def _spooled_lengths(file: Path, format_: "Format | None", spool: IO[bytes]) -> "Callable[[], Iterator[Pairs]]":
-    """Return a function that yields the trace's lengths: parsed at first, then from `spool`, 8 bytes a request."""
-    import numpy as np
-
-    from loadgen.workload.trace_columns import iter_columns
-
-    parsed = False
-
-    def chunks() -> "Iterator[Pairs]":
-        nonlocal parsed
-        if parsed:
-            spool.seek(0)
-            while block := spool.read(2**20):
-                inputs, outputs = np.frombuffer(block, np.int32).reshape(-1, 2).T.astype(np.int64)
-                yield inputs, outputs
-            return
-        for columns in iter_columns(file, Counter(), format=format_):
-            pairs = columns.input_tokens, columns.output_tokens
-            spool.write(np.column_stack(pairs).astype(np.int32).tobytes())
-            yield pairs
-        parsed = True
-
-    return chunks
 
 
 @trace.command()

@@ -1,12 +1,13 @@
 """Measured joules per request: the files of profiles/energy."""
 
 import math
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import msgspec
 
 from loadgen.errors import LoadgenError
-from loadgen.files import profile_path, read_json
+from loadgen.files import profile_path, read_json, replacing
 
 
 class GridKey(NamedTuple):
@@ -91,3 +92,13 @@ def energy_profile_json(profile: EnergyProfile) -> bytes:
     points = sorted(profile.cells, key=lambda point: (point.batch, point.input, point.output))
     fields["cells"] = b"[\n" + b",\n".join(encode(point) for point in points) + b"\n]"
     return b"{\n" + b",\n".join(encode(name) + b": " + value for name, value in fields.items()) + b"\n}\n"
+
+
+def write_energy_profile(path: Path, profile: EnergyProfile) -> None:
+    """Write a profile, all or nothing, into a folder that is made if it does not exist. Raises LoadgenError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as err:
+        raise LoadgenError(f"cannot write {path}: {err.strerror or err}") from err
+    with replacing(path) as draft:
+        draft.write(energy_profile_json(profile))

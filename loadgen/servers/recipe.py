@@ -1,5 +1,6 @@
 """Recipes: the data in `servers/NAME/recipe.toml` that becomes the command line of a server, without a shell."""
 
+import shlex
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -179,6 +180,23 @@ def docker_command(recipe: Recipe, values: Mapping[str, OptionValue], places: Ma
         *(_fill(word, inside) for word in recipe.image_command),
         *flags(recipe, values),
     ]
+
+
+def describe(recipe: Recipe, values: Mapping[str, OptionValue], places: Mapping[str, str]) -> str:
+    """Describe a recipe in lines: its variables and commands with these values, its engine options and its quirks."""
+    lines = [f"{recipe.name}: {recipe.summary}"]
+    lines += [f"  {variable}={value}" for variable, value in variables(recipe, values, places).items()]
+    if recipe.command:
+        lines += ["command:", "  " + shlex.join(command(recipe, values, places))]
+    if recipe.image:
+        lines += ["in Docker:", "  " + shlex.join(docker_command(recipe, values, places))]
+    lines.append("engine options:")
+    for key, option in recipe.engine_options.items():
+        default = "" if option.default is None else f"  [{str(option.default).lower()}]"
+        lines.append(f"  {key:<24}{option.type:<8}{option.help}{default}")
+    if recipe.quirks:
+        lines += ["quirks:", *(f"  {quirk}" for quirk in recipe.quirks)]
+    return "\n".join(lines)
 
 
 def _fill(word: str, places: Mapping[str, str]) -> str:

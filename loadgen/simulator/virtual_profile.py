@@ -1,10 +1,11 @@
 """Simulate the grid points of an energy profile in virtual time, with the closed loop of a live measurement."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 
-from loadgen.energy_model.energy_profile import GridKey, GridPoint
+from loadgen import __version__
+from loadgen.energy_model.energy_profile import EnergyProfile, GridKey, GridPoint
 from loadgen.energy_model.hardware import Hardware, Model
 from loadgen.energy_model.waves import RequestShape, grid_point_of, wave_boundaries, wave_repeats
 from loadgen.simulator.cost_model import CounterOptions
@@ -29,6 +30,35 @@ def simulated_grid(
             finished_ns = sorted(request.token_ns[-1] for request in run.requests)[: batch * WAVES]
             repeats = wave_repeats(wave_boundaries(finished_ns, batch, 1, 0), _EnergyCurve(run))
             yield grid_point_of(GridKey(*lengths, batch), repeats, within)
+
+
+def simulated_profile(
+    hardware: Hardware,
+    model: Model,
+    bins: Sequence[RequestShape],
+    batches: Sequence[int],
+    within: float,
+    notes: Mapping[str, str],
+    progress: Callable[[], None],
+) -> EnergyProfile:
+    """Simulate a profile. `notes` are added to its provenance; `progress` is called after each grid point."""
+    points = []
+    for point in simulated_grid(hardware, model, bins, batches, within):
+        points.append(point)
+        progress()
+    return EnergyProfile(
+        gpu=hardware.name,
+        engine="sim",
+        model=model.name,
+        simulated=True,
+        idle_w=hardware.idle_w,
+        provenance={
+            "how": f"simulated in virtual time, closed loop, waves 2 to {WAVES} of {WAVES}",
+            "loadgen": __version__,
+            **notes,
+        },
+        cells=tuple(points),
+    )
 
 
 def closed_loop(lengths: Sequence[RequestShape], hardware: Hardware, model: Model, batch: int) -> SimulatedRun:

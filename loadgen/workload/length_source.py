@@ -1,14 +1,16 @@
 """Token lengths of a trace or of bins, found by path or by name."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
-from numpy.random import default_rng
+import numpy as np
 
 from loadgen.files import profile_path
 from loadgen.workload.token_bins import Pairs, TokenBins, read_bins, sample_lengths
 from loadgen.workload.trace_columns import iter_columns
+from loadgen.workload.trace_formats import Format
 
 DRAWS = 100_000
 """Draws that represent bins where percentiles of their lengths are needed."""
@@ -34,4 +36,28 @@ def source_path(name: str) -> Path:
 def draw_bins(path: Path) -> tuple[TokenBins, Pairs]:
     """Read bins and draw DRAWS pairs from them, always the same ones."""
     bins = read_bins(path)
-    return bins, sample_lengths(bins, DRAWS, default_rng(0))
+    return bins, sample_lengths(bins, DRAWS, np.random.default_rng(0))
+
+
+def spooled_lengths(path: Path, format: Format | None, spool: IO[bytes]) -> Callable[[], Iterator[Pairs]]:
+    """Return a function that yields a trace's lengths: parsed at the first call, then from `spool`, 8 bytes a request.
+
+    `spool` is an empty file, open for reading and writing.
+    """
+    parsed = False
+
+    def chunks() -> Iterator[Pairs]:
+        nonlocal parsed
+        if parsed:
+            spool.seek(0)
+            while block := spool.read(2**20):
+                inputs, outputs = np.frombuffer(block, np.int32).reshape(-1, 2).T.astype(np.int64)
+                yield inputs, outputs
+            return
+        for columns in iter_columns(path, Counter(), format=format):
+            pairs = columns.input_tokens, columns.output_tokens
+            spool.write(np.column_stack(pairs).astype(np.int32).tobytes())
+            yield pairs
+        parsed = True
+
+    return chunks

@@ -9,7 +9,7 @@ import pytest
 from click.testing import CliRunner
 
 from loadgen import cli
-from loadgen.cli.options import knobs
+from loadgen.cli.options import key_values
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)
@@ -69,7 +69,7 @@ def test_a_command_without_a_key_starts_once(monkeypatch: pytest.MonkeyPatch, ar
 
 def test_engine_options_are_split_at_the_first_equals_sign() -> None:
     context: Any = None
-    assert knobs(context, context, ("a=1", " b =x=y", 'c={"d": 2}', "e=")) == {
+    assert key_values(context, context, ("a=1", " b =x=y", 'c={"d": 2}', "e=")) == {
         "a": "1",
         "b": "x=y",
         "c": '{"d": 2}',
@@ -81,4 +81,4 @@ def test_engine_options_are_split_at_the_first_equals_sign() -> None:
 def test_an_engine_option_without_a_key_is_refused(text: str) -> None:
     context: Any = None
     with pytest.raises(click.BadParameter, match="is not KEY=VALUE"):
-        knobs(context, context, (text,))
+        key_values(context, context, (text,))
