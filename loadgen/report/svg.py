@@ -83,7 +83,7 @@ def steps(x: Floats, y: Floats, height: float, **attributes: str | float | None)
 
 
 def dots(x: Floats, y: Floats, height: float, titles: Iterable[str] | None, **attributes: str | float | None) -> Markup:
-    """With titles, one element and one tooltip a dot; without, one path for all of them."""
+    """Return dots: with titles, one element and one tooltip each; without, one path for all of them."""
     across, down = _units(x, y, height)
     places = [f"M{h} {v}h.01" for h, v in zip(across, down, strict=True)]
     if titles is None:

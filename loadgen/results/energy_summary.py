@@ -7,7 +7,7 @@ import msgspec
 import numpy as np
 
 from loadgen.attribution.shapley import RequestEnergy, RunAttribution
-from loadgen.energy.series import EnergySeries, series_by_domain
+from loadgen.energy.series import EnergySeries, outermost, series_by_domain
 from loadgen.record import RequestRecord
 from loadgen.results import metrics
 from loadgen.results.run_folder import RunResult
@@ -22,7 +22,7 @@ _POWER_CAP = "power cap"
 """Reason for low clocks when a GPU works at its limit, as it may under load. All other reasons are faults."""
 _MAX_THROTTLED = 0.01
 _MIN_UPDATES = 20
-"""With fewer updates of the counter than this, one step of it is over 5 % of the run."""
+"""Least updates of the counter in a run: with fewer, one step of it is over 5 % of the run."""
 
 
 class EnergyShares(TypedDict, total=False):
@@ -38,9 +38,9 @@ class EnergyShares(TypedDict, total=False):
 
 def outermost_series(result: RunResult) -> list[EnergySeries]:
     """Return the series whose joules add up to the run's: those of the domains that lie within no other."""
-    inner = {domain.name for domain in result.info.domains if domain.within is not None}
+    outer = {domain.name for domain in outermost(result.info.domains)}
     by_domain = series_by_domain(result.energy)
-    return [series for name, series in sorted(by_domain.items()) if name not in inner and len(series) > 1]
+    return [series for name, series in sorted(by_domain.items()) if name in outer and len(series) > 1]
 
 
 def energy_shares(records: Sequence[RequestRecord], shares: Mapping[int, RequestEnergy]) -> EnergyShares:
@@ -77,13 +77,13 @@ def summarize_energy(
         return EnergySummary(valid=False, reasons=reasons)
     clipped = [whole.clip(start_ns, end_ns) for whole in series]
     duration_s = max(float(domain.t_ns[-1] - domain.t_ns[0]) / NS_PER_S for domain in clipped)
-    in_time = min(_time_coverage(domain, start_ns, end_ns) for domain in clipped)
-    in_tokens = _token_coverage(result)
+    in_time = min(time_coverage(domain, start_ns, end_ns) for domain in clipped)
+    in_tokens = token_coverage(result)
     idle = [coefficients.idle_w for coefficients in attribution.coefficients]
     idle_w = sum(watts for watts in idle if watts is not None) if idle and None not in idle else None
     updates = min(len(domain) for domain in clipped)
-    reasons = list(_reasons(result, updates, in_time, in_tokens, idle_w))
-    measured_se = _measured_se(clipped)
+    reasons = list(invalid_reasons(result, updates, in_time, in_tokens, idle_w))
+    measured_se = measured_se_joules(clipped)
     return EnergySummary(
         valid=not reasons,
         reasons=reasons,
@@ -92,8 +92,8 @@ def summarize_energy(
         duration_s=duration_s,
         measured_joules=j_from_mj(attribution.measured_mj),
         measured_se_joules=measured_se,
-        attributed_se_joules=_attributed_se(attribution, measured_se),
-        steady=_steady_state(result.records, series, start_ns),
+        attributed_se_joules=attributed_se_joules(attribution, measured_se),
+        steady=steady_state(result.records, series, start_ns),
         idle_joules=j_from_mj(attribution.idle_mj),
         unattributed_joules=j_from_mj(attribution.unattributed_mj),
         coverage=in_time * (1.0 if in_tokens is None else min(in_tokens, 1.0)),
@@ -104,13 +104,13 @@ def summarize_energy(
     )
 
 
-def _time_coverage(series: EnergySeries, start_ns: int, end_ns: int) -> float:
+def time_coverage(series: EnergySeries, start_ns: int, end_ns: int) -> float:
     """Return the share of [start, end] whose energy the series knows."""
     known_ns = min(int(series.t_ns[-1]), end_ns) - max(int(series.t_ns[0]), start_ns) - series.unknown_ns
     return max(0.0, known_ns / (end_ns - start_ns)) if end_ns > start_ns else 0.0
 
 
-def _token_coverage(result: RunResult) -> float | None:
+def token_coverage(result: RunResult) -> float | None:
     """Return this client's output tokens / the engine's, during the run; None when the engine does not report any."""
     values = [sample["generation_tokens"] for sample in result.engine if "generation_tokens" in sample]
     if len(values) < 2 or values[-1] <= values[0]:
@@ -118,10 +118,14 @@ def _token_coverage(result: RunResult) -> float | None:
     return sum(record.output_tokens or 0 for record in result.records) / float(values[-1] - values[0])
 
 
-def _reasons(
+def invalid_reasons(
     result: RunResult, updates: int, in_time: float, in_tokens: float | None, idle_w: float | None
 ) -> Iterator[str]:
-    """Yield the reasons why the energy supports no claim."""
+    """Yield the reasons why the energy supports no claim.
+
+    updates: of the counter that was updated least often. in_time, in_tokens: shares of the run's time and of the
+    engine's output tokens that are covered; None when the engine does not report its tokens.
+    """
     if in_time < _MIN_TIME_COVERAGE:
         yield f"the energy source covers {in_time:.1%} of the run's time"
     if in_tokens is not None and in_tokens < _MIN_TOKEN_COVERAGE:
@@ -140,7 +144,7 @@ def _reasons(
                 yield f"{domain} was throttled: {cause} in {share:.0%} of the readings of its clocks"
 
 
-def _measured_se(clipped: Sequence[EnergySeries]) -> float:
+def measured_se_joules(clipped: Sequence[EnergySeries]) -> float:
     """Return the standard error of the measured joules.
 
     It is the power at both ends of each series times the uncertainty of the instants of its first and last update,
@@ -154,7 +158,7 @@ def _measured_se(clipped: Sequence[EnergySeries]) -> float:
     return float(np.sqrt(variance))
 
 
-def _attributed_se(attribution: RunAttribution, measured_se: float) -> float | None:
+def attributed_se_joules(attribution: RunAttribution, measured_se: float) -> float | None:
     """Return the standard error of the attributed joules: with the idle power's error, over the time at idle power.
 
     None when there are several fits, or when the idle power or its error is unknown.
@@ -168,9 +172,7 @@ def _attributed_se(attribution: RunAttribution, measured_se: float) -> float | N
     return float(np.hypot(measured_se, idle_se))
 
 
-def _steady_state(
-    records: Sequence[RequestRecord], series: Sequence[EnergySeries], start_ns: int
-) -> SteadyState | None:
+def steady_state(records: Sequence[RequestRecord], series: Sequence[EnergySeries], start_ns: int) -> SteadyState | None:
     """Return the run without its ramp and drain (see SteadyState); None when it is too short to have one."""
     answered = [record for record in records if record.first_token_ns is not None and record.finished_ns is not None]
     if not answered:
@@ -185,7 +187,12 @@ def _steady_state(
     energies_mj = [domain.energy_mj(begin_ns, end_ns) for domain in series]
     if end_ns <= begin_ns or None in energies_mj:
         return None
-    tokens = sum(_tokens_between(record, begin_ns, end_ns) for record in answered)
+    # A request's tokens are spread evenly over its chunks; those of chunks in [begin, end) count.
+    bounds = [np.searchsorted(record.chunk_ns, [begin_ns, end_ns]) for record in answered]
+    tokens = sum(
+        float(end - begin) / len(record.chunk_ns) * (record.output_tokens or 0)
+        for record, (begin, end) in zip(answered, bounds, strict=True)
+    )
     joules = sum(energy or 0.0 for energy in energies_mj) / MJ_PER_J
     return SteadyState(
         start_s=(begin_ns - start_ns) / NS_PER_S,
@@ -194,9 +201,3 @@ def _steady_state(
         output_tokens=round(tokens),
         joules_per_output_token=joules / tokens if tokens else None,
     )
-
-
-def _tokens_between(record: RequestRecord, begin_ns: int, end_ns: int) -> float:
-    """Return the output tokens that came in [begin, end): the share of its chunks times the request's tokens."""
-    begin, end = np.searchsorted(record.chunk_ns, [begin_ns, end_ns])
-    return float(end - begin) / len(record.chunk_ns) * (record.output_tokens or 0)

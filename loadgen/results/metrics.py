@@ -102,7 +102,7 @@ def goodput(records: Sequence[RequestRecord], slo_ms: dict[str, float], duration
     A request without a TPOT (one token) meets any TPOT limit.
     """
     good = sum(
-        record.ok and all(_meets(record, metric, limit) for metric, limit in slo_ms.items()) for record in records
+        record.ok and all(meets_limit(record, metric, limit) for metric, limit in slo_ms.items()) for record in records
     )
     return Goodput(
         slo_ms=slo_ms,
@@ -112,7 +112,8 @@ def goodput(records: Sequence[RequestRecord], slo_ms: dict[str, float], duration
     )
 
 
-def _meets(record: RequestRecord, metric: str, limit_ms: float) -> bool:
+def meets_limit(record: RequestRecord, metric: str, limit_ms: float) -> bool:
+    """Return whether a completed request met one limit: "ttft", "tpot" or "e2el", at most `limit_ms`."""
     match metric:
         case "ttft":
             value: float | None = record.ttft_ns

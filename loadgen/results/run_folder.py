@@ -66,9 +66,9 @@ class RunResult:
     energy: list[EnergySample]
     engine: list[dict[str, Any]]
     attribution: RunAttribution | None
-    """None without energy, or before `analyse_run`."""
+    """Energy of each request; None without energy, or before `analyse_run`."""
     summary: Summary | None
-    """None before `analyse_run`."""
+    """Numbers of summary.json; None before `analyse_run`."""
 
 
 # ---------------------------------------------------------------- writing
@@ -138,7 +138,11 @@ class RunWriter(LineWriter):
         super().__init__(path, **{name: path / f"{name}.jsonl" for name in ("records", "energy", "engine")})
 
     def write_info(self, info: RunInfo) -> None:
-        write_json(self.path / "run.json", info)
+        """Rewrite run.json, all of it or nothing."""
+        try:
+            write_json(self.path / "run.json", info)
+        except OSError as err:
+            raise cannot_write(self.path, err) from err
 
     def energy(self, samples: Iterable[EnergySample]) -> None:
         self._write("energy", b"".join(self._encode(sample) + b"\n" for sample in samples))

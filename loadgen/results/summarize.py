@@ -1,12 +1,11 @@
 """A run folder's records and samples -> attribution and summary. Pure: the same folder gives the same bytes."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypedDict
 
 import msgspec
-import numpy as np
 
 from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.cost_model import align_phase
@@ -14,6 +13,7 @@ from loadgen.attribution.shapley import attribute_energy
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.record import RequestRecord
 from loadgen.results import metrics, timekeeping
+from loadgen.results.arrival_summary import check_arrivals, combine_checks, sent_rate
 from loadgen.results.energy_summary import energy_shares, outermost_series, summarize_energy
 from loadgen.results.run_folder import RunResult, read_run
 from loadgen.results.summary import (
@@ -22,15 +22,11 @@ from loadgen.results.summary import (
     EnergySummary,
     Goodput,
     Instrument,
-    Rate,
     Summary,
     WorkloadSummary,
 )
-from loadgen.stats.arrays import Floats
-from loadgen.stats.distributions import index_of_dispersion
 from loadgen.units import NS_PER_S
-from loadgen.workload.arrival_check import realized_arrivals
-from loadgen.workload.schedule import ArrivalSpec, ScheduledRequest
+from loadgen.workload.schedule import ScheduledRequest
 
 _MAX_CACHED = 0.02
 """Chat templates are the same in every prompt: this share may be cached without any prompt being known."""
@@ -67,14 +63,15 @@ def _summarize(result: RunResult, energy: EnergySummary, duration_s: float) -> S
     records = result.records
     lag = metrics.distribution_s(record.lag_ns for record in records)
     latencies = _latencies(records)
-    checks = {spec.workload: _check_arrivals(result, spec) for spec in result.info.asked}
-    arrivals = checks.get(None) or (_combine_checks(result, checks) if checks else None)
+    checks = {spec.workload: check_arrivals(result, spec) for spec in result.info.asked}
+    arrivals = checks.get(None) or (combine_checks(result, checks) if checks else None)
+    shares = {share.index: share for share in result.attribution.requests} if result.attribution else {}
     return Summary(
         run_id=result.info.run_id,
         duration_s=duration_s,
         stopped_by=result.info.stopped_by,
         requests=metrics.request_counts(records),
-        rate=_rate(result),
+        rate=sent_rate(result),
         arrivals=arrivals,
         schedule_lag_s=lag,
         **latencies,
@@ -82,7 +79,17 @@ def _summarize(result: RunResult, energy: EnergySummary, duration_s: float) -> S
         lengths=metrics.length_check([(item.input_tokens, item.output_tokens) for item in result.schedule], records),
         goodput=_goodput(result.info.config, records, duration_s),
         energy=energy,
-        by_workload=_by_workload(result, checks, duration_s),
+        by_workload={
+            name: WorkloadSummary(
+                requests=metrics.request_counts(part),
+                **_latencies(part),
+                tokens=metrics.token_counts(part, duration_s),
+                goodput=_goodput(result.info.config, part, duration_s),
+                arrivals=checks.get(name),
+                **energy_shares(part, shares),
+            )
+            for name, part in sorted(_records_by_workload(records).items())
+        },
         instrument=_instrument(result, lag, latencies["itl_s"].p50, duration_s, arrivals),
     )
 
@@ -107,72 +114,6 @@ def _latencies(records: Sequence[RequestRecord]) -> _Latencies:
     }
 
 
-# ---------------------------------------------------------------- rate and arrivals
-
-
-def _rate(result: RunResult) -> Rate:
-    """Return the requested rate and the achieved one: gaps per second between the first and the last request sent."""
-    sent_ns = [record.sent_ns for record in result.records if record.sent_ns is not None]
-    sent = np.sort(np.array(sent_ns, dtype=np.int64))
-    offsets_s = (sent - sent[0]) / NS_PER_S if len(sent) else np.zeros(0)
-    spread_s = float(offsets_s[-1]) if len(sent) > 1 else 0.0
-    return Rate(
-        requested_rps=result.info.requested_rps,
-        achieved_rps=(len(sent) - 1) / spread_s if spread_s > 0 else None,
-        index_of_dispersion=index_of_dispersion(offsets_s, 1.0) if spread_s >= 10 else None,
-    )
-
-
-def _check_arrivals(result: RunResult, spec: ArrivalSpec) -> ArrivalCheck:
-    """Compare the arrivals of one stream with its process."""
-    starts = [r for r in result.schedule if r.after is None and spec.workload in (None, r.workload)]
-    scheduled = np.array([request.offset_ns for request in starts], dtype=np.int64) / NS_PER_S
-    law = (spec.process, spec.rate_rps, spec.burstiness, spec.shape)
-    check = ArrivalCheck(
-        of="sessions" if spec.sessions else "requests",
-        process=spec.process,
-        asked_rps=spec.rate_rps,
-        scheduled=realized_arrivals(scheduled, *law),
-        sent=realized_arrivals(_sent_s(result, {request.index for request in starts}), *law, planned=scheduled),
-        as_asked=None,
-        verdict="not judged: --max-concurrency closed the loop",
-    )
-    return check if result.info.config.get("max_concurrency") else _judge(check)
-
-
-def _judge(check: ArrivalCheck) -> ArrivalCheck:
-    """Return the check with its verdict: as requested when neither the scheduled nor the sent arrivals have faults."""
-    for stage, arrivals in (("as scheduled", check.scheduled), ("as sent", check.sent)):
-        if arrivals.faults:
-            verdict = f"not as asked, {stage}: {'; '.join(arrivals.faults)}"
-            return msgspec.structs.replace(check, as_asked=False, verdict=verdict)
-    if check.sent.rate is None:
-        return msgspec.structs.replace(check, verdict=f"too few {check.of} to tell ({check.sent.count})")
-    return msgspec.structs.replace(check, as_asked=True, verdict="as asked")
-
-
-def _combine_checks(result: RunResult, checks: Mapping[str | None, ArrivalCheck]) -> ArrivalCheck:
-    """Return the check of several streams together: no process of its own, and as requested when each of them is."""
-    scheduled = np.array([request.offset_ns for request in result.schedule], dtype=np.int64) / NS_PER_S
-    sent = _sent_s(result, {request.index for request in result.schedule})
-    verdicts = [check.as_asked for check in checks.values()]
-    return ArrivalCheck(
-        of="requests",
-        process=None,
-        asked_rps=result.info.requested_rps,
-        scheduled=realized_arrivals(scheduled, "several", None),
-        sent=realized_arrivals(sent, "several", None),
-        as_asked=False if False in verdicts else None if None in verdicts else True,
-        verdict="; ".join(f"{name}: {check.verdict}" for name, check in checks.items()),
-    )
-
-
-def _sent_s(result: RunResult, indices: set[int]) -> Floats:
-    """Return the sorted instants in seconds, from the start of the run, at which these requests were sent."""
-    sent = [record.sent_ns for record in result.records if record.sent_ns is not None and record.index in indices]
-    return np.sort((np.array(sent, dtype=np.int64) - (result.info.start_ns or 0)) / NS_PER_S)
-
-
 # ---------------------------------------------------------------- workloads
 
 
@@ -181,23 +122,6 @@ def _records_by_workload(records: Sequence[RequestRecord]) -> dict[str, list[Req
     for record in records:
         by_workload.setdefault(record.workload, []).append(record)
     return by_workload
-
-
-def _by_workload(
-    result: RunResult, checks: Mapping[str | None, ArrivalCheck], duration_s: float
-) -> dict[str, WorkloadSummary]:
-    shares = {share.index: share for share in result.attribution.requests} if result.attribution else {}
-    return {
-        name: WorkloadSummary(
-            requests=metrics.request_counts(records),
-            **_latencies(records),
-            tokens=metrics.token_counts(records, duration_s),
-            goodput=_goodput(result.info.config, records, duration_s),
-            arrivals=checks.get(name),
-            **energy_shares(records, shares),
-        )
-        for name, records in sorted(_records_by_workload(result.records).items())
-    }
 
 
 def slo_of(config: dict[str, Any], workload: str) -> dict[str, float]:
@@ -240,7 +164,7 @@ def _instrument(
     verdicts = timekeeping.faults(processes, waited, **late)
     if arrivals and arrivals.as_asked is False:
         verdicts.append(f"requests did not come as they should: {arrivals.verdict}")
-    if (cached := _cached_share(result)) > _MAX_CACHED:
+    if (cached := cached_share(result)) > _MAX_CACHED:
         verdicts.append(
             f"{cached:.0%} of the prompt tokens came from the server's prefix cache, though no prompt shares a prefix: "
             "an earlier run with this --seed filled it; use another"
@@ -260,7 +184,7 @@ def _instrument(
     )
 
 
-def _cached_share(result: RunResult) -> float:
+def cached_share(result: RunResult) -> float:
     """Return cached / all prompt tokens; 0 when the trace requests shared prefixes, or nothing is reported."""
     if any(request.prefix_ids or request.text_tokens for request in result.schedule):
         return 0.0

@@ -39,14 +39,14 @@ class ArrivalCheck(msgspec.Struct, frozen=True, kw_only=True):
     of: str
     """"requests" or "sessions"."""
     process: str | None
-    """None: several streams together."""
+    """Name of the requested process; None for several streams together."""
     asked_rps: float | None
     scheduled: RealizedArrivals
     """Arrivals at the instants of the schedule."""
     sent: RealizedArrivals
     """Arrivals at the instants at which requests were sent."""
     as_asked: bool | None
-    """None when it was not judged."""
+    """True when the arrivals are those requested; None when they were not judged."""
     verdict: str
 
 
@@ -111,7 +111,7 @@ class EnergySummary(msgspec.Struct, frozen=True, kw_only=True):
     """Standard error of attributed_joules: that of measured_joules, and that of the idle power."""
     unattributed_joules: float | None = None
     steady: SteadyState | None = None
-    """None when the run is too short to have one."""
+    """The steady state; None when the run is too short to have one."""
     coverage: float | None = None
     """Share of the run's time that the counter covers, times this client's share of the engine's output tokens."""
     mean_watts: float | None = None
@@ -137,7 +137,7 @@ class WorkloadSummary(msgspec.Struct, frozen=True, kw_only=True):
     tokens: TokenCounts
     goodput: Goodput | None
     arrivals: ArrivalCheck | None = None
-    """None where the workload is not a stream."""
+    """Its arrivals against its process; None where the workload is not a stream."""
     attributed_joules: float | None = None
     prefill_joules: float | None = None
     decode_joules: float | None = None
@@ -173,7 +173,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     requests: RequestCounts
     rate: Rate
     arrivals: ArrivalCheck | None = None
-    """None where no process was requested: in a closed loop, and in the folder of an older version."""
+    """Arrivals against their process; None if none was requested (a closed loop), or in an older version's folder."""
     schedule_lag_s: Distribution
     ttft_s: Distribution
     tpot_s: Distribution

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
@@ -64,7 +65,8 @@ class StudyFolder:
             if path.exists():
                 outcome = self._outcomes[run.name] = msgspec.json.decode(path.read_bytes(), type=RunOutcome)
                 if outcome.status == "done":
-                    self._rows[run.name] = row_of(study, run, outcome, FinishedRun.read(path.parent))
+                    with suppress(FileNotFoundError):  # a run that lost its results is made again
+                        self._rows[run.name] = row_of(study, run, outcome, FinishedRun.read(path.parent))
 
     def is_done(self, run: StudyRun) -> bool:
         return run.name in self._rows

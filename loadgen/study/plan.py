@@ -79,7 +79,7 @@ def schedule_of(study: Study, run: StudyRun, folder: Path) -> Schedule:
     if workload.streams:
         assert run.rps is not None
         return streams.schedule_streams(
-            _scaled_streams(_trace_path(workload, folder), run.rps), seed=seed, duration_s=duration_s, num_requests=None
+            scaled_streams(_trace_path(workload, folder), run.rps), seed=seed, duration_s=duration_s, num_requests=None
         )
     if workload.trace is not None:
         trace = read_trace(_trace_path(workload, folder))
@@ -104,7 +104,7 @@ def _trace_path(workload: WorkloadSpec, folder: Path) -> Path:
     return beside if beside.exists() else Path(workload.trace)
 
 
-def _scaled_streams(path: Path, rps: float) -> streams.Streams:
+def scaled_streams(path: Path, rps: float) -> streams.Streams:
     """Read the file's streams and scale their rates by one factor, so that they add up to `rps`."""
     by_name = streams.read_streams(path)
     rates = [stream.rps for stream in by_name.values()]

@@ -1,4 +1,4 @@
-"""From finished runs to the table of a study: one Row for each run."""
+"""Rows of a study's table, one for each finished run."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -11,6 +11,7 @@ import numpy as np
 from loadgen.energy.gpu_state import GpuState
 from loadgen.energy_model.estimate import flops
 from loadgen.energy_model.hardware import read_hardware, read_model
+from loadgen.errors import LoadgenError
 from loadgen.results.run_folder import RunInfo, read_lines
 from loadgen.results.study_table import Row
 from loadgen.results.summary import Summary
@@ -40,11 +41,15 @@ class FinishedRun:
 
     @classmethod
     def read(cls, folder: Path) -> Self:
-        return cls(
-            msgspec.json.decode((folder / "run.json").read_bytes(), type=RunInfo),
-            msgspec.json.decode((folder / "summary.json").read_bytes(), type=Summary),
-            list(read_lines(folder / "schedule.jsonl", ScheduledRequest)),
-        )
+        """Read them. FileNotFoundError when run.json or summary.json is gone, LoadgenError when one is damaged."""
+        try:
+            return cls(
+                msgspec.json.decode((folder / "run.json").read_bytes(), type=RunInfo),
+                msgspec.json.decode((folder / "summary.json").read_bytes(), type=Summary),
+                list(read_lines(folder / "schedule.jsonl", ScheduledRequest)),
+            )
+        except (msgspec.DecodeError, UnicodeDecodeError) as err:
+            raise LoadgenError(f"{folder}: run.json or summary.json is damaged: {err}") from err
 
 
 def row_of(study: Study, run: StudyRun, outcome: RunOutcome, finished: FinishedRun) -> Row:

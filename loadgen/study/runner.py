@@ -155,7 +155,7 @@ def _measure(study: Study, run: StudyRun, source: Path, out: Path, server: _Star
     schedule = schedule_of(study, run, source)
     warm_up = study.warmup if (run.workload, run.batch) not in server.warm else 0
     server.warm.add((run.workload, run.batch))
-    config = _run_config(study, run, out / "runs" / run.name, server.url)
+    config = run_config(study, run, out / "runs" / run.name, server.url)
     if run.batch is None:
         config = msgspec.structs.replace(config, warmup=min(warm_up, len(schedule.requests)))
     rmtree(config.out, ignore_errors=True)  # of an earlier attempt; one killed at once is no run folder yet
@@ -174,7 +174,8 @@ def _measure(study: Study, run: StudyRun, source: Path, out: Path, server: _Star
     return FinishedRun(result.info, result.summary, result.schedule)
 
 
-def _run_config(study: Study, run: StudyRun, folder: Path, url: str) -> RunConfig:
+def run_config(study: Study, run: StudyRun, folder: Path, url: str) -> RunConfig:
+    """Return the options of a run that is recorded in `folder`, against the server at `url`; without a warm-up."""
     server = study.servers[run.server]
     arrival, burstiness = study.arrival_of(run.workload)
     return RunConfig(

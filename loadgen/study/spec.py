@@ -162,12 +162,12 @@ def read_study(path: Path, overrides: Overrides = NO_OVERRIDES) -> Study:
         for label, server in study.servers.items()
     }
     study = msgspec.structs.replace(study, servers=servers)
-    for problem in _problems(study):
+    for problem in problems(study):
         raise LoadgenError(f"{path}: {problem}")
     return study
 
 
-def _problems(study: Study) -> Iterator[str]:
+def problems(study: Study) -> Iterator[str]:
     """Yield what contradicts itself or names what does not exist."""
     if not (study.servers and study.workloads):
         yield "a study needs [servers.X] and [workloads.X]"

@@ -1,11 +1,14 @@
 """The steady state and the thresholds of valid energy, on runs small enough to compute by hand."""
 
+import math
+
 import msgspec
 import numpy as np
 import pytest
 
-from loadgen.attribution.shapley import RequestEnergy
-from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.attribution.cost_model import Coefficients
+from loadgen.attribution.shapley import RequestEnergy, RunAttribution
+from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries
 from loadgen.record import RequestRecord
 from loadgen.results import energy_summary
 from loadgen.results.energy_summary import energy_shares, outermost_series
@@ -44,13 +47,13 @@ def one_after_another(requests: int) -> list[RequestRecord]:
 def test_a_steady_state_needs_more_than_twice_the_requests_ever_in_flight(requests: int, has_one: bool) -> None:
     records = one_after_another(requests)
     series = outermost_series(result(records, [GPU], at_power(100, 2 * requests + 1)))
-    assert (energy_summary._steady_state(records, series, 0) is not None) is has_one
+    assert (energy_summary.steady_state(records, series, 0) is not None) is has_one
 
 
 def test_the_steady_state_is_from_the_first_tokens_to_the_last_but_as_many_ends() -> None:
     records = one_after_another(4)  # first tokens at 1, 3, 5, 7 s; ends at 1.9, 3.9, 5.9, 7.9 s
     series = outermost_series(result(records, [GPU], at_power(100, 9)))
-    steady = energy_summary._steady_state(records, series, NS_PER_S // 2)
+    steady = energy_summary.steady_state(records, series, NS_PER_S // 2)
     assert steady is not None
     assert (steady.start_s, steady.end_s) == (0.5, pytest.approx(5.4))
     assert steady.joules == pytest.approx(100 * 4.9)
@@ -75,7 +78,7 @@ def test_a_domain_with_one_sample_has_no_energy() -> None:
 )
 def test_coverage_is_the_share_of_time_that_the_counter_knows(start_s: int, end_s: int, share: float) -> None:
     (series,) = outermost_series(result([], [GPU], at_power(100, 10)))
-    assert energy_summary._time_coverage(series, start_s * NS_PER_S, end_s * NS_PER_S) == pytest.approx(share)
+    assert energy_summary.time_coverage(series, start_s * NS_PER_S, end_s * NS_PER_S) == pytest.approx(share)
 
 
 @pytest.mark.parametrize(
@@ -85,7 +88,7 @@ def test_token_coverage_is_unknown_until_the_engine_counts(tokens: list[float], 
     made = result([record(0, 0, 1, 2), record(1, 0, 1, 2)], [GPU], [])
     engine = [{"t_ns": i, "generation_tokens": count} for i, count in enumerate(tokens)]
     sampled = RunResult(made.info, [], made.records, [], [{"t_ns": 9}, *engine], None, None)
-    assert energy_summary._token_coverage(sampled) == share
+    assert energy_summary.token_coverage(sampled) == share
 
 
 @pytest.mark.parametrize(
@@ -104,7 +107,7 @@ def test_each_threshold_is_a_reason_of_its_own_and_valid_when_met_exactly(
     updates: int, in_time: float, in_tokens: float | None, idle_w: float | None, reasons: int
 ) -> None:
     made = result([], [GPU], [])
-    assert len(list(energy_summary._reasons(made, updates, in_time, in_tokens, idle_w))) == reasons
+    assert len(list(energy_summary.invalid_reasons(made, updates, in_time, in_tokens, idle_w))) == reasons
 
 
 def test_shares_sum_whole_millijoules_and_count_only_completed_requests_in_the_distribution() -> None:
@@ -120,3 +123,54 @@ def test_shares_sum_whole_millijoules_and_count_only_completed_requests_in_the_d
     assert shares["joules_per_token"] == 1.0 / 40
     assert (shares["joules_per_request"].count, shares["joules_per_request"].mean) == (1, 0.3)
     assert energy_shares([failed], {}) == {}
+
+
+def clipped(watts: list[float], slack_s: list[float] | None) -> EnergySeries:
+    """Return a series that updates every second, at a power in each."""
+    mj = np.cumsum([0.0, *watts]) * 1000
+    t_ns = np.arange(len(mj)) * NS_PER_S
+    slack_ns = None if slack_s is None else np.array(slack_s) * NS_PER_S
+    return EnergySeries("gpu:0", t_ns, mj.astype(np.int64), slack_ns=slack_ns)
+
+
+@pytest.mark.parametrize(
+    ("watts", "slack_s", "se_joules"),
+    [
+        ([100, 200, 300], None, 0.0),
+        ([100, 200, 300], [0.0, 0.9, 0.9, 0.0], 0.0),
+        ([300, 7, 400], [0.1, 0.0, 0.0, 0.1], 50 / math.sqrt(3)),
+        ([300, 7, 400], [0.1, 0.5, 0.5, 0.0], 30 / math.sqrt(3)),
+    ],
+)
+def test_the_error_of_the_measured_joules_is_the_power_times_the_uncertainty_at_both_ends(
+    watts: list[float], slack_s: list[float] | None, se_joules: float
+) -> None:
+    """A uniform error of +-u has the variance u^2 / 3; 30 J and 40 J at the ends are 50 J together."""
+    assert energy_summary.measured_se_joules([clipped(watts, slack_s)]) == pytest.approx(se_joules)
+
+
+def test_the_errors_of_several_counters_add_as_squares() -> None:
+    three, four = (clipped([w, 0], [0.1, 0.0, 0.0]) for w in (30.0, 40.0))
+    assert energy_summary.measured_se_joules([three, four]) == pytest.approx(5 / math.sqrt(3))
+    assert energy_summary.measured_se_joules([]) == 0
+
+
+@pytest.mark.parametrize(
+    ("idle_w", "idle_se_w", "expected"),
+    [(100.0, 2.0, 5.0), (100.0, 0.0, 3.0), (0.0, 2.0, 3.0), (None, 2.0, None), (100.0, None, None)],
+)
+def test_the_error_of_the_attributed_joules_has_that_of_idle_power_over_the_idle_time(
+    idle_w: float | None, idle_se_w: float | None, expected: float | None
+) -> None:
+    """200 J of idle at 100 W are 2 s; at 2 W of error these are 4 J, and hypot(3, 4) = 5."""
+    fit = Coefficients(
+        step_j=1, prefill_token_j=1, prefill_context_j=0, decode_token_j=1, decode_context_j=0, idle_w=idle_w,
+        idle_se_w=idle_se_w,
+    )  # fmt: skip
+    attribution = RunAttribution(
+        method="shapley", start_ns=0, end_ns=9, measured_mj=900_000, idle_mj=200_000, attributed_mj=700_000,
+        unattributed_mj=0, requests=[], coefficients=[fit],
+    )  # fmt: skip
+    assert energy_summary.attributed_se_joules(attribution, 3.0) == expected
+    for fits in ([], attribution.coefficients * 2):
+        assert energy_summary.attributed_se_joules(msgspec.structs.replace(attribution, coefficients=fits), 3.0) is None

@@ -134,3 +134,23 @@ def test_a_longer_limit_never_loses_a_request(ttft_ms: float, limit_ms: float) -
     tight = metrics.goodput([record], {"ttft": limit_ms}, 1.0).good
     assert tight <= metrics.goodput([record], {"ttft": 2 * limit_ms}, 1.0).good
     assert tight == (np.round(ttft_ms * MS) <= limit_ms * MS)
+
+
+@pytest.mark.parametrize(
+    ("metric", "limit_ms", "met"),
+    [
+        ("ttft", 100, True),
+        ("ttft", 99.999, False),
+        ("tpot", 10, True),
+        ("tpot", 9.999, False),
+        ("e2el", 203, True),
+        ("e2el", 202.999, False),
+    ],
+)
+def test_a_limit_holds_its_own_metric_up_to_the_limit(metric: str, limit_ms: float, met: bool) -> None:
+    """100 ms to the first token, ten gaps of 10 ms, and 3 ms until the stream ends."""
+    assert metrics.meets_limit(answered(ttft_ms=100, tpot_ms=10, tokens=11, tail_ms=3), metric, limit_ms) is met
+
+
+def test_a_request_without_a_first_token_meets_no_limit_but_that_between_tokens() -> None:
+    assert [metrics.meets_limit(UNSENT, metric, 1e9) for metric in ("ttft", "tpot", "e2el")] == [False, True, False]

@@ -1,6 +1,8 @@
 """A run folder survives what runs do not: it reads as far as it was written."""
 
+import errno
 import gzip
+import os
 from contextlib import closing
 from pathlib import Path
 
@@ -153,3 +155,18 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str, says: s
 def test_not_a_run_folder(tmp_path: Path) -> None:
     with pytest.raises(LoadgenError, match="is not a run folder"):
         run_folder.read_run(tmp_path)
+
+
+def test_a_disk_that_is_full_at_the_end_of_a_run_is_one_line_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """run.json stays as it was: it is replaced as a whole or not at all."""
+
+    def full(path: Path, content: bytes) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    with closing(run_folder.RunWriter(tmp_path / "run", INFO, PLAN)) as writer:
+        monkeypatch.setattr(run_folder, "write_atomic", full)
+        with pytest.raises(LoadgenError, match=r"^cannot write the run folder .*: No space left on device$"):
+            writer.write_info(replace(INFO, stopped_by="completed"))
+    assert run_folder.read_run(tmp_path / "run").info == INFO

@@ -18,6 +18,7 @@ from loadgen.study.plan import (
     even_sample,
     open_loop_schedule,
     plan_runs,
+    scaled_streams,
     schedule_of,
     start_key,
 )
@@ -244,3 +245,9 @@ def test_streams_without_a_rate_have_nothing_to_share_a_rate_by(tmp_path: Path) 
 )
 def test_the_batch_is_filled_into_engine_options(server: ServerSpec, batch: int | None, options: object) -> None:
     assert server.engine_options(batch) == options
+
+
+def test_the_rates_of_streams_are_scaled_by_one_factor(tmp_path: Path) -> None:
+    """mix.toml: chat 3/s, code 1/s."""
+    scaled = scaled_streams(ROOT / "traces/mix.toml", 10.0)
+    assert {name: stream.rps for name, stream in scaled.items()} == {"chat": 7.5, "code": 2.5}

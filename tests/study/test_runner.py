@@ -152,3 +152,35 @@ def test_plan_lists_and_starts_nothing(small: Path, tmp_path: Path) -> None:
     result = CliRunner().invoke(command, [str(small), "--plan", "--out", str(tmp_path / "out")])
     assert len(result.output.split()) == 6
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("lost", ["summary.json", "run.json"])
+def test_a_run_that_lost_its_results_is_made_again_and_no_other(small: Path, tmp_path: Path, lost: str) -> None:
+    small.write_text(ONE_START.replace("repeats = 3", "repeats = 1"))
+    out = tmp_path / "out"
+    rows = studies.run_study(small, out, print)
+    before = done(out)
+    (out / "runs" / rows[0].cell / lost).unlink()
+    again = studies.run_study(small, out, print)
+    changed = {name for name, ended in done(out).items() if ended != before[name]}
+    assert changed == {rows[0].cell}
+    assert {row.cell for row in again} == {row.cell for row in rows} == set(before)
+
+
+def test_a_run_with_damaged_results_is_named(small: Path, tmp_path: Path) -> None:
+    small.write_text(ONE_START.replace("repeats = 3", "repeats = 1"))
+    (row,) = studies.run_study(small, tmp_path / "out", print, only=["one"])
+    (tmp_path / "out/runs" / row.cell / "summary.json").write_text("{")
+    with pytest.raises(LoadgenError, match=rf"runs/{row.cell}: run.json or summary.json is damaged"):
+        studies.run_study(small, tmp_path / "out", print)
+
+
+def test_the_options_of_a_run_come_from_its_server_its_load_and_the_study(small: Path, tmp_path: Path) -> None:
+    study = read_study(small)
+    run = next(run for run in plan_runs(study) if run.server == "many" and run.repeat == 2)
+    config = studies.run_config(study, run, tmp_path, "http://127.0.0.1:1")
+    assert (config.max_concurrency, config.warmup, config.model, config.endpoint) == (4, 0, None, "completions")
+    assert (config.idle_s, config.goodput, config.overwrite) == (0.2, {"tpot": 20}, True)
+    assert config.plan is not None
+    assert (config.plan["batch"], config.plan["rps"], config.plan["repeat"]) == (4, None, 2)
+    assert config.plan["knobs"] == {"max_num_seqs": 64, "counter_period_ms": 5}

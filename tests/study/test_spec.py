@@ -2,12 +2,13 @@
 
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from loadgen.errors import LoadgenError
 from loadgen.study.plan import plan_runs
 from loadgen.study.runner import run_study
-from loadgen.study.spec import Overrides, read_study
+from loadgen.study.spec import Overrides, problems, read_study
 from support.small_study import SMALL
 
 
@@ -54,3 +55,11 @@ def test_a_wrong_study_is_refused_before_anything_starts(said: str, text: str, e
     with pytest.raises(LoadgenError, match=error):
         run_study(tmp_path / "s.toml", tmp_path / "out", print)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_study_has_every_problem_it_can_have_and_a_whole_one_none(small: Path) -> None:
+    study = read_study(small)
+    assert list(problems(study)) == []
+    wrong = msgspec.structs.replace(study, baseline="two", endpoint="edits", repeats=0)
+    assert [problem.split()[0] for problem in problems(wrong)] == ["baseline", "endpoint", "repeats"]
+    assert list(problems(msgspec.structs.replace(study, rounds=0))) == ["repeats and rounds are 1 at least"]
