@@ -13,14 +13,17 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from loadgen.servers.launcher import free_port, served
 from loadgen.units import NS_PER_MS
 from loadgen.workload import schedule
+from loadgen.workload.token_bins import TokenBin, TokenBins
 from loadgen.workload.trace import read_trace
 
 if find_spec("locust") is None:
@@ -53,11 +56,35 @@ def start(*options: str, files: tuple[Path, ...] = (), key: str | None = KEY) ->
     )  # fmt: skip
 
 
-def locust(*options: str, files: tuple[Path, ...] = (), key: str | None = KEY) -> tuple[int, str]:
-    """(exit status, all that it said)."""
+def locust(
+    *options: str, enough: Callable[[], bool] | None = None, files: tuple[Path, ...] = (), key: str | None = KEY
+) -> tuple[int, str]:
+    """Run a test to its end, or end it once `enough` holds. Return (exit status, output)."""
     process = start("--headless", "--only-summary", *options, files=files, key=key)
-    said, _ = process.communicate(timeout=50)
-    return process.returncode, said
+    if enough:
+        until(lambda: process.poll() is not None or enough())
+        process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=50)
+    return process.returncode, output
+
+
+def bins(folder: Path, name: str, input_tokens: int, output_tokens: int) -> str:
+    """Write token bins with short lengths, so that a test is short; return the file's path."""
+    input_range, output_range = (input_tokens - 5, input_tokens + 5), (output_tokens - 2, output_tokens + 2)
+    lengths = TokenBin(
+        input_range=input_range, output_range=output_range, count=1, mean_input=input_tokens, mean_output=output_tokens
+    )
+    made = TokenBins(
+        name=name, provenance={}, edges="stated", input_edges=input_range, output_edges=output_range, bins=(lengths,)
+    )
+    path = folder / f"{name}.json"
+    path.write_bytes(msgspec.json.encode(made))
+    return str(path)
+
+
+def short_answers(folder: Path) -> tuple[str, ...]:
+    """Return the options with which both kinds of users ask for answers that take a second at most."""
+    return ("--chat-bins", bins(folder, "chat", 300, 50), "--code-bins", bins(folder, "code", 800, 15))
 
 
 @contextmanager
@@ -110,7 +137,9 @@ def until(check: Callable[[], Any]) -> Any:
 
 
 def oracle(server: str) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in fetch(server + "/oracle/requests").splitlines()]
+    """Return the server's own account of its requests, without those of probes."""
+    requests = [json.loads(line) for line in fetch(server + "/oracle/requests").splitlines()]
+    return [request for request in requests if not request["request_id"].startswith("loadgen-")]
 
 
 def table(prefix: Path) -> dict[tuple[str, str], dict[str, str]]:
@@ -120,11 +149,13 @@ def table(prefix: Path) -> dict[tuple[str, str], dict[str, str]]:
 
 
 def test_users_ask_in_a_closed_loop_and_joules_come_back(server: str, sidecar: str, tmp_path: Path) -> None:
-    before = len(oracle(server))
-    status, said = locust("-u", "6", "-r", "6", "-t", "8", "--stop-timeout", "30", "--host", server,
-                          "--sidecar", sidecar, "--csv", str(tmp_path / "run"))  # fmt: skip
+    earlier = len(oracle(server))
+    status, said = locust(
+        "-u", "6", "-r", "6", "--stop-timeout", "30", "--host", server, "--sidecar", sidecar,
+        "--csv", str(tmp_path / "run"), *short_answers(tmp_path), enough=lambda: len(oracle(server)) > earlier + 60,
+    )  # fmt: skip
     assert status == 0, said
-    truth = [line for line in oracle(server)[before:] if not line["request_id"].startswith("loadgen-")]
+    truth = oracle(server)[earlier:]
     rows = table(tmp_path / "run")
     asked = {kind: int(rows[kind, ANSWER]["Request Count"]) for kind in ("chat", "code")}
     assert min(asked.values()) > 0 and sum(asked.values()) == len(truth)
@@ -144,21 +175,27 @@ def test_users_ask_in_a_closed_loop_and_joules_come_back(server: str, sidecar: s
 
 
 def test_three_workers_send_the_trace_each_request_once_on_one_schedule(server: str, tmp_path: Path) -> None:
-    listener = tmp_path / "listener.py"
+    trace, listener = tmp_path / "trace.jsonl", tmp_path / "listener.py"
+    with TRACE.open() as whole:
+        requests = [json.loads(line) for line in islice(whole, 60)]
+    short = [
+        request | {"output_length": min(request["output_length"], 5 + i % 7)} for i, request in enumerate(requests)
+    ]
+    trace.write_text("".join(json.dumps(request) + "\n" for request in short))
     listener.write_text(LISTENER.format(path=str(tmp_path / "sent")))
-    before, port = len(oracle(server)), free_port("127.0.0.1")
+    earlier, port = len(oracle(server)), free_port("127.0.0.1")
     workers = [start("--worker", "--master-port", str(port), files=(listener,)) for _ in range(3)]
     status, said = locust(
         "--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", str(port), "--expect-workers", "3",
-        "-u", "3", "-r", "3", "--host", server, "--trace", str(TRACE), "--rps", "20", "--num-requests", "60",
+        "-u", "3", "-r", "3", "--host", server, "--trace", str(trace), "--rps", "40", "--num-requests", "60",
         "--seed", "4", "--csv", str(tmp_path / "run"),
     )  # fmt: skip
     heard = [worker.communicate(timeout=20)[0] for worker in workers]
     assert status == 0, said + "".join(heard)
-    planned = schedule.build_schedule(read_trace(TRACE), seed=4, rps=20, num_requests=60)
+    planned = schedule.build_schedule(read_trace(trace), seed=4, rps=40, num_requests=60)
     assert "60 of 60 scheduled requests sent, 0 failed" in said and planned.sha256[:12] in said
 
-    served_lines = [line for line in oracle(server)[before:] if not line["request_id"].startswith("loadgen-")]
+    served_lines = oracle(server)[earlier:]
     runs, indices = zip(*(line["request_id"].rsplit("-", 1) for line in served_lines), strict=True)
     assert len(set(runs)) == 1
     assert sorted(map(int, indices)) == list(range(60)), "each request once"
@@ -178,32 +215,44 @@ def test_three_workers_send_the_trace_each_request_once_on_one_schedule(server: 
     assert KEY not in said + "".join(heard)
 
 
+REASONS = {
+    "truncated: ended after N chunks with no finish reason or [DONE]",
+    "server: simulated fault: error_event",
+    "http: 503 Service Unavailable: simulated fault: http_503",
+}
+BROKEN = {
+    "truncated: ConnectionResetError: [Errno N] Connection reset by peer",
+    "truncated: ConnectionError: the server ended the connection",
+}
+
+
+def failures(prefix: Path) -> dict[str, int]:
+    """Return the number of failures by reason, as locust has written them so far."""
+    path = Path(f"{prefix}_failures.csv")
+    if not path.exists():
+        return {}
+    with path.open() as file:
+        return {row["Error"]: int(row["Occurrences"] or 0) for row in csv.DictReader(file)}
+
+
 def test_failures_are_counted_by_reason_in_one_line(tmp_path: Path) -> None:
-    faults = [
-        word for kind in ("truncate", "disconnect", "error_event", "http_503") for word in ("--fault", kind + ":0.15")
-    ]
-    with served("sim", *faults) as url:
-        status, said = until(lambda: unless_a_probe_failed(url.removesuffix("/v1"), tmp_path))
-    with (tmp_path / "run_failures.csv").open() as file:
-        failures = {row["Error"]: int(row["Occurrences"]) for row in csv.DictReader(file)}
+    prefix = tmp_path / "run"
+
+    def attempt(server: str) -> tuple[int, str] | None:
+        """Run until each kind of failure has come; None where the probes before the test failed, by the same faults."""
+        status, said = locust("CodeUser", "-u", "8", "-r", "8", "--host", server, "--csv", str(prefix),
+                              "--code-bins", bins(tmp_path, "code", 60, 8), key=None,
+                              enough=lambda: set(failures(prefix)) > REASONS)  # fmt: skip
+        return None if status == 2 else (status, said)
+
+    kinds = ("truncate", "disconnect", "error_event", "http_503")
+    with served("sim", *(word for kind in kinds for word in ("--fault", kind + ":0.05"))) as url:
+        status, said = until(lambda: attempt(url.removesuffix("/v1")))
     assert status == 1, said
-    reasons = {
-        "truncated: ended after N chunks with no finish reason or [DONE]",
-        "server: simulated fault: error_event",
-        "http: 503 Service Unavailable: simulated fault: http_503",
-    }
-    broken = {"truncated: ConnectionResetError: [Errno N] Connection reset by peer",
-              "truncated: ConnectionError: the server ended the connection"}  # fmt: skip
-    assert reasons <= set(failures) <= reasons | broken and set(failures) & broken, failures
-    row = table(tmp_path / "run")["code", ANSWER]
-    assert int(row["Failure Count"]) == sum(failures.values()) < int(row["Request Count"])
-
-
-def unless_a_probe_failed(server: str, folder: Path) -> tuple[int, str] | None:
-    """The questions before a test have the server's luck too: with a status of 2 it did not begin."""
-    status, said = locust("CodeUser", "-u", "8", "-r", "8", "-t", "8", "--host", server,
-                          "--csv", str(folder / "run"), key=None)  # fmt: skip
-    return None if status == 2 else (status, said)
+    counts = failures(prefix)
+    assert REASONS <= set(counts) <= REASONS | BROKEN and set(counts) & BROKEN, counts
+    row = table(prefix)["code", ANSWER]
+    assert int(row["Failure Count"]) == sum(counts.values()) < int(row["Request Count"])
 
 
 @pytest.mark.parametrize(
@@ -250,7 +299,7 @@ def test_without_a_sidecar_the_tab_says_so_and_has_no_joules(server: str) -> Non
             assert words in fetch(url + "/loadgen/energy.csv")
 
 
-def test_a_browser_shows_the_tabs_and_the_charts(server: str, sidecar: str) -> None:
+def test_a_browser_shows_the_tabs_and_the_charts(server: str, sidecar: str, tmp_path: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
         pytest.skip("needs chromium")
@@ -262,7 +311,7 @@ def test_a_browser_shows_the_tabs_and_the_charts(server: str, sidecar: str) -> N
         return done.stdout
 
     with running("--web-host", "127.0.0.1", "--web-port", str(port), "--autostart", "-u", "4", "-r", "4",
-                 "--host", server, "--sidecar", sidecar):  # fmt: skip
+                 "--host", server, "--sidecar", sidecar, *short_answers(tmp_path)):  # fmt: skip
         until(lambda: any(row.get("per_request") for row in tab(url, "energy")))
         energy = until(lambda: (shown := page("energy")).count("<svg viewBox") == 4 and shown)
     cells = re.findall(r"<td[^>]*>([^<]*)</td>", energy)

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.clock import monotonic_ns
-from loadgen.run.pacer import AWAKE_NS, MAX_AWAKE_NS, MIN_AWAKE_NS, TURN_NS, Pacer, _libc, next_awake_ns
+from loadgen.run.pacer import AWAKE_NS, MAX_AWAKE_NS, MIN_AWAKE_NS, SPIN_NS, TURN_NS, Pacer, _libc, next_awake_ns
 from loadgen.units import NS_PER_MS, NS_PER_S
 
 US = 1_000
@@ -123,6 +123,33 @@ def test_a_sender_behind_its_schedule_gives_the_loop_a_turn_after_200_us(
             assert pacer._turn_ns == (now_ns if turns else now_ns - since_turn_ns)
         return by_until
 
+    assert asyncio.run(main()) == turns
+
+
+@pytest.mark.parametrize(("remaining_ns", "turns"), [(SPIN_NS, 0), (SPIN_NS + 1, 1)])
+def test_the_last_15_us_are_a_busy_loop_and_the_stretch_before_them_is_turns_of_the_event_loop(
+    remaining_ns: int, turns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_ns = deadline_ns = 10**12
+    now_ns -= remaining_ns
+    readings = 0
+
+    def clock_ns() -> int:
+        """Return the same instant until the deadline was looked at once, then the deadline itself."""
+        nonlocal readings
+        readings += 1
+        return now_ns if readings <= 3 else deadline_ns
+
+    async def main() -> int:
+        nonlocal readings
+        taken: list[int] = []
+        with Pacer() as pacer:
+            pacer._turn_ns, readings = now_ns, 0
+            asyncio.get_running_loop().call_soon(taken.append, 1)
+            await pacer.until(deadline_ns)
+        return len(taken)
+
+    monkeypatch.setattr("loadgen.run.pacer.monotonic_ns", clock_ns)
     assert asyncio.run(main()) == turns
 
 
