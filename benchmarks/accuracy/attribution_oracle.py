@@ -26,6 +26,7 @@ from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.record import RequestRecord
 from loadgen.simulator.cost_model import CounterOptions
 from loadgen.simulator.engine import EngineOptions, SimulatedRun, SubmittedRequest, simulate
+from loadgen.telemetry.engine_sample import EngineSample
 from loadgen.units import NS_PER_MS, NS_PER_S
 from loadgen.workload.schedule import build_schedule
 from loadgen.workload.trace import read_trace
@@ -144,13 +145,14 @@ def polled(series: EnergySeries, rng: np.random.Generator) -> EnergySeries:
     return found
 
 
-def engine_samples(case: Case, period_ns: int = 500 * NS_PER_MS) -> list[dict[str, float]]:
+def engine_samples(case: Case, period_ns: int = 500 * NS_PER_MS) -> list[EngineSample]:
     """The engine's page as polled every half second."""
-    samples, next_ns = [], 0
-    for one in case.run.engine:
-        if one.t_ns >= next_ns:
-            samples.append({name: float(value) for name, value in one._asdict().items()})
-            next_ns = one.t_ns + period_ns
+    samples: list[EngineSample] = []
+    next_ns = 0
+    for sample in case.run.engine:
+        if sample["t_ns"] >= next_ns:
+            samples.append(sample)
+            next_ns = int(sample["t_ns"]) + period_ns
     return samples
 
 

@@ -24,8 +24,7 @@ import aiohttp
 import numpy as np
 
 from loadgen.simulator.api import Ask
-from loadgen.simulator.app import ServerOptions, SimulatedServer
-from loadgen.simulator.app import running as simulated
+from loadgen.simulator.app import ServerOptions, SimulatedServer, running_simulator
 from loadgen.simulator.engine import EngineOptions
 from loadgen.telemetry import otlp_export
 
@@ -141,7 +140,7 @@ async def measure(options: argparse.Namespace) -> None:
     parts_file = Path(f"/tmp/sidecar-cost-{os.getpid()}.json")
     otlp_export.PAUSE_S = SPANS_EVERY_S
     roomy = EngineOptions(max_num_seqs=1024)
-    async with simulated(ServerOptions(port=0, engine=roomy, otlp_traces_endpoint=url)) as (server, engine):
+    async with running_simulator(ServerOptions(port=0, engine=roomy, otlp_traces_endpoint=url)) as (server, engine):
         child = await asyncio.create_subprocess_exec(
             sys.executable, __file__, "--parts", str(parts_file), "--engine-url", engine, "--port", str(port),
             stdout=asyncio.subprocess.PIPE,

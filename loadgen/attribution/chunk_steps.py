@@ -9,10 +9,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from loadgen.attribution.chunked_prefill import spread_prefills
-from loadgen.attribution.engine_steps import Bools, EngineSample, EngineSteps, Members, Memberships, Narrow
-from loadgen.attribution.other_clients import counter_values, sample_times, with_engine
+from loadgen.attribution.engine_steps import Bools, EngineSteps, Members, Memberships, Narrow
+from loadgen.attribution.other_clients import counter_values, with_engine
 from loadgen.record import RequestRecord
 from loadgen.stats.arrays import Ints
+from loadgen.telemetry.engine_sample import EngineSample, sample_times
 from loadgen.units import NS_PER_MS
 
 BURST_GAP_NS = 1 * NS_PER_MS

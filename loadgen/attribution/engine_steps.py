@@ -3,7 +3,6 @@
 `chunk_steps` builds it from a client's records, `span_steps` from the spans of a server.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,9 +14,6 @@ from loadgen.stats.arrays import Floats, Ints
 Bools = NDArray[np.bool_]
 Memberships = NDArray[np.int32]
 Narrow = NDArray[np.float32]
-
-EngineSample = Mapping[str, float]
-"""One line of engine.jsonl: `t_ns`, and those of the engine's counters that its page has."""
 
 
 class Members(NamedTuple):

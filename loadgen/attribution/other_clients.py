@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from loadgen.attribution.engine_steps import EngineSample, EngineSteps, ForeignLoad, Narrow
+from loadgen.attribution.engine_steps import EngineSteps, ForeignLoad, Narrow
 from loadgen.stats.arrays import Floats, Ints
+from loadgen.telemetry.engine_sample import EngineSample, sample_times
 
 FOREIGN_SHARE = 0.02
 """A smaller share of the engine's output tokens that is not ours is counting noise."""
@@ -18,11 +19,6 @@ def counter_values(engine: Sequence[EngineSample], name: str) -> Floats | None:
         return None
     values = np.array([sample[name] for sample in engine], dtype=np.float64)
     return values if bool((np.diff(values) >= 0).all()) else None
-
-
-def sample_times(engine: Sequence[EngineSample]) -> Ints:
-    """Return int64[len(engine)]: when the counters were read."""
-    return np.array([int(sample["t_ns"]) for sample in engine], dtype=np.int64)
 
 
 def with_engine(steps: EngineSteps, engine: Sequence[EngineSample]) -> EngineSteps:

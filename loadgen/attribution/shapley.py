@@ -21,12 +21,13 @@ import numpy as np
 
 from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.cost_model import Coefficients, cost_shares, fit_with_covariance, foreign_features, overlap
-from loadgen.attribution.engine_steps import EngineSample, EngineSteps
+from loadgen.attribution.engine_steps import EngineSteps
 from loadgen.attribution.other_methods import OtherMethod, request_shares_mj
 from loadgen.attribution.uncertainty import joules_variance
 from loadgen.energy.series import EnergySeries
 from loadgen.record import RequestRecord
 from loadgen.stats.arrays import Floats, Ints
+from loadgen.telemetry.engine_sample import EngineSample
 from loadgen.units import NS_PER_S, energy_imbalance_mj, j_from_mj
 
 Method = Literal["shapley", OtherMethod]

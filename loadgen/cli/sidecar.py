@@ -57,8 +57,9 @@ def sidecar(
     $LOADGEN_SIDECAR_TOKEN, when set, is required of every client as a bearer token.
     """
     try:
-        from loadgen.sidecar.app import SidecarOptions, run_sidecar
+        from loadgen.sidecar.app import SidecarOptions
         from loadgen.sidecar.exporter import reference as text
+        from loadgen.sidecar.server import run_sidecar
     except ImportError as err:
         raise LoadgenError(f"the sidecar needs {err.name}: pip install 'loadgen[sidecar]'") from err
     from loadgen.sidecar.watermark import AllowedLateness

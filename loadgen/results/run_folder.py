@@ -20,6 +20,7 @@ from loadgen.errors import LoadgenError
 from loadgen.files import write_atomic
 from loadgen.record import RequestRecord
 from loadgen.results.summary import Summary
+from loadgen.telemetry.engine_sample import EngineSample
 from loadgen.workload.schedule import ArrivalSpec, Schedule, ScheduledRequest, encode_schedule
 
 _Line = TypeVar("_Line")
@@ -147,7 +148,7 @@ class RunWriter(LineWriter):
     def energy(self, samples: Iterable[EnergySample]) -> None:
         self._write("energy", b"".join(self._encode(sample) + b"\n" for sample in samples))
 
-    def engine(self, sample: dict[str, Any]) -> None:
+    def engine(self, sample: EngineSample) -> None:
         self._write("engine", self._encode(sample) + b"\n")
 
 

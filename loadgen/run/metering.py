@@ -53,9 +53,7 @@ class Metering:
 
         Both threads are daemons; after an exception they are left to themselves.
         """
-        poller = EnginePoller(
-            self._server.root_url, lambda sample: writer.engine({"t_ns": sample.t_ns, **sample.values})
-        )
+        poller = EnginePoller(self._server.root_url, writer.engine)
         if self.meter:
             self._sampler = Sampler(self.meter, writer.energy)
             self._sampler.start()

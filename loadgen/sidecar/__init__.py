@@ -6,6 +6,7 @@ accounts        energy, tokens and histograms per model and workload
 ledger          spans x energy x engine counters -> accounts that add up at every moment
 exporter        a frozen snapshot of the ledger -> metric families
 clock_sync      wall-clock instants of spans -> the monotonic clock
-app             sockets, threads and the clock; OTLP over HTTP
+app             queues, the clock and the pages; OTLP over HTTP
+server          start and end of all of it
 grpc_server     OTLP over gRPC
 """

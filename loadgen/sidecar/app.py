@@ -1,25 +1,17 @@
-"""The sidecar's edges: an energy sampler, an engine poller, OTLP over HTTP and gRPC, and the pages.
+"""The sidecar: a meter and an engine's counters are read, OTLP is received over HTTP, and the pages are served.
 
 Threads only append to bounded queues; one task, on the event loop, owns the ledger.
 """
 
 import asyncio
-import gc
 import hmac
-import http.client
-import logging
-import signal
-import ssl
-import sys
 import threading
 from collections import Counter, deque
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import msgspec
 from aiohttp import web
@@ -29,17 +21,16 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 
 from loadgen import __version__
 from loadgen.clock import anchor, monotonic_ns
-from loadgen.energy.choose import open_meter
 from loadgen.energy.meter import EnergyMeter
 from loadgen.energy.sampler import Sampler
 from loadgen.energy.series import EnergySample
 from loadgen.errors import LoadgenError, MeterError
 from loadgen.sidecar.clock_sync import ClockSync
 from loadgen.sidecar.exporter import Exporter, SidecarPage
-from loadgen.sidecar.grpc_server import start_grpc
 from loadgen.sidecar.ledger import Ledger
 from loadgen.sidecar.watermark import AllowedLateness
-from loadgen.telemetry.engine_metrics import EnginePoller, EngineSample
+from loadgen.telemetry.engine_metrics import EnginePoller
+from loadgen.telemetry.engine_sample import EngineSample
 from loadgen.telemetry.otlp_parse import MalformedError, RequestSpan, parse_spans
 from loadgen.units import NS_PER_S, s_from_ns
 
@@ -148,7 +139,9 @@ class Sidecar:
         self.ledger.add_energy(_drained(self._energy))
         for sample in _drained(self._engine):
             previous, self._newest_engine = self._newest_engine, sample
-            self._engine_restarts += previous is not None and _restarted(previous, sample)
+            if previous is not None:
+                name = "generation_tokens"
+                self._engine_restarts += sample.get(name, 0.0) < previous.get(name, 0.0)
             self.ledger.add_engine_sample(sample)
         for span in _drained(self._spans):
             self.ledger.add_span(span.moved(self.clock.monotonic_ns), now_ns)
@@ -162,7 +155,7 @@ class Sidecar:
         now_ns, clocks = monotonic_ns(), anchor()
         report = self.sampler.report()
         engine = self._newest_engine
-        answered = engine is not None and now_ns - engine.t_ns < ENGINE_AWAY_PERIODS * ENGINE_PERIOD_S * NS_PER_S
+        answered = engine is not None and now_ns - engine["t_ns"] < ENGINE_AWAY_PERIODS * ENGINE_PERIOD_S * NS_PER_S
         return SidecarPage(
             ledger=self.ledger.snapshot(now_ns),
             watts=self.sampler.latest().watts,
@@ -250,17 +243,12 @@ class Sidecar:
         return web.json_response(health, status=200 if health["ok"] else 503)
 
 
-T = TypeVar("T")
+_Item = TypeVar("_Item")
 
 
-def _drained(queue: "deque[T]") -> list[T]:
+def _drained(queue: "deque[_Item]") -> list[_Item]:
     """Remove and return the items in the queue. Other threads may append meanwhile."""
     return [queue.popleft() for _ in range(len(queue))]
-
-
-def _restarted(previous: EngineSample, sample: EngineSample) -> bool:
-    name = "generation_tokens"
-    return sample.values.get(name, 0.0) < previous.values.get(name, 0.0)
 
 
 def authorized(token: str | None, header: str | None) -> bool:
@@ -268,116 +256,3 @@ def authorized(token: str | None, header: str | None) -> bool:
     if token is None:
         return True
     return hmac.compare_digest(f"Bearer {token}".encode(), (header or "").encode("utf-8", "surrogateescape"))
-
-
-# -- start and end --------------------------------------------------------------------------------------------------
-
-
-def ask_engine(url: str) -> tuple[str | None, bool]:
-    """Return the engine's only model and True if it is the simulated server; (None, False) when it does not say."""
-    parts = urlsplit(url)
-    secure = parts.scheme == "https"
-    connect = http.client.HTTPSConnection if secure else http.client.HTTPConnection
-    connection = connect(parts.hostname or "", parts.port, timeout=2)
-    try:
-        connection.request("GET", parts.path + "/v1/models")
-        answer = connection.getresponse()
-        simulated = answer.getheader("X-Simulated") == "true"
-        page = msgspec.json.decode(answer.read(1 << 20))
-        models = [entry["id"] for entry in page["data"]]
-    except (OSError, http.client.HTTPException, msgspec.DecodeError, LookupError, TypeError):
-        return None, False
-    finally:
-        connection.close()
-    return (str(models[0])[:64] if len(models) == 1 else None), simulated
-
-
-def choose_meter(options: SidecarOptions, simulated: bool) -> EnergyMeter:
-    """Open the energy source. `auto` beside a simulated engine is its simulated counter.
-
-    Raises LoadgenError when there is nothing to read.
-    """
-    choice = options.energy
-    if choice == "auto" and simulated:
-        assert options.engine_url is not None
-        choice = options.engine_url
-    meter, reasons = open_meter(choice, gpus=options.gpus or None, token=options.energy_token)
-    if meter is None:
-        raise LoadgenError(f"a sidecar needs an energy source: {'; '.join(reasons) or 'none was found'}")
-    return meter
-
-
-@asynccontextmanager
-async def running(options: SidecarOptions) -> AsyncIterator[tuple[Sidecar, str, int | None]]:
-    """Serve; yield the sidecar, its URL and its gRPC port. Raises LoadgenError when it cannot."""
-    model, simulated = await asyncio.to_thread(ask_engine, options.engine_url) if options.engine_url else (None, False)
-    certificate = (options.tls_cert, options.tls_key) if options.tls_cert and options.tls_key else None
-    tls = _tls(*certificate) if certificate else None
-    meter = await asyncio.to_thread(choose_meter, options, simulated)
-    try:
-        sidecar = Sidecar(options, meter, options.model or model)
-    except LoadgenError:
-        meter.close()
-        raise
-    runner = web.AppRunner(sidecar.app(), access_log=None, shutdown_timeout=0.5)
-    await runner.setup()
-    grpc_server, grpc_port = None, None
-    keeper: asyncio.Task[None] | None = None
-    try:
-        try:
-            await web.TCPSite(runner, options.host, options.port, ssl_context=tls).start()
-        except OSError as err:
-            raise LoadgenError(
-                f"cannot listen on {options.host}:{options.port}: {err.strerror or err}; choose another --port"
-            ) from err
-        if options.grpc_port is not None:
-            grpc_server, grpc_port = start_grpc(
-                options.host, options.grpc_port, sidecar.receive, sidecar.authorized,
-                max_body_bytes=MAX_OTLP_BYTES, certificate=certificate,
-            )  # fmt: skip
-        sidecar.sampler.start()
-        if sidecar.poller:
-            sidecar.poller.start()
-        keeper = asyncio.create_task(sidecar.keep())
-        host = f"[{options.host}]" if ":" in options.host else options.host
-        yield sidecar, f"{'https' if tls else 'http'}://{host}:{runner.addresses[0][1]}", grpc_port
-    finally:
-        if keeper:
-            keeper.cancel()
-            await asyncio.wait([keeper])
-            await asyncio.to_thread(sidecar.sampler.stop)
-            if sidecar.poller:
-                await asyncio.to_thread(sidecar.poller.stop)
-        if grpc_server:
-            grpc_server.stop(0.5)
-        await runner.cleanup()
-        if not sidecar.sampler.hangs:
-            meter.close()
-
-
-def _tls(cert: Path, key: Path) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    try:
-        context.load_cert_chain(cert, key)
-    except (OSError, ssl.SSLError) as err:
-        raise LoadgenError(f"the TLS certificate cannot be used: {err}") from err
-    return context
-
-
-async def serve_sidecar(options: SidecarOptions) -> None:
-    """Serve until SIGINT or SIGTERM; an error in the ledger ends it too, with a traceback."""
-    stop = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with running(options) as (sidecar, url, grpc_port):
-        sources = ", ".join(f"{domain.name} ({domain.source})" for domain in sidecar.meter.domains)
-        also = f", OTLP/gRPC on port {grpc_port}" if grpc_port is not None else ""
-        print(f"sidecar: {url}/metrics, OTLP on {url}/v1/traces{also}; energy of {sources}", flush=True)
-        await stop.wait()
-
-
-def run_sidecar(options: SidecarOptions) -> None:
-    logging.basicConfig(stream=sys.stderr, format="%(message)s")
-    gc.freeze()  # modules are never freed: no collection need visit them
-    with asyncio.Runner() as runner:
-        runner.run(serve_sidecar(options))

@@ -170,14 +170,15 @@ class Exporter:
     def collect(self) -> Iterator[Metric]:
         page = self._latest()
         for declared in METRICS:
-            yield _family(declared, page)
+            yield metric_family(declared, page)
 
     def describe(self) -> Iterator[Metric]:
         """Describe nothing, so that registering does not collect."""
         return iter(())
 
 
-def _family(declared: Declared, page: SidecarPage) -> Metric:
+def metric_family(declared: Declared, page: SidecarPage) -> Metric:
+    """Return the metric with its rows on this page, as prometheus_client encodes it."""
     match declared.kind:
         case "counter":
             family: Any = CounterMetricFamily(

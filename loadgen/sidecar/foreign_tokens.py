@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from loadgen.telemetry.engine_metrics import EngineSample
+from loadgen.telemetry.engine_sample import EngineSample
 
 RECENT = 120
 """Intervals between engine samples that say how large an interval's tokens can be."""
@@ -43,5 +43,5 @@ def foreign_shares(
 
 def generated_tokens(earlier: EngineSample, later: EngineSample) -> float:
     """Output tokens between two samples. A count that went down began again at zero, because the engine restarted."""
-    start, end = (sample.values.get("generation_tokens", 0.0) for sample in (earlier, later))
+    start, end = (sample.get("generation_tokens", 0.0) for sample in (earlier, later))
     return end - start if end >= start else end

@@ -30,10 +30,9 @@ from loadgen.sidecar.watermark import (
     complete_until,
     give_up_ns,
     queue_length,
-    sample_times,
 )
 from loadgen.stats.arrays import Floats, Ints
-from loadgen.telemetry.engine_metrics import EngineSample
+from loadgen.telemetry.engine_sample import EngineSample, sample_times
 from loadgen.telemetry.otlp_parse import RequestSpan
 from loadgen.units import NS_PER_S, energy_imbalance_mj, mj_from_j, ns_from_s, s_from_ns
 
@@ -181,7 +180,7 @@ class Ledger:
                 self._domains[sample.domain].add(sample)
 
     def add_engine_sample(self, sample: EngineSample) -> None:
-        if not self._samples or sample.t_ns > self._samples[-1].t_ns:
+        if not self._samples or sample["t_ns"] > self._samples[-1]["t_ns"]:
             self._samples.append(sample)
 
     def add_span(self, request: RequestSpan, now_ns: int) -> None:
@@ -231,14 +230,14 @@ class Ledger:
         """The instant up to which every request is known, or has been waited for long enough. Never goes back."""
         give_up = give_up_ns(now_ns, self._lateness, self._longest_ns)
         after_ns, until_ns = max(give_up, self._watermark_ns), now_ns - ns_from_s(self._lateness.min_s)
-        samples = [sample for sample in self._samples if after_ns < sample.t_ns <= until_ns]
+        samples = [sample for sample in self._samples if after_ns < sample["t_ns"] <= until_ns]
         return max(self._watermark_ns, give_up, complete_until(samples, self._span_times(samples)))
 
     def _span_times(self, samples: Sequence[EngineSample]) -> SpanTimes:
         """Spans that may cover one of these samples."""
         if not samples:
             return SpanTimes.of(())
-        first_ns = samples[0].t_ns - EDGE_NS
+        first_ns = samples[0]["t_ns"] - EDGE_NS
         closed = takewhile(lambda request: request.end_ns >= first_ns, reversed(self._closed))
         return SpanTimes.of([*(entry.request for entry in self._open.values()), *closed])
 
@@ -257,7 +256,13 @@ class Ledger:
         self._charge(pending, start_ns, end_ns, now_ns)
         self._watermark_ns = max(self._watermark_ns, end_ns)
         self._close(end_ns)
-        self._forget(end_ns - HISTORY_NS)
+        before_ns = end_ns - HISTORY_NS
+        for domain in self._domains.values():
+            domain.forget(before_ns)
+        while self._closed and self._closed[0].end_ns < before_ns:
+            self._closed.popleft()
+        while len(self._samples) > 1 and self._samples[1]["t_ns"] < min(before_ns, self._watermark_ns):
+            self._samples.popleft()
         return True
 
     def _charge(self, pending: Mapping[str, Sequence[_EnergyPoint]], start_ns: int, end_ns: int, now_ns: int) -> None:
@@ -291,17 +296,13 @@ class Ledger:
         """The engine's steps in [start, end] rebuilt from spans, and other clients' share of each, float64[S]."""
         phases = phases_of(requests)
         slot_ns = slot_for(phases, start_ns, end_ns, COMMIT_ROWS)
-        samples = self._samples_around(start_ns, end_ns)
+        samples = list(self._samples)  # those inside [start, end], and the one on either side
+        times = sample_times(samples)
+        first = max(int(np.searchsorted(times, start_ns, side="right")) - 1, 0)
+        samples = samples[first : int(np.searchsorted(times, end_ns, side="left")) + 1]
         unseen_ns = self._unseen(requests, samples)
         steps = slot_steps(phases, start_ns, end_ns, slot_ns, unseen_ns)
         return steps, self._foreign(steps, phases, samples, start_ns, end_ns)
-
-    def _samples_around(self, start_ns: int, end_ns: int) -> list[EngineSample]:
-        """Engine samples inside [start, end], and the one on either side."""
-        samples = list(self._samples)
-        times = sample_times(samples)
-        first = max(int(np.searchsorted(times, start_ns, side="right")) - 1, 0)
-        return samples[first : int(np.searchsorted(times, end_ns, side="left")) + 1]
 
     def _unseen(self, requests: Sequence[RequestSpan], samples: Sequence[EngineSample]) -> Ints:
         """int64[k, 2]: intervals with a request whose work is unknown: a span without tokens, or no span at all."""
@@ -311,7 +312,7 @@ class Ledger:
         covering = spans.covering(times[:-1], times[1:])
         for k, (earlier, later) in enumerate(pairwise(samples)):
             if missing[k] or missing[k + 1] or (covering[k] == 0 and generated_tokens(earlier, later) > 0):
-                intervals.append((earlier.t_ns, later.t_ns))
+                intervals.append((int(times[k]), int(times[k + 1])))
         return np.array(intervals, dtype=np.int64).reshape(-1, 2)
 
     def _foreign(
@@ -370,14 +371,6 @@ class Ledger:
             self._remember(key)
             self._closed.append(entry.request)
             self._accounts.of(entry.request).close(entry)
-
-    def _forget(self, before_ns: int) -> None:
-        for domain in self._domains.values():
-            domain.forget(before_ns)
-        while self._closed and self._closed[0].end_ns < before_ns:
-            self._closed.popleft()
-        while len(self._samples) > 1 and self._samples[1].t_ns < min(before_ns, self._watermark_ns):
-            self._samples.popleft()
 
     # -- out ---------------------------------------------------------------------------------------------------
 

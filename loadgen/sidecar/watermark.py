@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 
 from loadgen.stats.arrays import Ints
-from loadgen.telemetry.engine_metrics import EngineSample
+from loadgen.telemetry.engine_sample import EngineSample, sample_times
 from loadgen.telemetry.otlp_parse import RequestSpan
 from loadgen.units import NS_PER_MS, ns_from_s
 
@@ -49,23 +49,19 @@ class SpanTimes(NamedTuple):
         return started - ended
 
 
-def sample_times(samples: Sequence[EngineSample]) -> Ints:
-    return np.array([sample.t_ns for sample in samples], dtype=np.int64)
-
-
 def queue_length(sample: EngineSample) -> float:
     """Requests that the engine reports, running and waiting."""
-    return sample.values.get("running", 0.0) + sample.values.get("waiting", 0.0)
+    return sample.get("running", 0.0) + sample.get("waiting", 0.0)
 
 
 def complete_until(samples: Sequence[EngineSample], spans: SpanTimes) -> int:
     """The latest of these samples up to which, without a break, spans cover the queue; 0 when there is none."""
     times = sample_times(samples)
     complete_ns = 0
-    for sample, covering in zip(samples, spans.covering(times, times).tolist(), strict=True):
+    for t_ns, sample, covering in zip(times.tolist(), samples, spans.covering(times, times).tolist(), strict=True):
         if queue_length(sample) > covering:
             break
-        complete_ns = sample.t_ns
+        complete_ns = t_ns
     return complete_ns
 
 

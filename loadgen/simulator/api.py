@@ -97,13 +97,24 @@ def ask_of(body: GenerateBody, chat: bool, model_name: str, max_model_len: int) 
     remaining = max_model_len - len(input_ids)
     if limit is None:
         limit = remaining if chat else 16
-    _check_lengths(len(input_ids), limit, body.min_tokens or 0, remaining, max_model_len)
+    min_tokens = body.min_tokens or 0
+    if limit < 1 and remaining >= 1:
+        _refuse(f"max_tokens must be at least 1, got {limit}")
+    if not 0 <= min_tokens <= limit and remaining >= 1:
+        _refuse(f"min_tokens must be from 0 to max_tokens={limit}, got {min_tokens}")
+    if not input_ids:
+        _refuse("the prompt must hold at least one token")
+    if limit > remaining or remaining < 1:
+        _refuse(
+            f"This model's maximum context length is {max_model_len} tokens. However, you requested "
+            f"{max(limit, 1)} output tokens and your prompt contains {len(input_ids)} input tokens."
+        )
     options = body.stream_options or StreamOptions()
     return Ask(
         chat=chat,
         input_ids=input_ids,
         max_tokens=limit,
-        min_tokens=body.min_tokens or 0,
+        min_tokens=min_tokens,
         ignore_eos=bool(body.ignore_eos),
         seed=body.seed,
         stream=bool(body.stream),
@@ -137,20 +148,6 @@ def prompt_ids(prompt: Any) -> list[int]:
             raise ApiError(400, "several prompts in one request are not simulated")
         case _:
             raise ApiError(400, "prompt must be a non-empty text or list of token ids")
-
-
-def _check_lengths(input_tokens: int, limit: int, min_tokens: int, remaining: int, max_model_len: int) -> None:
-    if limit < 1 and remaining >= 1:
-        _refuse(f"max_tokens must be at least 1, got {limit}")
-    if not 0 <= min_tokens <= limit and remaining >= 1:
-        _refuse(f"min_tokens must be from 0 to max_tokens={limit}, got {min_tokens}")
-    if input_tokens < 1:
-        _refuse("the prompt must hold at least one token")
-    if limit > remaining or remaining < 1:
-        _refuse(
-            f"This model's maximum context length is {max_model_len} tokens. However, you requested "
-            f"{max(limit, 1)} output tokens and your prompt contains {input_tokens} input tokens."
-        )
 
 
 def _refuse(message: str) -> NoReturn:

@@ -107,9 +107,8 @@ class SimulatedServer:
         fault = self.options.faults.draw(self.faults_rng)
         if fault in ("http_500", "http_503", "http_429"):
             raise ApiError(int(fault[-3:]), f"simulated fault: {fault}", "SimulatedFault")
-        return await (self._stream if ask.stream else self._whole)(ask, request, fault)
-
-    async def _stream(self, ask: Ask, request: web.Request, fault: Fault | None) -> web.StreamResponse:
+        if not ask.stream:
+            return await self._whole(ask, request, fault)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         answer = self.player.admit(ask, request.headers.get("X-Request-Id"), fault)
@@ -254,7 +253,7 @@ def _json(value: Any) -> web.Response:
 
 
 @asynccontextmanager
-async def running(options: ServerOptions) -> AsyncIterator[tuple[SimulatedServer, str]]:
+async def running_simulator(options: ServerOptions) -> AsyncIterator[tuple[SimulatedServer, str]]:
     """Run a server; yield it and its base URL (without /v1). Raises LoadgenError if it cannot listen."""
     server = SimulatedServer(options)
     runner = web.AppRunner(server.app(), access_log=None, handler_cancellation=True, shutdown_timeout=0.1)
@@ -286,7 +285,7 @@ async def _serve(options: ServerOptions, exit_with_parent: bool = False) -> None
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with running(options) as (server, url):
+    async with running_simulator(options) as (server, url):
         print(f"simulated server: {url}/v1  ({server.model_name}, {server.hardware_name})", flush=True)
         while not stop.is_set() and not (exit_with_parent and os.getppid() != parent):
             with suppress(TimeoutError):

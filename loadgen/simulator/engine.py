@@ -7,7 +7,7 @@ is preempted, loses its blocks, and later computes prompt and answer again.
 
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import NamedTuple
 
 from numpy.random import Generator, default_rng
@@ -15,9 +15,11 @@ from numpy.random import Generator, default_rng
 from loadgen.energy.series import EnergySample
 from loadgen.energy_model.hardware import Hardware, Model
 from loadgen.simulator.cost_model import CostLaw, CounterOptions, Gpu, Load, SimulatedCounter, StepCost, kv_cache_tokens
+from loadgen.telemetry.engine_sample import EngineSample
 from loadgen.units import NS_PER_MS
 
-BLOCK_TOKENS = 16
+KV_BLOCK_TOKENS = 16
+"""Tokens of a block of the KV cache; vLLM's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +69,7 @@ class Sequence:
     @property
     def room(self) -> int:
         """Capacity of its blocks in tokens."""
-        return (self.private_blocks + self.shared_blocks) * BLOCK_TOKENS
+        return (self.private_blocks + self.shared_blocks) * KV_BLOCK_TOKENS
 
 
 class BlockPool:
@@ -90,7 +92,7 @@ class BlockPool:
         """Count the leading blocks of its prompt that are cached. At least its last token must still be computed."""
         if not self.prefix_caching:
             return 0
-        limit = min(len(seq.block_hashes), (seq.input_tokens - 1) // BLOCK_TOKENS)
+        limit = min(len(seq.block_hashes), (seq.input_tokens - 1) // KV_BLOCK_TOKENS)
         hits = 0
         while hits < limit and (seq.block_hashes[hits] in self._holders or seq.block_hashes[hits] in self._unheld):
             hits += 1
@@ -98,7 +100,7 @@ class BlockPool:
 
     def admit(self, seq: Sequence, hits: int, tokens: int) -> bool:
         """Hold `hits` cached blocks and room for `tokens` after them. Without room, change nothing and return False."""
-        need = -(-tokens // BLOCK_TOKENS)
+        need = -(-tokens // KV_BLOCK_TOKENS)
         evictable = len(self._unheld) - sum(h in self._unheld for h in seq.block_hashes[:hits])
         if need > self.free + evictable:
             return False
@@ -106,12 +108,12 @@ class BlockPool:
             self._unheld.pop(block, None)
             self._holders[block] = self._holders.get(block, 0) + 1
         seq.shared_blocks = hits
-        seq.computed = hits * BLOCK_TOKENS
+        seq.computed = hits * KV_BLOCK_TOKENS
         return self.grow(seq, tokens)
 
     def grow(self, seq: Sequence, tokens: int) -> bool:
         """Allocate room for `tokens` more. Without room, change nothing and return False."""
-        need = -(-(seq.computed + tokens - seq.room) // BLOCK_TOKENS)
+        need = -(-(seq.computed + tokens - seq.room) // KV_BLOCK_TOKENS)
         if need > self.free + len(self._unheld):
             return False
         while self.free < need:
@@ -126,7 +128,7 @@ class BlockPool:
         """Share the prompt blocks that are complete, up to one that another sequence computed in the meantime."""
         if not self.prefix_caching:
             return
-        complete = min(seq.computed // BLOCK_TOKENS, len(seq.block_hashes))
+        complete = min(seq.computed // KV_BLOCK_TOKENS, len(seq.block_hashes))
         for block in seq.block_hashes[seq.shared_blocks : complete]:
             if block in self._holders or block in self._unheld:
                 return
@@ -197,14 +199,14 @@ class Scheduler:
         while self.waiting and budget > 0 and len(self.running) < self.options.max_num_seqs:
             seq = self.waiting[0]
             hits = self.pool.cached_blocks(seq)
-            remaining = seq.input_tokens + seq.emitted - hits * BLOCK_TOKENS
+            remaining = seq.input_tokens + seq.emitted - hits * KV_BLOCK_TOKENS
             tokens = min(remaining, budget)
             if seq.arrival_ns > now_ns or not self.pool.admit(seq, hits, tokens):
                 return
             self.running.append(self.waiting.popleft())
             seq.prefill_remaining = remaining
             if seq.started_ns is None:
-                seq.started_ns, seq.cached_tokens = now_ns, hits * BLOCK_TOKENS
+                seq.started_ns, seq.cached_tokens = now_ns, hits * KV_BLOCK_TOKENS
             batch.prefills.append((seq, tokens))
             budget -= tokens
 
@@ -266,8 +268,8 @@ class Engine:
         """rng: draws the counter's noise, nothing else. Raises LoadgenError if the model does not fit."""
         law = CostLaw(hardware, model, options.tensor_parallel)
         capacity = options.kv_cache_tokens or kv_cache_tokens(law.hardware, model)
-        pool = BlockPool(max(1, capacity // BLOCK_TOKENS), options.prefix_caching)
-        self.max_model_len = min(model.context_tokens, pool.blocks * BLOCK_TOKENS)
+        pool = BlockPool(max(1, capacity // KV_BLOCK_TOKENS), options.prefix_caching)
+        self.max_model_len = min(model.context_tokens, pool.blocks * KV_BLOCK_TOKENS)
         self.scheduler = Scheduler(options, pool)
         self.gpu = Gpu(law, SimulatedCounter("gpu:0", start_ns, counter, rng or default_rng(0)), start_ns)
 
@@ -304,7 +306,7 @@ class Engine:
         prefills, decodes, preempted = self.scheduler.schedule(now_ns)
         if not prefills and not decodes:
             return None
-        cost = self.gpu.run(_load(prefills, decodes))
+        cost = self.gpu.run(step_load(prefills, decodes))
         completed = [seq for seq, tokens in prefills if self._prefill(seq, tokens, cost)]
         started = [seq for seq in completed if seq.emitted == 1]
         emitted = _decode(decodes, cost) + completed
@@ -323,7 +325,8 @@ class Engine:
         return not seq.prefill_remaining
 
 
-def _load(prefills: list[tuple[Sequence, int]], decodes: list[Sequence]) -> Load:
+def step_load(prefills: list[tuple[Sequence, int]], decodes: list[Sequence]) -> Load:
+    """Sum the work of a step before it runs: n, C, A and K of the cost law. A decode computes one token."""
     context = sum([seq.computed for seq in decodes])
     tokens, pairs, kv_tokens = len(decodes), context + len(decodes), context + 2 * len(decodes)
     for seq, chunk in prefills:
@@ -368,19 +371,6 @@ class SimulatedRequest(NamedTuple):
     decode_j: float
 
 
-class StepSample(NamedTuple):
-    """Values that an engine's /metrics would show at t_ns: totals of the steps that ended by then, and the queues."""
-
-    t_ns: int
-    iterations: int
-    prompt_tokens: int
-    cached_tokens: int
-    generation_tokens: int
-    preemptions: int
-    running: int
-    waiting: int
-
-
 @dataclass(slots=True)
 class Totals:
     """Running totals over steps, counted as vLLM counts: a whole prompt, cached part included, at its first token."""
@@ -406,7 +396,8 @@ class SimulatedRun:
 
     requests: list[SimulatedRequest]
     counter: list[EnergySample]
-    engine: list[StepSample]
+    engine: list[EngineSample]
+    """What the engine's /metrics would show: totals of the steps that ended by then, and the queues."""
     end_ns: int
     step_j: float
     idle_j: float
@@ -419,20 +410,12 @@ class _Recorder:
     period_ns: int
     next_ns: int
     totals: Totals = field(default_factory=Totals)
-    samples: list[StepSample] = field(default_factory=list)
+    samples: list[EngineSample] = field(default_factory=list)
 
     def until(self, t_ns: int, running: int, waiting: int) -> None:
         """Record the grid instants strictly before t_ns."""
-        totals = self.totals
         while self.next_ns < t_ns:
-            row = (
-                totals.iterations,
-                totals.prompt_tokens,
-                totals.cached_tokens,
-                totals.generation_tokens,
-                totals.preemptions,
-            )
-            self.samples.append(StepSample(self.next_ns, *row, running, waiting))
+            self.samples.append({"t_ns": self.next_ns, **asdict(self.totals), "running": running, "waiting": waiting})
             self.next_ns += self.period_ns
 
 

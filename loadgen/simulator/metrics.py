@@ -73,29 +73,22 @@ class Metrics:
         return generate_latest(self._registry)
 
     def collect(self) -> Iterator[Metric]:
-        yield from self._gauges()
+        scheduler = self.engine.scheduler
+        kv_cache_share = scheduler.pool.used / scheduler.pool.blocks
+        for name, text, value in (
+            ("num_requests_running", "Number of requests in model execution batches.", len(scheduler.running)),
+            ("num_requests_waiting", "Number of requests waiting to be processed.", len(scheduler.waiting)),
+            ("kv_cache_usage_perc", "KV-cache usage. 1 means 100 percent usage.", kv_cache_share),
+        ):
+            gauge = GaugeMetricFamily(f"vllm:{name}", f"{text} Simulated.", labels=[*self.labels])
+            gauge.add_metric([*self.labels.values()], value)
+            yield gauge
         yield from self._counters()
         for name, (text, _) in HISTOGRAMS.items():
             histogram = self.histograms[name]
             buckets = [(bound, count) for bound, count, _ in histogram.buckets()]
             family = HistogramMetricFamily(f"vllm:{name}", f"{text} Simulated.", labels=[*self.labels])
             family.add_metric([*self.labels.values()], buckets, histogram.sum)
-            yield family
-
-    def _gauges(self) -> Iterator[Metric]:
-        scheduler = self.engine.scheduler
-        rows = (
-            ("num_requests_running", "Number of requests in model execution batches.", len(scheduler.running)),
-            ("num_requests_waiting", "Number of requests waiting to be processed.", len(scheduler.waiting)),
-            (
-                "kv_cache_usage_perc",
-                "KV-cache usage. 1 means 100 percent usage.",
-                scheduler.pool.used / scheduler.pool.blocks,
-            ),
-        )
-        for name, text, value in rows:
-            family = GaugeMetricFamily(f"vllm:{name}", f"{text} Simulated.", labels=[*self.labels])
-            family.add_metric([*self.labels.values()], value)
             yield family
 
     def _counters(self) -> Iterator[Metric]:

@@ -96,7 +96,13 @@ class EnginePlayer:
             await asyncio.sleep(0)
             while (remaining_ns := step.end_ns - monotonic_ns()) > 0:
                 await asyncio.sleep(math.ceil(remaining_ns / NS_PER_MS) / 1000)
-            self._record_lateness(monotonic_ns(), step.end_ns)
+            now_ns = monotonic_ns()
+            self.lateness_ns.append(now_ns - step.end_ns)
+            if now_ns - self._warned_ns > 10 * NS_PER_S and len(self.lateness_ns) >= 100:
+                self._warned_ns = now_ns
+                late_ms = self.lateness_ms()["p99"]
+                if late_ms is not None and late_ms > 5:
+                    _log.warning("simulated server: tokens leave late: p99 %.1f ms; this machine is too busy", late_ms)
             self._emit(step)
 
     def _emit(self, step: Step) -> None:
@@ -113,14 +119,6 @@ class EnginePlayer:
         for seq in step.finished:
             if (answer := self.answers.get(seq)) is not None:
                 self._finish(answer)
-
-    def _record_lateness(self, now_ns: int, planned_ns: int) -> None:
-        self.lateness_ns.append(now_ns - planned_ns)
-        if now_ns - self._warned_ns > 10 * NS_PER_S and len(self.lateness_ns) >= 100:
-            self._warned_ns = now_ns
-            late_ms = self.lateness_ms()["p99"]
-            if late_ms is not None and late_ms > 5:
-                _log.warning("simulated server: tokens leave late: p99 %.1f ms; this machine is too busy", late_ms)
 
     def lateness_ms(self) -> dict[str, float | None]:
         """Return quantiles of the delay between planned and actual sends; None before the first step."""

@@ -77,15 +77,14 @@ class ServedRequest:
         return usage_json(self.seq.input_tokens, self.sent_tokens, self.seq.cached_tokens)
 
     def emit(self, end_ns: int) -> None:
-        """Emit the next token at the end of its step."""
+        """Count the next token at the end of its step; write its event if the response is a stream."""
         if self.sent_tokens == 0:
             self.first_token_ns = end_ns
         self.last_token_ns = end_ns
         self.sent_tokens += 1
-        if self.wire is not None and not self.muted:
-            self._send_token(self.wire)
-
-    def _send_token(self, wire: ChunkedWriter) -> None:
+        wire = self.wire
+        if wire is None or self.muted:
+            return
         assert self.events is not None and self.words is not None
         if self.fault is not None and self.sent_tokens > self.seq.output_tokens // 2 and self._fail(wire):
             return

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 from hashlib import blake2b
 from zlib import crc32
 
-from loadgen.simulator.engine import BLOCK_TOKENS
+from loadgen.simulator.engine import KV_BLOCK_TOKENS
 
 _PIECE = re.compile(r"[ _]?[^\W\d_]{1,8}|\d{1,3}| ?[^\w\s]{1,4}|_|\s{1,16}")
 _VOCABULARY = 128_000
@@ -53,7 +53,7 @@ def block_hashes(ids: list[int]) -> tuple[bytes, ...]:
     """Return one hash per full block of the prompt, of all tokens up to its end: equal hashes mean equal prefixes."""
     hashes: list[bytes] = []
     parent = b""
-    for end in range(BLOCK_TOKENS, len(ids) + 1, BLOCK_TOKENS):
-        parent = blake2b(parent + repr(ids[end - BLOCK_TOKENS : end]).encode(), digest_size=16).digest()
+    for end in range(KV_BLOCK_TOKENS, len(ids) + 1, KV_BLOCK_TOKENS):
+        parent = blake2b(parent + repr(ids[end - KV_BLOCK_TOKENS : end]).encode(), digest_size=16).digest()
         hashes.append(parent)
     return tuple(hashes)

@@ -3,11 +3,11 @@
 import re
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from loadgen.clock import monotonic_ns
 from loadgen.errors import MeterError
 from loadgen.http_get import PageClient
+from loadgen.telemetry.engine_sample import EngineSample
 
 METRIC_NAMES = {
     "vllm:iteration_tokens_total_count": "iterations",
@@ -52,16 +52,11 @@ def parse_page(page: bytes) -> dict[str, float]:
     return values
 
 
-@dataclass(frozen=True)
-class EngineSample:
-    """The engine's counters at `t_ns`, the middle of the request that fetched them."""
-
-    t_ns: int
-    values: dict[str, float]
-
-
 class EnginePoller:
-    """A thread that reads the page every `period_s` and passes on its values. A read that fails leaves a gap."""
+    """A thread that reads the page every `period_s` and passes on its values. A read that fails leaves a gap.
+
+    `t_ns` of a sample is the middle of the request that fetched the page.
+    """
 
     def __init__(self, root_url: str, on_sample: Callable[[EngineSample], None], *, period_s: float = 0.5) -> None:
         self._connection = PageClient(root_url, None, monotonic_ns)
@@ -90,4 +85,4 @@ class EnginePoller:
         finally:
             self._connection.close()  # llama.cpp gives a thread of its few to each connection, idle ones too
         if response.status == 200 and (values := parse_page(response.body)):
-            self._on_sample(EngineSample((response.sent_ns + response.received_ns) // 2, values))
+            self._on_sample({"t_ns": (response.sent_ns + response.received_ns) // 2, **values})

@@ -146,22 +146,22 @@ class BatchSender(Generic[Item]):
         self._client.close()
 
     def _drain(self) -> None:
+        """POST batches until the queue is empty.
+
+        One that a sidecar refuses or does not get is lost and counted: the run goes on without it.
+        """
         while not self._queue.empty():
             batch = [self._queue.get() for _ in range(min(self._queue.qsize(), BATCH))]
-            self._send(batch)
-
-    def _send(self, batch: list[Item]) -> None:
-        """POST a batch. One that a sidecar refuses or does not get is lost and counted: the run goes on without it."""
-        try:
-            response = self._client.request("POST", self._path, self._encode(batch, anchor()))
-            problem = None if response.status == 200 else f"it answered {response.status}"
-        except REQUEST_ERRORS as err:
-            problem = str(err) or type(err).__name__
-        if problem is None:
-            self.sent += len(batch)
-        else:
-            self.lost += len(batch)
-            self.last_error = problem
+            try:
+                response = self._client.request("POST", self._path, self._encode(batch, anchor()))
+                problem = None if response.status == 200 else f"it answered {response.status}"
+            except REQUEST_ERRORS as err:
+                problem = str(err) or type(err).__name__
+            if problem is None:
+                self.sent += len(batch)
+            else:
+                self.lost += len(batch)
+                self.last_error = problem
 
 
 class SpanSender(BatchSender[RequestRecord]):

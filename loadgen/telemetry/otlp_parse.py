@@ -91,7 +91,8 @@ def parse_spans(body: bytes) -> Parsed:
     dropped: Counter[str] = Counter()
     for span in (span for resource in request.resource_spans for scope in resource.scope_spans for span in scope.spans):
         attributes = _attributes(span)
-        if not _is_request(span.name, attributes):
+        named = span.name == "llm_request" or "time_per_token" in attributes
+        if not named and _REQUEST_ATTRIBUTES.isdisjoint(attributes):
             dropped["not_a_request"] += 1
             continue
         try:
@@ -118,13 +119,7 @@ _SCALARS = frozenset(("string_value", "int_value", "double_value", "bool_value")
 
 
 _REQUEST_ATTRIBUTES = frozenset((*OUTPUT_TOKENS, *FIRST_TOKEN_S))
-
-
-def _is_request(name: str, attributes: Attributes) -> bool:
-    """Return True for spans of requests: TGI's have its times, others a token count or vLLM's span name."""
-    if name == "llm_request" or "time_per_token" in attributes:
-        return True
-    return not _REQUEST_ATTRIBUTES.isdisjoint(attributes)
+"""One of these is in the span of a request, or it has vLLM's name or TGI's times."""
 
 
 def _request_span(span: Any, attributes: Attributes) -> RequestSpan:
@@ -148,7 +143,14 @@ def _request_span(span: Any, attributes: Attributes) -> RequestSpan:
         workload=_text(attributes, WORKLOAD),
         ok=span.status.code != STATUS_ERROR,
     )
-    return (_with_tgi_times if "time_per_token" in attributes else _with_times)(request, attributes)
+    if "time_per_token" in attributes:
+        return _with_tgi_times(request, attributes)
+    first_s, prefill_s = _seconds(attributes, FIRST_TOKEN_S), _seconds(attributes, PREFILL_S)
+    if first_s is None:
+        return request
+    first_ns = min(start_ns + round(first_s * NS_PER_S), end_ns)
+    prefill_ns = start_ns if prefill_s is None else max(start_ns, first_ns - round(prefill_s * NS_PER_S))
+    return msgspec.structs.replace(request, prefill_ns=prefill_ns, first_token_ns=first_ns)
 
 
 def join_key(request_id: str) -> str:
@@ -156,17 +158,6 @@ def join_key(request_id: str) -> str:
     if request_id.startswith("chatcmpl-"):
         return request_id.removeprefix("chatcmpl-")
     return re.sub(r"^cmpl-(.+)-\d+$", r"\1", request_id)
-
-
-def _with_times(request: RequestSpan, attributes: Attributes) -> RequestSpan:
-    first_s, prefill_s = _seconds(attributes, FIRST_TOKEN_S), _seconds(attributes, PREFILL_S)
-    if first_s is None:
-        return request
-    first_ns = min(request.start_ns + round(first_s * NS_PER_S), request.end_ns)
-    prefill_ns = (
-        request.start_ns if prefill_s is None else max(request.start_ns, first_ns - round(prefill_s * NS_PER_S))
-    )
-    return msgspec.structs.replace(request, prefill_ns=prefill_ns, first_token_ns=first_ns)
 
 
 def _with_tgi_times(request: RequestSpan, attributes: Attributes) -> RequestSpan:

@@ -10,7 +10,7 @@ from loadgen.energy_model.measure import ProfileOptions, check_bins_fit, profile
 from loadgen.energy_model.profiling_plan import StoppingRule, journal, journal_path
 from loadgen.energy_model.waves import RequestShape
 from loadgen.errors import LoadgenError
-from loadgen.simulator.app import ServerOptions, running
+from loadgen.simulator.app import ServerOptions, running_simulator
 from loadgen.simulator.cost_model import CounterOptions
 from loadgen.simulator.engine import EngineOptions
 from loadgen.simulator.faults import parse_faults
@@ -35,7 +35,7 @@ def measure(
         rule = StoppingRule(
             QUICK.within, QUICK.repeat_s, QUICK.max_repeats, QUICK.cap_s, 0.0, QUICK.idle_s, static, budget_s
         )
-        async with running(options) as (_, url):
+        async with running_simulator(options) as (_, url):
             profile = ProfileOptions(base_url=url + "/v1", gpu_name="h200", model="llama-3.1-8b", rule=rule)
             return await profile_server([RequestShape(64, 8)], [4, 2], out, profile, lines.append)
 

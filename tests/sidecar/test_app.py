@@ -26,12 +26,12 @@ from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from loadgen.sidecar import app as edges
 from loadgen.sidecar import ledger
-from loadgen.sidecar.app import MAX_OTLP_BYTES, OPENMETRICS, Sidecar, SidecarOptions, authorized, running
+from loadgen.sidecar.app import MAX_OTLP_BYTES, OPENMETRICS, Sidecar, SidecarOptions, authorized
 from loadgen.sidecar.exporter import reference
 from loadgen.sidecar.grpc_server import GRPC_METHOD
+from loadgen.sidecar.server import running_sidecar
 from loadgen.sidecar.watermark import AllowedLateness
-from loadgen.simulator.app import ServerOptions
-from loadgen.simulator.app import running as simulated
+from loadgen.simulator.app import ServerOptions, running_simulator
 from loadgen.telemetry import otlp_export
 from loadgen.telemetry.otlp_export import SpanSender
 from loadgen.units import NS_PER_S
@@ -63,9 +63,9 @@ def live(test: Callable[..., Coroutine[Any, Any, None]]) -> Callable[..., None]:
 
 @asynccontextmanager
 async def sidecar(**options: object) -> AsyncIterator[tuple[Sidecar, str, int | None, aiohttp.ClientSession]]:
-    async with simulated(ServerOptions(port=0)) as (_, engine):
+    async with running_simulator(ServerOptions(port=0)) as (_, engine):
         given = SidecarOptions(port=0, engine_url=engine, lateness=QUICK, **options)  # type: ignore[arg-type]
-        async with running(given) as (one, url, grpc_port), aiohttp.ClientSession() as session:
+        async with running_sidecar(given) as (one, url, grpc_port), aiohttp.ClientSession() as session:
             yield one, url, grpc_port, session
 
 
@@ -143,7 +143,7 @@ async def test_every_scrape_adds_up_while_requests_come_and_go() -> None:
 async def test_an_engine_that_sends_spans_needs_no_client_that_does() -> None:
     async with sidecar() as (one, url, _, session):
         told = ServerOptions(port=0, otlp_traces_endpoint=url + "/v1/traces")
-        async with simulated(told) as (engine, address):
+        async with running_simulator(told) as (engine, address):
             await ask(session, address, 30)
         assert engine.player.spans is not None
         assert (engine.player.spans.sent, engine.player.spans.lost) == (1, 0)
@@ -204,18 +204,16 @@ async def test_bodies_that_cannot_be_read_are_refused_and_counted() -> None:
 @live
 async def test_an_engine_and_its_counter_may_start_again() -> None:
     async with AsyncExitStack() as first:
-        before, engine = await first.enter_async_context(simulated(ServerOptions(port=0)))
+        before, engine = await first.enter_async_context(running_simulator(ServerOptions(port=0)))
         options = SidecarOptions(port=0, engine_url=engine, energy=engine, lateness=QUICK)
-        async with running(options) as (one, url, _), aiohttp.ClientSession() as session:
+        async with running_sidecar(options) as (one, url, _), aiohttp.ClientSession() as session:
             await ask(session, engine, 50)
-            await until(
-                one, lambda: one._newest_engine is not None and one._newest_engine.values["generation_tokens"] == 50
-            )
+            await until(one, lambda: one._newest_engine is not None and one._newest_engine["generation_tokens"] == 50)
             await until(one, lambda: one._feed[-1].joules > 20)
             await first.aclose()
             await until(one, lambda: one.page.engine_up is False)
             assert_adds_up(await samples(session, url))
-            async with simulated(replace(before.options, port=int(engine.rsplit(":", 1)[1]))):
+            async with running_simulator(replace(before.options, port=int(engine.rsplit(":", 1)[1]))):
                 await until(one, lambda: one.page.engine_restarts == 1 and one.page.resets == 1)
                 await until(one, lambda: one.page.engine_up is True)
                 committed_mj = one.page.ledger.domains[0].committed_mj
@@ -334,9 +332,9 @@ async def test_the_feed_says_how_far_a_move_may_lie_from_its_time_and_what_is_un
 
 @live
 async def test_health_says_when_the_meter_is_silent_and_the_engine_away(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with simulated(ServerOptions(port=0)) as (_, engine):
+    async with running_simulator(ServerOptions(port=0)) as (_, engine):
         options = SidecarOptions(port=0, engine_url="http://127.0.0.1:9", energy=engine, lateness=QUICK)
-        async with running(options) as (one, url, _), aiohttp.ClientSession() as session:
+        async with running_sidecar(options) as (one, url, _), aiohttp.ClientSession() as session:
             await until(one, lambda: len(one._feed) > 1)
             async with session.get(url + "/healthz") as response:
                 assert (response.status, (await response.json())["engine"]) == (200, "away")
@@ -366,15 +364,15 @@ async def test_tls(tmp_path: Path) -> None:
 @live
 async def test_without_a_source_of_energy_it_says_so_and_ends() -> None:
     with pytest.raises(LoadgenError, match="needs an energy source"):
-        async with running(SidecarOptions(port=0, energy="none")):
+        async with running_sidecar(SidecarOptions(port=0, energy="none")):
             pass
 
 
 @live
 async def test_an_engine_url_that_is_none_is_said_at_once() -> None:
-    async with simulated(ServerOptions(port=0)) as (_, engine):
+    async with running_simulator(ServerOptions(port=0)) as (_, engine):
         with pytest.raises(LoadgenError, match=r"--engine-url: .*gpu-host.* is no http"):
-            async with running(SidecarOptions(port=0, engine_url="gpu-host", energy=engine)):
+            async with running_sidecar(SidecarOptions(port=0, engine_url="gpu-host", energy=engine)):
                 pass
 
 

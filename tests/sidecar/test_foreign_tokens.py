@@ -5,7 +5,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.sidecar.foreign_tokens import RECENT, TokenBalance, foreign_shares, generated_tokens
-from loadgen.telemetry.engine_metrics import EngineSample
 
 
 def test_the_excess_over_two_intervals_is_foreign() -> None:
@@ -58,9 +57,9 @@ def test_the_estimate_does_not_depend_on_where_commits_cut_it(rows: list[tuple[i
 
 @pytest.mark.parametrize(("earlier", "later", "tokens"), [(5, 9, 4), (5, 5, 0), (5, 3, 3), (5, 0, 0)])
 def test_a_count_that_went_down_began_again_at_zero(earlier: float, later: float, tokens: float) -> None:
-    samples = [EngineSample(t, {"generation_tokens": value}) for t, value in enumerate((earlier, later))]
+    samples = [{"t_ns": t, "generation_tokens": value} for t, value in enumerate((earlier, later))]
     assert generated_tokens(*samples) == tokens
 
 
 def test_an_engine_without_a_count_made_nothing() -> None:
-    assert generated_tokens(EngineSample(0, {}), EngineSample(1, {})) == 0.0
+    assert generated_tokens({"t_ns": 0}, {"t_ns": 1}) == 0.0

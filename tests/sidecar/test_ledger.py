@@ -12,7 +12,6 @@ from loadgen.sidecar.accounts import MAX_LABELS, Account
 from loadgen.sidecar.clock_sync import ClockSync
 from loadgen.sidecar.ledger import Ledger, Snapshot
 from loadgen.sidecar.watermark import AllowedLateness
-from loadgen.telemetry.engine_metrics import EngineSample
 from loadgen.telemetry.otlp_parse import RequestSpan
 from loadgen.units import NS_PER_MS, NS_PER_S, ns_from_s
 
@@ -56,7 +55,7 @@ def looks(ledger: Ledger, from_s: float, to_s: float, running: int, tokens: floa
     """The engine's page, looked at every half second."""
     for half in range(round(from_s * 2), round(to_s * 2)):
         values = {"running": float(running), "waiting": 0.0, "generation_tokens": tokens}
-        ledger.add_engine_sample(EngineSample(half * NS_PER_S // 2, values))
+        ledger.add_engine_sample({"t_ns": half * NS_PER_S // 2, **values})
         tokens += per_s / 2
     return tokens
 
@@ -397,7 +396,7 @@ def test_only_the_history_of_the_fit_is_kept() -> None:
     before_ns = ledger._watermark_ns - books.HISTORY_NS
     points = ledger._domains["gpu:0"].points
     assert points[0].t_ns < before_ns <= points[1].t_ns
-    assert ledger._samples[0].t_ns < before_ns <= ledger._samples[1].t_ns
+    assert ledger._samples[0]["t_ns"] < before_ns <= ledger._samples[1]["t_ns"]
     assert not ledger._closed
 
 
@@ -406,7 +405,7 @@ def test_only_the_history_of_the_fit_is_kept() -> None:
     [([0, 0, 0], []), ([1, 0, 0], [[0, 1]]), ([0, 1, 0], [[0, 1], [1, 2]]), ([0, 0, 1], [[1, 2]])],
 )
 def test_an_interval_is_unseen_if_a_span_is_missing_at_either_end(queues: list[int], unseen_s: list[list[int]]) -> None:
-    samples = [EngineSample(t * NS_PER_S, {"running": float(running)}) for t, running in enumerate(queues)]
+    samples = [{"t_ns": t * NS_PER_S, "running": float(running)} for t, running in enumerate(queues)]
     assert (Ledger([GPU])._unseen([], samples) / NS_PER_S).tolist() == unseen_s
 
 

@@ -11,7 +11,7 @@ from loadgen.sidecar.watermark import (
     give_up_ns,
     queue_length,
 )
-from loadgen.telemetry.engine_metrics import EngineSample
+from loadgen.telemetry.engine_sample import EngineSample
 from loadgen.units import NS_PER_S, ns_from_s
 
 
@@ -22,7 +22,7 @@ def spans(*times_s: tuple[float, float]) -> SpanTimes:
 
 
 def sample(t_s: float, running: float = 0.0, waiting: float = 0.0) -> EngineSample:
-    return EngineSample(ns_from_s(t_s), {"running": running, "waiting": waiting})
+    return {"t_ns": ns_from_s(t_s), "running": running, "waiting": waiting}
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_without_spans_nothing_is_covered() -> None:
     [({"running": 2.0, "waiting": 3.0}, 5.0), ({"running": 2.0}, 2.0), ({"waiting": 3.0}, 3.0), ({}, 0.0)],
 )
 def test_the_queue_is_what_runs_and_what_waits(values: dict[str, float], length: float) -> None:
-    assert queue_length(EngineSample(0, values)) == length
+    assert queue_length({"t_ns": 0, **values}) == length
 
 
 @pytest.mark.parametrize(

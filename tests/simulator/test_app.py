@@ -24,7 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from loadgen.errors import LoadgenError
 from loadgen.simulator.api import ApiError, GenerateBody, ask_of
-from loadgen.simulator.app import ServerOptions, running
+from loadgen.simulator.app import ServerOptions, running_simulator
 from loadgen.simulator.cost_model import CounterOptions
 from loadgen.simulator.engine import EngineOptions
 from loadgen.simulator.faults import MEANING, Faults, parse_faults
@@ -86,7 +86,7 @@ def serving(test: Callable[[Client], Awaitable[None]], **options: Any) -> None:
     """Run `test` against a server with `options`."""
 
     async def main() -> None:
-        async with running(ServerOptions(port=0, **options)) as (_, url), aiohttp.ClientSession() as session:
+        async with running_simulator(ServerOptions(port=0, **options)) as (_, url), aiohttp.ClientSession() as session:
             await asyncio.wait_for(test(Client(session, url)), LONG_WAIT_S)
 
     asyncio.run(main())

@@ -17,6 +17,7 @@ from loadgen.simulator.engine import (
     SubmittedRequest,
     Totals,
     simulate,
+    step_load,
 )
 from loadgen.units import NS_PER_MS, NS_PER_S
 
@@ -108,8 +109,8 @@ def test_everyone_gets_exactly_the_tokens_asked_for_and_none_before_arriving(arr
         if request.preemptions == 0:  # else a second token may come out of a repeated prefill
             assert (request.decode_j > 0) == (arrival.output_tokens > 1)
     last = result.engine[-1]
-    assert last.generation_tokens == sum(a.output_tokens for a in arrivals)
-    assert last.prompt_tokens == sum(a.input_tokens for a in arrivals)
+    assert last["generation_tokens"] == sum(a.output_tokens for a in arrivals)
+    assert last["prompt_tokens"] == sum(a.input_tokens for a in arrivals)
 
 
 @settings(max_examples=30, deadline=None)
@@ -173,8 +174,8 @@ def test_preemption_takes_the_latest_arrival_which_pays_its_prefill_again():
     assert [r.preemptions for r in tight.requests] == [0, 1]
     assert tight.requests[1].prefill_j > 1.5 * roomy.requests[1].prefill_j
     assert tight.requests[0].token_ns[-1] < tight.requests[1].token_ns[-1]
-    assert tight.engine[-1].preemptions == 1
-    assert tight.engine[-1].prompt_tokens == 192, "a prompt counts once, however often it is computed"
+    assert tight.engine[-1]["preemptions"] == 1
+    assert tight.engine[-1]["prompt_tokens"] == 192, "a prompt counts once, however often it is computed"
 
 
 def test_a_preempted_sequence_computes_prompt_and_answer_again():
@@ -212,7 +213,7 @@ def test_prefix_caching_skips_whole_blocks_but_never_the_last_token():
     assert [r.cached_tokens for r in cold.requests] == [0, 0, 0]
     assert [r.cached_tokens for r in warm.requests] == [0, 80, 96]
     assert warm.requests[1].prefill_j < cold.requests[1].prefill_j
-    assert warm.engine[-1].cached_tokens == 176
+    assert warm.engine[-1]["cached_tokens"] == 176
 
 
 def test_cached_prefixes_make_room_when_it_is_needed():
@@ -245,19 +246,33 @@ def test_nothing_starts_before_it_arrives():
     assert engine.step(5 * NS_PER_S) is not None
 
 
+@pytest.mark.parametrize(
+    ("prefills", "decodes", "load"),
+    [
+        ([], [10], (1, 1, 11, 12)),  # one query over 10 cached keys and itself; 10 tokens read, one written and read
+        ([(0, 4)], [], (1, 4, 10, 8)),  # 1 + 2 + 3 + 4 pairs
+        ([(6, 4)], [], (1, 4, 34, 14)),  # the same chunk after 6 tokens: 4 x 6 pairs more, 6 tokens read
+        ([(0, 4), (6, 4)], [10, 0], (4, 10, 56, 36)),
+    ],
+)
+def test_the_load_of_a_step_is_that_of_its_sequences(prefills, decodes, load):
+    chunks = [(Sequence(0, 100, 9, computed=context), tokens) for context, tokens in prefills]
+    assert step_load(chunks, [Sequence(0, 100, 9, computed=context) for context in decodes]) == load
+
+
 def test_engine_samples_are_the_totals_of_the_steps_that_ended_by_then():
     some = [SubmittedRequest(i * 40 * NS_PER_MS, 80, 30) for i in range(6)]
     result = simulate(some, H200, LLAMA, tail_ns=NS_PER_S)
     engine = Engine(H200, LLAMA)
     steps = run(engine, [Sequence(*arrival) for arrival in some])
-    assert [sample.t_ns for sample in result.engine] == [i * 100 * NS_PER_MS for i in range(len(result.engine))]
+    assert [sample["t_ns"] for sample in result.engine] == [i * 100 * NS_PER_MS for i in range(len(result.engine))]
     for sample in result.engine:
         totals = Totals()
         for step in steps:
-            if step.end_ns <= sample.t_ns:
+            if step.end_ns <= sample["t_ns"]:
                 totals.add(step)
-        assert (sample.iterations, sample.generation_tokens) == (totals.iterations, totals.generation_tokens)
-        assert sample.prompt_tokens == totals.prompt_tokens
+        assert (sample["iterations"], sample["generation_tokens"]) == (totals.iterations, totals.generation_tokens)
+        assert sample["prompt_tokens"] == totals.prompt_tokens
 
 
 def test_a_simulation_is_the_same_every_time_and_its_seed_moves_only_the_noise():

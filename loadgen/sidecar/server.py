@@ -1,0 +1,123 @@
+"""Starts and ends a sidecar: the meter, TLS, OTLP over HTTP and gRPC, the threads and the task of the ledger."""
+
+import asyncio
+import gc
+import logging
+import signal
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+from aiohttp import web
+
+from loadgen.energy.choose import open_meter
+from loadgen.energy.meter import EnergyMeter
+from loadgen.errors import LoadgenError
+from loadgen.http_get import REQUEST_ERRORS, http_get
+from loadgen.sidecar.app import MAX_OTLP_BYTES, Sidecar, SidecarOptions
+from loadgen.sidecar.grpc_server import start_grpc
+
+
+def ask_engine(url: str) -> tuple[str | None, bool]:
+    """Return the engine's only model and True if it is the simulated server; (None, False) when it does not say."""
+    try:
+        response = http_get(url + "/v1/models", timeout_s=2, max_body_bytes=1 << 20)
+        models = [entry["id"] for entry in msgspec.json.decode(response.body)["data"]]
+    except (*REQUEST_ERRORS, msgspec.DecodeError, LookupError, TypeError):
+        return None, False
+    simulated = response.headers.get("X-Simulated") == "true"
+    return (str(models[0])[:64] if len(models) == 1 else None), simulated
+
+
+def choose_meter(options: SidecarOptions, simulated: bool) -> EnergyMeter:
+    """Open the energy source. `auto` beside a simulated engine is its simulated counter.
+
+    Raises LoadgenError when there is nothing to read.
+    """
+    choice = options.energy
+    if choice == "auto" and simulated:
+        assert options.engine_url is not None
+        choice = options.engine_url
+    meter, reasons = open_meter(choice, gpus=options.gpus or None, token=options.energy_token)
+    if meter is None:
+        raise LoadgenError(f"a sidecar needs an energy source: {'; '.join(reasons) or 'none was found'}")
+    return meter
+
+
+@asynccontextmanager
+async def running_sidecar(options: SidecarOptions) -> AsyncIterator[tuple[Sidecar, str, int | None]]:
+    """Serve; yield the sidecar, its URL and its gRPC port. Raises LoadgenError when it cannot."""
+    model, simulated = await asyncio.to_thread(ask_engine, options.engine_url) if options.engine_url else (None, False)
+    certificate = (options.tls_cert, options.tls_key) if options.tls_cert and options.tls_key else None
+    tls = _tls(*certificate) if certificate else None
+    meter = await asyncio.to_thread(choose_meter, options, simulated)
+    try:
+        sidecar = Sidecar(options, meter, options.model or model)
+    except LoadgenError:
+        meter.close()
+        raise
+    runner = web.AppRunner(sidecar.app(), access_log=None, shutdown_timeout=0.5)
+    await runner.setup()
+    grpc_server, grpc_port = None, None
+    keeper: asyncio.Task[None] | None = None
+    try:
+        try:
+            await web.TCPSite(runner, options.host, options.port, ssl_context=tls).start()
+        except OSError as err:
+            raise LoadgenError(
+                f"cannot listen on {options.host}:{options.port}: {err.strerror or err}; choose another --port"
+            ) from err
+        if options.grpc_port is not None:
+            grpc_server, grpc_port = start_grpc(
+                options.host, options.grpc_port, sidecar.receive, sidecar.authorized,
+                max_body_bytes=MAX_OTLP_BYTES, certificate=certificate,
+            )  # fmt: skip
+        sidecar.sampler.start()
+        if sidecar.poller:
+            sidecar.poller.start()
+        keeper = asyncio.create_task(sidecar.keep())
+        host = f"[{options.host}]" if ":" in options.host else options.host
+        yield sidecar, f"{'https' if tls else 'http'}://{host}:{runner.addresses[0][1]}", grpc_port
+    finally:
+        if keeper:
+            keeper.cancel()
+            await asyncio.wait([keeper])
+            await asyncio.to_thread(sidecar.sampler.stop)
+            if sidecar.poller:
+                await asyncio.to_thread(sidecar.poller.stop)
+        if grpc_server:
+            grpc_server.stop(0.5)
+        await runner.cleanup()
+        if not sidecar.sampler.hangs:
+            meter.close()
+
+
+def _tls(cert: Path, key: Path) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError) as err:
+        raise LoadgenError(f"the TLS certificate cannot be used: {err}") from err
+    return context
+
+
+async def serve_sidecar(options: SidecarOptions) -> None:
+    """Serve until SIGINT or SIGTERM; an error in the ledger ends it too, with a traceback."""
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    async with running_sidecar(options) as (sidecar, url, grpc_port):
+        sources = ", ".join(f"{domain.name} ({domain.source})" for domain in sidecar.meter.domains)
+        also = f", OTLP/gRPC on port {grpc_port}" if grpc_port is not None else ""
+        print(f"sidecar: {url}/metrics, OTLP on {url}/v1/traces{also}; energy of {sources}", flush=True)
+        await stop.wait()
+
+
+def run_sidecar(options: SidecarOptions) -> None:
+    logging.basicConfig(stream=sys.stderr, format="%(message)s")
+    gc.freeze()  # modules are never freed: no collection need visit them
+    with asyncio.Runner() as runner:
+        runner.run(serve_sidecar(options))

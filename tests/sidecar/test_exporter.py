@@ -1,0 +1,90 @@
+"""The sidecar's metric families: names, labels, values and exemplars of one page."""
+
+import pytest
+from msgspec.structs import replace as changed
+
+from loadgen.energy.series import EnergyDomain
+from loadgen.sidecar.accounts import Accounts, OpenRequest
+from loadgen.sidecar.exporter import METRICS, SidecarPage, metric_family
+from loadgen.sidecar.ledger import DomainEnergy, Snapshot
+from sidecar.test_accounts import REQUEST
+
+
+def page(coverage: float | None = 0.75, engine_up: bool | None = True) -> SidecarPage:
+    """Two domains, one closed request of 2 J and a failed one that no commit included."""
+    accounts, entry = Accounts(), OpenRequest(REQUEST)
+    accounts.charge(entry, 400, 1600)
+    accounts.of(REQUEST).close(entry)
+    failed = changed(REQUEST, key="b", ok=False)
+    accounts.of(failed).close(OpenRequest(failed))
+    ledger = Snapshot(
+        domains=(
+            DomainEnergy(EnergyDomain(name="gpu:0", source="nvml:counter", uuid="GPU-a"), 5000, 250),
+            DomainEnergy(EnergyDomain(name="cpu:package-0", source="rapl"), 1000, 0),
+        ),
+        accounts=accounts.freeze(), idle_mj=3500, unattributed_mj=500, dropped={"late": 2, "future": 0}, merged=3,
+        partial=4, open_requests=5, lag_s=6.5, coverage=coverage, foreign_tokens=7,
+    )  # fmt: skip
+    return SidecarPage(
+        ledger=ledger, watts={"gpu:0": 312.5}, resets=8, read_errors=9, last_read_s=1.5e9, engine_up=engine_up,
+        engine_restarts=10,
+    )  # fmt: skip
+
+
+def samples(name: str, page: SidecarPage) -> dict[tuple[str, ...], float]:
+    """Value by label values of a metric on a page."""
+    (declared,) = (metric for metric in METRICS if metric.name == name)
+    rows = metric_family(declared, page).samples
+    assert {row.name for row in rows} <= {name}, "the page shows the declared name"
+    assert all(tuple(row.labels) == declared.labels for row in rows)
+    return {tuple(row.labels.values()): row.value for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("loadgen_gpu_energy_joules_total", {("0", "GPU-a"): 5.0, ("cpu:package-0", ""): 1.0}),
+        ("loadgen_gpu_energy_pending_joules", {("0", "GPU-a"): 0.25, ("cpu:package-0", ""): 0.0}),
+        ("loadgen_gpu_power_watts", {("0", "GPU-a"): 312.5}),
+        ("loadgen_attributed_energy_joules_total", {("m", "chat", "prefill"): 0.4, ("m", "chat", "decode"): 1.6}),
+        ("loadgen_idle_energy_joules_total", {(): 3.5}),
+        ("loadgen_unattributed_energy_joules_total", {(): 0.5}),
+        ("loadgen_input_tokens_total", {("m", "chat"): 200}),
+        ("loadgen_output_tokens_total", {("m", "chat"): 100}),
+        ("loadgen_requests_total", {("m", "chat", "completed"): 1, ("m", "chat", "failed"): 1}),
+        ("loadgen_energy_attribution_coverage_ratio", {(): 0.75}),
+        ("loadgen_foreign_output_tokens_total", {(): 7}),
+        ("loadgen_energy_resets_total", {(): 8}),
+        ("loadgen_energy_read_errors_total", {(): 9}),
+        ("loadgen_energy_last_read_timestamp_seconds", {(): 1.5e9}),
+        ("loadgen_energy_source_info", {("0", "GPU-a", "nvml:counter"): 1, ("cpu:package-0", "", "rapl"): 1}),
+        ("loadgen_settlement_lag_seconds", {(): 6.5}),
+        ("loadgen_spans_dropped_total", {("late",): 2, ("future",): 0}),
+        ("loadgen_spans_merged_total", {(): 3}),
+        ("loadgen_spans_partial_total", {(): 4}),
+        ("loadgen_spans_open", {(): 5}),
+        ("loadgen_engine_up", {(): 1.0}),
+        ("loadgen_engine_restarts_total", {(): 10}),
+    ],
+)
+def test_each_metric_shows_its_own_number(name: str, expected: dict[tuple[str, ...], float]) -> None:
+    assert samples(name, page()) == expected
+
+
+def test_an_unknown_value_has_no_row_and_an_engine_that_is_away_has_a_zero() -> None:
+    unknown = page(coverage=None, engine_up=None)
+    assert samples("loadgen_energy_attribution_coverage_ratio", unknown) == {}
+    assert samples("loadgen_engine_up", unknown) == {}
+    assert samples("loadgen_engine_up", page(engine_up=False)) == {(): 0.0}
+
+
+def test_a_histogram_counts_closed_requests_and_names_one_in_its_bucket() -> None:
+    (declared,) = (metric for metric in METRICS if metric.name == "loadgen_request_energy_joules")
+    rows = metric_family(declared, page()).samples
+    buckets = {row.labels["le"]: row for row in rows if row.name.endswith("_bucket")}
+    assert (buckets["1.0"].value, buckets["2.0"].value, buckets["+Inf"].value) == (0, 1, 1)
+    assert buckets["1.0"].exemplar is None and buckets["5.0"].exemplar is None
+    exemplar = buckets["2.0"].exemplar
+    assert exemplar is not None and (exemplar.labels, exemplar.value) == ({"request_id": "run-1"}, 2.0)
+    totals = {row.name: row.value for row in rows if not row.name.endswith("_bucket")}
+    assert totals == {"loadgen_request_energy_joules_count": 1, "loadgen_request_energy_joules_sum": 2.0}
