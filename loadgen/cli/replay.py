@@ -212,8 +212,6 @@ def replay(
     from rich.console import Console
 
     from loadgen.report.progress_view import view
-    from loadgen.report.terminal import render_terminal
-    from loadgen.report.write import finish
     from loadgen.run import replay as run
     from loadgen.run.config import RunConfig
     from loadgen.servers.launcher import served
@@ -239,6 +237,10 @@ def replay(
             options["base_url"] = stack.enter_context(served(serve, *model))
         config = msgspec.convert(options | {"out": out, "plan": plan}, RunConfig)
         run.replay(schedule, config, view("none" if as_json else ui, Console(stderr=True), title=plan["trace"]))
+    # What a run needs only at its end does not delay its beginning.
+    from loadgen.report.terminal import render_terminal
+    from loadgen.report.write import finish
+
     result = finish(out, schedule)
     if as_json:
         click.echo((out / "summary.json").read_text(), nl=False)
