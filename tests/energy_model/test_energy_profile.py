@@ -6,7 +6,13 @@ import msgspec
 import numpy as np
 import pytest
 
-from loadgen.energy_model.energy_profile import EnergyProfile, GridPoint, energy_profile_json, read_energy_profile
+from loadgen.energy_model.energy_profile import (
+    EnergyProfile,
+    GridPoint,
+    energy_profile_json,
+    read_energy_profile,
+    write_energy_profile,
+)
 from loadgen.errors import LoadgenError
 
 POINT = GridPoint(input=8, output=2, batch=1, joules_per_request=1.5)
@@ -25,6 +31,20 @@ def test_a_profile_is_read_as_it_was_written_in_order_of_batch_then_lengths(tmp_
     (path := tmp_path / "p.json").write_bytes(energy_profile_json(profile(*points)))
     expected = sorted(points, key=lambda p: (p.batch, p.input, p.output))
     assert list(read_energy_profile(str(path)).cells) == expected
+
+
+def test_a_profile_is_written_into_a_new_folder_or_over_an_earlier_one(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "b" / "p.json"
+    for point in (POINT, msgspec.structs.replace(POINT, batch=2)):
+        write_energy_profile(path, profile(point))
+        assert path.read_bytes() == energy_profile_json(profile(point))
+    assert [entry.name for entry in path.parent.iterdir()] == ["p.json"]
+
+
+def test_a_profile_below_a_file_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(LoadgenError, match=r"cannot write .*file/p\.json"):
+        write_energy_profile(tmp_path / "file" / "p.json", profile(POINT))
 
 
 def test_the_shipped_simulated_profile_says_so_and_has_a_full_grid() -> None:

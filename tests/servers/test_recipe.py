@@ -228,3 +228,18 @@ def test_docker_publishes_the_port_and_the_container_listens_everywhere() -> Non
     assert words[words.index("i:1") :] == ["i:1", "--at=0.0.0.0:80", "--size", "4"]
     with pytest.raises(LoadgenError, match="mine has no image"):
         docker_command(minimal(), {}, PLACES)
+
+
+def test_a_description_has_the_commands_the_options_with_their_defaults_and_the_quirks() -> None:
+    recipe = recipes.read_recipe("vllm")
+    places = {"python": "py", "host": "::1", "port": "81", "model": "a b"}
+    lines = recipes.describe(recipe, recipes.option_values(recipe, {"max_num_seqs": 9}), places).splitlines()
+    assert lines[0] == f"vllm: {recipe.summary}"
+    command = lines[lines.index("command:") + 1]
+    assert command.startswith("  py -m vllm") and "'a b'" in command and "--max-num-seqs 9" in command
+    assert lines[lines.index("in Docker:") + 1].startswith("  docker run ")
+    options = lines[lines.index("engine options:") + 1 :][: len(recipe.engine_options)]
+    for line, (name, option) in zip(options, recipe.engine_options.items(), strict=True):
+        assert line.startswith(f"  {name:<24}{option.type:<8}{option.help}")
+        assert line.endswith("]") == (option.default is not None)
+    assert lines[-len(recipe.quirks) :] == [f"  {quirk}" for quirk in recipe.quirks]
