@@ -8,7 +8,8 @@ import sys
 from pathlib import Path
 
 if sys.path[0] == str(Path(__file__).parent):
-    # Locust puts a locustfile's folder first on the path, where our package `locust` would hide locust itself.
+    # Locust puts a locustfile's own folder first on the path while it imports the file. The folder above it instead
+    # makes a checkout work from anywhere, with this package and not another one that may be installed.
     sys.path[0] = str(Path(__file__).parents[1])
 
 from loadgen.locust.hooks import listen

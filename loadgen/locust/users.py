@@ -24,7 +24,7 @@ from loadgen.locust.web import UNSCHEDULED, log_record
 from loadgen.locust.workload import fitting_bins, lengths, plan
 from loadgen.record import RequestRecord
 from loadgen.telemetry.otlp_export import SpanSender
-from loadgen.workload.prompts import PromptKind, prompt_kind
+from loadgen.workload.prompts import PromptKind
 from loadgen.workload.schedule import ScheduledRequest
 from locust import User, task
 
@@ -47,7 +47,7 @@ class Test:
         self.plan = plan(options) if TraceReplay in classes and options.trace else None
         kinds: set[PromptKind] = {user.kind for user in classes if issubclass(user, ClosedLoopUser)}
         if self.plan:
-            kinds |= {prompt_kind(request.workload) for request in self.plan.requests}
+            kinds |= self.plan.prompt_kinds
         self.reply: ServerProbe = ask(
             Question(
                 base_url=options.base_url,

@@ -19,11 +19,6 @@ _TFD_TIMER_ABSTIME = 1
 
 BODIES_AHEAD = 64
 """The most request bodies that are made before they are due."""
-LEAD_S = 0.1
-"""Time between the last preparation and the first request."""
-LEAD_BETWEEN_HOSTS_S = 1.0
-"""The same where the start has to be announced to processes on other hosts first."""
-
 TURN_NS = 200_000
 """The longest time that a sender which is behind its schedule keeps the loop from reading responses."""
 

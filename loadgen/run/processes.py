@@ -174,11 +174,16 @@ class SenderProcesses:
         return sum_tallies([worker.tallies for worker in self._workers])
 
     async def run(self, start_ns: int) -> SendingCost:
+        async def until_over(worker: _Worker) -> None:
+            await worker.over.wait()
+            if worker.error:
+                self.abort()
+
         cpu_s = own_cpu_s()
         for worker in self._workers:
             worker.start_ns = start_ns
             worker.send(start_ns)
-        await asyncio.gather(*(self._until_over(worker) for worker in self._workers))
+        await asyncio.gather(*map(until_over, self._workers))
         for worker in self._workers:
             if worker.error:
                 raise worker.error
@@ -193,11 +198,6 @@ class SenderProcesses:
 
     def abort(self) -> None:
         self.stop("aborted")
-
-    async def _until_over(self, worker: _Worker) -> None:
-        await worker.over.wait()
-        if worker.error:
-            self.abort()
 
 
 def sum_tallies(parts: Sequence[Tallies]) -> Tallies:
@@ -299,9 +299,21 @@ async def _send_share(pipe: "Pipe[Any, Any]", share: _Share) -> SendingCost:
                 with suppress(OSError):
                     pipe.send(sender.tallies)
 
+            def obey() -> None:
+                """Stop as the parent says; abort when the parent is gone."""
+                try:
+                    reason = pipe.recv()
+                except (EOFError, OSError):
+                    asyncio.get_running_loop().remove_reader(pipe.fileno())
+                    reason = "aborted"
+                if reason == "aborted":
+                    sender.abort()
+                else:
+                    sender.stop(reason)
+
             pipe.send(sender.tallies)
             start_ns = pipe.recv()
-            asyncio.get_running_loop().add_reader(pipe.fileno(), _obey, pipe, sender)
+            asyncio.get_running_loop().add_reader(pipe.fileno(), obey)
             async with ticking(report):
                 cost = await sender.run(start_ns)
             with suppress(OSError):
@@ -309,16 +321,3 @@ async def _send_share(pipe: "Pipe[Any, Any]", share: _Share) -> SendingCost:
             return cost
     finally:
         writer.close()
-
-
-def _obey(pipe: "Pipe[Any, Any]", sender: Sender) -> None:
-    """Stop as the parent says; abort when the parent is gone."""
-    try:
-        reason = pipe.recv()
-    except (EOFError, OSError):
-        asyncio.get_running_loop().remove_reader(pipe.fileno())
-        reason = "aborted"
-    if reason == "aborted":
-        sender.abort()
-    else:
-        sender.stop(reason)

@@ -1,25 +1,37 @@
-"""The main job, from a schedule to a recorded run. Everything is settled before the first byte is sent."""
+"""The main job, from a schedule to a recorded run. Everything is settled before the first byte is sent.
+
+run.json states the run's options, and the client, server and host that it ran on.
+"""
 
 import asyncio
+import importlib.metadata
+import os
+import platform
+import secrets
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager
 
+import msgspec
 import uvloop
 
-from loadgen import clock
-from loadgen.client.server_probe import probe
-from loadgen.results.run_folder import RunWriter
-from loadgen.run.config import PreparedRun, RunConfig, open_client
+from loadgen import __version__, clock
+from loadgen.client.server_probe import ServerProbe, probe
+from loadgen.client.socket_poller import reads_tokens
+from loadgen.results.metrics import distribution_s
+from loadgen.results.run_folder import RunInfo, RunWriter
+from loadgen.run.config import PreparedRun, RunConfig, open_client, recorded_options
 from loadgen.run.metering import Metering
-from loadgen.run.pacer import LEAD_S
+from loadgen.run.process_stats import SendingCost
 from loadgen.run.processes import check_sending, open_sender
 from loadgen.run.progress import View, progress_at, ticking
-from loadgen.run.run_info import info_after, info_before
 from loadgen.run.sender import ScheduleSender, warm_up
 from loadgen.units import NS_PER_S
-from loadgen.workload.prompts import prompt_kind
 from loadgen.workload.schedule import Schedule
+
+LEAD_S = 0.1
+"""Time between the last preparation and the first request."""
 
 
 def replay(schedule: Schedule, config: RunConfig, view: View) -> None:
@@ -34,16 +46,15 @@ async def _replay(schedule: Schedule, config: RunConfig, view: View) -> None:
         probed = await probe(
             client,
             config.endpoint,
-            {prompt_kind(request.workload) for request in schedule.requests},
+            schedule.prompt_kinds,
             model=config.model,
             tokenizer=config.tokenizer,
             extra_body=config.extra_body,
             check=lambda server: server.check_fits(schedule.requests),
         )
-        server = probed.server
-        metering = await stack.enter_async_context(Metering(config, server))
-        info = info_before(schedule, config, server, probed.lengths_from, metering)
-        prepared = PreparedRun(info.run_id, config, server, probed.vocabularies)
+        metering = await stack.enter_async_context(Metering(config, probed.server))
+        info = info_before(schedule, config, probed, metering)
+        prepared = PreparedRun(info.run_id, config, probed.server, probed.vocabularies)
         check_sending(config, len(schedule.requests))
         writer = stack.enter_context(closing(RunWriter(config.out, info, schedule, overwrite=config.overwrite)))
         await warm_up(schedule, prepared, client)
@@ -101,3 +112,68 @@ def _signals(sender: ScheduleSender) -> Iterator[None]:
     finally:
         for number in (signal.SIGINT, signal.SIGTERM):
             loop.remove_signal_handler(number)
+
+
+# -- run.json -----------------------------------------------------------------------------------------------------
+
+
+def info_before(schedule: Schedule, config: RunConfig, probed: ServerProbe, metering: Metering) -> RunInfo:
+    """Return the part of run.json that is known before the first request is sent. The run gets its id here."""
+    server = probed.server
+    return RunInfo(
+        run_id=secrets.token_hex(6),
+        loadgen_version=__version__,
+        config=recorded_options(config),
+        seed=schedule.seed,
+        requested_rps=schedule.rate_rps,
+        schedule_sha256=schedule.sha256,
+        asked=list(schedule.asked),
+        anchor=clock.anchor(),
+        host={
+            "hostname": socket.gethostname(),
+            "system": platform.platform(),
+            "cpus": os.cpu_count(),
+            "python": platform.python_version(),
+        },
+        versions={name: importlib.metadata.version(name) for name in ("aiohttp", "uvloop", "msgspec", "numpy")},
+        server={
+            "base_url": server.base_url,
+            "model": server.model,
+            "engine": server.engine,
+            "simulated": server.simulated,
+            "max_model_len": server.max_model_len,
+            "ignore_eos": server.dialect.ignore_eos,
+            "min_tokens": server.dialect.min_tokens,
+            "prompt_lengths_from": probed.lengths_from,
+        },
+        domains=metering.meter.domains if metering.meter else [],
+        energy_reasons=[] if metering.meter else metering.reasons,
+    )
+
+
+def info_after(
+    info: RunInfo, start_ns: int, end_ns: int, sender: ScheduleSender, cost: SendingCost, metering: Metering
+) -> RunInfo:
+    """Return `info` of a run that has ended, completed with how it went and what the measuring itself cost."""
+    report = metering.report
+    instrument = {
+        "loop_delay_s": msgspec.to_builtins(distribution_s(cost.late_ns)),
+        "waited_s": cost.waited_s,
+        "stamped_by": cost.stamped_by,
+        "compiled": reads_tokens(),
+        "cpu_s": cost.cpu_s,
+        "max_rss_bytes": cost.max_rss_bytes,
+        "sampler_period_s": report.period_s if report else None,
+        "sampler": msgspec.to_builtins(report) if report else None,
+        **({"spans": cost.spans} if cost.spans else {}),
+        **({"processes": sender.processes} if sender.processes else {}),
+    }
+    return msgspec.structs.replace(
+        info,
+        start_ns=start_ns,
+        end_ns=end_ns,
+        stopped_by=sender.stopped_by,
+        domains=metering.meter.domains if metering.meter else [],
+        energy_notes=metering.meter.notes if metering.meter else [],
+        instrument=instrument,
+    )

@@ -137,8 +137,30 @@ class _Connection:
             data, self.unsent = bytes(self.unsent), bytearray()
             if self.send(data) and not self.unsent:
                 self.server.selector.modify(self.sock, selectors.EVENT_READ, self.ready)
-        if self.open and events & selectors.EVENT_READ:
-            self._read()
+        if not (self.open and events & selectors.EVENT_READ):
+            return
+        try:
+            data, ancillary, _, _ = self.sock.recvmsg(_READ_BYTES, TIMESTAMP_BYTES)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            self.close()
+            return
+        self.read_ns = monotonic_ns()
+        wall_ns = kernel_wall_ns(ancillary)
+        self.arrived_ns = self.read_ns if wall_ns is None else wall_ns - self.server.wall_minus_monotonic_ns
+        self.received += data
+        while self.open and (head_end := self.received.find(b"\r\n\r\n") + 4) > 3:
+            header = _LENGTH.search(self.received, 0, head_end)
+            length = int(header[1]) if header else 0
+            if len(self.received) < head_end + length:
+                return
+            head = bytes(self.received[:head_end])
+            body = bytes(self.received[head_end : head_end + length])
+            del self.received[: head_end + length]
+            self._respond(head, body)
 
     def send(self, data: bytes) -> bool:
         """Send `data`, now or once there is room. Return False if the client has disconnected."""
@@ -163,30 +185,6 @@ class _Connection:
         self.open = False
         self.server.selector.unregister(self.sock)
         self.sock.close()
-
-    def _read(self) -> None:
-        try:
-            data, ancillary, _, _ = self.sock.recvmsg(_READ_BYTES, TIMESTAMP_BYTES)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            self.close()
-            return
-        self.read_ns = monotonic_ns()
-        wall_ns = kernel_wall_ns(ancillary)
-        self.arrived_ns = self.read_ns if wall_ns is None else wall_ns - self.server.wall_minus_monotonic_ns
-        self.received += data
-        while self.open and (head_end := self.received.find(b"\r\n\r\n") + 4) > 3:
-            header = _LENGTH.search(self.received, 0, head_end)
-            length = int(header[1]) if header else 0
-            if len(self.received) < head_end + length:
-                return
-            head = bytes(self.received[:head_end])
-            body = bytes(self.received[head_end : head_end + length])
-            del self.received[: head_end + length]
-            self._respond(head, body)
 
     def _respond(self, head: bytes, body: bytes) -> None:
         match head.split(b" ", 2)[:2]:

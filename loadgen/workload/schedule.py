@@ -14,6 +14,7 @@ from loadgen.stats.arrays import Floats, Ints
 from loadgen.units import NS_PER_S
 from loadgen.workload import arrivals
 from loadgen.workload.arrivals import Points
+from loadgen.workload.prompts import PromptKind, prompt_kind
 from loadgen.workload.trace import Trace, TraceRequest
 
 Arrival = Literal["trace", "poisson", "gamma", "constant"]
@@ -77,6 +78,11 @@ class Schedule:
     def sha256(self) -> str:
         """SHA-256 of the bytes of schedule.jsonl."""
         return hashlib.sha256(encode_schedule(self.requests)).hexdigest()
+
+    @property
+    def prompt_kinds(self) -> set[PromptKind]:
+        """Kinds of prompts that the requests need."""
+        return {prompt_kind(request.workload) for request in self.requests}
 
 
 def encode_schedule(requests: Sequence[ScheduledRequest]) -> bytes:

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadgen.clock import Anchor
 from loadgen.errors import LoadgenError
 from loadgen.files import profile_path
 from loadgen.locust.options import settings
@@ -95,6 +96,16 @@ def test_parts_hold_every_request_exactly_once(users: int, count: int, random: o
     assert sorted(sent) == list(range(count))
     assert [node for node, _ in parts] == [f"node-{i}" for i in range(users)], "in order of worker index"
     assert {part.start_wall_ns for _, part in parts} == {0}
+
+
+def test_a_part_begins_at_one_wall_instant_on_clocks_that_count_from_different_ones(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    part = Part(user=0, shard=0, of=1, start_wall_ns=1_000_500, run_id="run")
+    for monotonic_ns in (7, 90_000):
+        now = Anchor(wall_ns=1_000_000, monotonic_ns=monotonic_ns)
+        monkeypatch.setattr("loadgen.locust.trace_replay.anchor", lambda now=now: now)
+        assert part.start_ns() == monotonic_ns + 500
 
 
 def test_workers_that_hold_different_plans_do_not_begin() -> None:

@@ -230,3 +230,16 @@ def test_a_merge_orders_by_instant_then_part_and_keeps_turns_behind_their_predec
     ]  # fmt: skip
     assert (merged.arrival, merged.rate_rps, merged.seed) == (None, 3.0, 3)
     assert [r.index for r in truncated(merged, 2).requests] == [0, 1]
+
+
+def test_the_kinds_of_prompts_are_those_that_some_request_needs() -> None:
+    def kinds(*workloads: str) -> set[str]:
+        requests = [
+            ScheduledRequest(index=i, offset_ns=0, workload=workload, input_tokens=1, output_tokens=1)
+            for i, workload in enumerate(workloads)
+        ]
+        return set(Schedule(tuple(requests), "trace", None, 0).prompt_kinds)
+
+    assert kinds() == set()
+    assert kinds("chat", "summaries") == {"chat"}
+    assert kinds("chat", "Code review", "code") == {"chat", "code"}
