@@ -1,9 +1,11 @@
 """Realized arrivals are compared with the requested process."""
 
+import math
+
 import numpy as np
 import pytest
 
-from loadgen.workload.arrival_check import realized_arrivals
+from loadgen.workload.arrival_check import gaps_ks, realized_arrivals
 from loadgen.workload.arrivals import Points, Process, offsets, points_of, warped
 
 
@@ -13,16 +15,16 @@ def rng(seed: int = 5) -> np.random.Generator:
 
 @pytest.mark.parametrize("process", ["poisson", "gamma", "constant"])
 @pytest.mark.parametrize("points", [None, [(0, 5), (100, 60)]])
-def test_what_came_as_asked_has_no_fault(process: Process, points: Points | None) -> None:
-    came = offsets(process, 20, rng(), burstiness=0.5, count=5000)
+def test_arrivals_of_the_requested_process_have_no_fault(process: Process, points: Points | None) -> None:
+    arrivals_s = offsets(process, 20, rng(), burstiness=0.5, count=5000)
     if points:
-        came = warped(came * 20, points)
-    found = realized_arrivals(came, process, None if points else 20, 0.5, points)
-    assert found.faults == []
-    assert found.rate == pytest.approx(len(came) / came[-1], rel=0.01)
+        arrivals_s = warped(arrivals_s * 20, points)
+    check = realized_arrivals(arrivals_s, process, None if points else 20, 0.5, points)
+    assert check.faults == []
+    assert check.rate == pytest.approx(len(arrivals_s) / arrivals_s[-1], rel=0.01)
 
 
-def test_a_poisson_run_is_wrongly_accused_once_in_a_hundred() -> None:
+def test_one_poisson_run_in_a_hundred_is_a_false_positive() -> None:
     faults = [
         realized_arrivals(offsets("poisson", 5, rng(seed), count=200), "poisson", 5).faults for seed in range(1000)
     ]
@@ -30,7 +32,7 @@ def test_a_poisson_run_is_wrongly_accused_once_in_a_hundred() -> None:
 
 
 @pytest.mark.parametrize(
-    ("came", "process", "said"),
+    ("arrivals_s", "process", "fault"),
     [
         (np.arange(1000) / 20, "poisson", "not exponential"),
         (np.arange(1000) / 20, "gamma", "not of a gamma of shape 0.5"),
@@ -39,24 +41,24 @@ def test_a_poisson_run_is_wrongly_accused_once_in_a_hundred() -> None:
         (np.cumsum(np.tile([0.01, 0.09], 500)), "trace", "not those scheduled"),
     ],
 )
-def test_other_arrivals_have_faults(came: np.ndarray, process: str, said: str) -> None:
+def test_other_arrivals_have_faults(arrivals_s: np.ndarray, process: str, fault: str) -> None:
     planned = np.arange(1000) / 20 if process == "trace" else None
-    assert said in "; ".join(realized_arrivals(came, process, 20, 0.5, planned=planned).faults)
+    assert fault in "; ".join(realized_arrivals(arrivals_s, process, 20, 0.5, planned=planned).faults)
 
 
-def test_a_shaped_trace_is_held_to_its_own_gaps() -> None:
+def test_a_shaped_trace_is_compared_with_its_own_gaps() -> None:
     points = points_of("ramp:1:19:100")
-    came = warped(np.cumsum(np.tile([0.1, 0.1, 0.1, 3.7], 100)), points)
-    assert realized_arrivals(came, "trace", None, points=points, planned=came).faults == []
-    assert realized_arrivals(np.round(came), "trace", None, points=points, planned=came).faults
+    arrivals_s = warped(np.cumsum(np.tile([0.1, 0.1, 0.1, 3.7], 100)), points)
+    assert realized_arrivals(arrivals_s, "trace", None, points=points, planned=arrivals_s).faults == []
+    assert realized_arrivals(np.round(arrivals_s), "trace", None, points=points, planned=arrivals_s).faults
 
 
 def test_a_steady_rate_is_no_ramp() -> None:
-    came = offsets("poisson", 10, rng(), duration_s=100)
-    assert realized_arrivals(came, "poisson", None, points=points_of("ramp:1:19:100")).faults
+    arrivals_s = offsets("poisson", 10, rng(), duration_s=100)
+    assert realized_arrivals(arrivals_s, "poisson", None, points=points_of("ramp:1:19:100")).faults
 
 
-def test_too_few_arrivals_say_nothing() -> None:
+def test_too_few_arrivals_are_not_judged() -> None:
     assert realized_arrivals(np.arange(5.0), "poisson", 1).rate is None
 
 
@@ -83,3 +85,42 @@ def test_arrivals_at_one_instant_are_not_judged_and_a_trace_without_a_plan_has_n
     check = realized_arrivals(np.arange(50.0), "trace", None)
     assert (check.ks, check.ks_critical, check.faults) == (None, None, [])
     assert check.rate == pytest.approx(1)
+
+
+@pytest.mark.parametrize(
+    ("process", "n", "critical"),
+    [
+        # Stephens (1974), exponential with an estimated mean, 1 %: 1.308 / (sqrt(n) + 0.26 + 0.5 / sqrt(n)) + 0.2 / n
+        ("poisson", 100, 1.308 / (10 + 0.26 + 0.05) + 0.2 / 100),
+        # A fully specified law, 1 %: 1.628 / (sqrt(n) + 0.12 + 0.11 / sqrt(n))
+        ("gamma", 100, 1.628 / (10 + 0.12 + 0.011)),
+        ("gamma", 16, 1.628 / (4 + 0.12 + 0.0275)),
+        # Two samples of n and 4 n: 1.628 sqrt(1 / n + 1 / (4 n))
+        ("trace", 100, 1.628 * math.sqrt(0.0125)),
+    ],
+)
+def test_critical_values_at_one_percent_by_hand(process: str, n: int, critical: float) -> None:
+    gaps = rng().exponential(1.0, n)
+    _, at_significance = gaps_ks(gaps, process, 1.0, 1.0, np.tile(gaps, 4))
+    assert at_significance == pytest.approx(critical, rel=1e-9)
+
+
+def test_the_distance_of_gaps_from_their_process_by_hand() -> None:
+    gaps = np.array([1.0, 2.0, 3.0, 4.0])
+    assert gaps_ks(gaps, "trace", None, 1.0, np.array([3.0, 4.0]))[0] == 0.5
+    distance, _ = gaps_ks(np.full(4, 1.0), "gamma", 2.0, 1.0, None)  # exponential of mean 1/2
+    assert distance == pytest.approx(1 - math.exp(-2.0))
+
+
+@pytest.mark.parametrize(
+    ("process", "rate", "planned"),
+    [("constant", 1.0, [1.0]), ("gamma", None, None), ("trace", 1.0, None), ("trace", 1.0, [])],
+)
+def test_a_process_without_a_law_or_a_plan_has_no_distance(
+    process: str, rate: float | None, planned: list[float] | None
+) -> None:
+    assert gaps_ks(np.ones(9), process, rate, 1.0, None if planned is None else np.array(planned)) == (None, None)
+
+
+def test_gaps_that_sum_to_little_are_judged() -> None:
+    assert realized_arrivals(np.arange(20.0) / 40, "constant", 40).rate == pytest.approx(40)

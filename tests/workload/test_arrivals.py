@@ -37,7 +37,7 @@ def test_ks_rejects_one_poisson_run_in_twenty() -> None:
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_ks_rejects_what_is_not_exponential(seed: int) -> None:
+def test_ks_rejects_gaps_that_are_not_exponential(seed: int) -> None:
     for process, burstiness in (("gamma", 0.8), ("gamma", 1.25), ("constant", 1.0)):
         arrivals = offsets(process, 10, default_rng(seed), burstiness=burstiness, count=10_000)  # type: ignore[arg-type]
         distance, critical = ks_exponential(gaps_of(arrivals))
@@ -93,20 +93,20 @@ def test_mean_count_of_many_poisson_runs_is_rate_times_duration() -> None:
 
 
 @pytest.mark.parametrize("bad", [0, -1, math.nan, math.inf])
-def test_what_is_no_rate_burstiness_or_duration_is_said(bad: float) -> None:
-    for asked in (
+def test_a_rate_burstiness_or_duration_that_is_not_positive_and_finite_is_an_error(bad: float) -> None:
+    for options in (
         {"rate": bad, "count": 1},
         {"rate": 1, "burstiness": bad, "count": 1},
         {"rate": 1, "duration_s": bad},
     ):
         with pytest.raises(LoadgenError, match="expected"):
-            offsets("gamma", asked.pop("rate"), default_rng(0), **asked)  # type: ignore[arg-type]
+            offsets("gamma", options.pop("rate"), default_rng(0), **options)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("asked", [{"count": 0}, {"count": -3}, {"count": 10**12}, {"duration_s": 1e12}])
-def test_what_is_no_number_of_requests_is_said(asked) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("limits", [{"count": 0}, {"count": -3}, {"count": 10**12}, {"duration_s": 1e12}])
+def test_a_number_of_requests_below_1_or_too_large_is_an_error(limits) -> None:  # type: ignore[no-untyped-def]
     with pytest.raises(LoadgenError, match="requests: expected at"):
-        offsets("poisson", 1, default_rng(0), **asked)
+        offsets("poisson", 1, default_rng(0), **limits)
 
 
 # -- given arrivals at another rate -----------------------------------------------------------------------------------
@@ -118,15 +118,15 @@ def rng(seed: int = 5) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def each(offsets_s: np.ndarray) -> np.ndarray:
+def singly(offsets_s: np.ndarray) -> np.ndarray:
     return np.arange(len(offsets_s))
 
 
 def test_thinning_lowers_the_rate_and_the_dispersion_as_the_law_says() -> None:
-    left = BURSTY[thinned(each(BURSTY), 0.2, rng())]
-    before, after = index_of_dispersion(BURSTY, 1.0), index_of_dispersion(left, 1.0)
-    assert before is not None and after == pytest.approx(1 + 0.2 * (before - 1), rel=0.15)
-    assert len(left) == pytest.approx(0.2 * len(BURSTY), rel=0.03)
+    thinned_s = BURSTY[thinned(singly(BURSTY), 0.2, rng())]
+    dispersion, new_dispersion = index_of_dispersion(BURSTY, 1.0), index_of_dispersion(thinned_s, 1.0)
+    assert dispersion is not None and new_dispersion == pytest.approx(1 + 0.2 * (dispersion - 1), rel=0.15)
+    assert len(thinned_s) == pytest.approx(0.2 * len(BURSTY), rel=0.03)
 
 
 @given(st.lists(st.integers(0, 20), max_size=50), st.floats(0.01, 1), st.integers(0, 99))
@@ -138,12 +138,12 @@ def test_a_group_stays_whole_or_goes(groups: list[int], keep: float, seed: int) 
 
 @pytest.mark.parametrize("times", [0.5, 1.0, 2.5, 4.0])
 def test_superposition_adds_rates_and_keeps_the_dispersion(times: float) -> None:
-    more = superposed(BURSTY, each(BURSTY), times, rng())
+    more = superposed(BURSTY, singly(BURSTY), times, rng())
     assert len(more.offsets_s) == pytest.approx(times * len(BURSTY), rel=0.05)
     assert more.offsets_s[-1] <= (BURSTY[-1] - BURSTY[0]) * (1 + 1 / (len(BURSTY) - 1))
     if times >= 1:
-        before, after = index_of_dispersion(BURSTY, 1.0), index_of_dispersion(more.offsets_s, 1.0)
-        assert before is not None and after == pytest.approx(before, rel=0.2)
+        dispersion, new_dispersion = index_of_dispersion(BURSTY, 1.0), index_of_dispersion(more.offsets_s, 1.0)
+        assert dispersion is not None and new_dispersion == pytest.approx(dispersion, rel=0.2)
 
 
 @given(st.lists(st.floats(0, 100), min_size=2, max_size=30), st.integers(1, 5), st.integers(0, 99))
@@ -151,17 +151,17 @@ def test_whole_copies_hold_every_arrival_once_each_and_in_its_order(times: list[
     source = np.sort(np.array(times))
     if source[0] == source[-1]:
         return
-    more = superposed(source, each(source), copies, rng(seed))
+    more = superposed(source, singly(source), copies, rng(seed))
     assert np.all(np.diff(more.offsets_s) >= 0)
     assert sorted(more.picks.tolist()) == sorted(list(range(len(source))) * copies)
     for lap in range(2 * copies):
-        mine = more.laps == lap
-        assert np.all(np.diff(more.picks[mine]) > 0)
-        np.testing.assert_allclose(np.diff(more.offsets_s[mine]), np.diff(source[more.picks[mine]]), atol=1e-9)
+        of_lap = more.laps == lap
+        assert np.all(np.diff(more.picks[of_lap]) > 0)
+        np.testing.assert_allclose(np.diff(more.offsets_s[of_lap]), np.diff(source[more.picks[of_lap]]), atol=1e-9)
     np.testing.assert_allclose(more.offsets_s[more.laps == 0], source - source[0])
 
 
-def test_thinning_and_superposition_of_nothing_are_said() -> None:
+def test_thinning_to_no_share_and_superposing_too_much_are_errors() -> None:
     for keep in (0.0, 1.1):
         with pytest.raises(LoadgenError, match="expected above 0"):
             thinned(np.arange(3), keep, rng())
@@ -192,7 +192,7 @@ def test_shapes_are_points(shape: str, points: list[tuple[float, float]]) -> Non
     ["", "ramp", "ramp:1:8", "ramp:1:2:3:60", "step:1:60", "ramp:-1:8:60", "ramp:1:8:0", "ramp:a:b:c", "sine:1:2:3",
      "ramp:0:0:9", "ramp:nan:1:9", "ramp:1:inf:9"],
 )  # fmt: skip
-def test_what_is_no_shape_is_said(shape: str) -> None:
+def test_text_that_is_no_shape_is_an_error(shape: str) -> None:
     with pytest.raises(LoadgenError, match="expected ramp:FROM:TO:SECONDS"):
         points_of(shape)
 
@@ -220,9 +220,9 @@ def test_warping_is_the_inverse_of_expecting(rates: list[float], length_s: float
     points = points_of(":".join([kind, *map(str, rates), str(length_s)]))
     total = float(expected_counts(np.array([points[-1][0]]), points)[0])
     counts = np.linspace(0, total * 0.999, 40)
-    at = warped(counts, points)
-    assert np.all(np.diff(at) >= -1e-9)
-    np.testing.assert_allclose(expected_counts(at, points), counts, atol=1e-6 * max(total, 1))
+    times_s = warped(counts, points)
+    assert np.all(np.diff(times_s) >= -1e-9)
+    np.testing.assert_allclose(expected_counts(times_s, points), counts, atol=1e-6 * max(total, 1))
 
 
 def test_after_the_last_point_its_rate_goes_on_and_a_rate_of_0_ends_it() -> None:
@@ -255,9 +255,9 @@ def test_drawn_arrivals_are_the_sums_of_the_gaps_across_blocks(process, count: i
     rng, gaps = default_rng(1), []
     for _ in range(-(-count // 4096)):
         gaps.append(rng.exponential(0.5, 4096) if process == "poisson" else rng.gamma(0.5, 1.0, 4096))
-    got = offsets(process, 2.0, default_rng(1), burstiness=0.5, count=count)
-    assert len(got) == count
-    np.testing.assert_allclose(got, np.cumsum(np.concatenate(gaps))[:count], rtol=1e-12)
+    arrivals = offsets(process, 2.0, default_rng(1), burstiness=0.5, count=count)
+    assert len(arrivals) == count
+    np.testing.assert_allclose(arrivals, np.cumsum(np.concatenate(gaps))[:count], rtol=1e-12)
 
 
 def test_an_arrival_process_without_end_is_a_bug() -> None:
@@ -291,9 +291,9 @@ def test_keeping_all_arrivals_keeps_all_and_the_period_is_a_mean_gap_longer_than
 
 def test_one_copy_is_the_source_and_laps_tell_copies_and_wraps_apart() -> None:
     source = np.array([3.0, 4.0, 8.0])
-    once = superposed(source, each(source), 1, rng())
+    once = superposed(source, singly(source), 1, rng())
     assert (once.offsets_s.tolist(), once.picks.tolist(), once.laps.tolist()) == ([0, 1, 5], [0, 1, 2], [0, 0, 0])
-    twice = superposed(source, each(source), 2, rng())
+    twice = superposed(source, singly(source), 2, rng())
     assert twice.laps.tolist().count(0) == 3 and set(twice.laps.tolist()) <= {0, 2, 3}
     shift = rng().random() * 7.5
     shifted = {(round((at + shift) % 7.5, 9), 2 + (at + shift >= 7.5)) for at in (0.0, 1.0, 5.0)}

@@ -1,4 +1,4 @@
-"""A prompt has as many tokens as asked, on a tokenizer that merges as real ones do; and no two start alike."""
+"""A prompt has the requested number of tokens, on a tokenizer that merges as real ones do; and no two start alike."""
 
 from pathlib import Path
 

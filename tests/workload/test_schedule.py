@@ -1,4 +1,4 @@
-"""The plan: right rate, right lengths, same seed same bytes."""
+"""A schedule has the requested rate and lengths, and the same bytes for the same seed."""
 
 from collections import Counter
 
@@ -66,14 +66,14 @@ def test_rps_is_the_mean_rate_and_the_burst_shape_stays() -> None:
         ({"arrival": "constant", "rps": 2.0, "num_requests": 13}, 13),
     ],
 )
-def test_how_many(options: dict, count: int) -> None:  # type: ignore[type-arg]
+def test_duration_and_number_of_requests_end_a_schedule(options: dict, count: int) -> None:  # type: ignore[type-arg]
     plan = build_schedule(BURSTY, seed=0, **options)
     assert len(plan.requests) == count
     assert [request.index for request in plan.requests] == list(range(count))
 
 
 @pytest.mark.parametrize("rps", [0.5, 4.0])
-def test_a_slice_of_the_trace_has_the_rate_asked_too(rps: float) -> None:
+def test_a_slice_of_the_trace_has_the_requested_rate_too(rps: float) -> None:
     plan = build_schedule(
         trace(list(np.random.default_rng(0).exponential(1, 500).cumsum())), seed=0, rps=rps, duration_s=30
     )
@@ -95,9 +95,11 @@ def test_ten_thousand_poisson_arrivals_are_poisson(seed: int) -> None:
 
 
 def test_same_seed_same_bytes() -> None:
-    first, again, other = (build_schedule(BURSTY, seed=s, arrival="poisson", rps=4, num_requests=50) for s in (7, 7, 8))
-    assert encode_schedule(first.requests) == encode_schedule(again.requests)
-    assert first.sha256 == again.sha256 != other.sha256
+    first, repeated, other = (
+        build_schedule(BURSTY, seed=s, arrival="poisson", rps=4, num_requests=50) for s in (7, 7, 8)
+    )
+    assert encode_schedule(first.requests) == encode_schedule(repeated.requests)
+    assert first.sha256 == repeated.sha256 != other.sha256
 
 
 POISSON = trace(list(np.random.default_rng(0).exponential(0.25, 4000).cumsum()))
@@ -121,7 +123,7 @@ def test_a_trace_gets_another_rate_three_ways(scale: Scale, rps: float) -> None:
     st.lists(st.floats(0, 1e6), min_size=2, max_size=50).filter(lambda t: max(t) - min(t) > 1e-3),
     st.floats(0.01, 1e3),
 )
-def test_compression_gives_the_rate_asked_and_keeps_the_shape(times: list[float], rps: float) -> None:
+def test_compression_gives_the_requested_rate_and_keeps_the_shape(times: list[float], rps: float) -> None:
     own = np.sort(np.array(times)) - min(times)
     at = np.array(offsets_s(build_schedule(trace(sorted(times)), seed=0, rps=rps)))
     assert (len(at) - 1) / at[-1] == pytest.approx(rps, rel=1e-3)
@@ -136,9 +138,9 @@ def test_copies_of_a_trace_share_nothing_but_with_themselves() -> None:
     groups = {(r.session_id, r.prefix_ids) for r in plan.requests}
     assert len(plan.requests) == pytest.approx(60, abs=20)
     assert len({session for session, _ in groups}) == len({ids for _, ids in groups}) == len(groups) > 2
-    again = build_schedule(Trace("t", tuple(rows), ""), seed=1, rps=3, arrival="poisson", num_requests=40)
-    assert [r.session_id for r in again.requests] == ["s"] * 20 + ["s+1"] * 20
-    assert again.requests[0].prefix_ids == (7,) != again.requests[20].prefix_ids
+    repeated = build_schedule(Trace("t", tuple(rows), ""), seed=1, rps=3, arrival="poisson", num_requests=40)
+    assert [r.session_id for r in repeated.requests] == ["s"] * 20 + ["s+1"] * 20
+    assert repeated.requests[0].prefix_ids == (7,) != repeated.requests[20].prefix_ids
 
 
 def test_thinning_keeps_or_drops_a_session_whole() -> None:
@@ -149,7 +151,7 @@ def test_thinning_keeps_or_drops_a_session_whole() -> None:
 
 
 @pytest.mark.parametrize("arrival", ["trace", "poisson", "gamma", "constant"])
-def test_a_shape_says_the_rate_of_every_moment_of_any_process(arrival: Arrival) -> None:
+def test_a_shape_sets_the_rate_of_every_moment_of_any_process(arrival: Arrival) -> None:
     plan = build_schedule(POISSON, seed=1, arrival=arrival, shape=points_of("step:2:8:0:100"))
     at = np.array(offsets_s(plan))
     counts = [int(((at >= k * 100) & (at < (k + 1) * 100)).sum()) for k in range(3)]
@@ -160,7 +162,7 @@ def test_a_shape_says_the_rate_of_every_moment_of_any_process(arrival: Arrival) 
 
 
 @pytest.mark.parametrize(
-    ("which", "options", "says"),
+    ("trace", "options", "message"),
     [
         (BURSTY, {"num_requests": 7}, "--num-requests 7, but trace t has 6"),
         (trace([0.0]), {"arrival": "poisson"}, "no mean rate"),
@@ -174,13 +176,13 @@ def test_a_shape_says_the_rate_of_every_moment_of_any_process(arrival: Arrival) 
         (BURSTY, {"arrival": "poisson", "rps": 1e-6, "duration_s": 0.001}, "no request falls"),
     ],
 )
-def test_what_cannot_be_planned_is_said(which: Trace, options: dict, says: str) -> None:  # type: ignore[type-arg]
-    with pytest.raises(LoadgenError, match=says):
-        build_schedule(which, seed=0, **options)
+def test_a_schedule_that_cannot_be_planned_is_an_error(trace: Trace, options: dict, message: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(LoadgenError, match=message):
+        build_schedule(trace, seed=0, **options)
 
 
 @pytest.mark.parametrize("rps", [0.0, -1.0, float("nan"), float("inf")])
-def test_what_is_no_rate_is_said(rps: float) -> None:
+def test_a_rate_that_is_not_positive_and_finite_is_an_error(rps: float) -> None:
     with pytest.raises(LoadgenError, match="finite and above 0"):
         build_schedule(BURSTY, seed=0, rps=rps)
 
@@ -211,7 +213,7 @@ def test_an_own_arrival_at_the_very_end_is_left_out(duration_s: float, count: in
     assert len(build_schedule(BURSTY, seed=0, duration_s=duration_s).requests) == count
 
 
-def test_all_requests_of_a_trace_may_be_asked_for_and_a_rate_equal_to_its_own_thins_nothing() -> None:
+def test_all_requests_of_a_trace_may_be_requested_and_a_rate_equal_to_its_own_thins_nothing() -> None:
     assert len(build_schedule(BURSTY, seed=0, num_requests=6).requests) == 6
     assert len(build_schedule(BURSTY, seed=0, rps=0.5, scale="thin").requests) == 6
 

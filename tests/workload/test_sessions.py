@@ -84,7 +84,7 @@ LENGTHS = st.lists(st.tuples(st.integers(1, 500), st.integers(1, 60)), min_size=
 
 @settings(deadline=None)
 @given(LENGTHS, st.floats(1, 4), st.integers(0, 99))
-def test_threads_hold_every_pair_once_and_every_turn_what_was_before_it(
+def test_threads_hold_every_pair_once_and_every_turn_contains_its_history(
     lengths: list[tuple[int, int]], turns: float, seed: int
 ) -> None:
     try:
@@ -94,18 +94,18 @@ def test_threads_hold_every_pair_once_and_every_turn_what_was_before_it(
         return
     assert sorted(row for session in sessions for row in session) == list(range(len(lengths)))
     for session in sessions:
-        for before, after in pairwise(session):
-            assert lengths[after][0] >= sum(lengths[before]) + NEW_TOKENS
+        for previous, turn in pairwise(session):
+            assert lengths[turn][0] >= sum(lengths[previous]) + NEW_TOKENS
 
 
 @pytest.mark.parametrize("turns", [1, 1.5, 2.5])
-def test_threads_have_the_mean_that_was_asked(turns: float) -> None:
+def test_threaded_sessions_have_the_requested_mean(turns: float) -> None:
     rng = np.random.default_rng(0)
     lengths = [(int(a), int(b)) for a, b in zip(rng.lognormal(6, 1, 3000), rng.lognormal(4, 1, 3000), strict=True)]
     assert len(lengths) / len(thread_sessions(lengths, turns, rng)) == pytest.approx(turns, rel=0.01)
 
 
-def test_more_turns_than_the_lengths_hold_are_said() -> None:
+def test_more_turns_than_the_lengths_hold_are_an_error() -> None:
     with pytest.raises(LoadgenError, match="these lengths hold 1 in the mean at most"):
         thread_sessions([(100, 100)] * 10, 2, np.random.default_rng(0))
 
@@ -121,6 +121,6 @@ def test_think_times_have_the_mean_and_spread_of_their_law(law: str, mean_s: flo
 
 
 @pytest.mark.parametrize("law", ["", "3", "normal:3:1", "constant", "constant:-1", "lognormal:3", "lognormal:0:1"])
-def test_what_is_no_law_of_thinking_is_said(law: str) -> None:
+def test_text_that_is_no_law_of_think_times_is_an_error(law: str) -> None:
     with pytest.raises(LoadgenError, match="expected constant:SECONDS"):
         think_times_ns(law, 1, np.random.default_rng(0))

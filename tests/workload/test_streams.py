@@ -1,10 +1,12 @@
-"""Streams: what a file or a flag says, and the laws of the plan that is made of them."""
+"""Streams from files and flags, and the laws of the schedule that is made of them."""
 
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -22,6 +24,7 @@ from loadgen.workload.streams import (
     schedule_stream,
     schedule_streams,
     shipped_streams,
+    stream_fault,
 )
 
 ROOT = Path(__file__).parents[2]
@@ -69,8 +72,8 @@ def test_the_plan_is_the_union_of_its_streams_which_do_not_know_each_other(names
 
 
 def test_same_seed_same_bytes_and_a_stream_with_a_seed_keeps_it() -> None:
-    one, again, other = planned(MIX, 1), planned(MIX, 1), planned(MIX, 2)
-    assert encode_schedule(one.requests) == encode_schedule(again.requests)
+    one, repeated, other = planned(MIX, 1), planned(MIX, 1), planned(MIX, 2)
+    assert encode_schedule(one.requests) == encode_schedule(repeated.requests)
     for name, stream in MIX.items():
         if name != "ramp":  # a clock has no seed, and these are no sessions
             same = fingerprints(one.requests, name) == fingerprints(other.requests, name)
@@ -81,8 +84,8 @@ def test_two_streams_of_one_source_share_nothing(tmp_path: Path) -> None:
     trace = tmp_path / "t.jsonl"
     line = {"timestamp": 0, "input_length": 1100, "output_length": 2, "hash_ids": [1, 2], "session_id": "s"}
     trace.write_text("".join(json.dumps(line | {"timestamp": at}) + "\n" for at in (0, 1000)))
-    found = planned({name: Stream(trace=str(trace)) for name in "ab"}).requests
-    a, b = ([r for r in found if r.workload == name] for name in "ab")
+    requests = planned({name: Stream(trace=str(trace)) for name in "ab"}).requests
+    a, b = ([r for r in requests if r.workload == name] for name in "ab")
     assert a[0].prefix_ids == a[1].prefix_ids and not set(a[0].prefix_ids) & set(b[0].prefix_ids)
     assert a[0].session_id == a[1].session_id != b[0].session_id
 
@@ -94,9 +97,9 @@ def test_a_stream_has_the_rate_asked_in_the_long_run(name: str) -> None:
     if name == "own":
         assert len(schedule_stream(name, stream, 0, 100.0, None).requests) == 50
         return
-    found = [r.offset_ns / NS_PER_S for r in schedule_stream(name, stream, 0, 1500.0, None).requests]
+    requests = [r.offset_ns / NS_PER_S for r in schedule_stream(name, stream, 0, 1500.0, None).requests]
     rate = 3.0 if name == "ramp" else stream.rps
-    assert sum(at >= 100 for at in found) / 1400 == pytest.approx(rate, rel=0.1)
+    assert sum(at >= 100 for at in requests) / 1400 == pytest.approx(rate, rel=0.1)
 
 
 def test_the_first_requests_of_all() -> None:
@@ -129,9 +132,9 @@ def test_a_session_never_overlaps_itself(seed: int, think: str) -> None:
 
 def test_lengths_of_sessions_are_those_of_the_trace() -> None:
     stream = Stream(trace=CHAT, rps=50, arrival="constant", turns=2, think="constant:0")
-    found = schedule_stream("chat", stream, 0, None, None).requests
+    requests = schedule_stream("chat", stream, 0, None, None).requests
     rows = [json.loads(line) for line in Path(CHAT).read_text().splitlines()]
-    assert Counter((r.input_tokens, r.output_tokens) for r in found) == Counter(
+    assert Counter((r.input_tokens, r.output_tokens) for r in requests) == Counter(
         (row["input_length"], row["output_length"]) for row in rows
     )
 
@@ -141,12 +144,12 @@ def test_lengths_of_sessions_are_those_of_the_trace() -> None:
 
 def test_popular_files_open_most_prompts_as_zipf_says() -> None:
     stream = Stream(trace=CODE, rps=50, arrival="poisson", files=10, popularity=1.0, shared=0.5)
-    found = schedule_stream("code", stream, 0, 200.0, None).requests
-    counts = [n for _, n in Counter(r.text_id for r in found).most_common()]
+    requests = schedule_stream("code", stream, 0, 200.0, None).requests
+    counts = [n for _, n in Counter(r.text_id for r in requests).most_common()]
     harmonic = sum(1 / k for k in range(1, 11))
     assert len(counts) == 10
-    assert counts[0] / len(found) == pytest.approx(1 / harmonic, rel=0.1)
-    assert all(r.text_tokens == r.input_tokens // 2 for r in found)
+    assert counts[0] / len(requests) == pytest.approx(1 / harmonic, rel=0.1)
+    assert all(r.text_tokens == r.input_tokens // 2 for r in requests)
 
 
 # -- merge ------------------------------------------------------------------------------------------------------------
@@ -168,11 +171,11 @@ def test_the_shipped_streams_are_a_conversation_and_a_code_generation() -> None:
     assert len(planned(streams, duration_s=30.0).requests) > 30
 
 
-def test_names_are_of_the_file_of_workloads_or_of_ones_own_sources(tmp_path: Path) -> None:
-    found = chosen_streams(["chat:3", "code", "mine=azure-2024-code:2"], None)
-    assert found["chat"] == read_streams(shipped_streams())["chat"]
-    assert found["code"].rps == 1.0
-    assert found["mine"] == Stream(bins="azure-2024-code", rps=2)
+def test_a_name_selects_a_stream_of_the_file_a_workload_or_a_source(tmp_path: Path) -> None:
+    streams = chosen_streams(["chat:3", "code", "other=azure-2024-code:2"], None)
+    assert streams["chat"] == read_streams(shipped_streams())["chat"]
+    assert streams["code"].rps == 1.0
+    assert streams["other"] == Stream(bins="azure-2024-code", rps=2)
     assert chosen_streams([f"{CHAT}:2"], None) == {"chat": Stream(trace=CHAT, rps=2)}
     file = tmp_path / "own.toml"
     file.write_text('[a]\nbins = "burstgpt"\nrps = 1\n[b]\nbins = "burstgpt"\nshape = "ramp:1:2:3"\n')
@@ -181,22 +184,22 @@ def test_names_are_of_the_file_of_workloads_or_of_ones_own_sources(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("texts", "message"),
     [
-        (["nobody:3"], "no stream, file or workload 'nobody'; streams: chat, code"),
+        (["unknown:3"], "no stream, file or workload 'unknown'; streams: chat, code"),
         (["chat:x"], "'x' is not a rate"),
         (["chat:-1"], "'-1' is not a rate"),
         (["chat:1", "chat:2"], "two streams called 'chat'"),
         (["chat:"], "'' is not a rate"),
     ],
 )
-def test_what_is_no_stream_is_said(asked: list[str], says: str) -> None:
-    with pytest.raises(LoadgenError, match=says):
-        chosen_streams(asked, None)
+def test_text_that_is_no_stream_is_an_error(texts: list[str], message: str) -> None:
+    with pytest.raises(LoadgenError, match=message):
+        chosen_streams(texts, None)
 
 
 @pytest.mark.parametrize(
-    ("text", "says"),
+    ("text", "message"),
     [
         ("", "no streams in it"),
         ("x = 1", "not a file of streams"),
@@ -215,15 +218,47 @@ def test_what_is_no_stream_is_said(asked: list[str], says: str) -> None:
         ('[a]\ntrace = "t"\ngoodput = {itl = 5}', "goodput itl: 5"),
     ],
 )
-def test_what_is_no_file_of_streams_is_said(tmp_path: Path, text: str, says: str) -> None:
+def test_an_invalid_file_of_streams_is_an_error(tmp_path: Path, text: str, message: str) -> None:
     file = tmp_path / "s.toml"
     file.write_text(text)
-    with pytest.raises(LoadgenError, match=says):
+    with pytest.raises(LoadgenError, match=message):
         read_streams(file)
 
 
 @pytest.mark.parametrize(
-    ("stream", "says"),
+    ("fields", "fault"),
+    [
+        ({}, None),
+        ({"rps": 0.001}, None),
+        ({"rps": 0.0}, "rps 0.0: expected a number above 0"),
+        ({"rps": math.inf}, "rps inf: expected a number above 0"),
+        ({"burstiness": 0.0}, "burstiness 0.0: expected a number above 0"),
+        ({"files": 1}, None),
+        ({"files": 0}, "files 0: expected a number above 0"),
+        ({"shared": 0.0}, None),
+        ({"shared": 1.0}, None),
+        ({"shared": -0.001}, "expected shared from 0 to 1"),
+        ({"shared": 1.001}, "expected shared from 0 to 1"),
+        ({"popularity": 0.0}, None),
+        ({"popularity": -0.001}, "popularity of 0 or more"),
+        ({"popularity": math.inf}, "popularity of 0 or more"),
+        ({"turns": 1.0, "think": "constant:1"}, None),
+        ({"turns": 0.999, "think": "constant:1"}, "expected a mean of 1 or more"),
+        ({"turns": math.nan, "think": "constant:1"}, "expected a mean of 1 or more"),
+        ({"turns": "trace", "think": "constant:1"}, None),
+        ({"arrival": "trace"}, None),
+        ({"goodput": {"ttft": 0.001, "tpot": 1, "e2el": 9}}, None),
+        ({"goodput": {"ttft": 0}}, "goodput ttft: 0: expected milliseconds above 0"),
+        ({"goodput": {"ttft": math.nan}}, "goodput ttft: nan"),
+    ],
+)
+def test_the_limits_of_every_field_of_a_stream(fields: dict[str, Any], fault: str | None) -> None:
+    text = stream_fault(Stream(trace="t", **fields))
+    assert text is None if fault is None else fault in (text or "")
+
+
+@pytest.mark.parametrize(
+    ("stream", "message"),
     [
         (Stream(bins="burstgpt"), "bins have no rate of their own"),
         (Stream(trace=CHAT, turns=2, think="never"), "think 'never'"),
@@ -231,8 +266,8 @@ def test_what_is_no_file_of_streams_is_said(tmp_path: Path, text: str, says: str
         (Stream(trace=CHAT, rps=99, scale="thin"), "cannot be thinned"),
     ],
 )
-def test_what_cannot_be_planned_is_said(stream: Stream, says: str) -> None:
-    with pytest.raises(LoadgenError, match=says):
+def test_streams_that_cannot_be_planned_are_an_error(stream: Stream, message: str) -> None:
+    with pytest.raises(LoadgenError, match=message):
         planned({"a": stream})
 
 

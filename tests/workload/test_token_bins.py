@@ -12,12 +12,16 @@ from numpy.random import default_rng
 
 from loadgen.errors import LoadgenError
 from loadgen.stats.distributions import count_values, ks_distance, spearman
+from loadgen.workload import token_bins
 from loadgen.workload.token_bins import (
     TokenBin,
     TokenBins,
     bins_json,
+    count_bins,
     count_pairs,
     fit_bins,
+    geometric_theta,
+    merge_counts,
     read_bins,
     sample_lengths,
 )
@@ -102,14 +106,14 @@ def test_counts_agree_with_published_histograms_of_the_originals(_: str, name: s
     stats = json.loads((DATA / f"AzureLLMInferenceTrace_{name}.stats.json").read_text())
     bins = fit_bins("b", lambda: [(inputs, outputs)], edges, {}).bins
     if edges == "log2":
-        wanted = stats[key]["counts"]
-        got = {f"{int(math.log2(b.input_range[1]))},{int(math.log2(b.output_range[1]))}": b.count for b in bins}
+        published = stats[key]["counts"]
+        counts = {f"{int(math.log2(b.input_range[1]))},{int(math.log2(b.output_range[1]))}": b.count for b in bins}
     else:
-        wanted = stats[key]
+        published = stats[key]
         inside = [b for b in bins if b.input_range[1] <= 8192 and b.output_range[1] <= 512]
-        got = {f"{b.input_range[1]},{b.output_range[1]}": b.count for b in inside}
-        assert sum(b.count for b in bins) - sum(got.values()) == stats["paper_bins_excluded"]
-    assert got == wanted
+        counts = {f"{b.input_range[1]},{b.output_range[1]}": b.count for b in inside}
+        assert sum(b.count for b in bins) - sum(counts.values()) == stats["paper_bins_excluded"]
+    assert counts == published
 
 
 # -- sample
@@ -124,9 +128,9 @@ def test_draws_stay_inside_the_bins_in_their_proportion(pairs, n: int, seed: int
     placed = 0
     for b in bins.bins:
         (i0, i1), (o0, o1) = b.input_range, b.output_range
-        got = int(((inputs > i0) & (inputs <= i1) & (outputs > o0) & (outputs <= o1)).sum())
-        assert abs(got - n * b.count / bins.count) < 1 + 1e-9
-        placed += got
+        drawn = int(((inputs > i0) & (inputs <= i1) & (outputs > o0) & (outputs <= o1)).sum())
+        assert abs(drawn - n * b.count / bins.count) < 1 + 1e-9
+        placed += drawn
     assert placed == n
 
 
@@ -195,7 +199,7 @@ def test_the_likeness_is_not_the_luck_of_a_seed(shipped: str, name: str) -> None
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         ({"bins": []}, "no bins"),
         ({"count": 0}, "bin 0: count 0"),
@@ -205,15 +209,15 @@ def test_the_likeness_is_not_the_luck_of_a_seed(shipped: str, name: str) -> None
         ({"mean_input": "x"}, "not token bins"),
     ],
 )
-def test_bins_that_make_no_sense_are_said(tmp_path: Path, change, said: str) -> None:  # type: ignore[no-untyped-def]
+def test_invalid_bins_are_an_error(tmp_path: Path, change, message: str) -> None:  # type: ignore[no-untyped-def]
     value = json.loads(bins_json(fitted([(3, 8)], "log2")))
     (value if "bins" in change else value["bins"][0]).update(change)
     (path := tmp_path / "b.json").write_text(json.dumps(value))
-    with pytest.raises(LoadgenError, match=said):
+    with pytest.raises(LoadgenError, match=message):
         read_bins(path)
 
 
-def test_no_bins_and_no_requests_are_said(tmp_path: Path) -> None:
+def test_no_bins_and_no_requests_are_errors(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "none.json"):
         with pytest.raises(LoadgenError, match="cannot read"):
             read_bins(path)
@@ -253,3 +257,92 @@ def test_pairs_are_counted_across_chunks_in_ascending_order() -> None:
     ]  # fmt: skip
     with pytest.raises(LoadgenError, match="no requests"):
         count_pairs([])
+
+
+# -- by hand
+
+
+def test_bins_between_edges_by_hand() -> None:
+    chunks = [(np.array([1, 4, 5]), np.array([2, 2, 2])), (np.array([4, 8]), np.array([3, 3]))]
+    assert count_bins(chunks, (0, 4, 8), (0, 2, 4)) == (
+        TokenBin(input_range=(0, 4), output_range=(0, 2), count=2, mean_input=2.5, mean_output=2),
+        TokenBin(input_range=(0, 4), output_range=(2, 4), count=1, mean_input=4, mean_output=3),
+        TokenBin(input_range=(4, 8), output_range=(0, 2), count=1, mean_input=5, mean_output=2),
+        TokenBin(input_range=(4, 8), output_range=(2, 4), count=1, mean_input=8, mean_output=3),
+    )
+
+
+@pytest.mark.parametrize("width", [2, 3, 10, 1000])
+@pytest.mark.parametrize("theta", [-3.0, -0.5, -1e-2, -1e-4, -1e-7])
+def test_theta_gives_the_mean_of_the_truncated_geometric_law(width: int, theta: float) -> None:
+    k = np.arange(1, width + 1)
+    weights = np.exp(theta * k)
+    mean = float((k * weights).sum() / weights.sum())
+    solved = float(geometric_theta(np.array([mean]), np.array([float(width)]))[0])
+    weights = np.exp(solved * k)
+    assert (k * weights).sum() / weights.sum() == pytest.approx(mean, rel=1e-6)
+    if theta <= -1e-4:
+        assert solved == pytest.approx(theta, rel=1e-3)
+
+
+def test_counts_of_equal_keys_are_added_in_order_of_the_keys() -> None:
+    parts = [(np.array([3, 9]), np.array([1, 2])), (np.array([1, 3]), np.array([5, 7]))]
+    keys, counts = merge_counts(parts)
+    assert (keys.tolist(), counts.tolist()) == ([1, 3, 9], [5, 8, 2])
+
+
+@pytest.mark.parametrize("merge_rows", [0, 1, 3, 100])
+def test_pairs_are_counted_the_same_however_often_they_are_merged(
+    monkeypatch: pytest.MonkeyPatch, merge_rows: int
+) -> None:
+    monkeypatch.setattr(token_bins, "MERGE_ROWS", merge_rows)
+    chunks = [(np.array([2, 1, 2**31 - 1]), np.array([5, 6, 2**31 - 1])), (np.array([2, 2]), np.array([5, 4]))] * 2
+    counted = count_pairs(chunks)
+    assert list(zip(counted.inputs.tolist(), counted.outputs.tolist(), counted.counts.tolist(), strict=True)) == [
+        (1, 6, 2), (2, 4, 2), (2, 5, 4), (2**31 - 1, 2**31 - 1, 2),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("longest", "edges"), [(1, (0, 1)), (2, (0, 1, 2)), (3, (0, 1, 2, 4)), (4, (0, 1, 2, 4)), (5, (0, 1, 2, 4, 8))]
+)
+def test_edges_at_powers_of_2_end_at_the_first_that_is_not_below_the_longest(
+    longest: int, edges: tuple[int, ...]
+) -> None:
+    assert fitted([(longest, 1)], "log2").input_edges == edges
+
+
+def test_quantile_edges_of_64_lengths_hold_two_each() -> None:
+    assert fitted([(i, 1) for i in range(1, 65)]).input_edges == tuple(range(0, 65, 2))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "valid"),
+    [
+        ("count", 1, True),
+        ("input_range", [0, 2**31 - 1], True),
+        ("input_range", [0, 2**31], False),
+        ("input_range", [-1, 9], False),
+        ("mean_input", 2.999, True),
+        ("mean_input", 2.998, False),
+        ("mean_input", 4.001, True),
+        ("mean_input", 4.002, False),
+    ],
+)
+def test_the_limits_of_a_bin(tmp_path: Path, field: str, value: object, valid: bool) -> None:
+    content = json.loads(bins_json(fitted([(3, 8), (4, 8)], "log2")))
+    assert content["bins"][0]["input_range"] == [2, 4]
+    content["bins"][0][field] = value
+    (path := tmp_path / "b.json").write_text(json.dumps(content))
+    if valid:
+        assert read_bins(path).bins
+    else:
+        with pytest.raises(LoadgenError, match=f"bin 0: {field} "):
+            read_bins(path)
+
+
+def test_one_draw_is_valid_and_none_is_not() -> None:
+    bins = fitted([(3, 8)], "log2")
+    assert [len(side) for side in sample_lengths(bins, 1, default_rng(0))] == [1, 1]
+    with pytest.raises(LoadgenError, match="0 requests: expected at least 1"):
+        sample_lengths(bins, 0, default_rng(0))

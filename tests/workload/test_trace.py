@@ -3,6 +3,7 @@ import json
 import math
 from pathlib import Path
 
+import msgspec
 import pytest
 import zstandard
 from hypothesis import given, settings
@@ -15,6 +16,7 @@ from loadgen.workload.trace import (
     TraceRequest,
     check_workload,
     iter_trace,
+    line_fault,
     milliseconds,
     read_trace,
     shortened,
@@ -90,7 +92,7 @@ def test_a_compressed_file_cut_anywhere_is_an_error(tmp_path: Path, compress) ->
 
 
 @pytest.mark.parametrize(
-    ("line", "said"),
+    ("line", "fault"),
     [
         (b"{", "t.jsonl:2: not a JSON object: {"),
         (b"[1, 2]", "t.jsonl:2: [1, 2]: expected a JSON object"),
@@ -118,23 +120,23 @@ def test_a_compressed_file_cut_anywhere_is_an_error(tmp_path: Path, compress) ->
         (b"[" * 100_000, "t.jsonl:2: not a JSON object"),
     ],
 )
-def test_a_bad_line_is_said_with_file_line_and_value(tmp_path: Path, line: bytes, said: str) -> None:
+def test_a_bad_line_is_reported_with_file_line_and_value(tmp_path: Path, line: bytes, fault: str) -> None:
     with pytest.raises(LoadgenError) as caught:
         read_trace(saved(tmp_path, GOOD + line))
     message = str(caught.value)
-    assert said in message and f"{tmp_path / 't.jsonl'}:2: " in message
+    assert fault in message and f"{tmp_path / 't.jsonl'}:2: " in message
     assert message.isprintable() and len(message) < 300 + len(str(tmp_path))
 
 
-def test_a_file_that_is_no_trace_is_said_in_one_line(tmp_path: Path) -> None:
-    for path, said in (
+def test_a_file_that_is_no_trace_is_reported_in_one_line(tmp_path: Path) -> None:
+    for path, message in (
         (tmp_path / "none.jsonl", "No such file"),
         (tmp_path, "Is a directory"),
         (saved(tmp_path, b""), "has no requests"),
         (saved(tmp_path, b"\n\n", "blank.jsonl"), "has no requests"),
         (saved(tmp_path, b"x" * (MAX_LINE_BYTES + 1), "long.jsonl"), ":1: the line is longer than 16 MiB"),
     ):
-        with pytest.raises(LoadgenError, match=said):
+        with pytest.raises(LoadgenError, match=message):
             read_trace(path)
 
 
@@ -162,20 +164,20 @@ requests = st.builds(
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz", "t.jsonl.zst"])
 @settings(deadline=None)
-@given(wanted=st.lists(requests, min_size=1, max_size=20).map(lambda rs: sorted(rs, key=lambda r: r.arrival_s)))
-def test_what_is_written_is_read_back(tmp_path_factory, name: str, wanted: list[TraceRequest]) -> None:  # type: ignore[no-untyped-def]
+@given(written=st.lists(requests, min_size=1, max_size=20).map(lambda rs: sorted(rs, key=lambda r: r.arrival_s)))
+def test_what_is_written_is_read_back(tmp_path_factory, name: str, written: list[TraceRequest]) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path_factory.mktemp("t") / name
-    write_trace(path, wanted)
-    got = read_trace(path).requests
-    for a, b in zip(wanted, got, strict=True):
+    write_trace(path, written)
+    reread = read_trace(path).requests
+    for a, b in zip(written, reread, strict=True):
         assert math.isclose(a.arrival_s, b.arrival_s, rel_tol=1e-15, abs_tol=1e-12)
         assert [getattr(a, f) for f in a.__struct_fields__[1:]] == [getattr(b, f) for f in b.__struct_fields__[1:]]
-    before = path.read_bytes()
-    write_trace(path, wanted)
-    assert path.read_bytes() == before
+    content = path.read_bytes()
+    write_trace(path, written)
+    assert path.read_bytes() == content
 
 
-def test_a_write_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+def test_a_write_that_fails_leaves_the_earlier_file(tmp_path: Path) -> None:
     path = saved(tmp_path, GOOD)
 
     def broken():  # type: ignore[no-untyped-def]
@@ -237,3 +239,77 @@ def test_requests_at_one_instant_are_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("text", "shown"), [("x" * 60, "x" * 60), ("x" * 61, "x" * 57 + "..."), ("a\tb", "a\ufffdb")])
 def test_text_in_a_message_is_60_printable_characters(text: str, shown: str) -> None:
     assert shortened(text) == shown
+
+
+@pytest.mark.parametrize(
+    ("arrival_s", "timestamp"), [(4.314579, 4314.579), (0.001, 1.0), (123.456, 123456.0), (1e-9, 1e-6)]
+)
+def test_whole_nanoseconds_are_milliseconds_with_up_to_six_decimals(arrival_s: float, timestamp: float) -> None:
+    assert milliseconds(arrival_s) == timestamp
+
+
+@pytest.mark.parametrize(("name", "magic"), [("t.gz", b"\x1f\x8b"), ("t.zst", b"\x28\xb5\x2f\xfd"), ("t", b'{"ti')])
+def test_the_suffix_chooses_the_compression(tmp_path: Path, name: str, magic: bytes) -> None:
+    write_trace(tmp_path / name, [request(1)])
+    content = (tmp_path / name).read_bytes()
+    assert content.startswith(magic)
+    if name == "t.gz":
+        assert content[3:8] == bytes(5), "neither a name nor a time is in the header"
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+def test_a_write_returns_the_number_of_requests(tmp_path: Path, count: int) -> None:
+    assert write_trace(tmp_path / "t", [request(i) for i in range(count)]) == count
+    assert (tmp_path / "t").read_bytes().count(b"\n") == count
+
+
+def test_only_fields_that_differ_from_their_defaults_are_written(tmp_path: Path) -> None:
+    write_trace(tmp_path / "t", [request(0.25), msgspec.structs.replace(request(1), workload="w", prefix_ids=(7,))])
+    assert [json.loads(line) for line in (tmp_path / "t").read_text().splitlines()] == [
+        {"timestamp": 250.0, "input_length": 10, "output_length": 5},
+        {"timestamp": 1000.0, "input_length": 10, "output_length": 5, "workload": "w", "hash_ids": [7]},
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("a,b", "not a JSON object: a,b (a CSV file?"),
+        ('a,"b"', 'not a JSON object: a,"b"'),
+        ("ab", "not a JSON object: ab"),
+        ("null", "null: expected a JSON object"),
+        ('{"input_length": 1}', "no timestamp: expected milliseconds from the start"),
+        ('{"timestamp": true}', "timestamp true: expected milliseconds"),
+        ('{"timestamp": 0}', "no input_length: expected an integer"),
+        ('{"timestamp": -0.1}', "timestamp -0.1: expected milliseconds"),
+        ('{"timestamp": 0, "input_length": 0}', "input_length 0: expected an integer of at least 1"),
+        ('{"timestamp": 0, "input_length": 1}', "no output_length: expected an integer of at least 1 (servers refuse"),
+        ('{"timestamp": 0, "input_length": 1, "output_length": 2}', "MESSAGE in {"),
+    ],
+)
+def test_the_first_fault_of_a_line_is_described(line: str, fault: str) -> None:
+    description = line_fault(line, "MESSAGE")
+    assert description.startswith(fault)
+    assert ("CSV" in description) == ("CSV" in fault)
+
+
+@pytest.mark.parametrize("excess", [-1, 0, 1])
+def test_a_line_may_be_16_mib_long_and_no_longer(tmp_path: Path, excess: int) -> None:
+    padding = b" " * (MAX_LINE_BYTES + excess - len(GOOD))
+    path = saved(tmp_path, GOOD.rstrip() + padding + b"\n")
+    if excess <= 0:
+        assert len(read_trace(path).requests) == 1
+    else:
+        with pytest.raises(LoadgenError, match=":1: the line is longer than 16 MiB"):
+            read_trace(path)
+
+
+@pytest.mark.parametrize("excess", [-1, 0, 1])
+def test_a_line_number_counts_blank_lines(tmp_path: Path, excess: int) -> None:
+    with pytest.raises(LoadgenError, match=rf":{3 + excess}: not a JSON object"):
+        read_trace(saved(tmp_path, b"\n" * (2 + excess) + b"x\n"))
+
+
+def test_a_decompressed_file_larger_than_the_buffer_is_whole(tmp_path: Path) -> None:
+    line = b'{"timestamp": 1, "input_length": 1, "output_length": 1, "session_id": "%s"}\n' % (b"s" * 3000)
+    assert len(read_trace(saved(tmp_path, zstandard.compress(line * 200))).requests) == 200

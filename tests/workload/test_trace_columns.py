@@ -1,10 +1,12 @@
 """Columns are the requests that `trace` reads one by one: the same values, bytes and errors, wherever blocks end."""
 
 import gzip
+import io
 import tempfile
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -12,7 +14,14 @@ from hypothesis import strategies as st
 from loadgen.errors import LoadgenError
 from loadgen.workload import trace_columns
 from loadgen.workload.trace import MAX_LINE_BYTES, TraceRequest, write_trace
-from loadgen.workload.trace_columns import Columns, iter_columns, write_columns
+from loadgen.workload.trace_columns import (
+    Columns,
+    iter_columns,
+    line_blocks,
+    parse_decimals,
+    parse_timestamps_ns,
+    write_columns,
+)
 from loadgen.workload.trace_formats import iter_import
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
@@ -131,13 +140,13 @@ def test_columns_are_the_requests_or_the_error_wherever_blocks_end(content: byte
 def test_the_data_sets_are_read_and_written_the_same(tmp_path: Path, name: str) -> None:
     if not (path := DATA / name).exists():
         pytest.skip(f"no {name}")
-    wanted = list(iter_import(path, Counter()))
+    expected = list(iter_import(path, Counter()))
     for size in (100_003, 2**22):
-        assert [r for c in iter_columns(path, Counter(), block_bytes=size) for r in requests_of(c)] == wanted
-    assert write_columns(tmp_path / "columns.jsonl", iter_columns(path, Counter())) == len(wanted)
-    write_trace(tmp_path / "requests.jsonl", wanted)
+        assert [r for c in iter_columns(path, Counter(), block_bytes=size) for r in requests_of(c)] == expected
+    assert write_columns(tmp_path / "columns.jsonl", iter_columns(path, Counter())) == len(expected)
+    write_trace(tmp_path / "requests.jsonl", expected)
     assert (tmp_path / "columns.jsonl").read_bytes() == (tmp_path / "requests.jsonl").read_bytes()
-    assert list(iter_import(tmp_path / "columns.jsonl", Counter())) == wanted
+    assert list(iter_import(tmp_path / "columns.jsonl", Counter())) == expected
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz", "t.jsonl.zst"])
@@ -157,11 +166,11 @@ def test_the_data_sets_are_read_and_written_the_same(tmp_path: Path, name: str) 
         max_size=9,
     ).map(lambda rs: sorted(rs, key=lambda r: r.arrival_s))
 )
-def test_columns_write_what_requests_write(tmp_path_factory, name: str, wanted: list[TraceRequest]) -> None:  # type: ignore[no-untyped-def]
+def test_columns_write_what_requests_write(tmp_path_factory, name: str, expected: list[TraceRequest]) -> None:  # type: ignore[no-untyped-def]
     folder = tmp_path_factory.mktemp("t")
-    write_trace(folder / name, wanted)
-    write_columns(folder / f"again-{name}", iter_columns(folder / name, Counter()))
-    assert (folder / f"again-{name}").read_bytes() == (folder / name).read_bytes()
+    write_trace(folder / name, expected)
+    write_columns(folder / f"rewritten-{name}", iter_columns(folder / name, Counter()))
+    assert (folder / f"rewritten-{name}").read_bytes() == (folder / name).read_bytes()
 
 
 def test_a_plain_block_is_read_without_trace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -190,3 +199,83 @@ def test_compressed_blocks_and_lines_without_end(tmp_path: Path) -> None:
     assert by_columns(path) == by_requests(path)
     path.write_bytes(AZURE.encode() + b"2" * (MAX_LINE_BYTES + 10))
     assert by_columns(path) == by_requests(path)
+
+
+# -- parts ------------------------------------------------------------------------------------------------------------
+
+
+@given(st.lists(st.text("ab", max_size=9), min_size=1), st.integers(1, 40), st.integers(1, 9), st.booleans())
+def test_blocks_are_whole_lines_numbered_from_the_first(
+    lines: list[str], size: int, first: int, has_last_end: bool
+) -> None:
+    content = "\n".join(lines).encode() + b"\n" * has_last_end
+    head, body = content[:3], content[3:]
+    blocks = list(line_blocks(Path("t"), io.BytesIO(body), first, head, size))
+    joined = b"".join(block for _, block in blocks)
+    assert joined == content + b"\n" * (bool(content) and not content.endswith(b"\n"))
+    offset = 0
+    for number, block in blocks:
+        assert block.endswith(b"\n") and number == first + joined[:offset].count(b"\n")
+        offset += len(block)
+
+
+def fields(texts: list[str]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the texts as lines, and the offsets at which each begins and ends."""
+    ends = np.cumsum([len(text) + 1 for text in texts]) - 1
+    data = np.frombuffer("".join(text + "\n" for text in texts).encode(), np.uint8)
+    return data, ends - [len(text) for text in texts], ends
+
+
+plain_decimals = st.tuples(st.integers(0, 10**10 - 1), st.integers(0, 5), st.integers(0, 10**5 - 1)).map(
+    lambda t: f"{t[0]}.{t[2] % 10 ** t[1]:0{t[1]}d}" if t[1] else str(t[0])
+)
+
+
+@given(st.lists(plain_decimals, min_size=1, max_size=9))
+def test_plain_decimals_are_the_numbers_that_float_returns(texts: list[str]) -> None:
+    parsed = parse_decimals(*fields(texts))
+    assert parsed is not None and parsed.tolist() == [float(text) for text in texts]
+
+
+@pytest.mark.parametrize(
+    ("text", "is_plain"),
+    [
+        ("0", True), ("7.", True), ("0.00001", True), ("9999999999", True), ("10000000000", False),
+        ("0.123456", False), (".5", False), ("", False), ("-1", False), ("1e3", False), ("nan", False),
+        ("1.2.3", False),
+    ],
+)  # fmt: skip
+def test_a_decimal_in_another_form_is_left_to_the_line_parser(text: str, is_plain: bool) -> None:
+    for texts in ([text], ["1.5", text], [text, "1.5"]):
+        parsed = parse_decimals(*fields(texts))
+        assert (parsed is not None) == is_plain
+        assert parsed is None or parsed.tolist() == [float(t) for t in texts]
+
+
+def test_timestamps_are_nanoseconds_since_1970_whatever_their_widths_and_days() -> None:
+    texts = [
+        "1970-01-01 00:00:00",
+        "1970-01-01 00:00:00.1",
+        "1970-01-01 23:59:59.123456789",
+        "1970-01-02 00:00:00+00:00",
+        "1970-01-02 01:02:03.000001+00:00",
+        "1972-02-29 00:00:00",
+    ]
+    day = 86_400 * 10**9
+    parsed = parse_timestamps_ns(*fields(texts))
+    assert parsed is not None and parsed.tolist() == [
+        0, 10**8, day - 10**9 + 123_456_789, day, day + 3723 * 10**9 + 1000, (2 * 365 + 31 + 28) * day,
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "1970-01-01 00:00:0", "1970-01-01T00:00:00", "1970-01-01 00:00:00.", "1970-01-01 00:00:00.1234567890",
+        "1970-01-01 24:00:00", "1970-01-01 00:60:00", "1970-01-01 00:00:60", "1970-13-01 00:00:00",
+        "1971-02-29 00:00:00", "1970-01-01 00:00:00+01:00", "1970-01-01 00:00:00Z", "1970-01-01 00:00:00,5", "",
+    ],
+)  # fmt: skip
+def test_a_timestamp_in_another_form_is_left_to_the_line_parser(text: str) -> None:
+    assert parse_timestamps_ns(*fields([text])) is None
+    assert parse_timestamps_ns(*fields(["1970-01-01 00:00:00", text])) is None

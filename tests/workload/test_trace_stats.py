@@ -1,4 +1,4 @@
-"""A description is what the whole trace would say, whatever the chunks it passed in."""
+"""A description is that of the whole trace, whatever the chunks it is read in."""
 
 import itertools
 from dataclasses import replace
@@ -19,6 +19,7 @@ from loadgen.workload.trace_stats import (
     WINDOWS_S,
     Description,
     Tally,
+    rounded_up,
 )
 
 
@@ -63,54 +64,54 @@ def test_chunks_do_not_matter(columns: Columns, cuts: list[int]) -> None:
 
 @settings(deadline=None)
 @given(traces(), st.lists(st.integers(0, 60), max_size=3))
-def test_a_description_is_numpys_of_the_whole(columns: Columns, cuts: list[int]) -> None:
-    found = described(columns, cuts)
+def test_a_description_agrees_with_numpy_on_the_whole_trace(columns: Columns, cuts: list[int]) -> None:
+    stats = described(columns, cuts)
     n, at = len(columns), columns.arrival_s
-    assert found.requests == n == sum((found.workloads or {}).values()) == found.pairs.counts.sum()
-    for counts, whole in ((found.inputs, columns.input_tokens), (found.outputs, columns.output_tokens)):
+    assert stats.requests == n == sum((stats.workloads or {}).values()) == stats.pairs.counts.sum()
+    for counts, whole in ((stats.inputs, columns.input_tokens), (stats.outputs, columns.output_tokens)):
         assert counts.counts.sum() == n
         assert counts.mean == pytest.approx(whole.mean())
         assert counts.std == pytest.approx(whole.std())
         for p in (0, 37, 50, 99, 100):
             assert counts.percentile(p) == pytest.approx(np.percentile(whole, p))
-    wanted = spearman(columns.input_tokens, columns.output_tokens, np.ones(n, np.int64))
-    got = rank_correlation(found.pairs)
-    assert got is None if wanted is None else got == pytest.approx(wanted, abs=1e-9)
-    for window, index in zip(WINDOWS_S, found.dispersion, strict=True):
+    expected = spearman(columns.input_tokens, columns.output_tokens, np.ones(n, np.int64))
+    correlation = rank_correlation(stats.pairs)
+    assert correlation is None if expected is None else correlation == pytest.approx(expected, abs=1e-9)
+    for window, index in zip(WINDOWS_S, stats.dispersion, strict=True):
         whole_index = index_of_dispersion(at, window)
         assert index is None if whole_index is None else index == pytest.approx(whole_index)
-    if found.gaps_s is not None:
-        assert found.gaps_s.counts.sum() == n - 1
+    if stats.gaps_s is not None:
+        assert stats.gaps_s.counts.sum() == n - 1
         gaps = np.sort(np.diff(at))
-        assert np.repeat(found.gaps_s.values, found.gaps_s.counts) == pytest.approx(gaps, rel=2**-11, abs=1e-300)
-    if found.rates_rps is not None:
-        assert sum(found.rates_rps) * (at[-1] - at[0]) / RATE_PARTS == pytest.approx(n)
+        assert np.repeat(stats.gaps_s.values, stats.gaps_s.counts) == pytest.approx(gaps, rel=2**-11, abs=1e-300)
+    if stats.rates_rps is not None:
+        assert sum(stats.rates_rps) * (at[-1] - at[0]) / RATE_PARTS == pytest.approx(n)
 
 
 @settings(deadline=None)
 @given(traces())
 def test_sessions_and_prefixes_by_brute_force(columns: Columns) -> None:
-    found = described(columns)
+    stats = described(columns)
     turns: dict[str, list[float]] = {}
     for name, at in zip(columns.session_id or (), columns.arrival_s.tolist(), strict=False):
         if name is not None:
             turns.setdefault(name, []).append(at)
-    assert (found.sessions.count if found.sessions else 0) == len(turns)
-    if found.sessions:
-        assert found.sessions.turns.mean == pytest.approx(np.mean([len(t) for t in turns.values()]))
+    assert (stats.sessions.count if stats.sessions else 0) == len(turns)
+    if stats.sessions:
+        assert stats.sessions.turns.mean == pytest.approx(np.mean([len(t) for t in turns.values()]))
         gaps = [(t[-1] - t[0]) / (len(t) - 1) for t in turns.values() if len(t) > 1]
-        assert (found.sessions.gap_s is None) == (not gaps)
-        assert found.sessions.gap_s is None or found.sessions.gap_s.percentile(50) == pytest.approx(np.median(gaps))
+        assert (stats.sessions.gap_s is None) == (not gaps)
+        assert stats.sessions.gap_s is None or stats.sessions.gap_s.percentile(50) == pytest.approx(np.median(gaps))
     seen: set[int] = set()
-    asked = again = tokens_again = 0
+    requested = reused = tokens_reused = 0
     for ids, length in zip(columns.prefix_ids or (), columns.input_tokens.tolist(), strict=False):
         for place, block in enumerate(ids):
-            asked += 1
-            again += block in seen
-            tokens_again += min(max(length - 512 * place, 0), 512) * (block in seen)
+            requested += 1
+            reused += block in seen
+            tokens_reused += min(max(length - 512 * place, 0), 512) * (block in seen)
             seen.add(block)
-    assert found.block_reuse == (pytest.approx(again / asked) if asked else None)
-    assert found.token_reuse == (pytest.approx(tokens_again / columns.input_tokens.sum()) if asked else None)
+    assert stats.block_reuse == (pytest.approx(reused / requested) if requested else None)
+    assert stats.token_reuse == (pytest.approx(tokens_reused / columns.input_tokens.sum()) if requested else None)
 
 
 def test_rates_lie_where_the_requests_do() -> None:
@@ -118,8 +119,8 @@ def test_rates_lie_where_the_requests_do() -> None:
     at = offsets("poisson", 20, default_rng(1), duration_s=3600.0)
     at = at[(at < 900) | (at > 1800)]
     rates = np.array(described(lengths_of(at, 1)).rates_rps)
-    wanted = np.histogram(at, RATE_PARTS)[0] * (RATE_PARTS / (at[-1] - at[0]))
-    assert np.abs(rates - wanted).max() < 0.01 * wanted.max()
+    expected = np.histogram(at, RATE_PARTS)[0] * (RATE_PARTS / (at[-1] - at[0]))
+    assert np.abs(rates - expected).max() < 0.01 * expected.max()
     assert (rates[13:23] == 0).all()
 
 
@@ -129,7 +130,7 @@ def lengths_of(at: np.ndarray, seed: int) -> Columns:
     return Columns(at, inputs, (inputs * rng.lognormal(-2, 1, len(at))).astype(int) + 1)
 
 
-def test_too_many_pairs_are_rounded_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_pairs_are_rounded_and_reported_as_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     columns = lengths_of(np.arange(20_000.0), 2)
     whole = described(columns)
     monkeypatch.setattr(trace_stats, "MOST_PAIRS", 4_000)
@@ -144,7 +145,7 @@ def test_too_many_pairs_are_rounded_and_said(monkeypatch: pytest.MonkeyPatch) ->
         assert set(np.ceil(np.log2(side))) == set(np.ceil(np.log2(exact)))  # the heat map's cells stay
 
 
-def test_too_many_sessions_and_blocks_are_sampled_and_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_many_sessions_and_blocks_are_sampled_and_reported_as_estimated(monkeypatch: pytest.MonkeyPatch) -> None:
     n, names = 40_000, default_rng(3).integers(0, 10_000, 40_000)
     columns = replace(
         lengths_of(np.arange(float(n)), 3),
@@ -180,3 +181,16 @@ def test_a_description_of_a_hand_made_trace() -> None:
     assert stats.block_reuse == pytest.approx(3 / 5)
     # Block 1 of 512 tokens and block 2 of 88; again 512 of the second request, 100 of the third, 8 of the last.
     assert stats.token_reuse == pytest.approx((512 + 100 + 8 - (100 - 88) + (100 - 88)) / 1309)
+
+
+@given(st.integers(1, 2**31 - 1))
+def test_a_rounded_length_is_at_most_1_part_in_32_longer_and_has_6_significant_bits(length: int) -> None:
+    (rounded,) = rounded_up(np.array([length])).tolist()
+    assert length <= rounded <= length * (1 + 1 / 32)
+    assert rounded % (1 << max(rounded.bit_length() - 6, 0)) == 0
+    assert rounded <= 1 << (length - 1).bit_length(), "never beyond the next power of two"
+
+
+@pytest.mark.parametrize(("length", "rounded"), [(1, 1), (63, 63), (64, 64), (65, 66), (127, 128), (129, 132)])
+def test_lengths_below_64_are_exact(length: int, rounded: int) -> None:
+    assert rounded_up(np.array([length])).tolist() == [rounded]
