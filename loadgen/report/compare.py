@@ -214,6 +214,7 @@ def as_json(results: Sequence[RunResult], verdicts: Sequence[Verdict] = ()) -> d
 
 
 def render_comparison(results: Sequence[RunResult], console: Console, verdicts: Sequence[Verdict] = ()) -> None:
+    """Print the runs, a table with ratios and differences to the first of them, and the verdicts."""
     summaries = [summary_of(result) for result in results]
     for letter, result, summary in zip(_letters(len(results)), results, summaries, strict=True):
         simulated = "   SIMULATED" if is_simulated(result.info) else ""
@@ -224,25 +225,21 @@ def render_comparison(results: Sequence[RunResult], console: Console, verdicts: 
     if len({is_simulated(result.info) for result in results}) > 1:
         console.print(Text("Simulated and measured runs are side by side.", style="bold yellow"))
     console.print()
-    console.print(_table(compare_runs(summaries, metrics(summaries)), len(results)))
-    for verdict in verdicts:
-        console.print(Text(describe_verdict(verdict), style="bold red" if verdict.failed else "green"))
-
-
-def _table(rows: dict[str, list[ComparedValue]], num_runs: int) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("", overflow="fold")
     table.add_column("A", justify="right", no_wrap=True)
-    for letter in _letters(num_runs)[1:]:
+    for letter in _letters(len(results))[1:]:
         for heading in (letter, f"{letter}/A", f"{letter}−A"):
             table.add_column(heading, justify="right", no_wrap=True)
-    for path, cells in rows.items():
+    for path, cells in compare_runs(summaries, metrics(summaries)).items():
         row = [path.removeprefix("by_workload."), quantity(path, cells[0].value)]
         for cell in cells[1:]:
             sign = "+" if cell.difference is not None and cell.difference > 0 else ""
             row += [quantity(path, cell.value), ratio(cell.ratio), sign + quantity(path, cell.difference)]
         table.add_row(*(Text(text) for text in row))
-    return table
+    console.print(table)
+    for verdict in verdicts:
+        console.print(Text(describe_verdict(verdict), style="bold red" if verdict.failed else "green"))
 
 
 def ratio(value: float | None) -> str:

@@ -74,3 +74,23 @@ def clean(text: object, limit: int = 400) -> str:
     """Return one short printable line of text from a server: no control or bidirectional characters."""
     line = "".join(c if c.isprintable() else " " for c in str(text)[: limit + 1])
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def tick_seconds(value: float) -> str:
+    """Format a round number of seconds for an axis."""
+    for factor, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
+        if value >= factor * 0.999:
+            return f"{value / factor:g} {unit}"
+    return f"{value / 1e-9:g} ns"
+
+
+def tick_joules(value: float) -> str:
+    """Format a round number of joules for an axis, in the units of `joules` from 10 mJ to 10 kJ."""
+    if value >= 9_999:
+        return f"{value / 1e3:,g} kJ"
+    return f"{value:,g} J" if value >= 0.0099 else f"{value * 1e3:g} mJ"
+
+
+def tick_count(value: float) -> str:
+    """Format a round number of tokens for an axis."""
+    return f"{value:,.0f}" if value < 9_999 else f"{value / 1e3:,.0f}k" if value < 999_999 else f"{value / 1e6:,.0f}M"

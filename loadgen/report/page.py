@@ -14,6 +14,29 @@ def render_page(title: str, sections: Iterable[str]) -> str:
     return Template(template).substitute(title=tag("title", title), style=style, body=join(sections))
 
 
+def header(kind: str, title: str, *parts: str, simulated: bool = False) -> Markup:
+    """Return the top of a page: its kind ("loadgen report"), its title, and what a reader must see first."""
+    badge = tag("span", "SIMULATED", class_="badge") if simulated else ""
+    eyebrow = tag("p", f"{kind} ", badge, class_="eyebrow")
+    return tag("header", eyebrow, tag("h1", title), *parts)
+
+
+def verdict_box(kind: str, head: str, lines: Iterable[str]) -> Markup:
+    """Return whether the numbers can be believed, and why; `kind` is good, fair or bad."""
+    items = [tag("li", line) for line in lines]
+    return tag("div", tag("strong", head), tag("ul", *items) if items else "", class_=f"verdict {kind}")
+
+
+def tiles(rows: Iterable[tuple[str, str, str]]) -> Markup:
+    """Return large numbers: a name, a number with its unit, and a note."""
+    marks = []
+    for name, value, note in rows:
+        figure, _, unit = value.partition(" ")
+        large = tag("dd", figure, " ", tag("span", unit)) if unit else tag("dd", figure)
+        marks.append(tag("div", tag("dt", name), large, tag("dd", note, class_="note")))
+    return tag("dl", *marks, class_="tiles")
+
+
 def section(heading: str, *parts: str) -> Markup:
     key = heading.lower().replace(" ", "-")
     return tag("section", tag("h2", heading, id=key), *parts, aria_labelledby=key)

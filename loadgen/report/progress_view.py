@@ -108,17 +108,13 @@ def panel(progress: Progress, title: str) -> Text:
     widths = [max(len(name), len(value)) + 2 for name, value in cells]
     names = "".join(name.ljust(width) for (name, _), width in zip(cells, widths, strict=True))
     values = "".join(value.ljust(width) for (_, value), width in zip(cells, widths, strict=True))
+    # The bar is of requests ended, and is full when there is nothing to wait for.
+    full = BAR * (p.completed + p.failed) // max(p.scheduled, 1)
+    clock = f"  {_clock(p.elapsed_s)}, {_clock(p.remaining_s)} left\n"
     parts = [(title + "\n", "bold")] if title else []
-    parts += [*_bar(p), (names + "\n", "dim"), (values, "bold red" if p.failed else "bold")]
+    parts += [("━" * full, "blue"), ("━" * (BAR - full), "dim"), (clock, "")]
+    parts += [(names + "\n", "dim"), (values, "bold red" if p.failed else "bold")]
     return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
-
-
-def _bar(progress: Progress) -> list[tuple[str, str]]:
-    """Return a bar of requests ended, which is full when there is nothing to wait for."""
-    ended = progress.completed + progress.failed
-    full = BAR * ended // max(progress.scheduled, 1)
-    clock = f"  {_clock(progress.elapsed_s)}, {_clock(progress.remaining_s)} left\n"
-    return [("━" * full, "blue"), ("━" * (BAR - full), "dim"), (clock, "")]
 
 
 def _clock(seconds: float | None) -> str:

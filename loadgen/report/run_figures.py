@@ -1,15 +1,16 @@
 """The plots of a run, each with a caption that states how it was drawn."""
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.energy.counter_clock import align_to_counter_clock
-from loadgen.record import RequestRecord
+from loadgen.energy.series import outermost
 from loadgen.report import downsample, svg
-from loadgen.report.format import count, joules, number, percent, plural, seconds, watts
+from loadgen.report.format import count, joules, number, percent, plural, seconds, tick_joules, tick_seconds, watts
 from loadgen.report.markup import Markup, join, tag
 from loadgen.results.energy_summary import outermost_series
 from loadgen.results.run_folder import RunResult
@@ -19,6 +20,8 @@ from loadgen.units import MJ_PER_J, NS_PER_S
 RANKS = 1_000
 BANDS = 200
 LAG_FLOOR_S = 1e-5
+PERCENTILES = (50, 90, 99)
+SHARE_AXIS = svg.Axis(0, 1, False, tuple((p, f"{100 * p:g} %") for p in (0, 0.25, 0.5, 0.75, 0.9, 0.99)))
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,12 @@ class Steps:
 
     t_s: Floats
     value: Floats
+
+    def at(self, t_s: Floats) -> Floats:
+        """Return the values at some instants; 0 before the first step and from the end of the last."""
+        index = np.searchsorted(self.t_s, t_s, "right") - 1
+        inside = (index >= 0) & (index < len(self.value))
+        return np.where(inside, np.append(self.value, 0.0)[np.where(inside, index, -1)], 0.0)
 
 
 def start_ns(result: RunResult) -> int:
@@ -62,19 +71,80 @@ def empty(heading: str, why: str) -> Markup:
     return tag("figure", tag("h3", heading), tag("p", why, class_="empty"))
 
 
+def share_curve(
+    values: Floats,
+    shares: Floats,
+    percentiles: Sequence[float],
+    titles: Sequence[str],
+    x: svg.Axis,
+    height: float,
+    index: int,
+) -> Markup:
+    """Return series `index`: a step curve of the share at or below each value, from (lowest, 0) up to (highest, 1).
+
+    values, shares: ascending, drawn at up to RANKS of them. percentiles: the values at PERCENTILES, where the dots are;
+    `titles` are their tooltips.
+    """
+    kept = downsample.by_rank(len(values), RANKS)
+    places = x.at(values[kept])
+    # A step curve needs an end: from each value to the next it stays at that value's share.
+    curve = svg.steps(
+        np.concatenate([places[:1], places, places[-1:]]),
+        SHARE_AXIS.at(np.concatenate([[0.0], shares[kept]])),
+        height,
+        stroke_dasharray=svg.DASHES[index % len(svg.DASHES)],
+    )
+    dotted = SHARE_AXIS.at(np.array(PERCENTILES) / 100)
+    dots = svg.dots(x.at(np.array(percentiles)), dotted, height, titles, class_="dot mark")
+    return tag("g", curve, dots, class_=f"s{index % 6}")
+
+
+HeatCell = tuple[float, str, str] | None
+"""The value that decides the shade, its text, and a small note below or ""; None is drawn blank."""
+
+
+def shaded_table(
+    heading: str, caption: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[HeatCell]],
+    shade: "Shade",
+) -> Markup:  # fmt: skip
+    """Return a heat map: input tokens of `rows` down, output tokens of `columns` across."""
+    corner = tag("th", "input ↓ · output →", scope="col", class_="corner")
+    top = tag("tr", corner, *(tag("th", label, scope="col") for label in columns))
+    body = []
+    for label, row in zip(rows, cells, strict=True):
+        marks = [tag("th", label, scope="row")]
+        for cell in row:
+            if cell is None:
+                marks.append(tag("td", class_="none"))
+            else:
+                value, text, note = cell
+                marks.append(tag("td", text, tag("small", note) if note else "", class_=f"h{shade(value)}"))
+        body.append(tag("tr", *marks))
+    inner = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", *body), class_="heat")
+    return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=heading)
+
+
 # ---------------------------------------------------------------- latency
 
 
 def latency(result: RunResult, key: str, heading: str) -> Markup:
     """Return the distribution of "ttft", "tpot", "e2e" or "response": the property KEY_ns of a record."""
-    groups = {name: _latencies_s(result.records, name, key) for name in workloads(result)}
+    groups: dict[str, Floats] = {}
+    for name in workloads(result):
+        durations = (getattr(r, f"{key}_ns") for r in result.records if r.ok and r.workload == name)
+        groups[name] = np.sort(np.array([ns for ns in durations if ns is not None], dtype=float)) / NS_PER_S
     latencies_s = np.concatenate([*groups.values(), np.array([])])
     positive = latencies_s[latencies_s > 0]
     if not len(positive):
         return empty(heading, "No completed request has it.")
-    x = svg.log_axis(float(positive.min()), float(positive.max()), _tick_seconds)
-    y = svg.Axis(0, 1, False, tuple((p, f"{100 * p:g} %") for p in (0, 0.25, 0.5, 0.75, 0.9, 0.99)))
-    marks = [_ecdf(values, x, y, i, name) for i, (name, values) in enumerate(groups.items()) if len(values)]
+    x = svg.log_axis(float(positive.min()), float(positive.max()), tick_seconds)
+    marks = []
+    for i, (name, values) in enumerate(groups.items()):
+        if len(values):
+            percentiles = [float(value) for value in np.percentile(values, PERCENTILES)]
+            titles = [f"{name}: p{p} = {seconds(value)}" for p, value in zip(PERCENTILES, percentiles, strict=True)]
+            shares = np.arange(1, len(values) + 1) / len(values)
+            marks.append(share_curve(values, shares, percentiles, titles, x, 190, i))
     counts = ", ".join(f"{count(len(values))} {name}" for name, values in groups.items())
     thinned = any(len(values) > RANKS for values in groups.values())
     rule = f" Drawn at {RANKS:,} evenly spaced ranks, lowest and highest included." if thinned else ""
@@ -83,39 +153,8 @@ def latency(result: RunResult, key: str, heading: str) -> Markup:
         for name, v in groups.items()
         if len(v)
     )
-    picture = svg.plot(key, heading, text, x, y, 190, marks)
+    picture = svg.plot(key, heading, text, x, SHARE_AXIS, 190, marks)
     return figure(heading, "share of requests at or below", picture, f"{counts}; dots at p50, p90, p99.{rule}")
-
-
-def _latencies_s(records: list[RequestRecord], workload: str, key: str) -> Floats:
-    durations = (getattr(r, f"{key}_ns") for r in records if r.ok and r.workload == workload)
-    return np.sort(np.array([ns for ns in durations if ns is not None], dtype=float)) / NS_PER_S
-
-
-def _ecdf(values: Floats, x: svg.Axis, y: svg.Axis, index: int, name: str) -> Markup:
-    """Return a step curve from (lowest, 0) up to (highest, 1), with a dot at p50, p90 and p99."""
-    ranks = downsample.by_rank(len(values), RANKS)
-    places = x.at(values[ranks])
-    shares = (ranks + 1) / len(values)
-    # A step curve needs an end: from each value to the next it stays at that value's share.
-    curve = svg.steps(
-        np.concatenate([places[:1], places, places[-1:]]),
-        y.at(np.concatenate([[0.0], shares])),
-        190,
-        stroke_dasharray=svg.DASHES[index % len(svg.DASHES)],
-    )
-    quantiles = np.array([0.5, 0.9, 0.99])
-    percentiles = np.percentile(values, 100 * quantiles)
-    titles = [f"{name}: p{100 * q:g} = {seconds(float(v))}" for q, v in zip(quantiles, percentiles, strict=True)]
-    points = svg.dots(x.at(percentiles), y.at(quantiles), 190, titles, class_="dot mark")
-    return tag("g", curve, points, class_=f"s{index % 6}")
-
-
-def _tick_seconds(value: float) -> str:
-    for factor, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if value >= factor * 0.999:
-            return f"{value / factor:g} {unit}"
-    return f"{value / 1e-9:g} ns"
 
 
 # ---------------------------------------------------------------- over time
@@ -129,18 +168,19 @@ def over_time(result: RunResult) -> Markup:
         return empty("Power and requests in flight", "Nothing was sent and no energy was read.")
     first_s = min(float(s.t_s[0]) for s in (power, flying) if len(s.value))
     x = _time_axis(first_s, float(max(lasts)))
-    upper = _upper(power, x, result) if len(power.value) else tag("p", "No energy was read.", class_="empty")
+    upper = power_plot(power, flying, x) if len(power.value) else tag("p", "No energy was read.", class_="empty")
+    lower = in_flight_plot(flying, x) if len(flying.value) else tag("p", "Nothing was sent.", class_="empty")
     thinned = [
         f"{name}: the lowest and the highest of each of {downsample.LIMIT // 2:,} equal runs of "
         f"{len(s.value):,} points."
         for name, s in (("Power", power), ("In flight", flying))
         if len(s.value) > downsample.LIMIT
     ]
-    counters = sum(domain.within is None for domain in result.info.domains)
+    counters = len(outermost(result.info.domains))
     several = " Several counters are added, each interpolated between its updates." if counters > 1 else ""
     windows = f"One step is one window between two updates of the counter.{several}" if len(power.value) else ""
     caption = " ".join([windows, *thinned])
-    parts = join([upper, tag("p", "requests in flight", class_="unit"), _lower(flying, x)])
+    parts = join([upper, tag("p", "requests in flight", class_="unit"), lower])
     return figure("Power and requests in flight", "W" if len(power.value) else "", parts, caption, "wide")
 
 
@@ -174,24 +214,24 @@ def in_flight(result: RunResult) -> Steps:
     return Steps((t_ns - start_ns(result)) / NS_PER_S, level[:-1].astype(float))
 
 
-def _upper(power: Steps, x: svg.Axis, result: RunResult) -> Markup:
+def power_plot(power: Steps, flying: Steps, x: svg.Axis) -> Markup:
+    """Return power over time, with up to BANDS strips whose tooltips hold mean power and the requests in flight."""
     y = svg.linear_axis(0, float(power.value.max()) * 1.04, lambda w: f"{w:,g}", 4)
-    flying = in_flight(result)
     edges = np.linspace(power.t_s[0], power.t_s[-1], min(BANDS, len(power.value)) + 1)
     cumulative = np.concatenate([[0], np.cumsum(power.value * np.diff(power.t_s))])
     mean_w = np.diff(np.interp(edges, power.t_s, cumulative)) / np.diff(edges)
+    levels = flying.at((edges[:-1] + edges[1:]) / 2)
     titles = [
-        f"{number(float(a))} to {number(float(b))} s: {watts(float(w))}, {_level(flying, (a + b) / 2)} in flight"
-        for a, b, w in zip(edges, edges[1:], mean_w, strict=False)
+        f"{number(float(a))} to {number(float(b))} s: {watts(float(w))}, {level:.0f} in flight"
+        for a, b, w, level in zip(edges, edges[1:], mean_w, levels, strict=False)
     ]
     text = f"Mean power per counter window: lowest {watts(power.value.min())}, highest {watts(power.value.max())}."
     marks = [_curve(power, x, y, 170, "power"), svg.bands(x.at(edges), 170, titles)]
     return svg.plot("power", "Power over time", text, x, y, 170, marks, x_labels=False)
 
 
-def _lower(flying: Steps, x: svg.Axis) -> Markup:
-    if not len(flying.value):
-        return tag("p", "Nothing was sent.", class_="empty")
+def in_flight_plot(flying: Steps, x: svg.Axis) -> Markup:
+    """Return the number of requests in flight over time."""
     top = float(max(flying.value.max(), 1))
     # Whole requests: no tick between two of them.
     y = svg.linear_axis(0, top * 1.04 if top > 2 else top, lambda n: f"{n:,g}" if n == int(n) else "", 3)
@@ -203,11 +243,6 @@ def _curve(steps: Steps, x: svg.Axis, y: svg.Axis, height: float, class_: str) -
     kept = downsample.by_extremes(steps.value, downsample.LIMIT)
     edges = np.append(steps.t_s[kept], steps.t_s[-1])
     return tag("g", svg.steps(x.at(edges), y.at(steps.value[kept]), height), class_=class_)
-
-
-def _level(steps: Steps, t_s: float) -> str:
-    index = int(np.searchsorted(steps.t_s, t_s, "right")) - 1
-    return f"{steps.value[index]:.0f}" if 0 <= index < len(steps.value) else "0"
 
 
 # ---------------------------------------------------------------- energy by request
@@ -256,12 +291,18 @@ def scatter(result: RunResult) -> Markup:
     tokens = np.array([p.input_tokens + p.output_tokens for p in drawable], dtype=float)
     energy = np.array([p.joules for p in drawable])
     x = svg.log_axis(tokens.min(), tokens.max(), lambda n: f"{n:,g}")
-    y = svg.log_axis(energy[0], energy[-1], _tick_joules, gap=0.06)
+    y = svg.log_axis(energy[0], energy[-1], tick_joules, gap=0.06)
     kept = downsample.by_rank(len(drawable), downsample.LIMIT)
-    marks = [
-        _cloud([drawable[i] for i in kept if drawable[i].workload == name], x, y, series)
-        for series, name in enumerate(workloads(result))
-    ]
+    marks = []
+    for series, name in enumerate(workloads(result)):
+        chosen = [i for i in kept if drawable[i].workload == name]
+        titles = (
+            f"request {p.index}, {p.workload}: {p.input_tokens:,} in, {p.output_tokens:,} out, {joules(p.joules)}"
+            f" ({percent(p.prefill_j / p.joules)} prefill)"
+            for p in (drawable[i] for i in chosen)
+        )
+        class_ = f"dot d{series % 2} s{series % 6} cloud"
+        marks.append(svg.dots(x.at(tokens[chosen]), y.at(energy[chosen]), 320, titles, class_=class_))
     rule = (
         f" {len(kept):,} of {len(drawable):,} drawn: evenly spaced ranks of joules."
         if len(kept) < len(drawable)
@@ -272,23 +313,6 @@ def scatter(result: RunResult) -> Markup:
     return figure(
         heading, "J, against input + output tokens", picture, f"{plural(len(drawable), 'request')}.{rule}", "wide"
     )
-
-
-def _cloud(chosen: list[Point], x: svg.Axis, y: svg.Axis, series: int) -> Markup:
-    titles = (
-        f"request {p.index}, {p.workload}: {p.input_tokens:,} in, {p.output_tokens:,} out, {joules(p.joules)}"
-        f" ({percent(p.prefill_j / p.joules)} prefill)"
-        for p in chosen
-    )
-    across = x.at(np.array([p.input_tokens + p.output_tokens for p in chosen], dtype=float))
-    up = y.at(np.array([p.joules for p in chosen], dtype=float))
-    return svg.dots(across, up, 320, titles, class_=f"dot d{series % 2} s{series % 6} cloud")
-
-
-def _tick_joules(value: float) -> str:
-    if value >= 9_999:
-        return f"{value / 1e3:,g} kJ"
-    return f"{value:,g} J" if value >= 0.0099 else f"{value * 1e3:g} mJ"
 
 
 @dataclass(frozen=True)
@@ -349,24 +373,11 @@ def heat_map(result: RunResult) -> Markup:
         return empty(heading, "No completed request has attributed energy.")
     means = [cell[1] for row in grid.cells for cell in row if cell and cell[1] > 0]
     shade = Shade(min(means, default=1), max(means, default=1))
-    corner = tag("th", "input ↓ · output →", scope="col", class_="corner")
-    top = tag("tr", corner, *(tag("th", label, scope="col") for label in _ranges(grid.output_edges)))
-    rows = [
-        tag("tr", tag("th", label, scope="row"), *(_heat_cell(cell, shade) for cell in row))
-        for label, row in zip(_ranges(grid.input_edges), grid.cells, strict=True)
-    ]
-    head = tag("caption", "Mean joules per request, by input tokens (down) and output tokens (across)")
-    inner = tag("table", head, tag("thead", top), tag("tbody", *rows), class_="heat")
-    box = tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=heading)
+    cells = [[cell and (cell[1], joules(cell[1]), f"{cell[0]:,}") for cell in row] for row in grid.cells]
+    table_caption = "Mean joules per request, by input tokens (down) and output tokens (across)"
+    box = shaded_table(heading, table_caption, _ranges(grid.input_edges), _ranges(grid.output_edges), cells, shade)
     caption = "Rows: input tokens. Columns: output tokens. Small: how many requests. Blank: no request."
     return figure(heading, "J, shaded on a logarithmic scale", box, caption, "wide")
-
-
-def _heat_cell(cell: tuple[int, float] | None, shade: Shade) -> Markup:
-    if cell is None:
-        return tag("td", class_="none")
-    requests, mean = cell
-    return tag("td", joules(mean), tag("small", f"{requests:,}"), class_=f"h{shade(mean)}")
 
 
 def _ranges(edges: list[int]) -> list[str]:
@@ -388,7 +399,7 @@ def lag(result: RunResult) -> Markup:
     t_s, lag_s = (at_ns - start_ns(result)) / NS_PER_S, lag_ns / NS_PER_S
     kept = downsample.by_extremes(lag_s, downsample.LIMIT)
     x = _time_axis(float(t_s[0]), float(t_s[-1]))
-    y = svg.log_axis(max(float(lag_s.min()), LAG_FLOOR_S), max(float(lag_s.max()), 1e-3), _tick_seconds, gap=0.11)
+    y = svg.log_axis(max(float(lag_s.min()), LAG_FLOOR_S), max(float(lag_s.max()), 1e-3), tick_seconds, gap=0.11)
     marks = [svg.dots(x.at(t_s[kept]), y.at(lag_s[kept]), 150, None, class_="dot lag")]
     rule = (
         f" The lowest and highest of each of {downsample.LIMIT // 2:,} equal runs are drawn."

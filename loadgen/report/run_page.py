@@ -1,13 +1,15 @@
 """report.html: a run on one page that needs nothing but itself."""
 
+from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
 
 from loadgen.attribution.shapley import RunAttribution
+from loadgen.record import RequestRecord
 from loadgen.report import run_figures
 from loadgen.report.format import UNKNOWN, clean, count, joules, number, percent, seconds, share, watts, with_unit
 from loadgen.report.markup import Markup, join, table, tag
-from loadgen.report.page import definitions, render_page, section, stacked_bar
+from loadgen.report.page import definitions, header, render_page, section, stacked_bar, tiles, verdict_box
 from loadgen.report.run_facts import (
     ERROR_MEANING,
     LATENCIES,
@@ -25,71 +27,18 @@ from loadgen.report.run_facts import (
     title,
 )
 from loadgen.results.run_folder import RunInfo, RunResult
-from loadgen.results.summary import EnergySummary, Summary
+from loadgen.results.summary import EnergySummary, Instrument, Summary
 from loadgen.units import MJ_PER_J, NS_PER_S, energy_imbalance_mj, mj_from_j
 
 
 def render_run_page(result: RunResult) -> str:
     """Return the whole page. LoadgenError when the run has no summary."""
     summary = summary_of(result)
-    sections = [
-        _header(result, summary),
-        _tiles(summary),
-        section("Energy", *_energy(result, summary)),
-        section("Latency", *_latency(result, summary)),
-        section("Load and timekeeping", *_load(result, summary)),
-        section("Failures", _failures(result)),
-        section("Provenance", _provenance(result.info, summary)),
-    ]
-    return render_page(f"{title(result.info, summary)} · loadgen", sections)
-
-
-def _header(result: RunResult, summary: Summary) -> Markup:
-    info = result.info
-    badge = tag("span", "SIMULATED", class_="badge") if is_simulated(info) else ""
-    facts = (_start_time(info), seconds(summary.duration_s), f"run {clean(info.run_id)}")
-    simulated = "The server was simulated: joules and times are a model's, not a machine's."
-    return tag(
-        "header",
-        tag("p", "loadgen report ", badge, class_="eyebrow"),
-        tag("h1", title(info, summary)),
-        tag("p", server_line(info)),
-        tag("p", " · ".join(fact for fact in facts if fact), class_="soft"),
-        tag("p", simulated, class_="soft") if badge else "",
-        _verdict(result, summary),
-    )
-
-
-def _start_time(info: RunInfo) -> str:
-    if info.start_ns is None:
-        return ""
-    wall_s = (info.anchor.wall_ns + info.start_ns - info.anchor.monotonic_ns) / NS_PER_S
-    return f"{datetime.fromtimestamp(wall_s, UTC):%Y-%m-%d %H:%M:%S} UTC"
-
-
-def _verdict(result: RunResult, summary: Summary) -> Markup:
-    """Return whether the run can be believed, with every reason against it."""
-    reasons, notes = energy_reasons(result), remarks(summary)
-    if (imbalance := imbalance_mj(result.attribution)) != 0:
-        reasons = [f"the accounts do not add up to what was measured: {imbalance:+,} mJ", *reasons]
-    if reasons:
-        head = "No energy in this report" if summary.energy.measured_joules is None else "Energy not valid"
-    else:
-        head = "Energy valid, with remarks" if notes else "Valid"
-    unreliable = summary.instrument.kept_time is False
-    if unreliable:
-        head = f"Timing unreliable: the client itself was late. {head}"
-    kind = "bad" if reasons or unreliable else "fair" if notes else "good"
-    lines = [*reasons, *notes] or ["The energy accounts add up to what was measured, and no check failed."]
-    return tag("div", tag("strong", head), tag("ul", *(tag("li", line) for line in lines)), class_=f"verdict {kind}")
-
-
-def _tiles(summary: Summary) -> Markup:
     energy, rate, requests = summary.energy, summary.rate, summary.requests
     per_request = energy.joules_per_request
     requested = "no rate requested" if rate.requested_rps is None else f"of {rate.requested_rps:.4g}/s requested"
     idle = "not measured" if energy.idle_watts is None else f"{watts(energy.idle_watts)} idle"
-    tiles = [
+    numbers = [
         ("Energy per request", joules(per_request.p50 if per_request else None), "median, attributed"),
         ("Energy per output token", joules(energy.joules_per_output_token), "attributed"),
         ("Mean power", watts(energy.mean_watts), idle),
@@ -99,12 +48,50 @@ def _tiles(summary: Summary) -> Markup:
         ("Output", with_unit(summary.tokens.output_per_s, "tokens/s"), f"{count(summary.tokens.output)} tokens"),
         ("Completed", count(requests.completed), f"of {count(requests.scheduled)}; {count(requests.failed)} failed"),
     ]
-    marks = []
-    for name, value, note in tiles:
-        figure, _, unit = value.partition(" ")
-        large = tag("dd", figure, " ", tag("span", unit)) if unit else tag("dd", figure)
-        marks.append(tag("div", tag("dt", name), large, tag("dd", note, class_="note")))
-    return tag("dl", *marks, class_="tiles")
+    sections = [
+        _header(result, summary),
+        tiles(numbers),
+        section("Energy", *_energy(result, summary)),
+        section("Latency", *_latency(result, summary)),
+        section("Load and timekeeping", *_load(result, summary)),
+        section("Failures", failures_table(result.records)),
+        section("Provenance", provenance(result.info, summary.instrument)),
+    ]
+    return render_page(f"{title(result.info, summary)} · loadgen", sections)
+
+
+def _header(result: RunResult, summary: Summary) -> Markup:
+    """Return the run in a few lines, and whether it can be believed, with every reason against it."""
+    info, unreliable = result.info, summary.instrument.kept_time is False
+    reasons, notes = energy_reasons(result), remarks(summary)
+    if (imbalance := imbalance_mj(result.attribution)) != 0:
+        reasons = [f"the accounts do not add up to what was measured: {imbalance:+,} mJ", *reasons]
+    if reasons:
+        head = "No energy in this report" if summary.energy.measured_joules is None else "Energy not valid"
+    else:
+        head = "Energy valid, with remarks" if notes else "Valid"
+    if unreliable:
+        head = f"Timing unreliable: the client itself was late. {head}"
+    kind = "bad" if reasons or unreliable else "fair" if notes else "good"
+    lines = [*reasons, *notes] or ["The energy accounts add up to what was measured, and no check failed."]
+    facts = (_start_time(info), seconds(summary.duration_s), f"run {clean(info.run_id)}")
+    simulated = "The server was simulated: joules and times are a model's, not a machine's."
+    return header(
+        "loadgen report",
+        title(info, summary),
+        tag("p", server_line(info)),
+        tag("p", " · ".join(fact for fact in facts if fact), class_="soft"),
+        tag("p", simulated, class_="soft") if is_simulated(info) else "",
+        verdict_box(kind, head, lines),
+        simulated=is_simulated(info),
+    )
+
+
+def _start_time(info: RunInfo) -> str:
+    if info.start_ns is None:
+        return ""
+    wall_s = (info.anchor.wall_ns + info.start_ns - info.anchor.monotonic_ns) / NS_PER_S
+    return f"{datetime.fromtimestamp(wall_s, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 # ---------------------------------------------------------------- energy
@@ -119,9 +106,9 @@ def _energy(result: RunResult, summary: Summary) -> list[Markup]:
         why = f"{joules(measured)} were measured, and nothing was attributed to requests."
         return [tag("p", why), run_figures.over_time(result)]
     return [
-        _ledger(attribution, summary.energy),
-        _energy_by_workload(summary),
-        _fit(summary.energy),
+        energy_ledger(attribution, summary.energy),
+        energy_by_workload(summary),
+        fitted_costs(summary.energy),
         run_figures.over_time(result),
         run_figures.legend(run_figures.workloads(result)),
         run_figures.scatter(result),
@@ -148,7 +135,7 @@ def imbalance_mj(attribution: RunAttribution | None) -> int:
     return energy_imbalance_mj(attribution.measured_mj, attributed_mj, accounts["idle"], accounts["unattributed"])
 
 
-def _ledger(attribution: RunAttribution, energy: EnergySummary) -> Markup:
+def energy_ledger(attribution: RunAttribution, energy: EnergySummary) -> Markup:
     """Return the accounts to the millijoule, as a bar and as a table."""
     measured, accounts = attribution.measured_mj, accounts_mj(attribution)
     rows = [
@@ -169,7 +156,7 @@ def _ledger(attribution: RunAttribution, energy: EnergySummary) -> Markup:
     return tag("figure", heading, bar, accounts_table, tag("figcaption", caption), class_="wide")
 
 
-def _energy_by_workload(summary: Summary) -> Markup:
+def energy_by_workload(summary: Summary) -> Markup:
     """Return prefill and decode of each workload, as bars and as numbers."""
     rows: list[list[str]] = []
     for name, part in parts_of(summary):
@@ -203,7 +190,7 @@ _COEFFICIENTS = {
 }
 
 
-def _fit(energy: EnergySummary) -> Markup:
+def fitted_costs(energy: EnergySummary) -> Markup:
     """Return the coefficients that decided the shares; empty where nothing was fitted."""
     if not energy.coefficients:
         return Markup()
@@ -257,7 +244,8 @@ def _load(result: RunResult, summary: Summary) -> list[Markup]:
     return [table(head, rows, "Requests and tokens"), definitions(facts), run_figures.lag(result)]
 
 
-def _failures(result: RunResult) -> Markup:
+def failures_table(records: Iterable[RequestRecord]) -> Markup:
+    """Return the failed requests by kind, the most frequent first, each with an example."""
     rows = [
         [
             kind,
@@ -266,7 +254,7 @@ def _failures(result: RunResult) -> Markup:
             UNKNOWN if example.status is None else str(example.status),
             f"#{example.index}: {clean(example.detail, 240)}" if example.detail else UNKNOWN,
         ]
-        for kind, requests, example in failures(result.records)
+        for kind, requests, example in failures(records)
     ]
     if not rows:
         return tag("p", "No request failed.")
@@ -277,8 +265,8 @@ def _failures(result: RunResult) -> Markup:
 # ---------------------------------------------------------------- provenance
 
 
-def _provenance(info: RunInfo, summary: Summary) -> Markup:
-    instrument = summary.instrument
+def provenance(info: RunInfo, instrument: Instrument) -> Markup:
+    """Return all that run.json holds of the run, its options, the server, the machine and the meter."""
     rss = None if instrument.max_rss_bytes is None else instrument.max_rss_bytes / 1e6
     run = {
         "run id": info.run_id,

@@ -8,7 +8,7 @@ import numpy as np
 from loadgen.report import svg
 from loadgen.report.format import UNKNOWN, joules, number, percent, plural, seconds, watts, with_unit
 from loadgen.report.markup import Markup, join, table, tag
-from loadgen.report.page import render_page, section, stacked_bar
+from loadgen.report.page import header, render_page, section, stacked_bar, verdict_box
 from loadgen.report.run_figures import empty, figure
 from loadgen.results.study_table import Group, Row, groups, reduction_between
 from loadgen.stats.arrays import Floats
@@ -69,20 +69,19 @@ def render_study_page(
     processes = {g.rows[0].arrival for g in configurations if g.rows[0].arrival is not None}
     if configurations:
         sections += [
-            section("Energy per output token", *_by_load(configurations, _ENERGY), _table(configurations)),
-            section("Reduction against the baseline", _reductions(configurations, baseline)),
-            *([section("Arrivals", _arrivals(configurations))] if len(processes) > 1 else []),
-            section("Energy and latency", *_fronts(configurations, slo_ms)),
-            *([section("Requests within limits", *_good(configurations, slo_ms))] if slo_ms else []),
-            section("Power", *_power(configurations)),
-            section("Where the energy went", _shares(configurations)),
+            section("Energy per output token", *_by_load(configurations, _ENERGY), runs_table(configurations)),
+            section("Reduction against the baseline", reductions_table(configurations, baseline)),
+            *([section("Arrivals", arrivals_table(configurations))] if len(processes) > 1 else []),
+            section("Energy and latency", *pareto_figures(configurations, slo_ms)),
+            *([section("Requests within limits", *goodput_figures(configurations, slo_ms))] if slo_ms else []),
+            section("Power", *power_figures(configurations)),
+            section("Where the energy went", shares_table(configurations)),
         ]
     return render_page(f"{title} · loadgen study", sections)
 
 
 def _header(title: str, description: str, rows: Sequence[Row], failed: dict[str, str], remaining: int) -> Markup:
     simulated = any(row.simulated for row in rows)
-    badge = tag("span", "SIMULATED", class_="badge") if simulated else ""
     gpus = sorted({row.gpu for row in rows if row.gpu})
     meta = " · ".join([plural(len(rows), "run"), *([plural(remaining, "run") + " to go"] if remaining else []), *gpus])
     reasons = [f"{name} failed: {reason.splitlines()[0]}" for name, reason in sorted(failed.items())]
@@ -92,17 +91,16 @@ def _header(title: str, description: str, rows: Sequence[Row], failed: dict[str,
         reasons.append("Not all runs were on the same GPUs: the comparisons include the differences between these.")
     if simulated:
         reasons.append("The server was simulated: joules and times are a model's, not a machine's.")
-    details = tag("ul", *(tag("li", line) for line in reasons)) if reasons else ""
     kind = "bad" if failed else "fair" if reasons else "good"
     valid = "Every run so far is valid" if remaining else "Every run is valid"
     head = "With failed runs" if failed else "With remarks" if reasons else valid
-    return tag(
-        "header",
-        tag("p", "loadgen study ", badge, class_="eyebrow"),
-        tag("h1", title),
+    return header(
+        "loadgen study",
+        title,
         tag("p", description),
         tag("p", meta, class_="soft"),
-        tag("div", tag("strong", head), details, class_=f"verdict {kind}"),
+        verdict_box(kind, head, reasons),
+        simulated=simulated,
     )
 
 
@@ -158,7 +156,7 @@ def _load_figure(
     loads = [float(getattr(g.key, load) or 0) for g in configurations]
     ticks = tuple((value, f"{value:g}") for value in sorted(set(loads)))
     x = svg.Axis(min(loads) / 1.15, max(loads) * 1.15, True, ticks)  # with room for the outermost marks
-    y = _measure_axis([i for g in configurations if (i := measure.interval(g)) is not None], measure)
+    y = measure_axis([i for g in configurations if (i := measure.interval(g)) is not None], measure)
     marks, texts = [], []
     for index, series_key in enumerate(series):
         chosen = sorted(
@@ -180,7 +178,7 @@ def _load_figure(
     return figure(heading, measure.unit, picture, measure.caption, "wide")
 
 
-def _measure_axis(intervals: Sequence[Interval], measure: Measure) -> svg.Axis:
+def measure_axis(intervals: Sequence[Interval], measure: Measure) -> svg.Axis:
     """Return an axis with room for the intervals, up to half or twice the extreme means: longer bars are cut."""
     means = [interval.mean for interval in intervals]
     ends = [end for i in intervals for end in (i.mean, i.low, i.high) if end is not None]
@@ -223,7 +221,8 @@ def _load_text(group: Group) -> str:
     return f"batch {batch}" if batch is not None else f"{rps:g}/s"
 
 
-def _table(configurations: Sequence[Group]) -> Markup:
+def runs_table(configurations: Sequence[Group]) -> Markup:
+    """Return energy, power and speed of every configuration, with the spread of its repeats."""
     models = _models(configurations)
     head = [*_head(models), "runs", "J/output token [95 %]", "spread", "W", "tokens/s", "measured / idealized"]
     rows = [
@@ -231,7 +230,7 @@ def _table(configurations: Sequence[Group]) -> Markup:
             *_named(g, models),
             str(len(g.rows)),
             _interval_text(g.interval(_PER_TOKEN)),
-            _relative_range(g.values(_PER_TOKEN)),
+            percent(relative_range(g.values(_PER_TOKEN))),
             watts(g.mean("mean_watts")),
             number(g.mean("output_tokens_per_s")),
             with_unit(g.mean("measured_over_idealized"), "×"),
@@ -246,14 +245,15 @@ def _table(configurations: Sequence[Group]) -> Markup:
     return tag("figure", tag("h3", "Every configuration"), listed, tag("figcaption", note), class_="wide")
 
 
-def _relative_range(values: Sequence[float]) -> str:
-    return percent((max(values) - min(values)) / (sum(values) / len(values))) if len(values) > 1 else UNKNOWN
+def relative_range(values: Sequence[float]) -> float | None:
+    """Return (largest - smallest) / mean; None of fewer than two values."""
+    return (max(values) - min(values)) / (sum(values) / len(values)) if len(values) > 1 else None
 
 
 # ---------------------------------------------------------------- reductions
 
 
-def _reductions(configurations: Sequence[Group], baseline: str | None) -> Markup:
+def reductions_table(configurations: Sequence[Group], baseline: str | None) -> Markup:
     """Compare each configuration with the baseline's at the same workload and load, and at its best and worst load."""
     if baseline is None:
         return tag("p", "The study names no baseline.", class_="empty")
@@ -276,19 +276,17 @@ def _reductions(configurations: Sequence[Group], baseline: str | None) -> Markup
         f"1 − this / {baseline}, J per output token at the same workload and load. Intervals on logarithms: "
         "Welch's, or of pairs where both saw the same arrivals."
     )
-    best = [
-        part for w in sorted({g.key.workload for g in configurations}) if (part := _best(configurations, w, baseline))
-    ]
+    lines = [best_reduction(configurations, w, baseline) for w in sorted({g.key.workload for g in configurations})]
     return tag(
         "figure",
-        *(tag("p", line) for line in best),
+        *(tag("p", line) for line in lines if line),
         table(head, rows, "Reduction"),
         tag("figcaption", note),
         class_="wide",
     )
 
 
-def _best(configurations: Sequence[Group], workload: str, baseline: str) -> str | None:
+def best_reduction(configurations: Sequence[Group], workload: str, baseline: str) -> str | None:
     """Return the headline: from the baseline at its worst load to the best configuration."""
     known = [g for g in configurations if g.key.workload == workload and g.values(_PER_TOKEN)]
     bases = [g for g in known if g.key.server == baseline]
@@ -314,7 +312,8 @@ def _percents(ratio: Interval) -> str:
 # ---------------------------------------------------------------- energy against latency
 
 
-def _fronts(configurations: Sequence[Group], slo_ms: dict[str, float]) -> list[Markup]:
+def pareto_figures(configurations: Sequence[Group], slo_ms: dict[str, float]) -> list[Markup]:
+    """Return energy against a latency: the first of TPOT, TTFT and E2EL with a limit, else TPOT; one a workload."""
     metric = next((name for name in _LATENCY_FIELDS if name in slo_ms), "tpot")
     figures = []
     for workload in sorted({g.key.workload for g in configurations}):
@@ -383,7 +382,7 @@ def _axis_of(values: Floats, text: Callable[[float | None], str]) -> svg.Axis:
 # ---------------------------------------------------------------- arrivals, limits, power
 
 
-def _arrivals(configurations: Sequence[Group]) -> Markup:
+def arrivals_table(configurations: Sequence[Group]) -> Markup:
     """Compare open loops by their arrival process."""
     rows = [
         [
@@ -406,7 +405,7 @@ def _arrivals(configurations: Sequence[Group]) -> Markup:
     return tag("figure", listed, tag("figcaption", note), class_="wide")
 
 
-def _good(configurations: Sequence[Group], slo_ms: dict[str, float]) -> list[Markup]:
+def goodput_figures(configurations: Sequence[Group], slo_ms: dict[str, float]) -> list[Markup]:
     """Return the requests within the limits per joule: the cost of a load when answers must come in time."""
     limits = "Requests that met every limit: " + ", ".join(f"{m.upper()} ≤ {ms:g} ms" for m, ms in slo_ms.items()) + "."
     measure = replace(_GOOD, caption=_GOOD.caption.format(limits=limits))
@@ -438,7 +437,7 @@ def _good_per_s(group: Group) -> float | None:
     return sum(rates) / len(rates) if rates else None
 
 
-def _power(configurations: Sequence[Group]) -> list[Markup]:
+def power_figures(configurations: Sequence[Group]) -> list[Markup]:
     """Return watts over tokens per second: power falls less than the load."""
     known = [g for g in configurations if g.values("mean_watts") and g.values("output_tokens_per_s")]
     if len(known) < 2:
@@ -473,7 +472,7 @@ def _power_title(group: Group, speed: float, power: float) -> str:
 # ---------------------------------------------------------------- shares
 
 
-def _shares(configurations: Sequence[Group]) -> Markup:
+def shares_table(configurations: Sequence[Group]) -> Markup:
     accounts, rows = ("prefill", "decode", "idle", "unattributed"), []
     for g in configurations:
         parts = {name: g.mean(f"{name}_joules") for name in accounts}

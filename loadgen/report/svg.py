@@ -48,7 +48,9 @@ def linear_axis(low: float, high: float, label: Label, num_ticks: int = 5) -> Ax
 def log_axis(low: float, high: float, label: Label, gap: float = 0.19) -> Axis:
     """Ends moved out to a round number. Ticks at 1-2-5, 1-3 or 1, else at every k-th power of ten: the first of these
     that leaves `gap` of the axis between neighbours, so that their labels do not touch on a phone."""
-    low, high = _round_down(low), _round_up(high)
+    low_power, high_power = 10.0 ** floor(log10(low)), 10.0 ** floor(log10(high))
+    low = max(m * low_power for m in (1, 2, 5) if m * low_power <= low * 1.0001)
+    high = min(m * high_power for m in (1, 2, 5, 10) if m * high_power >= high * 0.9999)
     high = high if high > low * 1.01 else low * 10
     decades = log10(high / low)
     digits = next((d for d, nearest in _DIGITS if nearest / decades >= gap), (1,))
@@ -61,16 +63,6 @@ def log_axis(low: float, high: float, label: Label, gap: float = 0.19) -> Axis:
 
 _DIGITS = (((1, 2, 5), log10(2)), ((1, 3), log10(3)), ((1,), 1.0))
 """Mantissas, and how many decades the nearest two are apart."""
-
-
-def _round_down(value: float) -> float:
-    power = 10.0 ** floor(log10(value))
-    return max(m * power for m in (1, 2, 5) if m * power <= value * 1.0001)
-
-
-def _round_up(value: float) -> float:
-    power = 10.0 ** floor(log10(value))
-    return min(m * power for m in (1, 2, 5, 10) if m * power >= value * 0.9999)
 
 
 def steps(x: Floats, y: Floats, height: float, **attributes: str | float | None) -> Markup:
@@ -106,8 +98,16 @@ def plot(
     key: str, title: str, text: str, x: Axis, y: Axis, height: float, marks: Iterable[str], x_labels: bool = True
 ) -> Markup:
     """The svg. `key` is unique on the page; `title` and `text` are what a screen reader says instead of the picture."""
-    grid = [_rule_across(y.at(np.array([value]))[0], label, height) for value, label in y.ticks]
-    upright = [_rule_down(x.at(np.array([value]))[0], label if x_labels else "", height) for value, label in x.ticks]
+    grid, upright = [], []
+    for value, label in y.ticks:
+        down = f"{height * (1 - y.at(np.array([value]))[0]):.1f}"
+        rule = tag("line", x1="0", x2="100%", y1=down, y2=down, class_="rule")
+        grid.append(tag("g", rule, tag("text", label, x="-8", y=down, dy="0.35em", text_anchor="end")))
+    for value, label in x.ticks:
+        across = f"{100 * x.at(np.array([value]))[0]:.2f}%"
+        rule = tag("line", x1=across, x2=across, y1="0", y2=f"{height:g}", class_="rule")
+        text_below = tag("text", label, x=across, y=f"{height + 18:g}", text_anchor="middle")
+        upright.append(tag("g", rule, text_below if label and x_labels else ""))
     data = tag(
         "svg",
         *marks,
@@ -136,19 +136,6 @@ def swatch(index: int) -> Markup:
     piece = tag("line", x1="0", x2="28", y1="6", y2="6", stroke_dasharray=DASHES[index % len(DASHES)], class_="curve")
     dot = tag("path", d="M14 6h.01", class_=f"dot d{index % 2}")
     return tag("svg", piece, dot, width="28", height="12", class_=f"s{index % 6}", aria_hidden="true")
-
-
-def _rule_across(place: float, label: str, height: float) -> Markup:
-    down = f"{height * (1 - place):.1f}"
-    rule = tag("line", x1="0", x2="100%", y1=down, y2=down, class_="rule")
-    return tag("g", rule, tag("text", label, x="-8", y=down, dy="0.35em", text_anchor="end"))
-
-
-def _rule_down(place: float, label: str, height: float) -> Markup:
-    across = f"{100 * place:.2f}%"
-    rule = tag("line", x1=across, x2=across, y1="0", y2=f"{height:g}", class_="rule")
-    text = tag("text", label, x=across, y=f"{height + 18:g}", text_anchor="middle") if label else ""
-    return tag("g", rule, text)
 
 
 def _path(d: str, **attributes: str | float | None) -> Markup:

@@ -23,7 +23,7 @@ from loadgen.report.run_facts import (
     title,
 )
 from loadgen.results.run_folder import RunResult
-from loadgen.results.summary import EnergySummary, Summary
+from loadgen.results.summary import Summary
 
 LABEL = 13
 """Columns of the labels on the left."""
@@ -34,21 +34,6 @@ def render_terminal(result: RunResult, console: Console, folder: Path | None = N
     summary = summary_of(result)
     whole_run, *workloads = parts_of(summary)
     parts = [*workloads, whole_run]
-    _header(result, summary, console)
-    _load(summary, parts, console)
-    _latency(parts, console)
-    _energy(result, summary, parts, console)
-    if notes := remarks(summary):
-        _heading(console, "Remarks")
-        for remark in notes:
-            _paragraph(console, f"- {remark}", indent=2, style="yellow")
-    if folder is not None:
-        console.print()
-        _line(console, "run folder", str(folder))
-        _line(console, "report", str(folder / "report.html"))
-
-
-def _header(result: RunResult, summary: Summary, console: Console) -> None:
     console.print()
     line = Text(title(result.info, summary), style="bold")
     if is_simulated(result.info):
@@ -61,6 +46,17 @@ def _header(result: RunResult, summary: Summary, console: Console) -> None:
     _paragraph(console, server_line(result.info))
     ended = summary.stopped_by or "did not end by itself"
     _paragraph(console, f"run {clean(result.info.run_id)} · {seconds(summary.duration_s)} · {ended}", style="dim")
+    _load(summary, parts, console)
+    _latency(parts, console)
+    _energy(result, summary, parts, console)
+    if notes := remarks(summary):
+        _heading(console, "Remarks")
+        for remark in notes:
+            _paragraph(console, f"- {remark}", indent=2, style="yellow")
+    if folder is not None:
+        console.print()
+        _line(console, "run folder", str(folder))
+        _line(console, "report", str(folder / "report.html"))
 
 
 def _load(summary: Summary, parts: list[RunPart], console: Console) -> None:
@@ -103,7 +99,23 @@ def _energy(result: RunResult, summary: Summary, parts: list[RunPart], console: 
             _paragraph(console, f"- {reason}", indent=2)
     if not measured:
         return
-    _ledger(energy, console)
+    rows = [
+        ("measured", energy.measured_joules),
+        ("= idle", energy.idle_joules),
+        ("+ attributed", energy.attributed_joules),
+        ("    prefill", energy.prefill_joules),
+        ("    decode", energy.decode_joules),
+        ("+ unattributed", energy.unattributed_joules),
+    ]
+    accounts = Table.grid(padding=(0, 3, 0, 0))
+    accounts.add_column()
+    accounts.add_column(justify="right")
+    accounts.add_column(justify="right")
+    for name, value in rows:
+        amount = UNKNOWN if value is None else f"{value:,.3f} J"
+        accounts.add_row(f"  {name}", amount, share(value, energy.measured_joules))
+    console.print(accounts)
+    console.print()
     table = _table("", "prefill", "decode", "J/req p50", "p90", "p99", "J/out tok", "J/token")
     for name, part in parts:
         spent = energy if isinstance(part, Summary) else part
@@ -113,26 +125,6 @@ def _energy(result: RunResult, summary: Summary, parts: list[RunPart], console: 
     method = f"source {energy.source or UNKNOWN} · method {energy.method or UNKNOWN}"
     power = f"mean {watts(energy.mean_watts)}, idle {watts(energy.idle_watts)}"
     _paragraph(console, clean(f"{method} · {power} · coverage {percent(energy.coverage)}"), indent=2, style="dim")
-
-
-def _ledger(energy: EnergySummary, console: Console) -> None:
-    measured = energy.measured_joules
-    rows = [
-        ("measured", measured),
-        ("= idle", energy.idle_joules),
-        ("+ attributed", energy.attributed_joules),
-        ("    prefill", energy.prefill_joules),
-        ("    decode", energy.decode_joules),
-        ("+ unattributed", energy.unattributed_joules),
-    ]
-    table = Table.grid(padding=(0, 3, 0, 0))
-    table.add_column()
-    table.add_column(justify="right")
-    table.add_column(justify="right")
-    for name, value in rows:
-        table.add_row(f"  {name}", UNKNOWN if value is None else f"{value:,.3f} J", share(value, measured))
-    console.print(table)
-    console.print()
 
 
 def _heading(console: Console, text: str) -> None:

@@ -1,11 +1,12 @@
 """Facts about traces and token bins, as `loadgen trace show` prints them and the trace page lists them."""
 
 from collections import Counter
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from loadgen.report.format import UNKNOWN, count
 from loadgen.stats.distributions import Counts, ks_distance, spearman
 from loadgen.workload.length_source import DRAWS, draw_bins, source_path
 from loadgen.workload.token_bins import CountedPairs
@@ -20,18 +21,13 @@ TraceFacts = tuple[dict[str, Any], Description]
 def describe_source(name: str, format: Format | None) -> TraceFacts:
     """Describe a trace, or bins by path or name, see `source_path`."""
     path = source_path(name)
-    return _describe_bins(path) if path.suffix == ".json" else _describe_trace(path, format)
-
-
-def _describe_bins(path: Path) -> TraceFacts:
-    bins, pairs = draw_bins(path)
-    description = describe_lengths(*pairs)
-    facts = {"name": bins.name, "kind": f"{len(bins.bins)} bins, percentiles of {DRAWS} draws", "requests": bins.count}
-    means = {"input_mean": bins.mean_input, "output_mean": bins.mean_output}
-    return facts | _length_facts(description) | means | bins.provenance, description
-
-
-def _describe_trace(path: Path, format: Format | None) -> TraceFacts:
+    if path.suffix == ".json":
+        bins, pairs = draw_bins(path)
+        description = describe_lengths(*pairs)
+        kind = f"{len(bins.bins)} bins, percentiles of {DRAWS} draws"
+        means = {"input_mean": bins.mean_input, "output_mean": bins.mean_output}
+        facts = {"name": bins.name, "kind": kind, "requests": bins.count}
+        return facts | _length_facts(description) | means | bins.provenance, description
     dropped: Counter[str] = Counter()
     tally = Tally()
     for columns in iter_columns(path, dropped, format=format):
@@ -43,15 +39,16 @@ def _describe_trace(path: Path, format: Format | None) -> TraceFacts:
         "requests": description.requests,
         "dropped": dropped.total(),
         "workloads": description.workloads,
-        **_session_facts(description),
+        **session_facts(description),
         "prefix_block_reuse": description.block_reuse,
         "prefix_token_reuse": description.token_reuse,
         "estimated": ", ".join(description.estimated) or None,
     }
-    return facts | _time_facts(description) | _length_facts(description), description
+    return facts | time_facts(description) | _length_facts(description), description
 
 
-def _session_facts(description: Description) -> dict[str, Any]:
+def session_facts(description: Description) -> dict[str, Any]:
+    """Return the number of sessions, their turns and the gap between two; only None sessions where none are named."""
     sessions = description.sessions
     if sessions is None:
         return {"sessions": None}
@@ -65,7 +62,8 @@ def _session_facts(description: Description) -> dict[str, Any]:
     }
 
 
-def _time_facts(description: Description) -> dict[str, Any]:
+def time_facts(description: Description) -> dict[str, Any]:
+    """Return duration, rate (gaps over the duration) and how the arrivals vary; None where too few requests say so."""
     duration_s, gaps_s = description.duration_s, description.gaps_s
     return {
         "duration_s": duration_s,
@@ -110,3 +108,20 @@ def differences(a: Description, b: Description) -> dict[str, float | None]:
         "ks_gap": ks_distance(a.gaps_s, b.gaps_s) if a.gaps_s and b.gaps_s else None,
         "spearman_difference": None if rho_a is None or rho_b is None else abs(rho_a - rho_b),
     }
+
+
+def format_fact(value: Any, decimal: Callable[[float], str], chart: Callable[[list[float]], str] = str) -> str:
+    """Format a fact of any type: `decimal` formats a float, and `chart` a list; of names with counts the first 20."""
+    match value:
+        case None:
+            return UNKNOWN
+        case float():
+            return decimal(value)
+        case int():
+            return count(value)
+        case list():
+            return chart(value)
+        case dict():
+            return ", ".join(f"{name} {n:,}" for name, n in list(value.items())[:20])
+        case _:
+            return str(value)

@@ -1,23 +1,21 @@
 """Page of a trace or bins, or of two side by side: length distributions and arrivals."""
 
 from collections.abc import Callable, Sequence
-from importlib.resources import files
-from string import Template
 from typing import Any
 
 import numpy as np
 
-from loadgen.report import downsample, svg
-from loadgen.report.format import UNKNOWN, count, number, percent, plural, seconds, with_unit
-from loadgen.report.markup import Markup, join, table, tag
-from loadgen.report.run_figures import RANKS, Shade, empty, figure, legend
-from loadgen.report.trace_facts import TraceFacts
+from loadgen.report import svg
+from loadgen.report.format import count, number, percent, plural, seconds, tick_count, with_unit
+from loadgen.report.markup import Markup, table, tag
+from loadgen.report.page import header, render_page, section, tiles
+from loadgen.report.run_figures import PERCENTILES, SHARE_AXIS, Shade, empty, figure, legend, shaded_table, share_curve
+from loadgen.report.trace_facts import TraceFacts, format_fact
 from loadgen.stats.distributions import Counts
 from loadgen.workload.token_bins import CountedPairs
 from loadgen.workload.trace_stats import RATE_PARTS, WINDOWS_S, Description
 
 HEIGHT = 200.0
-POINTS = (50, 90, 99)
 
 
 def render_trace_page(traces: Sequence[TraceFacts], differences: dict[str, float | None]) -> str:
@@ -27,7 +25,7 @@ def render_trace_page(traces: Sequence[TraceFacts], differences: dict[str, float
     title = " and ".join(names)
     sections = [
         _header(traces, title),
-        _section(
+        section(
             "Lengths",
             legend(names) if len(names) > 1 else "",
             tag("div", _cdf("input", names, descriptions), _cdf("output", names, descriptions), class_="grid"),
@@ -35,44 +33,47 @@ def render_trace_page(traces: Sequence[TraceFacts], differences: dict[str, float
         ),
     ]
     if any(stats.gaps_s for stats in descriptions):
+        gaps_s = [stats.gaps_s for stats in descriptions]
+        gaps = _shares("gaps", "Time between arrivals", "seconds", names, gaps_s, lambda s: f"{s:g} s")
         over_time = [_rate(i, str(facts["name"]), stats) for i, (facts, stats) in enumerate(traces) if stats.gaps_s]
-        pair = tag("div", _gaps(names, descriptions), _dispersion(names, descriptions), class_="grid")
-        sections.append(_section("Arrivals", *over_time, pair))
+        sections.append(
+            section("Arrivals", *over_time, tag("div", gaps, _dispersion(names, descriptions), class_="grid"))
+        )
     if differences:
-        sections.append(_section("Difference", _difference(differences)))
-    sections.append(_section("Facts", _facts([facts for facts, _ in traces])))
-    page = Template(_packaged("page.html"))
-    return page.substitute(
-        title=tag("title", f"{title} · loadgen trace"), style=_packaged("page.css"), body=join(sections)
-    )
+        rows = [(DIFFERENCES[key], number(value)) for key, value in differences.items()]
+        head = ("", "0 is alike, 1 is apart")
+        sections.append(section("Difference", table(head, rows, "Differences between the two")))
+    every_key = dict.fromkeys(key for facts, _ in traces for key in facts if key != "name")
+    keys = [key for key in every_key if not any(isinstance(facts.get(key), list) for facts, _ in traces)]
+    facts_of = [(key.replace("_", " "), *(format_fact(facts.get(key), number) for facts, _ in traces)) for key in keys]
+    sections.append(section("Facts", table(("", *names), facts_of, "Facts", class_="wrap")))
+    return render_page(f"{title} · loadgen trace", sections)
 
 
-def _packaged(name: str) -> str:
-    return (files("loadgen.report") / name).read_text(encoding="utf-8")
-
-
-def _section(heading: str, *parts: str) -> Markup:
-    key = heading.lower()
-    return tag("section", tag("h2", heading, id=key), *parts, aria_labelledby=key)
+DIFFERENCES = {
+    "ks_input": "Input tokens: Kolmogorov-Smirnov distance",
+    "ks_output": "Output tokens: Kolmogorov-Smirnov distance",
+    "ks_gap": "Time between arrivals: Kolmogorov-Smirnov distance",
+    "spearman_difference": "Rank correlation of input with output: difference",
+}
 
 
 def _header(traces: Sequence[TraceFacts], title: str) -> Markup:
     kinds = " · ".join(
         f"{facts['name']}: {facts['kind']}, {plural(facts['requests'], 'request')}" for facts, _ in traces
     )
-    rough = [f"{facts['name']}: {what} estimated" for facts, stats in traces for what in stats.estimated]
-    return tag(
-        "header",
-        tag("p", "loadgen trace", class_="eyebrow"),
-        tag("h1", title),
-        tag("p", kinds, class_="soft"),
-        tag("p", "; ".join(rough) + ": there was too much to keep whole.", class_="soft") if rough else "",
-        _tiles(traces[0][0]) if len(traces) == 1 else "",
-    )
+    rough = [f"{facts['name']}: {field} estimated" for facts, stats in traces for field in stats.estimated]
+    parts = [tag("p", kinds, class_="soft")]
+    if rough:
+        parts.append(tag("p", "; ".join(rough) + ": there was too much to keep whole.", class_="soft"))
+    if len(traces) == 1:
+        parts.append(tiles(tile_rows(traces[0][0])))
+    return header("loadgen trace", title, *parts)
 
 
-def _tiles(facts: dict[str, Any]) -> Markup:
-    tiles = [
+def tile_rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return the large numbers of one trace or of bins, which have no arrivals: name, value, note."""
+    rows = [
         ("Input tokens", count(round(facts["input_p50"])), f"median; mean {number(facts['input_mean'])}"),
         ("Output tokens", count(round(facts["output_p50"])), f"median; mean {number(facts['output_mean'])}"),
         ("Rank correlation", number(facts["spearman"], 2), "of input with output, Spearman"),
@@ -81,31 +82,21 @@ def _tiles(facts: dict[str, Any]) -> Markup:
     if facts.get("duration_s") is not None:
         sessions = facts["sessions"]
         turns = f"{number(facts['turns_per_session_mean'])} turns in the mean" if sessions else "none named"
-        tiles += [
+        rows += [
             ("Rate", with_unit(facts["mean_rps"], "/s"), f"over {seconds(facts['duration_s'])}"),
             ("Dispersion", number(facts["index_of_dispersion_60s"]), "of counts in minutes; 1 is Poisson"),
             ("Sessions", count(sessions), turns),
             ("Prefix reuse", percent(facts["prefix_token_reuse"]), "of input tokens, by a cache that forgets nothing"),
         ]
-    parts = (tag("div", tag("dt", a), tag("dd", b), tag("dd", c, class_="note")) for a, b, c in tiles)
-    return tag("dl", *parts, class_="tiles")
+    return rows
 
 
 # ---------------------------------------------------------------- lengths
 
 
-def _tokens(value: float) -> str:
-    return f"{value:,.0f}" if value < 9_999 else f"{value / 1e3:,.0f}k" if value < 999_999 else f"{value / 1e6:,.0f}M"
-
-
 def _cdf(side: str, names: Sequence[str], descriptions: Sequence[Description]) -> Markup:
     groups = [stats.inputs if side == "input" else stats.outputs for stats in descriptions]
-    return _shares(f"{side}-cdf", f"{side.capitalize()} tokens", "tokens", names, groups, _tokens)
-
-
-def _gaps(names: Sequence[str], descriptions: Sequence[Description]) -> Markup:
-    groups = [stats.gaps_s for stats in descriptions]
-    return _shares("gaps", "Time between arrivals", "seconds", names, groups, lambda s: f"{s:g} s")
+    return _shares(f"{side}-cdf", f"{side.capitalize()} tokens", "tokens", names, groups, tick_count)
 
 
 def _shares(
@@ -119,35 +110,26 @@ def _shares(
     """Draw the share of requests at or below a value, on a logarithmic axis; zeros are below its low end."""
     positive = [g.values[g.values > 0] for g in groups if g is not None and np.any(g.values > 0)]
     if not positive:
-        return empty(heading, "Every stats of them is 0.")
+        return empty(heading, "All of them are 0.")
     # Floats differ in their last places: no axis is drawn for a spread that small.
     low, high = min(float(v[0]) for v in positive), max(float(v[-1]) for v in positive)
     x = svg.log_axis(max(low, high / 1e7), high, label)
-    y = svg.Axis(0, 1, False, tuple((p, f"{100 * p:g} %") for p in (0, 0.25, 0.5, 0.75, 0.9, 0.99)))
-    marks = [_curve(g, x, y, i, names[i], unit) for i, g in enumerate(groups) if g is not None]
+    marks = []
+    for i, group in enumerate(groups):
+        if group is not None:
+            percentiles = [group.percentile(p) for p in PERCENTILES]
+            titles = [f"{names[i]}: p{p} = {number(v)} {unit}" for p, v in zip(PERCENTILES, percentiles, strict=True)]
+            shares = np.cumsum(group.counts) / group.counts.sum()
+            marks.append(share_curve(group.values, shares, percentiles, titles, x, HEIGHT, i))
     summary = "; ".join(
         f"{name}: median {number(g.percentile(50))}, 99th percentile {number(g.percentile(99))} {unit}"
         for name, g in zip(names, groups, strict=True)
         if g is not None
     )
-    picture = svg.plot(key, heading, f"{heading}, cumulative share of requests. {summary}", x, y, HEIGHT, marks)
-    return figure(heading, "share of requests at or below", picture, f"{summary}. Dots at p50, p90, p99.")
-
-
-def _curve(counts: Counts, x: svg.Axis, y: svg.Axis, index: int, name: str, unit: str) -> Markup:
-    share = np.cumsum(counts.counts) / counts.counts.sum()
-    kept = downsample.by_rank(len(share), RANKS)
-    places = x.at(counts.values[kept])
-    line = svg.steps(
-        np.concatenate([places[:1], places, places[-1:]]),
-        y.at(np.concatenate([[0.0], share[kept]])),
-        HEIGHT,
-        stroke_dasharray=svg.DASHES[index % len(svg.DASHES)],
+    picture = svg.plot(
+        key, heading, f"{heading}, cumulative share of requests. {summary}", x, SHARE_AXIS, HEIGHT, marks
     )
-    values = np.array([counts.percentile(p) for p in POINTS])
-    titles = [f"{name}: p{p} = {number(float(v))} {unit}" for p, v in zip(POINTS, values, strict=True)]
-    dots = svg.dots(x.at(values), y.at(np.array(POINTS) / 100), HEIGHT, titles, class_="dot mark")
-    return tag("g", line, dots, class_=f"s{index % 6}")
+    return figure(heading, "share of requests at or below", picture, f"{summary}. Dots at p50, p90, p99.")
 
 
 def _joint(index: int, name: str, pairs: CountedPairs) -> Markup:
@@ -157,16 +139,10 @@ def _joint(index: int, name: str, pairs: CountedPairs) -> Markup:
     cells = np.zeros((len(rows), len(columns)))
     np.add.at(cells, (row_of, column_of), pairs.counts / pairs.counts.sum())
     shade = Shade(max(float(cells[cells > 0].min()), 1e-4), float(cells.max()))
-    corner = tag("th", "input ↓ · output →", scope="col", class_="corner")
-    head = tag("thead", tag("tr", corner, *(tag("th", label, scope="col") for label in columns)))
-    body = [
-        tag("tr", tag("th", label, scope="row"), *(_cell(share, shade) for share in shares.tolist()))
-        for label, shares in zip(rows, cells, strict=True)
-    ]
     heading = f"Input and output tokens of {name}"
-    caption = tag("caption", f"{heading}: share of requests, by input (down) and output (across)")
-    inner = tag("table", caption, head, tag("tbody", *body), class_="heat")
-    box = tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=f"{heading}, {index + 1}")
+    caption = f"{heading}: share of requests, by input (down) and output (across)"
+    texts = [[(share, percent(share), "") if share else None for share in row] for row in cells.tolist()]
+    box = shaded_table(f"{heading}, {index + 1}", caption, rows, columns, texts, shade)
     note = "Each row and column goes up to the number shown, and begins above the one before. Blank: no request."
     return figure(heading, "share of requests, shaded on a logarithmic scale", box, note, "wide")
 
@@ -177,12 +153,6 @@ def _powers(lengths: Any) -> tuple[list[str], Any]:
     stride = -(-(high - low + 1) // 12)
     tops = range(high - (high - low) // stride * stride, high + 1, stride)
     return [f"{2**k:,}" for k in tops], np.searchsorted(np.array(tops), exponent)
-
-
-def _cell(share: float, shade: Shade) -> Markup:
-    if share == 0:
-        return tag("td", class_="none")
-    return tag("td", percent(share), class_=f"h{shade(share)}")
 
 
 # ---------------------------------------------------------------- arrivals
@@ -220,7 +190,9 @@ def _dispersion(names: Sequence[str], descriptions: Sequence[Description]) -> Ma
     values = [d for windows in points for _, d in windows] + [1.0]
     x = svg.log_axis(WINDOWS_S[0], WINDOWS_S[-1], lambda w: f"{w:,g} s")
     y = svg.log_axis(min(values), max(values), lambda v: f"{v:,g}", gap=0.12)
-    marks = [_poisson(x, y)]
+    ends = np.array([float(WINDOWS_S[0]), float(WINDOWS_S[-1])])
+    poisson = svg.steps(x.at(ends), y.at(np.array([1.0])), HEIGHT, stroke_dasharray="4 4")
+    marks = [tag("g", poisson, class_="flying")]
     for i, (name, windows) in enumerate(zip(names, points, strict=True)):
         widths, level = np.array([w for w, _ in windows], float), np.array([d for _, d in windows])
         titles = [f"{name}: {number(d)} in windows of {seconds(w)}" for w, d in windows]
@@ -235,47 +207,3 @@ def _dispersion(names: Sequence[str], descriptions: Sequence[Description]) -> Ma
     picture = svg.plot("dispersion", heading, f"Variance over mean of the counts. {text}", x, y, HEIGHT, marks)
     note = "Dashed: 1, a Poisson process. Rising with the window: the rate itself changes."
     return figure(heading, "variance / mean of the counts, by length of window", picture, note)
-
-
-def _poisson(x: svg.Axis, y: svg.Axis) -> Markup:
-    ends = np.array([float(WINDOWS_S[0]), float(WINDOWS_S[-1])])
-    line = svg.steps(x.at(ends), y.at(np.array([1.0])), HEIGHT, stroke_dasharray="4 4")
-    return tag("g", line, class_="flying")
-
-
-# ---------------------------------------------------------------- tables
-
-
-def _difference(differences: dict[str, float | None]) -> Markup:
-    meaning = {
-        "ks_input": "Input tokens: Kolmogorov-Smirnov distance",
-        "ks_output": "Output tokens: Kolmogorov-Smirnov distance",
-        "ks_gap": "Time between arrivals: Kolmogorov-Smirnov distance",
-        "spearman_difference": "Rank correlation of input with output: difference",
-    }
-    rows = [(meaning[key], number(value)) for key, value in differences.items()]
-    return table(("", "0 is alike, 1 is apart"), rows, "Differences between the two")
-
-
-def _facts(traces: Sequence[dict[str, Any]]) -> Markup:
-    keys = [
-        key
-        for key in dict.fromkeys(key for facts in traces for key in facts)
-        if key != "name" and not any(isinstance(facts.get(key), list) for facts in traces)
-    ]
-    rows = [(key.replace("_", " "), *(_format_fact(facts.get(key)) for facts in traces)) for key in keys]
-    return table(("", *(str(facts["name"]) for facts in traces)), rows, "Facts", class_="wrap")
-
-
-def _format_fact(value: Any) -> str:
-    match value:
-        case None:
-            return UNKNOWN
-        case float():
-            return number(value)
-        case int():
-            return count(value)
-        case dict():
-            return ", ".join(f"{name} {n:,}" for name, n in list(value.items())[:20])
-        case _:
-            return str(value)

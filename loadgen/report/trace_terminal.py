@@ -2,7 +2,6 @@
 
 import math
 import sys
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -10,7 +9,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from loadgen.report.trace_facts import TraceFacts
+from loadgen.report.trace_facts import TraceFacts, format_fact
 from loadgen.workload.token_bins import CountedPairs
 
 SHARE_LEVELS = (0.0, 0.003, 0.01, 0.03)
@@ -21,7 +20,9 @@ def print_traces(console: Console, traces: list[TraceFacts], differences: dict[s
     """Print the facts of traces side by side, how two of them differ, and a heat map of each."""
     table = Table(show_header=False, box=None, pad_edge=False)
     for key in dict.fromkeys(key for facts, _ in traces for key in facts):
-        table.add_row(key.replace("_", " "), *(escape(_format_fact(facts.get(key))) for facts, _ in traces))
+        table.add_row(
+            key.replace("_", " "), *(escape(format_fact(facts.get(key), decimal, spark_line)) for facts, _ in traces)
+        )
     console.print(table)
     for label, value in differences.items():
         console.print(f"{label.replace('_', ' ')}: {'unknown' if value is None else f'{value:.4f}'}")
@@ -29,23 +30,12 @@ def print_traces(console: Console, traces: list[TraceFacts], differences: dict[s
         console.print(_heat_map(facts["name"], description.pairs, console.encoding), soft_wrap=True)
 
 
-def _format_fact(value: Any) -> str:
-    match value:
-        case list():
-            return _spark_line(value)
-        case None:
-            return "-"
-        case float():
-            return f"{value:,.3f}".rstrip("0").rstrip(".")
-        case int():
-            return f"{value:,}"
-        case dict():
-            return ", ".join(f"{name} {count:,}" for name, count in list(value.items())[:20])
-        case _:
-            return str(value)
+def decimal(value: float) -> str:
+    """Format with up to three decimals, without trailing zeros."""
+    return f"{value:,.3f}".rstrip("0").rstrip(".")
 
 
-def _spark_line(values: list[float]) -> str:
+def spark_line(values: list[float]) -> str:
     """Draw one character per value, from nothing to the highest."""
     highest = max(values)
     steps = " ▁▂▃▄▅▆▇█" if (sys.stdout.encoding or "").lower().startswith("utf") else " .:-=+*#@"

@@ -1,8 +1,24 @@
+from collections.abc import Callable
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.report.format import clean, count, joules, number, percent, plural, seconds, share, watts, with_unit
+from loadgen.report.format import (
+    clean,
+    count,
+    joules,
+    number,
+    percent,
+    plural,
+    seconds,
+    share,
+    tick_count,
+    tick_joules,
+    tick_seconds,
+    watts,
+    with_unit,
+)
 
 
 @pytest.mark.parametrize(
@@ -119,3 +135,30 @@ def test_cleaned_text_is_printable_and_no_longer_than_its_limit(text: str, limit
     assert len(cleaned) <= limit
     assert cleaned.isprintable()
     assert clean(cleaned, limit) == cleaned
+
+
+@pytest.mark.parametrize(
+    ("tick", "value", "text"),
+    [
+        (tick_seconds, 20.0, "20 s"),
+        (tick_seconds, 1.0, "1 s"),
+        (tick_seconds, 0.9999, "0.9999 s"),
+        (tick_seconds, 0.5, "500 ms"),
+        (tick_seconds, 0.001, "1 ms"),
+        (tick_seconds, 2e-5, "20 µs"),
+        (tick_seconds, 1e-6, "1 µs"),
+        (tick_seconds, 5e-9, "5 ns"),
+        (tick_joules, 0.005, "5 mJ"),
+        (tick_joules, 0.01, "0.01 J"),
+        (tick_joules, 2000.0, "2,000 J"),
+        (tick_joules, 10_000.0, "10 kJ"),
+        (tick_joules, 5e6, "5,000 kJ"),
+        (tick_count, 1.0, "1"),
+        (tick_count, 5_000.0, "5,000"),
+        (tick_count, 10_000.0, "10k"),
+        (tick_count, 500_000.0, "500k"),
+        (tick_count, 1_000_000.0, "1M"),
+    ],
+)
+def test_a_tick_has_no_more_digits_than_it_needs(tick: Callable[[float], str], value: float, text: str) -> None:
+    assert tick(value) == text

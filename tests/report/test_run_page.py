@@ -357,3 +357,102 @@ def test_neighbouring_colours_differ_for_colour_blind_readers(theme: dict[str, s
     pairs = [("s0", "s1"), ("s1", "s2"), ("s0", "s2"), ("prefill", "decode"), ("decode", "idle"), ("prefill", "idle")]
     apart = {pair: float(np.linalg.norm(_seen(theme[pair[0]], eye) - _seen(theme[pair[1]], eye))) for pair in pairs}
     assert {pair: d for pair, d in apart.items() if d < 0.06} == {}
+
+
+# -- sections, each alone ---------------------------------------------------------------------------------------------
+
+
+def test_steps_hold_until_the_next_and_are_zero_outside() -> None:
+    steps = run_figures.Steps(np.array([1.0, 2.0, 4.0]), np.array([5.0, 7.0]))
+    assert steps.at(np.array([0.9, 1.0, 1.9, 2.0, 3.9, 4.0, 9.0])).tolist() == [0, 5, 5, 7, 7, 0, 0]
+    assert run_figures.Steps(np.array([]), np.array([])).at(np.array([0.0])).tolist() == [0]
+
+
+def test_strips_over_power_hold_its_mean_and_the_requests_in_flight() -> None:
+    power = run_figures.Steps(np.array([0.0, 1.0, 2.0]), np.array([100.0, 300.0]))
+    flying = run_figures.Steps(np.array([0.0, 1.0, 2.0]), np.array([3.0, 0.0]))
+    text = Page(run_figures.power_plot(power, flying, svg.linear_axis(0, 2, str))).text
+    assert "0 to 1.00 s: 100 W, 3 in flight" in text and "1.00 to 2.00 s: 300 W, 0 in flight" in text
+    assert "lowest 100 W, highest 300 W" in text
+
+
+@pytest.mark.parametrize(("highest", "ticks"), [(1.0, {"0", "1"}), (2.0, {"0", "1", "2"}), (9.0, {"0", "5"})])
+def test_requests_are_counted_in_whole_ones(highest: float, ticks: set[str]) -> None:
+    flying = run_figures.Steps(np.array([0.0, 1.0]), np.array([highest]))
+    page = Page(run_figures.in_flight_plot(flying, svg.linear_axis(0, 1, lambda _: "")))
+    assert ticks <= set(page.words) and not any("." in word for word in page.words if word[0].isdigit())
+
+
+def test_a_share_curve_goes_from_nothing_to_all_with_dots_at_its_percentiles() -> None:
+    x = svg.Axis(0, 4, False, ())
+    made = run_figures.share_curve(
+        np.array([1.0, 2.0, 4.0]), np.array([0.25, 0.5, 1.0]), [2.0, 4.0, 4.0], ["a", "b", "c"], x, 100, 1
+    )
+    paths = [attrs["d"] for name, attrs in Page(made).elements if name == "path"]
+    assert paths == ["M250 100H250V75H500V50H1000V0H1000", "M500 50h.01", "M1000 10h.01", "M1000 1h.01"]
+
+
+def test_a_heat_map_shades_what_it_has_and_leaves_the_rest_blank() -> None:
+    shade = run_figures.Shade(1.0, 100.0)
+    cells = [[(1.0, "1 J", "3"), None], [(100.0, "100 J", ""), (10.0, "10 J", "")]]
+    made = Page(run_figures.shaded_table("Heading", "Caption", ["8", "16"], ["2", "4"], cells, shade))
+    classes = [attrs.get("class") for name, attrs in made.elements if name == "td"]
+    assert classes == ["h0", "none", "h6", "h3"]
+    assert made.text == "Caption input ↓ · output → 2 4 8 1 J 3 16 100 J 10 J"
+
+
+@pytest.mark.parametrize(("value", "shade"), [(0.5, 0), (1.0, 0), (1.94, 1), (10.0, 3), (99.0, 6), (100.0, 6)])
+def test_seven_shades_are_even_on_a_logarithmic_scale(value: float, shade: int) -> None:
+    assert run_figures.Shade(1.0, 100.0)(value) == shade
+    assert run_figures.Shade(5.0, 5.0)(value) == 0
+
+
+def test_the_ledger_lists_every_account_and_says_what_is_missing() -> None:
+    made = sample_runs.single()
+    assert made.attribution is not None and made.summary is not None
+    whole = Page(run_page.energy_ledger(made.attribution, made.summary.energy)).text
+    assert "= measured" in whole and "100.0 %" in whole and "Method: shapley" in whole
+    short = msgspec.structs.replace(made.attribution, measured_mj=made.attribution.measured_mj + 7)
+    assert "measured (+7 mJ off)" in Page(run_page.energy_ledger(short, made.summary.energy)).text
+
+
+def test_energy_by_workload_has_the_run_and_each_workload() -> None:
+    made = sample_runs.run().summary
+    assert made is not None
+    table_of = Page(run_page.energy_by_workload(made))
+    assert [word for word in table_of.words if word in ("all", "chat", "code")] == ["all", "chat", "code"]
+    unknown = msgspec.structs.replace(made, energy=msgspec.structs.replace(made.energy, prefill_joules=None))
+    assert sum(name == "svg" for name, _ in Page(run_page.energy_by_workload(unknown)).elements) == 2
+
+
+def test_without_a_fit_there_are_no_fitted_costs() -> None:
+    made = sample_runs.single().summary
+    assert made is not None
+    assert run_page.fitted_costs(msgspec.structs.replace(made.energy, coefficients=None)) == ""
+    fit = {
+        "step_j": 0.5,
+        "idle_w": 100.0,
+        "r_squared": 0.99,
+        "misfit": 0.25,
+        "outliers": 1200.0,
+        "decode_token_j": None,
+    }
+    text = Page(run_page.fitted_costs(msgspec.structs.replace(made.energy, coefficients=fit))).text
+    for row in ("one engine step 0.500 J", "idle power 100 W", "R² of the fit 0.990", "a window 25.0 %", "out 1,200"):
+        assert row in text
+
+
+def test_failures_are_listed_with_an_example_and_a_run_without_any_says_so() -> None:
+    made = sample_runs.run()
+    text = Page(run_page.failures_table(made.records)).text
+    assert all(run_page.ERROR_MEANING[r.error] in text for r in made.records if r.error)
+    assert Page(run_page.failures_table(r for r in made.records if r.ok)).text == "No request failed."
+
+
+def test_provenance_flattens_options_and_leaves_out_what_is_empty() -> None:
+    made = sample_runs.single()
+    assert made.summary is not None
+    info = msgspec.structs.replace(made.info, config={"a": {"b": [1, "x"], "c": None}, "d": []}, host={}, start_ns=None)
+    text = Page(run_page.provenance(info, made.summary.instrument)).text
+    assert "a.b 1, x" in text and "a.c -" in text and "d -" in text
+    assert "Host" not in text and "started -" in text
