@@ -13,7 +13,7 @@ import pytest
 
 from loadgen.servers.launcher import served
 from loadgen.servers.recipe import names, read_recipe
-from support.engines import ENGINES, KNOBS, QUICK, SEEN, Engine, missing
+from support.engines import ENGINE_OPTIONS, ENGINES, QUICK, SEEN, Engine, missing
 
 
 @pytest.fixture(scope="session")
@@ -35,8 +35,8 @@ def started(name: str, request: pytest.FixtureRequest) -> Iterator[str]:
     options = QUICK.get(name)
     if options is None:
         model = request.getfixturevalue("tiny_model")
-        knobs = [word for knob in KNOBS[name] for word in ("--knob", knob)]
-        options = ["--python", str(ENGINES / name / "bin" / "python"), "--model", str(model), *knobs]
+        flags = [word for option in ENGINE_OPTIONS[name] for word in ("--engine-option", option)]
+        options = ["--python", str(ENGINES / name / "bin" / "python"), "--model", str(model), *flags]
     with served(name, *options) as url:
         yield url
 

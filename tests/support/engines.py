@@ -10,10 +10,10 @@ from loadgen.servers.recipe import Recipe
 ROOT = Path(__file__).parents[2]
 ENGINES = ROOT / ".engines"
 QUICK = {
-    "sim": ["--knob", "counter_period_ms=20"],
-    "llamacpp": ["--knob", "slots=4", "--knob", "context=1024"],
+    "sim": ["--engine-option", "counter_period_ms=20"],
+    "llamacpp": ["--engine-option", "slots=4", "--engine-option", "context=1024", "--engine-option", "threads=1"],
 }
-KNOBS = {
+ENGINE_OPTIONS = {
     "transformers": ["batch=4", "deadline_ms=20", "dtype=float32"],
     "vllm": ["eager=on", "dtype=float32", "cpu_kv_cache_gib=1", "max_model_len=1024", "served_model_name=tiny"],
 }
