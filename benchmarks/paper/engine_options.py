@@ -1,4 +1,4 @@
-"""What two knobs of vLLM are worth in docs/results: the runs of studies/serving.toml on the second card.
+"""What two engine options of vLLM are worth in docs/results: the runs of studies/serving.toml on the second card.
 
     python -m benchmarks.paper.serving STUDY docs/results/h200-2026/studies/serving-2 GPU-6476ed43
 

@@ -17,7 +17,12 @@ from loadgen.cli.options import key_values
 @click.option("--plan", "only_plan", is_flag=True, help="List the runs in their order; start nothing.")
 @click.option("--model", "models", multiple=True, metavar="NAME", help="Serve this instead of FILE's. Repeatable.")
 @click.option(
-    "--knob", multiple=True, callback=key_values, metavar="KEY=VALUE", help="Engine option of every server. Repeatable."
+    "--engine-option",
+    "--knob",
+    multiple=True,
+    callback=key_values,
+    metavar="KEY=VALUE",
+    help="Engine option of every server. Repeatable.",
 )
 @click.option("--python", metavar="PATH", help="The Python interpreter that has the engine.")
 @click.option("--other-gpu", is_flag=True, help="Continue on another GPU, if its kind and power limit are the same.")
@@ -27,7 +32,7 @@ def study(
     out: Path | None,
     only_plan: bool,
     models: tuple[str, ...],
-    knob: dict[str, str],
+    engine_option: dict[str, str],
     python: str | None,
     other_gpu: bool,
     only: tuple[str, ...],
@@ -35,7 +40,7 @@ def study(
     """Run the comparisons in FILE: servers and engine options x models x workloads x batches or rates x repeats.
 
     Run it again to continue where it stopped, whatever stopped it. DIR gets a folder for each run, results.csv and
-    report.html. --model, --knob and --python describe this machine: see `loadgen serve`.
+    report.html. --model, --engine-option and --python describe this machine: see `loadgen serve`.
 
     \b
     loadgen study studies/simulated.toml                 try it: no GPU, no server needed
@@ -44,7 +49,7 @@ def study(
     """  # fmt: skip
     from loadgen.study.spec import Overrides, read_study
 
-    overrides = Overrides(models=list(models), knobs=knob, python=python)
+    overrides = Overrides(models=list(models), engine_options=engine_option, python=python)
     if only_plan:
         from loadgen.study.plan import plan_runs
 

@@ -42,7 +42,7 @@ class StudyState(msgspec.Struct, frozen=True, kw_only=True):
                 raise LoadgenError(f"{out} holds another study, or {file} changed since; choose another --out")
             if stored.overrides != overrides:
                 options = msgspec.json.encode(stored.overrides).decode()
-                raise LoadgenError(f"{out} was begun with another --model, --knob or --python: {options}")
+                raise LoadgenError(f"{out} was begun with another --model, --engine-option or --python: {options}")
             return stored
         if out.exists() and any(out.iterdir()):
             raise LoadgenError(f"--out {out} is not empty and holds no study; choose another")

@@ -60,7 +60,7 @@ def plan_runs(study: Study) -> list[StudyRun]:
 
 def start_key(study: Study, run: StudyRun) -> str:
     """Return what decides whether one start of a server serves two runs: server, model and engine options."""
-    return repr((run.server, run.model, sorted(study.servers[run.server].engine_options(run.batch).items())))
+    return repr((run.server, run.model, sorted(study.servers[run.server].options_of_batch(run.batch).items())))
 
 
 # ---------------------------------------------------------------- schedules

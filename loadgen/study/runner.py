@@ -124,7 +124,7 @@ def _start_server(study: Study, run: StudyRun, out: Path, say: _Print) -> Abstra
     if server.base_url is not None:
         return nullcontext(server.base_url)
     assert server.recipe is not None
-    settings = [f"{key}={value}" for key, value in server.engine_options(run.batch).items()]
+    settings = [f"{key}={value}" for key, value in server.options_of_batch(run.batch).items()]
     options = [word for setting in settings for word in ("--engine-option", setting)]
     options += ["--model", run.model] if run.model is not None else []
     options += ["--python", server.python] if server.python is not None else []
@@ -194,7 +194,7 @@ def run_config(study: Study, run: StudyRun, folder: Path, url: str) -> RunConfig
         plan={
             "study": study.title,
             "server": run.server,
-            "knobs": server.engine_options(run.batch),
+            "knobs": server.options_of_batch(run.batch),
             "workload": run.workload,
             "batch": run.batch,
             "rps": run.rps,

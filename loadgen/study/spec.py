@@ -15,7 +15,8 @@ class ServerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """[servers.LABEL]: one way to serve. The text {batch} in an engine option is the batch of the run."""
 
     recipe: str | None = None
-    knobs: dict[str, OptionValue] = {}
+    engine_options: dict[str, OptionValue] = msgspec.field(default_factory=dict, name="knobs")
+    """Engine options of the recipe; the file format calls them knobs."""
     python: str | None = None
     """The interpreter that has the engine, when that is not the one that runs loadgen."""
     gpus: list[str] = []
@@ -31,11 +32,11 @@ class ServerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
     """Batches that it gets, of those of a workload; None: all. So are `rates`."""
     rates: list[float] | None = None
 
-    def engine_options(self, batch: int | None) -> dict[str, OptionValue]:
+    def options_of_batch(self, batch: int | None) -> dict[str, OptionValue]:
         """Return its engine options with {batch} filled in; an open loop has batch 1."""
         return {
             key: value.replace("{batch}", str(batch or 1)) if isinstance(value, str) else value
-            for key, value in self.knobs.items()
+            for key, value in self.engine_options.items()
         }
 
 
@@ -135,7 +136,7 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True):
 
     models: list[str] = []
     """Replace the study's models, and a server's own."""
-    knobs: dict[str, str] = {}
+    engine_options: dict[str, str] = msgspec.field(default_factory=dict, name="knobs")
     python: str | None = None
 
 
@@ -156,7 +157,7 @@ def read_study(path: Path, overrides: Overrides = NO_OVERRIDES) -> Study:
         else msgspec.structs.replace(
             server,
             models=overrides.models or server.models,
-            knobs=server.knobs | overrides.knobs,
+            engine_options=server.engine_options | overrides.engine_options,
             python=overrides.python or server.python,
         )
         for label, server in study.servers.items()
@@ -181,7 +182,7 @@ def problems(study: Study) -> Iterator[str]:
         if (server.recipe is None) == (server.base_url is None):
             yield f"server {label} needs either a recipe or a base_url"
         if server.recipe is not None:
-            option_values(read_recipe(server.recipe), server.engine_options(1))
+            option_values(read_recipe(server.recipe), server.options_of_batch(1))
         if unknown := set(server.workloads) - set(study.workloads):
             yield f"server {label}: no workload {min(unknown)!r}; there are: {', '.join(study.workloads)}"
         if not any(study.loads_of(server, workload) for workload in study.workloads_of(server)):

@@ -70,7 +70,7 @@ def gone(pid: int) -> bool:
 
 def test_a_server_is_up_in_the_block_and_gone_after_it(tmp_path: Path) -> None:
     log = tmp_path / "server.log"
-    with served("sim", "--knob", "max_num_seqs=7", log=log) as url:
+    with served("sim", "--engine-option", "max_num_seqs=7", log=log) as url:
         assert urllib.request.urlopen(url + "/models").status == 200
     with pytest.raises(OSError):
         urllib.request.urlopen(url + "/models")
@@ -132,7 +132,7 @@ def test_the_command_refuses_what_it_cannot_do(said: str, args: list[str], error
 
 
 def test_print_starts_nothing_and_shows_everything() -> None:
-    result = CliRunner().invoke(serve, ["vllm", "--print", "--knob", 'speculative={"method": "ngram"}'])
+    result = CliRunner().invoke(serve, ["vllm", "--print", "--engine-option", 'speculative={"method": "ngram"}'])
     assert result.exit_code == 0
     assert '--speculative-config \'{"method": "ngram"}\'' in result.output
     assert "docker run" in result.output and "max_num_batched_tokens" in result.output

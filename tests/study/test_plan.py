@@ -33,7 +33,10 @@ SHIPPED = sorted((ROOT / "studies").glob("*.toml"))
 def make(**changes: object) -> Study:
     fields = {
         "title": "t",
-        "servers": {"a": ServerSpec(recipe="sim"), "b": ServerSpec(recipe="vllm", knobs={"max_num_seqs": "{batch}"})},
+        "servers": {
+            "a": ServerSpec(recipe="sim"),
+            "b": ServerSpec(recipe="vllm", engine_options={"max_num_seqs": "{batch}"}),
+        },
         "workloads": {"w": WorkloadSpec(input=8, output=2), "v": WorkloadSpec(input=16, output=2)},
         "models": ["m", "n"],
         "batches": [1, 2, 4],
@@ -238,13 +241,13 @@ def test_streams_without_a_rate_have_nothing_to_share_a_rate_by(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("server", "batch", "options"),
     [
-        (ServerSpec(knobs={"max_num_seqs": "{batch}", "n": 3}), 8, {"max_num_seqs": "8", "n": 3}),
-        (ServerSpec(knobs={"max_num_seqs": "x{batch}y{batch}"}), 2, {"max_num_seqs": "x2y2"}),
-        (ServerSpec(knobs={"max_num_seqs": "{batch}", "flag": True}), None, {"max_num_seqs": "1", "flag": True}),
+        (ServerSpec(engine_options={"max_num_seqs": "{batch}", "n": 3}), 8, {"max_num_seqs": "8", "n": 3}),
+        (ServerSpec(engine_options={"max_num_seqs": "x{batch}y{batch}"}), 2, {"max_num_seqs": "x2y2"}),
+        (ServerSpec(engine_options={"n": "{batch}", "flag": True}), None, {"n": "1", "flag": True}),
     ],
 )
 def test_the_batch_is_filled_into_engine_options(server: ServerSpec, batch: int | None, options: object) -> None:
-    assert server.engine_options(batch) == options
+    assert server.options_of_batch(batch) == options
 
 
 def test_the_rates_of_streams_are_scaled_by_one_factor(tmp_path: Path) -> None:

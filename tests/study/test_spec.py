@@ -4,27 +4,42 @@ from pathlib import Path
 
 import msgspec
 import pytest
+from click.testing import CliRunner
 
+from loadgen.cli.study import study as command
 from loadgen.errors import LoadgenError
 from loadgen.study.plan import plan_runs
 from loadgen.study.runner import run_study
-from loadgen.study.spec import Overrides, problems, read_study
+from loadgen.study.spec import Overrides, ServerSpec, problems, read_study
 from support.small_study import SMALL
 
 
+@pytest.mark.parametrize("flag", ["--engine-option", "--knob"])
+def test_an_engine_option_beside_the_file_has_an_older_alias(flag: str, small: Path) -> None:
+    result = CliRunner().invoke(command, [str(small), "--plan", flag, "speed=1"])
+    assert isinstance(result.exception, LoadgenError)
+    assert "has no engine option 'speed'" in str(result.exception)
+
+
+def test_the_file_format_calls_engine_options_knobs() -> None:
+    spec = msgspec.convert({"recipe": "sim", "knobs": {"seed": 3}}, ServerSpec)
+    assert spec.engine_options == {"seed": 3}
+    assert msgspec.to_builtins(Overrides(engine_options={"seed": "3"}))["knobs"] == {"seed": "3"}
+
+
 def test_what_belongs_to_the_machine_is_given_beside_the_file(small: Path) -> None:
-    given = Overrides(models=["mine"], knobs={"max_num_seqs": "7"}, python="/engine/python")
+    given = Overrides(models=["mine"], engine_options={"max_num_seqs": "7"}, python="/engine/python")
     study = read_study(small, given)
     assert {cell.model for cell in plan_runs(study)} == {"mine"}
     for server in study.servers.values():
-        assert (server.knobs["max_num_seqs"], server.python) == ("7", "/engine/python")
-        assert server.knobs["counter_period_ms"] == 5, "other knobs stay"
+        assert (server.engine_options["max_num_seqs"], server.python) == ("7", "/engine/python")
+        assert server.engine_options["counter_period_ms"] == 5, "other options stay"
     with pytest.raises(LoadgenError, match="sim has no engine option 'speed'"):
-        read_study(small, Overrides(knobs={"speed": "1"}))
+        read_study(small, Overrides(engine_options={"speed": "1"}))
 
 
 WRONG = [
-    ("unknown knob", SMALL.replace("max_num_seqs = 1,", "speed = 1,"), "sim has no engine option 'speed'"),
+    ("unknown engine option", SMALL.replace("max_num_seqs = 1,", "speed = 1,"), "sim has no engine option 'speed'"),
     ("unknown recipe", SMALL.replace('"sim"', '"nonesuch"'), "no server called 'nonesuch'"),
     (
         "no such baseline",
