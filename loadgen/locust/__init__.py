@@ -1,1 +1,1 @@
-"""Locust as a front end: its users, workers and web page, with our payloads, decoder, schedule and joules."""
+"""Locust as a front end: its users, workers and web page, with loadgen's payloads, decoder, schedule and joules."""

@@ -19,7 +19,7 @@ def add_options(parser: Any) -> None:
     add("--endpoint", choices=list(PATHS), default="chat", help="chat or completions.")
     add("--chat-bins", default="azure-2023-chat", help="Lengths of ChatUser: a name in profiles/workloads, or a file.")
     add("--code-bins", default="azure-2023-code", help="Lengths of CodeUser.")
-    add("--think", default=0.0, type=float, help="Seconds between an answer and the user's next request.")
+    add("--think", default=0.0, type=float, help="Seconds between a response and the user's next request.")
     add("--seed", default=0, type=int, help="Seed of lengths, prompts and arrivals.")
     add("--request-timeout", default=600.0, type=float, help="Seconds for each request.")
     add("--tokenizer", help="tokenizer.json to count prompts with, on every worker.")
@@ -28,11 +28,11 @@ def add_options(parser: Any) -> None:
         env_var="LOADGEN_SIDECAR",
         help="URL of a loadgen sidecar: every request is reported to it, and joules are read from it.",
     )
-    add("--trace", help="What TraceReplay replays: a file, the same on every worker.")
+    add("--trace", help="Trace that TraceReplay replays: a file, the same on every worker.")
     add("--rps", help="TraceReplay: the trace at this mean rate. Default: its own.")
-    add("--arrival", choices=list(ARRIVALS), default="trace", help="TraceReplay: the law of its instants.")
-    add("--duration", help="TraceReplay: seconds.")
-    add("--num-requests", help="TraceReplay: how many.")
+    add("--arrival", choices=list(ARRIVALS), default="trace", help="TraceReplay: the arrival process.")
+    add("--duration", help="TraceReplay: seconds that are scheduled.")
+    add("--num-requests", help="TraceReplay: number of requests.")
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Settings:
 
 
 def settings(options: Namespace, host: str | None) -> Settings:
+    """Return the checked options of a test of the server at `host`. Raises LoadgenError."""
     if not host:
         raise LoadgenError("where is the server? add --host http://127.0.0.1:8000")
     url = clean_url(host)

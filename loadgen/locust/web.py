@@ -41,7 +41,7 @@ PANEL = Path(__file__).with_name("panel.js")
 
 
 def log_record(environment: Any, record: RequestRecord) -> None:
-    """Add a record to locust's table. Only whole answers count in its totals; the other rows stand beside them."""
+    """Add a record to locust's table. Only complete answers count in its totals; the other rows are additional."""
     tokens = record.output_tokens or 0
     environment.events.request.fire(
         request_type=record.workload,
@@ -142,23 +142,23 @@ class Watch:
     def _ask(self, url: str) -> None:
         try:
             energy = parse_metrics(fetch(url + "/metrics"))
-            self._problem = "" if energy else f"what answers at {url} is no loadgen sidecar"
+            self._problem = "" if energy else f"the server at {url} is not a loadgen sidecar"
             self._last = energy or self._last
         except REQUEST_ERRORS as err:
             self._problem = f"the sidecar at {url} does not answer: {err or type(err).__name__}"
 
     def _table(self) -> TableReading:
         entries = self.environment.stats.entries
-        first = [entry for (name, _), entry in entries.items() if name == FIRST_TOKEN]
+        first_tokens = [entry for (name, _), entry in entries.items() if name == FIRST_TOKEN]
         return TableReading(
             monotonic_ns(),
             {workload: entry.total_content_length for workload, entry in self._answers().items()},
-            sum(entry.num_requests for entry in first),
-            sum(entry.total_response_time for entry in first),
+            sum(entry.num_requests for entry in first_tokens),
+            sum(entry.total_response_time for entry in first_tokens),
         )
 
     def _tokens_per_s(self, workload: str | None) -> float | None:
-        """Output tokens a second of the answers that ended in the window; of all workloads for None."""
+        """Return the output tokens a second of the answers that ended in the window; of all workloads for None."""
         start, end = self._readings[0], self._readings[-1]
         names = end.tokens if workload is None else [workload]
         grown = sum(end.tokens.get(name, 0) - start.tokens.get(name, 0) for name in names)
@@ -167,7 +167,7 @@ class Watch:
         return grown * NS_PER_S / (end.t_ns - start.t_ns)
 
     def _recent_ttft_ms(self) -> float | None:
-        """The mean of the window."""
+        """Return the mean time to first token in the window; None without a first token in it."""
         start, end = self._readings[0], self._readings[-1]
         count = end.first_tokens - start.first_tokens
         return (end.first_tokens_ms - start.first_tokens_ms) / count if count > 0 else None
@@ -178,11 +178,11 @@ class Watch:
         return None if self._last is None else energy_since(self._first, self._last)
 
     def _answers(self) -> dict[str, Any]:
-        """Workload -> its entry in locust's table."""
+        """Return the row of answers in locust's table, by workload."""
         entries = self.environment.stats.entries
         return {method: entry for (name, method), entry in sorted(entries.items()) if name == ANSWER}
 
-    # -- for eyes --------------------------------------------------------------------------------------------------
+    # -- tables and charts ------------------------------------------------------------------------------------------
 
     def token_rows(self) -> list[dict[str, str]]:
         stats = self.environment.stats
@@ -220,7 +220,10 @@ class Watch:
         }
 
     def settled(self) -> list[str]:
-        """Lines for the end of a test without a page, once the sidecar has settled what was sent, or time is up."""
+        """Wait until the sidecar has settled the requests, for `SETTLE_S` at most.
+
+        Return the lines that a test without a page logs at its end.
+        """
         if self._url is None:
             return []
         deadline_ns = monotonic_ns() + round(SETTLE_S * NS_PER_S)
@@ -243,7 +246,8 @@ def _ms(entry: Any, share: float) -> str:
 
 
 def fetch(url: str) -> str:
-    """The page. The sidecar's token, if it wants one, comes from $LOADGEN_SIDECAR_TOKEN."""
+    """Return a page of the sidecar. The token that it may require comes from $LOADGEN_SIDECAR_TOKEN. Raises
+    REQUEST_ERRORS."""
     token = os.environ.get(TOKEN_VARIABLE)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     response = http_get(url, headers=headers, timeout_s=PERIOD_S, max_body_bytes=MAX_PAGE_BYTES)

@@ -17,16 +17,16 @@ SAMPLE = 256
 """Lengths drawn at a time: as a block they are closer to the bins than one by one."""
 
 
-def plan(given: Settings) -> Schedule:
+def plan(settings: Settings) -> Schedule:
     """Make the schedule that `loadgen replay` makes of the same options."""
-    assert given.trace is not None
+    assert settings.trace is not None
     return schedule.build_schedule(
-        read_trace(Path(given.trace)),
-        seed=given.seed,
-        rps=given.rps,
-        arrival=given.arrival,
-        duration_s=given.duration_s,
-        num_requests=given.num_requests,
+        read_trace(Path(settings.trace)),
+        seed=settings.seed,
+        rps=settings.rps,
+        arrival=settings.arrival,
+        duration_s=settings.duration_s,
+        num_requests=settings.num_requests,
     )
 
 

@@ -84,7 +84,7 @@ def test_streams_run_together_and_are_reported_apart(sim: str, tmp_path: Path) -
     mix.write_text(
         f"""
         [talk]
-        trace = "{CHAT}"
+        trace = "{CODE}"
         rps = 6
         arrival = "poisson"
         turns = 2
