@@ -15,7 +15,8 @@ from loadgen.energy_model import measure
 from loadgen.energy_model.energy_profile import EnergyProfile, GridPoint, read_energy_profile
 from loadgen.energy_model.profiling_plan import StoppingRule, journal_path
 from loadgen.errors import LoadgenError
-from loadgen.sidecar import app as sidecar_app
+from loadgen.sidecar import server as sidecar_server
+from loadgen.sidecar.app import SidecarOptions
 from loadgen.sidecar.watermark import AllowedLateness
 from loadgen.simulator import app as simulator_app
 from loadgen.units import NS_PER_MS
@@ -143,8 +144,8 @@ def test_a_recipe_is_run_with_its_place_and_model(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_options_of_the_sidecar_reach_it_without_the_api_path(monkeypatch: pytest.MonkeyPatch) -> None:
-    started: list[sidecar_app.SidecarOptions] = []
-    monkeypatch.setattr(sidecar_app, "run_sidecar", started.append)
+    started: list[SidecarOptions] = []
+    monkeypatch.setattr(sidecar_server, "run_sidecar", started.append)
     monkeypatch.setenv("LOADGEN_SIDECAR_TOKEN", "open sesame")
     monkeypatch.setenv("LOADGEN_ENERGY_TOKEN", "meter")
     loadgen(
@@ -152,7 +153,7 @@ def test_the_options_of_the_sidecar_reach_it_without_the_api_path(monkeypatch: p
         "--host", "::1", "--port", 0, "--grpc-port", 4317, "--hold", 9, "--max-hold", 5,
     )  # fmt: skip
     assert started == [
-        sidecar_app.SidecarOptions(
+        SidecarOptions(
             host="::1", port=0, grpc_port=4317, engine_url="http://h:1", energy="none", gpus=("0", "GPU-1"), model="m",
             token="open sesame", energy_token="meter", lateness=AllowedLateness(blind_s=9.0, max_s=9.0),
         )
