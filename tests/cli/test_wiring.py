@@ -33,9 +33,9 @@ def loadgen(*arguments: object) -> Result:
 
 
 def test_a_profile_of_a_served_simulator_is_measured_and_its_journal_removed(tmp_path: Path) -> None:
-    quick = "--serve sim --bins 16x4,8 --batch 4 --repeat-s 0.1 --max-repeats 1 --settle-s 0 --cap-s 0.1"
+    quick = "--serve sim --bins 16x4,8 --batch 4 --repeat-s 0.1 --max-repeats 1 --settle-s 0 --cap-s 0.1 --within 1e-9"
     output = loadgen("profile", *quick.split(), "--note", "flags=none", "--out", tmp_path / "p.json").output
-    assert "2 cells, wrote" in output and "of them with an interval wider than ±3%" in output
+    assert "2 cells, wrote" in output and "2 of them with an interval wider than ±0%" in output
     assert [path.name for path in tmp_path.iterdir()] == ["p.json"]
     profile = read_energy_profile(str(tmp_path / "p.json"))
     assert {tuple(point.key) for point in profile.cells} == {(16, 4, 4), (16, 8, 4)}
