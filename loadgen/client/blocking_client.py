@@ -11,11 +11,9 @@ from urllib.parse import urlsplit
 
 from loadgen.client.client import Post, record_of
 from loadgen.client.connection import READ_BYTES
-from loadgen.client.http1 import HTTPError, Response, Unusual
-from loadgen.client.openai_api import ProtocolError
+from loadgen.client.http1 import Response, Unusual
 from loadgen.client.redact import redact
-from loadgen.client.sse import SSEError
-from loadgen.client.stream import RequestError, StreamState
+from loadgen.client.stream import PROTOCOL_ERRORS, RequestError, StreamState
 from loadgen.clock import monotonic_ns
 from loadgen.record import ErrorKind, RequestRecord
 from loadgen.units import NS_PER_S
@@ -71,7 +69,7 @@ class BlockingClient:
             error, detail = "timeout", f"no end after {self._timeout_s:g} s"
         except Unusual as err:
             error, detail = "protocol", f"{err}: this client reads plain responses only: no redirect, no compression"
-        except (SSEError, ProtocolError, HTTPError) as err:
+        except PROTOCOL_ERRORS as err:
             error, detail = "protocol", str(err)
         except OSError as err:
             error, detail = "connect" if stream.status is None else "truncated", f"{type(err).__name__}: {err}"

@@ -15,11 +15,10 @@ import msgspec
 
 from loadgen.client.connection import Connection, StaleError
 from loadgen.client.connection_pool import ConnectionPool, FetchedPage, is_plain
-from loadgen.client.http1 import HTTPError, Unusual
-from loadgen.client.openai_api import ProtocolError, Usage
+from loadgen.client.http1 import Unusual
+from loadgen.client.openai_api import Usage
 from loadgen.client.redact import redact
-from loadgen.client.sse import SSEError
-from loadgen.client.stream import RequestError, StreamState
+from loadgen.client.stream import PROTOCOL_ERRORS, RequestError, StreamState
 from loadgen.clock import monotonic_ns
 from loadgen.record import ErrorKind, RequestRecord, StampedBy
 
@@ -197,7 +196,7 @@ class Client:
             return
         try:
             exchange.stream.end(last_arrival_ns)
-        except _STREAM_ERRORS as err:
+        except (RequestError, *PROTOCOL_ERRORS) as err:
             error = err
         self._complete(exchange, error)
 
@@ -256,9 +255,6 @@ class Client:
         return self._session
 
 
-_STREAM_ERRORS = (RequestError, SSEError, ProtocolError)
-
-
 def _classify(error: BaseException, stream: StreamState, timeout_s: float | None) -> tuple[ErrorKind, str]:
     """Return the kind of `error` and a description of it."""
     match error:
@@ -268,7 +264,7 @@ def _classify(error: BaseException, stream: StreamState, timeout_s: float | None
             return "timeout", f"no end after {timeout_s} s"
         case asyncio.CancelledError():
             return "cancelled", "aborted while in flight"
-        case SSEError() | ProtocolError() | HTTPError():
+        case _ if isinstance(error, PROTOCOL_ERRORS):
             return "protocol", str(error)
     return "truncated" if stream.status is not None else "connect", f"{type(error).__name__}: {error}"
 

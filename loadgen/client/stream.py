@@ -2,13 +2,16 @@
 
 from array import array
 
-from loadgen.client.http1 import Head
-from loadgen.client.openai_api import TOKEN, StreamEvent, Usage, error_of_body, parse_event
-from loadgen.client.sse import SSEDecoder
+from loadgen.client.http1 import Head, HTTPError
+from loadgen.client.openai_api import TOKEN, ProtocolError, StreamEvent, Usage, error_of_body, parse_event
+from loadgen.client.sse import SSEDecoder, SSEError
 from loadgen.client.token_template import TokenTemplate, learn_template
 from loadgen.record import ErrorKind
 
 MAX_ERROR_BODY_BYTES = 8192
+
+PROTOCOL_ERRORS = (HTTPError, SSEError, ProtocolError)
+"""Exceptions for bytes that are not HTTP, not a stream of events, or not events of the API."""
 
 
 class RequestError(Exception):
