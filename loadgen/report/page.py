@@ -7,11 +7,11 @@ from string import Template
 from loadgen.report.markup import Markup, join, tag
 
 
-def render_page(title: str, sections: Iterable[str]) -> str:
-    """Return the whole HTML document."""
+def render_page(title: str, sections: Iterable[str], style: str = "") -> str:
+    """Return the whole HTML document. `style` has the rules of this page alone; they follow those of all pages."""
     folder = files("loadgen.report")
-    template, style = ((folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css"))
-    return Template(template).substitute(title=tag("title", title), style=style, body=join(sections))
+    template, common = ((folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css"))
+    return Template(template).substitute(title=tag("title", title), style=common + style, body=join(sections))
 
 
 def header(kind: str, title: str, *parts: str, simulated: bool = False) -> Markup:

@@ -171,8 +171,8 @@ def over_time(result: RunResult) -> Markup:
     upper = power_plot(power, flying, x) if len(power.value) else tag("p", "No energy was read.", class_="empty")
     lower = in_flight_plot(flying, x) if len(flying.value) else tag("p", "Nothing was sent.", class_="empty")
     thinned = [
-        f"{name}: the lowest and the highest of each of {downsample.LIMIT // 2:,} equal runs of "
-        f"{len(s.value):,} points."
+        f"{name}: of {len(s.value):,} points, the lowest and the highest in each of {downsample.LIMIT // 2:,} equal "
+        "groups of neighbours."
         for name, s in (("Power", power), ("In flight", flying))
         if len(s.value) > downsample.LIMIT
     ]
@@ -402,7 +402,7 @@ def lag(result: RunResult) -> Markup:
     y = svg.log_axis(max(float(lag_s.min()), LAG_FLOOR_S), max(float(lag_s.max()), 1e-3), tick_seconds, gap=0.11)
     marks = [svg.dots(x.at(t_s[kept]), y.at(lag_s[kept]), 150, None, class_="dot lag")]
     rule = (
-        f" The lowest and highest of each of {downsample.LIMIT // 2:,} equal runs are drawn."
+        f" The lowest and the highest in each of {downsample.LIMIT // 2:,} equal groups of neighbours are drawn."
         if len(kept) < len(t_s)
         else ""
     )

@@ -359,7 +359,7 @@ def _front(
     best = [known[i] for i in front if limit_ms is None or known[i][1] <= limit_ms / 1e3]
     least = min(best, key=lambda candidate: candidate[2], default=None)
     front_text = "; ".join(f"{known[i][0].key.server} {_load_text(known[i][0])}" for i in front)
-    within = "" if limit_ms is None else f" within {metric} ≤ {limit_ms:g} ms"
+    within = "" if limit_ms is None else f" within {metric.upper()} ≤ {limit_ms:g} ms"
     choice = (
         f" Least energy{within}: {least[0].key.server} at {_load_text(least[0])}, {joules(least[2])} per output token."
         if least
@@ -400,7 +400,7 @@ def arrivals_table(configurations: Sequence[Group]) -> Markup:
         )
     ]
     head = ["workload", "server", "arrivals", "load", "J/output token [95 %]", "W"]
-    note = "gamma with its burstiness: 1 is Poisson, smaller is burstier. Latencies: means over the repeats."
+    note = "After gamma, its burstiness: 1 is Poisson, smaller is burstier. Latencies: means over the repeats."
     listed = table([*head, "TTFT p50", "p99", "TPOT p50", "p99"], rows, "Arrivals")
     return tag("figure", listed, tag("figcaption", note), class_="wide")
 
@@ -452,7 +452,7 @@ def power_figures(configurations: Sequence[Group]) -> list[Markup]:
         titles = [_power_title(known[i], float(speed[i]), float(power[i])) for i in chosen]
         dots = svg.dots(x.at(speed[chosen]), y.at(power[chosen]), _HEIGHT, titles, class_="dot mark")
         marks.append(tag("g", dots, class_=f"s{index % 6}"))
-    caption = "One dot a configuration: means over its repeats."
+    caption = "Each dot is a configuration: the means over its repeats."
     if idle:
         least = sum(idle) / len(idle)
         down = f"{_HEIGHT * (1 - float(y.at(np.array([least]))[0])):.1f}"

@@ -41,13 +41,17 @@ def render_trace_page(traces: Sequence[TraceFacts], differences: dict[str, float
         )
     if differences:
         rows = [(DIFFERENCES[key], number(value)) for key, value in differences.items()]
-        head = ("", "0 is alike, 1 is apart")
+        head = ("", "0: no difference")
         sections.append(section("Difference", table(head, rows, "Differences between the two")))
     every_key = dict.fromkeys(key for facts, _ in traces for key in facts if key != "name")
     keys = [key for key in every_key if not any(isinstance(facts.get(key), list) for facts, _ in traces)]
     facts_of = [(key.replace("_", " "), *(format_fact(facts.get(key), number) for facts, _ in traces)) for key in keys]
     sections.append(section("Facts", table(("", *names), facts_of, "Facts", class_="wrap")))
-    return render_page(f"{title} · loadgen trace", sections)
+    return render_page(f"{title} · loadgen trace", sections, _STYLE)
+
+
+_STYLE = ".wrap td { white-space: normal; overflow-wrap: anywhere; }"
+"""Facts may be long (a command, an address): they wrap, so that those of two traces fit side by side."""
 
 
 DIFFERENCES = {
@@ -65,7 +69,7 @@ def _header(traces: Sequence[TraceFacts], title: str) -> Markup:
     rough = [f"{facts['name']}: {field} estimated" for facts, stats in traces for field in stats.estimated]
     parts = [tag("p", kinds, class_="soft")]
     if rough:
-        parts.append(tag("p", "; ".join(rough) + ": there was too much to keep whole.", class_="soft"))
+        parts.append(tag("p", "; ".join(rough) + ": the trace is too large to be kept in memory.", class_="soft"))
     if len(traces) == 1:
         parts.append(tiles(tile_rows(traces[0][0])))
     return header("loadgen trace", title, *parts)
@@ -81,12 +85,12 @@ def tile_rows(facts: dict[str, Any]) -> list[tuple[str, str, str]]:
     ]
     if facts.get("duration_s") is not None:
         sessions = facts["sessions"]
-        turns = f"{number(facts['turns_per_session_mean'])} turns in the mean" if sessions else "none named"
+        turns = f"{number(facts['turns_per_session_mean'])} turns on average" if sessions else "none named"
         rows += [
             ("Rate", with_unit(facts["mean_rps"], "/s"), f"over {seconds(facts['duration_s'])}"),
-            ("Dispersion", number(facts["index_of_dispersion_60s"]), "of counts in minutes; 1 is Poisson"),
+            ("Dispersion", number(facts["index_of_dispersion_60s"]), "of counts per minute; 1 is Poisson"),
             ("Sessions", count(sessions), turns),
-            ("Prefix reuse", percent(facts["prefix_token_reuse"]), "of input tokens, by a cache that forgets nothing"),
+            ("Prefix reuse", percent(facts["prefix_token_reuse"]), "of input tokens, by a cache that never evicts"),
         ]
     return rows
 
@@ -110,7 +114,7 @@ def _shares(
     """Draw the share of requests at or below a value, on a logarithmic axis; zeros are below its low end."""
     positive = [g.values[g.values > 0] for g in groups if g is not None and np.any(g.values > 0)]
     if not positive:
-        return empty(heading, "All of them are 0.")
+        return empty(heading, "Every value is 0.")
     # Floats differ in their last places: no axis is drawn for a spread that small.
     low, high = min(float(v[0]) for v in positive), max(float(v[-1]) for v in positive)
     x = svg.log_axis(max(low, high / 1e7), high, label)

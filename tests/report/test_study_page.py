@@ -125,7 +125,7 @@ def test_the_front_is_drawn_through_what_nothing_beats() -> None:
     rows += repeats((None, 16.0), server="worse", joules_per_output_token=20.0, tpot_p50_s=0.02)
     told = page(rows).text
     assert "the Pareto front (plain 2/s; plain 8/s; plain 16/s)" in told
-    assert "Least energy within tpot ≤ 10 ms: plain at 16/s" in told
+    assert "Least energy within TPOT ≤ 10 ms: plain at 16/s" in told
 
 
 def test_a_column_for_the_model_only_where_there_are_several() -> None:
@@ -212,7 +212,7 @@ def test_a_front_needs_three_configurations_that_know_both() -> None:
 
 def test_a_front_says_when_no_configuration_is_within_the_limit() -> None:
     three = repeats((None, 2.0), (None, 8.0), (None, 16.0))
-    assert "No configuration is within tpot ≤ 1 ms." in text_of(*pareto_figures(groups(three), {"tpot": 1.0}))
+    assert "No configuration is within TPOT ≤ 1 ms." in text_of(*pareto_figures(groups(three), {"tpot": 1.0}))
 
 
 def test_arrivals_are_in_the_order_of_the_load_and_closed_loops_have_none() -> None:

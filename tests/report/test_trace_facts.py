@@ -98,7 +98,7 @@ def test_bins_have_no_arrivals_to_show() -> None:
 
 @pytest.mark.parametrize(
     ("sessions", "turns", "tile"),
-    [(None, None, ("Sessions", "-", "none named")), (40, 2.5, ("Sessions", "40", "2.50 turns in the mean"))],
+    [(None, None, ("Sessions", "-", "none named")), (40, 2.5, ("Sessions", "40", "2.50 turns on average"))],
 )
 def test_a_trace_has_its_rate_and_its_sessions(sessions: int | None, turns: float | None, tile: object) -> None:
     arrivals = {"duration_s": 60.0, "mean_rps": 20.0, "index_of_dispersion_60s": 1.0, "prefix_token_reuse": 0.25}
