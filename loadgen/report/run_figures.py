@@ -9,14 +9,16 @@ from numpy.typing import NDArray
 
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.series import outermost
-from loadgen.report import downsample, svg
+from loadgen.report import svg
 from loadgen.report.format import count, joules, number, percent, plural, seconds, tick_joules, tick_seconds, watts
 from loadgen.report.markup import Markup, join, tag
 from loadgen.results.energy_summary import outermost_series
 from loadgen.results.run_folder import RunResult
-from loadgen.stats.arrays import Floats
+from loadgen.stats.arrays import Floats, Ints
 from loadgen.units import MJ_PER_J, NS_PER_S
 
+MAX_POINTS = 2_000
+"""Points of one series that a plot draws at most, thinned by a rule that its caption states."""
 RANKS = 1_000
 BANDS = 200
 LAG_FLOOR_S = 1e-5
@@ -71,6 +73,23 @@ def empty(heading: str, why: str) -> Markup:
     return tag("figure", tag("h3", heading), tag("p", why, class_="empty"))
 
 
+def by_rank(n: int, limit: int) -> Ints:
+    """Return up to `limit` evenly spaced ranks out of 0..n-1, with the first and the last."""
+    if n <= limit:
+        return np.arange(n)
+    return np.unique(np.linspace(0, n - 1, limit).round().astype(np.int64))
+
+
+def by_extremes(values: Floats, limit: int) -> Ints:
+    """Return the indices of the lowest and highest value of each of limit/2 equal runs of neighbours: spikes stay."""
+    n = len(values)
+    if n <= limit:
+        return np.arange(n)
+    cuts = np.linspace(0, n, limit // 2 + 1).astype(np.int64)
+    pairs = [(a + int(values[a:b].argmin()), a + int(values[a:b].argmax())) for a, b in itertools.pairwise(cuts)]
+    return np.unique(np.array(pairs, dtype=np.int64))
+
+
 def share_curve(
     values: Floats,
     shares: Floats,
@@ -85,7 +104,7 @@ def share_curve(
     values, shares: ascending, drawn at up to RANKS of them. percentiles: the values at PERCENTILES, where the dots are;
     `titles` are their tooltips.
     """
-    kept = downsample.by_rank(len(values), RANKS)
+    kept = by_rank(len(values), RANKS)
     places = x.at(values[kept])
     # A step curve needs an end: from each value to the next it stays at that value's share.
     curve = svg.steps(
@@ -171,10 +190,10 @@ def over_time(result: RunResult) -> Markup:
     upper = power_plot(power, flying, x) if len(power.value) else tag("p", "No energy was read.", class_="empty")
     lower = in_flight_plot(flying, x) if len(flying.value) else tag("p", "Nothing was sent.", class_="empty")
     thinned = [
-        f"{name}: of {len(s.value):,} points, the lowest and the highest in each of {downsample.LIMIT // 2:,} equal "
+        f"{name}: of {len(s.value):,} points, the lowest and the highest in each of {MAX_POINTS // 2:,} equal "
         "groups of neighbours."
         for name, s in (("Power", power), ("In flight", flying))
-        if len(s.value) > downsample.LIMIT
+        if len(s.value) > MAX_POINTS
     ]
     counters = len(outermost(result.info.domains))
     several = " Several counters are added, each interpolated between its updates." if counters > 1 else ""
@@ -240,7 +259,7 @@ def in_flight_plot(flying: Steps, x: svg.Axis) -> Markup:
 
 
 def _curve(steps: Steps, x: svg.Axis, y: svg.Axis, height: float, class_: str) -> Markup:
-    kept = downsample.by_extremes(steps.value, downsample.LIMIT)
+    kept = by_extremes(steps.value, MAX_POINTS)
     edges = np.append(steps.t_s[kept], steps.t_s[-1])
     return tag("g", svg.steps(x.at(edges), y.at(steps.value[kept]), height), class_=class_)
 
@@ -292,7 +311,7 @@ def scatter(result: RunResult) -> Markup:
     energy = np.array([p.joules for p in drawable])
     x = svg.log_axis(tokens.min(), tokens.max(), lambda n: f"{n:,g}")
     y = svg.log_axis(energy[0], energy[-1], tick_joules, gap=0.06)
-    kept = downsample.by_rank(len(drawable), downsample.LIMIT)
+    kept = by_rank(len(drawable), MAX_POINTS)
     marks = []
     for series, name in enumerate(workloads(result)):
         chosen = [i for i in kept if drawable[i].workload == name]
@@ -397,12 +416,12 @@ def lag(result: RunResult) -> Markup:
         return empty(heading, "Nothing was sent.")
     at_ns, lag_ns = sent[np.lexsort((sent[:, 1], sent[:, 0]))].T
     t_s, lag_s = (at_ns - start_ns(result)) / NS_PER_S, lag_ns / NS_PER_S
-    kept = downsample.by_extremes(lag_s, downsample.LIMIT)
+    kept = by_extremes(lag_s, MAX_POINTS)
     x = _time_axis(float(t_s[0]), float(t_s[-1]))
     y = svg.log_axis(max(float(lag_s.min()), LAG_FLOOR_S), max(float(lag_s.max()), 1e-3), tick_seconds, gap=0.11)
     marks = [svg.dots(x.at(t_s[kept]), y.at(lag_s[kept]), 150, None, class_="dot lag")]
     rule = (
-        f" The lowest and the highest in each of {downsample.LIMIT // 2:,} equal groups of neighbours are drawn."
+        f" The lowest and the highest in each of {MAX_POINTS // 2:,} equal groups of neighbours are drawn."
         if len(kept) < len(t_s)
         else ""
     )

@@ -69,7 +69,7 @@ def render_study_page(
     processes = {g.rows[0].arrival for g in configurations if g.rows[0].arrival is not None}
     if configurations:
         sections += [
-            section("Energy per output token", *_by_load(configurations, _ENERGY), runs_table(configurations)),
+            section("Energy per output token", *_by_load(configurations, _ENERGY), overview_table(configurations)),
             section("Reduction against the baseline", reductions_table(configurations, baseline)),
             *([section("Arrivals", arrivals_table(configurations))] if len(processes) > 1 else []),
             section("Energy and latency", *pareto_figures(configurations, slo_ms)),
@@ -221,7 +221,7 @@ def _load_text(group: Group) -> str:
     return f"batch {batch}" if batch is not None else f"{rps:g}/s"
 
 
-def runs_table(configurations: Sequence[Group]) -> Markup:
+def overview_table(configurations: Sequence[Group]) -> Markup:
     """Return energy, power and speed of every configuration, with the spread of its repeats."""
     models = _models(configurations)
     head = [*_head(models), "runs", "J/output token [95 %]", "spread", "W", "tokens/s", "measured / idealized"]

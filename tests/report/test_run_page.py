@@ -10,7 +10,7 @@ import pytest
 
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import LoadgenError
-from loadgen.report import downsample, run_figures, run_page, svg
+from loadgen.report import run_figures, run_page, svg
 from loadgen.report.markup import Markup, table, tag
 from loadgen.results.run_folder import RunResult
 from support import sample_runs
@@ -238,12 +238,12 @@ def test_heat_map_edges_hold_every_length(tokens: list[int]) -> None:
 def test_thinning_keeps_the_ends_and_every_spike() -> None:
     values = np.random.default_rng(1).normal(size=50_000)
     values[31_234] = 99.0
-    kept = downsample.by_extremes(values, 2_000)
+    kept = run_figures.by_extremes(values, 2_000)
     assert len(kept) <= 2_000 and 31_234 in kept and values.argmin() in kept
     assert (np.diff(kept) > 0).all()
-    ranks = downsample.by_rank(50_000, 2_000)
+    ranks = run_figures.by_rank(50_000, 2_000)
     assert len(ranks) == 2_000 and ranks[0] == 0 and ranks[-1] == 49_999
-    assert downsample.by_rank(5, 10).tolist() == downsample.by_extremes(values[:5], 10).tolist() == [0, 1, 2, 3, 4]
+    assert run_figures.by_rank(5, 10).tolist() == run_figures.by_extremes(values[:5], 10).tolist() == [0, 1, 2, 3, 4]
 
 
 def crowd(factor: int) -> RunResult:
@@ -456,3 +456,25 @@ def test_provenance_flattens_options_and_leaves_out_what_is_empty() -> None:
     text = Page(run_page.provenance(info, made.summary.instrument)).text
     assert "a.b 1, x" in text and "a.c -" in text and "d -" in text
     assert "Host" not in text and "started -" in text
+
+
+@pytest.mark.parametrize(
+    ("values", "limit", "kept"),
+    [
+        ([5, 1, 4, 2], 4, [0, 1, 2, 3]),
+        ([5, 1, 4, 2, 9, 0], 4, [0, 1, 4, 5]),
+        ([1, 1, 1, 1, 1, 1], 4, [0, 3]),
+        ([0, 1, 2, 3, 4, 5, 6, 7], 2, [0, 7]),
+    ],
+)
+def test_the_lowest_and_the_highest_of_each_group_of_neighbours_stay(
+    values: list[float], limit: int, kept: list[int]
+) -> None:
+    assert run_figures.by_extremes(np.array(values, dtype=float), limit).tolist() == kept
+
+
+@pytest.mark.parametrize(
+    ("n", "limit", "ranks"), [(0, 3, []), (3, 3, [0, 1, 2]), (4, 3, [0, 2, 3]), (9, 3, [0, 4, 8]), (9, 2, [0, 8])]
+)
+def test_ranks_are_evenly_spaced_with_the_first_and_the_last(n: int, limit: int, ranks: list[int]) -> None:
+    assert run_figures.by_rank(n, limit).tolist() == ranks

@@ -13,12 +13,12 @@ from loadgen.report.study_page import (
     best_reduction,
     goodput_figures,
     measure_axis,
+    overview_table,
     pareto_figures,
     power_figures,
     reductions_table,
     relative_range,
     render_study_page,
-    runs_table,
     shares_table,
 )
 from loadgen.results.study_table import Row, groups
@@ -197,7 +197,7 @@ def test_reductions_need_a_baseline_at_the_same_load() -> None:
 
 def test_every_configuration_is_a_row_with_its_spread() -> None:
     rows = [row(repeat=i, joules_per_output_token=energy) for i, energy in enumerate((1.0, 2.0, 3.0))]
-    text = text_of(runs_table(groups(rows)))
+    text = text_of(overview_table(groups(rows)))
     assert "plain chat 8/s 3 2.00 J [" in text and "] 100.0 % 400 W 800 10.0 ×" in text
 
 
