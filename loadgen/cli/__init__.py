@@ -14,14 +14,14 @@ COMMANDS = {
     "replay": "replay a trace against a server: measure latency and joules per request",
     "trace": "import, show, fit and sample traces",
     "report": "analyse a run folder again, and write its report.html",
-    "compare": "set run folders side by side; exit 1 when --fail-if holds",
+    "compare": "compare run folders side by side; exit 1 if a --fail-if holds",
     "profile": "measure joules per request for token bins and batch sizes",
     "estimate": "predict a workload's energy from such a profile, and from FLOPs",
     "study": "run a matrix of servers, engine options, workloads and loads; resumes where it stopped",
     "serve": "start a server: sim, or a recipe in servers/",
     "sidecar": "run beside the engine: spans and joules in, Prometheus metrics out",
-    "selftest": "run a planned load against a server of known timing: this client's own error, and if it is safe",
-    "meters": "list the energy sources of this machine, and why others are not usable",
+    "selftest": "measure this client's own timing error under a planned load; exit 1 if it is too large",
+    "meters": "list the energy sources of this machine, and the reasons why others are not usable",
 }
 """One line of help by name. Command NAME is the object `NAME` in module `loadgen.cli.NAME`."""
 
@@ -66,7 +66,7 @@ def main(args: list[str] | None = None) -> Any:
 
 
 def _hide_api_key() -> None:
-    """Start again with --api-key moved to the environment: every user of the machine can read a command line."""
+    """Restart with --api-key moved to the environment: every user of the machine can read a command line."""
     variable = {"replay": "OPENAI_API_KEY", "serve": "LOADGEN_SERVE_API_KEY"}.get(sys.argv[1] if sys.argv[1:] else "")
     if variable is None:
         return

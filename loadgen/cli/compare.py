@@ -1,3 +1,5 @@
+"""loadgen compare: set run folders side by side, and check them against limits."""
+
 from pathlib import Path
 
 import click
@@ -6,12 +8,12 @@ import click
 @click.command()
 @click.argument("runs", nargs=-1, required=True, type=click.Path(path_type=Path), metavar="RUN RUN...")
 @click.option(
-    "--fail-if", "gates", multiple=True, metavar="EXPR", help="Exit 1 when it holds, or is unknown. Repeatable."
+    "--fail-if", "gates", multiple=True, metavar="EXPR", help="Exit 1 if EXPR holds or is unknown. Repeatable."
 )
-@click.option("--json", "as_json", is_flag=True, help="Every number of every run, as JSON.")
+@click.option("--json", "as_json", is_flag=True, help="Print every number of every run as JSON.")
 @click.pass_context
 def compare(ctx: click.Context, runs: tuple[Path, ...], gates: tuple[str, ...], as_json: bool) -> None:
-    """Set run folders side by side: each metric, its ratio to the first run's, and the difference.
+    """Compare run folders: each metric of each run, its ratio to that of the first run, and the difference.
 
     EXPR is a path into summary.json, a comparison, and a number or a change from the first run. The runs after the
     first are checked against it.

@@ -10,16 +10,18 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 @click.command()
 @click.argument("trace", metavar="TRACE|BINS")
 @click.option(
-    "--profile", "profile_name", required=True, metavar="NAME", help="A name in profiles/energy, or a .json file."
+    "--profile", "profile_name", required=True, metavar="NAME", help="Name in profiles/energy, or a .json file."
 )
 @click.option(
     "--batch",
     type=_POSITIVE,
-    help="Requests that decode together.  [default: the run's with --measured, else the most]",
+    help="Number of requests that decode together.  [default: the run's with --measured, else the profile's largest]",
 )
 @click.option("--hardware", metavar="NAME", help="GPU of the FLOPs bound.  [default: the profile's]")
 @click.option("--model", metavar="NAME", help="Model of the FLOPs bound.  [default: the profile's]")
-@click.option("--measured", type=click.Path(path_type=Path), metavar="RUN", help="Compare with the joules of a run.")
+@click.option(
+    "--measured", type=click.Path(path_type=Path), metavar="RUN", help="Run folder whose measured energy is compared."
+)
 @click.option(
     "--pue",
     type=click.FloatRange(min=1.0),

@@ -25,23 +25,45 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     default=BINS,
     show_default=True,
     metavar="INxOUT",
-    help="Input and output lengths: every one before the x with every one after it. Separate grids with a space.",
+    help="Input and output lengths: each one before the x with each one after it. Separate grids with a space.",
 )
-@click.option("--batch", default="1,8,32,128", show_default=True, help="Requests in flight, most important first.")
 @click.option(
-    "--out", required=True, type=click.Path(path_type=Path), help="The .json to write; a journal beside it resumes."
+    "--batch", default="1,8,32,128", show_default=True, help="Numbers of requests in flight, most important first."
 )
-@click.option("--base-url", "--url", envvar="OPENAI_BASE_URL", default=DEFAULT_URL, show_default=True)
-@click.option("--serve", metavar="NAME", help="Start a server for this measurement: sim.")
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="JSON file to write; a journal beside it makes the measurement resumable.",
+)
+@click.option(
+    "--base-url",
+    "--url",
+    envvar="OPENAI_BASE_URL",
+    default=DEFAULT_URL,
+    show_default=True,
+    help="The server's API; also from $OPENAI_BASE_URL.",
+)
+@click.option("--serve", metavar="NAME", help="Start a server for this measurement: sim, llamacpp, vllm, ...")
 @click.option("--virtual-time", is_flag=True, help="Compute in the simulator instead, without a server or waiting.")
 @click.option("--api-key", envvar="OPENAI_API_KEY", help="Prefer to set $OPENAI_API_KEY. Never written to any file.")
 @click.option("--served-model", metavar="NAME", help="The server's name for the model.  [default: its only model]")
 @click.option("--gpu", "gpu_name", default="h200", show_default=True, help="Name in profiles/hardware, for the file.")
 @click.option("--model", default="llama-3.1-8b", show_default=True, help="Name in profiles/models, for the file.")
 @click.option("--engine", help="Engine name for the file.  [default: as the server reports it]")
-@click.option("--endpoint", type=click.Choice(["chat", "completions"]), default="completions", show_default=True)
-@click.option("--tokenizer", type=click.Path(path_type=Path), metavar="FILE", help="tokenizer.json to count with.")
-@click.option("--energy", default="auto", show_default=True, metavar="SOURCE", help="As for replay.")
+@click.option(
+    "--endpoint",
+    type=click.Choice(["chat", "completions"]),
+    default="completions",
+    show_default=True,
+    help="API to call.",
+)
+@click.option(
+    "--tokenizer", type=click.Path(path_type=Path), metavar="FILE", help="tokenizer.json to count prompts with."
+)
+@click.option(
+    "--energy", default="auto", show_default=True, metavar="SOURCE", help="Energy source, as for `loadgen replay`."
+)
 @click.option(
     "--within", type=_POSITIVE, default=0.03, show_default=True, help="Relative half width of the 95 % interval."
 )
@@ -50,7 +72,11 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     "--max-repeats", type=click.IntRange(1), default=10, show_default=True, help="Maximum repeats of a grid point."
 )
 @click.option(
-    "--cap-s", type=_POSITIVE, default=60.0, show_default=True, help="Maximum time per grid point, settled or not."
+    "--cap-s",
+    type=_POSITIVE,
+    default=60.0,
+    show_default=True,
+    help="Maximum time per grid point, even if its interval is still wide.",
 )
 @click.option(
     "--settle-s", type=click.FloatRange(0), default=5.0, show_default=True, help="Load before the first measurement."
@@ -58,12 +84,12 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 @click.option(
     "--static",
     is_flag=True,
-    help="Measure whole batches from first send to last completion, as the paper does: half the time.",
+    help="Measure whole batches, from the first send to the last completion, as arXiv 2504.17674 does; half the time.",
 )
 @click.option(
     "--budget-s",
     type=_POSITIVE,
-    help="Start no grid point after this; the rest is reported and can be resumed.",
+    help="Start no grid point after this; those that are missing are reported and can be resumed.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the order of bins.")
 @click.option(

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class _KeyValue(click.ParamType[tuple[str, Any]]):
-    """KEY=VALUE or KEY:VALUE, as other tools write it."""
+    """A pair written as KEY=VALUE, or as KEY:VALUE like in other tools."""
 
     name = "key:value"
 
@@ -28,7 +28,7 @@ class _KeyValue(click.ParamType[tuple[str, Any]]):
 
 
 class _LatencyLimit(_KeyValue):
-    """METRIC:MS."""
+    """A limit written as METRIC:MS, in milliseconds."""
 
     name = "metric:ms"
 
@@ -73,19 +73,19 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
     type=click.Choice(["compress", "thin", "superpose"]),
     default="compress",
     show_default=True,
-    help="How a trace's own arrivals get to --rps: squeeze time, leave requests out, add shifted copies.",
+    help="How to bring a trace's own arrivals to --rps: compress time, leave requests out, or add shifted copies.",
 )
 @click.option(
     "--shape",
     metavar="SHAPE",
-    help="A rate that changes, instead of --rps: ramp:FROM:TO:SECONDS, or step:RATE:RATE:...:SECONDS, each that long.",
+    help="Rate that changes, instead of --rps: ramp:FROM:TO:SECONDS, or step:RATE:RATE:...:SECONDS (each that long).",
 )
 @click.option(
     "--arrival",
     type=click.Choice(["trace", "poisson", "gamma", "constant"]),
     default="trace",
     show_default=True,
-    help="The arrivals: the trace's own, or a random process at --rps.",
+    help="Arrival process: the trace's own arrivals, or a process at --rps.",
 )
 @click.option(
     "--burstiness",
@@ -95,7 +95,9 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
     help="Shape of --arrival gamma: 1 is Poisson, smaller is burstier.",
 )
 @click.option("--duration", type=POSITIVE, metavar="S", help="Schedule this many seconds, then drain.")
-@click.option("--num-requests", "--num-prompts", type=click.IntRange(min=1), metavar="N", help="Schedule at most N.")
+@click.option(
+    "--num-requests", "--num-prompts", type=click.IntRange(min=1), metavar="N", help="Schedule at most N requests."
+)
 @click.option(
     "--base-url",
     "--url",
@@ -106,19 +108,25 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
     help="The server's API; also from $OPENAI_BASE_URL.",
 )
 @click.option("--serve", metavar="NAME", help="Start a server for this run: sim, llamacpp, vllm, ...")
-@click.option("--api-key", envvar="OPENAI_API_KEY", help="Better set in $OPENAI_API_KEY. Never written anywhere.")
-@click.option("--model", help="Default: the server's only one, or what --serve serves.")
-@click.option("--endpoint", type=click.Choice(["chat", "completions"]), default="chat", show_default=True)
+@click.option("--api-key", envvar="OPENAI_API_KEY", help="Prefer to set $OPENAI_API_KEY. Never written to any file.")
+@click.option("--model", help="Model to request.  [default: the server's only model]")
+@click.option(
+    "--endpoint", type=click.Choice(["chat", "completions"]), default="chat", show_default=True, help="API to call."
+)
 @click.option(
     "--header",
     "headers",
     type=_KeyValue(),
     multiple=True,
     callback=_as_dict,
-    help="Sent with every request. Repeatable.",
+    help="Header of every request. Repeatable.",
 )
 @click.option(
-    "--extra-body", metavar="JSON", default="{}", callback=_json_object, help="Fields added to every request's body."
+    "--extra-body",
+    metavar="JSON",
+    default="{}",
+    callback=_json_object,
+    help="Fields to add to the body of every request.",
 )
 @click.option(
     "--energy",
@@ -132,14 +140,14 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
     "gpus",
     multiple=True,
     metavar="ID",
-    help="Index or UUID of a GPU the server uses. Repeatable. Default: all visible.",
+    help="Index or UUID of a GPU that the server uses. Repeatable.  [default: all visible]",
 )
-@click.option("--otlp", metavar="URL", help="A sidecar that receives an OTLP span for every request.")
+@click.option("--otlp", metavar="URL", help="Send an OTLP span for every request to this sidecar.")
 @click.option(
     "--max-concurrency",
     type=click.IntRange(min=1),
     metavar="N",
-    help="Requests in flight at most: closes the loop.",
+    help="Maximum number of requests in flight; this closes the loop.",
 )
 @click.option(
     "--processes",
@@ -147,16 +155,16 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
     default=1,
     show_default=True,
     metavar="N",
-    help="Split the schedule over N processes, when one is too slow for it.",
+    help="Split the schedule over N processes, if one is too slow for it.",
 )
 @click.option(
     "--goodput",
     type=_LatencyLimit(),
     multiple=True,
     callback=_as_dict,
-    help="Limit in ms: ttft:200, tpot:50, e2el:5000.",
+    help="Latency limit in ms: ttft:200, tpot:50 or e2el:5000. Repeatable.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random draws.")
 @click.option(
     "--warmup",
     type=click.IntRange(min=0),
@@ -176,14 +184,26 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
     help="Idle time measured before the first request: the baseline of the energy accounts.",
 )
 @click.option(
-    "--timeout", "timeout_s", type=POSITIVE, default=600.0, show_default=True, metavar="S", help="For each request."
+    "--timeout",
+    "timeout_s",
+    type=POSITIVE,
+    default=600.0,
+    show_default=True,
+    metavar="S",
+    help="Timeout of each request.",
 )
 @click.option(
     "--tokenizer", type=click.Path(path_type=Path), metavar="FILE", help="tokenizer.json to count prompts with."
 )
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/TIME-TRACE]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
-@click.option("--ui", type=click.Choice(["auto", "live", "plain", "none"]), default="auto", show_default=True)
+@click.option(
+    "--ui",
+    type=click.Choice(["auto", "live", "plain", "none"]),
+    default="auto",
+    show_default=True,
+    help="Progress view; auto: live on a terminal.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the tables.")
 def replay(
     trace: Path | None,

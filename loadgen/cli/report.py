@@ -1,3 +1,5 @@
+"""loadgen report: analyse a run folder again."""
+
 from pathlib import Path
 
 import click

@@ -10,14 +10,37 @@ from loadgen.cli.options import POSITIVE
 
 @click.command()
 @click.argument("trace", type=click.Path(path_type=Path), required=False)
-@click.option("--rps", "--request-rate", type=POSITIVE, help="Planned requests/s.  [default: 4, or as it follows]")
+@click.option("--rps", "--request-rate", type=POSITIVE, help="Planned requests/s.  [default: 4, or by Little's law]")
 @click.option("--streams", "--concurrency", type=POSITIVE, help="Planned requests in flight at once.")
-@click.option("--itl", "itl_ms", type=POSITIVE, metavar="MS", help="Between tokens.  [default: 20, or as it follows]")
-@click.option("--ttft", "ttft_ms", type=POSITIVE, default=50.0, show_default=True, metavar="MS", help="Before tokens.")
-@click.option("--duration", type=POSITIVE, default=10.0, show_default=True, metavar="S", help="Of sending, then drain.")
-@click.option("--processes", type=click.IntRange(min=1, max=256), default=1, show_default=True, metavar="N")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print the result for programs.")
+@click.option(
+    "--itl",
+    "itl_ms",
+    type=POSITIVE,
+    metavar="MS",
+    help="Planned time between tokens.  [default: 20, or by Little's law]",
+)
+@click.option(
+    "--ttft",
+    "ttft_ms",
+    type=POSITIVE,
+    default=50.0,
+    show_default=True,
+    metavar="MS",
+    help="Planned time to first token.",
+)
+@click.option(
+    "--duration", type=POSITIVE, default=10.0, show_default=True, metavar="S", help="Send for this long, then drain."
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1, max=256),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Processes of the client.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the arrivals.")
+@click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def selftest(
     trace: Path | None,
     rps: float | None,
@@ -35,8 +58,8 @@ def selftest(
     loadgen selftest --streams 500
     loadgen selftest traces/chat.jsonl --rps 20 --duration 30 --processes 2
 
-    Without TRACE all requests have 1,000 tokens in and 200 out. --rps, --streams and --itl are bound by Little's law:
-    give one or two of them. The test's server takes a core of this machine, which the planned one may not.
+    Without TRACE all requests have 1,000 input and 200 output tokens. Little's law relates --rps, --streams and --itl:
+    give one or two of them. The timing server takes a core of this machine, which the planned server may not.
     """  # fmt: skip
     import msgspec
     from rich.console import Console

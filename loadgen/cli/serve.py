@@ -19,26 +19,52 @@ _COMMON = ("name", "host", "port", "model", "engine_option", "python", "show", "
 @click.command(epilog="Kinds of --fault: " + "; ".join(f"{kind}: {meaning}" for kind, meaning in MEANING.items()) + ".")
 @click.argument("name", metavar="NAME")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0: any free port.")
-@click.option("--model", help="For sim: a name in profiles/models, or a .toml file.  [default: the recipe's]")
+@click.option(
+    "--port",
+    default=8000,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port to listen on; 0: any free port.",
+)
+@click.option(
+    "--model", help="Model to serve; for sim, a name in profiles/models or a .toml file.  [default: the recipe's]"
+)
 @click.option(
     "--engine-option",
     "--knob",
     multiple=True,
     callback=key_values,
     metavar="KEY=VALUE",
-    help="An engine option of the recipe. Repeatable.",
+    help="Engine option of the recipe. Repeatable.",
 )
-@click.option("--python", metavar="PATH", help="Interpreter that has the engine.  [default: the one of loadgen]")
+@click.option("--python", metavar="PATH", help="Python interpreter that has the engine.  [default: that of loadgen]")
 @click.option("--print", "show", is_flag=True, help="Print the recipe and its command; start nothing.")
-@click.option("--hardware", default="h200", show_default=True, help="A name in profiles/hardware, or a .toml file.")
-@click.option("--max-num-seqs", default=256, show_default=True, type=click.IntRange(1), help="Sequences in a step.")
+@click.option("--hardware", default="h200", show_default=True, help="Name in profiles/hardware, or a .toml file.")
 @click.option(
-    "--max-num-batched-tokens", default=8192, show_default=True, type=click.IntRange(1), help="Tokens in a step."
+    "--max-num-seqs",
+    default=256,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Maximum number of sequences in a step.",
 )
-@click.option("--tensor-parallel", default=1, show_default=True, type=click.IntRange(1, 8), help="GPUs of the model.")
+@click.option(
+    "--max-num-batched-tokens",
+    default=8192,
+    show_default=True,
+    type=click.IntRange(1),
+    help="Maximum number of tokens in a step.",
+)
+@click.option(
+    "--tensor-parallel",
+    default=1,
+    show_default=True,
+    type=click.IntRange(1, 8),
+    help="Number of GPUs that share the model.",
+)
 @click.option("--prefix-caching", is_flag=True, help="Reuse the KV cache of equal prompt prefixes.")
-@click.option("--kv-cache-tokens", type=click.IntRange(16), help="KV-cache capacity.  [default: what fits]")
+@click.option(
+    "--kv-cache-tokens", type=click.IntRange(16), help="Capacity of the KV cache.  [default: as much as fits]"
+)
 @click.option(
     "--counter-period-ms",
     default=100.0,
@@ -58,15 +84,20 @@ _COMMON = ("name", "host", "port", "model", "engine_option", "python", "show", "
     default=1.0,
     show_default=True,
     type=click.FloatRange(0),
-    help="Multiplies every counter reading (calibration error).",
+    help="Factor of every counter reading, a calibration error.",
 )
 @click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of answer lengths, noise and faults."
 )
 @click.option("--api-key", envvar="LOADGEN_SERVE_API_KEY", help="Require this bearer token from clients.")
 @click.option("--otlp-traces-endpoint", metavar="URL", help="Send one span per request to URL, as vLLM does.")
-@click.option("--fault", multiple=True, metavar="KIND:P", help="Fail a share P of requests; repeatable, see below.")
-@click.option("--exit-with-parent", is_flag=True, help="End when the process that started this one ends.")
+@click.option(
+    "--fault",
+    multiple=True,
+    metavar="KIND:P",
+    help="Fail a share P of the requests in the way KIND, see below. Repeatable.",
+)
+@click.option("--exit-with-parent", is_flag=True, help="Exit when the parent process ends.")
 @click.pass_context
 def serve(
     ctx: click.Context,

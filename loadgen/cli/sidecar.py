@@ -11,7 +11,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.command()
-@click.option("--engine-url", metavar="URL", help="The engine's root, for its /metrics: http://localhost:8000")
+@click.option("--engine-url", metavar="URL", help="Root URL of the engine, to read its /metrics: http://localhost:8000")
 @click.option(
     "--energy",
     metavar="SOURCE",
@@ -19,19 +19,27 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     show_default=True,
     help="auto, nvml, amd, rapl, cpu, or the URL of another source.",
 )
-@click.option("--gpu", "gpus", multiple=True, metavar="ID", help="Index or UUID of a GPU. Repeatable. Default: all.")
-@click.option("--model", help="Label of spans that name no model.  [default: the engine's only one]")
+@click.option("--gpu", "gpus", multiple=True, metavar="ID", help="Index or UUID of a GPU. Repeatable.  [default: all]")
+@click.option("--model", help="Model label of spans that name none.  [default: the engine's only model]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
-@click.option("--port", default=9478, show_default=True, type=click.IntRange(0, 65535), help="0 chooses a free one.")
-@click.option("--grpc-port", type=click.IntRange(0, 65535), help="Accept OTLP over gRPC too; 4317 is usual.")
-@click.option("--tls-cert", type=_FILE, help="Serve TLS: certificate chain, PEM.")
-@click.option("--tls-key", type=_FILE, help="The certificate's private key, PEM.")
+@click.option(
+    "--port",
+    default=9478,
+    show_default=True,
+    type=click.IntRange(0, 65535),
+    help="Port to listen on; 0: any free port.",
+)
+@click.option(
+    "--grpc-port", type=click.IntRange(0, 65535), help="Port for OTLP over gRPC, usually 4317.  [default: none]"
+)
+@click.option("--tls-cert", type=_FILE, help="Serve TLS with this certificate chain, in PEM.")
+@click.option("--tls-key", type=_FILE, help="Private key of the certificate, in PEM.")
 @click.option("--allowed-lateness", "--hold", "blind_s", default=30.0, show_default=True,
               type=click.FloatRange(1, 3600), metavar="S",
-              help="Wait this long for spans where the engine does not report its queue.")  # fmt: skip
+              help="Time to wait for late spans if the engine does not report its queue.")  # fmt: skip
 @click.option("--max-lateness", "--max-hold", "max_s", default=600.0, show_default=True,
               type=click.FloatRange(1, 3600), metavar="S",
-              help="Never wait longer than this.")  # fmt: skip
+              help="Maximum time to wait for late spans.")  # fmt: skip
 @click.option("--reference", is_flag=True, help="Print the reference of all metrics, and exit.")
 def sidecar(
     engine_url: str | None,

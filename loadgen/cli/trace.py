@@ -12,13 +12,13 @@ from loadgen.errors import LoadgenError
 if TYPE_CHECKING:  # numpy and rich are imported when a command runs, not when help is printed
     from loadgen.workload.trace_formats import Format
 
-OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="The file to write.")
+OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write.")
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace --out if it exists with other content.")
 FORMAT = click.option(
     "--format",
     "format_",
     type=click.Choice(["azure", "burstgpt", "mooncake", "jsonl"]),
-    help="What the file is. [default: what its first line says]",
+    help="Format of the file.  [default: detected from its first line]",
 )
 FILE = click.Path(path_type=Path)
 
@@ -63,10 +63,10 @@ def import_(file: Path, out: Path, format_: "Format | None", workload: str | Non
     show_default=True,
     help="The paper's edges, powers of 2, or 32 quantiles a side (close enough to sample similar traces from).",
 )
-@click.option("--name", help="Name of the bins. [default: the stem of --out]")
-@click.option("--source", help="Where the trace comes from.")
-@click.option("--licence", help="The licence of the trace.")
-@click.option("--cite", help="What to cite.")
+@click.option("--name", help="Name of the bins.  [default: the stem of --out]")
+@click.option("--source", help="Source of the trace, for the provenance.")
+@click.option("--licence", help="Licence of the trace, for the provenance.")
+@click.option("--cite", help="Publication to cite, for the provenance.")
 @FORMAT
 @OVERWRITE
 def fit(
@@ -109,12 +109,24 @@ def fit(
 
 @trace.command()
 @click.argument("bins", metavar="BINS")
-@click.option("--num-requests", "--num-prompts", required=True, type=click.IntRange(min=1))
+@click.option("--num-requests", "--num-prompts", required=True, type=click.IntRange(min=1), help="Requests to draw.")
 @click.option("--rps", "--request-rate", required=True, type=float, help="Mean requests per second.")
-@click.option("--arrival", type=click.Choice(["poisson", "gamma", "constant"]), default="poisson", show_default=True)
-@click.option("--burstiness", type=float, default=1.0, show_default=True, help="Gamma's shape; smaller is burstier.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--workload", help="Name of the requests' workload. [default: the name of the bins]")
+@click.option(
+    "--arrival",
+    type=click.Choice(["poisson", "gamma", "constant"]),
+    default="poisson",
+    show_default=True,
+    help="Arrival process.",
+)
+@click.option(
+    "--burstiness",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Shape of --arrival gamma: 1 is Poisson, smaller is burstier.",
+)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random draws.")
+@click.option("--workload", help="Workload name of every request.  [default: the name of the bins]")
 @OUT
 @OVERWRITE
 def sample(
@@ -153,7 +165,7 @@ def sample(
 
 @trace.command()
 @click.argument("file", metavar="TRACE|BINS")
-@click.option("--compare", metavar="TRACE|BINS", help="Compare with another one, side by side.")
+@click.option("--compare", metavar="TRACE|BINS", help="Second trace or bins, to compare with side by side.")
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write a page with figures.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @FORMAT

@@ -124,3 +124,28 @@ def test_a_process_without_a_law_or_a_plan_has_no_distance(
 
 def test_gaps_that_sum_to_little_are_judged() -> None:
     assert realized_arrivals(np.arange(20.0) / 40, "constant", 40).rate == pytest.approx(40)
+
+
+@pytest.mark.parametrize(("error", "faults"), [(0.98, 0), (1.02, 1)])
+def test_a_mean_gap_may_be_off_by_four_standard_errors(error: float, faults: int) -> None:
+    """400 gaps of CV 1: the standard error of their mean is 1 / 20, and four of them are 1 / 5."""
+    gaps = np.array([0.0, 2.0] * 200)
+    times_s = np.concatenate(([0.0], np.cumsum(gaps)))
+    rate = 1 + 0.2 * error
+    wrong = [fault for fault in realized_arrivals(times_s, "gamma", rate).faults if "requests/s" in fault]
+    assert len(wrong) == faults
+    assert all(fault == f"1 requests/s instead of {rate:.4g}" for fault in wrong)
+
+
+def test_the_rate_of_a_shape_is_the_mean_over_the_arrivals_and_a_fault_states_it() -> None:
+    """Sent at 3/s from second 100 on, where the shape rises from 1/s to 2/s."""
+    points = points_of("ramp:1:2:200")
+    times_s = 100 + np.arange(301.0) / 3
+    check = realized_arrivals(times_s, "constant", None, points=points)
+    assert check.rate == pytest.approx(3)
+    assert check.faults[0] == "3 requests/s instead of 1.75 (the mean of the shape so far)"
+
+
+@pytest.mark.parametrize("process", ["constant", "trace"])
+def test_without_a_requested_rate_no_rate_is_wrong(process: str) -> None:
+    assert realized_arrivals(np.arange(100.0) * 7, process, None).faults == []

@@ -299,3 +299,23 @@ def test_one_copy_is_the_source_and_laps_tell_copies_and_wraps_apart() -> None:
     shifted = {(round((at + shift) % 7.5, 9), 2 + (at + shift >= 7.5)) for at in (0.0, 1.0, 5.0)}
     pairs = zip(twice.offsets_s.tolist(), twice.laps.tolist(), strict=True)
     assert {(round(at, 9), lap) for at, lap in pairs if lap} == shifted
+
+
+@pytest.mark.parametrize("count", [1, 4096, 4097])
+def test_no_more_blocks_are_drawn_than_the_count_needs(count: int) -> None:
+    rng, expected = default_rng(1), default_rng(1)
+    offsets("poisson", 2.0, rng, count=count)
+    for _ in range(-(-count // 4096)):
+        expected.exponential(0.5, 4096)
+    assert rng.random() == expected.random()
+
+
+def test_gamma_is_poisson_unless_a_burstiness_is_requested() -> None:
+    default, shape_1 = (offsets("gamma", 5, default_rng(1), count=50, **options) for options in ({}, {"burstiness": 1}))  # type: ignore[arg-type]
+    assert np.array_equal(default, shape_1)
+
+
+def test_at_and_after_the_last_point_counts_and_arrivals_continue_at_its_rate() -> None:
+    points = [(0.0, 1.0), (10.0, 3.0)]
+    assert expected_counts(np.array([10.0, 11.0, 1000.0]), points).tolist() == [20.0, 23.0, 20.0 + 3 * 990]
+    assert warped(np.array([20.0, 23.0, 2990.0]), points).tolist() == [10.0, 11.0, 1000.0]

@@ -245,3 +245,26 @@ def test_the_kinds_of_prompts_are_those_that_some_request_needs() -> None:
     assert kinds() == set()
     assert kinds("chat", "summaries") == {"chat"}
     assert kinds("chat", "Code review", "code") == {"chat", "code"}
+
+
+def test_gamma_arrivals_are_poisson_unless_a_burstiness_is_requested() -> None:
+    plans = [
+        build_schedule(BURSTY, seed=3, arrival="gamma", rps=4, num_requests=50, **options)  # type: ignore[arg-type]
+        for options in ({}, {"burstiness": 1.0}, {"burstiness": 0.5})
+    ]
+    assert plans[0].requests == plans[1].requests != plans[2].requests
+    assert [plan.asked[0].burstiness for plan in plans] == [1.0, 1.0, 0.5]
+
+
+@pytest.mark.parametrize("count", [0, 1, 2, 3])
+def test_a_truncated_schedule_has_the_first_requests(count: int) -> None:
+    plan = build_schedule(BURSTY, seed=0)
+    assert truncated(plan, count).requests == plan.requests[:count]
+
+
+def test_a_schedule_of_one_part_keeps_its_process_and_an_unknown_rate_makes_the_sum_unknown() -> None:
+    one = build_schedule(BURSTY, seed=0, rps=2)
+    assert merged_schedule([one], 5).arrival == "trace" and merged_schedule([one], 5).rate_rps == 2
+    assert merged_schedule([one, one], 5).rate_rps == 4 and merged_schedule([one, one], 5).arrival is None
+    assert merged_schedule([one, build_schedule(trace([3.0]), seed=0)], 5).rate_rps is None
+    assert merged_schedule([one, one], 5).asked == one.asked * 2

@@ -163,7 +163,7 @@ requests = st.builds(
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz", "t.jsonl.zst"])
-@settings(deadline=None)
+@settings(deadline=None, max_examples=50)
 @given(written=st.lists(requests, min_size=1, max_size=20).map(lambda rs: sorted(rs, key=lambda r: r.arrival_s)))
 def test_what_is_written_is_read_back(tmp_path_factory, name: str, written: list[TraceRequest]) -> None:  # type: ignore[no-untyped-def]
     path = tmp_path_factory.mktemp("t") / name
@@ -285,6 +285,8 @@ def test_only_fields_that_differ_from_their_defaults_are_written(tmp_path: Path)
         ('{"timestamp": 0, "input_length": 0}', "input_length 0: expected an integer of at least 1"),
         ('{"timestamp": 0, "input_length": 1}', "no output_length: expected an integer of at least 1 (servers refuse"),
         ('{"timestamp": 0, "input_length": 1, "output_length": 2}', "MESSAGE in {"),
+        ('{"timestamp": 0, "input_length": 2147483647, "output_length": 1}', "MESSAGE in {"),
+        ('{"timestamp": 0, "input_length": 2147483648, "output_length": 1}', "input_length 2147483648: expected"),
     ],
 )
 def test_the_first_fault_of_a_line_is_described(line: str, fault: str) -> None:

@@ -125,7 +125,7 @@ jsonl = files_of(
 )
 
 
-@settings(deadline=None, max_examples=200)
+@settings(deadline=None, max_examples=120)
 @given(azure | burstgpt | sessions | jsonl, st.integers(1, 400), st.sampled_from([None, "w"]))
 def test_columns_are_the_requests_or_the_error_wherever_blocks_end(content: bytes, size: int, name: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
@@ -150,7 +150,7 @@ def test_the_data_sets_are_read_and_written_the_same(tmp_path: Path, name: str) 
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz", "t.jsonl.zst"])
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(
     st.lists(
         st.builds(

@@ -42,7 +42,7 @@ def same(a: Description, b: Description) -> bool:
 
 @st.composite
 def traces(draw: st.DrawFn) -> Columns:
-    n = draw(st.integers(1, 60))
+    n = draw(st.integers(1, 30))
     many = {"min_size": n, "max_size": n}
     times = draw(st.lists(st.one_of(st.integers(0, 5), st.floats(0, 30), st.floats(0, 9000)), **many))
     length = st.one_of(st.integers(1, 9), st.integers(1, 2**31 - 1))
@@ -56,14 +56,14 @@ def traces(draw: st.DrawFn) -> Columns:
     )
 
 
-@settings(deadline=None)
-@given(traces(), st.lists(st.integers(0, 60), max_size=5))
+@settings(deadline=None, max_examples=60)
+@given(traces(), st.lists(st.integers(0, 30), max_size=5))
 def test_chunks_do_not_matter(columns: Columns, cuts: list[int]) -> None:
     assert same(described(columns, cuts), described(columns))
 
 
-@settings(deadline=None)
-@given(traces(), st.lists(st.integers(0, 60), max_size=3))
+@settings(deadline=None, max_examples=60)
+@given(traces(), st.lists(st.integers(0, 30), max_size=3))
 def test_a_description_agrees_with_numpy_on_the_whole_trace(columns: Columns, cuts: list[int]) -> None:
     stats = described(columns, cuts)
     n, at = len(columns), columns.arrival_s
@@ -88,7 +88,7 @@ def test_a_description_agrees_with_numpy_on_the_whole_trace(columns: Columns, cu
         assert sum(stats.rates_rps) * (at[-1] - at[0]) / RATE_PARTS == pytest.approx(n)
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=60)
 @given(traces())
 def test_sessions_and_prefixes_by_brute_force(columns: Columns) -> None:
     stats = described(columns)
