@@ -22,6 +22,7 @@ from loadgen.energy_model.estimate import (
 from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.energy_model.waves import RequestShape
 from loadgen.errors import LoadgenError
+from loadgen.servers.launcher import served
 from loadgen.simulator.virtual_profile import closed_loop
 from loadgen.stats.nnls import nnls
 from loadgen.workload.token_bins import CountedPairs, count_pairs
@@ -218,15 +219,17 @@ def test_the_command_prices_and_sums() -> None:
 
 
 def test_a_replayed_run_takes_about_the_energy_that_is_estimated_for_it(tmp_path: Path) -> None:
-    options = "--rps 20 --num-requests 16 --serve sim --json --idle 0.3"
-    replay = ["replay", "traces/chat.jsonl", *options.split(), "--out"]
-    CliRunner().invoke(cli, [*replay, str(tmp_path / "run")], catch_exceptions=False)
+    lines = [f'{{"timestamp": {40 * i}, "input_length": 512, "output_length": 64}}\n' for i in range(24)]
+    (trace := tmp_path / "t.jsonl").write_text("".join(lines))
+    with served("sim", "--counter-period-ms", "20") as url:
+        replay = ["replay", str(trace), "--base-url", url, "--json", "--idle", "0.6", "--out", str(tmp_path / "run")]
+        CliRunner().invoke(cli, replay, catch_exceptions=False)
     command = ["estimate", "traces/chat.jsonl", "--profile", "h200-sim-llama-3.1-8b", "--json"]
     answer = msgspec.json.decode(
         CliRunner().invoke(cli, [*command, "--measured", str(tmp_path / "run")], catch_exceptions=False).output
     )
     measured = answer["measured"]
-    assert measured["requests"] == 16 and answer["requests"] == 2000
+    assert measured["requests"] == 24 and answer["requests"] == 2000
     assert answer["batch"] == pytest.approx(max(1.0, min(128.0, measured["mean_decoding"])))
     assert measured["ratios"]["interpolated"] == pytest.approx(1, abs=0.35), "the load rises and falls during the run"
 

@@ -268,3 +268,8 @@ def test_a_schedule_of_one_part_keeps_its_process_and_an_unknown_rate_makes_the_
     assert merged_schedule([one, one], 5).rate_rps == 4 and merged_schedule([one, one], 5).arrival is None
     assert merged_schedule([one, build_schedule(trace([3.0]), seed=0)], 5).rate_rps is None
     assert merged_schedule([one, one], 5).asked == one.asked * 2
+
+
+@pytest.mark.parametrize(("times_s", "rate"), [([1.0, 1.25, 1.5], 4.0), ([1.0, 1.0], None), ([1.0], None)])
+def test_a_trace_has_a_rate_of_its_own_if_its_arrivals_are_apart(times_s: list[float], rate: float | None) -> None:
+    assert build_schedule(trace(times_s), seed=0).rate_rps == rate
