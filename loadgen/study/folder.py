@@ -3,8 +3,8 @@
 import csv
 import hashlib
 import io
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Self
 
@@ -19,6 +19,15 @@ from loadgen.results.study_table import Row
 from loadgen.study.plan import StudyRun
 from loadgen.study.rows import FinishedRun, RunOutcome, row_of
 from loadgen.study.spec import NO_OVERRIDES, Overrides, Study
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Raise LoadgenError, which is one line, for an OSError while the folder is written: a full disk, for example."""
+    try:
+        yield
+    except OSError as err:
+        raise LoadgenError(f"cannot write the study's folder {out}: {err.strerror or err}") from err
 
 
 class StudyState(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,9 +56,10 @@ class StudyState(msgspec.Struct, frozen=True, kw_only=True):
         if out.exists() and any(out.iterdir()):
             raise LoadgenError(f"--out {out} is not empty and holds no study; choose another")
         state = cls(file=file.name, sha256=sha256, title=study.title, overrides=overrides, gpus=gpu_state.states())
-        (out / "runs").mkdir(parents=True, exist_ok=True)
-        (out / "study.toml").write_bytes(file.read_bytes())
-        run_folder.write_json(path, state)
+        with _writing(out):
+            (out / "runs").mkdir(parents=True, exist_ok=True)
+            (out / "study.toml").write_bytes(file.read_bytes())
+            run_folder.write_json(path, state)
         return state
 
 
@@ -74,8 +84,9 @@ class StudyFolder:
     def add(self, run: StudyRun, outcome: RunOutcome, finished: FinishedRun | None) -> None:
         """Take in a run that is over, and rewrite the table and the page. `finished` is None when it failed."""
         path = self._out / "runs" / run.name / "cell.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        run_folder.write_json(path, outcome)
+        with _writing(self._out):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            run_folder.write_json(path, outcome)
         self._outcomes[run.name] = outcome
         if finished is not None:
             self._rows[run.name] = row_of(self._study, run, outcome, finished)
@@ -102,8 +113,9 @@ class StudyFolder:
         table = csv.DictWriter(text, fieldnames=Row.__struct_fields__, lineterminator="\n")
         table.writeheader()
         table.writerows(msgspec.to_builtins(row) for row in sorted(rows, key=lambda row: row.cell))
-        write_atomic(self._out / "results.csv", text.getvalue().encode())
         remaining = len(self._runs) - len(rows) - len(failed)
         page = render_study_page(study.title, study.description, rows, study.baseline, study.goodput, failed, remaining)
-        write_atomic(self._out / "report.html", page.encode())
+        with _writing(self._out):
+            write_atomic(self._out / "results.csv", text.getvalue().encode())
+            write_atomic(self._out / "report.html", page.encode())
         return rows
