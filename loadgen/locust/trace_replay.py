@@ -18,7 +18,7 @@ from loadgen.run.pacer import BODIES_AHEAD, GEVENT_SPIN_NS
 from loadgen.units import NS_PER_S
 from loadgen.workload.schedule import ScheduledRequest
 
-LEAD_S = 1.0
+_LEAD_S = 1.0
 """Time between the last preparation and the first request: the start has to be announced to other hosts first."""
 
 
@@ -96,7 +96,7 @@ class Conductor:
         """Assign the parts when `users` are ready. Users who come later have no part."""
         if self.begun or not users or len(self._ready) < users:
             return False
-        parts = assign(self._ready, anchor().wall_ns + round(LEAD_S * NS_PER_S), self.run_id)
+        parts = assign(self._ready, anchor().wall_ns + round(_LEAD_S * NS_PER_S), self.run_id)
         self._nodes = {part.shard: node for node, part in parts}
         for node, part in parts:
             self._tell(node, part)

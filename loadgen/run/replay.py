@@ -30,7 +30,7 @@ from loadgen.run.sender import ScheduleSender, warm_up
 from loadgen.units import NS_PER_S
 from loadgen.workload.schedule import Schedule
 
-LEAD_S = 0.1
+_LEAD_S = 0.1
 """Time between the last preparation and the first request."""
 
 
@@ -61,7 +61,7 @@ async def _replay(schedule: Schedule, config: RunConfig, view: View) -> None:
         sender = await stack.enter_async_context(open_sender(schedule, prepared, client, writer))
         async with metering.recording(writer):
             idle_s = config.idle_s if metering.meter else 0
-            start_ns = clock.monotonic_ns() + round((LEAD_S + idle_s) * NS_PER_S)
+            start_ns = clock.monotonic_ns() + round((_LEAD_S + idle_s) * NS_PER_S)
             update = _updater(schedule, sender, metering, writer, view, start_ns)
             with _signals(sender), view:
                 async with ticking(update):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from loadgen.run import progress
-from loadgen.run.process_stats import SendingCost, merge_costs, own_cpu_s, own_max_rss_bytes, own_wait_s
+from loadgen.run.process_stats import ProcessMeter, SendingCost, merge_costs, own_cpu_s, own_max_rss_bytes, own_wait_s
 from loadgen.run.processes import sum_tallies
 from loadgen.run.progress import Progress, Tallies, progress_at, ticking
 from loadgen.workload.schedule import ScheduledRequest
@@ -190,3 +190,42 @@ def test_a_request_without_a_response_has_a_record_at_its_instant(start_ns: int,
     assert (record.index, record.workload, record.scheduled_ns) == (3, "code", start_ns + offset_ns)
     assert (record.error, record.detail, record.ok) == (error, "why", False)
     assert record.sent_ns is record.finished_ns is record.output_tokens is record.lag_ns is None
+
+
+@pytest.mark.parametrize(
+    ("waits_s", "waited_s"), [((1.0, 3.5), 2.5), ((0.0, 0.25), 0.25), ((None, None), None), ((None, 2.0), None)]
+)
+def test_the_cost_is_what_was_added_since_the_meter_began(
+    waits_s: tuple[float | None, float | None], waited_s: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cpu, waits = iter((10.0, 10.75)), iter(waits_s)
+    monkeypatch.setattr("loadgen.run.process_stats.own_cpu_s", lambda: next(cpu))
+    monkeypatch.setattr("loadgen.run.process_stats.own_wait_s", lambda: next(waits))
+    monkeypatch.setattr("loadgen.run.process_stats.own_max_rss_bytes", lambda: 4096)
+
+    async def main() -> SendingCost:
+        with ProcessMeter() as meter:
+            await asyncio.sleep(0)
+        return meter.cost("kernel", {"sent": 1, "lost": 0})
+
+    cost = asyncio.run(main())
+    assert (cost.cpu_s, cost.waited_s, cost.max_rss_bytes) == (0.75, waited_s, 4096)
+    assert (cost.stamped_by, cost.spans) == ("kernel", {"sent": 1, "lost": 0})
+
+
+@pytest.mark.parametrize(("wake_ns", "late_ns"), [(0, 0), (999_999, 0), (1_000_000, 0), (1_000_007, 7)])
+def test_a_wake_up_is_late_by_what_it_comes_after_its_due_time_and_never_early(
+    wake_ns: int, late_ns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loop is due to wake up after one millisecond."""
+    readings = iter((0, wake_ns))
+    monkeypatch.setattr("loadgen.run.process_stats.LOOP_PERIOD_S", 0.001)
+    monkeypatch.setattr("loadgen.run.process_stats.monotonic_ns", lambda: next(readings, 0))
+
+    async def main() -> int:
+        with ProcessMeter() as meter:
+            while not (late := meter.cost(None, None).late_ns):
+                await asyncio.sleep(0.001)
+        return late[0]
+
+    assert asyncio.run(main()) == late_ns
