@@ -28,6 +28,15 @@ def in_bucket(bounds: tuple[float, ...], bound: float) -> list[int]:
     return counts
 
 
+def test_the_buckets_that_dashboards_query_stay_where_they_are() -> None:
+    assert (
+        pytest.approx((0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200, 500, 1e3, 2e3, 5e3, 1e4, 2e4, 5e4, 1e5), rel=1e-12)
+        == ENERGY_BOUNDS_J
+    )
+    assert TTFT_BOUNDS_S == (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1, 1.5, 2.5, 5, 10, 30, 60)
+    assert DURATION_BOUNDS_S == (0.1, 0.25, 0.5, 1, 2, 3.5, 5, 7.5, 10, 15, 30, 60, 120, 300, 600)
+
+
 def test_a_closed_request_adds_its_energy_tokens_and_times() -> None:
     accounts, entry = Accounts(), OpenRequest(REQUEST)
     accounts.charge(entry, 300, 1100)

@@ -34,6 +34,7 @@ def test_no_interval_is_more_foreign_than_the_engine_worked_in_it() -> None:
 
 def test_an_engine_that_made_nothing_has_no_foreign_share() -> None:
     assert foreign_shares([0.0], [0.0], TokenBalance(carried=50.0))[0] == [0.0]
+    assert foreign_shares([1.0], [0.0], TokenBalance(carried=50.0))[0] == [1.0]
 
 
 def test_the_largest_interval_is_remembered_for_so_many_and_no_more() -> None:

@@ -278,6 +278,24 @@ def test_a_portion_is_committed_from_its_shortest_duration_on() -> None:
         assert (energy.committed_mj, energy.pending_mj) == ((10_000, 0) if committed else (0, 10_000))
 
 
+def test_a_portion_lasts_from_the_earliest_start_of_a_domain_to_the_latest_end() -> None:
+    ledger = Ledger([GPU, OTHER], lateness=LATENESS)
+    ledger.add_energy([EnergySample(0, "gpu:0", 0.0), EnergySample(NS_PER_S, "gpu:0", 10.0)])
+    ledger.add_energy([EnergySample(3 * NS_PER_S // 2, "gpu:1", 0.0), EnergySample(2 * NS_PER_S, "gpu:1", 5.0)])
+    assert ledger.commit(ns_from_s(60)), "2 s in all, though neither domain has as many"
+    snapshot = ledger.snapshot(ns_from_s(60))
+    assert [domain.committed_mj for domain in snapshot.domains] == [10_000, 5_000]
+    assert snapshot.lag_s == 58.0
+
+
+def test_before_the_first_commit_nothing_lags_and_nothing_is_covered() -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    power(ledger, 0, 1, 100.0)
+    assert not ledger.commit(ns_from_s(60))
+    snapshot = ledger.snapshot(ns_from_s(60))
+    assert (snapshot.lag_s, snapshot.coverage, snapshot.foreign_tokens, snapshot.idle_mj) == (0.0, None, 0, 0)
+
+
 def test_energy_after_the_watermark_is_pending() -> None:
     ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, 30, 100.0)
@@ -400,6 +418,16 @@ def test_only_the_history_of_the_fit_is_kept() -> None:
     assert not ledger._closed
 
 
+@pytest.mark.parametrize(("end_ns", "kept"), [(235 * NS_PER_S - 1, 0), (235 * NS_PER_S, 1), (235 * NS_PER_S + 1, 1)])
+def test_a_closed_request_is_kept_as_long_as_the_history_of_the_fit(end_ns: int, kept: int) -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    power(ledger, 0, 300, 100.0)
+    ledger.add_span(span("a", 234, 235, end_ns=end_ns), ns_from_s(236))
+    ledger.commit(ns_from_s(300))
+    assert ledger._watermark_ns == 295 * NS_PER_S
+    assert len(ledger._closed) == kept
+
+
 @pytest.mark.parametrize(
     ("queues", "unseen_s"),
     [([0, 0, 0], []), ([1, 0, 0], [[0, 1]]), ([0, 1, 0], [[0, 1], [1, 2]]), ([0, 0, 1], [[1, 2]])],
@@ -407,6 +435,38 @@ def test_only_the_history_of_the_fit_is_kept() -> None:
 def test_an_interval_is_unseen_if_a_span_is_missing_at_either_end(queues: list[int], unseen_s: list[list[int]]) -> None:
     samples = [{"t_ns": t * NS_PER_S, "running": float(running)} for t, running in enumerate(queues)]
     assert (Ledger([GPU])._unseen([], samples) / NS_PER_S).tolist() == unseen_s
+
+
+@pytest.mark.parametrize(
+    ("tokens", "span_s", "unseen"),
+    [(0, None, False), (1, None, True), (100, None, True), (100, (0, 1), False), (100, (0, 0.8), False)],
+)
+def test_an_interval_is_unseen_if_tokens_came_out_and_no_span_touches_it(
+    tokens: int, span_s: tuple[float, float] | None, unseen: bool
+) -> None:
+    ledger = Ledger([GPU])
+    if span_s is not None:
+        ledger.add_span(span("a", *span_s), NS_PER_S)
+    samples = [{"t_ns": 0, "generation_tokens": 7.0}, {"t_ns": NS_PER_S, "generation_tokens": 7.0 + tokens}]
+    assert ledger._unseen([], samples).tolist() == ([[0, NS_PER_S]] if unseen else [])
+
+
+def test_a_span_without_tokens_is_unseen_from_its_start_to_its_end() -> None:
+    silent, telling = span("a", 1, 3, output=None), span("b", 2, 4)
+    assert (Ledger([GPU])._unseen([silent, telling], []) / NS_PER_S).tolist() == [[1.0, 3.0]]
+
+
+@pytest.mark.parametrize(("points", "fits"), [(2, 0), (3, 1)])
+def test_a_fit_takes_three_points(points: int, fits: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    fit = Coefficients(step_j=1, prefill_token_j=0, prefill_context_j=0, decode_token_j=0, decode_context_j=0,
+                       idle_w=55.0, r_squared=None)  # fmt: skip
+    made = []
+    monkeypatch.setattr(books, "fit_coefficients", lambda series, steps: made.append(series) or fit)
+    ledger = Ledger([GPU], lateness=LATENESS)
+    power(ledger, 0, points / 10, 100.0)
+    assert ledger._fit("gpu:0", NS_PER_S, NS_PER_S) is None, "without r squared it decides the idle power alone"
+    assert len(made) == fits
+    assert ledger._idle_w == (55.0 if fits else None)
 
 
 def test_the_fit_is_made_again_when_the_history_has_doubled(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from msgspec.structs import replace as changed
 
 from loadgen.sidecar.watermark import (
     EDGE_NS,
@@ -13,6 +14,7 @@ from loadgen.sidecar.watermark import (
 )
 from loadgen.telemetry.engine_sample import EngineSample
 from loadgen.units import NS_PER_S, ns_from_s
+from sidecar.test_accounts import REQUEST
 
 
 def spans(*times_s: tuple[float, float]) -> SpanTimes:
@@ -44,6 +46,15 @@ def test_an_interval_is_covered_by_every_span_that_touches_it() -> None:
     times = spans((0, 1), (2, 3), (2.5, 8), (9, 10))
     assert times.covering(np.array([ns_from_s(2.8)]), np.array([ns_from_s(8.5)])).tolist() == [2]
     assert times.covering(np.array([ns_from_s(5)]), np.array([ns_from_s(6)])).tolist() == [1]
+
+
+def test_starts_and_ends_of_requests_are_each_in_order() -> None:
+    times = SpanTimes.of([changed(REQUEST, start_ns=start, end_ns=end) for start, end in ((3, 4), (1, 9), (2, 5))])
+    assert (times.start_ns.tolist(), times.end_ns.tolist()) == ([1, 2, 3], [4, 5, 9])
+
+
+def test_energy_waits_as_long_as_the_command_line_says_by_default() -> None:
+    assert AllowedLateness() == AllowedLateness(min_s=6.0, blind_s=30.0, max_s=600.0)
 
 
 def test_without_spans_nothing_is_covered() -> None:
