@@ -59,7 +59,10 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     help="API to call.",
 )
 @click.option(
-    "--tokenizer", type=click.Path(path_type=Path), metavar="FILE", help="tokenizer.json to count prompts with."
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File tokenizer.json, to count the tokens of prompts.",
 )
 @click.option(
     "--energy", default="auto", show_default=True, metavar="SOURCE", help="Energy source, as for `loadgen replay`."

@@ -133,7 +133,7 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
     metavar="SOURCE",
     default="auto",
     show_default=True,
-    help="auto, nvml, amd, rapl, cpu, none, or the URL of a sidecar or DCGM exporter beside the GPU.",
+    help="Energy source: auto, nvml, amd, rapl, cpu, none, or the URL of a sidecar or DCGM exporter beside the GPU.",
 )
 @click.option(
     "--gpu",
@@ -193,7 +193,10 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
     help="Timeout of each request.",
 )
 @click.option(
-    "--tokenizer", type=click.Path(path_type=Path), metavar="FILE", help="tokenizer.json to count prompts with."
+    "--tokenizer",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="File tokenizer.json, to count the tokens of prompts.",
 )
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/TIME-TRACE]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")

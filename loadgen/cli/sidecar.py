@@ -11,13 +11,15 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
 @click.command()
-@click.option("--engine-url", metavar="URL", help="Root URL of the engine, to read its /metrics: http://localhost:8000")
+@click.option(
+    "--engine-url", metavar="URL", help="Root URL of the engine, such as http://localhost:8000: its /metrics are read."
+)
 @click.option(
     "--energy",
     metavar="SOURCE",
     default="auto",
     show_default=True,
-    help="auto, nvml, amd, rapl, cpu, or the URL of another source.",
+    help="Energy source: auto, nvml, amd, rapl, cpu, or the URL of another source.",
 )
 @click.option("--gpu", "gpus", multiple=True, metavar="ID", help="Index or UUID of a GPU. Repeatable.  [default: all]")
 @click.option("--model", help="Model label of spans that name none.  [default: the engine's only model]")

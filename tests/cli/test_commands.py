@@ -2,6 +2,7 @@
 
 import os
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import click
@@ -17,6 +18,24 @@ def test_every_command_shows_its_help(name: str) -> None:
     result = CliRunner().invoke(cli.cli, [name, "--help"])
     assert result.exit_code == 0
     assert f"{name} [OPTIONS]" in result.output or f"{name} [OPTIONS] COMMAND" in result.output
+
+
+def commands(name: str, command: click.Command | None) -> Iterator[tuple[str, click.Command]]:
+    """Yield the commands below `command`, or itself, with their full names."""
+    if isinstance(command, click.Group):
+        context = click.Context(command)
+        for below in command.list_commands(context):
+            yield from commands(f"{name} {below}", command.get_command(context, below))
+    elif command is not None:
+        yield name, command
+
+
+@pytest.mark.parametrize(("name", "command"), list(commands("loadgen", cli.cli)))
+def test_every_command_and_option_is_described_in_sentences(name: str, command: click.Command) -> None:
+    assert command.help and command.help.strip()[0].isupper()
+    for option in (parameter for parameter in command.params if isinstance(parameter, click.Option)):
+        text = (option.help or "").strip()
+        assert text and text[0].isupper() and text[-1] in ".]", (name, option.opts, text)
 
 
 def test_the_help_lists_all_commands() -> None:

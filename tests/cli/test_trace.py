@@ -47,10 +47,10 @@ def test_the_shipped_traces_are_drawn_again_to_the_same_bytes(
     assert hashlib.sha256(drawn).hexdigest() in readme
 
 
-def test_import_says_what_it_read_and_dropped(tmp_path: Path) -> None:
+def test_import_reports_the_rows_that_it_read_and_dropped(tmp_path: Path) -> None:
     (path := tmp_path / "b.csv").write_text(BURSTGPT)
-    said = loadgen("import", path, "--out", tmp_path / "t.jsonl", "--workload", "chat").output
-    assert "read 2 rows, dropped 1 (1 with 0 output tokens), wrote 1" in said
+    output = loadgen("import", path, "--out", tmp_path / "t.jsonl", "--workload", "chat").output
+    assert "read 2 rows, dropped 1 (1 with 0 output tokens), wrote 1" in output
     assert json.loads((tmp_path / "t.jsonl").read_text()) == {
         "timestamp": 0.0,
         "input_length": 472,
@@ -68,7 +68,7 @@ def test_a_bad_row_writes_nothing(tmp_path: Path, csv: Path) -> None:
 
 def test_import_fit_sample_show_make_a_round(tmp_path: Path, csv: Path) -> None:
     loadgen("import", csv, "--out", tmp_path / "t.jsonl.zst")
-    loadgen("fit", tmp_path / "t.jsonl.zst", "--edges", "log2", "--licence", "mine", "--out", tmp_path / "b.json")
+    loadgen("fit", tmp_path / "t.jsonl.zst", "--edges", "log2", "--licence", "CC-BY", "--out", tmp_path / "b.json")
     sampled = ("--num-requests", 100, "--rps", 10, "--arrival", "constant", "--out", tmp_path / "s.jsonl")
     loadgen("sample", tmp_path / "b.json", *sampled)
     facts = json.loads(loadgen("show", tmp_path / "s.jsonl", "--json").output)
@@ -77,7 +77,7 @@ def test_import_fit_sample_show_make_a_round(tmp_path: Path, csv: Path) -> None:
     assert facts["index_of_dispersion_1s"] == pytest.approx(0, abs=0.02)
     assert 4096 < facts["input_max"] <= 8192  # the upper of the two bins
     of_bins = json.loads(loadgen("show", tmp_path / "b.json", "--json").output)
-    assert (of_bins["requests"], of_bins["input_mean"], of_bins["licence"]) == (2, 2405.5, "mine")
+    assert (of_bins["requests"], of_bins["input_mean"], of_bins["licence"]) == (2, 2405.5, "CC-BY")
 
 
 def test_show_counts_sessions_and_shared_blocks(tmp_path: Path) -> None:
@@ -93,9 +93,9 @@ def test_show_counts_sessions_and_shared_blocks(tmp_path: Path) -> None:
     assert facts["index_of_dispersion_10s"] is None and facts["spearman"] is None
 
 
-def test_compare_sets_two_side_by_side(tmp_path: Path) -> None:
-    said = loadgen("show", ROOT / "traces" / "chat.jsonl", "--compare", ROOT / "traces" / "code.jsonl").output
-    assert "chat.jsonl" in said and "code.jsonl" in said and "ks input: 0." in said and "\x1b" not in said
+def test_two_traces_are_compared_side_by_side(tmp_path: Path) -> None:
+    output = loadgen("show", ROOT / "traces" / "chat.jsonl", "--compare", ROOT / "traces" / "code.jsonl").output
+    assert "chat.jsonl" in output and "code.jsonl" in output and "ks input: 0." in output and "\x1b" not in output
     same = json.loads(loadgen("show", "azure-2023-chat", "--compare", "azure-2023-chat", "--json").output)
     assert (same["ks_input"], same["ks_output"], same["spearman_difference"]) == (0, 0, 0)
 
@@ -135,7 +135,7 @@ def test_an_existing_file_needs_overwrite(tmp_path: Path, csv: Path) -> None:
         ("sample", "azure-2023-chat", "--num-requests", "1", "--rps", "1", "--seed", "-1", "--out", "t"),
     ],
 )
-def test_what_cannot_be_done_is_said_with_status_2_and_writes_nothing(
+def test_a_command_that_fails_exits_with_status_2_and_writes_nothing(
     tmp_path: Path,
     csv: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -169,7 +169,7 @@ def test_show_draws_the_rate_over_time(tmp_path: Path) -> None:
     assert "\u2588\u2588\u2588" in loadgen("show", path).output
 
 
-def test_show_says_turns_gaps_and_tokens_reused(tmp_path: Path) -> None:
+def test_show_reports_turns_gaps_and_tokens_reused(tmp_path: Path) -> None:
     turns = [(0, "a", [1, 2]), (4, "b", [1, 3]), (9, "a", [1, 2, 4]), (19, "a", [])]
     lines = [
         {"timestamp": 1000 * t, "input_length": 1100, "output_length": 1, "session_id": s, "hash_ids": ids}
@@ -185,16 +185,16 @@ def test_show_says_turns_gaps_and_tokens_reused(tmp_path: Path) -> None:
     assert facts["input_shares_by_power_of_2"] == [0] * 11 + [1] and facts["output_shares_by_power_of_2"] == [1]
 
 
-def test_compare_says_how_far_gaps_are_apart(tmp_path: Path) -> None:
+def test_a_comparison_has_the_distance_of_the_gaps(tmp_path: Path) -> None:
     for name, step in (("slow", 2000), ("fast", 500)):
         lines = (f'{{"timestamp":{k * step},"input_length":5,"output_length":{k % 3 + 1}}}' for k in range(9))
         (tmp_path / name).write_text("\n".join(lines))
-    apart = json.loads(loadgen("show", tmp_path / "slow", "--compare", tmp_path / "fast", "--json").output)
-    assert (apart["ks_gap"], apart["ks_input"], apart["ks_output"]) == (1, 0, 0)
+    compared = json.loads(loadgen("show", tmp_path / "slow", "--compare", tmp_path / "fast", "--json").output)
+    assert (compared["ks_gap"], compared["ks_input"], compared["ks_output"]) == (1, 0, 0)
 
 
-@pytest.mark.parametrize("of", ["trace", "bins", "both", "one instant"])
-def test_the_page_is_whole_and_holds_what_show_says(tmp_path: Path, of: str) -> None:
+@pytest.mark.parametrize("source", ["trace", "bins", "both", "one instant"])
+def test_the_page_is_well_formed_and_has_the_facts_that_show_prints(tmp_path: Path, source: str) -> None:
     line = '{"timestamp":5,"input_length":5,"output_length":7}\n'
     (instant := tmp_path / "<i>.jsonl").write_text(line * 3)
     chat = ROOT / "traces" / "chat.jsonl"
@@ -204,15 +204,15 @@ def test_the_page_is_whole_and_holds_what_show_says(tmp_path: Path, of: str) -> 
         "both": [chat, "--compare", instant],
         "one instant": [instant],
     }
-    loadgen("show", *args[of], "--html", tmp_path / "page.html")
+    loadgen("show", *args[source], "--html", tmp_path / "page.html")
     page = (tmp_path / "page.html").read_text()
-    seen = _Tags()
-    seen.feed(page)
-    assert not seen.open and "<i>" not in page and "nan" not in page.lower()
-    assert not seen.fetched  # nothing but itself
+    tags = _Tags()
+    tags.feed(page)
+    assert not tags.open and "<i>" not in page and "nan" not in page.lower()
+    assert not tags.fetched  # nothing but itself
     figures = {"trace": 6, "bins": 3, "both": 8, "one instant": 6}
-    assert seen.count["figure"] == figures[of]
-    if of == "trace":
+    assert tags.count["figure"] == figures[source]
+    if source == "trace":
         assert "median 1,020, 99th percentile 4,399 tokens" in page
         assert ">23.1 %<" in page or ">23.2 %<" in page  # 23.15: inputs of 1025 to 2048 with outputs of 257 to 512
         rows = read_trace(chat).requests
