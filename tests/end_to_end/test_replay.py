@@ -17,6 +17,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from loadgen.cli import main
 from loadgen.results import run_folder
 from loadgen.results.summarize import analyse_run
 from loadgen.results.summary import Summary
@@ -275,7 +276,7 @@ class OddServer(BaseHTTPRequestHandler):
 @pytest.fixture
 def odd_server() -> Iterator[ThreadingHTTPServer]:
     with ThreadingHTTPServer(("127.0.0.1", 0), OddServer) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
+        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server
         server.shutdown()
 
@@ -291,11 +292,21 @@ ODD_ANSWERS = [
 
 
 @pytest.mark.parametrize(("answer", "says"), ODD_ANSWERS, ids=[says for _, says in ODD_ANSWERS])
-def test_a_server_that_is_not_as_asked(odd_server: Any, tmp_path: Path, answer: tuple[int, bytes], says: str) -> None:
+def test_a_server_that_is_not_as_asked(
+    odd_server: Any, tmp_path: Path, answer: tuple[int, bytes], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     odd_server.answer = answer
     url = f"http://127.0.0.1:{odd_server.server_port}/v1"
-    refused(loadgen("replay", CHAT, "--base-url", url, "--out", tmp_path / "run"), says)
+    refused(here(capsys, "replay", CHAT, "--base-url", url, "--out", tmp_path / "run"), says)
     assert not (tmp_path / "run").exists()
+
+
+def here(capsys: pytest.CaptureFixture[str], *args: object) -> subprocess.CompletedProcess[str]:
+    """Run the command in this process: a start of Python takes longer than all else."""
+    with pytest.raises(SystemExit) as exit_:
+        main([str(arg) for arg in args])
+    out, err = capsys.readouterr()
+    return subprocess.CompletedProcess(args, int(exit_.value.code or 0), out, err)
 
 
 def refused(done: subprocess.CompletedProcess[str], says: str) -> None:
@@ -319,10 +330,12 @@ BAD_TRACES = [
 
 
 @pytest.mark.parametrize(("text", "says"), BAD_TRACES, ids=range(len(BAD_TRACES)))
-def test_bad_traces_are_refused_with_file_and_line(tmp_path: Path, text: str, says: str) -> None:
+def test_bad_traces_are_refused_with_file_and_line(
+    tmp_path: Path, text: str, says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     trace = tmp_path / "t.jsonl"
     trace.write_text(text)
-    refused(loadgen("replay", trace, "--serve", "sim", "--out", tmp_path / "run"), says)
+    refused(here(capsys, "replay", trace, "--serve", "sim", "--out", tmp_path / "run"), says)
     assert not (tmp_path / "run").exists()
 
 
@@ -352,8 +365,10 @@ BAD_OPTIONS = [
 
 
 @pytest.mark.parametrize(("args", "says"), BAD_OPTIONS, ids=[str(args[-1]) for args, _ in BAD_OPTIONS])
-def test_bad_options_are_refused(tmp_path: Path, args: list[object], says: str) -> None:
-    refused(loadgen("replay", *args, "--out", tmp_path / "run"), says)
+def test_bad_options_are_refused(
+    tmp_path: Path, args: list[object], says: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    refused(here(capsys, "replay", *args, "--out", tmp_path / "run"), says)
     assert not (tmp_path / "run").exists()
 
 

@@ -197,7 +197,7 @@ def test_the_merged_run_is_one_run_with_the_schedule_s_arrivals(sim: str, tmp_pa
 def test_every_process_tells_the_sidecar_of_its_own_requests(sim: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
     with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as sidecar:
-        threading.Thread(target=sidecar.serve_forever, daemon=True).start()
+        threading.Thread(target=sidecar.serve_forever, args=(0.02,), daemon=True).start()
         otlp = f"http://127.0.0.1:{sidecar.server_port}"
         code, _, err = finished(start(run, sim, "--rps", 100, "--num-requests", 20, "--processes", 2, "--otlp", otlp))
         sidecar.shutdown()
