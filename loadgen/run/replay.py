@@ -127,7 +127,7 @@ def info_before(schedule: Schedule, config: RunConfig, probed: ServerProbe, mete
         seed=schedule.seed,
         requested_rps=schedule.rate_rps,
         schedule_sha256=schedule.sha256,
-        asked=list(schedule.asked),
+        asked=list(schedule.requested_arrivals),
         anchor=clock.anchor(),
         host={
             "hostname": socket.gethostname(),

@@ -180,16 +180,16 @@ class _Texts:
     kind: PromptKind
 
     @property
-    def before(self) -> str:
+    def preceding(self) -> str:
         return UNITS[self.kind][0]
 
     @property
-    def after(self) -> str:
+    def following(self) -> str:
         return UNITS[self.kind][1]
 
     @property
     def ending(self) -> str:
-        return self.before + _FILLER_LEAD[self.kind] + FILLERS[self.kind][0]
+        return self.preceding + _FILLER_LEAD[self.kind] + FILLERS[self.kind][0]
 
     @property
     def opened(self) -> str:
@@ -197,17 +197,17 @@ class _Texts:
             _OPENING[self.kind]
             + FILLERS[self.kind][0] * UNIQUE_WORDS
             + _OPENING_END[self.kind]
-            + self.before
-            + self.after
+            + self.preceding
+            + self.following
         )
 
 
 def texts_to_count(kind: PromptKind) -> list[str]:
     """Return every text whose count `measure_vocabulary` needs."""
     texts = _Texts(kind)
-    units = [texts.before + unit + texts.after for unit in UNITS[kind]]
+    units = [texts.preceding + unit + texts.following for unit in UNITS[kind]]
     fillers = [texts.ending + word for word in FILLERS[kind]]
-    return [texts.after, texts.before + texts.after, texts.ending, texts.opened, *units, *fillers]
+    return [texts.following, texts.preceding + texts.following, texts.ending, texts.opened, *units, *fillers]
 
 
 def measure_vocabulary(kind: PromptKind, counts: Mapping[str, int], overhead: float) -> Vocabulary:
@@ -216,15 +216,17 @@ def measure_vocabulary(kind: PromptKind, counts: Mapping[str, int], overhead: fl
     `counts` has the tokens of every text of `texts_to_count`, without a template.
     """
     texts = _Texts(kind)
-    around = counts[texts.before + texts.after]
+    surrounding_tokens = counts[texts.preceding + texts.following]
     singles = tuple(word for word in FILLERS[kind] if counts[texts.ending + word] - counts[texts.ending] == 1)
     return Vocabulary(
         kind=kind,
         units=UNITS[kind],
-        unit_tokens=tuple(counts[texts.before + unit + texts.after] - around for unit in UNITS[kind]),
+        unit_tokens=tuple(
+            counts[texts.preceding + unit + texts.following] - surrounding_tokens for unit in UNITS[kind]
+        ),
         fillers=singles or FILLERS[kind],
-        lead_tokens=counts[texts.ending] - (around - counts[texts.after]) - 1,
-        opening_tokens=counts[texts.opened] - around - UNIQUE_WORDS,
+        lead_tokens=counts[texts.ending] - (surrounding_tokens - counts[texts.following]) - 1,
+        opening_tokens=counts[texts.opened] - surrounding_tokens - UNIQUE_WORDS,
         overhead=overhead,
         exact=bool(singles),
     )

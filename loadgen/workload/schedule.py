@@ -71,8 +71,8 @@ class Schedule:
     rate_rps: float | None
     """Planned mean; None for one request."""
     seed: int
-    asked: tuple[ArrivalSpec, ...] = ()
-    """Requested arrivals, one spec per stream."""
+    requested_arrivals: tuple[ArrivalSpec, ...] = ()
+    """One spec per stream."""
 
     @property
     def sha256(self) -> str:
@@ -280,7 +280,7 @@ def merged_schedule(parts: Sequence[Schedule], seed: int) -> Schedule:
     rates = [part.rate_rps for part in parts]
     rate = sum(r for r in rates if r is not None) if None not in rates else None
     arrival = parts[0].arrival if len(parts) == 1 else None
-    return Schedule(requests, arrival, rate, seed, tuple(spec for part in parts for spec in part.asked))
+    return Schedule(requests, arrival, rate, seed, tuple(spec for part in parts for spec in part.requested_arrivals))
 
 
 def truncated(schedule: Schedule, count: int) -> Schedule:

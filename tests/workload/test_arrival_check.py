@@ -149,3 +149,17 @@ def test_the_rate_of_a_shape_is_the_mean_over_the_arrivals_and_a_fault_states_it
 @pytest.mark.parametrize("process", ["constant", "trace"])
 def test_without_a_requested_rate_no_rate_is_wrong(process: str) -> None:
     assert realized_arrivals(np.arange(100.0) * 7, process, None).faults == []
+
+
+def test_a_mean_gap_of_exactly_four_standard_errors_is_no_fault() -> None:
+    """256 gaps of mean 1 and CV 1: four standard errors are 4 / 16, all of them exact in binary."""
+    times_s = np.concatenate(([0.0], np.cumsum(np.array([0.0, 2.0] * 128))))
+    assert not any("requests/s" in fault for fault in realized_arrivals(times_s, "gamma", 1.25).faults)
+    assert any("requests/s" in fault for fault in realized_arrivals(times_s, "gamma", 1.2501).faults)
+
+
+def test_the_dispersion_is_that_of_the_counts_in_seconds() -> None:
+    """Seconds with 3 arrivals and with 1 in turn: windows of 2 s would all hold 4."""
+    times_s = np.array([second + k / 4 for second in range(21) for k in range(3 if second % 2 == 0 else 1)])
+    dispersion = realized_arrivals(times_s, "trace", None).dispersion
+    assert dispersion == pytest.approx(np.var([3, 1] * 10, ddof=1) / 2)

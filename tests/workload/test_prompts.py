@@ -31,7 +31,7 @@ def tokenizer() -> Tokenizer:
         vocab_size=3000, show_progress=False, initial_alphabet=pre_tokenizers.ByteLevel.alphabet()
     )
     root = Path(__file__).parents[2]
-    bpe.train_from_iterator([path.read_text() for path in sorted(root.glob("**/*.py"))][:60], trainer)
+    bpe.train_from_iterator([path.read_text() for path in sorted(root.glob("loadgen/**/*.py"))[:60]], trainer)
     return bpe
 
 
@@ -45,7 +45,7 @@ def measured(tokenizer: Tokenizer, kind: PromptKind, overhead: float = 0) -> Voc
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("tokens", [30, 31, 32, 57, 100, 1000, 4083])
-def test_prompts_have_exactly_the_tokens_asked(tokenizer: Tokenizer, kind: PromptKind, tokens: int) -> None:
+def test_prompts_have_exactly_the_requested_tokens(tokenizer: Tokenizer, kind: PromptKind, tokens: int) -> None:
     vocabulary = measured(tokenizer, kind)
     assert vocabulary.exact
     for index in range(20):
@@ -53,7 +53,7 @@ def test_prompts_have_exactly_the_tokens_asked(tokenizer: Tokenizer, kind: Promp
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_template_is_part_of_what_was_asked(tokenizer: Tokenizer, kind: PromptKind) -> None:
+def test_the_template_is_part_of_the_requested_tokens(tokenizer: Tokenizer, kind: PromptKind) -> None:
     assert count(tokenizer, measured(tokenizer, kind, overhead=11).prompt(500, draws_of(0, 0))) == 489
 
 

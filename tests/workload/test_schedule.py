@@ -253,7 +253,7 @@ def test_gamma_arrivals_are_poisson_unless_a_burstiness_is_requested() -> None:
         for options in ({}, {"burstiness": 1.0}, {"burstiness": 0.5})
     ]
     assert plans[0].requests == plans[1].requests != plans[2].requests
-    assert [plan.asked[0].burstiness for plan in plans] == [1.0, 1.0, 0.5]
+    assert [plan.requested_arrivals[0].burstiness for plan in plans] == [1.0, 1.0, 0.5]
 
 
 @pytest.mark.parametrize("count", [0, 1, 2, 3])
@@ -267,7 +267,7 @@ def test_a_schedule_of_one_part_keeps_its_process_and_an_unknown_rate_makes_the_
     assert merged_schedule([one], 5).arrival == "trace" and merged_schedule([one], 5).rate_rps == 2
     assert merged_schedule([one, one], 5).rate_rps == 4 and merged_schedule([one, one], 5).arrival is None
     assert merged_schedule([one, build_schedule(trace([3.0]), seed=0)], 5).rate_rps is None
-    assert merged_schedule([one, one], 5).asked == one.asked * 2
+    assert merged_schedule([one, one], 5).requested_arrivals == one.requested_arrivals * 2
 
 
 @pytest.mark.parametrize(("times_s", "rate"), [([1.0, 1.25, 1.5], 4.0), ([1.0, 1.0], None), ([1.0], None)])
