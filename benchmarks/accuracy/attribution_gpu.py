@@ -1,4 +1,4 @@
-"""Attribution on a real GPU: experiments whose truth is known without a model.
+"""Test attribution on a real GPU, with experiments whose result is known without a model.
 
     python -m benchmarks.accuracy.attribution_gpu run DIR [--base-url URL] [--seconds 240] [--only NAME]
     python -m benchmarks.accuracy.attribution_gpu analyse DIR
@@ -7,11 +7,11 @@
 `run` replays against a live server, one run folder each:
 
     mix        conversations at 4/s and code at 2/s, together
-    chat       the mix's conversations alone, at their own instants
-    code       the mix's code requests alone
+    chat       the conversations of the mix alone, at the same instants
+    code       the code requests of the mix alone, at the same instants
     identical  bursts of 8 equal requests: each must get 1/8 of its burst
 
-`analyse` needs no GPU: it reads the folders. Those of docs/results are of an H200.
+`analyse` needs no GPU: it reads the folders. Those in docs/results were measured on an H200.
 """
 
 import argparse
@@ -38,11 +38,11 @@ TRACES = Path(__file__).parents[2] / "traces"
 RATES = {"chat": 4.0, "code": 2.0}
 BURSTS, BURST_SIZE, BURST_EVERY_S = 10, 8, 3.0
 PARTS = {"identical": 1.0, "mix": 1.0, "chat": 0.4, "code": 0.4}
-"""Share of the mix's seconds that each run takes."""
+"""Duration of each run as a share of --seconds."""
 
 
 def make_traces(folder: Path, seconds: float) -> None:
-    """The four traces, in `folder`."""
+    """Write the four traces into `folder`."""
     mix: list[TraceRequest] = []
     for seed, (kind, rps) in enumerate(RATES.items()):
         plan = build_schedule(
@@ -85,7 +85,7 @@ def load(path: Path) -> RunResult:
 
 
 def identical(result: RunResult) -> dict[str, float]:
-    """How far each request of a burst is from its burst's mean, and whether that is within two standard errors."""
+    """Return the deviation of requests from the mean of their burst, and the share within two standard errors."""
     assert result.attribution is not None
     joules = np.array([share.joules for share in result.attribution.requests]).reshape(-1, BURST_SIZE)
     errors = np.array([share.se_joules or 0.0 for share in result.attribution.requests]).reshape(-1, BURST_SIZE)
@@ -99,56 +99,58 @@ def identical(result: RunResult) -> dict[str, float]:
 
 
 def until(result: RunResult, seconds: float) -> tuple[float, dict[str, float]]:
-    """Measured joules of the run's first `seconds`, and what attribution gave the requests that were due in them."""
+    """Return the joules measured in the first `seconds`, and those attributed to requests due in them by workload."""
     assert result.attribution is not None
     start_ns, _ = span(result)
     end_ns = start_ns + round(seconds * NS_PER_S)
     measured = sum(series.energy_mj(start_ns, end_ns) or 0.0 for series in outermost_series(result)) / 1000
-    given: dict[str, float] = {}
+    attributed_j: dict[str, float] = {}
     for share, record in zip(result.attribution.requests, result.records, strict=True):
         if record.scheduled_ns < end_ns:
-            given[record.workload] = given.get(record.workload, 0.0) + share.joules
-    return measured, given
+            attributed_j[record.workload] = attributed_j.get(record.workload, 0.0) + share.joules
+    return measured, attributed_j
 
 
 def paired(mix: RunResult, alone: RunResult, extra: str, seconds: float) -> dict[str, float]:
-    """The same background with and without a class: what it really added, and what it was given and modelled to add."""
-    with_extra, given = until(mix, seconds)
+    """Compare a background with and without an extra class: the joules it added, was attributed, and should add."""
+    with_extra, attributed_j = until(mix, seconds)
     without, background = until(alone, seconds)
-    (kept,) = [kind for kind in given if kind != extra]
+    (kept,) = [kind for kind in attributed_j if kind != extra]
     return {
         "seconds": seconds,
         "measured_difference_j": with_extra - without,
-        "given_to_extra_j": given[extra],
-        "background_in_mix_j": given[kept],
+        "given_to_extra_j": attributed_j[extra],
+        "background_in_mix_j": attributed_j[kept],
         "background_alone_j": background[kept],
         "modelled_difference_j": modelled(mix, seconds) - modelled(alone, seconds, mix),
     }
 
 
 def modelled(result: RunResult, seconds: float, coefficients_of: RunResult | None = None) -> float:
-    """Joules of the first `seconds` under the fitted law: steps, tokens, and idle power in between."""
+    """Return the joules of the first `seconds` under the fitted law: steps, tokens, and idle power in between."""
     source = (coefficients_of or result).attribution
     assert source is not None
-    (found,) = source.coefficients
+    (coefficients,) = source.coefficients
     work = engine_steps_of(result.records, result.engine)
     start_ns, _ = span(result)
     end_ns = start_ns + round(seconds * NS_PER_S)
     inside = work.end_ns[work.step] <= end_ns
     steps = work.end_ns <= end_ns
     busy_s = float((work.end_ns - work.start_ns)[steps].sum()) / NS_PER_S
-    return float((member_features(work)[inside] @ found.values).sum()) + (found.idle_w or 0.0) * (seconds - busy_s)
+    return float((member_features(work)[inside] @ coefficients.values).sum()) + (coefficients.idle_w or 0.0) * (
+        seconds - busy_s
+    )
 
 
 def report(folder: Path) -> dict[str, object]:
-    found: dict[str, object] = {}
+    experiments: dict[str, object] = {}
     results = {name: load(folder / name) for name in PARTS if (folder / name / "run.json").exists()}
     for name, result in results.items():
         assert result.summary is not None
         assert result.attribution is not None
         energy, counts = result.summary.energy, result.summary.requests
         accounts = [result.attribution.idle_mj, result.attribution.attributed_mj, result.attribution.unattributed_mj]
-        found[name] = {
+        experiments[name] = {
             "requests": counts.completed, "failed": counts.failed, "duration_s": result.summary.duration_s,
             "measured_mj": result.attribution.measured_mj, "accounts_mj": accounts,
             "left_over_mj": result.attribution.measured_mj - sum(accounts),
@@ -159,15 +161,15 @@ def report(folder: Path) -> dict[str, object]:
             "lag_p99_s": result.summary.schedule_lag_s.p99,
         }  # fmt: skip
     if "identical" in results:
-        found["experiment identical"] = identical(results["identical"])
+        experiments["experiment identical"] = identical(results["identical"])
     if {"mix", "chat", "code"} <= results.keys():
         for alone, extra in (("chat", "code"), ("code", "chat")):
-            last = max(record.scheduled_ns for record in results[alone].records) - span(results[alone])[0]
-            seconds = float(int(last / NS_PER_S))
-            found[f"experiment {alone} with and without {extra}"] = paired(
+            last_due_ns = max(record.scheduled_ns for record in results[alone].records) - span(results[alone])[0]
+            seconds = float(int(last_due_ns / NS_PER_S))
+            experiments[f"experiment {alone} with and without {extra}"] = paired(
                 results["mix"], results[alone], extra, seconds
             )
-    return found
+    return experiments
 
 
 # -- figure ----------------------------------------------------------------------------------------------------------
@@ -179,7 +181,7 @@ SIZE, TOP_J = 300, 90.0
 
 
 def figure(result: RunResult) -> str:
-    """Two panels: each window's measured joules against the fitted law's, as polled and on the counter's own clock."""
+    """Draw measured against modelled joules per window in two panels: as polled, and on the counter's own clock."""
     work = engine_steps_of(result.records, result.engine)
     (polled,) = outermost_series(result)
     panels = [("as polled", polled), ("on its own clock, in phase", align_phase(align_to_counter_clock(polled), work))]
@@ -189,10 +191,10 @@ def figure(result: RunResult) -> str:
 
 
 def _panel(x: float, title: str, series: EnergySeries, work: EngineSteps) -> str:
-    found = fit_coefficients(series, work)
+    coefficients = fit_coefficients(series, work)
     step, window, share = overlap(series.t_ns, work.start_ns, work.end_ns)
-    owed = np.bincount(work.step, cost_shares(work, found), minlength=work.count)
-    modelled = np.bincount(window, share * owed[step], minlength=len(series) - 1)
+    step_j = np.bincount(work.step, cost_shares(work, coefficients), minlength=work.count)
+    modelled = np.bincount(window, share * step_j[step], minlength=len(series) - 1)
     measured = np.diff(series.mj) / 1000
     busy = np.flatnonzero(modelled > 0)[::2]
     across = x + np.minimum(modelled / TOP_J, 1) * SIZE
@@ -205,9 +207,9 @@ def _panel(x: float, title: str, series: EnergySeries, work: EngineSteps) -> str
         f'<text x="{x - 6}" y="{44 + SIZE - j / TOP_J * SIZE:.0f}" text-anchor="end">{j}</text>'
         for j in (0, 30, 60, 90)
     )
-    head = f'<text x="{x}" y="24">{title}: R² {found.r_squared:.2f}</text>'
-    said = "J in a window, by the law (across) and measured (up)"
-    foot = f'<text x="{x + SIZE / 2}" y="{76 + SIZE}" text-anchor="middle">{said}</text>'
+    head = f'<text x="{x}" y="24">{title}: R² {coefficients.r_squared:.2f}</text>'
+    axes = "J in a window, by the law (across) and measured (up)"
+    foot = f'<text x="{x + SIZE / 2}" y="{76 + SIZE}" text-anchor="middle">{axes}</text>'
     return frame + same + dots + ticks + head + foot
 
 

@@ -1,10 +1,11 @@
-"""How wrong is each way to split joules over requests? Against the oracle of the simulated engine, in virtual time.
+"""Measure the error per request of each attribution method against the simulated engine's own account.
 
     python -m benchmarks.accuracy.attribution_oracle [--seconds 300] [--seed 0] [--json FILE]
 
-Every row is simulated: an engine whose cost law is not the fit's own (attention grows with context, compute and memory
-overlap, power saturates and drifts with temperature), a counter that moves every 100 ms, a client that sees each chunk
-0.2 to 0.8 ms after its step. Errors are per request, |said - true| / true, over requests that ended.
+Every row is simulated, in virtual time: an engine whose cost law is not the fit's own (attention grows with context,
+compute and memory overlap, power saturates and drifts with temperature), a counter that updates every 100 ms, a client
+that sees each chunk 0.2 to 0.8 ms after its step. Errors are per request, |attributed - true| / true, over requests
+that ended.
 """
 
 import argparse
@@ -41,7 +42,7 @@ CHUNK_DELAY_NS = (200_000, 800_000)
 class Scenario:
     name: str
     rates: dict[str, float]
-    """Requests/s of each trace."""
+    """Rate of each trace, in requests/s."""
     hardware: str = "h200"
     model: str = "llama-3.1-8b"
     options: EngineOptions = field(default_factory=EngineOptions)
@@ -49,11 +50,11 @@ class Scenario:
     foreign: float = 0.0
     """Share of the requests that another client sends."""
     engine: bool = True
-    """Whether the engine's counters are there."""
+    """True when the engine's counters are available."""
     shared_prefix: float = 0.0
     """Share of each prompt that every prompt has in common."""
     polled: bool = False
-    """Whether the counter is seen as NVML shows it, at polls, and not at the instants of its moves."""
+    """True when the counter is read by polling, as with NVML, instead of at the instants of its updates."""
 
 
 def scenarios() -> list[Scenario]:
@@ -68,8 +69,12 @@ def scenarios() -> list[Scenario]:
     small = EngineOptions(kv_cache_tokens=20_000)
     return [
         *plain,
-        *(replace(one, name=f"{one.name}, client only", engine=False) for one in plain),
-        *(replace(one, name=f"{one.name}, polled", polled=True) for one in plain if "mix" in one.name),
+        *(replace(scenario, name=f"{scenario.name}, client only", engine=False) for scenario in plain),
+        *(
+            replace(scenario, name=f"{scenario.name}, polled", polled=True)
+            for scenario in plain
+            if "mix" in scenario.name
+        ),
         Scenario("mix 6/s, 2 % noise", mix, counter=CounterOptions(noise=0.02)),
         Scenario("mix 6/s, 5 % noise", mix, counter=CounterOptions(noise=0.05)),
         Scenario("mix 6/s, prefix caching", mix, options=EngineOptions(prefix_caching=True), shared_prefix=0.5),
@@ -83,12 +88,12 @@ def scenarios() -> list[Scenario]:
 
 @dataclass(frozen=True)
 class Case:
-    """A simulated run as loadgen would have recorded it, and the truth."""
+    """A simulated run as loadgen would have recorded it, and the simulator's own account."""
 
     records: list[RequestRecord]
     run: SimulatedRun
-    ours: list[int]
-    """Rows of run.requests that are ours."""
+    own: list[int]
+    """Rows of run.requests that loadgen sent; the other rows are another client's."""
 
 
 def simulated(scenario: Scenario, seconds: float, seed: int) -> Case:
@@ -106,17 +111,19 @@ def simulated(scenario: Scenario, seconds: float, seed: int) -> Case:
         [arrival for arrival, _ in arrivals], read_hardware(scenario.hardware), read_model(scenario.model),
         scenario.options, scenario.counter, tail_ns=IDLE_NS // 4, seed=seed,
     )  # fmt: skip
-    ours = [i for i in range(len(arrivals)) if rng.random() >= scenario.foreign]
-    records = [_record(row, arrivals[i][1], run.requests[i], rng) for row, i in enumerate(ours)]
-    return Case(records, run, ours)
+    own = [i for i in range(len(arrivals)) if rng.random() >= scenario.foreign]
+    records = [_record(row, arrivals[i][1], run.requests[i], rng) for row, i in enumerate(own)]
+    return Case(records, run, own)
 
 
 def _blocks(tokens: int, shared: float, kind: str, index: int) -> tuple[int, ...]:
     if not shared:
         return ()
-    whole = tokens // 16
-    common = int(whole * shared)
-    return tuple(hash((kind, i)) for i in range(common)) + tuple(hash((kind, index, i)) for i in range(common, whole))
+    full_blocks = tokens // 16
+    common = int(full_blocks * shared)
+    return tuple(hash((kind, i)) for i in range(common)) + tuple(
+        hash((kind, index, i)) for i in range(common, full_blocks)
+    )
 
 
 def _record(index: int, kind: str, truth: Any, rng: np.random.Generator) -> RequestRecord:
@@ -131,22 +138,24 @@ def _record(index: int, kind: str, truth: Any, rng: np.random.Generator) -> Requ
 
 
 def polled(series: EnergySeries, rng: np.random.Generator) -> EnergySeries:
-    """The counter as the sampler sees an H200's: 4 ms a read, one in 100 takes 50 ms more; every fifth of the period at
-    first, then every VERNIER of it."""
+    """Poll the counter as the sampler polls an H200's.
+
+    A read takes 4 ms, one in 100 takes 50 ms more; the interval is a fifth of the period at first, then VERNIER of it.
+    """
     track, samples, at_ns = CounterTrack(series.domain), [], int(series.t_ns[0])
     while at_ns < series.t_ns[-1]:
         took_ns = (4 + 50 * (rng.random() < 0.01)) * NS_PER_MS
-        seen = int(np.searchsorted(series.t_ns, at_ns + took_ns // 2, side="right")) - 1
-        if sample := track.observe(at_ns, at_ns + took_ns, int(series.mj[seen])):
+        row = int(np.searchsorted(series.t_ns, at_ns + took_ns // 2, side="right")) - 1
+        if sample := track.observe(at_ns, at_ns + took_ns, int(series.mj[row])):
             samples.append(sample)
         step_ns = round(PERIOD_NS * (VERNIER if track.regular else 0.2))
         at_ns += max(took_ns, step_ns) + int(rng.exponential(200_000))
-    [found] = series_by_domain(samples).values()
-    return found
+    [polled_series] = series_by_domain(samples).values()
+    return polled_series
 
 
 def engine_samples(case: Case, period_ns: int = 500 * NS_PER_MS) -> list[EngineSample]:
-    """The engine's page as polled every half second."""
+    """Return the engine's counters as polled every half second."""
     samples: list[EngineSample] = []
     next_ns = 0
     for sample in case.run.engine:
@@ -157,34 +166,37 @@ def engine_samples(case: Case, period_ns: int = 500 * NS_PER_MS) -> list[EngineS
 
 
 def score(case: Case, scenario: Scenario, method: str) -> dict[str, float | None]:
-    """Errors of one method: median, p90, p99 and the sum of all accounts / the counter."""
+    """Return one method's errors: median, p90, p99, and the sum of all accounts / the counter."""
     start = min(record.sent_ns or 0 for record in case.records)
     end = max(record.finished_ns or 0 for record in case.records)
     series = list(series_by_domain(case.run.counter).values())
     engine = engine_samples(case) if scenario.engine else []
     steps = engine_steps_of(case.records, engine)
     if scenario.polled:
-        series = [align_phase(align_to_counter_clock(polled(one, np.random.default_rng(0))), steps) for one in series]
+        series = [
+            align_phase(align_to_counter_clock(polled(domain_series, np.random.default_rng(0))), steps)
+            for domain_series in series
+        ]
     result = attribute_energy(series, case.records, start, end, method=method, steps=steps)
-    said = np.array([share.joules for share in result.requests])
-    truth = np.array([case.run.requests[i].prefill_j + case.run.requests[i].decode_j for i in case.ours])
-    error = np.abs(said - truth) / truth
+    attributed = np.array([share.joules for share in result.requests])
+    truth = np.array([case.run.requests[i].prefill_j + case.run.requests[i].decode_j for i in case.own])
+    error = np.abs(attributed - truth) / truth
     median, p90, p99 = np.percentile(error, [50, 90, 99]).tolist()
-    accounts = result.idle_mj + result.unattributed_mj + round(float(said.sum()) * 1000)
+    accounts = result.idle_mj + result.unattributed_mj + round(float(attributed.sum()) * 1000)
     return {
         "median": median, "p90": p90, "p99": p99, "sum_over_total": accounts / result.measured_mj,
-        "attributed_over_true": float(said.sum() / truth.sum()),
+        "attributed_over_true": float(attributed.sum() / truth.sum()),
         "within_2_se": _within(result, truth),
     }  # fmt: skip
 
 
 def _within(result: Any, truth: np.ndarray) -> float | None:
-    """Share of requests whose true joules lie within two of their standard errors."""
+    """Return the share of requests whose true joules lie within two standard errors; None without standard errors."""
     errors = [share.se_joules for share in result.requests]
     if any(error is None for error in errors):
         return None
-    said = np.array([share.joules for share in result.requests])
-    return float(np.mean(np.abs(said - truth) <= 2 * np.array(errors)))
+    attributed = np.array([share.joules for share in result.requests])
+    return float(np.mean(np.abs(attributed - truth) <= 2 * np.array(errors)))
 
 
 def main() -> None:
@@ -202,17 +214,17 @@ def main() -> None:
         case = simulated(scenario, options.seconds, options.seed)
         print(f"\n{scenario.name}  ({len(case.records)} requests)")
         for method in METHODS:
-            found = score(case, scenario, method)
-            rows.append({"scenario": scenario.name, "requests": len(case.records), "method": method, **found})
-            print("  " + _line(method, found))
+            errors = score(case, scenario, method)
+            rows.append({"scenario": scenario.name, "requests": len(case.records), "method": method, **errors})
+            print("  " + _line(method, errors))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def _line(method: str, found: dict[str, float | None]) -> str:
-    shares = " / ".join(f"{100 * (found[name] or 0):6.1f}" for name in ("median", "p90", "p99"))
-    covered = f"  within 2 se {found['within_2_se']:.0%}" if found["within_2_se"] is not None else ""
-    sums = f"sum/total {found['sum_over_total']:.6f}  ours/true {found['attributed_over_true']:.3f}"
+def _line(method: str, errors: dict[str, float | None]) -> str:
+    shares = " / ".join(f"{100 * (errors[name] or 0):6.1f}" for name in ("median", "p90", "p99"))
+    covered = f"  within 2 se {errors['within_2_se']:.0%}" if errors["within_2_se"] is not None else ""
+    sums = f"sum/total {errors['sum_over_total']:.6f}  attributed/true {errors['attributed_over_true']:.3f}"
     return f"{method:14} {shares} %   {sums}{covered}"
 
 

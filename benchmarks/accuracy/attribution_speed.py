@@ -1,8 +1,8 @@
-"""How long attribution takes, and how much memory: 100,000 requests, 20 million tokens, half an hour of counter moves.
+"""Measure the time and memory of attribution: 100,000 requests, 20 million tokens, half an hour of counter updates.
 
     python -m benchmarks.accuracy.attribution_speed [--requests 100000] [--tokens 200]
 
-The run is made up (lockstep streams on a 10 ms step, a counter that moves every 100 ms); only its size matters.
+The run is made up (lockstep streams on a 10 ms step, a counter that updates every 100 ms); only its size matters.
 """
 
 import argparse
@@ -20,7 +20,7 @@ STEP_NS = 10 * NS_PER_MS
 
 
 def made_up(requests: int, tokens: int, rng: np.random.Generator) -> tuple[list[RequestRecord], EnergySeries]:
-    """Streams that begin at random steps, 60 a second, and get a chunk a step."""
+    """Make streams that start at random steps, 60 per second, and get one chunk per step."""
     begins = np.sort(rng.integers(0, requests * 100 // 60, requests))
     records = []
     for index, begin in enumerate(begins.tolist()):
@@ -51,13 +51,15 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=200)
     options = parser.parse_args()
     records, series = made_up(options.requests, options.tokens, np.random.default_rng(0))
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    rss_before_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     start = time.perf_counter()
     result = attribute_energy([series], records, int(series.t_ns[0]), int(series.t_ns[-1]))
     took = time.perf_counter() - start
-    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    rss_peak_mib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{options.requests:,} requests, {options.requests * options.tokens:,} tokens, {len(series):,} windows")
-    print(f"attribution {took:.1f} s; peak memory {after:.0f} MiB, of which the records {before:.0f} MiB")
+    print(
+        f"attribution {took:.1f} s; peak memory {rss_peak_mib:.0f} MiB, of which the records {rss_before_mib:.0f} MiB"
+    )
     accounted = result.idle_mj + result.attributed_mj + result.unattributed_mj
     print(f"{result.measured_mj:,} mJ measured, {accounted:,} accounted for")
 

@@ -1,4 +1,4 @@
-"""The energy model against the truth, on the simulated server: Azure 2023 conversation and code at a full batch.
+"""Compare the energy model with the simulated server's joules: Azure 2023 conversation and code at full batches.
 
     python -m benchmarks.accuracy.energy_model [--originals DIR] [--write docs/energy-model]
 
@@ -33,14 +33,14 @@ ORIGINALS = {
 SHIPPED = {"traces/chat.jsonl": ROOT / "traces/chat.jsonl", "traces/code.jsonl": ROOT / "traces/code.jsonl"}
 
 
-def truth(lengths: list[RequestShape], profile: EnergyProfile, batch: int) -> float:
-    """Joules of the whole workload in a closed loop of `batch`, as the simulated counter would show them."""
+def true_joules(lengths: list[RequestShape], profile: EnergyProfile, batch: int) -> float:
+    """Return the joules of the whole workload in a closed loop of `batch`, as the simulated counter would show them."""
     run = closed_loop(lengths, read_hardware(profile.gpu), read_model(profile.model), batch)
     return run.step_j
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--originals", type=Path)
     parser.add_argument("--write", type=Path, metavar="STEM", help="Also write STEM-error.svg and STEM-surface.svg.")
     args = parser.parse_args()
@@ -60,10 +60,10 @@ def main() -> None:
             RequestShape(int(n), int(o)) for inputs, outputs in chunks for n, o in zip(inputs, outputs, strict=True)
         ]
         for batch in BATCHES:
-            measured = truth(lengths, profile, batch)
-            found = estimates(pairs, profile, batch, hardware, model)
-            rows.append((name, batch, measured, found))
-            errors = " | ".join(f"{e.joules / measured - 1:+.1%}" for e in found)
+            measured = true_joules(lengths, profile, batch)
+            by_method = estimates(pairs, profile, batch, hardware, model)
+            rows.append((name, batch, measured, by_method))
+            errors = " | ".join(f"{e.joules / measured - 1:+.1%}" for e in by_method)
             print(f"| {name} | {len(lengths):,} | {batch} | {measured / len(lengths):.2f} | {errors} |", flush=True)
     print("\ncoefficients of the two-phase model, in joules:", surface(profile, 128).fit)
     if args.write:
@@ -91,44 +91,44 @@ def svg(width: int, height: int, label: str, parts: list[str]) -> str:
 
 
 def error_figure(rows: list[tuple[str, int, float, list[Estimate]]]) -> str:
-    """Bars of estimate / measured at batch 128, one group per workload."""
-    shown = [(name, measured, found) for name, batch, measured, found in rows if batch == max(BATCHES)]
-    height, left, width, top = 300, 50, 180, 40
+    """Draw bars of estimate / measured at batch 128, one group per workload."""
+    shown = [(name, measured, by_method) for name, batch, measured, by_method in rows if batch == max(BATCHES)]
+    height, margin, width, top = 300, 50, 180, 40
     bottom = height - 40
     y = lambda ratio: bottom - (bottom - top) * ratio / 1.6  # noqa: E731
-    parts = [f'<text x="{left}" y="20">estimate / measured at batch {max(BATCHES)} (simulated)</text>']
-    right = left + width * len(shown) + 20
+    parts = [f'<text x="{margin}" y="20">estimate / measured at batch {max(BATCHES)} (simulated)</text>']
+    right = margin + width * len(shown) + 20
     for tick in (0, 0.5, 1.0, 1.5):
         faint = "" if tick == 1.0 else " faint"
-        parts.append(f'<line class="axis{faint}" x1="{left}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
-        parts.append(f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-    for group, (name, measured, found) in enumerate(shown):
-        x = left + 15 + group * width
-        for i, each in enumerate(found):
-            ratio = each.joules / measured
+        parts.append(f'<line class="axis{faint}" x1="{margin}" x2="{right}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>')
+        parts.append(f'<text x="{margin - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+    for group, (name, measured, by_method) in enumerate(shown):
+        x = margin + 15 + group * width
+        for i, estimate in enumerate(by_method):
+            ratio = estimate.joules / measured
             parts.append(
                 f'<rect class="{CLASSES[i]}" x="{x + i * 31}" y="{y(ratio):.1f}" width="24" '
-                f'height="{bottom - y(ratio):.1f}"><title>{each.method}: {ratio:.3f}</title></rect>'
+                f'height="{bottom - y(ratio):.1f}"><title>{estimate.method}: {ratio:.3f}</title></rect>'
                 f'<text x="{x + i * 31 + 12}" y="{y(ratio) - 4:.1f}" text-anchor="middle">'
                 f"{ratio:.2f}</text>"
             )
         parts.append(f'<text x="{x + 75}" y="{bottom + 18}" text-anchor="middle">{name}</text>')
-    for i, each in enumerate(shown[0][2]):
-        parts.append(f'<rect class="{CLASSES[i]}" x="{left + i * 140}" y="{height - 14}" width="10" height="10"/>')
-        parts.append(f'<text x="{left + i * 140 + 15}" y="{height - 5}">{each.method}</text>')
+    for i, estimate in enumerate(shown[0][2]):
+        parts.append(f'<rect class="{CLASSES[i]}" x="{margin + i * 140}" y="{height - 14}" width="10" height="10"/>')
+        parts.append(f'<text x="{margin + i * 140 + 15}" y="{height - 5}">{estimate.method}</text>')
     return svg(right, height + 4, "estimates over measured energy", parts)
 
 
 def surface_figure(profile: EnergyProfile) -> str:
-    """J per request over the output length, a line per input length, at each batch: log-log."""
+    """Draw J per request over the output length at each batch, a line per input length, log-log."""
     batches = sorted({cell.batch for cell in profile.cells})
     inputs = sorted({cell.input for cell in profile.cells})[::2]
     outputs = np.unique(np.geomspace(8, 1024, 60).astype(np.int64))
-    width, height, left, top = 190, 260, 45, 45
+    width, height, margin, top = 190, 260, 45, 45
     parts = ['<text x="45" y="18">J/request over output tokens, by input tokens and batch (simulated; log-log)</text>']
     for k, batch in enumerate(batches):
-        at = surface(profile, batch)
-        x0 = left + k * (width + 15)
+        fitted = surface(profile, batch)
+        x0 = margin + k * (width + 15)
         x = lambda o, x0=x0: x0 + (width - 10) * math.log(o / 8) / math.log(128)  # noqa: E731
         y = lambda j: height - (height - top) * math.log10(j / 0.3) / math.log10(3000 / 0.3)  # noqa: E731
         for tick in (1, 10, 100, 1000):
@@ -136,18 +136,18 @@ def surface_figure(profile: EnergyProfile) -> str:
                 f'<line class="axis faint" x1="{x0}" x2="{x0 + width - 10}" y1="{y(tick):.1f}" y2="{y(tick):.1f}"/>'
             )
             if k == 0:
-                parts.append(f'<text x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick}</text>')
+                parts.append(f'<text x="{margin - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick}</text>')
         for i, n in enumerate(inputs):
-            joules = at.joules(np.full(len(outputs), n), outputs)
+            joules = fitted.joules(np.full(len(outputs), n), outputs)
             points = " L".join(f"{x(o):.1f} {y(j):.1f}" for o, j in zip(outputs.tolist(), joules.tolist(), strict=True))
             parts.append(f'<path class="{CLASSES[i]}" d="M{points}"><title>{n} input tokens</title></path>')
         parts.append(f'<text x="{x0}" y="{top - 6}">batch {batch}</text>')
         for o in (8, 128, 1024):
             parts.append(f'<text x="{x(o):.1f}" y="{height + 16}" text-anchor="middle">{o}</text>')
     for i, n in enumerate(inputs):
-        parts.append(f'<rect class="{CLASSES[i]}" x="{left + i * 130}" y="{height + 28}" width="10" height="10"/>')
-        parts.append(f'<text x="{left + i * 130 + 15}" y="{height + 37}">{n:,} input tokens</text>')
-    return svg(left + len(batches) * (width + 15), height + 45, "energy per request by length and batch", parts)
+        parts.append(f'<rect class="{CLASSES[i]}" x="{margin + i * 130}" y="{height + 28}" width="10" height="10"/>')
+        parts.append(f'<text x="{margin + i * 130 + 15}" y="{height + 37}">{n:,} input tokens</text>')
+    return svg(margin + len(batches) * (width + 15), height + 45, "energy per request by length and batch", parts)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Workload profiles of data sets that are not at hand, made from what was published about them: *reconstructed*.
+"""Reconstruct workload profiles of unavailable data sets from published statistics.
 
     python -m benchmarks.accuracy.reconstruct_workloads [--out profiles/workloads]
 
-A side is a list of (length, share of requests up to it) and a mean. Its bins lie between the lengths; inside each, the
-mean sits at the same relative position f, solved so that the whole has the published mean. Medians and p99s are edges
-(a short median is a bin of its own), so they hold by construction. Nothing was published about how input and output
-depend on each other, so here they do not.
+A side (inputs or outputs) is a list of (length, share of requests up to it) and a mean. Its bins lie between the
+lengths; inside each, the mean has the same relative position f, solved so that all bins together have the published
+mean. Medians and p99s are edges (a short median is a bin of its own), so they hold by construction. Nothing was
+published about how input and output depend on each other, so here they are independent.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from statistics import NormalDist
 from loadgen.workload.token_bins import TokenBin, TokenBins, bins_json
 
 Side = tuple[list[tuple[int, float]], float]
-"""[(length, share of requests up to it)], mean."""
+"""A list of (length, share of requests up to it), and the mean."""
 
 PAPER = "Fernandez et al., Energy Considerations of LLM Inference and Efficiency Optimizations, arXiv 2504.17674"
 AZURE = {
@@ -69,7 +69,7 @@ TASKS = {
 
 
 def marginal(side: Side) -> list[tuple[tuple[int, int], float, float]]:
-    """[(lo, hi], share, mean] of every bin, with the side's mean overall."""
+    """Return ((low, high], share, mean) of every bin, such that all bins together have the side's mean."""
     points, mean = side
     edges = [((lo, hi), b - a) for (lo, a), (hi, b) in pairwise([(0, 0.0), *points])]
 
@@ -85,7 +85,7 @@ def marginal(side: Side) -> list[tuple[tuple[int, int], float, float]]:
 
 
 def lognormal(mean: float, deviation: float, longest: int, quantiles: int = 16) -> Side:
-    """The law of positive lengths with that mean and standard deviation, cut at the longest."""
+    """Return the lognormal lengths with that mean and standard deviation, cut at the longest."""
     sigma = math.sqrt(math.log1p((deviation / mean) ** 2))
     mu = math.log(mean) - sigma**2 / 2
     shares = [k / quantiles for k in range(1, quantiles)]
@@ -113,7 +113,7 @@ def exactly(length: int) -> tuple[int, int]:
 
 
 def fixed(name: str, provenance: dict[str, str], inputs: tuple[int, ...], outputs: tuple[int, ...]) -> TokenBins:
-    """Every input length with every output length, equally often."""
+    """Return the bins of every input length with every output length, equally often."""
     bins = [
         TokenBin(input_range=exactly(n), output_range=exactly(o), count=1, mean_input=float(n), mean_output=float(o))
         for n in inputs
@@ -125,25 +125,27 @@ def fixed(name: str, provenance: dict[str, str], inputs: tuple[int, ...], output
     )
 
 
-def every() -> list[TokenBins]:
-    made = [joint(name, *what) for name, what in DATA_SETS.items()]
+def all_profiles() -> list[TokenBins]:
+    made = [joint(name, *published) for name, published in DATA_SETS.items()]
     for name, (mean, deviation, longest, output) in TASKS.items():
-        how = f"reconstructed: lognormal inputs of mean {mean}, standard deviation {deviation}, at most {longest}"
-        provenance = {"source": PAPER, "licence": "CC-BY-4.0 (the numbers)", "cite": PAPER, "how": how}
+        method = f"reconstructed: lognormal inputs of mean {mean}, standard deviation {deviation}, at most {longest}"
+        provenance = {"source": PAPER, "licence": "CC-BY-4.0 (the numbers)", "cite": PAPER, "how": method}
         outputs: Side = ([(output - 1, 0.0), (output, 1.0)], float(output)) if output > 1 else ([(1, 1.0)], 1.0)
         made.append(joint(name, provenance, 1024, lognormal(mean, deviation, longest), outputs))
-    how = "short, medium and long inputs and outputs, equally often; chosen, not measured"
+    method = "short, medium and long inputs and outputs, equally often; chosen, not measured"
     return [
         *made,
-        fixed("nine-cell-grid", {"source": "loadgen", "licence": "Apache-2.0", "how": how}, GRID_INPUTS, GRID_OUTPUTS),
+        fixed(
+            "nine-cell-grid", {"source": "loadgen", "licence": "Apache-2.0", "how": method}, GRID_INPUTS, GRID_OUTPUTS
+        ),
     ]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path(__file__).parents[2] / "profiles" / "workloads")
     out = parser.parse_args().out
-    for bins in every():
+    for bins in all_profiles():
         (out / f"{bins.name}.json").write_bytes(bins_json(bins))
         print(f"{bins.name}: {len(bins.bins)} bins, mean {bins.mean_input:.1f} in, {bins.mean_output:.1f} out")
 

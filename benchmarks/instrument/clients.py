@@ -1,4 +1,4 @@
-"""How to make each client put the same load on a server, and what it says about each request afterwards."""
+"""Commands that make each client put the same load on a server, and readers of the times that it reports."""
 
 import json
 import sys
@@ -18,14 +18,14 @@ OFFLINE = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "DO_NOT_TRACK": "
 
 @dataclass(frozen=True)
 class Load:
-    """`requests` of `tokens` output tokens: `rate` a second, Poisson, or `streams` at a time."""
+    """`requests` requests of `tokens` output tokens: Poisson at `rate` per second, or `streams` at a time."""
 
     requests: int
     tokens: int
     rate: float | None = None
     streams: int | None = None
     lasts_s: float = 0.0
-    """One request, as the server paces it."""
+    """Duration of one request as the server paces it."""
 
     @property
     def seconds(self) -> int:
@@ -33,48 +33,48 @@ class Load:
 
 
 @dataclass(frozen=True)
-class Said:
-    """What a client says about one request: ns. `gaps_ns` is None where it keeps no time of every chunk."""
+class Timing:
+    """Times in ns that a client reports about one request; `gaps_ns` is None without a time of every chunk."""
 
     ttft_ns: float
     gaps_ns: NDArray[np.float64] | None = None
     tpot_ns: float | None = None
 
 
-Answers = dict[bytes | int, Said]
-"""By the id that the client sent, or by the server's number of the request."""
+Answers = dict[bytes | int, Timing]
+"""Reported times by the id that the client sent, or by the server's number of the request."""
 
 
 @dataclass(frozen=True)
 class Client:
     command: Callable[[str, Load, Path], Sequence[str]]
-    """(server's root URL, load, a folder to write into) -> what to run."""
-    said: Callable[[Path], Answers]
+    """Build the command line from (server's root URL, load, a folder to write into)."""
+    answers: Callable[[Path], Answers]
     share: float = 1.0
-    """Of a burst's requests: a slower client gets fewer, so that it takes seconds too."""
+    """Share of a burst's requests: a slower client gets fewer, so that its run also lasts seconds."""
     prefix: bytes = b""
-    """Of the ids of its requests, where it also sends others."""
+    """Prefix of the ids of the measured requests, for a client that also sends unmeasured ones."""
     env: dict[str, str] = field(default_factory=dict)
     folder: str | None = None
-    """Under .peers; None is this project."""
+    """Environment under .peers; None is this project."""
 
     def missing(self) -> str | None:
-        """Why it cannot run, or None."""
+        """Return the reason that the client cannot run, or None."""
         if self.folder is None or (PEERS / self.folder / ".installed").exists():
             return None
         log = PEERS / f"{self.folder}.log"
         lines = log.read_text(errors="replace").split("\n") if log.exists() else []
-        why = [line for line in lines if line.strip()][-1:]
-        return why[0].strip() if why else "not installed: benchmarks/instrument/install_peers.sh"
+        log_end = [line for line in lines if line.strip()][-1:]
+        return log_end[0].strip() if log_end else "not installed: benchmarks/instrument/install_peers.sh"
 
 
-def _said(ttft_s: float, gaps_s: Iterable[float]) -> Said:
+def _timing(ttft_s: float, gaps_s: Iterable[float]) -> Timing:
     gaps = np.asarray(list(gaps_s), dtype=float) * 1e9
-    return Said(ttft_s * 1e9, gaps, float(gaps.mean()) if len(gaps) else None)
+    return Timing(ttft_s * 1e9, gaps, float(gaps.mean()) if len(gaps) else None)
 
 
 def _number(response_id: str) -> int:
-    """The server's number of a request, which its response's id ends with."""
+    """Return the server's number of a request, with which the response's id ends."""
     return int(response_id.rsplit("-", 1)[-1], 16)
 
 
@@ -91,12 +91,12 @@ def _loadgen(url: str, load: Load, folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def _loadgen_said(folder: Path) -> Answers:
+def _loadgen_answers(folder: Path) -> Answers:
     from loadgen.results import run_folder
 
     run = run_folder.read_run(folder / "run")
     return {
-        f"{run.info.run_id}-{record.index}".encode(): _said(
+        f"{run.info.run_id}-{record.index}".encode(): _timing(
             (record.first_token_ns - record.sent_ns) / 1e9, np.diff(np.array(record.chunk_ns)) / 1e9
         )
         for record in run.records
@@ -123,11 +123,11 @@ def _vllm_rs(url: str, load: Load, folder: Path) -> list[str]:
     return [str(PEERS / "vllm-rs/vllm-rs"), *_vllm_options(url, load, folder)]
 
 
-def _vllm_said(folder: Path) -> Answers:
-    found = json.loads((folder / "vllm.json").read_bytes())
-    rows = zip(found["ttfts"], found["itls"], found["errors"], strict=True)
-    # Its first gap is the one between the role chunk and the first token: the last ones are the tokens' own.
-    return {f"q-{i}".encode(): _said(ttft, gaps[1:]) for i, (ttft, gaps, error) in enumerate(rows) if not error}
+def _vllm_answers(folder: Path) -> Answers:
+    result = json.loads((folder / "vllm.json").read_bytes())
+    rows = zip(result["ttfts"], result["itls"], result["errors"], strict=True)
+    # vLLM's first gap is between the role chunk and the first token; the later gaps are between tokens.
+    return {f"q-{i}".encode(): _timing(ttft, gaps[1:]) for i, (ttft, gaps, error) in enumerate(rows) if not error}
 
 
 def _aiperf(url: str, load: Load, folder: Path) -> list[str]:
@@ -146,16 +146,18 @@ def _aiperf(url: str, load: Load, folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def _aiperf_said(folder: Path) -> Answers:
-    said: Answers = {}
+def _aiperf_answers(folder: Path) -> Answers:
+    answers: Answers = {}
     for line in (folder / "profile_export.jsonl").open("rb"):
-        one = json.loads(line)
-        metrics = one["metrics"]
-        if one.get("error") or "time_to_first_token" not in metrics:
+        record = json.loads(line)
+        metrics = record["metrics"]
+        if record.get("error") or "time_to_first_token" not in metrics:
             continue
         gaps = np.asarray(metrics.get("inter_chunk_latency", {"value": []})["value"], dtype=float) / 1e3
-        said[one["metadata"]["x_request_id"].encode()] = _said(metrics["time_to_first_token"]["value"] / 1e3, gaps)
-    return said
+        answers[record["metadata"]["x_request_id"].encode()] = _timing(
+            metrics["time_to_first_token"]["value"] / 1e3, gaps
+        )
+    return answers
 
 
 def _guidellm(url: str, load: Load, folder: Path) -> list[str]:
@@ -169,14 +171,18 @@ def _guidellm(url: str, load: Load, folder: Path) -> list[str]:
     ]  # fmt: skip
 
 
-def _guidellm_said(folder: Path) -> Answers:
-    said: Answers = {}
-    for one in json.loads((folder / "guidellm.json").read_bytes())["benchmarks"][0]["requests"]["successful"]:
-        at = one["info"]["timings"]
-        first, last, tokens = at["first_token_iteration"], at["last_token_iteration"], at["token_iterations"]
-        tpot_ns = (last - first) / (tokens - 1) * 1e9 if tokens > 1 else None
-        said[_number(one["response_id"])] = Said((first - at["request_start"]) * 1e9, None, tpot_ns)
-    return said
+def _guidellm_answers(folder: Path) -> Answers:
+    answers: Answers = {}
+    for record in json.loads((folder / "guidellm.json").read_bytes())["benchmarks"][0]["requests"]["successful"]:
+        timings = record["info"]["timings"]
+        first_s, last_s, tokens = (
+            timings["first_token_iteration"],
+            timings["last_token_iteration"],
+            timings["token_iterations"],
+        )
+        tpot_ns = (last_s - first_s) / (tokens - 1) * 1e9 if tokens > 1 else None
+        answers[_number(record["response_id"])] = Timing((first_s - timings["request_start"]) * 1e9, None, tpot_ns)
+    return answers
 
 
 def _inference_perf(url: str, load: Load, folder: Path) -> list[str]:
@@ -201,43 +207,49 @@ def _inference_perf(url: str, load: Load, folder: Path) -> list[str]:
     return [str(command), "--config_file", str(folder / "inference-perf.yaml")]
 
 
-def _inference_perf_said(folder: Path) -> Answers:
-    said: Answers = {}
-    for one in json.loads((folder / "report/per_request_lifecycle_metrics.json").read_bytes()):
-        answer = one["info"]["response_metrics"]
-        if one["error"] or not answer:
+def _inference_perf_answers(folder: Path) -> Answers:
+    answers: Answers = {}
+    for record in json.loads((folder / "report/per_request_lifecycle_metrics.json").read_bytes()):
+        answer = record["info"]["response_metrics"]
+        if record["error"] or not answer:
             continue
-        at = np.asarray(answer["output_token_times"])
+        token_s = np.asarray(answer["output_token_times"])
         number = _number(json.loads(answer["response_chunks"][0])["id"])
-        said[number] = _said(at[0] - one["start_time"], np.diff(at))
-    return said
+        answers[number] = _timing(token_s[0] - record["start_time"], np.diff(token_s))
+    return answers
 
 
 def _locust(url: str, load: Load, folder: Path) -> list[str]:
-    # Its users wait for their answer: so many that, with a second's wait in the mean, the rate comes out.
+    # Locust users wait for their answer, then a second on average: this many users together reach the rate.
     users = load.streams or round((load.rate or 1) * (1 + load.lasts_s))
     options = json.dumps({"requests": load.requests, "tokens": load.tokens, "poisson": load.rate is not None})
     return [
         str(PEERS / "locust/bin/locust"), "-f", str(Path(__file__).with_name("peer_locustfile.py")), "--headless",
         "--host", url, "-u", str(users), "-r", str(users), "--only-summary", "--load", options,
-        "--said", str(folder / "said.jsonl"),
+        "--answers", str(folder / "answers.jsonl"),
     ]  # fmt: skip
 
 
-def _locust_said(folder: Path) -> Answers:
-    rows = (json.loads(line) for line in (folder / "said.jsonl").open("rb"))
-    return {row["id"].encode(): _said(row["at"][0] - row["sent"], np.diff(row["at"])) for row in rows if row["at"]}
+def _locust_answers(folder: Path) -> Answers:
+    rows = (json.loads(line) for line in (folder / "answers.jsonl").open("rb"))
+    return {row["id"].encode(): _timing(row["at"][0] - row["sent"], np.diff(row["at"])) for row in rows if row["at"]}
 
 
 CLIENTS: dict[str, Client] = {
-    "loadgen": Client(_loadgen, _loadgen_said),
-    "vllm-rs": Client(_vllm_rs, _vllm_said, prefix=b"q-", folder="vllm-rs", env=OFFLINE),
-    "vllm": Client(_vllm, _vllm_said, share=0.1, prefix=b"q-", folder="vllm", env=OFFLINE),
-    "aiperf": Client(_aiperf, _aiperf_said, share=0.03, folder="aiperf"),
+    "loadgen": Client(_loadgen, _loadgen_answers),
+    "vllm-rs": Client(_vllm_rs, _vllm_answers, prefix=b"q-", folder="vllm-rs", env=OFFLINE),
+    "vllm": Client(_vllm, _vllm_answers, share=0.1, prefix=b"q-", folder="vllm", env=OFFLINE),
+    "aiperf": Client(_aiperf, _aiperf_answers, share=0.03, folder="aiperf"),
     "guidellm": Client(
-        _guidellm, _guidellm_said, share=0.03, folder="guidellm", env=OFFLINE | {"GUIDELLM__MAX_WORKER_PROCESSES": "1"}
+        _guidellm,
+        _guidellm_answers,
+        share=0.03,
+        folder="guidellm",
+        env=OFFLINE | {"GUIDELLM__MAX_WORKER_PROCESSES": "1"},
     ),
-    "inference-perf": Client(_inference_perf, _inference_perf_said, share=0.05, folder="inference-perf", env=OFFLINE),
-    "locust": Client(_locust, _locust_said, share=0.1, folder="locust"),
+    "inference-perf": Client(
+        _inference_perf, _inference_perf_answers, share=0.05, folder="inference-perf", env=OFFLINE
+    ),
+    "locust": Client(_locust, _locust_answers, share=0.1, folder="locust"),
 }
-"""AIPerf, GuideLLM and inference-perf are told to use one worker: they have one core."""
+"""AIPerf, GuideLLM and inference-perf are configured to use one worker, because they have one core."""

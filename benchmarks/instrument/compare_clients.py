@@ -1,11 +1,11 @@
-"""loadgen and its peers, side by side: the server of known timing on one core, a client on the other, in turn.
+"""Compare loadgen and its peers: the server of known timing runs on one core and each client in turn on another.
 
-    python -m benchmarks.instrument.compare_clients          every client that is installed, about 8 minutes
+    python -m benchmarks.instrument.compare_clients          every installed client, about 8 minutes
     python -m benchmarks.instrument.compare_clients --client loadgen --only burst,poisson --rounds 5
-    python -m benchmarks.instrument.compare_clients --publish     the same; docs/benchmarks.md gets the table
+    python -m benchmarks.instrument.compare_clients --publish     also write the table into docs/benchmarks.md
 
-What a client did is read from the server's log: when requests came, when tokens were written. What it says about a
-request is compared with that, request by request, gap by gap.
+The server's log says when requests arrived and when tokens were written. The times that a client reports are compared
+with it, request by request and gap by gap.
 """
 
 import argparse
@@ -31,14 +31,14 @@ from loadgen.stats.distributions import index_of_dispersion, ks_exponential
 Numbers = dict[str, float]
 TTFT_MS, ITL_MS, TOKENS = 50, 20, 150
 LIFETIME_S = (TTFT_MS + (TOKENS - 1) * ITL_MS) / 1e3
-HOPELESS_MS = 100.0
-"""A client whose TTFT error has such a p99 is not asked for more streams."""
+ABANDON_MS = 100.0
+"""A client whose TTFT error has a p99 above this is not run with more streams."""
 TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
 class Case:
-    """One load, the server's options for it, and what to read from the run."""
+    """One load, the server's options for it, and the function that computes the numbers of a run."""
 
     load: Load
     server: Sequence[str]
@@ -47,7 +47,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Run:
-    """What one client did with one load."""
+    """The log, the resource usage and the reported times of one client under one load."""
 
     log: timing_server.Log
     usage: process_tree.Usage
@@ -56,7 +56,7 @@ class Run:
 
     @property
     def span_ns(self) -> tuple[int, int]:
-        """From the first request's arrival to the last one's end."""
+        """Return the first request's arrival and the last request's end."""
         return int(self.log.requests["arrived_ns"].min()), int(self.log.requests["ended_ns"].max())
 
 
@@ -79,7 +79,7 @@ def throughput(run: Run) -> Numbers:
 
 
 def timing(run: Run) -> Numbers:
-    """What the client said minus the truth, ms, of requests that came once the first ones were about to end."""
+    """Return the client's errors in ms for the requests that arrived after the first lifetime, when load is steady."""
     settled = run.log.only(run.log.requests["arrived_ns"] > run.span_ns[0] + LIFETIME_S * 1e9)
     return {
         "server_late_ms_p99": float(np.percentile(settled.requests["late_max_ns"], 99)) / 1e6,
@@ -89,17 +89,17 @@ def timing(run: Run) -> Numbers:
 
 
 def errors_ms(log: timing_server.Log, answers: Answers) -> Numbers:
-    """Percentiles of TTFT error (signed), and of the errors of gaps and of their mean in each request (absolute)."""
+    """Return percentiles of the TTFT error (signed), the gap error and the TPOT error (absolute)."""
     ttft, gaps, tpot = [], [], []
     for row in log.requests:
-        said, wrote = _answer(answers, row), log.writes_of(row)
-        if said is None:
+        answer, wrote = _answer(answers, row), log.writes_of(row)
+        if answer is None:
             continue
-        ttft.append(said.ttft_ns - int(wrote[0] - row["arrived_ns"]))
-        if said.tpot_ns is not None:
-            tpot.append(abs(said.tpot_ns - np.diff(wrote).mean()))
-        if said.gaps_ns is not None and len(said.gaps_ns) == len(wrote) - 1:
-            gaps.append(np.abs(said.gaps_ns - np.diff(wrote)))
+        ttft.append(answer.ttft_ns - int(wrote[0] - row["arrived_ns"]))
+        if answer.tpot_ns is not None:
+            tpot.append(abs(answer.tpot_ns - np.diff(wrote).mean()))
+        if answer.gaps_ns is not None and len(answer.gaps_ns) == len(wrote) - 1:
+            gaps.append(np.abs(answer.gaps_ns - np.diff(wrote)))
     parts = {"ttft": ttft, "itl": np.concatenate(gaps) if gaps else [], "tpot": tpot}
     return {
         f"{name}_error_ms_p{q}": float(np.percentile(values, q)) / 1e6
@@ -114,15 +114,15 @@ def _answer(answers: Answers, row: np.void) -> "object | None":
 
 
 def schedule(run: Run) -> Numbers:
-    at = run.log.arrivals_s()
-    gaps = np.diff(at)
+    arrival_s = run.log.arrivals_s()
+    gaps = np.diff(arrival_s)
     distance, critical = ks_exponential(gaps)
     return {
-        "rate_per_s": len(gaps) / float(at[-1]),
+        "rate_per_s": len(gaps) / float(arrival_s[-1]),
         "ks": distance,
         "ks_critical": critical,
-        "dispersion_1s": index_of_dispersion(at, 1.0) or float("nan"),
-        "dispersion_250ms": index_of_dispersion(at, 0.25) or float("nan"),
+        "dispersion_1s": index_of_dispersion(arrival_s, 1.0) or float("nan"),
+        "dispersion_250ms": index_of_dispersion(arrival_s, 0.25) or float("nan"),
         "lag1": float(np.corrcoef(gaps[:-1], gaps[1:])[0, 1]),
     }
 
@@ -145,11 +145,11 @@ CASES: dict[str, Case] = {
     "lone": Case(Load(requests=2000, tokens=200, streams=64), ("--burst-write", "1"), throughput),
     "paced-50": paced(50),
 }
-"""In the order in which they are run: what tells most comes before time is up."""
+"""Cases in the order in which they are run: the most informative ones first, in case time runs out."""
 
 
 def run_case(client: Client, case: Case, binary: Path) -> Run:
-    """RuntimeError with its last words when the client fails or does not end in time."""
+    """Run one client under one load. Raise RuntimeError with its last output when it fails or does not end in time."""
     cores = timing_server.spread_over_cores()
     load = (
         case.load if case.load.rate else replace(case.load, requests=max(128, round(case.load.requests * client.share)))
@@ -162,29 +162,29 @@ def run_case(client: Client, case: Case, binary: Path) -> Run:
         log = timing_server.read(folder / "log", client.prefix)
         if not len(log.requests):
             raise RuntimeError("no request arrived")
-        return Run(log.only(log.requests["events"] > 0), usage, started_ns, client.said(folder))
+        return Run(log.only(log.requests["events"] > 0), usage, started_ns, client.answers(folder))
 
 
 def _watched(command: Sequence[str], env: dict[str, str], folder: Path) -> process_tree.Usage:
-    with (folder / "said").open("wb") as said:
+    with (folder / "output").open("wb") as output:
         process = subprocess.Popen(
-            command, stdout=said, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=folder, process_group=0,
-            env=os.environ | {"PYTHONPATH": str(timing_server.SOURCE.parents[1])} | env,
+            command, stdout=output, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, cwd=folder, process_group=0,
+            env=os.environ | {"PYTHONPATH": str(timing_server.SOURCE.parents[2])} | env,
         )  # fmt: skip
         try:
             usage = process_tree.run(process, TIMEOUT_S)
         except subprocess.TimeoutExpired as err:
-            raise RuntimeError(f"not done after {TIMEOUT_S:.0f} s") from err
+            raise RuntimeError(f"not finished after {TIMEOUT_S:.0f} s") from err
         finally:
             _end(process)
     if process.returncode:
-        lines = (folder / "said").read_text(errors="replace").strip().splitlines()
-        raise RuntimeError(f"exit status {process.returncode}: {lines[-1] if lines else 'silent'}"[:300])
+        lines = (folder / "output").read_text(errors="replace").strip().splitlines()
+        raise RuntimeError(f"exit status {process.returncode}: {lines[-1] if lines else 'no output'}"[:300])
     return usage
 
 
 def _end(process: "subprocess.Popen[bytes]") -> None:
-    """Its whole group, workers too."""
+    """Kill the whole process group, workers included."""
     try:
         os.killpg(process.pid, 9)
     except ProcessLookupError:
@@ -201,19 +201,19 @@ class Cell:
 
     def medians(self) -> Numbers:
         keys = self.rounds[0] if self.rounds else {}
-        return {key: statistics.median(one[key] for one in self.rounds if key in one) for key in keys}
+        return {key: statistics.median(numbers[key] for numbers in self.rounds if key in numbers) for key in keys}
 
-    def ratios(self, ours: "Cell") -> dict[str, tuple[float, float, float]]:
-        """To ours of the same round: least, median, greatest. A machine whose speed changes does so for both."""
-        pairs = list(zip(self.rounds, ours.rounds, strict=False))  # the slower client has fewer when time is up
-        found = {key: sorted(a[key] / b[key] for a, b in pairs if b.get(key)) for key in results_table.RATIOS}
-        return {key: (all_[0], statistics.median(all_), all_[-1]) for key, all_ in found.items() if all_}
+    def ratios(self, own: "Cell") -> dict[str, tuple[float, float, float]]:
+        """Return (lowest, median, highest) ratio to `own` within rounds: a change of machine speed affects both."""
+        pairs = list(zip(self.rounds, own.rounds, strict=False))  # a client has fewer rounds when time runs out
+        ratios = {key: sorted(a[key] / b[key] for a, b in pairs if b.get(key)) for key in results_table.RATIOS}
+        return {key: (all_[0], statistics.median(all_), all_[-1]) for key, all_ in ratios.items() if all_}
 
 
 def measure(
     names: Sequence[str], clients: Sequence[str], rounds: int, minutes: float, binary: Path
-) -> results_table.Found:
-    """case -> client -> medians and ratios to ours, in rounds over everything for as long as there is time."""
+) -> results_table.Results:
+    """Return case -> client -> medians and ratios to loadgen, over as many rounds as there is time for."""
     deadline = monotonic() + minutes * 60
     cells: dict[tuple[str, str], Cell] = {}
     took: dict[tuple[str, str], float] = {}
@@ -221,18 +221,18 @@ def measure(
         for name, client in product(names, clients):
             key = name, client
             cell = cells.get(key, Cell([]))
-            if cell.failure or _hopeless(cells, name, client):
+            if cell.failure or _too_late(cells, name, client):
                 continue
-            began = monotonic()
-            if began + took.get(key, 0.0) > deadline:
+            start_s = monotonic()
+            if start_s + took.get(key, 0.0) > deadline:
                 cells[key] = cell if cell.rounds else Cell([], results_table.NO_TIME)
                 continue
-            cells[key] = _one_more(cell, client, name, binary)
-            took[key] = monotonic() - began
-            _tell(name, client, cells[key], took[key])
+            cells[key] = _add_round(cell, client, name, binary)
+            took[key] = monotonic() - start_s
+            _print_round(name, client, cells[key], took[key])
     return {
         name: {
-            client: _found(cell, cells.get((name, results_table.OURS)))
+            client: _summary(cell, cells.get((name, results_table.LOADGEN)))
             for (of, client), cell in cells.items()
             if of == name
         }
@@ -240,14 +240,14 @@ def measure(
     }
 
 
-def _found(cell: Cell, ours: Cell | None) -> dict[str, Any]:
+def _summary(cell: Cell, own: Cell | None) -> dict[str, Any]:
     if not cell.rounds:
         return {"failure": cell.failure}
-    ratios = {"ratios": cell.ratios(ours)} if ours and ours is not cell else {}
+    ratios = {"ratios": cell.ratios(own)} if own and own is not cell else {}
     return cell.medians() | {"rounds": len(cell.rounds)} | ratios
 
 
-def _one_more(cell: Cell, client: str, name: str, binary: Path) -> Cell:
+def _add_round(cell: Cell, client: str, name: str, binary: Path) -> Cell:
     try:
         run = run_case(CLIENTS[client], CASES[name], binary)
         return Cell([*cell.rounds, common(run) | CASES[name].read(run)])
@@ -255,16 +255,16 @@ def _one_more(cell: Cell, client: str, name: str, binary: Path) -> Cell:
         return Cell(cell.rounds, f"{type(err).__name__}: {err}")
 
 
-def _hopeless(cells: dict[tuple[str, str], Cell], name: str, client: str) -> bool:
-    """Whether it was too late by far with fewer streams already."""
+def _too_late(cells: dict[tuple[str, str], Cell], name: str, client: str) -> bool:
+    """Return True when the client already had a TTFT error above ABANDON_MS with fewer streams."""
     if not name.startswith("paced-"):
         return False
     fewer = [of for of in CASES if of.startswith("paced-") and int(of[6:]) < int(name[6:])]
-    found = [cells[of, client] for of in fewer if (of, client) in cells]
-    return any(cell.medians().get("ttft_error_ms_p99", 0.0) > HOPELESS_MS for cell in found)
+    measured = [cells[of, client] for of in fewer if (of, client) in cells]
+    return any(cell.medians().get("ttft_error_ms_p99", 0.0) > ABANDON_MS for cell in measured)
 
 
-def _tell(name: str, client: str, cell: Cell, seconds: float) -> None:
+def _print_round(name: str, client: str, cell: Cell, seconds: float) -> None:
     numbers = cell.rounds[-1] if cell.rounds else {}
     text = cell.failure or "  ".join(f"{key} {value:,.3f}" for key, value in numbers.items())
     print(f"{seconds:5.1f} s  {name:10} {client:14} {text}", file=sys.stderr, flush=True)
@@ -272,25 +272,25 @@ def _tell(name: str, client: str, cell: Cell, seconds: float) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", help="cases, with commas between: " + ", ".join(CASES))
+    parser.add_argument("--only", help="comma-separated cases: " + ", ".join(CASES))
     parser.add_argument("--client", action="append", choices=list(CLIENTS), help="repeatable; default: all installed")
-    parser.add_argument("--rounds", type=int, default=3, help="at most (default 3)")
-    parser.add_argument("--minutes", type=float, default=8.0, help="begin nothing past this (default 8)")
+    parser.add_argument("--rounds", type=int, default=3, help="rounds at most (default 3)")
+    parser.add_argument("--minutes", type=float, default=8.0, help="start no run later than this (default 8)")
     parser.add_argument("--publish", action="store_true", help="write the results into docs/")
-    asked = parser.parse_args()
-    missing = {name: why for name in asked.client or CLIENTS if (why := CLIENTS[name].missing())}
-    clients = [name for name in asked.client or CLIENTS if name not in missing]
-    cases = asked.only.split(",") if asked.only else list(CASES)
+    options = parser.parse_args()
+    missing = {name: reason for name in options.client or CLIENTS if (reason := CLIENTS[name].missing())}
+    clients = [name for name in options.client or CLIENTS if name not in missing]
+    cases = options.only.split(",") if options.only else list(CASES)
     compileall.compile_dir(
         str(timing_server.SOURCE.parents[2] / "loadgen"), quiet=1
-    )  # as pip does, for the peers as well
+    )  # pip compiles the peers' bytecode too
     with tempfile.TemporaryDirectory() as folder:
-        found = measure(cases, clients, asked.rounds, asked.minutes, timing_server.build(Path(folder)))
+        measured = measure(cases, clients, options.rounds, options.minutes, timing_server.build(Path(folder)))
     command = "python -m benchmarks.instrument.compare_clients " + " ".join(sys.argv[1:])
     results = {"measured": strftime("%Y-%m-%d"), "command": command.strip(), **results_table.machine(clients)}
-    results |= {"missing": missing, "cases": found}
+    results |= {"missing": missing, "cases": measured}
     print(results_table.markdown(results))
-    if asked.publish:
+    if options.publish:
         results_table.publish(results)
 
 

@@ -1,10 +1,10 @@
-"""Every fault alone and all at once: one record of the right kind for each scheduled request, healthy timing unharmed.
+"""Inject every fault alone and all together; each scheduled request must get one record of the right kind.
 
     python -m benchmarks.instrument.faults [--requests 20000] [--rate 500] [--share 0.05] [--pairs 4]
 
-The server says in its log which faults it injected into which request; loadgen's records must say the same. Exits with
-1 when one does not. Runs with all faults alternate with runs without any, and the TTFT errors of the requests that no
-fault struck are compared as a ratio: medians over the pairs.
+The server's log lists the faults injected into each request; loadgen's records must agree, else the exit status is 1.
+Runs with all faults alternate with runs without any: the timing of requests without a fault must not suffer. Their TTFT
+errors are compared as a ratio of medians over the pairs.
 """
 
 import argparse
@@ -37,11 +37,14 @@ class Outcome:
     wrong: list[str]
     kinds: Counter[str]
     healthy_ms: dict[str, float]
-    """As `errors_ms`, of requests into which no fault was injected."""
+    """Result of `errors_ms` for the requests without a fault."""
 
 
 def expected(faults: set[str]) -> set[str | None]:
-    """Which kinds of error a request with these faults may end with; None is no error. They all strike one event."""
+    """Return the kinds of error that a request with these faults may end with; None is no error.
+
+    All faults of a request act on the same event.
+    """
     if faults & set(HTTP):
         return {"http"}
     if "errchunk" in faults:
@@ -52,19 +55,19 @@ def expected(faults: set[str]) -> set[str | None]:
 
 
 def complaints(record: RequestRecord, row: np.void) -> list[str]:
-    """What is wrong with the record of a request, by what the server did to it."""
+    """Return the contradictions between a request's record and what the server did to it."""
     faults = faults_of(row)
-    found = []
+    problems = []
     if record.error not in expected(faults):
-        found.append(f"{record.index}: {sorted(faults)} became {record.error} ({record.detail})")
+        problems.append(f"{record.index}: {sorted(faults)} became {record.error} ({record.detail})")
     if record.status != row["status"]:
-        found.append(f"{record.index}: status {row['status']} became {record.status}")
+        problems.append(f"{record.index}: status {row['status']} became {record.status}")
     if record.error is None:
         chunks, wanted = len(record.chunk_ns), int(row["events"]) - ("emptydelta" in faults)
         source = "chunks" if "nousage" in faults else "usage"
         if chunks != wanted or record.token_source != source:
-            found.append(f"{record.index}: {sorted(faults)}: {chunks} of {wanted} chunks, by {record.token_source}")
-    return found
+            problems.append(f"{record.index}: {sorted(faults)}: {chunks} of {wanted} chunks, by {record.token_source}")
+    return problems
 
 
 def faults_of(row: np.void) -> set[str]:
@@ -72,7 +75,7 @@ def faults_of(row: np.void) -> set[str]:
 
 
 def run(binary: Path, load: Load, faults: Sequence[str], seed: int = 0) -> Outcome:
-    """One run of loadgen. Raises when it does not end, fails or prints a traceback."""
+    """Run loadgen once. Raise when it does not end, fails or prints a traceback."""
     cores = timing_server.spread_over_cores()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -83,10 +86,10 @@ def run(binary: Path, load: Load, faults: Sequence[str], seed: int = 0) -> Outco
         if "Traceback" in done.stderr + done.stdout or done.returncode not in (0, 1):
             raise SystemExit(f"exit status {done.returncode}: {done.stderr[-2000:]}")
         log = timing_server.read(folder / "log")
-        return judge(load, log, run_folder.read_run(folder / "run"), CLIENTS["loadgen"].said(folder))
+        return judge(load, log, run_folder.read_run(folder / "run"), CLIENTS["loadgen"].answers(folder))
 
 
-def judge(load: Load, log: timing_server.Log, result: run_folder.RunResult, said: dict) -> Outcome:
+def judge(load: Load, log: timing_server.Log, result: run_folder.RunResult, answers: dict) -> Outcome:
     rows = {bytes(row["request_id"]): row for row in log.requests}
     wrong = []
     if sorted(record.index for record in result.records) != list(range(load.requests)):
@@ -98,11 +101,11 @@ def judge(load: Load, log: timing_server.Log, result: run_folder.RunResult, said
         wrong += complaints(record, row) if row is not None else [f"{record.index}: never arrived"]
     healthy = log.only((log.requests["flags"] & timing_server.ANY_FAULT == 0) & (log.requests["events"] > 0))
     kinds = Counter(record.error or "none" for record in result.records)
-    return Outcome(len(result.records), wrong, kinds, errors_ms(healthy, said))
+    return Outcome(len(result.records), wrong, kinds, errors_ms(healthy, answers))
 
 
-def tell(name: str, outcome: Outcome) -> str:
-    """A row of the table; what is wrong is said at once."""
+def table_row(name: str, outcome: Outcome) -> str:
+    """Return a row of the table; print it with the first contradictions."""
     kinds = ", ".join(f"{kind} {n:,}" for kind, n in outcome.kinds.most_common())
     row = f"| {name} | {outcome.records:,} | {len(outcome.wrong)} | {kinds} |"
     print("\n    ".join([row, *outcome.wrong[:5]]), file=sys.stderr, flush=True)
@@ -120,27 +123,29 @@ def compared(pairs: list[tuple[Outcome, Outcome]]) -> Iterator[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--requests", type=int, default=20_000, help="with all faults at once (default 20000)")
-    parser.add_argument("--pairs", type=int, default=4, help="they are spread over so many runs (default 4)")
-    parser.add_argument("--rate", type=float, default=500.0, help="a second, Poisson (default 500)")
+    parser.add_argument("--pairs", type=int, default=4, help="number of runs that these are spread over (default 4)")
+    parser.add_argument("--rate", type=float, default=500.0, help="requests per second, Poisson (default 500)")
     parser.add_argument(
-        "--share", type=float, default=0.05, help="of requests that get each fault, mixed (default 0.05)"
+        "--share", type=float, default=0.05, help="share of requests that get each fault when mixed (default 0.05)"
     )
-    parser.add_argument("--each", type=int, default=1000, help="requests with one fault alone at 0.5 (default 1000)")
+    parser.add_argument(
+        "--each", type=int, default=1000, help="requests per single fault, half of them with it (default 1000)"
+    )
     parser.add_argument("--publish", action="store_true", help="write the table into docs/benchmarks.md")
-    asked = parser.parse_args()
-    alone = Load(asked.each, TOKENS, rate=asked.rate)
-    mixed = Load(asked.requests // asked.pairs, TOKENS, rate=asked.rate)
+    options = parser.parse_args()
+    alone = Load(options.each, TOKENS, rate=options.rate)
+    mixed = Load(options.requests // options.pairs, TOKENS, rate=options.rate)
     pairs, rows, wrong = [], [], 0
     with tempfile.TemporaryDirectory() as folder:
         binary = timing_server.build(Path(folder))
         for name in timing_server.FAULTS:
             outcome = run(binary, alone, [f"{name}=0.5"])
-            rows.append(tell(name, outcome))
+            rows.append(table_row(name, outcome))
             wrong += len(outcome.wrong)
-        for seed in range(asked.pairs):
+        for seed in range(options.pairs):
             calm = run(binary, mixed, [])
-            among = run(binary, mixed, [f"{name}={asked.share}" for name in timing_server.FAULTS], seed)
-            rows.append(tell(f"all, seed {seed}", among))
+            among = run(binary, mixed, [f"{name}={options.share}" for name in timing_server.FAULTS], seed)
+            rows.append(table_row(f"all, seed {seed}", among))
             pairs.append((calm, among))
             wrong += len(among.wrong) + len(calm.wrong)
     head = (
@@ -149,7 +154,7 @@ def main() -> None:
     table = ["| fault | records | wrong | ended with |", "|---|---|---|---|", *rows]
     page = "\n".join([head, "", *table, "", *compared(pairs)])
     print(page)
-    if asked.publish:
+    if options.publish:
         results_table.write_part("faults", page)
     sys.exit(wrong > 0)
 

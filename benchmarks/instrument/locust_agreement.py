@@ -1,10 +1,11 @@
-"""Whether the locust users measure the same time to first token as `loadgen replay`'s own client, at 20 users.
+"""Check that the locust users measure the same time to first token as `loadgen replay`'s own client, at 20 users.
 
-python -m benchmarks.instrument.locust_agreement [--users 20] [--seconds 20] [--rounds 3]
+    python -m benchmarks.instrument.locust_agreement [--users 20] [--seconds 20] [--rounds 3]
 
-Two closed loops of the same lengths and prompts, in turns, on one simulated server. The server itself says when each
-first token was due (`vllm:time_to_first_token_seconds`): what a client measures beyond that is its own doing, and the
-network's. The server's times differ from round to round as the batches do; the excess does not depend on them.
+Two closed loops with the same lengths and prompts alternate on one simulated server. The server reports when each first
+token was due (`vllm:time_to_first_token_seconds`): what a client measures beyond that comes from the client and the
+network. The server's times differ between rounds as the batches do; the excess does not depend on them. The exit status
+is 1 when the excesses differ by more than 5 ms.
 """
 
 import argparse
@@ -49,7 +50,7 @@ events.request.add_listener(write)
 class Round(NamedTuple):
     client_ms: list[float]
     server_ms: float
-    """Mean, by the server's own account."""
+    """Mean TTFT that the server reports."""
 
     @property
     def excess_ms(self) -> float:
@@ -57,13 +58,13 @@ class Round(NamedTuple):
 
 
 def server_ttft(root_url: str) -> tuple[float, float]:
-    """(sum in seconds, count) so far."""
+    """Return (sum in seconds, count) of the server's TTFT histogram so far."""
     page = urllib.request.urlopen(root_url + "/metrics").read().decode()
     lines = dict(line.rsplit(" ", 1) for line in page.splitlines() if "time_to_first_token_seconds_" in line)
-    found = {name: float(value) for name, value in lines.items() if "_bucket" not in name}
+    values = {name: float(value) for name, value in lines.items() if "_bucket" not in name}
     return (
-        sum(value for name, value in found.items() if "_sum" in name),
-        sum(value for name, value in found.items() if "_count" in name),
+        sum(value for name, value in values.items() if "_sum" in name),
+        sum(value for name, value in values.items() if "_count" in name),
     )
 
 
@@ -116,10 +117,10 @@ def locust(root_url: str, users: int, seconds: float) -> list[int]:
 
 
 def measure(client: str, root_url: str, users: int, seconds: float) -> Round:
-    before = server_ttft(root_url)
-    found = {"loadgen": own, "locust": locust}[client](root_url, users, seconds)
-    after = server_ttft(root_url)
-    return Round([ns / NS_PER_MS for ns in found], 1000 * (after[0] - before[0]) / (after[1] - before[1]))
+    start = server_ttft(root_url)
+    ttfts_ns = {"loadgen": own, "locust": locust}[client](root_url, users, seconds)
+    end = server_ttft(root_url)
+    return Round([ns / NS_PER_MS for ns in ttfts_ns], 1000 * (end[0] - start[0]) / (end[1] - start[1]))
 
 
 def main() -> None:
@@ -127,19 +128,19 @@ def main() -> None:
     parser.add_argument("--users", type=int, default=20)
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--rounds", type=int, default=3)
-    given = parser.parse_args()
+    options = parser.parse_args()
     excess: dict[str, list[float]] = {"loadgen": [], "locust": []}
     print("client    requests   TTFT mean     p50     p90   by the server   excess   (ms)")
     with served("sim") as url:
-        for _ in range(given.rounds):
+        for _ in range(options.rounds):
             for client, values in excess.items():
-                one = measure(client, url.removesuffix("/v1"), given.users, given.seconds)
-                tenths = quantiles(one.client_ms, n=10)
-                values.append(one.excess_ms)
-                print(f"{client:8} {len(one.client_ms):9} {mean(one.client_ms):11.2f} {tenths[4]:7.1f} {tenths[8]:7.1f}"
-                      f" {one.server_ms:15.2f} {one.excess_ms:8.2f}", flush=True)  # fmt: skip
+                measured = measure(client, url.removesuffix("/v1"), options.users, options.seconds)
+                tenths = quantiles(measured.client_ms, n=10)
+                values.append(measured.excess_ms)
+                times = f"{mean(measured.client_ms):11.2f} {tenths[4]:7.1f} {tenths[8]:7.1f} {measured.server_ms:15.2f}"
+                print(f"{client:8} {len(measured.client_ms):9} {times} {measured.excess_ms:8.2f}", flush=True)
     difference = mean(excess["locust"]) - mean(excess["loadgen"])
-    print(f"\nlocust measures {difference:+.2f} ms against loadgen's own client (mean of {given.rounds} rounds)")
+    print(f"\nlocust measures {difference:+.2f} ms against loadgen's own client (mean of {options.rounds} rounds)")
     sys.exit(abs(difference) > 5)
 
 

@@ -1,10 +1,10 @@
-"""Peak memory of the analysis and report of runs of many requests, made up, each in a process of its own.
+"""Measure the peak memory of the analysis and report of large made-up runs, each in a process of its own.
 
     python -m benchmarks.instrument.memory --requests 1000000 --tokens 4
     python -m benchmarks.instrument.memory --requests 20000 --tokens 100
 
-The rest of a run holds no more than the schedule and what is in flight; the peak memory in the table of bench.py is
-that of whole runs.
+While a run lasts, it holds only the schedule and the requests in flight; the table of compare_clients has the peak
+memory of whole runs.
 """
 
 import argparse
@@ -28,7 +28,7 @@ START_NS = 10**15
 
 
 def write(folder: Path, requests: int, tokens: int) -> None:
-    """Every request takes 50 ms to its first token and 20 ms to each next one."""
+    """Write a run folder whose requests take 50 ms to the first token and 20 ms to each next one."""
     encode = msgspec.json.Encoder().encode
     info = RunInfo(
         run_id="memory", loadgen_version="0", config={}, seed=0, requested_rps=1e9 / GAP_NS, schedule_sha256="",
@@ -61,29 +61,31 @@ def _record(index: int, tokens: int) -> RequestRecord:
 
 
 class Peak(NamedTuple):
-    """Of a process that analysed a run, in bytes."""
+    """Memory of a process that analysed a run, in bytes."""
 
-    before: int
-    """With everything imported and nothing read."""
+    imported: int
+    """Peak after the imports, before anything was read."""
     peak: int
 
 
-def finish(folder: Path) -> None:
+def analyse(folder: Path) -> None:
     from loadgen.report.write import finish
 
-    before = own_max_rss_bytes()
+    imported_bytes = own_max_rss_bytes()
     finish(folder)
-    print(before, own_max_rss_bytes())
+    print(imported_bytes, own_max_rss_bytes())
 
 
 def peak_of(requests: int, tokens: int) -> Peak:
     with tempfile.TemporaryDirectory() as name:
         write(Path(name), requests, tokens)
-        said = subprocess.run([sys.executable, __file__, "--finish", name], check=True, capture_output=True, text=True)
-    found = Peak(*map(int, said.stdout.split()))
-    told = f"{found.before / 1e6:,.0f} MB before, {found.peak / 1e6:,.0f} MB at most"
-    print(f"{requests:,} requests of {tokens} tokens: {told}")
-    return found
+        process = subprocess.run(
+            [sys.executable, __file__, "--finish", name], check=True, capture_output=True, text=True
+        )
+    measured = Peak(*map(int, process.stdout.split()))
+    text = f"{measured.imported / 1e6:,.0f} MB before, {measured.peak / 1e6:,.0f} MB at most"
+    print(f"{requests:,} requests of {tokens} tokens: {text}")
+    return measured
 
 
 def main() -> None:
@@ -91,12 +93,12 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1_000_000)
     parser.add_argument("--tokens", type=int, default=4)
     parser.add_argument("--finish", type=Path, help=argparse.SUPPRESS)
-    asked = parser.parse_args()
-    if asked.finish:
-        finish(asked.finish)
+    options = parser.parse_args()
+    if options.finish:
+        analyse(options.finish)
         return
-    half, whole = (peak_of(requests, asked.tokens) for requests in (asked.requests // 2, asked.requests))
-    print(f"{(whole.peak - half.peak) / (asked.requests - asked.requests // 2):,.0f} bytes for each further request")
+    half, full = (peak_of(requests, options.tokens) for requests in (options.requests // 2, options.requests))
+    print(f"{(full.peak - half.peak) / (options.requests - options.requests // 2):,.0f} bytes for each further request")
 
 
 if __name__ == "__main__":

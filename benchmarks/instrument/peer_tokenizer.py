@@ -1,7 +1,7 @@
-"""A small byte-level BPE with a chat template, in Hugging Face's format: peers_tokenizer.py FOLDER
+"""Write a small byte-level BPE tokenizer with a chat template, in Hugging Face's format: peer_tokenizer.py FOLDER
 
-For peers that want one; needs transformers and tokenizers, which those peers bring. Trained on Python's own standard
-library, so nothing is fetched.
+Some peers require a tokenizer. The script needs transformers and tokenizers, which those peers install. It trains on
+Python's own standard library, so nothing is downloaded.
 """
 
 import json
@@ -30,7 +30,7 @@ def main(out: Path) -> None:
     PreTrainedTokenizerFast(
         tokenizer_object=bpe, bos_token="<s>", eos_token="</s>", chat_template=TEMPLATE, model_max_length=CONTEXT
     ).save_pretrained(out)
-    # transformers 5 writes a class and a place of the template that older versions do not know.
+    # transformers 5 writes a tokenizer class and a template location that older versions do not know.
     path = out / "tokenizer_config.json"
     written = json.loads(path.read_text()) | {"chat_template": TEMPLATE, "tokenizer_class": "PreTrainedTokenizerFast"}
     written.pop("backend", None)

@@ -1,4 +1,4 @@
-"""CPU time and memory of a process and its children while it runs, as /proc has them. Linux."""
+"""Sample the CPU time and memory of a process and its descendants from /proc. Linux only."""
 
 import os
 import subprocess
@@ -16,19 +16,19 @@ PERIOD_S = 0.2
 
 @dataclass(frozen=True)
 class Usage:
-    """A row a sample: when, CPU seconds so far, resident bytes."""
+    """One row per sample: time, CPU seconds so far, resident bytes."""
 
-    at_ns: np.ndarray
+    t_ns: np.ndarray
     cpu_s: np.ndarray
     rss_bytes: np.ndarray
 
     def cpu_between_s(self, start_ns: int, end_ns: int) -> float:
-        start, end = np.interp([start_ns, end_ns], self.at_ns, self.cpu_s)
+        start, end = np.interp([start_ns, end_ns], self.t_ns, self.cpu_s)
         return float(end - start)
 
 
 def run(process: "subprocess.Popen[bytes]", timeout_s: float) -> Usage:
-    """Watches it to its end. A child that ends before the process takes its share with it; clients' workers do not."""
+    """Sample the process until it ends. The CPU time of a child that ends earlier is lost; clients' workers do not."""
     rows: list[tuple[int, float, int]] = []
     ended = threading.Event()
 
@@ -44,8 +44,8 @@ def run(process: "subprocess.Popen[bytes]", timeout_s: float) -> Usage:
     finally:
         ended.set()
         watcher.join()
-    at, cpu, rss = zip(*rows, strict=True)
-    return Usage(np.array(at), np.maximum.accumulate(cpu), np.array(rss))
+    times_ns, cpu, rss = zip(*rows, strict=True)
+    return Usage(np.array(times_ns), np.maximum.accumulate(cpu), np.array(rss))
 
 
 def _sample(root: int) -> tuple[int, float, int] | None:
@@ -56,13 +56,13 @@ def _sample(root: int) -> tuple[int, float, int] | None:
             continue
         try:
             fields = (entry / "stat").read_text().rsplit(") ", 1)[1].split()
-        except OSError:  # it ended while we looked
+        except OSError:  # the process has ended since the listing
             continue
         pid = int(entry.name)
         parents[pid] = int(fields[1])
         used[pid] = (int(fields[11]) + int(fields[12])) * TICK_S, int(fields[21]) * PAGE_BYTES
-    ours = [used[pid] for pid in used if _descends(pid, root, parents)]
-    return (monotonic_ns(), sum(cpu for cpu, _ in ours), sum(rss for _, rss in ours)) if ours else None
+    members = [used[pid] for pid in used if _descends(pid, root, parents)]
+    return (monotonic_ns(), sum(cpu for cpu, _ in members), sum(rss for _, rss in members)) if members else None
 
 
 def _descends(pid: int, root: int, parents: dict[int, int]) -> bool:

@@ -1,4 +1,4 @@
-"""Results of bench.py as one table, and where they are kept: docs/results/benchmarks.json and docs/benchmarks.md."""
+"""Format the results of compare_clients as one table; write docs/results/benchmarks.json and docs/benchmarks.md."""
 
 import json
 import os
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 DOCS = Path(__file__).parents[2] / "docs"
-OURS = "loadgen"
+LOADGEN = "loadgen"
 NO_TIME = "no time"
-"""The failure of what was not begun before time was up."""
+"""Failure text of a run that was not started before time ran out."""
 
-Found = dict[str, dict[str, dict[str, Any]]]
-"""case -> client -> numbers, or {"failure": why}."""
+Results = dict[str, dict[str, dict[str, Any]]]
+"""Map case -> client -> numbers, or {"failure": reason}."""
 
 ROWS: list[tuple[str, str, str, str]] = [
     ("events/s on one core, as the reads come", "burst", "{events_per_s:,.0f}", "events_per_s"),
@@ -45,37 +45,38 @@ ROWS: list[tuple[str, str, str, str]] = [
     ("peak memory of all its processes, one-token run, MB", "one-token", "{rss_mb:,.0f}", "rss_mb"),
     ("requests in that run", "one-token", "{requests:,.0f}", ""),
 ]  # fmt: skip
-"""Title, case, how to write a cell, and the number whose ratio to ours follows it."""
+"""Title, case, format of a cell, and the number whose ratio to loadgen's follows it."""
 
 RATIOS = sorted({ratio for *_, ratio in ROWS if ratio})
 
 
 def markdown(results: dict[str, Any]) -> str:
-    """The machine, one table with a column a client, and who is missing."""
+    """Return a line about the machine, a table with one column per client, and the failures and missing clients."""
     clients = list(results["versions"])
     lines = [
         f"Measured {results['measured']} with `{results['command']}` on {results['machine']}. "
-        f"Ratios (×) are to {OURS}'s number of the same round: median [least, greatest]. `-`: it says nothing of the "
-        "kind, or was not asked, being far too late with fewer streams; `no time`: ask for more `--minutes`.",
+        f"Ratios (×) are to {LOADGEN}'s number of the same round: median [least, greatest]. `-`: the client "
+        "does not report it, or was not run because it was far too late with fewer streams; `no time`: "
+        "needs more `--minutes`.",
         "",
         "| | " + " | ".join(f"{name} {results['versions'][name]}".strip() for name in clients) + " |",
         "|---" * (len(clients) + 1) + "|",
     ]
     for title, case, form, ratio in ROWS:
-        if found := results["cases"].get(case):
-            lines.append(f"| {title} | " + " | ".join(_cell(found, name, form, ratio) for name in clients) + " |")
+        if by_client := results["cases"].get(case):
+            lines.append(f"| {title} | " + " | ".join(_cell(by_client, name, form, ratio) for name in clients) + " |")
     failures = [
         f"* {name}, {case}: failed: {numbers['failure']}"
-        for case, found in results["cases"].items()
-        for name, numbers in found.items()
+        for case, by_client in results["cases"].items()
+        for name, numbers in by_client.items()
         if numbers.get("failure", NO_TIME) != NO_TIME
     ]
-    missing = [f"* {name}: not installed here: {why}" for name, why in results["missing"].items()]
+    missing = [f"* {name}: not installed here: {reason}" for name, reason in results["missing"].items()]
     return "\n".join([*lines, "", *_rounds(results["cases"]), *failures, *missing]) + "\n"
 
 
-def _cell(found: dict[str, dict[str, Any]], name: str, form: str, ratio: str) -> str:
-    numbers = found.get(name, {})
+def _cell(by_client: dict[str, dict[str, Any]], name: str, form: str, ratio: str) -> str:
+    numbers = by_client.get(name, {})
     if "failure" in numbers:
         return NO_TIME if numbers["failure"] == NO_TIME else "failed"
     try:
@@ -83,17 +84,17 @@ def _cell(found: dict[str, dict[str, Any]], name: str, form: str, ratio: str) ->
     except KeyError:
         return "-"
     if of_rounds := numbers.get("ratios", {}).get(ratio):
-        least, median, greatest = of_rounds
-        text += f" (×{median:.2g})" if least == greatest else f" (×{median:.2g} [{least:.2g}, {greatest:.2g}])"
+        low, median, high = of_rounds
+        text += f" (×{median:.2g})" if low == high else f" (×{median:.2g} [{low:.2g}, {high:.2g}])"
     return text
 
 
-def _rounds(cases: Found) -> list[str]:
-    counts = sorted({int(n["rounds"]) for found in cases.values() for n in found.values() if "rounds" in n})
+def _rounds(cases: Results) -> list[str]:
+    counts = sorted({int(n["rounds"]) for by_client in cases.values() for n in by_client.values() if "rounds" in n})
     if not counts:
         return []
-    several = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
-    return [f"* each number is the median of {several} rounds"]
+    span = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
+    return [f"* each number is the median of {span} rounds"]
 
 
 def machine(clients: Sequence[str]) -> dict[str, Any]:
@@ -107,18 +108,18 @@ def machine(clients: Sequence[str]) -> dict[str, Any]:
 
 
 def _version(client: str) -> str:
-    if client == OURS:
+    if client == LOADGEN:
         from loadgen import __version__
 
         return __version__
     peers = Path(__file__).parents[2] / ".peers"
     if client == "vllm-rs":
-        said = subprocess.run([peers / "vllm-rs/vllm-rs", "--version"], capture_output=True, text=True, check=False)
-        return said.stdout.split()[-1] if said.stdout else ""
-    found = [
+        process = subprocess.run([peers / "vllm-rs/vllm-rs", "--version"], capture_output=True, text=True, check=False)
+        return process.stdout.split()[-1] if process.stdout else ""
+    distributions = [
         path.name for path in peers.glob(f"{client}/lib/python*/site-packages/{client.replace('-', '_')}-*.dist-info")
     ]
-    return found[0].removesuffix(".dist-info").rsplit("-", 1)[-1] if found else ""
+    return distributions[0].removesuffix(".dist-info").rsplit("-", 1)[-1] if distributions else ""
 
 
 def publish(results: dict[str, Any]) -> None:
@@ -127,8 +128,8 @@ def publish(results: dict[str, Any]) -> None:
 
 
 def write_part(name: str, text: str) -> None:
-    """Puts `text` between the page's two comments of that name."""
+    """Put `text` between the two comments of that name in docs/benchmarks.md."""
     page = DOCS / "benchmarks.md"
-    before, rest = page.read_text().split(f"<!-- {name}: begin -->", 1)
-    after = rest.split(f"<!-- {name}: end -->", 1)[1]
-    page.write_text(f"{before}<!-- {name}: begin -->\n\n{text.strip()}\n\n<!-- {name}: end -->{after}")
+    head, tail = page.read_text().split(f"<!-- {name}: begin -->", 1)
+    foot = tail.split(f"<!-- {name}: end -->", 1)[1]
+    page.write_text(f"{head}<!-- {name}: begin -->\n\n{text.strip()}\n\n<!-- {name}: end -->{foot}")

@@ -1,9 +1,9 @@
-"""What sampling the energy counter costs: CPU time of the sampling thread, as a share of one core.
+"""Measure the CPU time of the thread that samples the energy counter, as a share of one core.
 
     python -m benchmarks.instrument.sampler_cost [--seconds 60] [--stand-in GPUS]
 
-Reads this machine's GPUs; with --stand-in that many scripted ones instead (tests/support/fake_nvml.c, built here
-with gcc), whose reads cost next to nothing: what is left is our own.
+It reads this machine's GPUs, or with --stand-in that many scripted ones (tests/support/fake_nvml.c, built with gcc),
+whose reads cost next to nothing, so that the rest is loadgen's own cost.
 """
 
 import argparse
@@ -26,13 +26,13 @@ def main() -> None:
         measure(options.seconds)
         return
     with tempfile.TemporaryDirectory() as folder:
-        again = [sys.executable, __file__, "--seconds", str(options.seconds)]
-        subprocess.run(again, check=True, env=stand_in(Path(folder), options.stand_in))
+        command = [sys.executable, __file__, "--seconds", str(options.seconds)]
+        subprocess.run(command, check=True, env=stand_in(Path(folder), options.stand_in))
 
 
 def stand_in(folder: Path, gpus: int) -> dict[str, str]:
-    """The environment in which NVML is the scripted one, in real time."""
-    source, library = ROOT / "tests" / "fake_nvml.c", folder / "libnvidia-ml.so.1"
+    """Return the environment in which NVML is the scripted library, in real time."""
+    source, library = ROOT / "tests" / "support" / "fake_nvml.c", folder / "libnvidia-ml.so.1"
     subprocess.run(["gcc", "-shared", "-fPIC", "-O1", "-o", library, source, "-lm"], check=True)
     script = folder / "script"
     script.write_text("real\n" + "".join(f"gpu GPU-{i}\npoint {i} 0 300\n" for i in range(gpus)))
@@ -50,9 +50,9 @@ def measure(seconds: float) -> None:
     report = sampler.stop()
     gpus = len(meter.domains)
     share = report.cpu_s / seconds / gpus
-    rates = f"{report.reads / seconds:.1f} reads/s, {report.samples / seconds / gpus:.1f} moves/s and GPU"
-    each = f"one read takes {(report.read_cost_s or 0) * 1000:.2f} ms"
-    print(f"{gpus} GPUs, {seconds:g} s: {rates}, {share:.2%} of one core per GPU; {each}")
+    rates = f"{report.reads / seconds:.1f} reads/s, {report.samples / seconds / gpus:.1f} updates/s and GPU"
+    read_cost = f"one read takes {(report.read_cost_s or 0) * 1000:.2f} ms"
+    print(f"{gpus} GPUs, {seconds:g} s: {rates}, {share:.2%} of one core per GPU; {read_cost}")
     meter.close()
 
 

@@ -1,11 +1,12 @@
-"""What the sidecar costs: its CPU time over a minute, with 100 requests/s, and which of its parts have it.
+"""Measure the sidecar's CPU time over a minute at 100 requests/s, and the share of each of its parts.
 
     python -m benchmarks.instrument.sidecar_cost [--rps 100] [--tokens 150] [--seconds 60]
 
-In this process a simulated server plays the requests (put into its engine directly, so that no stream is paid for),
-serves its counter and its metrics, and sends a span for each, every 5 s, as vLLM's exporter does. The sidecar is a
-process of its own; its page is read every 5 s, as by Prometheus, and its feed is not read. Its CPU time is user +
-system of /proc/PID/stat. The parts' shares are their threads' CPU time, taken around each call inside that process.
+In this process a simulated server plays the requests (submitted to its engine directly, so that no stream costs
+time), serves its counter and metrics, and sends a span per request every 5 s, as vLLM's exporter does. The sidecar is
+a separate process; its metrics page is read every 5 s, as by Prometheus, and its feed is not read. Its CPU time is
+user + system of /proc/PID/stat. The shares of the parts are thread CPU times, taken around each call inside that
+process.
 """
 
 import argparse
@@ -38,7 +39,7 @@ INPUT_TOKENS = 100
 
 
 def measured_sidecar(parts_file: str, arguments: list[str]) -> None:
-    """`loadgen sidecar`, adding up what its parts take. Parts nest: the inner one's time is its own."""
+    """Run `loadgen sidecar` and add up the time of its parts; an outer part does not count the time of inner ones."""
     from loadgen.cli import main
     from loadgen.energy.remote import EnergyFeed
     from loadgen.sidecar import app, ledger
@@ -48,11 +49,11 @@ def measured_sidecar(parts_file: str, arguments: list[str]) -> None:
     inner: list[int] = []
 
     def timed(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def wrapped(*given: Any, **named: Any) -> Any:
+        def wrapped(*positional: Any, **named: Any) -> Any:
             start_ns = time.thread_time_ns()
             inner.append(0)
             try:
-                return call(*given, **named)
+                return call(*positional, **named)
             finally:
                 took_ns = time.thread_time_ns() - start_ns
                 spent[part] += took_ns - inner.pop()
@@ -62,12 +63,12 @@ def measured_sidecar(parts_file: str, arguments: list[str]) -> None:
         return wrapped
 
     def apart(part: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Of another thread: nests in nothing."""
+        """Time calls on another thread, which nest in no part."""
 
-        def wrapped(*given: Any, **named: Any) -> Any:
+        def wrapped(*positional: Any, **named: Any) -> Any:
             start_ns = time.thread_time_ns()
             try:
-                return call(*given, **named)
+                return call(*positional, **named)
             finally:
                 spent[part] += time.thread_time_ns() - start_ns
 
@@ -107,7 +108,7 @@ def resident_mb(pid: int) -> float:
 
 
 async def drive(server: SimulatedServer, rps: float, tokens: int) -> None:
-    """Poisson arrivals, lengths spread around the means."""
+    """Submit requests with Poisson arrivals and lengths spread around the means."""
     rng = np.random.default_rng(0)
     due_s = time.monotonic()
     while True:
@@ -146,14 +147,14 @@ async def measure(options: argparse.Namespace) -> None:
             stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert child.stdout
-        await child.stdout.readline()  # it serves
+        await child.stdout.readline()  # printed once it serves
         tasks = [asyncio.create_task(drive(server, options.rps, options.tokens)), asyncio.create_task(scrape(url))]
         try:
             await asyncio.sleep(SETTLES_S)
-            before = await _look(child.pid, parts_file, server)
+            start = await _look(child.pid, parts_file, server)
             await asyncio.sleep(options.seconds)
-            after = await _look(child.pid, parts_file, server)
-            _report(before, after, options.tokens, resident_mb(child.pid))
+            end = await _look(child.pid, parts_file, server)
+            _report(start, end, options.tokens, resident_mb(child.pid))
         finally:
             for task in tasks:
                 task.cancel()
@@ -166,22 +167,22 @@ Look = tuple[float, float, int, dict[str, int]]
 
 
 async def _look(pid: int, parts_file: Path, server: SimulatedServer) -> Look:
-    """When, CPU seconds, spans sent, and nanoseconds by part."""
+    """Return the time in s, CPU seconds, spans sent, and nanoseconds by part."""
     parts_file.unlink(missing_ok=True)
     os.kill(pid, signal.SIGUSR1)
     assert server.player.spans
-    now = (time.monotonic(), cpu_s(pid), server.player.spans.sent)
+    totals = (time.monotonic(), cpu_s(pid), server.player.spans.sent)
     while not parts_file.exists():
         await asyncio.sleep(0.05)
     await asyncio.sleep(0.05)
-    return (*now, json.loads(parts_file.read_text()))
+    return (*totals, json.loads(parts_file.read_text()))
 
 
-def _report(before: Look, after: Look, tokens: int, memory_mb: float) -> None:
-    wall_s, cpu, spans = (later - earlier for earlier, later in zip(before[:3], after[:3], strict=True))
+def _report(start: Look, end: Look, tokens: int, memory_mb: float) -> None:
+    wall_s, cpu, spans = (later - earlier for earlier, later in zip(start[:3], end[:3], strict=True))
     print(f"sidecar: {cpu:.2f} s CPU in {wall_s:.1f} s = {100 * cpu / wall_s:.2f} % of a core; {memory_mb:.0f} MB")
     print(f"  {spans / wall_s:.0f} spans/s of about {tokens} output tokens, simulated server and counter")
-    parts = {name: (after[3][name] - before[3].get(name, 0)) / 1e9 for name in after[3]}
+    parts = {name: (end[3][name] - start[3].get(name, 0)) / 1e9 for name in end[3]}
     parts["the rest: HTTP, event loop, threads"] = cpu - sum(parts.values())
     for name, seconds in sorted(parts.items(), key=lambda pair: -pair[1]):
         print(f"  {name:<38} {100 * seconds / wall_s:5.3f} %")
@@ -189,8 +190,8 @@ def _report(before: Look, after: Look, tokens: int, memory_mb: float) -> None:
 
 def main() -> None:
     if "--parts" in sys.argv:
-        at = sys.argv.index("--parts")
-        measured_sidecar(sys.argv[at + 1], sys.argv[at + 2 :])
+        position = sys.argv.index("--parts")
+        measured_sidecar(sys.argv[position + 1], sys.argv[position + 2 :])
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rps", type=float, default=100.0)

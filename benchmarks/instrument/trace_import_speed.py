@@ -1,10 +1,10 @@
-"""How many rows a second `loadgen trace` imports, fits and shows, and in how much memory.
+"""Measure the rows per second that `loadgen trace` imports, fits and shows, and its peak memory.
 
     python -m benchmarks.instrument.trace_import_speed --rows 27e6 --folder /tmp/rows
 
-Makes a CSV as Azure's of 2024 (27 million rows are its week), imports it to JSONL, .zst and .gz, and runs each command
-on each file as a child process. Printed: rows/s by the clock, rows per second of processor time (which other work on
-the machine does not move as much), and the child's own peak of resident memory.
+The CSV is made like Azure's of 2024 (27 million rows are its week). It is imported to JSONL, .zst and .gz, and each
+command runs on each file as a child process. Printed: rows/s of wall time, rows per second of processor time (which
+other work on the machine affects less), and the child's peak resident memory.
 """
 
 import argparse
@@ -18,11 +18,14 @@ import numpy as np
 
 PART = 500_000
 WEEK_RPS = 44.6
-"""27 million requests in a week."""
+"""Rate at which a week has 27 million requests."""
 
 
 def make(path: Path, rows: int) -> None:
-    """Poisson arrivals, log-normal lengths: microseconds and +00:00, as in AzureLLMInferenceTrace_conv_1week.csv."""
+    """Write Poisson arrivals and log-normal lengths in the format of AzureLLMInferenceTrace_conv_1week.csv.
+
+    Timestamps have microseconds and end in +00:00.
+    """
     rng = np.random.default_rng(0)
     start, last_us = np.datetime64("2024-05-10T00:00:00", "us"), 0
     with path.open("w") as file:
@@ -40,10 +43,10 @@ def make(path: Path, rows: int) -> None:
 
 def measure(rows: int, *args: object) -> None:
     command = ["trace", *map(str, args)]
-    began = time.perf_counter()
+    start_s = time.perf_counter()
     child = subprocess.Popen([sys.executable, "-m", "loadgen", *command], stdout=subprocess.DEVNULL)
     _, status, used = os.wait4(child.pid, 0)
-    wall_s = time.perf_counter() - began
+    wall_s = time.perf_counter() - start_s
     if status:
         raise SystemExit(f"loadgen {' '.join(command)} failed")
     processor_s = used.ru_utime + used.ru_stime
@@ -67,7 +70,7 @@ def main() -> None:
     if options.make:
         make(source, rows)
         return
-    # By a child: a process's peak memory counts that of its parent from before it was its own.
+    # A child makes it: a process's peak memory includes that of its parent at the time of the fork.
     subprocess.run([sys.executable, *sys.argv, "--make"], check=True)
     for name in ("t.jsonl", "t.jsonl.zst", "t.jsonl.gz"):
         measure(rows, "import", source, "--out", folder / name, "--overwrite")

@@ -80,12 +80,12 @@ FIGURES: dict[str, Callable[[], str]] = {
 
 def filled(document: str) -> str:
     """Return the document with every table between its markers. KeyError for a marker without a table."""
-    first, *parts = document.split("<!-- begin ")
-    pieces = [first]
+    head, *parts = document.split("<!-- begin ")
+    pieces = [head]
     for part in parts:
-        name, _, rest = part.partition(" -->")
+        name, _, tail = part.partition(" -->")
         end = f"<!-- end {name} -->"
-        pieces.append(f"{name} -->\n\n{TABLES[name]()}\n\n{end}{rest.partition(end)[2]}")
+        pieces.append(f"{name} -->\n\n{TABLES[name]()}\n\n{end}{tail.partition(end)[2]}")
     return "<!-- begin ".join(pieces)
 
 

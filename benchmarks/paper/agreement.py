@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 from benchmarks.paper.case_study import CASE_BATCHES, case_saved, cases, coefficients, fits
 from benchmarks.paper.moe import moe_change
-from benchmarks.paper.offline_results import SHAPE, per_token, percent, percents, saved, table
+from benchmarks.paper.offline_results import SHAPE, per_token, saved
 from benchmarks.paper.published import (
     EXPERTS_KWH,
     GAIN_A100,
@@ -18,17 +18,18 @@ from benchmarks.paper.published import (
 from benchmarks.paper.serving import beside_figure_9
 from benchmarks.paper.speculative_decoding import draft_change
 from benchmarks.paper.tensor_parallel import tp_saved
+from benchmarks.paper.words import percent, percents, table
 
 
 def agreement() -> str:
     """Return the table of the paper's claims that were measured here."""
 
-    def here(base: str, other: str, *batches: int) -> str:
-        shares = ((b, percents(saved(per_token(base, SHAPE, b), per_token(other, SHAPE, b)))) for b in batches)
+    def here(base: str, variant: str, *batches: int) -> str:
+        shares = ((b, percents(saved(per_token(base, SHAPE, b), per_token(variant, SHAPE, b)))) for b in batches)
         return "; ".join(f"batch {b}: {share}" for b, share in shares)
 
-    def paper(base: str, other: str, *batches: int) -> str:
-        return "; ".join(f"batch {b}: {percent(paper_saved(base, other, b))}" for b in batches)
+    def paper(base: str, variant: str, *batches: int) -> str:
+        return "; ".join(f"batch {b}: {percent(paper_saved(base, variant, b))}" for b in batches)
 
     def by_batch(value: Callable[[int], str]) -> str:
         return "; ".join(f"batch {b}: {value(b)}" for b in (1, 8, 128))

@@ -1,4 +1,4 @@
-"""What traces cost with transformers and with vLLM, by the two-phase model fitted to the cells of each: estimates."""
+"""Estimate the energy of traces with transformers and with vLLM, by the two-phase model fitted to the cells of each."""
 
 import json
 from collections.abc import Sequence
@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.paper.ingest import session
-from benchmarks.paper.offline_results import MAIN, percent, percents, sig, table
+from benchmarks.paper.offline_results import MAIN
 from benchmarks.paper.plots import Line, alone, picture
 from benchmarks.paper.published import FIGURE_1, TABLE_4
+from benchmarks.paper.words import percent, percents, sig, table
 from loadgen.energy_model.energy_profile import EnergyProfile, GridPoint, read_energy_profile
 from loadgen.energy_model.estimate import JOULES_PER_KWH, TwoPhase, ceiling_pairs, fit_two_phase, ideal, surface
 from loadgen.energy_model.hardware import read_hardware, read_model
@@ -29,28 +30,28 @@ VLLM_PROFILE = "h200-vllm-0.20.2-llama-3.1-8b"
 TRACES = ("azure-2024-chat", "azure-2024-code", "burstgpt", "azure-2023-chat", "azure-2023-code")
 CASE_BATCHES = (8, 64)
 MOST_BOUND = 0.20
-"""A window whose bound of error is wider than this share of it is not a cell of the profile."""
+"""Largest error bound, as a share of a window's joules, of a window that counts in a cell of the profile."""
 
 
 GRID = ((128, 512, 2048), (1, 128, 512), (8, 64))
-"""Inputs, outputs, batches of the profile: `loadgen estimate` interpolates only where no corner is missing."""
+"""Inputs, outputs and batches of the profile: `loadgen estimate` interpolates only where no corner is missing."""
 
 
 @cache
 def transformers_cells() -> tuple[GridPoint, ...]:
-    """Every measured size of generate(), its repeats together: whole answers, and prefill alone as one token out."""
-    found: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
+    """Return every measured size of generate() with its repeats pooled; prefill alone counts as one output token."""
+    parts_by_size: dict[tuple[int, int, int], list[dict[str, Any]]] = {}
     for name in MAIN:
         if not name.startswith("hf-eager") or session(name).get("sampling"):
             continue
         for cell in session(name)["cells"]:
             for output, parts in ((1, cell["prefill"]), (cell["output_tokens"], cell["full"])):
-                found.setdefault((cell["input_tokens"], output, cell["batch"]), []).extend(parts)
-    return tuple(filter(None, (_cell(size, parts) for size, parts in sorted(found.items()))))
+                parts_by_size.setdefault((cell["input_tokens"], output, cell["batch"]), []).extend(parts)
+    return tuple(filter(None, (_cell(size, parts) for size, parts in sorted(parts_by_size.items()))))
 
 
 def transformers_profile() -> EnergyProfile:
-    how = "whole batches of equal requests, in-process; measured by benchmarks/paper/measure_offline.py"
+    method = "whole batches of equal requests, in-process; measured by benchmarks/paper/measure_offline.py"
     stage = session("hf-eager")["stages"]["hf-eager"]
     return EnergyProfile(
         gpu="h200",
@@ -59,7 +60,7 @@ def transformers_profile() -> EnergyProfile:
         simulated=False,
         idle_w=stage["resident_w"],
         provenance={
-            "how": how,
+            "how": method,
             "transformers": stage["transformers"],
             "torch": stage["torch"],
             "weights": "random",
@@ -76,20 +77,22 @@ def _size(cell: GridPoint) -> tuple[int, int, int]:
 
 
 def _cell(size: tuple[int, int, int], parts: list[dict[str, Any]]) -> GridPoint | None:
-    known = [p for p in parts if p["joules"] is not None and p["u_joules"] <= MOST_BOUND * p["joules"]]
-    if not known:
+    usable = [p for p in parts if p["joules"] is not None and p["u_joules"] <= MOST_BOUND * p["joules"]]
+    if not usable:
         return None
     n, o, batch = size
-    each = [part["joules"] / part["batches"] / batch for part in known]
+    joules_per_request = [part["joules"] / part["batches"] / batch for part in usable]
     return GridPoint(
         input=n,
         output=o,
         batch=batch,
-        joules_per_request=round(fmean(each), 6),
-        stderr=round(stdev(each) / len(each) ** 0.5, 6) if len(each) > 1 else None,
-        repeats=len(each),
-        requests=sum(part["batches"] for part in known) * batch,
-        duration_s=round(sum(part["seconds"] for part in known), 3),
+        joules_per_request=round(fmean(joules_per_request), 6),
+        stderr=round(stdev(joules_per_request) / len(joules_per_request) ** 0.5, 6)
+        if len(joules_per_request) > 1
+        else None,
+        repeats=len(joules_per_request),
+        requests=sum(part["batches"] for part in usable) * batch,
+        duration_s=round(sum(part["seconds"] for part in usable), 3),
         settled=False,
     )
 
@@ -100,14 +103,14 @@ RESAMPLES = 400
 
 @dataclass(frozen=True)
 class Case:
-    """A trace at a batch. The model is linear: joules of a request = coefficients · what the mean request needs."""
+    """A trace at a batch. The model is linear: joules of a request = coefficients · needs of the mean request."""
 
     trace: str
     batch: int
     requests: int
     needs: Floats
     needs_rounded_up: Floats
-    """The same with lengths at the paper's edges."""
+    """Needs of the mean request with lengths rounded up to the paper's edges."""
     eager_interpolated: float
     vllm_interpolated: float
     dense: float
@@ -117,30 +120,32 @@ class Case:
 
 @cache
 def cases() -> tuple[Case, ...]:
-    found = []
+    estimated = []
     for trace in TRACES:
         bins = json.loads((ROOT / f"profiles/workloads/{trace}.json").read_text())
         pairs = count_pairs(length_chunks(trace))
-        found += [_case(trace, bins["count"], pairs, batch) for batch in CASE_BATCHES]
-    return tuple(found)
+        estimated += [_case(trace, bins["count"], pairs, batch) for batch in CASE_BATCHES]
+    return tuple(estimated)
 
 
 def _case(trace: str, requests: int, pairs: CountedPairs, batch: int) -> Case:
     hardware, model = read_hardware("h200"), read_model("llama-3.1-8b")
     drawn = int(pairs.counts.sum())
     rounded, _ = ceiling_pairs(pairs)
-    dense, sparse = (one.joules / drawn for one in ideal(pairs, hardware, model))
+    dense, sparse = (estimate.joules / drawn for estimate in ideal(pairs, hardware, model))
     profiles = transformers_profile(), read_energy_profile(VLLM_PROFILE)
     interpolated = [surface(profile, batch).total(pairs)[0] / drawn for profile in profiles]
-    least = ideal(rounded, hardware, model)[1].joules / drawn
-    needs = [needs_of(one, batch) for one in (pairs, rounded)]
-    return Case(trace, batch, requests, *needs, *interpolated, dense, sparse, least)
+    sparse_rounded_up = ideal(rounded, hardware, model)[1].joules / drawn
+    needs = [needs_of(estimate, batch) for estimate in (pairs, rounded)]
+    return Case(trace, batch, requests, *needs, *interpolated, dense, sparse, sparse_rounded_up)
 
 
 def needs_of(pairs: CountedPairs, batch: int) -> Floats:
-    """[6]: means over the requests of what each coefficient of the two-phase model is multiplied by."""
+    """Return [6]: the factor of each coefficient of the two-phase model, as a mean over the requests."""
     n, o = pairs.inputs.astype(np.float64), pairs.outputs.astype(np.float64)
-    units = (TwoPhase(**{name: float(name == one) for name in COEFFICIENTS}, rms=0.0) for one in COEFFICIENTS)
+    units = (
+        TwoPhase(**{name: float(name == coefficient) for name in COEFFICIENTS}, rms=0.0) for coefficient in COEFFICIENTS
+    )
     return np.array([unit.joules(n, o, batch) @ pairs.counts for unit in units]) / pairs.counts.sum()
 
 
@@ -150,7 +155,7 @@ def coefficients(fit: TwoPhase) -> Floats:
 
 @cache
 def fits() -> tuple[TwoPhase, TwoPhase]:
-    """Of transformers and of vLLM."""
+    """Return the fitted models of transformers and of vLLM."""
     eager, vllm = map(fit_two_phase, (transformers_cells(), read_energy_profile(VLLM_PROFILE).cells))
     assert eager and vllm
     return eager, vllm
@@ -158,7 +163,7 @@ def fits() -> tuple[TwoPhase, TwoPhase]:
 
 @cache
 def resampled() -> tuple[Floats, Floats]:
-    """[RESAMPLES, 6] of each: the fit to as many cells, drawn with replacement: what their choice leaves open."""
+    """Return [RESAMPLES, 6] per framework: fits to as many cells drawn with replacement."""
     rng = np.random.default_rng(0)
 
     def one(cells: Sequence[GridPoint]) -> Floats:
@@ -170,12 +175,12 @@ def resampled() -> tuple[Floats, Floats]:
     return np.array([one(eager) for _ in range(RESAMPLES)]), np.array([one(vllm) for _ in range(RESAMPLES)])
 
 
-def case_saved(base: Floats, other: Floats) -> Interval:
-    """1 - vLLM with the second needs / transformers with the first; low and high: 95 % of the resampled fits."""
+def case_saved(base: Floats, variant: Floats) -> Interval:
+    """Return 1 - vLLM with `variant` / transformers with `base`; low and high enclose 95 % of the resampled fits."""
     eager, vllm = map(coefficients, fits())
-    draws = 1 - resampled()[1] @ other / (resampled()[0] @ base)
+    draws = 1 - resampled()[1] @ variant / (resampled()[0] @ base)
     low, high = np.percentile(draws, [2.5, 97.5])
-    return Interval(1 - float(vllm @ other / (eager @ base)), float(low), float(high), RESAMPLES)
+    return Interval(1 - float(vllm @ variant / (eager @ base)), float(low), float(high), RESAMPLES)
 
 
 def kwh(case: Case, joules_each: float) -> str:
@@ -215,26 +220,29 @@ def traces() -> str:
 
 
 def table_4() -> str:
-    """The paper's way: lengths rounded up, the sparse peak. Last, each trace with few in flight against many."""
+    """Return the table by the paper's method: lengths rounded up, sparse peak.
+
+    The last row of each trace compares few requests in flight with many.
+    """
     eager, vllm = map(coefficients, fits())
     body = []
     for trace, (above_eager, above_vllm, paper) in TABLE_4.items():
         few, many = (next(c for c in cases() if (c.trace, c.batch) == (trace, b)) for b in CASE_BATCHES)
-        for base, other in ((few, few), (many, many), (few, many)):
-            e, v = float(eager @ base.needs_rounded_up), float(vllm @ other.needs_rounded_up)
-            least = base.sparse_rounded_up
-            batches = str(base.batch) if base is other else f"{base.batch} → {other.batch}"
+        for base, variant in ((few, few), (many, many), (few, many)):
+            e, v = float(eager @ base.needs_rounded_up), float(vllm @ variant.needs_rounded_up)
+            lower_bound = base.sparse_rounded_up
+            batches = str(base.batch) if base is variant else f"{base.batch} → {variant.batch}"
             body.append(
                 [
                     trace,
                     batches,
                     f"{kwh(base, e)}, {kwh(base, v)}",
                     "{1:g}, {2:g}".format(*FIGURE_1[trace]),
-                    percent(e / least - 1, True),
+                    percent(e / lower_bound - 1, True),
                     percent(above_eager, True),
-                    percent(v / least - 1, True),
+                    percent(v / lower_bound - 1, True),
                     percent(above_vllm, True),
-                    percents(case_saved(base.needs_rounded_up, other.needs_rounded_up)),
+                    percents(case_saved(base.needs_rounded_up, variant.needs_rounded_up)),
                     percent(paper),
                 ]
             )
@@ -257,7 +265,7 @@ def profile_fit() -> str:
 
 
 def figure() -> str:
-    """J per request of each trace, at both batches, and the ideal at the dense peak."""
+    """Draw J per request of each trace at both batches, and the ideal at the dense peak."""
     x = svg.Axis(0.6, len(TRACES) + 0.4, False, tuple((float(i + 1), name) for i, name in enumerate(TRACES)))
     eager, vllm = map(coefficients, fits())
     lines = []
@@ -266,7 +274,7 @@ def figure() -> str:
         for fit, name, colour in ((eager, "transformers eager", index), (vllm, "vLLM", index + 2)):
             points = [(i + 0.8 + 0.1 * colour, alone(float(fit @ c.needs))) for i, c in enumerate(at_batch)]
             lines.append(Line(f"{name}, batch {batch}", points, colour, joined=False))
-    least = [(i + 1.2, alone(c.dense)) for i, c in enumerate(c for c in cases() if c.batch == CASE_BATCHES[0])]
-    lines.append(Line("ideal, dense peak", least, 5, joined=False))
+    dense_points = [(i + 1.2, alone(c.dense)) for i, c in enumerate(c for c in cases() if c.batch == CASE_BATCHES[0])]
+    lines.append(Line("ideal, dense peak", dense_points, 5, joined=False))
     y = svg.log_axis(1, 500, in_joules)
     return picture("J per request, estimated (two-phase)", "", lines, x, y)

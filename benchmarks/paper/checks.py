@@ -9,8 +9,9 @@ import numpy as np
 
 from benchmarks.paper import offline_table
 from benchmarks.paper.ingest import counter, joules_of, online, session, spread
-from benchmarks.paper.offline_results import EARLIER, MAIN, NAMES, cells, percent, rows, table
+from benchmarks.paper.offline_results import EARLIER, MAIN, NAMES, cells, rows
 from benchmarks.paper.online import RUNS
+from benchmarks.paper.words import percent, table
 
 REPEATS_WITHIN = 0.03
 

@@ -2,20 +2,10 @@
 
 from statistics import fmean
 
-from benchmarks.paper.offline_results import (
-    SHAPE,
-    batches_of,
-    cells,
-    per_token,
-    percent,
-    percents,
-    plus_minus,
-    saved,
-    sig,
-    table,
-)
+from benchmarks.paper.offline_results import SHAPE, batches_of, cells, per_token, saved
 from benchmarks.paper.published import BEST_KWH, TASKS, TASKS_KWH
 from benchmarks.paper.speculative_decoding import GREEDY, change
+from benchmarks.paper.words import percent, percents, plus_minus, sig, table
 from loadgen.energy_model.estimate import JOULES_PER_KWH
 
 EAGER, SAMPLED, BEAMS = "hf-eager", "hf-eager-temperature=0.7-top_p=0.9", "hf-eager-num_beams=4"
@@ -50,9 +40,9 @@ def tasks() -> str:
     for task, lengths in TASKS.items():
         for batch in batches_of(lengths, [EAGER, GREEDY]):
             eager, vllm = (per_request(name, lengths, batch) for name in (EAGER, GREEDY))
-            mine, paper = fmean(vllm) * KWH_PER_1024, TASKS_KWH[lengths][batch]
+            measured, paper = fmean(vllm) * KWH_PER_1024, TASKS_KWH[lengths][batch]
             line = [task, str(batch), plus_minus(eager), plus_minus(vllm), percents(saved(eager, vllm))]
-            body.append([*line, sig(mine), sig(paper), f"{paper / mine:.1f}"])
+            body.append([*line, sig(measured), sig(paper), f"{paper / measured:.1f}"])
     head = ["task", "batch", "transformers, eager, J/example", "vLLM, J/example", "vLLM saves [95 %]"]
     return table([*head, "vLLM, kWh of 1,024", "paper, A6000", "paper ÷ here"], body)
 

@@ -3,21 +3,10 @@
 from collections.abc import Callable
 from statistics import fmean
 
-from benchmarks.paper.offline_results import (
-    NAMES,
-    SHAPE,
-    batches_of,
-    cells,
-    per_token,
-    percent,
-    percents,
-    plus_minus,
-    saved,
-    sig,
-    table,
-)
+from benchmarks.paper.offline_results import NAMES, SHAPE, batches_of, cells, per_token, saved
 from benchmarks.paper.plots import Line, alone, batch_axis, by_batch, picture, scaled, share_axis
 from benchmarks.paper.published import ML_ENERGY, paper_saved
+from benchmarks.paper.words import percent, percents, plus_minus, sig, table
 from loadgen.report import svg
 from loadgen.report.format import joules as in_joules
 from loadgen.stats.intervals import Interval, interval
@@ -46,14 +35,14 @@ PAIRS = (("hf-eager", "vllm-graphs"), ("hf-eager", "hf-compile"), ("vllm-eager",
 
 def reductions() -> str:
     head = ["batch"]
-    for base, other in PAIRS:
-        head += [f"{NAMES[other]}, against {NAMES[base]}", "paper, A100"]
+    for base, variant in PAIRS:
+        head += [f"{NAMES[variant]}, against {NAMES[base]}", "paper, A100"]
     body = []
     for batch in batches_of(SHAPE, FRAMEWORKS):
         line = [str(batch)]
-        for base, other in PAIRS:
-            line.append(percents(saved(per_token(base, SHAPE, batch), per_token(other, SHAPE, batch))))
-            line.append(percent(paper_saved(base, other, batch)))
+        for base, variant in PAIRS:
+            line.append(percents(saved(per_token(base, SHAPE, batch), per_token(variant, SHAPE, batch))))
+            line.append(percent(paper_saved(base, variant, batch)))
         if any(cell != "-" for cell in line[1:]):
             body.append(line)
     return table(head, body)
@@ -63,9 +52,9 @@ def headline() -> str:
     """Return the table of savings from the unoptimized baseline to the best configuration."""
     batches = batches_of(SHAPE, ["hf-eager"])
     best = min((k for k in cells() if k[1] == SHAPE and k[0] in FRAMEWORKS), key=lambda k: fmean(per_token(*k)))
-    least = min(batches, key=lambda b: fmean(per_token("hf-eager", SHAPE, b)))
+    lowest = min(batches, key=lambda b: fmean(per_token("hf-eager", SHAPE, b)))
     best_name = f"{NAMES[best[0]]}, batch {best[2]}"
-    bases = [(1, "one request at a time"), (8, "batch 8"), (least, f"its own best batch, {least}")]
+    bases = [(1, "one request at a time"), (8, "batch 8"), (lowest, f"its own best batch, {lowest}")]
     body = [
         [f"transformers eager, {label}", best_name, percents(saved(per_token("hf-eager", SHAPE, b), per_token(*best)))]
         for b, label in bases
@@ -100,12 +89,12 @@ def prefill_share(server: str, workload: str, batch: int) -> str:
 
 
 def fp8() -> str:
-    other = "vllm-graphs-quantization=fp8"
+    variant = "vllm-graphs-quantization=fp8"
     body = []
-    for batch in batches_of(SHAPE, [other]):
-        base, x = (per_token(name, SHAPE, batch) for name in ("vllm-graphs", other))
-        speed = [cells()[name, SHAPE, batch].mean("output_tokens_per_s") or 0 for name in ("vllm-graphs", other)]
-        watts = [cells()[name, SHAPE, batch].mean("mean_watts") or 0 for name in ("vllm-graphs", other)]
+    for batch in batches_of(SHAPE, [variant]):
+        base, x = (per_token(name, SHAPE, batch) for name in ("vllm-graphs", variant))
+        speed = [cells()[name, SHAPE, batch].mean("output_tokens_per_s") or 0 for name in ("vllm-graphs", variant)]
+        watts = [cells()[name, SHAPE, batch].mean("mean_watts") or 0 for name in ("vllm-graphs", variant)]
         body.append(
             [
                 str(batch),
@@ -152,18 +141,18 @@ def frameworks_figure() -> str:
 
 
 def reductions_figure() -> str:
-    def here(base: str, other: str) -> Callable[[int], Interval | None]:
-        return lambda batch: scaled(saved(per_token(base, SHAPE, batch), per_token(other, SHAPE, batch)), 100)
+    def here(base: str, variant: str) -> Callable[[int], Interval | None]:
+        return lambda batch: scaled(saved(per_token(base, SHAPE, batch), per_token(variant, SHAPE, batch)), 100)
 
-    def paper(base: str, other: str) -> Callable[[int], Interval | None]:
-        return lambda batch: None if (share := paper_saved(base, other, batch)) is None else alone(100 * share)
+    def paper(base: str, variant: str) -> Callable[[int], Interval | None]:
+        return lambda batch: None if (share := paper_saved(base, variant, batch)) is None else alone(100 * share)
 
     batches = batches_of(SHAPE, FRAMEWORKS)
     short = {name: NAMES[name].replace(",", "").replace("CUDA ", "") for name in FRAMEWORKS}
     lines = []
-    for index, (base, other) in enumerate(PAIRS):
+    for index, (base, variant) in enumerate(PAIRS):
         colour = (0, 3, 2)[index]
-        lines.append(Line(f"{short[other]} against {short[base]}", by_batch(batches, here(base, other)), colour))
-        lines.append(Line("the same, paper's A100, digitised", by_batch(batches, paper(base, other)), colour, 2))
+        lines.append(Line(f"{short[variant]} against {short[base]}", by_batch(batches, here(base, variant)), colour))
+        lines.append(Line("the same, paper's A100, digitised", by_batch(batches, paper(base, variant)), colour, 2))
     title = "Less energy per output token; bars: 95 %, cut at the frame"
     return picture(title, "batch", lines, batch_axis(), share_axis(-40, 80))

@@ -4,20 +4,9 @@ from collections.abc import Sequence
 
 from benchmarks.paper import offline_table
 from benchmarks.paper.ingest import FOLDER, sessions
-from benchmarks.paper.offline_results import (
-    NAMES,
-    SHAPE,
-    batches_of,
-    cells,
-    per_token,
-    percent,
-    percents,
-    plus_minus,
-    saved,
-    sig,
-    table,
-)
+from benchmarks.paper.offline_results import NAMES, SHAPE, batches_of, cells, per_token, saved
 from benchmarks.paper.plots import Line, batch_axis, by_batch, picture, scaled, share_axis
+from benchmarks.paper.words import percent, percents, plus_minus, sig, table
 from loadgen.energy_model.energy_profile import read_energy_profile
 from loadgen.energy_model.estimate import fit_two_phase
 from loadgen.energy_model.hardware import read_hardware, read_model

@@ -1,25 +1,25 @@
 #!/usr/bin/env python3
-"""Joules per output token of serving frameworks by batch, on a GPU host without a network, within a fixed time.
+"""Measure joules per output token of serving frameworks by batch, on a GPU host without a network, in a fixed time.
 
     python3 -m benchmarks.paper.measure_offline --out OUT --site SITE
 
-measures batches of equal prompts and answers, with random weights, offline and in-process (no client in the way):
+runs batches of equal prompts and answers, with random weights, offline and in-process (no client is involved):
 
-    vllm-graphs   vLLM as it comes: torch.compile, CUDA graphs
+    vllm-graphs   vLLM with its defaults: torch.compile, CUDA graphs
     hf-eager      Hugging Face generate(), eager: the unoptimized baseline
     vllm-eager    vLLM without compilation and graphs
     hf-compile    generate() with a static cache, which transformers compiles
 
 Each stage is a child process with a deadline of its own; one that fails or overruns is ended and the next one begins.
-What a stage leaves unused goes to the later ones. After every cell the summary is written anew, so that stopping early
-leaves a result. This process reads the energy counter, with loadgen's own meter and sampler, and touches no setting of
-the GPU.
+Time that a stage leaves unused goes to the later ones. The summary is rewritten after every cell, so that stopping
+early leaves a result. This process reads the energy counter, with loadgen's own meter and sampler, and changes no
+setting of the GPU.
 
 It needs: torch, transformers, nvidia-ml-py, numpy, and in SITE (a folder for PYTHONPATH) vllm and msgspec.
-OUT gets summary.json (one object a cell), energy.jsonl (every move of the counter), and one log a stage.
+OUT gets summary.json (one object a cell), energy.jsonl (every update of the counter), and one log a stage.
 
-Random weights guess nothing: speculation accepts at a rate that is fixed, and counted in every cell. With a draft
-model, four tokens ahead, each accepted with 0.7 if the one before it was:
+Drafts from random weights are never accepted, so speculative decoding accepts at a fixed rate, which every cell counts.
+With a draft model, four tokens ahead, each accepted with 0.7 if the one before it was:
 
     --stages vllm-graphs --draft llama-3.2-1b --vllm-args '{"speculative_config": {"method": "draft_model",
     "num_speculative_tokens": 4, "rejection_sample_method": "synthetic",
@@ -47,9 +47,9 @@ CELLS = {
     "vllm-eager": "512x128@1,8,128,32,256",
     "hf-compile": "512x128@8,1,32,128",
 }
-"""Input x output tokens @ batches. What is measured first is what shows most, should time run out."""
+"""Input x output tokens @ batches. The most informative batches come first, in case time runs out."""
 SHARES = {"vllm-graphs": 0.40, "hf-eager": 0.22, "vllm-eager": 0.22, "hf-compile": 0.16}
-"""Of the time."""
+"""Share of the time of each stage."""
 
 _LLAMA = {"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_act": "silu", "torch_dtype": "bfloat16"}
 _OLMO = {"vocab_size": 50304, "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 16,
@@ -101,8 +101,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sampling", default="{}", help='JSON for SamplingParams or generate(), e.g. {"num_beams": 4}')
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--window-s", type=float, default=3.0, help="shortest measurement; always whole batches")
-    parser.add_argument("--budget-s", type=float, default=560.0, help="for everything")
-    parser.add_argument("--energy", default="nvml", help="nvml; cpu is an estimate, to try the script with")
+    parser.add_argument("--budget-s", type=float, default=560.0, help="seconds for all stages together")
+    parser.add_argument("--energy", default="nvml", help="nvml; cpu is an estimate for trying the script")
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--stage", help=argparse.SUPPRESS)
@@ -114,12 +114,12 @@ def parse() -> argparse.Namespace:
 
 
 class Study:
-    """Reads the counter, runs the stages one after the other, writes what is known so far."""
+    """Reads the counter, runs the stages one after the other and writes the results so far."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         sys.path.insert(0, str(ROOT))
         if options.site:
-            sys.path.append(options.site)  # last: only for what this Python lacks
+            sys.path.append(options.site)  # last: only for packages that this Python lacks
         from loadgen.energy.choose import open_meter
         from loadgen.energy.sampler import Sampler
 
@@ -155,12 +155,12 @@ class Study:
             self.say(f"no context: {self.summary['no_context_w']} W; {self.summary['gpus']}")
             stages = self.options.stages.split(",")
             for number, stage in enumerate(stages):
-                rest = sum(SHARES[name] for name in stages[number:])
+                shares_left = sum(SHARES[name] for name in stages[number:])
                 left_ns = self.end_ns - time.monotonic_ns()
                 if left_ns < 20e9:
                     self.say(f"{stage}: no time left")
                     break
-                self.stage(stage, time.monotonic_ns() + round(left_ns * SHARES[stage] / rest))
+                self.stage(stage, time.monotonic_ns() + round(left_ns * SHARES[stage] / shares_left))
         finally:
             self.finish()
 
@@ -180,7 +180,7 @@ class Study:
             )
             try:
                 facts["ended"] = self.follow(process, name, until_ns, log, facts)
-            except Exception as err:  # one stage's trouble must not cost the others their time
+            except Exception as err:  # one stage's failure must not end the other stages
                 facts["ended"] = f"{type(err).__name__}: {err}"
             finally:
                 end_group(process)
@@ -189,11 +189,11 @@ class Study:
         self.write()
 
     def command(self, name: str, until_ns: int) -> list[str]:
-        given = self.options
-        python = given.vllm_python if name.startswith("vllm") else given.hf_python
-        words = [python, __file__, "--stage", name, "--until-ns", str(until_ns), "--out", str(given.out.resolve())]
+        options = self.options
+        python = options.vllm_python if name.startswith("vllm") else options.hf_python
+        words = [python, __file__, "--stage", name, "--until-ns", str(until_ns), "--out", str(options.out.resolve())]
         for key in ("shape", "tp", "repeats", "window_s", "device", "seed", "cells", "vllm_args", "draft", "sampling"):
-            if (value := getattr(given, key)) is not None:
+            if (value := getattr(options, key)) is not None:
                 words += ["--" + key.replace("_", "-"), str(value)]
         return words
 
@@ -207,7 +207,7 @@ class Study:
         return {**os.environ, **extra}
 
     def follow(self, process: subprocess.Popen, name: str, until_ns: int, log, facts: dict) -> str:
-        """Every event of the child, until it ends or its time is up."""
+        """Handle every event of the child until it ends or its time is over; return how it ended."""
         lines: queue.Queue = queue.Queue()
 
         def read() -> None:
@@ -242,53 +242,55 @@ class Study:
                     self.say(f"{name}: {event['text']}")
 
     def cell(self, name: str, event: dict) -> None:
-        """One batch size: joules of each repeat, and of its prefill alone."""
+        """Add a cell for one batch size: joules of each repeat, and of its prefill alone."""
         full = [self.joules(window) for window in event["full"]]
         prefill = [self.joules(window) for window in event["prefill"]]
-        known = [one for one in full if one["joules"] is not None]
+        measured = [part for part in full if part["joules"] is not None]
         size = event["batch"] * event["output_tokens"]
-        per_token = [one["joules"] / one["batches"] / size for one in known]
-        found = {
+        per_token = [part["joules"] / part["batches"] / size for part in measured]
+        cell = {
             "stage": name, "input_tokens": event["input_tokens"], "output_tokens": event["output_tokens"],
             "batch": event["batch"], "first_batch_s": event["first_batch_s"],
             "full": full, "prefill": prefill, "speculation": event["speculation"],
             "joules_per_output_token": mean(per_token),
             "spread": (max(per_token) - min(per_token)) / mean(per_token) if len(per_token) > 1 else None,
-            "output_tokens_per_s": mean([one["batches"] * size / one["seconds"] for one in full]),
-            "mean_w": mean([one["watts"] for one in known]),
-            "batch_s": mean([one["seconds"] / one["batches"] for one in full]),
+            "output_tokens_per_s": mean([part["batches"] * size / part["seconds"] for part in full]),
+            "mean_w": mean([part["watts"] for part in measured]),
+            "batch_s": mean([part["seconds"] / part["batches"] for part in full]),
             "prefill_joules_per_batch": mean([p["joules"] / p["batches"] for p in prefill if p["joules"] is not None]),
             "gpus": gpu_facts(),
         }  # fmt: skip
-        self.summary["cells"].append(found)
-        shown = {key: round(value, 4) for key, value in found.items() if isinstance(value, float)}
+        self.summary["cells"].append(cell)
+        shown = {key: round(value, 4) for key, value in cell.items() if isinstance(value, float)}
         self.say(f"{name} {event['input_tokens']}x{event['output_tokens']}@{event['batch']}: {shown}")
         self.write()
 
     def joules(self, window: dict) -> dict:
-        """Energy of [start_ns, end_ns], all GPUs together, and its bound of error; None when it was not covered."""
+        """Add to a window its joules of all GPUs together and their error bound; None when it was not covered."""
         from loadgen.energy.counter_clock import align_to_counter_clock
         from loadgen.energy.series import series_by_domain
 
         wait_until = time.monotonic() + 1.0
         while self.samples and self.last_ns() < window["end_ns"] and time.monotonic() < wait_until:
             time.sleep(0.02)
-        series = [align_to_counter_clock(one) for one in series_by_domain(list(self.samples)).values()]
+        series = [
+            align_to_counter_clock(domain_series) for domain_series in series_by_domain(list(self.samples)).values()
+        ]
         parts = [
             (
-                one.energy_mj(window["start_ns"], window["end_ns"]),
-                one.uncertainty_mj(window["start_ns"], window["end_ns"]),
+                domain_series.energy_mj(window["start_ns"], window["end_ns"]),
+                domain_series.uncertainty_mj(window["start_ns"], window["end_ns"]),
             )
-            for one in series
+            for domain_series in series
         ]
         seconds = (window["end_ns"] - window["start_ns"]) / 1e9
-        known = parts and all(energy is not None for energy, _ in parts)
-        joules = sum(energy for energy, _ in parts) / 1e3 if known else None
+        covered = parts and all(energy is not None for energy, _ in parts)
+        joules = sum(energy for energy, _ in parts) / 1e3 if covered else None
         return {
             **window,
             "seconds": seconds,
             "joules": joules,
-            "u_joules": sum(u for _, u in parts) / 1e3 if known else None,
+            "u_joules": sum(u for _, u in parts) / 1e3 if covered else None,
             "watts": joules / seconds if joules is not None else None,
         }
 
@@ -299,12 +301,12 @@ class Study:
         return min(latest.values())
 
     def watts_since(self, seconds: float) -> float | None:
-        now = time.monotonic_ns()
-        return self.joules({"start_ns": now - round(seconds * 1e9), "end_ns": now})["watts"]
+        now_ns = time.monotonic_ns()
+        return self.joules({"start_ns": now_ns - round(seconds * 1e9), "end_ns": now_ns})["watts"]
 
     def say(self, text: str) -> None:
-        left = (self.end_ns - time.monotonic_ns()) / 1e9
-        print(f"[{left:5.0f} s left] {text}", flush=True)
+        left_s = (self.end_ns - time.monotonic_ns()) / 1e9
+        print(f"[{left_s:5.0f} s left] {text}", flush=True)
 
     def write(self) -> None:
         import msgspec
@@ -329,9 +331,9 @@ class Study:
         names = ("J/token", "spread", "token/s", "W", "J prefill")
         print(f"\n{'stage':<12} {'lengths':>9} {'batch':>5} {' '.join(f'{name:>9}' for name in names)}")
         for cell in self.summary["cells"]:
-            told = [f"{cell[key]:>9.4g}" if cell[key] is not None else f"{'-':>9}" for key in columns]
+            columns_text = [f"{cell[key]:>9.4g}" if cell[key] is not None else f"{'-':>9}" for key in columns]
             lengths = f"{cell['input_tokens']}x{cell['output_tokens']}"
-            print(f"{cell['stage']:<12} {lengths:>9} {cell['batch']:>5} {' '.join(told)}")
+            print(f"{cell['stage']:<12} {lengths:>9} {cell['batch']:>5} {' '.join(columns_text)}")
 
 
 def mean(values: list) -> float | None:
@@ -347,7 +349,7 @@ def end_group(process: subprocess.Popen) -> None:
 
 
 def gpu_facts() -> list[dict]:
-    """Name, driver, limit, temperature, clock, throttling: read, never set. Empty without NVML."""
+    """Read name, driver, limit, temperature, clock and throttling of each GPU. Empty without NVML; nothing is set."""
     import pynvml
 
     try:
@@ -358,7 +360,7 @@ def gpu_facts() -> list[dict]:
 
 
 def _gpu_facts(pynvml, handle) -> dict:
-    asked = {
+    readers = {
         "name": lambda: pynvml.nvmlDeviceGetName(handle),
         "driver": lambda: pynvml.nvmlSystemGetDriverVersion(),
         "limit_w": lambda: pynvml.nvmlDeviceGetEnforcedPowerLimit(handle) / 1000,
@@ -366,32 +368,32 @@ def _gpu_facts(pynvml, handle) -> dict:
         "sm_mhz": lambda: pynvml.nvmlDeviceGetClockInfo(handle, pynvml.NVML_CLOCK_SM),
         "event_reasons": lambda: pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
     }
-    found = {}
-    for key, ask in asked.items():
+    facts = {}
+    for key, ask in readers.items():
         with suppress(pynvml.NVMLError):
-            found[key] = ask()
-    return found
+            facts[key] = ask()
+    return facts
 
 
-# ---------------------------------------------------------------- the child that computes
+# ---------------------------------------------------------------- the child process that computes
 
 
 def child(options: argparse.Namespace) -> None:
-    """Loads one framework and runs its batches; tells the parent when each began and ended."""
+    """Load one framework and run its batches; report the start and end of each to the parent."""
     started = time.monotonic()
     engine = (Vllm if options.stage.startswith("vllm") else Transformers)(options)
-    tell("ready", load_s=round(time.monotonic() - started, 1), **engine.versions)
+    send("ready", load_s=round(time.monotonic() - started, 1), **engine.versions)
     idle_start = time.monotonic_ns()
     time.sleep(1.5)
-    tell("idle", start_ns=idle_start + 300_000_000, end_ns=time.monotonic_ns())
+    send("idle", start_ns=idle_start + 300_000_000, end_ns=time.monotonic_ns())
     for size in cells_of(options):
         if left_s(options) < MIN_CELL_S:
-            tell("note", text=f"no time for {size}: {left_s(options):.0f} s left")
+            send("note", text=f"no time for {size}: {left_s(options):.0f} s left")
             continue
         try:
             cell(engine, size, options)
         except Exception as err:
-            tell("note", text=f"{size} failed: {type(err).__name__}: {str(err)[:300]}")
+            send("note", text=f"{size} failed: {type(err).__name__}: {str(err)[:300]}")
             engine.forget()
     engine.close()
 
@@ -403,12 +405,12 @@ class Size(NamedTuple):
 
 
 def cells_of(options: argparse.Namespace) -> list[Size]:
-    """Every size of `512x128@1,8 2048x32@8`, in that order."""
-    found = []
+    """Return the sizes of e.g. `512x128@1,8 2048x32@8`, in that order."""
+    sizes = []
     for group in (options.cells or CELLS[options.stage]).split():
         lengths, batches = group.split("@")
-        found += [Size(*map(int, lengths.split("x")), int(batch)) for batch in batches.split(",")]
-    return found
+        sizes += [Size(*map(int, lengths.split("x")), int(batch)) for batch in batches.split(",")]
+    return sizes
 
 
 def cell(engine, size: Size, options: argparse.Namespace) -> None:
@@ -417,20 +419,20 @@ def cell(engine, size: Size, options: argparse.Namespace) -> None:
         engine.generate(size if engine.first_is_slow else size._replace(output=min(2, size.output)))
     first_batch_s = round(time.monotonic() - start, 2)
     prefill = [window(engine, size._replace(output=1), options.window_s / 3 + 0.7)] if size.output > 1 else []
-    full, before = [], engine.speculated()
+    full, counters_before = [], engine.speculated()
     for _ in range(options.repeats):
         if full and left_s(options) < full[-1]["seconds"] * 1.1:
             break
         full.append(window(engine, size, options.window_s))
-    after = engine.speculated()
+    counters_after = engine.speculated()
     lengths = {"input_tokens": size.input, "output_tokens": size.output}
-    speculation = {name: count - before.get(name, 0) for name, count in after.items()} or None
-    tell("cell", **lengths, batch=size.batch, first_batch_s=first_batch_s, full=full, prefill=prefill,
+    speculation = {name: count - counters_before.get(name, 0) for name, count in counters_after.items()} or None
+    send("cell", **lengths, batch=size.batch, first_batch_s=first_batch_s, full=full, prefill=prefill,
          speculation=speculation)  # fmt: skip
 
 
 def window(engine, size: Size, wanted_s: float) -> dict:
-    """Whole batches for at least that long, and into how many tokens the last one's answers ended."""
+    """Run whole batches for at least `wanted_s`; `distinct_last` counts the different last tokens of the last batch."""
     start_ns, batches = time.monotonic_ns(), 0
     while batches == 0 or time.monotonic_ns() - start_ns < wanted_s * 1e9:
         distinct = engine.generate(size)
@@ -444,7 +446,7 @@ def left_s(options: argparse.Namespace) -> float:
     return (options.until_ns - time.monotonic_ns()) / 1e9
 
 
-def tell(event: str, **facts) -> None:
+def send(event: str, **facts) -> None:
     print(MARK + json.dumps({"event": event, **facts}), flush=True)
 
 
@@ -462,19 +464,21 @@ class Vllm:
         self.sampling = {"temperature": 0, **json.loads(options.sampling)}
         eager = options.stage == "vllm-eager"
         cells = cells_of(options)
-        most = max(size.batch for size in cells)
-        given = json.loads(options.vllm_args)
-        self.first_is_slow = speculates = "speculative_config" in given
+        max_batch = max(size.batch for size in cells)
+        vllm_args = json.loads(options.vllm_args)
+        self.first_is_slow = speculates = "speculative_config" in vllm_args
         if options.draft:
-            given["speculative_config"]["model"] = str(options.out / "draft")
-        graphs = {1, 2, 4, *range(8, 257, 8), *range(256, 513, 16)} & set(range(most + 1))
-        each = 1 + given["speculative_config"]["num_speculative_tokens"] if speculates else 1  # tokens of a step
-        sizes = sorted({each * batch for batch in graphs | {size.batch for size in cells}})
+            vllm_args["speculative_config"]["model"] = str(options.out / "draft")
+        graphs = {1, 2, 4, *range(8, 257, 8), *range(256, 513, 16)} & set(range(max_batch + 1))
+        step_tokens = (
+            1 + vllm_args["speculative_config"]["num_speculative_tokens"] if speculates else 1
+        )  # tokens of a step
+        sizes = sorted({step_tokens * batch for batch in graphs | {size.batch for size in cells}})
         self.llm = vllm.LLM(
             model=str(options.out / "model"),
             skip_tokenizer_init=True,
             load_format="dummy",
-            max_num_seqs=most,
+            max_num_seqs=max_batch,
             max_model_len=max(size.input + size.output for size in cells) + 16,
             enable_prefix_caching=False,
             enforce_eager=eager,
@@ -482,37 +486,40 @@ class Vllm:
             seed=options.seed,
             disable_log_stats=not speculates,
             **({} if eager else {"compilation_config": {"cudagraph_capture_sizes": sizes}}),
-            **given,
+            **vllm_args,
         )
         self.vocabulary = SHAPES[options.shape]["vocab_size"]
         self.versions = {"vllm": vllm.__version__, "torch": torch.__version__}
 
     def generate(self, size: Size) -> int:
-        """How many different tokens the answers end in."""
+        """Run one batch; return the number of different last tokens of its answers."""
         ids = self.rng.integers(100, self.vocabulary - 100, size=(size.batch, size.input)).tolist()
         fixed = {"max_tokens": size.output, "ignore_eos": True, "detokenize": False}
         sampling = self.vllm.SamplingParams(**fixed, **self.sampling)
         answers = self.llm.generate([{"prompt_token_ids": row} for row in ids], sampling, use_tqdm=False)
         made = {len(answer.outputs[0].token_ids) for answer in answers}
         if made != {size.output}:
-            raise RuntimeError(f"asked for {size.output} tokens each, got {sorted(made)}")
+            raise RuntimeError(f"requested {size.output} tokens each, got {sorted(made)}")
         return len({answer.outputs[0].token_ids[-1] for answer in answers})
 
     def speculated(self) -> dict[str, int]:
-        """vLLM's own counters so far: drafts, draft_tokens, accepted_tokens and accepted_at_0, 1, ... Empty without."""
+        """Return vLLM's counters so far: drafts, draft_tokens, accepted_tokens and accepted_at_0, 1, ...
+
+        Empty without speculative decoding.
+        """
         if not self.first_is_slow:
             return {}
-        found, start = {}, "vllm:spec_decode_num_"
+        counters, prefix = {}, "vllm:spec_decode_num_"
         for metric in self.llm.get_metrics():
-            name = metric.name.removeprefix(start)
-            if metric.name == start + "accepted_tokens_per_pos":
-                found |= {f"accepted_at_{position}": count for position, count in enumerate(metric.values)}
-            elif metric.name.startswith(start):
-                found[name] = metric.value
-        return found
+            name = metric.name.removeprefix(prefix)
+            if metric.name == prefix + "accepted_tokens_per_pos":
+                counters |= {f"accepted_at_{position}": count for position, count in enumerate(metric.values)}
+            elif metric.name.startswith(prefix):
+                counters[name] = metric.value
+        return counters
 
     def forget(self) -> None:
-        """An engine whose step failed hangs at the next one."""
+        """End the process, because an engine whose step failed hangs at the next one."""
         os._exit(1)
 
     def close(self) -> None:
@@ -523,7 +530,7 @@ class Transformers:
     """generate() on token ids, one static batch; greedy unless --sampling says otherwise."""
 
     first_is_slow = True
-    """The first answer of a new size took 5 s more than the next ones, eager too."""
+    """The first answer of a new size took 5 s longer than the next ones, also in eager mode."""
 
     def __init__(self, options: argparse.Namespace) -> None:
         import torch
@@ -542,7 +549,7 @@ class Transformers:
         self.versions = {"transformers": transformers.__version__, "torch": torch.__version__}
 
     def generate(self, size: Size) -> int:
-        """How many different tokens the answers end in."""
+        """Run one batch; return the number of different last tokens of its answers."""
         torch = self.torch
         ids = torch.randint(
             100, self.model.config.vocab_size - 100, (size.batch, size.input), device=self.options.device
@@ -559,14 +566,14 @@ class Transformers:
         if self.options.device == "cuda":
             torch.cuda.synchronize()
         if out.shape[1] != size.input + size.output:
-            raise RuntimeError(f"asked for {size.output} tokens each, got {out.shape[1] - size.input}")
+            raise RuntimeError(f"requested {size.output} tokens each, got {out.shape[1] - size.input}")
         return len(set(out[:, -1].tolist()))
 
     def speculated(self) -> dict[str, int]:
         return {}
 
     def forget(self) -> None:
-        """Out of memory at one size says nothing about the next."""
+        """Free the cache: running out of memory at one size does not affect the next."""
         self.torch.cuda.empty_cache()
 
     def close(self) -> None:

@@ -3,20 +3,11 @@
 from typing import Any
 
 from benchmarks.paper.ingest import session
-from benchmarks.paper.offline_results import (
-    SHAPE,
-    batches_of,
-    cells,
-    per_token,
-    percent,
-    percents,
-    plus_minus,
-    saved,
-    table,
-)
+from benchmarks.paper.offline_results import SHAPE, batches_of, cells, per_token, saved
 from benchmarks.paper.plots import Line, batch_axis, by_batch, picture, scaled, share_axis
 from benchmarks.paper.published import EXPERTS_KWH, paper_change, paper_points
 from benchmarks.paper.speculative_decoding import GREEDY
+from benchmarks.paper.words import percent, percents, plus_minus, table
 from loadgen.stats.intervals import Interval
 
 DENSE, SPARSE = "olmo-1b", "olmoe-1b-7b"

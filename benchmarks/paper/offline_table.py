@@ -1,9 +1,8 @@
-#!/usr/bin/env python3
-"""results.csv and report.html from what measure_offline.py measured:
+"""Write results.csv and report.html from the summaries of measure_offline.
 
     python -m benchmarks.paper.offline_table OUT SUMMARY.json...
 
-Several summaries become one page: other sessions, shapes, lengths. Nothing is read but the summaries.
+Several summaries, of other sessions, shapes or lengths, become one page. Only the summaries are read.
 """
 
 import argparse
@@ -23,13 +22,13 @@ from loadgen.report.study_page import render_study_page
 from loadgen.results.study_table import Row
 
 HARDWARE = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100"}
-"""What the driver says -> profiles/hardware."""
+"""Map the driver's name of a GPU to its profile in profiles/hardware."""
 MOST_BOUND = 0.10
-"""Share of a window's joules that its bound of error may be: the counter's step at each end, at the very worst."""
+"""Largest error bound (the counter's step at each end) of a valid window, as a share of its joules."""
 
 
 def rows_of(summary: dict[str, Any], prefix: str = "") -> list[Row]:
-    """One row a repeat of a cell. Prefill is what batches of one output token took, decode is the rest."""
+    """Return a row per repeat of a cell; prefill is measured by batches of one output token, decode is the rest."""
     return [
         _row(summary, cell, repeat, part, prefix)
         for cell in summary["cells"]
@@ -88,34 +87,34 @@ def _row(summary: dict[str, Any], cell: dict[str, Any], repeat: int, part: dict[
 
 
 def _measured(summary: dict[str, Any], gpus: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Of all GPUs of the host, those whose counter was read ("gpu:1"); all where the summary does not say."""
+    """Return the GPUs of the host whose counter was read ("gpu:1"), or all where the summary does not list them."""
     read = [domain["name"].partition(":")[2] for domain in summary.get("energy", {}).get("domains", [])]
     return [gpu for index, gpu in enumerate(gpus) if str(index) in read] or gpus
 
 
 def _variant(summary: dict[str, Any], stage: str) -> str:
-    """What sets one session's servers apart from another's."""
+    """Return the part of a server's name that separates sessions: GPUs, speculation, sampling, engine arguments."""
     sampling = summary.get("sampling", {})
-    given = {key: sampling[key] for key in ("num_beams", "temperature", "top_p") if key in sampling}
+    settings = {key: sampling[key] for key in ("num_beams", "temperature", "top_p") if key in sampling}
     start = ""
     if stage.startswith("vllm"):
         start = f"-tp{summary['tensor_parallel']}" if summary["tensor_parallel"] > 1 else ""
         start += speculation(summary)
-        given |= {key: value for key, value in summary.get("vllm_args", {}).items() if key != "speculative_config"}
-    return start + "".join(f"-{key}={value}" for key, value in sorted(given.items()))
+        settings |= {key: value for key, value in summary.get("vllm_args", {}).items() if key != "speculative_config"}
+    return start + "".join(f"-{key}={value}" for key, value in sorted(settings.items()))
 
 
 def speculation(summary: dict[str, Any]) -> str:
-    """How tokens were guessed, and for a fixed rate how often the first of a step is accepted: "-draft=0.7"."""
-    given = summary.get("vllm_args", {}).get("speculative_config")
-    if given is None:
+    """Return the speculation method, and for a fixed rate the acceptance of a step's first token: "-draft=0.7"."""
+    config = summary.get("vllm_args", {}).get("speculative_config")
+    if config is None:
         return ""
-    rates = given.get("synthetic_acceptance_rates")
-    return f"-{given['method'].removesuffix('_model')}" + (f"={rates[0]}" if rates else "")
+    rates = config.get("synthetic_acceptance_rates")
+    return f"-{config['method'].removesuffix('_model')}" + (f"={rates[0]}" if rates else "")
 
 
 def idealized_joules(summary: dict[str, Any], in_each: int, out_each: int, requests: int) -> float | None:
-    """Of the same FLOPs at the dense peak rate and the power limit; None without a profile of the model or GPU."""
+    """Return the joules of the same FLOPs at the dense peak and power limit; None without a model or GPU profile."""
     hardware = next((HARDWARE.get(gpu["name"]) for gpu in summary["gpus"]), None)
     if hardware is None or summary["shape"] not in ("llama-3.1-8b",):
         return None
@@ -125,7 +124,7 @@ def idealized_joules(summary: dict[str, Any], in_each: int, out_each: int, reque
 
 
 def csv_of(rows: Iterable[Row]) -> str:
-    """results.csv, one line a row."""
+    """Return the text of results.csv, one line per row."""
     file = StringIO()
     table = csv.DictWriter(file, fieldnames=Row.__struct_fields__, lineterminator="\n")
     table.writeheader()
@@ -149,11 +148,13 @@ def main() -> None:
         for number, path in enumerate(options.summaries)
         for row in rows_of(json.loads(path.read_text()), f"{number}-" if len(options.summaries) > 1 else "")
     ]
-    told = (
+    description = (
         "Offline, in-process, random weights, fixed lengths; GPU energy by its own counter. Each run is whole batches."
     )
     options.out.mkdir(parents=True, exist_ok=True)
-    (options.out / "report.html").write_text(render_study_page(options.title, told, rows, options.baseline, {}, {}, 0))
+    (options.out / "report.html").write_text(
+        render_study_page(options.title, description, rows, options.baseline, {}, {}, 0)
+    )
     (options.out / "results.csv").write_text(csv_of(rows))
     print(f"{len(rows)} rows: {options.out / 'results.csv'}, {options.out / 'report.html'}")
 

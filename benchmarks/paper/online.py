@@ -3,8 +3,8 @@
 from typing import Any
 
 from benchmarks.paper.ingest import online
-from benchmarks.paper.offline_results import percent, sig, table
 from benchmarks.paper.published import ONLINE_SAVED
+from benchmarks.paper.words import percent, sig, table
 
 RUNS = ("rps-2", "rps-12", "rps-16", "rps-32", "closed-loop-baseline")
 

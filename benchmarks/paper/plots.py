@@ -1,4 +1,4 @@
-"""Figures of measured values as SVG files that read on light and on dark, in the plots of loadgen.report.svg."""
+"""Figures of measured values as SVG files for light and dark pages, drawn with the plots of loadgen.report.svg."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -25,7 +25,7 @@ LEFT, TOP = 70, 46
 
 @dataclass(frozen=True)
 class Line:
-    """Points of one kind. joined: False where what lies between two points has no meaning. dots: False for a law."""
+    """Points of one kind. joined: False where values between two points have no meaning. dots: False for a law."""
 
     name: str
     points: list[tuple[float, Interval]]
@@ -36,24 +36,24 @@ class Line:
 
 
 def picture(title: str, x_name: str, lines: Sequence[Line], x: svg.Axis, y: svg.Axis) -> str:
-    """One plot with its legend below, in a file of its own."""
+    """Return one plot with its legend below, as a complete SVG file."""
     width, height = PLOT
-    told = "; ".join(f"{one.name}: " + ", ".join(_told(place) for place in one.points) for one in lines)
-    plot = svg.plot("figure", title, told, x, y, height, [_marks(one, x, y, height) for one in lines])
+    description = "; ".join(f"{line.name}: " + ", ".join(_point_text(place) for place in line.points) for line in lines)
+    plot = svg.plot("figure", title, description, x, y, height, [_marks(line, x, y, height) for line in lines])
     below = TOP + height + 52
-    whole = (LEFT + width + 30, below + 20 * ((len(lines) + 1) // 2) + 6)
+    extent = (LEFT + width + 30, below + 20 * ((len(lines) + 1) // 2) + 6)
     parts = [
         tag("style", Markup(STYLE)),
         tag("text", title, x=LEFT, y=20),
         tag("svg", plot, x=LEFT, y=TOP, width=width, height=height + 30, overflow="visible"),
         tag("text", x_name, x=LEFT + width, y=below - 16, text_anchor="end"),
-        *(_entry(one, index, below) for index, one in enumerate(lines)),
+        *(_entry(line, index, below) for index, line in enumerate(lines)),
     ]
-    size = {"viewBox": f"0 0 {whole[0]} {whole[1]}", "width": whole[0], "height": whole[1]}
+    size = {"viewBox": f"0 0 {extent[0]} {extent[1]}", "width": extent[0], "height": extent[1]}
     return tag("svg", *parts, xmlns="http://www.w3.org/2000/svg", **size) + "\n"
 
 
-def _told(place: tuple[float, Interval]) -> str:
+def _point_text(place: tuple[float, Interval]) -> str:
     return f"{place[0]:g}: {number(place[1].mean)}"
 
 
@@ -71,20 +71,20 @@ def _dash(line: Line) -> str | None:
 
 def _marks(line: Line, x: svg.Axis, y: svg.Axis, height: float) -> Markup:
     across = x.at(np.array([place for place, _ in line.points]))
-    level = y.at(np.array([found.mean for _, found in line.points]))
-    moves = "L".join(f"{a * svg.WIDTH:.1f} {height * (1 - v):.1f}" for a, v in zip(across, level, strict=True))
-    curve = tag("path", d=f"M{moves}", class_="curve", stroke_dasharray=_dash(line))
-    bars = [_bar(float(a), found, y, height) for a, (_, found) in zip(across, line.points, strict=True)]
-    titles = [f"{line.name}, {_told(place)}" for place in line.points]
+    level = y.at(np.array([interval.mean for _, interval in line.points]))
+    path = "L".join(f"{a * svg.WIDTH:.1f} {height * (1 - v):.1f}" for a, v in zip(across, level, strict=True))
+    curve = tag("path", d=f"M{path}", class_="curve", stroke_dasharray=_dash(line))
+    bars = [_bar(float(a), interval, y, height) for a, (_, interval) in zip(across, line.points, strict=True)]
+    titles = [f"{line.name}, {_point_text(place)}" for place in line.points]
     dots = svg.dots(across, level, height, titles, class_="dot")
     return tag("g", *([curve] if line.joined else []), *bars, *([dots] if line.dots else []), class_=f"s{line.colour}")
 
 
-def _bar(across: float, found: Interval, y: svg.Axis, height: float) -> Markup:
-    """From low to high, cut at the frame."""
-    if found.low is None or found.high is None:
+def _bar(across: float, interval: Interval, y: svg.Axis, height: float) -> Markup:
+    """Draw the bar of an interval from low to high, cut at the frame."""
+    if interval.low is None or interval.high is None:
         return Markup()
-    low, high = height * (1 - y.at(np.array([max(found.low, y.low), found.high])))
+    low, high = height * (1 - y.at(np.array([max(interval.low, y.low), interval.high])))
     return tag("path", d=f"M{across * svg.WIDTH:.1f} {low:.1f}V{high:.1f}", class_="curve")
 
 
@@ -93,22 +93,22 @@ def batch_axis() -> svg.Axis:
 
 
 def share_axis(low: int, high: int) -> svg.Axis:
-    """In per cent, a tick every 20."""
+    """Return an axis in per cent with a tick every 20."""
     return svg.Axis(low, high, False, tuple((float(v), f"{v} %".replace("-", "−")) for v in range(low, high + 1, 20)))
 
 
 def by_batch(batches: Sequence[int], of: Callable[[int], Interval | None]) -> list[tuple[float, Interval]]:
-    return [(float(batch), found) for batch in batches if (found := of(batch)) is not None]
+    return [(float(batch), interval) for batch in batches if (interval := of(batch)) is not None]
 
 
-def scaled(found: Interval | None, by: float) -> Interval | None:
-    """In other units; a negative one turns the ends around."""
-    if found is None:
+def scaled(interval: Interval | None, by: float) -> Interval | None:
+    """Return the interval in other units; a negative factor swaps its ends."""
+    if interval is None:
         return None
-    if found.low is None or found.high is None:
-        return Interval(by * found.mean, None, None, found.count)
-    low, high = sorted((by * found.low, by * found.high))
-    return Interval(by * found.mean, low, high, found.count)
+    if interval.low is None or interval.high is None:
+        return Interval(by * interval.mean, None, None, interval.count)
+    low, high = sorted((by * interval.low, by * interval.high))
+    return Interval(by * interval.mean, low, high, interval.count)
 
 
 def alone(value: float) -> Interval:

@@ -1,4 +1,4 @@
-"""Figures that others published, digitised or as printed, beside which the results are set."""
+"""Published figures, digitised or as printed, that the results are compared with."""
 
 from collections.abc import Sequence
 
@@ -26,10 +26,10 @@ TP_KWH = {
 """Figure 6, Llama-3.1-8B by GPUs, kWh, digitised."""
 
 TP_AT_1 = {2: (0.293, -0.4016), 4: (0.5523, -0.6134)}
-"""In the text, tensor parallelism at batch 1: change of energy, change of latency."""
+"""Change of energy and change of latency of tensor parallelism at batch 1, from the text."""
 
 GAIN_A100 = {"hf-compile": 0.2990, "vllm-graphs": 0.2547}
-"""In the text: torch.compile against eager, CUDA graphs in vLLM against eager; on the A100."""
+"""torch.compile against eager, and CUDA graphs in vLLM against eager, on the A100, from the text."""
 
 TABLE_4 = {
     "azure-2024-chat": (4.9023, 0.6422, 0.7218),
@@ -86,8 +86,8 @@ BEST_KWH = {
 """Figure 8, each task's best run: PyTorch eager, vLLM; kWh of 1,024 examples, digitised."""
 
 
-def paper_change(base: dict[int, float], other: dict[int, float], batch: int) -> float | None:
-    return other[batch] / base[batch] - 1 if batch in base and batch in other else None
+def paper_change(base: dict[int, float], variant: dict[int, float], batch: int) -> float | None:
+    return variant[batch] / base[batch] - 1 if batch in base and batch in variant else None
 
 
 def paper_points(kwh: dict[str, dict[int, float]], batches: Sequence[int]) -> list[tuple[float, Interval]]:
@@ -96,6 +96,6 @@ def paper_points(kwh: dict[str, dict[int, float]], batches: Sequence[int]) -> li
     return [(float(batch), alone(100 * change)) for batch, change in changes.items() if change is not None]
 
 
-def paper_saved(base: str, other: str, batch: int) -> float | None:
-    b, x = A100[base].get(batch), A100[other].get(batch)
+def paper_saved(base: str, variant: str, batch: int) -> float | None:
+    b, x = A100[base].get(batch), A100[variant].get(batch)
     return 1 - x / b if b and x else None

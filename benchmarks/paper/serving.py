@@ -1,18 +1,17 @@
-#!/usr/bin/env python3
-"""The online study of docs/results: studies/serving.toml as `loadgen study` ran it on an H200.
+"""Tables and figures of the online study of docs/results: studies/serving.toml, run by `loadgen study` on an H200.
 
     python -m benchmarks.paper.serving STUDY docs/results/h200-2026/studies/serving GPU-015ffa8c
 
-takes in what the study left in the folder STUDY, small: its table, a line for each request, and the counter's samples;
-of the runs on one card, for two cards are not alike. benchmarks.paper draws from there.
+copies from the folder STUDY of the study its table, one line per request and the counter's samples, for the runs on one
+card only, because two cards differ. benchmarks.paper draws from the copy.
 """
 
+import argparse
 import csv
 import gzip
 import io
 import json
 import shutil
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from itertools import pairwise
@@ -24,12 +23,12 @@ from typing import Any, NamedTuple
 import msgspec
 import numpy as np
 
-from benchmarks.paper.offline_results import in_words, percent, percents, sig, table
-from benchmarks.paper.plots import Line, picture
+from benchmarks.paper.plots import Line, alone, picture
+from benchmarks.paper.words import in_words, percent, percents, sig, table
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.series import EnergySample, EnergySeries, series_by_domain
 from loadgen.report import svg
-from loadgen.report.format import joules as told_joules
+from loadgen.report.format import joules as joules_text
 from loadgen.report.format import number
 from loadgen.report.study_page import render_study_page
 from loadgen.results import run_folder
@@ -43,12 +42,12 @@ from loadgen.units import NS_PER_S
 FOLDER = Path(__file__).parents[2] / "docs/results/h200-2026/studies/serving"
 PER_TOKEN = "joules_per_output_token"
 LIMITS = ((200.0, 10.0), (500.0, 30.0))
-"""TTFT, TPOT, in ms: the study's own, and looser ones."""
+"""Limits of (TTFT, TPOT) in ms: the study's own, and looser ones."""
 PROCESSES = {"chat-constant": "constant", "chat": "Poisson", "chat-bursty": "bursty (gamma, 0.25)"}
 
 
 class Request(NamedTuple):
-    """A line of requests.csv.gz. Seconds and joules; from when it was sent."""
+    """A line of requests.csv.gz: times in seconds since the request was sent, energy in joules."""
 
     cell: str
     request: int
@@ -62,16 +61,16 @@ class Request(NamedTuple):
 
 
 def ingest(study: Path, target: Path, card: str) -> None:
-    """Copy the finished runs of a study that ran on `card`; failed runs are in no table."""
+    """Copy the finished runs of a study that ran on `card`; failed runs are left out of its table already."""
     target.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(study / "study.toml", target / "study.toml")
     head, *lines = (study / "results.csv").read_text().splitlines(keepends=True)
     (target / "results.csv").write_text("".join([head, *(line for line in lines if card in line)]))
     cells = [row.cell for row in rows(target)]
     runs = {cell: run_folder.read_run(study / "runs" / cell) for cell in cells}
-    each = [line for cell, run in runs.items() for line in _requests(cell, run, _joules(study / "runs" / cell))]
+    request_rows = [row for cell, run in runs.items() for row in _requests(cell, run, _joules(study / "runs" / cell))]
     text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([Request._fields, *each])
+    csv.writer(text, lineterminator="\n").writerows([Request._fields, *request_rows])
     _write_gz(target / "requests.csv.gz", text.getvalue().encode())
     samples = b"".join(
         msgspec.json.encode({"cell": cell, **msgspec.to_builtins(sample)}) + b"\n"
@@ -87,8 +86,8 @@ def _write_gz(path: Path, content: bytes) -> None:
 
 
 def _joules(folder: Path) -> dict[int, float]:
-    found = map(json.loads, (folder / "attribution.jsonl").read_text().splitlines())
-    return {one["index"]: one["joules"] for one in found}
+    shares = map(json.loads, (folder / "attribution.jsonl").read_text().splitlines())
+    return {share["index"]: share["joules"] for share in shares}
 
 
 def _requests(cell: str, run: run_folder.RunResult, joules: dict[int, float]) -> Iterable[Request]:
@@ -109,7 +108,7 @@ def _requests(cell: str, run: run_folder.RunResult, joules: dict[int, float]) ->
 
 
 def _window(run: run_folder.RunResult) -> dict[str, Any]:
-    """The instants between which the run's joules were counted, and what the engine counted in the run."""
+    """Return the instants between which the run's joules were counted, and the engine's counts in the run."""
     engine = run.engine
     counts = {name: engine[-1][name] - engine[0][name] for name in ("prompt_tokens", "cached_tokens", "iterations")}
     start_ns, end_ns = span(run)
@@ -127,41 +126,41 @@ def rows(folder: Path = FOLDER) -> tuple[Row, ...]:
 
 @cache
 def requests() -> dict[str, tuple[Request, ...]]:
-    """Run -> its requests."""
+    """Return run -> its requests."""
     text = gzip.decompress((FOLDER / "requests.csv.gz").read_bytes()).decode()
-    found: dict[str, list[Request]] = {}
+    by_cell: dict[str, list[Request]] = {}
     for line in csv.reader(text.splitlines()[1:]):
-        one = msgspec.convert([value or None for value in line], Request, strict=False)
-        found.setdefault(one.cell, []).append(one)
-    return {cell: tuple(several) for cell, several in found.items()}
+        request = msgspec.convert([value or None for value in line], Request, strict=False)
+        by_cell.setdefault(request.cell, []).append(request)
+    return {cell: tuple(cell_requests) for cell, cell_requests in by_cell.items()}
 
 
 @cache
 def windows(folder: Path = FOLDER) -> dict[str, dict[str, float]]:
-    found: dict[str, dict[str, float]] = json.loads((folder / "windows.json").read_text())
-    return found
+    by_cell: dict[str, dict[str, float]] = json.loads((folder / "windows.json").read_text())
+    return by_cell
 
 
 @cache
 def series() -> dict[str, list[EnergySeries]]:
-    """Run -> what the counter said in it."""
+    """Return run -> the series of its energy counters."""
     samples: dict[str, list[EnergySample]] = {}
     for line in gzip.decompress((FOLDER / "energy.jsonl.gz").read_bytes()).splitlines():
-        told = json.loads(line)
-        samples.setdefault(told.pop("cell"), []).append(msgspec.convert(told, EnergySample))
+        fields = json.loads(line)
+        samples.setdefault(fields.pop("cell"), []).append(msgspec.convert(fields, EnergySample))
     return {cell: [align_to_counter_clock(s) for s in series_by_domain(of).values()] for cell, of in samples.items()}
 
 
 @cache
 def cells(folder: Path = FOLDER) -> dict[tuple[str, str, int | None, float | None], Group]:
-    """(server, workload, batch, rate) -> its repeats."""
+    """Return (server, workload, batch, rate) -> the repeats."""
     return {(g.key[0], *g.key[2:]): g for g in groups(rows(folder))}
 
 
 def chosen(server: str = "plain", workload: str = "chat") -> list[Group]:
-    """Open loops first, by their load."""
-    mine = [g for (s, w, _, _), g in cells().items() if (s, w) == (server, workload)]
-    return sorted(mine, key=lambda g: (g.key[3] is not None, g.key[3] or g.key[4] or 0))
+    """Return the groups of one server and workload by load, open loops first."""
+    matching = [g for (s, w, _, _), g in cells().items() if (s, w) == (server, workload)]
+    return sorted(matching, key=lambda g: (g.key[3] is not None, g.key[3] or g.key[4] or 0))
 
 
 def load_of(group: Group) -> str:
@@ -169,8 +168,8 @@ def load_of(group: Group) -> str:
 
 
 def in_flight(row: Row) -> float:
-    """Mean number of requests in flight: the sum of their times over the run's (Little)."""
-    return sum(one.e2e_s for one in requests()[row.cell]) / row.duration_s
+    """Return the mean number of requests in flight: the sum of their times over the run's duration (Little's law)."""
+    return sum(request.e2e_s for request in requests()[row.cell]) / row.duration_s
 
 
 def mean_of(group: Group, of: Callable[[Row], float]) -> float:
@@ -178,29 +177,31 @@ def mean_of(group: Group, of: Callable[[Row], float]) -> float:
 
 
 def ms(group: Group, *fields: str) -> list[str]:
-    return [sig(1e3 * found) if (found := group.mean(field)) is not None else "-" for field in fields]
+    return [sig(1e3 * value) if (value := group.mean(field)) is not None else "-" for field in fields]
 
 
 def good(row: Row, limits: tuple[float, float]) -> int:
-    """Requests within the limits."""
+    """Return the number of requests within the limits."""
     ttft_ms, tpot_ms = limits
-    return sum(1e3 * one.ttft_s <= ttft_ms and 1e3 * (one.tpot_s or 0.0) <= tpot_ms for one in requests()[row.cell])
+    return sum(
+        1e3 * request.ttft_s <= ttft_ms and 1e3 * (request.tpot_s or 0.0) <= tpot_ms for request in requests()[row.cell]
+    )
 
 
 def cached_share(row: Row, folder: Path = FOLDER) -> float:
-    """Of its prompt tokens, as the engine counted them."""
+    """Return the share of prompt tokens that came from the cache, as the engine counted them."""
     counted = windows(folder)[row.cell]
     return counted["cached_tokens"] / counted["prompt_tokens"]
 
 
 class Noise(NamedTuple):
-    """By how much a repeat differs from another of its configuration, in proportion: of all configurations together."""
+    """Relative standard deviation of repeats of a configuration, pooled over all configurations."""
 
     deviation: float
     freedom: int
 
     def half(self, *counts: int) -> float:
-        """Of the 95 % interval of a mean of so many repeats; with several counts, of means' ratio. On logarithms."""
+        """Return half of the 95 % interval, on logarithms, of a mean of `counts` repeats or a ratio of means."""
         return t95(self.freedom) * self.deviation * sqrt(sum(1 / count for count in counts))
 
 
@@ -209,10 +210,10 @@ Of = Callable[[Group], list[float]]
 
 @cache
 def noise(of: Of) -> Noise:
-    """Pooled over the configurations of the chat trace that have several repeats: too few have enough by themselves."""
+    """Pool the configurations of the chat trace that have several repeats: too few have enough by themselves."""
     logs = [np.log(values) for w in PROCESSES for g in chosen(workload=w) if len(values := of(g)) > 1 and min(values)]
-    freedom = sum(len(one) - 1 for one in logs)
-    return Noise(sqrt(sum(float(np.var(one, ddof=0)) * len(one) for one in logs) / freedom), freedom)
+    freedom = sum(len(repeats) - 1 for repeats in logs)
+    return Noise(sqrt(sum(float(np.var(repeats, ddof=0)) * len(repeats) for repeats in logs) / freedom), freedom)
 
 
 def per_token(group: Group) -> list[float]:
@@ -224,23 +225,26 @@ def power(group: Group) -> list[float]:
 
 
 def pooled(group: Group, of: Of) -> Interval:
-    """One repeat has no interval: nothing says that it differs as little from its like as others do."""
+    """Return the mean with its pooled interval; a single repeat has none, as its own spread is unknown."""
     values = of(group)
     middle, half = fmean(values), noise(of).half(len(values))
     if len(values) < 2:
-        return _alone(middle)
+        return alone(middle)
     return Interval(middle, middle * exp(-half), middle * exp(half), len(values))
 
 
 def saved(base: Sequence[float], group: Group) -> Interval:
-    """1 - group / base in J per output token."""
-    mine = per_token(group)
-    difference, half = float(np.mean(np.log(mine)) - np.mean(np.log(base))), noise(per_token).half(len(mine), len(base))
-    return Interval(1 - exp(difference), 1 - exp(difference + half), 1 - exp(difference - half), len(mine))
+    """Return 1 - group / base in J per output token."""
+    values = per_token(group)
+    difference, half = (
+        float(np.mean(np.log(values)) - np.mean(np.log(base))),
+        noise(per_token).half(len(values), len(base)),
+    )
+    return Interval(1 - exp(difference), 1 - exp(difference + half), 1 - exp(difference - half), len(values))
 
 
 def loads() -> str:
-    """Poisson arrivals, then full batches."""
+    """Return the table of loads: Poisson arrivals, then full batches."""
     body = [
         [
             load_of(g),
@@ -260,12 +264,12 @@ def loads() -> str:
 
 
 def offline() -> list[tuple[float, list[float]]]:
-    """(mean in flight, J per output token of each repeat) of the closed loops."""
+    """Return (mean in flight, J per output token of each repeat) of the closed loops."""
     return sorted((mean_of(g, in_flight), per_token(g)) for g in chosen() if g.key[3])
 
 
 def offline_at(many: float) -> list[float] | None:
-    """J per output token of a closed loop with as many in flight, by the two nearest; each repeat."""
+    """Return J per output token, by repeat, of a closed loop with `many` in flight, between the two nearest."""
     for few, more in pairwise(offline()):
         if few[0] <= many <= more[0]:
             return between(few, more, many)
@@ -273,16 +277,16 @@ def offline_at(many: float) -> list[float] | None:
 
 
 def between(few: tuple[float, list[float]], more: tuple[float, list[float]], many: float) -> list[float]:
-    """a + b / n through two loads: what a step costs is shared by the n in it, what a token costs is not."""
+    """Interpolate a + b / n between two loads: the n requests of a step share its cost b; a token costs a."""
     share = (1 / few[0] - 1 / many) / (1 / few[0] - 1 / more[0])
     return [below + share * (above - below) for below, above in zip(few[1], more[1], strict=False)]
 
 
 def beside_figure_9() -> str:
-    """For the summary: Poisson arrivals against batches."""
-    found = ((g, offline_at(mean_of(g, in_flight))) for g in chosen() if g.key[4])
-    told = ((mean_of(g, in_flight), percents(saved(batch, g), -1)) for g, batch in found if batch)
-    return "; ".join(f"{many:.0f} in flight: {change}" for many, change in told)
+    """Return the comparison of Poisson arrivals with batches for the summary."""
+    offline_values = ((g, offline_at(mean_of(g, in_flight))) for g in chosen() if g.key[4])
+    changes = ((mean_of(g, in_flight), percents(saved(batch, g), -1)) for g, batch in offline_values if batch)
+    return "; ".join(f"{many:.0f} in flight: {change}" for many, change in changes)
 
 
 def equal_batches() -> str:
@@ -338,13 +342,13 @@ def per_kilojoule(group: Group, limits: tuple[float, float]) -> list[float]:
 
 
 def partial_load() -> str:
-    """From idle to the fastest load of the same server."""
-    known = chosen()
-    most_speed = max(g.mean("output_tokens_per_s") or 0.0 for g in known)
-    most_power = max(g.mean("mean_watts") or 0.0 for g in known)
-    idle = fmean(watts for g in known for watts in g.values("idle_watts"))
+    """Return the table of power from idle to the fastest load of the same server."""
+    groups_of_chat = chosen()
+    most_speed = max(g.mean("output_tokens_per_s") or 0.0 for g in groups_of_chat)
+    most_power = max(g.mean("mean_watts") or 0.0 for g in groups_of_chat)
+    idle = fmean(watts for g in groups_of_chat for watts in g.values("idle_watts"))
     body = [["idle", "0", "0.0 %", f"{idle:.0f}", percent(idle / most_power), "-"]]
-    for g in sorted(known, key=lambda g: g.mean("output_tokens_per_s") or 0.0):
+    for g in sorted(groups_of_chat, key=lambda g: g.mean("output_tokens_per_s") or 0.0):
         speed, draw = g.mean("output_tokens_per_s") or 0.0, g.mean("mean_watts") or 0.0
         body.append(
             [
@@ -361,27 +365,28 @@ def partial_load() -> str:
 
 
 def checks() -> str:
-    """What must hold of the study itself."""
-    again = [abs(recounted(row) / row.measured_joules - 1) for row in rows() if row.measured_joules]
+    """Return the table of consistency checks of the study itself."""
+    recount_errors = [abs(recounted(row) / row.measured_joules - 1) for row in rows() if row.measured_joules]
     products = [
         abs(row.joules_per_output_token * row.output_tokens_per_s / row.mean_watts - 1)
         for row in rows()
         if row.joules_per_output_token and row.output_tokens_per_s and row.mean_watts
     ]
     watts = [row.mean_watts for row in rows() if row.mean_watts]
-    found = noise(per_token)
-    *two, (most, there) = offline()
-    carried = fmean(between(two[0], two[-1], most))
+    repeat_noise = noise(per_token)
+    *two, (largest, at_largest) = offline()
+    carried = fmean(between(two[0], two[-1], largest))
     body = [
         ["runs; with valid energy; requests failed", f"{len(rows())}; {sum(r.energy_valid for r in rows())}; "
          f"{sum(r.failed for r in rows())} of {sum(r.completed + r.failed for r in rows()):,}"],
         ["W = J/token × tokens/s", f"furthest {percent(max(products))} off"],
-        ["joules again, from the counter's samples", f"furthest {percent(max(again))} off"],
+        ["joules again, from the counter's samples", f"furthest {percent(max(recount_errors))} off"],
         ["lowest and highest mean W of a run; limit 700", f"{min(watts):.0f}, {max(watts):.0f}"],
         ["prompt tokens from a cache", percent(max(map(cached_share, rows())))],
-        [f"offline, a + b/n through {' and '.join(sig(n) for n, _ in two)} in flight, at {sig(most)}",
-         f"{sig(carried)} J/output token; measured {sig(fmean(there))}"],
-        ["standard deviation of a repeat, pooled", f"{percent(found.deviation)}, {found.freedom} degrees of freedom"],
+        [f"offline, a + b/n through {' and '.join(sig(n) for n, _ in two)} in flight, at {sig(largest)}",
+         f"{sig(carried)} J/output token; measured {sig(fmean(at_largest))}"],
+        ["standard deviation of a repeat, pooled",
+         f"{percent(repeat_noise.deviation)}, {repeat_noise.freedom} degrees of freedom"],
     ]  # fmt: skip
     return table(["check", "found"], body)
 
@@ -389,14 +394,14 @@ def checks() -> str:
 def recounted(row: Row) -> float:
     window = windows()[row.cell]
     start_ns, end_ns = round(window["start_ns"]), round(window["end_ns"])
-    return sum(one.clip(start_ns, end_ns).total_mj for one in series()[row.cell]) / 1e3
+    return sum(domain_series.clip(start_ns, end_ns).total_mj for domain_series in series()[row.cell]) / 1e3
 
 
 def loads_figure() -> str:
-    """J per output token by how many were in flight: open loops beside closed ones."""
+    """Draw J per output token over the mean number in flight: open loops beside closed ones."""
 
-    def line(name: str, mine: Sequence[Group], colour: int, dash: int = 0, joined: bool = True) -> Line:
-        points = [(mean_of(g, in_flight), pooled(g, per_token)) for g in mine]
+    def line(name: str, groups_of_line: Sequence[Group], colour: int, dash: int = 0, joined: bool = True) -> Line:
+        points = [(mean_of(g, in_flight), pooled(g, per_token)) for g in groups_of_line]
         return Line(name, points, colour, dash, joined)
 
     everything = chosen()
@@ -408,47 +413,43 @@ def loads_figure() -> str:
         line("online, bursty at 8/s", chosen(workload="chat-bursty"), 4, joined=False),
     ]
     x = svg.Axis(2, 256, True, tuple((float(2**k), str(2**k)) for k in range(1, 9)))
-    y = svg.log_axis(0.1, 2, told_joules)
+    y = svg.log_axis(0.1, 2, joules_text)
     return picture("J per output token, chat trace; bars: 95 %", "mean requests in flight", lines, x, y)
 
 
 def _law() -> list[tuple[float, Interval]]:
     few, more, _ = offline()
     places = np.geomspace(few[0], more[0], 30)
-    return [(float(many), _alone(fmean(between(few, more, float(many))))) for many in places]
+    return [(float(many), alone(fmean(between(few, more, float(many))))) for many in places]
 
 
 def goodput_figure() -> str:
     lines = []
     for index, (limits, colour) in enumerate(zip(LIMITS, (0, 1), strict=True)):
-        mine = [g for g in chosen() if g.key[4]]
-        points = [(float(g.key[4] or 0), _alone(fmean(per_kilojoule(g, limits)))) for g in mine]
+        open_loops = [g for g in chosen() if g.key[4]]
+        points = [(float(g.key[4] or 0), alone(fmean(per_kilojoule(g, limits)))) for g in open_loops]
         lines.append(Line(f"TTFT ≤ {limits[0]:g} ms, TPOT ≤ {limits[1]:g} ms", points, colour, index))
     rates = [float(g.key[4]) for g in chosen() if g.key[4]]
     x = svg.Axis(min(rates), max(rates), True, tuple((rate, f"{rate:g}/s") for rate in rates))
-    most = max(found.mean for line in lines for _, found in line.points)
-    y = svg.linear_axis(0, 1.05 * most, number)
+    highest = max(interval.mean for line in lines for _, interval in line.points)
+    y = svg.linear_axis(0, 1.05 * highest, number)
     return picture("Requests within limits per kJ, Poisson arrivals", "requests per second", lines, x, y)
 
 
-def _alone(value: float) -> Interval:
-    return Interval(value, None, None, 1)
-
-
 def partial_load_figure() -> str:
-    mine = sorted(chosen(), key=lambda g: g.mean("output_tokens_per_s") or 0.0)
-    idle = [watts for g in mine for watts in g.values("idle_watts")]
+    by_speed = sorted(chosen(), key=lambda g: g.mean("output_tokens_per_s") or 0.0)
+    idle = [watts for g in by_speed for watts in g.values("idle_watts")]
 
     def points(groups: Iterable[Group]) -> list[tuple[float, Interval]]:
         return [(g.mean("output_tokens_per_s") or 0.0, pooled(g, power)) for g in groups]
 
-    most = max(place for place, _ in points(mine))
+    fastest = max(place for place, _ in points(by_speed))
     lines = [
-        Line("online, Poisson", points(g for g in mine if g.key[4]), 0),
-        Line("offline, kept in flight", points(g for g in mine if g.key[3]), 3, 1),
-        Line("idle, model resident", [(0.0, _alone(fmean(idle))), (most, _alone(fmean(idle)))], 5, 2),
+        Line("online, Poisson", points(g for g in by_speed if g.key[4]), 0),
+        Line("offline, kept in flight", points(g for g in by_speed if g.key[3]), 3, 1),
+        Line("idle, model resident", [(0.0, alone(fmean(idle))), (fastest, alone(fmean(idle)))], 5, 2),
     ]
-    x = svg.linear_axis(0, 1.05 * most, number)
+    x = svg.linear_axis(0, 1.05 * fastest, number)
     return picture("W by output tokens/s; bars: 95 %", "output tokens/s", lines, x,
                    svg.linear_axis(0, 700, number))  # fmt: skip
 
@@ -476,5 +477,14 @@ def page() -> str:
     return render_study_page(study.title, description, rows(), study.baseline, study.goodput, {}, missing)
 
 
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("study", type=Path)
+    parser.add_argument("target", type=Path)
+    parser.add_argument("card", help="start of the GPU's UUID")
+    options = parser.parse_args()
+    ingest(options.study, options.target, options.card)
+
+
 if __name__ == "__main__":
-    ingest(Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])
+    main()

@@ -3,19 +3,10 @@
 from statistics import fmean
 
 from benchmarks.paper.ingest import session
-from benchmarks.paper.offline_results import (
-    SHAPE,
-    batches_of,
-    cells,
-    per_token,
-    percent,
-    percents,
-    plus_minus,
-    saved,
-    table,
-)
+from benchmarks.paper.offline_results import SHAPE, batches_of, cells, per_token, saved
 from benchmarks.paper.plots import Line, batch_axis, by_batch, picture, scaled, share_axis
 from benchmarks.paper.published import SPECULATIVE_KWH, paper_change, paper_points
+from benchmarks.paper.words import percent, percents, plus_minus, table
 from loadgen.stats.intervals import Interval
 
 GREEDY, DRAFT, ASYNC = "vllm-graphs", "vllm-graphs-draft=0.7", "vllm-graphs-draft=0.7-async_scheduling=True"
@@ -23,9 +14,9 @@ GREEDY, DRAFT, ASYNC = "vllm-graphs", "vllm-graphs-draft=0.7", "vllm-graphs-draf
 DRAFT_TOKENS = 4
 
 
-def change(base: str, other: str, batch: int) -> Interval | None:
+def change(base: str, variant: str, batch: int) -> Interval | None:
     """Return how much less energy per output token `other` takes at 512 in, 128 out."""
-    return saved(per_token(base, SHAPE, batch), per_token(other, SHAPE, batch))
+    return saved(per_token(base, SHAPE, batch), per_token(variant, SHAPE, batch))
 
 
 def draft_change(batch: int) -> Interval | None:

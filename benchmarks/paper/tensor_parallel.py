@@ -4,20 +4,10 @@ import csv
 from statistics import fmean
 
 from benchmarks.paper.ingest import FOLDER
-from benchmarks.paper.offline_results import (
-    SHAPE,
-    batches_of,
-    cells,
-    per_token,
-    percent,
-    percents,
-    plus_minus,
-    saved,
-    sig,
-    table,
-)
+from benchmarks.paper.offline_results import SHAPE, batches_of, cells, per_token, saved
 from benchmarks.paper.plots import Line, alone, batch_axis, by_batch, picture, scaled, share_axis
 from benchmarks.paper.published import TP_AT_1, TP_KWH
+from benchmarks.paper.words import percent, percents, plus_minus, sig, table
 from loadgen.stats.intervals import Interval
 
 TP2 = "vllm-graphs-tp2"
@@ -25,9 +15,9 @@ TP2 = "vllm-graphs-tp2"
 
 def tp_saved(batch: int) -> tuple[Interval | None, Interval | None]:
     """Return (energy per token, time of a batch) that two GPUs save."""
-    one, two = (cells()[name, SHAPE, batch] for name in ("vllm-graphs", TP2))
+    single, double = (cells()[name, SHAPE, batch] for name in ("vllm-graphs", TP2))
     fields = ("joules_per_output_token", "e2e_p50_s")
-    energy, time = (saved(one.values(field), two.values(field)) for field in fields)
+    energy, time = (saved(single.values(field), double.values(field)) for field in fields)
     return energy, time
 
 
@@ -72,7 +62,7 @@ def four_simulated() -> str:
         line = [str(batch)]
         for field in ("joules_per_output_token", "e2e_p50_s"):
             base, two, four = (values(f"tp{n}", batch, field) for n in (1, 2, 4))
-            line += [sig(fmean(base)), *(percent(fmean(other) / fmean(base) - 1, True) for other in (two, four))]
+            line += [sig(fmean(base)), *(percent(fmean(variant) / fmean(base) - 1, True) for variant in (two, four))]
         body.append(line)
     return table(["batch, SIMULATED", "J/token, 1 GPU", "2", "4", "latency s, 1 GPU", "2", "4"], body)
 

@@ -13,7 +13,8 @@ import pytest
 
 import benchmarks.paper.__main__ as paper
 from benchmarks.paper import checks, frameworks, ingest, moe, published, speculative_decoding, tensor_parallel
-from benchmarks.paper.offline_results import in_words, per_token, percent, percents, sig
+from benchmarks.paper.offline_results import per_token
+from benchmarks.paper.words import in_words, percent, percents, sig
 from loadgen.energy.series import EnergySeries
 from loadgen.energy_model.energy_profile import read_energy_profile
 from loadgen.energy_model.estimate import surface
