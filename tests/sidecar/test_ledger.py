@@ -1,17 +1,21 @@
 """The live ledger: laws that hold whatever arrives, and its numbers where the true ones are known."""
 
+from types import SimpleNamespace
+
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadgen.attribution.cost_model import Coefficients
+from loadgen.attribution.span_steps import phases_of
 from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.sidecar import ledger as books
 from loadgen.sidecar.accounts import MAX_LABELS, Account
 from loadgen.sidecar.clock_sync import ClockSync
 from loadgen.sidecar.ledger import Ledger, Snapshot
-from loadgen.sidecar.watermark import AllowedLateness
+from loadgen.sidecar.watermark import EDGE_NS, AllowedLateness
 from loadgen.telemetry.otlp_parse import RequestSpan
 from loadgen.units import NS_PER_MS, NS_PER_S, ns_from_s
 
@@ -19,6 +23,8 @@ GPU = EnergyDomain(name="gpu:0", source="simulated", uuid="GPU-0")
 OTHER = EnergyDomain(name="gpu:1", source="simulated", uuid="GPU-1")
 INNER = EnergyDomain(name="dram:0", source="simulated", within="gpu:0")
 LATENESS = AllowedLateness(min_s=1.0, blind_s=5.0, max_s=60.0)
+NO_FIT = Coefficients(step_j=1, prefill_token_j=0, prefill_context_j=0, decode_token_j=0, decode_context_j=0,
+                      idle_w=55.0, r_squared=None)  # fmt: skip
 
 
 def span(key: str, start_s: float, end_s: float, output: int | None = 50, **facts: object) -> RequestSpan:
@@ -458,10 +464,8 @@ def test_a_span_without_tokens_is_unseen_from_its_start_to_its_end() -> None:
 
 @pytest.mark.parametrize(("points", "fits"), [(2, 0), (3, 1)])
 def test_a_fit_takes_three_points(points: int, fits: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    fit = Coefficients(step_j=1, prefill_token_j=0, prefill_context_j=0, decode_token_j=0, decode_context_j=0,
-                       idle_w=55.0, r_squared=None)  # fmt: skip
     made = []
-    monkeypatch.setattr(books, "fit_coefficients", lambda series, steps: made.append(series) or fit)
+    monkeypatch.setattr(books, "fit_coefficients", lambda series, steps: made.append(series) or NO_FIT)
     ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, points / 10, 100.0)
     assert ledger._fit("gpu:0", NS_PER_S, NS_PER_S) is None, "without r squared it decides the idle power alone"
@@ -492,3 +496,99 @@ def test_coverage_is_that_of_the_last_five_minutes_committed() -> None:
         ledger.commit(ns_from_s(now_s))
         kept.append(len(ledger._coverage))
     assert kept == [1, 2, 3, 3]
+
+
+def test_a_point_after_the_last_one_committed_is_never_forgotten() -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    ledger.add_energy([EnergySample(t_ns, "gpu:0", 0.0) for t_ns in (1, 2)])
+    domain = ledger._domains["gpu:0"]
+    domain.forget(10)
+    assert len(domain.points) == 2, "nothing is committed"
+    domain.committed = domain.points[1]
+    domain.forget(2)
+    assert len(domain.points) == 2, "the fit may still look at what ends here"
+    domain.committed = domain.committed._replace(t_ns=3)
+    domain.forget(3)
+    assert len(domain.points) == 1
+
+
+@pytest.mark.parametrize(("end_ns", "spans"), [(-1, 0), (0, 1), (1, 1)])
+def test_a_closed_request_may_cover_a_sample_an_edge_after_its_end(end_ns: int, spans: int) -> None:
+    ledger = Ledger([GPU])
+    first_ns = 10 * NS_PER_S
+    ledger._closed.append(span("a", 5, 6, end_ns=first_ns - EDGE_NS + end_ns))
+    assert len(ledger._span_times([{"t_ns": first_ns}, {"t_ns": first_ns + NS_PER_S}]).end_ns) == spans
+
+
+def test_a_fit_takes_the_points_from_the_start_of_its_history_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    fits = []
+    monkeypatch.setattr(books, "fit_coefficients", lambda series, steps: fits.append(series) or NO_FIT)
+    ledger = Ledger([GPU], lateness=LATENESS)
+    ledger.add_energy([EnergySample(second * NS_PER_S, "gpu:0", float(second)) for second in range(100)])
+    ledger._fit("gpu:0", 80 * NS_PER_S, 90 * NS_PER_S)
+    assert (fits[0].t_ns[0], fits[0].t_ns[-1]) == (20 * NS_PER_S, 80 * NS_PER_S)
+
+
+def test_a_request_is_closed_in_the_end_though_its_meter_is_silent() -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    ledger.add_energy([EnergySample(1, "gpu:0", 5.0)])
+    ledger.add_span(span("a", 5, 10), ns_from_s(10))
+    for now_s, open_requests in ((69.9, 1), (70.0, 0)):
+        assert not ledger.commit(ns_from_s(now_s))
+        assert ledger.snapshot(ns_from_s(now_s)).open_requests == open_requests
+
+
+def test_the_oldest_key_of_a_closed_request_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(books, "MAX_KEYS", 2)
+    ledger = Ledger([GPU], lateness=LATENESS)
+    for second, key in enumerate("abc", 1):
+        ledger.add_span(span(key, second - 1, second), ns_from_s(second))
+    ledger.commit(ns_from_s(100))
+    assert list(ledger._closed_keys) == ["b", "c"]
+
+
+@pytest.mark.parametrize(("start_ns", "charged"), [(-1, True), (0, False), (1, False)])
+def test_energy_is_committed_to_requests_that_began_before_its_end(start_ns: int, charged: bool) -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    power(ledger, 0, 30, 100.0)
+    ledger.add_span(span("a", 20, 22, start_ns=20 * NS_PER_S + start_ns), ns_from_s(22))
+    ledger.commit(ns_from_s(25))
+    assert ledger._watermark_ns == 20 * NS_PER_S
+    assert ledger._open["a"].charged is charged
+
+
+def test_a_step_has_the_foreign_share_of_the_interval_that_its_middle_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+
+    def shares(engine: list[float], spans: list[float], balance: object) -> tuple[list[float], object]:
+        seen.append((engine, spans))
+        return [0.1, 0.2, 0.3], balance
+
+    monkeypatch.setattr(books, "foreign_shares", shares)
+    samples = [
+        {"t_ns": t, "generation_tokens": tokens} for t, tokens in ((50, 5.0), (200, 20.0), (300, 50.0), (500, 90.0))
+    ]
+    steps = SimpleNamespace(
+        count=6, start_ns=np.array([0, 150, 190, 210, 290, 420]), end_ns=np.array([150, 190, 210, 290, 320, 440])
+    )  # the middles are 75, 170, 200, 250, 305 and, after the end, 430
+    found = Ledger([GPU])._foreign(steps, phases_of([]), samples, 100, 400)  # type: ignore[arg-type]
+    assert found.tolist() == [0.0, 0.1, 0.2, 0.2, 0.3, 0.0]
+    assert seen == [([10.0, 30.0, 20.0], [0.0, 0.0, 0.0])], "the engine's tokens are cut at the portion's ends"
+
+
+@pytest.mark.parametrize(
+    ("rows", "coverage"),
+    [
+        ([], None),
+        ([(0, 3.0, 0.0)], None),
+        ([(0, 0.5, 1.0)], 0.5),
+        ([(0, 1.0, 4.0), (1, 2.0, 2.0)], 0.5),
+        ([(0, 3.0, 2.0)], 1.0),
+    ],
+)
+def test_coverage_is_tokens_of_spans_over_those_of_the_engine(
+    rows: list[tuple[int, float, float]], coverage: float | None
+) -> None:
+    ledger = Ledger([GPU])
+    ledger._coverage.extend(rows)
+    assert ledger.snapshot(0).coverage == coverage
