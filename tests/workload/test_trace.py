@@ -13,6 +13,7 @@ from loadgen.errors import LoadgenError
 from loadgen.workload.trace import (
     MAX_LINE_BYTES,
     MAX_TOKENS,
+    Trace,
     TraceRequest,
     check_workload,
     iter_trace,
@@ -315,3 +316,8 @@ def test_a_line_number_counts_blank_lines(tmp_path: Path, excess: int) -> None:
 def test_a_decompressed_file_larger_than_the_buffer_is_whole(tmp_path: Path) -> None:
     line = b'{"timestamp": 1, "input_length": 1, "output_length": 1, "session_id": "%s"}\n' % (b"s" * 3000)
     assert len(read_trace(saved(tmp_path, zstandard.compress(line * 200))).requests) == 200
+
+
+@pytest.mark.parametrize(("last_s", "rate"), [(10.0, None), (10.5, 2.0), (12.0, 0.5)])
+def test_the_mean_rate_is_unknown_only_without_a_gap(last_s: float, rate: float | None) -> None:
+    assert Trace("t", (request(10.0), request(last_s)), "").mean_rps == rate
