@@ -273,3 +273,15 @@ def test_a_schedule_of_one_part_keeps_its_process_and_an_unknown_rate_makes_the_
 @pytest.mark.parametrize(("times_s", "rate"), [([1.0, 1.25, 1.5], 4.0), ([1.0, 1.0], None), ([1.0], None)])
 def test_a_trace_has_a_rate_of_its_own_if_its_arrivals_are_apart(times_s: list[float], rate: float | None) -> None:
     assert build_schedule(trace(times_s), seed=0).rate_rps == rate
+
+
+def test_requests_of_one_instant_are_in_order_of_their_parts_and_of_their_index_in_them() -> None:
+    def part(workload: str, count: int) -> Schedule:
+        requests = tuple(
+            ScheduledRequest(index=i, offset_ns=7, workload=workload, input_tokens=9 - i, output_tokens=1)
+            for i in range(count)
+        )
+        return Schedule(requests, "trace", 1.0, 0)
+
+    merged = merged_schedule([part("b", 2), part("a", 2), part("c", 1)], 0)
+    assert [(r.workload, r.input_tokens) for r in merged.requests] == [("b", 9), ("b", 8), ("a", 9), ("a", 8), ("c", 9)]
