@@ -55,6 +55,7 @@ def test_starts_and_ends_of_requests_are_each_in_order() -> None:
 
 def test_energy_waits_as_long_as_the_command_line_says_by_default() -> None:
     assert AllowedLateness() == AllowedLateness(min_s=6.0, blind_s=30.0, max_s=600.0)
+    assert EDGE_NS == NS_PER_S // 10
 
 
 def test_without_spans_nothing_is_covered() -> None:

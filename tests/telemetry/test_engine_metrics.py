@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from types import SimpleNamespace
 
 import pytest
 
@@ -110,3 +111,41 @@ def test_a_page_that_does_not_come_is_a_gap() -> None:
     poller.read_now()
     assert [sample["waiting"] for sample in seen] == [3.0] * 3
     assert seen[0]["t_ns"] < seen[1]["t_ns"] < seen[2]["t_ns"]
+
+
+def test_the_middle_of_a_request_is_the_time_of_its_sample() -> None:
+    seen: list[EngineSample] = []
+    clock = iter((1000, 3001))
+    with server([200]) as url:
+        poller = EnginePoller(url, seen.append)
+        poller._connection._client._clock = lambda: next(clock)
+        poller.read_now()
+    assert seen == [{"t_ns": 2000, "waiting": 3.0}]
+
+
+def test_the_thread_reads_until_it_is_stopped() -> None:
+    seen: list[EngineSample] = []
+    third = threading.Event()
+
+    def take(sample: EngineSample) -> None:
+        seen.append(sample)
+        if len(seen) == 3:
+            third.set()
+
+    with server([200] * 10_000) as url:
+        poller = EnginePoller(url, take, period_s=0.01)
+        poller.start()
+        assert third.wait(30)
+        poller.stop()
+        reads = len(seen)
+        assert not poller._thread.is_alive()
+        poller.read_now()
+        assert len(seen) == reads + 1, "a last read after the thread's is the caller's"
+
+
+def test_a_stopped_poller_is_waited_for_as_long_as_a_read_may_take() -> None:
+    waits: list[float] = []
+    poller = EnginePoller("http://localhost:1", lambda _: None)
+    poller._thread = SimpleNamespace(join=lambda timeout: waits.append(timeout))  # type: ignore[assignment]
+    poller.stop()
+    assert waits == [3.0], "two periods of half a second, and the 2 s that a page may take"

@@ -243,3 +243,20 @@ def test_a_clock_that_stepped_does_not_reverse_the_phases_of_a_span() -> None:
     span = one(trace("llm_request", VLLM))
     stepped = span.moved(lambda t_ns: t_ns if t_ns == span.start_ns else t_ns - 3600 * NS_PER_S)
     assert (stepped.prefill_ns, stepped.first_token_ns, stepped.end_ns) == (span.start_ns,) * 3
+
+
+def test_a_clock_that_stepped_before_the_end_leaves_the_end_at_the_first_token() -> None:
+    span = one(trace("llm_request", VLLM))
+    stepped = span.moved(lambda t_ns: 0 if t_ns == span.end_ns else t_ns)
+    assert stepped.end_ns == stepped.first_token_ns == START_NS + 500 * NS_PER_MS
+
+
+def test_a_moved_span_keeps_the_distances_of_its_phases() -> None:
+    moved = one(trace("llm_request", VLLM)).moved(lambda t_ns: t_ns - START_NS)
+    assert (moved.start_ns, moved.prefill_ns, moved.end_ns) == (0, 300 * NS_PER_MS, 2 * NS_PER_S)
+    assert moved.first_token_ns == 500 * NS_PER_MS
+
+
+def test_a_span_without_a_first_token_is_moved_without_one() -> None:
+    moved = one(trace("llm_request", {})).moved(lambda t_ns: t_ns - START_NS)
+    assert (moved.prefill_ns, moved.first_token_ns, moved.end_ns) == (0, None, 2 * NS_PER_S)
