@@ -272,6 +272,11 @@ def test_bins_between_edges_by_hand() -> None:
     )
 
 
+def test_means_have_three_decimals() -> None:
+    (b,) = count_bins([(np.array([1, 1, 2]), np.array([1, 2, 2]))], (0, 4), (0, 4))
+    assert (b.mean_input, b.mean_output) == (1.333, 1.667)
+
+
 @pytest.mark.parametrize("width", [2, 3, 10, 1000])
 @pytest.mark.parametrize("theta", [-3.0, -0.5, -1e-2, -1e-4, -1e-7])
 def test_theta_gives_the_mean_of_the_truncated_geometric_law(width: int, theta: float) -> None:
