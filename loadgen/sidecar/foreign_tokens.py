@@ -23,17 +23,17 @@ class TokenBalance(NamedTuple):
 def foreign_shares(
     engine_tokens: Sequence[float], span_tokens: Sequence[float], balance: TokenBalance
 ) -> tuple[list[float], TokenBalance]:
-    """Other clients' share of the engine's tokens in each interval, 0 to 1, and the balance after them.
+    """Return other clients' share of the engine's tokens in each interval, 0 to 1, and the balance after them.
 
     The engine's count and the spans' even spread disagree a little in every interval and agree over time, so the
     difference is carried along, and only what goes beyond the tokens of two intervals is foreign.
     """
     carried, foreign_total, recent = balance.carried, balance.foreign, list(balance.recent)
     shares = []
-    for engine, ours in zip(engine_tokens, span_tokens, strict=True):
+    for engine, covered in zip(engine_tokens, span_tokens, strict=True):
         recent = [*recent[1 - RECENT :], engine]
         tolerance = 2 * max(recent)
-        carried += engine - ours
+        carried += engine - covered
         foreign = min(max(carried - tolerance, 0.0), engine)
         carried = max(carried - foreign, -tolerance)
         foreign_total += foreign
@@ -42,6 +42,6 @@ def foreign_shares(
 
 
 def generated_tokens(earlier: EngineSample, later: EngineSample) -> float:
-    """Output tokens between two samples. A count that went down began again at zero, because the engine restarted."""
+    """Return the output tokens between two samples. A count that went down began again at zero: the engine restarted."""
     start, end = (sample.get("generation_tokens", 0.0) for sample in (earlier, later))
     return end - start if end >= start else end

@@ -54,7 +54,7 @@ MAX_OPEN = 20_000
 """Requests that are not closed yet."""
 MAX_KEYS = 100_000
 """Keys of closed requests, remembered to recognise duplicates."""
-MAX_POINTS = 20_000
+MAX_SAMPLES = 20_000
 """Points per domain, and engine samples: half an hour of each."""
 
 DROP_REASONS = {
@@ -116,7 +116,7 @@ class _Domain:
 
     def __init__(self, domain: EnergyDomain) -> None:
         self.domain = domain
-        self.points: deque[_EnergyPoint] = deque(maxlen=MAX_POINTS)
+        self.points: deque[_EnergyPoint] = deque(maxlen=MAX_SAMPLES)
         self.start_mj = 0
         self.committed = _EnergyPoint(0, 0, gap=False)
 
@@ -154,10 +154,10 @@ class Ledger:
         """model: of spans that name none."""
         self._lateness = lateness or AllowedLateness()
         self._domains = {domain.name: _Domain(domain) for domain in outermost(domains)}
-        self._samples: deque[EngineSample] = deque(maxlen=MAX_POINTS)
+        self._samples: deque[EngineSample] = deque(maxlen=MAX_SAMPLES)
         self._open: dict[str, OpenRequest] = {}
         self._closed: deque[RequestSpan] = deque(maxlen=MAX_OPEN)
-        """In the order of their ends."""
+        """Requests in the order of their ends."""
         self._closed_keys: OrderedDict[str, None] = OrderedDict()
         self._accounts = Accounts(model)
         self._idle_mj = self._unattributed_mj = 0
@@ -298,8 +298,8 @@ class Ledger:
         slot_ns = slot_for(phases, start_ns, end_ns, COMMIT_ROWS)
         samples = list(self._samples)  # those inside [start, end], and the one on either side
         times = sample_times(samples)
-        first = max(int(np.searchsorted(times, start_ns, side="right")) - 1, 0)
-        samples = samples[first : int(np.searchsorted(times, end_ns, side="left")) + 1]
+        index = max(int(np.searchsorted(times, start_ns, side="right")) - 1, 0)
+        samples = samples[index : int(np.searchsorted(times, end_ns, side="left")) + 1]
         unseen_ns = self._unseen(requests, samples)
         steps = slot_steps(phases, start_ns, end_ns, slot_ns, unseen_ns)
         return steps, self._foreign(steps, phases, samples, start_ns, end_ns)

@@ -22,7 +22,7 @@ EDGE_NS = 100 * NS_PER_MS
 
 @dataclass(frozen=True)
 class AllowedLateness:
-    """How long energy waits for spans."""
+    """Limits of the time that energy waits for spans."""
 
     min_s: float = 6.0
     """Exporters send in batches: vLLM's every 5 s."""

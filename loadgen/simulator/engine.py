@@ -397,7 +397,7 @@ class SimulatedRun:
     requests: list[SimulatedRequest]
     counter: list[EnergySample]
     engine: list[EngineSample]
-    """What the engine's /metrics would show: totals of the steps that ended by then, and the queues."""
+    """Samples as of the engine's /metrics: totals of the steps that ended by then, and the queues."""
     end_ns: int
     step_j: float
     idle_j: float
