@@ -42,6 +42,6 @@ def foreign_shares(
 
 
 def generated_tokens(earlier: EngineSample, later: EngineSample) -> float:
-    """Return the output tokens between two samples. A count that went down began again at zero: the engine restarted."""
+    """Return the output tokens between two samples. A count that went down began at zero again: a restart."""
     start, end = (sample.get("generation_tokens", 0.0) for sample in (earlier, later))
     return end - start if end >= start else end

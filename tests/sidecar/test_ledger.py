@@ -317,8 +317,8 @@ def test_energy_after_the_watermark_is_pending() -> None:
     [
         (10 * NS_PER_S, "late"),
         (10 * NS_PER_S + 1, None),
-        (15 * NS_PER_S + books.FUTURE_NS, None),
-        (15 * NS_PER_S + books.FUTURE_NS + 1, "future"),
+        (17 * NS_PER_S, None),
+        (17 * NS_PER_S + 1, "future"),
     ],
 )
 def test_a_span_is_taken_that_ends_after_the_watermark_and_not_in_the_future(end_ns: int, reason: str | None) -> None:
@@ -592,3 +592,21 @@ def test_coverage_is_tokens_of_spans_over_those_of_the_engine(
     ledger = Ledger([GPU])
     ledger._coverage.extend(rows)
     assert ledger.snapshot(0).coverage == coverage
+
+
+@pytest.mark.parametrize(("sample_ns", "complete"), [(0, True), (-1, True), (1, False)])
+def test_an_idle_engine_completes_what_exporters_had_the_shortest_time_for(sample_ns: int, complete: bool) -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    t_ns = 19 * NS_PER_S + sample_ns  # now is 20 s, and exporters have 1 s
+    ledger.add_engine_sample({"t_ns": t_ns, "running": 0.0})
+    assert ledger.watermark(20 * NS_PER_S) == (t_ns if complete else 15 * NS_PER_S)
+
+
+@pytest.mark.parametrize(("count", "share"), [(0, 0.0), (1, 0.0), (2, 0.5), (3, 0.5)])
+def test_two_samples_of_the_engine_tell_other_clients(
+    count: int, share: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(books, "foreign_shares", lambda engine, spans, balance: ([0.5] * len(engine), balance))
+    samples = [{"t_ns": t_ns, "generation_tokens": 0.0} for t_ns in (0, 50, 100)[:count]]
+    steps = SimpleNamespace(count=1, start_ns=np.array([10]), end_ns=np.array([20]))
+    assert Ledger([GPU])._foreign(steps, phases_of([]), samples, 0, 100).tolist() == [share]  # type: ignore[arg-type]
