@@ -1,32 +1,32 @@
-/* A streaming completions server whose timing is known: the ruler that load generators are held against.
+/* A streaming completions server whose timing is known: load generators are measured against it.
  *
  *     gcc -O2 -o timing_server timing_server.c && ./timing_server --ttft-ms 50 --itl-ms 20 --log timing.log
  *
- * One thread, epoll, HTTP/1.1 on 127.0.0.1, no dependencies. It writes every token when the schedule says so, and logs when
- * each request arrived (the kernel's stamp of its last segment) and when each token was handed to the kernel (the clock is
- * read right before send). All times are ns of CLOCK_MONOTONIC, so a client on this machine can compare its own.
+ * One thread, epoll, HTTP/1.1 on 127.0.0.1, no dependencies. It writes every token on schedule, and logs when each request
+ * arrived (the kernel's timestamp of its last segment) and when each token was handed to the kernel (the clock is read right
+ * before send). All times are ns of CLOCK_MONOTONIC, so that a client on this machine can compare its own times.
  *
- * loadgen/run/timing_server.py is the same in Python, for machines without a compiler: the same --port, --ttft-ms, --itl-ms,
- * --model and --log, the same first line of output, the same log.
+ * loadgen/run/timing_server.py is the same server in Python, for machines without a compiler: the same --port, --ttft-ms,
+ * --itl-ms, --model and --log, the same first line of output, the same log.
  *
  * Serves GET /health, /v1/models, /version and POST /v1/chat/completions, /v1/completions. Of a body it reads max_tokens or
- * max_completion_tokens, stream and include_usage. A stream is what vLLM writes: headers at once; a role chunk with the first
- * token; one event a token, the last with finish_reason "length"; usage if asked for; [DONE].
+ * max_completion_tokens, stream and include_usage. A stream has the form of vLLM's: headers at once; a role chunk with the
+ * first token; one event per token, the last with finish_reason "length"; usage if requested; [DONE].
  *
- *     --port N            0 (default) takes a free one; standard output says which
- *     --ttft-ms X --itl-ms X    first token at arrival + TTFT, each next ITL after the one before: absolute, without drift
+ *     --port N            0 (default) takes a free port, printed on standard output
+ *     --ttft-ms X --itl-ms X    first token at arrival + TTFT, token i at i ITL after it: absolute, without drift
  *     --tokens-per-event K      K words in each event
- *     --burst             no pacing: as many events in a send as the socket takes
- *     --burst-write N     no pacing: N events in each send, the streams in turn
- *     --log FILE          one `struct record` a request in FILE, in the order in which they ended, and every token's time,
- *                         as int64, in FILE.writes: those of a record are [first_write, first_write + events)
+ *     --burst             no pacing: as many events per send as the socket accepts
+ *     --burst-write N     no pacing: N events per send, streams in turn
+ *     --log FILE          one `struct record` per request in FILE, in the order in which requests ended, and the time of every
+ *                         token, as int64, in FILE.writes: a record's are [first_write, first_write + events)
  *     --model NAME --seed N --stall-ms X --split-us X
- *     --spare PREFIX      no fault for requests whose x-request-id begins so: a client's probes
- *     --fault NAME=P      repeatable: with probability P a request gets the fault NAME. The same seed and the same order of
- *                         arrival give the same faults. A request can also ask: header `x-fault: NAME,NAME` or `?fault=NAME`
+ *     --spare PREFIX      no faults for requests whose x-request-id begins with PREFIX, such as a client's probes
+ *     --fault NAME=P      repeatable: a request gets the fault NAME with probability P. The same seed and order of arrival give
+ *                         the same faults. A request can also name faults: header `x-fault: NAME,NAME` or `?fault=NAME`
  *
- * Faults: close, reset (FIN, RST in or after a random event), stall (once, for --stall-ms), 500, 503, 429, badjson (one event's
- * JSON is cut), crlf, nospace (`data:{`), comment, split (each event in two sends, --split-us apart), nousage, nodone,
+ * Faults: close, reset (FIN, RST in or after a random event), stall (once, for --stall-ms), 500, 503, 429, badjson (the JSON of
+ * one event is cut), crlf, nospace (`data:{`), comment, split (each event in two sends, --split-us apart), nousage, nodone,
  * errchunk (an error event, then [DONE]), emptydelta (the first content is empty).
  */
 #define _GNU_SOURCE
@@ -55,17 +55,17 @@ enum { CHAT = 1 << 16, STREAM = 1 << 17, USAGE = 1 << 18, CLIENT_LEFT = 1 << 19,
 
 struct record {
     uint64_t seq;           /* order of arrival */
-    int64_t arrived_ns;     /* the kernel had the request's last segment */
-    int64_t read_ns;        /* the server had read it */
-    int64_t due_ns;         /* when the first token was to be written; 0 in a burst */
-    int64_t late_max_ns;    /* written - due, the worst of its tokens */
+    int64_t arrived_ns;     /* the kernel received the request's last segment */
+    int64_t read_ns;        /* the server read the request */
+    int64_t due_ns;         /* due time of the first token; 0 in a burst */
+    int64_t late_max_ns;    /* written - due, largest of the tokens */
     int64_t ended_ns;       /* terminator written, or connection closed */
-    uint64_t first_write;   /* index of its first token's time in FILE.writes */
+    uint64_t first_write;   /* index of the first token's time in FILE.writes */
     uint32_t events;        /* token events written */
-    uint32_t tokens;        /* words in them */
+    uint32_t tokens;        /* words in these events */
     uint32_t asked;         /* max_tokens */
-    uint32_t flags;         /* bit i: fault i; 16 chat, 17 stream, 18 usage asked for, 19 the client left early, 20 the socket
-                               was full once: its last times are then those of handing over, not of sending */
+    uint32_t flags;         /* bit i: fault i; 16 chat, 17 stream, 18 usage requested, 19 the client disconnected early, 20 the
+                               socket was full once: later times are then of buffering, not of sending */
     uint32_t status;
     uint32_t connection;    /* number of the connection, in order of acceptance */
     char request_id[64];    /* the x-request-id header */
@@ -77,11 +77,11 @@ struct connection {
     uint32_t number;
     char *in, *out;
     size_t in_length, in_capacity, out_at, out_length, out_capacity;
-    bool busy, closing, dead;       /* a response is under way; close after it; the peer is gone */
-    bool headers_sent, half_sent;   /* half_sent: the rest of a split event is in `out` and waits for its time */
-    int slot;                       /* in the heap of deadlines; -1 outside */
-    int64_t wake_ns, due_ns;        /* next in the heap; next token's */
-    bool queued;                    /* in the ring of bursts or in the list of the dead */
+    bool busy, closing, dead;       /* a response is in progress; close after it; the peer disconnected */
+    bool headers_sent, half_sent;   /* half_sent: the second half of a split event is in `out` and waits until due */
+    int slot;                       /* position in the heap of deadlines; -1 outside */
+    int64_t wake_ns, due_ns;        /* next deadline in the heap; due time of the next token */
+    bool queued;                    /* in the ring of bursts or in the list to be freed */
     struct connection *next;
     uint64_t random;
     uint32_t plan_events, fault_at, prompt_tokens;
@@ -170,7 +170,7 @@ static void wake_never(struct connection *c)
     if (last != c) { heap_put(slot, last); heap_settle(slot); }
 }
 
-/* ---- bursts: a ring of connections that take turns; and those to be freed once no event can name them ---- */
+/* ---- bursts: a ring of connections that take turns; connections to be freed once no epoll event can refer to them ---- */
 
 static struct connection *ring_first, *ring_last, *graveyard;
 
@@ -241,7 +241,7 @@ static void put(struct connection *c, const char *bytes, size_t length)
     flush(c);
 }
 
-/* ---- what a stream is made of; each function appends at `o` and gives the new end ---- */
+/* ---- parts of a stream; each function appends at `o` and returns the new end ---- */
 
 static const char *const WORDS[16] = { " the", " self", " return", " value", " name", " object", " list", " for", " in", " not",
                                        " is", " if", " def", " class", " None", " str" };
@@ -264,7 +264,7 @@ static char *chunk_size(char *o, size_t n)
 
 static const char *line_end(const struct connection *c) { return has(c, CRLF) ? "\r\n\r\n" : "\n\n"; }
 
-static char *framed(char *o, const char *body, size_t length) /* one chunk of the chunked coding */
+static char *framed(char *o, const char *body, size_t length) /* one chunk of the chunked transfer coding */
 {
     o = chunk_size(o, length);
     memcpy(o, body, length);
@@ -296,7 +296,7 @@ static const char *chunk_kind(const struct connection *c)
     return c->record.flags & CHAT ? "chat.completion.chunk" : "text_completion";
 }
 
-/* All of a token event before its words: made once a response. */
+/* The part of a token event before its words, made once per response. */
 static void make_prefix(struct connection *c)
 {
     char *o = text(c->prefix, has(c, NOSPACE) ? "data:" : "data: ");
@@ -398,7 +398,7 @@ static void drop(struct connection *c, bool reset)
     if (reset) setsockopt(c->fd, SOL_SOCKET, SO_LINGER, &(struct linger){ 1, 0 }, sizeof(struct linger));
     close(c->fd);
     c->fd = -1;
-    if (!c->queued) bury(c); /* else the ring does, when its turn comes */
+    if (!c->queued) bury(c); /* otherwise the ring buries it at its turn */
 }
 
 static void client_left(struct connection *c)
@@ -450,7 +450,7 @@ static void break_off(struct connection *c, const char *token, const char *end)
     drop(c, has(c, RESET));
 }
 
-/* The second half goes when the heap wakes us; only then does the next token's deadline come. */
+/* The second half is sent at its deadline in the heap; only then is the next token's deadline set. */
 static void put_in_halves(struct connection *c, size_t length)
 {
     size_t cut = 1 + draw(&c->random) % (length - 1);
@@ -494,7 +494,7 @@ static void write_second_half(struct connection *c)
     else schedule_next(c);
 }
 
-/* A burst without faults: one send of as many events as fit, all of one time. */
+/* A burst without faults: one send of as many events as fit, all logged with one time. */
 static void write_many(struct connection *c, uint32_t most)
 {
     char *o = lead_in(c, scratch);
@@ -566,7 +566,7 @@ static const char *header(const char *head, const char *end, const char *name, s
     return NULL;
 }
 
-/* The bytes after `"name":` in a JSON body. Quotes inside a string are escaped, so a prompt cannot look like a name. */
+/* Return the bytes after `"name":` in a JSON body. Quotes inside strings are escaped, so a prompt cannot match a name. */
 static const char *field(const char *body, size_t length, const char *name)
 {
     char quoted[64];
@@ -644,7 +644,7 @@ static void take_post(struct connection *c, const char *target, size_t target_le
     if (id) memcpy(c->record.request_id, id, length < 63 ? length : 63);
     c->random = options.seed ^ (c->record.seq * 0x2545f4914f6cdd1dULL + 1);
     c->plan_events = c->record.flags & STREAM ? (c->record.asked - 1) / options.tokens_per_event + 1 : 1;
-    c->prompt_tokens = body_length / 4; /* a guess that costs nothing */
+    c->prompt_tokens = body_length / 4; /* a cheap estimate */
     c->headers_sent = c->half_sent = false;
     c->busy = true;
     choose_faults(c, target, target_length, head, body);
@@ -662,7 +662,7 @@ static void take_get(struct connection *c, const char *target, size_t length)
     else put_json(c, 404, "Not Found", "{\"error\":{\"message\":\"not found\"}}");
 }
 
-/* Whether a whole request was there. `arrived_ns` is 0 where the kernel's stamp belongs to another request. */
+/* Return true if a complete request was read. `arrived_ns` is 0 where the kernel's timestamp belongs to another request. */
 static bool take_request(struct connection *c, int64_t arrived_ns, int64_t read_ns)
 {
     const char *head_end = c->in_length ? memmem(c->in, c->in_length, "\r\n\r\n", 4) : NULL;
@@ -692,7 +692,7 @@ static void take_requests(struct connection *c, int64_t arrived_ns)
     while (c->fd >= 0 && !c->busy && take_request(c, arrived_ns, now_ns())) arrived_ns = 0;
 }
 
-/* After each step of a connection: the next request of it, or its end. */
+/* Called after each step of a connection: take its next request, or end it. */
 static void settle(struct connection *c)
 {
     if (c->fd < 0 || c->busy) return;
@@ -791,7 +791,7 @@ static void listen_on_loopback(void)
     int one = 1;
     listener = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
     setsockopt(listener, SOL_SOCKET, SO_REUSEADDR, &one, sizeof one);
-    setsockopt(listener, SOL_SOCKET, SO_TIMESTAMPNS, &one, sizeof one); /* accepted sockets inherit it, before their first byte */
+    setsockopt(listener, SOL_SOCKET, SO_TIMESTAMPNS, &one, sizeof one); /* accepted sockets inherit it before their first byte */
     if (bind(listener, (void *)&address, sizeof address) || listen(listener, 8192)) { perror("timing_server"); exit(1); }
     getsockname(listener, (void *)&address, &length);
     poller = epoll_create1(EPOLL_CLOEXEC);
@@ -806,7 +806,7 @@ static FILE *open_log(const char *name, const char *suffix)
     snprintf(path, sizeof path, "%s%s", name, suffix);
     FILE *file = fopen(path, "wb");
     if (!file) { perror(path); exit(1); }
-    setvbuf(file, NULL, _IOFBF, 1 << 16); /* small, so that writing it out never takes long */
+    setvbuf(file, NULL, _IOFBF, 1 << 16); /* small, so that flushing never takes long */
     return file;
 }
 

@@ -1,4 +1,4 @@
-"""The dashboards, as tables of panels. Run it to write grafana/dashboards/*.json."""
+"""Write grafana/dashboards/*.json from the tables of panels in this file, when run as a script."""
 
 import json
 from pathlib import Path
@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 FOLDER = Path(__file__).parent / "grafana" / "dashboards"
 SOURCE = {"type": "prometheus", "uid": "prometheus"}
-WHO = 'model=~"$model",workload=~"$workload"'
+SELECTED = 'model=~"$model",workload=~"$workload"'
 RATE = "[$__rate_interval]"
 
 
@@ -14,7 +14,7 @@ class Panel(NamedTuple):
     title: str
     unit: str
     queries: dict[str, str]
-    """Legend -> PromQL."""
+    """PromQL by legend."""
     kind: str = "timeseries"
     width: int = 12
     note: str = ""
@@ -22,46 +22,46 @@ class Panel(NamedTuple):
 
 def _per_token(account: str) -> str:
     return (
-        f'sum(rate(loadgen_attributed_energy_joules_total{{{WHO},account="{account}"}}{RATE}))'
-        f" / (sum(rate(loadgen_output_tokens_total{{{WHO}}}{RATE})) > 0)"
+        f'sum(rate(loadgen_attributed_energy_joules_total{{{SELECTED},account="{account}"}}{RATE}))'
+        f" / (sum(rate(loadgen_output_tokens_total{{{SELECTED}}}{RATE})) > 0)"
     )
 
 
-ENERGY = f"sum(rate(loadgen_attributed_energy_joules_total{{{WHO}}}{RATE}))"
+ENERGY = f"sum(rate(loadgen_attributed_energy_joules_total{{{SELECTED}}}{RATE}))"
 GROSS = f"sum(rate(loadgen_gpu_energy_joules_total{RATE}))"
-TOKENS = f"(sum(rate(loadgen_output_tokens_total{{{WHO}}}{RATE})) > 0)"
-REQUESTS = f"(sum(rate(loadgen_requests_total{{{WHO}}}{RATE})) > 0)"
+TOKENS = f"(sum(rate(loadgen_output_tokens_total{{{SELECTED}}}{RATE})) > 0)"
+REQUESTS = f"(sum(rate(loadgen_requests_total{{{SELECTED}}}{RATE})) > 0)"
 JOULES_PER_KWH = 3_600_000
 
 ENERGY_PANELS = [
     Panel("Joules per output token", "joule", {"net": f"{ENERGY} / {TOKENS}"}, "stat", 6,
-          "What requests were given, over their output tokens."),
+          "Energy attributed to requests, over their output tokens."),
     Panel("Joules per request", "joule", {"net": f"{ENERGY} / {REQUESTS}"}, "stat", 6),
     Panel("Idle share", "percentunit", {"idle": f"sum(rate(loadgen_idle_energy_joules_total{RATE})) / ({GROSS} > 0)"},
           "stat", 6),
     Panel("Attribution coverage", "percentunit", {"coverage": "min(loadgen_energy_attribution_coverage_ratio)"},
-          "stat", 6, "Output tokens with a span over the engine's own count."),
+          "stat", 6, "Output tokens with a span, over the engine's own count."),
     Panel("Joules per output token, by model and workload", "joule",
           {"{{model}} {{workload}}":
-           f"sum by (model, workload) (rate(loadgen_attributed_energy_joules_total{{{WHO}}}{RATE}))"
-           f" / (sum by (model, workload) (rate(loadgen_output_tokens_total{{{WHO}}}{RATE})) > 0)"}),
+           f"sum by (model, workload) (rate(loadgen_attributed_energy_joules_total{{{SELECTED}}}{RATE}))"
+           f" / (sum by (model, workload) (rate(loadgen_output_tokens_total{{{SELECTED}}}{RATE})) > 0)"}),
     Panel("Prefill and decode, joules per output token", "joule",
           {"prefill": _per_token("prefill"), "decode": _per_token("decode")}),
-    Panel("Where the watts went", "watt",
-          {"prefill": f'sum(rate(loadgen_attributed_energy_joules_total{{{WHO},account="prefill"}}{RATE}))',
-           "decode": f'sum(rate(loadgen_attributed_energy_joules_total{{{WHO},account="decode"}}{RATE}))',
+    Panel("Power by account", "watt",
+          {"prefill": f'sum(rate(loadgen_attributed_energy_joules_total{{{SELECTED},account="prefill"}}{RATE}))',
+           "decode": f'sum(rate(loadgen_attributed_energy_joules_total{{{SELECTED},account="decode"}}{RATE}))',
            "idle": f"sum(rate(loadgen_idle_energy_joules_total{RATE}))",
            "unattributed": f"sum(rate(loadgen_unattributed_energy_joules_total{RATE}))"},
-          "timeseries", 12, "As of the watermark: some seconds behind."),
-    Panel("Watts beside requests in flight", "short",
+          "timeseries", 12, "Up to the watermark, which is some seconds behind."),
+    Panel("Power and requests in flight", "short",
           {"watts": "sum(loadgen_gpu_power_watts)",
            "requests running": "sum({__name__=~\"vllm:num_requests_running|tgi_batch_current_size\"})"}),
     Panel("Joules per request", "joule",
-          {"{{le}}": f"sum by (le) (increase(loadgen_request_energy_joules_bucket{{{WHO}}}{RATE}))"}, "heatmap"),
-    Panel("Joules add up: counter − accounts", "joule",
+          {"{{le}}": f"sum by (le) (increase(loadgen_request_energy_joules_bucket{{{SELECTED}}}{RATE}))"}, "heatmap"),
+    Panel("Conservation: counter − accounts", "joule",
           {"difference": "sum(loadgen_gpu_energy_joules_total) - sum(loadgen_attributed_energy_joules_total)"
            " - sum(loadgen_idle_energy_joules_total) - sum(loadgen_unattributed_energy_joules_total)"},
-          "timeseries", 12, "0 at every scrape, but for floating point."),
+          "timeseries", 12, "0 at every scrape, except for floating-point rounding."),
     Panel("Carbon", "massg",
           {"g CO2e per 1000 output tokens": f"1000 * {ENERGY} / {TOKENS} / {JOULES_PER_KWH} * $carbon_g_per_kwh"}),
     Panel("Cost of energy", "short",
@@ -75,19 +75,20 @@ SERVING_PANELS = [
     Panel("End to end, engine", "s",
           {f"p{q}": f"histogram_quantile(0.{q}, sum by (le) (rate(vllm:e2e_request_latency_seconds_bucket{RATE})))"
            for q in (50, 95, 99)}),
-    Panel("Time to first token, as told by spans", "s",
+    Panel("Time to first token, from spans", "s",
           {"p95 {{workload}}": "histogram_quantile(0.95, sum by (le, workload) "
-           f"(rate(loadgen_request_ttft_seconds_bucket{{{WHO}}}{RATE})))"}),
+           f"(rate(loadgen_request_ttft_seconds_bucket{{{SELECTED}}}{RATE})))"}),
     Panel("Requests", "reqps",
-          {"{{outcome}}": f"sum by (outcome) (rate(loadgen_requests_total{{{WHO}}}{RATE}))"}),
+          {"{{outcome}}": f"sum by (outcome) (rate(loadgen_requests_total{{{SELECTED}}}{RATE}))"}),
     Panel("Queue", "short", {"running": "sum(vllm:num_requests_running)", "waiting": "sum(vllm:num_requests_waiting)"}),
     Panel("KV cache in use", "percentunit", {"used": "max(vllm:kv_cache_usage_perc)"}),
     Panel("Tokens per second, engine", "short",
           {"input": f"sum(rate(vllm:prompt_tokens_total{RATE}))",
            "output": f"sum(rate(vllm:generation_tokens_total{RATE}))"}),
-    Panel("Tokens that nobody told of", "short", {"foreign": f"sum(rate(loadgen_foreign_output_tokens_total{RATE}))"}),
+    Panel("Output tokens without a span", "short",
+          {"foreign": f"sum(rate(loadgen_foreign_output_tokens_total{RATE}))"}),
     Panel("Spans dropped", "short", {"{{reason}}": f"sum by (reason) (rate(loadgen_spans_dropped_total{RATE}))"}),
-    Panel("Settlement lag", "s", {"lag": "max(loadgen_settlement_lag_seconds)"}),
+    Panel("Commit lag", "s", {"lag": "max(loadgen_settlement_lag_seconds)"}),
 ]  # fmt: skip
 
 
@@ -115,7 +116,7 @@ def _panel(number: int, panel: Panel, x: int, y: int, height: int) -> dict[str, 
 
 
 def _rows(panels: list[Panel]) -> list[dict[str, Any]]:
-    """Left to right, then down; 24 columns."""
+    """Place the panels left to right, then down, in 24 columns."""
     placed, x, y, height = [], 0, 0, 0
     for number, panel in enumerate(panels, 1):
         if x + panel.width > 24:
