@@ -270,7 +270,9 @@ def test_a_schedule_of_one_part_keeps_its_process_and_an_unknown_rate_makes_the_
     assert merged_schedule([one, one], 5).requested_arrivals == one.requested_arrivals * 2
 
 
-@pytest.mark.parametrize(("times_s", "rate"), [([1.0, 1.25, 1.5], 4.0), ([1.0, 1.0], None), ([1.0], None)])
+@pytest.mark.parametrize(
+    ("times_s", "rate"), [([1.0, 1.25, 1.5], 4.0), ([1.0, 1.5], 2.0), ([1.0, 1.0], None), ([1.0], None)]
+)
 def test_a_trace_has_a_rate_of_its_own_if_its_arrivals_are_apart(times_s: list[float], rate: float | None) -> None:
     assert build_schedule(trace(times_s), seed=0).rate_rps == rate
 

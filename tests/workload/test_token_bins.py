@@ -351,3 +351,7 @@ def test_one_draw_is_valid_and_none_is_not() -> None:
     assert [len(side) for side in sample_lengths(bins, 1, default_rng(0))] == [1, 1]
     with pytest.raises(LoadgenError, match="0 requests: expected at least 1"):
         sample_lengths(bins, 0, default_rng(0))
+
+
+def test_quantile_edges_begin_at_0_and_just_below_the_shortest_length() -> None:
+    assert fitted([(i, 1) for i in range(101, 165)]).input_edges[:3] == (0, 100, 102)
