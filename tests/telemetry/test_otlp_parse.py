@@ -169,7 +169,7 @@ def test_the_simulated_engines_spans_are_read_as_vllms(request_id: str, chat: bo
     )  # fmt: skip
 
 
-DAY_S = MAX_DURATION_NS / NS_PER_S
+DAY_S = 86_400.0
 
 
 @pytest.mark.parametrize(
