@@ -267,9 +267,9 @@ def agree(prometheus: str, summary: dict[str, Any]) -> None:
     query = 'sum(loadgen_requests_total{outcome="completed"})'
     until(f"Prometheus knows of {completed} requests", lambda: (ask(prometheus, query) or 0) >= completed, 60)
     live = ask(prometheus, "sum(loadgen_attributed_energy_joules_total) / sum(loadgen_output_tokens_total)")
-    told = summary["energy"]["joules_per_output_token"]
-    say(f"{completed} requests: {live:.4f} J/output token in Prometheus, {told:.4f} in summary.json")
-    if not live or not live > 0 or abs(live / told - 1) > AGREE:
+    reported = summary["energy"]["joules_per_output_token"]
+    say(f"{completed} requests: {live:.4f} J/output token in Prometheus, {reported:.4f} in summary.json")
+    if not live or not live > 0 or abs(live / reported - 1) > AGREE:
         raise FailedError(f"they differ by more than {AGREE:.0%}")
     parts = [f"sum(loadgen_{name}_energy_joules_total)" for name in ("attributed", "idle", "unattributed")]
     whole = ask(prometheus, f"{' + '.join(parts)} - sum(loadgen_gpu_energy_joules_total)")

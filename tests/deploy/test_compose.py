@@ -44,24 +44,26 @@ def test_compose_resolves_every_profile(profile: str) -> None:
 
 @pytest.mark.parametrize("profile", ["vllm", "tgi", "cpu"])
 def test_each_profile_has_one_engine_and_one_sidecar(profile: str) -> None:
-    mine = {name: service for name, service in SERVICES.items() if profile in service["profiles"]}
+    selected = {name: service for name, service in SERVICES.items() if profile in service["profiles"]}
     names = [
         alias
-        for service in mine.values()
+        for service in selected.values()
         for alias in service.get("networks", {}).get("default", {}).get("aliases", [])
     ]
     assert sorted(names) == ["engine", "sidecar"]
-    assert {dependency for service in mine.values() for dependency in service.get("depends_on", {})} <= set(mine)
+    assert {dependency for service in selected.values() for dependency in service.get("depends_on", {})} <= set(
+        selected
+    )
     ended = {
         name
-        for service in mine.values()
+        for service in selected.values()
         for name, wait in service.get("depends_on", {}).items()
         if wait["condition"] == "service_completed_successfully"
     }
-    assert {name for name, service in mine.items() if "healthcheck" not in service} == ended
+    assert {name for name, service in selected.items() if "healthcheck" not in service} == ended
 
 
-def test_what_reserves_a_gpu_starts_after_the_look_for_one() -> None:
+def test_services_that_reserve_a_gpu_start_after_the_check_for_one() -> None:
     """Directly, or behind an engine that does."""
     look = "gpu-or-profile-cpu"
     after = {name: set(service.get("depends_on", {})) for name, service in SERVICES.items()}
@@ -71,12 +73,12 @@ def test_what_reserves_a_gpu_starts_after_the_look_for_one() -> None:
     assert "COMPOSE_PROFILES=cpu" in SERVICES[look]["command"][0]
 
 
-def test_ports_are_on_loopback_unless_told_otherwise() -> None:
+def test_ports_are_on_loopback_unless_configured_otherwise() -> None:
     ports = [port for service in SERVICES.values() for port in service.get("ports", [])]
     assert ports and all(port.startswith("${BIND:-127.0.0.1}:") for port in ports)
 
 
-def test_images_are_pinned_and_the_example_names_every_knob() -> None:
+def test_images_are_pinned_and_the_example_names_every_variable() -> None:
     example = dict(
         line.split("=", 1) for line in (ROOT / ".env.example").read_text().splitlines() if re.match(r"[A-Z_]+=", line)
     )

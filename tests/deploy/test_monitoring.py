@@ -44,7 +44,7 @@ def panels(board: Path) -> list[dict[str, Any]]:
     [["check", "config", "prometheus.yml"], ["test", "rules", "rules_test.yml"]],
     ids=lambda c: " ".join(c[:2]),
 )
-def test_promtool_accepts(command: list[str]) -> None:
+def test_promtool_accepts_the_configuration_and_passes_the_rules(command: list[str]) -> None:
     done = subprocess.run(["promtool", *command], cwd=FOLDER, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -58,7 +58,7 @@ def test_every_rule_has_a_unit_test() -> None:
 
 
 @pytest.mark.parametrize("board", BOARDS, ids=lambda board: board.stem)
-def test_dashboards_are_grafanas(board: Path) -> None:
+def test_dashboards_are_valid_for_grafana(board: Path) -> None:
     """Grafana's own types read it and write back every field of it: none is misspelt, misplaced or of another type."""
     given = json.loads(board.read_text())
     back = json.loads(json.dumps(Dashboard.from_json(given), cls=JSONEncoder))
@@ -78,7 +78,7 @@ def _lost(given: Any, back: Any, at: str = "") -> list[str]:
     return [] if given == back else [f"{at}: {given!r} became {back!r}"]
 
 
-def test_dashboards_are_what_their_tables_say() -> None:
+def test_dashboards_are_generated_from_their_tables() -> None:
     spec = importlib.util.spec_from_file_location("make_dashboards", FOLDER / "make_dashboards.py")
     assert spec and spec.loader
     module = importlib.util.module_from_spec(spec)
