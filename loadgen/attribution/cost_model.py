@@ -221,19 +221,17 @@ def _fit_without_outliers(
     A row is excluded when its residual is over _OUTLIER_RATIO times the median residual. The residual sum of squares is
     None, and x is 0, when there are fewer than two rows per column.
     """
-
-    def fit(kept: NDArray[np.bool_]) -> tuple[Floats, float | None]:
-        return nnls(a[kept], b[kept]) if kept.sum() >= 2 * a.shape[1] else (np.zeros(a.shape[1]), None)
-
-    kept = rows
-    for _ in range(_OUTLIER_PASSES):
-        x, error = fit(kept)
-        if error is None:
+    enough, kept = 2 * a.shape[1], rows
+    for _pass in range(_OUTLIER_PASSES):
+        if kept.sum() < enough:
             break
+        x, _ = nnls(a[kept], b[kept])
         residual = np.abs(b - a @ x)
         floor = 1e-9 * float(np.abs(b).max())
         kept = rows & (residual <= _OUTLIER_RATIO * max(float(np.median(residual[rows])), floor))
-    return *fit(kept), kept
+    if kept.sum() < enough:
+        return np.zeros(a.shape[1]), None, kept
+    return *nnls(a[kept], b[kept]), kept
 
 
 def _r_squared(b: Floats, error: float | None) -> float | None:
