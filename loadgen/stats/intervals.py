@@ -17,7 +17,7 @@ class Interval:
 
 
 def interval(values: Sequence[float]) -> Interval:
-    """The mean and its 95 % interval by Student's t: mean ± t(n - 1) s / sqrt(n)."""
+    """Return the mean and its 95 % interval by Student's t: mean ± t(n - 1) s / sqrt(n)."""
     n, middle = len(values), fmean(values)
     if n < 2:
         return Interval(middle, None, None, n)
@@ -26,7 +26,7 @@ def interval(values: Sequence[float]) -> Interval:
 
 
 def reduction(baseline: Sequence[float], values: Sequence[float]) -> Interval:
-    """1 - x/b of two sets of positive repeats: the ratio of their geometric means, Welch's interval on logarithms.
+    """Return 1 - x/b of two sets of positive repeats: geometric means' ratio, with Welch's interval on logarithms.
 
     Degrees of freedom: (u + v)² / (u²/(n - 1) + v²/(m - 1)), u and v the squared standard errors (Welch 1947).
     """
@@ -41,28 +41,37 @@ def reduction(baseline: Sequence[float], values: Sequence[float]) -> Interval:
 
 
 def paired_reduction(baseline: Sequence[float], values: Sequence[float]) -> Interval:
-    """1 - x/b where the i-th repeats of both had the same arrivals: Student's interval of the mean of log x - log b."""
-    found = interval([log(x / b) for b, x in zip(baseline, values, strict=True)])
-    low = None if found.high is None else 1 - exp(found.high)
-    high = None if found.low is None else 1 - exp(found.low)
-    return Interval(1 - exp(found.mean), low, high, found.count)
+    """Return 1 - x/b where the i-th repeats of both had the same arrivals.
+
+    The interval is Student's, of the mean of log x - log b.
+    """
+    log_ratio = interval([log(x / b) for b, x in zip(baseline, values, strict=True)])
+    low = None if log_ratio.high is None else 1 - exp(log_ratio.high)
+    high = None if log_ratio.low is None else 1 - exp(log_ratio.low)
+    return Interval(1 - exp(log_ratio.mean), low, high, log_ratio.count)
 
 
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
 def t95(freedom: int) -> float:
-    """97.5 % quantile of Student's t: a table up to 10 degrees, then Fisher's expansion about the normal quantile."""
+    """Return the 97.5 % quantile of Student's t.
+
+    A table serves up to 10 degrees of freedom, then Fisher's expansion about the normal quantile.
+    """
     if freedom <= len(_T95):
         return _T95[freedom - 1]
     z, n = 1.959964, freedom
-    first, second = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
-    third = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
-    return z + first / n + second / n**2 + third / n**3
+    by_n, by_n2 = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
+    by_n3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
+    return z + by_n / n + by_n2 / n**2 + by_n3 / n**3
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Indices of the points that no other point beats in both coordinates (less is better), by the first coordinate."""
+    """Return the indices of the points that no other point beats in both coordinates, by the first coordinate.
+
+    Less is better.
+    """
     front: list[int] = []
     lowest = float("inf")
     for index in sorted(range(len(points)), key=lambda i: points[i]):

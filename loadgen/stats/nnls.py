@@ -8,9 +8,10 @@ from loadgen.stats.arrays import Floats
 
 
 def nnls(a: Floats, b: Floats) -> tuple[Floats, float]:
-    """argmin |a x - b|^2 with x >= 0, and that minimum. a: float64[rows, columns], b: float64[rows].
+    """Return argmin |a x - b|^2 with x >= 0, and that minimum. a: float64[rows, columns], b: float64[rows].
 
-    Every set of columns is tried, on the normal equations of columns scaled to 1: exact, and quick up to seven or so.
+    Every set of columns is tried, on the normal equations of columns scaled to 1: exact, and fast up to about seven
+    columns.
     """
     columns = a.shape[1]
     scale = np.where(a.any(axis=0), np.abs(a).max(axis=0), 1.0)

@@ -1,9 +1,11 @@
 """The work of other clients is what the engine's counters show beyond ours."""
 
+import numpy as np
 import pytest
 
 from loadgen.attribution.chunk_steps import engine_steps_of
-from loadgen.attribution.other_clients import counter_values
+from loadgen.attribution.engine_steps import EngineSteps
+from loadgen.attribution.other_clients import counter_values, with_engine
 from loadgen.record import RequestRecord
 from loadgen.units import NS_PER_MS
 
@@ -52,3 +54,25 @@ def test_a_counter_that_went_back_or_is_missing_is_unknown() -> None:
     assert counter_values([{"a": 2.0}, {"a": 1.0}], "a") is None
     assert counter_values([{"a": 2.0}, {"b": 3.0}], "a") is None
     assert counter_values([{"a": 2.0}], "a") is None
+
+
+def test_a_first_token_comes_at_the_end_of_the_last_prefill_step() -> None:
+    """Request 0 prefills in steps 0 and 1 and never decodes; request 1 prefills in step 1 and decodes in step 2."""
+    steps = EngineSteps(
+        start_ns=np.array([0, 10, 20]),
+        end_ns=np.array([10, 20, 30]),
+        iterations=np.ones(3),
+        step=np.array([0, 1, 1, 2], dtype=np.int32),
+        request=np.array([0, 0, 1, 1], dtype=np.int32),
+        prefilling=np.array([True, True, True, False]),
+        prefill=np.array([5, 5, 5, 0], dtype=np.float32),
+        decode=np.array([0, 0, 0, 1], dtype=np.float32),
+        context=np.zeros(4, dtype=np.float32),
+        unseen_ns=np.zeros((0, 2), dtype=np.int64),
+    )
+    engine = [
+        {"t_ns": 10.0 * k + 5 if k else 0.0, "generation_tokens": 100.0 * k, "prompt_tokens": 0.0} for k in range(4)
+    ]
+    foreign = with_engine(steps, engine).foreign
+    assert foreign is not None
+    assert foreign.decode.tolist() == [100, 98, 99]
