@@ -232,6 +232,7 @@ def replay(
     loadgen replay --stream chat:3 --stream code:1 --duration 60
     """  # fmt: skip
     import msgspec
+    import uvloop
     from rich.console import Console
 
     from loadgen.report.progress_view import view
@@ -259,7 +260,8 @@ def replay(
             model = ("--model", options["model"]) if options["model"] else ()
             options["base_url"] = stack.enter_context(served(serve, *model))
         config = msgspec.convert(options | {"out": out, "plan": plan}, RunConfig)
-        run.replay(schedule, config, view("none" if as_json else ui, Console(stderr=True), title=plan["trace"]))
+        progress = view("none" if as_json else ui, Console(stderr=True), title=plan["trace"])
+        uvloop.run(run.replay(schedule, config, progress))
     # What a run needs only at its end does not delay its beginning.
     from loadgen.report.terminal import render_terminal
     from loadgen.report.write import finish

@@ -14,7 +14,6 @@ from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager
 
 import msgspec
-import uvloop
 
 from loadgen import __version__, clock
 from loadgen.client.server_probe import ServerProbe, probe
@@ -34,13 +33,8 @@ _LEAD_S = 0.1
 """Time between the last preparation and the first request."""
 
 
-def replay(schedule: Schedule, config: RunConfig, view: View) -> None:
-    """Run the schedule and record it in the folder `config.out`."""
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
-        loop.run(_replay(schedule, config, view))
-
-
-async def _replay(schedule: Schedule, config: RunConfig, view: View) -> None:
+async def replay(schedule: Schedule, config: RunConfig, view: View) -> None:
+    """Run the schedule and record it in the folder `config.out`. Run it on uvloop: `uvloop.run(replay(...))`."""
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(open_client(config))
         probed = await probe(

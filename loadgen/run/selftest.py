@@ -11,6 +11,7 @@ from urllib.request import urlopen
 
 import msgspec
 import numpy as np
+import uvloop
 
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord, StampedBy
@@ -170,7 +171,7 @@ def _burst(input_tokens: Iterable[int], output_tokens: int) -> Schedule:
 
 
 def _replay(schedule: Schedule, config: RunConfig, view: View) -> RunResult:
-    replay(schedule, config, view)
+    uvloop.run(replay(schedule, config, view))
     return load_run(config.out, schedule.requests)
 
 

@@ -13,6 +13,7 @@ from tempfile import TemporaryDirectory
 from time import monotonic
 
 import msgspec
+import uvloop
 
 from loadgen.energy import gpu_state
 from loadgen.errors import LoadgenError
@@ -161,7 +162,7 @@ def _measure(study: Study, run: StudyRun, source: Path, out: Path, server: _Star
     rmtree(config.out, ignore_errors=True)  # of an earlier attempt; one killed at once is no run folder yet
     if run.batch is not None and warm_up:
         _warm_up(schedule, config, run.batch)
-    replay(schedule, config, NullView())
+    uvloop.run(replay(schedule, config, NullView()))
     result = finish(config.out, schedule)
     if result.info.stopped_by != "completed":
         raise KeyboardInterrupt
@@ -211,6 +212,6 @@ def _warm_up(schedule: Schedule, config: RunConfig, batch: int) -> None:
     one_round = Schedule(schedule.requests[:batch], schedule.arrival, None, seed)
     with TemporaryDirectory() as folder:
         unrecorded = msgspec.structs.replace(config, out=Path(folder) / "run", warmup=0, idle_s=0.0, energy="none")
-        replay(one_round, unrecorded, NullView())
+        uvloop.run(replay(one_round, unrecorded, NullView()))
         if run_folder.read_run(unrecorded.out).info.stopped_by != "completed":
             raise KeyboardInterrupt

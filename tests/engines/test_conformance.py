@@ -7,6 +7,7 @@ from typing import TypeVar
 
 import aiohttp
 import pytest
+import uvloop
 
 from loadgen.client.client import Client
 from loadgen.client.openai_api import PATHS, Endpoint, payload
@@ -188,7 +189,7 @@ def test_a_replay_is_whole(engine: Engine, tmp_path: Path) -> None:
     )
     options = RunConfig(out=tmp_path / "run", base_url=engine.url, energy="none", timeout_s=120, warmup=1, idle_s=0.0)
     schedule = Schedule(requests, "constant", 25.0, 0)
-    replay(schedule, options, NullView())
+    uvloop.run(replay(schedule, options, NullView()))
     result = finish(options.out, schedule)
     assert result.summary is not None and result.summary.lengths is not None
     assert result.summary.requests.completed == 4

@@ -8,6 +8,7 @@ from typing import Any
 
 import aiohttp
 import pytest
+import uvloop
 
 from loadgen.client.client import Client
 from loadgen.client.openai_api import PATHS, Dialect, payload
@@ -110,7 +111,7 @@ def test_a_replay_against_it_is_whole_and_of_the_asked_lengths(server: str, tmp_
     )
     options = RunConfig(out=tmp_path / "run", base_url=server, energy="none", timeout_s=50, idle_s=0.0)
     schedule = Schedule(requests, "constant", 100.0, 0)
-    replay(schedule, options, NullView())
+    uvloop.run(replay(schedule, options, NullView()))
     result = finish(options.out, schedule)
     assert result.summary is not None
     assert result.summary.requests.completed == 3
