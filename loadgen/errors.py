@@ -6,7 +6,7 @@ invalid input or an environment that does not fit: a `LoadgenError`.
 
 
 class LoadgenError(Exception):
-    """What happened, where, and what to do about it, in one line. The command line prints it and exits with 2."""
+    """An error of one line: what happened, where, and what to do. The command line prints it and exits with 2."""
 
 
 class MeterError(Exception):

@@ -30,7 +30,7 @@ class ChunkedPrefillPrior:
     sample: int = 2000
     """Prompts that each candidate is fitted on."""
     min_prompts: int = 20
-    """With fewer prompts nothing can be learned of a budget: the largest stands, without delay."""
+    """Fewest prompts from which a budget can be learned; with fewer the largest candidate stands, without delay."""
     improvement: float = 0.98
     """A candidate must reduce the residual sum of squares below this share of the best one before it."""
     max_overflow: float = 0.05

@@ -39,7 +39,7 @@ class RequestEnergy(msgspec.Struct, frozen=True, kw_only=True):
 
     index: int
     prefill_joules: float | None
-    """None for methods without phases."""
+    """Energy of the prefill; None for methods without phases."""
     decode_joules: float | None
     joules: float
     se_joules: float | None = None

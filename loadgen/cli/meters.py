@@ -27,7 +27,7 @@ WIDTH = 80
 
 
 class DomainFacts(msgspec.Struct, frozen=True, kw_only=True):
-    """What a few seconds of one domain showed. None: it did not show."""
+    """Observations of one domain over a few seconds. None: not observed."""
 
     name: str
     source: str
@@ -50,7 +50,7 @@ class SourceFacts(msgspec.Struct, frozen=True, kw_only=True):
     """Why it is not usable."""
     read_cost_s: float | None = None
     cpu_share: float | None = None
-    """Of one core, that sampling this source at its own pace took."""
+    """Share of one core that sampling this source at its own pace took."""
     errors: dict[str, int] = {}
     resets: int = 0
     domains: list[DomainFacts] = []
@@ -203,7 +203,7 @@ def _ratio(counter: EnergySeries, power: EnergySeries | None) -> float | None:
 
 
 def verdict(facts: DomainFacts) -> str:
-    """What the domain is good for, in a line."""
+    """Return in one line what the domain is good for."""
     if facts.moves < 2:
         return "no use: nothing moved while it was watched"
     if facts.source == "estimate":

@@ -14,7 +14,7 @@ from loadgen.energy.remote import RemoteMeter
 from loadgen.errors import LoadgenError, MeterError
 
 CHOICES = ("auto", "nvml", "amd", "rapl", "cpu", "none")
-"""What --energy takes, besides a URL."""
+"""Values of --energy, besides a URL."""
 
 
 def open_meter(

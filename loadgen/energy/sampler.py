@@ -53,7 +53,7 @@ class SamplerReport(msgspec.Struct, frozen=True, kw_only=True):
     silence_s: dict[str, float]
     """Longest time without an update, by domain: it shows how coarse the series is, and whether it broke off."""
     throttled: dict[str, dict[str, float]] = msgspec.field(name="held_back")
-    """By domain: reason for reduced clocks -> its share of the checks. Domains that do not report it are absent."""
+    """Share of the checks by domain and reason for reduced clocks. Domains that do not report it are absent."""
     read_cost_s: float | None
     """Median duration of a read."""
     period_s: float | None

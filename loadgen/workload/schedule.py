@@ -67,7 +67,7 @@ class Schedule:
 
     requests: tuple[ScheduledRequest, ...]
     arrival: Arrival | None
-    """None: several streams, each with its own."""
+    """The arrival process; None for several streams, each with its own."""
     rate_rps: float | None
     """Planned mean; None for one request."""
     seed: int
