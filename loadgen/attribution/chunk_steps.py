@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from loadgen.attribution.chunked_prefill import spread_prefills
-from loadgen.attribution.engine_steps import Bools, EngineSteps, Members, Memberships, Narrow
+from loadgen.attribution.engine_steps import EngineSteps, Members, Memberships, Narrow
 from loadgen.attribution.other_clients import counter_values, with_engine
 from loadgen.record import RequestRecord
 from loadgen.stats.arrays import Ints
@@ -44,10 +44,22 @@ def engine_steps_of(records: Sequence[RequestRecord], engine: Sequence[EngineSam
     prompt = np.array([float(record.input_tokens or 0) for record in records], dtype=np.float32)
     cached = _cached(records, t_ns[first_rows], prompt, request[first_rows], engine)
     del t_ns
-    start_ns = _starts(step, end_ns, first_rows, sent_ns[request[first_rows]])
+    # A step starts at the end of the one before, or, if no stream was decoding, when the first newcomer was sent.
+    earliest = np.full(len(end_ns), np.iinfo(np.int64).max)
+    np.minimum.at(earliest, step[first_rows], sent_ns[request[first_rows]])
+    newcomers = np.bincount(step[first_rows], minlength=len(end_ns))
+    earliest[np.bincount(step, minlength=len(end_ns)) > newcomers] = 0  # a stream was decoding already
+    previous_end = np.concatenate((np.zeros(1, np.int64), end_ns[:-1]))[: len(end_ns)]
+    start_ns = np.asarray(np.minimum(np.maximum(previous_end, earliest), end_ns), dtype=np.int64)
     members = _members(records, counts, request, step, first_rows, prompt, cached, engine)
     members, iterations = spread_prefills(members, first_rows, sent_ns, cached, start_ns, end_ns)
-    return with_engine(EngineSteps(start_ns, end_ns, iterations, *members, _unseen(records)), engine)
+    without_chunk = [
+        (record.sent_ns, record.finished_ns)
+        for record in records
+        if not record.chunk_ns and record.sent_ns is not None and record.finished_ns is not None
+    ]
+    unseen_ns = np.array(without_chunk, dtype=np.int64).reshape(-1, 2)
+    return with_engine(EngineSteps(start_ns, end_ns, iterations, *members, unseen_ns), engine)
 
 
 def _members(
@@ -60,11 +72,22 @@ def _members(
     cached: Narrow,
     engine: Sequence[EngineSample],
 ) -> Members:
-    """Return a membership for every chunk: what its stream computed in the step that the chunk ends."""
+    """Return a membership for every chunk: what its stream computed in the step that the chunk ends.
+
+    A chunk that follows a pause of more than MISSED_STEPS steps ends a second prefill, of the whole context; there is
+    none if the engine counts no preemption. Every chunk after the first stands for the same number of tokens: more than
+    one under speculative decoding.
+    """
     is_first = np.zeros(len(request), bool)
     is_first[first_rows] = True
-    again = _preempted(step, is_first, engine)
-    decode = np.repeat(np.array([_tokens_per_chunk(record) for record in records], dtype=np.float32), counts)
+    preemptions = counter_values(engine, "preemptions")
+    if preemptions is not None and preemptions[-1] == preemptions[0]:
+        preempted = np.zeros(len(step), bool)
+    else:
+        preempted = ~is_first & (np.diff(step, prepend=step[:1]) > MISSED_STEPS)
+    later = [(len(record.chunk_ns) - 1, (record.output_tokens or 0) - 1) for record in records]
+    per_chunk = [tokens / chunks if chunks > 0 and tokens > 0 else 1.0 for chunks, tokens in later]
+    decode = np.repeat(np.array(per_chunk, dtype=np.float32), counts)
     position = np.arange(len(request), dtype=np.int32) - np.repeat(
         (np.cumsum(counts) - counts).astype(np.int32), counts
     )
@@ -72,29 +95,13 @@ def _members(
     del position
     context *= decode
     context += prompt[request]
-    decode[is_first | again] = 0.0
+    decode[is_first | preempted] = 0.0
     prefill = np.zeros(len(request), np.float32)
     prefill[first_rows] = prompt[request[first_rows]] - cached[request[first_rows]]
     context[first_rows] = (prompt[request[first_rows]] + cached[request[first_rows]]) / 2
-    prefill[again] = context[again]
-    context[again] /= 2.0
-    return Members(step, request, is_first | again, prefill, decode, context)
-
-
-def _tokens_per_chunk(record: RequestRecord) -> float:
-    """Return the tokens in each chunk after the first: more than one under speculative decoding."""
-    later, tokens = len(record.chunk_ns) - 1, record.output_tokens or 0
-    return (tokens - 1) / later if later > 0 and tokens > 1 else 1.0
-
-
-def _unseen(records: Sequence[RequestRecord]) -> Ints:
-    """Return int64[k, 2]: when each request without a chunk was in flight."""
-    intervals = [
-        (record.sent_ns, record.finished_ns)
-        for record in records
-        if not record.chunk_ns and record.sent_ns is not None and record.finished_ns is not None
-    ]
-    return np.array(intervals, dtype=np.int64).reshape(-1, 2)
+    prefill[preempted] = context[preempted]
+    context[preempted] /= 2.0
+    return Members(step, request, is_first | preempted, prefill, decode, context)
 
 
 def _steps(t_ns: Ints, request: Memberships) -> tuple[Memberships, Ints]:
@@ -112,7 +119,10 @@ def _steps(t_ns: Ints, request: Memberships) -> tuple[Memberships, Ints]:
     begins_ns = t_ns[order][np.searchsorted(burst[order], np.arange(int(burst.max()) + 1))]
     del order
     burst = _joined(burst, request, begins_ns)
-    nth = _occurrence(burst, request)
+    row = np.arange(len(burst), dtype=np.int32)  # rows are by request, then time
+    new = np.concatenate(([True], (burst[1:] != burst[:-1]) | (request[1:] != request[:-1])))
+    nth = row - np.maximum.accumulate(np.where(new, row, 0).astype(np.int32))  # chunks of the stream before, in a burst
+    del row, new
     max_nth = np.zeros(int(burst.max()) + 1, np.int32)
     np.maximum.at(max_nth, burst, nth)
     step = ((np.cumsum(max_nth + 1) - max_nth - 1).astype(np.int32))[burst] + nth
@@ -140,33 +150,6 @@ def _joined(burst: Memberships, request: Memberships, begins_ns: Ints) -> Member
         first = first if joins[b] else b
         joins[b + 1] = latest[b + 1] < first and begins_ns[b + 1] - begins_ns[first] < SLICED_NS
     return (burst - np.cumsum(joins).astype(np.int32)[burst]).astype(np.int32)
-
-
-def _occurrence(burst: Memberships, request: Memberships) -> Memberships:
-    """Return int32[M]: chunks of the same stream before each one in its burst. Rows are by request, then time."""
-    row = np.arange(len(burst), dtype=np.int32)
-    new = np.concatenate(([True], (burst[1:] != burst[:-1]) | (request[1:] != request[:-1])))
-    return row - np.maximum.accumulate(np.where(new, row, 0).astype(np.int32))
-
-
-def _starts(step: Memberships, end_ns: Ints, first_rows: Ints, sent_ns: Ints) -> Ints:
-    """Return int64[S]: the end of the step before, or, if no stream was decoding, when the first newcomer was sent."""
-    earliest = np.full(len(end_ns), np.iinfo(np.int64).max)
-    np.minimum.at(earliest, step[first_rows], sent_ns)
-    newcomers = np.bincount(step[first_rows], minlength=len(end_ns))
-    earliest[np.bincount(step, minlength=len(end_ns)) > newcomers] = 0  # a stream was decoding already
-    previous_end = np.concatenate((np.zeros(1, np.int64), end_ns[:-1]))[: len(end_ns)]
-    return np.asarray(np.minimum(np.maximum(previous_end, earliest), end_ns), dtype=np.int64)
-
-
-def _preempted(step: Memberships, is_first: Bools, engine: Sequence[EngineSample]) -> Bools:
-    """Return bool[M]: chunks that follow a pause of more than MISSED_STEPS steps; all False if the engine counts no
-    preemption."""
-    totals = counter_values(engine, "preemptions")
-    if totals is not None and totals[-1] == totals[0]:
-        return np.zeros(len(step), bool)
-    missed = np.diff(step, prepend=step[:1]) > MISSED_STEPS
-    return np.asarray(~is_first & missed)
 
 
 def _cached(

@@ -137,8 +137,7 @@ def fill_steps(
 ) -> list[Piece]:
     """Place the first `limit` prompts in order of arrival into the steps' room beside the decodes.
 
-    A prompt begins in the first step after its delay, or up to `late_steps` later, from which it is done exactly in the
-    step of its first chunk. If there is none, it waited for something else than room and begins as late as fits.
+    A prompt ends in the step of its first chunk, and begins no earlier than its delay after it was sent.
     """
     room = np.maximum(candidate.budget - queue.decoding, 0.0).tolist()
     earliest = np.searchsorted(queue.start_ns, queue.sent_ns[:limit] + candidate.delay_ns)
@@ -146,9 +145,7 @@ def fill_steps(
     columns = (queue.row[:limit], earliest, queue.last_step[:limit], queue.tokens[:limit])
     pieces: list[Piece] = []
     for row, low, last, tokens in zip(*(column.tolist() for column in columns), strict=True):
-        begins = range(low, min(low + late_steps, last) + 1)
-        begin = next((step for step in begins if _end_step(room, step, last, tokens) == last), None)
-        for step in range(_latest_begin(room, low, last, tokens) if begin is None else begin, last + 1):
+        for step in range(_begin_step(room, low, last, tokens, late_steps), last + 1):
             part = tokens if step == last else min(tokens, max(room[step], 0.0))
             room[step] -= part
             tokens -= part
@@ -157,16 +154,18 @@ def fill_steps(
     return pieces
 
 
-def _end_step(room: list[float], step: int, last: int, tokens: float) -> int:
-    """Return the step in which a prompt begun in `step` is done; last + 1 when it would not be by `last`."""
-    while step <= last and tokens > room[step]:
-        tokens -= max(room[step], 0.0)
-        step += 1
-    return step
+def _begin_step(room: list[float], low: int, last: int, tokens: float, late_steps: int) -> int:
+    """Return the first step, from `low` to `late_steps` later, from which a prompt is done exactly in step `last`.
 
-
-def _latest_begin(room: list[float], low: int, last: int, tokens: float) -> int:
-    """Return the latest step, from `low` on, in which a prompt can begin and be done in `last`."""
+    If there is none, the prompt waited for something else than room, and begins as late as fits.
+    """
+    for begin in range(low, min(low + late_steps, last) + 1):
+        step, remaining = begin, tokens
+        while step <= last and remaining > room[step]:
+            remaining -= max(room[step], 0.0)
+            step += 1
+        if step == last:
+            return begin
     step = last
     while step > low and tokens > room[step]:
         tokens -= max(room[step], 0.0)

@@ -192,7 +192,10 @@ def fit_with_covariance(
     target = energy_j - (idle_w or 0.0) * np.maximum(duration_s - busy_s, 0.0)
     busy = ~idle & measured
     values, error, kept = _fit_without_outliers(features, target, busy)
-    misfit = None
+    r_squared = misfit = None
+    if error is not None:
+        variance = float(((target[kept] - target[kept].mean()) ** 2).sum())
+        r_squared = 1 - error / variance if variance > 0 else None
     if error is not None and (nonzero := energy_j[kept] > 0).any():
         residual_j = target[kept] - features[kept] @ values
         misfit = float(np.sqrt(np.mean((residual_j[nonzero] / energy_j[kept][nonzero]) ** 2)))
@@ -200,7 +203,7 @@ def fit_with_covariance(
         **dict(zip(COLUMNS, values.tolist(), strict=True)),
         idle_w=idle_w,
         idle_se_w=float(watts.std(ddof=1) / np.sqrt(len(watts))) if idle_w is not None and len(watts) > 1 else None,
-        r_squared=_r_squared(target[kept], error),
+        r_squared=r_squared,
         misfit=misfit,
         outliers=int(busy.sum() - kept.sum()),
     )
@@ -232,12 +235,6 @@ def _fit_without_outliers(
     if kept.sum() < enough:
         return np.zeros(a.shape[1]), None, kept
     return *nnls(a[kept], b[kept]), kept
-
-
-def _r_squared(b: Floats, error: float | None) -> float | None:
-    """Return 1 - residual sum of squares / total sum of squares."""
-    variance = float(((b - b.mean()) ** 2).sum()) if len(b) else 0.0
-    return 1 - error / variance if error is not None and variance > 0 else None
 
 
 PHASES_NS = range(-30 * NS_PER_MS, 31 * NS_PER_MS, 3 * NS_PER_MS)

@@ -129,7 +129,11 @@ def _cells(phases: Phases, slot_ns: int) -> tuple[Ints, Floats]:
         return np.zeros(1, np.int64), np.zeros(1)
     short = phases.prefilling & (phases.end_ns - phases.start_ns <= LONGEST_PREFILL_NS)
     short &= phases.end_ns > phases.start_ns
-    starts, ends = _union(phases.start_ns[short], phases.end_ns[short])
+    by_start = np.argsort(phases.start_ns[short], kind="stable")
+    starts, reach = phases.start_ns[short][by_start], np.maximum.accumulate(phases.end_ns[short][by_start])
+    apart = starts[1:] > reach[:-1]  # prefills that overlap or touch are merged
+    ends = reach[np.concatenate((apart, [True]))[: len(reach)]]
+    starts = starts[np.concatenate(([True], apart))[: len(starts)]]
     gap_from = np.concatenate(([phases.start_ns.min()], ends))
     gap_to = np.concatenate((starts, [max(phases.end_ns.max(), phases.start_ns.min() + 1)]))
     length = np.maximum(gap_to - gap_from, 0)
@@ -141,16 +145,6 @@ def _cells(phases: Phases, slot_ns: int) -> tuple[Ints, Floats]:
     stalled = np.isin(edges[:-1], starts)
     speed = np.where(stalled, STALLED, 1.0) * np.diff(edges)
     return edges, np.concatenate(([0.0], np.cumsum(speed)))
-
-
-def _union(starts: Ints, ends: Ints) -> tuple[Ints, Ints]:
-    """Merge intervals that overlap or touch."""
-    if not len(starts):
-        return starts, ends
-    order = np.argsort(starts, kind="stable")
-    starts, reach = starts[order], np.maximum.accumulate(ends[order])
-    new = np.concatenate(([True], starts[1:] > reach[:-1]))
-    return starts[new], reach[np.concatenate((np.flatnonzero(new)[1:] - 1, [len(starts) - 1]))]
 
 
 def _extreme(choose: np.ufunc, t_ns: Ints, step: Ints, steps: int) -> Ints:
