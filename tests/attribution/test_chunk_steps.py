@@ -6,22 +6,7 @@ import pytest
 from loadgen.attribution.chunk_steps import BURST_GAP_NS, MISSED_STEPS, SLICE, SLICED_NS, engine_steps_of
 from loadgen.record import RequestRecord
 from loadgen.units import NS_PER_MS
-
-
-def request(index: int, sent_ns: int, chunk_ns: list[int], prompt: int = 100) -> RequestRecord:
-    return RequestRecord(
-        index=index,
-        workload="chat",
-        scheduled_ns=sent_ns,
-        sent_ns=sent_ns,
-        first_token_ns=chunk_ns[0],
-        last_token_ns=chunk_ns[-1],
-        finished_ns=chunk_ns[-1],
-        chunk_ns=chunk_ns,
-        input_tokens=prompt,
-        output_tokens=len(chunk_ns),
-        cached_tokens=0,
-    )
+from support.attribution_runs import MS, engine_samples, request, request_ns
 
 
 def test_three_requests_by_hand() -> None:
@@ -29,9 +14,9 @@ def test_three_requests_by_hand() -> None:
     ms = NS_PER_MS
     steps = engine_steps_of(
         [
-            request(0, 0, [10 * ms, 20 * ms, 30 * ms], prompt=50),
-            request(1, 12 * ms, [20 * ms, 30 * ms], prompt=70),
-            request(2, 100 * ms, [140 * ms, 150 * ms], prompt=90),
+            request_ns(0, 0, [10 * ms, 20 * ms, 30 * ms], prompt=50),
+            request_ns(1, 12 * ms, [20 * ms, 30 * ms], prompt=70),
+            request_ns(2, 100 * ms, [140 * ms, 150 * ms], prompt=90),
         ]
     )
     assert (steps.start_ns // ms).tolist() == [0, 10, 20, 100, 140]
@@ -48,7 +33,7 @@ def test_three_requests_by_hand() -> None:
 @pytest.mark.parametrize(("gap_ns", "count"), [(BURST_GAP_NS - 1, 1), (BURST_GAP_NS, 2)])
 def test_chunks_less_than_the_burst_gap_apart_are_of_one_step(gap_ns: int, count: int) -> None:
     start = 10 * NS_PER_MS
-    assert engine_steps_of([request(0, 0, [start]), request(1, 0, [start + gap_ns])]).count == count
+    assert engine_steps_of([request_ns(0, 0, [start]), request_ns(1, 0, [start + gap_ns])]).count == count
 
 
 @pytest.mark.parametrize(("streams", "gap_ns", "count"), [
@@ -60,14 +45,14 @@ def test_slices_are_joined_only_after_a_large_burst_and_within_their_time(
     streams: int, gap_ns: int, count: int
 ) -> None:
     start = 500 * NS_PER_MS
-    slices = [request(i, 0, [start]) for i in range(streams)]
-    assert engine_steps_of([*slices, request(streams, 0, [start + gap_ns])]).count == count
+    slices = [request_ns(i, 0, [start]) for i in range(streams)]
+    assert engine_steps_of([*slices, request_ns(streams, 0, [start + gap_ns])]).count == count
 
 
 def test_the_time_of_slices_counts_from_the_first_of_them() -> None:
     """Three slices 60 ms apart: the third is 120 ms after the first, and so of another step."""
     gap = 60 * NS_PER_MS
-    records = [request(i, 0, [gap * (1 + i // SLICE)]) for i in range(3 * SLICE)]
+    records = [request_ns(i, 0, [gap * (1 + i // SLICE)]) for i in range(3 * SLICE)]
     assert np.bincount(engine_steps_of(records).step).tolist() == [2 * SLICE, SLICE]
 
 
@@ -75,8 +60,8 @@ def test_the_time_of_slices_counts_from_the_first_of_them() -> None:
 def test_a_stream_is_preempted_when_it_misses_enough_steps(missed: int, preempted: int) -> None:
     """A step that it misses is one in which another stream gets a chunk."""
     ms = NS_PER_MS
-    steady = request(0, 0, [10 * ms * k for k in range(1, 20)])
-    paused = request(1, 0, [10 * ms, 20 * ms, (30 + 10 * missed) * ms])
+    steady = request_ns(0, 0, [10 * ms * k for k in range(1, 20)])
+    paused = request_ns(1, 0, [10 * ms, 20 * ms, (30 + 10 * missed) * ms])
     steps = engine_steps_of([steady, paused])
     assert int(steps.prefilling.sum()) - 2 == preempted
 
@@ -84,3 +69,74 @@ def test_a_stream_is_preempted_when_it_misses_enough_steps(missed: int, preempte
 def test_no_record_is_no_step() -> None:
     steps = engine_steps_of([])
     assert steps.count == 0 and len(steps.step) == 0 and steps.unseen_ns.shape == (0, 2)
+
+
+@pytest.mark.parametrize("jitter_ms", [0.0, 0.2])
+def test_steps_are_found_from_the_chunks(jitter_ms: float) -> None:
+    """Three streams in lockstep every 6 ms, a fourth joins; each step has every stream that was in it."""
+    streams = [request(i, 0, [10 + 6 * k + jitter_ms * i for k in range(20)]) for i in range(3)]
+    joined = request(3, 50, [10 + 6 * k + jitter_ms * 3 for k in range(10, 20)])
+    work = engine_steps_of([*streams, joined])
+    assert work.count == 20
+    assert np.bincount(work.step).tolist() == [3] * 10 + [4] * 10
+    assert work.prefilling.sum() == 4
+
+
+def test_a_late_reader_sees_several_steps_at_once() -> None:
+    """The client slept for four steps: each stream's chunks come with one time stamp, and are still four steps."""
+    streams = [
+        request(i, 0, [10, 16, 40 + 0.03 * i, 40 + 0.03 * i, 40 + 0.03 * i, 40 + 0.03 * i, 46]) for i in range(3)
+    ]
+    assert np.bincount(engine_steps_of(streams).step).tolist() == [3] * 7
+
+
+@pytest.mark.parametrize("slice_of", [128, 300])
+def test_a_server_hands_on_the_outputs_of_a_step_in_slices(slice_of: int) -> None:
+    """300 streams, 4 ms between the slices of a step."""
+    work = engine_steps_of([request(i, 0, [10 + 40 * k + 4 * (i // slice_of) for k in range(12)]) for i in range(300)])
+    assert np.bincount(work.step).tolist() == [300] * 12
+
+
+def test_small_bursts_are_steps_of_their_own() -> None:
+    assert (
+        engine_steps_of([request(i, 0, [10 + 80 * k + 4 * (i // 20) for k in range(12)]) for i in range(300)]).count
+        == 180
+    )
+
+
+def test_a_step_starts_when_the_one_before_ends_or_when_its_first_newcomer_came() -> None:
+    work = engine_steps_of([request(0, 5, [30, 36]), request(1, 100, [120, 126])])
+    assert (work.start_ns / MS).tolist() == [5, 30, 100, 120]
+    assert (work.end_ns / MS).tolist() == [30, 36, 120, 126]
+
+
+def test_cached_prompt_tokens_are_no_prefill_work() -> None:
+    work = engine_steps_of([request(0, 0, [10, 16], prompt=1000, cached=960)])
+    assert work.prefill.tolist() == [40, 0]
+    assert work.context.tolist() == [980, 1000]
+
+
+def test_several_tokens_in_a_chunk() -> None:
+    """Speculative decoding: 4 chunks after the first for 12 tokens are 3 tokens each."""
+    record = request(0, 0, [10, 16, 22, 28, 34])
+    many = RequestRecord(**{f: getattr(record, f) for f in record.__struct_fields__} | {"output_tokens": 13})
+    assert engine_steps_of([many]).decode.tolist() == [0, 3, 3, 3, 3]
+
+
+def test_a_stream_left_out_of_many_steps_was_preempted_and_computes_its_context_again() -> None:
+    steady = request(0, 0, [10 + 6 * k for k in range(30)], prompt=50)
+    paused = request(1, 0, [10, 16, 22, *(22 + 6 * k for k in range(10, 14))], prompt=500)
+    work = engine_steps_of([steady, paused])
+    again = work.prefilling & (work.request == 1) & (work.step > 0)
+    assert work.prefill[again].tolist() == [502]
+    assert work.decode[again].tolist() == [0]
+    says_none = [{"t_ns": 0.0, "preemptions": 3.0}, {"t_ns": 1e9, "preemptions": 3.0}]
+    assert engine_steps_of([steady, paused], says_none).prefilling.sum() == 2
+
+
+def test_the_engine_says_how_much_of_the_prompts_was_cached() -> None:
+    record = request(0, 0, [10, 16], prompt=1000)
+    unsaid = RequestRecord(**{f: getattr(record, f) for f in record.__struct_fields__} | {"cached_tokens": None})
+    counters = engine_samples((-1, 0, 0, 0), (100, 2, 1000, 2))
+    counters = [sample | {"cached_tokens": cached} for sample, cached in zip(counters, (0.0, 800.0), strict=True)]
+    assert engine_steps_of([unsaid], counters).prefill.tolist() == [200, 0]

@@ -1,44 +1,25 @@
-"""Features, cost shares and standard errors on runs of a few steps, computed by hand."""
+"""Features and cost shares of a few steps, computed by hand; fits to windows made under a known law."""
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from loadgen.attribution.cost_model import Coefficients, cost_shares, foreign_features, member_features, overlap
+from loadgen.attribution.chunk_steps import engine_steps_of
+from loadgen.attribution.cost_model import (
+    COLUMNS,
+    Coefficients,
+    align_phase,
+    cost_shares,
+    fit_coefficients,
+    foreign_features,
+    member_features,
+    overlap,
+)
 from loadgen.attribution.engine_steps import EngineSteps, ForeignLoad
-from loadgen.attribution.other_methods import OtherMethod, request_shares_mj
-from loadgen.attribution.shapley import RequestEnergy, RunAttribution, split_energy
-from loadgen.attribution.uncertainty import joules_gradient
 from loadgen.energy.series import EnergySeries
-from loadgen.stats.arrays import Floats
 from loadgen.units import NS_PER_S
-
-
-def two_steps(foreign: ForeignLoad | None = None) -> EngineSteps:
-    """Request 0 prefills 40 tokens after 10 cached ones, then decodes beside request 1; a second each."""
-    return EngineSteps(
-        start_ns=np.array([0, NS_PER_S]),
-        end_ns=np.array([NS_PER_S, 2 * NS_PER_S]),
-        iterations=np.array([2.0, 1.0]),
-        step=np.array([0, 1, 1], np.int32),
-        request=np.array([0, 0, 1], np.int32),
-        prefilling=np.array([True, False, True]),
-        prefill=np.array([40, 0, 20], np.float32),
-        decode=np.array([0, 1, 0], np.float32),
-        context=np.array([30, 50, 10], np.float32),
-        unseen_ns=np.zeros((0, 2), np.int64),
-        foreign=foreign,
-    )
-
-
-def prices(step: float, prefill: float, attention: float, decode: float, read: float) -> Coefficients:
-    return Coefficients(
-        step_j=step,
-        prefill_token_j=prefill,
-        prefill_context_j=attention,
-        decode_token_j=decode,
-        decode_context_j=read,
-        idle_w=None,
-    )
+from support.attribution_runs import MS, counter, prices, request, two_steps
 
 
 def test_features_by_hand() -> None:
@@ -78,35 +59,6 @@ def test_other_clients_streams_share_a_step_and_owe_their_part() -> None:
     assert features[0] == pytest.approx(0, abs=1e-6)
 
 
-def test_idle_time_in_a_window_takes_the_idle_power_s_share() -> None:
-    """One window of 4 s and 100 J: shares of 60 J, and 2 s without a step at 10 W."""
-    series = EnergySeries("gpu:0", np.array([0, 4 * NS_PER_S]), np.array([0, 100_000]))
-    members, idle, unattributed = split_energy(series, two_steps(), np.array([40.0, 6.0, 14.0]), 10.0)
-    assert members.tolist() == pytest.approx([50_000, 7_500, 17_500])
-    assert (idle, unattributed) == (pytest.approx(25_000), pytest.approx(0, abs=1e-6))
-    members, idle, unattributed = split_energy(series, two_steps(), np.array([40.0, 6.0, 14.0]), 10.0, np.array([20.0]))
-    assert members.tolist() == pytest.approx([40_000, 6_000, 14_000])
-    assert (idle, unattributed) == (pytest.approx(20_000), pytest.approx(20_000))
-
-
-@pytest.mark.parametrize("index", range(5))
-def test_the_gradient_is_the_difference_quotient(index: int) -> None:
-    values = np.array([4.0, 0.5, 0.01, 3.0, 0.02])
-    series = EnergySeries("gpu:0", np.array([0, 2 * NS_PER_S]), np.array([0, 90_000]))
-    steps = two_steps()
-
-    def joules(at: Floats) -> Floats:
-        members, _, _ = split_energy(series, steps, cost_shares(steps, prices(*at)), None)
-        return np.bincount(steps.request, members) / 1000
-
-    step = np.zeros(5)
-    step[index] = values[index] * 1e-5
-    quotient = (joules(values + step) - joules(values - step)) / (2 * step[index])
-    gradient = joules_gradient(series, steps, cost_shares(steps, prices(*values)), 2)
-    assert gradient[:, index] == pytest.approx(quotient, rel=1e-5, abs=1e-7)
-    assert gradient[:, index].sum() == pytest.approx(0, abs=1e-6)  # what one gains, the other loses
-
-
 @pytest.mark.parametrize(("start", "end", "pieces"), [
     (0, 10, [(0, 1.0)]),
     (5, 15, [(0, 0.5), (1, 0.5)]),
@@ -121,24 +73,59 @@ def test_intervals_are_cut_at_window_edges(start: int, end: int, pieces: list[tu
     assert list(zip(window.tolist(), share.tolist(), strict=True)) == [(w, pytest.approx(s)) for w, s in pieces]
 
 
-@pytest.mark.parametrize(("idle_mj", "attributed_mj", "share"), [(401, 600, 0.6), (399, 600, 0.6), (400, 600, 0.601)])
-def test_a_millijoule_too_many_or_too_few_is_an_error(idle_mj: int, attributed_mj: int, share: float) -> None:
-    requests = [RequestEnergy(index=0, prefill_joules=None, decode_joules=None, joules=share)]
-    result = RunAttribution(
-        method="shapley",
-        start_ns=0,
-        end_ns=1,
-        measured_mj=1000,
-        idle_mj=idle_mj,
-        attributed_mj=attributed_mj,
-        unattributed_mj=0,
-        requests=requests,
-    )
-    with pytest.raises(AssertionError, match="not conserved"):
-        result.check()
+@given(
+    st.lists(st.integers(1, 50), min_size=1, max_size=10),
+    st.lists(st.tuples(st.integers(-20, 300), st.integers(0, 80)), max_size=10),
+)
+def test_overlap_is_the_length_in_common(lengths: list[int], spans: list[tuple[int, int]]) -> None:
+    edges = np.concatenate(([0], np.cumsum(lengths)))
+    starts = np.array([start for start, _ in spans], dtype=np.int64)
+    ends = starts + np.array([length for _, length in spans], dtype=np.int64)
+    interval, _, share = overlap(edges, starts, ends)
+    for i, (start, length) in enumerate(spans):
+        if length:
+            common = max(0, min(start + length, int(edges[-1])) - max(start, 0))
+            assert share[interval == i].sum() * length == pytest.approx(common)
+    assert ((share >= 0) & (share <= 1)).all()
 
 
-@pytest.mark.parametrize("method", ["output-tokens", "per-request"])
-def test_nothing_is_shared_where_no_request_has_weight(method: OtherMethod) -> None:
-    series = EnergySeries("gpu:0", np.array([0, 10]), np.array([0, 500]))
-    assert request_shares_mj([series], [], method).tolist() == []
+def lawful(truth: list[float], every_ms: float, longest: int) -> tuple[EngineSteps, EnergySeries]:
+    """Random requests, and exact windows of 100 ms under a law of five coefficients and 127 W of idle power."""
+    rng = np.random.default_rng(0)
+    records, at = [], 2000.0
+    for index in range(200):
+        at += rng.exponential(every_ms)
+        first = at + rng.uniform(20, 60)
+        chunks = [first + 6 * k for k in range(int(rng.integers(1, longest)))]
+        records.append(request(index, at, chunks, int(rng.integers(10, 6000))))
+    work = engine_steps_of(records)
+    edges = np.arange(0, int(work.end_ns[-1]) + 200 * MS, 100 * MS)
+    step, window, share = overlap(edges, work.start_ns, work.end_ns)
+    cost = np.bincount(work.step, member_features(work) @ np.array(truth), minlength=work.count)
+    busy_ns = np.bincount(window, share * (work.end_ns - work.start_ns)[step], minlength=len(edges) - 1)
+    joules = np.bincount(window, share * cost[step], minlength=len(edges) - 1) + 127 * (100 * MS - busy_ns) / 1e9
+    mj = np.concatenate(([0], np.cumsum(np.rint(joules * 1000)))).astype(np.int64)
+    return work, EnergySeries("gpu:0", edges, mj)
+
+
+def test_the_fit_finds_the_law_that_made_the_windows() -> None:
+    truth = [2.5, 0.018, 1e-6, 0.015, 2e-5]
+    work, series = lawful(truth, every_ms=120, longest=60)
+    found = fit_coefficients(series, work)
+    assert [getattr(found, column) for column in COLUMNS] == pytest.approx(truth, rel=0.02)
+    assert found.idle_w == pytest.approx(127, rel=0.001)
+    assert found.r_squared == pytest.approx(1, abs=1e-4)
+
+
+@pytest.mark.parametrize("late_ms", [-15, 0, 12, 21])
+def test_a_polled_counters_phase_is_found_from_the_work(late_ms: int) -> None:
+    """A counter that is seen late_ms late: shifted back, its windows follow from the work again."""
+    work, exact = lawful([2.5, 0.018, 0.0, 0.015, 0.0], every_ms=300, longest=40)
+    seen = EnergySeries("gpu:0", exact.t_ns + late_ms * MS, exact.mj, np.full(len(exact), 2 * MS))
+    assert abs(int(align_phase(seen, work).t_ns[0]) - int(exact.t_ns[0])) <= 3 * MS
+    assert align_phase(exact, work) is exact
+
+
+def test_without_idle_time_the_idle_power_is_unknown() -> None:
+    busy = request(0, 0, [float(10 + 10 * k) for k in range(100)])
+    assert fit_coefficients(counter([0, 200, 400, 600, 800], [50.0] * 4), engine_steps_of([busy])).idle_w is None

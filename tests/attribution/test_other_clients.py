@@ -6,26 +6,14 @@ import pytest
 from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.engine_steps import EngineSteps
 from loadgen.attribution.other_clients import counter_values, with_engine
+from loadgen.attribution.shapley import attribute_energy
 from loadgen.record import RequestRecord
-from loadgen.units import NS_PER_MS
+from support.attribution_runs import MS, counter, engine_samples, request
 
 
 def stream(count: int) -> RequestRecord:
     """One stream with a chunk every 10 ms and a prompt of 10 tokens."""
-    chunks = [10 * NS_PER_MS * k for k in range(1, count + 1)]
-    return RequestRecord(
-        index=0,
-        workload="chat",
-        scheduled_ns=0,
-        sent_ns=0,
-        first_token_ns=chunks[0],
-        last_token_ns=chunks[-1],
-        finished_ns=chunks[-1],
-        chunk_ns=chunks,
-        input_tokens=10,
-        output_tokens=count,
-        cached_tokens=0,
-    )
+    return request(0, 0, [10.0 * k for k in range(1, count + 1)], prompt=10)
 
 
 def counters(generated: float, prompts: float, iterations: float) -> list[dict[str, float]]:
@@ -76,3 +64,16 @@ def test_a_first_token_comes_at_the_end_of_the_last_prefill_step() -> None:
     foreign = with_engine(steps, engine).foreign
     assert foreign is not None
     assert foreign.decode.tolist() == [100, 98, 99]
+
+
+def test_other_clients_joules_are_unattributed() -> None:
+    """One stream of ours, one of somebody else, in the same 100 steps: half of the energy is unattributed."""
+    ours = request(0, 0, [10.0 * k for k in range(1, 101)], prompt=10)
+    series = counter([i * 100.0 for i in range(11)], [40.0] * 10)
+    counters = engine_samples((-1, 0, 0, 0), (500, 100, 20, 50), (1001, 200, 20, 100))
+    result = attribute_energy([series], [ours], 0, 1000 * MS, engine=counters)
+    assert result.measured_mj == 400_000
+    assert result.attributed_mj == pytest.approx(200_000, rel=0.05)
+    assert result.unattributed_mj == pytest.approx(200_000, rel=0.05)
+    alone = attribute_energy([series], [ours], 0, 1000 * MS, engine=engine_samples((-1, 0, 0, 0), (1001, 100, 10, 100)))
+    assert (alone.attributed_mj, alone.unattributed_mj) == (400_000, 0)
