@@ -100,10 +100,17 @@ def open_amd(
 
 
 def _bindings() -> Any:
-    """The amdsmi module. Without its library it prints to stdout and then fails with a KeyError; and it takes 0.2 s to
-    import, so the library is looked for first, where it looks."""
+    """Import and return the amdsmi module. Raises MeterError when its library or the bindings are missing.
+
+    The library is looked for first, where the module looks: without it the module prints to stdout and then fails with
+    a KeyError, and importing it takes 0.2 s.
+    """
     rocm = os.environ.get("ROCM_HOME", os.environ.get("ROCM_PATH", "/opt/rocm"))
-    if not any(map(_loads, (f"{rocm}/lib/libamd_smi.so", "libamd_smi.so"))):
+    for library in (f"{rocm}/lib/libamd_smi.so", "libamd_smi.so"):
+        with suppress(OSError):
+            ctypes.CDLL(library)
+            break
+    else:
         raise MeterError("no AMD driver library here (libamd_smi.so not found)")
     try:
         with redirect_stdout(io.StringIO()):
@@ -113,14 +120,6 @@ def _bindings() -> Any:
     except KeyError as err:
         raise MeterError(f"AMD's bindings do not find their library or one of its functions: {err}") from err
     return amdsmi
-
-
-def _loads(library: str) -> bool:
-    try:
-        ctypes.CDLL(library)
-    except OSError:
-        return False
-    return True
 
 
 def _counter_mj(smi: Any, handle: Any) -> int:

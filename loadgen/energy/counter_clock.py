@@ -81,7 +81,12 @@ def align_to_counter_clock(series: EnergySeries) -> EnergySeries:
 
 def _number_updates(t_ns: Floats, slack_ns: Floats) -> tuple[Floats, NDArray[np.bool_]]:
     """Return (tick number of each update, whether it can be only that tick); step 1 of the module's derivation."""
-    period_ns = _initial_period_ns(t_ns[:START_UPDATES], slack_ns[:START_UPDATES])
+    # Start with the median interval where polls are fine, else with the mean of the single ones: under coarse polls
+    # every interval is a multiple of the poll, so their mean is right and their median is not.
+    intervals_ns = np.diff(t_ns[:START_UPDATES])
+    period_ns = float(np.median(intervals_ns))
+    if float(np.median(slack_ns[:START_UPDATES])) >= period_ns * FINE_POLLS:
+        period_ns = float(np.mean(intervals_ns[intervals_ns < MAX_SINGLE_INTERVAL * np.mean(intervals_ns)]))
     tick_ns, tick = float(t_ns[0]), 0
     ticks, unambiguous = [0], [True]
     for update_ns, uncertainty_ns in zip(t_ns[1:].tolist(), slack_ns[1:].tolist(), strict=True):
@@ -96,18 +101,6 @@ def _number_updates(t_ns: Floats, slack_ns: Floats) -> tuple[Floats, NDArray[np.
             period_ns += PERIOD_GAIN * pull_ns / (tick + PERIOD_PRIOR_TICKS)
         ticks.append(tick)
     return np.array(ticks, dtype=np.float64), np.array(unambiguous)
-
-
-def _initial_period_ns(t_ns: Floats, slack_ns: Floats) -> float:
-    """Return the median interval where polls are fine, else the mean of the single ones.
-
-    Under coarse polls every interval is a multiple of the poll: their mean is right, their median is not.
-    """
-    intervals_ns = np.diff(t_ns)
-    median_ns = float(np.median(intervals_ns))
-    if float(np.median(slack_ns)) < median_ns * FINE_POLLS:
-        return median_ns
-    return float(np.mean(intervals_ns[intervals_ns < MAX_SINGLE_INTERVAL * np.mean(intervals_ns)]))
 
 
 def _fit_line(ticks: Floats, t_ns: Floats, slack_ns: Floats) -> Floats:

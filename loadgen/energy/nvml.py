@@ -140,14 +140,14 @@ class NvmlMeter:
         quiet_s = (min([gpu.due_ns for gpu in alive]) - self._read_ns) / NS_PER_S
         if all([gpu.counter.regular for gpu in alive]):
             return max(SHORTEST_POLL_S, quiet_s)
-        return max(self._step_s([gpu.domain.period_s for gpu in alive]), quiet_s)
-
-    def _step_s(self, periods: Sequence[float | None]) -> float:
+        periods = [gpu.domain.period_s for gpu in alive]
         measured = [period_s for period_s in periods if period_s is not None]
-        affordable_s = sum(gpu.cost_ns for gpu in self._gpus if gpu.alive) / NS_PER_S / MAX_DUTY
-        if not measured or len(measured) < len(periods):
-            return max(SHORTEST_POLL_S, min(affordable_s, LEARN_POLL_S))
-        return max(SHORTEST_POLL_S, min(measured) / 5, min(affordable_s, min(measured) / 2))
+        affordable_s = sum([gpu.cost_ns for gpu in alive]) / NS_PER_S / MAX_DUTY
+        if len(measured) < len(periods):
+            step_s = min(affordable_s, LEARN_POLL_S)
+        else:
+            step_s = max(min(measured) / 5, min(affordable_s, min(measured) / 2))
+        return max(SHORTEST_POLL_S, step_s, quiet_s)
 
     def read(self) -> Reading:
         if os.getpid() != self._pid:
@@ -326,8 +326,10 @@ def _open_gpu(device: Device, notes: list[str]) -> _Gpu:
     uuid = device.uuid or str(pynvml.nvmlDeviceGetUUID(handle))
     if source != "nvml-counter":
         notes.append(f"{name} has no energy counter: joules are integrated from {_POWER[source]}")
-    if _mig_on(handle):
-        notes.append(f"{name} is in MIG mode: joules are the whole GPU's, a slice's cannot be told apart")
+    with suppress(pynvml.NVMLError):
+        current_mode, _pending = pynvml.nvmlDeviceGetMigMode(handle)
+        if current_mode == pynvml.NVML_DEVICE_MIG_ENABLE:
+            notes.append(f"{name} is in MIG mode: joules are the whole GPU's, a slice's cannot be told apart")
     return _Gpu(device.index, uuid, handle, source)
 
 
@@ -373,14 +375,6 @@ def _field_w(handle: Any, field: int) -> float:
     if answer.nvmlReturn != pynvml.NVML_SUCCESS:
         raise pynvml.NVMLError(answer.nvmlReturn)
     return float(answer.value.uiVal) / MW_PER_W
-
-
-def _mig_on(handle: Any) -> bool:
-    try:
-        current, _pending = pynvml.nvmlDeviceGetMigMode(handle)
-    except pynvml.NVMLError:
-        return False
-    return bool(current == pynvml.NVML_DEVICE_MIG_ENABLE)
 
 
 def _describe(err: pynvml.NVMLError) -> str:

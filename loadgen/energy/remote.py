@@ -103,7 +103,13 @@ class EnergyFeed:
         self.clock = ClockOffset(loopback=connection.hostname in LOOPBACK)
         self._since_ns = 0
         page = _decode(opening, connection.url)
-        self.domains = _select([_mark_simulated(d, page.simulated) for d in page.domains], chosen, connection.url)
+        domains = page.domains
+        if page.simulated:  # marked, so that they are never taken for a measurement
+            domains = [
+                d if "simulated" in d.source else msgspec.structs.replace(d, source=f"simulated {d.source}")
+                for d in domains
+            ]
+        self.domains = _select(domains, chosen, connection.url)
         self._series = {domain.name: _MonotoneSeries() for domain in self.domains}
         self._latest = self._take(opening, page)
         for _ in range(ALIGNING_REQUESTS):
@@ -158,28 +164,17 @@ def _decode(response: HttpResponse, address: str) -> FeedPage:
     return page
 
 
-def _mark_simulated(domain: EnergyDomain, simulated: bool) -> EnergyDomain:
-    """Mark the source of a simulated domain, so that it is never taken for a measurement."""
-    if not simulated or "simulated" in domain.source:
-        return domain
-    return msgspec.structs.replace(domain, source=f"simulated {domain.source}")
-
-
 def _select(domains: list[EnergyDomain], chosen: Sequence[str] | None, address: str) -> list[EnergyDomain]:
     """Return the domains that `chosen` names by index or by the beginning of the UUID; all when it is None."""
     if chosen is None:
         return domains
-    selected = [d for d in domains if any(_names(token, d) for token in chosen)]
+    names = {f"gpu:{token}" for token in chosen if token.isdecimal()}
+    prefixes = tuple(token.lower() for token in chosen if not token.isdecimal())
+    selected = [d for d in domains if d.name in names or (d.uuid is not None and d.uuid.lower().startswith(prefixes))]
     if not selected:
         present = ", ".join(d.name for d in domains) or "none"
         raise MeterError(f"{address} has no GPU {', '.join(chosen)}; it has {present}")
     return selected
-
-
-def _names(token: str, domain: EnergyDomain) -> bool:
-    if token.isdecimal():
-        return domain.name == f"gpu:{token}"
-    return domain.uuid is not None and domain.uuid.lower().startswith(token.lower())
 
 
 class GpuCounter(NamedTuple):

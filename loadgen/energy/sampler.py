@@ -135,8 +135,12 @@ class Sampler:
         Blocks for a few periods at most. Raises the exception of `on_samples`, if it raised one.
         """
         end_ns = self._clock()
+
+        def is_covered() -> bool:
+            return all(domain.updated_ns >= end_ns for domain in self._domains.values())
+
         with self._changed:
-            self._changed.wait_for(lambda: self._covers(end_ns) or not self._thread.is_alive(), self._closing_wait_s())
+            self._changed.wait_for(lambda: is_covered() or not self._thread.is_alive(), self._closing_wait_s())
         self._stopping.set()
         self._thread.join(self._answer_s)
         if self._crash is not None:
@@ -182,9 +186,6 @@ class Sampler:
     def hangs(self) -> bool:
         """True if a read has had no answer for too long: the meter can neither be closed nor read."""
         return self._hangs(self._clock())
-
-    def _covers(self, t_ns: int) -> bool:
-        return all(domain.updated_ns >= t_ns for domain in self._domains.values())
 
     def _closing_wait_s(self) -> float:
         """Return two periods and two polls of the slowest domain, or 0 when a read hangs: no update will come."""

@@ -155,13 +155,11 @@ def series_by_domain(samples: Iterable[EnergySample]) -> dict[str, EnergySeries]
     by_domain: dict[str, list[EnergySample]] = {}
     for sample in samples:
         by_domain.setdefault(sample.domain, []).append(sample)
-    return {domain: _series(domain, domain_samples) for domain, domain_samples in by_domain.items()}
-
-
-def _series(domain: str, samples: list[EnergySample]) -> EnergySeries:
-    rows = [(s.t_ns, mj_from_j(s.joules), s.slack_ns, s.gap) for s in samples]
-    table = np.array(rows, dtype=np.int64).reshape(-1, 4)
-    t_ns, mj, slack_ns, gap = table.T
-    if np.any(np.diff(t_ns) <= 0) or np.any(np.diff(mj) < 0):
-        raise ValueError(f"energy samples of {domain} go back in time or in joules: the meter must prevent that")
-    return EnergySeries(domain, t_ns, mj, slack_ns, gap.astype(np.bool_))
+    series: dict[str, EnergySeries] = {}
+    for domain, domain_samples in by_domain.items():
+        rows = [(s.t_ns, mj_from_j(s.joules), s.slack_ns, s.gap) for s in domain_samples]
+        t_ns, mj, slack_ns, gap = np.array(rows, dtype=np.int64).reshape(-1, 4).T
+        if np.any(np.diff(t_ns) <= 0) or np.any(np.diff(mj) < 0):
+            raise ValueError(f"energy samples of {domain} go back in time or in joules: the meter must prevent that")
+        series[domain] = EnergySeries(domain, t_ns, mj, slack_ns, gap.astype(np.bool_))
+    return series
