@@ -4,17 +4,22 @@ A client sees a step end: every stream that was in it gets its chunk. What it ca
 prefill steps in which no stream decodes, other clients) the engine's own counters fill in.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from loadgen.attribution.chunked_prefill import spread_prefills
 from loadgen.attribution.engine_steps import EngineSteps, Members, Memberships, Narrow
 from loadgen.attribution.other_clients import counter_values, with_engine
-from loadgen.record import RequestRecord
-from loadgen.stats.arrays import Ints
 from loadgen.telemetry.engine_sample import EngineSample, sample_times
 from loadgen.units import NS_PER_MS
+
+if TYPE_CHECKING:
+    from loadgen.record import RequestRecord
+    from loadgen.stats.arrays import Ints
 
 BURST_GAP_NS = 1 * NS_PER_MS
 """Chunks closer than this can be of one step: a server writes its streams one after another when a step ends."""

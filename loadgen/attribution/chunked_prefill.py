@@ -6,15 +6,19 @@ pairs (budget, delay), the one is chosen under which the durations of the steps 
 them, unless the steps refute it by what they must have computed beyond the budget.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from loadgen.attribution.engine_steps import Members, Memberships, Narrow
-from loadgen.stats.arrays import Floats, Ints
 from loadgen.units import NS_PER_MS
+
+if TYPE_CHECKING:
+    from loadgen.stats.arrays import Floats, Ints
 
 
 @dataclass(frozen=True)

@@ -5,15 +5,21 @@ member i adds: its prompt tokens, or one decoded token and the keys and values i
 prices that make up the a's. Non-negative least squares finds them from the energy of the counter's windows.
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.attribution.engine_steps import EngineSteps, Memberships
 from loadgen.energy.series import EnergySeries
-from loadgen.stats.arrays import Floats, Ints
 from loadgen.stats.nnls import nnls
 from loadgen.units import NS_PER_MS, NS_PER_S
+
+if TYPE_CHECKING:
+    from loadgen.attribution.engine_steps import EngineSteps, Memberships
+    from loadgen.stats.arrays import Floats, Ints
 
 MIN_WINDOWS = 50
 """Windows needed to find a counter's phase."""

@@ -3,13 +3,16 @@
 `chunk_steps` builds it from a client's records, `span_steps` from the spans of a server.
 """
 
+from __future__ import annotations
+
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.stats.arrays import Floats, Ints
+if TYPE_CHECKING:
+    from loadgen.stats.arrays import Floats, Ints
 
 Bools = NDArray[np.bool_]
 Memberships = NDArray[np.int32]

@@ -1,13 +1,18 @@
 """Estimate the work of other clients from the engine's own counters."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from loadgen.attribution.engine_steps import EngineSteps, ForeignLoad, Narrow
-from loadgen.stats.arrays import Floats, Ints
 from loadgen.telemetry.engine_sample import EngineSample, sample_times
+
+if TYPE_CHECKING:
+    from loadgen.stats.arrays import Floats, Ints
 
 FOREIGN_SHARE = 0.02
 """A smaller share of the engine's output tokens that is not ours is counting noise."""

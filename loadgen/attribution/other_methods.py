@@ -1,14 +1,18 @@
 """The attribution methods of other tools, for comparison (benchmarks/accuracy/attribution_oracle.py)."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from loadgen.attribution.cost_model import overlap
-from loadgen.energy.series import EnergySeries
-from loadgen.record import RequestRecord
-from loadgen.stats.arrays import Floats, Ints
+
+if TYPE_CHECKING:
+    from loadgen.energy.series import EnergySeries
+    from loadgen.record import RequestRecord
+    from loadgen.stats.arrays import Floats, Ints
 
 OtherMethod = Literal["output-tokens", "per-request", "residency", "whole-gpu"]
 """output-tokens: the run's joules per output token times a request's (ML.ENERGY). per-request: the run's joules over

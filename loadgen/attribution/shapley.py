@@ -12,23 +12,27 @@ Data flows one way:
 The model decides shares, never totals: whatever its error, the accounts sum to the counter.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import msgspec
 import numpy as np
 
 from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.cost_model import Coefficients, cost_shares, fit_with_covariance, foreign_features, overlap
-from loadgen.attribution.engine_steps import EngineSteps
 from loadgen.attribution.other_methods import OtherMethod, request_shares_mj
 from loadgen.attribution.uncertainty import joules_variance
-from loadgen.energy.series import EnergySeries
-from loadgen.record import RequestRecord
-from loadgen.stats.arrays import Floats, Ints
-from loadgen.telemetry.engine_sample import EngineSample
 from loadgen.units import NS_PER_S, energy_imbalance_mj, j_from_mj
+
+if TYPE_CHECKING:
+    from loadgen.attribution.engine_steps import EngineSteps
+    from loadgen.energy.series import EnergySeries
+    from loadgen.record import RequestRecord
+    from loadgen.stats.arrays import Floats, Ints
+    from loadgen.telemetry.engine_sample import EngineSample
 
 Method = Literal["shapley", OtherMethod]
 METHODS: tuple[Method, ...] = get_args(Method)

@@ -5,16 +5,20 @@ rest: a prefill is one step, which the streams being decoded wait for; and betwe
 slot of time for each of its steps. Where that would be too many slots, one stands for several steps.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.attribution.engine_steps import EngineSteps
 from loadgen.stats.arrays import Floats, Ints
-from loadgen.telemetry.otlp_parse import RequestSpan
 from loadgen.units import NS_PER_MS
+
+if TYPE_CHECKING:
+    from loadgen.telemetry.otlp_parse import RequestSpan
 
 
 class Phases(NamedTuple):

@@ -1,11 +1,17 @@
 """Standard errors of the requests' joules."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 import numpy as np
 
 from loadgen.attribution.cost_model import COLUMNS, feature_column, overlap
-from loadgen.attribution.engine_steps import EngineSteps
-from loadgen.energy.series import EnergySeries
-from loadgen.stats.arrays import Floats
+
+if TYPE_CHECKING:
+    from loadgen.attribution.engine_steps import EngineSteps
+    from loadgen.energy.series import EnergySeries
+    from loadgen.stats.arrays import Floats
 
 CHUNK_DELAY_NS = 500_000
 """Uncertainty of the delay from a step's end to its chunk at the client: it shifts a request against the counter."""

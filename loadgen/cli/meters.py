@@ -2,6 +2,7 @@
 
 import textwrap
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import click
 import msgspec
@@ -9,10 +10,12 @@ import msgspec
 from loadgen.energy.amd import open_amd
 from loadgen.energy.cpu_estimate import CpuEstimate
 from loadgen.energy.inspect import DomainFacts, SourceFacts, inspect_sources
-from loadgen.energy.meter import EnergyMeter
 from loadgen.energy.nvml import open_nvml
 from loadgen.energy.rapl import RaplMeter
 from loadgen.energy.remote import RemoteMeter
+
+if TYPE_CHECKING:
+    from loadgen.energy.meter import EnergyMeter
 
 WIDTH = 80
 

@@ -3,9 +3,11 @@
 This is a module of its own because importing aiohttp takes as long as everything else that a run does at its start.
 """
 
+from __future__ import annotations
+
 from functools import partial
 from io import BytesIO
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -13,8 +15,10 @@ from aiohttp.client_reqrep import ClientResponse
 
 from loadgen.client.connection_pool import MAX_FETCHED_BYTES, FetchedPage
 from loadgen.client.http1 import Head, HTTPError
-from loadgen.client.stream import StreamState
 from loadgen.clock import monotonic_ns
+
+if TYPE_CHECKING:
+    from loadgen.client.stream import StreamState
 
 READ_BUFFER_BYTES = 256 << 10
 LONG_BYTES = 1 << 20

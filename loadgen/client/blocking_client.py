@@ -4,9 +4,12 @@ Under gevent's patches a blocked call lets other greenlets run, so that all user
 Nothing here depends on gevent. TLS is supported; proxies, redirects and compressed responses are not.
 """
 
+from __future__ import annotations
+
 import socket
 import ssl
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from loadgen.client.client import Post, record_of
@@ -15,8 +18,10 @@ from loadgen.client.http1 import Response, Unusual
 from loadgen.client.redact import redact
 from loadgen.client.stream import PROTOCOL_ERRORS, RequestError, StreamState
 from loadgen.clock import monotonic_ns
-from loadgen.record import ErrorKind, RequestRecord
 from loadgen.units import NS_PER_S
+
+if TYPE_CHECKING:
+    from loadgen.record import ErrorKind, RequestRecord
 
 
 class BlockingClient:

@@ -3,13 +3,15 @@
 import os
 import socket
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from loadgen.client.http1 import Body, Response
 from loadgen.client.kernel_timestamps import TIMESTAMP_BYTES, ArrivalClock
 from loadgen.client.socket_poller import ENDED, WRITE, SocketPoller
-from loadgen.client.token_template import TokenTemplate
 from loadgen.clock import monotonic_ns
+
+if TYPE_CHECKING:
+    from loadgen.client.token_template import TokenTemplate
 
 READ_BYTES = 64 << 10
 

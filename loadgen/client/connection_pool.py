@@ -1,5 +1,7 @@
 """Kept-alive connections to one plain HTTP server."""
 
+from __future__ import annotations
+
 import asyncio
 import errno
 import os
@@ -7,7 +9,7 @@ import re
 import socket
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
@@ -22,7 +24,9 @@ from loadgen.client.connection import (
 from loadgen.client.http1 import Head, HTTPError
 from loadgen.client.kernel_timestamps import ArrivalClock, enable_timestamps
 from loadgen.client.socket_poller import SocketPoller
-from loadgen.record import StampedBy
+
+if TYPE_CHECKING:
+    from loadgen.record import StampedBy
 
 MAX_FETCHED_BYTES = 8 << 20
 
@@ -77,7 +81,7 @@ class _PageReceiver:
             raise HTTPError(f"a page of more than {MAX_FETCHED_BYTES} bytes")
 
 
-def _settle(done: "asyncio.Future[Exception | None]", error: Exception | None, _last_arrival_ns: int) -> None:
+def _settle(done: asyncio.Future[Exception | None], error: Exception | None, _last_arrival_ns: int) -> None:
     if not done.done():
         done.set_result(error)
 

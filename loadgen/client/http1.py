@@ -5,12 +5,15 @@ responses are skipped, and a body is chunked, of a given length, or ends with th
 (a redirect, a compressed body, a proxy's challenge) is `Unusual`; aiohttp can handle it.
 """
 
+from __future__ import annotations
+
 import re
 import sys
 from functools import lru_cache
-from typing import NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from loadgen.client.token_template import TokenTemplate
+if TYPE_CHECKING:
+    from loadgen.client.token_template import TokenTemplate
 
 MAX_HEAD_BYTES = 64 << 10
 MAX_FRAMING_BYTES = 4 << 10

@@ -3,10 +3,13 @@
 import socket
 import struct
 import sys
+from typing import TYPE_CHECKING
 
 from loadgen.clock import anchor
-from loadgen.record import StampedBy
 from loadgen.units import NS_PER_S
+
+if TYPE_CHECKING:
+    from loadgen.record import StampedBy
 
 Ancillary = list[tuple[int, int, bytes]]
 

@@ -1,14 +1,18 @@
 """Body of a scheduled request. It follows from the seed and the request alone, whichever process sends it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from loadgen.client.openai_api import Dialect, Endpoint, payload
 from loadgen.workload.prompts import PromptKind, Vocabulary, draws_of, prompt_kind
-from loadgen.workload.schedule import ScheduledRequest
+
+if TYPE_CHECKING:
+    from loadgen.workload.schedule import ScheduledRequest
 
 _PROMPT = "\ue000prompt\ue000"
 """Placeholder for the prompt: characters of private use."""

@@ -1,21 +1,25 @@
 """Probe the server once, before a run: its model, the extensions it accepts, and how it counts tokens."""
 
+from __future__ import annotations
+
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from loadgen.client.client import Client
 from loadgen.client.http1 import HTTPError
 from loadgen.client.openai_api import PATHS, Dialect, Endpoint, error_of_body, payload
 from loadgen.client.redact import clean_url
 from loadgen.client.token_counts import LengthSource, vocabularies
 from loadgen.errors import LoadgenError
 from loadgen.workload.prompts import PromptKind, Vocabulary
-from loadgen.workload.schedule import ScheduledRequest
+
+if TYPE_CHECKING:
+    from loadgen.client.client import Client
+    from loadgen.workload.schedule import ScheduledRequest
 
 MODELS_TIMEOUT_S = 10.0
 PROBE_PROMPT = "Say one word."

@@ -1,12 +1,17 @@
 """Incremental state of one streaming response."""
 
+from __future__ import annotations
+
 from array import array
+from typing import TYPE_CHECKING
 
 from loadgen.client.http1 import Head, HTTPError
 from loadgen.client.openai_api import TOKEN, ProtocolError, StreamEvent, Usage, error_of_body, parse_event
 from loadgen.client.sse import SSEDecoder, SSEError
 from loadgen.client.token_template import TokenTemplate, learn_template
-from loadgen.record import ErrorKind
+
+if TYPE_CHECKING:
+    from loadgen.record import ErrorKind
 
 MAX_ERROR_BODY_BYTES = 8192
 

@@ -1,14 +1,15 @@
 """Count tokens as the server's tokenizer does: with a tokenizer file, on the server, or estimated from one probe."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 
-from loadgen.client.client import Client
 from loadgen.client.http1 import HTTPError
 from loadgen.errors import LoadgenError
 from loadgen.workload.prompts import (
@@ -20,6 +21,9 @@ from loadgen.workload.prompts import (
     probe_text,
     texts_to_count,
 )
+
+if TYPE_CHECKING:
+    from loadgen.client.client import Client
 
 LengthSource = Literal["/tokenize", "tokenizer file", "probe"]
 

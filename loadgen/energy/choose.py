@@ -1,17 +1,22 @@
 """The choice of an energy source, in one place, with the reason for everything that was not chosen."""
 
+from __future__ import annotations
+
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from loadgen.energy.amd import open_amd
 from loadgen.energy.cpu_estimate import CpuEstimate, PowerCurve
-from loadgen.energy.meter import EnergyMeter
 from loadgen.energy.nvml import open_nvml
 from loadgen.energy.rapl import POWERCAP, RaplMeter
 from loadgen.energy.remote import RemoteMeter
 from loadgen.errors import LoadgenError, MeterError
+
+if TYPE_CHECKING:
+    from loadgen.energy.meter import EnergyMeter
 
 CHOICES = ("auto", "nvml", "amd", "rapl", "cpu", "none")
 """Values of --energy, besides a URL."""

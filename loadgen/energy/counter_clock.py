@@ -16,13 +16,18 @@ determine a and T far better than one of them says where its own update was. Thi
 3. Check. Unless MIN_EXPLAINED of the updates lie within their intervals on that clock, the counter has no clock.
 """
 
+from __future__ import annotations
+
 import math
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.energy.series import EnergySeries
-from loadgen.stats.arrays import Floats
+
+if TYPE_CHECKING:
+    from loadgen.stats.arrays import Floats
 
 MIN_UPDATES = 20
 """Fewer unambiguous updates do not determine a clock."""

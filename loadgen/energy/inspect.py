@@ -1,20 +1,25 @@
 """Inspect energy sources over a few seconds: the period, step size and power of each domain, and the cost of a read."""
 
+from __future__ import annotations
+
 import threading
 from collections.abc import Callable
 from statistics import median
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from loadgen.clock import monotonic_ns
 from loadgen.energy.counter_track import PowerTrack
-from loadgen.energy.meter import EnergyMeter
 from loadgen.energy.nvml import NvmlMeter
 from loadgen.energy.sampler import Sampler
 from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries, series_by_domain
 from loadgen.errors import MeterError
 from loadgen.units import ns_from_s, s_from_ns
+
+if TYPE_CHECKING:
+    from loadgen.energy.meter import EnergyMeter
 
 POWER_POLL_S = 0.02
 

@@ -11,18 +11,23 @@ ideal          TDP / peak FLOP/s times FLOPs, attention included: section 4.2 of
 All methods work on distinct (n, o) pairs and their counts, so the size of a trace does not matter.
 """
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
-from loadgen.energy_model.energy_profile import EnergyProfile, GridPoint
-from loadgen.energy_model.hardware import Hardware, Model
 from loadgen.errors import LoadgenError
-from loadgen.stats.arrays import Floats, Ints
 from loadgen.stats.nnls import nnls
 from loadgen.workload.token_bins import PAPER_INPUT_EDGES, PAPER_OUTPUT_EDGES, CountedPairs
+
+if TYPE_CHECKING:
+    from loadgen.energy_model.energy_profile import EnergyProfile, GridPoint
+    from loadgen.energy_model.hardware import Hardware, Model
+    from loadgen.stats.arrays import Floats, Ints
 
 JOULES_PER_KWH = 3.6e6
 

@@ -1,18 +1,18 @@
 """Measure an energy profile against a live server: every bin at every batch size, resumable."""
 
+from __future__ import annotations
+
 import asyncio
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from loadgen import __version__, clock
 from loadgen.client.client import Client
-from loadgen.client.openai_api import Endpoint
 from loadgen.client.server_probe import ServerInfo, probe
 from loadgen.energy.choose import open_meter, source_beside
-from loadgen.energy.meter import EnergyMeter
 from loadgen.energy.sampler import Sampler
 from loadgen.energy_model.energy_profile import EnergyProfile, GridKey, GridPoint
 from loadgen.energy_model.profiling_plan import (
@@ -24,9 +24,13 @@ from loadgen.energy_model.profiling_plan import (
     seconds_remaining,
 )
 from loadgen.energy_model.profiling_session import ProfilingSession, measure_grid_point
-from loadgen.energy_model.waves import RequestShape
 from loadgen.errors import LoadgenError
 from loadgen.units import NS_PER_S
+
+if TYPE_CHECKING:
+    from loadgen.client.openai_api import Endpoint
+    from loadgen.energy.meter import EnergyMeter
+    from loadgen.energy_model.waves import RequestShape
 
 _HOW = {
     True: "whole batches against a live server, one after another",

@@ -1,18 +1,22 @@
 """Plan the measurement of an energy profile: order, stopping rule, time remaining, and the journal that resumes it."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import msgspec
 import numpy as np
 
 from loadgen.energy_model.energy_profile import GridKey, GridPoint
-from loadgen.energy_model.waves import RequestShape
 from loadgen.errors import LoadgenError
 from loadgen.stats.nnls import nnls
+
+if TYPE_CHECKING:
+    from loadgen.energy_model.waves import RequestShape
 
 
 @dataclass(frozen=True)

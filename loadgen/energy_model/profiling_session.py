@@ -4,23 +4,28 @@ Closed loop: as many requests are in flight as the batch says, all of one length
 prefix cache has nothing to reuse. The spread of the repeats decides how long a grid point is measured.
 """
 
+from __future__ import annotations
+
 import asyncio
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from loadgen import clock
-from loadgen.client.client import Client
 from loadgen.client.openai_api import PATHS, Endpoint, payload
-from loadgen.client.server_probe import ServerInfo
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.series import EnergySample, series_by_domain
-from loadgen.energy_model.energy_profile import GridKey, GridPoint
-from loadgen.energy_model.profiling_plan import StoppingRule
 from loadgen.energy_model.waves import grid_point_of, wave_boundaries, wave_repeats
 from loadgen.errors import LoadgenError
-from loadgen.record import RequestRecord
 from loadgen.stats.intervals import half_width
 from loadgen.units import NS_PER_S, ns_from_s
 from loadgen.workload.prompts import Vocabulary, draws_of
+
+if TYPE_CHECKING:
+    from loadgen.client.client import Client
+    from loadgen.client.server_probe import ServerInfo
+    from loadgen.energy_model.energy_profile import GridKey, GridPoint
+    from loadgen.energy_model.profiling_plan import StoppingRule
+    from loadgen.record import RequestRecord
 
 _POLL_S = 0.05
 _COUNTER_TIMEOUT_S = 10.0
@@ -95,7 +100,7 @@ class _ClosedLoop:
         self.cached_tokens = self.input_tokens = 0
         self._workers: list[asyncio.Task[None]] = []
 
-    async def __aenter__(self) -> "_ClosedLoop":
+    async def __aenter__(self) -> _ClosedLoop:
         self._workers = [asyncio.create_task(self._work()) for _ in range(self.key.batch)]
         return self
 

@@ -1,15 +1,19 @@
 """Options of `locust -f loadgen/locustfile.py` beyond locust's own."""
 
+from __future__ import annotations
+
 from argparse import Namespace
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from loadgen.client.openai_api import PATHS, Endpoint
 from loadgen.client.redact import clean_url
 from loadgen.errors import LoadgenError
-from loadgen.workload.prompts import PromptKind
 from loadgen.workload.schedule import ARRIVALS, Arrival
+
+if TYPE_CHECKING:
+    from loadgen.workload.prompts import PromptKind
 
 
 def add_options(parser: Any) -> None:

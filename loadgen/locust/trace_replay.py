@@ -5,8 +5,10 @@ only process) numbers them by worker index and tells each its shard and the comm
 machines the start is as common as their clocks are.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent
 from gevent.pool import Group
@@ -16,7 +18,9 @@ from loadgen.clock import anchor, monotonic_ns
 from loadgen.errors import LoadgenError
 from loadgen.run.pacer import BODIES_AHEAD, GEVENT_SPIN_NS
 from loadgen.units import NS_PER_S
-from loadgen.workload.schedule import ScheduledRequest
+
+if TYPE_CHECKING:
+    from loadgen.workload.schedule import ScheduledRequest
 
 _LEAD_S = 1.0
 """Time between the last preparation and the first request: the start has to be announced to other hosts first."""

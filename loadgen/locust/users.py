@@ -1,5 +1,7 @@
 """Locust users, and the test that the users of one process share."""
 
+from __future__ import annotations
+
 import logging
 import os
 import secrets
@@ -16,20 +18,20 @@ from msgspec.structs import replace
 from loadgen.client.blocking_client import BlockingClient
 from loadgen.client.openai_api import PATHS
 from loadgen.client.request_body import body_maker
-from loadgen.client.server_probe import ServerProbe
 from loadgen.locust.options import settings
 from loadgen.locust.probe_process import Question, ask
 from loadgen.locust.trace_replay import Outcome, Part, Ready, play
 from loadgen.locust.web import UNSCHEDULED, log_record
 from loadgen.locust.workload import fitting_bins, lengths, plan
-from loadgen.record import RequestRecord
 from loadgen.telemetry.otlp_export import SpanSender
-from loadgen.workload.prompts import PromptKind
 from loadgen.workload.schedule import ScheduledRequest
 from locust import User, task
 
 if TYPE_CHECKING:
+    from loadgen.client.server_probe import ServerProbe
     from loadgen.locust.hooks import Coordinator
+    from loadgen.record import RequestRecord
+    from loadgen.workload.prompts import PromptKind
 
 log = logging.getLogger("loadgen")
 
@@ -121,11 +123,11 @@ class Test:
 class State:
     """The mutable state of one locust environment. Only `state_of` creates it."""
 
-    coordinator: "Coordinator | None" = None
+    coordinator: Coordinator | None = None
     """The coordinator of the process that serves locust's page; None in a worker."""
     test: Test | None = None
     """The running test; None between tests, in a master, and when the test could not be set up."""
-    parts: dict[int, "AsyncResult[Part]"] = field(default_factory=dict)
+    parts: dict[int, AsyncResult[Part]] = field(default_factory=dict)
     """User number -> the part of the schedule that the user waits for."""
     closing: list[Any] = field(default_factory=list)
     """Greenlets that send the last spans of ended tests."""

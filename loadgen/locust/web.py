@@ -1,21 +1,25 @@
 """Tokens and joules in locust: two tabs beside its own, a panel with charts, and rows of its table."""
 
+from __future__ import annotations
+
 import http.client
 import os
 import re
 from collections import deque
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import gevent
 from flask import Blueprint, Response, jsonify, request
 
 from loadgen.clock import monotonic_ns
 from loadgen.http_get import REQUEST_ERRORS, http_get
-from loadgen.record import RequestRecord
 from loadgen.telemetry.otlp_export import TOKEN_VARIABLE
 from loadgen.telemetry.sidecar_metrics import SidecarEnergy, energy_rows, energy_sentences, energy_since, parse_metrics
 from loadgen.units import NS_PER_MS, NS_PER_S
+
+if TYPE_CHECKING:
+    from loadgen.record import RequestRecord
 
 ANSWER = "answer (size: output tokens)"
 FIRST_TOKEN = "first token (size: input tokens)"

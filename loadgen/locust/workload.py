@@ -1,17 +1,22 @@
 """Requests of the users: endless lengths from bins, or a trace's schedule. Independent of gevent."""
 
+from __future__ import annotations
+
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from loadgen.errors import LoadgenError
 from loadgen.files import profile_path
-from loadgen.locust.options import Settings
 from loadgen.workload import schedule
-from loadgen.workload.schedule import Schedule
 from loadgen.workload.token_bins import TokenBins, read_bins, sample_lengths
 from loadgen.workload.trace import read_trace
+
+if TYPE_CHECKING:
+    from loadgen.locust.options import Settings
+    from loadgen.workload.schedule import Schedule
 
 SAMPLE = 256
 """Lengths drawn at a time: as a block they are closer to the bins than one by one."""

@@ -1,5 +1,7 @@
 """Compare runs side by side, and hold their numbers against gates."""
 
+from __future__ import annotations
+
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -7,7 +9,7 @@ from difflib import get_close_matches
 from functools import reduce
 from operator import ge, gt, le, lt
 from types import UnionType
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
 
 import msgspec
 from rich.console import Console
@@ -18,8 +20,10 @@ from loadgen.errors import LoadgenError
 from loadgen.record import ErrorKind
 from loadgen.report.format import UNKNOWN, clean, joules, number, seconds
 from loadgen.report.run_facts import is_simulated, summary_of, title
-from loadgen.results.run_folder import RunResult
 from loadgen.results.summary import Summary, WorkloadSummary
+
+if TYPE_CHECKING:
+    from loadgen.results.run_folder import RunResult
 
 TABLE_METRICS = (
     "requests.completed",

@@ -1,18 +1,22 @@
 """Facts about the estimated energy of a workload, as `loadgen estimate` prints them, beside a measured run."""
 
+from __future__ import annotations
+
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
-from loadgen.energy_model.energy_profile import EnergyProfile
 from loadgen.energy_model.estimate import JOULES_PER_KWH, bin_shares, estimates, mean_overlap, surface
 from loadgen.energy_model.hardware import Hardware, Model, read_hardware, read_model
 from loadgen.errors import LoadgenError
-from loadgen.results.run_folder import RunResult
 from loadgen.results.summarize import load_run
 from loadgen.workload.token_bins import CountedPairs, count_pairs
+
+if TYPE_CHECKING:
+    from loadgen.energy_model.energy_profile import EnergyProfile
+    from loadgen.results.run_folder import RunResult
 
 Shapes = tuple[Hardware | None, Model | None]
 """GPU and model of the FLOPs bound; None for one that is not known."""

@@ -1,15 +1,19 @@
 """The facts about a run in words, for every view: the views only lay them out."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
-from typing import NamedTuple, get_args
+from typing import TYPE_CHECKING, NamedTuple, get_args
 
 from loadgen.errors import LoadgenError
 from loadgen.record import ErrorKind, RequestRecord
 from loadgen.report.format import clean, count, joules, number, percent, seconds, with_unit
-from loadgen.results.run_folder import RunInfo, RunResult
 from loadgen.results.summary import ArrivalCheck, Distribution, EnergySummary, Goodput, Summary, WorkloadSummary
 from loadgen.results.timekeeping import MAX_LATE_P99_S
+
+if TYPE_CHECKING:
+    from loadgen.results.run_folder import RunInfo, RunResult
 
 LATENCIES = (
     ("ttft_s", "TTFT", "Time to first token"),

@@ -1,8 +1,11 @@
 """The plots of a run, each with a caption that states how it was drawn."""
 
+from __future__ import annotations
+
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,9 +16,11 @@ from loadgen.report import svg
 from loadgen.report.format import count, joules, number, percent, plural, seconds, tick_joules, tick_seconds, watts
 from loadgen.report.markup import Markup, join, tag
 from loadgen.results.energy_summary import outermost_series
-from loadgen.results.run_folder import RunResult
-from loadgen.stats.arrays import Floats, Ints
 from loadgen.units import MJ_PER_J, NS_PER_S
+
+if TYPE_CHECKING:
+    from loadgen.results.run_folder import RunResult
+    from loadgen.stats.arrays import Floats, Ints
 
 MAX_POINTS = 2_000
 """Points of one series that a plot draws at most, thinned by a rule that its caption states."""
@@ -124,7 +129,7 @@ HeatCell = tuple[float, str, str] | None
 
 def shaded_table(
     heading: str, caption: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[HeatCell]],
-    shade: "Shade",
+    shade: Shade,
 ) -> Markup:  # fmt: skip
     """Return a heat map: input tokens of `rows` down, output tokens of `columns` across."""
     corner = tag("th", "input ↓ · output →", scope="col", class_="corner")

@@ -1,11 +1,11 @@
 """report.html: a run on one page that needs nothing but itself."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from loadgen.attribution.shapley import RunAttribution
-from loadgen.record import RequestRecord
 from loadgen.report import run_figures
 from loadgen.report.format import UNKNOWN, clean, count, joules, number, percent, seconds, share, watts, with_unit
 from loadgen.report.markup import Markup, join, table, tag
@@ -26,9 +26,13 @@ from loadgen.report.run_facts import (
     summary_of,
     title,
 )
-from loadgen.results.run_folder import RunInfo, RunResult
 from loadgen.results.summary import EnergySummary, Instrument, Summary
 from loadgen.units import MJ_PER_J, NS_PER_S, energy_imbalance_mj, mj_from_j
+
+if TYPE_CHECKING:
+    from loadgen.attribution.shapley import RunAttribution
+    from loadgen.record import RequestRecord
+    from loadgen.results.run_folder import RunInfo, RunResult
 
 
 def render_run_page(result: RunResult) -> str:

@@ -1,12 +1,18 @@
 """The result of a self-test on a terminal."""
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from rich.console import Console
 from rich.table import Table
 
 from loadgen.report.format import count, number, percent, seconds
 from loadgen.results.summary import Distribution
 from loadgen.results.timekeeping import MAX_LATE_P99_S
-from loadgen.run.selftest import Selftest
+
+if TYPE_CHECKING:
+    from loadgen.run.selftest import Selftest
 
 
 def print_selftest(console: Console, result: Selftest) -> None:

@@ -1,7 +1,10 @@
 """A study on one page: what each choice costs in joules, how sure that is, and what it does to latency."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,8 +14,10 @@ from loadgen.report.markup import Markup, join, table, tag
 from loadgen.report.page import header, render_page, section, stacked_bar, verdict_box
 from loadgen.report.run_figures import empty, figure
 from loadgen.results.study_table import Group, Row, groups, reduction_between
-from loadgen.stats.arrays import Floats
 from loadgen.stats.intervals import Interval, pareto
+
+if TYPE_CHECKING:
+    from loadgen.stats.arrays import Floats
 
 _HEIGHT = 240.0
 _PER_TOKEN = "joules_per_output_token"

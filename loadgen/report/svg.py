@@ -5,14 +5,19 @@ WIDTH x height units that is stretched in x only; strokes do not scale. A dot is
 ends, so that it keeps its shape (with no length at all, a square one is lost when the page is printed).
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, floor, log10
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from loadgen.report.markup import Markup, tag
-from loadgen.stats.arrays import Floats
+
+if TYPE_CHECKING:
+    from loadgen.stats.arrays import Floats
 
 WIDTH = 1000
 Label = Callable[[float], str]

@@ -1,7 +1,10 @@
 """The summary of a run on the terminal: 80 columns, and as readable without colour."""
 
+from __future__ import annotations
+
 from pathlib import Path
 from textwrap import wrap
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -22,8 +25,10 @@ from loadgen.report.run_facts import (
     summary_of,
     title,
 )
-from loadgen.results.run_folder import RunResult
 from loadgen.results.summary import Summary
+
+if TYPE_CHECKING:
+    from loadgen.results.run_folder import RunResult
 
 LABEL = 13
 """Columns of the labels on the left."""

@@ -1,18 +1,22 @@
 """Facts about traces and token bins, as `loadgen trace show` prints them and the trace page lists them."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from loadgen.report.format import UNKNOWN, count
 from loadgen.stats.distributions import Counts, ks_distance, spearman
 from loadgen.workload.length_source import DRAWS, draw_bins, source_path
-from loadgen.workload.token_bins import CountedPairs
 from loadgen.workload.trace_columns import iter_columns
-from loadgen.workload.trace_formats import Format
 from loadgen.workload.trace_stats import WINDOWS_S, Description, Tally, describe_lengths
+
+if TYPE_CHECKING:
+    from loadgen.workload.token_bins import CountedPairs
+    from loadgen.workload.trace_formats import Format
 
 TraceFacts = tuple[dict[str, Any], Description]
 """Facts by name, None where they are unknown, and the statistics that they were taken from."""

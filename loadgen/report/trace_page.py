@@ -1,7 +1,9 @@
 """Page of a trace or bins, or of two side by side: length distributions and arrivals."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -11,9 +13,11 @@ from loadgen.report.markup import Markup, table, tag
 from loadgen.report.page import header, render_page, section, tiles
 from loadgen.report.run_figures import PERCENTILES, SHARE_AXIS, Shade, empty, figure, legend, shaded_table, share_curve
 from loadgen.report.trace_facts import TraceFacts, format_fact
-from loadgen.stats.distributions import Counts
-from loadgen.workload.token_bins import CountedPairs
 from loadgen.workload.trace_stats import RATE_PARTS, WINDOWS_S, Description
+
+if TYPE_CHECKING:
+    from loadgen.stats.distributions import Counts
+    from loadgen.workload.token_bins import CountedPairs
 
 HEIGHT = 200.0
 

@@ -1,7 +1,10 @@
 """Traces and token bins on a terminal: a table of facts, and a heat map of the joint lengths."""
 
+from __future__ import annotations
+
 import math
 import sys
+from typing import TYPE_CHECKING
 
 import numpy as np
 from rich.console import Console
@@ -10,7 +13,9 @@ from rich.table import Table
 from rich.text import Text
 
 from loadgen.report.trace_facts import TraceFacts, format_fact
-from loadgen.workload.token_bins import CountedPairs
+
+if TYPE_CHECKING:
+    from loadgen.workload.token_bins import CountedPairs
 
 SHARE_LEVELS = (0.0, 0.003, 0.01, 0.03)
 """Shares of all requests above which a cell of the heat map takes its next shade."""

@@ -1,9 +1,14 @@
 """Analyse a run folder and write its views."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from loadgen.results import run_folder
-from loadgen.workload.schedule import Schedule
+
+if TYPE_CHECKING:
+    from loadgen.workload.schedule import Schedule
 
 
 def finish(path: Path, schedule: Schedule | None = None) -> run_folder.RunResult:

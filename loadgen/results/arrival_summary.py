@@ -1,17 +1,22 @@
 """The arrivals of a run in numbers: the rate that was achieved, and each stream held against its arrival process."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
-from loadgen.results.run_folder import RunResult
 from loadgen.results.summary import ArrivalCheck, Rate
-from loadgen.stats.arrays import Floats
 from loadgen.stats.distributions import index_of_dispersion
 from loadgen.units import NS_PER_S
 from loadgen.workload.arrival_check import realized_arrivals
-from loadgen.workload.schedule import ArrivalSpec
+
+if TYPE_CHECKING:
+    from loadgen.results.run_folder import RunResult
+    from loadgen.stats.arrays import Floats
+    from loadgen.workload.schedule import ArrivalSpec
 
 
 def sent_rate(result: RunResult) -> Rate:

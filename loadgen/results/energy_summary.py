@@ -1,18 +1,22 @@
 """The energy of a run in numbers: totals with their errors, the steady state, and the reasons not to trust them."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import msgspec
 import numpy as np
 
-from loadgen.attribution.shapley import RequestEnergy, RunAttribution
 from loadgen.energy.series import EnergySeries, outermost, series_by_domain
-from loadgen.record import RequestRecord
 from loadgen.results import metrics
-from loadgen.results.run_folder import RunResult
 from loadgen.results.summary import Distribution, EnergySummary, SteadyState
 from loadgen.units import MJ_PER_J, NS_PER_S, j_from_mj
+
+if TYPE_CHECKING:
+    from loadgen.attribution.shapley import RequestEnergy, RunAttribution
+    from loadgen.record import RequestRecord
+    from loadgen.results.run_folder import RunResult
 
 _MIN_TIME_COVERAGE = 0.99
 _MIN_TOKEN_COVERAGE = 0.95

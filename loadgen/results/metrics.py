@@ -1,14 +1,18 @@
 """Summary statistics of request records. Unknown values are excluded, and `count` is what remains."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.record import RequestRecord
 from loadgen.results.summary import Distribution, Goodput, LengthCheck, RequestCounts, TokenCounts
 from loadgen.units import NS_PER_MS, NS_PER_S
+
+if TYPE_CHECKING:
+    from loadgen.record import RequestRecord
 
 
 def distribution(values: Iterable[float | None], scale: float = 1.0) -> Distribution:

@@ -1,5 +1,7 @@
 """A run is a folder: written while the run happens, and readable afterwards however the run ended."""
 
+from __future__ import annotations
+
 import gzip
 import shutil
 import threading
@@ -9,19 +11,21 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from sys import intern
-from typing import Any, BinaryIO, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import msgspec
 
-from loadgen.attribution.shapley import RunAttribution
 from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.files import write_atomic
 from loadgen.record import RequestRecord
-from loadgen.results.summary import Summary
-from loadgen.telemetry.engine_sample import EngineSample
 from loadgen.workload.schedule import ArrivalSpec, Schedule, ScheduledRequest, encode_schedule
+
+if TYPE_CHECKING:
+    from loadgen.attribution.shapley import RunAttribution
+    from loadgen.results.summary import Summary
+    from loadgen.telemetry.engine_sample import EngineSample
 
 _Line = TypeVar("_Line")
 

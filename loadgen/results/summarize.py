@@ -1,9 +1,11 @@
 """A run folder's records and samples -> attribution and summary. Pure: the same folder gives the same bytes."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import TYPE_CHECKING, Any, TypedDict
 
 import msgspec
 
@@ -11,7 +13,6 @@ from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.cost_model import align_phase
 from loadgen.attribution.shapley import attribute_energy
 from loadgen.energy.counter_clock import align_to_counter_clock
-from loadgen.record import RequestRecord
 from loadgen.results import metrics, timekeeping
 from loadgen.results.arrival_summary import check_arrivals, combine_checks, sent_rate
 from loadgen.results.energy_summary import energy_shares, outermost_series, summarize_energy
@@ -26,7 +27,10 @@ from loadgen.results.summary import (
     WorkloadSummary,
 )
 from loadgen.units import NS_PER_S
-from loadgen.workload.schedule import ScheduledRequest
+
+if TYPE_CHECKING:
+    from loadgen.record import RequestRecord
+    from loadgen.workload.schedule import ScheduledRequest
 
 _MAX_CACHED = 0.02
 """Chat templates are the same in every prompt: this share may be cached without any prompt being known."""

@@ -1,10 +1,13 @@
 """Judge whether a client's times can be trusted: those of a run, or those of `loadgen selftest` before a run."""
 
-from collections.abc import Sequence
-from typing import Any
+from __future__ import annotations
 
-from loadgen.record import StampedBy
-from loadgen.results.summary import Distribution
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loadgen.record import StampedBy
+    from loadgen.results.summary import Distribution
 
 MAX_LATE_P99_S = 0.005
 """A client that is later than this once in a hundred times has its own slowness in its numbers."""

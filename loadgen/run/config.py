@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
 import msgspec
 
@@ -11,9 +11,11 @@ from loadgen.client.client import Client
 from loadgen.client.openai_api import PATHS, Endpoint
 from loadgen.client.redact import clean_url
 from loadgen.client.request_body import body_maker
-from loadgen.client.server_probe import ServerInfo
-from loadgen.workload.prompts import PromptKind, Vocabulary
-from loadgen.workload.schedule import ScheduledRequest
+
+if TYPE_CHECKING:
+    from loadgen.client.server_probe import ServerInfo
+    from loadgen.workload.prompts import PromptKind, Vocabulary
+    from loadgen.workload.schedule import ScheduledRequest
 
 
 class Recorded(NamedTuple):
@@ -91,15 +93,15 @@ class PreparedRun:
 
     run_id: str
     config: RunConfig
-    server: ServerInfo
-    vocabularies: dict[PromptKind, Vocabulary]
+    server: "ServerInfo"
+    vocabularies: "dict[PromptKind, Vocabulary]"
 
     @property
     def path(self) -> str:
         """Path of the API that requests are posted to."""
         return PATHS[self.config.endpoint]
 
-    def body_maker(self, seed: int) -> Callable[[ScheduledRequest], bytes]:
+    def body_maker(self, seed: int) -> "Callable[[ScheduledRequest], bytes]":
         config, server = self.config, self.server
         return body_maker(seed, self.vocabularies, config.endpoint, server.model, server.dialect, config.extra_body)
 

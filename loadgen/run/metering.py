@@ -1,19 +1,23 @@
 """The meters beside a run: the energy source near the server, and the engine's own counters."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
-from loadgen.client.server_probe import ServerInfo
 from loadgen.energy.choose import open_meter, source_beside
-from loadgen.energy.meter import EnergyMeter
 from loadgen.energy.sampler import LivePower, Sampler, SamplerReport
-from loadgen.results.run_folder import RunWriter
-from loadgen.run.config import RunConfig
 from loadgen.telemetry.engine_metrics import EnginePoller
+
+if TYPE_CHECKING:
+    from loadgen.client.server_probe import ServerInfo
+    from loadgen.energy.meter import EnergyMeter
+    from loadgen.results.run_folder import RunWriter
+    from loadgen.run.config import RunConfig
 
 
 class Metering:

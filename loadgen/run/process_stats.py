@@ -1,5 +1,7 @@
 """The cost of sending: CPU time, memory and waiting time of a process, and the delay of its event loop."""
 
+from __future__ import annotations
+
 import asyncio
 import gc
 import resource
@@ -9,11 +11,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from loadgen.clock import monotonic_ns
-from loadgen.record import StampedBy
 from loadgen.units import NS_PER_S
+
+if TYPE_CHECKING:
+    from loadgen.record import StampedBy
 
 LOOP_PERIOD_S = 0.02
 
@@ -24,7 +28,7 @@ class SendingCost:
 
     cpu_s: float
     max_rss_bytes: int
-    late_ns: "array[int]" = field(default_factory=lambda: array("q"))
+    late_ns: array[int] = field(default_factory=lambda: array("q"))
     """Delay of the event loop's wake-ups, in nanoseconds, one value every 20 ms."""
     waited_s: float | None = None
     """Time that the loop was ready to run while others had the cores; None where the system does not count it."""
@@ -58,7 +62,7 @@ class ProcessMeter:
         )
 
 
-async def _watch_loop(late_ns: "array[int]") -> None:
+async def _watch_loop(late_ns: array[int]) -> None:
     """Append how late the loop wakes up. It stamps late what it keeps waiting. Timers round up to 1 ms."""
     while True:
         due_ns = monotonic_ns() + round(LOOP_PERIOD_S * NS_PER_S)

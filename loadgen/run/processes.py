@@ -5,6 +5,8 @@ Workers are spawned, not forked: this process has threads, an event loop and per
 survives a fork. All are ready before the first instant is chosen: none starts late or adds to the idle power.
 """
 
+from __future__ import annotations
+
 import asyncio
 import multiprocessing
 import signal
@@ -15,22 +17,24 @@ from dataclasses import dataclass, fields, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 import uvloop
 
-from loadgen.client.client import Client
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from loadgen.results.merge import PartWriter, merge_parts, recorded_in_part
-from loadgen.results.run_folder import RunWriter
 from loadgen.run.config import PreparedRun, RunConfig, open_client
 from loadgen.run.process_stats import SendingCost, merge_costs, own_cpu_s, own_max_rss_bytes
 from loadgen.run.progress import Tallies, ticking
 from loadgen.run.sender import ScheduleSender, Sender
 from loadgen.telemetry.otlp_export import check_endpoint
-from loadgen.workload.schedule import Schedule, ScheduledRequest
+
+if TYPE_CHECKING:
+    from loadgen.client.client import Client
+    from loadgen.results.run_folder import RunWriter
+    from loadgen.workload.schedule import Schedule, ScheduledRequest
 
 _STOP_TIMEOUT_S = 10.0
 """The time a worker has to write its last records once the run is over."""
@@ -274,7 +278,7 @@ def _collect(workers: list[_Worker], writer: RunWriter) -> None:
 # -- in the worker ---------------------------------------------------------------------------------------------------
 
 
-def _work(pipe: "Pipe[Any, Any]") -> None:
+def _work(pipe: Pipe[Any, Any]) -> None:
     """Run a worker: receive a share, report being ready, send the share, report its cost or the error."""
     try:
         share = pipe.recv()
@@ -287,7 +291,7 @@ def _work(pipe: "Pipe[Any, Any]") -> None:
         sys.exit(1)
 
 
-async def _send_share(pipe: "Pipe[Any, Any]", share: _Share) -> SendingCost:
+async def _send_share(pipe: Pipe[Any, Any], share: _Share) -> SendingCost:
     writer = PartWriter(share.folder, share.number)
     try:
         async with open_client(share.prepared.config) as client:

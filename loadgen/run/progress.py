@@ -1,14 +1,18 @@
 """Progress of a run: the counts so far, the numbers derived from them, and the view that shows them."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Protocol, Self
+from typing import TYPE_CHECKING, Protocol, Self
 
 from loadgen.errors import LoadgenError
-from loadgen.record import RequestRecord
+
+if TYPE_CHECKING:
+    from loadgen.record import RequestRecord
 
 _TICK_S = 0.25
 

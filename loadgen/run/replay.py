@@ -3,6 +3,8 @@
 run.json states the run's options, and the client, server and host that it ran on.
 """
 
+from __future__ import annotations
+
 import asyncio
 import importlib.metadata
 import os
@@ -12,6 +14,7 @@ import signal
 import socket
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, closing, contextmanager
+from typing import TYPE_CHECKING
 
 import msgspec
 
@@ -22,12 +25,14 @@ from loadgen.results.metrics import distribution_s
 from loadgen.results.run_folder import RunInfo, RunWriter
 from loadgen.run.config import PreparedRun, RunConfig, open_client, recorded_options
 from loadgen.run.metering import Metering
-from loadgen.run.process_stats import SendingCost
 from loadgen.run.processes import check_sending, open_sender
 from loadgen.run.progress import View, progress_at, ticking
 from loadgen.run.sender import ScheduleSender, warm_up
 from loadgen.units import NS_PER_S
-from loadgen.workload.schedule import Schedule
+
+if TYPE_CHECKING:
+    from loadgen.run.process_stats import SendingCost
+    from loadgen.workload.schedule import Schedule
 
 _LEAD_S = 0.1
 """Time between the last preparation and the first request."""

@@ -1,12 +1,14 @@
 """Measure this client's timing error and capacity on this machine: a planned run against a server of known timing."""
 
+from __future__ import annotations
+
 import sys
 import tempfile
 from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from itertools import cycle, islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.request import urlopen
 
 import msgspec
@@ -16,7 +18,6 @@ import uvloop
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord, StampedBy
 from loadgen.results import metrics, timekeeping
-from loadgen.results.run_folder import RunResult
 from loadgen.results.summarize import load_run
 from loadgen.results.summary import Distribution
 from loadgen.run.config import RunConfig
@@ -26,6 +27,9 @@ from loadgen.run.timing_server import Written
 from loadgen.servers.launcher import answering
 from loadgen.units import NS_PER_S
 from loadgen.workload.schedule import Schedule, ScheduledRequest
+
+if TYPE_CHECKING:
+    from loadgen.results.run_folder import RunResult
 
 START_TIMEOUT_S = 20.0
 MAX_BUSY = 0.8

@@ -3,11 +3,13 @@
 Only the later turns of a session wait for something: for the response before them, and then for their user to think.
 """
 
+from __future__ import annotations
+
 import asyncio
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
@@ -15,13 +17,15 @@ from loadgen.client.client import Client, Exchange, Post
 from loadgen.clock import monotonic_ns
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
-from loadgen.run.config import PreparedRun
 from loadgen.run.pacer import BODIES_AHEAD, Pacer
 from loadgen.run.process_stats import ProcessMeter, SendingCost, no_collections
 from loadgen.run.progress import Tallies
 from loadgen.telemetry.otlp_export import SpanSender
 from loadgen.units import NS_PER_S
-from loadgen.workload.schedule import Schedule, ScheduledRequest
+
+if TYPE_CHECKING:
+    from loadgen.run.config import PreparedRun
+    from loadgen.workload.schedule import Schedule, ScheduledRequest
 
 MARGIN_NS = 500_000
 """Time before an instant in which no further body is made ahead."""

@@ -1,11 +1,16 @@
 """Accounts per model and workload: energy, tokens, requests and their histograms. Pure."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from loadgen.telemetry.histogram import Histogram
-from loadgen.telemetry.otlp_parse import RequestSpan
 from loadgen.units import j_from_mj, s_from_ns
+
+if TYPE_CHECKING:
+    from loadgen.telemetry.otlp_parse import RequestSpan
 
 MAX_LABELS = 50
 """Pairs of model and workload; requests of any further pair are added up under `other`."""
@@ -62,7 +67,7 @@ class Account:
         if request.ok and request.first_token_ns is not None:
             self.ttft.observe(s_from_ns(request.first_token_ns - request.start_ns), request.request_id)
 
-    def copy(self) -> "Account":
+    def copy(self) -> Account:
         return replace(self, energy=self.energy.copy(), ttft=self.ttft.copy(), duration=self.duration.copy())
 
 

@@ -3,6 +3,8 @@
 Threads only append to bounded queues; one task, on the event loop, owns the ledger.
 """
 
+from __future__ import annotations
+
 import asyncio
 import hmac
 import threading
@@ -11,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 import msgspec
 from aiohttp import web
@@ -21,18 +23,20 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 
 from loadgen import __version__
 from loadgen.clock import anchor, monotonic_ns
-from loadgen.energy.meter import EnergyMeter
 from loadgen.energy.sampler import Sampler
-from loadgen.energy.series import EnergySample
 from loadgen.errors import LoadgenError, MeterError
 from loadgen.sidecar.clock_sync import ClockSync
 from loadgen.sidecar.exporter import Exporter, SidecarPage
 from loadgen.sidecar.ledger import Ledger
 from loadgen.sidecar.watermark import AllowedLateness
 from loadgen.telemetry.engine_metrics import EnginePoller
-from loadgen.telemetry.engine_sample import EngineSample
 from loadgen.telemetry.otlp_parse import MalformedError, RequestSpan, parse_spans
 from loadgen.units import NS_PER_S, s_from_ns
+
+if TYPE_CHECKING:
+    from loadgen.energy.meter import EnergyMeter
+    from loadgen.energy.series import EnergySample
+    from loadgen.telemetry.engine_sample import EngineSample
 
 TICK_S = 1.0
 ENGINE_PERIOD_S = 1.0
@@ -246,7 +250,7 @@ class Sidecar:
 _Item = TypeVar("_Item")
 
 
-def _drained(queue: "deque[_Item]") -> list[_Item]:
+def _drained(queue: deque[_Item]) -> list[_Item]:
     """Remove and return the items in the queue. Other threads may append meanwhile."""
     return [queue.popleft() for _ in range(len(queue))]
 

@@ -1,9 +1,14 @@
 """Converts wall-clock instants to monotonic ones, across steps of the wall clock. Pure: anchors are arguments."""
 
-from collections import deque
+from __future__ import annotations
 
-from loadgen.clock import Anchor
+from collections import deque
+from typing import TYPE_CHECKING
+
 from loadgen.units import NS_PER_MS
+
+if TYPE_CHECKING:
+    from loadgen.clock import Anchor
 
 STEP_NS = 1 * NS_PER_MS
 """A smaller change of the offset is slewing, and follows the newest anchor."""

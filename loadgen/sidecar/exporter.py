@@ -1,17 +1,21 @@
 """Turns a frozen snapshot of the ledger into Prometheus metric families. Its declarations are the metric reference."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar
 
-from loadgen.sidecar.accounts import Account
 from loadgen.sidecar.ledger import DROP_REASONS, DomainEnergy, Snapshot
 from loadgen.telemetry.histogram import Histogram
 from loadgen.units import j_from_mj
+
+if TYPE_CHECKING:
+    from loadgen.sidecar.accounts import Account
 
 Kind = Literal["counter", "gauge", "histogram"]
 

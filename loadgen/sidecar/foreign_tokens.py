@@ -1,9 +1,12 @@
 """Estimates other clients' share of an engine from output tokens: those it counted beyond those of our spans. Pure."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from __future__ import annotations
 
-from loadgen.telemetry.engine_sample import EngineSample
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from loadgen.telemetry.engine_sample import EngineSample
 
 RECENT = 120
 """Intervals between engine samples that say how large an interval's tokens can be."""

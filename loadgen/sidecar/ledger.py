@@ -7,17 +7,18 @@ attributed + idle + unattributed == energy of the GPUs,  in whole millijoules.
 Nothing here reads a clock, and everything is bounded by number, by time, or by both.
 """
 
+from __future__ import annotations
+
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice, pairwise, takewhile
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
 
 from loadgen.attribution.cost_model import Coefficients, cost_shares, fit_coefficients
-from loadgen.attribution.engine_steps import EngineSteps
 from loadgen.attribution.shapley import round_to_sum, split_energy
 from loadgen.attribution.span_steps import Phases, first_token_of, output_by_interval, phases_of, slot_for, slot_steps
 from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries, outermost
@@ -31,10 +32,13 @@ from loadgen.sidecar.watermark import (
     give_up_ns,
     queue_length,
 )
-from loadgen.stats.arrays import Floats, Ints
 from loadgen.telemetry.engine_sample import EngineSample, sample_times
-from loadgen.telemetry.otlp_parse import RequestSpan
 from loadgen.units import NS_PER_S, energy_imbalance_mj, mj_from_j, ns_from_s, s_from_ns
+
+if TYPE_CHECKING:
+    from loadgen.attribution.engine_steps import EngineSteps
+    from loadgen.stats.arrays import Floats, Ints
+    from loadgen.telemetry.otlp_parse import RequestSpan
 
 FUTURE_NS = 2 * NS_PER_S
 """A span that ends later than this from now is from another clock."""

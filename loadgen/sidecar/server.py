@@ -1,5 +1,7 @@
 """Starts and ends a sidecar: the meter, TLS, OTLP over HTTP and gRPC, the threads and the task of the ledger."""
 
+from __future__ import annotations
+
 import asyncio
 import gc
 import logging
@@ -9,16 +11,19 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
 
 from loadgen.energy.choose import open_meter
-from loadgen.energy.meter import EnergyMeter
 from loadgen.errors import LoadgenError
 from loadgen.http_get import REQUEST_ERRORS, http_get
 from loadgen.sidecar.app import MAX_OTLP_BYTES, Sidecar, SidecarOptions
 from loadgen.sidecar.grpc_server import start_grpc
+
+if TYPE_CHECKING:
+    from loadgen.energy.meter import EnergyMeter
 
 
 def ask_engine(url: str) -> tuple[str | None, bool]:

@@ -5,16 +5,20 @@ complete when as many spans cover the instant as the engine had requests in its 
 clients that send no spans, are waited for as long as the allowed lateness.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from loadgen.stats.arrays import Ints
 from loadgen.telemetry.engine_sample import EngineSample, sample_times
-from loadgen.telemetry.otlp_parse import RequestSpan
 from loadgen.units import NS_PER_MS, ns_from_s
+
+if TYPE_CHECKING:
+    from loadgen.telemetry.otlp_parse import RequestSpan
 
 EDGE_NS = 100 * NS_PER_MS
 """An engine's gauge and a span may disagree by this much on when a request began or ended."""
@@ -38,7 +42,7 @@ class SpanTimes(NamedTuple):
     end_ns: Ints
 
     @classmethod
-    def of(cls, requests: Iterable[RequestSpan]) -> "SpanTimes":
+    def of(cls, requests: Iterable[RequestSpan]) -> SpanTimes:
         times = np.array([(request.start_ns, request.end_ns) for request in requests], dtype=np.int64).reshape(-1, 2)
         return cls(np.sort(times[:, 0]), np.sort(times[:, 1]))
 

@@ -29,19 +29,23 @@ The rest is shared by own work, in proportion to the dynamic joules of each sequ
 of experts, its tokens' share of the additional experts read.
 """
 
+from __future__ import annotations
+
 import math
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 from numpy.random import Generator
 
 from loadgen.energy.series import EnergySample
-from loadgen.energy_model.hardware import Hardware, Model
 from loadgen.errors import LoadgenError
 from loadgen.units import MJ_PER_J, NS_PER_MS, NS_PER_S, mj_from_j
+
+if TYPE_CHECKING:
+    from loadgen.energy_model.hardware import Hardware, Model
 
 
 def group(hardware: Hardware, gpus: int) -> Hardware:

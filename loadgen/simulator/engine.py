@@ -5,18 +5,22 @@ prompts are prefilled in chunks beside decodes; the KV cache is counted in block
 is preempted, loses its blocks, and later computes prompt and answer again.
 """
 
+from __future__ import annotations
+
 from collections import OrderedDict, deque
 from collections.abc import Hashable, Iterable
 from dataclasses import asdict, dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from numpy.random import Generator, default_rng
 
-from loadgen.energy.series import EnergySample
-from loadgen.energy_model.hardware import Hardware, Model
 from loadgen.simulator.cost_model import CostLaw, CounterOptions, Gpu, Load, SimulatedCounter, StepCost, kv_cache_tokens
-from loadgen.telemetry.engine_sample import EngineSample
 from loadgen.units import NS_PER_MS
+
+if TYPE_CHECKING:
+    from loadgen.energy.series import EnergySample
+    from loadgen.energy_model.hardware import Hardware, Model
+    from loadgen.telemetry.engine_sample import EngineSample
 
 KV_BLOCK_TOKENS = 16
 """Tokens of a block of the KV cache; vLLM's default."""

@@ -4,11 +4,14 @@ A step is decided at its start and emitted at its end: one write per stream, at 
 starts at the *planned* end, not when this process woke up, so that delays never accumulate; `lateness_ms` reports them.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import math
 from collections import deque
 from functools import partial
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
@@ -16,13 +19,15 @@ import numpy as np
 from loadgen.clock import anchor, monotonic_ns
 from loadgen.simulator.api import Ask, Events
 from loadgen.simulator.engine import Engine, Sequence, Step
-from loadgen.simulator.faults import Fault
 from loadgen.simulator.metrics import Metrics
 from loadgen.simulator.served_request import ServedRequest
 from loadgen.simulator.spans import export_finished
 from loadgen.simulator.tokens import answer_words, block_hashes
 from loadgen.telemetry.otlp_export import BatchSender
 from loadgen.units import NS_PER_MS, NS_PER_S, s_from_ns
+
+if TYPE_CHECKING:
+    from loadgen.simulator.faults import Fault
 
 _log = logging.getLogger(__name__)
 

@@ -1,17 +1,22 @@
 """One request while it is served: its tokens become events of a stream, and a fault may spoil them."""
 
+from __future__ import annotations
+
 import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import TYPE_CHECKING
 
 from aiohttp import HttpVersion11, web
 
 from loadgen.simulator.api import DONE, ERROR_EVENT, Ask, Events, usage_json
-from loadgen.simulator.engine import Sequence
-from loadgen.simulator.faults import Fault
 from loadgen.simulator.spans import Finished, engine_id
 from loadgen.simulator.tokens import answer_words
+
+if TYPE_CHECKING:
+    from loadgen.simulator.engine import Sequence
+    from loadgen.simulator.faults import Fault
 
 
 class ChunkedWriter:

@@ -1,12 +1,16 @@
 """The spans that vLLM sends with --otlp-traces-endpoint, one for each finished request. Simulated."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from loadgen.clock import Anchor
 from loadgen.telemetry.otlp_export import set_attribute, trace_service
 from loadgen.units import s_from_ns
+
+if TYPE_CHECKING:
+    from loadgen.clock import Anchor
 
 _KIND_SERVER = 2
 

@@ -1,16 +1,21 @@
 """Simulate the grid points of an energy profile in virtual time, with the closed loop of a live measurement."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from loadgen import __version__
 from loadgen.energy_model.energy_profile import EnergyProfile, GridKey, GridPoint
-from loadgen.energy_model.hardware import Hardware, Model
 from loadgen.energy_model.waves import RequestShape, grid_point_of, wave_boundaries, wave_repeats
 from loadgen.simulator.cost_model import CounterOptions
 from loadgen.simulator.engine import EngineOptions, SimulatedRun, SubmittedRequest, simulate
 from loadgen.units import NS_PER_MS
+
+if TYPE_CHECKING:
+    from loadgen.energy_model.hardware import Hardware, Model
 
 WAVES = 3
 """One wave to fill the batch, two to measure."""

@@ -1,12 +1,16 @@
 """Empirical distributions: counted values, Kolmogorov-Smirnov distances, rank correlation, index of dispersion."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from loadgen.stats.arrays import Floats, Ints
+if TYPE_CHECKING:
+    from loadgen.stats.arrays import Floats, Ints
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,14 @@
 """Non-negative least squares for a handful of columns: costs are never negative."""
 
+from __future__ import annotations
+
 from itertools import combinations
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadgen.stats.arrays import Floats
+if TYPE_CHECKING:
+    from loadgen.stats.arrays import Floats
 
 
 def nnls(a: Floats, b: Floats) -> tuple[Floats, float]:

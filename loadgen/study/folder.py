@@ -1,12 +1,14 @@
 """The folder of a study: which study it is, the outcome of each run, results.csv and report.html."""
 
+from __future__ import annotations
+
 import csv
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 
@@ -16,9 +18,11 @@ from loadgen.files import write_atomic
 from loadgen.report.study_page import render_study_page
 from loadgen.results import run_folder
 from loadgen.results.study_table import Row
-from loadgen.study.plan import StudyRun
 from loadgen.study.rows import FinishedRun, RunOutcome, row_of
 from loadgen.study.spec import NO_OVERRIDES, Overrides, Study
+
+if TYPE_CHECKING:
+    from loadgen.study.plan import StudyRun
 
 
 @contextmanager

@@ -1,18 +1,23 @@
 """The runs of a study, in the order of running, and the schedule of each. They follow from the file and its seed."""
 
+from __future__ import annotations
+
 from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 import numpy as np
 
 from loadgen.errors import LoadgenError
-from loadgen.study.spec import Study, WorkloadSpec
 from loadgen.units import NS_PER_S
 from loadgen.workload import streams
 from loadgen.workload.schedule import Arrival, Schedule, ScheduledRequest, build_schedule, stable_hash63
 from loadgen.workload.trace import Trace, TraceRequest, read_trace
+
+if TYPE_CHECKING:
+    from loadgen.study.spec import Study, WorkloadSpec
 
 
 @dataclass(frozen=True)

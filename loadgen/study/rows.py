@@ -1,9 +1,11 @@
 """Rows of a study's table, one for each finished run."""
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 import msgspec
 import numpy as np
@@ -15,9 +17,11 @@ from loadgen.errors import LoadgenError
 from loadgen.results.run_folder import RunInfo, read_lines
 from loadgen.results.study_table import Row
 from loadgen.results.summary import Summary
-from loadgen.study.plan import StudyRun
-from loadgen.study.spec import Study
 from loadgen.workload.schedule import ScheduledRequest
+
+if TYPE_CHECKING:
+    from loadgen.study.plan import StudyRun
+    from loadgen.study.spec import Study
 
 
 class RunOutcome(msgspec.Struct, frozen=True, kw_only=True):

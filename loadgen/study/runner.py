@@ -3,6 +3,8 @@
 The plan follows from the file and its seed alone: a study that was killed sees in its folder which runs remain.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -11,6 +13,7 @@ from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
 from time import monotonic
+from typing import TYPE_CHECKING
 
 import msgspec
 import uvloop
@@ -19,7 +22,6 @@ from loadgen.energy import gpu_state
 from loadgen.errors import LoadgenError
 from loadgen.report.write import finish
 from loadgen.results import run_folder
-from loadgen.results.study_table import Row
 from loadgen.run.config import RunConfig
 from loadgen.run.progress import NullView
 from loadgen.run.replay import replay
@@ -29,6 +31,9 @@ from loadgen.study.plan import StudyRun, plan_runs, schedule_of, start_key
 from loadgen.study.rows import FinishedRun, RunOutcome, gpu_names
 from loadgen.study.spec import NO_OVERRIDES, Overrides, Study, read_study
 from loadgen.workload.schedule import Schedule
+
+if TYPE_CHECKING:
+    from loadgen.results.study_table import Row
 
 _Print = Callable[[str], None]
 

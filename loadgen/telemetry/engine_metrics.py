@@ -1,13 +1,18 @@
 """Reads an engine's own counters from its Prometheus page: its work for all clients, ours among them."""
 
+from __future__ import annotations
+
 import re
 import threading
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from loadgen.clock import monotonic_ns
 from loadgen.errors import MeterError
 from loadgen.http_get import PageClient
-from loadgen.telemetry.engine_sample import EngineSample
+
+if TYPE_CHECKING:
+    from loadgen.telemetry.engine_sample import EngineSample
 
 METRIC_NAMES = {
     "vllm:iteration_tokens_total_count": "iterations",

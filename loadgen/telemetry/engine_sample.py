@@ -1,10 +1,14 @@
 """The counters of an engine at one instant: what is polled, written to engine.jsonl and read from it. Pure."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadgen.stats.arrays import Ints
+if TYPE_CHECKING:
+    from loadgen.stats.arrays import Ints
 
 EngineSample = Mapping[str, float]
 """One line of engine.jsonl: `t_ns`, and those of the engine's counters that its page has."""

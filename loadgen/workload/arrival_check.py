@@ -1,11 +1,13 @@
 """Check of realized arrivals against the requested arrival process: rate, gap distribution and dispersion."""
 
+from __future__ import annotations
+
 import math
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadgen.stats.arrays import Floats
 from loadgen.stats.distributions import (
     count_values,
     gamma_cdf,
@@ -15,6 +17,9 @@ from loadgen.stats.distributions import (
     ks_to_law,
 )
 from loadgen.workload.arrivals import Points, expected_counts
+
+if TYPE_CHECKING:
+    from loadgen.stats.arrays import Floats
 
 MIN_GAPS = 10
 """Fewest gaps that are judged."""

@@ -1,16 +1,20 @@
 """Token lengths of a trace or of bins, found by path or by name."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 
 from loadgen.files import profile_path
 from loadgen.workload.token_bins import Pairs, TokenBins, read_bins, sample_lengths
 from loadgen.workload.trace_columns import iter_columns
-from loadgen.workload.trace_formats import Format
+
+if TYPE_CHECKING:
+    from loadgen.workload.trace_formats import Format
 
 DRAWS = 100_000
 """Draws that represent bins where percentiles of their lengths are needed."""

@@ -1,10 +1,12 @@
 """Schedules: the complete, seeded plan of a run, which is written down before the first byte is sent."""
 
+from __future__ import annotations
+
 import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
 import msgspec
 import numpy as np
@@ -13,9 +15,11 @@ from loadgen.errors import LoadgenError
 from loadgen.stats.arrays import Floats, Ints
 from loadgen.units import NS_PER_S
 from loadgen.workload import arrivals
-from loadgen.workload.arrivals import Points
 from loadgen.workload.prompts import PromptKind, prompt_kind
-from loadgen.workload.trace import Trace, TraceRequest
+
+if TYPE_CHECKING:
+    from loadgen.workload.arrivals import Points
+    from loadgen.workload.trace import Trace, TraceRequest
 
 Arrival = Literal["trace", "poisson", "gamma", "constant"]
 ARRIVALS: tuple[Arrival, ...] = get_args(Arrival)

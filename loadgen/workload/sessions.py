@@ -1,18 +1,22 @@
 """Sessions: conversations threaded through the lengths of a workload, and the think times between their turns."""
 
+from __future__ import annotations
+
 import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
 from itertools import accumulate, pairwise
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import msgspec
 import numpy as np
 
 from loadgen.errors import LoadgenError
-from loadgen.stats.arrays import Floats
 from loadgen.units import NS_PER_S
-from loadgen.workload.trace import TraceRequest
+
+if TYPE_CHECKING:
+    from loadgen.stats.arrays import Floats
+    from loadgen.workload.trace import TraceRequest
 
 NEW_TOKENS = 8
 """Fewest tokens that a turn adds to the turns before it."""

@@ -6,19 +6,24 @@ prefix blocks are exact up to MOST_KEPT of them; beyond, a sample of them by has
 Distinct sampling for highly-accurate answers to distinct values queries, VLDB 2001). `estimated` says which.
 """
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 from zlib import crc32
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.stats.arrays import Floats
 from loadgen.stats.distributions import Counts, count_values
 from loadgen.workload.prompts import BLOCK_TOKENS
 from loadgen.workload.token_bins import CountedPairs, Lengths, count_up, merge_counts
-from loadgen.workload.trace_columns import Columns
+
+if TYPE_CHECKING:
+    from loadgen.stats.arrays import Floats
+    from loadgen.workload.trace_columns import Columns
 
 MOST_PAIRS = 1_000_000
 MOST_KEPT = 65_536
