@@ -91,7 +91,7 @@ def spread_prefills(
         row, sent_ns[members.request[row]], members.step[row], members.prefill[row], start_ns, length, decoding
     )
     chosen = choose_candidate(queue)
-    spread = _with_pieces(members, fill_steps(queue, chosen), cached)
+    spread = cut_prefills(members, fill_steps(queue, chosen), cached)
     computed = np.bincount(spread.step, spread.prefill, minlength=steps)
     return spread, np.maximum(np.ceil((computed + decoding) / chosen.budget), 1.0)
 
@@ -177,7 +177,7 @@ def _begin_step(room: list[float], low: int, last: int, tokens: float, late_step
     return step
 
 
-def _with_pieces(members: Members, pieces: list[Piece], cached: Narrow) -> Members:
+def cut_prefills(members: Members, pieces: list[Piece], cached: Narrow) -> Members:
     """Return the memberships with each first chunk's prefill cut into its pieces: the last one in place, others added.
 
     The context of a piece is the cached tokens, those of the pieces before, and half of its own.

@@ -197,7 +197,7 @@ def fit_with_covariance(
     features = np.stack(columns, axis=1) + foreign
     target = energy_j - (idle_w or 0.0) * np.maximum(duration_s - busy_s, 0.0)
     busy = ~idle & measured
-    values, error, kept = _fit_without_outliers(features, target, busy)
+    values, error, kept = fit_without_outliers(features, target, busy)
     r_squared = misfit = None
     if error is not None:
         variance = float(((target[kept] - target[kept].mean()) ** 2).sum())
@@ -221,7 +221,7 @@ def fit_with_covariance(
     return coefficients, covariance
 
 
-def _fit_without_outliers(
+def fit_without_outliers(
     a: Floats, b: Floats, rows: NDArray[np.bool_]
 ) -> tuple[Floats, float | None, NDArray[np.bool_]]:
     """Fit least squares without outliers -> (x, residual sum of squares, the rows it is based on).

@@ -48,7 +48,7 @@ def with_engine(steps: EngineSteps, engine: Sequence[EngineSample]) -> EngineSte
     iterations = np.maximum(np.diff(counted), our_steps) if counted is not None else np.maximum(our_steps, 1.0)
     decoded = steps.decode > 0
     prefill = np.maximum(computed - our_prefill, 0.0)
-    in_step = _prefill_in_steps(steps, edges, prefill)
+    in_step = foreign_prefill_in_steps(steps, edges, prefill)
     foreign = ForeignLoad(
         edges_ns=edges,
         members=decode / np.maximum(iterations, 1.0),
@@ -61,7 +61,7 @@ def with_engine(steps: EngineSteps, engine: Sequence[EngineSample]) -> EngineSte
     return replace(steps, foreign=foreign)
 
 
-def _prefill_in_steps(steps: EngineSteps, edges_ns: Ints, prefill: Floats) -> Floats:
+def foreign_prefill_in_steps(steps: EngineSteps, edges_ns: Ints, prefill: Floats) -> Floats:
     """Return float64[S]: the foreign prompt tokens that explain why a step of ours took longer than expected.
 
     A step is expected to take the median duration of steps without a prefill, plus the median time per prompt token for

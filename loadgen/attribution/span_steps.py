@@ -92,7 +92,7 @@ def slot_steps(phases: Phases, start_ns: int, end_ns: int, slot_ns: int, unseen_
     """Return the work done in [start, end]: a step for each prefill and each slot between prefills."""
     begin, end = np.maximum(phases.start_ns, start_ns), np.minimum(phases.end_ns, end_ns)
     inside = end > begin
-    edges, progress = _cells(phases, slot_ns)
+    edges, progress = slot_edges(phases, slot_ns)
     phase = np.flatnonzero(inside)
     first = np.searchsorted(edges, begin[inside], side="right") - 1
     last = np.searchsorted(edges, end[inside] - 1, side="right") - 1
@@ -127,7 +127,7 @@ def slot_steps(phases: Phases, start_ns: int, end_ns: int, slot_ns: int, unseen_
     )
 
 
-def _cells(phases: Phases, slot_ns: int) -> tuple[Ints, Floats]:
+def slot_edges(phases: Phases, slot_ns: int) -> tuple[Ints, Floats]:
     """Return the increasing edges of the steps, and the progress of a decode at each, in ns of undisturbed time."""
     if not len(phases.start_ns):
         return np.zeros(1, np.int64), np.zeros(1)

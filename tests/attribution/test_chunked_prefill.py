@@ -12,10 +12,12 @@ from loadgen.attribution.chunked_prefill import (
     Piece,
     PrefillQueue,
     candidates,
+    cut_prefills,
     fill_steps,
     length_error,
     overflow,
 )
+from loadgen.attribution.engine_steps import Members
 from support.attribution_runs import request
 
 
@@ -127,3 +129,24 @@ def test_prompts_that_exceed_the_budget_are_spread_over_the_steps_they_took() ->
         assert work.prefill[rows][order].tolist() == [prompt - rest, rest]
         assert work.context[rows][order].tolist() == [(prompt - rest) / 2, prompt - rest / 2]
     assert work.prefill.sum() == sum(record.input_tokens or 0 for record in records)
+
+
+def test_a_prefill_is_cut_with_the_context_of_each_piece() -> None:
+    """90 tokens after 10 cached ones: 60 in step 0, 30 in step 1. The second request is computed in one step."""
+    members = Members(
+        step=np.array([1, 2, 1], np.int32),
+        request=np.array([0, 0, 1], np.int32),
+        prefilling=np.array([True, False, True]),
+        prefill=np.array([90, 0, 40], np.float32),
+        decode=np.array([0, 1, 0], np.float32),
+        context=np.array([55, 100, 20], np.float32),
+    )
+    pieces = [Piece(0, 0, 60.0), Piece(0, 1, 30.0), Piece(2, 1, 40.0)]
+    cut = cut_prefills(members, pieces, np.array([10, 0], np.float32))
+    assert cut.step.tolist() == [1, 2, 1, 0]
+    assert cut.request.tolist() == [0, 0, 1, 0]
+    assert cut.prefilling.tolist() == [True, False, True, True]
+    assert cut.prefill.tolist() == [30, 0, 40, 60]
+    assert cut.decode.tolist() == [0, 1, 0, 0]
+    assert cut.context.tolist() == [10 + 60 + 15, 100, 20, 10 + 30]
+    assert members.prefill.tolist() == [90, 0, 40]

@@ -12,6 +12,7 @@ from loadgen.attribution.cost_model import (
     align_phase,
     cost_shares,
     fit_coefficients,
+    fit_without_outliers,
     foreign_features,
     member_features,
     overlap,
@@ -129,3 +130,21 @@ def test_a_polled_counters_phase_is_found_from_the_work(late_ms: int) -> None:
 def test_without_idle_time_the_idle_power_is_unknown() -> None:
     busy = request(0, 0, [float(10 + 10 * k) for k in range(100)])
     assert fit_coefficients(counter([0, 200, 400, 600, 800], [50.0] * 4), engine_steps_of([busy])).idle_w is None
+
+
+def test_a_row_far_off_is_excluded_from_the_fit() -> None:
+    """19 rows of 2 and one of 1000: the first fit is 51.9 everywhere, and the last row 19 times as far off."""
+    b = np.array([2.0] * 19 + [1000.0])
+    x, error, kept = fit_without_outliers(np.ones((20, 1)), b, np.ones(20, bool))
+    assert x.tolist() == pytest.approx([2])
+    assert error == pytest.approx(0, abs=1e-9)
+    assert kept.tolist() == [True] * 19 + [False]
+
+
+@pytest.mark.parametrize(("rows", "fitted"), [(3, False), (4, True)])
+def test_a_fit_needs_two_rows_per_column(rows: int, fitted: bool) -> None:
+    a = np.array([[1.0, k] for k in range(6)])
+    x, error, kept = fit_without_outliers(a, a @ np.array([3.0, 5.0]), np.arange(6) < rows)
+    assert kept.sum() == rows
+    assert x.tolist() == pytest.approx([3, 5] if fitted else [0, 0])
+    assert error == (pytest.approx(0, abs=1e-9) if fitted else None)

@@ -5,7 +5,7 @@ import pytest
 
 from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.engine_steps import EngineSteps
-from loadgen.attribution.other_clients import counter_values, with_engine
+from loadgen.attribution.other_clients import counter_values, foreign_prefill_in_steps, with_engine
 from loadgen.attribution.shapley import attribute_energy
 from loadgen.record import RequestRecord
 from support.attribution_runs import MS, counter, engine_samples, request
@@ -77,3 +77,29 @@ def test_other_clients_joules_are_unattributed() -> None:
     assert result.unattributed_mj == pytest.approx(200_000, rel=0.05)
     alone = attribute_energy([series], [ours], 0, 1000 * MS, engine=engine_samples((-1, 0, 0, 0), (1001, 100, 10, 100)))
     assert (alone.attributed_mj, alone.unattributed_mj) == (400_000, 0)
+
+
+@pytest.mark.parametrize(("foreign", "edges", "expected"), [
+    (100, [0, 100], [0, 0, 0, 25]),
+    (25, [0, 100], [0, 0, 0, 25]),
+    (5, [0, 100], [0, 0, 0, 5]),  # no more than the engine counted
+    (100, [0, 80], [0, 0, 0, 0]),  # the step ends outside
+    (100, [80, 100], [0, 0, 0, 25]),
+])  # fmt: skip
+def test_a_step_that_took_too_long_held_foreign_prompt_tokens(
+    foreign: float, edges: list[int], expected: list[float]
+) -> None:
+    """A plain step takes 10 ns, a prompt token 1 ns: the last step is 25 ns longer than one and a half plain ones."""
+    steps = EngineSteps(
+        start_ns=np.array([0, 10, 20, 40]),
+        end_ns=np.array([10, 20, 40, 80]),
+        iterations=np.ones(4),
+        step=np.arange(4, dtype=np.int32),
+        request=np.zeros(4, dtype=np.int32),
+        prefilling=np.array([False, False, True, False]),
+        prefill=np.array([0, 0, 10, 0], dtype=np.float32),
+        decode=np.array([1, 1, 0, 1], dtype=np.float32),
+        context=np.zeros(4, dtype=np.float32),
+        unseen_ns=np.zeros((0, 2), dtype=np.int64),
+    )
+    assert foreign_prefill_in_steps(steps, np.array(edges), np.array([foreign])).tolist() == pytest.approx(expected)

@@ -1,0 +1,101 @@
+"""Steps rebuilt from the phases in spans, by hand, in milliseconds."""
+
+import numpy as np
+import pytest
+
+from loadgen.attribution.span_steps import (
+    LONGEST_PREFILL_NS,
+    LONGEST_SLOT_NS,
+    SHORTEST_SLOT_NS,
+    Phases,
+    output_by_interval,
+    slot_edges,
+    slot_for,
+    slot_steps,
+)
+from loadgen.units import NS_PER_MS
+
+MS = NS_PER_MS
+
+
+def phases(*rows: tuple[float, float, bool, float]) -> Phases:
+    """Rows as (start ms, end ms, prefilling, tokens), each of its own request, after a context of 100 tokens."""
+    return Phases(
+        request=np.arange(len(rows)),
+        start_ns=np.array([round(start * MS) for start, _, _, _ in rows], dtype=np.int64),
+        end_ns=np.array([round(end * MS) for _, end, _, _ in rows], dtype=np.int64),
+        prefilling=np.array([prefilling for _, _, prefilling, _ in rows], dtype=bool),
+        tokens=np.array([tokens for _, _, _, tokens in rows], dtype=np.float64),
+        context=np.full(len(rows), 100.0),
+    )
+
+
+def edges_ms(*rows: tuple[float, float, bool, float]) -> list[float]:
+    return (slot_edges(phases(*rows), 20 * MS)[0] / MS).tolist()
+
+
+def test_a_decode_is_cut_into_slots_between_prefills_and_slowed_beside_them() -> None:
+    edges, progress = slot_edges(phases((0, 10, True, 50), (10, 110, False, 8), (50, 60, True, 30)), 20 * MS)
+    assert (edges / MS).tolist() == [0, 10, 30, 50, 60, 85, 110]
+    assert (progress / MS).tolist() == pytest.approx([0, 1, 21, 41, 42, 67, 92])
+
+
+@pytest.mark.parametrize(("first", "second", "edges"), [
+    ((0, 10), (30, 40), [0, 10, 30, 40]),
+    ((0, 10), (10, 40), [0, 40]),  # they touch
+    ((0, 30), (20, 40), [0, 40]),  # they overlap
+    ((0, 40), (10, 20), [0, 40]),  # one lies in the other
+    ((10, 20), (0, 40), [0, 40]),
+    ((0, 10), (11, 40), [0, 10, 11, 40]),
+])  # fmt: skip
+def test_prefills_that_overlap_or_touch_are_one_step(
+    first: tuple[float, float], second: tuple[float, float], edges: list[float]
+) -> None:
+    assert edges_ms((*first, True, 5), (*second, True, 5)) == edges
+
+
+@pytest.mark.parametrize(("over_ns", "stalled"), [(0, True), (1, False)])
+def test_a_longer_prefill_does_not_stall_the_others(over_ns: int, stalled: bool) -> None:
+    length_ns = LONGEST_PREFILL_NS + over_ns
+    _, progress = slot_edges(phases((0, length_ns / MS, True, 5)), 20 * MS)
+    assert progress[-1] == pytest.approx(length_ns * (0.1 if stalled else 1))
+
+
+def test_no_phase_is_no_slot() -> None:
+    edges, progress = slot_edges(phases(), 20 * MS)
+    assert edges.tolist() == [0] and progress.tolist() == [0]
+
+
+def test_slots_hold_the_tokens_of_their_time() -> None:
+    """Two slots of 20 ms before the prefill, two of 25 ms after it; a tenth of the speed beside it."""
+    rows = phases((0, 10, True, 50), (10, 110, False, 91), (50, 60, True, 30))
+    steps = slot_steps(rows, 0, 110 * MS, 20 * MS, np.zeros((0, 2), np.int64))
+    assert (steps.start_ns / MS).tolist() == [0, 10, 30, 50, 60, 85]
+    assert (steps.end_ns / MS).tolist() == [10, 30, 50, 60, 85, 110]
+    decoding = steps.request == 1
+    assert steps.step[decoding].tolist() == [1, 2, 3, 4, 5]
+    assert steps.decode[decoding].tolist() == pytest.approx([20, 20, 1, 25, 25])
+    assert steps.context[decoding].tolist() == pytest.approx([110, 130, 140.5, 153.5, 178.5])
+    assert steps.prefill[~decoding].tolist() == pytest.approx([50, 30])
+    assert steps.step[~decoding].tolist() == [0, 3]
+
+
+def test_output_is_spread_evenly_after_the_first_token() -> None:
+    rows = phases((0, 10, True, 50), (10, 110, False, 50))
+    assert output_by_interval(rows, np.array([0, 10, 60, 200]) * MS).tolist() == pytest.approx([0, 26, 25])
+    assert output_by_interval(rows, np.array([60, 85]) * MS).tolist() == pytest.approx([12.5])
+
+
+@pytest.mark.parametrize(("tokens", "slot_ns"), [
+    (10, 10 * MS),
+    (1000, SHORTEST_SLOT_NS),
+    (0.5, LONGEST_SLOT_NS),
+])  # fmt: skip
+def test_a_slot_is_the_time_of_a_decode_step_within_limits(tokens: float, slot_ns: int) -> None:
+    assert slot_for(phases((0, 100, False, tokens)), 0, 100 * MS, 10**6) == slot_ns
+
+
+def test_slots_grow_until_the_rows_fit() -> None:
+    """100 ms in slots of 10 ms are 10 rows. Of at most 6, 2 are for the phase's ends: 4 rows take 3 steps each."""
+    assert slot_for(phases((0, 100, False, 10)), 0, 100 * MS, 12) == 10 * MS
+    assert slot_for(phases((0, 100, False, 10)), 0, 100 * MS, 6) == 30 * MS
