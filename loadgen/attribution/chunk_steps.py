@@ -150,10 +150,10 @@ def _joined(burst: Memberships, request: Memberships, begins_ns: Ints) -> Member
     latest = np.full(len(begins_ns), -1, np.int32)
     np.maximum.at(latest, burst, previous)
     joins = np.zeros(len(begins_ns), bool)
-    first = 0
+    joined_to = 0
     for b in np.flatnonzero((size[:-1] >= SLICE) & (latest[1:] < np.arange(len(begins_ns) - 1))).tolist():
-        first = first if joins[b] else b
-        joins[b + 1] = latest[b + 1] < first and begins_ns[b + 1] - begins_ns[first] < SLICED_NS
+        joined_to = joined_to if joins[b] else b
+        joins[b + 1] = latest[b + 1] < joined_to and begins_ns[b + 1] - begins_ns[joined_to] < SLICED_NS
     return (burst - np.cumsum(joins).astype(np.int32)[burst]).astype(np.int32)
 
 

@@ -189,11 +189,11 @@ def cut_prefills(members: Members, pieces: list[Piece], cached: Narrow) -> Membe
     done = np.cumsum(tokens) - tokens
     done -= np.maximum.accumulate(np.where(new, done, 0.0))
     context = cached[members.request[row]] + done + tokens / 2
-    last = step == members.step[row]
+    is_final = step == members.step[row]
     prefill, contexts = members.prefill.copy(), members.context.copy()
-    prefill[row[last]], contexts[row[last]] = tokens[last], context[last]
+    prefill[row[is_final]], contexts[row[is_final]] = tokens[is_final], context[is_final]
     members = members._replace(prefill=prefill, context=contexts)
-    earlier = ~last
+    earlier = ~is_final
     if not earlier.any():
         return members
     count = int(earlier.sum())

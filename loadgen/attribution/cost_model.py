@@ -146,11 +146,11 @@ def overlap(edges_ns: Ints, starts_ns: Ints, ends_ns: Ints) -> tuple[Ints, Ints,
     edges_ns: int64[W+1], increasing. Parts outside all windows are left out. An interval of no length is in the window
     it falls in.
     """
-    first = np.searchsorted(edges_ns, starts_ns, side="right") - 1
-    final = np.searchsorted(edges_ns, np.maximum(ends_ns - 1, starts_ns), side="right") - 1
-    pieces = final - first + 1
+    start_window = np.searchsorted(edges_ns, starts_ns, side="right") - 1
+    end_window = np.searchsorted(edges_ns, np.maximum(ends_ns - 1, starts_ns), side="right") - 1
+    pieces = end_window - start_window + 1
     interval = np.repeat(np.arange(len(starts_ns)), pieces)
-    window = first[interval] + np.arange(len(interval)) - (np.cumsum(pieces) - pieces)[interval]
+    window = start_window[interval] + np.arange(len(interval)) - (np.cumsum(pieces) - pieces)[interval]
     inside = (window >= 0) & (window < len(edges_ns) - 1)
     interval, window = interval[inside], window[inside]
     ends_ns = np.maximum(ends_ns, starts_ns + 1)

@@ -94,11 +94,11 @@ def slot_steps(phases: Phases, start_ns: int, end_ns: int, slot_ns: int, unseen_
     inside = end > begin
     edges, progress = slot_edges(phases, slot_ns)
     phase = np.flatnonzero(inside)
-    first = np.searchsorted(edges, begin[inside], side="right") - 1
-    last = np.searchsorted(edges, end[inside] - 1, side="right") - 1
-    pieces = last - first + 1
+    start_cell = np.searchsorted(edges, begin[inside], side="right") - 1
+    end_cell = np.searchsorted(edges, end[inside] - 1, side="right") - 1
+    pieces = end_cell - start_cell + 1
     row = np.repeat(phase, pieces)
-    cell = np.repeat(first, pieces) + np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
+    cell = np.repeat(start_cell, pieces) + np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     from_ns, to_ns = np.maximum(begin[row], edges[cell]), np.minimum(end[row], edges[cell + 1])
     prefilling = phases.prefilling[row]
     start_progress = np.interp(phases.start_ns, edges, progress)

@@ -17,7 +17,7 @@ from loadgen.energy.remote import RemoteMeter
 if TYPE_CHECKING:
     from loadgen.energy.meter import EnergyMeter
 
-WIDTH = 80
+_WIDTH = 80
 
 
 @click.command()
@@ -81,8 +81,8 @@ def _asides(source: SourceFacts) -> list[str]:
 
 def _wrapped(*lines: str) -> str:
     return "\n".join(
-        textwrap.fill(line, WIDTH, subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False)
-        if line.lstrip() == line or len(line) > WIDTH
+        textwrap.fill(line, _WIDTH, subsequent_indent=" " * 8, break_long_words=False, break_on_hyphens=False)
+        if line.lstrip() == line or len(line) > _WIDTH
         else line
         for line in lines
     )

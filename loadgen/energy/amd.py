@@ -17,7 +17,7 @@ from loadgen.energy.nvml import Device, choose, visible_tokens
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import MeterError
 
-POLL_S = 0.05
+_POLL_S = 0.05
 """The firmware sums about once in a millisecond: every read is a point."""
 UJ_PER_MJ = 1000
 VISIBLE = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES")
@@ -27,7 +27,7 @@ VISIBLE = ("HIP_VISIBLE_DEVICES", "ROCR_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"
 class AmdMeter:
     """Any number of GPUs. Open it with `open_amd`."""
 
-    poll_s = POLL_S
+    poll_s = _POLL_S
 
     def __init__(self, smi: Any, gpus: list[tuple[EnergyDomain, Any]], notes: list[str], clock: Callable[[], int]):
         self._smi = smi

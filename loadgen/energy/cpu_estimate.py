@@ -12,7 +12,7 @@ from loadgen.errors import MeterError
 from loadgen.units import s_from_ns
 
 PROC_STAT = Path("/proc/stat")
-POLL_S = 0.5
+_POLL_S = 0.5
 """Ticks are 10 ms: half a second of two cores is 100 of them."""
 
 
@@ -50,7 +50,7 @@ def read_times(stat: str) -> CpuTimes:
 class CpuEstimate:
     """Joules = the curve at the utilisation of each interval, times its length."""
 
-    poll_s = POLL_S
+    poll_s = _POLL_S
 
     def __init__(
         self,

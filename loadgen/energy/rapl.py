@@ -19,7 +19,7 @@ POWERCAP = Path("/sys/class/powercap")
 UJ_PER_J = 1_000_000
 UPDATE_S = 0.001
 """RAPL registers move about once a millisecond (Intel SDM vol. 3, 15.10)."""
-POLL_S = 0.1
+_POLL_S = 0.1
 MAX_UJ_PER_S = 2_000 * UJ_PER_J
 """No package draws more: after a silence in which it could have wrapped twice, what flowed is unknown."""
 
@@ -60,7 +60,7 @@ class _Wrapping:
 class RaplMeter:
     """Every zone that can be read. Raises MeterError when there is none, or when reading is not allowed."""
 
-    poll_s = POLL_S
+    poll_s = _POLL_S
 
     def __init__(self, root: Path = POWERCAP, *, clock: Callable[[], int] = monotonic_ns) -> None:
         zones, self.notes = find_zones(root)
