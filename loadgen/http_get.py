@@ -44,7 +44,7 @@ class HttpClient:
         max_body_bytes: int = MAX_BODY_BYTES,
         clock: Callable[[], int] = monotonic_ns,
     ) -> None:
-        """Only scheme, host and port of `parts` are used. `headers` are part of every request."""
+        """`parts` gives scheme, host and port; its path is not used. `headers` are part of every request."""
         self._headers = dict(headers or {})
         self._max_body_bytes = max_body_bytes
         self._clock = clock

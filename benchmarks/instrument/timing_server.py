@@ -40,10 +40,6 @@ class Log:
         first_write = int(request["first_write"])
         return self.writes_ns[first_write : first_write + int(request["events"])]
 
-    def first_write_ns(self) -> NDArray[np.int64]:
-        """Return the first write of every request; requests without a token must have been left out."""
-        return self.writes_ns[self.requests["first_write"].astype(np.int64)]
-
     def arrivals_s(self) -> NDArray[np.float64]:
         """Return the arrival times in order, in seconds after the first."""
         arrived_ns = np.sort(self.requests["arrived_ns"])

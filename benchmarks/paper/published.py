@@ -3,11 +3,7 @@
 from collections.abc import Sequence
 
 from benchmarks.paper.plots import alone
-from loadgen.energy_model.estimate import JOULES_PER_KWH
 from loadgen.stats.intervals import Interval
-
-KWH_PER_1024_OF_64 = JOULES_PER_KWH / (1024 * 64)
-"""The paper's figures are kWh of 1,024 examples with 64 tokens out each."""
 
 A100 = {
     "hf-eager": {1: 0.09723, 8: 0.0209, 64: 0.009588, 128: 0.009192, 256: 0.009001},

@@ -92,7 +92,9 @@ async def probe(
         body = payload(endpoint, server.model, prompt, 1, server.dialect, extra)
         record = await client.post(PATHS[endpoint], body, workload="probe")
         if record.error:
-            raise LoadgenError(f"the server failed a one-token request ({record.error}): {record.detail}")
+            raise LoadgenError(
+                f"the server failed a one-token request to {PATHS[endpoint]} ({record.error}: {record.detail})"
+            )
         return record.input_tokens
 
     lengths_from, vocabulary_of = await vocabularies(

@@ -20,7 +20,7 @@ class CounterTrack:
     REGULAR_UPDATES = 40
     """Finely polled updates that settle whether the counter runs on a clock of its own."""
     OUTAGE_PERIODS = (3, 2)
-    """After an outage the latest of several updates is still at most about one period old; half as much again (3 / 2)
+    """The latest of several updates is at most about one period old, even after an outage; half as much again (3 / 2)
     is for jitter."""
 
     def __init__(self, domain: str, *, continuous: bool = False) -> None:

@@ -113,7 +113,7 @@ class _Inspection:
         return SourceFacts(
             name=name,
             usable=moved,
-            reason=None if moved else "it answers, but nothing moved while it was watched",
+            reason=None if moved else "it answers, but its counter did not change while it was observed",
             read_cost_s=report.read_cost_s,
             cpu_share=report.cpu_s / length_s,
             errors=report.errors,
@@ -173,7 +173,7 @@ def ratio_to_power(counter: EnergySeries, power: EnergySeries | None) -> float |
 def verdict(facts: DomainFacts) -> str:
     """Return in one line what the domain is good for."""
     if facts.moves < 2:
-        return "no use: nothing moved while it was watched"
+        return "not usable: its counter did not change while it was observed"
     if facts.source == "estimate":
         return "an estimate: taken only with --energy cpu, and it proves nothing"
     if facts.power_ratio is not None and not 0.9 <= facts.power_ratio <= 1.1:

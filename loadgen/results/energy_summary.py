@@ -148,12 +148,14 @@ def invalid_reasons(
                 yield f"{domain} was throttled: {cause} in {share:.0%} of the readings of its clocks"
 
 
-def measured_se_joules(clipped: Sequence[EnergySeries]) -> float:
-    """Return the standard error of the measured joules.
+def measured_se_joules(clipped: Sequence[EnergySeries]) -> float | None:
+    """Return the standard error of the measured joules; None when a series has no two updates to measure between.
 
     It is the power at both ends of each series times the uncertainty of the instants of its first and last update,
     which are uniform within their timestamp uncertainty u: variance (P u)^2 / 3.
     """
+    if any(len(series) < 2 for series in clipped):
+        return None
     variance = 0.0
     for series in clipped:
         watts = np.diff(series.mj)[[0, -1]] / MJ_PER_J / (np.diff(series.t_ns)[[0, -1]] / NS_PER_S)
@@ -162,15 +164,15 @@ def measured_se_joules(clipped: Sequence[EnergySeries]) -> float:
     return float(np.sqrt(variance))
 
 
-def attributed_se_joules(attribution: RunAttribution, measured_se: float) -> float | None:
+def attributed_se_joules(attribution: RunAttribution, measured_se: float | None) -> float | None:
     """Return the standard error of the attributed joules: with the idle power's error, over the time at idle power.
 
-    None when there are several fits, or when the idle power or its error is unknown.
+    None when there are several fits, or when the idle power, its error or that of the measured joules is unknown.
     """
     if len(attribution.coefficients) != 1:
         return None
     idle_w, idle_se_w = attribution.coefficients[0].idle_w, attribution.coefficients[0].idle_se_w
-    if idle_w is None or idle_se_w is None:
+    if idle_w is None or idle_se_w is None or measured_se is None:
         return None
     idle_se = idle_se_w * j_from_mj(attribution.idle_mj) / idle_w if idle_w > 0 else 0.0
     return float(np.hypot(measured_se, idle_se))

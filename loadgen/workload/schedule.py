@@ -26,7 +26,6 @@ ARRIVALS: tuple[Arrival, ...] = get_args(Arrival)
 
 Scale = Literal["compress", "thin", "superpose"]
 """Ways to give a trace's own arrivals another rate: rescale time, leave some out, or add copies."""
-SCALES: tuple[Scale, ...] = get_args(Scale)
 
 
 class ArrivalSpec(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,7 @@
 """Hugging Face generate() behind OpenAI's API, with static batches: the plain baseline, and honest about what it does.
 
-A batch is up to --batch requests, or what came within --deadline-ms of its first. It runs until its longest member is
-done; who comes later waits. GET /batches tells every iteration's exact composition, as JSON Lines.
+A batch is up to --batch requests, or those that arrived within --deadline-ms of its first. It runs until its longest
+member is done; later requests wait. GET /batches returns the exact composition of every iteration, as JSON Lines.
 
 Imports: torch, transformers, aiohttp and the standard library, so that it runs where only those are.
 """

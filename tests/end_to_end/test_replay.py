@@ -220,6 +220,21 @@ def test_the_first_ctrl_c_drains(sim: str, tmp_path: Path) -> None:
     assert (tmp_path / "run" / "report.html").exists()
 
 
+def test_a_ctrl_c_before_the_first_request_leaves_a_complete_folder(sim: str, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = subprocess.Popen(
+        [sys.executable, "-m", "loadgen", "replay", CHAT, "--rps", "4", "--idle", "60", "--base-url", sim,
+         "--ui", "none", "--out", run],
+        stderr=subprocess.PIPE,
+    )  # fmt: skip
+    wait_for(lambda: (run / "energy.jsonl").exists() and (run / "energy.jsonl").stat().st_size > 0)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=30)
+    assert process.returncode == 130, stderr
+    summary = summary_of(run)
+    assert summary.requests.by_error == {"not_sent": 2000} and not summary.energy.valid
+
+
 def test_the_second_ctrl_c_aborts(sim: str, tmp_path: Path) -> None:
     process = interrupted(tmp_path / "run", sim, [(0, signal.SIGINT), (0.05, signal.SIGINT)], trace=CHAT)
     assert process.returncode == 130

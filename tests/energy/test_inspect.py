@@ -72,7 +72,7 @@ def test_only_a_counter_is_compared_with_power_and_has_its_period_measured() -> 
 def test_fewer_than_two_updates_are_no_observation(observed: EnergySeries | None) -> None:
     found = domain_facts(EnergyDomain(name="gpu:0", source="nvml-counter"), observed, None)
     assert (found.period_s, found.quantum_mj, found.watts, found.power_ratio) == (None, None, None, None)
-    assert found.verdict.startswith("no use")
+    assert found.verdict.startswith("not usable")
 
 
 def test_a_counter_that_stands_still_has_no_smallest_step() -> None:
@@ -81,7 +81,7 @@ def test_a_counter_that_stands_still_has_no_smallest_step() -> None:
 
 
 @pytest.mark.parametrize(("changes", "word"), [
-    ({"moves": 1}, "no use"),
+    ({"moves": 1}, "not usable"),
     ({"moves": 2}, "good"),
     ({"source": "estimate"}, "an estimate"),
     ({"power_ratio": 0.9}, "good"),

@@ -149,6 +149,12 @@ def test_the_error_of_the_measured_joules_is_the_power_times_the_uncertainty_at_
     assert energy_summary.measured_se_joules([clipped(watts, slack_s)]) == pytest.approx(se_joules)
 
 
+def test_the_error_of_measured_joules_is_unknown_without_two_updates() -> None:
+    one, two = (EnergySeries("gpu:0", np.arange(n) * NS_PER_S, np.arange(n) * 1000) for n in (1, 2))
+    assert energy_summary.measured_se_joules([two, one]) is None
+    assert energy_summary.measured_se_joules([two]) == 0
+
+
 def test_the_errors_of_several_counters_add_as_squares() -> None:
     three, four = (clipped([w, 0], [0.1, 0.0, 0.0]) for w in (30.0, 40.0))
     assert energy_summary.measured_se_joules([three, four]) == pytest.approx(5 / math.sqrt(3))

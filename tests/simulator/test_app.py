@@ -546,10 +546,9 @@ def test_every_fault_has_a_meaning():
 
 @settings(deadline=None)
 @given(st.text())
-def test_any_text_has_tokens_and_no_character_is_lost(text):
+def test_any_text_has_tokens_and_never_more_than_characters(text):
     assert (len(tokenize(text)) > 0) == bool(text)
     assert len(tokenize(text)) <= len(text)
-    assert tokenize(text) == tokenize(text)
 
 
 @settings(deadline=None)
