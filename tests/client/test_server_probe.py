@@ -239,7 +239,7 @@ def test_without_usage_a_token_is_four_characters() -> None:
 def test_a_server_that_fails_while_tokens_are_counted_is_an_error() -> None:
     fake = FakeServer()
     fake.refuses = lambda body: 500 if len(fake.bodies) > 1 else None
-    with pytest.raises(LoadgenError, match=r"failed a one-token request \(http\): 500"):
+    with pytest.raises(LoadgenError, match=r"failed a one-token request to /chat/completions \(http: 500"):
         probed(fake)
 
 
