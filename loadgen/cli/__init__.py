@@ -65,9 +65,13 @@ def main(args: list[str] | None = None) -> Any:
         sys.exit(2)
 
 
+KEY_VARIABLES = {"replay": "OPENAI_API_KEY", "profile": "OPENAI_API_KEY", "serve": "LOADGEN_SERVE_API_KEY"}
+"""Environment variable of each command's --api-key."""
+
+
 def _hide_api_key() -> None:
     """Restart with --api-key moved to the environment: every user of the machine can read a command line."""
-    variable = {"replay": "OPENAI_API_KEY", "serve": "LOADGEN_SERVE_API_KEY"}.get(sys.argv[1] if sys.argv[1:] else "")
+    variable = KEY_VARIABLES.get(sys.argv[1] if sys.argv[1:] else "")
     if variable is None:
         return
     for i, arg in enumerate(sys.argv):

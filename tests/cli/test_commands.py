@@ -101,3 +101,13 @@ def test_an_engine_option_without_a_key_is_refused(text: str) -> None:
     context: Any = None
     with pytest.raises(click.BadParameter, match="is not KEY=VALUE"):
         key_values(context, context, (text,))
+
+
+def test_every_command_with_an_api_key_moves_it_from_the_command_line_to_its_variable() -> None:
+    keys = {
+        name.split()[-1]: parameter.envvar
+        for name, command in commands("loadgen", cli.cli)
+        for parameter in command.params
+        if parameter.name == "api_key"
+    }
+    assert keys == cli.KEY_VARIABLES

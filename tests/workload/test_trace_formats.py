@@ -9,25 +9,7 @@ import pytest
 from loadgen.errors import LoadgenError
 from loadgen.workload.trace import TraceRequest, read_trace, write_trace
 from loadgen.workload.trace_formats import detect_format, iter_import, time_origin
-
-DATA = Path(__file__).parents[3] / "shared" / "data"
-GOOD = b'{"timestamp": 1520.5, "input_length": 1155, "output_length": 211}\n'
-
-
-def data(name: str) -> Path:
-    if not (DATA / name).exists():
-        pytest.skip(f"no {name}")
-    return DATA / name
-
-
-def saved(folder: Path, content: bytes, name: str = "t.jsonl") -> Path:
-    (path := folder / name).write_bytes(content)
-    return path
-
-
-def request(arrival_s: float, input_tokens: int = 10, output_tokens: int = 5) -> TraceRequest:
-    return TraceRequest(arrival_s=arrival_s, input_tokens=input_tokens, output_tokens=output_tokens)
-
+from support.trace_files import GOOD, data, request, saved
 
 AZURE_2023 = b"TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 23:59:59.9799600,4808,10\r\n"
 AZURE_2024 = b"TIMESTAMP,ContextTokens,GeneratedTokens\n2024-05-10 00:00:00+00:00,2162,5\n"
