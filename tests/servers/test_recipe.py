@@ -24,6 +24,11 @@ def test_every_recipe_in_the_project_can_be_started_one_way_or_another(name: str
         assert option.flag or option.environment, f"{key} sets nothing"
 
 
+def test_vllm_sends_its_spans_in_the_protocol_of_the_url_that_it_is_given() -> None:
+    recipe = read_recipe("vllm")
+    assert variables(recipe, option_values(recipe, {}), PLACES)["OTEL_EXPORTER_OTLP_TRACES_PROTOCOL"] == "http/protobuf"
+
+
 OPTIONS = [
     ("nothing requested: the recipe's defaults", {}, ["--no-enable-prefix-caching"]),
     ("a switch on", {"eager": "on", "prefix_caching": True}, ["--enforce-eager", "--enable-prefix-caching"]),
