@@ -15,10 +15,10 @@ from loadgen.attribution.shapley import attribute_energy
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.results import metrics, timekeeping
 from loadgen.results.arrival_summary import check_arrivals, combine_checks, sent_rate
+from loadgen.results.checks import judge, lateness
 from loadgen.results.energy_summary import energy_shares, outermost_series, summarize_energy
 from loadgen.results.run_folder import RunResult, read_run
 from loadgen.results.summary import (
-    ArrivalCheck,
     Distribution,
     EnergySummary,
     Goodput,
@@ -31,9 +31,6 @@ from loadgen.units import NS_PER_S
 if TYPE_CHECKING:
     from loadgen.record import RequestRecord
     from loadgen.workload.schedule import ScheduledRequest
-
-_MAX_CACHED = 0.02
-"""Chat templates are the same in every prompt: this share may be cached without any prompt being known."""
 
 
 def load_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> RunResult:
@@ -70,7 +67,7 @@ def _summarize(result: RunResult, energy: EnergySummary, duration_s: float) -> S
     checks = {spec.workload: check_arrivals(result, spec) for spec in result.info.asked}
     arrivals = checks.get(None) or (combine_checks(result, checks) if checks else None)
     shares = {share.index: share for share in result.attribution.requests} if result.attribution else {}
-    return Summary(
+    summary = Summary(
         run_id=result.info.run_id,
         duration_s=duration_s,
         stopped_by=result.info.stopped_by,
@@ -94,8 +91,11 @@ def _summarize(result: RunResult, energy: EnergySummary, duration_s: float) -> S
             )
             for name, part in sorted(_records_by_workload(records).items())
         },
-        instrument=_instrument(result, lag, latencies["itl_s"].p50, duration_s, arrivals),
+        instrument=_instrument(result, lag, latencies["itl_s"].p50),
     )
+    verdict = judge(result, summary)
+    instrument = msgspec.structs.replace(summary.instrument, verdicts=verdict.reasons)
+    return msgspec.structs.replace(summary, verdict=verdict, instrument=instrument)
 
 
 class _Latencies(TypedDict):
@@ -154,43 +154,18 @@ def _goodput(config: dict[str, Any], records: Sequence[RequestRecord], duration_
 # ---------------------------------------------------------------- the client
 
 
-def _instrument(
-    result: RunResult, lag: Distribution, itl_s: float | None, duration_s: float, arrivals: ArrivalCheck | None
-) -> Instrument:
-    """Return the client's own cost and lateness, and everything that a reader must know about the measurement."""
+def _instrument(result: RunResult, lag: Distribution, itl_s: float | None) -> Instrument:
+    """Return the client's own cost and lateness; its `verdicts` are empty until the run is judged."""
     costs = result.info.instrument
     delay = costs.get("loop_delay_s")
-    loop_delay = msgspec.convert({"count": 0} | delay, Distribution) if delay else None
-    processes = costs.get("processes") or []
-    waited_s = costs.get("waited_s")
-    waited = waited_s / duration_s if waited_s is not None and duration_s > 0 else None
-    late = {"lag": lag, "loop_delay": timekeeping.loop_delay_that_tells(loop_delay, costs.get("stamped_by"), itl_s)}
-    verdicts = timekeeping.faults(processes, waited, **late)
-    if arrivals and arrivals.as_asked is False:
-        verdicts.append(f"requests did not come as they should: {arrivals.verdict}")
-    if (cached := cached_share(result)) > _MAX_CACHED:
-        verdicts.append(
-            f"{cached:.0%} of the prompt tokens came from the server's prefix cache, though no prompt shares a prefix: "
-            "an earlier run with this --seed filled it; use another"
-        )
-    if result.info.config.get("max_concurrency"):
-        verdicts.append("--max-concurrency closed the loop: the server's slowness delayed later requests")
     return Instrument(
-        kept_time=timekeeping.kept_time(processes, **late),
-        loop_delay_s=loop_delay,
-        waited_s=waited_s,
+        kept_time=timekeeping.kept_time(costs.get("processes") or [], **lateness(result, lag, itl_s)),
+        loop_delay_s=msgspec.convert({"count": 0} | delay, Distribution) if delay else None,
+        waited_s=costs.get("waited_s"),
         stamped_by=costs.get("stamped_by"),
         compiled=costs.get("compiled"),
         cpu_s=costs.get("cpu_s"),
         max_rss_bytes=costs.get("max_rss_bytes"),
         sampler_period_s=costs.get("sampler_period_s"),
-        verdicts=verdicts,
+        verdicts=[],
     )
-
-
-def cached_share(result: RunResult) -> float:
-    """Return cached / all prompt tokens; 0 when the trace requests shared prefixes, or nothing is reported."""
-    if any(request.prefix_ids or request.text_tokens for request in result.schedule):
-        return 0.0
-    prompt_tokens = sum(record.input_tokens or 0 for record in result.records)
-    return sum(record.cached_tokens or 0 for record in result.records) / prompt_tokens if prompt_tokens else 0.0

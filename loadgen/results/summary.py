@@ -3,6 +3,7 @@
 import msgspec
 
 from loadgen.record import StampedBy
+from loadgen.results.verdict import NOT_JUDGED, Verdict
 from loadgen.workload.arrival_check import RealizedArrivals
 
 
@@ -163,6 +164,7 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True):
     max_rss_bytes: int | None
     sampler_period_s: float | None
     verdicts: list[str]
+    """The reasons of all checks of the verdict that are not ok."""
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
@@ -186,3 +188,5 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     energy: EnergySummary
     by_workload: dict[str, WorkloadSummary]
     instrument: Instrument
+    verdict: Verdict = NOT_JUDGED
+    """The one judgement on the run. All of its checks are None in the folder of an older version."""

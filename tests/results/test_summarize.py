@@ -8,8 +8,9 @@ import pytest
 
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.record import RequestRecord
+from loadgen.results.checks import cached_share
 from loadgen.results.run_folder import RunResult
-from loadgen.results.summarize import analyse_run, cached_share
+from loadgen.results.summarize import analyse_run
 from loadgen.results.summary import EnergySummary, Summary
 from loadgen.units import NS_PER_S
 from loadgen.workload.schedule import ArrivalSpec

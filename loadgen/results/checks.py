@@ -1,0 +1,196 @@
+"""The ten checks of a run: what was recorded, and the numbers derived from it -> the verdict."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from loadgen.results import timekeeping
+from loadgen.results.failure_limit import FailureLimit
+from loadgen.results.summary import Distribution, Summary
+from loadgen.results.verdict import LATENCY_ROWS, Check, Status, Verdict
+from loadgen.units import NS_PER_S
+
+if TYPE_CHECKING:
+    from loadgen.record import RequestRecord
+    from loadgen.results.run_folder import RunResult
+
+_MAX_CACHED = 0.02
+"""Chat templates are the same in every prompt: this share may be cached without any prompt being known."""
+_MAX_OFF = 0.05
+"""Share by which the tokens counted may differ from those requested."""
+_DEAD_AFTER = 3
+"""This many last requests that all could not connect are a server that died."""
+_CUT_OFF = ("cancelled", "not_sent")
+"""Kinds of error that the end of the run makes, not the server."""
+
+
+def judge(result: RunResult, summary: Summary) -> Verdict:
+    """Return the verdict on a run. `summary` holds its numbers and no verdict yet."""
+    checks: Sequence[Callable[[RunResult, Summary], Check]] = (
+        finished,
+        failures,
+        load,
+        server,
+        client,
+        lengths,
+        streaming,
+        token_counts,
+        prefix_cache,
+        energy,
+    )
+    return Verdict.of([check(result, summary) for check in checks])
+
+
+def finished(result: RunResult, summary: Summary) -> Check:
+    """Return whether the run ended by itself, with a server that was there to the end.
+
+    An interrupted run is a warning: the numbers of the requests that it sent hold. An aborted or killed one failed, for
+    requests in flight were cut off.
+    """
+    unsent, counts = summary.requests.by_error.get("not_sent", 0), summary.requests
+    unfinished = f"{counts.completed:,} of {counts.scheduled:,} requests completed"
+    if summary.stopped_by == "interrupted":
+        reason = f"the run was interrupted: {unsent:,} of {counts.scheduled:,} requests were not sent"
+        return Check(name="finished", status="warning", reason=reason, rows=["requests"])
+    if summary.stopped_by == "aborted":
+        reason = f"the run was aborted: {unfinished}, requests in flight were cut off"
+        return Check(name="finished", status="failed", reason=reason, rows=["requests", *LATENCY_ROWS])
+    if summary.stopped_by is None:
+        reason = f"the run did not end by itself: the client was killed, {unfinished}"
+        return Check(name="finished", status="failed", reason=reason, rows=["requests", *LATENCY_ROWS])
+    refused = _last_refused(result.records)
+    if len(refused) >= _DEAD_AFTER:
+        died_s = (refused[0].scheduled_ns - (result.info.start_ns or 0)) / NS_PER_S
+        reason = f"the server was gone from {died_s:.1f} s on: none of the last {len(refused):,} requests could connect"
+        return Check(name="finished", status="failed", reason=reason, rows=["requests", *LATENCY_ROWS])
+    return Check(name="finished", status="ok")
+
+
+def _last_refused(records: Sequence[RequestRecord]) -> list[RequestRecord]:
+    """Return the requests sent after the last that the server took, all of which could not connect."""
+    sent = sorted((record for record in records if record.sent_ns is not None), key=lambda record: record.sent_ns or 0)
+    taken = max((i for i, record in enumerate(sent) if record.error != "connect"), default=-1)
+    return sent[taken + 1 :]
+
+
+def failures(result: RunResult, summary: Summary) -> Check:
+    """Return whether more requests failed than --max-failed allows.
+
+    Requests that the end of an interrupted or killed run cut off or left unsent are not counted: see `finished`.
+    """
+    stopped = summary.stopped_by != "completed"
+    judged = [record for record in result.records if not (stopped and record.error in _CUT_OFF)]
+    failed = [record for record in judged if record.error is not None]
+    if not failed:
+        return Check(name="failures", status="ok" if judged else None)
+    limit = FailureLimit.parse(result.info.config.get("max_failed") or FailureLimit.DEFAULT)
+    kinds = Counter(f"{record.error}" for record in failed).most_common()
+    words = next((record.detail for record in failed if record.error == kinds[0][0] and record.detail), None)
+    by_kind = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
+    reason = f"{len(failed):,} of {len(judged):,} requests failed ({by_kind}{f'; {words}' if words else ''})"
+    if len(failed) == len(judged):
+        return Check(name="failures", status="failed", reason=f"no request completed: {reason}", rows=LATENCY_ROWS)
+    if limit.exceeded(len(failed), len(judged)):
+        reason = f"{reason}, more than the limit of {limit.text}"
+        return Check(name="failures", status="failed", reason=reason, rows=LATENCY_ROWS)
+    return Check(name="failures", status="warning", reason=reason, rows=LATENCY_ROWS)
+
+
+def load(result: RunResult, summary: Summary) -> Check:
+    if result.info.config.get("max_concurrency"):
+        reason = "--max-concurrency closed the loop: the server's slowness delayed later requests"
+        return Check(name="load", status=None, reason=reason)
+    arrivals = summary.arrivals
+    if arrivals is None or arrivals.as_asked is None:
+        return Check(name="load", status=None)
+    if arrivals.as_asked:
+        return Check(name="load", status="ok")
+    reason = f"requests did not come as they should: {arrivals.verdict}"
+    return Check(name="load", status="warning", reason=reason, rows=["rate", "arrivals"])
+
+
+def server(_: RunResult, __: Summary) -> Check:
+    return Check(name="server", status=None)
+
+
+def client(result: RunResult, summary: Summary) -> Check:
+    costs = result.info.instrument
+    waited_s = costs.get("waited_s")
+    waited = waited_s / summary.duration_s if waited_s is not None and summary.duration_s > 0 else None
+    processes = costs.get("processes") or []
+    late = lateness(result, summary.schedule_lag_s, summary.itl_s.p50)
+    if reasons := timekeeping.faults(processes, waited, **late):
+        return Check(name="client", status="warning", reason="; ".join(reasons), rows=LATENCY_ROWS)
+    return Check(name="client", status="ok" if timekeeping.kept_time(processes, **late) else None)
+
+
+def lateness(result: RunResult, lag: Distribution, itl_s: float | None) -> dict[str, Distribution | None]:
+    """Return the distributions that tell how late this client was."""
+    costs = result.info.instrument
+    delay = costs.get("loop_delay_s")
+    loop_delay = msgspec.convert({"count": 0} | delay, Distribution) if delay else None
+    return {"lag": lag, "loop_delay": timekeeping.loop_delay_that_tells(loop_delay, costs.get("stamped_by"), itl_s)}
+
+
+def lengths(_: RunResult, summary: Summary) -> Check:
+    counted = summary.lengths
+    if counted is None or not counted.output_asked:
+        return Check(name="lengths", status=None)
+    if abs(counted.output_counted / counted.output_asked - 1) <= _MAX_OFF:
+        return Check(name="lengths", status="ok")
+    reason = f"answers had {counted.output_counted:,} tokens, {counted.output_asked:,} were requested"
+    return Check(name="lengths", status="warning", reason=reason, rows=["tokens.output", "e2e_s", "response_s"])
+
+
+def streaming(_: RunResult, __: Summary) -> Check:
+    return Check(name="streaming", status=None)
+
+
+def token_counts(result: RunResult, _: Summary) -> Check:
+    sources = [record.token_source for record in result.records if record.ok and record.token_source]
+    if not sources:
+        return Check(name="token_counts", status=None)
+    if chunks := sources.count("chunks"):
+        reason = f"the server sent no usage for {chunks:,} of {len(sources):,} answers: their chunks were counted"
+        return Check(name="token_counts", status="warning", reason=reason, rows=["tokens.output", "tpot_s"])
+    return Check(name="token_counts", status="ok")
+
+
+def prefix_cache(result: RunResult, _: Summary) -> Check:
+    if (cached := cached_share(result)) <= _MAX_CACHED:
+        return Check(name="prefix_cache", status="ok")
+    reason = (
+        f"{cached:.0%} of the prompt tokens came from the server's prefix cache, though no prompt shares a prefix: "
+        "an earlier run with this --seed filled it; use another"
+    )
+    return Check(name="prefix_cache", status="warning", reason=reason, rows=["ttft_s", "energy.prefill_joules"])
+
+
+def cached_share(result: RunResult) -> float:
+    """Return cached / all prompt tokens; 0 when the trace requests shared prefixes, or nothing is reported."""
+    if any(request.prefix_ids or request.text_tokens for request in result.schedule):
+        return 0.0
+    prompt_tokens = sum(record.input_tokens or 0 for record in result.records)
+    return sum(record.cached_tokens or 0 for record in result.records) / prompt_tokens if prompt_tokens else 0.0
+
+
+def energy(result: RunResult, summary: Summary) -> Check:
+    """Return whether the joules support claims.
+
+    No energy is nothing to judge when none was requested, or `auto` knew no source. It failed when a source was there
+    and gave nothing.
+    """
+    energy = summary.energy
+    if energy.valid:
+        return Check(name="energy", status="ok")
+    source = result.info.config.get("energy") or "none"
+    if energy.measured_joules is None and (source == "none" or (source == "auto" and not result.info.domains)):
+        reason = None if source == "none" else f"no energy was measured: {'; '.join(energy.reasons)}"
+        return Check(name="energy", status=None, reason=reason, rows=["energy"])
+    reason = f"the energy is not valid: {'; '.join(energy.reasons)}"
+    status: Status = "failed" if energy.measured_joules is None else "warning"
+    return Check(name="energy", status=status, reason=reason, rows=["energy"])
