@@ -16,6 +16,7 @@ from aiohttp.client_reqrep import ClientResponse
 from loadgen.client.connection_pool import MAX_FETCHED_BYTES, FetchedPage
 from loadgen.client.http1 import Head, HTTPError
 from loadgen.clock import monotonic_ns
+from loadgen.telemetry.traceparent import TRACEPARENT, traceparent
 
 if TYPE_CHECKING:
     from loadgen.client.stream import StreamState
@@ -69,6 +70,7 @@ class Session:
     def __init__(self, headers: dict[str, str]) -> None:
         tracing = aiohttp.TraceConfig()
         tracing.on_connection_reuseconn.append(_on_reuse)
+        self._traced = TRACEPARENT not in {name.lower() for name in headers}
         self._session = aiohttp.ClientSession(
             connector=_StampedConnector(limit=0, ttl_dns_cache=300),
             cookie_jar=aiohttp.DummyCookieJar(),  # a sticky cookie would send the whole load to one backend
@@ -123,6 +125,8 @@ class Session:
         stream.sent_ns = monotonic_ns()
         data = BytesIO(body) if len(body) > LONG_BYTES else body
         headers = {"X-Request-Id": request_id}
+        if self._traced:
+            headers[TRACEPARENT] = traceparent(request_id)
         async with self._session.post(url, data=data, headers=headers, trace_request_ctx=attempt) as response:
             assert isinstance(response, _StampedResponse)
             kind = response.content_type if "Content-Type" in response.headers else ""

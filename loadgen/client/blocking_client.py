@@ -18,6 +18,7 @@ from loadgen.client.http1 import Response, Unusual
 from loadgen.client.redact import redact
 from loadgen.client.stream import PROTOCOL_ERRORS, RequestError, StreamState
 from loadgen.clock import monotonic_ns
+from loadgen.telemetry.traceparent import TRACEPARENT, traceparent
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -89,7 +90,7 @@ class BlockingClient:
         """Send the request; once more if a pooled connection proves dead before a byte of the response arrives."""
         head = (
             f"POST {self._path}{post.path}{self._fields}X-Request-Id: {post.request_id}\r\n"
-            f"Content-Length: {len(post.body)}\r\n\r\n"
+            f"{TRACEPARENT}: {traceparent(post.request_id)}\r\nContent-Length: {len(post.body)}\r\n\r\n"
         )
         request = head.encode("latin-1") + post.body
         deadline_ns = monotonic_ns() + round(self._timeout_s * NS_PER_S)

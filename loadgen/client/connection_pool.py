@@ -24,6 +24,7 @@ from loadgen.client.connection import (
 from loadgen.client.http1 import Head, HTTPError
 from loadgen.client.kernel_timestamps import ArrivalClock, enable_timestamps
 from loadgen.client.socket_poller import SocketPoller
+from loadgen.telemetry.traceparent import TRACEPARENT, traceparent
 
 if TYPE_CHECKING:
     from loadgen.record import StampedBy
@@ -94,6 +95,8 @@ class ConnectionPool:
         self._host, self._port, self._path = parts.hostname or "", parts.port or 80, parts.path.rstrip("/")
         fields = {name.lower(): f"{name}: {value}\r\n" for name, value in headers.items()}
         self._fields = f" HTTP/1.1\r\nHost: {parts.netloc}\r\n" + "".join(fields.values())
+        self._traced = TRACEPARENT not in fields
+        """True if each request has a trace of its own: the user gives no `traceparent`."""
         self._poller: SocketPoller | None = None
         self._clock = ArrivalClock()
         self.addresses: list[Address] = []
@@ -107,7 +110,11 @@ class ConnectionPool:
 
     def request(self, path: str, body: bytes, request_id: str) -> bytes:
         """Return the bytes of a POST request."""
-        head = f"POST {self._path}{path}{self._fields}X-Request-Id: {request_id}\r\nContent-Length: {len(body)}\r\n\r\n"
+        trace = f"{TRACEPARENT}: {traceparent(request_id)}\r\n" if self._traced else ""
+        head = (
+            f"POST {self._path}{path}{self._fields}X-Request-Id: {request_id}\r\n{trace}"
+            f"Content-Length: {len(body)}\r\n\r\n"
+        )
         return head.encode("ascii") + body
 
     async def resolve(self) -> None:

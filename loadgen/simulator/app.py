@@ -34,7 +34,8 @@ from loadgen.simulator.cost_model import CounterOptions, each_gpu
 from loadgen.simulator.engine import Engine, EngineOptions
 from loadgen.simulator.faults import Fault, Faults
 from loadgen.simulator.player import EnginePlayer
-from loadgen.simulator.served_request import ChunkedWriter
+from loadgen.simulator.served_request import ChunkedWriter, ServedRequest
+from loadgen.telemetry.traceparent import TRACEPARENT, parse_traceparent
 from loadgen.units import NS_PER_S, s_from_ns
 
 COUNTER_KEEPS_S = 600.0
@@ -111,7 +112,7 @@ class SimulatedServer:
             return await self._whole(ask, request, fault)
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
-        answer = self.player.admit(ask, request.headers.get("X-Request-Id"), fault)
+        answer = self._admit(request, ask, fault)
         answer.wire = ChunkedWriter(request)
         try:
             await answer.done
@@ -119,8 +120,12 @@ class SimulatedServer:
             self.player.leave(answer)
         return response
 
+    def _admit(self, request: web.Request, ask: Ask, fault: Fault | None) -> ServedRequest:
+        parent = parse_traceparent(request.headers.get(TRACEPARENT, ""))
+        return self.player.admit(ask, request.headers.get("X-Request-Id"), fault, parent)
+
     async def _whole(self, ask: Ask, request: web.Request, fault: Fault | None) -> web.StreamResponse:
-        answer = self.player.admit(ask, request.headers.get("X-Request-Id"), fault)
+        answer = self._admit(request, ask, fault)
         try:
             await answer.done
         finally:

@@ -28,6 +28,7 @@ from loadgen.units import NS_PER_MS, NS_PER_S, s_from_ns
 
 if TYPE_CHECKING:
     from loadgen.simulator.faults import Fault
+    from loadgen.telemetry.traceparent import SpanIds
 
 _log = logging.getLogger(__name__)
 
@@ -131,8 +132,10 @@ class EnginePlayer:
         ranks = {"p50": len(late) // 2, "p99": len(late) * 99 // 100, "max": -1}
         return {name: round(late[rank] / NS_PER_MS, 3) if late else None for name, rank in ranks.items()}
 
-    def admit(self, ask: Ask, request_id: str | None, fault: Fault | None) -> ServedRequest:
-        """Queue a request now. request_id: the client's; None generates one."""
+    def admit(
+        self, ask: Ask, request_id: str | None, fault: Fault | None, parent: SpanIds | None = None
+    ) -> ServedRequest:
+        """Queue a request now. request_id: the client's; None generates one. parent: the client's span."""
         self.count += 1
         rng = self.rng if ask.seed is None else np.random.default_rng(ask.seed % 2**64)
         drawn_tokens = max(ask.min_tokens, int(rng.geometric(1 / MEAN_ANSWER_TOKENS)), 1)
@@ -150,6 +153,7 @@ class EnginePlayer:
             finish_reason=reason,
             word_seed=int(rng.integers(2**31)),
             fault=fault,
+            parent=parent,
             done=asyncio.get_running_loop().create_future(),
         )
         if ask.stream:

@@ -17,6 +17,7 @@ from loadgen.simulator.tokens import answer_words
 if TYPE_CHECKING:
     from loadgen.simulator.engine import Sequence
     from loadgen.simulator.faults import Fault
+    from loadgen.telemetry.traceparent import SpanIds
 
 
 class ChunkedWriter:
@@ -48,6 +49,7 @@ class ServedRequest:
     finish_reason: str
     word_seed: int
     fault: Fault | None
+    parent: SpanIds | None
     done: asyncio.Future[None]
     """Completes when there is nothing more to send."""
     wire: ChunkedWriter | None = None
@@ -75,6 +77,7 @@ class ServedRequest:
             self.last_token_ns,
             self.seq.input_tokens,
             self.sent_tokens,
+            self.parent,
         )
 
     @property

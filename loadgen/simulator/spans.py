@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 from loadgen.telemetry.otlp_export import set_attribute, trace_service
+from loadgen.telemetry.traceparent import SpanIds, span_ids
 from loadgen.units import s_from_ns
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ class Finished(NamedTuple):
     last_token_ns: int
     input_tokens: int
     output_tokens: int
+    parent: SpanIds | None = None
+    """The client's span, named by its `traceparent`."""
 
 
 def engine_id(request_id: str, chat: bool) -> str:
@@ -44,8 +46,9 @@ def export_finished(model: str, batch: Sequence[Finished], anchor: Anchor) -> by
     offset_ns = anchor.wall_ns - anchor.monotonic_ns
     for request in batch:
         span = scope.spans.add()
-        digest = blake2b(f"{request.response_id} {request.arrival_ns}".encode(), digest_size=24).digest()
-        span.trace_id, span.span_id = digest[:16], digest[16:]
+        span.trace_id, span.span_id = span_ids(f"{request.response_id} {request.arrival_ns}")
+        if request.parent:
+            span.trace_id, span.parent_span_id = request.parent
         span.name, span.kind = "llm_request", _KIND_SERVER
         span.start_time_unix_nano = request.arrival_ns + offset_ns
         span.end_time_unix_nano = request.last_token_ns + offset_ns

@@ -5,7 +5,6 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from hashlib import blake2b
 from typing import Any, Generic, Self, TypeVar
 from urllib.parse import SplitResult, urlsplit
 
@@ -13,6 +12,7 @@ from loadgen.clock import Anchor, anchor
 from loadgen.errors import LoadgenError
 from loadgen.http_get import REQUEST_ERRORS, HttpClient
 from loadgen.record import RequestRecord
+from loadgen.telemetry.traceparent import span_ids
 from loadgen.units import NS_PER_S
 
 TOKEN_VARIABLE = "LOADGEN_SIDECAR_TOKEN"
@@ -42,8 +42,7 @@ def export_records(run_id: str, model: str, records: Sequence[RequestRecord], cl
 def _fill(span: Any, run_id: str, model: str, record: RequestRecord, offset_ns: int) -> None:
     assert record.sent_ns is not None and record.finished_ns is not None
     request_id = f"{run_id}-{record.index}"
-    digest = blake2b(request_id.encode(), digest_size=24).digest()
-    span.trace_id, span.span_id = digest[:16], digest[16:]
+    span.trace_id, span.span_id = span_ids(request_id)
     span.name, span.kind = "chat", KIND_CLIENT
     span.start_time_unix_nano = record.sent_ns + offset_ns
     span.end_time_unix_nano = max(record.last_token_ns or record.finished_ns, record.sent_ns) + offset_ns
@@ -51,8 +50,8 @@ def _fill(span: Any, run_id: str, model: str, record: RequestRecord, offset_ns: 
         "gen_ai.request.id": request_id,
         "gen_ai.request.model": model,
         "loadgen.workload": record.workload,
-        "gen_ai.usage.input_tokens": record.input_tokens or 0,
-        "gen_ai.usage.output_tokens": record.output_tokens or 0,
+        "gen_ai.usage.input_tokens": record.input_tokens,
+        "gen_ai.usage.output_tokens": record.output_tokens,
         "gen_ai.usage.cache_read.input_tokens": record.cached_tokens,
         "gen_ai.latency.time_to_first_token": None if record.ttft_ns is None else record.ttft_ns / NS_PER_S,
     }

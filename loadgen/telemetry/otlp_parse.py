@@ -118,7 +118,7 @@ def _attributes(span: Any) -> dict[str, str | int | float | bool]:
 _SCALARS = frozenset(("string_value", "int_value", "double_value", "bool_value"))
 
 
-_REQUEST_ATTRIBUTES = frozenset((*OUTPUT_TOKENS, *FIRST_TOKEN_S))
+_REQUEST_ATTRIBUTES = frozenset((*OUTPUT_TOKENS, *FIRST_TOKEN_S, *WORKLOAD))
 """One of these is in the span of a request, or it has vLLM's name or TGI's times."""
 
 

@@ -11,6 +11,7 @@ import pytest
 
 from loadgen.client.blocking_client import BlockingClient
 from loadgen.record import RequestRecord
+from loadgen.telemetry.traceparent import traceparent
 
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
 EVENTS = (
@@ -82,6 +83,7 @@ def test_a_stream_becomes_a_record() -> None:
     assert record.sent_ns < record.first_token_ns <= record.finished_ns
     head = asked[0].partition(b"\r\n\r\n")[0]
     assert head.startswith(b"POST /v1/chat/completions HTTP/1.1\r\n")
+    assert f"\r\ntraceparent: {traceparent('run-3')}\r\n".encode() in head
     assert b"X-Request-Id: run-3" in head and b"Authorization: Bearer sk-secret-key" in head
 
 

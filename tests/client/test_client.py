@@ -24,6 +24,7 @@ from loadgen.client.openai_api import StreamEvent
 from loadgen.client.server_probe import find_model
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
+from loadgen.telemetry.traceparent import traceparent
 from support.scripted_server import DONE, END, GOOD, HEAD, ROLE, USAGE, Step, Wire, chunk, token, wire
 
 T = TypeVar("T")
@@ -73,6 +74,14 @@ def test_a_good_stream() -> None:
     assert times == sorted(times, key=lambda t: t or 0)
     assert b"POST /v1/chat/completions" in server.requests[0]
     assert b"x-request-id: run-0" in server.requests[0].lower()
+    assert f"\ntraceparent: {traceparent('run-0')}\r\n".encode() in server.requests[0].lower()
+
+
+def test_a_traceparent_of_the_users_own_goes_before_that_of_the_request() -> None:
+    own = f"00-{'a' * 32}-{'b' * 16}-00"
+    _, server = one(GOOD, headers={"Traceparent": own})
+    head = server.requests[0].lower()
+    assert head.count(b"traceparent:") == 1 and own.encode() in head
 
 
 def test_chunks_are_timed_when_they_arrive_not_when_the_stream_ends() -> None:

@@ -102,7 +102,7 @@ def test_loadgens_own_spans_come_back_as_they_were() -> None:
         key="run-7", request_id="run-7", client=True, start_ns=1000, prefill_ns=1000, first_token_ns=501_000,
         end_ns=900_000, input_tokens=11, output_tokens=5, cached_tokens=3, model="m", workload="code", ok=True,
     )  # fmt: skip
-    assert (other.ok, other.output_tokens, other.first_token_ns) == (False, 0, None)
+    assert (other.ok, other.input_tokens, other.output_tokens, other.first_token_ns) == (False, None, None, None)
 
 
 @pytest.mark.parametrize(
