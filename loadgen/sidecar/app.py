@@ -200,7 +200,7 @@ class Sidecar:
     async def traces(self, request: web.Request) -> web.Response:
         if request.content_type != "application/x-protobuf":
             raise web.HTTPUnsupportedMediaType(
-                text="send application/x-protobuf (OTEL_EXPORTER_OTLP_PROTOCOL=http/protobuf)\n"
+                text="send application/x-protobuf: set OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf\n"
             )
         try:
             body = await request.read()

@@ -198,6 +198,8 @@ async def test_bodies_that_cannot_be_read_are_refused_and_counted() -> None:
         for body, headers, status in cases:
             async with session.post(url + "/v1/traces", data=io.BytesIO(body), headers=headers) as response:
                 assert response.status == status
+                reply = await response.text()
+                assert (status == 415) == ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL=http/protobuf" in reply), "what to set"
         await until(one, lambda: one.page.ledger.dropped["oversized"] == 2)
         assert one.page.ledger.dropped["malformed"] == 1
 
