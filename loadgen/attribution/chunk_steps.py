@@ -13,8 +13,8 @@ import numpy as np
 
 from loadgen.attribution.chunked_prefill import spread_prefills
 from loadgen.attribution.engine_steps import EngineSteps, Members, Memberships, Narrow
-from loadgen.attribution.other_clients import counter_values, with_engine
-from loadgen.telemetry.engine_sample import EngineSample, sample_times
+from loadgen.attribution.other_clients import with_engine
+from loadgen.telemetry.engine_sample import EngineSample, counter_values, sample_times
 from loadgen.units import NS_PER_MS
 
 if TYPE_CHECKING:

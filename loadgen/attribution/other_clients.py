@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loadgen.attribution.engine_steps import EngineSteps, ForeignLoad, Narrow
-from loadgen.telemetry.engine_sample import EngineSample, sample_times
+from loadgen.telemetry.engine_sample import EngineSample, computed_prompt_tokens, counter_values, sample_times
 
 if TYPE_CHECKING:
     from loadgen.stats.arrays import Floats, Ints
@@ -18,21 +18,13 @@ FOREIGN_SHARE = 0.02
 """A smaller share of the engine's output tokens that is not ours is counting noise."""
 
 
-def counter_values(engine: Sequence[EngineSample], name: str) -> Floats | None:
-    """Return one counter over time; None when a sample lacks it, or it went back (the engine restarted)."""
-    if len(engine) < 2 or any(name not in sample for sample in engine):
-        return None
-    values = np.array([sample[name] for sample in engine], dtype=np.float64)
-    return values if bool((np.diff(values) >= 0).all()) else None
-
-
 def with_engine(steps: EngineSteps, engine: Sequence[EngineSample]) -> EngineSteps:
     """Return the same steps with the steps of other clients, as far as the engine's counters exceed ours.
 
     Less than FOREIGN_SHARE of the engine's output tokens is counting noise, and no other client is assumed.
     """
-    generated, prompts = counter_values(engine, "generation_tokens"), counter_values(engine, "prompt_tokens")
-    if generated is None or prompts is None or not steps.count:
+    generated, computed = counter_values(engine, "generation_tokens"), computed_prompt_tokens(engine)
+    if generated is None or computed is None or not steps.count:
         return steps
     edges = sample_times(engine)
     our_tokens = _sum_by_interval(edges, steps.end_ns[steps.step], steps.decode)
@@ -41,13 +33,11 @@ def with_engine(steps: EngineSteps, engine: Sequence[EngineSample]) -> EngineSte
     decode = np.maximum(np.diff(generated) - our_tokens, 0.0)
     if float(np.diff(generated).sum() - our_tokens.sum()) < FOREIGN_SHARE * float(np.diff(generated).sum()):
         return steps
-    cached = counter_values(engine, "cached_tokens")
-    computed = np.diff(prompts) - (np.diff(cached) if cached is not None else 0.0)
     our_steps = _sum_by_interval(edges, steps.end_ns, np.ones(steps.count))
     counted = counter_values(engine, "iterations")
     iterations = np.maximum(np.diff(counted), our_steps) if counted is not None else np.maximum(our_steps, 1.0)
     decoded = steps.decode > 0
-    prefill = np.maximum(computed - our_prefill, 0.0)
+    prefill = np.maximum(np.diff(computed) - our_prefill, 0.0)
     in_step = foreign_prefill_in_steps(steps, edges, prefill)
     foreign = ForeignLoad(
         edges_ns=edges,

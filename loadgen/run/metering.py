@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from loadgen.energy.choose import open_meter, source_beside
 from loadgen.energy.sampler import LivePower, Sampler, SamplerReport
-from loadgen.telemetry.engine_metrics import EnginePoller
+from loadgen.telemetry.engine_metrics import EnginePoller, EngineState
 
 if TYPE_CHECKING:
     from loadgen.client.server_probe import ServerInfo
@@ -31,6 +31,8 @@ class Metering:
         self._sampler: Sampler | None = None
         self.report: SamplerReport | None = None
         """Known once `recording` has ended; None without a meter."""
+        self.engine_page = engine_page_facts(EngineState())
+        """The engine's metrics page, as `recording` knew it in the end."""
 
     async def __aenter__(self) -> Self:
         server, config = self._server, self._config
@@ -57,7 +59,7 @@ class Metering:
 
         Both threads are daemons; after an exception they are left to themselves.
         """
-        poller = EnginePoller(self._server.root_url, writer.engine)
+        poller = EnginePoller(self._server.root_url, writer.engine, owner=self._server.engine)
         if self.meter:
             self._sampler = Sampler(self.meter, writer.energy)
             self._sampler.start()
@@ -66,8 +68,20 @@ class Metering:
         yield
         await asyncio.to_thread(poller.stop)
         await asyncio.to_thread(poller.read_now)
+        self.engine_page = engine_page_facts(poller.state)
         self.report = await asyncio.to_thread(self._sampler.stop) if self._sampler else None
 
     def latest(self) -> LivePower | None:
         """Return the present power, for display; None without a meter."""
         return self._sampler.latest() if self._sampler else None
+
+
+def engine_page_facts(state: EngineState) -> dict[str, str | bool | None]:
+    """Return what run.json states about an engine's metrics page. A page may answer and not be understood."""
+    return {
+        "answered": state.answered_ns is not None,
+        "understood": state.path is not None,
+        "path": state.path,
+        "names_of": state.engine,
+        "reason": state.reason,
+    }

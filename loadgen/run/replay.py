@@ -172,6 +172,7 @@ def info_after(
         start_ns=start_ns,
         end_ns=end_ns,
         stopped_by=sender.stopped_by,
+        server={**info.server, "metrics": metering.engine_page},
         domains=metering.meter.domains if metering.meter else [],
         energy_notes=metering.meter.notes if metering.meter else [],
         instrument=instrument,

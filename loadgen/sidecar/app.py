@@ -29,7 +29,7 @@ from loadgen.sidecar.clock_sync import ClockSync
 from loadgen.sidecar.exporter import Exporter, SidecarPage
 from loadgen.sidecar.ledger import Ledger
 from loadgen.sidecar.watermark import AllowedLateness
-from loadgen.telemetry.engine_metrics import EnginePoller
+from loadgen.telemetry.engine_metrics import EnginePoller, EngineState
 from loadgen.telemetry.otlp_parse import MalformedError, RequestSpan, parse_spans
 from loadgen.units import NS_PER_S, s_from_ns
 
@@ -95,7 +95,9 @@ class Sidecar:
         self.poller: EnginePoller | None = None
         if options.engine_url is not None:
             try:
-                self.poller = EnginePoller(options.engine_url, self._engine.append, period_s=ENGINE_PERIOD_S)
+                self.poller = EnginePoller(
+                    options.engine_url, self._engine.append, period_s=ENGINE_PERIOD_S, watch=True
+                )
             except MeterError as err:
                 raise LoadgenError(f"--engine-url: {err}") from err
         self._newest_engine: EngineSample | None = None
@@ -158,8 +160,9 @@ class Sidecar:
     def _page(self) -> SidecarPage:
         now_ns, clocks = monotonic_ns(), anchor()
         report = self.sampler.report()
-        engine = self._newest_engine
-        answered = engine is not None and now_ns - engine["t_ns"] < ENGINE_AWAY_PERIODS * ENGINE_PERIOD_S * NS_PER_S
+        state = self.poller.state if self.poller else EngineState()
+        silence_ns = ENGINE_AWAY_PERIODS * ENGINE_PERIOD_S * NS_PER_S
+        answered = state.answered_ns is not None and now_ns - state.answered_ns < silence_ns
         return SidecarPage(
             ledger=self.ledger.snapshot(now_ns),
             watts=self.sampler.latest().watts,
@@ -167,6 +170,7 @@ class Sidecar:
             read_errors=sum(report.errors.values()),
             last_read_s=s_from_ns(self._feed[-1].t_ns + clocks.wall_ns - clocks.monotonic_ns) if self._feed else None,
             engine_up=answered if self.poller else None,
+            engine_understood=answered and state.path is not None if self.poller else None,
             engine_restarts=self._engine_restarts,
         )
 
@@ -243,8 +247,16 @@ class Sidecar:
             "version": __version__,
             "meter": "answers" if silent_s < STALE_S else f"silent for {silent_s:.0f} s",
             "engine": {None: "none named", True: "answers", False: "away"}[self.page.engine_up],
+            "engine_metrics": self._engine_metrics(),
         }
         return web.json_response(health, status=200 if health["ok"] else 503)
+
+    def _engine_metrics(self) -> str | None:
+        """Return what healthz says about the engine's counters; None without an answer."""
+        if self.poller is None or not self.page.engine_up:
+            return None
+        state = self.poller.state
+        return f"{state.engine}'s, at {state.path}" if state.path else state.reason or "none yet"
 
 
 _Item = TypeVar("_Item")

@@ -32,7 +32,9 @@ class SidecarPage:
     last_read_s: float | None
     """Unix time of the meter's newest sample."""
     engine_up: bool | None
-    """True if the engine's page answered lately; None when no engine was named."""
+    """True if the engine answered lately; None when no engine was named."""
+    engine_understood: bool | None
+    """True if it did with a metrics page whose names are known."""
     engine_restarts: int
 
 
@@ -157,8 +159,11 @@ METRICS = (
     Declared("loadgen_spans_open", "gauge", (),
              "Requests reported and not closed yet.", _single(lambda page: page.ledger.open_requests)),
     Declared("loadgen_engine_up", "gauge", (),
-             "1 if the engine's metrics answered within the last 5 s. Absent when no engine was named.",
+             "1 if the engine answered within the last 5 s. Absent when no engine was named.",
              _single(lambda page: None if page.engine_up is None else float(page.engine_up))),
+    Declared("loadgen_engine_metrics_understood", "gauge", (),
+             "1 if the engine answers with a metrics page whose names are known. Absent when no engine was named.",
+             _single(lambda page: None if page.engine_understood is None else float(page.engine_understood))),
     Declared("loadgen_engine_restarts_total", "counter", (),
              "Restarts of the engine, seen by its token counter.", _single(lambda page: page.engine_restarts)),
 )  # fmt: skip

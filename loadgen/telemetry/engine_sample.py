@@ -8,12 +8,40 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from loadgen.stats.arrays import Ints
+    from loadgen.stats.arrays import Floats, Ints
 
 EngineSample = Mapping[str, float]
-"""One line of engine.jsonl: `t_ns`, and those of the engine's counters that its page has."""
+"""One line of engine.jsonl: `t_ns`, and those of these fields that the engine's page tells, each with one meaning.
+
+Counters: `prompt_tokens` of whole prompts, cached tokens included; `cached_tokens`, those of them that came from a
+prefix cache; `computed_tokens`, the others, where the engine counts them itself; `generation_tokens`; `iterations`, the
+engine's steps; `preemptions`. At the instant: `running` and `waiting` requests, which never overlap; `kv_cache_usage`
+from 0 to 1. Each is summed over the engines behind one page, but for the KV cache, which is the fullest one's.
+"""
 
 
 def sample_times(engine: Sequence[EngineSample]) -> Ints:
     """Return int64[len(engine)]: when the counters were read."""
     return np.array([int(sample["t_ns"]) for sample in engine], dtype=np.int64)
+
+
+def counter_values(engine: Sequence[EngineSample], name: str) -> Floats | None:
+    """Return one counter over time; None when it went back (the engine restarted), or a sample lacks it.
+
+    Engines show some counters only once they have counted something: before its first sample, a counter was 0.
+    """
+    first = next((i for i, sample in enumerate(engine) if name in sample), None)
+    if len(engine) < 2 or first is None or any(name not in sample for sample in engine[first:]):
+        return None
+    values = np.array([0.0] * first + [sample[name] for sample in engine[first:]], dtype=np.float64)
+    return values if bool((np.diff(values) >= 0).all()) else None
+
+
+def computed_prompt_tokens(engine: Sequence[EngineSample]) -> Floats | None:
+    """Return the prompt tokens that the engine computed, over time: without those from its prefix cache, as far as it
+    counts them."""
+    computed = counter_values(engine, "computed_tokens")
+    prompts, cached = counter_values(engine, "prompt_tokens"), counter_values(engine, "cached_tokens")
+    if computed is not None or prompts is None:
+        return computed
+    return prompts if cached is None else prompts - cached

@@ -5,7 +5,7 @@ import pytest
 
 from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.engine_steps import EngineSteps
-from loadgen.attribution.other_clients import counter_values, foreign_prefill_in_steps, with_engine
+from loadgen.attribution.other_clients import foreign_prefill_in_steps, with_engine
 from loadgen.attribution.shapley import attribute_energy
 from loadgen.record import RequestRecord
 from support.attribution_runs import MS, counter, engine_samples, request
@@ -35,13 +35,6 @@ def test_foreign_tokens_and_steps_by_hand() -> None:
 @pytest.mark.parametrize(("generated", "foreign"), [(100, False), (102, False), (103, True)])
 def test_two_percent_more_tokens_than_ours_are_noise(generated: float, foreign: bool) -> None:
     assert (engine_steps_of([stream(100)], counters(generated, 10, 100)).foreign is not None) == foreign
-
-
-def test_a_counter_that_went_back_or_is_missing_is_unknown() -> None:
-    assert counter_values([{"a": 1.0}, {"a": 1.0}, {"a": 3.0}], "a") is not None
-    assert counter_values([{"a": 2.0}, {"a": 1.0}], "a") is None
-    assert counter_values([{"a": 2.0}, {"b": 3.0}], "a") is None
-    assert counter_values([{"a": 2.0}], "a") is None
 
 
 def test_a_first_token_comes_at_the_end_of_the_last_prefill_step() -> None:

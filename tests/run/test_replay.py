@@ -14,10 +14,11 @@ from loadgen.client.server_probe import ServerInfo, ServerProbe
 from loadgen.energy.sampler import SamplerReport
 from loadgen.results.run_folder import RunInfo
 from loadgen.run.config import RunConfig
-from loadgen.run.metering import Metering
+from loadgen.run.metering import Metering, engine_page_facts
 from loadgen.run.process_stats import SendingCost
 from loadgen.run.replay import info_after, info_before
 from loadgen.run.sender import ScheduleSender
+from loadgen.telemetry.engine_metrics import EngineState
 from loadgen.units import NS_PER_MS
 from loadgen.workload.schedule import Schedule, ScheduledRequest
 
@@ -29,7 +30,9 @@ SERVER = ServerInfo("http://host:1/v1", "m", "vllm", 4096, Dialect(min_tokens=Fa
 
 
 def metering(**stated: Any) -> Metering:
-    return cast("Metering", SimpleNamespace(**{"meter": None, "reasons": [], "report": None, **stated}))
+    return cast(
+        "Metering", SimpleNamespace(**{"meter": None, "reasons": [], "report": None, "engine_page": {}, **stated})
+    )
 
 
 def before(**stated: Any) -> RunInfo:
@@ -60,6 +63,17 @@ def test_before_the_run_its_schedule_options_and_server_are_stated_without_secre
     assert set(info.host) == {"hostname", "system", "cpus", "python"}
     assert set(info.versions) == {"aiohttp", "uvloop", "msgspec", "numpy"}
     assert b"secret" not in msgspec.json.encode(info)
+
+
+def test_after_the_run_the_engines_metrics_page_is_stated_beside_the_server() -> None:
+    facts = engine_page_facts(EngineState(5, "NIM", "/v1/metrics"))
+    info = after(SendingCost(1.0, 1), engine_page=facts)
+    assert info.server == before().server | {"metrics": facts}
+    assert facts == {
+        "answered": True, "understood": True, "path": "/v1/metrics", "names_of": "NIM", "reason": None,
+    }  # fmt: skip
+    assert engine_page_facts(EngineState(5, reason="x"))["understood"] is False
+    assert engine_page_facts(EngineState())["answered"] is False
 
 
 def test_every_run_has_an_id_of_its_own() -> None:

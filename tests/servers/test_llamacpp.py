@@ -19,7 +19,7 @@ from loadgen.run.config import RunConfig
 from loadgen.run.progress import NullView
 from loadgen.run.replay import replay
 from loadgen.servers.launcher import served
-from loadgen.telemetry.engine_metrics import parse_page
+from loadgen.telemetry.engine_page import parse_page
 from loadgen.workload.schedule import Schedule, ScheduledRequest
 from support.engines import QUICK
 
@@ -58,7 +58,9 @@ def page(url: str) -> dict[str, float]:
         async with aiohttp.ClientSession() as session, session.get(url.removesuffix("/v1") + "/metrics") as answer:
             return await answer.read()
 
-    return parse_page(asyncio.run(get()))
+    understood = parse_page(asyncio.run(get()))
+    assert understood is not None
+    return understood.values
 
 
 def test_it_says_its_model_and_the_context_of_a_slot(server: str) -> None:

@@ -27,7 +27,7 @@ def page(coverage: float | None = 0.75, engine_up: bool | None = True) -> Sideca
     )  # fmt: skip
     return SidecarPage(
         ledger=ledger, watts={"gpu:0": 312.5}, resets=8, read_errors=9, last_read_s=1.5e9, engine_up=engine_up,
-        engine_restarts=10,
+        engine_understood=engine_up, engine_restarts=10,
     )  # fmt: skip
 
 
@@ -64,6 +64,7 @@ def samples(name: str, page: SidecarPage) -> dict[tuple[str, ...], float]:
         ("loadgen_spans_partial_total", {(): 4}),
         ("loadgen_spans_open", {(): 5}),
         ("loadgen_engine_up", {(): 1.0}),
+        ("loadgen_engine_metrics_understood", {(): 1.0}),
         ("loadgen_engine_restarts_total", {(): 10}),
     ],
 )
@@ -75,6 +76,7 @@ def test_an_unknown_value_has_no_row_and_an_engine_that_is_away_has_a_zero() -> 
     unknown = page(coverage=None, engine_up=None)
     assert samples("loadgen_energy_attribution_coverage_ratio", unknown) == {}
     assert samples("loadgen_engine_up", unknown) == {}
+    assert samples("loadgen_engine_metrics_understood", unknown) == {}
     assert samples("loadgen_engine_up", page(engine_up=False)) == {(): 0.0}
 
 

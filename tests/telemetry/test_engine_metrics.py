@@ -1,92 +1,31 @@
-"""An engine's page: which lines count, and what becomes of pages that do not come."""
+"""Polling an engine's page: where it is looked for, and what becomes of pages that do not come."""
 
+import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from types import SimpleNamespace
 
 import pytest
 
-from loadgen.telemetry.engine_metrics import EnginePoller, parse_page
+from loadgen import http_get
+from loadgen.telemetry.engine_metrics import EnginePoller, EngineState
 from loadgen.telemetry.engine_sample import EngineSample
 
-
-@pytest.mark.parametrize(
-    ("page", "values"),
-    [
-        (b'vllm:generation_tokens_total{engine="0"} 5.0', {"generation_tokens": 5.0}),
-        (b"# HELP vllm:generation_tokens_total Of 1\nvllm:generation_tokens_total_created 1.7e9\n", {}),
-        (b'vllm:num_requests_running{engine="0"} 2\nvllm:num_requests_running{engine="1"} 3\n', {"running": 5.0}),
-        (b"tgi_batch_current_size 7\ntgi_queue_size 1e1\n", {"running": 7.0, "waiting": 10.0}),
-        (b"up 1\n", {}),
-        (b"", {}),
-    ],
-)
-def test_lines_that_are_known_count_and_equal_names_are_added(page: bytes, values: dict[str, float]) -> None:
-    assert parse_page(page) == values
-
-
-@pytest.mark.parametrize(
-    ("page", "values"),
-    [
-        (
-            b"""# TYPE vllm:iteration_tokens_total histogram
-vllm:iteration_tokens_total_bucket{le="1.0",model_name="m"} 3.0
-vllm:iteration_tokens_total_count{model_name="m"} 40.0
-vllm:iteration_tokens_total_sum{model_name="m"} 999.0
-vllm:prompt_tokens_total{model_name="m"} 1e+06
-vllm:prompt_tokens_cached_total{model_name="m"} 5.0
-vllm:generation_tokens_total{model_name="m"} 7.5
-vllm:num_requests_running{model_name="m"} 2.0
-vllm:num_requests_waiting{model_name="m"} 1.0
-vllm:num_preemptions_total{model_name="m"} 4.0
-""",
-            {"iterations": 40.0, "prompt_tokens": 1e6, "cached_tokens": 5.0, "generation_tokens": 7.5, "running": 2.0,
-             "waiting": 1.0, "preemptions": 4.0},
-        ),
-        (
-            b"""tgi_request_input_length_sum 10
-tgi_request_input_length_count 3
-tgi_request_generated_tokens_sum 20
-tgi_batch_current_size 2
-tgi_queue_size 1
-""",
-            {"prompt_tokens": 10.0, "generation_tokens": 20.0, "running": 2.0, "waiting": 1.0},
-        ),
-        (
-            b"""transformers:iterations_total 6
-transformers:prompt_tokens_total 10
-transformers:generation_tokens_total 20
-transformers:num_requests_running 2
-transformers:num_requests_waiting 1
-""",
-            {"iterations": 6.0, "prompt_tokens": 10.0, "generation_tokens": 20.0, "running": 2.0, "waiting": 1.0},
-        ),
-        (
-            b"""llamacpp:prompt_tokens_total 10
-llamacpp:tokens_predicted_total 20
-llamacpp:n_decode_total 6
-llamacpp:requests_processing 2
-llamacpp:requests_deferred 1
-""",
-            {"prompt_tokens": 10.0, "generation_tokens": 20.0, "iterations": 6.0, "running": 2.0, "waiting": 1.0},
-        ),
-    ],
-    ids=["vllm", "tgi", "transformers", "llamacpp"],
-)  # fmt: skip
-def test_each_engines_names_become_the_same(page: bytes, values: dict[str, float]) -> None:
-    assert parse_page(page) == values
+PROMETHEUS = b"tgi_queue_size 3\n"
 
 
 @contextmanager
-def server(statuses: list[int]) -> Iterator[str]:
-    """Answers with these statuses in turn."""
+def server(answers: Mapping[str, tuple[int, bytes]], asked: list[str] | None = None, port: int = 0) -> Iterator[str]:
+    """Answers paths with status and body; other paths with 404. `asked` gets every path."""
 
     class Page(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            body = b"tgi_queue_size 3\n"
-            self.send_response(statuses.pop(0))
+            if asked is not None:
+                asked.append(self.path)
+            status, body = answers.get(self.path, (404, b"not here"))
+            self.send_response(status)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             self.wfile.write(body)
@@ -94,7 +33,7 @@ def server(statuses: list[int]) -> Iterator[str]:
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Page) as httpd:
+    with HTTPServer(("127.0.0.1", port), Page) as httpd:
         thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield f"http://127.0.0.1:{httpd.server_port}"
@@ -104,9 +43,11 @@ def server(statuses: list[int]) -> Iterator[str]:
 
 def test_a_page_that_does_not_come_is_a_gap() -> None:
     seen: list[EngineSample] = []
-    with server([200, 200, 500, 200]) as url:
+    answers = {"/metrics": (200, PROMETHEUS)}
+    with server(answers) as url:
         poller = EnginePoller(url + "/", seen.append)
-        for _ in range(4):
+        for status in (200, 200, 500, 200):
+            answers["/metrics"] = (status, PROMETHEUS)
             poller.read_now()
     poller.read_now()
     assert [sample["waiting"] for sample in seen] == [3.0] * 3
@@ -116,7 +57,7 @@ def test_a_page_that_does_not_come_is_a_gap() -> None:
 def test_the_middle_of_a_request_is_the_time_of_its_sample() -> None:
     seen: list[EngineSample] = []
     clock = iter((1000, 3001))
-    with server([200]) as url:
+    with server({"/prometheus/metrics": (200, PROMETHEUS)}) as url:
         poller = EnginePoller(url, seen.append)
         poller._connection._client._clock = lambda: next(clock)
         poller.read_now()
@@ -132,7 +73,7 @@ def test_the_thread_reads_until_it_is_stopped() -> None:
         if len(seen) == 3:
             third.set()
 
-    with server([200] * 10_000) as url:
+    with server({"/metrics": (200, PROMETHEUS)}) as url:
         poller = EnginePoller(url, take, period_s=0.01)
         poller.start()
         assert third.wait(30)
@@ -149,3 +90,90 @@ def test_a_stopped_poller_is_waited_for_as_long_as_a_read_may_take() -> None:
     poller._thread = SimpleNamespace(join=lambda timeout: waits.append(timeout))  # type: ignore[assignment]
     poller.stop()
     assert waits == [3.0], "two periods of half a second, and the 2 s that a page may take"
+
+
+JSON = b'[{"iter": 1, "numActiveRequests": 1}]'
+
+
+@pytest.mark.parametrize(
+    ("answers", "owner", "asked", "engine", "path", "reason"),
+    [
+        # TensorRT-LLM: its /metrics hands out statistics that are gone once read
+        ({"/prometheus/metrics": (200, b"trtllm_num_requests_running 1\n"), "/metrics": (200, JSON)}, None,
+         ["/prometheus/metrics"] * 3, "TensorRT-LLM", "/prometheus/metrics", None),
+        ({"/metrics": (200, JSON)}, "tensorrt_llm", ["/prometheus/metrics"], None, None,
+         "no metrics page is understood (/prometheus/metrics: status 404)"),
+        ({"/metrics": (200, JSON)}, None, ["/prometheus/metrics", "/metrics", "/v1/metrics"], None, None,
+         "no metrics page is understood (/prometheus/metrics: status 404; /metrics: JSON, not Prometheus text; "
+         "/v1/metrics: status 404)"),
+        # NIM
+        ({"/v1/metrics": (200, b"num_requests_running 1\n")}, None,
+         ["/prometheus/metrics", "/metrics", *["/v1/metrics"] * 3], "NIM", "/v1/metrics", None),
+        # llama.cpp without --metrics
+        ({"/metrics": (501, b"{}")}, "llamacpp", ["/prometheus/metrics", "/metrics", "/v1/metrics"], None, None,
+         "no metrics page is understood (/prometheus/metrics: status 404; /metrics: status 501; "
+         "/v1/metrics: status 404)"),
+        # a gateway: a page of its own, and another one for every path that it does not know
+        ({"/prometheus/metrics": (200, b"<!doctype html>"), "/metrics": (200, b"litellm_requests 3\n"),
+          "/v1/metrics": (401, b"")}, None, ["/prometheus/metrics", "/metrics", "/v1/metrics"], None, None,
+         "no metrics page is understood (/prometheus/metrics: HTML, not Prometheus text; "
+         "/metrics: no name of an engine that is known; /v1/metrics: status 401)"),
+        # an engine that has counted nothing yet (SGLang), and one that is still loading (llama.cpp)
+        ({"/metrics": (200, b"")}, None, ["/prometheus/metrics", "/metrics", "/v1/metrics", "/metrics", "/metrics"],
+         None, None, None),
+        ({"/metrics": (503, b"{}")}, None, ["/prometheus/metrics", "/metrics", "/v1/metrics", "/metrics", "/metrics"],
+         None, None, None),
+    ],
+    ids=["trtllm", "trtllm by its owner", "trtllm without its page", "nim", "llamacpp", "gateway", "empty", "loading"],
+)  # fmt: skip
+def test_a_page_that_is_not_understood_is_asked_for_no_more(
+    answers: dict[str, tuple[int, bytes]], owner: str | None, asked: list[str],
+    engine: str | None, path: str | None, reason: str | None,
+) -> None:  # fmt: skip
+    paths: list[str] = []
+    with server(answers, paths) as url:
+        poller = EnginePoller(url, lambda _: None, owner=owner)
+        for _ in range(3):
+            poller.read_now()
+    assert paths == asked
+    assert poller.state.answered_ns is not None
+    assert (poller.state.engine, poller.state.path, poller.state.reason) == (engine, path, reason)
+
+
+def test_a_server_that_is_away_has_not_answered_and_is_asked_again() -> None:
+    seen: list[EngineSample] = []
+    with socket.create_server(("127.0.0.1", 0)) as bound:
+        port = bound.getsockname()[1]
+    poller = EnginePoller(f"http://127.0.0.1:{port}", seen.append)
+    poller.read_now()
+    assert poller.state == EngineState()
+    with server({"/metrics": (200, PROMETHEUS)}, port=port):
+        poller.read_now()
+    assert (len(seen), poller.state.engine) == (1, "TGI")
+
+
+def test_a_page_that_never_came_in_time_is_asked_for_twice(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT-LLM's /metrics waits for statistics, and every request takes some away."""
+    monkeypatch.setattr(http_get, "TIMEOUT_S", 0.05)
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        poller = EnginePoller(f"http://127.0.0.1:{silent.getsockname()[1]}", lambda _: None, owner="tensorrt_llm")
+        poller.read_now()
+        assert poller.state.reason is None
+        poller.read_now()
+        assert poller.state.reason == "no metrics page is understood (/prometheus/metrics: no answer in time)"
+
+
+def test_a_watched_server_without_a_page_still_shows_that_it_lives_and_is_tried_again_after_it_was_away() -> None:
+    paths: list[str] = []
+    seen: list[EngineSample] = []
+    with server({"/metrics": (200, JSON)}, paths) as url:
+        poller = EnginePoller(url, seen.append, watch=True)
+        for _ in range(2):
+            poller.read_now()
+        assert paths[3:] == ["/v1/models"] * 2
+        assert poller.state.reason is not None
+    poller.read_now()
+    assert poller.state.reason is None
+    with server({"/metrics": (200, PROMETHEUS)}, port=int(url.rsplit(":", 1)[1])):
+        poller.read_now()
+    assert (len(seen), poller.state.path) == (1, "/metrics")

@@ -1,0 +1,39 @@
+"""Counters over time, from the samples of an engine."""
+
+import pytest
+
+from loadgen.telemetry.engine_sample import computed_prompt_tokens, counter_values
+
+
+@pytest.mark.parametrize(
+    ("engine", "values"),
+    [
+        ([{"a": 1.0}, {"a": 1.0}, {"a": 3.0}], [1.0, 1.0, 3.0]),
+        ([{"b": 1.0}, {"a": 1.0}, {"a": 3.0}], [0.0, 1.0, 3.0]),  # shown once it has counted something
+        ([{"a": 2.0}, {"a": 1.0}], None),
+        ([{"a": 2.0}, {"b": 3.0}], None),
+        ([{"b": 2.0}, {"b": 3.0}], None),
+        ([{"a": 2.0}], None),
+        ([], None),
+    ],
+)
+def test_a_counter_that_went_back_or_is_missing_is_unknown(
+    engine: list[dict[str, float]], values: list[float] | None
+) -> None:
+    found = counter_values(engine, "a")
+    assert (None if found is None else found.tolist()) == values
+
+
+@pytest.mark.parametrize(
+    ("later", "computed"),
+    [
+        ({"prompt_tokens": 100.0, "cached_tokens": 30.0}, 70.0),
+        ({"prompt_tokens": 100.0}, 100.0),
+        ({"computed_tokens": 70.0, "cached_tokens": 30.0, "prompt_tokens": 100.0}, 70.0),
+        ({"computed_tokens": 70.0}, 70.0),
+        ({"cached_tokens": 30.0}, None),
+    ],
+)
+def test_cached_tokens_are_taken_off_a_prompt_once(later: dict[str, float], computed: float | None) -> None:
+    found = computed_prompt_tokens([dict.fromkeys(later, 0.0), later])
+    assert (None if found is None else found[-1]) == computed
