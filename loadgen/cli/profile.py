@@ -1,6 +1,5 @@
 """loadgen profile: measure joules per request for token bins and batch sizes."""
 
-import asyncio
 import re
 from contextlib import ExitStack
 from pathlib import Path
@@ -117,6 +116,7 @@ def profile(bins: str, batch: str, out: Path, virtual_time: bool, serve: str | N
     from loadgen.energy_model.hardware import read_hardware, read_model
     from loadgen.energy_model.measure import ProfileOptions, check_bins_fit, profile_server
     from loadgen.energy_model.profiling_plan import StoppingRule, journal_path
+    from loadgen.run.interrupts import run_to_the_end
 
     grid, batches, within = parse_bins(bins), _numbers(batch, "--batch"), options["within"]
     if virtual_time:
@@ -135,7 +135,7 @@ def profile(bins: str, batch: str, out: Path, virtual_time: bool, serve: str | N
 
                 options["base_url"] = stack.enter_context(served(serve, "--max-num-seqs", str(max(batches))))
             server = ProfileOptions(rule=rule, **options)
-            result = asyncio.run(profile_server(grid, batches, out, server, lambda line: click.echo(line, err=True)))
+            result = run_to_the_end(profile_server(grid, batches, out, server, lambda line: click.echo(line, err=True)))
     write_energy_profile(out, result)
     if result.provenance.get("complete", True):
         journal_path(out).unlink(missing_ok=True)

@@ -44,6 +44,17 @@ class _LatencyLimit(_KeyValue):
         return self.fail(f"{limit!r} is not a number of milliseconds above 0", param, ctx)
 
 
+class _FailureLimit(click.ParamType[str]):
+    """A limit on failed requests, written as 1% or as 5."""
+
+    name = "share|number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from loadgen.results.failure_limit import FailureLimit
+
+        return FailureLimit.parse(value).text
+
+
 def _as_dict(_: click.Context, __: click.Parameter, pairs: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
     return dict(pairs)
 
@@ -164,6 +175,13 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
     callback=_as_dict,
     help="Latency limit in ms: ttft:200, tpot:50 or e2el:5000. Repeatable.",
 )
+@click.option(
+    "--max-failed",
+    type=_FailureLimit(),
+    default="1%",
+    show_default=True,
+    help="Exit 1 when more requests fail: a share such as 1%, or a number of requests such as 5.",
+)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random draws.")
 @click.option(
     "--warmup",
@@ -230,14 +248,16 @@ def replay(
     loadgen replay traces/chat.jsonl --rps 4 --serve sim
     loadgen replay traces/code.jsonl --rps 2 --arrival poisson --duration 60 --goodput ttft:200 --goodput tpot:50
     loadgen replay --stream chat:3 --stream code:1 --duration 60
+
+    Exit status: 0 done; 1 the run failed: the server died, no request completed, or more failed than --max-failed;
+    2 invalid input or environment; 130 stopped by Ctrl-C or SIGTERM.
     """  # fmt: skip
     import msgspec
-    import uvloop
     from rich.console import Console
 
     from loadgen.report.progress_view import view
-    from loadgen.run import replay as run
     from loadgen.run.config import RunConfig
+    from loadgen.run.interrupts import run_replay
     from loadgen.servers.launcher import served
     from loadgen.workload.arrivals import points_of
     from loadgen.workload.schedule import build_schedule
@@ -261,7 +281,7 @@ def replay(
             options["base_url"] = stack.enter_context(served(serve, *model))
         config = msgspec.convert(options | {"out": out, "plan": plan}, RunConfig)
         progress = view("none" if as_json else ui, Console(stderr=True), title=plan["trace"])
-        uvloop.run(run.replay(schedule, config, progress))
+        run_replay(schedule, config, progress)
     # What a run needs only at its end does not delay its beginning.
     from loadgen.report.terminal import render_terminal
     from loadgen.report.write import finish
@@ -273,6 +293,8 @@ def replay(
         render_terminal(result, Console(), out)
     if result.info.stopped_by in ("interrupted", "aborted"):
         sys.exit(130)
+    if result.summary is None or not result.summary.verdict.stands:
+        sys.exit(1)
 
 
 def _schedule_streams(

@@ -93,11 +93,11 @@ def failures(result: RunResult, summary: Summary) -> Check:
     by_kind = ", ".join(f"{count:,} {kind}" for kind, count in kinds)
     reason = f"{len(failed):,} of {len(judged):,} requests failed ({by_kind}{f'; {words}' if words else ''})"
     if len(failed) == len(judged):
-        return Check(name="failures", status="failed", reason=f"no request completed: {reason}", rows=LATENCY_ROWS)
+        return Check(name="failures", status="failed", reason=f"no request completed: {reason}", rows=[*LATENCY_ROWS])
     if limit.exceeded(len(failed), len(judged)):
         reason = f"{reason}, more than the limit of {limit.text}"
-        return Check(name="failures", status="failed", reason=reason, rows=LATENCY_ROWS)
-    return Check(name="failures", status="warning", reason=reason, rows=LATENCY_ROWS)
+        return Check(name="failures", status="failed", reason=reason, rows=[*LATENCY_ROWS])
+    return Check(name="failures", status="warning", reason=reason, rows=[*LATENCY_ROWS])
 
 
 def load(result: RunResult, summary: Summary) -> Check:
@@ -124,7 +124,7 @@ def client(result: RunResult, summary: Summary) -> Check:
     processes = costs.get("processes") or []
     late = lateness(result, summary.schedule_lag_s, summary.itl_s.p50)
     if reasons := timekeeping.faults(processes, waited, **late):
-        return Check(name="client", status="warning", reason="; ".join(reasons), rows=LATENCY_ROWS)
+        return Check(name="client", status="warning", reason="; ".join(reasons), rows=[*LATENCY_ROWS])
     return Check(name="client", status="ok" if timekeeping.kept_time(processes, **late) else None)
 
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Self
 
 from loadgen.errors import LoadgenError
 
-_FORM = re.compile(r"(?P<number>\d{1,9})|(?P<percent>\d{1,3}(?:\.\d{1,6})?)\s?%")
+_FORM = re.compile(r"(?P<number>[0-9]{1,9})|(?P<percent>[0-9]{1,3}(?:\.[0-9]{1,6})?) ?%")
 
 
 @dataclass(frozen=True)

@@ -201,6 +201,9 @@ def read_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
             msgspec.structs.replace(request, workload=intern(request.workload))
             for request in read_lines(path / "schedule.jsonl", ScheduledRequest)
         ]
+    files = [path / "records.jsonl", *part_paths(path)]
+    if not any(file.exists() or _packed(file).exists() for file in files):
+        raise LoadgenError(f"{path} has no records.jsonl: without the records of its requests a run cannot be analysed")
     records = {
         record.index: msgspec.structs.replace(
             record,
@@ -208,7 +211,7 @@ def read_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
             finish_reason=record.finish_reason and intern(record.finish_reason),
             chunk_ns=array("q", record.chunk_ns),
         )
-        for file in (path / "records.jsonl", *part_paths(path))
+        for file in files
         for record in read_lines(file, RequestRecord)
     }
     start_ns, killed = info.start_ns or 0, "no record: the client was killed"
@@ -231,9 +234,13 @@ def part_paths(folder: Path) -> list[Path]:
     return sorted(folder.glob("records.*.jsonl"))
 
 
+def _packed(path: Path) -> Path:
+    return path.with_name(path.name + ".gz")
+
+
 def read_lines(path: Path, kind: type[_Line]) -> Iterator[_Line]:
     """Decode every whole line, gzipped or not; nothing when the file does not exist."""
-    packed = path.with_name(path.name + ".gz")
+    packed = _packed(path)
     if not path.exists() and not packed.exists():
         return
     decode = msgspec.json.Decoder(kind).decode

@@ -41,7 +41,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     """Absent when it was not judged, or when there is nothing to judge."""
     reason: str | None = None
     """One sentence with its numbers. None when the status is ok."""
-    rows: Sequence[str] = ()
+    rows: list[str] = []
     """Keys of summary.json that it touches, such as "response_s", "energy" or "tokens.output"."""
 
 
@@ -50,7 +50,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
 
     status: Status | None
     """The worst of the checks. None when none was judged, as in the folder of an older version."""
-    checks: Sequence[Check]
+    checks: list[Check]
 
     @classmethod
     def of(cls, checks: Sequence[Check]) -> Self:
@@ -58,10 +58,15 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
         assert tuple(check.name for check in checks) == CHECKS
         order: tuple[Status, ...] = get_args(Status)
         judged = [check.status for check in checks if check.status is not None]
-        return cls(status=max(judged, key=order.index, default=None), checks=checks)
+        return cls(status=max(judged, key=order.index, default=None), checks=list(checks))
 
     def check(self, name: CheckName) -> Check:
         return self.checks[CHECKS.index(name)]
+
+    @property
+    def stands(self) -> bool:
+        """Return whether the run finished and no more requests failed than allowed: the exit status says so too."""
+        return "failed" not in (self.check("finished").status, self.check("failures").status)
 
     @property
     def reasons(self) -> list[str]:

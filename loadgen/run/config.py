@@ -11,6 +11,7 @@ from loadgen.client.client import Client
 from loadgen.client.openai_api import PATHS, Endpoint
 from loadgen.client.redact import clean_url
 from loadgen.client.request_body import body_maker
+from loadgen.results.failure_limit import FailureLimit
 
 if TYPE_CHECKING:
     from loadgen.client.server_probe import ServerInfo
@@ -65,6 +66,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     idle_s: float = 2.0
     """Recorded before the first request when there is a meter: the power of the resident model at rest."""
     timeout_s: Annotated[float | None, Recorded(_plain, name="timeout")] = 600.0
+    max_failed: str = FailureLimit.DEFAULT
+    """Share ("1%") or number ("5") of requests that may fail: with more of them the run itself has failed."""
     otlp: Annotated[str | None, Recorded(clean_url, omit_none=True)] = None
     """URL of a sidecar that receives a span for every request."""
     api_key: Annotated[str | None, SECRET] = None

@@ -39,7 +39,7 @@ _LEAD_S = 0.1
 
 
 async def replay(schedule: Schedule, config: RunConfig, view: View) -> None:
-    """Run the schedule and record it in the folder `config.out`. Run it on uvloop: `uvloop.run(replay(...))`."""
+    """Run the schedule and record it in the folder `config.out`, on a loop of uvloop."""
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(open_client(config))
         probed = await probe(

@@ -13,7 +13,6 @@ from urllib.request import urlopen
 
 import msgspec
 import numpy as np
-import uvloop
 
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord, StampedBy
@@ -21,8 +20,8 @@ from loadgen.results import metrics, timekeeping
 from loadgen.results.summarize import load_run
 from loadgen.results.summary import Distribution
 from loadgen.run.config import RunConfig
+from loadgen.run.interrupts import run_replay
 from loadgen.run.progress import NullView, View
-from loadgen.run.replay import replay
 from loadgen.run.timing_server import Written
 from loadgen.servers.launcher import answering
 from loadgen.units import NS_PER_S
@@ -175,7 +174,7 @@ def _burst(input_tokens: Iterable[int], output_tokens: int) -> Schedule:
 
 
 def _replay(schedule: Schedule, config: RunConfig, view: View) -> RunResult:
-    uvloop.run(replay(schedule, config, view))
+    run_replay(schedule, config, view)
     return load_run(config.out, schedule.requests)
 
 

@@ -16,15 +16,14 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 import msgspec
-import uvloop
 
 from loadgen.energy import gpu_state
 from loadgen.errors import LoadgenError
 from loadgen.report.write import finish
 from loadgen.results import run_folder
 from loadgen.run.config import RunConfig
+from loadgen.run.interrupts import run_replay
 from loadgen.run.progress import NullView
-from loadgen.run.replay import replay
 from loadgen.servers.launcher import served
 from loadgen.study.folder import StudyFolder, StudyState
 from loadgen.study.plan import StudyRun, plan_runs, schedule_of, start_key
@@ -167,7 +166,7 @@ def _measure(study: Study, run: StudyRun, source: Path, out: Path, server: _Star
     rmtree(config.out, ignore_errors=True)  # of an earlier attempt; one killed at once is no run folder yet
     if run.batch is not None and warm_up:
         _warm_up(schedule, config, run.batch)
-    uvloop.run(replay(schedule, config, NullView()))
+    run_replay(schedule, config, NullView())
     result = finish(config.out, schedule)
     if result.info.stopped_by != "completed":
         raise KeyboardInterrupt
@@ -217,6 +216,6 @@ def _warm_up(schedule: Schedule, config: RunConfig, batch: int) -> None:
     one_round = Schedule(schedule.requests[:batch], schedule.arrival, None, seed)
     with TemporaryDirectory() as folder:
         unrecorded = msgspec.structs.replace(config, out=Path(folder) / "run", warmup=0, idle_s=0.0, energy="none")
-        uvloop.run(replay(one_round, unrecorded, NullView()))
+        run_replay(one_round, unrecorded, NullView())
         if run_folder.read_run(unrecorded.out).info.stopped_by != "completed":
             raise KeyboardInterrupt

@@ -34,6 +34,7 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
     "idle_s": (["--idle", "1.5"], 1.5),
     "timeout_s": (["--timeout", "9"], 9.0),
     "otlp": (["--otlp", "http://host:9478"], "http://host:9478"),
+    "max_failed": (["--max-failed", "2.5%"], "2.5%"),
     "api_key": (["--api-key", "sk-1"], "sk-1"),
     "out": (["--out", "folder"], Path("folder")),
     "overwrite": (["--overwrite"], True),
@@ -42,7 +43,7 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
 
 STATED = (
     "base_url", "goodput", "headers", "extra_body", "processes", "tokenizer", "model", "endpoint", "energy", "gpus",
-    "max_concurrency", "warmup", "idle_s", "timeout",
+    "max_concurrency", "warmup", "idle_s", "timeout", "max_failed",
 )  # fmt: skip
 """The keys of run.json's `config` after the plan; `otlp` follows when there is a sidecar."""
 
