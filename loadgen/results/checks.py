@@ -10,6 +10,7 @@ import msgspec
 
 from loadgen.results import timekeeping
 from loadgen.results.failure_limit import FailureLimit
+from loadgen.results.prefix_cache import prefix_cache
 from loadgen.results.summary import Distribution, Summary
 from loadgen.results.verdict import LATENCY_ROWS, Check, Status, Verdict
 from loadgen.units import NS_PER_S
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from loadgen.record import RequestRecord
     from loadgen.results.run_folder import RunResult
 
-_MAX_CACHED = 0.02
-"""Chat templates are the same in every prompt: this share may be cached without any prompt being known."""
 _MAX_OFF = 0.05
 """Share by which the tokens counted may differ from those requested."""
 _DEAD_AFTER = 3
@@ -39,7 +38,7 @@ def judge(result: RunResult, summary: Summary) -> Verdict:
         lengths,
         streaming,
         token_counts,
-        prefix_cache,
+        lambda run, _: prefix_cache(run),
         energy,
     )
     return Verdict.of([check(result, summary) for check in checks])
@@ -158,24 +157,6 @@ def token_counts(result: RunResult, _: Summary) -> Check:
         reason = f"the server sent no usage for {chunks:,} of {len(sources):,} answers: their chunks were counted"
         return Check(name="token_counts", status="warning", reason=reason, rows=["tokens.output", "tpot_s"])
     return Check(name="token_counts", status="ok")
-
-
-def prefix_cache(result: RunResult, _: Summary) -> Check:
-    if (cached := cached_share(result)) <= _MAX_CACHED:
-        return Check(name="prefix_cache", status="ok")
-    reason = (
-        f"{cached:.0%} of the prompt tokens came from the server's prefix cache, though no prompt shares a prefix: "
-        "an earlier run with this --seed filled it; use another"
-    )
-    return Check(name="prefix_cache", status="warning", reason=reason, rows=["ttft_s", "energy.prefill_joules"])
-
-
-def cached_share(result: RunResult) -> float:
-    """Return cached / all prompt tokens; 0 when the trace requests shared prefixes, or nothing is reported."""
-    if any(request.prefix_ids or request.text_tokens for request in result.schedule):
-        return 0.0
-    prompt_tokens = sum(record.input_tokens or 0 for record in result.records)
-    return sum(record.cached_tokens or 0 for record in result.records) / prompt_tokens if prompt_tokens else 0.0
 
 
 def energy(result: RunResult, summary: Summary) -> Check:

@@ -144,6 +144,7 @@ def info_before(schedule: Schedule, config: RunConfig, probed: ServerProbe, mete
             "ignore_eos": server.dialect.ignore_eos,
             "min_tokens": server.dialect.min_tokens,
             "prompt_lengths_from": probed.lengths_from,
+            "common_prompt_tokens": max((round(v.common_tokens) for v in probed.vocabularies.values()), default=None),
         },
         domains=metering.meter.domains if metering.meter else [],
         energy_reasons=[] if metering.meter else metering.reasons,

@@ -118,6 +118,11 @@ class Vocabulary:
     overhead: float
     exact: bool
 
+    @property
+    def common_tokens(self) -> float:
+        """Tokens with which every prompt begins: at most those of the template and of the opening words."""
+        return self.overhead + self.opening_tokens
+
     def prompt(
         self,
         tokens: int,

@@ -8,7 +8,6 @@ import pytest
 
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.record import RequestRecord
-from loadgen.results.checks import cached_share
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summarize import analyse_run
 from loadgen.results.summary import EnergySummary, Summary
@@ -248,16 +247,3 @@ def test_streams_are_held_to_their_own_limits() -> None:
         slo_ms=code,
         rps=came([], {"goodput": code}).goodput.rps,  # type: ignore[union-attr]
     )
-
-
-def test_cached_prompt_tokens_are_a_share_of_all_unless_prompts_share_text() -> None:
-    made = steady_run(requests=4)
-    request = sample_runs.ScheduledRequest(index=0, offset_ns=0, workload="chat", input_tokens=50, output_tokens=1)
-    records = [
-        msgspec.structs.replace(r, cached_tokens=cached)
-        for r, cached in zip(made.records, (20, 0, None, 0), strict=True)
-    ]
-    cached = replace(made, schedule=[request], records=records)
-    assert cached_share(cached) == 20 / 200
-    assert cached_share(replace(cached, records=[])) == 0
-    assert cached_share(replace(cached, schedule=[msgspec.structs.replace(request, prefix_ids=(1,))])) == 0

@@ -59,6 +59,7 @@ def test_before_the_run_its_schedule_options_and_server_are_stated_without_secre
         "ignore_eos": True,
         "min_tokens": False,
         "prompt_lengths_from": "probe",
+        "common_prompt_tokens": None,
     }
     assert set(info.host) == {"hostname", "system", "cpus", "python"}
     assert set(info.versions) == {"aiohttp", "uvloop", "msgspec", "numpy"}
