@@ -5,6 +5,7 @@ This is a module of its own because importing aiohttp takes as long as everythin
 
 from __future__ import annotations
 
+import asyncio
 from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
@@ -13,8 +14,10 @@ import aiohttp
 from aiohttp.client_proto import ResponseHandler
 from aiohttp.client_reqrep import ClientResponse
 
+from loadgen.client.connection import GRACE_S
 from loadgen.client.connection_pool import MAX_FETCHED_BYTES, FetchedPage
 from loadgen.client.http1 import Head, HTTPError
+from loadgen.client.stream import PROTOCOL_ERRORS
 from loadgen.clock import monotonic_ns
 from loadgen.telemetry.traceparent import TRACEPARENT, traceparent
 
@@ -132,6 +135,13 @@ class Session:
             kind = response.content_type if "Content-Type" in response.headers else ""
             stream.head(Head(response.status, response.reason or "", kind, None, True, True))
             handler = response.handler
-            async for data in response.content.iter_any():
-                stream.feed(data, handler.read_ns)
+            try:
+                async with asyncio.timeout(None) as limit:
+                    async for data in response.content.iter_any():
+                        stream.feed(data, handler.read_ns)
+                        if stream.is_done and limit.when() is None:
+                            limit.reschedule(asyncio.get_running_loop().time() + GRACE_S)
+            except (TimeoutError, aiohttp.ClientError, *PROTOCOL_ERRORS):
+                if not stream.is_done:
+                    raise
             stream.end(handler.read_ns)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from loadgen.client.client import Post, record_of
-from loadgen.client.connection import READ_BYTES
+from loadgen.client.connection import GRACE_S, READ_BYTES
 from loadgen.client.http1 import Response, Unusual
 from loadgen.client.redact import redact
 from loadgen.client.stream import PROTOCOL_ERRORS, RequestError, StreamState
@@ -121,22 +122,32 @@ class BlockingClient:
             stream.sent_ns = monotonic_ns()
             sock.settimeout(_remaining_s(deadline_ns))
             sock.sendall(request)
-            while not response.complete:
-                sock.settimeout(_remaining_s(deadline_ns))
-                data = sock.recv(READ_BYTES)
-                read_ns = monotonic_ns()
-                if data:
-                    response.feed(data, read_ns)
-                elif not response.eof():
-                    raise ConnectionError("the server ended the connection")
+            while not response.complete and not stream.is_done:
+                _read(sock, response, deadline_ns)
+            if not response.complete:
+                end_ns = min(deadline_ns, monotonic_ns() + round(GRACE_S * NS_PER_S))
+                with suppress(OSError, *PROTOCOL_ERRORS):
+                    while not response.complete:
+                        _read(sock, response, end_ns)
         except BaseException:  # a greenlet that is killed closes its connection, so that the server stops generating
             sock.close()
             raise
-        if response.keep_alive:
+        if response.complete and response.keep_alive:
             self._idle.append(sock)
         else:
             sock.close()
         stream.end(response.last_arrival_ns)
+
+
+def _read(sock: socket.socket, response: Response, deadline_ns: int) -> None:
+    """Take what arrives next. TimeoutError: nothing did before the deadline."""
+    sock.settimeout(_remaining_s(deadline_ns))
+    data = sock.recv(READ_BYTES)
+    read_ns = monotonic_ns()
+    if data:
+        response.feed(data, read_ns)
+    elif not response.eof():
+        raise ConnectionError("the server ended the connection")
 
 
 def _remaining_s(deadline_ns: int) -> float:

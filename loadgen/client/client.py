@@ -191,9 +191,10 @@ class Client:
 
     def _done(self, exchange: Exchange, error: Exception | None, last_arrival_ns: int) -> None:
         exchange.connection = None
-        if error:
+        if error and not exchange.stream.is_done:
             self._retry(exchange, error)
             return
+        error = None
         try:
             exchange.stream.end(last_arrival_ns)
         except (RequestError, *PROTOCOL_ERRORS) as err:
@@ -219,7 +220,10 @@ class Client:
             exchange.task.cancel()
         if exchange.connection:
             exchange.connection.abort()
-        self._complete(exchange, reason)
+        if exchange.stream.is_done:
+            self._done(exchange, None, 0)
+        else:
+            self._complete(exchange, reason)
 
     def _expire(self) -> None:
         """Give up the exchanges that are overdue. All have the same time, so they expire in the order in which they
@@ -274,22 +278,22 @@ def record_of(
 ) -> RequestRecord:
     """Return the record of `post`. Output tokens are those that the server reports, or else the chunks received."""
     streamed = stream.chunk_ns is not None
-    chunk_ns = stream.chunk_ns.tolist() if stream.chunk_ns else []
+    chunk_ns, last_token_ns = stream.token_times()
     usage = stream.usage or Usage()
-    has_usage = usage.completion_tokens is not None
+    counted = usage.output_tokens
     return RequestRecord(
         index=post.index,
         workload=post.workload,
         scheduled_ns=post.scheduled_ns,
         sent_ns=stream.sent_ns,
         first_token_ns=chunk_ns[0] if chunk_ns else None,
-        last_token_ns=chunk_ns[-1] if chunk_ns else None,
+        last_token_ns=last_token_ns,
         finished_ns=finished_ns,
         chunk_ns=chunk_ns,
-        input_tokens=usage.prompt_tokens,
-        output_tokens=usage.completion_tokens if has_usage else (len(chunk_ns) if streamed else None),
+        input_tokens=usage.input_tokens,
+        output_tokens=counted or (len(chunk_ns) if streamed else None),
         cached_tokens=usage.cached_tokens,
-        token_source="usage" if has_usage else ("chunks" if streamed else None),
+        token_source="usage" if counted else ("chunks" if streamed else None),
         status=stream.status,
         finish_reason=stream.finish_reason,
         error=error,

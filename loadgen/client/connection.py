@@ -1,5 +1,6 @@
 """One plain HTTP/1.1 connection. All bytes that it receives carry the instant at which they arrived."""
 
+import asyncio
 import os
 import socket
 from collections.abc import Callable
@@ -14,6 +15,8 @@ if TYPE_CHECKING:
     from loadgen.client.token_template import TokenTemplate
 
 READ_BYTES = 64 << 10
+GRACE_S = 0.25
+"""Time for a body to end after its content is over, so that the connection can be used again."""
 
 Address = tuple[socket.AddressFamily, tuple[Any, ...]]
 
@@ -58,8 +61,8 @@ class Connection:
     itself after a complete response and removes itself when the server closes it.
     """
 
-    __slots__ = ("_clock", "_connecting", "_idle", "_lent", "_on_done", "_poller", "_receive", "_receiver", "_response",
-                 "_reused", "_socket", "_unsent")  # fmt: skip
+    __slots__ = ("_clock", "_connecting", "_idle", "_lent", "_on_done", "_overdue", "_poller", "_receive", "_receiver",
+                 "_response", "_reused", "_socket", "_unsent")  # fmt: skip
 
     def __init__(
         self,
@@ -76,6 +79,8 @@ class Connection:
         self._receiver: Receiver
         self._on_done: OnDone = _ignore
         self._response: Response | None = None
+        self._overdue: Response | None = None
+        """The last response whose content was over before its body."""
         self._lent: TokenTemplate | None = None
         """The template by which the compiled reader reads tokens from the socket, while it does."""
         self._reused = False
@@ -158,12 +163,21 @@ class Connection:
             return
         if response.complete:
             self._end(response, None)
+        elif self._receiver.is_done:
+            if self._overdue is not response:
+                self._overdue = response
+                asyncio.get_running_loop().call_later(GRACE_S, self._end_open, response)
         elif (reader := self._poller.token_reader) and (template := response.template()):
             since_ns, last_ns = self._receiver.sent_ns or 0, response.last_arrival_ns
             reader.take_over(
                 self._socket.fileno(), template.prefix, template.suffix, since_ns, last_ns, self._take_spilt
             )
             self._lent = template
+
+    def _end_open(self, response: Response) -> None:
+        """End a response whose content is over and whose body is not."""
+        if self._response is response:
+            self._end(response, ServerDisconnectedError("the body does not end"))
 
     def _take_spilt(self, instants: bytes, data: bytes, arrived_ns: int, code: int) -> None:
         """Continue after the compiled reader, which read tokens at `instants` and then either other `data` or the end

@@ -67,6 +67,7 @@ class _PageReceiver:
     """Collects the body of a response of limited size."""
 
     template = None
+    is_done = False
 
     def __init__(self) -> None:
         self.sent_ns: int | None = None

@@ -109,6 +109,10 @@ class Body(Protocol):
     def template(self) -> TokenTemplate | None:
         """Takes whole chunks that are tokens in place of `feed`; None if no such chunk is known or may come next."""
 
+    @property
+    def is_done(self) -> bool:
+        """True once the body needs no more bytes, though it may go on."""
+
     def head(self, head: Head) -> None:
         """Take the head, once, before the rest."""
 

@@ -1,11 +1,17 @@
 """The OpenAI API as servers implement it: payloads out, stream events in. All their differences are handled here."""
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import msgspec
 
+from loadgen.client.sse import ErrorEvent
+
 Endpoint = Literal["chat", "completions"]
+
+MAX_TOKENS = 1 << 32
+"""A larger count of one request's tokens is none."""
 
 PATHS: dict[Endpoint, str] = {"chat": "/chat/completions", "completions": "/completions"}
 
@@ -31,30 +37,109 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens_details: _Details | None = None
 
     @property
+    def input_tokens(self) -> int | None:
+        """Prompt tokens; None if the server does not report them. No prompt is empty: zero stands for unknown."""
+        return _positive(self.prompt_tokens)
+
+    @property
+    def output_tokens(self) -> int | None:
+        """Tokens of the answer; None if the server does not report them, or reports zero: only an answer without
+        content has none."""
+        return _positive(self.completion_tokens)
+
+    @property
     def cached_tokens(self) -> int | None:
         """Prompt tokens that the server took from its prefix cache; None if it does not report them."""
-        return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details else None
+        return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details and self.input_tokens else None
+
+
+def _positive(count: int | None) -> int | None:
+    return count if count is not None and 0 < count <= MAX_TOKENS else None
+
+
+Content = str | list[Any] | dict[str, Any] | None
+"""Text, or parts: `[{"type": "thinking", "thinking": [{"type": "text", "text": " a"}]}, {"type": "text", ...}]`."""
+
+
+class _FunctionCall(msgspec.Struct, frozen=True):
+    name: str | None = None
+    arguments: str | None = None
 
 
 class _Delta(msgspec.Struct, frozen=True):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
+    role: Any = None
+    content: Content = None
+    reasoning_content: Content = None
+    reasoning: Content = None
+    thinking: Content = None
+    refusal: Content = None
     tool_calls: list[Any] | None = None
+    function_call: _FunctionCall | None = None
+
+    @property
+    def has_content(self) -> bool:
+        """True if there is text, reasoning, a refusal or a part of a call of a tool."""
+        if isinstance(self.content, str) and self.content:
+            return True
+        call = self.function_call
+        return bool(
+            _holds_text(self.content)
+            or _holds_text(self.reasoning_content)
+            or _holds_text(self.reasoning)
+            or _holds_text(self.thinking)
+            or _holds_text(self.refusal)
+            or self.tool_calls
+            or (call and (call.name or call.arguments))
+        )
+
+
+def _holds_text(content: Any) -> bool:
+    """Return whether there is a text that is not empty: `content` itself, or one of its parts."""
+    if isinstance(content, list):
+        return any(_holds_text(part) for part in content)
+    if isinstance(content, dict):
+        return any(_holds_text(content.get(name)) for name in _PART_FIELDS)
+    return isinstance(content, str) and content != ""
+
+
+_PART_FIELDS = ("text", "thinking", "reasoning", "content", "refusal")
 
 
 class _Choice(msgspec.Struct, frozen=True):
     delta: _Delta | None = None
-    text: str | None = None
-    finish_reason: str | None = None
+    text: Content = None
+    finish_reason: str | dict[str, Any] | None = None
+    error: Any = None
 
     @property
     def has_content(self) -> bool:
         """True if the choice holds text, reasoning or a part of a tool call."""
-        if self.text:
-            return True
-        delta = self.delta
-        return bool(delta and (delta.content or delta.reasoning_content or delta.reasoning or delta.tool_calls))
+        return bool(self.delta and self.delta.has_content) or (self.text is not None and _holds_text(self.text))
+
+    @property
+    def finish(self) -> str | None:
+        """The finish reason, which SGLang once gave as an object with a type; None before there is one."""
+        reason = self.finish_reason
+        if isinstance(reason, dict):
+            reason = reason.get("type")
+            return reason if isinstance(reason, str) else "unknown"
+        return None if reason in _NO_REASON else reason
+
+
+_NO_REASON = (None, "", "null", "None")
+"""Finish reasons of a choice that goes on: TGI's completions say "", others a null in quotes."""
+
+_is_failure = re.compile(
+    r"abort|cancel|crash|deadline|disconnect|error|fail|insufficient|interrupt|kill|overload|shutdown|time[d _-]*out"
+    r"|unavailable",
+    re.IGNORECASE,
+).search
+
+
+def is_failure(finish_reason: str | None) -> bool:
+    """Return whether a finish reason says that the server gave the answer up: abort, error, cancelled, timeout,
+    parse_error and their like. Any other one, known or not, is an end of the answer."""
+    return finish_reason is not None and _is_failure(finish_reason) is not None
 
 
 class _StreamBody(msgspec.Struct, frozen=True):
@@ -62,17 +147,22 @@ class _StreamBody(msgspec.Struct, frozen=True):
     usage: Usage | None = None
     error: Any = None
     message: Any = None
+    detail: Any = None
     object: str | None = None
 
 
 class StreamEvent(NamedTuple):
-    """Content of one event of a stream. A role-only, empty or usage event has no content: it is not a token."""
+    """Content of one event of a stream. A role-only, empty or usage event has no content."""
 
     has_content: bool = False
     finish_reason: str | None = None
     usage: Usage | None = None
     error: str | None = None
     done: bool = False
+    textless: bool = False
+    """True for a choice without content: a token without text, if the server's usage counts it."""
+    opens: bool = False
+    """True if a textless choice names its role, as the first event of most servers does: then it is no token."""
 
 
 class ProtocolError(ValueError):
@@ -81,36 +171,70 @@ class ProtocolError(ValueError):
 
 TOKEN = StreamEvent(has_content=True)
 """The event that holds text and nothing else."""
-_NOTHING = StreamEvent()
+TEXTLESS = StreamEvent(textless=True)
+"""The event of a choice without content, role, usage or finish reason."""
+ROLE = StreamEvent(textless=True, opens=True)
+"""The same with a role."""
 _DONE = StreamEvent(done=True)
 _decode = msgspec.json.Decoder(_StreamBody | None).decode
 
 
 def parse_event(data: bytes) -> StreamEvent:
     """Parse the data of one event. Raises ProtocolError when it is not JSON of the API's shape."""
+    if type(data) is ErrorEvent:
+        return StreamEvent(error=error_of_body(data) or "an error event without a text")
     if data == b"[DONE]" or data.strip() == b"[DONE]":
         return _DONE
     try:
-        body = _decode(data)
-    except (msgspec.DecodeError, UnicodeDecodeError) as err:
-        raise ProtocolError(f"{err}: {data[:200]!r}") from err
-    if body is None:  # llama.cpp opens a stream with `data: null` when the prompt is a list
-        return StreamEvent()
-    if body.error is not None or body.object == "error":
-        return StreamEvent(error=error_text(body.error if body.error is not None else body.message))
+        try:
+            body = _decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            body = _decode(_with_whole_characters(data))
+        return StreamEvent() if body is None else _event_of(body)  # llama.cpp opens a stream with `data: null`
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+        raise ProtocolError(f"an event of {len(data)} bytes is not of the API: {err}") from err
+
+
+def _event_of(body: _StreamBody) -> StreamEvent:
     choices = body.choices
+    if body.error or body.object == "error":
+        return StreamEvent(error=error_text(body.error if body.error is not None else body.message))
+    if choices is None and body.usage is None:  # some servers leave out the word error
+        words = body.error if body.error is not None else body.detail or body.message
+        return StreamEvent(error=None if words is None else error_text(words))
     if not choices:
         return StreamEvent(usage=body.usage)
     if len(choices) == 1:
         choice = choices[0]
-        if body.usage is None and not choice.finish_reason:
-            return TOKEN if choice.has_content else _NOTHING
-        return StreamEvent(choice.has_content, choice.finish_reason or None, body.usage)
+        if choice.error:
+            return StreamEvent(error=error_text(choice.error))
+        has_content, finish = choice.has_content, choice.finish
+        opens = not has_content and bool(choice.delta and choice.delta.role)
+        if body.usage is None and finish is None:
+            return TOKEN if has_content else ROLE if opens else TEXTLESS
+        return StreamEvent(has_content, finish, body.usage, textless=not has_content, opens=opens)
+    if failed := next((choice.error for choice in choices if choice.error), None):
+        return StreamEvent(error=error_text(failed))
+    reasons = [choice.finish for choice in choices if choice.finish]
     return StreamEvent(
         has_content=any(choice.has_content for choice in choices),
-        finish_reason=next((choice.finish_reason for choice in choices if choice.finish_reason), None),
+        finish_reason=next((reason for reason in reasons if is_failure(reason)), reasons[0] if reasons else None),
         usage=body.usage,
     )
+
+
+_ESCAPE = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[dD][89a-fA-F][0-9a-fA-F]{2}|\\.", re.DOTALL
+)
+
+
+def _with_whole_characters(data: bytes) -> bytes:
+    """Return JSON with a replacement character for each half of one: a server may cut a token inside a character.
+
+    The half is an escape (a lone surrogate) or some of the character's bytes.
+    """
+    whole = data.decode(errors="replace").encode()
+    return _ESCAPE.sub(lambda match: b"\\ufffd" if len(match[0]) == 6 else match[0], whole)
 
 
 def error_text(error: Any) -> str:
@@ -126,8 +250,16 @@ def error_of_body(body: bytes) -> str:
     """Return the message inside the body of an HTTP error, or the start of the body itself."""
     try:
         return error_text(msgspec.json.decode(body))[:500]
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return body[:200].decode(errors="replace").strip()
+
+
+def is_error_body(body: bytes) -> bool:
+    """Return whether a body of JSON is an error and not an answer."""
+    try:
+        return parse_event(body).error is not None
+    except ProtocolError:
+        return False
 
 
 def payload(

@@ -3,8 +3,19 @@
 MAX_EVENT_BYTES = 16 << 20
 
 
+MAX_COMMENT_BYTES = 1 << 10
+
+
 class SSEError(ValueError):
     """An event that is larger than any server should send."""
+
+
+class ErrorEvent(bytes):
+    """The text of an event that the server names an error: its data, or else its comments.
+
+    `event: error` is followed by data, or by comments alone (Dynamo). A field `error:` stands for both lines (llama.cpp
+    in 2025).
+    """
 
 
 class SSEDecoder:
@@ -18,13 +29,15 @@ class SSEDecoder:
         self._tail = b""
         self._data: list[bytes] = []
         self._size = 0
+        self._is_error = False
+        self._comment = b""
         self._skip_lf = False
         self._at_start = True
 
     @property
     def idle(self) -> bool:
         """True if the next byte begins a line of a new event: no byte or field is held back."""
-        return not (self._tail or self._data or self._skip_lf or self._at_start)
+        return not (self._tail or self._data or self._is_error or self._skip_lf or self._at_start)
 
     def lone(self, chunk: bytes) -> bytes | None:
         """Decode a chunk that is one whole event in the shape that nearly every server gives it: `data: `, LF, LF.
@@ -37,7 +50,7 @@ class SSEDecoder:
             and not lines[1]
             and chunk[-1] == 0x0A
             and lines[0].startswith(b"data: ")
-            and not (self._tail or self._data or self._skip_lf)
+            and not (self._tail or self._data or self._is_error or self._skip_lf)
         ):
             self._at_start = False
             return lines[0][6:]
@@ -72,16 +85,24 @@ class SSEDecoder:
         return self._take_lines(lines)
 
     def _take_lines(self, lines: list[bytes]) -> list[bytes]:
-        events = []
+        events: list[bytes] = []
         for raw_line in lines:
             line = raw_line.rstrip(b"\r\n")
             if not line:
-                if self._data:
+                if self._is_error:
+                    events.append(ErrorEvent(b"\n".join(self._data) or self._comment.strip()))
+                elif self._data:
                     events.append(b"\n".join(self._data))
-                    self._data = []
-                    self._size = 0
-            elif line.startswith(b"data:") or line == b"data":
-                value = line[6:] if line[5:6] == b" " else line[5:]
+                self._data, self._size, self._is_error, self._comment = [], 0, False, b""
+                continue
+            name, _, value = line.partition(b":")
+            value = value.removeprefix(b" ")
+            if name == b"data" or name == b"error":
                 self._data.append(value)
                 self._size += len(value) + 1
+                self._is_error = self._is_error or name == b"error"
+            elif name == b"event":
+                self._is_error = b"error" in value.lower()
+            elif not name:  # a comment
+                self._comment = (self._comment + b" " + value)[:MAX_COMMENT_BYTES]
         return events

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from array import array
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from loadgen.client.http1 import Head, HTTPError
-from loadgen.client.openai_api import TOKEN, ProtocolError, StreamEvent, Usage, error_of_body, parse_event
+from loadgen.client.openai_api import (
+    TOKEN,
+    ProtocolError,
+    StreamEvent,
+    Usage,
+    error_of_body,
+    is_error_body,
+    is_failure,
+    parse_event,
+)
 from loadgen.client.sse import SSEDecoder, SSEError
 from loadgen.client.token_template import TokenTemplate, learn_template
 
@@ -33,31 +43,44 @@ class StreamState:
     Raises RequestError, SSEError and ProtocolError for a response that is not a stream of the API.
     """
 
-    __slots__ = ("_decoder", "_error_body", "_hits", "_is_done", "_learnt", "_lessons", "_tokens", "chunk_ns",
-                 "finish_reason", "finished_ns", "reason", "sent_ns", "status", "template", "usage")  # fmt: skip
+    __slots__ = ("_closing_ns", "_counted", "_decoder", "_done_ns", "_error_body", "_hits", "_learnt", "_lessons",
+                 "_textless_ns", "_tokens", "chunk_ns", "finish_reason", "finished_ns", "reason", "sent_ns", "status",
+                 "template", "usage")  # fmt: skip
 
     def __init__(self) -> None:
         self.sent_ns: int | None = None
         self.status: int | None = None
         self.reason = ""
         self.chunk_ns: array[int] | None = None
-        """Arrival time of each chunk that holds a token; None before the head of a stream."""
+        """Arrival time of each chunk that holds content; None before the head of a stream."""
         self.usage: Usage | None = None
         self.finish_reason: str | None = None
         self.finished_ns: int | None = None
         self.template: TokenTemplate | None = None
         """Recognizes tokens without decoding them. None before it is learnt, and in the middle of an event."""
         self._decoder = SSEDecoder()
-        self._is_done = False
+        self._done_ns: int | None = None
+        """Arrival time of [DONE]."""
+        self._textless_ns: array[int] = array("q")
+        """Arrival time of each chunk that may be a token without text."""
+        self._closing_ns: int | None = None
+        """Arrival time of a chunk without content that has the finish reason."""
+        self._counted = 0
+        """Chunks with content that had arrived with the last usage that came alone."""
         self._error_body: bytearray | None = None
         self._learnt: TokenTemplate | None = None
         self._lessons = self._hits = self._tokens = 0
         """Attempts to learn a template, hits of the earlier templates, and lone tokens decoded in full."""
 
+    @property
+    def is_done(self) -> bool:
+        """True once [DONE] has come: the answer is over, whether or not the body goes on."""
+        return self._done_ns is not None
+
     def head(self, head: Head) -> None:
         """Take the head of the response, once, before its body."""
         self.status, self.reason = head.status, head.reason
-        if head.status >= 400:
+        if head.status >= 400 or head.content_type == "application/json":  # JSON: perhaps an error with a good status
             self._error_body = bytearray()
             return
         if head.content_type != "text/event-stream":
@@ -73,43 +96,89 @@ class StreamState:
             return
         decoder = self._decoder
         if (lone := decoder.lone(data)) is not None:
-            event = parse_event(lone)
-            self._take_event(event, arrived_ns)
-            if event is TOKEN:
+            if self._take(lone, arrived_ns) is TOKEN:
                 self._learn(data)
         else:
             was_idle = decoder.idle
-            events = [parse_event(event) for event in decoder.feed(data)]
-            for event in events:
-                self._take_event(event, arrived_ns)
+            events = [self._take(event, arrived_ns) for event in decoder.feed(data)]
             if was_idle and events == [TOKEN] and decoder.idle:
                 self._learn(data)
-            self.template = self._learnt if decoder.idle else None
+            self.template = self._learnt if decoder.idle and not self.is_done else None
 
     def end(self, arrived_ns: int) -> None:
-        """Take the proper end of the body, the last bytes of which arrived at `arrived_ns`."""
+        """Take the end of the body, the last bytes of which arrived at `arrived_ns`; [DONE] ends the answer before."""
         if self._error_body is not None:
             self._raise_http_error(self._error_body)
         for event in self._decoder.flush():
-            self._take_event(parse_event(event), arrived_ns)
-        self.finished_ns = arrived_ns
-        if not self._is_done and self.finish_reason is None:
-            chunks = len(self.chunk_ns or ())
+            self._take(event, arrived_ns)
+        self.finished_ns = self._done_ns or arrived_ns
+        chunks, counted = len(self.chunk_ns or ()), self.usage and self.usage.output_tokens
+        if is_failure(self.finish_reason):
+            raise RequestError("server", f"the answer ended with finish_reason {self.finish_reason}")
+        if self.finish_reason is None and not self.is_done:
             raise RequestError("truncated", f"ended after {chunks} chunks with no finish reason or [DONE]")
+        if not chunks and not counted:
+            raise RequestError("server", f"an answer without a token: finish_reason {self.finish_reason}")
+        if self.finish_reason is None and (not counted or self._counted < chunks):
+            raise RequestError(
+                "truncated", f"[DONE] after {chunks} chunks with no finish reason and no usage after them"
+            )
 
-    def _take_event(self, event: StreamEvent, arrived_ns: int) -> None:
+    def token_times(self) -> tuple[list[int], int | None]:
+        """Return the arrival times of the chunks that are tokens, and that of the last token.
+
+        A chunk without text is a token if the server's usage counts more tokens than chunks with text. Those before the
+        first text are tokens only if then every token has a chunk: servers also open streams with such chunks. When
+        tokens remain without a chunk, the last one came no later than the chunk with the finish reason.
+        """
+        texts = self.chunk_ns.tolist() if self.chunk_ns else []
+        missing = ((self.usage and self.usage.output_tokens) or 0) - len(texts)
+        if missing <= 0:
+            return texts, texts[-1] if texts else None
+        closing = [] if self._closing_ns is None else [self._closing_ns]
+        textless = self._textless_ns.tolist()
+        if missing > len(textless) + len(closing):
+            textless = [t_ns for t_ns in textless if texts and t_ns > texts[0]]
+        times = sorted(texts + textless[-missing:])
+        if missing <= len(textless):
+            return times, times[-1]
+        if missing == len(textless) + 1:
+            times += closing
+        return times, max(times[-1:] + closing, default=None)
+
+    def _take(self, data: bytes, arrived_ns: int) -> StreamEvent:
+        """Take the data of an event, and return what it says. After [DONE] only a late count of the tokens matters."""
         assert self.chunk_ns is not None
+        if self.is_done:
+            with suppress(ProtocolError):
+                self._take_usage(parse_event(data))
+            return StreamEvent()
+        event = parse_event(data)
         if event is TOKEN:
             self.chunk_ns.append(arrived_ns)
-            return
+            return event
         if event.error is not None:
             raise RequestError("server", event.error)
         if event.has_content:
             self.chunk_ns.append(arrived_ns)
-        if event.usage is not None:
-            self.usage = event.usage
-        self.finish_reason = event.finish_reason or self.finish_reason
-        self._is_done = self._is_done or event.done
+        elif event.finish_reason and self.finish_reason is None:
+            self._closing_ns = arrived_ns
+        elif event.textless and self.finish_reason is None and (self.chunk_ns or not event.opens):
+            self._textless_ns.append(arrived_ns)
+        self._take_usage(event)
+        if event.finish_reason and not is_failure(self.finish_reason):
+            self.finish_reason = event.finish_reason
+        if event.done:
+            self._done_ns = arrived_ns
+            self.template = None
+        return event
+
+    def _take_usage(self, event: StreamEvent) -> None:
+        """Keep the last counts, but no zeros after a count: some servers send zeros with each chunk."""
+        usage, earlier = event.usage, self.usage
+        if usage and (usage.output_tokens or not (earlier and earlier.output_tokens)):
+            self.usage = usage
+            self._counted = self._counted if event.has_content else len(self.chunk_ns or ())
 
     def _learn(self, token: bytes) -> None:
         """Learn the template of a token that had to be decoded: from the second token on, because the first often
@@ -123,5 +192,10 @@ class StreamState:
             self.template = self._learnt = learn_template(token, self.chunk_ns)
 
     def _raise_http_error(self, body: bytearray) -> None:
+        assert self.status is not None
         text = error_of_body(bytes(body[:MAX_ERROR_BODY_BYTES]))
-        raise RequestError("http", f"{self.status} {self.reason}: {text}")
+        if self.status >= 400:
+            raise RequestError("http", f"{self.status} {self.reason}: {text}")
+        if is_error_body(bytes(body)):
+            raise RequestError("server", text)
+        raise RequestError("protocol", "requested a stream, got application/json")

@@ -101,7 +101,7 @@ def test_a_connection_is_used_again_and_a_dead_one_replaced() -> None:
     [
         (HEAD + chunks(*EVENTS[:2]), "truncated", "the server ended the connection"),
         (HEAD + chunks(*EVENTS[:2]) + b"0\r\n\r\n", "truncated", "after 1 chunks with no finish reason"),
-        (HEAD + chunks(b"data: {oops\n\n"), "protocol", "oops"),
+        (HEAD + chunks(b"data: {oops\n\n"), "protocol", "not of the API"),
         (HEAD + chunks(b'data: {"error":{"message":"out of memory"}}\n\n'), "server", "out of memory"),
         (b"HTTP/1.1 503 Busy\r\nContent-Length: 4\r\n\r\nbusy", "http", "503 Busy: busy"),
         (b"HTTP/1.1 302 Found\r\nLocation: /x\r\nContent-Length: 0\r\n\r\n", "protocol", "no redirect"),

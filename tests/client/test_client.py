@@ -25,7 +25,7 @@ from loadgen.client.server_probe import find_model
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from loadgen.telemetry.traceparent import traceparent
-from support.scripted_server import DONE, END, GOOD, HEAD, ROLE, USAGE, Step, Wire, chunk, token, wire
+from support.scripted_server import DONE, END, FINISH, GOOD, HEAD, ROLE, USAGE, Step, Wire, chunk, token, wire
 
 T = TypeVar("T")
 
@@ -93,7 +93,7 @@ def test_chunks_are_timed_when_they_arrive_not_when_the_stream_ends() -> None:
 
 ODD_BUT_GOOD: dict[str, Sequence[Step]] = {
     "no [DONE] but a finish reason": (HEAD, token("a"), token("b", '"stop"'), END),
-    "no finish reason but [DONE]": (HEAD, token("a"), DONE, END),
+    "no finish reason but usage and [DONE]": (HEAD, token("a"), USAGE, DONE, END),
     "closed without chunked encoding": (
         b"HTTP/1.0 200 OK\r\nContent-Type: text/event-stream\r\n\r\n",
         b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}]}\n\n',
@@ -104,10 +104,18 @@ ODD_BUT_GOOD: dict[str, Sequence[Step]] = {
         chunk(b'data: {"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}],"usage":{"completion_tokens":1}}'),
         END,
     ),
-    "crlf, comments and a null event": (HEAD, chunk(b": ping\r\n\r\ndata: null\r\n\r\n"), token("a"), DONE, END),
+    "crlf, comments and a null event": (
+        HEAD,
+        chunk(b": ping\r\n\r\ndata: null\r\n\r\n"),
+        token("a"),
+        FINISH,
+        DONE,
+        END,
+    ),
     "charset in the content type": (
         HEAD.replace(b"event-stream", b"event-stream; charset=utf-8"),
         token("a"),
+        FINISH,
         DONE,
         END,
     ),
@@ -122,7 +130,7 @@ def test_odd_but_good(name: str) -> None:
 
 
 def test_without_usage_we_count_chunks_and_say_so() -> None:
-    (record,), _ = one((HEAD, ROLE, token("a"), token("b"), DONE, END))
+    (record,), _ = one((HEAD, ROLE, token("a"), token("b"), FINISH, DONE, END))
     assert (record.input_tokens, record.output_tokens, record.token_source) == (None, 2, "chunks")
 
 
@@ -143,7 +151,7 @@ FAULTS: list[tuple[str, Sequence[Step], str, str]] = [
     ("reset in the body", (HEAD, token("a"), "reset"), "truncated", ""),
     ("ends early but cleanly", (HEAD, token("a"), token("b"), END), "truncated", "after 2 chunks"),
     ("ends before anything", (HEAD, END), "truncated", "after 0 chunks"),
-    ("half a JSON event", (HEAD, chunk(b'data: {"choices":[{"del\n\n'), DONE, END), "protocol", "choices"),
+    ("half a JSON event", (HEAD, chunk(b'data: {"choices":[{"del\n\n'), DONE, END), "protocol", "not of the API"),
     ("error event", (HEAD, token("a"), chunk(b'data: {"error":{"message":"oom"}}\n\n'), DONE, END), "server", "oom"),
     ("not a stream", http(b"200 OK", b'{"choices":[]}'), "protocol", "application/json"),
     ("not HTTP", (b"SSH-2.0-OpenSSH_9.2\r\n", "close"), "protocol", ""),
@@ -218,7 +226,7 @@ def test_an_answer_longer_than_a_read_comes_whole_though_nothing_follows_it() ->
                 far, _ = await asyncio.to_thread(listening.accept)
                 with far:
                     await asyncio.to_thread(far.recv, 1000)
-                    stream = b"".join([HEAD, token("a" * 150_000), DONE, END])
+                    stream = b"".join([HEAD, token("a" * 150_000), FINISH, DONE, END])
                     threading.Thread(target=far.sendall, args=(stream,)).start()
                     time.sleep(0.1)  # the loop's own thread
                     return await exchange
@@ -271,9 +279,9 @@ SIX: Sequence[Step] = (HEAD, ROLE, *(step for word in "abcdef" for step in (toke
     ("end", "error", "chunks"),
     [
         ([token("g", '"length"'), USAGE, DONE, END], None, 7),
-        ([token("g")[:30], 0.02, token("g")[30:], token("h"), 0.02, token("i") + DONE + END], None, 9),
-        ([token("g") * 1000, DONE, END], None, 1006),
-        ([token("\\u00e9"), 0.01, token(""), 0.01, token("é"), 0.01, DONE, END], None, 8),
+        ([token("g")[:30], 0.02, token("g")[30:], token("h"), 0.02, token("i") + FINISH + DONE + END], None, 9),
+        ([token("g") * 1000, FINISH, DONE, END], None, 1006),
+        ([token("\\u00e9"), 0.01, token(""), 0.01, token("é"), 0.01, FINISH, DONE, END], None, 8),
         ([chunk(b'data: {"choi\n\n')], "protocol", 6),
         ([chunk(b'data: {"error":{"message":"oom"}}\n\n')], "server", 6),
         ([token("g")[:30], 0.02, "close"], "truncated", 6),

@@ -9,7 +9,7 @@ import pytest
 from client.test_client import on_uvloop
 from loadgen.client.client import Client, Exchange, Post
 from loadgen.record import RequestRecord
-from support.scripted_server import DONE, END, GOOD, HEAD, Step, Wire, token, wire
+from support.scripted_server import DONE, END, FINISH, GOOD, HEAD, Step, Wire, token, wire
 
 pytestmark = pytest.mark.usefixtures("transport")
 
@@ -189,7 +189,7 @@ def test_exchanges_in_flight_at_the_same_time_have_connections_of_their_own(tran
     async def main() -> tuple[list[RequestRecord], int]:
         records: list[RequestRecord] = []
         async with (
-            wire((HEAD, token("a"), 0.05, DONE, END)) as server,
+            wire((HEAD, token("a"), 0.05, FINISH, DONE, END)) as server,
             Client(server.url, timeout_s=5) as client,
         ):
             for i in range(3):

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from loadgen.client.openai_api import (
+    TEXTLESS,
     TOKEN,
     Dialect,
     ProtocolError,
@@ -103,7 +104,7 @@ FINISHED = b'{"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}],"usag
 @pytest.mark.parametrize(("value", "content"), [('"a"', True), ('" "', True), ('""', False), ("null", False)])
 def test_each_text_field_of_a_delta_counts_if_it_is_not_empty(field: str, value: str, content: bool) -> None:
     event = parse_event(f'{{"choices":[{{"delta":{{"{field}":{value}}}}}]}}'.encode())
-    assert event == (TOKEN if content else StreamEvent())
+    assert event == (TOKEN if content else TEXTLESS)
 
 
 @pytest.mark.parametrize(

@@ -42,7 +42,7 @@ def test_each_event_with_content_has_the_instant_of_its_last_byte() -> None:
     assert stream.usage == Usage(prompt_tokens=7, completion_tokens=3)
     assert stream.finish_reason == "stop"
     stream.end(9)
-    assert stream.finished_ns == 9
+    assert stream.finished_ns == 6, "the arrival of [DONE], not of the body's end"
 
 
 def test_later_usage_and_finish_reason_replace_earlier_ones_but_their_absence_does_not() -> None:
@@ -51,20 +51,164 @@ def test_later_usage_and_finish_reason_replace_earlier_ones_but_their_absence_do
     assert (stream.usage, stream.finish_reason) == (Usage(prompt_tokens=7, completion_tokens=4), "length")
 
 
-@pytest.mark.parametrize(("end", "is_whole"), [((FINISH,), True), ((DONE,), True), ((), False), ((USAGE,), False),
-                                               ((FINISH[:-2],), True), ((DONE[:-1],), True)])  # fmt: skip
-def test_a_stream_is_whole_with_a_finish_reason_or_done(end: tuple[bytes, ...], is_whole: bool) -> None:
-    stream = fed(event("a"), event("b"), *end)
-    if is_whole:
-        stream.end(5)
-    else:
-        with pytest.raises(RequestError, match=r"after 2 chunks with no finish reason or \[DONE\]") as failed:
-            stream.end(5)
-        assert failed.value.kind == "truncated"
-    assert stream.finished_ns == 5
+def sse(json: str) -> bytes:
+    return f"data: {json}\n\n".encode()
 
 
-@pytest.mark.parametrize("content_type", ["", "application/json", "text/html"])
+def choice(json: str) -> bytes:
+    return sse(f'{{"choices":[{json}]}}')
+
+
+def finish(reason: str, content: str = "{}") -> bytes:
+    return choice(f'{{"delta":{content},"finish_reason":{reason}}}')
+
+
+def usage(tokens: int, prompt: int = 7) -> bytes:
+    return sse(f'{{"choices":[],"usage":{{"prompt_tokens":{prompt},"completion_tokens":{tokens}}}}}')
+
+
+A, EMPTY, ROLE = event("a"), event(""), choice('{"delta":{"role":"assistant","content":""}}')
+
+ENDS: list[tuple[str, list[bytes], str | None, str]] = [
+    # (what the server sends, its pieces, kind of error or None, words of the detail or the finish reason)
+    ("finish reason and [DONE]", [A, FINISH, DONE], None, "stop"),
+    ("finish reason alone", [A, FINISH], None, "stop"),
+    ("no line end at the end", [A, FINISH[:-2]], None, "stop"),
+    ("usage and [DONE]", [A, usage(1), DONE], None, ""),
+    ("usage after [DONE]", [A, DONE, usage(1)], None, ""),
+    ("[DONE] twice", [A, FINISH, DONE, DONE], None, "stop"),
+    ("data after [DONE]", [A, FINISH, DONE, A, finish('"abort"'), b"data: {oo\n\n"[:-2]], None, "stop"),
+    ("[DONE] in an array's blanks", [A, FINISH, b"data:  [DONE] \r\n\r\n"], None, "stop"),
+    ("[DONE] alone", [DONE], "server", "without a token: finish_reason None"),
+    ("[DONE] after a role", [ROLE, DONE], "server", "without a token"),
+    ("[DONE] after content", [A, DONE], "truncated", "[DONE] after 1 chunks with no finish reason"),
+    ("[DONE] after content that usage counted before", [usage(1), A, DONE], "truncated", "no usage after them"),
+    ("[DONE] after a usage of zeros", [A, usage(0, 0), DONE], "truncated", "[DONE] after 1"),
+    ("[DONE] after usage in each chunk",
+     [A[:-3] + b',"usage":{"completion_tokens":1}}\n\n', DONE], "truncated", "[DONE]"),
+    ("the body ends", [A, A], "truncated", "after 2 chunks with no finish reason or [DONE]"),
+    ("the body ends after usage", [A, usage(1)], "truncated", "after 1 chunks"),
+    ("no token, filtered",
+     [ROLE, finish('"content_filter"'), usage(0), DONE], "server", "finish_reason content_filter"),
+    ("no token, stop", [ROLE, FINISH, DONE], "server", "without a token: finish_reason stop"),
+    ("no token, an unknown reason", [ROLE, finish('"zenith"'), DONE], "server", "finish_reason zenith"),
+    ("tokens that only usage knows", [ROLE, finish('"length"'), usage(9), DONE], None, "length"),
+    *((f"finish reason {reason}", [A, finish(f'"{reason}"'), usage(1), DONE], None, reason) for reason in (
+        "stop", "length", "tool_calls", "function_call", "content_filter", "repetition", "eos_token", "stop_sequence",
+        "end_turn", "zenith")),
+    *((f"finish reason {reason}", [A, finish(f'"{reason}"'), usage(1), DONE], "server", f"finish_reason {reason}")
+      for reason in ("abort", "error", "cancelled", "canceled", "timeout", "timed_out", "parse_error", "ABORTED",
+                     "internal_error", "failed", "insufficient_system_resource", "deadline")),
+    ("a failure, then stop", [A, finish('"abort"'), FINISH, DONE], "server", "finish_reason abort"),
+    ("stop, then a failure", [A, FINISH, finish('"error"'), DONE], "server", "finish_reason error"),
+    ("finish reason as an object", [A, finish('{"type":"length","length":1}'), DONE], None, "length"),
+    ("a failure as an object", [A, finish('{"type":"abort","message":"x"}'), DONE], "server", "finish_reason abort"),
+    ("an object of no type", [A, finish("{}"), DONE], None, "unknown"),
+    ("finish reason null in quotes", [A, finish('"null"'), DONE], "truncated", "[DONE]"),
+    ("finish reason empty", [A, finish('""'), DONE], "truncated", "[DONE]"),
+    ("an error inside a choice", [A, choice('{"delta":{"content":""},"finish_reason":"error","error":{"code":429,'
+     '"message":"no room"}}'), DONE], "server", "no room"),
+    ("an error inside the second choice",
+     [choice('{"text":"a"},{"text":"","error":"no room"}'), DONE], "server", "no room"),
+    ("an error beside choices", [sse('{"error":{"message":"no room"},"choices":[{"text":"a"}]}')], "server", "no room"),
+    ("no error beside choices", [sse('{"error":{},"choices":[{"text":"a"}]}'), FINISH, DONE], None, "stop"),
+    ("a failure of the second choice",
+     [choice('{"text":"a","finish_reason":"stop"},{"text":"b","finish_reason":"error"}'),
+     DONE], "server", "finish_reason error"),
+    ("event: error, data", [A, b'event: error\ndata: {"message":"no room"}\n\n', DONE], "server", "no room"),
+    ("event: error, data first", [A, b"data: no room\nevent: error\n\n", DONE], "server", "no room"),
+    ("event: error, a comment", [A, b"event: error\n: no room\n\n", DONE], "server", "no room"),
+    ("a comment, event: error", [A, b": no room\nevent: error\n\n", DONE], "server", "no room"),
+    ("event: error and nothing", [A, b"event: error\n\n", DONE], "server", "without a text"),
+    ("event: error at the end", [A, b"event: error\r\n: no room"], "server", "no room"),
+    ("event: error, then content", [A, b"event: error\ndata: no room\n\n" + A, FINISH, DONE], "server", "no room"),
+    ("event: error in pieces", [A, b"event: error\n", b'data: {"error":"no room"}\n\n', DONE], "server", "no room"),
+    ("event: response.error", [A, b"event: response.error\ndata: {}\n\n", DONE], "server", "{}"),
+    ("an error: field", [A, b'error: {"code":500,"message":"no room"}\n\n'], "server", "no room"),
+    ("comments and other events", [A, b": ping\n\nevent: ping\ndata: null\n\n", FINISH, DONE], None, "stop"),
+    ("FastAPI's detail", [A, sse('{"detail":"no room"}'), DONE], "server", "no room"),
+    ("a message without an error", [A, sse('{"code":500,"message":"no room"}'), DONE], "server", "no room"),
+    ("parts of content", [choice('{"delta":{"content":[{"type":"text","text":"a"}]}}'), FINISH, DONE], None, "stop"),
+    ("half a surrogate pair", [event("\\ud83d"), event("\\ude00"), FINISH, DONE], None, "stop"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pieces", "kind", "words"), [row[1:] for row in ENDS], ids=[row[0] for row in ENDS])
+def test_an_answer_is_complete_only_with_a_token_and_a_reason_or_a_count_and_done(
+    pieces: list[bytes], kind: str | None, words: str
+) -> None:
+    if kind is None:
+        stream = fed(*pieces)
+        stream.end(99)
+        assert (stream.finish_reason or "") == words
+        return
+    stream = StreamState()
+    stream.head(head())
+    with pytest.raises(RequestError) as failed:
+        for i, piece in enumerate(pieces, 1):
+            stream.feed(piece, i)
+        stream.end(99)
+    assert failed.value.kind == kind
+    assert words in str(failed.value)
+
+
+TIMES: list[tuple[str, list[bytes], list[int], int | None]] = [
+    # (what the server sends, its pieces at 1, 2, 3, ..., the times of the chunks that are tokens, of the last token)
+    ("no usage", [EMPTY, A, EMPTY, FINISH], [2], 2),
+    ("text explains all", [ROLE, A, A, EMPTY, FINISH, usage(2)], [2, 3], 3),
+    ("the end token is the finish chunk", [ROLE, A, A, FINISH, usage(3)], [2, 3, 4], 4),
+    ("a textless second half",
+     [ROLE, A, A, EMPTY, EMPTY, finish('"length"', '{"content":""}'), usage(5)], [2, 3, 4, 5, 6], 6),
+    ("textless, and a finish chunk that is none", [ROLE, A, EMPTY, EMPTY, FINISH, usage(3)], [2, 3, 4], 4),
+    ("a textless head", [ROLE, EMPTY, EMPTY, A, A, FINISH, usage(4)], [2, 3, 4, 5], 5),
+    ("a textless head and the end token", [ROLE, EMPTY, A, FINISH, usage(3)], [2, 3, 4], 4),
+    ("an opening chunk without a role", [EMPTY, A, A, FINISH, usage(2)], [2, 3], 3),
+    ("the same, several tokens a chunk", [EMPTY, A, A, FINISH, usage(8)], [2, 3], 4),
+    ("textless in the middle", [ROLE, A, EMPTY, A, FINISH, usage(3)], [2, 3, 4], 4),
+    ("a role in each chunk",
+     [choice('{"delta":{"role":"a","content":"x"}}'), ROLE, ROLE, FINISH, usage(3)], [1, 2, 3], 3),
+    ("tokens held back until the end", [ROLE, A, A, FINISH, usage(9)], [2, 3], 4),
+    ("several tokens a chunk, finish beside text",
+     [ROLE, A, A, finish('"stop"', '{"content":"x"}'), usage(9)], [2, 3, 4], 4),
+    ("textless after the finish", [ROLE, A, FINISH, EMPTY, usage(2)], [2, 3], 3),
+    ("all is hidden", [ROLE, FINISH, usage(9)], [], 2),
+    ("one token, and it ends", [ROLE, FINISH, usage(1)], [2], 2),
+    ("zeros beside content", [A, usage(0, 0), A, FINISH], [1, 3], 3),
+    ("zeros after a count", [A, EMPTY, FINISH, usage(2), usage(0, 0)], [1, 2], 2),
+    ("fewer tokens than chunks", [A, A, A, FINISH, usage(2)], [1, 2, 3], 3),
+    ("nothing", [], [], None),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pieces", "times", "last"), [row[1:] for row in TIMES], ids=[row[0] for row in TIMES])
+def test_a_chunk_without_text_is_a_token_where_usage_counts_it(
+    pieces: list[bytes], times: list[int], last: int | None
+) -> None:
+    assert fed(*pieces).token_times() == (times, last)
+
+
+@pytest.mark.parametrize(
+    ("body", "kind", "words"),
+    [
+        (b'{"error":{"message":"no room"}}', "server", "no room"),
+        (b'{"detail":"no room"}', "server", "no room"),
+        (b'{"choices":[{"message":{"content":"a"},"finish_reason":"stop"}]}', "protocol", "got application/json"),
+        (b"<html>", "protocol", "got application/json"),
+        (b"[" * 9000, "protocol", "got application/json"),
+    ],
+)
+def test_json_with_a_good_status_is_an_error_in_the_servers_words_or_no_stream(
+    body: bytes, kind: str, words: str
+) -> None:
+    stream = StreamState()
+    stream.head(head(200, "application/json"))
+    with pytest.raises(RequestError, match=words) as failed:
+        stream.feed(body, 1)
+        stream.end(2)
+    assert (failed.value.kind, stream.chunk_ns) == (kind, None)
+
+
+@pytest.mark.parametrize("content_type", ["", "text/plain", "text/html"])
 def test_a_good_status_needs_an_event_stream(content_type: str) -> None:
     stream = StreamState()
     with pytest.raises(RequestError, match=content_type or "no content type") as failed:

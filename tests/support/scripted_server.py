@@ -28,6 +28,7 @@ def token(text: str, finish: str = "null") -> bytes:
 
 ROLE = chunk(b'data: {"choices":[{"delta":{"role":"assistant","content":""}}]}\n\n')
 USAGE = chunk(b'data: {"choices":[],"usage":{"prompt_tokens":7,"completion_tokens":3}}\n\n')
+FINISH = chunk(b'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n')
 DONE = chunk(b"data: [DONE]\n\n")
 GOOD: Sequence[Step] = (HEAD, ROLE, token("a"), token("b"), token("c", '"length"'), USAGE, DONE, END)
 
