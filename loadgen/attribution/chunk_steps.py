@@ -47,7 +47,8 @@ def engine_steps_of(records: Sequence[RequestRecord], engine: Sequence[EngineSam
     first_rows = (np.cumsum(counts) - counts)[counts > 0]
     sent_ns = np.array([record.sent_ns or 0 for record in records], dtype=np.int64)
     prompt = np.array([float(record.input_tokens or 0) for record in records], dtype=np.float32)
-    cached = _cached(records, t_ns[first_rows], prompt, request[first_rows], engine)
+    first_ns = t_ns[first_rows]
+    cached = _cached(records, first_ns, prompt, request[first_rows], engine)
     del t_ns
     # A step starts at the end of the one before, or, if no stream was decoding, when the first newcomer was sent.
     earliest = np.full(len(end_ns), np.iinfo(np.int64).max)
@@ -64,7 +65,8 @@ def engine_steps_of(records: Sequence[RequestRecord], engine: Sequence[EngineSam
         if not record.chunk_ns and record.sent_ns is not None and record.finished_ns is not None
     ]
     unseen_ns = np.array(without_chunk, dtype=np.int64).reshape(-1, 2)
-    return with_engine(EngineSteps(start_ns, end_ns, iterations, *members, unseen_ns), engine)
+    steps = EngineSteps(start_ns, end_ns, iterations, *members, unseen_ns)
+    return with_engine(steps, engine, (first_ns, cached[request[first_rows]]))
 
 
 def _members(

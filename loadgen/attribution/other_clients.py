@@ -18,13 +18,17 @@ FOREIGN_SHARE = 0.02
 """A smaller share of the engine's output tokens that is not ours is counting noise."""
 
 
-def with_engine(steps: EngineSteps, engine: Sequence[EngineSample]) -> EngineSteps:
+def with_engine(steps: EngineSteps, engine: Sequence[EngineSample], our_cached: tuple[Ints, Narrow]) -> EngineSteps:
     """Return the same steps with the steps of other clients, as far as the engine's counters exceed ours.
 
-    Less than FOREIGN_SHARE of the engine's output tokens is counting noise, and no other client is assumed.
+    our_cached: instants and numbers of prompt tokens of ours that came from a prefix cache. They are no work; an engine
+    that does not count cached tokens has them among its prompt tokens. Less than FOREIGN_SHARE of the engine's output
+    tokens is counting noise, and no other client is assumed.
     """
-    generated, computed = counter_values(engine, "generation_tokens"), computed_prompt_tokens(engine)
-    if generated is None or computed is None or not steps.count:
+    generated, counted_prompts = counter_values(engine, "generation_tokens"), counter_values(engine, "prompt_tokens")
+    computed = computed_prompt_tokens(engine)
+    prompts = counted_prompts if computed is None else computed
+    if generated is None or prompts is None or not steps.count:
         return steps
     edges = sample_times(engine)
     our_tokens = _sum_by_interval(edges, steps.end_ns[steps.step], steps.decode)
@@ -37,7 +41,8 @@ def with_engine(steps: EngineSteps, engine: Sequence[EngineSample]) -> EngineSte
     counted = counter_values(engine, "iterations")
     iterations = np.maximum(np.diff(counted), our_steps) if counted is not None else np.maximum(our_steps, 1.0)
     decoded = steps.decode > 0
-    prefill = np.maximum(np.diff(computed) - our_prefill, 0.0)
+    our_prompts = our_prefill + (_sum_by_interval(edges, *our_cached) if computed is None else 0.0)
+    prefill = np.maximum(np.diff(prompts) - our_prompts, 0.0)
     in_step = foreign_prefill_in_steps(steps, edges, prefill)
     foreign = ForeignLoad(
         edges_ns=edges,

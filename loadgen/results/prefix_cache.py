@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from loadgen.results.verdict import Check
-from loadgen.telemetry.engine_sample import EngineSample, counter_values
+from loadgen.telemetry.engine_sample import EngineSample, cached_share, counter_values
 from loadgen.workload.prompts import BLOCK_TOKENS
 
 if TYPE_CHECKING:
@@ -86,12 +86,12 @@ def cached_tokens(records: Sequence[RequestRecord], engine: Sequence[EngineSampl
 def of_engine(engine: Sequence[EngineSample], ours: int) -> CachedTokens | None:
     """Return what the engine counted between its first and last sample; None if it does not say. `ours`: our prompt
     tokens of that time."""
-    prompts, cached = counter_values(engine, "prompt_tokens"), counter_values(engine, "cached_tokens")
-    if prompts is None or cached is None or prompts[-1] <= prompts[0]:
+    prompts, share = counter_values(engine, "prompt_tokens"), cached_share(engine)
+    if prompts is None or share is None:
         return None
     grown = float(prompts[-1] - prompts[0])
     others = grown - ours if grown - ours > MAX_CACHED_SHARE * grown else 0.0
-    return CachedTokens(grown, float(cached[-1] - cached[0]), "engine", others)
+    return CachedTokens(grown, share * grown, "engine", others)
 
 
 def shareable_tokens(schedule: Sequence[ScheduledRequest]) -> int:

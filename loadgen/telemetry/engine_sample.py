@@ -38,10 +38,17 @@ def counter_values(engine: Sequence[EngineSample], name: str) -> Floats | None:
 
 
 def computed_prompt_tokens(engine: Sequence[EngineSample]) -> Floats | None:
-    """Return the prompt tokens that the engine computed, over time: without those from its prefix cache, as far as it
-    counts them."""
+    """Return the prompt tokens that the engine computed, over time, without those from its prefix cache; None when it
+    does not count them apart."""
     computed = counter_values(engine, "computed_tokens")
     prompts, cached = counter_values(engine, "prompt_tokens"), counter_values(engine, "cached_tokens")
-    if computed is not None or prompts is None:
-        return computed
-    return prompts if cached is None else prompts - cached
+    return prompts - cached if computed is None and prompts is not None and cached is not None else computed
+
+
+def cached_share(engine: Sequence[EngineSample]) -> float | None:
+    """Return the share of the prompt tokens between the first and the last sample that came from the prefix cache; None
+    when the engine does not count them, or had no prompt."""
+    prompts, cached = counter_values(engine, "prompt_tokens"), counter_values(engine, "cached_tokens")
+    if prompts is None or cached is None or prompts[-1] <= prompts[0]:
+        return None
+    return float((cached[-1] - cached[0]) / (prompts[-1] - prompts[0]))

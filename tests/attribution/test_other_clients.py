@@ -32,6 +32,23 @@ def test_foreign_tokens_and_steps_by_hand() -> None:
     assert foreign.prefill.tolist() == [20]
 
 
+@pytest.mark.parametrize(
+    "counted",
+    [
+        {"prompt_tokens": 1030.0, "cached_tokens": 990.0},  # vLLM
+        {"prompt_tokens": 1030.0, "cached_tokens": 990.0, "computed_tokens": 40.0},  # llama.cpp
+        {"computed_tokens": 40.0},  # llama.cpp before it counted cached tokens
+        {"prompt_tokens": 1030.0},  # LMDeploy: it counts 40 tokens, and our 990 that its usage calls cached
+    ],
+)
+def test_cached_tokens_are_taken_off_once_whatever_the_engine_counts(counted: dict[str, float]) -> None:
+    """10 of our 1,000 prompt tokens were computed; the other 30 that were are foreign."""
+    ours = request(0, 0, [10.0 * k for k in range(1, 101)], prompt=1000, cached=990)
+    end = {"t_ns": 2e9, "generation_tokens": 300.0, "iterations": 150.0, **counted}
+    foreign = engine_steps_of([ours], [dict.fromkeys(end, 0.0) | {"t_ns": -1.0}, end]).foreign
+    assert foreign is not None and foreign.prefill.tolist() == [30]
+
+
 @pytest.mark.parametrize(("generated", "foreign"), [(100, False), (102, False), (103, True)])
 def test_two_percent_more_tokens_than_ours_are_noise(generated: float, foreign: bool) -> None:
     assert (engine_steps_of([stream(100)], counters(generated, 10, 100)).foreign is not None) == foreign
@@ -54,7 +71,7 @@ def test_a_first_token_comes_at_the_end_of_the_last_prefill_step() -> None:
     engine = [
         {"t_ns": 10.0 * k + 5 if k else 0.0, "generation_tokens": 100.0 * k, "prompt_tokens": 0.0} for k in range(4)
     ]
-    foreign = with_engine(steps, engine).foreign
+    foreign = with_engine(steps, engine, (np.zeros(0, np.int64), np.zeros(0, np.float32))).foreign
     assert foreign is not None
     assert foreign.decode.tolist() == [100, 98, 99]
 

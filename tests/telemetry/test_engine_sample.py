@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadgen.telemetry.engine_sample import computed_prompt_tokens, counter_values
+from loadgen.telemetry.engine_sample import cached_share, computed_prompt_tokens, counter_values
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ def test_a_counter_that_went_back_or_is_missing_is_unknown(
     ("later", "computed"),
     [
         ({"prompt_tokens": 100.0, "cached_tokens": 30.0}, 70.0),
-        ({"prompt_tokens": 100.0}, 100.0),
+        ({"prompt_tokens": 100.0}, None),
         ({"computed_tokens": 70.0, "cached_tokens": 30.0, "prompt_tokens": 100.0}, 70.0),
         ({"computed_tokens": 70.0}, 70.0),
         ({"cached_tokens": 30.0}, None),
@@ -37,3 +37,10 @@ def test_a_counter_that_went_back_or_is_missing_is_unknown(
 def test_cached_tokens_are_taken_off_a_prompt_once(later: dict[str, float], computed: float | None) -> None:
     found = computed_prompt_tokens([dict.fromkeys(later, 0.0), later])
     assert (None if found is None else found[-1]) == computed
+
+
+def test_the_share_of_cached_tokens_is_of_the_time_between_the_samples() -> None:
+    before = {"prompt_tokens": 100.0, "cached_tokens": 90.0}
+    assert cached_share([before, {"prompt_tokens": 300.0, "cached_tokens": 140.0}]) == 0.25
+    assert cached_share([before, before]) is None
+    assert cached_share([{"prompt_tokens": 100.0}, {"prompt_tokens": 300.0}]) is None
