@@ -154,7 +154,7 @@ def timekeeping(summary: Summary) -> str:
     """Return whether the client's timing is valid, and by which measure."""
     instrument = summary.instrument
     verdict = {True: "timing valid", False: "TIMING UNRELIABLE", None: "timing not verified"}[instrument.kept_time]
-    parts = [f"{verdict} (limit: p99 of {seconds(MAX_LATE_P99_S)})"]
+    parts = [f"{verdict} (limit: 1 % more than {seconds(MAX_LATE_P99_S)} late)"]
     if instrument.stamped_by is not None:
         stamps = {"kernel": "stamped by the kernel", "reading": "stamped as read"}
         parts.append(f"tokens {stamps[instrument.stamped_by]}")

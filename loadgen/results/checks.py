@@ -6,18 +6,17 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import msgspec
-
-from loadgen.results import timekeeping
+from loadgen.results.client_check import check_client
 from loadgen.results.failure_limit import FailureLimit
 from loadgen.results.prefix_cache import prefix_cache
-from loadgen.results.summary import Distribution, Summary
+from loadgen.results.saturation import check_server
 from loadgen.results.verdict import LATENCY_ROWS, Check, Status, Verdict
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.record import RequestRecord
     from loadgen.results.run_folder import RunResult
+    from loadgen.results.summary import Summary
 
 _MAX_OFF = 0.05
 """Share by which the tokens counted may differ from those requested."""
@@ -33,8 +32,8 @@ def judge(result: RunResult, summary: Summary) -> Verdict:
         finished,
         failures,
         load,
-        server,
-        client,
+        check_server,
+        check_client,
         lengths,
         streaming,
         token_counts,
@@ -110,29 +109,6 @@ def load(result: RunResult, summary: Summary) -> Check:
         return Check(name="load", status="ok")
     reason = f"requests did not come as they should: {arrivals.verdict}"
     return Check(name="load", status="warning", reason=reason, rows=["rate", "arrivals"])
-
-
-def server(_: RunResult, __: Summary) -> Check:
-    return Check(name="server", status=None)
-
-
-def client(result: RunResult, summary: Summary) -> Check:
-    costs = result.info.instrument
-    waited_s = costs.get("waited_s")
-    waited = waited_s / summary.duration_s if waited_s is not None and summary.duration_s > 0 else None
-    processes = costs.get("processes") or []
-    late = lateness(result, summary.schedule_lag_s, summary.itl_s.p50)
-    if reasons := timekeeping.faults(processes, waited, **late):
-        return Check(name="client", status="warning", reason="; ".join(reasons), rows=[*LATENCY_ROWS])
-    return Check(name="client", status="ok" if timekeeping.kept_time(processes, **late) else None)
-
-
-def lateness(result: RunResult, lag: Distribution, itl_s: float | None) -> dict[str, Distribution | None]:
-    """Return the distributions that tell how late this client was."""
-    costs = result.info.instrument
-    delay = costs.get("loop_delay_s")
-    loop_delay = msgspec.convert({"count": 0} | delay, Distribution) if delay else None
-    return {"lag": lag, "loop_delay": timekeeping.loop_delay_that_tells(loop_delay, costs.get("stamped_by"), itl_s)}
 
 
 def lengths(_: RunResult, summary: Summary) -> Check:

@@ -13,11 +13,12 @@ from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.cost_model import align_phase
 from loadgen.attribution.shapley import attribute_energy
 from loadgen.energy.counter_clock import align_to_counter_clock
-from loadgen.results import metrics, timekeeping
+from loadgen.results import metrics
 from loadgen.results.arrival_summary import check_arrivals, combine_checks, sent_rate
-from loadgen.results.checks import judge, lateness
+from loadgen.results.checks import judge
 from loadgen.results.energy_summary import energy_shares, outermost_series, summarize_energy
 from loadgen.results.run_folder import RunResult, read_run
+from loadgen.results.saturation import server_load
 from loadgen.results.summary import (
     Distribution,
     EnergySummary,
@@ -49,7 +50,7 @@ def analyse_run(result: RunResult) -> RunResult:
         attribution = attribute_energy(series, result.records, start_ns, end_ns, steps=steps)
     energy = summarize_energy(result, attribution, series, start_ns, end_ns)
     analysed = replace(result, attribution=attribution)
-    return replace(analysed, summary=_summarize(analysed, energy, (end_ns - start_ns) / NS_PER_S))
+    return replace(analysed, summary=_summarize(analysed, energy, start_ns, (end_ns - start_ns) / NS_PER_S))
 
 
 def span(result: RunResult) -> tuple[int, int]:
@@ -60,7 +61,7 @@ def span(result: RunResult) -> tuple[int, int]:
     return start_ns, max(ends, default=start_ns)
 
 
-def _summarize(result: RunResult, energy: EnergySummary, duration_s: float) -> Summary:
+def _summarize(result: RunResult, energy: EnergySummary, start_ns: int, duration_s: float) -> Summary:
     records = result.records
     lag = metrics.distribution_s(record.lag_ns for record in records)
     latencies = _latencies(records)
@@ -74,6 +75,7 @@ def _summarize(result: RunResult, energy: EnergySummary, duration_s: float) -> S
         requests=metrics.request_counts(records),
         rate=sent_rate(result),
         arrivals=arrivals,
+        server=server_load(result, start_ns),
         schedule_lag_s=lag,
         **latencies,
         tokens=metrics.token_counts(records, duration_s),
@@ -91,10 +93,12 @@ def _summarize(result: RunResult, energy: EnergySummary, duration_s: float) -> S
             )
             for name, part in sorted(_records_by_workload(records).items())
         },
-        instrument=_instrument(result, lag, latencies["itl_s"].p50),
+        instrument=_instrument(result),
     )
     verdict = judge(result, summary)
-    instrument = msgspec.structs.replace(summary.instrument, verdicts=verdict.reasons)
+    client = verdict.check("client").status
+    kept_time = None if client is None else client != "failed"
+    instrument = msgspec.structs.replace(summary.instrument, kept_time=kept_time, verdicts=verdict.reasons)
     return msgspec.structs.replace(summary, verdict=verdict, instrument=instrument)
 
 
@@ -154,12 +158,11 @@ def _goodput(config: dict[str, Any], records: Sequence[RequestRecord], duration_
 # ---------------------------------------------------------------- the client
 
 
-def _instrument(result: RunResult, lag: Distribution, itl_s: float | None) -> Instrument:
-    """Return the client's own cost and lateness; its `verdicts` are empty until the run is judged."""
+def _instrument(result: RunResult) -> Instrument:
+    """Return the client's own cost and lateness; it has no verdicts until the run is judged."""
     costs = result.info.instrument
     delay = costs.get("loop_delay_s")
     return Instrument(
-        kept_time=timekeeping.kept_time(costs.get("processes") or [], **lateness(result, lag, itl_s)),
         loop_delay_s=msgspec.convert({"count": 0} | delay, Distribution) if delay else None,
         waited_s=costs.get("waited_s"),
         stamped_by=costs.get("stamped_by"),

@@ -1,5 +1,7 @@
 """The numbers of a run: everything in summary.json. An absent number is null, never zero."""
 
+from typing import Literal
+
 import msgspec
 
 from loadgen.record import StampedBy
@@ -49,6 +51,47 @@ class ArrivalCheck(msgspec.Struct, frozen=True, kw_only=True):
     as_asked: bool | None
     """True when the arrivals are those requested; None when they were not judged."""
     verdict: str
+
+
+Stage = Literal["begun", "answered"]
+"""Stage that a request waits for. begun: its first token. answered: the end of its answer. A failure ends both."""
+
+
+class Saturation(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a run in which the server did not keep up: from `from_s` until the last request was sent."""
+
+    until: Stage
+    """Stage that requests waited for."""
+    from_s: float
+    """Seconds after the first scheduled instant."""
+    came_rps: float
+    """Requests sent per second."""
+    served_rps: float
+    """Requests per second that reached the stage."""
+    waiting_before: int
+    """Requests that were waiting at `from_s`."""
+    waiting_after: int
+    """Requests that were waiting when the last one was sent."""
+    wait_before_s: float
+    """Median wait of the first tenth of these requests."""
+    wait_after_s: float | None
+    """Median wait of the last tenth; None when half of them waited for ever."""
+
+
+class ServerLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """The load as the server coped with it."""
+
+    served_rps: float | None
+    """Requests completed per second between the first and the last request sent."""
+    waiting_max: int
+    """Largest number of requests at once that were sent and had no token."""
+    engine_running_max: float | None
+    """Largest number of running requests in the engine's own counters; None without such counters."""
+    engine_waiting_max: float | None
+    """Largest number of requests in its queue."""
+    drain_s: float | None
+    """Time from the last request sent to the end of the last answer."""
+    saturation: Saturation | None
 
 
 class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
@@ -176,6 +219,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     rate: Rate
     arrivals: ArrivalCheck | None = None
     """Arrivals against their process; None if none was requested (a closed loop), or in an older version's folder."""
+    server: ServerLoad | None = None
+    """The load as the server coped with it. None if nothing was sent, or in an older version's folder."""
     schedule_lag_s: Distribution
     ttft_s: Distribution
     tpot_s: Distribution
