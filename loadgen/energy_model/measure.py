@@ -9,23 +9,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from loadgen import __version__, clock
+from loadgen import __version__
 from loadgen.client.client import Client
 from loadgen.client.server_probe import ServerInfo, probe
 from loadgen.energy.choose import open_meter, source_beside
-from loadgen.energy.sampler import Sampler
-from loadgen.energy_model.energy_profile import EnergyProfile, GridKey, GridPoint
+from loadgen.energy_model.energy_profile import EnergyProfile
+from loadgen.energy_model.grid_measurement import measure_grid
 from loadgen.energy_model.profiling_plan import (
     StoppingRule,
     journal,
     journal_path,
     measurement_order,
     read_journal,
-    seconds_remaining,
 )
-from loadgen.energy_model.profiling_session import ProfilingSession, measure_grid_point
+from loadgen.energy_model.profiling_session import ProfilingSession
 from loadgen.errors import LoadgenError
-from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.client.openai_api import Endpoint
@@ -93,7 +91,7 @@ async def profile_server(
         meter = await asyncio.to_thread(_open_meter, server, options.energy)
         try:
             with journal(path, measured_on, earlier) as keep:
-                points, idle_w = await _measure_grid(remaining, session, meter, options.rule, keep, progress)
+                points, idle_w = await measure_grid(remaining, session, meter, options.rule, keep, progress)
         finally:
             await asyncio.to_thread(meter.close)
     # The journal of an interrupted measurement may have points that this one does not want.
@@ -144,52 +142,3 @@ def _open_meter(server: ServerInfo, energy: str) -> EnergyMeter:
     if meter is None:
         raise LoadgenError("no energy to measure: " + "; ".join(reasons))
     return meter
-
-
-async def _measure_grid(
-    keys: Sequence[GridKey],
-    session: ProfilingSession,
-    meter: EnergyMeter,
-    rule: StoppingRule,
-    keep: Callable[[GridPoint], None],
-    progress: Callable[[str], None],
-) -> tuple[list[GridPoint], float | None]:
-    """Return (the points measured before the time ran out, idle watts). `keep` gets each point when it is measured."""
-    session.nested_domains = frozenset(domain.name for domain in meter.domains if domain.within is not None)
-    sampler = Sampler(meter, session.samples.extend)
-    sampler.start()
-    points: list[GridPoint] = []
-    durations: list[tuple[GridKey, float]] = []
-    try:
-        idle_w = await session.idle_w(rule.idle_s)
-        if rule.settle_s > 0 and keys:  # with the load of the middle grid point
-            by_load = sorted(keys, key=lambda key: (key.batch, key.input * key.output))
-            await session.settle(by_load[len(keys) // 2], rule.settle_s)
-        start_ns = clock.monotonic_ns()
-        for i, key in enumerate(keys):
-            point_start_ns = clock.monotonic_ns()
-            if rule.budget_s is not None and (point_start_ns - start_ns) / NS_PER_S >= rule.budget_s:
-                progress(
-                    f"the budget of {rule.budget_s:g} s is used up; "
-                    f"{len(keys) - i} of {len(keys)} cells are not measured"
-                )
-                break
-            point = await measure_grid_point(key, session, rule)
-            durations.append((key, (clock.monotonic_ns() - point_start_ns) / NS_PER_S))
-            points.append(point)
-            keep(point)
-            del session.samples[: -1000 * len(meter.domains)]
-            progress(f"[{i + 1}/{len(keys)}] {_point_line(point, seconds_remaining(durations, keys[i + 1 :]))}")
-    finally:
-        await asyncio.to_thread(sampler.stop)
-    return points, idle_w
-
-
-def _point_line(point: GridPoint, remaining_s: float | None) -> str:
-    spread = f" ±{point.stderr / point.joules_per_request:.1%}" if point.stderr is not None else ""
-    wide = "" if point.settled else " (wider than requested)"
-    remaining = f", about {remaining_s:.0f} s remaining" if remaining_s is not None else ""
-    return (
-        f"{point.key}: {point.joules_per_request:.4g} J/request{spread}{wide}, "
-        f"{point.repeats} repeats in {point.duration_s:.1f} s{remaining}"
-    )

@@ -96,6 +96,18 @@ class Fact(NamedTuple):
     workload: str = ""
 
 
+def engine_facts(info: RunInfo) -> list[Fact]:
+    """Return whether the engine's own counters were read; nothing in the folder of an older or an unended run."""
+    page = info.server.get("metrics")
+    if not isinstance(page, dict):
+        return []
+    if page.get("understood"):
+        text = f"its own counters were read from {clean(page.get('path'))}, which has the names of "
+        return [Fact("engine", text + clean(page.get("names_of")))]
+    why = page.get("reason") or ("it has counted nothing yet" if page.get("answered") else "no answer")
+    return [Fact("engine", f"its own counters were not read: {clean(why)}")]
+
+
 def load_facts(summary: Summary) -> list[Fact]:
     """Return the facts about load and timekeeping, in the order of reading."""
     rate, lag, lengths = summary.rate, summary.schedule_lag_s, summary.lengths

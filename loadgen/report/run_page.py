@@ -15,6 +15,7 @@ from loadgen.report.run_facts import (
     LATENCIES,
     energy_cells,
     energy_reasons,
+    engine_facts,
     failures,
     is_simulated,
     latency_rows,
@@ -243,7 +244,7 @@ def _load(result: RunResult, summary: Summary) -> list[Markup]:
         rows.append([name, *request_cells(part), *cells])
     facts = [
         (fact.label.capitalize() + (f" of {fact.workload}" if fact.workload else ""), fact.text)
-        for fact in load_facts(summary)
+        for fact in (*load_facts(summary), *engine_facts(result.info))
     ]
     return [table(head, rows, "Requests and tokens"), definitions(facts), run_figures.lag(result)]
 

@@ -15,6 +15,7 @@ from loadgen.report.run_facts import (
     RunPart,
     energy_cells,
     energy_reasons,
+    engine_facts,
     is_simulated,
     latency_rows,
     load_facts,
@@ -51,7 +52,7 @@ def render_terminal(result: RunResult, console: Console, folder: Path | None = N
     _paragraph(console, server_line(result.info))
     ended = summary.stopped_by or "did not end by itself"
     _paragraph(console, f"run {clean(result.info.run_id)} · {seconds(summary.duration_s)} · {ended}", style="dim")
-    _load(summary, parts, console)
+    _load(result, summary, parts, console)
     _latency(parts, console)
     _energy(result, summary, parts, console)
     if notes := remarks(summary):
@@ -64,7 +65,7 @@ def render_terminal(result: RunResult, console: Console, folder: Path | None = N
         _line(console, "report", str(folder / "report.html"))
 
 
-def _load(summary: Summary, parts: list[RunPart], console: Console) -> None:
+def _load(result: RunResult, summary: Summary, parts: list[RunPart], console: Console) -> None:
     _heading(console, "Load")
     table = _table("", "scheduled", "sent", "completed", "failed")
     for name, part in parts:
@@ -75,7 +76,7 @@ def _load(summary: Summary, parts: list[RunPart], console: Console) -> None:
     tokens = summary.tokens
     _line(console, "tokens in", f"{count(tokens.input)}   {with_unit(tokens.input_per_s, '/s')}")
     _line(console, "tokens out", f"{count(tokens.output)}   {with_unit(tokens.output_per_s, '/s')}")
-    for fact in load_facts(summary):
+    for fact in (*load_facts(summary), *engine_facts(result.info)):
         _line(console, fact.label, f"{fact.workload}: {fact.text}" if fact.workload else fact.text)
 
 

@@ -14,6 +14,7 @@ from loadgen.simulator.app import ServerOptions, running_simulator
 from loadgen.simulator.cost_model import CounterOptions
 from loadgen.simulator.engine import EngineOptions
 from loadgen.simulator.faults import parse_faults
+from loadgen.telemetry.engine_metrics import EnginePoller
 from loadgen.units import NS_PER_MS
 
 QUICK = StoppingRule(repeat_s=0.1, cap_s=0.3, max_repeats=2, idle_s=0.05)
@@ -84,3 +85,14 @@ def test_a_bin_fits_up_to_exactly_the_context() -> None:
     check_bins_fit(bins, None, "m")
     with pytest.raises(LoadgenError, match="bin 90x10 is longer than m takes: 99 tokens"):
         check_bins_fit(bins, 99, "m")
+
+
+def test_a_cache_that_usage_does_not_report_is_known_from_the_engines_counters(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """vLLM and SGLang are silent about cached tokens in usage unless they are started with an option."""
+    counted = iter(({"t_ns": 0, "prompt_tokens": 0.0, "cached_tokens": 0.0},
+                    {"t_ns": 1, "prompt_tokens": 1000.0, "cached_tokens": 51.0}))  # fmt: skip
+    monkeypatch.setattr(EnginePoller, "read_now", lambda poller: poller._on_sample(next(counted)))
+    with pytest.raises(LoadgenError, match="64x8 at batch 4: 5% of the prompt tokens came from"):
+        measure(tmp_path / "p.json")

@@ -3,7 +3,16 @@
 import msgspec
 import pytest
 
-from loadgen.report.run_facts import Fact, energy_cells, latency_rows, load_facts, parts_of, remarks, request_cells
+from loadgen.report.run_facts import (
+    Fact,
+    energy_cells,
+    engine_facts,
+    latency_rows,
+    load_facts,
+    parts_of,
+    remarks,
+    request_cells,
+)
 from loadgen.results.summary import Goodput, LengthCheck, Summary
 from support import sample_runs
 
@@ -77,3 +86,23 @@ def test_cells_are_in_the_order_of_their_headings() -> None:
         made.energy, joules_per_request=None, joules_per_output_token=2.0, joules_per_token=None
     )
     assert energy_cells(unknown) == ["-", "-", "-", "2.00 J", "-"]
+
+
+@pytest.mark.parametrize(
+    ("page", "text"),
+    [
+        (None, None),
+        ({"answered": True, "understood": True, "path": "/metrics", "names_of": "vLLM", "reason": None},
+         "its own counters were read from /metrics, which has the names of vLLM"),
+        ({"answered": True, "understood": False, "reason": "no metrics page is understood (/metrics: status 404)"},
+         "its own counters were not read: no metrics page is understood (/metrics: status 404)"),
+        ({"answered": True, "understood": False, "reason": None},
+         "its own counters were not read: it has counted nothing yet"),
+        ({"answered": False, "understood": False, "reason": None}, "its own counters were not read: no answer"),
+    ],
+)  # fmt: skip
+def test_that_an_engine_answers_is_not_that_its_counters_are_understood(
+    page: dict[str, object] | None, text: str | None
+) -> None:
+    info = msgspec.structs.replace(sample_runs.run(num_requests=2).info, server={"metrics": page})
+    assert engine_facts(info) == ([Fact("engine", text)] if text else [])
