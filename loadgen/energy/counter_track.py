@@ -1,4 +1,8 @@
-"""Cumulative energy series from polls: of a counter that updates now and then, and of a power reading."""
+"""Cumulative energy series from polls: of a counter that updates now and then, and of a power reading.
+
+What no hardware can do is decided here for every source: a counter that moved by more than its domain can draw has
+jumped or restarted, and the energy around that is unknown.
+"""
 
 from statistics import median
 
@@ -6,13 +10,42 @@ from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.series import EnergySample, series_by_domain
 from loadgen.units import MJ_PER_J, NS_PER_S, s_from_ns
 
+NJ_PER_MJ = 1_000_000
+GPU_MAX_W = 10_000.0
+"""Power beyond any card: the largest, NVIDIA's GB300 and AMD's MI355X, are built for 1,400 W."""
+PACKAGE_MAX_W = 2_000.0
+"""Power beyond any CPU package: the largest, EPYC 9965 and Xeon 6980P, are built for 500 W."""
+PLATFORM_MAX_W = 20_000.0
+"""Power beyond a whole machine: a DGX B200 with its eight GPUs is built for 14,300 W."""
+AGE_NS = NS_PER_S // 10
+"""A counter's value may be older than its read by as much as the period of the slowest hardware counter."""
+ROUNDING = 1e-6
+"""Share of a counter's value by which it may fall without having restarted: sums of floats are that inexact."""
+
+
+def ceiling_w(domain: str) -> float:
+    """Return the watts that the domain of this name cannot exceed."""
+    if domain.startswith("gpu:"):
+        return GPU_MAX_W
+    return PACKAGE_MAX_W if domain.startswith(("cpu:package", "dram:")) else PLATFORM_MAX_W
+
+
+def is_possible(millijoules: float, elapsed_ns: int, max_w: float) -> bool:
+    """Return True if a domain of at most `max_w` can have used this energy in this time."""
+    return 0 <= millijoules * NJ_PER_MJ <= max_w * (elapsed_ns + AGE_NS)
+
+
+def is_rounding(previous: float, value: float) -> bool:
+    """Return True if a counter that fell to `value` did so by rounding, not because it restarted."""
+    return previous * (1 - ROUNDING) <= value < previous
+
 
 class CounterTrack:
     """Change points, which never go down, of one raw counter that is polled.
 
     Only an update of the counter says when its value was true, so the first value is no point: the first update is.
     A value below the previous one means that the counter restarted. The energy around the restart is lost, so the first
-    update after it repeats the last joules and is marked as a gap.
+    update after it repeats the last joules and is marked as a gap. So is an update by more than `max_w` allows.
     """
 
     PERIOD_INTERVALS = 8
@@ -23,19 +56,23 @@ class CounterTrack:
     """The latest of several updates is at most about one period old, even after an outage; half as much again (3 / 2)
     is for jitter."""
 
-    def __init__(self, domain: str, *, continuous: bool = False) -> None:
+    def __init__(self, domain: str, *, continuous: bool = False, max_w: float = GPU_MAX_W) -> None:
         """`continuous`: it updates far more often than it is read, so that a value is true at the time of the read."""
         self.domain = domain
         self.resets = 0
+        """Restarts and jumps."""
         self.regular: bool | None = None
         """True if the updates fit a clock, so that coarse polls are enough; None until that is settled."""
         self._continuous = continuous
+        self._max_w = max_w
         self._raw_mj: int | None = None
         self._polled_ns = 0
         self._offset_mj = 0
         """Raw counter + offset = the series. It changes at each restart."""
         self._restarted = False
         self._updated_ns: int | None = None
+        self._updated_since_ns = 0
+        """Earliest instant that the latest update can have had."""
         self._intervals_ns: list[int] = []
         self._period_ns: int | None = None
         self._samples: list[EnergySample] = []
@@ -49,7 +86,10 @@ class CounterTrack:
     def observe(self, start_ns: int, end_ns: int, raw_mj: int) -> EnergySample | None:
         """Take the value of a poll that began and ended at these instants. Returns the sample of an update, if any."""
         previous_mj, polled_ns = self._raw_mj, self._polled_ns
-        self._raw_mj, self._polled_ns = raw_mj, start_ns
+        self._polled_ns = start_ns
+        if previous_mj is not None and is_rounding(previous_mj, raw_mj):
+            return None
+        self._raw_mj = raw_mj
         if previous_mj is None or raw_mj == previous_mj:
             return None
         if raw_mj < previous_mj:
@@ -65,6 +105,11 @@ class CounterTrack:
         else:
             factor, divisor = self.OUTAGE_PERIODS
             earliest_ns = max(polled_ns, end_ns - self._period_ns * factor // divisor)
+        elapsed_ns = end_ns - self._updated_since_ns
+        if self._updated_ns is not None and not is_possible(raw_mj - previous_mj, elapsed_ns, self._max_w):
+            self.resets += 1
+            self._offset_mj += previous_mj
+            self._restarted, self._updated_ns = True, None
         return self._update(earliest_ns, end_ns, raw_mj)
 
     def _update(self, earliest_ns: int, latest_ns: int, raw_mj: int) -> EnergySample:
@@ -74,7 +119,7 @@ class CounterTrack:
             self._intervals_ns.append(t_ns - self._updated_ns)
             if len(self._intervals_ns) == self.PERIOD_INTERVALS:
                 self._period_ns = round(median(self._intervals_ns))
-        self._updated_ns = t_ns
+        self._updated_ns, self._updated_since_ns = t_ns, earliest_ns
         gap, self._restarted = self._restarted, False
         if gap:
             # The restarted counter's own value so far belongs to the gap: the series continues from where it was.

@@ -13,7 +13,7 @@ from typing import Any
 import pynvml
 
 from loadgen.clock import monotonic_ns
-from loadgen.energy.counter_track import CounterTrack, PowerTrack
+from loadgen.energy.counter_track import GPU_MAX_W, CounterTrack, PowerTrack
 from loadgen.energy.meter import Reading
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import MeterError
@@ -43,6 +43,8 @@ MAX_DUTY = 0.2
 """Largest share of the time spent reading (one read takes about 4 ms on an H200)."""
 
 MW_PER_W = 1000
+OVER_LIMIT = 3
+"""No card draws this many times its largest power limit, not even for one period of its counter."""
 
 THROTTLE_REASONS = (
     (pynvml.nvmlClocksEventReasonHwThermalSlowdown, "hardware thermal slowdown"),
@@ -75,7 +77,7 @@ class Device:
 class _Gpu:
     """One device: the source of its energy and the series made from it. `alive` and `handle` change."""
 
-    def __init__(self, index: int, uuid: str, handle: Any, source: str) -> None:
+    def __init__(self, index: int, uuid: str, handle: Any, source: str, max_w: float) -> None:
         self.name = f"gpu:{index}"
         self.uuid = uuid
         self.handle = handle
@@ -84,7 +86,8 @@ class _Gpu:
         self.cost_ns = 0
         self.due_ns = 0
         """Instant before which a read would show nothing new."""
-        self.counter = CounterTrack(self.name)
+        self.max_w = max_w
+        self.counter = CounterTrack(self.name, max_w=max_w)
         self.power = PowerTrack(self.name)
 
     @property
@@ -96,6 +99,8 @@ class _Gpu:
         start_ns = clock()
         if self.source != "nvml-counter":
             watts = power_w(self.handle, self.source)
+            if watts > self.max_w:
+                raise MeterError(f"a power of {watts:,.0f} W is not read: no card draws it")
             return self.power.observe((start_ns + clock()) // 2, watts)
         raw_mj = int(pynvml.nvmlDeviceGetTotalEnergyConsumption(self.handle))
         end_ns = clock()
@@ -166,6 +171,8 @@ class NvmlMeter:
             except pynvml.NVMLError as err:
                 gpu.alive = err.value not in PERMANENT and err.value not in FATAL
                 errors.append(f"{gpu.name}: {_describe(err)}" + ("" if gpu.alive else "; it is not read any more"))
+            except MeterError as err:
+                errors.append(f"{gpu.name}: {err}")
         throttled = self._check_clocks(start_ns) if start_ns >= self._clocks_due_ns else ()
         return Reading(samples, resets, tuple(errors), throttled)
 
@@ -231,7 +238,14 @@ def _open(gpus: Sequence[str] | None, environ: Mapping[str, str], clock: Callabl
         raise MeterError("NVML answers, but lists no GPU")
     visible = environ.get("CUDA_VISIBLE_DEVICES") if gpus is None else None
     tokens = list(gpus) if gpus is not None else visible_tokens(visible)
-    chosen = devices if tokens is None else choose(devices, tokens, _mig_parent)
+    try:
+        chosen = devices if tokens is None else choose(devices, tokens, _mig_parent)
+    except MeterError as err:
+        raise MeterError(f"CUDA_VISIBLE_DEVICES={visible}: {err}" if visible is not None else str(err)) from err
+    if not chosen:
+        raise MeterError(
+            f"CUDA_VISIBLE_DEVICES={visible!r} hides every GPU" if visible is not None else "no GPU was named"
+        )
     notes = _scope_notes(devices, chosen, environ, visible)
     opened = []
     for device in chosen:
@@ -330,7 +344,16 @@ def _open_gpu(device: Device, notes: list[str]) -> _Gpu:
         current_mode, _pending = pynvml.nvmlDeviceGetMigMode(handle)
         if current_mode == pynvml.NVML_DEVICE_MIG_ENABLE:
             notes.append(f"{name} is in MIG mode: joules are the whole GPU's, a slice's cannot be told apart")
-    return _Gpu(device.index, uuid, handle, source)
+    return _Gpu(device.index, uuid, handle, source, _max_w(handle))
+
+
+def _max_w(handle: Any) -> float:
+    """Return the watts that the card cannot exceed: by its largest power limit, where it gives one."""
+    with suppress(pynvml.NVMLError):
+        _, limit_mw = pynvml.nvmlDeviceGetPowerManagementLimitConstraints(handle)
+        if limit_mw > 0:
+            return min(GPU_MAX_W, float(OVER_LIMIT * limit_mw / MW_PER_W))
+    return GPU_MAX_W
 
 
 def _source(handle: Any) -> str:

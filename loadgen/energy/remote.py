@@ -5,19 +5,20 @@ clock, and the error of that is the samples' slack. Any other page is read as Pr
 known to have been true some time between two polls.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import repeat
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import msgspec
 
 from loadgen.clock import monotonic_ns
-from loadgen.energy.counter_track import CounterTrack
+from loadgen.energy.counter_track import CounterTrack, ceiling_w, is_possible, is_rounding
 from loadgen.energy.meter import Reading
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import MeterError
 from loadgen.http_get import HttpResponse, PageClient
-from loadgen.units import mj_from_j, s_from_ns
+from loadgen.units import MJ_PER_J, mj_from_j, s_from_ns
 
 FEED_POLL_S = 0.5
 PAGE_POLL_S = 0.5
@@ -31,6 +32,10 @@ LOADGEN_METRIC = "loadgen_gpu_energy_joules_total"
 DCGM_METRIC = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION"
 DCGM_BLANK = 140737488355328.0
 """DCGM writes "no value" as a number from here on, integers from 9223372036854775792. In mJ: over 4 years of 1 kW."""
+
+
+MAX_COUNT = 1e15
+"""Above every count of energy, in joules and in millijoules: a gigawatt for 11 days."""
 
 
 class ClockOffset:
@@ -59,34 +64,46 @@ class ClockOffset:
 class _MonotoneSeries:
     """One remote domain's points, kept monotone across restarts of the server and small corrections of the clock."""
 
-    def __init__(self) -> None:
-        self._latest_ns: int | None = None
-        self._latest_j = 0.0
+    def __init__(self, domain: str) -> None:
+        self._max_w = ceiling_w(domain)
+        self._latest: EnergySample | None = None
+        """The newest point, with the joules that the server sent."""
         self._offset_j = 0.0
-        """Server's joules + offset = the series. It changes when the server's count starts again."""
+        """Server's joules + offset = the series. It changes when the server's count starts again or jumps."""
         self.resets = 0
 
     def observe(self, sample: EnergySample) -> EnergySample | None:
         """Return the point in the continued series; None if it was observed before."""
-        if self._latest_ns is not None and sample.t_ns <= self._latest_ns:
-            return None
-        fell = self._latest_ns is not None and sample.joules < self._latest_j
-        gap = fell or sample.gap
+        latest = self._latest
+        gap = sample.gap
+        if latest is not None:
+            if sample.t_ns <= latest.t_ns:
+                return None
+            if is_rounding(latest.joules, sample.joules):
+                sample = msgspec.structs.replace(sample, joules=latest.joules)
+            elapsed_ns = sample.t_ns + sample.slack_ns - (latest.t_ns - latest.slack_ns)
+            if not is_possible((sample.joules - latest.joules) * MJ_PER_J, elapsed_ns, self._max_w):
+                gap = True
+                self._offset_j += latest.joules - sample.joules
         self.resets += gap
-        if fell:
-            self._offset_j += self._latest_j - sample.joules
-        self._latest_ns, self._latest_j = sample.t_ns, sample.joules
+        self._latest = sample
         return EnergySample(sample.t_ns, sample.domain, sample.joules + self._offset_j, sample.slack_ns, gap)
+
+
+_Instant = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
+_Slack = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+_Joules = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
+"""Up to 30 years of a gigawatt: its millijoules are an int64."""
 
 
 class FeedPage(msgspec.Struct):
     """The response to `GET /energy`. Instants are the server's; `now_ns` is when it wrote the page."""
 
-    now_ns: int
+    now_ns: _Instant
     domains: list[EnergyDomain]
-    samples: list[tuple[int, str, float]]
+    samples: list[tuple[_Instant, str, _Joules]]
     """(t_ns, domain, joules) of each sample."""
-    slack_ns: list[int] = []
+    slack_ns: list[_Slack] = []
     """Timestamp uncertainty of each sample; empty if all instants are exact."""
     gaps: list[bool] = []
     """True where the energy before a sample is unknown; empty if it is known everywhere."""
@@ -110,7 +127,7 @@ class EnergyFeed:
                 for d in domains
             ]
         self.domains = _select(domains, chosen, connection.url)
-        self._series = {domain.name: _MonotoneSeries() for domain in self.domains}
+        self._series = {domain.name: _MonotoneSeries(domain.name) for domain in self.domains}
         self._latest = self._take(opening, page)
         for _ in range(ALIGNING_REQUESTS):
             self._latest += self._fetch()
@@ -161,6 +178,8 @@ def _decode(response: HttpResponse, address: str) -> FeedPage:
         raise MeterError(f"{address}/energy is no energy feed of loadgen") from err
     if any(row and len(row) != len(page.samples) for row in (page.slack_ns, page.gaps)):
         raise MeterError(f"{address}/energy contradicts itself: slack_ns and gaps are not as many as samples")
+    if len({domain.name for domain in page.domains}) < len(page.domains):
+        raise MeterError(f"{address}/energy contradicts itself: two of its domains have the same name")
     return page
 
 
@@ -168,7 +187,7 @@ def _select(domains: list[EnergyDomain], chosen: Sequence[str] | None, address: 
     """Return the domains that `chosen` names by index or by the beginning of the UUID; all when it is None."""
     if chosen is None:
         return domains
-    names = {f"gpu:{token}" for token in chosen if token.isdecimal()}
+    names = {f"gpu:{token}" for token in chosen}
     prefixes = tuple(token.lower() for token in chosen if not token.isdecimal())
     selected = [d for d in domains if d.name in names or (d.uuid is not None and d.uuid.lower().startswith(prefixes))]
     if not selected:
@@ -178,45 +197,97 @@ def _select(domains: list[EnergyDomain], chosen: Sequence[str] | None, address: 
 
 
 class GpuCounter(NamedTuple):
-    """The energy of one GPU on a Prometheus page."""
+    """The energy of one GPU on a Prometheus page. `key` is the same on every page of this server."""
 
+    key: tuple[str, ...]
     domain: EnergyDomain
     millijoules: int
+
+
+_HOST_LABELS = ("Hostname", "hostname", "node", "host", "instance")
+_SAMPLE_LINE = re.compile(r"\s*(#|[a-zA-Z_:][a-zA-Z0-9_:]*\s*(\{.*\})?\s+[-+0-9.a-zA-Z]+(\s+-?[0-9]+)?\s*$)", re.ASCII)
 
 
 def page_counters(text: str) -> tuple[list[GpuCounter], list[str]]:
     """Return the energy counters of a page, loadgen's or DCGM's, each GPU once, and notes on what was left out.
 
     With MIG, DCGM repeats the whole GPU's joules on every slice's line: same UUID, so the first line stands for all.
+    A line that cannot be read costs only itself. Raises ValueError when the text is no Prometheus page at all.
     """
-    counters: dict[str, GpuCounter] = {}
+    rows: dict[tuple[str, ...], tuple[str, dict[str, str], int]] = {}
     notes: list[str] = []
-    for name, labels, value in _energy_lines(text):
-        gpu = f"gpu:{labels.get('gpu', '0')}"
-        uuid = labels.get("uuid") or labels.get("UUID") or None
-        if name == DCGM_METRIC and value >= DCGM_BLANK:
-            notes.append(f"{gpu} is left out: DCGM has no value for it")
-            continue
-        if (key := uuid or gpu) in counters:
-            notes.append(f"{gpu} is split by MIG: its lines repeat the whole GPU's joules, counted once")
-            continue
-        source = "dcgm" if name == DCGM_METRIC else "loadgen-sidecar"
-        domain = EnergyDomain(name=gpu, source=source, uuid=uuid)
-        counters[key] = GpuCounter(domain, round(value) if name == DCGM_METRIC else mj_from_j(value))
-    return list(counters.values()), sorted(set(notes))
+    for number, metric, labels, value in _energy_lines(text):
+        index = labels.get("gpu", "0")
+        if value is None:
+            notes.append(f"line {number} of the page is left out: it cannot be read")
+        elif metric == DCGM_METRIC and value >= DCGM_BLANK:
+            notes.append(f"gpu:{index} is left out: DCGM has no value for it")
+        elif not 0 <= value < MAX_COUNT:
+            notes.append(f"gpu:{index} is left out: {value:g} is no count of energy")
+        elif (key := _gpu_key(labels)) in rows:
+            slices = "GPU_I_ID" in labels
+            notes.append(
+                f"gpu:{index} is split by MIG: its lines repeat the whole GPU's joules, counted once"
+                if slices
+                else f"gpu:{index} is there twice: its first line counts"
+            )
+        else:
+            rows[key] = metric, labels, round(value) if metric == DCGM_METRIC else mj_from_j(value)
+    names = _names({key: labels for key, (_, labels, _) in rows.items()})
+    counters = []
+    for key, (metric, labels, millijoules) in rows.items():
+        source = "dcgm" if metric == DCGM_METRIC else "loadgen-sidecar"
+        domain = EnergyDomain(name=names[key], source=source, uuid=_uuid(labels) or None)
+        counters.append(GpuCounter(key, domain, millijoules))
+    return counters, sorted(set(notes))
 
 
-def _energy_lines(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
-    """Yield (name, labels, value) of each line that counts energy. Raises ValueError when the text is no such page."""
+def _energy_lines(text: str) -> Iterator[tuple[int, str, dict[str, str], float | None]]:
+    """Yield (line number, metric, labels, value) of each line that counts energy; None for a value without meaning."""
     from prometheus_client.parser import text_string_to_metric_families  # 20 ms that few runs need
 
-    names = {metric.removesuffix("_total"): metric for metric in (LOADGEN_METRIC, DCGM_METRIC)}
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            # The parser gives every counter's samples a "_total", DCGM's too, which have none on the page.
-            metric = names.get(sample.name.removesuffix("_total"))
-            if metric is not None and sample.value == sample.value:
-                yield metric, sample.labels, sample.value
+    lines = text.split("\n")
+    if text.strip() and not any(_SAMPLE_LINE.match(line) for line in lines):
+        raise ValueError("not a line of it is Prometheus text")
+    for number, line in enumerate(lines, 1):
+        metric = next((name for name in (LOADGEN_METRIC, DCGM_METRIC) if line.lstrip().startswith(name)), None)
+        if metric is None:
+            continue
+        try:
+            [family] = text_string_to_metric_families(line.strip() + "\n")
+            [sample] = family.samples
+        except (ValueError, IndexError, KeyError):
+            yield number, metric, {}, None
+        else:
+            if sample.name == metric:
+                yield number, metric, sample.labels, sample.value
+
+
+def _uuid(labels: Mapping[str, str]) -> str:
+    return labels.get("uuid") or labels.get("UUID") or ""
+
+
+def _host(labels: Mapping[str, str]) -> str:
+    return next((labels[name] for name in _HOST_LABELS if labels.get(name)), "")
+
+
+def _gpu_key(labels: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what tells this GPU from all others: its UUID, or else its host and number."""
+    return (uuid,) if (uuid := _uuid(labels)) else (_host(labels), labels.get("gpu", "0"))
+
+
+def _names(gpus: Mapping[tuple[str, ...], Mapping[str, str]]) -> dict[tuple[str, ...], str]:
+    """Return the domain name of every GPU: gpu:0, and gpu:0@HOST or gpu:0@UUID where several have that number."""
+    by_index: dict[str, list[tuple[str, ...]]] = {}
+    for key, labels in gpus.items():
+        by_index.setdefault(labels.get("gpu", "0"), []).append(key)
+    names = {}
+    for index, keys in by_index.items():
+        hosts = {_host(gpus[key]) for key in keys}
+        for key in keys:
+            owner = _host(gpus[key]) if len(hosts) == len(keys) else "/".join(key)
+            names[key] = f"gpu:{index}" if len(keys) == 1 else f"gpu:{index}@{owner}"
+    return names
 
 
 class PrometheusPage:
@@ -230,9 +301,9 @@ class PrometheusPage:
                 f"{connection.url}/metrics has neither {LOADGEN_METRIC} nor {DCGM_METRIC}"
                 + "".join(f"; {note}" for note in self.notes)
             )
-        present = [counter.domain for counter in counters]
-        self._domains = {d.name: d for d in _select(present, chosen, connection.url)}
-        self._tracks = {name: CounterTrack(name) for name in self._domains}
+        selected = _select([counter.domain for counter in counters], chosen, connection.url)
+        self._domains = {counter.key: counter.domain for counter in counters if counter.domain in selected}
+        self._tracks = {key: CounterTrack(domain.name) for key, domain in self._domains.items()}
         self.notes += [
             f"read from {connection.url}/metrics: instants are as coarse as the refresh of the page "
             "(DCGM exporter: 30 s by default), so use it for totals of minutes, not single requests"
@@ -243,20 +314,22 @@ class PrometheusPage:
     @property
     def domains(self) -> list[EnergyDomain]:
         return [
-            EnergyDomain(name=d.name, source=d.source, uuid=d.uuid, period_s=self._tracks[d.name].period_s)
-            for d in self._domains.values()
+            EnergyDomain(name=d.name, source=d.source, uuid=d.uuid, period_s=self._tracks[key].period_s)
+            for key, d in self._domains.items()
         ]
 
     def read(self) -> Reading:
         response = self._fetch()
         samples: list[EnergySample] = []
         resets_before = self._resets()
-        counters = {counter.domain.name: counter for counter in self._counters(response)[0]}
-        for name, track in self._tracks.items():
-            if name in counters:
-                sample = track.observe(response.sent_ns, response.received_ns, counters[name].millijoules)
+        counters = {counter.key: counter for counter in self._counters(response)[0]}
+        for key, track in self._tracks.items():
+            if key in counters:
+                sample = track.observe(response.sent_ns, response.received_ns, counters[key].millijoules)
                 samples += [] if sample is None else [sample]
-        missing = tuple(f"{name}: no longer on the page" for name in self._tracks if name not in counters)
+        missing = tuple(
+            f"{track.domain}: no longer on the page" for key, track in self._tracks.items() if key not in counters
+        )
         return Reading(samples, self._resets() - resets_before, missing)
 
     def _fetch(self) -> HttpResponse:
@@ -267,7 +340,7 @@ class PrometheusPage:
 
     def _counters(self, response: HttpResponse) -> tuple[list[GpuCounter], list[str]]:
         try:
-            return page_counters(response.body.decode())
+            return page_counters(response.body.decode(errors="replace"))
         except ValueError as err:
             raise MeterError(f"{self._connection.url}/metrics is no Prometheus page") from err
 

@@ -15,7 +15,7 @@ from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.record import RequestRecord
-    from loadgen.results.run_folder import RunResult
+    from loadgen.results.run_folder import RunInfo, RunResult
     from loadgen.results.summary import Summary
 
 _MAX_OFF = 0.05
@@ -142,12 +142,22 @@ def energy(result: RunResult, summary: Summary) -> Check:
     and gave nothing.
     """
     energy = summary.energy
+    passed_over = cpu_alone(result.info)
     if energy.valid:
-        return Check(name="energy", status="ok")
+        return Check(name="energy", status="warning" if passed_over else "ok", reason=passed_over, rows=["energy"])
     source = result.info.config.get("energy") or "none"
     if energy.measured_joules is None and (source == "none" or (source == "auto" and not result.info.domains)):
         reason = None if source == "none" else f"no energy was measured: {'; '.join(energy.reasons)}"
         return Check(name="energy", status=None, reason=reason, rows=["energy"])
-    reason = f"the energy is not valid: {'; '.join(energy.reasons)}"
+    reasons = energy.reasons if passed_over is None else [*energy.reasons, passed_over]
+    reason = f"the energy is not valid: {'; '.join(reasons)}"
     status: Status = "failed" if energy.measured_joules is None else "warning"
     return Check(name="energy", status=status, reason=reason, rows=["energy"])
+
+
+def cpu_alone(info: RunInfo) -> str | None:
+    """Return why the joules are the CPU's when `auto` looked for a GPU first; None when they are what was requested."""
+    if not info.energy_reasons or not info.domains or any(domain.name.startswith("gpu:") for domain in info.domains):
+        return None
+    reasons = "; ".join(info.energy_reasons)
+    return f"the joules are the CPU's, no GPU's are in them ({reasons}); if that is meant, say --energy rapl"

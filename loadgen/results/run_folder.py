@@ -49,7 +49,7 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """base_url, model, engine, simulated."""
     domains: list[EnergyDomain]
     energy_reasons: list[str] = []
-    """Reasons for having no energy source, when there is none."""
+    """Reasons for having no energy source, or why `auto` passed better ones over."""
     energy_notes: list[str] = []
     """The meter's description of itself: gain, averaging, which GPUs."""
     start_ns: int | None = None

@@ -147,7 +147,7 @@ def info_before(schedule: Schedule, config: RunConfig, probed: ServerProbe, mete
             "common_prompt_tokens": max((round(v.common_tokens) for v in probed.vocabularies.values()), default=None),
         },
         domains=metering.meter.domains if metering.meter else [],
-        energy_reasons=[] if metering.meter else metering.reasons,
+        energy_reasons=metering.reasons,
     )
 
 

@@ -1,8 +1,12 @@
 """Laws of the points that are made from polls, with values computed by hand."""
 
-import pytest
+from itertools import count, pairwise
 
-from loadgen.energy.counter_track import CounterTrack, PowerTrack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.energy.counter_track import AGE_NS, GPU_MAX_W, CounterTrack, PowerTrack, ceiling_w
 from loadgen.energy.series import EnergySample
 
 MS = 1_000_000
@@ -48,6 +52,65 @@ def test_two_restarts_without_an_update_between_are_one_gap_and_two_resets() -> 
     samples = [s for i, mj in enumerate(values) if (s := track.observe(i * 10, i * 10, mj)) is not None]
     assert [(s.joules, s.gap) for s in samples] == [(1.5, False), (1.5, True), (1.53, False)]
     assert track.resets == 2
+
+
+# From 1,000 J, in 0.1 s: the series in joules after each value, with the gap's mark, and resets. 10 kW for it are 2 kJ.
+JUMPS: dict[str, tuple[list[int], list[tuple[float, bool]], int]] = {
+    "the most that a card draws": ([1_400_000], [(1400, False)], 0),
+    "to the bound": ([3_000_000], [(3000, False)], 0),
+    "past the bound": ([3_000_001], [(1000, True)], 1),
+    "a gigajoule, then as before": ([1_000_001_000_000, 1_000_001_030_000], [(1000, True), (1030, False)], 1),
+    "a gigajoule and back": ([10**12, 1_030_000, 1_060_000, 1_090_000], [(1000, True), (1000, True), (1030, False)], 2),
+    "0 for one read and back": ([0, 1_030_000, 1_060_000], [(1000, True), (1030, False)], 1),
+    "back by rounding": ([999_999, 1_030_000], [(1030, False)], 0),
+    "back by more than rounding": ([999_998, 1_030_000, 1_060_000], [(1000, True), (1030, False)], 1),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("continuous", [True, False])
+@pytest.mark.parametrize("jump", JUMPS)
+def test_no_update_is_more_than_a_card_can_draw(jump: str, continuous: bool) -> None:
+    values, series, resets = JUMPS[jump]
+    track = CounterTrack("gpu:0", continuous=continuous)
+    start_ns = 10 * S
+    track.observe(start_ns, start_ns, 999_000)
+    track.observe(start_ns, start_ns, 1_000_000)
+    samples = [
+        track.observe(t_ns, t_ns, mj) for t_ns, mj in zip(count(start_ns + S // 10, S // 10), values, strict=False)
+    ]
+    assert [(sample.joules, sample.gap) for sample in samples if sample is not None] == series
+    assert track.resets == resets
+
+
+def test_an_update_after_an_outage_may_be_as_large_as_the_outage_is_long() -> None:
+    track = CounterTrack("gpu:0")
+    for t_s, mj in ((0, 0), (1, 700_000), (2, 1_400_000)):
+        track.observe(t_s * S, t_s * S, mj)
+    sample = track.observe(102 * S, 102 * S, 71_400_000)
+    assert sample is not None and not sample.gap and sample.joules == 71_400
+
+
+@given(st.lists(st.tuples(st.integers(1, 10**10), st.integers(0, 10**12)), max_size=30), st.booleans())
+def test_no_history_of_a_counter_makes_more_than_a_card_can_draw(
+    history: list[tuple[int, int]], continuous: bool
+) -> None:
+    track, now_ns, samples = CounterTrack("gpu:0", continuous=continuous), 0, []
+    for pause_ns, mj in history:
+        now_ns += pause_ns
+        if (sample := track.observe(now_ns, now_ns, mj)) is not None:
+            samples.append(sample)
+    for a, b in pairwise(samples):
+        elapsed_s = (b.t_ns + b.slack_ns - a.t_ns + a.slack_ns + AGE_NS) / S
+        assert 0 <= b.joules - a.joules <= GPU_MAX_W * elapsed_s + 1e-3
+
+
+@pytest.mark.parametrize(
+    ("domain", "watts"),
+    [("gpu:0", 10_000), ("gpu:0@node-1", 10_000), ("cpu:package-1/core", 2_000), ("dram:1", 2_000), ("psys", 20_000),
+     ("cpu:all", 20_000), ("anything", 20_000)],
+)  # fmt: skip
+def test_every_domain_has_a_ceiling(domain: str, watts: float) -> None:
+    assert ceiling_w(domain) == watts
 
 
 def test_power_is_kept_at_the_first_poll_at_least_keep_s_later() -> None:

@@ -419,3 +419,53 @@ def test_slices_of_one_gpu_count_it_once() -> None:
     assert choose(devices, ["MIG-1", "MIG-2", A], lambda slice_uuid: A) == [Device(0, A)]
     with pytest.raises(MeterError, match="no GPU 'GPU-c'"):
         choose(devices, ["GPU-c"], lambda slice_uuid: A)
+
+
+@pytest.mark.parametrize(
+    ("extra", "jump_mj", "gaps"),
+    [
+        ([], 1_900_000, 0),  # 10 kW for a period of 0.1 s, as much again for the counter's age, and the reads' slack
+        ([], 4_000_000, 1),
+        (["limit 0 700"], 300_000, 0),
+        (["limit 0 700"], 1_000_000, 1),  # three times 700 W for the same time
+        (["limit 0 0"], 1_000_000, 0),
+    ],
+)
+def test_a_jump_past_the_cards_power_is_a_gap_and_not_joules(
+    run: Run, extra: list[str], jump_mj: int, gaps: int
+) -> None:
+    said = run([*STEADY, *extra, f"jump 0 2.5 {jump_mj}"])
+    samples = said.of("gpu:0")
+    assert sum(sample.gap for sample in samples) == said.resets == gaps
+    known_s = (samples[-1].t_ns - samples[0].t_ns) / 1e9 - 0.1 * gaps
+    counted_j = 300 * known_s + (0 if gaps else jump_mj / 1000)
+    assert samples[-1].joules - samples[0].joules == pytest.approx(counted_j, abs=300 * 0.02)
+
+
+def test_a_power_that_no_card_draws_is_an_error_and_no_joules(run: Run) -> None:
+    said = run(
+        [
+            f"gpu {A}",
+            "point 0 2 300",
+            "point 0 2 30000",
+            "point 0 2.5 30000",
+            "point 0 2.5 300",
+            "fault counter 0 0 1e9 3",
+        ]
+    )
+    assert any("is not read: no card draws it" in error for error in said.errors)
+    samples = said.of("gpu:0")
+    assert samples[-1].joules - samples[0].joules <= 301 * (samples[-1].t_ns - samples[0].t_ns) / 1e9
+
+
+@pytest.mark.parametrize(
+    ("visible", "reason"),
+    [
+        ("7", "CUDA_VISIBLE_DEVICES=7: there is no GPU '7' here; there are: 0"),
+        ("", "CUDA_VISIBLE_DEVICES='' hides every GPU"),
+        ("-1", "CUDA_VISIBLE_DEVICES='-1' hides every GPU"),
+    ],
+)
+def test_a_variable_that_hides_every_gpu_is_named(run: Run, visible: str, reason: str) -> None:
+    said = run(STEADY, visible=visible)
+    assert said.refused is not None and said.refused.startswith(reason)

@@ -5,14 +5,18 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from loadgen.energy.choose import open_meter
+from loadgen.energy.counter_track import AGE_NS, PACKAGE_MAX_W
 from loadgen.energy.cpu_estimate import CpuEstimate, CpuTimes, PowerCurve, read_times
-from loadgen.energy.rapl import RaplMeter, find_zones, unwrap
+from loadgen.energy.rapl import RaplMeter, Wrapping, Zone, find_zones, unwrap
+from loadgen.energy.series import EnergyDomain
 from loadgen.errors import MeterError
 
 RECORDED = Path(__file__).parents[1] / "fixtures" / "powercap"
@@ -124,17 +128,126 @@ def unprivileged() -> Iterator[None]:
         os.seteuid(0)
 
 
-def test_a_refused_permission_names_the_file_and_the_cure(tree: Path) -> None:
+def readable_by_all(tree: Path) -> None:
     temporary_root = Path(tempfile.gettempdir()).resolve()
     for folder in (tree, *tree.parents):
         if temporary_root in folder.parents:
             folder.chmod(folder.stat().st_mode | 0o555)
-    secret = tree / "intel-rapl:0" / "energy_uj"
-    secret.chmod(0o400 if os.geteuid() == 0 else 0)
+
+
+def deny(path: Path) -> None:
+    path.chmod(0o400 if os.geteuid() == 0 else 0)
+
+
+@pytest.mark.parametrize("name", ["energy_uj", "max_energy_range_uj", "name"])
+def test_a_refused_permission_names_the_file_and_the_cure(tree: Path, name: str) -> None:
+    readable_by_all(tree)
+    for path in tree.glob(f"*/{name}"):
+        deny(path)
     with unprivileged(), pytest.raises(MeterError) as refused:
         RaplMeter(tree)
-    assert str(secret) in str(refused.value)
-    assert "permission denied" in str(refused.value) and "sudo chmod a+r" in str(refused.value)
+    for text in (str(tree / "intel-rapl:0" / name), "permission denied", f"sudo chmod a+r {tree}/intel-rapl*/{name}"):
+        assert text in str(refused.value)
+
+
+BAD_VALUES: dict[str, dict[str, bytes | None]] = {
+    "energy_uj": {"is missing": None, "is empty": b"", "is text": b"up", "is negative": b"-5", "is a byte": b"\xff"},
+    "max_energy_range_uj": {"is missing": None, "is empty": b"", "is 0": b"0", "is a fraction": b"1.5"},
+    "name": {"is missing": None, "is empty": b"\n"},
+}
+
+
+@pytest.mark.parametrize(("file", "fault"), [(file, fault) for file, faults in BAD_VALUES.items() for fault in faults])
+@pytest.mark.parametrize(("zone", "lost"), [("intel-rapl:0:0", "dram:0"), ("intel-rapl:0:1", "cpu:package-0/core")])
+def test_a_part_without_its_value_range_or_name_is_left_out_with_a_note(
+    tree: Path, zone: str, lost: str, file: str, fault: str
+) -> None:
+    everything = {domain.name for domain in RaplMeter(tree).domains}
+    shutil.rmtree(tree / "intel-rapl-mmio:0")
+    spoil(tree / zone / file, BAD_VALUES[file][fault])
+    meter = RaplMeter(tree)
+    assert everything - {domain.name for domain in meter.domains} == {lost}
+    [note] = meter.notes
+    assert note.startswith(f"{zone} is left out") and f"{zone}/{file}" in note
+
+
+@pytest.mark.parametrize(("file", "fault"), [(file, fault) for file, faults in BAD_VALUES.items() for fault in faults])
+def test_a_sum_that_lacks_a_package_is_refused_with_the_file(tree: Path, file: str, fault: str) -> None:
+    spoil(tree / "intel-rapl:1" / file, BAD_VALUES[file][fault])
+    with pytest.raises(MeterError, match=f"intel-rapl:1/{file}"):
+        RaplMeter(tree)
+    meter, reasons = open_meter("auto", powercap=tree)
+    assert meter is None and reasons[-1].startswith("rapl: ") and f"intel-rapl:1/{file}" in reasons[-1]
+
+
+def spoil(path: Path, content: bytes | None) -> None:
+    path.unlink() if content is None else path.write_bytes(content)
+
+
+def test_a_denied_memory_zone_does_not_take_the_packages(tree: Path) -> None:
+    readable_by_all(tree)
+    deny(tree / "intel-rapl:0:0" / "energy_uj")
+    with unprivileged():
+        meter = RaplMeter(tree)
+    assert {"cpu:package-0", "cpu:package-1"} <= {domain.name for domain in meter.domains}
+    assert "dram:0" not in {domain.name for domain in meter.domains}
+
+
+def test_packages_are_in_no_platform_that_cannot_be_read(tree: Path) -> None:
+    shutil.copytree(tree / "intel-rapl:1", tree / "intel-rapl:2")
+    (tree / "intel-rapl:2" / "name").write_text("psys\n")
+    (tree / "intel-rapl:2" / "max_energy_range_uj").unlink()
+    within = {zone.domain.name: zone.domain.within for zone in find_zones(tree)[0]}
+    assert within["cpu:package-0"] is within["dram:0"] is None and "psys" not in within
+
+
+# From 180,000 J and, 0.1 s later, the second value: joules counted, gap, resets. 2 kW for 0.1 s and its age are 400 J.
+STEPS: dict[str, tuple[int, float, bool, int]] = {
+    "a little": (180_005_000_000, 5.0, False, 0),
+    "nothing": (180_000_000_000, 0.0, False, 0),
+    "as much as a package can draw": (180_399_000_000, 399.0, False, 0),
+    "more than a package can draw": (180_401_000_000, 0.0, True, 1),
+    "a restart": (5_000_000, 0.0, True, 1),
+    "back by rounding": (179_999_999_000, 0.0, False, 0),
+    "back by more than rounding": (179_000_000_000, 0.0, True, 1),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_fall_is_a_wrap_only_if_the_package_can_have_drawn_it(tree: Path, step: str) -> None:
+    now_uj, joules, gap, resets = STEPS[step]
+    clock = Ticking()
+    set_uj(tree, "intel-rapl:1", 180_000_000_000)
+    meter = RaplMeter(tree, clock=clock)
+    meter.read()
+    clock.ns = 10**8
+    set_uj(tree, "intel-rapl:1", now_uj)
+    reading = meter.read()
+    [sample] = [sample for sample in reading.samples if sample.domain == "cpu:package-1"]
+    assert (sample.joules, sample.gap, reading.resets) == (pytest.approx(joules), gap, resets)
+
+
+def test_a_counter_beyond_its_own_range_never_counts_backwards(tree: Path) -> None:
+    clock = Ticking()
+    set_uj(tree, "intel-rapl:1", 2 * RANGE_UJ)
+    meter = RaplMeter(tree, clock=clock)
+    meter.read()
+    clock.ns = 10**8
+    set_uj(tree, "intel-rapl:1", 5)
+    reading = meter.read()
+    assert {s.joules for s in reading.samples if s.domain == "cpu:package-1"} == {0.0} and reading.resets == 1
+
+
+@given(st.lists(st.tuples(st.integers(1, 10**10), st.integers(0, 2 * RANGE_UJ)), min_size=1, max_size=30))
+def test_no_history_of_a_counter_makes_more_than_a_package_can_draw(history: list[tuple[int, int]]) -> None:
+    zone = Zone(EnergyDomain(name="cpu:package-0", source="rapl"), Path("zone"), RANGE_UJ)
+    counter, now_ns = Wrapping(zone), 0
+    samples = [counter.observe(0, 0, 0)]
+    for pause_ns, raw_uj in history:
+        now_ns += pause_ns
+        samples.append(counter.observe(now_ns, now_ns, raw_uj))
+    flowed = [(b.joules - a.joules, (b.t_ns - a.t_ns) / 1e9) for a, b in pairwise(samples)]
+    assert all(0 <= joules <= PACKAGE_MAX_W * (elapsed_s + AGE_NS / 1e9) + 1e-6 for joules, elapsed_s in flowed)
 
 
 STAT = "cpu  {user} 0 0 {idle} {iowait} 0 0 0 0 0\ncpu0 1 2 3 4 5 6 7 8 0 0\n"

@@ -206,6 +206,128 @@ def test_a_counter_on_a_page_that_restarts_is_counted(site: Site, remote: Remote
     assert [w.known for w in series.windows()] == [False, True]
 
 
+PAGE_LINE = "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{{{}}} {}\n"
+OWN_LINE = "loadgen_gpu_energy_joules_total{{{}}} {}\n"
+GPU_0 = 'gpu="0",UUID="GPU-a",Hostname="h1"'
+
+# name: the page, the domains with their millijoules, words of the notes
+PAGES: dict[str, tuple[str, dict[str, int], list[str]]] = {
+    "two hosts": (
+        PAGE_LINE.format(GPU_0, 5) + PAGE_LINE.format('gpu="0",UUID="GPU-b",Hostname="h2"', 7),
+        {"gpu:0@h1": 5, "gpu:0@h2": 7},
+        [],
+    ),
+    "two hosts without UUIDs": (
+        PAGE_LINE.format('gpu="0",Hostname="h1"', 5) + PAGE_LINE.format('gpu="0",Hostname="h2"', 7),
+        {"gpu:0@h1": 5, "gpu:0@h2": 7},
+        [],
+    ),
+    "two UUIDs of one host": (
+        PAGE_LINE.format(GPU_0, 5) + PAGE_LINE.format('gpu="0",UUID="GPU-b",Hostname="h1"', 7),
+        {"gpu:0@GPU-a": 5, "gpu:0@GPU-b": 7},
+        [],
+    ),
+    "two numbers of two hosts": (
+        PAGE_LINE.format(GPU_0, 5) + PAGE_LINE.format('gpu="1",UUID="GPU-b",Hostname="h2"', 7),
+        {"gpu:0": 5, "gpu:1": 7},
+        [],
+    ),
+    "one GPU twice": (PAGE_LINE.format(GPU_0, 5) * 2, {"gpu:0": 5}, ["gpu:0 is there twice"]),
+    "a line without a value": (
+        PAGE_LINE.format(GPU_0, 5) + "DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION\n",
+        {"gpu:0": 5},
+        ["line 2 of the page is left out"],
+    ),
+    "a line with an open quote": (
+        'DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION{gpu="1} 4\n' + PAGE_LINE.format(GPU_0, 5),
+        {"gpu:0": 5},
+        ["line 1 of the page is left out"],
+    ),
+    "a bad line of another metric": ("broken{ 1\n" + PAGE_LINE.format(GPU_0, 5), {"gpu:0": 5}, []),
+    "another metric whose name begins the same": (
+        PAGE_LINE.format(GPU_0, 5) + 'DCGM_FI_DEV_TOTAL_ENERGY_CONSUMPTION_RATE{gpu="1"} 4\n',
+        {"gpu:0": 5},
+        [],
+    ),
+    "an exponent": (PAGE_LINE.format(GPU_0, "1.218367925341e+12"), {"gpu:0": 1218367925341}, []),
+    "joules with an exponent": (OWN_LINE.format('gpu="0",uuid="GPU-a"', "1.5e3"), {"gpu:0": 1_500_000}, []),
+    "a time stamp": (PAGE_LINE.format(GPU_0, "5 1764350000000"), {"gpu:0": 5}, []),
+    "Windows line ends": (PAGE_LINE.format(GPU_0, 5).replace("\n", "\r\n"), {"gpu:0": 5}, []),
+    **{
+        f"{value} beside a good line": (
+            line.format(GPU_0, 5 if line is PAGE_LINE else 0.005) + line.format('gpu="1",UUID="GPU-b"', value),
+            {"gpu:0": 5},
+            ["gpu:1 is left out"],
+        )
+        for line in (PAGE_LINE, OWN_LINE)
+        for value in ("NaN", "+Inf", "-Inf", "-1", "1e300")
+    },
+}
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_bad_line_costs_itself_and_every_gpu_is_there_once(name: str) -> None:
+    page, domains, notes = PAGES[name]
+    counters, said = page_counters(page)
+    assert {counter.domain.name: counter.millijoules for counter in counters} == domains
+    assert len(counters) == len(domains) and len(said) == len(notes)
+    assert all(note in line for note, line in zip(notes, said, strict=True))
+
+
+def test_a_byte_that_is_no_text_costs_its_line(site: Site, remote: Remote) -> None:
+    site.pages["/metrics"] = lambda _: (200, b"\xff\xfe 1\n" + DCGM.encode())
+    assert [domain.name for domain in remote(site.url).domains] == ["gpu:0", "gpu:1"]
+
+
+def test_a_gpu_keeps_its_name_when_another_hosts_appears(site: Site, remote: Remote) -> None:
+    values = iter([1, 2, 3])
+    site.pages["/metrics"] = lambda _: (200, PAGE_LINE.format(GPU_0, next(values)).encode())
+    meter = remote(site.url)
+    site.pages["/metrics"] = lambda _: (
+        200,
+        (PAGE_LINE.format('gpu="0",UUID="GPU-b",Hostname="h2"', 9) + PAGE_LINE.format(GPU_0, next(values))).encode(),
+    )
+    readings = [meter.read(), meter.read()]
+    assert [sample.domain for reading in readings for sample in reading.samples] == ["gpu:0"]
+    assert [reading.errors for reading in readings] == [(), ()]
+
+
+@pytest.mark.parametrize("chosen", ["0@h2", "GPU-b"])
+def test_one_of_two_hosts_gpus_is_chosen_by_host_or_uuid(site: Site, remote: Remote, chosen: str) -> None:
+    site.pages["/metrics"] = lambda _: (200, PAGES["two hosts"][0].encode())
+    assert [domain.name for domain in remote(site.url, gpus=[chosen]).domains] == ["gpu:0@h2"]
+    with pytest.raises(MeterError, match="has no GPU 0; it has gpu:0@h1, gpu:0@h2"):
+        remote(site.url, gpus=["0"])
+
+
+def test_a_jump_past_any_cards_power_is_a_gap_on_a_page_and_in_a_feed(site: Site, remote: Remote) -> None:
+    values = iter([50.0, 50.0, 51.0, 1e9, 1e9 + 2])
+    site.pages["/metrics"] = lambda _: (200, OWN_LINE.format('gpu="0",uuid="GPU-1"', next(values)).encode())
+    meter = remote(site.url)
+    readings = [meter.read() for _ in range(4)]
+    gpu = Gpu(site)
+    gpu.move(50.0)
+    feed = remote(site.url)
+    for joules in (51.0, 1e9, 1e9 + 2):
+        gpu.move(joules)
+    for told in (readings, [feed.read()]):
+        samples = [sample for reading in told for sample in reading.samples][-3:]
+        assert [(s.joules, s.gap) for s in samples] == [(51.0, False), (51.0, True), (53.0, False)]
+        assert sum(reading.resets for reading in told) == 1
+
+
+def test_a_feed_that_falls_by_rounding_has_not_restarted(site: Site, remote: Remote) -> None:
+    gpu = Gpu(site)
+    gpu.move(100.0)
+    meter = remote(site.url)
+    gpu.move(110.0)
+    gpu.move(110.0 - 1e-9)
+    gpu.move(111.0)
+    reading = meter.read()
+    assert [(s.joules, s.gap) for s in reading.samples] == [(100, False), (110, False), (110, False), (111, False)]
+    assert reading.resets == 0
+
+
 def test_a_line_that_vanishes_is_an_error_of_that_gpu_alone(site: Site, remote: Remote) -> None:
     site.pages["/metrics"] = lambda _: (200, DCGM.encode())
     meter = remote(site.url)
@@ -231,6 +353,23 @@ def bad_pages() -> dict[str, tuple[dict[str, Answer], str]]:
         "slack of another length": (
             {"/energy": (200, b'{"now_ns":1,"domains":[],"samples":[[1,"gpu:0",2.0]],"slack_ns":[1,2]}')},
             "contradicts itself",
+        ),
+        "negative joules": (
+            {"/energy": (200, b'{"now_ns":1,"domains":[],"samples":[[1,"gpu:0",-2.0]]}')},
+            "is no energy feed",
+        ),
+        "an instant beyond int64": (
+            {"/energy": (200, b'{"now_ns":1,"domains":[],"samples":[[9223372036854775808,"gpu:0",2.0]]}')},
+            "is no energy feed",
+        ),
+        "one name twice": (
+            {
+                "/energy": (
+                    200,
+                    b'{"now_ns":1,"domains":[{"name":"a","source":"s"},{"name":"a","source":"s"}],"samples":[]}',
+                )
+            },
+            "two of its domains have the same name",
         ),
         "a wrong sample": ({"/energy": (200, b'{"now_ns":1,"domains":[],"samples":[[1]]}')}, "is no energy feed"),
         "a locked door": ({"/energy": (401, b"")}, "answers 401: it wants a token"),

@@ -247,3 +247,21 @@ def test_streams_are_held_to_their_own_limits() -> None:
         slo_ms=code,
         rps=came([], {"goodput": code}).goodput.rps,  # type: ignore[union-attr]
     )
+
+
+@pytest.mark.parametrize(
+    ("domain", "reasons", "status"),
+    [
+        ("cpu:package-0", ["nvml: CUDA_VISIBLE_DEVICES=7: there is no GPU '7' here"], "warning"),
+        ("cpu:package-0", [], "ok"),
+        ("gpu:0", ["nvml: no NVIDIA driver here"], "ok"),
+    ],
+)
+def test_joules_of_the_cpu_alone_say_why_no_gpu_was_measured(domain: str, reasons: list[str], status: str) -> None:
+    run = steady_run()
+    domains = [EnergyDomain(name=domain, source="rapl")]
+    info = msgspec.structs.replace(run.info, domains=domains, energy_reasons=reasons)
+    energy = [msgspec.structs.replace(sample, domain=domain) for sample in run.energy]
+    check = summary_of(RunResult(info, run.schedule, run.records, energy, [], None, None)).verdict.check("energy")
+    assert check.status == status
+    assert all(reason in (check.reason or "") for reason in reasons) or status == "ok"

@@ -87,10 +87,10 @@ def test_every_run_has_an_id_of_its_own() -> None:
     ("meter", "domains", "reasons"),
     [
         (None, [], ["no meter here"]),
-        (SimpleNamespace(domains=["gpu:0"]), ["gpu:0"], []),  # why better ones were passed over is no reason then
+        (SimpleNamespace(domains=["cpu:package-0"]), ["cpu:package-0"], ["no meter here"]),
     ],
 )
-def test_without_a_meter_the_reasons_are_stated_and_with_one_its_domains(
+def test_the_reasons_against_better_meters_are_stated_with_a_meter_and_without(
     meter: object, domains: list[str], reasons: list[str]
 ) -> None:
     info = before(meter=meter, reasons=["no meter here"])

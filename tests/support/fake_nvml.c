@@ -7,6 +7,8 @@
  *   counter GPU PERIOD QUANTUM_MJ         the counter moves at multiples of PERIOD, in multiples of QUANTUM_MJ
  *   latency SECONDS                       what one counter read takes
  *   reset GPU T                           the counter starts from 0 at T
+ *   jump GPU T MJ                         the counter is higher by MJ from T on
+ *   limit GPU W                           the largest power limit that the card accepts
  *   freeze GPU T                          the counter does not move after T
  *   fault CALL GPU FROM TO CODE           CALL (init count uuid counter instant average usage mig clocks) answers CODE
  *   first CALL GPU N CODE                 its first N answers are CODE
@@ -32,7 +34,7 @@ struct gpu {
     double t[MAX_POINTS], w[MAX_POINTS];
     int points, mig;
     double low, high, square;
-    double period, quantum_mj, reset, freeze, slow_from, slow_to;
+    double period, quantum_mj, reset, jump, jump_mj, limit, freeze, slow_from, slow_to;
     unsigned slow;
 };
 struct fault { char call[16]; int gpu, code, left; double from, to; };
@@ -82,7 +84,8 @@ static double joules(const struct gpu *g, double t) {
 static unsigned long long counter_mj(const struct gpu *g, double t) {
     double seen = floor(fmin(t, g->freeze) / g->period + 1e-9) * g->period;
     double j = t < g->reset ? 5000 + joules(g, seen) : fmax(joules(g, seen) - joules(g, g->reset), 0);
-    return (unsigned long long)(floor(1000 * j / g->quantum_mj + 1e-6) * g->quantum_mj);
+    double jumped = seen >= g->jump ? g->jump_mj : 0;
+    return (unsigned long long)(floor(1000 * j / g->quantum_mj + 1e-6) * g->quantum_mj + jumped);
 }
 
 static int answer(const char *call, int gpu) {
@@ -109,7 +112,7 @@ static void read_script(void) {
         if (sscanf(line, "gpu %95s", next->uuid) == 1) {
             char uuid[96];
             strcpy(uuid, next->uuid);
-            *next = (struct gpu){.period = 0.1, .quantum_mj = 1, .reset = INFINITY, .freeze = INFINITY};
+            *next = (struct gpu){.period = 0.1, .quantum_mj = 1, .reset = INFINITY, .jump = INFINITY, .freeze = INFINITY};
             strcpy(next->uuid, uuid);
             n_gpus++;
         } else if (sscanf(line, "point %d %lf %lf", &g, &a, &b) == 3) {
@@ -123,6 +126,10 @@ static void read_script(void) {
             latency = a;
         } else if (sscanf(line, "reset %d %lf", &g, &a) == 2) {
             gpus[g].reset = a;
+        } else if (sscanf(line, "jump %d %lf %lf", &g, &a, &b) == 3) {
+            gpus[g].jump = a, gpus[g].jump_mj = b;
+        } else if (sscanf(line, "limit %d %lf", &g, &a) == 2) {
+            gpus[g].limit = a;
         } else if (sscanf(line, "freeze %d %lf", &g, &a) == 2) {
             gpus[g].freeze = a;
         } else if (sscanf(line, "fault %15s %d %lf %lf %d", call, &g, &a, &b, &code) == 5) {
@@ -212,6 +219,11 @@ int nvmlDeviceGetTotalEnergyConsumption(void *device, unsigned long long *mj) {
     *mj = counter_mj(g, now());
     if (real_time && latency > 0) usleep((useconds_t)(latency * 1e6));
     now_ns += (int64_t)(latency * 1e9);
+    return SUCCESS;
+}
+int nvmlDeviceGetPowerManagementLimitConstraints(void *device, unsigned *least_mw, unsigned *largest_mw) {
+    CHECK("limits", device);
+    *least_mw = 0, *largest_mw = (unsigned)(1000 * g->limit);
     return SUCCESS;
 }
 int nvmlDeviceGetPowerUsage(void *device, unsigned *mw) {
