@@ -5,11 +5,14 @@ import re
 import shutil
 import subprocess
 import tomllib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from loadgen.servers.recipe import flags, option_values, read_recipe, variables
 
 ROOT = Path(__file__).parents[2]
 SCHEMA = Path("/usr/lib/python3/dist-packages/compose/config/compose_spec.json")
@@ -61,6 +64,18 @@ def test_each_profile_has_one_engine_and_one_sidecar(profile: str) -> None:
         if wait["condition"] == "service_completed_successfully"
     }
     assert {name for name, service in selected.items() if "healthcheck" not in service} == ended
+
+
+@pytest.mark.parametrize("engine", ["vllm", "tgi"])
+def test_an_engine_is_started_as_its_recipe_does(engine: str) -> None:
+    """The same variables and flags: prefix caching and usage statistics are off in both."""
+    recipe = read_recipe(engine)
+    values = option_values(recipe, {})
+    service = SERVICES[engine]
+    assert variables(recipe, values, {}).items() <= service["environment"].items()
+    words = [*recipe.image_command, ""]
+    fixed = {word for word, next_word in pairwise(words) if word.startswith("--") and "{" not in next_word}
+    assert {*fixed, *flags(recipe, values)} <= set(service["command"])
 
 
 def test_services_that_reserve_a_gpu_start_after_the_check_for_one() -> None:
