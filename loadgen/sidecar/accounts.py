@@ -32,6 +32,11 @@ class OpenRequest:
     decode_mj: int = 0
     charged: bool = False
     """True once a commit included it; until then its energy is unknown, not 0."""
+    parts: tuple[RequestSpan, ...] = ()
+    """The spans that `request` was joined from."""
+
+    def __post_init__(self) -> None:
+        self.parts = self.parts or (self.request,)
 
 
 @dataclass
@@ -42,6 +47,9 @@ class Account:
     decode_mj: int = 0
     input_tokens: int = 0
     output_tokens: int = 0
+    without_input_tokens: int = 0
+    """Requests whose spans do not say how many: they are in no token total."""
+    without_output_tokens: int = 0
     completed: int = 0
     failed: int = 0
     energy_mj: int = 0
@@ -57,6 +65,8 @@ class Account:
         self.failed += not request.ok
         self.input_tokens += request.input_tokens or 0
         self.output_tokens += request.output_tokens or 0
+        self.without_input_tokens += request.input_tokens is None
+        self.without_output_tokens += request.output_tokens is None
         if entry.charged:  # else the meter was away all its time
             energy_mj = entry.prefill_mj + entry.decode_mj
             self.energy_mj += energy_mj

@@ -89,6 +89,7 @@ class Sidecar:
         self._feed: deque[EnergySample] = deque(maxlen=MAX_FEED_SAMPLES)
         self._engine: deque[EngineSample] = deque(maxlen=MAX_ENGINE_SAMPLES)
         self._spans: deque[RequestSpan] = deque()
+        self._first_tokens: deque[tuple[bytes, int]] = deque(maxlen=MAX_QUEUED_SPANS)
         self._dropped: Counter[str] = Counter()
         self._dropping = threading.Lock()
         self.sampler = Sampler(meter, self._on_energy)
@@ -121,6 +122,7 @@ class Sidecar:
             raise
         for reason, count in parsed.dropped.items():
             self.drop(reason, count)
+        self._first_tokens.extend(parsed.first_tokens.items())
         room = MAX_QUEUED_SPANS - len(self._spans)
         self._spans.extend(parsed.spans[:room])
         if len(parsed.spans) > room:
@@ -149,7 +151,11 @@ class Sidecar:
                 name = "generation_tokens"
                 self._engine_restarts += sample.get(name, 0.0) < previous.get(name, 0.0)
             self.ledger.add_engine_sample(sample)
-        for span in _drained(self._spans):
+        spans = _drained(self._spans)
+        self.ledger.add_first_tokens(
+            (trace_id, self.clock.monotonic_ns(first_ns)) for trace_id, first_ns in _drained(self._first_tokens)
+        )
+        for span in spans:
             self.ledger.add_span(span.moved(self.clock.monotonic_ns), now_ns)
         with self._dropping:
             counts, self._dropped = self._dropped, Counter()

@@ -24,6 +24,7 @@ from loadgen.attribution.span_steps import Phases, first_token_of, output_by_int
 from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries, outermost
 from loadgen.sidecar.accounts import Account, AccountKey, Accounts, OpenRequest
 from loadgen.sidecar.foreign_tokens import TokenBalance, foreign_shares, generated_tokens
+from loadgen.sidecar.span_join import SpanJoin
 from loadgen.sidecar.watermark import (
     EDGE_NS,
     AllowedLateness,
@@ -56,8 +57,8 @@ COMMIT_ROWS = 10_000
 FIT_ROWS = 20_000
 MAX_OPEN = 20_000
 """Requests that are not closed yet."""
-MAX_KEYS = 100_000
-"""Keys of closed requests, remembered to recognise duplicates."""
+MAX_FIRST_TOKENS = 20_000
+"""Traces whose first token is remembered."""
 MAX_SAMPLES = 20_000
 """Points per domain, and engine samples: half an hour of each."""
 
@@ -162,7 +163,9 @@ class Ledger:
         self._open: dict[str, OpenRequest] = {}
         self._closed: deque[RequestSpan] = deque(maxlen=MAX_OPEN)
         """Requests in the order of their ends."""
-        self._closed_keys: OrderedDict[str, None] = OrderedDict()
+        self._join = SpanJoin(self._open)
+        self._first_tokens: OrderedDict[bytes, int] = OrderedDict()
+        """Trace -> its earliest token; 0 once a request has it."""
         self._accounts = Accounts(model)
         self._idle_mj = self._unattributed_mj = 0
         self._coefficients: Coefficients | None = None
@@ -188,45 +191,47 @@ class Ledger:
             self._samples.append(sample)
 
     def add_span(self, request: RequestSpan, now_ns: int) -> None:
-        """Take a request that ended. It is counted and dropped when it is late, a duplicate, or one too many."""
-        if (entry := self._open.get(request.key)) is not None:
-            self._merge(entry, request)
-        elif request.key in self._closed_keys:
-            self.dropped["duplicate"] += 1
+        """Take a span of a request that ended. A late one, a duplicate or one too many is counted and dropped."""
+        request = self._with_first_token(request)
+        outcome = self._join.add(request)
+        if outcome == "merged":
+            self._merged += 1
+        elif outcome in DROP_REASONS:
+            self.dropped[outcome] += 1
+        elif outcome == "added":
+            return
         elif request.end_ns > now_ns + FUTURE_NS:
             self.dropped["future"] += 1
         elif request.end_ns <= self._watermark_ns:
             self.dropped["late"] += 1
-            self._remember(request.key)
+            self._join.remember((request,))
         elif len(self._open) >= MAX_OPEN:
             self.dropped["overflow"] += 1
         else:
             self._partial += request.start_ns < self._watermark_ns
             self._longest_ns = max(self._longest_ns, request.end_ns - request.start_ns)
-            self._open[request.key] = OpenRequest(request)
+            self._join.open(request)
             self._accounts.of(request)  # shown at 0 before it grows: a counter that starts elsewhere has no rate
 
-    def _merge(self, entry: OpenRequest, request: RequestSpan) -> None:
-        """Make one of the client's and the engine's span of a request: the engine's times, the client's workload."""
-        if entry.request.client == request.client or entry.charged:
-            self.dropped["duplicate"] += 1
-            return
-        client, engine = (request, entry.request) if request.client else (entry.request, request)
-        entry.request = msgspec.structs.replace(
-            engine,
-            workload=client.workload or engine.workload,
-            model=engine.model or client.model,
-            input_tokens=_preferred(engine.input_tokens, client.input_tokens),
-            output_tokens=_preferred(engine.output_tokens, client.output_tokens),
-            cached_tokens=_preferred(engine.cached_tokens, client.cached_tokens),
-            ok=client.ok and engine.ok,
-        )
-        self._merged += 1
+    def add_first_tokens(self, first_tokens: Iterable[tuple[bytes, int]]) -> None:
+        """Take instants of tokens, by trace, of an engine whose span of a request does not say when its first came.
 
-    def _remember(self, key: str) -> None:
-        self._closed_keys[key] = None
-        if len(self._closed_keys) > MAX_KEYS:
-            self._closed_keys.popitem(last=False)
+        They arrive before that span, which ends later. The earliest of a trace counts.
+        """
+        for trace_id, t_ns in first_tokens:
+            self._first_tokens[trace_id] = min(t_ns, self._first_tokens.get(trace_id, t_ns))
+            if len(self._first_tokens) > MAX_FIRST_TOKENS:
+                self._first_tokens.popitem(last=False)
+
+    def _with_first_token(self, request: RequestSpan) -> RequestSpan:
+        """Return an engine's span with the first token of its trace: that of the first request in it alone."""
+        if request.client or request.first_token_ns is not None:
+            return request
+        first_ns = self._first_tokens.get(request.trace_id, 0)
+        if not request.prefill_ns <= first_ns <= request.end_ns:
+            return request
+        self._first_tokens[request.trace_id] = 0  # of a second request in the trace it would be false
+        return msgspec.structs.replace(request, first_token_ns=first_ns)
 
     # -- commit ------------------------------------------------------------------------------------------------
 
@@ -371,8 +376,7 @@ class Ledger:
         """Close requests that ended by `end_ns`: no energy can be committed to them any more."""
         ended = [(entry.request.end_ns, key) for key, entry in self._open.items() if entry.request.end_ns <= end_ns]
         for _, key in sorted(ended):
-            entry = self._open.pop(key)
-            self._remember(key)
+            entry = self._join.close(key)
             self._closed.append(entry.request)
             self._accounts.of(entry.request).close(entry)
 
@@ -395,7 +399,3 @@ class Ledger:
         )
         snapshot.check()
         return snapshot
-
-
-def _preferred(tokens: int | None, fallback: int | None) -> int | None:
-    return fallback if tokens is None else tokens

@@ -1,7 +1,8 @@
 """Parses OTLP trace protobuf into request spans. Pure: bytes in, frozen spans out.
 
-Three senders are understood: vLLM (span `llm_request`, attributes `gen_ai.*`), TGI (its router's `generate` spans,
-whose durations are Rust's debug text) and loadgen's own clients (`gen_ai.*`, and `loadgen.workload`).
+These senders are understood: vLLM and TensorRT-LLM (span `llm_request`, attributes `gen_ai.*`), SGLang (its span of a
+whole request, `gen_ai.*`), TGI (its router's spans `generate`, `chat_completions`, ..., whose durations are Rust's
+debug text) and clients (`gen_ai.*`; loadgen's own have `loadgen.workload`).
 """
 
 import re
@@ -14,6 +15,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from loadgen.telemetry.traceparent import SPAN_BYTES, TRACE_BYTES
 from loadgen.units import NS_PER_S
 
 Attributes = Mapping[str, str | int | float | bool]
@@ -29,14 +31,22 @@ OUTPUT_TOKENS = ("gen_ai.usage.output_tokens", "gen_ai.usage.completion_tokens")
 CACHED_TOKENS = ("gen_ai.usage.cache_read.input_tokens", "gen_ai.usage.cached_tokens")
 FIRST_TOKEN_S = ("gen_ai.latency.time_to_first_token", "gen_ai.server.time_to_first_token")
 PREFILL_S = ("gen_ai.latency.time_in_model_prefill",)
+"""SGLang's includes the queue."""
+QUEUE_S = ("gen_ai.latency.time_in_queue",)
 MODEL = ("gen_ai.response.model", "gen_ai.request.model")
 WORKLOAD = ("loadgen.workload",)
 TGI_TIMES = ("validation_time", "queue_time", "inference_time", "time_per_token")
 """Names of each attribute, the current convention's first."""
 
 _READ_ATTRIBUTES = frozenset((*REQUEST_ID, *INPUT_TOKENS, *OUTPUT_TOKENS, *CACHED_TOKENS, *FIRST_TOKEN_S, *PREFILL_S,
-                              *MODEL, *WORKLOAD, *TGI_TIMES))  # fmt: skip
-SPAN_KIND_CLIENT = 3
+                              *QUEUE_S, *MODEL, *WORKLOAD, *TGI_TIMES))  # fmt: skip
+TGI_FIRST_TOKEN = "send_generation"
+"""TGI's span of a token that it hands to the stream."""
+TGI_PARTS = frozenset(
+    (TGI_FIRST_TOKEN, "infer", "batch", "prefill", "decode", "filter_batch", "filter_send_generations")
+)
+"""TGI's spans of tokens and steps, the bulk of what it sends: no requests, and dropped by name."""
+SPAN_KIND_INTERNAL, SPAN_KIND_CLIENT = 1, 3
 STATUS_ERROR = 2
 
 
@@ -63,6 +73,11 @@ class RequestSpan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     model: str | None
     workload: str | None
     ok: bool
+    trace_id: bytes = b""
+    """Empty, as the other ids, when the sender gave none that is valid."""
+    span_id: bytes = b""
+    parent_id: bytes = b""
+    """Id of the span above it; empty for the root of a trace."""
 
     def moved(self, to: Callable[[int], int]) -> "RequestSpan":
         """Return the span on another clock. A clock that stepped meanwhile cannot reverse its phases."""
@@ -79,6 +94,8 @@ class Parsed(NamedTuple):
     spans: list[RequestSpan]
     dropped: Counter[str]
     """Reason -> spans: `malformed`, `not_a_request` (an engine also traces its start-up)."""
+    first_tokens: dict[bytes, int]
+    """Trace -> start of TGI's earliest span of a token in these bytes, in ns of the sender's wall clock."""
 
 
 def parse_spans(body: bytes) -> Parsed:
@@ -89,9 +106,17 @@ def parse_spans(body: bytes) -> Parsed:
         raise MalformedError("not an OTLP trace export in protobuf") from err
     spans: list[RequestSpan] = []
     dropped: Counter[str] = Counter()
+    first_tokens: dict[bytes, int] = {}
     for span in (span for resource in request.resource_spans for scope in resource.scope_spans for span in scope.spans):
+        name = span.name
+        if name in TGI_PARTS and span.kind == SPAN_KIND_INTERNAL:
+            dropped["not_a_request"] += 1
+            if name == TGI_FIRST_TOKEN and (start_ns := span.start_time_unix_nano):
+                trace_id = span.trace_id
+                first_tokens[trace_id] = min(start_ns, first_tokens.get(trace_id, start_ns))
+            continue
         attributes = _attributes(span)
-        named = span.name == "llm_request" or "time_per_token" in attributes
+        named = name == "llm_request" or "time_per_token" in attributes
         if not named and _REQUEST_ATTRIBUTES.isdisjoint(attributes):
             dropped["not_a_request"] += 1
             continue
@@ -99,7 +124,13 @@ def parse_spans(body: bytes) -> Parsed:
             spans.append(_request_span(span, attributes))
         except MalformedError:
             dropped["malformed"] += 1
-    return Parsed(spans, dropped)
+    first_tokens = {trace_id: first_ns for trace_id, first_ns in first_tokens.items() if _id(trace_id, TRACE_BYTES)}
+    return Parsed(spans, dropped, first_tokens)
+
+
+def _id(value: bytes, size: int) -> bytes:
+    """Return an id of a trace or span; empty if it is of another size, or all zeros."""
+    return value if len(value) == size and any(value) else b""
 
 
 def _attributes(span: Any) -> dict[str, str | int | float | bool]:
@@ -127,7 +158,8 @@ def _request_span(span: Any, attributes: Attributes) -> RequestSpan:
     if not 0 < start_ns <= end_ns <= start_ns + MAX_DURATION_NS:
         raise MalformedError("ends before it starts, or a day later")
     request_id = _text(attributes, REQUEST_ID)
-    own_key = (bytes(span.trace_id[:16]) + bytes(span.span_id[:8])).hex()
+    trace_id, span_id = _id(span.trace_id, TRACE_BYTES), _id(span.span_id, SPAN_BYTES)
+    own_key = (trace_id + span_id).hex() if trace_id and span_id else f"{start_ns}-{end_ns}"
     request = RequestSpan(
         key=join_key(request_id) if request_id else own_key,
         request_id=request_id,
@@ -142,26 +174,44 @@ def _request_span(span: Any, attributes: Attributes) -> RequestSpan:
         model=_text(attributes, MODEL),
         workload=_text(attributes, WORKLOAD),
         ok=span.status.code != STATUS_ERROR,
+        trace_id=trace_id,
+        span_id=span_id,
+        parent_id=_id(span.parent_span_id, SPAN_BYTES),
     )
     if "time_per_token" in attributes:
         return _with_tgi_times(request, attributes)
-    first_s, prefill_s = _seconds(attributes, FIRST_TOKEN_S), _seconds(attributes, PREFILL_S)
-    if first_s is None:
-        return request
-    first_ns = min(start_ns + round(first_s * NS_PER_S), end_ns)
-    prefill_ns = start_ns if prefill_s is None else max(start_ns, first_ns - round(prefill_s * NS_PER_S))
-    return msgspec.structs.replace(request, prefill_ns=prefill_ns, first_token_ns=first_ns)
+    return _with_latencies(request, attributes)
 
 
 def join_key(request_id: str) -> str:
-    """Find the client's X-Request-Id in the engine's id: vLLM writes `chatcmpl-ID`, and `cmpl-ID-0` for completions."""
+    """Find the client's X-Request-Id in the engine's id.
+
+    vLLM writes `chatcmpl-ID`, and `cmpl-ID-0` for the first prompt of a completion; before that `0_` for the first of
+    several choices.
+    """
+    request_id = re.sub(r"^\d+_(?=(chat)?cmpl-)", "", request_id)
     if request_id.startswith("chatcmpl-"):
         return request_id.removeprefix("chatcmpl-")
     return re.sub(r"^cmpl-(.+)-\d+$", r"\1", request_id)
 
 
+def _with_latencies(request: RequestSpan, attributes: Attributes) -> RequestSpan:
+    """Add the first token and the beginning of the prefill: after the queue, and as long before the first token as it
+    took."""
+    first_s, prefill_s, queue_s = (_seconds(attributes, names) for names in (FIRST_TOKEN_S, PREFILL_S, QUEUE_S))
+    first_ns = None if first_s is None else min(request.start_ns + round(first_s * NS_PER_S), request.end_ns)
+    prefill_ns = request.start_ns + round((queue_s or 0) * NS_PER_S)
+    if first_ns is not None and prefill_s is not None:
+        prefill_ns = max(prefill_ns, first_ns - round(prefill_s * NS_PER_S))
+    latest_ns = request.end_ns if first_ns is None else first_ns
+    return msgspec.structs.replace(request, prefill_ns=min(prefill_ns, latest_ns), first_token_ns=first_ns)
+
+
 def _with_tgi_times(request: RequestSpan, attributes: Attributes) -> RequestSpan:
-    """Add TGI's times. It reports no token count, but its time per token is its inference time over just that count."""
+    """Add TGI's times. It reports no token count, but its time per token is its inference time over just that count.
+
+    The prefill is in both, so that they do not say when the first token came: its own span does, `send_generation`.
+    """
     validation_s, queue_s, inference_s, per_token_s = (
         rust_seconds(str(attributes.get(name, ""))) for name in TGI_TIMES
     )
@@ -171,7 +221,6 @@ def _with_tgi_times(request: RequestSpan, attributes: Attributes) -> RequestSpan
     return msgspec.structs.replace(
         request,
         prefill_ns=prefill_ns,
-        first_token_ns=min(prefill_ns + round(per_token_s * NS_PER_S), request.end_ns),
         output_tokens=request.output_tokens or max(1, round(inference_s / per_token_s)),
     )
 

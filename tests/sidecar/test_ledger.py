@@ -12,6 +12,7 @@ from loadgen.attribution.span_steps import phases_of
 from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.sidecar import ledger as books
+from loadgen.sidecar import span_join
 from loadgen.sidecar.accounts import MAX_LABELS, Account
 from loadgen.sidecar.clock_sync import ClockSync
 from loadgen.sidecar.ledger import Ledger, Snapshot
@@ -183,13 +184,15 @@ def test_a_closed_request_stays_known() -> None:
     power(ledger, 0, 45, 100.0)
     ledger.add_span(span("a", 10, 20), ns_from_s(20))
     ledger.commit(ns_from_s(45))
-    ledger.add_span(span("a", 42, 44), ns_from_s(45))
+    ledger.add_span(span("a", 10, 20), ns_from_s(45))
     assert ledger.snapshot(ns_from_s(45)).dropped["duplicate"] == 1
+    ledger.add_span(span("a", 42, 44), ns_from_s(45))
+    assert ledger.snapshot(ns_from_s(45)).open_requests == 1, "its id is used again, for another request"
 
 
 def test_whatever_arrives_memory_and_labels_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(books, "MAX_OPEN", 200)
-    monkeypatch.setattr(books, "MAX_KEYS", 300)
+    monkeypatch.setattr(span_join, "MAX_ENDED", 300)
     ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, 30, 100.0)
     for turn in range(5):
@@ -200,7 +203,7 @@ def test_whatever_arrives_memory_and_labels_are_bounded(monkeypatch: pytest.Monk
     snapshot = ledger.snapshot(ns_from_s(31))
     assert len(snapshot.accounts) == MAX_LABELS + 1
     assert snapshot.accounts["other", "other"].completed == 200 - MAX_LABELS
-    assert len(ledger._closed_keys) <= 300
+    assert len(ledger._join._ended) <= 300
 
 
 def test_without_a_meter_requests_still_end_and_cost_nothing_known() -> None:
@@ -352,7 +355,7 @@ def test_a_merged_span_has_the_engines_times_and_counts_and_the_clients_workload
         ledger.add_span(each, ns_from_s(20))
     request = ledger._open["a"].request
     assert (request.start_ns, request.end_ns) == (ns_from_s(10.1), ns_from_s(19.9))
-    assert (request.input_tokens, request.output_tokens) == (7, 50)
+    assert (request.input_tokens, request.output_tokens) == (9, 50)
     assert (request.model, request.workload, request.ok) == ("served", "chat", False)
     ledger.add_span(spans[1], ns_from_s(20))
     snapshot = ledger.snapshot(ns_from_s(20))
@@ -539,12 +542,12 @@ def test_a_request_is_closed_in_the_end_though_its_meter_is_silent() -> None:
 
 
 def test_the_oldest_key_of_a_closed_request_is_forgotten_first(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(books, "MAX_KEYS", 2)
+    monkeypatch.setattr(span_join, "MAX_ENDED", 2)
     ledger = Ledger([GPU], lateness=LATENESS)
     for second, key in enumerate("abc", 1):
         ledger.add_span(span(key, second - 1, second), ns_from_s(second))
     ledger.commit(ns_from_s(100))
-    assert list(ledger._closed_keys) == ["b", "c"]
+    assert list(ledger._join._ended) == ["b", "c"]
 
 
 @pytest.mark.parametrize(("start_ns", "charged"), [(-1, True), (0, False), (1, False)])

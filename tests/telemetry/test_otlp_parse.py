@@ -22,6 +22,7 @@ from loadgen.telemetry.otlp_parse import (
     parse_spans,
     rust_seconds,
 )
+from loadgen.telemetry.traceparent import span_ids
 from loadgen.units import NS_PER_MS, NS_PER_S
 
 START_NS = 1_790_000_000 * NS_PER_S
@@ -85,7 +86,7 @@ def test_tgi_tells_durations_as_text_and_tokens_by_division() -> None:
     span = one(trace("generate_stream", times))
     assert (span.output_tokens, span.input_tokens) == (100, None)
     assert span.prefill_ns == START_NS + 100 * NS_PER_MS
-    assert span.first_token_ns == START_NS + 119 * NS_PER_MS
+    assert span.first_token_ns is None, "the mean time per token says nothing of the first"
 
 
 def test_loadgens_own_spans_come_back_as_they_were() -> None:
@@ -98,9 +99,11 @@ def test_loadgens_own_spans_come_back_as_they_were() -> None:
     at = Anchor(wall_ns=START_NS, monotonic_ns=0)
     told, other = parse_spans(export_records("run", "m", [record, failed, not_sent], at)).spans
     assert (told.key, told.workload, told.model, told.client) == ("run-7", "code", "m", True)
+    ids = span_ids("run-7")
     assert told.moved(lambda t_ns: t_ns - START_NS) == RequestSpan(
         key="run-7", request_id="run-7", client=True, start_ns=1000, prefill_ns=1000, first_token_ns=501_000,
         end_ns=900_000, input_tokens=11, output_tokens=5, cached_tokens=3, model="m", workload="code", ok=True,
+        trace_id=ids.trace_id, span_id=ids.span_id,
     )  # fmt: skip
     assert (other.ok, other.input_tokens, other.output_tokens, other.first_token_ns) == (False, None, None, None)
 
@@ -116,7 +119,7 @@ def test_loadgens_own_spans_come_back_as_they_were() -> None:
     ],
 )
 def test_spans_that_are_none_are_counted_by_reason(name: str, attributes: dict[str, Any], reason: str) -> None:
-    assert parse_spans(trace(name, attributes)) == ([], {reason: 1})
+    assert parse_spans(trace(name, attributes)) == ([], {reason: 1}, {})
 
 
 @pytest.mark.parametrize(("start_ns", "end_ns"), [(0, 5), (10, 5), (1, 10**17)])
@@ -160,13 +163,15 @@ def test_rust_durations(text: str, seconds: float | None) -> None:
 )
 def test_the_simulated_engines_spans_are_read_as_vllms(request_id: str, chat: bool, engines: str) -> None:
     assert engine_id(request_id, chat) == engines
-    seen = Finished(engines, 1000, 2000, 502_000, 900_000, 11, 5)
+    client = span_ids("run-7")
+    seen = Finished(engines, 1000, 2000, 502_000, 900_000, 11, 5, client)
     span = one(export_finished("m", [seen], Anchor(wall_ns=START_NS, monotonic_ns=0)))
     assert span.moved(lambda t_ns: t_ns - START_NS) == RequestSpan(
         key=join_key(engines), request_id=engines, client=False, start_ns=1000, prefill_ns=2000,
         first_token_ns=502_000, end_ns=900_000, input_tokens=11, output_tokens=5, cached_tokens=None, model="m",
-        workload=None, ok=True,
+        workload=None, ok=True, trace_id=client.trace_id, span_id=span.span_id, parent_id=client.span_id,
     )  # fmt: skip
+    assert span.span_id != client.span_id
 
 
 DAY_S = 86_400.0

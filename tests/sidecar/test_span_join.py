@@ -1,0 +1,269 @@
+"""Joining spans: whatever order they come in, a request is counted once, and two requests are never one."""
+
+from collections.abc import Sequence
+from itertools import permutations
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from msgspec.structs import replace
+
+from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.sidecar import span_join
+from loadgen.sidecar.accounts import OpenRequest
+from loadgen.sidecar.ledger import Ledger
+from loadgen.sidecar.span_join import SpanJoin, joined
+from loadgen.telemetry.otlp_parse import RequestSpan
+from loadgen.telemetry.traceparent import span_ids
+from loadgen.units import NS_PER_S
+
+GPU = EnergyDomain(name="gpu:0", source="simulated", uuid="GPU-0")
+WORLD = b"\x01" * 16
+"""A trace that a user's constant header puts every request into."""
+
+
+def engines(name: str, start_s: float = 10, end_s: float = 20, **facts: object) -> RequestSpan:
+    """The engine's span of the request `name`: a child of the client's, with an id of its own."""
+    ids, own = span_ids(name), span_ids(f"engine of {name}")
+    start_ns, end_ns = round(start_s * NS_PER_S), round(end_s * NS_PER_S)
+    known: dict[str, object] = {
+        "key": own.span_id.hex(), "request_id": None, "client": False, "start_ns": start_ns, "prefill_ns": start_ns,
+        "first_token_ns": start_ns + (end_ns - start_ns) // 10, "end_ns": end_ns, "input_tokens": None,
+        "output_tokens": 50, "cached_tokens": None, "model": "m", "workload": None, "ok": True,
+        "trace_id": ids.trace_id, "span_id": own.span_id, "parent_id": ids.span_id,
+    }  # fmt: skip
+    return RequestSpan(**known | facts)  # type: ignore[arg-type]
+
+
+def clients(name: str, start_s: float = 9.999, end_s: float = 20.001, **facts: object) -> RequestSpan:
+    """The client's span of the request `name`: the root of its trace."""
+    ids = span_ids(name)
+    known: dict[str, object] = {
+        "key": name, "request_id": name, "client": True, "input_tokens": 900, "cached_tokens": 300, "workload": "chat",
+        "model": None, "span_id": ids.span_id, "parent_id": b"",
+    }  # fmt: skip
+    return engines(name, start_s, end_s, **known | facts)
+
+
+def requests(spans: Sequence[RequestSpan]) -> list[RequestSpan]:
+    """The requests that these spans are, added in this order."""
+    entries: dict[str, OpenRequest] = {}
+    join = SpanJoin(entries)
+    for span in spans:
+        if join.add(span) == "new":
+            join.open(span)
+    return [entry.request for entry in entries.values()]
+
+
+GATEWAY = span_ids("gateway")
+ONE = {
+    "the engine's span is a child of the client's": (clients("a"), engines("a")),
+    "the engine has the client's request id": (clients("a"), engines("a", key="a", trace_id=b"", parent_id=b"")),
+    "a gateway made a span in between": (clients("a"), engines("a", parent_id=GATEWAY.span_id)),
+    "the client's span is not the root": (clients("a", parent_id=b"\x05" * 8), engines("a")),
+    "clocks differ by a second": (clients("a", 9, 9.1), engines("a", 10, 10.1)),
+}
+
+
+@pytest.mark.parametrize(("client", "engine"), ONE.values(), ids=ONE)
+def test_a_request_of_both_sides_is_one_whichever_comes_first(client: RequestSpan, engine: RequestSpan) -> None:
+    for spans in permutations((client, engine)):
+        (request,) = requests(spans)
+        assert (request.start_ns, request.first_token_ns, request.output_tokens) == (
+            engine.start_ns,
+            engine.first_token_ns,
+            engine.output_tokens,
+        ), "the engine's"
+        assert (request.workload, request.input_tokens, request.cached_tokens) == ("chat", 900, 300), "the client's"
+
+
+AGENT = {"parent_id": b"\x05" * 8}
+"""A client's span that is not the root of its trace: the trace has other requests."""
+SEVERAL = {
+    "another trace": (clients("a"), engines("b")),
+    "no trace": (clients("a", trace_id=b""), engines("a", trace_id=b"")),
+    "another time": (clients("a"), engines("a", 30, 40)),
+    "a trace of several, and a stranger's child": (clients("a", **AGENT), engines("a", parent_id=b"\x06" * 8)),
+    "one id, used again": (engines("a", key="probe"), engines("b", 21, 22, key="probe")),
+    "a trace of two roots": (clients("a", trace_id=WORLD), clients("b", trace_id=WORLD)),
+}
+
+
+@pytest.mark.parametrize(("span", "other"), SEVERAL.values(), ids=SEVERAL)
+def test_spans_that_may_be_of_two_requests_are_two(span: RequestSpan, other: RequestSpan) -> None:
+    for spans in permutations((span, other)):
+        assert len(requests(spans)) == 2
+
+
+def test_prompts_of_a_batch_and_choices_are_one_request_with_their_sum() -> None:
+    parts = [engines(f"{k}", key="a", input_tokens=900, output_tokens=20 + k, cached_tokens=0) for k in range(3)]
+    (alone,) = requests(parts)
+    assert (alone.input_tokens, alone.output_tokens, alone.cached_tokens) == (2700, 63, 0)
+    for spans in permutations([clients("a", output_tokens=63), *parts]):
+        (request,) = requests(spans)
+        assert (request.input_tokens, request.output_tokens) == (900, 63), "the client's usage counts a prompt once"
+
+
+def test_an_engine_that_names_its_prompts_itself_is_summed_as_far_as_the_client_has_tokens() -> None:
+    parts = [engines("a", span_id=bytes([k + 1]) * 8, key=f"rid-{k}") for k in range(3)]
+    for spans in permutations([clients("a", output_tokens=100), *parts]):
+        assert sorted(request.output_tokens or 0 for request in requests(spans)) == [50, 100]
+
+
+def test_of_a_gateways_span_and_the_engines_below_it_the_engines_counts() -> None:
+    gateway = engines("a", span_id=GATEWAY.span_id, key="gateway", output_tokens=49, first_token_ns=None)
+    engine = engines("a", 11, 19, parent_id=GATEWAY.span_id)
+    for spans in permutations((clients("a"), gateway, engine)):
+        (request,) = requests(spans)
+        assert (request.start_ns, request.output_tokens) == (engine.start_ns, 50)
+
+
+def test_a_first_token_that_the_engine_does_not_tell_is_the_clients() -> None:
+    engine = engines("a", first_token_ns=None, prefill_ns=13 * NS_PER_S)
+    for client_ns, first_s in ((15, 15), (11, 13), (25, 20)):
+        request = joined([engine, clients("a", first_token_ns=client_ns * NS_PER_S)])
+        assert request.first_token_ns == first_s * NS_PER_S, "inside the engine's phases"
+
+
+def test_sums_of_unknown_counts_are_unknown() -> None:
+    request = joined([engines("a", output_tokens=None), engines("b")])
+    assert (request.output_tokens, request.input_tokens, request.first_token_ns) == (None, None, 11 * NS_PER_S)
+
+
+def test_a_trace_that_two_requests_share_joins_by_request_id_alone() -> None:
+    world: dict[str, object] = {"trace_id": WORLD, "parent_id": b"\x07" * 8}
+    spans = [
+        *(clients(name, 10 + k, 20 + k, trace_id=WORLD, output_tokens=10 + k) for k, name in enumerate("abc")),
+        *(engines(name, 10 + k, 20 + k, key=name, output_tokens=10 + k, **world) for k, name in enumerate("abc")),
+    ]
+    for order in permutations(spans):
+        found = sorted((request.start_ns, request.output_tokens) for request in requests(order))
+        assert found == [((10 + k) * NS_PER_S, 10 + k) for k in range(3)]
+
+
+def test_a_header_that_the_user_holds_constant_joins_by_request_id() -> None:
+    names = [f"run-{k}" for k in range(20)]
+    spans = [clients(name) for name in names]
+    spans += [engines(name, key=name, trace_id=WORLD, parent_id=b"\x07" * 8) for name in names]
+    Random(1).shuffle(spans)
+    assert sorted(request.key for request in requests(spans)) == sorted(names)
+
+
+REQUESTS = st.lists(
+    st.tuples(
+        st.sampled_from(["request id", "child", "gateway", "batch"]),
+        st.integers(10, 20),  # start
+        st.integers(1, 8),  # duration
+        st.sampled_from([(1, 1), (1, 0), (0, 1), (2, 1), (1, 2), (3, 3)]),  # copies of the client's span, the engine's
+    ),
+    max_size=8,
+)
+
+
+def spans_of(index: int, kind: str, start_s: int, length_s: int, copies: tuple[int, int]) -> list[RequestSpan]:
+    name, end_s = f"run-{index}", start_s + length_s
+    engine = engines(name, start_s, end_s, output_tokens=10)
+    match kind:
+        case "request id":
+            parts = [replace(engine, key=name, trace_id=WORLD, parent_id=b"\x07" * 8)]
+        case "gateway":
+            parts = [replace(engine, parent_id=GATEWAY.span_id)]
+        case "batch":
+            parts = [replace(engine, key=name, span_id=bytes([k + 1]) * 8, output_tokens=5) for k in range(2)]
+        case _:
+            parts = [engine]
+    client = clients(name, start_s - 0.01, end_s + 0.01, output_tokens=10)
+    return [client] * copies[0] + parts * copies[1]
+
+
+def completed(ledger: Ledger) -> int:
+    return sum(account.completed for account in ledger.snapshot(0).accounts.values())
+
+
+@settings(max_examples=200)
+@given(REQUESTS, st.integers(0, 2**32))
+def test_whatever_is_lost_repeated_or_out_of_order_every_request_is_counted_once(
+    rows: list[tuple[str, int, int, tuple[int, int]]], seed: int
+) -> None:
+    spans = [span for index, row in enumerate(rows) for span in spans_of(index, *row)]
+    Random(seed).shuffle(spans)
+    ledger = Ledger([GPU])
+    for span in spans:
+        ledger.add_span(span, 100 * NS_PER_S)
+    ledger.commit(10_000 * NS_PER_S)
+    snapshot = ledger.snapshot(0)
+    assert completed(ledger) == len(rows)
+    assert sum(account.output_tokens for account in snapshot.accounts.values()) == 10 * len(rows)
+    assert snapshot.merged == sum(copies[0] > 0 < copies[1] for *_, copies in rows)
+
+
+@settings(max_examples=60)
+@given(REQUESTS, st.integers(0, 2**32))
+def test_a_request_is_counted_once_however_late_its_other_spans_are(
+    rows: list[tuple[str, int, int, tuple[int, int]]], seed: int
+) -> None:
+    random, arrivals = Random(seed), []
+    for index, row in enumerate(rows):
+        spans = spans_of(index, *row)
+        random.shuffle(spans)
+        delays_s = [random.uniform(0, 5), *(random.uniform(5, 15) for _ in spans[1:])]
+        arrivals += [
+            (span.end_ns + round(delay_s * NS_PER_S), span) for span, delay_s in zip(spans, delays_s, strict=True)
+        ]
+    arrivals.sort(key=lambda arrival: arrival[0])
+    ledger = Ledger([GPU])
+    for second in range(2, 50, 2):  # an engine without a queue: all but the last 6 s are committed
+        now_ns = second * NS_PER_S
+        ledger.add_energy([EnergySample(now_ns + 1, "gpu:0", 100.0 * second)])
+        ledger.add_engine_sample({"t_ns": now_ns, "running": 0.0, "waiting": 0.0})
+        while arrivals and arrivals[0][0] <= now_ns:
+            ledger.add_span(arrivals.pop(0)[1], now_ns)
+        ledger.commit(now_ns)
+    assert completed(ledger) == len(rows)
+    assert ledger.snapshot(0).open_requests == 0
+
+
+@pytest.mark.parametrize("late_side", ["client", "engine"])
+def test_the_side_that_comes_after_its_request_was_closed_is_no_second_request(late_side: str) -> None:
+    sides = {"client": clients("a", end_s=20.2), "engine": engines("a", end_s=20.1)}
+    late = sides.pop(late_side)
+    (early,) = sides.values()
+    join = SpanJoin({})
+    join.remember((early,))
+    assert join.add(late) == join.add(early) == "duplicate"
+    assert join.add(clients("b", trace_id=early.trace_id)) == ("new" if late_side == "engine" else "duplicate")
+
+
+def test_after_energy_was_committed_to_a_request_its_other_side_changes_nothing() -> None:
+    entries: dict[str, OpenRequest] = {}
+    join = SpanJoin(entries)
+    join.open(engines("a"))
+    (entry,) = entries.values()
+    entry.charged = True
+    assert join.add(clients("a")) == "duplicate"
+    assert entry.request == engines("a")
+
+
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, limit in (("MAX_ENDED", 50), ("MAX_SHARED", 5), ("MAX_PARTS", 4)):
+        monkeypatch.setattr(span_join, name, limit)
+    entries: dict[str, OpenRequest] = {}
+    join = SpanJoin(entries)
+    for k in range(100):
+        trace_id = bytes([k // 2 + 1]) * 16
+        for span in (clients(f"run-{k}", trace_id=trace_id), engines(f"run-{k}", trace_id=trace_id)):
+            if join.add(span) == "new":
+                join.open(span)
+    outcomes = [join.add(engines(f"part {k}", key="run-0")) for k in range(10)]
+    assert outcomes.count("overflow") > 0 and max(len(entry.parts) for entry in entries.values()) == 4
+    for key in list(entries):
+        join.close(key)
+    assert (len(join._ended), len(join._shared)) == (50, 5)
+    assert not join._by_request and not join._by_place and not join._waiting
+
+
+def test_many_spans_of_one_name_are_as_quick_as_of_many() -> None:
+    assert len(requests([engines(f"{k}", k, k + 0.5, key="same") for k in range(3000)])) == 3000
+    assert len(requests([engines(f"{k}", trace_id=WORLD, parent_id=b"") for k in range(3000)])) == 3000
+    assert len(requests([clients(f"{k}", trace_id=WORLD, span_id=WORLD[:8]) for k in range(3000)])) == 3000
