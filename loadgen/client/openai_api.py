@@ -207,14 +207,14 @@ def _event_of(body: _StreamBody) -> StreamEvent:
     if len(choices) == 1:
         choice = choices[0]
         if choice.error:
-            return StreamEvent(error=error_text(choice.error))
+            return StreamEvent(error=_coded_text(choice.error))
         has_content, finish = choice.has_content, choice.finish
         opens = not has_content and bool(choice.delta and choice.delta.role)
         if body.usage is None and finish is None:
             return TOKEN if has_content else ROLE if opens else TEXTLESS
         return StreamEvent(has_content, finish, body.usage, textless=not has_content, opens=opens)
     if failed := next((choice.error for choice in choices if choice.error), None):
-        return StreamEvent(error=error_text(failed))
+        return StreamEvent(error=_coded_text(failed))
     reasons = [choice.finish for choice in choices if choice.finish]
     return StreamEvent(
         has_content=any(choice.has_content for choice in choices),
@@ -244,6 +244,12 @@ def error_text(error: Any) -> str:
             if error.get(key):
                 return error_text(error[key])
     return error if isinstance(error, str) else msgspec.json.encode(error).decode()
+
+
+def _coded_text(error: Any) -> str:
+    """Return the text of an error with its code, for an error that no status goes with."""
+    code, text = error.get("code") if isinstance(error, dict) else None, error_text(error)
+    return f"{code} {text}" if isinstance(code, int | str) and str(code) not in text else text
 
 
 def error_of_body(body: bytes) -> str:

@@ -134,6 +134,13 @@ def load_facts(summary: Summary) -> list[Fact]:
             Fact("input length", _length(lengths.input_asked, lengths.input_counted, lengths.input_max_off)),
             Fact("output length", _length(lengths.output_asked, lengths.output_counted, lengths.output_max_off)),
         ]
+    if unseen := summary.tokens.output_without_chunk:
+        facts.append(
+            Fact(
+                "output chunks",
+                f"{unseen:,} of {count(summary.tokens.output)} output tokens came without a chunk of their own",
+            )
+        )
     return facts
 
 

@@ -64,11 +64,13 @@ def token_counts(records: Sequence[RequestRecord], duration_s: float) -> TokenCo
     """Sum the tokens of all requests, failed ones too; None when no request has a count."""
     inputs = [record.input_tokens for record in records if record.input_tokens is not None]
     outputs = [record.output_tokens for record in records if record.output_tokens is not None]
+    unseen = [record.tokens_without_chunk for record in records if record.tokens_without_chunk is not None]
     return TokenCounts(
         input=sum(inputs) if inputs else None,
         output=sum(outputs) if outputs else None,
         input_per_s=sum(inputs) / duration_s if inputs and duration_s > 0 else None,
         output_per_s=sum(outputs) / duration_s if outputs and duration_s > 0 else None,
+        output_without_chunk=sum(unseen) if unseen else None,
     )
 
 

@@ -99,6 +99,9 @@ class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
     output: int | None
     input_per_s: float | None
     output_per_s: float | None
+    output_without_chunk: int | None = None
+    """Output tokens without a chunk of their own (several came in one chunk, or the server sent nothing for them): when
+    each of them came is estimated. None where the server does not count its tokens, or in an older version's folder."""
 
 
 class LengthCheck(msgspec.Struct, frozen=True, kw_only=True):
