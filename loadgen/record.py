@@ -52,6 +52,8 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     output_tokens: int | None = None
     """Unknown when the server reports zero beside content."""
     cached_tokens: int | None = None
+    hidden_tokens: int | None = None
+    """Output tokens of reasoning that the server counts and does not send. None if it does not count reasoning."""
     token_source: TokenSource | None = None
     status: int | None = None
     finish_reason: str | None = None
@@ -102,12 +104,12 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def tpot_ns(self) -> float | None:
         """Time per output token after the first: (last token - first token) / (output tokens - 1).
 
-        None below two tokens.
+        Hidden tokens came before the first and do not count. None below two tokens.
         """
-        if self.first_token_ns is None or self.last_token_ns is None or (self.output_tokens or 0) < 2:
+        tokens = (self.output_tokens or 0) - (self.hidden_tokens or 0)
+        if self.first_token_ns is None or self.last_token_ns is None or tokens < 2:
             return None
-        assert self.output_tokens is not None
-        return (self.last_token_ns - self.first_token_ns) / (self.output_tokens - 1)
+        return (self.last_token_ns - self.first_token_ns) / (tokens - 1)
 
     @property
     def e2e_ns(self) -> int | None:

@@ -27,6 +27,7 @@ class Dialect:
 
 class _Details(msgspec.Struct, frozen=True):
     cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -35,6 +36,7 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
 
     @property
     def input_tokens(self) -> int | None:
@@ -51,6 +53,14 @@ class Usage(msgspec.Struct, frozen=True):
     def cached_tokens(self) -> int | None:
         """Prompt tokens that the server took from its prefix cache; None if it does not report them."""
         return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details and self.input_tokens else None
+
+    def hidden_tokens(self, chunks: int) -> int | None:
+        """Return the tokens of reasoning that did not come in one of these chunks with content; None if the server
+        does not count reasoning. It is all or none: more chunks than other tokens means that reasoning was sent."""
+        reasoning = self.completion_tokens_details.reasoning_tokens if self.completion_tokens_details else None
+        if reasoning is None or self.output_tokens is None or not 0 <= reasoning <= self.output_tokens:
+            return None
+        return reasoning if chunks <= self.output_tokens - reasoning else 0
 
 
 def _positive(count: int | None) -> int | None:

@@ -151,7 +151,9 @@ def _goodput(good: Goodput) -> str:
     return f"{with_unit(good.rps, '/s')}, {percent(good.ratio)} of requests within {limits}"
 
 
-def _length(requested: int, counted: int, max_off: int | None) -> str:
+def _length(requested: int | None, counted: int | None, max_off: int | None) -> str:
+    if requested is None or counted is None:
+        return "not counted by the server"
     difference = f"{counted - requested:+,} by the server's count"
     return f"{requested:,} tokens requested, {difference}; at most {count(max_off)} off in one request"
 
