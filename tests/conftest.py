@@ -19,6 +19,7 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in list(os.environ):
         if name.startswith("OPENAI_") or name.lower().endswith("_proxy") or name == "CUDA_VISIBLE_DEVICES":
             monkeypatch.delenv(name)
+    monkeypatch.setenv("NETRC", os.devnull)
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import asyncio
 from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
+from urllib.parse import urljoin
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -17,7 +18,7 @@ from aiohttp.client_reqrep import ClientResponse
 from loadgen.client.connection import GRACE_S
 from loadgen.client.connection_pool import MAX_FETCHED_BYTES, FetchedPage
 from loadgen.client.http1 import Head, HTTPError
-from loadgen.client.stream import PROTOCOL_ERRORS
+from loadgen.client.stream import PROTOCOL_ERRORS, RequestError
 from loadgen.clock import monotonic_ns
 from loadgen.telemetry.traceparent import TRACEPARENT, traceparent
 
@@ -68,9 +69,12 @@ async def _on_reuse(_session: Any, context: Any, _params: Any) -> None:
 
 
 class Session:
-    """A pool of connections to any servers. `headers` are part of every request."""
+    """A pool of connections to one server. `headers` are part of every request.
 
-    def __init__(self, headers: dict[str, str]) -> None:
+    Nothing comes from the environment: logins are among the headers, and `proxy` is the URL of the proxy.
+    """
+
+    def __init__(self, headers: dict[str, str], proxy: str | None) -> None:
         tracing = aiohttp.TraceConfig()
         tracing.on_connection_reuseconn.append(_on_reuse)
         self._traced = TRACEPARENT not in {name.lower() for name in headers}
@@ -81,7 +85,7 @@ class Session:
             timeout=aiohttp.ClientTimeout(total=None, connect=None, sock_read=None),
             response_class=_StampedResponse,
             read_bufsize=READ_BUFFER_BYTES,
-            trust_env=True,
+            proxy=proxy,
             trace_configs=[tracing],
         )
 
@@ -106,15 +110,16 @@ class Session:
         """GET `url`, or POST JSON to it. OSError: no connection. HTTPError: the response is not HTTP."""
         try:
             method = "GET" if body is None else "POST"
-            async with self._session.request(method, url, data=body) as response:
+            async with self._session.request(method, url, data=body, allow_redirects=False) as response:
                 content = await response.content.read(MAX_FETCHED_BYTES + 1)
                 while len(content) <= MAX_FETCHED_BYTES and not response.content.at_eof():
                     content += await response.content.read(MAX_FETCHED_BYTES + 1 - len(content))
                 if len(content) > MAX_FETCHED_BYTES:
                     raise HTTPError(f"a page of more than {MAX_FETCHED_BYTES} bytes")
-                return FetchedPage(response.status, content)
-        except aiohttp.ClientSSLError as err:
-            raise HTTPError(str(err)) from err
+                location = response.headers.get("Location") if 300 <= response.status < 400 else None
+                return FetchedPage(response.status, content, location and urljoin(url, location))
+        except aiohttp.ClientConnectorCertificateError as err:
+            raise err.certificate_error from err
         except aiohttp.ClientConnectorError as err:
             raise err.os_error from err
         except (aiohttp.ClientError, ValueError) as err:
@@ -132,6 +137,8 @@ class Session:
             headers[TRACEPARENT] = traceparent(request_id)
         async with self._session.post(url, data=data, headers=headers, trace_request_ctx=attempt) as response:
             assert isinstance(response, _StampedResponse)
+            if response.method != "POST":
+                raise RequestError("http", f"{response.history[0].status}: a redirect that turns POST into GET")
             kind = response.content_type if "Content-Type" in response.headers else ""
             stream.head(Head(response.status, response.reason or "", kind, None, True, True))
             handler = response.handler

@@ -5,11 +5,14 @@ use aiohttp, where the clock is read before HTTP, SSE or JSON is parsed. Both gi
 """
 
 import asyncio
+import secrets
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import count
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 
@@ -18,12 +21,20 @@ from loadgen.client.connection_pool import ConnectionPool, FetchedPage, is_plain
 from loadgen.client.http1 import Unusual
 from loadgen.client.openai_api import Usage
 from loadgen.client.redact import redact
+from loadgen.client.server_url import ServerURL, parse_server_url
 from loadgen.client.stream import PROTOCOL_ERRORS, RequestError, StreamState
+from loadgen.client.surroundings import netrc_login, proxy_of
 from loadgen.clock import monotonic_ns
 from loadgen.record import ErrorKind, RequestRecord, StampedBy
 
 if TYPE_CHECKING:
     from loadgen.client.aiohttp_transport import Session
+
+
+KEY_FIELDS = frozenset({"authorization", "api-key", "x-api-key"})
+"""Fields that carry a key, in lower case."""
+MIN_SECRET_CHARS = 8
+"""Shorter values are not taken out of messages: they may be words of them."""
 
 
 class Post(msgspec.Struct, frozen=True):
@@ -67,18 +78,40 @@ class Client:
         api_key: str | None = None,
         timeout_s: float | None,
     ) -> None:
-        self.base_url = base_url.rstrip("/")
-        self._headers = {"Content-Type": "application/json", "Accept": "text/event-stream"} | (headers or {})
-        self._secrets = [value for value in (headers or {}).values() if len(value) >= 8]
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
-            self._secrets.append(api_key)
+        self._given = headers or {}
+        self._api_key = api_key
         self._timeout_s = timeout_s
         self._session: Session | None = None
-        self._pool = ConnectionPool(self.base_url, self._headers)
-        self._is_plain = is_plain(self.base_url, self._headers)
+        self._reach(parse_server_url(base_url))
+        self._ids = count()
+        self._name = secrets.token_hex(4)
         self._deadlines_s: dict[Exchange, float] = {}
         self._timer: asyncio.TimerHandle | None = None
+
+    def _reach(self, url: ServerURL) -> None:
+        """Settle the way to `url`, and the headers of every request. A login that is more explicit goes before one
+        that is less: --header, the URL, the API key, the netrc file."""
+        self.url = url
+        self.proxy = proxy_of(url.scheme, url.host)
+        fields = {"content-type": ("Content-Type", "application/json"), "accept": ("Accept", "text/event-stream")}
+        fields |= {name.lower(): (name, value) for name, value in self._given.items()}
+        login = url.basic or (self._api_key and f"Bearer {self._api_key}") or netrc_login(url.host)
+        if login and "authorization" not in fields:
+            fields["authorization"] = ("Authorization", login)
+        self._headers = dict(fields.values())
+        self.has_key = not fields.keys().isdisjoint(KEY_FIELDS)
+        """True when a field that carries a key or a login is sent."""
+        long = [*self._given.values(), login or "", url.query, *(value for _, value in parse_qsl(url.query))]
+        self._secrets = [self._api_key] if self._api_key else []
+        self._secrets += sorted((value for value in long if len(value) >= MIN_SECRET_CHARS), key=len, reverse=True)
+        self._pool = ConnectionPool(url, self._headers)
+        self._is_plain = is_plain(url, self._headers, self.proxy)
+
+    async def move(self, url: ServerURL) -> None:
+        """Send to `url` from now on."""
+        await self.__aexit__()
+        self._session = None
+        self._reach(url)
 
     async def __aenter__(self) -> Self:
         return self
@@ -89,6 +122,11 @@ class Client:
         self._pool.close()
         if self._session:
             await self._session.close()
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Addresses that connections go round over; empty when a proxy or aiohttp chooses them."""
+        return tuple(address[0] for _, address in self._pool.preferred()) if self._is_plain else ()
 
     @property
     def stamped_by(self) -> StampedBy | None:
@@ -104,10 +142,10 @@ class Client:
         HTTPError: the response is not HTTP."""
         async with asyncio.timeout(timeout_s):
             if self._is_plain:
-                try:
-                    return await self._pool.fetch(urlsplit(url).path or "/", body)
-                except Unusual:
-                    self._is_plain = False
+                parts = urlsplit(url)
+                target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+                with suppress(Unusual):  # that this page is unusual says nothing about the others
+                    return await self._pool.fetch(target, body)
             return await self._aiohttp().fetch(url, body)
 
     async def post(
@@ -125,7 +163,8 @@ class Client:
         Probes and warm-up requests are in no schedule: they need a `workload` only, which names them.
         """
         completed: asyncio.Future[RequestRecord] = asyncio.get_running_loop().create_future()
-        post = Post(path, body, index, workload, scheduled_ns, request_id or f"loadgen-{workload}")
+        request_id = request_id or f"loadgen-{workload}-{self._name}-{next(self._ids)}"
+        post = Post(path, body, index, workload, scheduled_ns, request_id)
         exchange = self.send(post, completed.set_result)
         while not completed.done():
             try:
@@ -176,7 +215,7 @@ class Client:
 
     def _send_by_aiohttp(self, exchange: Exchange) -> None:
         post = exchange.post
-        work = self._aiohttp().post(self.base_url + post.path, post.body, post.request_id, exchange.stream)
+        work = self._aiohttp().post(self.url.page(post.path), post.body, post.request_id, exchange.stream)
         self._wait(exchange, work, self._complete)
 
     def _wait(
@@ -255,7 +294,7 @@ class Client:
         if self._session is None:
             from loadgen.client.aiohttp_transport import Session
 
-            self._session = Session(self._headers)
+            self._session = Session(self._headers, self.proxy.url if self.proxy else None)
         return self._session
 
 
@@ -293,7 +332,6 @@ def record_of(
         input_tokens=usage.input_tokens,
         output_tokens=counted or (len(chunk_ns) if streamed else None),
         cached_tokens=usage.cached_tokens,
-        hidden_tokens=stream.hidden_tokens,
         token_source="usage" if counted else ("chunks" if streamed else None),
         status=stream.status,
         finish_reason=stream.finish_reason,

@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import os
 import re
 import socket
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
-from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
 
 from loadgen.client.connection import (
     Address,
@@ -27,6 +23,8 @@ from loadgen.client.socket_poller import SocketPoller
 from loadgen.telemetry.traceparent import TRACEPARENT, traceparent
 
 if TYPE_CHECKING:
+    from loadgen.client.server_url import ServerURL
+    from loadgen.client.surroundings import Proxy
     from loadgen.record import StampedBy
 
 MAX_FETCHED_BYTES = 8 << 20
@@ -37,21 +35,13 @@ _OWN_FIELDS = {
 _FIELD = re.compile(r"[!#-'*+\-.0-9A-Z^-z|~]+: *[\t\x20-\x7e]*")
 
 
-def is_plain(base_url: str, headers: dict[str, str]) -> bool:
-    """Return whether this package's own HTTP client suffices for the server: no TLS, proxy, login in the URL, netrc
-    file, or header that the client sets itself."""
-    parts = urlsplit(base_url)
-    host = parts.hostname or ""
-    netrc = Path(os.environ.get("NETRC", "~/.netrc")).expanduser()
+def is_plain(url: ServerURL, headers: dict[str, str], proxy: Proxy | None) -> bool:
+    """Return whether this package's own HTTP client suffices for the server: no TLS, no proxy, and no header that the
+    client sets itself."""
     return (
-        parts.scheme == "http"
-        and re.fullmatch(r"[A-Za-z0-9._:-]+", host) is not None
-        and "@" not in parts.netloc
-        and re.fullmatch(r"[A-Za-z0-9._~/-]*", parts.path) is not None
-        and not parts.query
-        and not parts.fragment
-        and ("http" not in getproxies() or bool(proxy_bypass(host)))
-        and not netrc.exists()
+        url.scheme == "http"
+        and re.fullmatch(r"[A-Za-z0-9._:-]+", url.host) is not None
+        and proxy is None
         and all(
             name.lower() not in _OWN_FIELDS and _FIELD.fullmatch(f"{name}: {value}") for name, value in headers.items()
         )
@@ -59,8 +49,12 @@ def is_plain(base_url: str, headers: dict[str, str]) -> bool:
 
 
 class FetchedPage(NamedTuple):
+    """One page. A redirect is not followed: headers may hold keys, which are for the server that the user named."""
+
     status: int
     body: bytes
+    location: str | None = None
+    """URL that a redirect leads to."""
 
 
 class _PageReceiver:
@@ -91,17 +85,18 @@ def _settle(done: asyncio.Future[Exception | None], error: Exception | None, _la
 class ConnectionPool:
     """Connections to one plain server. `headers` are part of every request."""
 
-    def __init__(self, base_url: str, headers: dict[str, str]) -> None:
-        parts = urlsplit(base_url)
-        self._host, self._port, self._path = parts.hostname or "", parts.port or 80, parts.path.rstrip("/")
-        fields = {name.lower(): f"{name}: {value}\r\n" for name, value in headers.items()}
-        self._fields = f" HTTP/1.1\r\nHost: {parts.netloc}\r\n" + "".join(fields.values())
-        self._traced = TRACEPARENT not in fields
+    def __init__(self, url: ServerURL, headers: dict[str, str]) -> None:
+        self._url = url
+        fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self._fields = f" HTTP/1.1\r\nHost: {url.netloc}\r\n{fields}"
+        self._traced = TRACEPARENT not in {name.lower() for name in headers}
         """True if each request has a trace of its own: the user gives no `traceparent`."""
         self._poller: SocketPoller | None = None
         self._clock = ArrivalClock()
         self.addresses: list[Address] = []
         """Resolved addresses of the server that have not failed."""
+        self._connections = 0
+        """Connections that were begun."""
         self.idle: list[Connection] = []
 
     @property
@@ -113,7 +108,7 @@ class ConnectionPool:
         """Return the bytes of a POST request."""
         trace = f"{TRACEPARENT}: {traceparent(request_id)}\r\n" if self._traced else ""
         head = (
-            f"POST {self._path}{path}{self._fields}X-Request-Id: {request_id}\r\n{trace}"
+            f"POST {self._url.target(path)}{self._fields}X-Request-Id: {request_id}\r\n{trace}"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         return head.encode("ascii") + body
@@ -121,18 +116,39 @@ class ConnectionPool:
     async def resolve(self) -> None:
         """Look the server's addresses up. OSError: it has none."""
         loop = asyncio.get_running_loop()
-        entries = await loop.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM)
+        entries = await loop.getaddrinfo(self._url.host, self._url.port or 80, type=socket.SOCK_STREAM)
         self.addresses = [(family, address) for family, _, _, _, address in entries]
 
+    def preferred(self) -> list[Address]:
+        """Return the addresses of the first one's family: the other family often leads to the same servers, and is
+        for when none of these is left."""
+        return [address for address in self.addresses if address[0] == self.addresses[0][0]]
+
     def connect(self) -> Connection:
-        """Return a new connection to the first address, perhaps still being established. OSError: it failed at once."""
-        address = family, sockaddr = self.addresses[0]
+        """Return a new connection, perhaps still being established. OSError: no address can be reached.
+
+        Connections go round over the addresses: behind a name with several there are often as many servers.
+        """
+        while True:
+            preferred = self.preferred()
+            address = preferred[self._connections % len(preferred)]
+            try:
+                connection = self._connect_to(address)
+            except OSError:
+                self._forget(address)
+                if not self.addresses:
+                    raise
+            else:
+                self._connections += 1
+                return connection
+
+    def _connect_to(self, address: Address) -> Connection:
+        family, sockaddr = address
         sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             enable_timestamps(sock)
             if (code := sock.connect_ex(sockaddr)) not in (0, errno.EINPROGRESS):
-                self._forget(address)
                 raise OSError(code, connect_failure(code, address))
             self._poller = self._poller or SocketPoller()
             return Connection(sock, self._poller, self._clock, self.idle, address if code else None)
@@ -150,10 +166,10 @@ class ConnectionPool:
         """Drop an address that failed; another exchange may have dropped it already."""
         self.addresses = [other for other in self.addresses if other != address]
 
-    async def fetch(self, path: str, body: bytes | None) -> FetchedPage:
-        """GET `path`, or POST `body` to it. OSError: no connection. HTTPError: the response is not HTTP. Unusual."""
+    async def fetch(self, target: str, body: bytes | None) -> FetchedPage:
+        """GET `target`, or POST `body` to it. OSError: no connection. HTTPError: the response is not HTTP. Unusual."""
         method, length = ("GET", "") if body is None else ("POST", f"Content-Length: {len(body)}\r\n")
-        request = f"{method} {path}{self._fields}{length}\r\n".encode("ascii") + (body or b"")
+        request = f"{method} {target}{self._fields}{length}\r\n".encode("ascii") + (body or b"")
         if not self.addresses:
             await self.resolve()
         while True:

@@ -19,7 +19,10 @@ def clean_url(url: str) -> str:
 
     Raises LoadgenError when it is not an http(s) URL.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as err:  # brackets without an address in them
+        raise LoadgenError(f"{url.rpartition('@')[2]!r} is not a server's URL: {err}") from err
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise LoadgenError(f"{url!r} is not a server's URL; one looks like http://localhost:8000/v1")
     try:

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 
@@ -41,7 +41,6 @@ TOKENS_PER_CHAR = 0.25
 
 async def vocabularies(
     client: Client,
-    root_url: str,
     model: str,
     kinds: Iterable[PromptKind],
     tokenizer: Path | None,
@@ -56,7 +55,7 @@ async def vocabularies(
         counts: dict[str, int] | None
         if tokenizer is not None:
             source, counts = "tokenizer file", count_with_file(tokenizer, texts)
-        elif counts := await count_on_server(client, root_url, model, texts):
+        elif counts := await count_on_server(client, model, texts):
             source = "/tokenize"
         if counts:
             # The chat template's overhead is what the server counts beyond a prompt of known length.
@@ -95,25 +94,36 @@ def count_with_file(path: Path, texts: list[str]) -> dict[str, int]:
     return {text: len(encoding.ids) for text, encoding in zip(texts, encodings, strict=True)}
 
 
-async def count_on_server(client: Client, root_url: str, model: str, texts: list[str]) -> dict[str, int] | None:
-    """Count tokens with the server's /tokenize (vLLM's or llama.cpp's shape); None unless it counts all of them."""
+async def count_on_server(client: Client, model: str, texts: list[str]) -> dict[str, int] | None:
+    """Count tokens with the server's /tokenize (vLLM's, llama.cpp's or TGI's shape); None unless it counts all of
+    them."""
     gate = asyncio.Semaphore(CONCURRENT_COUNTS)
 
-    async def count(text: str) -> int | None:
-        body = msgspec.json.encode({"model": model, "prompt": text, "content": text, "add_special_tokens": False})
+    async def answer(text: str) -> Any:
+        body = {"model": model, "prompt": text, "content": text, "inputs": text, "add_special_tokens": False}
         async with gate:
-            page = await client.fetch(root_url + "/tokenize", body, timeout_s=TOKENIZE_TIMEOUT_S)
-        match msgspec.json.decode(page.body) if page.status == 200 else None:
-            case {"count": int(tokens)}:
-                return tokens
-            case {"tokens": list(ids)}:
-                return len(ids)
-        return None
+            url = client.url.root.page("/tokenize")
+            page = await client.fetch(url, msgspec.json.encode(body), timeout_s=TOKENIZE_TIMEOUT_S)
+        return msgspec.json.decode(page.body) if page.status == 200 else None
 
     try:
-        if not await count(texts[0]):
+        if not tokens_in(first := await answer(texts[0])):
             return None
-        counts = await asyncio.gather(*(count(text) for text in texts))
+        # TGI's answer is a bare list, and always has the special tokens in it
+        special = tokens_in(await answer("")) if isinstance(first, list) else 0
+        counts = [tokens_in(each) for each in await asyncio.gather(*(answer(text) for text in texts))]
     except (HTTPError, OSError, msgspec.DecodeError, UnicodeDecodeError):
         return None
-    return {text: tokens for text, tokens in zip(texts, counts, strict=True) if tokens} if all(counts) else None
+    if special is None or not all(count and count > special for count in counts):
+        return None
+    return {text: count - special for text, count in zip(texts, counts, strict=True) if count}
+
+
+def tokens_in(answer: Any) -> int | None:
+    """Return the number of tokens that an answer of /tokenize tells; None if it is not one."""
+    match answer:
+        case {"count": int(tokens)}:
+            return tokens
+        case {"tokens": [*ids]} | [*ids]:
+            return len(ids)
+    return None

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from loadgen import __version__
 from loadgen.client.client import Client
-from loadgen.client.server_probe import ServerInfo, probe
+from loadgen.client.server_probe import probe
 from loadgen.energy.choose import open_meter, source_beside
 from loadgen.energy_model.energy_profile import EnergyProfile
 from loadgen.energy_model.grid_measurement import measure_grid
@@ -76,6 +76,7 @@ async def profile_server(
             model=options.served_model,
             tokenizer=options.tokenizer,
             check=lambda server: check_bins_fit(bins, server.max_model_len, server.model),
+            say=progress,
         )
         server = answers.server
         # Not options.seed: a prefix cache would reuse the prompts of an earlier measurement on the same server.
@@ -88,7 +89,8 @@ async def profile_server(
         remaining = [key for key in plan if key not in {point.key for point in earlier}]
         if earlier:
             progress(f"{path}: {len(plan) - len(remaining)} of {len(plan)} cells are there already")
-        meter = await asyncio.to_thread(_open_meter, server, options.energy)
+        simulated_at = server.root_url if server.simulated else None
+        meter = await asyncio.to_thread(_open_meter, server.base_url, options.energy, simulated_at)
         try:
             with journal(path, measured_on, earlier) as keep:
                 points, idle_w = await measure_grid(remaining, session, meter, options.rule, keep, progress)
@@ -134,8 +136,8 @@ def check_bins_fit(bins: Sequence[RequestShape], context_tokens: int | None, mod
         )
 
 
-def _open_meter(server: ServerInfo, energy: str) -> EnergyMeter:
-    source = source_beside(server.base_url, energy, simulated_at=server.root_url if server.simulated else None)
+def _open_meter(base_url: str, energy: str, simulated_at: str | None) -> EnergyMeter:
+    source = source_beside(base_url, energy, simulated_at=simulated_at)
     if source is None:
         raise LoadgenError("the server is on another host: say where its energy is read, with --energy URL")
     meter, reasons = open_meter(source)

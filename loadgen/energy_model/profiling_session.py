@@ -15,7 +15,7 @@ from loadgen.workload.prompts import Vocabulary, draws_of
 
 if TYPE_CHECKING:
     from loadgen.client.client import Client
-    from loadgen.client.server_probe import ServerInfo
+    from loadgen.client.server_info import ServerInfo
     from loadgen.record import RequestRecord
 
 

@@ -14,7 +14,7 @@ from loadgen.client.request_body import body_maker
 from loadgen.results.failure_limit import FailureLimit
 
 if TYPE_CHECKING:
-    from loadgen.client.server_probe import ServerInfo
+    from loadgen.client.server_info import ServerInfo
     from loadgen.workload.prompts import PromptKind, Vocabulary
     from loadgen.workload.schedule import ScheduledRequest
 

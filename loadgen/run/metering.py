@@ -14,7 +14,7 @@ from loadgen.energy.sampler import LivePower, Sampler, SamplerReport
 from loadgen.telemetry.engine_metrics import EnginePoller, EngineState
 
 if TYPE_CHECKING:
-    from loadgen.client.server_probe import ServerInfo
+    from loadgen.client.server_info import ServerInfo
     from loadgen.energy.meter import EnergyMeter
     from loadgen.results.run_folder import RunWriter
     from loadgen.run.config import RunConfig

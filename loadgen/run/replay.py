@@ -51,6 +51,7 @@ async def replay(schedule: Schedule, config: RunConfig, view: View) -> None:
             extra_body=config.extra_body,
             check=lambda server: server.check_fits(schedule.requests),
         )
+        config = msgspec.structs.replace(config, base_url=client.url.text)  # where the probe found the API
         metering = await stack.enter_async_context(Metering(config, probed.server))
         info = info_before(schedule, config, probed, metering)
         prepared = PreparedRun(info.run_id, config, probed.server, probed.vocabularies)
@@ -141,8 +142,11 @@ def info_before(schedule: Schedule, config: RunConfig, probed: ServerProbe, mete
             "engine": server.engine,
             "simulated": server.simulated,
             "max_model_len": server.max_model_len,
+            "addresses": list(server.addresses),
+            "proxy": server.proxy,
             "ignore_eos": server.dialect.ignore_eos,
             "min_tokens": server.dialect.min_tokens,
+            "max_completion_tokens": server.dialect.max_completion_tokens,
             "prompt_lengths_from": probed.lengths_from,
             "common_prompt_tokens": max((round(v.common_tokens) for v in probed.vocabularies.values()), default=None),
         },

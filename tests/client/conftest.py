@@ -15,3 +15,13 @@ def transport(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     if request.param == "aiohttp":
         monkeypatch.setattr("loadgen.client.client.is_plain", lambda *_: False)
     return str(request.param)
+
+
+@pytest.fixture
+def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a probe try again without a pause."""
+
+    async def sleep(_seconds: float) -> None:
+        pass
+
+    monkeypatch.setattr("loadgen.client.patience.sleep", sleep)

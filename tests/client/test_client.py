@@ -2,6 +2,7 @@
 
 import asyncio
 import errno
+import re
 import shutil
 import socket
 import ssl
@@ -19,9 +20,11 @@ import uvloop
 from loadgen.client import stream
 from loadgen.client.client import Client
 from loadgen.client.connection_pool import FetchedPage, is_plain
+from loadgen.client.find_model import find_model
 from loadgen.client.http1 import HTTPError
 from loadgen.client.openai_api import StreamEvent
-from loadgen.client.server_probe import find_model
+from loadgen.client.server_url import parse_server_url
+from loadgen.client.surroundings import Proxy
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from loadgen.telemetry.traceparent import traceparent
@@ -420,17 +423,17 @@ PAGE = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 2\
 @pytest.mark.parametrize(("body", "method"), [(None, b"GET"), (b"[1]", b"POST")])
 def test_a_page_is_fetched(body: bytes | None, method: bytes) -> None:
     page, server = fetched((PAGE,), body)
-    assert page == (200, b"{}")
+    assert page == (200, b"{}", None)
     assert server.requests[0].startswith(method + b" /v1/models HTTP/1.1\r\n")
     assert server.requests[0].endswith(body or b"\r\n\r\n")
 
 
 def test_a_page_of_an_error_a_page_in_pieces_and_one_elsewhere() -> None:
-    assert fetched(http(b"404 Not Found", b"no"))[0] == (404, b"no")
+    assert fetched(http(b"404 Not Found", b"no"))[0] == (404, b"no", None)
     pieces = PAGE.replace(b"Content-Length: 2", b"Transfer-Encoding: chunked")[:-2]
-    assert fetched((pieces, b"1\r\n{", 0.02, b"\r\n1\r\n}\r\n0\r\n\r\n"))[0] == (200, b"{}")
-    moved = b"HTTP/1.1 307 Temporary Redirect\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n"
-    assert fetched(lambda n: (moved if n == 0 else PAGE,))[0] == (200, b"{}")
+    assert fetched((pieces, b"1\r\n{", 0.02, b"\r\n1\r\n}\r\n0\r\n\r\n"))[0] == (200, b"{}", None)
+    page, server = fetched((b"HTTP/1.1 307 Temporary Redirect\r\nLocation: /there\r\nContent-Length: 0\r\n\r\n",))
+    assert page == (307, b"", server.url + "/there")
 
 
 @pytest.mark.parametrize(
@@ -466,7 +469,7 @@ def test_a_pooled_connection_that_died_does_not_spoil_a_page() -> None:
             pages = [await client.fetch(server.url + "/x", timeout_s=1)]
             return [*pages, await client.fetch(server.url + "/x", timeout_s=1)]
 
-    assert on_uvloop(main()) == [(200, b"{}")] * 2
+    assert on_uvloop(main()) == [(200, b"{}", None)] * 2
 
 
 @pytest.mark.skipif(shutil.which("openssl") is None, reason="needs openssl to make a certificate")
@@ -496,19 +499,74 @@ def test_over_tls_a_good_certificate_serves_and_a_bad_one_is_named(
     assert (record.error, len(record.chunk_ns)) == (None, 3)
 
 
-def test_what_is_not_plain_goes_the_other_way(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert is_plain("http://localhost:8000/v1", {"X-Tenant": "a b"})
-    for url in (
-        "https://localhost/v1",
-        "http://me:secret@localhost/v1",
-        "http://h/v1?key=x",
-        "http://h/a b",
-        "http://é/v1",
-    ):
-        assert not is_plain(url, {}), url
+def test_what_is_not_plain_goes_the_other_way() -> None:
+    proxy = Proxy("http://proxy:3128", "http_proxy")
+    for url in ("http://localhost:8000/v1", "http://me:secret@h/v1", "http://h/v1?key=x", "http://h/a b", "http://é/v1",
+                "http://[::1]:8000"):  # fmt: skip
+        assert is_plain(parse_server_url(url), {"X-Tenant": "a b"}, None), url
+        assert not is_plain(parse_server_url(url), {}, proxy), url
+    assert not is_plain(parse_server_url("https://localhost/v1"), {}, None)
     for headers in ({"Host": "x"}, {"accept-encoding": "gzip"}, {"A": "b\r\nC: d"}, {"A": "é"}, {"a b": "c"}):
-        assert not is_plain("http://localhost/v1", headers), headers
-    monkeypatch.setenv("http_proxy", "http://proxy:3128")
-    assert not is_plain("http://localhost:8000/v1", {})
-    monkeypatch.setenv("no_proxy", "localhost")
-    assert is_plain("http://localhost:8000/v1", {})
+        assert not is_plain(parse_server_url("http://localhost/v1"), headers, None), headers
+
+
+LOGINS = [
+    ("http://{}/v1", {}, None, None, None),
+    ("http://{}/v1", {}, "sk-1", None, "Bearer sk-1"),
+    ("http://{}/v1", {}, None, "me pw", "Basic bWU6cHc="),
+    ("http://{}/v1", {}, "sk-1", "me pw", "Bearer sk-1"),
+    ("http://you:p%40w@{}/v1", {}, "sk-1", "me pw", "Basic eW91OnBAdw=="),
+    ("http://you@{}/v1", {}, None, None, "Basic eW91Og=="),
+    ("http://you:p%40w@{}/v1", {"authorization": "Basic abc="}, "sk-1", "me pw", "Basic abc="),
+    ("http://{}/v1", {"AUTHORIZATION": "Basic abc="}, "sk-1", "me pw", "Basic abc="),
+]
+
+
+@pytest.mark.parametrize(("url", "headers", "api_key", "netrc", "sent_login"), LOGINS)
+def test_the_most_explicit_login_is_sent_and_once(
+    url: str, headers: dict[str, str], api_key: str | None, netrc: str | None, sent_login: str | None,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    if netrc:
+        (tmp_path / "netrc").write_text("machine 127.0.0.1 login {} password {}\n".format(*netrc.split()))
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+    async def main() -> bytes:
+        async with wire(GOOD) as server:
+            address = server.url.removeprefix("http://")
+            async with Client(url.format(address), headers=headers, api_key=api_key, timeout_s=5) as client:
+                assert (await sent(client)).error is None
+            return server.requests[0]
+
+    lines = on_uvloop(main()).decode().split("\r\n")
+    logins = [line.partition(": ")[2] for line in lines if line.lower().startswith("authorization:")]
+    assert logins == ([sent_login] if sent_login else [])
+
+
+def test_a_header_of_the_user_takes_the_place_of_the_clients_own() -> None:
+    _, server = one(GOOD, headers={"accept": "text/plain", "X-A": "b"})
+    lines = [line.lower() for line in server.requests[0].decode().split("\r\n")]
+    assert [line for line in lines if line.startswith("accept:")] == ["accept: text/plain"]
+    assert "x-a: b" in lines
+
+
+@pytest.mark.parametrize("status", [301, 302, 303])
+def test_a_redirect_that_makes_a_post_a_get_is_an_error(status: int, transport: str) -> None:
+    moved = f"HTTP/1.1 {status} Moved\r\nLocation: /v1/elsewhere\r\nContent-Length: 0\r\n\r\n".encode()
+    posts = 1 if transport == "aiohttp" else 2
+    (record,), server = one(lambda n: (moved,) if n < posts else GOOD)
+    assert (record.error, record.detail) == ("http", f"{status}: a redirect that turns POST into GET")
+    assert server.requests[-1].startswith(b"GET /v1/elsewhere")
+
+
+def test_requests_of_no_schedule_have_ids_of_their_own() -> None:
+    async def main() -> list[bytes]:
+        async with wire(GOOD) as server:
+            for _ in range(2):
+                async with Client(server.url, timeout_s=5) as client:
+                    for workload in ("probe", "probe", "warmup"):
+                        await client.post("/x", b"{}", workload=workload)
+            return server.requests
+
+    ids = re.findall(rb"(?i)x-request-id: (\S+)", b"".join(on_uvloop(main())))
+    assert len(set(ids)) == len(ids) == 6

@@ -306,7 +306,7 @@ def odd_server() -> Iterator[ThreadingHTTPServer]:
 
 
 ODD_ANSWERS = [
-    ((401, b'{"error":"key?"}'), "wants another API key (401): set OPENAI_API_KEY"),
+    ((401, b'{"error":"key?"}'), "wants an API key (401: key?): set OPENAI_API_KEY"),
     ((404, b""), "cannot tell which model"),
     ((200, b"<html>hello</html>"), "cannot tell which model"),
     ((200, b'{"data":[]}'), "cannot tell which model"),

@@ -11,7 +11,8 @@ import uvloop
 
 from loadgen.client.client import Client
 from loadgen.client.openai_api import PATHS, Endpoint, payload
-from loadgen.client.server_probe import ServerInfo, find_dialect, find_model
+from loadgen.client.server_info import ServerInfo
+from loadgen.client.server_probe import find_dialect, find_model
 from loadgen.client.token_counts import count_on_server
 from loadgen.record import RequestRecord
 from loadgen.report.write import finish

@@ -181,5 +181,5 @@ def test_the_client_redacts_what_the_options_hide() -> None:
         out=Path("run"), base_url="http://host/v1", api_key="sk-very-secret", headers={"x-token": "also-secret"}
     )
     client = open_client(config)
-    assert client.base_url == "http://host/v1"
+    assert client.url.text == "http://host/v1"
     assert client.redact("sk-very-secret or also-secret") == "[redacted] or [redacted]"

@@ -10,7 +10,8 @@ import pytest
 
 from loadgen import __version__
 from loadgen.client.openai_api import Dialect
-from loadgen.client.server_probe import ServerInfo, ServerProbe
+from loadgen.client.server_info import ServerInfo
+from loadgen.client.server_probe import ServerProbe
 from loadgen.energy.sampler import SamplerReport
 from loadgen.results.run_folder import RunInfo
 from loadgen.run.config import RunConfig
@@ -56,8 +57,11 @@ def test_before_the_run_its_schedule_options_and_server_are_stated_without_secre
         "engine": "vllm",
         "simulated": False,
         "max_model_len": 4096,
+        "addresses": [],
+        "proxy": None,
         "ignore_eos": True,
         "min_tokens": False,
+        "max_completion_tokens": False,
         "prompt_lengths_from": "probe",
         "common_prompt_tokens": None,
     }

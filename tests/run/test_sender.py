@@ -11,7 +11,7 @@ import pytest
 
 from loadgen import clock
 from loadgen.client.client import Client, OnRecord, Post
-from loadgen.client.server_probe import ServerInfo
+from loadgen.client.server_info import ServerInfo
 from loadgen.errors import LoadgenError
 from loadgen.record import ErrorKind, RequestRecord
 from loadgen.run.config import PreparedRun, RunConfig

@@ -1,0 +1,235 @@
+"""Find the API below the URL that the user gave, the model to request there, and the engine that runs it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import ssl
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import msgspec
+
+from loadgen.client.connection_pool import FetchedPage
+from loadgen.client.http1 import HTTPError
+from loadgen.client.openai_api import error_of_body
+from loadgen.client.patience import FIRST_PAUSE_S, PATIENCE_S, PATIENCE_WITHOUT_ANSWER_S, Say, patiently, say_on_stderr
+from loadgen.client.server_info import ServerInfo
+from loadgen.client.server_url import ServerURL, parse_server_url
+from loadgen.errors import LoadgenError
+
+if TYPE_CHECKING:
+    from loadgen.client.client import Client
+
+MODELS_TIMEOUT_S = 10.0
+ENGINE_TIMEOUT_S = 2.0
+MAX_REDIRECTS = 5
+MAX_LISTED = 20
+"""Models that a message names."""
+
+OWNERS = frozenset({"vllm", "sglang", "llamacpp", "lmdeploy", "tensorrt_llm", "transformers", "loadgen-simulator"})
+"""Engines that name themselves as the owner of their models."""
+
+
+class Listing(NamedTuple):
+    """Answer of GET /models: the entries, or the reason why there are none."""
+
+    status: int
+    entries: list[dict[str, Any]] | None
+    reason: str = ""
+
+
+async def find_model(client: Client, model: str | None, say: Say = say_on_stderr) -> ServerInfo:
+    """Return the server's entry for `model`, or for its only model. The client is moved to where the API is.
+
+    A list is no authority on a model that was named: gateways list patterns, and servers take short names. Raises
+    LoadgenError.
+    """
+    listing = await _find_list(client, say, required=model is None)
+    entries = listing.entries or []
+    names = [str(entry["id"]) for entry in entries]
+    if model is None:
+        if not names:
+            raise _unlisted(client, listing)
+        if len(names) > 1:
+            raise LoadgenError(
+                f"the server at {client.url.clean} has {len(names)} models ({shortened(names)}); "
+                "choose one with --model"
+            )
+        model = names[0]
+    served = model if model in names else f"{model}:latest"  # Ollama's names
+    entry = next((entry for entry in entries if entry["id"] == served), None)
+    return await _described(client, model, entry or {}, tuple(names) if entry is None else ())
+
+
+def shortened(names: list[str] | tuple[str, ...]) -> str:
+    """Return the names as a message lists them."""
+    more = len(names) - MAX_LISTED
+    return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
+
+
+def refused_key(client: Client, status: int, words: str) -> LoadgenError:
+    """Return the error for a server that does not let this client in."""
+    quoted = f"{status}: {words}" if words else str(status)
+    if client.has_key:
+        return LoadgenError(
+            f"the server at {client.url.clean} refuses this API key ({quoted}): set OPENAI_API_KEY or --api-key to "
+            "another one"
+        )
+    return LoadgenError(
+        f"the server at {client.url.clean} wants an API key ({quoted}): set OPENAI_API_KEY or --api-key"
+    )
+
+
+def one_line(client: Client, text: str) -> str:
+    """Return a server's words as a message quotes them: one short line without secrets."""
+    return " ".join(client.redact(text).split())[:200]
+
+
+def _unlisted(client: Client, listing: Listing) -> LoadgenError:
+    if listing.status in (401, 403):
+        return refused_key(client, listing.status, listing.reason)
+    return LoadgenError(
+        f"cannot tell which model {client.url.clean} serves (GET /models: {listing.status}, {listing.reason}); "
+        "name it with --model"
+    )
+
+
+async def _find_list(client: Client, say: Say, *, required: bool) -> Listing:
+    """Return the list of models, from where the user's URL says or below /v1 there. Raises LoadgenError."""
+    given, guesses = client.url, client.url.guesses()
+    listings = []
+    for url in guesses:
+        if url != client.url:
+            await client.move(url)
+        listing = await _list(client, say, required=required)
+        if listing.entries is not None:
+            if client.url != given:
+                say(f"the API is at {client.url.clean}, not at {given.clean}")
+            return listing
+        listings.append(listing)
+    if client.url != guesses[0]:
+        await client.move(guesses[0])
+    return listings[0]
+
+
+async def _list(client: Client, say: Say, *, required: bool) -> Listing:
+    """GET /models, at another place of the same host where it redirects. Raises LoadgenError."""
+    for _ in range(MAX_REDIRECTS):
+        page = await _page(client, say, required=required)
+        if page.location is None:
+            break
+        target = parse_server_url(page.location)
+        if target.host != client.url.host or not target.path.endswith("/models"):
+            raise LoadgenError(
+                f"{client.url.clean} redirects to {target.clean}, which is not followed: give --base-url the URL of "
+                "the API there"
+            )
+        await client.move(_api_of(target, client.url))
+    try:
+        content = msgspec.json.decode(page.body) if page.status == 200 else None
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        content = None
+    match content:
+        case {"data": [*entries]} if all(isinstance(entry, dict) and "id" in entry for entry in entries):
+            return Listing(200, entries, "no model in its list")
+    if page.status == 200:
+        return Listing(200, None, "no model in its list")
+    return Listing(page.status, None, one_line(client, error_of_body(page.body)))
+
+
+def _api_of(models: ServerURL, client_url: ServerURL) -> ServerURL:
+    """Return the URL of the API with this page of models; login and query are those that the user gave."""
+    return models._replace(path=models.path.removesuffix("/models"), query=client_url.query, login=client_url.login)
+
+
+async def _page(client: Client, say: Say, *, required: bool) -> FetchedPage:
+    """GET /models, again while the server is not ready. Without need of it a status is taken as it is."""
+
+    async def attempt() -> FetchedPage | Exception:
+        try:
+            return await client.fetch(client.url.page("/models"), timeout_s=MODELS_TIMEOUT_S)
+        except (OSError, HTTPError) as err:
+            return err
+
+    def unready(outcome: FetchedPage | Exception) -> tuple[float, str]:
+        if isinstance(outcome, FetchedPage):
+            return PATIENCE_S.get(outcome.status, 0) if required else 0, f"GET /models: {outcome.status}"
+        if isinstance(outcome, TimeoutError):
+            return FIRST_PAUSE_S, f"GET /models: nothing for {MODELS_TIMEOUT_S:g} s"
+        if isinstance(outcome, (ConnectionResetError, BrokenPipeError, HTTPError)):
+            return PATIENCE_WITHOUT_ANSWER_S, f"GET /models: {one_line(client, str(outcome))}"
+        return 0, ""
+
+    outcome = await patiently(attempt, unready, say, client.url.clean)
+    if isinstance(outcome, Exception):
+        raise unreachable(client, outcome) from outcome
+    return outcome
+
+
+def unreachable(client: Client, err: Exception) -> LoadgenError:
+    """Describe a server that gave no HTTP response: what is wrong, and what to do about it."""
+    url = client.url.clean
+    if isinstance(err, ssl.SSLCertVerificationError):
+        return LoadgenError(
+            f"the certificate of {url} is not trusted ({err.verify_message.rstrip('.')}): use the host name that it is "
+            "made out to, or set SSL_CERT_FILE to a file with the certificates to trust"
+        )
+    if isinstance(err, ssl.SSLError):
+        return LoadgenError(
+            f"{url} does not speak TLS ({getattr(err, 'reason', None) or err}): is it an http:// server?"
+        )
+    if client.proxy and isinstance(err, OSError) and not isinstance(err, TimeoutError):
+        return LoadgenError(
+            f"the proxy {client.proxy.clean} of ${client.proxy.variable} cannot be reached ({_reason(err)}): "
+            f"unset {client.proxy.variable}, or add {client.url.host} to no_proxy"
+        )
+    through = f" (through the proxy {client.proxy.clean} of ${client.proxy.variable})" if client.proxy else ""
+    if isinstance(err, TimeoutError):
+        return LoadgenError(f"the server at {url} does not answer: nothing for {MODELS_TIMEOUT_S:.0f} s{through}")
+    if isinstance(err, OSError):
+        return LoadgenError(
+            f"no server at {url} ({_reason(err)}): start one, or add --serve sim, or give its URL with --base-url"
+        )
+    return LoadgenError(
+        f"what answers at {url} is not an OpenAI-compatible server: {one_line(client, str(err))}{through}"
+    )
+
+
+def _reason(err: OSError) -> str:
+    """Return "Connection refused" rather than asyncio's description of its own call."""
+    if isinstance(err, socket.gaierror):
+        return err.strerror or str(err)
+    return os.strerror(err.errno) if err.errno and err.errno > 0 else str(err)
+
+
+async def _described(client: Client, model: str, entry: dict[str, Any], listed: tuple[str, ...]) -> ServerInfo:
+    """Return what the list and the engine's own pages tell about the model."""
+    owner = entry.get("owned_by")
+    length: int | None = None
+    match entry:  # vLLM's name for the longest context, or llama.cpp's (of one slot)
+        case {"max_model_len": int(tokens)} | {"meta": {"n_ctx": int(tokens)}}:
+            length = tokens
+    server = ServerInfo(client.url.clean, model, owner if isinstance(owner, str) else None, length, listed=listed)
+    if owner in OWNERS:
+        return server
+    info, version = await asyncio.gather(_json(client, "/info"), _json(client, "/api/version"))
+    match info:
+        case {"model_id": str(), "max_total_tokens": int(total)}:
+            inputs = info.get("max_input_tokens")
+            input_limit = inputs if isinstance(inputs, int) else None
+            return replace(server, engine="tgi", max_model_len=total, max_input_tokens=input_limit)
+    match version:
+        case {"version": str()}:
+            return replace(server, engine="ollama")
+    return replace(server, engine=None) if owner == model else server  # TGI's owner, whose /info is out of reach
+
+
+async def _json(client: Client, path: str) -> Any:
+    """Return the JSON of one of the engine's own pages; None when there is no such page."""
+    try:
+        page = await client.fetch(client.url.root.page(path), timeout_s=ENGINE_TIMEOUT_S)
+        return msgspec.json.decode(page.body) if page.status == 200 else None
+    except (OSError, HTTPError, msgspec.DecodeError, UnicodeDecodeError):
+        return None
