@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo results test test-engines compose-smoke check fmt bench bench-attribution clean
+.PHONY: demo results test test-engines mutants compose-smoke check fmt bench bench-attribution clean
 
 $(VENV)/.installed: pyproject.toml hatch_build.py loadgen/client/_token_reader.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -29,6 +29,10 @@ test: $(VENV)/.installed-check  ## the whole test suite; needs no GPU, no Docker
 test-engines: $(VENV)/.installed-check  ## one suite against every engine that can be installed here; about 4 GB in .engines
 	PYTHON=$(PYTHON) tests/engines/install.sh
 	LOADGEN_ENGINES=all $(BIN)/python -m pytest tests/engines
+
+mutants: $(VENV)/.installed-check  ## change the core's code one operator at a time, and list the changes that no test notices; about an hour; MODULES="energy/series ..."
+	$(BIN)/pip install -q --disable-pip-version-check -e .[mutants]
+	$(BIN)/python tests/mutants/run.py $(MODULES)
 
 compose-smoke: $(VENV)/.installed-check  ## docker-compose.yml in a real Docker engine, with stand-ins for its images; needs root, docker.io, docker-compose, debootstrap
 	$(BIN)/python tests/deploy/smoke.py
