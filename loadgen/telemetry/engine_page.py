@@ -149,36 +149,25 @@ class EnginePage(NamedTuple):
     values: dict[str, float]
 
 
-class _Meaning(NamedTuple):
-    engine: str
-    field: str
-    preference: int
+def _line_pattern(names: EngineNames) -> re.Pattern[bytes]:
+    """Return the pattern of the engine's lines. It begins with literal bytes, which are searched for fast.
+
+    Libraries differ in the colon after the prefix and in the suffix of counters.
+    """
+    ends = sorted({name.removesuffix("_total") for alternatives in names.fields.values() for name in alternatives})
+    return re.compile(
+        rb"\n" + _prefix_pattern(names) + rb"(" + "|".join(ends).encode() + rb")(?:_total)?"
+        rb'(\{(?:[^"}\n]|"(?:[^"\\\n]|\\.)*+")*+\})?[ \t]++'
+        rb"([-+]?(?:\d++\.?\d*+|\.\d++)(?:[eE][-+]?\d++)?)(?=\s|\Z)"
+    )
 
 
-def _plain(name: str) -> str:
-    """Return a name as it is compared: libraries differ in the colon and in the suffix of counters."""
-    return name.replace(":", "_").removesuffix("_total")
+def _prefix_pattern(names: EngineNames) -> bytes:
+    return names.prefix[:-1].encode() + rb"[:_]" if names.prefix else b""
 
 
-_MEANINGS = {
-    _plain(names.prefix + name): _Meaning(names.engine, field, preference)
-    for names in ENGINES
-    for field, alternatives in names.fields.items()
-    for preference, name in enumerate(alternatives)
-}
-_LINE = re.compile(
-    rb"\n("
-    + b"|".join(re.escape(plain.encode()).replace(b"_", b"[:_]", 1) for plain in _MEANINGS)
-    + rb')(?:_total)?(\{(?:[^"}\n]|"(?:[^"\\\n]|\\.)*+")*+\})?[ \t]++'
-    + rb"([-+]?(?:\d++\.?\d*+|\.\d++)(?:[eE][-+]?\d++)?)(?=[\s]|\Z)"
-)
-"""The pattern begins with a literal newline, which is searched for three times as fast as `^`."""
-_ENGINE_NAMED = re.compile(
-    rb"\n(?:# (?:HELP|TYPE) )?("
-    + b"|".join(re.escape(_plain(names.prefix).encode())[:-1] for names in ENGINES if names.prefix)
-    + rb")[:_]"
-)
-_ENGINE_OF = {_plain(names.prefix)[:-1]: names.engine for names in ENGINES if names.prefix}
+_LINES = {names.engine: _line_pattern(names) for names in ENGINES}
+_NAMED = {names.engine: re.compile(rb"\n(?:# (?:HELP|TYPE) )?" + _prefix_pattern(names)) for names in ENGINES}
 _SAME_VALUE = re.compile(rb'[{,](?:tp|pp)_rank="[^"]*+"')
 """Ranks that share the layers of one model report the same value."""
 _SAMPLE = re.compile(rb"\n[A-Za-z_:]")
@@ -191,23 +180,31 @@ def parse_page(page: bytes) -> EnginePage | None:
     one name (several engines behind one page) are added; a share of the KV cache is that of the fullest.
     """
     page = b"\n" + page
-    series: dict[_Meaning, dict[bytes, float]] = {}
-    for name, labels, text in _LINE.findall(page):
-        value = float(text)
-        if isfinite(value):
-            of_meaning = series.setdefault(_MEANINGS[_plain(name.decode())], {})
-            distinct = _SAME_VALUE.sub(b"", labels)
-            of_meaning[distinct] = max(of_meaning.get(distinct, value), value)
     for names in ENGINES:
-        fields: dict[str, float] = {}
-        for meaning in sorted(series, key=lambda meaning: meaning.preference):
-            if meaning.engine == names.engine and meaning.field not in fields:
-                values = series[meaning].values()
-                fields[meaning.field] = max(values) if meaning.field == "kv_cache_usage" else sum(values)
+        fields = _fields(page, names)
         if fields and (names.prefix or "running" in fields):
             return EnginePage(names.engine, _normalised(fields, names))
-    named = _ENGINE_NAMED.search(page)
-    return EnginePage(_ENGINE_OF[named[1].decode()], {}) if named else None
+    for names in ENGINES:
+        if names.prefix and _NAMED[names.engine].search(page):
+            return EnginePage(names.engine, {})
+    return None
+
+
+def _fields(page: bytes, names: EngineNames) -> dict[str, float]:
+    series: dict[str, dict[bytes, float]] = {}
+    for name, labels, text in _LINES[names.engine].findall(page):
+        value = float(text)
+        if isfinite(value):
+            of_name = series.setdefault(name.decode(), {})
+            distinct = _SAME_VALUE.sub(b"", labels)
+            of_name[distinct] = max(of_name.get(distinct, value), value)
+    fields = {}
+    for field, alternatives in names.fields.items():
+        for name in (name.removesuffix("_total") for name in alternatives):
+            if field not in fields and name in series:
+                combine = max if field == "kv_cache_usage" else sum
+                fields[field] = combine(series[name].values())
+    return fields
 
 
 def _normalised(fields: dict[str, float], names: EngineNames) -> dict[str, float]:

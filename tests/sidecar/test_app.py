@@ -9,6 +9,7 @@ import shutil
 import ssl
 import subprocess
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
@@ -18,6 +19,8 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
+from aiohttp import web
+from aiohttp.test_utils import TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadgen.clock import anchor
@@ -333,6 +336,34 @@ async def test_the_feed_says_how_far_a_move_may_lie_from_its_time_and_what_is_un
         ]
         assert reading.resets == 1
         meter.close()
+
+
+@live
+async def test_an_engine_that_answers_without_a_page_of_metrics_is_up_and_not_understood() -> None:
+    """TensorRT-LLM's /metrics is JSON, and a request for it takes statistics away: it is looked at once."""
+    asked: Counter[str] = Counter()
+
+    async def answer(request: web.Request) -> web.Response:
+        asked[request.path] += 1
+        return web.json_response([{"iter": 1}], status=404 if request.path != "/metrics" else 200)
+
+    app = web.Application()
+    app.router.add_get("/{path:.*}", answer)
+    async with running_simulator(ServerOptions(port=0)) as (_, energy), TestServer(app) as server:
+        options = SidecarOptions(port=0, engine_url=str(server.make_url("")), energy=energy, lateness=QUICK)
+        async with running_sidecar(options) as (one, url, _), aiohttp.ClientSession() as session:
+            await until(one, lambda: asked["/v1/models"] >= 3)
+            page = await samples(session, url)
+            assert (page["loadgen_engine_up"], page["loadgen_engine_metrics_understood"]) == (1.0, 0.0)
+            async with session.get(url + "/healthz") as response:
+                health = await response.json()
+            assert health["engine"] == "answers"
+            assert health["engine_metrics"].startswith("no metrics page is understood (/prometheus/metrics: status 404")
+            assert asked["/metrics"] == 1
+    async with sidecar() as (one, url, _, session):
+        await until(one, lambda: one.page.engine_understood is True)
+        async with session.get(url + "/healthz") as response:
+            assert (await response.json())["engine_metrics"] == "vLLM's, at /metrics"
 
 
 @live
