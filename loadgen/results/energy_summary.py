@@ -11,6 +11,7 @@ import numpy as np
 from loadgen.energy.series import EnergySeries, outermost, series_by_domain
 from loadgen.results import metrics
 from loadgen.results.summary import Distribution, EnergySummary, SteadyState
+from loadgen.telemetry.engine_sample import counter_values
 from loadgen.units import MJ_PER_J, NS_PER_S, j_from_mj
 
 if TYPE_CHECKING:
@@ -116,8 +117,8 @@ def time_coverage(series: EnergySeries, start_ns: int, end_ns: int) -> float:
 
 def token_coverage(result: RunResult) -> float | None:
     """Return this client's output tokens / the engine's, during the run; None when the engine does not report any."""
-    values = [sample["generation_tokens"] for sample in result.engine if "generation_tokens" in sample]
-    if len(values) < 2 or values[-1] <= values[0]:
+    values = counter_values(result.engine, "generation_tokens")
+    if values is None or values[-1] <= values[0]:
         return None
     return sum(record.output_tokens or 0 for record in result.records) / float(values[-1] - values[0])
 

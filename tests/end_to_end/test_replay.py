@@ -55,6 +55,12 @@ def test_a_replay_is_whole(sim: str, tmp_path: Path, trace: Path) -> None:
         "run.json", "schedule.jsonl", "records.jsonl", "energy.jsonl", "engine.jsonl", "attribution.jsonl",
         "summary.json", "report.html",
     }  # fmt: skip
+    engine = [json.loads(line) for line in (run / "engine.jsonl").read_text().splitlines()]
+    counters = {"prompt_tokens", "cached_tokens", "generation_tokens", "iterations", "preemptions"}
+    assert all({"t_ns", "running", "waiting", "kv_cache_usage", *counters} <= sample.keys() for sample in engine)
+    assert json.loads((run / "run.json").read_text())["server"]["metrics"] == {
+        "answered": True, "understood": True, "path": "/metrics", "names_of": "vLLM", "reason": None,
+    }  # fmt: skip
     summary = summary_of(run)
     assert (summary.requests.scheduled, summary.requests.completed, summary.requests.failed) == (24, 24, 0)
     sent_ns = [json.loads(line)["sent_ns"] for line in (run / "records.jsonl").read_text().splitlines()]

@@ -82,12 +82,18 @@ def test_coverage_is_the_share_of_time_that_the_counter_knows(start_s: int, end_
 
 
 @pytest.mark.parametrize(
-    ("tokens", "share"), [([], None), ([5.0], None), ([5.0, 5.0], None), ([5.0, 25.0], 1.0), ([0.0, 7.0, 40.0], 0.5)]
-)
-def test_token_coverage_is_unknown_until_the_engine_counts(tokens: list[float], share: float | None) -> None:
+    ("tokens", "share"),
+    [
+        ([], None), ([5.0], None), ([5.0, 5.0], None), ([5.0, 25.0], 1.0), ([0.0, 7.0, 40.0], 0.5),
+        ([None, 7.0, 40.0], 0.5),  # SGLang and Dynamo show a counter once it has counted something
+        ([None, None], None),
+        ([50.0, 10.0, 90.0], None),  # it was restarted
+    ],
+)  # fmt: skip
+def test_token_coverage_is_unknown_until_the_engine_counts(tokens: list[float | None], share: float | None) -> None:
     made = result([record(0, 0, 1, 2), record(1, 0, 1, 2)], [GPU], [])
-    engine = [{"t_ns": i, "generation_tokens": count} for i, count in enumerate(tokens)]
-    sampled = RunResult(made.info, [], made.records, [], [{"t_ns": 9}, *engine], None, None)
+    engine = [{"t_ns": i} | ({} if n is None else {"generation_tokens": n}) for i, n in enumerate(tokens)]
+    sampled = RunResult(made.info, [], made.records, [], engine, None, None)
     assert energy_summary.token_coverage(sampled) == share
 
 
