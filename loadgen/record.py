@@ -7,9 +7,10 @@ import msgspec
 
 ErrorKind = Literal["connect", "timeout", "http", "protocol", "truncated", "server", "cancelled", "not_sent"]
 """connect: refused, or closed before an answer began. timeout: --timeout passed. http: a status of 400 or more.
-protocol: bytes that are not the API. truncated: the answer began and did not end. server: an error event inside the
-stream. cancelled: in flight when the run was aborted. not_sent: the run stopped before its turn came, or the turn
-before it in its session failed."""
+protocol: bytes that are not the API. truncated: the answer began and did not end. server: the server gave up after a
+good status: an error in the stream, a finish reason that is a failure, or an answer without a token. cancelled: in
+flight when the run was aborted. not_sent: the run stopped before its turn came, or the turn before it in its session
+failed."""
 
 TokenSource = Literal["usage", "chunks"]
 """Origin of the output token count: the server's usage, or content chunks counted by the client (a chunk can hold
@@ -41,15 +42,22 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     sent_ns: int | None = None
     first_token_ns: int | None = None
     last_token_ns: int | None = None
+    """The last chunk; where tokens remain without a chunk, the chunk with the finish reason."""
     finished_ns: int | None = None
+    """The arrival of [DONE], or else of the last byte; for a request that failed, when it did."""
     chunk_ns: Sequence[int] = []
-    """Arrival of each content chunk. Role-only, empty and usage chunks are not content."""
+    """Arrival of each chunk that is a token: of each chunk with content, and of each without where the server's usage
+    counts it (a special token has no text). Role-only and usage chunks are none."""
     input_tokens: int | None = None
     output_tokens: int | None = None
+    """Unknown when the server reports zero beside content."""
     cached_tokens: int | None = None
+    hidden_tokens: int | None = None
+    """Output tokens of reasoning that the server counts and does not send. None if it does not count reasoning."""
     token_source: TokenSource | None = None
     status: int | None = None
     finish_reason: str | None = None
+    """The server's word for why the answer ended; of a failed request perhaps `abort` and the like."""
     error: ErrorKind | None = None
     detail: str | None = None
 
@@ -78,8 +86,16 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return None if self.sent_ns is None else self.sent_ns - self.scheduled_ns
 
     @property
+    def tokens_without_chunk(self) -> int | None:
+        """Output tokens without a chunk of their own: of several tokens in one chunk all but one, and those for which
+        the server sent nothing. None if the server does not count its tokens."""
+        if self.token_source != "usage" or self.output_tokens is None:
+            return None
+        return max(0, self.output_tokens - len(self.chunk_ns))
+
+    @property
     def ttft_ns(self) -> int | None:
-        """Time to first token: first content chunk - sent."""
+        """Time to first token: first chunk that is a token - sent."""
         if self.sent_ns is None or self.first_token_ns is None:
             return None
         return self.first_token_ns - self.sent_ns
@@ -88,12 +104,12 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     def tpot_ns(self) -> float | None:
         """Time per output token after the first: (last token - first token) / (output tokens - 1).
 
-        None below two tokens.
+        Hidden tokens came before the first and do not count. None below two tokens.
         """
-        if self.first_token_ns is None or self.last_token_ns is None or (self.output_tokens or 0) < 2:
+        tokens = (self.output_tokens or 0) - (self.hidden_tokens or 0)
+        if self.first_token_ns is None or self.last_token_ns is None or tokens < 2:
             return None
-        assert self.output_tokens is not None
-        return (self.last_token_ns - self.first_token_ns) / (self.output_tokens - 1)
+        return (self.last_token_ns - self.first_token_ns) / (tokens - 1)
 
     @property
     def e2e_ns(self) -> int | None:

@@ -38,10 +38,10 @@ be tokens without text: no character is cut into more pieces."""
 def engine_steps_of(records: Sequence[RequestRecord], engine: Sequence[EngineSample] = ()) -> EngineSteps:
     """Return the steps of a run. A request's first chunk ends its prefill; every later one is a decode step, or the end
     of a second prefill after a preemption. Requests that got no chunk are in no step: their cost is unattributed."""
-    counts = np.array([len(record.chunk_ns) for record in records], dtype=np.int64)
-    t_ns = np.concatenate(
-        [np.zeros(0, np.int64), *(np.array(r.chunk_ns, dtype=np.int64) for r in records if r.chunk_ns)]
-    )
+    times = _step_times(records)
+    counts = np.array([len(own_ns) for own_ns in times], dtype=np.int64)
+    t_ns = np.concatenate([np.zeros(0, np.int64), *times])
+    del times
     request = np.repeat(np.arange(len(records), dtype=np.int32), counts)
     step, end_ns = _steps(t_ns, request)
     first_rows = (np.cumsum(counts) - counts)[counts > 0]
@@ -59,14 +59,59 @@ def engine_steps_of(records: Sequence[RequestRecord], engine: Sequence[EngineSam
     start_ns = np.asarray(np.minimum(np.maximum(previous_end, earliest), end_ns), dtype=np.int64)
     members = _members(records, counts, request, step, first_rows, prompt, cached, engine)
     members, iterations = spread_prefills(members, first_rows, sent_ns, cached, start_ns, end_ns)
-    without_chunk = [
-        (record.sent_ns, record.finished_ns)
-        for record in records
-        if not record.chunk_ns and record.sent_ns is not None and record.finished_ns is not None
-    ]
-    unseen_ns = np.array(without_chunk, dtype=np.int64).reshape(-1, 2)
-    steps = EngineSteps(start_ns, end_ns, iterations, *members, unseen_ns)
+    steps = EngineSteps(start_ns, end_ns, iterations, *members, _unseen(records, start_ns, end_ns))
     return with_engine(steps, engine, (first_ns, cached[request[first_rows]]))
+
+
+def _step_times(records: Sequence[RequestRecord]) -> list[Ints]:
+    """Return, for each record, when the steps ended that it got a token from: at its chunks, and after the last of them
+    at instants that are estimated.
+
+    Tokens without a chunk after the last one were decoded until `last_token_ns`, at the pace of those before. Where
+    another stream got a chunk near such an instant, that was the step.
+    """
+    seen = [np.array(record.chunk_ns, dtype=np.int64) for record in records]
+    tails = [_tail(record) for record in records]
+    if not any(len(tail) for tail in tails):
+        return seen
+    every_ns = np.sort(np.concatenate(seen))
+    return [np.concatenate((own, _snapped(tail, every_ns))) for own, tail in zip(seen, tails, strict=True)]
+
+
+def _tail(record: RequestRecord) -> Ints:
+    """Return when the tokens came that have no chunk and follow the last one, as many as fit at the pace before it."""
+    chunk_ns, last_ns, missing = record.chunk_ns, record.last_token_ns, record.tokens_without_chunk or 0
+    if not chunk_ns or not missing or last_ns is None or last_ns - chunk_ns[-1] < BURST_GAP_NS:
+        return np.zeros(0, np.int64)
+    length_ns = last_ns - chunk_ns[-1]
+    pace_ns = (chunk_ns[-1] - chunk_ns[0]) / (len(chunk_ns) - 1) if len(chunk_ns) > 1 else 0.0
+    count = min(missing, max(1, round(length_ns / max(pace_ns, BURST_GAP_NS))))
+    return np.asarray(chunk_ns[-1] + length_ns * np.arange(1, count + 1) // count, dtype=np.int64)
+
+
+def _snapped(tail_ns: Ints, every_ns: Ints) -> Ints:
+    """Return the instants of a tail, each moved to the nearest one of `every_ns` within half its pace; no two alike."""
+    if len(tail_ns) < 2:
+        return tail_ns
+    after = np.clip(np.searchsorted(every_ns, tail_ns), 1, len(every_ns) - 1)
+    before_ns, after_ns = every_ns[after - 1], every_ns[after]
+    nearest = np.where(tail_ns - before_ns < after_ns - tail_ns, before_ns, after_ns)
+    near = 2 * np.abs(nearest - tail_ns) < tail_ns[1] - tail_ns[0]
+    return np.unique(np.where(near, nearest, tail_ns))
+
+
+def _unseen(records: Sequence[RequestRecord], start_ns: Ints, end_ns: Ints) -> Ints:
+    """Return int64[k, 2]: when a request was in flight, sent and not finished, and no step ran."""
+    spans = [(r.sent_ns, r.finished_ns) for r in records if r.sent_ns is not None and r.finished_ns is not None]
+    sent_ns, finished_ns = np.sort(np.array(spans, dtype=np.int64).reshape(-1, 2), axis=0).T
+    edges = np.unique(np.concatenate((sent_ns, finished_ns, start_ns, end_ns)))
+    begin, stop = edges[:-1], edges[1:]
+    in_flight = np.searchsorted(sent_ns, begin, "right") > np.searchsorted(finished_ns, begin, "right")
+    in_step = np.searchsorted(start_ns, begin, "right") > np.searchsorted(end_ns, begin, "right")
+    unseen = np.concatenate(([False], in_flight & ~in_step, [False]))
+    begins, ends = begin[unseen[1:-1] & ~unseen[:-2]], stop[unseen[1:-1] & ~unseen[2:]]
+    long_enough = ends - begins >= BURST_GAP_NS
+    return np.stack((begins[long_enough], ends[long_enough]), axis=1)
 
 
 def _members(
@@ -92,7 +137,9 @@ def _members(
         preempted = np.zeros(len(step), bool)
     else:
         preempted = ~is_first & (np.diff(step, prepend=step[:1]) > MISSED_STEPS)
-    later = [(len(record.chunk_ns) - 1, (record.output_tokens or 0) - 1) for record in records]
+    later = [
+        (count - 1, (record.output_tokens or 0) - 1) for count, record in zip(counts.tolist(), records, strict=True)
+    ]
     per_chunk = [tokens / chunks if chunks > 0 and tokens > 0 else 1.0 for chunks, tokens in later]
     decode = np.repeat(np.array(per_chunk, dtype=np.float32), counts)
     position = np.arange(len(request), dtype=np.int32) - np.repeat(

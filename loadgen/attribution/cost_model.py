@@ -158,6 +158,13 @@ def overlap(edges_ns: Ints, starts_ns: Ints, ends_ns: Ints) -> tuple[Ints, Ints,
     return interval, window, common / (ends_ns - starts_ns)[interval]
 
 
+def unseen_time(steps: EngineSteps, edges_ns: Ints) -> Floats:
+    """Return float64[W], ns: how long in each window the work of a request in flight is unknown."""
+    interval, window, share = overlap(edges_ns, steps.unseen_ns[:, 0], steps.unseen_ns[:, 1])
+    length_ns = (steps.unseen_ns[:, 1] - steps.unseen_ns[:, 0]).astype(np.float64)
+    return _sum_by(window, share * length_ns[interval], max(len(edges_ns) - 1, 0))
+
+
 def _sum_by(group: Ints | Memberships, values: Floats, groups: int) -> Floats:
     """Return float64[groups]: the sum of the values in each group."""
     return np.bincount(group, values, minlength=groups).astype(np.float64, copy=False)
@@ -169,7 +176,8 @@ def _sum_by(group: Ints | Memberships, values: Floats, groups: int) -> Floats:
 def fit_coefficients(series: EnergySeries, steps: EngineSteps) -> Coefficients:
     """Regress the windows' energy on the work done in them, by non-negative least squares.
 
-    Idle power is measured where no step overlaps, then held fixed: a loaded run's busy windows do not determine it.
+    Idle power is measured where no step overlaps and no request was in flight, then held fixed: a loaded run's busy
+    windows do not determine it.
     """
     return fit_with_covariance(series, steps)[0]
 
@@ -188,7 +196,8 @@ def fit_with_covariance(
     busy_s = np.bincount(window, share * (steps.end_ns - steps.start_ns)[step], minlength=len(energy_j)) / NS_PER_S
     foreign = foreign_features(steps, series.t_ns)
     measured = np.ones(len(energy_j), bool) if series.gap is None else ~series.gap[1:]  # False: the counter restarted
-    idle = (busy_s == 0) & ~foreign.any(axis=1) & measured
+    is_busy = (busy_s > 0) | foreign.any(axis=1)
+    idle = ~is_busy & (unseen_time(steps, series.t_ns) == 0) & measured
     idle_s = float(duration_s[idle].sum())
     idle_w = float(energy_j[idle].sum() / idle_s) if idle_s >= MIN_IDLE_S else None
     watts = energy_j[idle] / duration_s[idle]
@@ -196,7 +205,7 @@ def fit_with_covariance(
     columns = [_sum_by(window, share * column[step], len(energy_j)) for column in per_step.T]
     features = np.stack(columns, axis=1) + foreign
     target = energy_j - (idle_w or 0.0) * np.maximum(duration_s - busy_s, 0.0)
-    busy = ~idle & measured
+    busy = is_busy & measured
     values, error, kept = fit_without_outliers(features, target, busy)
     r_squared = misfit = None
     if error is not None:

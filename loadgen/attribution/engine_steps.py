@@ -57,7 +57,7 @@ class EngineSteps:
     step, request: int32[M], rows of steps and of records. prefilling: bool[M]. prefill, decode: float32[M], tokens
     computed (cached prompt tokens are none). context: float32[M], mean number of tokens before those. M is as large as
     the run's output, so these are the narrow types, and nothing of M rows is kept that can be computed again.
-    unseen_ns: int64[k, 2], when a request was in flight that never got a chunk: it may have cost something.
+    unseen_ns: int64[k, 2], when a request was in flight whose work is unknown: it may have cost something.
     """
 
     start_ns: Ints

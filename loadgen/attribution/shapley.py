@@ -22,10 +22,17 @@ import msgspec
 import numpy as np
 
 from loadgen.attribution.chunk_steps import engine_steps_of
-from loadgen.attribution.cost_model import Coefficients, cost_shares, fit_with_covariance, foreign_features, overlap
+from loadgen.attribution.cost_model import (
+    Coefficients,
+    cost_shares,
+    fit_with_covariance,
+    foreign_features,
+    overlap,
+    unseen_time,
+)
 from loadgen.attribution.other_methods import OtherMethod, request_shares_mj
 from loadgen.attribution.uncertainty import joules_variance
-from loadgen.units import NS_PER_S, energy_imbalance_mj, j_from_mj
+from loadgen.units import MJ_PER_J, NS_PER_S, energy_imbalance_mj, j_from_mj
 
 if TYPE_CHECKING:
     from loadgen.attribution.engine_steps import EngineSteps
@@ -164,11 +171,12 @@ def split_energy(
 
     Member i gets sum_w E_w s_iw / (s_w + f_w + p u_w): E_w is the energy of window w, s_iw and s_w the cost shares of
     the member and of all members in it, f_w those of other clients, p the idle power and u_w the time that no step
-    covers. What f_w takes is unattributed, what p u_w takes is idle.
+    covers. What f_w takes is unattributed, what p u_w takes is idle, except while a request was in flight: then it is
+    unattributed.
 
     shares: float64[M], joules under the model. foreign_j: float64[W], cost shares of other clients in each window. A
-    window without cost shares is idle, unless a request was in flight that never got a chunk: it cannot be told whether
-    that request used the energy, so it is unattributed.
+    window without cost shares is idle, but while a request was in flight only what the idle power explains beside it:
+    whether that request used the rest cannot be told, so it is unattributed.
     """
     windows = len(series) - 1
     if windows < 1:
@@ -189,9 +197,11 @@ def split_energy(
     mj_per_share = np.divide(energy_mj, total_j, out=np.zeros(windows), where=used)
     per_step = np.bincount(step, overlap_share * mj_per_share[window], minlength=steps.count)
     member_mj = shares * per_step[steps.step]
-    _, unseen, _ = overlap(series.t_ns, steps.unseen_ns[:, 0], steps.unseen_ns[:, 1])
-    unclear = np.bincount(unseen, minlength=windows) > 0
-    idle_mj = float(np.where(used, idle_j * mj_per_share, np.where(unclear, 0.0, energy_mj)).sum())
+    unseen_ns = np.minimum(unseen_time(steps, series.t_ns), free_ns)
+    explained_mj = np.minimum((idle_w or 0.0) * (free_ns - unseen_ns) / NS_PER_S * MJ_PER_J, energy_mj)
+    idle_share = 1 - np.divide(unseen_ns, free_ns, out=np.zeros(windows), where=free_ns > 0)
+    alone_mj = np.where(unseen_ns > 0, explained_mj, energy_mj)
+    idle_mj = float(np.where(used, idle_j * mj_per_share * idle_share, alone_mj).sum())
     return member_mj, idle_mj, float(energy_mj.sum() - idle_mj - member_mj.sum())
 
 

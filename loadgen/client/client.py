@@ -332,6 +332,7 @@ def record_of(
         input_tokens=usage.input_tokens,
         output_tokens=counted or (len(chunk_ns) if streamed else None),
         cached_tokens=usage.cached_tokens,
+        hidden_tokens=stream.hidden_tokens,
         token_source="usage" if counted else ("chunks" if streamed else None),
         status=stream.status,
         finish_reason=stream.finish_reason,

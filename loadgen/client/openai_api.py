@@ -29,6 +29,7 @@ class Dialect:
 
 class _Details(msgspec.Struct, frozen=True):
     cached_tokens: int | None = None
+    reasoning_tokens: int | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -37,6 +38,7 @@ class Usage(msgspec.Struct, frozen=True):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
+    completion_tokens_details: _Details | None = None
 
     @property
     def input_tokens(self) -> int | None:
@@ -53,6 +55,14 @@ class Usage(msgspec.Struct, frozen=True):
     def cached_tokens(self) -> int | None:
         """Prompt tokens that the server took from its prefix cache; None if it does not report them."""
         return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details and self.input_tokens else None
+
+    def hidden_tokens(self, chunks: int) -> int | None:
+        """Return the tokens of reasoning that did not come in one of these chunks with content; None if the server
+        does not count reasoning. It is all or none: more chunks than other tokens means that reasoning was sent."""
+        reasoning = self.completion_tokens_details.reasoning_tokens if self.completion_tokens_details else None
+        if reasoning is None or self.output_tokens is None or not 0 <= reasoning <= self.output_tokens:
+            return None
+        return reasoning if chunks <= self.output_tokens - reasoning else 0
 
 
 def _positive(count: int | None) -> int | None:
@@ -209,14 +219,14 @@ def _event_of(body: _StreamBody) -> StreamEvent:
     if len(choices) == 1:
         choice = choices[0]
         if choice.error:
-            return StreamEvent(error=error_text(choice.error))
+            return StreamEvent(error=_coded_text(choice.error))
         has_content, finish = choice.has_content, choice.finish
         opens = not has_content and bool(choice.delta and choice.delta.role)
         if body.usage is None and finish is None:
             return TOKEN if has_content else ROLE if opens else TEXTLESS
         return StreamEvent(has_content, finish, body.usage, textless=not has_content, opens=opens)
     if failed := next((choice.error for choice in choices if choice.error), None):
-        return StreamEvent(error=error_text(failed))
+        return StreamEvent(error=_coded_text(failed))
     reasons = [choice.finish for choice in choices if choice.finish]
     return StreamEvent(
         has_content=any(choice.has_content for choice in choices),
@@ -246,6 +256,12 @@ def error_text(error: Any) -> str:
             if error.get(key):
                 return error_text(error[key])
     return error if isinstance(error, str) else msgspec.json.encode(error).decode()
+
+
+def _coded_text(error: Any) -> str:
+    """Return the text of an error with its code, for an error that no status goes with."""
+    code, text = error.get("code") if isinstance(error, dict) else None, error_text(error)
+    return f"{code} {text}" if isinstance(code, int | str) and str(code) not in text else text
 
 
 def error_of_body(body: bytes) -> str:

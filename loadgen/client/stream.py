@@ -124,6 +124,11 @@ class StreamState:
                 "truncated", f"[DONE] after {chunks} chunks with no finish reason and no usage after them"
             )
 
+    @property
+    def hidden_tokens(self) -> int | None:
+        """Tokens of reasoning that the server counts and did not send; None if it does not count reasoning."""
+        return self.usage.hidden_tokens(len(self.chunk_ns or ())) if self.usage else None
+
     def token_times(self) -> tuple[list[int], int | None]:
         """Return the arrival times of the chunks that are tokens, and that of the last token.
 
@@ -132,7 +137,8 @@ class StreamState:
         tokens remain without a chunk, the last one came no later than the chunk with the finish reason.
         """
         texts = self.chunk_ns.tolist() if self.chunk_ns else []
-        missing = ((self.usage and self.usage.output_tokens) or 0) - len(texts)
+        counted = ((self.usage and self.usage.output_tokens) or 0) - (self.hidden_tokens or 0)
+        missing = counted - len(texts)
         if missing <= 0:
             return texts, texts[-1] if texts else None
         closing = [] if self._closing_ns is None else [self._closing_ns]

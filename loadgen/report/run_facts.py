@@ -134,6 +134,13 @@ def load_facts(summary: Summary) -> list[Fact]:
             Fact("input length", _length(lengths.input_asked, lengths.input_counted, lengths.input_max_off)),
             Fact("output length", _length(lengths.output_asked, lengths.output_counted, lengths.output_max_off)),
         ]
+    if unseen := summary.tokens.output_without_chunk:
+        facts.append(
+            Fact(
+                "output chunks",
+                f"{unseen:,} of {count(summary.tokens.output)} output tokens came without a chunk of their own",
+            )
+        )
     return facts
 
 
@@ -144,7 +151,9 @@ def _goodput(good: Goodput) -> str:
     return f"{with_unit(good.rps, '/s')}, {percent(good.ratio)} of requests within {limits}"
 
 
-def _length(requested: int, counted: int, max_off: int | None) -> str:
+def _length(requested: int | None, counted: int | None, max_off: int | None) -> str:
+    if requested is None or counted is None:
+        return "not counted by the server"
     difference = f"{counted - requested:+,} by the server's count"
     return f"{requested:,} tokens requested, {difference}; at most {count(max_off)} off in one request"
 

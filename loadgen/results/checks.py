@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from loadgen.results.answer_checks import check_lengths, check_streaming, check_token_counts
 from loadgen.results.client_check import check_client
 from loadgen.results.failure_limit import FailureLimit
 from loadgen.results.prefix_cache import prefix_cache
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from loadgen.results.run_folder import RunInfo, RunResult
     from loadgen.results.summary import Summary
 
-_MAX_OFF = 0.05
-"""Share by which the tokens counted may differ from those requested."""
 _DEAD_AFTER = 3
 """This many last requests that all could not connect are a server that died."""
 _CUT_OFF = ("cancelled", "not_sent")
@@ -34,9 +33,9 @@ def judge(result: RunResult, summary: Summary) -> Verdict:
         load,
         check_server,
         check_client,
-        lengths,
-        streaming,
-        token_counts,
+        check_lengths,
+        check_streaming,
+        check_token_counts,
         lambda run, _: prefix_cache(run),
         energy,
     )
@@ -109,30 +108,6 @@ def load(result: RunResult, summary: Summary) -> Check:
         return Check(name="load", status="ok")
     reason = f"requests did not come as they should: {arrivals.verdict}"
     return Check(name="load", status="warning", reason=reason, rows=["rate", "arrivals"])
-
-
-def lengths(_: RunResult, summary: Summary) -> Check:
-    counted = summary.lengths
-    if counted is None or not counted.output_asked:
-        return Check(name="lengths", status=None)
-    if abs(counted.output_counted / counted.output_asked - 1) <= _MAX_OFF:
-        return Check(name="lengths", status="ok")
-    reason = f"answers had {counted.output_counted:,} tokens, {counted.output_asked:,} were requested"
-    return Check(name="lengths", status="warning", reason=reason, rows=["tokens.output", "e2e_s", "response_s"])
-
-
-def streaming(_: RunResult, __: Summary) -> Check:
-    return Check(name="streaming", status=None)
-
-
-def token_counts(result: RunResult, _: Summary) -> Check:
-    sources = [record.token_source for record in result.records if record.ok and record.token_source]
-    if not sources:
-        return Check(name="token_counts", status=None)
-    if chunks := sources.count("chunks"):
-        reason = f"the server sent no usage for {chunks:,} of {len(sources):,} answers: their chunks were counted"
-        return Check(name="token_counts", status="warning", reason=reason, rows=["tokens.output", "tpot_s"])
-    return Check(name="token_counts", status="ok")
 
 
 def energy(result: RunResult, summary: Summary) -> Check:

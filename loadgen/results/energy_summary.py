@@ -55,6 +55,7 @@ def energy_shares(records: Sequence[RequestRecord], shares: Mapping[int, Request
     energies = [shares[record.index] for record in records]
     joules = _sum_joules(energy.joules for energy in energies)
     output_tokens = sum(record.output_tokens or 0 for record in records)
+    prompts_known = all(record.input_tokens is not None for record in records if record.output_tokens is not None)
     tokens = output_tokens + sum(record.input_tokens or 0 for record in records)
     return {
         "attributed_joules": joules,
@@ -64,7 +65,7 @@ def energy_shares(records: Sequence[RequestRecord], shares: Mapping[int, Request
             energy.joules for energy, record in zip(energies, records, strict=True) if record.ok
         ),
         "joules_per_output_token": joules / output_tokens if output_tokens else None,
-        "joules_per_token": joules / tokens if tokens else None,
+        "joules_per_token": joules / tokens if tokens and prompts_known else None,
     }
 
 

@@ -13,6 +13,16 @@ from loadgen.units import NS_PER_MS, NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.record import RequestRecord
+    from loadgen.workload.schedule import ScheduledRequest
+
+MAX_LENGTH_OFF = 0.01
+"""Share by which the length of an answer may differ from the requested one."""
+MIN_GAP_NS = NS_PER_MS // 10
+"""Smallest mean gap between the chunks of an answer that was streamed."""
+MIN_PROMPTS, MAX_ALIKE = 5, 1.5
+"""Fewest prompts, and the largest ratio of their lengths, of which one count is plausible."""
+MIN_PIECE_TOKENS = 4
+"""Shorter answers may come in one chunk from an engine that emits several tokens a step."""
 
 
 def distribution(values: Iterable[float | None], scale: float = 1.0) -> Distribution:
@@ -60,44 +70,82 @@ def request_counts(records: Sequence[RequestRecord]) -> RequestCounts:
     )
 
 
-def token_counts(records: Sequence[RequestRecord], duration_s: float) -> TokenCounts:
-    """Sum the tokens of all requests, failed ones too; None when no request has a count."""
-    inputs = [record.input_tokens for record in records if record.input_tokens is not None]
+def token_counts(records: Sequence[RequestRecord], duration_s: float, prompts_counted: bool = True) -> TokenCounts:
+    """Sum the tokens of all requests, failed ones too; None when no request has a count.
+
+    prompts_counted: False when the server's counts of prompts are none (see `prompts_are_counted`).
+    """
+    inputs = [record.input_tokens for record in records if record.input_tokens is not None and prompts_counted]
     outputs = [record.output_tokens for record in records if record.output_tokens is not None]
+    unseen = [record.tokens_without_chunk for record in records if record.tokens_without_chunk is not None]
     return TokenCounts(
         input=sum(inputs) if inputs else None,
         output=sum(outputs) if outputs else None,
         input_per_s=sum(inputs) / duration_s if inputs and duration_s > 0 else None,
         output_per_s=sum(outputs) / duration_s if outputs and duration_s > 0 else None,
+        output_without_chunk=sum(unseen) if unseen else None,
     )
 
 
-def length_check(requested: Sequence[tuple[int, int]], records: Sequence[RequestRecord]) -> LengthCheck | None:
+def length_check(
+    requested: Sequence[tuple[int, int]], records: Sequence[RequestRecord], accepted: Sequence[str] = ()
+) -> LengthCheck | None:
     """Compare the (input, output) tokens requested with the server's `usage`, over completed requests.
 
-    None when the server sent no usage.
+    None when the server sent no usage. accepted: the options sent that fix the length of an answer.
     """
-    pairs = (
-        (input_tokens, record.input_tokens, output_tokens, record.output_tokens)
-        for (input_tokens, output_tokens), record in zip(requested, records, strict=True)
-        if record.ok
-        and record.token_source == "usage"
-        and record.input_tokens is not None
-        and record.output_tokens is not None
-    )
-    counts: NDArray[np.int64] = np.fromiter(pairs, dtype=np.dtype((np.int64, 4)))
-    if not len(counts):
+    counted = [
+        (asked, record)
+        for asked, record in zip(requested, records, strict=True)
+        if record.ok and record.token_source == "usage" and record.output_tokens is not None
+    ]
+    if not counted:
         return None
-    input_requested, input_counted, output_requested, output_counted = counts.sum(axis=0).tolist()
+    inputs = np.array([(asked[0], r.input_tokens) for asked, r in counted if r.input_tokens], dtype=np.int64)
+    outputs = np.array([(asked[1], r.output_tokens) for asked, r in counted], dtype=np.int64)
+    off = outputs[:, 1] - outputs[:, 0]
+    is_shorter, is_longer = (sign * off > np.maximum(1, MAX_LENGTH_OFF * outputs[:, 0]) for sign in (-1, 1))
+    by_model = np.array([record.finish_reason not in (None, "length") for _, record in counted])
     return LengthCheck(
-        count=len(counts),
-        input_asked=input_requested,
-        input_counted=input_counted,
-        input_max_off=int(np.abs(counts[:, 1] - counts[:, 0]).max()),
-        output_asked=output_requested,
-        output_counted=output_counted,
-        output_max_off=int(np.abs(counts[:, 3] - counts[:, 2]).max()),
+        count=len(counted),
+        input_asked=int(inputs[:, 0].sum()) if len(inputs) else None,
+        input_counted=int(inputs[:, 1].sum()) if len(inputs) else None,
+        input_max_off=int(np.abs(inputs[:, 1] - inputs[:, 0]).max()) if len(inputs) else None,
+        output_asked=int(outputs[:, 0].sum()),
+        output_counted=int(outputs[:, 1].sum()),
+        output_max_off=int(np.abs(off).max()),
+        shorter=int(is_shorter.sum()),
+        longer=int(is_longer.sum()),
+        stopped=int((is_shorter & by_model).sum()),
+        not_honoured=list(accepted) if np.any(is_shorter & by_model) else [],
     )
+
+
+def prompts_are_counted(schedule: Sequence[ScheduledRequest], records: Sequence[RequestRecord]) -> bool:
+    """Return whether the server counts the tokens of prompts: one count for prompts of several lengths is none.
+
+    True when there is no completed request to tell by.
+    """
+    lengths = [
+        (request.input_tokens, record.input_tokens)
+        for request, record in zip(schedule, records, strict=True)
+        if record.ok and record.token_source is not None
+    ]
+    if not lengths or all(counted is None for _, counted in lengths):
+        return not lengths
+    asked, counts = {asked for asked, _ in lengths}, {counted for _, counted in lengths}
+    return not (len(lengths) >= MIN_PROMPTS and len(counts) == 1 and max(asked) > MAX_ALIKE * min(asked))
+
+
+def came_in_one_piece(record: RequestRecord) -> bool:
+    """Return whether an answer of several tokens came all at once: its chunks are no times of tokens.
+
+    No engine generates a stream of tokens as fast as MIN_GAP_NS apart.
+    """
+    chunks = record.chunk_ns
+    if not chunks or max(len(chunks), (record.output_tokens or 0) - (record.hidden_tokens or 0)) < MIN_PIECE_TOKENS:
+        return False
+    return len(chunks) == 1 or chunks[-1] - chunks[0] < MIN_GAP_NS * (len(chunks) - 1)
 
 
 def goodput(records: Sequence[RequestRecord], slo_ms: dict[str, float], duration_s: float) -> Goodput:

@@ -65,6 +65,7 @@ def _summarize(result: RunResult, energy: EnergySummary, start_ns: int, duration
     records = result.records
     lag = metrics.distribution_s(record.lag_ns for record in records)
     latencies = _latencies(records)
+    prompts_counted = metrics.prompts_are_counted(result.schedule, records)
     checks = {spec.workload: check_arrivals(result, spec) for spec in result.info.asked}
     arrivals = checks.get(None) or (combine_checks(result, checks) if checks else None)
     shares = {share.index: share for share in result.attribution.requests} if result.attribution else {}
@@ -78,15 +79,17 @@ def _summarize(result: RunResult, energy: EnergySummary, start_ns: int, duration
         server=server_load(result, start_ns),
         schedule_lag_s=lag,
         **latencies,
-        tokens=metrics.token_counts(records, duration_s),
-        lengths=metrics.length_check([(item.input_tokens, item.output_tokens) for item in result.schedule], records),
+        tokens=metrics.token_counts(records, duration_s, prompts_counted),
+        lengths=metrics.length_check(
+            [(item.input_tokens, item.output_tokens) for item in result.schedule], records, _accepted(result)
+        ),
         goodput=_goodput(result.info.config, records, duration_s),
         energy=energy,
         by_workload={
             name: WorkloadSummary(
                 requests=metrics.request_counts(part),
                 **_latencies(part),
-                tokens=metrics.token_counts(part, duration_s),
+                tokens=metrics.token_counts(part, duration_s, prompts_counted),
                 goodput=_goodput(result.info.config, part, duration_s),
                 arrivals=checks.get(name),
                 **energy_shares(part, shares),
@@ -102,6 +105,12 @@ def _summarize(result: RunResult, energy: EnergySummary, start_ns: int, duration
     return msgspec.structs.replace(summary, verdict=verdict, instrument=instrument)
 
 
+def _accepted(result: RunResult) -> list[str]:
+    """Return the options for an exact length that the server accepted and that --extra-body left as they are."""
+    changed = result.info.config.get("extra_body") or {}
+    return [name for name in ("ignore_eos", "min_tokens") if result.info.server.get(name) and name not in changed]
+
+
 class _Latencies(TypedDict):
     ttft_s: Distribution
     tpot_s: Distribution
@@ -111,12 +120,16 @@ class _Latencies(TypedDict):
 
 
 def _latencies(records: Sequence[RequestRecord]) -> _Latencies:
-    """Return the latencies of completed requests only: a request that failed fast is not a fast request."""
+    """Return the latencies of completed requests only: a request that failed fast is not a fast request.
+
+    The times of tokens are not known where an answer came in one piece.
+    """
     completed = [record for record in records if record.ok]
+    streamed = [record for record in completed if not metrics.came_in_one_piece(record)]
     return {
-        "ttft_s": metrics.distribution_s(record.ttft_ns for record in completed),
-        "tpot_s": metrics.distribution_s(record.tpot_ns for record in completed),
-        "itl_s": metrics.inter_token_s(completed),
+        "ttft_s": metrics.distribution_s(record.ttft_ns for record in streamed),
+        "tpot_s": metrics.distribution_s(record.tpot_ns for record in streamed),
+        "itl_s": metrics.inter_token_s(streamed),
         "e2e_s": metrics.distribution_s(record.e2e_ns for record in completed),
         "response_s": metrics.distribution_s(record.response_ns for record in completed),
     }

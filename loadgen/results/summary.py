@@ -99,18 +99,30 @@ class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
     output: int | None
     input_per_s: float | None
     output_per_s: float | None
+    output_without_chunk: int | None = None
+    """Output tokens without a chunk of their own (several came in one chunk, or the server sent nothing for them): when
+    each of them came is estimated. None where the server does not count its tokens, or in an older version's folder."""
 
 
 class LengthCheck(msgspec.Struct, frozen=True, kw_only=True):
     """Requested tokens and those that the server's `usage` reports, over completed requests."""
 
     count: int
-    input_asked: int
-    input_counted: int
+    input_asked: int | None
+    """Sum over the prompts that `usage` counts, like the next two; None when it counts none."""
+    input_counted: int | None
     input_max_off: int | None
     output_asked: int
     output_counted: int
     output_max_off: int | None
+    shorter: int = 0
+    """Answers that are shorter than requested, by more than one token and 1 %."""
+    longer: int = 0
+    """Answers that are longer."""
+    stopped: int = 0
+    """Answers of `shorter` that the model ended itself: the finish reason is not "length"."""
+    not_honoured: list[str] = []
+    """Options among `ignore_eos` and `min_tokens` that the server accepted and ignored: `stopped` is the proof."""
 
 
 class Goodput(msgspec.Struct, frozen=True, kw_only=True):

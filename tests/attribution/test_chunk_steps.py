@@ -1,12 +1,16 @@
 """Steps rebuilt from chunks, on tables computed by hand."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
+from hypothesis import given
 
 from loadgen.attribution.chunk_steps import BURST_GAP_NS, MISSED_STEPS, SLICE, SLICED_NS, engine_steps_of
+from loadgen.energy.series import EnergySeries
 from loadgen.record import RequestRecord
 from loadgen.units import NS_PER_MS
-from support.attribution_runs import MS, engine_samples, request, request_ns
+from support.attribution_runs import MS, engine_samples, request, request_ns, runs, with_tail
 
 
 def test_three_requests_by_hand() -> None:
@@ -121,6 +125,52 @@ def test_several_tokens_in_a_chunk() -> None:
     record = request(0, 0, [10, 16, 22, 28, 34])
     many = RequestRecord(**{f: getattr(record, f) for f in record.__struct_fields__} | {"output_tokens": 13})
     assert engine_steps_of([many]).decode.tolist() == [0, 3, 3, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("chunks", "tokens", "tail_ms", "ends"),
+    [
+        ([10, 20, 30], 3, 30, [10, 20, 30, 40, 50, 60]),
+        ([10, 20, 30], 1, 30, [10, 20, 30, 60]),
+        ([10, 20, 30], 9, 21, [10, 20, 30, 40.5, 51]),
+        ([10, 20, 30], 9, 0.5, [10, 20, 30]),
+        ([10, 20, 30], 0, 30, [10, 20, 30]),
+        ([10], 2, 20, [10, 20, 30]),
+        ([10], 1 << 30, 20, [10 + k for k in range(21)]),
+        ([10, 10], 3, 3, [10, 10, 11, 12, 13]),
+    ],
+)
+def test_tokens_after_the_last_chunk_are_steps_at_the_pace_of_those_before_it(
+    chunks: list[float], tokens: int, tail_ms: float, ends: list[float]
+) -> None:
+    record = with_tail(request(0, 0, chunks), tokens, tail_ms)
+    steps = engine_steps_of([record])
+    assert (steps.end_ns / MS).tolist() == ends
+    assert steps.decode.sum() == pytest.approx(len(chunks) + tokens - 1)
+
+
+def test_a_tail_shares_the_steps_of_the_streams_beside_it() -> None:
+    beside = request(0, 0, [12 + 10 * k for k in range(9)])
+    steps = engine_steps_of([beside, with_tail(request(1, 0, [12, 22, 32]), tokens=3, tail_ms=27)])
+    assert (steps.end_ns / MS).tolist() == [12 + 10 * k for k in range(9)]
+    assert np.bincount(steps.step).tolist() == [2, 2, 2, 2, 2, 2, 1, 1, 1]
+
+
+@given(runs())
+def test_every_moment_of_a_request_in_flight_is_in_a_step_or_unseen(
+    run: tuple[list[EnergySeries], list[RequestRecord]],
+) -> None:
+    records = run[1]
+    steps = engine_steps_of(records)
+    known = [*zip(steps.start_ns.tolist(), steps.end_ns.tolist(), strict=True), *map(tuple, steps.unseen_ns.tolist())]
+    for record in records:
+        for instant in range(record.sent_ns or 0, record.finished_ns or 0, 7 * MS):
+            assert any(a - BURST_GAP_NS <= instant <= b + BURST_GAP_NS for a, b in known)
+    edges = sorted(known)
+    assert all(end <= start for (_, end), (start, _) in pairwise(edges))
+    in_flight = [(record.sent_ns or 0, record.finished_ns or 0) for record in records]
+    middles = steps.unseen_ns.mean(axis=1)
+    assert all(any(sent <= middle <= finished for sent, finished in in_flight) for middle in middles)
 
 
 def test_a_stream_left_out_of_many_steps_was_preempted_and_computes_its_context_again() -> None:

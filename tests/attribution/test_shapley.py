@@ -1,7 +1,9 @@
 """The laws of attribution. Most are properties: they hold for any run, not for the ones we thought of."""
 
+from dataclasses import replace
 from itertools import permutations
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -13,7 +15,7 @@ from loadgen.attribution.shapley import RequestEnergy, RunAttribution, attribute
 from loadgen.energy.series import EnergySeries
 from loadgen.record import RequestRecord
 from loadgen.units import NS_PER_S
-from support.attribution_runs import MS, counter, request, runs, two_steps
+from support.attribution_runs import MS, counter, request, runs, two_steps, with_tail
 
 
 @given(runs())
@@ -63,8 +65,13 @@ def test_names_and_order_do_not_matter(run: tuple[list[EnergySeries], list[Reque
 @given(runs(), st.integers(1, 10**9))
 def test_when_does_not_matter(run: tuple[list[EnergySeries], list[RequestRecord]], shift_ms: int) -> None:
     series, records = run
+    instants = ("sent_ns", "first_token_ns", "last_token_ns", "finished_ns")
     later_records = [
-        request(r.index, (r.sent_ns or 0) / MS + shift_ms, [t / MS + shift_ms for t in r.chunk_ns], r.input_tokens or 0)
+        msgspec.structs.replace(
+            r,
+            chunk_ns=[t_ns + shift_ms * MS for t_ns in r.chunk_ns],
+            **{name: getattr(r, name) + shift_ms * MS for name in instants if getattr(r, name) is not None},
+        )
         for r in records
     ]
     later_series = [EnergySeries(one.domain, one.t_ns + shift_ms * MS, one.mj) for one in series]
@@ -116,6 +123,37 @@ def test_a_solo_request_takes_all_active_energy() -> None:
     result = attribute_energy([series], [only], 0, 2000 * MS)
     assert result.requests[0].joules == pytest.approx(500)
     assert result.idle_mj == pytest.approx(100_000)
+
+
+def test_tokens_without_a_chunk_take_the_energy_of_their_time() -> None:
+    """A second idle at 100 W, a second at 500 W of which chunks came in the first half only, a second idle."""
+    series = counter([i * 100.0 for i in range(31)], [10.0] * 10 + [50.0] * 10 + [10.0] * 10)
+    half = with_tail(request(0, 1000, [1000 + 20 * i for i in range(1, 26)]), tokens=25, tail_ms=500)
+    result = attribute_energy([series], [half], 0, 3000 * MS)
+    assert result.requests[0].joules == pytest.approx(500)
+    assert result.idle_mj == pytest.approx(200_000)
+    assert result.coefficients[0].idle_w == pytest.approx(100)
+
+
+def test_no_energy_of_a_request_in_flight_is_idle_beyond_the_idle_power_beside_it() -> None:
+    """The body stays open for 0.5 s at 300 W after the last token: unattributed. In a window that it shares with idle
+    time, the idle power explains the idle part."""
+    series = counter([i * 100.0 for i in range(31)], [10.0] * 10 + [50.0] * 10 + [30.0] * 5 + [10.0] * 5)
+    still_open = with_tail(request(0, 1000, [1000 + 20 * i for i in range(1, 51)]), tokens=0, tail_ms=0, open_ms=450)
+    result = attribute_energy([series], [still_open], 0, 3000 * MS)
+    assert result.requests[0].joules == pytest.approx(500)
+    assert result.idle_mj == pytest.approx(150_000 + 5_000, rel=1e-3)
+    assert result.unattributed_mj == pytest.approx(120_000 + 25_000, rel=1e-3)
+
+
+def test_in_a_window_with_a_step_the_time_in_flight_beside_it_is_unattributed() -> None:
+    series = counter([0, 100], [30.0])
+    steps = replace(two_steps(), start_ns=np.array([0, 10]) * MS, end_ns=np.array([10, 20]) * MS)
+    shares, watts = np.array([4.0, 4.0, 4.0]), 100.0  # 12 J of members, 8 J of 80 ms that no step covers
+    members, idle, lost = split_energy(series, steps, shares, watts)
+    assert (members.sum(), idle, lost) == pytest.approx((18_000, 12_000, 0), abs=1e-6)
+    steps = replace(steps, unseen_ns=np.array([[20, 40]]) * MS)
+    assert split_energy(series, steps, shares, watts)[1:] == pytest.approx((9_000, 3_000))
 
 
 def test_identical_requests_owe_the_same() -> None:

@@ -66,6 +66,29 @@ def test_cached_tokens() -> None:
 
 
 @pytest.mark.parametrize(
+    ("counted", "reasoning", "chunks", "hidden"),
+    [
+        (214, 200, 14, 200),
+        (214, 200, 10, 200),
+        (214, 200, 214, 0),  # reasoning was sent
+        (214, 200, 60, 0),  # several tokens a chunk
+        (214, 0, 214, 0),
+        (214, None, 14, None),
+        (None, 200, 14, None),
+        (100, 200, 14, None),  # more of it than of all
+        (100, -1, 100, None),
+    ],
+)
+def test_reasoning_is_hidden_when_the_chunks_are_no_more_than_the_other_tokens(
+    counted: int | None, reasoning: int | None, chunks: int, hidden: int | None
+) -> None:
+    counts = {"completion_tokens": counted, "completion_tokens_details": {"reasoning_tokens": reasoning}}
+    usage = parse_event(json.dumps({"usage": counts}).encode()).usage
+    assert usage is not None
+    assert usage.hidden_tokens(chunks) == hidden
+
+
+@pytest.mark.parametrize(
     ("body", "text"),
     [
         (b'{"error":{"message":"no such model"}}', "no such model"),

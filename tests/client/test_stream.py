@@ -107,7 +107,7 @@ ENDS: list[tuple[str, list[bytes], str | None, str]] = [
     ("finish reason null in quotes", [A, finish('"null"'), DONE], "truncated", "[DONE]"),
     ("finish reason empty", [A, finish('""'), DONE], "truncated", "[DONE]"),
     ("an error inside a choice", [A, choice('{"delta":{"content":""},"finish_reason":"error","error":{"code":429,'
-     '"message":"no room"}}'), DONE], "server", "no room"),
+     '"message":"no room"}}'), DONE], "server", "429 no room"),
     ("an error inside the second choice",
      [choice('{"text":"a"},{"text":"","error":"no room"}'), DONE], "server", "no room"),
     ("an error beside choices", [sse('{"error":{"message":"no room"},"choices":[{"text":"a"}]}')], "server", "no room"),

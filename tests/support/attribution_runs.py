@@ -1,5 +1,6 @@
 """Requests, counters and steps that the tests of attribution are made of."""
 
+import msgspec
 import numpy as np
 from hypothesis import strategies as st
 
@@ -35,6 +36,21 @@ def request(index: int, sent_ms: float, chunk_ms: list[float], prompt: int = 100
     return request_ns(index, round(sent_ms * MS), [round(t_ms * MS) for t_ms in chunk_ms], prompt, cached)
 
 
+def with_tail(record: RequestRecord, tokens: int, tail_ms: float, open_ms: float = 0) -> RequestRecord:
+    """The same request with so many tokens more, which had no chunk and came within `tail_ms` after the last one; the
+    body ended `open_ms` later."""
+    if record.last_token_ns is None:
+        return record
+    last_ns = record.last_token_ns + round(tail_ms * MS if tokens else 0)
+    return msgspec.structs.replace(
+        record,
+        last_token_ns=last_ns,
+        finished_ns=last_ns + round(open_ms * MS) + 1,
+        output_tokens=(record.output_tokens or 0) + tokens,
+        token_source="usage",
+    )
+
+
 def counter(edges_ms: list[float], joules: list[float], name: str = "gpu:0") -> EnergySeries:
     """The series of a counter that grew by so many joules in each window."""
     cumulative = np.rint(np.concatenate(([0.0], np.cumsum(joules))) * 1000).astype(np.int64)
@@ -49,7 +65,8 @@ def runs(draw: st.DrawFn) -> tuple[list[EnergySeries], list[RequestRecord]]:
         sent = draw(st.integers(0, 2000))
         gaps = draw(st.lists(st.integers(0, 200), max_size=8))
         chunks = [sent + 1 + sum(gaps[: i + 1]) for i in range(len(gaps))]
-        records.append(request(index, sent, [float(c) for c in chunks], draw(st.integers(1, 5000))))
+        record = request(index, sent, [float(c) for c in chunks], draw(st.integers(1, 5000)))
+        records.append(with_tail(record, draw(st.integers(0, 9)), draw(st.integers(0, 300)), draw(st.integers(0, 300))))
     series = []
     for gpu in range(draw(st.integers(1, 2))):
         joules = draw(st.lists(st.floats(0, 70), min_size=2, max_size=40))
