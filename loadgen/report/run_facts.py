@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+import msgspec
 
 from loadgen.errors import LoadgenError
 from loadgen.record import ErrorKind, RequestRecord
 from loadgen.report.format import clean, count, joules, number, percent, seconds, with_unit
+from loadgen.results.metrics import PERCENTILES
 from loadgen.results.summary import ArrivalCheck, Distribution, EnergySummary, Goodput, Summary, WorkloadSummary
 from loadgen.results.timekeeping import MAX_LATE_P99_S
+from loadgen.results.verdict import Status
 
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunInfo, RunResult
@@ -23,6 +27,9 @@ LATENCIES = (
     ("response_s", "Response", "Scheduled to finished"),
 )
 """(field of Summary, abbreviation, name in words)."""
+
+INFINITE = "∞"
+"""A percentile that falls on a failed request."""
 
 RunPart = tuple[str, Summary | WorkloadSummary]
 """A name ("all", or a workload) and its numbers."""
@@ -66,26 +73,49 @@ def server_line(info: RunInfo) -> str:
     return " · ".join(parts) or "unknown server"
 
 
-def remarks(summary: Summary) -> list[str]:
-    """Return everything that a reader must know before believing the numbers. Empty when nothing is wrong."""
-    ended = {
-        "interrupted": "the run was interrupted: later requests were not sent",
-        "aborted": "the run was aborted: requests in flight were cut off",
-        None: "the run did not end by itself",
-    }
-    stopped = [ended[summary.stopped_by]] if summary.stopped_by in ended else []
-    if summary.requests.scheduled and not summary.requests.completed:
-        stopped.append("no request completed: latency and energy per request are unknown")
-    return stopped + [clean(verdict) for verdict in summary.instrument.verdicts]
+HEADLINES: dict[Status | None, str] = {
+    "ok": "OK",
+    "warning": "OK, with warnings",
+    "failed": "FAILED",
+    None: "NOT JUDGED",
+}
 
 
-def energy_reasons(result: RunResult) -> list[str]:
-    """Return the reasons why the energy is missing or not valid; never empty when it is."""
-    energy = summary_of(result).energy
-    if energy.valid:
-        return []
-    reasons = dict.fromkeys([*energy.reasons, *result.info.energy_reasons])
-    return [clean(reason) for reason in reasons] or ["no reason was recorded"]
+class Remark(NamedTuple):
+    """A check that has something to say; a status of None is a note."""
+
+    status: Status | None
+    text: str
+
+
+def verdict_remarks(summary: Summary) -> list[Remark]:
+    """Return the reasons of the verdict, the worst first. Empty when every check is ok."""
+    order: tuple[Status | None, ...] = ("failed", "warning", "ok", None)
+    told = sorted((check for check in summary.verdict.checks if check.reason), key=lambda c: order.index(c.status))
+    return [Remark(check.status, f"{check.name.replace('_', ' ')}: {clean(check.reason)}") for check in told]
+
+
+MARKS: dict[Status | None, str] = {"failed": " !!", "warning": " !", "ok": "", None: ""}
+MARKS_LEGEND = "! a warning touches this row; !! a failed check does"
+
+
+def mark(summary: Summary, row: str) -> str:
+    """Return the mark of a row of summary.json, such as "ttft_s": empty when no check touches it."""
+    touching = [
+        check.status
+        for check in summary.verdict.checks
+        if any(row == touched or row.startswith(f"{touched}.") for touched in check.rows)
+    ]
+    return MARKS["failed" if "failed" in touching else "warning" if "warning" in touching else None]
+
+
+def energy_note(summary: Summary) -> str | None:
+    """Return one line on energy that is missing or not valid; None when it is valid. The verdict has the reasons."""
+    energy = summary.energy
+    if energy.measured_joules is not None:
+        valid = energy.valid and summary.verdict.check("energy").status != "failed"
+        return None if valid else "ENERGY NOT VALID: see the verdict"
+    return f"No energy: {clean('; '.join(energy.reasons))}"
 
 
 class Fact(NamedTuple):
@@ -192,9 +222,42 @@ def parts_of(summary: Summary) -> list[RunPart]:
     return [("all", summary), *(sorted(summary.by_workload.items()) if several else ())]
 
 
-def latency_rows(parts: Sequence[RunPart]) -> list[tuple[str, str, Distribution]]:
-    """Return (abbreviation, workload, spread) of every latency of every part."""
-    return [(short, name, getattr(part, field)) for field, short, _ in LATENCIES for name, part in parts]
+class LatencyRow(NamedTuple):
+    """A row of the table of latencies: `cells` are formatted values by name, such as "p99"."""
+
+    label: str
+    part: str
+    counted: str
+    """Number of values: "388 of 400" where failed requests have none."""
+    cells: dict[str, str]
+
+
+def latency_rows(summary: Summary, parts: Sequence[RunPart]) -> list[LatencyRow]:
+    """Return the latencies of these parts of the run. Where requests failed, a second row of the
+    whole run counts them as infinitely late."""
+    rows = []
+    for field, short, _ in LATENCIES:
+        for name, part in parts:
+            spread: Distribution = getattr(part, field)
+            values: dict[str, Any] = msgspec.structs.asdict(spread)
+            cells = {key: seconds(values[key]) for key in ("mean", *PERCENTILES, "max")}
+            left_out = values.get("left_out", 0)
+            counted = f"{spread.count:,} of {spread.count + left_out:,}" if left_out else count(spread.count)
+            rows.append(LatencyRow(short + mark(summary, field), name, counted, cells))
+            if left_out and part is summary:
+                percentiles = {key: values[f"{key}_with_failures"] for key in PERCENTILES}
+                cells = {key: INFINITE if value is None else seconds(value) for key, value in percentiles.items()}
+                cells |= {"mean": INFINITE, "max": INFINITE}
+                rows.append(LatencyRow("", "+ failed", count(spread.count + left_out), cells))
+    return rows
+
+
+def left_out_note(summary: Summary) -> str | None:
+    """Return how many requests the latencies leave out, in one line; None when it is none."""
+    if not (left_out := summary.e2e_s.left_out):
+        return None
+    judged = left_out + summary.requests.completed
+    return f"{left_out:,} of {judged:,} left out: failed. Rows `+ failed` count them as infinitely late ({INFINITE})."
 
 
 def request_cells(part: Summary | WorkloadSummary) -> list[str]:

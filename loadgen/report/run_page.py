@@ -12,28 +12,34 @@ from loadgen.report.markup import Markup, join, table, tag
 from loadgen.report.page import definitions, header, render_page, section, stacked_bar, tiles, verdict_box
 from loadgen.report.run_facts import (
     ERROR_MEANING,
+    HEADLINES,
     LATENCIES,
+    MARKS_LEGEND,
     energy_cells,
-    energy_reasons,
+    energy_note,
     engine_facts,
     failures,
     is_simulated,
     latency_rows,
+    left_out_note,
     load_facts,
+    mark,
     parts_of,
-    remarks,
     request_cells,
     server_line,
     summary_of,
     title,
+    verdict_remarks,
 )
+from loadgen.results.energy_summary import accounts_mj, imbalance_mj
 from loadgen.results.summary import EnergySummary, Instrument, Summary
-from loadgen.units import MJ_PER_J, NS_PER_S, energy_imbalance_mj, mj_from_j
+from loadgen.units import MJ_PER_J, NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.attribution.shapley import RunAttribution
     from loadgen.record import RequestRecord
     from loadgen.results.run_folder import RunInfo, RunResult
+    from loadgen.results.verdict import Status
 
 
 def render_run_page(result: RunResult) -> str:
@@ -43,19 +49,25 @@ def render_run_page(result: RunResult) -> str:
     per_request = energy.joules_per_request
     requested = "no rate requested" if rate.requested_rps is None else f"of {rate.requested_rps:.4g}/s requested"
     idle = "not measured" if energy.idle_watts is None else f"{watts(energy.idle_watts)} idle"
+    ttft, tpot, tokens = summary.ttft_s, summary.tpot_s, summary.tokens
     numbers = [
-        ("Energy per request", joules(per_request.p50 if per_request else None), "median, attributed"),
-        ("Energy per output token", joules(energy.joules_per_output_token), "attributed"),
-        ("Mean power", watts(energy.mean_watts), idle),
-        ("Requests sent", with_unit(rate.achieved_rps, "/s"), requested),
-        ("Time to first token", seconds(summary.ttft_s.p50), f"median; p99 {seconds(summary.ttft_s.p99)}"),
-        ("Time per output token", seconds(summary.tpot_s.p50), f"median; p99 {seconds(summary.tpot_s.p99)}"),
-        ("Output", with_unit(summary.tokens.output_per_s, "tokens/s"), f"{count(summary.tokens.output)} tokens"),
-        ("Completed", count(requests.completed), f"of {count(requests.scheduled)}; {count(requests.failed)} failed"),
+        ("energy", "Energy per request", joules(per_request.p50 if per_request else None), "median, attributed"),
+        ("energy", "Energy per output token", joules(energy.joules_per_output_token), "attributed"),
+        ("energy", "Mean power", watts(energy.mean_watts), idle),
+        ("rate", "Requests sent", with_unit(rate.achieved_rps, "/s"), requested),
+        ("ttft_s", "Time to first token", seconds(ttft.p50), f"median; p99 {seconds(ttft.p99)}"),
+        ("tpot_s", "Time per output token", seconds(tpot.p50), f"median; p99 {seconds(tpot.p99)}"),
+        ("tokens.output", "Output", with_unit(tokens.output_per_s, "tokens/s"), f"{count(tokens.output)} tokens"),
+        (
+            "requests",
+            "Completed",
+            count(requests.completed),
+            f"of {count(requests.scheduled)}; {count(requests.failed)} failed",
+        ),
     ]
     sections = [
         _header(result, summary),
-        tiles(numbers),
+        tiles((name + mark(summary, row), value, note) for row, name, value, note in numbers),
         section("Energy", *_energy(result, summary)),
         section("Latency", *_latency(result, summary)),
         section("Load and timekeeping", *_load(result, summary)),
@@ -66,19 +78,10 @@ def render_run_page(result: RunResult) -> str:
 
 
 def _header(result: RunResult, summary: Summary) -> Markup:
-    """Return the run in a few lines, and whether it can be believed, with every reason against it."""
-    info, unreliable = result.info, summary.instrument.kept_time is False
-    reasons, notes = energy_reasons(result), remarks(summary)
-    if (imbalance := imbalance_mj(result.attribution)) != 0:
-        reasons = [f"the accounts do not add up to what was measured: {imbalance:+,} mJ", *reasons]
-    if reasons:
-        head = "No energy in this report" if summary.energy.measured_joules is None else "Energy not valid"
-    else:
-        head = "Energy valid, with remarks" if notes else "Valid"
-    if unreliable:
-        head = f"Timing unreliable: the client itself was late. {head}"
-    kind = "bad" if reasons or unreliable else "fair" if notes else "good"
-    lines = [*reasons, *notes] or ["The energy accounts add up to what was measured, and no check failed."]
+    """Return the run in a few lines, and its verdict with every reason."""
+    info, status = result.info, summary.verdict.status
+    kinds: dict[Status | None, str] = {"ok": "good", "warning": "fair", "failed": "bad", None: "fair"}
+    lines = [remark.text for remark in verdict_remarks(summary)] or ["Every check that applies to this run passed."]
     facts = (_start_time(info), seconds(summary.duration_s), f"run {clean(info.run_id)}")
     simulated = "The server was simulated: joules and times are a model's, not a machine's."
     return header(
@@ -87,7 +90,7 @@ def _header(result: RunResult, summary: Summary) -> Markup:
         tag("p", server_line(info)),
         tag("p", " · ".join(fact for fact in facts if fact), class_="soft"),
         tag("p", simulated, class_="soft") if is_simulated(info) else "",
-        verdict_box(kind, head, lines),
+        verdict_box(kinds[status], HEADLINES[status], lines),
         simulated=is_simulated(info),
     )
 
@@ -105,12 +108,13 @@ def _start_time(info: RunInfo) -> str:
 def _energy(result: RunResult, summary: Summary) -> list[Markup]:
     measured, attribution = summary.energy.measured_joules, result.attribution
     if measured is None:
-        why = "Nothing measured the energy of this run. The reasons are at the top."
-        return [tag("p", why), run_figures.over_time(result)]
+        return [tag("p", energy_note(summary) or ""), run_figures.over_time(result)]
     if attribution is None:
         why = f"{joules(measured)} were measured, and nothing was attributed to requests."
         return [tag("p", why), run_figures.over_time(result)]
+    note = energy_note(summary)
     return [
+        tag("p", note) if note else Markup(),
         energy_ledger(attribution, summary.energy),
         energy_by_workload(summary),
         fitted_costs(summary.energy),
@@ -119,25 +123,6 @@ def _energy(result: RunResult, summary: Summary) -> list[Markup]:
         run_figures.scatter(result),
         run_figures.heat_map(result),
     ]
-
-
-def accounts_mj(attribution: RunAttribution) -> dict[str, int]:
-    """Return account -> whole millijoules; prefill and decode are summed over the requests, not taken from a total."""
-    return {
-        "prefill": sum(mj_from_j(request.prefill_joules or 0.0) for request in attribution.requests),
-        "decode": sum(mj_from_j(request.decode_joules or 0.0) for request in attribution.requests),
-        "idle": attribution.idle_mj,
-        "unattributed": attribution.unattributed_mj,
-    }
-
-
-def imbalance_mj(attribution: RunAttribution | None) -> int:
-    """Return measured minus the sum of the accounts; anything but 0 is a bug. 0 when nothing was attributed."""
-    if attribution is None:
-        return 0
-    accounts = accounts_mj(attribution)
-    attributed_mj = accounts["prefill"] + accounts["decode"]
-    return energy_imbalance_mj(attribution.measured_mj, attributed_mj, accounts["idle"], accounts["unattributed"])
 
 
 def energy_ledger(attribution: RunAttribution, energy: EnergySummary) -> Markup:
@@ -226,13 +211,17 @@ def _latency(result: RunResult, summary: Summary) -> list[Markup]:
         for field, _, heading in LATENCIES
         if field != "itl_s"
     ]
-    rows = []
-    for short, name, spread in latency_rows(parts_of(summary)):
-        values = (spread.mean, spread.p50, spread.p90, spread.p95, spread.p99, spread.max)
-        rows.append([short, name, count(spread.count), *(seconds(value) for value in values)])
-    head = ["", "requests of", "count", "mean", "p50", "p90", "p95", "p99", "max"]
+    names = ("mean", "p50", "p90", "p95", "p99", "max")
+    rows = [
+        [row.label, row.part, row.counted, *(row.cells[name] for name in names)]
+        for row in latency_rows(summary, parts_of(summary))
+    ]
+    head = ["", "requests of", "count", *names]
     latencies = table(head, rows, "Latency of completed requests", "latency")
-    return [run_figures.legend(run_figures.workloads(result)), tag("div", *plots, class_="grid"), latencies]
+    marked = MARKS_LEGEND if any("!" in row[0] for row in rows) else ""
+    notes = [tag("p", note, class_="soft") for note in (left_out_note(summary), marked) if note]
+    plots_in_grid = tag("div", *plots, class_="grid")
+    return [run_figures.legend(run_figures.workloads(result)), plots_in_grid, latencies, *notes]
 
 
 def _load(result: RunResult, summary: Summary) -> list[Markup]:

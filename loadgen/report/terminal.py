@@ -12,24 +12,29 @@ from rich.text import Text
 
 from loadgen.report.format import UNKNOWN, clean, count, joules, percent, seconds, share, watts, with_unit
 from loadgen.report.run_facts import (
+    HEADLINES,
+    MARKS_LEGEND,
     RunPart,
     energy_cells,
-    energy_reasons,
+    energy_note,
     engine_facts,
     is_simulated,
     latency_rows,
+    left_out_note,
     load_facts,
+    mark,
     parts_of,
-    remarks,
     request_cells,
     server_line,
     summary_of,
     title,
+    verdict_remarks,
 )
 from loadgen.results.summary import Summary
 
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
+    from loadgen.results.verdict import Status
 
 LABEL = 13
 """Columns of the labels on the left."""
@@ -45,24 +50,28 @@ def render_terminal(result: RunResult, console: Console, folder: Path | None = N
     if is_simulated(result.info):
         line.append("   SIMULATED: a model's numbers, not a machine's", style="bold yellow")
     console.print(line)
-    if summary.instrument.kept_time is False:
-        _paragraph(
-            console, "TIMING UNRELIABLE: this client's own slowness is in these times (see Remarks)", style="bold red"
-        )
+    _verdict(summary, console)
     _paragraph(console, server_line(result.info))
     ended = summary.stopped_by or "did not end by itself"
     _paragraph(console, f"run {clean(result.info.run_id)} · {seconds(summary.duration_s)} · {ended}", style="dim")
     _load(result, summary, parts, console)
-    _latency(parts, console)
-    _energy(result, summary, parts, console)
-    if notes := remarks(summary):
-        _heading(console, "Remarks")
-        for remark in notes:
-            _paragraph(console, f"- {remark}", indent=2, style="yellow")
+    _latency(summary, parts, console)
+    _energy(summary, parts, console)
     if folder is not None:
         console.print()
         _line(console, "run folder", str(folder))
         _line(console, "report", str(folder / "report.html"))
+
+
+_STYLES: dict[Status | None, str] = {"ok": "green", "warning": "yellow", "failed": "bold red", None: "dim"}
+
+
+def _verdict(summary: Summary, console: Console) -> None:
+    """Print the verdict, and below it whatever its checks have to say."""
+    status, remarks = summary.verdict.status, verdict_remarks(summary)
+    _paragraph(console, HEADLINES[status], style=_STYLES[status])
+    for remark in remarks:
+        _paragraph(console, f"- {remark.text}", style=_STYLES[remark.status])
 
 
 def _load(result: RunResult, summary: Summary, parts: list[RunPart], console: Console) -> None:
@@ -74,36 +83,43 @@ def _load(result: RunResult, summary: Summary, parts: list[RunPart], console: Co
     if kinds := summary.requests.by_error:
         _line(console, "failed", ", ".join(f"{n:,} {clean(kind)}" for kind, n in sorted(kinds.items()) if n))
     tokens = summary.tokens
-    _line(console, "tokens in", f"{count(tokens.input)}   {with_unit(tokens.input_per_s, '/s')}")
-    _line(console, "tokens out", f"{count(tokens.output)}   {with_unit(tokens.output_per_s, '/s')}")
+    _line(
+        console,
+        f"tokens in{mark(summary, 'tokens.input')}",
+        f"{count(tokens.input)}   {with_unit(tokens.input_per_s, '/s')}",
+    )
+    _line(
+        console,
+        f"tokens out{mark(summary, 'tokens.output')}",
+        f"{count(tokens.output)}   {with_unit(tokens.output_per_s, '/s')}",
+    )
     for fact in (*load_facts(summary), *engine_facts(result.info)):
         _line(console, fact.label, f"{fact.workload}: {fact.text}" if fact.workload else fact.text)
 
 
-def _latency(parts: list[RunPart], console: Console) -> None:
+def _latency(summary: Summary, parts: list[RunPart], console: Console) -> None:
     _heading(console, "Latency")
     table = _table("", "", "count", "mean", "p50", "p90", "p99", "max")
     table.columns[1].justify = "left"
-    previous = ""
-    for short, name, spread in latency_rows(parts):
-        values = (spread.mean, spread.p50, spread.p90, spread.p99, spread.max)
-        label = "" if short == previous else f"  {short}"
-        cells = [label, _name(name), count(spread.count), *(seconds(value) for value in values)]
-        table.add_row(*(Text(cell) for cell in cells))
-        previous = short
+    previous, rows = "", latency_rows(summary, parts)
+    for row in rows:
+        label = "" if row.label == previous else f"  {row.label}"
+        values = [row.cells[key] for key in ("mean", "p50", "p90", "p99", "max")]
+        table.add_row(*(Text(cell) for cell in (label, _name(row.part), row.counted, *values)))
+        previous = row.label or previous
     console.print(table)
+    if note := left_out_note(summary):
+        _paragraph(console, note, indent=2, style="dim")
+    if any("!" in row.label for row in rows):
+        _paragraph(console, MARKS_LEGEND, indent=2, style="dim")
 
 
-def _energy(result: RunResult, summary: Summary, parts: list[RunPart], console: Console) -> None:
+def _energy(summary: Summary, parts: list[RunPart], console: Console) -> None:
     energy = summary.energy
-    _heading(console, "Energy")
-    measured = energy.measured_joules is not None
-    if not energy.valid or not measured:
-        warning = "ENERGY NOT VALID" if measured else "NO ENERGY: nothing measured the joules of this run"
-        console.print(Text(warning, style="bold red"))
-        for reason in energy_reasons(result):
-            _paragraph(console, f"- {reason}", indent=2)
-    if not measured:
+    _heading(console, f"Energy{mark(summary, 'energy')}")
+    if note := energy_note(summary):
+        _paragraph(console, note, style="" if energy.measured_joules is None else "bold red")
+    if energy.measured_joules is None:
         return
     rows = [
         ("measured", energy.measured_joules),

@@ -6,8 +6,10 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
+from loadgen.results import metrics
 from loadgen.results.answer_checks import check_lengths, check_streaming, check_token_counts
 from loadgen.results.client_check import check_client
+from loadgen.results.energy_summary import imbalance_mj
 from loadgen.results.failure_limit import FailureLimit
 from loadgen.results.prefix_cache import prefix_cache
 from loadgen.results.saturation import check_server
@@ -21,8 +23,6 @@ if TYPE_CHECKING:
 
 _DEAD_AFTER = 3
 """This many last requests that all could not connect are a server that died."""
-_CUT_OFF = ("cancelled", "not_sent")
-"""Kinds of error that the end of the run makes, not the server."""
 
 
 def judge(result: RunResult, summary: Summary) -> Verdict:
@@ -79,8 +79,7 @@ def failures(result: RunResult, summary: Summary) -> Check:
 
     Requests that the end of an interrupted or killed run cut off or left unsent are not counted: see `finished`.
     """
-    stopped = summary.stopped_by != "completed"
-    judged = [record for record in result.records if not (stopped and record.error in _CUT_OFF)]
+    judged = metrics.judged(result.records, summary.stopped_by)
     failed = [record for record in judged if record.error is not None]
     if not failed:
         return Check(name="failures", status="ok" if judged else None)
@@ -113,20 +112,22 @@ def load(result: RunResult, summary: Summary) -> Check:
 def energy(result: RunResult, summary: Summary) -> Check:
     """Return whether the joules support claims.
 
-    No energy is nothing to judge when none was requested, or `auto` knew no source. It failed when a source was there
-    and gave nothing.
+    No energy is nothing to judge when none was requested, or when `auto` knew no source. It failed when there was a
+    source that gave nothing, or when the accounts do not add up, which is a bug of this program.
     """
-    energy = summary.energy
-    passed_over = cpu_alone(result.info)
-    if energy.valid:
+    accounts, passed_over = summary.energy, cpu_alone(result.info)
+    if imbalance := imbalance_mj(result.attribution):
+        reason: str | None = f"the accounts do not add up to what was measured: {imbalance:+,} mJ"
+        return Check(name="energy", status="failed", reason=reason, rows=["energy"])
+    if accounts.valid:
         return Check(name="energy", status="warning" if passed_over else "ok", reason=passed_over, rows=["energy"])
-    source = result.info.config.get("energy") or "none"
-    if energy.measured_joules is None and (source == "none" or (source == "auto" and not result.info.domains)):
-        reason = None if source == "none" else f"no energy was measured: {'; '.join(energy.reasons)}"
+    source, opened = result.info.config.get("energy"), bool(result.info.domains)
+    if accounts.measured_joules is None and (source == "none" or (source in ("auto", None) and not opened)):
+        reason = None if source == "none" else f"no energy was measured: {'; '.join(accounts.reasons)}"
         return Check(name="energy", status=None, reason=reason, rows=["energy"])
-    reasons = energy.reasons if passed_over is None else [*energy.reasons, passed_over]
-    reason = f"the energy is not valid: {'; '.join(reasons)}"
-    status: Status = "failed" if energy.measured_joules is None else "warning"
+    reasons = accounts.reasons if passed_over is None else [*accounts.reasons, passed_over]
+    status: Status = "failed" if accounts.measured_joules is None else "warning"
+    reason = f"the energy is not valid: {'; '.join(dict.fromkeys(reasons))}"
     return Check(name="energy", status=status, reason=reason, rows=["energy"])
 
 

@@ -12,7 +12,7 @@ from loadgen.energy.series import EnergySeries, outermost, series_by_domain
 from loadgen.results import metrics
 from loadgen.results.summary import Distribution, EnergySummary, SteadyState
 from loadgen.telemetry.engine_sample import counter_values
-from loadgen.units import MJ_PER_J, NS_PER_S, j_from_mj
+from loadgen.units import MJ_PER_J, NS_PER_S, energy_imbalance_mj, j_from_mj, mj_from_j
 
 if TYPE_CHECKING:
     from loadgen.attribution.shapley import RequestEnergy, RunAttribution
@@ -108,6 +108,25 @@ def summarize_energy(
         coefficients=msgspec.to_builtins(attribution.coefficients[0]) if len(attribution.coefficients) == 1 else None,
         **energy_shares(result.records, {share.index: share for share in attribution.requests}),
     )
+
+
+def accounts_mj(attribution: RunAttribution) -> dict[str, int]:
+    """Return account -> whole millijoules; prefill and decode are summed over the requests, not taken from a total."""
+    return {
+        "prefill": sum(mj_from_j(request.prefill_joules or 0.0) for request in attribution.requests),
+        "decode": sum(mj_from_j(request.decode_joules or 0.0) for request in attribution.requests),
+        "idle": attribution.idle_mj,
+        "unattributed": attribution.unattributed_mj,
+    }
+
+
+def imbalance_mj(attribution: RunAttribution | None) -> int:
+    """Return measured minus the sum of the accounts; anything but 0 is a bug. 0 when nothing was attributed."""
+    if attribution is None:
+        return 0
+    accounts = accounts_mj(attribution)
+    attributed_mj = accounts["prefill"] + accounts["decode"]
+    return energy_imbalance_mj(attribution.measured_mj, attributed_mj, accounts["idle"], accounts["unattributed"])
 
 
 def time_coverage(series: EnergySeries, start_ns: int, end_ns: int) -> float:

@@ -5,16 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.results.summary import Distribution, Goodput, LengthCheck, RequestCounts, TokenCounts
+from loadgen.results.summary import Distribution, Goodput, Latency, LengthCheck, RequestCounts, TokenCounts
 from loadgen.units import NS_PER_MS, NS_PER_S
 
 if TYPE_CHECKING:
-    from loadgen.record import RequestRecord
+    from loadgen.record import ErrorKind, RequestRecord
     from loadgen.workload.schedule import ScheduledRequest
 
+
+CUT_OFF: tuple[ErrorKind, ...] = ("cancelled", "not_sent")
+"""Kinds of error that the end of a run makes, not the server."""
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
 MAX_LENGTH_OFF = 0.01
 """Share by which the length of an answer may differ from the requested one."""
 MIN_GAP_NS = NS_PER_MS // 10
@@ -23,6 +28,14 @@ MIN_PROMPTS, MAX_ALIKE = 5, 1.5
 """Fewest prompts, and the largest ratio of their lengths, of which one count is plausible."""
 MIN_PIECE_TOKENS = 4
 """Shorter answers may come in one chunk from an engine that emits several tokens a step."""
+
+
+def judged(records: Sequence[RequestRecord], stopped_by: str | None) -> Sequence[RequestRecord]:
+    """Return the requests that had the chance to complete: in a run that was stopped, not those that the end cut off or
+    left unsent."""
+    if stopped_by == "completed":
+        return records
+    return [record for record in records if record.error not in CUT_OFF]
 
 
 def distribution(values: Iterable[float | None], scale: float = 1.0) -> Distribution:
@@ -43,6 +56,18 @@ def _consume(values: NDArray[np.floating[Any]], scale: float) -> Distribution:
 def distribution_s(values_ns: Iterable[float | None]) -> Distribution:
     """Return the distribution in seconds of durations in nanoseconds."""
     return distribution(values_ns, 1 / NS_PER_S)
+
+
+def latency_s(values_ns: Iterable[float | None], failed: int) -> Latency:
+    """Return the distribution in seconds of the latencies of completed requests, beside `failed` that had none."""
+    known = np.fromiter((value for value in values_ns if value is not None), dtype=np.float64)
+    ranks = np.sort(known)
+    reached: dict[str, Any] = {"left_out": failed}
+    for name, share in PERCENTILES.items():
+        rank = share * (len(ranks) + failed - 1)
+        value = float(np.interp(rank, np.arange(len(ranks)), ranks)) / NS_PER_S if 0 <= rank <= len(ranks) - 1 else None
+        reached[f"{name}_with_failures"] = value
+    return Latency(**msgspec.structs.asdict(_consume(known, 1 / NS_PER_S)), **reached)
 
 
 def inter_token_s(records: Sequence[RequestRecord]) -> Distribution:

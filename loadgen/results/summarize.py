@@ -24,6 +24,7 @@ from loadgen.results.summary import (
     EnergySummary,
     Goodput,
     Instrument,
+    Latency,
     Summary,
     WorkloadSummary,
 )
@@ -64,7 +65,7 @@ def span(result: RunResult) -> tuple[int, int]:
 def _summarize(result: RunResult, energy: EnergySummary, start_ns: int, duration_s: float) -> Summary:
     records = result.records
     lag = metrics.distribution_s(record.lag_ns for record in records)
-    latencies = _latencies(records)
+    latencies = _latencies(records, result.info.stopped_by)
     prompts_counted = metrics.prompts_are_counted(result.schedule, records)
     checks = {spec.workload: check_arrivals(result, spec) for spec in result.info.asked}
     arrivals = checks.get(None) or (combine_checks(result, checks) if checks else None)
@@ -88,7 +89,7 @@ def _summarize(result: RunResult, energy: EnergySummary, start_ns: int, duration
         by_workload={
             name: WorkloadSummary(
                 requests=metrics.request_counts(part),
-                **_latencies(part),
+                **_latencies(part, result.info.stopped_by),
                 tokens=metrics.token_counts(part, duration_s, prompts_counted),
                 goodput=_goodput(result.info.config, part, duration_s),
                 arrivals=checks.get(name),
@@ -112,26 +113,27 @@ def _accepted(result: RunResult) -> list[str]:
 
 
 class _Latencies(TypedDict):
-    ttft_s: Distribution
-    tpot_s: Distribution
+    ttft_s: Latency
+    tpot_s: Latency
     itl_s: Distribution
-    e2e_s: Distribution
-    response_s: Distribution
+    e2e_s: Latency
+    response_s: Latency
 
 
-def _latencies(records: Sequence[RequestRecord]) -> _Latencies:
+def _latencies(records: Sequence[RequestRecord], stopped_by: str | None) -> _Latencies:
     """Return the latencies of completed requests only: a request that failed fast is not a fast request.
 
     The times of tokens are not known where an answer came in one piece.
     """
     completed = [record for record in records if record.ok]
     streamed = [record for record in completed if not metrics.came_in_one_piece(record)]
+    failed = sum(not record.ok for record in metrics.judged(records, stopped_by))
     return {
-        "ttft_s": metrics.distribution_s(record.ttft_ns for record in streamed),
-        "tpot_s": metrics.distribution_s(record.tpot_ns for record in streamed),
+        "ttft_s": metrics.latency_s((record.ttft_ns for record in streamed), failed),
+        "tpot_s": metrics.latency_s((record.tpot_ns for record in streamed), failed),
         "itl_s": metrics.inter_token_s(streamed),
-        "e2e_s": metrics.distribution_s(record.e2e_ns for record in completed),
-        "response_s": metrics.distribution_s(record.response_ns for record in completed),
+        "e2e_s": metrics.latency_s((record.e2e_ns for record in completed), failed),
+        "response_s": metrics.latency_s((record.response_ns for record in completed), failed),
     }
 
 

@@ -21,6 +21,21 @@ class Distribution(msgspec.Struct, frozen=True, kw_only=True):
     max: float | None = None
 
 
+class Latency(Distribution, frozen=True, kw_only=True):
+    """Latencies of completed requests, and their percentiles if the failed ones are counted as infinitely late.
+
+    A percentile `_with_failures` is that of completed and failed requests together. It is None when it is not reached:
+    so many requests failed that it falls on one of them. Without failures it is the plain percentile.
+    """
+
+    left_out: int = 0
+    """Failed requests, which are in no other statistic. Requests that the end of the run cut off are in none at all."""
+    p50_with_failures: float | None = None
+    p90_with_failures: float | None = None
+    p95_with_failures: float | None = None
+    p99_with_failures: float | None = None
+
+
 class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
     scheduled: int
     sent: int
@@ -185,11 +200,11 @@ class WorkloadSummary(msgspec.Struct, frozen=True, kw_only=True):
     """One workload's share of the run. It has no idle or unattributed energy: those belong to no workload."""
 
     requests: RequestCounts
-    ttft_s: Distribution
-    tpot_s: Distribution
+    ttft_s: Latency
+    tpot_s: Latency
     itl_s: Distribution
-    e2e_s: Distribution
-    response_s: Distribution
+    e2e_s: Latency
+    response_s: Latency
     tokens: TokenCounts
     goodput: Goodput | None
     arrivals: ArrivalCheck | None = None
@@ -234,11 +249,11 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     server: ServerLoad | None = None
     """The load as the server coped with it. None if nothing was sent, or in an older version's folder."""
     schedule_lag_s: Distribution
-    ttft_s: Distribution
-    tpot_s: Distribution
+    ttft_s: Latency
+    tpot_s: Latency
     itl_s: Distribution
-    e2e_s: Distribution
-    response_s: Distribution
+    e2e_s: Latency
+    response_s: Latency
     tokens: TokenCounts
     lengths: LengthCheck | None
     goodput: Goodput | None

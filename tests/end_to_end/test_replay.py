@@ -276,7 +276,7 @@ def test_a_server_killed_in_mid_run_is_data(tmp_path: Path) -> None:
         server.kill()
         server.wait()
     process.communicate(timeout=40)
-    assert process.returncode == 0
+    assert process.returncode == 1
     summary = summary_of(run)
     assert summary.requests.completed + summary.requests.failed == 40
     assert set(summary.requests.by_error) <= {"connect", "truncated"}

@@ -5,15 +5,18 @@ import pytest
 
 from loadgen.report.run_facts import (
     Fact,
+    Remark,
     energy_cells,
     engine_facts,
     latency_rows,
     load_facts,
+    mark,
     parts_of,
-    remarks,
     request_cells,
+    verdict_remarks,
 )
 from loadgen.results.summary import Goodput, LengthCheck, Summary
+from loadgen.results.verdict import CHECKS, Check, Status, Verdict
 from support import sample_runs
 
 
@@ -53,18 +56,32 @@ def test_workloads_have_a_goodput_of_their_own_only_where_their_limits_differ() 
     assert not any(label == "goodput" for label, _ in facts(summary(goodput=None)))
 
 
+@pytest.mark.parametrize("status", [None, "ok", "warning", "failed"])
+def test_remarks_are_the_reasons_of_the_verdict_and_the_worst_stand_first(status: Status | None) -> None:
+    checks = [Check(name=name, status="ok") for name in CHECKS]
+    checks[0] = Check(name="finished", status=status, reason="it\x1b ended")
+    checks[7] = Check(name="token_counts", status="failed", reason="wrong")
+    told = verdict_remarks(summary(verdict=Verdict.of(checks)))
+    ended, wrong = Remark(status, "finished: it  ended"), Remark("failed", "token counts: wrong")
+    assert told == ([ended, wrong] if status == "failed" else [wrong, ended])
+
+
 @pytest.mark.parametrize(
-    ("stopped_by", "remark"),
+    ("row", "expected"),
     [
-        ("completed", None),
-        ("interrupted", "was interrupted"),
-        ("aborted", "was aborted"),
-        (None, "did not end by itself"),
+        ("energy", " !!"),
+        ("energy.mean_watts", " !!"),
+        ("tokens.output", " !"),
+        ("tokens", ""),
+        ("tokens.out", ""),
+        ("rate", ""),
     ],
 )
-def test_a_run_that_did_not_complete_says_how_it_ended(stopped_by: str | None, remark: str | None) -> None:
-    found = remarks(summary(stopped_by=stopped_by))
-    assert (found == []) if remark is None else (len(found) == 1 and remark in found[0])
+def test_a_row_has_the_mark_of_the_worst_check_that_touches_it(row: str, expected: str) -> None:
+    checks = [Check(name=name, status="ok") for name in CHECKS]
+    checks[0] = Check(name="finished", status="warning", reason="x", rows=["energy", "tokens.output"])
+    checks[9] = Check(name="energy", status="failed", reason="x", rows=["energy"])
+    assert mark(summary(verdict=Verdict.of(checks)), row) == expected
 
 
 def test_parts_are_the_run_and_then_its_workloads_if_there_are_several() -> None:
@@ -72,8 +89,11 @@ def test_parts_are_the_run_and_then_its_workloads_if_there_are_several() -> None
     assert [name for name, _ in parts_of(made)] == ["all", "chat", "code"]
     alone = msgspec.structs.replace(made, by_workload={"chat": made.by_workload["chat"]})
     assert [name for name, _ in parts_of(alone)] == ["all"]
-    assert [row[:2] for row in latency_rows(parts_of(alone))] == [
-        (short, "all") for short in ("TTFT", "TPOT", "ITL", "E2E", "Response")
+    marked = [(row.label, row.part) for row in latency_rows(alone, parts_of(alone))]
+    assert marked == [
+        pair
+        for short in ("TTFT", "TPOT", "ITL", "E2E", "Response")
+        for pair in ((f"{short} !!", "all"), *([] if short == "ITL" else [("", "+ failed")]))
     ]
 
 

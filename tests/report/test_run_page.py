@@ -13,6 +13,7 @@ from loadgen.errors import LoadgenError
 from loadgen.report import run_figures, run_page, svg
 from loadgen.report.markup import Markup, table, tag
 from loadgen.results.run_folder import RunResult
+from loadgen.results.verdict import CHECKS, Check, Status, Verdict
 from support import sample_runs
 
 VOID = {"meta", "br", "link", "img"}
@@ -95,7 +96,7 @@ def test_words_from_the_server_and_the_trace_are_text_not_markup() -> None:
         run_id=evil,
         by_workload={evil: summary.by_workload["chat"], "b" + evil: summary.by_workload["code"]},
         energy=msgspec.structs.replace(summary.energy, valid=False, reasons=[evil], source=evil, method=evil),
-        instrument=msgspec.structs.replace(summary.instrument, verdicts=[evil]),
+        verdict=Verdict.of([Check(name=name, status="failed", reason=evil, rows=[evil]) for name in CHECKS]),
     )
     info = msgspec.structs.replace(
         info, run_id=evil, config={"trace": evil, evil: [evil, {evil: evil}]}, server={"model": evil}, host={evil: evil}
@@ -105,14 +106,31 @@ def test_words_from_the_server_and_the_trace_are_text_not_markup() -> None:
     assert evil in Page(text).text
 
 
-@pytest.mark.parametrize(("kept", "unreliable"), [(True, False), (False, True), (None, False)])
-def test_unreliable_timing_is_in_the_verdict(kept: bool | None, unreliable: bool) -> None:
-    made = sample_runs.run()
+@pytest.mark.parametrize(
+    ("status", "kind", "head", "tile"),
+    [
+        ("ok", "good", "OK", "Time to first token"),
+        ("warning", "fair", "OK, with warnings", "Time to first token !"),
+        ("failed", "bad", "FAILED", "Time to first token !!"),
+    ],
+)
+def test_the_page_begins_with_the_verdict_and_marks_the_tiles_that_it_touches(
+    status: Status, kind: str, head: str, tile: str
+) -> None:
+    made = sample_runs.single()
     assert made.summary is not None
-    instrument = msgspec.structs.replace(made.summary.instrument, kept_time=kept)
-    text = run_page.render_run_page(replace(made, summary=msgspec.structs.replace(made.summary, instrument=instrument)))
-    assert ("Timing unreliable" in text) is unreliable
-    assert ('class="verdict bad"' in text) is unreliable
+    reason = None if status == "ok" else "the server stood still"
+    checks = [
+        Check(
+            name=n, status=status if n == "server" else "ok", reason=reason if n == "server" else None, rows=["ttft_s"]
+        )
+        for n in CHECKS
+    ]
+    summary = msgspec.structs.replace(made.summary, verdict=Verdict.of(checks))
+    text = run_page.render_run_page(replace(made, summary=summary))
+    assert f'<div class="verdict {kind}"><strong>{head}</strong>' in text
+    assert f"<dt>{tile}</dt>" in text
+    assert ("<li>server: the server stood still</li>" in text) is (status != "ok")
 
 
 def test_only_tag_makes_markup() -> None:
@@ -137,14 +155,14 @@ def test_accounts_that_do_not_add_up_are_said_first() -> None:
     made = sample_runs.run(num_requests=20)
     assert made.attribution is not None
     off = msgspec.structs.replace(made.attribution, idle_mj=made.attribution.idle_mj + 5)
-    page = Page(run_page.render_run_page(replace(made, attribution=off)))
-    assert "the accounts do not add up to what was measured: -5 mJ" in page.text
-    assert "Energy not valid" in page.text
+    page = Page(run_page.render_run_page(sample_runs.judged(replace(made, attribution=off))))
+    assert "FAILED energy: the accounts do not add up to what was measured: -5 mJ" in page.text
+    assert "ENERGY NOT VALID" in page.text
 
 
 def test_what_is_not_valid_says_so_and_shows_no_zero_for_unknown() -> None:
     page = page_of("without_energy")
-    assert "No energy in this report" in page.text
+    assert "No energy: nvml: libnvidia-ml.so.1" in page.text
     assert "libnvidia-ml.so.1 was not found" in page.text
     assert " 0 J" not in page.text
     assert "no request completed" in page_of("without_completions").text

@@ -7,10 +7,12 @@ import pytest
 from rich.console import Console
 
 from loadgen.errors import LoadgenError
-from loadgen.report.run_facts import failures
+from loadgen.report.format import seconds
+from loadgen.report.run_facts import MARKS_LEGEND, failures
 from loadgen.report.terminal import render_terminal
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summary import Distribution
+from loadgen.results.verdict import CHECKS, Check, Status, Verdict
 from support import sample_runs
 
 
@@ -44,15 +46,15 @@ def test_every_account_is_listed_with_its_share() -> None:
 
 
 def test_workloads_are_apart_and_only_when_there_are_several() -> None:
-    rows = [line.split() for line in printed(sample_runs.run()).splitlines()]
+    rows = [line.split() for line in printed(sample_runs.run(failing=0)).splitlines()]
     assert {row[1] for row in rows if row[:1] == ["TTFT"]} == {"chat"}
     assert sum(row[:1] == ["code"] for row in rows) == 1 + 5 + 1
     assert not any(row[:1] == ["chat"] for row in (line.split() for line in printed(sample_runs.single()).splitlines()))
 
 
-def test_no_energy_is_loud_and_gives_every_reason() -> None:
-    told = printed(sample_runs.without_energy())
-    assert "NO ENERGY" in told
+def test_no_energy_gives_every_reason_and_no_zero() -> None:
+    told = " ".join(printed(sample_runs.without_energy()).split())
+    assert "No energy" in told and "ENERGY NOT VALID" not in told
     assert "libnvidia-ml.so.1 was not found" in told and "permission denied" in told
     assert " 0 J" not in told and "0.000 J" not in told
 
@@ -61,19 +63,52 @@ def test_energy_that_is_not_valid_keeps_its_numbers_beside_the_warning() -> None
     made = sample_runs.single()
     assert made.summary is not None
     energy = msgspec.structs.replace(made.summary.energy, valid=False, reasons=["coverage 0.71: the meter had gaps"])
-    told = printed(replace(made, summary=msgspec.structs.replace(made.summary, energy=energy)))
+    told = printed(sample_runs.judged(replace(made, summary=msgspec.structs.replace(made.summary, energy=energy))))
     assert "ENERGY NOT VALID" in told and "coverage 0.71" in told and "measured" in told
+    assert told.splitlines()[2] == "OK, with warnings"
 
 
-def test_remarks_on_the_instrument_and_on_the_end_of_the_run() -> None:
+def judged_as(status: Status | None, reason: str | None, *rows: str) -> RunResult:
+    """A run with one request, whose `lengths` check alone has something to say."""
     made = sample_runs.single()
     assert made.summary is not None
-    instrument = msgspec.structs.replace(made.summary.instrument, verdicts=["schedule lag p99 is 31 ms"])
-    summary = msgspec.structs.replace(made.summary, instrument=instrument, stopped_by="interrupted")
-    told = printed(replace(made, summary=summary))
-    assert "schedule lag p99 is 31 ms" in told and "interrupted" in told
-    assert "Remarks" not in printed(made)
-    assert "no request completed" in printed(sample_runs.without_completions())
+    checks = [Check(name=n, status="ok" if n != "lengths" else status) for n in CHECKS]
+    checks[CHECKS.index("lengths")] = Check(name="lengths", status=status, reason=reason, rows=[*rows])
+    return replace(made, summary=msgspec.structs.replace(made.summary, verdict=Verdict.of(checks)))
+
+
+@pytest.mark.parametrize(
+    ("status", "reason", "head", "mark"),
+    [
+        ("ok", None, "OK", ""),
+        (None, "no length was counted", "OK", ""),
+        ("warning", "answers were short", "OK, with warnings", " !"),
+        ("failed", "answers were short", "FAILED", " !!"),
+    ],
+)
+def test_the_verdict_is_the_headline_and_its_reason_stands_below_it_and_its_rows_are_marked(
+    status: Status | None, reason: str | None, head: str, mark: str
+) -> None:
+    lines = printed(judged_as(status, reason, "e2e_s", "tokens.output")).splitlines()
+    assert lines[2] == head
+    assert (lines[3] == f"- lengths: {reason}") is (reason is not None)
+    rows = [" ".join(line.split()) for line in lines]
+    for label in (f"E2E{mark} all 1 ", f"tokens out{mark} ", "TTFT all 1 ", "tokens in "):
+        assert any(row.startswith(label) for row in rows), label
+    assert any(MARKS_LEGEND in line for line in lines) is bool(mark)
+
+
+def test_latencies_say_what_they_leave_out_and_how_they_look_with_it() -> None:
+    made = sample_runs.run()
+    assert made.summary is not None
+    lines = [" ".join(line.split()) for line in printed(made).splitlines()]
+    failed = made.summary.requests.failed
+    assert f"{failed} of 400 left out: failed. Rows `+ failed` count them as infinitely late (∞)." in lines
+    ttft = made.summary.ttft_s
+    row = next(i for i, line in enumerate(lines) if line.startswith("TTFT")) + 2  # after chat and code
+    assert f"all {400 - failed} of 400" in lines[row] and seconds(ttft.p99) in lines[row]
+    assert lines[row + 1] == f"+ failed 400 ∞ {seconds(ttft.p50_with_failures)} {seconds(ttft.p90_with_failures)} ∞ ∞"
+    assert "left out" not in printed(sample_runs.run(failing=0)) and "∞" not in printed(sample_runs.run(failing=0))
 
 
 @pytest.mark.parametrize(
@@ -83,7 +118,6 @@ def test_whether_the_timing_is_valid_is_shown(kept: bool | None, says: str) -> N
     told = printed(with_timekeeping(kept))
     assert says in next(line for line in told.splitlines() if line.startswith("  client"))
     assert "event loop late p50 300 µs" in " ".join(told.split())
-    assert ("TIMING UNRELIABLE" in "".join(told.splitlines()[:3])) is (kept is False)
 
 
 def with_timekeeping(kept: bool | None) -> RunResult:

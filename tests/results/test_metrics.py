@@ -154,3 +154,34 @@ def test_a_limit_holds_its_own_metric_up_to_the_limit(metric: str, limit_ms: flo
 
 def test_a_request_without_a_first_token_meets_no_limit_but_that_between_tokens() -> None:
     assert [metrics.meets_limit(UNSENT, metric, 1e9) for metric in ("ttft", "tpot", "e2el")] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    ("values_s", "failed", "with_failures"),
+    [
+        ([1.0, 2.0, 3.0], 0, (2.0, 2.8, 2.9, 2.98)),
+        ([1.0, 2.0, 3.0], 1, (2.5, None, None, None)),
+        ([1.0, 2.0, 3.0], 2, (3.0, None, None, None)),
+        ([1.0, 2.0, 3.0], 3, (None, None, None, None)),
+        (list(range(1, 100)), 2, (51.0, 91.0, 96.0, None)),
+        ([], 4, (None, None, None, None)),
+        ([], 0, (None, None, None, None)),
+    ],
+)
+def test_percentiles_with_failures_are_those_of_a_sample_whose_failures_are_infinite(
+    values_s: list[float], failed: int, with_failures: tuple[float | None, ...]
+) -> None:
+    made = metrics.latency_s([value * 1e9 for value in values_s], failed)
+    plain = metrics.distribution(values_s)
+    assert (made.count, made.p99) == (plain.count, plain.p99 and pytest.approx(plain.p99))
+    assert made.left_out == failed
+    found = [getattr(made, f"{name}_with_failures") for name in metrics.PERCENTILES]
+    assert found == [value if value is None else pytest.approx(value) for value in with_failures]
+
+
+@given(values=st.lists(st.floats(0, 1e12), min_size=1, max_size=60), failed=st.integers(0, 20))
+def test_failures_never_make_a_percentile_smaller(values: list[float], failed: int) -> None:
+    made = metrics.latency_s(values, failed)
+    for name in metrics.PERCENTILES:
+        worse = getattr(made, f"{name}_with_failures")
+        assert worse is None or worse >= getattr(made, name) * (1 - 1e-12)

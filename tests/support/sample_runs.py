@@ -10,12 +10,14 @@ from loadgen.attribution.shapley import RequestEnergy, RunAttribution
 from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.record import RequestRecord
+from loadgen.results.checks import judge
 from loadgen.results.run_folder import RunInfo, RunResult
 from loadgen.results.summary import (
     Distribution,
     EnergySummary,
     Goodput,
     Instrument,
+    Latency,
     LengthCheck,
     Rate,
     RequestCounts,
@@ -217,7 +219,15 @@ def with_summary(result: RunResult, rps: float | None) -> RunResult:
             for field in ("requests", "ttft_s", "tpot_s", "itl_s", "e2e_s", "response_s", "tokens", "goodput")
         },
     )
-    return replace(result, summary=summary)
+    return judged(replace(result, summary=summary))
+
+
+def judged(result: RunResult) -> RunResult:
+    """Return `result` with the verdict that its summary and its records give."""
+    assert result.summary is not None
+    verdict = judge(result, result.summary)
+    instrument = msgspec.structs.replace(result.summary.instrument, verdicts=verdict.reasons)
+    return replace(result, summary=msgspec.structs.replace(result.summary, verdict=verdict, instrument=instrument))
 
 
 def _part(records: list[RequestRecord], attribution: RunAttribution | None, duration_s: float) -> WorkloadSummary:
@@ -236,11 +246,11 @@ def _part(records: list[RequestRecord], attribution: RunAttribution | None, dura
             failed=len(errors),
             by_error={kind: errors.count(kind) for kind in sorted(set(errors))},
         ),
-        ttft_s=_spread(done, lambda r: r.ttft_ns),
-        tpot_s=_spread(done, lambda r: r.tpot_ns),
+        ttft_s=_spread(done, lambda r: r.ttft_ns, len(errors)),
+        tpot_s=_spread(done, lambda r: r.tpot_ns, len(errors)),
         itl_s=_values([gap / 1e9 for r in done for gap in np.diff(r.chunk_ns)]),
-        e2e_s=_spread(done, lambda r: r.e2e_ns),
-        response_s=_spread(done, lambda r: r.response_ns),
+        e2e_s=_spread(done, lambda r: r.e2e_ns, len(errors)),
+        response_s=_spread(done, lambda r: r.response_ns, len(errors)),
         tokens=TokenCounts(
             input=tokens_in,
             output=tokens_out,
@@ -265,7 +275,7 @@ def _part(records: list[RequestRecord], attribution: RunAttribution | None, dura
 def _energy_summary(result: RunResult, everything: WorkloadSummary) -> EnergySummary:
     found = result.attribution
     if found is None:
-        return EnergySummary(valid=False, reasons=["no energy source: nothing measured the joules of this run"])
+        return EnergySummary(valid=False, reasons=result.info.energy_reasons or ["no energy was measured"])
     duration_s = (found.end_ns - found.start_ns) / 1e9
     return EnergySummary(
         valid=True,
@@ -308,8 +318,17 @@ def _lengths(result: RunResult) -> LengthCheck | None:
     )
 
 
-def _spread(records: list[RequestRecord], value_ns: Callable[[RequestRecord], float | None]) -> Distribution:
-    return _values([ns / 1e9 for r in records if (ns := value_ns(r)) is not None])
+def _spread(
+    records: list[RequestRecord], value_ns: Callable[[RequestRecord], float | None], failed: int = 0
+) -> Latency:
+    values = sorted(ns / 1e9 for r in records if (ns := value_ns(r)) is not None)
+    names = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+    ranks = {name: share * (len(values) + failed - 1) for name, share in names.items()}
+    reached = {
+        name: float(np.interp(r, range(len(values)), values)) for name, r in ranks.items() if 0 <= r <= len(values) - 1
+    }
+    plain = {field: getattr(_values(values), field) for field in Distribution.__struct_fields__}
+    return Latency(**plain, left_out=failed, **{f"{name}_with_failures": v for name, v in reached.items()})
 
 
 def _values(values: list[float]) -> Distribution:
