@@ -52,6 +52,19 @@ def test_a_closed_request_adds_its_energy_tokens_and_times() -> None:
     assert account.ttft.exemplars[TTFT_BOUNDS_S.index(0.2)] == Exemplar("run-1", 0.2)
 
 
+@pytest.mark.parametrize(
+    ("input_tokens", "output_tokens", "totals", "without"),
+    [(None, 50, (0, 50), (1, 0)), (100, None, (100, 0), (0, 1)), (0, 0, (0, 0), (0, 0)), (None, None, (0, 0), (1, 1))],
+)
+def test_requests_whose_tokens_no_span_tells_are_counted_apart(
+    input_tokens: int | None, output_tokens: int | None, totals: tuple[int, int], without: tuple[int, int]
+) -> None:
+    account = Accounts().of(REQUEST)
+    account.close(OpenRequest(changed(REQUEST, input_tokens=input_tokens, output_tokens=output_tokens)))
+    assert (account.input_tokens, account.output_tokens) == totals
+    assert (account.without_input_tokens, account.without_output_tokens) == without
+
+
 def test_a_failed_request_costs_energy_and_has_no_times() -> None:
     accounts, entry = Accounts(), OpenRequest(changed(REQUEST, ok=False, output_tokens=None))
     accounts.charge(entry, 5, 0)

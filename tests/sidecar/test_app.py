@@ -38,6 +38,7 @@ from loadgen.sidecar.watermark import AllowedLateness
 from loadgen.simulator.app import ServerOptions, running_simulator
 from loadgen.telemetry import otlp_export
 from loadgen.telemetry.otlp_export import SpanSender
+from loadgen.telemetry.traceparent import traceparent
 from loadgen.units import NS_PER_S
 from telemetry.test_otlp_parse import VLLM, trace
 
@@ -106,9 +107,9 @@ def completed(one: Sidecar, requests: int) -> Callable[[], bool]:
     return lambda: sum(account.completed for account in one.page.ledger.accounts.values()) == requests
 
 
-async def ask(session: aiohttp.ClientSession, engine: str, output: int) -> int:
+async def ask(session: aiohttp.ClientSession, engine: str, output: int, headers: dict[str, str] | None = None) -> int:
     body = {"model": "llama-3.1-8b", "prompt": "Say it", "max_tokens": output, "ignore_eos": True}
-    async with session.post(engine + "/v1/completions", json=body) as response:
+    async with session.post(engine + "/v1/completions", json=body, headers=headers) as response:
         assert response.status == 200
         return len(await response.read())
 
@@ -152,6 +153,23 @@ async def test_an_engine_that_sends_spans_needs_no_client_that_does() -> None:
         assert engine.player.spans is not None
         assert (engine.player.spans.sent, engine.player.spans.lost) == (1, 0)
         await until(one, completed(one, 1))
+
+
+@live
+async def test_a_clients_and_an_engines_span_of_one_trace_are_one_request() -> None:
+    async with sidecar() as (one, url, _, session):
+        traced = ServerOptions(port=0, otlp_traces_endpoint=url + "/v1/traces")
+        async with running_simulator(traced) as (_, address):
+            start_ns = time.monotonic_ns()
+            await ask(session, address, 30, {"traceparent": traceparent("run-0")})  # no request id
+            sent = record(0, start_ns, time.monotonic_ns(), 30)
+        with SpanSender(url, "run", "llama-3.1-8b") as sender:
+            sender.add(sent)
+            await asyncio.to_thread(sender.__exit__)
+        await until(one, completed(one, 1))
+        assert one.page.ledger.merged == 1
+        (account,) = (account for account in one.page.ledger.accounts.values() if account.completed)
+        assert (account.output_tokens, account.input_tokens) == (30, 4)
 
 
 @live

@@ -9,14 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.record import RequestRecord
+from loadgen.sidecar import ledger as books
 from loadgen.sidecar import span_join
 from loadgen.sidecar.accounts import OpenRequest
-from loadgen.sidecar.ledger import Ledger
+from loadgen.sidecar.ledger import Ledger, Snapshot
 from loadgen.sidecar.span_join import SpanJoin, joined
-from loadgen.telemetry.otlp_parse import RequestSpan
+from loadgen.telemetry.otlp_export import export_records
+from loadgen.telemetry.otlp_parse import RequestSpan, parse_spans
 from loadgen.telemetry.traceparent import span_ids
-from loadgen.units import NS_PER_S
+from loadgen.units import NS_PER_MS, NS_PER_S
+from support.tgi_spans import tgi_request
 
 GPU = EnergyDomain(name="gpu:0", source="simulated", uuid="GPU-0")
 WORLD = b"\x01" * 16
@@ -222,6 +227,82 @@ def test_a_request_is_counted_once_however_late_its_other_spans_are(
         ledger.commit(now_ns)
     assert completed(ledger) == len(rows)
     assert ledger.snapshot(0).open_requests == 0
+
+
+def test_the_first_token_of_a_trace_is_that_of_its_first_request_alone() -> None:
+    ledger = Ledger([GPU])
+    ledger.add_first_tokens([(WORLD, 13 * NS_PER_S), (WORLD, 12 * NS_PER_S), (b"\x02" * 16, NS_PER_S)])
+    silent: dict[str, object] = {"first_token_ns": None, "trace_id": WORLD}
+    spans = [
+        engines("a", 10, 20, **silent),
+        engines("b", 10, 20, **silent),
+        engines("c", 10, 20, first_token_ns=None, trace_id=b"\x02" * 16),
+        engines("d", 10, 20, first_token_ns=None, trace_id=b""),
+        engines("e", 10, 20),
+    ]
+    for span in spans:
+        ledger.add_span(span, 20 * NS_PER_S)
+    firsts = [entry.request.first_token_ns for entry in ledger._open.values()]
+    assert firsts == [12 * NS_PER_S, None, None, None, 11 * NS_PER_S], "c's would lie before it"
+
+
+def test_first_tokens_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(books, "MAX_FIRST_TOKENS", 3)
+    ledger = Ledger([GPU])
+    ledger.add_first_tokens((bytes([k]) * 16, k) for k in range(10))
+    assert list(ledger._first_tokens.values()) == [7, 8, 9]
+
+
+WALL_NS = 1_790_000_000 * NS_PER_S
+TGI_SIDES = {"engine": (True, False), "client": (False, True), "both": (True, True)}
+
+
+def tgi_books(engine: bool, client: bool) -> Snapshot:
+    """24 requests of 900 prompt tokens and 80 output tokens to TGI, one a second, at 300 W."""
+    arrivals: list[tuple[int, bytes]] = []
+    for index in range(24):
+        start_ns = (2 + index) * NS_PER_S
+        end_ns = start_ns + NS_PER_S - 10 * NS_PER_MS
+        if engine:
+            parts, request = tgi_request(span_ids(f"run-{index}"), WALL_NS + start_ns)
+            arrivals += [(end_ns + NS_PER_S, parts), (end_ns + 2 * NS_PER_S, request)]
+        if client:
+            record = RequestRecord(
+                index=index, workload="chat", scheduled_ns=start_ns, sent_ns=start_ns - 300_000,
+                first_token_ns=start_ns + 200 * NS_PER_MS, last_token_ns=end_ns, finished_ns=end_ns, input_tokens=900,
+                output_tokens=80,
+            )  # fmt: skip
+            arrivals.append((end_ns + NS_PER_S, export_records("run", "org/model", [record], Anchor(WALL_NS, 0))))
+    arrivals.sort(key=lambda arrival: arrival[0])
+    ledger = Ledger([GPU], model="org/model")
+    for tenth in range(64 * 10):
+        now_ns = tenth * NS_PER_S // 10
+        ledger.add_energy([EnergySample(now_ns + 1, "gpu:0", 30.0 * tenth)])
+        if tenth % 10:
+            continue
+        running = 2 * NS_PER_S <= now_ns < 26 * NS_PER_S
+        ended = min(max(tenth // 10 - 2, 0), 24)  # TGI counts tokens when their request ends
+        ledger.add_engine_sample({"t_ns": now_ns, "running": float(running), "generation_tokens": 80.0 * ended})
+        while arrivals and arrivals[0][0] <= now_ns:
+            parsed = parse_spans(arrivals.pop(0)[1])
+            ledger.add_first_tokens((trace_id, t_ns - WALL_NS) for trace_id, t_ns in parsed.first_tokens.items())
+            for span in parsed.spans:
+                ledger.add_span(span.moved(lambda t_ns: t_ns - WALL_NS), now_ns)
+        ledger.commit(now_ns)
+    return ledger.snapshot(now_ns)
+
+
+@pytest.mark.parametrize("sides", TGI_SIDES)
+def test_tgis_requests_are_counted_once_with_or_without_their_clients_spans(sides: str) -> None:
+    snapshot = tgi_books(*TGI_SIDES[sides])
+    workload = "unlabelled" if sides == "engine" else "chat"
+    account = snapshot.accounts["org/model", workload]
+    assert (account.completed, account.output_tokens, snapshot.merged) == (24, 1920, 24 if sides == "both" else 0)
+    assert (account.input_tokens, account.without_input_tokens) == ((0, 24) if sides == "engine" else (21_600, 0))
+    assert account.ttft.sum / sum(account.ttft.counts) == pytest.approx(0.2, abs=0.001)
+    joules = (account.prefill_mj + account.decode_mj) / 1000
+    assert joules / account.output_tokens == pytest.approx(300 * 24 * 0.99 / 1920, rel=0.02)
+    assert sum(other.completed for other in snapshot.accounts.values()) == 24
 
 
 @pytest.mark.parametrize("late_side", ["client", "engine"])

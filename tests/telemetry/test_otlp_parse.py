@@ -22,8 +22,9 @@ from loadgen.telemetry.otlp_parse import (
     parse_spans,
     rust_seconds,
 )
-from loadgen.telemetry.traceparent import span_ids
+from loadgen.telemetry.traceparent import SpanIds, span_ids
 from loadgen.units import NS_PER_MS, NS_PER_S
+from support.tgi_spans import rust, tgi_request
 
 START_NS = 1_790_000_000 * NS_PER_S
 
@@ -89,6 +90,87 @@ def test_tgi_tells_durations_as_text_and_tokens_by_division() -> None:
     assert span.first_token_ns is None, "the mean time per token says nothing of the first"
 
 
+def test_tgis_spans_of_tokens_and_steps_are_no_requests_and_tell_the_first_token_of_each_trace() -> None:
+    traces = [span_ids(f"run-{k}") for k in range(2)]
+    spoken = [tgi_request(ids, START_NS + k, queue_s=1.5, prefill_s=0.7, tokens=3) for k, ids in enumerate(traces)]
+    for k, (parts, request) in enumerate(spoken):
+        parsed = parse_spans(parts)
+        assert (parsed.spans, parsed.dropped) == ([], {"not_a_request": 9})
+        assert parsed.first_tokens == {traces[k].trace_id: START_NS + k + 2200 * NS_PER_MS}
+        span = one(request)
+        assert (span.parent_id, span.trace_id, span.output_tokens) == (traces[k].span_id, traces[k].trace_id, 3)
+        assert span.prefill_ns == START_NS + k + 1500 * NS_PER_MS
+    together = parse_spans(b"".join(part for parts in reversed(spoken) for part in parts))
+    assert (len(together.spans), len(together.first_tokens), together.dropped.total()) == (2, 2, 18)
+
+
+@pytest.mark.parametrize("tokens", [1, 2, 3, 7, 80, 3000])
+def test_tgis_tokens_are_exact(tokens: int) -> None:
+    inference_s = 0.2 + 0.01 * (tokens - 1)
+    times = {"inference_time": rust(inference_s), "time_per_token": rust(inference_s / tokens)}
+    assert one(trace("generate", times)).output_tokens == tokens
+
+
+def test_a_request_of_another_kind_is_not_dropped_for_its_name() -> None:
+    assert one(trace("prefill", VLLM)).output_tokens == 20
+
+
+SGLANG = {
+    "rid": "5f1a", "module": "sglang::request", "gen_ai.request.id": "5f1a", "gen_ai.usage.prompt_tokens": 100,
+    "gen_ai.usage.completion_tokens": 20, "gen_ai.usage.cached_tokens": 64, "gen_ai.response.model": "m",
+    "gen_ai.latency.time_to_first_token": 0.5, "gen_ai.latency.time_in_model_prefill": 0.49,
+    "gen_ai.latency.time_in_queue": 0.3,
+}  # fmt: skip
+TENSORRT_LLM = {
+    "gen_ai.request.id": "7", "gen_ai.usage.prompt_tokens": 100, "gen_ai.usage.completion_tokens": 20,
+    "gen_ai.latency.time_to_first_token": 0.5, "gen_ai.latency.time_in_queue": 0.3,
+    "gen_ai.latency.kv_cache_transfer_time": 0.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("name", "attributes", "cached"), [("Req 5f1a", SGLANG, 64), ("llm_request", TENSORRT_LLM, None)]
+)
+def test_a_prefill_begins_after_the_queue_also_where_the_engine_counts_the_queue_as_prefill(
+    name: str, attributes: dict[str, Any], cached: int | None
+) -> None:
+    span = one(trace(name, attributes))
+    assert (span.input_tokens, span.output_tokens, span.cached_tokens) == (100, 20, cached)
+    assert (span.prefill_ns - START_NS, (span.first_token_ns or 0) - START_NS) == (300 * NS_PER_MS, 500 * NS_PER_MS)
+
+
+@pytest.mark.parametrize("name", ["Req 5f1a", "scheduler [TP 0]", "decode_loop", "request_process", "Overall Loading"])
+def test_other_spans_of_engines_are_no_requests(name: str) -> None:
+    attributes = {"tp_rank": 0, "pid": 7, "thread_label": "scheduler", "code.function.name": "load_model"}
+    assert parse_spans(trace(name, attributes)) == ([], {"not_a_request": 1}, {})
+
+
+@pytest.mark.parametrize(
+    ("trace_id", "span_id", "parent_id"),
+    [
+        (bytes(16), bytes(8), bytes(8)),
+        (b"", b"", b""),
+        (b"t" * 15, b"s" * 7, b"p" * 9),
+        (b"t" * 1_000_000, b"s" * 1_000_000, b"p" * 1_000_000),
+    ],
+)
+def test_ids_that_are_none_join_nothing(trace_id: bytes, span_id: bytes, parent_id: bytes) -> None:
+    request = ExportTraceServiceRequest.FromString(trace("llm_request", {"gen_ai.usage.completion_tokens": 3}))
+    ours = request.resource_spans[0].scope_spans[0].spans[0]
+    ours.trace_id, ours.span_id, ours.parent_span_id = trace_id, span_id, parent_id
+    other = request.resource_spans[0].scope_spans[0].spans.add()
+    other.CopyFrom(ours)
+    other.end_time_unix_nano += 1
+    first, second = parse_spans(request.SerializeToString()).spans
+    assert (first.trace_id, first.span_id, first.parent_id) == (b"", b"", b"")
+    assert first.key != second.key and len(first.key) < MAX_TEXT
+
+
+def test_a_token_in_no_trace_is_nobodys_first() -> None:
+    parts, _ = tgi_request(SpanIds(bytes(16), b"s" * 8), START_NS, tokens=2)
+    assert parse_spans(parts).first_tokens == {}
+
+
 def test_loadgens_own_spans_come_back_as_they_were() -> None:
     record = RequestRecord(
         index=7, workload="code", scheduled_ns=0, sent_ns=1000, first_token_ns=501_000, last_token_ns=900_000,
@@ -139,7 +221,15 @@ def test_any_bytes_are_a_trace_or_malformed(body: bytes) -> None:
 
 @pytest.mark.parametrize(
     ("engines", "clients"),
-    [("chatcmpl-a-7", "a-7"), ("cmpl-a-7-0", "a-7"), ("a-7", "a-7"), ("cmpl-x", "cmpl-x")],
+    [
+        ("chatcmpl-a-7", "a-7"),
+        ("0_chatcmpl-a-7", "a-7"),
+        ("1_cmpl-a-7-0", "a-7"),
+        ("0_a", "0_a"),
+        ("cmpl-a-7-0", "a-7"),
+        ("a-7", "a-7"),
+        ("cmpl-x", "cmpl-x"),
+    ],
 )
 def test_the_clients_id_is_found_in_the_engines(engines: str, clients: str) -> None:
     assert join_key(engines) == clients
@@ -213,6 +303,9 @@ def test_a_span_lasts_from_nothing_to_a_day(start_ns: int, end_ns: int, valid: b
         ({"gen_ai.latency.time_to_first_token": 0.5, "gen_ai.latency.time_in_model_prefill": 0.7}, 0.0, 0.5),
         ({"gen_ai.latency.time_to_first_token": 9.0}, 0.0, 2.0),
         ({"gen_ai.latency.time_in_model_prefill": 0.2}, 0.0, None),
+        ({"gen_ai.latency.time_in_queue": 0.2}, 0.2, None),
+        ({"gen_ai.latency.time_in_queue": 9.0}, 2.0, None),
+        ({"gen_ai.latency.time_to_first_token": 0.5, "gen_ai.latency.time_in_queue": 0.7}, 0.5, 0.5),
     ],
 )
 def test_phases_stay_inside_their_span(
