@@ -1,8 +1,20 @@
 """loadgen compare: set run folders side by side, and check them against limits."""
 
 from pathlib import Path
+from typing import Any
 
 import click
+
+
+class _Allowed(click.ParamType[str]):
+    """A kind of objection; the choices are loaded only when the option is used."""
+
+    name = "what"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from loadgen.report.comparability import ALLOWED
+
+        return click.Choice(ALLOWED).convert(value, param, ctx)
 
 
 @click.command()
@@ -10,9 +22,20 @@ import click
 @click.option(
     "--fail-if", "gates", multiple=True, metavar="EXPR", help="Exit 1 if EXPR holds or is unknown. Repeatable."
 )
+@click.option(
+    "--allow",
+    "allowed",
+    multiple=True,
+    type=_Allowed(),
+    metavar="WHAT",
+    help="Compare runs that are unfinished, failed or different all the same, or that differ in the rate, seed, model, "
+    "... that is named in the refusal. Repeatable.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print every number of every run as JSON.")
 @click.pass_context
-def compare(ctx: click.Context, runs: tuple[Path, ...], gates: tuple[str, ...], as_json: bool) -> None:
+def compare(
+    ctx: click.Context, runs: tuple[Path, ...], gates: tuple[str, ...], allowed: tuple[str, ...], as_json: bool
+) -> None:
     """Compare run folders: each metric of each run, its ratio to that of the first run, and the difference.
 
     EXPR is a path into summary.json, a comparison, and a number or a change from the first run. The runs after the
@@ -21,15 +44,23 @@ def compare(ctx: click.Context, runs: tuple[Path, ...], gates: tuple[str, ...], 
     \b
     --fail-if 'energy.joules_per_output_token>+3%'
     --fail-if 'ttft_s.p99>0.5'
+
+    Runs that did not finish, that failed, or of which different things were asked are refused, each reason in one line.
+    Exit status: 0 compared, and every gate passed; 1 a gate failed; 2 refused, or invalid input.
     """
     import msgspec
     from rich.console import Console
 
     from loadgen.report import compare as view
+    from loadgen.report.comparability import objections
     from loadgen.report.run_facts import summary_of
     from loadgen.results.summarize import load_run
 
     results = [load_run(run) for run in runs]
+    if refusals := objections(results, view.letters(len(results)), allowed):
+        for refusal in refusals:
+            click.echo(f"loadgen: {refusal.text} (--allow {refusal.kind} compares all the same)", err=True)
+        ctx.exit(2)
     summaries = [summary_of(result) for result in results]
     paths = view.known_paths(summaries)
     verdicts = [v for text in gates for v in view.check_gate(view.parse_gate(text, paths), summaries)]

@@ -19,7 +19,7 @@ from rich.text import Text
 from loadgen.errors import LoadgenError
 from loadgen.record import ErrorKind
 from loadgen.report.format import UNKNOWN, clean, joules, number, seconds
-from loadgen.report.run_facts import is_simulated, summary_of, title
+from loadgen.report.run_facts import HEADLINES, is_simulated, summary_of, title, verdict_remarks
 from loadgen.results.summary import Summary, WorkloadSummary
 
 if TYPE_CHECKING:
@@ -203,6 +203,7 @@ def as_json(results: Sequence[RunResult], verdicts: Sequence[Verdict] = ()) -> d
     rows = compare_runs(summaries, known_paths(summaries))
     return {
         "runs": [summary.run_id for summary in summaries],
+        "verdicts": [summary.verdict.status for summary in summaries],
         "metrics": {path: [msgspec.to_builtins(cell) for cell in cells] for path, cells in rows.items()},
         "gates": [
             {
@@ -220,19 +221,22 @@ def as_json(results: Sequence[RunResult], verdicts: Sequence[Verdict] = ()) -> d
 def render_comparison(results: Sequence[RunResult], console: Console, verdicts: Sequence[Verdict] = ()) -> None:
     """Print the runs, a table with ratios and differences to the first of them, and the verdicts."""
     summaries = [summary_of(result) for result in results]
-    for letter, result, summary in zip(_letters(len(results)), results, summaries, strict=True):
+    for letter, result, summary in zip(letters(len(results)), results, summaries, strict=True):
         simulated = "   SIMULATED" if is_simulated(result.info) else ""
         line = f"{title(result.info, summary)}   {clean(summary.run_id)}{simulated}"
         console.print(Text.assemble((f"{letter}  ", "bold"), line))
-        if not summary.energy.valid:
-            console.print(Text(f"   energy not valid: {clean('; '.join(summary.energy.reasons))}", style="red"))
+        ended = summary.stopped_by or "did not end by itself"
+        rates = f"{number(summary.rate.achieved_rps)} requests/s sent, {number(summary.rate.requested_rps)} requested"
+        console.print(Text(f"   {ended} · {rates} · {HEADLINES[summary.verdict.status]}"))
+        for remark in verdict_remarks(summary):
+            console.print(Text(f"   - {remark.text}", style="red" if remark.status == "failed" else "yellow"))
     if len({is_simulated(result.info) for result in results}) > 1:
         console.print(Text("Simulated and measured runs are side by side.", style="bold yellow"))
     console.print()
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("", overflow="fold")
     table.add_column("A", justify="right", no_wrap=True)
-    for letter in _letters(len(results))[1:]:
+    for letter in letters(len(results))[1:]:
         for heading in (letter, f"{letter}/A", f"{letter}−A"):
             table.add_column(heading, justify="right", no_wrap=True)
     for path, cells in compare_runs(summaries, metrics(summaries)).items():
@@ -264,7 +268,7 @@ def quantity(path: str, value: float | None) -> str:
 
 def describe_verdict(verdict: Verdict) -> str:
     """Return a line such as "FAILED ttft_s.p99>0.5: B has 0.61"."""
-    gate, run = verdict.gate, _letters(verdict.run + 1)[-1]
+    gate, run = verdict.gate, letters(verdict.run + 1)[-1]
     head = "FAILED" if verdict.failed else "passed"
     if verdict.value is None or verdict.limit is None:
         return f"{head} {gate.text}: {run} or its baseline is unknown"
@@ -272,5 +276,6 @@ def describe_verdict(verdict: Verdict) -> str:
     return f"{head} {gate.text}: {run} has {quantity(gate.path, verdict.value)}{limit}"
 
 
-def _letters(n: int) -> list[str]:
+def letters(n: int) -> list[str]:
+    """Return the names of n runs: A, B, C, ..."""
     return [chr(ord("A") + i) if i < 26 else f"R{i + 1}" for i in range(n)]

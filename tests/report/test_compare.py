@@ -128,7 +128,8 @@ def test_the_table_fits_and_warns_of_what_cannot_be_compared() -> None:
     told = out.getvalue()
     assert max(len(line) for line in told.splitlines()) <= 80
     assert "Simulated and measured runs are side by side." in told
-    assert "energy not valid: nvml: libnvidia-ml.so.1" in told
+    assert "energy: no energy was measured: nvml: libnvidia-ml.so.1" in " ".join(told.split())
+    assert "completed · 3.58 requests/s sent, 4.00 requested · FAILED" in told
     row = next(line for line in told.splitlines() if line.startswith("energy.mean_watts"))
     assert row.split()[2:] == ["-", "-", "-"]
 
@@ -148,10 +149,11 @@ def written(path: Path, made: RunResult) -> str:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> dict[str, str]:
+    run = sample_runs.run(num_requests=30, failing=0)
     made = {
-        "a": sample_runs.run(num_requests=30),
-        "b": sample_runs.run(num_requests=30, seed=8),
-        "dark": sample_runs.without_energy(),
+        "a": run,
+        "b": replace(run, energy=run.energy[: len(run.energy) // 2]),
+        "dark": replace(run, info=msgspec.structs.replace(run.info, domains=[]), energy=[]),
     }
     return {name: written(tmp_path / name, result) for name, result in made.items()}
 
@@ -179,6 +181,16 @@ def test_compare_as_json(folders: dict[str, str]) -> None:
     assert done.exit_code == 1
     assert told["metrics"]["energy.mean_watts"][1] == {"value": None, "ratio": None, "difference": None}
     assert told["gates"][0]["failed"] is True and told["gates"][0]["value"] is None
+
+
+def test_report_of_a_folder_without_its_records_is_refused_and_keeps_its_summary(folders: dict[str, str]) -> None:
+    folder = Path(folders["a"])
+    assert CliRunner().invoke(cli, ["report", str(folder)]).exit_code == 0
+    (folder / "records.jsonl").unlink()
+    before = (folder / "summary.json").read_bytes()
+    done = CliRunner().invoke(cli, ["report", str(folder)])
+    assert isinstance(done.exception, LoadgenError) and "has no records.jsonl" in str(done.exception)
+    assert (folder / "summary.json").read_bytes() == before
 
 
 def test_report_makes_what_is_derived_anew_and_touches_nothing_that_was_recorded(folders: dict[str, str]) -> None:
