@@ -9,7 +9,6 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable
-from contextlib import suppress
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
@@ -122,13 +121,16 @@ class BlockingClient:
             stream.sent_ns = monotonic_ns()
             sock.settimeout(_remaining_s(deadline_ns))
             sock.sendall(request)
-            while not response.complete and not stream.is_done:
-                _read(sock, response, deadline_ns)
-            if not response.complete:
-                end_ns = min(deadline_ns, monotonic_ns() + round(GRACE_S * NS_PER_S))
-                with suppress(OSError, *PROTOCOL_ERRORS):
-                    while not response.complete:
-                        _read(sock, response, end_ns)
+            grace_ns: int | None = None
+            while not response.complete:
+                try:
+                    _read(sock, response, grace_ns or deadline_ns)
+                except (OSError, *PROTOCOL_ERRORS):
+                    if not stream.is_done:
+                        raise
+                    break
+                if stream.is_done and grace_ns is None:
+                    grace_ns = min(deadline_ns, monotonic_ns() + round(GRACE_S * NS_PER_S))
         except BaseException:  # a greenlet that is killed closes its connection, so that the server stops generating
             sock.close()
             raise

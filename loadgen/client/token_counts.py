@@ -61,17 +61,19 @@ async def vocabularies(
             # The chat template's overhead is what the server counts beyond a prompt of known length.
             bare = measure_vocabulary(kind, counts, overhead=0)
             total = await input_tokens(bare.prompt(PROBE_TOKENS, Draws(PROBE_KEY)))
-            vocabulary_of[kind] = bare if total is None else replace(bare, overhead=total - PROBE_TOKENS)
+            known = total is not None and total > PROBE_TOKENS // 2  # less is no count of a prompt of PROBE_TOKENS
+            vocabulary_of[kind] = replace(bare, overhead=total - PROBE_TOKENS) if total and known else bare
         else:
             vocabulary_of[kind] = await _estimate(kind, input_tokens)
     return source, vocabulary_of
 
 
 async def _estimate(kind: PromptKind, input_tokens: InputTokens) -> Vocabulary:
-    """Probe twice: a prompt of one word gives the overhead, a long text the tokens per character."""
+    """Probe twice: a prompt of one word gives the overhead, a long text the tokens per character. A server that counts
+    the same for both does not count."""
     text = probe_text(kind)
     word_tokens, text_tokens = await input_tokens("the"), await input_tokens(text)
-    if word_tokens is None or text_tokens is None:
+    if word_tokens is None or text_tokens is None or text_tokens <= word_tokens:
         return estimate_vocabulary(kind, tokens_per_char=TOKENS_PER_CHAR, overhead=0)
     tokens_per_char = (text_tokens - word_tokens) / (len(text) - len("the"))
     return estimate_vocabulary(kind, tokens_per_char=tokens_per_char, overhead=word_tokens - 1)

@@ -116,6 +116,28 @@ def test_what_goes_wrong_is_data(answer: bytes, error: str, words: str) -> None:
     assert record.error == error and record.detail and words in record.detail
 
 
+@pytest.mark.parametrize("rest", [b"", chunks(*EVENTS[1:2]), b"5\r\nda", b"zz\r\n"])
+def test_done_ends_a_request_though_the_body_stays_open(rest: bytes) -> None:
+    listener = socket.create_server(("127.0.0.1", 0))
+    left: list[bytes] = []
+
+    def play() -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.settimeout(10)
+            connection.recv(65536)
+            connection.sendall(WHOLE[:-5] + rest)
+            left.append(connection.recv(1))
+
+    thread = threading.Thread(target=play)
+    thread.start()
+    record = once(f"http://127.0.0.1:{listener.getsockname()[1]}/v1")
+    thread.join(10)
+    listener.close()
+    assert record.ok and len(record.chunk_ns) == 2, record.detail
+    assert left == [b""], "what the connection still holds would be taken for the next answer"
+
+
 def test_a_key_that_a_server_quotes_is_not_repeated() -> None:
     body = b"bad key sk-secret-key"
     with server(b"HTTP/1.1 401 No\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)) as (url, _):

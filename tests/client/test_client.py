@@ -132,6 +132,79 @@ def test_odd_but_good(name: str) -> None:
     assert record.first_token_ns is not None
 
 
+OPEN_ENDS: dict[str, Sequence[Step]] = {
+    "the body stays open": (60.0,),
+    "it goes on and on": tuple(step for _ in range(600) for step in (token("x"), 0.02)),
+    "another event, cut": (token("x")[:30], 60.0),
+    "bytes that are no chunk": (b"zz\r\nhello\r\n", 60.0),
+    "an event that is no JSON": (chunk(b"data: {\n\n"), 60.0),
+    "the connection ends": ("close",),
+    "it is reset": (0.02, "reset"),
+}
+
+
+@pytest.mark.parametrize("together", [True, False], ids=["in one read", "later"])
+@pytest.mark.parametrize("name", OPEN_ENDS)
+def test_done_ends_a_request_whatever_the_body_does_then(name: str, together: bool, transport: str) -> None:
+    """And the connection is not used again: what it still holds would be taken for the next answer."""
+    if (name, together, transport) == ("bytes that are no chunk", True, "aiohttp"):
+        pytest.skip("aiohttp does not hand on what came before them in a read")
+    begun = (HEAD, token("a"), token("b"), token("c", '"length"'), USAGE, DONE)
+    rest = OPEN_ENDS[name]
+    if together:
+        script: Sequence[Step] = (b"".join([*begun, *rest[:1]] if isinstance(rest[0], bytes) else begun), *rest)
+    else:
+        script = (*begun, 0.01, *rest)
+    (first, second), server = one(script, times=2, timeout_s=5)
+    for record in (first, second):
+        assert (record.error, len(record.chunk_ns), record.output_tokens) == (None, 3, 3), record.detail
+        assert (record.finished_ns or 0) - (record.sent_ns or 0) < 200_000_000, "it does not wait for the body"
+    assert server.connections == 2
+
+
+def test_a_body_that_ends_a_little_after_done_leaves_its_connection_to_the_next_request() -> None:
+    records, server = one((*GOOD[:-1], 0.02, END), times=3)
+    assert [record.error for record in records] == [None] * 3
+    assert server.connections == 1
+    assert all((record.finished_ns or 0) - record.chunk_ns[-1] < 15_000_000 for record in records)
+
+
+def test_a_request_that_is_cancelled_after_done_is_complete() -> None:
+    async def main() -> RequestRecord:
+        async with wire((*GOOD[:-1], 60.0)) as server, Client(server.url, timeout_s=None) as client:
+            task = asyncio.create_task(sent(client))
+            await asyncio.sleep(0.1)
+            task.cancel()
+            return await task
+
+    assert on_uvloop(main()).error is None
+
+
+def test_tokens_without_text_are_timed_where_they_are() -> None:
+    """Two before the text, two after it, and the one that ends the answer."""
+    text = [step for word in "abcd" for step in (token(word), 0.01)]
+    empty: Sequence[Step] = (token(""), 0.01)
+    usage = USAGE.replace(b":3", b":9")
+    (record,), _ = one((HEAD, ROLE, *empty, *empty, *text, *empty, *empty, token("", '"stop"'), usage, DONE, END))
+    assert (record.error, record.output_tokens, record.tokens_without_chunk) == (None, 9, 0)
+    assert all(b - a > 5_000_000 for a, b in pairwise(record.chunk_ns)), "each has its own instant"
+    assert (record.first_token_ns, record.last_token_ns) == (record.chunk_ns[0], record.chunk_ns[-1])
+
+
+def test_tokens_that_no_chunk_holds_came_before_the_answers_end() -> None:
+    usage = USAGE.replace(b":3", b":9")
+    (record,), _ = one((HEAD, ROLE, token("a"), token("b"), 0.05, FINISH, usage, DONE, END))
+    assert (len(record.chunk_ns), record.tokens_without_chunk) == (2, 7)
+    assert (record.last_token_ns or 0) - record.chunk_ns[-1] > 40_000_000
+    assert (record.last_token_ns or 0) <= (record.finished_ns or 0)
+
+
+def test_zeros_beside_content_are_no_count() -> None:
+    zeros = USAGE.replace(b":7", b":0").replace(b":3", b":0")
+    (record,), _ = one((HEAD, token("a"), zeros, FINISH, DONE, END))
+    assert (record.input_tokens, record.output_tokens, record.token_source) == (None, 1, "chunks")
+
+
 def test_without_usage_we_count_chunks_and_say_so() -> None:
     (record,), _ = one((HEAD, ROLE, token("a"), token("b"), FINISH, DONE, END))
     assert (record.input_tokens, record.output_tokens, record.token_source) == (None, 2, "chunks")
@@ -157,6 +230,15 @@ FAULTS: list[tuple[str, Sequence[Step], str, str]] = [
     ("half a JSON event", (HEAD, chunk(b'data: {"choices":[{"del\n\n'), DONE, END), "protocol", "not of the API"),
     ("error event", (HEAD, token("a"), chunk(b'data: {"error":{"message":"oom"}}\n\n'), DONE, END), "server", "oom"),
     ("not a stream", http(b"200 OK", b'{"choices":[]}'), "protocol", "application/json"),
+    ("an error as JSON", http(b"200 OK", b'{"error":{"message":"no room"}}'), "server", "no room"),
+    ("[DONE] alone", (HEAD, DONE, END), "server", "without a token"),
+    ("aborted", (HEAD, token("a"), token("", '"abort"'), USAGE, DONE, END), "server", "finish_reason abort"),
+    (
+        "event: error in pieces",
+        (HEAD, token("a"), chunk(b"event: error\n"), 0.01, chunk(b"data: no room\n\n"), DONE, END),
+        "server",
+        "no room",
+    ),
     ("not HTTP", (b"SSH-2.0-OpenSSH_9.2\r\n", "close"), "protocol", ""),
     ("bad chunk length", (HEAD, b"zz\r\nhello\r\n", "close"), "protocol", "chunk size"),
     ("a stream that stalls", (HEAD, token("a"), 60.0), "timeout", "0.2 s"),

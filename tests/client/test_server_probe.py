@@ -60,6 +60,15 @@ def test_without_usage_a_token_is_four_characters() -> None:
     assert vocabulary == estimate_vocabulary("chat", 0.25, 0)
 
 
+@pytest.mark.parametrize("reported", [0, 20])
+def test_a_count_that_is_the_same_for_every_prompt_is_none(reported: int) -> None:
+    fake = FakeServer()
+    fake.reports = reported
+    assert probed(fake).vocabularies["chat"] == estimate_vocabulary("chat", 0.25, 0)
+    fake.tokenize = lambda body: {"count": fake.count(body["prompt"])}
+    assert probed(fake).vocabularies["chat"].overhead == 0
+
+
 def test_a_server_that_fails_while_tokens_are_counted_is_an_error() -> None:
     fake = FakeServer()
     fake.refuses = lambda body: refusal(500) if len(fake.bodies) > 1 else None

@@ -38,6 +38,8 @@ class FakeServer:
     tokenize: Callable[[dict[str, Any]], Any] | None = None
     refuses: Callable[[dict[str, Any]], Answer | None] = lambda body: None
     has_usage: bool = True
+    reports: int | None = None
+    """The prompt tokens that usage reports whatever the prompt is; None: it counts."""
     location: str | None = None
     """Target of redirects."""
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -50,7 +52,8 @@ class FakeServer:
         prompt = body["messages"][0]["content"]
         events: list[Any] = [{"choices": [{"delta": {"content": "a"}, "finish_reason": "length"}]}]
         if self.has_usage:
-            usage = {"prompt_tokens": TEMPLATE_TOKENS + self.count(prompt), "completion_tokens": 1}
+            counted = TEMPLATE_TOKENS + self.count(prompt) if self.reports is None else self.reports
+            usage = {"prompt_tokens": counted, "completion_tokens": 1}
             events.append({"choices": [], "usage": usage})
         return 200, b"".join(b"data: %b\n\n" % json.dumps(event).encode() for event in events)
 
