@@ -12,7 +12,15 @@ from loadgen.errors import LoadgenError
 from loadgen.record import ErrorKind, RequestRecord
 from loadgen.report.format import clean, count, joules, number, percent, seconds, with_unit
 from loadgen.results.metrics import PERCENTILES
-from loadgen.results.summary import ArrivalCheck, Distribution, EnergySummary, Goodput, Summary, WorkloadSummary
+from loadgen.results.summary import (
+    ArrivalCheck,
+    Distribution,
+    EnergySummary,
+    Goodput,
+    ServerLoad,
+    Summary,
+    WorkloadSummary,
+)
 from loadgen.results.timekeeping import MAX_LATE_P99_S
 from loadgen.results.verdict import Status
 
@@ -147,9 +155,10 @@ def load_facts(summary: Summary) -> list[Fact]:
         for name, part in sorted(summary.by_workload.items())
         if part.arrivals
     ]
+    dispersion = f"{number(rate.index_of_dispersion)} in 1 s windows (1 Poisson, 0 constant)"
     facts = [
-        Fact("rate", f"{with_unit(rate.achieved_rps, '/s')} sent, {requested} requested"),
-        Fact("dispersion", f"{number(rate.index_of_dispersion)} in 1 s windows (1 Poisson, 0 constant)"),
+        Fact("rate", f"{with_unit(rate.achieved_rps, '/s')} sent, {requested} requested{_served(summary.server)}"),
+        *([Fact("dispersion", dispersion)] if rate.index_of_dispersion is not None else []),
         *(streams or ([Fact("arrivals", _arrivals(summary.arrivals))] if summary.arrivals else [])),
         Fact("schedule lag", f"p50 {seconds(lag.p50)}, p99 {seconds(lag.p99)}, max {seconds(lag.max)}"),
         Fact("client", timekeeping(summary)),
@@ -174,6 +183,16 @@ def load_facts(summary: Summary) -> list[Fact]:
     return facts
 
 
+def _served(server: ServerLoad | None) -> str:
+    """Return the rate that was served beside the one that was sent, and the queues that formed."""
+    if server is None:
+        return ""
+    engine = server.engine_waiting_max
+    queue = "" if engine is None else f", {engine:,.0f} in the engine's queue"
+    drain = "" if server.drain_s is None else f"; drained in {seconds(server.drain_s)}"
+    return f", {with_unit(server.served_rps, '/s')} served; at most {server.waiting_max:,} waiting{queue}{drain}"
+
+
 def _goodput(good: Goodput) -> str:
     limits = (
         ", ".join(f"{clean(name)} ≤ {limit:g} ms" for name, limit in good.slo_ms.items()) or "their stream's limits"
@@ -189,8 +208,10 @@ def _length(requested: int | None, counted: int | None, max_off: int | None) -> 
 
 
 def _arrivals(check: ArrivalCheck) -> str:
-    sent = check.sent
-    parts = [f"{with_unit(sent.rate, '/s')} of {with_unit(check.asked_rps, '/s')} requested"]
+    sent, unit = check.sent, " sessions/s" if check.of == "sessions" else "/s"
+    parts = [f"{with_unit(sent.rate, unit)} of {with_unit(check.asked_rps, unit)} requested"]
+    if check.turns != 1 and check.asked_rps is not None:
+        parts[0] += f" ({check.asked_rps * check.turns:.3g} requests/s in {check.turns:.3g} turns each)"
     if sent.dispersion is not None:
         parts.append(f"dispersion {number(sent.dispersion)}")
     if sent.gap_cv is not None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from loadgen.results import metrics
 from loadgen.results.answer_checks import check_lengths, check_streaming, check_token_counts
+from loadgen.results.arrival_summary import check_load
 from loadgen.results.client_check import check_client
 from loadgen.results.energy_summary import imbalance_mj
 from loadgen.results.failure_limit import FailureLimit
@@ -30,7 +31,7 @@ def judge(result: RunResult, summary: Summary) -> Verdict:
     checks: Sequence[Callable[[RunResult, Summary], Check]] = (
         finished,
         failures,
-        load,
+        check_load,
         check_server,
         check_client,
         check_lengths,
@@ -94,19 +95,6 @@ def failures(result: RunResult, summary: Summary) -> Check:
         reason = f"{reason}, more than the limit of {limit.text}"
         return Check(name="failures", status="failed", reason=reason, rows=[*LATENCY_ROWS])
     return Check(name="failures", status="warning", reason=reason, rows=[*LATENCY_ROWS])
-
-
-def load(result: RunResult, summary: Summary) -> Check:
-    if result.info.config.get("max_concurrency"):
-        reason = "--max-concurrency closed the loop: the server's slowness delayed later requests"
-        return Check(name="load", status=None, reason=reason)
-    arrivals = summary.arrivals
-    if arrivals is None or arrivals.as_asked is None:
-        return Check(name="load", status=None)
-    if arrivals.as_asked:
-        return Check(name="load", status="ok")
-    reason = f"requests did not come as they should: {arrivals.verdict}"
-    return Check(name="load", status="warning", reason=reason, rows=["rate", "arrivals"])
 
 
 def energy(result: RunResult, summary: Summary) -> Check:

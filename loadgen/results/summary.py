@@ -59,6 +59,8 @@ class ArrivalCheck(msgspec.Struct, frozen=True, kw_only=True):
     process: str | None
     """Name of the requested process; None for several streams together."""
     asked_rps: float | None
+    turns: float = 1.0
+    """Mean requests of one arrival: 1 but for sessions."""
     scheduled: RealizedArrivals
     """Arrivals at the instants of the schedule."""
     sent: RealizedArrivals

@@ -41,14 +41,19 @@ def count_values(values: ArrayLike) -> Counts:
     return Counts(*np.unique(np.asarray(values, dtype=np.float64), return_counts=True))
 
 
-def ks_distance(a: Counts, b: Counts) -> float:
-    """Return the largest difference between two cumulative distributions (two-sample Kolmogorov-Smirnov)."""
-    values = np.union1d(a.values, b.values)
-    share_a, share_b = (
-        np.concatenate(([0], np.cumsum(c.counts) / c.counts.sum()))[np.searchsorted(c.values, values, side="right")]
-        for c in (a, b)
-    )
-    return float(np.max(np.abs(share_a - share_b)))
+def ks_distance(a: Counts, b: Counts, tolerance: float = 0.0) -> float:
+    """Return the largest difference between two cumulative distributions (two-sample Kolmogorov-Smirnov).
+
+    Values that differ by no more than `tolerance` are taken for the same.
+    """
+    return max(_excess(a, b, tolerance), _excess(b, a, tolerance))
+
+
+def _excess(a: Counts, b: Counts, tolerance: float) -> float:
+    """Return the largest P(a <= x) - P(b <= x + tolerance)."""
+    share_a, share_b = (np.concatenate(([0], np.cumsum(c.counts) / c.counts.sum())) for c in (a, b))
+    below_b = share_b[np.searchsorted(b.values, a.values + tolerance, side="right")]
+    return float(np.max(share_a[1:] - below_b, initial=0.0))
 
 
 def ks_to_law(cdf: Floats) -> float:

@@ -25,6 +25,10 @@ MIN_GAPS = 10
 """Fewest gaps that are judged."""
 SIGNIFICANCE = 0.01
 """False-positive rate of the check: 1 % rather than 5 %, because every run shows a verdict."""
+MAX_JITTER_S = 0.005
+"""Gaps that differ by no more than this are the same to a clock, or by no more than a quarter of the mean gap."""
+MIN_DISPERSION_S = 10
+"""Shortest time over which counts in seconds tell a dispersion."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +37,8 @@ class RealizedArrivals:
 
     count: int
     rate: float | None = None
+    rate_ratio: float | None = None
+    """Rate / requested rate; of a rate that changes, the mean over the same time. None when no rate was requested."""
     gap_cv: float | None = None
     """Standard deviation / mean of the gaps: 1 / sqrt(burstiness) for gamma, 0 for constant."""
     dispersion: float | None = None
@@ -56,7 +62,8 @@ def realized_arrivals(
 
     The mean gap must lie within four standard errors (CV / sqrt(gaps)) of the requested one, or 1 %; the gaps must pass
     Kolmogorov-Smirnov at SIGNIFICANCE: Poisson's against an exponential of their own mean, gamma's against the
-    requested gamma, and a trace's own against `planned`, if given. A constant process may vary by a tenth of its gap.
+    requested gamma. A trace's own are compared with `planned`, if given, but for MAX_JITTER_S, because many of them may
+    be equal. Nine tenths of the gaps of a constant process may vary by a tenth and this jitter.
     """
     requested_rps, times_s = rate, offsets_s
     if points is not None:
@@ -66,6 +73,7 @@ def realized_arrivals(
     if len(gaps) < MIN_GAPS or gaps.sum() <= 0:
         return RealizedArrivals(len(offsets_s))
     scale = 1.0 if points is None else float((times_s[-1] - times_s[0]) / (offsets_s[-1] - offsets_s[0]))
+    jitter = min(MAX_JITTER_S * scale, float(gaps.mean()) / 4)
     measured_rate, cv = len(gaps) / float(gaps.sum()), float(gaps.std() / gaps.mean())
     expected_cv = {"poisson": 1.0, "gamma": burstiness**-0.5, "constant": 0.0}.get(process, cv)
     faults = []
@@ -76,22 +84,32 @@ def realized_arrivals(
             else f"{scale:.4g} (the mean of the shape so far)"
         )
         faults.append(f"{measured_rate * scale:.4g} requests/s instead of {expected_rps}")
-    ks, critical = gaps_ks(gaps, process, rate, burstiness, None if planned is None else np.diff(planned))
+    ks, critical = gaps_ks(gaps, process, rate, burstiness, None if planned is None else np.diff(planned), jitter)
     if ks is not None and critical is not None and ks > critical:
         law = {"poisson": "exponential", "gamma": f"of a gamma of shape {burstiness:g}"}.get(process, "those scheduled")
         faults.append(f"gaps are not {law} (KS {ks:.3f} > {critical:.3f})")
-    if process == "constant" and cv > 0.1:
+    off = float(np.percentile(np.abs(gaps / gaps.mean() - 1), 90))
+    if process == "constant" and off > 0.1 + jitter / float(gaps.mean()):
         faults.append(f"gaps vary by {cv:.0%} though they were to be constant")
-    dispersion = index_of_dispersion(offsets_s, 1.0)
-    return RealizedArrivals(len(offsets_s), measured_rate * scale, cv, dispersion, ks, critical, faults)
+    return RealizedArrivals(
+        count=len(offsets_s),
+        rate=measured_rate * scale,
+        rate_ratio=None if rate is None else measured_rate / rate,
+        gap_cv=cv,
+        dispersion=index_of_dispersion(offsets_s, 1.0) if offsets_s[-1] - offsets_s[0] >= MIN_DISPERSION_S else None,
+        ks=ks,
+        ks_critical=critical,
+        faults=faults,
+    )
 
 
 def gaps_ks(
-    gaps: Floats, process: str, rate: float | None, burstiness: float, planned: Floats | None
+    gaps: Floats, process: str, rate: float | None, burstiness: float, planned: Floats | None, jitter: float = 0.0
 ) -> tuple[float | None, float | None]:
     """Return (Kolmogorov-Smirnov distance, its critical value at SIGNIFICANCE) of gaps against their process.
 
-    `planned` are the gaps to compare a trace's own with. None for a process without a distribution to compare with.
+    `planned` are the gaps to compare a trace's own with, which may differ by `jitter`. None for a process without a
+    distribution to compare with.
     """
     n = len(gaps)
     if process == "poisson":
@@ -101,5 +119,7 @@ def gaps_ks(
         distance = ks_to_law(gamma_cdf(burstiness, np.sort(gaps) * rate * burstiness))
         return distance, 1.628 / (math.sqrt(n) + 0.12 + 0.11 / math.sqrt(n))
     if process == "trace" and planned is not None and len(planned):
-        return ks_distance(count_values(gaps), count_values(planned)), 1.628 * math.sqrt(1 / n + 1 / len(planned))
+        return ks_distance(count_values(gaps), count_values(planned), jitter), 1.628 * math.sqrt(
+            1 / n + 1 / len(planned)
+        )
     return None, None

@@ -41,6 +41,8 @@ class ArrivalSpec(msgspec.Struct, frozen=True, kw_only=True):
     """(second, arrivals/s) points of a rate that changes, see `arrivals.Points`."""
     sessions: bool = False
     """True if arrivals are those of sessions."""
+    turns: float = 1.0
+    """Mean requests of one arrival: 1 but for sessions."""
 
 
 class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):

@@ -216,6 +216,7 @@ def schedule_stream(
         burstiness=stream.burstiness,
         shape=shape,
         sessions=stream.turns is not None,
+        turns=mean_turns,
     )
     # A trace's own arrivals end with it; drawn ones start over.
     available = len(starts.requests) if spec.process == "trace" else arrivals.MAX_ARRIVALS

@@ -43,6 +43,11 @@ def test_a_dispersion_needs_ten_seconds() -> None:
 
 
 GOOD = RealizedArrivals(count=9, rate=4.0)
+ONE = RealizedArrivals(count=1)
+
+
+def at(ratio: float) -> RealizedArrivals:
+    return replace(GOOD, rate=4.0 * ratio, rate_ratio=ratio)
 
 
 def check(scheduled: RealizedArrivals = GOOD, sent: RealizedArrivals = GOOD) -> ArrivalCheck:
@@ -61,8 +66,15 @@ def faulty(*faults: str) -> RealizedArrivals:
         (GOOD, GOOD, True, "as asked"),
         (GOOD, faulty("late", "few"), False, "not as asked, as sent: late; few"),
         (faulty("slow"), faulty("late"), False, "not as asked, as scheduled: slow"),
-        (GOOD, RealizedArrivals(count=1, rate=None), None, "too few requests to tell (1)"),
-        (faulty("slow"), RealizedArrivals(count=1, rate=None), False, "not as asked, as scheduled: slow"),
+        (ONE, ONE, None, "too few requests to tell (1)"),
+        (GOOD, ONE, False, "not as asked: 1 of 9 requests were sent"),
+        (faulty("slow"), ONE, False, "not as asked, as scheduled: slow"),
+        (GOOD, at(1.09), True, "as asked"),
+        (GOOD, at(0.91), True, "as asked"),
+        (GOOD, at(0.81), True, "as asked but for chance: 3.24 requests/s for 4/s, with 9 requests"),
+        (GOOD, at(1.57), False, "not as asked: 6.28 requests/s for 4/s, because 9 requests are few for this process"),
+        (GOOD, at(2.44), False, "not as asked: 9.76 requests/s for 4/s, because 9 requests are few for this process"),
+        (GOOD, at(0.7), False, "not as asked: 2.8 requests/s for 4/s, because 9 requests are few for this process"),
     ],
 )
 def test_the_earlier_fault_decides_and_too_few_decide_nothing(

@@ -212,7 +212,7 @@ def test_other_arrivals_are_said_not_to_be(asked: ArrivalSpec, wakes_s: float | 
     summary = came([asked], wakes_s=wakes_s)
     assert summary.arrivals is not None and summary.arrivals.as_asked is False
     assert says in summary.arrivals.verdict
-    assert any("did not come as they should" in verdict for verdict in summary.instrument.verdicts)
+    assert any("did not come as requested" in verdict for verdict in summary.instrument.verdicts)
 
 
 def test_every_stream_has_a_verdict_and_the_run_has_them_all() -> None:

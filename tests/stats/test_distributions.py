@@ -47,6 +47,12 @@ def test_ks_distance_by_hand(a: list[int], b: list[int], distance: float) -> Non
     assert ks_distance(count_values(a), count_values(b)) == pytest.approx(distance)
 
 
+@pytest.mark.parametrize(("tolerance", "distance"), [(0.0, 0.75), (0.05, 0.75), (0.2, 0.25), (2.0, 0.0)])
+def test_values_within_the_tolerance_are_the_same(tolerance: float, distance: float) -> None:
+    a, b = count_values([1.0, 1.0, 1.0, 2.0]), count_values([1.1, 1.1, 1.1, 3.5])
+    assert ks_distance(a, b, tolerance) == ks_distance(b, a, tolerance) == pytest.approx(distance)
+
+
 @settings(deadline=None)
 @given(SAMPLES, SAMPLES)
 def test_ks_distance_is_symmetric_and_that_of_brute_force(a: list[int], b: list[int]) -> None:

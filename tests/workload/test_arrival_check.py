@@ -73,8 +73,8 @@ def test_a_constant_rate_may_be_off_by_one_percent(rate: float, faults: int) -> 
     assert len(realized_arrivals(np.arange(1000.0), "constant", rate).faults) == faults
 
 
-@pytest.mark.parametrize(("spread", "faults"), [(0.099, 0), (0.101, 1)])
-def test_constant_gaps_may_vary_by_a_tenth(spread: float, faults: int) -> None:
+@pytest.mark.parametrize(("spread", "faults"), [(0.104, 0), (0.106, 1)])
+def test_constant_gaps_may_vary_by_a_tenth_and_5_ms(spread: float, faults: int) -> None:
     times = np.concatenate(([0.0], np.cumsum(np.tile([1 - spread, 1 + spread], 50))))
     check = realized_arrivals(times, "constant", 1)
     assert check.gap_cv == pytest.approx(spread) and len(check.faults) == faults
@@ -163,3 +163,39 @@ def test_the_dispersion_is_that_of_the_counts_in_seconds() -> None:
     times_s = np.array([second + k / 4 for second in range(21) for k in range(3 if second % 2 == 0 else 1)])
     dispersion = realized_arrivals(times_s, "trace", None).dispersion
     assert dispersion == pytest.approx(np.var([3, 1] * 10, ddof=1) / 2)
+
+
+TICKS_S = np.repeat(np.arange(0.0, 42, 3), 5)
+"""Five requests on each tick of 3 s, as in traces of coarse clocks."""
+EVEN_S = np.arange(60) / 5
+
+
+@pytest.mark.parametrize(
+    ("process", "planned"), [("trace", TICKS_S), ("trace", EVEN_S), ("constant", EVEN_S)], ids=["ticks", "even", "all"]
+)
+@pytest.mark.parametrize(("jitter_s", "faults"), [(0.0002, 0), (0.002, 0), (1.0, 1)])
+def test_ties_ticks_and_even_spacing_are_kept_within_the_jitter_of_a_clock(
+    process: str, planned: np.ndarray, jitter_s: float, faults: int
+) -> None:
+    sent = np.sort(planned + rng().uniform(0, jitter_s, len(planned)))
+    check = realized_arrivals(sent, process, None, planned=planned)
+    assert bool(check.faults) == bool(faults), check.faults
+
+
+def test_one_late_request_leaves_constant_gaps_constant() -> None:
+    times_s = np.arange(1000.0) / 1000
+    times_s[500] += 0.0009
+    assert realized_arrivals(times_s, "constant", 1000).faults == []
+
+
+@pytest.mark.parametrize(("last_s", "has_dispersion"), [(9.9, False), (10.1, True)])
+def test_a_dispersion_needs_ten_seconds(last_s: float, has_dispersion: bool) -> None:
+    check = realized_arrivals(np.linspace(0, last_s, 50), "constant", None)
+    assert (check.dispersion is not None) is has_dispersion
+
+
+def test_the_ratio_of_the_rates_is_that_to_the_requested_one() -> None:
+    assert realized_arrivals(np.arange(100.0) / 3, "constant", 2).rate_ratio == pytest.approx(1.5)
+    assert realized_arrivals(np.arange(100.0) / 3, "constant", None).rate_ratio is None
+    shaped = realized_arrivals(100 + np.arange(301.0) / 3, "constant", None, points=points_of("ramp:1:2:200"))
+    assert shaped.rate_ratio == pytest.approx(3 / 1.75)
