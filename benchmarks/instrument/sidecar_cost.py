@@ -7,6 +7,10 @@ time), serves its counter and metrics, and sends a span per request every 5 s, a
 a separate process; its metrics page is read every 5 s, as by Prometheus, and its feed is not read. Its CPU time is
 user + system of /proc/PID/stat. The shares of the parts are thread CPU times, taken around each call inside that
 process.
+
+    python -m benchmarks.instrument.sidecar_cost --tgi
+
+measures only how many of TGI's spans of tokens a core drops in a second.
 """
 
 import argparse
@@ -188,6 +192,34 @@ def _report(start: Look, end: Look, tokens: int, memory_mb: float) -> None:
         print(f"  {name:<38} {100 * seconds / wall_s:5.3f} %")
 
 
+def tgi_tokens(spans: int) -> bytes:
+    """Return an export of TGI's spans of tokens, two for each, with as many attributes as its router writes."""
+    request = otlp_export.trace_service().ExportTraceServiceRequest()
+    scope = request.resource_spans.add().scope_spans.add()
+    for k in range(spans):
+        span = scope.spans.add()
+        span.name, span.kind = ("infer", "send_generation")[k % 2], 1
+        span.trace_id, span.span_id = (k % 32 + 1).to_bytes(16, "big"), (k + 1).to_bytes(8, "big")
+        span.start_time_unix_nano, span.end_time_unix_nano = 10**18 + k, 10**18 + k + 10**7
+        for key in ("code.filepath", "code.namespace", "thread.name"):
+            otlp_export.set_attribute(span, key, "x" * 30)
+        for key in ("code.lineno", "thread.id", "busy_ns", "idle_ns"):
+            otlp_export.set_attribute(span, key, 1)
+        if span.name == "send_generation":
+            otlp_export.set_attribute(span, "generation", "Generation { tokens: Some(Tokens { ids: [1234] }) }" * 4)
+    return bytes(request.SerializeToString())
+
+
+def measure_tgi(seconds: float) -> None:
+    from loadgen.telemetry.otlp_parse import parse_spans
+
+    body, parsed = tgi_tokens(512), 0
+    start_s = time.process_time()
+    while time.process_time() < start_s + seconds:
+        parsed += parse_spans(body).dropped["not_a_request"]
+    print(f"TGI's spans of tokens: {parsed / (time.process_time() - start_s):,.0f} a second of CPU")
+
+
 def main() -> None:
     if "--parts" in sys.argv:
         position = sys.argv.index("--parts")
@@ -197,7 +229,12 @@ def main() -> None:
     parser.add_argument("--rps", type=float, default=100.0)
     parser.add_argument("--tokens", type=int, default=150)
     parser.add_argument("--seconds", type=float, default=60.0)
-    asyncio.run(measure(parser.parse_args()))
+    parser.add_argument("--tgi", action="store_true", help="measure only the dropping of TGI's spans of tokens")
+    options = parser.parse_args()
+    if options.tgi:
+        measure_tgi(3.0)
+    else:
+        asyncio.run(measure(options))
 
 
 if __name__ == "__main__":

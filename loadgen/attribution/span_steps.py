@@ -34,11 +34,19 @@ class Phases(NamedTuple):
 
 
 def phases_of(requests: Sequence[RequestSpan]) -> Phases:
-    """Return the phases of the requests that produced output tokens."""
+    """Return the phases of the requests that produced output tokens.
+
+    A prompt of unknown length (TGI's spans say none) counts as long as its prefill took, at the rate of the known ones.
+    """
     answered = [(index, request) for index, request in enumerate(requests) if request.output_tokens]
     index, first_ns = _ints(i for i, _ in answered), _ints(_first_ns(request) for _, request in answered)
     prefill_ns, end_ns = _ints(r.prefill_ns for _, r in answered), _ints(r.end_ns for _, r in answered)
     prompt, cached = _ints(r.input_tokens or 0 for _, r in answered), _ints(r.cached_tokens or 0 for _, r in answered)
+    computed = np.maximum(prompt - cached, 0).astype(np.float64)
+    known = np.fromiter((r.input_tokens is not None for _, r in answered), np.bool_)
+    took_ns = np.maximum(first_ns - prefill_ns, 0)
+    rate = computed[known].sum() / took_ns[known].sum() if took_ns[known].any() else 1 / NS_PER_MS
+    computed[~known] = took_ns[~known] * rate
     later = _ints(r.output_tokens or 0 for _, r in answered) - 1
     more = later > 0
     return Phases(
@@ -46,7 +54,7 @@ def phases_of(requests: Sequence[RequestSpan]) -> Phases:
         start_ns=np.concatenate((np.minimum(prefill_ns, first_ns), first_ns[more])),
         end_ns=np.concatenate((first_ns, end_ns[more])),
         prefilling=np.arange(len(index) + np.count_nonzero(more)) < len(index),
-        tokens=np.concatenate((np.maximum(prompt - cached, 0), later[more])).astype(np.float64),
+        tokens=np.concatenate((computed, later[more])),
         context=np.concatenate((cached, prompt[more])).astype(np.float64),
     )
 

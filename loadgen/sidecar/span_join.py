@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Iterable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
@@ -29,7 +30,6 @@ MAX_ENDED = 100_000
 """Names of closed requests that are remembered, to recognise spans that come twice or too late."""
 MAX_SHARED = 10_000
 """Traces of several requests that are remembered."""
-
 CLOCKS_NS = 2 * NS_PER_S
 """Clocks of the client's and the engine's machine may differ by this much, where ids say that it is one request."""
 MAX_PARTS = 256
@@ -167,7 +167,7 @@ class SpanJoin:
             if not span.client and place in self._by_place:
                 keys[self._by_place[place]] = None
             elif span.client and place not in self._shared:
-                keys |= self._waiting.get(place, {})
+                keys |= dict.fromkeys(islice(self._waiting.get(place, ()), MAX_PARTS))
         return list(keys)
 
     def _check_place(self, place: bytes, span: RequestSpan) -> None:
@@ -217,11 +217,10 @@ def _relation(entry: OpenRequest, span: RequestSpan) -> Literal["part", "duplica
     if span.client and same_side:
         return None
     if other_side:
-        client = span if span.client else other_side[0]
-        engines = other_side if span.client else [*same_side, span]
-        related = any(_within(engine, client) for engine in engines if span.client or engine is span)
+        client, engines = (span, other_side) if span.client else (other_side[0], [span])
+        related = any(_within(engine, client) for engine in engines)
         if related and same_side and all(part.key != span.key for part in entry.parts):
-            related = _fits(engines, client)
+            related = _fits([*same_side, span], client)
     else:
         related = _overlap(entry.request, span)
     if not related:
@@ -268,7 +267,8 @@ def _within(engine: RequestSpan, client: RequestSpan) -> bool:
 def joined(parts: Iterable[RequestSpan]) -> RequestSpan:
     """Return one span of a request's parts.
 
-    The engine knows the times and the output tokens; the client knows the workload and the prompt's tokens.
+    The engine knows the times, the client the workload and the prompt's tokens; the side that saw more output tokens
+    knows those.
     """
     parts = list(parts)
     clients = [part for part in parts if part.client]
@@ -279,6 +279,7 @@ def joined(parts: Iterable[RequestSpan]) -> RequestSpan:
     if not clients:
         return engine
     client = clients[0]
+    counts = engine.output_tokens, client.output_tokens  # chunks are fewer than tokens, and a span may be of a part
     first_ns = engine.first_token_ns
     if first_ns is None and client.first_token_ns is not None:
         first_ns = min(max(client.first_token_ns, engine.prefill_ns), engine.end_ns)
@@ -288,7 +289,7 @@ def joined(parts: Iterable[RequestSpan]) -> RequestSpan:
         workload=client.workload or engine.workload,
         model=engine.model or client.model,
         input_tokens=_known(client.input_tokens, engine.input_tokens),
-        output_tokens=_known(engine.output_tokens, client.output_tokens),
+        output_tokens=max((count for count in counts if count is not None), default=None),
         cached_tokens=_known(client.cached_tokens, engine.cached_tokens),
         ok=client.ok and engine.ok,
     )

@@ -9,10 +9,12 @@ from loadgen.attribution.span_steps import (
     SHORTEST_SLOT_NS,
     Phases,
     output_by_interval,
+    phases_of,
     slot_edges,
     slot_for,
     slot_steps,
 )
+from loadgen.telemetry.otlp_parse import RequestSpan
 from loadgen.units import NS_PER_MS
 
 MS = NS_PER_MS
@@ -32,6 +34,30 @@ def phases(*rows: tuple[float, float, bool, float]) -> Phases:
 
 def edges_ms(*rows: tuple[float, float, bool, float]) -> list[float]:
     return (slot_edges(phases(*rows), 20 * MS)[0] / MS).tolist()
+
+
+@pytest.mark.parametrize(
+    ("prompts", "prefills_ms", "tokens"),
+    [
+        ([None, None], [30, 60], [30, 60]),
+        ([100, None], [50, 30], [100, 60]),
+        ([100, 300, None], [50, 50, 10], [100, 300, 40]),
+        ([0, None], [0, 5], [0, 5]),
+        ([7, 9], [1, 0], [7, 9]),
+    ],
+)
+def test_a_prompt_of_unknown_length_counts_by_the_time_of_its_prefill(
+    prompts: list[int | None], prefills_ms: list[int], tokens: list[float]
+) -> None:
+    requests = [
+        RequestSpan(
+            key=str(k), request_id=None, client=False, start_ns=0, prefill_ns=10 * MS,
+            first_token_ns=(10 + length) * MS, end_ns=500 * MS, input_tokens=prompt, output_tokens=1,
+            cached_tokens=None, model=None, workload=None, ok=True,
+        )
+        for k, (prompt, length) in enumerate(zip(prompts, prefills_ms, strict=True))
+    ]  # fmt: skip
+    assert phases_of(requests).tokens.tolist() == pytest.approx(tokens)
 
 
 def test_a_decode_is_cut_into_slots_between_prefills_and_slowed_beside_them() -> None:

@@ -131,6 +131,16 @@ def test_a_first_token_that_the_engine_does_not_tell_is_the_clients() -> None:
         assert request.first_token_ns == first_s * NS_PER_S, "inside the engine's phases"
 
 
+@pytest.mark.parametrize(
+    ("engine", "client", "tokens"), [(50, 60, 60), (50, 12, 50), (None, 12, 12), (0, None, 0), (None, None, None)]
+)
+def test_output_tokens_are_those_of_the_side_that_saw_more(
+    engine: int | None, client: int | None, tokens: int | None
+) -> None:
+    sides = [engines("a", output_tokens=engine), clients("a", output_tokens=client)]
+    assert joined(sides).output_tokens == tokens
+
+
 def test_sums_of_unknown_counts_are_unknown() -> None:
     request = joined([engines("a", output_tokens=None), engines("b")])
     assert (request.output_tokens, request.input_tokens, request.first_token_ns) == (None, None, 11 * NS_PER_S)
