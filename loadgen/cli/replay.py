@@ -1,5 +1,6 @@
 """loadgen replay: send the requests of a trace, or of several streams, and measure them."""
 
+import re
 import sys
 from contextlib import ExitStack
 from datetime import datetime
@@ -21,10 +22,22 @@ class _KeyValue(click.ParamType[tuple[str, Any]]):
     name = "key:value"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        key, mark, text = value.partition(":" if ":" in value else "=")
+        key, mark, text = re.fullmatch(r"([^:=]*)([:=]?)(.*)", value, re.DOTALL).groups()  # type: ignore[union-attr]
         if not mark or not key.strip():
             self.fail(f"{value!r} is not KEY:VALUE", param, ctx)
         return key.strip(), text.strip()
+
+
+class _Header(_KeyValue):
+    """A header, whose name and value can be sent."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        name, text = super().convert(value, param, ctx)
+        if not re.fullmatch(r"[!#-'*+\-.0-9A-Z^-z|~]+", name):
+            self.fail(f"{name!r} is not the name of a header", param, ctx)
+        if re.search(r"[\x00-\x08\x0a-\x1f\x7f]", text):
+            self.fail(f"the value of header {name!r} holds a character that cannot be sent", param, ctx)
+        return name, text
 
 
 class _LatencyLimit(_KeyValue):
@@ -127,7 +140,7 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
 @click.option(
     "--header",
     "headers",
-    type=_KeyValue(),
+    type=_Header(),
     multiple=True,
     callback=_as_dict,
     help="Header of every request. Repeatable.",

@@ -10,13 +10,14 @@ import socket
 import ssl
 from collections.abc import Callable
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from loadgen.client.client import Post, record_of
 from loadgen.client.connection import GRACE_S, READ_BYTES
 from loadgen.client.http1 import Response, Unusual
 from loadgen.client.redact import redact
+from loadgen.client.server_url import parse_server_url
 from loadgen.client.stream import PROTOCOL_ERRORS, RequestError, StreamState
+from loadgen.client.surroundings import login_of
 from loadgen.clock import monotonic_ns
 from loadgen.telemetry.traceparent import TRACEPARENT, traceparent
 from loadgen.units import NS_PER_S
@@ -29,18 +30,16 @@ class BlockingClient:
     """A pool of kept-alive connections to one server, for many greenlets or threads."""
 
     def __init__(self, base_url: str, *, api_key: str | None, timeout_s: float) -> None:
-        parts = urlsplit(base_url)
-        secure = parts.scheme == "https"
-        self._address = (parts.hostname or "", parts.port or (443 if secure else 80))
+        self._url = url = parse_server_url(base_url)
+        secure = url.scheme == "https"
+        self._address = (url.host, url.port or (443 if secure else 80))
         self._tls = ssl.create_default_context() if secure else None
-        self._path = parts.path.rstrip("/")
         self._fields = (
-            f" HTTP/1.1\r\nHost: {parts.netloc.rpartition('@')[2]}\r\n"
-            "Content-Type: application/json\r\nAccept: text/event-stream\r\n"
+            f" HTTP/1.1\r\nHost: {url.netloc}\r\nContent-Type: application/json\r\nAccept: text/event-stream\r\n"
         )
-        if api_key:
-            self._fields += f"Authorization: Bearer {api_key}\r\n"
-        self._secrets = [api_key] if api_key else []
+        if login := login_of(url, api_key):
+            self._fields += f"Authorization: {login}\r\n"
+        self._secrets = [secret for secret in (api_key, login, url.query) if secret]
         self._timeout_s = timeout_s
         self._idle: list[socket.socket] = []
 
@@ -89,7 +88,7 @@ class BlockingClient:
     def _post(self, post: Post, stream: StreamState) -> None:
         """Send the request; once more if a pooled connection proves dead before a byte of the response arrives."""
         head = (
-            f"POST {self._path}{post.path}{self._fields}X-Request-Id: {post.request_id}\r\n"
+            f"POST {self._url.target(post.path)}{self._fields}X-Request-Id: {post.request_id}\r\n"
             f"{TRACEPARENT}: {traceparent(post.request_id)}\r\nContent-Length: {len(post.body)}\r\n\r\n"
         )
         request = head.encode("latin-1") + post.body

@@ -23,7 +23,7 @@ from loadgen.client.openai_api import Usage
 from loadgen.client.redact import redact
 from loadgen.client.server_url import ServerURL, parse_server_url
 from loadgen.client.stream import PROTOCOL_ERRORS, RequestError, StreamState
-from loadgen.client.surroundings import netrc_login, proxy_of
+from loadgen.client.surroundings import login_of, proxy_of
 from loadgen.clock import monotonic_ns
 from loadgen.record import ErrorKind, RequestRecord, StampedBy
 
@@ -89,13 +89,12 @@ class Client:
         self._timer: asyncio.TimerHandle | None = None
 
     def _reach(self, url: ServerURL) -> None:
-        """Settle the way to `url`, and the headers of every request. A login that is more explicit goes before one
-        that is less: --header, the URL, the API key, the netrc file."""
+        """Settle the way to `url`, and the headers of every request. The user's take the place of the client's own."""
         self.url = url
         self.proxy = proxy_of(url.scheme, url.host)
         fields = {"content-type": ("Content-Type", "application/json"), "accept": ("Accept", "text/event-stream")}
         fields |= {name.lower(): (name, value) for name, value in self._given.items()}
-        login = url.basic or (self._api_key and f"Bearer {self._api_key}") or netrc_login(url.host)
+        login = login_of(url, self._api_key)
         if login and "authorization" not in fields:
             fields["authorization"] = ("Authorization", login)
         self._headers = dict(fields.values())

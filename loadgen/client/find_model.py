@@ -16,7 +16,7 @@ from loadgen.client.http1 import HTTPError
 from loadgen.client.openai_api import error_of_body
 from loadgen.client.patience import FIRST_PAUSE_S, PATIENCE_S, PATIENCE_WITHOUT_ANSWER_S, Say, patiently, say_on_stderr
 from loadgen.client.server_info import ServerInfo
-from loadgen.client.server_url import ServerURL, parse_server_url
+from loadgen.client.server_url import parse_server_url
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
@@ -27,6 +27,14 @@ ENGINE_TIMEOUT_S = 2.0
 MAX_REDIRECTS = 5
 MAX_LISTED = 20
 """Models that a message names."""
+
+CERTIFICATE_REMEDIES = {
+    9: "check this machine's clock",
+    10: "the server needs a new one; check this machine's clock, too",
+    62: "use a host name that it is made out to",
+    64: "use a host name that it is made out to",
+}
+"""What to do about a certificate, by the code of X509_verify_cert_error_string(3)."""
 
 OWNERS = frozenset({"vllm", "sglang", "llamacpp", "lmdeploy", "tensorrt_llm", "transformers", "loadgen-simulator"})
 """Engines that name themselves as the owner of their models."""
@@ -126,7 +134,7 @@ async def _list(client: Client, say: Say, *, required: bool) -> Listing:
                 f"{client.url.clean} redirects to {target.clean}, which is not followed: give --base-url the URL of "
                 "the API there"
             )
-        await client.move(_api_of(target, client.url))
+        await client.move(client.url.moved_to(target.clean.removesuffix("/models")))
     try:
         content = msgspec.json.decode(page.body) if page.status == 200 else None
     except (msgspec.DecodeError, UnicodeDecodeError):
@@ -137,11 +145,6 @@ async def _list(client: Client, say: Say, *, required: bool) -> Listing:
     if page.status == 200:
         return Listing(200, None, "no model in its list")
     return Listing(page.status, None, one_line(client, error_of_body(page.body)))
-
-
-def _api_of(models: ServerURL, client_url: ServerURL) -> ServerURL:
-    """Return the URL of the API with this page of models; login and query are those that the user gave."""
-    return models._replace(path=models.path.removesuffix("/models"), query=client_url.query, login=client_url.login)
 
 
 async def _page(client: Client, say: Say, *, required: bool) -> FetchedPage:
@@ -172,10 +175,8 @@ def unreachable(client: Client, err: Exception) -> LoadgenError:
     """Describe a server that gave no HTTP response: what is wrong, and what to do about it."""
     url = client.url.clean
     if isinstance(err, ssl.SSLCertVerificationError):
-        return LoadgenError(
-            f"the certificate of {url} is not trusted ({err.verify_message.rstrip('.')}): use the host name that it is "
-            "made out to, or set SSL_CERT_FILE to a file with the certificates to trust"
-        )
+        remedy = CERTIFICATE_REMEDIES.get(err.verify_code, "set SSL_CERT_FILE to a file with the certificates to trust")
+        return LoadgenError(f"the certificate of {url} is not trusted ({err.verify_message.rstrip('.')}): {remedy}")
     if isinstance(err, ssl.SSLError):
         return LoadgenError(
             f"{url} does not speak TLS ({getattr(err, 'reason', None) or err}): is it an http:// server?"

@@ -62,6 +62,10 @@ class ServerURL(NamedTuple):
         """Return the URL of `path` of the API, without login."""
         return f"{self.scheme}://{self.netloc}{self.target(path)}"
 
+    def moved_to(self, url: str) -> ServerURL:
+        """Return `url` with the login and the query of this one. Raises LoadgenError."""
+        return parse_server_url(url)._replace(query=self.query, login=self.login)
+
     @property
     def root(self) -> ServerURL:
         """The URL without the API's /v1: engines have their own pages there."""

@@ -5,12 +5,15 @@ from __future__ import annotations
 import base64
 import netrc
 import os
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 
 from loadgen.client.redact import clean_url
 from loadgen.errors import LoadgenError
+
+if TYPE_CHECKING:
+    from loadgen.client.server_url import ServerURL
 
 
 class Proxy(NamedTuple):
@@ -42,6 +45,12 @@ def proxy_of(scheme: str, host: str) -> Proxy | None:
             f"${variable} names a proxy that is not http://: unset it, or add {host} to $no_proxy to go without it"
         )
     return Proxy(url, variable)
+
+
+def login_of(url: ServerURL, api_key: str | None) -> str | None:
+    """Return the value of the Authorization field for `url`, or None. What is more explicit goes before what is less:
+    the URL, the API key, the netrc file."""
+    return url.basic or (f"Bearer {api_key}" if api_key else None) or netrc_login(url.host)
 
 
 def netrc_login(host: str) -> str | None:

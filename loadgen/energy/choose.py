@@ -5,7 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 from loadgen.energy.amd import open_amd
@@ -70,9 +70,28 @@ def source_beside(base_url: str, energy: str, *, simulated_at: str | None) -> st
 
 
 def is_local(url: str) -> bool:
-    """Return True if the URL's host is this machine by name: its meters are then the server's."""
+    """Return True if the URL's host is this machine: its meters are then the server's.
+
+    A name with several addresses is this machine when all of them are.
+    """
     host = urlsplit(url).hostname or ""
-    return host in ("localhost", "::1", socket.gethostname()) or host.startswith("127.")
+    if host == "localhost" or host.startswith("127."):
+        return True
+    try:
+        addresses = {(entry[0], entry[4]) for entry in socket.getaddrinfo(host, 0, type=socket.SOCK_STREAM)}
+    except (OSError, UnicodeError):
+        return host == socket.gethostname()
+    return all(_is_own(family, address) for family, address in addresses)
+
+
+def _is_own(family: int, address: tuple[Any, ...]) -> bool:
+    """Return True if an interface of this machine has the address, which alone can be bound."""
+    try:
+        with socket.socket(family, socket.SOCK_STREAM) as sock:
+            sock.bind(address)
+    except OSError:
+        return False
+    return True
 
 
 def _asked(name: str, open_it: Callable[[], EnergyMeter]) -> EnergyMeter:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from argparse import Namespace
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 from loadgen.client.openai_api import PATHS, Endpoint
 from loadgen.client.redact import clean_url
+from loadgen.client.server_url import parse_server_url
 from loadgen.errors import LoadgenError
 from loadgen.workload.schedule import ARRIVALS, Arrival
 
@@ -44,6 +44,7 @@ class Settings:
     """The options, checked. The web page sends them as text, and empty text for what was left out."""
 
     base_url: str
+    """The API's URL, with login and query: it is printed nowhere."""
     model: str | None
     endpoint: Endpoint
     seed: int
@@ -63,10 +64,10 @@ def settings(options: Namespace, host: str | None) -> Settings:
     """Return the checked options of a test of the server at `host`. Raises LoadgenError."""
     if not host:
         raise LoadgenError("where is the server? add --host http://127.0.0.1:8000")
-    url = clean_url(host)
+    url = parse_server_url(host)
     number = _number(options, "num_requests")
     return Settings(
-        base_url=url if urlsplit(url).path else url + "/v1",
+        base_url=(url if url.path else url._replace(path="/v1")).text,
         model=options.model or None,
         endpoint=options.endpoint,
         seed=int(options.seed),

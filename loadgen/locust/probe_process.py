@@ -1,6 +1,7 @@
 """Probe a server in a subprocess, because asyncio and gevent cannot share a process.
 
 `python -m loadgen.locust.probe_process` reads a Question from standard input and writes the ServerProbe, both JSON.
+With exit status 2 it writes the reason instead. What it says while it waits goes to standard error, as it happens.
 The API key comes from $OPENAI_API_KEY alone, so that it is on no command line.
 """
 
@@ -35,13 +36,13 @@ def ask(question: Question) -> ServerProbe:
     done = subprocess.run(
         [sys.executable, "-m", "loadgen.locust.probe_process"],
         input=msgspec.json.encode(question),
-        capture_output=True,
+        stdout=subprocess.PIPE,
         env={**os.environ, "PYTHONPATH": path},
         check=False,
     )
     if done.returncode:
-        message = done.stderr.decode(errors="replace").strip() or f"exit status {done.returncode}, and no message"
-        raise LoadgenError(message.splitlines()[-1])
+        reason = done.stdout.decode(errors="replace").strip() if done.returncode == 2 else ""
+        raise LoadgenError(reason or f"the probe of the server ended with exit status {done.returncode}")
     return msgspec.json.decode(done.stdout, type=ServerProbe)
 
 
@@ -57,7 +58,7 @@ def main() -> None:
     try:
         reply = asyncio.run(_answer(question))
     except LoadgenError as err:
-        print(err, file=sys.stderr)
+        print(err)
         sys.exit(2)
     sys.stdout.buffer.write(msgspec.json.encode(reply))
 

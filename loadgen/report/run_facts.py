@@ -78,6 +78,10 @@ def server_line(info: RunInfo) -> str:
     """Return model, engine and address, those that are known."""
     server = info.server
     parts = [clean(server[key]) for key in ("model", "engine", "base_url") if server.get(key)]
+    if server.get("proxy"):
+        parts.append(f"through the proxy {clean(server['proxy'])}")
+    if len(server.get("addresses") or ()) > 1:
+        parts.append(f"{len(server['addresses'])} addresses")
     return " · ".join(parts) or "unknown server"
 
 

@@ -37,7 +37,9 @@ class Metering:
     async def __aenter__(self) -> Self:
         server, config = self._server, self._config
         simulated_at = server.root_url if server.simulated else None
-        source = source_beside(server.base_url, config.energy, simulated_at=simulated_at)
+        source = await asyncio.to_thread(
+            source_beside, server.base_url, config.energy, simulated_at=simulated_at
+        )  # it may look a name up
         if source is None:
             host = urlsplit(server.base_url).hostname
             self.reasons = [

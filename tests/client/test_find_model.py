@@ -216,9 +216,9 @@ def test_a_server_that_does_not_exist_is_named_with_the_reason() -> None:
         asyncio.run(main())
 
 
-def certificate_error(message: str) -> ssl.SSLCertVerificationError:
+def certificate_error(code: int, message: str) -> ssl.SSLCertVerificationError:
     err = ssl.SSLCertVerificationError(1, "certificate verify failed")
-    err.verify_message = message
+    err.verify_code, err.verify_message = code, message
     return err
 
 
@@ -228,13 +228,21 @@ PROXY = Proxy("http://user:secret@proxy:3128", "http_proxy")
 @pytest.mark.parametrize(
     ("err", "proxy", "words"),
     [
-        (certificate_error("self-signed certificate"), None, "is not trusted (self-signed certificate): use the host"),
-        (certificate_error("certificate has expired"), None, "certificate has expired"),
-        (certificate_error("certificate has expired"), None, "SSL_CERT_FILE"),
         (
-            certificate_error("Hostname mismatch, certificate is not valid for 'h'."),
+            certificate_error(18, "self-signed certificate"),
             None,
-            "for 'h'): use the host name",
+            "is not trusted (self-signed certificate): set SSL_CERT",
+        ),
+        (certificate_error(20, "no local issuer"), None, "(no local issuer): set SSL_CERT_FILE to a file with the"),
+        (
+            certificate_error(10, "certificate has expired"),
+            None,
+            "(certificate has expired): the server needs a new one",
+        ),
+        (
+            certificate_error(62, "Hostname mismatch: 'h'."),
+            None,
+            "(Hostname mismatch: 'h'): use a host name that it is",
         ),
         (ssl.SSLError(1, "wrong version number"), None, "does not speak TLS"),
         (

@@ -49,7 +49,9 @@ def test_options_may_come_as_text_from_the_page() -> None:
         ("http://h:1", "http://h:1/v1"),
         ("http://h:1/", "http://h:1/v1"),
         ("http://h:1/v1", "http://h:1/v1"),
-        ("https://u:p@gateway/openai", "https://gateway/openai"),
+        ("https://u:p@gateway/openai", "https://u:p@gateway/openai"),
+        ("https://gateway/openai?api-version=1", "https://gateway/openai?api-version=1"),
+        ("http://h:1?key=k", "http://h:1/v1?key=k"),
     ],
 )
 def test_a_host_is_the_api_below_v1_unless_it_has_a_path(host: str, base_url: str) -> None:
