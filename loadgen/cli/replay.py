@@ -28,7 +28,7 @@ class _KeyValue(click.ParamType[tuple[str, Any]]):
         return key.strip(), text.strip()
 
 
-class _Header(_KeyValue):
+class Header(_KeyValue):
     """A header, whose name and value can be sent."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
@@ -140,7 +140,7 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
 @click.option(
     "--header",
     "headers",
-    type=_Header(),
+    type=Header(),
     multiple=True,
     callback=_as_dict,
     help="Header of every request. Repeatable.",

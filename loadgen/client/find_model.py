@@ -34,7 +34,7 @@ CERTIFICATE_REMEDIES = {
     62: "use a host name that it is made out to",
     64: "use a host name that it is made out to",
 }
-"""What to do about a certificate, by the code of X509_verify_cert_error_string(3)."""
+"""Advice about a certificate, by the code of X509_verify_cert_error_string(3)."""
 
 OWNERS = frozenset({"vllm", "sglang", "llamacpp", "lmdeploy", "tensorrt_llm", "transformers", "loadgen-simulator"})
 """Engines that name themselves as the owner of their models."""

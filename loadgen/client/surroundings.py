@@ -63,7 +63,6 @@ def netrc_login(host: str) -> str | None:
         entry = netrc.netrc(path).authenticators(host)
     except (OSError, netrc.NetrcParseError, UnicodeDecodeError):
         return None
-    if entry is None:
-        return None
-    login, account, password = entry
-    return "Basic " + base64.b64encode(f"{login or account or ''}:{password or ''}".encode()).decode()
+    login, account, password = entry or ("", "", "")
+    pair = f"{login or account or ''}:{password or ''}"
+    return None if pair == ":" else "Basic " + base64.b64encode(pair.encode()).decode()

@@ -59,6 +59,10 @@ class Settings:
     duration_s: float | None
     num_requests: int | None
 
+    def api_at(self, url: str) -> str:
+        """Return `url`, where the probe found the API, with the login and the query of the given one."""
+        return parse_server_url(self.base_url).moved_to(url).text
+
 
 def settings(options: Namespace, host: str | None) -> Settings:
     """Return the checked options of a test of the server at `host`. Raises LoadgenError."""

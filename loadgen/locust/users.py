@@ -18,7 +18,6 @@ from msgspec.structs import replace
 from loadgen.client.blocking_client import BlockingClient
 from loadgen.client.openai_api import PATHS
 from loadgen.client.request_body import body_maker
-from loadgen.client.server_url import parse_server_url
 from loadgen.locust.options import settings
 from loadgen.locust.probe_process import Question, ask
 from loadgen.locust.trace_replay import Outcome, Part, Ready, play
@@ -66,8 +65,8 @@ class Test:
             self.reply.server.check_fits(self.plan.requests)
         self.bins = {kind: fitting_bins(options.bins[kind], limit) for kind in kinds}
         key = os.environ.get("OPENAI_API_KEY")
-        found = parse_server_url(options.base_url).moved_to(self.reply.server.base_url)
-        self._client = BlockingClient(found.text, api_key=key, timeout_s=options.timeout_s)
+        url = options.api_at(self.reply.server.base_url)
+        self._client = BlockingClient(url, api_key=key, timeout_s=options.timeout_s)
         self._senders: dict[str, SpanSender] = {}
         self.run_id = secrets.token_hex(6)
         self.worker_index = max(0, environment.runner.worker_index)

@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from loadgen.cli import cli
+from loadgen.cli.replay import Header
 from loadgen.energy_model import measure
 from loadgen.energy_model.energy_profile import EnergyProfile, GridPoint, read_energy_profile
 from loadgen.energy_model.profiling_plan import StoppingRule, journal_path
@@ -219,3 +220,27 @@ def test_the_module_is_the_command() -> None:
     command = [sys.executable, "-m", "loadgen", "estimate", "azure-2023-chat", "--json", "--profile"]
     result = subprocess.run([*command, "h200-sim-llama-3.1-8b"], capture_output=True, text=True, check=True, cwd=ROOT)
     assert msgspec.json.decode(result.stdout)["profile"] == "h200-sim-llama-3.1-8b"
+
+
+# -- replay -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "value"),
+    [
+        ("X-Tenant: a b", "X-Tenant", "a b"),
+        ("Authorization: Basic abc=", "Authorization", "Basic abc="),
+        ("x-gw-key=abc:def", "x-gw-key", "abc:def"),
+        ("x-url=http://h/?a=b", "x-url", "http://h/?a=b"),
+        ("X-Empty:", "X-Empty", ""),
+    ],
+)
+def test_a_header_is_split_at_the_first_mark(text: str, name: str, value: str) -> None:
+    assert Header().convert(text, None, None) == (name, value)
+
+
+@pytest.mark.parametrize("text", ["nothing", ":v", "=v", "two words: v", "X: a\r\nY: b", "X: \0", "é: v", "(a): v"])
+def test_a_header_that_cannot_be_sent_is_refused_in_one_line(text: str) -> None:
+    result = CliRunner().invoke(cli, ["replay", "t.jsonl", "--header", text])
+    assert result.exit_code == 2
+    assert "Invalid value for '--header'" in result.output

@@ -187,3 +187,29 @@ def test_who_is_killed_while_it_waits_says_what_it_had_and_hangs_up() -> None:
         listener.close()
     assert [(half.error, half.output_tokens) for half in halves] == [("cancelled", 1)]
     assert hung_up.is_set(), "a server stops generating when its client is gone"
+
+
+@pytest.mark.parametrize(
+    ("change", "api_key", "target", "login"),
+    [
+        (lambda url: url, "sk-1", b"/v1/x", b"Bearer sk-1"),
+        (lambda url: url + "/?api-version=1", None, b"/v1/x?api-version=1", None),
+        (lambda url: url.replace("//", "//me:p%40w@"), "sk-1", b"/v1/x", b"Basic bWU6cEB3"),
+    ],
+    ids=["a key", "a query", "a login"],
+)
+def test_query_and_login_of_the_url_go_where_the_other_client_sends_them(
+    change: Callable[[str], str], api_key: str | None, target: bytes, login: bytes | None
+) -> None:
+    with (
+        server(WHOLE) as (url, asked),
+        closing(BlockingClient(change(url), api_key=api_key, timeout_s=5)) as client,
+    ):
+        record = client.send(
+            "/x", b"{}", index=0, workload="chat", scheduled_ns=0, request_id="r-0", on_cancelled=lambda record: None
+        )
+    assert record.error is None
+    lines = asked[0].split(b"\r\n")
+    assert lines[0] == b"POST " + target + b" HTTP/1.1"
+    logins = [line.partition(b": ")[2] for line in lines if line.startswith(b"Authorization")]
+    assert logins == ([login] if login else [])
