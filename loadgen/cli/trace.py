@@ -17,7 +17,7 @@ OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace --out if it 
 FORMAT = click.option(
     "--format",
     "format_",
-    type=click.Choice(["azure", "burstgpt", "mooncake", "jsonl"]),
+    type=click.Choice(["azure", "burstgpt", "mooncake", "bailian", "jsonl"]),
     help="Format of the file.  [default: detected from its first line]",
 )
 FILE = click.Path(path_type=Path)
@@ -28,7 +28,7 @@ def trace() -> None:
     """Import, show, fit and sample traces.
 
     A trace is one JSON object a line: "timestamp" (ms), "input_length", "output_length" and optionally "workload",
-    "session_id" and "hash_ids"; .gz and .zst are read and written too.
+    "session_id", "hash_ids" and "block_size"; .gz and .zst are read and written too.
     """
 
 
@@ -41,7 +41,8 @@ def trace() -> None:
 def import_(file: Path, out: Path, format_: "Format | None", workload: str | None, overwrite: bool) -> None:
     """Convert a public data set to a trace.
 
-    Azure CSV (2023 and 2024), BurstGPT CSV and Mooncake JSONL are read. Rows of 0 tokens are dropped and counted.
+    Azure CSV (2023 and 2024), BurstGPT CSV, Mooncake JSONL and Bailian (Qwen) JSONL are read. Rows of 0 tokens are
+    dropped and counted.
     """
     from loadgen.workload.trace import check_workload
     from loadgen.workload.trace_columns import iter_columns, write_columns

@@ -46,6 +46,7 @@ def body_maker(
             seed,
             request.text_id,
             request.text_tokens,
+            request.block_tokens,
         )
         head, tail = without_prompt(request.output_tokens)
         return head + encode(prompt) + tail

@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from loadgen.results.verdict import Check
 from loadgen.telemetry.engine_sample import EngineSample, cached_share, counter_values
-from loadgen.workload.prompts import BLOCK_TOKENS
 
 if TYPE_CHECKING:
     from loadgen.record import RequestRecord
@@ -107,7 +106,7 @@ def shareable_tokens(schedule: Sequence[ScheduledRequest]) -> int:
         for block in request.prefix_ids:
             if block not in blocks:
                 break
-            shared += min(BLOCK_TOKENS, max(remaining, 0))
-            remaining -= BLOCK_TOKENS
+            shared += min(request.block_tokens, max(remaining, 0))
+            remaining -= request.block_tokens
         blocks.update(request.prefix_ids)
     return shared

@@ -73,7 +73,7 @@ _FILLER_LEAD: dict[PromptKind, str] = {"chat": "", "code": "#"}
 """Fillers close a code prompt as a comment."""
 
 BLOCK_TOKENS = 512
-"""Tokens of one prefix id: the block size of the Mooncake traces, from which the field hash_ids comes."""
+"""Tokens of one prefix id where a trace does not say: the block size of Mooncake's, from which hash_ids comes."""
 
 UNIQUE_WORDS = 10
 """Words drawn at the very start of a prompt: about 65 bits, so that no two prompts share a cacheable first block."""
@@ -131,12 +131,13 @@ class Vocabulary:
         seed: int = 0,
         text_id: int | None = None,
         text_tokens: int = 0,
+        block_tokens: int = BLOCK_TOKENS,
     ) -> str:
         """Generate text of `tokens` tokens, template included. The shortest prompt is one filler word.
 
         Its first `text_tokens` tokens are the beginning of text (seed, text_id). Each of `prefix_ids` is the text of
-        the next BLOCK_TOKENS tokens, the same wherever (seed, id) is the same; so two prompts share as long a prefix as
-        their ids do. The remainder comes from `draws` and is unique.
+        the next `block_tokens` tokens, the same wherever (seed, id) is the same; so two prompts share as long a prefix
+        as their ids do. The remainder comes from `draws` and is unique.
         """
         remaining: float = tokens - self.overhead
         blocks: list[str] = []
@@ -144,11 +145,11 @@ class Vocabulary:
             blocks.append(self._words(size, Draws(f"text {seed} {text_id}")))
             remaining -= size
         for block_id in prefix_ids:
-            block_tokens = min(BLOCK_TOKENS, remaining)
-            if block_tokens < 1:
+            in_block = min(block_tokens, remaining)
+            if in_block < 1:
                 break
-            blocks.append(self._words(round(block_tokens), Draws(f"block {seed} {block_id}")))
-            remaining -= block_tokens
+            blocks.append(self._words(round(in_block), Draws(f"block {seed} {block_id}")))
+            remaining -= in_block
         if blocks:
             # Only words, in blocks and after them: one token each wherever they stand, so that every border is exact.
             return "".join([*blocks, self._words(max(0, round(remaining)), draws)]).lstrip()

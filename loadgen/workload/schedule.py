@@ -15,7 +15,7 @@ from loadgen.errors import LoadgenError
 from loadgen.stats.arrays import Floats, Ints
 from loadgen.units import NS_PER_S
 from loadgen.workload import arrivals
-from loadgen.workload.prompts import PromptKind, prompt_kind
+from loadgen.workload.prompts import BLOCK_TOKENS, PromptKind, prompt_kind
 
 if TYPE_CHECKING:
     from loadgen.workload.arrivals import Points
@@ -55,6 +55,8 @@ class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     output_tokens: int
     session_id: str | None = None
     prefix_ids: tuple[int, ...] = ()
+    block_size: int | msgspec.UnsetType = msgspec.UNSET
+    """Tokens of each prefix id, where they are not BLOCK_TOKENS."""
     after: int | None = None
     """Index of the previous turn of the session. The request is due `think_ns` after the end of that turn's answer;
     `offset_ns` is that instant if answers took no time."""
@@ -64,6 +66,15 @@ class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The prompt opens with the first `text_tokens` tokens of text `text_id`, which is endless. The turns of a session
     consist of such text only, so that a prompt contains the whole previous one. The blocks of `prefix_ids` follow, then
     unique text."""
+
+    @property
+    def block_tokens(self) -> int:
+        return BLOCK_TOKENS if self.block_size is msgspec.UNSET else self.block_size
+
+
+def block_size_of(request: TraceRequest) -> int | msgspec.UnsetType:
+    """Return the field of a scheduled request for the block size of a trace's: unset where that is usual."""
+    return request.block_tokens if request.prefix_ids and request.block_tokens != BLOCK_TOKENS else msgspec.UNSET
 
 
 @dataclass(frozen=True)
@@ -128,6 +139,7 @@ def build_schedule(
             output_tokens=request.output_tokens,
             session_id=request.session_id,
             prefix_ids=request.prefix_ids,
+            block_size=block_size_of(request),
         )
         requests.append(scheduled)
     spec = msgspec.structs.replace(spec, rate_rps=times.rate_rps)

@@ -22,6 +22,7 @@ from loadgen.workload.schedule import (
     Schedule,
     ScheduledRequest,
     arrival_times,
+    block_size_of,
     merged_schedule,
     relabel_for_pass,
     stable_hash63,
@@ -292,6 +293,7 @@ def _shared_text(
     relabeled = relabel_for_pass(turn, lap)
     ids = tuple(stable_hash63(f"{name}/{block}") for block in relabeled.prefix_ids)
     if stream.turns is None or ids:
-        return {"session_id": relabeled.session_id and f"{name}/{relabeled.session_id}", "prefix_ids": ids}
+        session_id = relabeled.session_id and f"{name}/{relabeled.session_id}"
+        return {"session_id": session_id, "prefix_ids": ids, "block_size": block_size_of(relabeled)}
     session = f"{name}/{pick}" if lap == 0 else f"{name}/{pick}+{lap}"
     return {"session_id": session, "text_id": stable_hash63(f"{session}/{text}"), "text_tokens": turn.input_tokens}

@@ -7,8 +7,9 @@ import json
 import math
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
+from difflib import get_close_matches
 from itertools import count
 from pathlib import Path
 from typing import IO, Annotated, Any, cast
@@ -17,6 +18,7 @@ import msgspec
 
 from loadgen.errors import LoadgenError
 from loadgen.files import replacing
+from loadgen.workload.prompts import BLOCK_TOKENS
 
 MAX_LINE_BYTES = 16 * 2**20
 """Longest line that is read; a longer one is an error, because no request is 16 MiB of numbers."""
@@ -25,7 +27,8 @@ MAX_TOKENS = 2**31 - 1
 
 
 class TraceRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One request of a trace. `prefix_ids` name the blocks of its prompt: equal ids mean equal text."""
+    """One request of a trace. `prefix_ids` name the blocks of its prompt, each of `block_tokens` tokens: equal ids mean
+    equal text."""
 
     arrival_s: float
     input_tokens: int
@@ -33,6 +36,7 @@ class TraceRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     workload: str = "default"
     session_id: str | None = None
     prefix_ids: tuple[int, ...] = ()
+    block_tokens: int = BLOCK_TOKENS
 
 
 class Trace(msgspec.Struct, frozen=True):
@@ -97,6 +101,8 @@ def write_trace(path: Path, requests: Iterable[TraceRequest], *, overwrite: bool
             }
             optional = {"workload": request.workload, "session_id": request.session_id, "hash_ids": request.prefix_ids}
             fields |= {key: value for key, value in optional.items() if value and value != "default"}
+            if request.prefix_ids and request.block_tokens != BLOCK_TOKENS:
+                fields["block_size"] = request.block_tokens
             out.write(encode(fields) + b"\n")
     return written
 
@@ -227,8 +233,8 @@ class _ZstdReader(io.RawIOBase):
 _Tokens = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
 
 
-class Line(msgspec.Struct, gc=False):
-    """One line of a JSONL trace; `timestamp` is in ms. Unknown fields are ignored."""
+class Line(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """One line of a JSONL trace; `timestamp` is in ms, and a hash id stands for `block_size` tokens of the prompt."""
 
     timestamp: Annotated[float, msgspec.Meta(ge=0)]
     input_length: _Tokens
@@ -236,6 +242,12 @@ class Line(msgspec.Struct, gc=False):
     workload: Annotated[str, msgspec.Meta(min_length=1, max_length=64)] | None = None
     session_id: str | None = None
     hash_ids: tuple[int, ...] | None = None
+    block_size: _Tokens = BLOCK_TOKENS
+
+    @property
+    def is_filled(self) -> bool:
+        """True if the ids stand for the whole prompt, and for no more."""
+        return not self.hash_ids or len(self.hash_ids) == -(-self.input_length // self.block_size)
 
 
 def parse_jsonl(path: Path, lines: Lines, dropped: Counter[str] | None = None) -> Iterator[tuple[int, TraceRequest]]:
@@ -251,6 +263,8 @@ def parse_jsonl(path: Path, lines: Lines, dropped: Counter[str] | None = None) -
             raise LoadgenError(f"{path}:{number}: {line_fault(text, str(err))}") from err
         if line.workload is not None and not line.workload.isprintable():
             raise LoadgenError(f"{path}:{number}: workload {line.workload!r}: expected {_WORKLOAD}")
+        if not line.is_filled:
+            raise LoadgenError(f"{path}:{number}: {blocks_fault(line.input_length, line.hash_ids, line.block_size)}")
         yield (
             number,
             TraceRequest(
@@ -260,6 +274,7 @@ def parse_jsonl(path: Path, lines: Lines, dropped: Counter[str] | None = None) -
                 workload=line.workload or "default",
                 session_id=line.session_id,
                 prefix_ids=line.hash_ids or (),
+                block_tokens=line.block_size,
             ),
         )
 
@@ -273,11 +288,39 @@ def check_workload(name: str | None) -> None:
         raise LoadgenError(f"workload {shortened(repr(name))}: expected {_WORKLOAD}")
 
 
+def blocks_fault(input_tokens: int, ids: Sized | None, block_tokens: int) -> str:
+    """Describe that a prompt has another number of blocks than of ids."""
+    needed = -(-input_tokens // block_tokens)
+    return (
+        f"hash_ids has {len(ids or ())} ids; input_length {input_tokens} needs {needed}, for {block_tokens} tokens each"
+    )
+
+
+WORDS = ("messages", "prompt", "prompts", "text", "text_input", "texts", "body", "content", "conversations", "tools")
+"""Fields of other tools' traces that hold the words of a request."""
+
+
+def unknown_field(value: dict[str, Any], known: Sequence[str]) -> str | None:
+    """Describe the fields of a trace line that are not understood, with the remedy; None when there are none."""
+    unknown = [key for key in value if key not in known]
+    if not unknown:
+        return None
+    if words := [key for key in unknown if key in WORDS]:
+        return f"{', '.join(words)}: a trace has lengths, and its words would not be sent: remove the fields of text"
+    if "chat_id" in unknown:
+        return "chat_id: this is a Bailian trace, with times in seconds: convert it with `loadgen trace import`"
+    near = get_close_matches(unknown[0], known, 1)
+    hint = f"did you mean {near[0]}?" if near else f"expected {', '.join(known)}"
+    return f"unknown field {shortened(unknown[0])}: {hint}"
+
+
 def _zero_length(text: str) -> str | None:
     """Return which length of the JSON object is 0, in the words that `dropped` counts; None if neither is."""
     try:
         value = msgspec.json.decode(text, type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError):
+        return None
+    if unknown_field(value, Line.__struct_fields__):
         return None
     reasons = {"input_length": "0 input tokens", "output_length": "0 output tokens"}
     return next((reason for key, reason in reasons.items() if repr(value.get(key)) == "0"), None)
@@ -293,6 +336,8 @@ def line_fault(text: str, decoder_message: str) -> str:
         return f"not a JSON object: {shortened(text)}{hint}"
     if not isinstance(value, dict):
         return f"{shortened(text)}: expected a JSON object"
+    if unknown := unknown_field(value, Line.__struct_fields__):
+        return unknown
     for key, expected, fits in (
         (
             "timestamp",
@@ -323,13 +368,18 @@ def shortened(text: str) -> str:
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
-def nonempty_in_order(path: Path, rows: Iterable[tuple[int, TraceRequest]]) -> Iterator[TraceRequest]:
-    """Yield the requests of (line number, request) rows. LoadgenError if they are out of order, or there are none."""
+def nonempty_in_order(
+    path: Path, rows: Iterable[tuple[int, TraceRequest]], dropped: Mapping[str, int] | None = None
+) -> Iterator[TraceRequest]:
+    """Yield the requests of (line number, request) rows. LoadgenError if they are out of order, or there are none.
+
+    `dropped` counts the rows that were left out, by reason.
+    """
     request = None
     for request in in_order(path, rows):
         yield request
     if request is None:
-        raise no_requests(path)
+        raise no_requests(path, dropped or {})
 
 
 def in_order(
@@ -346,6 +396,10 @@ def in_order(
         yield request
 
 
-def no_requests(path: Path) -> LoadgenError:
-    """Return the error for a file without requests."""
-    return LoadgenError(f"{path} has no requests in it")
+def no_requests(path: Path, dropped: Mapping[str, int]) -> LoadgenError:
+    """Return the error for a file without requests, or with none but the `dropped` ones."""
+    if not dropped:
+        return LoadgenError(f"{path} has no requests in it")
+    reasons = ", ".join(f"{count:,} have {reason}" for reason, count in dropped.items())
+    rows = f"all {sum(dropped.values()):,} of its rows were dropped: {reasons}"
+    return LoadgenError(f"{path} has no requests to replay: {rows}")

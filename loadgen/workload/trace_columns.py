@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from loadgen.files import replacing
 from loadgen.stats.arrays import Floats, Ints
+from loadgen.workload.prompts import BLOCK_TOKENS
 from loadgen.workload.trace import (
     MAX_TOKENS,
     Line,
@@ -33,6 +34,7 @@ from loadgen.workload.trace import (
 from loadgen.workload.trace_formats import (
     AZURE_COLUMNS,
     BURSTGPT_COLUMNS,
+    CSV_FORMATS,
     Format,
     detect_format,
     parse_rows,
@@ -57,6 +59,8 @@ class Columns:
     """One name for all requests, or a name per request."""
     session_id: Sequence[str | None] | None = None
     prefix_ids: Sequence[tuple[int, ...]] | None = None
+    block_tokens: Ints | int = BLOCK_TOKENS
+    """Tokens of a prefix id: one number for all requests, or one per request."""
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -77,9 +81,9 @@ def iter_columns(
     with opened(path) as file:
         header = next(numbered_lines(path, file), None)
         if header is None:
-            raise no_requests(path)
+            raise no_requests(path, dropped)
         resolved = format or detect_format(path, header[1])
-        is_json = resolved not in ("azure", "burstgpt")
+        is_json = resolved not in CSV_FORMATS
         # The first line of a JSON file is already a request: it is read again with the block that it begins.
         carry = header[1].encode() + b"\n" if is_json else b""
         if not is_json:
@@ -92,7 +96,7 @@ def iter_columns(
                 latest_s = float(columns.arrival_s[-1])
                 yield columns
     if latest_s == -math.inf:
-        raise no_requests(path)
+        raise no_requests(path, dropped)
 
 
 def line_blocks(path: Path, file: IO[bytes], number: int, carry: bytes, size: int) -> Iterator[tuple[int, bytes]]:
@@ -123,6 +127,7 @@ class _BlockReader:
         self._dropped = dropped
         self._workload = workload
         self._origin: float | None = None
+        self._sessions: dict[int | str, str] = {}
 
     def read(self, number: int, block: bytes, latest_s: float) -> Columns:
         """Parse the block that begins at line `number`, after a request at `latest_s`."""
@@ -134,6 +139,8 @@ class _BlockReader:
                 plain = _plain_azure(block, self._names, self._origin or 0)
             case "burstgpt":
                 plain = _plain_burstgpt(block, self._names, self._origin or 0)
+            case "bailian":
+                plain = None
             case _:
                 plain = _plain_json(block)
         if plain is None or np.any(np.diff(plain[0].arrival_s, prepend=latest_s) < 0):
@@ -145,7 +152,9 @@ class _BlockReader:
     def _line_by_line(self, number: int, block: bytes, latest_s: float) -> Columns:
         lines = numbered_lines(self._path, io.BytesIO(block), number)
         origin = self._origin or 0
-        rows = parse_rows(self._path, self._format, self._header, lines, self._dropped, self._workload, origin)
+        rows = parse_rows(
+            self._path, self._format, self._header, lines, self._dropped, self._workload, origin, self._sessions
+        )
         requests = list(in_order(self._path, rows, latest_s))
         return Columns(
             np.array([r.arrival_s for r in requests], np.float64),
@@ -154,6 +163,7 @@ class _BlockReader:
             [r.workload for r in requests],
             [r.session_id for r in requests] if any(r.session_id is not None for r in requests) else None,
             [r.prefix_ids for r in requests] if any(r.prefix_ids for r in requests) else None,
+            np.array([r.block_tokens for r in requests], np.int64),
         )
 
 
@@ -180,6 +190,9 @@ def _plain_json(block: bytes) -> tuple[Columns, dict[str, int]] | None:
     blocks = [line.hash_ids for line in lines]
     if len(lines) != count or not all(name is None or name.isprintable() for name in workloads):
         return None
+    if not all(line.is_filled for line in lines):
+        return None
+    sizes = {line.block_size for line in lines}
     return Columns(
         np.array([line.timestamp for line in lines]) / 1000,
         np.array([line.input_length for line in lines], np.int64),
@@ -187,6 +200,7 @@ def _plain_json(block: bytes) -> tuple[Columns, dict[str, int]] | None:
         (workloads.pop() or "default") if len(workloads) == 1 else [line.workload or "default" for line in lines],
         _unless_all_none([line.session_id for line in lines]),
         None if blocks.count(None) == count else [ids or () for ids in blocks],
+        sizes.pop() if len(sizes) == 1 else np.array([line.block_size for line in lines], np.int64),
     ), {}
 
 
@@ -361,6 +375,7 @@ class _OutputLine(msgspec.Struct, omit_defaults=True, gc=False):
     workload: str = "default"
     session_id: str | None = None
     hash_ids: tuple[int, ...] = ()
+    block_size: int | msgspec.UnsetType = msgspec.UNSET
 
 
 def write_columns(path: Path, chunks: Iterable[Columns], *, overwrite: bool = True) -> int:
@@ -385,4 +400,9 @@ def _output_lines(chunk: Columns) -> list[_OutputLine]:
     count = len(chunk)
     names = [chunk.workload] * count if isinstance(chunk.workload, str) else chunk.workload
     sessions = [s or None for s in chunk.session_id] if chunk.session_id is not None else [None] * count
-    return list(map(_OutputLine, *fields, names, sessions, chunk.prefix_ids or [()] * count))
+    ids = chunk.prefix_ids or [()] * count
+    sizes = [
+        size if blocks and size != BLOCK_TOKENS else msgspec.UNSET
+        for size, blocks in zip(np.broadcast_to(chunk.block_tokens, count).tolist(), ids, strict=True)
+    ]
+    return list(map(_OutputLine, *fields, names, sessions, ids, sizes))

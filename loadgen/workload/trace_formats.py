@@ -1,4 +1,4 @@
-"""Import of public trace formats: Azure LLM inference CSV, BurstGPT CSV and Mooncake JSONL."""
+"""Import of public trace formats: Azure LLM inference CSV, BurstGPT CSV, Mooncake JSONL and Bailian JSONL."""
 
 import math
 import re
@@ -9,7 +9,7 @@ from functools import lru_cache
 from itertools import chain
 from operator import itemgetter
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
 
@@ -18,15 +18,18 @@ from loadgen.workload.trace import (
     MAX_TOKENS,
     Lines,
     TraceRequest,
+    blocks_fault,
     no_requests,
     nonempty_in_order,
     numbered_lines,
     opened,
     parse_jsonl,
     shortened,
+    unknown_field,
 )
 
-Format = Literal["jsonl", "mooncake", "azure", "burstgpt"]
+Format = Literal["jsonl", "mooncake", "bailian", "azure", "burstgpt"]
+CSV_FORMATS = ("azure", "burstgpt")
 AZURE_COLUMNS = ("TIMESTAMP", "ContextTokens", "GeneratedTokens")
 BURSTGPT_COLUMNS = ("Timestamp", "Request tokens", "Response tokens")
 
@@ -43,9 +46,9 @@ def iter_import(
         lines = numbered_lines(path, file)
         header = next(lines, None)
         if header is None:
-            raise no_requests(path)
+            raise no_requests(path, dropped)
         rows = parse_rows(path, format or detect_format(path, header[1]), header, lines, dropped, workload)
-        yield from nonempty_in_order(path, rows)
+        yield from nonempty_in_order(path, rows, dropped)
 
 
 def parse_rows(
@@ -56,10 +59,12 @@ def parse_rows(
     dropped: Counter[str],
     workload: str | None,
     origin: float | None = None,
+    sessions: dict[int | str, str] | None = None,
 ) -> Iterator[tuple[int, TraceRequest]]:
     """Yield (line number, request) of `lines`, which follow `header`: the header of a CSV, or the first JSON request.
 
-    `origin` is that of `time_origin`; give it for lines that do not directly follow `header`.
+    `origin` is that of `time_origin`; give it for lines that do not directly follow `header`. `sessions` are those of
+    the chats in earlier lines, and get these lines' ones.
     """
     match format:
         case "azure":
@@ -67,7 +72,12 @@ def parse_rows(
         case "burstgpt":
             yield from _burstgpt_rows(path, header, lines, dropped, workload or "default", origin)
         case _:
-            for number, request in parse_jsonl(path, lines if origin is not None else chain([header], lines), dropped):
+            requests = lines if origin is not None else chain([header], lines)
+            if format == "bailian":
+                rows = _bailian_rows(path, requests, dropped, {} if sessions is None else sessions)
+            else:
+                rows = parse_jsonl(path, requests, dropped)
+            for number, request in rows:
                 yield number, msgspec.structs.replace(request, workload=workload) if workload else request
 
 
@@ -90,7 +100,7 @@ def time_origin(path: Path, format: Format, header: tuple[int, str], line: tuple
 def detect_format(path: Path, first_line: str) -> Format:
     """Return the format that a file's first line indicates: a known CSV header, or JSON."""
     if first_line.startswith("{"):
-        return "jsonl"
+        return "bailian" if '"chat_id"' in first_line else "jsonl"
     if "ContextTokens" in first_line:
         return "azure"
     if "Request tokens" in first_line:
@@ -99,6 +109,67 @@ def detect_format(path: Path, first_line: str) -> Format:
         f"{path}:1: {shortened(first_line)}: expected JSON lines, or the CSV header of an Azure "
         "(TIMESTAMP,ContextTokens,GeneratedTokens) or BurstGPT (Timestamp,Model,Request tokens,...) trace"
     )
+
+
+class _BailianLine(msgspec.Struct, gc=False, forbid_unknown_fields=True):
+    """One line of a trace of Alibaba Cloud's Bailian: github.com/alibaba-edu/qwen-bailian-usagetraces-anon.
+
+    `timestamp` is in seconds. Every turn has a `chat_id` of its own and names the turn before it, -1 for none.
+    """
+
+    chat_id: int | str
+    parent_chat_id: int | str | None
+    timestamp: Annotated[float, msgspec.Meta(ge=0)]
+    input_length: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+    output_length: Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
+    type: Annotated[str, msgspec.Meta(min_length=1, max_length=64)]
+    turn: int = 1
+    hash_ids: tuple[int, ...] = ()
+
+
+BAILIAN_BLOCK_TOKENS = 16
+"""Tokens of a hash id in these traces."""
+
+
+def _bailian_rows(
+    path: Path, lines: Lines, dropped: Counter[str], sessions: dict[int | str, str]
+) -> Iterator[tuple[int, TraceRequest]]:
+    """Parse Bailian's lines: a session is a chain of chats, named by the first of them that the file has or names."""
+    decode = msgspec.json.Decoder(_BailianLine).decode
+    for number, text in lines:
+        try:
+            line = decode(text)
+        except (msgspec.MsgspecError, RecursionError) as err:
+            raise LoadgenError(f"{path}:{number}: {_bailian_fault(text, str(err))}") from err
+        if not line.type.isprintable():
+            raise LoadgenError(f"{path}:{number}: type {shortened(repr(line.type))}: expected printable characters")
+        parent = line.parent_chat_id
+        if parent is None or parent in (-1, "-1", "", line.chat_id):
+            session = str(line.chat_id)
+        else:
+            session = sessions.get(parent, str(parent))
+        sessions[line.chat_id] = session
+        if 0 in (line.input_length, line.output_length):
+            dropped["0 input tokens" if line.input_length == 0 else "0 output tokens"] += 1
+            continue
+        if line.hash_ids and len(line.hash_ids) != -(-line.input_length // BAILIAN_BLOCK_TOKENS):
+            fault = blocks_fault(line.input_length, line.hash_ids, BAILIAN_BLOCK_TOKENS)
+            raise LoadgenError(f"{path}:{number}: {fault}")
+        request = _request(line.timestamp, (line.input_length, line.output_length), line.type, session)
+        yield (
+            number,
+            msgspec.structs.replace(request, prefix_ids=line.hash_ids, block_tokens=BAILIAN_BLOCK_TOKENS),
+        )
+
+
+def _bailian_fault(text: str, decoder_message: str) -> str:
+    try:
+        value = msgspec.json.decode(text)
+    except (msgspec.MsgspecError, RecursionError):
+        return f"not a JSON object: {shortened(text)}"
+    if isinstance(value, dict) and (unknown := unknown_field(value, _BailianLine.__struct_fields__)):
+        return unknown
+    return f"{decoder_message} in {shortened(text)}"
 
 
 def _azure_rows(

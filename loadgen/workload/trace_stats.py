@@ -18,7 +18,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.stats.distributions import Counts, count_values
-from loadgen.workload.prompts import BLOCK_TOKENS
 from loadgen.workload.token_bins import CountedPairs, Lengths, count_up, merge_counts
 
 if TYPE_CHECKING:
@@ -114,7 +113,7 @@ class Tally:
         if columns.session_id is not None:
             self._sessions.add(columns.session_id, columns.arrival_s)
         if columns.prefix_ids is not None:
-            self._blocks.add(columns.prefix_ids, columns.input_tokens)
+            self._blocks.add(columns.prefix_ids, columns.input_tokens, columns.block_tokens)
 
     def describe(self) -> Description:
         """Return the statistics of all columns added so far, at least one request."""
@@ -309,11 +308,12 @@ class _BlockTally:
         self._kept = np.zeros(0, np.uint64)
         self._tokens = np.zeros(0, np.int64)
 
-    def add(self, prefix_ids: Sequence[tuple[int, ...]], input_tokens: Lengths) -> None:
+    def add(self, prefix_ids: Sequence[tuple[int, ...]], input_tokens: Lengths, block_tokens: Lengths | int) -> None:
         sizes = np.array([len(ids) for ids in prefix_ids])
         ids = np.array([i & (2**64 - 1) for ids in prefix_ids for i in ids], np.uint64)
         place = np.arange(len(ids)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-        tokens = np.clip(np.repeat(input_tokens, sizes) - BLOCK_TOKENS * place, 0, BLOCK_TOKENS)
+        block = np.repeat(np.broadcast_to(block_tokens, len(sizes)), sizes)
+        tokens = np.clip(np.repeat(input_tokens, sizes) - block * place, 0, block)
         self._requested += len(ids)
         self._requested_tokens += int(tokens.sum())
         hashes = _hashes(ids)

@@ -82,8 +82,8 @@ def test_import_fit_sample_show_make_a_round(tmp_path: Path, csv: Path) -> None:
 
 def test_show_counts_sessions_and_shared_blocks(tmp_path: Path) -> None:
     lines = [
-        {"timestamp": 0, "input_length": 1, "output_length": 1, "session_id": "a", "hash_ids": [1, 2]},
-        {"timestamp": 9, "input_length": 1, "output_length": 1, "session_id": "a", "hash_ids": [1, 2, 3, 4]},
+        {"timestamp": 0, "input_length": 1024, "output_length": 1, "session_id": "a", "hash_ids": [1, 2]},
+        {"timestamp": 9, "input_length": 2000, "output_length": 1, "session_id": "a", "hash_ids": [1, 2, 3, 4]},
         {"timestamp": 9, "input_length": 1, "output_length": 0, "session_id": "b"},
     ]
     (path := tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -172,7 +172,13 @@ def test_show_draws_the_rate_over_time(tmp_path: Path) -> None:
 def test_show_reports_turns_gaps_and_tokens_reused(tmp_path: Path) -> None:
     turns = [(0, "a", [1, 2]), (4, "b", [1, 3]), (9, "a", [1, 2, 4]), (19, "a", [])]
     lines = [
-        {"timestamp": 1000 * t, "input_length": 1100, "output_length": 1, "session_id": s, "hash_ids": ids}
+        {
+            "timestamp": 1000 * t,
+            "input_length": 512 * len(ids) or 816,
+            "output_length": 1,
+            "session_id": s,
+            "hash_ids": ids,
+        }
         for t, s, ids in turns
     ]
     (path := tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
@@ -182,7 +188,9 @@ def test_show_reports_turns_gaps_and_tokens_reused(tmp_path: Path) -> None:
     assert facts["prefix_block_reuse"] == pytest.approx(3 / 7)
     assert facts["prefix_token_reuse"] == pytest.approx(3 * 512 / 4400)  # again: 1, then 1 and 2
     assert facts["estimated"] is None
-    assert facts["input_shares_by_power_of_2"] == [0] * 11 + [1] and facts["output_shares_by_power_of_2"] == [1]
+    assert facts["input_shares_by_power_of_2"] == [0] * 10 + [0.75, 0.25] and facts["output_shares_by_power_of_2"] == [
+        1
+    ]
 
 
 def test_a_comparison_has_the_distance_of_the_gaps(tmp_path: Path) -> None:

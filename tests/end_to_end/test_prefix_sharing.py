@@ -38,11 +38,11 @@ def test_cached_tokens_are_the_shared_blocks_and_no_more(tmp_path: Path) -> None
     rows: list[tuple[int, list[int]]] = [
         (1500, []),  # unique
         (1500, []),  # unique: nothing of the one before
-        (1300, [1, 2]),
-        (1300, [1, 2]),  # both blocks
-        (1300, [1, 3]),  # the first block
-        (1300, [4, 2]),  # a block is cached only behind the same blocks
-        (700, [1]),
+        (1300, [1, 2, 10]),
+        (1300, [1, 2, 11]),  # both blocks
+        (1300, [1, 3, 12]),  # the first block
+        (1300, [4, 2, 13]),  # a block is cached only behind the same blocks
+        (700, [1, 14]),
     ]
     lines = [
         {"timestamp": 300 * i, "input_length": n, "output_length": 2, "hash_ids": ids}

@@ -82,7 +82,7 @@ def test_same_seed_same_bytes_and_a_stream_with_a_seed_keeps_it() -> None:
 
 def test_two_streams_of_one_source_share_nothing(tmp_path: Path) -> None:
     trace = tmp_path / "t.jsonl"
-    line = {"timestamp": 0, "input_length": 1100, "output_length": 2, "hash_ids": [1, 2], "session_id": "s"}
+    line = {"timestamp": 0, "input_length": 1024, "output_length": 2, "hash_ids": [1, 2], "session_id": "s"}
     trace.write_text("".join(json.dumps(line | {"timestamp": at}) + "\n" for at in (0, 1000)))
     requests = planned({name: Stream(trace=str(trace)) for name in "ab"}).requests
     a, b = ([r for r in requests if r.workload == name] for name in "ab")

@@ -1,7 +1,9 @@
 import gzip
 import json
 import math
+from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -23,17 +25,25 @@ from loadgen.workload.trace import (
     shortened,
     write_trace,
 )
-from support.trace_files import GOOD, data, request, saved
+from loadgen.workload.trace_columns import iter_columns
+from loadgen.workload.trace_formats import iter_import
+from support.trace_files import GOOD, data, request, saved, with_blocks
 
 # -- reading
 
 
 def test_every_field_of_a_line_is_read(tmp_path: Path) -> None:
-    line = {"timestamp": 1, "input_length": 2, "output_length": 3, "workload": "chat", "session_id": "s", "more": [{}]}
-    trace = read_trace(saved(tmp_path, json.dumps(line | {"hash_ids": [4, 5]}).encode()))
+    line = {"timestamp": 1, "input_length": 2, "output_length": 3, "workload": "chat", "session_id": "s"}
+    trace = read_trace(saved(tmp_path, json.dumps(line | {"hash_ids": [4, 5], "block_size": 1}).encode()))
     assert trace.requests == (
         TraceRequest(
-            arrival_s=0.001, input_tokens=2, output_tokens=3, workload="chat", session_id="s", prefix_ids=(4, 5)
+            arrival_s=0.001,
+            input_tokens=2,
+            output_tokens=3,
+            workload="chat",
+            session_id="s",
+            prefix_ids=(4, 5),
+            block_tokens=1,
         ),
     )
     assert (trace.name, trace.duration_s, trace.mean_rps) == ("t", 0.0, None)
@@ -111,6 +121,55 @@ def test_a_bad_line_is_reported_with_file_line_and_value(tmp_path: Path, line: b
     assert message.isprintable() and len(message) < 300 + len(str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"messages": [{"role": "user", "content": "hello"}]}, "messages: a trace has lengths, and its words"),
+        ({"text_input": "hello"}, "text_input: a trace has lengths"),
+        ({"prompt": "hello", "tools": []}, "prompt, tools: a trace has lengths"),
+        ({"body": {"messages": []}}, "body: a trace has lengths"),
+        ({"hash_id": [1]}, "unknown field hash_id: did you mean hash_ids?"),
+        ({"sessionid": "a"}, "unknown field sessionid: did you mean session_id?"),
+        ({"priority": 1}, "unknown field priority: expected timestamp, input_length, output_length, workload"),
+        ({"\x1b[2J": 1}, "unknown field \N{REPLACEMENT CHARACTER}[2J"),
+        ({"chat_id": 1, "parent_chat_id": -1}, "this is a Bailian trace, with times in seconds: convert it"),
+        ({"hash_ids": [1, 2]}, "hash_ids has 2 ids; input_length 20 needs 1, for 512 tokens"),
+        ({"input_length": 600, "hash_ids": [1]}, "hash_ids has 1 ids; input_length 600 needs 2, for 512 tokens"),
+        ({"input_length": 512, "hash_ids": [1, 2]}, "hash_ids has 2 ids; input_length 512 needs 1, for 512 tokens"),
+        ({"hash_ids": [1], "block_size": 16}, "hash_ids has 1 ids; input_length 20 needs 2, for 16 tokens"),
+        ({"block_size": 0}, "$.block_size"),
+    ],
+)
+def test_what_a_line_says_is_replayed_or_refused_by_name(tmp_path: Path, fields: dict[str, Any], fault: str) -> None:
+    line = {"timestamp": 1521, "input_length": 20, "output_length": 5} | fields
+    path = saved(tmp_path, GOOD + json.dumps(line).encode())
+    for read in (
+        read_trace,
+        lambda path: list(iter_import(path, Counter())),
+        lambda path: list(iter_columns(path, Counter())),
+    ):
+        with pytest.raises(LoadgenError) as refused:
+            read(path)
+        assert fault in str(refused.value) and f"{path}:2: " in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("input_length", "ids", "block_size"),
+    [(1, 1, None), (512, 1, None), (513, 2, None), (1100, 0, None), (16, 1, 16), (17, 2, 16), (33, 1, 64)],
+)
+def test_ids_that_fit_the_prompt_are_read(tmp_path: Path, input_length: int, ids: int, block_size: int | None) -> None:
+    line = {"timestamp": 0, "input_length": input_length, "output_length": 5, "hash_ids": list(range(ids))}
+    line |= {} if block_size is None else {"block_size": block_size}
+    [read] = read_trace(saved(tmp_path, json.dumps(line).encode())).requests
+    assert (read.prefix_ids, read.block_tokens) == (tuple(range(ids)), block_size or 512)
+
+
+def test_a_dropped_row_may_not_hide_a_field(tmp_path: Path) -> None:
+    line = b'{"timestamp": 1521, "input_length": 20, "output_length": 0, "messages": []}\n'
+    with pytest.raises(LoadgenError, match="messages: a trace has lengths"):
+        list(iter_import(saved(tmp_path, GOOD + line), Counter()))
+
+
 def test_a_file_that_is_no_trace_is_reported_in_one_line(tmp_path: Path) -> None:
     for path, message in (
         (tmp_path / "none.jsonl", "No such file"),
@@ -134,6 +193,7 @@ def test_every_line_of_the_mooncake_trace_is_valid() -> None:
 
 # -- writing
 
+
 requests = st.builds(
     TraceRequest,
     arrival_s=st.floats(0, 1e6),
@@ -141,8 +201,7 @@ requests = st.builds(
     output_tokens=st.integers(1, 2**31 - 1),
     workload=st.sampled_from(["default", "chat", "数"]),
     session_id=st.none() | st.text(min_size=1, max_size=5),
-    prefix_ids=st.lists(st.integers(0, 2**62), max_size=3).map(tuple),
-)
+).flatmap(with_blocks)
 
 
 @pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz", "t.jsonl.zst"])

@@ -23,6 +23,7 @@ from loadgen.workload.trace_columns import (
     write_columns,
 )
 from loadgen.workload.trace_formats import iter_import
+from support.trace_files import with_blocks
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
 AZURE = "TIMESTAMP,ContextTokens,GeneratedTokens\n"
@@ -40,9 +41,10 @@ def requests_of(columns: Columns) -> list[TraceRequest]:
         names,
         columns.session_id or [None] * n,
         columns.prefix_ids or [()] * n,
+        np.broadcast_to(columns.block_tokens, n).tolist(),
         strict=True,
     )
-    keys = ("arrival_s", "input_tokens", "output_tokens", "workload", "session_id", "prefix_ids")
+    keys = ("arrival_s", "input_tokens", "output_tokens", "workload", "session_id", "prefix_ids", "block_tokens")
     return [TraceRequest(**dict(zip(keys, values, strict=True))) for values in fields]
 
 
@@ -107,6 +109,15 @@ sessions = files_of(
         ",".join
     ),
 )
+bailian = files_of(
+    "",
+    st.tuples(st.integers(0, 50), st.integers(0, 5), st.integers(-1, 5), st.integers(0, 40), st.integers(0, 3)).map(
+        lambda r: (
+            f'{{"timestamp": {r[0]}.5, "chat_id": {r[1]}, "parent_chat_id": {r[2]}, "input_length": {r[3]}, '
+            f'"output_length": {r[4]}, "type": "text", "turn": 1, "hash_ids": {list(range(-(-r[3] // 16)))}}}'
+        )
+    ),
+)
 jsonl = files_of(
     "",
     st.tuples(st.integers(0, 5000), st.integers(0, 9), st.integers(1, 9)).map(
@@ -116,6 +127,9 @@ jsonl = files_of(
         [
             '{"timestamp":9e3,"input_length":1,"output_length":1,"workload":"数","session_id":"s"}',
             '{"timestamp":9001,"input_length":1,"output_length":1,"hash_ids":[1,2]}',
+            '{"timestamp":9001,"input_length":600,"output_length":1,"hash_ids":[1,2]}',
+            '{"timestamp":9001,"input_length":40,"output_length":1,"hash_ids":[1,2,3],"block_size":16}',
+            '{"timestamp":9001,"input_length":4,"output_length":1,"messages":[]}',
             '{"timestamp":9002,"input_length":1,"output_length":0}',
             '{"timestamp":9003,"input_length":1,"output_length":1,"workload":"\\u001b"}',
             '{"timestamp":9004,"input_length":1}',
@@ -126,7 +140,7 @@ jsonl = files_of(
 
 
 @settings(deadline=None, max_examples=120)
-@given(azure | burstgpt | sessions | jsonl, st.integers(1, 400), st.sampled_from([None, "w"]))
+@given(azure | burstgpt | sessions | bailian | jsonl, st.integers(1, 400), st.sampled_from([None, "w"]))
 def test_columns_are_the_requests_or_the_error_wherever_blocks_end(content: bytes, size: int, name: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (path := Path(folder) / "t").write_bytes(content)
@@ -160,8 +174,7 @@ def test_the_data_sets_are_read_and_written_the_same(tmp_path: Path, name: str) 
             output_tokens=st.integers(1, 2**31 - 1),
             workload=st.sampled_from(["default", "chat", "数"]),
             session_id=st.none() | st.text(min_size=1, max_size=3),
-            prefix_ids=st.lists(st.integers(-(2**62), 2**62), max_size=3).map(tuple),
-        ),
+        ).flatmap(with_blocks),
         min_size=1,
         max_size=9,
     ).map(lambda rs: sorted(rs, key=lambda r: r.arrival_s))

@@ -3,11 +3,13 @@
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from loadgen.errors import LoadgenError
 from loadgen.workload.trace import TraceRequest, read_trace, write_trace
+from loadgen.workload.trace_columns import iter_columns
 from loadgen.workload.trace_formats import detect_format, iter_import, time_origin
 from support.trace_files import GOOD, data, request, saved
 
@@ -60,6 +62,76 @@ def test_jsonl_rows_of_0_tokens_are_dropped_by_import(tmp_path: Path) -> None:
     assert dropped == {"0 output tokens": 1}
 
 
+def bailian(**fields: Any) -> bytes:
+    line = {"chat_id": 1, "parent_chat_id": -1, "timestamp": 0.0, "input_length": 40, "output_length": 30,
+            "type": "text", "turn": 1, "hash_ids": [1, 2, 3]}  # fmt: skip
+    return json.dumps(line | fields).encode() + b"\n"
+
+
+def test_bailians_times_are_seconds_its_blocks_16_tokens_and_its_chains_sessions(tmp_path: Path) -> None:
+    content = (
+        bailian()
+        + bailian(chat_id=2, timestamp=1.5, type="search", input_length=16, hash_ids=[1])
+        + bailian(chat_id=3, parent_chat_id=1, timestamp=20.25, turn=2)
+        + bailian(chat_id=4, parent_chat_id=3, timestamp=60.0, turn=3, hash_ids=[])
+        + bailian(chat_id=6, parent_chat_id=5, timestamp=61.0, turn=2)  # its first turn was before the file
+        + bailian(chat_id=7, parent_chat_id=5, timestamp=62.0, turn=2)
+    )
+    requests, dropped = imported(saved(tmp_path, content))
+    assert [(r.arrival_s, r.workload, r.session_id) for r in requests] == [
+        (0.0, "text", "1"), (1.5, "search", "2"), (20.25, "text", "1"), (60.0, "text", "1"), (61.0, "text", "5"),
+        (62.0, "text", "5"),
+    ]  # fmt: skip
+    assert [r.prefix_ids for r in requests][:2] == [(1, 2, 3), (1,)]
+    assert {r.block_tokens for r in requests} == {16} and not dropped
+    write_trace(tmp_path / "out.jsonl", requests)
+    assert read_trace(tmp_path / "out.jsonl").requests[:3] == tuple(requests[:3])
+    assert {r.workload for r in imported(tmp_path / "t.jsonl", workload="w")[0]} == {"w"}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"hash_ids": [1]}, "hash_ids has 1 ids; input_length 40 needs 3, for 16 tokens"),
+        ({"messages": []}, "messages: a trace has lengths"),
+        ({"turns": 1}, "unknown field turns: did you mean turn?"),
+        ({"timestamp": -1}, "$.timestamp"),
+        ({"type": "\x1b"}, "expected printable characters"),
+        ({"type": ""}, "$.type"),
+        ({"chat_id": None}, "$.chat_id"),
+        ({"output_length": 1.5}, "$.output_length"),
+    ],
+)
+def test_a_bad_bailian_line_is_reported_with_file_line_and_value(
+    tmp_path: Path, fields: dict[str, Any], message: str
+) -> None:
+    path = saved(tmp_path, bailian() + bailian(**fields))
+    with pytest.raises(LoadgenError) as caught:
+        imported(path)
+    assert message in str(caught.value) and f"{path}:2: " in str(caught.value)
+
+
+def test_a_bailian_row_of_0_tokens_is_dropped_and_still_the_parent_of_the_next(tmp_path: Path) -> None:
+    content = bailian(output_length=0) + bailian(chat_id=2, parent_chat_id=1)
+    requests, dropped = imported(saved(tmp_path, content))
+    assert [r.session_id for r in requests] == ["1"] and dropped == {"0 output tokens": 1}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        BURSTGPT.splitlines()[0] + b"\n0,ChatGPT,5,0,5,API log\n45,ChatGPT,7,0,7,API log\n",
+        GOOD.replace(b"211", b"0") * 2,
+        bailian(output_length=0) * 2,
+    ],
+)
+def test_a_file_of_failures_says_so_with_their_number(tmp_path: Path, content: bytes) -> None:
+    path = saved(tmp_path, content)
+    for read in (iter_import, iter_columns):
+        with pytest.raises(LoadgenError, match="all 2 of its rows were dropped: 2 have 0 output tokens"):
+            list(read(path, Counter()))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -104,7 +176,12 @@ def test_the_azure_2023_traces_import_as_their_statistics_say(tmp_path: Path, na
 
 @pytest.mark.parametrize(
     ("first_line", "format_"),
-    [("{", "jsonl"), ("TIMESTAMP,ContextTokens", "azure"), ("Timestamp,Request tokens,x", "burstgpt")],
+    [
+        ("{", "jsonl"),
+        ('{"chat_id": 1', "bailian"),
+        ("TIMESTAMP,ContextTokens", "azure"),
+        ("Timestamp,Request tokens,x", "burstgpt"),
+    ],
 )
 def test_the_first_line_tells_the_format(first_line: str, format_: str) -> None:
     assert detect_format(Path("t"), first_line) == format_

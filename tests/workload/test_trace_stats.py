@@ -28,7 +28,7 @@ def described(columns: Columns, cuts: list[int] | None = None) -> Description:
     edges = sorted({0, len(columns), *(cut % (len(columns) + 1) for cut in cuts or ())})
     for a, b in itertools.pairwise(edges):
         fields = {
-            name: value if isinstance(value, str | None) else value[a:b]
+            name: value if isinstance(value, str | int | None) else value[a:b]
             for name in columns.__dataclass_fields__
             for value in [getattr(columns, name)]
         }
