@@ -27,7 +27,12 @@
  *
  * Faults: close, reset (FIN, RST in or after a random event), stall (once, for --stall-ms), 500, 503, 429, badjson (the JSON of
  * one event is cut), crlf, nospace (`data:{`), comment, split (each event in two sends, --split-us apart), nousage, nodone,
- * errchunk (an error event, then [DONE]), emptydelta (the first content is empty).
+ * errchunk (an error event, then [DONE]), emptydelta (the first content is empty), donealone ([DONE] and nothing else),
+ * doneearly ([DONE] after some events), abort (finish_reason "abort" after some events), choiceerr (an error inside a choice),
+ * eventerr (`event: error` with a comment, then [DONE]), empty (finish_reason "content_filter" and no token), open (the body
+ * does not end after [DONE]), parts (content is a list), surrogate (each text ends in half of a surrogate pair), zerousage
+ * (usage counts zeros), textless (the second half of the tokens has no text). Of faults that end a stream the first in this
+ * order acts: donealone, empty, errchunk, choiceerr, eventerr, abort, doneearly, close, reset.
  */
 #define _GNU_SOURCE
 #include <arpa/inet.h>
@@ -48,10 +53,12 @@
 #include <unistd.h>
 
 enum { CLOSE, RESET, STALL, HTTP_500, HTTP_503, HTTP_429, BADJSON, CRLF, NOSPACE, COMMENT, SPLIT, NOUSAGE, NODONE, ERRCHUNK,
-       EMPTYDELTA, FAULTS };
+       EMPTYDELTA, DONEALONE, DONEEARLY, ABORT, CHOICEERR, EVENTERR, EMPTY, OPEN, PARTS, SURROGATE, ZEROUSAGE, TEXTLESS, FAULTS };
 static const char *const FAULT_NAMES[FAULTS] = { "close", "reset", "stall", "500", "503", "429", "badjson", "crlf", "nospace",
-                                                 "comment", "split", "nousage", "nodone", "errchunk", "emptydelta" };
-enum { CHAT = 1 << 16, STREAM = 1 << 17, USAGE = 1 << 18, CLIENT_LEFT = 1 << 19, SOCKET_FULL = 1 << 20 };
+                                                 "comment", "split", "nousage", "nodone", "errchunk", "emptydelta",
+                                                 "donealone", "doneearly", "abort", "choiceerr", "eventerr", "empty", "open",
+                                                 "parts", "surrogate", "zerousage", "textless" };
+enum { CHAT = 1 << 26, STREAM = 1 << 27, USAGE = 1 << 28, CLIENT_LEFT = 1 << 29, SOCKET_FULL = 1 << 30 };
 
 struct record {
     uint64_t seq;           /* order of arrival */
@@ -64,7 +71,7 @@ struct record {
     uint32_t events;        /* token events written */
     uint32_t tokens;        /* words in these events */
     uint32_t asked;         /* max_tokens */
-    uint32_t flags;         /* bit i: fault i; 16 chat, 17 stream, 18 usage requested, 19 the client disconnected early, 20 the
+    uint32_t flags;         /* bit i: fault i; 26 chat, 27 stream, 28 usage requested, 29 the client disconnected early, 30 the
                                socket was full once: later times are then of buffering, not of sending */
     uint32_t status;
     uint32_t connection;    /* number of the connection, in order of acceptance */
@@ -301,7 +308,8 @@ static void make_prefix(struct connection *c)
 {
     char *o = text(c->prefix, has(c, NOSPACE) ? "data:" : "data: ");
     o = json_head(c, o, chunk_kind(c));
-    o = text(o, c->record.flags & CHAT ? "{\"index\":0,\"delta\":{\"content\":\"" : "{\"index\":0,\"text\":\"");
+    o = text(o, !(c->record.flags & CHAT) ? "{\"index\":0,\"text\":\"" : has(c, PARTS)
+             ? "{\"index\":0,\"delta\":{\"content\":[{\"type\":\"text\",\"text\":\"" : "{\"index\":0,\"delta\":{\"content\":\"");
     c->prefix_length = o - c->prefix;
 }
 
@@ -325,7 +333,8 @@ static const char *after_words(const struct connection *c, bool last)
 static uint32_t words_in_event(const struct connection *c, uint32_t k)
 {
     uint32_t left = c->record.asked - k * options.tokens_per_event, most = options.tokens_per_event;
-    return k == 0 && has(c, EMPTYDELTA) ? 0 : left < most ? left : most;
+    bool late = k && k >= c->plan_events / 2;
+    return (k == 0 && has(c, EMPTYDELTA)) || (late && has(c, TEXTLESS)) ? 0 : left < most ? left : most;
 }
 
 static char *token_event(const struct connection *c, char *o, uint32_t k)
@@ -337,20 +346,22 @@ static char *token_event(const struct connection *c, char *o, uint32_t k)
         return framed(o, cut, text(cut + n, line_end(c)) - cut);
     }
     const char *suffix = after_words(c, k + 1 == c->plan_events), *end = line_end(c);
+    const char *closing = has(c, PARTS) && c->record.flags & CHAT ? "\"}]" : "\""; /* the suffix begins with a quote */
     uint32_t words = words_in_event(c, k), word = (uint32_t)c->record.seq * 7 + k * 5;
-    size_t length = c->prefix_length + strlen(suffix) + strlen(end);
+    const char *half = has(c, SURROGATE) && words ? "\\ud83d" : "";
+    size_t length = c->prefix_length + strlen(half) + strlen(closing) + strlen(suffix + 1) + strlen(end);
     for (uint32_t i = 0; i < words; i++) length += strlen(WORDS[(word + i) % 16]);
     o = chunk_size(o, length);
     memcpy(o, c->prefix, c->prefix_length);
     o += c->prefix_length;
     for (uint32_t i = 0; i < words; i++) o = text(o, WORDS[(word + i) % 16]);
-    return text(text(text(o, suffix), end), "\r\n");
+    return text(text(text(text(text(o, half), closing), suffix + 1), end), "\r\n");
 }
 
 static int usage_json(const struct connection *c, char *o)
 {
-    return sprintf(o, "\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%u}}", c->prompt_tokens,
-                   c->record.asked, c->prompt_tokens + c->record.asked);
+    uint32_t in = has(c, ZEROUSAGE) ? 0 : c->prompt_tokens, out = has(c, ZEROUSAGE) ? 0 : c->record.asked;
+    return sprintf(o, "\"usage\":{\"prompt_tokens\":%u,\"completion_tokens\":%u,\"total_tokens\":%u}}", in, out, in + out);
 }
 
 static char *stream_tail(const struct connection *c, char *o)
@@ -361,7 +372,7 @@ static char *stream_tail(const struct connection *c, char *o)
         o = event(c, o, json);
     }
     if (!has(c, NODONE)) o = event(c, o, "[DONE]");
-    return text(o, "0\r\n\r\n");
+    return text(o, has(c, OPEN) && !has(c, NODONE) ? "" : "0\r\n\r\n"); /* with neither the answer would have no end */
 }
 
 static void put_json(struct connection *c, int status, const char *reason, const char *body)
@@ -433,12 +444,24 @@ static void schedule_next(struct connection *c)
     else ring_push(c);
 }
 
-static void end_with_error_event(struct connection *c, char *o)
+/* Appends what a fault other than a broken connection ends the stream with, [DONE] aside; NULL if there is none now. */
+static char *failed_end(const struct connection *c, char *o)
 {
-    o = event(c, o, "{\"error\":{\"message\":\"injected\",\"type\":\"InternalServerError\",\"param\":null,\"code\":500}}");
-    o = text(event(c, o, "[DONE]"), "0\r\n\r\n");
-    put(c, scratch, o - scratch);
-    end_response(c);
+    static const char error[] = "{\"message\":\"injected\",\"type\":\"InternalServerError\",\"param\":null,\"code\":500}";
+    static const char named[] = "event: error\n: injected\n\n";
+    char json[1024], finish[512];
+    if (has(c, DONEALONE)) return o;
+    if (!has(c, EMPTY) && c->record.events != c->fault_at) return NULL;
+    if (has(c, EMPTY)) strcpy(finish, "\"content_filter\"");
+    else if (has(c, ERRCHUNK)) { sprintf(json, "{\"error\":%s}", error); return event(c, o, json); }
+    else if (has(c, CHOICEERR)) sprintf(finish, "\"error\",\"error\":%s", error);
+    else if (has(c, EVENTERR)) return framed(o, named, strlen(named));
+    else if (has(c, ABORT)) strcpy(finish, "\"abort\"");
+    else return has(c, DONEEARLY) ? o : NULL;
+    char *j = json_head(c, json, chunk_kind(c));
+    j = text(j, c->record.flags & CHAT ? "{\"index\":0,\"delta\":{}" : "{\"index\":0,\"text\":\"\"");
+    sprintf(j, ",\"finish_reason\":%s}]}", finish);
+    return event(c, o, json);
 }
 
 static void break_off(struct connection *c, const char *token, const char *end)
@@ -471,7 +494,12 @@ static char *lead_in(struct connection *c, char *o)
 static void write_token(struct connection *c)
 {
     char *token = lead_in(c, scratch), *o;
-    if (faulty_now(c, ERRCHUNK)) { end_with_error_event(c, token); return; }
+    if ((o = failed_end(c, token))) {
+        o = text(event(c, o, "[DONE]"), "0\r\n\r\n");
+        put(c, scratch, o - scratch);
+        end_response(c);
+        return;
+    }
     o = token_event(c, token, c->record.events);
     if (faulty_now(c, CLOSE) || faulty_now(c, RESET)) { break_off(c, token, o); return; }
     bool last = c->record.events + 1 == c->plan_events;

@@ -23,7 +23,8 @@ REQUEST = np.dtype(
 """Layout of `struct record` in timing_server.c, which describes the fields."""
 FAULTS = (
     "close", "reset", "stall", "500", "503", "429", "badjson", "crlf", "nospace", "comment", "split", "nousage",
-    "nodone", "errchunk", "emptydelta",
+    "nodone", "errchunk", "emptydelta", "donealone", "doneearly", "abort", "choiceerr", "eventerr", "empty", "open",
+    "parts", "surrogate", "zerousage", "textless",
 )  # fmt: skip
 """Bit i of `flags` is set when fault i was injected."""
 ANY_FAULT = (1 << len(FAULTS)) - 1

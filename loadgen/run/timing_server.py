@@ -39,7 +39,7 @@ _STREAM_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-
 
 _LOG_RECORD = struct.Struct("@Q5qQ6I64s")
 """`struct record` of timing_server.c, which explains it."""
-_CHAT, _STREAM, _USAGE, _CLIENT_LEFT = 1 << 16, 1 << 17, 1 << 18, 1 << 19
+_CHAT, _STREAM, _USAGE, _CLIENT_LEFT = 1 << 26, 1 << 27, 1 << 28, 1 << 29
 
 
 class _Timing(msgspec.Struct, frozen=True):

@@ -130,7 +130,7 @@ def test_a_client_that_leaves_or_does_not_read_does_not_delay_the_others(truth: 
 # -- the contract of both servers -------------------------------------------------------------------------------------
 
 TTFT_MS, ITL_MS, TOKENS, REQUESTS = 4, 1, 8, 20
-CHAT, STREAM, USAGE, CLIENT_LEFT = 1 << 16, 1 << 17, 1 << 18, 1 << 19
+CHAT, STREAM, USAGE, CLIENT_LEFT = 1 << 26, 1 << 27, 1 << 28, 1 << 29
 
 
 @pytest.fixture(scope="module", params=["python", "c"])
