@@ -173,7 +173,7 @@ class Events:
         self._start = self._head + open_text
         close_text = b'"},"logprobs":null,"finish_reason":' if chat else b'","logprobs":null,"finish_reason":'
         self._unfinished = close_text + b"null}]"
-        self._finished = {reason: close_text + b'"%s"}]' % reason.encode() for reason in ("stop", "length")}
+        self._finished = {reason: close_text + b'"%s"}]' % reason.encode() for reason in ("stop", "length", "abort")}
         self._role = (
             self._head
             + b'{"index":0,"delta":{"role":"assistant","content":""},"logprobs":null,"finish_reason":null}]}\n\n'
@@ -200,6 +200,7 @@ class Events:
 
 
 DONE = b"data: [DONE]\n\n"
+EVENT_ERROR = b"event: error\n: simulated fault: event_error\n\n"
 ERROR_EVENT = b"data: " + ApiError(500, "simulated fault: error_event", "InternalServerError").body() + b"\n\n"
 
 

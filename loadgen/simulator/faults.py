@@ -18,6 +18,11 @@ Fault = Literal[
     "no_usage",
     "error_event",
     "disconnect",
+    "abort",
+    "done_early",
+    "event_error",
+    "textless",
+    "open_body",
 ]
 
 MEANING: dict[Fault, str] = {
@@ -31,6 +36,11 @@ MEANING: dict[Fault, str] = {
     "no_usage": "leave out usage",
     "error_event": "after half of the tokens send an error event, then [DONE]",
     "disconnect": "after half of the tokens reset the connection",
+    "abort": "after half of the tokens of a stream send finish_reason abort, then [DONE]",
+    "done_early": "after half of the tokens of a stream send [DONE], with no finish_reason or usage",
+    "event_error": "after half of the tokens of a stream send an event named error with a comment, then [DONE]",
+    "textless": "send the second half of the tokens of a stream without text, as special tokens are",
+    "open_body": "keep the body of a stream open after [DONE]",
 }
 
 

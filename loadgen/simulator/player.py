@@ -178,7 +178,8 @@ class EnginePlayer:
         if self.spans:
             self.spans.add(answer.finished)
         self._close(answer, answer.finish_reason)
-        if answer.fault != "stall" and not answer.done.done():
+        stays_open = answer.fault == "stall" or (answer.fault == "open_body" and answer.wire is not None)
+        if not stays_open and not answer.done.done():
             answer.done.set_result(None)
 
     def leave(self, answer: ServedRequest) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import HttpVersion11, web
 
-from loadgen.simulator.api import DONE, ERROR_EVENT, Ask, Events, usage_json
+from loadgen.simulator.api import DONE, ERROR_EVENT, EVENT_ERROR, Ask, Events, usage_json
 from loadgen.simulator.spans import Finished, engine_id
 from loadgen.simulator.tokens import answer_words
 
@@ -98,7 +98,9 @@ class ServedRequest:
             return
         is_last = self.sent_tokens == self.seq.output_tokens
         usage = self.usage if self.ask.continuous_usage else None
-        data = self.events.token(next(self.words), self.finish_reason if is_last else None, usage)
+        is_textless = self.fault == "textless" and self.sent_tokens > self.seq.output_tokens // 2
+        word = "" if is_textless else next(self.words)
+        data = self.events.token(word, self.finish_reason if is_last else None, usage)
         if self.sent_tokens == 1:
             data = self.events.role + data
         if is_last and self.ask.include_usage and self.fault != "no_usage":
@@ -125,6 +127,15 @@ class ServedRequest:
             case "disconnect":
                 self._cut()
                 wire.reset()
+            case "abort":
+                wire.write(self.events.token("", "abort", None) + DONE)
+                self._cut()
+            case "done_early":
+                wire.write(DONE)
+                self._cut()
+            case "event_error":
+                wire.write(EVENT_ERROR + DONE)
+                self._cut()
         return self.muted
 
     def _cut(self) -> None:

@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
+from loadgen.client.client import Client as LoadClient
 from loadgen.errors import LoadgenError
 from loadgen.simulator.api import ApiError, GenerateBody, ask_of
 from loadgen.simulator.app import ServerOptions, running_simulator
@@ -461,6 +462,10 @@ def test_refusals(kind):
         ("truncate", 4, False, False, False),
         ("error_event", 4, False, False, True),
         ("bad_json", 8, True, True, True),
+        ("abort", 5, True, False, True),
+        ("done_early", 4, False, False, True),
+        ("event_error", 4, False, False, True),
+        ("textless", 8, True, True, True),
     ],
 )
 def test_broken_streams(kind, tokens, finished, usage, done):
@@ -487,6 +492,29 @@ def test_a_disconnect_breaks_the_connection():
             await client.post("/v1/completions", completion())
 
     serving(test, faults=parse_faults(("disconnect:1",)))
+
+
+ENDS: list[tuple[str, str | None, str]] = [
+    ("abort", "server", "finish_reason abort"),
+    ("done_early", "truncated", "[DONE] after 4 chunks"),
+    ("event_error", "server", "simulated fault: event_error"),
+    ("textless", None, ""),
+    ("open_body", None, ""),
+]
+
+
+@pytest.mark.parametrize(("kind", "error", "detail"), ENDS)
+def test_the_client_has_the_right_record_of_a_stream_that_ends_oddly(kind, error, detail):
+    async def test(client):
+        async with LoadClient(client.url + "/v1", timeout_s=10) as own:
+            body = completion(max_tokens=8, stream=True, stream_options={"include_usage": True})
+            record = await own.post("/completions", json.dumps(body).encode(), workload="w")
+        assert record.error == error
+        assert detail in (record.detail or "")
+        assert len(record.chunk_ns) == (4 if error else 8)
+        assert record.output_tokens == (4 if error else 8)
+
+    serving(test, faults=parse_faults((f"{kind}:1",)))
 
 
 def test_a_stall_sends_half_and_then_nothing():
