@@ -40,7 +40,8 @@ def study(
     """Run the comparisons in FILE: servers and engine options x models x workloads x batches or rates x repeats.
 
     Run it again to continue where it stopped, whatever stopped it. DIR gets a folder for each run, results.csv and
-    report.html. --model, --engine-option and --python describe this machine: see `loadgen serve`.
+    report.html. --model, --engine-option and --python describe this machine: see `loadgen serve`. Exit status 1 when a
+    run failed.
 
     \b
     loadgen study studies/simulated.toml                 try it: no GPU, no server needed
@@ -61,8 +62,11 @@ def study(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without one
     folder = out or Path("runs") / f"study-{file.stem}"
     try:
-        rows = run_study(file, folder, lambda line: click.echo(line, err=True), overrides, other_gpu, only)
+        results = run_study(file, folder, lambda line: click.echo(line, err=True), overrides, other_gpu, only)
     except KeyboardInterrupt:
         click.echo(f"\nstopped; the same command goes on from here ({folder})", err=True)
         sys.exit(130)
-    click.echo(f"{len(rows)} runs: {folder / 'results.csv'}, {folder / 'report.html'}")
+    click.echo(f"{len(results.rows)} runs: {folder / 'results.csv'}, {folder / 'report.html'}")
+    if results.failed:
+        click.echo(f"{len(results.failed)} runs failed: {', '.join(results.failed)}", err=True)
+        sys.exit(1)

@@ -96,6 +96,10 @@ class StudyFolder:
             self._rows[run.name] = row_of(self._study, run, outcome, finished)
         self.write_results()
 
+    def failed(self) -> list[str]:
+        """Return the names of the runs that failed, however often they were tried."""
+        return [name for name, outcome in self._outcomes.items() if outcome.status == "failed"]
+
     def describe(self, run: StudyRun) -> str:
         """Return one line on how the run ended."""
         outcome, row = self._outcomes[run.name], self._rows.get(run.name)

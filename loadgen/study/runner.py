@@ -13,7 +13,7 @@ from pathlib import Path
 from shutil import rmtree
 from tempfile import TemporaryDirectory
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -37,6 +37,13 @@ if TYPE_CHECKING:
 _Print = Callable[[str], None]
 
 
+class StudyResults(NamedTuple):
+    """The table of a study so far, and the names of the runs that failed."""
+
+    rows: list[Row]
+    failed: list[str]
+
+
 @dataclass
 class _StartedServer:
     """The server of a block: its URL, or why it did not start; and the loads that it has been warmed up with."""
@@ -53,8 +60,8 @@ def run_study(
     overrides: Overrides = NO_OVERRIDES,
     other_gpu: bool = False,
     only: Sequence[str] = (),
-) -> list[Row]:
-    """Make the runs of the study in `file` that are not done in `out`, and return all rows.
+) -> StudyResults:
+    """Make the runs of the study in `file` that are not done in `out`, and return the results of all.
 
     Raises LoadgenError, and KeyboardInterrupt. other_gpu: accept other GPUs from here on, if they are of the kind and
     the power limit that the study began on. only: servers whose runs are made now; none: all.
@@ -82,7 +89,7 @@ def run_study(
             remaining_s = (monotonic() - started_s) / num_made * (len(todo) - num_made)
             remaining = f"{remaining_s:.0f} s" if remaining_s < 90 else f"{remaining_s / 60:.0f} min"
             say(f"[{num_done + num_made}/{len(runs)}, {remaining} left] {folder.describe(run)}")
-    return folder.write_results()
+    return StudyResults(folder.write_results(), folder.failed())
 
 
 # ---------------------------------------------------------------- one start of a server

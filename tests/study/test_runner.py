@@ -109,8 +109,9 @@ def test_what_breaks_is_tried_again_then_told_and_the_rest_is_run(small: Path, t
     bad = bad.replace("repeats = 3", "repeats = 1")
     small.write_text(bad)
     said: list[str] = []
-    rows = studies.run_study(small, tmp_path / "out", said.append)
+    rows, failed = studies.run_study(small, tmp_path / "out", said.append)
     assert sorted(row.server for row in rows) == ["many", "one"]
+    assert failed == ["bad-nonesuch-short-b4-r0"]
     outcome = msgspec.json.decode((tmp_path / "out/runs/bad-nonesuch-short-b4-r0/cell.json").read_bytes())
     assert (outcome["status"], outcome["attempts"]) == ("failed", 2)
     assert "no models profile called 'nonesuch'" in outcome["reasons"][0]
@@ -127,7 +128,7 @@ def test_another_gpu_is_refused_or_named(small: Path, tmp_path: Path, monkeypatc
     small.write_text(SMALL.replace("repeats = 3", "repeats = 1"))
     out = tmp_path / "out"
     monkeypatch.setattr(gpu_state, "states", lambda: ours)
-    assert [row.server for row in studies.run_study(small, out, print, only=["one"])] == ["one"], (
+    assert [row.server for row in studies.run_study(small, out, print, only=["one"]).rows] == ["one"], (
         "the other's run is for later"
     )
     said: list[str] = []
@@ -137,7 +138,7 @@ def test_another_gpu_is_refused_or_named(small: Path, tmp_path: Path, monkeypatc
             studies.run_study(small, out, said.append, other_gpu=allow)
     assert said == []
     monkeypatch.setattr(gpu_state, "states", lambda: same)
-    rows = studies.run_study(small, out, print, other_gpu=True)
+    rows = studies.run_study(small, out, print, other_gpu=True).rows
     assert {row.server: row.gpu for row in rows} == {"one": "H (GPU-aaaaaaaa)", "many": "H (GPU-bbbbbbbb)"}
     assert "Not all runs were on the same GPUs" in (out / "report.html").read_text()
 
@@ -158,10 +159,10 @@ def test_plan_lists_and_starts_nothing(small: Path, tmp_path: Path) -> None:
 def test_a_run_that_lost_its_results_is_made_again_and_no_other(small: Path, tmp_path: Path, lost: str) -> None:
     small.write_text(ONE_START.replace("repeats = 3", "repeats = 1"))
     out = tmp_path / "out"
-    rows = studies.run_study(small, out, print)
+    rows = studies.run_study(small, out, print).rows
     before = done(out)
     (out / "runs" / rows[0].cell / lost).unlink()
-    again = studies.run_study(small, out, print)
+    again = studies.run_study(small, out, print).rows
     changed = {name for name, ended in done(out).items() if ended != before[name]}
     assert changed == {rows[0].cell}
     assert {row.cell for row in again} == {row.cell for row in rows} == set(before)
@@ -169,7 +170,7 @@ def test_a_run_that_lost_its_results_is_made_again_and_no_other(small: Path, tmp
 
 def test_a_run_with_damaged_results_is_named(small: Path, tmp_path: Path) -> None:
     small.write_text(ONE_START.replace("repeats = 3", "repeats = 1"))
-    (row,) = studies.run_study(small, tmp_path / "out", print, only=["one"])
+    ((row,), _) = studies.run_study(small, tmp_path / "out", print, only=["one"])
     (tmp_path / "out/runs" / row.cell / "summary.json").write_text("{")
     with pytest.raises(LoadgenError, match=rf"runs/{row.cell}: run.json or summary.json is damaged"):
         studies.run_study(small, tmp_path / "out", print)
