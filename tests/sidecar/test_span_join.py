@@ -336,6 +336,24 @@ def test_after_energy_was_committed_to_a_request_its_other_side_changes_nothing(
     assert entry.request == engines("a")
 
 
+def test_a_request_that_energy_was_committed_to_is_not_taken_apart() -> None:
+    entries: dict[str, OpenRequest] = {}
+    join = SpanJoin(entries)
+    join.open(clients("a", trace_id=WORLD))
+    assert join.add(engines("b", trace_id=WORLD, parent_id=b"\x07" * 8)) == "merged"
+    next(iter(entries.values())).charged = True
+    assert join.add(clients("b", trace_id=WORLD)) == "new"
+    assert [len(entry.parts) for entry in entries.values()] == [2]
+
+
+def test_a_sum_begins_and_ends_with_its_first_and_last_part() -> None:
+    parts = [engines("a", 10, 20, key="x"), engines("b", 12, 22, key="x"), engines("c", 11, 15, key="x", ok=False)]
+    request = joined(parts)
+    assert (request.start_ns, request.prefill_ns, request.end_ns) == (10 * NS_PER_S, 10 * NS_PER_S, 22 * NS_PER_S)
+    assert (request.first_token_ns, request.ok) == (11 * NS_PER_S, False)
+    assert joined(reversed(parts)).first_token_ns == 11 * NS_PER_S
+
+
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, limit in (("MAX_ENDED", 50), ("MAX_SHARED", 5), ("MAX_PARTS", 4)):
         monkeypatch.setattr(span_join, name, limit)
