@@ -221,21 +221,10 @@ def test_a_stopped_run_exits_with_130_and_says_how_it_ended(
     trace.write_text(
         "".join(f'{{"timestamp":{i},"input_length":20,"output_length":2}}\n' for i in range(0, 60_000, 50))
     )
-    server = RunServer()
+    server, run = RunServer(), tmp_path / "run"
     with serving(server) as url:
-        run = (
-            "replay",
-            trace,
-            "--base-url",
-            f"{url}/v1",
-            "--energy",
-            "none",
-            "--ui",
-            "none",
-            "--out",
-            tmp_path / "run",
-        )
-        with started(*run) as process:
+        options = ("--base-url", f"{url}/v1", "--energy", "none", "--ui", "none", "--out", run)
+        with started("replay", trace, *options) as process:
             wait_for(lambda: sum(body["max_tokens"] == 2 for body in server.bodies) > 3)
             server.stalls = True
             for number in signals:
