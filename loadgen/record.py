@@ -5,6 +5,9 @@ from typing import Literal, Protocol, Self
 
 import msgspec
 
+Endpoint = Literal["chat", "completions"]
+"""An API of the server that takes requests."""
+
 ErrorKind = Literal["connect", "timeout", "http", "protocol", "truncated", "server", "cancelled", "not_sent"]
 """connect: refused, or closed before an answer began. timeout: --timeout passed. http: a status of 400 or more.
 protocol: bytes that are not the API. truncated: the answer began and did not end. server: the server gave up after a

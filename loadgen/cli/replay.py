@@ -5,6 +5,7 @@ import sys
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -229,6 +230,21 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
     metavar="FILE",
     help="File tokenizer.json, to count the tokens of prompts.",
 )
+@click.option(
+    "--stop",
+    type=click.Choice(["auto", "length", "natural"]),
+    default="auto",
+    show_default=True,
+    help="Where answers end: at the requested length, or where the model ends them; auto: at the length if the trace "
+    "requests one.",
+)
+@click.option(
+    "--max-tokens",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Longest answer of a request that ends where the model ends it and states no limit of its own.",
+)
+@click.option("--keep-bodies", is_flag=True, help="Keep the words of the requests in the run folder, as bodies.jsonl.")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/TIME-TRACE]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
 @click.option(
@@ -251,6 +267,7 @@ def replay(
     num_requests: int | None,
     seed: int,
     serve: str | None,
+    stop: Any,
     ui: str,
     as_json: bool,
     **options: Any,
@@ -274,21 +291,28 @@ def replay(
     from loadgen.servers.launcher import served
     from loadgen.workload.arrivals import points_of
     from loadgen.workload.schedule import build_schedule
-    from loadgen.workload.trace import read_trace
+    from loadgen.workload.sources import read_source
+    from loadgen.workload.words import WordsFile
 
     arrivals: dict[str, Any] = {"rps": rps, "arrival": arrival, "burstiness": burstiness, "scale": scale}
     limits: dict[str, Any] = {"seed": seed, "duration_s": duration, "num_requests": num_requests}
-    if streams or (trace and trace.suffix == ".toml"):
-        schedule, plan = _schedule_streams(trace, streams, limits)
-    elif trace:
-        points = points_of(shape) if shape else None
-        schedule = build_schedule(read_trace(trace), **arrivals, **limits, shape=points)
-        plan = {"trace": str(trace), **arrivals, **limits, "shape": shape}
-    else:
-        raise LoadgenError("nothing to replay: give a TRACE, a TOML file of streams, or --stream chat:3")
-    plan |= limits | {"serve": serve}
-    out = options["out"] or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{Path(plan['trace']).name.split('.')[0]}"
     with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="loadgen-words-")))
+        words = WordsFile(stack.enter_context((folder / "bodies.jsonl").open("wb")))
+        if streams or (trace and trace.suffix == ".toml"):
+            schedule, plan = _schedule_streams(trace, streams, limits)
+        elif trace:
+            points = points_of(shape) if shape else None
+            source = read_source(trace, words, num_requests)
+            schedule = build_schedule(source, **arrivals, **limits, shape=points, stop=stop)
+            plan = {"trace": str(trace), **arrivals, **limits, "shape": shape}
+        else:
+            raise LoadgenError("nothing to replay: give a TRACE, a TOML file of streams, or --stream chat:3")
+        plan |= limits | {"serve": serve, "stop": stop}
+        if any(request.words for request in schedule.requests):
+            options["words"] = folder / "bodies.jsonl"
+        name = Path(plan["trace"]).name.split(".")[0]
+        out = options["out"] or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
         if serve:
             model = ("--model", options["model"]) if options["model"] else ()
             options["base_url"] = stack.enter_context(served(serve, *model))

@@ -72,7 +72,8 @@ def selftest(
 
     request = TraceRequest(arrival_s=0.0, input_tokens=1000, output_tokens=200, workload="chat")
     source = read_trace(trace) if trace else Trace("even", (request,), "")
-    output_tokens = sum(request.output_tokens for request in source.requests) / len(source.requests)
+    lengths = [length for request in source.requests if (length := request.output_tokens) is not None]
+    output_tokens = sum(lengths) / len(lengths) if lengths else 200.0
     planned = planned_run(
         output_tokens, rps=rps, streams=streams, itl_s=itl_ms and itl_ms / 1000, ttft_s=ttft_ms / 1000
     )

@@ -23,6 +23,8 @@ from loadgen.clock import monotonic_ns
 from loadgen.telemetry.traceparent import TRACEPARENT, traceparent
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from loadgen.client.stream import StreamState
 
 READ_BUFFER_BYTES = 256 << 10
@@ -89,7 +91,9 @@ class Session:
             trace_configs=[tracing],
         )
 
-    async def post(self, url: str, body: bytes, request_id: str, stream: StreamState) -> None:
+    async def post(
+        self, url: str, body: bytes, request_id: str, stream: StreamState, headers: Mapping[str, str]
+    ) -> None:
         """POST `body` and feed the response to `stream`. Raises HTTPError, aiohttp's other errors, and what `stream`
         raises.
 
@@ -98,11 +102,11 @@ class Session:
         """
         attempt = _Attempt()
         try:
-            await self._post_once(url, body, request_id, stream, attempt)
+            await self._post_once(url, body, request_id, stream, headers, attempt)
         except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError):
             if not attempt.reused_connection or stream.status is not None:
                 raise
-            await self._post_once(url, body, request_id, stream, _Attempt())
+            await self._post_once(url, body, request_id, stream, headers, _Attempt())
         except (aiohttp.ClientResponseError, aiohttp.InvalidURL) as err:
             raise HTTPError(str(err)) from err
 
@@ -129,10 +133,18 @@ class Session:
         """Close all connections."""
         await self._session.close()
 
-    async def _post_once(self, url: str, body: bytes, request_id: str, stream: StreamState, attempt: _Attempt) -> None:
+    async def _post_once(
+        self,
+        url: str,
+        body: bytes,
+        request_id: str,
+        stream: StreamState,
+        headers: Mapping[str, str],
+        attempt: _Attempt,
+    ) -> None:
         stream.sent_ns = monotonic_ns()
         data = BytesIO(body) if len(body) > LONG_BYTES else body
-        headers = {"X-Request-Id": request_id}
+        headers = {**headers, "X-Request-Id": request_id}
         if self._traced:
             headers[TRACEPARENT] = traceparent(request_id)
         async with self._session.post(url, data=data, headers=headers, trace_request_ctx=attempt) as response:

@@ -6,7 +6,7 @@ use aiohttp, where the clock is read before HTTP, SSE or JSON is parsed. Both gi
 
 import asyncio
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -46,6 +46,8 @@ class Post(msgspec.Struct, frozen=True):
     workload: str
     scheduled_ns: int
     request_id: str
+    headers: Mapping[str, str] = {}
+    """Headers of this request alone; they replace the client's own of the same name."""
 
 
 OnRecord = Callable[[RequestRecord], None]
@@ -156,6 +158,7 @@ class Client:
         index: int = -1,
         scheduled_ns: int = 0,
         request_id: str | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> RequestRecord:
         """POST `body` to `path`, read the stream to its end, and return the record, also when cancelled.
 
@@ -163,7 +166,7 @@ class Client:
         """
         completed: asyncio.Future[RequestRecord] = asyncio.get_running_loop().create_future()
         request_id = request_id or f"loadgen-{workload}-{self._name}-{next(self._ids)}"
-        post = Post(path, body, index, workload, scheduled_ns, request_id)
+        post = Post(path, body, index, workload, scheduled_ns, request_id, headers or {})
         exchange = self.send(post, completed.set_result)
         while not completed.done():
             try:
@@ -186,7 +189,7 @@ class Client:
             self._send_by_aiohttp(exchange)
         elif idle := self._pool.idle:
             exchange.connection = connection = idle.pop()
-            request = self._pool.request(post.path, post.body, post.request_id)
+            request = self._pool.request(post.path, post.body, post.request_id, post.headers)
             connection.send(request, exchange.stream, partial(self._done, exchange))
         elif self._pool.addresses:
             self._connect(exchange, None)
@@ -209,12 +212,12 @@ class Client:
             asyncio.get_running_loop().call_soon(self._complete, exchange, err)  # `send` has to return first
             return
         post = exchange.post
-        request = self._pool.request(post.path, post.body, post.request_id)
+        request = self._pool.request(post.path, post.body, post.request_id, post.headers)
         connection.send(request, exchange.stream, partial(self._done, exchange))
 
     def _send_by_aiohttp(self, exchange: Exchange) -> None:
         post = exchange.post
-        work = self._aiohttp().post(self.url.page(post.path), post.body, post.request_id, exchange.stream)
+        work = self._aiohttp().post(self.url.page(post.path), post.body, post.request_id, exchange.stream, post.headers)
         self._wait(exchange, work, self._complete)
 
     def _wait(

@@ -23,6 +23,8 @@ from loadgen.client.socket_poller import SocketPoller
 from loadgen.telemetry.traceparent import TRACEPARENT, traceparent
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from loadgen.client.server_url import ServerURL
     from loadgen.client.surroundings import Proxy
     from loadgen.record import StampedBy
@@ -46,6 +48,12 @@ def is_plain(url: ServerURL, headers: dict[str, str], proxy: Proxy | None) -> bo
             name.lower() not in _OWN_FIELDS and _FIELD.fullmatch(f"{name}: {value}") for name, value in headers.items()
         )
     )
+
+
+def _field_lines(*headers: Mapping[str, str]) -> str:
+    """Return header lines; a later header replaces an earlier one of the same name."""
+    lines = {name.lower(): f"{name}: {value}\r\n" for group in headers for name, value in group.items()}
+    return "".join(lines.values())
 
 
 class FetchedPage(NamedTuple):
@@ -87,8 +95,9 @@ class ConnectionPool:
 
     def __init__(self, url: ServerURL, headers: dict[str, str]) -> None:
         self._url = url
-        fields = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
-        self._fields = f" HTTP/1.1\r\nHost: {url.netloc}\r\n{fields}"
+        self._headers = headers
+        self._first_fields = f" HTTP/1.1\r\nHost: {url.netloc}\r\n"
+        self._fields = self._first_fields + _field_lines(headers)
         self._traced = TRACEPARENT not in {name.lower() for name in headers}
         """True if each request has a trace of its own: the user gives no `traceparent`."""
         self._poller: SocketPoller | None = None
@@ -104,11 +113,13 @@ class ConnectionPool:
         """The source of arrival times; None before anything arrived."""
         return self._clock.stamped_by
 
-    def request(self, path: str, body: bytes, request_id: str) -> bytes:
-        """Return the bytes of a POST request."""
-        trace = f"{TRACEPARENT}: {traceparent(request_id)}\r\n" if self._traced else ""
+    def request(self, path: str, body: bytes, request_id: str, headers: Mapping[str, str]) -> bytes:
+        """Return the bytes of a POST request; `headers` are those of this request alone."""
+        fields = self._fields if not headers else self._first_fields + _field_lines(self._headers, headers)
+        traced = self._traced and TRACEPARENT not in headers
+        trace = f"{TRACEPARENT}: {traceparent(request_id)}\r\n" if traced else ""
         head = (
-            f"POST {self._url.target(path)}{self._fields}X-Request-Id: {request_id}\r\n{trace}"
+            f"POST {self._url.target(path)}{fields}X-Request-Id: {request_id}\r\n{trace}"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         return head.encode("ascii") + body

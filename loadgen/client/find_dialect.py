@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace as replaced
 
 from loadgen.client.find_model import one_line, refused_key, shortened
-from loadgen.client.openai_api import PATHS, Dialect, Endpoint, payload
+from loadgen.client.openai_api import PATHS, Dialect, payload
 from loadgen.client.patience import FIRST_PAUSE_S, PATIENCE_S, PATIENCE_WITHOUT_ANSWER_S, Say, patiently
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
     from loadgen.client.client import Client
     from loadgen.client.server_info import ServerInfo
-    from loadgen.record import RequestRecord
+    from loadgen.record import Endpoint, RequestRecord
 
 PROBE_PROMPT = "Say one word."
 FIRST_ANSWER_S = 60.0

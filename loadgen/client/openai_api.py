@@ -2,13 +2,12 @@
 
 import re
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 
 from loadgen.client.sse import ErrorEvent
-
-Endpoint = Literal["chat", "completions"]
+from loadgen.record import Endpoint
 
 MAX_TOKENS = 1 << 32
 """A larger count of one request's tokens is none."""
@@ -280,22 +279,31 @@ def is_error_body(body: bytes) -> bool:
         return False
 
 
+def request_fields(
+    model: str, max_tokens: int | None, dialect: Dialect, extra: dict[str, Any], *, natural: bool = False
+) -> dict[str, Any]:
+    """Return the fields of a streaming request, all but its words. `extra` overrides them; its null removes a field.
+
+    The answer is `max_tokens` long; with `natural` it ends where the model ends it, and there at the latest.
+    """
+    limit = "max_completion_tokens" if dialect.max_completion_tokens else "max_tokens"
+    body: dict[str, Any] = {"model": model, limit: max_tokens, "stream": True}
+    if dialect.include_usage:
+        body["stream_options"] = {"include_usage": True}
+    if dialect.ignore_eos and not natural:
+        body["ignore_eos"] = True
+    if dialect.min_tokens and not natural:
+        body["min_tokens"] = max_tokens
+    return {name: value for name, value in (body | extra).items() if value is not None}
+
+
 def payload(
     endpoint: Endpoint, model: str, prompt: str, output_tokens: int, dialect: Dialect, extra: dict[str, Any]
 ) -> bytes:
-    """Return the body of a streaming request for `output_tokens` tokens. `extra` overrides all but the prompt; its null
-    removes a field."""
-    limit = "max_completion_tokens" if dialect.max_completion_tokens else "max_tokens"
-    body: dict[str, Any] = {"model": model, limit: output_tokens, "stream": True}
-    if dialect.include_usage:
-        body["stream_options"] = {"include_usage": True}
-    if dialect.ignore_eos:
-        body["ignore_eos"] = True
-    if dialect.min_tokens:
-        body["min_tokens"] = output_tokens
-    body = {name: value for name, value in (body | extra).items() if value is not None}
-    if endpoint == "chat":
-        body["messages"] = [{"role": "user", "content": prompt}]
-    else:
-        body["prompt"] = prompt
-    return msgspec.json.encode(body)
+    """Return the body of a streaming request for `output_tokens` tokens. `extra` overrides all but the prompt."""
+    return msgspec.json.encode(request_fields(model, output_tokens, dialect, extra) | prompt_field(endpoint, prompt))
+
+
+def prompt_field(endpoint: Endpoint, prompt: str) -> dict[str, Any]:
+    """Return the field that holds a prompt of one text."""
+    return {"messages": [{"role": "user", "content": prompt}]} if endpoint == "chat" else {"prompt": prompt}

@@ -1,44 +1,70 @@
-"""Body of a scheduled request. It follows from the seed and the request alone, whichever process sends it."""
+"""The message of a scheduled request. It follows from the seed and the request alone, whichever process sends it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from loadgen.client.openai_api import Dialect, Endpoint, payload
+from loadgen.client.openai_api import PATHS, Dialect, prompt_field, request_fields
 from loadgen.workload.prompts import PromptKind, Vocabulary, draws_of, prompt_kind
+from loadgen.workload.words import ROUTING, WordsReader
 
 if TYPE_CHECKING:
+    from loadgen.record import Endpoint
     from loadgen.workload.schedule import ScheduledRequest
 
 _PROMPT = "\ue000prompt\ue000"
 """Placeholder for the prompt: characters of private use."""
 
+_encode = msgspec.json.Encoder().encode
 
-def body_maker(
+
+class Message(NamedTuple):
+    """The part of an HTTP request that differs between the requests of a run."""
+
+    path: str
+    body: bytes
+    headers: Mapping[str, str] = {}
+
+
+def message_maker(
     seed: int,
     vocabularies: Mapping[PromptKind, Vocabulary],
     endpoint: Endpoint,
     model: str,
     dialect: Dialect,
     extra_body: dict[str, Any],
-) -> Callable[[ScheduledRequest], bytes]:
-    """Return a function from a request to its body.
+    *,
+    words: WordsReader | None = None,
+    max_tokens: int | None = None,
+) -> Callable[[ScheduledRequest], Message]:
+    """Return a function from a request to its message.
 
-    Bodies for the same number of output tokens differ in their prompt alone, so the rest is encoded once.
+    `words` holds the words of the requests that have their own. `max_tokens` limits the answers that end where the
+    model ends them and that state no limit of their own.
+
+    Bodies with made-up prompts for the same number of output tokens differ in their prompt alone, so the rest is
+    encoded once.
     """
-    encode = msgspec.json.Encoder().encode
 
     @cache
-    def without_prompt(output_tokens: int) -> tuple[bytes, bytes]:
-        template = payload(endpoint, model, _PROMPT, output_tokens, dialect, extra_body)
-        head, _, tail = template.rpartition(encode(_PROMPT))
+    def without_prompt(output_tokens: int | None, natural: bool) -> tuple[bytes, bytes]:
+        limit = max_tokens or output_tokens if natural else output_tokens
+        fields = request_fields(model, limit, dialect, extra_body, natural=natural)
+        template = _encode(fields | prompt_field(endpoint, _PROMPT))
+        head, _, tail = template.rpartition(_encode(_PROMPT))
         return head, tail
 
-    def body(request: ScheduledRequest) -> bytes:
+    def message(request: ScheduledRequest) -> Message:
+        if request.words is not None:
+            assert words is not None
+            return worded_message(
+                words.fields(request.words), request, endpoint, model, dialect, extra_body, max_tokens
+            )
+        assert request.input_tokens is not None
         prompt = vocabularies[prompt_kind(request.workload)].prompt(
             request.input_tokens,
             draws_of(seed, request.index),
@@ -48,7 +74,36 @@ def body_maker(
             request.text_tokens,
             request.block_tokens,
         )
-        head, tail = without_prompt(request.output_tokens)
-        return head + encode(prompt) + tail
+        head, tail = without_prompt(request.output_tokens, request.natural)
+        return Message(PATHS[endpoint], head + _encode(prompt) + tail)
 
-    return body
+    return message
+
+
+def worded_message(
+    fields: dict[str, msgspec.Raw],
+    request: ScheduledRequest,
+    endpoint: Endpoint,
+    model: str,
+    dialect: Dialect,
+    extra_body: dict[str, Any],
+    max_tokens: int | None,
+) -> Message:
+    """Return the message of a request that has words of its own.
+
+    A whole body keeps every byte of its fields but for `model`, `stream` and `stream_options`. Messages and prompts are
+    sent with the fields of `payload`, and with the request's own beside them.
+    """
+    assert request.words is not None
+    own = {name: msgspec.json.decode(fields[name]) for name in ROUTING & fields.keys()}
+    headers = own.get("headers", {})
+    path = PATHS[request.words.endpoint or endpoint]
+    streaming: dict[str, Any] = {"model": own.get("model", model), "stream": True}
+    if dialect.include_usage:
+        streaming["stream_options"] = {"include_usage": True}
+    if (given := fields.get("body")) is not None:
+        return Message(path, _encode(msgspec.json.decode(given, type=dict[str, msgspec.Raw]) | streaming), headers)
+    limit = own.get("max_tokens", max_tokens) if request.natural else request.output_tokens
+    generated = request_fields(own.get("model", model), limit, dialect, extra_body, natural=request.natural)
+    words = {name: value for name, value in fields.items() if name not in ROUTING and name != "answer"}
+    return Message(path, _encode(generated | words), headers)

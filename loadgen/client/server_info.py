@@ -49,13 +49,14 @@ class ServerInfo:
         """Raise LoadgenError if a request is longer than the model's context, or its prompt than the server takes."""
         limit, input_limit = self.max_model_len, self.max_input_tokens
         for request in requests:
-            if limit is not None and request.input_tokens + request.output_tokens > limit:
+            inputs, outputs = request.input_tokens or 0, request.output_tokens or 0  # 0: not known before it is sent
+            if limit is not None and inputs + outputs > limit:
                 raise LoadgenError(
-                    f"request {request.index} needs {request.input_tokens} + {request.output_tokens} tokens, "
+                    f"request {request.index} needs {inputs} + {outputs} tokens, "
                     f"but {self.model} takes {limit}: start the server with a longer context, or choose another trace"
                 )
-            if input_limit is not None and request.input_tokens > input_limit:
+            if input_limit is not None and inputs > input_limit:
                 raise LoadgenError(
-                    f"request {request.index} has {request.input_tokens} input tokens, but the server takes "
+                    f"request {request.index} has {inputs} input tokens, but the server takes "
                     f"{input_limit}: start it with a higher limit, or choose another trace"
                 )

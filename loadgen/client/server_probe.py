@@ -11,7 +11,7 @@ import msgspec
 
 from loadgen.client.find_dialect import MissingError, failed, find_dialect, probe_once
 from loadgen.client.find_model import find_model, shortened
-from loadgen.client.openai_api import Endpoint, payload
+from loadgen.client.openai_api import payload
 from loadgen.client.patience import Say, say_on_stderr
 from loadgen.client.server_info import ServerInfo
 from loadgen.client.token_counts import LengthSource, vocabularies
@@ -20,6 +20,7 @@ from loadgen.workload.prompts import PromptKind, Vocabulary
 
 if TYPE_CHECKING:
     from loadgen.client.client import Client
+    from loadgen.record import Endpoint
 
 
 class ServerProbe(msgspec.Struct, frozen=True, kw_only=True):

@@ -26,9 +26,9 @@ from loadgen.energy_model.profiling_session import ProfilingSession
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
-    from loadgen.client.openai_api import Endpoint
     from loadgen.energy.meter import EnergyMeter
     from loadgen.energy_model.waves import RequestShape
+    from loadgen.record import Endpoint
 
 _HOW = {
     True: "whole batches against a live server, one after another",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from loadgen import clock
-from loadgen.client.openai_api import PATHS, Endpoint, payload
+from loadgen.client.openai_api import PATHS, payload
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.series import EnergySample, series_by_domain
 from loadgen.units import NS_PER_S
@@ -16,7 +16,7 @@ from loadgen.workload.prompts import Vocabulary, draws_of
 if TYPE_CHECKING:
     from loadgen.client.client import Client
     from loadgen.client.server_info import ServerInfo
-    from loadgen.record import RequestRecord
+    from loadgen.record import Endpoint, RequestRecord
 
 
 @dataclass

@@ -6,13 +6,14 @@ from argparse import Namespace
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loadgen.client.openai_api import PATHS, Endpoint
+from loadgen.client.openai_api import PATHS
 from loadgen.client.redact import clean_url
 from loadgen.client.server_url import parse_server_url
 from loadgen.errors import LoadgenError
 from loadgen.workload.schedule import ARRIVALS, Arrival
 
 if TYPE_CHECKING:
+    from loadgen.record import Endpoint
     from loadgen.workload.prompts import PromptKind
 
 

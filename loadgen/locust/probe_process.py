@@ -14,9 +14,9 @@ from pathlib import Path
 import msgspec
 
 from loadgen.client.client import Client
-from loadgen.client.openai_api import Endpoint
 from loadgen.client.server_probe import ServerProbe, probe
 from loadgen.errors import LoadgenError
+from loadgen.record import Endpoint
 from loadgen.workload.prompts import PromptKind
 
 

@@ -20,6 +20,7 @@ from loadgen.run.pacer import BODIES_AHEAD, GEVENT_SPIN_NS
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
+    from loadgen.client.request_body import Message
     from loadgen.workload.schedule import ScheduledRequest
 
 _LEAD_S = 1.0
@@ -133,28 +134,28 @@ class Conductor:
 def play(
     requests: Sequence[ScheduledRequest],
     start_ns: int,
-    make_body: Callable[[ScheduledRequest], bytes],
-    send: Callable[[ScheduledRequest, bytes, int], Any],
+    make_message: Callable[[ScheduledRequest], Message],
+    send: Callable[[ScheduledRequest, Message, int], Any],
 ) -> None:
     """Send each request at its instant, in an open loop; return when all have ended.
 
     When the calling greenlet is killed, so are its requests.
     """
-    bodies: Queue[bytes] = Queue(BODIES_AHEAD)
+    messages: Queue[Message] = Queue(BODIES_AHEAD)
     in_flight = Group()
 
-    def make_bodies() -> None:
+    def make_messages() -> None:
         for request in requests:
-            bodies.put(make_body(request))
+            messages.put(make_message(request))
             gevent.sleep(0)  # responses are still coming in
 
-    maker = gevent.spawn(make_bodies)
+    maker = gevent.spawn(make_messages)
     try:
         for request in requests:
-            body = bodies.get()
+            message = messages.get()
             scheduled_ns = start_ns + request.offset_ns
             until(scheduled_ns)
-            in_flight.spawn(send, request, body, scheduled_ns)
+            in_flight.spawn(send, request, message, scheduled_ns)
         in_flight.join()
     finally:
         maker.kill()

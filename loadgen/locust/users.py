@@ -16,8 +16,7 @@ from locust.exception import StopUser
 from msgspec.structs import replace
 
 from loadgen.client.blocking_client import BlockingClient
-from loadgen.client.openai_api import PATHS
-from loadgen.client.request_body import body_maker
+from loadgen.client.request_body import Message, message_maker
 from loadgen.locust.options import settings
 from loadgen.locust.probe_process import Question, ask
 from loadgen.locust.trace_replay import Outcome, Part, Ready, play
@@ -71,23 +70,23 @@ class Test:
         self.run_id = secrets.token_hex(6)
         self.worker_index = max(0, environment.runner.worker_index)
         server = self.reply.server
-        self.body = body_maker(
+        self.message = message_maker(
             options.seed, self.reply.vocabularies, options.endpoint, server.model, server.dialect, extra_body={}
         )
-        """The body of a request, the same as `loadgen replay` sends for the same seed."""
+        """The message of a request, the same as `loadgen replay` sends for the same seed."""
         self.indices = count()
         self.users = count()
         if options.sidecar:
             self._sender(self.run_id)
 
-    def send(self, run_id: str, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> RequestRecord:
+    def send(self, run_id: str, request: ScheduledRequest, message: Message, scheduled_ns: int) -> RequestRecord:
         """Send one request; report it to locust and to the sidecar.
 
         An aborted one is reported to the sidecar alone: it used energy too.
         """
         record = self._client.send(
-            PATHS[self.settings.endpoint],
-            body,
+            message.path,
+            message.body,
             index=request.index,
             workload=request.workload,
             scheduled_ns=scheduled_ns,
@@ -183,7 +182,7 @@ class ClosedLoopUser(LoadgenUser):
             input_tokens=input_tokens,
             output_tokens=output_tokens,
         )
-        test.send(test.run_id, request, test.body(request), UNSCHEDULED)
+        test.send(test.run_id, request, test.message(request), UNSCHEDULED)
 
 
 class ChatUser(ClosedLoopUser):
@@ -213,10 +212,10 @@ class TraceReplay(LoadgenUser):
         part = assigned.get()
         succeeded: list[bool] = []
 
-        def send(request: ScheduledRequest, body: bytes, scheduled_ns: int) -> None:
-            succeeded.append(test.send(part.run_id, request, body, scheduled_ns).ok)
+        def send(request: ScheduledRequest, message: Message, scheduled_ns: int) -> None:
+            succeeded.append(test.send(part.run_id, request, message, scheduled_ns).ok)
 
-        play(part.of_schedule(test.plan.requests), part.start_ns(), test.body, send)
+        play(part.of_schedule(test.plan.requests), part.start_ns(), test.message, send)
         outcome = Outcome(part.shard, sent=len(succeeded), failed=succeeded.count(False))
         runner.send_message("loadgen_done", outcome._asdict())
         raise StopUser

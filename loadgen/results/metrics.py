@@ -113,20 +113,25 @@ def token_counts(records: Sequence[RequestRecord], duration_s: float, prompts_co
 
 
 def length_check(
-    requested: Sequence[tuple[int, int]], records: Sequence[RequestRecord], accepted: Sequence[str] = ()
+    requested: Sequence[tuple[int | None, int | None]],
+    records: Sequence[RequestRecord],
+    accepted: Sequence[str] = (),
 ) -> LengthCheck | None:
     """Compare the (input, output) tokens requested with the server's `usage`, over completed requests.
 
-    None when the server sent no usage. accepted: the options sent that fix the length of an answer.
+    Requests for no length of the answer are left out. None when none is left, or the server sent no usage. accepted:
+    the options sent that fix the length of an answer.
     """
     counted = [
         (asked, record)
         for asked, record in zip(requested, records, strict=True)
-        if record.ok and record.token_source == "usage" and record.output_tokens is not None
+        if record.ok and asked[1] is not None and record.token_source == "usage" and record.output_tokens is not None
     ]
     if not counted:
         return None
-    inputs = np.array([(asked[0], r.input_tokens) for asked, r in counted if r.input_tokens], dtype=np.int64)
+    inputs = np.array(
+        [(asked[0], r.input_tokens) for asked, r in counted if asked[0] and r.input_tokens], dtype=np.int64
+    )
     outputs = np.array([(asked[1], r.output_tokens) for asked, r in counted], dtype=np.int64)
     off = outputs[:, 1] - outputs[:, 0]
     is_shorter, is_longer = (sign * off > np.maximum(1, MAX_LENGTH_OFF * outputs[:, 0]) for sign in (-1, 1))
@@ -158,8 +163,9 @@ def prompts_are_counted(schedule: Sequence[ScheduledRequest], records: Sequence[
     ]
     if not lengths or all(counted is None for _, counted in lengths):
         return not lengths
-    asked, counts = {asked for asked, _ in lengths}, {counted for _, counted in lengths}
-    return not (len(lengths) >= MIN_PROMPTS and len(counts) == 1 and max(asked) > MAX_ALIKE * min(asked))
+    asked, counts = {asked for asked, _ in lengths if asked is not None}, {counted for _, counted in lengths}
+    differ = len(asked) > 1 and max(asked) > MAX_ALIKE * min(asked)
+    return not (len(lengths) >= MIN_PROMPTS and len(counts) == 1 and differ)
 
 
 def came_in_one_piece(record: RequestRecord) -> bool:

@@ -102,7 +102,7 @@ def shareable_tokens(schedule: Sequence[ScheduledRequest]) -> int:
         if request.text_id is not None:
             shared += min(request.text_tokens, texts.get(request.text_id, 0))
             texts[request.text_id] = max(request.text_tokens, texts.get(request.text_id, 0))
-        remaining = request.input_tokens - request.text_tokens
+        remaining = (request.input_tokens or 0) - request.text_tokens
         for block in request.prefix_ids:
             if block not in blocks:
                 break

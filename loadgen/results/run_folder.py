@@ -123,10 +123,13 @@ class LineWriter:
 class RunWriter(LineWriter):
     """Writes a run folder while the run happens."""
 
-    def __init__(self, path: Path, info: RunInfo, schedule: Schedule, *, overwrite: bool = False) -> None:
+    def __init__(
+        self, path: Path, info: RunInfo, schedule: Schedule, *, overwrite: bool = False, words: Path | None = None
+    ) -> None:
         """Make the folder and write everything that is known before the first byte is sent.
 
-        Only with `overwrite` is an earlier run removed, and a folder that is no run never is.
+        Only with `overwrite` is an earlier run removed, and a folder that is no run never is. `words` is the file of
+        the requests' words, if the folder is to keep it.
         """
         try:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -137,6 +140,8 @@ class RunWriter(LineWriter):
                 shutil.rmtree(path)
             path.mkdir(parents=True, exist_ok=True)
             write_atomic(path / "schedule.jsonl", encode_schedule(schedule.requests))
+            if words is not None:
+                shutil.copyfile(words, path / "bodies.jsonl")
             write_json(path / "run.json", info)
         except OSError as err:
             raise cannot_write(path, err) from err

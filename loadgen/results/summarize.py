@@ -82,7 +82,9 @@ def _summarize(result: RunResult, energy: EnergySummary, start_ns: int, duration
         **latencies,
         tokens=metrics.token_counts(records, duration_s, prompts_counted),
         lengths=metrics.length_check(
-            [(item.input_tokens, item.output_tokens) for item in result.schedule], records, _accepted(result)
+            [(item.input_tokens, None if item.natural else item.output_tokens) for item in result.schedule],
+            records,
+            _accepted(result),
         ),
         goodput=_goodput(result.info.config, records, duration_s),
         energy=energy,

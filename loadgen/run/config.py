@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 import msgspec
 
 from loadgen.client.client import Client
-from loadgen.client.openai_api import PATHS, Endpoint
 from loadgen.client.redact import clean_url
-from loadgen.client.request_body import body_maker
+from loadgen.client.request_body import Message, message_maker
+from loadgen.record import Endpoint
 from loadgen.results.failure_limit import FailureLimit
+from loadgen.workload.words import WordsReader
 
 if TYPE_CHECKING:
     from loadgen.client.server_info import ServerInfo
@@ -65,6 +66,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Requests sent one by one before the run, unrecorded."""
     idle_s: float = 2.0
     """Recorded before the first request when there is a meter: the power of the resident model at rest."""
+    max_tokens: int | None = None
+    """Longest answer of a request that ends where the model ends it and states no limit of its own."""
     timeout_s: Annotated[float | None, Recorded(_plain, name="timeout")] = 600.0
     max_failed: str = FailureLimit.DEFAULT
     """Share ("1%") or number ("5") of requests that may fail: with more of them the run itself has failed."""
@@ -74,6 +77,10 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     out: Annotated[Path, NOT_RECORDED]
     """The run folder."""
     overwrite: Annotated[bool, NOT_RECORDED] = False
+    words: Annotated[Path | None, NOT_RECORDED] = None
+    """The file that holds the words of requests that have their own."""
+    keep_bodies: bool = False
+    """True: that file becomes bodies.jsonl of the run folder."""
     plan: Annotated[dict[str, Any], NOT_RECORDED] = {}
     """The making of the schedule: run.json states these entries before the options."""
 
@@ -99,14 +106,18 @@ class PreparedRun:
     server: "ServerInfo"
     vocabularies: "dict[PromptKind, Vocabulary]"
 
-    @property
-    def path(self) -> str:
-        """Path of the API that requests are posted to."""
-        return PATHS[self.config.endpoint]
-
-    def body_maker(self, seed: int) -> "Callable[[ScheduledRequest], bytes]":
+    def message_maker(self, seed: int) -> "Callable[[ScheduledRequest], Message]":
         config, server = self.config, self.server
-        return body_maker(seed, self.vocabularies, config.endpoint, server.model, server.dialect, config.extra_body)
+        return message_maker(
+            seed,
+            self.vocabularies,
+            config.endpoint,
+            server.model,
+            server.dialect,
+            config.extra_body,
+            words=WordsReader(config.words) if config.words else None,
+            max_tokens=config.max_tokens,
+        )
 
 
 def open_client(config: RunConfig) -> Client:

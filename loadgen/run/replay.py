@@ -56,7 +56,9 @@ async def replay(schedule: Schedule, config: RunConfig, view: View) -> None:
         info = info_before(schedule, config, probed, metering)
         prepared = PreparedRun(info.run_id, config, probed.server, probed.vocabularies)
         check_sending(config, len(schedule.requests))
-        writer = stack.enter_context(closing(RunWriter(config.out, info, schedule, overwrite=config.overwrite)))
+        kept = config.words if config.keep_bodies else None
+        writer = RunWriter(config.out, info, schedule, overwrite=config.overwrite, words=kept)
+        stack.enter_context(closing(writer))
         await warm_up(schedule, prepared, client)
         sender = await stack.enter_async_context(open_sender(schedule, prepared, client, writer))
         async with metering.recording(writer):

@@ -59,6 +59,10 @@ class Plan(msgspec.Struct, frozen=True, kw_only=True):
         return self.rps * self.in_flight_s
 
 
+_WORDS_TOKENS = 1000
+"""Prompt length in a burst of a request whose own words are not counted yet."""
+
+
 def planned_run(
     output_tokens: float, *, rps: float | None, streams: float | None, itl_s: float | None, ttft_s: float
 ) -> Plan:
@@ -147,7 +151,7 @@ def run_selftest(schedule: Schedule, planned: Plan, processes: int, view: View) 
             return None
         streams = written(url)
         bulk = msgspec.structs.replace(config, max_concurrency=BULK_IN_FLIGHT)
-        lengths = [request.input_tokens for request in schedule.requests]
+        lengths = [request.input_tokens or _WORDS_TOKENS for request in schedule.requests]
         single = _burst(islice(cycle(lengths), BULK_REQUESTS), output_tokens=1)
         requests = _replay(single, msgspec.structs.replace(bulk, out=folder / "requests"), NullView())
         many = _burst([16] * (BULK_REQUESTS // 2), output_tokens=200)

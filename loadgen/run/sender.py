@@ -24,6 +24,7 @@ from loadgen.telemetry.otlp_export import SpanSender
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
+    from loadgen.client.request_body import Message
     from loadgen.run.config import PreparedRun
     from loadgen.workload.schedule import Schedule, ScheduledRequest
 
@@ -76,13 +77,13 @@ class Sender:
         self._sent_first_turns = 0
         self._later_turns = {request.after: request for request in schedule.requests if request.after is not None}
         """Turns not yet sent, by the index of the request whose response they wait for."""
-        self._path, self._run_id = prepared.path, prepared.run_id
+        self._run_id = prepared.run_id
         self._client = client
         self._write = write
         self._spans = SpanSender(config.otlp, prepared.run_id, prepared.server.model) if config.otlp else None
-        self.make_body = prepared.body_maker(schedule.seed)
-        self._bodies: deque[bytes] = deque()
-        self._slowest_body_ns = 0
+        self.make_message = prepared.message_maker(schedule.seed)
+        self._messages: deque[Message] = deque()
+        self._slowest_message_ns = 0
         self._slots = asyncio.Semaphore(config.max_concurrency) if config.max_concurrency else None
         self._in_flight: dict[int, Exchange] = {}
         self._users: set[asyncio.Task[None]] = set()
@@ -118,40 +119,40 @@ class Sender:
         with Pacer() as pacer:
             for position, request in enumerate(self._first_turns):
                 scheduled_ns = start_ns + request.offset_ns
-                if self._bodies or monotonic_ns() < scheduled_ns:
-                    await self._make_bodies_ahead(position, scheduled_ns, pacer)
-                    body = self._bodies.popleft()
+                if self._messages or monotonic_ns() < scheduled_ns:
+                    await self._make_messages_ahead(position, scheduled_ns, pacer)
+                    message = self._messages.popleft()
                 else:  # late, or behind a cap: no body is ahead
-                    body = self.make_body(request)
+                    message = self.make_message(request)
                 await pacer.until(scheduled_ns)
                 if self._slots:
                     await self._slots.acquire()
                 self._sent_first_turns += 1
-                self.launch(request, body, scheduled_ns)
+                self.launch(request, message, scheduled_ns)
 
-    async def _make_bodies_ahead(self, position: int, scheduled_ns: int, pacer: Pacer) -> None:
+    async def _make_messages_ahead(self, position: int, scheduled_ns: int, pacer: Pacer) -> None:
         """Make the body of the request at `position`, and those of the next ones while there is time.
 
         Made before they are due, they cost no lateness, not even when several requests are due at once.
         """
-        requests, bodies = self._first_turns, self._bodies
-        while not bodies or (
-            len(bodies) < BODIES_AHEAD
-            and position + len(bodies) < len(requests)
-            and scheduled_ns - monotonic_ns() > 2 * self._slowest_body_ns + MARGIN_NS
+        requests, messages = self._first_turns, self._messages
+        while not messages or (
+            len(messages) < BODIES_AHEAD
+            and position + len(messages) < len(requests)
+            and scheduled_ns - monotonic_ns() > 2 * self._slowest_message_ns + MARGIN_NS
         ):
             start_ns = monotonic_ns()
-            bodies.append(self.make_body(requests[position + len(bodies)]))
-            self._slowest_body_ns = max(self._slowest_body_ns, monotonic_ns() - start_ns)
+            messages.append(self.make_message(requests[position + len(messages)]))
+            self._slowest_message_ns = max(self._slowest_message_ns, monotonic_ns() - start_ns)
             if scheduled_ns > monotonic_ns():
                 await asyncio.sleep(0)  # there is time, and responses are coming in
             else:
                 await pacer.breathe()
 
-    def launch(self, request: ScheduledRequest, body: bytes, scheduled_ns: int) -> None:
+    def launch(self, request: ScheduledRequest, message: Message, scheduled_ns: int) -> None:
         self.tallies.start()
-        index = request.index
-        post = Post(self._path, body, index, request.workload, scheduled_ns, f"{self._run_id}-{index}")
+        index, (path, body, headers) = request.index, message
+        post = Post(path, body, index, request.workload, scheduled_ns, f"{self._run_id}-{index}", headers)
         self._in_flight[index] = self._client.send(post, self.on_record)
 
     def on_record(self, record: RequestRecord) -> None:
@@ -195,7 +196,7 @@ class Sender:
 
     async def _think(self, turn: ScheduledRequest, scheduled_ns: int) -> None:
         """Send a later turn when it is due. Many users think at once, and a Pacer has one waiter: each has its own."""
-        body = self.make_body(turn)
+        message = self.make_message(turn)
         if (far_ns := scheduled_ns - NEAR_NS - monotonic_ns()) > 0:
             await asyncio.sleep(far_ns / NS_PER_S)
         with Pacer() as pacer:
@@ -204,7 +205,7 @@ class Sender:
             await self._slots.acquire()
         assert turn.after is not None
         del self._later_turns[turn.after]
-        self.launch(turn, body, scheduled_ns)
+        self.launch(turn, message, scheduled_ns)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:
         """Take note that the first turns were sent, or that a user has sent a later one."""
@@ -238,10 +239,10 @@ class Sender:
 async def warm_up(schedule: Schedule, prepared: PreparedRun, client: Client) -> None:
     """Send the first `--warmup` requests one after another, unrecorded. They get prompts of their own, so that nothing
     of the run is in the server's prefix cache."""
-    make_body = prepared.body_maker(schedule.seed)
+    make_message = prepared.message_maker(schedule.seed)
     for request in schedule.requests[: prepared.config.warmup]:
         index = len(schedule.requests) + request.index
-        body = make_body(msgspec.structs.replace(request, index=index, prefix_ids=(), text_id=None))
-        record = await client.post(prepared.path, body, workload="warmup")
+        message = make_message(msgspec.structs.replace(request, index=index, prefix_ids=(), text_id=None))
+        record = await client.post(message.path, message.body, workload="warmup", headers=message.headers)
         if record.error:
             raise LoadgenError(f"a warm-up request failed ({record.error}): {record.detail}")

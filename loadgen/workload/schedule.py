@@ -16,6 +16,7 @@ from loadgen.stats.arrays import Floats, Ints
 from loadgen.units import NS_PER_S
 from loadgen.workload import arrivals
 from loadgen.workload.prompts import BLOCK_TOKENS, PromptKind, prompt_kind
+from loadgen.workload.words import WordsRef
 
 if TYPE_CHECKING:
     from loadgen.workload.arrivals import Points
@@ -26,6 +27,11 @@ ARRIVALS: tuple[Arrival, ...] = get_args(Arrival)
 
 Scale = Literal["compress", "thin", "superpose"]
 """Ways to give a trace's own arrivals another rate: rescale time, leave some out, or add copies."""
+
+
+Stop = Literal["auto", "length", "natural"]
+"""Where answers end: at the requested length, or where the model ends them. auto: at the requested length if the trace
+requests one."""
 
 
 class ArrivalSpec(msgspec.Struct, frozen=True, kw_only=True):
@@ -46,13 +52,15 @@ class ArrivalSpec(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
-    """One line of schedule.jsonl. The prompt itself is generated from (seed, index, lengths) when it is needed."""
+    """One line of schedule.jsonl. The prompt is its `words`, or generated from (seed, index, lengths) when needed."""
 
     index: int
     offset_ns: int
     workload: str
-    input_tokens: int
-    output_tokens: int
+    input_tokens: int | None
+    """None: known only when the server has counted them."""
+    output_tokens: int | None
+    """Requested tokens; with `natural`, those of the recorded answer, or None where there is none."""
     session_id: str | None = None
     prefix_ids: tuple[int, ...] = ()
     block_size: int | msgspec.UnsetType = msgspec.UNSET
@@ -66,6 +74,10 @@ class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The prompt opens with the first `text_tokens` tokens of text `text_id`, which is endless. The turns of a session
     consist of such text only, so that a prompt contains the whole previous one. The blocks of `prefix_ids` follow, then
     unique text."""
+    words: WordsRef | None = None
+    """The request's own words. None: its prompt is made up."""
+    natural: bool = False
+    """True if the answer ends where the model ends it; False if `output_tokens` are requested."""
 
     @property
     def block_tokens(self) -> int:
@@ -97,8 +109,8 @@ class Schedule:
 
     @property
     def prompt_kinds(self) -> set[PromptKind]:
-        """Kinds of prompts that the requests need."""
-        return {prompt_kind(request.workload) for request in self.requests}
+        """Kinds of prompts that have to be made up."""
+        return {prompt_kind(request.workload) for request in self.requests if request.words is None}
 
 
 def encode_schedule(requests: Sequence[ScheduledRequest]) -> bytes:
@@ -120,9 +132,12 @@ def build_schedule(
     num_requests: int | None = None,
     scale: Scale = "compress",
     shape: Points | None = None,
+    stop: Stop = "auto",
 ) -> Schedule:
-    """Schedule the lengths of the trace at the times of an arrival process: see `arrival_times`."""
+    """Schedule the requests of the trace at the times of an arrival process: see `arrival_times`."""
     points = None if shape is None else list(shape)
+    if arrival == "trace" and trace.mean_rps is None and len(trace.requests) > 1:
+        arrival = "poisson"  # the trace has no times of its own
     spec = ArrivalSpec(workload=None, process=arrival, rate_rps=rps, burstiness=burstiness, shape=points)
     times = arrival_times(trace, spec, np.random.default_rng(seed), scale, duration_s, num_requests)
     offsets_ns = np.rint(times.offsets_s * NS_PER_S).astype(np.int64).tolist()
@@ -140,10 +155,21 @@ def build_schedule(
             session_id=request.session_id,
             prefix_ids=request.prefix_ids,
             block_size=block_size_of(request),
+            words=request.words,
+            natural=ends_naturally(request, stop),
         )
         requests.append(scheduled)
     spec = msgspec.structs.replace(spec, rate_rps=times.rate_rps)
     return Schedule(tuple(requests), arrival, times.rate_rps, seed, (spec,))
+
+
+def ends_naturally(request: TraceRequest, stop: Stop) -> bool:
+    """Return whether the answer ends where the model ends it. LoadgenError: a length is to be requested, and none is
+    known."""
+    if stop == "length" and request.output_tokens is None:
+        line = f" (line {request.words.line})" if request.words else ""
+        raise LoadgenError(f"--stop length: a request{line} has no output_length; give it one, or use --stop natural")
+    return stop == "natural" or (stop == "auto" and request.output_tokens is None)
 
 
 class ArrivalTimes(NamedTuple):
@@ -186,6 +212,8 @@ def arrival_times(
             raise LoadgenError("--shape says the rate of every moment: leave out --rps")
         return _shaped_times(trace, spec, spec.shape, rng, duration_s, num_requests)
     rate = rps if rps is not None else trace.mean_rps
+    if rps is None and len(trace.requests) > 1 and trace.mean_rps is None:
+        raise LoadgenError(f"trace {trace.name} has no times of arrival; say a rate with --rps")
     if spec.process == "trace":
         times = _own_times(trace, rps, rng, scale, duration_s, num_requests)
     elif rate is None:

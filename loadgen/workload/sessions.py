@@ -43,7 +43,10 @@ def group_sessions(
         return list(groups.values())
     if any(request.prefix_ids or request.session_id for request in requests):
         raise LoadgenError(f'stream {name}: the trace says itself what belongs together; use turns = "trace", or none')
-    rows = thread_sessions([(r.input_tokens, r.output_tokens) for r in requests], turns, rng)
+    lengths = [(r.input_tokens, r.output_tokens) for r in requests if r.input_tokens and r.output_tokens]
+    if len(lengths) < len(requests) or requests[0].words:
+        raise LoadgenError(f'stream {name}: turns are threaded through made-up prompts; use turns = "trace", or none')
+    rows = thread_sessions(lengths, turns, rng)
     starts_s = sorted(requests[session[0]].arrival_s for session in rows)
     order = rng.permutation(len(rows))
     sessions = [[requests[row] for row in rows[i]] for i in order]
@@ -94,7 +97,8 @@ def _thread(lengths: Sequence[tuple[int, int]], begin_probability: float, draws:
 
 def text_numbers(turns: Sequence[TraceRequest]) -> list[int]:
     """Number the texts of a session: one per turn, from 0, with a new number where the trace cut the history off."""
-    cut = [turn.input_tokens <= prev.input_tokens + prev.output_tokens for prev, turn in pairwise(turns)]
+    lengths = [(turn.input_tokens or 0, turn.output_tokens or 0) for turn in turns]
+    cut = [inputs <= sum(previous) for previous, (inputs, _) in pairwise(lengths)]
     return [0, *accumulate(map(int, cut))]
 
 

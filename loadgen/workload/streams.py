@@ -21,8 +21,10 @@ from loadgen.workload.schedule import (
     Scale,
     Schedule,
     ScheduledRequest,
+    Stop,
     arrival_times,
     block_size_of,
+    ends_naturally,
     merged_schedule,
     relabel_for_pass,
     stable_hash63,
@@ -183,18 +185,25 @@ def _parse_choice(text: str, named: Streams) -> tuple[str, Stream]:
 # -- schedule ---------------------------------------------------------------------------------------------------------
 
 
-def schedule_streams(streams: Streams, *, seed: int, duration_s: float | None, num_requests: int | None) -> Schedule:
+def schedule_streams(
+    streams: Streams, *, seed: int, duration_s: float | None, num_requests: int | None, stop: Stop = "auto"
+) -> Schedule:
     """Schedule all streams together. Arrivals and lengths of a stream depend on itself and its seed, not on the others.
 
     `duration_s` ends the arrivals; `num_requests` keeps the first requests of the merged schedule.
     """
-    parts = [schedule_stream(name, stream, seed, duration_s, num_requests) for name, stream in streams.items()]
+    parts = [schedule_stream(name, stream, seed, duration_s, num_requests, stop) for name, stream in streams.items()]
     merged = merged_schedule(parts, seed)
     return merged if num_requests is None else truncated(merged, num_requests)
 
 
 def schedule_stream(
-    name: str, stream: Stream, seed: int, duration_s: float | None, num_requests: int | None
+    name: str,
+    stream: Stream,
+    seed: int,
+    duration_s: float | None,
+    num_requests: int | None,
+    stop: Stop = "auto",
 ) -> Schedule:
     """Schedule one stream: sessions that come by its arrival process, and their turns."""
     if stream.bins is not None and stream.shape is None and duration_s is None and num_requests is None:
@@ -223,7 +232,7 @@ def schedule_stream(
     available = len(starts.requests) if spec.process == "trace" else arrivals.MAX_ARRIVALS
     limit = None if num_requests is None else min(num_requests, available)
     times = arrival_times(starts, spec, rng_arrivals, stream.scale, duration_s, limit)
-    requests = _scheduled_turns(name, stream, sessions, times, duration_s, rng_turns)
+    requests = _scheduled_turns(name, stream, sessions, times, duration_s, rng_turns, stop)
     rate_rps = None if times.rate_rps is None else times.rate_rps * mean_turns
     spec = msgspec.structs.replace(spec, rate_rps=times.rate_rps)
     return merged_schedule([Schedule(requests, spec.process, rate_rps, own_seed, (spec,))], own_seed)
@@ -249,6 +258,7 @@ def _scheduled_turns(
     times: ArrivalTimes,
     duration_s: float | None,
     rng: np.random.Generator,
+    stop: Stop,
 ) -> tuple[ScheduledRequest, ...]:
     """Schedule session by session, each turn at its earliest instant: as if answers took no time.
 
@@ -275,6 +285,8 @@ def _scheduled_turns(
                 workload=name,
                 input_tokens=turn.input_tokens,
                 output_tokens=turn.output_tokens,
+                words=turn.words,
+                natural=ends_naturally(turn, stop),
                 after=previous,
                 think_ns=wait_ns,
                 **_shared_text(name, stream, turn, pick, lap, text, file),
@@ -289,10 +301,12 @@ def _shared_text(
 ) -> dict[str, Any]:
     """Return the fields of a scheduled request that name what its prompt shares with others of its stream."""
     if file is not None:
+        if turn.input_tokens is None or turn.words:
+            raise LoadgenError(f"stream {name}: files are shared by made-up prompts only, and this source has words")
         return {"text_id": stable_hash63(f"{name}/file {file}"), "text_tokens": int(stream.shared * turn.input_tokens)}
     relabeled = relabel_for_pass(turn, lap)
     ids = tuple(stable_hash63(f"{name}/{block}") for block in relabeled.prefix_ids)
-    if stream.turns is None or ids:
+    if stream.turns is None or ids or turn.words:
         session_id = relabeled.session_id and f"{name}/{relabeled.session_id}"
         return {"session_id": session_id, "prefix_ids": ids, "block_size": block_size_of(relabeled)}
     session = f"{name}/{pick}" if lap == 0 else f"{name}/{pick}+{lap}"

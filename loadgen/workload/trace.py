@@ -19,6 +19,7 @@ import msgspec
 from loadgen.errors import LoadgenError
 from loadgen.files import replacing
 from loadgen.workload.prompts import BLOCK_TOKENS
+from loadgen.workload.words import WordsRef
 
 MAX_LINE_BYTES = 16 * 2**20
 """Longest line that is read; a longer one is an error, because no request is 16 MiB of numbers."""
@@ -31,12 +32,17 @@ class TraceRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     equal text."""
 
     arrival_s: float
-    input_tokens: int
-    output_tokens: int
+    """0 where the trace has no arrivals of its own."""
+    input_tokens: int | None
+    """None: not known before the server counts them. Only a request with words of its own may have that."""
+    output_tokens: int | None
+    """Tokens that were requested, or that the recorded answer has; None: not known."""
     workload: str = "default"
     session_id: str | None = None
     prefix_ids: tuple[int, ...] = ()
     block_tokens: int = BLOCK_TOKENS
+    words: WordsRef | None = None
+    """The request's own words; None: they are made up, `input_tokens` long."""
 
 
 class Trace(msgspec.Struct, frozen=True):
@@ -140,13 +146,15 @@ Lines = Iterable[tuple[int, str]]
 """(line number from 1, stripped text) of every line that is not blank."""
 
 
-def numbered_lines(path: Path, file: IO[bytes], start: int = 1) -> Iterator[tuple[int, str]]:
+def numbered_lines(
+    path: Path, file: IO[bytes], start: int = 1, max_bytes: int = MAX_LINE_BYTES
+) -> Iterator[tuple[int, str]]:
     """Yield `Lines` of an open file, or of a part of one that begins at line `start`. `path` is for error messages."""
     for number in count(start):
-        line = file.readline(MAX_LINE_BYTES + 1)
+        line = file.readline(max_bytes + 1)
         if not line:
             return
-        check_line_size(path, number, len(line))
+        check_line_size(path, number, len(line), max_bytes)
         try:
             text = line.decode("utf-8-sig" if number == 1 else "utf-8").strip()
         except UnicodeDecodeError as err:
@@ -156,10 +164,10 @@ def numbered_lines(path: Path, file: IO[bytes], start: int = 1) -> Iterator[tupl
             yield number, text
 
 
-def check_line_size(path: Path, number: int, size: int) -> None:
-    """Raise LoadgenError if line `number` is longer than MAX_LINE_BYTES."""
-    if size > MAX_LINE_BYTES:
-        raise LoadgenError(f"{path}:{number}: the line is longer than {MAX_LINE_BYTES >> 20} MiB")
+def check_line_size(path: Path, number: int, size: int, max_bytes: int = MAX_LINE_BYTES) -> None:
+    """Raise LoadgenError if line `number` is longer than `max_bytes`."""
+    if size > max_bytes:
+        raise LoadgenError(f"{path}:{number}: the line is longer than {max_bytes >> 20} MiB")
 
 
 @contextmanager

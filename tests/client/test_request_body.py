@@ -5,8 +5,9 @@ from typing import Any
 
 import pytest
 
-from loadgen.client.openai_api import Dialect, Endpoint, payload
+from loadgen.client.openai_api import Dialect, payload
 from loadgen.client.request_body import body_maker
+from loadgen.record import Endpoint
 from loadgen.workload.prompts import draws_of, estimate_vocabulary
 from loadgen.workload.schedule import ScheduledRequest
 

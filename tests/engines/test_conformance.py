@@ -10,11 +10,11 @@ import pytest
 import uvloop
 
 from loadgen.client.client import Client
-from loadgen.client.openai_api import PATHS, Endpoint, payload
+from loadgen.client.openai_api import PATHS, payload
 from loadgen.client.server_info import ServerInfo
 from loadgen.client.server_probe import find_dialect, find_model
 from loadgen.client.token_counts import count_on_server
-from loadgen.record import RequestRecord
+from loadgen.record import Endpoint, RequestRecord
 from loadgen.report.write import finish
 from loadgen.run.config import RunConfig
 from loadgen.run.progress import NullView

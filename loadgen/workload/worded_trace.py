@@ -1,0 +1,184 @@
+"""Traces whose requests have words of their own: messages, a prompt, or a whole request body on each line."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from loadgen.errors import LoadgenError
+from loadgen.workload.trace import MAX_TOKENS, Trace, TraceRequest, check_workload, shortened
+from loadgen.workload.words import ROUTING, SAMPLING, WORDS, Fields, WordsFile
+
+if TYPE_CHECKING:
+    from loadgen.record import Endpoint
+    from loadgen.workload.trace import Lines
+
+LENGTHS = frozenset(("timestamp", "input_length", "output_length", "workload", "session_id"))
+"""Fields that a line has in common with a trace of lengths."""
+
+ANSWER = "answer"
+"""The recorded answer. It is never sent: its tokens are what the answer's are held against."""
+
+_HEADER_NAME = re.compile(r"[!#-'*+\-.0-9A-Z^-z|~]+")
+_HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
+_OWN_HEADERS = {
+    "content-length",
+    "content-type",
+    "transfer-encoding",
+    "connection",
+    "host",
+    "expect",
+    "accept-encoding",
+}
+
+_decode_fields = msgspec.json.Decoder(Fields).decode
+_decode_body = msgspec.json.Decoder(Fields).decode
+
+
+def is_worded(line: str) -> bool:
+    """Return whether a line of a JSONL trace holds words."""
+    try:
+        return not WORDS.keys().isdisjoint(_decode_fields(line))
+    except (msgspec.MsgspecError, RecursionError):
+        return False
+
+
+def worded_fields(path: Path, lines: Lines) -> Iterator[tuple[int, Fields]]:
+    """Yield (line number, fields) of every line. LoadgenError: it is not a JSON object."""
+    for number, text in lines:
+        try:
+            yield number, _decode_fields(text)
+        except (msgspec.MsgspecError, RecursionError) as err:
+            raise LoadgenError(f"{path}:{number}: not a JSON object: {shortened(text)}") from err
+
+
+def read_worded(
+    path: Path, rows: Iterable[tuple[int, Mapping[str, Any]]], words: WordsFile, limit: int | None = None
+) -> Trace:
+    """Store the words of the first `limit` rows and return their requests, in order of their timestamps.
+
+    Timestamps are optional, for all rows alike. LoadgenError names the file, the row and the field at fault.
+    """
+    requests: list[TraceRequest] = []
+    timed = False
+    for number, fields in islice(rows, limit):
+        try:
+            request = _request(number, fields, words)
+        except ValueError as err:
+            raise LoadgenError(f"{path}:{number}: {err}") from err
+        except OSError as err:
+            raise LoadgenError(f"cannot store the words of {path}: {err.strerror or err}") from err
+        has_timestamp = "timestamp" in fields
+        if not requests:
+            timed = has_timestamp
+        elif has_timestamp != timed:
+            first = "has one" if timed else "has none"
+            raise LoadgenError(f"{path}:{number}: timestamp: the first line {first}; expected the same of every line")
+        elif request.arrival_s < requests[-1].arrival_s:
+            raise LoadgenError(
+                f"{path}:{number}: arrival at {request.arrival_s:.9g} s comes after one at "
+                f"{requests[-1].arrival_s:.9g} s: expected lines sorted by time"
+            )
+        requests.append(request)
+    if not requests:
+        raise LoadgenError(f"{path} has no requests in it")
+    words.flush()
+    return Trace(path.name.split(".")[0], tuple(requests), "")
+
+
+def _request(number: int, fields: Mapping[str, Any], words: WordsFile) -> TraceRequest:
+    """Return the request of one row, whose words are stored. ValueError: a field is at fault."""
+    endpoint = _endpoint(fields)
+    _refuse_unknown(fields)
+    stored = {name: value for name, value in fields.items() if name not in LENGTHS and name != "url"}
+    workload = _value(fields, "workload", str, "a name of 1 to 64 printable characters")
+    try:
+        check_workload(workload)
+    except LoadgenError as err:
+        raise ValueError(str(err)) from err
+    timestamp = _value(fields, "timestamp", float, "milliseconds from the start, finite and not negative")
+    if timestamp is not None and not (math.isfinite(timestamp) and timestamp >= 0):
+        raise ValueError(f"timestamp {timestamp}: expected milliseconds from the start, finite and not negative")
+    _check_headers(_value(fields, "headers", dict[str, str], "an object of texts") or {})
+    _value(fields, "model", str, "a text")
+    _length(fields, "max_tokens")
+    return TraceRequest(
+        arrival_s=(timestamp or 0.0) / 1000,
+        input_tokens=_length(fields, "input_length"),
+        output_tokens=_length(fields, "output_length"),
+        workload=workload or "default",
+        session_id=_value(fields, "session_id", str, "a text"),
+        words=words.add(stored, number, endpoint),
+    )
+
+
+def _endpoint(fields: Mapping[str, Any]) -> Endpoint:
+    """Return the API that takes the row's words. ValueError: they are not of one kind, or not of their type."""
+    kinds = [name for name in WORDS if name in fields]
+    if len(kinds) != 1:
+        raise ValueError(f"expected one of {', '.join(WORDS)}" + (f", got {' and '.join(kinds)}" if kinds else ""))
+    (kind,) = kinds
+    match kind:
+        case "messages":
+            messages = _value(fields, "messages", list[dict[str, msgspec.Raw]], "a list of objects")
+            if not messages or any("role" not in message for message in messages):
+                raise ValueError("messages: expected at least one, each with a role")
+            return "chat"
+        case "prompt":
+            if not _value(fields, "prompt", str | list[int], "a text, or a list of token ids"):
+                raise ValueError("prompt: it is empty")
+            return "completions"
+    body = _value(fields, "body", Fields, "a request body: a JSON object") or {}
+    if "messages" in body:
+        return "chat"
+    if "prompt" in body:
+        return "completions"
+    raise ValueError("body: it has neither messages nor a prompt")
+
+
+def _refuse_unknown(fields: Mapping[str, Any]) -> None:
+    """Raise ValueError for a field that would have no effect."""
+    known = LENGTHS | ROUTING | WORDS.keys() | {ANSWER} | (frozenset() if "body" in fields else SAMPLING)
+    for name in fields:
+        if name not in known:
+            if "body" in fields and name in SAMPLING:
+                raise ValueError(f"{name}: it belongs into the body")
+            close = get_close_matches(name, known, 1)
+            hint = f"; did you mean {close[0]}?" if close else "; put fields of the API's own into a body"
+            raise ValueError(f"field {shortened(name)!r} is not known{hint}")
+
+
+def _value(fields: Mapping[str, Any], name: str, kind: Any, expected: str) -> Any:
+    """Return the value of a field, None where it is absent or null. ValueError: it is of another type."""
+    if name not in fields:
+        return None
+    raw = fields[name]
+    try:
+        return msgspec.json.decode(raw if isinstance(raw, msgspec.Raw) else msgspec.json.encode(raw), type=kind | None)
+    except (msgspec.MsgspecError, RecursionError) as err:
+        raise ValueError(f"{name}: expected {expected}") from err
+
+
+def _length(fields: Mapping[str, Any], name: str) -> int | None:
+    """Return a number of tokens. ValueError: it is none."""
+    value: int | None = _value(fields, name, int, "an integer of at least 1")
+    if value is not None and not 1 <= value <= MAX_TOKENS:
+        raise ValueError(f"{name} {value}: expected an integer of at least 1")
+    return value
+
+
+def _check_headers(headers: Mapping[str, str]) -> None:
+    for name, value in headers.items():
+        if not _HEADER_NAME.fullmatch(name) or not _HEADER_VALUE.fullmatch(value):
+            raise ValueError(
+                f"headers: {shortened(name)!r} is not a header that can be sent"
+            )  # its value may be secret
+        if name.lower() in _OWN_HEADERS:
+            raise ValueError(f"headers: {name} is set by the client itself")

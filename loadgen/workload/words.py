@@ -1,0 +1,98 @@
+"""The words of requests: a user's own prompts, conversations or whole request bodies.
+
+They are read once, into a file of the run that holds one JSON object per request; a schedule refers to them by their
+place in that file, by the line of their source, and by their SHA-256. So a source that changes, or that can be read
+only once, is sent as it was when it was read, every sending process finds the same words, and memory holds none.
+"""
+
+from __future__ import annotations
+
+import os
+from hashlib import sha256
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+import msgspec
+
+from loadgen.errors import LoadgenError
+from loadgen.record import Endpoint
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+WORDS = {"messages": "chat", "prompt": "completions", "body": None}
+"""The fields that hold the words of a request, and the endpoint that each needs. A body states its own."""
+
+SAMPLING = frozenset((
+    "tools", "tool_choice", "parallel_tool_calls", "response_format", "temperature", "top_p", "top_k", "min_p", "stop",
+    "seed", "presence_penalty", "frequency_penalty", "repetition_penalty", "logprobs", "top_logprobs", "logit_bias",
+    "reasoning_effort", "chat_template_kwargs", "user",
+))  # fmt: skip
+"""Fields of the API that may stand beside `messages` or `prompt`; they are sent as they are."""
+
+ROUTING = frozenset(("model", "max_tokens", "headers"))
+"""Fields of a line that say how its words are sent."""
+
+MAX_WORDS_BYTES = 256 * 2**20
+"""Largest request that is taken: servers refuse far smaller ones, and one has to fit into memory to be sent."""
+
+Fields = dict[str, msgspec.Raw]
+"""A JSON object whose values keep the bytes in which they were written."""
+
+_decode_fields = msgspec.json.Decoder(Fields).decode
+_encode = msgspec.json.Encoder().encode
+
+
+class WordsRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
+    """The place of one request's words."""
+
+    line: int
+    """Line, or row, of the source from 1."""
+    sha256: str
+    """SHA-256 of the words as they were stored."""
+    offset: int
+    size: int
+    """Bytes in the run's file of words; bodies.jsonl of the run folder is that file, if it was kept."""
+    endpoint: Endpoint | None = None
+    """The API that they are sent to; None: the run's."""
+
+
+class WordsFile:
+    """Stores the words of requests in a file, one line each, while their source is read."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._end = file.seek(0, os.SEEK_END)
+
+    def add(self, fields: Mapping[str, Any], line: int, endpoint: Endpoint | None) -> WordsRef:
+        """Store the fields of a line that hold or route its words. OSError: the file cannot be written."""
+        data = _encode(fields)
+        self._file.write(data + b"\n")
+        ref = WordsRef(line=line, sha256=sha256(data).hexdigest(), offset=self._end, size=len(data), endpoint=endpoint)
+        self._end += len(data) + 1
+        return ref
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+class WordsReader:
+    """Reads the words of a run's requests. Processes may share the file."""
+
+    def __init__(self, path: Path) -> None:
+        """LoadgenError: there is no such file."""
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY)
+        except OSError as err:
+            raise LoadgenError(f"cannot read the words of the requests in {path}: {err.strerror}") from err
+
+    def fields(self, ref: WordsRef) -> Fields:
+        """Return the stored fields. LoadgenError: the file was changed or cut while the run lasted."""
+        data = os.pread(self._descriptor, ref.size, ref.offset)
+        if sha256(data).hexdigest() != ref.sha256:
+            raise LoadgenError(f"the words of line {ref.line} were changed or cut while the run lasted")
+        return _decode_fields(data)
+
+    def __del__(self) -> None:
+        if (descriptor := getattr(self, "_descriptor", None)) is not None:
+            os.close(descriptor)
