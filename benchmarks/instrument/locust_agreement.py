@@ -25,7 +25,7 @@ import uvloop
 
 from loadgen.client.client import Client
 from loadgen.client.openai_api import PATHS
-from loadgen.client.request_body import body_maker
+from loadgen.client.request_body import message_maker
 from loadgen.client.server_probe import ServerProbe
 from loadgen.clock import monotonic_ns
 from loadgen.locust.probe_process import Question, ask
@@ -72,7 +72,7 @@ async def closed_loop(reply: ServerProbe, users: int, seconds: float) -> list[in
     """Return the TTFTs of loadgen's own client; its user k sends the requests of locust's user k."""
     kinds: list[PromptKind] = ["chat", "code"]
     bins = {kind: fitting_bins(BINS[kind], reply.server.max_model_len) for kind in kinds}
-    make_body = body_maker(0, reply.vocabularies, "chat", reply.server.model, reply.server.dialect, extra_body={})
+    make_message = message_maker(0, reply.vocabularies, "chat", reply.server.model, reply.server.dialect, extra_body={})
     indices, ttfts_ns = count(), []
     end_ns = monotonic_ns() + round(seconds * NS_PER_S)
 
@@ -83,7 +83,7 @@ async def closed_loop(reply: ServerProbe, users: int, seconds: float) -> list[in
             input_tokens, output_tokens = next(pairs)
             request = ScheduledRequest(index=next(indices), offset_ns=0, workload=kind, input_tokens=input_tokens,
                                        output_tokens=output_tokens)  # fmt: skip
-            record = await client.post(PATHS["chat"], make_body(request), index=request.index,
+            record = await client.post(PATHS["chat"], make_message(request).body, index=request.index,
                                        workload=kind, scheduled_ns=0, request_id=f"own-{request.index}")  # fmt: skip
             if record.ok and record.ttft_ns:
                 ttfts_ns.append(record.ttft_ns)

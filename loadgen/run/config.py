@@ -66,13 +66,13 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Requests sent one by one before the run, unrecorded."""
     idle_s: float = 2.0
     """Recorded before the first request when there is a meter: the power of the resident model at rest."""
-    max_tokens: int | None = None
-    """Longest answer of a request that ends where the model ends it and states no limit of its own."""
     timeout_s: Annotated[float | None, Recorded(_plain, name="timeout")] = 600.0
     max_failed: str = FailureLimit.DEFAULT
     """Share ("1%") or number ("5") of requests that may fail: with more of them the run itself has failed."""
     otlp: Annotated[str | None, Recorded(clean_url, omit_none=True)] = None
     """URL of a sidecar that receives a span for every request."""
+    max_tokens: int | None = None
+    """Longest answer of a request that ends where the model ends it and states no limit of its own."""
     api_key: Annotated[str | None, SECRET] = None
     out: Annotated[Path, NOT_RECORDED]
     """The run folder."""

@@ -1,7 +1,7 @@
 """Open loop: the schedule decides when, the server never does; and every request gets exactly one record."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,6 +11,7 @@ import pytest
 
 from loadgen import clock
 from loadgen.client.client import Client, OnRecord, Post
+from loadgen.client.request_body import Message
 from loadgen.client.server_info import ServerInfo
 from loadgen.errors import LoadgenError
 from loadgen.record import ErrorKind, RequestRecord
@@ -39,8 +40,8 @@ class Prepared(PreparedRun):
 
     make: Callable[[ScheduledRequest], bytes] = lambda request: b"body %d" % request.index
 
-    def body_maker(self, seed: int) -> Callable[[ScheduledRequest], bytes]:
-        return self.make
+    def message_maker(self, seed: int) -> Callable[[ScheduledRequest], Message]:
+        return lambda request: Message("/chat/completions", self.make(request))
 
 
 def prepared(cap: int | None = None, **kwargs: Any) -> PreparedRun:
@@ -70,7 +71,7 @@ class Server:
     def cancel(self, exchange: "asyncio.Task[RequestRecord]") -> None:
         exchange.cancel()
 
-    async def post(self, path: str, body: bytes, *, workload: str) -> RequestRecord:
+    async def post(self, path: str, body: bytes, *, workload: str, headers: Mapping[str, str]) -> RequestRecord:
         return await self._respond(Post(path, body, int(body.split()[1]), workload, 0, ""))
 
     async def _respond(self, post: Post) -> RequestRecord:
@@ -395,10 +396,10 @@ class Recorder(Server):
         super().__init__(failing=failing)
         self.bodies: list[bytes] = []
 
-    async def post(self, path: str, body: bytes, *, workload: str) -> RequestRecord:
+    async def post(self, path: str, body: bytes, *, workload: str, headers: Mapping[str, str]) -> RequestRecord:
         assert (path, workload) == ("/chat/completions", "warmup")
         self.bodies.append(body)
-        return await super().post(path, body, workload=workload)
+        return await super().post(path, body, workload=workload, headers=headers)
 
 
 def test_a_warm_up_sends_the_first_requests_with_prompts_that_no_request_of_the_run_has() -> None:
