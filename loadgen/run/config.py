@@ -69,18 +69,18 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     timeout_s: Annotated[float | None, Recorded(_plain, name="timeout")] = 600.0
     max_failed: str = FailureLimit.DEFAULT
     """Share ("1%") or number ("5") of requests that may fail: with more of them the run itself has failed."""
-    otlp: Annotated[str | None, Recorded(clean_url, omit_none=True)] = None
-    """URL of a sidecar that receives a span for every request."""
     max_tokens: int | None = None
     """Longest answer of a request that ends where the model ends it and states no limit of its own."""
+    keep_bodies: bool = False
+    """True: the file of the requests' words becomes bodies.jsonl of the run folder."""
+    otlp: Annotated[str | None, Recorded(clean_url, omit_none=True)] = None
+    """URL of a sidecar that receives a span for every request."""
     api_key: Annotated[str | None, SECRET] = None
     out: Annotated[Path, NOT_RECORDED]
     """The run folder."""
     overwrite: Annotated[bool, NOT_RECORDED] = False
     words: Annotated[Path | None, NOT_RECORDED] = None
     """The file that holds the words of requests that have their own."""
-    keep_bodies: bool = False
-    """True: that file becomes bodies.jsonl of the run folder."""
     plan: Annotated[dict[str, Any], NOT_RECORDED] = {}
     """The making of the schedule: run.json states these entries before the options."""
 

@@ -35,6 +35,8 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
     "timeout_s": (["--timeout", "9"], 9.0),
     "otlp": (["--otlp", "http://host:9478"], "http://host:9478"),
     "max_failed": (["--max-failed", "2.5%"], "2.5%"),
+    "max_tokens": (["--max-tokens", "99"], 99),
+    "keep_bodies": (["--keep-bodies"], True),
     "api_key": (["--api-key", "sk-1"], "sk-1"),
     "out": (["--out", "folder"], Path("folder")),
     "overwrite": (["--overwrite"], True),
@@ -43,7 +45,8 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
 
 STATED = (
     "base_url", "goodput", "headers", "extra_body", "processes", "tokenizer", "model", "endpoint", "energy", "gpus",
-    "max_concurrency", "warmup", "idle_s", "timeout", "max_failed",
+    "max_concurrency", "warmup", "idle_s", "timeout", "max_failed", "max_tokens",
+    "keep_bodies",
 )  # fmt: skip
 """The keys of run.json's `config` after the plan; `otlp` follows when there is a sidecar."""
 
@@ -71,17 +74,17 @@ def invoke(*arguments: str) -> None:
     assert isinstance(result.exception, ReplayedError), result.output
 
 
-def test_every_field_is_an_option_of_the_command_but_the_plan() -> None:
+def test_every_field_is_an_option_of_the_command_but_the_plan_and_the_words() -> None:
     fields = set(RunConfig.__struct_fields__)
-    assert fields - {param.name for param in replay.params} == {"plan"}
-    assert set(GIVEN) == fields - {"plan"}
+    assert fields - {param.name for param in replay.params} == {"plan", "words"}
+    assert set(GIVEN) == fields - {"plan", "words"}
 
 
 def test_every_option_of_the_command_has_a_place() -> None:
     """A parameter of the command's function, or a field: an option that is neither would be lost."""
     of_the_schedule_and_the_view = {
         "trace", "streams", "rps", "scale", "shape", "arrival", "burstiness", "duration", "num_requests", "seed",
-        "serve", "ui", "as_json",
+        "serve", "stop", "ui", "as_json",
     }  # fmt: skip
     names = {param.name for param in replay.params if not isinstance(param, click.Argument)} | {"trace"}
     assert names == of_the_schedule_and_the_view | set(GIVEN)
@@ -109,7 +112,7 @@ def test_run_json_states_the_plan_and_then_every_option_without_secrets(configur
     invoke(*(word for typed, _ in GIVEN.values() for word in typed))
     stated = recorded_options(configured[0])
     assert tuple(stated) == (
-        "trace", "rps", "arrival", "burstiness", "scale", "seed", "duration_s", "num_requests", "shape", "serve",
+        "trace", "rps", "arrival", "burstiness", "scale", "seed", "duration_s", "num_requests", "shape", "serve", "stop",
         *STATED, "otlp",
     )  # fmt: skip
     assert stated["base_url"] == "http://host:1/v1"

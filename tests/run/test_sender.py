@@ -193,8 +193,8 @@ def test_another_body_is_made_ahead_only_while_two_of_the_slowest_and_a_margin_f
         sender = Sender(plan, prepared(make=make), cast("Client", Server()), lambda _: None)
         due_ns = now_ns + body_ns + 2 * body_ns + MARGIN_NS + spare_ns
         with Pacer() as pacer:
-            await sender._make_bodies_ahead(5, due_ns, pacer)
-        return list(sender._bodies)
+            await sender._make_messages_ahead(5, due_ns, pacer)
+        return [message.body for message in sender._messages]
 
     assert asyncio.run(main()) == [b"%d" % i for i in range(5, 5 + ahead)]
 
@@ -205,8 +205,8 @@ def test_no_body_is_made_ahead_beyond_the_last_request(monkeypatch: pytest.Monke
     async def main() -> int:
         sender = Sender(schedule([0] * 7), prepared(), cast("Client", Server()), lambda _: None)
         with Pacer() as pacer:
-            await sender._make_bodies_ahead(4, 10**12, pacer)
-        return len(sender._bodies)
+            await sender._make_messages_ahead(4, 10**12, pacer)
+        return len(sender._messages)
 
     assert asyncio.run(main()) == 3
 
