@@ -136,8 +136,8 @@ def build_schedule(
 ) -> Schedule:
     """Schedule the requests of the trace at the times of an arrival process: see `arrival_times`."""
     points = None if shape is None else list(shape)
-    if arrival == "trace" and trace.mean_rps is None and len(trace.requests) > 1:
-        arrival = "poisson"  # the trace has no times of its own
+    if arrival == "trace" and not trace.timed:
+        arrival = "poisson"
     spec = ArrivalSpec(workload=None, process=arrival, rate_rps=rps, burstiness=burstiness, shape=points)
     times = arrival_times(trace, spec, np.random.default_rng(seed), scale, duration_s, num_requests)
     offsets_ns = np.rint(times.offsets_s * NS_PER_S).astype(np.int64).tolist()
@@ -212,8 +212,6 @@ def arrival_times(
             raise LoadgenError("--shape says the rate of every moment: leave out --rps")
         return _shaped_times(trace, spec, spec.shape, rng, duration_s, num_requests)
     rate = rps if rps is not None else trace.mean_rps
-    if rps is None and len(trace.requests) > 1 and trace.mean_rps is None:
-        raise LoadgenError(f"trace {trace.name} has no times of arrival; say a rate with --rps")
     if spec.process == "trace":
         times = _own_times(trace, rps, rng, scale, duration_s, num_requests)
     elif rate is None:

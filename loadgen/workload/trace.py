@@ -51,6 +51,8 @@ class Trace(msgspec.Struct, frozen=True):
     name: str
     requests: tuple[TraceRequest, ...]
     sha256: str
+    timed: bool = True
+    """False if its lines have no timestamps: all arrivals are then 0."""
 
     @property
     def duration_s(self) -> float:

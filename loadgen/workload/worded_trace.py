@@ -90,7 +90,7 @@ def read_worded(
     if not requests:
         raise LoadgenError(f"{path} has no requests in it")
     words.flush()
-    return Trace(path.name.split(".")[0], tuple(requests), "")
+    return Trace(path.name.split(".")[0], tuple(requests), "", timed)
 
 
 def _request(number: int, fields: Mapping[str, Any], words: WordsFile) -> TraceRequest:
