@@ -16,7 +16,8 @@ from loadgen.sidecar import ledger as books
 from loadgen.sidecar import span_join
 from loadgen.sidecar.accounts import OpenRequest
 from loadgen.sidecar.ledger import Ledger, Snapshot
-from loadgen.sidecar.span_join import SpanJoin, joined
+from loadgen.sidecar.span_join import CLOCKS_NS, SpanJoin, joined
+from loadgen.sidecar.watermark import EDGE_NS
 from loadgen.telemetry.otlp_export import export_records
 from loadgen.telemetry.otlp_parse import RequestSpan, parse_spans
 from loadgen.telemetry.traceparent import span_ids
@@ -83,6 +84,22 @@ def test_a_request_of_both_sides_is_one_whichever_comes_first(client: RequestSpa
         assert (request.workload, request.input_tokens, request.cached_tokens) == ("chat", 900, 300), "the client's"
 
 
+FAR = {
+    "request id": ({"key": "a", "trace_id": b"", "parent_id": b""}, CLOCKS_NS),
+    "child": ({}, CLOCKS_NS),
+    "trace": ({"parent_id": GATEWAY.span_id}, EDGE_NS),
+}
+
+
+@pytest.mark.parametrize(("facts", "apart_ns"), FAR.values(), ids=FAR)
+def test_the_surer_the_ids_the_further_the_clocks_may_differ(facts: dict[str, object], apart_ns: int) -> None:
+    client = clients("a", 10, 20)
+    for over_ns, found in ((0, 1), (1, 2)):
+        for middle_ns in (client.start_ns - apart_ns - over_ns, client.end_ns + apart_ns + over_ns):
+            engine = engines("a", start_ns=middle_ns - 100, end_ns=middle_ns + 100, **facts)
+            assert len(requests([client, engine])) == len(requests([engine, client])) == found
+
+
 AGENT = {"parent_id": b"\x05" * 8}
 """A client's span that is not the root of its trace: the trace has other requests."""
 SEVERAL = {
@@ -114,6 +131,12 @@ def test_an_engine_that_names_its_prompts_itself_is_summed_as_far_as_the_client_
     parts = [engines("a", span_id=bytes([k + 1]) * 8, key=f"rid-{k}") for k in range(3)]
     for spans in permutations([clients("a", output_tokens=100), *parts]):
         assert sorted(request.output_tokens or 0 for request in requests(spans)) == [50, 100]
+
+
+@pytest.mark.parametrize(("client", "engine"), [(None, 50), (100, None), (None, None), (100, 50)])
+def test_tokens_that_are_unknown_part_nothing(client: int | None, engine: int | None) -> None:
+    parts = [engines("a", span_id=bytes([k + 1]) * 8, key=f"rid-{k}", output_tokens=engine) for k in range(2)]
+    assert len(requests([clients("a", output_tokens=client), *parts])) == 1
 
 
 def test_of_a_gateways_span_and_the_engines_below_it_the_engines_counts() -> None:
@@ -323,7 +346,16 @@ def test_the_side_that_comes_after_its_request_was_closed_is_no_second_request(l
     join = SpanJoin({})
     join.remember((early,))
     assert join.add(late) == join.add(early) == "duplicate"
+    assert join.add(replace(late, start_ns=early.end_ns, end_ns=early.end_ns + 1)) == "duplicate"
+    assert join.add(replace(late, start_ns=early.end_ns + 1, end_ns=early.end_ns + 2)) == "new"
     assert join.add(clients("b", trace_id=early.trace_id)) == ("new" if late_side == "engine" else "duplicate")
+
+
+def test_a_closed_request_lasts_from_its_first_part_to_its_last() -> None:
+    join = SpanJoin({})
+    join.remember((engines("a", 10, 12, key="x"), engines("b", 11, 20, key="x")))
+    times_s = ((9.9, "new"), (10, "duplicate"), (20, "duplicate"), (20.1, "new"))
+    assert [join.add(engines("c", at_s, at_s, key="x")) for at_s, _ in times_s] == [outcome for _, outcome in times_s]
 
 
 def test_after_energy_was_committed_to_a_request_its_other_side_changes_nothing() -> None:
