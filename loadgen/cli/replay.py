@@ -130,7 +130,7 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
     envvar="OPENAI_BASE_URL",
     default=DEFAULT_URL,
     show_default=True,
-    help="The server's API; also from $OPENAI_BASE_URL.",
+    help="The server's API; also from $OPENAI_BASE_URL. Its query is part of every request; /v1 may be left out.",
 )
 @click.option("--serve", metavar="NAME", help="Start a server for this run: sim, llamacpp, vllm, ...")
 @click.option("--api-key", envvar="OPENAI_API_KEY", help="Prefer to set $OPENAI_API_KEY. Never written to any file.")
@@ -144,14 +144,14 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
     type=Header(),
     multiple=True,
     callback=_as_dict,
-    help="Header of every request. Repeatable.",
+    help="Header of every request, NAME:VALUE or NAME=VALUE. Repeatable.",
 )
 @click.option(
     "--extra-body",
     metavar="JSON",
     default="{}",
     callback=_json_object,
-    help="Fields to add to the body of every request.",
+    help="Fields to add to the body of every request; null removes a field.",
 )
 @click.option(
     "--energy",

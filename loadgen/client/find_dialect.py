@@ -11,7 +11,7 @@ from msgspec.structs import replace as replaced
 
 from loadgen.client.find_model import one_line, refused_key, shortened
 from loadgen.client.openai_api import PATHS, Dialect, payload
-from loadgen.client.patience import FIRST_PAUSE_S, PATIENCE_S, PATIENCE_WITHOUT_ANSWER_S, Say, patiently
+from loadgen.client.patience import FIRST_PAUSE_S, PATIENCE_S, PATIENCE_WITHOUT_ANSWER_S, Say, patiently, say_on_stderr
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class MissingError(LoadgenError):
 
 
 async def find_dialect(
-    client: Client, endpoint: Endpoint, server: ServerInfo, extra: dict[str, Any], say: Say
+    client: Client, endpoint: Endpoint, server: ServerInfo, extra: dict[str, Any], say: Say = say_on_stderr
 ) -> Dialect:
     """Return the richest set of fields with which the server accepts a one-token request. Raises LoadgenError."""
     refused: list[bytes] = []

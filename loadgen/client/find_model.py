@@ -36,8 +36,12 @@ CERTIFICATE_REMEDIES = {
 }
 """Advice about a certificate, by the code of X509_verify_cert_error_string(3)."""
 
-OWNERS = frozenset({"vllm", "sglang", "llamacpp", "lmdeploy", "tensorrt_llm", "transformers", "loadgen-simulator"})
-"""Engines that name themselves as the owner of their models."""
+ENGINES = {
+    **{name: name for name in ("vllm", "sglang", "llamacpp", "lmdeploy", "tensorrt_llm", "transformers")},
+    "loadgen-simulator": "loadgen-simulator",
+    "library": "ollama",
+}
+"""Engine by the owner of its models, where that tells: most name themselves, and Ollama its library."""
 
 
 class Listing(NamedTuple):
@@ -213,8 +217,8 @@ async def _described(client: Client, model: str, entry: dict[str, Any], listed: 
         case {"max_model_len": int(tokens)} | {"meta": {"n_ctx": int(tokens)}}:
             length = tokens
     server = ServerInfo(client.url.clean, model, owner if isinstance(owner, str) else None, length, listed=listed)
-    if owner in OWNERS:
-        return server
+    if engine := ENGINES.get(str(owner)):
+        return replace(server, engine=engine)
     info, version = await asyncio.gather(_json(client, "/info"), _json(client, "/api/version"))
     match info:
         case {"model_id": str(), "max_total_tokens": int(total)}:

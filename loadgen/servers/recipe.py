@@ -49,7 +49,7 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     folder: Path = Path()
     summary: str
     engine: str
-    """Value of `owned_by` in GET /v1/models."""
+    """Name of the engine, as run.json states it (`server.engine`)."""
     command: list[str] = []
     """Command line; empty if the server runs in Docker only."""
     module: str | None = None

@@ -1,15 +1,18 @@
 """The richest set of fields that the server accepts is used, at the cost of few requests."""
 
+import asyncio
 from dataclasses import replace
 from itertools import product
 from typing import Any
 
 import pytest
 
-from loadgen.client.find_dialect import FALLBACKS, named_in
+from loadgen.client.client import Client
+from loadgen.client.find_dialect import FALLBACKS, named_in, probe_once
 from loadgen.client.openai_api import Dialect
 from loadgen.errors import LoadgenError
 from support.fake_api import Answer, FakeServer, probed, refusal
+from support.scripted_server import GOOD, wire
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 
@@ -108,3 +111,45 @@ def test_a_request_that_fails_once_is_sent_again_with_all_its_fields(answer: Ans
     assert probed(fake, say=said.append).server.dialect == Dialect()
     assert len(said) == 1
     assert "is not ready" in said[0]
+
+
+def test_a_probe_that_is_cancelled_ends_at_once_without_an_error_of_the_server() -> None:
+    async def main() -> None:
+        async with wire((60.0,)) as server, Client(server.url + "/v1", timeout_s=60) as client:
+            probe = asyncio.create_task(probe_once(client, "chat", b"{}", lambda line: None))
+            while not server.requests:
+                await asyncio.sleep(0.01)
+            probe.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await probe
+
+    asyncio.run(main())
+
+
+def test_an_attempt_that_hangs_alone_is_given_up_and_the_next_has_the_time_of_a_request(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("loadgen.client.find_dialect.FIRST_ANSWER_S", 0.05)
+
+    async def main() -> tuple[str | None, list[str]]:
+        said: list[str] = []
+        async with (
+            wire(lambda n: (60.0,) if n == 0 else (0.2, *GOOD)) as server,
+            Client(server.url + "/v1", timeout_s=5) as client,
+        ):
+            record = await probe_once(client, "chat", b"{}", said.append)
+        return record.error, said
+
+    error, said = asyncio.run(main())
+    assert error is None
+    assert len(said) == 1
+    assert "is not ready (timeout: no end after 0.05 s)" in said[0]
+
+
+def test_a_server_that_hangs_is_asked_twice() -> None:
+    async def main() -> tuple[str | None, int]:
+        async with wire((60.0,)) as server, Client(server.url + "/v1", timeout_s=0.05) as client:
+            record = await probe_once(client, "chat", b"{}", lambda line: None)
+            return record.error, len(server.requests)
+
+    assert asyncio.run(main()) == ("timeout", 2)

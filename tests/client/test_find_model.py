@@ -132,7 +132,7 @@ TGI: dict[str, Answer] = {"/info": (200, {"model_id": "org/m", "max_total_tokens
         ("m", {"/info": (200, {"model_id": "m", "max_total_tokens": 9})}, "tgi", (9, None)),
         ("m", {"/info": (200, {"model_id": "m"})}, None, (None, None)),
         ("m", {}, None, (None, None)),
-        ("library", OLLAMA, "ollama", (None, None)),
+        ("library", {}, "ollama", (None, None)),
         ("someone", OLLAMA, "ollama", (None, None)),
         ("openai", {"/info": (200, b"<html>"), "/api/version": (500, {})}, "openai", (None, None)),
         ("nvidia", {"/info": (200, []), "/api/version": (200, [])}, "nvidia", (None, None)),

@@ -10,9 +10,10 @@ import pytest
 import uvloop
 
 from loadgen.client.client import Client
+from loadgen.client.find_dialect import find_dialect
+from loadgen.client.find_model import find_model
 from loadgen.client.openai_api import PATHS, payload
 from loadgen.client.server_info import ServerInfo
-from loadgen.client.server_probe import find_dialect, find_model
 from loadgen.client.token_counts import count_on_server
 from loadgen.record import Endpoint, RequestRecord
 from loadgen.report.write import finish
@@ -41,10 +42,10 @@ PROBED: dict[tuple[str, Endpoint], ServerInfo] = {}
 
 
 async def info(client: Client, endpoint: Endpoint = "chat") -> ServerInfo:
-    key = (client.base_url, endpoint)
+    key = (client.url.clean, endpoint)
     if key not in PROBED:
         found = await find_model(client, None)
-        dialect = await find_dialect(client, endpoint, found.model, {})
+        dialect = await find_dialect(client, endpoint, found, {})
         PROBED[key] = ServerInfo(found.base_url, found.model, found.engine, found.max_model_len, dialect)
     return PROBED[key]
 

@@ -11,8 +11,9 @@ import pytest
 import uvloop
 
 from loadgen.client.client import Client
+from loadgen.client.find_dialect import find_dialect
+from loadgen.client.find_model import find_model
 from loadgen.client.openai_api import PATHS, Dialect, payload
-from loadgen.client.server_probe import find_dialect, find_model
 from loadgen.record import RequestRecord
 from loadgen.report.write import finish
 from loadgen.run.config import RunConfig
@@ -67,7 +68,7 @@ def test_it_says_its_model_and_the_context_of_a_slot(server: str) -> None:
     async def look() -> Any:
         async with Client(server, timeout_s=50) as client:
             found = await find_model(client, None)
-            return found, await find_dialect(client, "chat", found.model, {})
+            return found, await find_dialect(client, "chat", found, {})
 
     found, dialect = asyncio.run(look())
     assert (found.model, found.engine, found.max_model_len) == (MODEL, "llamacpp", 1024)
