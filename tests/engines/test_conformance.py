@@ -117,9 +117,7 @@ def test_token_ids_are_a_prompt_of_exactly_their_number(engine: Engine) -> None:
 def test_tokenize_counts_as_the_server_does(engine: Engine) -> None:
     async def look(client: Client) -> tuple[dict[str, int] | None, RequestRecord]:
         server = await info(client, "completions")
-        return await count_on_server(client, server.model, [PROMPT]), await ask(
-            client, 1, "completions"
-        )
+        return await count_on_server(client, server.model, [PROMPT]), await ask(client, 1, "completions")
 
     counted, record = talk(engine, look)
     told(engine, "/tokenize", counted is not None)
