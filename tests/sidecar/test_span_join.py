@@ -358,6 +358,23 @@ def test_a_closed_request_lasts_from_its_first_part_to_its_last() -> None:
     assert [join.add(engines("c", at_s, at_s, key="x")) for at_s, _ in times_s] == [outcome for _, outcome in times_s]
 
 
+def test_a_span_that_waits_in_a_trace_is_still_there_when_another_of_it_has_ended() -> None:
+    entries: dict[str, OpenRequest] = {}
+    join = SpanJoin(entries)
+    first, second = engines("a", 10, 11, key="rid-1", span_id=b"1" * 8), engines("a", 12, 20, key="rid-2")
+    join.open(first)
+    join.open(second)
+    join.close("rid-1")
+    assert join.add(clients("a", 12, 20)) == "merged"
+    join.close("rid-2")
+    assert not entries and not join._waiting
+
+
+@pytest.mark.parametrize(("engine", "client", "model"), [("served", "asked", "served"), (None, "asked", "asked")])
+def test_the_model_is_the_one_that_the_engine_serves(engine: str | None, client: str, model: str) -> None:
+    assert joined([engines("a", model=engine), clients("a", model=client)]).model == model
+
+
 def test_after_energy_was_committed_to_a_request_its_other_side_changes_nothing() -> None:
     entries: dict[str, OpenRequest] = {}
     join = SpanJoin(entries)
