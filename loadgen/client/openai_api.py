@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import msgspec
@@ -90,18 +91,15 @@ class _Delta(msgspec.Struct, frozen=True):
     @property
     def has_content(self) -> bool:
         """True if there is text, reasoning, a refusal or a part of a call of a tool."""
-        if isinstance(self.content, str) and self.content:
+        content, call = self.content, self.function_call
+        if content and type(content) is str:
             return True
-        call = self.function_call
-        return bool(
-            _holds_text(self.content)
-            or _holds_text(self.reasoning_content)
-            or _holds_text(self.reasoning)
-            or _holds_text(self.thinking)
-            or _holds_text(self.refusal)
-            or self.tool_calls
-            or (call and (call.name or call.arguments))
-        )
+        texts = content or self.reasoning_content or self.reasoning or self.thinking or self.refusal
+        if not texts and not call:
+            return bool(self.tool_calls)
+        fields = (content, self.reasoning_content, self.reasoning, self.thinking, self.refusal)
+        called = call is not None and (call.name or call.arguments)
+        return bool(self.tool_calls or called or any(_holds_text(field) for field in fields))
 
 
 def _holds_text(content: Any) -> bool:
@@ -125,7 +123,8 @@ class _Choice(msgspec.Struct, frozen=True):
     @property
     def has_content(self) -> bool:
         """True if the choice holds text, reasoning or a part of a tool call."""
-        return bool(self.delta and self.delta.has_content) or (self.text is not None and _holds_text(self.text))
+        delta = self.delta
+        return (delta is not None and delta.has_content) or (self.text is not None and _holds_text(self.text))
 
     @property
     def finish(self) -> str | None:
@@ -147,6 +146,7 @@ _is_failure = re.compile(
 ).search
 
 
+@lru_cache(maxsize=64)  # a server has few
 def is_failure(finish_reason: str | None) -> bool:
     """Return whether a finish reason says that the server gave the answer up: abort, error, cancelled, timeout,
     parse_error and their like. Any other one, known or not, is an end of the answer."""
@@ -159,6 +159,7 @@ class _StreamBody(msgspec.Struct, frozen=True):
     error: Any = None
     message: Any = None
     detail: Any = None
+    code: Any = None
     object: str | None = None
 
 
@@ -211,7 +212,7 @@ def _event_of(body: _StreamBody) -> StreamEvent:
     if body.error or body.object == "error":
         return StreamEvent(error=error_text(body.error if body.error is not None else body.message))
     if choices is None and body.usage is None:  # some servers leave out the word error
-        words = body.error if body.error is not None else body.detail or body.message
+        words = body.error if body.error is not None else body.detail or (body.message if body.code else None)
         return StreamEvent(error=None if words is None else error_text(words))
     if not choices:
         return StreamEvent(usage=body.usage)
@@ -219,7 +220,10 @@ def _event_of(body: _StreamBody) -> StreamEvent:
         choice = choices[0]
         if choice.error:
             return StreamEvent(error=_coded_text(choice.error))
-        has_content, finish = choice.has_content, choice.finish
+        has_content = choice.has_content
+        if has_content and choice.finish_reason is None and body.usage is None:
+            return TOKEN  # most events
+        finish = choice.finish
         opens = not has_content and bool(choice.delta and choice.delta.role)
         if body.usage is None and finish is None:
             return TOKEN if has_content else ROLE if opens else TEXTLESS

@@ -61,7 +61,7 @@ class StreamState:
         self._decoder = SSEDecoder()
         self._done_ns: int | None = None
         """Arrival time of [DONE]."""
-        self._textless_ns: array[int] = array("q")
+        self._textless_ns: list[int] = []
         """Arrival time of each chunk that may be a token without text."""
         self._closing_ns: int | None = None
         """Arrival time of a chunk without content that has the finish reason."""
@@ -142,7 +142,7 @@ class StreamState:
         if missing <= 0:
             return texts, texts[-1] if texts else None
         closing = [] if self._closing_ns is None else [self._closing_ns]
-        textless = self._textless_ns.tolist()
+        textless = self._textless_ns
         if missing > len(textless) + len(closing):
             textless = [t_ns for t_ns in textless if texts and t_ns > texts[0]]
         times = sorted(texts + textless[-missing:])
@@ -155,7 +155,7 @@ class StreamState:
     def _take(self, data: bytes, arrived_ns: int) -> StreamEvent:
         """Take the data of an event, and return what it says. After [DONE] only a late count of the tokens matters."""
         assert self.chunk_ns is not None
-        if self.is_done:
+        if self._done_ns is not None:
             with suppress(ProtocolError):
                 self._take_usage(parse_event(data))
             return StreamEvent()
@@ -171,7 +171,8 @@ class StreamState:
             self._closing_ns = arrived_ns
         elif event.textless and self.finish_reason is None and (self.chunk_ns or not event.opens):
             self._textless_ns.append(arrived_ns)
-        self._take_usage(event)
+        if event.usage is not None:
+            self._take_usage(event)
         if event.finish_reason and not is_failure(self.finish_reason):
             self.finish_reason = event.finish_reason
         if event.done:

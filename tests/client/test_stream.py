@@ -127,7 +127,8 @@ ENDS: list[tuple[str, list[bytes], str | None, str]] = [
     ("an error: field", [A, b'error: {"code":500,"message":"no room"}\n\n'], "server", "no room"),
     ("comments and other events", [A, b": ping\n\nevent: ping\ndata: null\n\n", FINISH, DONE], None, "stop"),
     ("FastAPI's detail", [A, sse('{"detail":"no room"}'), DONE], "server", "no room"),
-    ("a message without an error", [A, sse('{"code":500,"message":"no room"}'), DONE], "server", "no room"),
+    ("a message that is no error", [A, sse('{"message":"queued"}'), FINISH, DONE], None, "stop"),
+    ("a message with a code", [A, sse('{"code":500,"message":"no room"}'), DONE], "server", "no room"),
     ("parts of content", [choice('{"delta":{"content":[{"type":"text","text":"a"}]}}'), FINISH, DONE], None, "stop"),
     ("half a surrogate pair", [event("\\ud83d"), event("\\ude00"), FINISH, DONE], None, "stop"),
 ]  # fmt: skip
