@@ -58,7 +58,8 @@ def server_load(result: RunResult, start_ns: int) -> ServerLoad | None:
     begun_s = _seconds((record.first_token_ns or record.finished_ns for record in records), start_ns)
     ended_s = _seconds((record.finished_ns for record in records), start_ns)
     completed_s = ended_s[[record.ok for record in records]]
-    first_s, last_s, end_s = float(sent_s.min()), float(sent_s.max()), ended_s[np.isfinite(ended_s)]
+    span_s = float(np.ptp(completed_s)) if len(completed_s) else 0.0
+    end_s = ended_s[np.isfinite(ended_s)]
     sent_sorted_s = np.sort(sent_s)
     waiting = np.arange(1, len(sent_s) + 1) - _counted(np.sort(begun_s), sent_sorted_s)
     counts = {name: [s[name] for s in result.engine if name in s] for name in ("running", "waiting")}
@@ -66,11 +67,11 @@ def server_load(result: RunResult, start_ns: int) -> ServerLoad | None:
     if not result.info.config.get("max_concurrency"):
         saturation = find_saturation(sent_s, begun_s, "begun") or find_saturation(sent_s, ended_s, "answered")
     return ServerLoad(
-        served_rps=float(np.sum(completed_s <= last_s)) / (last_s - first_s) if last_s > first_s else None,
+        served_rps=(len(completed_s) - 1) / span_s if span_s > 0 else None,
         waiting_max=int(waiting.max()),
         engine_running_max=max(counts["running"], default=None),
         engine_waiting_max=max(counts["waiting"], default=None),
-        drain_s=max(0.0, float(end_s.max()) - last_s) if len(end_s) else None,
+        drain_s=max(0.0, float(end_s.max() - sent_s.max())) if len(end_s) else None,
         saturation=saturation,
     )
 

@@ -99,7 +99,7 @@ class ServerLoad(msgspec.Struct, frozen=True, kw_only=True):
     """The load as the server coped with it."""
 
     served_rps: float | None
-    """Requests completed per second between the first and the last request sent."""
+    """Requests completed per second between the first and the last that completed."""
     waiting_max: int
     """Largest number of requests at once that were sent and had no token."""
     engine_running_max: float | None

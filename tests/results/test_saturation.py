@@ -135,6 +135,6 @@ def test_the_load_of_a_server_by_hand() -> None:
     engine = [{"t_ns": 0.0, "running": 2.0, "waiting": 0.0}, {"t_ns": 1.0, "running": 1.0}]
     load = server_load(replace(result, engine=engine), 1000)
     assert load is not None
-    assert (load.served_rps, load.waiting_max, load.drain_s) == (0.75, 2, 2.0)
+    assert (load.served_rps, load.waiting_max, load.drain_s) == (1.0, 2, 2.0)
     assert (load.engine_running_max, load.engine_waiting_max, load.saturation) == (2.0, 0.0, None)
     assert server_load(replace(result, records=[]), 1000) is None
