@@ -212,7 +212,7 @@ def _length(requested: int | None, counted: int | None, max_off: int | None) -> 
 
 
 def _arrivals(check: ArrivalCheck) -> str:
-    sent, unit = check.sent, " sessions/s" if check.of == "sessions" else "/s"
+    sent, unit = check.sent, "sessions/s" if check.of == "sessions" else "/s"
     parts = [f"{with_unit(sent.rate, unit)} of {with_unit(check.asked_rps, unit)} requested"]
     if check.turns != 1 and check.asked_rps is not None:
         parts[0] += f" ({check.asked_rps * check.turns:.3g} requests/s in {check.turns:.3g} turns each)"

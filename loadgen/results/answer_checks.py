@@ -16,7 +16,10 @@ _MAX_OUTPUT_OFF, _MAX_INPUT_OFF = 0.01, 0.05
 """Share by which the tokens of all answers, and those of all prompts, may differ from the requested ones. Prompts are
 made to a length that is estimated where the server does not count their tokens beforehand."""
 _MAX_SHARE = 0.01
-"""Share of the answers that may have come in one piece, or have no usage, without a remark."""
+"""Share of the answers that may have another length without a remark."""
+_MAX_PIECES, _MIN_PIECES = 0.05, 3
+"""Share of the answers that may come in one piece, and the smallest number that is a remark: a client that the machine
+halts for a moment reads a short answer at once."""
 _CLUMPED_TPOT_S = 0.001
 """Time per token from which on chunks that come together were held back."""
 
@@ -59,7 +62,7 @@ def check_streaming(result: RunResult, summary: Summary) -> Check:
     if not answers:
         return Check(name="streaming", status=None)
     pieces = sum(came_in_one_piece(record) for record in answers)
-    if pieces > _MAX_SHARE * len(answers):
+    if pieces == len(answers) or (pieces >= _MIN_PIECES and pieces > _MAX_PIECES * len(answers)):
         reason = (
             f"{pieces:,} of {len(answers):,} answers came in one piece: a proxy or the server held their tokens back, "
             "and TTFT, TPOT and ITL leave these answers out"

@@ -16,8 +16,10 @@ if TYPE_CHECKING:
     from loadgen.results.summary import Summary
 
 _LATE_NS = round(MAX_LATE_P99_S * NS_PER_S)
-_MAX_LATE_SHARE, _FAILED_SHARE = 0.01, 0.1
-"""Share of the requests that may be sent late, and the one above which Response supports no claim."""
+_MAX_LATE_SHARE = 0.01
+"""Share of the requests that may be sent late."""
+_MAX_OF_RESPONSE = 0.05
+"""Share of all Response times that may be lateness before they support no claim."""
 _MIN_LATE = 3
 """Smallest number of late requests that is a remark: one slow moment of the machine is not a slow client."""
 _VERY_LATE_NS = 100 * NS_PER_MS
@@ -73,7 +75,8 @@ def _late_sends(result: RunResult) -> list[Fault]:
         f"at most {max(late_ns) / NS_PER_MS:.1f} ms: Response counts from the schedule and carries that error; "
         "TTFT, TPOT, ITL and E2E count from the send and do not"
     )
-    is_failed = is_many and len(late_ns) > _FAILED_SHARE * len(lags_ns)
+    response_ns = sum(record.response_ns or 0 for record in result.records if record.ok)
+    is_failed = is_many and sum(lags_ns) > _MAX_OF_RESPONSE * response_ns
     return [("failed" if is_failed else "warning", reason, ["response_s"])]
 
 

@@ -5,8 +5,8 @@ does not leaves ever more: their number grows until the load ends. Three things 
 
 1. The number of waiting requests grows. The time from the first to the last request sent is cut into 20 equal blocks
    (fewer when there are few requests), and over the last blocks, 8 or more, the mean growth per block is above 0 by
-   Student's one-sided t at 1 %: the method of batch means (Law and Kelton, Simulation Modeling and Analysis, 9.5.3). A
-   burst is one block of much growth beside others of little, which makes the standard error large.
+   Student's one-sided t at 2.5 %: the method of batch means (Law and Kelton, Simulation Modeling and Analysis, 9.5.3).
+   A burst is one block of much growth beside others of little, which makes the standard error large.
 2. It grows by 10 requests or more.
 3. Requests wait longer: the median wait of the last tenth of these requests is at least twice that of the first tenth.
    While a server fills up, requests in flight become more and none waits longer.
@@ -31,6 +31,7 @@ import numpy as np
 
 from loadgen.results.summary import Saturation, ServerLoad, Stage
 from loadgen.results.verdict import Check
+from loadgen.stats.intervals import t95
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -45,8 +46,6 @@ _REQUESTS_PER_BLOCK = 4
 _MIN_BLOCKS = 8
 _MIN_GROWTH = 10
 _MIN_SLOWDOWN = {"begun": 2.0, "answered": 3.0}
-_T99 = (2.998, 2.896, 2.821, 2.764, 2.718, 2.681, 2.650, 2.624, 2.602, 2.583, 2.567, 2.552, 2.539)
-"""99 % quantiles of Student's t with 7 to 19 degrees of freedom."""
 
 
 def server_load(result: RunResult, start_ns: int) -> ServerLoad | None:
@@ -116,9 +115,9 @@ def find_saturation(sent_s: Floats, left_s: Floats, until: Stage) -> Saturation 
 
 
 def _grows(growth: Floats) -> bool:
-    """Return whether the mean of these blocks is above 0 by Student's one-sided t at 1 %."""
+    """Return whether the mean of these blocks is above 0 by Student's one-sided t at 2.5 %."""
     standard_error = float(growth.std(ddof=1)) / math.sqrt(len(growth))
-    return bool(growth.mean() > _T99[len(growth) - _MIN_BLOCKS] * standard_error)
+    return bool(growth.mean() > t95(len(growth) - 1) * standard_error)
 
 
 def _counted(sorted_s: Floats, instants_s: Floats) -> Floats:

@@ -131,6 +131,9 @@ TOKEN_TIMES = ["ttft_s", "tpot_s", "itl_s"]
         pytest.param([answer(i, gap_ms=0.11) for i in range(10)], None, [], 10, id="9,000 tokens a second"),
         pytest.param([answer(i, chunks=1) for i in range(10)], "10 of 10 answers", TOKEN_TIMES, 0, id="in one chunk"),
         pytest.param([answer(i, gap_ms=i % 4 * 10) for i in range(20)], "5 of 20", TOKEN_TIMES, 15, id="a part"),
+        pytest.param([answer(i, gap_ms=10 * (i > 1)) for i in range(20)], None, [], 18, id="two short halts"),
+        pytest.param([answer(i, gap_ms=10 * (i > 2)) for i in range(20)], "3 of 20", TOKEN_TIMES, 17, id="three"),
+        pytest.param([answer(0, gap_ms=0)], "1 of 1 answers", TOKEN_TIMES, 0, id="the only one"),
     ],
 )
 def test_answers_in_one_piece_have_no_times_of_tokens(
