@@ -38,16 +38,16 @@ def phases_of(requests: Sequence[RequestSpan]) -> Phases:
 
     A prompt of unknown length (TGI's spans say none) counts as long as its prefill took, at the rate of the known ones.
     """
-    answered = [(index, request) for index, request in enumerate(requests) if request.output_tokens]
-    index, first_ns = _ints(i for i, _ in answered), _ints(_first_ns(request) for _, request in answered)
-    prefill_ns, end_ns = _ints(r.prefill_ns for _, r in answered), _ints(r.end_ns for _, r in answered)
-    prompt, cached = _ints(r.input_tokens or 0 for _, r in answered), _ints(r.cached_tokens or 0 for _, r in answered)
+    rows = [(i, request, request.output_tokens) for i, request in enumerate(requests) if request.output_tokens]
+    index, first_ns = _ints(i for i, _, _ in rows), _ints(_first_ns(request, tokens) for _, request, tokens in rows)
+    prefill_ns, end_ns = _ints(r.prefill_ns for _, r, _ in rows), _ints(r.end_ns for _, r, _ in rows)
+    prompt, cached = _ints(r.input_tokens or 0 for _, r, _ in rows), _ints(r.cached_tokens or 0 for _, r, _ in rows)
     computed = np.maximum(prompt - cached, 0).astype(np.float64)
-    known = np.fromiter((r.input_tokens is not None for _, r in answered), np.bool_)
+    known = np.fromiter((r.input_tokens is not None for _, r, _ in rows), np.bool_)
     took_ns = np.maximum(first_ns - prefill_ns, 0)
     rate = computed[known].sum() / took_ns[known].sum() if took_ns[known].any() else 1 / NS_PER_MS
     computed[~known] = took_ns[~known] * rate
-    later = _ints(r.output_tokens or 0 for _, r in answered) - 1
+    later = _ints(tokens - 1 for _, _, tokens in rows)
     more = later > 0
     return Phases(
         request=np.concatenate((index, index[more])),
@@ -68,13 +68,13 @@ def first_token_of(request: RequestSpan) -> int | None:
 
     Where no span records it (no stream), the prefill is taken to have lasted as long as one token.
     """
-    return _first_ns(request) if request.output_tokens else None
+    return _first_ns(request, request.output_tokens) if request.output_tokens else None
 
 
-def _first_ns(request: RequestSpan) -> int:
+def _first_ns(request: RequestSpan, output_tokens: int) -> int:
     if request.first_token_ns is not None:
         return request.first_token_ns
-    return request.prefill_ns + (request.end_ns - request.prefill_ns) // (request.output_tokens or 1)
+    return request.prefill_ns + (request.end_ns - request.prefill_ns) // output_tokens
 
 
 def output_by_interval(phases: Phases, edges_ns: Ints) -> Floats:
@@ -111,10 +111,9 @@ def slot_steps(phases: Phases, start_ns: int, end_ns: int, slot_ns: int, unseen_
     prefilling = phases.prefilling[row]
     start_progress = np.interp(phases.start_ns, edges, progress)
     progress_made = np.interp(phases.end_ns, edges, progress) - start_progress
-    evenly = phases.prefilling | (progress_made <= 0)
-    length = np.where(evenly, np.maximum(phases.end_ns - phases.start_ns, 1), np.where(evenly, 1.0, progress_made))[row]
-    speed = np.where(evenly[row], 1.0, (np.diff(progress) / np.diff(edges))[cell])
-    origin = np.where(evenly[row], edges[cell] - phases.start_ns[row], progress[cell] - start_progress[row])
+    length = np.where(phases.prefilling, phases.end_ns - phases.start_ns, progress_made)[row]
+    speed = np.where(prefilling, 1.0, (np.diff(progress) / np.diff(edges))[cell])
+    origin = np.where(prefilling, edges[cell] - phases.start_ns[row], progress[cell] - start_progress[row])
     # Share of its phase that each row has behind it at either end: both lie in its cell, where progress is a line.
     done_at_start = (origin + speed * (from_ns - edges[cell])) / length
     done_at_end = (origin + speed * (to_ns - edges[cell])) / length
@@ -147,7 +146,7 @@ def slot_edges(phases: Phases, slot_ns: int) -> tuple[Ints, Floats]:
     ends = reach[np.concatenate((apart, [True]))[: len(reach)]]
     starts = starts[np.concatenate(([True], apart))[: len(starts)]]
     gap_from = np.concatenate(([phases.start_ns.min()], ends))
-    gap_to = np.concatenate((starts, [max(phases.end_ns.max(), phases.start_ns.min() + 1)]))
+    gap_to = np.concatenate((starts, [phases.end_ns.max()]))
     length = np.maximum(gap_to - gap_from, 0)
     slots = np.maximum(np.rint(length / slot_ns).astype(np.int64), 1)
     gap = np.repeat(np.arange(len(slots)), slots)
@@ -168,13 +167,10 @@ def _extreme(choose: np.ufunc, t_ns: Ints, step: Ints, steps: int) -> Ints:
 
 def slot_for(phases: Phases, start_ns: int, end_ns: int, max_rows: int) -> int:
     """Return the median time of a decode step, or the multiple of it that limits the work to about `max_rows` rows."""
-    decoding = ~phases.prefilling & (phases.tokens > 0)
+    decoding = ~phases.prefilling
     per_token = (phases.end_ns - phases.start_ns)[decoding] / phases.tokens[decoding]
-    step_ns = (
-        float(np.clip(np.median(per_token), SHORTEST_SLOT_NS, LONGEST_SLOT_NS))
-        if len(per_token)
-        else 1.0 * LONGEST_SLOT_NS
-    )
+    typical_ns = np.median(per_token) if len(per_token) else LONGEST_SLOT_NS
+    step_ns = float(np.clip(typical_ns, SHORTEST_SLOT_NS, LONGEST_SLOT_NS))
     busy = np.minimum(phases.end_ns, end_ns) - np.maximum(phases.start_ns, start_ns)
     inside = busy[busy > 0]
     room = max(max_rows - 2 * len(inside), max_rows // 4)

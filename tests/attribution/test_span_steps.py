@@ -8,6 +8,7 @@ from loadgen.attribution.span_steps import (
     LONGEST_SLOT_NS,
     SHORTEST_SLOT_NS,
     Phases,
+    first_token_of,
     output_by_interval,
     phases_of,
     slot_edges,
@@ -36,6 +37,38 @@ def edges_ms(*rows: tuple[float, float, bool, float]) -> list[float]:
     return (slot_edges(phases(*rows), 20 * MS)[0] / MS).tolist()
 
 
+def span(
+    prefill: int, first: int | None, end: int, tokens: int | None, prompt: int | None = None, cached: int | None = None
+) -> RequestSpan:
+    return RequestSpan(
+        key="a", request_id=None, client=False, start_ns=0, prefill_ns=prefill, first_token_ns=first, end_ns=end,
+        input_tokens=prompt, output_tokens=tokens, cached_tokens=cached, model=None, workload=None, ok=True,
+    )  # fmt: skip
+
+
+SPANS = [
+    span(10, 20, 100, 5, prompt=50, cached=10),
+    span(30, 40, 90, None, prompt=70),
+    span(30, 40, 90, 0, prompt=70),
+    span(100, None, 150, 1, prompt=80),  # a whole answer of one token: all of it is prefill
+    span(200, None, 300, 4),  # no stream: the prefill lasts as long as each of four tokens
+    span(400, 390, 500, 2, prompt=5, cached=9),  # clocks that disagree
+]
+
+
+def test_the_phases_of_requests_by_hand() -> None:
+    assert list(zip(*(column.tolist() for column in phases_of(SPANS)), strict=True)) == [
+        (0, 10, 20, True, 40, 10),
+        (3, 100, 150, True, 80, 0),
+        (4, 200, 225, True, 50, 0),  # at the 120 tokens in 60 ns of the others
+        (5, 390, 390, True, 0, 9),
+        (0, 20, 100, False, 4, 50),
+        (4, 225, 300, False, 3, 0),
+        (5, 390, 500, False, 1, 5),
+    ]
+    assert [first_token_of(request) for request in SPANS] == [20, None, None, 150, 225, 390]
+
+
 @pytest.mark.parametrize(
     ("prompts", "prefills_ms", "tokens"),
     [
@@ -50,13 +83,9 @@ def test_a_prompt_of_unknown_length_counts_by_the_time_of_its_prefill(
     prompts: list[int | None], prefills_ms: list[int], tokens: list[float]
 ) -> None:
     requests = [
-        RequestSpan(
-            key=str(k), request_id=None, client=False, start_ns=0, prefill_ns=10 * MS,
-            first_token_ns=(10 + length) * MS, end_ns=500 * MS, input_tokens=prompt, output_tokens=1,
-            cached_tokens=None, model=None, workload=None, ok=True,
-        )
-        for k, (prompt, length) in enumerate(zip(prompts, prefills_ms, strict=True))
-    ]  # fmt: skip
+        span(10 * MS, (10 + length) * MS, 500 * MS, 1, prompt=prompt)
+        for prompt, length in zip(prompts, prefills_ms, strict=True)
+    ]
     assert phases_of(requests).tokens.tolist() == pytest.approx(tokens)
 
 
@@ -80,10 +109,26 @@ def test_prefills_that_overlap_or_touch_are_one_step(
     assert edges_ms((*first, True, 5), (*second, True, 5)) == edges
 
 
+def test_a_prefill_joins_those_before_the_last_one_too() -> None:
+    assert edges_ms((0, 10, True, 5), (5, 30, True, 5), (20, 40, True, 5)) == [0, 40]
+
+
+def test_a_prefill_of_no_length_stalls_no_one() -> None:
+    edges, progress = slot_edges(phases((0, 40, False, 4), (20, 20, True, 0)), 20 * MS)
+    assert (edges / MS).tolist() == (progress / MS).tolist() == [0, 20, 40]
+
+
+def test_phases_of_no_length_are_no_slot() -> None:
+    rows = phases((7, 7, True, 5))
+    assert edges_ms((7, 7, True, 5)) == [7]
+    assert slot_steps(rows, 0, 10 * MS, 20 * MS, np.zeros((0, 2), np.int64)).count == 0
+
+
+@pytest.mark.parametrize("start_ms", [0, 1000])
 @pytest.mark.parametrize(("over_ns", "stalled"), [(0, True), (1, False)])
-def test_a_longer_prefill_does_not_stall_the_others(over_ns: int, stalled: bool) -> None:
+def test_a_longer_prefill_does_not_stall_the_others(over_ns: int, stalled: bool, start_ms: int) -> None:
     length_ns = LONGEST_PREFILL_NS + over_ns
-    _, progress = slot_edges(phases((0, length_ns / MS, True, 5)), 20 * MS)
+    _, progress = slot_edges(phases((start_ms, start_ms + length_ns / MS, True, 5)), 20 * MS)
     assert progress[-1] == pytest.approx(length_ns * (0.1 if stalled else 1))
 
 
@@ -106,6 +151,26 @@ def test_slots_hold_the_tokens_of_their_time() -> None:
     assert steps.step[~decoding].tolist() == [0, 3]
 
 
+def test_a_phase_brings_its_part_to_the_time_that_it_is_cut_to() -> None:
+    rows = phases((1000, 1010, True, 50), (1010, 1110, False, 91), (1050, 1060, True, 30))
+    steps = slot_steps(rows, 1020 * MS, 1055 * MS, 20 * MS, np.zeros((0, 2), np.int64))
+    assert (steps.start_ns / MS).tolist() == [1020, 1030, 1050]
+    assert (steps.end_ns / MS).tolist() == [1030, 1050, 1055]
+    assert steps.request.tolist() == [1, 1, 1, 2]
+    assert steps.step.tolist() == [0, 1, 2, 2]
+    assert steps.decode.tolist() == pytest.approx([10, 20, 0.5, 0])
+    assert steps.prefill.tolist() == pytest.approx([0, 0, 0, 15])
+    assert steps.context.tolist() == pytest.approx([115, 130, 140.25, 107.5])
+
+
+def test_a_long_prefill_is_spread_evenly_over_its_slots() -> None:
+    rows = phases((1000, 1400, True, 80))
+    steps = slot_steps(rows, 1050 * MS, 1350 * MS, 100 * MS, np.zeros((0, 2), np.int64))
+    assert (steps.end_ns / MS).tolist() == [1100, 1200, 1300, 1350]
+    assert steps.prefill.tolist() == pytest.approx([10, 20, 20, 10])
+    assert steps.context.tolist() == pytest.approx([115, 130, 150, 165])
+
+
 def test_output_is_spread_evenly_after_the_first_token() -> None:
     rows = phases((0, 10, True, 50), (10, 110, False, 50))
     assert output_by_interval(rows, np.array([0, 10, 60, 200]) * MS).tolist() == pytest.approx([0, 26, 25])
@@ -118,10 +183,24 @@ def test_output_is_spread_evenly_after_the_first_token() -> None:
     (0.5, LONGEST_SLOT_NS),
 ])  # fmt: skip
 def test_a_slot_is_the_time_of_a_decode_step_within_limits(tokens: float, slot_ns: int) -> None:
-    assert slot_for(phases((0, 100, False, tokens)), 0, 100 * MS, 10**6) == slot_ns
+    rows = phases((900, 1000, True, 1), (1000, 1100, False, tokens))
+    assert slot_for(rows, 1000 * MS, 1100 * MS, 10**6) == slot_ns
+
+
+def test_a_slot_is_the_longest_where_nothing_is_decoded() -> None:
+    assert slot_for(phases((0, 100, True, 50)), 0, 100 * MS, 10**6) == LONGEST_SLOT_NS
 
 
 def test_slots_grow_until_the_rows_fit() -> None:
     """100 ms in slots of 10 ms are 10 rows. Of at most 6, 2 are for the phase's ends: 4 rows take 3 steps each."""
     assert slot_for(phases((0, 100, False, 10)), 0, 100 * MS, 12) == 10 * MS
     assert slot_for(phases((0, 100, False, 10)), 0, 100 * MS, 6) == 30 * MS
+
+
+@pytest.mark.parametrize(("max_rows", "slot_ms"), [(24, 10), (8, 50), (4, 200)])
+def test_room_for_slots_is_what_the_ends_of_the_phases_inside_leave_and_at_least_a_quarter(
+    max_rows: int, slot_ms: int
+) -> None:
+    """Two phases of 10 slots: 20, 4 and 1 rows for them. The third phase ends where the interval begins."""
+    rows = phases((1000, 1100, False, 10), (1000, 1100, False, 10), (900, 1000, True, 5))
+    assert slot_for(rows, 1000 * MS, 1100 * MS, max_rows) == slot_ms * MS
