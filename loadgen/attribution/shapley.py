@@ -193,7 +193,7 @@ def split_energy(
         free_ns = np.where(foreign_features(steps, series.t_ns).any(axis=1), 0.0, free_ns)
     idle_j = (idle_w or 0.0) * free_ns / NS_PER_S
     total_j = active_j + idle_j
-    used = (total_j > 0) & (active_j > 0)
+    used = active_j > 0
     mj_per_share = np.divide(energy_mj, total_j, out=np.zeros(windows), where=used)
     per_step = np.bincount(step, overlap_share * mj_per_share[window], minlength=steps.count)
     member_mj = shares * per_step[steps.step]
@@ -206,11 +206,11 @@ def split_energy(
 
 
 def round_to_sum(values: Floats, total: int) -> Ints:
-    """Return whole numbers nearest to `values` that sum to `total`: the largest remainders are rounded up."""
+    """Return whole numbers nearest to `values` that sum to `total`: the largest remainders are rounded up first."""
     floors = np.floor(values).astype(np.int64)
     missing = total - int(floors.sum())
-    order = np.argsort(floors - values, kind="stable")
-    np.add.at(floors, np.resize(order if missing > 0 else order[::-1], abs(missing)), np.sign(missing))
+    order = np.argsort(np.sign(missing) * (floors - values), kind="stable")
+    np.add.at(floors, np.resize(order, abs(missing)), np.sign(missing))
     return floors
 
 

@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.cost_model import member_features
-from loadgen.attribution.shapley import RequestEnergy, RunAttribution, attribute_energy, round_to_sum, split_energy
+from loadgen.attribution.engine_steps import ForeignLoad
+from loadgen.attribution.shapley import (
+    Method,
+    RequestEnergy,
+    RunAttribution,
+    attribute_energy,
+    round_to_sum,
+    split_energy,
+)
 from loadgen.energy.series import EnergySeries
 from loadgen.record import RequestRecord
 from loadgen.units import NS_PER_S
@@ -210,6 +218,56 @@ def test_round_to_sum(values: list[float], off: int) -> None:
         assert np.abs(whole - np.array(values)).max() < 2
 
 
+@pytest.mark.parametrize(
+    ("values", "total", "whole"),
+    [
+        ([1.2, 2.9, 3.5], 7, [1, 3, 3]),
+        ([1.2, 2.9, 3.5], 8, [1, 3, 4]),
+        ([1.2, 2.9, 3.5], 6, [1, 2, 3]),
+        ([1.2, 2.9, 3.5], 5, [0, 2, 3]),  # the smallest remainders are rounded down
+        ([1.2, 2.9, 3.5], 4, [0, 2, 2]),
+        ([1.2, 2.9], 7, [3, 4]),
+        ([1.0, 2.0], 3, [1, 2]),
+    ],
+)
+def test_the_largest_remainders_are_rounded_up_first(values: list[float], total: int, whole: list[int]) -> None:
+    assert round_to_sum(np.array(values), total).tolist() == whole
+
+
+def test_where_nothing_can_be_fitted_a_step_costs_the_mean_power_over_its_time() -> None:
+    """A second idle at 100 W, then one of 300 J in which a step ran for half of it: at the mean of 200 W that step is
+    100 J beside 50 J of idle time."""
+    only = request(0, 1000, [1500])
+    result = attribute_energy([counter([0, 1000, 2000], [100.0, 300.0])], [only], 0, 2000 * MS)
+    assert (result.attributed_mj, result.idle_mj, result.unattributed_mj) == (200_000, 200_000, 0)
+    # The mean power of 200 W, over the counter's period of 1 s, times sqrt(2/3) of the 0.5 ms that chunks are late by.
+    assert result.requests[0].se_joules == pytest.approx(200 * 0.0005 * (2 / 3) ** 0.5, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("method", "joules", "idle_mj"),
+    [
+        ("residency", [76.667, 6.667, 16.667], 10_000),
+        ("per-request", [36.667, 36.667, 36.666], 0),
+        ("output-tokens", [50.769, 42.308, 16.923], 0),
+        ("whole-gpu", [100.0, 20.0, 40.0], 0),  # more than there is
+    ],
+)
+def test_what_another_method_leaves_over_is_idle(method: Method, joules: list[float], idle_mj: int) -> None:
+    """Windows of 100 ms: 20 J with three requests in flight, 20 J with two of them, 60 J with one, 10 J with none."""
+    ends = ([100.0, 200.0, 300.0], [100.0], [100.0, 200.0])
+    records = [
+        msgspec.structs.replace(request(i, 0, ms), finished_ns=round(ms[-1] * MS), output_tokens=tokens)
+        for i, (ms, tokens) in enumerate(zip(ends, (6, 5, 2), strict=True))
+    ]
+    result = attribute_energy(
+        [counter([0, 100, 200, 300, 400], [20.0, 20.0, 60.0, 10.0])], records, 0, 400 * MS, method=method
+    )
+    assert [share.joules for share in result.requests] == pytest.approx(joules, abs=0.0011)
+    assert (result.measured_mj, result.idle_mj, result.unattributed_mj) == (110_000, idle_mj, 0)
+    assert result.attributed_mj == (160_000 if method == "whole-gpu" else 110_000 - idle_mj)
+
+
 @pytest.mark.parametrize(("idle_mj", "attributed_mj", "share"), [(401, 600, 0.6), (399, 600, 0.6), (400, 600, 0.601)])
 def test_a_millijoule_too_many_or_too_few_is_an_error(idle_mj: int, attributed_mj: int, share: float) -> None:
     requests = [RequestEnergy(index=0, prefill_joules=None, decode_joules=None, joules=share)]
@@ -223,7 +281,8 @@ def test_a_millijoule_too_many_or_too_few_is_an_error(idle_mj: int, attributed_m
         unattributed_mj=0,
         requests=requests,
     )
-    with pytest.raises(AssertionError, match="not conserved"):
+    in_accounts = f"{idle_mj + attributed_mj} in accounts, {share * 1000:.0f} of requests"
+    with pytest.raises(AssertionError, match=f"^energy is not conserved: 1000 mJ, {in_accounts}$"):
         result.check()
 
 
@@ -236,3 +295,14 @@ def test_idle_time_in_a_window_takes_the_idle_power_s_share() -> None:
     members, idle, unattributed = split_energy(series, two_steps(), np.array([40.0, 6.0, 14.0]), 10.0, np.array([20.0]))
     assert members.tolist() == pytest.approx([40_000, 6_000, 14_000])
     assert (idle, unattributed) == (pytest.approx(20_000), pytest.approx(20_000))
+
+
+def test_no_time_is_idle_where_other_clients_steps_are() -> None:
+    """The same window, all of it covered by other clients: no idle power in it, and 20 J of 80 are theirs."""
+    one = np.ones(1)
+    foreign = ForeignLoad(np.array([0, 4 * NS_PER_S]), one, one, 0 * one, 0 * one, np.zeros(2), context=0.0)
+    series = EnergySeries("gpu:0", np.array([0, 4 * NS_PER_S]), np.array([0, 100_000]))
+    shares = np.array([40.0, 6.0, 14.0])
+    members, idle, unattributed = split_energy(series, two_steps(foreign), shares, 10.0, np.array([20.0]))
+    assert members.tolist() == pytest.approx([50_000, 7_500, 17_500])
+    assert (idle, unattributed) == (0, pytest.approx(25_000))
