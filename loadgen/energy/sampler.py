@@ -78,9 +78,9 @@ class _Domain:
             self.start_joules = sample.joules
         if sample.gap:
             self.recent.clear()
-        self.recent.append(sample)
-        while len(self.recent) > 2 and self.recent[1].t_ns <= sample.t_ns - LIVE_NS:
+        while len(self.recent) > 1 and self.recent[1].t_ns <= sample.t_ns - LIVE_NS:
             self.recent.popleft()
+        self.recent.append(sample)
 
     @property
     def joules(self) -> float:
@@ -91,6 +91,12 @@ class _Domain:
             return None
         start, end = self.recent[0], self.recent[-1]
         return (end.joules - start.joules) / s_from_ns(end.t_ns - start.t_ns)
+
+
+def closing_wait_s(meter: EnergyMeter) -> float:
+    """Return how long a last update can take: two periods of the slowest domain, two polls and a little."""
+    periods = [domain.period_s or 0.0 for domain in meter.domains]
+    return min(2 * max(periods, default=0.0) + 2 * meter.poll_s + 0.2, BRACKET_S)
 
 
 class Sampler:
@@ -140,7 +146,8 @@ class Sampler:
             return all(domain.updated_ns >= end_ns for domain in self._domains.values())
 
         with self._changed:
-            self._changed.wait_for(lambda: is_covered() or not self._thread.is_alive(), self._closing_wait_s())
+            wait_s = 0.0 if self.hangs else closing_wait_s(self._meter)
+            self._changed.wait_for(lambda: is_covered() or not self._thread.is_alive(), wait_s)
         self._stopping.set()
         self._thread.join(self._answer_s)
         if self._crash is not None:
@@ -186,13 +193,6 @@ class Sampler:
     def hangs(self) -> bool:
         """True if a read has had no answer for too long: the meter can neither be closed nor read."""
         return self._hangs(self._clock())
-
-    def _closing_wait_s(self) -> float:
-        """Return two periods and two polls of the slowest domain, or 0 when a read hangs: no update will come."""
-        if self._hangs(self._clock()):
-            return 0.0
-        periods = [domain.period_s or 0.0 for domain in self._meter.domains]
-        return min(2 * max(periods, default=0.0) + 2 * self._meter.poll_s + 0.2, BRACKET_S)
 
     def _hangs(self, now_ns: int) -> bool:
         start_ns = self._reading_since_ns

@@ -13,9 +13,10 @@ import pytest
 from loadgen.clock import monotonic_ns
 from loadgen.energy.choose import open_meter
 from loadgen.energy.meter import Reading
-from loadgen.energy.sampler import STOPPED_ANSWERING, Sampler
+from loadgen.energy.sampler import BRACKET_S, STALE_NS, STOPPED_ANSWERING, Sampler, closing_wait_s
 from loadgen.energy.series import EnergyDomain, EnergySample, series_by_domain
 from loadgen.errors import LoadgenError, MeterError
+from loadgen.units import NS_PER_S, ns_from_s
 
 POWERCAP = Path(__file__).parents[1] / "fixtures" / "powercap"
 
@@ -128,6 +129,201 @@ def test_a_bug_in_the_thread_comes_out_of_stop() -> None:
     sampler.start()
     with pytest.raises(OSError, match="disk full"):
         sampler.stop()
+
+
+# -- on a clock that only reads and pauses move ------------------------------------------------------------------------
+
+START_NS = 1000 * NS_PER_S
+
+
+class Clock:
+    now_ns = START_NS
+
+    def __call__(self) -> int:
+        return self.now_ns
+
+
+class Pauses(threading.Event):
+    """Takes no time, notes how long it would have waited, and is set after so many pauses."""
+
+    def __init__(self, clock: Clock, pauses: int) -> None:
+        super().__init__()
+        self.clock, self.left, self.lengths_s = clock, pauses, []
+
+    def wait(self, timeout: float | None = None) -> bool:
+        assert timeout is not None
+        self.lengths_s.append(timeout)
+        self.clock.now_ns += ns_from_s(max(timeout, 0))
+        self.left -= 1
+        if not self.left:
+            self.set()
+        return self.is_set()
+
+
+class TimedMeter(ScriptedMeter):
+    """Each read takes so many seconds and gives so much, or fails. Its domains have the name of one letter."""
+
+    def __init__(
+        self, clock: Clock, *reads: tuple[float, Reading | None], poll_s: float = 0.1, names: str = "a"
+    ) -> None:
+        super().__init__()
+        self.clock, self.script, self.poll_s, self.names = clock, reads, poll_s, names
+
+    @property
+    def domains(self) -> list[EnergyDomain]:
+        return [EnergyDomain(name=name, source="test") for name in self.names]
+
+    def read(self) -> Reading:
+        cost_s, reading = self.script[self.reads]
+        self.reads += 1
+        self.clock.now_ns += ns_from_s(cost_s)
+        if reading is None:
+            raise MeterError("no answer")
+        return reading
+
+
+def sampled(meter: TimedMeter, answer_s: float = 5.0) -> tuple[Sampler, list[float]]:
+    """Return the sampler after every read of the script, and how long it paused after each."""
+    sampler = Sampler(meter, lambda _: None, clock=meter.clock, answer_s=answer_s)
+    sampler._stopping = pauses = Pauses(meter.clock, len(meter.script))
+    sampler.start()
+    sampler._thread.join()
+    return sampler, pauses.lengths_s
+
+
+def at(domain: str, seconds: float, joules: float, *, gap: bool = False) -> EnergySample:
+    return EnergySample(START_NS + ns_from_s(seconds), domain, joules, gap=gap)
+
+
+FINE = Reading([])
+
+
+@pytest.mark.parametrize(
+    ("poll_s", "reads", "pauses_s"),
+    [
+        (0.1, [(0.0, FINE), (0.01, FINE), (0.3, FINE)], [0.1, 0.09, -0.2]),
+        (0.1, [(0.0, None)] * 6, [0.2, 0.4, 0.8, 1.0, 1.0, 1.0]),
+        (0.1, [(0.01, None), (0.01, None), (0.01, FINE), (0.01, None)], [0.19, 0.39, 0.09, 0.19]),
+        (3.0, [(0.5, None), (0.5, None), (0.5, FINE)], [2.5, 2.5, 2.5]),
+    ],
+)
+def test_reads_begin_a_poll_apart_and_ever_later_while_they_fail(
+    poll_s: float, reads: list[tuple[float, Reading | None]], pauses_s: list[float]
+) -> None:
+    assert sampled(TimedMeter(Clock(), *reads, poll_s=poll_s))[1] == pytest.approx(pauses_s)
+
+
+def test_the_report_by_hand() -> None:
+    """Reads at 0, 0.1 and 0.2 s; at 0.3 s the last update of `a` is 0.1 s ago, that of `b` all the 0.3 s."""
+    first = Reading([at("a", 0, 5), at("b", 0, 7)], throttled=(("a", "power"), ("b", None)))
+    second = Reading([], resets=2, errors=("b: lost",), throttled=(("a", None),))
+    third = Reading([at("a", 0.2, 6)], resets=1, errors=("b: lost",), throttled=(("a", "power"),))
+    report = sampled(TimedMeter(Clock(), (0.01, first), (0.02, second), (0.03, third), names="ab"))[0].report()
+    assert (report.reads, report.samples, report.resets, report.errors) == (3, 3, 3, {"b: lost": 2})
+    assert report.silence_s == {"a": pytest.approx(0.2), "b": pytest.approx(0.3)}
+    assert report.throttled == {"a": {"power": pytest.approx(2 / 3)}, "b": {}}
+    assert (report.read_cost_s, report.period_s) == (pytest.approx(0.02), pytest.approx(0.1))
+
+
+@pytest.mark.parametrize(("reads", "period_s"), [(1, None), (2, 0.1), (5, 0.1)])
+def test_the_period_is_the_mean_from_one_read_to_the_next(reads: int, period_s: float | None) -> None:
+    report = sampled(TimedMeter(Clock(), *[(0.0, FINE)] * reads))[0].report()
+    assert report.period_s == (None if period_s is None else pytest.approx(period_s))
+
+
+@pytest.mark.parametrize(("over_s", "errors"), [(0.0, {}), (1e-9, {STOPPED_ANSWERING: 1})])
+def test_a_read_that_took_longer_than_an_answer_may_is_an_error(over_s: float, errors: dict[str, int]) -> None:
+    assert sampled(TimedMeter(Clock(), (0.25 + over_s, FINE)), answer_s=0.25)[0].report().errors == errors
+
+
+@pytest.mark.parametrize(
+    ("points", "watts"),
+    [
+        ([(0, 7)], None),
+        ([(0, 7), (0.5, 57)], 100),
+        ([(0, 7), (0.4, 17), (0.8, 87)], 100),
+        ([(0, 7), (1, 107), (2, 307)], 200),  # a second
+        ([(0, 7), (1.001, 107), (2, 307)], 150),  # and the update before it
+        ([(0, 7), (10, 307), (20, 907)], 60),  # a slow counter
+        ([(0, 7), (0.1, 9), (0.2, 11), (0.3, 13), (2, 183)], 100),
+    ],
+)
+def test_the_power_is_the_mean_over_about_a_second(points: list[tuple[float, float]], watts: float | None) -> None:
+    samples = [at("a", seconds, joules) for seconds, joules in points]
+    sampler, _ = sampled(TimedMeter(clock := Clock(), (0.0, Reading(samples))))
+    clock.now_ns = samples[-1].t_ns + STALE_NS
+    live = sampler.latest()
+    assert live.watts == ({} if watts is None else {"a": pytest.approx(watts)})
+    assert live.joules == {"a": points[-1][1] - 7}
+    clock.now_ns += 1
+    assert (sampler.latest().watts, sampler.latest().total_watts) == ({}, None)
+
+
+def test_no_power_is_taken_across_a_counters_restart() -> None:
+    samples = [at("a", 0, 7), at("a", 0.1, 17), at("a", 0.2, 17, gap=True), at("a", 0.3, 22)]
+    for count, watts in ((2, {"a": pytest.approx(100)}), (3, {}), (4, {"a": pytest.approx(50)})):
+        live = sampled(TimedMeter(Clock(), (0.0, Reading(samples[:count]))))[0].latest()
+        assert (live.watts, live.joules["a"]) == (watts, samples[count - 1].joules - 7)
+
+
+def test_the_total_is_unknown_while_one_domain_is() -> None:
+    both = [at("a", 0, 0), at("b", 0, 0), at("a", 0.1, 10), at("b", 0.1, 5)]
+    assert sampled(TimedMeter(Clock(), (0.0, Reading(both)), names="ab"))[0].latest().total_watts == pytest.approx(150)
+    live = sampled(TimedMeter(Clock(), (0.0, Reading(both[:3])), names="ab"))[0].latest()
+    assert (live.watts, live.total_watts) == ({"a": pytest.approx(100)}, None)
+
+
+class HeldMeter(TimedMeter):
+    """The first read is one point now; the next one has no answer for a while of real time, then one a second later."""
+
+    period_s, held_s = 10.0, 5.0
+
+    @property
+    def domains(self) -> list[EnergyDomain]:
+        return [EnergyDomain(name="a", source="test", period_s=self.period_s)]
+
+    def read(self) -> Reading:
+        self.reads += 1
+        if self.reads > 1:
+            self.enough.set()
+            threading.Event().wait(self.held_s)
+            return Reading([at("a", 1, 2)])
+        return Reading([at("a", 0, 1)])
+
+
+def test_a_read_hangs_when_it_takes_longer_than_an_answer_may() -> None:
+    sampler = Sampler(meter := HeldMeter(clock := Clock(), poll_s=0.0), lambda _: None, clock=clock, answer_s=0.25)
+    sampler.start()
+    assert meter.enough.wait(20)
+    clock.now_ns += NS_PER_S // 4
+    assert not sampler.hangs
+    assert sampler.report().errors == {}
+    clock.now_ns += 1
+    assert sampler.hangs
+    assert sampler.report().errors == {STOPPED_ANSWERING: 1}
+    assert sampler.stop().reads == 1
+
+
+def test_a_series_that_reaches_the_end_waits_for_no_other_update() -> None:
+    sampler = Sampler(meter := HeldMeter(clock := Clock(), poll_s=0.0), lambda _: None, clock=clock, answer_s=0.0)
+    sampler.start()
+    assert meter.enough.wait(20)
+    assert sampler.stop().reads == 1
+
+
+@pytest.mark.parametrize(
+    ("periods_s", "poll_s", "wait_s"),
+    [([], 0.1, 0.4), ([None], 0.1, 0.4), ([0.1, None, 3.0], 0.5, 7.2), ([30.0], 5.0, BRACKET_S)],
+)
+def test_the_last_update_is_waited_for_as_long_as_two_can_take(
+    periods_s: list[float | None], poll_s: float, wait_s: float
+) -> None:
+    class Meter(ScriptedMeter):
+        domains = [EnergyDomain(name=str(i), source="test", period_s=s) for i, s in enumerate(periods_s)]  # noqa: RUF012
+
+    meter = Meter()
+    meter.poll_s = poll_s
+    assert closing_wait_s(meter) == pytest.approx(wait_s)
 
 
 def test_none_is_a_choice_with_a_reason() -> None:
