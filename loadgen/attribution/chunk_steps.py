@@ -152,7 +152,6 @@ def _members(
     decode[is_first | preempted] = 0.0
     prefill = np.zeros(len(request), np.float32)
     prefill[first_rows] = prompt[request[first_rows]] - cached[request[first_rows]]
-    context[first_rows] = (prompt[request[first_rows]] + cached[request[first_rows]]) / 2
     prefill[preempted] = context[preempted]
     context[preempted] /= 2.0
     return Members(step, request, is_first | preempted, prefill, decode, context)
@@ -200,7 +199,7 @@ def _joined(burst: Memberships, request: Memberships, begins_ns: Ints) -> Member
     np.maximum.at(latest, burst, previous)
     joins = np.zeros(len(begins_ns), bool)
     joined_to = 0
-    for b in np.flatnonzero((size[:-1] >= SLICE) & (latest[1:] < np.arange(len(begins_ns) - 1))).tolist():
+    for b in np.flatnonzero(size[:-1] >= SLICE).tolist():
         joined_to = joined_to if joins[b] else b
         joins[b + 1] = latest[b + 1] < joined_to and begins_ns[b + 1] - begins_ns[joined_to] < SLICED_NS
     return (burst - np.cumsum(joins).astype(np.int32)[burst]).astype(np.int32)

@@ -2,6 +2,7 @@
 
 from itertools import pairwise
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -60,6 +61,18 @@ def test_the_time_of_slices_counts_from_the_first_of_them() -> None:
     assert np.bincount(engine_steps_of(records).step).tolist() == [2 * SLICE, SLICE]
 
 
+@pytest.mark.parametrize(("again", "sizes"), [(SLICE // 2, [1, 2 * SLICE, 1]), (3 * SLICE, [1, 2 * SLICE + 1])])
+def test_a_slice_with_a_stream_of_the_step_is_of_the_next(again: int, sizes: list[int]) -> None:
+    """A stream alone, then two slices of SLICE streams and one of a single stream: of the first slice, or a new one."""
+    alone = request_ns(0, 0, [10 * MS], prompt=1)
+    slices = [request_ns(1 + i, 0, [500 * MS + i // SLICE * 10 * MS], prompt=1) for i in range(2 * SLICE)]
+    if again < len(slices):
+        slices[again] = request_ns(1 + again, 0, [500 * MS, 520 * MS], prompt=1)
+    else:
+        slices.append(request_ns(1 + again, 0, [520 * MS], prompt=1))
+    assert np.bincount(engine_steps_of([alone, *slices]).step).tolist() == sizes
+
+
 @pytest.mark.parametrize(("missed", "preempted"), [(MISSED_STEPS - 1, 0), (MISSED_STEPS, 1)])
 def test_a_stream_is_preempted_when_it_misses_enough_steps(missed: int, preempted: int) -> None:
     """A step that it misses is one in which another stream gets a chunk."""
@@ -114,6 +127,12 @@ def test_a_step_starts_when_the_one_before_ends_or_when_its_first_newcomer_came(
     assert (work.end_ns / MS).tolist() == [30, 36, 120, 126]
 
 
+@pytest.mark.parametrize(("open_ns", "unseen"), [(BURST_GAP_NS - 1, 0), (BURST_GAP_NS, 1)])
+def test_a_moment_in_flight_is_unseen_from_the_burst_gap_on(open_ns: int, unseen: int) -> None:
+    record = msgspec.structs.replace(request(0, 0, [10, 20]), finished_ns=20 * MS + open_ns)
+    assert engine_steps_of([record]).unseen_ns.tolist() == [[20 * MS, 20 * MS + open_ns]][:unseen]
+
+
 def test_cached_prompt_tokens_are_no_prefill_work() -> None:
     work = engine_steps_of([request(0, 0, [10, 16], prompt=1000, cached=960)])
     assert work.prefill.tolist() == [40, 0]
@@ -127,6 +146,12 @@ def test_several_tokens_in_a_chunk() -> None:
     assert engine_steps_of([many]).decode.tolist() == [0, 3, 3, 3, 3]
 
 
+@pytest.mark.parametrize("tokens", [None, 0, 1])
+def test_a_chunk_is_a_token_where_none_are_counted_after_the_first(tokens: int | None) -> None:
+    record = msgspec.structs.replace(request(0, 0, [10, 16, 22]), output_tokens=tokens)
+    assert engine_steps_of([record]).decode.tolist() == [0, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("chunks", "tokens", "tail_ms", "ends"),
     [
@@ -134,6 +159,7 @@ def test_several_tokens_in_a_chunk() -> None:
         ([10, 20, 30], 1, 30, [10, 20, 30, 60]),
         ([10, 20, 30], 9, 21, [10, 20, 30, 40.5, 51]),
         ([10, 20, 30], 9, 0.5, [10, 20, 30]),
+        ([10, 20, 30], 9, 1, [10, 20, 30, 31]),
         ([10, 20, 30], 0, 30, [10, 20, 30]),
         ([10], 2, 20, [10, 20, 30]),
         ([10], 1 << 30, 20, [10 + k for k in range(21)]),
@@ -154,6 +180,27 @@ def test_a_tail_shares_the_steps_of_the_streams_beside_it() -> None:
     steps = engine_steps_of([beside, with_tail(request(1, 0, [12, 22, 32]), tokens=3, tail_ms=27)])
     assert (steps.end_ns / MS).tolist() == [12 + 10 * k for k in range(9)]
     assert np.bincount(steps.step).tolist() == [2, 2, 2, 2, 2, 2, 1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("others", "ends"),
+    [
+        ([38, 47], [38, 47, 60]),
+        ([42, 53], [42, 53, 60]),
+        ([45, 48], [40, 45, 48, 60]),  # 45 is half the pace from 40 and from 50: it may be either
+        ([34, 64.9], [34, 40, 50, 64.9]),
+        ([1, 90], [1, 40, 50, 60, 90]),
+    ],
+)
+def test_a_token_of_a_tail_is_of_the_nearest_step_within_half_its_pace(others: list[float], ends: list[float]) -> None:
+    tail = with_tail(request(0, 0, [10, 20, 30]), tokens=3, tail_ms=30)
+    steps = engine_steps_of([tail, request(1, 0, others)])
+    assert sorted({*(steps.end_ns / MS).tolist()} - {10, 20, 30}) == ends
+
+
+def test_a_tail_of_no_known_end_is_left_out() -> None:
+    record = with_tail(request(0, 0, [10, 20]), tokens=3, tail_ms=30)
+    assert engine_steps_of([msgspec.structs.replace(record, last_token_ns=None)]).count == 2
 
 
 @given(runs())
@@ -182,6 +229,8 @@ def test_a_stream_left_out_of_many_steps_was_preempted_and_computes_its_context_
     assert work.decode[again].tolist() == [0]
     says_none = [{"t_ns": 0.0, "preemptions": 3.0}, {"t_ns": 1e9, "preemptions": 3.0}]
     assert engine_steps_of([steady, paused], says_none).prefilling.sum() == 2
+    says_late = [{"t_ns": t_ns, "preemptions": count} for t_ns, count in ((0.0, 3.0), (1e8, 3.0), (1e9, 4.0))]
+    assert engine_steps_of([steady, paused], says_late).prefilling.sum() == 3
 
 
 def test_the_engine_says_how_much_of_the_prompts_was_cached() -> None:
@@ -190,3 +239,6 @@ def test_the_engine_says_how_much_of_the_prompts_was_cached() -> None:
     counters = engine_samples((-1, 0, 0, 0), (100, 2, 1000, 2))
     counters = [sample | {"cached_tokens": cached} for sample, cached in zip(counters, (0.0, 800.0), strict=True)]
     assert engine_steps_of([unsaid], counters).prefill.tolist() == [200, 0]
+    for missing in ("cached_tokens", "prompt_tokens"):
+        some = [{name: value for name, value in sample.items() if name != missing} for sample in counters]
+        assert engine_steps_of([unsaid], some).prefill.tolist() == [1000, 0]

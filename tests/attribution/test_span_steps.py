@@ -163,6 +163,12 @@ def test_a_phase_brings_its_part_to_the_time_that_it_is_cut_to() -> None:
     assert steps.context.tolist() == pytest.approx([115, 130, 140.25, 107.5])
 
 
+def test_a_phase_that_ends_where_the_time_begins_is_in_no_step() -> None:
+    rows = phases((0, 30, False, 3), (0, 100, False, 10), (80, 90, True, 5))
+    steps = slot_steps(rows, 30 * MS, 80 * MS, 20 * MS, np.zeros((0, 2), np.int64))
+    assert steps.request.tolist() == [1] * steps.count
+
+
 def test_a_long_prefill_is_spread_evenly_over_its_slots() -> None:
     rows = phases((1000, 1400, True, 80))
     steps = slot_steps(rows, 1050 * MS, 1350 * MS, 100 * MS, np.zeros((0, 2), np.int64))
