@@ -158,6 +158,22 @@ def overlap(edges_ns: Ints, starts_ns: Ints, ends_ns: Ints) -> tuple[Ints, Ints,
     return interval, window, common / (ends_ns - starts_ns)[interval]
 
 
+def free_time(steps: EngineSteps, edges_ns: Ints) -> Floats:
+    """Return float64[W], ns: how long no step ran in each window, of ours or of other clients."""
+    windows = max(len(edges_ns) - 1, 0)
+    step, window, share = overlap(edges_ns, steps.start_ns, steps.end_ns)
+    free_ns = np.maximum(
+        np.diff(edges_ns) - _sum_by(window, share * (steps.end_ns - steps.start_ns)[step], windows), 0.0
+    )
+    foreign = steps.foreign
+    if foreign is None:
+        return free_ns
+    if foreign.alone_ns is None:
+        return np.where(foreign_features(steps, edges_ns).any(axis=1), 0.0, free_ns)
+    interval, window, share = overlap(edges_ns, foreign.edges_ns[:-1], foreign.edges_ns[1:])
+    return np.maximum(free_ns - _sum_by(window, share * foreign.alone_ns[interval], windows), 0.0)
+
+
 def unseen_time(steps: EngineSteps, edges_ns: Ints) -> Floats:
     """Return float64[W], ns: how long in each window the work of a request in flight is unknown."""
     interval, window, share = overlap(edges_ns, steps.unseen_ns[:, 0], steps.unseen_ns[:, 1])
@@ -204,7 +220,7 @@ def fit_with_covariance(
     per_step = step_features(steps) if per_step is None else per_step
     columns = [_sum_by(window, share * column[step], len(energy_j)) for column in per_step.T]
     features = np.stack(columns, axis=1) + foreign
-    target = energy_j - (idle_w or 0.0) * np.maximum(duration_s - busy_s, 0.0)
+    target = energy_j - (idle_w or 0.0) * free_time(steps, series.t_ns) / NS_PER_S
     busy = is_busy & measured
     values, error, kept = fit_without_outliers(features, target, busy)
     r_squared = misfit = None

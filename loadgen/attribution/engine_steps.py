@@ -37,6 +37,7 @@ class ForeignLoad:
     edges_ns: int64[K+1]. members: float64[K], their streams in an average step. steps: float64[K], steps without any of
     our requests. prefill, decode: float64[K], tokens at no known instant. prefill_in_step: float64[S], prompt tokens
     that went into our steps. context: mean context of a decoded token, assumed to be the same as ours.
+    alone_ns: float64[K], time in which only they ran; None: all time, where they worked, that no step of ours covers.
     """
 
     edges_ns: Ints
@@ -46,6 +47,7 @@ class ForeignLoad:
     decode: Floats
     prefill_in_step: Floats
     context: float
+    alone_ns: Floats | None = None
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from loadgen.attribution.cost_model import (
     cost_shares,
     fit_with_covariance,
     foreign_features,
+    free_time,
     overlap,
     unseen_time,
 )
@@ -187,10 +188,7 @@ def split_energy(
     active_j = np.bincount(window, overlap_share * step_j[step], minlength=windows).astype(np.float64)
     if foreign_j is not None:
         active_j = active_j + foreign_j
-    busy_ns = np.bincount(window, overlap_share * (steps.end_ns - steps.start_ns)[step], minlength=windows)
-    free_ns = np.maximum(np.diff(series.t_ns) - busy_ns, 0.0)
-    if steps.foreign is not None:  # other clients' steps cover their windows
-        free_ns = np.where(foreign_features(steps, series.t_ns).any(axis=1), 0.0, free_ns)
+    free_ns = free_time(steps, series.t_ns)
     idle_j = (idle_w or 0.0) * free_ns / NS_PER_S
     total_j = active_j + idle_j
     used = active_j > 0

@@ -39,9 +39,11 @@ if TYPE_CHECKING:
     from loadgen.telemetry.engine_sample import EngineSample
 
 TICK_S = 1.0
-ENGINE_PERIOD_S = 1.0
-ENGINE_AWAY_PERIODS = 5
-"""An engine whose page did not answer for this many periods counts as away."""
+ENGINE_PERIOD_S = 0.25
+"""Period of reading the engine's counters, which place other clients' requests: once a second, joules of requests
+beside them came out 2.3 % wrong at the median, four times a second 0.9 %."""
+ENGINE_AWAY_S = 5.0
+"""An engine whose page did not answer for this long counts as away."""
 MAX_ENGINE_SAMPLES = 1000
 MAX_OTLP_BYTES = 4 << 20
 MAX_QUEUED_SPANS = 50_000
@@ -167,7 +169,7 @@ class Sidecar:
         now_ns, clocks = monotonic_ns(), anchor()
         report = self.sampler.report()
         state = self.poller.state if self.poller else EngineState()
-        silence_ns = ENGINE_AWAY_PERIODS * ENGINE_PERIOD_S * NS_PER_S
+        silence_ns = ENGINE_AWAY_S * NS_PER_S
         answered = state.answered_ns is not None and now_ns - state.answered_ns < silence_ns
         return SidecarPage(
             ledger=self.ledger.snapshot(now_ns),

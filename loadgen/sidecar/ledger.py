@@ -12,18 +12,19 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise, takewhile
+from itertools import islice, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
 
-from loadgen.attribution.cost_model import Coefficients, cost_shares, fit_coefficients
+from loadgen.attribution.cost_model import Coefficients, cost_shares, overlap
 from loadgen.attribution.shapley import round_to_sum, split_energy
-from loadgen.attribution.span_steps import Phases, first_token_of, output_by_interval, phases_of, slot_for, slot_steps
+from loadgen.attribution.span_steps import first_token_of, phases_of, slot_for, slot_steps
 from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries, outermost
 from loadgen.sidecar.accounts import Account, AccountKey, Accounts, OpenRequest
-from loadgen.sidecar.foreign_tokens import TokenBalance, foreign_shares, generated_tokens
+from loadgen.sidecar.foreign_energy import fit_beside_others, foreign_cost, prior_prices
+from loadgen.sidecar.foreign_tokens import EngineView, counts_at_end, engine_view, with_foreign
 from loadgen.sidecar.span_join import SpanJoin
 from loadgen.sidecar.watermark import (
     EDGE_NS,
@@ -33,7 +34,7 @@ from loadgen.sidecar.watermark import (
     give_up_ns,
     queue_length,
 )
-from loadgen.telemetry.engine_sample import EngineSample, sample_times
+from loadgen.telemetry.engine_sample import EngineSample, counter_growth, sample_times
 from loadgen.units import NS_PER_S, energy_imbalance_mj, mj_from_j, ns_from_s, s_from_ns
 
 if TYPE_CHECKING:
@@ -173,7 +174,10 @@ class Ledger:
         self._refit_ns = 0
         self._watermark_ns = 0
         self._longest_ns = 0
-        self._balance = TokenBalance()
+        self._fitted_ns = 0
+        self._at_end = False
+        """True if the engine counts a request's tokens when it ends."""
+        self._foreign_tokens = 0.0
         self._coverage: deque[tuple[int, float, float]] = deque()
         """t_ns, tokens of spans and of the engine, of each commit."""
         self.dropped: Counter[str] = Counter()
@@ -277,41 +281,63 @@ class Ledger:
     def _charge(self, pending: Mapping[str, Sequence[_EnergyPoint]], start_ns: int, end_ns: int, now_ns: int) -> None:
         """Split the pending energy of all domains over requests, idle and unattributed, in whole millijoules."""
         entries = [entry for entry in self._open.values() if entry.request.start_ns < end_ns]
-        steps, foreign = self._steps([entry.request for entry in entries], start_ns, end_ns)
+        requests = [entry.request for entry in entries]
+        for name in pending:
+            self._fit(name, end_ns, now_ns)
+        steps = self._steps(requests, start_ns, end_ns, COMMIT_ROWS)
+        if steps.foreign is not None and now_ns >= self._fitted_ns + FIRST_FIT_NS:
+            self._refit_ns = 0  # beside other clients the prices decide the total, not only the shares
+            for name in pending:
+                self._fit(name, end_ns, now_ns)
+        self._count_tokens(start_ns, end_ns)
         idle_mj = unattributed_mj = 0.0
         prefill_mj, decode_mj = np.zeros(len(entries)), np.zeros(len(entries))
         total_mj = 0
         for name, points in pending.items():
             series = self._domains[name].series(points)
-            costs = cost_shares(steps, self._fit(name, end_ns, now_ns))
-            member_mj, idle, unattributed = split_energy(series, steps, costs, self._idle_w)
-            foreign_mj = member_mj * foreign[steps.step]
-            span_mj = member_mj - foreign_mj
-            prefill_mj += np.bincount(steps.request, np.where(steps.prefilling, span_mj, 0.0), minlength=len(entries))
-            decode_mj += np.bincount(steps.request, np.where(steps.prefilling, 0.0, span_mj), minlength=len(entries))
+            prices = self._coefficients or prior_prices(series, steps, self._idle_w)
+            costs = cost_shares(steps, prices)
+            foreign_j = foreign_cost(series, steps, prices, costs, self._idle_w)
+            member_mj, idle, unattributed = split_energy(series, steps, costs, self._idle_w, foreign_j)
+            prefill_mj += np.bincount(steps.request, np.where(steps.prefilling, member_mj, 0.0), minlength=len(entries))
+            decode_mj += np.bincount(steps.request, np.where(steps.prefilling, 0.0, member_mj), minlength=len(entries))
             idle_mj += idle
-            unattributed_mj = unattributed_mj + unattributed + float(foreign_mj.sum())
+            unattributed_mj += unattributed
             total_mj += series.total_mj
             self._domains[name].committed = points[-1]
-        exact_mj = np.concatenate(([idle_mj, unattributed_mj], prefill_mj, decode_mj))
-        parts_mj = np.maximum(round_to_sum(np.maximum(exact_mj, 0.0), total_mj), 0)
-        parts_mj[1] += total_mj - int(parts_mj.sum())
+        parts_mj = whole_parts(np.concatenate(([idle_mj, unattributed_mj], prefill_mj, decode_mj)), total_mj)
         self._idle_mj += int(parts_mj[0])
         self._unattributed_mj += int(parts_mj[1])
         for entry, prefill, decode in zip(entries, *parts_mj[2:].reshape(2, -1).tolist(), strict=True):
             self._accounts.charge(entry, prefill, decode)
 
-    def _steps(self, requests: Sequence[RequestSpan], start_ns: int, end_ns: int) -> tuple[EngineSteps, Floats]:
-        """The engine's steps in [start, end] rebuilt from spans, and other clients' share of each, float64[S]."""
+    def _steps(self, requests: Sequence[RequestSpan], start_ns: int, end_ns: int, max_rows: int) -> EngineSteps:
+        """The engine's steps in [start, end] rebuilt from spans, and other clients' work by the engine's counters."""
         phases = phases_of(requests)
-        slot_ns = slot_for(phases, start_ns, end_ns, COMMIT_ROWS)
-        samples = list(self._samples)  # those inside [start, end], and the one on either side
-        times = sample_times(samples)
-        index = max(int(np.searchsorted(times, start_ns, side="right")) - 1, 0)
-        samples = samples[index : int(np.searchsorted(times, end_ns, side="left")) + 1]
+        times = sample_times(self._samples)  # those inside [start, end], and the one on either side
+        first = max(int(np.searchsorted(times, start_ns, side="right")) - 1, 0)
+        samples = list(islice(self._samples, first, int(np.searchsorted(times, end_ns, side="left")) + 1))
         unseen_ns = self._unseen(requests, samples)
-        steps = slot_steps(phases, start_ns, end_ns, slot_ns, unseen_ns)
-        return steps, self._foreign(steps, phases, samples, start_ns, end_ns)
+        steps = slot_steps(phases, start_ns, end_ns, slot_for(phases, start_ns, end_ns, max_rows), unseen_ns)
+        engine = self._engine(start_ns, end_ns)
+        return with_foreign(steps, engine, at_end=self._at_end) if engine else steps
+
+    def _engine(self, start_ns: int, end_ns: int) -> EngineView | None:
+        requests, _ = self._recent_requests(end_ns)
+        return engine_view(self._samples, requests, start_ns, end_ns, at_end=self._at_end)
+
+    def _count_tokens(self, start_ns: int, end_ns: int) -> None:
+        """Count the tokens of spans, of others and of the engine in [start, end]."""
+        if not (engine := self._engine(start_ns, end_ns)):
+            return
+        intervals, work, _ = engine
+        interval, _, share = overlap(np.array([start_ns, end_ns]), intervals.edges_ns[:-1], intervals.edges_ns[1:])
+        columns = (work.spans, work.foreign, intervals.generated)
+        spans, foreign, generated = (float((column[interval] * share).sum()) for column in columns)
+        self._foreign_tokens += foreign
+        self._coverage.append((end_ns, spans, generated))
+        while self._coverage[0][0] < end_ns - COVERAGE_NS:
+            self._coverage.popleft()
 
     def _unseen(self, requests: Sequence[RequestSpan], samples: Sequence[EngineSample]) -> Ints:
         """int64[k, 2]: intervals with a request whose work is unknown: a span without tokens, or no span at all."""
@@ -319,50 +345,33 @@ class Ledger:
         times, spans = sample_times(samples), self._span_times(samples)
         missing = np.array([queue_length(sample) for sample in samples]) > spans.covering(times, times)
         covering = spans.covering(times[:-1], times[1:])
-        for k, (earlier, later) in enumerate(pairwise(samples)):
-            if missing[k] or missing[k + 1] or (covering[k] == 0 and generated_tokens(earlier, later) > 0):
+        for k, tokens in enumerate(counter_growth(samples, "generation_tokens")):
+            if missing[k] or missing[k + 1] or (covering[k] == 0 and tokens > 0):
                 intervals.append((int(times[k]), int(times[k + 1])))
         return np.array(intervals, dtype=np.int64).reshape(-1, 2)
 
-    def _foreign(
-        self, steps: EngineSteps, phases: Phases, samples: Sequence[EngineSample], start_ns: int, end_ns: int
-    ) -> Floats:
-        """float64[S]: other clients' share of each step, from the engine's output tokens that no span reported."""
-        shares = np.zeros(steps.count)
-        if len(samples) < 2:
-            return shares
-        times = sample_times(samples)
-        edges_ns = np.concatenate(([start_ns], times[(times > start_ns) & (times < end_ns)], [end_ns]))
-        generated = np.cumsum([0.0, *(generated_tokens(earlier, later) for earlier, later in pairwise(samples))])
-        engine_tokens = np.diff(np.interp(edges_ns, times, generated)).tolist()
-        span_tokens = output_by_interval(phases, edges_ns)
-        by_interval, self._balance = foreign_shares(engine_tokens, span_tokens.tolist(), self._balance)
-        interval = np.searchsorted(edges_ns, (steps.start_ns + steps.end_ns) // 2, side="right") - 1
-        inside = (interval >= 0) & (interval < len(by_interval))
-        shares[inside] = np.array(by_interval)[interval[inside]]
-        self._coverage.append((end_ns, float(span_tokens.sum()), sum(engine_tokens)))
-        while self._coverage[0][0] < end_ns - COVERAGE_NS:
-            self._coverage.popleft()
-        return shares
+    def _fit(self, name: str, end_ns: int, now_ns: int) -> None:
+        """Fit one domain's coefficients, which stand for all: an engine's GPUs work alike.
 
-    def _fit(self, name: str, end_ns: int, now_ns: int) -> Coefficients | None:
-        """One domain's coefficients, which stand for all: they decide shares only, and an engine's GPUs work alike."""
+        The fit looks beyond what is committed: who has sent no span yet is another client to it.
+        """
         if self._coefficients and now_ns < self._refit_ns:
-            return self._coefficients
+            return
         domain = self._domains[name]
+        end_ns = max(end_ns, now_ns - ns_from_s(self._lateness.min_s))
         requests, since_ns = self._recent_requests(end_ns)
         points = [point for point in domain.points if since_ns <= point.t_ns <= end_ns]
         if len(points) < 3:
-            return self._coefficients
+            return
+        self._fitted_ns = now_ns
         self._refit_ns = now_ns + min(max(end_ns - domain.points[0].t_ns, FIRST_FIT_NS), HISTORY_NS)
-        phases = phases_of(requests)
-        slot_ns = slot_for(phases, points[0].t_ns, end_ns, FIT_ROWS)
-        steps = slot_steps(phases, points[0].t_ns, end_ns, slot_ns, np.zeros((0, 2), np.int64))
-        coefficients = fit_coefficients(domain.series(points), steps)
+        if engine := self._engine(points[0].t_ns, end_ns):
+            self._at_end = counts_at_end(engine.intervals, phases_of(requests))
+        steps = self._steps(requests, points[0].t_ns, end_ns, FIT_ROWS)
+        coefficients = fit_beside_others(domain.series(points), steps)
         self._idle_w = self._idle_w if coefficients.idle_w is None else coefficients.idle_w
-        if coefficients.r_squared is not None:
+        if coefficients.r_squared is not None and coefficients.values.any():
             self._coefficients = coefficients
-        return self._coefficients
 
     def _recent_requests(self, end_ns: int) -> tuple[list[RequestSpan], int]:
         """Requests for the fit, and the instant from which on they are all that ran."""
@@ -395,7 +404,17 @@ class Ledger:
             open_requests=len(self._open),
             lag_s=s_from_ns(now_ns - self._watermark_ns) if self._watermark_ns else 0.0,
             coverage=min(span_tokens / engine_tokens, 1.0) if engine_tokens > 0 else None,
-            foreign_tokens=round(self._balance.foreign),
+            foreign_tokens=round(self._foreign_tokens),
         )
         snapshot.check()
         return snapshot
+
+
+def whole_parts(parts_mj: Floats, total_mj: int) -> Ints:
+    """Round parts to whole millijoules that sum to the total; the second, unattributed, takes what is left over.
+
+    None is below 0, even if floating point made one so: then the others are no more than the total allows.
+    """
+    whole = np.maximum(round_to_sum(np.maximum(parts_mj, 0.0), total_mj), 0)
+    whole[1] += total_mj - int(whole.sum())
+    return whole

@@ -46,10 +46,10 @@ class SpanTimes(NamedTuple):
         times = np.array([(request.start_ns, request.end_ns) for request in requests], dtype=np.int64).reshape(-1, 2)
         return cls(np.sort(times[:, 0]), np.sort(times[:, 1]))
 
-    def covering(self, from_ns: Ints, to_ns: Ints) -> Ints:
-        """int64[k]: number of spans that touch each interval [from, to], give or take EDGE_NS."""
-        started = np.searchsorted(self.start_ns - EDGE_NS, to_ns, side="right")
-        ended = np.searchsorted(self.end_ns + EDGE_NS, from_ns, side="left")
+    def covering(self, from_ns: Ints, to_ns: Ints, edge_ns: int = EDGE_NS) -> Ints:
+        """int64[k]: number of spans that touch each interval [from, to], give or take edge_ns."""
+        started = np.searchsorted(self.start_ns - edge_ns, to_ns, side="right")
+        ended = np.searchsorted(self.end_ns + edge_ns, from_ns, side="left")
         return started - ended
 
 

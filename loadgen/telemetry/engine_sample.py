@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -35,6 +36,15 @@ def counter_values(engine: Sequence[EngineSample], name: str) -> Floats | None:
         return None
     values = np.array([0.0] * first + [sample[name] for sample in engine[first:]], dtype=np.float64)
     return values if bool((np.diff(values) >= 0).all()) else None
+
+
+def counter_growth(engine: Sequence[EngineSample], name: str) -> Floats:
+    """Return float64[len(engine) - 1]: growth of a counter between samples, 0 where it is not shown.
+
+    One that went down began at zero again: the engine restarted.
+    """
+    values = [sample.get(name, 0.0) for sample in engine]
+    return np.array([end - start if end >= start else end for start, end in pairwise(values)], dtype=np.float64)
 
 
 def computed_prompt_tokens(engine: Sequence[EngineSample]) -> Floats | None:

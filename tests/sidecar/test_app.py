@@ -52,6 +52,7 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short periods, and no tick but a test's: however long the machine stands still, no commit overtakes a span."""
     monkeypatch.setattr(edges, "TICK_S", 3600.0)
     monkeypatch.setattr(edges, "ENGINE_PERIOD_S", 0.05)
+    monkeypatch.setattr(edges, "ENGINE_AWAY_S", 0.25)
     monkeypatch.setattr(ledger, "MIN_COMMIT_NS", NS_PER_S // 5)
     monkeypatch.setattr(otlp_export, "PAUSE_S", 0.02)
 

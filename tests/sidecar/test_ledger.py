@@ -1,14 +1,10 @@
 """The live ledger: laws that hold whatever arrives, and its numbers where the true ones are known."""
 
-from types import SimpleNamespace
-
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadgen.attribution.cost_model import Coefficients
-from loadgen.attribution.span_steps import phases_of
 from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.sidecar import ledger as books
@@ -85,7 +81,7 @@ def test_energy_waits_for_its_requests_and_is_then_theirs() -> None:
     power(ledger, 10, 30, 500.0)
     looks(ledger, 10, 30, running=1, tokens=0, per_s=5)
     assert not ledger.commit(ns_from_s(14.5)), "someone is in there that nobody told of"
-    ledger.add_span(span("a", 10, 20, output=50), ns_from_s(20.1))
+    ledger.add_span(span("a", 10, 20, output=50, first_token_ns=ns_from_s(10.2)), ns_from_s(20.1))
     assert ledger.commit(ns_from_s(22))
     snapshot = ledger.snapshot(ns_from_s(22))
     assert committed_mj(snapshot) == pytest.approx(500_000 * 10, rel=0.02)
@@ -468,10 +464,11 @@ def test_a_span_without_tokens_is_unseen_from_its_start_to_its_end() -> None:
 @pytest.mark.parametrize(("points", "fits"), [(2, 0), (3, 1)])
 def test_a_fit_takes_three_points(points: int, fits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    monkeypatch.setattr(books, "fit_coefficients", lambda series, steps: made.append(series) or NO_FIT)
+    monkeypatch.setattr(books, "fit_beside_others", lambda series, steps: made.append(series) or NO_FIT)
     ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, points / 10, 100.0)
-    assert ledger._fit("gpu:0", NS_PER_S, NS_PER_S) is None, "without r squared it decides the idle power alone"
+    ledger._fit("gpu:0", NS_PER_S, NS_PER_S)
+    assert ledger._coefficients is None, "without r squared it decides the idle power alone"
     assert len(made) == fits
     assert ledger._idle_w == (55.0 if fits else None)
 
@@ -480,7 +477,7 @@ def test_the_fit_is_made_again_when_the_history_has_doubled(monkeypatch: pytest.
     fit = Coefficients(step_j=1, prefill_token_j=0, prefill_context_j=0, decode_token_j=0, decode_context_j=0,
                        idle_w=None, r_squared=0.5)  # fmt: skip
     fits = []
-    monkeypatch.setattr(books, "fit_coefficients", lambda series, steps: fits.append(series) or fit)
+    monkeypatch.setattr(books, "fit_beside_others", lambda series, steps: fits.append(series) or fit)
     ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, 30, 100.0)  # the oldest point is at 0.1 s
     made = []
@@ -523,13 +520,16 @@ def test_a_closed_request_may_cover_a_sample_an_edge_after_its_end(end_ns: int, 
     assert len(ledger._span_times([{"t_ns": first_ns}, {"t_ns": first_ns + NS_PER_S}]).end_ns) == spans
 
 
-def test_a_fit_takes_the_points_from_the_start_of_its_history_to_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("now_s", "from_s", "to_s"), [(81, 20, 80), (80, 20, 80), (90, 29, 89)])
+def test_a_fit_takes_a_minute_up_to_what_is_committed_or_exporters_had_the_shortest_time_for(
+    now_s: int, from_s: int, to_s: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     fits = []
-    monkeypatch.setattr(books, "fit_coefficients", lambda series, steps: fits.append(series) or NO_FIT)
+    monkeypatch.setattr(books, "fit_beside_others", lambda series, steps: fits.append(series) or NO_FIT)
     ledger = Ledger([GPU], lateness=LATENESS)
     ledger.add_energy([EnergySample(second * NS_PER_S, "gpu:0", float(second)) for second in range(100)])
-    ledger._fit("gpu:0", 80 * NS_PER_S, 90 * NS_PER_S)
-    assert (fits[0].t_ns[0], fits[0].t_ns[-1]) == (20 * NS_PER_S, 80 * NS_PER_S)
+    ledger._fit("gpu:0", 80 * NS_PER_S, now_s * NS_PER_S)
+    assert (fits[0].t_ns[0], fits[0].t_ns[-1]) == (from_s * NS_PER_S, to_s * NS_PER_S)
 
 
 def test_a_request_is_closed_in_the_end_though_its_meter_is_silent() -> None:
@@ -560,25 +560,6 @@ def test_energy_is_committed_to_requests_that_began_before_its_end(start_ns: int
     assert ledger._open["a"].charged is charged
 
 
-def test_a_step_has_the_foreign_share_of_the_interval_that_its_middle_is_in(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = []
-
-    def shares(engine: list[float], spans: list[float], balance: object) -> tuple[list[float], object]:
-        seen.append((engine, spans))
-        return [0.1, 0.2, 0.3], balance
-
-    monkeypatch.setattr(books, "foreign_shares", shares)
-    samples = [
-        {"t_ns": t, "generation_tokens": tokens} for t, tokens in ((50, 5.0), (200, 20.0), (300, 50.0), (500, 90.0))
-    ]
-    steps = SimpleNamespace(
-        count=6, start_ns=np.array([0, 150, 190, 210, 290, 420]), end_ns=np.array([150, 190, 210, 290, 320, 440])
-    )  # the middles are 75, 170, 200, 250, 305 and, after the end, 430
-    found = Ledger([GPU])._foreign(steps, phases_of([]), samples, 100, 400)  # type: ignore[arg-type]
-    assert found.tolist() == [0.0, 0.1, 0.2, 0.2, 0.3, 0.0]
-    assert seen == [([10.0, 30.0, 20.0], [0.0, 0.0, 0.0])], "the engine's tokens are cut at the portion's ends"
-
-
 @pytest.mark.parametrize(
     ("rows", "coverage"),
     [
@@ -603,13 +584,3 @@ def test_an_idle_engine_completes_what_exporters_had_the_shortest_time_for(sampl
     t_ns = 19 * NS_PER_S + sample_ns  # now is 20 s, and exporters have 1 s
     ledger.add_engine_sample({"t_ns": t_ns, "running": 0.0})
     assert ledger.watermark(20 * NS_PER_S) == (t_ns if complete else 15 * NS_PER_S)
-
-
-@pytest.mark.parametrize(("count", "share"), [(0, 0.0), (1, 0.0), (2, 0.5), (3, 0.5)])
-def test_two_samples_of_the_engine_tell_other_clients(
-    count: int, share: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(books, "foreign_shares", lambda engine, spans, balance: ([0.5] * len(engine), balance))
-    samples = [{"t_ns": t_ns, "generation_tokens": 0.0} for t_ns in (0, 50, 100)[:count]]
-    steps = SimpleNamespace(count=1, start_ns=np.array([10]), end_ns=np.array([20]))
-    assert Ledger([GPU])._foreign(steps, phases_of([]), samples, 0, 100).tolist() == [share]  # type: ignore[arg-type]
