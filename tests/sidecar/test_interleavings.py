@@ -149,6 +149,7 @@ def play(sent: list[Sent], engine_restarts_s: list[float], sidecar_restarts_s: l
 RESTARTS = st.lists(st.sampled_from((12.0, 40.0, 101.0, 160.0)), max_size=2, unique=True).map(sorted)
 
 
+@pytest.mark.timeout(180)
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(PHASES, st.integers(0, 2**32), RESTARTS, RESTARTS)
 def test_spanned_requests_joules_are_within_5_percent_of_the_oracle_in_every_interleaving(
