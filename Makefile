@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo results test test-engines mutants compose-smoke check fmt bench bench-attribution clean
+.PHONY: demo results test test-engines mutants compose-smoke check fmt bench bench-attribution bench-saturation clean
 
 $(VENV)/.installed: pyproject.toml hatch_build.py loadgen/client/_token_reader.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -54,6 +54,9 @@ bench-attribution: $(VENV)/.installed  ## error per request of every attribution
 	$(BIN)/python -m benchmarks.accuracy.attribution_oracle --seconds 300
 	$(BIN)/python -m benchmarks.accuracy.attribution_speed
 	$(BIN)/python -m benchmarks.instrument.sampler_cost --stand-in 1
+
+bench-saturation: $(VENV)/.installed  ## how often the verdict calls a server saturated, by load, about 5 minutes
+	$(BIN)/python -m benchmarks.accuracy.saturation
 
 clean:
 	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .compose-smoke
