@@ -1,6 +1,6 @@
 """Test attribution on a real GPU, with experiments whose result is known without a model.
 
-    python -m benchmarks.accuracy.attribution_gpu run DIR [--base-url URL] [--seconds 240] [--only NAME]
+    python -m benchmarks.accuracy.attribution_gpu run DIR [--base-url URL] [--seconds 240] [--load 1] [--only NAME]
     python -m benchmarks.accuracy.attribution_gpu analyse DIR
     python -m benchmarks.accuracy.attribution_gpu figure DIR > docs/attribution-windows.svg
 
@@ -41,12 +41,12 @@ PARTS = {"identical": 1.0, "mix": 1.0, "chat": 0.4, "code": 0.4}
 """Duration of each run as a share of --seconds."""
 
 
-def make_traces(folder: Path, seconds: float) -> None:
-    """Write the four traces into `folder`."""
+def make_traces(folder: Path, seconds: float, load: float) -> None:
+    """Write the four traces into `folder`, at `load` times the rates."""
     mix: list[TraceRequest] = []
     for seed, (kind, rps) in enumerate(RATES.items()):
         plan = build_schedule(
-            read_trace(TRACES / f"{kind}.jsonl"), seed=seed, rps=rps, arrival="poisson", duration_s=seconds
+            read_trace(TRACES / f"{kind}.jsonl"), seed=seed, rps=load * rps, arrival="poisson", duration_s=seconds
         )
         mix += [
             TraceRequest(
@@ -68,9 +68,9 @@ def make_traces(folder: Path, seconds: float) -> None:
     write_trace(folder / "identical.jsonl", bursts)
 
 
-def run(folder: Path, base_url: str, seconds: float, only: str | None) -> None:
+def run(folder: Path, base_url: str, seconds: float, load: float, only: str | None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    make_traces(folder, seconds)
+    make_traces(folder, seconds, load)
     for name in [only] if only else PARTS:
         command = ["replay", folder / f"{name}.jsonl", "--base-url", base_url, "--out", folder / name, "--ui", "none",
                    "--extra-body", '{"temperature": 0}', "--idle", 5]  # fmt: skip
@@ -219,10 +219,11 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--base-url", default="http://127.0.0.1:8000/v1")
     parser.add_argument("--seconds", type=float, default=240)
+    parser.add_argument("--load", type=float, default=1.0, help="multiple of the rates")
     parser.add_argument("--only", choices=list(PARTS))
     options = parser.parse_args()
     if options.what == "run":
-        run(options.folder, options.base_url, options.seconds, options.only)
+        run(options.folder, options.base_url, options.seconds, options.load, options.only)
     elif options.what == "figure":
         print(figure(load(options.folder / "mix")), end="")
     else:
