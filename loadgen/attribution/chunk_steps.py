@@ -193,7 +193,7 @@ def _joined(burst: Memberships, request: Memberships, begins_ns: Ints) -> Member
     begins_ns: the first chunk of each burst. All slices of a step lie within SLICED_NS.
     """
     size = np.bincount(burst, minlength=len(begins_ns))
-    previous = np.concatenate((np.full(1, -1, np.int32), burst[:-1]))
+    previous = np.roll(burst, 1)
     previous[np.concatenate(([True], request[1:] != request[:-1]))] = -1
     latest = np.full(len(begins_ns), -1, np.int32)
     np.maximum.at(latest, burst, previous)

@@ -74,7 +74,7 @@ class EnergySeries:
     @property
     def total_mj(self) -> int:
         """Known energy between the first and the last point; 0 when there are fewer than two points."""
-        return int(self.mj[-1] - self.mj[0]) if len(self) > 1 else 0
+        return int(self.mj[-1] - self.mj[0]) if len(self) else 0
 
     @property
     def unknown_ns(self) -> int:

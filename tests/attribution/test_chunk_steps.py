@@ -198,6 +198,12 @@ def test_a_token_of_a_tail_is_of_the_nearest_step_within_half_its_pace(others: l
     assert sorted({*(steps.end_ns / MS).tolist()} - {10, 20, 30}) == ends
 
 
+def test_a_tail_of_two_tokens_shares_steps_too() -> None:
+    tail = with_tail(request(0, 0, [10, 20, 30]), tokens=2, tail_ms=20)
+    steps = engine_steps_of([tail, request(1, 0, [41, 52])])
+    assert (steps.end_ns / MS).tolist() == [10, 20, 30, 41, 52]
+
+
 def test_a_tail_of_no_known_end_is_left_out() -> None:
     record = with_tail(request(0, 0, [10, 20]), tokens=3, tail_ms=30)
     assert engine_steps_of([msgspec.structs.replace(record, last_token_ns=None)]).count == 2
@@ -239,6 +245,11 @@ def test_the_engine_says_how_much_of_the_prompts_was_cached() -> None:
     counters = engine_samples((-1, 0, 0, 0), (100, 2, 1000, 2))
     counters = [sample | {"cached_tokens": cached} for sample, cached in zip(counters, (0.0, 800.0), strict=True)]
     assert engine_steps_of([unsaid], counters).prefill.tolist() == [200, 0]
+    for outside in ([4, 16], [100, 116]):  # before the first sample, at the last
+        record = msgspec.structs.replace(request(0, 0, outside, prompt=1000), cached_tokens=None)
+        late = [sample | {"t_ns": sample["t_ns"] + 6 * MS} for sample in counters]
+        late[1]["t_ns"] = 100 * MS
+        assert engine_steps_of([record], late).prefill.tolist() == [1000, 0]
     for missing in ("cached_tokens", "prompt_tokens"):
         some = [{name: value for name, value in sample.items() if name != missing} for sample in counters]
         assert engine_steps_of([unsaid], some).prefill.tolist() == [1000, 0]

@@ -255,6 +255,17 @@ def test_an_edge_inside_an_updates_slack_is_uncertain_by_both_its_steps(end_ns: 
 
 
 @pytest.mark.parametrize(
+    ("end_ns", "mj"),
+    [(40, 60.0), (55, 55.0), (95, 95.0), (99, 99.0), (100, 100.0), (104, 100.4), (105, 9.5)],
+)
+def test_an_edge_in_the_slack_of_a_large_step_is_uncertain_by_that_step(end_ns: int, mj: float) -> None:
+    """100 mJ by 100 ns +- 5, then 10 mJ by 200 ns; the first point is known to 60 ns only."""
+    series = EnergySeries("gpu:0", np.array([0, 100, 200]), np.array([0, 100, 110]), np.array([60, 5, 0]))
+    assert series.uncertainty_mj(200, 200) == 0
+    assert series.uncertainty_mj(end_ns, 200) == pytest.approx(mj)
+
+
+@pytest.mark.parametrize(
     ("start_ns", "end_ns", "points"),
     [(0, 100, [0, 100]), (1, 99, [0, 100]), (100, 200, [100, 200]), (99, 201, [0, 100, 200, 300]), (-9, 0, [0])],
 )
@@ -262,6 +273,15 @@ def test_clip_cuts_at_the_updates_around_the_interval(start_ns: int, end_ns: int
     assert STEPS.clip(start_ns, end_ns).t_ns.tolist() == points
 
 
+def test_clip_keeps_slack_and_gaps_or_their_absence() -> None:
+    cut = STEPS.clip(200, 300)
+    assert cut.slack_ns is not None and cut.slack_ns.tolist() == [5, 0]
+    assert cut.gap is not None and cut.gap.tolist() == [False, True]
+    exact = EnergySeries("gpu:0", STEPS.t_ns, STEPS.mj).clip(200, 300)
+    assert (exact.slack_ns, exact.gap) == (None, None)
+
+
 def test_the_length_of_gaps_is_unknown_and_their_energy_not_counted() -> None:
     assert (STEPS.unknown_ns, STEPS.total_mj) == (100, 40)
     assert EnergySeries("gpu:0", np.array([5]), np.array([7])).total_mj == 0
+    assert EnergySeries("gpu:0", np.array([]), np.array([])).total_mj == 0

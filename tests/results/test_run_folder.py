@@ -6,15 +6,18 @@ import os
 from contextlib import closing
 from pathlib import Path
 
+import msgspec
 import pytest
 from msgspec.structs import replace
 
+from loadgen.attribution.shapley import RequestEnergy
 from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from loadgen.results import run_folder
 from loadgen.workload.schedule import Schedule, ScheduledRequest
+from support import sample_runs
 
 PLAN = Schedule(
     tuple(
@@ -75,6 +78,13 @@ def test_the_schedule_is_on_disk_before_anything_happens(tmp_path: Path) -> None
         result = run_folder.read_run(tmp_path / "run")
     assert result.schedule == list(PLAN.requests)
     assert result.info.stopped_by is None
+
+
+def test_the_folder_keeps_the_words_of_its_requests_as_they_are(tmp_path: Path) -> None:
+    words = tmp_path / "words"
+    words.write_bytes(b'{"prompt":"\xff"}\n')
+    with closing(run_folder.RunWriter(tmp_path / "run", INFO, PLAN, words=words)):
+        assert (tmp_path / "run" / "bodies.jsonl").read_bytes() == words.read_bytes()
 
 
 def test_gzipped_lines_are_read_too(tmp_path: Path) -> None:
@@ -150,6 +160,32 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str, says: s
     (tmp_path / "run" / name).write_text(content)
     with pytest.raises(LoadgenError, match=says):
         run_folder.read_run(tmp_path / "run")
+
+
+def test_the_analysis_is_three_files_beside_the_records(tmp_path: Path) -> None:
+    result = sample_runs.run(5)
+    assert result.attribution is not None and result.summary is not None
+    run_folder.write_analysis(tmp_path, result.attribution, result.summary, "<p>J\u2044token</p>")
+    lines = (tmp_path / "attribution.jsonl").read_bytes().splitlines()
+    assert [msgspec.json.decode(line, type=RequestEnergy) for line in lines] == result.attribution.requests
+    text = (tmp_path / "summary.json").read_bytes()
+    assert msgspec.json.decode(text) == msgspec.to_builtins(result.summary)
+    assert text.startswith(b'{\n  "') and text.endswith(b"}\n")
+    assert (tmp_path / "report.html").read_text() == "<p>J\u2044token</p>"
+
+
+def test_without_energy_no_line_of_attribution_is_written(tmp_path: Path) -> None:
+    summary = sample_runs.without_energy().summary
+    assert summary is not None
+    run_folder.write_analysis(tmp_path, None, summary, "")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "summary.json"]
+
+
+def test_an_analysis_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    result = sample_runs.run(1)
+    assert result.summary is not None
+    with pytest.raises(LoadgenError, match=r"^cannot write the run folder .*: No such file or directory$"):
+        run_folder.write_analysis(tmp_path / "gone", result.attribution, result.summary, "")
 
 
 def test_not_a_run_folder(tmp_path: Path) -> None:
