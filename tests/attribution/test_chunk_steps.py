@@ -107,7 +107,7 @@ def test_a_late_reader_sees_several_steps_at_once() -> None:
     assert np.bincount(engine_steps_of(streams).step).tolist() == [3] * 7
 
 
-@pytest.mark.parametrize("slice_of", [128, 300])
+@pytest.mark.parametrize("slice_of", [100, 128, 300])
 def test_a_server_hands_on_the_outputs_of_a_step_in_slices(slice_of: int) -> None:
     """300 streams, 4 ms between the slices of a step."""
     work = engine_steps_of([request(i, 0, [10 + 40 * k + 4 * (i // slice_of) for k in range(12)]) for i in range(300)])
