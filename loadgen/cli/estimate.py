@@ -15,8 +15,9 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 @click.option(
     "--batch",
     type=_POSITIVE,
-    help="Number of requests that decode together.  [default: the run's with --measured, else the profile's largest]",
+    help="Number of requests that decode together.  [default: by --rps, else the run's, else by the trace's own rate]",
 )
+@click.option("--rps", "--request-rate", type=_POSITIVE, help="Requests per second, which give the batch.")
 @click.option("--hardware", metavar="NAME", help="GPU of the FLOPs bound.  [default: the profile's]")
 @click.option("--model", metavar="NAME", help="Model of the FLOPs bound.  [default: the profile's]")
 @click.option(
@@ -38,6 +39,7 @@ def estimate(
     trace: str,
     profile_name: str,
     batch: float | None,
+    rps: float | None,
     hardware: str | None,
     model: str | None,
     measured: Path | None,
@@ -54,30 +56,37 @@ def estimate(
     ceiling       every length rounded up to a bin edge, as arXiv 2504.17674 does
     ideal         power limit / peak rate x FLOPs
 
-    All but the ideal assume that BATCH requests are decoded together all the time.
+    All but the ideal assume that BATCH requests are decoded together all the time. A rate gives the batch, by Little's
+    law and the times that the profile measured.
     """
     import json
 
     from rich.console import Console
 
     from loadgen.energy_model.energy_profile import read_energy_profile
-    from loadgen.report.estimate_facts import comparable_run, estimate_facts, mean_decoding, measured_facts, read_shapes
+    from loadgen.report.estimate_facts import (
+        choose_batch,
+        comparable_run,
+        estimate_facts,
+        mean_decoding,
+        measured_facts,
+        read_shapes,
+    )
     from loadgen.report.estimate_terminal import print_estimate
-    from loadgen.workload.length_source import length_chunks
-    from loadgen.workload.token_bins import count_pairs
+    from loadgen.workload.length_source import count_workload
 
+    if batch is not None and rps is not None:
+        raise click.UsageError("--rps gives the batch: use --batch or --rps, not both")
     profile = read_energy_profile(profile_name)
-    pairs = count_pairs(length_chunks(trace))
+    workload = count_workload(trace)
     run = comparable_run(measured, profile) if measured else None
-    batches = [cell.batch for cell in profile.cells]
     run_batch = mean_decoding(run) if run else None
-    if batch is None:  # clamped to the measured batches; the output has both numbers
-        batch = float(max(batches)) if run_batch is None else min(max(run_batch, min(batches)), max(batches))
+    chosen, source = choose_batch(profile, workload, batch, rps, run_batch)
     shapes = read_shapes(profile, hardware, model)
     rates = {"pue": pue, "grid_intensity_g_per_kwh": grid_intensity, "price_per_kwh": price}
-    facts = estimate_facts(trace, pairs, profile, batch, shapes, rates)
+    facts = estimate_facts(trace, workload.pairs, profile, chosen, shapes, rates) | {"batch_from": source}
     if run:
-        facts["measured"] = measured_facts(run, profile, batch, shapes, str(measured)) | {"mean_decoding": run_batch}
+        facts["measured"] = measured_facts(run, profile, chosen, shapes, str(measured)) | {"mean_decoding": run_batch}
     if as_json:
         click.echo(json.dumps(facts, indent=1))
     else:

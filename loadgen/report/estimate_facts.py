@@ -10,6 +10,7 @@ import numpy as np
 
 from loadgen.energy_model.estimate import JOULES_PER_KWH, bin_shares, estimates, mean_overlap, surface
 from loadgen.energy_model.hardware import Hardware, Model, read_hardware, read_model
+from loadgen.energy_model.offered_load import offered_load
 from loadgen.errors import LoadgenError
 from loadgen.results.summarize import load_run
 from loadgen.workload.token_bins import CountedPairs, count_pairs
@@ -17,6 +18,7 @@ from loadgen.workload.token_bins import CountedPairs, count_pairs
 if TYPE_CHECKING:
     from loadgen.energy_model.energy_profile import EnergyProfile
     from loadgen.results.run_folder import RunResult
+    from loadgen.workload.length_source import CountedWorkload
 
 Shapes = tuple[Hardware | None, Model | None]
 """GPU and model of the FLOPs bound; None for one that is not known."""
@@ -40,6 +42,25 @@ def _or_none(read: Any, requested: str | None, own: str) -> Any:
         if requested is not None:
             raise
         return None
+
+
+def choose_batch(
+    profile: EnergyProfile, workload: CountedWorkload, batch: float | None, rps: float | None, run_batch: float | None
+) -> tuple[float, dict[str, Any]]:
+    """Return the batch of an estimate and where it comes from: given, by a rate, that of a run, or by the trace's rate.
+
+    Raises LoadgenError when there is none of them.
+    """
+    if batch is not None:
+        return batch, {"source": "--batch"}
+    if rps is None and run_batch is not None:  # clamped to the measured batches; the output has both numbers
+        batches = [point.batch for point in profile.cells]
+        return min(max(run_batch, min(batches)), max(batches)), {"source": "--measured"}
+    if rps is None and workload.rps is None:
+        raise LoadgenError("how busy is the engine? These lengths have no rate: give --rps, --measured RUN or --batch")
+    load = offered_load(profile, workload.pairs, rps if rps is not None else workload.rps or 0.0)
+    source = "--rps" if rps is not None else "the trace's own rate"
+    return load.batch, {"source": source} | msgspec.to_builtins(load)
 
 
 def estimate_facts(

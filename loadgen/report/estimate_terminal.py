@@ -16,7 +16,10 @@ def print_estimate(console: Console, facts: dict[str, Any]) -> None:
         f"{escape(facts['trace'])}: {facts['requests']:,} requests, {facts['input_tokens']:,} input and "
         f"{facts['output_tokens']:,} output tokens"
     )
-    console.print(f"estimate from {facts['profile']}{simulated} at batch {facts['batch']:.4g}\n")
+    console.print(f"estimate from {facts['profile']}{simulated} at batch {facts['batch']:.4g}")
+    if "batch_from" in facts:
+        console.print(f"batch: {batch_origin(facts['batch_from'])}", soft_wrap=True)
+    console.print()
     table = Table(box=None, pad_edge=False)
     extra = [name for name in ("co2e_kg", "cost") if name in facts["estimates"][0]]
     ratios = facts.get("measured", {}).get("ratios")
@@ -45,6 +48,20 @@ def print_estimate(console: Console, facts: dict[str, Any]) -> None:
     if facts["assumed"]["pue"] != 1.0 or extra:
         console.print("\nassumed: " + ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in facts["assumed"].items()))
     console.print(bins_table(facts["bins"]))
+
+
+def batch_origin(load: dict[str, Any]) -> str:
+    """Return where the batch comes from, and what its rate means for the engine."""
+    if "rps" not in load:
+        return f"from {load['source']}"
+    rate = f"{load['rps']:.4g} requests/s ({load['source']})"
+    capacity = f"{load['capacity_rps']:.4g}/s at the largest batch of the profile"
+    if load["is_beyond_capacity"]:
+        return f"{rate} is beyond the capacity of {capacity}: the queue grows without end, and that batch is used"
+    return (
+        f"{rate} at random keep {load['in_flight']:.4g} in flight by Little's law, at least one for "
+        f"{load['busy']:.0%} of the time; the capacity is {capacity}"
+    )
 
 
 def bins_table(bins: list[dict[str, Any]]) -> Table:

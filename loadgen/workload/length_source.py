@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from loadgen.files import profile_path
-from loadgen.workload.token_bins import Pairs, TokenBins, read_bins, sample_lengths
+from loadgen.workload.token_bins import CountedPairs, Pairs, TokenBins, count_pairs, read_bins, sample_lengths
 from loadgen.workload.trace_columns import iter_columns
 
 if TYPE_CHECKING:
@@ -27,6 +27,33 @@ def length_chunks(name: str) -> Iterator[Pairs]:
         yield draw_bins(path)[1]
     else:
         yield from ((c.input_tokens, c.output_tokens) for c in iter_columns(path, Counter()))
+
+
+class CountedWorkload(NamedTuple):
+    """The lengths of a workload, and the mean rate of its own arrivals; None where it has none."""
+
+    pairs: CountedPairs
+    rps: float | None
+
+
+def count_workload(name: str) -> CountedWorkload:
+    """Count the lengths of a trace in any format, or of bins; `name` as for `source_path`."""
+    path = source_path(name)
+    if path.suffix == ".json":
+        return CountedWorkload(count_pairs(length_chunks(name)), None)
+    ends_s: list[float] = []
+    requests = 0
+
+    def chunks() -> Iterator[Pairs]:
+        nonlocal requests
+        for columns in iter_columns(path, Counter()):
+            requests += len(columns)
+            ends_s[:] = [*ends_s[:1], float(columns.arrival_s[0]), float(columns.arrival_s[-1])]
+            yield columns.input_tokens, columns.output_tokens
+
+    pairs = count_pairs(chunks())
+    duration_s = ends_s[-1] - ends_s[0]
+    return CountedWorkload(pairs, (requests - 1) / duration_s if duration_s > 0 else None)
 
 
 def source_path(name: str) -> Path:

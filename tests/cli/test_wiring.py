@@ -217,7 +217,7 @@ def test_what_contradicts_itself_is_not_replayed(arguments: tuple[str, ...], mes
 
 
 def test_the_module_is_the_command() -> None:
-    command = [sys.executable, "-m", "loadgen", "estimate", "azure-2023-chat", "--json", "--profile"]
+    command = [sys.executable, "-m", "loadgen", "estimate", "azure-2023-chat", "--batch", "8", "--json", "--profile"]
     result = subprocess.run([*command, "h200-sim-llama-3.1-8b"], capture_output=True, text=True, check=True, cwd=ROOT)
     assert msgspec.json.decode(result.stdout)["profile"] == "h200-sim-llama-3.1-8b"
 
