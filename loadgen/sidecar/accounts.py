@@ -31,7 +31,9 @@ class OpenRequest:
     prefill_mj: int = 0
     decode_mj: int = 0
     charged: bool = False
-    """True once a commit included it; until then its energy is unknown, not 0."""
+    """True once a commit had steps of it; until then its energy is unknown, not 0."""
+    whole: bool = True
+    """False if part of its time was not measured, or committed before its span arrived: its energy is then unknown."""
     parts: tuple[RequestSpan, ...] = ()
     """The spans that `request` was joined from."""
 
@@ -67,7 +69,7 @@ class Account:
         self.output_tokens += request.output_tokens or 0
         self.without_input_tokens += request.input_tokens is None
         self.without_output_tokens += request.output_tokens is None
-        if entry.charged:  # else the meter was away all its time
+        if entry.charged and entry.whole:
             energy_mj = entry.prefill_mj + entry.decode_mj
             self.energy_mj += energy_mj
             self.energy.observe(j_from_mj(energy_mj), request.request_id)
@@ -85,13 +87,13 @@ class Accounts:
     """One account per pair of model and workload, bounded in number whatever clients call themselves."""
 
     def __init__(self, model: str | None = None) -> None:
-        self._model = model
-        """Model of spans that name none."""
+        self.model = model
+        """Model of spans that name none, from now on."""
         self._accounts: dict[AccountKey, Account] = {}
 
     def of(self, request: RequestSpan) -> Account:
         """The request's account, opened if there is none yet."""
-        key = (request.model or self._model or "unknown", request.workload or "unlabelled")
+        key = (request.model or self.model or "unknown", request.workload or "unlabelled")
         if (account := self._accounts.get(key)) is not None:
             return account
         if len(self._accounts) >= MAX_LABELS:

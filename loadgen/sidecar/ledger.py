@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, takewhile
+from itertools import islice, pairwise, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -39,7 +39,7 @@ from loadgen.units import NS_PER_S, energy_imbalance_mj, mj_from_j, ns_from_s, s
 
 if TYPE_CHECKING:
     from loadgen.attribution.engine_steps import EngineSteps
-    from loadgen.stats.arrays import Floats, Ints
+    from loadgen.stats.arrays import Ints
     from loadgen.telemetry.otlp_parse import RequestSpan
 
 FUTURE_NS = 2 * NS_PER_S
@@ -67,7 +67,7 @@ DROP_REASONS = {
     "malformed": "not a protobuf trace export, or times or counts that contradict themselves",
     "not_a_request": "another kind of span, an engine's start-up for example",
     "oversized": "the body that carried it was over the limit (counted once a body)",
-    "late": "its whole time was committed before it arrived",
+    "late": "its whole time was committed before it arrived, or the sidecar was not measuring yet",
     "duplicate": "the same request was reported before",
     "future": "it ends in the future: the sender's clock is wrong",
     "overflow": "more open requests than are kept",
@@ -183,11 +183,16 @@ class Ledger:
         self.dropped: Counter[str] = Counter()
         self._merged = self._partial = 0
 
+    def name_model(self, model: str) -> None:
+        """Name the model of spans that name none, from now on."""
+        self._accounts.model = model
+
     # -- in ----------------------------------------------------------------------------------------------------
 
     def add_energy(self, samples: Iterable[EnergySample]) -> None:
         for sample in samples:
             if sample.domain in self._domains:
+                self._watermark_ns = self._watermark_ns or sample.t_ns  # what was before is nobody's to commit
                 self._domains[sample.domain].add(sample)
 
     def add_engine_sample(self, sample: EngineSample) -> None:
@@ -212,9 +217,10 @@ class Ledger:
         elif len(self._open) >= MAX_OPEN:
             self.dropped["overflow"] += 1
         else:
-            self._partial += request.start_ns < self._watermark_ns
+            whole = request.start_ns >= self._watermark_ns
+            self._partial += not whole
             self._longest_ns = max(self._longest_ns, request.end_ns - request.start_ns)
-            self._join.open(request)
+            self._join.open(request).whole = whole
             self._accounts.of(request)  # shown at 0 before it grows: a counter that starts elsewhere has no rate
 
     def add_first_tokens(self, first_tokens: Iterable[tuple[bytes, int]]) -> None:
@@ -260,7 +266,8 @@ class Ledger:
         pending = {name: domain.pending(watermark_ns) for name, domain in self._domains.items()}
         pending = {name: points for name, points in pending.items() if len(points) > 1}
         if not pending:
-            self._close(now_ns - ns_from_s(self._lateness.max_s))
+            self._watermark_ns = max(self._watermark_ns, now_ns - ns_from_s(self._lateness.max_s))
+            self._close(self._watermark_ns)
             return False
         start_ns = min(points[0].t_ns for points in pending.values())
         end_ns = max(points[-1].t_ns for points in pending.values())
@@ -305,11 +312,18 @@ class Ledger:
             unattributed_mj += unattributed
             total_mj += series.total_mj
             self._domains[name].committed = points[-1]
-        parts_mj = whole_parts(np.concatenate(([idle_mj, unattributed_mj], prefill_mj, decode_mj)), total_mj)
+            for gap_start, gap_end in gaps(points):
+                for entry in entries:
+                    entry.whole &= not (entry.request.start_ns < gap_end and gap_start < entry.request.end_ns)
+        exact_mj = np.concatenate(([idle_mj, unattributed_mj], prefill_mj, decode_mj))
+        parts_mj = round_to_sum(np.maximum(exact_mj, 0.0), total_mj)
         self._idle_mj += int(parts_mj[0])
         self._unattributed_mj += int(parts_mj[1])
-        for entry, prefill, decode in zip(entries, *parts_mj[2:].reshape(2, -1).tolist(), strict=True):
-            self._accounts.charge(entry, prefill, decode)
+        with_steps = np.bincount(steps.request, minlength=len(entries)) > 0
+        shares_mj = parts_mj[2:].reshape(2, -1).tolist()
+        for entry, measured, prefill, decode in zip(entries, with_steps, *shares_mj, strict=True):
+            if measured:  # the energy of a request without tokens is unknown
+                self._accounts.charge(entry, prefill, decode)
 
     def _steps(self, requests: Sequence[RequestSpan], start_ns: int, end_ns: int, max_rows: int) -> EngineSteps:
         """The engine's steps in [start, end] rebuilt from spans, and other clients' work by the engine's counters."""
@@ -410,11 +424,6 @@ class Ledger:
         return snapshot
 
 
-def whole_parts(parts_mj: Floats, total_mj: int) -> Ints:
-    """Round parts to whole millijoules that sum to the total; the second, unattributed, takes what is left over.
-
-    None is below 0, even if floating point made one so: then the others are no more than the total allows.
-    """
-    whole = np.maximum(round_to_sum(np.maximum(parts_mj, 0.0), total_mj), 0)
-    whole[1] += total_mj - int(whole.sum())
-    return whole
+def gaps(points: Sequence[_EnergyPoint]) -> list[tuple[int, int]]:
+    """Return start and end of the windows whose energy is unknown."""
+    return [(start.t_ns, end.t_ns) for start, end in pairwise(points) if end.gap]

@@ -25,6 +25,9 @@ from loadgen.sidecar.grpc_server import start_grpc
 if TYPE_CHECKING:
     from loadgen.energy.meter import EnergyMeter
 
+ASK_S, LONGEST_ASK_S = 1.0, 30.0
+"""Pauses between questions for the engine's model: twice as long each time that it does not answer."""
+
 
 def ask_engine(url: str) -> tuple[str | None, bool]:
     """Return the engine's only model and True if it is the simulated server; (None, False) when it does not say."""
@@ -35,6 +38,21 @@ def ask_engine(url: str) -> tuple[str | None, bool]:
         return None, False
     simulated = response.headers.get("X-Simulated") == "true"
     return (str(models[0])[:64] if len(models) == 1 else None), simulated
+
+
+async def keep_model(sidecar: Sidecar, model: str | None) -> None:
+    """Ask the engine for its model until it answers, and again after it was away or restarted, until cancelled."""
+    url, pause_s, restarts, unsure = sidecar.options.engine_url, ASK_S, 0, model is None
+    while url is not None and sidecar.options.model is None:
+        await asyncio.sleep(pause_s)
+        page = sidecar.page
+        unsure |= page.engine_up is False or page.engine_restarts != restarts
+        restarts = page.engine_restarts
+        model, _ = await asyncio.to_thread(ask_engine, url) if unsure else (None, False)
+        if model is not None:
+            sidecar.ledger.name_model(model)
+            unsure = False
+        pause_s = min(2 * pause_s, LONGEST_ASK_S) if unsure else ASK_S
 
 
 def choose_meter(options: SidecarOptions, simulated: bool) -> EnergyMeter:
@@ -67,7 +85,7 @@ async def running_sidecar(options: SidecarOptions) -> AsyncIterator[tuple[Sideca
     runner = web.AppRunner(sidecar.app(), access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     grpc_server, grpc_port = None, None
-    keeper: asyncio.Task[None] | None = None
+    keepers: list[asyncio.Task[None]] = []
     try:
         try:
             await web.TCPSite(runner, options.host, options.port, ssl_context=tls).start()
@@ -83,13 +101,14 @@ async def running_sidecar(options: SidecarOptions) -> AsyncIterator[tuple[Sideca
         sidecar.sampler.start()
         if sidecar.poller:
             sidecar.poller.start()
-        keeper = asyncio.create_task(sidecar.keep())
+        keepers = [asyncio.create_task(sidecar.keep()), asyncio.create_task(keep_model(sidecar, model))]
         host = f"[{options.host}]" if ":" in options.host else options.host
         yield sidecar, f"{'https' if tls else 'http'}://{host}:{runner.addresses[0][1]}", grpc_port
     finally:
-        if keeper:
-            keeper.cancel()
-            await asyncio.wait([keeper])
+        if keepers:
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.wait(keepers)
             await asyncio.to_thread(sidecar.sampler.stop)
             if sidecar.poller:
                 await asyncio.to_thread(sidecar.poller.stop)

@@ -88,12 +88,13 @@ class SpanJoin:
         self._set_parts(keys[0], (*parts, span))
         return "merged" if {part.client for part in parts} == {not span.client} else "added"
 
-    def open(self, span: RequestSpan) -> None:
-        """Open a request of this span alone."""
+    def open(self, span: RequestSpan) -> OpenRequest:
+        """Open a request of this span alone, and return it."""
         self._opened += 1
         key = span.key if span.key not in self._open else f"{span.key}+{self._opened}"
-        self._open[key] = OpenRequest(span)
+        self._open[key] = entry = OpenRequest(span)
         self._register(key)
+        return entry
 
     def close(self, key: str) -> OpenRequest:
         """Remove and return an open request; its names stay known."""

@@ -84,6 +84,9 @@ def test_a_request_that_no_commit_included_has_unknown_energy_not_zero() -> None
     accounts.charge(entry := OpenRequest(REQUEST), 0, 0)
     account.close(entry)
     assert account.energy.counts == in_bucket(ENERGY_BOUNDS_J, 0.1), "0 J of a request that was included is known"
+    accounts.charge(entry := OpenRequest(REQUEST, whole=False), 7, 0)
+    account.close(entry)
+    assert (account.completed, sum(account.energy.counts), account.energy_mj) == (3, 1, 0), "a part is no energy"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import aiohttp
 import grpc
@@ -29,7 +30,7 @@ from loadgen.energy.series import EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from loadgen.sidecar import app as edges
-from loadgen.sidecar import ledger
+from loadgen.sidecar import ledger, server
 from loadgen.sidecar.app import MAX_OTLP_BYTES, OPENMETRICS, Sidecar, SidecarOptions, authorized
 from loadgen.sidecar.exporter import reference
 from loadgen.sidecar.grpc_server import GRPC_METHOD
@@ -451,3 +452,59 @@ async def test_a_sender_without_a_sidecar_loses_spans_but_no_time() -> None:
         sender.add(record(0, 1, 2, 3))
     assert (sender.sent, sender.lost) == (0, 1)
     assert sender.last_error is not None and "refused" in sender.last_error
+
+
+class Answers(NamedTuple):
+    """What an engine answers in turn, and the state of its page then."""
+
+    model: str | None
+    engine_up: bool = True
+    engine_restarts: int = 0
+
+
+@pytest.mark.parametrize(
+    ("start", "answers", "names", "pauses_s"),
+    [
+        (None, [Answers(None), Answers(None), Answers("llama")], ["llama"], [1, 2, 4, 1]),
+        (None, [Answers(None, False)] * 6, [], [1, 2, 4, 8, 16, 30, 30]),
+        ("llama", [Answers("other"), Answers("other")], [], [1, 1, 1]),
+        (
+            "llama",
+            [Answers("x"), Answers("qwen", engine_restarts=1), Answers("x", engine_restarts=1)],
+            ["qwen"],
+            [1] * 4,
+        ),
+        ("llama", [Answers(None, False), Answers("qwen"), Answers("x")], ["qwen"], [1, 2, 1, 1]),
+    ],
+)
+@live
+async def test_an_engine_is_asked_for_its_model_until_it_answers_and_after_a_restart(
+    start: str | None, answers: list[Answers], names: list[str], pauses_s: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    named: list[str] = []
+    turn = iter(answers)
+    page = SimpleNamespace(engine_up=False, engine_restarts=0)
+    one = SimpleNamespace(
+        options=SidecarOptions(engine_url="http://e"), page=page, ledger=SimpleNamespace(name_model=named.append)
+    )
+    pauses: list[float] = []
+    now: list[Answers] = []
+
+    async def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if (answer := next(turn, None)) is None:
+            raise asyncio.CancelledError
+        now[:] = [answer]
+        page.engine_up, page.engine_restarts = answer.engine_up, answer.engine_restarts
+
+    monkeypatch.setattr(server.asyncio, "sleep", sleep)
+    monkeypatch.setattr(server, "ask_engine", lambda url: (now[0].model, False))
+    with pytest.raises(asyncio.CancelledError):
+        await server.keep_model(one, start)  # type: ignore[arg-type]
+    assert (named, pauses) == (names, pauses_s)
+
+
+@live
+async def test_a_model_that_the_command_line_names_is_not_asked_for() -> None:
+    options = SidecarOptions(engine_url="http://e", model="mine")
+    await server.keep_model(SimpleNamespace(options=options), "mine")  # type: ignore[arg-type]

@@ -293,12 +293,13 @@ def test_a_portion_lasts_from_the_earliest_start_of_a_domain_to_the_latest_end()
     assert snapshot.lag_s == 58.0
 
 
-def test_before_the_first_commit_nothing_lags_and_nothing_is_covered() -> None:
+def test_before_the_first_commit_all_measured_time_lags_and_nothing_is_covered() -> None:
     ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, 1, 100.0)
     assert not ledger.commit(ns_from_s(60))
     snapshot = ledger.snapshot(ns_from_s(60))
-    assert (snapshot.lag_s, snapshot.coverage, snapshot.foreign_tokens, snapshot.idle_mj) == (0.0, None, 0, 0)
+    assert (snapshot.lag_s, snapshot.coverage, snapshot.foreign_tokens, snapshot.idle_mj) == (59.9, None, 0, 0)
+    assert Ledger([GPU]).snapshot(ns_from_s(60)).lag_s == 0.0, "nothing is measured"
 
 
 def test_energy_after_the_watermark_is_pending() -> None:
@@ -550,11 +551,12 @@ def test_the_oldest_key_of_a_closed_request_is_forgotten_first(monkeypatch: pyte
     assert list(ledger._join._ended) == ["b", "c"]
 
 
-@pytest.mark.parametrize(("start_ns", "charged"), [(-1, True), (0, False), (1, False)])
-def test_energy_is_committed_to_requests_that_began_before_its_end(start_ns: int, charged: bool) -> None:
+@pytest.mark.parametrize(("after_ns", "charged"), [(-1, True), (0, False), (1, False)])
+def test_energy_is_committed_to_requests_that_began_before_its_end(after_ns: int, charged: bool) -> None:
+    start_ns = 20 * NS_PER_S + after_ns
     ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, 30, 100.0)
-    ledger.add_span(span("a", 20, 22, start_ns=20 * NS_PER_S + start_ns), ns_from_s(22))
+    ledger.add_span(span("a", 20, 22, start_ns=start_ns, prefill_ns=start_ns), ns_from_s(22))
     ledger.commit(ns_from_s(25))
     assert ledger._watermark_ns == 20 * NS_PER_S
     assert ledger._open["a"].charged is charged
@@ -584,3 +586,78 @@ def test_an_idle_engine_completes_what_exporters_had_the_shortest_time_for(sampl
     t_ns = 19 * NS_PER_S + sample_ns  # now is 20 s, and exporters have 1 s
     ledger.add_engine_sample({"t_ns": t_ns, "running": 0.0})
     assert ledger.watermark(20 * NS_PER_S) == (t_ns if complete else 15 * NS_PER_S)
+
+
+@pytest.mark.parametrize(("end_s", "reason"), [(9.9, "late"), (10.0, "late"), (10.1, None)])
+def test_a_span_that_ended_before_anything_was_measured_is_late(end_s: float, reason: str | None) -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    ledger.add_energy([EnergySample(ns_from_s(10), "gpu:0", 0.0), EnergySample(ns_from_s(11), "gpu:0", 50.0)])
+    ledger.add_span(span("a", 5, end_s), ns_from_s(12))
+    snapshot = ledger.snapshot(ns_from_s(12))
+    assert {name for name, number in snapshot.dropped.items() if number} == ({reason} if reason else set())
+    assert (snapshot.partial, snapshot.open_requests) == ((0, 0) if reason else (1, 1))
+
+
+def test_a_span_is_late_once_its_time_was_given_up_without_a_meter() -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    ledger.add_span(span("a", 10, 20), ns_from_s(20))
+    ledger.commit(ns_from_s(200))
+    ledger.add_span(span("b", 10, 15), ns_from_s(200))
+    assert ledger.snapshot(ns_from_s(200)).dropped["late"] == 1
+    assert [request.key for request in ledger._closed] == ["a"], "closed requests stay in the order of their ends"
+
+
+@pytest.mark.parametrize(
+    ("request_span", "known"),
+    [
+        (span("a", 12, 18), True),
+        (span("a", 12, 18, output=None), False),  # of no step
+        (span("a", 12, 18, output=0, ok=False), False),
+        (span("a", 5, 18), False),  # began before the meter did
+        (span("a", 20, 27), False),  # through a restart of the counter
+        (span("a", 24, 29), True),  # after it
+    ],
+)
+def test_a_request_that_was_not_measured_whole_has_unknown_joules_not_zero(
+    request_span: RequestSpan, known: bool
+) -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    joules = power(ledger, 10, 21, 300.0)
+    ledger.add_energy([EnergySample(ns_from_s(24), "gpu:0", joules, gap=True)])
+    power(ledger, 24, 40, 300.0, joules)
+    ledger.add_span(request_span, request_span.end_ns)
+    ledger.commit(ns_from_s(60))
+    account = ledger.snapshot(ns_from_s(60)).accounts["m", "chat"]
+    assert account.completed + account.failed == 1
+    assert sum(account.energy.counts) == known
+    assert (account.energy_mj > 0) == known
+
+
+def test_energy_until_the_first_token_is_prefill_and_after_it_decode() -> None:
+    """300 W throughout, alone: a fifth of ten seconds is prefill, and the parts sum to the whole."""
+    ledger = Ledger([GPU], lateness=LATENESS)
+    power(ledger, 9.9, 30, 300.0)
+    ledger.add_span(span("a", 10, 20, first_token_ns=ns_from_s(12)), ns_from_s(20))
+    ledger.commit(ns_from_s(50))
+    account = ledger.snapshot(ns_from_s(50)).accounts["m", "chat"]
+    assert account.prefill_mj == pytest.approx(600_000, rel=0.02)
+    assert account.decode_mj == pytest.approx(2_400_000, rel=0.02)
+    assert account.energy_mj == account.prefill_mj + account.decode_mj
+
+
+def test_a_model_that_becomes_known_names_the_requests_from_then_on() -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    power(ledger, 0, 40, 100.0)
+    ledger.add_span(span("a", 2, 4, model=None), ns_from_s(5))
+    ledger.commit(ns_from_s(12))
+    ledger.name_model("llama")
+    ledger.add_span(span("b", 10, 14, model=None), ns_from_s(15))
+    ledger.add_span(span("c", 10, 14, model="own"), ns_from_s(15))
+    ledger.commit(ns_from_s(40))
+    accounts = ledger.snapshot(ns_from_s(40)).accounts
+    assert {model: account.completed for (model, _), account in accounts.items()} == {
+        "unknown": 1,
+        "llama": 1,
+        "own": 1,
+    }
+    assert all(account.energy_mj > 0 for account in accounts.values())
