@@ -4,9 +4,10 @@ A server that keeps up leaves no more requests waiting at the end of the load th
 does not leaves ever more: their number grows until the load ends. Three things together are called saturation:
 
 1. The number of waiting requests grows. The time from the first to the last request sent is cut into 20 equal blocks
-   (fewer when there are few requests), and over the last blocks, 8 or more, the mean growth per block is above 0 by
-   Student's one-sided t at 2.5 %: the method of batch means (Law and Kelton, Simulation Modeling and Analysis, 9.5.3).
-   A burst is one block of much growth beside others of little, which makes the standard error large.
+   (fewer when there are few requests). From the mean number in each block to that in the next, over the last 8 growths
+   or more, the mean growth is above 0 by Student's one-sided t at 1 %: the method of batch means (Law and Kelton,
+   Simulation Modeling and Analysis, 9.5.3). A burst is one block of much growth beside others of little, which makes
+   the standard error large.
 2. It grows by 10 requests or more.
 3. Requests wait longer: the median wait of the last tenth of these requests is at least twice that of the first tenth.
    While a server fills up, requests in flight become more and none waits longer.
@@ -31,7 +32,6 @@ import numpy as np
 
 from loadgen.results.summary import Saturation, ServerLoad, Stage
 from loadgen.results.verdict import Check
-from loadgen.stats.intervals import t95
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -44,8 +44,12 @@ MIN_REQUESTS = 40
 _BLOCKS = 20
 _REQUESTS_PER_BLOCK = 4
 _MIN_BLOCKS = 8
+_LOOKS = 10
+"""Instants of a block at which waiting requests are counted: an engine takes them in groups, at its steps."""
 _MIN_GROWTH = 10
 _MIN_SLOWDOWN = {"begun": 2.0, "answered": 3.0}
+_T99 = (2.998, 2.896, 2.821, 2.764, 2.718, 2.681, 2.650, 2.624, 2.602, 2.583, 2.567, 2.552)
+"""99 % quantiles of Student's t with 7 to 18 degrees of freedom."""
 
 
 def server_load(result: RunResult, start_ns: int) -> ServerLoad | None:
@@ -86,12 +90,13 @@ def find_saturation(sent_s: Floats, left_s: Floats, until: Stage) -> Saturation 
     if count < MIN_REQUESTS or last_s <= sent_s[0]:
         return None
     blocks = min(_BLOCKS, count // _REQUESTS_PER_BLOCK)
-    edges_s = np.linspace(sent_s[0], last_s, blocks + 1)
+    instants_s = np.linspace(sent_s[0], last_s, _LOOKS * blocks + 1)[1:]
     left_sorted_s = np.sort(left_s)
-    waiting = _counted(sent_s, edges_s) - _counted(left_sorted_s, edges_s)
-    if not any(_grows(np.diff(waiting[start:])) for start in range(blocks - _MIN_BLOCKS + 1)):
+    waiting = _counted(sent_s, instants_s) - _counted(left_sorted_s, instants_s)
+    means = waiting.reshape(blocks, _LOOKS).mean(axis=1)
+    if not any(_grows(np.diff(means[start:])) for start in range(blocks - _MIN_BLOCKS)):
         return None
-    starts_s = sent_s[sent_s <= edges_s[-_MIN_BLOCKS - 1]]
+    starts_s = sent_s[sent_s <= instants_s[-_LOOKS * _MIN_BLOCKS]]
     already_sent, already_left = np.arange(len(starts_s)), _counted(left_sorted_s, starts_s)
     growths = waiting[-1] - (already_sent - already_left)
     passed = (count - already_sent) + (count - waiting[-1] - already_left)
@@ -115,9 +120,9 @@ def find_saturation(sent_s: Floats, left_s: Floats, until: Stage) -> Saturation 
 
 
 def _grows(growth: Floats) -> bool:
-    """Return whether the mean of these blocks is above 0 by Student's one-sided t at 2.5 %."""
+    """Return whether the mean of these blocks is above 0 by Student's one-sided t at 1 %."""
     standard_error = float(growth.std(ddof=1)) / math.sqrt(len(growth))
-    return bool(growth.mean() > t95(len(growth) - 1) * standard_error)
+    return bool(growth.mean() > _T99[len(growth) - _MIN_BLOCKS] * standard_error)
 
 
 def _counted(sorted_s: Floats, instants_s: Floats) -> Floats:
