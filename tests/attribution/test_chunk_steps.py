@@ -204,9 +204,10 @@ def test_a_tail_of_two_tokens_shares_steps_too() -> None:
     assert (steps.end_ns / MS).tolist() == [10, 20, 30, 41, 52]
 
 
-def test_a_tail_of_no_known_end_is_left_out() -> None:
+@pytest.mark.parametrize(("unknown", "steps"), [({"last_token_ns": None}, 2), ({"chunk_ns": []}, 0)])
+def test_a_tail_without_a_beginning_or_an_end_is_left_out(unknown: dict[str, object], steps: int) -> None:
     record = with_tail(request(0, 0, [10, 20]), tokens=3, tail_ms=30)
-    assert engine_steps_of([msgspec.structs.replace(record, last_token_ns=None)]).count == 2
+    assert engine_steps_of([msgspec.structs.replace(record, **unknown)]).count == steps
 
 
 @given(runs())
@@ -250,6 +251,8 @@ def test_the_engine_says_how_much_of_the_prompts_was_cached() -> None:
         late = [sample | {"t_ns": sample["t_ns"] + 6 * MS} for sample in counters]
         late[1]["t_ns"] = 100 * MS
         assert engine_steps_of([record], late).prefill.tolist() == [1000, 0]
+    still = [sample | {"cached_tokens": 0.0, "prompt_tokens": 0.0} for sample in counters]
+    assert engine_steps_of([unsaid], still).prefill.tolist() == [1000, 0]
     for missing in ("cached_tokens", "prompt_tokens"):
         some = [{name: value for name, value in sample.items() if name != missing} for sample in counters]
         assert engine_steps_of([unsaid], some).prefill.tolist() == [1000, 0]
