@@ -61,16 +61,15 @@ def test_the_time_of_slices_counts_from_the_first_of_them() -> None:
     assert np.bincount(engine_steps_of(records).step).tolist() == [2 * SLICE, SLICE]
 
 
-@pytest.mark.parametrize(("again", "sizes"), [(SLICE // 2, [1, 2 * SLICE, 1]), (3 * SLICE, [1, 2 * SLICE + 1])])
-def test_a_slice_with_a_stream_of_the_step_is_of_the_next(again: int, sizes: list[int]) -> None:
-    """A stream alone, then two slices of SLICE streams and one of a single stream: of the first slice, or a new one."""
-    alone = request_ns(0, 0, [10 * MS], prompt=1)
-    slices = [request_ns(1 + i, 0, [500 * MS + i // SLICE * 10 * MS], prompt=1) for i in range(2 * SLICE)]
-    if again < len(slices):
-        slices[again] = request_ns(1 + again, 0, [500 * MS, 520 * MS], prompt=1)
-    else:
-        slices.append(request_ns(1 + again, 0, [520 * MS], prompt=1))
-    assert np.bincount(engine_steps_of([alone, *slices]).step).tolist() == sizes
+@pytest.mark.parametrize(("again", "sizes"), [(SLICE // 2, [1, 2 * SLICE, 2]), (None, [1, 2 * SLICE + 1])])
+def test_a_slice_with_a_stream_of_the_step_is_of_the_next(again: int | None, sizes: list[int]) -> None:
+    """A stream alone, then two slices of SLICE streams, then a new stream: beside one of the first slice, or not."""
+    alone, newcomer = request_ns(0, 0, [10 * MS], prompt=1), request_ns(1 + 2 * SLICE, 0, [520 * MS], prompt=1)
+    slices = [
+        request_ns(1 + i, 0, [500 * MS + i // SLICE * 10 * MS, 520 * MS][: 1 + (i == again)], prompt=1)
+        for i in range(2 * SLICE)
+    ]
+    assert np.bincount(engine_steps_of([alone, *slices, newcomer]).step).tolist() == sizes
 
 
 @pytest.mark.parametrize(("missed", "preempted"), [(MISSED_STEPS - 1, 0), (MISSED_STEPS, 1)])
@@ -131,6 +130,12 @@ def test_a_step_starts_when_the_one_before_ends_or_when_its_first_newcomer_came(
 def test_a_moment_in_flight_is_unseen_from_the_burst_gap_on(open_ns: int, unseen: int) -> None:
     record = msgspec.structs.replace(request(0, 0, [10, 20]), finished_ns=20 * MS + open_ns)
     assert engine_steps_of([record]).unseen_ns.tolist() == [[20 * MS, 20 * MS + open_ns]][:unseen]
+
+
+@pytest.mark.parametrize("unknown", ["sent_ns", "finished_ns"])
+def test_a_request_that_was_not_sent_or_not_finished_has_no_unseen_time(unknown: str) -> None:
+    record = msgspec.structs.replace(request(0, 100, []), **{unknown: None})
+    assert engine_steps_of([record]).unseen_ns.tolist() == []
 
 
 def test_cached_prompt_tokens_are_no_prefill_work() -> None:
