@@ -29,6 +29,7 @@ MODULES = {
     "attribution/shapley": "attribution/test_shapley",
     "attribution/span_steps": "attribution/test_span_steps",
     "attribution/chunk_steps": "attribution/test_chunk_steps",
+    "attribution/chunked_prefill": "attribution/test_chunked_prefill",
     "sidecar/ledger": "sidecar/test_ledger",
     "energy/series": "energy/test_series",
     "energy/sampler": "energy/test_sampler",
