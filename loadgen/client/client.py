@@ -160,7 +160,8 @@ class Client:
         request_id: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> RequestRecord:
-        """POST `body` to `path`, read the stream to its end, and return the record, also when cancelled.
+        """POST `body` to `path`, read the stream to its end, and return the record. When cancelled, the record says so;
+        CancelledError is raised only when it is complete already.
 
         Probes and warm-up requests are in no schedule: they need a `workload` only, which names them.
         """
@@ -172,6 +173,8 @@ class Client:
             try:
                 await asyncio.wait([completed])
             except asyncio.CancelledError:
+                if completed.done():  # too late for the record to say so
+                    raise
                 self.cancel(exchange)
         return completed.result()
 

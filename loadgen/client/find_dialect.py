@@ -99,11 +99,11 @@ async def probe_once(
     async def attempt() -> RequestRecord:
         async with asyncio.timeout(next(limits_s, None)) as timer:
             record = await client.post(PATHS[endpoint], body, workload="probe")
-        if record.error != "cancelled":
-            return record
-        if timer.expired():
+        if timer.expired() and record.error == "cancelled":
             return replaced(record, error="timeout", detail=f"no end after {FIRST_ANSWER_S:g} s")
-        raise asyncio.CancelledError  # the user's Ctrl-C, which the client turns into a record
+        if (task := asyncio.current_task()) and task.cancelling():
+            raise asyncio.CancelledError  # the user's Ctrl-C, which the client turns into a record
+        return record
 
     def unready(record: RequestRecord) -> tuple[float, str]:
         if record.error is None:

@@ -98,12 +98,14 @@ class _ClosedLoop:
         self.failed: RequestRecord | None = None
         self.cached_tokens = self.input_tokens = 0
         self._workers: list[asyncio.Task[None]] = []
+        self._has_ended = False
 
     async def __aenter__(self) -> _ClosedLoop:
         self._workers = [asyncio.create_task(self._work()) for _ in range(self.key.batch)]
         return self
 
     async def __aexit__(self, *_: object) -> None:
+        self._has_ended = True  # a request that was complete at its cancellation does not raise
         for worker in self._workers:
             worker.cancel()
         await asyncio.gather(*self._workers, return_exceptions=True)
@@ -114,7 +116,7 @@ class _ClosedLoop:
 
     async def _work(self) -> None:
         sent = 0
-        while self.failed is None and sent != self.requests_per_worker:
+        while self.failed is None and not self._has_ended and sent != self.requests_per_worker:
             sent += 1
             record = await self.session.request(self.key.input, self.key.output)
             if record.error == "cancelled":

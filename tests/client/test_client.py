@@ -18,7 +18,7 @@ import pytest
 import uvloop
 
 from loadgen.client import stream
-from loadgen.client.client import Client
+from loadgen.client.client import Client, Exchange
 from loadgen.client.connection_pool import FetchedPage, is_plain
 from loadgen.client.find_model import find_model
 from loadgen.client.http1 import HTTPError
@@ -173,6 +173,8 @@ def test_a_request_that_is_cancelled_after_done_is_complete() -> None:
     async def main() -> RequestRecord:
         async with wire((*GOOD[:-1], 60.0)) as server, Client(server.url, timeout_s=None) as client:
             task = asyncio.create_task(sent(client))
+            while not server.requests:
+                await asyncio.sleep(0.01)
             await asyncio.sleep(0.1)
             task.cancel()
             return await task
@@ -652,3 +654,22 @@ def test_requests_of_no_schedule_have_ids_of_their_own() -> None:
 
     ids = re.findall(rb"(?i)x-request-id: (\S+)", b"".join(on_uvloop(main())))
     assert len(set(ids)) == len(ids) == 6
+
+
+def test_a_cancellation_is_never_lost() -> None:
+    """Cancelled in the very step in which its record is complete, a request ends the task that waits for it."""
+
+    async def main() -> None:
+        async with wire(GOOD) as server, Client(server.url, timeout_s=5) as client:
+            complete = client._complete
+
+            def complete_and_cancel(exchange: Exchange, error: BaseException | None) -> None:
+                complete(exchange, error)
+                task.cancel()
+
+            client._complete = complete_and_cancel  # type: ignore[method-assign]
+            task = asyncio.create_task(client.post("/x", b"{}", workload="chat"))
+            with pytest.raises(asyncio.CancelledError):
+                await task
+
+    on_uvloop(main())

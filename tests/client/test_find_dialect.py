@@ -1,6 +1,7 @@
 """The richest set of fields that the server accepts is used, at the cost of few requests."""
 
 import asyncio
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
 from typing import Any
@@ -12,7 +13,7 @@ from loadgen.client.find_dialect import FALLBACKS, named_in, probe_once
 from loadgen.client.openai_api import Dialect
 from loadgen.errors import LoadgenError
 from support.fake_api import Answer, FakeServer, probed, refusal
-from support.scripted_server import GOOD, wire
+from support.scripted_server import GOOD, Step, wire
 
 pytestmark = pytest.mark.usefixtures("no_pauses")
 
@@ -113,12 +114,14 @@ def test_a_request_that_fails_once_is_sent_again_with_all_its_fields(answer: Ans
     assert "is not ready" in said[0]
 
 
-def test_a_probe_that_is_cancelled_ends_at_once_without_an_error_of_the_server() -> None:
+@pytest.mark.parametrize("answer", [(60.0,), (*GOOD[:-1], 60.0)], ids=["none", "all but the end of the body"])
+def test_a_probe_that_is_cancelled_ends_at_once_without_an_error_of_the_server(answer: Sequence[Step]) -> None:
     async def main() -> None:
-        async with wire((60.0,)) as server, Client(server.url + "/v1", timeout_s=60) as client:
+        async with wire(answer) as server, Client(server.url + "/v1", timeout_s=60) as client:
             probe = asyncio.create_task(probe_once(client, "chat", b"{}", lambda line: None))
             while not server.requests:
                 await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)
             probe.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await probe
