@@ -55,7 +55,7 @@ bench-attribution: $(VENV)/.installed  ## error per request of every attribution
 	$(BIN)/python -m benchmarks.accuracy.attribution_speed
 	$(BIN)/python -m benchmarks.instrument.sampler_cost --stand-in 1
 
-bench-saturation: $(VENV)/.installed  ## how often the verdict calls a server saturated, by load, about 5 minutes
+bench-saturation: $(VENV)/.installed  ## how often the verdict calls a server saturated, by load, about 3 minutes
 	$(BIN)/python -m benchmarks.accuracy.saturation
 
 clean:
