@@ -40,8 +40,8 @@ if TYPE_CHECKING:
 
 TICK_S = 1.0
 ENGINE_PERIOD_S = 0.25
-"""Period of reading the engine's counters, which place other clients' requests: once a second, joules of requests
-beside them came out 2.3 % wrong at the median, four times a second 0.9 %."""
+"""Period of reading the engine's counters. They place other clients' requests: what began within a period and what was
+there all along look the same, so a second would be too long beside requests of a second."""
 ENGINE_AWAY_S = 5.0
 """An engine whose page did not answer for this long counts as away."""
 MAX_ENGINE_SAMPLES = 1000

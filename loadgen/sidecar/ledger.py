@@ -50,8 +50,10 @@ HISTORY_NS = 60 * NS_PER_S
 """The fit looks back this far."""
 FIT_REQUESTS = 2000
 FIRST_FIT_NS = 5 * NS_PER_S
-"""Refit when the history has doubled, at least this long and at most HISTORY_NS after the previous fit. The fit decides
-shares only."""
+"""Refit when the history has doubled, at least this long and at most HISTORY_NS after the previous fit. Without
+other clients the fit decides shares only."""
+FOREIGN_SHARE = 0.02
+"""Other clients' tokens, relative to those of spans, beyond which the fit is made again every FIRST_FIT_NS."""
 COVERAGE_NS = 300 * NS_PER_S
 """Coverage is that of committed energy this far back."""
 COMMIT_ROWS = 10_000
@@ -292,7 +294,8 @@ class Ledger:
         for name in pending:
             self._fit(name, end_ns, now_ns)
         steps = self._steps(requests, start_ns, end_ns, COMMIT_ROWS)
-        if steps.foreign is not None and now_ns >= self._fitted_ns + FIRST_FIT_NS:
+        foreign = 0.0 if steps.foreign is None else float(steps.foreign.decode.sum())
+        if foreign > FOREIGN_SHARE * float(steps.decode.sum()) and now_ns >= self._fitted_ns + FIRST_FIT_NS:
             self._refit_ns = 0  # beside other clients the prices decide the total, not only the shares
             for name in pending:
                 self._fit(name, end_ns, now_ns)

@@ -126,3 +126,9 @@ def test_a_frozen_account_does_not_change() -> None:
     assert sum(frozen.energy.counts) == sum(frozen.ttft.counts) == sum(frozen.duration.counts) == 0
     assert frozen.energy.exemplars == [None] * (len(ENERGY_BOUNDS_J) + 1)
     assert (frozen.completed, accounts.freeze()["m", "chat"].completed) == (0, 1)
+
+
+def test_a_request_is_its_own_only_part_until_others_join() -> None:
+    assert OpenRequest(REQUEST).parts == (REQUEST,)
+    other = changed(REQUEST, key="b")
+    assert OpenRequest(REQUEST, parts=(REQUEST, other)).parts == (REQUEST, other)

@@ -37,6 +37,7 @@ def test_a_short_prefill_is_one_iteration_and_a_long_one_many() -> None:
     edge_s = LONGEST_PREFILL_NS / NS_PER_S
     assert at(progress([11], [1, 1], (0, edge_s, 1)), edge_s) == [1]
     assert at(progress([11], [1, 1], (0, 0.5, 1)), 0.5, 1) == [5.5, 11]
+    assert at(progress([0, 11], [0, 1, 1], (1, 1.2, 2)), 1.1, 1.2, 1.6, 2) == [0.5, 1, 6, 11]
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,8 @@ def test_each_counter_has_its_meaning() -> None:
     assert intervals_of(computed, NO_SPANS).prompts.tolist() == [7, 7]
     part = intervals.part(1, 5)
     assert (part.edges_ns.tolist(), part.generated.tolist(), part.missing.tolist()) == ([1, 2], [3], [0, 1])
+    part = intervals.part(0, 1)
+    assert (part.edges_ns.tolist(), part.generated.tolist(), part.missing.tolist()) == ([0, 1], [4], [2, 0])
 
 
 @pytest.mark.parametrize(

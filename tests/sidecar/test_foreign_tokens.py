@@ -183,6 +183,22 @@ def test_a_view_has_the_intervals_around_a_portion_and_one_more_on_either_side(
     assert (view.intervals.edges_ns / NS_PER_S).tolist() == edges_s
 
 
+def test_a_step_across_a_sample_is_in_both_intervals_by_its_time() -> None:
+    ours = phases_of([span("a", 0.5, 1.5, 2, first_token_ns=NS_PER_S // 2)])
+    steps = slot_steps(ours, 0, 2 * NS_PER_S, 2 * NS_PER_S, np.zeros((0, 2), np.int64))
+    assert steps.count == 1
+    work = ForeignWork(np.zeros(4), np.full(4, 4.0), np.zeros(4))
+    foreign = with_foreign(steps, EngineView(Counted((9, 9, 9, 9)).intervals(), work, STEADY), at_end=False).foreign
+    assert foreign is not None and foreign.alone_ns is not None
+    assert foreign.steps.tolist() == pytest.approx([5, 5, 10, 10])
+    assert (foreign.alone_ns / NS_PER_S).tolist() == pytest.approx([0.5, 0.5, 1, 1])
+
+
+def test_two_samples_are_enough_for_a_view() -> None:
+    view = engine_view([{"t_ns": t, "generation_tokens": 5.0 * t} for t in (1, 2)], [], 1, 2, at_end=False)
+    assert view is not None and view.work.foreign.tolist() == [5]
+
+
 @pytest.mark.parametrize("samples", [[], [{"t_ns": 0, "generation_tokens": 1.0}], [{"t_ns": 0}, {"t_ns": 1}]])
 def test_an_engine_that_does_not_count_tokens_has_no_view(samples: list[dict[str, float]]) -> None:
     assert engine_view(samples, [], 0, 1, at_end=False) is None
