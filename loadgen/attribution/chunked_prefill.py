@@ -27,7 +27,7 @@ class ChunkedPrefillPrior:
 
     budgets: tuple[int, ...] = (32768, 16384, 8192, 4096, 2048, 1024, 512)
     """Tokens that one step may compute (vLLM: max_num_batched_tokens), in powers of two as operators set them."""
-    delays_ns: tuple[int, ...] = (0, 1 * NS_PER_MS, 2 * NS_PER_MS, 4 * NS_PER_MS)
+    delays_ns: tuple[int, ...] = (0, NS_PER_MS, 2 * NS_PER_MS, 4 * NS_PER_MS)
     """Delays of a request from the client's clock into the engine's queue."""
     late_steps: int = 3
     """Steps that a request may miss on top of the delay."""

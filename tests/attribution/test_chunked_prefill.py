@@ -1,5 +1,7 @@
 """Prompts are computed first come, first served, in the room beside the decodes."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -9,15 +11,18 @@ from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.chunked_prefill import (
     PRIOR,
     Candidate,
+    ChunkedPrefillPrior,
     Piece,
     PrefillQueue,
     candidates,
+    choose_candidate,
     cut_prefills,
     fill_steps,
     length_error,
     overflow,
 )
 from loadgen.attribution.engine_steps import Members
+from loadgen.units import NS_PER_MS
 from support.attribution_runs import request
 
 
@@ -44,6 +49,14 @@ def queue(prompts: list[tuple[int, int, float]], decoding: list[float]) -> Prefi
         ([(0, 0, 60), (0, 1, 90)], [0, 0], [(0, 0, 60), (1, 0, 40), (1, 1, 50)]),
         ([(0, 1, 80)], [0, 0], [(0, 1, 80)]),  # it fits in the step of its chunk: it began there
         ([(0, 0, 130)], [0, 0], [(0, 0, 130)]),  # no room, and no earlier step: it is computed there anyway
+        ([(0, 2, 150)], [40, 100, 0], [(0, 0, 60), (0, 2, 90)]),  # nothing of it in a step without room
+        ([(0, 2, 50)], [90, 90, 0], [(0, 0, 10), (0, 1, 10), (0, 2, 30)]),  # from the first step on that it fits
+        ([(0, 5, 105)], [0, 0, 0, 90, 90, 0], [(0, 3, 10), (0, 4, 10), (0, 5, 85)]),  # three steps late
+        ([(0, 6, 105)], [0, 0, 0, 0, 90, 90, 0], [(0, 5, 10), (0, 6, 95)]),  # it waited: as late as it fits
+        ([(0, 2, 80)], [0, 100, 50], [(0, 0, 80), (0, 2, 0)]),  # room before the last step only
+        ([(0, 1, 100)], [0, 0], [(0, 1, 100)]),  # it fits exactly
+        ([(0, 9, 100)], [0] * 10, [(0, 9, 100)]),
+        ([(0, 9, 180)], [0] * 10, [(0, 8, 100), (0, 9, 80)]),
     ],
 )
 def test_steps_are_filled_up_in_order_of_arrival(
@@ -88,9 +101,53 @@ def test_lengths_that_follow_from_the_tokens_leave_no_error() -> None:
     assert length_error(pieces, length + np.array([1, -1, 1, -1, 1, -1]), decoding) > 0.1
 
 
+def test_the_fit_of_lengths_holds_for_many_long_prompts() -> None:
+    """6 ms and 36 us a token: tokens and their squares differ by many orders of magnitude from the constant."""
+    tokens = np.linspace(0, PRIOR.budgets[0], PRIOR.sample)
+    pieces = [Piece(k, k, float(t)) for k, t in enumerate(tokens)]
+    length = 6e6 + 36e3 * tokens
+    assert length_error(pieces, length, np.zeros(len(tokens))) < 1e-6 * (6e6**2)
+
+
 def test_few_prompts_try_no_candidate() -> None:
     assert not list(candidates(PRIOR.min_prompts - 1))
     assert len(list(candidates(PRIOR.min_prompts))) == len(PRIOR.budgets) * len(PRIOR.delays_ns)
+    assert [delay_ns / NS_PER_MS for _, delay_ns in candidates(PRIOR.min_prompts)][:5] == [0, 1, 2, 4, 0]
+
+
+def cut_in_two(prompts: list[int]) -> PrefillQueue:
+    """Two steps for each prompt, beside ten decodes: lengths as if 90 tokens of it were computed in the first one."""
+    arrivals = queue([(20 * i, 2 * i + 1, tokens) for i, tokens in enumerate(prompts)], [10.0] * 2 * len(prompts))
+    lengths = [5.0 + tokens for prompt in prompts for tokens in (90, prompt - 90)]
+    return replace(arrivals, length=np.array(lengths))
+
+
+@pytest.mark.parametrize(
+    ("prompts", "max_overflow", "budget"),
+    [
+        ([160, 164, 172, 176], 0.05, 100),
+        ([184, 188, 196, 200], 0.05, 1000),  # 48 of 768 tokens are above the 90 that there is room for
+        ([184, 188, 196, 200], 48 / 768, 1000),
+        ([184, 188, 196, 200], 49 / 768, 100),
+    ],
+)
+def test_the_budget_is_the_one_that_explains_the_lengths_unless_the_tokens_refute_it(
+    prompts: list[int], max_overflow: float, budget: int
+) -> None:
+    prior = ChunkedPrefillPrior(budgets=(1000, 100), delays_ns=(0,), min_prompts=4, max_overflow=max_overflow)
+    assert choose_candidate(cut_in_two(prompts), prior) == Candidate(budget, 0)
+
+
+def test_of_two_budgets_that_explain_as_much_the_larger_stands() -> None:
+    prior = ChunkedPrefillPrior(budgets=(1000, 500), delays_ns=(0, 1), min_prompts=4, improvement=1.0)
+    assert choose_candidate(cut_in_two([160, 164, 172, 177]), prior) == Candidate(1000, 0)
+
+
+@pytest.mark.parametrize(("prompt", "iterations"), [(PRIOR.budgets[0] - 1, 1), (PRIOR.budgets[0], 2)])
+def test_a_step_with_more_tokens_than_the_budget_took_several_iterations(prompt: int, iterations: int) -> None:
+    """The prompt is sent after the step before began, and shares its own with a decode."""
+    steps = engine_steps_of([request(0, 0, [10, 20, 30]), request(1, 15, [20], prompt=prompt)])
+    assert steps.iterations.tolist() == [1, iterations, 1]
 
 
 @pytest.mark.parametrize("budget", [8192, 2048, 512])
