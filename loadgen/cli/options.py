@@ -1,6 +1,11 @@
 """Option types and defaults that several commands share."""
 
+import re
+from typing import Any
+
 import click
+
+from loadgen.errors import LoadgenError
 
 DEFAULT_URL = "http://localhost:8000/v1"
 POSITIVE = click.FloatRange(min=0, min_open=True, max=1e9, clamp=False)
@@ -13,3 +18,68 @@ def key_values(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) ->
     if bad := [text for text, (key, mark, _) in zip(texts, pairs, strict=True) if not mark or not key.strip()]:
         raise click.BadParameter(f"{bad[0]!r} is not KEY=VALUE")
     return {key.strip(): value for key, _, value in pairs}
+
+
+class _KeyValue(click.ParamType[tuple[str, Any]]):
+    """A pair written as KEY=VALUE, or as KEY:VALUE like in other tools."""
+
+    name = "key:value"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        key, mark, text = re.fullmatch(r"([^:=]*)([:=]?)(.*)", value, re.DOTALL).groups()  # type: ignore[union-attr]
+        if not mark or not key.strip():
+            self.fail(f"{value!r} is not KEY:VALUE", param, ctx)
+        return key.strip(), text.strip()
+
+
+class Header(_KeyValue):
+    """A header, whose name and value can be sent."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        name, text = super().convert(value, param, ctx)
+        if not re.fullmatch(r"[!#-'*+\-.0-9A-Z^-z|~]+", name):
+            self.fail(f"{name!r} is not the name of a header", param, ctx)
+        if re.search(r"[\x00-\x08\x0a-\x1f\x7f]", text):
+            self.fail(f"the value of header {name!r} holds a character that cannot be sent", param, ctx)
+        return name, text
+
+
+class LatencyLimit(_KeyValue):
+    """A limit written as METRIC:MS, in milliseconds."""
+
+    name = "metric:ms"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
+        metric, limit = super().convert(value, param, ctx)
+        if metric not in ("ttft", "tpot", "e2el"):
+            self.fail(f"{metric!r} is none of ttft, tpot, e2el", param, ctx)
+        try:
+            if float(limit) > 0:
+                return metric, float(limit)
+        except ValueError:
+            pass
+        return self.fail(f"{limit!r} is not a number of milliseconds above 0", param, ctx)
+
+
+class FailureShare(click.ParamType[str]):
+    """A limit on failed requests, written as 1% or as 5."""
+
+    name = "share|number"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        from loadgen.results.failure_limit import FailureLimit
+
+        return FailureLimit.parse(value).text
+
+
+def as_dict(_: click.Context, __: click.Parameter, pairs: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
+    return dict(pairs)
+
+
+def json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, Any]:
+    import msgspec
+
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError as err:
+        raise LoadgenError(f"--extra-body {text!r} is not a JSON object: {err}") from err

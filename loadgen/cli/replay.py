@@ -1,6 +1,5 @@
 """loadgen replay: send the requests of a trace, or of several streams, and measure them."""
 
-import re
 import sys
 from contextlib import ExitStack
 from datetime import datetime
@@ -10,76 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadgen.cli.options import DEFAULT_URL, POSITIVE
+from loadgen.cli.options import DEFAULT_URL, POSITIVE, FailureShare, Header, LatencyLimit, as_dict, json_object
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
     from loadgen.workload.schedule import Schedule
-
-
-class _KeyValue(click.ParamType[tuple[str, Any]]):
-    """A pair written as KEY=VALUE, or as KEY:VALUE like in other tools."""
-
-    name = "key:value"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        key, mark, text = re.fullmatch(r"([^:=]*)([:=]?)(.*)", value, re.DOTALL).groups()  # type: ignore[union-attr]
-        if not mark or not key.strip():
-            self.fail(f"{value!r} is not KEY:VALUE", param, ctx)
-        return key.strip(), text.strip()
-
-
-class Header(_KeyValue):
-    """A header, whose name and value can be sent."""
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
-        name, text = super().convert(value, param, ctx)
-        if not re.fullmatch(r"[!#-'*+\-.0-9A-Z^-z|~]+", name):
-            self.fail(f"{name!r} is not the name of a header", param, ctx)
-        if re.search(r"[\x00-\x08\x0a-\x1f\x7f]", text):
-            self.fail(f"the value of header {name!r} holds a character that cannot be sent", param, ctx)
-        return name, text
-
-
-class _LatencyLimit(_KeyValue):
-    """A limit written as METRIC:MS, in milliseconds."""
-
-    name = "metric:ms"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, float]:
-        metric, limit = super().convert(value, param, ctx)
-        if metric not in ("ttft", "tpot", "e2el"):
-            self.fail(f"{metric!r} is none of ttft, tpot, e2el", param, ctx)
-        try:
-            if float(limit) > 0:
-                return metric, float(limit)
-        except ValueError:
-            pass
-        return self.fail(f"{limit!r} is not a number of milliseconds above 0", param, ctx)
-
-
-class _FailureLimit(click.ParamType[str]):
-    """A limit on failed requests, written as 1% or as 5."""
-
-    name = "share|number"
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        from loadgen.results.failure_limit import FailureLimit
-
-        return FailureLimit.parse(value).text
-
-
-def _as_dict(_: click.Context, __: click.Parameter, pairs: tuple[tuple[str, Any], ...]) -> dict[str, Any]:
-    return dict(pairs)
-
-
-def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, Any]:
-    import msgspec
-
-    try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError as err:
-        raise LoadgenError(f"--extra-body {text!r} is not a JSON object: {err}") from err
+    from loadgen.workload.words import WordsFile
 
 
 @click.command()
@@ -92,6 +27,14 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
     help="A stream of the TOML file given, or of traces/mix.toml (chat, code), or a workload profile, trace or bins. "
     "Repeatable.",
 )
+@click.option(
+    "--input",
+    "input_law",
+    metavar="LENGTH",
+    help="Made-up prompts of this many tokens, instead of a trace: 512, uniform:LOW:HIGH, normal:MEAN:SD, "
+    "lognormal:MEDIAN:SIGMA or exponential:MEAN.",
+)
+@click.option("--output", "output_law", metavar="LENGTH", help="Tokens of the answers to such prompts, like --input.")
 @click.option("--rps", "--request-rate", type=POSITIVE, help="Scale the trace to a mean of this many requests/s.")
 @click.option(
     "--scale",
@@ -143,14 +86,14 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
     "headers",
     type=Header(),
     multiple=True,
-    callback=_as_dict,
+    callback=as_dict,
     help="Header of every request, NAME:VALUE or NAME=VALUE. Repeatable.",
 )
 @click.option(
     "--extra-body",
     metavar="JSON",
     default="{}",
-    callback=_json_object,
+    callback=json_object,
     help="Fields to add to the body of every request; null removes a field.",
 )
 @click.option(
@@ -184,14 +127,14 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
 )
 @click.option(
     "--goodput",
-    type=_LatencyLimit(),
+    type=LatencyLimit(),
     multiple=True,
-    callback=_as_dict,
+    callback=as_dict,
     help="Latency limit in ms: ttft:200, tpot:50 or e2el:5000. Repeatable.",
 )
 @click.option(
     "--max-failed",
-    type=_FailureLimit(),
+    type=FailureShare(),
     default="1%",
     show_default=True,
     help="Exit 1 when more requests fail: a share such as 1%, or a number of requests such as 5.",
@@ -258,6 +201,8 @@ def _json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, 
 def replay(
     trace: Path | None,
     streams: tuple[str, ...],
+    input_law: str | None,
+    output_law: str | None,
     rps: float | None,
     scale: Any,
     shape: str | None,
@@ -274,9 +219,13 @@ def replay(
 ) -> None:
     """Replay TRACE, or a TOML file of streams, against a server; measure every request's latency and joules.
 
+    TRACE is a file, of lengths or of your own prompts, or the name of a shipped trace or workload profile.
+
     \b
-    loadgen replay traces/chat.jsonl --rps 4 --serve sim
-    loadgen replay traces/code.jsonl --rps 2 --arrival poisson --duration 60 --goodput ttft:200 --goodput tpot:50
+    loadgen replay chat --rps 4 --serve sim
+    loadgen replay prompts.jsonl --rps 2 --max-tokens 500
+    loadgen replay code --rps 2 --arrival poisson --duration 60 --goodput ttft:200 --goodput tpot:50
+    loadgen replay --input lognormal:512:0.6 --output 128 --rps 10 --duration 60
     loadgen replay --stream chat:3 --stream code:1 --duration 60
 
     Exit status: 0 done; 1 the run failed: the server died, no request completed, or more failed than --max-failed;
@@ -290,24 +239,26 @@ def replay(
     from loadgen.run.interrupts import run_replay
     from loadgen.servers.launcher import served
     from loadgen.workload.arrivals import points_of
+    from loadgen.workload.length_source import source_path
     from loadgen.workload.schedule import build_schedule
-    from loadgen.workload.sources import read_source
+    from loadgen.workload.sources import open_source
     from loadgen.workload.words import WordsFile
 
     arrivals: dict[str, Any] = {"rps": rps, "arrival": arrival, "burstiness": burstiness, "scale": scale}
     limits: dict[str, Any] = {"seed": seed, "duration_s": duration, "num_requests": num_requests}
+    laws = None if input_law is output_law is None else (input_law, output_law)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="loadgen-words-")))
         words = WordsFile(stack.enter_context((folder / "bodies.jsonl").open("wb")))
-        if streams or (trace and trace.suffix == ".toml"):
-            schedule, plan = _schedule_streams(trace, streams, limits)
-        elif trace:
-            points = points_of(shape) if shape else None
-            source = read_source(trace, words, num_requests)
-            schedule = build_schedule(source, **arrivals, **limits, shape=points, stop=stop)
-            plan = {"trace": str(trace), **arrivals, **limits, "shape": shape}
+        path = source_path(str(trace)) if trace else None
+        if streams or (path and path.suffix == ".toml"):
+            schedule, plan = _schedule_streams(path, streams, limits, rps, stop, words)
         else:
-            raise LoadgenError("nothing to replay: give a TRACE, a TOML file of streams, or --stream chat:3")
+            points = points_of(shape) if shape else None
+            source = open_source(path, laws, words, arrivals, limits)
+            schedule = build_schedule(source, **arrivals, **limits, shape=points, stop=stop)
+            stated = {"input": input_law, "output": output_law} if laws else {}
+            plan = {"trace": str(trace or source.name), **stated, **arrivals, **limits, "shape": shape}
         plan |= limits | {"serve": serve, "stop": stop}
         if any(request.words for request in schedule.requests):
             options["words"] = folder / "bodies.jsonl"
@@ -335,23 +286,29 @@ def replay(
 
 
 def _schedule_streams(
-    file: Path | None, names: tuple[str, ...], limits: dict[str, Any]
+    file: Path | None,
+    names: tuple[str, ...],
+    limits: dict[str, Any],
+    rps: float | None,
+    stop: Any,
+    words: "WordsFile",
 ) -> "tuple[Schedule, dict[str, Any]]":
     """Return the schedule of several streams, and how it was made. LoadgenError for an option that each stream has."""
     import msgspec
 
-    from loadgen.workload.streams import chosen_streams, schedule_streams
+    from loadgen.workload.streams import chosen_streams, schedule_streams, share_rate
 
     context = click.get_current_context()
-    for name in ("rps", "arrival", "burstiness", "scale", "shape"):
+    for name in ("arrival", "burstiness", "scale", "shape", "input_law", "output_law"):
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            raise LoadgenError(f"--{name} is for one trace; each stream has its own in the TOML file, or NAME:RATE")
+            option = name.removesuffix("_law")
+            raise LoadgenError(f"--{option} is for one trace; each stream has its own in the TOML file")
     if file and file.suffix != ".toml":
         raise LoadgenError(f"{file} and --stream: give a trace, or streams; a trace is a stream as NAME={file}:RATE")
-    streams = chosen_streams(names, file)
+    streams = share_rate(chosen_streams(names, file), rps)
     stated = {
         name: {field: value for field, value in msgspec.to_builtins(stream).items() if value is not None}
         for name, stream in streams.items()
     }
     plan = {"trace": str(file) if file and not names else "+".join(streams), "streams": stated}
-    return schedule_streams(streams, **limits), plan
+    return schedule_streams(streams, **limits, stop=stop, words=words), plan

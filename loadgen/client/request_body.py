@@ -51,7 +51,7 @@ def message_maker(
     """
 
     @cache
-    def without_prompt(output_tokens: int | None, natural: bool) -> tuple[bytes, bytes]:
+    def without_prompt(model: str, output_tokens: int | None, natural: bool) -> tuple[bytes, bytes]:
         limit = max_tokens or output_tokens if natural else output_tokens
         fields = request_fields(model, limit, dialect, extra_body, natural=natural)
         template = _encode(fields | prompt_field(endpoint, _PROMPT))
@@ -74,7 +74,7 @@ def message_maker(
             request.text_tokens,
             request.block_tokens,
         )
-        head, tail = without_prompt(request.output_tokens, request.natural)
+        head, tail = without_prompt(request.model or model, request.output_tokens, request.natural)
         return Message(PATHS[endpoint], head + _encode(prompt) + tail)
 
     return message
@@ -98,12 +98,12 @@ def worded_message(
     own = {name: msgspec.json.decode(fields[name]) for name in ROUTING & fields.keys()}
     headers = own.get("headers", {})
     path = PATHS[request.words.endpoint or endpoint]
-    streaming: dict[str, Any] = {"model": own.get("model", model), "stream": True}
+    streaming: dict[str, Any] = {"model": request.model or model, "stream": True}
     if dialect.include_usage:
         streaming["stream_options"] = {"include_usage": True}
     if (given := fields.get("body")) is not None:
         return Message(path, _encode(msgspec.json.decode(given, type=dict[str, msgspec.Raw]) | streaming), headers)
     limit = own.get("max_tokens", max_tokens) if request.natural else request.output_tokens
-    generated = request_fields(own.get("model", model), limit, dialect, extra_body, natural=request.natural)
+    generated = request_fields(request.model or model, limit, dialect, extra_body, natural=request.natural)
     words = {name: value for name, value in fields.items() if name not in ROUTING and name != "answer"}
     return Message(path, _encode(generated | words), headers)

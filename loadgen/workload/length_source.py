@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator
+from difflib import get_close_matches
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from loadgen.files import profile_path
+from loadgen.errors import LoadgenError
+from loadgen.files import data_dir
 from loadgen.workload.token_bins import CountedPairs, Pairs, TokenBins, count_pairs, read_bins, sample_lengths
 from loadgen.workload.trace_columns import iter_columns
 
@@ -57,11 +59,31 @@ def count_workload(name: str) -> CountedWorkload:
 
 
 def source_path(name: str) -> Path:
-    """Return the path of a file, or of the bins of that name in profiles/workloads. Bins have the suffix .json."""
-    path = Path(name)
-    if path.name == name and not path.suffix and not path.exists():
-        return profile_path("workloads", name, "json")
+    """Return the path of a file, or that of the shipped trace or workload profile of that name, from any folder.
+
+    Profiles are bins, and have the suffix .json. LoadgenError for a name that is neither; a path is not looked at.
+    """
+    path, shipped = Path(name), shipped_sources()
+    if path.is_file():
+        return path
+    if name in shipped:
+        return shipped[name]
+    if path.exists() or path.is_absolute():
+        return path
+    near = get_close_matches(path.name.split(".")[0], shipped, 3)
+    hint = f"did you mean {' or '.join(near)}?" if near else f"there are: {', '.join(shipped)}"
+    if path.name == name and not path.suffix:
+        raise LoadgenError(f"no file, trace or workload called {name!r}; {hint}")
+    if near:
+        raise LoadgenError(f"cannot read {path}: there is no such file; of the shipped sources, {hint}")
     return path
+
+
+def shipped_sources() -> dict[str, Path]:
+    """Return the traces and the workload profiles of the package by name."""
+    profiles = sorted((data_dir("profiles") / "workloads").glob("*.json"))
+    traces = sorted(path for path in data_dir("traces").iterdir() if path.suffix in (".jsonl", ".toml"))
+    return {path.stem: path for path in (*traces, *profiles)}
 
 
 def draw_bins(path: Path) -> tuple[TokenBins, Pairs]:

@@ -30,7 +30,7 @@ Scale = Literal["compress", "thin", "superpose"]
 
 
 Stop = Literal["auto", "length", "natural"]
-"""Where answers end: at the requested length, or where the model ends them. auto: at the requested length if the trace
+"""The ends of answers: at the requested length, or where the model ends them. auto: at the requested length if the trace
 requests one."""
 
 
@@ -58,7 +58,7 @@ class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     offset_ns: int
     workload: str
     input_tokens: int | None
-    """None: known only when the server has counted them."""
+    """Unknown, None, until the server has counted them."""
     output_tokens: int | None
     """Requested tokens; with `natural`, those of the recorded answer, or None where there is none."""
     session_id: str | None = None
@@ -74,6 +74,8 @@ class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The prompt opens with the first `text_tokens` tokens of text `text_id`, which is endless. The turns of a session
     consist of such text only, so that a prompt contains the whole previous one. The blocks of `prefix_ids` follow, then
     unique text."""
+    model: str | None = None
+    """The model that is requested; None: the run's."""
     words: WordsRef | None = None
     """The request's own words. None: its prompt is made up."""
     natural: bool = False
@@ -155,6 +157,7 @@ def build_schedule(
             session_id=request.session_id,
             prefix_ids=request.prefix_ids,
             block_size=block_size_of(request),
+            model=request.model,
             words=request.words,
             natural=ends_naturally(request, stop),
         )

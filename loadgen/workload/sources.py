@@ -1,28 +1,66 @@
-"""Sources of requests: a trace of lengths or of words, by its path or by the name of a shipped one."""
+"""Sources of requests: a trace of lengths or of words, bins, or laws that lengths are drawn from."""
 
 from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import msgspec
+import numpy as np
 
-from loadgen.workload.trace import Trace, check_rereadable, file_sha256, numbered_lines, opened, read_trace
+from loadgen.errors import LoadgenError
+from loadgen.workload.length_laws import POOL, drawn_trace
+from loadgen.workload.token_bins import bins_trace, is_bins, read_bins
+from loadgen.workload.trace import Trace, nonempty_in_order, numbered_lines, opened, parse_jsonl
 from loadgen.workload.worded_trace import is_worded, read_worded, worded_fields
 from loadgen.workload.words import MAX_WORDS_BYTES
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from loadgen.workload.words import WordsFile
 
 
+def open_source(
+    path: Path | None,
+    laws: tuple[str | None, str | None] | None,
+    words: WordsFile,
+    arrivals: Mapping[str, Any],
+    limits: Mapping[str, Any],
+) -> Trace:
+    """Return the requests of a trace or of bins, or of lengths drawn from the (input, output) laws, as replay's options
+    state them. `arrivals` and `limits` are those of the schedule."""
+    if (path is None) == (laws is None):
+        raise LoadgenError(
+            "nothing to replay: give a TRACE, --input and --output, a TOML file of streams, or --stream chat:3"
+            if path is None
+            else f"{path} and --input: give a trace, or lengths"
+        )
+    if path is not None and not is_bins(path):
+        # Its mean rate, and what is thinned or added, depend on all requests of a trace.
+        is_prefix = arrivals["scale"] == "compress" and (arrivals["rps"] is not None or arrivals["arrival"] == "trace")
+        return read_source(path, words, limits["num_requests"] if is_prefix else None)
+    if limits["duration_s"] is None and limits["num_requests"] is None:
+        raise LoadgenError("drawn lengths have no end; say one with --duration or --num-requests")
+    count = max(POOL, limits["num_requests"] or 0)
+    rng = np.random.default_rng([limits["seed"], 1])
+    if path is not None:
+        return bins_trace(read_bins(path), count, rng)
+    input_law, output_law = laws or (None, None)
+    if input_law is None or output_law is None:
+        raise LoadgenError("--input and --output: give both, the lengths of prompts and of answers")
+    return drawn_trace("lengths", input_law, output_law, count, rng)
+
+
 def read_source(path: Path, words: WordsFile, limit: int | None = None) -> Trace:
-    """Read a trace of lengths, or the first `limit` requests of one with words, which are stored in `words`."""
-    check_rereadable(path)
+    """Read a trace of lengths, or one with words, which are stored in `words`; at most its first `limit` requests.
+
+    The file is read once, so that it may be a pipe.
+    """
     with opened(path) as file:
         lines = numbered_lines(path, file, max_bytes=MAX_WORDS_BYTES)
         header = next(lines, None)
         if header is not None and is_worded(header[1]):
-            trace = read_worded(path, worded_fields(path, chain([header], lines)), words, limit)
-            return msgspec.structs.replace(trace, sha256=file_sha256(path))
-    return read_trace(path)
+            return read_worded(path, worded_fields(path, chain([header], lines)), words, limit)
+        rows = parse_jsonl(path, chain([header] if header else [], lines))
+        return Trace(path.name.split(".")[0], tuple(nonempty_in_order(path, rows)), "")

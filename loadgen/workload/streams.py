@@ -13,7 +13,9 @@ from loadgen.errors import LoadgenError
 from loadgen.files import data_dir, profile_path
 from loadgen.record import SLO_METRICS
 from loadgen.units import NS_PER_S
-from loadgen.workload import arrivals, token_bins
+from loadgen.workload import arrivals
+from loadgen.workload.length_laws import POOL, drawn_trace
+from loadgen.workload.length_source import shipped_sources, source_path
 from loadgen.workload.schedule import (
     Arrival,
     ArrivalSpec,
@@ -31,21 +33,28 @@ from loadgen.workload.schedule import (
     truncated,
 )
 from loadgen.workload.sessions import group_sessions, text_numbers, think_times_ns
+from loadgen.workload.sources import read_source
+from loadgen.workload.token_bins import bins_trace, is_bins, read_bins
 from loadgen.workload.trace import Trace, TraceRequest, read_trace
-
-POOL = 10_000
-"""Requests drawn from bins for a stream: enough to thread sessions through, and to give each bin its share."""
+from loadgen.workload.words import WordsFile
 
 
 class Stream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """One table of a file of streams."""
 
     trace: str | None = None
-    """Path of a trace; give this or `bins`."""
+    """Path of a trace, of lengths or of words; or the name of a shipped one."""
     bins: str | None = None
     """Token bins: a name in profiles/workloads, or a path."""
+    input: int | str | None = None
+    output: int | str | None = None
+    """Laws of the lengths of prompts and answers, see `length_laws`: give both, or a trace, or bins."""
+    model: str | None = None
+    """The model that is requested. Default: the run's. A trace's own comes first."""
     rps: float | None = None
     """Mean requests/s. Default: the trace's own."""
+    weight: float | None = None
+    """Share of the run's rate, in proportion to the weights of the others; in place of `rps`."""
     arrival: Arrival | None = None
     """Arrival process of requests, or of sessions if there are any. Default: the trace's own, or poisson for bins."""
     burstiness: float = 1.0
@@ -95,7 +104,9 @@ def read_streams(path: Path) -> Streams:
             raise LoadgenError(f"{path}: stream {name}: {fault}")
     resolved: Streams = {}
     for name, stream in streams.items():
-        trace = None if stream.trace is None else str(path.parent / stream.trace)
+        trace = stream.trace
+        if trace and ((path.parent / trace).is_file() or trace not in shipped_sources()):
+            trace = str(path.parent / trace)
         bins = path.parent / stream.bins if stream.bins else None
         local_bins = str(bins) if bins and bins.is_file() else stream.bins
         resolved[name] = msgspec.structs.replace(stream, trace=trace, bins=local_bins)
@@ -104,24 +115,26 @@ def read_streams(path: Path) -> Streams:
 
 def stream_fault(stream: Stream) -> str | None:
     """Return what makes the table invalid, None if nothing does."""
-    positive = {"rps": stream.rps, "burstiness": stream.burstiness, "files": stream.files}
+    positive = {"rps": stream.rps, "weight": stream.weight, "burstiness": stream.burstiness, "files": stream.files}
     for name, value in positive.items():
         if value is not None and not (math.isfinite(value) and value > 0):
             return f"{name} {value}: expected a number above 0"
-    if (stream.trace is None) == (stream.bins is None):
-        return "expected a trace, or bins, and not both"
-    if stream.rps is not None and stream.shape is not None:
-        return "rps and shape: expected one of them"
+    if (stream.input is None) != (stream.output is None):
+        return "input and output: expected both of them"
+    if (stream.trace, stream.bins, stream.input).count(None) != 2:
+        return "expected one of a trace, bins, or input and output"
+    if (stream.rps, stream.shape, stream.weight).count(None) < 2:
+        return "rps, weight and shape: expected one of them"
     if isinstance(stream.turns, float | int) and not (math.isfinite(stream.turns) and stream.turns >= 1):
         return f"turns {stream.turns}: expected a mean of 1 or more"
-    if stream.turns == "trace" and stream.bins is not None:
-        return 'turns = "trace": bins have no sessions; say a mean number of turns'
+    if stream.turns == "trace" and stream.trace is None:
+        return 'turns = "trace": bins and laws have no sessions; say a mean number of turns'
     if stream.turns is not None and stream.think is None:
         return 'turns without think: say how long a user thinks, such as think = "lognormal:10:1" (seconds)'
     if stream.turns is not None and stream.files is not None:
         return "turns and files: expected one of them"
-    if stream.bins is not None and stream.arrival == "trace":
-        return 'arrival = "trace": bins have no arrivals of their own'
+    if stream.trace is None and stream.arrival == "trace":
+        return 'arrival = "trace": bins and laws have no arrivals of their own'
     if not 0 <= stream.shared <= 1 or not 0 <= stream.popularity < math.inf:
         return "expected shared from 0 to 1, and popularity of 0 or more"
     if invalid := [f"{name}: {limit:g}" for name, limit in stream.goodput.items()
@@ -167,32 +180,54 @@ def _parse_choice(text: str, named: Streams) -> tuple[str, Stream]:
     stream = named.get(name) if not equals else None
     if stream is None:
         source = source or name
-        if not Path(source).is_file():
-            try:
-                profile_path("workloads", source, "json")
-            except LoadgenError as err:
-                raise LoadgenError(
-                    f"--stream {text}: no stream, file or workload {source!r}; streams: {', '.join(named)}; {err}"
-                ) from err
-        is_trace = Path(source).is_file() and Path(source).suffix != ".json"
-        stream = Stream(trace=source) if is_trace else Stream(bins=source)
+        try:
+            path = source_path(source)
+        except LoadgenError as err:
+            raise LoadgenError(f"--stream {text}: {err}; streams: {', '.join(named)}") from err
+        stream = Stream(bins=source) if is_bins(path) else Stream(trace=source)
         name = Path(name).name.split(".")[0]
     if rps is not None:
-        stream = msgspec.structs.replace(stream, rps=rps, shape=None)
+        stream = msgspec.structs.replace(stream, rps=rps, shape=None, weight=None)
     return name, stream
+
+
+def share_rate(streams: Streams, rps: float | None) -> Streams:
+    """Return the streams with the rates that their weights give them of `rps`, the run's; without it, as they are."""
+    weighted = [name for name, stream in streams.items() if stream.weight is not None]
+    if rps is None:
+        if weighted:
+            raise LoadgenError(f"stream {weighted[0]} has a weight, its share of the run's rate: give that with --rps")
+        return streams
+    if len(weighted) < len(streams):
+        name = next(name for name in streams if name not in weighted)
+        raise LoadgenError(f"--rps is shared out by weight, and stream {name} has none; or give each stream its rate")
+    total = sum(stream.weight or 0.0 for stream in streams.values())
+    return {
+        name: msgspec.structs.replace(stream, rps=rps * (stream.weight or 0.0) / total, weight=None)
+        for name, stream in streams.items()
+    }
 
 
 # -- schedule ---------------------------------------------------------------------------------------------------------
 
 
 def schedule_streams(
-    streams: Streams, *, seed: int, duration_s: float | None, num_requests: int | None, stop: Stop = "auto"
+    streams: Streams,
+    *,
+    seed: int,
+    duration_s: float | None,
+    num_requests: int | None,
+    stop: Stop = "auto",
+    words: WordsFile | None = None,
 ) -> Schedule:
     """Schedule all streams together. Arrivals and lengths of a stream depend on itself and its seed, not on the others.
 
-    `duration_s` ends the arrivals; `num_requests` keeps the first requests of the merged schedule.
+    `duration_s` ends the arrivals; `num_requests` keeps the first requests of the merged schedule. `words` stores the
+    words of the requests that have their own.
     """
-    parts = [schedule_stream(name, stream, seed, duration_s, num_requests, stop) for name, stream in streams.items()]
+    parts = [
+        schedule_stream(name, stream, seed, duration_s, num_requests, stop, words) for name, stream in streams.items()
+    ]
     merged = merged_schedule(parts, seed)
     return merged if num_requests is None else truncated(merged, num_requests)
 
@@ -204,19 +239,22 @@ def schedule_stream(
     duration_s: float | None,
     num_requests: int | None,
     stop: Stop = "auto",
+    words: WordsFile | None = None,
 ) -> Schedule:
     """Schedule one stream: sessions that come by its arrival process, and their turns."""
-    if stream.bins is not None and stream.shape is None and duration_s is None and num_requests is None:
-        raise LoadgenError(f"stream {name}: bins have no end; say one with --duration or --num-requests")
+    if stream.trace is None and stream.shape is None and duration_s is None and num_requests is None:
+        raise LoadgenError(f"stream {name}: bins and laws have no end; say one with --duration or --num-requests")
     own_seed = seed if stream.seed is None else stream.seed
     # Three generators, so that a stream's lengths do not depend on how many arrivals or turns it draws.
     rng_lengths, rng_arrivals, rng_turns = (np.random.default_rng([own_seed, stable_hash63(name), k]) for k in range(3))
-    source = _read_source(name, stream, rng_lengths)
+    source = _read_source(name, stream, rng_lengths, words)
     sessions = group_sessions(name, source.requests, stream.turns, rng_turns)
-    starts = Trace(name, tuple(turns[0] for turns in sessions), "")
+    starts = Trace(name, tuple(turns[0] for turns in sessions), "", source.timed)
     # Sessions are rarer than requests by their mean turns.
     mean_turns = len(source.requests) / len(sessions)
-    process = stream.arrival or ("trace" if stream.bins is None else "poisson")
+    process = stream.arrival or "trace"
+    if process == "trace" and not source.timed:
+        process = "poisson"
     shape = [(second, rps / mean_turns) for second, rps in arrivals.points_of(stream.shape)] if stream.shape else None
     rps = stream.rps if process == "trace" or stream.rps is not None else source.mean_rps
     spec = ArrivalSpec(
@@ -238,17 +276,19 @@ def schedule_stream(
     return merged_schedule([Schedule(requests, spec.process, rate_rps, own_seed, (spec,))], own_seed)
 
 
-def _read_source(name: str, stream: Stream, rng: np.random.Generator) -> Trace:
-    """Read the trace of a stream, or draw POOL requests from its bins."""
+def _read_source(name: str, stream: Stream, rng: np.random.Generator, words: WordsFile | None) -> Trace:
+    """Read the trace of a stream, or draw POOL requests from its bins or laws."""
     if stream.trace is not None:
-        return read_trace(Path(stream.trace))
-    assert stream.bins is not None
-    if stream.rps is None and stream.shape is None:
-        raise LoadgenError(f"stream {name}: bins have no rate of their own; say one, such as --stream {name}:2")
-    bins = token_bins.read_bins(profile_path("workloads", stream.bins, "json"))
-    inputs, outputs = token_bins.sample_lengths(bins, POOL, rng)
-    pairs = zip(inputs.tolist(), outputs.tolist(), strict=True)
-    return Trace(name, tuple(TraceRequest(arrival_s=0.0, input_tokens=i, output_tokens=o) for i, o in pairs), "")
+        path = source_path(stream.trace)
+        source = read_trace(path) if words is None else read_source(path, words)
+    elif stream.bins is not None:
+        bins = read_bins(profile_path("workloads", stream.bins, "json"))
+        source = bins_trace(bins, POOL, rng)
+    else:
+        source = drawn_trace(name, str(stream.input), str(stream.output), POOL, rng)
+    if not source.timed and stream.rps is None and stream.shape is None:
+        raise LoadgenError(f"stream {name}: its source has no rate; say one, such as --stream {name}:2")
+    return source
 
 
 def _scheduled_turns(
@@ -285,6 +325,7 @@ def _scheduled_turns(
                 workload=name,
                 input_tokens=turn.input_tokens,
                 output_tokens=turn.output_tokens,
+                model=turn.model or stream.model,
                 words=turn.words,
                 natural=ends_naturally(turn, stop),
                 after=previous,

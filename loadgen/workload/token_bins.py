@@ -16,7 +16,7 @@ import numpy as np
 from loadgen.errors import LoadgenError
 from loadgen.files import read_json
 from loadgen.stats.arrays import Floats, Ints
-from loadgen.workload.trace import MAX_TOKENS
+from loadgen.workload.trace import MAX_TOKENS, Trace, TraceRequest
 
 Lengths = Ints
 Pairs = tuple[Lengths, Lengths]
@@ -267,6 +267,14 @@ def geometric_theta(mean: Floats, width: Floats) -> Floats:
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
+def bins_trace(bins: TokenBins, count: int, rng: np.random.Generator) -> Trace:
+    """Return `count` requests without arrivals, whose lengths are drawn from the bins."""
+    inputs, outputs = sample_lengths(bins, count, rng)
+    pairs = zip(inputs.tolist(), outputs.tolist(), strict=True)
+    requests = (TraceRequest(arrival_s=0.0, input_tokens=i, output_tokens=o, workload=bins.name) for i, o in pairs)
+    return Trace(bins.name, tuple(requests), "", False)
+
+
 def bins_json(bins: TokenBins) -> bytes:
     """Return JSON with one field, and in `bins` one bin, a line."""
     encode = msgspec.json.encode
@@ -274,6 +282,15 @@ def bins_json(bins: TokenBins) -> bytes:
     fields["count"] = encode(bins.count)
     fields["bins"] = b"[\n" + b",\n".join(encode(b) for b in bins.bins) + b"\n]"
     return b"{\n" + b",\n".join(encode(f) + b": " + value for f, value in fields.items()) + b"\n}\n"
+
+
+def is_bins(path: Path) -> bool:
+    """Return whether a .json file holds token bins, by its beginning. LoadgenError: it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            return path.suffix == ".json" and b'"input_edges"' in file.read(2**16)
+    except OSError as err:
+        raise LoadgenError(f"cannot read {path}: {err.strerror or err}") from err
 
 
 def read_bins(path: Path) -> TokenBins:

@@ -34,13 +34,15 @@ class TraceRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     arrival_s: float
     """0 where the trace has no arrivals of its own."""
     input_tokens: int | None
-    """None: not known before the server counts them. Only a request with words of its own may have that."""
+    """Unknown, None, until the server counts them: only for a request with words of its own."""
     output_tokens: int | None
     """Tokens that were requested, or that the recorded answer has; None: not known."""
     workload: str = "default"
     session_id: str | None = None
     prefix_ids: tuple[int, ...] = ()
     block_tokens: int = BLOCK_TOKENS
+    model: str | None = None
+    """The model that the request names; None: it names none."""
     words: WordsRef | None = None
     """The request's own words; None: they are made up, `input_tokens` long."""
 

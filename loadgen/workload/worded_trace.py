@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from itertools import islice
 from pathlib import Path
+from sys import intern
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -107,14 +108,17 @@ def _request(number: int, fields: Mapping[str, Any], words: WordsFile) -> TraceR
     if timestamp is not None and not (math.isfinite(timestamp) and timestamp >= 0):
         raise ValueError(f"timestamp {timestamp}: expected milliseconds from the start, finite and not negative")
     _check_headers(_value(fields, "headers", dict[str, str], "an object of texts") or {})
-    _value(fields, "model", str, "a text")
+    model = _value(fields, "model", str, "a name")
+    if model is not None and not (model and model.isprintable()):
+        raise ValueError(f"model {shortened(model)!r}: expected a name of printable characters")
     _length(fields, "max_tokens")
     return TraceRequest(
         arrival_s=(timestamp or 0.0) / 1000,
         input_tokens=_length(fields, "input_length"),
         output_tokens=_length(fields, "output_length"),
-        workload=workload or "default",
+        workload=intern(workload or "default"),
         session_id=_value(fields, "session_id", str, "a text"),
+        model=model and intern(model),
         words=words.add(stored, number, endpoint),
     )
 

@@ -11,7 +11,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from loadgen.cli import cli
-from loadgen.cli.replay import Header
+from loadgen.cli.options import Header
 from loadgen.energy_model import measure
 from loadgen.energy_model.energy_profile import EnergyProfile, GridPoint, read_energy_profile
 from loadgen.energy_model.profiling_plan import StoppingRule, journal_path
@@ -206,7 +206,15 @@ def test_a_self_test_that_is_interrupted_exits_like_a_signal(
     ("arguments", "message"),
     [
         ((), "nothing to replay"),
-        (("--stream", "chat:1", "--rps", "2"), "--rps is for one trace"),
+        (("--stream", "chat:1", "--rps", "2"), "--rps is shared out by weight, and stream chat has none"),
+        (("--stream", "chat:1", "--input", "2"), "--input is for one trace"),
+        (("--input", "2", "--output", "3", "chat"), "give a trace, or lengths"),
+        (("--input", "2", "--duration", "3", "--rps", "1"), "--input and --output: give both"),
+        (("--input", "2", "--output", "3", "--rps", "1"), "drawn lengths have no end"),
+        (("--input", "2", "--output", "3", "--duration", "1"), "no mean rate of its own; say one with --rps"),
+        (("azure-2023-chat", "--rps", "1"), "drawn lengths have no end"),
+        (("cht", "--rps", "1"), "no file, trace or workload called 'cht'; did you mean chat?"),
+        (("traces/chat.json", "--rps", "1"), "there is no such file; of the shipped sources, did you mean chat?"),
         (("t.jsonl", "--stream", "chat:1"), "give a trace, or streams"),
         (("--extra-body", "[1]", "t.jsonl"), "is not a JSON object"),
     ],

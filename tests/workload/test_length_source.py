@@ -50,7 +50,7 @@ def test_lengths_of_a_trace_are_its_own_and_those_of_bins_are_always_the_same_dr
     assert np.array_equal(pairs, first) and bins.name == "azure-2023-chat"
 
 
-def test_a_name_without_suffix_is_that_of_bins_unless_there_is_such_a_file(
+def test_a_name_is_that_of_a_shipped_source_unless_there_is_such_a_file(
     trace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert source_path("azure-2023-chat") == ROOT / "profiles" / "workloads" / "azure-2023-chat.json"
@@ -58,3 +58,8 @@ def test_a_name_without_suffix_is_that_of_bins_unless_there_is_such_a_file(
     assert source_path("t") == Path("t") and source_path("none.jsonl") == Path("none.jsonl")
     with pytest.raises(LoadgenError, match="called 'none'"):
         source_path("none")
+    assert source_path("chat") == ROOT / "traces" / "chat.jsonl"
+    Path("chat").mkdir()
+    assert source_path("chat") == ROOT / "traces" / "chat.jsonl" and source_path("./chat") == Path("chat")
+    Path("code").write_text("")
+    assert source_path("code") == Path("code")

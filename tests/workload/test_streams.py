@@ -23,9 +23,11 @@ from loadgen.workload.streams import (
     read_streams,
     schedule_stream,
     schedule_streams,
+    share_rate,
     shipped_streams,
     stream_fault,
 )
+from loadgen.workload.words import WordsFile
 
 ROOT = Path(__file__).parents[2]
 CHAT, CODE = str(ROOT / "traces" / "chat.jsonl"), str(ROOT / "traces" / "code.jsonl")
@@ -186,7 +188,7 @@ def test_a_name_selects_a_stream_of_the_file_a_workload_or_a_source(tmp_path: Pa
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["unknown:3"], "no stream, file or workload 'unknown'; streams: chat, code"),
+        (["unknown:3"], "no file, trace or workload called 'unknown'; .*; streams: chat, code"),
         (["chat:x"], "'x' is not a rate"),
         (["chat:-1"], "'-1' is not a rate"),
         (["chat:1", "chat:2"], "two streams called 'chat'"),
@@ -205,15 +207,19 @@ def test_text_that_is_no_stream_is_an_error(texts: list[str], message: str) -> N
         ("x = 1", "not a file of streams"),
         ("[a", "not a file of streams"),
         ('[a]\ntrac = "t"', "unknown field `trac`"),
-        ("[a]", "expected a trace, or bins"),
-        ('[a]\ntrace = "t"\nbins = "b"', "and not both"),
+        ("[a]", "expected one of a trace, bins, or input and output"),
+        ('[a]\ntrace = "t"\nbins = "b"', "expected one of a trace, bins"),
+        ('[a]\nbins = "b"\ninput = 5\noutput = 5', "expected one of a trace, bins"),
+        ("[a]\ninput = 5", "input and output: expected both of them"),
+        ('[a]\ntrace = "t"\nrps = 1\nweight = 2', "rps, weight and shape: expected one of them"),
+        ('[a]\ntrace = "t"\nweight = -1', "weight -1.0: expected a number above 0"),
         ('[a]\ntrace = "t"\nrps = 0', "rps 0.0: expected a number above 0"),
         ('[a]\ntrace = "t"\nturns = 0.5\nthink = "constant:1"', "turns 0.5: expected a mean of 1 or more"),
         ('[a]\ntrace = "t"\nturns = 2', "turns without think"),
-        ('[a]\nbins = "b"\nturns = "trace"\nthink = "constant:1"', "bins have no sessions"),
+        ('[a]\nbins = "b"\nturns = "trace"\nthink = "constant:1"', "bins and laws have no sessions"),
         ('[a]\nbins = "b"\narrival = "trace"', "no arrivals of their own"),
         ('[a]\ntrace = "t"\nturns = 2\nthink = "constant:1"\nfiles = 3', "one of them"),
-        ('[a]\ntrace = "t"\nrps = 1\nshape = "ramp:1:2:3"', "rps and shape"),
+        ('[a]\ntrace = "t"\nrps = 1\nshape = "ramp:1:2:3"', "rps, weight and shape"),
         ('[a]\ntrace = "t"\nshared = 1.5', "shared from 0 to 1"),
         ('[a]\ntrace = "t"\ngoodput = {itl = 5}', "goodput itl: 5"),
     ],
@@ -260,7 +266,7 @@ def test_the_limits_of_every_field_of_a_stream(fields: dict[str, Any], fault: st
 @pytest.mark.parametrize(
     ("stream", "message"),
     [
-        (Stream(bins="burstgpt"), "bins have no rate of their own"),
+        (Stream(bins="burstgpt"), "its source has no rate; say one"),
         (Stream(trace=CHAT, turns=2, think="never"), "think 'never'"),
         (Stream(trace=CHAT, rps=1, arrival="poisson", scale="thin"), "needs --rps, and no --arrival"),
         (Stream(trace=CHAT, rps=99, scale="thin"), "cannot be thinned"),
@@ -272,5 +278,52 @@ def test_streams_that_cannot_be_planned_are_an_error(stream: Stream, message: st
 
 
 def test_bins_need_an_end() -> None:
-    with pytest.raises(LoadgenError, match="bins have no end"):
+    with pytest.raises(LoadgenError, match="bins and laws have no end"):
         planned({"a": Stream(bins="burstgpt", rps=1)}, duration_s=None)
+
+
+# -- sources, models and weights of their own -------------------------------------------------------------------------
+
+
+def written(folder: Path, text: str, **files: str) -> Streams:
+    for name, content in files.items():
+        (folder / f"{name}.jsonl").write_text(content)
+    (folder / "s.toml").write_text(text)
+    return read_streams(folder / "s.toml")
+
+
+def test_a_stream_of_words_is_stored_and_scheduled_with_its_model(tmp_path: Path) -> None:
+    rows = '{"prompt": "one"}\n{"prompt": "two", "model": "own"}\n'
+    streams = written(tmp_path, '[a]\ntrace = "p.jsonl"\nmodel = "adapter"\nrps = 5', p=rows)
+    with (tmp_path / "words").open("w+b") as file:
+        schedule = schedule_streams(streams, seed=0, duration_s=None, num_requests=4, words=WordsFile(file))
+    assert [request.model for request in schedule.requests] == ["adapter", "own", "adapter", "own"]
+    assert [request.words and request.words.line for request in schedule.requests] == [1, 2, 1, 2]
+    assert all(request.natural and request.workload == "a" for request in schedule.requests)
+    assert schedule.requested_arrivals[0].process == "poisson"
+
+
+def test_a_stream_may_be_made_of_laws_and_its_lengths_are_theirs(tmp_path: Path) -> None:
+    streams = written(tmp_path, '[a]\ninput = "uniform:5:9"\noutput = 3\nrps = 20\nmodel = "m"')
+    requests = planned(streams).requests
+    assert {request.input_tokens for request in requests} == {5, 6, 7, 8, 9}
+    assert {(request.output_tokens, request.model) for request in requests} == {(3, "m")}
+
+
+def test_shipped_traces_are_known_by_name_unless_a_file_beside_is_called_that(tmp_path: Path) -> None:
+    assert written(tmp_path, '[a]\ntrace = "chat"')["a"].trace == "chat"
+    (tmp_path / "chat").write_text("")
+    assert read_streams(tmp_path / "s.toml")["a"].trace == str(tmp_path / "chat")
+    (request, *_) = planned({"a": Stream(trace="chat", rps=2)}).requests
+    assert request.input_tokens == planned({"a": Stream(trace=CHAT, rps=2)}).requests[0].input_tokens
+
+
+def test_a_rate_is_shared_out_by_weight() -> None:
+    shared = share_rate({"a": Stream(trace=CHAT, weight=3), "b": Stream(trace=CODE, weight=1)}, 8.0)
+    assert [(stream.rps, stream.weight) for stream in shared.values()] == [(6.0, None), (2.0, None)]
+    unweighted = {"a": Stream(trace=CHAT, rps=2)}
+    assert share_rate(unweighted, None) == unweighted
+    with pytest.raises(LoadgenError, match="stream a has a weight, its share of the run's rate: give that with --rps"):
+        share_rate({"a": Stream(trace=CHAT, weight=3)}, None)
+    with pytest.raises(LoadgenError, match="--rps is shared out by weight, and stream a has none"):
+        share_rate(unweighted, 8.0)
