@@ -30,8 +30,8 @@ Scale = Literal["compress", "thin", "superpose"]
 
 
 Stop = Literal["auto", "length", "natural"]
-"""The ends of answers: at the requested length, or where the model ends them. auto: at the requested length if the trace
-requests one."""
+"""The ends of answers: at the requested length, or where the model ends them. auto: at the requested length if the
+trace requests one."""
 
 
 class ArrivalSpec(msgspec.Struct, frozen=True, kw_only=True):
