@@ -117,6 +117,7 @@ def test_half_the_tokens_are_others_so_about_half_the_energy_is() -> None:
     ledger.commit(ns_from_s(60))
     snapshot = ledger.snapshot(ns_from_s(60))
     assert snapshot.coverage == pytest.approx(0.5, abs=0.02)
+    assert snapshot.foreign_tokens == pytest.approx(100 * 50, rel=0.1), "in the fifty seconds committed"
     assert attributed_mj(snapshot) / committed_mj(snapshot) == pytest.approx(0.5, abs=0.05)
 
 
@@ -661,3 +662,35 @@ def test_a_model_that_becomes_known_names_the_requests_from_then_on() -> None:
         "own": 1,
     }
     assert all(account.energy_mj > 0 for account in accounts.values())
+
+
+@pytest.mark.parametrize(
+    ("spans", "per_s", "fitted_s", "fits"),
+    [
+        (True, 200, 25.0, 2),
+        (True, 200, 25.001, 1),  # less than five seconds ago
+        (True, 50, 25.0, 1),  # nobody else
+        (False, 0, 25.0, 1),  # nobody at all
+    ],
+)
+def test_beside_other_clients_the_fit_is_made_again_every_five_seconds(
+    spans: bool, per_s: int, fitted_s: float, fits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A span with 50 tokens a second, beside what the engine counts."""
+    asked: list[int] = []
+    monkeypatch.setattr(Ledger, "_fit", lambda ledger, name, end_ns, now_ns: asked.append(ledger._refit_ns))
+    ledger = Ledger([GPU], lateness=LATENESS)
+    ledger._fitted_ns, ledger._refit_ns = ns_from_s(fitted_s), ns_from_s(60)
+    power(ledger, 0, 30, 400.0)
+    looks(ledger, 0, 30, running=spans + (per_s > 50), tokens=0, per_s=per_s)
+    if spans:
+        ledger.add_span(span("a", 0.2, 29.5, output=1465, first_token_ns=ns_from_s(0.22)), ns_from_s(29.5))
+    ledger._longest_ns = 0
+    assert ledger.commit(ns_from_s(30))
+    assert asked == [ns_from_s(60), 0][:fits]
+
+
+def test_the_earliest_token_of_a_trace_is_its_first() -> None:
+    ledger = Ledger([GPU])
+    ledger.add_first_tokens([(b"t", 5), (b"t", 3), (b"u", 4), (b"t", 9)])
+    assert dict(ledger._first_tokens) == {b"t": 3, b"u": 4}
