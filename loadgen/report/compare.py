@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import reduce
@@ -83,14 +83,17 @@ class Verdict:
 
 # ---------------------------------------------------------------- metrics
 
+PARTS = ("by_workload", "by_model")
+"""Fields of a summary that hold the numbers of a part of its requests, by name."""
+
 
 def known_paths(summaries: Sequence[Summary]) -> list[str]:
     """Return every path to a number in summary.json, with the workloads of these runs."""
-    workloads = sorted({name for summary in summaries for name in summary.by_workload})
-    return list(_leaves(Summary, workloads))
+    names = {part: sorted({name for summary in summaries for name in getattr(summary, part)}) for part in PARTS}
+    return list(_leaves(Summary, names))
 
 
-def _leaves(kind: Any, workloads: Sequence[str], prefix: str = "") -> Iterator[str]:
+def _leaves(kind: Any, names: Mapping[str, Sequence[str]], prefix: str = "") -> Iterator[str]:
     for field in msgspec.structs.fields(kind):
         path = prefix + field.name
         options = get_args(field.type) if get_origin(field.type) in (Union, UnionType) else (field.type,)
@@ -99,11 +102,11 @@ def _leaves(kind: Any, workloads: Sequence[str], prefix: str = "") -> Iterator[s
                 yield path
             elif field.name == "by_error":
                 yield from (f"{path}.{error}" for error in get_args(ErrorKind))
-            elif field.name == "by_workload":
-                for name in workloads:
-                    yield from _leaves(WorkloadSummary, workloads, f"{path}.{name}.")
+            elif field.name in PARTS:
+                for name in names[field.name]:
+                    yield from _leaves(WorkloadSummary, names, f"{path}.{name}.")
             elif isinstance(option, type) and issubclass(option, msgspec.Struct):
-                yield from _leaves(option, workloads, f"{path}.")
+                yield from _leaves(option, names, f"{path}.")
 
 
 def value_at(summary: Summary, path: str) -> float | None:
@@ -118,14 +121,15 @@ def value_at(summary: Summary, path: str) -> float | None:
 
 def _lookup(summary: Summary, path: str) -> Any:
     value: Any = summary
-    if path.startswith("by_workload."):
-        # A workload's name may hold dots: the longest one that fits is meant.
-        inner = path.removeprefix("by_workload.")
-        fitting = [name for name in summary.by_workload if inner.startswith(f"{name}.")]
+    part, _, inner = path.partition(".")
+    if part in PARTS:
+        # A name may hold dots: the longest one that fits is meant.
+        parts = getattr(summary, part)
+        fitting = [name for name in parts if inner.startswith(f"{name}.")]
         if not fitting:
             return None
         name = max(fitting, key=len)
-        value, path = summary.by_workload[name], inner.removeprefix(f"{name}.")
+        value, path = parts[name], inner.removeprefix(f"{name}.")
     return reduce(lambda parent, field: getattr(parent, field, None), path.split("."), value)
 
 
@@ -143,12 +147,12 @@ def compare_runs(summaries: Sequence[Summary], paths: Sequence[str]) -> dict[str
 
 def metrics(summaries: Sequence[Summary]) -> list[str]:
     """Return the paths of the table, with those of each workload if there are several; without numbers no run knows."""
-    names = sorted({name for summary in summaries for name in summary.by_workload})
-    workloads = [f"by_workload.{name}.{path}" for name in names for path in _WORKLOAD_METRICS] if len(names) > 1 else []
+    parts = []
+    for part in PARTS:
+        names = sorted({name for summary in summaries for name in getattr(summary, part)})
+        parts += [f"{part}.{name}.{path}" for name in names for path in _WORKLOAD_METRICS] if len(names) > 1 else []
     return [
-        path
-        for path in (*TABLE_METRICS, *workloads)
-        if any(value_at(summary, path) is not None for summary in summaries)
+        path for path in (*TABLE_METRICS, *parts) if any(value_at(summary, path) is not None for summary in summaries)
     ]
 
 

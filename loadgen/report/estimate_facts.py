@@ -17,8 +17,10 @@ from loadgen.workload.token_bins import CountedPairs, count_pairs
 
 if TYPE_CHECKING:
     from loadgen.energy_model.energy_profile import EnergyProfile
+    from loadgen.record import RequestRecord
     from loadgen.results.run_folder import RunResult
     from loadgen.workload.length_source import CountedWorkload
+    from loadgen.workload.schedule import ScheduledRequest
 
 Shapes = tuple[Hardware | None, Model | None]
 """GPU and model of the FLOPs bound; None for one that is not known."""
@@ -132,12 +134,20 @@ def mean_decoding(run: RunResult) -> float:
     return mean_overlap(np.array(decoded or spans, dtype=np.int64).reshape(-1, 2))
 
 
+def _lengths_of(request: ScheduledRequest, record: RequestRecord) -> tuple[int, int]:
+    """Return the requested lengths of a completed request; where none was requested, or known, those that the server
+    counted. LoadgenError: neither is known."""
+    inputs = request.input_tokens or record.input_tokens
+    outputs = record.output_tokens if request.natural else request.output_tokens
+    if inputs is None or outputs is None:
+        raise LoadgenError(f"the lengths of request {request.index} are not known: the server did not count them")
+    return inputs, outputs
+
+
 def measured_facts(run: RunResult, profile: EnergyProfile, batch: float, shapes: Shapes, name: str) -> dict[str, Any]:
     """Compare the estimates for exactly the requests that the run completed with the energy measured meanwhile."""
     completed = [
-        (request.input_tokens, request.output_tokens)
-        for request, record in zip(run.schedule, run.records, strict=True)
-        if record.ok
+        _lengths_of(request, record) for request, record in zip(run.schedule, run.records, strict=True) if record.ok
     ]
     if not completed:
         raise LoadgenError(f"{name}: no request completed")

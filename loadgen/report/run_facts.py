@@ -17,6 +17,7 @@ from loadgen.results.summary import (
     Distribution,
     EnergySummary,
     Goodput,
+    NaturalEndings,
     ServerLoad,
     Summary,
     WorkloadSummary,
@@ -173,10 +174,12 @@ def load_facts(summary: Summary) -> list[Fact]:
             parts = sorted(summary.by_workload.items())
             facts += [Fact("goodput", _goodput(part.goodput), clean(name)) for name, part in parts if part.goodput]
     if lengths is not None:
-        facts += [
-            Fact("input length", _length(lengths.input_asked, lengths.input_counted, lengths.input_max_off)),
-            Fact("output length", _length(lengths.output_asked, lengths.output_counted, lengths.output_max_off)),
-        ]
+        facts.append(Fact("input length", _length(lengths.input_asked, lengths.input_counted, lengths.input_max_off)))
+        if lengths.output_asked is not None or summary.endings is None:
+            planned = (lengths.output_asked, lengths.output_counted, lengths.output_max_off)
+            facts.append(Fact("output length", _length(*planned)))
+    if summary.endings is not None:
+        facts.append(Fact("endings", _endings(summary.endings)))
     if unseen := summary.tokens.output_without_chunk:
         facts.append(
             Fact(
@@ -211,6 +214,22 @@ def _length(requested: int | None, counted: int | None, max_off: int | None) -> 
     return f"{requested:,} tokens requested, {difference}; at most {count(max_off)} off in one request"
 
 
+def _endings(endings: NaturalEndings) -> str:
+    """Return what the lengths of the answers were, and what those of the recorded answers are."""
+    tokens = endings.tokens
+    parts = [
+        f"{tokens.count:,} answers without a requested length: {tokens.count - endings.limited:,} ended by the model, "
+        f"{endings.limited:,} by a limit",
+        f"tokens p50 {number(tokens.p50)}, p90 {number(tokens.p90)}, max {number(tokens.max)}",
+    ]
+    if endings.recorded_tokens is not None:
+        parts.append(
+            f"{count(endings.counted_tokens)} tokens where the {endings.recorded:,} recorded answers have "
+            f"{endings.recorded_tokens:,} ({endings.shorter:,} shorter, {endings.longer:,} longer)"
+        )
+    return "; ".join(parts)
+
+
 def _arrivals(check: ArrivalCheck) -> str:
     sent, unit = check.sent, "sessions/s" if check.of == "sessions" else "/s"
     parts = [f"{with_unit(sent.rate, unit)} of {with_unit(check.asked_rps, unit)} requested"]
@@ -242,9 +261,11 @@ def timekeeping(summary: Summary) -> str:
 
 
 def parts_of(summary: Summary) -> list[RunPart]:
-    """Return ("all", the run), then each workload by name when there are several."""
+    """Return ("all", the run), then each workload by name when there are several, then each model."""
     several = len(summary.by_workload) > 1
-    return [("all", summary), *(sorted(summary.by_workload.items()) if several else ())]
+    workloads = sorted(summary.by_workload.items()) if several else []
+    models = [(name.rsplit("/", 1)[-1], part) for name, part in sorted(summary.by_model.items())]
+    return [("all", summary), *workloads, *models]
 
 
 class LatencyRow(NamedTuple):

@@ -175,4 +175,6 @@ def _table(*headings: str) -> Table:
 
 
 def _name(workload: str) -> str:
-    return clean(workload, LABEL)
+    """Return a label that fits into its column. The ends of a long one tell models of one family apart."""
+    label = clean(workload)
+    return label if len(label) <= LABEL else f"{label[: LABEL // 2 - 1]}…{label[-(LABEL // 2 + 1) :]}"

@@ -9,11 +9,20 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.results.summary import Distribution, Goodput, Latency, LengthCheck, RequestCounts, TokenCounts
+from loadgen.results.summary import (
+    Distribution,
+    Goodput,
+    Latency,
+    LengthCheck,
+    NaturalEndings,
+    RequestCounts,
+    TokenCounts,
+)
 from loadgen.units import NS_PER_MS, NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.record import ErrorKind, RequestRecord
+    from loadgen.stats.arrays import Ints
     from loadgen.workload.schedule import ScheduledRequest
 
 
@@ -119,35 +128,70 @@ def length_check(
 ) -> LengthCheck | None:
     """Compare the (input, output) tokens requested with the server's `usage`, over completed requests.
 
-    Requests for no length of the answer are left out. None when none is left, or the server sent no usage. accepted:
-    the options sent that fix the length of an answer.
+    None stands for a length that is not requested, or not known. Return None when the server sent no usage, or nothing
+    was requested. accepted: the options sent that fix the length of an answer.
     """
     counted = [
         (asked, record)
         for asked, record in zip(requested, records, strict=True)
-        if record.ok and asked[1] is not None and record.token_source == "usage" and record.output_tokens is not None
+        if record.ok and asked != (None, None) and has_counted_answer(record)
     ]
     if not counted:
         return None
     inputs = np.array(
         [(asked[0], r.input_tokens) for asked, r in counted if asked[0] and r.input_tokens], dtype=np.int64
     )
-    outputs = np.array([(asked[1], r.output_tokens) for asked, r in counted], dtype=np.int64)
-    off = outputs[:, 1] - outputs[:, 0]
-    is_shorter, is_longer = (sign * off > np.maximum(1, MAX_LENGTH_OFF * outputs[:, 0]) for sign in (-1, 1))
-    by_model = np.array([record.finish_reason not in (None, "length") for _, record in counted])
+    answers = [(asked[1], record) for asked, record in counted if asked[1] is not None]
+    outputs = np.array([(asked, record.output_tokens) for asked, record in answers], dtype=np.int64).reshape(-1, 2)
+    off, is_shorter, is_longer = _length_differences(outputs)
+    by_model = np.array([record.finish_reason not in (None, "length") for _, record in answers], dtype=bool)
     return LengthCheck(
-        count=len(counted),
+        count=len(answers) or len(counted),
         input_asked=int(inputs[:, 0].sum()) if len(inputs) else None,
         input_counted=int(inputs[:, 1].sum()) if len(inputs) else None,
         input_max_off=int(np.abs(inputs[:, 1] - inputs[:, 0]).max()) if len(inputs) else None,
-        output_asked=int(outputs[:, 0].sum()),
-        output_counted=int(outputs[:, 1].sum()),
-        output_max_off=int(np.abs(off).max()),
+        output_asked=int(outputs[:, 0].sum()) if len(outputs) else None,
+        output_counted=int(outputs[:, 1].sum()) if len(outputs) else None,
+        output_max_off=int(np.abs(off).max()) if len(outputs) else None,
         shorter=int(is_shorter.sum()),
         longer=int(is_longer.sum()),
         stopped=int((is_shorter & by_model).sum()),
         not_honoured=list(accepted) if np.any(is_shorter & by_model) else [],
+    )
+
+
+def _length_differences(lengths: Ints) -> tuple[Ints, NDArray[np.bool_], NDArray[np.bool_]]:
+    """Return counted - planned of (planned, counted) rows, and whether that is so far below or above 0 as to matter."""
+    off: Ints = lengths[:, 1] - lengths[:, 0]
+    slack = np.maximum(1, MAX_LENGTH_OFF * lengths[:, 0])
+    return off, -off > slack, off > slack
+
+
+def has_counted_answer(record: RequestRecord) -> bool:
+    """Return whether the server's usage counts the tokens of the answer."""
+    return record.ok and record.token_source == "usage" and record.output_tokens is not None
+
+
+def natural_endings(schedule: Sequence[ScheduledRequest], records: Sequence[RequestRecord]) -> NaturalEndings | None:
+    """Return the lengths of the answers that end where the model ends them, beside those of the recorded answers."""
+    answers = [
+        (request.output_tokens, record)
+        for request, record in zip(schedule, records, strict=True)
+        if request.natural and has_counted_answer(record)
+    ]
+    if not answers:
+        return None
+    rows = [(planned, record.output_tokens) for planned, record in answers if planned is not None]
+    lengths = np.array(rows, dtype=np.int64).reshape(-1, 2)
+    _, is_shorter, is_longer = _length_differences(lengths)
+    return NaturalEndings(
+        tokens=distribution(record.output_tokens for _, record in answers),
+        limited=sum(record.finish_reason == "length" for _, record in answers),
+        recorded=len(rows),
+        recorded_tokens=int(lengths[:, 0].sum()) if rows else None,
+        counted_tokens=int(lengths[:, 1].sum()) if rows else None,
+        shorter=int(is_shorter.sum()),
+        longer=int(is_longer.sum()),
     )
 
 

@@ -20,6 +20,7 @@ from loadgen.results.energy_summary import energy_shares, outermost_series, summ
 from loadgen.results.run_folder import RunResult, read_run
 from loadgen.results.saturation import server_load
 from loadgen.results.summary import (
+    ArrivalCheck,
     Distribution,
     EnergySummary,
     Goodput,
@@ -70,6 +71,17 @@ def _summarize(result: RunResult, energy: EnergySummary, start_ns: int, duration
     checks = {spec.workload: check_arrivals(result, spec) for spec in result.info.asked}
     arrivals = checks.get(None) or (combine_checks(result, checks) if checks else None)
     shares = {share.index: share for share in result.attribution.requests} if result.attribution else {}
+
+    def part_summary(part: Sequence[RequestRecord], check: ArrivalCheck | None) -> WorkloadSummary:
+        return WorkloadSummary(
+            requests=metrics.request_counts(part),
+            **_latencies(part, result.info.stopped_by),
+            tokens=metrics.token_counts(part, duration_s, prompts_counted),
+            goodput=_goodput(result.info.config, part, duration_s),
+            arrivals=check,
+            **energy_shares(part, shares),
+        )
+
     summary = Summary(
         run_id=result.info.run_id,
         duration_s=duration_s,
@@ -86,19 +98,13 @@ def _summarize(result: RunResult, energy: EnergySummary, start_ns: int, duration
             records,
             _accepted(result),
         ),
+        endings=metrics.natural_endings(result.schedule, records),
         goodput=_goodput(result.info.config, records, duration_s),
         energy=energy,
         by_workload={
-            name: WorkloadSummary(
-                requests=metrics.request_counts(part),
-                **_latencies(part, result.info.stopped_by),
-                tokens=metrics.token_counts(part, duration_s, prompts_counted),
-                goodput=_goodput(result.info.config, part, duration_s),
-                arrivals=checks.get(name),
-                **energy_shares(part, shares),
-            )
-            for name, part in sorted(_records_by_workload(records).items())
+            name: part_summary(part, checks.get(name)) for name, part in sorted(_records_by_workload(records).items())
         },
+        by_model={name: part_summary(part, None) for name, part in sorted(_records_by_model(result).items())},
         instrument=_instrument(result),
     )
     verdict = judge(result, summary)
@@ -147,6 +153,14 @@ def _records_by_workload(records: Sequence[RequestRecord]) -> dict[str, list[Req
     for record in records:
         by_workload.setdefault(record.workload, []).append(record)
     return by_workload
+
+
+def _records_by_model(result: RunResult) -> dict[str, list[RequestRecord]]:
+    """Return the records of each model that was requested; nothing where all are of one."""
+    by_model: dict[str, list[RequestRecord]] = {}
+    for request, record in zip(result.schedule, result.records, strict=True):
+        by_model.setdefault(request.model or result.info.server.get("model") or "", []).append(record)
+    return by_model if len(by_model) > 1 else {}
 
 
 def slo_of(config: dict[str, Any], workload: str) -> dict[str, float]:

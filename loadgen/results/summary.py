@@ -125,12 +125,14 @@ class LengthCheck(msgspec.Struct, frozen=True, kw_only=True):
     """Requested tokens and those that the server's `usage` reports, over completed requests."""
 
     count: int
+    """Answers of requested length; where there are none, prompts of known length."""
     input_asked: int | None
     """Sum over the prompts that `usage` counts, like the next two; None when it counts none."""
     input_counted: int | None
     input_max_off: int | None
-    output_asked: int
-    output_counted: int
+    output_asked: int | None
+    """Sum over the answers of requested length, like the next two; None when no length was requested."""
+    output_counted: int | None
     output_max_off: int | None
     shorter: int = 0
     """Answers that are shorter than requested, by more than one token and 1 %."""
@@ -140,6 +142,23 @@ class LengthCheck(msgspec.Struct, frozen=True, kw_only=True):
     """Answers of `shorter` that the model ended itself: the finish reason is not "length"."""
     not_honoured: list[str] = []
     """Options among `ignore_eos` and `min_tokens` that the server accepted and ignored: `stopped` is the proof."""
+
+
+class NaturalEndings(msgspec.Struct, frozen=True, kw_only=True):
+    """Answers that end where the model ends them, by the server's `usage`, over completed requests: outcomes that no
+    length was requested for."""
+
+    tokens: Distribution
+    """Lengths of these answers."""
+    limited: int
+    """Answers that a limit of tokens ended: the finish reason is "length"."""
+    recorded: int
+    """Answers that the trace has a recorded length for. The next two are sums over these; None when there are none."""
+    recorded_tokens: int | None
+    counted_tokens: int | None
+    shorter: int
+    """Answers that are shorter than the recorded ones, by more than one token and 1 %."""
+    longer: int
 
 
 class Goodput(msgspec.Struct, frozen=True, kw_only=True):
@@ -258,9 +277,13 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     response_s: Latency
     tokens: TokenCounts
     lengths: LengthCheck | None
+    endings: NaturalEndings | None = None
+    """Answers that end where the model ends them; None when there are none that the server counts."""
     goodput: Goodput | None
     energy: EnergySummary
     by_workload: dict[str, WorkloadSummary]
+    by_model: dict[str, WorkloadSummary] = {}
+    """The requests of each model; empty where all are of one."""
     instrument: Instrument
     verdict: Verdict = NOT_JUDGED
     """The one judgement on the run. All of its checks are None in the folder of an older version."""

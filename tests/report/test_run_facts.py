@@ -15,7 +15,7 @@ from loadgen.report.run_facts import (
     request_cells,
     verdict_remarks,
 )
-from loadgen.results.summary import Goodput, LengthCheck, Summary
+from loadgen.results.summary import Distribution, Goodput, LengthCheck, NaturalEndings, Summary
 from loadgen.results.verdict import CHECKS, Check, Status, Verdict
 from support import sample_runs
 
@@ -46,6 +46,26 @@ def test_lengths_show_the_difference_with_its_sign() -> None:
     assert ("input length", "") not in facts(summary(lengths=None))
 
 
+def test_natural_endings_stand_beside_the_recorded_answers() -> None:
+    endings = NaturalEndings(
+        tokens=Distribution(count=10, p50=20.0, p90=50.0, max=60.0), limited=2,
+        recorded=8, recorded_tokens=300, counted_tokens=280, shorter=3, longer=1,
+    )  # fmt: skip
+    lengths = LengthCheck(
+        count=10, input_asked=9, input_counted=9, input_max_off=0,
+        output_asked=None, output_counted=None, output_max_off=None,
+    )  # fmt: skip
+    found = facts(summary(endings=endings, lengths=lengths))
+    assert found["endings", ""] == (
+        "10 answers without a requested length: 8 ended by the model, 2 by a limit; tokens p50 20.0, p90 50.0, "
+        "max 60.0; 280 tokens where the 8 recorded answers have 300 (3 shorter, 1 longer)"
+    )
+    assert ("output length", "") not in found
+    unrecorded = msgspec.structs.replace(endings, recorded=0, recorded_tokens=None, counted_tokens=None)
+    assert "recorded" not in facts(summary(endings=unrecorded))["endings", ""]
+    assert ("endings", "") not in facts(summary(endings=None))
+
+
 def test_workloads_have_a_goodput_of_their_own_only_where_their_limits_differ() -> None:
     common = Goodput(slo_ms={"ttft": 200.0}, good=3, ratio=0.75, rps=1.5)
     assert facts(summary(goodput=common))["goodput", ""] == "1.50 /s, 75.0 % of requests within ttft ≤ 200 ms"
@@ -54,6 +74,13 @@ def test_workloads_have_a_goodput_of_their_own_only_where_their_limits_differ() 
     assert mixed["goodput", ""] == "1.50 /s, 75.0 % of requests within their stream's limits"
     assert "ttft ≤ 200 ms, tpot ≤ 50 ms" in mixed["goodput", "chat"] and ("goodput", "code") in mixed
     assert not any(label == "goodput" for label, _ in facts(summary(goodput=None)))
+
+
+def test_models_stand_after_the_workloads_where_there_are_several() -> None:
+    made = summary()
+    part = next(iter(made.by_workload.values()))
+    labels = [label for label, _ in parts_of(msgspec.structs.replace(made, by_model={"org/base": part, "lora": part}))]
+    assert labels == ["all", *sorted(made.by_workload), "lora", "base"]
 
 
 @pytest.mark.parametrize("status", [None, "ok", "warning", "failed"])

@@ -109,6 +109,18 @@ def test_lengths_are_those_requested(
     assert summary_of(result).verdict.check("lengths") == check
 
 
+def test_the_length_of_an_answer_that_ends_where_the_model_ends_it_is_an_outcome() -> None:
+    """Whatever the recorded answers have; a prompt of another length is still a remark."""
+    made = analysed([answer(i, 5, finish_reason="stop") for i in range(10)], TAKES_BOTH)
+    schedule = [msgspec.structs.replace(request, natural=True) for request in made.schedule]
+    summary = summary_of(analyse_run(replace(made, schedule=schedule)))
+    assert summary.verdict.check("lengths").status == "ok"
+    assert (endings := summary.endings) and (endings.recorded_tokens, endings.counted_tokens) == (200, 50)
+    longer = [msgspec.structs.replace(request, input_tokens=200 + 20 * i) for i, request in enumerate(schedule)]
+    lengths = summary_of(analyse_run(replace(made, schedule=longer))).verdict.check("lengths")
+    assert lengths.status == "warning" and "prompts had" in (lengths.reason or "")
+
+
 def test_an_option_is_not_honoured_once_an_answer_proves_it() -> None:
     proved = summary_of(analysed([answer(0, 5, finish_reason="stop"), answer(1)], TAKES_BOTH)).lengths
     capped = summary_of(analysed([answer(0, 5), answer(1)], TAKES_BOTH)).lengths

@@ -1,5 +1,6 @@
 """Statistics of request records, with every value computed by hand."""
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -8,6 +9,7 @@ from hypothesis import strategies as st
 from loadgen.record import RequestRecord
 from loadgen.results import metrics
 from loadgen.results.summary import Distribution
+from loadgen.workload.schedule import ScheduledRequest
 
 MS = 1_000_000
 
@@ -99,6 +101,41 @@ def test_lengths_are_checked_over_completed_requests_that_the_server_counted() -
     assert (check.count, check.input_asked, check.input_counted, check.input_max_off) == (2, 11, 10, 2)
     assert (check.output_asked, check.output_counted, check.output_max_off) == (31, 28, 3)
     assert metrics.length_check([(1, 1), (1, 1)], [by_chunks, FAILED]) is None
+
+
+def test_prompts_are_checked_where_no_length_of_the_answer_was_requested() -> None:
+    check = metrics.length_check([(4, None), (None, None), (7, 20)], [answered(), answered(), answered(tokens=17)])
+    assert check is not None
+    assert (check.count, check.input_asked, check.output_asked, check.output_counted) == (1, 11, 20, 17)
+    natural = metrics.length_check([(4, None)], [answered()])
+    assert natural is not None
+    assert (natural.count, natural.input_asked) == (1, 4)
+    assert natural.output_asked is natural.output_counted is natural.output_max_off is None
+    assert metrics.length_check([(None, None)], [answered()]) is None
+
+
+def natural(planned: int | None) -> ScheduledRequest:
+    return ScheduledRequest(index=0, offset_ns=0, workload="w", input_tokens=None, output_tokens=planned, natural=True)
+
+
+def test_natural_endings_are_held_against_the_recorded_answers_that_there_are() -> None:
+    requested = msgspec.structs.replace(natural(50), natural=False)
+    limited = msgspec.structs.replace(answered(tokens=30), finish_reason="length")
+    endings = metrics.natural_endings(
+        [natural(20), natural(20), natural(20), natural(None), requested, natural(9)],
+        [answered(tokens=20), answered(tokens=10), limited, answered(tokens=7), answered(tokens=50), FAILED],
+    )
+    assert endings is not None
+    assert (endings.tokens.count, endings.tokens.max, endings.limited) == (4, 30, 1)
+    assert (endings.recorded, endings.recorded_tokens, endings.counted_tokens) == (3, 60, 60)
+    assert (endings.shorter, endings.longer) == (1, 1)
+
+
+def test_natural_endings_without_recorded_answers_are_only_counted_and_without_counts_unknown() -> None:
+    endings = metrics.natural_endings([natural(None)], [answered(tokens=7)])
+    assert endings is not None
+    assert (endings.recorded, endings.recorded_tokens, endings.counted_tokens) == (0, None, None)
+    assert metrics.natural_endings([natural(5)], [FAILED]) is None
 
 
 @pytest.mark.parametrize(

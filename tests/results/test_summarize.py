@@ -265,3 +265,21 @@ def test_joules_of_the_cpu_alone_say_why_no_gpu_was_measured(domain: str, reason
     check = summary_of(RunResult(info, run.schedule, run.records, energy, [], None, None)).verdict.check("energy")
     assert check.status == status
     assert all(reason in (check.reason or "") for reason in reasons) or status == "ok"
+
+
+def test_the_requests_of_each_model_are_summed_up_where_there_are_several() -> None:
+    """A request that names no model is of the run's; the joules of all models are those of all requests."""
+    made = sample_runs.run(failing=0)
+    info = msgspec.structs.replace(made.info, server={"model": "base"})
+    schedule = [
+        msgspec.structs.replace(request, model="lora" if i % 3 == 0 else None)
+        for i, request in enumerate(made.schedule)
+    ]
+    summary = analyse_run(replace(made, info=info, schedule=schedule)).summary
+    assert summary is not None and list(summary.by_model) == ["base", "lora"]
+    assert summary.by_model["lora"].requests.scheduled == sum(request.model == "lora" for request in schedule)
+    assert sum(part.tokens.output or 0 for part in summary.by_model.values()) == summary.tokens.output
+    joules = sum(part.attributed_joules or 0 for part in summary.by_model.values())
+    assert joules == pytest.approx(summary.energy.attributed_joules)
+    plain = analyse_run(made).summary
+    assert plain is not None and plain.by_model == {}
