@@ -278,7 +278,9 @@ def test_wall_clock_instants_survive_a_step_of_the_wall_clock() -> None:
 def test_a_portion_is_committed_from_its_shortest_duration_on() -> None:
     for duration_s, committed in ((1.9, False), (2.0, True)):
         ledger = Ledger([GPU], lateness=LATENESS)
-        ledger.add_energy([EnergySample(0, "gpu:0", 1.0), EnergySample(ns_from_s(duration_s), "gpu:0", 11.0)])
+        ledger.add_engine_sample({"t_ns": 0, "running": 0.0})
+        ends_s = (20, 20 + duration_s)
+        ledger.add_energy([EnergySample(ns_from_s(t_s), "gpu:0", 10 * k + 1.0) for k, t_s in enumerate(ends_s)])
         assert ledger.commit(ns_from_s(60)) is committed
         (energy,) = ledger.snapshot(ns_from_s(60)).domains
         assert (energy.committed_mj, energy.pending_mj) == ((10_000, 0) if committed else (0, 10_000))
