@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loadgen.cli.options import key_values
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:  # numpy and rich are imported when a command runs, not when help is printed
@@ -14,10 +15,23 @@ if TYPE_CHECKING:  # numpy and rich are imported when a command runs, not when h
 
 OUT = click.option("--out", required=True, type=click.Path(path_type=Path), help="File to write.")
 OVERWRITE = click.option("--overwrite", is_flag=True, help="Replace --out if it exists with other content.")
+LENGTHS = ("azure", "burstgpt", "mooncake", "bailian", "jsonl")
+WORDS = (
+    "conversations",
+    "openai-batch",
+    "aiperf-single-turn",
+    "aiperf-multi-turn",
+    "aiperf-raw-payload",
+    "aiperf-inputs",
+    "aiperf-mooncake",
+    "litellm",
+    "otel",
+)
+TABLES = ("csv", "parquet", "dataset")
 FORMAT = click.option(
     "--format",
     "format_",
-    type=click.Choice(["azure", "burstgpt", "mooncake", "bailian", "jsonl"]),
+    type=click.Choice(LENGTHS),
     help="Format of the file.  [default: detected from its first line]",
 )
 FILE = click.Path(path_type=Path)
@@ -33,23 +47,65 @@ def trace() -> None:
 
 
 @trace.command("import")
-@click.argument("file", type=FILE)
+@click.argument("source")
 @OUT
-@FORMAT
+@click.option(
+    "--format",
+    "format_",
+    type=click.Choice([*LENGTHS, *WORDS, *TABLES]),
+    help="Format of the file; dataset: SOURCE is the name of a data set on Hugging Face, or a folder with one.  "
+    "[default: detected from its first row]",
+)
+@click.option(
+    "--column",
+    "columns",
+    multiple=True,
+    callback=key_values,
+    metavar="FIELD=COLUMN",
+    help="Column of a table that is a field of the trace: prompt=question, output_length=n; message=question makes a "
+    "message of a chat, system=COLUMN the one before it. Repeatable.",
+)
+@click.option("--subset", metavar="NAME", help="Subset of a data set.")
+@click.option("--split", metavar="NAME", default="train", show_default=True, help="Split of a data set.")
 @click.option("--workload", help="Workload name of every request.")
+@click.option("--model", help="Model that every request names, instead of the one that was recorded.")
 @OVERWRITE
-def import_(file: Path, out: Path, format_: "Format | None", workload: str | None, overwrite: bool) -> None:
-    """Convert a public data set to a trace.
+def import_(
+    source: str,
+    out: Path,
+    format_: Any,
+    columns: dict[str, str],
+    subset: str | None,
+    split: str,
+    workload: str | None,
+    model: str | None,
+    overwrite: bool,
+) -> None:
+    """Convert a public data set, a log of your own traffic, or a table of prompts to a trace.
 
-    Azure CSV (2023 and 2024), BurstGPT CSV, Mooncake JSONL and Bailian (Qwen) JSONL are read. Rows of 0 tokens are
-    dropped and counted.
+    Of lengths: Azure CSV (2023 and 2024), BurstGPT CSV, Mooncake JSONL and Bailian (Qwen) JSONL; rows of 0 tokens are
+    dropped and counted. Of words: conversations (ShareGPT, files for fine-tuning), OpenAI Batch files, AIPerf's inputs,
+    logs of LiteLLM, OpenTelemetry's gen_ai spans, CSV, Parquet, and data sets of Hugging Face.
     """
+    from loadgen.workload.tables import check_columns
     from loadgen.workload.trace import check_workload
     from loadgen.workload.trace_columns import iter_columns, write_columns
+    from loadgen.workload.worded_import import imported_rows, write_rows
 
     check_workload(workload)
+    replaced = {name: value for name, value in (("workload", workload), ("model", model)) if value is not None}
     dropped: Counter[str] = Counter()
-    written = write_columns(out, iter_columns(file, dropped, format=format_, workload=workload), overwrite=overwrite)
+    check_columns(columns)
+    rows = imported_rows(source, format_, columns, dropped, replaced=replaced, subset=subset, split=split)
+    if rows is not None:
+        written = write_rows(out, source, rows, overwrite=overwrite)
+        rest = ", ".join(f"{count} {what}" for what, count in dropped.items())
+        click.echo(f"wrote {written} requests to {out}" + (f"; left out: {rest}" if rest else ""))
+        return
+    if columns or model:
+        raise LoadgenError(f"{source} is a trace of lengths: it has no --column and no --model")
+    chunks = iter_columns(Path(source), dropped, format=format_, workload=workload)
+    written = write_columns(out, chunks, overwrite=overwrite)
     reasons = "".join(f" ({count} with {reason})" for reason, count in dropped.items())
     click.echo(f"read {written + dropped.total()} rows, dropped {dropped.total()}{reasons}, wrote {written} to {out}")
 

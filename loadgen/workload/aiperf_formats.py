@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from loadgen.errors import LoadgenError
-from loadgen.workload.foreign_rows import LeftOut, Rows, TimedRow, in_time_order, stated
+from loadgen.workload.foreign_rows import LeftOut, Rows, TimedRow, head, in_time_order, stated
 from loadgen.workload.json_texts import decoded
 from loadgen.workload.words import Fields
 
@@ -187,15 +187,15 @@ def _contents(kind: str, single: Raw | None, several: list[Raw] | None) -> list[
         raise ValueError(f"{kind} and {kind}s cannot both be given")
     found = [single] if single is not None else []
     for raw in several or []:
-        found += [raw] if bytes(raw[:1]) == b'"' else msgspec.json.decode(raw, type=_Media).contents
-    if any(bytes(raw[:1]) != b'"' for raw in found):
+        found += [raw] if head(raw) == b'"' else msgspec.json.decode(raw, type=_Media).contents
+    if any(head(raw) != b'"' for raw in found):
         raise ValueError(f"{kind}: expected a text")
     return found
 
 
 def _url_part(kind: str, raw: Raw) -> dict[str, Any]:
     """Return the part of an image or a video. ValueError: it is not a URL; no file is read that a trace names."""
-    if not bytes(raw[1:6]).startswith((b"data:", b"http:", b"https")):
+    if not head(raw, 6)[1:].startswith((b"data:", b"http:", b"https")):
         raise ValueError(f"{kind}: expected a data URL or a URL; a file has to be written into the trace as a data URL")
     return {"type": f"{kind}_url", f"{kind}_url": {"url": raw}}
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from loadgen.errors import LoadgenError
-from loadgen.workload.foreign_rows import LeftOut, Rows, TimedRow, in_time_order, stated, unix_ns
+from loadgen.workload.foreign_rows import LeftOut, Rows, TimedRow, head, in_time_order, stated, unix_ns
 from loadgen.workload.json_texts import decoded
 from loadgen.workload.words import SAMPLING, Fields
 
@@ -82,20 +82,20 @@ def _fields(call: _Call, left_out: LeftOut) -> dict[str, Any] | None:
         left_out[f"calls of {call.call_type[:40]!r}"] += 1
         return None
     messages = _embedded(call.messages)
-    if messages is None or bytes(messages[:2]) in (b"[]", b"{}"):
+    if messages is None or head(messages, 2) in (b"[]", b"{}"):
         left_out["calls whose messages were not logged"] += 1
         return None
     words: dict[str, Any] = {"messages": messages}
     if call.call_type in _TEXT:
         words = {"prompt": _prompt(messages)}
-    elif bytes(messages[:1]) == b'"':
+    elif head(messages) == b'"':
         words = {"messages": [{"role": "user", "content": messages}]}
     for name, value in (call.model_parameters or {}).items():
-        if name in SAMPLING and bytes(value) != b"null":
+        if name in SAMPLING and head(value, 5) != b"null":
             words[name] = value
-        elif name in ("max_tokens", "max_completion_tokens") and bytes(value) != b"null":
+        elif name in ("max_tokens", "max_completion_tokens") and head(value, 5) != b"null":
             words["max_tokens"] = value
-        elif name not in _OWN and bytes(value) not in (b"null", b"{}"):
+        elif name not in _OWN and head(value, 5) not in (b"null", b"{}"):
             left_out[f"parameters {name[:40]!r}"] += 1
     return words | stated(
         model=call.model or None,
@@ -107,9 +107,9 @@ def _fields(call: _Call, left_out: LeftOut) -> dict[str, Any] | None:
 
 def _embedded(raw: Raw | None) -> Raw | None:
     """Return a JSON value, or the one in it if it is a text that holds one."""
-    if raw is None or bytes(raw) == b"null":
+    if raw is None or head(raw, 4) == b"null":
         return None
-    if bytes(raw[:2]) in (b'"[', b'"{'):
+    if head(raw, 2) in (b'"[', b'"{'):
         inner = msgspec.json.decode(raw, type=str)
         try:
             return Raw(bytes(msgspec.json.decode(inner, type=Raw)))
@@ -120,7 +120,7 @@ def _embedded(raw: Raw | None) -> Raw | None:
 
 def _prompt(messages: Raw) -> Any:
     """Return the prompt of a text completion, which the log has as a text or as the content of one message."""
-    if bytes(messages[:1]) == b'"':
+    if head(messages) == b'"':
         return messages
     try:
         (message,) = msgspec.json.decode(messages, type=list[Fields])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from loadgen.errors import LoadgenError
-from loadgen.workload.foreign_rows import LeftOut, Rows, is_text, stated
+from loadgen.workload.foreign_rows import LeftOut, Rows, head, is_text, stated
 from loadgen.workload.json_texts import decoded
 
 if TYPE_CHECKING:
@@ -86,7 +86,7 @@ def _message(index: int, turn: Mapping[str, Raw]) -> tuple[str, dict[str, Any]]:
     """Return the role and the message of a turn. ValueError: it is not one of the two kinds."""
     if "from" in turn and "value" in turn:
         name, content = _text(turn["from"], f"[{index}].from"), turn["value"]
-        if bytes(content[:1]) != b'"':
+        if head(content) != b'"':
             raise ValueError(f"[{index}].value: expected a text")
         if (role := _ROLES.get(name.lower())) is None:
             raise ValueError(f"[{index}].from: {name[:40]!r} is not one of {', '.join(_ROLES)}")

@@ -75,9 +75,14 @@ def unix_ns(text: str) -> int:
     return since // timedelta(microseconds=1) * 1000
 
 
+def head(raw: msgspec.Raw, size: int = 1) -> bytes:
+    """Return the first bytes of a JSON value."""
+    return bytes(memoryview(raw)[:size])
+
+
 def is_text(raw: msgspec.Raw | None) -> bool:
     """Return whether a JSON value is a text that is not empty."""
-    return raw is not None and bytes(raw[:1]) == b'"' and len(raw) > 2
+    return raw is not None and head(raw, 2) != b'""' and head(raw) == b'"'
 
 
 def stated(**fields: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -39,17 +39,12 @@ _TEXTS = ("prompt", "answer", "model", "workload", "session_id")
 Texts = Iterator[tuple[int, str]]
 
 
-def column_names(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
-    """Return columns by field. LoadgenError: a field is not one, or given twice."""
-    columns: dict[str, str] = {}
-    for field, column in pairs:
+def check_columns(columns: Mapping[str, str]) -> None:
+    """Raise LoadgenError if `columns`, by field, name a field that there is not."""
+    for field in columns:
         if field not in FIELDS and field not in MESSAGES:
             fields = ", ".join(sorted(FIELDS | MESSAGES.keys()))
             raise LoadgenError(f"--column {field}=...: there is no such field; there are {fields}")
-        if field in columns:
-            raise LoadgenError(f"--column {field}=...: it is given twice")
-        columns[field] = column
-    return columns
 
 
 def csv_texts(path: Path, file: IO[bytes], columns: Mapping[str, str], left_out: LeftOut) -> Texts:

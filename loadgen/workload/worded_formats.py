@@ -12,6 +12,7 @@ from loadgen.errors import LoadgenError
 from loadgen.workload.aiperf_formats import AIPERF_READERS
 from loadgen.workload.call_log import call_rows
 from loadgen.workload.conversation_formats import batch_rows, conversation_rows
+from loadgen.workload.foreign_rows import head
 from loadgen.workload.genai_spans import span_rows
 from loadgen.workload.json_texts import first_bytes, json_texts
 from loadgen.workload.tables import csv_texts, parquet_texts
@@ -85,7 +86,7 @@ def worded_format(path: Path, text: str) -> str | None:
         return "aiperf-multi-turn"
     if names & {"text_input", "payload", "message_mode"} or ({"messages", "delay"} <= names):
         return "aiperf-mooncake"
-    if "data" in names and b'"payloads"' in bytes(fields["data"])[: 2**16]:
+    if "data" in names and b'"payloads"' in head(fields["data"], 2**16):
         return "aiperf-inputs"
     if names & _MEDIA and not names & WORDS.keys():
         return "aiperf-single-turn"
@@ -110,29 +111,26 @@ def _ends_with_answer(messages: msgspec.Raw) -> bool:
 
 
 def worded_rows(
-    path: Path,
-    format: str,
-    lines: Lines,
-    left_out: LeftOut,
-    *,
-    workload: str | None = None,
-    model: str | None = None,
+    path: Path, format: str, lines: Lines, left_out: LeftOut, replaced: Mapping[str, str] | None = None
 ) -> Rows:
-    """Yield the rows of a file in the one trace format, named `workload` and for `model` if these are given.
-
-    Models that a log recorded are those that answered; `model` asks its own instead.
-    """
-    replaced = {name: value for name, value in (("workload", workload), ("model", model)) if value is not None}
+    """Yield the rows of a file in the one trace format, with the fields `replaced` instead of their own."""
     for number, fields in READERS[format](path, lines, left_out):
         yield number, {**fields, **replaced} if replaced else fields
 
 
-def file_texts(path: Path, file: IO[bytes], columns: Mapping[str, str], left_out: LeftOut) -> Texts:
-    """Yield the JSON texts of an open file, which has not been read: of JSON, of a CSV with words, or of Parquet."""
+def file_texts(
+    path: Path, file: IO[bytes], columns: Mapping[str, str], left_out: LeftOut, format: str | None = None
+) -> Texts:
+    """Yield the JSON texts of an open file, which has not been read: of JSON, of a CSV with words, or of Parquet.
+
+    A CSV has the suffix .csv or .tsv, or `columns` are named, or `format` says so.
+    """
     head = first_bytes(file)
-    if head.startswith(b"PAR1"):
+    if format == "parquet" or head.startswith(b"PAR1"):
         return parquet_texts(path, columns, left_out)
+    is_json = head[:1] in (b"{", b"[", b"")
     is_lengths = any(name.encode() in head for name in (AZURE_COLUMNS[1], BURSTGPT_COLUMNS[1]))
-    if head[:1] not in (b"{", b"[", b"") and (columns or ({".csv", ".tsv"} & set(path.suffixes) and not is_lengths)):
+    is_named = bool({".csv", ".tsv"} & set(path.suffixes)) and not is_lengths
+    if format == "csv" or (not is_json and (columns or is_named)):
         return csv_texts(path, file, columns, left_out)
     return json_texts(path, file)

@@ -69,7 +69,19 @@ def read_worded(
     """
     requests: list[TraceRequest] = []
     timed = False
-    for number, fields in islice(rows, limit):
+    for fields, request in checked_rows(path, islice(rows, limit), words):
+        timed = "timestamp" in fields
+        requests.append(request)
+    words.flush()
+    return Trace(path.name.split(".")[0], tuple(requests), "", timed)
+
+
+def checked_rows(
+    path: Path, rows: Iterable[tuple[int, Mapping[str, Any]]], words: WordsFile
+) -> Iterator[tuple[Mapping[str, Any], TraceRequest]]:
+    """Yield the fields and the request of every row, whose words are stored. LoadgenError as for `read_worded`."""
+    timed, latest_s = None, 0.0
+    for number, fields in rows:
         try:
             request = _request(number, fields, words)
         except ValueError as err:
@@ -77,21 +89,19 @@ def read_worded(
         except OSError as err:
             raise LoadgenError(f"cannot store the words of {path}: {err.strerror or err}") from err
         has_timestamp = "timestamp" in fields
-        if not requests:
-            timed = has_timestamp
-        elif has_timestamp != timed:
+        timed = has_timestamp if timed is None else timed
+        if has_timestamp != timed:
             first = "has one" if timed else "has none"
             raise LoadgenError(f"{path}:{number}: timestamp: the first line {first}; expected the same of every line")
-        elif request.arrival_s < requests[-1].arrival_s:
+        if request.arrival_s < latest_s:
             raise LoadgenError(
-                f"{path}:{number}: arrival at {request.arrival_s:.9g} s comes after one at "
-                f"{requests[-1].arrival_s:.9g} s: expected lines sorted by time"
+                f"{path}:{number}: arrival at {request.arrival_s:.9g} s comes after one at {latest_s:.9g} s: expected "
+                "lines sorted by time"
             )
-        requests.append(request)
-    if not requests:
+        latest_s = request.arrival_s
+        yield fields, request
+    if timed is None:
         raise LoadgenError(f"{path} has no requests in it")
-    words.flush()
-    return Trace(path.name.split(".")[0], tuple(requests), "", timed)
 
 
 def _request(number: int, fields: Mapping[str, Any], words: WordsFile) -> TraceRequest:
