@@ -1,6 +1,7 @@
 """loadgen replay: send the requests of a trace, or of several streams, and measure them."""
 
 import sys
+from collections import Counter
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -255,7 +256,11 @@ def replay(
             schedule, plan = _schedule_streams(path, streams, limits, rps, stop, words)
         else:
             points = points_of(shape) if shape else None
-            source = open_source(path, laws, words, arrivals, limits)
+            left_out: Counter[str] = Counter()
+            source = open_source(path, laws, words, arrivals, limits, left_out)
+            if left_out:
+                rest = ", ".join(f"{count} {what}" for what, count in left_out.items())
+                click.echo(f"left out of {path}: {rest}", err=True)
             schedule = build_schedule(source, **arrivals, **limits, shape=points, stop=stop)
             stated = {"input": input_law, "output": output_law} if laws else {}
             plan = {"trace": str(trace or source.name), **stated, **arrivals, **limits, "shape": shape}
