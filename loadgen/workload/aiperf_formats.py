@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from loadgen.errors import LoadgenError
-from loadgen.workload.foreign_rows import LeftOut, Rows, TimedRow, head, in_time_order, stated
+from loadgen.workload.foreign_rows import NULL, LeftOut, Rows, TimedRow, head, in_time_order, is_null, stated
 from loadgen.workload.json_texts import decoded
 from loadgen.workload.words import Fields
 
@@ -37,13 +37,13 @@ class _Turn(msgspec.Struct, forbid_unknown_fields=True):
     """A turn, or a line of single_turn. Of each kind of content, one field may be given."""
 
     type: Literal["single_turn", "random_pool"] | None = None
-    text: Raw | None = None
+    text: Raw = NULL
     texts: list[Raw] | None = None
-    image: Raw | None = None
+    image: Raw = NULL
     images: list[Raw] | None = None
-    audio: Raw | None = None
+    audio: Raw = NULL
     audios: list[Raw] | None = None
-    video: Raw | None = None
+    video: Raw = NULL
     videos: list[Raw] | None = None
     timestamp: float | None = None
     delay: float | None = None
@@ -54,7 +54,9 @@ class _Turn(msgspec.Struct, forbid_unknown_fields=True):
 
     def is_system(self) -> bool:
         """Return whether it is the system message of the conversation, which is no request."""
-        return self.role == "system" and not (self.images or self.image or self.audios or self.audio)
+        return (
+            self.role == "system" and is_null(self.image) and is_null(self.audio) and not (self.images or self.audios)
+        )
 
 
 class _Session(msgspec.Struct, forbid_unknown_fields=True):
@@ -67,10 +69,10 @@ class _MooncakeLine(msgspec.Struct, forbid_unknown_fields=True):
     """A line that has words; those of lengths are `trace.Line`."""
 
     type: Literal["mooncake_trace"] | None = None
-    text_input: Raw | None = None
-    messages: Raw | None = None
-    payload: Raw | None = None
-    tools: Raw | None = None
+    text_input: Raw = NULL
+    messages: Raw = NULL
+    payload: Raw = NULL
+    tools: Raw = NULL
     message_mode: Literal["history", "delta"] = "history"
     output_length: int | None = None
     timestamp: float | None = None
@@ -145,9 +147,9 @@ def mooncake_rows(path: Path, lines: Lines, left_out: LeftOut) -> Rows:
         begun: set[str] = set()
         for number, line in decoded(path, lines, msgspec.json.Decoder(_MooncakeLine)):
             fields = stated(session_id=line.session_id, tools=line.tools, messages=line.messages, body=line.payload)
-            if line.text_input is not None:
+            if not is_null(line.text_input):
                 fields["messages"] = [{"role": "user", "content": line.text_input}]
-            if sum(words is not None for words in (line.text_input, line.messages, line.payload)) != 1:
+            if sum(not is_null(words) for words in (line.text_input, line.messages, line.payload)) != 1:
                 raise LoadgenError(f"{path}:{number}: expected one of text_input, messages, payload")
             if line.message_mode == "delta" and line.session_id is not None:
                 if line.session_id in begun:
@@ -181,11 +183,11 @@ def _message(path: Path, number: int, turn: _Turn) -> dict[str, Any]:
     return {"role": turn.role or "user", "content": content}
 
 
-def _contents(kind: str, single: Raw | None, several: list[Raw] | None) -> list[Raw]:
+def _contents(kind: str, single: Raw, several: list[Raw] | None) -> list[Raw]:
     """Return the JSON texts of a kind of content. ValueError: they are not texts, or given twice."""
-    if single is not None and several is not None:
+    if not is_null(single) and several is not None:
         raise ValueError(f"{kind} and {kind}s cannot both be given")
-    found = [single] if single is not None else []
+    found = [] if is_null(single) else [single]
     for raw in several or []:
         found += [raw] if head(raw) == b'"' else msgspec.json.decode(raw, type=_Media).contents
     if any(head(raw) != b'"' for raw in found):

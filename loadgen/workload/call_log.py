@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from loadgen.errors import LoadgenError
-from loadgen.workload.foreign_rows import LeftOut, Rows, TimedRow, head, in_time_order, stated, unix_ns
+from loadgen.workload.foreign_rows import NULL, LeftOut, Rows, TimedRow, head, in_time_order, is_null, stated, unix_ns
 from loadgen.workload.json_texts import decoded
 from loadgen.workload.words import SAMPLING, Fields
 
@@ -34,8 +34,8 @@ class _Call(msgspec.Struct):
     """An entry of the log; fields that describe a cost, a key or a cache are not read."""
 
     startTime: float | str | None = None  # noqa: N815 (LiteLLM's name)
-    messages: Raw | None = None
-    response: Raw | None = None
+    messages: Raw = NULL
+    response: Raw = NULL
     call_type: str = "completion"
     status: str = "success"
     model: str | None = None
@@ -82,7 +82,7 @@ def _fields(call: _Call, left_out: LeftOut) -> dict[str, Any] | None:
         left_out[f"calls of {call.call_type[:40]!r}"] += 1
         return None
     messages = _embedded(call.messages)
-    if messages is None or head(messages, 2) in (b"[]", b"{}"):
+    if is_null(messages) or head(messages, 2) in (b"[]", b"{}"):
         left_out["calls whose messages were not logged"] += 1
         return None
     words: dict[str, Any] = {"messages": messages}
@@ -91,11 +91,13 @@ def _fields(call: _Call, left_out: LeftOut) -> dict[str, Any] | None:
     elif head(messages) == b'"':
         words = {"messages": [{"role": "user", "content": messages}]}
     for name, value in (call.model_parameters or {}).items():
-        if name in SAMPLING and head(value, 5) != b"null":
+        if name in _OWN or is_null(value) or head(value, 3) == b"{}":
+            continue
+        if name in SAMPLING:
             words[name] = value
-        elif name in ("max_tokens", "max_completion_tokens") and head(value, 5) != b"null":
+        elif name in ("max_tokens", "max_completion_tokens"):
             words["max_tokens"] = value
-        elif name not in _OWN and head(value, 5) not in (b"null", b"{}"):
+        else:
             left_out[f"parameters {name[:40]!r}"] += 1
     return words | stated(
         model=call.model or None,
@@ -105,10 +107,8 @@ def _fields(call: _Call, left_out: LeftOut) -> dict[str, Any] | None:
     )
 
 
-def _embedded(raw: Raw | None) -> Raw | None:
+def _embedded(raw: Raw) -> Raw:
     """Return a JSON value, or the one in it if it is a text that holds one."""
-    if raw is None or head(raw, 4) == b"null":
-        return None
     if head(raw, 2) in (b'"[', b'"{'):
         inner = msgspec.json.decode(raw, type=str)
         try:
@@ -129,10 +129,10 @@ def _prompt(messages: Raw) -> Any:
         raise ValueError("messages: expected the one prompt of a text completion") from err
 
 
-def _answer(response: Raw | None) -> str | None:
+def _answer(response: Raw) -> str | None:
     """Return the text of the first choice; None where there is no such text."""
     try:
-        choices = msgspec.json.decode(_embedded(response) or b"{}", type=_Response).choices
+        choices = msgspec.json.decode(_embedded(response), type=_Response).choices
     except (msgspec.MsgspecError, RecursionError):
         return None
     if not choices:

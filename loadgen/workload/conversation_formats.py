@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from loadgen.errors import LoadgenError
-from loadgen.workload.foreign_rows import LeftOut, Rows, head, is_text, stated
+from loadgen.workload.foreign_rows import NULL, LeftOut, Rows, head, is_text, stated
 from loadgen.workload.json_texts import decoded
 
 if TYPE_CHECKING:
@@ -43,8 +43,8 @@ class _Conversation(msgspec.Struct):
     conversations: list[dict[str, Raw]] | None = None
     messages: list[dict[str, Raw]] | None = None
     id: str | int | None = None
-    tools: Raw | None = None
-    parallel_tool_calls: Raw | None = None
+    tools: Raw = NULL
+    parallel_tool_calls: Raw = NULL
 
 
 def conversation_rows(path: Path, lines: Lines, left_out: LeftOut) -> Rows:
@@ -110,7 +110,7 @@ def _requests(messages: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[int,
     is_asked = False
     for index, (role, message) in enumerate(messages):
         if role == "assistant" and is_asked:
-            content = message.get("content")
+            content = message.get("content", NULL)
             yield index, content if is_text(content) else None
             is_asked = False
         elif role not in ("assistant", "system", "developer"):

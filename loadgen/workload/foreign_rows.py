@@ -23,6 +23,9 @@ Rows = Iterator[tuple[int, Mapping[str, Any]]]
 LeftOut = Counter[str]
 """Number of rows, or of parts of rows, that have no place in a trace, by what they are."""
 
+NULL = msgspec.Raw(b"null")
+"""The value of a field that was not given. (A union with None cannot keep a value's bytes.)"""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -80,11 +83,20 @@ def head(raw: msgspec.Raw, size: int = 1) -> bytes:
     return bytes(memoryview(raw)[:size])
 
 
-def is_text(raw: msgspec.Raw | None) -> bool:
+def is_null(raw: msgspec.Raw) -> bool:
+    """Return whether a JSON value is null, as it is in a field that was not given."""
+    return head(raw, 5) == b"null"
+
+
+def is_text(raw: msgspec.Raw) -> bool:
     """Return whether a JSON value is a text that is not empty."""
-    return raw is not None and head(raw, 2) != b'""' and head(raw) == b'"'
+    return head(raw) == b'"' and head(raw, 2) != b'""'
 
 
 def stated(**fields: Any) -> dict[str, Any]:
     """Return the fields that have a value."""
-    return {name: value for name, value in fields.items() if value is not None}
+    return {
+        name: value
+        for name, value in fields.items()
+        if value is not None and not (isinstance(value, msgspec.Raw) and is_null(value))
+    }
