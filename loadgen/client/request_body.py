@@ -10,7 +10,7 @@ import msgspec
 
 from loadgen.client.openai_api import PATHS, Dialect, prompt_field, request_fields
 from loadgen.workload.prompts import PromptKind, Vocabulary, draws_of, prompt_kind
-from loadgen.workload.words import ROUTING, WordsReader
+from loadgen.workload.words import ROUTING, WordsReader, decode_fields
 
 if TYPE_CHECKING:
     from loadgen.record import Endpoint
@@ -91,19 +91,29 @@ def worded_message(
 ) -> Message:
     """Return the message of a request that has words of its own.
 
-    A whole body keeps every byte of its fields but for `model`, `stream` and `stream_options`. Messages and prompts are
-    sent with the fields of `payload`, and with the request's own beside them.
+    A whole body keeps every byte of its fields but for `model`, `stream` and `stream_options`; `extra_body` and
+    `max_tokens` are not for it. Messages and prompts are sent with the fields of `payload`, and with the request's own
+    beside them.
     """
     assert request.words is not None
     own = {name: msgspec.json.decode(fields[name]) for name in ROUTING & fields.keys()}
-    headers = own.get("headers", {})
+    headers = own.get("headers") or {}
     path = PATHS[request.words.endpoint or endpoint]
     streaming: dict[str, Any] = {"model": request.model or model, "stream": True}
     if dialect.include_usage:
         streaming["stream_options"] = {"include_usage": True}
     if (given := fields.get("body")) is not None:
-        return Message(path, _encode(msgspec.json.decode(given, type=dict[str, msgspec.Raw]) | streaming), headers)
-    limit = own.get("max_tokens", max_tokens) if request.natural else request.output_tokens
+        return Message(path, _changed(bytes(given), streaming), headers)
+    limit = own.get("max_tokens") or max_tokens if request.natural else request.output_tokens
     generated = request_fields(request.model or model, limit, dialect, extra_body, natural=request.natural)
     words = {name: value for name, value in fields.items() if name not in ROUTING and name != "answer"}
     return Message(path, _encode(generated | words), headers)
+
+
+def _changed(body: bytes, changes: dict[str, Any]) -> bytes:
+    """Return a body with other values in some fields. The remaining ones keep their bytes; a body that has these values
+    already keeps all of its bytes."""
+    fields = decode_fields(body)
+    if all(name in fields and msgspec.json.decode(fields[name]) == value for name, value in changes.items()):
+        return body
+    return _encode(fields | changes)

@@ -141,7 +141,9 @@ class RunWriter(LineWriter):
             path.mkdir(parents=True, exist_ok=True)
             write_atomic(path / "schedule.jsonl", encode_schedule(schedule.requests))
             if words is not None:
-                shutil.copyfile(words, path / "bodies.jsonl")
+                kept = path / "bodies.jsonl"
+                kept.touch(0o600)  # it may hold headers that authenticate
+                shutil.copyfile(words, kept)
             write_json(path / "run.json", info)
         except OSError as err:
             raise cannot_write(path, err) from err

@@ -167,8 +167,12 @@ def build_schedule(
 
 
 def ends_naturally(request: TraceRequest, stop: Stop) -> bool:
-    """Return whether the answer ends where the model ends it. LoadgenError: a length is to be requested, and none is
-    known."""
+    """Return whether the answer ends where the model ends it, or where a body of its own says. LoadgenError: a length
+    is to be requested, and cannot be, or is not known."""
+    if request.words is not None and request.words.is_body:
+        if stop == "length":
+            raise LoadgenError(f"--stop length: the request of line {request.words.line} has a body of its own")
+        return True
     if stop == "length" and request.output_tokens is None:
         line = f" (line {request.words.line})" if request.words else ""
         raise LoadgenError(f"--stop length: a request{line} has no output_length; give it one, or use --stop natural")

@@ -15,7 +15,7 @@ import msgspec
 
 from loadgen.errors import LoadgenError
 from loadgen.workload.trace import MAX_TOKENS, Trace, TraceRequest, check_workload, shortened
-from loadgen.workload.words import ROUTING, SAMPLING, WORDS, Fields, WordsFile
+from loadgen.workload.words import ROUTING, SAMPLING, WORDS, Fields, WordsFile, decode_fields, hide_halves
 
 if TYPE_CHECKING:
     from loadgen.record import Endpoint
@@ -39,14 +39,11 @@ _OWN_HEADERS = {
     "accept-encoding",
 }
 
-_decode_fields = msgspec.json.Decoder(Fields).decode
-_decode_body = msgspec.json.Decoder(Fields).decode
-
 
 def is_worded(line: str) -> bool:
     """Return whether a line of a JSONL trace holds words."""
     try:
-        return not WORDS.keys().isdisjoint(_decode_fields(line))
+        return not WORDS.keys().isdisjoint(decode_fields(line.encode()))
     except (msgspec.MsgspecError, RecursionError):
         return False
 
@@ -55,7 +52,7 @@ def worded_fields(path: Path, lines: Lines) -> Iterator[tuple[int, Fields]]:
     """Yield (line number, fields) of every line. LoadgenError: it is not a JSON object."""
     for number, text in lines:
         try:
-            yield number, _decode_fields(text)
+            yield number, decode_fields(text.encode())
         except (msgspec.MsgspecError, RecursionError) as err:
             raise LoadgenError(f"{path}:{number}: not a JSON object: {shortened(text)}") from err
 
@@ -122,6 +119,7 @@ def _request(number: int, fields: Mapping[str, Any], words: WordsFile) -> TraceR
     if model is not None and not (model and model.isprintable()):
         raise ValueError(f"model {shortened(model)!r}: expected a name of printable characters")
     _length(fields, "max_tokens")
+    _check_type(fields, ANSWER, b'"{', "a text, or a message of the assistant")
     return TraceRequest(
         arrival_s=(timestamp or 0.0) / 1000,
         input_tokens=_length(fields, "input_length"),
@@ -146,7 +144,10 @@ def _endpoint(fields: Mapping[str, Any]) -> Endpoint:
                 raise ValueError("messages: expected at least one, each with a role")
             return "chat"
         case "prompt":
-            if not _value(fields, "prompt", str | list[int], "a text, or a list of token ids"):
+            _check_type(fields, "prompt", b'"[', "a text, or a list of token ids")
+            if _raw(fields["prompt"])[:1] == b"[":
+                _value(fields, "prompt", list[int], "a text, or a list of token ids")
+            if _raw(fields["prompt"]) in (b'""', b"[]"):
                 raise ValueError("prompt: it is empty")
             return "completions"
     body = _value(fields, "body", Fields, "a request body: a JSON object") or {}
@@ -159,23 +160,38 @@ def _endpoint(fields: Mapping[str, Any]) -> Endpoint:
 
 def _refuse_unknown(fields: Mapping[str, Any]) -> None:
     """Raise ValueError for a field that would have no effect."""
-    known = LENGTHS | ROUTING | WORDS.keys() | {ANSWER} | (frozenset() if "body" in fields else SAMPLING)
+    known = LENGTHS | ROUTING | WORDS.keys() | {ANSWER}
+    known = known - {"max_tokens"} if "body" in fields else known | SAMPLING
     for name in fields:
         if name not in known:
-            if "body" in fields and name in SAMPLING:
+            if "body" in fields and (name in SAMPLING or name == "max_tokens"):
                 raise ValueError(f"{name}: it belongs into the body")
             close = get_close_matches(name, known, 1)
             hint = f"; did you mean {close[0]}?" if close else "; put fields of the API's own into a body"
             raise ValueError(f"field {shortened(name)!r} is not known{hint}")
 
 
+def _raw(value: Any) -> bytes:
+    """Return a field's value as JSON, in its own bytes if it was read as such."""
+    return bytes(value) if isinstance(value, msgspec.Raw) else msgspec.json.encode(value)
+
+
+def _check_type(fields: Mapping[str, Any], name: str, first_bytes: bytes, expected: str) -> None:
+    """Raise ValueError for a value that does not begin with one of these bytes of JSON.
+
+    The text itself is not decoded: it may hold half a surrogate pair, as answers of models do, and be long.
+    """
+    if name in fields and _raw(fields[name])[0] not in first_bytes:
+        raise ValueError(f"{name}: expected {expected}")
+
+
 def _value(fields: Mapping[str, Any], name: str, kind: Any, expected: str) -> Any:
     """Return the value of a field, None where it is absent or null. ValueError: it is of another type."""
     if name not in fields:
         return None
-    raw = fields[name]
+    raw = _raw(fields[name])
     try:
-        return msgspec.json.decode(raw if isinstance(raw, msgspec.Raw) else msgspec.json.encode(raw), type=kind | None)
+        return msgspec.json.decode(hide_halves(raw) if b"\\u" in raw else raw, type=kind | None)
     except (msgspec.MsgspecError, RecursionError) as err:
         raise ValueError(f"{name}: expected {expected}") from err
 

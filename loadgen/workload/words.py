@@ -8,6 +8,7 @@ only once, is sent as it was when it was read, every sending process finds the s
 from __future__ import annotations
 
 import os
+import re
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -40,7 +41,33 @@ Fields = dict[str, msgspec.Raw]
 """A JSON object whose values keep the bytes in which they were written."""
 
 _decode_fields = msgspec.json.Decoder(Fields).decode
+_escapes = re.compile(
+    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\(u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
+)
+"""Matches a surrogate pair, half a pair (its group), or any other escape."""
+_HIDDEN = "\ue0dd".encode()
 _encode = msgspec.json.Encoder().encode
+
+
+def decode_fields(data: bytes) -> Fields:
+    """Return the fields of a JSON object. MsgspecError or RecursionError: it is none.
+
+    Half a surrogate pair, which models and logs write, stays as it is; the decoder refuses it even in a value that it
+    passes over, so that it is hidden meanwhile.
+    """
+    try:
+        return _decode_fields(data)
+    except msgspec.MsgspecError:
+        hidden = hide_halves(data)
+        if hidden == data or _HIDDEN in data:
+            raise
+        fields = _decode_fields(hidden).items()
+        return {name: msgspec.Raw(bytes(value).replace(_HIDDEN, b"\\")) for name, value in fields}
+
+
+def hide_halves(data: bytes) -> bytes:
+    """Return JSON in which each half of a surrogate pair is plain text, for a decoder that refuses halves."""
+    return _escapes.sub(lambda match: _HIDDEN + match[1] if match[1] else match[0], data)
 
 
 class WordsRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
@@ -55,6 +82,8 @@ class WordsRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Bytes in the run's file of words; bodies.jsonl of the run folder is that file, if it was kept."""
     endpoint: Endpoint | None = None
     """The API that they are sent to; None: the run's."""
+    is_body: bool = False
+    """True if they are a whole request body, which states itself where its answer ends."""
 
 
 class WordsFile:
@@ -65,10 +94,22 @@ class WordsFile:
         self._end = file.seek(0, os.SEEK_END)
 
     def add(self, fields: Mapping[str, Any], line: int, endpoint: Endpoint | None) -> WordsRef:
-        """Store the fields of a line that hold or route its words. OSError: the file cannot be written."""
+        """Store the fields of a line that hold or route its words. OSError: the file cannot be written.
+
+        A line end between two tokens of JSON becomes a space, so that they are one line here.
+        """
         data = _encode(fields)
+        if b"\n" in data:
+            data = data.replace(b"\n", b" ")
         self._file.write(data + b"\n")
-        ref = WordsRef(line=line, sha256=sha256(data).hexdigest(), offset=self._end, size=len(data), endpoint=endpoint)
+        ref = WordsRef(
+            line=line,
+            sha256=sha256(data).hexdigest(),
+            offset=self._end,
+            size=len(data),
+            endpoint=endpoint,
+            is_body="body" in fields,
+        )
         self._end += len(data) + 1
         return ref
 
@@ -91,7 +132,7 @@ class WordsReader:
         data = os.pread(self._descriptor, ref.size, ref.offset)
         if sha256(data).hexdigest() != ref.sha256:
             raise LoadgenError(f"the words of line {ref.line} were changed or cut while the run lasted")
-        return _decode_fields(data)
+        return decode_fields(data)
 
     def __del__(self) -> None:
         if (descriptor := getattr(self, "_descriptor", None)) is not None:
