@@ -263,7 +263,10 @@ def replay(
                 click.echo(f"left out of {path}: {rest}", err=True)
             schedule = build_schedule(source, **arrivals, **limits, shape=points, stop=stop)
             stated = {"input": input_law, "output": output_law} if laws else {}
+            arrivals["arrival"] = schedule.arrival
             plan = {"trace": str(trace or source.name), **stated, **arrivals, **limits, "shape": shape}
+            if trace and arrival == "trace" and schedule.arrival != arrival:
+                click.echo(f"{trace} has no timestamps: its requests come as a Poisson process", err=True)
         plan |= limits | {"serve": serve, "stop": stop}
         if any(request.words for request in schedule.requests):
             options["words"] = folder / "bodies.jsonl"

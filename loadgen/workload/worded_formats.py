@@ -18,7 +18,7 @@ from loadgen.workload.json_texts import first_bytes, json_texts
 from loadgen.workload.tables import csv_texts, parquet_texts
 from loadgen.workload.trace_formats import AZURE_COLUMNS, BURSTGPT_COLUMNS
 from loadgen.workload.worded_trace import worded_fields
-from loadgen.workload.words import SAMPLING, WORDS, Fields
+from loadgen.workload.words import SAMPLING, WORDS, Fields, decode_fields
 
 if TYPE_CHECKING:
     from loadgen.workload.foreign_rows import LeftOut, Rows
@@ -70,7 +70,7 @@ def worded_format(path: Path, text: str) -> str | None:
     messages, prompt or body: jsonl. Messages that end with an answer, and fields that describe them: conversations.
     """
     try:
-        fields = msgspec.json.decode(text, type=Fields)
+        fields = decode_fields(text.encode())
     except (msgspec.MsgspecError, RecursionError):
         return None
     names = fields.keys()
