@@ -149,4 +149,4 @@ def _start_ns(time: float | str | None) -> int:
             raise ValueError(f"startTime: {time[:40]!r}: expected seconds since 1970, or a date and time") from err
     if time is None or not math.isfinite(time):
         raise ValueError("startTime: expected seconds since 1970, or a date and time")
-    return round(time * 1e9)
+    return round(time * 1e6) * 1000  # a float of seconds since 1970 is good for microseconds

@@ -14,7 +14,7 @@ MESSAGE = {"role": "user", "content": 'hi "x" }] é\n'}
 ANSWER = {"role": "assistant", "content": "hello"}
 
 
-def otlp(attributes: dict[str, Any], start_ns: int = 10**18, **span: Any) -> dict[str, Any]:
+def otlp(attributes: dict[str, Any], /, start_ns: int = 10**18, **span: Any) -> dict[str, Any]:
     """Return a document of one span."""
     listed = [{"key": key, "value": any_value(value)} for key, value in attributes.items()]
     fields = {"name": "chat", "startTimeUnixNano": str(start_ns), "attributes": listed} | span

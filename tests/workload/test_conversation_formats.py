@@ -5,9 +5,11 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from loadgen.errors import LoadgenError
+from loadgen.workload.conversation_formats import conversation_rows
 from support.foreign_files import rows_of, saved_lines
 
 
@@ -84,11 +86,11 @@ def test_messages_of_a_chat_keep_every_field_but_a_weight_and_tools_stand_beside
     assert all(row["tools"] == [{}] and "source" not in row for row in rows)
 
 
-def test_the_bytes_of_words_are_kept(tmp_path: Path) -> None:
-    (path := tmp_path / "data.jsonl").write_text(
-        r'{"conversations": [{"from": "human", "value": "\u00e9\/\t\ud83d\ude00"}]}'
-    )
-    assert rows_of(path, "conversations")[0]["messages"][0]["content"] == "é/\t😀"
+def test_the_bytes_of_words_are_kept() -> None:
+    value = r'"\u00e9\/\t\ud83d\ude00"'
+    lines = [(1, '{"conversations": [{"from": "human", "value": ' + value + "}]}")]
+    ((_, fields),) = conversation_rows(Path("data.jsonl"), lines, Counter())
+    assert msgspec.json.encode(fields).decode() == '{"messages":[{"role":"user","content":' + value + "}]}"
 
 
 @pytest.mark.parametrize(
