@@ -31,6 +31,7 @@ _MISFIT = re.compile(r"(?P<fault>.*) - at `\$\.?(?P<field>.*)`")
 def json_texts(path: Path, file: IO[bytes], max_bytes: int = MAX_WORDS_BYTES) -> Iterator[tuple[int, str]]:
     """Yield (number, text) of each line of JSON Lines, of each element of a list, or of one object on many lines.
 
+    A text has no line ends: those between its values are blanks.
     LoadgenError: a value is longer than `max_bytes`, cut off, or not UTF-8.
     """
     if first_bytes(file).startswith(b"["):
@@ -39,7 +40,7 @@ def json_texts(path: Path, file: IO[bytes], max_bytes: int = MAX_WORDS_BYTES) ->
     lines = numbered_lines(path, file, max_bytes=max_bytes)
     first = next(lines, None)
     if first is not None and first[1].endswith(("{", "[", ",")):
-        text = "\n".join(text for _, text in chain([first], lines))
+        text = " ".join(text for _, text in chain([first], lines))
         if len(text) > max_bytes:
             raise LoadgenError(f"{path}: the object in it is longer than {max_bytes >> 20} MiB")
         yield first[0], text
@@ -73,6 +74,8 @@ def list_elements(path: Path, file: IO[bytes], max_bytes: int = MAX_WORDS_BYTES)
         mark, position = buffer[found], found + 1
         if mark == ord('"'):
             quoted = not quoted
+        elif mark == ord("\n"):
+            raise LoadgenError(f"{path}:{number}: a text has a line end in it; JSON writes it as \\n")
         elif mark in b"[{":
             depth += 1
         elif mark in b"]}" and depth:
@@ -90,23 +93,28 @@ def list_elements(path: Path, file: IO[bytes], max_bytes: int = MAX_WORDS_BYTES)
 
 
 def _next_mark(buffer: bytearray, position: int, quoted: bool) -> int:
-    """Return the index of the next character that has a meaning, -1 if there is none yet: within a string, its end."""
+    """Return the index of the next character that has a meaning, -1 if there is none yet.
+
+    Within a text, that is its end, or a line end, which none may have.
+    """
     if not quoted:
         found = _STRUCTURE.search(buffer, position)
         return found.start() if found else -1
+    begin = position
     while (end := buffer.find(b'"', position)) >= 0:
         before = end
         while before and buffer[before - 1] == ord("\\"):
             before -= 1
         if (end - before) % 2 == 0:
-            return end
+            break
         position = end + 1
-    return -1
+    line_end = buffer.find(b"\n", begin, end if end >= 0 else len(buffer))
+    return line_end if line_end >= 0 else end
 
 
 def _text(path: Path, number: int, element: bytes) -> str:
     try:
-        return element.decode()
+        return element.replace(b"\n", b" ").decode()
     except UnicodeDecodeError as err:
         byte = f"{err.object[err.start]:#04x} at {err.start}"
         raise LoadgenError(f"{path}:{number}: byte {byte} is not UTF-8") from err

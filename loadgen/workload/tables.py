@@ -54,7 +54,8 @@ def csv_texts(path: Path, file: IO[bytes], columns: Mapping[str, str], left_out:
     """
     csv.field_size_limit(MAX_WORDS_BYTES)
     delimiter = "\t" if b"\t" in first_bytes(file).splitlines()[0] else ","
-    reader = csv.reader(io.TextIOWrapper(file, "utf-8-sig", newline=""), delimiter=delimiter, strict=True)
+    text = io.TextIOWrapper(file, "utf-8-sig", newline="")
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
     try:
         header = next(reader, [])
         pick = _picked(path, header, columns, left_out)
@@ -69,6 +70,8 @@ def csv_texts(path: Path, file: IO[bytes], columns: Mapping[str, str], left_out:
         raise LoadgenError(f"{path}:{reader.line_num + 1}: it is not UTF-8") from err
     except (csv.Error, ValueError) as err:
         raise LoadgenError(f"{path}:{max(reader.line_num, 1)}: {err}") from err
+    finally:
+        text.detach()  # the file is closed by whoever opened it
 
 
 def parquet_texts(path: Path, columns: Mapping[str, str], left_out: LeftOut) -> Texts:

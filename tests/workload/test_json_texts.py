@@ -43,6 +43,7 @@ def test_lines_lists_and_an_indented_object_are_told_apart() -> None:
     ((number, text),) = texts(json.dumps({"a": [1, {"b": 2}]}, indent=2).encode())
     assert number == 1
     assert json.loads(text) == {"a": [1, {"b": 2}]}
+    assert texts(b'[{"a":\n 1}]') == [(1, '{"a":  1}')]
     assert texts(b"") == texts(b"[]") == texts(b" [ ] ") == []
 
 
@@ -54,6 +55,7 @@ def test_lines_lists_and_an_indented_object_are_told_apart() -> None:
         (b'[{"a": 1}] {"a": 2}', 'data.json: {"a": 2} follows the end of its list'),
         (b'[{"a": "' + b"x" * 2**21 + b'"}]', "data.json:1: the element is longer than 1 MiB"),
         (b'{"a": "' + b"x" * 2**21 + b'"}', "data.json:1: the line is longer than 1 MiB"),
+        (b'[1, "a\nb"]', "data.json:2: a text has a line end in it; JSON writes it as \\n"),
         (b'[1, "\xff"]', "data.json:2: byte 0xff at 1 is not UTF-8"),
     ],
 )
