@@ -158,7 +158,7 @@ def test_a_file_that_is_cut_anywhere_is_one_error(tmp_path: Path, format: str, c
 @pytest.mark.parametrize("hostile", ['{"a":' * 10**5, "[" * 10**5, "5", '"x"', "null", "{}", '{"messages": {"a": 1}}'])
 def test_a_hostile_line_is_one_error_in_every_format(tmp_path: Path, format: str, hostile: str) -> None:
     (path := tmp_path / "t.jsonl").write_text(json.dumps(FILES[format][0]) + "\n" + hostile + "\n")
-    if (hostile == "{}" and format == "litellm") or (hostile[:2] in ("{}", '{"m') and format == "otel"):
+    if (hostile == "{}" and format == "litellm") or (hostile in ("{}", '{"messages": {"a": 1}}') and format == "otel"):
         assert imported(path, format).read_bytes().count(b"\n") == 1  # it is no call
         return
     if format == "aiperf-raw-payload" and "messages" in hostile:
