@@ -1,7 +1,6 @@
 """loadgen selftest: measure this client on this machine, before a run."""
 
 import sys
-from pathlib import Path
 
 import click
 
@@ -9,7 +8,7 @@ from loadgen.cli.options import POSITIVE
 
 
 @click.command()
-@click.argument("trace", type=click.Path(path_type=Path), required=False)
+@click.argument("trace", required=False)
 @click.option("--rps", "--request-rate", type=POSITIVE, help="Planned requests/s.  [default: 4, or by Little's law]")
 @click.option("--streams", "--concurrency", type=POSITIVE, help="Planned requests in flight at once.")
 @click.option(
@@ -42,7 +41,7 @@ from loadgen.cli.options import POSITIVE
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the arrivals.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 def selftest(
-    trace: Path | None,
+    trace: str | None,
     rps: float | None,
     streams: float | None,
     itl_ms: float | None,
@@ -56,10 +55,11 @@ def selftest(
 
     \b
     loadgen selftest --streams 500
-    loadgen selftest traces/chat.jsonl --rps 20 --duration 30 --processes 2
+    loadgen selftest chat --rps 20 --duration 30 --processes 2
 
-    Without TRACE all requests have 1,000 input and 200 output tokens. Little's law relates --rps, --streams and --itl:
-    give one or two of them. The timing server takes a core of this machine, which the planned server may not.
+    TRACE is a file, or the name of a shipped trace; prompts are made up, also where it has words. Without it all
+    requests have 1,000 input and 200 output tokens. Little's law relates --rps, --streams and --itl: give one or two of
+    them. The timing server takes a core of this machine, which the planned server may not.
     """  # fmt: skip
     import msgspec
     from rich.console import Console
@@ -67,11 +67,12 @@ def selftest(
     from loadgen.report.progress_view import view
     from loadgen.report.selftest_terminal import print_selftest
     from loadgen.run.selftest import planned_run, run_selftest
+    from loadgen.workload.length_source import read_lengths
     from loadgen.workload.schedule import build_schedule
-    from loadgen.workload.trace import Trace, TraceRequest, read_trace
+    from loadgen.workload.trace import Trace, TraceRequest
 
     request = TraceRequest(arrival_s=0.0, input_tokens=1000, output_tokens=200, workload="chat")
-    source = read_trace(trace) if trace else Trace("even", (request,), "")
+    source = read_lengths(trace) if trace else Trace("even", (request,), "")
     lengths = [length for request in source.requests if (length := request.output_tokens) is not None]
     output_tokens = sum(lengths) / len(lengths) if lengths else 200.0
     planned = planned_run(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -11,6 +10,7 @@ import numpy as np
 from loadgen.errors import LoadgenError
 from loadgen.files import profile_path
 from loadgen.workload import schedule
+from loadgen.workload.length_source import source_path
 from loadgen.workload.token_bins import TokenBins, read_bins, sample_lengths
 from loadgen.workload.trace import read_trace
 
@@ -26,7 +26,7 @@ def plan(settings: Settings) -> Schedule:
     """Make the schedule that `loadgen replay` makes of the same options."""
     assert settings.trace is not None
     return schedule.build_schedule(
-        read_trace(Path(settings.trace)),
+        read_trace(source_path(settings.trace)),
         seed=settings.seed,
         rps=settings.rps,
         arrival=settings.arrival,

@@ -10,8 +10,7 @@ import numpy as np
 
 from loadgen.report.format import UNKNOWN, count
 from loadgen.stats.distributions import Counts, ks_distance, spearman
-from loadgen.workload.length_source import DRAWS, draw_bins, source_path
-from loadgen.workload.trace_columns import iter_columns
+from loadgen.workload.length_source import DRAWS, draw_bins, iter_lengths, source_path
 from loadgen.workload.trace_stats import WINDOWS_S, Description, Tally, describe_lengths
 
 if TYPE_CHECKING:
@@ -34,7 +33,7 @@ def describe_source(name: str, format: Format | None) -> TraceFacts:
         return facts | _length_facts(description) | means | bins.provenance, description
     dropped: Counter[str] = Counter()
     tally = Tally()
-    for columns in iter_columns(path, dropped, format=format):
+    for columns in iter_lengths(path, dropped, format):
         tally.add(columns)
     description = tally.describe()
     facts = {
@@ -70,7 +69,7 @@ def time_facts(description: Description) -> dict[str, Any]:
     """Return duration, rate (gaps over the duration) and how the arrivals vary; None where too few requests say so."""
     duration_s, gaps_s = description.duration_s, description.gaps_s
     return {
-        "duration_s": duration_s,
+        "duration_s": duration_s or None,  # 0 where all arrive at once, as without timestamps
         "rate_over_time_rps": None if description.rates_rps is None else list(description.rates_rps),
         "mean_rps": (description.requests - 1) / duration_s if duration_s else None,
         "gap_cv": gaps_s.std / gaps_s.mean if gaps_s and gaps_s.mean > 0 else None,

@@ -13,6 +13,7 @@ import numpy as np
 from loadgen.errors import LoadgenError
 from loadgen.units import NS_PER_S
 from loadgen.workload import streams
+from loadgen.workload.length_source import source_path
 from loadgen.workload.schedule import Arrival, Schedule, ScheduledRequest, build_schedule, stable_hash63
 from loadgen.workload.trace import Trace, TraceRequest, read_trace
 
@@ -106,7 +107,7 @@ def schedule_of(study: Study, run: StudyRun, folder: Path) -> Schedule:
 def _trace_path(workload: WorkloadSpec, folder: Path) -> Path:
     assert workload.trace is not None
     beside = folder / workload.trace
-    return beside if beside.exists() else Path(workload.trace)
+    return beside if beside.exists() else source_path(workload.trace)
 
 
 def scaled_streams(path: Path, rps: float) -> streams.Streams:

@@ -2,22 +2,32 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
 from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, NamedTuple
 
+import msgspec
 import numpy as np
 
 from loadgen.errors import LoadgenError
 from loadgen.files import data_dir
+from loadgen.workload.sources import read_source
 from loadgen.workload.token_bins import CountedPairs, Pairs, TokenBins, count_pairs, read_bins, sample_lengths
-from loadgen.workload.trace_columns import iter_columns
+from loadgen.workload.trace_columns import Columns, iter_columns
+from loadgen.workload.worded_import import imported_rows
+from loadgen.workload.worded_trace import checked_rows
+from loadgen.workload.words import WordsFile
 
 if TYPE_CHECKING:
+    from loadgen.workload.trace import Trace, TraceRequest
     from loadgen.workload.trace_formats import Format
 
+BLOCK_REQUESTS = 10_000
+"""Requests with words that are held at a time."""
 DRAWS = 100_000
 """Draws that represent bins where percentiles of their lengths are needed."""
 
@@ -28,7 +38,51 @@ def length_chunks(name: str) -> Iterator[Pairs]:
     if path.suffix == ".json":
         yield draw_bins(path)[1]
     else:
-        yield from ((c.input_tokens, c.output_tokens) for c in iter_columns(path, Counter()))
+        yield from ((c.input_tokens, c.output_tokens) for c in iter_lengths(path, Counter()))
+
+
+def iter_lengths(path: Path, dropped: Counter[str], format: Format | None = None) -> Iterator[Columns]:
+    """Yield the requests of a trace in any format as columns; of a file with words, the lengths that its rows state.
+
+    LoadgenError: a row with words states none.
+    """
+    rows = imported_rows(str(path), format, {}, dropped)
+    if rows is None:
+        yield from iter_columns(path, dropped, format=format)
+        return
+    with Path(os.devnull).open("wb") as nowhere:
+        requests = (request for _, request in checked_rows(path, rows, WordsFile(nowhere)))
+        while part := list(islice(requests, BLOCK_REQUESTS)):
+            yield Columns(
+                np.array([request.arrival_s for request in part]),
+                np.array([_known(path, request, request.input_tokens, "input_length") for request in part]),
+                np.array([_known(path, request, request.output_tokens, "output_length") for request in part]),
+                [request.workload for request in part],
+                [request.session_id for request in part] if any(request.session_id for request in part) else None,
+            )
+
+
+def read_lengths(name: str) -> Trace:
+    """Read a trace whose prompts are made up; one with words as the lengths that its rows state. `name` as for
+    `source_path`. LoadgenError: a row with words states none."""
+    path = source_path(name)
+    with Path(os.devnull).open("wb") as nowhere:
+        source = read_source(path, WordsFile(nowhere))
+    for request in source.requests:
+        _known(path, request, request.input_tokens, "input_length")
+        _known(path, request, request.output_tokens, "output_length")
+    requests = [msgspec.structs.replace(request, words=None, model=None) for request in source.requests]
+    return msgspec.structs.replace(source, requests=tuple(requests))
+
+
+def _known(path: Path, request: TraceRequest, tokens: int | None, field: str) -> int:
+    if tokens is None:
+        line = request.words.line if request.words else 0
+        raise LoadgenError(
+            f"{path}:{line}: no {field}: the tokens of these words are counted by the server that they are sent to; "
+            "state their number, or replay the file"
+        )
+    return tokens
 
 
 class CountedWorkload(NamedTuple):
@@ -48,7 +102,7 @@ def count_workload(name: str) -> CountedWorkload:
 
     def chunks() -> Iterator[Pairs]:
         nonlocal requests
-        for columns in iter_columns(path, Counter()):
+        for columns in iter_lengths(path, Counter()):
             requests += len(columns)
             ends_s[:] = [*ends_s[:1], float(columns.arrival_s[0]), float(columns.arrival_s[-1])]
             yield columns.input_tokens, columns.output_tokens
@@ -107,7 +161,7 @@ def spooled_lengths(path: Path, format: Format | None, spool: IO[bytes]) -> Call
                 inputs, outputs = np.frombuffer(block, np.int32).reshape(-1, 2).T.astype(np.int64)
                 yield inputs, outputs
             return
-        for columns in iter_columns(path, Counter(), format=format):
+        for columns in iter_lengths(path, Counter(), format=format):
             pairs = columns.input_tokens, columns.output_tokens
             spool.write(np.column_stack(pairs).astype(np.int32).tobytes())
             yield pairs

@@ -318,7 +318,10 @@ def unknown_field(value: dict[str, Any], known: Sequence[str]) -> str | None:
     if not unknown:
         return None
     if words := [key for key in unknown if key in WORDS]:
-        return f"{', '.join(words)}: a trace has lengths, and its words would not be sent: remove the fields of text"
+        return (
+            f"{', '.join(words)}: a trace has lengths, and its words would not be sent: remove the fields of text, or "
+            "replay a file that has words in every line"
+        )
     if "chat_id" in unknown:
         return "chat_id: this is a Bailian trace, with times in seconds: convert it with `loadgen trace import`"
     near = get_close_matches(unknown[0], known, 1)
