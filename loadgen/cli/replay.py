@@ -257,7 +257,7 @@ def replay(
         else:
             points = points_of(shape) if shape else None
             left_out: Counter[str] = Counter()
-            source = open_source(path, laws, words, arrivals, limits, left_out)
+            source = open_source(path, laws, words, arrivals, limits, left_out, options["model"])
             if left_out:
                 rest = ", ".join(f"{count} {what}" for what, count in left_out.items())
                 click.echo(f"left out of {path}: {rest}", err=True)

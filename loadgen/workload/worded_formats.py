@@ -46,6 +46,9 @@ READERS: Mapping[str, Callable[[Path, Lines, LeftOut], Rows]] = {
     "otel": span_rows,
 }
 
+LOGS = ("litellm", "otel")
+"""Formats that record which model answered."""
+
 _MEDIA = frozenset(("text", "texts", "image", "images", "audio", "audios", "video", "videos"))
 _BODY = frozenset((
     "max_completion_tokens", "stream", "stream_options", "n", "store", "metadata", "service_tier", "modalities",

@@ -245,3 +245,57 @@ class _Tags(HTMLParser):
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag
+
+
+def test_import_says_what_it_wrote_and_what_it_left_out(tmp_path: Path) -> None:
+    conversations = [
+        {"id": "a", "conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "!"}]},
+        {"id": "b", "conversations": [{"from": "gpt", "value": "!"}]},
+    ]
+    (path := tmp_path / "sharegpt.json").write_text(json.dumps(conversations, indent=1))
+    result = loadgen("import", path, "--out", tmp_path / "t.jsonl.gz", "--workload", "chat")
+    assert result.output == (
+        f"wrote 1 requests to {tmp_path}/t.jsonl.gz; left out: 1 conversations in which nobody asks anything\n"
+    )
+    again = loadgen("import", tmp_path / "t.jsonl.gz", "--out", tmp_path / "t.jsonl")
+    assert again.exit_code == 0
+    assert json.loads((tmp_path / "t.jsonl").read_text()) == {
+        "messages": [{"role": "user", "content": "?"}],
+        "answer": "!",
+        "workload": "chat",
+    }
+
+
+def test_import_takes_columns_of_a_table(tmp_path: Path) -> None:
+    (path := tmp_path / "questions.csv").write_text('question,n\n"a\nb",5\n')
+    out = tmp_path / "t.jsonl"
+    result = loadgen("import", path, "--out", out, "--column", "prompt=question", "--column", "output_length=n")
+    assert result.output == f"wrote 1 requests to {out}\n"
+    assert json.loads(out.read_text()) == {"prompt": "a\nb", "output_length": 5}
+
+
+@pytest.mark.parametrize(
+    ("options", "fault"),
+    [
+        (("--column", "promt=question"), "--column promt=...: there is no such field"),
+        (("--column", "prompt"), "'prompt' is not KEY=VALUE"),
+        (("--model", "m"), "is a trace of lengths: it has no --column and no --model"),
+        (("--column", "prompt=x", "--format", "azure"), "is a trace of lengths: it has no --column and no --model"),
+    ],
+)
+def test_an_option_that_would_have_no_effect_is_refused(
+    tmp_path: Path, csv: Path, options: tuple[str, ...], fault: str
+) -> None:
+    try:
+        output = loadgen("import", csv, "--out", tmp_path / "t.jsonl", *options).output
+    except LoadgenError as err:
+        output = str(err)
+    assert fault in output
+    assert not (tmp_path / "t.jsonl").exists()
+
+
+def test_the_formats_of_the_command_are_those_that_are_read() -> None:
+    from loadgen.cli.trace import WORDS
+    from loadgen.workload.worded_formats import READERS
+
+    assert set(WORDS) == set(READERS) - {"jsonl"}

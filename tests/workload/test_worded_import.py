@@ -117,6 +117,17 @@ def test_a_recorded_model_can_be_replaced_and_requests_named(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
+    ("row", "asked"), [(CALL, "mine"), ({"prompt": "x", "model": "named"}, "named"), (FILES["jsonl"][0], None)]
+)
+def test_a_replay_asks_its_own_model_instead_of_those_that_a_log_recorded(
+    tmp_path: Path, row: dict[str, Any], asked: str | None
+) -> None:
+    path = saved_lines(tmp_path / "log.jsonl", [row])
+    (request,) = read_source(path, WordsFile(BytesIO()), model="mine").requests
+    assert request.model == asked
+
+
+@pytest.mark.parametrize(
     ("row", "fault"),
     [
         ({"prompt": ""}, "t.jsonl:2: prompt: it is empty"),
