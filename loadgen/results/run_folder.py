@@ -18,9 +18,9 @@ import msgspec
 from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import LoadgenError
-from loadgen.files import write_atomic
+from loadgen.files import replacing, write_atomic
 from loadgen.record import RequestRecord
-from loadgen.workload.schedule import ArrivalSpec, Schedule, ScheduledRequest, encode_schedule
+from loadgen.workload.schedule import ArrivalSpec, Schedule, ScheduledRequest, schedule_lines
 
 if TYPE_CHECKING:
     from loadgen.attribution.shapley import RunAttribution
@@ -139,7 +139,8 @@ class RunWriter(LineWriter):
                     raise LoadgenError(f"--out {path} already holds a run; choose another folder, or add --overwrite")
                 shutil.rmtree(path)
             path.mkdir(parents=True, exist_ok=True)
-            write_atomic(path / "schedule.jsonl", encode_schedule(schedule.requests))
+            with replacing(path / "schedule.jsonl") as file:
+                file.writelines(schedule_lines(schedule.requests))
             if words is not None:
                 kept = path / "bodies.jsonl"
                 kept.touch(0o600)  # it may hold headers that authenticate

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 Arrival = Literal["trace", "poisson", "gamma", "constant"]
 ARRIVALS: tuple[Arrival, ...] = get_args(Arrival)
+
+LINES_OF_PART = 10_000
 
 Scale = Literal["compress", "thin", "superpose"]
 """Ways to give a trace's own arrivals another rate: rescale time, leave some out, or add copies."""
@@ -107,7 +109,10 @@ class Schedule:
     @property
     def sha256(self) -> str:
         """SHA-256 of the bytes of schedule.jsonl."""
-        return hashlib.sha256(encode_schedule(self.requests)).hexdigest()
+        digest = hashlib.sha256()
+        for lines in schedule_lines(self.requests):
+            digest.update(lines)
+        return digest.hexdigest()
 
     @property
     def prompt_kinds(self) -> set[PromptKind]:
@@ -118,6 +123,12 @@ class Schedule:
 def encode_schedule(requests: Sequence[ScheduledRequest]) -> bytes:
     """Return the bytes of schedule.jsonl."""
     return _encoder.encode_lines(requests)
+
+
+def schedule_lines(requests: Sequence[ScheduledRequest]) -> Iterator[bytes]:
+    """Yield the bytes of schedule.jsonl in parts: the text of a long schedule is larger than the schedule."""
+    for begin in range(0, len(requests), LINES_OF_PART):
+        yield encode_schedule(requests[begin : begin + LINES_OF_PART])
 
 
 _encoder = msgspec.json.Encoder()

@@ -1,5 +1,6 @@
 """A schedule has the requested rate and lengths, and the same bytes for the same seed."""
 
+import hashlib
 from collections import Counter
 
 import numpy as np
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from loadgen.errors import LoadgenError
 from loadgen.stats.distributions import index_of_dispersion, ks_exponential
 from loadgen.units import NS_PER_S
+from loadgen.workload import schedule
 from loadgen.workload.arrivals import points_of
 from loadgen.workload.schedule import (
     Arrival,
@@ -287,3 +289,11 @@ def test_requests_of_one_instant_are_in_order_of_their_parts_and_of_their_index_
 
     merged = merged_schedule([part("b", 2), part("a", 2), part("c", 1)], 0)
     assert [(r.workload, r.input_tokens) for r in merged.requests] == [("b", 9), ("b", 8), ("a", 9), ("a", 8), ("c", 9)]
+
+
+def test_a_schedule_in_parts_is_the_whole_and_has_its_hash(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(schedule, "LINES_OF_PART", 3)
+    made = build_schedule(Trace("t", trace([float(i) for i in range(7)]).requests, ""), seed=0)
+    parts = list(schedule.schedule_lines(made.requests))
+    assert len(parts) == 3 and b"".join(parts) == encode_schedule(made.requests)
+    assert made.sha256 == hashlib.sha256(encode_schedule(made.requests)).hexdigest()
