@@ -53,7 +53,7 @@ FIRST_FIT_NS = 5 * NS_PER_S
 """Refit when the history has doubled, at least this long and at most HISTORY_NS after the previous fit. Without
 other clients the fit decides shares only."""
 FOREIGN_SHARE = 0.02
-"""Other clients' tokens, relative to those of spans, beyond which the fit is made again every FIRST_FIT_NS."""
+"""Tokens of other clients, relative to those of spans, beyond which the fit is made again every FIRST_FIT_NS."""
 COVERAGE_NS = 300 * NS_PER_S
 """Coverage is that of committed energy this far back."""
 COMMIT_ROWS = 10_000

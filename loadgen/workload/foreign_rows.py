@@ -34,7 +34,7 @@ class TimedRow(NamedTuple):
 
     number: int
     time_ns: int | None
-    """None where the file has no times."""
+    """Is None in a file that has no times."""
     fields: Mapping[str, Any]
 
 
