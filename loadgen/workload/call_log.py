@@ -45,12 +45,14 @@ class _Call(msgspec.Struct):
     standard_logging_object: _Call | None = None
 
 
-class _Words(msgspec.Struct):
+class _Message(msgspec.Struct):
     content: str | None = None
+    role: str = "assistant"
+    tool_calls: list[Raw] | None = None
 
 
 class _Choice(msgspec.Struct):
-    message: _Words | None = None
+    message: _Message | None = None
     text: str | None = None
 
 
@@ -129,15 +131,18 @@ def _prompt(messages: Raw) -> Any:
         raise ValueError("messages: expected the one prompt of a text completion") from err
 
 
-def _answer(response: Raw) -> str | None:
-    """Return the text of the first choice; None where there is no such text."""
+def _answer(response: Raw) -> Any:
+    """Return the text of the first choice, or its message where it calls tools; None where there is neither."""
     try:
         choices = msgspec.json.decode(_embedded(response), type=_Response).choices
     except (msgspec.MsgspecError, RecursionError):
         return None
     if not choices:
         return None
-    return choices[0].message.content if choices[0].message else choices[0].text
+    message = choices[0].message
+    if message is not None and message.tool_calls:
+        return {"role": message.role, "content": message.content, "tool_calls": message.tool_calls}
+    return message.content if message else choices[0].text
 
 
 def _start_ns(time: float | str | None) -> int:

@@ -105,18 +105,24 @@ def _text(raw: Raw, field: str) -> str:
         raise ValueError(f"{field}: expected a text") from err
 
 
-def _requests(messages: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[int, Raw | None]]:
+def _requests(messages: list[tuple[str, dict[str, Any]]]) -> Iterator[tuple[int, Any]]:
     """Yield (number of messages, recorded answer) of every request that the conversation was made of."""
     is_asked = False
     for index, (role, message) in enumerate(messages):
         if role == "assistant" and is_asked:
-            content = message.get("content", NULL)
-            yield index, content if is_text(content) else None
+            yield index, _answer(message)
             is_asked = False
         elif role not in ("assistant", "system", "developer"):
             is_asked = True
     if is_asked:
         yield len(messages), None
+
+
+def _answer(message: dict[str, Any]) -> Any:
+    """Return the text of an answer, or the message where it calls tools; None where it is empty."""
+    if is_text(message.get("content", NULL)) and "tool_calls" not in message:
+        return message["content"]
+    return message if head(message.get("tool_calls", NULL)) == b"[" else None
 
 
 class _BatchLine(msgspec.Struct, forbid_unknown_fields=True):

@@ -183,6 +183,8 @@ def _messages(attributes: Attributes, events: list[tuple[str, Attributes]]) -> l
         system = _structured(attributes.get("gen_ai.system_instructions"))
         spoken = [{"role": "system", "parts": system}] if system else []
         if isinstance(given, str):
+            if given.startswith("["):  # SDKs cut attributes at a length
+                raise _UnsendableError("messages that are not whole")
             given = [{"role": "user", "content": given}]
         return [message for entry in [*spoken, *given] for message in _chat_messages(entry)]
     if any(name.startswith("gen_ai.prompt.") for name in attributes):
@@ -273,12 +275,14 @@ def _event_message(role: str, event: Attributes) -> dict[str, Any]:
     return message | stated(tool_calls=_structured(body.get("tool_calls")), tool_call_id=body.get("id"))
 
 
-def _answer(attributes: Attributes, events: list[tuple[str, Attributes]]) -> str | None:
-    """Return the text of the first answer."""
+def _answer(attributes: Attributes, events: list[tuple[str, Attributes]]) -> Any:
+    """Return the text of the first answer, or its message where it calls tools; None where there is neither."""
     if output := _structured(attributes.get("gen_ai.output.messages")):
-        first = output[0]
-        parts = [part["content"] for part in first.get("parts", []) if part.get("type") == "text"]
-        return "".join(parts) or (first.get("content") if isinstance(first.get("content"), str) else None)
+        message = next(_chat_messages(output[0]), {})
+        content = message.get("content")
+        if message.get("tool_calls"):
+            return message
+        return content if isinstance(content, str) else None
     if isinstance(content := attributes.get("gen_ai.completion.0.content"), str):
         return content
     for name, event in events:

@@ -18,7 +18,7 @@ from loadgen.workload.json_texts import first_bytes, json_texts
 from loadgen.workload.tables import csv_texts, parquet_texts
 from loadgen.workload.trace_formats import AZURE_COLUMNS, BURSTGPT_COLUMNS
 from loadgen.workload.worded_trace import worded_fields
-from loadgen.workload.words import SAMPLING, WORDS, Fields, decode_fields
+from loadgen.workload.words import HIDDEN, SAMPLING, WORDS, Fields, decode_fields, hide_halves, show_halves
 
 if TYPE_CHECKING:
     from loadgen.workload.foreign_rows import LeftOut, Rows
@@ -45,6 +45,9 @@ READERS: Mapping[str, Callable[[Path, Lines, LeftOut], Rows]] = {
     "litellm": call_rows,
     "otel": span_rows,
 }
+
+_HIDDEN_TEXT = HIDDEN.decode()
+_HIDDEN_ESCAPE = f"\\u{ord(_HIDDEN_TEXT):04x}"
 
 LOGS = ("litellm", "otel")
 """Formats that record which model answered."""
@@ -107,7 +110,7 @@ def worded_format(path: Path, text: str) -> str | None:
 
 def _ends_with_answer(messages: msgspec.Raw) -> bool:
     try:
-        last: Any = msgspec.json.decode(messages, type=list[Fields])[-1]
+        last: Any = msgspec.json.decode(hide_halves(bytes(messages)), type=list[Fields])[-1]
         return msgspec.json.decode(last["role"], type=str) == "assistant"
     except (msgspec.MsgspecError, RecursionError, IndexError, KeyError):
         return False
@@ -116,8 +119,26 @@ def _ends_with_answer(messages: msgspec.Raw) -> bool:
 def worded_rows(
     path: Path, format: str, lines: Lines, left_out: LeftOut, replaced: Mapping[str, str] | None = None
 ) -> Rows:
-    """Yield the rows of a file in the one trace format, with the fields `replaced` instead of their own."""
-    for number, fields in READERS[format](path, lines, left_out):
+    """Yield the rows of a file in the one trace format, with the fields `replaced` instead of their own.
+
+    Halves of surrogate pairs, which readers' decoders refuse, are hidden from them.
+    """
+    has_halves = False
+
+    def texts() -> Texts:
+        nonlocal has_halves
+        for number, text in lines:
+            if "\\u" not in text:
+                yield number, text
+                continue
+            hidden = hide_halves(text.replace(_HIDDEN_TEXT, _HIDDEN_ESCAPE).encode()).decode()
+            has_halves = has_halves or _HIDDEN_TEXT in hidden
+            yield number, hidden
+
+    encode = msgspec.json.Encoder().encode
+    for number, fields in READERS[format](path, texts(), left_out):
+        if has_halves:
+            fields = decode_fields(show_halves(encode(fields)))
         yield number, {**fields, **replaced} if replaced else fields
 
 

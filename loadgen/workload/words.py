@@ -45,7 +45,7 @@ _escapes = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\(u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
 )
 """Matches a surrogate pair, half a pair (its group), or any other escape."""
-_HIDDEN = "\ue0dd".encode()
+HIDDEN = "\ue0dd".encode()
 _encode = msgspec.json.Encoder().encode
 
 
@@ -59,15 +59,20 @@ def decode_fields(data: bytes) -> Fields:
         return _decode_fields(data)
     except msgspec.MsgspecError:
         hidden = hide_halves(data)
-        if hidden == data or _HIDDEN in data:
+        if hidden == data or HIDDEN in data:
             raise
         fields = _decode_fields(hidden).items()
-        return {name: msgspec.Raw(bytes(value).replace(_HIDDEN, b"\\")) for name, value in fields}
+        return {name: msgspec.Raw(show_halves(bytes(value))) for name, value in fields}
 
 
 def hide_halves(data: bytes) -> bytes:
     """Return JSON in which each half of a surrogate pair is plain text, for a decoder that refuses halves."""
-    return _escapes.sub(lambda match: _HIDDEN + match[1] if match[1] else match[0], data)
+    return _escapes.sub(lambda match: HIDDEN + match[1] if match[1] else match[0], data)
+
+
+def show_halves(data: bytes) -> bytes:
+    """Return the JSON that `hide_halves` was given."""
+    return data.replace(HIDDEN, b"\\")
 
 
 class WordsRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):

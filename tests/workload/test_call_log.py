@@ -60,13 +60,16 @@ def test_messages_may_be_a_list_a_text_of_one_or_a_prompt(
         ({"choices": [{"text": "t"}]}, "t"),
         (json.dumps({"choices": [{"message": {"content": "t"}}]}), "t"),
         ({"choices": [{"message": {"content": None, "tool_calls": []}}]}, None),
+        ({"choices": [{"message": {"tool_calls": [{}]}}]}, {"role": "assistant", "content": None, "tool_calls": [{}]}),
         ({"choices": []}, None),
         ({}, None),
         ("redacted-by-litellm", None),
         (None, None),
     ],
 )
-def test_an_answer_is_the_text_of_the_first_choice(tmp_path: Path, response: Any, answer: str | None) -> None:
+def test_an_answer_is_the_text_of_the_first_choice_or_its_message_with_tool_calls(
+    tmp_path: Path, response: Any, answer: Any
+) -> None:
     (row,), _ = read(tmp_path, CALL | {"response": response})
     assert row.get("answer") == answer
 

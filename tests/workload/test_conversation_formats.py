@@ -82,7 +82,7 @@ def test_messages_of_a_chat_keep_every_field_but_a_weight_and_tools_stand_beside
         [{"role": "user", "content": "?"}],
         [{"role": "user", "content": "?"}, call, result],
     ]
-    assert [row.get("answer") for row in rows] == [None, "It rains."]
+    assert [row.get("answer") for row in rows] == [call, "It rains."]
     assert all(row["tools"] == [{}] and "source" not in row for row in rows)
 
 

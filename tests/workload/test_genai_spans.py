@@ -77,6 +77,11 @@ def test_parts_become_the_contents_tool_calls_and_tool_messages_of_the_api(tmp_p
     assert row_of(tmp_path, {"gen_ai.input.messages": given})["messages"] == CHAT
 
 
+def test_an_answer_that_calls_tools_is_its_message(tmp_path: Path) -> None:
+    row = row_of(tmp_path, SENT | {"gen_ai.output.messages": json.dumps([PARTS[1]])})
+    assert row["answer"] == CHAT[1]
+
+
 @pytest.mark.parametrize("container", ["attributes", "event"])
 def test_messages_may_lie_in_an_event_and_system_instructions_precede_them(tmp_path: Path, container: str) -> None:
     words = SENT | {"gen_ai.system_instructions": json.dumps([{"type": "text", "content": "be kind"}])}
@@ -170,6 +175,7 @@ def test_a_document_may_be_indented_and_hold_many_spans(tmp_path: Path) -> None:
         ({"http.method": "GET"}, {}, "spans without messages"),
         (SENT, {"status": {"code": 2}}, "calls that failed"),
         (SENT, {"status": {"code": "STATUS_CODE_ERROR"}}, "calls that failed"),
+        ({"gen_ai.input.messages": genai_parts(MESSAGE)[:-5]}, {}, "calls with messages that are not whole"),
         ({"gen_ai.input.messages": '[{"role": "user", "parts": [{"type": "file", "file_id": "x"}]}]'}, {},
          "calls with a part of type 'file'"),
     ],

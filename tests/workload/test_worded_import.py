@@ -151,6 +151,23 @@ def test_an_empty_file_has_no_requests(tmp_path: Path, data: bytes) -> None:
         imported(path, "conversations")
 
 
+@pytest.mark.parametrize("format", sorted(set(FILES) - {"otel"}))
+def test_half_a_surrogate_pair_is_kept_in_every_format(tmp_path: Path, format: str) -> None:
+    halves = "\ud83d \ue0dd \ude00\U0001f600"
+    content = json.dumps(MESSAGE["content"]), json.dumps(MESSAGE["content"] + halves)
+    (path := tmp_path / "t.jsonl").write_text(json.dumps(FILES[format][0]).replace(*content))
+    rows = [fields for _, fields in imported_rows(str(path), format, {}, Counter()) or ()]
+    assert MESSAGE["content"] + halves in texts_in([json.loads(msgspec.json.encode(row)) for row in rows])
+
+
+def texts_in(value: Any) -> list[str]:
+    """Return every text of a JSON value."""
+    if isinstance(value, str):
+        return [value]
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return [text for item in inner for text in texts_in(item)]
+
+
 def test_of_equal_keys_the_last_counts_as_in_every_reader_of_json(tmp_path: Path) -> None:
     (path := tmp_path / "t.jsonl").write_text('{"prompt": "a", "prompt": "b"}\n')
     assert json.loads(read(path)[1]) == {"prompt": "b"}
