@@ -1,0 +1,54 @@
+"""The examples of docs/traces.md are read as what the page says that they are."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from loadgen.workload.length_laws import LAWS, drawn_lengths
+from loadgen.workload.schedule import build_schedule
+from loadgen.workload.sources import read_source
+from loadgen.workload.streams import read_streams, schedule_streams, share_rate
+from loadgen.workload.worded_trace import LENGTHS
+from loadgen.workload.words import ROUTING, SAMPLING, WordsFile
+
+PAGE = (Path(__file__).parents[2] / "docs" / "traces.md").read_text()
+EXAMPLES = dict(re.findall(r"```(?:json|toml) (\S+)\n(.*?\n)```", PAGE, re.DOTALL))
+
+
+@pytest.mark.parametrize("kind", ["lengths", "words", "body"])
+def test_an_example_is_scheduled_line_by_line(tmp_path: Path, kind: str) -> None:
+    (path := tmp_path / "t.jsonl").write_text(EXAMPLES[kind])
+    with (tmp_path / "words").open("wb") as file:
+        trace = read_source(path, WordsFile(file))
+    schedule = build_schedule(trace, seed=0, rps=5)
+    assert len(schedule.requests) == EXAMPLES[kind].count("\n")
+    assert all((request.words is None) == (kind == "lengths") for request in schedule.requests)
+    assert [request.natural for request in schedule.requests] == [
+        '"output_length"' not in line for line in EXAMPLES[kind].splitlines()
+    ]
+
+
+def test_the_streams_share_the_rate_and_name_their_model(tmp_path: Path) -> None:
+    (tmp_path / "s.toml").write_text(EXAMPLES["streams"])
+    for name in ("support", "sql"):
+        (tmp_path / f"{name}.jsonl").write_text(EXAMPLES["words"].splitlines()[0])
+    streams = share_rate(read_streams(tmp_path / "s.toml"), 9)
+    assert [stream.rps for stream in streams.values()] == [6, 2, 1]
+    with (tmp_path / "words").open("wb") as file:
+        schedule = schedule_streams(streams, seed=0, duration_s=20, num_requests=None, words=WordsFile(file))
+    assert {request.workload: request.model for request in schedule.requests} == {
+        "support": None, "sql": "my-sql-adapter", "background": None,
+    }  # fmt: skip
+
+
+def test_the_page_names_every_field_and_every_law() -> None:
+    assert all(f"`{name}`" in PAGE for name in LENGTHS | ROUTING | SAMPLING | {"answer"})
+    laws = re.findall(r"^\| `([^ `]+)` \|", PAGE.split("| law |")[1], re.MULTILINE)
+    assert laws[0] == "512" and all(law in LAWS for law in laws[1:]) and len(laws) == 5
+
+
+@pytest.mark.parametrize("law", sorted(set(re.findall(r"--(?:input|output) (\S+)", PAGE))))
+def test_the_laws_of_the_commands_are_laws(law: str) -> None:
+    assert drawn_lengths(law, 3, np.random.default_rng(0)).min() >= 1
