@@ -1,7 +1,6 @@
 """loadgen replay: send the requests of a trace, or of several streams, and measure them."""
 
 import sys
-from collections import Counter
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -256,17 +255,16 @@ def replay(
             schedule, plan = _schedule_streams(path, streams, limits, rps, stop, words)
         else:
             points = points_of(shape) if shape else None
-            left_out: Counter[str] = Counter()
-            source = open_source(path, laws, words, arrivals, limits, left_out, options["model"])
-            if left_out:
-                rest = ", ".join(f"{count} {what}" for what, count in left_out.items())
-                click.echo(f"left out of {path}: {rest}", err=True)
+            source = open_source(path, laws, words, arrivals, limits, options["model"])
             schedule = build_schedule(source, **arrivals, **limits, shape=points, stop=stop)
             stated = {"input": input_law, "output": output_law} if laws else {}
             arrivals["arrival"] = schedule.arrival
             plan = {"trace": str(trace or source.name), **stated, **arrivals, **limits, "shape": shape}
             if trace and arrival == "trace" and schedule.arrival != arrival:
                 click.echo(f"{trace} has no timestamps: its requests come as a Poisson process", err=True)
+        if words.left_out:
+            rest = ", ".join(f"{count} {what}" for what, count in words.left_out.items())
+            click.echo(f"left out of {plan['trace']}: {rest}", err=True)
         plan |= limits | {"serve": serve, "stop": stop}
         if any(request.words for request in schedule.requests):
             options["words"] = folder / "bodies.jsonl"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +18,6 @@ from loadgen.workload.worded_trace import read_worded
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from loadgen.workload.foreign_rows import LeftOut
     from loadgen.workload.words import WordsFile
 
 
@@ -29,7 +27,6 @@ def open_source(
     words: WordsFile,
     arrivals: Mapping[str, Any],
     limits: Mapping[str, Any],
-    left_out: LeftOut | None = None,
     model: str | None = None,
 ) -> Trace:
     """Return the requests of a trace or of bins, or of lengths drawn from the (input, output) laws, as replay's options
@@ -43,7 +40,7 @@ def open_source(
     if path is not None and not is_bins(path):
         # Its mean rate, and what is thinned or added, depend on all requests of a trace.
         is_prefix = arrivals["scale"] == "compress" and (arrivals["rps"] is not None or arrivals["arrival"] == "trace")
-        return read_source(path, words, limits["num_requests"] if is_prefix else None, left_out, model)
+        return read_source(path, words, limits["num_requests"] if is_prefix else None, model)
     if limits["duration_s"] is None and limits["num_requests"] is None:
         raise LoadgenError("drawn lengths have no end; say one with --duration or --num-requests")
     count = max(POOL, limits["num_requests"] or 0)
@@ -56,25 +53,18 @@ def open_source(
     return drawn_trace("lengths", input_law, output_law, count, rng)
 
 
-def read_source(
-    path: Path,
-    words: WordsFile,
-    limit: int | None = None,
-    left_out: LeftOut | None = None,
-    model: str | None = None,
-) -> Trace:
+def read_source(path: Path, words: WordsFile, limit: int | None = None, model: str | None = None) -> Trace:
     """Read a trace of lengths, or a file with words, which are stored in `words`; at most its first `limit` requests.
 
-    The file is read once, so that it may be a pipe. `left_out` counts what has no place in a trace. `model` is asked
-    instead of those that a log recorded; a model that a trace names stays.
+    The file is read once, so that it may be a pipe. `model` is asked instead of those that a log recorded; a model
+    that a trace names stays.
     """
-    left_out = Counter() if left_out is None else left_out
     with opened(path) as file:
-        texts = file_texts(path, file, {}, left_out)
+        texts = file_texts(path, file, {}, words.left_out)
         first = next(texts, None)
         if first is not None and (format := worded_format(path, first[1])) is not None:
             replaced = {"model": model} if model and format in LOGS else None
-            rows = worded_rows(path, format, chain([first], texts), left_out, replaced)
+            rows = worded_rows(path, format, chain([first], texts), words.left_out, replaced)
             return read_worded(path, rows, words, limit)
         lengths = parse_jsonl(path, chain([first] if first else [], texts))
         return Trace(path.name.split(".")[0], tuple(nonempty_in_order(path, lengths)), "")

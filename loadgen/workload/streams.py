@@ -280,7 +280,7 @@ def _read_source(name: str, stream: Stream, rng: np.random.Generator, words: Wor
     """Read the trace of a stream, or draw POOL requests from its bins or laws."""
     if stream.trace is not None:
         path = source_path(stream.trace)
-        source = read_trace(path) if words is None else read_source(path, words)
+        source = read_trace(path) if words is None else read_source(path, words, model=stream.model)
     elif stream.bins is not None:
         bins = read_bins(profile_path("workloads", stream.bins, "json"))
         source = bins_trace(bins, POOL, rng)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import re
+from collections import Counter
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -96,6 +97,8 @@ class WordsFile:
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
+        self.left_out: Counter[str] = Counter()
+        """Number of rows of the sources, or of parts of rows, that have no place in a trace, by what they are."""
         self._end = file.seek(0, os.SEEK_END)
 
     def add(self, fields: Mapping[str, Any], line: int, endpoint: Endpoint | None) -> WordsRef:
