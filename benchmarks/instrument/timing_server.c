@@ -7,7 +7,7 @@
  * before send). All times are ns of CLOCK_MONOTONIC, so that a client on this machine can compare its own times.
  *
  * loadgen/run/timing_server.py is the same server in Python, for machines without a compiler: the same --port, --ttft-ms,
- * --itl-ms, --model and --log, the same first line of output, the same log.
+ * --itl-ms, --model, --log and --hash-bodies, the same first line of output, the same log.
  *
  * Serves GET /health, /v1/models, /version and POST /v1/chat/completions, /v1/completions. Of a body it reads max_tokens or
  * max_completion_tokens, stream and include_usage. A stream has the form of vLLM's: headers at once; a role chunk with the
@@ -20,6 +20,7 @@
  *     --burst-write N     no pacing: N events per send, streams in turn
  *     --log FILE          one `struct record` per request in FILE, in the order in which requests ended, and the time of every
  *                         token, as int64, in FILE.writes: a record's are [first_write, first_write + events)
+ *     --hash-bodies       also write the SHA-256 of every record's body, 32 bytes, in FILE.sha256
  *     --model NAME --seed N --stall-ms X --split-us X
  *     --spare PREFIX      no faults for requests whose x-request-id begins with PREFIX, such as a client's probes
  *     --fault NAME=P      repeatable: a request gets the fault NAME with probability P. The same seed and order of arrival give
@@ -96,13 +97,14 @@ struct connection {
     size_t prefix_length;
     int64_t *writes;
     size_t writes_capacity;
+    uint8_t sha256[32];             /* of the record's body */
     struct record record;
 };
 
-static struct { int port, tokens_per_event, burst_write; bool burst; int64_t ttft_ns, itl_ns, stall_ns, split_ns; uint64_t seed;
+static struct { int port, tokens_per_event, burst_write; bool burst, sha256; int64_t ttft_ns, itl_ns, stall_ns, split_ns; uint64_t seed;
                 double fault[FAULTS]; const char *model, *log, *spare; } options = { .tokens_per_event = 1, .ttft_ns = 50000000,
                 .itl_ns = 20000000, .stall_ns = 5000000000, .split_ns = 200000, .seed = 1, .model = "truth" };
-static FILE *log_file, *writes_file;
+static FILE *log_file, *writes_file, *sha256_file;
 static uint64_t requests, writes_logged;
 static uint32_t connections;
 static int poller, listener;
@@ -390,6 +392,7 @@ static void log_response(struct connection *c)
     if (!log_file) return;
     c->record.first_write = writes_logged;
     fwrite(&c->record, sizeof c->record, 1, log_file);
+    if (sha256_file) fwrite(c->sha256, sizeof c->sha256, 1, sha256_file);
     if (c->record.events) fwrite(c->writes, sizeof *c->writes, c->record.events, writes_file);
     writes_logged += c->record.events;
 }
@@ -574,6 +577,55 @@ static void take_turn(struct connection *c)
     else write_many(c, options.burst_write ? (uint32_t)options.burst_write : UINT32_MAX);
 }
 
+/* ---- SHA-256 (FIPS 180-4) ---- */
+
+static uint32_t rotated(uint32_t x, int n) { return x >> n | x << (32 - n); }
+
+static void add_block(uint32_t hash[8], const uint8_t *block)
+{
+    static const uint32_t K[64] = {
+        0x428a2f98, 0x71374491, 0xb5c0fbcf, 0xe9b5dba5, 0x3956c25b, 0x59f111f1, 0x923f82a4, 0xab1c5ed5,
+        0xd807aa98, 0x12835b01, 0x243185be, 0x550c7dc3, 0x72be5d74, 0x80deb1fe, 0x9bdc06a7, 0xc19bf174,
+        0xe49b69c1, 0xefbe4786, 0x0fc19dc6, 0x240ca1cc, 0x2de92c6f, 0x4a7484aa, 0x5cb0a9dc, 0x76f988da,
+        0x983e5152, 0xa831c66d, 0xb00327c8, 0xbf597fc7, 0xc6e00bf3, 0xd5a79147, 0x06ca6351, 0x14292967,
+        0x27b70a85, 0x2e1b2138, 0x4d2c6dfc, 0x53380d13, 0x650a7354, 0x766a0abb, 0x81c2c92e, 0x92722c85,
+        0xa2bfe8a1, 0xa81a664b, 0xc24b8b70, 0xc76c51a3, 0xd192e819, 0xd6990624, 0xf40e3585, 0x106aa070,
+        0x19a4c116, 0x1e376c08, 0x2748774c, 0x34b0bcb5, 0x391c0cb3, 0x4ed8aa4a, 0x5b9cca4f, 0x682e6ff3,
+        0x748f82ee, 0x78a5636f, 0x84c87814, 0x8cc70208, 0x90befffa, 0xa4506ceb, 0xbef9a3f7, 0xc67178f2 };
+    uint32_t w[64], v[8]; /* v: the working variables a to h */
+    for (int i = 0; i < 16; i++) {
+        memcpy(&w[i], block + 4 * i, 4);
+        w[i] = ntohl(w[i]);
+    }
+    for (int i = 16; i < 64; i++)
+        w[i] = w[i - 16] + (rotated(w[i - 15], 7) ^ rotated(w[i - 15], 18) ^ w[i - 15] >> 3)
+             + w[i - 7] + (rotated(w[i - 2], 17) ^ rotated(w[i - 2], 19) ^ w[i - 2] >> 10);
+    memcpy(v, hash, sizeof v);
+    for (int i = 0; i < 64; i++) {
+        uint32_t one = v[7] + (rotated(v[4], 6) ^ rotated(v[4], 11) ^ rotated(v[4], 25))
+                     + ((v[4] & v[5]) ^ (~v[4] & v[6])) + K[i] + w[i];
+        uint32_t two = (rotated(v[0], 2) ^ rotated(v[0], 13) ^ rotated(v[0], 22)) + ((v[0] & v[1]) ^ (v[0] & v[2]) ^ (v[1] & v[2]));
+        memmove(v + 1, v, 7 * sizeof *v);
+        v[4] += one;
+        v[0] = one + two;
+    }
+    for (int i = 0; i < 8; i++) hash[i] += v[i];
+}
+
+static void sha256(const char *data, size_t length, uint8_t digest[32])
+{
+    uint32_t hash[8] = { 0x6a09e667, 0xbb67ae85, 0x3c6ef372, 0xa54ff53a, 0x510e527f, 0x9b05688c, 0x1f83d9ab, 0x5be0cd19 };
+    uint8_t end[128] = { 0 };
+    size_t whole = length / 64 * 64, rest = length - whole, padded = rest < 56 ? 64 : 128;
+    for (size_t i = 0; i < whole; i += 64) add_block(hash, (const uint8_t *)data + i);
+    memcpy(end, data + whole, rest);
+    end[rest] = 0x80;
+    for (int i = 0; i < 8; i++) end[padded - 1 - i] = (uint64_t)length * 8 >> 8 * i;
+    for (size_t i = 0; i < padded; i += 64) add_block(hash, end + i);
+    for (int i = 0; i < 8; i++) hash[i] = htonl(hash[i]);
+    memcpy(digest, hash, sizeof hash);
+}
+
 /* ---- requests ---- */
 
 static const char *header(const char *head, const char *end, const char *name, size_t *length)
@@ -670,6 +722,7 @@ static void take_post(struct connection *c, const char *target, size_t target_le
         .flags = (chat ? CHAT : 0) | (is_true(field(body, body_length, "stream")) ? STREAM : 0)
                | (is_true(field(body, body_length, "include_usage")) ? USAGE : 0) };
     if (id) memcpy(c->record.request_id, id, length < 63 ? length : 63);
+    if (options.sha256) sha256(body, body_length, c->sha256);
     c->random = options.seed ^ (c->record.seq * 0x2545f4914f6cdd1dULL + 1);
     c->plan_events = c->record.flags & STREAM ? (c->record.asked - 1) / options.tokens_per_event + 1 : 1;
     c->prompt_tokens = body_length / 4; /* a cheap estimate */
@@ -850,12 +903,12 @@ static void set_fault(const char *argument)
 
 static void read_options(int argc, char **argv)
 {
-    enum { PORT = 256, TTFT, ITL, TOKENS, BURST, BURST_WRITE, LOG, MODEL, SEED, STALL_MS, SPLIT_US, FAULT, SPARE };
+    enum { PORT = 256, TTFT, ITL, TOKENS, BURST, BURST_WRITE, LOG, MODEL, SEED, STALL_MS, SPLIT_US, FAULT, SPARE, BODIES };
     static const struct option names[] = {
         { "port", 1, 0, PORT }, { "ttft-ms", 1, 0, TTFT }, { "itl-ms", 1, 0, ITL }, { "tokens-per-event", 1, 0, TOKENS },
         { "burst", 0, 0, BURST }, { "burst-write", 1, 0, BURST_WRITE }, { "log", 1, 0, LOG }, { "model", 1, 0, MODEL },
         { "seed", 1, 0, SEED }, { "stall-ms", 1, 0, STALL_MS }, { "split-us", 1, 0, SPLIT_US }, { "fault", 1, 0, FAULT },
-        { "spare", 1, 0, SPARE }, { 0 } };
+        { "spare", 1, 0, SPARE }, { "hash-bodies", 0, 0, BODIES }, { 0 } };
     for (int name; (name = getopt_long(argc, argv, "", names, NULL)) != -1; ) switch (name) {
         case PORT: options.port = atoi(optarg); break;
         case TTFT: options.ttft_ns = atof(optarg) * 1e6; break;
@@ -870,6 +923,7 @@ static void read_options(int argc, char **argv)
         case SPLIT_US: options.split_ns = atof(optarg) * 1e3; break;
         case FAULT: set_fault(optarg); break;
         case SPARE: options.spare = optarg; break;
+        case BODIES: options.sha256 = true; break;
         default: fprintf(stderr, "the options are explained at the head of timing_server.c\n"); exit(2);
     }
 }
@@ -879,6 +933,7 @@ int main(int argc, char **argv)
     struct rlimit files;
     read_options(argc, argv);
     if (options.log) { log_file = open_log(options.log, ""); writes_file = open_log(options.log, ".writes"); }
+    if (options.log && options.sha256) sha256_file = open_log(options.log, ".sha256");
     getrlimit(RLIMIT_NOFILE, &files);
     files.rlim_cur = files.rlim_max;
     setrlimit(RLIMIT_NOFILE, &files);
@@ -887,6 +942,6 @@ int main(int argc, char **argv)
     sigaction(SIGINT, &(struct sigaction){ .sa_handler = stop }, NULL);
     listen_on_loopback();
     serve();
-    if (log_file && (fclose(log_file) || fclose(writes_file))) { perror(options.log); return 1; }
+    if (log_file && (fclose(log_file) || fclose(writes_file) || (sha256_file && fclose(sha256_file)))) { perror(options.log); return 1; }
     return 0;
 }

@@ -35,6 +35,8 @@ class Log:
     requests: NDArray[np.void]
     """Rows of dtype `REQUEST`, in order of arrival."""
     writes_ns: NDArray[np.int64]
+    bodies: list[str] | None = None
+    """SHA-256 of each request's body, in hex, if the server was started with --hash-bodies."""
 
     def writes_of(self, request: np.void) -> NDArray[np.int64]:
         """Return the time at which each token event of a request was written."""
@@ -47,7 +49,8 @@ class Log:
         return (arrived_ns - arrived_ns[0]) / 1e9
 
     def only(self, kept: NDArray[np.bool_]) -> "Log":
-        return Log(self.requests[kept], self.writes_ns)
+        bodies = self.bodies and [body for body, keeps in zip(self.bodies, kept, strict=True) if keeps]
+        return Log(self.requests[kept], self.writes_ns, bodies)
 
 
 def build(folder: Path) -> Path:
@@ -85,10 +88,16 @@ def _end_with_parent() -> None:
 
 def read(log: Path, prefix: bytes = b"") -> Log:
     """Read the requests whose id has the prefix; loadgen's probes and warm-up are left out."""
-    requests = np.sort(np.fromfile(log, dtype=REQUEST), order="seq")
-    ids = requests["request_id"]
-    own = np.char.startswith(ids, prefix) & ~np.char.startswith(ids, b"loadgen-")
-    return Log(requests[own], np.fromfile(f"{log}.writes", dtype=np.int64))
+    requests = np.fromfile(log, dtype=REQUEST)
+    order = np.argsort(requests["seq"])
+    ids = requests["request_id"][order]
+    own = order[np.char.startswith(ids, prefix) & ~np.char.startswith(ids, b"loadgen-")]
+    hashes = Path(f"{log}.sha256")
+    bodies = None
+    if hashes.exists():
+        data = hashes.read_bytes()
+        bodies = [data[32 * i : 32 * i + 32].hex() for i in own.tolist()]
+    return Log(requests[own], np.fromfile(f"{log}.writes", dtype=np.int64), bodies)
 
 
 def spread_over_cores() -> tuple[int | None, int | None]:

@@ -21,6 +21,7 @@ import sys
 import time
 from argparse import ArgumentParser
 from array import array
+from hashlib import sha256
 from itertools import count
 from pathlib import Path
 
@@ -76,16 +77,15 @@ class _Stream:
     """One response in flight."""
 
     __slots__ = ("arrived_ns", "chat", "connection", "due_ns", "end", "first", "itl_ns", "read_ns", "remaining",
-                 "request_id", "start_ns", "token", "written_ns")  # fmt: skip
+                 "request_id", "sha256", "start_ns", "token", "written_ns")  # fmt: skip
 
-    def __init__(
-        self, connection: "_Connection", request_id: str, chat: bool, timing: _Timing, prompt_tokens: int
-    ) -> None:
+    def __init__(self, connection: "_Connection", request_id: str, chat: bool, timing: _Timing, body: bytes) -> None:
         server = connection.server
         ttft_ms = server.ttft_ms if timing.ttft_ms is None else timing.ttft_ms
         itl_ms = server.itl_ms if timing.itl_ms is None else timing.itl_ms
         self.connection = connection
         self.request_id, self.chat = request_id, chat
+        self.sha256 = sha256(body).digest() if server.sha256 else b""
         self.arrived_ns, self.read_ns = connection.arrived_ns, connection.read_ns
         self.start_ns = self.due_ns = self.arrived_ns + round(ttft_ms * NS_PER_MS)
         self.itl_ns = round(itl_ms * NS_PER_MS)
@@ -100,7 +100,7 @@ class _Stream:
         choice = about + b'[{"index":0,%b,"logprobs":null,"finish_reason":%b}]}'
         self.token = _event(choice % (text, b"null"))
         role = _event(about + b'[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}')
-        usage = b'{"prompt_tokens":%d,"completion_tokens":%d}}' % (prompt_tokens, self.remaining)
+        usage = b'{"prompt_tokens":%d,"completion_tokens":%d}}' % (max(1, len(body) // 4), self.remaining)
         self.first = _STREAM_HEAD + (role if chat else b"")
         last = _event(choice % (text, b'"length"'))
         self.end = last + _event(about + b'[],"usage":' + usage) + _event(b"[DONE]") + b"0\r\n\r\n"
@@ -196,7 +196,7 @@ class _Connection:
                     return
                 header = _REQUEST_ID.search(head)
                 request_id, chat = header[1].decode() if header else "", path == b"/v1/chat/completions"
-                self.server.start(_Stream(self, request_id, chat, timing, prompt_tokens=max(1, len(body) // 4)))
+                self.server.start(_Stream(self, request_id, chat, timing, body))
             case [b"GET", b"/v1/models"]:
                 model = {"id": self.server.model, "owned_by": "loadgen-truth"}
                 self._send_json(b"200 OK", msgspec.json.encode({"object": "list", "data": [model]}))
@@ -216,8 +216,10 @@ class _Connection:
 class TimingServer:
     """Serves on one thread: in each turn it reads what came in, then writes what is due."""
 
-    def __init__(self, port: int = 0, ttft_ms: float = 0.0, itl_ms: float = 0.0, model: str = "truth") -> None:
-        self.ttft_ms, self.itl_ms, self.model = ttft_ms, itl_ms, model
+    def __init__(
+        self, port: int = 0, ttft_ms: float = 0.0, itl_ms: float = 0.0, model: str = "truth", *, sha256: bool = False
+    ) -> None:
+        self.ttft_ms, self.itl_ms, self.model, self.sha256 = ttft_ms, itl_ms, model, sha256
         self.selector = selectors.DefaultSelector()
         self.socket = socket.create_server(("127.0.0.1", port), backlog=4096)
         enable_timestamps(self.socket)
@@ -266,7 +268,8 @@ class TimingServer:
         return b"".join(msgspec.json.encode(stream.written) + b"\n" for stream in self._streams)
 
     def write_log(self, path: Path) -> None:
-        """Write the log of timing_server.c: a record per stream, and every token's time in `path`.writes."""
+        """Write the log of timing_server.c: a record per stream, every token's time in `path`.writes, and the SHA-256
+        of every body in `path`.sha256 if the option is set."""
         first_write = 0
         with path.open("wb") as records, Path(f"{path}.writes").open("wb") as writes:
             for number, stream in enumerate(self._streams):
@@ -283,6 +286,8 @@ class TimingServer:
                 records.write(_LOG_RECORD.pack(number, *times, first_write, *counts, written.request_id.encode()[:63]))
                 stream.written_ns.tofile(writes)
                 first_write += events
+        if self.sha256:
+            Path(f"{path}.sha256").write_bytes(b"".join(stream.sha256 for stream in self._streams))
 
     def _accept(self, _: int) -> None:
         while True:
@@ -306,10 +311,11 @@ def main() -> None:
     parser.add_argument("--itl-ms", type=float, default=0.0, help="between tokens; 0 writes them all at once")
     parser.add_argument("--model", default="truth")
     parser.add_argument("--log", type=Path, metavar="FILE", help="written at the end; see timing_server.c")
+    parser.add_argument("--hash-bodies", action="store_true", help="also log the SHA-256 of every body, in FILE.sha256")
     options = parser.parse_args()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: sys.exit(0))
-    server = TimingServer(options.port, options.ttft_ms, options.itl_ms, options.model)
+    server = TimingServer(options.port, options.ttft_ms, options.itl_ms, options.model, sha256=options.hash_bodies)
     print(f"timing server: http://127.0.0.1:{server.port}/v1", flush=True)
     gc.freeze()
     gc.disable()

@@ -135,5 +135,5 @@ def test_the_server_in_c_has_every_option_of_the_one_in_python() -> None:
     command = [sys.executable, "-m", "loadgen.run.timing_server", "--help"]
     usage = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     options = set(re.findall(r"--([a-z-]+)", usage)) - {"help"}
-    assert options == {"port", "ttft-ms", "itl-ms", "model", "log"}
+    assert options == {"port", "ttft-ms", "itl-ms", "model", "log", "hash-bodies"}
     assert options <= set(re.findall(r'\{ "([a-z-]+)", [01], 0,', timing_server.SOURCE.read_text()))

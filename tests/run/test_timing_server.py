@@ -6,6 +6,7 @@ import shutil
 import socket
 import sys
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -177,6 +178,28 @@ def test_the_log_states_which_client_left_early(server: Path | Sequence[str], tm
     assert left["flags"] & CLIENT_LEFT and not stayed["flags"] & CLIENT_LEFT
     assert left["events"] < left["asked"] == 50_000
     assert stayed["connection"] != left["connection"]
+
+
+def test_the_log_has_the_hash_of_every_body_in_the_order_of_its_records(
+    server: Path | Sequence[str], tmp_path: Path
+) -> None:
+    bodies = [body(1, user="x" * length) for length in (*range(130), 1_000_000)]
+    with timing_server.started(server, tmp_path / "log", None, "--itl-ms", "0", "--hash-bodies") as url:
+        send(f"{url}/v1", "chat", "first", *bodies)
+        send(f"{url}/v1", "completions", "second", *reversed(bodies))
+    log = timing_server.read(tmp_path / "log", b"second")
+    assert log.bodies is not None
+    rows = {int(row["request_id"][7:]): hashed for row, hashed in zip(log.requests, log.bodies, strict=True)}
+    assert rows == {i: sha256(sent).hexdigest() for i, sent in enumerate(reversed(bodies))}
+    picked = log.only(log.requests["request_id"] == b"second-3")
+    assert picked.bodies == [sha256(bodies[-4]).hexdigest()]
+
+
+def test_nobody_pays_for_hashes_without_the_option(server: Path | Sequence[str], tmp_path: Path) -> None:
+    with timing_server.started(server, tmp_path / "log", None) as url:
+        send(f"{url}/v1", "chat", "r", body(1))
+    assert timing_server.read(tmp_path / "log").bodies is None
+    assert not (tmp_path / "log.sha256").exists()
 
 
 def test_its_pages_and_its_model(server: Path | Sequence[str], tmp_path: Path) -> None:
