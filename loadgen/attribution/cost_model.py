@@ -93,7 +93,8 @@ def step_features(steps: EngineSteps) -> Floats:
 def cost_shares(steps: EngineSteps, coefficients: Coefficients | None, fallback_w: float = 1.0) -> Floats:
     """Return float64[M], joules: c / |B| + a_i, the Shapley value of member i in a step with members B.
 
-    Without coefficients, or when all of them are zero, a step costs `fallback_w` over its duration, in equal parts.
+    A step that the coefficients price at nothing, as every step is without coefficients, costs `fallback_w` over its
+    duration, in equal parts: what was measured while it ran is its members', and not idle.
     """
     shares = np.zeros(len(steps.step))
     if coefficients is not None:
@@ -102,10 +103,11 @@ def cost_shares(steps: EngineSteps, coefficients: Coefficients | None, fallback_
             feature *= price
             shares += feature
             del feature  # two columns of M rows at a time are enough
-    if shares.any():
-        return shares
-    length_s = np.maximum(steps.end_ns - steps.start_ns, 1)[steps.step] / NS_PER_S
-    return np.asarray(feature_column(steps, "step_j") * length_s * fallback_w)
+    unpriced = np.bincount(steps.step, shares, minlength=steps.count) == 0
+    if unpriced.any():
+        length_s = np.maximum(steps.end_ns - steps.start_ns, 1) / NS_PER_S
+        shares += feature_column(steps, "step_j") * (np.where(unpriced, length_s, 0.0) * fallback_w)[steps.step]
+    return shares
 
 
 def _foreign_members(steps: EngineSteps) -> Floats:

@@ -306,7 +306,7 @@ class Ledger:
         for name, points in pending.items():
             series = self._domains[name].series(points)
             prices = self._coefficients or prior_prices(series, steps, self._idle_w)
-            costs = cost_shares(steps, prices)
+            costs = cost_shares(steps, prices, self._idle_w or 1.0)
             foreign_j = foreign_cost(series, steps, prices, costs, self._idle_w)
             member_mj, idle, unattributed = split_energy(series, steps, costs, self._idle_w, foreign_j)
             prefill_mj += np.bincount(steps.request, np.where(steps.prefilling, member_mj, 0.0), minlength=len(entries))

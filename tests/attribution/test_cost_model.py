@@ -42,6 +42,16 @@ def test_without_prices_a_step_costs_its_duration_in_equal_parts(coefficients: C
     assert cost_shares(two_steps(), coefficients).tolist() == [2, 0.5, 0.5]
 
 
+def test_a_step_that_the_prices_make_free_costs_its_duration_beside_others_that_they_do_not() -> None:
+    """Input tokens alone have a price: a step that only decodes has none, and what is measured in it is not idle."""
+    decoding_beside_a_prefill = cost_shares(two_steps(), prices(0, 0.5, 0, 0, 0), fallback_w=10.0)
+    assert decoding_beside_a_prefill.tolist() == [20, 0, 10]
+    only_the_first_is_priced = cost_shares(two_steps(), prices(0, 0, 0.01, 0, 0), fallback_w=10.0)
+    assert only_the_first_is_priced.tolist() == [12, 0, 2]
+    only_decoding_is_priced = cost_shares(two_steps(), prices(0, 0, 0, 3, 0), fallback_w=10.0)
+    assert only_decoding_is_priced.tolist() == [20, 3, 0]
+
+
 def test_other_clients_streams_share_a_step_and_owe_their_part() -> None:
     """Two foreign streams in the second step: each of its four members brings a quarter of it."""
     foreign = ForeignLoad(
