@@ -51,10 +51,11 @@ _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 @lru_cache(maxsize=16)  # without a Date field the head of a server never changes, with one only once a second
 def parse_head(raw: bytes) -> Head:
     """Parse status line and fields, blank line included. Raises HTTPError and Unusual."""
-    end = raw.find(b"\r\n")
-    if end < 0 or not _FIELDS.fullmatch(raw, end):
+    status_line = raw.partition(b"\r\n")[0]
+    end = len(status_line)
+    if not _FIELDS.fullmatch(raw, end):
         raise HTTPError(f"not an HTTP response: {raw[:60]!r}")
-    return _parse_relevant(raw[:end], tuple(_BODY_FIELD.findall(raw, end)))
+    return _parse_relevant(status_line, tuple(_BODY_FIELD.findall(raw, end)))
 
 
 @lru_cache(maxsize=64)  # apart from request ids and dates, heads repeat
@@ -219,7 +220,7 @@ class Response:
                 return b""
             end = data.find(b"\r\n", start, start + MAX_FRAMING_BYTES)
             if end < 0:
-                if total - start >= MAX_FRAMING_BYTES or _SIZE.match(data[start:].rstrip(b"\r") or b"0") is None:
+                if total - start >= MAX_FRAMING_BYTES or _SIZE.match(data, start) is None:
                     raise HTTPError(f"chunk size {data[start : start + 40]!r}")
                 self._pending = data[start:]
                 return b""

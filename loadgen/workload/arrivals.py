@@ -90,8 +90,8 @@ def thinned(groups: Ints, keep: float, rng: np.random.Generator) -> NDArray[np.b
     """
     if not 0 < keep <= 1:
         raise LoadgenError(f"share {keep} of the arrivals: expected above 0 and at most 1")
-    _, group_index = np.unique(groups, return_inverse=True)
-    return np.asarray((rng.random(int(group_index.max(initial=-1)) + 1) < keep)[group_index])
+    different, group_index = np.unique(groups, return_inverse=True)
+    return np.asarray((rng.random(len(different)) < keep)[group_index])
 
 
 class Superposed(NamedTuple):
@@ -160,7 +160,7 @@ def expected_counts(times_s: Floats, points: Points) -> Floats:
     Brown et al., Neural Computation 14, 2002).
     """
     seconds, rates, counts = _table(points)
-    k = np.clip(np.searchsorted(seconds, times_s, side="right") - 1, 0, len(seconds) - 1)
+    k = np.maximum(np.searchsorted(seconds, times_s, side="right") - 1, 0)
     since = times_s - seconds[k]
     return np.asarray(counts[k] + rates[k] * since + _slopes(seconds, rates)[k] * since**2 / 2)
 
@@ -173,7 +173,7 @@ def warped(operational: Floats, points: Points) -> Floats:
     seconds, rates, counts = _table(points)
     if rates[-1] == 0:
         operational = operational[operational < counts[-1]]
-    k = np.clip(np.searchsorted(counts, operational, side="right") - 1, 0, len(seconds) - 1)
+    k = np.maximum(np.searchsorted(counts, operational, side="right") - 1, 0)
     rate, slope, remaining = rates[k], _slopes(seconds, rates)[k], operational - counts[k]
     root = rate + np.sqrt(np.maximum(rate**2 + 2 * slope * remaining, 0.0))
     return np.asarray(seconds[k] + np.divide(2 * remaining, root, out=np.zeros_like(remaining), where=root > 0))

@@ -304,8 +304,7 @@ def _own_times(
         limit = min(limit, int(np.searchsorted(offsets_s, duration_s)))
     offsets_s, picks, laps = offsets_s[:limit], picks[:limit], laps[:limit]
     if rps is None:
-        has_rate = len(offsets_s) > 1 and offsets_s[-1] > 0
-        own_rps = (len(offsets_s) - 1) / float(offsets_s[-1]) if has_rate else None
+        own_rps = (len(offsets_s) - 1) / float(offsets_s[-1]) if offsets_s.any() else None
         return ArrivalTimes(offsets_s, picks, laps, own_rps)
     if scale == "compress" and len(offsets_s) > 1:
         offsets_s = offsets_s * (len(offsets_s) / rps / arrivals.cycle_s(offsets_s))

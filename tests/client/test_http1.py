@@ -1,5 +1,7 @@
 """How the bytes are cut never changes what a response says; and what is known to be a token is what JSON says it is."""
 
+import sys
+from array import array
 from itertools import pairwise
 
 import pytest
@@ -10,6 +12,7 @@ from loadgen.client.http1 import MAX_FRAMING_BYTES, MAX_HEAD_BYTES, Head, HTTPEr
 from loadgen.client.openai_api import ProtocolError
 from loadgen.client.sse import SSEError
 from loadgen.client.stream import RequestError, StreamState
+from loadgen.client.token_template import TokenTemplate
 from support.scripted_server import DONE, END, GOOD, HEAD, ROLE, USAGE, chunk, token
 
 REASONING = chunk(b'data: {"choices":[{"delta":{"content":"","reasoning_content":"hm"}}]}\n\n')
@@ -134,7 +137,7 @@ def test_what_never_ends_is_refused(endless: bytes) -> None:
 class Receiver:
     """Keeps what a response consists of."""
 
-    template = None
+    template: TokenTemplate | None = None
 
     def __init__(self) -> None:
         self.heads: list[Head] = []
@@ -316,3 +319,64 @@ def test_a_status_line_that_is_none_is_refused(first: bytes) -> None:
 def test_a_length_that_is_none_is_refused(length: bytes) -> None:
     with pytest.raises(HTTPError, match="content-length"):
         parse_head(b"HTTP/1.1 200 OK\r\nContent-Length: " + length + b"\r\n\r\n")
+
+
+@pytest.mark.parametrize(("data", "shown"), [
+    (b"zz", "b'zz'"), (b"zz\r\nhello", "b'zz'"), (b"\r", r"b'\r'"), (b";" * 90, "b'" + ";" * 40 + "'"),
+    (b";" * 90 + b"\r\n", "b'" + ";" * 40 + "'")])  # fmt: skip
+def test_a_line_that_cannot_become_a_size_is_refused_before_its_end_and_is_shown_in_40_bytes(
+    data: bytes, shown: str
+) -> None:
+    for chunks in (b"", b"1\r\nx\r\n"):
+        with pytest.raises(HTTPError) as err:
+            parsed(CHUNKED, chunks + data)
+        assert str(err.value) == f"chunk size {shown}"
+
+
+LETTERS = b"10\r\n<abcdefghijklmn>\r\n"
+"""A chunk that the template of letters knows as a token."""
+
+
+def letters() -> tuple[Receiver, Response, TokenTemplate]:
+    receiver = Receiver()
+    receiver.template = template = TokenTemplate(b"<", b">\r\n", array("q"))
+    response = Response(receiver)
+    response.feed(CHUNKED, 1)
+    return receiver, response, template
+
+
+@pytest.mark.parametrize(
+    ("reads", "tokens", "pieces"),
+    [
+        ([LETTERS], 1, []),
+        ([LETTERS * 2, LETTERS], 3, []),
+        ([b"1\r\nx\r\n" + LETTERS], 1, [b"x"]),
+        ([b"16\r\n", LETTERS, b"\r\n"], 0, [LETTERS]),  # the bytes of a token inside of a chunk
+        ([b"10;", LETTERS], 0, [LETTERS[4:-2]]),  # ... at the end of a size line that came in two reads
+    ],
+)
+def test_tokens_are_recognized_only_where_a_chunk_begins(reads: list[bytes], tokens: int, pieces: list[bytes]) -> None:
+    receiver, response, template = letters()
+    for data in reads:
+        response.feed(data, 2)
+    assert list(template.instants) == [2] * tokens
+    assert [data for data, _ in receiver.pieces] == pieces
+
+
+def test_the_template_is_offered_only_where_a_chunk_begins() -> None:
+    receiver, response, template = letters()
+    assert response.template() is template
+    offered = []
+    for data in (b"10", b"\r\n<abc", b"defghijklmn>", b"\r\n", LETTERS, b"0\r\n"):
+        response.feed(data, 2)
+        offered.append(response.template() is template)
+    assert offered == [False, False, False, True, True, False]
+    assert Response(receiver).template() is None, "the head comes first"
+
+
+def test_the_newest_of_the_tokens_that_were_read_elsewhere_is_the_last_arrival() -> None:
+    _, response, template = letters()
+    response.add_tokens(template, b"")
+    assert response.last_arrival_ns == 1
+    response.add_tokens(template, b"".join(ns.to_bytes(8, sys.byteorder) for ns in (5, 6, 7)))
+    assert (response.last_arrival_ns, list(template.instants)) == (7, [5, 6, 7])

@@ -8,6 +8,7 @@ from numpy.random import default_rng
 
 from loadgen.errors import LoadgenError
 from loadgen.stats.distributions import index_of_dispersion, ks_exponential
+from loadgen.workload import arrivals as processes
 from loadgen.workload.arrivals import Points, cycle_s, expected_counts, offsets, points_of, superposed, thinned, warped
 
 SEEDS = range(5)
@@ -319,3 +320,63 @@ def test_at_and_after_the_last_point_counts_and_arrivals_continue_at_its_rate() 
     points = [(0.0, 1.0), (10.0, 3.0)]
     assert expected_counts(np.array([10.0, 11.0, 1000.0]), points).tolist() == [20.0, 23.0, 20.0 + 3 * 990]
     assert warped(np.array([20.0, 23.0, 2990.0]), points).tolist() == [10.0, 11.0, 1000.0]
+
+
+class Halves:
+    """A generator whose every draw is one half, and whose every gap is 1 s."""
+
+    draws = 0
+
+    def random(self, size: int | None = None) -> object:
+        self.draws += size or 1
+        return 0.5 if size is None else np.full(size, 0.5)
+
+    def exponential(self, scale: float, size: int) -> np.ndarray:
+        self.draws += size
+        return np.ones(size)
+
+
+def test_no_gap_is_drawn_after_a_block_that_reaches_the_very_end() -> None:
+    halves = Halves()
+    assert len(offsets("poisson", 1.0, halves, duration_s=4096.0)) == 4095  # type: ignore[arg-type]
+    assert halves.draws == 4096
+
+
+def test_a_group_is_drawn_once_and_stays_if_its_draw_is_below_the_share() -> None:
+    for keep, stays in ((0.5, False), (0.51, True)):
+        halves = Halves()
+        assert thinned(np.array([7, 7, 9]), keep, halves).tolist() == [stays] * 3  # type: ignore[arg-type]
+        assert halves.draws == 2
+
+
+def test_an_arrival_that_a_shift_brings_to_the_end_has_gone_round() -> None:
+    """0 s and 1 s go round in 2 s; the second copy begins 1 s later."""
+    twice = superposed(np.array([0.0, 1.0]), np.arange(2), 2, Halves())  # type: ignore[arg-type]
+    rows = zip(twice.offsets_s.tolist(), twice.picks.tolist(), twice.laps.tolist(), strict=True)
+    assert list(rows) == [(0, 0, 0), (0, 1, 3), (1, 1, 0), (1, 0, 2)]
+
+
+def test_a_run_may_have_as_many_requests_as_the_limit_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "MAX_ARRIVALS", 10)
+    assert len(offsets("constant", 1.0, rng(), count=10)) == 10
+    assert len(offsets("constant", 2.0, rng(), duration_s=5.0)) == 10
+    source = np.arange(5.0)
+    assert len(superposed(source, singly(source), 2, rng()).offsets_s) == 10
+    with pytest.raises(LoadgenError, match="expected at most 10 in one run"):
+        offsets("constant", 1.0, rng(), count=11)
+    for times in (0, 2.2, math.nan, math.inf):
+        with pytest.raises(LoadgenError, match="times 5 arrivals: expected at most 10 in one run"):
+            superposed(source, singly(source), times, rng())
+
+
+@pytest.mark.parametrize(
+    ("points", "operational", "times_s"),
+    [
+        ([(0, 1), (1, 1), (1, 0)], [0.5, 1.0, 1.5], [0.5]),  # what is due where the last rate of 0 begins never comes
+        ([(0, 2), (1, 0), (2, 0), (2, 1)], [0.75, 1.0, 3.0], [0.5, 2.0, 4.0]),  # 0 only for a while
+    ],
+)
+def test_arrivals_are_left_out_only_where_the_rate_stays_0(
+    points: Points, operational: list[float], times_s: list[float]
+) -> None:
+    assert warped(np.array(operational), points).tolist() == pytest.approx(times_s)
