@@ -286,9 +286,11 @@ def bins_json(bins: TokenBins) -> bytes:
 
 def is_bins(path: Path) -> bool:
     """Return whether a .json file holds token bins, by its beginning. LoadgenError: it cannot be read."""
+    if path.suffix != ".json" or not path.is_file():  # a pipe can be read once
+        return False
     try:
         with path.open("rb") as file:
-            return path.suffix == ".json" and b'"input_edges"' in file.read(2**16)
+            return b'"input_edges"' in file.read(2**16)
     except OSError as err:
         raise LoadgenError(f"cannot read {path}: {err.strerror or err}") from err
 

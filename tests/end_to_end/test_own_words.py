@@ -4,7 +4,7 @@ import gzip
 import json
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,8 @@ from loadgen.workload.schedule import ScheduledRequest
 from loadgen.workload.words import WordsReader
 from support.recording_server import Received, RecordingServer
 
-QUICK = ("--energy", "none", "--ui", "none", "--rps", "300", "--arrival", "constant", "--max-failed", "100%")
+QUIET = ("--energy", "none", "--ui", "none")
+QUICK = (*QUIET, "--rps", 300, "--arrival", "constant", "--max-failed", "100%")
 
 
 @pytest.fixture
@@ -34,12 +35,13 @@ def url(server: RecordingServer) -> Iterator[str]:
         yield url
 
 
-def replay(url: str, source: object, out: Path, *options: object) -> Summary:
-    arguments = ["replay", source, "--base-url", url, "--out", out, *QUICK, *options]
-    with pytest.raises(SystemExit) as exit_:
-        main([str(argument) for argument in arguments])
-    assert exit_.value.code == 0
-    return msgspec.json.decode((out / "summary.json").read_bytes(), type=Summary)
+def replay(url: str, *arguments: object, out: Path, quick: Sequence[object] = QUICK) -> Summary:
+    """Return the summary of a run. On a busy machine it may have been late, and nothing else may be wrong."""
+    with pytest.raises(SystemExit):
+        main([str(argument) for argument in ("replay", *arguments, "--base-url", url, "--out", out, *quick)])
+    summary = msgspec.json.decode((out / "summary.json").read_bytes(), type=Summary)
+    assert {check.name for check in summary.verdict.checks if check.status == "failed"} <= {"client", "load"}
+    return summary
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
@@ -87,7 +89,7 @@ def test_values_arrive_byte_for_byte_from_any_kind_of_file(
     server: RecordingServer, url: str, tmp_path: Path, how: str
 ) -> None:
     (source := tmp_path / "p.jsonl").write_bytes(packed(how, lines(*RAW)))
-    summary = replay(url, source, tmp_path / "run", "--max-tokens", 9)
+    summary = replay(url, source, "--max-tokens", 9, out=tmp_path / "run")
     assert summary.requests.completed == 3
     received = [server.received[index] for index in range(3)]
     assert [request.path for request in received] == [
@@ -101,7 +103,7 @@ def test_a_pipe_is_read_once(server: RecordingServer, url: str, tmp_path: Path) 
     os.mkfifo(pipe := tmp_path / "p.jsonl")
     writer = threading.Thread(target=pipe.write_bytes, args=(lines(CHAT, CHAT),))
     writer.start()
-    assert replay(url, pipe, tmp_path / "run").requests.completed == 2
+    assert replay(url, pipe, out=tmp_path / "run").requests.completed == 2
     writer.join()
 
 
@@ -114,7 +116,7 @@ def test_a_source_that_changes_after_it_was_read_is_sent_as_it_was(
         source.write_bytes(lines({"prompt": "after"}))
 
     server.refuses = change
-    assert replay(url, source, tmp_path / "run").requests.completed == 20
+    assert replay(url, source, out=tmp_path / "run").requests.completed == 20
     assert {body["prompt"] for body in bodies(server)} == {f"before {i}" for i in range(20)}
 
 
@@ -123,7 +125,7 @@ def test_a_line_has_its_own_headers_model_limit_and_fields(server: RecordingServ
     rows = [CHAT | own, CHAT, {"body": CHAT | {"model": "gpt", "max_tokens": 2}}]
     (source := tmp_path / "p.jsonl").write_bytes(lines(*rows))
     options = ("--max-tokens", 8, "--extra-body", '{"temperature": 1, "top_k": 3}', "--header", "X-Tenant:b")
-    summary = replay(url, source, tmp_path / "run", *options)
+    summary = replay(url, source, *options, out=tmp_path / "run")
     first, second, third = bodies(server)
     stream = {"stream": True, "stream_options": {"include_usage": True}}
     assert first == CHAT | stream | {"model": "lora", "max_tokens": 4, "temperature": 0.5, "top_k": 3}
@@ -137,15 +139,15 @@ def test_several_processes_send_the_same_bytes_as_one(url: str, server: Recordin
     (source := tmp_path / "p.jsonl").write_bytes(lines(*({"prompt": f"prompt {i}"} for i in range(9))))
     received: list[list[Received]] = []
     for processes in (1, 3):
-        replay(url, source, tmp_path / f"run-{processes}", "--processes", processes, "--num-requests", 12)
+        replay(url, source, "--processes", processes, "--num-requests", 12, out=tmp_path / f"run-{processes}")
         received.append([server.received.pop(index) for index in range(12)])
     assert [request.body for request in received[0]] == [request.body for request in received[1]]
 
 
 def test_bodies_are_kept_on_request_only_and_are_found_by_the_schedule(url: str, tmp_path: Path) -> None:
     (source := tmp_path / "p.jsonl").write_bytes(lines(CHAT, {"prompt": "b", "headers": {"authorization": "s3cret"}}))
-    replay(url, source, tmp_path / "without")
-    replay(url, source, tmp_path / "with", "--keep-bodies")
+    replay(url, source, out=tmp_path / "without")
+    replay(url, source, "--keep-bodies", out=tmp_path / "with")
     for path in (tmp_path / "without").iterdir():
         assert b"s3cret" not in path.read_bytes() and b'"hi"' not in path.read_bytes(), path
     kept = tmp_path / "with" / "bodies.jsonl"
@@ -165,7 +167,7 @@ def test_a_body_that_the_server_refuses_is_a_failed_request_with_the_servers_wor
     server.refuses = lambda body: "no such role: emperor" if b"emperor" in body else None
     rows = [CHAT, {"messages": [{"role": "emperor", "content": "hi"}]}, CHAT]
     (source := tmp_path / "p.jsonl").write_bytes(lines(*rows))
-    summary = replay(url, source, tmp_path / "run")
+    summary = replay(url, source, out=tmp_path / "run")
     assert (summary.requests.completed, summary.requests.by_error) == (2, {"http": 1})
     (failed,) = (r for r in read_lines(tmp_path / "run" / "records.jsonl", RequestRecord) if not r.ok)
     assert (failed.index, failed.status, failed.detail) == (1, 400, "400 Bad Request: no such role: emperor")
@@ -175,10 +177,7 @@ def test_lines_without_times_come_as_a_poisson_process_and_go_round_again(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (source := tmp_path / "p.jsonl").write_bytes(lines(CHAT, {"prompt": "b"}))
-    arguments = ["replay", source, "--base-url", url, "--out", tmp_path / "run", "--energy", "none", "--ui", "none"]
-    with pytest.raises(SystemExit) as exit_:
-        main([str(argument) for argument in (*arguments, "--rps", 200, "--duration", 0.5)])
-    assert exit_.value.code == 0
+    replay(url, source, "--rps", 200, "--duration", 0.5, out=tmp_path / "run", quick=QUIET)
     assert "has no timestamps: its requests come as a Poisson process" in capsys.readouterr().err
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (info["config"]["arrival"], info["asked"][0]["process"]) == ("poisson", "poisson")
@@ -214,10 +213,40 @@ def test_a_prompt_of_100_mb_is_sent_and_one_beyond_the_limit_is_refused(
 ) -> None:
     source = tmp_path / "p.jsonl"
     source.write_bytes(b'{"prompt": "' + b"word " * 20_000_000 + b'"}\n')
-    assert replay(url, source, tmp_path / "run", "--num-requests", 1).requests.completed == 1
+    assert replay(url, source, "--num-requests", 1, out=tmp_path / "run").requests.completed == 1
     assert len(server.received[0].body) > 100_000_000
     with source.open("wb") as file:
         file.write(b'{"prompt": "')
         file.seek(2**28)
         file.write(b'"}\n')
     assert "p.jsonl:1: the line is longer than 256 MiB" in refused(capsys, "replay", source, "--rps", 1)
+
+
+def test_streams_of_words_and_of_laws_run_together_with_models_of_their_own(
+    server: RecordingServer, url: str, tmp_path: Path
+) -> None:
+    (tmp_path / "sql.jsonl").write_bytes(lines({"prompt": "select"}))
+    (tmp_path / "s.toml").write_text(
+        '[sql]\ntrace = "sql.jsonl"\nmodel = "lora"\nweight = 3\n[noise]\ninput = 20\noutput = 3\nweight = 1\n'
+    )
+    options = ("--rps", 100, "--num-requests", 40)
+    summary = replay(url, tmp_path / "s.toml", *options, out=tmp_path / "run", quick=QUIET)
+    parts = {name: part.requests.completed for name, part in summary.by_workload.items()}
+    assert parts["sql"] > parts["noise"] > 0
+    assert {name: part.requests.completed for name, part in summary.by_model.items()} == {
+        "lora": parts["sql"], "m": parts["noise"],
+    }  # fmt: skip
+    assert {(body["model"], "prompt" in body) for body in bodies(server)} == {("lora", True), ("m", False)}
+    info = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert info["config"]["streams"]["sql"]["rps"] == 75
+
+
+def test_a_shipped_trace_a_profile_and_lengths_are_sent_from_any_folder(
+    server: RecordingServer, url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for number, source in enumerate((["chat"], ["burstgpt"], ["--input", "uniform:5:9", "--output", "3"])):
+        summary = replay(url, *source, "--num-requests", 3, out=Path(f"run-{number}"))
+        assert summary.requests.completed == 3
+    schedule = list(read_lines(tmp_path / "run-2" / "schedule.jsonl", ScheduledRequest))
+    assert all(request.input_tokens in range(5, 10) and request.output_tokens == 3 for request in schedule)
