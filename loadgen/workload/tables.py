@@ -1,4 +1,4 @@
-"""Tables whose rows are requests: CSV, Parquet, and data sets of Hugging Face, as JSON texts of one row each.
+"""Tables whose rows are requests: CSV, Parquet, JSON, and data sets of Hugging Face, as JSON texts of one row each.
 
 A column is a field of a trace if it is called like one, or if `--column FIELD=COLUMN` says so.
 """
@@ -9,17 +9,22 @@ import csv
 import io
 import math
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import msgspec
 
 from loadgen.errors import LoadgenError
 from loadgen.workload.foreign_rows import LeftOut, unix_ns
 from loadgen.workload.json_texts import first_bytes
+from loadgen.workload.worded_trace import worded_fields
 from loadgen.workload.words import MAX_WORDS_BYTES, ROUTING, SAMPLING, WORDS
+
+if TYPE_CHECKING:
+    from loadgen.workload.trace import Lines
 
 _BY_NAME = frozenset((
     *WORDS, "conversations", "timestamp", "input_length", "output_length", "answer", "max_tokens", "workload",
@@ -71,7 +76,19 @@ def csv_texts(path: Path, file: IO[bytes], columns: Mapping[str, str], left_out:
     except (csv.Error, ValueError) as err:
         raise LoadgenError(f"{path}:{max(reader.line_num, 1)}: {err}") from err
     finally:
-        text.detach()  # the file is closed by whoever opened it
+        with suppress(ValueError):  # the file is closed already
+            text.detach()  # whoever opened it closes it
+
+
+def object_texts(path: Path, lines: Lines, columns: Mapping[str, str], left_out: LeftOut) -> Texts:
+    """Yield (number, JSON of its fields) of JSON objects, whose fields are columns."""
+    pick: dict[str, str] = {}
+    for number, row in worded_fields(path, lines):
+        pick = pick or _picked(path, list(row), columns, left_out)
+        try:
+            yield number, _json({field: row[column] for field, column in pick.items() if column in row})
+        except ValueError as err:
+            raise LoadgenError(f"{path}:{number}: {err}") from err
 
 
 def parquet_texts(path: Path, columns: Mapping[str, str], left_out: LeftOut) -> Texts:
@@ -110,7 +127,7 @@ def dataset_texts(name: str, subset: str | None, split: str, columns: Mapping[st
     except LoadgenError:
         raise
     except Exception as err:  # the library raises errors of many libraries
-        raise LoadgenError(f"cannot read the data set {name}: {type(err).__name__}: {str(err)[:200]}") from err
+        raise LoadgenError(f"cannot read the data set {name}: {' '.join(str(err).split())[:200]}") from err
 
 
 def _row_texts(name: str, rows: Iterator[Mapping[str, Any]], pick: Mapping[str, str]) -> Texts:
@@ -149,6 +166,10 @@ def _json(fields: Mapping[str, Any]) -> str:
 
 def _cell(name: str, value: Any) -> Any:
     """Return a cell as the value of a field: numbers and JSON may be given as text, and times as dates."""
+    if isinstance(value, msgspec.Raw):
+        if name not in (*_LENGTHS, "timestamp", "session_id"):
+            return value
+        value = msgspec.json.decode(value)
     if name == "timestamp":
         return _milliseconds(value)
     if name == "session_id" and isinstance(value, int):

@@ -15,9 +15,10 @@ from loadgen.workload.conversation_formats import batch_rows, conversation_rows
 from loadgen.workload.foreign_rows import head
 from loadgen.workload.genai_spans import span_rows
 from loadgen.workload.json_texts import first_bytes, json_texts
-from loadgen.workload.tables import csv_texts, parquet_texts
+from loadgen.workload.tables import csv_texts, object_texts, parquet_texts
+from loadgen.workload.trace import shortened
 from loadgen.workload.trace_formats import AZURE_COLUMNS, BURSTGPT_COLUMNS
-from loadgen.workload.worded_trace import worded_fields
+from loadgen.workload.worded_trace import ANSWER, LENGTHS, worded_fields
 from loadgen.workload.words import HIDDEN, SAMPLING, WORDS, Fields, decode_fields, hide_halves, show_halves
 
 if TYPE_CHECKING:
@@ -59,9 +60,7 @@ _BODY = frozenset((
 ))  # fmt: skip
 """Fields of a request body that no line of a trace has."""
 
-_TRACE = frozenset(
-    ("timestamp", "output_length", "answer", "session_id", "workload", "headers", "input_length", "continues")
-)
+_TRACE = LENGTHS | {ANSWER, "headers", "continues"}
 """Fields of a line of a trace that no data set of conversations has."""
 
 
@@ -104,6 +103,11 @@ def worded_format(path: Path, text: str) -> str | None:
         raise LoadgenError(
             f"{path}:1: its messages end with an answer, so that it may be of two formats: `loadgen trace import` with "
             "--format conversations asks what the user asked and keeps the answers; --format jsonl sends all messages"
+        )
+    if names and not names & (WORDS.keys() | LENGTHS | {"chat_id"}):
+        raise LoadgenError(
+            f"{path}:1: no format has the fields {shortened(', '.join(names))}; `loadgen trace import` with --column "
+            "prompt=FIELD or --column message=FIELD says which of them has the words"
         )
     return "jsonl" if names & WORDS.keys() else None
 
@@ -157,4 +161,5 @@ def file_texts(
     is_named = bool({".csv", ".tsv"} & set(path.suffixes)) and not is_lengths
     if format == "csv" or (not is_json and (columns or is_named)):
         return csv_texts(path, file, columns, left_out)
-    return json_texts(path, file)
+    texts = json_texts(path, file)
+    return object_texts(path, texts, columns, left_out) if columns else texts

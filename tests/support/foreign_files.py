@@ -89,4 +89,4 @@ def rows_of(path: Path, format: str, left_out: Counter[str] | None = None, **col
     with opened(path) as file:
         texts = file_texts(path, file, columns, counted)
         rows = worded_rows(path, format, texts, counted)
-        return [msgspec.json.decode(msgspec.json.encode(fields)) for _, fields in rows]
+        return [json.loads(msgspec.json.encode(fields)) for _, fields in rows]

@@ -95,6 +95,19 @@ def test_a_field_that_there_is_not_is_refused_by_name() -> None:
         check_columns({"promt": "a"})
 
 
+@pytest.mark.parametrize(
+    "text", ['{"q": "%s", "n": 5, "t": 1}\n{"q": "b"}', '[{"q": "%s", "n": 5, "t": 1}, {"q": "b"}]']
+)
+def test_fields_of_json_are_columns_too_and_keep_their_words(tmp_path: Path, text: str) -> None:
+    rows = read(tmp_path, text % "\\ud83d é", "t.json", message="q", output_length="n", session_id="t")
+    assert rows == [
+        {"messages": [{"role": "user", "content": "\ud83d é"}], "output_length": 5, "session_id": "1"},
+        {"messages": [{"role": "user", "content": "b"}]},
+    ]
+    with pytest.raises(LoadgenError, match=r"t\.json: no column x; there are q, n, t"):
+        read(tmp_path, text, "t.json", prompt="x")
+
+
 def written(path: Path, columns: dict[str, list[Any]]) -> Path:
     parquet.write_table(arrow.table(columns), path, row_group_size=2)
     return path

@@ -55,6 +55,15 @@ def test_messages_that_end_with_an_answer_are_of_two_formats_which_the_error_nam
         worded_format(PATH, json.dumps({"messages": [MESSAGE, ANSWER]} | extra))
 
 
-@pytest.mark.parametrize("text", ["", "{", "[" * 10**5, '{"a": ' * 10**5, '{"messages": 5}', '{"messages": [[]]}'])
+def test_fields_that_no_format_has_are_named_with_the_option_that_takes_them() -> None:
+    with pytest.raises(
+        LoadgenError, match=r"data\.jsonl:1: no format has the fields question, n; .* --column prompt=FIELD"
+    ):
+        worded_format(PATH, '{"question": "?", "n": 5}')
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "{}", "[" * 10**5, '{"a": ' * 10**5, '{"messages": 5}', '{"messages": [[]]}']
+)
 def test_a_hostile_first_row_is_of_no_format_or_left_to_its_reader(text: str) -> None:
     assert worded_format(PATH, text) in (None, "jsonl")
