@@ -94,9 +94,6 @@ class _Delta(msgspec.Struct, frozen=True):
         content, call = self.content, self.function_call
         if content and type(content) is str:
             return True
-        texts = content or self.reasoning_content or self.reasoning or self.thinking or self.refusal
-        if not texts and not call:
-            return bool(self.tool_calls)
         fields = (content, self.reasoning_content, self.reasoning, self.thinking, self.refusal)
         called = call is not None and (call.name or call.arguments)
         return bool(self.tool_calls or called or any(_holds_text(field) for field in fields))

@@ -5,6 +5,8 @@ import json
 import pytest
 
 from loadgen.client.openai_api import (
+    MAX_TOKENS,
+    ROLE,
     TEXTLESS,
     TOKEN,
     Dialect,
@@ -12,9 +14,12 @@ from loadgen.client.openai_api import (
     StreamEvent,
     Usage,
     error_of_body,
+    is_error_body,
+    is_failure,
     parse_event,
     payload,
 )
+from loadgen.client.sse import ErrorEvent
 
 EVENTS = [
     # (what it is, data, has_content, finish_reason, tokens counted by the server, error)
@@ -70,6 +75,7 @@ def test_cached_tokens() -> None:
     [
         (214, 200, 14, 200),
         (214, 200, 10, 200),
+        (200, 200, 0, 200),
         (214, 200, 214, 0),  # reasoning was sent
         (214, 200, 60, 0),  # several tokens a chunk
         (214, 0, 214, 0),
@@ -211,3 +217,101 @@ def test_the_prompt_cannot_be_replaced() -> None:
     assert json.loads(payload("chat", "m", "p", 7, Dialect(), extra))["messages"][0]["content"] == "p"
     body = json.loads(payload("completions", "m", "p", 7, Dialect(), extra))
     assert (body["prompt"], body["max_tokens"]) == ("p", 1)
+
+
+@pytest.mark.parametrize(
+    ("delta", "content"),
+    [
+        ('{"content":[{"type":"text","text":"a"}]}', True),
+        ('{"content":[{"type":"text","text":""}]}', False),
+        ('{"content":[{"type":"thinking","thinking":[{"type":"text","text":"a"}]}]}', True),
+        ('{"content":{"text":"a"}}', True),
+        ('{"thinking":"a"}', True),
+        ('{"refusal":"a"}', True),
+        ('{"function_call":{"name":"f"}}', True),
+        ('{"function_call":{"arguments":"{"}}', True),
+        ('{"function_call":{}}', False),
+        ('{"tool_calls":[{}]}', True),
+        ('{"tool_calls":[],"thinking":"","refusal":null}', False),
+    ],
+)
+def test_parts_reasoning_refusals_and_calls_are_content_if_there_is_something_in_them(
+    delta: str, content: bool
+) -> None:
+    assert parse_event(f'{{"choices":[{{"delta":{delta}}}]}}'.encode()) == (TOKEN if content else TEXTLESS)
+
+
+def test_a_choice_that_only_names_its_role_opens_the_answer() -> None:
+    assert parse_event(b'{"choices":[{"delta":{"role":"assistant","content":""}}]}') is ROLE
+    assert parse_event(b'{"choices":[{"delta":{"role":"assistant","content":"a"}}]}') is TOKEN
+    assert parse_event(b'{"choices":[{"delta":{"role":"a"},"finish_reason":"stop"}]}') == StreamEvent(
+        finish_reason="stop", textless=True, opens=True
+    )
+    event = parse_event(b'{"choices":[{"delta":{"role":"a","content":"a"},"finish_reason":"stop"}]}')
+    assert event == StreamEvent(True, "stop")
+
+
+@pytest.mark.parametrize(
+    ("reason", "failed"),
+    [(None, False), ("stop", False), ("length", False), ("abort", True), ("parse_error", True), ("Timed out", True)],
+)
+def test_a_finish_reason_may_say_that_the_answer_was_given_up(reason: str | None, failed: bool) -> None:
+    assert is_failure(reason) is failed
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [
+        ('{"error":""}', ""),
+        ('{"detail":"gone"}', "gone"),
+        ('{"message":"slow","code":429}', "slow"),
+        ('{"message":"hello"}', None),
+        ('{"choices":[{"error":{"code":500,"message":"boom"}}]}', "500 boom"),
+        ('{"choices":[{"error":{"message":"boom"}}]}', "boom"),
+        ('{"choices":[{"error":{"code":429,"message":"429 slow"}}]}', "429 slow"),
+        ('{"choices":[{},{"error":"second"}]}', "second"),
+        ('{"choices":[{"text":"a"}]}', None),
+    ],
+)
+def test_an_error_without_a_status_is_shown_with_its_code(data: str, error: str | None) -> None:
+    assert parse_event(data.encode()).error == error
+    assert is_error_body(data.encode()) is (error is not None)
+
+
+def test_what_is_not_of_the_api_is_no_error_body() -> None:
+    assert not is_error_body(b"<h1>Hello</h1>")
+
+
+@pytest.mark.parametrize(
+    ("data", "error"),
+    [(b'{"message":"boom"}', "boom"), (b"boom", "boom"), (b"", "an error event without a text")],
+)
+def test_an_event_that_is_named_error_is_one(data: bytes, error: str) -> None:
+    assert parse_event(ErrorEvent(data)) == StreamEvent(error=error)
+
+
+def test_half_a_character_is_replaced_and_whole_ones_stay() -> None:
+    event = parse_event(rb'{"error":"a \ud83d b \ud83d\ude00 \n\u00e9 ' + b'\xe2\x82"}')
+    assert event.error == "a \ufffd b \U0001f600 \n\u00e9 \ufffd"
+
+
+@pytest.mark.parametrize(
+    ("count", "known"), [(None, None), (-1, None), (0, None), (1, 1), (MAX_TOKENS, MAX_TOKENS), (MAX_TOKENS + 1, None)]
+)
+def test_a_count_is_known_if_it_is_above_0_and_not_absurd(count: int | None, known: int | None) -> None:
+    usage = Usage(prompt_tokens=count, completion_tokens=count)
+    assert (usage.input_tokens, usage.output_tokens) == (known, known)
+
+
+@pytest.mark.parametrize(
+    ("counts", "cached"),
+    [
+        ('{"prompt_tokens":9}', None),
+        ('{"prompt_tokens":9,"prompt_tokens_details":{}}', None),
+        ('{"prompt_tokens":9,"prompt_tokens_details":{"cached_tokens":0}}', 0),
+        ('{"prompt_tokens":0,"prompt_tokens_details":{"cached_tokens":8}}', None),
+    ],
+)
+def test_tokens_of_the_cache_are_part_of_a_known_prompt(counts: str, cached: int | None) -> None:
+    usage = parse_event(f'{{"usage":{counts}}}'.encode()).usage
+    assert usage is not None and usage.cached_tokens == cached

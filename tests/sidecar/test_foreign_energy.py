@@ -78,6 +78,9 @@ def test_an_interval_with_other_clients_is_one_window_of_the_fit(monkeypatch: py
     assert steps.context.tolist() == [0, 50, 0], "prompts of others have no context, so ours have none"
     energy, _ = fitted(monkeypatch, half_seconds, ours(load([7, 0], [0, 0])))
     assert (energy.t_ns / NS_PER_S).tolist() == [0, 2, 2.5, 3, 3.5, 4]
+    prompts = replace(load([0, 0], [0, 0]), prefill=np.array([0.0, 9.0]))
+    energy, _ = fitted(monkeypatch, half_seconds, ours(prompts))
+    assert (energy.t_ns / NS_PER_S).tolist() == [0, 0.5, 1, 1.5, 2, 4]
 
 
 def test_a_window_of_the_fit_with_a_gap_in_it_is_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
