@@ -1,16 +1,20 @@
 """Tables and the figure of docs/results/moe.md: a mixture of experts against a dense model."""
 
+import json
 from typing import Any
 
-from benchmarks.paper.ingest import session
+from benchmarks.paper.ingest import FOLDER, session
 from benchmarks.paper.offline_results import SHAPE, batches_of, cells, per_token, saved
 from benchmarks.paper.plots import Line, batch_axis, by_batch, picture, scaled, share_axis
 from benchmarks.paper.published import EXPERTS_KWH, paper_change, paper_points
 from benchmarks.paper.speculative_decoding import GREEDY
-from benchmarks.paper.words import percent, percents, plus_minus, table
+from benchmarks.paper.words import percent, percents, plus_minus, sig, table
 from loadgen.stats.intervals import Interval
 
 DENSE, SPARSE = "olmo-1b", "olmoe-1b-7b"
+ADDED = FOLDER.parent / "h100-2026/attribution-moe"
+LOADS = ("1", "2.5", "5")
+RATES = {"chat": 4.0, "code": 2.0}
 
 
 def moe_change(batch: int) -> Interval | None:
@@ -29,6 +33,22 @@ def moe() -> str:
         body.append([*line, ", ".join(f"{group.mean('mean_watts'):.0f}" for group in groups)])
     head = ["batch", "OLMo-1B", "OLMoE-1B-7B", "change [95 %]", "paper", "time ×", "weights read × (estimate)"]
     return table([*head, "W: dense, MoE"], body)
+
+
+def moe_added() -> str:
+    """Return what one class of requests added on an H100: by the counter, and by the law fitted to the mixture."""
+    body = []
+    for load in LOADS:
+        runs = json.loads((ADDED / f"load-{load}.json").read_text())
+        rates = " and ".join(f"{rate * float(load):g}/s {kind}" for kind, rate in RATES.items())
+        fit = sig(runs["mix"]["coefficients"]["r_squared"], 2)
+        for alone, extra in (("chat", "code"), ("code", "chat")):
+            run = runs[f"experiment {alone} with and without {extra}"]
+            measured, modelled = run["measured_difference_j"], run["modelled_difference_j"]
+            body.append([rates, fit, extra, f"{run['seconds']:.0f}", sig(measured, 4), sig(modelled, 4),
+                         percent(modelled / measured - 1, True), sig(run["given_to_extra_j"], 4)])  # fmt: skip
+    head = ["load", "R²", "added", "s", "J added, by the counter", "J added, by the law", "law off by"]
+    return table([*head, "attributed to it, J"], body)
 
 
 def weights_read(config: dict[str, Any], batch: int) -> float:
