@@ -99,6 +99,25 @@ def test_values_arrive_byte_for_byte_from_any_kind_of_file(
     assert [b'"max_tokens":9' in request.body for request in received] == [True, True, False]
 
 
+@pytest.mark.parametrize(
+    "row",
+    [
+        rb'{"id": "a", "conversations": [{"from": "human", "value": "\ud83d half"}, {"from": "gpt", "value": "b"}]}',
+        rb'{"custom_id": "a", "url": "URL", "body": {"messages": [{"role": "user", "content": "\ud83d half"}]}}',
+    ],
+    ids=["conversations", "openai-batch"],
+)
+def test_half_a_character_arrives_from_other_tools_files_and_through_import(
+    server: RecordingServer, url: str, tmp_path: Path, row: bytes
+) -> None:
+    (source := tmp_path / "p.json").write_bytes(row.replace(b"URL", b"/v1/chat/completions") + b"\n")
+    with pytest.raises(SystemExit):
+        main(["trace", "import", str(source), "--out", str(tmp_path / "imported.jsonl")])
+    for number, file in enumerate((source, tmp_path / "imported.jsonl")):
+        replay(url, file, out=tmp_path / f"run-{number}")
+        assert rb'"\ud83d half"' in server.received.pop(0).body
+
+
 def test_a_pipe_is_read_once(server: RecordingServer, url: str, tmp_path: Path) -> None:
     os.mkfifo(pipe := tmp_path / "p.jsonl")
     writer = threading.Thread(target=pipe.write_bytes, args=(lines(CHAT, CHAT),))

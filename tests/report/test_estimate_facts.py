@@ -159,6 +159,25 @@ def test_ratios_are_the_estimates_of_the_completed_requests_over_the_joules_meas
     assert (compared["requests"], compared["joules"], compared["idle_joules"]) == (len(completed), 1000.0, 50.0)
 
 
+def test_answers_of_no_requested_length_are_estimated_at_the_length_that_they_had() -> None:
+    """So are prompts whose tokens only the server counted; without its count there is no estimate."""
+    run = with_energy(sample_runs.run(num_requests=8, failing=0), attributed_joules=900.0, unattributed_joules=0.0)
+    profile = read_energy_profile(SIM)
+    compared = facts.measured_facts(run, profile, 8.0, (None, None), "folder")
+    natural = [
+        msgspec.structs.replace(request, input_tokens=None, output_tokens=1, natural=True) for request in run.schedule
+    ]
+    records = [
+        msgspec.structs.replace(record, input_tokens=request.input_tokens, output_tokens=request.output_tokens)
+        for request, record in zip(run.schedule, run.records, strict=True)
+    ]
+    same = facts.measured_facts(replace(run, schedule=natural, records=records), profile, 8.0, (None, None), "folder")
+    assert same["ratios"] == pytest.approx(compared["ratios"])
+    uncounted = [msgspec.structs.replace(record, input_tokens=None) for record in records]
+    with pytest.raises(LoadgenError, match="the lengths of request 0 are not known"):
+        facts.measured_facts(replace(run, schedule=natural, records=uncounted), profile, 8.0, (None, None), "folder")
+
+
 def test_a_run_without_completed_requests_is_not_compared() -> None:
     with pytest.raises(LoadgenError, match="folder: no request completed"):
         facts.measured_facts(sample_runs.without_completions(), one_point(), 4.0, (None, None), "folder")

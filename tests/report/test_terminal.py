@@ -52,6 +52,15 @@ def test_workloads_are_apart_and_only_when_there_are_several() -> None:
     assert not any(row[:1] == ["chat"] for row in (line.split() for line in printed(sample_runs.single()).splitlines()))
 
 
+def test_models_of_one_family_are_told_apart_in_a_narrow_column() -> None:
+    made = sample_runs.single()
+    assert made.summary is not None
+    part = next(iter(made.summary.by_workload.values()))
+    models = {"org/llama-3.1-8b-lora-sql": part, "org/llama-3.1-8b-lora-law": part}
+    text = printed(replace(made, summary=msgspec.structs.replace(made.summary, by_model=models)))
+    assert "llama…ora-sql" in text and "llama…ora-law" in text
+
+
 def test_no_energy_gives_every_reason_and_no_zero() -> None:
     told = " ".join(printed(sample_runs.without_energy()).split())
     assert "No energy" in told and "ENERGY NOT VALID" not in told
