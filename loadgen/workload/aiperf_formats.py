@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from loadgen.errors import LoadgenError
-from loadgen.workload.foreign_rows import NULL, LeftOut, Rows, TimedRow, head, in_time_order, is_null, stated
+from loadgen.workload.foreign_rows import NULL, LeftOut, Rows, TimedRow, head, in_time_order, is_null, stated, whole_ns
 from loadgen.workload.json_texts import decoded
 from loadgen.workload.words import Fields
 
@@ -163,7 +163,7 @@ def mooncake_rows(path: Path, lines: Lines, left_out: LeftOut) -> Rows:
 def _timed(number: int, turn: _Turn | _MooncakeLine, fields: Mapping[str, Any], left_out: LeftOut) -> TimedRow:
     if turn.delay:
         left_out[_DELAYS] += 1
-    time_ns = None if turn.timestamp is None else round(turn.timestamp * 1e6)
+    time_ns = None if turn.timestamp is None else whole_ns(turn.timestamp, 10**6)
     return TimedRow(number, time_ns, {**fields, **stated(output_length=turn.output_length), **(turn.extra or {})})
 
 
@@ -187,12 +187,12 @@ def _contents(kind: str, single: Raw, several: list[Raw] | None) -> list[Raw]:
     """Return the JSON texts of a kind of content. ValueError: they are not texts, or given twice."""
     if not is_null(single) and several is not None:
         raise ValueError(f"{kind} and {kind}s cannot both be given")
-    found = [] if is_null(single) else [single]
+    contents = [] if is_null(single) else [single]
     for raw in several or []:
-        found += [raw] if head(raw) == b'"' else msgspec.json.decode(raw, type=_Media).contents
-    if any(head(raw) != b'"' for raw in found):
+        contents += [raw] if head(raw) == b'"' else msgspec.json.decode(raw, type=_Media).contents
+    if any(head(raw) != b'"' for raw in contents):
         raise ValueError(f"{kind}: expected a text")
-    return found
+    return contents
 
 
 def _url_part(kind: str, raw: Raw) -> dict[str, Any]:

@@ -7,7 +7,6 @@ of spend logs, whose messages and responses are JSON in a text, differ in nothin
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +14,18 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from loadgen.errors import LoadgenError
-from loadgen.workload.foreign_rows import NULL, LeftOut, Rows, TimedRow, head, in_time_order, is_null, stated, unix_ns
+from loadgen.workload.foreign_rows import (
+    NULL,
+    LeftOut,
+    Rows,
+    TimedRow,
+    head,
+    in_time_order,
+    is_null,
+    stated,
+    unix_ns,
+    whole_ns,
+)
 from loadgen.workload.json_texts import decoded
 from loadgen.workload.words import SAMPLING, Fields
 
@@ -152,6 +162,6 @@ def _start_ns(time: float | str | None) -> int:
             return unix_ns(time)
         except ValueError as err:
             raise ValueError(f"startTime: {time[:40]!r}: expected seconds since 1970, or a date and time") from err
-    if time is None or not math.isfinite(time):
+    if time is None:
         raise ValueError("startTime: expected seconds since 1970, or a date and time")
-    return round(time * 1e6) * 1000  # a float of seconds since 1970 is good for microseconds
+    return whole_ns(time, 10**9)

@@ -26,6 +26,9 @@ LeftOut = Counter[str]
 NULL = msgspec.Raw(b"null")
 """The value of a field that was not given. (A union with None cannot keep a value's bytes.)"""
 
+MAX_NS = 2**63 - 1
+"""Latest time of a row, in the year 2262."""
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
@@ -58,6 +61,8 @@ def in_time_order(path: Path, rows: Iterable[TimedRow], *, from_first: bool) -> 
             if time_ns is None:
                 yield number, fields
                 continue
+            if abs(time_ns) > MAX_NS:
+                raise LoadgenError(f"{path}:{number}: time: it is out of range")
             numbers.append(number)
             times.append(time_ns)
             data = encode(fields)
@@ -69,6 +74,11 @@ def in_time_order(path: Path, rows: Iterable[TimedRow], *, from_first: bool) -> 
             spool.seek(offsets[i])
             fields = decode(spool.read(offsets[i + 1] - offsets[i]))
             yield numbers[i], {"timestamp": (times[i] - origin_ns) / 1e6, **fields}
+
+
+def whole_ns(time: float, unit_ns: int) -> int:
+    """Return a time in ns, good for microseconds as a float of seconds since 1970 is; beyond MAX_NS if it is no time."""
+    return round(time * (unit_ns // 1000)) * 1000 if abs(time) < MAX_NS / unit_ns else MAX_NS + 1
 
 
 def unix_ns(text: str) -> int:

@@ -141,16 +141,16 @@ def _fields(span: _Span, left_out: LeftOut) -> dict[str, Any] | None:
 # -- OTLP -------------------------------------------------------------------------------------------------------------
 
 
-def _attributes(given: Any) -> Attributes:
+def _attributes(listed: Any) -> Attributes:
     """Return attributes by name, from OTLP's list or an SDK's object."""
-    if isinstance(given, list):
-        return {entry["key"]: _value(entry.get("value")) for entry in given}
-    return dict(given or {})
+    if isinstance(listed, list):
+        return {entry["key"]: _value(entry.get("value")) for entry in listed}
+    return dict(listed or {})
 
 
-def _value(given: Any) -> Any:
+def _value(wrapped: Any) -> Any:
     """Return an AnyValue of OTLP's JSON as the value that it holds."""
-    match given:
+    match wrapped:
         case {"stringValue": value} | {"boolValue": value} | {"bytesValue": value}:
             return value
         case {"intValue": value}:
@@ -179,18 +179,18 @@ def _start_ns(span: _Span) -> int:
 
 def _messages(attributes: Attributes, events: list[tuple[str, Attributes]]) -> list[dict[str, Any]]:
     """Return the messages that were sent, from whichever convention the span follows."""
-    if given := _structured(attributes.get("gen_ai.input.messages") or attributes.get("gen_ai.prompt")):
+    if recorded := _structured(attributes.get("gen_ai.input.messages") or attributes.get("gen_ai.prompt")):
         system = _structured(attributes.get("gen_ai.system_instructions"))
         spoken = [{"role": "system", "parts": system}] if system else []
-        if isinstance(given, str):
-            if given.startswith("["):  # SDKs cut attributes at a length
+        if isinstance(recorded, str):
+            if recorded.startswith("["):  # SDKs cut attributes at a length
                 raise _UnsendableError("messages that are not whole")
-            given = [{"role": "user", "content": given}]
-        return [message for entry in [*spoken, *given] for message in _chat_messages(entry)]
+            recorded = [{"role": "user", "content": recorded}]
+        return [message for entry in [*spoken, *recorded] for message in _chat_messages(entry)]
     if any(name.startswith("gen_ai.prompt.") for name in attributes):
         return [_indexed_message(entry) for entry in _indexed(attributes, "gen_ai.prompt.")]
-    said = ((_MESSAGE_EVENT.fullmatch(name), event) for name, event in events)
-    return [_event_message(match[1], attributes) for match, attributes in said if match is not None]
+    matches = ((_MESSAGE_EVENT.fullmatch(name), event) for name, event in events)
+    return [_event_message(match[1], attributes) for match, attributes in matches if match is not None]
 
 
 def _structured(value: Any) -> Any:
@@ -245,33 +245,36 @@ def _as_text(value: Any) -> str:
 
 def _indexed(attributes: Attributes, prefix: str) -> list[Attributes]:
     """Return the attributes `PREFIX.N.NAME` by name, in order of N."""
-    found: dict[int, Attributes] = {}
+    entries: dict[int, Attributes] = {}
     for name, value in attributes.items():
         index, _, rest = name.removeprefix(prefix).partition(".")
         if name.startswith(prefix) and index.isdecimal() and len(index) <= 9:
-            found.setdefault(int(index), {})[rest] = value
-    return [found[index] for index in sorted(found)]
+            entries.setdefault(int(index), {})[rest] = value
+    return [entries[index] for index in sorted(entries)]
 
 
 def _indexed_message(entry: Attributes) -> dict[str, Any]:
     """Return the message of one gen_ai.prompt.N; a content that is a JSON list of parts is one."""
-    content = _structured(entry.get("content"))
-    is_parts = isinstance(content, list) and all(isinstance(part, dict) and "type" in part for part in content)
     called = [
         {name.removeprefix("function."): value for name, value in call.items()}
         for call in _indexed(entry, "tool_calls.")
     ]
     calls = [_tool_call(call.get("id"), call["name"], call.get("arguments")) for call in called]
-    message = {"role": entry.get("role", "user"), "content": content if is_parts else entry.get("content")}
+    message = {"role": entry.get("role", "user"), "content": _content(entry.get("content"))}
     return message | stated(tool_call_id=entry.get("tool_call_id"), tool_calls=calls or None)
+
+
+def _content(value: Any) -> Any:
+    """Return the content of a message, which may be a list of parts as JSON in a text."""
+    parts = _structured(value)
+    is_parts = isinstance(parts, list) and all(isinstance(part, dict) and "type" in part for part in parts)
+    return parts if is_parts else value
 
 
 def _event_message(role: str, event: Attributes) -> dict[str, Any]:
     """Return the message of an event; its body is its attributes, or JSON in one of them."""
     body = event | (_structured(event.get("gen_ai.event.content")) or {})
-    message = {"role": body.get("role", role), "content": _structured(body.get("content"))}
-    if not isinstance(message["content"], list):
-        message["content"] = body.get("content")
+    message = {"role": body.get("role", role), "content": _content(body.get("content"))}
     return message | stated(tool_calls=_structured(body.get("tool_calls")), tool_call_id=body.get("id"))
 
 

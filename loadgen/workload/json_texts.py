@@ -59,8 +59,8 @@ def list_elements(path: Path, file: IO[bytes], max_bytes: int = MAX_WORDS_BYTES)
     position = buffer.index(b"[") + 1
     begin, depth, quoted, number = position, 0, False, 1
     while True:
-        found = _next_mark(buffer, position, quoted)
-        if found < 0:
+        index = _next_mark(buffer, position, quoted)
+        if index < 0:
             position = len(buffer)
             if position - begin > max_bytes:
                 raise LoadgenError(f"{path}:{number}: the element is longer than {max_bytes >> 20} MiB")
@@ -71,7 +71,7 @@ def list_elements(path: Path, file: IO[bytes], max_bytes: int = MAX_WORDS_BYTES)
             position, begin = position - begin, 0
             buffer += more
             continue
-        mark, position = buffer[found], found + 1
+        mark, position = buffer[index], index + 1
         if mark == ord('"'):
             quoted = not quoted
         elif mark == ord("\n"):
@@ -81,7 +81,7 @@ def list_elements(path: Path, file: IO[bytes], max_bytes: int = MAX_WORDS_BYTES)
         elif mark in b"]}" and depth:
             depth -= 1
         elif depth == 0:  # a comma between two elements, or the end of the list
-            element = bytes(buffer[begin:found]).strip(_BLANK)
+            element = bytes(buffer[begin:index]).strip(_BLANK)
             if element or mark != ord("]") or number > 1:
                 yield number, _text(path, number, element)
             begin, number = position, number + 1
@@ -98,8 +98,8 @@ def _next_mark(buffer: bytearray, position: int, quoted: bool) -> int:
     Within a text, that is its end, or a line end, which none may have.
     """
     if not quoted:
-        found = _STRUCTURE.search(buffer, position)
-        return found.start() if found else -1
+        mark = _STRUCTURE.search(buffer, position)
+        return mark.start() if mark else -1
     begin = position
     while (end := buffer.find(b'"', position)) >= 0:
         before = end

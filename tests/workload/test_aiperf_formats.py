@@ -109,6 +109,7 @@ def test_a_mooncake_trace_has_text_messages_or_payloads(tmp_path: Path) -> None:
         ("single-turn", {"audio": "x.wav"}, "audio: expected FORMAT,BASE64 or a data URL"),
         ("single-turn", {"text": "a", "image_uuids": ["u"]}, "unknown field `image_uuids`"),
         ("single-turn", {"text": "a", "timestamp": "now"}, "timestamp: expected `float | null`, got `str`"),
+        ("single-turn", {"text": "a", "timestamp": 1e300}, "time: it is out of range"),
         ("multi-turn", {"turns": [{"role": "system", "text": "a"}]}, "expected a turn of the user after the system's"),
         ("multi-turn", {"session_id": "s"}, "missing required field `turns`"),
         ("mooncake", {"timestamp": 0}, "expected one of text_input, messages, payload"),

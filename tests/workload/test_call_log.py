@@ -98,6 +98,7 @@ def test_what_has_no_place_in_a_trace_is_counted(tmp_path: Path, change: dict[st
     ("change", "fault"),
     [
         ({"startTime": "soon"}, "startTime: 'soon': expected seconds since 1970, or a date and time"),
+        ({"startTime": 1e300}, "time: it is out of range"),
         ({"startTime": None}, "startTime: expected seconds since 1970, or a date and time"),
         ({"prompt_tokens": "ten"}, "prompt_tokens: expected `int | null`, got `str`"),
         ({"call_type": "text_completion", "messages": [MESSAGE, MESSAGE]}, "messages: expected the one prompt of a"),

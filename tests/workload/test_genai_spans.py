@@ -136,14 +136,14 @@ def test_events_are_messages_and_a_choice_is_the_answer(
     events = [
         event("gen_ai.system.message", {"content": "be kind"}),
         event("gen_ai.user.message", {"gen_ai.event.content": json.dumps({"content": "a"})}),
-        event("gen_ai.tool.message", {"content": "r", "id": "1"}),
+        event("gen_ai.tool.message", {"content": "[1]", "id": "1"}),
         event("gen_ai.choice", choice),
     ]
     row = row_of(tmp_path, {"gen_ai.tool.definitions": '[{"type": "function", "name": "f"}]'}, events=events)
     assert row["messages"] == [
         {"role": "system", "content": "be kind"},
         {"role": "user", "content": "a"},
-        {"role": "tool", "content": "r", "tool_call_id": "1"},
+        {"role": "tool", "content": "[1]", "tool_call_id": "1"},
     ]
     assert row["tools"] == [{"type": "function", "function": {"name": "f"}}]
     assert row.get("answer") == answer
@@ -191,6 +191,8 @@ def test_what_has_no_place_in_a_trace_is_counted(
     "document",
     [
         otlp(SENT, startTimeUnixNano="soon"),
+        otlp(SENT, startTimeUnixNano="9" * 30),
+        otlp(SENT, startTimeUnixNano="9" * 9999),
         otlp(SENT, startTimeUnixNano=None),
         otlp({}, attributes=5),
         otlp({}, attributes=[5]),
