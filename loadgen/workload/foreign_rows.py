@@ -77,7 +77,7 @@ def in_time_order(path: Path, rows: Iterable[TimedRow], *, from_first: bool) -> 
 
 
 def whole_ns(time: float, unit_ns: int) -> int:
-    """Return a time in ns, good for microseconds as a float of seconds since 1970 is; beyond MAX_NS if it is no time."""
+    """Return a time in ns, good for microseconds like a float of seconds since 1970; above MAX_NS if it is no time."""
     return round(time * (unit_ns // 1000)) * 1000 if abs(time) < MAX_NS / unit_ns else MAX_NS + 1
 
 
