@@ -49,6 +49,11 @@ def test_time_without_a_span_counts_as_far_as_other_requests_were_there(running:
     assert at(progress([10], others, (0, 0, 0.5)), 0.5, 1) == [pytest.approx(half_way, abs=0.001), 10]
 
 
+def test_a_request_without_a_span_is_counted_in_the_intervals_before_and_after_its_sample() -> None:
+    """It is there at 1 s. In the second interval a span decodes for 0.25 s of the 0.625 s that count."""
+    assert at(progress([10, 10], [0, 1, 0], (1.25, 1.25, 1.5)), 0.5, 1, 1.25, 1.5, 2) == [5, 10, 12, 16, 20]
+
+
 def test_without_a_count_an_iteration_lasts_a_slot() -> None:
     assert at(progress([0, 0], [0, 0, 0], (0, 0.1, 0.6)), 0.1, 0.35, 0.6, 1) == [1, 3.5, 6, 6]
 
@@ -92,6 +97,7 @@ def test_each_counter_has_its_meaning() -> None:
         ([(3, 4), (0, 2)], [(0, 2), (3, 4)]),
         ([(0, 2), (2, 4)], [(0, 4)]),
         ([(0, 9), (1, 2), (4, 5)], [(0, 9)]),
+        ([(0, 2), (3, 6), (5, 7)], [(0, 2), (3, 7)]),
         ([(1, 1), (2, 3)], [(2, 3)]),
     ],
 )

@@ -1,5 +1,6 @@
 """The live ledger: laws that hold whatever arrives, and its numbers where the true ones are known."""
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -618,6 +619,7 @@ def test_a_span_is_late_once_its_time_was_given_up_without_a_meter() -> None:
         (span("a", 12, 18, output=0, ok=False), False),
         (span("a", 5, 18), False),  # began before the meter did
         (span("a", 20, 27), False),  # through a restart of the counter
+        (span("a", 12, 21), True),  # before it
         (span("a", 24, 29), True),  # after it
     ],
 )
@@ -696,3 +698,110 @@ def test_the_earliest_token_of_a_trace_is_its_first() -> None:
     ledger = Ledger([GPU])
     ledger.add_first_tokens([(b"t", 5), (b"t", 3), (b"u", 4), (b"t", 9)])
     assert dict(ledger._first_tokens) == {b"t": 3, b"u": 4}
+
+
+WORLD = b"\x01" * 16
+
+
+def test_the_first_token_of_a_trace_is_that_of_the_first_request_in_it_that_lacks_one() -> None:
+    ledger = Ledger([GPU])
+    ledger.add_first_tokens([(WORLD, 13 * NS_PER_S), (WORLD, 12 * NS_PER_S), (b"\x02" * 16, NS_PER_S)])
+    first_ns: dict[str, object] = {"first_token_ns": None, "trace_id": WORLD}
+    spans = [
+        span("client", 10, 20, client=True, **first_ns),
+        span("known", 10, 20, trace_id=WORLD, span_id=b"k" * 8),
+        span("early", 10, 11, **first_ns),
+        span("first", 10, 20, span_id=b"f" * 8, **first_ns),
+        span("second", 10, 20, span_id=b"s" * 8, **first_ns),
+        span("later", 10, 20, first_token_ns=None, trace_id=b"\x02" * 16),
+        span("nowhere", 10, 20, first_token_ns=None),
+    ]
+    firsts = [ledger._with_first_token(each).first_token_ns for each in spans]
+    assert firsts == [None, 11 * NS_PER_S, None, 12 * NS_PER_S, None, None, None]
+
+
+@pytest.mark.parametrize(("t_ns", "taken"), [(-1, False), (0, True), (1, True), (5, True), (6, False)])
+def test_a_first_token_lies_between_the_prefill_and_the_end_of_its_request(t_ns: int, taken: bool) -> None:
+    ledger = Ledger([GPU])
+    start_ns = 10 * NS_PER_S
+    ledger.add_first_tokens([(WORLD, start_ns + t_ns)])
+    request = span("a", 10, 10, first_token_ns=None, trace_id=WORLD, start_ns=start_ns - 9, end_ns=start_ns + 5)
+    assert ledger._with_first_token(request).first_token_ns == (start_ns + t_ns if taken else None)
+
+
+def test_first_tokens_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(books, "MAX_FIRST_TOKENS", 3)
+    ledger = Ledger([GPU])
+    ledger.add_first_tokens((bytes([k]) * 16, k) for k in range(10))
+    assert list(ledger._first_tokens.values()) == [7, 8, 9]
+
+
+def test_looks_at_the_engine_that_do_not_move_on_are_left_out() -> None:
+    ledger = Ledger([GPU])
+    for t_ns, running in ((5, 1.0), (5, 2.0), (4, 3.0), (6, 4.0)):
+        ledger.add_engine_sample({"t_ns": t_ns, "running": running})
+    assert [sample["running"] for sample in ledger._samples] == [1.0, 4.0]
+
+
+@pytest.mark.parametrize(("duration_s", "waited_s"), [(1, 5), (2.5, 5), (10, 20), (40, 60)])
+def test_twice_the_longest_request_is_waited_for(duration_s: float, waited_s: int) -> None:
+    ledger = Ledger([GPU], lateness=LATENESS)
+    ledger.add_span(span("a", 50, 50 + duration_s), ns_from_s(100))
+    ledger.add_span(span("b", 50, 50.5), ns_from_s(100))
+    assert ledger.watermark(ns_from_s(100)) == ns_from_s(100 - waited_s)
+
+
+@pytest.mark.parametrize(("queue_s", "complete_s"), [(15.0, 17), (15.1, 15)])
+def test_a_look_at_what_was_given_up_holds_nothing_back(queue_s: float, complete_s: int) -> None:
+    """Now is 20 s, and requests without spans are waited for 5 s."""
+    ledger = Ledger([GPU], lateness=LATENESS)
+    ledger.add_engine_sample({"t_ns": ns_from_s(queue_s), "running": 3.0})
+    ledger.add_engine_sample({"t_ns": ns_from_s(17), "running": 0.0})
+    assert ledger.watermark(ns_from_s(20)) == ns_from_s(complete_s)
+
+
+@pytest.mark.parametrize(
+    ("start_s", "end_s", "looked_s"),
+    [(3, 5, [3, 4, 5]), (3.5, 5.5, [3, 4, 5, 6]), (-1, 0.5, [0, 1]), (8.5, 20, [8, 9])],
+)
+def test_a_portion_is_judged_by_the_looks_in_it_and_around_it(
+    start_s: float, end_s: float, looked_s: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+
+    def unseen(_: Ledger, requests: object, samples: list[dict[str, int]]) -> np.ndarray:
+        looked.extend(sample["t_ns"] for sample in samples)
+        return np.zeros((0, 2), np.int64)
+
+    monkeypatch.setattr(Ledger, "_unseen", unseen)
+    ledger = Ledger([GPU])
+    for second in range(10):
+        ledger.add_engine_sample({"t_ns": second * NS_PER_S})
+    ledger._steps([], ns_from_s(start_s), ns_from_s(end_s), 100)
+    assert looked == [second * NS_PER_S for second in looked_s]
+
+
+def test_tokens_of_an_interval_that_a_portion_cuts_count_by_its_share() -> None:
+    """Ten tokens a second, then forty; one span has five of them a second."""
+    ledger = Ledger([GPU], lateness=LATENESS)
+    for second, tokens in enumerate((0, 10, 20, 60, 100, 140)):
+        ledger.add_engine_sample({"t_ns": second * NS_PER_S, "generation_tokens": float(tokens)})
+    ledger.add_span(span("a", 0, 5, output=26, first_token_ns=0), ns_from_s(5))
+    ledger._count_tokens(ns_from_s(0.5), ns_from_s(2.25))
+    assert ledger._coverage[0] == pytest.approx((ns_from_s(2.25), 5 * 1.75, 10 * 1.5 + 40 * 0.25))
+    assert ledger._foreign_tokens == pytest.approx(5 * 1.5 + 35 * 0.25)
+
+
+def test_a_fit_that_explains_nothing_is_tried_again_and_decides_no_price(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = Coefficients(step_j=0, prefill_token_j=0, prefill_context_j=0, decode_token_j=0, decode_context_j=0,
+                        idle_w=None, r_squared=0.0)  # fmt: skip
+    fits = [free, NO_FIT, free]
+    monkeypatch.setattr(books, "fit_beside_others", lambda series, steps: fits.pop(0))
+    ledger = Ledger([GPU], lateness=LATENESS)
+    power(ledger, 0, 1, 100.0)
+    idle_w = []
+    for _ in range(3):
+        ledger._fit("gpu:0", NS_PER_S, NS_PER_S)
+        idle_w.append(ledger._idle_w)
+    assert ledger._coefficients is None
+    assert idle_w == [None, 55.0, 55.0], "and the idle power that is known stays"

@@ -12,7 +12,6 @@ from msgspec.structs import replace
 from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.record import RequestRecord
-from loadgen.sidecar import ledger as books
 from loadgen.sidecar import span_join
 from loadgen.sidecar.accounts import OpenRequest
 from loadgen.sidecar.ledger import Ledger, Snapshot
@@ -260,30 +259,6 @@ def test_a_request_is_counted_once_however_late_its_other_spans_are(
         ledger.commit(now_ns)
     assert completed(ledger) == len(rows)
     assert ledger.snapshot(0).open_requests == 0
-
-
-def test_the_first_token_of_a_trace_is_that_of_its_first_request_alone() -> None:
-    ledger = Ledger([GPU])
-    ledger.add_first_tokens([(WORLD, 13 * NS_PER_S), (WORLD, 12 * NS_PER_S), (b"\x02" * 16, NS_PER_S)])
-    silent: dict[str, object] = {"first_token_ns": None, "trace_id": WORLD}
-    spans = [
-        engines("a", 10, 20, **silent),
-        engines("b", 10, 20, **silent),
-        engines("c", 10, 20, first_token_ns=None, trace_id=b"\x02" * 16),
-        engines("d", 10, 20, first_token_ns=None, trace_id=b""),
-        engines("e", 10, 20),
-    ]
-    for span in spans:
-        ledger.add_span(span, 20 * NS_PER_S)
-    firsts = [entry.request.first_token_ns for entry in ledger._open.values()]
-    assert firsts == [12 * NS_PER_S, None, None, None, 11 * NS_PER_S], "c's would lie before it"
-
-
-def test_first_tokens_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(books, "MAX_FIRST_TOKENS", 3)
-    ledger = Ledger([GPU])
-    ledger.add_first_tokens((bytes([k]) * 16, k) for k in range(10))
-    assert list(ledger._first_tokens.values()) == [7, 8, 9]
 
 
 WALL_NS = 1_790_000_000 * NS_PER_S
