@@ -198,7 +198,8 @@ def _reading(path: Path) -> Iterator[None]:
 
 
 class _ZstdReader(io.RawIOBase):
-    """Reads zstd frames. zstandard's own stream reader accepts a truncated file as complete; this one does not."""
+    """Reads zstd frames, of which the file holds one or more. zstandard's own stream reader accepts a truncated file as
+    complete; this one does not."""
 
     def __init__(self, file: io.BufferedReader) -> None:
         from zstandard import ZstdDecompressor
@@ -207,7 +208,6 @@ class _ZstdReader(io.RawIOBase):
         self._new_frame: Callable[[], Any] = ZstdDecompressor().decompressobj
         self._frame = self._new_frame()
         self._plain = memoryview(b"")
-        self._started = False
 
     def readable(self) -> bool:
         return True
@@ -227,7 +227,7 @@ class _ZstdReader(io.RawIOBase):
         # 1 KiB of zstd is at most some 30 MiB of text: a hostile file cannot fill the memory.
         packed = (self._frame.unused_data if self._frame.eof else b"") or self._file.read(1024)
         if not packed:
-            if self._started and not self._frame.eof:
+            if not self._frame.eof:
                 raise EOFError("compressed file ended before the end-of-stream marker was reached")
             return False
         if self._frame.eof:
@@ -236,7 +236,6 @@ class _ZstdReader(io.RawIOBase):
             self._plain = memoryview(self._frame.decompress(packed))
         except ZstdError as err:
             raise EOFError(str(err)) from err
-        self._started = True
         return True
 
 
@@ -394,7 +393,7 @@ def nonempty_in_order(
     for request in in_order(path, rows):
         yield request
     if request is None:
-        raise no_requests(path, dropped or {})
+        raise no_requests(path, dropped)
 
 
 def in_order(
@@ -411,7 +410,7 @@ def in_order(
         yield request
 
 
-def no_requests(path: Path, dropped: Mapping[str, int]) -> LoadgenError:
+def no_requests(path: Path, dropped: Mapping[str, int] | None) -> LoadgenError:
     """Return the error for a file without requests, or with none but the `dropped` ones."""
     if not dropped:
         return LoadgenError(f"{path} has no requests in it")

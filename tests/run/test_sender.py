@@ -18,7 +18,7 @@ from loadgen.record import ErrorKind, RequestRecord
 from loadgen.run.config import PreparedRun, RunConfig
 from loadgen.run.pacer import BODIES_AHEAD, Pacer
 from loadgen.run.process_stats import SendingCost
-from loadgen.run.sender import MARGIN_NS, Sender, warm_up
+from loadgen.run.sender import MARGIN_NS, NEAR_NS, Sender, warm_up
 from loadgen.units import NS_PER_MS
 from loadgen.workload.schedule import Schedule, ScheduledRequest
 
@@ -423,3 +423,77 @@ def test_a_warm_up_that_fails_ends_the_run_before_it_begins() -> None:
     with pytest.raises(LoadgenError, match=r"a warm-up request failed \(http\)"):
         asyncio.run(warm_up(schedule([1, 1, 1]), prepared(), cast("Client", server)))
     assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(("now_ns", "made"), [(0, BODIES_AHEAD), (2**62, 1)])
+def test_bodies_are_made_ahead_if_there_is_time_and_one_by_one_if_not(
+    now_ns: int, made: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loadgen.run.sender.monotonic_ns", lambda: now_ns)
+    bodies: list[int] = []
+
+    class Counting(Server):
+        def send(self, post: Post, on_record: OnRecord) -> "asyncio.Task[RequestRecord]":
+            if not self.posts:
+                made_at_first.append(len(bodies))
+            return super().send(post, on_record)
+
+    def make(request: ScheduledRequest) -> bytes:
+        bodies.append(request.index)
+        return b""
+
+    made_at_first: list[int] = []
+    run(schedule([0] * (BODIES_AHEAD + 5)), Counting(), make=make)
+    assert made_at_first == [made]
+    assert bodies == list(range(BODIES_AHEAD + 5))
+
+
+@pytest.mark.parametrize(("due_ns", "breaths"), [(5 + MARGIN_NS, 0), (6, 0), (5, 1), (4, 1)])
+def test_a_sender_that_is_late_reads_responses_between_two_bodies(
+    due_ns: int, breaths: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("loadgen.run.sender.monotonic_ns", lambda: 5)
+
+    class Breathing:
+        breaths = 0
+
+        async def breathe(self) -> None:
+            self.breaths += 1
+
+    async def main() -> int:
+        sender = Sender(schedule([0]), prepared(), cast("Client", Server()), lambda _: None)
+        pacer = Breathing()
+        await sender._make_messages_ahead(0, due_ns, cast("Pacer", pacer))
+        return pacer.breaths
+
+    assert asyncio.run(main()) == breaths
+
+
+@pytest.mark.parametrize(
+    ("due_ns", "slept_s"), [(NEAR_NS + 7 * NS_PER_MS, [0.007]), (NEAR_NS + 1, [1e-9]), (NEAR_NS, []), (0, [])]
+)
+def test_a_user_sleeps_until_shortly_before_the_next_turn_and_the_pacer_waits_for_the_rest(
+    due_ns: int, slept_s: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    slept: list[float] = []
+    waited: list[int] = []
+
+    async def sleep(duration_s: float) -> None:
+        slept.append(duration_s)
+
+    async def until(_: Pacer, instant_ns: int) -> None:
+        waited.append(instant_ns)
+
+    async def main() -> None:
+        plan = sessions((0, None, 0), (0, 0, 0))
+        sender = Sender(plan, prepared(), cast("Client", Server()), lambda _: None)
+        monkeypatch.setattr(sender, "launch", lambda *_: None)
+        await sender._think(plan.requests[1], now_ns + due_ns)
+
+    now_ns = 100 * NS_PER_MS
+    monkeypatch.setattr("loadgen.run.sender.monotonic_ns", lambda: now_ns)
+    monkeypatch.setattr("loadgen.run.sender.asyncio.sleep", sleep)
+    monkeypatch.setattr(Pacer, "until", until)
+    asyncio.run(main())
+    assert slept == slept_s
+    assert waited == [now_ns + due_ns]

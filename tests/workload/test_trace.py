@@ -1,6 +1,7 @@
 import gzip
 import json
 import math
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,30 @@ def test_mean_rps_is_gaps_per_second(tmp_path: Path) -> None:
 def test_a_compressed_trace_is_the_same_trace(tmp_path: Path, packed: bytes) -> None:
     path = saved(tmp_path, packed)
     assert read_trace(path).requests == read_trace(saved(tmp_path, GOOD * 3, "plain.jsonl")).requests
+
+
+@pytest.mark.parametrize(
+    ("magic", "reason"), [(b"\x1f\x8b\x01", "Unknown compression method"), (zstandard.FRAME_HEADER, "zstd")]
+)
+def test_a_file_that_only_looks_compressed_is_reported_with_the_reason(
+    tmp_path: Path, magic: bytes, reason: str
+) -> None:
+    with pytest.raises(LoadgenError, match=rf"cannot read .*t\.jsonl: .*{reason}"):
+        read_trace(saved(tmp_path, magic + b" garbage"))
+
+
+def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "t.jsonl")
+    with pytest.raises(LoadgenError, match="not a regular file"):
+        read_trace(tmp_path / "t.jsonl")
+
+
+def test_a_file_whose_rows_were_all_dropped_says_why(tmp_path: Path) -> None:
+    rows = [b'{"timestamp": 1, "input_length": 0, "output_length": 1}\n'] * 2
+    rows += [b'{"timestamp": 1, "input_length": 1, "output_length": 0}\n']
+    reasons = "all 3 of its rows were dropped: 2 have 0 input tokens, 1 have 0 output tokens"
+    with pytest.raises(LoadgenError, match=f"has no requests to replay: {reasons}"):
+        list(iter_import(saved(tmp_path, b"".join(rows)), Counter()))
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])
