@@ -23,6 +23,11 @@ StampedBy = Literal["kernel", "reading"]
 """Origin of a token's instant: the kernel, when the segment that held it arrived, or this client, when it read it."""
 
 
+Kind = Literal["reasoning", "answer", "tools"]
+"""Part of an answer that a chunk carries: what the model thinks, what it says (a refusal too), its calls of tools. A
+chunk with several of them is of the first of: answer, tools, reasoning."""
+
+
 class Scheduled(Protocol):
     """The part of a scheduled request that its record repeats."""
 
@@ -51,12 +56,21 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     chunk_ns: Sequence[int] = []
     """Arrival of each chunk that is a token: of each chunk with content, and of each without where the server's usage
     counts it (a special token has no text). Role-only and usage chunks are none."""
+    kinds: Sequence[tuple[Kind, int]] | None = None
+    """Kinds of these chunks in order: (kind, number of chunks) of each run of one kind. A chunk without content is of
+    the kind before it, or else after it. None in the folder of an older version."""
     input_tokens: int | None = None
     output_tokens: int | None = None
     """Unknown when the server reports zero beside content."""
     cached_tokens: int | None = None
     hidden_tokens: int | None = None
     """Output tokens of reasoning that the server counts and does not send. None if it does not count reasoning."""
+    reasoning_tokens: int | None = None
+    """Output tokens of reasoning by the server's count, sent or not; None if it does not count them, as for the next
+    three."""
+    output_audio_tokens: int | None = None
+    input_audio_tokens: int | None = None
+    input_image_tokens: int | None = None
     token_source: TokenSource | None = None
     status: int | None = None
     finish_reason: str | None = None
@@ -102,6 +116,17 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         if self.sent_ns is None or self.first_token_ns is None:
             return None
         return self.first_token_ns - self.sent_ns
+
+    @property
+    def ttfa_ns(self) -> int | None:
+        """Time to first answer token: first chunk of the answer or of a call of a tool - sent. None when all of it was
+        reasoning, or when the kinds of the chunks are not known."""
+        start = 0
+        for kind, chunks in self.kinds or ():
+            if kind != "reasoning":
+                return None if self.sent_ns is None else self.chunk_ns[start] - self.sent_ns
+            start += chunks
+        return None
 
     @property
     def tpot_ns(self) -> float | None:

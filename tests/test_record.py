@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.clock import anchor, monotonic_ns, thread_cpu_ns
-from loadgen.record import RequestRecord
+from loadgen.record import Kind, RequestRecord
 from loadgen.units import j_from_mj, mj_from_j, ns_from_s, s_from_ns
 from loadgen.workload.schedule import ScheduledRequest
 
@@ -94,3 +94,22 @@ def test_an_anchor_lies_between_the_reads_around_it() -> None:
 
 def test_cpu_time_of_a_thread_never_goes_back() -> None:
     assert thread_cpu_ns() <= thread_cpu_ns()
+
+
+@pytest.mark.parametrize(
+    ("kinds", "ttfa_ns"),
+    [
+        ([("answer", 3)], 40),
+        ([("reasoning", 2), ("answer", 1)], 240),
+        ([("reasoning", 1), ("tools", 1), ("answer", 1)], 140),
+        ([("reasoning", 3)], None),
+        ([], None),
+        (None, None),
+    ],
+)
+def test_the_first_answer_token_is_the_first_that_is_no_reasoning(
+    kinds: list[tuple[Kind, int]] | None, ttfa_ns: int | None
+) -> None:
+    sent = record(chunk_ns=[150, 250, 350], kinds=kinds)
+    assert sent.ttfa_ns == ttfa_ns
+    assert record(chunk_ns=[150, 250, 350], kinds=kinds, sent_ns=None).ttfa_ns is None

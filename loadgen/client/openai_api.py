@@ -3,12 +3,12 @@
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import msgspec
 
 from loadgen.client.sse import ErrorEvent
-from loadgen.record import Endpoint
+from loadgen.record import Endpoint, Kind
 
 MAX_TOKENS = 1 << 32
 """A larger count of one request's tokens is none."""
@@ -30,6 +30,8 @@ class Dialect:
 class _Details(msgspec.Struct, frozen=True):
     cached_tokens: int | None = None
     reasoning_tokens: int | None = None
+    audio_tokens: int | None = None
+    image_tokens: int | None = None
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -39,6 +41,8 @@ class Usage(msgspec.Struct, frozen=True):
     completion_tokens: int | None = None
     prompt_tokens_details: _Details | None = None
     completion_tokens_details: _Details | None = None
+    reasoning_tokens: int | None = None
+    """SGLang's place for this count, where 0 is also written by a server that does not count them."""
 
     @property
     def input_tokens(self) -> int | None:
@@ -56,13 +60,34 @@ class Usage(msgspec.Struct, frozen=True):
         """Prompt tokens that the server took from its prefix cache; None if it does not report them."""
         return self.prompt_tokens_details.cached_tokens if self.prompt_tokens_details and self.input_tokens else None
 
-    def hidden_tokens(self, chunks: int) -> int | None:
-        """Return the tokens of reasoning that did not come in one of these chunks with content; None if the server
-        does not count reasoning. It is all or none: more chunks than other tokens means that reasoning was sent."""
-        reasoning = self.completion_tokens_details.reasoning_tokens if self.completion_tokens_details else None
+    @property
+    def thought_tokens(self) -> int | None:
+        """Tokens of reasoning, among those of the answer; None if the server does not count them."""
+        details = self.completion_tokens_details
+        reasoning = self.reasoning_tokens or None if details is None else details.reasoning_tokens
         if reasoning is None or self.output_tokens is None or not 0 <= reasoning <= self.output_tokens:
             return None
-        return reasoning if chunks <= self.output_tokens - reasoning else 0
+        return reasoning
+
+    @property
+    def output_audio_tokens(self) -> int | None:
+        return self.completion_tokens_details.audio_tokens if self.completion_tokens_details else None
+
+    @property
+    def input_audio_tokens(self) -> int | None:
+        return self.prompt_tokens_details.audio_tokens if self.prompt_tokens_details else None
+
+    @property
+    def input_image_tokens(self) -> int | None:
+        return self.prompt_tokens_details.image_tokens if self.prompt_tokens_details else None
+
+    def hidden_tokens(self, chunks: int, thoughts: int = 0) -> int | None:
+        """Return the tokens of reasoning that did not come in one of these chunks with content, `thoughts` of which are
+        reasoning; None if the server does not count reasoning. It is all or none: a chunk of reasoning, or more chunks
+        than other tokens, means that reasoning was sent."""
+        if (reasoning := self.thought_tokens) is None or self.output_tokens is None:
+            return None
+        return reasoning if not thoughts and chunks <= self.output_tokens - reasoning else 0
 
 
 def _positive(count: int | None) -> int | None:
@@ -89,14 +114,32 @@ class _Delta(msgspec.Struct, frozen=True):
     function_call: _FunctionCall | None = None
 
     @property
-    def has_content(self) -> bool:
-        """True if there is text, reasoning, a refusal or a part of a call of a tool."""
+    def kind(self) -> Kind | None:
+        """Kind of the content: text or a refusal, a part of a call of a tool, or reasoning. None without content."""
         content, call = self.content, self.function_call
         if content and type(content) is str:
-            return True
-        fields = (content, self.reasoning_content, self.reasoning, self.thinking, self.refusal)
-        called = call is not None and (call.name or call.arguments)
-        return bool(self.tool_calls or called or any(_holds_text(field) for field in fields))
+            return "answer"
+        parts = _kind_of_parts(content) if content else None
+        if parts == "answer" or _holds_text(self.refusal):
+            return "answer"
+        if self.tool_calls or (call is not None and (call.name or call.arguments)):
+            return "tools"
+        thoughts = (self.reasoning_content, self.reasoning, self.thinking)
+        return "reasoning" if parts or any(_holds_text(thought) for thought in thoughts) else None
+
+
+def _kind_of_parts(content: Any) -> Kind | None:
+    """Return the kind of content in parts: reasoning if none of them is the answer's text, None without a text."""
+    if isinstance(content, list):
+        kinds = {_kind_of_parts(part) for part in content}
+        return "answer" if "answer" in kinds else "reasoning" if "reasoning" in kinds else None
+    if isinstance(content, dict):
+        thinks = content.get("type") in _THOUGHTS or any(_holds_text(content.get(name)) for name in _THOUGHTS)
+        return ("reasoning" if thinks else "answer") if _holds_text(content) else None
+    return "answer" if _holds_text(content) else None
+
+
+_THOUGHTS = ("thinking", "reasoning")
 
 
 def _holds_text(content: Any) -> bool:
@@ -118,10 +161,10 @@ class _Choice(msgspec.Struct, frozen=True):
     error: Any = None
 
     @property
-    def has_content(self) -> bool:
-        """True if the choice holds text, reasoning or a part of a tool call."""
-        delta = self.delta
-        return (delta is not None and delta.has_content) or (self.text is not None and _holds_text(self.text))
+    def kind(self) -> Kind | None:
+        """Kind of the choice's content; None without text, reasoning or a part of a tool call."""
+        kind = self.delta.kind if self.delta is not None else None
+        return kind or ("answer" if self.text is not None and _holds_text(self.text) else None)
 
     @property
     def finish(self) -> str | None:
@@ -163,7 +206,7 @@ class _StreamBody(msgspec.Struct, frozen=True):
 class StreamEvent(NamedTuple):
     """Content of one event of a stream. A role-only, empty or usage event has no content."""
 
-    has_content: bool = False
+    kind: Kind | None = None
     finish_reason: str | None = None
     usage: Usage | None = None
     error: str | None = None
@@ -173,13 +216,21 @@ class StreamEvent(NamedTuple):
     opens: bool = False
     """True if a textless choice names its role, as the first event of most servers does: then it is no token."""
 
+    @property
+    def has_content(self) -> bool:
+        return self.kind is not None
+
+
+PRECEDENCE: tuple[Kind, ...] = ("answer", "tools", "reasoning")
+"""Kinds in the order in which the first that a chunk carries is the chunk's."""
+
 
 class ProtocolError(ValueError):
     """An event that does not follow the API."""
 
 
-TOKEN = StreamEvent(has_content=True)
-"""The event that holds text and nothing else."""
+TOKENS: dict[Kind, StreamEvent] = {kind: StreamEvent(kind) for kind in get_args(Kind)}
+"""The events that hold content of one kind and nothing else."""
 TEXTLESS = StreamEvent(textless=True)
 """The event of a choice without content, role, usage or finish reason."""
 ROLE = StreamEvent(textless=True, opens=True)
@@ -217,19 +268,20 @@ def _event_of(body: _StreamBody) -> StreamEvent:
         choice = choices[0]
         if choice.error:
             return StreamEvent(error=_coded_text(choice.error))
-        has_content = choice.has_content
-        if has_content and choice.finish_reason is None and body.usage is None:
-            return TOKEN  # most events
+        kind = choice.kind
+        if kind is not None and choice.finish_reason is None and body.usage is None:
+            return TOKENS[kind]  # most events
         finish = choice.finish
-        opens = not has_content and bool(choice.delta and choice.delta.role)
+        opens = kind is None and bool(choice.delta and choice.delta.role)
         if body.usage is None and finish is None:
-            return TOKEN if has_content else ROLE if opens else TEXTLESS
-        return StreamEvent(has_content, finish, body.usage, textless=not has_content, opens=opens)
+            return TOKENS[kind] if kind is not None else ROLE if opens else TEXTLESS
+        return StreamEvent(kind, finish, body.usage, textless=kind is None, opens=opens)
     if failed := next((choice.error for choice in choices if choice.error), None):
         return StreamEvent(error=_coded_text(failed))
     reasons = [choice.finish for choice in choices if choice.finish]
+    kinds = {choice.kind for choice in choices}
     return StreamEvent(
-        has_content=any(choice.has_content for choice in choices),
+        kind=next((kind for kind in PRECEDENCE if kind in kinds), None),
         finish_reason=next((reason for reason in reasons if is_failure(reason)), reasons[0] if reasons else None),
         usage=body.usage,
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from loadgen.client.http1 import Head, HTTPError
 from loadgen.client.openai_api import (
-    TOKEN,
+    TOKENS,
     ProtocolError,
     StreamEvent,
     Usage,
@@ -21,7 +22,9 @@ from loadgen.client.sse import SSEDecoder, SSEError
 from loadgen.client.token_template import TokenTemplate, learn_template
 
 if TYPE_CHECKING:
-    from loadgen.record import ErrorKind
+    from collections.abc import Sequence
+
+    from loadgen.record import ErrorKind, Kind
 
 MAX_ERROR_BODY_BYTES = 8192
 
@@ -43,9 +46,9 @@ class StreamState:
     Raises RequestError, SSEError and ProtocolError for a response that is not a stream of the API.
     """
 
-    __slots__ = ("_closing_ns", "_counted", "_decoder", "_done_ns", "_error_body", "_hits", "_learnt", "_lessons",
-                 "_textless_ns", "_tokens", "chunk_ns", "finish_reason", "finished_ns", "reason", "sent_ns", "status",
-                 "template", "usage")  # fmt: skip
+    __slots__ = ("_closing_ns", "_counted", "_decoder", "_done_ns", "_error_body", "_hits", "_kind", "_learnt",
+                 "_lessons", "_runs", "_textless_ns", "_tokens", "chunk_ns", "finish_reason", "finished_ns", "reason",
+                 "sent_ns", "status", "template", "usage")  # fmt: skip
 
     def __init__(self) -> None:
         self.sent_ns: int | None = None
@@ -58,6 +61,10 @@ class StreamState:
         self.finished_ns: int | None = None
         self.template: TokenTemplate | None = None
         """Recognizes tokens without decoding them. None before it is learnt, and in the middle of an event."""
+        self._kind: Kind | None = None
+        """Kind of the last chunk with content."""
+        self._runs: list[tuple[Kind, int]] = []
+        """(kind, number of chunks with content before it) of each run of chunks of one kind."""
         self._decoder = SSEDecoder()
         self._done_ns: int | None = None
         """Arrival time of [DONE]."""
@@ -96,12 +103,12 @@ class StreamState:
             return
         decoder = self._decoder
         if (lone := decoder.lone(data)) is not None:
-            if self._take(lone, arrived_ns) is TOKEN:
+            if (event := self._take(lone, arrived_ns)).kind and event is TOKENS[event.kind]:
                 self._learn(data)
         else:
             was_idle = decoder.idle
             events = [self._take(event, arrived_ns) for event in decoder.feed(data)]
-            if was_idle and events == [TOKEN] and decoder.idle:
+            if was_idle and len(events) == 1 and events[0] in TOKENS.values() and decoder.idle:
                 self._learn(data)
             self.template = self._learnt if decoder.idle and not self.is_done else None
 
@@ -127,7 +134,21 @@ class StreamState:
     @property
     def hidden_tokens(self) -> int | None:
         """Tokens of reasoning that the server counts and did not send; None if it does not count reasoning."""
-        return self.usage.hidden_tokens(len(self.chunk_ns or ())) if self.usage else None
+        if self.usage is None:
+            return None
+        return self.usage.hidden_tokens(len(self.chunk_ns or ()), any(kind == "reasoning" for kind, _ in self._runs))
+
+    def kinds(self, times: Sequence[int]) -> list[tuple[Kind, int]]:
+        """Return (kind, number of chunks) of each run of one kind; `times` are those of all chunks that are tokens."""
+        if len(self._runs) <= 1 or not self.chunk_ns:
+            return [(self._kind or "answer", len(times))] if times else []
+        starts = [start for _, start in self._runs]
+        if len(times) > len(self.chunk_ns):  # chunks without text are among them
+            texts = self.chunk_ns
+            starts = [bisect_left(times, texts[i]) + i - bisect_left(texts, texts[i]) for i in starts]
+        ends = [*starts[1:], len(times)]
+        starts[0] = 0
+        return [(kind, end - start) for (kind, _), start, end in zip(self._runs, starts, ends, strict=True)]
 
     def token_times(self) -> tuple[list[int], int | None]:
         """Return the arrival times of the chunks that are tokens, and that of the last token.
@@ -160,13 +181,14 @@ class StreamState:
                 self._take_usage(parse_event(data))
             return StreamEvent()
         event = parse_event(data)
-        if event is TOKEN:
+        if (kind := event.kind) is not None:
+            if kind != self._kind:
+                self._begin(kind)
             self.chunk_ns.append(arrived_ns)
-            return event
-        if event.error is not None:
+            if event is TOKENS[kind]:
+                return event
+        elif event.error is not None:
             raise RequestError("server", event.error)
-        if event.has_content:
-            self.chunk_ns.append(arrived_ns)
         elif event.finish_reason and self.finish_reason is None:
             self._closing_ns = arrived_ns
         elif event.textless and self.finish_reason is None and (self.chunk_ns or not event.opens):
@@ -179,6 +201,13 @@ class StreamState:
             self._done_ns = arrived_ns
             self.template = None
         return event
+
+    def _begin(self, kind: Kind) -> None:
+        """Begin a run of chunks of another kind. The template goes: it recognizes tokens of the kind before."""
+        self._kind = kind
+        self._runs.append((kind, len(self.chunk_ns or ())))
+        self._hits += self._learnt.hits if self._learnt else 0
+        self.template = self._learnt = None
 
     def _take_usage(self, event: StreamEvent) -> None:
         """Keep the last counts, but no zeros after a count: some servers send zeros with each chunk."""

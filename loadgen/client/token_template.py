@@ -19,7 +19,7 @@ Every other chunk is left to the full decoders, so the rule may refuse a token b
 import re
 from array import array
 
-from loadgen.client.openai_api import ROLE, TEXTLESS, TOKEN, ProtocolError, StreamEvent, parse_event
+from loadgen.client.openai_api import ROLE, TEXTLESS, TOKENS, ProtocolError, StreamEvent, parse_event
 from loadgen.client.sse import SSEDecoder
 
 _TEXT_FIELD = re.compile(rb'"(?:content|text|reasoning_content|reasoning|thinking|refusal)"\s*:\s*"')
@@ -85,16 +85,16 @@ class TokenTemplate:
 def learn_template(event: bytes, instants: "array[int]") -> TokenTemplate | None:
     """Return the template of one event's bytes, blank line included; None if it is not surely one.
 
-    The proof: the event decodes to TOKEN with another text in place of its own, and to an event without content with an
-    empty one. So the presence of the text alone makes the event a token, whatever the text is. Quotes inside a JSON
-    string are escaped, hence the field that was found is a real one.
+    The proof: the event decodes to a token with another text in place of its own, and to an event without content with
+    an empty one. So the presence of the text alone makes the event a token, of one kind, whatever the text is. Quotes
+    inside a JSON string are escaped, hence the field that was found is a real one.
     """
     for field in _TEXT_FIELD.finditer(event):
         start = field.end()
         end = event.find(b'"', start)
         if _is_plain_text(event, start, end):
             prefix, suffix = event[:start], event[end:]
-            if _decode(prefix + suffix) in (TEXTLESS, ROLE) and _decode(prefix + b"x" + suffix) == TOKEN:
+            if _decode(prefix + suffix) in (TEXTLESS, ROLE) and _decode(prefix + b"x" + suffix) in TOKENS.values():
                 return TokenTemplate(prefix, suffix + b"\r\n", instants)
     return None
 

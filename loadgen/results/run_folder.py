@@ -19,7 +19,7 @@ from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.files import replacing, write_atomic
-from loadgen.record import RequestRecord
+from loadgen.record import Kind, RequestRecord
 from loadgen.workload.schedule import ArrivalSpec, Schedule, ScheduledRequest, schedule_lines
 
 if TYPE_CHECKING:
@@ -212,12 +212,14 @@ def read_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
     files = [path / "records.jsonl", *part_paths(path)]
     if not any(file.exists() or _packed(file).exists() for file in files):
         raise LoadgenError(f"{path} has no records.jsonl: without the records of its requests a run cannot be analysed")
+    kinds: dict[tuple[tuple[Kind, int], ...], tuple[tuple[Kind, int], ...]] = {}
     records = {
         record.index: msgspec.structs.replace(
             record,
             workload=intern(record.workload),
             finish_reason=record.finish_reason and intern(record.finish_reason),
             chunk_ns=array("q", record.chunk_ns),
+            kinds=None if record.kinds is None else kinds.setdefault(key := tuple(record.kinds), key),
         )
         for file in files
         for record in read_lines(file, RequestRecord)

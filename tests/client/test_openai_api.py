@@ -8,7 +8,7 @@ from loadgen.client.openai_api import (
     MAX_TOKENS,
     ROLE,
     TEXTLESS,
-    TOKEN,
+    TOKENS,
     Dialect,
     ProtocolError,
     StreamEvent,
@@ -20,6 +20,7 @@ from loadgen.client.openai_api import (
     payload,
 )
 from loadgen.client.sse import ErrorEvent
+from loadgen.record import Kind
 
 EVENTS = [
     # (what it is, data, has_content, finish_reason, tokens counted by the server, error)
@@ -133,7 +134,58 @@ FINISHED = b'{"choices":[{"delta":{"content":"x"},"finish_reason":"stop"}],"usag
 @pytest.mark.parametrize(("value", "content"), [('"a"', True), ('" "', True), ('""', False), ("null", False)])
 def test_each_text_field_of_a_delta_counts_if_it_is_not_empty(field: str, value: str, content: bool) -> None:
     event = parse_event(f'{{"choices":[{{"delta":{{"{field}":{value}}}}}]}}'.encode())
-    assert event == (TOKEN if content else TEXTLESS)
+    assert event == (TOKENS["answer" if field == "content" else "reasoning"] if content else TEXTLESS)
+
+
+KINDS = [
+    ("DeepSeek, vLLM", '{"delta":{"reasoning_content":"hm"}}', "reasoning"),
+    ("vLLM 0.11, OpenRouter", '{"delta":{"reasoning":"hm","content":null}}', "reasoning"),
+    ("Ollama", '{"delta":{"thinking":"hm","content":""}}', "reasoning"),
+    ("the last thought and the first word in one chunk", '{"delta":{"reasoning":"hm","content":"a"}}', "answer"),
+    ("Mistral, a thought", '{"delta":{"content":[{"type":"thinking","thinking":[{"type":"text","text":"hm"}]}]}}',
+     "reasoning"),
+    ("a part that is named a thought", '{"delta":{"content":[{"type":"reasoning","text":"hm"}]}}', "reasoning"),
+    ("Mistral, a thought and a text",
+     '{"delta":{"content":[{"type":"thinking","thinking":"hm"},{"type":"text","text":"a"}]}}', "answer"),
+    ("an empty part", '{"delta":{"content":[{"type":"text","text":""}]}}', None),
+    ("a refusal", '{"delta":{"refusal":"No"}}', "answer"),
+    ("a call", '{"delta":{"content":null,"tool_calls":[{"index":0,"function":{"name":"f"}}]}}', "tools"),
+    ("a thought beside a call", '{"delta":{"reasoning":"hm","tool_calls":[{"index":0}]}}', "tools"),
+    ("a call of before tools", '{"delta":{"function_call":{"arguments":"{"}}}', "tools"),
+    ("a text beside a call", '{"delta":{"content":"a","tool_calls":[{"index":0}]}}', "answer"),
+    ("completions", '{"text":"<think>"}', "answer"),
+    ("two choices", '{"delta":{"reasoning":"hm"}},{"delta":{"tool_calls":[{"index":0}]}}', "tools"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("choices", "kind"), [row[1:] for row in KINDS], ids=[row[0] for row in KINDS])
+def test_a_chunk_is_of_the_first_kind_that_it_carries_answer_then_tools_then_reasoning(
+    choices: str, kind: Kind | None
+) -> None:
+    event = parse_event(f'{{"choices":[{choices}]}}'.encode())
+    assert event.kind == kind
+    assert parse_event(f'{{"choices":[{choices}],"usage":{{}}}}'.encode()).kind == kind
+
+
+USAGES = [
+    ("OpenAI", '{"prompt_tokens":9,"completion_tokens":8,"prompt_tokens_details":{"audio_tokens":4,"cached_tokens":0},'
+     '"completion_tokens_details":{"reasoning_tokens":5,"audio_tokens":2}}', (5, 2, 4, None)),
+    ("xAI's images", '{"prompt_tokens":9,"completion_tokens":8,"prompt_tokens_details":{"image_tokens":7},'
+     '"completion_tokens_details":{"reasoning_tokens":0}}', (0, None, None, 7)),
+    ("SGLang", '{"completion_tokens":8,"reasoning_tokens":3}', (3, None, None, None)),
+    ("SGLang without a parser", '{"completion_tokens":8,"reasoning_tokens":0}', (None, None, None, None)),
+    ("more than the answer has", '{"completion_tokens":8,"reasoning_tokens":9}', (None, None, None, None)),
+    ("none", '{"completion_tokens":8}', (None, None, None, None)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("usage", "counts"), [row[1:] for row in USAGES], ids=[row[0] for row in USAGES])
+def test_usage_counts_reasoning_audio_and_images_where_the_server_does(
+    usage: str, counts: tuple[int | None, ...]
+) -> None:
+    read = parse_event(f'{{"choices":[],"usage":{usage}}}'.encode()).usage
+    assert read is not None
+    assert (read.thought_tokens, read.output_audio_tokens, read.input_audio_tokens, read.input_image_tokens) == counts
 
 
 @pytest.mark.parametrize(
@@ -153,10 +205,10 @@ def test_a_choice_has_content_by_its_text_its_delta_or_a_tool_call(choice: str, 
 
 def test_only_text_alone_is_the_token_event_itself() -> None:
     """Streams compare by identity, because most events are this one."""
-    assert parse_event(b'{"choices":[{"text":"a"}]}') is TOKEN
-    assert parse_event(FINISHED) == StreamEvent(True, "stop", Usage(completion_tokens=2))
-    assert parse_event(b'{"choices":[{"text":"a"}],"usage":{}}') is not TOKEN
-    assert parse_event(b'{"choices":[{"text":"a","finish_reason":""}]}') is TOKEN
+    assert parse_event(b'{"choices":[{"text":"a"}]}') is TOKENS["answer"]
+    assert parse_event(FINISHED) == StreamEvent("answer", "stop", Usage(completion_tokens=2))
+    assert parse_event(b'{"choices":[{"text":"a"}],"usage":{}}') is not TOKENS["answer"]
+    assert parse_event(b'{"choices":[{"text":"a","finish_reason":""}]}') is TOKENS["answer"]
 
 
 def test_of_several_choices_any_content_and_the_first_finish_reason_count() -> None:
@@ -164,7 +216,7 @@ def test_of_several_choices_any_content_and_the_first_finish_reason_count() -> N
         b'{"choices":[{"text":""},{"text":"","finish_reason":"length"},{"text":"x","finish_reason":"stop"}],'
         b'"usage":{"prompt_tokens":1}}'
     )
-    assert event == StreamEvent(True, "length", Usage(prompt_tokens=1))
+    assert event == StreamEvent("answer", "length", Usage(prompt_tokens=1))
     assert parse_event(b'{"choices":[{"text":""},{"text":""}]}') == StreamEvent()
 
 
@@ -238,17 +290,17 @@ def test_the_prompt_cannot_be_replaced() -> None:
 def test_parts_reasoning_refusals_and_calls_are_content_if_there_is_something_in_them(
     delta: str, content: bool
 ) -> None:
-    assert parse_event(f'{{"choices":[{{"delta":{delta}}}]}}'.encode()) == (TOKEN if content else TEXTLESS)
+    assert parse_event(f'{{"choices":[{{"delta":{delta}}}]}}'.encode()).has_content is content
 
 
 def test_a_choice_that_only_names_its_role_opens_the_answer() -> None:
     assert parse_event(b'{"choices":[{"delta":{"role":"assistant","content":""}}]}') is ROLE
-    assert parse_event(b'{"choices":[{"delta":{"role":"assistant","content":"a"}}]}') is TOKEN
+    assert parse_event(b'{"choices":[{"delta":{"role":"assistant","content":"a"}}]}') is TOKENS["answer"]
     assert parse_event(b'{"choices":[{"delta":{"role":"a"},"finish_reason":"stop"}]}') == StreamEvent(
         finish_reason="stop", textless=True, opens=True
     )
     event = parse_event(b'{"choices":[{"delta":{"role":"a","content":"a"},"finish_reason":"stop"}]}')
-    assert event == StreamEvent(True, "stop")
+    assert event == StreamEvent("answer", "stop")
 
 
 @pytest.mark.parametrize(

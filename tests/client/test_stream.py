@@ -311,3 +311,69 @@ def test_every_four_hits_are_worth_another_lesson() -> None:
     assert sixth is not None and b'"n":8,' in sixth.prefix
     stream.feed(event("a", '"n":9,'), 10)
     assert stream.template is sixth, "the hits of earlier templates are counted once"
+
+
+# -- kinds of chunks --------------------------------------------------------------------------------------------------
+
+
+def thought(text: str = "hm") -> bytes:
+    return event(text).replace(b'"content"', b'"reasoning"')
+
+
+CALL = choice('{"delta":{"tool_calls":[{"index":0,"function":{"arguments":"{"}}]}}')
+TEXTLESS = choice('{"delta":{}}')
+
+RUNS = [
+    ("text alone", [A, A, FINISH], [("answer", 2)]),
+    ("thoughts, an answer", [ROLE, thought(), thought(), A, FINISH], [("reasoning", 2), ("answer", 1)]),
+    ("thoughts between calls", [thought(), CALL, CALL, thought(), A, FINISH],
+     [("reasoning", 1), ("tools", 2), ("reasoning", 1), ("answer", 1)]),
+    ("a token without text belongs to the text before it", [thought(), TEXTLESS, A, FINISH, usage(3)],
+     [("reasoning", 2), ("answer", 1)]),
+    ("a token without text before any other", [TEXTLESS, thought(), A, FINISH, usage(3)],
+     [("reasoning", 2), ("answer", 1)]),
+    ("chunks without text that usage does not count", [thought(), TEXTLESS, A, FINISH, usage(2)],
+     [("reasoning", 1), ("answer", 1)]),
+    ("several of them in one read", [thought() + thought() + A + A, TEXTLESS, FINISH, usage(5)],
+     [("reasoning", 2), ("answer", 3)]),
+    ("a token with the finish reason", [thought(), A, FINISH, usage(3)], [("reasoning", 1), ("answer", 2)]),
+    ("tokens that only usage knows", [ROLE, FINISH, usage(9)], []),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("pieces", "runs"), [row[1:] for row in RUNS], ids=[row[0] for row in RUNS])
+def test_each_chunk_that_is_a_token_has_a_kind(pieces: list[bytes], runs: list[tuple[str, int]]) -> None:
+    stream = fed(*pieces, DONE)
+    stream.end(99)
+    times, _ = stream.token_times()
+    assert stream.kinds(times) == runs
+    assert sum(count for _, count in runs) == len(times)
+
+
+def test_a_template_is_of_one_kind_and_goes_where_another_begins() -> None:
+    stream = fed(thought(), thought())
+    assert stream.template and b'"reasoning"' in stream.template.prefix
+    stream.feed(A, 3)
+    assert stream.template and b'"content"' in stream.template.prefix, "the first chunk of the answer teaches the next"
+    stream.feed(CALL, 4)
+    assert stream.template is None, "calls have no text of their own"
+    stream.feed(A, 5)
+    assert stream.kinds(instants(stream)) == [("reasoning", 2), ("answer", 1), ("tools", 1), ("answer", 1)]
+
+
+def test_tokens_that_a_template_takes_are_of_its_kind() -> None:
+    stream = fed(thought(), thought())
+    assert stream.template
+    stream.template.extend(array("q", [3, 3, 4]).tobytes())
+    stream.feed(A, 5)
+    assert stream.template
+    stream.template.extend(array("q", [6]).tobytes())
+    assert stream.kinds(instants(stream)) == [("reasoning", 5), ("answer", 2)]
+
+
+def test_reasoning_that_was_sent_is_not_hidden_however_many_tokens_a_chunk_holds() -> None:
+    counted = sse(
+        '{"choices":[],"usage":{"completion_tokens":100,"completion_tokens_details":{"reasoning_tokens":50}}}'
+    )
+    assert fed(thought(), A, FINISH, counted, DONE).hidden_tokens == 0
+    assert fed(A, FINISH, counted, DONE).hidden_tokens == 50

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.client import token_template
-from loadgen.client.openai_api import TOKEN, parse_event
+from loadgen.client.openai_api import TOKENS, parse_event
 from loadgen.client.sse import SSEDecoder
 from loadgen.client.token_template import TokenTemplate, learn_template
 from support.scripted_server import chunk, token
@@ -45,13 +45,13 @@ def test_the_rule(data: bytes, is_token: bool) -> None:
 @pytest.mark.parametrize("data", [row[1] for row in CHUNKS if row[2]], ids=[row[0] for row in CHUNKS if row[2]])
 def test_every_token_of_the_table_is_one_by_the_full_decoder(data: bytes) -> None:
     (event,) = SSEDecoder().feed(data[data.index(b"\r\n") + 2 : -2])
-    assert parse_event(event) == TOKEN
+    assert parse_event(event) == TOKENS["answer"]
 
 
 @given(st.binary(max_size=8) | st.text(max_size=8).map(str.encode))
 def test_a_recognized_chunk_is_a_token_by_the_full_decoder(text: bytes) -> None:
     if skipped(with_text(text))[1]:
-        assert parse_event((PREFIX + text + SUFFIX)[6:-4]) == TOKEN
+        assert parse_event((PREFIX + text + SUFFIX)[6:-4]) == TOKENS["answer"]
 
 
 def test_the_template_is_what_stands_around_the_text() -> None:
