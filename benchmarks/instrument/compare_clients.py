@@ -3,6 +3,7 @@
     python -m benchmarks.instrument.compare_clients          every installed client, about 8 minutes
     python -m benchmarks.instrument.compare_clients --client loadgen --only burst,poisson --rounds 5
     python -m benchmarks.instrument.compare_clients --publish     also write the table into docs/benchmarks.md
+    python -m benchmarks.instrument.compare_clients --client loadgen --before ../before     two versions, in turn
 
 The server's log says when requests arrived and when tokens were written. The times that a client reports are compared
 with it, request by request and gap by gap.
@@ -29,6 +30,8 @@ from benchmarks.instrument.clients import CLIENTS, Answers, Client, Load
 from loadgen.stats.distributions import index_of_dispersion, ks_exponential
 
 Numbers = dict[str, float]
+BEFORE = "before"
+"""Name of the loadgen of another checkout."""
 TTFT_MS, ITL_MS, TOKENS = 50, 20, 150
 LIFETIME_S = (TTFT_MS + (TOKENS - 1) * ITL_MS) / 1e3
 ABANDON_MS = 100.0
@@ -276,10 +279,19 @@ def main() -> None:
     parser.add_argument("--client", action="append", choices=list(CLIENTS), help="repeatable; default: all installed")
     parser.add_argument("--rounds", type=int, default=3, help="rounds at most (default 3)")
     parser.add_argument("--minutes", type=float, default=8.0, help="start no run later than this (default 8)")
+    parser.add_argument(
+        "--before", type=Path, metavar="FOLDER", help="a checkout whose loadgen is run in turn with this"
+    )
     parser.add_argument("--publish", action="store_true", help="write the results into docs/")
     options = parser.parse_args()
-    missing = {name: reason for name in options.client or CLIENTS if (reason := CLIENTS[name].missing())}
-    clients = [name for name in options.client or CLIENTS if name not in missing]
+    names = options.client or list(CLIENTS)
+    if options.before:
+        CLIENTS[BEFORE] = replace(
+            CLIENTS[results_table.LOADGEN], env={"PYTHONPATH": str(options.before.resolve(strict=True))}
+        )
+        names.append(BEFORE)
+    missing = {name: reason for name in names if (reason := CLIENTS[name].missing())}
+    clients = [name for name in names if name not in missing]
     cases = options.only.split(",") if options.only else list(CASES)
     compileall.compile_dir(
         str(timing_server.SOURCE.parents[2] / "loadgen"), quiet=1
