@@ -653,7 +653,7 @@ static const char *field(const char *body, size_t length, const char *name)
     int n = sprintf(quoted, "\"%s\"", name);
     const char *end = body + length, *at = memmem(body, length, quoted, n);
     if (!at) return NULL;
-    for (at += n; at < end && (*at == ' ' || *at == ':'); at++) { }
+    for (at += n; at < end && strchr(" \t\r\n:", *at); at++) { }
     return at < end ? at : NULL;
 }
 

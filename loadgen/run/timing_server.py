@@ -30,6 +30,7 @@ import msgspec
 from loadgen.client.kernel_timestamps import TIMESTAMP_BYTES, enable_timestamps, kernel_wall_ns
 from loadgen.clock import anchor, monotonic_ns
 from loadgen.units import NS_PER_MS, NS_PER_S
+from loadgen.workload.words import hide_halves
 
 _READ_BYTES = 256 << 10
 
@@ -189,8 +190,9 @@ class _Connection:
     def _respond(self, head: bytes, body: bytes) -> None:
         match head.split(b" ", 2)[:2]:
             case [b"POST", b"/v1/chat/completions" | b"/v1/completions" as path]:
+                readable = hide_halves(body) if b"\\u" in body else body
                 try:
-                    timing = msgspec.json.decode(body, type=_Timing)
+                    timing = msgspec.json.decode(readable, type=_Timing)
                 except msgspec.DecodeError as err:
                     self._send_json(b"400 Bad Request", msgspec.json.encode({"error": {"message": str(err)}}))
                     return
