@@ -5,8 +5,19 @@ from typing import Literal, Protocol, Self
 
 import msgspec
 
-Endpoint = Literal["chat", "completions"]
+Endpoint = Literal["chat", "completions", "responses", "embeddings", "rerank"]
 """An API of the server that takes requests."""
+
+PATHS: dict[Endpoint, str] = {
+    "chat": "/chat/completions",
+    "completions": "/completions",
+    "responses": "/responses",
+    "embeddings": "/embeddings",
+    "rerank": "/rerank",
+}
+
+UNSTREAMED: frozenset[Endpoint] = frozenset(("embeddings", "rerank"))
+"""Endpoints whose answer is one JSON object: it has no tokens, and only its end has an instant."""
 
 ErrorKind = Literal["connect", "timeout", "http", "protocol", "truncated", "server", "cancelled", "not_sent"]
 """connect: refused, or closed before an answer began. timeout: --timeout passed. http: a status of 400 or more.

@@ -24,12 +24,12 @@ import numpy as np
 import uvloop
 
 from loadgen.client.client import Client
-from loadgen.client.openai_api import PATHS
 from loadgen.client.request_body import message_maker
 from loadgen.client.server_probe import ServerProbe
 from loadgen.clock import monotonic_ns
 from loadgen.locust.probe_process import Question, ask
 from loadgen.locust.workload import fitting_bins, lengths
+from loadgen.record import PATHS
 from loadgen.servers.launcher import served
 from loadgen.units import NS_PER_MS, NS_PER_S
 from loadgen.workload.prompts import PromptKind

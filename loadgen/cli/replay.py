@@ -79,7 +79,11 @@ if TYPE_CHECKING:
 @click.option("--api-key", envvar="OPENAI_API_KEY", help="Prefer to set $OPENAI_API_KEY. Never written to any file.")
 @click.option("--model", help="Model to request.  [default: the server's only model]")
 @click.option(
-    "--endpoint", type=click.Choice(["chat", "completions"]), default="chat", show_default=True, help="API to call."
+    "--endpoint",
+    type=click.Choice(["chat", "completions", "responses", "embeddings", "rerank"]),
+    default="chat",
+    show_default=True,
+    help="API to call; a request body of the trace may state its own.",
 )
 @click.option(
     "--header",
@@ -246,6 +250,8 @@ def replay(
 
     arrivals: dict[str, Any] = {"rps": rps, "arrival": arrival, "burstiness": burstiness, "scale": scale}
     limits: dict[str, Any] = {"seed": seed, "duration_s": duration, "num_requests": num_requests}
+    if input_law and options["endpoint"] in ("embeddings", "rerank"):
+        output_law = output_law or "1"  # which no answer has
     laws = None if input_law is output_law is None else (input_law, output_law)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="loadgen-words-")))
@@ -275,7 +281,7 @@ def replay(
             options["base_url"] = stack.enter_context(served(serve, *model))
         config = msgspec.convert(options | {"out": out, "plan": plan}, RunConfig)
         progress = view("none" if as_json else ui, Console(stderr=True), title=plan["trace"])
-        run_replay(schedule, config, progress)
+        schedule = run_replay(schedule, config, progress)
     # What a run needs only at its end does not delay its beginning.
     from loadgen.report.terminal import render_terminal
     from loadgen.report.write import finish

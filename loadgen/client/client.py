@@ -19,7 +19,7 @@ import msgspec
 from loadgen.client.connection import Connection, StaleError
 from loadgen.client.connection_pool import ConnectionPool, FetchedPage, is_plain
 from loadgen.client.http1 import Unusual
-from loadgen.client.openai_api import Usage
+from loadgen.client.openai_api import UNSTREAMED_PATHS, Usage
 from loadgen.client.redact import redact
 from loadgen.client.server_url import ServerURL, parse_server_url
 from loadgen.client.stream import PROTOCOL_ERRORS, RequestError, StreamState
@@ -60,13 +60,20 @@ class Exchange:
 
     post: Post
     on_record: OnRecord
-    stream: StreamState = field(default_factory=StreamState)
+    stream: StreamState = field(init=False)
     connection: Connection | None = None
     """The plain connection that carries the exchange, while one does."""
     task: asyncio.Task[None] | None = None
     """The last task that the exchange had to wait for: a name look-up or aiohttp."""
     is_complete: bool = False
     """True once `on_record` has been called."""
+
+    def __post_init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Expect a response from its first byte."""
+        self.stream = StreamState(self.post.path not in UNSTREAMED_PATHS)
 
 
 class Client:
@@ -249,10 +256,10 @@ class Client:
         """Send once more where `error` allows it, else complete the exchange with it."""
         if isinstance(error, Unusual):
             self._is_plain = False
-            exchange.stream = StreamState()
+            exchange.begin()
             self._send_by_aiohttp(exchange)
         elif isinstance(error, StaleError) and self._pool.can_retry(error):
-            exchange.stream = StreamState()
+            exchange.begin()
             self._connect(exchange, None)
         else:
             self._complete(exchange, error)

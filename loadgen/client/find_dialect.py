@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from msgspec.structs import replace as replaced
 
 from loadgen.client.find_model import one_line, refused_key, shortened
-from loadgen.client.openai_api import PATHS, Dialect, payload
+from loadgen.client.openai_api import Dialect, payload
 from loadgen.client.patience import FIRST_PAUSE_S, PATIENCE_S, PATIENCE_WITHOUT_ANSWER_S, Say, patiently, say_on_stderr
 from loadgen.errors import LoadgenError
+from loadgen.record import PATHS
 
 if TYPE_CHECKING:
     from loadgen.client.client import Client
@@ -36,6 +37,8 @@ FALLBACKS = (
     Dialect(False, False, False, max_completion_tokens=True),
 )
 """Sets of fields for a server that does not name the one that it refuses, the richest first."""
+SHORTEST_ANSWER: dict[Endpoint, int] = {"responses": 16}
+"""Tokens of a probe's answer where one is too few: OpenAI refuses fewer than 16."""
 REFUSALS = (400, 422, 500)
 """Statuses of a request with an unknown field: the last is a gateway's whose provider failed."""
 
@@ -51,8 +54,9 @@ async def find_dialect(
     refused: list[bytes] = []
     allowed = _without_overridden(extra)
     dialect: Dialect | None = allowed
+    tokens = SHORTEST_ANSWER.get(endpoint, 1)
     while dialect:
-        body = payload(endpoint, server.model, PROBE_PROMPT, 1, dialect, extra)
+        body = payload(endpoint, server.model, PROBE_PROMPT, tokens, dialect, extra)
         record = await probe_once(client, endpoint, body, say, waits_out_500=not refused)
         if record.error is None:
             return dialect
@@ -60,8 +64,8 @@ async def find_dialect(
             break
         refused.append(body)
         allowed = replace(allowed, **named_in(record.detail or "", dialect))
-        candidates = [_both(allowed, fallback) for fallback in FALLBACKS]
-        bodies = [payload(endpoint, server.model, PROBE_PROMPT, 1, candidate, extra) for candidate in candidates]
+        candidates = [both(allowed, fallback) for fallback in FALLBACKS]
+        bodies = [payload(endpoint, server.model, PROBE_PROMPT, tokens, other, extra) for other in candidates]
         untried = (candidate for candidate, sent in zip(candidates, bodies, strict=True) if sent not in refused)
         dialect = next(untried, None)
     raise failed(client, endpoint, server, record)
@@ -84,7 +88,7 @@ def _without_overridden(extra: dict[str, Any]) -> Dialect:
     return Dialect(**{name: bool(extra.get(field, True)) for name, field in EXTENSIONS.items()})
 
 
-def _both(dialect: Dialect, fallback: Dialect) -> Dialect:
+def both(dialect: Dialect, fallback: Dialect) -> Dialect:
     """Return the extensions that both have; the newer name of the limit if one of them has it."""
     common = {name: getattr(dialect, name) and getattr(fallback, name) for name in EXTENSIONS}
     return Dialect(**common, max_completion_tokens=dialect.max_completion_tokens or fallback.max_completion_tokens)

@@ -8,12 +8,15 @@ from typing import Any, NamedTuple, get_args
 import msgspec
 
 from loadgen.client.sse import ErrorEvent
-from loadgen.record import Endpoint, Kind
+from loadgen.record import PATHS, UNSTREAMED, Endpoint, Kind
 
 MAX_TOKENS = 1 << 32
 """A larger count of one request's tokens is none."""
 
-PATHS: dict[Endpoint, str] = {"chat": "/chat/completions", "completions": "/completions"}
+UNSTREAMED_PATHS = frozenset(PATHS[endpoint] for endpoint in UNSTREAMED)
+
+RERANK_QUERY = "What is this text about?"
+"""The query of a rerank request whose document is made up."""
 
 
 @dataclass(frozen=True)
@@ -193,6 +196,25 @@ def is_failure(finish_reason: str | None) -> bool:
     return finish_reason is not None and _is_failure(finish_reason) is not None
 
 
+class _ResponseDetails(msgspec.Struct, frozen=True):
+    reason: str | None = None
+
+
+class _ResponseUsage(msgspec.Struct, frozen=True):
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    input_tokens_details: _Details | None = None
+    output_tokens_details: _Details | None = None
+
+
+class _Response(msgspec.Struct, frozen=True):
+    """The object that the last event of a stream of the Responses API holds."""
+
+    usage: _ResponseUsage | None = None
+    error: Any = None
+    incomplete_details: _ResponseDetails | None = None
+
+
 class _StreamBody(msgspec.Struct, frozen=True):
     choices: list[_Choice] | None = None
     usage: Usage | None = None
@@ -201,6 +223,11 @@ class _StreamBody(msgspec.Struct, frozen=True):
     detail: Any = None
     code: Any = None
     object: str | None = None
+    type: Any = None
+    """Names an event of the Responses API, which has the fields below."""
+    delta: Any = None
+    item: Any = None
+    response: Any = None
 
 
 class StreamEvent(NamedTuple):
@@ -259,6 +286,10 @@ def _event_of(body: _StreamBody) -> StreamEvent:
     choices = body.choices
     if body.error or body.object == "error":
         return StreamEvent(error=error_text(body.error if body.error is not None else body.message))
+    if choices is None and type(body.type) is str and body.type.startswith("response."):
+        return _event_of_response(body.type, body)
+    if choices is None and body.type == "error":
+        return StreamEvent(error=error_text(body.message or "an error event without a text"))
     if choices is None and body.usage is None:  # some servers leave out the word error
         words = body.error if body.error is not None else body.detail or (body.message if body.code else None)
         return StreamEvent(error=None if words is None else error_text(words))
@@ -285,6 +316,45 @@ def _event_of(body: _StreamBody) -> StreamEvent:
         finish_reason=next((reason for reason in reasons if is_failure(reason)), reasons[0] if reasons else None),
         usage=body.usage,
     )
+
+
+def _event_of_response(kind: str, body: _StreamBody) -> StreamEvent:
+    """Return what an event of the Responses API says. A `delta` is text, reasoning, audio or a part of a tool's call.
+
+    The finish reasons are those of chat: `stop`, and `length` for an answer that its limit cut.
+    """
+    if kind.endswith(".delta"):
+        return TOKENS[_kind_of_event(kind)] if body.delta else TEXTLESS
+    if kind == "response.output_item.added":  # it names the tool that is called
+        is_call = isinstance(body.item, dict) and str(body.item.get("type")).endswith("_call")
+        return TOKENS["tools"] if is_call and isinstance(body.item, dict) and body.item.get("name") else StreamEvent()
+    if kind not in _LAST_EVENTS:
+        return StreamEvent()
+    response = msgspec.convert(body.response, _Response | None) or _Response()
+    if kind in ("response.failed", "response.cancelled"):
+        reason = _coded_text(response.error) if response.error else kind.replace(".", " ")
+        return StreamEvent(error=reason, done=True)
+    usage = None
+    if counted := response.usage:
+        usage = Usage(
+            prompt_tokens=counted.input_tokens,
+            completion_tokens=counted.output_tokens,
+            prompt_tokens_details=counted.input_tokens_details,
+            completion_tokens_details=counted.output_tokens_details,
+        )
+    reason = (response.incomplete_details and response.incomplete_details.reason) or "incomplete"
+    reason = "stop" if kind == "response.completed" else "length" if reason == "max_output_tokens" else reason
+    return StreamEvent(finish_reason=reason, usage=usage, done=True)
+
+
+def _kind_of_event(kind: str) -> Kind:
+    """Return the kind of content of a `delta`."""
+    if "reasoning" in kind:
+        return "reasoning"
+    return "tools" if "_call" in kind else "answer"
+
+
+_LAST_EVENTS = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
 
 
 _ESCAPE = re.compile(
@@ -324,6 +394,39 @@ def error_of_body(body: bytes) -> str:
         return body[:200].decode(errors="replace").strip()
 
 
+class _Answer(msgspec.Struct, frozen=True):
+    """An answer that is one object: embeddings, or ranks."""
+
+    data: list[msgspec.Raw] | None = None
+    results: list[msgspec.Raw] | None = None
+    usage: dict[str, Any] | None = None
+    meta: dict[str, Any] | None = None
+
+
+_decode_answer = msgspec.json.Decoder(_Answer | list[msgspec.Raw]).decode
+
+
+def parse_answer(body: bytes) -> Usage:
+    """Return the counts of an answer of embeddings or rerank. ProtocolError: it is neither.
+
+    A server may count the prompt as prompt_tokens, as total_tokens (there are no others), in `meta.tokens` (Cohere), or
+    not at all (Text Embeddings Inference ranks in a bare list).
+    """
+    try:
+        answer = _decode_answer(body)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
+        raise ProtocolError(f"an answer of {len(body)} bytes is not of the API: {err}") from err
+    if isinstance(answer, list):
+        answer = _Answer(results=answer)
+    if not answer.data and not answer.results:
+        raise ProtocolError("an answer without data and without results")
+    tokens = (answer.meta or {}).get("tokens")
+    cohere = tokens.get("input_tokens") if isinstance(tokens, dict) else None
+    usage = answer.usage or {}
+    counts = (usage.get("prompt_tokens"), usage.get("total_tokens"), cohere)
+    return Usage(prompt_tokens=next((int(count) for count in counts if isinstance(count, int | float) and count), None))
+
+
 def is_error_body(body: bytes) -> bool:
     """Return whether a body of JSON is an error and not an answer."""
     try:
@@ -332,17 +435,34 @@ def is_error_body(body: bytes) -> bool:
         return False
 
 
+def stream_fields(endpoint: Endpoint, model: str, dialect: Dialect) -> dict[str, Any]:
+    """Return the fields without which a request cannot be measured, whatever else its body holds."""
+    body: dict[str, Any] = {"model": model}
+    if endpoint not in UNSTREAMED:
+        body["stream"] = True
+    if dialect.include_usage and endpoint in ("chat", "completions"):  # the others always tell it
+        body["stream_options"] = {"include_usage": True}
+    return body
+
+
 def request_fields(
-    model: str, max_tokens: int | None, dialect: Dialect, extra: dict[str, Any], *, natural: bool = False
+    model: str,
+    max_tokens: int | None,
+    dialect: Dialect,
+    extra: dict[str, Any],
+    *,
+    natural: bool = False,
+    endpoint: Endpoint = "chat",
 ) -> dict[str, Any]:
-    """Return the fields of a streaming request, all but its words. `extra` overrides them; its null removes a field.
+    """Return the fields of a request, all but its words. `extra` overrides them; its null removes a field.
 
     The answer is `max_tokens` long; with `natural` it ends where the model ends it, and there at the latest.
     """
+    if endpoint in UNSTREAMED:
+        return {name: value for name, value in ({"model": model} | extra).items() if value is not None}
     limit = "max_completion_tokens" if dialect.max_completion_tokens else "max_tokens"
-    body: dict[str, Any] = {"model": model, limit: max_tokens, "stream": True}
-    if dialect.include_usage:
-        body["stream_options"] = {"include_usage": True}
+    body = stream_fields(endpoint, model, dialect)
+    body["max_output_tokens" if endpoint == "responses" else limit] = max_tokens
     if dialect.ignore_eos and not natural:
         body["ignore_eos"] = True
     if dialect.min_tokens and not natural:
@@ -353,10 +473,19 @@ def request_fields(
 def payload(
     endpoint: Endpoint, model: str, prompt: str, output_tokens: int, dialect: Dialect, extra: dict[str, Any]
 ) -> bytes:
-    """Return the body of a streaming request for `output_tokens` tokens. `extra` overrides all but the prompt."""
-    return msgspec.json.encode(request_fields(model, output_tokens, dialect, extra) | prompt_field(endpoint, prompt))
+    """Return the body of a request for `output_tokens` tokens. `extra` overrides all but the prompt."""
+    fields = request_fields(model, output_tokens, dialect, extra, endpoint=endpoint)
+    return msgspec.json.encode(fields | prompt_field(endpoint, prompt))
 
 
 def prompt_field(endpoint: Endpoint, prompt: str) -> dict[str, Any]:
     """Return the field that holds a prompt of one text."""
-    return {"messages": [{"role": "user", "content": prompt}]} if endpoint == "chat" else {"prompt": prompt}
+    match endpoint:
+        case "chat":
+            return {"messages": [{"role": "user", "content": prompt}]}
+        case "completions":
+            return {"prompt": prompt}
+        case "rerank":
+            return {"query": RERANK_QUERY, "documents": [prompt]}
+        case _:
+            return {"input": prompt}

@@ -8,7 +8,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from loadgen.client.openai_api import PATHS, Dialect, prompt_field, request_fields
+from loadgen.client.openai_api import Dialect, prompt_field, request_fields, stream_fields
+from loadgen.client.responses_input import responses_fields
+from loadgen.record import PATHS
 from loadgen.workload.prompts import PromptKind, Vocabulary, draws_of, prompt_kind
 from loadgen.workload.words import ROUTING, WordsReader, decode_fields
 
@@ -53,7 +55,7 @@ def message_maker(
     @cache
     def without_prompt(model: str, output_tokens: int | None, natural: bool) -> tuple[bytes, bytes]:
         limit = max_tokens or output_tokens if natural else output_tokens
-        fields = request_fields(model, limit, dialect, extra_body, natural=natural)
+        fields = request_fields(model, limit, dialect, extra_body, natural=natural, endpoint=endpoint)
         template = _encode(fields | prompt_field(endpoint, _PROMPT))
         head, _, tail = template.rpartition(_encode(_PROMPT))
         return head, tail
@@ -93,20 +95,24 @@ def worded_message(
 
     A whole body keeps every byte of its fields but for `model`, `stream` and `stream_options`; `extra_body` and
     `max_tokens` are not for it. Messages and prompts are sent with the fields of `payload`, and with the request's own
-    beside them.
+    beside them; a prompt is the `input` of responses and embeddings, and messages that of responses.
     """
     assert request.words is not None
     own = {name: msgspec.json.decode(fields[name]) for name in ROUTING & fields.keys()}
     headers = own.get("headers") or {}
-    path = PATHS[request.words.endpoint or endpoint]
-    streaming: dict[str, Any] = {"model": request.model or model, "stream": True}
-    if dialect.include_usage:
-        streaming["stream_options"] = {"include_usage": True}
+    endpoint = request.words.endpoint or endpoint
+    path = PATHS[endpoint]
     if (given := fields.get("body")) is not None:
-        return Message(path, _changed(bytes(given), streaming), headers)
+        return Message(path, _changed(bytes(given), stream_fields(endpoint, request.model or model, dialect)), headers)
     limit = own.get("max_tokens") or max_tokens if request.natural else request.output_tokens
-    generated = request_fields(request.model or model, limit, dialect, extra_body, natural=request.natural)
-    words = {name: value for name, value in fields.items() if name not in ROUTING and name != "answer"}
+    generated = request_fields(
+        request.model or model, limit, dialect, extra_body, natural=request.natural, endpoint=endpoint
+    )
+    words: dict[str, Any] = {name: value for name, value in fields.items() if name not in ROUTING and name != "answer"}
+    if endpoint not in ("chat", "completions") and "prompt" in words:
+        words["input"] = words.pop("prompt")
+    elif endpoint == "responses":
+        words = responses_fields({name: msgspec.json.decode(value) for name, value in words.items()})
     return Message(path, _encode(generated | words), headers)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from loadgen.client.find_dialect import MissingError, failed, find_dialect, probe_once
+from loadgen.client.find_dialect import SHORTEST_ANSWER, MissingError, both, failed, find_dialect, probe_once
 from loadgen.client.find_model import find_model, shortened
 from loadgen.client.openai_api import payload
 from loadgen.client.patience import Say, say_on_stderr
@@ -36,6 +36,7 @@ async def probe(
     endpoint: Endpoint,
     kinds: Iterable[PromptKind],
     *,
+    others: Iterable[Endpoint] = (),
     model: str | None = None,
     tokenizer: Path | None = None,
     extra_body: dict[str, Any] | None = None,
@@ -44,18 +45,23 @@ async def probe(
 ) -> ServerProbe:
     """Find the API and its model, then the fields it accepts, then its token counts for prompts of each kind.
 
+    `endpoint` takes the made-up prompts; the fields are those that the `others` accept too.
+
     The client is moved to where the API is. `check` may raise before any tokens are counted, which takes longest.
     `say` gets a line about whatever is not as the user asked, or takes long. Raises LoadgenError.
     """
     extra = extra_body or {}
     server = await _with_dialect(client, endpoint, await find_model(client, model, say), extra, say)
+    for other in others:
+        accepted = await find_dialect(client, other, server, extra, say)
+        server = replace(server, dialect=both(server.dialect, accepted))
     if server.listed:
         say(f"{server.base_url} serves {server.model!r}, though it lists {shortened(server.listed)}")
     server = replace(server, addresses=client.addresses, proxy=client.proxy.clean if client.proxy else None)
     check(server)
 
     async def input_tokens(prompt: str) -> int | None:
-        body = payload(endpoint, server.model, prompt, 1, server.dialect, extra)
+        body = payload(endpoint, server.model, prompt, SHORTEST_ANSWER.get(endpoint, 1), server.dialect, extra)
         record = await probe_once(client, endpoint, body, say)
         if record.error:
             raise failed(client, endpoint, server, record)

@@ -16,6 +16,7 @@ from loadgen.client.openai_api import (
     error_of_body,
     is_error_body,
     is_failure,
+    parse_answer,
     parse_event,
 )
 from loadgen.client.sse import SSEDecoder, SSEError
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
     from loadgen.record import ErrorKind, Kind
 
 MAX_ERROR_BODY_BYTES = 8192
+MAX_ANSWER_BYTES = 256 << 20
+"""Largest answer that is one object: 2,000 embeddings of 8,192 numbers."""
 
 PROTOCOL_ERRORS = (HTTPError, SSEError, ProtocolError)
 """Exceptions for bytes that are not HTTP, not a stream of events, or not events of the API."""
@@ -43,14 +46,16 @@ class RequestError(Exception):
 class StreamState:
     """State of one response, fed with its head and its body as they arrive.
 
-    Raises RequestError, SSEError and ProtocolError for a response that is not a stream of the API.
+    Raises RequestError, SSEError and ProtocolError for a response that is not a stream of the API; or, not `streamed`,
+    one object of it.
     """
 
-    __slots__ = ("_closing_ns", "_counted", "_decoder", "_done_ns", "_error_body", "_hits", "_kind", "_learnt",
-                 "_lessons", "_runs", "_textless_ns", "_tokens", "chunk_ns", "finish_reason", "finished_ns", "reason",
-                 "sent_ns", "status", "template", "usage")  # fmt: skip
+    __slots__ = ("_body", "_closing_ns", "_counted", "_decoder", "_done_ns", "_hits", "_kind", "_learnt", "_lessons",
+                 "_max_body_bytes", "_runs", "_streamed", "_textless_ns", "_tokens", "chunk_ns", "finish_reason",
+                 "finished_ns", "reason", "sent_ns", "status", "template", "usage")  # fmt: skip
 
-    def __init__(self) -> None:
+    def __init__(self, streamed: bool = True) -> None:
+        self._streamed = streamed
         self.sent_ns: int | None = None
         self.status: int | None = None
         self.reason = ""
@@ -74,7 +79,9 @@ class StreamState:
         """Arrival time of a chunk without content that has the finish reason."""
         self._counted = 0
         """Chunks with content that had arrived with the last usage that came alone."""
-        self._error_body: bytearray | None = None
+        self._body: bytearray | None = None
+        """The body of an answer that is one object, or an error."""
+        self._max_body_bytes = MAX_ERROR_BODY_BYTES
         self._learnt: TokenTemplate | None = None
         self._lessons = self._hits = self._tokens = 0
         """Attempts to learn a template, hits of the earlier templates, and lone tokens decoded in full."""
@@ -88,18 +95,24 @@ class StreamState:
         """Take the head of the response, once, before its body."""
         self.status, self.reason = head.status, head.reason
         if head.status >= 400 or head.content_type == "application/json":  # JSON: perhaps an error with a good status
-            self._error_body = bytearray()
+            self._body = bytearray()
+            if not self._streamed and head.status < 400:
+                self._max_body_bytes = MAX_ANSWER_BYTES
             return
+        if not self._streamed:
+            raise RequestError("protocol", f"requested one object, got {head.content_type or 'no content type'}")
         if head.content_type != "text/event-stream":
             raise RequestError("protocol", f"requested a stream, got {head.content_type or 'no content type'}")
         self.chunk_ns = array("q")
 
     def feed(self, data: bytes, arrived_ns: int) -> None:
         """Take the next bytes of the body, which arrived at `arrived_ns`."""
-        if self._error_body is not None:
-            self._error_body += data
-            if len(self._error_body) >= MAX_ERROR_BODY_BYTES:
-                self._raise_http_error(self._error_body)
+        if self._body is not None:
+            self._body += data
+            if len(self._body) >= self._max_body_bytes:
+                if self._max_body_bytes == MAX_ANSWER_BYTES:
+                    raise RequestError("protocol", f"an answer of more than {MAX_ANSWER_BYTES >> 20} MiB")
+                self._raise_http_error(self._body)
             return
         decoder = self._decoder
         if (lone := decoder.lone(data)) is not None:
@@ -114,8 +127,11 @@ class StreamState:
 
     def end(self, arrived_ns: int) -> None:
         """Take the end of the body, the last bytes of which arrived at `arrived_ns`; [DONE] ends the answer before."""
-        if self._error_body is not None:
-            self._raise_http_error(self._error_body)
+        if self._body is not None:
+            if self._streamed or (self.status or 0) >= 400 or is_error_body(bytes(self._body[:MAX_ERROR_BODY_BYTES])):
+                self._raise_http_error(self._body)
+            self.usage, self.finished_ns = parse_answer(bytes(self._body)), arrived_ns
+            return
         for event in self._decoder.flush():
             self._take(event, arrived_ns)
         self.finished_ns = self._done_ns or arrived_ns

@@ -7,9 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from loadgen import clock
-from loadgen.client.openai_api import PATHS, payload
+from loadgen.client.openai_api import payload
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.series import EnergySample, series_by_domain
+from loadgen.record import PATHS
 from loadgen.units import NS_PER_S
 from loadgen.workload.prompts import Vocabulary, draws_of
 

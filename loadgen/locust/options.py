@@ -6,10 +6,10 @@ from argparse import Namespace
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from loadgen.client.openai_api import PATHS
 from loadgen.client.redact import clean_url
 from loadgen.client.server_url import parse_server_url
 from loadgen.errors import LoadgenError
+from loadgen.record import PATHS, UNSTREAMED
 from loadgen.workload.schedule import ARRIVALS, Arrival
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ def add_options(parser: Any) -> None:
     """Locust hands the master's values to its workers. No key is among them: keys stay in the environment."""
     add = parser.add_argument
     add("--model", help="Default: the server's only one.")
-    add("--endpoint", choices=list(PATHS), default="chat", help="chat or completions.")
+    add("--endpoint", choices=[name for name in PATHS if name not in UNSTREAMED], default="chat", help="API to call.")
     add("--chat-bins", default="azure-2023-chat", help="Lengths of ChatUser: a name in profiles/workloads, or a file.")
     add("--code-bins", default="azure-2023-code", help="Lengths of CodeUser.")
     add("--think", default=0.0, type=float, help="Seconds between a response and the user's next request.")

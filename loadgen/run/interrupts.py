@@ -38,6 +38,9 @@ def run_to_the_end(job: Coroutine[Any, Any, _Result]) -> _Result:
     return uvloop.run(interruptible())
 
 
-def run_replay(schedule: Schedule, config: RunConfig, view: View) -> None:
-    """Run the schedule and record it in the folder `config.out`. A Ctrl-C before its first request raises."""
-    run_to_the_end(replay.replay(schedule, config, view))
+def run_replay(schedule: Schedule, config: RunConfig, view: View) -> Schedule:
+    """Run the schedule and record it in the folder `config.out`; return it as it was sent.
+
+    A Ctrl-C before its first request raises.
+    """
+    return run_to_the_end(replay.replay(schedule, config, view))

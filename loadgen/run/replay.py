@@ -19,12 +19,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from loadgen import __version__, clock
-from loadgen.client.server_probe import ServerProbe, probe
 from loadgen.client.socket_poller import reads_tokens
 from loadgen.results.metrics import distribution_s
 from loadgen.results.run_folder import RunInfo, RunWriter
 from loadgen.run.config import PreparedRun, RunConfig, open_client, recorded_options
 from loadgen.run.metering import Metering
+from loadgen.run.preparation import Preparation, prepare
 from loadgen.run.processes import check_sending, open_sender
 from loadgen.run.progress import View, progress_at, ticking
 from loadgen.run.sender import ScheduleSender, warm_up
@@ -38,22 +38,15 @@ _LEAD_S = 0.1
 """Time between the last preparation and the first request."""
 
 
-async def replay(schedule: Schedule, config: RunConfig, view: View) -> None:
-    """Run the schedule and record it in the folder `config.out`, on a loop of uvloop."""
+async def replay(schedule: Schedule, config: RunConfig, view: View) -> Schedule:
+    """Run the schedule and record it in the folder `config.out`, on a loop of uvloop; return it as it was sent."""
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(open_client(config))
-        probed = await probe(
-            client,
-            config.endpoint,
-            schedule.prompt_kinds,
-            model=config.model,
-            tokenizer=config.tokenizer,
-            extra_body=config.extra_body,
-            check=lambda server: server.check_fits(schedule.requests),
-        )
+        preparation = await prepare(schedule, config, client)
+        schedule, probed = preparation
         config = msgspec.structs.replace(config, base_url=client.url.text)  # where the probe found the API
         metering = await stack.enter_async_context(Metering(config, probed.server))
-        info = info_before(schedule, config, probed, metering)
+        info = info_before(preparation, config, metering)
         prepared = PreparedRun(info.run_id, config, probed.server, probed.vocabularies)
         check_sending(config, len(schedule.requests))
         kept = config.words if config.keep_bodies else None
@@ -70,6 +63,7 @@ async def replay(schedule: Schedule, config: RunConfig, view: View) -> None:
                     cost = await sender.run(start_ns)
             end_ns = clock.monotonic_ns()
         writer.write_info(info_after(info, start_ns, end_ns, sender, cost, metering))
+    return schedule
 
 
 def _updater(
@@ -119,8 +113,9 @@ def _signals(sender: ScheduleSender) -> Iterator[None]:
 # -- run.json -----------------------------------------------------------------------------------------------------
 
 
-def info_before(schedule: Schedule, config: RunConfig, probed: ServerProbe, metering: Metering) -> RunInfo:
+def info_before(preparation: Preparation, config: RunConfig, metering: Metering) -> RunInfo:
     """Return the part of run.json that is known before the first request is sent. The run gets its id here."""
+    schedule, probed = preparation
     server = probed.server
     return RunInfo(
         run_id=secrets.token_hex(6),

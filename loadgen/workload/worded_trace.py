@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from loadgen.errors import LoadgenError
+from loadgen.record import PATHS
 from loadgen.workload.trace import MAX_TOKENS, Trace, TraceRequest, check_workload, shortened
 from loadgen.workload.words import ROUTING, SAMPLING, WORDS, Fields, WordsFile, decode_fields, hide_halves
 
@@ -26,6 +27,15 @@ LENGTHS = frozenset(("timestamp", "input_length", "output_length", "workload", "
 
 ANSWER = "answer"
 """The recorded answer. It is never sent: its tokens are what the answer's are held against."""
+
+_ENDPOINTS = {path: endpoint for endpoint, path in PATHS.items()}
+_BODIES: dict[str, Endpoint | None] = {
+    "messages": "chat",
+    "prompt": "completions",
+    "query": "rerank",
+    "input": None,  # responses or embeddings
+}
+"""The field of a body by which its endpoint is known, where no `url` names it."""
 
 _HEADER_NAME = re.compile(r"[!#-'*+\-.0-9A-Z^-z|~]+")
 _HEADER_VALUE = re.compile(r"[\t\x20-\x7e]*")
@@ -131,8 +141,11 @@ def _request(number: int, fields: Mapping[str, Any], words: WordsFile) -> TraceR
     )
 
 
-def _endpoint(fields: Mapping[str, Any]) -> Endpoint:
-    """Return the API that takes the row's words. ValueError: they are not of one kind, or not of their type."""
+def _endpoint(fields: Mapping[str, Any]) -> Endpoint | None:
+    """Return the API that takes the row's words; None for a body that more than one takes.
+
+    ValueError: they are not of one kind, or not of their type.
+    """
     kinds = [name for name in WORDS if name in fields]
     if len(kinds) != 1:
         raise ValueError(f"expected one of {', '.join(WORDS)}" + (f", got {' and '.join(kinds)}" if kinds else ""))
@@ -151,21 +164,27 @@ def _endpoint(fields: Mapping[str, Any]) -> Endpoint:
                 raise ValueError("prompt: it is empty")
             return "completions"
     body = _value(fields, "body", Fields, "a request body: a JSON object") or {}
-    if "messages" in body:
-        return "chat"
-    if "prompt" in body:
-        return "completions"
-    raise ValueError("body: it has neither messages nor a prompt")
+    if (url := _value(fields, "url", str, "the path of an API")) is not None:
+        if (named := _ENDPOINTS.get(re.sub(r"^/v\d+", "", url))) is None:
+            expected = ", ".join(f"/v1{path}" for path in PATHS.values())
+            raise ValueError(f"url {shortened(url)!r}: expected {expected} or /rerank")
+        return named
+    for name, endpoint in _BODIES.items():
+        if name in body:
+            return endpoint
+    raise ValueError(f"body: it has none of {', '.join(_BODIES)}")
 
 
 def _refuse_unknown(fields: Mapping[str, Any]) -> None:
     """Raise ValueError for a field that would have no effect."""
     known = LENGTHS | ROUTING | WORDS.keys() | {ANSWER}
-    known = known - {"max_tokens"} if "body" in fields else known | SAMPLING
+    known = known - {"max_tokens"} | {"url"} if "body" in fields else known | SAMPLING
     for name in fields:
         if name not in known:
             if "body" in fields and (name in SAMPLING or name == "max_tokens"):
                 raise ValueError(f"{name}: it belongs into the body")
+            if name == "url":
+                raise ValueError("url: only a body has one; messages and prompts go to --endpoint")
             close = get_close_matches(name, known, 1)
             hint = f"; did you mean {close[0]}?" if close else "; put fields of the API's own into a body"
             raise ValueError(f"field {shortened(name)!r} is not known{hint}")

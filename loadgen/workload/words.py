@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
 WORDS = {"messages": "chat", "prompt": "completions", "body": None}
-"""The fields that hold the words of a request, and the endpoint that each needs. A body states its own."""
+"""The fields that hold the words of a request, and the endpoint that takes each. A body is of any."""
 
 SAMPLING = frozenset((
     "tools", "tool_choice", "parallel_tool_calls", "response_format", "temperature", "top_p", "top_k", "min_p", "stop",
@@ -87,7 +87,7 @@ class WordsRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     size: int
     """Bytes in the run's file of words; bodies.jsonl of the run folder is that file, if it was kept."""
     endpoint: Endpoint | None = None
-    """The API that they are sent to; None: the run's."""
+    """The API that they are sent to; None: the run's. See `routes.routed`."""
     is_body: bool = False
     """True if they are a whole request body, which states itself where its answer ends."""
 

@@ -13,14 +13,16 @@ from loadgen.client.openai_api import (
     ProtocolError,
     StreamEvent,
     Usage,
+    _Details,
     error_of_body,
     is_error_body,
     is_failure,
+    parse_answer,
     parse_event,
     payload,
 )
 from loadgen.client.sse import ErrorEvent
-from loadgen.record import Kind
+from loadgen.record import Endpoint, Kind
 
 EVENTS = [
     # (what it is, data, has_content, finish_reason, tokens counted by the server, error)
@@ -367,3 +369,98 @@ def test_a_count_is_known_if_it_is_above_0_and_not_absurd(count: int | None, kno
 def test_tokens_of_the_cache_are_part_of_a_known_prompt(counts: str, cached: int | None) -> None:
     usage = parse_event(f'{{"usage":{counts}}}'.encode()).usage
     assert usage is not None and usage.cached_tokens == cached
+
+
+COUNTED = (
+    '{"input_tokens":9,"input_tokens_details":{"cached_tokens":4},"output_tokens":5,'
+    '"output_tokens_details":{"reasoning_tokens":2},"total_tokens":14}'
+)
+USAGE_OF_RESPONSE = Usage(9, 5, _Details(cached_tokens=4), _Details(reasoning_tokens=2))
+
+
+@pytest.mark.parametrize(
+    ("data", "event"),
+    [
+        ('{"type":"response.created","response":{"usage":null,"output":[]},"sequence_number":0}', StreamEvent()),
+        ('{"type":"response.output_item.added","item":{"type":"message","content":[]}}', StreamEvent()),
+        ('{"type":"response.content_part.added","part":{"type":"output_text","text":""}}', StreamEvent()),
+        ('{"type":"response.output_text.delta","delta":" word","logprobs":[]}', TOKENS["answer"]),
+        ('{"type":"response.output_text.delta","delta":""}', TEXTLESS),
+        ('{"type":"response.reasoning_text.delta","delta":"so"}', TOKENS["reasoning"]),
+        ('{"type":"response.reasoning_summary_text.delta","delta":"so"}', TOKENS["reasoning"]),
+        ('{"type":"response.refusal.delta","delta":"no"}', TOKENS["answer"]),
+        ('{"type":"response.function_call_arguments.delta","delta":"{"}', TOKENS["tools"]),
+        (
+            '{"type":"response.output_item.added","item":{"type":"function_call","name":"now","arguments":""}}',
+            TOKENS["tools"],
+        ),
+        ('{"type":"response.output_text.done","text":"a word"}', StreamEvent()),
+        ('{"type":"response.output_item.done","item":{"type":"function_call","name":"now"}}', StreamEvent()),
+        (
+            '{"type":"response.completed","response":{"usage":' + COUNTED + "}}",
+            StreamEvent(finish_reason="stop", usage=USAGE_OF_RESPONSE, done=True),
+        ),
+        (
+            '{"type":"response.incomplete","response":{"incomplete_details":{"reason":"max_output_tokens"},"usage":'
+            + COUNTED
+            + "}}",
+            StreamEvent(finish_reason="length", usage=USAGE_OF_RESPONSE, done=True),
+        ),
+        (
+            '{"type":"response.incomplete","response":{"incomplete_details":{"reason":"content_filter"}}}',
+            StreamEvent(finish_reason="content_filter", done=True),
+        ),
+        ('{"type":"response.completed","response":null}', StreamEvent(finish_reason="stop", done=True)),
+        (
+            '{"type":"response.failed","response":{"error":{"code":"server_error","message":"oom"}}}',
+            StreamEvent(error="server_error oom", done=True),
+        ),
+        ('{"type":"response.cancelled","response":{}}', StreamEvent(error="response cancelled", done=True)),
+        ('{"type":"error","code":null,"message":"too long","param":null}', StreamEvent(error="too long")),
+    ],
+)
+def test_an_event_of_responses_says_what_one_of_chat_would(data: str, event: StreamEvent) -> None:
+    assert parse_event(data.encode()) == event
+
+
+def test_a_response_that_is_not_of_its_shape_is_a_protocol_error() -> None:
+    with pytest.raises(ProtocolError):
+        parse_event(b'{"type":"response.completed","response":{"usage":"much"}}')
+
+
+@pytest.mark.parametrize(
+    ("body", "tokens"),
+    [
+        ('{"object":"list","data":[{"embedding":[0.5]}],"usage":{"prompt_tokens":5,"total_tokens":5}}', 5),
+        ('{"data":[{"embedding":"AAAA"}],"usage":{"total_tokens":6}}', 6),
+        ('{"data":[{}],"usage":{"prompt_tokens":0,"total_tokens":0}}', None),
+        ('{"data":[{}]}', None),
+        ('{"id":"r","results":[{"index":0,"relevance_score":0.5}],"usage":{"total_tokens":7}}', 7),
+        ('{"results":[{"index":0}],"meta":{"tokens":{"input_tokens":8.0}}}', 8),
+        ('[{"index":0,"score":0.5}]', None),
+    ],
+)
+def test_an_answer_that_is_one_object_counts_its_prompt(body: str, tokens: int | None) -> None:
+    assert parse_answer(body.encode()).input_tokens == tokens
+
+
+@pytest.mark.parametrize(
+    "body", ["", "{", "{}", "[]", "7", '{"data":[]}', '{"data":"x"}', '{"choices":[]}', "[" * 9999]
+)
+def test_an_answer_without_results_is_none(body: str) -> None:
+    with pytest.raises(ProtocolError):
+        parse_answer(body.encode())
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "fields"),
+    [
+        ("responses", {"model", "input", "max_output_tokens", "stream", "ignore_eos", "min_tokens"}),
+        ("embeddings", {"model", "input"}),
+        ("rerank", {"model", "query", "documents"}),
+    ],
+)
+def test_each_endpoint_has_its_own_fields(endpoint: Endpoint, fields: set[str]) -> None:
+    body = json.loads(payload(endpoint, "m", "p", 3, Dialect(max_completion_tokens=True), {"user": "u"}))
+    assert set(body) == fields | {"user"}
+    assert "p" in (body.get("input"), *body.get("documents", ()))

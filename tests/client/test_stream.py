@@ -377,3 +377,59 @@ def test_reasoning_that_was_sent_is_not_hidden_however_many_tokens_a_chunk_holds
     )
     assert fed(thought(), A, FINISH, counted, DONE).hidden_tokens == 0
     assert fed(A, FINISH, counted, DONE).hidden_tokens == 50
+
+
+def answered(*pieces: bytes, status: int = 200, content_type: str = "application/json") -> StreamState:
+    stream = StreamState(streamed=False)
+    stream.head(head(status, content_type))
+    for i, piece in enumerate(pieces, 1):
+        stream.feed(piece, i)
+    stream.end(9)
+    return stream
+
+
+def test_an_answer_that_is_one_object_has_an_end_and_no_token() -> None:
+    stream = answered(b'{"data":[{"embedding":[', b"0.5," * 9000, b'1]}],"usage":{"prompt_tokens":7}}')
+    assert (stream.finished_ns, stream.chunk_ns, stream.finish_reason) == (9, None, None)
+    assert stream.usage == Usage(prompt_tokens=7)
+    assert stream.token_times() == ([], None)
+
+
+@pytest.mark.parametrize(
+    ("status", "content_type", "body", "kind", "words"),
+    [
+        (400, "application/json", b'{"error":{"message":"too long"}}', "http", "^400 Reason: too long"),
+        (404, "text/plain", b"no such page", "http", "^404 Reason: no such page"),
+        (200, "application/json", b'{"error":{"message":"oom"}}', "server", "oom"),
+        (200, "text/event-stream", b"", "protocol", "requested one object, got text/event-stream"),
+    ],
+)
+def test_an_object_that_was_not_given_is_a_failure(
+    status: int, content_type: str, body: bytes, kind: str, words: str
+) -> None:
+    with pytest.raises(RequestError, match=words) as failed:
+        answered(body, status=status, content_type=content_type)
+    assert failed.value.kind == kind
+
+
+def test_an_object_is_read_up_to_its_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadgen.client.stream.MAX_ANSWER_BYTES", 1 << 20)
+    with pytest.raises(RequestError, match="more than 1 MiB"):
+        answered(b"x" * (1 << 20))
+    with pytest.raises(ProtocolError):
+        answered(b"x" * ((1 << 20) - 1))
+
+
+def test_a_stream_of_responses_ends_with_its_last_event() -> None:
+    def named(kind: str, fields: str) -> bytes:
+        return f'event: {kind}\ndata: {{"type":"{kind}",{fields}}}\n\n'.encode()
+
+    stream = fed(
+        named("response.created", '"response":{"id":"r"}'),
+        named("response.output_text.delta", '"delta":"a","sequence_number":3'),
+        named("response.output_text.delta", '"delta":" b","sequence_number":4'),
+        named("response.completed", '"response":{"usage":{"input_tokens":7,"output_tokens":2}}'),
+    )
+    assert stream.is_done and instants(stream) == [2, 3]
+    stream.end(9)
+    assert (stream.finished_ns, stream.finish_reason, stream.usage) == (4, "stop", Usage(7, 2))

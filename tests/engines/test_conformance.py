@@ -12,10 +12,10 @@ import uvloop
 from loadgen.client.client import Client
 from loadgen.client.find_dialect import find_dialect
 from loadgen.client.find_model import find_model
-from loadgen.client.openai_api import PATHS, payload
+from loadgen.client.openai_api import payload
 from loadgen.client.server_info import ServerInfo
 from loadgen.client.token_counts import count_on_server
-from loadgen.record import Endpoint, RequestRecord
+from loadgen.record import PATHS, Endpoint, RequestRecord
 from loadgen.report.write import finish
 from loadgen.run.config import RunConfig
 from loadgen.run.progress import NullView

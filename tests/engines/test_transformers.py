@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from loadgen.client.client import Client
-from loadgen.client.openai_api import PATHS, Dialect, payload
-from loadgen.record import RequestRecord
+from loadgen.client.openai_api import Dialect, payload
+from loadgen.record import PATHS, RequestRecord
 from loadgen.servers.launcher import served
 from support.engines import ENGINES, missing
 

@@ -169,7 +169,7 @@ def test_a_sending_process_gets_the_options_as_they_are(config: RunConfig) -> No
     assert pickle.loads(pickle.dumps(config)) == config
 
 
-@pytest.mark.parametrize("wrong", [{"endpoint": "embeddings"}, {"warmup": "two"}, {"no_such_option": 1}])
+@pytest.mark.parametrize("wrong", [{"endpoint": "images"}, {"warmup": "two"}, {"no_such_option": 1}])
 def test_a_value_that_is_no_option_s_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(msgspec.ValidationError):
         msgspec.convert({"out": Path("run"), "base_url": "http://host/v1"} | wrong, RunConfig)

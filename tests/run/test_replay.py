@@ -16,6 +16,7 @@ from loadgen.energy.sampler import SamplerReport
 from loadgen.results.run_folder import RunInfo
 from loadgen.run.config import RunConfig
 from loadgen.run.metering import Metering, engine_page_facts
+from loadgen.run.preparation import Preparation
 from loadgen.run.process_stats import SendingCost
 from loadgen.run.replay import info_after, info_before
 from loadgen.run.sender import ScheduleSender
@@ -38,7 +39,7 @@ def metering(**stated: Any) -> Metering:
 
 def before(**stated: Any) -> RunInfo:
     probed = ServerProbe(server=SERVER, lengths_from="probe", vocabularies={})
-    return info_before(SCHEDULE, CONFIG, probed, metering(**stated))
+    return info_before(Preparation(SCHEDULE, probed), CONFIG, metering(**stated))
 
 
 def after(cost: SendingCost, *, processes: list[dict[str, Any]] | None = None, **stated: Any) -> RunInfo:

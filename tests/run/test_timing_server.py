@@ -16,8 +16,7 @@ import pytest
 
 from benchmarks.instrument import timing_server
 from loadgen.client.client import Client
-from loadgen.client.openai_api import PATHS
-from loadgen.record import Endpoint, RequestRecord
+from loadgen.record import PATHS, Endpoint, RequestRecord
 from loadgen.run.selftest import written
 from loadgen.servers.launcher import answering
 from loadgen.units import NS_PER_MS

@@ -13,8 +13,8 @@ import uvloop
 from loadgen.client.client import Client
 from loadgen.client.find_dialect import find_dialect
 from loadgen.client.find_model import find_model
-from loadgen.client.openai_api import PATHS, Dialect, payload
-from loadgen.record import RequestRecord
+from loadgen.client.openai_api import Dialect, payload
+from loadgen.record import PATHS, RequestRecord
 from loadgen.report.write import finish
 from loadgen.run.config import RunConfig
 from loadgen.run.progress import NullView
