@@ -194,7 +194,8 @@ class Ledger:
     def add_energy(self, samples: Iterable[EnergySample]) -> None:
         for sample in samples:
             if sample.domain in self._domains:
-                self._watermark_ns = self._watermark_ns or sample.t_ns  # what was before is nobody's to commit
+                if not any(domain.points for domain in self._domains.values()):
+                    self._watermark_ns = max(self._watermark_ns, sample.t_ns)  # before it nothing was measured
                 self._domains[sample.domain].add(sample)
 
     def add_engine_sample(self, sample: EngineSample) -> None:

@@ -593,8 +593,13 @@ def test_an_idle_engine_completes_what_exporters_had_the_shortest_time_for(sampl
 
 
 @pytest.mark.parametrize(("end_s", "reason"), [(9.9, "late"), (10.0, "late"), (10.1, None)])
-def test_a_span_that_ended_before_anything_was_measured_is_late(end_s: float, reason: str | None) -> None:
+@pytest.mark.parametrize("commits_s", [(), (65,)])
+def test_a_span_that_ended_before_anything_was_measured_is_late(
+    end_s: float, reason: str | None, commits_s: tuple[float, ...]
+) -> None:
     ledger = Ledger([GPU], lateness=LATENESS)
+    for commit_s in commits_s:  # up to 5 s, without a meter
+        ledger.commit(ns_from_s(commit_s))
     ledger.add_energy([EnergySample(ns_from_s(10), "gpu:0", 0.0), EnergySample(ns_from_s(11), "gpu:0", 50.0)])
     ledger.add_span(span("a", 5, end_s), ns_from_s(12))
     snapshot = ledger.snapshot(ns_from_s(12))
