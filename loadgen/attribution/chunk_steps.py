@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loadgen.attribution.chunked_prefill import spread_prefills
-from loadgen.attribution.engine_steps import EngineSteps, Members, Memberships, Narrow
+from loadgen.attribution.engine_steps import EngineSteps, Members, Memberships, Narrow, with_unknown_prompts
 from loadgen.attribution.other_clients import with_engine
 from loadgen.telemetry.engine_sample import EngineSample, counter_values, sample_times
 from loadgen.units import NS_PER_MS
@@ -46,8 +46,8 @@ def engine_steps_of(records: Sequence[RequestRecord], engine: Sequence[EngineSam
     step, end_ns = _steps(t_ns, request)
     first_rows = (np.cumsum(counts) - counts)[counts > 0]
     sent_ns = np.array([record.sent_ns or 0 for record in records], dtype=np.int64)
-    prompt = np.array([float(record.input_tokens or 0) for record in records], dtype=np.float32)
     first_ns = t_ns[first_rows]
+    prompt = _prompts(records, first_ns, request[first_rows])
     cached = _cached(records, first_ns, prompt, request[first_rows], engine)
     del t_ns
     # A step starts at the end of the one before, or, if no stream was decoding, when the first newcomer was sent.
@@ -203,6 +203,18 @@ def _joined(burst: Memberships, request: Memberships, begins_ns: Ints) -> Member
         joined_to = joined_to if joins[b] else b
         joins[b + 1] = latest[b + 1] < joined_to and begins_ns[b + 1] - begins_ns[joined_to] < SLICED_NS
     return (burst - np.cumsum(joins).astype(np.int32)[burst]).astype(np.int32)
+
+
+def _prompts(records: Sequence[RequestRecord], first_ns: Ints, request: Memberships) -> Narrow:
+    """Return float32[n]: prompt tokens of each request; of one whose length is unknown, by the time to its first token.
+
+    first_ns: int64[P], the first chunk of each of the requests `request` that have one.
+    """
+    sent_ns = np.array([records[i].sent_ns or 0 for i in request.tolist()], dtype=np.int64)
+    counted = np.array([records[i].input_tokens for i in request.tolist()], dtype=np.float64)  # NaN: unknown
+    prompt = np.zeros(len(records), np.float32)
+    prompt[request] = with_unknown_prompts(counted, np.maximum(first_ns - sent_ns, 0))
+    return prompt
 
 
 def _cached(

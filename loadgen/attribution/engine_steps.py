@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from loadgen.units import NS_PER_MS
+
 if TYPE_CHECKING:
     from loadgen.stats.arrays import Floats, Ints
 
@@ -78,3 +80,11 @@ class EngineSteps:
     def count(self) -> int:
         """S, the number of steps."""
         return len(self.start_ns)
+
+
+def with_unknown_prompts(tokens: Floats, took_ns: Ints) -> Floats:
+    """Return the tokens of prompts, with each one of unknown length (NaN) as long as its first token took to come, at
+    the rate of the known ones, or else at one a millisecond."""
+    known = ~np.isnan(tokens)
+    rate = tokens[known].sum() / took_ns[known].sum() if took_ns[known].any() else 1 / NS_PER_MS
+    return np.where(known, tokens, took_ns * rate)

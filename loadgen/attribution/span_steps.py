@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.attribution.engine_steps import EngineSteps
+from loadgen.attribution.engine_steps import EngineSteps, with_unknown_prompts
 from loadgen.stats.arrays import Floats, Ints
 from loadgen.units import NS_PER_MS
 
@@ -41,12 +41,10 @@ def phases_of(requests: Sequence[RequestSpan]) -> Phases:
     rows = [(i, request, request.output_tokens) for i, request in enumerate(requests) if request.output_tokens]
     index, first_ns = _ints(i for i, _, _ in rows), _ints(_first_ns(request, tokens) for _, request, tokens in rows)
     prefill_ns, end_ns = _ints(r.prefill_ns for _, r, _ in rows), _ints(r.end_ns for _, r, _ in rows)
-    prompt, cached = _ints(r.input_tokens or 0 for _, r, _ in rows), _ints(r.cached_tokens or 0 for _, r, _ in rows)
-    computed = np.maximum(prompt - cached, 0).astype(np.float64)
-    known = np.fromiter((r.input_tokens is not None for _, r, _ in rows), np.bool_)
-    took_ns = np.maximum(first_ns - prefill_ns, 0)
-    rate = computed[known].sum() / took_ns[known].sum() if took_ns[known].any() else 1 / NS_PER_MS
-    computed[~known] = took_ns[~known] * rate
+    prompt = np.array([r.input_tokens for _, r, _ in rows], dtype=np.float64)  # NaN: unknown
+    cached = np.array([r.cached_tokens or 0 for _, r, _ in rows], dtype=np.float64)
+    computed = with_unknown_prompts(np.maximum(prompt - cached, 0.0), np.maximum(first_ns - prefill_ns, 0))
+    prompt = np.where(np.isnan(prompt), cached + computed, prompt)
     later = _ints(tokens - 1 for _, _, tokens in rows)
     more = later > 0
     return Phases(
@@ -55,7 +53,7 @@ def phases_of(requests: Sequence[RequestSpan]) -> Phases:
         end_ns=np.concatenate((first_ns, end_ns[more])),
         prefilling=np.arange(len(index) + np.count_nonzero(more)) < len(index),
         tokens=np.concatenate((computed, later[more])),
-        context=np.concatenate((cached, prompt[more])).astype(np.float64),
+        context=np.concatenate((cached, prompt[more])),
     )
 
 

@@ -48,14 +48,21 @@ def outermost_series(result: RunResult) -> list[EnergySeries]:
     return [series for name, series in sorted(by_domain.items()) if name in outer and len(series) > 1]
 
 
-def energy_shares(records: Sequence[RequestRecord], shares: Mapping[int, RequestEnergy]) -> EnergyShares:
-    """Sum the energy of `records`; `shares` are by request index. Empty without an energy source."""
+def energy_shares(
+    records: Sequence[RequestRecord], shares: Mapping[int, RequestEnergy], *, prompts_counted: bool = True
+) -> EnergyShares:
+    """Sum the energy of `records`; `shares` are by request index. Empty without an energy source.
+
+    prompts_counted: False when the server's counts of prompts are none; joules per token are then unknown.
+    """
     if not shares:
         return {}
     energies = [shares[record.index] for record in records]
     joules = _sum_joules(energy.joules for energy in energies)
     output_tokens = sum(record.output_tokens or 0 for record in records)
-    prompts_known = all(record.input_tokens is not None for record in records if record.output_tokens is not None)
+    prompts_known = prompts_counted and all(
+        record.input_tokens is not None for record in records if record.output_tokens is not None
+    )
     tokens = output_tokens + sum(record.input_tokens or 0 for record in records)
     return {
         "attributed_joules": joules,
@@ -75,7 +82,13 @@ def _sum_joules(joules: Iterable[float | None]) -> float:
 
 
 def summarize_energy(
-    result: RunResult, attribution: RunAttribution | None, series: Sequence[EnergySeries], start_ns: int, end_ns: int
+    result: RunResult,
+    attribution: RunAttribution | None,
+    series: Sequence[EnergySeries],
+    start_ns: int,
+    end_ns: int,
+    *,
+    prompts_counted: bool,
 ) -> EnergySummary:
     """Return the energy of the run between two instants; `series` are those that were attributed."""
     if attribution is None:
@@ -106,7 +119,9 @@ def summarize_energy(
         mean_watts=j_from_mj(attribution.measured_mj) / duration_s if duration_s > 0 else None,
         idle_watts=idle_w,
         coefficients=msgspec.to_builtins(attribution.coefficients[0]) if len(attribution.coefficients) == 1 else None,
-        **energy_shares(result.records, {share.index: share for share in attribution.requests}),
+        **energy_shares(
+            result.records, {share.index: share for share in attribution.requests}, prompts_counted=prompts_counted
+        ),
     )
 
 

@@ -46,13 +46,25 @@ def analyse_run(result: RunResult) -> RunResult:
     start_ns, end_ns = span(result)
     series = outermost_series(result)
     attribution = None
+    prompts_counted = metrics.prompts_are_counted(result.schedule, result.records)
     if series:
-        steps = engine_steps_of(result.records, result.engine)
+        steps = engine_steps_of(_with_planned_prompts(result, prompts_counted), result.engine)
         series = [align_phase(align_to_counter_clock(domain), steps) for domain in series]
         attribution = attribute_energy(series, result.records, start_ns, end_ns, steps=steps)
-    energy = summarize_energy(result, attribution, series, start_ns, end_ns)
+    energy = summarize_energy(result, attribution, series, start_ns, end_ns, prompts_counted=prompts_counted)
     analysed = replace(result, attribution=attribution)
-    return replace(analysed, summary=_summarize(analysed, energy, start_ns, (end_ns - start_ns) / NS_PER_S))
+    duration_s = (end_ns - start_ns) / NS_PER_S
+    return replace(analysed, summary=_summarize(analysed, energy, start_ns, duration_s, prompts_counted))
+
+
+def _with_planned_prompts(result: RunResult, prompts_counted: bool) -> list[RequestRecord]:
+    """Return the records with the planned length of each prompt that the server did not count."""
+    return [
+        record
+        if prompts_counted and record.input_tokens is not None
+        else msgspec.structs.replace(record, input_tokens=request.input_tokens)
+        for request, record in zip(result.schedule, result.records, strict=True)
+    ]
 
 
 def span(result: RunResult) -> tuple[int, int]:
@@ -63,11 +75,12 @@ def span(result: RunResult) -> tuple[int, int]:
     return start_ns, max(ends, default=start_ns)
 
 
-def _summarize(result: RunResult, energy: EnergySummary, start_ns: int, duration_s: float) -> Summary:
+def _summarize(
+    result: RunResult, energy: EnergySummary, start_ns: int, duration_s: float, prompts_counted: bool
+) -> Summary:
     records = result.records
     lag = metrics.distribution_s(record.lag_ns for record in records)
     latencies = _latencies(records, result.info.stopped_by)
-    prompts_counted = metrics.prompts_are_counted(result.schedule, records)
     checks = {spec.workload: check_arrivals(result, spec) for spec in result.info.asked}
     arrivals = checks.get(None) or (combine_checks(result, checks) if checks else None)
     shares = {share.index: share for share in result.attribution.requests} if result.attribution else {}
@@ -79,7 +92,7 @@ def _summarize(result: RunResult, energy: EnergySummary, start_ns: int, duration
             tokens=metrics.token_counts(part, duration_s, prompts_counted),
             goodput=_goodput(result.info.config, part, duration_s),
             arrivals=check,
-            **energy_shares(part, shares),
+            **energy_shares(part, shares, prompts_counted=prompts_counted),
         )
 
     summary = Summary(

@@ -32,7 +32,7 @@ class Intervals(NamedTuple):
     iterations: Floats
     """All 0 if the engine does not count them."""
     missing: Floats
-    """float64[K+1]: requests in the engine, at each sample, that no span covers."""
+    """float64[K+1]: requests in the engine, at each sample, that no span covers; 0 where the engine does not say."""
     announced: bool
     """True if the engine shows its queue and its prompts: no request of another client is then in neither."""
 
@@ -51,7 +51,7 @@ class Intervals(NamedTuple):
 def intervals_of(samples: Sequence[EngineSample], spans: SpanTimes) -> Intervals:
     """Return the intervals between samples; `spans` are all those that may cover one."""
     edges_ns = sample_times(samples)
-    queue = np.array([queue_length(sample) for sample in samples], dtype=np.float64)
+    queue = np.array([queue_length(sample) or 0.0 for sample in samples], dtype=np.float64)
     generated, prompts, cached, computed, iterations = (
         counter_growth(samples, name)
         for name in ("generation_tokens", "prompt_tokens", "cached_tokens", "computed_tokens", "iterations")

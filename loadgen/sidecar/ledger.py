@@ -361,7 +361,7 @@ class Ledger:
         """int64[k, 2]: intervals with a request whose work is unknown: a span without tokens, or no span at all."""
         intervals = [(request.start_ns, request.end_ns) for request in requests if first_token_of(request) is None]
         times, spans = sample_times(samples), self._span_times(samples)
-        missing = np.array([queue_length(sample) for sample in samples]) > spans.covering(times, times)
+        missing = np.array([queue_length(sample) or 0.0 for sample in samples]) > spans.covering(times, times)
         covering = spans.covering(times[:-1], times[1:])
         for k, tokens in enumerate(counter_growth(samples, "generation_tokens")):
             if missing[k] or missing[k + 1] or (covering[k] == 0 and tokens > 0):

@@ -53,9 +53,9 @@ class SpanTimes(NamedTuple):
         return started - ended
 
 
-def queue_length(sample: EngineSample) -> float:
-    """Requests that the engine reports, running and waiting."""
-    return sample.get("running", 0.0) + sample.get("waiting", 0.0)
+def queue_length(sample: EngineSample) -> float | None:
+    """Return the requests that the engine reports, running and waiting; None if it does not show those that run."""
+    return sample["running"] + sample.get("waiting", 0.0) if "running" in sample else None
 
 
 def complete_until(samples: Sequence[EngineSample], spans: SpanTimes) -> int:
@@ -63,7 +63,7 @@ def complete_until(samples: Sequence[EngineSample], spans: SpanTimes) -> int:
     times = sample_times(samples)
     complete_ns = 0
     for t_ns, sample, covering in zip(times.tolist(), samples, spans.covering(times, times).tolist(), strict=True):
-        if queue_length(sample) > covering:
+        if (length := queue_length(sample)) is None or length > covering:
             break
         complete_ns = t_ns
     return complete_ns

@@ -144,6 +144,28 @@ def test_cached_prompt_tokens_are_no_prefill_work() -> None:
     assert work.context.tolist() == [980, 1000]
 
 
+@pytest.mark.parametrize(
+    ("prompts", "first_tokens_ms", "counted"),
+    [
+        ([None, None], [30, 60], [30, 60]),
+        ([100, None], [50, 30], [100, 60]),
+        ([100, 300, None], [50, 50, 10], [100, 300, 40]),
+        ([7, 9], [10, 30], [7, 9]),
+        ([0, None], [10, 30], [0, 0]),
+    ],
+)
+def test_a_prompt_of_unknown_length_counts_by_the_time_to_its_first_token(
+    prompts: list[int | None], first_tokens_ms: list[float], counted: list[float]
+) -> None:
+    records = [
+        msgspec.structs.replace(request(i, 1000 * i, [1000 * i + first, 1000 * i + 500]), input_tokens=prompt)
+        for i, (prompt, first) in enumerate(zip(prompts, first_tokens_ms, strict=True))
+    ]
+    steps = engine_steps_of(records)
+    assert steps.prefill[steps.prefilling].tolist() == pytest.approx(counted)
+    assert steps.context[steps.decode > 0].tolist() == pytest.approx(counted)
+
+
 def test_several_tokens_in_a_chunk() -> None:
     """Speculative decoding: 4 chunks after the first for 12 tokens are 3 tokens each."""
     record = request(0, 0, [10, 16, 22, 28, 34])

@@ -63,7 +63,7 @@ def test_the_phases_of_requests_by_hand() -> None:
         (4, 200, 225, True, 50, 0),  # at the 120 tokens in 60 ns of the others
         (5, 390, 390, True, 0, 9),
         (0, 20, 100, False, 4, 50),
-        (4, 225, 300, False, 3, 0),
+        (4, 225, 300, False, 3, 50),
         (5, 390, 500, False, 1, 5),
     ]
     assert [first_token_of(request) for request in SPANS] == [20, None, None, 150, 225, 390]

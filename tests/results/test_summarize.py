@@ -283,3 +283,22 @@ def test_the_requests_of_each_model_are_summed_up_where_there_are_several() -> N
     assert joules == pytest.approx(summary.energy.attributed_joules)
     plain = analyse_run(made).summary
     assert plain is not None and plain.by_model == {}
+
+
+@pytest.mark.parametrize("counts", ["none", "one for all"])
+def test_prompts_that_the_server_does_not_count_cost_what_was_planned_and_are_in_no_ratio(counts: str) -> None:
+    made = sample_runs.run(failing=0)
+    uncounted = [
+        msgspec.structs.replace(record, input_tokens=None if counts == "none" else 100) for record in made.records
+    ]
+    planned = [
+        msgspec.structs.replace(record, input_tokens=request.input_tokens)
+        for request, record in zip(made.schedule, made.records, strict=True)
+    ]
+    result, truth = (analyse_run(replace(made, records=records)) for records in (uncounted, planned))
+    assert result.attribution is not None and truth.attribution is not None
+    assert result.attribution == truth.attribution
+    assert result.summary is not None and truth.summary is not None
+    assert (result.summary.tokens.input, result.summary.energy.joules_per_token) == (None, None)
+    assert result.summary.energy.joules_per_output_token == truth.summary.energy.joules_per_output_token
+    assert {part.joules_per_token for part in result.summary.by_workload.values()} == {None}

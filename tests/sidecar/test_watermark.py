@@ -64,9 +64,11 @@ def test_without_spans_nothing_is_covered() -> None:
 
 @pytest.mark.parametrize(
     ("values", "length"),
-    [({"running": 2.0, "waiting": 3.0}, 5.0), ({"running": 2.0}, 2.0), ({"waiting": 3.0}, 3.0), ({}, 0.0)],
+    [({"running": 2.0, "waiting": 3.0}, 5.0), ({"running": 2.0}, 2.0), ({"waiting": 3.0}, None), ({}, None)],
 )
-def test_the_queue_is_what_runs_and_what_waits(values: dict[str, float], length: float) -> None:
+def test_the_queue_is_what_runs_and_what_waits_and_unknown_without_what_runs(
+    values: dict[str, float], length: float | None
+) -> None:
     assert queue_length({"t_ns": 0, **values}) == length
 
 
@@ -84,6 +86,12 @@ def test_energy_is_complete_up_to_the_first_sample_that_lacks_a_span(
     samples: list[EngineSample], complete_s: float
 ) -> None:
     assert complete_until(samples, spans((10, 20))) == ns_from_s(complete_s)
+
+
+@pytest.mark.parametrize("shown", [{}, {"waiting": 0.0}, {"generation_tokens": 100.0}])
+def test_energy_under_a_queue_that_is_not_shown_is_not_complete(shown: dict[str, float]) -> None:
+    silent: EngineSample = {"t_ns": ns_from_s(12), **shown}
+    assert complete_until([sample(11), silent, sample(13)], spans((10, 20))) == ns_from_s(11)
 
 
 @pytest.mark.parametrize(
