@@ -12,7 +12,7 @@ from typing import Any
 
 from loadgen.clock import monotonic_ns
 from loadgen.energy.counter_track import CounterTrack
-from loadgen.energy.meter import Reading
+from loadgen.energy.meter import LEFT_OUT, Reading
 from loadgen.energy.nvml import Device, choose, visible_tokens
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import MeterError
@@ -89,7 +89,7 @@ def open_amd(
         try:
             _counter_mj(smi, handles[device.index])
         except smi.AmdSmiException as err:
-            notes.append(f"gpu:{device.index} is left out: {_describe(err)}")
+            notes.append(f"gpu:{device.index}{LEFT_OUT}{_describe(err)}")
             continue
         domain = EnergyDomain(name=f"gpu:{device.index}", source="amdsmi-counter", uuid=device.uuid)
         opened.append((domain, handles[device.index]))

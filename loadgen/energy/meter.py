@@ -4,6 +4,9 @@ from typing import NamedTuple, Protocol
 
 from loadgen.energy.series import EnergyDomain, EnergySample
 
+LEFT_OUT = " is left out: "
+"""In a note on a GPU that cannot be measured. Its joules are in no total."""
+
 
 class Reading(NamedTuple):
     """The result of one `read`: zero or more samples, oldest first, and what failed for single domains."""

@@ -14,7 +14,7 @@ import pynvml
 
 from loadgen.clock import monotonic_ns
 from loadgen.energy.counter_track import GPU_MAX_W, CounterTrack, PowerTrack
-from loadgen.energy.meter import Reading
+from loadgen.energy.meter import LEFT_OUT, Reading
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import MeterError
 from loadgen.units import NS_PER_S
@@ -252,7 +252,7 @@ def _open(gpus: Sequence[str] | None, environ: Mapping[str, str], clock: Callabl
         try:
             opened.append(_open_gpu(device, notes))
         except pynvml.NVMLError as err:
-            notes.append(f"gpu:{device.index} is left out: {_describe(err)}")
+            notes.append(f"gpu:{device.index}{LEFT_OUT}{_describe(err)}")
     if not opened:
         raise MeterError("no GPU can be measured: " + "; ".join(notes or ["none was chosen"]))
     return NvmlMeter(opened, notes, clock)

@@ -136,7 +136,7 @@ def find_zones(root: Path) -> tuple[list[Zone], list[str]]:
         except MeterError as err:
             if top != "psys":
                 raise
-            notes.append(f"{path.name} (psys) is left out: {err}")
+            notes.append(f"{path.name} (psys) cannot be read: {err}")
     outer = "psys" if "psys" in zones else None
     zones = {top: zone if top == outer else _inside(zone, outer) for top, zone in zones.items()}
     for package, top in tops:
@@ -149,7 +149,7 @@ def find_zones(root: Path) -> tuple[list[Zone], list[str]]:
                     continue
                 zones[domain] = _inside(_zone(path, domain), outer if is_memory else top)
             except MeterError as err:
-                notes.append(f"{path.name} is left out: {err}")
+                notes.append(f"{path.name} cannot be read: {err}")
     return list(zones.values()), notes
 
 

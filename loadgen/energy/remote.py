@@ -14,7 +14,7 @@ import msgspec
 
 from loadgen.clock import monotonic_ns
 from loadgen.energy.counter_track import CounterTrack, ceiling_w, is_possible, is_rounding
-from loadgen.energy.meter import Reading
+from loadgen.energy.meter import LEFT_OUT, Reading
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import MeterError
 from loadgen.http_get import HttpResponse, PageClient
@@ -219,11 +219,11 @@ def page_counters(text: str) -> tuple[list[GpuCounter], list[str]]:
     for number, metric, labels, value in _energy_lines(text):
         index = labels.get("gpu", "0")
         if value is None:
-            notes.append(f"line {number} of the page is left out: it cannot be read")
+            notes.append(f"line {number} of the page{LEFT_OUT}it cannot be read")
         elif metric == DCGM_METRIC and value >= DCGM_BLANK:
-            notes.append(f"gpu:{index} is left out: DCGM has no value for it")
+            notes.append(f"gpu:{index}{LEFT_OUT}DCGM has no value for it")
         elif not 0 <= value < MAX_COUNT:
-            notes.append(f"gpu:{index} is left out: {value:g} is no count of energy")
+            notes.append(f"gpu:{index}{LEFT_OUT}{value:g} is no count of energy")
         elif (key := _gpu_key(labels)) in rows:
             slices = "GPU_I_ID" in labels
             notes.append(
@@ -304,6 +304,8 @@ class PrometheusPage:
         selected = _select([counter.domain for counter in counters], chosen, connection.url)
         self._domains = {counter.key: counter.domain for counter in counters if counter.domain in selected}
         self._tracks = {key: CounterTrack(domain.name) for key, domain in self._domains.items()}
+        if chosen is not None:  # each of them is there: what is left out is another
+            self.notes = [note for note in self.notes if LEFT_OUT not in note]
         self.notes += [
             f"read from {connection.url}/metrics: instants are as coarse as the refresh of the page "
             "(DCGM exporter: 30 s by default), so use it for totals of minutes, not single requests"

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, TypedDict
 
 import msgspec
 import numpy as np
 
+from loadgen.energy.meter import LEFT_OUT
 from loadgen.energy.series import EnergySeries, outermost, series_by_domain
 from loadgen.results import metrics
 from loadgen.results.summary import Distribution, EnergySummary, SteadyState
@@ -166,6 +168,12 @@ def invalid_reasons(
     updates: of the counter that was updated least often. in_time, in_tokens: shares of the run's time and of the
     engine's output tokens that are covered; None when the engine does not report its tokens.
     """
+    for note in result.info.energy_notes:
+        if LEFT_OUT in note:
+            yield f"{note}; its joules are in no total (--gpu names the GPUs that the server uses)"
+    samples = Counter(sample.domain for sample in result.energy)
+    if silent := [domain.name for domain in outermost(result.info.domains) if samples[domain.name] < 2]:
+        yield f"{', '.join(silent)} gave no energy"
     if in_time < _MIN_TIME_COVERAGE:
         yield f"the energy source covers {in_time:.1%} of the run's time"
     if in_tokens is not None and in_tokens < _MIN_TOKEN_COVERAGE:

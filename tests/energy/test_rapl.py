@@ -168,7 +168,7 @@ def test_a_part_without_its_value_range_or_name_is_left_out_with_a_note(
     meter = RaplMeter(tree)
     assert everything - {domain.name for domain in meter.domains} == {lost}
     [note] = meter.notes
-    assert note.startswith(f"{zone} is left out") and f"{zone}/{file}" in note
+    assert note.startswith(f"{zone} cannot be read") and f"{zone}/{file}" in note
 
 
 @pytest.mark.parametrize(("file", "fault"), [(file, fault) for file, faults in BAD_VALUES.items() for fault in faults])

@@ -112,8 +112,28 @@ def test_token_coverage_is_unknown_until_the_engine_counts(tokens: list[float | 
 def test_each_threshold_is_a_reason_of_its_own_and_valid_when_met_exactly(
     updates: int, in_time: float, in_tokens: float | None, idle_w: float | None, reasons: int
 ) -> None:
-    made = result([], [GPU], [])
+    made = result([], [GPU], at_power(100, 10))
     assert len(list(energy_summary.invalid_reasons(made, updates, in_time, in_tokens, idle_w))) == reasons
+
+
+@pytest.mark.parametrize(
+    ("notes", "samples", "reasons"),
+    [
+        (["1 of this host's 2 GPUs"], 5, []),
+        (["gpu:1 is left out: Unknown Error"], 5, ["gpu:1 is left out: Unknown Error; its joules are in no total"]),
+        ([], 1, ["gpu:0 gave no energy"]),
+        ([], 0, ["gpu:0 gave no energy"]),
+    ],
+)
+def test_a_gpu_whose_joules_are_missing_from_the_total_is_a_reason(
+    notes: list[str], samples: int, reasons: list[str]
+) -> None:
+    made = result(
+        [], [GPU, msgspec.structs.replace(GPU, name="gpu:0/memory", within="gpu:0")], at_power(100, samples - 1)
+    )
+    noted = RunResult(msgspec.structs.replace(made.info, energy_notes=notes), [], [], made.energy, [], None, None)
+    said = list(energy_summary.invalid_reasons(noted, 20, 1.0, None, 0.0))
+    assert len(said) == len(reasons) and all(map(str.startswith, said, reasons))
 
 
 def test_shares_sum_whole_millijoules_and_count_only_completed_requests_in_the_distribution() -> None:
