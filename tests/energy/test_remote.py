@@ -179,6 +179,16 @@ def test_a_dcgm_page_gives_each_gpu_once_and_no_blanks() -> None:
     ]
 
 
+@pytest.mark.parametrize(("gpus", "left_out"), [(None, ["gpu:2", "gpu:3"]), (["GPU-5c0ffee0"], [])])
+def test_a_gpu_that_was_not_chosen_is_not_left_out(
+    gpus: list[str] | None, left_out: list[str], site: Site, remote: Remote
+) -> None:
+    site.pages["/metrics"] = lambda _: (200, DCGM.encode())
+    notes = remote(f"{site.url}/metrics", gpus=gpus).notes
+    assert [note.partition(LEFT_OUT)[0] for note in notes if LEFT_OUT in note] == left_out
+    assert any("read from" in note for note in notes)
+
+
 def test_a_dcgm_page_is_polled_for_its_moves(site: Site, remote: Remote) -> None:
     value = 1218367925341
     site.pages["/metrics"] = lambda _: (200, DCGM.replace("1218367925341", str(value)).encode())
