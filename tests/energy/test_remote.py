@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from loadgen.clock import monotonic_ns
 from loadgen.energy.choose import open_meter
+from loadgen.energy.meter import LEFT_OUT
 from loadgen.energy.remote import ClockOffset, RemoteMeter, page_counters
 from loadgen.energy.series import series_by_domain
 from loadgen.errors import LoadgenError, MeterError
