@@ -4,7 +4,9 @@ from pathlib import Path
 
 import click
 
-_POSITIVE = click.FloatRange(min=0, min_open=True)
+from loadgen.cli.options import FiniteRange
+
+_POSITIVE = FiniteRange(min=0, min_open=True)
 
 
 @click.command()
@@ -25,7 +27,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
 )
 @click.option(
     "--pue",
-    type=click.FloatRange(min=1.0),
+    type=FiniteRange(min=1.0),
     default=1.0,
     show_default=True,
     help="Power usage effectiveness: facility power / IT power.",

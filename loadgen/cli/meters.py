@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import click
 import msgspec
 
+from loadgen.cli.options import FiniteRange
 from loadgen.energy.amd import open_amd
 from loadgen.energy.cpu_estimate import CpuEstimate
 from loadgen.energy.inspect import DomainFacts, SourceFacts, inspect_sources
@@ -22,7 +23,7 @@ _WIDTH = 80
 
 @click.command()
 @click.option("--energy", "url", metavar="URL", help="Look at a sidecar, a DCGM exporter or a simulated server too.")
-@click.option("--seconds", default=3.0, show_default=True, type=click.FloatRange(0.5, 600), help="How long to look.")
+@click.option("--seconds", default=3.0, show_default=True, type=FiniteRange(0.5, 600), help="How long to look.")
 @click.option("--gpus", metavar="LIST", help="Only these GPUs: indices or UUIDs, comma-separated.")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
 def meters(url: str | None, seconds: float, gpus: str | None, as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """Option types and defaults that several commands share."""
 
 import re
+from math import isfinite
 from typing import Any
 
 import click
@@ -8,7 +9,19 @@ import click
 from loadgen.errors import LoadgenError
 
 DEFAULT_URL = "http://localhost:8000/v1"
-POSITIVE = click.FloatRange(min=0, min_open=True, max=1e9, clamp=False)
+
+
+class FiniteRange(click.FloatRange):
+    """A range of numbers without infinity and NaN, which no comparison refuses."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if not isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return float(number)
+
+
+POSITIVE = FiniteRange(min=0, min_open=True, max=1e9, clamp=False)
 """A finite number above 0."""
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadgen.cli.options import DEFAULT_URL, key_values
+from loadgen.cli.options import DEFAULT_URL, FiniteRange, key_values
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 BINS = "32,128,512,2048,4096,8192x8,32,128,512,1024"
 
-_POSITIVE = click.FloatRange(min=0, min_open=True)
+_POSITIVE = FiniteRange(min=0, min_open=True)
 
 
 @click.command()
@@ -81,7 +81,7 @@ _POSITIVE = click.FloatRange(min=0, min_open=True)
     help="Maximum time per grid point, even if its interval is still wide.",
 )
 @click.option(
-    "--settle-s", type=click.FloatRange(0), default=5.0, show_default=True, help="Load before the first measurement."
+    "--settle-s", type=FiniteRange(0), default=5.0, show_default=True, help="Load before the first measurement."
 )
 @click.option(
     "--static",

@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadgen.cli.options import DEFAULT_URL, POSITIVE, FailureShare, Header, LatencyLimit, as_dict, json_object
+from loadgen.cli.options import (
+    DEFAULT_URL,
+    POSITIVE,
+    FailureShare,
+    FiniteRange,
+    Header,
+    LatencyLimit,
+    as_dict,
+    json_object,
+)
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
@@ -155,7 +164,7 @@ if TYPE_CHECKING:
 @click.option(
     "--idle",
     "idle_s",
-    type=click.FloatRange(min=0, max=3600),
+    type=FiniteRange(min=0, max=3600),
     default=2.0,
     envvar="LOADGEN_IDLE",
     show_default=True,

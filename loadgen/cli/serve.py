@@ -7,7 +7,7 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from loadgen.cli.options import key_values
+from loadgen.cli.options import FiniteRange, key_values
 from loadgen.errors import LoadgenError
 from loadgen.servers import recipe as recipes
 from loadgen.simulator.faults import MEANING
@@ -69,21 +69,21 @@ _COMMON = ("name", "host", "port", "model", "engine_option", "python", "show", "
     "--counter-period-ms",
     default=100.0,
     show_default=True,
-    type=click.FloatRange(1.0),
+    type=FiniteRange(1.0),
     help="Update period of the energy counter.",
 )
 @click.option(
     "--counter-noise",
     default=0.0,
     show_default=True,
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     help="Relative standard deviation of each update of the counter.",
 )
 @click.option(
     "--counter-gain",
     default=1.0,
     show_default=True,
-    type=click.FloatRange(0),
+    type=FiniteRange(0),
     help="Factor of every counter reading, a calibration error.",
 )
 @click.option(

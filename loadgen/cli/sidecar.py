@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from loadgen.cli.options import FiniteRange
 from loadgen.errors import LoadgenError
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -37,10 +38,10 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--tls-cert", type=_FILE, help="Serve TLS with this certificate chain, in PEM.")
 @click.option("--tls-key", type=_FILE, help="Private key of the certificate, in PEM.")
 @click.option("--allowed-lateness", "--hold", "blind_s", default=30.0, show_default=True,
-              type=click.FloatRange(1, 3600), metavar="S",
+              type=FiniteRange(1, 3600), metavar="S",
               help="Time to wait for late spans if the engine does not report its queue.")  # fmt: skip
 @click.option("--max-lateness", "--max-hold", "max_s", default=600.0, show_default=True,
-              type=click.FloatRange(1, 3600), metavar="S",
+              type=FiniteRange(1, 3600), metavar="S",
               help="Maximum time to wait for late spans.")  # fmt: skip
 @click.option("--reference", is_flag=True, help="Print the reference of all metrics, and exit.")
 def sidecar(

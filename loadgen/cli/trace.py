@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadgen.cli.options import key_values
+from loadgen.cli.options import FiniteRange, key_values
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:  # numpy and rich are imported when a command runs, not when help is printed
@@ -167,7 +167,9 @@ def fit(
 @trace.command()
 @click.argument("bins", metavar="BINS")
 @click.option("--num-requests", "--num-prompts", required=True, type=click.IntRange(min=1), help="Requests to draw.")
-@click.option("--rps", "--request-rate", required=True, type=float, help="Mean requests per second.")
+@click.option(
+    "--rps", "--request-rate", required=True, type=FiniteRange(min=0, min_open=True), help="Mean requests per second."
+)
 @click.option(
     "--arrival",
     type=click.Choice(["poisson", "gamma", "constant"]),
@@ -177,7 +179,7 @@ def fit(
 )
 @click.option(
     "--burstiness",
-    type=float,
+    type=FiniteRange(min=0, min_open=True),
     default=1.0,
     show_default=True,
     help="Shape of --arrival gamma: 1 is Poisson, smaller is burstier.",

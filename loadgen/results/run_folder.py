@@ -212,6 +212,8 @@ def read_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
     files = [path / "records.jsonl", *part_paths(path)]
     if not any(file.exists() or _packed(file).exists() for file in files):
         raise LoadgenError(f"{path} has no records.jsonl: without the records of its requests a run cannot be analysed")
+    if not schedule:
+        raise LoadgenError(f"{path} has no schedule.jsonl, or nothing in it: its records are of unknown requests")
     kinds: dict[tuple[tuple[Kind, int], ...], tuple[tuple[Kind, int], ...]] = {}
     records = {
         record.index: msgspec.structs.replace(

@@ -38,6 +38,15 @@ def test_every_command_and_option_is_described_in_sentences(name: str, command: 
         assert text and text[0].isupper() and text[-1] in ".]", (name, option.opts, text)
 
 
+@pytest.mark.parametrize("text", ["nan", "inf", "-inf", "1e999"])
+@pytest.mark.parametrize(("name", "command"), list(commands("loadgen", cli.cli)))
+def test_no_option_takes_a_number_that_is_not_finite(name: str, command: click.Command, text: str) -> None:
+    for parameter in command.params:
+        if isinstance(parameter.type, click.types.FloatParamType):
+            with pytest.raises(click.BadParameter):
+                parameter.type.convert(text, parameter, click.Context(command, info_name=name))
+
+
 def test_the_help_lists_all_commands() -> None:
     output = CliRunner().invoke(cli.cli, ["--help"]).output
     assert all(f"  {name} " in output for name in cli.COMMANDS)

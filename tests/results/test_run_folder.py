@@ -106,6 +106,15 @@ def test_a_killed_run_reads_as_far_as_it_got(tmp_path: Path) -> None:
     assert records[1].scheduled_ns == 1100
 
 
+@pytest.mark.parametrize("left", [None, b""])
+def test_records_without_their_schedule_are_no_run(tmp_path: Path, left: bytes | None) -> None:
+    write(tmp_path / "run", [0])
+    schedule = tmp_path / "run" / "schedule.jsonl"
+    schedule.unlink() if left is None else schedule.write_bytes(left)
+    with pytest.raises(LoadgenError, match="no schedule"):
+        run_folder.read_run(tmp_path / "run")
+
+
 def test_flushed_lines_are_in_the_kernel(tmp_path: Path) -> None:
     with closing(run_folder.RunWriter(tmp_path / "run", INFO, PLAN)) as writer:
         writer.record(record(0))
