@@ -24,7 +24,7 @@ FIXED = {"model": b'"truth"', "stream": b"true", "stream_options": b'{"include_u
 
 Fields = dict[str, bytes]
 Row = tuple[bytes, list[bytes]]
-"""What a file has for one row, and the bodies of its requests."""
+"""The text of one row in a file, and the bodies of its requests."""
 
 _PIECES = (
     b" word", "café".encode(), rb"caf\u00e9", "\N{GRINNING FACE}".encode(), rb"\ud83d\ude00", rb"\/", rb"\u0000",

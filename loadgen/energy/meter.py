@@ -5,7 +5,7 @@ from typing import NamedTuple, Protocol
 from loadgen.energy.series import EnergyDomain, EnergySample
 
 LEFT_OUT = " is left out: "
-"""In a note on a GPU that cannot be measured. Its joules are in no total."""
+"""The words of a note on a GPU that cannot be measured. Its joules are in no total."""
 
 
 class Reading(NamedTuple):
