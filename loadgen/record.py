@@ -109,6 +109,11 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         return self.error is None
 
     @property
+    def came_whole(self) -> bool:
+        """True for an answer that is one object, of embeddings or rerank: it has no tokens, and none has an instant."""
+        return not (self.error or self.chunk_ns or self.output_tokens is not None or self.finished_ns is None)
+
+    @property
     def lag_ns(self) -> int | None:
         """Schedule lag, the lateness of the client: sent - scheduled."""
         return None if self.sent_ns is None else self.sent_ns - self.scheduled_ns

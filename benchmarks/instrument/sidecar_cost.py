@@ -119,7 +119,7 @@ async def drive(server: SimulatedServer, rps: float, tokens: int) -> None:
         due_s += rng.exponential(1 / rps)
         await asyncio.sleep(max(due_s - time.monotonic(), 0))
         prompt, answer = (max(1, int(rng.gamma(4, mean / 4))) for mean in (INPUT_TOKENS, tokens))
-        ask = Ask(True, [0] * prompt, answer, answer, True, None, False, False, False)
+        ask = Ask("chat", [0] * prompt, answer, answer, True, None, False, False, False)
         server.player.admit(ask, None, None)
 
 

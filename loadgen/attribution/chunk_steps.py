@@ -37,7 +37,8 @@ be tokens without text: no character is cut into more pieces."""
 
 def engine_steps_of(records: Sequence[RequestRecord], engine: Sequence[EngineSample] = ()) -> EngineSteps:
     """Return the steps of a run. A request's first chunk ends its prefill; every later one is a decode step, or the end
-    of a second prefill after a preemption. Requests that got no chunk are in no step: their cost is unattributed."""
+    of a second prefill after a preemption. An answer that came whole ends a step that computed its prompt. Other
+    requests that got no chunk are in no step: their cost is unattributed."""
     times = _step_times(records)
     counts = np.array([len(own_ns) for own_ns in times], dtype=np.int64)
     t_ns = np.concatenate([np.zeros(0, np.int64), *times])
@@ -70,7 +71,8 @@ def _step_times(records: Sequence[RequestRecord]) -> list[Ints]:
     Tokens without a chunk after the last one were decoded until `last_token_ns`, at the pace of those before. Where
     another stream got a chunk near such an instant, that was the step.
     """
-    seen = [np.array(record.chunk_ns, dtype=np.int64) for record in records]
+    ends = [[record.finished_ns] if record.came_whole else record.chunk_ns for record in records]
+    seen = [np.array(end, dtype=np.int64) for end in ends]
     tails = [_tail(record) for record in records]
     if not any(len(tail) for tail in tails):
         return seen

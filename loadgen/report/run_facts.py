@@ -175,7 +175,7 @@ def load_facts(summary: Summary) -> list[Fact]:
             facts += [Fact("goodput", _goodput(part.goodput), clean(name)) for name, part in parts if part.goodput]
     if lengths is not None:
         facts.append(Fact("input length", _length(lengths.input_asked, lengths.input_counted, lengths.input_max_off)))
-        if lengths.output_asked is not None or summary.endings is None:
+        if lengths.output_asked is not None or (summary.endings is None and summary.tokens.output is not None):
             planned = (lengths.output_asked, lengths.output_counted, lengths.output_max_off)
             facts.append(Fact("output length", _length(*planned)))
     if summary.endings is not None:
@@ -327,3 +327,8 @@ def failures(records: Iterable[RequestRecord]) -> list[tuple[str, int, RequestRe
             kinds.setdefault(record.error, []).append(record)
     rows = [(kind, len(failed), next((r for r in failed if r.detail), failed[0])) for kind, failed in kinds.items()]
     return sorted(rows, key=lambda row: (-row[1], row[0]))
+
+
+def whole_answers(number: int) -> str:
+    """Describe how the energy of answers without a stream was shared."""
+    return f"{count(number)} answers came whole: each is one step, which ends with it, and shares energy by its tokens"

@@ -30,6 +30,7 @@ from loadgen.report.run_facts import (
     summary_of,
     title,
     verdict_remarks,
+    whole_answers,
 )
 from loadgen.results.energy_summary import accounts_mj, imbalance_mj
 from loadgen.results.summary import EnergySummary, Instrument, Summary
@@ -141,6 +142,8 @@ def energy_ledger(attribution: RunAttribution, energy: EnergySummary) -> Markup:
         f"Source: {energy.source or 'unknown'}. Method: {energy.method or 'unknown'}."
         f" Over {seconds(energy.duration_s)}, mean {watts(energy.mean_watts)}. Coverage {percent(energy.coverage)}."
     )
+    if energy.came_whole:
+        caption += f" {whole_answers(energy.came_whole).capitalize()}."
     accounts_table = table(["account", "mJ", "energy", "share"], rows, "Energy accounts", "ledger")
     heading = tag("h3", "Where the energy went")
     return tag("figure", heading, bar, accounts_table, tag("figcaption", caption), class_="wide")

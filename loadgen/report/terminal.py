@@ -29,6 +29,7 @@ from loadgen.report.run_facts import (
     summary_of,
     title,
     verdict_remarks,
+    whole_answers,
 )
 from loadgen.results.summary import Summary
 
@@ -146,6 +147,8 @@ def _energy(summary: Summary, parts: list[RunPart], console: Console) -> None:
     console.print(table)
     method = f"source {energy.source or UNKNOWN} · method {energy.method or UNKNOWN}"
     power = f"mean {watts(energy.mean_watts)}, idle {watts(energy.idle_watts)}"
+    if energy.came_whole:
+        method += f" · {whole_answers(energy.came_whole)}"
     _paragraph(console, clean(f"{method} · {power} · coverage {percent(energy.coverage)}"), indent=2, style="dim")
 
 

@@ -63,7 +63,7 @@ def energy_shares(
     joules = _sum_joules(energy.joules for energy in energies)
     output_tokens = sum(record.output_tokens or 0 for record in records)
     prompts_known = prompts_counted and all(
-        record.input_tokens is not None for record in records if record.output_tokens is not None
+        record.input_tokens is not None for record in records if record.ok or record.output_tokens is not None
     )
     tokens = output_tokens + sum(record.input_tokens or 0 for record in records)
     return {
@@ -110,6 +110,7 @@ def summarize_energy(
         reasons=reasons,
         source=", ".join(sorted({domain.source for domain in result.info.domains})) or None,
         method=attribution.method,
+        came_whole=sum(record.came_whole for record in result.records),
         duration_s=duration_s,
         measured_joules=j_from_mj(attribution.measured_mj),
         measured_se_joules=measured_se,

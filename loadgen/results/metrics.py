@@ -134,14 +134,14 @@ def length_check(
     counted = [
         (asked, record)
         for asked, record in zip(requested, records, strict=True)
-        if record.ok and asked != (None, None) and has_counted_answer(record)
+        if asked != (None, None) and (has_counted_answer(record) or record.came_whole)
     ]
     if not counted:
         return None
     inputs = np.array(
         [(asked[0], r.input_tokens) for asked, r in counted if asked[0] and r.input_tokens], dtype=np.int64
     )
-    answers = [(asked[1], record) for asked, record in counted if asked[1] is not None]
+    answers = [(asked[1], record) for asked, record in counted if asked[1] is not None and not record.came_whole]
     outputs = np.array([(asked, record.output_tokens) for asked, record in answers], dtype=np.int64).reshape(-1, 2)
     off, is_shorter, is_longer = _length_differences(outputs)
     by_model = np.array([record.finish_reason not in (None, "length") for _, record in answers], dtype=bool)

@@ -193,6 +193,9 @@ class EnergySummary(msgspec.Struct, frozen=True, kw_only=True):
     """Reasons why the energy cannot be trusted, or is missing. Empty when valid."""
     source: str | None = None
     method: str | None = None
+    came_whole: int = 0
+    """Answers that are one object. Each is taken for one step that ends with it, and shares that step's energy by the
+    tokens of its prompt."""
     duration_s: float | None = None
     measured_joules: float | None = None
     measured_se_joules: float | None = None

@@ -5,6 +5,7 @@ from typing import Any, NoReturn
 
 import msgspec
 
+from loadgen.record import UNSTREAMED, Endpoint
 from loadgen.simulator.tokens import chat_tokens, tokenize
 
 _NOT_SIMULATED = ("echo", "best_of", "tools", "suffix", "logprobs", "top_logprobs")
@@ -39,15 +40,20 @@ class StreamOptions(msgspec.Struct):
 
 
 class GenerateBody(msgspec.Struct):
-    """Body of chat or completions. Sampling options (temperature, top_p, stop, ...) are accepted and have no effect."""
+    """Body of a request to any endpoint. Sampling options (temperature, top_p, stop, ...) have no effect."""
 
     model: str | None = None
     messages: list[Message] | None = None
     prompt: Any = None
+    input: Any = None
+    instructions: str | None = None
+    query: str | None = None
+    documents: list[str] | None = None
     stream: bool | None = False
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
     max_completion_tokens: int | None = None
+    max_output_tokens: int | None = None
     min_tokens: int | None = 0
     ignore_eos: bool | None = False
     seed: int | None = None
@@ -65,7 +71,7 @@ class GenerateBody(msgspec.Struct):
 class Ask:
     """A request, checked against the model."""
 
-    chat: bool
+    endpoint: Endpoint
     input_ids: list[int]
     max_tokens: int
     min_tokens: int
@@ -74,6 +80,8 @@ class Ask:
     stream: bool
     include_usage: bool
     continuous_usage: bool
+    texts: int = 1
+    """Texts to embed, or documents to rank."""
 
 
 def decode_body(raw: bytes) -> GenerateBody:
@@ -84,7 +92,7 @@ def decode_body(raw: bytes) -> GenerateBody:
         raise ApiError(400, f"bad request body: {err}") from err
 
 
-def ask_of(body: GenerateBody, chat: bool, model_name: str, max_model_len: int) -> Ask:
+def ask_of(body: GenerateBody, endpoint: Endpoint, model_name: str, max_model_len: int) -> Ask:
     """Check a request. Raises ApiError: 404 for another model, 400 for a request that cannot be served."""
     check_model(body, model_name)
     if (body.n or 1) != 1:
@@ -92,11 +100,14 @@ def ask_of(body: GenerateBody, chat: bool, model_name: str, max_model_len: int) 
     for name in _NOT_SIMULATED:
         if getattr(body, name):
             _refuse(f"{name} is not simulated")
-    input_ids = chat_ids(body) if chat else prompt_ids(body.prompt)
-    limit = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
+    if endpoint in UNSTREAMED:
+        return _pooled(body, endpoint, max_model_len)
+    input_ids = ids_of(body, endpoint)
+    limits = (body.max_completion_tokens, body.max_output_tokens, body.max_tokens)
+    limit = next((limit for limit in limits if limit is not None), None)
     remaining = max_model_len - len(input_ids)
     if limit is None:
-        limit = remaining if chat else 16
+        limit = 16 if endpoint == "completions" else remaining
     min_tokens = body.min_tokens or 0
     if limit < 1 and remaining >= 1:
         _refuse(f"max_tokens must be at least 1, got {limit}")
@@ -111,14 +122,14 @@ def ask_of(body: GenerateBody, chat: bool, model_name: str, max_model_len: int) 
         )
     options = body.stream_options or StreamOptions()
     return Ask(
-        chat=chat,
+        endpoint=endpoint,
         input_ids=input_ids,
         max_tokens=limit,
         min_tokens=min_tokens,
         ignore_eos=bool(body.ignore_eos),
         seed=body.seed,
         stream=bool(body.stream),
-        include_usage=options.include_usage,
+        include_usage=options.include_usage or endpoint == "responses",
         continuous_usage=options.include_usage and options.continuous_usage_stats,
     )
 
@@ -127,6 +138,50 @@ def check_model(body: GenerateBody, model_name: str) -> None:
     if body.model is not None and body.model != model_name:
         message = f"The model `{body.model}` does not exist; this server has `{model_name}`."
         raise ApiError(404, message, "NotFoundError")
+
+
+def _pooled(body: GenerateBody, endpoint: Endpoint, max_model_len: int) -> Ask:
+    """Check a request whose answer has no tokens. All of its texts are computed as one prompt."""
+    if endpoint == "rerank":
+        if not body.query or not body.documents:
+            _refuse("rerank needs a query and documents")
+        ids = [tokenize(body.query + document) for document in body.documents]
+    else:
+        several = isinstance(body.input, list) and body.input and not isinstance(body.input[0], int)
+        ids = [prompt_ids(text) for text in (body.input if several else [body.input])]
+    if not all(ids) or max(map(len, ids)) >= max_model_len or sum(map(len, ids)) >= max_model_len:
+        _refuse(f"the texts must hold from 1 to {max_model_len - 1} tokens, this simulator's limit for all together")
+    joined = [token for text in ids for token in text]
+    return Ask(endpoint, joined, 1, 1, True, None, False, False, False, len(ids))
+
+
+def ids_of(body: GenerateBody, endpoint: Endpoint) -> list[int]:
+    """Return the token ids of a prompt, a chat, or the input of a response. Raises ApiError."""
+    if endpoint == "completions":
+        return prompt_ids(body.prompt)
+    if endpoint == "chat":
+        return chat_ids(body)
+    items = [{"role": "user", "content": body.input}] if isinstance(body.input, str) else body.input
+    try:
+        messages = msgspec.convert(items, list[_Item])
+    except msgspec.ValidationError as err:
+        raise ApiError(400, f"input: {err}") from err
+    system = [Message("system", body.instructions)] if body.instructions else []
+    return chat_ids(msgspec.structs.replace(body, messages=[*system, *(item.message for item in messages)]))
+
+
+class _Item(msgspec.Struct):
+    """A message, a call, or what the call returned."""
+
+    role: str = "tool"
+    content: str | list[dict[str, Any]] | None = None
+    name: str = ""
+    arguments: str = ""
+    output: str = ""
+
+    @property
+    def message(self) -> Message:
+        return Message(self.role, self.content or f"{self.name}{self.arguments}{self.output}")
 
 
 def chat_ids(body: GenerateBody) -> list[int]:
@@ -154,11 +209,18 @@ def _refuse(message: str) -> NoReturn:
     raise ApiError(400, message)
 
 
+_RESPONSE_USAGE = (
+    b'{"input_tokens":%d,"output_tokens":%d,"total_tokens":%d,"input_tokens_details":{"cached_tokens":%d},'
+    b'"output_tokens_details":{"reasoning_tokens":0}}'
+)
 _USAGE = b'{"prompt_tokens":%d,"completion_tokens":%d,"total_tokens":%d,"prompt_tokens_details":{"cached_tokens":%d}}'
 
 
-def usage_json(input_tokens: int, output_tokens: int, cached_tokens: int) -> bytes:
-    return _USAGE % (input_tokens, output_tokens, input_tokens + output_tokens, cached_tokens)
+def usage_json(endpoint: Endpoint, input_tokens: int, output_tokens: int, cached_tokens: int) -> bytes:
+    if endpoint in UNSTREAMED:
+        return b'{"prompt_tokens":%d,"total_tokens":%d}' % (input_tokens, input_tokens)
+    usage = _RESPONSE_USAGE if endpoint == "responses" else _USAGE
+    return usage % (input_tokens, output_tokens, input_tokens + output_tokens, cached_tokens)
 
 
 class Events:
@@ -182,7 +244,7 @@ class Events:
         )
 
     @property
-    def role(self) -> bytes:
+    def opening(self) -> bytes:
         """The event before the tokens of a chat; empty for a completion."""
         return self._role
 
@@ -191,12 +253,55 @@ class Events:
         tail = b"}\n\n" if usage is None else b',"usage":' + usage + b"}\n\n"
         return self._start + word.encode() + end + tail
 
-    def usage(self, usage: bytes) -> bytes:
-        return self._head + b'],"usage":' + usage + b"}\n\n"
+    def closing(self, finish_reason: str, usage: bytes | None) -> bytes:
+        """Return the event after the tokens."""
+        return b"" if usage is None else self._head + b'],"usage":' + usage + b"}\n\n"
 
     def broken(self) -> bytes:
         """Return an event that is not JSON."""
         return self._start + b"\n\n"
+
+
+class ResponseEvents:
+    """Server-sent events of the Responses API, which ends its streams without [DONE]."""
+
+    def __init__(self, response_id: str, model_name: str, created_s: int) -> None:
+        self._response = {"id": response_id, "object": "response", "created_at": created_s, "model": model_name}
+        self._item_id = f"msg_{response_id}"
+        self._number = -1
+
+    @property
+    def opening(self) -> bytes:
+        """The events before the tokens."""
+        item = {"type": "message", "id": self._item_id, "role": "assistant", "status": "in_progress", "content": []}
+        return self._event("response.created", response=self._response | {"status": "in_progress"}) + self._event(
+            "response.output_item.added", output_index=0, item=item
+        )
+
+    def token(self, word: str, finish_reason: str | None, usage: bytes | None) -> bytes:
+        if finish_reason == "abort":
+            return self.closing("abort", None)
+        place = {"item_id": self._item_id, "output_index": 0, "content_index": 0}
+        return self._event("response.output_text.delta", **place, delta=word, logprobs=[])
+
+    def closing(self, finish_reason: str, usage: bytes | None) -> bytes:
+        """Return the event after the tokens."""
+        status = {"length": "incomplete", "abort": "failed"}.get(finish_reason, "completed")
+        fields: dict[str, Any] = {"status": status, "usage": None if usage is None else msgspec.Raw(usage)}
+        if status == "incomplete":
+            fields["incomplete_details"] = {"reason": "max_output_tokens"}
+        if status == "failed":
+            fields["error"] = {"code": "server_error", "message": "aborted"}
+        return self._event(f"response.{status}", response=self._response | fields)
+
+    def broken(self) -> bytes:
+        """Return an event that is not JSON."""
+        return b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta\n\n'
+
+    def _event(self, kind: str, **fields: Any) -> bytes:
+        self._number += 1
+        data = msgspec.json.encode({"type": kind, "sequence_number": self._number, **fields})
+        return b"event: %b\ndata: %b\n\n" % (kind.encode(), data)
 
 
 DONE = b"data: [DONE]\n\n"
@@ -205,9 +310,23 @@ ERROR_EVENT = b"data: " + ApiError(500, "simulated fault: error_event", "Interna
 
 
 def whole_answer(
-    chat: bool, response_id: str, model_name: str, created_s: int, text: str, finish_reason: str, usage: bytes | None
+    ask: Ask, response_id: str, model_name: str, created_s: int, text: str, finish_reason: str, usage: bytes | None
 ) -> bytes:
     """Return the body of a response that is not streamed."""
+    counted = {} if usage is None else {"usage": msgspec.Raw(usage)}
+    if ask.endpoint == "embeddings":
+        vectors = [{"object": "embedding", "index": i, "embedding": [1.0, 0.0]} for i in range(ask.texts)]
+        return msgspec.json.encode({"object": "list", "data": vectors, "model": model_name} | counted)
+    if ask.endpoint == "rerank":
+        ranks = [{"index": i, "relevance_score": 1 / (i + 1)} for i in range(ask.texts)]
+        return msgspec.json.encode({"id": response_id, "model": model_name, "results": ranks} | counted)
+    if ask.endpoint == "responses":
+        part = {"type": "output_text", "text": text, "annotations": []}
+        item = {"type": "message", "id": f"msg_{response_id}", "role": "assistant", "content": [part]}
+        whole = {"id": response_id, "object": "response", "created_at": created_s, "model": model_name}
+        status = "incomplete" if finish_reason == "length" else "completed"
+        return msgspec.json.encode(whole | {"status": status, "output": [item]} | counted)
+    chat = ask.endpoint == "chat"
     content = {"message": {"role": "assistant", "content": text}} if chat else {"text": text}
     body = {
         "id": response_id,
@@ -217,4 +336,4 @@ def whole_answer(
         "system_fingerprint": "simulated",
         "choices": [{"index": 0, **content, "logprobs": None, "finish_reason": finish_reason}],
     }
-    return msgspec.json.encode(body if usage is None else body | {"usage": msgspec.Raw(usage)})
+    return msgspec.json.encode(body | counted)

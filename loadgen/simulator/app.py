@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import islice
 from typing import Any
 
@@ -20,6 +21,7 @@ from loadgen.clock import monotonic_ns
 from loadgen.energy.series import EnergyDomain
 from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.errors import LoadgenError
+from loadgen.record import PATHS, Endpoint
 from loadgen.simulator.api import (
     ApiError,
     Ask,
@@ -84,8 +86,9 @@ class SimulatedServer:
         app = web.Application(middlewares=[self._errors_as_json], client_max_size=64 * 1024**2)
         app.on_response_prepare.append(_mark_simulated)
         app.router.add_get("/v1/models", self.models)
-        app.router.add_post("/v1/chat/completions", self.chat)
-        app.router.add_post("/v1/completions", self.completions)
+        for endpoint, path in PATHS.items():
+            app.router.add_post(f"/v1{path}", partial(self._generate, endpoint))
+        app.router.add_post("/rerank", partial(self._generate, "rerank"))
         app.router.add_post("/tokenize", self.tokenize)
         app.router.add_get("/health", self.health)
         app.router.add_get("/version", self.version)
@@ -95,16 +98,10 @@ class SimulatedServer:
         app.router.add_get("/oracle/requests", self.oracle_requests)
         return app
 
-    async def chat(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, chat=True)
-
-    async def completions(self, request: web.Request) -> web.StreamResponse:
-        return await self._generate(request, chat=False)
-
-    async def _generate(self, request: web.Request, chat: bool) -> web.StreamResponse:
+    async def _generate(self, endpoint: Endpoint, request: web.Request) -> web.StreamResponse:
         self._authorize(request)
         body = decode_body(await request.read())
-        ask = ask_of(body, chat, self.model_name, self.engine.max_model_len)
+        ask = ask_of(body, endpoint, self.model_name, self.engine.max_model_len)
         fault = self.options.faults.draw(self.faults_rng)
         if fault in ("http_500", "http_503", "http_429"):
             raise ApiError(int(fault[-3:]), f"simulated fault: {fault}", "SimulatedFault")
@@ -132,7 +129,7 @@ class SimulatedServer:
             self.player.leave(answer)
         usage = None if fault == "no_usage" else answer.usage
         body = whole_answer(
-            ask.chat, answer.response_id, self.model_name, answer.created_s, answer.text, answer.finish_reason, usage
+            ask, answer.response_id, self.model_name, answer.created_s, answer.text, answer.finish_reason, usage
         )
         match fault:
             case "error_event":

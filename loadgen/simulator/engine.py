@@ -51,6 +51,8 @@ class Sequence:
     """Tokens that it emits before it finishes."""
     block_hashes: tuple[Hashable, ...] = ()
     """One hash per full block of the prompt, each of all tokens up to the block's end. Used by prefix caching only."""
+    pooled: bool = False
+    """True if its answer is made from the prompt's states: the one token that ends it is none that is generated."""
     computed: int = 0
     """Tokens in the KV cache."""
     emitted: int = 0
@@ -388,7 +390,7 @@ class Totals:
     def add(self, step: Step) -> None:
         """Add a step that has ended."""
         self.iterations += 1
-        self.generation_tokens += len(step.emitted)
+        self.generation_tokens += len(step.emitted) - sum([seq.pooled for seq in step.started])
         self.preemptions += len(step.preempted)
         self.prompt_tokens += sum(seq.input_tokens for seq in step.started)
         self.cached_tokens += sum(seq.cached_tokens for seq in step.started)

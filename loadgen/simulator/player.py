@@ -17,11 +17,12 @@ import msgspec
 import numpy as np
 
 from loadgen.clock import anchor, monotonic_ns
-from loadgen.simulator.api import Ask, Events
+from loadgen.record import UNSTREAMED
+from loadgen.simulator.api import Ask, Events, ResponseEvents
 from loadgen.simulator.engine import Engine, Sequence, Step
 from loadgen.simulator.metrics import Metrics
 from loadgen.simulator.served_request import ServedRequest
-from loadgen.simulator.spans import export_finished
+from loadgen.simulator.spans import ID_PREFIXES, export_finished
 from loadgen.simulator.tokens import answer_words, block_hashes
 from loadgen.telemetry.otlp_export import BatchSender
 from loadgen.units import NS_PER_MS, NS_PER_S, s_from_ns
@@ -141,12 +142,12 @@ class EnginePlayer:
         drawn_tokens = max(ask.min_tokens, int(rng.geometric(1 / MEAN_ANSWER_TOKENS)), 1)
         ends_by_itself = not ask.ignore_eos and drawn_tokens < ask.max_tokens
         length, reason = (drawn_tokens, "stop") if ends_by_itself else (ask.max_tokens, "length")
-        response_id = f"{'chatcmpl' if ask.chat else 'cmpl'}-simulated-{self._seed}-{self.count}"
+        response_id = f"{ID_PREFIXES[ask.endpoint]}-simulated-{self._seed}-{self.count}"
         hashes = block_hashes(ask.input_ids) if self.engine.scheduler.options.prefix_caching else ()
         now_ns = self.now_ns()
         answer = ServedRequest(
             ask=ask,
-            seq=Sequence(now_ns, len(ask.input_ids), length, hashes),
+            seq=Sequence(now_ns, len(ask.input_ids), length, hashes, pooled=ask.endpoint in UNSTREAMED),
             request_id=response_id if request_id is None else request_id,
             response_id=response_id,
             created_s=(now_ns - self.anchor.monotonic_ns + self.anchor.wall_ns) // NS_PER_S,
@@ -157,7 +158,10 @@ class EnginePlayer:
             done=asyncio.get_running_loop().create_future(),
         )
         if ask.stream:
-            answer.events = Events(ask.chat, response_id, self.model_name, answer.created_s)
+            about = (response_id, self.model_name, answer.created_s)
+            answer.events = (
+                ResponseEvents(*about) if ask.endpoint == "responses" else Events(ask.endpoint == "chat", *about)
+            )
             answer.words = answer_words(answer.word_seed)
         self.answers[answer.seq] = answer
         self.engine.add(answer.seq)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from aiohttp import HttpVersion11, web
 
-from loadgen.simulator.api import DONE, ERROR_EVENT, EVENT_ERROR, Ask, Events, usage_json
+from loadgen.simulator.api import DONE, ERROR_EVENT, EVENT_ERROR, Ask, Events, ResponseEvents, usage_json
 from loadgen.simulator.spans import Finished, engine_id
 from loadgen.simulator.tokens import answer_words
 
@@ -53,7 +53,7 @@ class ServedRequest:
     done: asyncio.Future[None]
     """Completes when there is nothing more to send."""
     wire: ChunkedWriter | None = None
-    events: Events | None = None
+    events: Events | ResponseEvents | None = None
     words: Iterator[str] | None = None
     sent_tokens: int = 0
     """Tokens whose step has ended, so that the client may have them."""
@@ -70,7 +70,7 @@ class ServedRequest:
         """The completed request, for its span."""
         assert self.seq.started_ns is not None
         return Finished(
-            engine_id(self.request_id, self.ask.chat),
+            engine_id(self.request_id, self.ask.endpoint),
             self.seq.arrival_ns,
             self.seq.started_ns,
             self.first_token_ns,
@@ -82,7 +82,7 @@ class ServedRequest:
 
     @property
     def usage(self) -> bytes:
-        return usage_json(self.seq.input_tokens, self.sent_tokens, self.seq.cached_tokens)
+        return usage_json(self.ask.endpoint, self.seq.input_tokens, self.sent_tokens, self.seq.cached_tokens)
 
     def emit(self, end_ns: int) -> None:
         """Count the next token at the end of its step; write its event if the response is a stream."""
@@ -100,12 +100,12 @@ class ServedRequest:
         usage = self.usage if self.ask.continuous_usage else None
         is_textless = self.fault == "textless" and self.sent_tokens > self.seq.output_tokens // 2
         word = "" if is_textless else next(self.words)
-        data = self.events.token(word, self.finish_reason if is_last else None, usage)
-        if self.sent_tokens == 1:
-            data = self.events.role + data
-        if is_last and self.ask.include_usage and self.fault != "no_usage":
-            data += self.events.usage(self.usage)
-        if is_last and self.fault != "no_done":
+        data = self.events.opening if self.sent_tokens == 1 else b""
+        data += self.events.token(word, self.finish_reason if is_last else None, usage)
+        if is_last:
+            counts = self.ask.include_usage and self.fault != "no_usage"
+            data += self.events.closing(self.finish_reason, self.usage if counts else None)
+        if is_last and self.fault != "no_done" and self.ask.endpoint != "responses":
             data += DONE
         wire.write(data)
 

@@ -11,6 +11,7 @@ from loadgen.units import s_from_ns
 
 if TYPE_CHECKING:
     from loadgen.clock import Anchor
+    from loadgen.record import Endpoint
 
 _KIND_SERVER = 2
 
@@ -30,11 +31,17 @@ class Finished(NamedTuple):
     """The client's span, named by its `traceparent`."""
 
 
-def engine_id(request_id: str, chat: bool) -> str:
+ID_PREFIXES: dict[Endpoint, str] = {
+    "chat": "chatcmpl", "completions": "cmpl", "responses": "resp", "embeddings": "embd", "rerank": "rerank",
+}  # fmt: skip
+
+
+def engine_id(request_id: str, endpoint: Endpoint) -> str:
     """Return vLLM's own id for a request with the client's id `request_id`; an id that the engine made stays."""
-    if request_id.startswith(("chatcmpl-", "cmpl-")):
+    if request_id.startswith(tuple(f"{prefix}-" for prefix in ID_PREFIXES.values())):
         return request_id
-    return f"chatcmpl-{request_id}" if chat else f"cmpl-{request_id}-0"
+    prefix = ID_PREFIXES[endpoint]
+    return f"{prefix}-{request_id}-0" if endpoint in ("completions", "embeddings") else f"{prefix}-{request_id}"
 
 
 def export_finished(model: str, batch: Sequence[Finished], anchor: Anchor) -> bytes:

@@ -35,6 +35,23 @@ def test_three_requests_by_hand() -> None:
     assert steps.iterations.tolist() == [1] * 5
 
 
+def test_an_answer_that_came_whole_is_one_prefill_that_ends_with_it() -> None:
+    """Requests 0 and 1 end together; request 2 waits for them; request 3 failed and is in no step."""
+    rows = [(0, 10, 50, None), (4, 10, 70, None), (5, 30, 90, None), (40, 50, 9, "http")]
+    whole = [
+        msgspec.structs.replace(
+            request(i, sent_ms, [], prompt=prompt), finished_ns=end_ms * MS, output_tokens=None, error=error
+        )
+        for i, (sent_ms, end_ms, prompt, error) in enumerate(rows)
+    ]
+    steps = engine_steps_of(whole)
+    assert (steps.start_ns // MS).tolist() == [0, 10]
+    assert (steps.end_ns // MS).tolist() == [10, 30]
+    assert (steps.step.tolist(), steps.request.tolist()) == ([0, 0, 1], [0, 1, 2])
+    assert (steps.prefill.tolist(), steps.decode.tolist()) == ([50, 70, 90], [0, 0, 0])
+    assert steps.prefilling.all()
+
+
 @pytest.mark.parametrize(("gap_ns", "count"), [(BURST_GAP_NS - 1, 1), (BURST_GAP_NS, 2)])
 def test_chunks_less_than_the_burst_gap_apart_are_of_one_step(gap_ns: int, count: int) -> None:
     start = 10 * NS_PER_MS

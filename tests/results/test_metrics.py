@@ -103,6 +103,15 @@ def test_lengths_are_checked_over_completed_requests_that_the_server_counted() -
     assert metrics.length_check([(1, 1), (1, 1)], [by_chunks, FAILED]) is None
 
 
+def test_prompts_are_checked_where_the_answer_came_whole() -> None:
+    whole = RequestRecord(
+        index=0, workload="w", scheduled_ns=0, sent_ns=0, finished_ns=9 * MS, input_tokens=8, status=200
+    )
+    checked = metrics.length_check([(5, None), (7, None)], [whole, FAILED])
+    assert checked is not None
+    assert (checked.count, checked.input_asked, checked.input_counted, checked.output_asked) == (1, 5, 8, None)
+
+
 def test_prompts_are_checked_where_no_length_of_the_answer_was_requested() -> None:
     check = metrics.length_check([(4, None), (None, None), (7, 20)], [answered(), answered(), answered(tokens=17)])
     assert check is not None

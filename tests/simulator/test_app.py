@@ -155,6 +155,70 @@ def test_openai_completions_whole_and_streamed_say_the_same():
     with_openai(test)
 
 
+def test_openai_responses_whole_and_streamed_say_the_same():
+    async def test(sdk):
+        ask = {"model": MODEL, "input": "Say hello, would you?", "max_output_tokens": 7}
+        more = {"ignore_eos": True, "seed": 3}
+        whole = await sdk.responses.create(**ask, extra_body=more)
+        stream = await sdk.responses.create(**ask, extra_body=more, stream=True)
+        events = [event async for event in stream]
+        assert [event.sequence_number for event in events] == list(range(len(events)))
+        assert "".join(event.delta for event in events if event.type.endswith(".delta")) == whole.output_text
+        last = events[-1]
+        assert (last.type, last.response.incomplete_details.reason) == ("response.incomplete", "max_output_tokens")
+        assert last.response.usage == whole.usage
+        assert (whole.usage.output_tokens, whole.status) == (7, "incomplete")
+        chat = await sdk.chat.completions.create(model=MODEL, messages=HELLO, max_tokens=1)
+        assert whole.usage.input_tokens == chat.usage.prompt_tokens
+
+    with_openai(test)
+
+
+def test_openai_embeds_as_many_texts_as_it_is_given():
+    async def test(sdk):
+        answer = await sdk.embeddings.create(model=MODEL, input=["one two", "three"], encoding_format="float")
+        assert [item.index for item in answer.data] == [0, 1]
+        assert answer.usage.prompt_tokens == answer.usage.total_tokens == 3
+
+    with_openai(test)
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/rerank"])
+def test_documents_are_ranked_and_cost_a_prefill(path):
+    async def test(client):
+        ask = {"model": MODEL, "query": "one", "documents": [" two", " three", " four"]}
+        status, answer = await client.post(path, ask, {"X-Request-Id": "ranked"})
+        assert (status, len(answer["results"]), answer["usage"]) == (200, 3, {"prompt_tokens": 6, "total_tokens": 6})
+        (cost,) = await client.oracle()
+        assert cost["prefill_joules"] > 0 == cost["decode_joules"]
+        metrics = await client.metrics()
+        assert (metrics["vllm:prompt_tokens_total"], metrics["vllm:generation_tokens_total"]) == (6, 0)
+
+    serving(test)
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/embeddings", {}),
+        ("/v1/embeddings", {"input": ""}),
+        ("/v1/embeddings", {"input": ["a", ""]}),
+        ("/v1/embeddings", {"input": 7}),
+        ("/v1/rerank", {"query": "a"}),
+        ("/v1/rerank", {"documents": ["a"]}),
+        ("/v1/responses", {}),
+        ("/v1/responses", {"input": 7}),
+        ("/v1/responses", {"input": [7]}),
+    ],
+)
+def test_an_input_that_is_none_is_refused(path, body):
+    async def test(client):
+        status, answer = await client.post(path, body)
+        assert status == 400, answer
+
+    serving(test)
+
+
 def test_openai_raises_what_it_raises_on_the_real_api():
     async def test(sdk):
         with pytest.raises(openai.NotFoundError, match="does not exist"):
@@ -604,7 +668,7 @@ def test_equal_hashes_are_equal_prefixes(one, other):
 def test_lengths_are_granted_only_within_the_context(input_tokens, max_tokens, min_tokens):
     body = GenerateBody(prompt=[1] * input_tokens, max_tokens=max_tokens, min_tokens=min_tokens)
     try:
-        ask = ask_of(body, chat=False, model_name=MODEL, max_model_len=64)
+        ask = ask_of(body, "completions", model_name=MODEL, max_model_len=64)
     except ApiError:
         assert input_tokens + max_tokens > 64 or min_tokens > max_tokens
     else:

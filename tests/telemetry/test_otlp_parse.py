@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from loadgen.clock import Anchor
-from loadgen.record import RequestRecord
+from loadgen.record import Endpoint, RequestRecord
 from loadgen.simulator.spans import Finished, engine_id, export_finished
 from loadgen.telemetry.otlp_export import export_records
 from loadgen.telemetry.otlp_parse import (
@@ -244,15 +244,15 @@ def test_rust_durations(text: str, seconds: float | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("request_id", "chat", "engines"),
+    ("request_id", "endpoint", "engines"),
     [
-        ("run-7", True, "chatcmpl-run-7"),
-        ("run-7", False, "cmpl-run-7-0"),
-        ("chatcmpl-simulated-0-1", True, "chatcmpl-simulated-0-1"),
+        ("run-7", "chat", "chatcmpl-run-7"),
+        ("run-7", "completions", "cmpl-run-7-0"),
+        ("chatcmpl-simulated-0-1", "chat", "chatcmpl-simulated-0-1"),
     ],
 )
-def test_the_simulated_engines_spans_are_read_as_vllms(request_id: str, chat: bool, engines: str) -> None:
-    assert engine_id(request_id, chat) == engines
+def test_the_simulated_engines_spans_are_read_as_vllms(request_id: str, endpoint: Endpoint, engines: str) -> None:
+    assert engine_id(request_id, endpoint) == engines
     client = span_ids("run-7")
     seen = Finished(engines, 1000, 2000, 502_000, 900_000, 11, 5, client)
     span = one(export_finished("m", [seen], Anchor(wall_ns=START_NS, monotonic_ns=0)))
