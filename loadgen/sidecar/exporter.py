@@ -35,7 +35,8 @@ class SidecarPage:
     """True if the engine answered lately; None when no engine was named."""
     engine_understood: bool | None
     """True if it did with a metrics page whose names are known."""
-    engine_restarts: int
+    engine_restarts: int | None
+    """None when no engine was named."""
 
 
 class MetricRow(NamedTuple):
@@ -138,7 +139,7 @@ METRICS = (
              "Output tokens with a span over the engine's own, last 5 minutes committed. Absent without its count.",
              _single(lambda page: page.ledger.coverage)),
     Declared("loadgen_foreign_output_tokens_total", "counter", (),
-             "Output tokens that the engine counted and no span reported: an estimate.",
+             "Output tokens that the engine counted and no span reported: an estimate. Absent without its count.",
              _single(lambda page: page.ledger.foreign_tokens)),
     Declared("loadgen_energy_resets_total", "counter", (),
              "Energy counters found restarted. The energy used around a restart is unknown.",
@@ -171,7 +172,8 @@ METRICS = (
              "1 if the engine answers with a metrics page whose names are known. Absent when no engine was named.",
              _single(lambda page: None if page.engine_understood is None else float(page.engine_understood))),
     Declared("loadgen_engine_restarts_total", "counter", (),
-             "Restarts of the engine, seen by its token counter.", _single(lambda page: page.engine_restarts)),
+             "Restarts of the engine, seen by its token counter. Absent when no engine was named.",
+             _single(lambda page: page.engine_restarts)),
 )  # fmt: skip
 """All metrics, in the order of the page."""
 

@@ -101,7 +101,8 @@ class Snapshot:
     """Time from the watermark to now."""
     coverage: float | None
     """Output tokens with a span / the engine's, over the last five minutes committed."""
-    foreign_tokens: int
+    foreign_tokens: int | None
+    """None without a count of the engine's."""
 
     def check(self) -> None:
         """Raise AssertionError unless energy is conserved; called before anything is shown."""
@@ -179,7 +180,7 @@ class Ledger:
         self._fitted_ns = 0
         self._at_end = False
         """True if the engine counts a request's tokens when it ends."""
-        self._foreign_tokens = 0.0
+        self._foreign_tokens: float | None = None
         self._coverage: deque[tuple[int, float, float]] = deque()
         """t_ns, tokens of spans and of the engine, of each commit."""
         self.dropped: Counter[str] = Counter()
@@ -352,7 +353,7 @@ class Ledger:
         interval, _, share = overlap(np.array([start_ns, end_ns]), intervals.edges_ns[:-1], intervals.edges_ns[1:])
         columns = (work.spans, work.foreign, intervals.generated)
         spans, foreign, generated = (float((column[interval] * share).sum()) for column in columns)
-        self._foreign_tokens += foreign
+        self._foreign_tokens = (self._foreign_tokens or 0.0) + foreign
         self._coverage.append((end_ns, spans, generated))
         while self._coverage[0][0] < end_ns - COVERAGE_NS:
             self._coverage.popleft()
@@ -422,7 +423,7 @@ class Ledger:
             open_requests=len(self._open),
             lag_s=s_from_ns(now_ns - self._watermark_ns) if self._watermark_ns else 0.0,
             coverage=min(span_tokens / engine_tokens, 1.0) if engine_tokens > 0 else None,
-            foreign_tokens=round(self._foreign_tokens),
+            foreign_tokens=None if self._foreign_tokens is None else round(self._foreign_tokens),
         )
         snapshot.check()
         return snapshot

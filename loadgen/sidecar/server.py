@@ -42,7 +42,8 @@ def ask_engine(url: str) -> tuple[str | None, bool]:
 
 async def keep_model(sidecar: Sidecar, model: str | None) -> None:
     """Ask the engine for its model until it answers, and again after it was away or restarted, until cancelled."""
-    url, pause_s, restarts, unsure = sidecar.options.engine_url, ASK_S, 0, model is None
+    url, pause_s, unsure = sidecar.options.engine_url, ASK_S, model is None
+    restarts: int | None = 0
     while url is not None and sidecar.options.model is None:
         await asyncio.sleep(pause_s)
         page = sidecar.page

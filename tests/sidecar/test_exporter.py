@@ -23,11 +23,11 @@ def page(coverage: float | None = 0.75, engine_up: bool | None = True) -> Sideca
             DomainEnergy(EnergyDomain(name="cpu:package-0", source="rapl"), 1000, 0),
         ),
         accounts=accounts.freeze(), idle_mj=3500, unattributed_mj=500, dropped={"late": 2, "future": 0}, merged=3,
-        partial=4, open_requests=5, lag_s=6.5, coverage=coverage, foreign_tokens=7,
+        partial=4, open_requests=5, lag_s=6.5, coverage=coverage, foreign_tokens=None if coverage is None else 7,
     )  # fmt: skip
     return SidecarPage(
         ledger=ledger, watts={"gpu:0": 312.5}, resets=8, read_errors=9, last_read_s=1.5e9, engine_up=engine_up,
-        engine_understood=engine_up, engine_restarts=10,
+        engine_understood=engine_up, engine_restarts=None if engine_up is None else 10,
     )  # fmt: skip
 
 
@@ -74,9 +74,11 @@ def test_each_metric_shows_its_own_number(name: str, expected: dict[tuple[str, .
 
 def test_an_unknown_value_has_no_row_and_an_engine_that_is_away_has_a_zero() -> None:
     unknown = page(coverage=None, engine_up=None)
-    assert samples("loadgen_energy_attribution_coverage_ratio", unknown) == {}
-    assert samples("loadgen_engine_up", unknown) == {}
-    assert samples("loadgen_engine_metrics_understood", unknown) == {}
+    for name in (
+        "energy_attribution_coverage_ratio", "foreign_output_tokens_total", "engine_up", "engine_metrics_understood",
+        "engine_restarts_total",
+    ):  # fmt: skip
+        assert samples(f"loadgen_{name}", unknown) == {}
     assert samples("loadgen_engine_up", page(engine_up=False)) == {(): 0.0}
 
 

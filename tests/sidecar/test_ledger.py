@@ -302,7 +302,7 @@ def test_before_the_first_commit_all_measured_time_lags_and_nothing_is_covered()
     power(ledger, 0, 1, 100.0)
     assert not ledger.commit(ns_from_s(60))
     snapshot = ledger.snapshot(ns_from_s(60))
-    assert (snapshot.lag_s, snapshot.coverage, snapshot.foreign_tokens, snapshot.idle_mj) == (59.9, None, 0, 0)
+    assert (snapshot.lag_s, snapshot.coverage, snapshot.foreign_tokens, snapshot.idle_mj) == (59.9, None, None, 0)
     assert Ledger([GPU]).snapshot(ns_from_s(60)).lag_s == 0.0, "nothing is measured"
 
 
