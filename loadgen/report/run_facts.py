@@ -104,8 +104,8 @@ class Remark(NamedTuple):
 def verdict_remarks(summary: Summary) -> list[Remark]:
     """Return the reasons of the verdict, the worst first. Empty when every check is ok."""
     order: tuple[Status | None, ...] = ("failed", "warning", "ok", None)
-    told = sorted((check for check in summary.verdict.checks if check.reason), key=lambda c: order.index(c.status))
-    return [Remark(check.status, f"{check.name.replace('_', ' ')}: {clean(check.reason)}") for check in told]
+    checks = sorted((check for check in summary.verdict.checks if check.reason), key=lambda c: order.index(c.status))
+    return [Remark(check.status, f"{check.name.replace('_', ' ')}: {clean(check.reason)}") for check in checks]
 
 
 MARKS: dict[Status | None, str] = {"failed": " !!", "warning": " !", "ok": "", None: ""}

@@ -212,6 +212,17 @@ def prompts_are_counted(schedule: Sequence[ScheduledRequest], records: Sequence[
     return not (len(lengths) >= MIN_PROMPTS and len(counts) == 1 and differ)
 
 
+def with_planned_prompts(schedule: Sequence[ScheduledRequest], records: Sequence[RequestRecord]) -> list[RequestRecord]:
+    """Return the records with the planned length of each prompt that the server did not count."""
+    counted = prompts_are_counted(schedule, records)
+    return [
+        record
+        if counted and record.input_tokens is not None
+        else msgspec.structs.replace(record, input_tokens=request.input_tokens)
+        for request, record in zip(schedule, records, strict=True)
+    ]
+
+
 def came_in_one_piece(record: RequestRecord) -> bool:
     """Return whether an answer of several tokens came all at once: its chunks are no times of tokens.
 

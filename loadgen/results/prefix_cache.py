@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+from loadgen.results.metrics import with_planned_prompts
 from loadgen.results.verdict import Check
 from loadgen.telemetry.engine_sample import EngineSample, cached_share, counter_values
 
@@ -35,7 +36,7 @@ class CachedTokens(NamedTuple):
 
 def prefix_cache(result: RunResult) -> Check:
     """Return whether the prompts were new to the server, beyond what the trace declares as shared."""
-    counted = cached_tokens(result.records, result.engine)
+    counted = cached_tokens(with_planned_prompts(result.schedule, result.records), result.engine)
     if counted is None:
         reason = (
             "not known whether prompts came from the server's prefix cache: neither usage nor its metrics count them"

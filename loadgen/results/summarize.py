@@ -48,23 +48,13 @@ def analyse_run(result: RunResult) -> RunResult:
     attribution = None
     prompts_counted = metrics.prompts_are_counted(result.schedule, result.records)
     if series:
-        steps = engine_steps_of(_with_planned_prompts(result, prompts_counted), result.engine)
+        steps = engine_steps_of(metrics.with_planned_prompts(result.schedule, result.records), result.engine)
         series = [align_phase(align_to_counter_clock(domain), steps) for domain in series]
         attribution = attribute_energy(series, result.records, start_ns, end_ns, steps=steps)
     energy = summarize_energy(result, attribution, series, start_ns, end_ns, prompts_counted=prompts_counted)
     analysed = replace(result, attribution=attribution)
     duration_s = (end_ns - start_ns) / NS_PER_S
     return replace(analysed, summary=_summarize(analysed, energy, start_ns, duration_s, prompts_counted))
-
-
-def _with_planned_prompts(result: RunResult, prompts_counted: bool) -> list[RequestRecord]:
-    """Return the records with the planned length of each prompt that the server did not count."""
-    return [
-        record
-        if prompts_counted and record.input_tokens is not None
-        else msgspec.structs.replace(record, input_tokens=request.input_tokens)
-        for request, record in zip(result.schedule, result.records, strict=True)
-    ]
 
 
 def span(result: RunResult) -> tuple[int, int]:

@@ -75,6 +75,15 @@ def test_a_warm_cache_is_a_warning_and_what_is_not_counted_is_not_known(
     assert list(check.rows) == (["ttft_s", "energy.prefill_joules"] if status == "warning" else [])
 
 
+@pytest.mark.parametrize(("engine", "status"), [(counters(200, 180), "warning"), (counters(200, 0), "ok")])
+def test_prompts_that_usage_does_not_count_are_not_those_of_other_clients(
+    engine: list[dict[str, float]], status: str
+) -> None:
+    made = run([None, None], engine)
+    uncounted = replace(made, records=[msgspec.structs.replace(r, input_tokens=None) for r in made.records])
+    assert prefix_cache(uncounted).status == status
+
+
 def test_a_run_without_an_answer_has_no_prompts_to_judge() -> None:
     failed = replace(run([None], NOTHING), records=[record(None, None, error="http")])
     assert (prefix_cache(failed).status, prefix_cache(failed).reason) == (None, None)
