@@ -95,9 +95,8 @@ def spread_tokens(edges_ns: Ints, phases: Phases, progress: Progress) -> Floats:
 
 def ended_tokens(edges_ns: Ints, phases: Phases) -> Floats:
     """Return float64[K]: output tokens of the spans that ended in each interval."""
-    requests = int(phases.request.max(initial=-1)) + 1
-    tokens, end_ns = np.zeros(requests), np.zeros(requests, np.int64)
-    np.add.at(tokens, phases.request, np.where(phases.prefilling, 1.0, phases.tokens))
+    tokens = np.bincount(phases.request, np.where(phases.prefilling, 1.0, phases.tokens)).astype(np.float64)
+    end_ns = np.zeros(len(tokens), np.int64)
     np.maximum.at(end_ns, phases.request, phases.end_ns)
     return _by_interval(edges_ns, end_ns, tokens)
 

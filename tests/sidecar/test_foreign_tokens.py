@@ -20,6 +20,7 @@ from loadgen.sidecar.foreign_tokens import (
     spread_tokens,
     with_foreign,
 )
+from loadgen.telemetry.otlp_parse import RequestSpan
 from loadgen.units import NS_PER_S, ns_from_s
 from sidecar.test_ledger import span
 
@@ -138,6 +139,13 @@ def test_an_engine_whose_count_stands_still_while_spans_decode_counts_at_the_end
     assert counts_at_end(Counted(generated).intervals(), decoding) is at_end
 
 
+def test_a_span_counts_as_decoding_from_the_interval_after_its_first_token() -> None:
+    """From 1 s on it decodes through two intervals, in which the engine counted nothing."""
+    decoding = phases_of([span("a", 0.5, 3.5, 41, first_token_ns=NS_PER_S)])
+    assert counts_at_end(Counted((9, 0, 0, 9)).intervals(), decoding)
+    assert not counts_at_end(Counted((0, 9, 9, 0)).intervals(), decoding)
+
+
 def test_an_engine_without_spans_is_taken_to_count_as_tokens_come() -> None:
     assert not counts_at_end(Counted((0, 0, 0, 0)).intervals(), phases())
 
@@ -199,6 +207,54 @@ def test_two_samples_are_enough_for_a_view() -> None:
     assert view is not None and view.work.foreign.tolist() == [5]
 
 
-@pytest.mark.parametrize("samples", [[], [{"t_ns": 0, "generation_tokens": 1.0}], [{"t_ns": 0}, {"t_ns": 1}]])
+@pytest.mark.parametrize(
+    "samples",
+    [
+        [],
+        [{"t_ns": 0, "generation_tokens": 1.0}],
+        [{"t_ns": 0}, {"t_ns": 1}],
+        [{"t_ns": 0, "generation_tokens": 1.0}, {"t_ns": 1, "generation_tokens": 1.0}, {"t_ns": 2}],  # no longer
+    ],
+)
 def test_an_engine_that_does_not_count_tokens_has_no_view(samples: list[dict[str, float]]) -> None:
     assert engine_view(samples, [], 0, 1, at_end=False) is None
+
+
+DECODING = [span("a", 0, 0.5, 6, first_token_ns=0), span("b", 1, 1.5, 6, first_token_ns=NS_PER_S)]
+"""Ten iterations of a tenth of a second, in the first halves of two seconds."""
+CONTEXT = 100 + 5 / 2
+"""Mean tokens that an iteration of theirs reads: the prompt's, and half of the five that it makes one by one."""
+PREFILLING = [span("c", 2, 2.9, 1, first_token_ns=ns_from_s(2.9))]
+
+
+@pytest.mark.parametrize(
+    ("ours", "missing", "alone_s", "context"),
+    [
+        (DECODING, (0, 0, 0, 0, 0), [0.2, 0.5, 0, 0.4], CONTEXT),  # a tenth of a second each, and no more than is free
+        (DECODING, (1, 0, 0, 0, 1), [0.2, 0.5, 0, 0.4], CONTEXT),
+        (DECODING, (0, 1, 0, 1, 0), [0.2, 0.5, 0, 0.4], CONTEXT),
+        (DECODING, (1, 1, 0, 1, 1), [0.5, 0.5, 0, 1], CONTEXT),  # a request of theirs throughout: all that is free
+        ([*DECODING, *PREFILLING], (0, 0, 0, 0, 0), [0.2, 0.5, 0, 0.4], CONTEXT),  # a prefill is no measure
+        (PREFILLING, (0, 0, 0, 0, 0), [1, 1, 0, 1], 0),  # without a measure: all that is free
+    ],
+)
+def test_other_clients_iterations_alone_last_as_long_as_those_in_which_spans_only_decode(
+    ours: list[RequestSpan], missing: tuple[float, ...], alone_s: list[float], context: float
+) -> None:
+    """Beside the spans' the engine ran 2, 20, 0 and 4 iterations. In the last interval others had only prompts."""
+    progress = Progress((np.array([0, 0.5, 1, 1.5, 2, 3, 4]) * NS_PER_S).astype(np.int64),
+                        np.array([0.0, 5, 7, 12, 32, 32, 36]))  # fmt: skip
+    steps = slot_steps(phases_of(ours), 0, 4 * NS_PER_S, NS_PER_S // 10, np.zeros((0, 2), np.int64))
+    work = ForeignWork(np.zeros(4), np.array([2.0, 20, 0, 0]), np.array([0.0, 0, 0, 300]))
+    view = EngineView(Counted((0, 0, 0, 0), missing=missing).intervals(), work, progress)
+    foreign = with_foreign(steps, view, at_end=False).foreign
+    assert foreign is not None and foreign.alone_ns is not None
+    assert (foreign.alone_ns / NS_PER_S).tolist() == pytest.approx(alone_s)
+    assert foreign.context == pytest.approx(context), "the mean of steps that decode"
+
+
+def test_prompts_alone_are_other_clients_too() -> None:
+    steps = slot_steps(phases(), 0, 4 * NS_PER_S, NS_PER_S, np.zeros((0, 2), np.int64))
+    work = ForeignWork(np.zeros(4), np.zeros(4), np.array([0.0, 0, 0, 300]))
+    foreign = with_foreign(steps, EngineView(Counted((0, 0, 0, 0)).intervals(), work, STEADY), at_end=False).foreign
+    assert foreign is not None and foreign.steps.tolist() == [0, 0, 0, 10]
