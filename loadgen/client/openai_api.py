@@ -122,6 +122,9 @@ class _Delta(msgspec.Struct, frozen=True):
         content, call = self.content, self.function_call
         if content and type(content) is str:
             return "answer"
+        if not (content or self.refusal or self.tool_calls or call or self.reasoning_content or self.reasoning
+                or self.thinking):  # fmt: skip
+            return None  # the first event of most streams
         parts = _kind_of_parts(content) if content else None
         if parts == "answer" or _holds_text(self.refusal):
             return "answer"
@@ -270,7 +273,7 @@ def parse_event(data: bytes) -> StreamEvent:
     """Parse the data of one event. Raises ProtocolError when it is not JSON of the API's shape."""
     if type(data) is ErrorEvent:
         return StreamEvent(error=error_of_body(data) or "an error event without a text")
-    if data == b"[DONE]" or data.strip() == b"[DONE]":
+    if not data.startswith(b"{") and data.strip() == b"[DONE]":
         return _DONE
     try:
         try:
@@ -286,15 +289,8 @@ def _event_of(body: _StreamBody) -> StreamEvent:
     choices = body.choices
     if body.error or body.object == "error":
         return StreamEvent(error=error_text(body.error if body.error is not None else body.message))
-    if choices is None and type(body.type) is str and body.type.startswith("response."):
-        return _event_of_response(body.type, body)
-    if choices is None and body.type == "error":
-        return StreamEvent(error=error_text(body.message or "an error event without a text"))
-    if choices is None and body.usage is None:  # some servers leave out the word error
-        words = body.error if body.error is not None else body.detail or (body.message if body.code else None)
-        return StreamEvent(error=None if words is None else error_text(words))
     if not choices:
-        return StreamEvent(usage=body.usage)
+        return _event_without_choices(body)
     if len(choices) == 1:
         choice = choices[0]
         if choice.error:
@@ -316,6 +312,18 @@ def _event_of(body: _StreamBody) -> StreamEvent:
         finish_reason=next((reason for reason in reasons if is_failure(reason)), reasons[0] if reasons else None),
         usage=body.usage,
     )
+
+
+def _event_without_choices(body: _StreamBody) -> StreamEvent:
+    if body.choices is None:
+        if type(body.type) is str and body.type.startswith("response."):
+            return _event_of_response(body.type, body)
+        if body.type == "error":
+            return StreamEvent(error=error_text(body.message or "an error event without a text"))
+        if body.usage is None:  # some servers leave out the word error
+            words = body.error if body.error is not None else body.detail or (body.message if body.code else None)
+            return StreamEvent(error=None if words is None else error_text(words))
+    return StreamEvent(usage=body.usage)
 
 
 def _event_of_response(kind: str, body: _StreamBody) -> StreamEvent:

@@ -150,7 +150,7 @@ class StreamState:
     @property
     def hidden_tokens(self) -> int | None:
         """Tokens of reasoning that the server counts and did not send; None if it does not count reasoning."""
-        if self.usage is None:
+        if self.usage is None or self.usage.thought_tokens is None:
             return None
         return self.usage.hidden_tokens(len(self.chunk_ns or ()), any(kind == "reasoning" for kind, _ in self._runs))
 

@@ -17,19 +17,23 @@ class SpanIds(NamedTuple):
     span_id: bytes
 
 
+def _digest(request_id: str) -> blake2b:
+    return blake2b(request_id.encode(), digest_size=TRACE_BYTES + SPAN_BYTES)
+
+
 def span_ids(request_id: str) -> SpanIds:
     """Return the ids of a request's span, for the header that is sent and the span that is reported later.
 
     They follow from the request id, so that nothing has to be remembered in between.
     """
-    digest = blake2b(request_id.encode(), digest_size=TRACE_BYTES + SPAN_BYTES).digest()
+    digest = _digest(request_id).digest()
     return SpanIds(digest[:TRACE_BYTES], digest[TRACE_BYTES:])
 
 
 def traceparent(request_id: str) -> str:
     """Return the header's value: version 0, the ids, and a flag that asks the engine to record its span."""
-    trace_id, span_id = span_ids(request_id)
-    return f"00-{trace_id.hex()}-{span_id.hex()}-{SAMPLED}"
+    ids = _digest(request_id).hexdigest()
+    return f"00-{ids[: 2 * TRACE_BYTES]}-{ids[2 * TRACE_BYTES :]}-{SAMPLED}"
 
 
 _VERSION_0 = re.compile(r"00-([0-9a-f]{32})-([0-9a-f]{16})-[0-9a-f]{2}")
