@@ -9,7 +9,7 @@ import asyncio
 from functools import partial
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, cast
-from urllib.parse import urljoin
+from urllib.parse import urljoin, urlsplit
 
 import aiohttp
 from aiohttp.client_proto import ResponseHandler
@@ -70,6 +70,15 @@ async def _on_reuse(_session: Any, context: Any, _params: Any) -> None:
         context.trace_request_ctx.reused_connection = True
 
 
+async def _on_redirect(_session: Any, _context: Any, redirect: aiohttp.TraceRequestRedirectParams) -> None:
+    """Raise RequestError for a redirect to another host: headers may hold keys, which are for the one named."""
+    target = urlsplit(urljoin(str(redirect.url), redirect.response.headers.get("Location", "")))
+    if target.hostname != redirect.url.raw_host:
+        redirect.response.close()
+        status, there = redirect.response.status, target.hostname or "nowhere"
+        raise RequestError("http", f"{status}: a redirect to another host ({there}), which is not followed")
+
+
 class Session:
     """A pool of connections to one server. `headers` are part of every request.
 
@@ -79,6 +88,7 @@ class Session:
     def __init__(self, headers: dict[str, str], proxy: str | None) -> None:
         tracing = aiohttp.TraceConfig()
         tracing.on_connection_reuseconn.append(_on_reuse)
+        tracing.on_request_redirect.append(_on_redirect)
         self._traced = TRACEPARENT not in {name.lower() for name in headers}
         self._session = aiohttp.ClientSession(
             connector=_StampedConnector(limit=0, ttl_dns_cache=300),

@@ -643,6 +643,15 @@ def test_a_redirect_that_makes_a_post_a_get_is_an_error(status: int, transport: 
     assert server.requests[-1].startswith(b"GET /v1/elsewhere")
 
 
+def test_a_redirect_to_another_host_is_an_error_and_takes_no_header_there(transport: str) -> None:
+    moved = b"HTTP/1.1 307 Moved\r\nLocation: http://other.invalid/v1\r\nContent-Length: 0\r\n\r\n"
+    (record,), _ = one((moved,))
+    assert (record.error, record.detail) == (
+        "http",
+        "307: a redirect to another host (other.invalid), which is not followed",
+    )
+
+
 def test_requests_of_no_schedule_have_ids_of_their_own() -> None:
     async def main() -> list[bytes]:
         async with wire(GOOD) as server:
