@@ -146,8 +146,10 @@ async def _list(client: Client, say: Say, *, required: bool) -> Listing:
     match content:
         case {"data": [*entries]} if all(isinstance(entry, dict) and "id" in entry for entry in entries):
             return Listing(200, entries, "no model in its list")
+        case {"data": None}:
+            return Listing(200, None, "no model in its list")
     if page.status == 200:
-        return Listing(200, None, "no model in its list")
+        return Listing(200, None, "its answer is no list of models")
     return Listing(page.status, None, one_line(client, error_of_body(page.body)))
 
 

@@ -22,9 +22,10 @@ def clean_url(url: str) -> str:
     try:
         parts = urlsplit(url)
     except ValueError as err:  # brackets without an address in them
-        raise LoadgenError(f"{url.rpartition('@')[2]!r} is not a server's URL: {err}") from err
+        raise LoadgenError(f"{url.rpartition('@')[2].partition('?')[0]!r} is not a server's URL: {err}") from err
     if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise LoadgenError(f"{url!r} is not a server's URL; one looks like http://localhost:8000/v1")
+        shown = url.rpartition("@")[2].partition("?")[0]
+        raise LoadgenError(f"{shown!r} is not a server's URL; one looks like http://localhost:8000/v1")
     try:
         return public_url(parts._replace(path=parts.path.rstrip("/")))
     except ValueError as err:

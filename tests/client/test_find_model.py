@@ -47,8 +47,9 @@ def test_the_context_is_the_one_that_the_server_reports(entry: dict[str, Any], c
     [
         ((200, {"data": [{"id": "a"}, {"id": "b"}]}), r"has 2 models \(a, b\); choose one with --model"),
         ((200, {"data": []}), "GET /models: 200, no model in its list"),
-        ((200, {"data": [{"name": "a"}]}), "no model in its list"),
-        ((200, b"<html>"), "no model in its list"),
+        ((200, {"data": None}), "no model in its list"),
+        ((200, {"data": [{"name": "a"}]}), "its answer is no list of models"),
+        ((200, b"<html>"), "its answer is no list of models"),
         ((404, {"detail": "Not Found"}), "GET /models: 404, Not Found"),
         ((404, b"<html>\n<h1>no</h1>\n"), "GET /models: 404, <html> <h1>no</h1>"),
         ((500, {"error": {"message": "no GPU"}}), "GET /models: 500, no GPU"),

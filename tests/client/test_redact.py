@@ -47,3 +47,10 @@ def test_a_port_that_is_none_is_named_without_the_login() -> None:
     with pytest.raises(LoadgenError, match=r"^example\.com: ") as refused:
         clean_url("http://me:secret@example.com:70000/v1")
     assert "secret" not in str(refused.value)
+
+
+@pytest.mark.parametrize("url", ["me:secret@host/v1", "host/v1?key=secret", "http://[me:secret@h?key=secret"])
+def test_a_url_that_is_refused_is_quoted_without_its_secrets(url: str) -> None:
+    with pytest.raises(LoadgenError, match="is not a server's URL") as refused:
+        clean_url(url)
+    assert "secret" not in str(refused.value)
