@@ -20,6 +20,8 @@ _MAX_SHARE = 0.01
 _MAX_PIECES, _MIN_PIECES = 0.05, 3
 """Share of the answers that may come in one piece, and the smallest number that is a remark: a client that the machine
 halts for a moment reads a short answer at once."""
+_MAX_CHUNKS_A_TOKEN = 1.25
+"""Chunks of an answer that may come for one token: the name of a tool and its arguments are two."""
 _CLUMPED_TPOT_S = 0.001
 """Time per token from which on chunks that come together were held back."""
 
@@ -97,6 +99,16 @@ def check_token_counts(result: RunResult, _: Summary) -> Check:
             "chunk can hold several tokens"
         )
         rows += ["tokens.output", "tokens.output_per_s", "tpot_s", "energy.joules_per_output_token"]
+    undercounted = sum(
+        record.token_source == "usage" and len(record.chunk_ns) > _MAX_CHUNKS_A_TOKEN * (record.output_tokens or 0)
+        for record in answers
+    )
+    if undercounted:
+        reasons.append(
+            f"{undercounted:,} of {len(answers):,} answers came in more chunks than the server counts tokens: its "
+            "count is too low, or a proxy cuts tokens into pieces"
+        )
+        rows += ["tokens.output", "tokens.output_per_s", "tpot_s", "itl_s", "energy.joules_per_output_token"]
     hidden = [record.hidden_tokens for record in answers if record.hidden_tokens]
     if hidden:
         reasons.append(

@@ -31,7 +31,8 @@ class CachedTokens(NamedTuple):
 
     @property
     def share(self) -> float:
-        return self.cached / self.prompt if self.prompt else 0.0
+        """Share of the prompt that was cached, at most 1: some gateways leave cached tokens out of the prompt's."""
+        return min(self.cached / self.prompt, 1.0) if self.prompt else 0.0
 
 
 def prefix_cache(result: RunResult) -> Check:

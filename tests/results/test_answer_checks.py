@@ -197,6 +197,13 @@ COUNTED_BY_CHUNKS = ["tokens.output", "tokens.output_per_s", "tpot_s", "energy.j
             ["tokens.output", "ttft_s"],
             id="hidden reasoning",
         ),
+        pytest.param(
+            [answer(i, 10, chunks=20) for i in range(10)],
+            "10 of 10 answers came in more chunks than the server counts tokens",
+            ["tokens.output", "tokens.output_per_s", "tpot_s", "itl_s", "energy.joules_per_output_token"],
+            id="more chunks than tokens",
+        ),
+        pytest.param([answer(i, 20, chunks=25) for i in range(10)], None, [], id="a chunk or two more"),
         pytest.param([answer(i, hidden_tokens=0) for i in range(10)], None, [], id="visible reasoning"),
         pytest.param(
             [answer(i, input_tokens=20) for i in range(10)],

@@ -116,3 +116,4 @@ def test_usage_counts_the_prompts_that_it_names_and_nothing_is_divided_by_zero()
     assert cached_tokens([record(50), record(None), record(9, None)], []) == CachedTokens(100.0, 50.0, "usage")
     assert cached_tokens([], []) is None
     assert CachedTokens(0.0, 0.0, "usage").share == 0.0
+    assert CachedTokens(10.0, 100.0, "usage").share == 1.0
