@@ -96,3 +96,10 @@ def json_object(_: click.Context, __: click.Parameter, text: str) -> dict[str, A
         return msgspec.json.decode(text, type=dict[str, Any])
     except msgspec.DecodeError as err:
         raise LoadgenError(f"--extra-body {text!r} is not a JSON object: {err}") from err
+
+
+def refuse_second_server() -> None:
+    """Raise LoadgenError if the command line gives a URL besides --serve. One in the environment is for other runs."""
+    source = click.get_current_context().get_parameter_source("base_url")
+    if source is click.core.ParameterSource.COMMANDLINE:
+        raise LoadgenError("--serve starts the server of this run, --base-url names another: leave one of them out")

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadgen.cli.options import DEFAULT_URL, FiniteRange, key_values
+from loadgen.cli.options import DEFAULT_URL, FiniteRange, key_values, refuse_second_server
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
@@ -131,6 +131,7 @@ def profile(bins: str, batch: str, out: Path, virtual_time: bool, serve: str | N
         rule = StoppingRule(**{name: options.pop(name) for name in names})
         with ExitStack() as stack:
             if serve:
+                refuse_second_server()
                 from loadgen.servers.launcher import served
 
                 options["base_url"] = stack.enter_context(served(serve, "--max-num-seqs", str(max(batches))))

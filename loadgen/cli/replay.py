@@ -18,6 +18,7 @@ from loadgen.cli.options import (
     LatencyLimit,
     as_dict,
     json_object,
+    refuse_second_server,
 )
 from loadgen.errors import LoadgenError
 
@@ -286,6 +287,7 @@ def replay(
         name = Path(plan["trace"]).name.split(".")[0]
         out = options["out"] or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
         if serve:
+            refuse_second_server()
             model = ("--model", options["model"]) if options["model"] else ()
             options["base_url"] = stack.enter_context(served(serve, *model))
         config = msgspec.convert(options | {"out": out, "plan": plan}, RunConfig)

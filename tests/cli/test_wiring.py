@@ -93,6 +93,12 @@ def test_a_note_without_a_key_is_refused(tmp_path: Path, note: str) -> None:
     assert result.exit_code == 2 and f"{note!r} is not KEY=VALUE" in result.output
 
 
+@pytest.mark.parametrize("command", ["replay chat", "profile --bins 8x2 --batch 4 --out p.json"])
+def test_a_run_has_one_server(command: str) -> None:
+    with pytest.raises(LoadgenError, match="--serve starts the server of this run, --base-url names another"):
+        loadgen(*command.split(), "--serve", "sim", "--base-url", "http://h/v1")
+
+
 # -- serve ------------------------------------------------------------------------------------------------------------
 
 
