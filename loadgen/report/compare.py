@@ -175,8 +175,9 @@ def parse_gate(text: str, paths: Sequence[str]) -> Gate:
     if not relative and bound[0] == "+":
         raise LoadgenError(f"--fail-if {clean(text)!r}: write {bound}% for a change, {bound[1:]} for a value")
     if path not in paths:
-        close = ", ".join(get_close_matches(path, paths, n=3, cutoff=0.4)) or "see summary.json"
-        raise LoadgenError(f"--fail-if: summary.json has no number at {clean(path)!r}; close: {close}")
+        close = ", ".join(get_close_matches(path, paths, n=3, cutoff=0.4))
+        hint = f"; close: {close}" if close else ""
+        raise LoadgenError(f"--fail-if: summary.json has no number at {clean(path)!r}{hint}")
     op: Any = match["op"]
     return Gate(text.strip(), path, op, float(bound) / 100 if relative else float(bound), relative)
 

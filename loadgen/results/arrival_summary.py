@@ -106,7 +106,8 @@ def check_load(result: RunResult, summary: Summary) -> Check:
         return Check(name="load", status=None)
     if arrivals.as_asked:
         return Check(name="load", status="ok")
-    reason = f"requests did not come as requested{arrivals.verdict.removeprefix('not as asked')}"
+    detail = arrivals.verdict.removeprefix("not as asked").lstrip(":, ")  # of several streams it begins with a name
+    reason = f"requests did not come as requested: {detail}"
     return Check(name="load", status="warning", reason=reason, rows=["rate", "arrivals"])
 
 

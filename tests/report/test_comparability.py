@@ -41,7 +41,7 @@ CONFIG = BASE.info.config
         (run(config=CONFIG | {"trace": "x/code.jsonl"}), "trace", "B was asked for another trace than A: code.jsonl"),
         (run(config=CONFIG | {"max_concurrency": 8}), "concurrency", "than A: 8, not none"),
         (run(config=CONFIG | {"duration_s": 5.0}), "duration", "than A: 5.0, not none"),
-        (run(config=CONFIG | {"num_requests": 5}), "requests", "than A: 5, not none"),
+        (run(config=CONFIG | {"num_requests": 5}), "requests", "asked for other requests than A: 5, not none"),
         (run(config=CONFIG | {"endpoint": "completions"}), "endpoint", "than A: completions, not none"),
         (run(config=CONFIG | {"extra_body": {"top_p": 0.5}}), "body", 'than A: {"top_p":0.5}, not none'),
         (run(asked=[ArrivalSpec(workload=None, process="poisson", rate_rps=4)]), "arrivals", "poisson"),

@@ -212,7 +212,7 @@ def test_other_arrivals_are_said_not_to_be(asked: ArrivalSpec, wakes_s: float | 
     summary = came([asked], wakes_s=wakes_s)
     assert summary.arrivals is not None and summary.arrivals.as_asked is False
     assert says in summary.arrivals.verdict
-    assert any("did not come as requested" in verdict for verdict in summary.instrument.verdicts)
+    assert any("did not come as requested: as s" in verdict for verdict in summary.instrument.verdicts)
 
 
 def test_every_stream_has_a_verdict_and_the_run_has_them_all() -> None:
@@ -221,6 +221,8 @@ def test_every_stream_has_a_verdict_and_the_run_has_them_all() -> None:
     assert {name: check and check.as_asked for name, check in streams.items()} == {"chat": True, "code": False}
     assert summary.arrivals is not None and summary.arrivals.as_asked is False
     assert summary.arrivals.verdict.startswith("chat: as asked; code: not as asked")
+    reason = summary.verdict.check("load").reason or ""
+    assert reason.startswith("requests did not come as requested: chat: as asked; code: not as asked")
 
 
 def test_a_closed_loop_is_not_judged_and_nor_is_what_nobody_asked() -> None:
