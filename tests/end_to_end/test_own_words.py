@@ -217,8 +217,9 @@ def test_lines_without_times_come_as_a_poisson_process_and_go_round_again(
         (lines(CHAT, {"timestamp": 0, "input_length": 5}), ("--rps", 1), "p.jsonl:2: expected one of messages"),
         (lines(CHAT), ("--rps", 1, "--stop", "length"), "a request (line 1) has no output_length"),
         (lines({"body": CHAT}), ("--rps", 1, "--stop", "length"), "the request of line 1 has a body of its own"),
-        (gzip.compress(lines(CHAT))[:-9], ("--rps", 1), "cannot read"),
+        (gzip.compress(lines(CHAT), mtime=0)[:-9], ("--rps", 1), "cannot read"),
     ],
+    ids=["no rate", "empty", "cut", "no UTF-8", "NUL", "unknown", "lengths", "no length", "a body", "cut gzip"],
 )  # fmt: skip
 def test_a_fault_is_one_line_before_any_server_is_looked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], content: bytes, options: tuple[object, ...], message: str
