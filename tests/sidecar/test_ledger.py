@@ -461,6 +461,14 @@ def test_an_interval_is_unseen_if_tokens_came_out_and_no_span_touches_it(
     assert ledger._unseen([], samples).tolist() == ([[0, NS_PER_S]] if unseen else [])
 
 
+def test_a_span_covers_only_the_intervals_that_it_touches() -> None:
+    ledger = Ledger([GPU])
+    ledger.add_span(span("a", 0, 0.5), NS_PER_S)
+    ledger.add_span(span("b", 2.2, 2.8), 3 * NS_PER_S)
+    samples = [{"t_ns": second * NS_PER_S, "generation_tokens": 9.0 * second} for second in range(5)]
+    assert (ledger._unseen([], samples) / NS_PER_S).tolist() == [[1, 2], [3, 4]]
+
+
 def test_a_span_without_tokens_is_unseen_from_its_start_to_its_end() -> None:
     silent, telling = span("a", 1, 3, output=None), span("b", 2, 4)
     assert (Ledger([GPU])._unseen([silent, telling], []) / NS_PER_S).tolist() == [[1.0, 3.0]]
