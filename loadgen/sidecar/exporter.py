@@ -36,7 +36,7 @@ class SidecarPage:
     engine_understood: bool | None
     """True if it did with a metrics page whose names are known."""
     engine_restarts: int | None
-    """None when no engine was named."""
+    """Is None if no engine was named."""
 
 
 class MetricRow(NamedTuple):

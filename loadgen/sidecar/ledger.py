@@ -102,7 +102,7 @@ class Snapshot:
     coverage: float | None
     """Output tokens with a span / the engine's, over the last five minutes committed."""
     foreign_tokens: int | None
-    """None without a count of the engine's."""
+    """Is None if the engine has no count."""
 
     def check(self) -> None:
         """Raise AssertionError unless energy is conserved; called before anything is shown."""
