@@ -818,3 +818,18 @@ def test_a_fit_that_explains_nothing_is_tried_again_and_decides_no_price(monkeyp
         idle_w.append(ledger._idle_w)
     assert ledger._coefficients is None
     assert idle_w == [None, 55.0, 55.0], "and the idle power that is known stays"
+
+
+@pytest.mark.parametrize(("idle_w", "fallback_w"), [(None, 1.0), (55.0, 55.0)])
+def test_a_step_without_a_price_costs_idle_power_or_a_watt_before_that_is_known(
+    idle_w: float | None, fallback_w: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    passed: list[float] = []
+    plain = books.cost_shares
+    monkeypatch.setattr(books, "cost_shares", lambda *given: passed.append(given[2]) or plain(*given))
+    monkeypatch.setattr(Ledger, "_fit", lambda *_: None)
+    ledger = Ledger([GPU], lateness=LATENESS)
+    ledger._idle_w = idle_w
+    power(ledger, 0, 30, 100.0)
+    assert ledger.commit(ns_from_s(30))
+    assert passed == [fallback_w]
