@@ -75,18 +75,6 @@ def _first_ns(request: RequestSpan, output_tokens: int) -> int:
     return request.prefill_ns + (request.end_ns - request.prefill_ns) // output_tokens
 
 
-def output_by_interval(phases: Phases, edges_ns: Ints) -> Floats:
-    """Return float64[len(edges) - 1]: output tokens in each interval, a request's first at the end of its prefill.
-
-    The others are spread evenly, so that the parts of a request sum to the whole however it is cut.
-    """
-    start_ns, tokens = phases.start_ns[~phases.prefilling, None], phases.tokens[~phases.prefilling, None]
-    length = np.maximum(phases.end_ns[~phases.prefilling, None] - start_ns, 1)
-    decoded = (tokens * np.clip((edges_ns - start_ns) / length, 0.0, 1.0)).sum(axis=0)
-    firsts = np.histogram(phases.end_ns[phases.prefilling], edges_ns)[0]
-    return np.asarray(np.diff(decoded) + firsts)
-
-
 LONGEST_PREFILL_NS = 250 * NS_PER_MS
 """A longer one is a wait in a queue, or a prefill in many chunks: other requests go on meanwhile."""
 STALLED = 0.1

@@ -70,7 +70,11 @@ def _differences(base: RunResult, result: RunResult, letter: str) -> list[Object
     """Return each difference in what was asked. Schedules are compared only where all options are the same."""
     pairs = [(name, read(base.info), read(result.info)) for name, read in ASKED.items()]
     differences = [
-        Objection(name, f"{letter} was asked for {_other(name)} than A: {_text(asked)}, not {_text(of_base)}")
+        Objection(
+            name,
+            f"{letter} was asked for {'other' if name.endswith('s') else 'another'} {name} than A: {_text(asked)}, "
+            f"not {_text(of_base)}",
+        )
         for name, of_base, asked in pairs
         if asked != of_base
     ]
@@ -79,10 +83,6 @@ def _differences(base: RunResult, result: RunResult, letter: str) -> list[Object
     lengths, of_base = ([(r.input_tokens, r.output_tokens) for r in run.schedule] for run in (result, base))
     kind, noun = ("schedule", "another schedule") if lengths == of_base else ("lengths", "other lengths")
     return [Objection(kind, f"{letter} was asked for {noun} than A, though all options are the same")]
-
-
-def _other(noun: str) -> str:
-    return f"other {noun}" if noun.endswith("s") else f"another {noun}"
 
 
 def _text(value: Any) -> str:

@@ -9,7 +9,6 @@ from loadgen.attribution.span_steps import (
     SHORTEST_SLOT_NS,
     Phases,
     first_token_of,
-    output_by_interval,
     phases_of,
     slot_edges,
     slot_for,
@@ -175,12 +174,6 @@ def test_a_long_prefill_is_spread_evenly_over_its_slots() -> None:
     assert (steps.end_ns / MS).tolist() == [1100, 1200, 1300, 1350]
     assert steps.prefill.tolist() == pytest.approx([10, 20, 20, 10])
     assert steps.context.tolist() == pytest.approx([115, 130, 150, 165])
-
-
-def test_output_is_spread_evenly_after_the_first_token() -> None:
-    rows = phases((0, 10, True, 50), (10, 110, False, 50))
-    assert output_by_interval(rows, np.array([0, 10, 60, 200]) * MS).tolist() == pytest.approx([0, 26, 25])
-    assert output_by_interval(rows, np.array([60, 85]) * MS).tolist() == pytest.approx([12.5])
 
 
 @pytest.mark.parametrize(("tokens", "slot_ns"), [
