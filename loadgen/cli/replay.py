@@ -185,7 +185,15 @@ if TYPE_CHECKING:
     "--tokenizer",
     type=click.Path(path_type=Path),
     metavar="FILE",
-    help="File tokenizer.json, to count the tokens of prompts.",
+    help="File tokenizer.json, to count the tokens of prompts; chats by the chat template beside it.",
+)
+@click.option(
+    "--count",
+    type=click.Choice(["auto", "none", "all"]),
+    default="auto",
+    show_default=True,
+    help="Count the tokens of your own prompts before the run, by the server's tokenizer or else by --tokenizer. auto: "
+    "up to 10,000 prompts, where the trace states no length; all: every prompt.",
 )
 @click.option(
     "--stop",

@@ -12,7 +12,7 @@ from loadgen.client.openai_api import Dialect, prompt_field, request_fields, str
 from loadgen.client.responses_input import responses_fields
 from loadgen.record import PATHS
 from loadgen.workload.prompts import PromptKind, Vocabulary, draws_of, prompt_kind
-from loadgen.workload.words import ROUTING, WordsReader, decode_fields
+from loadgen.workload.words import ROUTING, WordsReader, decode_fields, hide_halves, show_halves
 
 if TYPE_CHECKING:
     from loadgen.record import Endpoint
@@ -112,7 +112,8 @@ def worded_message(
     if endpoint not in ("chat", "completions") and "prompt" in words:
         words["input"] = words.pop("prompt")
     elif endpoint == "responses":
-        words = responses_fields({name: msgspec.json.decode(value) for name, value in words.items()})
+        words = responses_fields({name: msgspec.json.decode(hide_halves(value)) for name, value in words.items()})
+        return Message(path, show_halves(_encode(generated | words)), headers)
     return Message(path, _encode(generated | words), headers)
 
 

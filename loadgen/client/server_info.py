@@ -50,13 +50,24 @@ class ServerInfo:
         limit, input_limit = self.max_model_len, self.max_input_tokens
         for request in requests:
             inputs, outputs = request.input_tokens or 0, request.output_tokens or 0  # 0: not known before it is sent
+            outputs = 0 if request.natural else outputs  # a recorded answer's are not requested
             if limit is not None and inputs + outputs > limit:
                 raise LoadgenError(
-                    f"request {request.index} needs {inputs} + {outputs} tokens, "
-                    f"but {self.model} takes {limit}: start the server with a longer context, or choose another trace"
+                    f"{_name(request)} needs {inputs} + {outputs} tokens, "
+                    f"but {self.model} takes {limit}: start the server with a longer context, {_remedy(request)}"
                 )
             if input_limit is not None and inputs > input_limit:
                 raise LoadgenError(
-                    f"request {request.index} has {inputs} input tokens, but the server takes "
-                    f"{input_limit}: start it with a higher limit, or choose another trace"
+                    f"{_name(request)} has {inputs} input tokens, but the server takes "
+                    f"{input_limit}: start it with a higher limit, {_remedy(request)}"
                 )
+
+
+def _name(request: ScheduledRequest) -> str:
+    return f"request {request.index}" + (f" (line {request.words.line})" if request.words else "")
+
+
+def _remedy(request: ScheduledRequest) -> str:
+    if request.words is None:
+        return "or choose another trace"
+    return "leave the line out, or send it all the same with --count none"

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from loadgen.client.http1 import HTTPError
-from loadgen.errors import LoadgenError
+from loadgen.client.tokenizer_file import TokenizerFile
 from loadgen.workload.prompts import (
     Draws,
     PromptKind,
@@ -54,7 +54,7 @@ async def vocabularies(
         texts = texts_to_count(kind)
         counts: dict[str, int] | None
         if tokenizer is not None:
-            source, counts = "tokenizer file", count_with_file(tokenizer, texts)
+            source, counts = "tokenizer file", TokenizerFile(tokenizer).count_all(texts)
         elif counts := await count_on_server(client, model, texts):
             source = "/tokenize"
         if counts:
@@ -77,23 +77,6 @@ async def _estimate(kind: PromptKind, input_tokens: InputTokens) -> Vocabulary:
         return estimate_vocabulary(kind, tokens_per_char=TOKENS_PER_CHAR, overhead=0)
     tokens_per_char = (text_tokens - word_tokens) / (len(text) - len("the"))
     return estimate_vocabulary(kind, tokens_per_char=tokens_per_char, overhead=word_tokens - 1)
-
-
-def count_with_file(path: Path, texts: list[str]) -> dict[str, int]:
-    """Count tokens with a Hugging Face tokenizer.json, without special tokens. Raises LoadgenError."""
-    try:
-        from tokenizers import Tokenizer
-    except ImportError as err:
-        raise LoadgenError("--tokenizer needs the tokenizers package: pip install 'loadgen[tokenizer]'") from err
-    file = path / "tokenizer.json" if path.is_dir() else path
-    if not file.is_file():
-        raise LoadgenError(f"--tokenizer {path}: no tokenizer.json there")
-    try:
-        tokenizer = Tokenizer.from_file(str(file))
-    except Exception as err:  # the library raises bare Exception for every malformed file
-        raise LoadgenError(f"--tokenizer {file}: not a tokenizer: {err}") from err
-    encodings = tokenizer.encode_batch(texts, add_special_tokens=False)
-    return {text: len(encoding.ids) for text, encoding in zip(texts, encodings, strict=True)}
 
 
 async def count_on_server(client: Client, model: str, texts: list[str]) -> dict[str, int] | None:

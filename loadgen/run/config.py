@@ -10,6 +10,7 @@ import msgspec
 from loadgen.client.client import Client
 from loadgen.client.redact import clean_url
 from loadgen.client.request_body import Message, message_maker
+from loadgen.client.word_counts import Count
 from loadgen.record import Endpoint
 from loadgen.results.failure_limit import FailureLimit
 from loadgen.workload.words import WordsReader
@@ -56,6 +57,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     extra_body: dict[str, Any] = {}
     processes: int = 1
     """Number of processes that share the sending."""
+    count: Count = "auto"
+    """The prompts of one's own that are counted before the run."""
     tokenizer: Annotated[Path | None, Recorded(lambda path: str(path) if path else None)] = None
     model: str | None = None
     endpoint: Endpoint = "chat"

@@ -4,8 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+from loadgen.client.patience import say_on_stderr
 from loadgen.client.server_probe import ServerProbe, probe
+from loadgen.client.tokenizer_file import TokenizerFile
+from loadgen.client.word_counts import Counter, FileCounter, ServerCounter, count_words
+from loadgen.run.config import PreparedRun
 from loadgen.workload.routes import endpoints_of, routed
+from loadgen.workload.words import WordsReader
 
 if TYPE_CHECKING:
     from loadgen.client.client import Client
@@ -15,8 +20,10 @@ if TYPE_CHECKING:
 
 class Preparation(NamedTuple):
     schedule: Schedule
-    """The schedule as it will be sent: each request knows its endpoint."""
+    """The schedule as it will be sent: each request knows its endpoint, and its lengths where they could be counted."""
     probed: ServerProbe
+    word_lengths_from: str | None = None
+    """Origin of the lengths that were counted."""
 
 
 async def prepare(schedule: Schedule, config: RunConfig, client: Client) -> Preparation:
@@ -36,4 +43,13 @@ async def prepare(schedule: Schedule, config: RunConfig, client: Client) -> Prep
         extra_body=config.extra_body,
         check=lambda server: server.check_fits(schedule.requests),
     )
-    return Preparation(schedule, probed)
+    if config.words is None:
+        return Preparation(schedule, probed)
+    counters: list[Counter] = [ServerCounter(client)]
+    if config.tokenizer is not None:
+        counters.append(FileCounter(TokenizerFile(config.tokenizer)))
+    make_message = PreparedRun("", config, probed.server, probed.vocabularies).message_maker(schedule.seed)
+    words = WordsReader(config.words)
+    counted, source = await count_words(schedule, words, make_message, counters, config.count, say_on_stderr)
+    probed.server.check_fits(counted.requests)
+    return Preparation(counted, probed, source)

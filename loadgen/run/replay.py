@@ -43,7 +43,7 @@ async def replay(schedule: Schedule, config: RunConfig, view: View) -> Schedule:
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(open_client(config))
         preparation = await prepare(schedule, config, client)
-        schedule, probed = preparation
+        schedule, probed = preparation.schedule, preparation.probed
         config = msgspec.structs.replace(config, base_url=client.url.text)  # where the probe found the API
         metering = await stack.enter_async_context(Metering(config, probed.server))
         info = info_before(preparation, config, metering)
@@ -115,7 +115,7 @@ def _signals(sender: ScheduleSender) -> Iterator[None]:
 
 def info_before(preparation: Preparation, config: RunConfig, metering: Metering) -> RunInfo:
     """Return the part of run.json that is known before the first request is sent. The run gets its id here."""
-    schedule, probed = preparation
+    schedule, probed = preparation.schedule, preparation.probed
     server = probed.server
     return RunInfo(
         run_id=secrets.token_hex(6),
@@ -144,7 +144,8 @@ def info_before(preparation: Preparation, config: RunConfig, metering: Metering)
             "ignore_eos": server.dialect.ignore_eos,
             "min_tokens": server.dialect.min_tokens,
             "max_completion_tokens": server.dialect.max_completion_tokens,
-            "prompt_lengths_from": probed.lengths_from,
+            "prompt_lengths_from": probed.lengths_from if probed.vocabularies else None,
+            "word_lengths_from": preparation.word_lengths_from,
             "common_prompt_tokens": max((round(v.common_tokens) for v in probed.vocabularies.values()), default=None),
         },
         domains=metering.meter.domains if metering.meter else [],

@@ -24,6 +24,7 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
     "headers": (["--header", "x-token: a=b", "--header", "x-user=me"], {"x-token": "a=b", "x-user": "me"}),
     "extra_body": (["--extra-body", '{"top_p": 0.5}'], {"top_p": 0.5}),
     "processes": (["--processes", "3"], 3),
+    "count": (["--count", "all"], "all"),
     "tokenizer": (["--tokenizer", "t.json"], Path("t.json")),
     "model": (["--model", "m"], "m"),
     "endpoint": (["--endpoint", "completions"], "completions"),
@@ -44,8 +45,8 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
 """Field -> what is typed for it, and its value in the struct."""
 
 STATED = (
-    "base_url", "goodput", "headers", "extra_body", "processes", "tokenizer", "model", "endpoint", "energy", "gpus",
-    "max_concurrency", "warmup", "idle_s", "timeout", "max_failed", "max_tokens",
+    "base_url", "goodput", "headers", "extra_body", "processes", "count", "tokenizer", "model", "endpoint", "energy",
+    "gpus", "max_concurrency", "warmup", "idle_s", "timeout", "max_failed", "max_tokens",
     "keep_bodies",
 )  # fmt: skip
 """The keys of run.json's `config` after the plan; `otlp` follows when there is a sidecar."""
