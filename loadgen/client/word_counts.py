@@ -60,7 +60,7 @@ class ServerCounter:
     async def text(self, text: str, model: str, special: bool) -> int | None:
         if self._gave_up("text"):
             return None
-        asked = {"model": model, "prompt": text, "content": text, "inputs": text}
+        asked: dict[str, Any] = {"model": model, "prompt": text, "content": text, "inputs": text}
         asked |= {"add_special_tokens": special, "add_special": special, "parse_special": special}
         tokens = tokens_in(answer := await self._post("/tokenize", asked))
         if tokens and isinstance(answer, list) and not special:  # TGI's always has the special tokens in it

@@ -63,7 +63,8 @@ def test_before_the_run_its_schedule_options_and_server_are_stated_without_secre
         "ignore_eos": True,
         "min_tokens": False,
         "max_completion_tokens": False,
-        "prompt_lengths_from": "probe",
+        "prompt_lengths_from": None,
+        "word_lengths_from": None,
         "common_prompt_tokens": None,
     }
     assert set(info.host) == {"hostname", "system", "cpus", "python"}

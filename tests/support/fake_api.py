@@ -74,7 +74,7 @@ class FakeServer:
             return self.completion(body)
         if path == "/tokenize" and self.tokenize:
             return 200, self.tokenize(body)
-        return 404, {"detail": "Not Found"}
+        return self.pages.get(path, (404, {"detail": "Not Found"}))
 
 
 @contextmanager
