@@ -110,7 +110,7 @@ def comparable_run(path: Path, profile: EnergyProfile) -> RunResult:
     assert run.summary is not None
     if not run.summary.energy.valid or run.summary.energy.attributed_joules is None:
         reasons = "; ".join(run.summary.energy.reasons) or "no energy was measured"
-        raise LoadgenError(f"{path} has no energy to compare with: {reasons}")
+        raise LoadgenError(f"{path} has no valid energy to compare with: {reasons}")
     if bool(run.info.server.get("simulated")) != profile.simulated:
         kinds = {True: "simulated", False: "real"}
         raise LoadgenError(
