@@ -69,10 +69,14 @@ def finished(result: RunResult, summary: Summary) -> Check:
 
 
 def _last_refused(records: Sequence[RequestRecord]) -> list[RequestRecord]:
-    """Return the requests sent after the last that the server took, all of which could not connect."""
-    sent = sorted((record for record in records if record.sent_ns is not None), key=lambda record: record.sent_ns or 0)
-    taken = max((i for i, record in enumerate(sent) if record.error != "connect"), default=-1)
-    return sent[taken + 1 :]
+    """Return the requests after the last that the server took, all of which could not connect.
+
+    A request whose connection was refused was never sent: its place is the instant that it was due.
+    """
+    tried = [record for record in records if record.error not in metrics.CUT_OFF]
+    tried.sort(key=lambda record: record.scheduled_ns if record.sent_ns is None else record.sent_ns)
+    taken = max((i for i, record in enumerate(tried) if record.error != "connect"), default=-1)
+    return tried[taken + 1 :]
 
 
 def failures(result: RunResult, summary: Summary) -> Check:

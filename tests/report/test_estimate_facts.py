@@ -92,7 +92,7 @@ def with_server(run: RunResult, **server: Any) -> RunResult:
 RUN = sample_runs.run(num_requests=40)
 RUNS = [
     (RUN, None),
-    (with_energy(RUN, valid=False, reasons=["the counter stood still"]), "no valid energy to compare with: the counter"),
+    (with_energy(RUN, valid=False, reasons=["it stood still"]), "no valid energy to compare with: it stood still"),
     (with_energy(RUN, attributed_joules=None), "no valid energy to compare with: no energy was measured"),
     (with_server(RUN, simulated=False), "is of a simulated GPU, .* of a real one"),
     (with_server(RUN, model="mistral"), "is of model llama-3.1-8b, .* of mistral"),

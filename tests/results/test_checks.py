@@ -29,13 +29,13 @@ def run_of(outcomes: str, stopped_by: str | None = "completed", **info: Any) -> 
 
 
 def failed(record: RequestRecord, kind: Any, detail: str | None) -> RequestRecord:
-    sent_ns = None if kind == "not_sent" else record.sent_ns
+    sent_ns = None if kind in ("not_sent", "connect") else record.sent_ns  # a refused connection carries no request
     return RequestRecord(
         index=record.index,
         workload=record.workload,
         scheduled_ns=record.scheduled_ns,
         sent_ns=sent_ns,
-        finished_ns=sent_ns,
+        finished_ns=None if kind == "not_sent" else record.sent_ns,
         error=kind,
         detail=detail,
     )
