@@ -146,6 +146,30 @@ def test_of_a_gateways_span_and_the_engines_below_it_the_engines_counts() -> Non
         assert (request.start_ns, request.output_tokens) == (engine.start_ns, 50)
 
 
+def test_of_a_gateways_attempts_the_one_that_answered_counts_with_all_its_prompts() -> None:
+    attempts = [
+        engines("a", 10, 12, parent_id=b"\x05" * 8, span_id=b"\x01" * 8, output_tokens=3, first_token_ns=None),
+        engines("a", 13, 19, parent_id=b"\x06" * 8, span_id=b"\x02" * 8, output_tokens=50),
+        engines("a", 14, 20, parent_id=b"\x06" * 8, span_id=b"\x03" * 8, output_tokens=40),
+        engines("a", 15, 16, parent_id=b"\x07" * 8, span_id=b"\x04" * 8, output_tokens=1, first_token_ns=None),
+    ]
+    for spans in permutations(attempts):
+        request = joined(spans)
+        assert (request.start_ns, request.end_ns, request.output_tokens) == (13 * NS_PER_S, 20 * NS_PER_S, 90)
+
+
+def test_as_many_spans_are_joined_as_leave_room_for_the_clients(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(span_join, "MAX_PARTS", 3)
+    entries: dict[str, OpenRequest] = {}
+    join = SpanJoin(entries)
+    for k in range(3):
+        engine = engines("a", span_id=bytes([k + 1]) * 8, key=f"rid-{k}", output_tokens=10)
+        assert join.add(engine) == "new"
+        join.open(engine)
+    assert join.add(clients("a")) == "merged"
+    assert [len(entry.parts) for entry in entries.values()] == [3, 1]
+
+
 def test_a_first_token_that_the_engine_does_not_tell_is_the_clients() -> None:
     engine = engines("a", first_token_ns=None, prefill_ns=13 * NS_PER_S)
     for client_ns, first_s in ((15, 15), (11, 13), (25, 20)):
