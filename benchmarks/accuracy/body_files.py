@@ -121,11 +121,10 @@ def compact(fields: Mapping[str, bytes]) -> bytes:
 
 def sent(words: Mapping[str, bytes], limit: int | None = None, length: int | None = None, model: str = MODEL) -> bytes:
     """Return the body for words: for `length` tokens, or for an answer that ends by itself, after `limit` at most."""
+    fields = {"model": json.dumps(model).encode(), "stream": b"true", "stream_options": b'{"include_usage":true}'}
     tokens = limit if length is None else length
-    fields: Fields = {"model": json.dumps(model).encode()}
     if tokens is not None:
         fields["max_tokens"] = b"%d" % tokens
-    fields |= {"stream": b"true", "stream_options": b'{"include_usage":true}'}
     if length is not None:
         fields |= {"ignore_eos": b"true", "min_tokens": b"%d" % length}
     return compact(fields | words)
@@ -174,10 +173,15 @@ def batch_row(wild: Wild, index: int) -> Row:
 
 
 def sharegpt_row(wild: Wild, index: int) -> Row:
-    asked, answer = wild.text(), wild.text()
-    turns = [wild.object({"from": b'"human"', "value": asked}), wild.object({"from": b'"gpt"', "value": answer})]
-    row = {"id": b'"s_%d"' % index, "conversations": wild.list(turns)}
-    return wild.object(row), [sent({"messages": b"[%b]" % said("user", asked)})]
+    """Return a conversation of one to three questions; each is a request with all that was said before it."""
+    turns, spoken, bodies = [], [], []
+    for _ in range(index % 3 + 1):
+        asked, answer = wild.text(), wild.text()
+        turns += [wild.object({"from": b'"human"', "value": asked}), wild.object({"from": b'"gpt"', "value": answer})]
+        spoken.append(said("user", asked))
+        bodies.append(sent({"messages": b"[%b]" % b",".join(spoken)}))
+        spoken.append(said("assistant", answer))
+    return wild.object({"id": b'"s_%d"' % index, "conversations": wild.list(turns)}), bodies
 
 
 def chat_row(wild: Wild, index: int) -> Row:
