@@ -209,7 +209,25 @@ if TYPE_CHECKING:
     metavar="N",
     help="Longest answer of a request that ends where the model ends it and states no limit of its own.",
 )
+@click.option(
+    "--history",
+    type=click.Choice(["recorded", "live"]),
+    help="The answers that a later turn of a session is sent with: the trace's, or those just received.  [default: "
+    "recorded; live where a line has only its new messages]",
+)
+@click.option(
+    "--think",
+    metavar="LAW",
+    help="Seconds between an answer and the next turn of its session: constant:S, exponential:MEAN, "
+    "lognormal:MEAN:SIGMA, or trace: the time between the timestamps.  [default: none]",
+)
 @click.option("--keep-bodies", is_flag=True, help="Keep the words of the requests in the run folder, as bodies.jsonl.")
+@click.option(
+    "--keep-answers",
+    is_flag=True,
+    help="Keep the answers in the run folder, as answers.jsonl: text, reasoning, calls of tools, and log-probabilities "
+    "where requests ask for them.",
+)
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/TIME-TRACE]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
 @click.option(
@@ -235,6 +253,7 @@ def replay(
     seed: int,
     serve: str | None,
     stop: Any,
+    think: str | None,
     ui: str,
     as_json: bool,
     **options: Any,
@@ -260,10 +279,10 @@ def replay(
     from loadgen.run.config import RunConfig
     from loadgen.run.interrupts import run_replay
     from loadgen.servers.launcher import served
-    from loadgen.workload.arrivals import points_of
     from loadgen.workload.length_source import source_path
-    from loadgen.workload.schedule import build_schedule
+    from loadgen.workload.sessions import chosen_history
     from loadgen.workload.sources import open_source
+    from loadgen.workload.streams import schedule_trace
     from loadgen.workload.words import WordsFile
 
     arrivals: dict[str, Any] = {"rps": rps, "arrival": arrival, "burstiness": burstiness, "scale": scale}
@@ -278,12 +297,11 @@ def replay(
         if streams or (path and path.suffix == ".toml"):
             schedule, plan = _schedule_streams(path, streams, limits, rps, stop, words)
         else:
-            points = points_of(shape) if shape else None
             source = open_source(path, laws, words, arrivals, limits, options["model"])
-            schedule = build_schedule(source, **arrivals, **limits, shape=points, stop=stop)
+            schedule = schedule_trace(source, **arrivals, **limits, shape=shape, stop=stop, think=think)
             stated = {"input": input_law, "output": output_law} if laws else {}
             arrivals["arrival"] = schedule.arrival
-            plan = {"trace": str(trace or source.name), **stated, **arrivals, **limits, "shape": shape}
+            plan = {"trace": str(trace or source.name), **stated, **arrivals, **limits, "shape": shape, "think": think}
             if trace and arrival == "trace" and schedule.arrival != arrival:
                 click.echo(f"{trace} has no timestamps: its requests come as a Poisson process", err=True)
         if words.left_out:
@@ -292,6 +310,7 @@ def replay(
         plan |= limits | {"serve": serve, "stop": stop}
         if any(request.words for request in schedule.requests):
             options["words"] = folder / "bodies.jsonl"
+        options["history"] = chosen_history(schedule.requests, options["history"])
         name = Path(plan["trace"]).name.split(".")[0]
         out = options["out"] or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
         if serve:
@@ -330,7 +349,7 @@ def _schedule_streams(
     from loadgen.workload.streams import chosen_streams, schedule_streams, share_rate
 
     context = click.get_current_context()
-    for name in ("arrival", "burstiness", "scale", "shape", "input_law", "output_law"):
+    for name in ("arrival", "burstiness", "scale", "shape", "think", "input_law", "output_law"):
         if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
             option = name.removesuffix("_law")
             raise LoadgenError(f"--{option} is for one trace; each stream has its own in the TOML file")

@@ -48,6 +48,8 @@ class Post(msgspec.Struct, frozen=True):
     request_id: str
     headers: Mapping[str, str] = {}
     """Headers of this request alone; they replace the client's own of the same name."""
+    keeps_answer: bool = False
+    """True if the exchange's stream has the words of the answer at the end."""
 
 
 OnRecord = Callable[[RequestRecord], None]
@@ -73,7 +75,7 @@ class Exchange:
 
     def begin(self) -> None:
         """Expect a response from its first byte."""
-        self.stream = StreamState(self.post.path not in UNSTREAMED_PATHS)
+        self.stream = StreamState(self.post.path not in UNSTREAMED_PATHS, keeps_answer=self.post.keeps_answer)
 
 
 class Client:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import cache
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import msgspec
 
@@ -12,9 +12,10 @@ from loadgen.client.openai_api import Dialect, prompt_field, request_fields, str
 from loadgen.client.responses_input import responses_fields
 from loadgen.record import PATHS
 from loadgen.workload.prompts import PromptKind, Vocabulary, draws_of, prompt_kind
-from loadgen.workload.words import ROUTING, WordsReader, decode_fields, hide_halves, show_halves
+from loadgen.workload.words import ROUTING, Fields, WordsReader, decode_fields, decode_list, hide_halves, show_halves
 
 if TYPE_CHECKING:
+    from loadgen.client.answer import Answer
     from loadgen.record import Endpoint
     from loadgen.workload.schedule import ScheduledRequest
 
@@ -32,6 +33,18 @@ class Message(NamedTuple):
     headers: Mapping[str, str] = {}
 
 
+class LiveHistory(NamedTuple):
+    """The turn before: the body that was sent, and the answer that was received."""
+
+    body: bytes
+    answer: Answer
+
+
+class MessageMaker(Protocol):
+    def __call__(self, request: ScheduledRequest, history: LiveHistory | None = None) -> Message:
+        """Return the message of a request; with `history` its messages follow those of the turn before."""
+
+
 def message_maker(
     seed: int,
     vocabularies: Mapping[PromptKind, Vocabulary],
@@ -42,7 +55,7 @@ def message_maker(
     *,
     words: WordsReader | None = None,
     max_tokens: int | None = None,
-) -> Callable[[ScheduledRequest], Message]:
+) -> MessageMaker:
     """Return a function from a request to its message.
 
     `words` holds the words of the requests that have their own. `max_tokens` limits the answers that end where the
@@ -60,12 +73,13 @@ def message_maker(
         head, _, tail = template.rpartition(_encode(_PROMPT))
         return head, tail
 
-    def message(request: ScheduledRequest) -> Message:
+    def message(request: ScheduledRequest, history: LiveHistory | None = None) -> Message:
         if request.words is not None:
             assert words is not None
-            return worded_message(
-                words.fields(request.words), request, endpoint, model, dialect, extra_body, max_tokens
-            )
+            fields = words.fields(request.words)
+            if history is not None:
+                fields = with_history(fields, history, request.words.continues)
+            return worded_message(fields, request, endpoint, model, dialect, extra_body, max_tokens)
         assert request.input_tokens is not None
         prompt = vocabularies[prompt_kind(request.workload)].prompt(
             request.input_tokens,
@@ -115,6 +129,29 @@ def worded_message(
         words = responses_fields({name: msgspec.json.decode(hide_halves(value)) for name, value in words.items()})
         return Message(path, show_halves(_encode(generated | words)), headers)
     return Message(path, _encode(generated | words), headers)
+
+
+def with_history(fields: Fields, history: LiveHistory, continues: bool) -> Fields:
+    """Return a turn's fields with the messages of the turn before, the answer that was received, and the turn's new
+    messages: those after its last message of the assistant, or all if it `continues`.
+
+    Results of tools belong to the calls of the recorded message: where they follow it, it stays in the answer's place.
+    """
+    if (body := fields.get("body")) is not None:
+        return fields | {"body": msgspec.Raw(_encode(with_history(decode_fields(bytes(body)), history, continues)))}
+    messages = decode_list(bytes(fields["messages"]))
+    roles = [msgspec.json.decode(decode_fields(bytes(message))["role"]) for message in messages]
+    spoken = [] if continues else [i for i, role in enumerate(roles[:-1]) if role == "assistant"]
+    if spoken and roles[spoken[-1] + 1] in ("tool", "function"):
+        new = messages[spoken[-1] :]
+    else:
+        first = spoken[-1] + 1 if spoken else next(i for i, role in enumerate([*roles, ""]) if role not in _SYSTEM)
+        new = [msgspec.Raw(_encode(history.answer.message)), *messages[0 if continues else first :]]
+    before = decode_list(bytes(decode_fields(history.body)["messages"]))
+    return fields | {"messages": msgspec.Raw(_encode([*before, *new]))}
+
+
+_SYSTEM = ("system", "developer")
 
 
 def _changed(body: bytes, changes: dict[str, Any]) -> bytes:

@@ -7,6 +7,7 @@ from bisect import bisect_left
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from loadgen.client.answer import AnswerReader
 from loadgen.client.http1 import Head, HTTPError
 from loadgen.client.openai_api import (
     TOKENS,
@@ -25,6 +26,7 @@ from loadgen.client.token_template import TokenTemplate, learn_template
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from loadgen.client.answer import Answer
     from loadgen.record import ErrorKind, Kind
 
 MAX_ERROR_BODY_BYTES = 8192
@@ -50,12 +52,14 @@ class StreamState:
     one object of it.
     """
 
-    __slots__ = ("_body", "_closing_ns", "_counted", "_decoder", "_done_ns", "_hits", "_kind", "_learnt", "_lessons",
-                 "_max_body_bytes", "_runs", "_streamed", "_textless_ns", "_tokens", "chunk_ns", "finish_reason",
-                 "finished_ns", "reason", "sent_ns", "status", "template", "usage")  # fmt: skip
+    __slots__ = ("_answer", "_body", "_closing_ns", "_counted", "_decoder", "_done_ns", "_hits", "_kind", "_learnt",
+                 "_lessons", "_max_body_bytes", "_runs", "_streamed", "_textless_ns", "_tokens", "chunk_ns",
+                 "finish_reason", "finished_ns", "reason", "sent_ns", "status", "template", "usage")  # fmt: skip
 
-    def __init__(self, streamed: bool = True) -> None:
+    def __init__(self, streamed: bool = True, *, keeps_answer: bool = False) -> None:
+        """`keeps_answer`: the answer's words are kept, and its tokens are all decoded; no template takes any."""
         self._streamed = streamed
+        self._answer = AnswerReader() if keeps_answer else None
         self.sent_ns: int | None = None
         self.status: int | None = None
         self.reason = ""
@@ -114,6 +118,8 @@ class StreamState:
                     raise RequestError("protocol", f"an answer of more than {MAX_ANSWER_BYTES >> 20} MiB")
                 self._raise_http_error(self._body)
             return
+        if self._answer is not None:
+            self._answer.feed(data)
         decoder = self._decoder
         if (lone := decoder.lone(data)) is not None:
             if (event := self._take(lone, arrived_ns)).kind and event is TOKENS[event.kind]:
@@ -153,6 +159,10 @@ class StreamState:
         if self.usage is None or self.usage.thought_tokens is None:
             return None
         return self.usage.hidden_tokens(len(self.chunk_ns or ()), any(kind == "reasoning" for kind, _ in self._runs))
+
+    def answers(self, index: int) -> list[Answer]:
+        """Return the words of each choice of the answer to request `index`; nothing where none came or none is kept."""
+        return self._answer.answers(index) if self._answer is not None else []
 
     def kinds(self, times: Sequence[int]) -> list[tuple[Kind, int]]:
         """Return (kind, number of chunks) of each run of one kind; `times` are those of all chunks that are tokens."""
@@ -235,6 +245,8 @@ class StreamState:
     def _learn(self, token: bytes) -> None:
         """Learn the template of a token that had to be decoded: from the second token on, because the first often
         differs, and only while the templates are of use, because a server may send no two events alike."""
+        if self._answer is not None:
+            return
         self._tokens += 1
         hits = self._hits + (self._learnt.hits if self._learnt else 0)
         if self._tokens > 1 and self._lessons <= 4 + hits // 4:

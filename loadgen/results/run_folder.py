@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import msgspec
 
+from loadgen.client.answer import Answer
 from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import LoadgenError
@@ -88,12 +89,17 @@ class LineWriter:
         self._lock = threading.Lock()
         self._encode = msgspec.json.Encoder().encode
         try:
+            if answers := files.get("answers"):
+                answers.touch(0o600)  # what people asked may be in it
             self._files = {name: _open_to_append(path) for name, path in files.items()}
         except OSError as err:
             raise cannot_write(folder, err) from err
 
     def record(self, record: RequestRecord) -> None:
         self._write("records", self._encode(record) + b"\n")
+
+    def answer(self, answer: Answer) -> None:
+        self._write("answers", self._encode(answer) + b"\n")
 
     def flush(self) -> None:
         """Hand every line to the kernel. Call it at least once a second: a `kill -9` loses what came since."""
@@ -124,12 +130,19 @@ class RunWriter(LineWriter):
     """Writes a run folder while the run happens."""
 
     def __init__(
-        self, path: Path, info: RunInfo, schedule: Schedule, *, overwrite: bool = False, words: Path | None = None
+        self,
+        path: Path,
+        info: RunInfo,
+        schedule: Schedule,
+        *,
+        overwrite: bool = False,
+        words: Path | None = None,
+        answers: bool = False,
     ) -> None:
         """Make the folder and write everything that is known before the first byte is sent.
 
         Only with `overwrite` is an earlier run removed, and a folder that is no run never is. `words` is the file of
-        the requests' words, if the folder is to keep it.
+        the requests' words, if the folder is to keep it; with `answers` it keeps those too.
         """
         try:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -148,7 +161,8 @@ class RunWriter(LineWriter):
             write_json(path / "run.json", info)
         except OSError as err:
             raise cannot_write(path, err) from err
-        super().__init__(path, **{name: path / f"{name}.jsonl" for name in ("records", "energy", "engine")})
+        names = ("records", "energy", "engine", *(["answers"] if answers else []))
+        super().__init__(path, **{name: path / f"{name}.jsonl" for name in names})
 
     def write_info(self, info: RunInfo) -> None:
         """Rewrite run.json, all of it or nothing."""
@@ -241,9 +255,15 @@ def read_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
     )
 
 
-def part_paths(folder: Path) -> list[Path]:
-    """Records of single processes that were not merged yet."""
-    return sorted(folder.glob("records.*.jsonl"))
+def part_paths(folder: Path, name: str = "records") -> list[Path]:
+    """Files `name` of single processes that were not merged yet."""
+    return sorted(folder.glob(f"{name}.*.jsonl"))
+
+
+def read_answers(path: Path) -> Iterator[Answer]:
+    """Yield the answers that a run folder keeps, in the order in which they ended; nothing where it keeps none."""
+    for file in (path / "answers.jsonl", *part_paths(path, "answers")):
+        yield from read_lines(file, Answer)
 
 
 def _packed(path: Path) -> Path:

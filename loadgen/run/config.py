@@ -9,16 +9,16 @@ import msgspec
 
 from loadgen.client.client import Client
 from loadgen.client.redact import clean_url
-from loadgen.client.request_body import Message, message_maker
+from loadgen.client.request_body import MessageMaker, message_maker
 from loadgen.client.word_counts import Count
 from loadgen.record import Endpoint
 from loadgen.results.failure_limit import FailureLimit
+from loadgen.workload.sessions import History
 from loadgen.workload.words import WordsReader
 
 if TYPE_CHECKING:
     from loadgen.client.server_info import ServerInfo
     from loadgen.workload.prompts import PromptKind, Vocabulary
-    from loadgen.workload.schedule import ScheduledRequest
 
 
 class Recorded(NamedTuple):
@@ -74,8 +74,12 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Share ("1%") or number ("5") of requests that may fail: with more of them the run itself has failed."""
     max_tokens: int | None = None
     """Longest answer of a request that ends where the model ends it and states no limit of its own."""
+    history: History = "recorded"
+    """The answers that a later turn of a session with words of its own is sent with."""
     keep_bodies: bool = False
     """True: the file of the requests' words becomes bodies.jsonl of the run folder."""
+    keep_answers: bool = False
+    """True: the words of the answers are written to answers.jsonl of the run folder."""
     otlp: Annotated[str | None, Recorded(clean_url, omit_none=True)] = None
     """URL of a sidecar that receives a span for every request."""
     api_key: Annotated[str | None, SECRET] = None
@@ -109,7 +113,7 @@ class PreparedRun:
     server: "ServerInfo"
     vocabularies: "dict[PromptKind, Vocabulary]"
 
-    def message_maker(self, seed: int) -> "Callable[[ScheduledRequest], Message]":
+    def message_maker(self, seed: int) -> MessageMaker:
         config, server = self.config, self.server
         return message_maker(
             seed,

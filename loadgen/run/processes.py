@@ -75,7 +75,8 @@ async def open_sender(
     """Yield the sender of a run: this process, with `client`, or as many processes as the options say."""
     processes = min(prepared.config.processes, len(schedule.requests))
     if processes == 1:
-        yield Sender(schedule, prepared, client, writer.record)
+        keep_answer = writer.answer if prepared.config.keep_answers else None
+        yield Sender(schedule, prepared, client, writer.record, keep_answer)
     else:
         async with _open_processes(schedule, prepared, writer, processes) as sender:
             yield sender
@@ -292,10 +293,12 @@ def _work(pipe: Pipe[Any, Any]) -> None:
 
 
 async def _send_share(pipe: Pipe[Any, Any], share: _Share) -> SendingCost:
-    writer = PartWriter(share.folder, share.number)
+    keeps_answers = share.prepared.config.keep_answers
+    writer = PartWriter(share.folder, share.number, answers=keeps_answers)
     try:
         async with open_client(share.prepared.config) as client:
-            sender = Sender(share.schedule, share.prepared, client, writer.record)
+            keep_answer = writer.answer if keeps_answers else None
+            sender = Sender(share.schedule, share.prepared, client, writer.record, keep_answer)
 
             def report() -> None:
                 """Hand the lines written so far to the kernel, and the counts to the parent."""

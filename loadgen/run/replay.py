@@ -50,7 +50,9 @@ async def replay(schedule: Schedule, config: RunConfig, view: View) -> Schedule:
         prepared = PreparedRun(info.run_id, config, probed.server, probed.vocabularies)
         check_sending(config, len(schedule.requests))
         kept = config.words if config.keep_bodies else None
-        writer = RunWriter(config.out, info, schedule, overwrite=config.overwrite, words=kept)
+        writer = RunWriter(
+            config.out, info, schedule, overwrite=config.overwrite, words=kept, answers=config.keep_answers
+        )
         stack.enter_context(closing(writer))
         await warm_up(schedule, prepared, client)
         sender = await stack.enter_async_context(open_sender(schedule, prepared, client, writer))
@@ -162,7 +164,7 @@ def info_after(
         "loop_delay_s": msgspec.to_builtins(distribution_s(cost.late_ns)),
         "waited_s": cost.waited_s,
         "stamped_by": cost.stamped_by,
-        "compiled": reads_tokens(),
+        "compiled": reads_tokens() and not info.config.get("keep_answers"),
         "cpu_s": cost.cpu_s,
         "max_rss_bytes": cost.max_rss_bytes,
         "sampler_period_s": report.period_s if report else None,

@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
 
+from loadgen.client.answer import Answer
 from loadgen.client.client import Client, Exchange, Post
+from loadgen.client.request_body import LiveHistory
 from loadgen.clock import monotonic_ns
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
@@ -63,12 +65,18 @@ class ScheduleSender(Protocol):
 
 
 class Sender:
-    """Sends a schedule from this process: a `ScheduleSender`. `write` gets each record, once."""
+    """Sends a schedule from this process: a `ScheduleSender`. `write` gets each record, once; `write_answer`, if the
+    answers are kept, each choice of each answer."""
 
     processes: list[dict[str, Any]] | None = None
 
     def __init__(
-        self, schedule: Schedule, prepared: PreparedRun, client: Client, write: Callable[[RequestRecord], None]
+        self,
+        schedule: Schedule,
+        prepared: PreparedRun,
+        client: Client,
+        write: Callable[[RequestRecord], None],
+        write_answer: Callable[[Answer], None] | None = None,
     ) -> None:
         config = prepared.config
         self.tallies = Tallies()
@@ -80,6 +88,8 @@ class Sender:
         self._run_id = prepared.run_id
         self._client = client
         self._write = write
+        self._write_answer = write_answer
+        self._is_live = config.history == "live"
         self._spans = SpanSender(config.otlp, prepared.run_id, prepared.server.model) if config.otlp else None
         self.make_message = prepared.message_maker(schedule.seed)
         self._messages: deque[Message] = deque()
@@ -152,22 +162,39 @@ class Sender:
     def launch(self, request: ScheduledRequest, message: Message, scheduled_ns: int) -> None:
         self.tallies.start()
         index, (path, body, headers) = request.index, message
-        post = Post(path, body, index, request.workload, scheduled_ns, f"{self._run_id}-{index}", headers)
+        name = f"{self._run_id}-{index}"
+        post = Post(path, body, index, request.workload, scheduled_ns, name, headers, self._keeps_answer(index))
         self._in_flight[index] = self._client.send(post, self.on_record)
 
     def on_record(self, record: RequestRecord) -> None:
         """Take the record of a request that was launched. An exception in here ends the run with that exception."""
-        del self._in_flight[record.index]
+        exchange = self._in_flight.pop(record.index)
         if self._slots:
             self._slots.release()
         try:
             self.tallies.add(record)
             self._keep(record)
-            self._continue_session(record)
+            if not self._keeps_answer(record.index):
+                self._continue_session(record, None)
+                return
+            answers = exchange.stream.answers(record.index)
+            if self._write_answer is not None:
+                for answer in answers:
+                    self._write_answer(answer)
+            answer = answers[0] if answers else Answer(index=record.index)
+            self._continue_session(record, LiveHistory(exchange.post.body, answer))
         except BaseException as err:
             self._fail(err)
-        if not self._in_flight:
-            self._end_if_drained()
+        finally:
+            if not self._in_flight:
+                self._end_if_drained()
+
+    def _keeps_answer(self, index: int) -> bool:
+        """Return whether the words of the answer to a request are needed: to be written, or for its next turn."""
+        if self._write_answer is not None:
+            return True
+        turn = self._later_turns.get(index) if self._is_live else None
+        return turn is not None and turn.words is not None
 
     def _keep(self, record: RequestRecord) -> None:
         self._write(record)
@@ -179,24 +206,32 @@ class Sender:
         the response that decides when it is due never came."""
         self._keep(RequestRecord.unanswered(request, self._start_ns, "not_sent", reason))
 
-    def _continue_session(self, record: RequestRecord) -> None:
-        """Let the session of `record` think about its next turn, or give up its later turns when `record` failed."""
-        if not record.ok:
+    def _continue_session(self, record: RequestRecord, history: LiveHistory | None) -> None:
+        """Let the session of `record` think about its next turn, or give up its later turns when `record` failed.
+
+        history: `record`'s own messages and answer, where its answer was kept.
+        """
+        turn = self._later_turns.get(record.index)
+        if not (self._is_live and turn and turn.words):
+            history = None
+        fault = None if record.ok else f"failed: {record.error}"
+        if history and history.answer.cut:
+            fault = "has an answer that is too long to be kept"
+        if fault:
             index = record.index
             while turn := self._later_turns.pop(index, None):
-                self._record_unsent(turn, f"turn {record.index} of its session failed: {record.error}")
+                self._record_unsent(turn, f"turn {record.index} of its session {fault}")
                 index = turn.index
             return
-        turn = self._later_turns.get(record.index)
         if turn is None or record.finished_ns is None or self.stopped_by != "completed":
             return
-        user = asyncio.create_task(self._think(turn, record.finished_ns + turn.think_ns))
+        user = asyncio.create_task(self._think(turn, record.finished_ns + turn.think_ns, history))
         self._users.add(user)
         user.add_done_callback(self._task_ended)
 
-    async def _think(self, turn: ScheduledRequest, scheduled_ns: int) -> None:
+    async def _think(self, turn: ScheduledRequest, scheduled_ns: int, history: LiveHistory | None = None) -> None:
         """Send a later turn when it is due. Many users think at once, and a Pacer has one waiter: each has its own."""
-        message = self.make_message(turn)
+        message = self.make_message(turn) if history is None else self.make_message(turn, history)
         if (far_ns := scheduled_ns - NEAR_NS - monotonic_ns()) > 0:
             await asyncio.sleep(far_ns / NS_PER_S)
         with Pacer() as pacer:

@@ -1,4 +1,5 @@
-"""Sessions: conversations threaded through the lengths of a workload, and the think times between their turns."""
+"""Sessions: conversations of a trace, or threaded through the lengths of a workload; the think times between their
+turns; and the history that a turn is sent with."""
 
 from __future__ import annotations
 
@@ -16,13 +17,42 @@ from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.stats.arrays import Floats
+    from loadgen.workload.schedule import ScheduledRequest
     from loadgen.workload.trace import TraceRequest
+
+History = Literal["recorded", "live"]
+"""The answers that a turn's messages hold: those of the trace, or those that were received in this run."""
 
 NEW_TOKENS = 8
 """Fewest tokens that a turn adds to the turns before it."""
 
 _HALVINGS = 14
 """Steps of the search for the probability that begins a session: to 1 part in 16,384."""
+
+
+def are_conversations(requests: Sequence[TraceRequest]) -> bool:
+    """Return whether these are words in sessions of several turns, each of which waits for the answer before it."""
+    ids = [request.session_id for request in requests if request.words is not None and request.session_id is not None]
+    return len(set(ids)) < len(ids)
+
+
+def chosen_history(requests: Sequence[ScheduledRequest], wanted: History | None) -> History:
+    """Return the history that turns are sent with: `wanted`, or live if a turn has only its new messages.
+
+    LoadgenError: a turn cannot be sent with that history.
+    """
+    turns = [(request, request.words) for request in requests if request.words is not None]
+    history = wanted or ("live" if any(words.continues for _, words in turns) else "recorded")
+    for request, words in turns:
+        if words.continues and request.after is None:
+            raise LoadgenError(f"line {words.line} continues a session, and no line before it is of that session")
+        if words.continues and history == "recorded":
+            raise LoadgenError(f"--history recorded: line {words.line} has only its new messages; use --history live")
+        if history == "live" and request.after is not None and words.endpoint != "chat":
+            raise LoadgenError(f"--history live: line {words.line} has no messages that an answer could be put into")
+    if wanted == "live" and all(request.after is None for request, _ in turns):
+        raise LoadgenError("--history live: no session has a second turn that has words of its own")
+    return history
 
 
 def group_sessions(
@@ -102,6 +132,21 @@ def text_numbers(turns: Sequence[TraceRequest]) -> list[int]:
     return [0, *accumulate(map(int, cut))]
 
 
+def waits_ns(think: str | None, turns: Sequence[TraceRequest], rng: np.random.Generator) -> list[int]:
+    """Return how long each turn of a session waits for its user after the answer before it.
+
+    By default it does not wait; "trace" is the time between the turns' timestamps; see `think_times_ns` for laws.
+    """
+    match think:
+        case None:
+            return [0] * len(turns)
+        case "trace":
+            gaps_s = [after.arrival_s - before.arrival_s for before, after in pairwise(turns)]
+            return [0, *(round(gap_s * NS_PER_S) for gap_s in gaps_s)]
+        case law:
+            return [0, *think_times_ns(law, len(turns) - 1, rng)]
+
+
 def think_times_ns(law: str, count: int, rng: np.random.Generator) -> list[int]:
     """Draw `count` think times in ns from exponential:MEAN, constant:MEAN or lognormal:MEAN:SIGMA (in seconds).
 
@@ -123,6 +168,6 @@ def think_times_ns(law: str, count: int, rng: np.random.Generator) -> list[int]:
             drawn_s = rng.lognormal(math.log(mean_s) - sigma**2 / 2, sigma, count)
         case _:
             raise LoadgenError(
-                f"think {law!r}: expected constant:SECONDS, exponential:MEAN or lognormal:MEAN:SIGMA, in seconds"
+                f"think {law!r}: expected constant:SECONDS, exponential:MEAN, lognormal:MEAN:SIGMA (seconds) or trace"
             )
     return [int(ns) for ns in np.rint(drawn_s * NS_PER_S).astype(np.int64)]

@@ -26,13 +26,14 @@ from loadgen.workload.schedule import (
     Stop,
     arrival_times,
     block_size_of,
+    build_schedule,
     ends_naturally,
     merged_schedule,
     relabel_for_pass,
     stable_hash63,
     truncated,
 )
-from loadgen.workload.sessions import group_sessions, text_numbers, think_times_ns
+from loadgen.workload.sessions import are_conversations, group_sessions, text_numbers, waits_ns
 from loadgen.workload.sources import read_source
 from loadgen.workload.token_bins import bins_trace, is_bins, read_bins
 from loadgen.workload.trace import Trace, TraceRequest, read_trace
@@ -66,9 +67,11 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     goodput: dict[str, float] = {}
     """Limits in ms: ttft, tpot, e2el."""
     turns: float | Literal["trace"] | None = None
-    """Mean turns of sessions threaded through the source's lengths; or the sessions of the trace; None: no sessions."""
+    """Mean turns of sessions threaded through the source's lengths; or the sessions of the trace; None: no sessions,
+    but for conversations with words of their own."""
     think: str | None = None
-    """Seconds between an answer and the next turn: constant:MEAN, exponential:MEAN or lognormal:MEAN:SIGMA."""
+    """Seconds between an answer and the next turn: constant:MEAN, exponential:MEAN, lognormal:MEAN:SIGMA, or "trace",
+    the time between the timestamps. Default for sessions of the trace: none."""
     files: int | None = None
     """Number of files that prompts begin with; None: prompts begin with no file."""
     popularity: float = 1.0
@@ -129,7 +132,7 @@ def stream_fault(stream: Stream) -> str | None:
         return f"turns {stream.turns}: expected a mean of 1 or more"
     if stream.turns == "trace" and stream.trace is None:
         return 'turns = "trace": bins and laws have no sessions; say a mean number of turns'
-    if stream.turns is not None and stream.think is None:
+    if isinstance(stream.turns, float | int) and stream.think is None:
         return 'turns without think: say how long a user thinks, such as think = "lognormal:10:1" (seconds)'
     if stream.turns is not None and stream.files is not None:
         return "turns and files: expected one of them"
@@ -248,8 +251,69 @@ def schedule_stream(
     # Three generators, so that a stream's lengths do not depend on how many arrivals or turns it draws.
     rng_lengths, rng_arrivals, rng_turns = (np.random.default_rng([own_seed, stable_hash63(name), k]) for k in range(3))
     source = _read_source(name, stream, rng_lengths, words)
-    sessions = group_sessions(name, source.requests, stream.turns, rng_turns)
-    starts = Trace(name, tuple(turns[0] for turns in sessions), "", source.timed)
+    if stream.turns is None and are_conversations(source.requests):
+        stream = msgspec.structs.replace(stream, turns="trace")
+    return _schedule_source(name, stream, source, (rng_arrivals, rng_turns), own_seed, duration_s, num_requests, stop)
+
+
+def schedule_trace(
+    source: Trace,
+    *,
+    seed: int,
+    rps: float | None,
+    arrival: Arrival,
+    burstiness: float,
+    scale: Scale,
+    shape: str | None,
+    duration_s: float | None,
+    num_requests: int | None,
+    stop: Stop = "auto",
+    think: str | None = None,
+) -> Schedule:
+    """Schedule one trace. Of conversations with words of their own the arrival process brings the first turns, and a
+    later turn follows the answer before it; other requests come at the times of the process."""
+    if not are_conversations(source.requests):
+        if think is not None:
+            raise LoadgenError(f"--think: {source.name} has no sessions of several turns with words of their own")
+        return build_schedule(
+            source,
+            seed=seed,
+            rps=rps,
+            arrival=arrival,
+            burstiness=burstiness,
+            duration_s=duration_s,
+            num_requests=num_requests,
+            scale=scale,
+            shape=arrivals.points_of(shape) if shape else None,
+            stop=stop,
+        )
+    stream = Stream(
+        turns="trace", think=think, rps=rps, arrival=arrival, burstiness=burstiness, scale=scale, shape=shape
+    )
+    rngs = np.random.default_rng(seed), np.random.default_rng([seed, 2])
+    schedule = _schedule_source(None, stream, source, rngs, seed, duration_s, num_requests, stop)
+    return schedule if num_requests is None else truncated(schedule, num_requests)
+
+
+def _schedule_source(
+    name: str | None,
+    stream: Stream,
+    source: Trace,
+    rngs: tuple[np.random.Generator, np.random.Generator],
+    seed: int,
+    duration_s: float | None,
+    num_requests: int | None,
+    stop: Stop,
+) -> Schedule:
+    """Schedule the sessions of a source, the arrivals and the turns of which are drawn by `rngs`.
+
+    Requests get the workload `name`; without it they keep the source's.
+    """
+    rng_arrivals, rng_turns = rngs
+    if stream.think == "trace" and not source.timed:
+        raise LoadgenError(f"think trace: {source.name} has no timestamps")
+    sessions = group_sessions(name or source.name, source.requests, stream.turns, rng_turns)
+    starts = Trace(source.name, tuple(turns[0] for turns in sessions), "", source.timed)
     # Sessions are rarer than requests by their mean turns.
     mean_turns = len(source.requests) / len(sessions)
     process = stream.arrival or "trace"
@@ -273,7 +337,7 @@ def schedule_stream(
     requests = _scheduled_turns(name, stream, sessions, times, duration_s, rng_turns, stop)
     rate_rps = None if times.rate_rps is None else times.rate_rps * mean_turns
     spec = msgspec.structs.replace(spec, rate_rps=times.rate_rps)
-    return merged_schedule([Schedule(requests, spec.process, rate_rps, own_seed, (spec,))], own_seed)
+    return merged_schedule([Schedule(requests, spec.process, rate_rps, seed, (spec,))], seed)
 
 
 def _read_source(name: str, stream: Stream, rng: np.random.Generator, words: WordsFile | None) -> Trace:
@@ -292,7 +356,7 @@ def _read_source(name: str, stream: Stream, rng: np.random.Generator, words: Wor
 
 
 def _scheduled_turns(
-    name: str,
+    name: str | None,
     stream: Stream,
     sessions: list[list[TraceRequest]],
     times: ArrivalTimes,
@@ -313,16 +377,15 @@ def _scheduled_turns(
         files = rng.choice(stream.files, size=len(offsets_ns), p=weight / weight.sum()).tolist()
     for offset_ns, pick, lap, file in zip(offsets_ns, times.picks.tolist(), times.laps.tolist(), files, strict=True):
         turns = sessions[pick]
-        waits_ns = [0, *think_times_ns(stream.think, len(turns) - 1, rng)] if stream.think else [0] * len(turns)
         due_ns, previous = offset_ns, None
-        for turn, text, wait_ns in zip(turns, text_numbers(turns), waits_ns, strict=True):
+        for turn, text, wait_ns in zip(turns, text_numbers(turns), waits_ns(stream.think, turns, rng), strict=True):
             due_ns += wait_ns
             if due_ns >= end_ns:
                 break
             request = ScheduledRequest(
                 index=len(requests),
                 offset_ns=due_ns,
-                workload=name,
+                workload=name or turn.workload,
                 input_tokens=turn.input_tokens,
                 output_tokens=turn.output_tokens,
                 model=turn.model or stream.model,
@@ -338,7 +401,7 @@ def _scheduled_turns(
 
 
 def _shared_text(
-    name: str, stream: Stream, turn: TraceRequest, pick: int, lap: int, text: int, file: int | None
+    name: str | None, stream: Stream, turn: TraceRequest, pick: int, lap: int, text: int, file: int | None
 ) -> dict[str, Any]:
     """Return the fields of a scheduled request that name what its prompt shares with others of its stream."""
     if file is not None:
@@ -348,7 +411,7 @@ def _shared_text(
     relabeled = relabel_for_pass(turn, lap)
     ids = tuple(stable_hash63(f"{name}/{block}") for block in relabeled.prefix_ids)
     if stream.turns is None or ids or turn.words:
-        session_id = relabeled.session_id and f"{name}/{relabeled.session_id}"
+        session_id = relabeled.session_id and (f"{name}/{relabeled.session_id}" if name else relabeled.session_id)
         return {"session_id": session_id, "prefix_ids": ids, "block_size": block_size_of(relabeled)}
     session = f"{name}/{pick}" if lap == 0 else f"{name}/{pick}+{lap}"
     return {"session_id": session, "text_id": stable_hash63(f"{session}/{text}"), "text_tokens": turn.input_tokens}

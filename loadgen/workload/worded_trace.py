@@ -28,6 +28,10 @@ LENGTHS = frozenset(("timestamp", "input_length", "output_length", "workload", "
 ANSWER = "answer"
 """The recorded answer. It is never sent: its tokens are what the answer's are held against."""
 
+CONTINUES = "continues"
+"""True in a line that has only the new messages of its session: those before them are the ones that were sent, and the
+answer that was received."""
+
 _ENDPOINTS = {path: endpoint for endpoint, path in PATHS.items()}
 _BODIES: dict[str, Endpoint | None] = {
     "messages": "chat",
@@ -115,7 +119,7 @@ def _request(number: int, fields: Mapping[str, Any], words: WordsFile) -> TraceR
     """Return the request of one row, whose words are stored. ValueError: a field is at fault."""
     endpoint = _endpoint(fields)
     _refuse_unknown(fields)
-    stored = {name: value for name, value in fields.items() if name not in LENGTHS and name != "url"}
+    stored = {name: value for name, value in fields.items() if name not in LENGTHS | {"url", CONTINUES}}
     workload = _value(fields, "workload", str, "a name of 1 to 64 printable characters")
     try:
         check_workload(workload)
@@ -130,14 +134,18 @@ def _request(number: int, fields: Mapping[str, Any], words: WordsFile) -> TraceR
         raise ValueError(f"model {shortened(model)!r}: expected a name of printable characters")
     _length(fields, "max_tokens")
     _check_type(fields, ANSWER, b'"{', "a text, or a message of the assistant")
+    session_id = _value(fields, "session_id", str, "a text")
+    continues = _value(fields, CONTINUES, bool, "true or false") or False
+    if continues and (session_id is None or "messages" not in fields):
+        raise ValueError(f"{CONTINUES}: expected messages, and the session_id of the lines before")
     return TraceRequest(
         arrival_s=(timestamp or 0.0) / 1000,
         input_tokens=_length(fields, "input_length"),
         output_tokens=_length(fields, "output_length"),
         workload=intern(workload or "default"),
-        session_id=_value(fields, "session_id", str, "a text"),
+        session_id=session_id,
         model=model and intern(model),
-        words=words.add(stored, number, endpoint),
+        words=words.add(stored, number, endpoint, continues),
     )
 
 
@@ -177,7 +185,7 @@ def _endpoint(fields: Mapping[str, Any]) -> Endpoint | None:
 
 def _refuse_unknown(fields: Mapping[str, Any]) -> None:
     """Raise ValueError for a field that would have no effect."""
-    known = LENGTHS | ROUTING | WORDS.keys() | {ANSWER}
+    known = LENGTHS | ROUTING | WORDS.keys() | {ANSWER, CONTINUES}
     known = known - {"max_tokens"} | {"url"} if "body" in fields else known | SAMPLING
     for name in fields:
         if name not in known:

@@ -12,7 +12,7 @@ import re
 from collections import Counter
 from hashlib import sha256
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -20,7 +20,9 @@ from loadgen.errors import LoadgenError
 from loadgen.record import Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
+
+_Value = TypeVar("_Value")
 
 WORDS = {"messages": "chat", "prompt": "completions", "body": None}
 """The fields that hold the words of a request, and the endpoint that takes each. A body is of any."""
@@ -42,6 +44,7 @@ Fields = dict[str, msgspec.Raw]
 """A JSON object whose values keep the bytes in which they were written."""
 
 _decode_fields = msgspec.json.Decoder(Fields).decode
+_decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
 _escapes = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\(u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
 )
@@ -56,14 +59,29 @@ def decode_fields(data: bytes) -> Fields:
     Half a surrogate pair, which models and logs write, stays as it is; the decoder refuses it even in a value that it
     passes over, so that it is hidden meanwhile.
     """
+    fields, is_hidden = _decoded(data, _decode_fields)
+    return {name: _shown(value) for name, value in fields.items()} if is_hidden else fields
+
+
+def decode_list(data: bytes) -> list[msgspec.Raw]:
+    """Return the items of a JSON list, each with its bytes, as `decode_fields` does."""
+    items, is_hidden = _decoded(data, _decode_list)
+    return [_shown(item) for item in items] if is_hidden else items
+
+
+def _decoded(data: bytes, decode: Callable[[bytes], _Value]) -> tuple[_Value, bool]:
+    """Return what JSON is, and whether halves of surrogate pairs are hidden in it."""
     try:
-        return _decode_fields(data)
+        return decode(data), False
     except msgspec.MsgspecError:
         hidden = hide_halves(data)
         if hidden == data or HIDDEN in data:
             raise
-        fields = _decode_fields(hidden).items()
-        return {name: msgspec.Raw(show_halves(bytes(value))) for name, value in fields}
+        return decode(hidden), True
+
+
+def _shown(value: msgspec.Raw) -> msgspec.Raw:
+    return msgspec.Raw(show_halves(bytes(value)))
 
 
 def hide_halves(data: bytes) -> bytes:
@@ -90,6 +108,8 @@ class WordsRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The API that they are sent to; None: the run's. See `routes.routed`."""
     is_body: bool = False
     """True if they are a whole request body, which states itself where its answer ends."""
+    continues: bool = False
+    """True if they are only the new messages of a turn, which follow the answer that was received before it."""
 
 
 class WordsFile:
@@ -101,7 +121,7 @@ class WordsFile:
         """Number of rows of the sources, or of parts of rows, that have no place in a trace, by what they are."""
         self._end = file.seek(0, os.SEEK_END)
 
-    def add(self, fields: Mapping[str, Any], line: int, endpoint: Endpoint | None) -> WordsRef:
+    def add(self, fields: Mapping[str, Any], line: int, endpoint: Endpoint | None, continues: bool = False) -> WordsRef:
         """Store the fields of a line that hold or route its words. OSError: the file cannot be written.
 
         A line end between two tokens of JSON becomes a space, so that they are one line here.
@@ -117,6 +137,7 @@ class WordsFile:
             size=len(data),
             endpoint=endpoint,
             is_body="body" in fields,
+            continues=continues,
         )
         self._end += len(data) + 1
         return ref

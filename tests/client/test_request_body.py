@@ -7,13 +7,14 @@ from typing import Any
 import msgspec
 import pytest
 
+from loadgen.client.answer import Answer
 from loadgen.client.openai_api import Dialect, payload
-from loadgen.client.request_body import Message, message_maker
+from loadgen.client.request_body import LiveHistory, Message, message_maker, with_history
 from loadgen.record import Endpoint
 from loadgen.workload.prompts import draws_of, estimate_vocabulary
 from loadgen.workload.schedule import ScheduledRequest, build_schedule
 from loadgen.workload.worded_trace import read_worded
-from loadgen.workload.words import WordsFile, WordsReader
+from loadgen.workload.words import WordsFile, WordsReader, decode_fields
 
 WORDS = {"chat": estimate_vocabulary("chat", 0.25, 8), "code": estimate_vocabulary("code", 0.3, 8)}
 
@@ -136,3 +137,55 @@ def test_a_body_whose_fields_fit_already_keeps_every_byte(tmp_path: Path) -> Non
     without_usage = sent(tmp_path, {"body": msgspec.Raw(body)}, Dialect(include_usage=False)).body
     assert without_usage == body, "its own stream_options stay where the run sets none"
     assert json.loads(sent(tmp_path, {"body": msgspec.Raw(body), "model": "lora"}).body)["model"] == "lora"
+
+
+# -- a history of live answers ----------------------------------------------------------------------------------------
+
+
+def user(text: str) -> dict[str, Any]:
+    return {"role": "user", "content": text}
+
+
+def spoken(text: str, **fields: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": text} | fields
+
+
+SYSTEM = {"role": "system", "content": "Be brief."}
+RESULT = {"role": "tool", "tool_call_id": "c", "content": "4"}
+LIVE, BEFORE = spoken("live"), [SYSTEM, user("1")]
+
+TURNS: list[tuple[str, list[dict[str, Any]], bool, list[dict[str, Any]]]] = [
+    # (what the turn is, its messages, it continues, the messages that follow those of the turn before)
+    ("recorded", [SYSTEM, user("1"), spoken("old"), user("2")], False, [LIVE, user("2")]),
+    ("two new messages", [user("1"), spoken("old"), user("2"), user("3")], False, [LIVE, user("2"), user("3")]),
+    ("a long history", [user("1"), spoken("a"), user("2"), spoken("b"), user("3")], False, [LIVE, user("3")]),
+    ("new messages alone", [user("2")], True, [LIVE, user("2")]),
+    ("new messages, one of the assistant", [spoken("I"), user("2")], True, [LIVE, spoken("I"), user("2")]),
+    ("results of recorded calls", [user("1"), spoken("", tool_calls=[{"id": "c"}]), RESULT], False,
+     [spoken("", tool_calls=[{"id": "c"}]), RESULT]),
+    ("results of its own calls", [RESULT], True, [LIVE, RESULT]),
+    ("no answer recorded", [SYSTEM, user("2")], False, [LIVE, user("2")]),
+    ("the beginning of its answer", [user("1"), spoken("old"), user("2"), spoken("Sure")], False,
+     [LIVE, user("2"), spoken("Sure")]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("messages", "continues", "after"), [row[1:] for row in TURNS], ids=[row[0] for row in TURNS])
+@pytest.mark.parametrize("is_body", [False, True], ids=["messages", "a body"])
+def test_a_live_turn_is_what_was_sent_the_live_answer_and_its_new_messages(
+    messages: list[dict[str, Any]], continues: bool, after: list[dict[str, Any]], is_body: bool
+) -> None:
+    words: dict[str, Any] = {"messages": messages, "temperature": 0}
+    fields = decode_fields(json.dumps({"body": words} if is_body else words).encode())
+    history = LiveHistory(json.dumps({"model": "m", "messages": BEFORE}).encode(), Answer(index=0, text="live"))
+    turn = json.loads(msgspec.json.encode(with_history(fields, history, continues)))
+    assert (turn["body"] if is_body else turn) == {"messages": BEFORE + after, "temperature": 0}
+
+
+def test_what_was_sent_keeps_its_bytes_in_the_next_turn() -> None:
+    raw = rb'{"role":"user",  "content":"\ud83d caf\u00e9 \/"}'
+    history = LiveHistory(b'{"messages":[' + raw + b"]}", Answer(index=0, text="a"))
+    fields = decode_fields(b'{"messages":[{"role":"assistant","content":"b"},' + raw + b"]}")
+    assert bytes(with_history(fields, history, False)["messages"]) == (
+        b"[" + raw + b',{"role":"assistant","content":"a"},' + raw + b"]"
+    )

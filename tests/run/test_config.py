@@ -25,6 +25,8 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
     "extra_body": (["--extra-body", '{"top_p": 0.5}'], {"top_p": 0.5}),
     "processes": (["--processes", "3"], 3),
     "count": (["--count", "all"], "all"),
+    "history": (["--history", "recorded"], "recorded"),
+    "keep_answers": (["--keep-answers"], True),
     "tokenizer": (["--tokenizer", "t.json"], Path("t.json")),
     "model": (["--model", "m"], "m"),
     "endpoint": (["--endpoint", "completions"], "completions"),
@@ -47,7 +49,7 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
 STATED = (
     "base_url", "goodput", "headers", "extra_body", "processes", "count", "tokenizer", "model", "endpoint", "energy",
     "gpus", "max_concurrency", "warmup", "idle_s", "timeout", "max_failed", "max_tokens",
-    "keep_bodies",
+    "history", "keep_bodies", "keep_answers",
 )  # fmt: skip
 """The keys of run.json's `config` after the plan; `otlp` follows when there is a sidecar."""
 
@@ -85,7 +87,7 @@ def test_every_option_of_the_command_has_a_place() -> None:
     """A parameter of the command's function, or a field: an option that is neither would be lost."""
     of_the_schedule_and_the_view = {
         "trace", "streams", "rps", "scale", "shape", "arrival", "burstiness", "duration", "num_requests", "seed",
-        "serve", "stop", "ui", "as_json", "input_law", "output_law",
+        "serve", "stop", "ui", "as_json", "input_law", "output_law", "think",
     }  # fmt: skip
     names = {param.name for param in replay.params if not isinstance(param, click.Argument)} | {"trace"}
     assert names == of_the_schedule_and_the_view | set(GIVEN)
@@ -113,8 +115,8 @@ def test_run_json_states_the_plan_and_then_every_option_without_secrets(configur
     invoke(*(word for typed, _ in GIVEN.values() for word in typed))
     stated = recorded_options(configured[0])
     assert tuple(stated) == (
-        "trace", "rps", "arrival", "burstiness", "scale", "seed", "duration_s", "num_requests", "shape", "serve",
-        "stop",
+        "trace", "rps", "arrival", "burstiness", "scale", "seed", "duration_s", "num_requests", "shape", "think",
+        "serve", "stop",
         *STATED, "otlp",
     )  # fmt: skip
     assert stated["base_url"] == "http://host:1/v1"

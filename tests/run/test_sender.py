@@ -4,14 +4,16 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import msgspec
 import pytest
 
 from loadgen import clock
+from loadgen.client.answer import Answer
 from loadgen.client.client import Client, OnRecord, Post
-from loadgen.client.request_body import Message
+from loadgen.client.request_body import LiveHistory, Message
 from loadgen.client.server_info import ServerInfo
 from loadgen.errors import LoadgenError
 from loadgen.record import ErrorKind, RequestRecord
@@ -21,6 +23,7 @@ from loadgen.run.process_stats import SendingCost
 from loadgen.run.sender import MARGIN_NS, NEAR_NS, Sender, warm_up
 from loadgen.units import NS_PER_MS
 from loadgen.workload.schedule import Schedule, ScheduledRequest
+from loadgen.workload.words import WordsRef
 
 Write = Callable[[RequestRecord], None]
 
@@ -497,3 +500,89 @@ def test_a_user_sleeps_until_shortly_before_the_next_turn_and_the_pacer_waits_fo
     asyncio.run(main())
     assert slept == slept_s
     assert waited == [now_ns + due_ns]
+
+
+# -- live answers -----------------------------------------------------------------------------------------------------
+
+
+class Talker(Server):
+    """Answers request i with `answer(i)`, whose words its exchanges have."""
+
+    def __init__(self, answer: Callable[[int], Answer], failing: tuple[int, ...] = ()) -> None:
+        super().__init__(failing=failing)
+        self.answer = answer
+
+    def send(self, post: Post, on_record: OnRecord) -> Any:
+        task = super().send(post, on_record)
+        words = [self.answer(post.index)] if post.keeps_answer else []
+        return SimpleNamespace(cancel=task.cancel, post=post, stream=SimpleNamespace(answers=lambda index: words))
+
+
+REF = WordsRef(line=1, sha256="", offset=0, size=0, endpoint="chat")
+WORDED = [msgspec.structs.replace(request, words=REF) for request in TWO_SESSIONS.requests]
+
+
+def talk(
+    server: Server, history: str = "live", kept: list[Answer] | None = None
+) -> tuple[dict[int, LiveHistory | None], list[RequestRecord]]:
+    """Return the history that each request's message was made with, and the records."""
+    made: dict[int, LiveHistory | None] = {}
+    records: list[RequestRecord] = []
+    config = RunConfig(out=Path("unused"), base_url="http://server/v1", history=cast("Any", history))
+    plan = Schedule(tuple(WORDED), None, None, 0)
+
+    async def main() -> None:
+        ready = Prepared("run", config, ServerInfo("http://server/v1", "m", None), {})
+        sender = Sender(plan, ready, cast("Client", server), records.append, None if kept is None else kept.append)
+
+        def make(request: ScheduledRequest, history: LiveHistory | None = None) -> Message:
+            made[request.index] = history
+            return Message("/chat/completions", b"body %d" % request.index)
+
+        sender.make_message = make
+        await sender.run(clock.monotonic_ns())
+
+    asyncio.run(main())
+    return made, records
+
+
+def test_a_live_turn_is_made_of_the_body_and_the_answer_before_it() -> None:
+    made, _ = talk(Talker(lambda i: Answer(index=i, text=f"answer {i}")))
+    after = {r.index: r.after for r in WORDED}
+    for index, history in made.items():
+        before = after[index]
+        if before is None:
+            assert history is None
+        else:
+            assert history == LiveHistory(b"body %d" % before, Answer(index=before, text=f"answer {before}"))
+
+
+def test_only_answers_that_a_turn_waits_for_are_kept_unless_all_are_wanted() -> None:
+    live, recorded, written = (Talker(lambda i: Answer(index=i)) for _ in range(3))
+    talk(live)
+    assert {post.index for post in live.posts if post.keeps_answer} == {0, 1, 2}
+    made, _ = talk(recorded, history="recorded")
+    assert not any(post.keeps_answer for post in recorded.posts)
+    kept: list[Answer] = []
+    made, _ = talk(written, history="recorded", kept=kept)
+    assert sorted(answer.index for answer in kept) == [0, 1, 2, 3, 4]
+    assert set(made.values()) == {None}
+
+
+def test_an_answer_that_is_too_long_to_be_kept_ends_its_session() -> None:
+    _, records = talk(Talker(lambda i: Answer(index=i, cut=i == 0)))
+    assert {r.index: r.detail for r in records if r.error} == dict.fromkeys(
+        (2, 3), "turn 0 of its session has an answer that is too long to be kept"
+    )
+
+
+def test_an_answer_without_words_is_an_empty_message() -> None:
+    class Silent(Talker):
+        def send(self, post: Post, on_record: OnRecord) -> Any:
+            exchange = super().send(post, on_record)
+            exchange.stream.answers = lambda index: []
+            return exchange
+
+    made, _ = talk(Silent(lambda i: Answer(index=i)))
+    history = made[2]
+    assert history is not None and history.answer.message == {"role": "assistant", "content": ""}

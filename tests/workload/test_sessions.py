@@ -1,6 +1,7 @@
 """Sessions: grouping, order, texts and think times, on hand-made lengths."""
 
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,9 +9,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadgen.errors import LoadgenError
+from loadgen.record import Endpoint
 from loadgen.units import NS_PER_S
-from loadgen.workload.sessions import NEW_TOKENS, group_sessions, text_numbers, think_times_ns, thread_sessions
+from loadgen.workload.schedule import ScheduledRequest
+from loadgen.workload.sessions import (
+    NEW_TOKENS,
+    History,
+    chosen_history,
+    group_sessions,
+    text_numbers,
+    think_times_ns,
+    thread_sessions,
+    waits_ns,
+)
 from loadgen.workload.trace import TraceRequest
+from loadgen.workload.words import WordsRef
 
 
 def rng() -> np.random.Generator:
@@ -124,3 +137,63 @@ def test_think_times_have_the_mean_and_spread_of_their_law(law: str, mean_s: flo
 def test_text_that_is_no_law_of_think_times_is_an_error(law: str) -> None:
     with pytest.raises(LoadgenError, match="expected constant:SECONDS"):
         think_times_ns(law, 1, np.random.default_rng(0))
+
+
+# -- conversations of words -------------------------------------------------------------------------------------------
+
+
+def words(line: int, endpoint: Endpoint = "chat", continues: bool = False) -> WordsRef:
+    return WordsRef(line=line, sha256="", offset=0, size=0, endpoint=endpoint, continues=continues)
+
+
+def turn(line: int, after: int | None = None, **fields: Any) -> ScheduledRequest:
+    return ScheduledRequest(
+        index=line, offset_ns=0, workload="w", input_tokens=None, output_tokens=None, after=after,
+        words=words(line, **fields),
+    )  # fmt: skip
+
+
+MADE_UP = ScheduledRequest(index=9, offset_ns=0, workload="w", input_tokens=1, output_tokens=1, after=8)
+
+
+@pytest.mark.parametrize(
+    ("requests", "wanted", "history"),
+    [
+        ([turn(1), turn(2, after=1)], None, "recorded"),
+        ([turn(1), turn(2, after=1)], "live", "live"),
+        ([turn(1), turn(2, after=1, continues=True)], None, "live"),
+        ([turn(1, endpoint="completions"), turn(2), turn(3, after=2)], "live", "live"),
+        ([MADE_UP], None, "recorded"),
+        ([MADE_UP, turn(1, after=0)], "live", "live"),
+        ([turn(1, endpoint="completions"), turn(2, after=1, endpoint="completions")], None, "recorded"),
+        ([], None, "recorded"),
+    ],
+)
+def test_the_history_is_recorded_unless_live_is_wanted_or_needed(
+    requests: list[ScheduledRequest], wanted: History | None, history: History
+) -> None:
+    assert chosen_history(requests, wanted) == history
+
+
+@pytest.mark.parametrize(
+    ("requests", "wanted", "fault"),
+    [
+        ([turn(1, continues=True)], None, "line 1 continues a session, and no line before it is of that session"),
+        ([turn(1), turn(2, after=1, continues=True)], "recorded", "line 2 has only its new messages"),
+        ([turn(1), turn(2, after=1, endpoint="completions")], "live", "line 2 has no messages"),
+        ([turn(1), turn(2)], "live", "no session has a second turn"),
+        ([MADE_UP], "live", "no session has a second turn"),
+    ],
+)
+def test_a_history_that_cannot_be_sent_is_one_line(
+    requests: list[ScheduledRequest], wanted: History | None, fault: str
+) -> None:
+    with pytest.raises(LoadgenError, match=fault):
+        chosen_history(requests, wanted)
+
+
+def test_a_turn_waits_for_nobody_or_by_the_timestamps_or_by_a_law() -> None:
+    turns = [request(second) for second in (1.0, 1.5, 4.0)]
+    assert waits_ns(None, turns, rng()) == [0, 0, 0]
+    assert waits_ns("trace", turns, rng()) == [0, 500_000_000, 2_500_000_000]
+    assert waits_ns("constant:2", turns, rng()) == [0, 2_000_000_000, 2_000_000_000]

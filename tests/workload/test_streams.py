@@ -16,6 +16,7 @@ from loadgen.errors import LoadgenError
 from loadgen.units import NS_PER_S
 from loadgen.workload.schedule import Schedule, ScheduledRequest, encode_schedule, merged_schedule, truncated
 from loadgen.workload.sessions import NEW_TOKENS
+from loadgen.workload.sources import read_source
 from loadgen.workload.streams import (
     Stream,
     Streams,
@@ -23,6 +24,7 @@ from loadgen.workload.streams import (
     read_streams,
     schedule_stream,
     schedule_streams,
+    schedule_trace,
     share_rate,
     shipped_streams,
     stream_fault,
@@ -327,3 +329,73 @@ def test_a_rate_is_shared_out_by_weight() -> None:
         share_rate({"a": Stream(trace=CHAT, weight=3)}, None)
     with pytest.raises(LoadgenError, match="--rps is shared out by weight, and stream a has none"):
         share_rate(unweighted, 8.0)
+
+
+# -- conversations of words -------------------------------------------------------------------------------------------
+
+
+def conversations(folder: Path, timed: bool = True) -> Path:
+    """Write two conversations of three turns each, one line after the other, and a request on its own."""
+    rows = [(i * 100.0, f"{'ab'[i % 2]}") for i in range(6)] + [(600.0, None)]
+    lines = [
+        {"messages": [{"role": "user", "content": f"{i}"}], "workload": "support"}
+        | ({"timestamp": at_ms} if timed else {})
+        | ({"session_id": session} if session else {})
+        for i, (at_ms, session) in enumerate(rows)
+    ]
+    (path := folder / "c.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return path
+
+
+def one_trace(path: Path, **options: Any) -> Schedule:
+    usual: dict[str, Any] = {
+        "rps": None, "arrival": "trace", "burstiness": 1.0, "scale": "compress", "shape": None, "duration_s": None,
+        "num_requests": None,
+    }  # fmt: skip
+    with (path.parent / "bodies").open("wb") as file:
+        return schedule_trace(read_source(path, WordsFile(file)), seed=1, **(usual | options))
+
+
+def test_the_process_brings_first_turns_and_later_ones_follow_the_answer_before(tmp_path: Path) -> None:
+    plan = one_trace(conversations(tmp_path)).requests
+    lines = {r.words.line: r for r in plan if r.words}
+    assert [r.offset_ns for r in lines.values() if r.after is None] == [0, 100_000_000, 600_000_000]
+    assert [lines[line].after for line in (3, 5)] == [lines[1].index, lines[3].index]
+    assert [lines[line].after for line in (4, 6)] == [lines[2].index, lines[4].index]
+    assert {r.think_ns for r in plan} == {0}
+    assert {r.workload for r in plan} == {"support"}
+    assert [lines[line].session_id for line in (1, 2, 7)] == ["a", "b", None]
+
+
+def test_the_rate_of_conversations_counts_all_their_turns(tmp_path: Path) -> None:
+    plan = one_trace(conversations(tmp_path, timed=False), rps=70.0, arrival="constant", duration_s=10.0)
+    assert plan.rate_rps == pytest.approx(70.0)
+    (spec,) = plan.requested_arrivals
+    assert (spec.sessions, spec.turns, spec.rate_rps) == (True, pytest.approx(7 / 3), pytest.approx(30.0))
+    assert len(plan.requests) == pytest.approx(700, rel=0.02)
+    sessions = {r.session_id for r in plan.requests if r.after is None and r.session_id}
+    assert len(sessions) == sum(r.after is None and r.session_id is not None for r in plan.requests), "each its own"
+    assert sessions >= {"a", "a+1", "b+1"}
+
+
+def test_a_limit_keeps_the_first_requests_and_no_session_loses_its_beginning(tmp_path: Path) -> None:
+    for count in range(1, 8):
+        plan = one_trace(conversations(tmp_path), num_requests=count)
+        assert len(plan.requests) == count
+        assert all(r.after is None or r.after < r.index for r in plan.requests)
+
+
+def test_a_stream_of_conversations_needs_no_word_about_turns(tmp_path: Path) -> None:
+    with (tmp_path / "bodies").open("wb") as file:
+        streams = {"own": Stream(trace=str(conversations(tmp_path)), model="m")}
+        plan = schedule_streams(streams, seed=0, duration_s=None, num_requests=None, words=WordsFile(file))
+    assert sum(r.after is not None for r in plan.requests) == 4
+    assert {r.session_id for r in plan.requests} == {"own/a", "own/b", None}
+    assert {r.workload for r in plan.requests} == {"own"}
+
+
+def test_one_turn_a_session_is_no_conversation(tmp_path: Path) -> None:
+    (path := tmp_path / "c.jsonl").write_text('{"prompt":"a","session_id":"a"}\n{"prompt":"b","session_id":"b"}\n')
+    plan = one_trace(path, rps=1.0)
+    assert [r.after for r in plan.requests] == [None, None]
+    assert not plan.requested_arrivals[0].sessions

@@ -166,3 +166,25 @@ def test_a_line_with_words_is_told_from_one_of_lengths() -> None:
 def test_no_name_of_a_field_has_two_meanings() -> None:
     kinds = [LENGTHS, ROUTING, SAMPLING, WORDS.keys(), {"answer"}]
     assert sum(map(len, kinds)) == len(frozenset().union(*kinds))
+
+
+def test_a_line_that_continues_has_only_new_messages_of_its_session(tmp_path: Path) -> None:
+    trace = read(tmp_path, CHAT | {"session_id": "s"}, CHAT | {"session_id": "s", "continues": True})
+    assert [request.words and request.words.continues for request in trace.requests] == [False, True]
+    assert stored(tmp_path, trace) == [CHAT, CHAT], "the words are those alone that are sent"
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        (CHAT | {"continues": True}, "continues: expected messages, and the session_id of the lines before"),
+        ({"prompt": "a", "session_id": "s", "continues": True}, "continues: expected messages"),
+        ({"body": CHAT, "session_id": "s", "continues": True}, "continues: expected messages"),
+        (CHAT | {"session_id": "s", "continues": "yes"}, "continues: expected true or false"),
+    ],
+)
+def test_a_line_cannot_continue_without_messages_and_a_session(
+    tmp_path: Path, line: dict[str, Any], fault: str
+) -> None:
+    with pytest.raises(LoadgenError, match=f"^t.jsonl:1: {fault}"):
+        read(tmp_path, line)
