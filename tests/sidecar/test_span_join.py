@@ -350,6 +350,15 @@ def test_the_side_that_comes_after_its_request_was_closed_is_no_second_request(l
     assert join.add(clients("b", trace_id=early.trace_id)) == ("new" if late_side == "engine" else "duplicate")
 
 
+def test_a_span_of_a_closed_request_is_no_part_of_an_open_one_with_its_id() -> None:
+    join = SpanJoin({})
+    closed, reopened = engines("a", 10, 20, key="probe"), engines("b", 19, 25, key="probe")
+    join.close(join.open(closed).request.key)
+    join.open(reopened)
+    assert join.add(closed) == "duplicate"
+    assert join.add(engines("c", 18, 24, key="probe")) == "added"
+
+
 def test_a_closed_request_lasts_from_its_first_part_to_its_last() -> None:
     join = SpanJoin({})
     join.remember((engines("a", 10, 12, key="x"), engines("b", 11, 20, key="x")))
