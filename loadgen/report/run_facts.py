@@ -151,6 +151,15 @@ def engine_facts(info: RunInfo) -> list[Fact]:
     return [Fact("engine", f"its own counters were not read: {clean(why)}")]
 
 
+def span_facts(info: RunInfo) -> list[Fact]:
+    """Return how many requests the sidecar does not know of; nothing when it took all spans, or none was sent."""
+    spans = info.instrument.get("spans") or {}
+    if not (lost := spans.get("lost")):
+        return []
+    why = f" ({clean(spans['last_error'])})" if spans.get("last_error") else ""
+    return [Fact("spans", f"{lost:,} of {lost + spans['sent']:,} did not reach the sidecar{why}")]
+
+
 def load_facts(summary: Summary) -> list[Fact]:
     """Return the facts about load and timekeeping, in the order of reading."""
     rate, lag, lengths = summary.rate, summary.schedule_lag_s, summary.lengths

@@ -27,6 +27,7 @@ from loadgen.report.run_facts import (
     parts_of,
     request_cells,
     server_line,
+    span_facts,
     summary_of,
     title,
     verdict_remarks,
@@ -236,7 +237,7 @@ def _load(result: RunResult, summary: Summary) -> list[Markup]:
         rows.append([name, *request_cells(part), *cells])
     facts = [
         (fact.label.capitalize() + (f" of {fact.workload}" if fact.workload else ""), fact.text)
-        for fact in (*load_facts(summary), *engine_facts(result.info))
+        for fact in (*load_facts(summary), *engine_facts(result.info), *span_facts(result.info))
     ]
     return [table(head, rows, "Requests and tokens"), definitions(facts), run_figures.lag(result)]
 

@@ -26,6 +26,7 @@ from loadgen.report.run_facts import (
     parts_of,
     request_cells,
     server_line,
+    span_facts,
     summary_of,
     title,
     verdict_remarks,
@@ -94,7 +95,7 @@ def _load(result: RunResult, summary: Summary, parts: list[RunPart], console: Co
         f"tokens out{mark(summary, 'tokens.output')}",
         f"{count(tokens.output)}   {with_unit(tokens.output_per_s, '/s')}",
     )
-    for fact in (*load_facts(summary), *engine_facts(result.info)):
+    for fact in (*load_facts(summary), *engine_facts(result.info), *span_facts(result.info)):
         _line(console, fact.label, f"{fact.workload}: {fact.text}" if fact.workload else fact.text)
 
 

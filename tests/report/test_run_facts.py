@@ -13,6 +13,7 @@ from loadgen.report.run_facts import (
     mark,
     parts_of,
     request_cells,
+    span_facts,
     verdict_remarks,
 )
 from loadgen.results.summary import Distribution, Goodput, LengthCheck, NaturalEndings, Summary
@@ -153,3 +154,17 @@ def test_that_an_engine_answers_is_not_that_its_counters_are_understood(
 ) -> None:
     info = msgspec.structs.replace(sample_runs.run(num_requests=2).info, server={"metrics": page})
     assert engine_facts(info) == ([Fact("engine", text)] if text else [])
+
+
+@pytest.mark.parametrize(
+    ("spans", "text"),
+    [
+        (None, None),
+        ({"sent": 15, "lost": 0, "last_error": None}, None),
+        ({"sent": 0, "lost": 9, "last_error": "it answered 401"}, "9 of 9 did not reach the sidecar (it answered 401)"),
+        ({"sent": 1990, "lost": 10, "last_error": None}, "10 of 2,000 did not reach the sidecar"),
+    ],
+)
+def test_spans_that_the_sidecar_did_not_take_are_reported(spans: dict[str, object] | None, text: str | None) -> None:
+    info = msgspec.structs.replace(sample_runs.run().info, instrument={"spans": spans})
+    assert span_facts(info) == ([Fact("spans", text)] if text else [])
