@@ -22,7 +22,7 @@ from array import array
 from loadgen.client.openai_api import ROLE, TEXTLESS, TOKENS, ProtocolError, StreamEvent, parse_event
 from loadgen.client.sse import SSEDecoder
 
-_TEXT_FIELD = re.compile(rb'"(?:content|text|reasoning_content|reasoning|thinking|refusal)"\s*:\s*"')
+_TEXT_FIELD = re.compile(rb'"(?:content|text|reasoning_content|reasoning|thinking|refusal|delta)"\s*:\s*"')
 _is_plain_text = re.compile(
     rb'(?:[ !#-\[\]-~]++|\\["\\/bfnrt]|[\xc2-\xdf][\x80-\xbf]|\xe0[\xa0-\xbf][\x80-\xbf]|[\xe1-\xec\xee\xef]'
     rb"[\x80-\xbf]{2}|\xed[\x80-\x9f][\x80-\xbf]|\xf0[\x90-\xbf][\x80-\xbf]{2}|[\xf1-\xf3][\x80-\xbf]{3}|\xf4[\x80-\x8f][\x80-\xbf]{2})+"

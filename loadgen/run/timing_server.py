@@ -7,8 +7,10 @@ be punctual. It is one thread without an event loop, knows as much of the API as
 text worth reading. The first token is due TTFT after arrival, one more every ITL; without an ITL all go together, in
 one write. A request may state its own timing, as `ttft_ms` and `itl_ms` in its body.
 
+An answer of embeddings or rerank is written whole when its first token would be due.
+
 It needs no compiler. `benchmarks/instrument/timing_server.c` is the same for loads that are too much for Python, with
-faults to inject: the same options, the same first line of output, the same log.
+faults to inject: the same options, the same first line of output, the same log; but of chat and completions alone.
 """
 
 import heapq
@@ -48,6 +50,7 @@ class _Timing(msgspec.Struct, frozen=True):
     """The part of a request's body that is read."""
 
     max_tokens: int = 16
+    max_output_tokens: int | None = None
     ttft_ms: float | None = None
     itl_ms: float | None = None
     """The server's own if None; so is ttft_ms."""
@@ -74,37 +77,71 @@ def _event(data: bytes) -> bytes:
     return b"%x\r\n%b\r\n" % (len(line), line)
 
 
+_STREAMS = (b"/v1/chat/completions", b"/v1/completions", b"/v1/responses")
+_WHOLE = (
+    b'{"data":[{"index":0,"embedding":[1]}],"results":[{"index":0,"relevance_score":1}],'
+    b'"usage":{"prompt_tokens":%d,"total_tokens":%d}}'
+)
+"""An answer of embeddings, and one of rerank."""
+
+
+def _json_response(status: bytes, body: bytes) -> bytes:
+    head = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    return head % (status, len(body)) + body
+
+
+def _stream_parts(about: bytes, chat: bool, prompt_tokens: int, tokens: int) -> tuple[bytes, bytes, bytes]:
+    """Return what opens a stream of chat or completions, each of its tokens, and the last one with all after it."""
+    text = b'"delta":{"content":" word"}' if chat else b'"text":" word"'
+    choice = about + b'[{"index":0,%b,"logprobs":null,"finish_reason":%b}]}'
+    role = _event(about + b'[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}')
+    usage = b'{"prompt_tokens":%d,"completion_tokens":%d}}' % (prompt_tokens, tokens)
+    end = _event(choice % (text, b'"length"')) + _event(about + b'[],"usage":' + usage) + _event(b"[DONE]")
+    return _STREAM_HEAD + (role if chat else b""), _event(choice % (text, b"null")), end + b"0\r\n\r\n"
+
+
+def _response_parts(prompt_tokens: int, tokens: int) -> tuple[bytes, bytes, bytes]:
+    """Return the same of a stream of the Responses API, which has no [DONE]."""
+    token = _event(b'{"type":"response.output_text.delta","delta":" word"}')
+    usage = b'{"input_tokens":%d,"output_tokens":%d}' % (prompt_tokens, tokens)
+    why = b'"incomplete_details":{"reason":"max_output_tokens"}'
+    end = _event(b'{"type":"response.incomplete","response":{"usage":%b,%b}}' % (usage, why))
+    opening = _event(b'{"type":"response.created","response":{"status":"in_progress"}}')
+    return _STREAM_HEAD + opening, token, token + end + b"0\r\n\r\n"
+
+
 class _Stream:
     """One response in flight."""
 
     __slots__ = ("arrived_ns", "chat", "connection", "due_ns", "end", "first", "itl_ns", "read_ns", "remaining",
                  "request_id", "sha256", "start_ns", "token", "written_ns")  # fmt: skip
 
-    def __init__(self, connection: "_Connection", request_id: str, chat: bool, timing: _Timing, body: bytes) -> None:
+    def __init__(self, connection: "_Connection", request_id: str, path: bytes, timing: _Timing, body: bytes) -> None:
         server = connection.server
         ttft_ms = server.ttft_ms if timing.ttft_ms is None else timing.ttft_ms
         itl_ms = server.itl_ms if timing.itl_ms is None else timing.itl_ms
         self.connection = connection
-        self.request_id, self.chat = request_id, chat
+        self.request_id, self.chat = request_id, path == b"/v1/chat/completions"
         self.sha256 = sha256(body).digest() if server.sha256 else b""
         self.arrived_ns, self.read_ns = connection.arrived_ns, connection.read_ns
         self.start_ns = self.due_ns = self.arrived_ns + round(ttft_ms * NS_PER_MS)
         self.itl_ns = round(itl_ms * NS_PER_MS)
-        self.remaining = max(1, timing.max_tokens)
+        limit = timing.max_tokens if timing.max_output_tokens is None else timing.max_output_tokens
+        self.remaining = max(1, limit) if path in _STREAMS else 1
         self.written_ns: array[int] = array("q")
-        about = b'{"id":"%b","object":"%b","created":1,"model":"%b","choices":' % (
-            request_id.encode(),
-            b"chat.completion.chunk" if chat else b"text_completion",
-            server.model.encode(),
-        )
-        text = b'"delta":{"content":" word"}' if chat else b'"text":" word"'
-        choice = about + b'[{"index":0,%b,"logprobs":null,"finish_reason":%b}]}'
-        self.token = _event(choice % (text, b"null"))
-        role = _event(about + b'[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}')
-        usage = b'{"prompt_tokens":%d,"completion_tokens":%d}}' % (max(1, len(body) // 4), self.remaining)
-        self.first = _STREAM_HEAD + (role if chat else b"")
-        last = _event(choice % (text, b'"length"'))
-        self.end = last + _event(about + b'[],"usage":' + usage) + _event(b"[DONE]") + b"0\r\n\r\n"
+        prompt_tokens = max(1, len(body) // 4)
+        if path == b"/v1/responses":
+            self.first, self.token, self.end = _response_parts(prompt_tokens, self.remaining)
+        elif path in _STREAMS:
+            about = b'{"id":"%b","object":"%b","created":1,"model":"%b","choices":' % (
+                request_id.encode(),
+                b"chat.completion.chunk" if self.chat else b"text_completion",
+                server.model.encode(),
+            )
+            self.first, self.token, self.end = _stream_parts(about, self.chat, prompt_tokens, self.remaining)
+        else:
+            self.first = self.token = b""
+            self.end = _json_response(b"200 OK", _WHOLE % (prompt_tokens, prompt_tokens))
 
     def write(self) -> bool:
         """Write the token that is due, or all of them. Return True if more are to come."""
@@ -189,7 +226,7 @@ class _Connection:
 
     def _respond(self, head: bytes, body: bytes) -> None:
         match head.split(b" ", 2)[:2]:
-            case [b"POST", b"/v1/chat/completions" | b"/v1/completions" as path]:
+            case [b"POST", path] if path in (*_STREAMS, b"/v1/embeddings", b"/v1/rerank"):
                 readable = hide_halves(body) if b"\\u" in body else body
                 try:
                     timing = msgspec.json.decode(readable, type=_Timing)
@@ -197,8 +234,7 @@ class _Connection:
                     self._send_json(b"400 Bad Request", msgspec.json.encode({"error": {"message": str(err)}}))
                     return
                 header = _REQUEST_ID.search(head)
-                request_id, chat = header[1].decode() if header else "", path == b"/v1/chat/completions"
-                self.server.start(_Stream(self, request_id, chat, timing, body))
+                self.server.start(_Stream(self, header[1].decode() if header else "", path, timing, body))
             case [b"GET", b"/v1/models"]:
                 model = {"id": self.server.model, "owned_by": "loadgen-truth"}
                 self._send_json(b"200 OK", msgspec.json.encode({"object": "list", "data": [model]}))
@@ -210,9 +246,7 @@ class _Connection:
                 self._send_json(b"404 Not Found", b'{"error":{"message":"no such page"}}')
 
     def _send_json(self, status: bytes, body: bytes) -> None:
-        self.send(
-            b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (status, len(body), body)
-        )
+        self.send(_json_response(status, body))
 
 
 class TimingServer:

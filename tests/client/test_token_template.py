@@ -110,6 +110,12 @@ def test_every_text_field_of_a_delta_is_learnt(field: str, colon: str) -> None:
     assert learn_template(event, array("q")) is not None
 
 
+def test_a_delta_of_responses_is_learnt_where_its_events_are_alike() -> None:
+    event = b'event: response.output_text.delta\ndata: {"type":"response.output_text.delta","delta":"a"}\n\n'
+    learnt = learn_template(event, array("q"))
+    assert learnt is not None and learnt.prefix.endswith(b'"delta":"')
+
+
 def test_the_field_that_decides_is_found_behind_one_that_does_not() -> None:
     event = b'data: {"reasoning":"x","choices":[{"text":"a"}]}\n\n'
     learnt = learn_template(event, array("q"))

@@ -48,6 +48,36 @@ def send(url: str, endpoint: Endpoint, name: str, *bodies: bytes) -> list[Reques
     return asyncio.run(main())
 
 
+@pytest.fixture(scope="module")
+def python_server() -> Iterator[str]:
+    with answering(PYTHON_SERVER, "truth", 30) as url:
+        yield url
+
+
+@pytest.mark.parametrize("endpoint", ["embeddings", "rerank"])
+def test_an_answer_that_comes_whole_is_stamped_between_its_writing_and_its_reading(
+    python_server: str, endpoint: Endpoint
+) -> None:
+    (record,) = send(python_server, endpoint, endpoint, body(9, ttft_ms=30.0, itl_ms=4.0))
+    true = written(python_server)[f"{endpoint}-0"]
+    assert record.came_whole and record.input_tokens and record.finished_ns, record.detail
+    assert len(true.written_ns) == 1 and true.written_ns[0] >= true.due_ns
+    assert record.finished_ns >= true.written_ns[0] - CLOCKS_NS
+    assert (record.ttft_ns, record.output_tokens, list(record.chunk_ns)) == (None, None, [])
+
+
+def test_tokens_of_a_response_are_stamped_as_those_of_a_chat(python_server: str) -> None:
+    asked = [body(n, max_output_tokens=n, ttft_ms=10.0, itl_ms=3.0) for n in (1, 6, 20)]
+    records = send(python_server, "responses", "responses", *asked)
+    log = written(python_server)
+    for record, tokens in zip(records, (1, 6, 20), strict=True):
+        true = log[f"responses-{record.index}"]
+        counts = (record.error, record.output_tokens, len(record.chunk_ns), record.finish_reason)
+        assert counts == (None, tokens, tokens, "length")
+        for read_ns, written_ns in zip(record.chunk_ns, true.written_ns, strict=True):
+            assert read_ns >= written_ns - CLOCKS_NS
+
+
 @pytest.mark.parametrize("endpoint", ["chat", "completions"])
 def test_every_token_is_stamped_after_it_was_due_and_before_it_was_read(truth: str, endpoint: Endpoint) -> None:
     asked = [(7, 30.0, 4.0), (1, 0.0, 5.0), (20, 10.0, 2.0)]
