@@ -146,12 +146,15 @@ async def count_words(
     counters: Sequence[Counter],
     count: Count,
     say: Say,
+    *,
+    live: bool = False,
 ) -> tuple[Schedule, str | None]:
     """Return the schedule with the tokens of prompts and of recorded answers, and the origin of these counts.
 
-    The first of the counters that can counts. What none counts stays None until `usage` tells.
+    The first of the counters that can counts. What none counts stays None until `usage` tells. `live`: later turns of
+    sessions have the answers just received in their prompts.
     """
-    requests = {_key(request): request for request in schedule.requests if _is_wanted(request, count)}
+    requests = {_key(request): request for request in schedule.requests if _is_wanted(request, count, live)}
     if count == "auto" and len(requests) > MAX_COUNTED:
         say(f"the {len(requests):,} prompts, being more than {MAX_COUNTED:,}, are not counted; --count all counts them")
         requests = {}
@@ -176,16 +179,16 @@ async def count_words(
     with _progress(len(requests), lengths, say):
         await asyncio.gather(*(work() for _ in range(CONCURRENT_COUNTS)))
     counted = tuple(
-        _with_lengths(request, lengths.get(_key(request)), count) if request.words else request
+        _with_lengths(request, lengths.get(_key(request)), count) if _is_wanted(request, count, live) else request
         for request in schedule.requests
     )
     sources = dict.fromkeys(counter.source for counter in counters if counter.source)
     return replace(schedule, requests=counted), " and ".join(sources) or None
 
 
-def _is_wanted(request: ScheduledRequest, count: Count) -> bool:
-    """Return whether some length of the request is to be counted."""
-    if request.words is None or count == "none":
+def _is_wanted(request: ScheduledRequest, count: Count, live: bool) -> bool:
+    """Return whether some length of the request is to be counted. A turn with live history has no known prompt."""
+    if request.words is None or count == "none" or (live and request.after is not None):
         return False
     return count == "all" or request.input_tokens is None or (request.natural and request.output_tokens is None)
 

@@ -55,7 +55,7 @@ def counted(
     schedule: Schedule = routed(build_schedule(source, seed=0, rps=1, arrival="constant"), "chat")
     words = WordsReader(bodies)
     make = message_maker(0, {}, "chat", "m", Dialect(), {}, words=words)
-    result, source_ = asyncio.run(count_words(schedule, words, make, counters, count, say))
+    result, source_ = asyncio.run(count_words(schedule, words, make, counters, count, say, live=live))
     return [(request.input_tokens, request.output_tokens) for request in result.requests], source_
 
 
@@ -87,6 +87,12 @@ def test_all_counts_what_the_trace_states_too_and_none_counts_nothing(tmp_path: 
     row = HELLO | {"input_length": 5}
     assert counted(tmp_path, [row], WordCounter(), count="all") == ([(13, None)], "words")
     assert counted(tmp_path, [row, HELLO], WordCounter(), count="none") == ([(5, None), (None, None)], None)
+
+
+def test_a_turn_whose_history_is_still_to_come_is_not_counted(tmp_path: Path) -> None:
+    turns = [HELLO | {"session_id": "s"}, HELLO | {"session_id": "s"}]
+    assert counted(tmp_path, turns, WordCounter(), live=True)[0] == [(13, None), (None, None)]
+    assert counted(tmp_path, turns, WordCounter())[0] == [(13, None), (13, None)]
 
 
 def test_alike_words_are_counted_once_for_each_model(tmp_path: Path) -> None:
