@@ -10,6 +10,7 @@ import pytest
 
 from loadgen.client.client import Client
 from loadgen.client.openai_api import Dialect
+from loadgen.client.patience import Say
 from loadgen.client.request_body import message_maker
 from loadgen.client.word_counts import Count, Counter, ServerCounter, count_words
 from loadgen.workload.routes import routed
@@ -45,7 +46,8 @@ def counted(
     rows: list[dict[str, Any]],
     *counters: Counter,
     count: Count = "auto",
-    say: Callable[[str], None] = print,
+    say: Say = print,
+    live: bool = False,
 ) -> tuple[list[tuple[int | None, int | None]], str | None]:
     """Return (tokens of the prompt, of the answer) of each row, and the origin of the counts."""
     trace, bodies = folder / "rows.jsonl", folder / "bodies.jsonl"
