@@ -1,11 +1,13 @@
 """Lengths are counted once for alike words, by whoever can, and stay unknown where nobody does."""
 
 import asyncio
+import dataclasses
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from loadgen.client.client import Client
@@ -55,6 +57,9 @@ def counted(
     with bodies.open("wb") as file:
         source = read_source(trace, WordsFile(file))
     schedule: Schedule = routed(build_schedule(source, seed=0, rps=1, arrival="constant"), "chat")
+    first, *later = schedule.requests
+    turns = [msgspec.structs.replace(turn, after=turn.index - 1) if turn.session_id else turn for turn in later]
+    schedule = dataclasses.replace(schedule, requests=(first, *turns))
     words = WordsReader(bodies)
     make = message_maker(0, {}, "chat", "m", Dialect(), {}, words=words)
     result, source_ = asyncio.run(count_words(schedule, words, make, counters, count, say, live=live))
@@ -92,7 +97,7 @@ def test_all_counts_what_the_trace_states_too_and_none_counts_nothing(tmp_path: 
 
 
 def test_a_turn_whose_history_is_still_to_come_is_not_counted(tmp_path: Path) -> None:
-    turns = [HELLO | {"session_id": "s"}, HELLO | {"session_id": "s"}]
+    turns = [HELLO | {"session_id": "s"}] * 2
     assert counted(tmp_path, turns, WordCounter(), live=True)[0] == [(13, None), (None, None)]
     assert counted(tmp_path, turns, WordCounter())[0] == [(13, None), (13, None)]
 
