@@ -47,7 +47,7 @@ class Counter(Protocol):
 
 
 class ServerCounter:
-    """Counts with the server's own tokenizer: vLLM's and SGLang's /tokenize, llama.cpp's with its /apply-template,
+    """Counts with the server's own tokenizer: vLLM's /tokenize, llama.cpp's with its /apply-template,
     TGI's with its /chat_tokenize."""
 
     def __init__(self, client: Client) -> None:

@@ -6,7 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from loadgen.record import PATHS
 from loadgen.workload.length_laws import LAWS, drawn_lengths
+from loadgen.workload.routes import routed
 from loadgen.workload.schedule import build_schedule
 from loadgen.workload.sources import read_source
 from loadgen.workload.streams import read_streams, schedule_streams, share_rate
@@ -28,6 +30,17 @@ def test_an_example_is_scheduled_line_by_line(tmp_path: Path, kind: str) -> None
     assert [request.natural for request in schedule.requests] == [
         '"output_length"' not in line for line in EXAMPLES[kind].splitlines()
     ]
+
+
+def test_each_body_of_an_endpoint_goes_to_it(tmp_path: Path) -> None:
+    (path := tmp_path / "t.jsonl").write_text(EXAMPLES["endpoints"])
+    with (tmp_path / "words").open("wb") as file:
+        trace = read_source(path, WordsFile(file))
+    schedule = routed(build_schedule(trace, seed=0, rps=5), "chat")
+    assert [request.words and request.words.endpoint for request in schedule.requests] == [
+        "responses", "embeddings", "rerank",
+    ]  # fmt: skip
+    assert all(f"`{endpoint}`" in PAGE for endpoint in PATHS)
 
 
 def test_the_streams_share_the_rate_and_name_their_model(tmp_path: Path) -> None:
