@@ -146,6 +146,23 @@ def test_of_a_gateways_span_and_the_engines_below_it_the_engines_counts() -> Non
         assert (request.start_ns, request.output_tokens) == (engine.start_ns, 50)
 
 
+def test_an_engine_counts_though_its_gateways_clock_is_behind() -> None:
+    gateway = engines("a", 10.2, 20, span_id=GATEWAY.span_id, key="gateway", output_tokens=49)
+    engine = engines("a", 10.1, 19, parent_id=GATEWAY.span_id)
+    assert joined([gateway, engine]) == joined([engine, gateway]) == engine
+
+
+def test_spans_without_ids_are_summed() -> None:
+    nothing: dict[str, object] = {"trace_id": b"", "span_id": b"", "parent_id": b""}
+    assert joined([engines("a", **nothing), engines("b", **nothing)]).output_tokens == 100
+
+
+@pytest.mark.parametrize("client", [True, False])
+@pytest.mark.parametrize("engine", [True, False])
+def test_a_request_succeeded_if_both_sides_say_so(client: bool, engine: bool) -> None:
+    assert joined([engines("a", ok=engine), clients("a", ok=client)]).ok is (client and engine)
+
+
 def test_of_a_gateways_attempts_the_one_that_answered_counts_with_all_its_prompts() -> None:
     attempts = [
         engines("a", 10, 12, parent_id=b"\x05" * 8, span_id=b"\x01" * 8, output_tokens=3, first_token_ns=None),
@@ -357,6 +374,13 @@ def test_a_span_of_a_closed_request_is_no_part_of_an_open_one_with_its_id() -> N
     join.open(reopened)
     assert join.add(closed) == "duplicate"
     assert join.add(engines("c", 18, 24, key="probe")) == "added"
+
+
+def test_a_late_span_is_known_by_its_trace_though_its_id_was_another_requests_before() -> None:
+    join = SpanJoin({})
+    for closed in (engines("b", 1, 2, key="probe"), clients("a", 10, 20)):
+        join.close(join.open(closed).request.key)
+    assert join.add(engines("a", 10, 20, key="probe")) == "duplicate"
 
 
 def test_a_closed_request_lasts_from_its_first_part_to_its_last() -> None:

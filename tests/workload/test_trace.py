@@ -309,8 +309,10 @@ def test_text_in_a_message_is_60_printable_characters(text: str, shown: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("arrival_s", "timestamp"), [(4.314579, 4314.579), (0.001, 1.0), (123.456, 123456.0), (1e-9, 1e-6)]
-)
+    ("arrival_s", "timestamp"),
+    [(4.314579, 4314.579), (0.001, 1.0), (123.456, 123456.0), (1e-9, 1e-6), (8376.165817, 8376165.817),
+     (4225978.111, 4225978111.0)],
+)  # fmt: skip
 def test_whole_nanoseconds_are_milliseconds_with_up_to_six_decimals(arrival_s: float, timestamp: float) -> None:
     assert milliseconds(arrival_s) == timestamp
 
