@@ -50,13 +50,15 @@ class Usage(msgspec.Struct, frozen=True):
     @property
     def input_tokens(self) -> int | None:
         """Prompt tokens; None if the server does not report them. No prompt is empty: zero stands for unknown."""
-        return _positive(self.prompt_tokens)
+        count = self.prompt_tokens
+        return count if count is not None and 0 < count <= MAX_TOKENS else None
 
     @property
     def output_tokens(self) -> int | None:
         """Tokens of the answer; None if the server does not report them, or reports zero: only an answer without
         content has none."""
-        return _positive(self.completion_tokens)
+        count = self.completion_tokens
+        return count if count is not None and 0 < count <= MAX_TOKENS else None
 
     @property
     def cached_tokens(self) -> int | None:
@@ -91,10 +93,6 @@ class Usage(msgspec.Struct, frozen=True):
         if (reasoning := self.thought_tokens) is None or self.output_tokens is None:
             return None
         return reasoning if not thoughts and chunks <= self.output_tokens - reasoning else 0
-
-
-def _positive(count: int | None) -> int | None:
-    return count if count is not None and 0 < count <= MAX_TOKENS else None
 
 
 Content = str | list[Any] | dict[str, Any] | None
@@ -169,8 +167,10 @@ class _Choice(msgspec.Struct, frozen=True):
     @property
     def kind(self) -> Kind | None:
         """Kind of the choice's content; None without text, reasoning or a part of a tool call."""
-        kind = self.delta.kind if self.delta is not None else None
-        return kind or ("answer" if self.text is not None and _holds_text(self.text) else None)
+        delta, text = self.delta, self.text
+        if delta is not None and (kind := delta.kind):
+            return kind
+        return "answer" if text is not None and _holds_text(text) else None
 
     @property
     def finish(self) -> str | None:
