@@ -77,6 +77,12 @@ class FakeServer:
         return self.pages.get(path, (404, {"detail": "Not Found"}))
 
 
+class BurstServer(ThreadingHTTPServer):
+    """Takes as many new connections at once as a late client makes: beyond the usual 5, some would never be heard."""
+
+    request_queue_size = 1024
+
+
 @contextmanager
 def serving(fake: FakeServer) -> Iterator[str]:
     """Serve on a port of its own; gives the URL without a path."""
@@ -109,7 +115,7 @@ def serving(fake: FakeServer) -> Iterator[str]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    with BurstServer(("127.0.0.1", 0), Handler) as server:
         Thread(target=server.serve_forever, args=(0.01,)).start()
         try:
             yield f"http://127.0.0.1:{server.server_port}"

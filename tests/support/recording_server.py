@@ -5,9 +5,11 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from threading import Thread
 from typing import NamedTuple
+
+from support.fake_api import BurstServer
 
 _OF_A_RUN = re.compile(r"[0-9a-f]{12}-(\d+)")
 
@@ -67,7 +69,7 @@ class RecordingServer:
             def log_message(self, *_: object) -> None:
                 pass
 
-        with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        with BurstServer(("127.0.0.1", 0), Handler) as server:
             Thread(target=server.serve_forever, args=(0.01,)).start()
             try:
                 yield f"http://127.0.0.1:{server.server_port}/v1"
