@@ -45,6 +45,7 @@ def replay(url: str, *arguments: object, out: Path, quick: Sequence[object] = QU
 
 
 def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    capsys.readouterr()  # of earlier runs, which may say that something takes long
     with pytest.raises(SystemExit) as exit_:
         main([str(argument) for argument in arguments])
     said = capsys.readouterr().err.splitlines()
