@@ -334,8 +334,9 @@ def _event_of_response(kind: str, body: _StreamBody) -> StreamEvent:
     if kind.endswith(".delta"):
         return TOKENS[_kind_of_event(kind)] if body.delta else TEXTLESS
     if kind == "response.output_item.added":  # it names the tool that is called
-        is_call = isinstance(body.item, dict) and str(body.item.get("type")).endswith("_call")
-        return TOKENS["tools"] if is_call and isinstance(body.item, dict) and body.item.get("name") else StreamEvent()
+        item = body.item if isinstance(body.item, dict) else {}
+        is_call = str(item.get("type")).endswith("_call")
+        return TOKENS["tools"] if is_call and item.get("name") else StreamEvent()
     if kind not in _LAST_EVENTS:
         return StreamEvent()
     response = msgspec.convert(body.response, _Response | None) or _Response()

@@ -383,6 +383,9 @@ USAGE_OF_RESPONSE = Usage(9, 5, _Details(cached_tokens=4), _Details(reasoning_to
     [
         ('{"type":"response.created","response":{"usage":null,"output":[]},"sequence_number":0}', StreamEvent()),
         ('{"type":"response.output_item.added","item":{"type":"message","content":[]}}', StreamEvent()),
+        ('{"type":"response.output_item.added","item":{"type":"message","name":"now"}}', StreamEvent()),
+        ('{"type":"response.output_item.added","item":{"type":"function_call"}}', StreamEvent()),
+        ('{"type":"response.output_item.added","item":["function_call"]}', StreamEvent()),
         ('{"type":"response.content_part.added","part":{"type":"output_text","text":""}}', StreamEvent()),
         ('{"type":"response.output_text.delta","delta":" word","logprobs":[]}', TOKENS["answer"]),
         ('{"type":"response.output_text.delta","delta":""}', TEXTLESS),
@@ -434,6 +437,7 @@ def test_a_response_that_is_not_of_its_shape_is_a_protocol_error() -> None:
         ('{"object":"list","data":[{"embedding":[0.5]}],"usage":{"prompt_tokens":5,"total_tokens":5}}', 5),
         ('{"data":[{"embedding":"AAAA"}],"usage":{"total_tokens":6}}', 6),
         ('{"data":[{}],"usage":{"prompt_tokens":0,"total_tokens":0}}', None),
+        ('{"data":[{}],"usage":{"prompt_tokens":"9","total_tokens":4}}', 4),
         ('{"data":[{}]}', None),
         ('{"id":"r","results":[{"index":0,"relevance_score":0.5}],"usage":{"total_tokens":7}}', 7),
         ('{"results":[{"index":0}],"meta":{"tokens":{"input_tokens":8.0}}}', 8),

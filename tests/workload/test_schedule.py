@@ -3,6 +3,7 @@
 import hashlib
 from collections import Counter
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -13,18 +14,22 @@ from loadgen.stats.distributions import index_of_dispersion, ks_exponential
 from loadgen.units import NS_PER_S
 from loadgen.workload import schedule
 from loadgen.workload.arrivals import points_of
+from loadgen.workload.prompts import BLOCK_TOKENS
 from loadgen.workload.schedule import (
     Arrival,
     Scale,
     Schedule,
     ScheduledRequest,
+    Stop,
     build_schedule,
     encode_schedule,
+    ends_naturally,
     merged_schedule,
     stable_hash63,
     truncated,
 )
 from loadgen.workload.trace import Trace, TraceRequest
+from loadgen.workload.words import WordsRef
 
 
 def trace(arrivals_s: list[float]) -> Trace:
@@ -298,3 +303,58 @@ def test_a_schedule_in_parts_is_the_whole_and_has_its_hash(monkeypatch: pytest.M
     parts = list(schedule.schedule_lines(made.requests))
     assert len(parts) == 3 and b"".join(parts) == encode_schedule(made.requests)
     assert made.sha256 == hashlib.sha256(encode_schedule(made.requests)).hexdigest()
+
+
+WORDS = WordsRef(line=7, sha256="", offset=0, size=1)
+BODY = msgspec.structs.replace(WORDS, is_body=True)
+
+
+@pytest.mark.parametrize(
+    ("words", "output_tokens", "stop", "natural"),
+    [
+        (None, 5, "auto", False),
+        (None, 5, "length", False),
+        (None, 5, "natural", True),
+        (WORDS, 5, "auto", False),
+        (WORDS, None, "auto", True),
+        (WORDS, None, "natural", True),
+        (WORDS, None, "length", r"a request \(line 7\) has no output_length"),
+        (None, None, "length", "a request has no output_length"),
+        (BODY, 5, "auto", True),
+        (BODY, None, "natural", True),
+        (BODY, 5, "length", "the request of line 7 has a body of its own"),
+    ],
+)
+def test_an_answer_ends_where_the_options_or_its_body_say(
+    words: WordsRef | None, output_tokens: int | None, stop: Stop, natural: bool | str
+) -> None:
+    request = TraceRequest(arrival_s=0, input_tokens=1, output_tokens=output_tokens, words=words)
+    if isinstance(natural, bool):
+        assert ends_naturally(request, stop) is natural
+        plan = build_schedule(Trace("t", (request,), ""), seed=0, stop=stop)
+        assert plan.requests[0].natural is natural
+    else:
+        with pytest.raises(LoadgenError, match=f"--stop length: {natural}"):
+            ends_naturally(request, stop)
+
+
+@pytest.mark.parametrize(("timed", "arrival"), [(True, "trace"), (False, "poisson")])
+def test_a_trace_without_times_gets_poisson_arrivals_unless_others_are_requested(timed: bool, arrival: Arrival) -> None:
+    source = Trace("t", trace([0.0, 0.0, 1.0]).requests, "", timed)
+    assert build_schedule(source, seed=0, rps=2).arrival == arrival
+    assert build_schedule(source, seed=0, rps=2, arrival="constant").arrival == "constant"
+
+
+@pytest.mark.parametrize(
+    ("prefix_ids", "block_tokens", "field"),
+    [((), 16, msgspec.UNSET), ((1,), BLOCK_TOKENS, msgspec.UNSET), ((1,), 16, 16)],
+)
+def test_a_block_size_is_written_only_where_blocks_have_an_unusual_one(
+    prefix_ids: tuple[int, ...], block_tokens: int, field: int | msgspec.UnsetType
+) -> None:
+    request = TraceRequest(
+        arrival_s=0, input_tokens=1, output_tokens=1, prefix_ids=prefix_ids, block_tokens=block_tokens
+    )
+    (planned,) = build_schedule(Trace("t", (request,), ""), seed=0).requests
+    assert planned.block_size == field
+    assert planned.block_tokens == (block_tokens if prefix_ids else BLOCK_TOKENS)
