@@ -28,6 +28,8 @@ Count = Literal["auto", "none", "all"]
 also where the trace states a length, which may be by another tokenizer."""
 
 MAX_COUNTED = 10_000
+MAX_COUNTED_BYTES = 4 << 20
+"""Longest words that are counted: the ids of more tokens are a page that the client does not fetch."""
 PROGRESS_S = 5.0
 _TRIES = 3
 """Chats, or texts, after which a server that counted none of them is asked no more."""
@@ -188,7 +190,9 @@ async def count_words(
 
 def _is_wanted(request: ScheduledRequest, count: Count, live: bool) -> bool:
     """Return whether some length of the request is to be counted. A turn with live history has no known prompt."""
-    if request.words is None or count == "none" or (live and request.after is not None):
+    if request.words is None or request.words.size > MAX_COUNTED_BYTES:
+        return False
+    if count == "none" or (live and request.after is not None):
         return False
     return count == "all" or request.input_tokens is None or (request.natural and request.output_tokens is None)
 

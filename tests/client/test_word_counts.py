@@ -102,6 +102,11 @@ def test_a_turn_whose_history_is_still_to_come_is_not_counted(tmp_path: Path) ->
     assert counted(tmp_path, turns, WordCounter())[0] == [(13, None), (13, None)]
 
 
+def test_words_of_more_than_the_limit_are_not_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadgen.client.word_counts.MAX_COUNTED_BYTES", len('{"prompt":"12345"}'))
+    assert counted(tmp_path, [{"prompt": "12345"}, {"prompt": "123456"}], WordCounter())[0] == [(2, None), (None, None)]
+
+
 def test_alike_words_are_counted_once_for_each_model(tmp_path: Path) -> None:
     counter = WordCounter()
     lengths, _ = counted(tmp_path, [HELLO, HELLO, HELLO | {"model": "other"}], counter)
