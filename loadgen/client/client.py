@@ -20,7 +20,7 @@ from loadgen.client.connection import Connection, StaleError
 from loadgen.client.connection_pool import ConnectionPool, FetchedPage, is_plain
 from loadgen.client.http1 import Unusual
 from loadgen.client.openai_api import UNSTREAMED_PATHS, Usage
-from loadgen.client.redact import redact
+from loadgen.client.redact import redact, without_quotes
 from loadgen.client.server_url import ServerURL, parse_server_url
 from loadgen.client.stream import PROTOCOL_ERRORS, RequestError, StreamState
 from loadgen.client.surroundings import login_of, proxy_of
@@ -37,6 +37,10 @@ MIN_SECRET_CHARS = 8
 """Shorter values are not taken out of messages: they may be words of them."""
 
 
+MAX_DETAIL_CHARS = 500
+"""Longest description of a failure in a record."""
+
+
 class Post(msgspec.Struct, frozen=True):
     """One request, and the fields of its record that do not depend on the response."""
 
@@ -50,6 +54,8 @@ class Post(msgspec.Struct, frozen=True):
     """Headers of this request alone; they replace the client's own of the same name."""
     keeps_answer: bool = False
     """True if the exchange's stream has the words of the answer at the end."""
+    hides_words: bool = False
+    """True if the words of the request are the user's own: its record does not quote them."""
 
 
 OnRecord = Callable[[RequestRecord], None]
@@ -168,6 +174,7 @@ class Client:
         scheduled_ns: int = 0,
         request_id: str | None = None,
         headers: Mapping[str, str] | None = None,
+        hides_words: bool = False,
     ) -> RequestRecord:
         """POST `body` to `path`, read the stream to its end, and return the record. When cancelled, the record says so;
         CancelledError is raised only when it is complete already.
@@ -176,7 +183,7 @@ class Client:
         """
         completed: asyncio.Future[RequestRecord] = asyncio.get_running_loop().create_future()
         request_id = request_id or f"loadgen-{workload}-{self._name}-{next(self._ids)}"
-        post = Post(path, body, index, workload, scheduled_ns, request_id, headers or {})
+        post = Post(path, body, index, workload, scheduled_ns, request_id, headers or {}, False, hides_words)
         exchange = self.send(post, completed.set_result)
         while not completed.done():
             try:
@@ -301,7 +308,10 @@ class Client:
             record = record_of(post, stream, stream.finished_ns or monotonic_ns(), None, None)
         else:
             kind, detail = _classify(error, stream, self._timeout_s)
-            record = record_of(post, stream, monotonic_ns(), kind, self.redact(detail)[:500])
+            detail = self.redact(detail)[:MAX_DETAIL_CHARS]
+            if post.hides_words and kind in ("http", "server", "protocol"):
+                detail = without_quotes(detail, post.body)
+            record = record_of(post, stream, monotonic_ns(), kind, detail)
         exchange.on_record(record)
 
     def _aiohttp(self) -> "Session":

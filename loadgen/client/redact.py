@@ -1,6 +1,8 @@
 """Keep secrets out of what is printed, recorded or written down."""
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Iterator
+from typing import Any
 from urllib.parse import urlsplit
 
 from loadgen.errors import LoadgenError
@@ -12,6 +14,46 @@ def redact(text: str, secrets: Iterable[str]) -> str:
     for secret in secrets:
         text = text.replace(secret, "[redacted]")
     return text
+
+
+QUOTE_CHARS = 16
+"""Shortest run of a text that is taken for a quotation: fewer characters in a row say little, and agree by chance."""
+MAX_SEARCHED_BYTES = 1 << 18
+"""Largest body that is searched for quotations: a search through more would hold up the requests in flight."""
+_HIDDEN = "[words of the request]"
+
+
+def without_quotes(text: str, body: bytes) -> str:
+    """Return `text` without what it quotes of a request's words: servers repeat prompts in their errors.
+
+    The model's name is no secret. All of the text is left out where the body is too large to search, or no JSON.
+    """
+    try:
+        fields = json.loads(body) if len(body) <= MAX_SEARCHED_BYTES else None
+    except (ValueError, RecursionError):
+        fields = None
+    if not isinstance(fields, dict):
+        return "the server's words are left out, because they may quote the request"
+    fields.pop("model", None)
+    words = "\0".join(_strings(fields))
+    searched = "\0".join((words, json.dumps(words)[1:-1], json.dumps(words, ensure_ascii=False)[1:-1]))
+    kept: list[str] = []
+    start = end = 0
+    for i in range(len(text) - QUOTE_CHARS + 1):
+        if text[i : i + QUOTE_CHARS] in searched:
+            if i >= end:
+                kept += text[start:i], _HIDDEN
+            start = end = i + QUOTE_CHARS
+    return "".join(kept) + text[start:]
+
+
+def _strings(value: Any) -> Iterator[str]:
+    """Yield every string in a JSON value."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from _strings(item)
 
 
 def clean_url(url: str) -> str:

@@ -90,6 +90,7 @@ class Sender:
         self._write = write
         self._write_answer = write_answer
         self._is_live = config.history == "live"
+        self._hides_words = not config.keep_bodies
         self._spans = SpanSender(config.otlp, prepared.run_id, prepared.server.model) if config.otlp else None
         self.make_message = prepared.message_maker(schedule.seed)
         self._messages: deque[Message] = deque()
@@ -163,7 +164,9 @@ class Sender:
         self.tallies.start()
         index, (path, body, headers) = request.index, message
         name = f"{self._run_id}-{index}"
-        post = Post(path, body, index, request.workload, scheduled_ns, name, headers, self._keeps_answer(index))
+        hides_words = self._hides_words and request.words is not None
+        keeps_answer = self._keeps_answer(index)
+        post = Post(path, body, index, request.workload, scheduled_ns, name, headers, keeps_answer, hides_words)
         self._in_flight[index] = self._client.send(post, self.on_record)
 
     def on_record(self, record: RequestRecord) -> None:
@@ -278,6 +281,12 @@ async def warm_up(schedule: Schedule, prepared: PreparedRun, client: Client) -> 
     for request in schedule.requests[: prepared.config.warmup]:
         index = len(schedule.requests) + request.index
         message = make_message(msgspec.structs.replace(request, index=index, prefix_ids=(), text_id=None))
-        record = await client.post(message.path, message.body, workload="warmup", headers=message.headers)
+        record = await client.post(
+            message.path,
+            message.body,
+            workload="warmup",
+            headers=message.headers,
+            hides_words=request.words is not None,
+        )
         if record.error:
             raise LoadgenError(f"a warm-up request failed ({record.error}): {record.detail}")

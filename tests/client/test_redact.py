@@ -1,8 +1,12 @@
 """No secret is printed or written down."""
 
-import pytest
+import json
 
-from loadgen.client.redact import clean_url, redact
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.client.redact import MAX_SEARCHED_BYTES, QUOTE_CHARS, clean_url, redact, without_quotes
 from loadgen.errors import LoadgenError
 
 
@@ -54,3 +58,38 @@ def test_a_url_that_is_refused_is_quoted_without_its_secrets(url: str) -> None:
     with pytest.raises(LoadgenError, match="is not a server's URL") as refused:
         clean_url(url)
     assert "secret" not in str(refused.value)
+
+
+PROMPT = 'Where did the grey cat hide the key?\nUnder the mat, said "Zoë" 😀.'
+BODY = json.dumps({"model": "some/long-model-name-8B", "messages": [{"role": "user", "content": PROMPT}]}).encode()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("500 no room", "500 no room"),
+        ("model some/long-model-name-8B is not loaded", "model some/long-model-name-8B is not loaded"),
+        ("refused: 'Where did the grey cat hide the key?'", "refused: '[words of the request]'"),
+        (f"refused: {PROMPT} (too rude)", "refused: [words of the request] (too rude)"),
+        (f"refused: {json.dumps(PROMPT)} (too rude)", 'refused: "[words of the request]" (too rude)'),
+        ("a: grey cat hide the key! b: the mat, said \"Zoë\"", "a:[words of the request]! b:[words of the request]"),
+        ("short: the grey cat", "short: the grey cat"),
+        ("the grey cat hi", "the grey cat hi"),
+        ("the grey cat hid", "[words of the request]"),
+    ],
+)  # fmt: skip
+def test_what_an_error_quotes_of_the_words_of_a_request_is_not_recorded(text: str, shown: str) -> None:
+    assert without_quotes(text, BODY) == shown
+
+
+@pytest.mark.parametrize(
+    "body", [b"not json", b"[1]", b'{"prompt": "' + b"x" * MAX_SEARCHED_BYTES + b'"}', b"[" * 99999]
+)
+def test_an_error_is_left_out_where_its_quotations_cannot_be_looked_for(body: bytes) -> None:
+    assert "left out" in without_quotes("400: x x x", body)
+
+
+@given(st.text(min_size=QUOTE_CHARS), st.text(max_size=20), st.text(max_size=20))
+def test_no_long_run_of_a_prompt_stays_in_an_error(prompt: str, before: str, after: str) -> None:
+    shown = without_quotes(before + prompt + after, json.dumps({"prompt": prompt}).encode())
+    assert all(prompt[i : i + QUOTE_CHARS] not in shown for i in range(len(prompt) - QUOTE_CHARS + 1))

@@ -193,6 +193,19 @@ def test_a_body_that_the_server_refuses_is_a_failed_request_with_the_servers_wor
     assert (failed.index, failed.status, failed.detail) == (1, 400, "400 Bad Request: no such role: emperor")
 
 
+@pytest.mark.parametrize("asked", [[], ["--keep-bodies"]], ids=["", "--keep-bodies"])
+def test_no_file_of_a_run_quotes_a_prompt_unless_bodies_are_kept(
+    server: RecordingServer, url: str, tmp_path: Path, asked: list[str]
+) -> None:
+    secret = "The treasure lies below the third stone"
+    server.refuses = lambda body: f"refused: '{secret}' is no question" if secret.encode() in body else None
+    (source := tmp_path / "p.jsonl").write_bytes(lines({"messages": [{"role": "user", "content": secret}]}, CHAT))
+    replay(url, source, *asked, out=tmp_path / "run")
+    quoting = {path.name for path in (tmp_path / "run").iterdir() if secret.encode() in path.read_bytes()}
+    assert ("bodies.jsonl" in quoting) is bool(asked)
+    assert asked or not quoting
+
+
 def test_lines_without_times_come_as_a_poisson_process_and_go_round_again(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -74,7 +74,9 @@ class Server:
     def cancel(self, exchange: "asyncio.Task[RequestRecord]") -> None:
         exchange.cancel()
 
-    async def post(self, path: str, body: bytes, *, workload: str, headers: Mapping[str, str]) -> RequestRecord:
+    async def post(
+        self, path: str, body: bytes, *, workload: str, headers: Mapping[str, str], hides_words: bool
+    ) -> RequestRecord:
         return await self._respond(Post(path, body, int(body.split()[1]), workload, 0, ""))
 
     async def _respond(self, post: Post) -> RequestRecord:
@@ -399,10 +401,12 @@ class Recorder(Server):
         super().__init__(failing=failing)
         self.bodies: list[bytes] = []
 
-    async def post(self, path: str, body: bytes, *, workload: str, headers: Mapping[str, str]) -> RequestRecord:
+    async def post(
+        self, path: str, body: bytes, *, workload: str, headers: Mapping[str, str], hides_words: bool
+    ) -> RequestRecord:
         assert (path, workload) == ("/chat/completions", "warmup")
         self.bodies.append(body)
-        return await super().post(path, body, workload=workload, headers=headers)
+        return await super().post(path, body, workload=workload, headers=headers, hides_words=hides_words)
 
 
 def test_a_warm_up_sends_the_first_requests_with_prompts_that_no_request_of_the_run_has() -> None:
