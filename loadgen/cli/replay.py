@@ -280,7 +280,7 @@ def replay(
     from loadgen.run.interrupts import run_replay
     from loadgen.servers.launcher import served
     from loadgen.workload.length_source import source_path
-    from loadgen.workload.sessions import chosen_history
+    from loadgen.workload.sessions import settle_history
     from loadgen.workload.sources import open_source
     from loadgen.workload.streams import schedule_trace
     from loadgen.workload.words import WordsFile
@@ -310,7 +310,7 @@ def replay(
         plan |= limits | {"serve": serve, "stop": stop}
         if any(request.words for request in schedule.requests):
             options["words"] = folder / "bodies.jsonl"
-        options["history"] = chosen_history(schedule.requests, options["history"])
+        schedule, options["history"] = settle_history(schedule, options["history"])
         name = Path(plan["trace"]).name.split(".")[0]
         out = options["out"] or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
         if serve:

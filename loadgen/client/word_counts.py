@@ -194,7 +194,8 @@ def _is_wanted(request: ScheduledRequest, count: Count, live: bool) -> bool:
         return False
     if count == "none" or (live and request.after is not None):
         return False
-    return count == "all" or request.input_tokens is None or (request.natural and request.output_tokens is None)
+    is_prompt_wanted = request.live is not True and (count == "all" or request.input_tokens is None)
+    return is_prompt_wanted or (request.natural and (count == "all" or request.output_tokens is None))
 
 
 def _key(request: ScheduledRequest) -> Key:
@@ -206,7 +207,7 @@ def _with_lengths(request: ScheduledRequest, lengths: _Lengths | None, count: Co
     if lengths is None:
         return request
     inputs, outputs = request.input_tokens, request.output_tokens
-    if lengths.prompt and (inputs is None or count == "all"):
+    if lengths.prompt and request.live is not True and (inputs is None or count == "all"):
         inputs = lengths.prompt
     if lengths.answer and request.natural and (outputs is None or count == "all"):
         outputs = lengths.answer

@@ -89,7 +89,6 @@ class Sender:
         self._client = client
         self._write = write
         self._write_answer = write_answer
-        self._is_live = config.history == "live"
         self._hides_words = not config.keep_bodies
         self._spans = SpanSender(config.otlp, prepared.run_id, prepared.server.model) if config.otlp else None
         self.make_message = prepared.message_maker(schedule.seed)
@@ -196,8 +195,8 @@ class Sender:
         """Return whether the words of the answer to a request are needed: to be written, or for its next turn."""
         if self._write_answer is not None:
             return True
-        turn = self._later_turns.get(index) if self._is_live else None
-        return turn is not None and turn.words is not None
+        turn = self._later_turns.get(index)
+        return turn is not None and turn.live is True
 
     def _keep(self, record: RequestRecord) -> None:
         self._write(record)
@@ -215,7 +214,7 @@ class Sender:
         history: `record`'s own messages and answer, where its answer was kept.
         """
         turn = self._later_turns.get(record.index)
-        if not (self._is_live and turn and turn.words):
+        if turn is None or turn.live is not True:
             history = None
         fault = None if record.ok else f"failed: {record.error}"
         if history and history.answer.cut:

@@ -82,6 +82,9 @@ class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The request's own words. None: its prompt is made up."""
     natural: bool = False
     """True if the answer ends where the model ends it; False if `output_tokens` are requested."""
+    live: bool | msgspec.UnsetType = msgspec.UNSET
+    """True for a turn whose messages follow those of the turn before and the answer that was received to them: how many
+    tokens they have is not known before."""
 
     @property
     def block_tokens(self) -> int:

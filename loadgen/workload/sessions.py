@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, insort
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING, Literal
 
@@ -17,7 +18,7 @@ from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.stats.arrays import Floats
-    from loadgen.workload.schedule import ScheduledRequest
+    from loadgen.workload.schedule import Schedule
     from loadgen.workload.trace import TraceRequest
 
 History = Literal["recorded", "live"]
@@ -36,12 +37,13 @@ def are_conversations(requests: Sequence[TraceRequest]) -> bool:
     return len(set(ids)) < len(ids)
 
 
-def chosen_history(requests: Sequence[ScheduledRequest], wanted: History | None) -> History:
-    """Return the history that turns are sent with: `wanted`, or live if a turn has only its new messages.
+def settle_history(schedule: Schedule, wanted: History | None) -> tuple[Schedule, History]:
+    """Return the schedule with the history that turns are sent with: `wanted`, or live if a turn has only its new
+    messages.
 
     LoadgenError: a turn cannot be sent with that history.
     """
-    turns = [(request, request.words) for request in requests if request.words is not None]
+    turns = [(request, request.words) for request in schedule.requests if request.words is not None]
     history = wanted or ("live" if any(words.continues for _, words in turns) else "recorded")
     for request, words in turns:
         if words.continues and request.after is None:
@@ -52,7 +54,15 @@ def chosen_history(requests: Sequence[ScheduledRequest], wanted: History | None)
             raise LoadgenError(f"--history live: line {words.line} has no messages that an answer could be put into")
     if wanted == "live" and all(request.after is None for request, _ in turns):
         raise LoadgenError("--history live: no session has a second turn that has words of its own")
-    return history
+    if history == "recorded":
+        return schedule, history
+    requests = tuple(
+        msgspec.structs.replace(request, live=True, input_tokens=None)
+        if request.words is not None and request.after is not None
+        else request
+        for request in schedule.requests
+    )
+    return replace(schedule, requests=requests), history
 
 
 def group_sessions(

@@ -14,11 +14,19 @@ from loadgen.client.client import Client
 from loadgen.client.openai_api import Dialect
 from loadgen.client.patience import Say
 from loadgen.client.request_body import message_maker
-from loadgen.client.word_counts import Count, Counter, ServerCounter, count_words
+from loadgen.client.word_counts import (
+    Count,
+    Counter,
+    ServerCounter,
+    _is_wanted,
+    _Lengths,
+    _with_lengths,
+    count_words,
+)
 from loadgen.workload.routes import routed
-from loadgen.workload.schedule import Schedule, build_schedule
+from loadgen.workload.schedule import Schedule, ScheduledRequest, build_schedule
 from loadgen.workload.sources import read_source
-from loadgen.workload.words import WordsFile, WordsReader
+from loadgen.workload.words import WordsFile, WordsReader, WordsRef
 from support.fake_api import FakeServer, serving
 
 HELLO = {"messages": [{"role": "user", "content": "one two three"}]}
@@ -204,3 +212,14 @@ def test_a_server_without_a_tokenizer_is_asked_a_few_times_only() -> None:
 def test_one_prompt_that_a_tokenizer_refuses_does_not_end_the_counting() -> None:
     fake = FakeServer(tokenize=lambda body: {} if body["prompt"] == "bad" else vllm(body))
     assert asked(fake, "one", *["bad"] * 5, "one two")[0] == [1, *[None] * 5, 2]
+
+
+def test_the_prompt_of_a_live_turn_is_not_counted_its_recorded_answer_is() -> None:
+    request = ScheduledRequest(
+        index=1, offset_ns=0, workload="w", input_tokens=None, output_tokens=None, after=0, natural=True, live=True,
+        words=WordsRef(line=1, sha256="", offset=0, size=0),
+    )  # fmt: skip
+    assert _is_wanted(request, "auto") and _is_wanted(request, "all")
+    assert not _is_wanted(msgspec.structs.replace(request, natural=False), "all")
+    counted_ = _with_lengths(request, _Lengths(9, 4), "all")
+    assert (counted_.input_tokens, counted_.output_tokens) == (None, 4)

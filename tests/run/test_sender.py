@@ -527,13 +527,14 @@ WORDED = [msgspec.structs.replace(request, words=REF) for request in TWO_SESSION
 
 
 def talk(
-    server: Server, history: str = "live", kept: list[Answer] | None = None
+    server: Server, live: bool = True, kept: list[Answer] | None = None
 ) -> tuple[dict[int, LiveHistory | None], list[RequestRecord]]:
     """Return the history that each request's message was made with, and the records."""
     made: dict[int, LiveHistory | None] = {}
     records: list[RequestRecord] = []
-    config = RunConfig(out=Path("unused"), base_url="http://server/v1", history=cast("Any", history))
-    plan = Schedule(tuple(WORDED), None, None, 0)
+    config = RunConfig(out=Path("unused"), base_url="http://server/v1")
+    turns = [msgspec.structs.replace(r, live=True) if r.after is not None and live else r for r in WORDED]
+    plan = Schedule(tuple(turns), None, None, 0)
 
     async def main() -> None:
         ready = Prepared("run", config, ServerInfo("http://server/v1", "m", None), {})
@@ -565,10 +566,10 @@ def test_only_answers_that_a_turn_waits_for_are_kept_unless_all_are_wanted() -> 
     live, recorded, written = (Talker(lambda i: Answer(index=i)) for _ in range(3))
     talk(live)
     assert {post.index for post in live.posts if post.keeps_answer} == {0, 1, 2}
-    made, _ = talk(recorded, history="recorded")
+    made, _ = talk(recorded, live=False)
     assert not any(post.keeps_answer for post in recorded.posts)
     kept: list[Answer] = []
-    made, _ = talk(written, history="recorded", kept=kept)
+    made, _ = talk(written, live=False, kept=kept)
     assert sorted(answer.index for answer in kept) == [0, 1, 2, 3, 4]
     assert set(made.values()) == {None}
 

@@ -3,6 +3,7 @@
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -11,12 +12,12 @@ from hypothesis import strategies as st
 from loadgen.errors import LoadgenError
 from loadgen.record import Endpoint
 from loadgen.units import NS_PER_S
-from loadgen.workload.schedule import ScheduledRequest
+from loadgen.workload.schedule import Schedule, ScheduledRequest
 from loadgen.workload.sessions import (
     NEW_TOKENS,
     History,
-    chosen_history,
     group_sessions,
+    settle_history,
     text_numbers,
     think_times_ns,
     thread_sessions,
@@ -172,7 +173,10 @@ MADE_UP = ScheduledRequest(index=9, offset_ns=0, workload="w", input_tokens=1, o
 def test_the_history_is_recorded_unless_live_is_wanted_or_needed(
     requests: list[ScheduledRequest], wanted: History | None, history: History
 ) -> None:
-    assert chosen_history(requests, wanted) == history
+    schedule, chosen = settle_history(Schedule(tuple(requests), None, None, 0), wanted)
+    assert chosen == history
+    live = [request.index for request in schedule.requests if request.live is True]
+    assert live == [r.index for r in requests if history == "live" and r.after is not None and r.words]
 
 
 @pytest.mark.parametrize(
@@ -189,7 +193,7 @@ def test_a_history_that_cannot_be_sent_is_one_line(
     requests: list[ScheduledRequest], wanted: History | None, fault: str
 ) -> None:
     with pytest.raises(LoadgenError, match=fault):
-        chosen_history(requests, wanted)
+        settle_history(Schedule(tuple(requests), None, None, 0), wanted)
 
 
 def test_a_turn_waits_for_nobody_or_by_the_timestamps_or_by_a_law() -> None:
@@ -197,3 +201,11 @@ def test_a_turn_waits_for_nobody_or_by_the_timestamps_or_by_a_law() -> None:
     assert waits_ns(None, turns, rng()) == [0, 0, 0]
     assert waits_ns("trace", turns, rng()) == [0, 500_000_000, 2_500_000_000]
     assert waits_ns("constant:2", turns, rng()) == [0, 2_000_000_000, 2_000_000_000]
+
+
+def test_the_prompt_of_a_live_turn_has_no_planned_length() -> None:
+    turns = [msgspec.structs.replace(request, input_tokens=9) for request in (turn(1), turn(2, after=1))]
+    live, _ = settle_history(Schedule(tuple(turns), None, None, 0), "live")
+    assert [request.input_tokens for request in live.requests] == [9, None]
+    recorded, _ = settle_history(Schedule(tuple(turns), None, None, 0), None)
+    assert [request.input_tokens for request in recorded.requests] == [9, 9]
