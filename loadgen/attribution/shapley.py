@@ -32,6 +32,7 @@ from loadgen.attribution.cost_model import (
     unseen_time,
 )
 from loadgen.attribution.other_methods import OtherMethod, request_shares_mj
+from loadgen.attribution.output_kinds import decode_by_kind
 from loadgen.attribution.uncertainty import joules_variance
 from loadgen.units import MJ_PER_J, NS_PER_S, energy_imbalance_mj, j_from_mj
 
@@ -54,6 +55,10 @@ class RequestEnergy(msgspec.Struct, frozen=True, kw_only=True):
     """Energy of the prefill; None for methods without phases."""
     decode_joules: float | None
     joules: float
+    reasoning_joules: float | None = None
+    """Part of `decode_joules` in which reasoning was generated, and in the next calls of tools; the rest is the
+    answer's text. None when the kinds of the chunks are not known."""
+    tools_joules: float | None = None
     se_joules: float | None = None
     """Standard error: of the fit, of the model's misfit per window, and of the counter's update times."""
 
@@ -103,12 +108,13 @@ def attribute_energy(
             [domain.clip(start_ns, end_ns) for domain in series], records, start_ns, end_ns, method
         )
     steps = steps or engine_steps_of(records, engine)
-    accounts = [_shapley(domain, domain.clip(start_ns, end_ns), steps, len(records)) for domain in series]
+    accounts = [_shapley(domain, domain.clip(start_ns, end_ns), steps, records) for domain in series]
     measured_mj = sum(account.measured_mj for account in accounts)
     exact = [np.concatenate(([a.idle, a.unattributed], a.prefill, a.decode)) for a in accounts]
     variance = np.sum([account.variance for account in accounts], axis=0)
     rounded_mj = round_to_sum(np.sum(exact, axis=0), measured_mj)
     shares = rounded_mj[2:].reshape(2, len(records))
+    reasoning_mj, tools_mj = kinds_of_whole(shares[1], np.sum([account.kinds for account in accounts], axis=0))
     result = RunAttribution(
         method=method,
         start_ns=start_ns,
@@ -123,10 +129,17 @@ def attribute_energy(
                 prefill_joules=j_from_mj(prefill),
                 decode_joules=j_from_mj(decode),
                 joules=j_from_mj(prefill + decode),
+                reasoning_joules=None if record.kinds is None else j_from_mj(reasoning),
+                tools_joules=None if record.kinds is None else j_from_mj(tools),
                 se_joules=round(error, 6),
             )
-            for record, prefill, decode, error in zip(
-                records, *shares.tolist(), np.sqrt(variance).tolist(), strict=True
+            for record, prefill, decode, reasoning, tools, error in zip(
+                records,
+                *shares.tolist(),
+                reasoning_mj.tolist(),
+                tools_mj.tolist(),
+                np.sqrt(variance).tolist(),
+                strict=True,
             )
         ],
         coefficients=[account.coefficients for account in accounts],
@@ -137,10 +150,12 @@ def attribute_energy(
 
 @dataclass(frozen=True)
 class _Account:
-    """One domain's energy over requests. prefill, decode: float64[n], mJ. variance: float64[n], J^2."""
+    """One domain's energy over requests. prefill, decode: float64[n], mJ. kinds: float64[n, 3], `decode` by KINDS.
+    variance: float64[n], J^2."""
 
     prefill: Floats
     decode: Floats
+    kinds: Floats
     variance: Floats
     idle: float
     unattributed: float
@@ -148,7 +163,9 @@ class _Account:
     coefficients: Coefficients
 
 
-def _shapley(series: EnergySeries, clipped: EnergySeries, steps: EngineSteps, requests: int) -> _Account:
+def _shapley(
+    series: EnergySeries, clipped: EnergySeries, steps: EngineSteps, records: Sequence[RequestRecord]
+) -> _Account:
     """Fit the model on all of a domain's series and split the clipped part by it.
 
     When nothing could be fitted, a step costs the domain's mean power over its duration, whatever is done in it.
@@ -158,11 +175,13 @@ def _shapley(series: EnergySeries, clipped: EnergySeries, steps: EngineSteps, re
     shares = cost_shares(steps, coefficients, fallback_w=series.total_mj / 1000 / length_s)
     foreign = foreign_features(steps, clipped.t_ns) @ coefficients.values
     member_mj, idle, unattributed = split_energy(clipped, steps, shares, coefficients.idle_w, foreign)
+    requests = len(records)
     total = np.bincount(steps.request, member_mj, minlength=requests).astype(np.float64)
     prefilling = steps.prefilling
     prefill = np.minimum(np.bincount(steps.request[prefilling], member_mj[prefilling], minlength=requests), total)
     variance = joules_variance(clipped, steps, shares, total / 1000, covariance, coefficients.misfit)
-    return _Account(prefill, total - prefill, variance, idle, unattributed, clipped.total_mj, coefficients)
+    kinds = decode_by_kind(records, steps, member_mj)
+    return _Account(prefill, total - prefill, kinds, variance, idle, unattributed, clipped.total_mj, coefficients)
 
 
 def split_energy(
@@ -201,6 +220,14 @@ def split_energy(
     alone_mj = np.where(unseen_ns > 0, explained_mj, energy_mj)
     idle_mj = float(np.where(used, idle_j * mj_per_share * idle_share, alone_mj).sum())
     return member_mj, idle_mj, float(energy_mj.sum() - idle_mj - member_mj.sum())
+
+
+def kinds_of_whole(decode_mj: Ints, kinds: Floats) -> tuple[Ints, Ints]:
+    """Return the whole millijoules of reasoning and of calls of tools in `decode_mj`, in proportion to `kinds`."""
+    total = kinds.sum(axis=1)
+    scale = np.divide(decode_mj, total, out=np.zeros(len(total)), where=total > 0)
+    reasoning, _, tools = (np.rint(column * scale).astype(np.int64) for column in kinds.T)
+    return reasoning, np.minimum(tools, decode_mj - reasoning)
 
 
 def round_to_sum(values: Floats, total: int) -> Ints:

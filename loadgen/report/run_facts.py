@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, get_args
 import msgspec
 
 from loadgen.errors import LoadgenError
-from loadgen.record import ErrorKind, RequestRecord
-from loadgen.report.format import clean, count, joules, number, percent, seconds, with_unit
+from loadgen.record import ErrorKind, Kind, RequestRecord
+from loadgen.report.format import clean, count, joules, number, percent, seconds, share, with_unit
 from loadgen.results.metrics import PERCENTILES
 from loadgen.results.summary import (
     ArrivalCheck,
@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
 LATENCIES = (
     ("ttft_s", "TTFT", "Time to first token"),
+    ("ttfa_s", "TTFA", "Time to first answer token"),
     ("tpot_s", "TPOT", "Time per output token"),
     ("itl_s", "ITL", "Gap between chunks"),
     ("e2e_s", "E2E", "Sent to finished"),
@@ -189,6 +190,12 @@ def load_facts(summary: Summary) -> list[Fact]:
             facts.append(Fact("output length", _length(*planned)))
     if summary.endings is not None:
         facts.append(Fact("endings", _endings(summary.endings)))
+    tokens = summary.tokens
+    media = (
+        ("input audio", tokens.input_audio), ("input images", tokens.input_image), ("output audio", tokens.output_audio)
+    )  # fmt: skip
+    if counted := [f"{label} {amount:,}" for label, amount in media if amount]:
+        facts.append(Fact("media tokens", f"{', '.join(counted)} by the server's count"))
     if unseen := summary.tokens.output_without_chunk:
         facts.append(
             Fact(
@@ -277,6 +284,38 @@ def parts_of(summary: Summary) -> list[RunPart]:
     return [("all", summary), *workloads, *models]
 
 
+def latencies_of(summary: Summary) -> list[tuple[str, str, str]]:
+    """Return the rows of LATENCIES that say something of this run: without reasoning, the answer begins at once."""
+    return [row for row in LATENCIES if row[0] != "ttfa_s" or "reasoning" in summary.output_kinds]
+
+
+KIND_NAMES: dict[Kind, str] = {"reasoning": "reasoning", "answer": "answer", "tools": "tool calls"}
+
+
+class KindRow(NamedTuple):
+    """A row of the table of kinds of output."""
+
+    kind: str
+    part: str
+    cells: list[str]
+    """Requests, tokens, share of the part's output tokens, joules, and joules per token."""
+
+
+def kind_rows(summary: Summary, parts: Sequence[RunPart]) -> list[KindRow]:
+    """Return tokens and energy of each kind of output; nothing where all of it is answer text."""
+    if set(summary.output_kinds) <= {"answer"}:
+        return []
+    rows = []
+    for kind, label in KIND_NAMES.items():
+        for name, part in parts:
+            if (output := part.output_kinds.get(kind)) is not None:
+                total = sum(other.tokens for other in part.output_kinds.values())
+                shared = share(output.tokens, total)
+                spent = [joules(output.joules), joules(output.joules_per_token)]
+                rows.append(KindRow(label, name, [count(output.requests), count(output.tokens), shared, *spent]))
+    return rows
+
+
 class LatencyRow(NamedTuple):
     """A row of the table of latencies: `cells` are formatted values by name, such as "p99"."""
 
@@ -291,7 +330,7 @@ def latency_rows(summary: Summary, parts: Sequence[RunPart]) -> list[LatencyRow]
     """Return the latencies of these parts of the run. Where requests failed, a second row of the
     whole run counts them as infinitely late."""
     rows = []
-    for field, short, _ in LATENCIES:
+    for field, short, _ in latencies_of(summary):
         for name, part in parts:
             spread: Distribution = getattr(part, field)
             values: dict[str, Any] = msgspec.structs.asdict(spread)

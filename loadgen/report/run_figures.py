@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.series import outermost
 from loadgen.report import svg
 from loadgen.report.format import count, joules, number, percent, plural, seconds, tick_joules, tick_seconds, watts
 from loadgen.report.markup import Markup, join, tag
-from loadgen.results.energy_summary import outermost_series
+from loadgen.results.energy_summary import aligned_series
 from loadgen.units import MJ_PER_J, NS_PER_S
 
 if TYPE_CHECKING:
@@ -215,7 +214,7 @@ def _time_axis(first_s: float, last_s: float) -> svg.Axis:
 
 def power_steps(result: RunResult) -> Steps:
     """Return the watts in each window between two updates of the counter; their sum if there are several counters."""
-    series = [align_to_counter_clock(domain) for domain in outermost_series(result)]
+    series = aligned_series(result)
     if not series:
         return Steps(np.array([]), np.array([]))
     low, high = max(s.t_ns[0] for s in series), min(s.t_ns[-1] for s in series)

@@ -13,13 +13,14 @@ from loadgen.report.page import definitions, header, render_page, section, stack
 from loadgen.report.run_facts import (
     ERROR_MEANING,
     HEADLINES,
-    LATENCIES,
     MARKS_LEGEND,
     energy_cells,
     energy_note,
     engine_facts,
     failures,
     is_simulated,
+    kind_rows,
+    latencies_of,
     latency_rows,
     left_out_note,
     load_facts,
@@ -72,6 +73,7 @@ def render_run_page(result: RunResult) -> str:
         tiles((name + mark(summary, row), value, note) for row, name, value, note in numbers),
         section("Energy", *_energy(result, summary)),
         section("Latency", *_latency(result, summary)),
+        *_kinds(summary),
         section("Load and timekeeping", *_load(result, summary)),
         section("Failures", failures_table(result.records)),
         section("Provenance", provenance(result.info, summary.instrument)),
@@ -212,7 +214,7 @@ def fitted_costs(energy: EnergySummary) -> Markup:
 def _latency(result: RunResult, summary: Summary) -> list[Markup]:
     plots = [
         run_figures.latency(result, field.removesuffix("_s"), heading)
-        for field, _, heading in LATENCIES
+        for field, _, heading in latencies_of(summary)
         if field != "itl_s"
     ]
     names = ("mean", "p50", "p90", "p95", "p99", "max")
@@ -226,6 +228,19 @@ def _latency(result: RunResult, summary: Summary) -> list[Markup]:
     notes = [tag("p", note, class_="soft") for note in (left_out_note(summary), marked) if note]
     plots_in_grid = tag("div", *plots, class_="grid")
     return [run_figures.legend(run_figures.workloads(result)), plots_in_grid, latencies, *notes]
+
+
+def _kinds(summary: Summary) -> list[Markup]:
+    """Return the table of the kinds of output, in a list; empty where all of it is answer text."""
+    if not (rows := kind_rows(summary, parts_of(summary))):
+        return []
+    head = ["kind", "requests of", "requests", "tokens", "share", "decode energy", "J/token"]
+    cells = [[row.kind, row.part, *row.cells] for row in rows]
+    caption = (
+        "A kind's energy is that of the decode steps that generated it. Where the server counts reasoning, that count "
+        "stands; other tokens are in proportion to the chunks."
+    )
+    return [section("Output by kind", table(head, cells, "Output by kind"), tag("p", caption, class_="soft"))]
 
 
 def _load(result: RunResult, summary: Summary) -> list[Markup]:

@@ -19,6 +19,7 @@ from loadgen.report.run_facts import (
     energy_note,
     engine_facts,
     is_simulated,
+    kind_rows,
     latency_rows,
     left_out_note,
     load_facts,
@@ -58,6 +59,7 @@ def render_terminal(result: RunResult, console: Console, folder: Path | None = N
     _paragraph(console, f"run {clean(result.info.run_id)} · {seconds(summary.duration_s)} · {ended}", style="dim")
     _load(result, summary, parts, console)
     _latency(summary, parts, console)
+    _kinds(summary, parts, console)
     _energy(summary, parts, console)
     if folder is not None:
         console.print()
@@ -114,6 +116,20 @@ def _latency(summary: Summary, parts: list[RunPart], console: Console) -> None:
         _paragraph(console, note, indent=2, style="dim")
     if any("!" in row.label for row in rows):
         _paragraph(console, MARKS_LEGEND, indent=2, style="dim")
+
+
+def _kinds(summary: Summary, parts: list[RunPart], console: Console) -> None:
+    if not (rows := kind_rows(summary, parts)):
+        return
+    _heading(console, "Output by kind")
+    table = _table("", "", "requests", "tokens", "share", "decode", "J/token")
+    table.columns[1].justify = "left"
+    previous = ""
+    for row in rows:
+        label = "" if row.kind == previous else f"  {row.kind}"
+        table.add_row(*(Text(cell) for cell in (label, _name(row.part), *row.cells)))
+        previous = row.kind
+    console.print(table)
 
 
 def _energy(summary: Summary, parts: list[RunPart], console: Console) -> None:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, TypedDict
 import msgspec
 import numpy as np
 
+from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.meter import LEFT_OUT
 from loadgen.energy.series import EnergySeries, outermost, series_by_domain
 from loadgen.results import metrics
@@ -48,6 +49,11 @@ def outermost_series(result: RunResult) -> list[EnergySeries]:
     outer = {domain.name for domain in outermost(result.info.domains)}
     by_domain = series_by_domain(result.energy)
     return [series for name, series in sorted(by_domain.items()) if name in outer and len(series) > 1]
+
+
+def aligned_series(result: RunResult) -> list[EnergySeries]:
+    """Return these series with their updates at the ticks of the counters' own clocks, where those have one."""
+    return [align_to_counter_clock(series) for series in outermost_series(result)]
 
 
 def energy_shares(

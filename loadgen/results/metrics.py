@@ -118,7 +118,17 @@ def token_counts(records: Sequence[RequestRecord], duration_s: float, prompts_co
         input_per_s=sum(inputs) / duration_s if inputs and duration_s > 0 else None,
         output_per_s=sum(outputs) / duration_s if outputs and duration_s > 0 else None,
         output_without_chunk=sum(unseen) if unseen else None,
+        reasoning=_sum_known(record.reasoning_tokens for record in records),
+        output_audio=_sum_known(record.output_audio_tokens for record in records),
+        input_audio=_sum_known(record.input_audio_tokens for record in records),
+        input_image=_sum_known(record.input_image_tokens for record in records),
     )
+
+
+def _sum_known(counts: Iterable[int | None]) -> int | None:
+    """Return the sum of the known counts; None when none is known."""
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
 
 
 def length_check(

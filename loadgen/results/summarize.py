@@ -12,11 +12,11 @@ import msgspec
 from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.cost_model import align_phase
 from loadgen.attribution.shapley import attribute_energy
-from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.results import metrics
 from loadgen.results.arrival_summary import check_arrivals, combine_checks, sent_rate
 from loadgen.results.checks import judge
-from loadgen.results.energy_summary import energy_shares, outermost_series, summarize_energy
+from loadgen.results.energy_summary import aligned_series, energy_shares, summarize_energy
+from loadgen.results.output_kinds import output_kinds
 from loadgen.results.run_folder import RunResult, read_run
 from loadgen.results.saturation import server_load
 from loadgen.results.summary import (
@@ -44,12 +44,12 @@ def load_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
 def analyse_run(result: RunResult) -> RunResult:
     """Return the same run with its attribution and summary derived from what was recorded."""
     start_ns, end_ns = span(result)
-    series = outermost_series(result)
+    series = aligned_series(result)
     attribution = None
     prompts_counted = metrics.prompts_are_counted(result.schedule, result.records)
     if series:
         steps = engine_steps_of(metrics.with_planned_prompts(result.schedule, result.records), result.engine)
-        series = [align_phase(align_to_counter_clock(domain), steps) for domain in series]
+        series = [align_phase(domain, steps) for domain in series]
         attribution = attribute_energy(series, result.records, start_ns, end_ns, steps=steps)
     energy = summarize_energy(result, attribution, series, start_ns, end_ns, prompts_counted=prompts_counted)
     analysed = replace(result, attribution=attribution)
@@ -80,6 +80,7 @@ def _summarize(
             requests=metrics.request_counts(part),
             **_latencies(part, result.info.stopped_by),
             tokens=metrics.token_counts(part, duration_s, prompts_counted),
+            output_kinds=output_kinds(part, shares),
             goodput=_goodput(result.info.config, part, duration_s),
             arrivals=check,
             **energy_shares(part, shares, prompts_counted=prompts_counted),
@@ -96,6 +97,7 @@ def _summarize(
         schedule_lag_s=lag,
         **latencies,
         tokens=metrics.token_counts(records, duration_s, prompts_counted),
+        output_kinds=output_kinds(records, shares),
         lengths=metrics.length_check(
             [(item.input_tokens, None if item.natural else item.output_tokens) for item in result.schedule],
             records,
@@ -125,6 +127,7 @@ def _accepted(result: RunResult) -> list[str]:
 
 class _Latencies(TypedDict):
     ttft_s: Latency
+    ttfa_s: Latency
     tpot_s: Latency
     itl_s: Distribution
     e2e_s: Latency
@@ -141,6 +144,7 @@ def _latencies(records: Sequence[RequestRecord], stopped_by: str | None) -> _Lat
     failed = sum(not record.ok for record in metrics.judged(records, stopped_by))
     return {
         "ttft_s": metrics.latency_s((record.ttft_ns for record in streamed), failed),
+        "ttfa_s": metrics.latency_s((record.ttfa_ns for record in streamed), failed),
         "tpot_s": metrics.latency_s((record.tpot_ns for record in streamed), failed),
         "itl_s": metrics.inter_token_s(streamed),
         "e2e_s": metrics.latency_s((record.e2e_ns for record in completed), failed),

@@ -4,7 +4,7 @@ from typing import Literal
 
 import msgspec
 
-from loadgen.record import StampedBy
+from loadgen.record import Kind, StampedBy
 from loadgen.results.verdict import NOT_JUDGED, Verdict
 from loadgen.workload.arrival_check import RealizedArrivals
 
@@ -119,6 +119,25 @@ class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
     output_without_chunk: int | None = None
     """Output tokens without a chunk of their own (several came in one chunk, or the server sent nothing for them): when
     each of them came is estimated. None where the server does not count its tokens, or in an older version's folder."""
+    reasoning: int | None = None
+    """Output tokens of reasoning by the server's count, and its counts of audio and images. None where no request has
+    one."""
+    output_audio: int | None = None
+    input_audio: int | None = None
+    input_image: int | None = None
+
+
+class KindOutput(msgspec.Struct, frozen=True, kw_only=True):
+    """Output of one kind: reasoning, the answer's text, or calls of tools."""
+
+    requests: int
+    """Requests with tokens of it."""
+    tokens: int
+    """Sum by the server's count of reasoning where it has one, otherwise in proportion to the chunks of each kind."""
+    joules: float | None = None
+    """Energy of the decode steps that generated it. A request's first token comes with its prefill and costs nothing
+    here. None without energy, and where the reasoning was not sent: it was over before the first chunk."""
+    joules_per_token: float | None = None
 
 
 class LengthCheck(msgspec.Struct, frozen=True, kw_only=True):
@@ -225,11 +244,15 @@ class WorkloadSummary(msgspec.Struct, frozen=True, kw_only=True):
 
     requests: RequestCounts
     ttft_s: Latency
+    ttfa_s: Latency = Latency(count=0)
+    """Time to the first answer token: the first that is no reasoning. None in an older version's folder."""
     tpot_s: Latency
     itl_s: Distribution
     e2e_s: Latency
     response_s: Latency
     tokens: TokenCounts
+    output_kinds: dict[Kind, KindOutput] = {}
+    """Reasoning, answer and calls of tools, those that occur. Empty in an older version's folder."""
     goodput: Goodput | None
     arrivals: ArrivalCheck | None = None
     """Its arrivals against its process; None where the workload is not a stream."""
@@ -274,11 +297,15 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The load as the server coped with it. None if nothing was sent, or in an older version's folder."""
     schedule_lag_s: Distribution
     ttft_s: Latency
+    ttfa_s: Latency = Latency(count=0)
+    """Time to the first answer token: the first that is no reasoning. None in an older version's folder."""
     tpot_s: Latency
     itl_s: Distribution
     e2e_s: Latency
     response_s: Latency
     tokens: TokenCounts
+    output_kinds: dict[Kind, KindOutput] = {}
+    """Reasoning, answer and calls of tools, those that occur. Empty in an older version's folder."""
     lengths: LengthCheck | None
     endings: NaturalEndings | None = None
     """Answers that end where the model ends them; None when there are none that the server counts."""

@@ -8,6 +8,7 @@ from loadgen.report.run_facts import (
     Remark,
     energy_cells,
     engine_facts,
+    kind_rows,
     latency_rows,
     load_facts,
     mark,
@@ -16,7 +17,7 @@ from loadgen.report.run_facts import (
     span_facts,
     verdict_remarks,
 )
-from loadgen.results.summary import Distribution, Goodput, LengthCheck, NaturalEndings, Summary
+from loadgen.results.summary import Distribution, Goodput, KindOutput, LengthCheck, NaturalEndings, Summary
 from loadgen.results.verdict import CHECKS, Check, Status, Verdict
 from support import sample_runs
 
@@ -168,3 +169,37 @@ def test_that_an_engine_answers_is_not_that_its_counters_are_understood(
 def test_spans_that_the_sidecar_did_not_take_are_reported(spans: dict[str, object] | None, text: str | None) -> None:
     info = msgspec.structs.replace(sample_runs.run().info, instrument={"spans": spans})
     assert span_facts(info) == ([Fact("spans", text)] if text else [])
+
+
+def thinking() -> Summary:
+    return summary(
+        output_kinds={
+            "reasoning": KindOutput(requests=10, tokens=300, joules=60.0, joules_per_token=0.2),
+            "answer": KindOutput(requests=12, tokens=100),
+        }
+    )
+
+
+def test_kinds_of_output_are_rows_where_there_are_others_than_answers() -> None:
+    made = thinking()
+    assert [tuple(row) for row in kind_rows(made, parts_of(made))] == [
+        ("reasoning", "all", ["10", "300", "75.0 %", "60.0 J", "0.200 J"]),
+        ("answer", "all", ["12", "100", "25.0 %", "-", "-"]),
+    ]
+    plain = summary(output_kinds={"answer": KindOutput(requests=12, tokens=100)})
+    assert kind_rows(plain, parts_of(plain)) == kind_rows(summary(), parts_of(summary())) == []
+
+
+def test_the_first_answer_token_has_rows_where_there_was_reasoning() -> None:
+    def labels(made: Summary) -> set[str]:
+        return {row.label.strip(" !") for row in latency_rows(made, parts_of(made))} - {""}
+
+    assert labels(thinking()) - labels(summary()) == {"TTFA"}
+
+
+def test_media_are_counted_where_the_server_counts_them() -> None:
+    tokens = msgspec.structs.replace(summary().tokens, input_image=1200, output_audio=3)
+    assert facts(summary(tokens=tokens))["media tokens", ""] == (
+        "input images 1,200, output audio 3 by the server's count"
+    )
+    assert ("media tokens", "") not in facts(summary())

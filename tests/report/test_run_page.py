@@ -13,6 +13,7 @@ from loadgen.errors import LoadgenError
 from loadgen.report import run_figures, run_page, svg
 from loadgen.report.markup import Markup, table, tag
 from loadgen.results.run_folder import RunResult
+from loadgen.results.summary import KindOutput
 from loadgen.results.verdict import CHECKS, Check, Status, Verdict
 from support import sample_runs
 
@@ -496,3 +497,14 @@ def test_the_lowest_and_the_highest_of_each_group_of_neighbours_stay(
 )
 def test_ranks_are_evenly_spaced_with_the_first_and_the_last(n: int, limit: int, ranks: list[int]) -> None:
     assert run_figures.by_rank(n, limit).tolist() == ranks
+
+
+def test_kinds_of_output_have_a_table_of_their_own() -> None:
+    result = sample_runs.run()
+    assert result.summary is not None
+    kinds = {"tools": KindOutput(requests=1, tokens=30, joules=6.0, joules_per_token=0.2)}
+    page = run_page.render_run_page(
+        replace(result, summary=msgspec.structs.replace(result.summary, output_kinds=kinds))
+    )
+    assert "tool calls" in page and "Output by kind" in page
+    assert "Output by kind" not in run_page.render_run_page(result)

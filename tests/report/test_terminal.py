@@ -11,7 +11,7 @@ from loadgen.report.format import seconds
 from loadgen.report.run_facts import MARKS_LEGEND, failures
 from loadgen.report.terminal import render_terminal
 from loadgen.results.run_folder import RunResult
-from loadgen.results.summary import Distribution
+from loadgen.results.summary import Distribution, KindOutput
 from loadgen.results.verdict import CHECKS, Check, Status, Verdict
 from support import sample_runs
 
@@ -165,3 +165,13 @@ def test_failures_are_counted_by_kind_with_an_example_that_has_a_detail() -> Non
     assert {kind: n for kind, n, _ in rows} == made.summary.requests.by_error
     assert [n for _, n, _ in rows] == sorted((n for _, n, _ in rows), reverse=True)
     assert all(example.error == kind and example.detail for kind, _, example in rows)
+
+
+def test_kinds_of_output_fit_into_eighty_columns() -> None:
+    result = sample_runs.run()
+    assert result.summary is not None
+    kinds = {"reasoning": KindOutput(requests=10, tokens=300, joules=60.0, joules_per_token=0.2)}
+    text = printed(replace(result, summary=msgspec.structs.replace(result.summary, output_kinds=kinds)))
+    assert "Output by kind" in text and "reasoning" in text and "TTFA" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "Output by kind" not in printed(result)

@@ -304,3 +304,33 @@ def test_prompts_that_the_server_does_not_count_cost_what_was_planned_and_are_in
     assert (result.summary.tokens.input, result.summary.energy.joules_per_token) == (None, None)
     assert result.summary.energy.joules_per_output_token == truth.summary.energy.joules_per_output_token
     assert {part.joules_per_token for part in result.summary.by_workload.values()} == {None}
+
+
+def test_kinds_of_output_have_tokens_joules_and_a_time_to_the_first_answer_token() -> None:
+    """Even requests think in every other chunk but the last."""
+    result = steady_run(40)
+    records = [
+        msgspec.structs.replace(
+            record,
+            kinds=[("reasoning", len(record.chunk_ns) - 2), ("answer", 2)]
+            if record.index % 2 == 0
+            else [("answer", len(record.chunk_ns))],
+            reasoning_tokens=None,
+            input_image_tokens=5,
+        )
+        for record in result.records
+    ]
+    summary = summary_of(replace(result, records=records))
+    kinds, energy = summary.output_kinds, summary.energy
+    assert list(kinds) == ["reasoning", "answer"]
+    assert sum(kind.tokens for kind in kinds.values()) == summary.tokens.output
+    assert sum(kind.joules or 0 for kind in kinds.values()) == pytest.approx(energy.decode_joules)
+    assert kinds["reasoning"].requests == 20 and (kinds["reasoning"].joules or 0) > 0
+    assert summary.ttfa_s.count == 40 and (summary.ttfa_s.max or 0) > (summary.ttft_s.max or 0)
+    assert (summary.tokens.reasoning, summary.tokens.input_image) == (None, 200)
+    assert {name: part.output_kinds for name, part in summary.by_workload.items()} == {"chat": kinds}
+
+
+def test_the_folder_of_an_older_version_has_no_kinds() -> None:
+    summary = summary_of(steady_run(40))
+    assert (summary.output_kinds, summary.ttfa_s.count) == ({}, 0)
