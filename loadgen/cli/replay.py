@@ -4,7 +4,6 @@ import sys
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -283,7 +282,7 @@ def replay(
     from loadgen.workload.sessions import settle_history
     from loadgen.workload.sources import open_source
     from loadgen.workload.streams import schedule_trace
-    from loadgen.workload.words import WordsFile
+    from loadgen.workload.words import stored_words
 
     arrivals: dict[str, Any] = {"rps": rps, "arrival": arrival, "burstiness": burstiness, "scale": scale}
     limits: dict[str, Any] = {"seed": seed, "duration_s": duration, "num_requests": num_requests}
@@ -291,8 +290,7 @@ def replay(
         output_law = output_law or "1"  # which no answer has
     laws = None if input_law is output_law is None else (input_law, output_law)
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="loadgen-words-")))
-        words = WordsFile(stack.enter_context((folder / "bodies.jsonl").open("wb")))
+        words, words_path = stack.enter_context(stored_words())
         path = source_path(str(trace)) if trace else None
         if streams or (path and path.suffix == ".toml"):
             schedule, plan = _schedule_streams(path, streams, limits, rps, stop, words)
@@ -309,7 +307,7 @@ def replay(
             click.echo(f"left out of {plan['trace']}: {rest}", err=True)
         plan |= limits | {"serve": serve, "stop": stop}
         if any(request.words for request in schedule.requests):
-            options["words"] = folder / "bodies.jsonl"
+            options["words"] = words_path
         schedule, options["history"] = settle_history(schedule, options["history"])
         name = Path(plan["trace"]).name.split(".")[0]
         out = options["out"] or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"

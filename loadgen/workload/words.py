@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+import tempfile
 from collections import Counter
+from contextlib import contextmanager
 from hashlib import sha256
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, TypeVar
@@ -20,7 +22,7 @@ from loadgen.errors import LoadgenError
 from loadgen.record import Endpoint
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 _Value = TypeVar("_Value")
 
@@ -144,6 +146,21 @@ class WordsFile:
 
     def flush(self) -> None:
         self._file.flush()
+
+
+@contextmanager
+def stored_words() -> Iterator[tuple[WordsFile, Path]]:
+    """Yield a file for the words of a run, and a path at which any process reads it while this one has it open.
+
+    It has no name in its folder, so that nothing is left of it however this process ends. LoadgenError: it cannot be
+    made.
+    """
+    try:
+        file = tempfile.TemporaryFile()  # noqa: SIM115 (closed below; here only its errors are caught)
+    except OSError as err:
+        raise LoadgenError(f"cannot store the words of requests in a temporary file: {err.strerror or err}") from err
+    with file:
+        yield WordsFile(file), Path(f"/proc/{os.getpid()}/fd/{file.fileno()}")
 
 
 class WordsReader:

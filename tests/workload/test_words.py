@@ -1,6 +1,9 @@
 """Words are stored once, one line each, and read back byte for byte or not at all."""
 
 import json
+import subprocess
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.errors import LoadgenError
-from loadgen.workload.words import WordsFile, WordsReader, WordsRef, decode_fields, hide_halves
+from loadgen.workload.words import WordsFile, WordsReader, WordsRef, decode_fields, hide_halves, stored_words
 
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-(2**53), 2**53) | st.text(), lambda inner: st.lists(inner, max_size=3)
@@ -52,6 +55,26 @@ def test_a_line_end_between_tokens_becomes_a_space_so_that_words_are_one_line(tm
     path, (ref,) = stored(tmp_path, {"body": msgspec.Raw(b'{\n  "a": "x\\ny"\r\n}')})
     assert bytes(WordsReader(path).fields(ref)["body"]) == b'{   "a": "x\\ny"\r }'
     assert path.read_bytes().count(b"\n") == 1
+
+
+def test_the_words_of_a_run_are_in_no_folder_and_other_processes_read_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    read = "import sys; print(open(sys.argv[1]).read(), end='')"
+    with stored_words() as (words, path):
+        words.add({"prompt": "secret"}, 1, None)
+        words.flush()
+        assert subprocess.check_output([sys.executable, "-c", read, path]) == b'{"prompt":"secret"}\n'
+        assert not list(tmp_path.iterdir())  # nothing is there for a process that is killed to leave behind
+
+
+def test_a_temporary_folder_that_is_missing_is_an_error_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
+    with pytest.raises(LoadgenError, match="temporary file: No such file"), stored_words():
+        pass
 
 
 @pytest.mark.parametrize("damage", ["changed", "cut", "emptied"])
