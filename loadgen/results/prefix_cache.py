@@ -51,6 +51,12 @@ def prefix_cache(result: RunResult) -> Check:
     by = " by its own counters" if counted.counted_by == "engine" else ""
     if unexpected <= 0:
         return Check(name="prefix_cache", status="ok")
+    if any(request.words for request in result.schedule):
+        reason = (
+            f"{counted.share:.0%} of the prompt tokens came from the server's prefix cache{by}; it is not known how "
+            "much of that your own prompts share, and how much an earlier run had left there"
+        )
+        return Check(name="prefix_cache", status=None, reason=reason)
     if unexpected <= counted.others:
         reason = (
             f"not known how many of these prompts came from the server's prefix cache: its own counters say "

@@ -10,6 +10,7 @@ from loadgen.record import RequestRecord
 from loadgen.results.prefix_cache import CachedTokens, cached_tokens, prefix_cache, shareable_tokens
 from loadgen.results.run_folder import RunResult
 from loadgen.workload.schedule import ScheduledRequest
+from loadgen.workload.words import WordsRef
 from support import sample_runs
 
 
@@ -73,6 +74,14 @@ def test_a_warm_cache_is_a_warning_and_what_is_not_counted_is_not_known(
     assert check.status == status
     assert check.reason is None if says is None else (check.reason or "").startswith(says)
     assert list(check.rows) == (["ttft_s", "energy.prefill_joules"] if status == "warning" else [])
+
+
+def test_prompts_of_ones_own_may_share_what_the_cache_knew() -> None:
+    words = WordsRef(line=1, sha256="", offset=0, size=2)
+    check = prefix_cache(run([90, 90], NOTHING, words=words))
+    assert (check.status, list(check.rows)) == (None, [])
+    assert "90% of the prompt tokens" in (check.reason or "") and "--seed" not in (check.reason or "")
+    assert prefix_cache(run([0, 0], NOTHING, words=words)).status == "ok"
 
 
 @pytest.mark.parametrize(("engine", "status"), [(counters(200, 180), "warning"), (counters(200, 0), "ok")])
