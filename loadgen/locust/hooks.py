@@ -31,7 +31,8 @@ class Coordinator:
         self._conducting: Conductor | None = None
         self._failed = False
 
-    def start(self) -> None:
+    def start(self) -> bool:
+        """Begin to watch the test. Return False, and end the test, when its options are invalid."""
         self._failed = False
         options, runner = self.environment.parsed_options, self.environment.runner
         self.conductor = Conductor(
@@ -44,8 +45,10 @@ class Coordinator:
             if TraceReplay in self.environment.user_classes and not options.trace:
                 raise LoadgenError("TraceReplay needs a trace: add --trace traces/chat.jsonl")
         except LoadgenError as err:
-            return self.fail(str(err))
-        return self.watch.begin(options.sidecar or None)
+            self.fail(str(err))
+            return False
+        self.watch.begin(options.sidecar or None)
+        return True
 
     def stop(self) -> None:
         self.conductor = None
@@ -148,12 +151,12 @@ def _on_part(environment: Any, msg: Any, **_: Any) -> None:
 
 def _start(environment: Any, **_: Any) -> None:
     state = state_of(environment)
-    if state.coordinator:
-        state.coordinator.start()
-    if isinstance(environment.runner, MasterRunner):
-        return
     state.test = None
     state.parts.clear()
+    if state.coordinator and not state.coordinator.start():
+        return
+    if isinstance(environment.runner, MasterRunner):
+        return
     try:
         state.test = Test(environment)
     except LoadgenError as err:

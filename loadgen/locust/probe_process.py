@@ -54,7 +54,9 @@ async def _answer(question: Question) -> ServerProbe:
 
 
 def main() -> None:
-    question = msgspec.json.decode(sys.stdin.buffer.read(), type=Question)
+    if not (text := sys.stdin.buffer.read()):  # locust ended before it asked
+        sys.exit(1)
+    question = msgspec.json.decode(text, type=Question)
     try:
         reply = asyncio.run(_answer(question))
     except LoadgenError as err:

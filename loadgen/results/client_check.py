@@ -40,12 +40,12 @@ def check_client(result: RunResult, summary: Summary) -> Check:
         costs.get("stamped_by"),
         summary.itl_s.p50,
     )
-    faults = [*_late_sends(result), *_late_wakes(loop_delay)]
+    late = [*_late_sends(result), *_late_wakes(loop_delay)]
     waited = waited_s / summary.duration_s if waited_s is not None and summary.duration_s > 0 else 0.0
-    if faults and waited > MIN_WAITED:
+    if late and waited > MIN_WAITED:
         reason = f"the machine was busy: for {waited:.0%} of the run this client waited for a core that others had"
-        faults.append(("warning", reason, []))
-    faults += _lost_processes(result)
+        late.append(("warning", reason, []))
+    faults = [*_lost_processes(result), *late]
     if not faults:
         is_known = summary.schedule_lag_s.count > 0 or delay is not None
         return Check(name="client", status="ok" if is_known else None)

@@ -414,6 +414,9 @@ def no_requests(path: Path, dropped: Mapping[str, int] | None) -> LoadgenError:
     """Return the error for a file without requests, or with none but the `dropped` ones."""
     if not dropped:
         return LoadgenError(f"{path} has no requests in it")
-    reasons = ", ".join(f"{count:,} have {reason}" for reason, count in dropped.items())
-    rows = f"all {sum(dropped.values()):,} of its rows were dropped: {reasons}"
+    if sum(dropped.values()) == 1:
+        rows = f"its only row has {next(iter(dropped))}"
+    else:
+        reasons = ", ".join(f"{count:,} have {reason}" for reason, count in sorted(dropped.items()))
+        rows = f"all {sum(dropped.values()):,} of its rows were dropped: {reasons}"
     return LoadgenError(f"{path} has no requests to replay: {rows}")

@@ -93,11 +93,14 @@ def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
 
 
 def test_a_file_whose_rows_were_all_dropped_says_why(tmp_path: Path) -> None:
-    rows = [b'{"timestamp": 1, "input_length": 0, "output_length": 1}\n'] * 2
-    rows += [b'{"timestamp": 1, "input_length": 1, "output_length": 0}\n']
-    reasons = "all 3 of its rows were dropped: 2 have 0 input tokens, 1 have 0 output tokens"
-    with pytest.raises(LoadgenError, match=f"has no requests to replay: {reasons}"):
-        list(iter_import(saved(tmp_path, b"".join(rows)), Counter()))
+    no_output = b'{"timestamp": 1, "input_length": 1, "output_length": 0}\n'
+    no_input = b'{"timestamp": 1, "input_length": 0, "output_length": 1}\n'
+    for rows, reasons in (
+        (no_output * 2 + no_input * 3, "all 5 of its rows were dropped: 3 have 0 input tokens, 2 have 0 output tokens"),
+        (no_output, "its only row has 0 output tokens"),
+    ):
+        with pytest.raises(LoadgenError, match=f"has no requests to replay: {reasons}"):
+            list(iter_import(saved(tmp_path, rows), Counter()))
 
 
 @pytest.mark.parametrize("compress", [gzip.compress, zstandard.compress])

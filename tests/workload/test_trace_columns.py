@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from loadgen.errors import LoadgenError
@@ -141,6 +141,7 @@ jsonl = files_of(
 
 @settings(deadline=None, max_examples=120)
 @given(azure | burstgpt | sessions | bailian | jsonl, st.integers(1, 400), st.sampled_from([None, "w"]))
+@example((BURSTGPT + "1,m,4,0,4,a\n2,m,0,4,4,a\n").encode(), 400, None)
 def test_columns_are_the_requests_or_the_error_wherever_blocks_end(content: bytes, size: int, name: str | None) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (path := Path(folder) / "t").write_bytes(content)
