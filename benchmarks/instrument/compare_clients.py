@@ -30,7 +30,7 @@ from benchmarks.instrument.clients import CLIENTS, Answers, Client, Load
 from loadgen.stats.distributions import index_of_dispersion, ks_exponential
 
 Numbers = dict[str, float]
-BEFORE = "before"
+BEFORE, KEEPING = "before", "keep-answers"
 """Name of the loadgen of another checkout."""
 TTFT_MS, ITL_MS, TOKENS = 50, 20, 150
 LIFETIME_S = (TTFT_MS + (TOKENS - 1) * ITL_MS) / 1e3
@@ -282,6 +282,7 @@ def main() -> None:
     parser.add_argument(
         "--before", type=Path, metavar="FOLDER", help="a checkout whose loadgen is run in turn with this"
     )
+    parser.add_argument("--keep-answers", action="store_true", help="also run loadgen with this option, in turn")
     parser.add_argument("--publish", action="store_true", help="write the results into docs/")
     options = parser.parse_args()
     names = options.client or list(CLIENTS)
@@ -290,6 +291,10 @@ def main() -> None:
             CLIENTS[results_table.LOADGEN], env={"PYTHONPATH": str(options.before.resolve(strict=True))}
         )
         names.append(BEFORE)
+    if options.keep_answers:
+        own = CLIENTS[results_table.LOADGEN]
+        CLIENTS[KEEPING] = replace(own, command=lambda *load: [*own.command(*load), "--keep-answers"])
+        names.append(KEEPING)
     missing = {name: reason for name in names if (reason := CLIENTS[name].missing())}
     clients = [name for name in names if name not in missing]
     cases = options.only.split(",") if options.only else list(CASES)

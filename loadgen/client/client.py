@@ -343,7 +343,7 @@ def record_of(
     streamed = stream.chunk_ns is not None
     chunk_ns, last_token_ns = stream.token_times()
     usage = stream.usage or Usage()
-    counted = usage.output_tokens
+    counted, prompt, output = usage.output_tokens, usage.prompt_tokens_details, usage.completion_tokens_details
     return RequestRecord(
         index=post.index,
         workload=post.workload,
@@ -359,9 +359,9 @@ def record_of(
         cached_tokens=usage.cached_tokens,
         hidden_tokens=stream.hidden_tokens,
         reasoning_tokens=usage.thought_tokens,
-        output_audio_tokens=usage.output_audio_tokens,
-        input_audio_tokens=usage.input_audio_tokens,
-        input_image_tokens=usage.input_image_tokens,
+        output_audio_tokens=output.audio_tokens if output else None,
+        input_audio_tokens=prompt.audio_tokens if prompt else None,
+        input_image_tokens=prompt.image_tokens if prompt else None,
         token_source="usage" if counted else ("chunks" if streamed else None),
         status=stream.status,
         finish_reason=stream.finish_reason,

@@ -69,22 +69,10 @@ class Usage(msgspec.Struct, frozen=True):
     def thought_tokens(self) -> int | None:
         """Tokens of reasoning, among those of the answer; None if the server does not count them."""
         details = self.completion_tokens_details
-        reasoning = self.reasoning_tokens or None if details is None else details.reasoning_tokens
+        reasoning = details.reasoning_tokens if details is not None else self.reasoning_tokens or None
         if reasoning is None or self.output_tokens is None or not 0 <= reasoning <= self.output_tokens:
             return None
         return reasoning
-
-    @property
-    def output_audio_tokens(self) -> int | None:
-        return self.completion_tokens_details.audio_tokens if self.completion_tokens_details else None
-
-    @property
-    def input_audio_tokens(self) -> int | None:
-        return self.prompt_tokens_details.audio_tokens if self.prompt_tokens_details else None
-
-    @property
-    def input_image_tokens(self) -> int | None:
-        return self.prompt_tokens_details.image_tokens if self.prompt_tokens_details else None
 
     def hidden_tokens(self, chunks: int, thoughts: int = 0) -> int | None:
         """Return the tokens of reasoning that did not come in one of these chunks with content, `thoughts` of which are
@@ -295,7 +283,8 @@ def _event_of(body: _StreamBody) -> StreamEvent:
         choice = choices[0]
         if choice.error:
             return StreamEvent(error=_coded_text(choice.error))
-        kind = choice.kind
+        content = choice.text if choice.delta is None else choice.delta.content
+        kind = "answer" if content and type(content) is str else choice.kind
         if kind is not None and choice.finish_reason is None and body.usage is None:
             return TOKENS[kind]  # most events
         finish = choice.finish

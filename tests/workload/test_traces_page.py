@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,9 @@ from loadgen.record import PATHS
 from loadgen.workload.length_laws import LAWS, drawn_lengths
 from loadgen.workload.routes import routed
 from loadgen.workload.schedule import build_schedule
+from loadgen.workload.sessions import settle_history
 from loadgen.workload.sources import read_source
-from loadgen.workload.streams import read_streams, schedule_streams, share_rate
+from loadgen.workload.streams import read_streams, schedule_streams, schedule_trace, share_rate
 from loadgen.workload.worded_trace import LENGTHS
 from loadgen.workload.words import ROUTING, SAMPLING, WordsFile
 
@@ -43,6 +45,18 @@ def test_each_body_of_an_endpoint_goes_to_it(tmp_path: Path) -> None:
     assert all(f"`{endpoint}`" in PAGE for endpoint in PATHS)
 
 
+def test_conversations_are_sessions_of_turns(tmp_path: Path) -> None:
+    usual: dict[str, Any] = {"rps": 5, "arrival": "trace", "burstiness": 1.0, "scale": "compress", "shape": None}
+    for kind, history in (("conversation", "recorded"), ("continues", "live")):
+        (path := tmp_path / "t.jsonl").write_text(EXAMPLES[kind])
+        with (tmp_path / "words").open("wb") as file:
+            trace = read_source(path, WordsFile(file))
+        schedule = schedule_trace(trace, seed=0, duration_s=None, num_requests=None, **usual)
+        schedule, settled = settle_history(schedule, None)
+        assert [request.after for request in schedule.requests] == [None, 0]
+        assert settled == history
+
+
 def test_the_streams_share_the_rate_and_name_their_model(tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text(EXAMPLES["streams"])
     for name in ("support", "sql"):
@@ -57,7 +71,7 @@ def test_the_streams_share_the_rate_and_name_their_model(tmp_path: Path) -> None
 
 
 def test_the_page_names_every_field_and_every_law() -> None:
-    assert all(f"`{name}`" in PAGE for name in LENGTHS | ROUTING | SAMPLING | {"answer"})
+    assert all(f"`{name}`" in PAGE for name in LENGTHS | ROUTING | SAMPLING | {"answer", "continues"})
     laws = re.findall(r"^\| `([^ `]+)` \|", PAGE.split("| law |")[1], re.MULTILINE)
     assert laws[0] == "512" and all(law in LAWS for law in laws[1:]) and len(laws) == 5
 
