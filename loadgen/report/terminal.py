@@ -83,7 +83,7 @@ def _load(result: RunResult, summary: Summary, parts: list[RunPart], console: Co
     table = _table("", "scheduled", "sent", "completed", "failed")
     for name, part in parts:
         table.add_row(*(Text(cell) for cell in (f"  {_name(name)}", *request_cells(part))))
-    console.print(table)
+    _print_table(table, console)
     if kinds := summary.requests.by_error:
         _line(console, "failed", ", ".join(f"{n:,} {clean(kind)}" for kind, n in sorted(kinds.items()) if n))
     tokens = summary.tokens
@@ -111,7 +111,7 @@ def _latency(summary: Summary, parts: list[RunPart], console: Console) -> None:
         values = [row.cells[key] for key in ("mean", "p50", "p90", "p99", "max")]
         table.add_row(*(Text(cell) for cell in (label, _name(row.part), row.counted, *values)))
         previous = row.label or previous
-    console.print(table)
+    _print_table(table, console)
     if note := left_out_note(summary):
         _paragraph(console, note, indent=2, style="dim")
     if any("!" in row.label for row in rows):
@@ -129,7 +129,7 @@ def _kinds(summary: Summary, parts: list[RunPart], console: Console) -> None:
         label = "" if row.kind == previous else f"  {row.kind}"
         table.add_row(*(Text(cell) for cell in (label, _name(row.part), *row.cells)))
         previous = row.kind
-    console.print(table)
+    _print_table(table, console)
 
 
 def _energy(summary: Summary, parts: list[RunPart], console: Console) -> None:
@@ -161,7 +161,7 @@ def _energy(summary: Summary, parts: list[RunPart], console: Console) -> None:
         spent = energy if isinstance(part, Summary) else part
         cells = [f"  {_name(name)}", joules(spent.prefill_joules), joules(spent.decode_joules), *energy_cells(spent)]
         table.add_row(*(Text(cell) for cell in cells))
-    console.print(table)
+    _print_table(table, console)
     method = f"source {energy.source or UNKNOWN} · method {energy.method or UNKNOWN}"
     power = f"mean {watts(energy.mean_watts)}, idle {watts(energy.idle_watts)}"
     if energy.came_whole:
@@ -192,6 +192,13 @@ def _table(*headings: str) -> Table:
     for i, heading in enumerate(headings):
         table.add_column(heading, justify="right" if i else "left", no_wrap=True)
     return table
+
+
+def _print_table(table: Table, console: Console) -> None:
+    """Print a table; with narrow gaps where it is wider than the terminal, which would cut off its figures."""
+    if console.measure(table, options=console.options.update(max_width=1000)).maximum > console.width:
+        table.padding = (0, 1, 0, 0)
+    console.print(table)
 
 
 def _name(workload: str) -> str:

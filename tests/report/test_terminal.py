@@ -61,6 +61,14 @@ def test_models_of_one_family_are_told_apart_in_a_narrow_column() -> None:
     assert "llama…ora-sql" in text and "llama…ora-law" in text
 
 
+def test_a_long_name_cuts_off_no_figure_at_eighty_columns() -> None:
+    made = sample_runs.run()
+    assert made.summary is not None
+    models = dict(zip(("adapter-sql-1", "adapter-law-1"), made.summary.by_workload.values(), strict=True))
+    text = printed(replace(made, summary=msgspec.structs.replace(made.summary, by_model=models)))
+    assert "adapter-sql-1" in text and "…" not in text
+
+
 def test_no_energy_gives_every_reason_and_no_zero() -> None:
     told = " ".join(printed(sample_runs.without_energy()).split())
     assert "No energy" in told and "ENERGY NOT VALID" not in told
