@@ -38,6 +38,8 @@ _CHAT = ("completion", "acompletion")
 _TEXT = ("text_completion", "atext_completion")
 _OWN = ("stream", "stream_options")
 """Parameters that loadgen sets itself."""
+_REDACTED = "redacted-by-litellm"
+"""What LiteLLM logs in place of words, where it is told to log none."""
 
 
 class _Call(msgspec.Struct):
@@ -94,7 +96,7 @@ def _fields(call: _Call, left_out: LeftOut) -> dict[str, Any] | None:
         left_out[f"calls of {call.call_type[:40]!r}"] += 1
         return None
     messages = _embedded(call.messages)
-    if is_null(messages) or head(messages, 2) in (b"[]", b"{}"):
+    if is_null(messages) or head(messages, 2) in (b"[]", b"{}") or f'"{_REDACTED}"'.encode() in bytes(messages):
         left_out["calls whose messages were not logged"] += 1
         return None
     words: dict[str, Any] = {"messages": messages}
@@ -152,7 +154,8 @@ def _answer(response: Raw) -> Any:
     message = choices[0].message
     if message is not None and message.tool_calls:
         return {"role": message.role, "content": message.content, "tool_calls": message.tool_calls}
-    return message.content if message else choices[0].text
+    text = message.content if message else choices[0].text
+    return None if text == _REDACTED else text
 
 
 def _start_ns(time: float | str | None) -> int:

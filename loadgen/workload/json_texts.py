@@ -26,6 +26,7 @@ _STRUCTURE = re.compile(rb'["\[\]{},]')
 _BLANK = b" \t\r\n"
 _BOM = b"\xef\xbb\xbf"
 _MISFIT = re.compile(r"(?P<fault>.*) - at `\$\.?(?P<field>.*)`")
+_UNKNOWN = re.compile(r"Object contains unknown field (`.*`)")
 
 
 def json_texts(path: Path, file: IO[bytes], max_bytes: int = MAX_WORDS_BYTES) -> Iterator[tuple[int, str]]:
@@ -133,8 +134,10 @@ def decoded(path: Path, lines: Lines, decoder: msgspec.json.Decoder[Value]) -> I
 
 def misfit(error: msgspec.ValidationError) -> str:
     """Describe a value of another type than was expected: its field first."""
-    match = _MISFIT.fullmatch(str(error))
-    text = f"{match['field']}: {match['fault'][0].lower()}{match['fault'][1:]}" if match else str(error)
+    message = _UNKNOWN.sub(r"Unknown field \1", str(error))
+    match = _MISFIT.fullmatch(message)
+    field, fault = (f"{match['field']}: ", match["fault"]) if match else ("", message)
+    text = f"{field}{fault[0].lower()}{fault[1:]}"
     return _printable(text)
 
 

@@ -225,9 +225,10 @@ def _value(fields: Mapping[str, Any], name: str, kind: Any, expected: str) -> An
 
 def _length(fields: Mapping[str, Any], name: str) -> int | None:
     """Return a number of tokens. ValueError: it is none."""
-    value: int | None = _value(fields, name, int, "an integer of at least 1")
+    expected = "an integer of at least 1"
+    value: int | None = _value(fields, name, int, expected)
     if value is not None and not 1 <= value <= MAX_TOKENS:
-        raise ValueError(f"{name} {value}: expected an integer of at least 1")
+        raise ValueError(f"{name} {value}: expected {expected}" + (", and below 2**31" if value > 1 else ""))
     return value
 
 

@@ -58,6 +58,7 @@ def test_messages_may_be_a_list_a_text_of_one_or_a_prompt(
     ("response", "answer"),
     [
         ({"choices": [{"text": "t"}]}, "t"),
+        ({"choices": [{"message": {"content": "redacted-by-litellm"}}]}, None),
         (json.dumps({"choices": [{"message": {"content": "t"}}]}), "t"),
         ({"choices": [{"message": {"content": None, "tool_calls": []}}]}, None),
         ({"choices": [{"message": {"tool_calls": [{}]}}]}, {"role": "assistant", "content": None, "tool_calls": [{}]}),
@@ -85,6 +86,8 @@ def test_the_payload_may_lie_in_a_callbacks_event(tmp_path: Path) -> None:
         ({"call_type": "aembedding"}, "calls of 'aembedding'"),
         ({"messages": None}, "calls whose messages were not logged"),
         ({"messages": "{}"}, "calls whose messages were not logged"),
+        ({"messages": "redacted-by-litellm"}, "calls whose messages were not logged"),
+        ({"messages": [MESSAGE | {"content": "redacted-by-litellm"}]}, "calls whose messages were not logged"),
         ({"model_parameters": {"extra_headers": {"a": 1}}}, "parameters 'extra_headers'"),
     ],
 )

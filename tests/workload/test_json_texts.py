@@ -88,10 +88,17 @@ def test_a_list_is_read_in_the_memory_of_an_element(tmp_path: Path) -> None:
     assert sum(1 for _ in elements) == 9_999
 
 
-def test_a_value_of_another_type_is_described_by_its_field() -> None:
-    class Row(msgspec.Struct):
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ('{"a": [{"b": "x"}]}', "a[0][...]: expected `int`, got `str`"),
+        ('{"c": 1}', "unknown field `c`"),
+    ],
+)
+def test_a_value_of_another_type_is_described_by_its_field(text: str, fault: str) -> None:
+    class Row(msgspec.Struct, forbid_unknown_fields=True):
         a: list[dict[str, int]]
 
     with pytest.raises(LoadgenError) as raised:
-        list(decoded(PATH, [(7, '{"a": [{"b": "x"}]}')], msgspec.json.Decoder(Row)))
-    assert str(raised.value) == "data.json:7: a[0][...]: expected `int`, got `str`"
+        list(decoded(PATH, [(7, text)], msgspec.json.Decoder(Row)))
+    assert str(raised.value) == f"data.json:7: {fault}"
