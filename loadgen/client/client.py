@@ -20,7 +20,7 @@ from loadgen.client.connection import Connection, StaleError
 from loadgen.client.connection_pool import ConnectionPool, FetchedPage, is_plain
 from loadgen.client.http1 import Unusual
 from loadgen.client.openai_api import UNSTREAMED_PATHS, Usage
-from loadgen.client.redact import redact, without_quotes
+from loadgen.client.redact import redact, secrets_of, without_quotes
 from loadgen.client.server_url import ServerURL, parse_server_url
 from loadgen.client.stream import PROTOCOL_ERRORS, RequestError, StreamState
 from loadgen.client.surroundings import login_of, proxy_of
@@ -33,10 +33,6 @@ if TYPE_CHECKING:
 
 KEY_FIELDS = frozenset({"authorization", "api-key", "x-api-key"})
 """Fields that carry a key, in lower case."""
-MIN_SECRET_CHARS = 8
-"""Shorter values are not taken out of messages: they may be words of them."""
-
-
 MAX_DETAIL_CHARS = 500
 """Longest description of a failure in a record."""
 
@@ -119,7 +115,7 @@ class Client:
         """True when a field that carries a key or a login is sent."""
         long = [*self._given.values(), login or "", url.query, *(value for _, value in parse_qsl(url.query))]
         self._secrets = [self._api_key] if self._api_key else []
-        self._secrets += sorted((value for value in long if len(value) >= MIN_SECRET_CHARS), key=len, reverse=True)
+        self._secrets += secrets_of(long)
         self._pool = ConnectionPool(url, self._headers)
         self._is_plain = is_plain(url, self._headers, self.proxy)
 
@@ -308,7 +304,7 @@ class Client:
             record = record_of(post, stream, stream.finished_ns or monotonic_ns(), None, None)
         else:
             kind, detail = _classify(error, stream, self._timeout_s)
-            detail = self.redact(detail)[:MAX_DETAIL_CHARS]
+            detail = redact(self.redact(detail), secrets_of(post.headers.values()))[:MAX_DETAIL_CHARS]
             if post.hides_words and kind in ("http", "server", "protocol"):
                 detail = without_quotes(detail, post.body)
             record = record_of(post, stream, monotonic_ns(), kind, detail)

@@ -16,6 +16,16 @@ def redact(text: str, secrets: Iterable[str]) -> str:
     return text
 
 
+MIN_SECRET_CHARS = 8
+"""Shorter values are not taken out of messages: they may be words of them."""
+
+
+def secrets_of(values: Iterable[str]) -> list[str]:
+    """Return the values of headers that are secrets, also without a scheme such as Bearer, the longest first."""
+    parts = {part for value in values for part in (value, value.partition(" ")[2])}
+    return sorted((part for part in parts if len(part) >= MIN_SECRET_CHARS), key=len, reverse=True)
+
+
 QUOTE_CHARS = 16
 """Shortest run of a text that is taken for a quotation: fewer characters in a row say little, and agree by chance."""
 MAX_SEARCHED_BYTES = 1 << 18

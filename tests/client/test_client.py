@@ -461,6 +461,16 @@ def test_secrets_are_sent_but_not_kept() -> None:
     assert record.detail == "401 Unauthorized: Incorrect API key provided: [redacted]; tenant [redacted] unknown"
 
 
+def test_the_headers_of_one_request_are_secrets_of_its_record() -> None:
+    said = b'{"error":{"message":"no such key: sk-of-the-line"}}'
+
+    async def main() -> RequestRecord:
+        async with wire(http(b"401 Unauthorized", said)) as server, Client(server.url, timeout_s=5) as client:
+            return await client.post("/x", b"{}", workload="w", headers={"Authorization": "Bearer sk-of-the-line"})
+
+    assert on_uvloop(main()).detail == "401 Unauthorized: no such key: [redacted]"
+
+
 def test_every_split_of_a_stream_gives_the_same_record() -> None:
     body = b"".join(step for step in GOOD if isinstance(step, bytes))
 

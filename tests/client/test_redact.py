@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.client.redact import MAX_SEARCHED_BYTES, QUOTE_CHARS, clean_url, redact, without_quotes
+from loadgen.client.redact import MAX_SEARCHED_BYTES, QUOTE_CHARS, clean_url, redact, secrets_of, without_quotes
 from loadgen.errors import LoadgenError
 
 
@@ -22,6 +22,14 @@ from loadgen.errors import LoadgenError
 )
 def test_every_secret_is_replaced_wherever_it_stands(text: str, secrets: list[str], redacted: str) -> None:
     assert redact(text, secrets) == redacted
+
+
+def test_a_key_is_a_secret_without_its_scheme_too_and_a_short_value_is_none() -> None:
+    assert secrets_of(["Bearer sk-secret-1", "short", "my-tenant"]) == [
+        "Bearer sk-secret-1",
+        "sk-secret-1",
+        "my-tenant",
+    ]
 
 
 @pytest.mark.parametrize(
