@@ -147,7 +147,8 @@ def with_history(fields: Fields, history: LiveHistory, continues: bool) -> Field
     else:
         first = spoken[-1] + 1 if spoken else next(i for i, role in enumerate([*roles, ""]) if role not in _SYSTEM)
         new = [msgspec.Raw(_encode(history.answer.message)), *messages[0 if continues else first :]]
-    before = decode_list(bytes(decode_fields(history.body)["messages"]))
+    sent = decode_fields(history.body)
+    before = decode_list(bytes(sent["messages"] if "messages" in sent else sent["input"]))
     return fields | {"messages": msgspec.Raw(_encode([*before, *new]))}
 
 

@@ -40,7 +40,11 @@ def _flat(tool: Any) -> Any:
 
 
 def _items(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Yield the items of messages; a history that was received live is of items already."""
     for message in messages:
+        if "role" not in message:
+            yield message
+            continue
         role, content = message.get("role"), message.get("content")
         if role == "tool":
             yield {"type": "function_call_output", "call_id": message.get("tool_call_id"), "output": content}

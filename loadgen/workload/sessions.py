@@ -44,14 +44,18 @@ def settle_history(schedule: Schedule, wanted: History | None) -> tuple[Schedule
     LoadgenError: a turn cannot be sent with that history.
     """
     turns = [(request, request.words) for request in schedule.requests if request.words is not None]
+    by_index = {request.index: words for request, words in turns}
     history = wanted or ("live" if any(words.continues for _, words in turns) else "recorded")
     for request, words in turns:
         if words.continues and request.after is None:
             raise LoadgenError(f"line {words.line} continues a session, and no line before it is of that session")
         if words.continues and history == "recorded":
             raise LoadgenError(f"--history recorded: line {words.line} has only its new messages; use --history live")
-        if history == "live" and request.after is not None and words.endpoint != "chat":
-            raise LoadgenError(f"--history live: line {words.line} has no messages that an answer could be put into")
+        if history == "live" and request.after is not None:
+            for turn in (words, by_index.get(request.after)):
+                if turn is not None and turn.endpoint != "chat":
+                    line = f"line {turn.line}"
+                    raise LoadgenError(f"--history live: {line} has no messages that an answer could be put into")
     if wanted == "live" and all(request.after is None for request, _ in turns):
         raise LoadgenError("--history live: no session has a second turn that has words of its own")
     if history == "recorded":

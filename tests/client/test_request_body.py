@@ -182,6 +182,12 @@ def test_a_live_turn_is_what_was_sent_the_live_answer_and_its_new_messages(
     assert (turn["body"] if is_body else turn) == {"messages": BEFORE + after, "temperature": 0}
 
 
+def test_a_live_turn_of_responses_follows_the_items_that_were_sent() -> None:
+    history = LiveHistory(json.dumps({"model": "m", "input": BEFORE}).encode(), Answer(index=0, text="live"))
+    turn = with_history(decode_fields(json.dumps({"messages": [user("2")]}).encode()), history, True)
+    assert json.loads(msgspec.json.encode(turn)) == {"messages": [*BEFORE, LIVE, user("2")]}
+
+
 def test_what_was_sent_keeps_its_bytes_in_the_next_turn() -> None:
     raw = rb'{"role":"user",  "content":"\ud83d caf\u00e9 \/"}'
     history = LiveHistory(b'{"messages":[' + raw + b"]}", Answer(index=0, text="a"))

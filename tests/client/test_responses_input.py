@@ -42,6 +42,10 @@ MESSAGES: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = [
         [{"role": "tool", "tool_call_id": "c1", "content": "noon"}],
         [{"type": "function_call_output", "call_id": "c1", "output": "noon"}],
     ),
+    (
+        [{"type": "function_call_output", "call_id": "c1", "output": "noon"}, {"role": "user", "content": "And now?"}],
+        [{"type": "function_call_output", "call_id": "c1", "output": "noon"}, {"role": "user", "content": "And now?"}],
+    ),
 ]
 
 

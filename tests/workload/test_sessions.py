@@ -185,6 +185,7 @@ def test_the_history_is_recorded_unless_live_is_wanted_or_needed(
         ([turn(1, continues=True)], None, "line 1 continues a session, and no line before it is of that session"),
         ([turn(1), turn(2, after=1, continues=True)], "recorded", "line 2 has only its new messages"),
         ([turn(1), turn(2, after=1, endpoint="completions")], "live", "line 2 has no messages"),
+        ([turn(1, endpoint="completions"), turn(2, after=1)], "live", "line 1 has no messages"),
         ([turn(1), turn(2)], "live", "no session has a second turn"),
         ([MADE_UP], "live", "no session has a second turn"),
     ],
