@@ -160,9 +160,7 @@ def _endpoint(fields: Mapping[str, Any]) -> Endpoint | None:
     (kind,) = kinds
     match kind:
         case "messages":
-            messages = _value(fields, "messages", list[dict[str, msgspec.Raw]], "a list of objects")
-            if not messages or any("role" not in message for message in messages):
-                raise ValueError("messages: expected at least one, each with a role")
+            _check_messages(fields)
             return "chat"
         case "prompt":
             _check_type(fields, "prompt", b'"[', "a text, or a list of token ids")
@@ -172,7 +170,21 @@ def _endpoint(fields: Mapping[str, Any]) -> Endpoint | None:
                 raise ValueError("prompt: it is empty")
             return "completions"
     body = _value(fields, "body", Fields, "a request body: a JSON object") or {}
-    if (url := _value(fields, "url", str, "the path of an API")) is not None:
+    endpoint = _body_endpoint(body, _value(fields, "url", str, "the path of an API"))
+    if endpoint == "chat" and "session_id" in fields:  # an answer may have to be put between its messages
+        _check_messages(body)
+    return endpoint
+
+
+def _check_messages(fields: Mapping[str, Any]) -> None:
+    messages = _value(fields, "messages", list[dict[str, msgspec.Raw]], "a list of objects")
+    if not messages or any("role" not in message for message in messages):
+        raise ValueError("messages: expected at least one, each with a role")
+
+
+def _body_endpoint(body: Mapping[str, Any], url: str | None) -> Endpoint | None:
+    """Return the API that takes a body; None where more than one does. ValueError: none does."""
+    if url is not None:
         if (named := _ENDPOINTS.get(re.sub(r"^/v\d+", "", url))) is None:
             expected = ", ".join(f"/v1{path}" for path in PATHS.values())
             raise ValueError(f"url {shortened(url)!r}: expected {expected} or /rerank")

@@ -101,6 +101,8 @@ FAULTS: list[tuple[str | dict[str, Any], str]] = [
     (CHAT | {"output_length": 0}, "output_length 0: expected an integer of at least 1"),
     (CHAT | {"input_length": 1.5}, "input_length: expected an integer of at least 1"),
     (CHAT | {"max_tokens": 2**31}, "max_tokens 2147483648: expected an integer of at least 1, and below 2**31"),
+    ({"body": {"messages": "hi"}, "session_id": "s"}, "messages: expected a list of objects"),
+    ({"body": {"a": 1}, "url": "/v1/chat/completions", "session_id": "s"}, "messages: expected at least one"),
     ({"body": CHAT, "max_tokens": 5}, "max_tokens: it belongs into the body"),
     (CHAT | {"workload": "a\tb"}, "workload 'a\\tb': expected a name"),
     (CHAT | {"workload": 5}, "workload: expected a name"),
