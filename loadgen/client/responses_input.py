@@ -39,7 +39,7 @@ def _flat(tool: Any) -> Any:
     return tool
 
 
-def _items(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _items(messages: list[dict[str, Any]]) -> Iterator[Any]:
     """Yield the items of messages; a history that was received live is of items already."""
     for message in messages:
         if "role" not in message:
@@ -51,10 +51,18 @@ def _items(messages: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
             continue
         if content:
             yield {"role": role, "content": _parts(content, "output_text" if role == "assistant" else "input_text")}
-        for call in message.get("tool_calls") or ():
-            function = call.get("function") or {}
+        calls = message.get("tool_calls") or ()
+        for call in calls if isinstance(calls, list | tuple) else (calls,):
+            yield _item_of_call(call)
+
+
+def _item_of_call(call: Any) -> Any:
+    """Return the item of a call; one of no known shape stays as it is, for the server to judge."""
+    match call:
+        case {"function": {**function}}:
             named = {"name": function.get("name"), "arguments": function.get("arguments")}
-            yield {"type": "function_call", "call_id": call.get("id"), **named}
+            return {"type": "function_call", "call_id": call.get("id"), **named}
+    return call
 
 
 def _parts(content: Any, text: str) -> Any:

@@ -9,7 +9,7 @@ from loadgen.client.responses_input import responses_fields
 CALL = {"id": "c1", "type": "function", "function": {"name": "now", "arguments": '{"zone":"UTC"}'}}
 IMAGE = "data:image/png;base64,AA"
 
-MESSAGES: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = [
+MESSAGES: list[tuple[list[dict[str, Any]], list[Any]]] = [
     ([{"role": "system", "content": "Be brief."}], [{"role": "system", "content": "Be brief."}]),
     (
         [{"role": "user", "content": [{"type": "text", "text": "What is it?"}]}],
@@ -38,6 +38,8 @@ MESSAGES: list[tuple[list[dict[str, Any]], list[dict[str, Any]]]] = [
         [{"role": "assistant", "content": None, "tool_calls": [CALL]}],
         [{"type": "function_call", "call_id": "c1", "name": "now", "arguments": '{"zone":"UTC"}'}],
     ),
+    ([{"role": "assistant", "tool_calls": ["c1", {"function": "now"}]}], ["c1", {"function": "now"}]),
+    ([{"role": "assistant", "tool_calls": 5}], [5]),
     (
         [{"role": "tool", "tool_call_id": "c1", "content": "noon"}],
         [{"type": "function_call_output", "call_id": "c1", "output": "noon"}],
