@@ -308,7 +308,7 @@ def replay(
         plan |= limits | {"serve": serve, "stop": stop}
         if any(request.words for request in schedule.requests):
             options["words"] = words_path
-        schedule, options["history"] = settle_history(schedule, options["history"])
+        schedule, options["history"] = settle_history(schedule, options["history"], options["endpoint"])
         name = Path(plan["trace"]).name.split(".")[0]
         out = options["out"] or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
         if serve:

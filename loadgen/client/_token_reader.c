@@ -3,7 +3,7 @@
  * The rule by which an HTTP chunk is one token of a stream is stated in token_template.py, which learns the bytes
  * around the text and applies the same rule in Python; tests/support/token_chunks.py is a table that both must pass.
  * A read of whole chunks that are tokens is a number of tokens and one instant: it is counted here, and the instants
- * are kept. All other bytes go to Python, unchanged and in order, together with the instants kept until then.
+ * are kept, with the bytes if somebody wants the words. All other bytes go to Python, unchanged and in order, together with the instants kept until then.
  * Whatever is not plainly a token is left to Python to judge, so records are the same with this module and without it.
  *
  * Linux only: epoll(7), and the kernel's stamps of what comes in (socket(7), SO_TIMESTAMPNS).
@@ -22,6 +22,7 @@
 #include <time.h>
 
 enum { MAX_EVENTS = 256, READ_BYTES = 64 << 10 }; /* as in socket_poller.py, connection.py */
+static const size_t MAX_KEPT_BYTES = 64 << 20; /* of one stream; more is left to Python */
 static const int64_t OFFSET_VALID_NS = 10000000; /* as in kernel_timestamps.py */
 
 typedef struct { /* what stands around the text of a token */
@@ -37,6 +38,9 @@ typedef struct {
     int64_t sent_ns, last_ns; /* when the request was sent; when the last bytes arrived */
     int64_t *instants;
     size_t count, room; /* instants kept; instants that fit */
+    bool keeps; /* the bytes of tokens too */
+    unsigned char *bytes;
+    size_t size, bytes_room;
 } Stream;
 
 typedef struct {
@@ -161,6 +165,24 @@ static int keep(Stream *stream, int64_t instant, size_t times)
     return 0;
 }
 
+/* Keeps the bytes of tokens; -1 and a Python error if there is no memory. */
+static int keep_bytes(Stream *stream, const unsigned char *data, size_t size)
+{
+    if (stream->size + size > stream->bytes_room) {
+        size_t room = 2 * stream->bytes_room + size + 4096;
+        unsigned char *more = realloc(stream->bytes, room);
+        if (more == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        stream->bytes = more;
+        stream->bytes_room = room;
+    }
+    memcpy(stream->bytes + stream->size, data, size);
+    stream->size += size;
+    return 0;
+}
+
 static Stream *find(Reader *self, int fd)
 {
     return fd >= 0 && (size_t)fd < self->room ? self->streams[fd] : NULL;
@@ -189,6 +211,7 @@ static void drop(Stream *stream)
     Py_CLEAR(stream->prefix_bytes);
     Py_CLEAR(stream->suffix_bytes);
     free(stream->instants);
+    free(stream->bytes);
     free(stream);
 }
 
@@ -214,9 +237,12 @@ static int read_tokens(Reader *self, Stream *stream, int fd)
     if (err == EAGAIN || err == EWOULDBLOCK)
         return 0;
     int64_t arrived = size > 0 ? arrived_ns(self, &message, stream->sent_ns, now_ns(CLOCK_MONOTONIC)) : -1;
-    if (arrived >= 0 && size < READ_BYTES) {
+    bool fits = !stream->keeps || stream->size + (size_t)(size > 0 ? size : 0) <= MAX_KEPT_BYTES;
+    if (arrived >= 0 && size < READ_BYTES && fits) {
         const unsigned char *end = self->buffer + size, *stop;
         size_t count = count_tokens(&stream->template, self->buffer, end, &stop);
+        if (stop == end && stream->keeps && keep_bytes(stream, self->buffer, (size_t)size) < 0)
+            return -1;
         if (stop == end)
             return keep(stream, arrived, count);
     }
@@ -319,7 +345,36 @@ static PyObject *take_over(PyObject *object, PyObject *args)
     stream->template = template_of(prefix, suffix);
     stream->sent_ns = sent_ns;
     stream->last_ns = last_ns;
+    stream->keeps = false;
+    stream->size = 0;
     Py_RETURN_NONE;
+}
+
+static PyObject *keep_words(PyObject *object, PyObject *args)
+{
+    int fd;
+    if (!PyArg_ParseTuple(args, "i", &fd))
+        return NULL;
+    Stream *stream = find((Reader *)object, fd);
+    if (stream == NULL || !stream->spill)
+        return PyErr_Format(PyExc_ValueError, "file descriptor %d is not lent", fd);
+    stream->keeps = true;
+    Py_RETURN_NONE;
+}
+
+static PyObject *kept_words(PyObject *object, PyObject *args)
+{
+    int fd;
+    if (!PyArg_ParseTuple(args, "i", &fd))
+        return NULL;
+    Stream *stream = find((Reader *)object, fd);
+    if (stream == NULL)
+        return PyBytes_FromStringAndSize("", 0);
+    PyObject *bytes = PyBytes_FromStringAndSize((char *)stream->bytes, (Py_ssize_t)stream->size);
+    free(stream->bytes);
+    stream->bytes = NULL;
+    stream->size = stream->bytes_room = 0;
+    return bytes;
 }
 
 static PyObject *give_back(PyObject *object, PyObject *args)
@@ -373,6 +428,10 @@ static PyMethodDef methods[] = {
       "`spill(instants, data, arrived_ns, errno)`." },
     { "give_back", give_back, METH_VARARGS,
       "give_back(fd): return the instants kept, as int64, and leave reading to Python." },
+    { "keep_words", keep_words, METH_VARARGS,
+      "keep_words(fd): keep the bytes of the tokens too, of a socket that was taken over." },
+    { "kept_words", kept_words, METH_VARARGS,
+      "kept_words(fd): return the bytes of tokens that were kept since the socket was taken over, and free them." },
     { "serve", serve, METH_NOARGS, "serve(): serve the ready sockets, a limited number at a time." },
     { NULL, NULL, 0, NULL },
 };

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import msgspec
@@ -83,6 +84,28 @@ class AnswerReader:
             if self._waiting >= _PIECE_BYTES:
                 self._read()
 
+    def keeper(self, prefix: bytes, suffix: bytes) -> Callable[[bytes], None] | None:
+        """Return a function that takes HTTP chunks of tokens, each with its text between `prefix` and `suffix`; None if
+        such an event has more words than this text."""
+        reader = AnswerReader()
+        reader.feed(prefix + b"x" + suffix)
+        for answer in reader.answers(0):
+            for name in ("text", "reasoning", "refusal"):
+                if answer == msgspec.structs.replace(Answer(index=0, choice=answer.choice), **{name: "x"}):
+                    return partial(self._take_tokens, answer.choice, name, prefix, suffix)
+        return None
+
+    def _take_tokens(self, choice: int, name: str, prefix: bytes, suffix: bytes, chunks: bytes) -> None:
+        """Take whole chunks of tokens: a size, CRLF, `prefix`, the inside of a JSON string, `suffix`."""
+        if self._size >= MAX_ANSWER_BYTES or not chunks:
+            return
+        self._read()  # it came before
+        self._size += len(chunks)
+        lead = len(prefix) + 1
+        texts = [piece[piece.index(b"\n") + lead :] for piece in chunks.split(suffix)[:-1]]
+        text = json.loads(b'"%b"' % b"".join(texts))
+        self._choices.setdefault(choice, _Choice()).texts[name].append(text)
+
     def answers(self, index: int) -> list[Answer]:
         """Return each choice of the answer to request `index`, as far as it came; nothing where no word did."""
         self._read()
@@ -92,6 +115,8 @@ class AnswerReader:
         return [self._choices[number].answer(index, number, cut) for number in sorted(self._choices)]
 
     def _read(self) -> None:
+        if not self._pieces:
+            return
         try:
             events = self._decoder.feed(b"".join(self._pieces))
         except SSEError:  # the stream fails of it too
@@ -134,7 +159,7 @@ class AnswerReader:
         for call in calls:
             _add_call(kept.calls, call)
         for name, value in logprobs.items() if isinstance(logprobs, dict) else ():
-            if isinstance(value, list):
+            if value and isinstance(value, list):
                 kept.logprobs.setdefault(name, []).extend(value)
 
     def _take_event(self, kind: str, body: dict[str, Any]) -> None:

@@ -172,6 +172,8 @@ class Connection:
             reader.take_over(
                 self._socket.fileno(), template.prefix, template.suffix, since_ns, last_ns, self._take_spilt
             )
+            if template.keep:
+                reader.keep_words(self._socket.fileno())
             self._lent = template
 
     def _end_open(self, response: Response) -> None:
@@ -185,6 +187,7 @@ class Connection:
         template, self._lent = self._lent, None
         assert self._response and template
         self._response.add_tokens(template, instants)
+        self._keep_words(template)
         if not data:
             self._lost(str(OSError(code, os.strerror(code))) if code else _ENDED)
             return
@@ -199,6 +202,12 @@ class Connection:
         if self._lent and self._response and self._poller.token_reader:
             template, self._lent = self._lent, None
             self._response.add_tokens(template, self._poller.token_reader.give_back(self._socket.fileno()))
+            self._keep_words(template)
+
+    def _keep_words(self, template: "TokenTemplate") -> None:
+        """Hand over the bytes of the tokens that the compiled reader has read, if somebody wants their words."""
+        if template.keep and self._poller.token_reader:
+            template.keep(self._poller.token_reader.kept_words(self._socket.fileno()))
 
     def _lost(self, reason: str) -> None:
         if (response := self._response) is None:

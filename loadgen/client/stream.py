@@ -57,7 +57,7 @@ class StreamState:
                  "finish_reason", "finished_ns", "reason", "sent_ns", "status", "template", "usage")  # fmt: skip
 
     def __init__(self, streamed: bool = True, *, keeps_answer: bool = False) -> None:
-        """`keeps_answer`: the answer's words are kept, and its tokens are all decoded; no template takes any."""
+        """`keeps_answer`: the answer's words are kept, those that a template takes too."""
         self._streamed = streamed
         self._answer = AnswerReader() if keeps_answer else None
         self.sent_ns: int | None = None
@@ -245,15 +245,17 @@ class StreamState:
     def _learn(self, token: bytes) -> None:
         """Learn the template of a token that had to be decoded: from the second token on, because the first often
         differs, and only while the templates are of use, because a server may send no two events alike."""
-        if self._answer is not None:
-            return
         self._tokens += 1
         hits = self._hits + (self._learnt.hits if self._learnt else 0)
         if self._tokens > 1 and self._lessons <= 4 + hits // 4:
             assert self.chunk_ns is not None
             self._lessons += 1
             self._hits = hits
-            self.template = self._learnt = learn_template(token, self.chunk_ns)
+            template = learn_template(token, self.chunk_ns)
+            if template and self._answer is not None:
+                template.keep = self._answer.keeper(template.prefix, template.suffix)
+                template = template if template.keep else None
+            self.template = self._learnt = template
 
     def _raise_http_error(self, body: bytearray) -> None:
         assert self.status is not None

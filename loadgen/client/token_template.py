@@ -18,6 +18,7 @@ Every other chunk is left to the full decoders, so the rule may refuse a token b
 
 import re
 from array import array
+from collections.abc import Callable
 
 from loadgen.client.openai_api import ROLE, TEXTLESS, TOKENS, ProtocolError, StreamEvent, parse_event
 from loadgen.client.sse import SSEDecoder
@@ -62,16 +63,20 @@ class TokenTemplate:
     """The bytes around the text of one stream's tokens. Tokens that it recognizes are appended to `instants`, the
     stream's arrival times as int64."""
 
-    __slots__ = ("hits", "instants", "prefix", "suffix")
+    __slots__ = ("hits", "instants", "keep", "prefix", "suffix")
 
     def __init__(self, prefix: bytes, suffix: bytes, instants: "array[int]") -> None:
         self.prefix, self.suffix, self.instants = prefix, suffix, instants
         self.hits = 0
         """Tokens recognized."""
+        self.keep: Callable[[bytes], None] | None = None
+        """Called with the chunks of tokens that were recognized, if their words are wanted."""
 
     def skip(self, data: bytes, start: int, arrived_ns: int) -> int:
         """Count the tokens at the beginning of `data[start:]`, and return where the first other chunk begins."""
         stop, count = skip_tokens(data, start, self.prefix, self.suffix)
+        if self.keep and count:
+            self.keep(data[start:stop])
         self.instants += array("q", (arrived_ns,)) * count
         self.hits += count
         return stop

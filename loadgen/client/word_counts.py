@@ -148,15 +148,13 @@ async def count_words(
     counters: Sequence[Counter],
     count: Count,
     say: Say,
-    *,
-    live: bool = False,
 ) -> tuple[Schedule, str | None]:
     """Return the schedule with the tokens of prompts and of recorded answers, and the origin of these counts.
 
-    The first of the counters that can counts. What none counts stays None until `usage` tells. `live`: later turns of
-    sessions have the answers just received in their prompts.
+    The first of the counters that can counts. What none counts stays None until `usage` tells, as do the
+    prompts of live turns, which are not known yet.
     """
-    requests = {_key(request): request for request in schedule.requests if _is_wanted(request, count, live)}
+    requests = {_key(request): request for request in schedule.requests if _is_wanted(request, count)}
     if count == "auto" and len(requests) > MAX_COUNTED:
         say(f"the {len(requests):,} prompts, being more than {MAX_COUNTED:,}, are not counted; --count all counts them")
         requests = {}
@@ -181,18 +179,16 @@ async def count_words(
     with _progress(len(requests), lengths, say):
         await asyncio.gather(*(work() for _ in range(CONCURRENT_COUNTS)))
     counted = tuple(
-        _with_lengths(request, lengths.get(_key(request)), count) if _is_wanted(request, count, live) else request
+        _with_lengths(request, lengths.get(_key(request)), count) if _is_wanted(request, count) else request
         for request in schedule.requests
     )
     sources = dict.fromkeys(counter.source for counter in counters if counter.source)
     return replace(schedule, requests=counted), " and ".join(sources) or None
 
 
-def _is_wanted(request: ScheduledRequest, count: Count, live: bool) -> bool:
+def _is_wanted(request: ScheduledRequest, count: Count) -> bool:
     """Return whether some length of the request is to be counted. A turn with live history has no known prompt."""
-    if request.words is None or request.words.size > MAX_COUNTED_BYTES:
-        return False
-    if count == "none" or (live and request.after is not None):
+    if count == "none" or request.words is None or request.words.size > MAX_COUNTED_BYTES:
         return False
     is_prompt_wanted = request.live is not True and (count == "all" or request.input_tokens is None)
     return is_prompt_wanted or (request.natural and (count == "all" or request.output_tokens is None))

@@ -50,7 +50,6 @@ async def prepare(schedule: Schedule, config: RunConfig, client: Client) -> Prep
         counters.append(FileCounter(TokenizerFile(config.tokenizer)))
     make_message = PreparedRun("", config, probed.server, probed.vocabularies).message_maker(schedule.seed)
     words = WordsReader(config.words)
-    live = config.history == "live"
-    counted, source = await count_words(schedule, words, make_message, counters, config.count, say_on_stderr, live=live)
+    counted, source = await count_words(schedule, words, make_message, counters, config.count, say_on_stderr)
     probed.server.check_fits(counted.requests)
     return Preparation(counted, probed, source)

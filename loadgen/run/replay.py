@@ -164,7 +164,7 @@ def info_after(
         "loop_delay_s": msgspec.to_builtins(distribution_s(cost.late_ns)),
         "waited_s": cost.waited_s,
         "stamped_by": cost.stamped_by,
-        "compiled": reads_tokens() and not info.config.get("keep_answers"),
+        "compiled": reads_tokens(),
         "cpu_s": cost.cpu_s,
         "max_rss_bytes": cost.max_rss_bytes,
         "sampler_period_s": report.period_s if report else None,

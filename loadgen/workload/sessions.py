@@ -15,8 +15,10 @@ import numpy as np
 
 from loadgen.errors import LoadgenError
 from loadgen.units import NS_PER_S
+from loadgen.workload.routes import routed
 
 if TYPE_CHECKING:
+    from loadgen.record import Endpoint
     from loadgen.stats.arrays import Floats
     from loadgen.workload.schedule import Schedule
     from loadgen.workload.trace import TraceRequest
@@ -37,12 +39,13 @@ def are_conversations(requests: Sequence[TraceRequest]) -> bool:
     return len(set(ids)) < len(ids)
 
 
-def settle_history(schedule: Schedule, wanted: History | None) -> tuple[Schedule, History]:
-    """Return the schedule with the history that turns are sent with: `wanted`, or live if a turn has only its new
-    messages.
+def settle_history(schedule: Schedule, wanted: History | None, endpoint: Endpoint = "chat") -> tuple[Schedule, History]:
+    """Return the schedule with the history that its turns are sent with: `wanted`, or live if a turn has only its new
+    messages. `endpoint` is the run's.
 
     LoadgenError: a turn cannot be sent with that history.
     """
+    schedule = routed(schedule, endpoint)
     turns = [(request, request.words) for request in schedule.requests if request.words is not None]
     by_index = {request.index: words for request, words in turns}
     history = wanted or ("live" if any(words.continues for _, words in turns) else "recorded")

@@ -1,6 +1,7 @@
 """The words of an answer are those of its stream, however it is cut, in whatever dialect."""
 
 import json
+from array import array
 from itertools import pairwise
 from typing import Any
 
@@ -13,6 +14,7 @@ from loadgen.client import answer as module
 from loadgen.client.answer import Answer, AnswerReader
 from loadgen.client.http1 import Head
 from loadgen.client.stream import StreamState
+from support.scripted_server import chunk
 
 
 def event(body: dict[str, Any] | str) -> bytes:
@@ -125,12 +127,60 @@ def test_its_message_has_text_and_calls_and_no_reasoning(answer: Answer, message
     assert answer.message == {"role": "assistant"} | message
 
 
-def test_a_stream_keeps_words_only_where_they_are_needed_and_then_has_no_template() -> None:
-    for keeps in (False, True):
-        stream = StreamState(keeps_answer=keeps)
-        stream.head(Head(200, "", "text/event-stream", None, True, True))
-        for i in range(1, 5):
-            stream.feed(delta({"content": "a"}), i)
-        assert stream.chunk_ns is not None and stream.chunk_ns.tolist() == [1, 2, 3, 4]
-        assert stream.answers(0) == ([Answer(index=0, text="aaaa")] if keeps else [])
-        assert (stream.template is None) is keeps
+def token(text: str, field: str = "content", rest: str = "") -> bytes:
+    return f'data: {{"choices":[{{"index":1,"delta":{{"{field}":"{text}"}}{rest}}}]}}\n\n'.encode()
+
+
+def streamed(*pieces: bytes, keeps: bool = True) -> StreamState:
+    stream = StreamState(keeps_answer=keeps)
+    stream.head(Head(200, "", "text/event-stream", None, True, True))
+    for i, piece in enumerate(pieces, 1):
+        stream.feed(piece, i)
+    return stream
+
+
+@pytest.mark.parametrize("keeps", [False, True])
+def test_a_stream_keeps_words_where_they_are_needed(keeps: bool) -> None:
+    stream = streamed(*[token("a")] * 4, keeps=keeps)
+    assert stream.chunk_ns is not None and stream.chunk_ns.tolist() == [1, 2, 3, 4]
+    assert stream.answers(0) == ([Answer(index=0, choice=1, text="aaaa")] if keeps else [])
+    assert stream.template is not None and (stream.template.keep is not None) is keeps
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize(("field", "name"), [("content", "text"), ("reasoning", "reasoning"), ("refusal", "refusal")])
+def test_words_that_a_template_takes_are_in_their_place(field: str, name: str, compiled: bool) -> None:
+    """Of one read, or of several that the compiled reader made."""
+    texts = ["a", " b", "\\n", '\\"}]}', "\u00e9\N{GRINNING FACE}"]
+    stream = streamed(token("1", field), token("2", field))
+    assert stream.template is not None and stream.template.keep is not None
+    chunks = b"".join(chunk(token(text, field)) for text in texts)
+    if compiled:
+        stream.template.extend(array("q", [3] * len(texts)).tobytes())
+        stream.template.keep(chunks)
+    else:
+        assert stream.template.skip(chunks, 0, 3) == len(chunks)
+    stream.feed(token("z", field), 4)
+    said = "12" + "".join(json.loads(f'"{text}"') for text in texts) + "z"
+    assert stream.answers(0) == [msgspec.structs.replace(Answer(index=0, choice=1), **{name: said})]
+    assert stream.chunk_ns is not None and stream.chunk_ns.tolist() == [1, 2, 3, 3, 3, 3, 3, 4]
+
+
+def test_words_of_several_kinds_are_in_their_order() -> None:
+    stream = streamed(token("h", "reasoning"), token("m", "reasoning"))
+    for text, field in (("1", "reasoning"), ("a", "content"), ("b", "content"), ("c", "content")):
+        if stream.template and stream.template.skip(chunk(token(text, field)), 0, 9):
+            continue
+        stream.feed(token(text, field), 9)
+    assert stream.answers(0) == [Answer(index=0, choice=1, text="abc", reasoning="hm1")]
+
+
+def test_an_event_with_more_words_than_its_text_has_no_template() -> None:
+    scored = ',"logprobs":{"content":[]}'
+    probable = ',"logprobs":{"content":[{"token":"a","logprob":-1}]}'
+    assert streamed(*[token("a", rest=scored)] * 3).template is not None
+    stream = streamed(*[token("a", rest=probable)] * 3)
+    assert stream.template is None
+    (answer,) = stream.answers(0)
+    assert answer.logprobs == {"content": [{"token": "a", "logprob": -1}] * 3}
+    assert streamed(*[token("a", rest=probable)] * 3, keeps=False).template is not None

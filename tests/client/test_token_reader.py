@@ -228,3 +228,39 @@ def test_who_raises_is_heard() -> None:
         one.reader.watch(one.near.fileno(), bad)
         with pytest.raises(ZeroDivisionError):
             one.send(b"x")
+
+
+# -- words of the tokens ----------------------------------------------------------------------------------------------
+
+
+def test_the_bytes_of_tokens_are_kept_on_request_and_handed_over_once() -> None:
+    with reading() as one:
+        one.reader.keep_words(one.near.fileno())
+        one.send(token("a"))
+        one.send(token("b") + token("c"))
+        assert len(one.taken()) == 3
+        assert one.reader.kept_words(one.near.fileno()) == token("a") + token("b") + token("c")
+        assert one.reader.kept_words(one.near.fileno()) == b""
+        one.lend()
+        one.send(token("d"))
+        assert len(one.taken()) == 1
+        assert one.reader.kept_words(one.near.fileno()) == b"", "only of the lending that it was requested for"
+
+
+def test_the_bytes_before_other_data_are_kept_and_those_of_it_are_not() -> None:
+    with reading() as one:
+        one.reader.keep_words(one.near.fileno())
+        one.send(token("a"))
+        one.send(token("b") + chunk(b"data: [DONE]\n\n"))
+        ((instants, data, _, _),) = one.spilt
+        assert (len(instants) // 8, data) == (1, token("b") + chunk(b"data: [DONE]\n\n"))
+        assert one.reader.kept_words(one.near.fileno()) == token("a")
+
+
+def test_only_a_socket_that_is_lent_keeps_words() -> None:
+    with reading() as one:
+        one.taken()
+        with pytest.raises(ValueError, match="is not lent"):
+            one.reader.keep_words(one.near.fileno())
+        assert one.reader.kept_words(one.near.fileno()) == b""
+        assert one.reader.kept_words(9999) == b""

@@ -25,6 +25,7 @@ from loadgen.client.word_counts import (
 )
 from loadgen.workload.routes import routed
 from loadgen.workload.schedule import Schedule, ScheduledRequest, build_schedule
+from loadgen.workload.sessions import History, settle_history
 from loadgen.workload.sources import read_source
 from loadgen.workload.words import WordsFile, WordsReader, WordsRef
 from support.fake_api import FakeServer, serving
@@ -57,7 +58,7 @@ def counted(
     *counters: Counter,
     count: Count = "auto",
     say: Say = print,
-    live: bool = False,
+    history: History = "recorded",
 ) -> tuple[list[tuple[int | None, int | None]], str | None]:
     """Return (tokens of the prompt, of the answer) of each row, and the origin of the counts."""
     trace, bodies = folder / "rows.jsonl", folder / "bodies.jsonl"
@@ -68,9 +69,11 @@ def counted(
     first, *later = schedule.requests
     turns = [msgspec.structs.replace(turn, after=turn.index - 1) if turn.session_id else turn for turn in later]
     schedule = dataclasses.replace(schedule, requests=(first, *turns))
+    if history == "live":
+        schedule, _ = settle_history(schedule, history)
     words = WordsReader(bodies)
     make = message_maker(0, {}, "chat", "m", Dialect(), {}, words=words)
-    result, source_ = asyncio.run(count_words(schedule, words, make, counters, count, say, live=live))
+    result, source_ = asyncio.run(count_words(schedule, words, make, counters, count, say))
     return [(request.input_tokens, request.output_tokens) for request in result.requests], source_
 
 
@@ -106,7 +109,7 @@ def test_all_counts_what_the_trace_states_too_and_none_counts_nothing(tmp_path: 
 
 def test_a_turn_whose_history_is_still_to_come_is_not_counted(tmp_path: Path) -> None:
     turns = [HELLO | {"session_id": "s"}] * 2
-    assert counted(tmp_path, turns, WordCounter(), live=True)[0] == [(13, None), (None, None)]
+    assert counted(tmp_path, turns, WordCounter(), history="live")[0] == [(13, None), (None, None)]
     assert counted(tmp_path, turns, WordCounter())[0] == [(13, None), (13, None)]
 
 

@@ -204,6 +204,13 @@ def test_a_turn_waits_for_nobody_or_by_the_timestamps_or_by_a_law() -> None:
     assert waits_ns("constant:2", turns, rng()) == [0, 2_000_000_000, 2_000_000_000]
 
 
+def test_live_history_is_refused_where_messages_become_an_input() -> None:
+    schedule = Schedule((turn(1), turn(2, after=1)), None, None, 0)
+    with pytest.raises(LoadgenError, match="line 2 has no messages"):
+        settle_history(schedule, "live", "responses")
+    assert settle_history(schedule, "live", "completions")[1] == "live", "messages go to chat"
+
+
 def test_the_prompt_of_a_live_turn_has_no_planned_length() -> None:
     turns = [msgspec.structs.replace(request, input_tokens=9) for request in (turn(1), turn(2, after=1))]
     live, _ = settle_history(Schedule(tuple(turns), None, None, 0), "live")
