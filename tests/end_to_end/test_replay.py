@@ -9,7 +9,7 @@ import threading
 import time
 import urllib.request
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from loadgen.results import run_folder
 from loadgen.results.summarize import analyse_run
 from loadgen.results.summary import Summary
 from loadgen.servers.launcher import served
+from support.fake_api import BurstServer
 
 ROOT = Path(__file__).parents[2]
 CHAT = ROOT / "traces" / "chat.jsonl"
@@ -304,8 +305,8 @@ class OddServer(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def odd_server() -> Iterator[ThreadingHTTPServer]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), OddServer) as server:
+def odd_server() -> Iterator[BurstServer]:
+    with BurstServer(("127.0.0.1", 0), OddServer) as server:
         threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
         yield server
         server.shutdown()

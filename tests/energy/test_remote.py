@@ -5,7 +5,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
@@ -21,6 +21,7 @@ from loadgen.energy.remote import ClockOffset, RemoteMeter, page_counters
 from loadgen.energy.series import series_by_domain
 from loadgen.errors import LoadgenError, MeterError
 from loadgen.http_get import base_path
+from support.fake_api import BurstServer
 
 DCGM = (Path(__file__).parents[1] / "fixtures" / "dcgm.txt").read_text()
 Answer = tuple[int, bytes]
@@ -52,7 +53,7 @@ class Site:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        self.http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.http = BurstServer(("127.0.0.1", 0), Handler)
         self.http.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.http.server_port}"
 

@@ -12,7 +12,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from loadgen.run.processes import check_sending, split_cap, split_requests
 from loadgen.servers.launcher import served
 from loadgen.stats.distributions import index_of_dispersion, ks_exponential
 from loadgen.workload.schedule import ScheduledRequest
+from support.fake_api import BurstServer
 
 ROOT = Path(__file__).parents[2]
 
@@ -196,7 +197,7 @@ def test_the_merged_run_is_one_run_with_the_schedule_s_arrivals(sim: str, tmp_pa
 
 def test_every_process_tells_the_sidecar_of_its_own_requests(sim: str, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as sidecar:
+    with BurstServer(("127.0.0.1", 0), Collector) as sidecar:
         threading.Thread(target=sidecar.serve_forever, args=(0.02,), daemon=True).start()
         otlp = f"http://127.0.0.1:{sidecar.server_port}"
         code, _, err = finished(start(run, sim, "--rps", 100, "--num-requests", 20, "--processes", 2, "--otlp", otlp))

@@ -4,7 +4,7 @@ import socket
 import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +12,7 @@ import pytest
 from loadgen import http_get
 from loadgen.telemetry.engine_metrics import EnginePoller, EngineState
 from loadgen.telemetry.engine_sample import EngineSample
+from support.fake_api import BurstServer
 
 PROMETHEUS = b"tgi_queue_size 3\n"
 
@@ -33,7 +34,7 @@ def server(answers: Mapping[str, tuple[int, bytes]], asked: list[str] | None = N
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", port), Page) as httpd:
+    with BurstServer(("127.0.0.1", port), Page) as httpd:
         thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield f"http://127.0.0.1:{httpd.server_port}"
