@@ -24,7 +24,7 @@ results: $(VENV)/.installed  ## redraw docs/results from its data, and write the
 	$(BIN)/python -m benchmarks.paper --pages runs/results
 
 test: $(VENV)/.installed-check  ## the whole test suite; needs no GPU, no Docker, no network
-	$(BIN)/python -m pytest -n auto --dist loadfile
+	$(BIN)/python -m pytest -n auto --dist loadfile --no-loadscope-reorder  # else the longest files, which have few tests, come last
 
 test-engines: $(VENV)/.installed-check  ## one suite against every engine that can be installed here; about 4 GB in .engines
 	PYTHON=$(PYTHON) tests/engines/install.sh

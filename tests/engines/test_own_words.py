@@ -40,22 +40,22 @@ THINGS = [
     "0.5e-3",
     "\t\tindent",
     "\N{SNOWMAN}",
-    "x" * 30,
+    "x" * 10,
 ]
 ANSWERS = ["Sure.", "It depends\n\n- on this\n- on that", "", "I can't say. 🤷", "```python\nprint('hi')\n```"]
 
 
 def conversations(seed: int) -> list[dict[str, Any]]:
-    """Return conversations as ShareGPT has them: some with a system prompt, of one turn or two, short and odd."""
+    """Return conversations as ShareGPT has them: most with a system prompt, of one turn or two, short and odd."""
     rng = random.Random(seed)
 
     def said() -> str:
-        return " ".join([rng.choice(OPENINGS), *rng.sample(THINGS, rng.randint(1, 3))])
+        return f"{rng.choice(OPENINGS)} {rng.choice(THINGS)}"
 
     made = []
     for number in range(CONVERSATIONS):
-        turns = [{"from": "system", "value": "Be brief."}] if rng.random() < 0.8 else []
-        if rng.random() < 0.2:
+        turns = [{"from": "system", "value": "Be brief."}] if rng.random() < 0.9 else []
+        if rng.random() < 0.1:
             turns += [{"from": "human", "value": said()}, {"from": "gpt", "value": rng.choice(ANSWERS)}]
         turns += [{"from": "human", "value": said()}, {"from": "gpt", "value": rng.choice(ANSWERS)}]
         made.append({"id": f"c{number}", "conversations": turns})
