@@ -164,9 +164,12 @@ async def _measure_waves(key: GridKey, session: ProfilingSession, rule: Stopping
             boundaries = wave_boundaries(sorted(loop.finished_ns), key.batch, 1, ns_from_s(rule.repeat_s))
             repeats = wave_repeats(boundaries, session.joules)
             spread = half_width([r.joules / r.requests for r in repeats])
-            late = (clock.monotonic_ns() - start_ns) / NS_PER_S > rule.cap_s
+            now_ns = clock.monotonic_ns()
+            late = (now_ns - start_ns) / NS_PER_S > rule.cap_s
             if repeats and (spread <= rule.within or len(repeats) >= rule.max_repeats or late):
                 return grid_point_of(key, repeats, rule.within)
+            if not repeats and len(boundaries) > 1 and now_ns - boundaries[1][0] > ns_from_s(_COUNTER_TIMEOUT_S):
+                raise _counter_stopped()
 
 
 async def _measure_static(key: GridKey, session: ProfilingSession, rule: StoppingRule) -> GridPoint:
@@ -194,4 +197,8 @@ async def _measure_static(key: GridKey, session: ProfilingSession, rule: Stoppin
         if len(repeats) == len(boundaries) - 1:
             return grid_point_of(key, repeats, rule.within)
         await asyncio.sleep(_POLL_S)
-    raise LoadgenError(f"the energy counter did not update for {_COUNTER_TIMEOUT_S:g} s: see `loadgen meters`")
+    raise _counter_stopped()
+
+
+def _counter_stopped() -> LoadgenError:
+    return LoadgenError(f"the energy counter did not update for {_COUNTER_TIMEOUT_S:g} s: see `loadgen meters`")

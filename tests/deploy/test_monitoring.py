@@ -182,7 +182,7 @@ def test_panels_and_rules_agree_with_the_summary(tmp_path: Path) -> None:
         )  # fmt: skip
         prometheus = Prometheus(f"http://127.0.0.1:{prometheus_port}")
         subprocess.run(
-            [sys.executable, "-m", "loadgen", "replay", "traces/chat.jsonl", "--rps", "4", "--duration", "20",
+            [sys.executable, "-m", "loadgen", "replay", "traces/chat.jsonl", "--rps", "8", "--duration", "10",
              "--base-url", engine + "/v1", "--otlp", sidecar, "--out", str(tmp_path / "run"), "--ui", "none"],
             cwd=ROOT, check=True, capture_output=True,
         )  # fmt: skip

@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from loadgen.energy_model import grid_measurement
 from loadgen.energy_model.energy_profile import EnergyProfile
 from loadgen.energy_model.measure import ProfileOptions, check_bins_fit, profile_server
 from loadgen.energy_model.profiling_plan import StoppingRule, journal, journal_path
+from loadgen.energy_model.profiling_session import ProfilingSession
 from loadgen.energy_model.waves import RequestShape
 from loadgen.errors import LoadgenError
 from loadgen.simulator.app import ServerOptions, running_simulator
@@ -65,6 +67,16 @@ def test_static_batches_are_measured_whole(tmp_path: Path) -> None:
 def test_a_failing_server_ends_the_profile_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(LoadgenError, match="fail"):
         measure(tmp_path / "p.json", faults=("http_500:1",))
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_an_energy_counter_that_stops_ends_the_profile_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, static: bool
+) -> None:
+    monkeypatch.setattr(grid_measurement, "_COUNTER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(ProfilingSession, "joules", lambda *_: None)
+    with pytest.raises(LoadgenError, match=r"the energy counter did not update for 0\.2 s"):
+        measure(tmp_path / "p.json", static=static)
 
 
 def test_nothing_measured_in_the_budget_is_an_error(tmp_path: Path) -> None:
