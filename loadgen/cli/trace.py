@@ -98,7 +98,7 @@ def import_(
     check_columns(columns)
     rows = imported_rows(source, format_, columns, dropped, replaced=replaced, subset=subset, split=split)
     if rows is not None:
-        written = write_rows(out, source, rows, overwrite=overwrite)
+        written = write_rows(out, source, rows, dropped, overwrite=overwrite)
         rest = ", ".join(f"{count} {what}" for what, count in dropped.items())
         click.echo(f"wrote {written} requests to {out}" + (f"; left out: {rest}" if rest else ""))
         return

@@ -148,6 +148,8 @@ def mooncake_rows(path: Path, lines: Lines, left_out: LeftOut) -> Rows:
         for number, line in decoded(path, lines, msgspec.json.Decoder(_MooncakeLine)):
             fields = stated(session_id=line.session_id, tools=line.tools, messages=line.messages, body=line.payload)
             if not is_null(line.text_input):
+                if head(line.text_input) != b'"':
+                    raise LoadgenError(f"{path}:{number}: text_input: expected a text")
                 fields["messages"] = [{"role": "user", "content": line.text_input}]
             if sum(not is_null(words) for words in (line.text_input, line.messages, line.payload)) != 1:
                 raise LoadgenError(f"{path}:{number}: expected one of text_input, messages, payload")

@@ -91,8 +91,11 @@ def span_rows(path: Path, lines: Lines, left_out: LeftOut) -> Rows:
                         yield TimedRow(number, _start_ns(span), fields)
                 except _UnsendableError as part:
                     left_out[f"calls with {part}"] += 1
-                except (ValueError, TypeError, LookupError, AttributeError) as err:
+                except ValueError as err:
                     raise LoadgenError(f"{path}:{number}: span: {err}") from err
+                except (TypeError, LookupError, AttributeError) as err:
+                    fault = "its attributes have another shape than the conventions give them"
+                    raise LoadgenError(f"{path}:{number}: span: {fault}") from err
 
     return in_time_order(path, rows(), from_first=True)
 

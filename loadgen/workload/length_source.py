@@ -51,7 +51,7 @@ def iter_lengths(path: Path, dropped: Counter[str], format: Format | None = None
         yield from iter_columns(path, dropped, format=format)
         return
     with Path(os.devnull).open("wb") as nowhere:
-        requests = (request for _, request in checked_rows(path, rows, WordsFile(nowhere)))
+        requests = (request for _, request in checked_rows(path, rows, WordsFile(nowhere, dropped)))
         while part := list(islice(requests, BLOCK_REQUESTS)):
             yield Columns(
                 np.array([request.arrival_s for request in part]),

@@ -64,7 +64,7 @@ def _texts_of(path: Path, format: str | None, columns: Mapping[str, str], left_o
         yield from file_texts(path, file, columns, left_out, format)
 
 
-def write_rows(path: Path, source: str, rows: Rows, *, overwrite: bool) -> int:
+def write_rows(path: Path, source: str, rows: Rows, left_out: LeftOut, *, overwrite: bool) -> int:
     """Write rows as a trace, all or nothing, and return their number. LoadgenError: a row cannot be sent.
 
     The trace is compressed if `path` ends in .gz or .zst.
@@ -75,6 +75,7 @@ def write_rows(path: Path, source: str, rows: Rows, *, overwrite: bool) -> int:
         replacing(path, overwrite=overwrite) as file,
         compressed(path, file) as out,
     ):
-        for written, (fields, _) in enumerate(checked_rows(Path(source), rows, WordsFile(nowhere)), 1):  # noqa: B007
+        checked = checked_rows(Path(source), rows, WordsFile(nowhere, left_out))
+        for written, (fields, _) in enumerate(checked, 1):  # noqa: B007
             out.write(encode(fields) + b"\n")
     return written

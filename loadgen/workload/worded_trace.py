@@ -112,7 +112,8 @@ def checked_rows(
         latest_s = request.arrival_s
         yield fields, request
     if timed is None:
-        raise LoadgenError(f"{path} has no requests in it")
+        left_out = ", ".join(f"{count} {what}" for what, count in words.left_out.items())
+        raise LoadgenError(f"{path} has no requests in it" + (f"; left out: {left_out}" if left_out else ""))
 
 
 def _request(number: int, fields: Mapping[str, Any], words: WordsFile) -> TraceRequest:

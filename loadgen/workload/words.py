@@ -117,9 +117,9 @@ class WordsRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
 class WordsFile:
     """Stores the words of requests in a file, one line each, while their source is read."""
 
-    def __init__(self, file: IO[bytes]) -> None:
+    def __init__(self, file: IO[bytes], left_out: Counter[str] | None = None) -> None:
         self._file = file
-        self.left_out: Counter[str] = Counter()
+        self.left_out: Counter[str] = Counter() if left_out is None else left_out
         """Number of rows of the sources, or of parts of rows, that have no place in a trace, by what they are."""
         self._end = file.seek(0, os.SEEK_END)
 

@@ -112,6 +112,7 @@ def test_a_mooncake_trace_has_text_messages_or_payloads(tmp_path: Path) -> None:
         ("single-turn", {"text": "a", "timestamp": 1e300}, "time: it is out of range"),
         ("multi-turn", {"turns": [{"role": "system", "text": "a"}]}, "expected a turn of the user after the system's"),
         ("multi-turn", {"session_id": "s"}, "missing required field `turns`"),
+        ("mooncake", {"text_input": 5}, "text_input: expected a text"),
         ("mooncake", {"timestamp": 0}, "expected one of text_input, messages, payload"),
         ("mooncake", {"text_input": "a", "payload": {}}, "expected one of text_input, messages, payload"),
         ("mooncake", {"input_length": 5, "output_length": 5}, "unknown field `input_length`"),

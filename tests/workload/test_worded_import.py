@@ -27,10 +27,11 @@ def read(path: Path) -> tuple[Trace, bytes]:
 
 def imported(path: Path, format: str | None = None, **columns: str) -> Path:
     """Import a file and return the trace that was written beside it."""
-    rows = imported_rows(str(path), format, columns, Counter())
+    left_out: Counter[str] = Counter()
+    rows = imported_rows(str(path), format, columns, left_out)
     assert rows is not None
     out = path.with_name("imported.jsonl")
-    write_rows(out, str(path), rows, overwrite=True)
+    write_rows(out, str(path), rows, left_out, overwrite=True)
     return out
 
 
@@ -149,6 +150,13 @@ def test_an_empty_file_has_no_requests(tmp_path: Path, data: bytes) -> None:
     (path := tmp_path / "t.json").write_bytes(data)
     with pytest.raises(LoadgenError, match="has no requests in it"):
         imported(path, "conversations")
+
+
+@pytest.mark.parametrize("use", [read, imported])
+def test_a_file_of_which_all_is_left_out_says_what_was(tmp_path: Path, use: Callable[[Path], Any]) -> None:
+    path = saved_lines(tmp_path / "log.jsonl", [CALL | {"status": "failure"}] * 2)
+    with pytest.raises(LoadgenError, match=r"has no requests in it; left out: 2 calls that failed"):
+        use(path)
 
 
 @pytest.mark.parametrize("format", sorted(set(FILES) - {"otel"}))
