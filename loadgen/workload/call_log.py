@@ -39,7 +39,7 @@ _TEXT = ("text_completion", "atext_completion")
 _OWN = ("stream", "stream_options")
 """Parameters that loadgen sets itself."""
 _REDACTED = "redacted-by-litellm"
-"""What LiteLLM logs in place of words, where it is told to log none."""
+"""Text that LiteLLM logs in place of words, where it is told to log none."""
 
 
 class _Call(msgspec.Struct):
