@@ -45,8 +45,8 @@ def without_quotes(text: str, body: bytes) -> str:
     if not isinstance(fields, dict):
         return "the server's words are left out, because they may quote the request"
     fields.pop("model", None)
-    words = "\0".join(_strings(fields))
-    searched = "\0".join((words, json.dumps(words)[1:-1], json.dumps(words, ensure_ascii=False)[1:-1]))
+    words = "\x7f".join(_strings(fields))  # which JSON does not escape, so that most texts are searched once
+    searched = "\0".join({words, *(json.dumps(words, ensure_ascii=is_ascii)[1:-1] for is_ascii in (True, False))})
     kept: list[str] = []
     start = end = 0
     for i in range(len(text) - QUOTE_CHARS + 1):
