@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace as replaced
 
-from loadgen.client.find_model import one_line, refused_key, shortened
+from loadgen.client.find_model import joined_names, one_line, refused_key
 from loadgen.client.openai_api import Dialect, payload
 from loadgen.client.patience import FIRST_PAUSE_S, PATIENCE_S, PATIENCE_WITHOUT_ANSWER_S, Say, patiently, say_on_stderr
 from loadgen.errors import LoadgenError
@@ -128,7 +128,7 @@ def failed(client: Client, endpoint: Endpoint, server: ServerInfo, record: Reque
         return refused_key(client, record.status, words.partition(": ")[2])
     if server.listed and record.status in (400, 404, 422):
         return LoadgenError(
-            f"the server at {client.url.clean} has no model {server.model!r}; it has: {shortened(server.listed)} "
+            f"the server at {client.url.clean} has no model {server.model!r}; it has: {joined_names(server.listed)} "
             f"({words})"
         )
     through = f", through the proxy {client.proxy.clean}" if client.proxy else ""

@@ -66,7 +66,7 @@ async def find_model(client: Client, model: str | None, say: Say = say_on_stderr
             raise _unlisted(client, listing)
         if len(names) > 1:
             raise LoadgenError(
-                f"the server at {client.url.clean} has {len(names)} models ({shortened(names)}); "
+                f"the server at {client.url.clean} has {len(names)} models ({joined_names(names)}); "
                 "choose one with --model"
             )
         model = names[0]
@@ -75,7 +75,7 @@ async def find_model(client: Client, model: str | None, say: Say = say_on_stderr
     return await _described(client, model, entry or {}, tuple(names) if entry is None else ())
 
 
-def shortened(names: list[str] | tuple[str, ...]) -> str:
+def joined_names(names: list[str] | tuple[str, ...]) -> str:
     """Return the names as a message lists them."""
     more = len(names) - MAX_LISTED
     return ", ".join(names[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")

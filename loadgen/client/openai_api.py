@@ -9,6 +9,7 @@ import msgspec
 
 from loadgen.client.sse import ErrorEvent
 from loadgen.record import PATHS, UNSTREAMED, Endpoint, Kind
+from loadgen.workload.words import ESCAPES
 
 MAX_TOKENS = 1 << 32
 """A larger count of one request's tokens is none."""
@@ -355,18 +356,13 @@ def _kind_of_event(kind: str) -> Kind:
 _LAST_EVENTS = ("response.completed", "response.incomplete", "response.failed", "response.cancelled")
 
 
-_ESCAPE = re.compile(
-    rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\u[dD][89a-fA-F][0-9a-fA-F]{2}|\\.", re.DOTALL
-)
-
-
 def _with_whole_characters(data: bytes) -> bytes:
     """Return JSON with a replacement character for each half of one: a server may cut a token inside a character.
 
     The half is an escape (a lone surrogate) or some of the character's bytes.
     """
     whole = data.decode(errors="replace").encode()
-    return _ESCAPE.sub(lambda match: b"\\ufffd" if len(match[0]) == 6 else match[0], whole)
+    return ESCAPES.sub(lambda match: b"\\ufffd" if match[1] else match[0], whole)
 
 
 def error_text(error: Any) -> str:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from loadgen.client.find_dialect import SHORTEST_ANSWER, MissingError, both, failed, find_dialect, probe_once
-from loadgen.client.find_model import find_model, shortened
+from loadgen.client.find_model import find_model, joined_names
 from loadgen.client.openai_api import payload
 from loadgen.client.patience import Say, say_on_stderr
 from loadgen.client.server_info import ServerInfo
@@ -56,7 +56,7 @@ async def probe(
         accepted = await find_dialect(client, other, server, extra, say)
         server = replace(server, dialect=both(server.dialect, accepted))
     if server.listed:
-        say(f"{server.base_url} serves {server.model!r}, though it lists {shortened(server.listed)}")
+        say(f"{server.base_url} serves {server.model!r}, though it lists {joined_names(server.listed)}")
     server = replace(server, addresses=client.addresses, proxy=client.proxy.clean if client.proxy else None)
     check(server)
 

@@ -47,7 +47,7 @@ Fields = dict[str, msgspec.Raw]
 
 _decode_fields = msgspec.json.Decoder(Fields).decode
 _decode_list = msgspec.json.Decoder(list[msgspec.Raw]).decode
-_escapes = re.compile(
+ESCAPES = re.compile(
     rb"\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}|\\(u[dD][89a-fA-F][0-9a-fA-F]{2})|\\.", re.DOTALL
 )
 """Matches a surrogate pair, half a pair (its group), or any other escape."""
@@ -88,7 +88,7 @@ def _shown(value: msgspec.Raw) -> msgspec.Raw:
 
 def hide_halves(data: bytes) -> bytes:
     """Return JSON in which each half of a surrogate pair is plain text, for a decoder that refuses halves."""
-    return _escapes.sub(lambda match: HIDDEN + match[1] if match[1] else match[0], data)
+    return ESCAPES.sub(lambda match: HIDDEN + match[1] if match[1] else match[0], data)
 
 
 def show_halves(data: bytes) -> bytes:
