@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 from html import escape
+from typing import Any
+
+import msgspec
 
 from loadgen.report.format import clean
 
@@ -38,3 +41,9 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]], caption: str, clas
     body = [tag("tr", tag("th", header, scope="row"), *(tag("td", cell) for cell in cells)) for header, *cells in rows]
     inner = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", *body), class_=class_)
     return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def json_data(data: Any) -> Markup:
+    """Return data for the page's own script. Nothing in it can end the element: every "<" is written as an escape."""
+    text = msgspec.json.encode(data).decode().replace("<", "\\u003c")
+    return Markup(f'<script type="application/json">{text}</script>')
