@@ -77,9 +77,11 @@ def clean(text: object, limit: int = 400) -> str:
 
 
 def tick_seconds(value: float) -> str:
-    """Format a round number of seconds for an axis."""
+    """Format a round number of seconds for an axis. It is negative before the start of a run."""
+    if value == 0:
+        return "0 s"
     for factor, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
-        if value >= factor * 0.999:
+        if abs(value) >= factor * 0.999:
             return f"{value / factor:g} {unit}"
     return f"{value / 1e-9:g} ns"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,47 @@ class Counts:
         rank = percent / 100 * (cumulative[-1] - 1)
         low, high = self.values[np.searchsorted(cumulative, (np.floor(rank), np.ceil(rank)), side="right")]
         return float(low + (high - low) * (rank % 1))
+
+
+@dataclass(frozen=True)
+class ShareCurve:
+    """A cumulative distribution at up to RANKS of its values: `shares` of the sample are at or below `values`."""
+
+    values: Floats
+    shares: Floats
+    count: int
+    """Size of the sample."""
+    percentiles: Mapping[int, float]
+    """Exact values at CURVE_PERCENTILES."""
+
+
+RANKS = 1_000
+CURVE_PERCENTILES = (50, 90, 99)
+
+
+def curve_of_sample(values: ArrayLike) -> ShareCurve | None:
+    """Return the curve of a sample at evenly spaced ranks, the lowest and the highest included; None without values."""
+    ranked = np.sort(np.asarray(values))
+    if not len(ranked):
+        return None
+    kept = by_rank(len(ranked), RANKS)
+    exact = {percent: float(np.percentile(ranked, percent)) for percent in CURVE_PERCENTILES}
+    return ShareCurve(ranked[kept].astype(np.float64), (kept + 1) / len(ranked), len(ranked), exact)
+
+
+def curve_of_counts(counts: Counts) -> ShareCurve:
+    """Return the curve of counted values at evenly spaced ranks of those that differ."""
+    kept = by_rank(len(counts.values), RANKS)
+    total = int(counts.counts.sum())
+    exact = {percent: counts.percentile(percent) for percent in CURVE_PERCENTILES}
+    return ShareCurve(counts.values[kept], np.cumsum(counts.counts)[kept] / total, total, exact)
+
+
+def by_rank(count: int, limit: int) -> Ints:
+    """Return up to `limit` evenly spaced ranks out of 0..count - 1, with the first and the last."""
+    if count <= limit:
+        return np.arange(count, dtype=np.int64)
+    return np.unique(np.linspace(0, count - 1, limit).round().astype(np.int64))
 
 
 def count_values(values: ArrayLike) -> Counts:

@@ -142,6 +142,8 @@ def test_cleaned_text_is_printable_and_no_longer_than_its_limit(text: str, limit
     [
         (tick_seconds, 20.0, "20 s"),
         (tick_seconds, 1.0, "1 s"),
+        (tick_seconds, 0.0, "0 s"),
+        (tick_seconds, -20.0, "-20 s"),
         (tick_seconds, 0.9999, "0.9999 s"),
         (tick_seconds, 0.5, "500 ms"),
         (tick_seconds, 0.001, "1 ms"),

@@ -9,8 +9,11 @@ from hypothesis import strategies as st
 from numpy.random import default_rng
 
 from loadgen.stats.distributions import (
+    RANKS,
     Counts,
     count_values,
+    curve_of_counts,
+    curve_of_sample,
     gamma_cdf,
     index_of_dispersion,
     ks_distance,
@@ -143,3 +146,29 @@ def test_spearman_of_counted_pairs_is_that_of_the_repeated_pairs(rows: list[tupl
 def test_index_of_dispersion_is_variance_over_mean(times: list[float], window_s: float, index: float | None) -> None:
     got = index_of_dispersion(np.array(times), window_s)
     assert got == index if index is None else got == pytest.approx(index)
+
+
+@pytest.mark.parametrize("count", [1, 7, 1_000, 25_000])
+def test_a_curve_ends_at_the_whole_sample_and_has_its_percentiles(count: int) -> None:
+    sample = default_rng(count).exponential(size=count)
+    curve = curve_of_sample(sample)
+    assert curve is not None
+    assert (curve.values[0], curve.values[-1], curve.shares[-1]) == (sample.min(), sample.max(), 1)
+    assert len(curve.values) <= RANKS
+    for value, share in zip(curve.values[::97], curve.shares[::97], strict=True):
+        assert share == pytest.approx(np.mean(sample <= value))
+    assert curve.percentiles[99] == pytest.approx(np.percentile(sample, 99))
+
+
+@given(SAMPLES)
+def test_a_curve_of_counted_values_is_that_of_the_sample_where_the_values_change(sample: list[int]) -> None:
+    counted, ranked = curve_of_counts(count_values(sample)), curve_of_sample(sample)
+    assert ranked is not None
+    assert dict(zip(counted.values, counted.shares, strict=True)) == dict(
+        zip(ranked.values, ranked.shares, strict=True)
+    )
+    assert counted.percentiles == pytest.approx(ranked.percentiles)
+
+
+def test_no_value_has_no_curve() -> None:
+    assert curve_of_sample([]) is None

@@ -36,12 +36,15 @@ def figure(chart: Chart) -> Markup:
 
 
 def legend(chart: Chart) -> Markup:
-    """Return the names of the series in their colours; nothing where there is only one."""
-    if len(chart.series) < 2:
+    """Return the names of the series in their colours; nothing where there is only one name.
+
+    Series of one name belong together, such as a curve and its dots.
+    """
+    colours = {series.name: series.colour for series in chart.series}
+    if len(colours) < 2:
         return Markup()
     items = (
-        tag("li", tag("i", class_=f"key {colour_class(series.colour)}"), tag("span", series.name))
-        for series in chart.series
+        tag("li", tag("i", class_=f"key {colour_class(colour)}"), tag("span", name)) for name, colour in colours.items()
     )
     return tag("ul", *items, class_="legend")
 
