@@ -82,17 +82,20 @@ def tick_seconds(value: float) -> str:
         return "0 s"
     for factor, unit in ((1, "s"), (1e-3, "ms"), (1e-6, "µs")):
         if abs(value) >= factor * 0.999:
-            return f"{value / factor:g} {unit}"
+            return f"{value / factor:,.10g} {unit}"
     return f"{value / 1e-9:g} ns"
 
 
 def tick_joules(value: float) -> str:
     """Format a round number of joules for an axis, in the units of `joules` from 10 mJ to 10 kJ."""
-    if value >= 9_999:
-        return f"{value / 1e3:,g} kJ"
-    return f"{value:,g} J" if value >= 0.0099 else f"{value * 1e3:g} mJ"
+    if abs(value) >= 9_999:
+        return f"{value / 1e3:,.10g} kJ"
+    return f"{value:,g} J" if abs(value) >= 0.0099 or value == 0 else f"{value * 1e3:g} mJ"
 
 
 def tick_count(value: float) -> str:
     """Format a round number of tokens for an axis."""
-    return f"{value:,.0f}" if value < 9_999 else f"{value / 1e3:,.0f}k" if value < 999_999 else f"{value / 1e6:,.0f}M"
+    for factor, unit in ((1e6, "M"), (1e3, "k")):
+        if abs(value) >= 9.999 * factor or (unit == "M" and abs(value) >= 999_999):
+            return f"{value / factor:,.10g}{unit}"
+    return f"{value:,.10g}"

@@ -100,9 +100,13 @@ def bands(edges: Floats, height: float, titles: Sequence[str]) -> Markup:
 
 
 def plot(
-    key: str, title: str, text: str, x: Axis, y: Axis, height: float, marks: Iterable[str], x_labels: bool = True
-) -> Markup:
-    """The svg. `key` is unique on the page; `title` and `text` are what a screen reader says instead of the picture."""
+    key: str, title: str, text: str, x: Axis, y: Axis, height: float, marks: Iterable[str],
+    words: Iterable[str] = (), x_labels: bool = True,
+) -> Markup:  # fmt: skip
+    """Return the svg. `key` is unique on the page; a screen reader says `title` and `text` instead of the picture.
+
+    `marks` are stretched with the page; `words` are texts at percentages of its width, and keep their size.
+    """
     grid, upright = [], []
     for value, label in y.ticks:
         down = f"{height * (1 - y.at(np.array([value]))[0]):.1f}"
@@ -129,6 +133,7 @@ def plot(
         *upright,
         *grid,
         data,
+        *words,
         class_="plot",
         role="img",
         aria_labelledby=f"{key}-title {key}-text",

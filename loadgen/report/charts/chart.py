@@ -45,7 +45,7 @@ def value_text(value: float, unit: Unit) -> str:
 
 def tick_text(value: float, unit: Unit) -> str:
     """Return a round value as an axis shows it: times, energies and shares with their unit, the others without."""
-    return _TICKS[unit](value) if unit in _TICKS else f"{value:,g}"
+    return _TICKS[unit](value) if unit in _TICKS else f"{value:,.10g}"
 
 
 @dataclass(frozen=True)

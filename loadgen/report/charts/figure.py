@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadgen.report.charts.static import colour_class, draw_static
+from loadgen.report.charts.static import colour_class, dash, draw_static, names, shown
 from loadgen.report.format import clean
 from loadgen.report.markup import Markup, json_data, tag
 
@@ -19,7 +19,7 @@ DIGITS = 5
 
 def figure(chart: Chart) -> Markup:
     """Return the figure. `charts.js` replaces the drawing by an interactive one where JavaScript runs."""
-    if not any(np.isfinite(series.y).any() for series in chart.series):
+    if not any(shown(series, chart).any() for series in chart.series):
         return tag("figure", tag("h3", chart.title), tag("p", "There is nothing to draw.", class_="empty"))
     return tag(
         "figure",
@@ -40,13 +40,24 @@ def legend(chart: Chart) -> Markup:
 
     Series of one name belong together, such as a curve and its dots.
     """
-    colours = {series.name: series.colour for series in chart.series}
-    if len(colours) < 2:
+    first = {name: next(i for i, s in enumerate(chart.series) if s.name == name) for name in names(chart)}
+    if len(first) < 2:
         return Markup()
-    items = (
-        tag("li", tag("i", class_=f"key {colour_class(colour)}"), tag("span", name)) for name, colour in colours.items()
-    )
+    items = (tag("li", _swatch(chart, index), tag("span", name)) for name, index in first.items())
     return tag("ul", *items, class_="legend")
+
+
+def _swatch(chart: Chart, index: int) -> Markup:
+    """Return a small picture of the series' marks."""
+    kind, colour = chart.series[index].kind, colour_class(chart.series[index].colour)
+    match kind:
+        case "bars":
+            mark = tag("rect", x="8", y="1", width="10", height="10", class_="filled")
+        case "dots":
+            mark = tag("path", d="M14 6h.01", class_=f"dot mark d{names(chart).index(chart.series[index].name) % 2}")
+        case _:
+            mark = tag("path", d="M0 6H28", class_="curve", stroke_dasharray=dash(chart, index))
+    return tag("svg", mark, width="28", height="12", class_=f"swatch {colour}", aria_hidden="true")
 
 
 def _axis_title(axis: Axis) -> str:
@@ -65,9 +76,15 @@ def chart_data(chart: Chart) -> dict[str, Any]:
         "height": chart.height,
         "x": _axis(chart.x),
         "y": _axis(chart.y),
-        "series": [_series(series) for series in chart.series],
+        "series": [_series(series) | {"dash": _dash(chart, index)} for index, series in enumerate(chart.series)],
         "limits": [{"value": limit.value, "name": limit.name, "of": limit.of} for limit in chart.limits],
     }
+
+
+def _dash(chart: Chart, index: int) -> list[int] | None:
+    """Return the lengths of the dashes and gaps in CSS pixels; None of a solid line and of other marks."""
+    text = dash(chart, index)
+    return None if text is None else [int(length) for length in text.split()]
 
 
 def _axis(axis: Axis) -> dict[str, Any]:
