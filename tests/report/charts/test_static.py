@@ -193,7 +193,9 @@ def test_a_bar_begins_at_0_and_bars_of_two_series_stand_side_by_side() -> None:
 
 
 def test_lines_differ_by_their_dashes_in_the_drawing_and_in_the_data() -> None:
-    made = chart(*(series(kind, [1, 2], [0, 1], name=name) for kind, name in (("line", "a"), ("line", "b"), ("dots", "b"))))
+    made = chart(
+        *(series(kind, [1, 2], [0, 1], name=name) for kind, name in (("line", "a"), ("line", "b"), ("dots", "b")))
+    )
     assert re.findall(r'stroke-dasharray="([^"]*)"', draw_static(made)) == [svg.DASHES[1]]
     assert [drawn["dash"] for drawn in chart_data(made)["series"]] == [None, [7, 4], None]
 
