@@ -1,6 +1,7 @@
-"""Option types and defaults that several commands share."""
+"""Option types, defaults and the form of --help that several commands share."""
 
 import re
+from collections.abc import Mapping
 from math import isfinite
 from typing import Any
 
@@ -11,8 +12,43 @@ from loadgen.errors import LoadgenError
 DEFAULT_URL = "http://localhost:8000/v1"
 
 
+NAMES = 26
+"""Columns of the options' names, the same in every section."""
+
+
+class SectionedCommand(click.Command):
+    """A command that lists its options under headings.
+
+    sections: heading by the name of the first parameter below it. An option is under the heading before it, so that
+    a new one needs no entry.
+    """
+
+    def __init__(self, *args: Any, sections: Mapping[str, str], **settings: Any) -> None:
+        super().__init__(*args, **settings)
+        self.sections = sections
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        parts: dict[str, list[tuple[str, str]]] = {}
+        heading = "Options"
+        for parameter in self.get_params(ctx):
+            if not isinstance(parameter, click.Option):
+                continue
+            heading = self.sections.get(parameter.name or "", heading)
+            if record := parameter.get_help_record(ctx):
+                names, text = record
+                parts.setdefault(heading, []).append((names.ljust(NAMES), text))
+        for heading, records in parts.items():
+            with formatter.section(heading):
+                formatter.write_dl(records, col_max=NAMES)
+
+
 class FiniteRange(click.FloatRange):
     """A range of numbers without infinity and NaN, which no comparison refuses."""
+
+    name = "number"
+
+    def _describe_range(self) -> str:
+        return "above 0" if self.min == 0 and self.min_open else super()._describe_range()
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number = super().convert(value, param, ctx)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadgen.cli.options import DEFAULT_URL, FiniteRange, key_values, refuse_second_server
+from loadgen.cli.log import logged, say
+from loadgen.cli.options import DEFAULT_URL, FiniteRange, SectionedCommand, key_values, refuse_second_server
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
@@ -18,7 +19,17 @@ BINS = "32,128,512,2048,4096,8192x8,32,128,512,1024"
 _POSITIVE = FiniteRange(min=0, min_open=True)
 
 
-@click.command()
+@click.command(
+    cls=SectionedCommand,
+    sections={
+        "bins": "Grid",
+        "base_url": "Server",
+        "energy": "Energy",
+        "within": "Precision and time",
+        "gpu_name": "Names in the file",
+        "out": "Output",
+    },
+)
 @click.option(
     "--bins",
     default=BINS,
@@ -29,12 +40,7 @@ _POSITIVE = FiniteRange(min=0, min_open=True)
 @click.option(
     "--batch", default="1,8,32,128", show_default=True, help="Numbers of requests in flight, most important first."
 )
-@click.option(
-    "--out",
-    required=True,
-    type=click.Path(path_type=Path),
-    help="JSON file to write; a journal beside it makes the measurement resumable.",
-)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the order of bins.")
 @click.option(
     "--base-url",
     "--url",
@@ -47,9 +53,6 @@ _POSITIVE = FiniteRange(min=0, min_open=True)
 @click.option("--virtual-time", is_flag=True, help="Compute in the simulator instead, without a server or waiting.")
 @click.option("--api-key", envvar="OPENAI_API_KEY", help="Prefer to set $OPENAI_API_KEY. Never written to any file.")
 @click.option("--served-model", metavar="NAME", help="The server's name for the model.  [default: its only model]")
-@click.option("--gpu", "gpu_name", default="h200", show_default=True, help="Name in profiles/hardware, for the file.")
-@click.option("--model", default="llama-3.1-8b", show_default=True, help="Name in profiles/models, for the file.")
-@click.option("--engine", help="Engine name for the file.  [default: as the server reports it]")
 @click.option(
     "--endpoint",
     type=click.Choice(["chat", "completions"]),
@@ -93,7 +96,9 @@ _POSITIVE = FiniteRange(min=0, min_open=True)
     type=_POSITIVE,
     help="Start no grid point after this; those that are missing are reported and can be resumed.",
 )
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the order of bins.")
+@click.option("--gpu", "gpu_name", default="h200", show_default=True, help="Name in profiles/hardware, for the file.")
+@click.option("--model", default="llama-3.1-8b", show_default=True, help="Name in profiles/models, for the file.")
+@click.option("--engine", help="Engine name for the file.  [default: as the server reports it]")
 @click.option(
     "--note",
     "notes",
@@ -102,6 +107,13 @@ _POSITIVE = FiniteRange(min=0, min_open=True)
     metavar="KEY=VALUE",
     help="Note for the provenance: engine flags. Repeatable.",
 )
+@click.option(
+    "--out",
+    required=True,
+    type=click.Path(path_type=Path),
+    help="JSON file to write; a journal beside it makes the measurement resumable.",
+)
+@logged
 def profile(bins: str, batch: str, out: Path, virtual_time: bool, serve: str | None, **options: Any) -> None:
     """Measure joules per request of every bin at every batch size.
 
@@ -136,7 +148,7 @@ def profile(bins: str, batch: str, out: Path, virtual_time: bool, serve: str | N
 
                 options["base_url"] = stack.enter_context(served(serve, "--max-num-seqs", str(max(batches))))
             server = ProfileOptions(rule=rule, **options)
-            result = run_to_the_end(profile_server(grid, batches, out, server, lambda line: click.echo(line, err=True)))
+            result = run_to_the_end(profile_server(grid, batches, out, server, say))
     write_energy_profile(out, result)
     if result.provenance.get("complete", True):
         journal_path(out).unlink(missing_ok=True)

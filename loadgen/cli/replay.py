@@ -4,10 +4,11 @@ import sys
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from loadgen.cli.log import logged
 from loadgen.cli.options import (
     DEFAULT_URL,
     POSITIVE,
@@ -15,18 +16,25 @@ from loadgen.cli.options import (
     FiniteRange,
     Header,
     LatencyLimit,
+    SectionedCommand,
     as_dict,
     json_object,
     refuse_second_server,
 )
-from loadgen.errors import LoadgenError
-
-if TYPE_CHECKING:
-    from loadgen.workload.schedule import Schedule
-    from loadgen.workload.words import WordsFile
 
 
-@click.command()
+@click.command(
+    cls=SectionedCommand,
+    sections={
+        "streams": "Load",
+        "tokenizer": "Your own prompts and sessions",
+        "base_url": "Server",
+        "goodput": "Limits",
+        "warmup": "Measurement",
+        "energy": "Energy",
+        "out": "Output",
+    },
+)
 @click.argument("trace", type=click.Path(path_type=Path), required=False)
 @click.option(
     "--stream",
@@ -76,110 +84,12 @@ if TYPE_CHECKING:
     "--num-requests", "--num-prompts", type=click.IntRange(min=1), metavar="N", help="Schedule at most N requests."
 )
 @click.option(
-    "--base-url",
-    "--url",
-    metavar="URL",
-    envvar="OPENAI_BASE_URL",
-    default=DEFAULT_URL,
-    show_default=True,
-    help="The server's API; also from $OPENAI_BASE_URL. Its query is part of every request; /v1 may be left out.",
-)
-@click.option("--serve", metavar="NAME", help="Start a server for this run: sim, llamacpp, vllm, ...")
-@click.option("--api-key", envvar="OPENAI_API_KEY", help="Prefer to set $OPENAI_API_KEY. Never written to any file.")
-@click.option("--model", help="Model to request.  [default: the server's only model]")
-@click.option(
-    "--endpoint",
-    type=click.Choice(["chat", "completions", "responses", "embeddings", "rerank"]),
-    default="chat",
-    show_default=True,
-    help="API to call; a request body of the trace may state its own.",
-)
-@click.option(
-    "--header",
-    "headers",
-    type=Header(),
-    multiple=True,
-    callback=as_dict,
-    help="Header of every request, NAME:VALUE or NAME=VALUE. Repeatable.",
-)
-@click.option(
-    "--extra-body",
-    metavar="JSON",
-    default="{}",
-    callback=json_object,
-    help="Fields to add to the body of every request; null removes a field.",
-)
-@click.option(
-    "--energy",
-    metavar="SOURCE",
-    default="auto",
-    show_default=True,
-    help="Energy source: auto, nvml, amd, rapl, cpu, none, or the URL of a sidecar or DCGM exporter beside the GPU.",
-)
-@click.option(
-    "--gpu",
-    "gpus",
-    multiple=True,
-    metavar="ID",
-    help="Index or UUID of a GPU that the server uses. Repeatable.  [default: all visible]",
-)
-@click.option("--otlp", metavar="URL", help="Send an OTLP span for every request to this sidecar.")
-@click.option(
     "--max-concurrency",
     type=click.IntRange(min=1),
     metavar="N",
     help="Maximum number of requests in flight; this closes the loop.",
 )
-@click.option(
-    "--processes",
-    type=click.IntRange(min=1, max=256),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Split the schedule over N processes, if one is too slow for it.",
-)
-@click.option(
-    "--goodput",
-    type=LatencyLimit(),
-    multiple=True,
-    callback=as_dict,
-    help="Latency limit in ms: ttft:200, tpot:50 or e2el:5000. Repeatable.",
-)
-@click.option(
-    "--max-failed",
-    type=FailureShare(),
-    default="1%",
-    show_default=True,
-    help="Exit 1 when more requests fail: a share such as 1%, or a number of requests such as 5.",
-)
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random draws.")
-@click.option(
-    "--warmup",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    metavar="N",
-    help="Requests sent one by one before the run, not recorded.",
-)
-@click.option(
-    "--idle",
-    "idle_s",
-    type=FiniteRange(min=0, max=3600),
-    default=2.0,
-    envvar="LOADGEN_IDLE",
-    show_default=True,
-    metavar="S",
-    help="Idle time measured before the first request: the baseline of the energy accounts.",
-)
-@click.option(
-    "--timeout",
-    "timeout_s",
-    type=POSITIVE,
-    default=600.0,
-    show_default=True,
-    metavar="S",
-    help="Timeout of each request.",
-)
 @click.option(
     "--tokenizer",
     type=click.Path(path_type=Path),
@@ -220,6 +130,106 @@ if TYPE_CHECKING:
     help="Seconds between an answer and the next turn of its session: constant:S, exponential:MEAN, "
     "lognormal:MEAN:SIGMA, or trace: the time between the timestamps.  [default: none]",
 )
+@click.option(
+    "--base-url",
+    "--url",
+    metavar="URL",
+    envvar="OPENAI_BASE_URL",
+    default=DEFAULT_URL,
+    show_default=True,
+    help="The server's API; also from $OPENAI_BASE_URL. Its query is part of every request; /v1 may be left out.",
+)
+@click.option("--serve", metavar="NAME", help="Start a server for this run: sim, llamacpp, vllm, ...")
+@click.option("--api-key", envvar="OPENAI_API_KEY", help="Prefer to set $OPENAI_API_KEY. Never written to any file.")
+@click.option("--model", help="Model to request.  [default: the server's only model]")
+@click.option(
+    "--endpoint",
+    type=click.Choice(["chat", "completions", "responses", "embeddings", "rerank"]),
+    default="chat",
+    show_default=True,
+    help="API to call; a request body of the trace may state its own.",
+)
+@click.option(
+    "--header",
+    "headers",
+    type=Header(),
+    multiple=True,
+    callback=as_dict,
+    help="Header of every request, NAME:VALUE or NAME=VALUE. Repeatable.",
+)
+@click.option(
+    "--extra-body",
+    metavar="JSON",
+    default="{}",
+    callback=json_object,
+    help="Fields to add to the body of every request; null removes a field.",
+)
+@click.option(
+    "--timeout",
+    "timeout_s",
+    type=POSITIVE,
+    default=600.0,
+    show_default=True,
+    metavar="S",
+    help="Timeout of each request.",
+)
+@click.option(
+    "--goodput",
+    type=LatencyLimit(),
+    multiple=True,
+    callback=as_dict,
+    help="Latency limit in ms: ttft:200, tpot:50 or e2el:5000. Repeatable.",
+)
+@click.option(
+    "--max-failed",
+    type=FailureShare(),
+    default="1%",
+    show_default=True,
+    help="Exit 1 when more requests fail: a share such as 1%, or a number of requests such as 5.",
+)
+@click.option(
+    "--warmup",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Requests sent one by one before the run, not recorded.",
+)
+@click.option(
+    "--processes",
+    type=click.IntRange(min=1, max=256),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Split the schedule over N processes, if one is too slow for it.",
+)
+@click.option("--otlp", metavar="URL", help="Send an OTLP span for every request to this sidecar.")
+@click.option(
+    "--energy",
+    metavar="SOURCE",
+    default="auto",
+    show_default=True,
+    help="Energy source: auto, nvml, amd, rapl, cpu, none, or the URL of a sidecar or DCGM exporter beside the GPU.",
+)
+@click.option(
+    "--gpu",
+    "gpus",
+    multiple=True,
+    metavar="ID",
+    help="Index or UUID of a GPU that the server uses. Repeatable.  [default: all visible]",
+)
+@click.option(
+    "--idle",
+    "idle_s",
+    type=FiniteRange(min=0, max=3600),
+    default=2.0,
+    envvar="LOADGEN_IDLE",
+    show_default=True,
+    metavar="S",
+    help="Idle time measured before the first request: the baseline of the energy accounts.",
+)
+@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/TIME-TRACE]")
+@click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
 @click.option("--keep-bodies", is_flag=True, help="Keep the words of the requests in the run folder, as bodies.jsonl.")
 @click.option(
     "--keep-answers",
@@ -227,8 +237,6 @@ if TYPE_CHECKING:
     help="Keep the answers in the run folder, as answers.jsonl: text, reasoning, calls of tools, and log-probabilities "
     "where requests ask for them.",
 )
-@click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/TIME-TRACE]")
-@click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
 @click.option(
     "--ui",
     type=click.Choice(["auto", "live", "plain", "none"]),
@@ -237,6 +245,7 @@ if TYPE_CHECKING:
     help="Progress view; auto: live on a terminal.",
 )
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the tables.")
+@logged
 def replay(
     trace: Path | None,
     streams: tuple[str, ...],
@@ -274,6 +283,7 @@ def replay(
     import msgspec
     from rich.console import Console
 
+    from loadgen.cli.stream_options import schedule_chosen_streams
     from loadgen.report.progress_view import view
     from loadgen.run.config import RunConfig
     from loadgen.run.interrupts import run_replay
@@ -293,7 +303,7 @@ def replay(
         words, words_path = stack.enter_context(stored_words())
         path = source_path(str(trace)) if trace else None
         if streams or (path and path.suffix == ".toml"):
-            schedule, plan = _schedule_streams(path, streams, limits, rps, stop, words)
+            schedule, plan = schedule_chosen_streams(path, streams, limits, rps, stop, words)
         else:
             source = open_source(path, laws, words, arrivals, limits, options["model"])
             schedule = schedule_trace(source, **arrivals, **limits, shape=shape, stop=stop, think=think)
@@ -331,32 +341,3 @@ def replay(
         sys.exit(130)
     if result.summary is None or not result.summary.verdict.stands:
         sys.exit(1)
-
-
-def _schedule_streams(
-    file: Path | None,
-    names: tuple[str, ...],
-    limits: dict[str, Any],
-    rps: float | None,
-    stop: Any,
-    words: "WordsFile",
-) -> "tuple[Schedule, dict[str, Any]]":
-    """Return the schedule of several streams, and how it was made. LoadgenError for an option that each stream has."""
-    import msgspec
-
-    from loadgen.workload.streams import chosen_streams, schedule_streams, share_rate
-
-    context = click.get_current_context()
-    for name in ("arrival", "burstiness", "scale", "shape", "think", "input_law", "output_law"):
-        if context.get_parameter_source(name) is not click.core.ParameterSource.DEFAULT:
-            option = name.removesuffix("_law")
-            raise LoadgenError(f"--{option} is for one trace; each stream has its own in the TOML file")
-    if file and file.suffix != ".toml":
-        raise LoadgenError(f"{file} and --stream: give a trace, or streams; a trace is a stream as NAME={file}:RATE")
-    streams = share_rate(chosen_streams(names, file), rps)
-    stated = {
-        name: {field: value for field, value in msgspec.to_builtins(stream).items() if value is not None}
-        for name, stream in streams.items()
-    }
-    plan = {"trace": str(file) if file and not names else "+".join(streams), "streams": stated}
-    return schedule_streams(streams, **limits, stop=stop, words=words), plan

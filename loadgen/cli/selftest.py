@@ -4,6 +4,7 @@ import sys
 
 import click
 
+from loadgen.cli.log import logged
 from loadgen.cli.options import POSITIVE
 
 
@@ -40,6 +41,7 @@ from loadgen.cli.options import POSITIVE
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the arrivals.")
 @click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+@logged
 def selftest(
     trace: str | None,
     rps: float | None,

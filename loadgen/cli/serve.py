@@ -7,16 +7,28 @@ from typing import Any
 import click
 from click.core import ParameterSource
 
-from loadgen.cli.options import FiniteRange, key_values
+from loadgen.cli.log import logged
+from loadgen.cli.options import FiniteRange, SectionedCommand, key_values
 from loadgen.errors import LoadgenError
 from loadgen.servers import recipe as recipes
 from loadgen.simulator.faults import MEANING
 
-_COMMON = ("name", "host", "port", "model", "engine_option", "python", "show", "exit_with_parent")
+_COMMON = {
+    "name", "host", "port", "model", "engine_option", "python", "show", "exit_with_parent", "verbose", "log_file",
+}  # fmt: skip
 """Options of every server; all others are the simulator's."""
 
 
-@click.command(epilog="Kinds of --fault: " + "; ".join(f"{kind}: {meaning}" for kind, meaning in MEANING.items()) + ".")
+@click.command(
+    cls=SectionedCommand,
+    sections={
+        "host": "Server",
+        "hardware": "Simulator",
+        "counter_period_ms": "Energy counter of the simulator",
+        "verbose": "Output",
+    },
+    epilog="Kinds of --fault: " + "; ".join(f"{kind}: {meaning}" for kind, meaning in MEANING.items()) + ".",
+)
 @click.argument("name", metavar="NAME")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
@@ -39,6 +51,7 @@ _COMMON = ("name", "host", "port", "model", "engine_option", "python", "show", "
 )
 @click.option("--python", metavar="PATH", help="Python interpreter that has the engine.  [default: that of loadgen]")
 @click.option("--print", "show", is_flag=True, help="Print the recipe and its command; start nothing.")
+@click.option("--exit-with-parent", is_flag=True, help="Exit when the parent process ends.")
 @click.option("--hardware", default="h200", show_default=True, help="Name in profiles/hardware, or a .toml file.")
 @click.option(
     "--max-num-seqs",
@@ -66,6 +79,17 @@ _COMMON = ("name", "host", "port", "model", "engine_option", "python", "show", "
     "--kv-cache-tokens", type=click.IntRange(16), help="Capacity of the KV cache.  [default: as much as fits]"
 )
 @click.option(
+    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of answer lengths, noise and faults."
+)
+@click.option("--api-key", envvar="LOADGEN_SERVE_API_KEY", help="Require this bearer token from clients.")
+@click.option("--otlp-traces-endpoint", metavar="URL", help="Send one span per request to URL, as vLLM does.")
+@click.option(
+    "--fault",
+    multiple=True,
+    metavar="KIND:P",
+    help="Fail a share P of the requests in the way KIND, see below. Repeatable.",
+)
+@click.option(
     "--counter-period-ms",
     default=100.0,
     show_default=True,
@@ -86,18 +110,7 @@ _COMMON = ("name", "host", "port", "model", "engine_option", "python", "show", "
     type=FiniteRange(0),
     help="Factor of every counter reading, a calibration error.",
 )
-@click.option(
-    "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of answer lengths, noise and faults."
-)
-@click.option("--api-key", envvar="LOADGEN_SERVE_API_KEY", help="Require this bearer token from clients.")
-@click.option("--otlp-traces-endpoint", metavar="URL", help="Send one span per request to URL, as vLLM does.")
-@click.option(
-    "--fault",
-    multiple=True,
-    metavar="KIND:P",
-    help="Fail a share P of the requests in the way KIND, see below. Repeatable.",
-)
-@click.option("--exit-with-parent", is_flag=True, help="Exit when the parent process ends.")
+@logged
 @click.pass_context
 def serve(
     ctx: click.Context,
@@ -120,7 +133,7 @@ def serve(
     loadgen serve vllm --engine-option eager=on --model meta-llama/Llama-3.1-8B-Instruct
     loadgen serve tgi --print                    its command and its engine options
 
-    The options from --hardware to --fault are the simulator's. A token for gated models comes from $HF_TOKEN.
+    The options of the simulator are for NAME sim alone. A token for gated models comes from $HF_TOKEN.
     """  # fmt: skip
     recipe = recipes.read_recipe(name)
     values = recipes.option_values(recipe, engine_option)
@@ -154,6 +167,8 @@ def serve(
         command = (
             recipes.command(recipe, values, places | {"python": sys.executable})
             + ["--exit-with-parent"] * exit_with_parent
+            + ["--verbose"] * ctx.params["verbose"]
+            + (["--log-file", str(log_file)] if (log_file := ctx.params["log_file"]) else [])
         )
         os.execv(command[0], command)
     _simulate(host, port, served_model, exit_with_parent, **simulated)

@@ -5,16 +5,27 @@ from pathlib import Path
 
 import click
 
-from loadgen.cli.options import FiniteRange
+from loadgen.cli.log import logged
+from loadgen.cli.options import FiniteRange, SectionedCommand
 from loadgen.errors import LoadgenError
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
-@click.command()
+@click.command(
+    cls=SectionedCommand,
+    sections={
+        "engine_url": "Engine",
+        "energy": "Energy",
+        "host": "Listening",
+        "blind_s": "Late spans",
+        "reference": "Output",
+    },
+)
 @click.option(
     "--engine-url", metavar="URL", help="Root URL of the engine, such as http://localhost:8000: its /metrics are read."
 )
+@click.option("--model", help="Model label of spans that name none.  [default: the engine's only model]")
 @click.option(
     "--energy",
     metavar="SOURCE",
@@ -23,7 +34,6 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     help="Energy source: auto, nvml, amd, rapl, cpu, or the URL of another source.",
 )
 @click.option("--gpu", "gpus", multiple=True, metavar="ID", help="Index or UUID of a GPU. Repeatable.  [default: all]")
-@click.option("--model", help="Model label of spans that name none.  [default: the engine's only model]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -44,6 +54,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
               type=FiniteRange(1, 3600), metavar="S",
               help="Maximum time to wait for late spans.")  # fmt: skip
 @click.option("--reference", is_flag=True, help="Print the reference of all metrics, and exit.")
+@logged
 def sidecar(
     engine_url: str | None,
     energy: str,

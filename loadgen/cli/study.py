@@ -6,6 +6,7 @@ from pathlib import Path
 
 import click
 
+from loadgen.cli.log import logged, say
 from loadgen.cli.options import key_values
 
 
@@ -27,6 +28,7 @@ from loadgen.cli.options import key_values
 @click.option("--python", metavar="PATH", help="The Python interpreter that has the engine.")
 @click.option("--other-gpu", is_flag=True, help="Continue on another GPU, if its kind and power limit are the same.")
 @click.option("--only", multiple=True, metavar="SERVER", help="Make only the runs of this server now. Repeatable.")
+@logged
 def study(
     file: Path,
     out: Path | None,
@@ -62,7 +64,7 @@ def study(
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without one
     folder = out or Path("runs") / f"study-{file.stem}"
     try:
-        results = run_study(file, folder, lambda line: click.echo(line, err=True), overrides, other_gpu, only)
+        results = run_study(file, folder, say, overrides, other_gpu, only)
     except KeyboardInterrupt:
         click.echo(f"\nstopped; the same command goes on from here ({folder})", err=True)
         sys.exit(130)

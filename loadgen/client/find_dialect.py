@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import re
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from msgspec.structs import replace as replaced
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from loadgen.client.client import Client
     from loadgen.client.server_info import ServerInfo
     from loadgen.record import Endpoint, RequestRecord
+
+_log = logging.getLogger(__name__)
 
 PROBE_PROMPT = "Say one word."
 FIRST_ANSWER_S = 60.0
@@ -58,6 +61,9 @@ async def find_dialect(
     while dialect:
         body = payload(endpoint, server.model, PROBE_PROMPT, tokens, dialect, extra)
         record = await probe_once(client, endpoint, body, say, waits_out_500=not refused)
+        answer = one_line(client, f"{record.error}: {record.detail}") if record.error else "accepted"
+        attempt = {"path": PATHS[endpoint], "dialect": asdict(dialect), "answer": answer, "status": record.status}
+        _log.info("one-token request to %(path)s with %(dialect)s: %(status)s, %(answer)s", attempt)
         if record.error is None:
             return dialect
         if record.status not in REFUSALS:

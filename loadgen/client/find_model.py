@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import socket
 import ssl
@@ -21,6 +22,8 @@ from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
     from loadgen.client.client import Client
+
+_log = logging.getLogger(__name__)
 
 MODELS_TIMEOUT_S = 10.0
 ENGINE_TIMEOUT_S = 2.0
@@ -72,7 +75,10 @@ async def find_model(client: Client, model: str | None, say: Say = say_on_stderr
         model = names[0]
     served = model if model in names else f"{model}:latest"  # Ollama's names
     entry = next((entry for entry in entries if entry["id"] == served), None)
-    return await _described(client, model, entry or {}, tuple(names) if entry is None else ())
+    server = await _described(client, model, entry or {}, tuple(names) if entry is None else ())
+    found = {"url": server.base_url, "model": model, "engine": server.engine, "max_model_len": server.max_model_len}
+    _log.info("%(url)s serves %(model)s by %(engine)s, of at most %(max_model_len)s tokens", found)
+    return server
 
 
 def joined_names(names: list[str] | tuple[str, ...]) -> str:
@@ -172,6 +178,8 @@ async def _page(client: Client, say: Say, *, required: bool) -> FetchedPage:
         return 0, ""
 
     outcome = await patiently(attempt, unready, say, client.url.clean)
+    status = outcome.status if isinstance(outcome, FetchedPage) else f"{type(outcome).__name__} {outcome}"
+    _log.info("GET %(url)s/models: %(status)s", {"url": client.url.clean, "status": status})
     if isinstance(outcome, Exception):
         raise unreachable(client, outcome) from outcome
     return outcome

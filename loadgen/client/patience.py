@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 from asyncio import get_running_loop, sleep
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
+
+_log = logging.getLogger(__name__)
 
 Outcome = TypeVar("Outcome")
 
@@ -54,6 +57,8 @@ async def patiently(
             return outcome
         if waited_s == 0:
             say(f"{server} is not ready ({reason}); trying again for up to {patience_s:g} s")
+        retry = {"url": server, "reason": reason, "pause_s": pause_s}
+        _log.info("%(url)s is not ready: %(reason)s; trying again in %(pause_s)s s", retry)
         await sleep(pause_s)
         waited_s += pause_s
         pause_s = min(2 * pause_s, MAX_PAUSE_S)

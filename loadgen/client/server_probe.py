@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -21,6 +22,8 @@ from loadgen.workload.prompts import PromptKind, Vocabulary
 if TYPE_CHECKING:
     from loadgen.client.client import Client
     from loadgen.record import Endpoint
+
+_log = logging.getLogger(__name__)
 
 
 class ServerProbe(msgspec.Struct, frozen=True, kw_only=True):
@@ -68,6 +71,7 @@ async def probe(
         return record.input_tokens
 
     lengths_from, vocabulary_of = await vocabularies(client, server.model, kinds, tokenizer, input_tokens)
+    _log.info("prompt lengths are from %(lengths_from)s", {"lengths_from": lengths_from})
     return ServerProbe(server=server, lengths_from=lengths_from, vocabularies=vocabulary_of)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -17,6 +18,8 @@ from loadgen.errors import LoadgenError, MeterError
 
 if TYPE_CHECKING:
     from loadgen.energy.meter import EnergyMeter
+
+_log = logging.getLogger(__name__)
 
 CHOICES = ("auto", "nvml", "amd", "rapl", "cpu", "none")
 """Values of --energy, besides a URL."""
@@ -96,7 +99,9 @@ def _is_own(family: int, address: tuple[Any, ...]) -> bool:
 
 def _asked(name: str, open_it: Callable[[], EnergyMeter]) -> EnergyMeter:
     try:
-        return open_it()
+        meter = open_it()
+        _log_choice(name, meter)
+        return meter
     except MeterError as err:
         raise LoadgenError(f"--energy {name}: {err} (`loadgen meters` lists what this machine has)") from err
 
@@ -105,7 +110,16 @@ def _first(openers: dict[str, Callable[[], EnergyMeter]]) -> tuple[EnergyMeter |
     reasons: list[str] = []
     for name, open_it in openers.items():
         try:
-            return open_it(), reasons
+            meter = open_it()
         except MeterError as err:
             reasons.append(f"{name}: {err}")
+            _log.info("energy source refused: %(reason)s", {"reason": reasons[-1]})
+        else:
+            _log_choice(name, meter)
+            return meter, reasons
     return None, reasons
+
+
+def _log_choice(name: str, meter: EnergyMeter) -> None:
+    domains = [f"{domain.name} ({domain.source})" for domain in meter.domains]
+    _log.info("energy source %(source)s: %(domains)s", {"source": name, "domains": domains})

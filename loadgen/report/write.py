@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,8 @@ from loadgen.results import run_folder
 
 if TYPE_CHECKING:
     from loadgen.workload.schedule import Schedule
+
+_log = logging.getLogger(__name__)
 
 
 def finish(path: Path, schedule: Schedule | None = None) -> run_folder.RunResult:
@@ -18,5 +21,7 @@ def finish(path: Path, schedule: Schedule | None = None) -> run_folder.RunResult
 
     result = load_run(path, schedule.requests if schedule else None)
     assert result.summary is not None
+    verdict = {"verdict": result.summary.verdict.status, "reasons": result.summary.verdict.reasons}
+    _log.info("verdict on %(folder)s: %(verdict)s %(reasons)s", {"folder": str(path)} | verdict)
     run_folder.write_analysis(path, result.attribution, result.summary, run_page.render_run_page(result))
     return result

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from types import TracebackType
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from loadgen.energy.meter import EnergyMeter
     from loadgen.results.run_folder import RunWriter
     from loadgen.run.config import RunConfig
+
+_log = logging.getLogger(__name__)
 
 
 class Metering:
@@ -47,6 +50,8 @@ class Metering:
             ]
         else:
             self.meter, self.reasons = await asyncio.to_thread(open_meter, source, gpus=config.gpus or None)
+        if self.meter is None:
+            _log.info("no energy: %(reasons)s", {"reasons": self.reasons})
         return self
 
     async def __aexit__(
@@ -66,6 +71,7 @@ class Metering:
             self._sampler = Sampler(self.meter, writer.energy)
             self._sampler.start()
         await asyncio.to_thread(poller.read_now)
+        _log.info("metrics page of the engine: %(page)s", {"page": engine_page_facts(poller.state)})
         poller.start()
         yield
         await asyncio.to_thread(poller.stop)

@@ -8,6 +8,7 @@ survives a fork. All are ready before the first instant is chosen: none starts l
 from __future__ import annotations
 
 import asyncio
+import logging
 import multiprocessing
 import signal
 import sys
@@ -90,6 +91,7 @@ class _Share:
     prepared: PreparedRun
     folder: Path
     number: int
+    log_level: int
 
 
 class _Worker:
@@ -131,6 +133,9 @@ class _Worker:
                 self.cost = message
             case LoadgenError():
                 self.error = message
+            case logging.LogRecord():
+                logging.getLogger(message.name).handle(message)
+                return
         self.ready.set()
 
     def end(self) -> None:
@@ -222,6 +227,7 @@ async def _open_processes(
             replace(prepared, config=msgspec.structs.replace(config, max_concurrency=cap)),
             writer.path,
             number,
+            logging.getLogger("loadgen").level,
         )
         for number, (requests, cap) in enumerate(
             zip(split_requests(schedule.requests, processes), caps, strict=True), 1
@@ -279,10 +285,25 @@ def _collect(workers: list[_Worker], writer: RunWriter) -> None:
 # -- in the worker ---------------------------------------------------------------------------------------------------
 
 
+class _PipeHandler(logging.Handler):
+    """Hands what a worker logs to the parent, which writes it."""
+
+    def __init__(self, pipe: Pipe[Any, Any]) -> None:
+        super().__init__()
+        self._pipe = pipe
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            self._pipe.send(record)
+
+
 def _work(pipe: Pipe[Any, Any]) -> None:
     """Run a worker: receive a share, report being ready, send the share, report its cost or the error."""
     try:
         share = pipe.recv()
+        if share.log_level:
+            logging.getLogger("loadgen").setLevel(share.log_level)
+            logging.getLogger("loadgen").addHandler(_PipeHandler(pipe))
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as loop:
             pipe.send(loop.run(_send_share(pipe, share)))
     except LoadgenError as err:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.metadata
+import logging
 import os
 import platform
 import secrets
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from loadgen.run.process_stats import SendingCost
     from loadgen.workload.schedule import Schedule
 
+_log = logging.getLogger(__name__)
+
 _LEAD_S = 0.1
 """Time between the last preparation and the first request."""
 
@@ -59,11 +62,19 @@ async def replay(schedule: Schedule, config: RunConfig, view: View) -> Schedule:
         async with metering.recording(writer):
             idle_s = config.idle_s if metering.meter else 0
             start_ns = clock.monotonic_ns() + round((_LEAD_S + idle_s) * NS_PER_S)
+            begin = {"folder": str(config.out), "requests": len(schedule.requests), "idle_s": idle_s}
+            _log.info("recording %(requests)d requests in %(folder)s, after %(idle_s)s s at rest", begin)
             update = _updater(schedule, sender, metering, writer, view, start_ns)
             with _signals(sender), view:
                 async with ticking(update):
                     cost = await sender.run(start_ns)
             end_ns = clock.monotonic_ns()
+        ended = {
+            "stopped_by": sender.stopped_by,
+            "completed": sender.tallies.completed,
+            "failed": sender.tallies.failed,
+        }
+        _log.info("the run is %(stopped_by)s: %(completed)d requests completed, %(failed)d failed", ended)
         writer.write_info(info_after(info, start_ns, end_ns, sender, cost, metering))
     return schedule
 
@@ -98,6 +109,7 @@ def _signals(sender: ScheduleSender) -> Iterator[None]:
     loop = asyncio.get_running_loop()
 
     def interrupt() -> None:
+        _log.info("interrupted with %(in_flight)d requests in flight", {"in_flight": sender.tallies.in_flight})
         if sender.stopped_by == "completed":
             sender.stop("interrupted")
         else:

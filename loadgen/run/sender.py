@@ -6,6 +6,7 @@ Only the later turns of a session wait for something: for the response before th
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from loadgen.client.request_body import Message
     from loadgen.run.config import PreparedRun
     from loadgen.workload.schedule import Schedule, ScheduledRequest
+
+_log = logging.getLogger(__name__)
 
 MARGIN_NS = 500_000
 """Time before an instant in which no further body is made ahead."""
@@ -175,6 +178,8 @@ class Sender:
             self._slots.release()
         try:
             self.tallies.add(record)
+            if record.error:
+                _log_failure(record)
             self._keep(record)
             if not self._keeps_answer(record.index):
                 self._continue_session(record, None)
@@ -271,6 +276,13 @@ class Sender:
     def _cancel_requests(self) -> None:
         for exchange in list(self._in_flight.values()):
             self._client.cancel(exchange)
+
+
+def _log_failure(record: RequestRecord) -> None:
+    """Log a request that failed, without its detail: the server's words may quote the prompt."""
+    seconds = (record.finished_ns - record.sent_ns) / NS_PER_S if record.finished_ns and record.sent_ns else None
+    failure = {"index": record.index, "error": record.error, "status": record.status, "seconds": seconds}
+    _log.info("request %(index)d failed: %(error)s, status %(status)s, after %(seconds)s s", failure)
 
 
 async def warm_up(schedule: Schedule, prepared: PreparedRun, client: Client) -> None:

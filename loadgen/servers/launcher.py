@@ -1,6 +1,7 @@
 """Start a server as a child of this process, wait until it is healthy, and end its whole process group."""
 
 import ctypes
+import logging
 import os
 import re
 import signal
@@ -19,6 +20,8 @@ from typing import IO
 from loadgen.errors import LoadgenError
 from loadgen.http_get import REQUEST_ERRORS, http_get
 from loadgen.servers import recipe as recipes
+
+_log = logging.getLogger(__name__)
 
 STOP_TIMEOUT_S = 15.0
 """Time for an engine to end by itself, which frees its GPU."""
@@ -98,6 +101,8 @@ def answering(
                 urls.append(ready[1])
 
         variables = {**os.environ, **(environment or {})}
+        start_s = monotonic()
+        _log.info("starting the server %(server)s: %(command)s", {"server": name, "command": list(command)})
         with _running(command, variables, on_line, STOP_TIMEOUT_S + _SERVE_STOP_EXTRA_S) as (process, output):
             _wait(
                 process,
@@ -107,7 +112,13 @@ def answering(
                 lambda: bool(urls),
                 progress or partial(print, file=sys.stderr, flush=True),
             )
-            yield urls[0]
+            started = {"server": name, "url": urls[0], "seconds": round(monotonic() - start_s, 3)}
+            _log.info("the server %(server)s serves at %(url)s after %(seconds)s s", started)
+            try:
+                yield urls[0]
+            finally:
+                ending = {"server": name, "status": process.poll()}
+                _log.info("ending the server %(server)s; its exit status so far: %(status)s", ending)
 
 
 def run_recipe(

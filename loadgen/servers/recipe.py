@@ -191,9 +191,10 @@ def describe(recipe: Recipe, values: Mapping[str, OptionValue], places: Mapping[
     if recipe.image:
         lines += ["in Docker:", "  " + shlex.join(docker_command(recipe, values, places))]
     lines.append("engine options:")
+    width = max(map(len, recipe.engine_options), default=0) + 2
     for key, option in recipe.engine_options.items():
         default = "" if option.default is None else f"  [{str(option.default).lower()}]"
-        lines.append(f"  {key:<24}{option.type:<8}{option.help}{default}")
+        lines.append(f"  {key:<{width}}{option.type:<8}{option.help}{default}")
     if recipe.quirks:
         lines += ["quirks:", *(f"  {quirk}" for quirk in recipe.quirks)]
     return "\n".join(lines)
