@@ -4,6 +4,7 @@ The modules of loadgen log what they find out and decide, under their own names.
 succeeds, and nothing at all without one of the two options.
 """
 
+import json
 import logging
 import os
 import platform
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import wraps
+from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,6 +93,7 @@ def _outcome_logged(options: Mapping[str, Any]) -> Iterator[None]:
     """Log the command that the block runs, and how it ended."""
     context = click.get_current_context()
     versions = {"loadgen": __version__, "python": platform.python_version(), "system": platform.platform()}
+    versions |= {name: metadata.version(name) for name in ("aiohttp", "click", "msgspec", "numpy", "rich", "uvloop")}
     stated = stated_options({name: options[name] for name in options if not _is_default(context, name)})
     _log.info(
         "%(command)s with %(options)s; %(versions)s",
@@ -245,8 +248,6 @@ class _File(logging.Handler):
             raise LoadgenError(f"--log-file {path} cannot be written: {err.strerror}") from err
 
     def emit(self, record: logging.LogRecord) -> None:
-        import msgspec
-
         entry = {
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds"),
             "level": record.levelname.lower(),
@@ -255,7 +256,7 @@ class _File(logging.Handler):
         }
         fields = _redacted(record.args, self._secrets) if isinstance(record.args, dict) else {}
         try:
-            self._file.write(msgspec.json.encode(entry | fields) + b"\n")
+            self._file.write(json.dumps(entry | fields).encode() + b"\n")
             self._written = True
         except OSError as err:
             text = f"--log-file {self._path} cannot be written: {err.strerror}"
