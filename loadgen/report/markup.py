@@ -1,7 +1,8 @@
 """HTML and SVG elements whose text is escaped because there is no other way to write them."""
 
+import re
 from collections.abc import Iterable
-from html import escape
+from html import escape, unescape
 from typing import Any
 
 import msgspec
@@ -36,11 +37,31 @@ def join(parts: Iterable[str]) -> Markup:
 
 
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], caption: str, class_: str | None = None) -> Markup:
-    """Return a table in a box of its own: a wide table scrolls, the page does not. Rows begin with a header."""
+    """Return a table in a box of its own: a wide table scrolls, the page does not. Rows begin with a header.
+
+    On a phone a row is a block: its header, and each cell below the name of its column.
+    """
+    head = list(head)
+    names = [_words(cell) or None for cell in head[1:]]
     top = tag("tr", *(tag("th", cell, scope="col") for cell in head))
-    body = [tag("tr", tag("th", header, scope="row"), *(tag("td", cell) for cell in cells)) for header, *cells in rows]
+    body = [
+        tag(
+            "tr",
+            tag("th", header, scope="row"),
+            *(tag("td", cell, data_label=name) for cell, name in zip(cells, names, strict=True)),
+        )
+        for header, *cells in rows
+    ]
     inner = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", *body), class_=class_)
     return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=caption)
+
+
+def _words(cell: str) -> str:
+    """Return the text of a cell that may be markup."""
+    return unescape(_TAGS.sub("", cell)).strip() if isinstance(cell, Markup) else cell
+
+
+_TAGS = re.compile("<[^>]*>")
 
 
 def json_data(data: Any) -> Markup:

@@ -1,5 +1,6 @@
 """The frame of every page: one file that needs nothing but itself."""
 
+import re
 from collections.abc import Iterable
 from importlib.resources import files
 from string import Template
@@ -11,7 +12,28 @@ def render_page(title: str, sections: Iterable[str], style: str = "") -> str:
     """Return the whole HTML document. `style` has the rules of this page alone; they follow those of all pages."""
     folder = files("loadgen.report")
     template, common = ((folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css"))
-    return Template(template).substitute(title=tag("title", title), style=common + style, body=join(sections))
+    body = with_contents(list(sections))
+    return Template(template).substitute(title=tag("title", title), style=common + style, body=body)
+
+
+def with_contents(parts: list[str]) -> Markup:
+    """Return the parts of a page with links to its sections before the first of them, where there are several."""
+    headings = [found for part in parts for found in _HEADINGS.findall(part)]
+    first = next((i for i, part in enumerate(parts) if part.startswith("<section")), len(parts))
+    if len(headings) < 3:
+        return join(parts)
+    links = (tag("li", tag("a", Markup(text), href=f"#{key}")) for key, text in headings)
+    contents = tag("nav", tag("ul", *links), class_="contents", aria_label="Contents")
+    return join([*parts[:first], contents, *parts[first:]])
+
+
+_HEADINGS = re.compile(r'<h2 id="([^"]*)"><a [^>]*>(.*?)</a></h2>')
+"""Headings as `linked_heading` writes them; all text in them is escaped."""
+
+
+def linked_heading(level: str, text: str, key: str, *, has_id: bool = True) -> Markup:
+    """Return a heading that links to itself, so that its address can be copied. `key` is the id of it or its figure."""
+    return tag(level, tag("a", text, href=f"#{key}", class_="anchor"), id=key if has_id else None)
 
 
 def header(kind: str, title: str, *parts: str, simulated: bool = False) -> Markup:
@@ -38,8 +60,9 @@ def tiles(rows: Iterable[tuple[str, str, str]]) -> Markup:
 
 
 def section(heading: str, *parts: str) -> Markup:
-    key = heading.lower().replace(" ", "-")
-    return tag("section", tag("h2", heading, id=key), *parts, aria_labelledby=key)
+    """Return a section with its heading."""
+    key = re.sub(r"\W+", "-", heading.lower()).strip("-")
+    return tag("section", linked_heading("h2", heading, key), *parts, aria_labelledby=key)
 
 
 def definitions(rows: Iterable[tuple[str, str]]) -> Markup:

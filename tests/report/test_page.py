@@ -2,6 +2,7 @@
 
 import pytest
 
+from loadgen.report.markup import join, table, tag
 from loadgen.report.page import header, render_page, section, stacked_bar, tiles, verdict_box
 from report.test_run_page import Page
 
@@ -19,7 +20,26 @@ def test_a_page_has_its_title_its_sections_in_order_and_its_own_rules_last() -> 
 
 def test_a_section_is_named_by_its_heading() -> None:
     elements = Page(section("First part", "one")).elements
-    assert elements == [("section", {"aria-labelledby": "first-part"}), ("h2", {"id": "first-part"})]
+    assert elements[:2] == [("section", {"aria-labelledby": "first-part"}), ("h2", {"id": "first-part"})]
+
+
+def test_a_heading_links_to_itself() -> None:
+    assert Page(section("<First> part", "one")).elements[2] == ("a", {"href": "#first-part", "class": "anchor"})
+
+
+@pytest.mark.parametrize("number", [0, 2, 3, 5])
+def test_a_page_of_several_sections_lists_them_before_the_first(number: int) -> None:
+    names = [f"Part {i} & more" for i in range(number)]
+    page = Page(render_page("T", [tag("header", "top"), *(section(name, "text") for name in names)]))
+    links = [attrs["href"] for name, attrs in page.elements if name == "a" and "class" not in attrs]
+    assert links == ([f"#part-{i}-more" for i in range(number)] if number > 2 else [])
+    order = [name for name, _ in page.elements if name in ("header", "nav", "section")]
+    assert order == ["header", *(["nav"] if number > 2 else []), *["section"] * number]
+
+
+def test_a_cell_carries_the_name_of_its_column_for_phones() -> None:
+    made = Page(table([join(["run", " ", tag("b", "A")]), join([tag("i"), "p<99>"]), ""], [["chat", "1", "2"]], "T"))
+    assert [attrs for name, attrs in made.elements if name == "td"] == [{"data-label": "p<99>"}, {}]
 
 
 @pytest.mark.parametrize("simulated", [True, False])

@@ -66,7 +66,7 @@ def test_every_kind_of_run_makes_a_whole_page_that_needs_nothing_else(make) -> N
     names = {name for name, _ in page.elements}
     assert not names & {"script", "link", "img", "iframe", "object"}
     loads = [v for _, attrs in page.elements for k, v in attrs.items() if k in ("src", "href", "xlink:href")]
-    assert loads == []
+    assert all(v is not None and v.startswith("#") for v in loads)
     assert "nan" not in page.text.lower().split() and "None" not in page.text.split()
     assert not re.search(r"url\((?!#)|@import", files("loadgen.report").joinpath("page.css").read_text())
 
@@ -144,7 +144,7 @@ def test_the_ledger_on_the_page_adds_up_to_the_millijoule() -> None:
     made = sample_runs.run()
     assert made.attribution is not None
     shown = re.findall(
-        r'<th scope="row">(?:<i class="key \w+"></i> \w+|= measured)</th><td>([\d,]+)</td>',
+        r'<th scope="row">(?:<i class="key \w+"></i> \w+|= measured)</th><td[^>]*>([\d,]+)</td>',
         run_page.render_run_page(made),
     )
     *accounts, measured = (int(cell.replace(",", "")) for cell in shown)

@@ -9,6 +9,7 @@ import numpy as np
 from loadgen.report.charts.static import colour_class, dash, draw_static, names, shown
 from loadgen.report.format import clean
 from loadgen.report.markup import Markup, json_data, tag
+from loadgen.report.page import linked_heading
 
 if TYPE_CHECKING:
     from loadgen.report.charts.chart import Axis, Chart, Series
@@ -23,7 +24,7 @@ def figure(chart: Chart) -> Markup:
         return tag("figure", tag("h3", chart.title), tag("p", "There is nothing to draw.", class_="empty"))
     return tag(
         "figure",
-        tag("h3", chart.title),
+        linked_heading("h3", chart.title, chart.key, has_id=False),
         legend(chart),
         tag("p", _axis_title(chart.y), class_="unit"),
         tag("div", draw_static(chart), class_="static"),
