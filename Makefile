@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo results test test-engines mutants compose-smoke check fmt bench bench-attribution bench-saturation clean
+.PHONY: demo results test test-engines mutants charts compose-smoke check fmt bench bench-attribution bench-saturation clean
 
 $(VENV)/.installed: pyproject.toml hatch_build.py loadgen/client/_token_reader.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -37,6 +37,12 @@ mutants: $(VENV)/.installed-check  ## change the core's code one operator at a t
 compose-smoke: $(VENV)/.installed-check  ## docker-compose.yml in a real Docker engine, with stand-ins for its images; needs root, docker.io, docker-compose, debootstrap
 	$(BIN)/python tests/deploy/smoke.py
 
+charts:  ## bundle the script of the pages' charts into loadgen/report/charts/charts.min.js; needs Node.js 20 and npm
+	rm -rf .charts
+	cp -r loadgen/report/charts/script .charts
+	cd .charts && npm ci --ignore-scripts --no-audit --no-fund && node build.mjs
+	cp .charts/charts.min.js loadgen/report/charts/
+
 check: $(VENV)/.installed-check  ## lint, types, layers
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -59,4 +65,4 @@ bench-saturation: $(VENV)/.installed  ## how often the verdict calls a server sa
 	$(BIN)/python -m benchmarks.accuracy.saturation
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .compose-smoke
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .compose-smoke .charts

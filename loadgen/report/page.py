@@ -12,8 +12,12 @@ def render_page(title: str, sections: Iterable[str], style: str = "") -> str:
     """Return the whole HTML document. `style` has the rules of this page alone; they follow those of all pages."""
     folder = files("loadgen.report")
     template, common = ((folder / name).read_text(encoding="utf-8") for name in ("page.html", "page.css"))
-    body = with_contents(list(sections))
-    return Template(template).substitute(title=tag("title", title), style=common + style, body=body)
+    body, script = with_contents(list(sections)), ""
+    if '<figure class="chart' in body:
+        charts = folder / "charts"
+        common += (charts / "charts.css").read_text(encoding="utf-8")
+        script = f"<script>\n{(charts / 'charts.min.js').read_text(encoding='utf-8')}</script>\n"
+    return Template(template).substitute(title=tag("title", title), style=common + style, body=body, script=script)
 
 
 def with_contents(parts: list[str]) -> Markup:

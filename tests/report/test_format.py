@@ -140,6 +140,8 @@ def test_cleaned_text_is_printable_and_no_longer_than_its_limit(text: str, limit
 @pytest.mark.parametrize(
     ("tick", "value", "text"),
     [
+        (tick_seconds, 0.0, "0 s"),
+        (tick_joules, 0.0, "0 J"),
         (tick_seconds, 20.0, "20 s"),
         (tick_seconds, 1.0, "1 s"),
         (tick_seconds, 0.0, "0 s"),

@@ -6,12 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadgen.report.charts.static import colour_class, dash, draw_static, names, shown
+from loadgen.report.charts.static import colour_class, dash, draw_static, names, scale, shown
 from loadgen.report.format import clean
 from loadgen.report.markup import Markup, json_data, tag
 from loadgen.report.page import linked_heading
 
 if TYPE_CHECKING:
+    from loadgen.report import svg
     from loadgen.report.charts.chart import Axis, Chart, Series
 
 DIGITS = 5
@@ -75,8 +76,8 @@ def chart_data(chart: Chart) -> dict[str, Any]:
         "text": chart.text,
         "group": chart.group,
         "height": chart.height,
-        "x": _axis(chart.x),
-        "y": _axis(chart.y),
+        "x": _axis(chart.x, scale(chart, "x")),
+        "y": _axis(chart.y, scale(chart, "y")),
         "series": [_series(series) | {"dash": _dash(chart, index)} for index, series in enumerate(chart.series)],
         "limits": [{"value": limit.value, "name": limit.name, "of": limit.of} for limit in chart.limits],
     }
@@ -88,14 +89,16 @@ def _dash(chart: Chart, index: int) -> list[int] | None:
     return None if text is None else [int(length) for length in text.split()]
 
 
-def _axis(axis: Axis) -> dict[str, Any]:
+def _axis(axis: Axis, drawn: svg.Axis) -> dict[str, Any]:
+    """Return the axis with the ends and the labelled values of the static drawing, so that both drawings are alike."""
     return {
         "title": axis.title,
         "unit": axis.unit,
         "log": axis.log,
-        "low": axis.low,
-        "high": axis.high,
-        "ticks": axis.ticks,
+        "low": drawn.low,
+        "high": drawn.high,
+        "ticks": [value for value, label in drawn.ticks if label],
+        "stated": axis.ticks is not None,
         "whole": axis.whole,
     }
 

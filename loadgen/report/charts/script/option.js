@@ -1,0 +1,150 @@
+// What ECharts is to draw, from the data of one figure.
+
+import { tickText } from "./text.js";
+import { place, ticks, valueAt } from "./scale.js";
+
+export const GRID = { left: 56, right: 24, top: 14, bottom: 28 };
+
+/** Return the option of a chart. `view` has the ends of x in values, `hidden` the names that are switched off. */
+export function option(data, view, hidden, colours, width, tooltip) {
+  const shown = data.series.map((series, index) => ({ series, index })).filter(({ series }) => !hidden.has(series.name));
+  return {
+    animation: false,
+    textStyle: { fontFamily: colours.font, fontSize: 12 },
+    grid: { ...GRID, containLabel: false },
+    xAxis: xAxis(data, view, colours, width),
+    yAxis: axis(data.y, [data.y.low, data.y.high], data.y.ticks, colours),
+    dataZoom: [dataZoom(data, view)],
+    tooltip: { ...tooltip, trigger: hasDots(data) ? "item" : "axis", axisPointer: pointer(colours) },
+    series: [...shown.flatMap((mark) => marks(data, mark, colours)), limits(data, colours)],
+  };
+}
+
+export const hasDots = (data) => data.series.some(({ kind }) => kind === "dots");
+
+export function xAxis(data, view, colours, width) {
+  const zoomed = view.low > data.x.low || view.high < data.x.high;
+  const labelled = zoomed ? ticks(data.x, view.low, view.high, Math.max(2, Math.floor(width / 150))) : data.x.ticks;
+  return axis(data.x, [data.x.low, data.x.high], labelled, colours);
+}
+
+function axis(of, ends, labelled, colours) {
+  const values = labelled.filter((value) => !of.whole || Number.isInteger(value)).map((value) => place(of, value));
+  return {
+    type: "value",
+    min: place(of, ends[0]),
+    max: place(of, ends[1]),
+    axisLine: { show: false },
+    axisTick: { show: false, customValues: values },
+    axisLabel: {
+      customValues: values,
+      formatter: (position) => tickText(valueAt(of, position), of.unit),
+      color: colours.soft,
+      fontSize: 12,
+      hideOverlap: true,
+    },
+    splitLine: { lineStyle: { color: colours.rule } },
+  };
+}
+
+/** Zoom with the wheel and Ctrl, or with two fingers: the page keeps scrolling under the plain wheel and one finger. */
+const dataZoom = (data, view) => ({
+  type: "inside",
+  filterMode: "none",
+  zoomOnMouseWheel: "ctrl",
+  moveOnMouseMove: false,
+  moveOnMouseWheel: false,
+  preventDefaultMouseMove: false,
+  startValue: place(data.x, view.low),
+  endValue: place(data.x, view.high),
+});
+
+const pointer = (colours) => ({ type: "line", lineStyle: { color: colours.soft, type: "solid" }, label: { show: false } });
+
+function marks(data, { series, index }, colours) {
+  const colour = colours.of(series.colour);
+  const points = series.y.map((y, k) => [place(data.x, series.x[k]), place(data.y, y)]);
+  if (series.kind === "steps" && series.y.length) points.push([place(data.x, series.x.at(-1)), place(data.y, series.y.at(-1))]);
+  const drawn = {
+    id: `${index}`,
+    name: series.name,
+    data: points,
+    itemStyle: { color: colour },
+    label: labels(series, colours),
+    labelLayout: { hideOverlap: true },
+    emphasis: { scale: 1.5 },
+    ...FORMS[series.kind](points, { width: 2, color: colour, type: series.dash ?? "solid" }, names(data).indexOf(series.name)),
+  };
+  return series.low ? [drawn, whiskers(data, series, index, colour)] : [drawn];
+}
+
+/** The names of the series, once each. Series of one name belong together, such as a curve and its dots. */
+export const names = (data) => [...new Set(data.series.map(({ name }) => name))];
+
+const FORMS = {
+  line: (points, lineStyle) => ({ type: "line", ...lone(points), lineStyle }),
+  steps: (_, lineStyle) => ({ type: "line", step: "end", showSymbol: false, lineStyle }),
+  dots: (points, _, place) => ({
+    type: "scatter",
+    symbol: place % 2 ? "rect" : "circle",
+    symbolSize: points.length > 400 ? 6 : 8,
+    large: points.length > 5000,
+  }),
+  bars: () => ({ type: "bar", barGap: "0%", barCategoryGap: "20%" }),
+};
+
+/** Show a value between two gaps, of which no line tells, as a dot. */
+function lone(points) {
+  const known = (k) => k >= 0 && k < points.length && points[k][1] !== null;
+  const alone = points.map((_, k) => known(k) && !known(k - 1) && !known(k + 1));
+  return { showAllSymbol: true, symbolSize: 5, symbol: (_, { dataIndex }) => (alone[dataIndex] ? "circle" : "none") };
+}
+
+const labels = (series, colours) => ({
+  show: series.labels !== null,
+  formatter: ({ dataIndex }) => series.labels[dataIndex] ?? "",
+  position: "top",
+  color: colours.ink,
+  fontSize: 12,
+});
+
+function whiskers(data, series, index, color) {
+  const style = { stroke: color, lineWidth: 1.25, fill: null };
+  const line = (x1, y1, x2, y2) => ({ type: "line", shape: { x1, y1, x2, y2 }, style });
+  return {
+    id: `${index}-interval`,
+    type: "custom",
+    clip: true,
+    silent: true,
+    data: series.x.map((x, k) => [place(data.x, x), place(data.y, series.low[k]), place(data.y, series.high[k])]),
+    encode: { x: 0, y: [1, 2] },
+    renderItem: (_, api) => {
+      if (!Number.isFinite(api.value(1)) || !Number.isFinite(api.value(2))) return null;
+      const [[x, low], [, high]] = [api.coord([api.value(0), api.value(1)]), api.coord([api.value(0), api.value(2)])];
+      return { type: "group", children: [line(x, low, x, high), line(x - 4, low, x + 4, low), line(x - 4, high, x + 4, high)] };
+    },
+  };
+}
+
+/** The limits as dashed lines with their names. A limit outside the frame is a name with an arrow to it. */
+const limits = (data, colours) => ({
+  id: "limits",
+  type: "line",
+  data: [],
+  silent: true,
+  markLine: {
+    symbol: "none",
+    silent: true,
+    lineStyle: { type: [4, 4], color: colours.ink, width: 1.25 },
+    label: { color: colours.ink, fontSize: 12, rotate: 0 },
+    data: data.limits.map(({ value, name, of }) => {
+      const { low, high } = data[of];
+      const arrow = value > high ? (of === "x" ? " →" : " ↑") : value < low ? (of === "x" ? " ←" : " ↓") : "";
+      return {
+        [`${of}Axis`]: place(data[of], Math.min(Math.max(value, low), high)),
+        lineStyle: { opacity: arrow ? 0 : 1 },
+        label: { formatter: name + arrow, ...(of === "x" ? { position: "end", distance: 2 } : { position: "insideEndTop" }) },
+      };
+    }),
+  },
+});
