@@ -325,7 +325,8 @@ def replay(
             refuse_second_server()
             model = ("--model", options["model"]) if options["model"] else ()
             options["base_url"] = stack.enter_context(served(serve, *model))
-        config = msgspec.convert(options | {"out": out, "plan": plan}, RunConfig)
+        options |= {"out": out, "plan": plan, "command": _command(None if serve else options["base_url"])}
+        config = msgspec.convert(options, RunConfig)
         progress = view("none" if as_json else ui, Console(stderr=True), title=plan["trace"])
         schedule = run_replay(schedule, config, progress)
     # What a run needs only at its end does not delay its beginning.
@@ -341,3 +342,15 @@ def replay(
         sys.exit(130)
     if result.summary is None or not result.summary.verdict.stands:
         sys.exit(1)
+
+
+def _command(base_url: str | None) -> list[str]:
+    """Return the words of this command line without secrets; with the server's URL where that is from the
+    environment."""
+    from loadgen.client.redact import redact_command
+
+    context = click.get_current_context()
+    words: list[str] = [*context.meta.get("loadgen.words", ())]
+    if words and base_url and context.get_parameter_source("base_url") is click.core.ParameterSource.ENVIRONMENT:
+        words += ["--base-url", base_url]
+    return redact_command(words)

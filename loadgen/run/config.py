@@ -88,6 +88,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     overwrite: Annotated[bool, NOT_RECORDED] = False
     words: Annotated[Path | None, NOT_RECORDED] = None
     """The file that holds the words of requests that have their own."""
+    command: Annotated[tuple[str, ...], NOT_RECORDED] = ()
+    """The words of the command line that starts the run, without secrets: an entry of its own in run.json."""
     plan: Annotated[dict[str, Any], NOT_RECORDED] = {}
     """The making of the schedule: run.json states these entries before the options."""
 

@@ -134,6 +134,7 @@ def info_before(preparation: Preparation, config: RunConfig, metering: Metering)
     return RunInfo(
         run_id=secrets.token_hex(6),
         loadgen_version=__version__,
+        command=list(config.command),
         config=recorded_options(config),
         seed=schedule.seed,
         requested_rps=schedule.rate_rps,
