@@ -345,12 +345,9 @@ def replay(
 
 
 def _command(base_url: str | None) -> list[str]:
-    """Return the words of this command line without secrets; with the server's URL where that is from the
-    environment."""
-    from loadgen.client.redact import redact_command
-
+    """Return the words of this command line; with the server's URL where that is from the environment."""
     context = click.get_current_context()
     words: list[str] = [*context.meta.get("loadgen.words", ())]
     if words and base_url and context.get_parameter_source("base_url") is click.core.ParameterSource.ENVIRONMENT:
         words += ["--base-url", base_url]
-    return redact_command(words)
+    return words
