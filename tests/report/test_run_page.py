@@ -411,21 +411,6 @@ def test_a_share_curve_goes_from_nothing_to_all_with_dots_at_its_percentiles() -
     assert paths == ["M250 100H250V75H500V50H1000V0H1000", "M500 50h.01", "M1000 10h.01", "M1000 1h.01"]
 
 
-def test_a_heat_map_shades_what_it_has_and_leaves_the_rest_blank() -> None:
-    shade = run_figures.Shade(1.0, 100.0)
-    cells = [[(1.0, "1 J", "3"), None], [(100.0, "100 J", ""), (10.0, "10 J", "")]]
-    made = Page(run_figures.shaded_table("Heading", "Caption", ["8", "16"], ["2", "4"], cells, shade))
-    classes = [attrs.get("class") for name, attrs in made.elements if name == "td"]
-    assert classes == ["h0", "none", "h6", "h3"]
-    assert made.text == "Caption input ↓ · output → 2 4 8 1 J 3 16 100 J 10 J"
-
-
-@pytest.mark.parametrize(("value", "shade"), [(0.5, 0), (1.0, 0), (1.94, 1), (10.0, 3), (99.0, 6), (100.0, 6)])
-def test_seven_shades_are_even_on_a_logarithmic_scale(value: float, shade: int) -> None:
-    assert run_figures.Shade(1.0, 100.0)(value) == shade
-    assert run_figures.Shade(5.0, 5.0)(value) == 0
-
-
 def test_failures_are_listed_with_an_example_and_a_run_without_any_says_so() -> None:
     made = sample_runs.run()
     text = Page(run_page.failures_table(made.records)).text
