@@ -80,7 +80,12 @@ def latency_s(values_ns: Iterable[float | None], failed: int) -> Latency:
 
 
 def inter_token_s(records: Sequence[RequestRecord]) -> Distribution:
-    """Return the distribution of the gaps between successive content chunks of a request, over all requests.
+    """Return the distribution of the gaps between successive content chunks of a request, over all requests."""
+    return _consume(token_gaps_ns(records), 1 / NS_PER_S)
+
+
+def token_gaps_ns(records: Sequence[RequestRecord]) -> NDArray[np.float32]:
+    """Return the gaps between successive content chunks of a request, of all requests.
 
     No other array of an analysis is as long: 4 bytes a gap keep seven digits.
     """
@@ -90,7 +95,7 @@ def inter_token_s(records: Sequence[RequestRecord]) -> Distribution:
         request_gaps_ns = np.diff(record.chunk_ns)
         gaps_ns[start : start + len(request_gaps_ns)] = request_gaps_ns
         start += len(request_gaps_ns)
-    return _consume(gaps_ns, 1 / NS_PER_S)
+    return gaps_ns
 
 
 def request_counts(records: Sequence[RequestRecord]) -> RequestCounts:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadgen.results.energy_summary import aligned_series
+from loadgen.results.energy_summary import aligned_series, outermost_series
 from loadgen.results.metrics import came_in_one_piece, prompts_are_counted
 from loadgen.results.summarize import span
 from loadgen.stats.time_bins import Percentiles, TimeBins, bins_between
@@ -72,18 +72,25 @@ class OverTime:
         return _ratio(self.watts * self.bins.width_s, self.output_tokens)
 
 
+def bins_of(result: RunResult) -> TimeBins | None:
+    """Return the bins from the first to the last instant of requests and energy; None when there is neither."""
+    start_ns, end_ns = span(result)
+    instants = [ns for record in result.records if (ns := record.sent_ns) is not None]
+    instants += [int(ns) for series in outermost_series(result) for ns in series.t_ns[[0, -1]]]
+    if not instants:
+        return None
+    first_ns, last_ns = min(start_ns, *instants), max(end_ns, *instants)
+    return bins_between((first_ns - start_ns) / NS_PER_S, (last_ns - start_ns) / NS_PER_S)
+
+
 def over_time(result: RunResult) -> OverTime | None:
     """Return the numbers of a run over time; None when nothing was sent and no energy was measured."""
-    start_ns, end_ns = span(result)
-    sent = [record for record in result.records if record.sent_ns is not None]
-    energy = aligned_series(result)
-    if not sent and not energy:
+    bins = bins_of(result)
+    if bins is None:
         return None
+    sent = [record for record in result.records if record.sent_ns is not None]
+    start_ns, end_ns = span(result)
     end_ns = max([end_ns, *(record.sent_ns or 0 for record in sent)])
-    firsts = [int(series.t_ns[0]) for series in energy]
-    lasts = [int(series.t_ns[-1]) for series in energy]
-    first_ns, last_ns = min([start_ns, *firsts]), max([end_ns, *lasts])
-    bins = bins_between((first_ns - start_ns) / NS_PER_S, (last_ns - start_ns) / NS_PER_S)
 
     def seconds(instants_ns: Iterable[int | None]) -> Floats:
         """Return instants as seconds; an end that is not known is that of the run."""
@@ -94,7 +101,7 @@ def over_time(result: RunResult) -> OverTime | None:
     first_token_s = seconds(record.first_token_ns or record.finished_ns for record in sent)
     ended_s = seconds(record.finished_ns for record in sent)
     kinds = sorted({record.error for record in sent if record.error})
-    joules, watts = _energy(energy, bins, start_ns)
+    joules, watts = _energy(aligned_series(result), bins, start_ns)
     streamed = np.array([record.ok and not came_in_one_piece(record) for record in sent], dtype=bool)
     prompts_known = prompts_are_counted(result.schedule, result.records)
     input_tokens = bins.sums(first_token_s, np.array([record.input_tokens or 0 for record in sent], dtype=np.float64))

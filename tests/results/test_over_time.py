@@ -12,7 +12,7 @@ from loadgen.record import RequestRecord
 from loadgen.results import metrics
 from loadgen.results.over_time import OverTime, over_time
 from loadgen.results.run_folder import RunResult
-from tests.support import sample_runs
+from support import sample_runs
 
 MS = 1_000_000
 START_NS = sample_runs.START_NS

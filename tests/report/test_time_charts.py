@@ -1,0 +1,100 @@
+"""The charts over time share one axis, and are of what is known."""
+
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from loadgen.report.charts.chart import Chart
+from loadgen.report.time_charts import GROUP, time_charts, time_note
+from loadgen.results.over_time import over_time
+from loadgen.results.run_folder import RunResult
+from support import sample_runs
+
+ALWAYS = ["rate", "output", "input", "ttft-time", "tpot-time"]
+
+
+def _charts(result: RunResult) -> dict[str, Chart]:
+    made = over_time(result)
+    assert made is not None
+    return {chart.key: chart for chart in time_charts(result, made)}
+
+
+def _note(result: RunResult) -> str:
+    made = over_time(result)
+    assert made is not None
+    return time_note(made)
+
+
+def _with_engine(result: RunResult, **fields: float) -> RunResult:
+    """The run with readings of an engine every 500 ms, all alike."""
+    times = range(sample_runs.START_NS, sample_runs.START_NS + 60_000_000_000, 500_000_000)
+    return replace(result, engine=[{"t_ns": t_ns, **fields} for t_ns in times])
+
+
+def test_charts_over_time_are_one_group_on_one_axis() -> None:
+    charts = _charts(sample_runs.run())
+    assert list(charts) == [*ALWAYS, "errors", "in-flight", "power", "token-joules"]
+    assert {chart.group for chart in charts.values()} == {GROUP}
+    assert len({chart.x for chart in charts.values()}) == 1
+    assert all(len(s.x) == len(s.y) + 1 for chart in charts.values() for s in chart.series)
+    assert all(chart.y.low == 0 for chart in charts.values())
+
+
+@pytest.mark.parametrize(
+    ("result", "keys"),
+    [
+        (sample_runs.without_energy(), [*ALWAYS, "errors", "in-flight"]),
+        (sample_runs.run(failing=0), [*ALWAYS, "in-flight", "power", "token-joules"]),
+        (_with_engine(sample_runs.run(failing=0), waiting=2.0), [*ALWAYS, "in-flight", "waiting", "power"]),
+        (_with_engine(sample_runs.run(failing=0), kv_cache_usage=0.5), [*ALWAYS, "in-flight", "kv-cache", "power"]),
+    ],
+)
+def test_there_is_a_chart_of_what_has_values(result: RunResult, keys: list[str]) -> None:
+    assert list(_charts(result))[: len(keys)] == keys
+
+
+def test_what_the_engine_does_not_report_and_what_did_not_happen_is_stated() -> None:
+    assert "not drawn: running requests, waiting requests, KV-cache use, preemptions" in _note(sample_runs.run())
+    quiet = _with_engine(sample_runs.run(), running=1.0, waiting=0.0, kv_cache_usage=0.1, preemptions=3.0)
+    assert "There were no preemptions." in _note(quiet)
+    assert "not drawn: prefix-cache hits." in _note(quiet)
+    assert "preemptions" not in _charts(quiet)
+
+
+def test_preemptions_are_drawn_once_there_are_any() -> None:
+    run = _with_engine(sample_runs.run(), preemptions=3.0)
+    run.engine[10:] = [sample | {"preemptions": 8.0} for sample in run.engine[10:]]
+    chart = _charts(run)["preemptions"]
+    assert np.nansum(chart.series[0].y) == pytest.approx(5)
+
+
+@pytest.mark.parametrize(
+    ("config", "names"),
+    [
+        ({"goodput": {"ttft": 200.0}}, ["limit 200 ms"]),
+        ({}, []),
+        (
+            {"goodput": {"ttft": 200.0}, "streams": {"code": {"goodput": {"ttft": 50.0}}}},
+            ["limit 50.0 ms of code", "limit 200 ms of chat"],
+        ),
+    ],
+)
+def test_limits_are_lines_and_name_the_workload_where_they_differ(config: dict[str, Any], names: list[str]) -> None:
+    result = sample_runs.run()
+    chart = _charts(replace(result, info=msgspec.structs.replace(result.info, config=config)))["ttft-time"]
+    assert [limit.name for limit in chart.limits] == names
+
+
+def test_idle_power_is_a_line_below_the_power() -> None:
+    result = sample_runs.run()
+    assert result.summary is not None
+    assert [limit.value for limit in _charts(result)["power"].limits] == [result.summary.energy.idle_watts]
+
+
+def test_the_text_of_a_chart_has_its_highest_value_and_when_it_was() -> None:
+    chart = _charts(sample_runs.run())["output"]
+    highest = float(np.nanmax(chart.series[0].y))
+    assert f"output: at most {highest:,.0f} tokens/s, at" in chart.text
