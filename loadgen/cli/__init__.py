@@ -39,6 +39,11 @@ class LazyGroup(click.Group):
         assert isinstance(command, click.Command)
         return command
 
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the words of the command line, which run.json states, before click takes them apart."""
+        ctx.meta["loadgen.words"] = ("loadgen", *args)
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command. A Ctrl-C that it does not handle itself exits with 130, as a shell expects."""
         try:

@@ -4,15 +4,20 @@ from pathlib import Path
 
 import click
 
-from loadgen.cli.options import FiniteRange
+from loadgen.cli.options import HARDWARE_NAMES, MODEL_NAMES, PROFILE_NAMES, SOURCE_NAMES, FiniteRange
 
 _POSITIVE = FiniteRange(min=0, min_open=True)
 
 
 @click.command()
-@click.argument("trace", metavar="TRACE|BINS")
+@click.argument("trace", metavar="TRACE|BINS", shell_complete=SOURCE_NAMES)
 @click.option(
-    "--profile", "profile_name", required=True, metavar="NAME", help="Name in profiles/energy, or a .json file."
+    "--profile",
+    "profile_name",
+    required=True,
+    metavar="NAME",
+    shell_complete=PROFILE_NAMES,
+    help="Name in profiles/energy, or a .json file.",
 )
 @click.option(
     "--batch",
@@ -20,8 +25,18 @@ _POSITIVE = FiniteRange(min=0, min_open=True)
     help="Number of requests that decode together.  [default: by --rps, else the run's, else by the trace's own rate]",
 )
 @click.option("--rps", "--request-rate", type=_POSITIVE, help="Requests per second, which give the batch.")
-@click.option("--hardware", metavar="NAME", help="GPU of the FLOPs bound.  [default: the profile's]")
-@click.option("--model", metavar="NAME", help="Model of the FLOPs bound.  [default: the profile's]")
+@click.option(
+    "--hardware",
+    shell_complete=HARDWARE_NAMES,
+    metavar="NAME",
+    help="GPU of the FLOPs bound.  [default: the profile's]",
+)
+@click.option(
+    "--model",
+    shell_complete=MODEL_NAMES,
+    metavar="NAME",
+    help="Model of the FLOPs bound.  [default: the profile's]",
+)
 @click.option(
     "--measured", type=click.Path(path_type=Path), metavar="RUN", help="Run folder whose measured energy is compared."
 )

@@ -7,16 +7,13 @@ succeeds, and nothing at all without one of the two options.
 import json
 import logging
 import os
-import platform
 import re
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from functools import wraps
-from importlib import metadata
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -91,6 +88,10 @@ def logging_to(path: Path | None, verbose: bool, options: Mapping[str, Any]) -> 
 @contextmanager
 def _outcome_logged(options: Mapping[str, Any]) -> Iterator[None]:
     """Log the command that the block runs, and how it ended."""
+    import platform
+    import traceback
+    from importlib import metadata
+
     context = click.get_current_context()
     versions = {"loadgen": __version__, "python": platform.python_version(), "system": platform.platform()}
     versions |= {name: metadata.version(name) for name in ("aiohttp", "click", "msgspec", "numpy", "rich", "uvloop")}

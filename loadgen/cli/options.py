@@ -7,10 +7,21 @@ from typing import Any
 
 import click
 
+from loadgen.cli.completion import complete_energy, complete_names
 from loadgen.errors import LoadgenError
 
 DEFAULT_URL = "http://localhost:8000/v1"
 
+
+SERVER_NAMES = complete_names("servers")
+SOURCE_NAMES = complete_names("traces", "workloads", files=True)
+TRACE_NAMES = complete_names("traces", "mixes", "workloads", files=True)
+STREAM_NAMES = complete_names("traces", "workloads")
+BINS_NAMES = complete_names("workloads", files=True)
+PROFILE_NAMES = complete_names("energy", files=True)
+HARDWARE_NAMES = complete_names("hardware", files=True)
+MODEL_NAMES = complete_names("models", files=True)
+ENERGY_NAMES = complete_energy
 
 NAMES = 26
 """Columns of the options' names, the same in every section."""

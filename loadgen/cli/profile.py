@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from loadgen.cli.log import logged, say
-from loadgen.cli.options import DEFAULT_URL, FiniteRange, SectionedCommand, key_values, refuse_second_server
+from loadgen.cli.options import (
+    DEFAULT_URL,
+    ENERGY_NAMES,
+    HARDWARE_NAMES,
+    MODEL_NAMES,
+    SERVER_NAMES,
+    FiniteRange,
+    SectionedCommand,
+    key_values,
+    refuse_second_server,
+)
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
@@ -49,7 +59,12 @@ _POSITIVE = FiniteRange(min=0, min_open=True)
     show_default=True,
     help="The server's API; also from $OPENAI_BASE_URL.",
 )
-@click.option("--serve", metavar="NAME", help="Start a server for this measurement: sim, llamacpp, vllm, ...")
+@click.option(
+    "--serve",
+    metavar="NAME",
+    shell_complete=SERVER_NAMES,
+    help="Start a server for this measurement: sim, llamacpp, vllm, ...",
+)
 @click.option("--virtual-time", is_flag=True, help="Compute in the simulator instead, without a server or waiting.")
 @click.option("--api-key", envvar="OPENAI_API_KEY", help="Prefer to set $OPENAI_API_KEY. Never written to any file.")
 @click.option("--served-model", metavar="NAME", help="The server's name for the model.  [default: its only model]")
@@ -67,7 +82,12 @@ _POSITIVE = FiniteRange(min=0, min_open=True)
     help="File tokenizer.json, to count the tokens of prompts.",
 )
 @click.option(
-    "--energy", default="auto", show_default=True, metavar="SOURCE", help="Energy source, as for `loadgen replay`."
+    "--energy",
+    shell_complete=ENERGY_NAMES,
+    default="auto",
+    show_default=True,
+    metavar="SOURCE",
+    help="Energy source, as for `loadgen replay`.",
 )
 @click.option(
     "--within", type=_POSITIVE, default=0.03, show_default=True, help="Relative half width of the 95 % interval."
@@ -96,8 +116,21 @@ _POSITIVE = FiniteRange(min=0, min_open=True)
     type=_POSITIVE,
     help="Start no grid point after this; those that are missing are reported and can be resumed.",
 )
-@click.option("--gpu", "gpu_name", default="h200", show_default=True, help="Name in profiles/hardware, for the file.")
-@click.option("--model", default="llama-3.1-8b", show_default=True, help="Name in profiles/models, for the file.")
+@click.option(
+    "--gpu",
+    "gpu_name",
+    shell_complete=HARDWARE_NAMES,
+    default="h200",
+    show_default=True,
+    help="Name in profiles/hardware, for the file.",
+)
+@click.option(
+    "--model",
+    shell_complete=MODEL_NAMES,
+    default="llama-3.1-8b",
+    show_default=True,
+    help="Name in profiles/models, for the file.",
+)
 @click.option("--engine", help="Engine name for the file.  [default: as the server reports it]")
 @click.option(
     "--note",

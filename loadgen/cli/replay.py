@@ -11,7 +11,11 @@ import click
 from loadgen.cli.log import logged
 from loadgen.cli.options import (
     DEFAULT_URL,
+    ENERGY_NAMES,
     POSITIVE,
+    SERVER_NAMES,
+    STREAM_NAMES,
+    TRACE_NAMES,
     FailureShare,
     FiniteRange,
     Header,
@@ -35,12 +39,18 @@ from loadgen.cli.options import (
         "out": "Output",
     },
 )
-@click.argument("trace", type=click.Path(path_type=Path), required=False)
+@click.argument(
+    "trace",
+    type=click.Path(path_type=Path),
+    required=False,
+    shell_complete=TRACE_NAMES,
+)
 @click.option(
     "--stream",
     "streams",
     multiple=True,
     metavar="NAME[=SOURCE][:RATE]",
+    shell_complete=STREAM_NAMES,
     help="A stream of the TOML file given, or of traces/mix.toml (chat, code), or a workload profile, trace or bins. "
     "Repeatable.",
 )
@@ -139,7 +149,12 @@ from loadgen.cli.options import (
     show_default=True,
     help="The server's API; also from $OPENAI_BASE_URL. Its query is part of every request; /v1 may be left out.",
 )
-@click.option("--serve", metavar="NAME", help="Start a server for this run: sim, llamacpp, vllm, ...")
+@click.option(
+    "--serve",
+    metavar="NAME",
+    shell_complete=SERVER_NAMES,
+    help="Start a server for this run: sim, llamacpp, vllm, ...",
+)
 @click.option("--api-key", envvar="OPENAI_API_KEY", help="Prefer to set $OPENAI_API_KEY. Never written to any file.")
 @click.option("--model", help="Model to request.  [default: the server's only model]")
 @click.option(
@@ -206,6 +221,7 @@ from loadgen.cli.options import (
 @click.option("--otlp", metavar="URL", help="Send an OTLP span for every request to this sidecar.")
 @click.option(
     "--energy",
+    shell_complete=ENERGY_NAMES,
     metavar="SOURCE",
     default="auto",
     show_default=True,
@@ -283,15 +299,12 @@ def replay(
     import msgspec
     from rich.console import Console
 
-    from loadgen.cli.stream_options import schedule_chosen_streams
+    from loadgen.cli.load_options import planned_schedule
     from loadgen.report.progress_view import view
     from loadgen.run.config import RunConfig
     from loadgen.run.interrupts import run_replay
     from loadgen.servers.launcher import served
-    from loadgen.workload.length_source import source_path
     from loadgen.workload.sessions import settle_history
-    from loadgen.workload.sources import open_source
-    from loadgen.workload.streams import schedule_trace
     from loadgen.workload.words import stored_words
 
     arrivals: dict[str, Any] = {"rps": rps, "arrival": arrival, "burstiness": burstiness, "scale": scale}
@@ -301,17 +314,8 @@ def replay(
     laws = None if input_law is output_law is None else (input_law, output_law)
     with ExitStack() as stack:
         words, words_path = stack.enter_context(stored_words())
-        path = source_path(str(trace)) if trace else None
-        if streams or (path and path.suffix == ".toml"):
-            schedule, plan = schedule_chosen_streams(path, streams, limits, rps, stop, words)
-        else:
-            source = open_source(path, laws, words, arrivals, limits, options["model"])
-            schedule = schedule_trace(source, **arrivals, **limits, shape=shape, stop=stop, think=think)
-            stated = {"input": input_law, "output": output_law} if laws else {}
-            arrivals["arrival"] = schedule.arrival
-            plan = {"trace": str(trace or source.name), **stated, **arrivals, **limits, "shape": shape, "think": think}
-            if trace and arrival == "trace" and schedule.arrival != arrival:
-                click.echo(f"{trace} has no timestamps: its requests come as a Poisson process", err=True)
+        how = {"shape": shape, "stop": stop, "think": think}
+        schedule, plan = planned_schedule(trace, streams, laws, arrivals, limits, how, words, options["model"])
         if words.left_out:
             rest = ", ".join(f"{count} {what}" for what, count in words.left_out.items())
             click.echo(f"left out of {plan['trace']}: {rest}", err=True)
@@ -325,7 +329,8 @@ def replay(
             refuse_second_server()
             model = ("--model", options["model"]) if options["model"] else ()
             options["base_url"] = stack.enter_context(served(serve, *model))
-        config = msgspec.convert(options | {"out": out, "plan": plan}, RunConfig)
+        options |= {"out": out, "plan": plan, "command": _command(None if serve else options["base_url"])}
+        config = msgspec.convert(options, RunConfig)
         progress = view("none" if as_json else ui, Console(stderr=True), title=plan["trace"])
         schedule = run_replay(schedule, config, progress)
     # What a run needs only at its end does not delay its beginning.
@@ -341,3 +346,12 @@ def replay(
         sys.exit(130)
     if result.summary is None or not result.summary.verdict.stands:
         sys.exit(1)
+
+
+def _command(base_url: str | None) -> list[str]:
+    """Return the words of this command line; with the server's URL where that is from the environment."""
+    context = click.get_current_context()
+    words: list[str] = [*context.meta.get("loadgen.words", ())]
+    if words and base_url and context.get_parameter_source("base_url") is click.core.ParameterSource.ENVIRONMENT:
+        words += ["--base-url", base_url]
+    return words

@@ -5,11 +5,11 @@ import sys
 import click
 
 from loadgen.cli.log import logged
-from loadgen.cli.options import POSITIVE
+from loadgen.cli.options import POSITIVE, SOURCE_NAMES
 
 
 @click.command()
-@click.argument("trace", required=False)
+@click.argument("trace", required=False, shell_complete=SOURCE_NAMES)
 @click.option("--rps", "--request-rate", type=POSITIVE, help="Planned requests/s.  [default: 4, or by Little's law]")
 @click.option("--streams", "--concurrency", type=POSITIVE, help="Planned requests in flight at once.")
 @click.option(

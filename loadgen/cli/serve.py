@@ -8,7 +8,7 @@ import click
 from click.core import ParameterSource
 
 from loadgen.cli.log import logged
-from loadgen.cli.options import FiniteRange, SectionedCommand, key_values
+from loadgen.cli.options import HARDWARE_NAMES, SERVER_NAMES, FiniteRange, SectionedCommand, key_values
 from loadgen.errors import LoadgenError
 from loadgen.servers import recipe as recipes
 from loadgen.simulator.faults import MEANING
@@ -29,7 +29,7 @@ _COMMON = {
     },
     epilog="Kinds of --fault: " + "; ".join(f"{kind}: {meaning}" for kind, meaning in MEANING.items()) + ".",
 )
-@click.argument("name", metavar="NAME")
+@click.argument("name", metavar="NAME", shell_complete=SERVER_NAMES)
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option(
     "--port",
@@ -52,7 +52,13 @@ _COMMON = {
 @click.option("--python", metavar="PATH", help="Python interpreter that has the engine.  [default: that of loadgen]")
 @click.option("--print", "show", is_flag=True, help="Print the recipe and its command; start nothing.")
 @click.option("--exit-with-parent", is_flag=True, help="Exit when the parent process ends.")
-@click.option("--hardware", default="h200", show_default=True, help="Name in profiles/hardware, or a .toml file.")
+@click.option(
+    "--hardware",
+    shell_complete=HARDWARE_NAMES,
+    default="h200",
+    show_default=True,
+    help="Name in profiles/hardware, or a .toml file.",
+)
 @click.option(
     "--max-num-seqs",
     default=256,

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from loadgen.cli.log import logged
-from loadgen.cli.options import FiniteRange, SectionedCommand
+from loadgen.cli.options import ENERGY_NAMES, FiniteRange, SectionedCommand
 from loadgen.errors import LoadgenError
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
@@ -28,6 +28,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--model", help="Model label of spans that name none.  [default: the engine's only model]")
 @click.option(
     "--energy",
+    shell_complete=ENERGY_NAMES,
     metavar="SOURCE",
     default="auto",
     show_default=True,

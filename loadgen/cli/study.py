@@ -59,6 +59,7 @@ def study(
         for run in plan_runs(read_study(file, overrides)):
             click.echo(run.name)
         return
+    from loadgen.report.format import plural
     from loadgen.study.runner import run_study
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without one
@@ -68,7 +69,13 @@ def study(
     except KeyboardInterrupt:
         click.echo(f"\nstopped; the same command goes on from here ({folder})", err=True)
         sys.exit(130)
-    click.echo(f"{len(results.rows)} runs: {folder / 'results.csv'}, {folder / 'report.html'}")
+    if results.rows:
+        from rich.console import Console
+
+        from loadgen.report.study_terminal import print_study
+
+        print_study(Console(), read_study(file, overrides).title, results.rows)
+    click.echo(f"\n{plural(len(results.rows), 'run')}: {folder / 'results.csv'}, {folder / 'report.html'}")
     if results.failed:
         click.echo(f"{len(results.failed)} runs failed: {', '.join(results.failed)}", err=True)
         sys.exit(1)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadgen.cli.options import FiniteRange, key_values
+from loadgen.cli.options import BINS_NAMES, SOURCE_NAMES, FiniteRange, key_values
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:  # numpy and rich are imported when a command runs, not when help is printed
@@ -165,7 +165,7 @@ def fit(
 
 
 @trace.command()
-@click.argument("bins", metavar="BINS")
+@click.argument("bins", metavar="BINS", shell_complete=BINS_NAMES)
 @click.option("--num-requests", "--num-prompts", required=True, type=click.IntRange(min=1), help="Requests to draw.")
 @click.option(
     "--rps", "--request-rate", required=True, type=FiniteRange(min=0, min_open=True), help="Mean requests per second."
@@ -223,8 +223,13 @@ def sample(
 
 
 @trace.command()
-@click.argument("file", metavar="TRACE|BINS")
-@click.option("--compare", metavar="TRACE|BINS", help="Second trace or bins, to compare with side by side.")
+@click.argument("file", metavar="TRACE|BINS", shell_complete=SOURCE_NAMES)
+@click.option(
+    "--compare",
+    metavar="TRACE|BINS",
+    shell_complete=SOURCE_NAMES,
+    help="Second trace or bins, to compare with side by side.",
+)
 @click.option("--html", type=click.Path(path_type=Path), metavar="FILE", help="Also write a page with figures.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 @FORMAT

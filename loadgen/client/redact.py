@@ -1,18 +1,21 @@
 """Keep secrets out of what is printed, recorded or written down."""
 
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 from urllib.parse import urlsplit
 
 from loadgen.errors import LoadgenError
 from loadgen.http_get import public_url
 
+_REDACTED = "[redacted]"
+
 
 def redact(text: str, secrets: Iterable[str]) -> str:
     """Return `text` without the secrets of this client: servers quote keys and header values in their errors."""
     for secret in secrets:
-        text = text.replace(secret, "[redacted]")
+        text = text.replace(secret, _REDACTED)
     return text
 
 
@@ -64,6 +67,36 @@ def _strings(value: Any) -> Iterator[str]:
     elif isinstance(value, dict | list):
         for item in value.values() if isinstance(value, dict) else value:
             yield from _strings(item)
+
+
+def redact_command(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line as they may be written down: --api-key and the values of headers are
+    redacted, and a URL has no user, password and query."""
+    kept: list[str] = []
+    option = ""
+    for word in words:
+        name, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
+        option = name or option
+        if name and not equals:
+            kept.append(word)
+            continue
+        kept.append(f"{name}{equals}{_redacted_value(option, value)}")
+        option = ""
+    return kept
+
+
+def _redacted_value(option: str, value: str) -> str:
+    if option == "--api-key":
+        return _REDACTED
+    if option == "--header":
+        name = re.split("[:=]", value, maxsplit=1)[0]
+        return f"{name}:{_REDACTED}"
+    if "://" not in value:
+        return value
+    try:
+        return clean_url(value)
+    except LoadgenError:  # another scheme, or a URL inside of a JSON object
+        return _REDACTED if "@" in value or "?" in value else value
 
 
 def clean_url(url: str) -> str:

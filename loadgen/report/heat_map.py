@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from loadgen.report.charts.shaded import Shade, shaded_table
 from loadgen.report.format import joules
 from loadgen.report.markup import Markup, tag
 
@@ -32,31 +32,6 @@ def figure(heading: str, unit: str, picture: str, caption: str, class_: str | No
 def empty(heading: str, why: str) -> Markup:
     """Return a figure that states why there is nothing in it."""
     return tag("figure", tag("h3", heading), tag("p", why, class_="empty"))
-
-
-HeatCell = tuple[float, str, str] | None
-"""The value that decides the shade, its text, and a small note below or ""; None is drawn blank."""
-
-
-def shaded_table(
-    heading: str, caption: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[HeatCell]],
-    shade: Shade,
-) -> Markup:  # fmt: skip
-    """Return a heat map: input tokens of `rows` down, output tokens of `columns` across."""
-    corner = tag("th", "input ↓ · output →", scope="col", class_="corner")
-    top = tag("tr", corner, *(tag("th", label, scope="col") for label in columns))
-    body = []
-    for label, row in zip(rows, cells, strict=True):
-        marks = [tag("th", label, scope="row")]
-        for cell in row:
-            if cell is None:
-                marks.append(tag("td", class_="none"))
-            else:
-                value, text, note = cell
-                marks.append(tag("td", text, tag("small", note) if note else "", class_=f"h{shade(value)}"))
-        body.append(tag("tr", *marks))
-    inner = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", *body), class_="heat")
-    return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=heading)
 
 
 class Point(NamedTuple):
@@ -87,20 +62,6 @@ class Heat:
     input_edges: list[int]
     output_edges: list[int]
     cells: list[list[tuple[int, float] | None]]
-
-
-@dataclass(frozen=True)
-class Shade:
-    """Seven shades between two values."""
-
-    low: float
-    high: float
-
-    def __call__(self, value: float) -> int:
-        """Return 0 (lowest) to 6 (highest), on a logarithmic scale."""
-        if value <= self.low or self.high <= self.low:
-            return 0
-        return min(6, int(7 * np.log(value / self.low) / np.log(self.high / self.low)))
 
 
 def heat(points: list[Point]) -> Heat | None:

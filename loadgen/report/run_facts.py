@@ -17,7 +17,9 @@ from loadgen.results.summary import (
     Distribution,
     EnergySummary,
     Goodput,
+    Latency,
     NaturalEndings,
+    RequestCounts,
     ServerLoad,
     Summary,
     WorkloadSummary,
@@ -32,11 +34,24 @@ LATENCIES = (
     ("ttft_s", "TTFT", "Time to first token"),
     ("ttfa_s", "TTFA", "Time to first answer token"),
     ("tpot_s", "TPOT", "Time per output token"),
-    ("itl_s", "ITL", "Gap between chunks"),
-    ("e2e_s", "E2E", "Sent to finished"),
-    ("response_s", "Response", "Scheduled to finished"),
+    ("itl_s", "ITL", "Inter-token latency"),
+    ("e2e_s", "E2E", "End-to-end latency"),
+    ("response_s", "Response", "Response time"),
 )
 """(field of Summary, abbreviation, name in words)."""
+
+DEFINITIONS = {
+    "TTFT": "from the instant a request was sent to its first token",
+    "TTFA": "from the instant a request was sent to the first token of its answer, after the reasoning",
+    "TPOT": "mean time of each output token after the first",
+    "ITL": "gap between two chunks of an answer",
+    "E2E": "from the instant a request was sent to the end of its answer",
+    "Response": "from the instant a request was due to the end of its answer: E2E and the client's own delay",
+}
+"""Latency -> its meaning."""
+
+LIMITED = {"ttft": "ttft_s", "tpot": "tpot_s", "e2el": "e2e_s"}
+"""Metric of a goodput limit -> field of Summary."""
 
 INFINITE = "∞"
 """A percentile that falls on a failed request."""
@@ -129,7 +144,79 @@ def energy_note(summary: Summary) -> str | None:
     if energy.measured_joules is not None:
         valid = energy.valid and summary.verdict.check("energy").status != "failed"
         return None if valid else "ENERGY NOT VALID: see the verdict"
-    return f"No energy: {clean('; '.join(energy.reasons))}"
+    return f"Energy was not measured: {clean('; '.join(energy.reasons))}"
+
+
+def invalid_by(summary: Summary, row: str) -> str | None:
+    """Return the name of the check by which a row of summary.json supports no claim; None when it supports one."""
+    failed = (check for check in summary.verdict.checks if check.status == "failed")
+    names = [check.name for check in failed if any(row == of or row.startswith(f"{of}.") for of in check.rows)]
+    if row == "energy" and not summary.energy.valid and summary.energy.measured_joules is not None:
+        names.append("energy")
+    return names[0].replace("_", " ") if names else None
+
+
+def with_error(value: float | None, energy: EnergySummary) -> str:
+    """Return joules with their standard error: those of a part have the relative error of the attributed total."""
+    total, error = energy.attributed_joules, energy.attributed_se_joules
+    if value is None or not total or error is None:
+        return joules(value)
+    return f"{joules(value)} ± {joules(value * error / total)}"
+
+
+class LimitLine(NamedTuple):
+    """One latency limit of a goodput, and whether p50 and p99 are within it; None where they are not known."""
+
+    text: str
+    is_met: bool | None
+
+
+def limit_lines(summary: Summary, field: str) -> list[LimitLine]:
+    """Return the limits on a latency of Summary: the run's, or those of the workloads where they differ.
+
+    Failed requests count as infinitely late.
+    """
+    good = summary.goodput
+    parts: list[tuple[str, Summary | WorkloadSummary, dict[str, float]]] = []
+    if good is not None and good.slo_ms:
+        parts = [("", summary, good.slo_ms)]
+    elif good is not None:
+        parts = [
+            (f"{clean(name)}: ", part, part.goodput.slo_ms)
+            for name, part in sorted(summary.by_workload.items())
+            if part.goodput
+        ]
+    lines = []
+    for name, part, slo_ms in parts:
+        for metric, limit_ms in slo_ms.items():
+            if LIMITED.get(metric) == field:
+                lines.append(_limit_line(f"{name}limit {seconds(limit_ms / 1000)}", getattr(part, field), limit_ms))
+    return lines
+
+
+def _limit_line(text: str, spread: Latency, limit_ms: float) -> LimitLine:
+    if not spread.count:
+        return LimitLine(f"{text}: not known", None)
+    reached = (spread.p50_with_failures, spread.p99_with_failures) if spread.left_out else (spread.p50, spread.p99)
+    p50, p99 = (value is not None and value * 1000 <= limit_ms for value in reached)
+    why = ", failed requests counted" if spread.left_out and not p99 else ""
+    return LimitLine(f"{text}: {'met' if p99 else f'p50 met, p99 missed{why}' if p50 else f'missed{why}'}", p99)
+
+
+def limits_text(slo_ms: dict[str, float]) -> str:
+    """Return the limits of a goodput, such as "TTFT ≤ 200 ms, TPOT ≤ 50.0 ms"."""
+    names = {field: short for field, short, _ in LATENCIES}
+    limits = (
+        f"{names.get(LIMITED.get(metric, ''), clean(metric))} ≤ {seconds(limit / 1000)}"
+        for metric, limit in slo_ms.items()
+    )
+    return ", ".join(limits) or "their stream's limits"
+
+
+def failed_kinds(requests: RequestCounts) -> str:
+    """Return the number of failed requests of each kind, the most frequent first."""
+    kinds = sorted(requests.by_error.items(), key=lambda kind: (-kind[1], kind[0]))
+    return ", ".join(f"{number:,} {clean(kind).replace('_', ' ')}" for kind, number in kinds if number)
 
 
 class Fact(NamedTuple):
@@ -217,10 +304,7 @@ def _served(server: ServerLoad | None) -> str:
 
 
 def _goodput(good: Goodput) -> str:
-    limits = (
-        ", ".join(f"{clean(name)} ≤ {limit:g} ms" for name, limit in good.slo_ms.items()) or "their stream's limits"
-    )
-    return f"{with_unit(good.rps, '/s')}, {percent(good.ratio)} of requests within {limits}"
+    return f"{with_unit(good.rps, '/s')}, {percent(good.ratio)} of requests within {limits_text(good.slo_ms)}"
 
 
 def _length(requested: int | None, counted: int | None, max_off: int | None) -> str:

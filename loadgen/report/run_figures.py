@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
-
-import numpy as np
 
 from loadgen.report import request_charts, svg
 from loadgen.report.charts.figure import figure as draw
-from loadgen.report.heat_map import Shade, empty, figure, heat_map, shaded_table
+from loadgen.report.heat_map import empty, figure, heat_map
 from loadgen.report.markup import Markup, join, tag
 from loadgen.report.run_limits import workloads
 from loadgen.report.time_charts import time_axis, time_charts, time_note
 from loadgen.results.over_time import bins_of
 from loadgen.results.over_time import over_time as numbers_over_time
-from loadgen.stats.distributions import RANKS, by_rank
 
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
-    from loadgen.stats.arrays import Floats
 
-__all__ = ["Shade", "empty", "figure", "heat_map", "shaded_table", "workloads"]
-
-PERCENTILES = (50, 90, 99)
-SHARE_AXIS = svg.Axis(0, 1, False, tuple((p, f"{100 * p:g} %") for p in (0, 0.25, 0.5, 0.75, 0.9, 0.99)))
+__all__ = ["empty", "figure", "heat_map", "workloads"]
 
 
 def legend(names: list[str]) -> Markup:
@@ -32,34 +24,6 @@ def legend(names: list[str]) -> Markup:
         return Markup()
     items = (tag("li", svg.swatch(i), " ", tag("span", name)) for i, name in enumerate(names))
     return tag("ul", *items, class_="legend")
-
-
-def share_curve(
-    values: Floats,
-    shares: Floats,
-    percentiles: Sequence[float],
-    titles: Sequence[str],
-    x: svg.Axis,
-    height: float,
-    index: int,
-) -> Markup:
-    """Return series `index`: a step curve of the share at or below each value, from (lowest, 0) up to (highest, 1).
-
-    values, shares: ascending, drawn at up to RANKS of them. percentiles: the values at PERCENTILES, where the dots are;
-    `titles` are their tooltips.
-    """
-    kept = by_rank(len(values), RANKS)
-    places = x.at(values[kept])
-    # A step curve needs an end: from each value to the next it stays at that value's share.
-    curve = svg.steps(
-        np.concatenate([places[:1], places, places[-1:]]),
-        SHARE_AXIS.at(np.concatenate([[0.0], shares[kept]])),
-        height,
-        stroke_dasharray=svg.DASHES[index % len(svg.DASHES)],
-    )
-    dotted = SHARE_AXIS.at(np.array(PERCENTILES) / 100)
-    dots = svg.dots(x.at(np.array(percentiles)), dotted, height, titles, class_="dot mark")
-    return tag("g", curve, dots, class_=f"s{index % 6}")
 
 
 # ---------------------------------------------------------------- figures of the page

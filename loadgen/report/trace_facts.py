@@ -21,6 +21,53 @@ TraceFacts = tuple[dict[str, Any], Description]
 """Facts by name, None where they are unknown, and the statistics that they were taken from."""
 
 
+FACT_NAMES = {
+    "sessions": "sessions",
+    "turns_per_session_mean": "turns per session, mean",
+    "turns_per_session_p50": "turns per session, p50",
+    "turns_per_session_max": "turns per session, max",
+    "session_gap_p50_s": "gap between turns, p50 (s)",
+    "dropped": "requests left out",
+    "prefix_block_reuse": "prompt blocks seen before",
+    "prefix_token_reuse": "input tokens seen before",
+    "estimated": "estimated",
+    "duration_s": "duration (s)",
+    "rate_over_time_rps": "requests/s over time",
+    "mean_rps": "requests/s, mean",
+    "gap_cv": "arrival gaps, std / mean",
+    **{f"index_of_dispersion_{w}s": f"dispersion in {w:,} s" for w in WINDOWS_S},
+    "spearman": "rank correlation",
+    **{
+        f"{side}_{key}": f"{side} tokens, {name}"
+        for side in ("input", "output")
+        for key, name in (
+            ("mean", "mean"), ("p50", "p50"), ("p90", "p90"), ("p99", "p99"), ("max", "max"),
+            ("shares_by_power_of_2", "by power of 2"),
+        )
+    },
+}  # fmt: skip
+"""Names in words; a fact that is not here, such as the source of bins, is called by its key."""
+
+DIFFERENCES = {
+    "ks_input": "input tokens: Kolmogorov-Smirnov distance",
+    "ks_output": "output tokens: Kolmogorov-Smirnov distance",
+    "ks_gap": "time between arrivals: Kolmogorov-Smirnov distance",
+    "spearman_difference": "rank correlation of input with output: difference",
+}
+ALIKE = "Small: alike. A distance is the largest gap between two cumulative shares, from 0 (alike) to 1 (no overlap)."
+
+
+MEANINGS = (
+    "Arrival gaps, std / mean, and dispersion (variance / mean of the counts in windows of so many seconds): 1 is "
+    "Poisson, more is burstier. Rank correlation: Spearman's, of input with output tokens; 0 is unrelated."
+)
+
+
+def fact_name(key: str) -> str:
+    """Return the name of a fact in words."""
+    return FACT_NAMES.get(key, key.replace("_", " "))
+
+
 def describe_source(name: str, format: Format | None) -> TraceFacts:
     """Describe a trace, or bins by path or name, see `source_path`."""
     path = source_path(name)

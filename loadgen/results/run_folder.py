@@ -36,6 +36,9 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
 
     run_id: str
     loadgen_version: str
+    command: list[str] = []
+    """The words of the command line that made the run, without secrets. Empty in the folder of an older version, and
+    where a study or a program made it."""
     config: dict[str, Any]
     """The options of the run, without secrets."""
     seed: int

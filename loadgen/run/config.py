@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 import msgspec
 
 from loadgen.client.client import Client
-from loadgen.client.redact import clean_url
+from loadgen.client.redact import clean_url, redact, redact_command, secrets_of
 from loadgen.client.request_body import MessageMaker, message_maker
 from loadgen.client.word_counts import Count
 from loadgen.record import Endpoint
@@ -88,6 +88,8 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     overwrite: Annotated[bool, NOT_RECORDED] = False
     words: Annotated[Path | None, NOT_RECORDED] = None
     """The file that holds the words of requests that have their own."""
+    command: Annotated[tuple[str, ...], NOT_RECORDED] = ()
+    """The words of the command line that starts the run: an entry of its own in run.json, without secrets."""
     plan: Annotated[dict[str, Any], NOT_RECORDED] = {}
     """The making of the schedule: run.json states these entries before the options."""
 
@@ -102,6 +104,13 @@ def recorded_options(config: RunConfig) -> dict[str, Any]:
         if mark.value is not None and not (mark.omit_none and value is None):
             stated[mark.name or name] = mark.value(value)
     return stated
+
+
+def recorded_command(config: RunConfig) -> list[str]:
+    """Return `command` of run.json: the words of the command line without secrets, which the values of options may
+    repeat."""
+    secrets = secrets_of([*config.headers.values(), *([config.api_key] if config.api_key else [])])
+    return [redact(word, secrets) for word in redact_command(config.command)]
 
 
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from loadgen import __version__, clock
 from loadgen.client.socket_poller import reads_tokens
 from loadgen.results.metrics import distribution_s
 from loadgen.results.run_folder import RunInfo, RunWriter
-from loadgen.run.config import PreparedRun, RunConfig, open_client, recorded_options
+from loadgen.run.config import PreparedRun, RunConfig, open_client, recorded_command, recorded_options
 from loadgen.run.metering import Metering
 from loadgen.run.preparation import Preparation, prepare
 from loadgen.run.processes import check_sending, open_sender
@@ -134,6 +134,7 @@ def info_before(preparation: Preparation, config: RunConfig, metering: Metering)
     return RunInfo(
         run_id=secrets.token_hex(6),
         loadgen_version=__version__,
+        command=recorded_command(config),
         config=recorded_options(config),
         seed=schedule.seed,
         requested_rps=schedule.rate_rps,

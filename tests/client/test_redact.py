@@ -6,7 +6,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.client.redact import MAX_SEARCHED_BYTES, QUOTE_CHARS, clean_url, redact, secrets_of, without_quotes
+from loadgen.client.redact import (
+    MAX_SEARCHED_BYTES,
+    QUOTE_CHARS,
+    clean_url,
+    redact,
+    redact_command,
+    secrets_of,
+    without_quotes,
+)
 from loadgen.errors import LoadgenError
 
 
@@ -101,3 +109,23 @@ def test_an_error_is_left_out_where_its_quotations_cannot_be_looked_for(body: by
 def test_no_long_run_of_a_prompt_stays_in_an_error(prompt: str, before: str, after: str) -> None:
     shown = without_quotes(before + prompt + after, json.dumps({"prompt": prompt}).encode())
     assert all(prompt[i : i + QUOTE_CHARS] not in shown for i in range(len(prompt) - QUOTE_CHARS + 1))
+
+
+@pytest.mark.parametrize(
+    ("command", "written"),
+    [
+        ("replay chat --rps 4", "replay chat --rps 4"),
+        ("replay --keep-bodies chat", "replay --keep-bodies chat"),
+        ("replay --api-key sk-1 chat", "replay --api-key [redacted] chat"),
+        ("replay --api-key=sk-1 chat", "replay --api-key=[redacted] chat"),
+        ("replay --header Authorization:Bearer-sk-1", "replay --header Authorization:[redacted]"),
+        ("replay --header=X-Key=sk-1 chat", "replay --header=X-Key:[redacted] chat"),
+        ("replay --url https://me:sk-1@host/v1?key=sk-1", "replay --url https://host/v1"),
+        ("replay --energy=http://me:sk-1@gpu:9400/metrics", "replay --energy=http://gpu:9400/metrics"),
+        ("replay hf://org/set", "replay hf://org/set"),
+        ("replay hf://me:sk-1@org/set", "replay [redacted]"),
+        ('replay --extra-body {"u":"http://me:sk-1@h"}', "replay --extra-body [redacted]"),
+    ],
+)
+def test_a_command_line_is_written_down_without_its_secrets(command: str, written: str) -> None:
+    assert redact_command(command.split()) == written.split()

@@ -26,17 +26,3 @@ def test_heat_map_edges_hold_every_length(tokens: list[int]) -> None:
     assert grid.input_edges[0] <= min(tokens)
     assert max(tokens) < grid.input_edges[-1]
     assert grid.input_edges == sorted(set(grid.input_edges))
-
-
-def test_a_heat_map_shades_what_it_has_and_leaves_the_rest_blank() -> None:
-    shade = heat_map.Shade(1.0, 100.0)
-    cells = [[(1.0, "1 J", "3"), None], [(100.0, "100 J", ""), (10.0, "10 J", "")]]
-    made = heat_map.shaded_table("Heading", "Caption", ["8", "16"], ["2", "4"], cells, shade)
-    assert '<td class="h0">1 J<small>3</small></td><td class="none"></td>' in made
-    assert '<td class="h6">100 J</td><td class="h3">10 J</td>' in made
-
-
-@pytest.mark.parametrize(("value", "shade"), [(0.5, 0), (1.0, 0), (1.94, 1), (10.0, 3), (99.0, 6), (100.0, 6)])
-def test_seven_shades_are_even_on_a_logarithmic_scale(value: float, shade: int) -> None:
-    assert heat_map.Shade(1.0, 100.0)(value) == shade
-    assert heat_map.Shade(5.0, 5.0)(value) == 0

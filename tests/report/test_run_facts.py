@@ -70,11 +70,11 @@ def test_natural_endings_stand_beside_the_recorded_answers() -> None:
 
 def test_workloads_have_a_goodput_of_their_own_only_where_their_limits_differ() -> None:
     common = Goodput(slo_ms={"ttft": 200.0}, good=3, ratio=0.75, rps=1.5)
-    assert facts(summary(goodput=common))["goodput", ""] == "1.50 /s, 75.0 % of requests within ttft ≤ 200 ms"
+    assert facts(summary(goodput=common))["goodput", ""] == "1.50 /s, 75.0 % of requests within TTFT ≤ 200 ms"
     assert ("goodput", "chat") not in facts(summary(goodput=common))
     mixed = facts(summary(goodput=msgspec.structs.replace(common, slo_ms={})))
     assert mixed["goodput", ""] == "1.50 /s, 75.0 % of requests within their stream's limits"
-    assert "ttft ≤ 200 ms, tpot ≤ 50 ms" in mixed["goodput", "chat"] and ("goodput", "code") in mixed
+    assert "TTFT ≤ 200 ms, TPOT ≤ 50.0 ms" in mixed["goodput", "chat"] and ("goodput", "code") in mixed
     assert not any(label == "goodput" for label, _ in facts(summary(goodput=None)))
 
 

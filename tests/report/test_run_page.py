@@ -10,7 +10,7 @@ import pytest
 
 from loadgen.energy.series import EnergySample
 from loadgen.errors import LoadgenError
-from loadgen.report import run_figures, run_page, svg
+from loadgen.report import run_page, svg
 from loadgen.report.markup import Markup, table, tag
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summary import KindOutput
@@ -110,9 +110,9 @@ def test_words_from_the_server_and_the_trace_are_text_not_markup() -> None:
 @pytest.mark.parametrize(
     ("status", "kind", "head", "tile"),
     [
-        ("ok", "good", "OK", "Time to first token"),
-        ("warning", "fair", "OK, with warnings", "Time to first token !"),
-        ("failed", "bad", "FAILED", "Time to first token !!"),
+        ("ok", "good", "OK", "Time to first token (TTFT)"),
+        ("warning", "fair", "OK, with warnings", "Time to first token (TTFT) !"),
+        ("failed", "bad", "FAILED", "Time to first token (TTFT) !!"),
     ],
 )
 def test_the_page_begins_with_the_verdict_and_marks_the_tiles_that_it_touches(
@@ -163,7 +163,7 @@ def test_accounts_that_do_not_add_up_are_said_first() -> None:
 
 def test_what_is_not_valid_says_so_and_shows_no_zero_for_unknown() -> None:
     page = page_of("without_energy")
-    assert "No energy: nvml: libnvidia-ml.so.1" in page.text
+    assert "Energy was not measured: nvml: libnvidia-ml.so.1" in page.text
     assert "libnvidia-ml.so.1 was not found" in page.text
     assert " 0 J" not in page.text
     assert "no request completed" in page_of("without_completions").text
@@ -317,50 +317,6 @@ def test_neighbouring_colours_differ_for_colour_blind_readers(theme: dict[str, s
 
 
 # -- sections, each alone ---------------------------------------------------------------------------------------------
-
-
-def test_a_share_curve_goes_from_nothing_to_all_with_dots_at_its_percentiles() -> None:
-    x = svg.Axis(0, 4, False, ())
-    made = run_figures.share_curve(
-        np.array([1.0, 2.0, 4.0]), np.array([0.25, 0.5, 1.0]), [2.0, 4.0, 4.0], ["a", "b", "c"], x, 100, 1
-    )
-    paths = [attrs["d"] for name, attrs in Page(made).elements if name == "path"]
-    assert paths == ["M250 100H250V75H500V50H1000V0H1000", "M500 50h.01", "M1000 10h.01", "M1000 1h.01"]
-
-
-def test_the_ledger_lists_every_account_and_says_what_is_missing() -> None:
-    made = sample_runs.single()
-    assert made.attribution is not None and made.summary is not None
-    whole = Page(run_page.energy_ledger(made.attribution, made.summary.energy)).text
-    assert "= measured" in whole and "100.0 %" in whole and "Method: shapley" in whole
-    short = msgspec.structs.replace(made.attribution, measured_mj=made.attribution.measured_mj + 7)
-    assert "measured (+7 mJ off)" in Page(run_page.energy_ledger(short, made.summary.energy)).text
-
-
-def test_energy_by_workload_has_the_run_and_each_workload() -> None:
-    made = sample_runs.run().summary
-    assert made is not None
-    table_of = Page(run_page.energy_by_workload(made))
-    assert [word for word in table_of.words if word in ("all", "chat", "code")] == ["all", "chat", "code"]
-    unknown = msgspec.structs.replace(made, energy=msgspec.structs.replace(made.energy, prefill_joules=None))
-    assert sum(name == "svg" for name, _ in Page(run_page.energy_by_workload(unknown)).elements) == 2
-
-
-def test_without_a_fit_there_are_no_fitted_costs() -> None:
-    made = sample_runs.single().summary
-    assert made is not None
-    assert run_page.fitted_costs(msgspec.structs.replace(made.energy, coefficients=None)) == ""
-    fit = {
-        "step_j": 0.5,
-        "idle_w": 100.0,
-        "r_squared": 0.99,
-        "misfit": 0.25,
-        "outliers": 1200.0,
-        "decode_token_j": None,
-    }
-    text = Page(run_page.fitted_costs(msgspec.structs.replace(made.energy, coefficients=fit))).text
-    for row in ("one engine step 0.500 J", "idle power 100 W", "R² of the fit 0.990", "a window 25.0 %", "out 1,200"):
-        assert row in text
 
 
 def test_failures_are_listed_with_an_example_and_a_run_without_any_says_so() -> None:

@@ -71,7 +71,7 @@ def test_a_long_name_cuts_off_no_figure_at_eighty_columns() -> None:
 
 def test_no_energy_gives_every_reason_and_no_zero() -> None:
     told = " ".join(printed(sample_runs.without_energy()).split())
-    assert "No energy" in told and "ENERGY NOT VALID" not in told
+    assert "Energy was not measured" in told and "ENERGY NOT VALID" not in told
     assert "libnvidia-ml.so.1 was not found" in told and "permission denied" in told
     assert " 0 J" not in told and "0.000 J" not in told
 

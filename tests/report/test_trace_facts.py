@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from loadgen.report.trace_facts import format_fact, session_facts, shares_by_power_of_2, time_facts
+from loadgen.report.trace_facts import fact_name, format_fact, session_facts, shares_by_power_of_2, time_facts
 from loadgen.report.trace_page import tile_rows
-from loadgen.report.trace_terminal import decimal, spark_line
+from loadgen.report.trace_terminal import decimal, heat_map, spark_line
 from loadgen.stats.distributions import Counts
 from loadgen.workload.token_bins import CountedPairs
 from loadgen.workload.trace_stats import WINDOWS_S, Description, SessionStats
@@ -84,16 +84,36 @@ def test_a_spark_line_has_a_mark_for_each_value_and_none_for_zero(values: list[f
     assert [mark == " " for mark in marks] == [value == 0 for value in values]
 
 
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("gap_cv", "arrival gaps, std / mean"),
+        ("index_of_dispersion_60s", "dispersion in 60 s"),
+        ("input_p90", "input tokens, p90"),
+        ("made_by", "made by"),
+    ],
+)
+def test_a_fact_has_a_name_in_words(key: str, name: str) -> None:
+    assert fact_name(key) == name
+
+
+def test_heat_maps_of_two_traces_begin_at_the_same_length() -> None:
+    long, short = (CountedPairs(np.array(inputs), ONES, ONES) for inputs in ((16, 32, 64), (4, 8, 16)))
+    axes = [str(heat_map("t", pairs, 4, "utf-8")).splitlines()[-2] for pairs in (long, short)]
+    assert axes[0].split() == ["+", "4", "8", "16", "32", "64"]
+    assert axes[0].startswith(axes[1])
+
+
 FACTS = {"input_p50": 7.6, "input_mean": 9.0, "output_p50": 3.0, "output_mean": 4.5, "spearman": None, "requests": 1200}
 
 
 def test_bins_have_no_arrivals_to_show() -> None:
     rows = tile_rows(FACTS)
-    assert [name for name, _, _ in rows] == ["Input tokens", "Output tokens", "Rank correlation", "Requests"]
+    assert [name for name, _, _ in rows] == ["Input tokens", "Output tokens", "Requests", "Input with output"]
     assert rows[0] == ("Input tokens", "8", "median; mean 9.00")
-    assert rows[2][1] == "-"
-    assert rows[3] == ("Requests", "1,200", "counted in the bins")
-    assert tile_rows(FACTS | {"duration_s": None})[3][2] == "in the trace"
+    assert rows[3][1] == "-"
+    assert rows[2] == ("Requests", "1,200", "counted in the bins")
+    assert tile_rows(FACTS | {"duration_s": None})[2][2] == "in the trace"
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from loadgen.cli import cli
 from loadgen.cli.replay import replay
 from loadgen.errors import LoadgenError
-from loadgen.run.config import RunConfig, open_client, recorded_options
+from loadgen.run.config import RunConfig, open_client, recorded_command, recorded_options
 
 TRACE = str(Path(__file__).parents[2] / "traces" / "chat.jsonl")
 
@@ -77,10 +77,22 @@ def invoke(*arguments: str) -> None:
     assert isinstance(result.exception, ReplayedError), result.output
 
 
-def test_every_field_is_an_option_of_the_command_but_the_plan_and_the_words() -> None:
+def test_every_field_is_an_option_of_the_command_but_the_plan_the_words_and_the_command_itself() -> None:
     fields = set(RunConfig.__struct_fields__)
-    assert fields - {param.name for param in replay.params} == {"plan", "words"}
-    assert set(GIVEN) == fields - {"plan", "words"}
+    assert fields - {param.name for param in replay.params} == {"plan", "words", "command"}
+    assert set(GIVEN) == fields - {"plan", "words", "command"}
+
+
+def test_the_command_is_kept_without_secrets_and_with_the_url_of_the_environment(
+    configured: list[RunConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "http://me:pw@host:1/v1")
+    invoke("--header", "X-Key:sk-1")
+    invoke("--url", "http://other:2/v1")
+    common = ("loadgen", "replay", TRACE, "--num-requests", "2")
+    headed, other = (recorded_command(config) for config in configured)
+    assert headed == [*common, "--header", "X-Key:[redacted]", "--base-url", "http://host:1/v1"]
+    assert other == [*common, "--url", "http://other:2/v1"]
 
 
 def test_every_option_of_the_command_has_a_place() -> None:

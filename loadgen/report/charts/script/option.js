@@ -16,7 +16,7 @@ export function option(data, view, hidden, colours, width, tooltip) {
     yAxis: axis(data.y, [data.y.low, data.y.high], data.y.ticks, colours),
     dataZoom: [dataZoom(data, view)],
     tooltip: { ...tooltip, trigger: hasDots(data) ? "item" : "axis", axisPointer: pointer(colours) },
-    series: [...shown.flatMap((mark) => marks(data, mark, colours)), limits(data, colours)],
+    series: [...shown.flatMap((mark) => marks(data, mark, colours, width)), limits(data, colours)],
   };
 }
 
@@ -61,7 +61,7 @@ const dataZoom = (data, view) => ({
 
 const pointer = (colours) => ({ type: "line", lineStyle: { color: colours.soft, type: "solid" }, label: { show: false } });
 
-function marks(data, { series, index }, colours) {
+function marks(data, { series, index }, colours, width) {
   const colour = colours.of(series.colour);
   const points = series.y.map((y, k) => [place(data.x, series.x[k]), place(data.y, y)]);
   if (series.kind === "steps" && series.y.length) points.push([place(data.x, series.x.at(-1)), place(data.y, series.y.at(-1))]);
@@ -71,7 +71,10 @@ function marks(data, { series, index }, colours) {
     data: points,
     itemStyle: { color: colour },
     label: labels(series, colours),
-    labelLayout: { hideOverlap: true },
+    labelLayout: ({ rect, labelRect }) => {
+      const fits = labelRect.x + labelRect.width < width;
+      return { hideOverlap: true, ...(fits ? {} : { x: rect.x - 6, align: "right" }) };
+    },
     emphasis: { scale: 1.5 },
     ...FORMS[series.kind](points, { width: 2, color: colour, type: series.dash ?? "solid" }, names(data).indexOf(series.name)),
   };
@@ -103,7 +106,8 @@ function lone(points) {
 const labels = (series, colours) => ({
   show: series.labels !== null,
   formatter: ({ dataIndex }) => series.labels[dataIndex] ?? "",
-  position: "top",
+  position: "right",
+  offset: [0, -8],
   color: colours.ink,
   fontSize: 12,
 });

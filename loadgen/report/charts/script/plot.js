@@ -9,8 +9,7 @@ import { CanvasRenderer } from "echarts/renderers";
 import { announce, element } from "./dom.js";
 import { GRID, hasDots, names, option, xAxis } from "./option.js";
 import { place, valueAt } from "./scale.js";
-import { valueText } from "./text.js";
-import { dotText, valueTable, valuesAt } from "./values.js";
+import { axisText, dotText, valueTable, valuesAt } from "./values.js";
 
 use([LineChart, ScatterChart, BarChart, CustomChart, GridComponent, TooltipComponent, MarkLineComponent]);
 use([DataZoomInsideComponent, LabelLayout, CanvasRenderer]);
@@ -150,7 +149,7 @@ export class Plot {
       const key = element("i", { class: "key", style: `background:${this.colours().of(colour)}` });
       return element("tr", {}, element("th", {}, key, name), element("td", {}, text));
     });
-    return element("table", {}, element("caption", {}, valueText(x, this.data.x.unit)), ...rows);
+    return element("table", {}, element("caption", {}, axisText(x, this.data.x)), ...rows);
   }
 
   get active() {
@@ -221,7 +220,7 @@ export class Plot {
     const x = this.chart.convertToPixel({ xAxisIndex: 0 }, place(this.data.x, this.stop.x));
     this.chart.dispatchAction({ type: "showTip", x, y: GRID.top + this.data.height / 2 });
     const values = valuesAt(this.data, this.stop.x, this.hidden).map(([name, text]) => `${name} ${text}`);
-    return announce(`${valueText(this.stop.x, this.data.x.unit)}: ${values.join(", ")}`);
+    return announce(`${axisText(this.stop.x, this.data.x)}: ${values.join(", ")}`);
   }
 
   /** The mark as ECharts counts it: among the series that are drawn. */

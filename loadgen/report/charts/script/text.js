@@ -51,7 +51,7 @@ export function valueText(value, unit) {
 }
 
 /** Up to `digits` significant digits, without trailing zeros, with a comma at thousands. */
-const general = (value, digits) => value.toLocaleString("en-US", { maximumSignificantDigits: digits });
+export const general = (value, digits) => value.toLocaleString("en-US", { maximumSignificantDigits: digits });
 
 function tickSeconds(value) {
   const [factor, unit] = [[1, "s"], [1e-3, "ms"], [1e-6, "µs"]].find(([f]) => Math.abs(value) >= f * 0.999) ?? [1e-9, "ns"];

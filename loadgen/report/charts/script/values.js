@@ -2,7 +2,7 @@
 
 import { element, table } from "./dom.js";
 import { hasDots } from "./option.js";
-import { valueText } from "./text.js";
+import { general, valueText } from "./text.js";
 
 const MAX_ROWS = 500;
 
@@ -27,17 +27,20 @@ function lowerBound(values, wanted) {
   return low;
 }
 
+/** Return a value of an axis: a whole number, such as of requests, has no decimals. */
+export const axisText = (value, axis) => (axis.whole && Number.isInteger(value) ? general(value, 15) : valueText(value, axis.unit));
+
 /** Return one mark's value with its interval. */
-export function markText(data, series, k) {
+export function markText({ y: axis }, { y, low, high }, k) {
   if (k < 0) return "-";
-  const value = valueText(series.y[k], data.y.unit);
-  const known = series.low && series.low[k] !== null && series.high[k] !== null;
-  return known ? `${value} (${valueText(series.low[k], data.y.unit)} to ${valueText(series.high[k], data.y.unit)})` : value;
+  const value = axisText(y[k], axis);
+  const known = low && low[k] !== null && high[k] !== null;
+  return known ? `${value} (${axisText(low[k], axis)} to ${axisText(high[k], axis)})` : value;
 }
 
 /** Return the text of one dot: its own, else its series' name and its two values. */
 export function dotText(data, series, k) {
-  return series.hints?.[k] ?? `${series.name}: ${data.x.title} ${valueText(series.x[k], data.x.unit)}, ${data.y.title} ${markText(data, series, k)}`;
+  return series.hints?.[k] ?? `${series.name}: ${data.x.title} ${axisText(series.x[k], data.x)}, ${data.y.title} ${markText(data, series, k)}`;
 }
 
 /** Return all shown series' values at `x`: [name, text, series]. */
@@ -66,12 +69,12 @@ function contents(data) {
 
 const dotRows = (data) =>
   data.series.flatMap((series) =>
-    series.y.map((_, k) => [series.name, valueText(series.x[k], data.x.unit), markText(data, series, k)]),
+    series.y.map((_, k) => [series.name, axisText(series.x[k], data.x), markText(data, series, k)]),
   );
 
 function lineRows(data) {
   const all = [...new Set(data.series.flatMap((series) => series.x.slice(0, series.y.length)))].sort((a, b) => a - b);
   const places = data.series.map((series) => new Map(series.x.map((x, k) => [x, k])));
   const cell = (series, s, x) => (series.kind === "steps" ? indexAt(series, x) : (places[s].get(x) ?? -1));
-  return all.map((x) => [valueText(x, data.x.unit), ...data.series.map((series, s) => markText(data, series, cell(series, s, x)))]);
+  return all.map((x) => [axisText(x, data.x), ...data.series.map((series, s) => markText(data, series, cell(series, s, x)))]);
 }
