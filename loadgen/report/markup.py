@@ -39,7 +39,7 @@ def join(parts: Iterable[str]) -> Markup:
 def table(head: Iterable[str], rows: Iterable[Iterable[str]], caption: str, class_: str | None = None) -> Markup:
     """Return a table in a box of its own: a wide table scrolls, the page does not. Rows begin with a header.
 
-    On a phone a row is a block: its header, and each cell below the name of its column.
+    On a phone a row of more than 4 columns is a block: its header, and each cell below the name of its column.
     """
     head = list(head)
     names = [_words(cell) or None for cell in head[1:]]
@@ -52,7 +52,8 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]], caption: str, clas
         )
         for header, *cells in rows
     ]
-    inner = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", *body), class_=class_)
+    classes = " ".join(filter(None, (class_, "blocks" if len(head) > 4 else None))) or None
+    inner = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", *body), class_=classes)
     return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 

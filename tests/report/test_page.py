@@ -42,6 +42,17 @@ def test_a_cell_carries_the_name_of_its_column_for_phones() -> None:
     assert [attrs for name, attrs in made.elements if name == "td"] == [{"data-label": "p<99>"}, {}]
 
 
+@pytest.mark.parametrize(
+    ("columns", "class_", "classes"),
+    [(4, None, {}), (4, "wrap", {"class": "wrap"}), (5, "wrap", {"class": "wrap blocks"})],
+)
+def test_the_rows_of_a_table_of_many_columns_become_blocks_on_a_phone(
+    columns: int, class_: str | None, classes: dict[str, str]
+) -> None:
+    made = Page(table(["a"] * columns, [], "T", class_))
+    assert ("table", classes) in made.elements
+
+
 @pytest.mark.parametrize("simulated", [True, False])
 def test_the_top_of_a_page_says_what_is_simulated(simulated: bool) -> None:
     assert ("SIMULATED" in Page(header("loadgen report", "T", simulated=simulated)).text) is simulated

@@ -64,6 +64,8 @@ def _swatch(chart: Chart, index: int) -> Markup:
 
 def _axis_title(axis: Axis) -> str:
     """Return the title with the unit, where the labels do not carry it."""
+    if axis.unit == "1/s":
+        return f"{axis.title} per second"
     carried = axis.unit in ("", "s", "J", "share") or axis.unit in axis.title
     return axis.title if carried else f"{axis.title} ({axis.unit})"
 

@@ -4,6 +4,7 @@ import json
 import re
 
 import numpy as np
+import pytest
 
 from loadgen.report.charts.chart import Axis, Chart, Series
 from loadgen.report.charts.figure import figure
@@ -27,3 +28,19 @@ def test_a_name_cannot_end_the_element_of_the_data() -> None:
 
 def test_a_chart_of_unknown_values_says_that_there_is_nothing_to_draw() -> None:
     assert "<svg" not in figure(_chart([float("nan")]))
+
+
+@pytest.mark.parametrize(
+    ("axis", "title"),
+    [
+        (Axis("TTFT", "s"), "TTFT"),
+        (Axis("power", "W"), "power (W)"),
+        (Axis("output tokens", "tokens"), "output tokens"),
+        (Axis("length", "tokens"), "length (tokens)"),
+        (Axis("requests", "1/s"), "requests per second"),
+        (Axis("requests in flight"), "requests in flight"),
+    ],
+)
+def test_the_title_of_an_axis_has_the_unit_where_its_labels_do_not(axis: Axis, title: str) -> None:
+    made = figure(Chart("k", "T", axis, axis, (Series("a", np.ones(1), np.ones(1)),), text=""))
+    assert made.count(f">{title}</p>") == 2
