@@ -38,12 +38,12 @@ def compare(
 ) -> None:
     """Compare run folders: each metric of each run, its ratio to that of the first run, and the difference.
 
-    EXPR is a path into summary.json, a comparison, and a number or a change from the first run. The runs after the
-    first are checked against it.
+    EXPR is a path into summary.json, a comparison, and a number with or without a unit, or a change from the first run.
+    The runs after the first are checked.
 
     \b
     --fail-if 'energy.joules_per_output_token>+3%'
-    --fail-if 'ttft_s.p99>0.5'
+    --fail-if 'ttft_s.p99>100ms'
 
     Runs that did not finish, that failed, or of which different things were asked are refused, each reason in one line.
     Exit status: 0 compared, and every gate passed; 1 a gate failed; 2 refused, or invalid input.
@@ -54,6 +54,7 @@ def compare(
     from loadgen.report import compare as view
     from loadgen.report.comparability import objections
     from loadgen.report.run_facts import summary_of
+    from loadgen.results.difference import find_differences
     from loadgen.results.summarize import load_run
 
     results = [load_run(run) for run in runs]
@@ -64,9 +65,11 @@ def compare(
     summaries = [summary_of(result) for result in results]
     paths = view.known_paths(summaries)
     verdicts = [v for text in gates for v in view.check_gate(view.parse_gate(text, paths), summaries)]
+    named = zip(results[1:], view.letters(len(results))[1:], strict=True)
+    differences = [find_differences(results[0], result, ("A", letter)) for result, letter in named]
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(view.as_json(results, verdicts)), indent=2))
+        click.echo(msgspec.json.format(msgspec.json.encode(view.as_json(results, verdicts, differences)), indent=2))
     else:
-        view.render_comparison(results, Console(), verdicts)
+        view.render_comparison(results, Console(), verdicts, differences)
     if any(verdict.failed for verdict in verdicts):
         ctx.exit(1)

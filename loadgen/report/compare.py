@@ -20,9 +20,11 @@ from loadgen.errors import LoadgenError
 from loadgen.record import ErrorKind
 from loadgen.report.format import UNKNOWN, clean, joules, number, seconds
 from loadgen.report.run_facts import HEADLINES, is_simulated, summary_of, title, verdict_remarks
+from loadgen.results import difference
 from loadgen.results.summary import Summary, WorkloadSummary
 
 if TYPE_CHECKING:
+    from loadgen.results.difference import Difference, Differences
     from loadgen.results.run_folder import RunResult
 
 TABLE_METRICS = (
@@ -30,19 +32,8 @@ TABLE_METRICS = (
     "requests.failed",
     "rate.achieved_rps",
     "schedule_lag_s.p99",
-    "ttft_s.p50",
-    "ttft_s.p99",
-    "tpot_s.p50",
-    "tpot_s.p99",
-    "e2e_s.p50",
-    "response_s.p99",
-    "tokens.output_per_s",
-    "goodput.rps",
+    *difference.PATHS,
     "energy.measured_joules",
-    "energy.mean_watts",
-    "energy.joules_per_request.p50",
-    "energy.joules_per_request.p99",
-    "energy.joules_per_output_token",
     "energy.joules_per_token",
 )
 """Paths into summary.json that the table shows."""
@@ -151,35 +142,67 @@ def metrics(summaries: Sequence[Summary]) -> list[str]:
     for part in PARTS:
         names = sorted({name for summary in summaries for name in getattr(summary, part)})
         parts += [f"{part}.{name}.{path}" for name in names for path in _WORKLOAD_METRICS] if len(names) > 1 else []
+    reasoning = any("reasoning" in summary.output_kinds for summary in summaries)
     return [
-        path for path in (*TABLE_METRICS, *parts) if any(value_at(summary, path) is not None for summary in summaries)
+        path
+        for path in (*TABLE_METRICS, *parts)
+        if (reasoning or not path.startswith("ttfa_s"))
+        and any(value_at(summary, path) is not None for summary in summaries)
     ]
 
 
 # ---------------------------------------------------------------- gates
 
 _GATE = re.compile(
-    r"\s*(?P<path>[^\s<>=]+)\s*(?P<op>>=|<=|>|<)\s*(?P<bound>[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)(?P<pc>%?)\s*"
+    r"\s*(?P<path>[^\s<>=]+)\s*(?P<op>>=|<=|>|<)\s*(?P<bound>[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(?P<unit>%|/s|[a-zA-Zµ]*)\s*"
 )
 _COMPARISONS = {">": gt, ">=": ge, "<": lt, "<=": le}
+_ACCEPTED = "PATH>NUMBER, with a unit (100ms, 0.1s, 2J, 300W) or without, or PATH>+3% (also >=, <, <=)"
+
+UNITS: dict[str, dict[str, float]] = {
+    "s": {"s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6},
+    "J": {"J": 1, "mJ": 1e-3, "kJ": 1e3, "MJ": 1e6},
+    "W": {"W": 1, "kW": 1e3},
+    "/s": {"/s": 1},
+    "": {},
+}
+"""Units of a gate's bound, by the unit of the number in summary.json: name -> factor."""
+
+
+def unit_of(path: str) -> str:
+    """Return the unit of the number at a path: s, J, W, /s, or nothing."""
+    if "joules" in path:
+        return "J"
+    if path.endswith(("_per_s", "_rps", ".rps")):
+        return "/s"
+    return "W" if path.endswith("_watts") else "s" if re.search(r"_s(\.|$)", path) else ""
 
 
 def parse_gate(text: str, paths: Sequence[str]) -> Gate:
-    """Parse `PATH>NUMBER`, or `PATH>+3%` against the first run; also >=, <, <=. LoadgenError for anything else."""
+    """Parse `PATH>NUMBER`, where the number may have a unit, or `PATH>+3%` against the first run; also >=, <, <=.
+
+    Raise LoadgenError for anything else.
+    """
     match = _GATE.fullmatch(text)
     if match is None:
-        raise LoadgenError(f"--fail-if {clean(text)!r} is not PATH>NUMBER or PATH>+3% (also >=, <, <=)")
-    path, bound, relative = match["path"], match["bound"], bool(match["pc"])
-    if relative and bound[0] not in "+-":
+        raise LoadgenError(f"--fail-if {clean(text)!r} is not {_ACCEPTED}")
+    path, bound, unit = match["path"], match["bound"], match["unit"]
+    if unit == "%" and bound[0] not in "+-":
         raise LoadgenError(f"--fail-if {clean(text)!r}: a percentage is a change from the first run, write +{bound}%")
-    if not relative and bound[0] == "+":
-        raise LoadgenError(f"--fail-if {clean(text)!r}: write {bound}% for a change, {bound[1:]} for a value")
+    if unit != "%" and bound[0] == "+":
+        raise LoadgenError(f"--fail-if {clean(text)!r}: write {bound}% for a change, {bound[1:]}{unit} for a value")
     if path not in paths:
         close = ", ".join(get_close_matches(path, paths, n=3, cutoff=0.4))
         hint = f"; close: {close}" if close else ""
         raise LoadgenError(f"--fail-if: summary.json has no number at {clean(path)!r}{hint}")
     op: Any = match["op"]
-    return Gate(text.strip(), path, op, float(bound) / 100 if relative else float(bound), relative)
+    if unit == "%":
+        return Gate(text.strip(), path, op, float(bound) / 100, relative=True)
+    factors = {"": 1.0} | UNITS[unit_of(path)]
+    if unit not in factors:
+        accepted = f"{', '.join(UNITS[unit_of(path)])} or no unit" if len(factors) > 1 else "no unit"
+        raise LoadgenError(f"--fail-if {clean(text)!r}: {clean(path)} takes {accepted}, not {unit}; or a change, +3%")
+    return Gate(text.strip(), path, op, float(bound) * factors[unit], relative=False)
 
 
 def check_gate(gate: Gate, summaries: Sequence[Summary]) -> list[Verdict]:
@@ -202,7 +225,9 @@ def check_gate(gate: Gate, summaries: Sequence[Summary]) -> list[Verdict]:
 # ---------------------------------------------------------------- views
 
 
-def as_json(results: Sequence[RunResult], verdicts: Sequence[Verdict] = ()) -> dict[str, Any]:
+def as_json(
+    results: Sequence[RunResult], verdicts: Sequence[Verdict] = (), differences: Sequence[Differences] = ()
+) -> dict[str, Any]:
     """Return plain values: every known number, not only those of the table."""
     summaries = [summary_of(result) for result in results]
     rows = compare_runs(summaries, known_paths(summaries))
@@ -210,6 +235,17 @@ def as_json(results: Sequence[RunResult], verdicts: Sequence[Verdict] = ()) -> d
         "runs": [summary.run_id for summary in summaries],
         "verdicts": [summary.verdict.status for summary in summaries],
         "metrics": {path: [msgspec.to_builtins(cell) for cell in cells] for path, cells in rows.items()},
+        "differences": [
+            {
+                "run": summary.run_id,
+                "from": summaries[0].run_id,
+                "paired": found.paired,
+                "metrics": {
+                    path: msgspec.to_builtins(row) | {"interval": row.interval} for path, row in found.rows.items()
+                },
+            }
+            for summary, found in zip(summaries[1:], differences, strict=True)
+        ],
         "gates": [
             {
                 "gate": v.gate.text,
@@ -223,8 +259,13 @@ def as_json(results: Sequence[RunResult], verdicts: Sequence[Verdict] = ()) -> d
     }
 
 
-def render_comparison(results: Sequence[RunResult], console: Console, verdicts: Sequence[Verdict] = ()) -> None:
-    """Print the runs, a table with ratios and differences to the first of them, and the verdicts."""
+def render_comparison(
+    results: Sequence[RunResult],
+    console: Console,
+    verdicts: Sequence[Verdict] = (),
+    differences: Sequence[Differences] = (),
+) -> None:
+    """Print the runs, a table of each later run against the first with its differences, and the verdicts of gates."""
     summaries = [summary_of(result) for result in results]
     for letter, result, summary in zip(letters(len(results)), results, summaries, strict=True):
         simulated = "   SIMULATED" if is_simulated(result.info) else ""
@@ -237,22 +278,61 @@ def render_comparison(results: Sequence[RunResult], console: Console, verdicts: 
             console.print(Text(f"   - {remark.text}", style="red" if remark.status == "failed" else "yellow"))
     if len({is_simulated(result.info) for result in results}) > 1:
         console.print(Text("Simulated and measured runs are side by side.", style="bold yellow"))
-    console.print()
-    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
-    table.add_column("", overflow="fold")
-    table.add_column("A", justify="right", no_wrap=True)
-    for letter in letters(len(results))[1:]:
-        for heading in (letter, f"{letter}/A", f"{letter}−A"):
-            table.add_column(heading, justify="right", no_wrap=True)
-    for path, cells in compare_runs(summaries, metrics(summaries)).items():
-        row = [path.removeprefix("by_workload."), quantity(path, cells[0].value)]
-        for cell in cells[1:]:
-            sign = "+" if cell.difference is not None and cell.difference > 0 else ""
-            row += [quantity(path, cell.value), ratio(cell.ratio), sign + quantity(path, cell.difference)]
-        table.add_row(*(Text(text) for text in row))
-    console.print(table)
+    if len(results) == 1:
+        _print_table(summaries, ["A"], None, console)
+    for letter, summary, found in zip(letters(len(results))[1:], summaries[1:], differences, strict=True):
+        _print_table([summaries[0], summary], ["A", letter], found, console)
+        for line in interval_notes(found, metrics([summaries[0], summary]), letter):
+            console.print(Text(line, style="dim"))
     for verdict in verdicts:
         console.print(Text(describe_verdict(verdict), style="bold red" if verdict.failed else "green"))
+
+
+def _print_table(
+    summaries: Sequence[Summary], names: Sequence[str], found: Differences | None, console: Console
+) -> None:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("", overflow="fold")
+    changes = (f"{names[1]}/A", f"{names[1]}−A", "±") if found else ()
+    for heading in (*names, *changes):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for path, cells in compare_runs(summaries, metrics(summaries)).items():
+        row = [path.removeprefix("by_workload."), *(quantity(path, cell.value) for cell in cells)]
+        if found:
+            row += [ratio(cells[1].ratio), signed(path, cells[1].difference), half_width(found.rows.get(path))]
+        table.add_row(*(Text(text) for text in row))
+    console.print()
+    console.print(table)
+
+
+def signed(path: str, difference: float | None) -> str:
+    """Format a difference with its sign."""
+    return ("+" if difference is not None and difference > 0 else "") + quantity(path, difference)
+
+
+def half_width(row: Difference | None) -> str:
+    """Format half the width of an interval, with a star where it excludes 0."""
+    if row is None or row.half_width is None:
+        return UNKNOWN
+    return quantity(row.path, row.half_width) + (" *" if row.excludes_zero else "")
+
+
+def interval_notes(found: Differences, shown: Sequence[str], letter: str = "B") -> list[str]:
+    """Return how the intervals were made, and the reasons for having none with the numbers that they concern."""
+    meaning = (
+        f"± is half of the 95 % interval of {letter}−A: the smallest change that these two runs could have shown. "
+        "* the interval excludes 0, as 1 in 20 does by chance."
+    )
+    how = (
+        f"A and {letter} had the same schedule: its chance cancels in the intervals."
+        if found.paired
+        else f"A and {letter} had different schedules: their chance is in the intervals."
+    )
+    reasons: dict[str, list[str]] = {}
+    for path, row in found.rows.items():
+        if row.reason and path in shown:
+            reasons.setdefault(row.reason, []).append(path)
+    return [meaning, how, *(f"No interval ({reason}): {', '.join(paths)}" for reason, paths in reasons.items())]
 
 
 def ratio(value: float | None) -> str:
@@ -264,10 +344,11 @@ def quantity(path: str, value: float | None) -> str:
     """Format in the unit that the path names."""
     if value is None:
         return UNKNOWN
-    if "joules" in path:
-        return joules(value)
-    if re.search(r"_s(\.|$)", path) and "_per_s" not in path:
-        return seconds(value)
+    match unit_of(path):
+        case "J":
+            return joules(value)
+        case "s":
+            return seconds(value)
     return f"{value:,.0f}" if path.startswith("requests.") else number(value, 4)
 
 

@@ -39,6 +39,10 @@ def verdicts(text: str, *summaries: Summary) -> list[bool]:
         ("energy.mean_watts<-10%", (100, 91), [False]),
         ("energy.mean_watts>+0%", (100, 100), [False]),
         ("energy.mean_watts > 101.5", (200, 101, 102), [False, True]),
+        ("energy.mean_watts > 101.5 W", (200, 101, 102), [False, True]),
+        ("energy.mean_watts>0.1kW", (100, 99), [False]),
+        ("energy.measured_joules>2J", (1, 2.5), [True]),
+        ("energy.measured_joules>2kJ", (1, 2.5), [False]),
         ("energy.mean_watts<1e2", (100, 99), [True]),
         ("energy.mean_watts<=99", (99,), [True]),
         ("energy.mean_watts>5", (None,), [True]),
@@ -63,8 +67,14 @@ def test_gates(gate: str, values: tuple[float | None, ...], failed: list[bool]) 
         ("energy.mean_watts>1>2", "PATH>NUMBER"),
         ("energy.mean_watts==1", "PATH>NUMBER"),
         ("energy.mean_watts>nan", "PATH>NUMBER"),
+        ("ttft_s.p99>100 ms later", r"a unit \(100ms, 0.1s, 2J, 300W\) or without"),
+        ("ttft_s.p99>2J", "ttft_s.p99 takes s, ms, us, µs or no unit, not J; or a change"),
+        ("energy.mean_watts>2s", "takes W, kW or no unit, not s"),
+        ("goodput.rps>2s", "takes /s or no unit, not s"),
+        ("requests.failed>2s", "takes no unit, not s"),
         ("energy.mean_watts>3%", r"write \+3%"),
         ("energy.mean_watts>+3", r"write \+3% for a change, 3 for a value"),
+        ("ttft_s.p99>+3ms", r"write \+3% for a change, 3ms for a value"),
         ("energy.mean_wats>3", "close: energy.mean_watts"),
         ("ttft.p99>3", "close: .*ttft_s.p99"),
         ("energy>3", "no number at 'energy'"),
@@ -77,6 +87,11 @@ def test_a_gate_that_means_nothing_is_an_error_in_one_line(gate: str, told: str)
     with pytest.raises(LoadgenError, match=told) as err:
         verdicts(gate, summary())
     assert "\n" not in str(err.value)
+
+
+@pytest.mark.parametrize("text", ["0.1", "0.1s", "100ms", "100 ms", "1e5us", "100000µs"])
+def test_a_bound_is_the_same_in_every_unit(text: str) -> None:
+    assert compare.parse_gate(f"ttft_s.p99>{text}", ["ttft_s.p99"]).bound == pytest.approx(0.1)
 
 
 def test_every_path_is_a_number_or_unknown() -> None:

@@ -1,0 +1,176 @@
+"""Statistics of a run as functions of weights: how often each request, or each window of time, is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from loadgen.results.energy_summary import aligned_series
+from loadgen.results.metrics import came_in_one_piece, meets_limit
+from loadgen.results.summarize import slo_of, span
+from loadgen.stats.block_bootstrap import Ratio, Spread
+from loadgen.units import MJ_PER_J, NS_PER_S
+
+if TYPE_CHECKING:
+    from loadgen.record import RequestRecord
+    from loadgen.results.run_folder import RunResult
+    from loadgen.stats.arrays import Floats, Ints
+
+LATENCIES = ("ttft_s", "ttfa_s", "tpot_s", "itl_s", "e2e_s", "response_s")
+JOULES = "energy.joules_per_request"
+PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+MIN_BEYOND = 5
+"""Fewest requests beyond a percentile, and fewest good and missed ones, whose scatter says anything."""
+MIN_WINDOWS, MAX_WINDOWS = 100, 2_000
+
+Statistic = Callable[["Floats"], "Floats"]
+"""Weights, one row per resample -> values, one row per resample and one column per path."""
+
+
+class Resampled(NamedTuple):
+    """Numbers of one run over the same elements: its requests, or windows of its time."""
+
+    n: int
+    """Number of elements."""
+    statistics: dict[tuple[str, ...], Statistic]
+    """Statistic of the numbers at some paths of summary.json."""
+    series: list[Floats]
+    """Series of the elements that show how far they depend on one another."""
+    reasons: dict[str, str]
+    """Reason why the scatter of the number at a path is not known from this run."""
+
+
+def limits_of(run: RunResult) -> dict[str, dict[str, float]]:
+    """Return the limits of goodput by workload."""
+    return {name: slo_of(run.info.config, name) for name in sorted({record.workload for record in run.records})}
+
+
+# ---------------------------------------------------------------- requests
+
+
+def over_requests(run: RunResult) -> Resampled:
+    """Return latencies, joules and the ratio of goodput over the requests in the order of the schedule."""
+    planned = {request.index: request.offset_ns for request in run.schedule}
+    records = sorted(run.records, key=lambda record: (planned.get(record.index, record.scheduled_ns), record.index))
+    n = len(records)
+    statistics: dict[tuple[str, ...], Statistic] = {}
+    series: list[Floats] = []
+    reasons: dict[str, str] = {}
+    for name, (values, owners) in _columns(records, run).items():
+        if len(values):
+            statistics[name_and(name)] = Spread(values, owners, n, tuple(PERCENTILES.values()))
+            reasons |= _thin_tails(name, values, owners)
+            if name != "itl_s":
+                series.append(_ranks(values, owners, n))
+    limited, good = _goodness(records, run)
+    statistics["goodput.ratio",] = Ratio(good, limited)
+    missed = int(limited.sum() - good.sum())
+    if min(missed, good.sum()) < MIN_BEYOND:
+        reasons["goodput.ratio"] = f"{int(good.sum())} requests are good, {missed} are not"
+    joules = joules_of(run)
+    tokens = np.array([record.output_tokens or 0 for record in records], dtype=np.float64)
+    spent = np.array([joules.get(record.index, 0.0) for record in records], dtype=np.float64)
+    statistics["energy.joules_per_output_token",] = Ratio(spent, tokens)
+    return Resampled(n, statistics, series, reasons)
+
+
+def name_and(name: str) -> tuple[str, ...]:
+    """Return the paths of the mean and the percentiles of a distribution."""
+    return tuple(f"{name}.{statistic}" for statistic in ("mean", *PERCENTILES))
+
+
+def joules_of(run: RunResult) -> dict[int, float]:
+    """Return the attributed joules by index of the request."""
+    return {share.index: share.joules for share in run.attribution.requests} if run.attribution else {}
+
+
+def _columns(records: Sequence[RequestRecord], run: RunResult) -> dict[str, tuple[Floats, Ints]]:
+    """Return the values of completed requests that summary.json counts, and the place of the request of each."""
+    completed = [(i, record) for i, record in enumerate(records) if record.ok]
+    streamed = [(i, record) for i, record in completed if not came_in_one_piece(record)]
+    joules = joules_of(run)
+    columns = {
+        name: _column((i, getattr(record, f"{name.removesuffix('_s')}_ns")) for i, record in of)
+        for name, of in (
+            *((name, streamed) for name in ("ttft_s", "ttfa_s", "tpot_s")),
+            *((name, completed) for name in ("e2e_s", "response_s")),
+        )
+    }
+    gaps = [np.diff(record.chunk_ns).astype(np.float32) for _, record in streamed]
+    owners = np.repeat(np.array([i for i, _ in streamed], dtype=np.int64), [len(part) for part in gaps])
+    columns["itl_s"] = (np.concatenate([*gaps, np.zeros(0, np.float32)]), owners)
+    in_seconds = {name: (values / NS_PER_S, owners) for name, (values, owners) in columns.items()}
+    return in_seconds | {JOULES: _column((i, joules.get(record.index)) for i, record in completed)}
+
+
+def _column(pairs: Iterable[tuple[int, float | None]]) -> tuple[Floats, Ints]:
+    known = [(i, value) for i, value in pairs if value is not None]
+    return np.array([value for _, value in known], dtype=np.float64), np.array([i for i, _ in known], dtype=np.int64)
+
+
+def _thin_tails(name: str, values: Floats, owners: Ints) -> dict[str, str]:
+    """Return the percentiles beyond which too few requests lie: their scatter is not in this run."""
+    beyond = {
+        key: len(np.unique(owners[values > threshold]))
+        for key, threshold in zip(PERCENTILES, np.quantile(values, list(PERCENTILES.values())), strict=True)
+    }
+    return {f"{name}.{key}": f"{n} requests lie beyond it" for key, n in beyond.items() if n < MIN_BEYOND}
+
+
+def _ranks(values: Floats, owners: Ints, n: int) -> Floats:
+    """Return the rank of each request by its value, and the middle one for a request without: busy periods show in
+    ranks whatever the distribution."""
+    ranks = np.full(n, (len(values) - 1) / 2)
+    ranks[owners] = np.argsort(np.argsort(values))
+    return ranks
+
+
+def _goodness(records: Sequence[RequestRecord], run: RunResult) -> tuple[Floats, Floats]:
+    """Return for each request whether it has limits, and whether it met them all."""
+    limits = limits_of(run)
+    limited = [bool(limits[record.workload]) for record in records]
+    good = [
+        has and record.ok and all(meets_limit(record, name, limit) for name, limit in limits[record.workload].items())
+        for has, record in zip(limited, records, strict=True)
+    ]
+    return np.array(limited, dtype=np.float64), np.array(good, dtype=np.float64)
+
+
+# ---------------------------------------------------------------- windows of time
+
+
+def window_ns(run: RunResult) -> int:
+    """Return the length of a window: a second, less where the run has not 100 of them, more where it has over 2,000."""
+    start_ns, end_ns = span(run)
+    return max(1, (end_ns - start_ns) // MAX_WINDOWS, min(NS_PER_S, (end_ns - start_ns) // MIN_WINDOWS))
+
+
+def over_time(run: RunResult, width_ns: int) -> Resampled:
+    """Return rates and power over windows of `width_ns`. A request counts in the window in which it finished."""
+    start_ns, end_ns = span(run)
+    edges = np.append(np.arange(start_ns, end_ns, width_ns), end_ns)
+    seconds = np.diff(edges) / NS_PER_S
+    finished = [record for record in run.records if record.finished_ns is not None]
+    at = np.array([record.finished_ns for record in finished], dtype=np.int64)
+
+    def per_window(amounts: Sequence[float] | Floats) -> Floats:
+        return np.histogram(at, edges, weights=amounts)[0].astype(float)
+
+    good = per_window(_goodness(finished, run)[1])
+    tokens = per_window([record.output_tokens or 0 for record in finished])
+    amounts = {"goodput.rps": good, "tokens.output_per_s": tokens}
+    reasons = {}
+    if domains := aligned_series(run):
+        curves = [np.interp(edges, domain.t_ns, domain.mj) / MJ_PER_J for domain in domains]
+        amounts["energy.mean_watts"] = np.diff(np.sum(curves, axis=0))
+        if any(
+            domain.energy_mj(max(start_ns, int(domain.t_ns[0])), min(end_ns, int(domain.t_ns[-1]))) is None
+            for domain in domains
+        ):
+            reasons["energy.mean_watts"] = "the energy of a part of the run is not known"
+    if good.sum() < MIN_BEYOND:
+        reasons["goodput.rps"] = f"{int(good.sum())} requests are good"
+    statistics: dict[tuple[str, ...], Statistic] = {(path,): Ratio(of, seconds) for path, of in amounts.items()}
+    return Resampled(len(seconds), statistics, list(amounts.values()), reasons)
