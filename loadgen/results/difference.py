@@ -3,7 +3,7 @@
 The values are those of the two summaries. The interval is the difference ± t s: s is the standard error from a block
 bootstrap (`stats.block_bootstrap`) and t is Student's 97.5 % quantile for as many degrees of freedom as the run has
 whole blocks, less one. Latencies, joules and the ratio of goodput are resampled over requests in the order of the
-schedule; rates and power over equal windows of time. Where both runs had the same schedule, the same blocks are drawn
+schedule; rates and power over equal bins of time. Where both runs had the same schedule, the same blocks are drawn
 in both, so that what the schedule does to both cancels; otherwise each run is resampled by itself.
 """
 
@@ -22,8 +22,7 @@ from loadgen.results.run_statistics import (
     limits_of,
     name_and,
     over_requests,
-    over_time,
-    window_ns,
+    per_second,
 )
 from loadgen.stats.block_bootstrap import block_length, resampled_weights
 from loadgen.stats.intervals import t95
@@ -43,8 +42,10 @@ PATHS = (
     "energy.mean_watts",
 )
 """Numbers of summary.json that are compared, in the order of reading."""
-MIN_BLOCKS = 8
-"""Fewest whole blocks of a run that give an interval."""
+MIN_ELEMENTS, MIN_BLOCKS = 20, 8
+"""Fewest requests or bins of time, and fewest whole blocks of them, of a run that give an interval."""
+FEWEST_PARTS = 12
+"""Parts of a run that make the longest of the blocks of a series without dependence."""
 _SEED = 1_989
 
 
@@ -88,11 +89,9 @@ def find_differences(a: RunResult, b: RunResult, names: tuple[str, str] = ("A", 
     assert a.summary is not None and b.summary is not None
     same_schedule = (a.info.schedule_sha256, a.info.seed) == (b.info.schedule_sha256, b.info.seed)
     paired = same_schedule and len(a.records) == len(b.records)
-    widths = [window_ns(a), window_ns(b)]
-    if paired:
-        widths = [max(widths)] * 2
     half_widths, reasons = _half_widths([over_requests(a), over_requests(b)], paired, names)
-    in_time, more = _half_widths([over_time(a, widths[0]), over_time(b, widths[1])], paired, names)
+    bins = [per_second(a), per_second(b)]
+    in_time, more = _half_widths([of for of in bins if of], paired, names) if all(bins) else ({}, {})
     half_widths, reasons = half_widths | in_time, reasons | more
     if limits_of(a) != limits_of(b):
         reasons |= dict.fromkeys(("goodput.ratio", "goodput.rps"), f"{names[0]} and {names[1]} have other limits")
@@ -134,30 +133,44 @@ def _half_widths(
     pair: Sequence[Resampled], paired: bool, names: tuple[str, str]
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Return the half width by path, and the reason by path for having none."""
-    reasons = {
-        path: f"{name}: {text}" for name, run in zip(names, pair, strict=True) for path, text in run.reasons.items()
-    }
+    named = list(zip(names, pair, strict=True))
+    reasons = {path: f"{name}: {text}" for name, run in reversed(named) for path, text in run.reasons.items()}
     shared = [paths for paths in pair[0].statistics if paths in pair[1].statistics]
-    lengths = [max((block_length(series) for series in run.series), default=1) for run in pair]
     sizes = [run.n for run in pair]
+    lengths = [_length_of(run.series.values(), run.n) for run in pair]
     if paired:
-        # Windows of a run that ended earlier are empty: they count as no time and nothing done in it.
-        lengths, sizes = [max(lengths)] * 2, [max(sizes)] * 2
+        # Bins of a run that ended earlier are empty: they count as no time and nothing done in it. What both runs have
+        # in common cancels, so that the blocks need only be as long as the dependence of their differences.
+        common = min(sizes)
+        of_a, of_b = pair[0].series, pair[1].series
+        changes = [of_b[name][:common] - of_a[name][:common] for name in of_a.keys() & of_b.keys()]
+        lengths, sizes = [_length_of(changes, common)] * 2, [max(sizes)] * 2
     blocks = [run.n // length for run, length in zip(pair, lengths, strict=True)]
-    if min(blocks) < MIN_BLOCKS:
-        name = names[blocks.index(min(blocks))]
-        few = f"{name}: its busy periods leave {min(blocks)} independent stretches, {MIN_BLOCKS} are needed"
-        return {}, {path: few for paths in shared for path in paths} | reasons
-    of_a, of_b = (
+    if few := [
+        f"{name}: {run.n} {run.of} in {count} independent blocks, {MIN_ELEMENTS} in {MIN_BLOCKS} are needed"
+        for (name, run), count in zip(named, blocks, strict=True)
+        if run.n < MIN_ELEMENTS or count < MIN_BLOCKS
+    ]:
+        return {}, {path: few[0] for paths in shared for path in paths} | reasons
+    draws_a, draws_b = (
         _estimates(run, shared, resampled_weights(size, length, _SEED if paired else _SEED + place))
         for place, (run, size, length) in enumerate(zip(pair, sizes, lengths, strict=True))
     )
     half_widths: dict[str, float] = {}
     for paths in shared:
-        rows = min(len(of_a[paths]), len(of_b[paths]))
-        errors = np.nanstd(of_b[paths][:rows] - of_a[paths][:rows], axis=0, ddof=1)
+        rows = min(len(draws_a[paths]), len(draws_b[paths]))
+        errors = np.nanstd(draws_b[paths][:rows] - draws_a[paths][:rows], axis=0, ddof=1)
         half_widths |= {path: t95(min(blocks) - 1) * float(s) for path, s in zip(paths, errors, strict=True)}
     return half_widths, reasons
+
+
+def _length_of(series: Iterable[Floats], n: int) -> int:
+    """Return the length of blocks: twice the one that suits the longest dependence, and a twelfth of the run at least.
+
+    The length that is best for a variance makes it somewhat small, and so makes false alarms: they were counted for
+    both lengths (docs/compare.md).
+    """
+    return max(n // FEWEST_PARTS, *(2 * block_length(one) for one in series), 1)
 
 
 def _estimates(

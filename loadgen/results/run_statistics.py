@@ -1,4 +1,4 @@
-"""Statistics of a run as functions of weights: how often each request, or each window of time, is counted."""
+"""Statistics of a run as functions of weights: how often each request, or each bin of time, is counted."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from loadgen.results.energy_summary import aligned_series
 from loadgen.results.metrics import came_in_one_piece, meets_limit
+from loadgen.results.over_time import over_time
 from loadgen.results.summarize import slo_of, span
 from loadgen.stats.block_bootstrap import Ratio, Spread
-from loadgen.units import MJ_PER_J, NS_PER_S
+from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.record import RequestRecord
@@ -23,21 +23,21 @@ JOULES = "energy.joules_per_request"
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 MIN_BEYOND = 5
 """Fewest requests beyond a percentile, and fewest good and missed ones, whose scatter says anything."""
-MIN_WINDOWS, MAX_WINDOWS = 100, 2_000
 
 Statistic = Callable[["Floats"], "Floats"]
 """Weights, one row per resample -> values, one row per resample and one column per path."""
 
 
 class Resampled(NamedTuple):
-    """Numbers of one run over the same elements: its requests, or windows of its time."""
+    """Numbers of one run over the same elements: its requests, or bins of its time."""
 
+    of: str
+    """Noun of the elements."""
     n: int
-    """Number of elements."""
     statistics: dict[tuple[str, ...], Statistic]
     """Statistic of the numbers at some paths of summary.json."""
-    series: list[Floats]
-    """Series of the elements that show how far they depend on one another."""
+    series: dict[str, Floats]
+    """Series over the elements that show how far they depend on one another."""
     reasons: dict[str, str]
     """Reason why the scatter of the number at a path is not known from this run."""
 
@@ -56,24 +56,25 @@ def over_requests(run: RunResult) -> Resampled:
     records = sorted(run.records, key=lambda record: (planned.get(record.index, record.scheduled_ns), record.index))
     n = len(records)
     statistics: dict[tuple[str, ...], Statistic] = {}
-    series: list[Floats] = []
+    series: dict[str, Floats] = {}
     reasons: dict[str, str] = {}
     for name, (values, owners) in _columns(records, run).items():
         if len(values):
             statistics[name_and(name)] = Spread(values, owners, n, tuple(PERCENTILES.values()))
             reasons |= _thin_tails(name, values, owners)
             if name != "itl_s":
-                series.append(_ranks(values, owners, n))
+                series[name] = _ranks(values, owners, n)
     limited, good = _goodness(records, run)
-    statistics["goodput.ratio",] = Ratio(good, limited)
-    missed = int(limited.sum() - good.sum())
-    if min(missed, good.sum()) < MIN_BEYOND:
-        reasons["goodput.ratio"] = f"{int(good.sum())} requests are good, {missed} are not"
+    met, missed = int(good.sum()), int(limited.sum() - good.sum())
+    if met + missed:
+        statistics["goodput.ratio",] = Ratio(good, limited)
+    if min(met, missed) < MIN_BEYOND:
+        reasons["goodput.ratio"] = f"{met:,} requests are good, {missed:,} are not"
     joules = joules_of(run)
     tokens = np.array([record.output_tokens or 0 for record in records], dtype=np.float64)
     spent = np.array([joules.get(record.index, 0.0) for record in records], dtype=np.float64)
     statistics["energy.joules_per_output_token",] = Ratio(spent, tokens)
-    return Resampled(n, statistics, series, reasons)
+    return Resampled("requests", n, statistics, series, reasons)
 
 
 def name_and(name: str) -> tuple[str, ...]:
@@ -138,39 +139,28 @@ def _goodness(records: Sequence[RequestRecord], run: RunResult) -> tuple[Floats,
     return np.array(limited, dtype=np.float64), np.array(good, dtype=np.float64)
 
 
-# ---------------------------------------------------------------- windows of time
+# ---------------------------------------------------------------- time
 
 
-def window_ns(run: RunResult) -> int:
-    """Return the length of a window: a second, less where the run has not 100 of them, more where it has over 2,000."""
+def per_second(run: RunResult) -> Resampled | None:
+    """Return rates and power over the bins of `over_time`, of a second in most runs; None if nothing was sent."""
+    found = over_time(run)
+    if found is None:
+        return None
     start_ns, end_ns = span(run)
-    return max(1, (end_ns - start_ns) // MAX_WINDOWS, min(NS_PER_S, (end_ns - start_ns) // MIN_WINDOWS))
-
-
-def over_time(run: RunResult, width_ns: int) -> Resampled:
-    """Return rates and power over windows of `width_ns`. A request counts in the window in which it finished."""
-    start_ns, end_ns = span(run)
-    edges = np.append(np.arange(start_ns, end_ns, width_ns), end_ns)
-    seconds = np.diff(edges) / NS_PER_S
+    edges_s = np.clip(found.bins.edges_s, 0, (end_ns - start_ns) / NS_PER_S)
+    within = np.diff(edges_s) > 0
     finished = [record for record in run.records if record.finished_ns is not None]
-    at = np.array([record.finished_ns for record in finished], dtype=np.int64)
-
-    def per_window(amounts: Sequence[float] | Floats) -> Floats:
-        return np.histogram(at, edges, weights=amounts)[0].astype(float)
-
-    good = per_window(_goodness(finished, run)[1])
-    tokens = per_window([record.output_tokens or 0 for record in finished])
-    amounts = {"goodput.rps": good, "tokens.output_per_s": tokens}
-    reasons = {}
-    if domains := aligned_series(run):
-        curves = [np.interp(edges, domain.t_ns, domain.mj) / MJ_PER_J for domain in domains]
-        amounts["energy.mean_watts"] = np.diff(np.sum(curves, axis=0))
-        if any(
-            domain.energy_mj(max(start_ns, int(domain.t_ns[0])), min(end_ns, int(domain.t_ns[-1]))) is None
-            for domain in domains
-        ):
-            reasons["energy.mean_watts"] = "the energy of a part of the run is not known"
-    if good.sum() < MIN_BEYOND:
-        reasons["goodput.rps"] = f"{int(good.sum())} requests are good"
-    statistics: dict[tuple[str, ...], Statistic] = {(path,): Ratio(of, seconds) for path, of in amounts.items()}
-    return Resampled(len(seconds), statistics, list(amounts.values()), reasons)
+    ends_s = np.array([(record.finished_ns or 0) - start_ns for record in finished], dtype=np.float64) / NS_PER_S
+    good = found.bins.sums(ends_s, _goodness(finished, run)[1])[within]
+    tokens, watts, seconds = found.output_tokens[within], found.watts[within], np.diff(edges_s)[within]
+    statistics: dict[tuple[str, ...], Statistic] = {
+        ("goodput.rps",): Ratio(good, seconds),
+        ("tokens.output_per_s",): Ratio(tokens, seconds),
+    }
+    measured = np.isfinite(watts)
+    if measured.any():
+        statistics["energy.mean_watts",] = Ratio(np.nan_to_num(watts) * seconds, measured * seconds)
+    reasons = {"goodput.rps": f"{int(good.sum())} requests are good"} if good.sum() < MIN_BEYOND else {}
+    series = {"good": good, "tokens": tokens, "watts": np.nan_to_num(watts)}
+    return Resampled("bins of time", int(within.sum()), statistics, series, reasons)

@@ -12,6 +12,7 @@ from loadgen.cli import cli
 from loadgen.errors import LoadgenError
 from loadgen.report import compare
 from loadgen.results import run_folder
+from loadgen.results.difference import find_differences
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summary import Summary
 from loadgen.workload.schedule import Schedule
@@ -135,18 +136,36 @@ def test_ratio_and_difference_are_to_the_first_and_unknown_stays_unknown() -> No
 
 def test_the_table_fits_and_warns_of_what_cannot_be_compared() -> None:
     simulated, other = sample_runs.run(), sample_runs.without_energy()
-    real = run_folder.RunResult(
-        msgspec.structs.replace(other.info, server={"simulated": False}), [], [], [], [], None, other.summary
-    )
+    real = replace(other, info=msgspec.structs.replace(other.info, server={"simulated": False}))
     out = io.StringIO()
-    compare.render_comparison([simulated, real], Console(file=out, width=80))
+    differences = [find_differences(simulated, real)]
+    compare.render_comparison([simulated, real], Console(file=out, width=80), (), differences)
     told = out.getvalue()
     assert max(len(line) for line in told.splitlines()) <= 80
     assert "Simulated and measured runs are side by side." in told
     assert "energy: no energy was measured: nvml: libnvidia-ml.so.1" in " ".join(told.split())
     assert "completed · 3.58 requests/s sent, 4.00 requested · FAILED" in told
     row = next(line for line in told.splitlines() if line.startswith("energy.mean_watts"))
-    assert row.split()[2:] == ["-", "-", "-"]
+    assert row.split()[2:] == ["-", "-", "-", "-"]
+    assert "No interval (not known in B): energy.joules_per_request.mean," in " ".join(told.split())
+
+
+def test_each_later_run_has_a_table_of_its_own_with_stars_where_the_interval_excludes_0() -> None:
+    runs = [sample_runs.run(seed=seed) for seed in (1, 2)] + [sample_runs.run(1200, seed=3, rps=8.0)]
+    differences = [find_differences(runs[0], run, ("A", letter)) for run, letter in zip(runs[1:], "BC", strict=True)]
+    out = io.StringIO()
+    compare.render_comparison(runs, Console(file=out, width=80), (), differences)
+    told = out.getvalue()
+    assert max(len(line) for line in told.splitlines()) <= 80
+    assert "B/A" in told and "C−A" in told and "C had different schedules" in told
+    changed = next(line for line in told[told.index("C−A") :].splitlines() if line.startswith("energy.mean_watts"))
+    assert changed.endswith(" *") and "No interval (" in told
+
+
+def test_a_lone_run_has_a_table_without_differences() -> None:
+    out = io.StringIO()
+    compare.render_comparison([sample_runs.run()], Console(file=out, width=80))
+    assert "ttft_s.p99" in out.getvalue() and "B/A" not in out.getvalue()
 
 
 # ---------------------------------------------------------------- the commands
@@ -196,6 +215,12 @@ def test_compare_as_json(folders: dict[str, str]) -> None:
     assert done.exit_code == 1
     assert told["metrics"]["energy.mean_watts"][1] == {"value": None, "ratio": None, "difference": None}
     assert told["gates"][0]["failed"] is True and told["gates"][0]["value"] is None
+    (found,) = told["differences"]
+    assert found["paired"] is True
+    mean = found["metrics"]["e2e_s.mean"]
+    assert mean["interval"] == [mean["difference"] - mean["half_width"], mean["difference"] + mean["half_width"]]
+    watts = found["metrics"]["energy.mean_watts"]
+    assert (watts["b"], watts["interval"], watts["reason"]) == (None, None, "not known in B")
 
 
 def test_report_of_a_folder_without_its_records_is_refused_and_keeps_its_summary(folders: dict[str, str]) -> None:

@@ -1,0 +1,135 @@
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import msgspec
+import pytest
+
+from loadgen.record import RequestRecord
+from loadgen.results.difference import PATHS, Difference, find_differences
+from loadgen.results.run_folder import RunResult
+from loadgen.results.summarize import analyse_run
+from support import sample_runs
+
+
+@cache
+def run(num_requests: int = 600, seed: int = 1, failing: float = 0.0) -> RunResult:
+    return changed(sample_runs.run(num_requests, seed=seed, failing=failing), seed=seed)
+
+
+def changed(result: RunResult, records: list[RequestRecord] | None = None, **info: Any) -> RunResult:
+    """`result` analysed again with these records and these fields of run.json."""
+    config = result.info.config | {"goodput": {"ttft": 50.0, "tpot": 12.0}}
+    made = msgspec.structs.replace(result.info, **({"config": config} | info))
+    return analyse_run(replace(result, info=made, records=records or result.records))
+
+
+def slower(result: RunResult, factor: float) -> RunResult:
+    """`result` with each first token, and all that follows, later by a part of its TTFT."""
+    records = []
+    for record in result.records:
+        if record.ttft_ns is not None and record.finished_ns is not None and record.last_token_ns is not None:
+            late = round(record.ttft_ns * (factor - 1))
+            record = msgspec.structs.replace(
+                record,
+                first_token_ns=(record.first_token_ns or 0) + late,
+                last_token_ns=record.last_token_ns + late,
+                finished_ns=record.finished_ns + late,
+                chunk_ns=[at + late for at in record.chunk_ns],
+            )
+        records.append(record)
+    return changed(result, records)
+
+
+def test_a_run_differs_from_itself_by_nothing() -> None:
+    found = find_differences(run(), run())
+    assert found.paired and list(found.rows) == list(PATHS)
+    with_interval = [row for row in found.rows.values() if row.half_width is not None]
+    assert len(with_interval) > 25
+    assert all(row.difference == 0 and row.half_width == 0 and not row.excludes_zero for row in with_interval)
+
+
+def test_a_number_has_an_interval_or_a_reason() -> None:
+    for row in find_differences(run(), run(seed=2)).rows.values():
+        assert (row.half_width is None) == bool(row.reason), row
+
+
+def test_two_runs_of_the_same_law_do_not_differ_and_a_slower_one_does() -> None:
+    same = find_differences(run(), run(seed=2))
+    slow = find_differences(run(), slower(run(seed=2), 1.5))
+    assert not same.paired and not slow.paired
+    assert sum(row.excludes_zero for row in same.rows.values()) <= 3
+    assert all(slow.rows[f"ttft_s.{name}"].excludes_zero for name in ("mean", "p50", "p90"))
+    assert not slow.rows["tpot_s.p50"].excludes_zero
+    assert (slow.rows["ttft_s.mean"].difference or 0) > 0
+
+
+def test_the_same_schedule_makes_smaller_changes_visible() -> None:
+    paired = find_differences(run(), slower(run(), 1.05))
+    independent = find_differences(run(), changed(slower(run(), 1.05), schedule_sha256="another"))
+    assert paired.paired and not independent.paired
+    for name in ("mean", "p50", "p90"):
+        of_pair, alone = (found.rows[f"ttft_s.{name}"] for found in (paired, independent))
+        assert of_pair.difference == alone.difference
+        assert of_pair.excludes_zero and not alone.excludes_zero
+        assert (of_pair.half_width or 0) < (alone.half_width or 0) / 2
+
+
+def test_the_same_runs_give_the_same_intervals_and_swapped_they_are_mirrored() -> None:
+    a, b = run(), slower(run(), 1.2)
+    found, mirrored = find_differences(a, b), find_differences(b, a)
+    assert found == find_differences(a, b)
+    for path, row in found.rows.items():
+        back = mirrored.rows[path]
+        assert (row.a, row.b, row.half_width) == (back.b, back.a, back.half_width)
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "path", "reason"),
+    [
+        (run(), run(12, seed=2), "ttft_s.mean", "B: 12 requests in "),
+        (run(), run(200, seed=2), "ttft_s.p99", "B: 2 requests lie beyond it"),
+        (run(), run(), "ttft_s.p99", ""),
+        (run(), changed(sample_runs.without_energy()), "energy.mean_watts", "not known in B"),
+        (changed(sample_runs.without_energy()), run(), "energy.joules_per_request.p50", "not known in A"),
+        (changed(run(), config={}), changed(run(), config={}), "goodput.ratio", "not known in both runs"),
+        (run(), changed(run(), config={"goodput": {"ttft": 60.0}}), "goodput.rps", "A and B have other limits"),
+        (
+            changed(run(), config={"goodput": {"ttft": 1e6}}),
+            changed(run(), config={"goodput": {"ttft": 1e6}}),
+            "goodput.ratio",
+            "A: 600 requests are good, 0 are not",
+        ),
+    ],
+)
+def test_an_interval_that_would_pretend_is_not_given(a: RunResult, b: RunResult, path: str, reason: str) -> None:
+    row = find_differences(a, b).rows[path]
+    assert row.reason.startswith(reason) and (row.half_width is None) == bool(reason)
+
+
+def test_reasons_call_the_runs_by_their_names() -> None:
+    rows = find_differences(run(), run(200, seed=2), ("A", "D")).rows
+    assert rows["e2e_s.p99"].reason.startswith("D: ")
+
+
+def test_failed_requests_have_no_latency_and_runs_of_unequal_length_are_compared() -> None:
+    found = find_differences(run(failing=0.2), run(800, seed=2))
+    assert not found.paired
+    assert all(found.rows[path].half_width for path in ("ttft_s.p50", "e2e_s.mean", "goodput.ratio", "goodput.rps"))
+
+
+@pytest.mark.parametrize(
+    ("change", "half", "excludes"),
+    [
+        (1.0, 0.5, True),
+        (-1.0, 0.5, True),
+        (1.0, 1.5, False),
+        (0.0, 0.0, False),
+        (1.0, None, False),
+        (None, None, False),
+    ],
+)
+def test_an_interval_on_one_side_of_zero_excludes_it(change: float | None, half: float | None, excludes: bool) -> None:
+    row = Difference(path="x", a=1.0, b=2.0, difference=change, half_width=half)
+    assert row.excludes_zero is excludes
+    assert row.interval == (None if half is None or change is None else (change - half, change + half))
