@@ -30,32 +30,86 @@ def _per_token(account: str) -> str:
 ENERGY = f"sum(rate(loadgen_attributed_energy_joules_total{{{SELECTED}}}{RATE}))"
 GROSS = f"sum(rate(loadgen_gpu_energy_joules_total{RATE}))"
 TOKENS = f"(sum(rate(loadgen_output_tokens_total{{{SELECTED}}}{RATE})) > 0)"
-REQUESTS = f"(sum(rate(loadgen_requests_total{{{SELECTED}}}{RATE})) > 0)"
+REQUESTS = f"sum(rate(loadgen_requests_total{{{SELECTED}}}{RATE}))"
+COMPLETED = f'sum(rate(loadgen_requests_total{{{SELECTED},outcome="completed"}}{RATE}))'
 JOULES_PER_KWH = 3_600_000
 
+RUNNING = 'sum({__name__=~"vllm:num_requests_running|sglang:num_running_reqs|tgi_batch_current_size"})'
+WAITING = 'sum({__name__=~"vllm:num_requests_waiting|sglang:num_queue_reqs|tgi_queue_size"})'
+KV_CACHE = 'max({__name__=~"vllm:kv_cache_usage_perc|sglang:token_usage"})'
+
+
+def _quantile(percent: int, histogram: str, labels: str = "", by: str = "le") -> str:
+    return f"histogram_quantile(0.{percent}, sum by ({by}) (rate({histogram}_bucket{labels}{RATE})))"
+
+
+def _quantiles(histogram: str) -> dict[str, str]:
+    return {f"p{percent}": _quantile(percent, histogram) for percent in (50, 99)}
+
+
+COMPLETED_SHARE = Panel("Completed", "percentunit", {"completed": f"{COMPLETED} / ({REQUESTS} > 0)"}, "stat", 4,
+                        "Share of the requests that completed.")  # fmt: skip
+REQUEST_RATE = Panel("Requests", "reqps", {"requests": REQUESTS}, "stat", 4)
+TOKEN_RATE = Panel("Output tokens per second", "short",
+                   {"output": f"sum(rate(loadgen_output_tokens_total{{{SELECTED}}}{RATE}))"}, "stat", 4)  # fmt: skip
+PER_TOKEN = Panel("Joules per output token", "joule", {"net": f"{ENERGY} / {TOKENS}"}, "stat", 4,
+                  "Energy attributed to requests, over their output tokens.")  # fmt: skip
+PER_TOKEN_BY_WORKLOAD = Panel(
+    "Joules per output token, by model and workload", "joule",
+    {"{{model}} {{workload}}":
+     f"sum by (model, workload) (rate(loadgen_attributed_energy_joules_total{{{SELECTED}}}{RATE}))"
+     f" / (sum by (model, workload) (rate(loadgen_output_tokens_total{{{SELECTED}}}{RATE})) > 0)"},
+)  # fmt: skip
+POWER = Panel("Power", "watt", {"{{gpu}}": "sum by (gpu) (loadgen_gpu_power_watts)"})
+
+SERVING_PANELS = [
+    COMPLETED_SHARE,
+    REQUEST_RATE,
+    TOKEN_RATE,
+    Panel("Time to first token, p99", "s", {"p99": _quantile(99, "vllm:time_to_first_token_seconds")}, "stat", 4),
+    Panel("Time between tokens, p99", "s", {"p99": _quantile(99, "vllm:inter_token_latency_seconds")}, "stat", 4),
+    PER_TOKEN,
+    Panel("Requests by outcome", "reqps",
+          {"{{outcome}}": f"sum by (outcome) (rate(loadgen_requests_total{{{SELECTED}}}{RATE}))"}),
+    Panel("Tokens per second, engine", "short",
+          {"input": f"sum(rate(vllm:prompt_tokens_total{RATE}))",
+           "output": f"sum(rate(vllm:generation_tokens_total{RATE}))"}),
+    Panel("Time to first token (TTFT), engine", "s", _quantiles("vllm:time_to_first_token_seconds")),
+    Panel("Time between tokens (ITL), engine", "s", _quantiles("vllm:inter_token_latency_seconds")),
+    Panel("End to end (E2E), engine", "s", _quantiles("vllm:e2e_request_latency_seconds")),
+    Panel("Time to first token by workload, p99 from spans", "s",
+          {"{{workload}}": _quantile(99, "loadgen_request_ttft_seconds", f"{{{SELECTED}}}", "le, workload")}),
+    Panel("Requests running and waiting", "short", {"running": RUNNING, "waiting": WAITING}),
+    Panel("KV cache in use", "percentunit", {"used": KV_CACHE}),
+    POWER,
+    PER_TOKEN_BY_WORKLOAD,
+    Panel("Output tokens without a span", "short",
+          {"foreign": f"sum(rate(loadgen_foreign_output_tokens_total{RATE}))"}, "timeseries", 8),
+    Panel("Spans dropped", "short",
+          {"{{reason}}": f"sum by (reason) (rate(loadgen_spans_dropped_total{RATE}))"}, "timeseries", 8),
+    Panel("Settlement lag", "s", {"lag": "max(loadgen_settlement_lag_seconds)"}, "timeseries", 8,
+          "Age of the energy that the accounts reach."),
+]  # fmt: skip
+
 ENERGY_PANELS = [
-    Panel("Joules per output token", "joule", {"net": f"{ENERGY} / {TOKENS}"}, "stat", 6,
-          "Energy attributed to requests, over their output tokens."),
-    Panel("Joules per request", "joule", {"net": f"{ENERGY} / {REQUESTS}"}, "stat", 6),
+    COMPLETED_SHARE,
+    TOKEN_RATE,
+    PER_TOKEN,
+    Panel("Joules per request", "joule", {"net": f"{ENERGY} / ({REQUESTS} > 0)"}, "stat", 4),
     Panel("Idle share", "percentunit", {"idle": f"sum(rate(loadgen_idle_energy_joules_total{RATE})) / ({GROSS} > 0)"},
-          "stat", 6),
+          "stat", 4),
     Panel("Attribution coverage", "percentunit", {"coverage": "min(loadgen_energy_attribution_coverage_ratio)"},
-          "stat", 6, "Output tokens with a span, over the engine's own count."),
-    Panel("Joules per output token, by model and workload", "joule",
-          {"{{model}} {{workload}}":
-           f"sum by (model, workload) (rate(loadgen_attributed_energy_joules_total{{{SELECTED}}}{RATE}))"
-           f" / (sum by (model, workload) (rate(loadgen_output_tokens_total{{{SELECTED}}}{RATE})) > 0)"}),
-    Panel("Prefill and decode, joules per output token", "joule",
-          {"prefill": _per_token("prefill"), "decode": _per_token("decode")}),
+          "stat", 4, "Output tokens with a span, over the engine's own count."),
+    Panel("Power and requests running", "short", {"watts": "sum(loadgen_gpu_power_watts)", "requests": RUNNING}),
     Panel("Power by account", "watt",
           {"prefill": f'sum(rate(loadgen_attributed_energy_joules_total{{{SELECTED},account="prefill"}}{RATE}))',
            "decode": f'sum(rate(loadgen_attributed_energy_joules_total{{{SELECTED},account="decode"}}{RATE}))',
            "idle": f"sum(rate(loadgen_idle_energy_joules_total{RATE}))",
            "unattributed": f"sum(rate(loadgen_unattributed_energy_joules_total{RATE}))"},
           "timeseries", 12, "Up to the watermark, which is some seconds behind."),
-    Panel("Power and requests in flight", "short",
-          {"watts": "sum(loadgen_gpu_power_watts)",
-           "requests running": "sum({__name__=~\"vllm:num_requests_running|tgi_batch_current_size\"})"}),
+    PER_TOKEN_BY_WORKLOAD,
+    Panel("Prefill and decode, joules per output token", "joule",
+          {"prefill": _per_token("prefill"), "decode": _per_token("decode")}),
     Panel("Joules per request", "joule",
           {"{{le}}": f"sum by (le) (increase(loadgen_request_energy_joules_bucket{{{SELECTED}}}{RATE}))"}, "heatmap"),
     Panel("Conservation: counter − accounts", "joule",
@@ -66,29 +120,6 @@ ENERGY_PANELS = [
           {"g CO2e per 1000 output tokens": f"1000 * {ENERGY} / {TOKENS} / {JOULES_PER_KWH} * $carbon_g_per_kwh"}),
     Panel("Cost of energy", "short",
           {"per million output tokens": f"1e6 * {ENERGY} / {TOKENS} / {JOULES_PER_KWH} * $price_per_kwh"}),
-]  # fmt: skip
-
-SERVING_PANELS = [
-    Panel("Time to first token, engine", "s",
-          {f"p{q}": f"histogram_quantile(0.{q}, sum by (le) (rate(vllm:time_to_first_token_seconds_bucket{RATE})))"
-           for q in (50, 95, 99)}),
-    Panel("End to end, engine", "s",
-          {f"p{q}": f"histogram_quantile(0.{q}, sum by (le) (rate(vllm:e2e_request_latency_seconds_bucket{RATE})))"
-           for q in (50, 95, 99)}),
-    Panel("Time to first token, from spans", "s",
-          {"p95 {{workload}}": "histogram_quantile(0.95, sum by (le, workload) "
-           f"(rate(loadgen_request_ttft_seconds_bucket{{{SELECTED}}}{RATE})))"}),
-    Panel("Requests", "reqps",
-          {"{{outcome}}": f"sum by (outcome) (rate(loadgen_requests_total{{{SELECTED}}}{RATE}))"}),
-    Panel("Queue", "short", {"running": "sum(vllm:num_requests_running)", "waiting": "sum(vllm:num_requests_waiting)"}),
-    Panel("KV cache in use", "percentunit", {"used": "max(vllm:kv_cache_usage_perc)"}),
-    Panel("Tokens per second, engine", "short",
-          {"input": f"sum(rate(vllm:prompt_tokens_total{RATE}))",
-           "output": f"sum(rate(vllm:generation_tokens_total{RATE}))"}),
-    Panel("Output tokens without a span", "short",
-          {"foreign": f"sum(rate(loadgen_foreign_output_tokens_total{RATE}))"}),
-    Panel("Spans dropped", "short", {"{{reason}}": f"sum by (reason) (rate(loadgen_spans_dropped_total{RATE}))"}),
-    Panel("Commit lag", "s", {"lag": "max(loadgen_settlement_lag_seconds)"}),
 ]  # fmt: skip
 
 
@@ -166,14 +197,17 @@ def dashboard(uid: str, title: str, panels: list[Panel]) -> dict[str, Any]:
         "schemaVersion": 39,
         "refresh": "5s",
         "time": {"from": "now-15m", "to": "now"},
+        "links": [
+            {"type": "dashboards", "title": "loadgen", "tags": ["loadgen"], "includeVars": True, "keepTime": True}
+        ],
         "templating": {"list": [_choice("model", "Model"), _choice("workload", "Workload"), *numbers]},
         "panels": _rows(panels),
     }
 
 
 DASHBOARDS = {
-    "energy-per-token.json": dashboard("loadgen-energy", "Energy per token", ENERGY_PANELS),
     "serving.json": dashboard("loadgen-serving", "Serving", SERVING_PANELS),
+    "energy-per-token.json": dashboard("loadgen-energy", "Energy per token", ENERGY_PANELS),
 }
 
 if __name__ == "__main__":
