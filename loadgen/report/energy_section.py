@@ -30,7 +30,6 @@ def energy_section(result: RunResult, summary: Summary) -> list[Markup]:
         tag("p", note) if note else Markup(),
         energy_ledger(attribution, summary.energy),
         energy_by_workload(summary),
-        run_figures.legend(run_figures.workloads(result)),
         run_figures.scatter(result),
         run_figures.heat_map(result),
     ]

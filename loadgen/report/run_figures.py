@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loadgen.report import request_charts, svg
+from loadgen.report import request_charts
 from loadgen.report.charts.figure import figure as draw
 from loadgen.report.heat_map import empty, figure, heat_map
 from loadgen.report.markup import Markup, join, tag
-from loadgen.report.run_limits import workloads
 from loadgen.report.time_charts import time_axis, time_charts, time_note
 from loadgen.results.over_time import bins_of
 from loadgen.results.over_time import over_time as numbers_over_time
@@ -16,17 +15,7 @@ from loadgen.results.over_time import over_time as numbers_over_time
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
 
-__all__ = ["empty", "figure", "heat_map", "workloads"]
-
-
-def legend(names: list[str]) -> Markup:
-    if not names:
-        return Markup()
-    items = (tag("li", svg.swatch(i), " ", tag("span", name)) for i, name in enumerate(names))
-    return tag("ul", *items, class_="legend")
-
-
-# ---------------------------------------------------------------- figures of the page
+__all__ = ["empty", "figure", "heat_map"]
 
 
 def over_time(result: RunResult) -> Markup:

@@ -56,9 +56,7 @@ def render_run_page(result: RunResult) -> str:
 
 def _latency(result: RunResult, summary: Summary) -> list[Markup]:
     plots = [
-        run_figures.latency(result, field.removesuffix("_s"), heading)
-        for field, _, heading in latencies_of(summary)
-        if field != "itl_s"
+        run_figures.latency(result, field.removesuffix("_s"), heading) for field, _, heading in latencies_of(summary)
     ]
     names = ("mean", "p50", "p90", "p95", "p99", "max")
     rows = [
@@ -69,8 +67,8 @@ def _latency(result: RunResult, summary: Summary) -> list[Markup]:
     latencies = table(head, rows, "Latency of completed requests", "latency")
     marked = MARKS_LEGEND if any("!" in row[0] for row in rows) else ""
     notes = [tag("p", note, class_="soft") for note in (left_out_note(summary), marked) if note]
-    plots_in_grid = tag("div", *plots, class_="grid")
-    return [run_figures.legend(run_figures.workloads(result)), plots_in_grid, latencies, *notes]
+    plots_in_grid = tag("div", *plots, run_figures.ttft_by_input(result), class_="grid")
+    return [plots_in_grid, latencies, *notes]
 
 
 def _kinds(summary: Summary) -> list[Markup]:
