@@ -300,7 +300,7 @@ def replay(
     from rich.console import Console
 
     from loadgen.cli.load_options import planned_schedule
-    from loadgen.report.progress_view import view
+    from loadgen.report.progress_view import announcer, server_start, view
     from loadgen.run.config import RunConfig
     from loadgen.run.interrupts import run_replay
     from loadgen.servers.launcher import served
@@ -312,7 +312,11 @@ def replay(
     if input_law and options["endpoint"] in ("embeddings", "rerank"):
         output_law = output_law or "1"  # which no answer has
     laws = None if input_law is output_law is None else (input_law, output_law)
-    with ExitStack() as stack:
+    title = str(trace) if trace else "+".join(streams) or "made-up prompts"
+    progress = view("none" if as_json else ui, Console(stderr=True), title)
+    announce = announcer(progress)
+    with progress, ExitStack() as stack:
+        announce("making the schedule")
         words, words_path = stack.enter_context(stored_words())
         how = {"shape": shape, "stop": stop, "think": think}
         schedule, plan = planned_schedule(trace, streams, laws, arrivals, limits, how, words, options["model"])
@@ -328,16 +332,19 @@ def replay(
         if serve:
             refuse_second_server()
             model = ("--model", options["model"]) if options["model"] else ()
-            options["base_url"] = stack.enter_context(served(serve, *model))
+            start = server_start(progress, serve)
+            options["base_url"] = stack.enter_context(served(serve, *model, progress=start))
         options |= {"out": out, "plan": plan, "command": _command(None if serve else options["base_url"])}
         config = msgspec.convert(options, RunConfig)
-        progress = view("none" if as_json else ui, Console(stderr=True), title=plan["trace"])
         schedule = run_replay(schedule, config, progress)
+        if serve:
+            announce(f"stopping {serve}")
     # What a run needs only at its end does not delay its beginning.
     from loadgen.report.terminal import render_terminal
     from loadgen.report.write import finish
 
-    result = finish(out, schedule)
+    with progress:
+        result = finish(out, schedule, announce)
     if as_json:
         click.echo((out / "summary.json").read_text(), nl=False)
     else:

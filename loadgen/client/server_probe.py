@@ -45,16 +45,21 @@ async def probe(
     extra_body: dict[str, Any] | None = None,
     check: Callable[[ServerInfo], None] = lambda _: None,
     say: Say = say_on_stderr,
+    announce: Callable[[str], None] = lambda _: None,
 ) -> ServerProbe:
     """Find the API and its model, then the fields it accepts, then its token counts for prompts of each kind.
 
     `endpoint` takes the made-up prompts; the fields are those that the `others` accept too.
 
     The client is moved to where the API is. `check` may raise before any tokens are counted, which takes longest.
-    `say` gets a line about whatever is not as the user asked, or takes long. Raises LoadgenError.
+    `say` gets a line about whatever is not as the user asked, or takes long; `announce` the name of each step before
+    it. Raises LoadgenError.
     """
     extra = extra_body or {}
-    server = await _with_dialect(client, endpoint, await find_model(client, model, say), extra, say)
+    announce("asking which model it serves")
+    server = await find_model(client, model, say)
+    announce("waiting for the first answer")
+    server = await _with_dialect(client, endpoint, server, extra, say)
     for other in others:
         accepted = await find_dialect(client, other, server, extra, say)
         server = replace(server, dialect=both(server.dialect, accepted))
@@ -70,6 +75,7 @@ async def probe(
             raise failed(client, endpoint, server, record)
         return record.input_tokens
 
+    announce("asking how it counts tokens")
     lengths_from, vocabulary_of = await vocabularies(client, server.model, kinds, tokenizer, input_tokens)
     _log.info("prompt lengths are from %(lengths_from)s", {"lengths_from": lengths_from})
     return ServerProbe(server=server, lengths_from=lengths_from, vocabularies=vocabulary_of)

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
@@ -30,7 +29,6 @@ also where the trace states a length, which may be by another tokenizer."""
 MAX_COUNTED = 10_000
 MAX_COUNTED_BYTES = 4 << 20
 """Longest words that are counted: the ids of more tokens are a page that the client does not fetch."""
-PROGRESS_S = 5.0
 _TRIES = 3
 """Chats, or texts, after which a server that counted none of them is asked no more."""
 
@@ -148,11 +146,12 @@ async def count_words(
     counters: Sequence[Counter],
     count: Count,
     say: Say,
+    progress: Callable[[int, int], None],
 ) -> tuple[Schedule, str | None]:
     """Return the schedule with the tokens of prompts and of recorded answers, and the origin of these counts.
 
     The first of the counters that can counts. What none counts stays None until `usage` tells, as do the
-    prompts of live turns, which are not known yet.
+    prompts of live turns, which are not known yet. progress: called with the prompts that are counted, of all.
     """
     requests = {_key(request): request for request in schedule.requests if _is_wanted(request, count)}
     if count == "auto" and len(requests) > MAX_COUNTED:
@@ -174,10 +173,11 @@ async def count_words(
                 await _counted(counters, what, model, special=True),
                 await _counted(counters, answer_text(answer) or None, model, special=False),
             )
+            progress(len(lengths), len(requests))
             await asyncio.sleep(0)  # a file counts without a pause
 
-    with _progress(len(requests), lengths, say):
-        await asyncio.gather(*(work() for _ in range(CONCURRENT_COUNTS)))
+    progress(0, len(requests))
+    await asyncio.gather(*(work() for _ in range(CONCURRENT_COUNTS)))
     counted = tuple(
         _with_lengths(request, lengths.get(_key(request)), count) if _is_wanted(request, count) else request
         for request in schedule.requests
@@ -229,22 +229,3 @@ async def _counted(counters: Sequence[Counter], what: Countable | None, model: s
         if tokens:
             return tokens
     return None
-
-
-@contextmanager
-def _progress(total: int, done: Sized, say: Say) -> Iterator[None]:
-    """Say every PROGRESS_S how much is done and how long the rest takes."""
-    loop = asyncio.get_running_loop()
-    start_s = loop.time()
-
-    def tell() -> None:
-        share = len(done) / total
-        rest = f", about {(loop.time() - start_s) * (1 / share - 1):.0f} s to go" if share else ""
-        say(f"counting the tokens of {total:,} prompts: {len(done):,} done{rest}")
-        timers.append(loop.call_later(PROGRESS_S, tell))
-
-    timers = [loop.call_later(PROGRESS_S, tell)]
-    try:
-        yield
-    finally:
-        timers[-1].cancel()

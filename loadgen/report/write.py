@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,14 +15,21 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 
-def finish(path: Path, schedule: Schedule | None = None) -> run_folder.RunResult:
-    """Derive attribution and summary from what was recorded, and write them and the report."""
+def finish(
+    path: Path, schedule: Schedule | None = None, announce: Callable[[str], None] = lambda _: None
+) -> run_folder.RunResult:
+    """Derive attribution and summary from what was recorded, and write them and the report.
+
+    announce: called with the name of each step before it.
+    """
     from loadgen.report import run_page
     from loadgen.results.summarize import load_run
 
+    announce("attributing energy")
     result = load_run(path, schedule.requests if schedule else None)
     assert result.summary is not None
     verdict = {"verdict": result.summary.verdict.status, "reasons": result.summary.verdict.reasons}
     _log.info("verdict on %(folder)s: %(verdict)s %(reasons)s", {"folder": str(path)} | verdict)
+    announce("writing the report")
     run_folder.write_analysis(path, result.attribution, result.summary, run_page.render_run_page(result))
     return result

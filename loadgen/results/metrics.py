@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -263,6 +263,12 @@ def goodput(records: Sequence[RequestRecord], slo_ms: dict[str, float], duration
         ratio=good / len(records) if records else None,
         rps=good / duration_s if duration_s > 0 else None,
     )
+
+
+def slo_of(config: Mapping[str, Any], workload: str) -> dict[str, float]:
+    """Return the limits in ms for a workload: its stream's own, or the run's."""
+    stream_slo: dict[str, float] = config.get("streams", {}).get(workload, {}).get("goodput") or {}
+    return stream_slo or config.get("goodput") or {}
 
 
 def meets_limit(record: RequestRecord, metric: str, limit_ms: float) -> bool:

@@ -170,16 +170,10 @@ def _records_by_model(result: RunResult) -> dict[str, list[RequestRecord]]:
     return by_model if len(by_model) > 1 else {}
 
 
-def slo_of(config: dict[str, Any], workload: str) -> dict[str, float]:
-    """Return the limits in ms for a workload: its stream's own, or the run's."""
-    stream_slo: dict[str, float] = config.get("streams", {}).get(workload, {}).get("goodput") or {}
-    return stream_slo or config.get("goodput") or {}
-
-
 def _goodput(config: dict[str, Any], records: Sequence[RequestRecord], duration_s: float) -> Goodput | None:
     """Hold each request against the limits of its workload; requests without any are left out. None without limits."""
     by_workload = _records_by_workload(records)
-    slos = {name: slo_of(config, name) for name in by_workload}
+    slos = {name: metrics.slo_of(config, name) for name in by_workload}
     limited = {name: metrics.goodput(by_workload[name], slo, duration_s) for name, slo in slos.items() if slo}
     if not limited:
         return None

@@ -13,6 +13,7 @@ from loadgen.client.request_body import MessageMaker, message_maker
 from loadgen.client.word_counts import Count
 from loadgen.record import Endpoint
 from loadgen.results.failure_limit import FailureLimit
+from loadgen.results.metrics import slo_of
 from loadgen.workload.sessions import History
 from loadgen.workload.words import WordsReader
 
@@ -92,6 +93,11 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """The words of the command line that starts the run: an entry of its own in run.json, without secrets."""
     plan: Annotated[dict[str, Any], NOT_RECORDED] = {}
     """The making of the schedule: run.json states these entries before the options."""
+
+
+def limits_of(config: RunConfig, workload: str) -> dict[str, float]:
+    """Return the latency limits in milliseconds of a workload's requests: its stream's own, or the run's."""
+    return slo_of({**config.plan, "goodput": config.goodput}, workload)
 
 
 def recorded_options(config: RunConfig) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from loadgen.client.patience import say_on_stderr
 from loadgen.client.server_probe import ServerProbe, probe
@@ -26,7 +27,13 @@ class Preparation(NamedTuple):
     """Origin of the lengths that were counted."""
 
 
-async def prepare(schedule: Schedule, config: RunConfig, client: Client) -> Preparation:
+class Announce(Protocol):
+    """Tells the name of what begins now, or how far it is."""
+
+    def __call__(self, name: str, done: int | None = None, total: int | None = None) -> None: ...
+
+
+async def prepare(schedule: Schedule, config: RunConfig, client: Client, announce: Announce) -> Preparation:
     """Ask the server for what a run needs to know of it.
 
     LoadgenError: the server does not answer, or some request does not fit it.
@@ -42,6 +49,7 @@ async def prepare(schedule: Schedule, config: RunConfig, client: Client) -> Prep
         tokenizer=config.tokenizer,
         extra_body=config.extra_body,
         check=lambda server: server.check_fits(schedule.requests),
+        announce=announce,
     )
     if config.words is None:
         return Preparation(schedule, probed)
@@ -50,6 +58,8 @@ async def prepare(schedule: Schedule, config: RunConfig, client: Client) -> Prep
         counters.append(FileCounter(TokenizerFile(config.tokenizer)))
     make_message = PreparedRun("", config, probed.server, probed.vocabularies).message_maker(schedule.seed)
     words = WordsReader(config.words)
-    counted, source = await count_words(schedule, words, make_message, counters, config.count, say_on_stderr)
+    counted, source = await count_words(
+        schedule, words, make_message, counters, config.count, say_on_stderr, partial(announce, "counting prompts")
+    )
     probed.server.check_fits(counted.requests)
     return Preparation(counted, probed, source)

@@ -14,7 +14,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection as Pipe
 from pathlib import Path
@@ -28,8 +28,8 @@ from loadgen.record import RequestRecord
 from loadgen.results.merge import PartWriter, merge_parts, recorded_in_part
 from loadgen.run.config import PreparedRun, RunConfig, open_client
 from loadgen.run.process_stats import SendingCost, merge_costs, own_cpu_s, own_max_rss_bytes
-from loadgen.run.progress import Tallies, ticking
-from loadgen.run.sender import ScheduleSender, Sender
+from loadgen.run.progress import Tallies, Waiting, sum_tallies, ticking
+from loadgen.run.sender import MAX_WAITING, ScheduleSender, Sender
 from loadgen.telemetry.otlp_export import check_endpoint
 
 if TYPE_CHECKING:
@@ -100,6 +100,7 @@ class _Worker:
     def __init__(self, share: _Share) -> None:
         self.share = share
         self.tallies = Tallies()
+        self.oldest: list[Waiting] = []
         self.start_ns: int | None = None
         self.cost: SendingCost | None = None
         self.error: LoadgenError | None = None
@@ -121,14 +122,19 @@ class _Worker:
             asyncio.get_running_loop().remove_reader(self.pipe.fileno())
             if self.cost is None:  # the requests that it had not finished have failed
                 finished = self.tallies.completed + self.tallies.failed
-                self.tallies.failed += len(self.share.schedule.requests) - finished
+                unfinished = len(self.share.schedule.requests) - finished
+                self.tallies.failed += unfinished
+                self.tallies.errors["cancelled"] += unfinished
                 self.tallies.in_flight = 0
+                self.oldest = []
             self.ready.set()
             self.over.set()
             return
         match message:
             case Tallies():
                 self.tallies = message
+            case [*oldest]:
+                self.oldest = oldest
             case SendingCost():
                 self.cost = message
             case LoadgenError():
@@ -183,6 +189,11 @@ class SenderProcesses:
     def tallies(self) -> Tallies:
         return sum_tallies([worker.tallies for worker in self._workers])
 
+    @property
+    def oldest(self) -> list[Waiting]:
+        waiting = (request for worker in self._workers for request in worker.oldest)
+        return sorted(waiting, key=lambda request: request.since_ns)[:MAX_WAITING]
+
     async def run(self, start_ns: int) -> SendingCost:
         async def until_over(worker: _Worker) -> None:
             await worker.over.wait()
@@ -208,10 +219,6 @@ class SenderProcesses:
 
     def abort(self) -> None:
         self.stop("aborted")
-
-
-def sum_tallies(parts: Sequence[Tallies]) -> Tallies:
-    return Tallies(**{field.name: sum(getattr(part, field.name) for part in parts) for field in fields(Tallies)})
 
 
 @asynccontextmanager
@@ -322,10 +329,11 @@ async def _send_share(pipe: Pipe[Any, Any], share: _Share) -> SendingCost:
             sender = Sender(share.schedule, share.prepared, client, writer.record, keep_answer)
 
             def report() -> None:
-                """Hand the lines written so far to the kernel, and the counts to the parent."""
+                """Hand the lines written so far to the kernel, and the progress to the parent."""
                 writer.flush()
                 with suppress(OSError):
                     pipe.send(sender.tallies)
+                    pipe.send(sender.oldest)
 
             def obey() -> None:
                 """Stop as the parent says; abort when the parent is gone."""
@@ -344,8 +352,7 @@ async def _send_share(pipe: Pipe[Any, Any], share: _Share) -> SendingCost:
             asyncio.get_running_loop().add_reader(pipe.fileno(), obey)
             async with ticking(report):
                 cost = await sender.run(start_ns)
-            with suppress(OSError):
-                pipe.send(sender.tallies)
+            report()
             return cost
     finally:
         writer.close()

@@ -23,11 +23,11 @@ from loadgen import __version__, clock
 from loadgen.client.socket_poller import reads_tokens
 from loadgen.results.metrics import distribution_s
 from loadgen.results.run_folder import RunInfo, RunWriter
-from loadgen.run.config import PreparedRun, RunConfig, open_client, recorded_command, recorded_options
+from loadgen.run.config import PreparedRun, RunConfig, limits_of, open_client, recorded_command, recorded_options
 from loadgen.run.metering import Metering
 from loadgen.run.preparation import Preparation, prepare
 from loadgen.run.processes import check_sending, open_sender
-from loadgen.run.progress import View, progress_at, ticking
+from loadgen.run.progress import Plan, Stage, StageTimer, View, progress_at, stage_at, ticking
 from loadgen.run.sender import ScheduleSender, warm_up
 from loadgen.units import NS_PER_S
 
@@ -43,31 +43,35 @@ _LEAD_S = 0.1
 
 async def replay(schedule: Schedule, config: RunConfig, view: View) -> Schedule:
     """Run the schedule and record it in the folder `config.out`, on a loop of uvloop; return it as it was sent."""
+    stages = StageTimer(view)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(open_client(config))
-        preparation = await prepare(schedule, config, client)
-        schedule, probed = preparation.schedule, preparation.probed
-        config = msgspec.structs.replace(config, base_url=client.url.text)  # where the probe found the API
-        metering = await stack.enter_async_context(Metering(config, probed.server))
-        info = info_before(preparation, config, metering)
-        prepared = PreparedRun(info.run_id, config, probed.server, probed.vocabularies)
-        check_sending(config, len(schedule.requests))
-        kept = config.words if config.keep_bodies else None
-        writer = RunWriter(
-            config.out, info, schedule, overwrite=config.overwrite, words=kept, answers=config.keep_answers
-        )
-        stack.enter_context(closing(writer))
-        await warm_up(schedule, prepared, client)
-        sender = await stack.enter_async_context(open_sender(schedule, prepared, client, writer))
+        async with ticking(stages.show):
+            preparation = await prepare(schedule, config, client, stages.begin)
+            schedule, probed = preparation.schedule, preparation.probed
+            config = msgspec.structs.replace(config, base_url=client.url.text)  # where the probe found the API
+            stages.begin("opening the energy meter")
+            metering = await stack.enter_async_context(Metering(config, probed.server))
+            info = info_before(preparation, config, metering)
+            prepared = PreparedRun(info.run_id, config, probed.server, probed.vocabularies)
+            check_sending(config, len(schedule.requests))
+            kept = config.words if config.keep_bodies else None
+            writer = RunWriter(
+                config.out, info, schedule, overwrite=config.overwrite, words=kept, answers=config.keep_answers
+            )
+            stack.enter_context(closing(writer))
+            await warm_up(schedule, prepared, client, stages.begin)
+            sender = await stack.enter_async_context(open_sender(schedule, prepared, client, writer))
         async with metering.recording(writer):
-            idle_s = config.idle_s if metering.meter else 0
-            start_ns = clock.monotonic_ns() + round((_LEAD_S + idle_s) * NS_PER_S)
-            begin = {"folder": str(config.out), "requests": len(schedule.requests), "idle_s": idle_s}
+            plan = plan_of(schedule, prepared, has_meter=metering.meter is not None)
+            start_ns = clock.monotonic_ns() + round((_LEAD_S + plan.idle_s) * NS_PER_S)
+            begin = {"folder": str(config.out), "requests": plan.scheduled, "idle_s": plan.idle_s}
             _log.info("recording %(requests)d requests in %(folder)s, after %(idle_s)s s at rest", begin)
-            update = _updater(schedule, sender, metering, writer, view, start_ns)
-            with _signals(sender), view:
-                async with ticking(update):
+            show = _shower(plan, sender, metering, view, start_ns)
+            with _signals(sender, show):
+                async with ticking(writer.flush, show):
                     cost = await sender.run(start_ns)
+            view.update(Stage("reading the last counters"))
             end_ns = clock.monotonic_ns()
         ended = {
             "stopped_by": sender.stopped_by,
@@ -79,33 +83,45 @@ async def replay(schedule: Schedule, config: RunConfig, view: View) -> Schedule:
     return schedule
 
 
-def _updater(
-    schedule: Schedule, sender: ScheduleSender, metering: Metering, writer: RunWriter, view: View, start_ns: int
-) -> Callable[[], None]:
-    """Return what is done at every tick: hand the lines written so far to the kernel, show the progress."""
-    last_offset_s = schedule.requests[-1].offset_ns / NS_PER_S
+def plan_of(schedule: Schedule, prepared: PreparedRun, *, has_meter: bool) -> Plan:
+    """Return what a view shows of a run that does not change while it lasts."""
+    config, server = prepared.config, prepared.server
+    limits_ms = [limits_of(config, workload) for workload in {request.workload for request in schedule.requests}]
+    engine = f" ({server.engine})" if server.engine else ""
+    return Plan(
+        target=f"{server.model} at {server.base_url}{engine}",
+        limits_ms=limits_ms[0] if all(limits == limits_ms[0] for limits in limits_ms) else {},
+        scheduled=len(schedule.requests),
+        total_s=schedule.requests[-1].offset_ns / NS_PER_S,
+        idle_s=config.idle_s if has_meter else 0.0,
+    )
 
-    def update() -> None:
-        writer.flush()
-        power = metering.latest()
+
+def _shower(plan: Plan, sender: ScheduleSender, metering: Metering, view: View, start_ns: int) -> Callable[[], None]:
+    """Return a function that shows the progress of the sending."""
+
+    def show() -> None:
+        power, tallies, now_ns = metering.latest(), sender.tallies, clock.monotonic_ns()
         view.update(
+            stage_at((now_ns - start_ns) / NS_PER_S, plan, tallies, sender.stopped_by),
             progress_at(
-                (clock.monotonic_ns() - start_ns) / NS_PER_S,
-                sender.tallies,
-                scheduled=len(schedule.requests),
-                last_offset_s=last_offset_s,
+                now_ns,
+                start_ns,
+                plan,
+                tallies,
+                sender.oldest,
                 watts=power.total_watts if power else None,
                 joules=sum(power.joules.values()) if power and power.total_watts is not None else None,
-            )
+            ),
         )
 
-    return update
+    return show
 
 
 @contextmanager
-def _signals(sender: ScheduleSender) -> Iterator[None]:
-    """Stop `sender` at the first Ctrl-C or SIGTERM, so that it drains, and abort it at the second. The old handlers
-    come back afterwards."""
+def _signals(sender: ScheduleSender, show: Callable[[], None]) -> Iterator[None]:
+    """Stop `sender` at the first Ctrl-C or SIGTERM, so that it drains, and abort it at the second; `show` shows it at
+    once. The old handlers come back afterwards."""
     loop = asyncio.get_running_loop()
 
     def interrupt() -> None:
@@ -114,6 +130,7 @@ def _signals(sender: ScheduleSender) -> Iterator[None]:
             sender.stop("interrupted")
         else:
             sender.abort()
+        show()
 
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupt)

@@ -146,7 +146,8 @@ def run_selftest(schedule: Schedule, planned: Plan, processes: int, view: View) 
         )
         config = RunConfig(out=folder / "planned", base_url=url, energy="none", idle_s=0.0)
         timing = {"ttft_ms": planned.ttft_s * 1000, "itl_ms": planned.itl_s * 1000}
-        run = _replay(schedule, msgspec.structs.replace(config, extra_body=timing, processes=processes), view)
+        with view:
+            run = _replay(schedule, msgspec.structs.replace(config, extra_body=timing, processes=processes), view)
         if run.info.stopped_by != "completed":
             return None
         streams = written(url)

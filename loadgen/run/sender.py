@@ -10,6 +10,7 @@ import logging
 from collections import deque
 from collections.abc import Callable
 from contextlib import nullcontext
+from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -20,9 +21,10 @@ from loadgen.client.request_body import LiveHistory
 from loadgen.clock import monotonic_ns
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
+from loadgen.run.config import limits_of
 from loadgen.run.pacer import BODIES_AHEAD, Pacer
 from loadgen.run.process_stats import ProcessMeter, SendingCost, no_collections
-from loadgen.run.progress import Tallies
+from loadgen.run.progress import Tallies, Waiting
 from loadgen.telemetry.otlp_export import SpanSender
 from loadgen.units import NS_PER_S
 
@@ -39,12 +41,20 @@ NEAR_NS = 3_000_000
 """Time before an instant until which the event loop's own timers are good enough."""
 
 
+MAX_WAITING = 3
+"""Requests in flight that a view names."""
+
+
 class ScheduleSender(Protocol):
     """Sends a schedule once. `Sender` does so from this process, `SenderProcesses` from several others."""
 
     @property
     def tallies(self) -> Tallies:
         """Counts so far."""
+
+    @property
+    def oldest(self) -> list[Waiting]:
+        """The MAX_WAITING requests that have been in flight for the longest time, the oldest first."""
 
     @property
     def stopped_by(self) -> str:
@@ -93,6 +103,8 @@ class Sender:
         self._write = write
         self._write_answer = write_answer
         self._hides_words = not config.keep_bodies
+        workloads = {request.workload for request in schedule.requests}
+        self._limits_ms = {workload: limits_of(config, workload) for workload in workloads}
         self._spans = SpanSender(config.otlp, prepared.run_id, prepared.server.model) if config.otlp else None
         self.make_message = prepared.message_maker(schedule.seed)
         self._messages: deque[Message] = deque()
@@ -104,6 +116,14 @@ class Sender:
         self._sending: asyncio.Task[None] | None = None
         self._drained: asyncio.Future[None] | None = None
         self._start_ns = 0
+
+    @property
+    def oldest(self) -> list[Waiting]:
+        in_order = islice(self._in_flight.values(), MAX_WAITING)  # in which they were sent
+        return [
+            Waiting(post.index, stream.sent_ns or post.scheduled_ns, bool(stream.chunk_ns))
+            for post, stream in ((exchange.post, exchange.stream) for exchange in in_order)
+        ]
 
     async def run(self, start_ns: int) -> SendingCost:
         self._start_ns = start_ns
@@ -177,7 +197,7 @@ class Sender:
         if self._slots:
             self._slots.release()
         try:
-            self.tallies.add(record)
+            self.tallies.add(record, self._limits_ms[record.workload])
             if record.error:
                 _log_failure(record)
             self._keep(record)
@@ -285,11 +305,18 @@ def _log_failure(record: RequestRecord) -> None:
     _log.info("request %(index)d failed: %(error)s, status %(status)s, after %(seconds)s s", failure)
 
 
-async def warm_up(schedule: Schedule, prepared: PreparedRun, client: Client) -> None:
+async def warm_up(
+    schedule: Schedule, prepared: PreparedRun, client: Client, announce: Callable[[str, int, int], None]
+) -> None:
     """Send the first `--warmup` requests one after another, unrecorded. They get prompts of their own, so that nothing
-    of the run is in the server's prefix cache."""
+    of the run is in the server's prefix cache.
+
+    announce: called with the stage, and the requests that are done of all, before each.
+    """
     make_message = prepared.message_maker(schedule.seed)
-    for request in schedule.requests[: prepared.config.warmup]:
+    requests = schedule.requests[: prepared.config.warmup]
+    for done, request in enumerate(requests):
+        announce("warming up", done, len(requests))
         index = len(schedule.requests) + request.index
         message = make_message(msgspec.structs.replace(request, index=index, prefix_ids=(), text_id=None))
         record = await client.post(

@@ -17,6 +17,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import IO
 
+from loadgen.client.redact import MIN_SECRET_CHARS, redact
 from loadgen.errors import LoadgenError
 from loadgen.http_get import REQUEST_ERRORS, http_get
 from loadgen.servers import recipe as recipes
@@ -35,21 +36,71 @@ _READY = re.compile(r"^(?!\[).*?(https?://\S+/v1)\b")
 """The line with which `loadgen serve` reports its URL. Lines of the engine begin with its name in brackets instead."""
 
 
-class _Output:
-    """The last lines that a process printed. A thread reads them, so that the pipe never blocks the server."""
+_LINE = re.compile(rb"([^\r\n]*)(\r\n|\r(?!\Z)|\n)")
+"""A line and its end. Bars of progress end in a carriage return, so that the next one overwrites it."""
+_MAX_LINE_BYTES = 1 << 16
+_SECRET_NAME = re.compile(r"(?i)(^|_)(key|token|secret|password|passwd|credentials?)$")
 
-    def __init__(self, stream: IO[bytes], on_line: Callable[[str], None]) -> None:
+StartProgress = Callable[[float, str], None]
+"""Called ten times a second while a server starts: with the seconds since its start, and its last line or ""."""
+
+
+def start_lines(name: str, say: Callable[[str], None]) -> StartProgress:
+    """Return a progress function that calls `say` with a line every few seconds."""
+    said_s = 0.0
+
+    def progress(waited_s: float, line: str) -> None:
+        nonlocal said_s
+        if waited_s - said_s >= _PROGRESS_PERIOD_S:
+            said_s = waited_s
+            say(f"{name} is starting, {waited_s:.0f} s: {line[:160] or 'no output yet'}")
+
+    return progress
+
+
+def secrets_in(variables: Mapping[str, str]) -> list[str]:
+    """Return the values of environment variables that are secrets by their names, the longest first."""
+    secrets = {value for name, value in variables.items() if _SECRET_NAME.search(name)}
+    return sorted((value for value in secrets if len(value) >= MIN_SECRET_CHARS), key=len, reverse=True)
+
+
+class _Output:
+    """The last lines that a process printed, without secrets. A thread reads them, so that the pipe never blocks the
+    server. `on_line` gets each line and its end, a newline or a carriage return."""
+
+    def __init__(self, stream: IO[bytes], on_line: Callable[[str, str], None], secrets: Sequence[str]) -> None:
         self.lines: deque[str] = deque(maxlen=_KEPT_LINES)
         self._on_line = on_line
+        self._secrets = secrets
+        self._is_bar = False
+        """True while the last line is one that the next overwrites."""
         self._thread = threading.Thread(target=self._read_lines, args=(stream,), name="server-output", daemon=True)
         self._thread.start()
 
     def _read_lines(self, stream: IO[bytes]) -> None:
+        unended = b""
         with stream:
-            for raw in stream:
-                if line := raw.decode(errors="replace").rstrip():
-                    self.lines.append(line)
-                    self._on_line(line)
+            while data := os.read(stream.fileno(), _MAX_LINE_BYTES):
+                unended += data
+                end = 0
+                for match in _LINE.finditer(unended):
+                    self._take(match[1], "\r" if match[2] == b"\r" else "\n")
+                    end = match.end()
+                unended = unended[end:]
+                if len(unended) > _MAX_LINE_BYTES:
+                    self._take(unended, "\n")
+                    unended = b""
+            self._take(unended, "\n")
+
+    def _take(self, raw: bytes, end: str) -> None:
+        line = redact(raw.decode(errors="replace").rstrip(), self._secrets)
+        if not line:
+            return
+        if self._is_bar:
+            self.lines.pop()
+        self._is_bar = end == "\r"
+        self.lines.append(line)
+        self._on_line(line, end)
 
     def close(self) -> None:
         """Wait for the rest of the output of a process that ended, but not for a grandchild that holds the pipe."""
@@ -66,13 +117,13 @@ def served(
     name: str,
     *options: str,
     log: Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: StartProgress | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
     """Run `loadgen serve NAME` on a free port while the block runs; yield its base URL once it is healthy.
 
-    log: file for all output of the server. progress: called with a line every few seconds while it starts (default:
-    print to standard error). environment: variables in addition to this process's own. The server has its own process
+    log: file for all output of the server. progress: default: print a line every few seconds to standard error.
+    environment: variables in addition to this process's own. The server has its own process
     group, because a Ctrl-C at the terminal must not end it before the run has drained.
     """
     recipe = recipes.read_recipe(name)
@@ -88,15 +139,15 @@ def answering(
     start_timeout_s: float,
     *,
     log: Path | None = None,
-    progress: Callable[[str], None] | None = None,
+    progress: StartProgress | None = None,
     environment: Mapping[str, str] | None = None,
 ) -> Iterator[str]:
     """Run a server's command while the block runs; yield the base URL that it prints once it serves."""
     urls: deque[str] = deque(maxlen=1)
     with log.open("a") if log else open(os.devnull, "w") as file:  # noqa: PTH123
 
-        def on_line(line: str) -> None:
-            print(line, file=file, flush=True)
+        def on_line(line: str, end: str) -> None:
+            print(line, file=file, end=end, flush=True)
             if ready := _READY.match(line):
                 urls.append(ready[1])
 
@@ -110,7 +161,7 @@ def answering(
                 name,
                 start_timeout_s,
                 lambda: bool(urls),
-                progress or partial(print, file=sys.stderr, flush=True),
+                progress or start_lines(name, partial(print, file=sys.stderr, flush=True)),
             )
             started = {"server": name, "url": urls[0], "seconds": round(monotonic() - start_s, 3)}
             _log.info("the server %(server)s serves at %(url)s after %(seconds)s s", started)
@@ -149,8 +200,8 @@ def run_recipe(
     def should_stop() -> bool:
         return stop.is_set() or (exit_with_parent and os.getppid() != parent)
 
-    def pass_on(line: str) -> None:
-        print(f"[{recipe.name}] {line}", flush=True)
+    def pass_on(line: str, end: str) -> None:
+        print(f"[{recipe.name}] {line}", end=end, flush=True)
 
     with _running(command, environment, pass_on) as (process, output):
         local_host = "127.0.0.1" if host == "0.0.0.0" else host
@@ -160,7 +211,7 @@ def run_recipe(
             recipe.name,
             recipe.start_timeout_s,
             lambda: should_stop() or healthy(local_host, port, recipe.health),
-            lambda _: None,
+            lambda _waited_s, _line: None,
         )
         if not should_stop():
             print(f"{recipe.name} serves {model} at http://{local_host}:{port}/v1", flush=True)
@@ -205,10 +256,10 @@ def _wait(
     name: str,
     timeout_s: float,
     ready: Callable[[], bool],
-    progress: Callable[[str], None],
+    progress: StartProgress,
 ) -> None:
     """Wait until `ready`. Raises LoadgenError with the server's last lines if it ends before that or takes too long."""
-    start_s = progress_s = monotonic()
+    start_s = monotonic()
     while not ready():
         now_s = monotonic()
         if process.poll() is not None:
@@ -218,10 +269,7 @@ def _wait(
             raise LoadgenError(f"the server {name} did not start (exit status {process.returncode}) {output.tail}")
         if now_s - start_s > timeout_s:
             raise LoadgenError(f"the server {name} was not healthy after {timeout_s:.0f} s {output.tail}")
-        if now_s - progress_s >= _PROGRESS_PERIOD_S:
-            progress_s = now_s
-            line = (output.lines or ["it said nothing yet"])[-1][:160]
-            progress(f"{name} is starting, {now_s - start_s:.0f} s: {line}")
+        progress(now_s - start_s, (list(output.lines) or [""])[-1])
         sleep(_POLL_S)
 
 
@@ -229,7 +277,7 @@ def _wait(
 def _running(
     command: Sequence[str],
     environment: Mapping[str, str],
-    on_line: Callable[[str], None],
+    on_line: Callable[[str, str], None],
     stop_timeout_s: float = STOP_TIMEOUT_S,
 ) -> Iterator[tuple["subprocess.Popen[bytes]", _Output]]:
     """Run a process group while the block runs. Not a session: its scheduler group would starve the client's."""
@@ -243,7 +291,7 @@ def _running(
         preexec_fn=_end_with_parent,
     )
     assert process.stdout is not None
-    output = _Output(process.stdout, on_line)
+    output = _Output(process.stdout, on_line, secrets_in(environment))
     try:
         yield process, output
     finally:

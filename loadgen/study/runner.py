@@ -24,7 +24,7 @@ from loadgen.results import run_folder
 from loadgen.run.config import RunConfig
 from loadgen.run.interrupts import run_replay
 from loadgen.run.progress import NullView
-from loadgen.servers.launcher import served
+from loadgen.servers.launcher import served, start_lines
 from loadgen.study.folder import StudyFolder, StudyState
 from loadgen.study.plan import StudyRun, plan_runs, schedule_of, start_key
 from loadgen.study.rows import FinishedRun, RunOutcome, gpu_names
@@ -141,7 +141,13 @@ def _start_server(study: Study, run: StudyRun, out: Path, say: _Print) -> Abstra
     options += ["--model", run.model] if run.model is not None else []
     options += ["--python", server.python] if server.python is not None else []
     visible = {"CUDA_VISIBLE_DEVICES": ",".join(server.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"} if server.gpus else {}
-    return served(server.recipe, *options, log=out / f"{run.server}.log", progress=say, environment=visible)
+    return served(
+        server.recipe,
+        *options,
+        log=out / f"{run.server}.log",
+        progress=start_lines(server.recipe, say),
+        environment=visible,
+    )
 
 
 def _check_gpus(expected: list[gpu_state.GpuState], present: list[gpu_state.GpuState]) -> None:

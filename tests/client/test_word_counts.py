@@ -59,6 +59,7 @@ def counted(
     count: Count = "auto",
     say: Say = print,
     history: History = "recorded",
+    progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> tuple[list[tuple[int | None, int | None]], str | None]:
     """Return (tokens of the prompt, of the answer) of each row, and the origin of the counts."""
     trace, bodies = folder / "rows.jsonl", folder / "bodies.jsonl"
@@ -73,7 +74,7 @@ def counted(
         schedule, _ = settle_history(schedule, history)
     words = WordsReader(bodies)
     make = message_maker(0, {}, "chat", "m", Dialect(), {}, words=words)
-    result, source_ = asyncio.run(count_words(schedule, words, make, counters, count, say))
+    result, source_ = asyncio.run(count_words(schedule, words, make, counters, count, say, progress))
     return [(request.input_tokens, request.output_tokens) for request in result.requests], source_
 
 
@@ -144,17 +145,11 @@ def test_more_prompts_than_the_limit_are_counted_only_when_asked_for(
     assert counted(tmp_path, rows[:2] * 3, WordCounter())[0] == [(3, None)] * 6, "two prompts, each three times"
 
 
-def test_a_long_count_says_how_far_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("loadgen.client.word_counts.PROGRESS_S", 0.001)
-    said: list[str] = []
-
-    class Slow(WordCounter):
-        async def text(self, text: str, model: str, special: bool) -> int | None:
-            await asyncio.sleep(0.01)
-            return 1
-
-    counted(tmp_path, [{"prompt": f"number {i}"} for i in range(40)], Slow(), say=said.append)
-    assert any("counting the tokens of 40 prompts: " in line and " s to go" in line for line in said)
+def test_the_progress_goes_from_nothing_to_all_prompts_one_by_one(tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    rows = [{"prompt": f"number {i}"} for i in range(40)]
+    counted(tmp_path, rows, WordCounter(), progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(done, 40) for done in range(41)]
 
 
 # -- servers ----------------------------------------------------------------------------------------------------------

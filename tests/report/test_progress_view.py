@@ -1,4 +1,7 @@
+"""What a run shows while it lasts: in one line for logs, and in a few lines in place on a terminal."""
+
 import io
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
@@ -6,8 +9,15 @@ from rich.console import Console
 
 from loadgen.errors import LoadgenError
 from loadgen.report import progress_view
+from loadgen.report.progress_view import LiveView, PlainView, line, panel, server_line, server_start, stage_text
+from loadgen.run.progress import NullView, Percentiles, Progress, Stage, Waiting
 
-NOW = progress_view.Progress(
+SENDING = Stage("sending")
+DRAINING = Stage("draining", hint="Ctrl-C again to abort")
+STARTING = Stage("waiting for vllm to load the model", waited_s=12.4, detail="Loading shards: 25%")
+NOW = Progress(
+    target="llama at http://127.0.0.1:8000/v1 (vllm)",
+    limits_ms={"ttft": 200.0, "tpot": 50.0},
     scheduled=400,
     sent=181,
     in_flight=12,
@@ -18,7 +28,25 @@ NOW = progress_view.Progress(
     watts=356.2,
     joules_per_token=0.863,
     elapsed_s=45.2,
-    remaining_s=74.8,
+    total_s=120.0,
+    errors={"timeout": 1, "http": 3},
+    goodput=0.9375,
+    ttft_s=Percentiles(0.0351, 0.2404),
+    tpot_s=Percentiles(0.012, 0.0404),
+    e2e_s=Percentiles(1.204, 3.1),
+    oldest=((Waiting(17, 0, False), 41.4), (Waiting(30, 0, True), 8.0), (Waiting(31, 0, True), 7.6)),
+)
+UNKNOWN = replace(
+    NOW,
+    limits_ms={},
+    tokens_per_s=None,
+    watts=None,
+    joules_per_token=None,
+    errors={},
+    goodput=None,
+    ttft_s=Percentiles(None, None),
+    tpot_s=Percentiles(None, None),
+    e2e_s=Percentiles(None, None),
 )
 
 
@@ -27,64 +55,227 @@ def console(terminal: bool = False) -> tuple[Console, io.StringIO]:
     return Console(file=out, width=80, force_terminal=terminal), out
 
 
+def rows(stage: Stage, progress: Progress | None, width: int = 80) -> list[str]:
+    return panel(stage, progress, "chat", width).plain.splitlines()
+
+
+# -- one line ---------------------------------------------------------------------------------------------------------
+
+
 def test_one_line_holds_every_number() -> None:
-    assert progress_view.line(NOW) == (
-        "45 s: sent 181/400, in flight 12, completed 165, failed 4, 412 tokens/s, 356 W, 0.863 J/token, 1:15 left"
+    assert line(SENDING, NOW) == (
+        "45 of 120 s: sent 181/400, in flight 12, completed 165, failed 4 (http 3, timeout 1), "
+        "TTFT p50 35.1 ms p99 240 ms (limit 200 ms), TPOT p50 12.0 ms p99 40.4 ms (limit 50.0 ms), "
+        "E2E p50 1.20 s p99 3.10 s, 412 tokens/s, 356 W, 0.863 J/token, goodput 93.8 %"
     )
 
 
 def test_unknown_is_not_zero() -> None:
-    told = progress_view.line(replace(NOW, tokens_per_s=None, watts=None, joules_per_token=None, remaining_s=None))
-    assert told.endswith("- tokens/s, -, -/token, - left")
+    text = line(SENDING, UNKNOWN)
+    assert text.endswith("TTFT p50 - p99 -, TPOT p50 - p99 -, E2E p50 - p99 -, - tokens/s, - W, - J/token")
+    assert "goodput" not in text
 
 
-def test_plain_draws_every_five_seconds_and_once_at_the_end() -> None:
+STAGES: list[tuple[Stage, Progress | None, str]] = [
+    (Stage("starting sim"), None, "starting sim"),
+    (STARTING, None, "waiting for vllm to load the model, 12 s: Loading shards: 25%"),
+    (Stage("waiting for the first answer", waited_s=0.4), None, "waiting for the first answer"),
+    (Stage("waiting for the first answer", waited_s=12.0), None, "waiting for the first answer, 12 s"),
+    (Stage("counting prompts", 0, 400), None, "counting prompts 0 of 400"),
+    (Stage("counting prompts", 120, 400, waited_s=30.0), None, "counting prompts 120 of 400, about 1:10 left"),
+    (Stage("warming up", 3, 5, waited_s=0.5), None, "warming up 3 of 5"),
+    (Stage("measuring idle", 1.23, 2.0, "s"), NOW, "measuring idle 1.2 of 2.0 s"),
+    (SENDING, NOW, "sending to llama at http://127.0.0.1:8000/v1 (vllm)"),
+    (Stage("draining"), NOW, "draining 12 (oldest 41 s, request 17)"),
+    (DRAINING, NOW, "draining 12 (oldest 41 s, request 17); Ctrl-C again to abort"),
+    (DRAINING, replace(NOW, oldest=()), "draining 12; Ctrl-C again to abort"),
+    (Stage("attributing energy"), None, "attributing energy"),
+]
+
+
+@pytest.mark.parametrize(("stage", "progress", "text"), STAGES, ids=[row[2] for row in STAGES])
+def test_a_stage_says_how_far_it_is(stage: Stage, progress: Progress | None, text: str) -> None:
+    assert stage_text(stage, progress) == text
+
+
+def test_a_drain_names_the_requests_that_it_waits_for() -> None:
+    waiting = "waiting for request 17 (41 s, no token yet), request 30 (8 s, answering), request 31 (8 s, answering)"
+    assert line(DRAINING, NOW).endswith(f"; {waiting} and 9 more")
+    assert line(DRAINING, replace(NOW, in_flight=3)).endswith(f"; {waiting}")
+    assert f"{waiting} and 9 more" in rows(DRAINING, NOW)
+
+
+HOSTILE = "\x1b[31mERROR\x1b[0m [bold]\u202ered\x07" + 400 * "x"
+
+
+def test_lines_of_a_server_and_names_are_shown_without_control_characters_and_cut() -> None:
+    shown = server_line(HOSTILE)
+    assert shown.startswith("ERROR [bold] redx") and len(shown) == progress_view.MAX_SHOWN
+    texts = [stage_text(SENDING, replace(NOW, target=HOSTILE)), *rows(SENDING, replace(NOW, target=HOSTILE))]
+    assert all(text.isprintable() and len(text) <= progress_view.MAX_SHOWN + 20 for text in texts)
+
+
+# -- several lines ----------------------------------------------------------------------------------------------------
+
+
+def test_the_panel_shows_latencies_beside_their_limits() -> None:
+    assert rows(SENDING, NOW) == [
+        "chat: llama at http://127.0.0.1:8000/v1 (vllm)",
+        "━━━━━━━━━━━━━━━━────────────────────────  0:45 of 2:00",
+        "sending",
+        "sent 181/400   in flight 12   done 165   failed 4",
+        "412 tokens/s   356 W   0.863 J/token   goodput 93.8 %",
+        "errors http 3, timeout 1",
+        "         p50      p99      limit",
+        "TTFT     35.1 ms  240 ms   200 ms  p99 over",
+        "TPOT     12.0 ms  40.4 ms  50.0 ms",
+        "E2E      1.20 s   3.10 s   ",
+    ]
+
+
+def test_before_the_first_request_the_panel_has_the_stage_and_the_server_s_last_line() -> None:
+    assert rows(STARTING, None) == ["chat", "waiting for vllm to load the model, 12 s", "  Loading shards: 25%"]
+
+
+def test_fifty_columns_are_enough_for_every_number() -> None:
+    def words(shown: list[str]) -> list[str]:
+        return [word for row in shown for word in row.split() if not set(word) <= set("━─")]
+
+    narrow, wide = (rows(SENDING, NOW, width) for width in (50, 200))
+    assert max(map(len, narrow[1:])) <= 50
+    assert words(narrow) == words(wide)
+
+
+def test_a_latency_over_its_limit_is_marked_in_words_and_colour() -> None:
+    def styles(progress: Progress) -> set[str]:
+        return {str(span.style) for span in panel(SENDING, progress, "", 80).spans}
+
+    calm = replace(NOW, failed=0, errors={}, ttft_s=Percentiles(0.1, 0.2))
+    assert not any("red" in style for style in styles(calm))
+    assert "over" not in panel(SENDING, calm, "", 80).plain
+    assert "bold red" in styles(NOW)
+
+
+# -- views ------------------------------------------------------------------------------------------------------------
+
+
+def every(step_s: float) -> Iterator[float]:
+    """Yield the readings of a clock that is read once every `step_s`."""
+    now_s = 0.0
+    while True:
+        yield now_s
+        now_s += step_s
+
+
+def test_plain_has_a_line_for_each_stage_and_one_every_five_seconds_and_the_last_numbers() -> None:
     to, out = console()
-    with progress_view.view("plain", to) as view:
+    now_s = 0.0
+    with PlainView(to, lambda: now_s) as view:
         for tenths in range(123):
-            view.update(replace(NOW, elapsed_s=tenths / 10))
-    assert [line.split()[0] for line in out.getvalue().splitlines()] == ["5", "10", "12"]
+            now_s = tenths / 10
+            view.update(Stage("warming up", tenths, 60)) if now_s < 6 else view.update(
+                SENDING, replace(NOW, elapsed_s=now_s - 6)
+            )
+        view.update(DRAINING, NOW)
+        view.update(Stage("writing the report"))
+    shown = [text.split(", ")[0] for text in out.getvalue().splitlines()]
+    assert shown == [
+        "warming up 0 of 60",
+        "warming up 50 of 60",
+        "sending to llama at http://127.0.0.1:8000/v1 (vllm)",
+        "5 of 120 s: sent 181/400",
+        "6 of 120 s: sent 181/400",
+        "draining 12 (oldest 41 s",
+        "writing the report",
+    ]
 
 
-def test_live_draws_at_most_four_times_a_second_and_leaves_the_screen_clean() -> None:
+def test_plain_shows_the_last_numbers_of_a_run_that_fails() -> None:
+    to, out = console()
+    with pytest.raises(LoadgenError), PlainView(to, lambda: 0.0) as view:
+        view.update(SENDING, NOW)
+        view.update(SENDING, NOW)
+        raise LoadgenError("disk full")
+    assert out.getvalue().splitlines()[1:] == [line(SENDING, NOW)]
+
+
+def test_live_draws_at_most_five_times_a_second_and_leaves_the_screen_clean() -> None:
     to, out = console(terminal=True)
-    with progress_view.view("live", to, "chat.jsonl [bold]") as view:
-        assert isinstance(view, progress_view.LiveView)
-        for hundredths in range(0, 101, 5):
-            view.update(replace(NOW, elapsed_s=hundredths / 100))
+    now_s = 0.0
+    with LiveView(to, "chat.jsonl [bold]", lambda: now_s) as view:
+        for hundredths in range(0, 100, 5):
+            now_s = hundredths / 100
+            view.update(SENDING, NOW)
     drawn_at_exit = 1
     assert out.getvalue().count("181/400") == 5 + drawn_at_exit
     assert "[bold]" in out.getvalue()
     assert out.getvalue().endswith("\x1b[1A\x1b[2K")
 
 
+def test_live_draws_a_new_stage_at_once() -> None:
+    to, out = console(terminal=True)
+    with LiveView(to, "", lambda: 0.0) as view:
+        view.update(Stage("draining"), NOW)
+        assert "draining 12" in out.getvalue()
+        view.update(DRAINING, NOW)
+        assert "Ctrl-C again to abort" in out.getvalue()
+
+
 def test_live_leaves_the_screen_usable_when_the_run_fails() -> None:
     to, out = console(terminal=True)
     with pytest.raises(KeyboardInterrupt), progress_view.view("live", to) as view:
-        view.update(NOW)
+        view.update(SENDING, NOW)
         raise KeyboardInterrupt
     shown, hidden = "\x1b[?25h", "\x1b[?25l"
     assert out.getvalue().rindex(shown) > out.getvalue().rindex(hidden)
 
 
+@pytest.mark.parametrize("ui", ["live", "plain"])
+def test_a_view_can_be_opened_again(ui: str) -> None:
+    to, out = console(terminal=True)
+    view = progress_view.view(ui, to)
+    for name in ("stopping sim", "attributing energy"):
+        with view:
+            view.update(Stage(name))
+        assert name in out.getvalue()
+
+
 @pytest.mark.parametrize(
     ("ui", "terminal", "kind"),
     [
-        ("auto", True, progress_view.LiveView),
-        ("auto", False, progress_view.PlainView),
-        ("live", False, progress_view.LiveView),
-        ("plain", True, progress_view.PlainView),
-        ("none", True, progress_view.NullView),
+        ("auto", True, LiveView),
+        ("auto", False, PlainView),
+        ("live", False, LiveView),
+        ("plain", True, PlainView),
+        ("none", True, NullView),
     ],
 )
 def test_which_view(ui: str, terminal: bool, kind: type) -> None:
     assert isinstance(progress_view.view(ui, console(terminal)[0]), kind)
 
 
+@pytest.mark.parametrize(
+    ("text", "stage"),
+    [
+        ("", Stage("starting vllm", waited_s=3.0)),
+        ("[vllm] Loading: 25%", Stage("waiting for vllm to load the model", waited_s=3.0, detail="Loading: 25%")),
+    ],
+)
+def test_a_server_that_starts_shows_its_last_line(text: str, stage: Stage) -> None:
+    shown: list[Stage] = []
+
+    class Recorder(NullView):
+        def update(self, stage: Stage, progress: Progress | None = None) -> None:
+            shown.append(stage)
+
+    server_start(Recorder(), "vllm")(3.0, text)
+    assert shown == [stage]
+
+
 def test_none_says_nothing() -> None:
     to, out = console(terminal=True)
     with progress_view.view("none", to) as view:
-        view.update(NOW)
+        view.update(SENDING, NOW)
     assert out.getvalue() == ""
 
 

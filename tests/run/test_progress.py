@@ -1,29 +1,53 @@
 """The numbers that a view shows, and the ticker that brings them to it."""
 
 import asyncio
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
+from loadgen.results.metrics import goodput
 from loadgen.run import progress
 from loadgen.run.process_stats import ProcessMeter, SendingCost, merge_costs, own_cpu_s, own_max_rss_bytes, own_wait_s
-from loadgen.run.processes import sum_tallies
-from loadgen.run.progress import Progress, Tallies, progress_at, ticking
+from loadgen.run.progress import (
+    NullView,
+    Percentiles,
+    Plan,
+    Progress,
+    Stage,
+    StageTimer,
+    Tallies,
+    Waiting,
+    progress_at,
+    stage_at,
+    sum_tallies,
+    ticking,
+)
+from loadgen.units import NS_PER_S
 from loadgen.workload.schedule import ScheduledRequest
 
 TALLIES = Tallies(sent=9, in_flight=4, completed=3, failed=2, input_tokens=700, output_tokens=50)
+PLAN = Plan(target="m at http://server/v1", limits_ms={"ttft": 40.0}, scheduled=20, total_s=10.0, idle_s=2.0)
+START_NS = 5 * NS_PER_S
 
 
 def at(elapsed_s: float, *, joules: float | None = 100.0, tallies: Tallies = TALLIES) -> Progress:
-    return progress_at(elapsed_s, tallies, scheduled=20, last_offset_s=10.0, watts=70.0, joules=joules)
+    oldest = [Waiting(7, START_NS, True)]
+    now_ns = START_NS + round(elapsed_s * NS_PER_S)
+    return progress_at(now_ns, START_NS, PLAN, tallies, oldest, watts=70.0, joules=joules)
 
 
 def test_progress_by_hand() -> None:
+    unknown = Percentiles(None, None)
     assert at(4.0) == Progress(
+        target="m at http://server/v1",
+        limits_ms={"ttft": 40.0},
         scheduled=20,
         sent=9,
         in_flight=4,
@@ -34,19 +58,28 @@ def test_progress_by_hand() -> None:
         watts=70.0,
         joules_per_token=2.0,
         elapsed_s=4.0,
-        remaining_s=6.0,
+        total_s=10.0,
+        errors={},
+        goodput=None,
+        ttft_s=unknown,
+        tpot_s=unknown,
+        e2e_s=unknown,
+        oldest=((Waiting(7, START_NS, True), 4.0),),
     )
 
 
 @pytest.mark.parametrize(
-    ("elapsed_s", "shown_s", "remaining_s", "tokens_per_s"),
-    [(-0.5, 0.0, 10.5, None), (0.0, 0.0, 10.0, None), (10.0, 10.0, 0.0, 5.0), (12.5, 12.5, 0.0, 4.0)],
+    ("elapsed_s", "shown_s", "tokens_per_s"),
+    [(-0.5, 0.0, None), (0.0, 0.0, None), (10.0, 10.0, 5.0), (12.5, 12.5, 4.0)],
 )
-def test_time_before_the_start_is_not_shown_and_none_remains_after_the_last_instant(
-    elapsed_s: float, shown_s: float, remaining_s: float, tokens_per_s: float | None
-) -> None:
+def test_time_before_the_start_is_not_shown(elapsed_s: float, shown_s: float, tokens_per_s: float | None) -> None:
     moment = at(elapsed_s)
-    assert (moment.elapsed_s, moment.remaining_s, moment.tokens_per_s) == (shown_s, remaining_s, tokens_per_s)
+    assert (moment.elapsed_s, moment.tokens_per_s) == (shown_s, tokens_per_s)
+
+
+def test_the_rate_of_tokens_is_unknown_until_a_request_has_ended() -> None:
+    assert at(4.0, tallies=Tallies(sent=5, in_flight=5)).tokens_per_s is None
+    assert at(4.0, tallies=Tallies(sent=5, in_flight=4, failed=1)).tokens_per_s == 0.0
 
 
 @pytest.mark.parametrize(("joules", "tokens"), [(None, 50), (0.0, 50), (100.0, 0)])
@@ -54,11 +87,35 @@ def test_joules_per_token_need_joules_and_tokens(joules: float | None, tokens: i
     assert at(1.0, joules=joules, tallies=Tallies(output_tokens=tokens)).joules_per_token is None
 
 
+ALL_SENT = Tallies(sent=20, in_flight=3)
+STAGES: list[tuple[float, Tallies, str, Stage]] = [
+    (-2.1, Tallies(), "completed", Stage("measuring idle", done=0.0, total=2.0, unit="s")),
+    (-0.5, Tallies(), "completed", Stage("measuring idle", done=1.5, total=2.0, unit="s")),
+    (0.0, Tallies(), "completed", Stage("sending")),
+    (10.5, TALLIES, "completed", Stage("sending")),
+    (10.5, ALL_SENT, "completed", Stage("draining")),
+    (4.0, TALLIES, "interrupted", Stage("draining", hint="Ctrl-C again to abort")),
+    (-1.0, Tallies(), "interrupted", Stage("stopping")),
+    (4.0, TALLIES, "aborted", Stage("aborting")),
+]
+
+
+@pytest.mark.parametrize(("elapsed_s", "tallies", "stopped_by", "stage"), STAGES)
+def test_the_stage_of_a_sender(elapsed_s: float, tallies: Tallies, stopped_by: str, stage: Stage) -> None:
+    assert stage_at(elapsed_s, PLAN, tallies, stopped_by) == stage
+
+
+def test_without_an_idle_time_the_lead_before_the_first_instant_is_sending() -> None:
+    assert stage_at(-0.05, replace(PLAN, idle_s=0.0), Tallies(), "completed") == Stage("sending")
+
+
 RECORDS = st.builds(
     RequestRecord,
     index=st.just(0),
     workload=st.just("chat"),
     scheduled_ns=st.just(0),
+    sent_ns=st.just(0),
+    first_token_ns=st.none() | st.integers(1, 2 * NS_PER_S),
     error=st.none() | st.sampled_from(["http", "cancelled"]),
     input_tokens=st.none() | st.integers(0, 99),
     output_tokens=st.none() | st.integers(0, 99),
@@ -71,20 +128,66 @@ def test_tallies_count_every_record_once(records: list[RequestRecord], unfinishe
     for _ in range(len(records) + unfinished):
         tallies.start()
     for record in records:
-        tallies.add(record)
-    assert tallies == Tallies(
-        sent=len(records) + unfinished,
-        in_flight=unfinished,
-        completed=sum(record.error is None for record in records),
-        failed=sum(record.error is not None for record in records),
-        input_tokens=sum(record.input_tokens or 0 for record in records),
-        output_tokens=sum(record.output_tokens or 0 for record in records),
-    )
+        tallies.add(record, {"ttft": 1000.0})
+    completed = [record for record in records if record.ok]
+    assert (tallies.sent, tallies.in_flight) == (len(records) + unfinished, unfinished)
+    assert (tallies.completed, tallies.failed) == (len(completed), len(records) - len(completed))
+    assert tallies.input_tokens == sum(record.input_tokens or 0 for record in records)
+    assert tallies.output_tokens == sum(record.output_tokens or 0 for record in records)
+    assert tallies.errors == Counter(record.error for record in records if record.error)
+    assert tallies.ttft_s.counts.total() == sum(record.ttft_ns is not None for record in completed)
+    assert tallies.limited == len(records)
+    assert tallies.good == goodput(records, {"ttft": 1000.0}, 1.0).good
+
+
+def test_requests_without_limits_are_in_no_goodput() -> None:
+    tallies = Tallies()
+    tallies.start()
+    tallies.add(RequestRecord(index=0, workload="chat", scheduled_ns=0), {})
+    assert (tallies.limited, tallies.good) == (0, 0)
+    assert at(1.0, tallies=tallies).goodput is None
 
 
 def test_the_tallies_of_several_processes_add_up() -> None:
-    assert sum_tallies([TALLIES, Tallies(1, 2, 3, 4, 5, 6)]) == Tallies(10, 6, 6, 6, 705, 56)
+    ended = RequestRecord(index=0, workload="chat", scheduled_ns=0, sent_ns=0, first_token_ns=9, error="http")
+    first, second = Tallies(), Tallies()
+    for tallies, records in ((first, [ended]), (second, [ended, msgspec.structs.replace(ended, error=None)])):
+        for record in records:
+            tallies.start()
+            tallies.add(record, {"ttft": 1.0})
+    both = sum_tallies([first, second])
+    assert (both.sent, both.completed, both.failed, both.limited, both.good) == (3, 1, 2, 3, 1)
+    assert both.errors == {"http": 2}
+    assert both.ttft_s == first.ttft_s + second.ttft_s
     assert sum_tallies([]) == Tallies()
+
+
+# -- stages before the first request --------------------------------------------------------------------------------
+
+
+def test_a_stage_is_shown_when_it_begins_and_counts_the_seconds_since_then(monkeypatch: pytest.MonkeyPatch) -> None:
+    now_s = iter((10.0, 10.0, 13.5, 20.0, 20.0, 26.0))
+    monkeypatch.setattr(progress, "monotonic", lambda: next(now_s))
+    shown: list[Stage] = []
+
+    class Recorder(NullView):
+        def update(self, stage: Stage, progress: Progress | None = None) -> None:
+            shown.append(stage)
+
+    timer = StageTimer(Recorder())
+    timer.show()
+    assert not shown, "nothing has begun"
+    timer.begin("waiting for the first answer")
+    timer.show()
+    timer.begin("counting prompts", 0, 40)
+    timer.begin("counting prompts", 12, 40)
+    timer.show()
+    assert shown == [
+        Stage("waiting for the first answer", waited_s=0.0),
+        Stage("waiting for the first answer", waited_s=3.5),
+        Stage("counting prompts", 0, 40, waited_s=0.0),
+        Stage("counting prompts", 12, 40, waited_s=6.0),
+    ]
 
 
 # -- the ticker -------------------------------------------------------------------------------------------------------

@@ -420,7 +420,10 @@ def test_a_warm_up_sends_the_first_requests_with_prompts_that_no_request_of_the_
     plan = schedule([1, 1, 1])
     shared = [msgspec.structs.replace(request, prefix_ids=(7,), text_id=5) for request in plan.requests]
     plan = Schedule(tuple(shared), "trace", None, 0)
-    asyncio.run(warm_up(plan, prepared(make=make), cast("Client", server)))
+    announced: list[tuple[str, int, int]] = []
+    announce = lambda *stage: announced.append(stage)  # noqa: E731
+    asyncio.run(warm_up(plan, prepared(make=make), cast("Client", server), announce))
+    assert announced == [("warming up", 0, 2), ("warming up", 1, 2)]
     assert server.bodies == [b"body 3", b"body 4"], "two, as the options say, after the last index of the schedule"
     assert [(request.prefix_ids, request.text_id) for request in asked] == [((), None)] * 2
 
@@ -428,7 +431,7 @@ def test_a_warm_up_sends_the_first_requests_with_prompts_that_no_request_of_the_
 def test_a_warm_up_that_fails_ends_the_run_before_it_begins() -> None:
     server = Recorder(failing=(3,))
     with pytest.raises(LoadgenError, match=r"a warm-up request failed \(http\)"):
-        asyncio.run(warm_up(schedule([1, 1, 1]), prepared(), cast("Client", server)))
+        asyncio.run(warm_up(schedule([1, 1, 1]), prepared(), cast("Client", server), lambda *_: None))
     assert len(server.bodies) == 1
 
 
