@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal
 
 from loadgen.report.charts.chart import Limit
 from loadgen.report.format import clean, seconds
-from loadgen.results.summarize import slo_of
+from loadgen.results.metrics import slo_of
 
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
