@@ -69,6 +69,7 @@ async def replay(schedule: Schedule, config: RunConfig, view: View) -> Schedule:
             _log.info("recording %(requests)d requests in %(folder)s, after %(idle_s)s s at rest", begin)
             show = _shower(plan, sender, metering, view, start_ns)
             with _signals(sender, show):
+                show()
                 async with ticking(writer.flush, show):
                     cost = await sender.run(start_ns)
             view.update(Stage("reading the last counters"))
