@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from loadgen.results.metrics import came_in_one_piece, meets_limit
+from loadgen.results.metrics import came_in_one_piece, meets_limit, slo_of
 from loadgen.results.over_time import over_time
-from loadgen.results.summarize import slo_of, span
+from loadgen.results.summarize import span
 from loadgen.stats.block_bootstrap import Ratio, Spread
 from loadgen.units import NS_PER_S
 
