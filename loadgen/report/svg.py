@@ -7,7 +7,7 @@ ends, so that it keeps its shape (with no length at all, a square one is lost wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import ceil, floor, log10
 from typing import TYPE_CHECKING
@@ -70,15 +70,6 @@ _DIGITS = (((1, 2, 5), log10(2)), ((1, 3), log10(3)), ((1,), 1.0))
 """Mantissas, and how many decades the nearest two are apart."""
 
 
-def steps(x: Floats, y: Floats, height: float, **attributes: str | float | None) -> Markup:
-    """Places 0..1; y[i] holds from x[i] to x[i + 1]; len(x) = len(y) + 1."""
-    if len(y) == 0:
-        return Markup()
-    across, down = _units(x, y, height)
-    moves = "".join(f"V{v}H{h}" for v, h in zip(down[1:], across[2:], strict=True))
-    return _path(f"M{across[0]} {down[0]}H{across[1]}{moves}", class_="curve", fill="none", **attributes)
-
-
 def dots(x: Floats, y: Floats, height: float, titles: Iterable[str] | None, **attributes: str | float | None) -> Markup:
     """Return dots: with titles, one element and one tooltip each; without, one path for all of them."""
     across, down = _units(x, y, height)
@@ -89,19 +80,9 @@ def dots(x: Floats, y: Floats, height: float, titles: Iterable[str] | None, **at
     return tag("g", *marks, **attributes)
 
 
-def bands(edges: Floats, height: float, titles: Sequence[str]) -> Markup:
-    """Invisible upright strips between neighbouring edges (0..1): where to rest the pointer to read a title."""
-    x = np.round(edges * WIDTH, 1)
-    strips = (
-        tag("rect", tag("title", text), x=f"{x[i]:g}", width=f"{x[i + 1] - x[i]:g}", height=f"{height:g}")
-        for i, text in enumerate(titles)
-    )
-    return tag("g", *strips, class_="bands")
-
-
 def plot(
     key: str, title: str, text: str, x: Axis, y: Axis, height: float, marks: Iterable[str],
-    words: Iterable[str] = (), x_labels: bool = True,
+    words: Iterable[str] = (),
 ) -> Markup:  # fmt: skip
     """Return the svg. `key` is unique on the page; a screen reader says `title` and `text` instead of the picture.
 
@@ -116,7 +97,7 @@ def plot(
         across = f"{100 * x.at(np.array([value]))[0]:.2f}%"
         rule = tag("line", x1=across, x2=across, y1="0", y2=f"{height:g}", class_="rule")
         text_below = tag("text", label, x=across, y=f"{height + 18:g}", text_anchor="middle")
-        upright.append(tag("g", rule, text_below if label and x_labels else ""))
+        upright.append(tag("g", rule, text_below if label else ""))
     data = tag(
         "svg",
         *marks,
@@ -137,7 +118,7 @@ def plot(
         class_="plot",
         role="img",
         aria_labelledby=f"{key}-title {key}-text",
-        height=f"{height + (26 if x_labels else 8):g}",
+        height=f"{height + 26:g}",
     )
 
 
