@@ -49,26 +49,36 @@ class ShareCurve:
     """Exact values at CURVE_PERCENTILES."""
 
 
-RANKS = 1_000
+RANKS = 500
+TAIL_RANKS = 100
+"""Ranks, of RANKS, that are above 99 %, closer together towards the highest value."""
 CURVE_PERCENTILES = (50, 90, 99)
 
 
 def curve_of_sample(values: ArrayLike) -> ShareCurve | None:
-    """Return the curve of a sample at evenly spaced ranks, the lowest and the highest included; None without values."""
+    """Return the curve of a sample; None without values."""
     ranked = np.sort(np.asarray(values))
     if not len(ranked):
         return None
-    kept = by_rank(len(ranked), RANKS)
+    kept = _curve_ranks(len(ranked))
     exact = {percent: float(np.percentile(ranked, percent)) for percent in CURVE_PERCENTILES}
     return ShareCurve(ranked[kept].astype(np.float64), (kept + 1) / len(ranked), len(ranked), exact)
 
 
 def curve_of_counts(counts: Counts) -> ShareCurve:
-    """Return the curve of counted values at evenly spaced ranks of those that differ."""
-    kept = by_rank(len(counts.values), RANKS)
+    """Return the curve of counted values, drawn at ranks of those that differ."""
+    kept = _curve_ranks(len(counts.values))
     total = int(counts.counts.sum())
     exact = {percent: counts.percentile(percent) for percent in CURVE_PERCENTILES}
     return ShareCurve(counts.values[kept], np.cumsum(counts.counts)[kept] / total, total, exact)
+
+
+def _curve_ranks(count: int) -> Ints:
+    """Return up to RANKS of 0..count - 1: evenly spaced ones with both ends, and closer ones above 99 %."""
+    if count <= RANKS:
+        return np.arange(count, dtype=np.int64)
+    from_top = np.geomspace(1, max(count / 100, 2), TAIL_RANKS).round().astype(np.int64)
+    return np.unique(np.concatenate([by_rank(count, RANKS - TAIL_RANKS), count - from_top]))
 
 
 def by_rank(count: int, limit: int) -> Ints:

@@ -35,7 +35,7 @@ def test_gaps_between_tokens_are_counted_one_by_one_and_drawn_at_ranks() -> None
     chart = request_charts.latency(result, "itl", "ITL")
     gaps = token_gaps_ns([r for r in result.records if r.ok and r.workload == "chat"])
     assert f"chat: {len(gaps):,} gaps" in chart.caption
-    assert all(len(series.y) <= 1_001 for series in chart.series)
+    assert all(len(series.y) <= 501 for series in chart.series)
 
 
 def test_answers_in_one_piece_have_no_times_of_tokens() -> None:

@@ -237,7 +237,7 @@ def test_a_large_run_makes_no_large_page_and_says_how_it_was_thinned() -> None:
     text = run_page.render_run_page(crowd(25))
     assert len(text.encode()) < 1_500_000
     assert " of 9,700 requests: the 50 highest and lowest of TTFT" in text
-    assert "drawn at 1,000 evenly spaced ranks" in text
+    assert "drawn at up to 500 ranks" in text
     assert text.count("<path") < 4_000
 
 

@@ -155,6 +155,7 @@ def test_a_curve_ends_at_the_whole_sample_and_has_its_percentiles(count: int) ->
     assert curve is not None
     assert (curve.values[0], curve.values[-1], curve.shares[-1]) == (sample.min(), sample.max(), 1)
     assert len(curve.values) <= RANKS
+    assert (np.diff(curve.shares) > 0).all()
     for value, share in zip(curve.values[::97], curve.shares[::97], strict=True):
         assert share == pytest.approx(np.mean(sample <= value))
     assert curve.percentiles[99] == pytest.approx(np.percentile(sample, 99))
@@ -168,6 +169,13 @@ def test_a_curve_of_counted_values_is_that_of_the_sample_where_the_values_change
         zip(ranked.values, ranked.shares, strict=True)
     )
     assert counted.percentiles == pytest.approx(ranked.percentiles)
+
+
+def test_a_curve_of_many_values_is_denser_above_its_99_percent() -> None:
+    curve = curve_of_sample(default_rng(1).exponential(size=100_000))
+    assert curve is not None
+    assert (curve.shares >= 0.99).sum() > 70
+    assert curve.shares[-2] == pytest.approx(0.99999)
 
 
 def test_no_value_has_no_curve() -> None:

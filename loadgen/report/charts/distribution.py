@@ -48,8 +48,8 @@ def distribution(
         places = np.array(list(curve.percentiles.values()))
         dots.append(Series(name, places, np.array(list(marked)) / 100, "dots", colour, hints=hints))
     counts = "; ".join(f"{clean(name)}: {plural(curve.count, of)}" for name, curve in curves.items())
-    thinned = any(len(curve.values) == RANKS < curve.count for curve in curves.values())
-    rule = f" A curve is drawn at {RANKS:,} evenly spaced ranks, lowest and highest included." if thinned else ""
+    thinned = any(curve.count > RANKS for curve in curves.values())
+    rule = f" A curve is drawn at up to {RANKS} ranks, closer together above 99 %." if thinned else ""
     dotted = ", ".join(f"p{percent}" for percent in CURVE_PERCENTILES)
     return Chart(
         key,
