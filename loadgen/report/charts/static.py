@@ -50,7 +50,7 @@ def draw_static(chart: Chart) -> Markup:
     frame = Frame(scale(chart, "x"), scale(chart, "y"), chart.height)
     marks = [_marks(chart, index, frame) for index in range(len(chart.series))]
     lines = [_limit_line(limit, frame) for limit in chart.limits if _is_inside(limit, frame)]
-    words = [*(_limit_name(limit, frame) for limit in chart.limits), *_labels(chart, frame)]
+    words = [*_limit_names(chart, frame), *_labels(chart, frame)]
     return svg.plot(chart.key, chart.title, chart.text, frame.x, frame.y, chart.height, [*lines, *marks], words)
 
 
@@ -264,18 +264,26 @@ def _limit_line(limit: Limit, frame: Frame) -> Markup:
     return tag("path", d=f"M0 {frame.down(value)[0]:g}H{svg.WIDTH}", class_="limit")
 
 
-def _limit_name(limit: Limit, frame: Frame) -> Markup:
-    """Return the name at the end of the line; a limit outside the frame has an arrow that points to it."""
-    axis = frame.x if limit.of == "x" else frame.y
-    place = float(axis.at(np.array([limit.value]))[0])
-    if limit.of == "x":
-        arrow = "" if _is_inside(limit, frame) else " →" if place == 1 else " ←"
-        side = {"text_anchor": "end", "dx": "-5"} if place > 0.6 else {"text_anchor": "start", "dx": "5"}
-        return tag("text", limit.name + arrow, x=f"{100 * place:.2f}%", y="11", class_="limit-name", **side)
-    arrow = "" if _is_inside(limit, frame) else " ↑" if place == 1 else " ↓"
-    line = frame.height * (1 - place)
-    y = line - 5 if line > LINE + 4 else line + LINE
-    return tag("text", limit.name + arrow, x="100%", y=f"{y:.1f}", text_anchor="end", class_="limit-name")
+def _limit_names(chart: Chart, frame: Frame) -> Iterator[Markup]:
+    """Yield the names at the ends of the lines; a limit outside the frame has an arrow that points to it.
+
+    Names at the upper edge stand below each other, so that no two of them touch.
+    """
+    rows = {"x": 0, "y": 0}
+    for limit in chart.limits:
+        axis = frame.x if limit.of == "x" else frame.y
+        place = float(axis.at(np.array([limit.value]))[0])
+        outside = "→↑" if place == 1 else "←↓"
+        name = limit.name if _is_inside(limit, frame) else f"{limit.name} {outside[limit.of == 'y']}"
+        if limit.of == "x":
+            side = {"text_anchor": "end", "dx": "-5"} if place > 0.6 else {"text_anchor": "start", "dx": "5"}
+            yield tag("text", name, x=f"{100 * place:.2f}%", y=f"{11 + LINE * rows['x']}", class_="limit-name", **side)
+            rows["x"] += 1
+            continue
+        line = frame.height * (1 - place)
+        y = line - 5 if line > LINE + 4 else line + LINE * (1 + rows["y"])
+        rows["y"] += line <= LINE + 4
+        yield tag("text", name, x="100%", y=f"{y:.1f}", text_anchor="end", class_="limit-name")
 
 
 def _labels(chart: Chart, frame: Frame) -> Iterator[Markup]:

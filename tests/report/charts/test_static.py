@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from loadgen.report import svg
 from loadgen.report.charts.chart import Axis, Chart, Kind, Limit, Series
 from loadgen.report.charts.figure import chart_data
-from loadgen.report.charts.static import MAX_HINTS, draw_static, scale, shown
+from loadgen.report.charts.static import LINE, MAX_HINTS, draw_static, scale, shown
 
 NAN = float("nan")
 KINDS: tuple[Kind, ...] = ("line", "steps", "dots", "bars")
@@ -173,6 +174,14 @@ def test_a_limit_is_a_named_line_and_one_far_above_the_marks_an_arrow(limit: Lim
     picture = draw_static(chart(series("line", [1, 1.5, 1]), limits=(limit,)))
     assert f">{name}</text>" in picture
     assert ('class="limit"' in picture) is is_drawn
+
+
+@pytest.mark.parametrize("of", ["x", "y"])
+def test_names_of_limits_at_the_upper_edge_stand_below_each_other(of: Literal["x", "y"]) -> None:
+    limits = tuple(Limit(value, f"limit {value:g}", of) for value in (90.0, 91.0, 92.0))
+    picture = draw_static(chart(series("line", [1, 2]), limits=limits))
+    rows = [float(y) for y in re.findall(r'y="([\d.]+)"[^>]* class="limit-name"', picture)]
+    assert np.diff(rows).tolist() == [LINE, LINE]
 
 
 def test_a_label_that_would_touch_one_before_is_left_out() -> None:
