@@ -64,6 +64,11 @@ def test_an_unknown_value_is_a_dash(page: Page) -> None:
     assert tip(page, "ttft", 11.5 / 30) == "11.5 s p50 - p99 410 ms"
 
 
+def test_the_pointer_shows_a_curve_and_the_dot_on_it(page: Page) -> None:
+    assert tip(page, "curve", 0.5) == "200 tokens/s vLLM 3.00 J (2.50 J to 3.50 J)"
+    assert tip(page, "cdf", 0.999) == "5.00 s chat 100.0 %"
+
+
 def test_text_of_a_dot_is_text_not_markup(page: Page) -> None:
     page.locator("#dots .canvas").focus()
     page.keyboard.press("Home")

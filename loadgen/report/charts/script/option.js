@@ -15,20 +15,20 @@ export function option(data, view, hidden, colours, width, tooltip) {
     xAxis: xAxis(data, view, colours, width),
     yAxis: axis(data.y, [data.y.low, data.y.high], data.y.ticks, colours),
     dataZoom: [dataZoom(data, view)],
-    tooltip: { ...tooltip, trigger: hasDots(data) ? "item" : "axis", axisPointer: pointer(colours) },
+    tooltip: { ...tooltip, trigger: hasOnlyDots(data) ? "item" : "axis", axisPointer: pointer(colours) },
     series: [...shown.flatMap((mark) => marks(data, mark, colours, width)), limits(data, colours)],
   };
 }
 
-export const hasDots = (data) => data.series.some(({ kind }) => kind === "dots");
+export const hasOnlyDots = (data) => data.series.every(({ kind }) => kind === "dots");
 
 export function xAxis(data, view, colours, width) {
   const zoomed = view.low > data.x.low || view.high < data.x.high;
   const labelled = zoomed ? ticks(data.x, view.low, view.high, Math.max(2, Math.floor(width / 150))) : data.x.ticks;
-  return axis(data.x, [data.x.low, data.x.high], labelled, colours);
+  return axis(data.x, [data.x.low, data.x.high], labelled, colours, 12);
 }
 
-function axis(of, ends, labelled, colours) {
+function axis(of, ends, labelled, colours, margin = 8) {
   const values = labelled.filter((value) => !of.whole || Number.isInteger(value)).map((value) => place(of, value));
   return {
     type: "value",
@@ -41,6 +41,7 @@ function axis(of, ends, labelled, colours) {
       formatter: (position) => tickText(valueAt(of, position), of.unit),
       color: colours.soft,
       fontSize: 12,
+      margin,
       hideOverlap: true,
     },
     splitLine: { lineStyle: { color: colours.rule } },

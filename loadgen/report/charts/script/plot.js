@@ -7,7 +7,7 @@ import { LabelLayout } from "echarts/features";
 import { CanvasRenderer } from "echarts/renderers";
 
 import { announce, element } from "./dom.js";
-import { GRID, hasDots, names, option, xAxis } from "./option.js";
+import { GRID, hasOnlyDots, names, option, xAxis } from "./option.js";
 import { place, valueAt } from "./scale.js";
 import { axisText, dotText, valueTable, valuesAt } from "./values.js";
 
@@ -145,7 +145,7 @@ export class Plot {
     }
     if (!this.active) return ""; // the pointer is over another chart of the group: the line alone
     const x = valueAt(this.data.x, marks[0].axisValue);
-    const rows = valuesAt(this.data, x, this.hidden).map(([name, text, { colour }]) => {
+    const rows = valuesAt(this.data, x, this.hidden, this.group.view).map(([name, text, { colour }]) => {
       const key = element("i", { class: "key", style: `background:${this.colours().of(colour)}` });
       return element("tr", {}, element("th", {}, key, name), element("td", {}, text));
     });
@@ -183,20 +183,20 @@ export class Plot {
     window.addEventListener("pointerup", up, { once: true });
   }
 
-  /** The places a key can go to: each dot, or each x at which any shown series has a value; in order of x. */
+  /** The places a key can go to, in order of x: the dots, or without any each x at which a shown series has a value. */
   stops() {
     const { low, high } = this.group.view;
     const shown = this.data.series.map((series, index) => ({ series, index })).filter(({ series }) => !this.hidden.has(series.name));
-    const dots = hasDots(this.data);
-    const marks = shown.flatMap(({ series, index }) =>
+    const dots = shown.filter(({ series }) => series.kind === "dots");
+    const marks = (dots.length ? dots : shown).flatMap(({ series, index }) =>
       series.y.map((y, k) => ({ x: series.x[k], y, index, k })).filter(({ x, y }) => x >= low && x <= high && y !== null),
     );
     marks.sort((a, b) => a.x - b.x);
-    return dots ? marks : marks.filter(({ x }, k) => k === 0 || x !== marks[k - 1].x);
+    return dots.length ? marks : marks.filter(({ x }, k) => k === 0 || x !== marks[k - 1].x);
   }
 
   key(event) {
-    const moves = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity };
+    const moves = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
     if (event.ctrlKey || event.metaKey || event.altKey) return;
     if (event.key in moves) this.moveTo(this.cursor + moves[event.key]);
     else if (event.key === "+" || event.key === "=") this.zoomBy(0.5);
@@ -213,13 +213,13 @@ export class Plot {
     this.cursor = Math.min(Math.max(cursor, 0), stops.length - 1);
     this.stop = stops[this.cursor];
     const series = this.data.series[this.stop.index];
-    if (hasDots(this.data)) {
+    if (hasOnlyDots(this.data)) {
       this.chart.dispatchAction({ type: "showTip", ...this.at(this.stop), position: "top" });
       return announce(dotText(this.data, series, this.stop.k));
     }
     const x = this.chart.convertToPixel({ xAxisIndex: 0 }, place(this.data.x, this.stop.x));
     this.chart.dispatchAction({ type: "showTip", x, y: GRID.top + this.data.height / 2 });
-    const values = valuesAt(this.data, this.stop.x, this.hidden).map(([name, text]) => `${name} ${text}`);
+    const values = valuesAt(this.data, this.stop.x, this.hidden, this.group.view).map(([name, text]) => `${name} ${text}`.trim());
     return announce(`${axisText(this.stop.x, this.data.x)}: ${values.join(", ")}`);
   }
 

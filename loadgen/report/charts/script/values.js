@@ -1,30 +1,31 @@
 // The values of a chart in words: for its tooltip, for a screen reader, and as a table.
 
 import { element, table } from "./dom.js";
-import { hasDots } from "./option.js";
+import { hasOnlyDots, names } from "./option.js";
+import { place } from "./scale.js";
 import { general, valueText } from "./text.js";
 
 const MAX_ROWS = 500;
 
-/** Return the place of the mark of `series` that holds at `x`, or -1. A step holds until the next; a line's mark is the nearest. */
+/** Return the place of the mark of `series` that holds at `x`, or -1. A step holds until the next; else it is the nearest. */
 export function indexAt(series, x) {
-  const above = lowerBound(series.x, x);
-  if (series.kind === "steps") {
-    const at = series.x[above] === x ? above : above - 1;
-    return at < series.y.length ? at : series.y.length - 1;
-  }
-  if (above === series.x.length) return above - 1;
-  return above > 0 && x - series.x[above - 1] < series.x[above] - x ? above - 1 : above;
+  if (series.kind === "steps") return Math.min(lastUpTo(series.x, x), series.y.length - 1);
+  let nearest = -1;
+  series.x.forEach((value, k) => {
+    if (nearest < 0 || Math.abs(value - x) < Math.abs(series.x[nearest] - x)) nearest = k;
+  });
+  return nearest;
 }
 
-function lowerBound(values, wanted) {
+/** Return the place of the last of the ascending `values` that is at most `x`, or -1. */
+function lastUpTo(values, x) {
   let [low, high] = [0, values.length];
   while (low < high) {
     const middle = (low + high) >> 1;
-    if (values[middle] < wanted) low = middle + 1;
+    if (values[middle] <= x) low = middle + 1;
     else high = middle;
   }
-  return low;
+  return low - 1;
 }
 
 /** Return a value of an axis: a whole number, such as of requests, has no decimals. */
@@ -43,13 +44,19 @@ export function dotText(data, series, k) {
   return series.hints?.[k] ?? `${series.name}: ${data.x.title} ${axisText(series.x[k], data.x)}, ${data.y.title} ${markText(data, series, k)}`;
 }
 
-/** Return all shown series' values at `x`: [name, text, series]. */
-export function valuesAt(data, x, hidden) {
+/**
+ * Return what the shown series have at `x`: [name, text, series]. A dot counts within a hundredth of what `view` shows,
+ * and then stands for the curve of its name.
+ */
+export function valuesAt(data, x, hidden, view) {
+  const reach = (place(data.x, view.high) - place(data.x, view.low)) / 100;
+  const isFar = (series, k) => series.kind === "dots" && Math.abs(place(data.x, series.x[k]) - place(data.x, x)) > reach;
   const shown = data.series.filter(({ name, y }) => !hidden.has(name) && y.length);
-  return shown.map((series) => {
-    const k = indexAt(series, x);
-    return [series.name, series.hints?.[k] ?? markText(data, series, k), series];
-  });
+  const found = shown.map((series) => ({ series, k: indexAt(series, x) })).filter(({ series, k }) => !isFar(series, k));
+  const dotted = new Set(found.filter(({ series }) => series.kind === "dots").map(({ series }) => series.name));
+  return found
+    .filter(({ series }) => series.kind === "dots" || !dotted.has(series.name))
+    .map(({ series, k }) => (series.hints ? ["", series.hints[k], series] : [series.name, markText(data, series, k), series]));
 }
 
 /** Return a closed disclosure that makes the table when it is first opened. */
@@ -60,21 +67,25 @@ export function valueTable(data) {
 }
 
 function contents(data) {
-  const dots = hasDots(data);
-  const rows = dots ? dotRows(data) : lineRows(data);
-  const head = dots ? ["series", data.x.title, data.y.title] : [data.x.title, ...data.series.map(({ name }) => name)];
+  const [head, rows] = hasOnlyDots(data) ? dotRows(data) : lineRows(data);
   const note = rows.length > MAX_ROWS ? [element("p", { class: "note" }, `The first ${MAX_ROWS} of ${rows.length} rows.`)] : [];
   return [table(head, rows.slice(0, MAX_ROWS), `${data.title}: values`), ...note];
 }
 
-const dotRows = (data) =>
-  data.series.flatMap((series) =>
-    series.y.map((_, k) => [series.name, axisText(series.x[k], data.x), markText(data, series, k)]),
-  );
+function dotRows(data) {
+  const row = (series, k) => [series.name, axisText(series.x[k], data.x), markText(data, series, k)];
+  return [["series", data.x.title, data.y.title], data.series.flatMap((series) => series.y.map((_, k) => row(series, k)))];
+}
 
+/** A row for each x, a column for each name: of its series that one with intervals, if any. */
 function lineRows(data) {
-  const all = [...new Set(data.series.flatMap((series) => series.x.slice(0, series.y.length)))].sort((a, b) => a - b);
-  const places = data.series.map((series) => new Map(series.x.map((x, k) => [x, k])));
-  const cell = (series, s, x) => (series.kind === "steps" ? indexAt(series, x) : (places[s].get(x) ?? -1));
-  return all.map((x) => [axisText(x, data.x), ...data.series.map((series, s) => markText(data, series, cell(series, s, x)))]);
+  const columns = names(data).map((name) => {
+    const series = data.series.filter((candidate) => candidate.name === name);
+    return series.find(({ low }) => low) ?? series[0];
+  });
+  const all = [...new Set(columns.flatMap(({ x, y }) => x.slice(0, y.length)))].sort((a, b) => a - b);
+  const places = columns.map(({ x }) => new Map(x.map((value, k) => [value, k])));
+  const index = (series, s, x) => (series.kind === "steps" ? indexAt(series, x) : (places[s].get(x) ?? -1));
+  const rows = all.map((x) => [axisText(x, data.x), ...columns.map((series, s) => markText(data, series, index(series, s, x)))]);
+  return [[data.x.title, ...columns.map(({ name }) => name)], rows];
 }
