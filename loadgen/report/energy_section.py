@@ -8,7 +8,7 @@ from loadgen.report import run_figures
 from loadgen.report.format import UNKNOWN, count, joules, number, percent, seconds, share, watts
 from loadgen.report.markup import Markup, join, table, tag
 from loadgen.report.page import definitions, stacked_bar
-from loadgen.report.run_facts import energy_cells, energy_note, parts_of, whole_answers
+from loadgen.report.run_facts import energy_cells, energy_note, part_heading, parts_of, whole_answers
 from loadgen.results.energy_summary import accounts_mj, imbalance_mj
 from loadgen.results.summary import EnergySummary, Summary
 from loadgen.units import MJ_PER_J
@@ -39,21 +39,30 @@ def energy_ledger(attribution: RunAttribution, energy: EnergySummary) -> Markup:
     """Return the accounts to the millijoule, as a bar and as a table."""
     measured, accounts = attribution.measured_mj, accounts_mj(attribution)
     rows = [
-        [join([tag("i", class_=f"key {name}"), " ", name]), f"{mj:,}", joules(mj / MJ_PER_J), share(mj, measured)]
+        [join([tag("i", class_=f"key {name}"), " ", name]), f"{mj / MJ_PER_J:,.3f} J", share(mj, measured)]
         for name, mj in accounts.items()
     ]
     imbalance = imbalance_mj(attribution)
     total = "= measured" if imbalance == 0 else f"measured ({imbalance:+,} mJ off)"
-    rows.append([total, f"{measured:,}", joules(measured / MJ_PER_J), share(measured, measured)])
+    rows.append([total, f"{measured / MJ_PER_J:,.3f} J", share(measured, measured)])
     text = ", ".join(f"{name} {share(mj, measured)}" for name, mj in accounts.items())
-    bar = stacked_bar([(name, mj, f"{name}: {mj:,} mJ, {share(mj, measured)}") for name, mj in accounts.items()], text)
+    bar = stacked_bar(
+        [(name, mj, f"{name}: {joules(mj / MJ_PER_J)}, {share(mj, measured)}") for name, mj in accounts.items()], text
+    )
     caption = (
         f"Source: {energy.source or 'unknown'}. Method: {energy.method or 'unknown'}."
         f" Over {seconds(energy.duration_s)}, mean {watts(energy.mean_watts)}. Coverage {percent(energy.coverage)}."
     )
+    if energy.attributed_se_joules is not None and energy.attributed_joules:
+        caption += (
+            f" Standard error: {joules(energy.measured_se_joules)} of the measured energy,"
+            f" {joules(energy.attributed_se_joules)} of the attributed, which is prefill and decode. Joules per request"
+            " and per output token have the relative error of the attributed energy,"
+            f" {share(energy.attributed_se_joules, energy.attributed_joules)}."
+        )
     if energy.came_whole:
         caption += f" {whole_answers(energy.came_whole).capitalize()}."
-    accounts_table = table(["account", "mJ", "energy", "share"], rows, "Energy accounts", "ledger")
+    accounts_table = table(["account", "energy", "share"], rows, "Energy accounts", "ledger")
     heading = tag("h3", "Where the energy went")
     return tag("figure", heading, bar, accounts_table, tag("figcaption", caption), class_="wide")
 
@@ -70,7 +79,7 @@ def energy_by_workload(summary: Summary) -> Markup:
             picture = stacked_bar([("prefill", prefill, text), ("decode", decode, text)], text)
             bar = join([picture, tag("small", f"{joules(prefill)} · {joules(decode)}")])
         rows.append([name, bar, *energy_cells(spent)])
-    head = ["requests of", "prefill · decode", "J/request p50", "p90", "p99", "J/output token", "J/token"]
+    head = [part_heading(summary), "prefill · decode", "J/request p50", "p90", "p99", "J/output token", "J/token"]
     caption = (
         "Prefill and decode as a client sees them: until the first token, and after it. Idle belongs to no workload."
     )
@@ -79,21 +88,23 @@ def energy_by_workload(summary: Summary) -> Markup:
 
 
 _COEFFICIENTS = {
-    "step_j": "one engine step",
+    "step_j": "an engine step, whoever is in it: weights read, launches, static power",
     "prefill_token_j": "a prompt token",
-    "prefill_context_j": "a prompt token, per token before it",
+    "prefill_context_j": "a prompt token, for each token before it",
     "decode_token_j": "a decoded token",
-    "decode_context_j": "a decoded token, per token of its context",
-    "idle_w": "idle power",
-    "idle_se_w": "its standard error",
-    "r_squared": "R² of the fit",
-    "misfit": "relative RMSE of a window",
-    "outliers": "windows left out",
+    "decode_context_j": "a decoded token, for each token of its context: keys and values read",
+    "idle_w": "power of the idle server",
+    "idle_se_w": "standard error of the idle power",
+    "r_squared": "R², the share of the windows' variation that the fit explains",
+    "misfit": "typical error of one window (relative RMSE)",
+    "outliers": "windows left out as outliers",
 }
+
+_GOOD_R_SQUARED, _LARGE_MISFIT = 0.9, 0.2
 
 
 def fitted_costs(energy: EnergySummary) -> Markup:
-    """Return the coefficients that decided the shares; empty where nothing was fitted."""
+    """Return the coefficients that decided the shares, and their meaning; empty where nothing was fitted."""
     if not energy.coefficients:
         return Markup()
     rows = []
@@ -110,5 +121,26 @@ def fitted_costs(energy: EnergySummary) -> Markup:
             case _:
                 text = number(value)
         rows.append((_COEFFICIENTS.get(name, name), text))
-    caption = "Fitted to this run's windows. The fit decides the shares of a window; the counter decides its energy."
-    return tag("figure", tag("h3", "Fitted costs"), definitions(rows), tag("figcaption", caption))
+    caption = (
+        "The energy of each window between two updates of the counter is divided among its requests in proportion to "
+        "these costs, which were fitted to the run's own windows. The fit decides the shares within a window; the "
+        "counter decides the energy, so no total depends on it."
+    )
+    warning = fit_warning(energy.coefficients)
+    return tag("div", tag("p", caption), tag("p", warning, class_="missed") if warning else "", definitions(rows))
+
+
+def fit_warning(coefficients: dict[str, float | None]) -> str | None:
+    """Return what a poor fit means for the joules of requests; None for a good one, or where its quality is unknown."""
+    r_squared, misfit = coefficients.get("r_squared"), coefficients.get("misfit")
+    signs = []
+    if r_squared is not None and r_squared < _GOOD_R_SQUARED:
+        signs.append(f"it explains {percent(max(r_squared, 0.0))} of the windows' variation")
+    if misfit is not None and misfit > _LARGE_MISFIT:
+        signs.append(f"one window is typically off by {percent(misfit)}")
+    if not signs:
+        return None
+    return (
+        f"The fit is poor: {', and '.join(signs)}. The joules of single requests, and how they divide into prefill and "
+        "decode, are uncertain, as their standard errors show; means over many requests and totals are less so."
+    )

@@ -95,7 +95,7 @@ def _tile(name: str, values: Sequence[TileValue], notes: Iterable[str], invalid:
         if invalid and text != UNKNOWN:
             number = tag("s", tag("span", "not valid: ", class_="spoken"), number)
         numbers.append(tag("dd", tag("small", label, " ") if label else "", number))
-    reason = [tag("span", f"not valid: see {invalid} in the verdict", class_="missed")] if invalid else []
+    reason = [tag("span", f'not valid: see "{invalid}" in the verdict', class_="missed")] if invalid else []
     lines = [tag("dd", note, class_="note") for note in (*reason, *notes) if note]
     return tag("div", tag("dt", name), *numbers, *lines)
 

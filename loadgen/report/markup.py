@@ -1,7 +1,7 @@
 """HTML and SVG elements whose text is escaped because there is no other way to write them."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from html import escape, unescape
 from typing import Any
 
@@ -36,12 +36,20 @@ def join(parts: Iterable[str]) -> Markup:
     return Markup("".join(part if isinstance(part, Markup) else escape(clean(part, 4000)) for part in parts))
 
 
-def table(head: Iterable[str], rows: Iterable[Iterable[str]], caption: str, class_: str | None = None) -> Markup:
+def table(
+    head: Iterable[str],
+    rows: Iterable[Iterable[str]],
+    caption: str,
+    class_: str | None = None,
+    requests: Sequence[int] | None = None,
+) -> Markup:
     """Return a table in a box of its own: a wide table scrolls, the page does not. Rows begin with a header.
 
     On a phone a row of more than 4 columns is a block: its header, and each cell below the name of its column.
+    `requests` are the indices of the requests that the rows are: choosing a row shows its request.
     """
-    head = list(head)
+    head, rows = list(head), list(rows)
+    indices: Sequence[int | None] = [None] * len(rows) if requests is None else requests
     names = [_words(cell) or None for cell in head[1:]]
     top = tag("tr", *(tag("th", cell, scope="col") for cell in head))
     body = [
@@ -49,8 +57,9 @@ def table(head: Iterable[str], rows: Iterable[Iterable[str]], caption: str, clas
             "tr",
             tag("th", header, scope="row"),
             *(tag("td", cell, data_label=name) for cell, name in zip(cells, names, strict=True)),
+            data_request=index,
         )
-        for header, *cells in rows
+        for (header, *cells), index in zip(rows, indices, strict=True)
     ]
     classes = " ".join(filter(None, (class_, "blocks" if len(head) > 4 else None))) or None
     inner = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", *body), class_=classes)
@@ -65,7 +74,7 @@ def _words(cell: str) -> str:
 _TAGS = re.compile("<[^>]*>")
 
 
-def json_data(data: Any) -> Markup:
+def json_data(data: Any, id_: str | None = None) -> Markup:
     """Return data for the page's own script. Nothing in it can end the element: every "<" is written as an escape."""
     text = msgspec.json.encode(data).decode().replace("<", "\\u003c")
-    return Markup(f'<script type="application/json">{text}</script>')
+    return tag("script", Markup(text), type="application/json", id=id_)

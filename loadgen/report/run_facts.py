@@ -259,17 +259,13 @@ def load_facts(summary: Summary) -> list[Fact]:
     ]
     dispersion = f"{number(rate.index_of_dispersion)} in 1 s windows (1 Poisson, 0 constant)"
     facts = [
+        *_goodput_facts(summary),
         Fact("rate", f"{with_unit(rate.achieved_rps, '/s')} sent, {requested} requested{_served(summary.server)}"),
         *([Fact("dispersion", dispersion)] if rate.index_of_dispersion is not None else []),
         *(streams or ([Fact("arrivals", _arrivals(summary.arrivals))] if summary.arrivals else [])),
         Fact("schedule lag", f"p50 {seconds(lag.p50)}, p99 {seconds(lag.p99)}, max {seconds(lag.max)}"),
         Fact("client", timekeeping(summary)),
     ]
-    if summary.goodput is not None:
-        facts.append(Fact("goodput", _goodput(summary.goodput)))
-        if not summary.goodput.slo_ms:  # the workloads have limits of their own
-            parts = sorted(summary.by_workload.items())
-            facts += [Fact("goodput", _goodput(part.goodput), clean(name)) for name, part in parts if part.goodput]
     if lengths is not None:
         facts.append(Fact("input length", _length(lengths.input_asked, lengths.input_counted, lengths.input_max_off)))
         if lengths.output_asked is not None or (summary.endings is None and summary.tokens.output is not None):
@@ -301,6 +297,15 @@ def _served(server: ServerLoad | None) -> str:
     queue = "" if engine is None else f", {engine:,.0f} in the engine's queue"
     drain = "" if server.drain_s is None else f"; drained in {seconds(server.drain_s)}"
     return f", {with_unit(server.served_rps, '/s')} served; at most {server.waiting_max:,} waiting{queue}{drain}"
+
+
+def _goodput_facts(summary: Summary) -> list[Fact]:
+    """Return the goodput of the run, and of each workload where the workloads have limits of their own."""
+    if summary.goodput is None:
+        return []
+    parts = [] if summary.goodput.slo_ms else sorted(summary.by_workload.items())
+    own = [Fact("goodput", _goodput(part.goodput), clean(name)) for name, part in parts if part.goodput]
+    return [Fact("goodput", _goodput(summary.goodput)), *own]
 
 
 def _goodput(good: Goodput) -> str:
@@ -366,6 +371,11 @@ def parts_of(summary: Summary) -> list[RunPart]:
     workloads = sorted(summary.by_workload.items()) if several else []
     models = [(name.rsplit("/", 1)[-1], part) for name, part in sorted(summary.by_model.items())]
     return [("all", summary), *workloads, *models]
+
+
+def part_heading(summary: Summary) -> str:
+    """Return the heading of the column that names the parts of `parts_of`."""
+    return "workload or model" if summary.by_model else "workload"
 
 
 def latencies_of(summary: Summary) -> list[tuple[str, str, str]]:

@@ -9,9 +9,11 @@ from loadgen.report import run_figures
 from loadgen.report.energy_section import energy_section, fitted_costs
 from loadgen.report.first_screen import first_screen, start_time
 from loadgen.report.format import UNKNOWN, clean, count, number, seconds, with_unit
-from loadgen.report.markup import Markup, table, tag
+from loadgen.report.markup import Markup, join, table, tag
 from loadgen.report.page import definitions, render_page, section
+from loadgen.report.requests_section import requests_section
 from loadgen.report.run_facts import (
+    DEFINITIONS,
     ERROR_MEANING,
     MARKS_LEGEND,
     engine_facts,
@@ -21,12 +23,16 @@ from loadgen.report.run_facts import (
     latency_rows,
     left_out_note,
     load_facts,
+    part_heading,
     parts_of,
     request_cells,
     span_facts,
     summary_of,
     title,
 )
+from loadgen.results.drawn_requests import drawn_requests
+from loadgen.results.summarize import span
+from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.record import RequestRecord
@@ -41,11 +47,12 @@ def render_run_page(result: RunResult) -> str:
         *first_screen(result),
         section("Over time", run_figures.over_time(result)),
         section("Latency", *_latency(result, summary)),
+        *requests_section(result, summary, drawn_requests(result).tolist()),
         *_kinds(summary),
         section("Energy", *energy_section(result, summary)),
         section("Load and timekeeping", *_load(result, summary)),
-        section("Failures", failures_table(result.records)),
-        section("How it was measured", provenance(result.info, summary.instrument)),
+        section("Failures", failures_table(result.records, span(result)[0])),
+        section("How it was measured", files_beside(result), provenance(result.info, summary.instrument)),
         *([section("Fitted costs", fitted_costs(summary.energy))] if summary.energy.coefficients else []),
     ]
     return render_page(f"{title(result.info, summary)} · loadgen", sections)
@@ -55,27 +62,29 @@ def render_run_page(result: RunResult) -> str:
 
 
 def _latency(result: RunResult, summary: Summary) -> list[Markup]:
+    shown = latencies_of(summary)
     plots = [
-        run_figures.latency(result, field.removesuffix("_s"), heading) for field, _, heading in latencies_of(summary)
+        run_figures.latency(result, field.removesuffix("_s"), f"{words} ({short})") for field, short, words in shown
     ]
     names = ("mean", "p50", "p90", "p95", "p99", "max")
     rows = [
         [row.label, row.part, row.counted, *(row.cells[name] for name in names)]
         for row in latency_rows(summary, parts_of(summary))
     ]
-    head = ["", "requests of", "count", *names]
+    head = ["", part_heading(summary), "count", *names]
     latencies = table(head, rows, "Latency of completed requests", "latency")
     marked = MARKS_LEGEND if any("!" in row[0] for row in rows) else ""
     notes = [tag("p", note, class_="soft") for note in (left_out_note(summary), marked) if note]
+    meanings = definitions((short, DEFINITIONS[short]) for _, short, _ in shown)
     plots_in_grid = tag("div", *plots, run_figures.ttft_by_input(result), class_="grid")
-    return [plots_in_grid, latencies, *notes]
+    return [latencies, *notes, meanings, plots_in_grid]
 
 
 def _kinds(summary: Summary) -> list[Markup]:
     """Return the table of the kinds of output, in a list; empty where all of it is answer text."""
     if not (rows := kind_rows(summary, parts_of(summary))):
         return []
-    head = ["kind", "requests of", "requests", "tokens", "share", "decode energy", "J/token"]
+    head = ["kind", part_heading(summary), "requests", "tokens", "share", "decode energy", "J/token"]
     cells = [[row.kind, row.part, *row.cells] for row in rows]
     caption = (
         "A kind's energy is that of the decode steps that generated it. Where the server counts reasoning, that count "
@@ -85,7 +94,16 @@ def _kinds(summary: Summary) -> list[Markup]:
 
 
 def _load(result: RunResult, summary: Summary) -> list[Markup]:
-    head = ["requests of", "scheduled", "sent", "completed", "failed", "input tokens", "output tokens", "output/s"]
+    head = [
+        part_heading(summary),
+        "scheduled",
+        "sent",
+        "completed",
+        "failed",
+        "input tokens",
+        "output tokens",
+        "output/s",
+    ]
     rows = []
     for name, part in parts_of(summary):
         tokens = part.tokens
@@ -98,25 +116,34 @@ def _load(result: RunResult, summary: Summary) -> list[Markup]:
     return [table(head, rows, "Requests and tokens"), definitions(facts), run_figures.lag(result)]
 
 
-def failures_table(records: Iterable[RequestRecord]) -> Markup:
-    """Return the failed requests by kind, the most frequent first, each with an example."""
-    rows = [
-        [
-            kind,
-            ERROR_MEANING[kind],
-            count(requests),
-            UNKNOWN if example.status is None else str(example.status),
-            f"#{example.index}: {clean(example.detail, 240)}" if example.detail else UNKNOWN,
-        ]
-        for kind, requests, example in failures(records)
-    ]
+def failures_table(records: Iterable[RequestRecord], start_ns: int) -> Markup:
+    """Return the failed requests by kind, the most frequent first, each with when it occurred and an example."""
+    records = list(records)
+    rows = []
+    for kind, requests, example in failures(records):
+        ended_ns = [r.finished_ns for r in records if r.error == kind and r.finished_ns is not None]
+        times_s = [f"{(ns - start_ns) / NS_PER_S:,.2f} s" for ns in (min(ended_ns), max(ended_ns))] if ended_ns else []
+        first, last = times_s or (UNKNOWN, UNKNOWN)
+        status = UNKNOWN if example.status is None else str(example.status)
+        detail = f"#{example.index}: {clean(example.detail, 240)}" if example.detail else UNKNOWN
+        rows.append([kind, ERROR_MEANING[kind], count(requests), first, last, status, detail])
     if not rows:
         return tag("p", "No request failed.")
-    head = ["kind", "meaning", "requests", "status", "an example"]
+    head = ["kind", "meaning", "requests", "first at", "last at", "status", "an example"]
     return table(head, rows, "Failed requests by kind", "failures")
 
 
 # ---------------------------------------------------------------- provenance
+
+
+def files_beside(result: RunResult) -> Markup:
+    """Return links to the files of the run folder, in which the page is written."""
+    names = ["summary.json", "run.json", "schedule.jsonl", "records.jsonl"]
+    names += ["attribution.jsonl"] if result.attribution else []
+    names += ["energy.jsonl"] if result.energy else []
+    names += ["engine.jsonl"] if result.engine else []
+    links = join(join([", " if i else "", tag("a", name, href=name)]) for i, name in enumerate(names))
+    return tag("p", "Files in the folder of this page: ", links, ".")
 
 
 def provenance(info: RunInfo, instrument: Instrument) -> Markup:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
     from loadgen.stats.arrays import Ints
 
-MAX_DRAWN = 2_000
+MAX_DRAWN = 1_000
 EXTREMES = 50
 """Requests that are kept at each end of each quantity."""
 

@@ -1,6 +1,7 @@
 """The energy of a run on its page."""
 
 import msgspec
+import pytest
 
 from loadgen.report import energy_section
 from report.test_run_page import Page
@@ -38,5 +39,37 @@ def test_without_a_fit_there_are_no_fitted_costs() -> None:
         "decode_token_j": None,
     }
     text = Page(energy_section.fitted_costs(msgspec.structs.replace(made.energy, coefficients=fit))).text
-    for row in ("one engine step 0.500 J", "idle power 100 W", "R² of the fit 0.990", "a window 25.0 %", "out 1,200"):
+    for row in (
+        "static power 0.500 J",
+        "power of the idle server 100 W",
+        "that the fit explains 0.990",
+        "(relative RMSE) 25.0 %",
+        "as outliers 1,200",
+    ):
         assert row in text
+
+
+@pytest.mark.parametrize(
+    ("r_squared", "misfit", "warning"),
+    [
+        (0.99, 0.05, None),
+        (None, None, None),
+        (0.62, 0.05, "The fit is poor: it explains 62.0 % of the windows' variation. The joules"),
+        (0.95, 0.31, "The fit is poor: one window is typically off by 31.0 %. The joules"),
+        (-0.2, 0.4, "The fit is poor: it explains 0.0 % of the windows' variation, and one window is typically off"),
+    ],
+)
+def test_a_poor_fit_says_what_it_means(r_squared: float | None, misfit: float | None, warning: str | None) -> None:
+    text = energy_section.fit_warning({"r_squared": r_squared, "misfit": misfit})
+    assert text is None if warning is None else (text or "").startswith(warning)
+
+
+def test_errors_of_ratios_are_said_to_be_those_of_the_total() -> None:
+    made = sample_runs.single()
+    assert made.attribution is not None and made.summary is not None
+    energy = msgspec.structs.replace(
+        made.summary.energy, attributed_joules=200.0, attributed_se_joules=1.0, measured_se_joules=0.5
+    )
+    text = Page(energy_section.energy_ledger(made.attribution, energy)).text
+    assert "relative error of the attributed energy, 0.5 %" in text
+    assert "relative error" not in Page(energy_section.energy_ledger(made.attribution, made.summary.energy)).text

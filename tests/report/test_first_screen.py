@@ -118,7 +118,7 @@ def test_a_number_that_supports_no_claim_is_struck_and_names_its_check(
     assert invalid_by(summary_of(made), row) == invalid
     html = join(first_screen(made))
     assert html.count("<s>") == 2 + (0 if is_valid else 3)
-    assert "not valid: see token counts in the verdict" in html
+    assert "not valid: see &quot;token counts&quot; in the verdict" in html
 
 
 def test_the_command_is_quoted_for_a_shell_and_left_out_where_it_is_not_known() -> None:

@@ -71,7 +71,7 @@ def test_each_dot_is_the_request_that_it_names() -> None:
 
 def test_a_thinned_chart_says_of_how_many_requests_it_is_and_how_they_were_chosen() -> None:
     chart = request_charts.ttft_by_input(sample_runs.run(num_requests=2_500, rps=100, failing=0))
-    assert chart.caption.startswith("2,000 of 2,500 requests: the 50 highest and lowest of TTFT,")
+    assert chart.caption.startswith("1,000 of 2,500 requests: the 50 highest and lowest of TTFT,")
     assert chart.text.startswith("TTFT against input length. 2,500 requests: lowest")
 
 

@@ -66,7 +66,7 @@ def test_every_kind_of_run_makes_a_whole_page_that_needs_nothing_else(make) -> N
     names = {name for name, _ in page.elements}
     assert not names & {"link", "img", "iframe", "object"}
     loads = [v for _, attrs in page.elements for k, v in attrs.items() if k in ("src", "href", "xlink:href")]
-    assert all(v is not None and v.startswith("#") for v in loads)
+    assert all(v is not None and (v.startswith("#") or re.fullmatch(r"\w+\.jsonl?", v)) for v in loads)
     assert "nan" not in page.text.lower().split() and "None" not in page.text.split()
     assert not re.search(r"url\((?!#)|@import", files("loadgen.report").joinpath("page.css").read_text())
 
@@ -83,7 +83,7 @@ def test_a_picture_says_in_words_what_it_shows() -> None:
     pictures = [attrs for name, attrs in page.elements if name == "svg" and attrs.get("role") == "img"]
     assert len(pictures) >= 8
     assert all("aria-labelledby" in attrs or attrs.get("aria-label") for attrs in pictures)
-    assert "Time to first token, cumulative share of requests" in page.text
+    assert "Time to first token (TTFT), cumulative share of requests" in page.text
 
 
 def test_words_from_the_server_and_the_trace_are_text_not_markup() -> None:
@@ -144,10 +144,10 @@ def test_the_ledger_on_the_page_adds_up_to_the_millijoule() -> None:
     made = sample_runs.run()
     assert made.attribution is not None
     shown = re.findall(
-        r'<th scope="row">(?:<i class="key \w+"></i> \w+|= measured)</th><td[^>]*>([\d,]+)</td>',
+        r'<th scope="row">(?:<i class="key \w+"></i> \w+|= measured)</th><td[^>]*>([\d,.]+) J</td>',
         run_page.render_run_page(made),
     )
-    *accounts, measured = (int(cell.replace(",", "")) for cell in shown)
+    *accounts, measured = (int(re.sub("[,.]", "", cell)) for cell in shown)
     assert len(accounts) == 4
     assert sum(accounts) == measured == made.attribution.measured_mj
 
@@ -193,9 +193,14 @@ def test_what_the_fit_found_is_shown_in_units_and_unknown_stays_unknown() -> Non
     found = {"step_j": 2.31, "decode_context_j": 4.2e-6, "idle_w": None, "r_squared": 0.9971}
     energy = msgspec.structs.replace(made.summary.energy, coefficients=found)
     page = Page(run_page.render_run_page(replace(made, summary=msgspec.structs.replace(made.summary, energy=energy))))
-    for told in ("one engine step 2.31 J", "per token of its context 4.20 µJ", "idle power -", "R² of the fit 0.997"):
+    for told in (
+        "static power 2.31 J",
+        "keys and values read 4.20 µJ",
+        "power of the idle server -",
+        "that the fit explains 0.997",
+    ):
         assert told in page.text
-    assert "R² of the fit" not in page_of("single").text
+    assert "R²" not in page_of("single").text
 
 
 # ---------------------------------------------------------------- figures
@@ -304,9 +309,9 @@ def test_neighbouring_colours_differ_for_colour_blind_readers(theme: dict[str, s
 
 def test_failures_are_listed_with_an_example_and_a_run_without_any_says_so() -> None:
     made = sample_runs.run()
-    text = Page(run_page.failures_table(made.records)).text
+    text = Page(run_page.failures_table(made.records, sample_runs.START_NS)).text
     assert all(run_page.ERROR_MEANING[r.error] in text for r in made.records if r.error)
-    assert Page(run_page.failures_table(r for r in made.records if r.ok)).text == "No request failed."
+    assert Page(run_page.failures_table((r for r in made.records if r.ok), 0)).text == "No request failed."
 
 
 def test_provenance_flattens_options_and_leaves_out_what_is_empty() -> None:
