@@ -15,6 +15,7 @@ from loadgen.report.time_charts import GROUP
 from loadgen.results.drawn_requests import EXTREMES, drawn_requests
 from loadgen.results.metrics import came_in_one_piece, token_gaps_ns
 from loadgen.results.summarize import span
+from loadgen.results.timekeeping import MAX_LATE_P99_S
 from loadgen.stats.distributions import curve_of_sample
 from loadgen.units import NS_PER_S
 
@@ -81,7 +82,9 @@ def schedule_lag(result: RunResult, x: Axis) -> Chart:
     y = Axis("sent − scheduled", "s", log=True)
     early = sum(ns is not None and ns / NS_PER_S < LAG_FLOOR_S for ns in (record.lag_ns for record in result.records))
     note = f"Lags under {seconds(LAG_FLOOR_S)} are drawn there." if early else ""
-    return _dots(result, "lag", "Schedule lag: how late the client sent", x, y, points, group=GROUP, note=note)
+    limits = (Limit(MAX_LATE_P99_S, f"limit of p99: {seconds(MAX_LATE_P99_S)}"),)
+    title = "Schedule lag: how late the client sent"
+    return _dots(result, "lag", title, x, y, points, limits=limits, group=GROUP, note=note)
 
 
 def _dots(

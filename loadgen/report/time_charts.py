@@ -88,10 +88,11 @@ def _in_flight(made: OverTime) -> list[Chart]:
     rows: list[Row] = [("sent and not ended", made.in_flight, 0), ("running in the engine", made.running, 1)]
     waiting: list[Row] = [("waiting", made.waiting, 0)]
     y = Axis("requests")
+    caption = "Averaged over each bin."
+    if np.isfinite(made.running).any():
+        caption += f" Running: {OF_ENGINE[0].lower()}{OF_ENGINE[1:]}"
     return [
-        _chart(
-            made, "in-flight", "Requests in flight", y, rows, f"Means. Running: {OF_ENGINE[0].lower()}{OF_ENGINE[1:]}"
-        ),
+        _chart(made, "in-flight", "Requests in flight", y, rows, caption),
         _chart(made, "waiting", "Waiting in the engine's queue", y, waiting, OF_ENGINE),
     ]
 

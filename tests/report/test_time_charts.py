@@ -1,7 +1,6 @@
 """The charts over time share one axis, and are of what is known."""
 
 from dataclasses import replace
-from typing import Any
 
 import msgspec
 import numpy as np
@@ -71,21 +70,13 @@ def test_preemptions_are_drawn_once_there_are_any() -> None:
     assert np.nansum(chart.series[0].y) == pytest.approx(5)
 
 
-@pytest.mark.parametrize(
-    ("config", "names"),
-    [
-        ({"goodput": {"ttft": 200.0}}, ["limit 200 ms"]),
-        ({}, []),
-        (
-            {"goodput": {"ttft": 200.0}, "streams": {"code": {"goodput": {"ttft": 50.0}}}},
-            ["limit 50.0 ms of code", "limit 200 ms of chat"],
-        ),
-    ],
-)
-def test_limits_are_lines_and_name_the_workload_where_they_differ(config: dict[str, Any], names: list[str]) -> None:
+def test_the_limit_of_a_latency_is_a_line_of_its_chart() -> None:
     result = sample_runs.run()
-    chart = _charts(replace(result, info=msgspec.structs.replace(result.info, config=config)))["ttft-time"]
-    assert [limit.name for limit in chart.limits] == names
+    charts = _charts(replace(result, info=msgspec.structs.replace(result.info, config={"goodput": {"ttft": 200.0}})))
+    assert {key: [limit.value for limit in charts[key].limits] for key in ("ttft-time", "tpot-time")} == {
+        "ttft-time": [0.2],
+        "tpot-time": [],
+    }
 
 
 def test_idle_power_is_a_line_below_the_power() -> None:
