@@ -51,7 +51,7 @@ def table(
     head, rows = list(head), list(rows)
     indices: Sequence[int | None] = [None] * len(rows) if requests is None else requests
     names = [_words(cell) or None for cell in head[1:]]
-    top = tag("tr", *(tag("th", cell, scope="col") for cell in head))
+    top = tag("tr", *(tag("th", cell, scope="col") if cell else tag("td") for cell in head))
     body = [
         tag(
             "tr",

@@ -55,7 +55,7 @@ def render_trace_page(traces: Sequence[TraceFacts], differences: dict[str, float
         sections.append(section("Arrivals", *rates, both))
     if differences:
         rows = [(DIFFERENCES[key], number(value)) for key, value in differences.items()]
-        listed = table(("", "difference"), rows, "Differences between the two")
+        listed = table(("of", "difference"), rows, "Differences between the two")
         sections.append(section("Difference", listed, tag("p", ALIKE, class_="soft")))
     sections.append(section("Facts", *_facts(names, [facts for facts, _ in traces])))
     return render_page(f"{title} · loadgen trace", sections, _STYLE)
@@ -79,7 +79,10 @@ def _facts(names: Sequence[str], facts: Sequence[dict[str, Any]]) -> list[Markup
     rows = [(fact_name(key), *(format_fact(of_one.get(key), number) for of_one in facts)) for key in known]
     unknown = ", ".join(fact_name(key) for key in keys if key not in known)
     notes = [MEANINGS, f"Unknown: {unknown}." if unknown else ""]
-    return [table(("", *names), rows, "Facts", class_="wrap"), *(tag("p", n, class_="soft") for n in notes if n)]
+    return [
+        table(("fact", *names), rows, "Every known fact", class_="wrap"),
+        *(tag("p", n, class_="soft") for n in notes if n),
+    ]
 
 
 def _header(traces: Sequence[TraceFacts], title: str) -> Markup:
