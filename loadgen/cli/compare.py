@@ -31,12 +31,25 @@ class _Allowed(click.ParamType[str]):
     help="Compare runs that are unfinished, failed or different all the same, or that differ in the rate, seed, model, "
     "... that is named in the refusal. Repeatable.",
 )
+@click.option(
+    "--html",
+    "page",
+    type=click.Path(path_type=Path, dir_okay=False),
+    metavar="FILE",
+    help="Write the comparison as a page.",
+)
 @click.option("--json", "as_json", is_flag=True, help="Print every number of every run as JSON.")
 @click.pass_context
 def compare(
-    ctx: click.Context, runs: tuple[Path, ...], gates: tuple[str, ...], allowed: tuple[str, ...], as_json: bool
+    ctx: click.Context,
+    runs: tuple[Path, ...],
+    gates: tuple[str, ...],
+    allowed: tuple[str, ...],
+    page: Path | None,
+    as_json: bool,
 ) -> None:
-    """Compare run folders: each metric of each run, its ratio to that of the first run, and the difference.
+    """Compare run folders: each metric of each run, its ratio to that of the first run, and the difference with half
+    of its 95 % interval.
 
     EXPR is a path into summary.json, a comparison, and a number with or without a unit, or a change from the first run.
     The runs after the first are checked.
@@ -51,25 +64,39 @@ def compare(
     import msgspec
     from rich.console import Console
 
+    from loadgen.errors import LoadgenError
+    from loadgen.files import replacing
     from loadgen.report import compare as view
     from loadgen.report.comparability import objections
     from loadgen.report.run_facts import summary_of
     from loadgen.results.difference import find_differences
     from loadgen.results.summarize import load_run
 
+    if page is not None and len(runs) < 2:
+        raise LoadgenError("--html shows a comparison: name two runs or more (a run's own page is its report.html)")
     results = [load_run(run) for run in runs]
-    if refusals := objections(results, view.letters(len(results)), allowed):
+    letters = view.letters(len(results))
+    if refusals := objections(results, letters, allowed):
         for refusal in refusals:
             click.echo(f"loadgen: {refusal.text} (--allow {refusal.kind} compares all the same)", err=True)
         ctx.exit(2)
     summaries = [summary_of(result) for result in results]
     paths = view.known_paths(summaries)
     verdicts = [v for text in gates for v in view.check_gate(view.parse_gate(text, paths), summaries)]
-    named = zip(results[1:], view.letters(len(results))[1:], strict=True)
-    differences = [find_differences(results[0], result, ("A", letter)) for result, letter in named]
+    differences = {
+        letter: find_differences(results[0], result, ("A", letter))
+        for letter, result in zip(letters[1:], results[1:], strict=True)
+    }
+    if page is not None:
+        from loadgen.report.compare_page import render_compare_page
+
+        every = objections(results, letters)
+        with replacing(page) as file:
+            file.write(render_compare_page(dict(zip(letters, results, strict=True)), differences, every).encode())
     if as_json:
-        click.echo(msgspec.json.format(msgspec.json.encode(view.as_json(results, verdicts, differences)), indent=2))
+        made = view.as_json(results, verdicts, list(differences.values()))
+        click.echo(msgspec.json.format(msgspec.json.encode(made), indent=2))
     else:
-        view.render_comparison(results, Console(), verdicts, differences)
+        view.render_comparison(results, Console(), verdicts, list(differences.values()))
     if any(verdict.failed for verdict in verdicts):
         ctx.exit(1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from functools import reduce
@@ -282,7 +282,11 @@ def render_comparison(
         _print_table(summaries, ["A"], None, console)
     for letter, summary, found in zip(letters(len(results))[1:], summaries[1:], differences, strict=True):
         _print_table([summaries[0], summary], ["A", letter], found, console)
-        for line in interval_notes(found, metrics([summaries[0], summary]), letter):
+        meaning = (
+            f"± is half of the 95 % interval of {letter}−A: the smallest change that these two runs could have shown. "
+            "* the interval excludes 0, as 1 in 20 does by chance."
+        )
+        for line in (meaning, *interval_notes(found, metrics([summaries[0], summary]), letter)):
             console.print(Text(line, style="dim"))
     for verdict in verdicts:
         console.print(Text(describe_verdict(verdict), style="bold red" if verdict.failed else "green"))
@@ -307,7 +311,9 @@ def _print_table(
 
 def signed(path: str, difference: float | None) -> str:
     """Format a difference with its sign."""
-    return ("+" if difference is not None and difference > 0 else "") + quantity(path, difference)
+    if not difference:
+        return quantity(path, difference)
+    return ("+" if difference > 0 else "−") + quantity(path, abs(difference))
 
 
 def half_width(row: Difference | None) -> str:
@@ -317,12 +323,13 @@ def half_width(row: Difference | None) -> str:
     return quantity(row.path, row.half_width) + (" *" if row.excludes_zero else "")
 
 
-def interval_notes(found: Differences, shown: Sequence[str], letter: str = "B") -> list[str]:
-    """Return how the intervals were made, and the reasons for having none with the numbers that they concern."""
-    meaning = (
-        f"± is half of the 95 % interval of {letter}−A: the smallest change that these two runs could have shown. "
-        "* the interval excludes 0, as 1 in 20 does by chance."
-    )
+def interval_notes(
+    found: Differences, shown: Sequence[str], letter: str = "B", label: Callable[[str], str] = str
+) -> list[str]:
+    """Return how the intervals were made, and the reasons for having none with the numbers that they concern.
+
+    label: the name of the number at a path.
+    """
     how = (
         f"A and {letter} had the same schedule: its chance cancels in the intervals."
         if found.paired
@@ -331,8 +338,8 @@ def interval_notes(found: Differences, shown: Sequence[str], letter: str = "B") 
     reasons: dict[str, list[str]] = {}
     for path, row in found.rows.items():
         if row.reason and path in shown:
-            reasons.setdefault(row.reason, []).append(path)
-    return [meaning, how, *(f"No interval ({reason}): {', '.join(paths)}" for reason, paths in reasons.items())]
+            reasons.setdefault(row.reason, []).append(label(path))
+    return [how, *(f"No interval ({reason}): {', '.join(paths)}" for reason, paths in reasons.items())]
 
 
 def ratio(value: float | None) -> str:

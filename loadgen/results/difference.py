@@ -18,6 +18,7 @@ import numpy as np
 from loadgen.results.run_statistics import (
     JOULES,
     LATENCIES,
+    MIN_REQUESTS,
     Resampled,
     limits_of,
     name_and,
@@ -42,8 +43,8 @@ PATHS = (
     "energy.mean_watts",
 )
 """Numbers of summary.json that are compared, in the order of reading."""
-MIN_ELEMENTS, MIN_BLOCKS = 20, 8
-"""Fewest requests or bins of time, and fewest whole blocks of them, of a run that give an interval."""
+MIN_BLOCKS = 8
+"""Fewest whole blocks of a run that give an interval."""
 FEWEST_PARTS = 12
 """Parts of a run that make the longest of the blocks of a series without dependence."""
 _SEED = 1_989
@@ -147,9 +148,9 @@ def _half_widths(
         lengths, sizes = [_length_of(changes, common)] * 2, [max(sizes)] * 2
     blocks = [run.n // length for run, length in zip(pair, lengths, strict=True)]
     if few := [
-        f"{name}: {run.n} {run.of} in {count} independent blocks, {MIN_ELEMENTS} in {MIN_BLOCKS} are needed"
+        f"{name}: {run.n} {run.of} in {count} independent blocks, {MIN_REQUESTS} in {MIN_BLOCKS} are needed"
         for (name, run), count in zip(named, blocks, strict=True)
-        if run.n < MIN_ELEMENTS or count < MIN_BLOCKS
+        if run.n < MIN_REQUESTS or count < MIN_BLOCKS
     ]:
         return {}, {path: few[0] for paths in shared for path in paths} | reasons
     draws_a, draws_b = (

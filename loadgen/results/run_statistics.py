@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 LATENCIES = ("ttft_s", "ttfa_s", "tpot_s", "itl_s", "e2e_s", "response_s")
 JOULES = "energy.joules_per_request"
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+MIN_REQUESTS = 20
+"""Fewest requests with a value whose scatter says anything."""
 MIN_BEYOND = 5
 """Fewest requests beyond a percentile, and fewest good and missed ones, whose scatter says anything."""
 
@@ -52,13 +54,12 @@ def limits_of(run: RunResult) -> dict[str, dict[str, float]]:
 
 def over_requests(run: RunResult) -> Resampled:
     """Return latencies, joules and the ratio of goodput over the requests in the order of the schedule."""
-    planned = {request.index: request.offset_ns for request in run.schedule}
-    records = sorted(run.records, key=lambda record: (planned.get(record.index, record.scheduled_ns), record.index))
+    records = _in_order(run)
     n = len(records)
     statistics: dict[tuple[str, ...], Statistic] = {}
     series: dict[str, Floats] = {}
     reasons: dict[str, str] = {}
-    for name, (values, owners) in _columns(records, run).items():
+    for name, (values, owners) in values_of(run).items():
         if len(values):
             statistics[name_and(name)] = Spread(values, owners, n, tuple(PERCENTILES.values()))
             reasons |= _thin_tails(name, values, owners)
@@ -73,7 +74,8 @@ def over_requests(run: RunResult) -> Resampled:
     joules = joules_of(run)
     tokens = np.array([record.output_tokens or 0 for record in records], dtype=np.float64)
     spent = np.array([joules.get(record.index, 0.0) for record in records], dtype=np.float64)
-    statistics["energy.joules_per_output_token",] = Ratio(spent, tokens)
+    if joules and tokens.any():
+        statistics["energy.joules_per_output_token",] = Ratio(spent, tokens)
     return Resampled("requests", n, statistics, series, reasons)
 
 
@@ -87,8 +89,16 @@ def joules_of(run: RunResult) -> dict[int, float]:
     return {share.index: share.joules for share in run.attribution.requests} if run.attribution else {}
 
 
-def _columns(records: Sequence[RequestRecord], run: RunResult) -> dict[str, tuple[Floats, Ints]]:
-    """Return the values of completed requests that summary.json counts, and the place of the request of each."""
+def _in_order(run: RunResult) -> list[RequestRecord]:
+    """Return the records in the order of the schedule."""
+    planned = {request.index: request.offset_ns for request in run.schedule}
+    return sorted(run.records, key=lambda record: (planned.get(record.index, record.scheduled_ns), record.index))
+
+
+def values_of(run: RunResult) -> dict[str, tuple[Floats, Ints]]:
+    """Return the values that the distributions of summary.json count, in seconds or joules, by their path; beside each
+    value the place of its request in the schedule."""
+    records = _in_order(run)
     completed = [(i, record) for i, record in enumerate(records) if record.ok]
     streamed = [(i, record) for i, record in completed if not came_in_one_piece(record)]
     joules = joules_of(run)
@@ -112,12 +122,19 @@ def _column(pairs: Iterable[tuple[int, float | None]]) -> tuple[Floats, Ints]:
 
 
 def _thin_tails(name: str, values: Floats, owners: Ints) -> dict[str, str]:
-    """Return the percentiles beyond which too few requests lie: their scatter is not in this run."""
+    """Return the percentiles beyond which too few requests lie, or all where too few have a value: their scatter is not
+    in this run."""
+    if (known := len(np.unique(owners))) < MIN_REQUESTS:
+        return dict.fromkeys(name_and(name), f"{known} requests have it, {MIN_REQUESTS} are needed")
     beyond = {
         key: len(np.unique(owners[values > threshold]))
         for key, threshold in zip(PERCENTILES, np.quantile(values, list(PERCENTILES.values())), strict=True)
     }
-    return {f"{name}.{key}": f"{n} requests lie beyond it" for key, n in beyond.items() if n < MIN_BEYOND}
+    return {
+        f"{name}.{key}": f"{n} requests lie beyond it, {MIN_BEYOND} are needed"
+        for key, n in beyond.items()
+        if n < MIN_BEYOND
+    }
 
 
 def _ranks(values: Floats, owners: Ints, n: int) -> Floats:

@@ -87,8 +87,9 @@ def test_the_same_runs_give_the_same_intervals_and_swapped_they_are_mirrored() -
 @pytest.mark.parametrize(
     ("a", "b", "path", "reason"),
     [
-        (run(), run(12, seed=2), "ttft_s.mean", "B: 12 requests in "),
-        (run(), run(200, seed=2), "ttft_s.p99", "B: 2 requests lie beyond it"),
+        (run(), run(12, seed=2), "ttft_s.mean", "B: 12 requests have it, 20 are needed"),
+        (run(), run(12, seed=2), "goodput.rps", "B: "),
+        (run(), run(200, seed=2), "ttft_s.p99", "B: 2 requests lie beyond it, 5 are needed"),
         (run(), run(), "ttft_s.p99", ""),
         (run(), changed(sample_runs.without_energy()), "energy.mean_watts", "not known in B"),
         (changed(sample_runs.without_energy()), run(), "energy.joules_per_request.p50", "not known in A"),
