@@ -49,10 +49,10 @@ def _quantiles(histogram: str) -> dict[str, str]:
 
 COMPLETED_SHARE = Panel("Completed", "percentunit", {"completed": f"{COMPLETED} / ({REQUESTS} > 0)"}, "stat", 4,
                         "Share of the requests that completed.")  # fmt: skip
-REQUEST_RATE = Panel("Requests", "reqps", {"requests": REQUESTS}, "stat", 4)
-TOKEN_RATE = Panel("Output tokens per second", "short",
+REQUEST_RATE = Panel("Requests/s", "reqps", {"requests": REQUESTS}, "stat", 4)
+TOKEN_RATE = Panel("Output tokens/s", "short",
                    {"output": f"sum(rate(loadgen_output_tokens_total{{{SELECTED}}}{RATE}))"}, "stat", 4)  # fmt: skip
-PER_TOKEN = Panel("Joules per output token", "joule", {"net": f"{ENERGY} / {TOKENS}"}, "stat", 4,
+PER_TOKEN = Panel("J per output token", "joule", {"net": f"{ENERGY} / {TOKENS}"}, "stat", 4,
                   "Energy attributed to requests, over their output tokens.")  # fmt: skip
 PER_TOKEN_BY_WORKLOAD = Panel(
     "Joules per output token, by model and workload", "joule",
@@ -60,14 +60,15 @@ PER_TOKEN_BY_WORKLOAD = Panel(
      f"sum by (model, workload) (rate(loadgen_attributed_energy_joules_total{{{SELECTED}}}{RATE}))"
      f" / (sum by (model, workload) (rate(loadgen_output_tokens_total{{{SELECTED}}}{RATE})) > 0)"},
 )  # fmt: skip
-POWER = Panel("Power", "watt", {"{{gpu}}": "sum by (gpu) (loadgen_gpu_power_watts)"})
+QUEUE = Panel("Requests running and waiting", "short", {"running": RUNNING, "waiting": WAITING})
+POWER = Panel("Power", "watt", {"gpu {{gpu}}": "sum by (gpu) (loadgen_gpu_power_watts)"})
 
 SERVING_PANELS = [
     COMPLETED_SHARE,
     REQUEST_RATE,
     TOKEN_RATE,
-    Panel("Time to first token, p99", "s", {"p99": _quantile(99, "vllm:time_to_first_token_seconds")}, "stat", 4),
-    Panel("Time between tokens, p99", "s", {"p99": _quantile(99, "vllm:inter_token_latency_seconds")}, "stat", 4),
+    Panel("TTFT p99, engine", "s", {"p99": _quantile(99, "vllm:time_to_first_token_seconds")}, "stat", 4),
+    Panel("ITL p99, engine", "s", {"p99": _quantile(99, "vllm:inter_token_latency_seconds")}, "stat", 4),
     PER_TOKEN,
     Panel("Requests by outcome", "reqps",
           {"{{outcome}}": f"sum by (outcome) (rate(loadgen_requests_total{{{SELECTED}}}{RATE}))"}),
@@ -79,7 +80,7 @@ SERVING_PANELS = [
     Panel("End to end (E2E), engine", "s", _quantiles("vllm:e2e_request_latency_seconds")),
     Panel("Time to first token by workload, p99 from spans", "s",
           {"{{workload}}": _quantile(99, "loadgen_request_ttft_seconds", f"{{{SELECTED}}}", "le, workload")}),
-    Panel("Requests running and waiting", "short", {"running": RUNNING, "waiting": WAITING}),
+    QUEUE,
     Panel("KV cache in use", "percentunit", {"used": KV_CACHE}),
     POWER,
     PER_TOKEN_BY_WORKLOAD,
@@ -95,12 +96,13 @@ ENERGY_PANELS = [
     COMPLETED_SHARE,
     TOKEN_RATE,
     PER_TOKEN,
-    Panel("Joules per request", "joule", {"net": f"{ENERGY} / ({REQUESTS} > 0)"}, "stat", 4),
+    Panel("J per request", "joule", {"net": f"{ENERGY} / ({REQUESTS} > 0)"}, "stat", 4),
     Panel("Idle share", "percentunit", {"idle": f"sum(rate(loadgen_idle_energy_joules_total{RATE})) / ({GROSS} > 0)"},
           "stat", 4),
     Panel("Attribution coverage", "percentunit", {"coverage": "min(loadgen_energy_attribution_coverage_ratio)"},
           "stat", 4, "Output tokens with a span, over the engine's own count."),
-    Panel("Power and requests running", "short", {"watts": "sum(loadgen_gpu_power_watts)", "requests": RUNNING}),
+    POWER,
+    QUEUE,
     Panel("Power by account", "watt",
           {"prefill": f'sum(rate(loadgen_attributed_energy_joules_total{{{SELECTED},account="prefill"}}{RATE}))',
            "decode": f'sum(rate(loadgen_attributed_energy_joules_total{{{SELECTED},account="decode"}}{RATE}))',
@@ -110,16 +112,18 @@ ENERGY_PANELS = [
     PER_TOKEN_BY_WORKLOAD,
     Panel("Prefill and decode, joules per output token", "joule",
           {"prefill": _per_token("prefill"), "decode": _per_token("decode")}),
-    Panel("Joules per request", "joule",
+    Panel("Joules per request, distribution", "joule",
           {"{{le}}": f"sum by (le) (increase(loadgen_request_energy_joules_bucket{{{SELECTED}}}{RATE}))"}, "heatmap"),
     Panel("Conservation: counter − accounts", "joule",
           {"difference": "sum(loadgen_gpu_energy_joules_total) - sum(loadgen_attributed_energy_joules_total)"
            " - sum(loadgen_idle_energy_joules_total) - sum(loadgen_unattributed_energy_joules_total)"},
-          "timeseries", 12, "0 at every scrape, except for floating-point rounding."),
+          "timeseries", 8, "0 at every scrape, except for floating-point rounding."),
     Panel("Carbon", "massg",
-          {"g CO2e per 1000 output tokens": f"1000 * {ENERGY} / {TOKENS} / {JOULES_PER_KWH} * $carbon_g_per_kwh"}),
+          {"g CO2e per 1000 output tokens": f"1000 * {ENERGY} / {TOKENS} / {JOULES_PER_KWH} * $carbon_g_per_kwh"},
+          "timeseries", 8),
     Panel("Cost of energy", "short",
-          {"per million output tokens": f"1e6 * {ENERGY} / {TOKENS} / {JOULES_PER_KWH} * $price_per_kwh"}),
+          {"per million output tokens": f"1e6 * {ENERGY} / {TOKENS} / {JOULES_PER_KWH} * $price_per_kwh"},
+          "timeseries", 8),
 ]  # fmt: skip
 
 
