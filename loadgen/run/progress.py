@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -20,6 +21,8 @@ from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.record import RequestRecord
+
+_log = logging.getLogger(__name__)
 
 _TICK_S = 0.25
 
@@ -232,6 +235,20 @@ class NullView:
 
     def update(self, stage: Stage, progress: Progress | None = None) -> None:
         pass
+
+
+class StageLog(NullView):
+    """Logs each stage as it begins, and passes everything on to another view."""
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._name = ""
+
+    def update(self, stage: Stage, progress: Progress | None = None) -> None:
+        if stage.name != self._name:
+            self._name = stage.name
+            _log.info("stage: %(stage)s", {"stage": stage.name})
+        self._view.update(stage, progress)
 
 
 class StageTimer:

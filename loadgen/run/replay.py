@@ -27,7 +27,7 @@ from loadgen.run.config import PreparedRun, RunConfig, limits_of, open_client, r
 from loadgen.run.metering import Metering
 from loadgen.run.preparation import Preparation, prepare
 from loadgen.run.processes import check_sending, open_sender
-from loadgen.run.progress import Plan, Stage, StageTimer, View, progress_at, stage_at, ticking
+from loadgen.run.progress import Plan, Stage, StageLog, StageTimer, View, progress_at, stage_at, ticking
 from loadgen.run.sender import ScheduleSender, warm_up
 from loadgen.units import NS_PER_S
 
@@ -43,6 +43,7 @@ _LEAD_S = 0.1
 
 async def replay(schedule: Schedule, config: RunConfig, view: View) -> Schedule:
     """Run the schedule and record it in the folder `config.out`, on a loop of uvloop; return it as it was sent."""
+    view = StageLog(view)
     stages = StageTimer(view)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(open_client(config))
