@@ -16,8 +16,7 @@ def violations(page: Page) -> list[tuple[str, str]]:
     return [(rule["id"], node["html"][:120]) for rule in serious for node in rule["nodes"]]
 
 
-@pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("width", [390, 1080])
+@pytest.mark.parametrize(("width", "dark"), [(390, False), (1080, True)])
 def test_charts_break_no_serious_rule(page_of, width: int, dark: bool) -> None:
     page = page_of(sample_charts.page(), width=width, dark=dark)
     page.locator("#ttft .canvas").focus()

@@ -243,4 +243,4 @@ def test_charts_stay_inside_the_page(page_of, width: int) -> None:
         at(page, key, 0.5)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.set_viewport_size({"width": 300, "height": 900})
-    page.wait_for_function("document.querySelector('#ttft canvas').clientWidth < 300")
+    page.wait_for_function("() => document.querySelector('#ttft canvas').clientWidth < 300")
