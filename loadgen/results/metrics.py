@@ -254,14 +254,18 @@ def goodput(records: Sequence[RequestRecord], slo_ms: dict[str, float], duration
 
     A request without a TPOT (one token) meets any TPOT limit.
     """
-    good = sum(
-        record.ok and all(meets_limit(record, metric, limit) for metric, limit in slo_ms.items()) for record in records
-    )
+    met = [
+        [metric for metric, limit in slo_ms.items() if meets_limit(record, metric, limit)]
+        for record in records
+        if record.ok
+    ]
+    good = sum(len(metrics) == len(slo_ms) for metrics in met)
     return Goodput(
         slo_ms=slo_ms,
         good=good,
         ratio=good / len(records) if records else None,
         rps=good / duration_s if duration_s > 0 else None,
+        met={metric: sum(metric in metrics for metrics in met) for metric in slo_ms},
     )
 
 

@@ -179,11 +179,13 @@ def _goodput(config: dict[str, Any], records: Sequence[RequestRecord], duration_
         return None
     good, scheduled = sum(part.good for part in limited.values()), sum(len(by_workload[name]) for name in limited)
     slo_ms = next(iter(limited.values())).slo_ms
+    common = slo_ms if all(slo == slo_ms for slo in slos.values()) else {}
     return Goodput(
-        slo_ms=slo_ms if all(slo == slo_ms for slo in slos.values()) else {},
+        slo_ms=common,
         good=good,
         ratio=good / scheduled,
         rps=good / duration_s if duration_s > 0 else None,
+        met={metric: sum(part.met[metric] for part in limited.values()) for metric in common},
     )
 
 

@@ -187,6 +187,8 @@ class Goodput(msgspec.Struct, frozen=True, kw_only=True):
     good: int
     ratio: float | None
     rps: float | None
+    met: dict[str, int] = {}
+    """Completed requests that met each limit in `slo_ms`. Empty in an older version's folder."""
 
 
 class SteadyState(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,7 +8,8 @@ from statistics import fmean, stdev
 
 @dataclass(frozen=True)
 class Interval:
-    """A mean of `count` repeats; low and high are None when one repeat cannot say how far repeats lie apart."""
+    """A mean of `count` repeats; low and high are None when these repeats do not show how far repeats lie apart: one
+    does not, nor do a few whose interval would leave the range of the quantity."""
 
     mean: float
     low: float | None
@@ -16,12 +17,18 @@ class Interval:
     count: int
 
 
-def interval(values: Sequence[float]) -> Interval:
-    """Return the mean and its 95 % interval by Student's t: mean ± t(n - 1) s / sqrt(n)."""
+def interval(values: Sequence[float], lowest: float = -inf, highest: float = inf) -> Interval:
+    """Return the mean and its 95 % interval by Student's t: mean ± t(n - 1) s / sqrt(n).
+
+    The quantity lies between `lowest` and `highest`. An interval that reaches beyond them is no claim: its ends are
+    None.
+    """
     n, middle = len(values), fmean(values)
     if n < 2:
         return Interval(middle, None, None, n)
     half = t95(n - 1) * stdev(values) / sqrt(n)
+    if middle - half < lowest or middle + half > highest:
+        return Interval(middle, None, None, n)
     return Interval(middle, middle - half, middle + half, n)
 
 

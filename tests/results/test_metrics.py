@@ -167,6 +167,12 @@ def test_a_limit_that_is_met_exactly_is_met(record: RequestRecord, slo_ms: dict[
     assert metrics.goodput([record], slo_ms, 1.0).good == good
 
 
+def test_each_limit_counts_the_completed_requests_that_met_it() -> None:
+    records = [answered(ttft_ms=100, tpot_ms=20), answered(ttft_ms=200, tpot_ms=10), FAILED]
+    goodput = metrics.goodput(records, {"ttft": 150, "tpot": 30}, 1.0)
+    assert (goodput.good, goodput.met) == (1, {"ttft": 1, "tpot": 2})
+
+
 def test_goodput_is_over_all_scheduled_requests() -> None:
     good = metrics.goodput([answered(), answered(), FAILED, UNSENT], {"ttft": 100}, 4.0)
     assert (good.good, good.ratio, good.rps) == (2, 0.5, 0.5)

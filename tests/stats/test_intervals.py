@@ -31,6 +31,23 @@ def test_one_repeat_has_no_interval() -> None:
     assert (found.mean, found.low, found.high, found.count) == (5.0, None, None, 1)
 
 
+@pytest.mark.parametrize(
+    ("values", "lowest", "highest", "is_known"),
+    [
+        ([3.0, 3.8], 0.0, float("inf"), False),
+        ([3.3, 3.4], 0.0, float("inf"), True),
+        ([0.9, 0.95, 1.0], 0.0, 1.0, False),
+        ([1.0, 1.0], 0.0, 1.0, True),
+        ([0.0, 0.0], 0.0, 1.0, True),
+    ],
+)
+def test_an_interval_that_leaves_the_range_of_its_quantity_is_unknown(
+    values: list[float], lowest: float, highest: float, is_known: bool
+) -> None:
+    found = interval(values, lowest, highest)
+    assert (found.low is not None, found.high is not None, found.count) == (is_known, is_known, len(values))
+
+
 def test_a_quarter_of_the_energy_is_three_quarters_less() -> None:
     found = reduction([4.0, 4.0], [1.0, 1.0])
     assert isclose(found.mean, 0.75)
