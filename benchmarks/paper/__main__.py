@@ -30,6 +30,7 @@ from benchmarks.paper.ingest import FOLDER
 from benchmarks.paper.offline_results import rows
 from loadgen.energy_model.energy_profile import energy_profile_json
 from loadgen.report.study_page import render_study_page
+from loadgen.results.study_table import StudyInfo
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = ROOT / "docs/results"
@@ -97,7 +98,7 @@ def offline_page() -> str:
         "Llama-3.1-8B shape on H200s. Offline, in-process, random weights, fixed lengths; GPU energy by its own "
         "counter. Each run is whole batches. Not valid: a run whose counter may be off by more than 10 % at the worst."
     )
-    return render_study_page("Frameworks by batch", description, rows(), "hf-eager", {}, {}, 0)
+    return render_study_page(StudyInfo("Frameworks by batch", description, "hf-eager"), rows())
 
 
 def outputs() -> dict[Path, str]:

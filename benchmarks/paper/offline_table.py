@@ -19,12 +19,15 @@ import numpy as np
 from loadgen.energy_model.estimate import flops
 from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.report.study_page import render_study_page
-from loadgen.results.study_table import Row
+from loadgen.results.study_table import Row, StudyInfo
 
 HARDWARE = {"NVIDIA H200": "h200", "NVIDIA H100 80GB HBM3": "h100"}
 """Map the driver's name of a GPU to its profile in profiles/hardware."""
 MOST_BOUND = 0.10
 """Largest error bound (the counter's step at each end) of a valid window, as a share of its joules."""
+
+COLUMNS = Row.__struct_fields__[: Row.__struct_fields__.index("idle_watts") + 1]
+"""Columns of results.csv. The later ones of Row are known of runs of `loadgen study` only."""
 
 
 def rows_of(summary: dict[str, Any], prefix: str = "") -> list[Row]:
@@ -126,7 +129,7 @@ def idealized_joules(summary: dict[str, Any], in_each: int, out_each: int, reque
 def csv_of(rows: Iterable[Row]) -> str:
     """Return the text of results.csv, one line per row."""
     file = StringIO()
-    table = csv.DictWriter(file, fieldnames=Row.__struct_fields__, lineterminator="\n")
+    table = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
     table.writeheader()
     table.writerows(msgspec.to_builtins(row) for row in rows)
     return file.getvalue()
@@ -153,7 +156,7 @@ def main() -> None:
     )
     options.out.mkdir(parents=True, exist_ok=True)
     (options.out / "report.html").write_text(
-        render_study_page(options.title, description, rows, options.baseline, {}, {}, 0)
+        render_study_page(StudyInfo(options.title, description, options.baseline), rows)
     )
     (options.out / "results.csv").write_text(csv_of(rows))
     print(f"{len(rows)} rows: {options.out / 'results.csv'}, {options.out / 'report.html'}")

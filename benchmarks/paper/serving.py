@@ -32,7 +32,7 @@ from loadgen.report.format import joules as joules_text
 from loadgen.report.format import number
 from loadgen.report.study_page import render_study_page
 from loadgen.results import run_folder
-from loadgen.results.study_table import Group, Row, groups
+from loadgen.results.study_table import Group, Row, StudyInfo, groups
 from loadgen.results.summarize import span
 from loadgen.stats.intervals import Interval, t95
 from loadgen.study.plan import plan_runs
@@ -474,7 +474,8 @@ def page() -> str:
     study = read_study(FOLDER / "study.toml")
     description = f"{study.description} Llama-3.1-8B shape with random weights, vLLM 0.20.2, one H200."
     missing = len(plan_runs(study)) - len(rows())
-    return render_study_page(study.title, description, rows(), study.baseline, study.goodput, {}, missing)
+    info = StudyInfo(study.title, description, study.baseline, study.goodput, seed=study.seed, remaining=missing)
+    return render_study_page(info, rows())
 
 
 def main() -> None:

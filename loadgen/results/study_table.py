@@ -1,12 +1,16 @@
 """The table of a study: one row for each run, and groups of repeats with their means, intervals and reductions."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from math import inf
 from statistics import fmean
 from typing import Any, NamedTuple
 
 import msgspec
 
+from loadgen.record import SLO_METRICS
+from loadgen.results.attainment import WANTED, Attainment
+from loadgen.results.verdict import Status
 from loadgen.stats.intervals import Interval, interval, paired_reduction, reduction
 
 
@@ -59,6 +63,37 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """The same without the run's ramp and drain; None when it had no steady state."""
     idle_watts: float | None = None
     """Power before the run, with the model resident."""
+    e2e_p99_s: float | None = None
+    ttft_met_ratio: float | None = None
+    """Share of all requests that completed within the TTFT limit; None without such a limit. The next two likewise."""
+    tpot_met_ratio: float | None = None
+    e2el_met_ratio: float | None = None
+    verdict: Status | None = None
+    """Verdict on the run; None when it was not judged."""
+    remarks: str | None = None
+    """Reasons of the verdict, where it is not ok."""
+    started: str | None = None
+    """Start of the run: UTC, ISO 8601, to the second."""
+    loadgen_version: str | None = None
+    engine: str | None = None
+    """Name of the engine, with its version where the server reports one."""
+    engine_options: str | None = None
+    """Engine options of the run: name=value, separated by spaces."""
+    seed: int | None = None
+    """Seed of the run's arrivals and prompts."""
+
+    @property
+    def good_per_s(self) -> float | None:
+        """Requests within every limit per second."""
+        return None if self.goodput_ratio is None else self.goodput_ratio * self.requests / self.duration_s
+
+    @property
+    def completed_per_s(self) -> float:
+        return self.completed / self.duration_s
+
+    @property
+    def requests(self) -> int:
+        return self.completed + self.failed
 
 
 class ConfigurationKey(NamedTuple):
@@ -69,6 +104,38 @@ class ConfigurationKey(NamedTuple):
     workload: str
     batch: int | None
     rps: float | None
+
+
+@dataclass(frozen=True)
+class StudyInfo:
+    """A study beside its rows: its question, and how its runs were made."""
+
+    title: str
+    description: str = ""
+    baseline: str | None = None
+    """The server that reductions are relative to."""
+    limits_ms: Mapping[str, float] = field(default_factory=dict)
+    """Limits in ms: ttft, tpot, e2el."""
+    wanted: float = WANTED
+    """Share of the requests that must be within every limit."""
+    seed: int | None = None
+    workloads: Mapping[str, str] = field(default_factory=dict)
+    """Description of each workload: its lengths or its trace."""
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Reason of each run that failed."""
+    remaining: int = 0
+    """Number of runs to go."""
+    pages: frozenset[str] = frozenset()
+    """Runs that have a report of their own, in runs/NAME/report.html beside the study's."""
+    file: str | None = None
+    sha256: str | None = None
+    """SHA-256 of the study's file."""
+    command: str | None = None
+    """Command line that goes on with the study, or makes it again."""
+
+
+SHARES = frozenset({"goodput_ratio", "ttft_met_ratio", "tpot_met_ratio", "e2el_met_ratio"})
+"""Fields of Row that lie between 0 and 1. No other is negative either."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +154,31 @@ class Group:
         return fmean(values) if values else None
 
     def interval(self, field: str) -> Interval | None:
+        """Return the mean and its 95 % interval, which has no ends where it would leave the range of the field."""
         values = self.values(field)
-        return interval(values) if values else None
+        return interval(values, 0.0, 1.0 if field in SHARES else inf) if values else None
+
+    @property
+    def joules_per_good_request(self) -> Interval | None:
+        """Return measured joules / requests within every limit; None where that is unknown, or a repeat has none."""
+        costs = [1 / good if good else inf for good in self.values("good_requests_per_joule")]
+        return interval(costs, 0.0) if costs and max(costs) < inf else None
+
+    @property
+    def load(self) -> float:
+        """Requests per second of an open loop, requests in flight of a closed one."""
+        return float(self.key.rps or self.key.batch or 0)
+
+    @property
+    def attainment(self) -> Attainment:
+        """Return the means of the repeats' shares of requests within the limits."""
+        by_limit = {limit: self.mean(f"{limit}_met_ratio") for limit in SLO_METRICS}
+        return Attainment(
+            self.load,
+            self.mean("goodput_ratio"),
+            {limit: share for limit, share in by_limit.items() if share is not None},
+            sum(row.requests for row in self.rows),
+        )
 
 
 def groups(rows: Iterable[Row]) -> list[Group]:

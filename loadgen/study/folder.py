@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import shlex
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -17,7 +18,7 @@ from loadgen.errors import LoadgenError
 from loadgen.files import write_atomic
 from loadgen.report.study_page import render_study_page
 from loadgen.results import run_folder
-from loadgen.results.study_table import Row
+from loadgen.results.study_table import Row, StudyInfo
 from loadgen.study.rows import FinishedRun, RunOutcome, row_of
 from loadgen.study.spec import NO_OVERRIDES, Overrides, Study
 
@@ -70,8 +71,10 @@ class StudyState(msgspec.Struct, frozen=True, kw_only=True):
 class StudyFolder:
     """The outcomes and rows of a study so far. Each run folder is decoded once: when the study goes on, or never."""
 
-    def __init__(self, study: Study, runs: Sequence[StudyRun], out: Path) -> None:
+    def __init__(self, study: Study, runs: Sequence[StudyRun], out: Path, state: StudyState, command: str) -> None:
+        """Read what is done. `command` is the command line that goes on with the study."""
         self._study, self._runs, self._out = study, runs, out
+        self._state, self._command = state, command
         self._outcomes: dict[str, RunOutcome] = {}
         self._rows: dict[str, Row] = {}
         for run in runs:
@@ -111,19 +114,42 @@ class StudyFolder:
 
     def write_results(self) -> list[Row]:
         """Write results.csv and report.html of the runs that are done; return their rows in the order of the plan."""
-        study, rows = self._study, [self._rows[run.name] for run in self._runs if run.name in self._rows]
-        failed = {
-            run.name: self._outcomes[run.name].reasons[-1]
-            for run in self._runs
-            if run.name in self._outcomes and self._outcomes[run.name].status == "failed"
-        }
+        rows = [self._rows[run.name] for run in self._runs if run.name in self._rows]
         text = io.StringIO()
         table = csv.DictWriter(text, fieldnames=Row.__struct_fields__, lineterminator="\n")
         table.writeheader()
         table.writerows(msgspec.to_builtins(row) for row in sorted(rows, key=lambda row: row.cell))
-        remaining = len(self._runs) - len(rows) - len(failed)
-        page = render_study_page(study.title, study.description, rows, study.baseline, study.goodput, failed, remaining)
+        page = render_study_page(self._info(len(rows)), rows)
         with _writing(self._out):
             write_atomic(self._out / "results.csv", text.getvalue().encode())
             write_atomic(self._out / "report.html", page.encode())
         return rows
+
+    def _info(self, num_rows: int) -> StudyInfo:
+        """Return the study beside its rows, so far."""
+        study = self._study
+        failed = {name: self._outcomes[name].reasons[-1] for name in self.failed()}
+        return StudyInfo(
+            title=study.title,
+            description=study.description,
+            baseline=study.baseline,
+            limits_ms=study.goodput,
+            wanted=study.goodput_share,
+            seed=study.seed,
+            workloads={label: workload.text for label, workload in study.workloads.items()},
+            failed=failed,
+            remaining=len(self._runs) - num_rows - len(failed),
+            pages=frozenset(path.parent.name for path in self._out.glob("runs/*/report.html")),
+            file=self._state.file,
+            sha256=self._state.sha256,
+            command=self._command,
+        )
+
+
+def command_line(file: Path, out: Path, overrides: Overrides) -> str:
+    """Return the command that makes a study in `out`, or goes on with it."""
+    words = ["loadgen", "study", str(file), "--out", str(out)]
+    words += [word for model in overrides.models for word in ("--model", model)]
+    words += [word for item in overrides.engine_options.items() for word in ("--engine-option", "=".join(item))]
+    words += ["--python", overrides.python] if overrides.python is not None else []
+    return shlex.join(words)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import msgspec
 import numpy as np
@@ -17,6 +18,7 @@ from loadgen.errors import LoadgenError
 from loadgen.results.run_folder import RunInfo, read_lines
 from loadgen.results.study_table import Row
 from loadgen.results.summary import Summary
+from loadgen.units import NS_PER_S
 from loadgen.workload.schedule import ScheduledRequest
 
 if TYPE_CHECKING:
@@ -100,9 +102,34 @@ def row_of(study: Study, run: StudyRun, outcome: RunOutcome, finished: FinishedR
         arrival=None if run.rps is None else process,
         steady_joules_per_output_token=energy.steady.joules_per_output_token if energy.steady else None,
         idle_watts=energy.idle_watts,
+        e2e_p99_s=summary.e2e_s.p99,
+        **_met_ratios(summary),
+        verdict=summary.verdict.status,
+        remarks="; ".join(summary.verdict.reasons) or None,
+        **_origin(finished.info),
         gpu=gpu_names(outcome.gpus) or None,
         temperature_c=max(temperatures, default=None),
     )
+
+
+def _met_ratios(summary: Summary) -> dict[str, Any]:
+    """Return the share of all requests that met each limit, by its field in Row."""
+    counts = summary.goodput.met if summary.goodput else {}
+    return {f"{limit}_met_ratio": met / summary.requests.scheduled for limit, met in counts.items()}
+
+
+def _origin(info: RunInfo) -> dict[str, Any]:
+    """Return when and with what the run was made, by fields of Row."""
+    wall_ns = info.anchor.wall_ns + (info.start_ns or info.anchor.monotonic_ns) - info.anchor.monotonic_ns
+    engine = (info.server.get("engine"), info.server.get("engine_version"))
+    options = info.config.get("knobs") or {}
+    return {
+        "started": datetime.fromtimestamp(wall_ns // NS_PER_S, UTC).isoformat(),
+        "loadgen_version": info.loadgen_version,
+        "engine": " ".join(str(part) for part in engine if part is not None) or None,
+        "engine_options": " ".join(f"{name}={value}" for name, value in options.items()) or None,
+        "seed": info.seed,
+    }
 
 
 def gpu_names(gpus: Iterable[GpuState]) -> str:

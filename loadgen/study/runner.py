@@ -25,7 +25,7 @@ from loadgen.run.config import RunConfig
 from loadgen.run.interrupts import run_replay
 from loadgen.run.progress import NullView
 from loadgen.servers.launcher import served, start_lines
-from loadgen.study.folder import StudyFolder, StudyState
+from loadgen.study.folder import StudyFolder, StudyState, command_line
 from loadgen.study.plan import StudyRun, plan_runs, schedule_of, start_key
 from loadgen.study.rows import FinishedRun, RunOutcome, gpu_names
 from loadgen.study.spec import NO_OVERRIDES, Overrides, Study, read_study
@@ -70,12 +70,13 @@ def run_study(
     if unknown := set(only) - set(study.servers):
         raise LoadgenError(f"--only {min(unknown)}: the study has no such server; it has: {', '.join(study.servers)}")
     runs = plan_runs(study)
-    gpus = StudyState.open(file, study, out, overrides).gpus
+    state = StudyState.open(file, study, out, overrides)
+    gpus = state.gpus
     present = gpu_state.states()
     if other_gpu and _kinds(present) == _kinds(gpus):
         gpus = present
     _check_gpus(gpus, present)
-    folder = StudyFolder(study, runs, out)
+    folder = StudyFolder(study, runs, out, state, command_line(file, out, overrides))
     undone = [run for run in runs if not folder.is_done(run)]
     todo = [run for run in undone if not only or run.server in only]
     num_done = len(runs) - len(undone)

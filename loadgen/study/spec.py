@@ -7,6 +7,8 @@ from pathlib import Path
 import msgspec
 
 from loadgen.errors import LoadgenError
+from loadgen.record import SLO_METRICS
+from loadgen.results.attainment import WANTED
 from loadgen.servers.recipe import OptionValue, option_values, read_recipe
 from loadgen.workload.schedule import Arrival
 
@@ -58,6 +60,11 @@ class WorkloadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_o
     def streams(self) -> bool:
         return self.trace is not None and self.trace.endswith(".toml")
 
+    @property
+    def text(self) -> str:
+        """Return its lengths, or the file that has them."""
+        return self.trace or f"{self.input} input tokens, {self.output} output tokens"
+
 
 class CoolDown(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
     """The temperature to wait for before each run, and the longest wait."""
@@ -106,6 +113,8 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     idle_s: float = 2.0
     goodput: dict[str, float] = {}
     """Limits in ms: ttft, tpot, e2el."""
+    goodput_share: float = WANTED
+    """Share of the requests that must be within every limit: the page states the load at which it is missed."""
     baseline: str | None = None
     """The server that reductions are relative to."""
     cool: CoolDown = CoolDown()
@@ -178,6 +187,10 @@ def problems(study: Study) -> Iterator[str]:
         yield f"endpoint {study.endpoint!r} is neither chat nor completions"
     if study.repeats < 1 or study.rounds < 1:
         yield "repeats and rounds are 1 at least"
+    if not 0 < study.goodput_share <= 1:
+        yield f"goodput_share is a share of the requests, above 0 and at most 1, not {study.goodput_share:g}"
+    if unknown := set(study.goodput) - set(SLO_METRICS):
+        yield f"goodput has no limit {min(unknown)!r}; there are: {', '.join(SLO_METRICS)}"
     for label, server in study.servers.items():
         if (server.recipe is None) == (server.base_url is None):
             yield f"server {label} needs either a recipe or a base_url"

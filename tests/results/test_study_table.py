@@ -42,6 +42,33 @@ def test_unknown_values_are_left_out_and_zero_is_known() -> None:
     assert group.mean("mean_watts") is None and group.interval("mean_watts") is None
 
 
+def test_an_interval_that_leaves_the_range_of_its_field_has_no_ends() -> None:
+    """3.4 ± 5.1 good requests per joule, and a share of 97 % ± 25 %, are no claims."""
+    wild = groups([row(repeat=0, good_requests_per_joule=3.0), row(repeat=1, good_requests_per_joule=3.8)])[0]
+    share = groups([row(repeat=0, goodput_ratio=0.95), row(repeat=1, goodput_ratio=0.99)])[0]
+    for found in (wild.interval("good_requests_per_joule"), share.interval("goodput_ratio")):
+        assert found is not None and (found.low, found.high, found.count) == (None, None, 2)
+
+
+@pytest.mark.parametrize(
+    ("per_joule", "cost"), [([0.5, 0.25], 3.0), ([0.5, 0.0], None), ([0.5, None], 2.0), ([None, None], None)]
+)
+def test_a_good_request_costs_nothing_known_where_a_repeat_has_none(
+    per_joule: list[float | None], cost: float | None
+) -> None:
+    (group,) = groups(row(repeat=i, good_requests_per_joule=good) for i, good in enumerate(per_joule))
+    found = group.joules_per_good_request
+    assert (None if found is None else found.mean) == cost
+
+
+def test_failed_requests_are_misses_of_the_attainment() -> None:
+    shares = {"goodput_ratio": 0.7, "ttft_met_ratio": 0.8}
+    rows = [row(repeat=repeat, batch=None, rps=4.0, completed=8, failed=2, **shares) for repeat in range(2)]
+    found = groups(rows)[0].attainment
+    assert (found.load, found.share, found.by_limit, found.requests) == (4.0, 0.7, {"ttft": 0.8}, 20)
+    assert rows[0].good_per_s == pytest.approx(0.7 * 10 / 5.0)
+
+
 def group_of(server: str, values: dict[int, float | None], batch: int | None, rps: float | None) -> Group:
     (group,) = groups(row(server, repeat, batch=batch, rps=rps, **{JOULES: v}) for repeat, v in values.items())
     return group

@@ -6,11 +6,13 @@ from pathlib import Path
 import msgspec
 import pytest
 
+from loadgen.clock import Anchor
 from loadgen.energy.gpu_state import GpuState
 from loadgen.report.write import finish
 from loadgen.results.run_folder import RunWriter
 from loadgen.results.study_table import Row
 from loadgen.results.summary import Summary
+from loadgen.results.verdict import CHECKS, Check, Verdict
 from loadgen.study.plan import StudyRun
 from loadgen.study.rows import FinishedRun, RunOutcome, gpu_names, idealized_joules, row_of
 from loadgen.study.spec import Idealized, ServerSpec, Study, WorkloadSpec
@@ -52,6 +54,42 @@ def test_energy_per_token_and_request_is_all_that_was_measured() -> None:
     assert made.joules_per_output_token == 600.0 / summary.tokens.output
     assert made.joules_per_request == 600.0 / summary.requests.completed
     assert made.good_requests_per_joule == summary.goodput.good / 600.0
+
+
+def test_each_limit_has_its_share_of_all_requests() -> None:
+    summary = finished().summary
+    assert summary.goodput is not None
+    goodput = msgspec.structs.replace(summary.goodput, met={"ttft": 15, "tpot": 10})
+    made = row(goodput=goodput)
+    scheduled = summary.requests.scheduled
+    assert (made.ttft_met_ratio, made.tpot_met_ratio, made.e2el_met_ratio) == (15 / scheduled, 10 / scheduled, None)
+    older = row(goodput=msgspec.structs.replace(goodput, met={}))
+    assert (older.ttft_met_ratio, older.goodput_ratio) == (None, goodput.ratio)
+
+
+def test_a_row_has_the_origin_of_its_run() -> None:
+    info = msgspec.structs.replace(
+        finished().info,
+        anchor=Anchor(1_700_000_000 * 10**9, 5 * 10**9),
+        start_ns=8 * 10**9,
+        config={"knobs": {"max_num_seqs": 8, "dtype": "auto"}},
+        server={"model": "m", "engine": "vllm", "engine_version": "0.20.2"},
+    )
+    made = row_of(STUDY, OPEN, DONE, FinishedRun(info, finished().summary, finished().schedule))
+    assert made.started == "2023-11-14T22:13:23+00:00", "three seconds after the anchor"
+    assert (made.engine, made.engine_options) == ("vllm 0.20.2", "max_num_seqs=8 dtype=auto")
+    assert (made.seed, made.loadgen_version) == (info.seed, info.loadgen_version)
+    unknown = msgspec.structs.replace(info, server={"model": "m", "engine": None}, config={})
+    made = row_of(STUDY, OPEN, DONE, FinishedRun(unknown, finished().summary, finished().schedule))
+    assert (made.engine, made.engine_options) == (None, None)
+
+
+def test_a_row_has_the_verdict_with_its_reasons() -> None:
+    checks = [Check(name=name, status="ok") for name in CHECKS]
+    assert (row(verdict=Verdict.of(checks)).verdict, row(verdict=Verdict.of(checks)).remarks) == ("ok", None)
+    checks[3:5] = [Check(name=name, status="warning", reason=f"{name} was late") for name in CHECKS[3:5]]
+    made = row(verdict=Verdict.of(checks))
+    assert (made.verdict, made.remarks) == ("warning", "server was late; client was late")
 
 
 def test_what_was_not_measured_is_unknown() -> None:

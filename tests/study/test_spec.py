@@ -59,6 +59,8 @@ WRONG = [
         SMALL.replace("input = 32\noutput = 8", 'trace = "m.toml"\nbatches = []\nrates = [1]\narrival = "constant"'),
         "each stream of m.toml has an arrival of its own",
     ),
+    ("no such limit", SMALL.replace("tpot = 20", "tpto = 20"), "goodput has no limit 'tpto'; there are: ttft, tpot"),
+    ("a share in per cent", SMALL.replace("repeats", "goodput_share = 99\nrepeats"), "goodput_share is a share of"),
     ("misspelt", SMALL.replace("repeats", "repetas"), "not a study: .*repetas"),
     ("not TOML", "title =", "not a study"),
 ]
