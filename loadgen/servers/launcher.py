@@ -36,8 +36,8 @@ _READY = re.compile(r"^(?!\[).*?(https?://\S+/v1)\b")
 """The line with which `loadgen serve` reports its URL. Lines of the engine begin with its name in brackets instead."""
 
 
-_LINE = re.compile(rb"([^\r\n]*)(\r\n|\r(?!\Z)|\n)")
-"""A line and its end. Bars of progress end in a carriage return, so that the next one overwrites it."""
+_LINE_END = re.compile(rb"\r\n|\r(?!\Z)|\n")
+"""The end of a line. Bars of progress end in a carriage return, so that the next one overwrites it."""
 _MAX_LINE_BYTES = 1 << 16
 _SECRET_NAME = re.compile(r"(?i)(^|_)(key|token|secret|password|passwd|credentials?)$")
 
@@ -82,11 +82,11 @@ class _Output:
         with stream:
             while data := os.read(stream.fileno(), _MAX_LINE_BYTES):
                 unended += data
-                end = 0
-                for match in _LINE.finditer(unended):
-                    self._take(match[1], "\r" if match[2] == b"\r" else "\n")
-                    end = match.end()
-                unended = unended[end:]
+                start = 0
+                for match in _LINE_END.finditer(unended):
+                    self._take(unended[start : match.start()], "\r" if match[0] == b"\r" else "\n")
+                    start = match.end()
+                unended = unended[start:]
                 if len(unended) > _MAX_LINE_BYTES:
                     self._take(unended, "\n")
                     unended = b""

@@ -8,6 +8,7 @@ import time
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from click.testing import CliRunner
@@ -15,7 +16,7 @@ from click.testing import CliRunner
 from loadgen.cli.serve import serve
 from loadgen.errors import LoadgenError
 from loadgen.servers import recipe as recipes
-from loadgen.servers.launcher import answering, free_port, healthy, run_recipe, served
+from loadgen.servers.launcher import answering, free_port, healthy, run_recipe, secrets_in, served, start_lines
 
 FAMILY = """
 import http.server, os, subprocess, sys, time
@@ -156,3 +157,61 @@ def test_a_server_that_is_not_healthy_in_time_is_ended_with_its_last_lines_as_th
     with pytest.raises(LoadgenError, match=r"(?s)slow was not healthy after 1 s and said last:\n  loading"):  # noqa: SIM117
         with answering(program, "slow", 1.0):
             pytest.fail("it started")
+
+
+# -- the output of a server that starts -------------------------------------------------------------------------------
+
+
+def shown_by(program: str, environment: dict[str, str] | None = None) -> tuple[list[str], str]:
+    """Return the last lines that the progress of a start showed, each once, and the log."""
+    shown: list[tuple[float, str]] = []
+    ready = "\ntime.sleep(0.4); print('up at http://127.0.0.1:1/v1', flush=True); time.sleep(60)"
+    command = [sys.executable, "-c", "import os, time\n" + program + ready]
+    with TemporaryDirectory() as folder:
+        log = Path(folder) / "server.log"
+        progress = lambda *moment: shown.append(moment)  # noqa: E731
+        with answering(command, "engine", 20.0, log=log, progress=progress, environment=environment):
+            pass
+        seconds = [waited_s for waited_s, _ in shown]
+        assert seconds == sorted(seconds) and seconds[0] < 5
+        return list(dict.fromkeys(text for _, text in shown)), log.read_bytes().decode()
+
+
+def test_a_bar_that_overwrites_itself_is_shown_as_it_grows() -> None:
+    program = "for share in (25, 50, 75): print(f'\\rshards: {share} %', end='', flush=True); time.sleep(0.4)"
+    shown, log = shown_by(program + "\nprint(flush=True)")
+    assert shown == ["", "shards: 25 %", "shards: 50 %", "shards: 75 %"]
+    assert "shards: 25 %\rshards: 50 %\rshards: 75 %\nup at" in log
+
+
+def test_a_bar_leaves_room_for_the_lines_before_it_in_an_error() -> None:
+    program = "print('no room for the KV cache'); [print(f'\\r{i} %', end='') for i in range(100)]; raise SystemExit(1)"
+    with pytest.raises(LoadgenError, match=r"and said last:\n  no room for the KV cache\n  99 %$"):  # noqa: SIM117
+        with answering([sys.executable, "-c", program], "engine", 20.0):
+            pytest.fail("it started")
+
+
+def test_an_endless_line_is_cut_and_does_not_fill_the_memory() -> None:
+    shown, log = shown_by("print(300_000 * 'x', end='', flush=True); time.sleep(0.4)")
+    assert max(map(len, shown)) <= 2 * 65_536
+    assert log.count("x") == 300_000
+
+
+def test_secrets_of_the_environment_are_in_no_line() -> None:
+    program = "print('args: ' + os.environ['VLLM_API_KEY'] + ' ' + os.environ['TOKENS'], flush=True); time.sleep(0.4)"
+    shown, log = shown_by(program, {"VLLM_API_KEY": "sk-quite-secret", "TOKENS": "not-a-secret"})
+    assert "args: [redacted] not-a-secret" in shown
+    assert "sk-quite-secret" not in log
+
+
+def test_the_environment_s_secrets_are_known_by_their_names() -> None:
+    variables = {"HF_TOKEN": "hf_12345678", "API_KEY": "short", "DB_PASSWORD": "password-1", "KEYBOARD": "qwertzuiop"}
+    assert secrets_in(variables) == ["hf_12345678", "password-1"]
+
+
+def test_without_a_view_a_line_is_said_every_five_seconds() -> None:
+    said: list[str] = []
+    progress = start_lines("vllm", said.append)
+    for tenths in range(113):
+        progress(tenths / 10, "" if tenths < 80 else "loading")
+    assert said == ["vllm is starting, 5 s: no output yet", "vllm is starting, 10 s: loading"]
