@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,8 +39,12 @@ def time_axis(bins: TimeBins) -> Axis:
 
 def time_charts(result: RunResult, made: OverTime) -> list[Chart]:
     """Return the charts that there are values for."""
+    load = result.summary.server if result.summary else None
+    onset = (
+        (Limit(load.saturation.from_s, "the server falls behind", "x"),) if load is not None and load.saturation else ()
+    )
     charts = [*_load(made), *_latencies(result, made), *_in_flight(made), *_engine(made), *_energy(result, made)]
-    return [chart for chart in charts if chart.series]
+    return [replace(chart, limits=(*chart.limits, *onset)) for chart in charts if chart.series]
 
 
 def time_note(made: OverTime) -> str:
@@ -50,8 +55,10 @@ def time_note(made: OverTime) -> str:
     unknown = [name for name, values in engine.items() if not np.isfinite(values).any()]
     if unknown:
         note += f" Not reported by the server, and not drawn: {', '.join(unknown)}."
-    zero = [name for name in ("preemptions", "prefix-cache hits") if name not in unknown and not _above_0(engine[name])]
-    return note + "".join(f" There were no {name}." for name in zero)
+    none = {"preemptions": "The engine preempted no request.", "prefix-cache hits": "No prompt token was cached."}
+    return " ".join(
+        [note, *(text for name, text in none.items() if name not in unknown and not _above_0(engine[name]))]
+    )
 
 
 def _load(made: OverTime) -> list[Chart]:
@@ -80,14 +87,15 @@ def _latencies(result: RunResult, made: OverTime) -> list[Chart]:
     errors: list[Row] = [
         (kind, failed / made.bins.width_s, colour) for colour, (kind, failed) in enumerate(made.failed.items())
     ]
-    caption = "By kind, when they failed."
+    counts = ", ".join(f"{failed.sum():,.0f} {kind}" for kind, failed in made.failed.items())
+    caption = f"When they failed: {counts}."
     return [*charts, _chart(made, "errors", "Failed requests", Axis("requests", "1/s"), errors, caption)]
 
 
 def _in_flight(made: OverTime) -> list[Chart]:
     rows: list[Row] = [("sent and not ended", made.in_flight, 0), ("running in the engine", made.running, 1)]
     waiting: list[Row] = [("waiting", made.waiting, 0)]
-    y = Axis("requests")
+    y = Axis("requests", whole=True)
     caption = "Averaged over each bin."
     if np.isfinite(made.running).any():
         caption += f" Running: {OF_ENGINE[0].lower()}{OF_ENGINE[1:]}"
@@ -141,7 +149,7 @@ def _chart(
         key,
         title,
         time_axis(made.bins),
-        Axis(y.title, y.unit, low=0.0),
+        replace(y, low=0.0),
         tuple(Series(name, edges_s, values, "steps", colour) for name, values, colour in known),
         text=f"{title}. {'; '.join(texts)}.",
         caption=caption,

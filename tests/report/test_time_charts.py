@@ -10,6 +10,7 @@ from loadgen.report.charts.chart import Chart
 from loadgen.report.time_charts import GROUP, time_charts, time_note
 from loadgen.results.over_time import over_time
 from loadgen.results.run_folder import RunResult
+from loadgen.results.summary import Saturation, ServerLoad
 from support import sample_runs
 
 ALWAYS = ["rate", "output", "input", "ttft-time", "tpot-time"]
@@ -58,7 +59,7 @@ def test_there_is_a_chart_of_what_has_values(result: RunResult, keys: list[str])
 def test_what_the_engine_does_not_report_and_what_did_not_happen_is_stated() -> None:
     assert "not drawn: running requests, waiting requests, KV-cache use, preemptions" in _note(sample_runs.run())
     quiet = _with_engine(sample_runs.run(), running=1.0, waiting=0.0, kv_cache_usage=0.1, preemptions=3.0)
-    assert "There were no preemptions." in _note(quiet)
+    assert "The engine preempted no request." in _note(quiet)
     assert "not drawn: prefix-cache hits." in _note(quiet)
     assert "preemptions" not in _charts(quiet)
 
@@ -77,6 +78,25 @@ def test_the_limit_of_a_latency_is_a_line_of_its_chart() -> None:
         "ttft-time": [0.2],
         "tpot-time": [],
     }
+
+
+def test_a_server_that_falls_behind_is_marked_in_each_chart() -> None:
+    result = sample_runs.run()
+    assert result.summary is not None
+    waiting = {"waiting_before": 0, "waiting_after": 40, "wait_before_s": 0.1, "wait_after_s": 4.0}
+    found = Saturation(until="begun", from_s=12.0, came_rps=9, served_rps=5, **waiting)
+    unknown = dict.fromkeys(("served_rps", "engine_running_max", "engine_waiting_max", "drain_s"))
+    summary = msgspec.structs.replace(result.summary, server=ServerLoad(waiting_max=40, saturation=found, **unknown))
+    for chart in _charts(replace(result, summary=summary)).values():
+        assert [(limit.of, limit.value) for limit in chart.limits if limit.of == "x"] == [("x", 12.0)]
+    assert all(limit.of == "y" for chart in _charts(result).values() for limit in chart.limits)
+
+
+def test_the_kinds_of_failures_are_counted_even_where_there_is_one() -> None:
+    result = sample_runs.run()
+    records = [msgspec.structs.replace(r, error="http") if r.error else r for r in result.records]
+    failed = sum(not record.ok for record in records)
+    assert _charts(replace(result, records=records))["errors"].caption == f"When they failed: {failed} http."
 
 
 def test_idle_power_is_a_line_below_the_power() -> None:
