@@ -30,7 +30,9 @@ def page_of(chromium: sync_api.Browser, tmp_path: Path) -> Iterator[PageOf]:
     problems: list[str] = []
     opened: list[sync_api.Page] = []
 
-    def open_page(html: str, width: int = 1080, dark: bool = False, javascript: bool = True) -> sync_api.Page:
+    def open_page(
+        html: str, width: int = 1080, dark: bool = False, javascript: bool = True, touch: bool = False
+    ) -> sync_api.Page:
         path = tmp_path / f"{len(opened)}.html"
         path.write_text(html, encoding="utf-8")
         page = chromium.new_page(
@@ -38,6 +40,7 @@ def page_of(chromium: sync_api.Browser, tmp_path: Path) -> Iterator[PageOf]:
             color_scheme="dark" if dark else "light",
             java_script_enabled=javascript,
             reduced_motion="reduce",
+            has_touch=touch,
         )
         page.set_default_timeout(10_000)
         page.on("console", lambda message: problems.append(f"{message.type}: {message.text}"))

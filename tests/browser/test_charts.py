@@ -110,6 +110,19 @@ def test_the_wheel_zooms_with_ctrl_alone(page: Page) -> None:
     assert second(tip(page, "ttft", 0.02)) > 1
 
 
+def test_a_tap_shows_values_and_two_fingers_zoom(page_of) -> None:
+    page = page_of(HTML, width=390, touch=True)
+    x, y = at(page, "ttft", 0.5)
+    page.touchscreen.tap(x, y)
+    page.locator("#ttft .tip").wait_for()
+    assert "p99" in page.locator("#ttft .tip").inner_text()
+    fingers = page.context.new_cdp_session(page)
+    for kind, apart in [("touchStart", 20), *(("touchMove", apart) for apart in range(30, 120, 10)), ("touchEnd", 0)]:
+        points = [{"x": x - apart, "y": y, "id": 0}, {"x": x + apart, "y": y, "id": 1}] if apart else []
+        fingers.send("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    page.locator("#flying .reset").wait_for()
+
+
 def test_a_button_with_a_span_shows_it_in_the_charts_over_time(page: Page) -> None:
     page.get_by_role("button", name="Show 5 s to 12 s").click()
     assert 5 <= second(tip(page, "flying", 0.02)) <= 6

@@ -23,6 +23,7 @@ export class Group {
     this.high = Math.max(...datas.map(({ x }) => x.high));
     this.view = { low: this.low, high: this.high };
     this.plots = [];
+    this.leader = null; // the chart that the pointer or the keyboard is in
     for (const { x } of datas) [x.low, x.high] = [this.low, this.high];
   }
 
@@ -49,7 +50,7 @@ export class Group {
 
 export class Plot {
   constructor(figure, data, group) {
-    Object.assign(this, { figure, data, group, hidden: new Set(), chart: null, cursor: -1 });
+    Object.assign(this, { figure, data, group, hidden: new Set(), chart: null, stop: null });
     this.label = `${data.title}. ${data.text}`;
     this.canvas = element("div", { class: "canvas", tabindex: "0", role: "application", "aria-label": `${this.label} ${HELP}` });
     this.canvas.setAttribute("aria-roledescription", "interactive chart");
@@ -92,7 +93,10 @@ export class Plot {
     this.canvas.addEventListener("keydown", (event) => this.key(event));
     this.canvas.addEventListener("dblclick", () => this.group.reset());
     this.canvas.addEventListener("pointerdown", (event) => this.drag(event));
-    this.canvas.addEventListener("blur", () => this.leave());
+    this.canvas.addEventListener("blur", () => this.chart.dispatchAction({ type: "hideTip" }));
+    for (const kind of ["pointerdown", "pointermove", "focus"]) {
+      this.canvas.addEventListener(kind, () => (this.group.leader = this), { capture: true });
+    }
   }
 
   draw() {
@@ -143,17 +147,13 @@ export class Plot {
       const series = this.data.series[Number(marks.seriesId)];
       return series ? element("p", {}, dotText(this.data, series, marks.dataIndex)) : "";
     }
-    if (!this.active) return ""; // the pointer is over another chart of the group: the line alone
+    if (this.group.leader !== this) return ""; // the pointer is over another chart of the group: the line alone
     const x = valueAt(this.data.x, marks[0].axisValue);
     const rows = valuesAt(this.data, x, this.hidden, this.group.view).map(([name, text, { colour }]) => {
       const key = element("i", { class: "key", style: `background:${this.colours().of(colour)}` });
       return element("tr", {}, element("th", {}, key, name), element("td", {}, text));
     });
     return element("table", {}, element("caption", {}, axisText(x, this.data.x)), ...rows);
-  }
-
-  get active() {
-    return this.canvas.matches(":hover") || this.canvas === document.activeElement;
   }
 
   choose(series, k) {
@@ -198,7 +198,7 @@ export class Plot {
   key(event) {
     const moves = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
     if (event.ctrlKey || event.metaKey || event.altKey) return;
-    if (event.key in moves) this.moveTo(this.cursor + moves[event.key]);
+    if (event.key in moves) this.moveBy(moves[event.key]);
     else if (event.key === "+" || event.key === "=") this.zoomBy(0.5);
     else if (event.key === "-") this.zoomBy(2);
     else if (event.key === "Escape") this.group.reset();
@@ -207,11 +207,12 @@ export class Plot {
     event.preventDefault();
   }
 
-  moveTo(cursor) {
+  moveBy(steps) {
     const stops = this.stops();
     if (!stops.length) return;
-    this.cursor = Math.min(Math.max(cursor, 0), stops.length - 1);
-    this.stop = stops[this.cursor];
+    const from = this.stop ? stops.findIndex(({ index, k }) => index === this.stop.index && k === this.stop.k) : -1;
+    this.stop = stops[Math.min(Math.max(from + steps, 0), stops.length - 1)];
+    this.group.leader = this;
     const series = this.data.series[this.stop.index];
     if (hasOnlyDots(this.data)) {
       this.chart.dispatchAction({ type: "showTip", ...this.at(this.stop), position: "top" });
@@ -234,10 +235,5 @@ export class Plot {
     const middle = this.stop ? Math.min(Math.max(this.stop.x, low), high) : (low + high) / 2;
     const [from, centre, to] = [low, middle, high].map((x) => place(this.data.x, x));
     this.group.zoom(valueAt(this.data.x, centre - (centre - from) * factor), valueAt(this.data.x, centre + (to - centre) * factor));
-    this.cursor = this.stop ? this.stops().findIndex(({ x }) => x >= this.stop.x) : -1;
-  }
-
-  leave() {
-    this.chart.dispatchAction({ type: "hideTip" });
   }
 }
