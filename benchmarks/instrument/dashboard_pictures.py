@@ -89,9 +89,9 @@ def main(folder: Path) -> None:
         stack.enter_context(_running(("prometheus", *options), prometheus + "/-/ready"))
         start_s = time.time()
         for chat, code, duration_s in LOADS[:-1]:
-            _replay(engine, sidecar, data / f"run-{chat}", chat, code, duration_s).wait()
+            _check(_replay(engine, sidecar, data / f"run-{chat}", chat, code, duration_s))
         running = _replay(engine, sidecar, data / "last", *LOADS[-1])
-        stack.callback(running.wait)
+        stack.callback(_check, running)
         time.sleep(LOADS[-1][2] + 1)  # the dashboards are seen under load
         span = (start_s, time.time())
         for path in sorted(BOARDS.glob("*.json")):
@@ -104,6 +104,12 @@ def _replay(engine: str, sidecar: str, out: Path, chat: str, code: str, duration
     command = [sys.executable, "-m", "loadgen", "replay", "--stream", chat, "--stream", code]
     command += ["--duration", str(duration_s), "--base-url", engine + "/v1", "--otlp", sidecar]
     return subprocess.Popen([*command, "--out", str(out), "--ui", "none"], stdout=subprocess.DEVNULL)
+
+
+def _check(replay: "subprocess.Popen[bytes]") -> None:
+    """Wait for a replay. SystemExit if it failed: the pictures would be of another load."""
+    if status := replay.wait():
+        raise SystemExit(f"a replay ended with status {status}")
 
 
 def _curves(prometheus: str, panel: dict[str, Any], span: tuple[float, float]) -> list[Curve]:

@@ -219,6 +219,19 @@ def _redacted(value: Any, secrets: Iterable[str]) -> Any:
     return value if value is None or isinstance(value, (bool, int, float)) else redact(str(value), secrets)[:MAX_CHARS]
 
 
+def _message(record: logging.LogRecord, secrets: Iterable[str]) -> str:
+    """Return an entry as a sentence, without secrets; what is not known is "unknown", and tables are JSON."""
+    if not isinstance(record.args, dict):
+        return str(_redacted(record.getMessage(), secrets))
+
+    def shown(value: Any) -> Any:
+        if value is None:
+            return "unknown"
+        return json.dumps(value, ensure_ascii=False) if isinstance(value, (dict, list, tuple)) else value
+
+    return str(_redacted(record.msg % {name: shown(value) for name, value in record.args.items()}, secrets))
+
+
 # -- where it is written -----------------------------------------------------------------------------------------------
 
 
@@ -230,7 +243,7 @@ class _Terminal(logging.Handler):
         self._secrets = secrets
 
     def emit(self, record: logging.LogRecord) -> None:
-        text = " ".join(_redacted(record.getMessage(), self._secrets).split())
+        text = " ".join(_message(record, self._secrets).split())
         time_of_day = datetime.fromtimestamp(record.created).strftime("%H:%M:%S.%f")[:-3]
         printable = "".join(char if char.isprintable() else "\ufffd" for char in text)
         print(f"{time_of_day} {printable}", file=sys.stderr, flush=True)
@@ -253,7 +266,7 @@ class _File(logging.Handler):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds"),
             "level": record.levelname.lower(),
             "logger": record.name,
-            "message": _redacted(record.getMessage(), self._secrets),
+            "message": _message(record, self._secrets),
         }
         fields = _redacted(record.args, self._secrets) if isinstance(record.args, dict) else {}
         try:

@@ -77,7 +77,7 @@ async def find_model(client: Client, model: str | None, say: Say = say_on_stderr
     entry = next((entry for entry in entries if entry["id"] == served), None)
     server = await _described(client, model, entry or {}, tuple(names) if entry is None else ())
     found = {"url": server.base_url, "model": model, "engine": server.engine, "max_model_len": server.max_model_len}
-    _log.info("%(url)s serves %(model)s by %(engine)s, of at most %(max_model_len)s tokens", found)
+    _log.info("%(url)s serves %(model)s; engine: %(engine)s; longest context: %(max_model_len)s tokens", found)
     return server
 
 

@@ -196,6 +196,7 @@ def run_recipe(
     command = recipes.command(recipe, values, places)
     check_installed(recipe, python)
     environment = {**os.environ, **recipes.variables(recipe, values, places)}
+    _log.info("starting %(server)s: %(command)s", {"server": recipe.name, "command": list(command)})
 
     def should_stop() -> bool:
         return stop.is_set() or (exit_with_parent and os.getppid() != parent)

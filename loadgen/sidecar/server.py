@@ -25,6 +25,8 @@ from loadgen.sidecar.grpc_server import start_grpc
 if TYPE_CHECKING:
     from loadgen.energy.meter import EnergyMeter
 
+_log = logging.getLogger(__name__)
+
 ASK_S, LONGEST_ASK_S = 1.0, 30.0
 """Pauses between questions for the engine's model: twice as long each time that it does not answer."""
 
@@ -52,6 +54,7 @@ async def keep_model(sidecar: Sidecar, model: str | None) -> None:
         model, _ = await asyncio.to_thread(ask_engine, url) if unsure else (None, False)
         if model is not None:
             sidecar.ledger.name_model(model)
+            _log.info("the engine serves %(model)s", {"model": model})
             unsure = False
         pause_s = min(2 * pause_s, LONGEST_ASK_S) if unsure else ASK_S
 
@@ -75,6 +78,12 @@ def choose_meter(options: SidecarOptions, simulated: bool) -> EnergyMeter:
 async def running_sidecar(options: SidecarOptions) -> AsyncIterator[tuple[Sidecar, str, int | None]]:
     """Serve; yield the sidecar, its URL and its gRPC port. Raises LoadgenError when it cannot."""
     model, simulated = await asyncio.to_thread(ask_engine, options.engine_url) if options.engine_url else (None, False)
+    engine = {
+        "url": options.engine_url and options.engine_url.rpartition("@")[2],
+        "model": model,
+        "simulated": simulated,
+    }
+    _log.info("engine at %(url)s: model %(model)s, simulated: %(simulated)s", engine)
     certificate = (options.tls_cert, options.tls_key) if options.tls_cert and options.tls_key else None
     tls = _tls(*certificate) if certificate else None
     meter = await asyncio.to_thread(choose_meter, options, simulated)
@@ -138,7 +147,9 @@ async def serve_sidecar(options: SidecarOptions) -> None:
         sources = ", ".join(f"{domain.name} ({domain.source})" for domain in sidecar.meter.domains)
         also = f", OTLP/gRPC on port {grpc_port}" if grpc_port is not None else ""
         print(f"sidecar: {url}/metrics, OTLP on {url}/v1/traces{also}; energy of {sources}", flush=True)
+        _log.info("serving at %(url)s, gRPC on port %(grpc_port)s", {"url": url, "grpc_port": grpc_port})
         await stop.wait()
+        _log.info("stopped by a signal")
 
 
 def run_sidecar(options: SidecarOptions) -> None:

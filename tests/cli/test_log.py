@@ -122,6 +122,16 @@ def test_the_terminal_gets_one_printable_line_per_entry(capsys: pytest.CaptureFi
     assert logged[13:] == "a line of \ufffd[31mred\ufffd" and said == "said once"
 
 
+def test_what_is_not_known_is_called_so_and_is_null_in_the_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with logging_to(path := tmp_path / "log.jsonl", True, {}):
+        _LOG.info("engine %(engine)s of %(parts)s", {"engine": None, "parts": {"a": None}})
+    assert capsys.readouterr().err.splitlines()[0][13:] == 'engine unknown of {"a": null}'
+    (entry,) = entries(path)
+    assert (entry["engine"], entry["parts"]) == (None, {"a": None})
+
+
 def test_without_verbose_the_terminal_gets_warnings_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with logging_to(tmp_path / "log.jsonl", False, {}):
         _LOG.info("quiet")
