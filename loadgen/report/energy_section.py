@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from loadgen.report import run_figures
 from loadgen.report.format import UNKNOWN, count, joules, number, percent, seconds, share, watts
+from loadgen.report.heat_map import heat_map
 from loadgen.report.markup import Markup, join, table, tag
 from loadgen.report.page import definitions, stacked_bar
 from loadgen.report.run_facts import energy_cells, energy_note, part_heading, parts_of, whole_answers
@@ -31,7 +32,7 @@ def energy_section(result: RunResult, summary: Summary) -> list[Markup]:
         energy_ledger(attribution, summary.energy),
         energy_by_workload(summary),
         run_figures.scatter(result),
-        run_figures.heat_map(result),
+        heat_map(result),
     ]
 
 

@@ -17,23 +17,6 @@ if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
 
 
-def figure(heading: str, unit: str, picture: str, caption: str, class_: str | None = None) -> Markup:
-    """Return a figure that is no chart."""
-    return tag(
-        "figure",
-        tag("h3", heading),
-        tag("p", unit, class_="unit") if unit else "",
-        picture,
-        tag("figcaption", caption),
-        class_=class_,
-    )
-
-
-def empty(heading: str, why: str) -> Markup:
-    """Return a figure that states why there is nothing in it."""
-    return tag("figure", tag("h3", heading), tag("p", why, class_="empty"))
-
-
 class Point(NamedTuple):
     """One completed request whose energy and lengths are known."""
 
@@ -93,17 +76,26 @@ def _edges(tokens: NDArray[np.int64]) -> list[int]:
 
 
 def heat_map(result: RunResult) -> Markup:
+    """Return the mean joules of completed requests by input and output length."""
     heading = "Mean joules per request by length"
     grid = heat(points(result))
     if grid is None:
-        return empty(heading, "No completed request has attributed energy.")
+        return tag(
+            "figure", tag("h3", heading), tag("p", "No completed request has attributed energy.", class_="empty")
+        )
     means = [cell[1] for row in grid.cells for cell in row if cell and cell[1] > 0]
     shade = Shade(min(means, default=1), max(means, default=1))
     cells = [[cell and (cell[1], joules(cell[1]), f"{cell[0]:,}") for cell in row] for row in grid.cells]
     table_caption = "Mean joules per request, by input tokens (down) and output tokens (across)"
     box = shaded_table(heading, table_caption, _ranges(grid.input_edges), _ranges(grid.output_edges), cells, shade)
-    caption = "Rows: input tokens. Columns: output tokens. Small: how many requests. Blank: no request."
-    return figure(heading, "J, shaded on a logarithmic scale", box, caption, "wide")
+    return tag(
+        "figure",
+        tag("h3", heading),
+        tag("p", "J, shaded on a logarithmic scale", class_="unit"),
+        box,
+        tag("figcaption", "Rows: input tokens. Columns: output tokens. Small: number of requests. Blank: no request."),
+        class_="wide",
+    )
 
 
 def _ranges(edges: list[int]) -> list[str]:

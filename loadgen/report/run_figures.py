@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from loadgen.report import request_charts
-from loadgen.report.charts.figure import figure as draw
-from loadgen.report.heat_map import empty, figure, heat_map
+from loadgen.report.charts.figure import figure
 from loadgen.report.markup import Markup, join, tag
 from loadgen.report.time_charts import time_axis, time_charts, time_note
 from loadgen.results.over_time import bins_of
@@ -15,34 +14,32 @@ from loadgen.results.over_time import over_time as numbers_over_time
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
 
-__all__ = ["empty", "figure", "heat_map"]
-
 
 def over_time(result: RunResult) -> Markup:
     """Return the charts over time, one below another, after the rules that they have in common."""
     made = numbers_over_time(result)
     if made is None:
         return tag("p", "Nothing was sent and no energy was read.", class_="empty")
-    figures = [draw(chart) for chart in time_charts(result, made)]
+    figures = [figure(chart) for chart in time_charts(result, made)]
     return join([tag("p", time_note(made), class_="soft"), *figures])
 
 
 def latency(result: RunResult, key: str, heading: str) -> Markup:
     """Return the distribution of "ttft", "ttfa", "tpot", "itl", "e2e" or "response"."""
-    return draw(request_charts.latency(result, key, heading))
+    return figure(request_charts.latency(result, key, heading))
 
 
 def ttft_by_input(result: RunResult) -> Markup:
     """Return TTFT against input length."""
-    return draw(request_charts.ttft_by_input(result))
+    return figure(request_charts.ttft_by_input(result))
 
 
 def scatter(result: RunResult) -> Markup:
     """Return joules against input + output tokens."""
-    return draw(request_charts.joules_by_tokens(result))
+    return figure(request_charts.joules_by_tokens(result))
 
 
 def lag(result: RunResult) -> Markup:
     """Return how late the client sent."""
     bins = bins_of(result)
-    return Markup() if bins is None else draw(request_charts.schedule_lag(result, time_axis(bins)))
+    return Markup() if bins is None else figure(request_charts.schedule_lag(result, time_axis(bins)))
