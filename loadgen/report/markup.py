@@ -63,7 +63,7 @@ def table(
     ]
     classes = " ".join(filter(None, (class_, "blocks" if len(head) > 4 else None))) or None
     inner = tag("table", tag("caption", caption), tag("thead", top), tag("tbody", *body), class_=classes)
-    return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=caption)
+    return tag("div", inner, class_="scroll", tabindex="0", role="region", aria_label=f"Table: {caption}")
 
 
 def _words(cell: str) -> str:
