@@ -8,7 +8,7 @@ from loadgen.report import run_figures
 from loadgen.report.format import UNKNOWN, count, joules, number, percent, seconds, share, watts
 from loadgen.report.heat_map import heat_map
 from loadgen.report.markup import Markup, join, table, tag
-from loadgen.report.page import definitions, stacked_bar
+from loadgen.report.page import stacked_bar
 from loadgen.report.run_facts import energy_cells, energy_note, part_heading, parts_of, whole_answers
 from loadgen.results.energy_summary import accounts_mj, imbalance_mj
 from loadgen.results.summary import EnergySummary, Summary
@@ -128,7 +128,12 @@ def fitted_costs(energy: EnergySummary) -> Markup:
         "counter decides the energy, so no total depends on it."
     )
     warning = fit_warning(energy.coefficients)
-    return tag("div", tag("p", caption), tag("p", warning, class_="missed") if warning else "", definitions(rows))
+    return tag(
+        "div",
+        tag("p", caption),
+        tag("p", warning, class_="missed") if warning else "",
+        table(["cost", "value"], rows, "Fitted costs"),
+    )
 
 
 def fit_warning(coefficients: dict[str, float | None]) -> str | None:

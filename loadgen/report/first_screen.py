@@ -13,6 +13,7 @@ from loadgen.report.page import header, verdict_box
 from loadgen.report.run_facts import (
     HEADLINES,
     LATENCIES,
+    MARKS_LEGEND,
     energy_note,
     failed_kinds,
     invalid_by,
@@ -40,13 +41,14 @@ TileValue = tuple[str, str]
 def first_screen(result: RunResult) -> list[Markup]:
     """Return the header with the verdict, the tiles, and the command."""
     summary = summary_of(result)
-    return [
-        _header(result.info, summary),
+    tiles = [
         tag("dl", *_serving_tiles(summary), class_="tiles"),
         tag("dl", *_latency_tiles(summary), class_="tiles three"),
         _energy_tiles(summary),
-        command_line(result.info),
     ]
+    is_marked = any(" !</dt>" in part or " !!</dt>" in part for part in tiles)
+    legend = tag("p", MARKS_LEGEND, class_="note") if is_marked else Markup()
+    return [_header(result.info, summary), *tiles, legend, command_line(result.info)]
 
 
 def _header(info: RunInfo, summary: Summary) -> Markup:
@@ -154,7 +156,9 @@ def _energy_tiles(summary: Summary) -> Markup:
         return tag("p", energy_note(summary) or "", class_="soft")
     invalid, touched = invalid_by(summary, "energy"), mark(summary, "energy")
     spread = f"p50 {joules(per_request.p50)}, p99 {joules(per_request.p99)}" if per_request else ""
-    tokens = f"± standard error; {joules(energy.joules_per_token)} per token, with prompts"
+    tokens = "± standard error"
+    if energy.joules_per_token is not None:
+        tokens += f"; {joules(energy.joules_per_token)} per token, with prompts"
     numbers = [
         (
             "Energy per request",

@@ -66,7 +66,7 @@ def _cause(name: str, value: float) -> str:
         case "in_flight":
             return f"{value:,.0f} others in flight"
         case "mean_in_flight":
-            return f"almost alone: {number(value)} in flight on average"
+            return f"its steps served fewer: {number(value)} in flight on average"
         case "input_tokens":
             return f"{value:,.0f} prompt tokens"
         case "output_tokens":
@@ -143,7 +143,7 @@ _SHARED = {
     "queue": "met a long queue in the engine",
     "waiting": "were sent while others waited for a first token",
     "in_flight": "were sent with many others in flight",
-    "mean_in_flight": "ran with few others, so that each engine step served few",
+    "mean_in_flight": "ran with fewer others, so that each engine step served fewer",
     "input_tokens": "had long prompts",
     "output_tokens": "had long answers",
     "cached_share": "had little of their prompts cached",

@@ -79,22 +79,24 @@ def _why_costly(columns: RequestColumns) -> list[Markup]:
 
 
 def _common(heading: str, name: str, sentence: str, found: Extremes, columns: RequestColumns) -> Markup:
-    """Return a sentence, a link that zooms the charts to where these requests were sent, and the table behind it."""
-    from_s, to_s = (found.window.from_s, found.window.to_s) if found.window else (found.first_s, found.last_s)
-    margin_s = max(1.0, (to_s - from_s) / 10)
-    link = tag(
-        "a",
-        f"Show {span_text(from_s, to_s)} in the charts over time",
-        href="#over-time",
-        class_="zoom-to",
-        data_from=f"{max(0.0, from_s - margin_s):.3f}",
-        data_to=f"{to_s + margin_s:.3f}",
-    )
+    """Return a sentence, the table behind it, and a link that zooms the charts to where these requests were sent."""
+    link = Markup()
+    if found.window is not None:
+        from_s, to_s = found.window.from_s, found.window.to_s
+        margin_s = max(1.0, (to_s - from_s) / 10)
+        link = tag(
+            "a",
+            f"Show {span_text(from_s, to_s)} in the charts over time",
+            href="#over-time",
+            class_="zoom-to",
+            data_from=f"{max(0.0, from_s - margin_s):.3f}",
+            data_to=f"{to_s + margin_s:.3f}",
+        )
     span = span_text(float(columns.sent_s.min()), float(columns.sent_s.max()))
     head = ["median", f"{name} {len(found.rows)}", f"all {found.of:,}", "stands out"]
     rows = traits_rows(found, span)
     return tag(
-        "figure", tag("h3", heading), tag("p", sentence), tag("p", link) if to_s > from_s else "",
+        "figure", tag("h3", heading), tag("p", sentence), tag("p", link) if link else "",
         table(head, rows, heading, "common"), class_="wide",
     )  # fmt: skip
 
@@ -111,7 +113,7 @@ def _request_table(
     several = len({record.workload for record in records.values()}) > 1
     cells = [
         [
-            str(record.index),
+            f"#{record.index}",
             *([clean(record.workload)] if several else []),
             _text(columns.sent_s[row], lambda value: f"{value:,.2f} s"),
             _tokens(columns.input_tokens[row], columns.cached_tokens[row]),

@@ -125,7 +125,7 @@ def verdict_remarks(summary: Summary) -> list[Remark]:
 
 
 MARKS: dict[Status | None, str] = {"failed": " !!", "warning": " !", "ok": "", None: ""}
-MARKS_LEGEND = "! a warning touches this row; !! a failed check does"
+MARKS_LEGEND = "! a warning of the verdict touches this; !! a failed check does"
 
 
 def mark(summary: Summary, row: str) -> str:
@@ -371,6 +371,11 @@ def parts_of(summary: Summary) -> list[RunPart]:
     workloads = sorted(summary.by_workload.items()) if several else []
     models = [(name.rsplit("/", 1)[-1], part) for name, part in sorted(summary.by_model.items())]
     return [("all", summary), *workloads, *models]
+
+
+def with_short(words: str, short: str) -> str:
+    """Return the name of a latency with its abbreviation, where the name does not hold it."""
+    return words if short in words else f"{words} ({short})"
 
 
 def part_heading(summary: Summary) -> str:

@@ -29,6 +29,7 @@ from loadgen.report.run_facts import (
     span_facts,
     summary_of,
     title,
+    with_short,
 )
 from loadgen.results.drawn_requests import drawn_requests
 from loadgen.results.summarize import span
@@ -64,7 +65,7 @@ def render_run_page(result: RunResult) -> str:
 def _latency(result: RunResult, summary: Summary) -> list[Markup]:
     shown = latencies_of(summary)
     plots = [
-        run_figures.latency(result, field.removesuffix("_s"), f"{words} ({short})") for field, short, words in shown
+        run_figures.latency(result, field.removesuffix("_s"), with_short(words, short)) for field, short, words in shown
     ]
     names = ("mean", "p50", "p90", "p95", "p99", "max")
     rows = [

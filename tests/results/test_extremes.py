@@ -144,8 +144,8 @@ def test_dear_requests_are_explained_by_their_lengths_and_by_running_alone() -> 
     assert costly is not None and standing(costly) == {"output_tokens", "mean_in_flight"}
     assert why_costly(made, costly) == (
         "The costliest 1 % of the requests have 7.5 % of the attributed energy, the costliest 10 % have 15.9 %. "
-        "The 10 costliest had long answers (median 1,024 tokens, of all requests 100) and ran with few others, so that "
-        "each engine step served few (median 1, of all requests 5)."
+        "The 10 costliest had long answers (median 1,024 tokens, of all requests 100) and ran with fewer others, so "
+        "that each engine step served fewer (median 1, of all requests 5)."
     )
     alike = costliest(columns())
     assert alike is not None and "no request is far from the median" in why_costly(columns(), alike)
@@ -174,7 +174,7 @@ def test_the_largest_come_first_and_the_unknown_never() -> None:
         ({"lag_s": at([7], 0.012, 1e-4)}, "e2e_s", "the client sent it 12.0 ms late"),
         ({"output_tokens": at([7], 1024, 100)}, "e2e_s", "1,024 output tokens"),
         ({"output_tokens": at([7], 1024, 100)}, "ttft_s", "-"),
-        ({"mean_in_flight": at([7], 1.2, 5)}, "joules", "almost alone: 1.20 in flight on average"),
+        ({"mean_in_flight": at([7], 1.2, 5)}, "joules", "its steps served fewer: 1.20 in flight on average"),
         ({"preemptions": at([7], 1)}, "ttft_s", "1 preemption in the engine meanwhile"),
         ({"queue": at([7], math.nan)}, "ttft_s", "-"),
     ],
