@@ -1,6 +1,6 @@
 """Measure how often `loadgen compare` reports a difference between two runs that have none.
 
-    python -m benchmarks.accuracy.differences [--pairs 60] [--json FILE]
+    python -m benchmarks.accuracy.differences [--pairs 30] [--json FILE]
 
 Every run is simulated, in virtual time: an engine of 16 sequences, prompts and answers of the shipped code trace,
 Poisson and gamma (shape 0.25) arrivals at 0.5 and 0.9 of its capacity. The runs of a pair have arrivals and requests of
@@ -11,8 +11,9 @@ right 95 % interval excludes zero in 5 % of such pairs. Pairs are independent; t
 import argparse
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -129,27 +130,47 @@ def differences(case: Case, pair: int) -> Differences:
     return find_differences(*runs)
 
 
+GROUPS = ("mean", "p50", "p90", "p99", "ratios and rates")
+
+
+def group_of(path: str) -> str:
+    """Return the column of the table that a number belongs to."""
+    statistic = path.rpartition(".")[2]
+    return statistic if statistic in GROUPS else GROUPS[-1]
+
+
+def percents(outcomes: Sequence[bool | None]) -> str:
+    """Return the share of the intervals that exclude zero, and how many there were."""
+    given = [outcome for outcome in outcomes if outcome is not None]
+    return f"{sum(given) / len(given):.1%} of {len(given):,}" if given else "-"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--pairs", type=int, default=30)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    jobs = [(case, pair) for case in CASES for pair in range(args.pairs)]
     with ProcessPoolExecutor() as workers:
-        jobs = [(case, pair) for case in CASES for pair in range(args.pairs)]
         found = list(workers.map(differences, *zip(*jobs, strict=True), chunksize=4))
-    by_case: dict[Case, dict[str, list[bool | None]]] = {case: defaultdict(list) for case in CASES}
+    outcomes: dict[Case, dict[str, list[bool | None]]] = {case: defaultdict(list) for case in CASES}
     for (case, _), result in zip(jobs, found, strict=True):
         for path, row in result.rows.items():
-            by_case[case][path].append(None if row.half_width is None else row.excludes_zero)
+            if row.difference is not None and not path.startswith("ttfa"):
+                outcomes[case][path].append(row.excludes_zero if row.half_width is not None else None)
+    print(f"| runs | {' | '.join(GROUPS)} | all | no interval |\n|---|{'---:|' * (len(GROUPS) + 2)}")
+    for case, by_path in outcomes.items():
+        groups: dict[str, list[bool | None]] = defaultdict(list)
+        for path, of_pairs in by_path.items():
+            groups[group_of(path)] += of_pairs
+        every = [outcome for of_pairs in by_path.values() for outcome in of_pairs]
+        how = "paired" if case.paired else "independent"
+        kind = f"{case.process}, load {case.load}, {case.requests:,} requests, {how}"
+        cells = [percents(groups[group]) for group in GROUPS]
+        print(f"| {kind} | {' | '.join(cells)} | {percents(every)} | {every.count(None) / len(every):.0%} |")
     if args.json:
-        rows = [vars(case) | {"alarms": alarms} for case, alarms in by_case.items()]
+        rows = [asdict(case) | {"excludes_zero": by_path} for case, by_path in outcomes.items()]
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
-    for case, alarms in by_case.items():
-        print(case)
-        for path, outcomes in alarms.items():
-            known = [o for o in outcomes if o is not None]
-            if known:
-                print(f"   {path:40} {len(known):4} {sum(known) / len(known):6.1%}")
 
 
 if __name__ == "__main__":

@@ -319,8 +319,8 @@ def signed(path: str, difference: float | None) -> str:
 def half_width(row: Difference | None) -> str:
     """Format half the width of an interval, with a star where it excludes 0."""
     if row is None or row.half_width is None:
-        return UNKNOWN
-    return quantity(row.path, row.half_width) + (" *" if row.excludes_zero else "")
+        return f"{UNKNOWN}  "
+    return quantity(row.path, row.half_width) + (" *" if row.excludes_zero else "  ")
 
 
 def interval_notes(

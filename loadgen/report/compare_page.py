@@ -13,7 +13,7 @@ from loadgen.report.first_screen import start_time
 from loadgen.report.format import UNKNOWN, clean, number, plural, seconds
 from loadgen.report.markup import Markup, join, table, tag
 from loadgen.report.page import header, render_page, section, verdict_box
-from loadgen.report.run_facts import HEADLINES, LATENCIES, is_simulated, summary_of, title, verdict_remarks
+from loadgen.report.run_facts import HEADLINES, LATENCIES, invalid_by, is_simulated, summary_of, title, verdict_remarks
 from loadgen.results.run_statistics import limits_of
 
 if TYPE_CHECKING:
@@ -78,8 +78,9 @@ def _header(
     runs: Mapping[str, RunResult], differences: Mapping[str, Differences], objections: Sequence[Objection]
 ) -> Markup:
     boxes = []
-    if objections:
-        boxes.append(verdict_box("bad", "These runs are compared all the same", [o.text for o in objections]))
+    # The reasons why a run failed stand in its own verdict below.
+    if warnings := [objection.text for objection in objections if objection.kind != "failed"]:
+        boxes.append(verdict_box("bad", "More differs than what is compared", warnings))
     if len({is_simulated(run.info) for run in runs.values()}) > 1:
         boxes.append(verdict_box("bad", "Simulated and measured runs are side by side", []))
     boxes += [_changes(letter, found) for letter, found in differences.items()]
@@ -195,14 +196,13 @@ def _differences(letter: str, runs: Mapping[str, RunResult], found: Differences)
         letter,
         f"{letter}−A",
         "95 % interval",
-        "change of A",
+        "change from A",
         f"−{reach:.0%} to +{reach:.0%}".replace("%", " %"),
     )
     cells = [
         (
             label(row.path),
-            quantity(row.path, row.a),
-            quantity(row.path, row.b),
+            *(_value(row.path, value, runs[of]) for value, of in ((row.a, "A"), (row.b, letter))),
             signed(row.path, row.difference),
             _ends(row),
             change_text(row),
@@ -221,6 +221,14 @@ def _differences(letter: str, runs: Mapping[str, RunResult], found: Differences)
         table(head, cells, f"Differences of {letter} from A", class_="differences"),
         tag("div", *notes, class_="soft"),
     )
+
+
+def _value(path: str, value: float | None, run: RunResult) -> str:
+    """Return a number of a run, struck where a check says that it supports no claim."""
+    text = quantity(path, value)
+    if value is None or invalid_by(summary_of(run), path) is None:
+        return text
+    return tag("s", tag("span", "not valid: ", class_="spoken"), text)
 
 
 def _ends(row: Difference) -> str:

@@ -9,7 +9,7 @@ in both, so that what the schedule does to both cancels; otherwise each run is r
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -43,10 +43,11 @@ PATHS = (
     "energy.mean_watts",
 )
 """Numbers of summary.json that are compared, in the order of reading."""
-MIN_BLOCKS = 8
-"""Fewest whole blocks of a run that give an interval."""
-FEWEST_PARTS = 12
-"""Parts of a run that make the longest of the blocks of a series without dependence."""
+BLOCKS = (12, 8)
+"""Numbers of blocks that a run is cut into: the first that leaves them long enough."""
+LENGTHS = 2
+"""Least length of a block, in lengths that are best for a variance. That length makes the variance somewhat small, and
+so makes false alarms (docs/compare.md counts them)."""
 _SEED = 1_989
 
 
@@ -136,50 +137,49 @@ def _half_widths(
     """Return the half width by path, and the reason by path for having none."""
     named = list(zip(names, pair, strict=True))
     reasons = {path: f"{name}: {text}" for name, run in reversed(named) for path, text in run.reasons.items()}
-    shared = [paths for paths in pair[0].statistics if paths in pair[1].statistics]
-    sizes = [run.n for run in pair]
-    lengths = [_length_of(run.series.values(), run.n) for run in pair]
-    if paired:
-        # Bins of a run that ended earlier are empty: they count as no time and nothing done in it. What both runs have
-        # in common cancels, so that the blocks need only be as long as the dependence of their differences.
-        common = min(sizes)
-        of_a, of_b = pair[0].series, pair[1].series
-        changes = [of_b[name][:common] - of_a[name][:common] for name in of_a.keys() & of_b.keys()]
-        lengths, sizes = [_length_of(changes, common)] * 2, [max(sizes)] * 2
-    blocks = [run.n // length for run, length in zip(pair, lengths, strict=True)]
-    if few := [
-        f"{name}: {run.n} {run.of} in {count} independent blocks, {MIN_REQUESTS} in {MIN_BLOCKS} are needed"
-        for (name, run), count in zip(named, blocks, strict=True)
-        if run.n < MIN_REQUESTS or count < MIN_BLOCKS
-    ]:
-        return {}, {path: few[0] for paths in shared for path in paths} | reasons
-    draws_a, draws_b = (
-        _estimates(run, shared, resampled_weights(size, length, _SEED if paired else _SEED + place))
-        for place, (run, size, length) in enumerate(zip(pair, sizes, lengths, strict=True))
-    )
+    shared = [paths for paths in pair[0].parts if paths in pair[1].parts]
     half_widths: dict[str, float] = {}
+    cuts = {paths: _cut(pair, paths, paired) for paths in shared}
+    for blocks in BLOCKS:
+        chosen = [paths for paths in shared if cuts[paths] == blocks]
+        half_widths |= _half_widths_of(pair, chosen, blocks, paired)
     for paths in shared:
-        rows = min(len(draws_a[paths]), len(draws_b[paths]))
-        errors = np.nanstd(draws_b[paths][:rows] - draws_a[paths][:rows], axis=0, ddof=1)
-        half_widths |= {path: t95(min(blocks) - 1) * float(s) for path, s in zip(paths, errors, strict=True)}
+        if cuts[paths] is None:
+            runs = ", ".join(f"{run.n:,} {run.of} of {name}" for name, run in named)
+            text = f"too short for how long its busy periods last: {runs}"
+            reasons = dict.fromkeys(paths, text) | reasons
     return half_widths, reasons
 
 
-def _length_of(series: Iterable[Floats], n: int) -> int:
-    """Return the length of blocks: twice the one that suits the longest dependence, and a twelfth of the run at least.
+def _cut(pair: Sequence[Resampled], paths: tuple[str, ...], paired: bool) -> int | None:
+    """Return the number of blocks for a statistic; None where no number leaves them long enough in both runs."""
+    series = [run.parts[paths].series for run in pair]
+    if paired:
+        # What both runs have in common cancels: blocks need only outlast the dependence of the differences.
+        common = min(run.n for run in pair)
+        series = [series[1][:common] - series[0][:common]]
+    if min(len(one) for one in series) < MIN_REQUESTS:
+        return None
+    needed = [(len(one), LENGTHS * block_length(one)) for one in series]
+    return next((blocks for blocks in BLOCKS if all(n // blocks >= length for n, length in needed)), None)
 
-    The length that is best for a variance makes it somewhat small, and so makes false alarms: they were counted for
-    both lengths (docs/compare.md).
-    """
-    return max(n // FEWEST_PARTS, *(2 * block_length(one) for one in series), 1)
 
-
-def _estimates(
-    run: Resampled, shared: Sequence[tuple[str, ...]], resamples: Iterable[Floats]
-) -> dict[tuple[str, ...], Floats]:
-    """Return the statistics of each resample, as rows by their paths."""
-    parts: dict[tuple[str, ...], list[Floats]] = {paths: [] for paths in shared}
-    for weights in resamples:
-        for paths, part in parts.items():
-            part.append(run.statistics[paths](weights[:, : run.n]))
-    return {paths: np.concatenate(part) for paths, part in parts.items()}
+def _half_widths_of(
+    pair: Sequence[Resampled], chosen: Sequence[tuple[str, ...]], blocks: int, paired: bool
+) -> dict[str, float]:
+    """Return the half widths of the chosen statistics from resamples of so many blocks."""
+    # Bins of a run that ended earlier are empty: they count as no time and nothing done in it.
+    sizes = [max(run.n for run in pair)] * 2 if paired else [run.n for run in pair]
+    draws: list[dict[tuple[str, ...], list[Floats]]] = [{paths: [] for paths in chosen} for _ in pair]
+    for place, (run, size, drawn) in enumerate(zip(pair, sizes, draws, strict=True)):
+        seed = _SEED if paired else _SEED + place
+        for weights in resampled_weights(size, max(size // blocks, 1), seed) if chosen else ():
+            for paths, values in drawn.items():
+                values.append(run.parts[paths].statistic(weights[:, : run.n]))
+    half_widths: dict[str, float] = {}
+    for paths in chosen:
+        of_a, of_b = (np.concatenate(drawn[paths]) for drawn in draws)
+        rows = min(len(of_a), len(of_b))
+        errors = np.nanstd(of_b[:rows] - of_a[:rows], axis=0, ddof=1)
+        half_widths |= {path: t95(blocks - 1) * float(error) for path, error in zip(paths, errors, strict=True)}
+    return half_widths

@@ -30,16 +30,21 @@ Statistic = Callable[["Floats"], "Floats"]
 """Weights, one row per resample -> values, one row per resample and one column per path."""
 
 
+class Part(NamedTuple):
+    """A statistic, and the series over the elements that shows how far they depend on one another in it."""
+
+    statistic: Statistic
+    series: Floats
+
+
 class Resampled(NamedTuple):
     """Numbers of one run over the same elements: its requests, or bins of its time."""
 
     of: str
     """Noun of the elements."""
     n: int
-    statistics: dict[tuple[str, ...], Statistic]
-    """Statistic of the numbers at some paths of summary.json."""
-    series: dict[str, Floats]
-    """Series over the elements that show how far they depend on one another."""
+    parts: dict[tuple[str, ...], Part]
+    """By the paths into summary.json of the columns of the statistic."""
     reasons: dict[str, str]
     """Reason why the scatter of the number at a path is not known from this run."""
 
@@ -56,27 +61,30 @@ def over_requests(run: RunResult) -> Resampled:
     """Return latencies, joules and the ratio of goodput over the requests in the order of the schedule."""
     records = _in_order(run)
     n = len(records)
-    statistics: dict[tuple[str, ...], Statistic] = {}
-    series: dict[str, Floats] = {}
+    parts: dict[tuple[str, ...], Part] = {}
     reasons: dict[str, str] = {}
     for name, (values, owners) in values_of(run).items():
         if len(values):
-            statistics[name_and(name)] = Spread(values, owners, n, tuple(PERCENTILES.values()))
+            spread = Spread(values, owners, n, tuple(PERCENTILES.values()))
+            parts[name_and(name)] = Part(spread, _ranks(values, owners, n))
             reasons |= _thin_tails(name, values, owners)
-            if name != "itl_s":
-                series[name] = _ranks(values, owners, n)
     limited, good = _goodness(records, run)
     met, missed = int(good.sum()), int(limited.sum() - good.sum())
     if met + missed:
-        statistics["goodput.ratio",] = Ratio(good, limited)
+        parts["goodput.ratio",] = _ratio(good, limited)
     if min(met, missed) < MIN_BEYOND:
         reasons["goodput.ratio"] = f"{met:,} requests are good, {missed:,} are not"
     joules = joules_of(run)
     tokens = np.array([record.output_tokens or 0 for record in records], dtype=np.float64)
     spent = np.array([joules.get(record.index, 0.0) for record in records], dtype=np.float64)
     if joules and tokens.any():
-        statistics["energy.joules_per_output_token",] = Ratio(spent, tokens)
-    return Resampled("requests", n, statistics, series, reasons)
+        parts["energy.joules_per_output_token",] = _ratio(spent, tokens)
+    return Resampled("requests", n, parts, reasons)
+
+
+def _ratio(amounts: Floats, base: Floats) -> Part:
+    """Return a ratio of sums. It varies as the sum of amount - ratio x base does, to first order."""
+    return Part(Ratio(amounts, base), amounts - amounts.sum() / base.sum() * base)
 
 
 def name_and(name: str) -> tuple[str, ...]:
@@ -138,10 +146,12 @@ def _thin_tails(name: str, values: Floats, owners: Ints) -> dict[str, str]:
 
 
 def _ranks(values: Floats, owners: Ints, n: int) -> Floats:
-    """Return the rank of each request by its value, and the middle one for a request without: busy periods show in
+    """Return the rank of each request by its mean value, and the middle one for a request without: busy periods show in
     ranks whatever the distribution."""
-    ranks = np.full(n, (len(values) - 1) / 2)
-    ranks[owners] = np.argsort(np.argsort(values))
+    requests, place = np.unique(owners, return_inverse=True)
+    means = np.bincount(place, values) / np.bincount(place)
+    ranks = np.full(n, (len(requests) - 1) / 2)
+    ranks[requests] = np.argsort(np.argsort(means))
     return ranks
 
 
@@ -171,13 +181,11 @@ def per_second(run: RunResult) -> Resampled | None:
     ends_s = np.array([(record.finished_ns or 0) - start_ns for record in finished], dtype=np.float64) / NS_PER_S
     good = found.bins.sums(ends_s, _goodness(finished, run)[1])[within]
     tokens, watts, seconds = found.output_tokens[within], found.watts[within], np.diff(edges_s)[within]
-    statistics: dict[tuple[str, ...], Statistic] = {
-        ("goodput.rps",): Ratio(good, seconds),
-        ("tokens.output_per_s",): Ratio(tokens, seconds),
-    }
+    parts: dict[tuple[str, ...], Part] = {}
+    parts["goodput.rps",] = _ratio(good, seconds)
+    parts["tokens.output_per_s",] = _ratio(tokens, seconds)
     measured = np.isfinite(watts)
     if measured.any():
-        statistics["energy.mean_watts",] = Ratio(np.nan_to_num(watts) * seconds, measured * seconds)
+        parts["energy.mean_watts",] = _ratio(np.nan_to_num(watts) * seconds, measured * seconds)
     reasons = {"goodput.rps": f"{int(good.sum())} requests are good"} if good.sum() < MIN_BEYOND else {}
-    series = {"good": good, "tokens": tokens, "watts": np.nan_to_num(watts)}
-    return Resampled("bins of time", int(within.sum()), statistics, series, reasons)
+    return Resampled("bins of time", int(within.sum()), parts, reasons)

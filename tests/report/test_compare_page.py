@@ -14,6 +14,7 @@ from loadgen.report.run_facts import HEADLINES, summary_of
 from loadgen.results.difference import PATHS, Difference, Differences, find_differences
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summarize import analyse_run
+from loadgen.results.verdict import Check
 from support import sample_runs
 
 
@@ -73,6 +74,7 @@ def test_what_differs_in_the_runs_is_marked_and_what_does_not_is_not() -> None:
 def test_objections_come_before_all_else() -> None:
     text = words(page(PAIR, (Objection("rate", "B was asked for another rate than A"),)))
     assert text.index("another rate than A") < text.index("B differs from A")
+    assert "these words" not in words(page(PAIR, (Objection("failed", "these words are in the verdict"),)))
     mixed = words(page({"A": run(), "B": changed(run(), server={"simulated": False})}))
     assert "Simulated and measured runs are side by side" in mixed
 
@@ -105,6 +107,17 @@ def test_distributions_and_times_of_both_runs_share_a_chart_and_the_page_needs_n
         assert f'id="{key}"' in html
     assert html.count('<script type="application/json">') >= 8
     assert not re.search(r'(?:src|href)="(?!#)', html)
+
+
+def test_a_number_that_supports_no_claim_is_struck() -> None:
+    summary = summary_of(run())
+    failed = Check(name="energy", status="failed", reason="half of it is missing", rows=["energy"])
+    checks = [failed if check.name == "energy" else check for check in summary.verdict.checks]
+    verdict = msgspec.structs.replace(summary.verdict, status="failed", checks=checks)
+    invalid = replace(run(), summary=msgspec.structs.replace(summary, verdict=verdict))
+    html = page({"A": run(), "B": invalid})
+    assert html.count("<s>") == sum(path.startswith("energy") for path in PATHS)
+    assert "<s>" not in page({"A": run(), "B": run()})
 
 
 def test_hostile_names_are_text() -> None:

@@ -23,8 +23,8 @@ def summary_value(path: str) -> float:
 @pytest.mark.parametrize("over", [over_requests, per_second])
 def test_equal_weights_give_the_numbers_of_the_summary(over: Any) -> None:
     found = over(RUN)
-    for paths, statistic in found.statistics.items():
-        (values,) = statistic(np.ones((1, found.n)))
+    for paths, part in found.parts.items():
+        (values,) = part.statistic(np.ones((1, found.n)))
         for path, value in zip(paths, values, strict=True):
             close = 1e-5 if path.endswith("mean") or "goodput" in path or "output_token" in path else 0.05
             assert value == pytest.approx(summary_value(path), rel=close), path
@@ -32,12 +32,12 @@ def test_equal_weights_give_the_numbers_of_the_summary(over: Any) -> None:
 
 def test_elements_are_requests_in_the_order_of_the_schedule_and_seconds_of_the_run() -> None:
     of_requests, of_time = over_requests(RUN), per_second(RUN)
-    assert of_requests.n == len(RUN.records) == len(of_requests.series["ttft_s"])
+    assert of_requests.n == len(RUN.records) == len(of_requests.parts["goodput.ratio",].series)
     assert RUN.summary is not None and of_time is not None
     assert of_time.n == np.ceil(RUN.summary.duration_s)
     shuffled = replace(RUN, records=RUN.records[::-1])
-    for name, series in over_requests(shuffled).series.items():
-        assert np.array_equal(series, of_requests.series[name])
+    for paths, part in over_requests(shuffled).parts.items():
+        assert np.array_equal(part.series, of_requests.parts[paths].series)
 
 
 def test_each_workload_has_its_own_limits() -> None:
