@@ -44,7 +44,7 @@ class Resampled(NamedTuple):
     """Noun of the elements."""
     n: int
     parts: dict[tuple[str, ...], Part]
-    """By the paths into summary.json of the columns of the statistic."""
+    """Statistics by the paths into summary.json of their columns."""
     reasons: dict[str, str]
     """Reason why the scatter of the number at a path is not known from this run."""
 
