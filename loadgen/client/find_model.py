@@ -45,6 +45,15 @@ ENGINES = {
     "library": "ollama",
 }
 """Engine by the owner of its models, where that tells: most name themselves, and Ollama its library."""
+VERSION_PAGES = {
+    "vllm": ("/version", "version"),
+    "sglang": ("/get_server_info", "version"),
+    "llamacpp": ("/props", "build_info"),
+    "ollama": ("/api/version", "version"),
+    "loadgen-simulator": ("/version", "version"),
+}
+"""Page of an engine that has its version, and the key there."""
+MAX_VERSION_CHARS = 100
 
 
 class Listing(NamedTuple):
@@ -228,17 +237,31 @@ async def _described(client: Client, model: str, entry: dict[str, Any], listed: 
             length = tokens
     server = ServerInfo(client.url.clean, model, owner if isinstance(owner, str) else None, length, listed=listed)
     if engine := ENGINES.get(str(owner)):
-        return replace(server, engine=engine)
+        return replace(server, engine=engine, engine_version=await _version(client, engine))
     info, version = await asyncio.gather(_json(client, "/info"), _json(client, "/api/version"))
     match info:
         case {"model_id": str(), "max_total_tokens": int(total)}:
             inputs = info.get("max_input_tokens")
             input_limit = inputs if isinstance(inputs, int) else None
-            return replace(server, engine="tgi", max_model_len=total, max_input_tokens=input_limit)
+            server = replace(server, engine="tgi", max_model_len=total, max_input_tokens=input_limit)
+            return replace(server, engine_version=_short_text(info.get("version")))
     match version:
-        case {"version": str()}:
-            return replace(server, engine="ollama")
+        case {"version": str(text)}:
+            return replace(server, engine="ollama", engine_version=_short_text(text))
     return replace(server, engine=None) if owner == model else server  # TGI's owner, whose /info is out of reach
+
+
+async def _version(client: Client, engine: str) -> str | None:
+    """Return the version that an engine reports on a page of its own."""
+    if engine not in VERSION_PAGES:
+        return None
+    path, key = VERSION_PAGES[engine]
+    page = await _json(client, path)
+    return _short_text(page.get(key)) if isinstance(page, dict) else None
+
+
+def _short_text(value: Any) -> str | None:
+    return value[:MAX_VERSION_CHARS] if isinstance(value, str) and value else None
 
 
 async def _json(client: Client, path: str) -> Any:

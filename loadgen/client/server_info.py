@@ -32,6 +32,8 @@ class ServerInfo:
     """Models that the server lists, when `model` is none of them."""
     addresses: tuple[str, ...] = ()
     """Addresses that connections go round over; empty where a proxy or TLS keeps them out of sight."""
+    engine_version: str | None = None
+    """Version of the engine; None if the server does not report it."""
     proxy: str | None = None
     """URL of the proxy that requests go through, without its login."""
 

@@ -172,6 +172,7 @@ def info_before(preparation: Preparation, config: RunConfig, metering: Metering)
             "model": server.model,
             "engine": server.engine,
             "simulated": server.simulated,
+            "engine_version": server.engine_version,
             "max_model_len": server.max_model_len,
             "addresses": list(server.addresses),
             "proxy": server.proxy,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
+from loadgen.client.redact import redact_command
 from loadgen.energy import gpu_state
 from loadgen.errors import LoadgenError
 from loadgen.files import write_atomic
@@ -152,4 +153,4 @@ def command_line(file: Path, out: Path, overrides: Overrides) -> str:
     words += [word for model in overrides.models for word in ("--model", model)]
     words += [word for item in overrides.engine_options.items() for word in ("--engine-option", "=".join(item))]
     words += ["--python", overrides.python] if overrides.python is not None else []
-    return shlex.join(words)
+    return shlex.join(redact_command(words))

@@ -150,6 +150,28 @@ def test_the_engine_is_the_one_whose_own_pages_answer(
 
 
 @pytest.mark.parametrize(
+    ("owner", "pages", "version"),
+    [
+        ("vllm", {"/version": (200, {"version": "0.20.2"})}, "0.20.2"),
+        ("vllm", {"/version": (404, {})}, None),
+        ("vllm", {"/version": (200, ["0.20.2"])}, None),
+        ("vllm", {"/version": (200, {"version": 20})}, None),
+        ("vllm", {"/version": (200, {"version": "9" * 1000})}, "9" * 100),
+        ("sglang", {"/get_server_info": (200, {"version": "0.5.1", "model_path": "m"})}, "0.5.1"),
+        ("llamacpp", {"/props": (200, {"build_info": "b6000-abc"})}, "b6000-abc"),
+        ("library", OLLAMA, "0.12.3"),
+        ("someone", OLLAMA, "0.12.3"),
+        ("m", {"/info": (200, {"model_id": "m", "max_total_tokens": 9, "version": "3.3.1"})}, "3.3.1"),
+        ("m", TGI, None),
+        ("openai", {"/version": (200, {"version": "1"})}, None),
+    ],
+)
+def test_the_version_is_that_of_the_engines_own_page(owner: str, pages: dict[str, Answer], version: str | None) -> None:
+    fake = FakeServer(models=(200, {"data": [{"id": "m", "owned_by": owner}]}), pages=pages)
+    assert probed(fake).server.engine_version == version
+
+
+@pytest.mark.parametrize(
     ("headers", "api_key", "words"),
     [
         ({}, None, r"wants an API key \(403: no\)"),
