@@ -74,7 +74,7 @@ def study(
 
         from loadgen.report.study_terminal import print_study
 
-        print_study(Console(), read_study(file, overrides).title, results.rows)
+        print_study(Console(), results.study, results.rows)
     click.echo(f"\n{plural(len(results.rows), 'run')}: {folder / 'results.csv'}, {folder / 'report.html'}")
     if results.failed:
         click.echo(f"{len(results.failed)} runs failed: {', '.join(results.failed)}", err=True)

@@ -85,6 +85,15 @@ def redact_command(words: Sequence[str]) -> list[str]:
     return kept
 
 
+SECRET_OPTION = re.compile(r"(api[-_]?key|password|secret|hf[-_]token)$", re.IGNORECASE)
+"""Names of engine options whose values are secrets."""
+
+
+def redact_setting(name: str, value: object) -> str:
+    """Return an engine option as it may be written down: name=value, without the value of a secret."""
+    return f"{name}={_REDACTED if SECRET_OPTION.search(name) else value}"
+
+
 def _redacted_value(option: str, value: str) -> str:
     if option == "--api-key":
         return _REDACTED

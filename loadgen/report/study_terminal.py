@@ -4,19 +4,22 @@ from collections.abc import Iterable, Sequence
 from itertools import groupby
 
 from rich.console import Console
+from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
 from loadgen.report.format import UNKNOWN, clean, joules, number, percent, seconds
-from loadgen.results.study_table import Group, Row, groups
+from loadgen.report.study_text import findings, load_text
+from loadgen.results.study_table import Group, Row, StudyInfo, groups
 
 _COLUMNS = ("load", "TTFT p99", "TPOT p99", "goodput", "J/token", "95 %")
 
 
-def print_study(console: Console, title: str, rows: Sequence[Row]) -> None:
-    """Print the means of the repeats of each configuration, under a line for each model and workload."""
+def print_study(console: Console, study: StudyInfo, rows: Sequence[Row]) -> None:
+    """Print the means of the repeats of each configuration, under a line for each model and workload; and where the
+    study has limits, up to which load they hold."""
     console.print()
-    heading = Text(clean(title, 60), style="bold")
+    heading = Text(clean(study.title, 60), style="bold")
     if any(row.simulated for row in rows):
         heading.append("   SIMULATED: a model's numbers", style="bold yellow")
     console.print(heading)
@@ -33,6 +36,10 @@ def print_study(console: Console, title: str, rows: Sequence[Row]) -> None:
     console.print()
     for note in notes:
         console.print(Text(note, style="dim"))
+    if study.limits_ms:
+        console.print()
+        for sentence in findings(by_workload, study):
+            console.print(Padding(Text(clean(sentence, 1_000)), (0, 0, 0, 2)))
 
 
 def _model_and_workload(group: Group) -> tuple[str, str]:
@@ -47,20 +54,13 @@ def _table(part: Iterable[Group]) -> Table:
     for group in part:
         table.add_row(
             Text(clean(group.key.server, 60)),
-            load(group),
+            load_text(group),
             seconds(group.mean("ttft_p99_s")),
             seconds(group.mean("tpot_p99_s")),
             percent(group.mean("goodput_ratio")),
             *_energy(group),
         )
     return table
-
-
-def load(group: Group) -> str:
-    """Return the load of a configuration: a rate, or the number of requests in flight."""
-    if group.key.rps is not None:
-        return f"{group.key.rps:g} /s"
-    return UNKNOWN if group.key.batch is None else f"{group.key.batch} in flight"
 
 
 def _energy(group: Group) -> tuple[str, str]:

@@ -29,11 +29,14 @@ def interval_text(interval: Interval | None, text: Callable[[float | None], str]
 
 
 def load_text(group: Group) -> str:
+    """Return the load of a configuration: a rate, or the number of requests in flight."""
+    if group.key.rps is None and group.key.batch is None:
+        return UNKNOWN
     return _load(group.load, group.key.rps is not None)
 
 
 def _load(load: float, is_rate: bool) -> str:
-    return f"{load:g}/s" if is_rate else f"batch {load:g}"
+    return f"{load:g}/s" if is_rate else f"{load:g} in flight"
 
 
 def limits_text(limits_ms: Mapping[str, float]) -> str:
@@ -141,7 +144,7 @@ def break_sentence(points: Sequence[Attainment], study: StudyInfo, is_rate: bool
     held, broken = (_reached(point, is_rate) if point else "" for point in (found.held, found.broken))
     match found:
         case LimitBreak("breaks", Attainment(low), Attainment(high)):
-            between = f"between {_load(low, is_rate)} and {_load(high, is_rate)}"
+            between = f"between {low:g}{'/s' if is_rate else ''} and {_load(high, is_rate)}"
             answer = f"{are} {met} up to {held} and no longer at {broken}: {they} {break_} {between}."
         case LimitBreak("holds"):
             loads = f"at every load up to {held}" if len(points) > 1 else f"at {held}, the only load"

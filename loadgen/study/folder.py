@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Self
 
 import msgspec
 
-from loadgen.client.redact import redact_command
+from loadgen.client.redact import redact_command, redact_setting
 from loadgen.energy import gpu_state
 from loadgen.errors import LoadgenError
 from loadgen.files import write_atomic
@@ -120,13 +120,13 @@ class StudyFolder:
         table = csv.DictWriter(text, fieldnames=Row.__struct_fields__, lineterminator="\n")
         table.writeheader()
         table.writerows(msgspec.to_builtins(row) for row in sorted(rows, key=lambda row: row.cell))
-        page = render_study_page(self._info(len(rows)), rows)
+        page = render_study_page(self.info(), rows)
         with _writing(self._out):
             write_atomic(self._out / "results.csv", text.getvalue().encode())
             write_atomic(self._out / "report.html", page.encode())
         return rows
 
-    def _info(self, num_rows: int) -> StudyInfo:
+    def info(self) -> StudyInfo:
         """Return the study beside its rows, so far."""
         study = self._study
         failed = {name: self._outcomes[name].reasons[-1] for name in self.failed()}
@@ -139,7 +139,7 @@ class StudyFolder:
             seed=study.seed,
             workloads={label: workload.text for label, workload in study.workloads.items()},
             failed=failed,
-            remaining=len(self._runs) - num_rows - len(failed),
+            remaining=len(self._runs) - len(self._rows) - len(failed),
             pages=frozenset(path.parent.name for path in self._out.glob("runs/*/report.html")),
             file=self._state.file,
             sha256=self._state.sha256,
@@ -151,6 +151,6 @@ def command_line(file: Path, out: Path, overrides: Overrides) -> str:
     """Return the command that makes a study in `out`, or goes on with it."""
     words = ["loadgen", "study", str(file), "--out", str(out)]
     words += [word for model in overrides.models for word in ("--model", model)]
-    words += [word for item in overrides.engine_options.items() for word in ("--engine-option", "=".join(item))]
+    words += [word for item in overrides.engine_options.items() for word in ("--engine-option", redact_setting(*item))]
     words += ["--python", overrides.python] if overrides.python is not None else []
     return shlex.join(redact_command(words))

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Self
 import msgspec
 import numpy as np
 
+from loadgen.client.redact import redact_setting
 from loadgen.energy.gpu_state import GpuState
 from loadgen.energy_model.estimate import flops
 from loadgen.energy_model.hardware import read_hardware, read_model
@@ -127,7 +128,7 @@ def _origin(info: RunInfo) -> dict[str, Any]:
         "started": datetime.fromtimestamp(wall_ns // NS_PER_S, UTC).isoformat(),
         "loadgen_version": info.loadgen_version,
         "engine": " ".join(str(part) for part in engine if part is not None) or None,
-        "engine_options": " ".join(f"{name}={value}" for name, value in options.items()) or None,
+        "engine_options": " ".join(redact_setting(name, value) for name, value in options.items()) or None,
         "seed": info.seed,
     }
 

@@ -32,7 +32,7 @@ from loadgen.study.spec import NO_OVERRIDES, Overrides, Study, read_study
 from loadgen.workload.schedule import Schedule
 
 if TYPE_CHECKING:
-    from loadgen.results.study_table import Row
+    from loadgen.results.study_table import Row, StudyInfo
 
 _Print = Callable[[str], None]
 
@@ -42,6 +42,7 @@ class StudyResults(NamedTuple):
 
     rows: list[Row]
     failed: list[str]
+    study: StudyInfo
 
 
 @dataclass
@@ -90,7 +91,7 @@ def run_study(
             remaining_s = (monotonic() - started_s) / num_made * (len(todo) - num_made)
             remaining = f"{remaining_s:.0f} s" if remaining_s < 90 else f"{remaining_s / 60:.0f} min"
             say(f"[{num_done + num_made}/{len(runs)}, {remaining} left] {folder.describe(run)}")
-    return StudyResults(folder.write_results(), folder.failed())
+    return StudyResults(folder.write_results(), folder.failed(), folder.info())
 
 
 # ---------------------------------------------------------------- one start of a server

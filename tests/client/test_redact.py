@@ -12,6 +12,7 @@ from loadgen.client.redact import (
     clean_url,
     redact,
     redact_command,
+    redact_setting,
     secrets_of,
     without_quotes,
 )
@@ -129,3 +130,19 @@ def test_no_long_run_of_a_prompt_stays_in_an_error(prompt: str, before: str, aft
 )
 def test_a_command_line_is_written_down_without_its_secrets(command: str, written: str) -> None:
     assert redact_command(command.split()) == written.split()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "written"),
+    [
+        ("api_key", "sk-1", "api_key=[redacted]"),
+        ("api-key", "sk-1", "api-key=[redacted]"),
+        ("HF_TOKEN", "hf_1", "HF_TOKEN=[redacted]"),
+        ("max_num_batched_tokens", 8192, "max_num_batched_tokens=8192"),
+        ("tokenizer", "m", "tokenizer=m"),
+    ],
+)
+def test_the_value_of_an_engine_option_is_written_down_unless_it_is_a_secret(
+    name: str, value: object, written: str
+) -> None:
+    assert redact_setting(name, value) == written

@@ -8,13 +8,13 @@ import pytest
 from rich.console import Console
 
 from loadgen.report.study_terminal import print_study
-from loadgen.results.study_table import Row
+from loadgen.results.study_table import Row, StudyInfo
 from support.study_rows import row
 
 
-def printed(*rows: Row, title: str = "Batch limit", width: int = 80) -> str:
+def printed(*rows: Row, title: str = "Batch limit", limits_ms: dict[str, float] | None = None, width: int = 80) -> str:
     console = Console(file=io.StringIO(), width=width)
-    print_study(console, title, rows)
+    print_study(console, StudyInfo(title, limits_ms=limits_ms or {}), rows)
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(len(line.rstrip()) for line in text.splitlines()) <= width
     return str(text)
@@ -42,7 +42,7 @@ CASES: list[tuple[list[dict[str, Any]], list[str]]] = [
     ),
     ([{}], ["8 in flight", "-", "-", "-", "-", "-"]),
     ([FULL | {"energy_valid": False}], ["8 in flight", "100 ms", "6.12 ms", "97.5 %", "1.00 J ?", "-"]),
-    ([FULL | {"batch": None, "rps": 2.5}], ["2.5 /s", "100 ms", "6.12 ms", "97.5 %", "1.00 J", "-"]),
+    ([FULL | {"batch": None, "rps": 2.5}], ["2.5/s", "100 ms", "6.12 ms", "97.5 %", "1.00 J", "-"]),
     ([{"batch": None}], ["-", "-", "-", "-", "-", "-"]),
 ]
 
@@ -65,6 +65,13 @@ def test_models_and_workloads_have_a_heading_each_and_hostile_names_are_harmless
     text = printed(*rows, title="[bold]" + "t" * 99)
     assert len(re.findall(r"(?m)^(?:chat|code) on ", text)) == 4 and text.count("TTFT p99") == 4
     assert "[red]a" in text and "\x1b" not in text and "[bold]t" in text
+
+
+def test_where_the_limits_break_stands_below_the_table() -> None:
+    rows = [row("vllm", batch=batch, goodput_ratio=share) for batch, share in ((4, 1.0), (8, 0.5))]
+    text = " ".join(printed(*rows, limits_ms={"ttft": 200.0}).split())
+    assert "it breaks between 4 and 8 in flight." in text
+    assert "breaks" not in printed(*rows)
 
 
 @pytest.mark.parametrize("simulated", [True, False])

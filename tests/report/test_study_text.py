@@ -47,8 +47,8 @@ def at(load: float, share: float | None, **by_limit: float) -> Attainment:
             [at(1, 1.0), at(8, 1.0)],
             BOTH,
             False,
-            "TTFT ≤ 200 ms and TPOT ≤ 10 ms are met by 99 % of the requests at every load up to batch 8 (100.0 % of "
-            "100): they break nowhere in this range.",
+            "TTFT ≤ 200 ms and TPOT ≤ 10 ms are met by 99 % of the requests at every load up to 8 in flight (100.0 % "
+            "of 100): they break nowhere in this range.",
             id="never",
         ),
         pytest.param(
@@ -124,8 +124,8 @@ def test_the_best_reduction_is_from_the_worst_baseline_and_from_its_best() -> No
         for server, batch, energy in (("plain", 1, 4.0), ("plain", 8, 2.0), ("other", 8, 1.0))
     ]
     assert best_reduction(groups(rows), "plain") == (
-        "other at batch 8 takes 75.0 % less energy per output token than plain at batch 1, "
-        "and 50.0 % less than plain at its own best, batch 8."
+        "other at 8 in flight takes 75.0 % less energy per output token than plain at 1 in flight, "
+        "and 50.0 % less than plain at its own best, 8 in flight."
     )
     assert best_reduction(groups(rows[:2]), "plain") is None, "nothing to compare with"
     assert best_reduction(groups(rows[2:]), "plain") is None, "no baseline"

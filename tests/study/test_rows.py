@@ -72,12 +72,12 @@ def test_a_row_has_the_origin_of_its_run() -> None:
         finished().info,
         anchor=Anchor(1_700_000_000 * 10**9, 5 * 10**9),
         start_ns=8 * 10**9,
-        config={"knobs": {"max_num_seqs": 8, "dtype": "auto"}},
+        config={"knobs": {"max_num_seqs": 8, "dtype": "auto", "api_key": "sk-1"}},
         server={"model": "m", "engine": "vllm", "engine_version": "0.20.2"},
     )
     made = row_of(STUDY, OPEN, DONE, FinishedRun(info, finished().summary, finished().schedule))
     assert made.started == "2023-11-14T22:13:23+00:00", "three seconds after the anchor"
-    assert (made.engine, made.engine_options) == ("vllm 0.20.2", "max_num_seqs=8 dtype=auto")
+    assert (made.engine, made.engine_options) == ("vllm 0.20.2", "max_num_seqs=8 dtype=auto api_key=[redacted]")
     assert (made.seed, made.loadgen_version) == (info.seed, info.loadgen_version)
     unknown = msgspec.structs.replace(info, server={"model": "m", "engine": None}, config={})
     made = row_of(STUDY, OPEN, DONE, FinishedRun(unknown, finished().summary, finished().schedule))

@@ -109,7 +109,7 @@ def test_what_breaks_is_tried_again_then_told_and_the_rest_is_run(small: Path, t
     bad = bad.replace("repeats = 3", "repeats = 1")
     small.write_text(bad)
     said: list[str] = []
-    rows, failed = studies.run_study(small, tmp_path / "out", said.append)
+    rows, failed, _ = studies.run_study(small, tmp_path / "out", said.append)
     assert sorted(row.server for row in rows) == ["many", "one"]
     assert failed == ["bad-nonesuch-short-b4-r0"]
     outcome = msgspec.json.decode((tmp_path / "out/runs/bad-nonesuch-short-b4-r0/cell.json").read_bytes())
@@ -170,7 +170,7 @@ def test_runs_that_lost_their_results_are_made_again_and_no_others(small: Path, 
 
 def test_a_run_with_damaged_results_is_named(small: Path, tmp_path: Path) -> None:
     small.write_text(ONE_START.replace("repeats = 3", "repeats = 1"))
-    ((row,), _) = studies.run_study(small, tmp_path / "out", print, only=["one"])
+    ((row,), _, _) = studies.run_study(small, tmp_path / "out", print, only=["one"])
     (tmp_path / "out/runs" / row.cell / "summary.json").write_text("{")
     with pytest.raises(LoadgenError, match=rf"runs/{row.cell}: run.json or summary.json is damaged"):
         studies.run_study(small, tmp_path / "out", print)
