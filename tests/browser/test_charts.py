@@ -211,7 +211,7 @@ def test_words_of_a_request_are_text_not_markup(page: Page) -> None:
 
 @pytest.mark.parametrize(
     ("key", "first", "rows"),
-    [("ttft", "500 ms 100 ms 300 ms", 30), ("flying", "0 s 0", 30), ("dots", "chat 15.0 tokens 1.50 J", 60)],
+    [("ttft", "500 ms 100 ms 300 ms", 30), ("flying", "0 s 0", 30), ("dots", "chat 15 tokens 1.50 J", 60)],
 )
 def test_the_values_are_to_be_had_as_a_table(page: Page, key: str, first: str, rows: int) -> None:
     page.locator(f"#{key} summary").click()

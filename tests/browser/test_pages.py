@@ -1,7 +1,8 @@
-"""Pages of runs and traces as a reader sees them: on a desktop and on a phone, in light and dark."""
+"""Pages of runs, comparisons, studies and traces as a reader sees them: desktop and phone, light and dark."""
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -9,10 +10,17 @@ from playwright.sync_api import Page
 
 from browser.test_accessibility import violations
 from loadgen.report.run_page import render_run_page
+from loadgen.report.study_page import render_study_page
+from loadgen.report.trace_facts import describe_source
+from loadgen.report.trace_page import render_trace_page
 from loadgen.results.run_folder import RunResult
+from loadgen.results.study_table import StudyInfo
+from report import test_compare_page
 from support import sample_runs
+from support.study_rows import repeats
 
 MAX_BYTES = 1_500_000
+TRACE = Path(__file__).parents[2] / "traces" / "chat.jsonl"
 
 
 def aborted() -> RunResult:
@@ -36,6 +44,19 @@ def small() -> RunResult:
 
 def large() -> RunResult:
     return sample_runs.run(num_requests=2_000)
+
+
+def compared() -> str:
+    return test_compare_page.page(test_compare_page.PAIR)
+
+
+def studied() -> str:
+    rows = repeats((None, 2.0), (None, 8.0), (8, None), (64, None)) + repeats((None, 8.0), server="other")
+    return render_study_page(StudyInfo("Title", "A question", baseline="plain", limits_ms={"ttft": 200.0}), rows)
+
+
+def traced() -> str:
+    return render_trace_page([describe_source(str(TRACE), None)], {})
 
 
 def open_all(page: Page) -> None:
@@ -67,6 +88,36 @@ def test_a_run_is_read_without_scrolling_sideways_and_without_a_serious_violatio
     open_all(page)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert violations(page) == []
+
+
+@pytest.mark.parametrize(
+    ("make", "width", "dark"),
+    [
+        (compared, 390, False),
+        (compared, 1080, True),
+        (studied, 390, True),
+        (studied, 1080, False),
+        (traced, 390, False),
+    ],
+)
+def test_the_other_pages_are_read_so_too(page_of, make: Callable[[], str], width: int, dark: bool) -> None:
+    page = page_of(make(), width=width, dark=dark)
+    open_all(page)
+    assert page.locator("figure.chart.live").count() > 0
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert violations(page) == []
+
+
+def test_a_slow_request_is_opened_from_its_row_and_its_time_shown_in_the_charts(page_of) -> None:
+    page = page_of(render_run_page(small()))
+    row = page.locator("tr[data-request]").first
+    row.focus()
+    row.press("Enter")
+    index = row.get_attribute("data-request")
+    assert page.get_by_role("dialog").locator("h3").inner_text() == f"Request {index}"
+    page.keyboard.press("Escape")
+    page.locator(".zoom-to").first.click()
+    page.locator(".reset:visible").first.wait_for()
 
 
 def test_without_javascript_a_run_has_all_its_drawings(page_of) -> None:

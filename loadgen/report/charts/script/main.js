@@ -1,6 +1,6 @@
 // Makes the page's charts interactive. Without it the page has the same figures as drawings, and all of its tables.
 
-import { element } from "./dom.js";
+import { announce, element } from "./dom.js";
 import { Group, Plot } from "./plot.js";
 import { requestPanel } from "./request.js";
 
@@ -50,10 +50,12 @@ for (const box of document.querySelectorAll(".copy")) {
     try {
       await navigator.clipboard.writeText(text);
       button.textContent = "Copied";
+      announce("Copied");
     } catch {
       getSelection().selectAllChildren(source); // the reader copies it
     }
   };
-  const button = box.querySelector("button") ?? box.appendChild(element("button", { type: "button" }, "Copy"));
+  const button = box.querySelector("button") ?? element("button", { type: "button", class: "copy-button" }, "Copy");
+  if (!button.isConnected) source.after(" ", button);
   button.addEventListener("click", copy);
 }

@@ -33,6 +33,7 @@ export class Group {
 
   /** Show x from `low` to `high` in all charts of the group. */
   zoom(low, high) {
+    if (low >= this.high || high <= this.low) return;
     this.view = { low: Math.max(low, this.low), high: Math.min(high, this.high) };
     for (const plot of this.plots) plot.showView();
   }

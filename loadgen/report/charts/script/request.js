@@ -2,6 +2,7 @@
 
 import { element } from "./dom.js";
 import { valueText } from "./text.js";
+import { axisText } from "./values.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -60,7 +61,7 @@ class Panel {
 }
 
 function fact(name, value, unit) {
-  const text = typeof value === "number" || value === null ? valueText(value, unit) : `${value}`;
+  const text = typeof value === "number" || value === null ? axisText(value, { unit, whole: !unit }) : `${value}`;
   return element("div", {}, element("dt", {}, name), element("dd", {}, text));
 }
 

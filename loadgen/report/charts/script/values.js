@@ -28,8 +28,11 @@ function lastUpTo(values, x) {
   return low - 1;
 }
 
-/** Return a value of an axis: a whole number, such as of requests, has no decimals. */
-export const axisText = (value, axis) => (axis.whole && Number.isInteger(value) ? general(value, 15) : valueText(value, axis.unit));
+/** Return a value with its unit. A whole number of tokens or requests has no decimals. */
+export function axisText(value, { unit, whole }) {
+  if (!(whole || unit === "tokens") || !Number.isInteger(value)) return valueText(value, unit);
+  return unit ? `${general(value, 15)} ${unit}` : general(value, 15);
+}
 
 /** Return one mark's value with its interval. */
 export function markText({ y: axis }, { y, low, high }, k) {
