@@ -4,12 +4,15 @@ from pathlib import Path
 
 import click
 
-from loadgen.cli.options import HARDWARE_NAMES, MODEL_NAMES, PROFILE_NAMES, SOURCE_NAMES, FiniteRange
+from loadgen.cli.options import HARDWARE_NAMES, MODEL_NAMES, PROFILE_NAMES, SOURCE_NAMES, FiniteRange, SectionedCommand
 
 _POSITIVE = FiniteRange(min=0, min_open=True)
 
 
-@click.command()
+@click.command(
+    cls=SectionedCommand,
+    sections={"profile_name": "Prediction", "pue": "Facility, carbon and cost", "as_json": "Output"},
+)
 @click.argument("trace", metavar="TRACE|BINS", shell_complete=SOURCE_NAMES)
 @click.option(
     "--profile",

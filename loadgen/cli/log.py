@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 _log = logging.getLogger(__name__)
 
-KEY_VARIABLES = (
+SECRET_VARIABLES = (
     "OPENAI_API_KEY", "LOADGEN_SERVE_API_KEY", "LOADGEN_SIDECAR_TOKEN", "LOADGEN_ENERGY_TOKEN", "HF_TOKEN",
     "HUGGING_FACE_HUB_TOKEN",
 )  # fmt: skip
@@ -176,7 +176,7 @@ def _secrets(options: Mapping[str, Any]) -> list[str]:
 
     from loadgen.client.redact import secrets_of
 
-    values = [os.environ.get(name, "") for name in KEY_VARIABLES]
+    values = [os.environ.get(name, "") for name in SECRET_VARIABLES]
     urls = [os.environ.get(name, "") for name in PROXY_VARIABLES]
     for name, value in options.items():
         if name == "api_key":

@@ -187,7 +187,7 @@ async def _page(client: Client, say: Say, *, required: bool) -> FetchedPage:
         return 0, ""
 
     outcome = await patiently(attempt, unready, say, client.url.clean)
-    status = outcome.status if isinstance(outcome, FetchedPage) else f"{type(outcome).__name__} {outcome}"
+    status = outcome.status if isinstance(outcome, FetchedPage) else one_line(client, repr(outcome))
     _log.info("GET %(url)s/models: %(status)s", {"url": client.url.clean, "status": status})
     if isinstance(outcome, Exception):
         raise unreachable(client, outcome) from outcome

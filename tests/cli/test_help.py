@@ -10,10 +10,11 @@ from loadgen.cli import cli
 from loadgen.cli.options import POSITIVE, FiniteRange, SectionedCommand
 
 SECTIONS = {
-    "replay": "Load, Your own prompts and sessions, Server, Limits, Measurement, Energy, Output",
-    "profile": "Grid, Server, Energy, Precision and time, Names in the file, Output",
-    "serve": "Server, Simulator, Energy counter of the simulator, Output",
-    "sidecar": "Engine, Energy, Listening, Late spans, Output",
+    "replay": "Load; Your own prompts and sessions; Server; Limits; Measurement; Energy; Output",
+    "profile": "Grid; Server; Energy; Precision and time; Names in the file; Output",
+    "serve": "Server; Simulator; Energy counter of the simulator; Output",
+    "estimate": "Prediction; Facility, carbon and cost; Output",
+    "sidecar": "Engine; Energy; Listening; Late spans; Output",
 }
 
 
@@ -24,7 +25,7 @@ def help_of(name: str) -> str:
 @pytest.mark.parametrize(("name", "headings"), SECTIONS.items())
 def test_a_command_with_many_options_lists_them_under_headings_in_order(name: str, headings: str) -> None:
     output = help_of(name)
-    assert re.findall(r"(?m)^(\w[\w ]+):$", output) == headings.split(", ")
+    assert re.findall(r"(?m)^(\w[\w, ]+):$", output) == headings.split("; ")
     assert max(map(len, output.partition("\nOutput:")[0].splitlines()[12:])) <= 80
 
 

@@ -130,9 +130,9 @@ def test_engine_options_of_the_simulator_become_its_own_command_line(monkeypatch
         raise SystemExit(0)
 
     monkeypatch.setattr(os, "execv", execv)
-    loadgen("serve", "sim", "--engine-option", "max_num_seqs=9", "--port", 81, "--exit-with-parent")
+    loadgen("serve", "sim", "--engine-option", "max_num_seqs=9", "--port", 81, "--exit-with-parent", "-v")
     (command,) = commands
-    assert command[0] == sys.executable and command[-1] == "--exit-with-parent"
+    assert command[0] == sys.executable and command[-2:] == ["--exit-with-parent", "--verbose"]
     assert command[command.index("--max-num-seqs") + 1] == "9" and command[command.index("--port") + 1] == "81"
 
 
