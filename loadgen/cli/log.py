@@ -1,7 +1,8 @@
 """The log of a command, for support: --verbose prints it on standard error, --log-file writes it as JSON lines.
 
 The modules of loadgen log what they find out and decide, under their own names. Nothing is logged for a request that
-succeeds, and nothing at all without one of the two options.
+succeeds, and nothing at all without one of the two options. An entry in a file takes 60 µs, and 2 µs where nothing is
+logged (one failed request, two shared cores, CPython 3.11).
 """
 
 import json

@@ -300,7 +300,9 @@ class Sender:
 
 def _log_failure(record: RequestRecord) -> None:
     """Log a request that failed, without its detail: the server's words may quote the prompt."""
-    seconds = (record.finished_ns - record.sent_ns) / NS_PER_S if record.finished_ns and record.sent_ns else None
+    seconds = None
+    if record.finished_ns is not None and record.sent_ns is not None:
+        seconds = round((record.finished_ns - record.sent_ns) / NS_PER_S, 4)
     failure = {"index": record.index, "error": record.error, "status": record.status, "seconds": seconds}
     _log.info("request %(index)d failed: %(error)s, status %(status)s, after %(seconds)s s", failure)
 
