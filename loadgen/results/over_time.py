@@ -52,7 +52,6 @@ class OverTime:
     ttft_s: Percentiles
     """TTFT of the completed requests that were sent in the bin, as for `tpot_s`."""
     tpot_s: Percentiles
-    lag_s: Percentiles
     running: Floats
     """Requests that the engine ran, of all its clients, as for the next four."""
     waiting: Floats
@@ -117,7 +116,6 @@ def over_time(result: RunResult) -> OverTime | None:
         in_flight=bins.integrals(sent_s, ended_s) / bins.width_s,
         ttft_s=_latency(bins, sent_s, streamed, (record.ttft_ns for record in sent)),
         tpot_s=_latency(bins, sent_s, streamed, (record.tpot_ns for record in sent)),
-        lag_s=_latency(bins, sent_s, np.ones(len(sent), dtype=bool), (record.lag_ns for record in sent)),
         running=gauges.mean("running"),
         waiting=gauges.mean("waiting"),
         kv_cache_usage=gauges.mean("kv_cache_usage"),
