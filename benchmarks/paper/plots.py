@@ -76,8 +76,12 @@ def _marks(line: Line, x: svg.Axis, y: svg.Axis, height: float) -> Markup:
     curve = tag("path", d=f"M{path}", class_="curve", stroke_dasharray=_dash(line))
     bars = [_bar(float(a), interval, y, height) for a, (_, interval) in zip(across, line.points, strict=True)]
     titles = [f"{line.name}, {_point_text(place)}" for place in line.points]
-    dots = svg.dots(across, level, height, titles, class_="dot")
-    return tag("g", *([curve] if line.joined else []), *bars, *([dots] if line.dots else []), class_=f"s{line.colour}")
+    places = zip(
+        np.round(across * svg.WIDTH, 1).tolist(), np.round(height * (1 - level), 1).tolist(), titles, strict=True
+    )
+    dots = (tag("path", tag("title", text), d=f"M{a:g} {down:g}h.01") for a, down, text in places)
+    marks = [*([curve] if line.joined else []), *bars, *([tag("g", *dots, class_="dot")] if line.dots else [])]
+    return tag("g", *marks, class_=f"s{line.colour}")
 
 
 def _bar(across: float, interval: Interval, y: svg.Axis, height: float) -> Markup:

@@ -70,16 +70,6 @@ _DIGITS = (((1, 2, 5), log10(2)), ((1, 3), log10(3)), ((1,), 1.0))
 """Mantissas, and how many decades the nearest two are apart."""
 
 
-def dots(x: Floats, y: Floats, height: float, titles: Iterable[str] | None, **attributes: str | float | None) -> Markup:
-    """Return dots: with titles, one element and one tooltip each; without, one path for all of them."""
-    across, down = _units(x, y, height)
-    places = [f"M{h} {v}h.01" for h, v in zip(across, down, strict=True)]
-    if titles is None:
-        return _path("".join(places), **attributes)
-    marks = (tag("path", tag("title", text), d=place) for place, text in zip(places, titles, strict=True))
-    return tag("g", *marks, **attributes)
-
-
 def plot(
     key: str, title: str, text: str, x: Axis, y: Axis, height: float, marks: Iterable[str],
     words: Iterable[str] = (),
@@ -120,19 +110,3 @@ def plot(
         aria_labelledby=f"{key}-title {key}-text",
         height=f"{height + 26:g}",
     )
-
-
-def swatch(index: int) -> Markup:
-    """A short piece of series `index`'s line, for the legend."""
-    piece = tag("line", x1="0", x2="28", y1="6", y2="6", stroke_dasharray=DASHES[index % len(DASHES)], class_="curve")
-    dot = tag("path", d="M14 6h.01", class_=f"dot d{index % 2}")
-    return tag("svg", piece, dot, width="28", height="12", class_=f"s{index % 6}", aria_hidden="true")
-
-
-def _path(d: str, **attributes: str | float | None) -> Markup:
-    return tag("path", d=d, **attributes)
-
-
-def _units(x: Floats, y: Floats, height: float) -> tuple[list[str], list[str]]:
-    across = [f"{v:g}" for v in np.round(x * WIDTH, 1)]
-    return across, [f"{v:g}" for v in np.round(height * (1 - y), 1)]
