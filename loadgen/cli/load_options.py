@@ -6,6 +6,7 @@ from typing import Any
 import click
 import msgspec
 
+from loadgen.cli.log import say
 from loadgen.errors import LoadgenError
 from loadgen.workload.length_source import source_path
 from loadgen.workload.schedule import Schedule
@@ -34,7 +35,7 @@ def planned_schedule(
     source = open_source(path, laws, words, arrivals, limits, model)
     schedule = schedule_trace(source, **arrivals, **limits, **how)
     if trace and arrivals["arrival"] == "trace" and schedule.arrival != "trace":
-        click.echo(f"{trace} has no timestamps: its requests come as a Poisson process", err=True)
+        say(f"{trace} has no timestamps: its requests come as a Poisson process")
     plan = {"trace": str(trace or source.name)} | (dict(zip(("input", "output"), laws, strict=True)) if laws else {})
     made = arrivals | {"arrival": schedule.arrival}
     return schedule, plan | made | limits | {"shape": how["shape"], "think": how["think"]}

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from loadgen.cli.log import logged
+from loadgen.cli.log import logged, say
 from loadgen.cli.options import (
     DEFAULT_URL,
     ENERGY_NAMES,
@@ -322,7 +322,7 @@ def replay(
         schedule, plan = planned_schedule(trace, streams, laws, arrivals, limits, how, words, options["model"])
         if words.left_out:
             rest = ", ".join(f"{count} {what}" for what, count in words.left_out.items())
-            click.echo(f"left out of {plan['trace']}: {rest}", err=True)
+            say(f"left out of {plan['trace']}: {rest}")
         plan |= limits | {"serve": serve, "stop": stop}
         if any(request.words for request in schedule.requests):
             options["words"] = words_path

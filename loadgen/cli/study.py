@@ -77,5 +77,5 @@ def study(
         print_study(Console(), results.study, results.rows)
     click.echo(f"\n{plural(len(results.rows), 'run')}: {folder / 'results.csv'}, {folder / 'report.html'}")
     if results.failed:
-        click.echo(f"{len(results.failed)} runs failed: {', '.join(results.failed)}", err=True)
+        say(f"{len(results.failed)} runs failed: {', '.join(results.failed)}")
         sys.exit(1)

@@ -29,6 +29,7 @@ PATIENCE_WITHOUT_ANSWER_S = 1.5
 
 def say_on_stderr(line: str) -> None:
     print(f"loadgen: {line}", file=sys.stderr, flush=True)
+    _log.info("%s", line, extra={"printed": True})
 
 
 @contextmanager

@@ -66,6 +66,8 @@ def test_a_log_has_what_support_needs_and_no_secret_prompt_or_answer(tmp_path: P
     answers = [(entry["status"], entry["dialect"]["min_tokens"]) for entry in log if "dialect" in entry]
     assert answers == [(400, True), (200, False)]
     assert {"versions", "lengths_from", "reasons", "stopped_by"} <= found.keys()
+    assert any("has no timestamps" in entry["message"] for entry in log)
+    assert result.stderr.count("has no timestamps") == 1  # what is printed anyway is not printed again
     stages = [entry["stage"] for entry in log if "stage" in entry]
     assert len(stages) == len(set(stages)) > 2 and "sending" in stages
     assert [entry["time"] for entry in log] == sorted(entry["time"] for entry in log)
