@@ -33,6 +33,11 @@ CAUSES = {
 """Column that requests are ranked by -> the columns that may explain a large value."""
 
 
+MIN_DELAY = 0.1
+"""Smallest delay of the client that is stated, as a share of the latency of the request: a latency counts from the
+instant that a request was sent, so a delay is no part of it, and at most a sign that the client was busy."""
+
+
 def trait_value(name: str, value: float) -> str:
     """Return a value of a column with its unit."""
     if math.isnan(value):
@@ -53,7 +58,8 @@ def why(columns: RequestColumns, row: int, by: str) -> str:
     """Return in what a request stands out, as far as it explains its rank by this column; "-" where nothing does."""
     names = outstanding(columns, row, CAUSES[by])
     load = [name for name in _LOAD if name in names]
-    names = [name for name in names if name not in load[1:]]
+    small_delay = ["lag_s"] if columns.lag_s[row] < MIN_DELAY * getattr(columns, by)[row] else []
+    names = [name for name in names if name not in (*load[1:], *small_delay)]
     return ", ".join(_cause(name, float(getattr(columns, name)[row])) for name in names) or UNKNOWN
 
 
@@ -118,8 +124,12 @@ _LOAD = ("queue", "waiting", "in_flight")
 
 
 def _standing(found: Extremes) -> list[Trait]:
-    """Return the traits that stand out; of those of the load the first."""
-    standing = [trait for trait in found.traits if trait.stands_out]
+    """Return the traits that stand out; of those of the load the first, and a delay of the client if it is large."""
+    standing = [
+        trait
+        for trait in found.traits
+        if trait.stands_out and (trait.name != "lag_s" or trait.extreme >= MIN_DELAY * found.least)
+    ]
     load = [trait for trait in standing if trait.name in _LOAD]
     return [trait for trait in standing if trait not in load[1:]]
 

@@ -86,9 +86,14 @@ SLOW_BURST, SLOW_SPREAD = at(BURST, 2.0, 0.05), at(SPREAD, 2.0, 0.05)
             "The 10 slowest had little of their prompts cached (median 0.0 %, of all requests",
         ),
         (
+            columns(ttft_s=SLOW_SPREAD, lag_s=at(SPREAD, 0.3, 1e-4)),
+            {"lag_s"},
+            "The 10 slowest were sent late by the client (median 300 ms, of all requests 100 µs).",
+        ),
+        (
             columns(ttft_s=SLOW_SPREAD, lag_s=at(SPREAD, 0.012, 1e-4)),
             {"lag_s"},
-            "The 10 slowest were sent late by the client (median 12.0 ms, of all requests 100 µs).",
+            "The 10 slowest have nothing in common that the recorded numbers show.",
         ),
         (
             columns(ttft_s=SLOW_SPREAD, preemptions=at(SPREAD, 3)),
@@ -107,7 +112,18 @@ SLOW_BURST, SLOW_SPREAD = at(BURST, 2.0, 0.05), at(SPREAD, 2.0, 0.05)
         ),
         (columns(), set(), "There is little to explain: the TTFT of the 10 slowest begins at 1.1"),
     ],
-    ids=["queue", "queue seen by the client", "long prompts", "cold", "client", "preempted", "burst", "none", "alike"],
+    ids=[
+        "queue",
+        "queue seen by the client",
+        "long prompts",
+        "cold",
+        "client",
+        "client hardly",
+        "preempted",
+        "burst",
+        "none",
+        "alike",
+    ],
 )
 def test_the_cause_of_a_slow_tail_is_found(made: RequestColumns, traits: set[str], sentence: str) -> None:
     slow = found(made)
@@ -171,7 +187,8 @@ def test_the_largest_come_first_and_the_unknown_never() -> None:
         ({"waiting": at([7], 35), "in_flight": at([7], 80, 4)}, "ttft_s", "sent while 35 waited for a first token"),
         ({"input_tokens": at([7], 8192, 500), "cached_tokens": at([7], 8000, 500)}, "ttft_s", "8,192 prompt tokens"),
         ({"cached_tokens": at([7], 0, 400)}, "ttft_s", "no cached prefix"),
-        ({"lag_s": at([7], 0.012, 1e-4)}, "e2e_s", "the client sent it 12.0 ms late"),
+        ({"lag_s": at([7], 0.012, 1e-4)}, "ttft_s", "the client sent it 12.0 ms late"),
+        ({"lag_s": at([7], 0.012, 1e-4)}, "e2e_s", "-"),
         ({"output_tokens": at([7], 1024, 100)}, "e2e_s", "1,024 output tokens"),
         ({"output_tokens": at([7], 1024, 100)}, "ttft_s", "-"),
         ({"mean_in_flight": at([7], 1.2, 5)}, "joules", "its steps served fewer: 1.20 in flight on average"),
