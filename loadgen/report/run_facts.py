@@ -10,7 +10,7 @@ import msgspec
 
 from loadgen.errors import LoadgenError
 from loadgen.record import ErrorKind, Kind, RequestRecord
-from loadgen.report.format import clean, count, joules, number, percent, seconds, share, with_unit
+from loadgen.report.format import UNKNOWN, clean, count, joules, number, percent, seconds, share, with_unit
 from loadgen.results.metrics import PERCENTILES
 from loadgen.results.summary import (
     ArrivalCheck,
@@ -177,30 +177,27 @@ def limit_lines(summary: Summary, field: str) -> list[LimitLine]:
     Failed requests count as infinitely late.
     """
     good = summary.goodput
-    parts: list[tuple[str, Summary | WorkloadSummary, dict[str, float]]] = []
-    if good is not None and good.slo_ms:
-        parts = [("", summary, good.slo_ms)]
-    elif good is not None:
-        parts = [
-            (f"{clean(name)}: ", part, part.goodput.slo_ms)
-            for name, part in sorted(summary.by_workload.items())
-            if part.goodput
-        ]
-    lines = []
-    for name, part, slo_ms in parts:
-        for metric, limit_ms in slo_ms.items():
-            if LIMITED.get(metric) == field:
-                lines.append(_limit_line(f"{name}limit {seconds(limit_ms / 1000)}", getattr(part, field), limit_ms))
-    return lines
+    parts: list[tuple[str, Summary | WorkloadSummary]] = [("", summary)]
+    if good is not None and not good.slo_ms:
+        parts = [(f"{clean(name)}: ", part) for name, part in sorted(summary.by_workload.items())]
+    return [
+        _limit_line(f"{name}limit {seconds(limit_ms / 1000)}", getattr(part, field), limit_ms, share_met)
+        for name, part in parts
+        if part.goodput
+        for metric, limit_ms in part.goodput.slo_ms.items()
+        if LIMITED.get(metric) == field
+        for share_met in [share(part.goodput.met.get(metric), part.requests.scheduled)]
+    ]
 
 
-def _limit_line(text: str, spread: Latency, limit_ms: float) -> LimitLine:
+def _limit_line(text: str, spread: Latency, limit_ms: float, share_met: str) -> LimitLine:
     if not spread.count:
         return LimitLine(f"{text}: not known", None)
     reached = (spread.p50_with_failures, spread.p99_with_failures) if spread.left_out else (spread.p50, spread.p99)
     p50, p99 = (value is not None and value * 1000 <= limit_ms for value in reached)
     why = ", failed requests counted" if spread.left_out and not p99 else ""
-    return LimitLine(f"{text}: {'met' if p99 else f'p50 met, p99 missed{why}' if p50 else f'missed{why}'}", p99)
+    within = f"; {share_met} within" if share_met != UNKNOWN else ""
+    return LimitLine(f"{text}: {'met' if p99 else f'p50 met, p99 missed{why}' if p50 else f'missed{why}'}{within}", p99)
 
 
 def limits_text(slo_ms: dict[str, float]) -> str:

@@ -82,6 +82,13 @@ def test_a_limit_is_met_when_99_of_100_requests_meet_it(spread: Latency, text: s
     assert f"{text} Time per" in text_of(made)
 
 
+def test_the_share_of_requests_within_a_limit_is_stated_where_it_was_counted() -> None:
+    good = Goodput(slo_ms={"ttft": 200.0}, good=30, ratio=0.75, rps=1.0, met={"ttft": 30})
+    made = changed(ttft_s=latency(0.1, 0.3), goodput=good)
+    (line,) = limit_lines(summary_of(made), "ttft_s")
+    assert line.text == "limit 200 ms: p50 met, p99 missed; 75.0 % within"
+
+
 def test_limits_of_streams_stand_under_their_names_and_a_run_without_limits_says_so() -> None:
     made = changed()
     own = msgspec.structs.replace(summary_of(made).goodput, slo_ms={})
