@@ -132,10 +132,10 @@ def _column(pairs: Iterable[tuple[int, float | None]]) -> tuple[Floats, Ints]:
 def _thin_tails(name: str, values: Floats, owners: Ints) -> dict[str, str]:
     """Return the percentiles beyond which too few requests lie, or all where too few have a value: their scatter is not
     in this run."""
-    if (known := len(np.unique(owners))) < MIN_REQUESTS:
+    if (known := _distinct(owners)) < MIN_REQUESTS:
         return dict.fromkeys(name_and(name), f"{known} requests have it, {MIN_REQUESTS} are needed")
     beyond = {
-        key: len(np.unique(owners[values > threshold]))
+        key: _distinct(owners[values > threshold])
         for key, threshold in zip(PERCENTILES, np.quantile(values, list(PERCENTILES.values())), strict=True)
     }
     return {
@@ -145,13 +145,18 @@ def _thin_tails(name: str, values: Floats, owners: Ints) -> dict[str, str]:
     }
 
 
+def _distinct(owners: Ints) -> int:
+    return int(np.count_nonzero(np.bincount(owners)))
+
+
 def _ranks(values: Floats, owners: Ints, n: int) -> Floats:
     """Return the rank of each request by its mean value, and the middle one for a request without: busy periods show in
     ranks whatever the distribution."""
-    requests, place = np.unique(owners, return_inverse=True)
-    means = np.bincount(place, values) / np.bincount(place)
-    ranks = np.full(n, (len(requests) - 1) / 2)
-    ranks[requests] = np.argsort(np.argsort(means))
+    counts = np.bincount(owners, minlength=n)
+    has = counts > 0
+    means = np.bincount(owners, values, minlength=n)[has] / counts[has]
+    ranks = np.full(n, (len(means) - 1) / 2)
+    ranks[has] = np.argsort(np.argsort(means))
     return ranks
 
 

@@ -14,6 +14,7 @@ from math import ceil, log10, sqrt
 from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from loadgen.stats.arrays import Floats, Ints
@@ -100,29 +101,29 @@ class Ratio:
 class Spread:
     """Mean and percentiles of values of which an element has none, one or several.
 
-    Between thresholds, at most 128 of the values that lie closest together towards both ends, percentiles are
-    interpolated: enough for a standard error.
+    Percentiles are interpolated between thresholds: at most 128 of the values, closest together towards both ends. That
+    is enough for a standard error.
     """
 
     def __init__(self, values: Floats, owners: Ints, n: int, shares: tuple[float, ...]) -> None:
-        """Prepare the values, of the elements in `owners`; `shares` are those of the percentiles, such as 0.99."""
+        """Prepare the values of the elements in `owners`, which ascend; `shares` are those of the percentiles."""
         self._shares = shares
-        logits = np.linspace(-7, 7, _LEVELS - 2)
-        levels = np.concatenate(([0.0], 1 / (1 + np.exp(-logits)), [1.0]))
+        levels = np.concatenate(([0.0], 1 / (1 + np.exp(-np.linspace(-7, 7, _LEVELS - 2))), [1.0]))
         ranked = np.sort(values)
-        picks = np.unique(np.ceil(levels * (len(ranked) - 1)).astype(np.int64))
-        self._thresholds = np.unique(ranked[picks])
-        t = len(self._thresholds)
-        at = owners * t + np.searchsorted(self._thresholds, values)
-        below = np.bincount(at, minlength=n * t).reshape(n, t).astype(np.float32)
-        self._below = np.cumsum(below, axis=1, dtype=np.float32)
+        self._thresholds = np.unique(ranked[np.ceil(levels * (len(ranked) - 1)).astype(np.int64)])
+        self._owners, self._place = owners, np.searchsorted(self._thresholds, values).astype(np.int16)
+        self._several = _table(self._place, owners, n, len(self._thresholds)) if len(values) > n else None
         counts = np.bincount(owners, minlength=n).astype(np.float64)
         self._mean = Ratio(np.bincount(owners, values, minlength=n).astype(np.float64), counts)
 
     def __call__(self, weights: Floats) -> Floats:
         """Return a row per resample: the mean, then each percentile."""
-        below = weights.astype(np.float32) @ self._below
-        x, rows = self._thresholds, np.arange(len(below))
+        x = self._thresholds
+        if self._several is not None:
+            counts = weights.astype(np.float32) @ self._several
+        else:
+            counts = np.stack([np.bincount(self._place, row[self._owners], len(x)) for row in weights])
+        below, rows = np.cumsum(counts, axis=1, dtype=np.float64), np.arange(len(weights))
         columns = [self._mean(weights)]
         for share in self._shares:
             rank = share * below[:, -1]
@@ -132,3 +133,14 @@ class Spread:
             part = np.where(step > 0, (rank - below[rows, lower]) / np.where(step > 0, step, 1), 1.0)
             columns.append((x[lower] + np.clip(part, 0, 1) * (x[upper] - x[lower]))[:, None])
         return np.concatenate(columns, axis=1)
+
+
+def _table(place: NDArray[np.int16], owners: Ints, n: int, places: int) -> NDArray[np.float32]:
+    """Return how many values each element has at each place; counted in pieces, to bound the memory."""
+    table = np.zeros((n, places), dtype=np.float32)
+    for start in range(0, len(place), _PART):
+        some, of = place[start : start + _PART], owners[start : start + _PART]
+        first, last = int(of[0]), int(of[-1])
+        counted = np.bincount((of - first) * places + some, minlength=(last - first + 1) * places)
+        table[first : last + 1] += counted.reshape(-1, places)
+    return table
