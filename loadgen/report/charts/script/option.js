@@ -74,7 +74,7 @@ function marks(data, { series, index }, colours, width) {
     label: labels(series, colours),
     labelLayout: ({ rect, labelRect }) => {
       const fits = labelRect.x + labelRect.width < width;
-      return { hideOverlap: true, ...(fits ? {} : { x: rect.x - 6, align: "right" }) };
+      return { hideOverlap: true, dy: -8, ...(fits ? {} : { x: rect.x - 6, align: "right" }) };
     },
     emphasis: { scale: 1.5 },
     ...FORMS[series.kind](points, { width: 2, color: colour, type: series.dash ?? "solid" }, names(data).indexOf(series.name)),
@@ -108,8 +108,9 @@ const labels = (series, colours) => ({
   show: series.labels !== null,
   formatter: ({ dataIndex }) => series.labels[dataIndex] ?? "",
   position: "right",
-  offset: [0, -8],
   color: colours.ink,
+  textBorderColor: colours.paper,
+  textBorderWidth: 3,
   fontSize: 12,
 });
 
@@ -141,7 +142,7 @@ const limits = (data, colours) => ({
     symbol: "none",
     silent: true,
     lineStyle: { type: [4, 4], color: colours.ink, width: 1.25 },
-    label: { color: colours.ink, fontSize: 12, rotate: 0 },
+    label: { color: colours.ink, fontSize: 12, rotate: 0, textBorderColor: colours.paper, textBorderWidth: 3 },
     data: data.limits.map(({ value, name, of }) => {
       const { low, high } = data[of];
       const arrow = value > high ? (of === "x" ? " →" : " ↑") : value < low ? (of === "x" ? " ←" : " ↓") : "";

@@ -116,7 +116,7 @@ export class Plot {
   colours() {
     const style = getComputedStyle(this.figure);
     const of = (colour) => style.getPropertyValue(typeof colour === "number" ? `--s${colour % 6}` : `--${colour}`).trim();
-    return { of, ink: of("ink"), soft: of("soft"), rule: of("rule"), font: style.fontFamily };
+    return { of, ink: of("ink"), soft: of("soft"), rule: of("rule"), paper: of("paper"), font: style.fontFamily };
   }
 
   labelX() {
