@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from loadgen.report.format import UNKNOWN, clean, count, joules, percent, seconds, watts, with_unit
 from loadgen.report.markup import Markup, join, tag
-from loadgen.report.page import header, verdict_box
+from loadgen.report.page import command_box, header, verdict_box
 from loadgen.report.run_facts import (
     HEADLINES,
     LATENCIES,
@@ -79,10 +79,7 @@ def start_time(info: RunInfo) -> str:
 
 def command_line(info: RunInfo) -> Markup:
     """Return the command that made the run, to copy; empty where none was recorded."""
-    if not info.command:
-        return Markup()
-    button = tag("button", "Copy", type="button", aria_label="Copy the command")
-    return tag("div", tag("code", clean(shlex.join(info.command), 4_000)), button, class_="copy")
+    return command_box(shlex.join(info.command)) if info.command else Markup()
 
 
 # ---------------------------------------------------------------- tiles

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from importlib.resources import files
 from string import Template
 
+from loadgen.report.format import clean
 from loadgen.report.markup import Markup, join, tag
 
 
@@ -67,6 +68,12 @@ def section(heading: str, *parts: str) -> Markup:
     """Return a section with its heading."""
     key = re.sub(r"\W+", "-", heading.lower()).strip("-")
     return tag("section", linked_heading("h2", heading, key), *parts, aria_labelledby=key)
+
+
+def command_box(command: str) -> Markup:
+    """Return a command with the button that copies it."""
+    button = tag("button", "Copy", type="button", aria_label="Copy the command")
+    return tag("div", tag("code", clean(command, 4_000)), button, class_="copy")
 
 
 def definitions(rows: Iterable[tuple[str, str]]) -> Markup:

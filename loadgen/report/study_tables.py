@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from loadgen.report.format import UNKNOWN, joules, number, percent, plural, seconds, watts, with_unit
 from loadgen.report.markup import Markup, table, tag
-from loadgen.report.page import definitions, stacked_bar
+from loadgen.report.page import command_box, definitions, stacked_bar
 from loadgen.report.study_text import (
     METRICS,
     PER_TOKEN,
@@ -239,7 +239,7 @@ def origin(rows: Sequence[Row], study: StudyInfo) -> Markup:
     listed = definitions((name, text) for name, text in facts if text)
     if study.command is None:
         return listed
-    return tag("div", listed, tag("p", tag("code", study.command, class_="copy")))
+    return tag("div", listed, command_box(study.command))
 
 
 def _values(rows: Iterable[Row], of: Callable[[Row], str | None]) -> str:

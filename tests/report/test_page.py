@@ -3,7 +3,7 @@
 import pytest
 
 from loadgen.report.markup import join, table, tag
-from loadgen.report.page import header, render_page, section, stacked_bar, tiles, verdict_box
+from loadgen.report.page import command_box, header, render_page, section, stacked_bar, tiles, verdict_box
 from report.test_run_page import Page
 
 
@@ -98,3 +98,9 @@ def test_only_what_is_unattributed_is_hatched() -> None:
     for account, rects in (("idle", 1), ("unattributed", 2)):
         bar = Page(stacked_bar([(account, 1.0, "tip")], "words"))
         assert sum(name == "rect" for name, _ in bar.elements) == rects
+
+
+def test_a_command_is_text_beside_the_button_that_copies_it() -> None:
+    box = Page(command_box("loadgen replay '<b>.jsonl'"))
+    assert [name for name, _ in box.elements] == ["div", "code", "button"]
+    assert box.text == "loadgen replay '<b>.jsonl' Copy"
