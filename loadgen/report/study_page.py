@@ -28,7 +28,7 @@ from loadgen.report.study_tables import (
     runs_table,
     shares_table,
 )
-from loadgen.report.study_text import PER_TOKEN, findings
+from loadgen.report.study_text import PER_TOKEN, findings, reason_text
 from loadgen.results.study_table import Group, Row, StudyInfo, groups
 
 
@@ -101,7 +101,13 @@ def _header(study: StudyInfo, rows: Sequence[Row]) -> Markup:
 
 def _remarks(study: StudyInfo, rows: Sequence[Row], gpus: Sequence[str]) -> list[str]:
     """Return what a reader must see before the numbers."""
-    remarks = [f"{name} failed: {reason.splitlines()[0]}" for name, reason in sorted(study.failed.items())]
+    failed: dict[str, list[str]] = {}
+    for name, reason in sorted(study.failed.items()):
+        failed.setdefault(reason_text(reason), []).append(name)
+    remarks = [
+        f"{names[0] if len(names) == 1 else plural(len(names), 'run')} failed: {reason}"
+        for reason, names in failed.items()
+    ]
     if doubtful := sum(row.measured_joules is not None and not row.energy_valid for row in rows):
         remarks.append(f"{plural(doubtful, 'run')} with energy that is not valid: see the reports of these runs")
     if warned := sum(row.verdict in ("warning", "failed") for row in rows):

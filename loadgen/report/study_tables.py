@@ -15,6 +15,7 @@ from loadgen.report.study_text import (
     limits_text,
     load_text,
     percents,
+    reason_text,
     share_text,
 )
 from loadgen.results.study_table import Group, Row, StudyInfo, reduction_between
@@ -213,7 +214,7 @@ def _linked(name: str, study: StudyInfo) -> Markup:
 
 def failed_table(study: StudyInfo) -> Markup:
     """Return the runs that failed, each with the reason."""
-    rows = [[_linked(name, study), reason.splitlines()[0]] for name, reason in sorted(study.failed.items())]
+    rows = [[_linked(name, study), reason_text(reason)] for name, reason in sorted(study.failed.items())]
     note = "They are in no other table and in no figure. The same command tries them again."
     listed = table(["run", "reason"], rows, "Failed runs", class_="reasons")
     return _captioned(listed, note, tag("h3", "Failed runs"))

@@ -30,7 +30,8 @@ def print_study(console: Console, study: StudyInfo, rows: Sequence[Row]) -> None
         console.print(_table(part))
     repeats = sorted({len(group.rows) for group in by_workload})
     counts = " to ".join(str(count) for count in dict.fromkeys((repeats[0], repeats[-1])))
-    notes = [f"Means of {counts} repeats. J/token: measured joules per output token, idle included."]
+    means = f"Means of {counts} repeats. " if repeats[-1] > 1 else ""
+    notes = [f"{means}J/token: measured joules per output token, idle included."]
     if any(not row.energy_valid for row in rows):
         notes.append("?: the energy of a repeat is not valid; see its report.")
     console.print()

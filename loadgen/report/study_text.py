@@ -43,6 +43,12 @@ def limits_text(limits_ms: Mapping[str, float]) -> str:
     return _listed(f"{METRICS[metric]} ≤ {limit:g} ms" for metric, limit in limits_ms.items())
 
 
+def reason_text(reason: str) -> str:
+    """Return why a run failed in one line: the first, and where that announces others, the last of these too."""
+    first, *others = reason.splitlines()
+    return f"{first} {others[-1].strip()}" if others and first.endswith(":") else first
+
+
 def share_text(share: float) -> str:
     """Return a wanted share, which is a round number: 99 %, 99.9 %."""
     return f"{100 * share:g} %"
@@ -150,7 +156,8 @@ def break_sentence(points: Sequence[Attainment], study: StudyInfo, is_rate: bool
             loads = f"at every load up to {held}" if len(points) > 1 else f"at {held}, the only load"
             answer = f"{are} {met} {loads}: {they} {break_} nowhere in this range."
         case _:
-            answer = f"{are} not {met} at the smallest load, {broken}: {they} {break_} below this range."
+            load = f"at the smallest load, {broken}" if len(points) > 1 else f"at {broken}, the only load"
+            answer = f"{are} not {met} {load}: {they} {break_} below this range."
     return f"{limits} {answer}{_binding(found)}{_again(found, is_rate)}"
 
 

@@ -18,6 +18,7 @@ from loadgen.energy import gpu_state
 from loadgen.errors import LoadgenError
 from loadgen.files import write_atomic
 from loadgen.report.study_page import render_study_page
+from loadgen.report.study_text import reason_text
 from loadgen.results import run_folder
 from loadgen.results.study_table import Row, StudyInfo
 from loadgen.study.rows import FinishedRun, RunOutcome, row_of
@@ -108,7 +109,7 @@ class StudyFolder:
         """Return one line on how the run ended."""
         outcome, row = self._outcomes[run.name], self._rows.get(run.name)
         if row is None:
-            return f"{run.name}: failed {outcome.attempts} times: {outcome.reasons[-1].splitlines()[0]}"
+            return f"{run.name}: failed {outcome.attempts} times: {reason_text(outcome.reasons[-1])}"
         if row.joules_per_output_token is None:
             return f"{run.name}: done, no energy"
         return f"{run.name}: {row.joules_per_output_token:.4g} J/output token, {row.mean_watts or 0:.0f} W"

@@ -89,6 +89,7 @@ def test_ids_are_of_one_element_each_and_every_tag_closes() -> None:
         ([full_row(simulated=True)], {}, "With remarks", "The server was simulated"),
         ([full_row(), full_row(gpu="other")], {}, "With remarks", "Not all runs were on the same GPUs"),
         ([full_row()], {"failed": {"x-r0": "it broke\ntraceback"}}, "With failed runs", "x-r0 failed: it broke"),
+        ([full_row()], {"failed": {"x-r0": "no", "x-r1": "no"}}, "With failed runs", "2 runs failed: no"),
         ([full_row(measured_joules=None, energy_valid=False)], {}, "Every run is valid", "no energy measured"),
     ],
 )

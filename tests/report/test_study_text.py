@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadgen.report.study_text import best_reduction, best_setting, break_sentence, findings, interval_text
+from loadgen.report.study_text import best_reduction, best_setting, break_sentence, findings, interval_text, reason_text
 from loadgen.results.attainment import Attainment
 from loadgen.results.study_table import StudyInfo, groups
 from loadgen.stats.intervals import Interval
@@ -60,6 +60,14 @@ def at(load: float, share: float | None, **by_limit: float) -> Attainment:
             id="one load",
         ),
         pytest.param(
+            [at(4, 0.5)],
+            ONE,
+            True,
+            "TTFT ≤ 200 ms is not met by 99 % of the requests at 4/s (50.0 % of 100), the only load: it breaks below "
+            "this range.",
+            id="one load that misses",
+        ),
+        pytest.param(
             [at(4, 0.5, ttft=0.6, tpot=0.55), at(8, 0.4)],
             BOTH,
             True,
@@ -84,6 +92,18 @@ def test_at_what_load_the_limits_break_is_one_sentence(
     points: list[Attainment], study: StudyInfo, is_rate: bool, sentence: str
 ) -> None:
     assert break_sentence(points, study, is_rate) == sentence
+
+
+@pytest.mark.parametrize(
+    ("reason", "line"),
+    [
+        ("no GPU", "no GPU"),
+        ("it broke\n  traceback", "it broke"),
+        ("it did not start and said last:\n  loading\n  no memory", "it did not start and said last: no memory"),
+    ],
+)
+def test_the_reason_of_a_failed_run_is_one_line_with_what_it_announces(reason: str, line: str) -> None:
+    assert reason_text(reason) == line
 
 
 # -- the best setting --------------------------------------------------------------------------------------------------

@@ -57,6 +57,7 @@ def test_before_the_run_its_schedule_options_and_server_are_stated_without_secre
         "model": "m",
         "engine": "vllm",
         "simulated": False,
+        "engine_version": None,
         "max_model_len": 4096,
         "addresses": [],
         "proxy": None,
