@@ -199,11 +199,13 @@ def errors_text(progress: Progress) -> str:
 def waiting_text(progress: Progress) -> str:
     """Return the requests that a drain waits for: index, age, and whether the answer has begun."""
     rows = [
-        f"request {waiting.request} ({age_s:.0f} s, {'answering' if waiting.has_token else 'no token yet'})"
+        f"{waiting.request} ({age_s:.0f} s, {'answering' if waiting.has_token else 'no token yet'})"
         for waiting, age_s in progress.oldest
     ]
     more = progress.in_flight - len(rows)
-    return f"waiting for {', '.join(rows)}" + (f" and {more:,} more" if more > 0 else "")
+    return f"waiting for request{'s' * (progress.in_flight > 1)} {', '.join(rows)}" + (
+        f" and {more:,} more" if more > 0 else ""
+    )
 
 
 def server_line(text: str) -> str:

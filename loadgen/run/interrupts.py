@@ -23,17 +23,21 @@ def run_to_the_end(job: Coroutine[Any, Any, _Result]) -> _Result:
     """Run `job` on uvloop and return its result.
 
     A Ctrl-C that `job` does not handle itself raises KeyboardInterrupt, even where `job` says that what the Ctrl-C
-    cancelled has failed, such as a request to the server.
+    cancelled has failed, such as a request to the server, or where it goes on to its end.
     """
 
     async def interruptible() -> _Result:
         task = asyncio.current_task()
+        assert task is not None
         try:
-            return await job
+            result = await job
         except LoadgenError:
-            if task is not None and task.cancelling():
+            if task.cancelling():
                 raise asyncio.CancelledError from None
             raise
+        if task.cancelling():
+            raise asyncio.CancelledError
+        return result
 
     return uvloop.run(interruptible())
 

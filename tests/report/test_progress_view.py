@@ -99,7 +99,7 @@ def test_a_stage_says_how_far_it_is(stage: Stage, progress: Progress | None, tex
 
 
 def test_a_drain_names_the_requests_that_it_waits_for() -> None:
-    waiting = "waiting for request 17 (41 s, no token yet), request 30 (8 s, answering), request 31 (8 s, answering)"
+    waiting = "waiting for requests 17 (41 s, no token yet), 30 (8 s, answering), 31 (8 s, answering)"
     assert line(DRAINING, NOW).endswith(f"; {waiting} and 9 more")
     assert line(DRAINING, replace(NOW, in_flight=3)).endswith(f"; {waiting}")
     assert f"{waiting} and 9 more" in rows(DRAINING, NOW)

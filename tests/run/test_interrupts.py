@@ -10,20 +10,21 @@ from loadgen.errors import LoadgenError
 from loadgen.run.interrupts import run_to_the_end
 
 
-async def interrupted(swallow: bool) -> None:
+async def interrupted(ending: str) -> None:
     os.kill(os.getpid(), signal.SIGINT)
     try:
         await asyncio.sleep(10)
     except asyncio.CancelledError:
-        if not swallow:
+        if ending == "cancelled":
             raise
-        raise LoadgenError("the server failed a one-token request (cancelled)") from None
+        if ending == "failed":
+            raise LoadgenError("the server failed a one-token request (cancelled)") from None
 
 
-@pytest.mark.parametrize("swallow", [False, True])
-def test_a_ctrl_c_is_raised_even_where_the_job_reports_what_it_cancelled(swallow: bool) -> None:
+@pytest.mark.parametrize("ending", ["cancelled", "failed", "completed"])
+def test_a_ctrl_c_is_raised_whatever_the_job_makes_of_its_cancellation(ending: str) -> None:
     with pytest.raises(KeyboardInterrupt):
-        run_to_the_end(interrupted(swallow))
+        run_to_the_end(interrupted(ending))
 
 
 def test_an_error_without_a_ctrl_c_stays_the_error_and_a_result_is_returned() -> None:
