@@ -63,8 +63,8 @@ def cli() -> None:
     """Online-serving load generator and energy profiler for LLM servers.
 
     \b
-    loadgen replay traces/chat.jsonl --rps 4 --serve sim    try it: no GPU, no server needed
-    loadgen replay traces/chat.jsonl --rps 4                against http://localhost:8000/v1
+    loadgen replay chat --rps 4 --duration 20 --serve sim    try it: no GPU, no server needed
+    loadgen replay chat --rps 4 --duration 60                against http://localhost:8000/v1
     """
 
 

@@ -169,7 +169,7 @@ def profile(bins: str, batch: str, out: Path, virtual_time: bool, serve: str | N
 
         hardware, model = read_hardware(options["gpu_name"]), read_model(options["model"])
         check_bins_fit(grid, model.context_tokens, model.name)
-        with click.progressbar(length=len(grid) * len(batches)) as bar:
+        with click.progressbar(length=len(grid) * len(batches), label="Computing the cells") as bar:
             result = simulated_profile(hardware, model, grid, batches, within, options["notes"], lambda: bar.update(1))
     else:
         names = ("within", "repeat_s", "max_repeats", "cap_s", "settle_s", "static", "budget_s")

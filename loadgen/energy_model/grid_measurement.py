@@ -48,8 +48,11 @@ async def measure_grid(
     points: list[GridPoint] = []
     durations: list[tuple[GridKey, float]] = []
     try:
+        if rule.idle_s > 0:
+            progress(f"measuring idle power for {rule.idle_s:g} s")
         idle_w = await session.idle_w(rule.idle_s)
         if rule.settle_s > 0 and keys:  # with the load of the middle grid point
+            progress(f"loading the server for {rule.settle_s:g} s before the first of {len(keys)} cells")
             by_load = sorted(keys, key=lambda key: (key.batch, key.input * key.output))
             await settle(by_load[len(keys) // 2], session, rule.settle_s)
         start_ns = clock.monotonic_ns()

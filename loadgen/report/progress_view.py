@@ -1,7 +1,8 @@
 """Show the progress of a run while it lasts.
 
-Drawing is the caller's cost: a drawn update of LiveView takes 0.2 to 0.6 ms of the calling thread, of PlainView about
-0.1 ms, and one that is skipped 0.1 µs (two shared cores, CPython 3.11).
+Drawing is the caller's cost, at most five times a second. A drawn update of LiveView takes 0.4 ms of its thread,
+one of PlainView 0.07 ms, and one that is skipped 0.2 µs. The snapshot that it shows takes 0.1 ms after 20,000 requests,
+and counting a request that ended 2 µs (medians, two shared cores, CPython 3.11).
 """
 
 from collections.abc import Callable, Iterator, Sequence
