@@ -30,17 +30,21 @@ class Panel {
     const step = (by, label) => element("button", { type: "button", onclick: () => this.show(this.place + by) }, label);
     this.previous = step(-1, "Previous");
     this.next = step(1, "Next");
-    const close = element("button", { type: "button", onclick: () => this.box.close() }, "Close");
+    const close = element("button", { type: "button", onclick: () => this.close() }, "Close");
     const buttons = element("p", { class: "buttons" }, this.previous, this.next, close);
     this.box = document.body.appendChild(element("dialog", { class: "request", "aria-labelledby": "request-title" }, this.title, this.body, buttons));
     this.box.addEventListener("keydown", (event) => this.key(event));
-    this.box.addEventListener("close", () => this.opener?.focus());
   }
 
   key({ key }) {
-    if (key === "Escape") this.box.close();
+    if (key === "Escape") this.close();
     if (key === "ArrowLeft") this.show(this.place - 1);
     if (key === "ArrowRight") this.show(this.place + 1);
+  }
+
+  close() {
+    this.box.close();
+    this.opener?.focus();
   }
 
   show(place) {
