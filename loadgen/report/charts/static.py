@@ -96,7 +96,8 @@ def _ends(chart: Chart, axis: Axis, of: Literal["x", "y"]) -> tuple[float, float
         low = min(low, 0.0)
     if high <= low and axis.high is None:
         high = max(high, 0.0)
-    high = high if high > low else low + 1
+    # Whole numbers need a second label.
+    high = high if high > low and not (axis.whole and axis.high is None and high < low + 1) else low + 1
     return low, high + 0.04 * (high - low) if of == "y" and axis.high is None else high
 
 

@@ -123,6 +123,7 @@ def test_a_logarithmic_axis_shows_only_what_is_above_0(
         (Axis("a"), [0, 0], 0, 1.04),
         (Axis("a", low=0, high=1), [0.2, 0.4], 0, 1),
         (Axis("a", low=0), [0, 0], 0, 1.04),
+        (Axis("a", low=0, whole=True), [0, 0.5], 0, 1.04),
         (Axis("a", log=True), [3, 3], 2, 5),
         (Axis("a", log=True), [0, -1], 1, 10),
         (Axis("a", log=True, low=3), [4, 90], 3, 100),
