@@ -13,6 +13,7 @@ from loadgen.report.page import section
 from loadgen.report.request_words import span_text, trait_value, traits_rows, why, why_costly, why_slow
 from loadgen.results.extremes import costliest, largest, slowest
 from loadgen.results.request_columns import RequestColumns, request_columns
+from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.record import RequestRecord
@@ -45,8 +46,9 @@ def requests_section(result: RunResult, summary: Summary, drawn: Iterable[int] =
         tag("p", _CAPTION, class_="soft"),
     ]
     listed = np.unique(np.concatenate([by_ttft, by_e2e, by_joules]))
-    rows = np.union1d(listed, columns.rows_of(drawn))
-    return [section("Which requests", *parts), json_data(request_data(columns, rows, listed, records), id_="requests")]
+    chosen = sorted({*columns.index[listed].tolist(), *drawn})
+    data = request_data(columns, chosen, listed, records)
+    return [section("Which requests", *parts), json_data(data, id_="requests")]
 
 
 _CAPTION = (
@@ -159,7 +161,7 @@ def _energy(columns: RequestColumns, row: int) -> Markup:
 
 def chunk_offsets_s(record: RequestRecord) -> Floats:
     """Return the seconds from the instant a request was sent to each of its chunks, MAX_CHUNKS at most."""
-    offsets = (np.array(record.chunk_ns, dtype=np.float64) - float(record.sent_ns or 0)) / 1e9
+    offsets = (np.array(record.chunk_ns, dtype=np.float64) - float(record.sent_ns or 0)) / NS_PER_S
     if len(offsets) > MAX_CHUNKS:
         offsets = offsets[np.linspace(0, len(offsets) - 1, MAX_CHUNKS).round().astype(np.int64)]
     return offsets
@@ -189,38 +191,47 @@ def timeline(record: RequestRecord, longest_s: float) -> Markup:
 
 
 def request_data(
-    columns: RequestColumns, rows: Ints, with_chunks: Ints, records: dict[int, RequestRecord]
+    columns: RequestColumns, chosen: Iterable[int], with_chunks: Ints, records: dict[int, RequestRecord]
 ) -> dict[str, Any]:
     """Return what the page's script shows of a request that is chosen: named columns, and a row for each request.
 
-    Rows of requests without a timeline end before its column.
+    Rows of requests without a timeline end before its column. Of a request that failed only its outcome and the
+    instants of its sending are stated.
     """
     named: Sequence[tuple[str, str, Floats]] = (
         ("sent at", "s", columns.sent_s),
+        ("sent late by the client", "s", columns.lag_s),
         ("TTFT", "s", columns.ttft_s),
         ("TPOT", "s", columns.tpot_s),
         ("E2E", "s", columns.e2e_s),
-        ("input", "tokens", columns.input_tokens),
-        ("cached", "tokens", columns.cached_tokens),
-        ("output", "tokens", columns.output_tokens),
+        ("input tokens", "", columns.input_tokens),
+        ("cached tokens", "", columns.cached_tokens),
+        ("output tokens", "", columns.output_tokens),
         ("in flight when sent", "", columns.in_flight),
         ("engine's queue when sent", "", columns.queue),
-        ("sent late by the client", "s", columns.lag_s),
         ("energy", "J", columns.joules),
         ("standard error of the energy", "J", columns.se_joules),
         ("prefill", "J", columns.prefill_joules),
         ("decode", "J", columns.decode_joules),
     )
     known = [column for column in named if np.isfinite(column[2]).any()]
-    timed = set(with_chunks.tolist())
-    listed = []
-    for row in rows.tolist():
-        record = records[int(columns.index[row])]
+    timed, row_of = set(with_chunks.tolist()), {int(index): row for row, index in enumerate(columns.index)}
+    start_ns = (records[int(columns.index[0])].sent_ns or 0) - columns.sent_s[0] * NS_PER_S
+    listed: list[list[Any]] = []
+    for index in chosen:
+        record = records.get(index)
+        if record is None or record.sent_ns is None:
+            continue
+        row = row_of.get(index)
+        if row is None:
+            sending = [(record.sent_ns - start_ns) / NS_PER_S, (record.lag_ns or 0) / NS_PER_S]
+            values = [_rounded(value) for value in (*sending, *[np.nan] * (len(known) - 2))]
+        else:
+            values = [_rounded(column[row]) for _, _, column in known]
         chunks_ms = [(chunk_offsets_s(record) * 1e3).round(1).tolist()] if row in timed else []
-        values = [_rounded(values[row]) for _, _, values in known]
-        listed.append([record.index, clean(record.workload), *values, *chunks_ms])
-    heads = [("request", ""), ("workload", ""), *((name, unit) for name, unit, _ in known), ("chunks", "ms")]
-    return {"columns": [{"name": name, "unit": unit} for name, unit in heads], "rows": listed}
+        listed.append([index, clean(record.workload), record.error or "completed", *values, *chunks_ms])
+    heads = [("request", ""), ("workload", ""), ("outcome", ""), *((name, unit) for name, unit, _ in known)]
+    return {"columns": [{"name": name, "unit": unit} for name, unit in (*heads, ("chunks", "ms"))], "rows": listed}
 
 
 def _rounded(value: float) -> float | None:

@@ -57,11 +57,6 @@ class RequestColumns:
         """Return the share of each prompt that came from the server's prefix cache."""
         return self.cached_tokens / np.where(self.input_tokens > 0, self.input_tokens, np.nan)
 
-    def rows_of(self, indices: Iterable[int]) -> Ints:
-        """Return the rows of these requests, without those that are in no row."""
-        wanted = np.array(sorted(set(indices)), dtype=np.int64)
-        return np.flatnonzero(np.isin(self.index, wanted))
-
 
 def request_columns(result: RunResult) -> RequestColumns:
     """Return the columns of a run's completed requests."""

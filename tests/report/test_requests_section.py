@@ -79,8 +79,7 @@ def test_the_rows_of_the_script_are_those_of_the_tables_and_of_the_dots() -> Non
     made = sample_runs.run()
     html = section_of(made, drawn=(1, 2, 3, 10_000))
     data = msgspec.json.decode(html.partition('id="requests">')[2].partition("</script>")[0])
-    done = {record.index for record in made.records if record.ok}
-    assert {row[0] for row in data["rows"]} == set(chosen(html)) | ({1, 2, 3} & done)
+    assert {row[0] for row in data["rows"]} == set(chosen(html)) | {1, 2, 3}
     with_chunks = {row[0] for row in data["rows"] if len(row) == len(data["columns"])}
     assert with_chunks == set(chosen(html)) and data["columns"][-1]["name"] == "chunks"
     assert {len(row) for row in data["rows"]} == {len(data["columns"]), len(data["columns"]) - 1}
@@ -90,9 +89,22 @@ def test_columns_of_the_script_that_no_request_has_are_left_out() -> None:
     made = sample_runs.without_energy()
     columns = request_columns(made)
     records = {record.index: record for record in made.records}
-    data = request_data(columns, np.array([0]), np.array([], dtype=np.int64), records)
+    data = request_data(columns, [0], np.array([], dtype=np.int64), records)
     names = [column["name"] for column in data["columns"]]
-    assert "energy" not in names and "cached" not in names and {"TTFT", "input", "chunks"} <= set(names)
+    assert "energy" not in names and "cached tokens" not in names and {"TTFT", "input tokens", "chunks"} <= set(names)
+
+
+def test_a_failed_request_has_its_outcome_and_the_instant_that_it_was_sent_and_nothing_else() -> None:
+    made = sample_runs.run(failing=0.3)
+    failed = next(record for record in made.records if not record.ok)
+    records = {record.index: record for record in made.records}
+    columns = request_columns(made)
+    data = request_data(columns, [failed.index, 10_000], np.array([], dtype=np.int64), records)
+    ((index, workload, outcome, sent_s, lag_s, *others),) = data["rows"]
+    assert (index, workload, outcome) == (failed.index, failed.workload, failed.error)
+    start_ns = min(record.scheduled_ns for record in made.records)
+    assert sent_s == pytest.approx(((failed.sent_ns or 0) - start_ns) / 1e9, rel=1e-3)
+    assert lag_s == pytest.approx((failed.lag_ns or 0) / 1e9, rel=1e-3) and set(others) == {None}
 
 
 @pytest.mark.parametrize("chunks", [1, 2, MAX_CHUNKS, 5_000])

@@ -76,9 +76,3 @@ def test_joules_are_those_of_the_attribution_and_unknown_without_energy() -> Non
         share.index: share.joules for share in made.attribution.requests
     }
     assert np.isnan(request_columns(sample_runs.without_energy()).joules).all()
-
-
-def test_rows_are_found_by_the_index_of_their_request() -> None:
-    columns = request_columns(sample_runs.run(num_requests=50, failing=0.3))
-    rows = columns.rows_of([*columns.index[[3, 5]].tolist(), 10_000])
-    assert rows.tolist() == [3, 5]
