@@ -79,7 +79,7 @@ function marks(data, { series, index }, colours, width) {
     emphasis: { scale: 1.5 },
     ...FORMS[series.kind](points, { width: 2, color: colour, type: series.dash ?? "solid" }, names(data).indexOf(series.name)),
   };
-  return series.low ? [drawn, whiskers(data, series, index, colour)] : [drawn];
+  return series.low || series.high ? [drawn, whiskers(data, series, index, colour)] : [drawn];
 }
 
 /** The names of the series, once each. Series of one name belong together, such as a curve and its dots. */
@@ -114,20 +114,27 @@ const labels = (series, colours) => ({
   fontSize: 12,
 });
 
+/** The intervals of y. An end outside the frame is cut there, and an arrowhead says so. */
 function whiskers(data, series, index, color) {
   const style = { stroke: color, lineWidth: 1.25, fill: null };
-  const line = (x1, y1, x2, y2) => ({ type: "line", shape: { x1, y1, x2, y2 }, style });
+  const [bottom, top] = [place(data.y, data.y.low), place(data.y, data.y.high)];
+  const arm = (api, end, outward) => {
+    const y = Math.min(Math.max(end, bottom), top);
+    const [[x, from], [, to]] = [api.coord([api.value(0), api.value(1)]), api.coord([api.value(0), y])];
+    const lean = y === end ? 0 : 5 * outward;
+    const points = [[x, from], [x, to], [x - 5, to + lean], [x, to], [x + 5, to + lean]];
+    return { type: "polyline", shape: { points }, style };
+  };
   return {
     id: `${index}-interval`,
     type: "custom",
     clip: true,
     silent: true,
-    data: series.x.map((x, k) => [place(data.x, x), place(data.y, series.low[k]), place(data.y, series.high[k])]),
-    encode: { x: 0, y: [1, 2] },
+    data: series.x.map((x, k) => [x, series.y[k], series.low?.[k] ?? null, series.high?.[k] ?? null].map((v, of) => place(of ? data.y : data.x, v))),
+    encode: { x: 0, y: [1, 2, 3] },
     renderItem: (_, api) => {
-      if (!Number.isFinite(api.value(1)) || !Number.isFinite(api.value(2))) return null;
-      const [[x, low], [, high]] = [api.coord([api.value(0), api.value(1)]), api.coord([api.value(0), api.value(2)])];
-      return { type: "group", children: [line(x, low, x, high), line(x - 4, low, x + 4, low), line(x - 4, high, x + 4, high)] };
+      const ends = [[api.value(2), -1], [api.value(3), 1]].filter(([end]) => Number.isFinite(end));
+      return Number.isFinite(api.value(1)) ? { type: "group", children: ends.map(([end, outward]) => arm(api, end, outward)) } : null;
     },
   };
 }

@@ -38,7 +38,7 @@ export function axisText(value, { unit, whole }) {
 export function markText({ y: axis }, { y, low, high }, k) {
   if (k < 0) return "-";
   const value = axisText(y[k], axis);
-  const known = low && low[k] !== null && high[k] !== null;
+  const known = Number.isFinite(low?.[k]) && Number.isFinite(high?.[k]);
   return known ? `${value} (${axisText(low[k], axis)} to ${axisText(high[k], axis)})` : value;
 }
 
@@ -84,7 +84,7 @@ function dotRows(data) {
 function lineRows(data) {
   const columns = names(data).map((name) => {
     const series = data.series.filter((candidate) => candidate.name === name);
-    return series.find(({ low }) => low) ?? series[0];
+    return series.find(({ low, high }) => low || high) ?? series[0];
   });
   const all = [...new Set(columns.flatMap(({ x, y }) => x.slice(0, y.length)))].sort((a, b) => a - b);
   const places = columns.map(({ x }) => new Map(x.map((value, k) => [value, k])));
