@@ -10,6 +10,7 @@ from loadgen.report.markup import Markup, table, tag
 from loadgen.report.page import command_box, definitions, stacked_bar
 from loadgen.report.study_text import (
     METRICS,
+    NO_INTERVAL,
     PER_TOKEN,
     interval_text,
     limits_text,
@@ -27,6 +28,9 @@ _ACCOUNTS = ("prefill", "decode", "idle", "unattributed")
 
 
 def _captioned(listed: Markup, note: str, *above: Markup) -> Markup:
+    """Return a table with its note, which explains intervals that are unknown where there are such."""
+    if NO_INTERVAL in listed:
+        note += f" {NO_INTERVAL}: so few and so different repeats support no 95 % interval."
     return tag("figure", *above, listed, tag("figcaption", note), class_="wide")
 
 
@@ -51,7 +55,8 @@ def _mean_head(name: str, configurations: Sequence[Group]) -> str:
 def limits_table(configurations: Sequence[Group], study: StudyInfo) -> Markup:
     """Return how many requests of each configuration were within the limits, and what each of these cost."""
     parts = _varying(configurations)
-    several = [metric for metric in METRICS if metric in study.limits_ms] if len(study.limits_ms) > 1 else []
+    known = {limit for group in configurations for limit in group.attainment.by_limit}
+    several = [metric for metric in METRICS if metric in known] if len(known) > 1 else []
     rows = [
         [
             *_named(group, parts),

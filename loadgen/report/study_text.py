@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from loadgen.report.format import UNKNOWN, joules, number, percent, plural, seconds
+from loadgen.report.format import UNKNOWN, joules, number, percent, seconds
 from loadgen.results.attainment import Attainment, LimitBreak, is_attained, limit_break
 from loadgen.results.study_table import Group, StudyInfo, reduction_between
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from loadgen.stats.intervals import Interval
 
 PER_TOKEN = "joules_per_output_token"
+NO_INTERVAL = "[unknown]"
+"""Text in the place of an interval that so few repeats do not support."""
 METRICS = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "E2E"}
 """Name of each metric that can have a limit."""
 
@@ -24,7 +26,7 @@ def interval_text(interval: Interval | None, text: Callable[[float | None], str]
     if interval.count < 2:
         return text(interval.mean)
     if interval.low is None or interval.high is None:
-        return f"{text(interval.mean)} (interval unknown, {plural(interval.count, 'repeat')})"
+        return f"{text(interval.mean)} {NO_INTERVAL}"
     return f"{text(interval.mean)} [{text(interval.low)}, {text(interval.high)}]"
 
 

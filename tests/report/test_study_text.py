@@ -17,7 +17,7 @@ ONE = StudyInfo("t", limits_ms={"ttft": 200.0})
     [
         (None, "-"),
         (Interval(2.0, None, None, 1), "2.00 J"),
-        (Interval(2.0, None, None, 2), "2.00 J (interval unknown, 2 repeats)"),
+        (Interval(2.0, None, None, 2), "2.00 J [unknown]"),
         (Interval(2.0, 1.0, 3.0, 3), "2.00 J [1.00 J, 3.00 J]"),
     ],
 )
