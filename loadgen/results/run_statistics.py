@@ -23,7 +23,7 @@ JOULES = "energy.joules_per_request"
 PERCENTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 MIN_REQUESTS = 20
 """Fewest requests with a value whose scatter says anything."""
-MIN_BEYOND = 5
+MIN_BEYOND = 10
 """Fewest requests beyond a percentile, and fewest good and missed ones, whose scatter says anything."""
 
 Statistic = Callable[["Floats"], "Floats"]
