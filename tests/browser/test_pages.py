@@ -109,7 +109,7 @@ def test_the_other_pages_are_read_so_too(page_of, make: Callable[[], str], width
 
 
 def test_a_slow_request_is_opened_from_its_row_and_its_time_shown_in_the_charts(page_of) -> None:
-    page = page_of(render_run_page(small()))
+    page = page_of(render_run_page(sample_runs.held_up(small(), range(60, 72))))
     row = page.locator("tr[data-request]").first
     row.focus()
     row.press("Enter")

@@ -54,20 +54,9 @@ def test_nothing_is_listed_where_no_request_completed_and_nothing_compared_of_to
     assert "Too few requests have a TTFT to compare" in text and "What the slowest" not in text
 
 
-def held_up(made: RunResult, indices: range, by_ns: int = 5_000_000_000) -> RunResult:
-    """Return the run with the first tokens of these requests later."""
-    records = [
-        msgspec.structs.replace(record, first_token_ns=(record.first_token_ns or 0) + by_ns)
-        if record.index in indices and record.ok
-        else record
-        for record in made.records
-    ]
-    return replace(made, records=records)
-
-
 def test_the_question_of_a_slow_p99_is_answered_and_its_part_of_the_run_can_be_shown() -> None:
     made = sample_runs.run()
-    html = section_of(held_up(made, range(200, 212)))
+    html = section_of(sample_runs.held_up(made, range(200, 212)))
     ((start_s, end_s),) = re.findall(r'data-from="([\d.]+)" data-to="([\d.]+)"', html)
     sent_s = [((made.records[i].sent_ns or 0) - made.records[0].scheduled_ns) / 1e9 for i in (200, 211)]
     assert sent_s[0] - 2 < float(start_s) < float(end_s) < sent_s[1] + 2

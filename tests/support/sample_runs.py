@@ -96,6 +96,17 @@ def single() -> RunResult:
     return run(num_requests=1, failing=0)
 
 
+def held_up(made: RunResult, indices: range, by_ns: int = 5_000_000_000) -> RunResult:
+    """Return the run with the first tokens of these requests later."""
+    records = [
+        msgspec.structs.replace(record, first_token_ns=(record.first_token_ns or 0) + by_ns)
+        if record.index in indices and record.ok
+        else record
+        for record in made.records
+    ]
+    return replace(made, records=records)
+
+
 def _record(request: ScheduledRequest, rng: np.random.Generator, fails: bool) -> RequestRecord:
     scheduled = START_NS + request.offset_ns
     sent = scheduled + int(rng.lognormal(-1.5, 0.6) * 1e6)
