@@ -25,6 +25,7 @@ from benchmarks.paper import (
     serving,
     speculative_decoding,
     tensor_parallel,
+    weights,
 )
 from benchmarks.paper.ingest import FOLDER
 from benchmarks.paper.offline_results import rows
@@ -63,6 +64,7 @@ TABLES: dict[str, Callable[[], str]] = {
     **own_words.TABLES,
     **serving.TABLES,
     **engine_options.TABLES,
+    **weights.TABLES,
     "case-study": case_study.traces,
     "table-4": case_study.table_4,
     "profile-fit": case_study.profile_fit,
