@@ -12,8 +12,15 @@ if sys.path[0] == str(Path(__file__).parent):
     # makes a checkout work from anywhere, with this package and not another one that may be installed.
     sys.path[0] = str(Path(__file__).parents[1])
 
-from loadgen.locust.hooks import listen
-from loadgen.locust.users import ChatUser, CodeUser, TraceReplay
+from loadgen.errors import LoadgenError
+from loadgen.extras import importing
+
+try:
+    with importing("loadgen's locustfile", "locust"):
+        from loadgen.locust.hooks import listen
+        from loadgen.locust.users import ChatUser, CodeUser, TraceReplay
+except LoadgenError as err:
+    sys.exit(f"loadgen: {err}")
 
 __all__ = ["ChatUser", "CodeUser", "TraceReplay"]
 

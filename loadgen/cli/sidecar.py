@@ -8,6 +8,7 @@ import click
 from loadgen.cli.log import logged
 from loadgen.cli.options import ENERGY_NAMES, FiniteRange, SectionedCommand
 from loadgen.errors import LoadgenError
+from loadgen.extras import importing
 
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
@@ -79,12 +80,10 @@ def sidecar(
 
     $LOADGEN_SIDECAR_TOKEN, when set, is required of every client as a bearer token.
     """
-    try:
+    with importing("the sidecar", "sidecar"):
         from loadgen.sidecar.app import SidecarOptions
         from loadgen.sidecar.exporter import reference as text
         from loadgen.sidecar.server import run_sidecar
-    except ImportError as err:
-        raise LoadgenError(f"the sidecar needs {err.name}: pip install 'loadgen[sidecar]'") from err
     from loadgen.sidecar.watermark import AllowedLateness
     from loadgen.telemetry.otlp_export import TOKEN_VARIABLE
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from loadgen.errors import LoadgenError
+from loadgen.extras import importing
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -19,10 +20,8 @@ class TokenizerFile:
 
     def __init__(self, path: Path) -> None:
         """Raises LoadgenError."""
-        try:
+        with importing("--tokenizer", "tokenizer"):
             from tokenizers import Tokenizer
-        except ImportError as err:
-            raise LoadgenError("--tokenizer needs the tokenizers package: pip install 'loadgen[tokenizer]'") from err
         file = path / "tokenizer.json" if path.is_dir() else path
         if not file.is_file():
             raise LoadgenError(f"--tokenizer {path}: no tokenizer.json there")
@@ -79,12 +78,10 @@ def _chat_template(folder: Path) -> Callable[[Mapping[str, Any]], str | None] | 
         source = file.read_text()
     if not isinstance(source, str):
         return None
-    try:
+    with importing("a chat template", "tokenizer"):
         from jinja2 import TemplateError
         from jinja2.ext import loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment
-    except ImportError as err:
-        raise LoadgenError("a chat template needs the jinja2 package: pip install 'loadgen[tokenizer]'") from err
 
     def refuse(message: str) -> None:
         raise TemplateError(message)

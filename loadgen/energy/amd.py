@@ -1,4 +1,4 @@
-"""AMD GPUs, through AMD's own bindings (`pip install loadgen[amd]`). Reads only.
+"""AMD GPUs, through AMD's own bindings (the extra `amd`). Reads only.
 
 Written to the shapes of amdsmi 7 and tested through it on a stand-in for libamd_smi.so: never yet run on a card.
 """
@@ -16,6 +16,7 @@ from loadgen.energy.meter import LEFT_OUT, Reading
 from loadgen.energy.nvml import Device, choose, visible_tokens
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import MeterError
+from loadgen.extras import install_command
 
 _POLL_S = 0.05
 """The firmware sums about once in a millisecond: every read is a point."""
@@ -116,7 +117,7 @@ def _bindings() -> Any:
         with redirect_stdout(io.StringIO()):
             import amdsmi
     except ImportError as err:
-        raise MeterError("AMD's bindings are not installed: pip install loadgen[amd]") from err
+        raise MeterError(f"AMD's bindings are not installed: {install_command('amd')}") from err
     except KeyError as err:
         raise MeterError(f"AMD's bindings do not find their library or one of its functions: {err}") from err
     return amdsmi

@@ -19,6 +19,7 @@ from typing import IO
 
 from loadgen.client.redact import MIN_SECRET_CHARS, redact
 from loadgen.errors import LoadgenError
+from loadgen.extras import install_command, pip_install
 from loadgen.http_get import REQUEST_ERRORS, http_get
 from loadgen.servers import recipe as recipes
 
@@ -232,7 +233,9 @@ def check_installed(recipe: recipes.Recipe, python: str = sys.executable) -> Non
     except OSError as err:
         raise LoadgenError(f"--python {python}: {err.strerror}") from err
     if lookup.returncode:
-        raise LoadgenError(f"{recipe.name} is not installed for {python}: {recipe.install}")
+        steps = [install_command(recipe.extra, python)] if recipe.extra else []
+        steps += [f"{pip_install(python)} {recipe.install}"] if recipe.install else []
+        raise LoadgenError(f"{recipe.name} is not installed for {python}: {' && '.join(steps)}")
 
 
 def healthy(host: str, port: int, path: str) -> bool:

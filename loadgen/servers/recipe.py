@@ -54,8 +54,10 @@ class Recipe(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tr
     """Command line; empty if the server runs in Docker only."""
     module: str | None = None
     """Python module that `command` needs."""
+    extra: str | None = None
+    """Extra of loadgen that installs the module, for error messages."""
     install: str | None = None
-    """Instruction that installs the module, for error messages."""
+    """Arguments of a second `pip install`, of what the extra cannot install."""
     image: str | None = None
     image_command: list[str] = []
     """Arguments of the container, before the flags of the engine options."""

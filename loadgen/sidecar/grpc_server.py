@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from loadgen.errors import LoadgenError
+from loadgen.extras import importing
 from loadgen.telemetry.otlp_parse import MalformedError
 
 GRPC_METHOD = "/opentelemetry.proto.collector.trace.v1.TraceService/Export"
@@ -26,10 +27,8 @@ def start_grpc(
     receive: takes the bytes of a request and raises MalformedError; called from threads.
     authorized: decides by the `authorization` metadata. certificate: files of the chain and of its key, PEM.
     """
-    try:
+    with importing("--grpc-port", "sidecar"):
         import grpc
-    except ImportError as err:
-        raise LoadgenError("--grpc-port needs grpcio: pip install 'loadgen[sidecar]'") from err
     from concurrent.futures import ThreadPoolExecutor
 
     def export(body: bytes, context: Any) -> bytes:

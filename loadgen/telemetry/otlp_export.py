@@ -10,6 +10,7 @@ from urllib.parse import SplitResult, urlsplit
 
 from loadgen.clock import Anchor, anchor
 from loadgen.errors import LoadgenError
+from loadgen.extras import importing
 from loadgen.http_get import REQUEST_ERRORS, HttpClient
 from loadgen.record import RequestRecord
 from loadgen.telemetry.traceparent import span_ids
@@ -76,10 +77,8 @@ def set_attribute(holder: Any, key: str, value: str | int | float) -> None:
 
 
 def trace_service() -> Any:
-    try:
+    with importing("sending spans", "sidecar"):
         from opentelemetry.proto.collector.trace.v1 import trace_service_pb2
-    except ImportError as err:
-        raise LoadgenError("sending spans needs opentelemetry-proto: pip install 'loadgen[sidecar]'") from err
     return trace_service_pb2
 
 

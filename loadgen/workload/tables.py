@@ -18,6 +18,7 @@ from typing import IO, TYPE_CHECKING, Any
 import msgspec
 
 from loadgen.errors import LoadgenError
+from loadgen.extras import importing
 from loadgen.workload.foreign_rows import LeftOut, unix_ns
 from loadgen.workload.json_texts import first_bytes
 from loadgen.workload.worded_trace import worded_fields
@@ -93,11 +94,9 @@ def object_texts(path: Path, lines: Lines, columns: Mapping[str, str], left_out:
 
 def parquet_texts(path: Path, columns: Mapping[str, str], left_out: LeftOut) -> Texts:
     """Yield (row from 1, JSON of its fields) of a Parquet file, a batch of rows in memory."""
-    try:
+    with importing("reading Parquet", "parquet"):
         import pyarrow as arrow
         import pyarrow.parquet as parquet
-    except ImportError as err:
-        raise LoadgenError("reading Parquet needs pyarrow: pip install 'loadgen[parquet]'") from err
     try:
         with parquet.ParquetFile(path) as file:
             pick = _picked(path, file.schema_arrow.names, columns, left_out)
@@ -113,10 +112,8 @@ def dataset_texts(name: str, subset: str | None, split: str, columns: Mapping[st
 
     Its rows are read as they come, so that the first of a large one do not wait for the others.
     """
-    try:
+    with importing("reading a data set", "datasets"):
         from datasets import load_dataset
-    except ImportError as err:
-        raise LoadgenError("reading a data set needs the library: pip install 'loadgen[datasets]'") from err
     try:
         rows = iter(load_dataset(name, subset, split=split, streaming=True))
         first = next(rows, None)

@@ -16,7 +16,7 @@ def main() -> None:
     try:
         import xllamacpp
     except ImportError:
-        sys.exit("llama.cpp is not installed: pip install 'loadgen[llamacpp]'")
+        sys.exit("llama.cpp is not installed: pip install xllamacpp")
     params = xllamacpp.CommonParams()
     params.model.path, params.model_alias = str(model), {options.alias or options.model}
     params.hostnames, params.port, params.offline, params.ui = [options.host], options.port, True, False

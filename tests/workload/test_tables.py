@@ -193,5 +193,5 @@ def test_a_library_that_is_missing_is_named_with_its_extra(
 ) -> None:
     path = written(tmp_path / "t.parquet", {"prompt": ["a"]})
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(LoadgenError, match=rf"pip install 'loadgen\[{extra}\]'"):
+    with pytest.raises(LoadgenError, match=rf"needs the extra '{extra}': .*install"):
         rows_of(path, "jsonl") if extra == "parquet" else list(dataset_texts("x", None, "train", {}, Counter()))
