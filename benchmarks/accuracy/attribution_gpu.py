@@ -2,7 +2,7 @@
 
     python -m benchmarks.accuracy.attribution_gpu run DIR [--base-url URL] [--seconds 240] [--load 1] [--only NAME]
     python -m benchmarks.accuracy.attribution_gpu analyse DIR
-    python -m benchmarks.accuracy.attribution_gpu figure DIR > docs/attribution-windows.svg
+    python -m benchmarks.accuracy.attribution_gpu figure DIR > docs/concepts/attribution-windows.svg
 
 `run` replays against a live server, one run folder each:
 

@@ -1,6 +1,6 @@
 """Compare the energy model with the simulated server's joules: Azure 2023 conversation and code at full batches.
 
-    python -m benchmarks.accuracy.energy_model [--originals DIR] [--write docs/energy-model]
+    python -m benchmarks.accuracy.energy_model [--originals DIR] [--write docs/concepts/energy-model]
 
 Everything here is simulated, in virtual time: the profile's cells and the workloads' true joules come from the same
 simulated GPU, which sees every request of the trace, one batch of 128 at a time, and no bins. --originals holds the

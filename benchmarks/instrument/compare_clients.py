@@ -2,7 +2,7 @@
 
     python -m benchmarks.instrument.compare_clients          every installed client, about 8 minutes
     python -m benchmarks.instrument.compare_clients --client loadgen --only burst,poisson --rounds 5
-    python -m benchmarks.instrument.compare_clients --publish     also write the table into docs/benchmarks.md
+    python -m benchmarks.instrument.compare_clients --publish     also write the table into docs/results/benchmarks.md
     python -m benchmarks.instrument.compare_clients --client loadgen --before ../before     two versions, in turn
 
 The server's log says when requests arrived and when tokens were written. The times that a client reports are compared

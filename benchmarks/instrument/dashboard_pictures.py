@@ -1,6 +1,6 @@
 """Draw the Grafana dashboards with the answers of a real Prometheus to their queries; Grafana itself is not run.
 
-    python -m benchmarks.instrument.dashboard_pictures docs        # needs prometheus; takes two minutes
+    python -m benchmarks.instrument.dashboard_pictures docs/how-to      # needs prometheus; takes two minutes
 
 The simulated server, the sidecar and Prometheus run on this machine during two replays of chat and code.
 """

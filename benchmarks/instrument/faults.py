@@ -136,7 +136,7 @@ def main() -> None:
     parser.add_argument(
         "--each", type=int, default=1000, help="requests per single fault, half of them with it (default 1000)"
     )
-    parser.add_argument("--publish", action="store_true", help="write the table into docs/benchmarks.md")
+    parser.add_argument("--publish", action="store_true", help="write the table into docs/results/benchmarks.md")
     options = parser.parse_args()
     alone = Load(options.each, TOKENS, rate=options.rate)
     mixed = Load(options.requests // options.pairs, TOKENS, rate=options.rate)

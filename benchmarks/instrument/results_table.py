@@ -1,4 +1,4 @@
-"""Format the results of compare_clients as one table; write docs/results/benchmarks.json and docs/benchmarks.md."""
+"""Format the results of compare_clients as one table; write benchmarks.json and benchmarks.md in docs/results."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-DOCS = Path(__file__).parents[2] / "docs"
+DOCS = Path(__file__).parents[2] / "docs" / "results"
 LOADGEN = "loadgen"
 NO_TIME = "no time"
 """Failure text of a run that was not started before time ran out."""
@@ -123,12 +123,12 @@ def _version(client: str) -> str:
 
 
 def publish(results: dict[str, Any]) -> None:
-    (DOCS / "results" / "benchmarks.json").write_text(json.dumps(results, indent=1) + "\n")
+    (DOCS / "benchmarks.json").write_text(json.dumps(results, indent=1) + "\n")
     write_part("benchmarks", markdown(results))
 
 
 def write_part(name: str, text: str) -> None:
-    """Put `text` between the two comments of that name in docs/benchmarks.md."""
+    """Put `text` between the two comments of that name in docs/results/benchmarks.md."""
     page = DOCS / "benchmarks.md"
     head, tail = page.read_text().split(f"<!-- {name}: begin -->", 1)
     foot = tail.split(f"<!-- {name}: end -->", 1)[1]

@@ -47,7 +47,7 @@ BLOCKS = (12, 8)
 """Numbers of blocks that a run is cut into: the first that leaves them long enough."""
 LENGTHS = 2
 """Least length of a block, in lengths that are best for a variance. That length makes the variance somewhat small, and
-so makes false alarms (docs/compare.md counts them)."""
+so makes false alarms (docs/concepts/compare.md counts them)."""
 _SEED = 1_989
 
 

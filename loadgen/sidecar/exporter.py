@@ -219,7 +219,7 @@ def metric_family(declared: Declared, page: SidecarPage) -> Metric:
 
 
 def reference() -> str:
-    """Return docs/metrics.md."""
+    """Return docs/reference/metrics.md."""
     lines = [
         "# Metrics of the sidecar",
         "",

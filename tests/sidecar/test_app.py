@@ -45,7 +45,7 @@ from telemetry.test_otlp_parse import VLLM, trace
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
 QUICK = AllowedLateness(min_s=0.2, blind_s=0.4)
-DOCS = Path(__file__).parents[2] / "docs" / "metrics.md"
+DOCS = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 
 
 @pytest.fixture(autouse=True)
@@ -443,7 +443,7 @@ async def test_promtool_finds_the_page_clean() -> None:
 
 
 def test_the_reference_is_in_step_with_the_code() -> None:
-    assert DOCS.read_text() == reference(), "run: loadgen sidecar --reference > docs/metrics.md"
+    assert DOCS.read_text() == reference(), "run: loadgen sidecar --reference > docs/reference/metrics.md"
 
 
 @live

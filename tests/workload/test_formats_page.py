@@ -1,4 +1,4 @@
-"""The examples of docs/formats.md are read as the format that they are examples of."""
+"""The examples of docs/reference/formats.md are read as the format that they are examples of."""
 
 import re
 from collections import Counter
@@ -9,7 +9,7 @@ import pytest
 from loadgen.workload.worded_formats import READERS, worded_format
 from loadgen.workload.worded_import import imported_rows
 
-PAGE = (Path(__file__).parents[2] / "docs" / "formats.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "formats.md").read_text()
 EXAMPLES = dict(re.findall(r"```json (\S+)\n(.*?)\n```", PAGE, re.DOTALL))
 
 

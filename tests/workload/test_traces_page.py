@@ -1,4 +1,4 @@
-"""The examples of docs/traces.md are read as what the page says that they are."""
+"""The examples of docs/reference/traces.md are read as what the page says that they are."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ from loadgen.workload.streams import read_streams, schedule_streams, schedule_tr
 from loadgen.workload.worded_trace import LENGTHS
 from loadgen.workload.words import ROUTING, SAMPLING, WordsFile
 
-PAGE = (Path(__file__).parents[2] / "docs" / "traces.md").read_text()
+PAGE = (Path(__file__).parents[2] / "docs" / "reference" / "traces.md").read_text()
 EXAMPLES = dict(re.findall(r"```(?:json|toml) (\S+)\n(.*?\n)```", PAGE, re.DOTALL))
 
 
