@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 CUT_OFF: tuple[ErrorKind, ...] = ("cancelled", "not_sent")
 """Kinds of error that the end of a run makes, not the server."""
-PERCENTILES = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
+PERCENTILES = {"p50": 0.5, "p75": 0.75, "p90": 0.9, "p95": 0.95, "p99": 0.99, "p99_9": 0.999}
 MAX_LENGTH_OFF = 0.01
 """Share by which the length of an answer may differ from the requested one."""
 MIN_GAP_NS = NS_PER_MS // 10
@@ -48,7 +48,7 @@ def judged(records: Sequence[RequestRecord], stopped_by: str | None) -> Sequence
 
 
 def distribution(values: Iterable[float | None], scale: float = 1.0) -> Distribution:
-    """Return mean, percentiles (linear interpolation between ranks) and maximum of the known values times `scale`."""
+    """Return the statistics of the known values times `scale`."""
     return _consume(np.fromiter((value for value in values if value is not None), dtype=np.float64), scale)
 
 
@@ -56,10 +56,14 @@ def _consume(values: NDArray[np.floating[Any]], scale: float) -> Distribution:
     """Return the distribution of `values` times `scale`. Reorders `values` in place, to save a copy."""
     if not len(values):
         return Distribution(count=0)
-    mean, highest = values.mean(dtype=np.float64), values.max()
-    p50, p90, p95, p99 = np.percentile(values, [50, 90, 95, 99], overwrite_input=True)
-    mean, p50, p90, p95, p99, highest = (float(value * scale) for value in (mean, p50, p90, p95, p99, highest))
-    return Distribution(count=len(values), mean=mean, p50=p50, p90=p90, p95=p95, p99=p99, max=highest)
+    statistics = {
+        "mean": values.mean(dtype=np.float64),
+        "std": values.std(dtype=np.float64),
+        "min": values.min(),
+        "max": values.max(),
+        **dict(zip(PERCENTILES, np.quantile(values, [*PERCENTILES.values()], overwrite_input=True), strict=True)),
+    }
+    return Distribution(count=len(values), **{name: float(value * scale) for name, value in statistics.items()})
 
 
 def distribution_s(values_ns: Iterable[float | None]) -> Distribution:

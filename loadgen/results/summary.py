@@ -14,10 +14,18 @@ class Distribution(msgspec.Struct, frozen=True, kw_only=True):
 
     count: int
     mean: float | None = None
+    std: float | None = None
+    """Standard deviation: the root of the mean squared distance from the mean. None in an older version's folder, like
+    min, p75 and p99_9."""
+    min: float | None = None
     p50: float | None = None
+    """The median. Percentiles are interpolated linearly between ranks."""
+    p75: float | None = None
     p90: float | None = None
     p95: float | None = None
     p99: float | None = None
+    p99_9: float | None = None
+    """Percentile 99.9."""
     max: float | None = None
 
 
@@ -31,9 +39,11 @@ class Latency(Distribution, frozen=True, kw_only=True):
     left_out: int = 0
     """Failed requests, which are in no other statistic. Requests that the end of the run cut off are in none at all."""
     p50_with_failures: float | None = None
+    p75_with_failures: float | None = None
     p90_with_failures: float | None = None
     p95_with_failures: float | None = None
     p99_with_failures: float | None = None
+    p99_9_with_failures: float | None = None
 
 
 class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):

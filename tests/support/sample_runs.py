@@ -11,6 +11,7 @@ from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.record import RequestRecord
 from loadgen.results.checks import judge
+from loadgen.results.metrics import PERCENTILES
 from loadgen.results.run_folder import RunInfo, RunResult
 from loadgen.results.summary import (
     Distribution,
@@ -333,8 +334,7 @@ def _spread(
     records: list[RequestRecord], value_ns: Callable[[RequestRecord], float | None], failed: int = 0
 ) -> Latency:
     values = sorted(ns / 1e9 for r in records if (ns := value_ns(r)) is not None)
-    names = {"p50": 0.5, "p90": 0.9, "p95": 0.95, "p99": 0.99}
-    ranks = {name: share * (len(values) + failed - 1) for name, share in names.items()}
+    ranks = {name: share * (len(values) + failed - 1) for name, share in PERCENTILES.items()}
     reached = {
         name: float(np.interp(r, range(len(values)), values)) for name, r in ranks.items() if 0 <= r <= len(values) - 1
     }
@@ -345,9 +345,13 @@ def _spread(
 def _values(values: list[float]) -> Distribution:
     if not values:
         return Distribution(count=0)
-    p50, p90, p95, p99 = (float(p) for p in np.percentile(values, [50, 90, 95, 99]))
     return Distribution(
-        count=len(values), mean=float(np.mean(values)), p50=p50, p90=p90, p95=p95, p99=p99, max=float(max(values))
+        count=len(values),
+        mean=float(np.mean(values)),
+        std=float(np.std(values)),
+        min=float(min(values)),
+        max=float(max(values)),
+        **{name: float(np.quantile(values, share)) for name, share in PERCENTILES.items()},
     )
 
 
