@@ -1,4 +1,7 @@
-"""Compiles loadgen/client/_token_reader.c where that can be done. loadgen works without, and takes more CPU."""
+"""Compiles loadgen/client/_token_reader.c where that can be done. loadgen works without, and takes more CPU.
+
+LOADGEN_PURE=1 leaves it out: the wheel is then for any platform.
+"""
 
 import os
 import shlex
@@ -15,7 +18,7 @@ COMPILED = "loadgen/client/_token_reader.abi3.so"
 
 class Compile(BuildHookInterface):
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
-        if self.target_name != "wheel" or sys.platform != "linux":
+        if self.target_name != "wheel" or sys.platform != "linux" or os.environ.get("LOADGEN_PURE") == "1":
             return
         compiler = shlex.split(os.environ.get("CC", "cc"))
         command = [*compiler, "-O2", "-shared", "-fPIC", "-I", sysconfig.get_path("include"),

@@ -1,3 +1,3 @@
 """Online-serving load generator and energy profiler for LLM servers."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -18,12 +18,24 @@ _PACKAGE = Path(__file__).parent
 
 
 def data_dir(name: str) -> Path:
-    """Return the folder of `name` ("profiles", "servers" or "traces").
+    """Return the folder of `name` ("profiles", "servers", "studies" or "traces").
 
     It is inside the package when that was installed from a wheel, and beside the package in a checkout.
     """
     installed = _PACKAGE / "_data" / name
     return installed if installed.is_dir() else _PACKAGE.parent / name
+
+
+def study_path(name: str) -> Path:
+    """Return the path of a study's file, or that of the shipped study of that name. Raises LoadgenError."""
+    path, folder = Path(name), data_dir("studies")
+    if path.is_file():
+        return path
+    shipped = folder / f"{name}.toml"
+    if path.name == name and shipped.is_file():
+        return shipped
+    names = ", ".join(sorted(study.stem for study in folder.glob("*.toml")))
+    raise LoadgenError(f"no file or study called {name!r}; there are: {names} (or give the path of a .toml file)")
 
 
 def profile_path(kind: str, name: str, suffix: str) -> Path:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from loadgen.errors import LoadgenError
-from loadgen.files import data_dir, profile_path, read_json, replacing, write_atomic
+from loadgen.files import data_dir, profile_path, read_json, replacing, study_path, write_atomic
 
 
 def test_write_atomic_replaces_the_content_and_leaves_no_draft(tmp_path: Path) -> None:
@@ -101,3 +101,13 @@ def test_a_profile_is_a_name_or_a_path_and_unknown_names_list_the_known_ones(tmp
         profile_path("workloads", "azure", "json")
     with pytest.raises(LoadgenError, match=r"there are: none \(or give a path to a \.xyz file\)"):
         profile_path("workloads", "azure-2023-chat", "xyz")
+
+
+def test_a_study_is_a_file_or_the_name_of_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert study_path("rate-sweep") == data_dir("studies") / "rate-sweep.toml"
+    Path("rate-sweep").touch()
+    assert study_path("rate-sweep") == Path("rate-sweep")
+    for name in ("rate-swep", "./simulated", "../studies/simulated"):
+        with pytest.raises(LoadgenError, match=r"no file or study called .*there are: .*simulated"):
+            study_path(name)

@@ -58,7 +58,7 @@ class LazyGroup(click.Group):
 
 
 @click.group(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
-@click.version_option(__version__, prog_name="loadgen")
+@click.version_option(__version__, "-V", "--version", prog_name="loadgen")
 def cli() -> None:
     """Online-serving load generator and energy profiler for LLM servers.
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 _FILES = {
     "servers": ("servers", "*/recipe.toml"),
+    "studies": ("studies", "*.toml"),
     "traces": ("traces", "*.jsonl"),
     "mixes": ("traces", "*.toml"),
     "workloads": ("profiles", "workloads/*.json"),

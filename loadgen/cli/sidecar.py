@@ -76,7 +76,7 @@ def sidecar(
     \b
     loadgen sidecar --engine-url http://localhost:8000
     vllm serve ... --otlp-traces-endpoint http://localhost:9478/v1/traces
-    loadgen replay traces/chat.jsonl --otlp http://localhost:9478
+    loadgen replay chat --otlp http://localhost:9478
 
     $LOADGEN_SIDECAR_TOKEN, when set, is required of every client as a bearer token.
     """

@@ -6,12 +6,13 @@ from pathlib import Path
 
 import click
 
+from loadgen.cli.completion import complete_names
 from loadgen.cli.log import logged, say
 from loadgen.cli.options import key_values
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path, exists=True, dir_okay=False))
+@click.argument("name", metavar="FILE", shell_complete=complete_names("studies", files=True))
 @click.option(
     "--out", type=click.Path(path_type=Path), metavar="DIR", help="The study's folder.  [default: runs/study-FILE]"
 )
@@ -30,7 +31,7 @@ from loadgen.cli.options import key_values
 @click.option("--only", multiple=True, metavar="SERVER", help="Make only the runs of this server now. Repeatable.")
 @logged
 def study(
-    file: Path,
+    name: str,
     out: Path | None,
     only_plan: bool,
     models: tuple[str, ...],
@@ -41,17 +42,19 @@ def study(
 ) -> None:
     """Run the comparisons in FILE: servers and engine options x models x workloads x batches or rates x repeats.
 
-    Run it again to continue where it stopped, whatever stopped it. DIR gets a folder for each run, results.csv and
-    report.html. --model, --engine-option and --python describe this machine: see `loadgen serve`. Exit status 1 when a
-    run failed.
+    FILE is a TOML file or the name of a shipped study. Run it again to continue where it stopped, whatever stopped it.
+    DIR gets a folder for each run, results.csv and report.html. --model, --engine-option and --python describe this
+    machine: see `loadgen serve`. Exit status 1 when a run failed.
 
     \b
-    loadgen study studies/simulated.toml                 try it: no GPU, no server needed
-    loadgen study studies/frameworks.toml --plan
-    loadgen study studies/online.toml --model ~/weights/llama-3.1-8b --python ~/vllm/bin/python
+    loadgen study simulated                 try it: no GPU, no server needed
+    loadgen study frameworks --plan
+    loadgen study online --model ~/weights/llama-3.1-8b --python ~/vllm/bin/python
     """  # fmt: skip
+    from loadgen.files import study_path
     from loadgen.study.spec import Overrides, read_study
 
+    file = study_path(name)
     overrides = Overrides(models=list(models), engine_options=engine_option, python=python)
     if only_plan:
         from loadgen.study.plan import plan_runs
