@@ -1,3 +1,56 @@
-"""Online-serving load generator and energy profiler for LLM servers."""
+"""Online-serving load generator and energy profiler for LLM servers.
+
+The names in `__all__` are the library: `read` a run folder, `replay` traffic, `compare` runs, `estimate` joules, and
+`read_trace` or `write_trace`. Every module below is private and may change at any time. Importing the package imports
+nothing else: a name brings its modules when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from loadgen.api.run import Run, read
+    from loadgen.errors import LoadgenError
+    from loadgen.results.run_folder import RunInfo
+    from loadgen.results.summary import Distribution, Summary
+    from loadgen.results.table import Column, Table
+    from loadgen.results.verdict import Verdict
 
 __version__ = "0.2.0"
+
+__all__ = [
+    "Column",
+    "Distribution",
+    "LoadgenError",
+    "Run",
+    "RunInfo",
+    "Summary",
+    "Table",
+    "Verdict",
+    "__version__",
+    "read",
+]
+
+_MODULES = {
+    "api.run": ("Run", "read"),
+    "errors": ("LoadgenError",),
+    "results.run_folder": ("RunInfo",),
+    "results.summary": ("Distribution", "Summary"),
+    "results.table": ("Column", "Table"),
+    "results.verdict": ("Verdict",),
+}
+"""Names of the library by the module that defines them."""
+_MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
+
+if not TYPE_CHECKING:  # a type checker would take any name for one that exists
+
+    def __getattr__(name: str) -> Any:
+        if name not in _MODULE_OF:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_MODULE_OF[name]}"), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -63,6 +63,11 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """"completed", "interrupted" or "aborted"; None while the run lasts, or when it was killed."""
     instrument: dict[str, Any] = {}
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return the contents of run.json as plain values."""
+        made: dict[str, Any] = msgspec.to_builtins(self)
+        return made
+
 
 @dataclass(frozen=True)
 class RunResult:

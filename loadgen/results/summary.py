@@ -1,6 +1,6 @@
 """The numbers of a run: everything in summary.json. An absent number is null, never zero."""
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -329,3 +329,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     instrument: Instrument
     verdict: Verdict = NOT_JUDGED
     """The one judgement on the run. All of its checks are None in the folder of an older version."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the contents of summary.json as plain values."""
+        made: dict[str, Any] = msgspec.to_builtins(self)
+        return made

@@ -1,0 +1,89 @@
+"""The tables of a run: its requests, its energy readings, and the readings of the engine's counters. Pure.
+
+Second 0 is the first scheduled instant, as in the summary; the readings before it have negative instants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from loadgen.results import request_table
+from loadgen.results.summarize import span
+from loadgen.results.table import Column, Table
+from loadgen.units import NS_PER_S
+
+if TYPE_CHECKING:
+    from loadgen.energy.series import EnergySample
+    from loadgen.results.run_folder import RunResult
+
+_TIME = (
+    Column("t_s", "float64", "s", "Instant of the reading; second 0 is the first scheduled instant of the run."),
+    Column("unix_s", "float64", "s", "Unix time of the reading."),
+)
+
+REQUEST_COLUMNS = tuple(Column(*column[:4]) for column in request_table.COLUMNS)
+
+ENERGY_COLUMNS = (
+    *_TIME,
+    Column("domain", "string", None, 'Counter that was read, such as "gpu:0".'),
+    Column("joules", "float64", "J", "Energy of the domain since the meter was opened, before the run."),
+    Column("watts", "float64", "W", "Mean power since the domain's previous reading; null at its first and in a gap."),
+    Column("slack_s", "float64", "s", "Uncertainty of the instant: it is right within this time."),
+    Column("gap", "bool", None, "True where the energy since the previous reading is not known."),
+)
+"""Columns of a run's energy readings: one row for each update of each counter."""
+
+ENGINE_COLUMNS = (
+    *_TIME,
+    Column("running", "float64", "requests", "Requests that the engine runs, of all its clients, as in all columns."),
+    Column("waiting", "float64", "requests", "Requests in its queue."),
+    Column("kv_cache_usage", "float64", None, "Used share of the KV cache, from 0 to 1."),
+    Column("preemptions", "float64", None, "Preemptions since the engine started."),
+    Column("iterations", "float64", None, "Steps of the engine since it started."),
+    Column("prompt_tokens", "float64", "tokens", "Tokens of prompts since it started, cached ones included."),
+    Column("cached_tokens", "float64", "tokens", "Those of them that came from a prefix cache."),
+    Column("computed_tokens", "float64", "tokens", "Those that were computed, where the engine counts them itself."),
+    Column("generation_tokens", "float64", "tokens", "Output tokens since it started."),
+)
+"""Columns of the engine's own counters and gauges; null where its page does not have one."""
+
+
+def requests_table(result: RunResult) -> Table:
+    """Return one row for each request of the schedule, whatever its outcome."""
+    return Table(REQUEST_COLUMNS, request_table.request_table(result))
+
+
+def energy_table(result: RunResult) -> Table:
+    """Return one row for each energy reading, in the order in which they were recorded; none without a meter."""
+    rows: list[dict[str, Any]] = []
+    latest: dict[str, EnergySample] = {}
+    for sample in result.energy:
+        before = latest.get(sample.domain)
+        latest[sample.domain] = sample
+        reading = {"domain": sample.domain, "joules": sample.joules, "watts": _mean_watts(before, sample)}
+        rows.append(reading | {"slack_s": sample.slack_ns / NS_PER_S, "gap": sample.gap})
+    return _timed(ENERGY_COLUMNS, result, [sample.t_ns for sample in result.energy], rows)
+
+
+def engine_table(result: RunResult) -> Table:
+    """Return one row for each reading of the engine's counters, about two a second; none where it shows none."""
+    return _timed(ENGINE_COLUMNS, result, [int(sample["t_ns"]) for sample in result.engine], result.engine)
+
+
+def _mean_watts(before: EnergySample | None, sample: EnergySample) -> float | None:
+    if before is None or sample.gap or sample.t_ns <= before.t_ns:
+        return None
+    return (sample.joules - before.joules) * NS_PER_S / (sample.t_ns - before.t_ns)
+
+
+def _timed(
+    columns: Sequence[Column], result: RunResult, instants_ns: Sequence[int], rows: Sequence[Mapping[str, Any]]
+) -> Table:
+    """Return a table of readings at these instants; a field that a reading lacks is unknown."""
+    start_ns, _ = span(result)
+    wall_offset_ns = result.info.anchor.wall_ns - result.info.anchor.monotonic_ns
+    values: dict[str, list[Any]] = {column.name: [row.get(column.name) for row in rows] for column in columns}
+    values["t_s"] = [(t_ns - start_ns) / NS_PER_S for t_ns in instants_ns]
+    values["unix_s"] = [(t_ns + wall_offset_ns) / NS_PER_S for t_ns in instants_ns]
+    return Table(columns, values)
