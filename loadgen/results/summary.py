@@ -297,6 +297,8 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
+    """The numbers of a run, as in summary.json: seconds, tokens and joules. None is unknown."""
+
     run_id: str
     duration_s: float
     """Time between the first scheduled instant and the last request's end."""
