@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo results test test-engines mutants charts compose-smoke check fmt bench bench-attribution bench-saturation clean
+.PHONY: demo results test test-engines mutants charts compose-smoke check fmt docs reference bench bench-attribution bench-saturation clean
 
 $(VENV)/.installed: pyproject.toml hatch_build.py loadgen/client/_token_reader.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -43,11 +43,17 @@ charts:  ## bundle the script of the pages' charts into loadgen/report/charts/ch
 	cd .charts && npm ci --ignore-scripts --no-audit --no-fund && node build.mjs
 	cp .charts/charts.min.js loadgen/report/charts/
 
-check: $(VENV)/.installed-check  ## lint, types, layers
+check: $(VENV)/.installed-check docs  ## lint, types, layers, documentation
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+docs: $(VENV)/.installed-check  ## the documentation as a site in build/docs/site; a dead link is an error
+	$(BIN)/python docs/tools/build_site.py
+
+reference: $(VENV)/.installed  ## write the pages of docs/reference that state the code, and docs/llms.txt
+	$(BIN)/python docs/tools/reference.py
 
 fmt: $(VENV)/.installed-check
 	$(BIN)/ruff check --fix .
