@@ -82,8 +82,9 @@ def followed(page: Path, copied: Path, link: re.Match[str]) -> str:
 
 
 def repository() -> str | None:
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-    return project.get("urls", {}).get("Repository")
+    """Return the repository's address, None if pyproject.toml has none."""
+    urls: dict[str, str] = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"].get("urls", {})
+    return urls.get("Repository")
 
 
 class Addresses(HTMLParser):

@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+import griffe
 
-import loadgen
 from loadgen.cli import cli
+from loadgen.results.run_tables import ENERGY_COLUMNS, ENGINE_COLUMNS, REQUEST_COLUMNS
 
-DOCS = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
 SECTIONS = ("how-to", "reference", "concepts", "results")
 ENTRY = re.compile(r"^(?:[*-]|\|) \[[^\]]+\]\((?P<page>[^)]+\.md)\)(?::| \|) (?P<about>.+?)(?: \|)?$", re.MULTILINE)
 """A page in a section's list: an item `* [title](page.md): text`, or a row of a table."""
@@ -111,6 +113,8 @@ def escaped(text: str) -> str:
 
 def python() -> str:
     """Return the page of every public name of the package."""
+    package = griffe.load("loadgen", search_paths=[ROOT])
+    assert isinstance(package, griffe.Module) and package.exports is not None
     lines = [
         "# Python",
         "",
@@ -118,59 +122,51 @@ def python() -> str:
         "generated from the docstrings by `make reference`. Other names are private, and may change in any version.",
         "",
     ]
-    for name in sorted(getattr(loadgen, "__all__", ())):
-        value = getattr(loadgen, name)
-        if inspect.isclass(value):
-            lines += klass(name, value)
-        elif callable(value):
-            lines += function(f"loadgen.{name}", value, "##")
-    return "\n".join(lines)
+    for name in sorted(str(export) for export in package.exports):
+        public = package[name]
+        target = public.final_target if public.is_alias else public
+        if target.is_function:
+            lines += function(f"loadgen.{name}", target, "##")
+        elif target.is_class:
+            lines += klass(name, target)
+    for table, columns in {"requests": REQUEST_COLUMNS, "energy": ENERGY_COLUMNS, "engine": ENGINE_COLUMNS}.items():
+        lines += [f"## Columns of Run.{table}", "", "| column | type | unit | meaning |", "|---|---|---|---|"]
+        lines += [f"| `{c.name}` | {c.type} | {c.unit or ''} | {escaped(c.meaning)} |" for c in columns] + [""]
+    return re.sub("\n{3,}", "\n\n", "\n".join(lines))
 
 
-def function(name: str, value: Any, level: str) -> Iterator[str]:
-    prefix = "async " if inspect.iscoroutinefunction(value) else ""
-    yield from [f"{level} {name}", "", "```python", prefix + call(name, value), "```", "", documented(value), ""]
-
-
-def klass(name: str, value: type) -> Iterator[str]:
-    """Yield a class, its public properties and its public methods."""
-    yield from [f"## loadgen.{name}", "", documented(value), ""]
-    members = {key: member for key, member in vars(value).items() if not key.startswith("_") and inspect.getdoc(member)}
-    properties = {key: member for key, member in members.items() if not inspect.isroutine(member)}
-    if properties:
-        yield from ["| attribute | |", "|---|---|"]
-        for key, member in properties.items():
-            if isinstance(member, property):
-                yield f"| `{key}` | {cell(member)} |"
-        yield ""
+def klass(name: str, found: Any) -> Iterator[str]:
+    """Yield a class, its attributes in a table, and its methods."""
+    yield from [f"## loadgen.{name}", "", text_of(found), ""]
+    members = {key: member for key, member in found.members.items() if not key.startswith("_")}
+    attributes = {key: member for key, member in members.items() if member.is_attribute}
+    if attributes:
+        yield from ["| attribute | type | |", "|---|---|---|"]
+    for key, member in attributes.items():
+        yield f"| `{key}` | `{str(member.annotation).replace('|', BAR)}` | {' '.join(text_of(member).split())} |"
+    yield ""
     for key, member in members.items():
-        if inspect.isroutine(member):
-            yield from function(f"{name}.{key}", getattr(value, key), "###")
+        if member.is_function:
+            yield from function(f"{name}.{key}", member, "###")
 
 
-def call(name: str, value: Any) -> str:
-    """Return a signature, one parameter a line where it is long."""
-    signature = inspect.signature(value)
-    text = f"{name}{signature}"
-    if len(text) <= 100:
-        return text
-    returns = (
-        ""
-        if signature.return_annotation is signature.empty
-        else f" -> {inspect.formatannotation(signature.return_annotation)}"
-    )
-    parameters = "".join(
-        f"    {parameter},\n" for parameter in str(signature)[1:].rpartition(")")[0].split(", ") if parameter
-    )
-    return f"{name}(\n{parameters}){returns}"
+def function(name: str, found: Any, level: str) -> Iterator[str]:
+    prefix = "async " if "async" in found.labels else ""
+    signature = str(found.signature(name=name))
+    yield from [f"{level} {name}", "", "```python", prefix + wrapped(signature), "```", "", text_of(found), ""]
 
 
-def documented(value: Any) -> str:
-    return inspect.getdoc(value) or ""
+def wrapped(signature: str) -> str:
+    """Put each parameter of a long signature on a line of its own."""
+    if len(signature) <= 100:
+        return signature
+    name, _, rest = signature.partition("(")
+    parameters, mark, returns = rest.rpartition(") -> ")
+    return f"{name}(\n    " + re.sub(r", (?=\*|\w+[:=,])", ",\n    ", parameters) + f",\n{mark}{returns}"
 
 
-def cell(value: Any) -> str:
-    return " ".join(documented(value).split()).replace("|", "\\|")
+def text_of(found: Any) -> str:
+    return found.docstring.value if found.docstring else ""
 
 
 PAGES = {"reference/commands.md": commands, "reference/python.md": python, "llms.txt": llms}
