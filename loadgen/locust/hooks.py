@@ -9,7 +9,7 @@ from locust.runners import MasterRunner, WorkerRunner
 
 from loadgen.errors import LoadgenError
 from loadgen.locust import web
-from loadgen.locust.options import add_options, settings
+from loadgen.locust.options import LOOPBACK, add_options, settings
 from loadgen.locust.trace_replay import Conductor, Outcome, Part, Ready
 from loadgen.locust.users import Test, TraceReplay, state_of
 from locust import events
@@ -136,6 +136,8 @@ def _init(environment: Any, runner: Any, web_ui: Any, **_: Any) -> None:
     spawning_complete: Any = events.spawning_complete  # it names no environment: listen to it for this one
     spawning_complete.add_listener(lambda **_: coordinator.spawned())
     options = environment.parsed_options
+    if isinstance(runner, MasterRunner) and options.master_bind_host == LOOPBACK:
+        log.info("workers on this machine can join; for others add --master-bind-host '*'")
     if not options.user_classes and not options.class_picker:  # a trace is replayed by itself, or not at all
         replays = bool(options.trace)
         environment.user_classes = [c for c in environment.user_classes if (c is TraceReplay) == replays]

@@ -17,8 +17,15 @@ if TYPE_CHECKING:
     from loadgen.workload.prompts import PromptKind
 
 
+LOOPBACK = "127.0.0.1"
+
+
 def add_options(parser: Any) -> None:
-    """Locust hands the master's values to its workers. No key is among them: keys stay in the environment."""
+    """Add the options, and keep locust's page and its master on the loopback interface unless they are asked elsewhere.
+
+    Locust hands the master's values to its workers. No key is among them: keys stay in the environment.
+    """
+    parser.set_defaults(web_host=LOOPBACK, master_bind_host=LOOPBACK)
     add = parser.add_argument
     add("--model", help="Default: the server's only one.")
     add("--endpoint", choices=[name for name in PATHS if name not in UNSTREAMED], default="chat", help="API to call.")

@@ -1,11 +1,12 @@
-"""`make compose-smoke`: docker-compose.yml's `cpu` profile, brought up for real by a Docker engine of its own.
+"""`make compose-smoke`: `docker compose up` in a fresh checkout, by a Docker engine of its own.
 
 No image is pulled: stand-ins with the pinned names are made from a Debian base (debootstrap), in an engine whose
 sockets, images and volumes lie in .compose-smoke/, so that the names mean nothing to any other engine on the host.
+A local image cannot have a digest of a registry, so the checkout's digests are cut off; nothing else is edited in it.
 Real are the engine, Compose, the build of servers/stack/Dockerfile, the containers, their order, their health checks,
 their network, Debian's Prometheus with the shipped configuration, and the replay from outside. Stand-ins are the
 Python base image (Debian's Python), Prometheus's image (Debian's Prometheus) and Grafana (a page that answers its
-health check).
+health check, and the environment that Grafana would have).
 
 Needs root, and on Debian: apt-get install docker.io docker-compose debootstrap
 """
@@ -13,7 +14,6 @@ Needs root, and on Debian: apt-get install docker.io docker-compose debootstrap
 import json
 import os
 import re
-import secrets
 import shutil
 import socket
 import ssl
@@ -31,9 +31,10 @@ import yaml
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / ".compose-smoke"
+CHECKOUT = FOLDER / "checkout"
 SOCKET = FOLDER / "docker.sock"
 ENV = {"PATH": os.environ["PATH"], "HOME": str(FOLDER), "DOCKER_HOST": f"unix://{SOCKET}", "DOCKER_BUILDKIT": "0",
-       "COMPOSE_DOCKER_CLI_BUILD": "0", "COMPOSE_PROJECT_NAME": "loadgen-smoke"}  # fmt: skip
+       "COMPOSE_DOCKER_CLI_BUILD": "0"}  # fmt: skip
 PACKAGES = "ca-certificates,prometheus,python3,python3-pip,wget"
 AGREE = 0.03
 
@@ -54,11 +55,13 @@ CMD ["--config.file=/etc/prometheus/prometheus.yml", "--storage.tsdb.path=/prome
 """
 GRAFANA = """\
 FROM standin-base
-COPY grafana.py /grafana.py
+COPY run.sh /run.sh
+RUN chmod 755 /run.sh
 USER 472
-CMD ["python3", "/grafana.py"]
+CMD ["/run.sh"]
 """
-GRAFANA_PY = """\
+GRAFANA_RUN = """\
+#!/usr/bin/python3
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 
@@ -85,7 +88,8 @@ START_S = time.monotonic()
 
 def run(*command: str, env: dict[str, str] | None = None, **more: Any) -> str:
     """stdout of a command that must succeed."""
-    done = subprocess.run(command, cwd=ROOT, env=ENV | (env or {}), capture_output=True, text=True, check=False, **more)
+    cwd = CHECKOUT if CHECKOUT.exists() else ROOT
+    done = subprocess.run(command, cwd=cwd, env=ENV | (env or {}), capture_output=True, text=True, check=False, **more)
     if done.returncode:
         raise FailedError(f"{' '.join(command[:6])}: exit {done.returncode}\n{(done.stdout + done.stderr)[-3000:]}")
     return done.stdout
@@ -97,6 +101,22 @@ def until(what: str, check: Callable[[], bool], seconds: float) -> None:
         if time.monotonic() > end_s:
             raise FailedError(f"{what}: not within {seconds:.0f} s")
         time.sleep(0.5)
+
+
+def check_out() -> None:
+    """Copy what git holds, or would, into CHECKOUT: no file that only this machine has."""
+    listed = subprocess.run(
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
+        cwd=ROOT, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    shutil.rmtree(CHECKOUT, ignore_errors=True)
+    for name in listed.stdout.split("\0"):
+        if (source := ROOT / name).is_file():
+            (CHECKOUT / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(source, CHECKOUT / name)
+    for name in ("docker-compose.yml", "servers/stack/Dockerfile"):
+        text = (CHECKOUT / name).read_text()
+        (CHECKOUT / name).write_text(re.sub(r"@sha256:[0-9a-f]{64}", "", text))
 
 
 # -- an engine of our own -------------------------------------------------------------------------------------------
@@ -173,15 +193,15 @@ def stand_in(images: dict[str, str]) -> None:
         raise FailedError("this host has no CA bundle: apt-get install ca-certificates")
     make_image(images["python"], PYTHON, {"ca.pem": bundle.read_text(), "pip.conf": pip_conf()})
     make_image(images["prometheus"], PROMETHEUS, {})
-    make_image(images["grafana"], GRAFANA, {"grafana.py": GRAFANA_PY})
+    make_image(images["grafana"], GRAFANA, {"run.sh": GRAFANA_RUN})
     run("docker", "tag", "standin-base", images["vllm"])  # never started: there only so that nothing is pulled
 
 
 def pinned() -> dict[str, str]:
     """Image names as the project pins them."""
-    text = (ROOT / "docker-compose.yml").read_text()
+    text = (CHECKOUT / "docker-compose.yml").read_text()
     names = dict(re.findall(r"\$\{(\w+)_IMAGE:-([^}]+)\}", text))
-    base = re.search(r"^FROM (\S+)", (ROOT / "servers/stack/Dockerfile").read_text(), re.MULTILINE)
+    base = re.search(r"^FROM (\S+)", (CHECKOUT / "servers/stack/Dockerfile").read_text(), re.MULTILINE)
     assert base
     return {"python": base[1], **{name.lower(): image for name, image in names.items()}}
 
@@ -230,17 +250,37 @@ def came_in_order() -> list[str]:
 
 
 def refuses_without_gpu(env: dict[str, str]) -> None:
-    """The `vllm` profile, as far as it goes here."""
+    """`docker compose up` with nothing edited, as far as it goes here."""
     if Path("/proc/driver/nvidia/version").exists():
         say("this host has a GPU: that one is refused without is not tried")
         return
-    up = [*compose(), "--profile", "vllm", "up", "vllm"]
-    done = subprocess.run(up, cwd=ROOT, env=ENV | env, capture_output=True, text=True, check=False)
-    logs = run("docker", "logs", containers()["gpu-or-profile-cpu"]["Id"])
-    run(*compose(), "--profile", "vllm", "down", "-v", env=env)
-    if done.returncode == 0 or "COMPOSE_PROFILES=cpu" not in logs or "profile-cpu" not in done.stdout + done.stderr:
-        raise FailedError("without a GPU, `up` must fail and name the cpu profile")
+    up = [*compose(), "up"]
+    done = subprocess.run(up, cwd=CHECKOUT, env=ENV | env, capture_output=True, text=True, check=False)
+    logs = run("docker", "logs", containers()["gpu-or-profile-sim"]["Id"])
+    run(*compose(), "down", "-v", env=env)
+    if done.returncode == 0 or "--profile sim up" not in logs or "profile-sim" not in done.stdout + done.stderr:
+        raise FailedError("without a GPU, `up` must fail and name the sim profile")
     say(f"refused: {logs.strip()}")
+
+
+def has_few_rights() -> None:
+    """The containers of loadgen's own image: neither root nor able to write to their root, and no capability."""
+    for name in ("sim", "sidecar-sim", "locust-sim"):
+        container = containers()[name]
+        user, host = container["Config"]["User"], container["HostConfig"]
+        if user in ("", "0") or not host["ReadonlyRootfs"] or host["CapDrop"] != ["ALL"]:
+            raise FailedError(f"{name} has more rights than it needs: user {user!r}, {host['CapDrop']}")
+    sizes = run("docker", "images", "--format", "{{.Repository}} {{.Size}}").split("\n")
+    say(f"no rights; images: {', '.join(line for line in sizes if line.startswith(('loadgen', 'python')))}")
+
+
+def has_no_login() -> None:
+    """What Grafana's process is given when no password is set."""
+    given = run("docker", "exec", containers()["grafana"]["Id"], "cat", "/proc/1/environ").split("\0")
+    needed = {"GF_SECURITY_DISABLE_INITIAL_ADMIN_CREATION=true", "GF_AUTH_DISABLE_LOGIN_FORM=true",
+              "GF_AUTH_BASIC_ENABLED=false", "GF_AUTH_ANONYMOUS_ENABLED=true"}  # fmt: skip
+    if missing := needed - set(given):
+        raise FailedError(f"Grafana is started without {', '.join(sorted(missing))}")
 
 
 def ask(prometheus: str, query: str) -> float | None:
@@ -282,22 +322,25 @@ def smoke() -> None:
         raise FailedError("needs root and, on Debian: apt-get install docker.io docker-compose debootstrap")
     FOLDER.mkdir(exist_ok=True)
     ports = ("ENGINE", "SIDECAR", "PROMETHEUS", "GRAFANA", "LOCUST")
-    env = {f"{name}_PORT": str(free_port()) for name in ports} | {"GRAFANA_PASSWORD": secrets.token_hex(8)}
+    env = {f"{name}_PORT": str(free_port()) for name in ports}
+    check_out()
     with engine():
         say("dockerd answers; stand-ins")
         stand_in(pinned())
         say("build")
-        run(*compose(), "--profile", "cpu", "--profile", "vllm", "build", env=env)
-        say("the vllm profile, without a GPU")
+        run(*compose(), "--profile", "sim", "build", env=env)
+        say("docker compose up, without a GPU")
         refuses_without_gpu(env)
-        say("up")
+        say("docker compose --profile sim up")
         try:
-            run(*compose(), "--profile", "cpu", "up", "-d", env=env)
+            run(*compose(), "--profile", "sim", "up", "-d", env=env)
             until("all are healthy", healthy, 120)
             say(f"healthy: {', '.join(came_in_order())}")
+            has_few_rights()
+            has_no_login()
             agree(f"http://127.0.0.1:{env['PROMETHEUS_PORT']}", replay(env))
         finally:
-            run(*compose(), "--profile", "cpu", "down", "-v", env=env)
+            run(*compose(), "--profile", "sim", "down", "-v", env=env)
         if left := containers():
             raise FailedError(f"left behind: {', '.join(left)}")
     say("down, and nothing is left")

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -186,7 +187,7 @@ def test_three_workers_send_the_trace_each_request_once_on_one_schedule(server: 
     earlier, port = len(oracle(server)), free_port("127.0.0.1")
     workers = [start("--worker", "--master-port", str(port), files=(listener,)) for _ in range(3)]
     status, said = locust(
-        "--master", "--master-bind-host", "127.0.0.1", "--master-bind-port", str(port), "--expect-workers", "3",
+        "--master", "--master-bind-port", str(port), "--expect-workers", "3",
         "-u", "3", "-r", "3", "--host", server, "--trace", str(trace), "--rps", "40", "--num-requests", "60",
         "--seed", "4", "--csv", str(tmp_path / "run"),
     )  # fmt: skip
@@ -290,13 +291,30 @@ def test_without_a_sidecar_the_tab_says_so_and_has_no_joules(server: str) -> Non
     url = f"http://127.0.0.1:{port}"
     away = ("--sidecar", f"http://127.0.0.1:{free_port('127.0.0.1')}")
     for options, words in (((), NO_SIDECAR), (away, "does not answer")):
-        with running("--web-host", "127.0.0.1", "--web-port", str(port), "--autostart", "-u", "2", "--host", server,
+        with running("--web-port", str(port), "--autostart", "-u", "2", "--host", server,
                      *options):  # fmt: skip
             until(lambda: tab(url, "tokens"))
             rows = tab(url, "energy")
             assert len(rows) == 1 and set(rows[0]) == {"account"} and words in rows[0]["account"]
             assert words in json.loads(fetch(url + "/loadgen/panel"))["problem"]
             assert words in fetch(url + "/loadgen/energy.csv")
+
+
+def accepts(host: str, port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex((host, port)) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "everywhere"), [((), False), (("--web-host", "*", "--master-bind-host", "*"), True)], ids=["bare", "*"]
+)
+def test_page_and_master_listen_on_loopback_unless_asked_elsewhere(options: tuple[str, ...], everywhere: bool) -> None:
+    """All interfaces would include 127.0.0.2."""
+    page, master = free_port("127.0.0.1"), free_port("127.0.0.1")
+    with running("--master", "--web-port", str(page), "--master-bind-port", str(master), *options):
+        until(lambda: fetch(f"http://127.0.0.1:{page}/"))
+        assert {accepts("127.0.0.1", page), accepts("127.0.0.1", master)} == {True}
+        assert {accepts("127.0.0.2", page), accepts("127.0.0.2", master)} == {everywhere}
 
 
 def test_a_browser_shows_the_tabs_and_the_charts(server: str, sidecar: str, tmp_path: Path) -> None:
@@ -310,7 +328,7 @@ def test_a_browser_shows_the_tabs_and_the_charts(server: str, sidecar: str, tmp_
         done = subprocess.run([*command, f"{url}/?tab={key}"], capture_output=True, text=True, timeout=40, check=True)
         return done.stdout
 
-    with running("--web-host", "127.0.0.1", "--web-port", str(port), "--autostart", "-u", "4", "-r", "4",
+    with running("--web-port", str(port), "--autostart", "-u", "4", "-r", "4",
                  "--host", server, "--sidecar", sidecar, *short_answers(tmp_path)):  # fmt: skip
         until(lambda: any(row.get("per_request") for row in tab(url, "energy")))
         energy = until(lambda: (shown := page("energy")).count("<svg viewBox") == 4 and shown)
