@@ -1,9 +1,14 @@
 """loadgen compare: set run folders side by side, and check them against limits."""
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from loadgen.results.run_folder import RunResult
+
+_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 class _Allowed(click.ParamType[str]):
@@ -23,6 +28,11 @@ class _Allowed(click.ParamType[str]):
     "--fail-if", "gates", multiple=True, metavar="EXPR", help="Exit 1 if EXPR holds or is unknown. Repeatable."
 )
 @click.option(
+    "--confident",
+    is_flag=True,
+    help="Let a change fail a gate only where its whole 95 % interval lies beyond the bound.",
+)
+@click.option(
     "--allow",
     "allowed",
     multiple=True,
@@ -31,25 +41,27 @@ class _Allowed(click.ParamType[str]):
     help="Compare runs that are unfinished, failed or different all the same, or that differ in the rate, seed, model, "
     "... that is named in the refusal. Repeatable.",
 )
-@click.option(
-    "--html",
-    "page",
-    type=click.Path(path_type=Path, dir_okay=False),
-    metavar="FILE",
-    help="Write the comparison as a page.",
-)
+@click.option("--html", "page", type=_FILE, metavar="FILE", help="Write the comparison as a page.")
+@click.option("--markdown", type=_FILE, metavar="FILE", help="Write it as Markdown, for the summary of a CI job.")
+@click.option("--junit", type=_FILE, metavar="FILE", help="Write each gate as a test case, as JUnit XML.")
 @click.option("--json", "as_json", is_flag=True, help="Print every number of every run as JSON.")
 @click.pass_context
 def compare(
     ctx: click.Context,
     runs: tuple[Path, ...],
     gates: tuple[str, ...],
+    confident: bool,
     allowed: tuple[str, ...],
     page: Path | None,
+    markdown: Path | None,
+    junit: Path | None,
     as_json: bool,
 ) -> None:
     """Compare run folders: each metric of each run, its ratio to that of the first run, and the difference with half
     of its 95 % interval.
+
+    A RUN may be a folder of run folders: they are repeats, whose means are compared, and the interval is from how far
+    they lie apart.
 
     EXPR is a path into summary.json, a comparison, and a number with or without a unit, or a change from the first run.
     The runs after the first are checked.
@@ -65,38 +77,68 @@ def compare(
     from rich.console import Console
 
     from loadgen.errors import LoadgenError
-    from loadgen.files import replacing
     from loadgen.report import compare as view
-    from loadgen.report.comparability import objections
+    from loadgen.report.comparability import objections_of_sides
+    from loadgen.report.gates import check_gate, parse_gate
+    from loadgen.report.junit import Case, junit_xml
     from loadgen.report.run_facts import summary_of
-    from loadgen.results.difference import find_differences
-    from loadgen.results.summarize import load_run
+    from loadgen.results.difference import differences_of_sides
+    from loadgen.results.summary_paths import known_paths
 
-    if page is not None and len(runs) < 2:
-        raise LoadgenError("--html shows a comparison: name two runs or more (a run's own page is its report.html)")
-    results = [load_run(run) for run in runs]
-    letters = view.letters(len(results))
-    if refusals := objections(results, letters, allowed):
+    sides = [_side(run) for run in runs]
+    if page is not None and (len(sides) < 2 or any(len(side) > 1 for side in sides)):
+        raise LoadgenError("--html shows single runs: name two or more (a run's own page is its report.html)")
+    if refusals := objections_of_sides(sides, view.letters(len(sides)), allowed):
         for refusal in refusals:
             click.echo(f"loadgen: {refusal.text} (--allow {refusal.kind} compares all the same)", err=True)
+        if junit is not None:
+            _write(junit, junit_xml("compare", [Case(text, "error", text) for _, text in refusals]))
         ctx.exit(2)
-    summaries = [summary_of(result) for result in results]
-    paths = view.known_paths(summaries)
-    verdicts = [v for text in gates for v in view.check_gate(view.parse_gate(text, paths), summaries)]
-    differences = {
-        letter: find_differences(results[0], result, ("A", letter))
-        for letter, result in zip(letters[1:], results[1:], strict=True)
-    }
+    of_sides = [[summary_of(run) for run in side] for side in sides]
+    paths, letters = known_paths(view.flat(of_sides)), view.letters(len(sides))
+    parsed = [parse_gate(text, paths) for text in gates]
+    differences = [
+        differences_of_sides(sides[0], side, ("A", letter)) for letter, side in zip(letters[1:], sides[1:], strict=True)
+    ]
+    outcomes = [outcome for gate in parsed for outcome in check_gate(gate, of_sides, differences, confident)]
     if page is not None:
         from loadgen.report.compare_page import render_compare_page
 
-        every = objections(results, letters)
-        with replacing(page) as file:
-            file.write(render_compare_page(dict(zip(letters, results, strict=True)), differences, every).encode())
+        every = objections_of_sides(sides, letters)
+        named = dict(zip(letters, (side[0] for side in sides), strict=True))
+        _write(page, render_compare_page(named, dict(zip(letters[1:], differences, strict=True)), every).encode())
+    if markdown is not None:
+        from loadgen.report.markdown import comparison_markdown
+
+        _write(markdown, comparison_markdown(sides, outcomes, differences).encode())
+    if junit is not None:
+        cases = [
+            Case(view.gate_name(outcome), "failure" if outcome.failed else "passed", view.describe(outcome))
+            for outcome in outcomes
+        ]
+        _write(junit, junit_xml("compare", cases))
     if as_json:
-        made = view.as_json(results, verdicts, list(differences.values()))
+        made = view.as_json(sides, outcomes, differences)
         click.echo(msgspec.json.format(msgspec.json.encode(made), indent=2))
     else:
-        view.render_comparison(results, Console(), verdicts, list(differences.values()))
-    if any(verdict.failed for verdict in verdicts):
+        view.render_comparison(sides, Console(), outcomes, differences)
+    if any(outcome.failed for outcome in outcomes):
         ctx.exit(1)
+
+
+def _side(path: Path) -> "list[RunResult]":
+    """Return the run in a folder, or the runs in the folders that it holds, in the order of their names' numbers."""
+    from loadgen.results.summarize import load_run
+
+    if (path / "run.json").exists():
+        return [load_run(path)]
+    folders = [file.parent for file in path.glob("*/run.json")] if path.is_dir() else []
+    folders.sort(key=lambda folder: (len(folder.name), folder.name) if folder.name.isdigit() else (0, folder.name))
+    return [load_run(folder) for folder in folders] or [load_run(path)]
+
+
+def _write(path: Path, content: bytes) -> None:
+    from loadgen.files import replacing
+
+    with replacing(path) as file:
+        file.write(content)

@@ -41,6 +41,9 @@ ASKED: dict[str, Callable[[RunInfo], Any]] = {
 }
 """Options that make an experiment, by name. Two runs that differ in one of them are two experiments."""
 
+REPEATS = ("seed", "lengths", "schedule")
+"""Options in which repeats of one experiment differ."""
+
 ALLOWED = ("unfinished", "failed", "different", *ASKED, "lengths", "schedule")
 """Values of --allow: `different` is everything that was asked."""
 
@@ -49,9 +52,31 @@ def objections(results: Sequence[RunResult], letters: Sequence[str], allowed: Se
     """Return the reasons against comparing these runs with the first of them, without those that are allowed."""
     named = list(zip(results, letters, strict=True))
     faults = [objection for result, letter in named for objection in _faults(result, letter)]
-    differences = [objection for result, letter in named[1:] for objection in _differences(results[0], result, letter)]
+    pairs = [_differences(results[0], result, (letters[0], letter)) for result, letter in named[1:]]
+    differences = [objection for pair in pairs for objection in pair]
     raised = faults if "different" in allowed else [*faults, *differences]
     return [objection for objection in raised if objection.kind not in allowed]
+
+
+def objections_of_sides(
+    sides: Sequence[Sequence[RunResult]], letters: Sequence[str], allowed: Sequence[str] = ()
+) -> list[Objection]:
+    """Return the reasons against comparing sides, of which each is a run or its repeats.
+
+    Repeats of a side differ in the seed, and so in the schedule. The i-th runs of two sides are held against each
+    other; a side with more runs than the first, by all else.
+    """
+    if all(len(side) == 1 for side in sides):
+        return objections([side[0] for side in sides], letters, allowed)
+    names = [[f"{letter}{i}" for i in range(1, len(side) + 1)] for letter, side in zip(letters, sides, strict=True)]
+    repeats = [*allowed, *REPEATS]
+    raised = [objection for side, of in zip(sides, names, strict=True) for objection in objections(side, of, repeats)]
+    for side, of in zip(sides[1:], names[1:], strict=True):
+        same = allowed if len(side) == len(sides[0]) else repeats
+        for base, base_name, run, name in zip(sides[0], names[0], side, of, strict=False):
+            faultless = [*same, "unfinished", "failed"]  # stated once, above
+            raised += objections([base, run], [base_name, name], faultless)
+    return raised
 
 
 def _faults(result: RunResult, letter: str) -> list[Objection]:
@@ -66,14 +91,14 @@ def _faults(result: RunResult, letter: str) -> list[Objection]:
     return [unfinished, *(Objection("failed", f"{letter} failed: {text}") for text in others)]
 
 
-def _differences(base: RunResult, result: RunResult, letter: str) -> list[Objection]:
+def _differences(base: RunResult, result: RunResult, letters: tuple[str, str]) -> list[Objection]:
     """Return each difference in what was asked. Schedules are compared only where all options are the same."""
     pairs = [(name, read(base.info), read(result.info)) for name, read in ASKED.items()]
     differences = [
         Objection(
             name,
-            f"{letter} was asked for {'other' if name.endswith('s') else 'another'} {name} than A: {_text(asked)}, "
-            f"not {_text(of_base)}",
+            f"{letters[1]} was asked for {'other' if name.endswith('s') else 'another'} {name} than {letters[0]}: "
+            f"{_text(asked)}, not {_text(of_base)}",
         )
         for name, of_base, asked in pairs
         if asked != of_base
@@ -82,7 +107,7 @@ def _differences(base: RunResult, result: RunResult, letter: str) -> list[Object
         return differences
     lengths, of_base = ([(r.input_tokens, r.output_tokens) for r in run.schedule] for run in (result, base))
     kind, noun = ("schedule", "another schedule") if lengths == of_base else ("lengths", "other lengths")
-    return [Objection(kind, f"{letter} was asked for {noun} than A, though all options are the same")]
+    return [Objection(kind, f"{letters[1]} was asked for {noun} than {letters[0]}, though all options are the same")]
 
 
 def _text(value: Any) -> str:

@@ -1,31 +1,28 @@
-"""Compare runs side by side, and hold their numbers against gates."""
+"""Compare runs side by side."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
-from functools import reduce
-from operator import ge, gt, le, lt
-from types import UnionType
-from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loadgen.errors import LoadgenError
-from loadgen.record import ErrorKind
 from loadgen.report.format import UNKNOWN, clean, joules, number, seconds
+from loadgen.report.gates import unit_of
 from loadgen.report.run_facts import HEADLINES, is_simulated, summary_of, title, verdict_remarks
 from loadgen.results import difference
-from loadgen.results.summary import Summary, WorkloadSummary
+from loadgen.results.summary_paths import PARTS, Side, known_paths, mean_at
+from loadgen.results.verdict import worst
 
 if TYPE_CHECKING:
+    from loadgen.report.gates import Outcome
     from loadgen.results.difference import Difference, Differences
     from loadgen.results.run_folder import RunResult
+    from loadgen.results.summary import Summary
 
 TABLE_METRICS = (
     "requests.completed",
@@ -50,95 +47,21 @@ class ComparedValue:
     difference: float | None
 
 
-@dataclass(frozen=True)
-class Gate:
-    """`path` `op` `bound`; the bound is relative to the first run's value when `relative`: 0.03 is +3 %."""
-
-    text: str
-    path: str
-    op: Literal[">", ">=", "<", "<="]
-    bound: float
-    relative: bool
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The outcome of a gate for one run. `value` and `limit` are None when unknown, which fails the gate."""
-
-    gate: Gate
-    run: int
-    value: float | None
-    limit: float | None
-    failed: bool
-
-
-# ---------------------------------------------------------------- metrics
-
-PARTS = ("by_workload", "by_model")
-"""Fields of a summary that hold the numbers of a part of its requests, by name."""
-
-
-def known_paths(summaries: Sequence[Summary]) -> list[str]:
-    """Return every path to a number in summary.json, with the workloads of these runs."""
-    names = {part: sorted({name for summary in summaries for name in getattr(summary, part)}) for part in PARTS}
-    return list(_leaves(Summary, names))
-
-
-def _leaves(kind: Any, names: Mapping[str, Sequence[str]], prefix: str = "") -> Iterator[str]:
-    for field in msgspec.structs.fields(kind):
-        path = prefix + field.name
-        options = get_args(field.type) if get_origin(field.type) in (Union, UnionType) else (field.type,)
-        for option in options:
-            if option in (int, float):
-                yield path
-            elif field.name == "by_error":
-                yield from (f"{path}.{error}" for error in get_args(ErrorKind))
-            elif field.name in PARTS:
-                for name in names[field.name]:
-                    yield from _leaves(WorkloadSummary, names, f"{path}.{name}.")
-            elif isinstance(option, type) and issubclass(option, msgspec.Struct):
-                yield from _leaves(option, names, f"{path}.")
-
-
-def value_at(summary: Summary, path: str) -> float | None:
-    """Return the number at a known path; None when it or a parent is absent. An error kind that did not occur is 0."""
-    if ".by_error." in f".{path}":
-        parent, _, kind = path.rpartition(".")
-        errors = _lookup(summary, parent)
-        return None if errors is None else float(errors.get(kind, 0))
-    value = _lookup(summary, path)
-    return None if value is None else float(value)
-
-
-def _lookup(summary: Summary, path: str) -> Any:
-    value: Any = summary
-    part, _, inner = path.partition(".")
-    if part in PARTS:
-        # A name may hold dots: the longest one that fits is meant.
-        parts = getattr(summary, part)
-        fitting = [name for name in parts if inner.startswith(f"{name}.")]
-        if not fitting:
-            return None
-        name = max(fitting, key=len)
-        value, path = parts[name], inner.removeprefix(f"{name}.")
-    return reduce(lambda parent, field: getattr(parent, field, None), path.split("."), value)
-
-
-def compare_runs(summaries: Sequence[Summary], paths: Sequence[str]) -> dict[str, list[ComparedValue]]:
-    """Return path -> a value for every run, in order."""
+def compare_runs(sides: Sequence[Side], paths: Sequence[str]) -> dict[str, list[ComparedValue]]:
+    """Return path -> a value for every side, in order: the mean over its repeats."""
 
     def compared(value: float | None, base: float | None) -> ComparedValue:
         if value is None or base is None:
             return ComparedValue(value, None, None)
         return ComparedValue(value, value / base if base else None, value - base)
 
-    rows = {path: [value_at(summary, path) for summary in summaries] for path in paths}
+    rows = {path: [mean_at(side, path) for side in sides] for path in paths}
     return {path: [compared(value, row[0]) for value in row] for path, row in rows.items()}
 
 
-def metrics(summaries: Sequence[Summary]) -> list[str]:
+def metrics(sides: Sequence[Side]) -> list[str]:
     """Return the paths of the table, with those of each workload if there are several; without numbers no run knows."""
-    parts = []
+    parts, summaries = [], flat(sides)
     for part in PARTS:
         names = sorted({name for summary in summaries for name in getattr(summary, part)})
         parts += [f"{part}.{name}.{path}" for name in names for path in _WORKLOAD_METRICS] if len(names) > 1 else []
@@ -146,161 +69,107 @@ def metrics(summaries: Sequence[Summary]) -> list[str]:
     return [
         path
         for path in (*TABLE_METRICS, *parts)
-        if (reasoning or not path.startswith("ttfa_s"))
-        and any(value_at(summary, path) is not None for summary in summaries)
+        if (reasoning or not path.startswith("ttfa_s")) and any(mean_at(side, path) is not None for side in sides)
     ]
 
 
-# ---------------------------------------------------------------- gates
-
-_GATE = re.compile(
-    r"\s*(?P<path>[^\s<>=]+)\s*(?P<op>>=|<=|>|<)\s*(?P<bound>[+-]?\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*(?P<unit>%|/s|[a-zA-Zµ]*)\s*"
-)
-_COMPARISONS = {">": gt, ">=": ge, "<": lt, "<=": le}
-_ACCEPTED = "PATH>NUMBER, with a unit (100ms, 0.1s, 2J, 300W) or without, or PATH>+3% (also >=, <, <=)"
-
-UNITS: dict[str, dict[str, float]] = {
-    "s": {"s": 1, "ms": 1e-3, "us": 1e-6, "µs": 1e-6},
-    "J": {"J": 1, "mJ": 1e-3, "kJ": 1e3, "MJ": 1e6},
-    "W": {"W": 1, "kW": 1e3},
-    "/s": {"/s": 1},
-    "": {},
-}
-"""Units of a gate's bound, by the unit of the number in summary.json: name -> factor."""
-
-
-def unit_of(path: str) -> str:
-    """Return the unit of the number at a path: s, J, W, /s, or nothing."""
-    if "joules" in path:
-        return "J"
-    if path.endswith(("_per_s", "_rps", ".rps")):
-        return "/s"
-    return "W" if path.endswith("_watts") else "s" if re.search(r"_s(\.|$)", path) else ""
-
-
-def parse_gate(text: str, paths: Sequence[str]) -> Gate:
-    """Parse `PATH>NUMBER`, where the number may have a unit, or `PATH>+3%` against the first run; also >=, <, <=.
-
-    Raise LoadgenError for anything else.
-    """
-    match = _GATE.fullmatch(text)
-    if match is None:
-        raise LoadgenError(f"--fail-if {clean(text)!r} is not {_ACCEPTED}")
-    path, bound, unit = match["path"], match["bound"], match["unit"]
-    if unit == "%" and bound[0] not in "+-":
-        raise LoadgenError(f"--fail-if {clean(text)!r}: a percentage is a change from the first run, write +{bound}%")
-    if unit != "%" and bound[0] == "+":
-        raise LoadgenError(f"--fail-if {clean(text)!r}: write {bound}% for a change, {bound[1:]}{unit} for a value")
-    if path not in paths:
-        close = ", ".join(get_close_matches(path, paths, n=3, cutoff=0.4))
-        hint = f"; close: {close}" if close else ""
-        raise LoadgenError(f"--fail-if: summary.json has no number at {clean(path)!r}{hint}")
-    op: Any = match["op"]
-    if unit == "%":
-        return Gate(text.strip(), path, op, float(bound) / 100, relative=True)
-    factors = {"": 1.0} | UNITS[unit_of(path)]
-    if unit not in factors:
-        accepted = f"{', '.join(UNITS[unit_of(path)])} or no unit" if len(factors) > 1 else "no unit"
-        raise LoadgenError(f"--fail-if {clean(text)!r}: {clean(path)} takes {accepted}, not {unit}; or a change, +3%")
-    return Gate(text.strip(), path, op, float(bound) * factors[unit], relative=False)
-
-
-def check_gate(gate: Gate, summaries: Sequence[Summary]) -> list[Verdict]:
-    """Return a verdict for every run after the first, which is the baseline; of a single run, for that one.
-
-    A number that is unknown fails the gate: it was not shown to pass.
-    """
-    base = value_at(summaries[0], gate.path)
-    if gate.relative and len(summaries) < 2:
-        raise LoadgenError(f"--fail-if {gate.text!r} is relative to the first run, and there is only one run")
-    limit = gate.bound if not gate.relative else None if base is None else base * (1 + gate.bound)
-    verdicts = []
-    for run in range(1, len(summaries)) if len(summaries) > 1 else range(1):
-        value = value_at(summaries[run], gate.path)
-        failed = value is None or limit is None or bool(_COMPARISONS[gate.op](value, limit))
-        verdicts.append(Verdict(gate, run, value, limit, failed))
-    return verdicts
+def flat(sides: Sequence[Side]) -> list[Summary]:
+    """Return the summaries of all runs of all sides."""
+    return [summary for side in sides for summary in side]
 
 
 # ---------------------------------------------------------------- views
 
+Runs = Sequence["RunResult"]
+"""One side of a comparison: a run, or its repeats."""
+
 
 def as_json(
-    results: Sequence[RunResult], verdicts: Sequence[Verdict] = (), differences: Sequence[Differences] = ()
+    sides: Sequence[Runs], outcomes: Sequence[Outcome] = (), differences: Sequence[Differences] = ()
 ) -> dict[str, Any]:
-    """Return plain values: every known number, not only those of the table."""
-    summaries = [summary_of(result) for result in results]
-    rows = compare_runs(summaries, known_paths(summaries))
+    """Return plain values: every known number, not only those of the table. A side is called by its first run."""
+    of_sides = [[summary_of(run) for run in side] for side in sides]
+    rows = compare_runs(of_sides, known_paths(flat(of_sides)))
+    runs = [side[0].run_id for side in of_sides]
     return {
-        "runs": [summary.run_id for summary in summaries],
-        "verdicts": [summary.verdict.status for summary in summaries],
+        "runs": runs,
+        "repeats": [[summary.run_id for summary in side] for side in of_sides],
+        "verdicts": [worst(summary.verdict.status for summary in side) for side in of_sides],
         "metrics": {path: [msgspec.to_builtins(cell) for cell in cells] for path, cells in rows.items()},
         "differences": [
             {
-                "run": summary.run_id,
-                "from": summaries[0].run_id,
+                "run": run,
+                "from": runs[0],
                 "paired": found.paired,
                 "metrics": {
                     path: msgspec.to_builtins(row) | {"interval": row.interval} for path, row in found.rows.items()
                 },
             }
-            for summary, found in zip(summaries[1:], differences, strict=True)
+            for run, found in zip(runs[1:], differences, strict=True)
         ],
         "gates": [
             {
-                "gate": v.gate.text,
-                "run": summaries[v.run].run_id,
-                "value": v.value,
-                "limit": v.limit,
-                "failed": v.failed,
+                "gate": outcome.gate.text,
+                "run": runs[outcome.run],
+                "value": outcome.value,
+                "limit": outcome.limit,
+                "failed": outcome.failed,
+                "undecided": outcome.undecided or None,
             }
-            for v in verdicts
+            for outcome in outcomes
         ],
     }
 
 
 def render_comparison(
-    results: Sequence[RunResult],
+    sides: Sequence[Runs],
     console: Console,
-    verdicts: Sequence[Verdict] = (),
+    outcomes: Sequence[Outcome] = (),
     differences: Sequence[Differences] = (),
 ) -> None:
-    """Print the runs, a table of each later run against the first with its differences, and the verdicts of gates."""
-    summaries = [summary_of(result) for result in results]
-    for letter, result, summary in zip(letters(len(results)), results, summaries, strict=True):
-        simulated = "   SIMULATED" if is_simulated(result.info) else ""
-        line = f"{title(result.info, summary)}   {clean(summary.run_id)}{simulated}"
-        console.print(Text.assemble((f"{letter}  ", "bold"), line))
-        ended = summary.stopped_by or "did not end by itself"
-        rates = f"{number(summary.rate.achieved_rps)} requests/s sent, {number(summary.rate.requested_rps)} requested"
-        console.print(Text(f"   {ended} · {rates} · {HEADLINES[summary.verdict.status]}"))
-        for remark in verdict_remarks(summary):
-            console.print(Text(f"   - {remark.text}", style="red" if remark.status == "failed" else "yellow"))
-    if len({is_simulated(result.info) for result in results}) > 1:
+    """Print the runs, a table of each later side against the first with its differences, and the outcomes of gates."""
+    names = letters(len(sides))
+    for letter, side in zip(names, sides, strict=True):
+        for result in side:
+            _print_run(letter, result, console)
+    if len({is_simulated(result.info) for side in sides for result in side}) > 1:
         console.print(Text("Simulated and measured runs are side by side.", style="bold yellow"))
-    if len(results) == 1:
-        _print_table(summaries, ["A"], None, console)
-    for letter, summary, found in zip(letters(len(results))[1:], summaries[1:], differences, strict=True):
-        _print_table([summaries[0], summary], ["A", letter], found, console)
-        meaning = (
-            f"± is half of the 95 % interval of {letter}−A: the smallest change that these two runs could have shown. "
-            "* the interval excludes 0, as 1 in 20 does by chance."
-        )
-        for line in (meaning, *interval_notes(found, metrics([summaries[0], summary]), letter)):
+    of_sides = [[summary_of(run) for run in side] for side in sides]
+    if len(sides) == 1:
+        _print_table(of_sides, names, None, console)
+    for letter, later, found in zip(names[1:], of_sides[1:], differences, strict=True):
+        _print_table([of_sides[0], later], ["A", letter], found, console)
+        for line in (MEANING.format(letter), *interval_notes(found, metrics([of_sides[0], later]), letter)):
             console.print(Text(line, style="dim"))
-    for verdict in verdicts:
-        console.print(Text(describe_verdict(verdict), style="bold red" if verdict.failed else "green"))
+    for outcome in outcomes:
+        console.print(Text(describe(outcome), style="bold red" if outcome.failed else "green"))
 
 
-def _print_table(
-    summaries: Sequence[Summary], names: Sequence[str], found: Differences | None, console: Console
-) -> None:
+MEANING = (
+    "± is half of the 95 % interval of {}−A: the smallest change that could have shown. A true change 1.4 times as "
+    "large shows in 4 of 5 such comparisons. * the interval excludes 0, as 1 in 20 does by chance."
+)
+
+
+def _print_run(letter: str, result: RunResult, console: Console) -> None:
+    summary = summary_of(result)
+    simulated = "   SIMULATED" if is_simulated(result.info) else ""
+    line = f"{title(result.info, summary)}   {clean(summary.run_id)}{simulated}"
+    console.print(Text.assemble((f"{letter}  ", "bold"), line))
+    ended = summary.stopped_by or "did not end by itself"
+    rates = f"{number(summary.rate.achieved_rps)} requests/s sent, {number(summary.rate.requested_rps)} requested"
+    console.print(Text(f"   {ended} · {rates} · {HEADLINES[summary.verdict.status]}"))
+    for remark in verdict_remarks(summary):
+        console.print(Text(f"   - {remark.text}", style="red" if remark.status == "failed" else "yellow"))
+
+
+def _print_table(sides: Sequence[Side], names: Sequence[str], found: Differences | None, console: Console) -> None:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
     table.add_column("", overflow="fold")
     changes = (f"{names[1]}/A", f"{names[1]}−A", "±") if found else ()
     for heading in (*names, *changes):
         table.add_column(heading, justify="right", no_wrap=True)
-    for path, cells in compare_runs(summaries, metrics(summaries)).items():
+    for path, cells in compare_runs(sides, metrics(sides)).items():
         row = [path.removeprefix("by_workload."), *(quantity(path, cell.value) for cell in cells)]
         if found:
             row += [ratio(cells[1].ratio), signed(path, cells[1].difference), half_width(found.rows.get(path))]
@@ -359,14 +228,20 @@ def quantity(path: str, value: float | None) -> str:
     return f"{value:,.0f}" if path.startswith("requests.") else number(value, 4)
 
 
-def describe_verdict(verdict: Verdict) -> str:
+def describe(outcome: Outcome) -> str:
     """Return a line such as "FAILED ttft_s.p99>0.5: B has 0.61"."""
-    gate, run = verdict.gate, letters(verdict.run + 1)[-1]
-    head = "FAILED" if verdict.failed else "passed"
-    if verdict.value is None or verdict.limit is None:
+    gate, run = outcome.gate, letters(outcome.run + 1)[-1]
+    head = "FAILED" if outcome.failed else "passed"
+    if outcome.value is None or outcome.limit is None:
         return f"{head} {gate.text}: {run} or its baseline is unknown"
-    limit = f" (limit {quantity(gate.path, verdict.limit)})" if gate.relative else ""
-    return f"{head} {gate.text}: {run} has {quantity(gate.path, verdict.value)}{limit}"
+    limit = f" (limit {quantity(gate.path, outcome.limit)})" if gate.relative else ""
+    doubt = f"; its interval is unknown: {outcome.undecided}" if outcome.undecided else ""
+    return f"{head} {gate.text}: {run} has {quantity(gate.path, outcome.value)}{limit}{doubt}"
+
+
+def gate_name(outcome: Outcome) -> str:
+    """Return the name of a gate's test case: the gate, and the side where there are several."""
+    return f"{outcome.gate.text} ({letters(outcome.run + 1)[-1]})"
 
 
 def letters(n: int) -> list[str]:

@@ -187,7 +187,7 @@ def _provenance(runs: Mapping[str, RunResult]) -> Markup:
 
 def _differences(letter: str, runs: Mapping[str, RunResult], found: Differences) -> Markup:
     """Return the table of all differences of one run from the first, each with its interval drawn."""
-    shown = metrics([summary_of(runs["A"]), summary_of(runs[letter])])
+    shown = metrics([[summary_of(runs["A"])], [summary_of(runs[letter])]])
     rows = [row for path, row in found.rows.items() if path in shown]
     reach = _reach(rows)
     head = (

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, Self, get_args
 
 import msgspec
@@ -33,6 +33,12 @@ LATENCY_ROWS = ("ttft_s", "tpot_s", "itl_s", "e2e_s", "response_s")
 """Rows of the summary that a check of the requests' times may touch."""
 
 
+def worst(statuses: Iterable[Status | None]) -> Status | None:
+    """Return the worst status of those judged; None when none was."""
+    order: tuple[Status, ...] = get_args(Status)
+    return max((status for status in statuses if status is not None), key=order.index, default=None)
+
+
 class Check(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to one question about a run."""
 
@@ -56,9 +62,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     def of(cls, checks: Sequence[Check]) -> Self:
         """Return the verdict of these checks, which must be all ten in their order."""
         assert tuple(check.name for check in checks) == CHECKS
-        order: tuple[Status, ...] = get_args(Status)
-        judged = [check.status for check in checks if check.status is not None]
-        return cls(status=max(judged, key=order.index, default=None), checks=list(checks))
+        return cls(status=worst(check.status for check in checks), checks=list(checks))
 
     def check(self, name: CheckName) -> Check:
         return self.checks[CHECKS.index(name)]

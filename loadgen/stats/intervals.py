@@ -33,17 +33,13 @@ def interval(values: Sequence[float], lowest: float = -inf, highest: float = inf
 
 
 def reduction(baseline: Sequence[float], values: Sequence[float]) -> Interval:
-    """Return 1 - x/b of two sets of positive repeats: geometric means' ratio, with Welch's interval on logarithms.
-
-    Degrees of freedom: (u + v)² / (u²/(n - 1) + v²/(m - 1)), u and v the squared standard errors (Welch 1947).
-    """
+    """Return 1 - x/b of two sets of positive repeats: geometric means' ratio, with Welch's interval on logarithms."""
     b, x = [log(value) for value in baseline], [log(value) for value in values]
     difference, count = fmean(x) - fmean(b), min(len(b), len(x))
     if count < 2:
         return Interval(1 - exp(difference), None, None, count)
-    u, v = stdev(x) ** 2 / len(x), stdev(b) ** 2 / len(b)
-    freedom = (u + v) ** 2 / (u**2 / (len(x) - 1) + v**2 / (len(b) - 1)) if u + v > 0 else float(count)
-    half = t95(max(1, int(freedom))) * sqrt(u + v)
+    error, freedom = welch(b, x)
+    half = t95(freedom) * error
     return Interval(1 - exp(difference), 1 - exp(difference + half), 1 - exp(difference - half), count)
 
 
@@ -58,20 +54,47 @@ def paired_reduction(baseline: Sequence[float], values: Sequence[float]) -> Inte
     return Interval(1 - exp(log_ratio.mean), low, high, log_ratio.count)
 
 
+def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, int]:
+    """Return the standard error of mean(b) - mean(a), and Welch's degrees of freedom rounded down, at least 1.
+
+    Degrees of freedom: (u + v)² / (u²/(n - 1) + v²/(m - 1)), u and v the squared standard errors (Welch 1947). Both
+    need two values.
+    """
+    u, v = stdev(a) ** 2 / len(a), stdev(b) ** 2 / len(b)
+    if u + v == 0:
+        return 0.0, len(a) + len(b) - 2
+    freedom = (u + v) ** 2 / (u**2 / (len(a) - 1) + v**2 / (len(b) - 1))
+    return sqrt(u + v), max(1, int(freedom))
+
+
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+_T80 = (1.376, 1.061, 0.978, 0.941, 0.920, 0.906, 0.896, 0.889, 0.883, 0.879)
 
 
 def t95(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t.
+    """Return the 97.5 % quantile of Student's t: the half width of a 95 % interval, in standard errors."""
+    return _T95[freedom - 1] if freedom <= len(_T95) else _expansion(1.959964, freedom)
 
-    A table serves up to 10 degrees of freedom, then Fisher's expansion about the normal quantile.
-    """
-    if freedom <= len(_T95):
-        return _T95[freedom - 1]
-    z, n = 1.959964, freedom
+
+def t80(freedom: int) -> float:
+    """Return the 80 % quantile of Student's t."""
+    return _T80[freedom - 1] if freedom <= len(_T80) else _expansion(0.841621, freedom)
+
+
+def _expansion(z: float, n: int) -> float:
+    """Return the quantile of Student's t with n degrees of freedom from that of the normal distribution (Fisher)."""
     by_n, by_n2 = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
     by_n3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     return z + by_n / n + by_n2 / n**2 + by_n3 / n**3
+
+
+def detectable(half_width: float, freedom: int) -> float:
+    """Return the true change that a 95 % interval of this half width shows in four of five repetitions.
+
+    The change must exceed t(97.5 %) + t(80 %) standard errors (Cohen, Statistical Power Analysis, 1988, section 2.4, in
+    the approximation by a shifted t).
+    """
+    return half_width * (1 + t80(freedom) / t95(freedom))
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[int]:

@@ -1,7 +1,10 @@
 import io
 import json
+import re
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from xml.etree import ElementTree
 
 import msgspec
 import pytest
@@ -10,11 +13,14 @@ from rich.console import Console
 
 from loadgen.cli import cli
 from loadgen.errors import LoadgenError
-from loadgen.report import compare
+from loadgen.report import compare, gates
+from loadgen.report.junit import Case, junit_xml
+from loadgen.report.markdown import escaped
 from loadgen.results import run_folder
 from loadgen.results.difference import find_differences
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summary import Summary
+from loadgen.results.summary_paths import known_paths, value_at
 from loadgen.workload.schedule import Schedule
 from support import sample_runs
 
@@ -26,8 +32,8 @@ def summary(**energy: float | None) -> Summary:
 
 
 def verdicts(text: str, *summaries: Summary) -> list[bool]:
-    gate = compare.parse_gate(text, compare.known_paths(summaries))
-    return [verdict.failed for verdict in compare.check_gate(gate, summaries)]
+    gate = gates.parse_gate(text, known_paths(summaries))
+    return [verdict.failed for verdict in gates.check_gate(gate, [[one] for one in summaries])]
 
 
 @pytest.mark.parametrize(
@@ -92,15 +98,15 @@ def test_a_gate_that_means_nothing_is_an_error_in_one_line(gate: str, told: str)
 
 @pytest.mark.parametrize("text", ["0.1", "0.1s", "100ms", "100 ms", "1e5us", "100000µs"])
 def test_a_bound_is_the_same_in_every_unit(text: str) -> None:
-    assert compare.parse_gate(f"ttft_s.p99>{text}", ["ttft_s.p99"]).bound == pytest.approx(0.1)
+    assert gates.parse_gate(f"ttft_s.p99>{text}", ["ttft_s.p99"]).bound == pytest.approx(0.1)
 
 
 def test_every_path_is_a_number_or_unknown() -> None:
     made = sample_runs.run().summary
     assert made is not None
-    paths = compare.known_paths([made])
+    paths = known_paths([made])
     assert {"by_workload.code.tokens.output", "goodput.rps", "instrument.cpu_s", "lengths.count"} <= set(paths)
-    assert all(isinstance(compare.value_at(made, path), float | None) for path in paths)
+    assert all(isinstance(value_at(made, path), float | None) for path in paths)
     assert set(compare.TABLE_METRICS) <= set(paths)
 
 
@@ -108,29 +114,29 @@ def test_paths_agree_with_summary_json() -> None:
     made = sample_runs.run().summary
     assert made is not None
     written = json.loads(msgspec.json.encode(made))
-    for path in compare.known_paths([made]):
+    for path in known_paths([made]):
         found = written
         for name in path.split("."):
             found = found.get(name) if isinstance(found, dict) else None
         kind_not_met = ".by_error." in path and found is None
-        assert compare.value_at(made, path) == (0 if kind_not_met else found), path
+        assert value_at(made, path) == (0 if kind_not_met else found), path
 
 
 def test_a_workload_with_a_dot_in_its_name_is_found() -> None:
     made = sample_runs.run().summary
     assert made is not None
     named = msgspec.structs.replace(made, by_workload={"a": made.by_workload["chat"], "a.b": made.by_workload["code"]})
-    assert compare.value_at(named, "by_workload.a.b.ttft_s.p50") == made.by_workload["code"].ttft_s.p50
+    assert value_at(named, "by_workload.a.b.ttft_s.p50") == made.by_workload["code"].ttft_s.p50
 
 
 def test_ratio_and_difference_are_to_the_first_and_unknown_stays_unknown() -> None:
-    rows = compare.compare_runs([summary(mean_watts=w) for w in (200.0, 250.0, None)], ["energy.mean_watts"])
+    rows = compare.compare_runs([[summary(mean_watts=w)] for w in (200.0, 250.0, None)], ["energy.mean_watts"])
     assert rows["energy.mean_watts"] == [
         compare.ComparedValue(200.0, 1.0, 0.0),
         compare.ComparedValue(250.0, 1.25, 50.0),
         compare.ComparedValue(None, None, None),
     ]
-    zero = compare.compare_runs([summary(mean_watts=w) for w in (0.0, 5.0)], ["energy.mean_watts"])
+    zero = compare.compare_runs([[summary(mean_watts=w)] for w in (0.0, 5.0)], ["energy.mean_watts"])
     assert zero["energy.mean_watts"][1] == compare.ComparedValue(5.0, None, 5.0)
 
 
@@ -139,7 +145,7 @@ def test_the_table_fits_and_warns_of_what_cannot_be_compared() -> None:
     real = replace(other, info=msgspec.structs.replace(other.info, server={"simulated": False}))
     out = io.StringIO()
     differences = [find_differences(simulated, real)]
-    compare.render_comparison([simulated, real], Console(file=out, width=80), (), differences)
+    compare.render_comparison([[simulated], [real]], Console(file=out, width=80), (), differences)
     told = out.getvalue()
     assert max(len(line) for line in told.splitlines()) <= 80
     assert "Simulated and measured runs are side by side." in told
@@ -154,7 +160,7 @@ def test_each_later_run_has_a_table_of_its_own_with_stars_where_the_interval_exc
     runs = [sample_runs.run(seed=seed) for seed in (1, 2)] + [sample_runs.run(1200, seed=3, rps=8.0)]
     differences = [find_differences(runs[0], run, ("A", letter)) for run, letter in zip(runs[1:], "BC", strict=True)]
     out = io.StringIO()
-    compare.render_comparison(runs, Console(file=out, width=80), (), differences)
+    compare.render_comparison([[run] for run in runs], Console(file=out, width=80), (), differences)
     told = out.getvalue()
     assert max(len(line) for line in told.splitlines()) <= 80
     assert "B/A" in told and "C−A" in told and "C had different schedules" in told
@@ -164,7 +170,7 @@ def test_each_later_run_has_a_table_of_its_own_with_stars_where_the_interval_exc
 
 def test_a_lone_run_has_a_table_without_differences() -> None:
     out = io.StringIO()
-    compare.render_comparison([sample_runs.run()], Console(file=out, width=80))
+    compare.render_comparison([[sample_runs.run()]], Console(file=out, width=80))
     assert "ttft_s.p99" in out.getvalue() and "B/A" not in out.getvalue()
 
 
@@ -261,3 +267,104 @@ def test_report_prints_json(folders: dict[str, str]) -> None:
 def test_report_of_no_run_is_one_line(tmp_path: Path) -> None:
     done = CliRunner().invoke(cli, ["report", str(tmp_path / "absent")])
     assert isinstance(done.exception, LoadgenError) and "not a run folder" in str(done.exception)
+
+
+# ---------------------------------------------------------------- repeats, confident gates, and files for CI
+
+
+def repeats(path: Path, seeds: Sequence[int], power: float = 1.0) -> str:
+    """Write runs 1, 2, ... of these seeds into a folder, with their counters scaled."""
+    for place, seed in enumerate(seeds, 1):
+        made = sample_runs.run(num_requests=30, failing=0, seed=seed)
+        scaled = [msgspec.structs.replace(one, joules=one.joules * power) for one in made.energy]
+        info = msgspec.structs.replace(made.info, seed=seed, schedule_sha256=f"{seed}", run_id=f"{path.name}-{place}")
+        written(path / str(place), replace(made, info=info, energy=scaled))
+    return str(path)
+
+
+def test_repeats_are_compared_by_their_means_and_paired_by_their_schedules(tmp_path: Path) -> None:
+    a, b = repeats(tmp_path / "a", (1, 2, 3)), repeats(tmp_path / "b", (1, 2, 3), power=1.1)
+    done = CliRunner().invoke(cli, ["compare", a, b, "--json"])
+    found = json.loads(done.stdout)
+    (differences,) = found["differences"]
+    watts = differences["metrics"]["energy.mean_watts"]
+    assert differences["paired"] is True and found["repeats"] == [["a-1", "a-2", "a-3"], ["b-1", "b-2", "b-3"]]
+    assert watts["b"] / watts["a"] == pytest.approx(1.1, rel=1e-4)
+    assert watts["interval"][0] > 0 and watts["detectable"] > watts["half_width"]
+
+
+def test_repeats_with_other_schedules_need_leave_and_are_compared_unpaired(tmp_path: Path) -> None:
+    a, b = repeats(tmp_path / "a", (1, 2)), repeats(tmp_path / "b", (3, 4))
+    refused = CliRunner().invoke(cli, ["compare", a, b])
+    assert refused.exit_code == 2 and "B1 was asked for another seed than A1" in refused.stderr
+    done = CliRunner().invoke(cli, ["compare", a, b, "--json", "--allow", "different"])
+    assert json.loads(done.stdout)["differences"][0]["paired"] is False
+
+
+def test_a_side_of_one_run_beside_repeats_has_no_interval(tmp_path: Path) -> None:
+    a, b = repeats(tmp_path / "a", (1, 2)), repeats(tmp_path / "b", (1,))
+    done = CliRunner().invoke(cli, ["compare", a, f"{b}/1", "--json"])
+    assert json.loads(done.stdout)["differences"][0]["metrics"]["e2e_s.mean"]["reason"] == "B is one run: repeat it"
+
+
+@pytest.mark.parametrize(
+    ("power", "gate", "plain", "confident"),
+    [
+        (1.1, "energy.mean_watts>+3%", 1, 1),
+        (1.1, "energy.mean_watts<+3%", 0, 0),
+        (1.0, "energy.mean_watts>-0.1%", 1, 1),
+        (1.0, "energy.mean_watts>=+0%", 1, 0),
+        (1.1, "requests.completed>=+0%", 1, 1),
+    ],
+)
+def test_a_confident_gate_fails_only_where_the_whole_interval_is_beyond_the_bound(
+    tmp_path: Path, power: float, gate: str, plain: int, confident: int
+) -> None:
+    """The last number has no interval: a gate that cannot tell has not passed."""
+    args = ["compare", repeats(tmp_path / "a", (1, 2, 3)), repeats(tmp_path / "b", (1, 2, 3), power), "--fail-if", gate]
+    assert CliRunner().invoke(cli, args).exit_code == plain
+    assert CliRunner().invoke(cli, [*args, "--confident"]).exit_code == confident
+
+
+def test_gates_are_test_cases_of_junit(folders: dict[str, str], tmp_path: Path) -> None:
+    gates_ = ["--fail-if", "ttft_s.p99>100", "--fail-if", "ttft_s.p99>0"]
+    file = tmp_path / "out.xml"
+    CliRunner().invoke(cli, ["compare", folders["a"], folders["b"], *gates_, "--junit", str(file)])
+    suite = ElementTree.parse(file).getroot()[0]
+    assert (suite.get("tests"), suite.get("failures"), suite.get("errors")) == ("2", "1", "0")
+    assert [case.get("name") for case in suite] == ["ttft_s.p99>100 (B)", "ttft_s.p99>0 (B)"]
+    assert "B has" in (suite[1][0].get("message") or "")
+
+
+def test_a_refusal_is_an_error_of_junit(folders: dict[str, str], tmp_path: Path) -> None:
+    other, file = repeats(tmp_path / "other", (9,)), tmp_path / "out.xml"
+    assert CliRunner().invoke(cli, ["compare", folders["a"], f"{other}/1", "--junit", str(file)]).exit_code == 2
+    assert ElementTree.parse(file).getroot().get("errors") != "0"
+
+
+def test_markdown_has_the_gates_and_folds_what_is_not_asked_for(folders: dict[str, str], tmp_path: Path) -> None:
+    file = tmp_path / "out.md"
+    gate = ["--fail-if", "response_s.p90>0"]
+    CliRunner().invoke(cli, ["compare", folders["a"], folders["b"], *gate, "--markdown", str(file)])
+    text = file.read_text()
+    top, folded = text.split("<details>")
+    assert "1 of 1 gates failed" in top and "`response_s.p90`" in top and "`itl_s.mean`" not in top
+    assert "`itl_s.mean`" in folded and text.count("<details>") == text.count("</details>") == 1
+
+
+@pytest.mark.parametrize("text", ["a|b", "<img src=x>", "@someone", "[x](y)", "![x](http://h)", "`code`", "line\nline"])
+def test_text_in_markdown_is_text(text: str) -> None:
+    shown = escaped(text)
+    assert not re.search(r"(?<!\\)[|<@\[`!]", shown) and "\n" not in shown and "://" not in shown
+
+
+def test_junit_counts_what_it_holds_and_any_text_is_valid_xml() -> None:
+    cases = [
+        Case("a", "failure", "bad \x00\x1b < & \ud800"),
+        Case("b", "skipped"),
+        Case("c", "passed", "note"),
+        Case("d", "error"),
+    ]
+    root = ElementTree.fromstring(junit_xml("su\x00ite", cases))
+    assert [root.get(name) for name in ("tests", "failures", "errors", "skipped")] == ["4", "1", "1", "1"]
+    assert [child.tag for case in root[0] for child in case] == ["failure", "skipped", "system-out", "error"]

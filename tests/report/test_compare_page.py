@@ -48,7 +48,7 @@ def words(html: str) -> str:
 
 def test_every_difference_of_the_terminal_is_on_the_page_by_its_name() -> None:
     text = words(page(PAIR))
-    shown = [path for path in metrics([summary_of(of) for of in PAIR.values()]) if path in PATHS]
+    shown = [path for path in metrics([[summary_of(of)] for of in PAIR.values()]) if path in PATHS]
     assert len(shown) > 25
     assert [path for path in shown if label(path) not in text] == []
     assert len({label(path) for path in PATHS}) == len(PATHS)
