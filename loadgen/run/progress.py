@@ -316,7 +316,10 @@ async def ticking(*updates: Callable[[], None]) -> AsyncIterator[None]:
             ticker = group.create_task(tick())
             yield
             ticker.cancel()
-    except* LoadgenError as errors:
+    except BaseExceptionGroup as raised:  # not except*: that of Debian 12 (3.11.2) makes a group of what it raises
+        errors, bugs = raised.split(LoadgenError)
+        if errors is None or bugs is not None:
+            raise
         raise _first_error(errors) from None
 
 
