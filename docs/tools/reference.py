@@ -153,7 +153,7 @@ def klass(name: str, found: Any) -> Iterator[str]:
 def function(name: str, found: Any, level: str) -> Iterator[str]:
     prefix = "async " if "async" in found.labels else ""
     signature = str(found.signature(name=name))
-    yield from [f"{level} {name}", "", "```python", prefix + wrapped(signature), "```", "", text_of(found), ""]
+    yield from [f"{level} {name}", "", "```pyi", prefix + wrapped(signature), "```", "", text_of(found), ""]
 
 
 def wrapped(signature: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 import click
 import msgspec
 
+from loadgen.cli.log import say
 from loadgen.errors import LoadgenError
 from loadgen.workload.length_source import source_path
 from loadgen.workload.schedule import Schedule
@@ -33,6 +34,8 @@ def planned_schedule(
         return _schedule_streams(path, streams, limits, arrivals["rps"], how["stop"], words)
     source = open_source(path, laws, words, arrivals, limits, model)
     schedule = schedule_trace(source, **arrivals, **limits, **how)
+    if trace and arrivals["arrival"] == "trace" and schedule.arrival != "trace":
+        say(f"{trace} has no timestamps: its requests come as a Poisson process")
     plan = {"trace": str(trace or source.name)} | (dict(zip(("input", "output"), laws, strict=True)) if laws else {})
     made = arrivals | {"arrival": schedule.arrival}
     return schedule, plan | made | limits | {"shape": how["shape"], "think": how["think"]}

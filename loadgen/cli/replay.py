@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from loadgen.cli.log import logged
+from loadgen.cli.log import logged, say
 from loadgen.cli.options import (
     DEFAULT_URL,
     ENERGY_NAMES,
@@ -300,10 +300,9 @@ def replay(
     from rich.console import Console
 
     from loadgen.cli.load_options import planned_schedule
-    from loadgen.report.progress_view import view
+    from loadgen.report.progress_view import announcer, server_start, view
     from loadgen.run.config import RunConfig
     from loadgen.run.interrupts import run_replay
-    from loadgen.run.progress import announcer, server_start
     from loadgen.servers.launcher import served
     from loadgen.workload.sessions import settle_history
     from loadgen.workload.words import stored_words
@@ -321,11 +320,9 @@ def replay(
         words, words_path = stack.enter_context(stored_words())
         how = {"shape": shape, "stop": stop, "think": think}
         schedule, plan = planned_schedule(trace, streams, laws, arrivals, limits, how, words, options["model"])
-        if trace and arrival == "trace" and plan.get("arrival", arrival) != arrival:
-            progress.say(f"{trace} has no timestamps: its requests come as a Poisson process")
         if words.left_out:
             rest = ", ".join(f"{count} {what}" for what, count in words.left_out.items())
-            progress.say(f"left out of {plan['trace']}: {rest}")
+            say(f"left out of {plan['trace']}: {rest}")
         plan |= limits | {"serve": serve, "stop": stop}
         if any(request.words for request in schedule.requests):
             options["words"] = words_path

@@ -23,11 +23,11 @@ from loadgen.report.write import finish
 from loadgen.results import run_folder
 from loadgen.run.config import RunConfig
 from loadgen.run.interrupts import run_replay
-from loadgen.run.progress import NullView, View, announcer, server_start
-from loadgen.servers.launcher import served
+from loadgen.run.progress import NullView
+from loadgen.servers.launcher import served, start_lines
 from loadgen.study.folder import StudyFolder, StudyState, command_line
 from loadgen.study.plan import StudyRun, plan_runs, schedule_of, start_key
-from loadgen.study.rows import FinishedRun, RunOutcome, gpu_names, unusable
+from loadgen.study.rows import FinishedRun, RunOutcome, gpu_names
 from loadgen.study.spec import NO_OVERRIDES, Overrides, Study, read_study
 from loadgen.workload.schedule import Schedule
 
@@ -35,8 +35,6 @@ if TYPE_CHECKING:
     from loadgen.results.study_table import Row, StudyInfo
 
 _Print = Callable[[str], None]
-ViewOf = Callable[[str], View]
-"""Returns a view of one start of a server, or of one run, which has a title."""
 
 
 class StudyResults(NamedTuple):
@@ -63,7 +61,6 @@ def run_study(
     overrides: Overrides = NO_OVERRIDES,
     other_gpu: bool = False,
     only: Sequence[str] = (),
-    view_of: ViewOf = lambda title: NullView(),
 ) -> StudyResults:
     """Make the runs of the study in `file` that are not done in `out`, and return the results of all.
 
@@ -87,12 +84,8 @@ def run_study(
     if num_done:
         say(f"{num_done} of {len(runs)} runs are done already")
     started_s, num_made = monotonic(), 0
-
-    def view(run: StudyRun) -> View:
-        return view_of(f"run {num_done + num_made + 1} of {len(runs)}, {run.name}")
-
     for _, block in groupby(todo, key=lambda run: (run.repeat if study.restart else 0, start_key(study, run))):
-        for run, outcome, finished in _run_block(study, list(block), file.parent, out, gpus, say, view):
+        for run, outcome, finished in _run_block(study, list(block), file.parent, out, gpus, say):
             folder.add(run, outcome, finished)
             num_made += 1
             remaining_s = (monotonic() - started_s) / num_made * (len(todo) - num_made)
@@ -105,13 +98,7 @@ def run_study(
 
 
 def _run_block(
-    study: Study,
-    runs: Sequence[StudyRun],
-    source: Path,
-    out: Path,
-    gpus: list[gpu_state.GpuState],
-    say: _Print,
-    view_of: Callable[[StudyRun], View],
+    study: Study, runs: Sequence[StudyRun], source: Path, out: Path, gpus: list[gpu_state.GpuState], say: _Print
 ) -> Iterator[tuple[StudyRun, RunOutcome, FinishedRun | None]]:
     """Make the runs of one start of a server; a run that fails is repeated on a fresh one, `retries` times.
 
@@ -122,8 +109,7 @@ def _run_block(
         failed: list[tuple[StudyRun, RunOutcome]] = []
         with ExitStack() as stack:
             try:
-                with view_of(pending[0][0]) as view:
-                    server = _StartedServer(stack.enter_context(_start_server(study, pending[0][0], out, view)))
+                server = _StartedServer(stack.enter_context(_start_server(study, pending[0][0], out, say)))
             except LoadgenError as err:
                 server = _StartedServer(None, str(err))
             for run, earlier in pending:
@@ -132,8 +118,7 @@ def _run_block(
                 _check_gpus(gpus, present)
                 outcome = msgspec.structs.replace(earlier, attempts=earlier.attempts + 1, gpus=present)
                 try:
-                    with view_of(run) as view:
-                        finished = _measure(study, run, source, out, server, view)
+                    finished = _measure(study, run, source, out, server)
                 except LoadgenError as err:
                     outcome = msgspec.structs.replace(outcome, reasons=[*earlier.reasons, str(err)])
                     if outcome.attempts > study.retries:
@@ -147,7 +132,7 @@ def _run_block(
         pending = failed
 
 
-def _start_server(study: Study, run: StudyRun, out: Path, view: View) -> AbstractContextManager[str]:
+def _start_server(study: Study, run: StudyRun, out: Path, say: _Print) -> AbstractContextManager[str]:
     """Return a context that starts the server of a run, or that only has its URL when it already runs."""
     server = study.servers[run.server]
     if server.base_url is not None:
@@ -162,7 +147,7 @@ def _start_server(study: Study, run: StudyRun, out: Path, view: View) -> Abstrac
         server.recipe,
         *options,
         log=out / f"{run.server}.log",
-        progress=server_start(view, server.recipe),
+        progress=start_lines(server.recipe, say),
         environment=visible,
     )
 
@@ -183,8 +168,8 @@ def _kinds(gpus: list[gpu_state.GpuState]) -> list[tuple[str, float | None]]:
 # ---------------------------------------------------------------- one run
 
 
-def _measure(study: Study, run: StudyRun, source: Path, out: Path, server: _StartedServer, view: View) -> FinishedRun:
-    """Make one run. LoadgenError if too many requests failed. An interrupt ends the study."""
+def _measure(study: Study, run: StudyRun, source: Path, out: Path, server: _StartedServer) -> FinishedRun:
+    """Make one run. LoadgenError if a request failed: the load was not the planned one. An interrupt ends the study."""
     if server.url is None:
         raise LoadgenError(server.error)
     schedule = schedule_of(study, run, source)
@@ -195,14 +180,17 @@ def _measure(study: Study, run: StudyRun, source: Path, out: Path, server: _Star
         config = msgspec.structs.replace(config, warmup=min(warm_up, len(schedule.requests)))
     rmtree(config.out, ignore_errors=True)  # of an earlier attempt; one killed at once is no run folder yet
     if run.batch is not None and warm_up:
-        _warm_up(schedule, config, run.batch, view)
-    run_replay(schedule, config, view)
-    result = finish(config.out, schedule, announcer(view))
+        _warm_up(schedule, config, run.batch)
+    run_replay(schedule, config, NullView())
+    result = finish(config.out, schedule)
     if result.info.stopped_by != "completed":
         raise KeyboardInterrupt
     assert result.summary is not None
-    if reason := unusable(study, result.summary):
-        raise LoadgenError(reason)
+    if failed := result.summary.requests.failed:
+        example = next(record for record in result.records if record.error)
+        raise LoadgenError(
+            f"{failed} of {result.summary.requests.scheduled} requests failed, first {example.error}: {example.detail}"
+        )
     return FinishedRun(result.info, result.summary, result.schedule)
 
 
@@ -237,11 +225,10 @@ def run_config(study: Study, run: StudyRun, folder: Path, url: str) -> RunConfig
     )
 
 
-def _warm_up(schedule: Schedule, config: RunConfig, batch: int, view: View) -> None:
+def _warm_up(schedule: Schedule, config: RunConfig, batch: int) -> None:
     """Send one unrecorded round at the batch of the run, so that what an engine compiles or captures for it exists."""
     seed = schedule.seed + 1_000_003  # other prompts than the run's, so that none of these is in a prefix cache
     one_round = Schedule(schedule.requests[:batch], schedule.arrival, None, seed)
-    announcer(view)(f"warming up at batch {batch}")
     with TemporaryDirectory() as folder:
         unrecorded = msgspec.structs.replace(config, out=Path(folder) / "run", warmup=0, idle_s=0.0, energy="none")
         run_replay(one_round, unrecorded, NullView())
