@@ -135,6 +135,10 @@ class Sampler:
         self._domains = {domain.name: _Domain(now_ns) for domain in self._meter.domains}
         self._thread.start()
 
+    def cancel(self) -> None:
+        """End the thread, without waiting for it."""
+        self._stopping.set()
+
     def stop(self) -> SamplerReport:
         """Stop after one more update of every domain, so that the series covers this moment.
 

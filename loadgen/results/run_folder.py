@@ -95,6 +95,7 @@ class LineWriter:
         """Open `files` for appending, each under the name of its lines."""
         self.path = folder
         self._lock = threading.Lock()
+        self._closed = False
         self._encode = msgspec.json.Encoder().encode
         try:
             if answers := files.get("answers"):
@@ -119,17 +120,21 @@ class LineWriter:
             raise cannot_write(self.path, err) from err
 
     def close(self) -> None:
+        """Flush and close the files. What a thread of a failed run still brings is dropped."""
         try:
             self.flush()
         finally:
-            for file in self._files.values():
-                with suppress(OSError):  # a file that cannot be flushed cannot be closed; flush() reported it
-                    file.close()
+            with self._lock:
+                self._closed = True
+                for file in self._files.values():
+                    with suppress(OSError):  # a file that cannot be flushed cannot be closed; flush() reported it
+                        file.close()
 
     def _write(self, name: str, data: bytes) -> None:
         try:
             with self._lock:
-                self._files[name].write(data)
+                if not self._closed:
+                    self._files[name].write(data)
         except OSError as err:
             raise cannot_write(self.path, err) from err
 

@@ -64,7 +64,7 @@ class Metering:
     async def recording(self, writer: RunWriter) -> AsyncIterator[None]:
         """Record the energy counters and the engine's counters while the block runs, each once more after it.
 
-        Both threads are daemons; after an exception they are left to themselves.
+        An exception ends both threads without waiting for them.
         """
         poller = EnginePoller(self._server.root_url, writer.engine, owner=self._server.engine)
         if self.meter:
@@ -73,7 +73,13 @@ class Metering:
         await asyncio.to_thread(poller.read_now)
         _log.info("metrics page of the engine: %(page)s", {"page": engine_page_facts(poller.state)})
         poller.start()
-        yield
+        try:
+            yield
+        except BaseException:
+            poller.cancel()
+            if self._sampler:
+                self._sampler.cancel()
+            raise
         await asyncio.to_thread(poller.stop)
         await asyncio.to_thread(poller.read_now)
         self.engine_page = engine_page_facts(poller.state)

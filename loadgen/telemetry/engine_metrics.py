@@ -71,8 +71,12 @@ class EnginePoller:
     def start(self) -> None:
         self._thread.start()
 
-    def stop(self) -> None:
+    def cancel(self) -> None:
+        """End the thread, without waiting for it."""
         self._stop.set()
+
+    def stop(self) -> None:
+        self.cancel()
         self._thread.join(timeout=2 * self._period_s + 2)
 
     def _run(self) -> None:

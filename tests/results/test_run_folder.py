@@ -123,6 +123,13 @@ def test_flushed_lines_are_in_the_kernel(tmp_path: Path) -> None:
         assert with_lists(run_folder.read_run(tmp_path / "run").records[:1]) == [record(0)]
 
 
+def test_a_line_that_comes_after_the_end_is_dropped(tmp_path: Path) -> None:
+    with closing(run_folder.RunWriter(tmp_path / "run", INFO, PLAN)) as writer:
+        writer.engine({"t_ns": 1})
+    writer.engine({"t_ns": 2})
+    assert (tmp_path / "run" / "engine.jsonl").read_bytes() == b'{"t_ns":1}\n'
+
+
 def test_an_earlier_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
     write(tmp_path / "run", [0])
     with pytest.raises(LoadgenError, match="already holds a run"):
