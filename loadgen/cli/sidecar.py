@@ -78,7 +78,7 @@ def sidecar(
     vllm serve ... --otlp-traces-endpoint http://localhost:9478/v1/traces
     loadgen replay chat --otlp http://localhost:9478
 
-    $LOADGEN_SIDECAR_TOKEN, when set, is required of every client as a bearer token.
+    $LOADGEN_SIDECAR_TOKEN, when set, is required of every client as a bearer token. $OPENAI_API_KEY is the engine's.
     """
     with importing("the sidecar", "sidecar"):
         from loadgen.sidecar.app import SidecarOptions
@@ -99,6 +99,7 @@ def sidecar(
             port=port,
             grpc_port=grpc_port,
             engine_url=root,
+            engine_key=os.environ.get("OPENAI_API_KEY") or None,
             energy=energy,
             gpus=gpus,
             model=model,

@@ -69,6 +69,8 @@ class SidecarOptions:
     port: int = 9478
     grpc_port: int | None = None
     engine_url: str | None = None
+    engine_key: str | None = field(default=None, repr=False)
+    """API key of the engine, which the list of its models may require."""
     energy: str = "auto"
     gpus: tuple[str, ...] = ()
     model: str | None = None

@@ -31,10 +31,11 @@ ASK_S, LONGEST_ASK_S = 1.0, 30.0
 """Pauses between questions for the engine's model: twice as long each time that it does not answer."""
 
 
-def ask_engine(url: str) -> tuple[str | None, bool]:
+def ask_engine(url: str, key: str | None = None) -> tuple[str | None, bool]:
     """Return the engine's only model and True if it is the simulated server; (None, False) when it does not say."""
     try:
-        response = http_get(url + "/v1/models", timeout_s=2, max_body_bytes=1 << 20)
+        headers = {"Authorization": f"Bearer {key}"} if key else None
+        response = http_get(url + "/v1/models", headers=headers, timeout_s=2, max_body_bytes=1 << 20)
         models = [entry["id"] for entry in msgspec.json.decode(response.body)["data"]]
     except (*REQUEST_ERRORS, msgspec.DecodeError, LookupError, TypeError):
         return None, False
@@ -44,14 +45,15 @@ def ask_engine(url: str) -> tuple[str | None, bool]:
 
 async def keep_model(sidecar: Sidecar, model: str | None) -> None:
     """Ask the engine for its model until it answers, and again after it was away or restarted, until cancelled."""
-    url, pause_s, unsure = sidecar.options.engine_url, ASK_S, model is None
+    options, pause_s, unsure = sidecar.options, ASK_S, model is None
+    url = options.engine_url
     restarts: int | None = 0
-    while url is not None and sidecar.options.model is None:
+    while url is not None and options.model is None:
         await asyncio.sleep(pause_s)
         page = sidecar.page
         unsure |= page.engine_up is False or page.engine_restarts != restarts
         restarts = page.engine_restarts
-        model, _ = await asyncio.to_thread(ask_engine, url) if unsure else (None, False)
+        model, _ = await asyncio.to_thread(ask_engine, url, options.engine_key) if unsure else (None, False)
         if model is not None:
             sidecar.ledger.name_model(model)
             _log.info("the engine serves %(model)s", {"model": model})
@@ -77,7 +79,9 @@ def choose_meter(options: SidecarOptions, simulated: bool) -> EnergyMeter:
 @asynccontextmanager
 async def running_sidecar(options: SidecarOptions) -> AsyncIterator[tuple[Sidecar, str, int | None]]:
     """Serve; yield the sidecar, its URL and its gRPC port. Raises LoadgenError when it cannot."""
-    model, simulated = await asyncio.to_thread(ask_engine, options.engine_url) if options.engine_url else (None, False)
+    model, simulated = None, False
+    if options.engine_url:
+        model, simulated = await asyncio.to_thread(ask_engine, options.engine_url, options.engine_key)
     engine = {
         "url": options.engine_url and options.engine_url.rpartition("@")[2],
         "model": model,

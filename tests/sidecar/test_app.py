@@ -41,6 +41,7 @@ from loadgen.telemetry import otlp_export
 from loadgen.telemetry.otlp_export import SpanSender
 from loadgen.telemetry.traceparent import traceparent
 from loadgen.units import NS_PER_S
+from support.fake_api import FakeServer, serving
 from telemetry.test_otlp_parse import VLLM, trace
 
 PROTOBUF = {"Content-Type": "application/x-protobuf"}
@@ -498,10 +499,18 @@ async def test_an_engine_is_asked_for_its_model_until_it_answers_and_after_a_res
         page.engine_up, page.engine_restarts = answer.engine_up, answer.engine_restarts
 
     monkeypatch.setattr(server.asyncio, "sleep", sleep)
-    monkeypatch.setattr(server, "ask_engine", lambda url: (now[0].model, False))
+    monkeypatch.setattr(server, "ask_engine", lambda url, key: (now[0].model, False))
     with pytest.raises(asyncio.CancelledError):
         await server.keep_model(one, start)  # type: ignore[arg-type]
     assert (named, pauses) == (names, pauses_s)
+
+
+@pytest.mark.parametrize(("key", "header"), [("sk-engine", "Bearer sk-engine"), (None, None)])
+def test_an_engine_is_asked_for_its_model_with_its_key(key: str | None, header: str | None) -> None:
+    with serving(fake := FakeServer()) as url:
+        assert server.ask_engine(url, key) == ("m", False)
+    assert [headers.get("Authorization") for _, headers in fake.seen] == [header]
+    assert "sk-engine" not in repr(SidecarOptions(engine_key=key))
 
 
 @live
