@@ -1,6 +1,7 @@
 """Data files of the package, and reading and replacing whole files."""
 
 import filecmp
+import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
@@ -63,6 +64,17 @@ def read_json(path: Path, kind: type[Content], what: str) -> Content:
         raise LoadgenError(f"cannot read {path}: {err.strerror or err}") from err
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
         raise LoadgenError(f"{path}: not {what}: {err}") from err
+
+
+def sha256_of(path: Path) -> str | None:
+    """Return the SHA-256 of a file's bytes in hexadecimal; None for a pipe and whatever else is no regular file."""
+    if not path.is_file():
+        return None
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as err:
+        raise LoadgenError(f"cannot read {path}: {err.strerror or err}") from err
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -1,11 +1,12 @@
 """Laws of reading and replacing whole files."""
 
+import os
 from pathlib import Path
 
 import pytest
 
 from loadgen.errors import LoadgenError
-from loadgen.files import data_dir, profile_path, read_json, replacing, study_path, write_atomic
+from loadgen.files import data_dir, profile_path, read_json, replacing, sha256_of, study_path, write_atomic
 
 
 def test_write_atomic_replaces_the_content_and_leaves_no_draft(tmp_path: Path) -> None:
@@ -33,6 +34,13 @@ def test_a_replacement_takes_its_place_only_when_the_block_ends_well(tmp_path: P
         raise ZeroDivisionError
     assert path.read_bytes() == b"first"
     assert [p.name for p in tmp_path.iterdir()] == ["x"]
+
+
+def test_the_sha256_is_that_of_the_bytes_and_a_pipe_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "x").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "x") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    os.mkfifo(tmp_path / "pipe")
+    assert sha256_of(tmp_path / "pipe") is None and sha256_of(tmp_path / "absent") is None
 
 
 def test_without_overwrite_the_same_bytes_are_no_change(tmp_path: Path) -> None:

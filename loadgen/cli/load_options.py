@@ -8,6 +8,7 @@ import msgspec
 
 from loadgen.cli.log import say
 from loadgen.errors import LoadgenError
+from loadgen.files import sha256_of
 from loadgen.workload.length_source import source_path
 from loadgen.workload.schedule import Schedule
 from loadgen.workload.sources import open_source
@@ -37,7 +38,7 @@ def planned_schedule(
     if trace and arrivals["arrival"] == "trace" and schedule.arrival != "trace":
         say(f"{trace} has no timestamps: its requests come as a Poisson process")
     plan = {"trace": str(trace or source.name)} | (dict(zip(("input", "output"), laws, strict=True)) if laws else {})
-    made = arrivals | {"arrival": schedule.arrival}
+    made = arrivals | {"arrival": schedule.arrival, "trace_sha256": sha256_of(path) if path else None}
     return schedule, plan | made | limits | {"shape": how["shape"], "think": how["think"]}
 
 
@@ -62,5 +63,7 @@ def _schedule_streams(
         name: {field: value for field, value in msgspec.to_builtins(stream).items() if value is not None}
         for name, stream in streams.items()
     }
-    plan = {"trace": str(file) if file and not names else "+".join(streams), "streams": stated}
+    plan: dict[str, Any] = {"trace": "+".join(streams), "streams": stated}
+    if file and not names:
+        plan |= {"trace": str(file), "trace_sha256": sha256_of(file)}
     return schedule_streams(streams, **limits, stop=stop, words=words), plan

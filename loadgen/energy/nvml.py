@@ -80,6 +80,9 @@ class _Gpu:
     def __init__(self, index: int, uuid: str, handle: Any, source: str, max_w: float) -> None:
         self.name = f"gpu:{index}"
         self.uuid = uuid
+        self.device: str | None = None
+        with suppress(pynvml.NVMLError):
+            self.device = str(pynvml.nvmlDeviceGetName(handle))
         self.handle = handle
         self.source = source
         self.alive = True
@@ -93,7 +96,7 @@ class _Gpu:
     @property
     def domain(self) -> EnergyDomain:
         period_s = self.counter.period_s if self.source == "nvml-counter" else 0.1
-        return EnergyDomain(name=self.name, source=self.source, uuid=self.uuid, period_s=period_s)
+        return EnergyDomain(name=self.name, source=self.source, uuid=self.uuid, device=self.device, period_s=period_s)
 
     def read(self, clock: Callable[[], int]) -> list[EnergySample]:
         start_ns = clock()

@@ -237,7 +237,8 @@ def page_counters(text: str) -> tuple[list[GpuCounter], list[str]]:
     counters = []
     for key, (metric, labels, millijoules) in rows.items():
         source = "dcgm" if metric == DCGM_METRIC else "loadgen-sidecar"
-        domain = EnergyDomain(name=names[key], source=source, uuid=_uuid(labels) or None)
+        model = labels.get("modelName") or None
+        domain = EnergyDomain(name=names[key], source=source, uuid=_uuid(labels) or None, device=model)
         counters.append(GpuCounter(key, domain, millijoules))
     return counters, sorted(set(notes))
 
@@ -316,8 +317,8 @@ class PrometheusPage:
     @property
     def domains(self) -> list[EnergyDomain]:
         return [
-            EnergyDomain(name=d.name, source=d.source, uuid=d.uuid, period_s=self._tracks[key].period_s)
-            for key, d in self._domains.items()
+            msgspec.structs.replace(domain, period_s=self._tracks[key].period_s)
+            for key, domain in self._domains.items()
         ]
 
     def read(self) -> Reading:

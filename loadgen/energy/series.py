@@ -23,6 +23,8 @@ class EnergyDomain(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     """Origin of the joules, such as "nvml-counter", "nvml-power", "rapl", "simulated", "estimate"."""
     uuid: str | None = None
+    device: str | None = None
+    """Model of the device, such as "NVIDIA H200"; None where the source does not name it."""
     period_s: float | None = None
     """Time between updates of the source; None until it is known."""
     within: str | None = None

@@ -30,10 +30,16 @@ if TYPE_CHECKING:
 
 _Line = TypeVar("_Line")
 
+SCHEMA_VERSION = "1.0"
+"""Version of the formats of a run folder's and a study's files. MINOR grows with a new field. MAJOR grows when a field
+goes away, changes its name, its unit or its meaning."""
+
 
 class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """run.json: what was requested, of which server, on which machine, and how the run ended."""
 
+    schema_version: str | None = None
+    """Version of this file's format and of the other files that were recorded; null in an older version's folder."""
     run_id: str
     loadgen_version: str
     command: list[str] = []
@@ -231,6 +237,11 @@ def read_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
         raise LoadgenError(f"{path} is not a run folder: it has no run.json") from err
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as err:
         raise LoadgenError(f"{path / 'run.json'}: {err}") from err
+    if not _is_readable(info.schema_version):
+        raise LoadgenError(
+            f"{path / 'run.json'} has format {info.schema_version}, written by loadgen {info.loadgen_version}; this "
+            f"version reads {SCHEMA_VERSION} and older: update loadgen"
+        )
     if schedule is None:
         schedule = [
             msgspec.structs.replace(request, workload=intern(request.workload))
@@ -266,6 +277,12 @@ def read_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
         attribution=None,
         summary=None,
     )
+
+
+def _is_readable(version: str | None) -> bool:
+    """Return whether this version of loadgen reads files of the format `version`: those of its own MAJOR and before."""
+    major = (version or "0").partition(".")[0]
+    return major.isascii() and major.isdecimal() and int(major) <= int(SCHEMA_VERSION.partition(".")[0])
 
 
 def part_paths(folder: Path, name: str = "records") -> list[Path]:

@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any, TypedDict
 
 import msgspec
 
-from loadgen.attribution.chunk_steps import engine_steps_of
-from loadgen.attribution.cost_model import align_phase
-from loadgen.attribution.shapley import attribute_energy
 from loadgen.results import metrics
 from loadgen.results.arrival_summary import check_arrivals, combine_checks, sent_rate
 from loadgen.results.checks import judge
-from loadgen.results.energy_summary import aligned_series, energy_shares, summarize_energy
+from loadgen.results.energy_summary import energy_shares, summarize_energy
 from loadgen.results.output_kinds import output_kinds
-from loadgen.results.run_folder import RunResult, read_run
+from loadgen.results.provenance import provenance_of
+from loadgen.results.run_attribution import attribute_run
+from loadgen.results.run_folder import SCHEMA_VERSION, RunResult, read_run
 from loadgen.results.saturation import server_load
 from loadgen.results.summary import (
     ArrivalCheck,
@@ -44,13 +43,8 @@ def load_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
 def analyse_run(result: RunResult) -> RunResult:
     """Return the same run with its attribution and summary derived from what was recorded."""
     start_ns, end_ns = span(result)
-    series = aligned_series(result)
-    attribution = None
+    attribution, series = attribute_run(result, start_ns, end_ns)
     prompts_counted = metrics.prompts_are_counted(result.schedule, result.records)
-    if series:
-        steps = engine_steps_of(metrics.with_planned_prompts(result.schedule, result.records), result.engine)
-        series = [align_phase(domain, steps) for domain in series]
-        attribution = attribute_energy(series, result.records, start_ns, end_ns, steps=steps)
     energy = summarize_energy(result, attribution, series, start_ns, end_ns, prompts_counted=prompts_counted)
     analysed = replace(result, attribution=attribution)
     duration_s = (end_ns - start_ns) / NS_PER_S
@@ -87,7 +81,9 @@ def _summarize(
         )
 
     summary = Summary(
+        schema_version=SCHEMA_VERSION,
         run_id=result.info.run_id,
+        run=provenance_of(result.info),
         duration_s=duration_s,
         stopped_by=result.info.stopped_by,
         requests=metrics.request_counts(records),

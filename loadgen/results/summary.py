@@ -296,10 +296,48 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True):
     """The reasons of all checks of the verdict that are not ok."""
 
 
+class Provenance(msgspec.Struct, frozen=True, kw_only=True):
+    """Program, server, workload and machine of a run. It holds no secrets, addresses or host names; run.json has all
+    options."""
+
+    loadgen_version: str
+    command: list[str]
+    """Words of the command line, without secrets. Empty where a study or a program made the run."""
+    started: str | None
+    """Instant that the schedule counts from: UTC, ISO 8601. None when the run was killed before its first request."""
+    simulated: bool
+    """True for the built-in simulated server: nothing in the summary was measured on a real model."""
+    model: str | None
+    """Requested model; `by_model` has the models where there are several."""
+    engine: str | None
+    """Name of the inference engine; None when the server does not tell."""
+    engine_version: str | None
+    endpoint: str | None
+    """API that took the requests: chat, completions, responses, embeddings or rerank."""
+    trace: str | None
+    """The trace as the command line named it, or the workload of a study."""
+    trace_sha256: str | None
+    """SHA-256 of the trace file's bytes; of the TOML file where that names streams. None without one regular file."""
+    schedule_sha256: str
+    """SHA-256 of the bytes of schedule.jsonl: equal for the same requests at the same instants."""
+    seed: int
+    """Seed of arrivals, drawn lengths and prompts."""
+    system: str | None
+    """Operating system of the client's host."""
+    cpus: int | None
+    """Processors of the client's host."""
+    devices: list[str]
+    """Devices whose energy was measured, such as "gpu:0 NVIDIA H200": name in run.json, and model where it is known."""
+
+
 class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The numbers of a run, as in summary.json: seconds, tokens and joules. None is unknown."""
 
+    schema_version: str | None = None
+    """Version of this file's format, see docs/reference/files.md; null in an older version's folder."""
     run_id: str
+    run: Provenance | None = None
+    """Origin of the run; null in an older version's folder."""
     duration_s: float
     """Time between the first scheduled instant and the last request's end."""
     stopped_by: str | None

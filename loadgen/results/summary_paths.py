@@ -28,6 +28,8 @@ def known_paths(summaries: Sequence[Summary]) -> list[str]:
 
 def _leaves(kind: Any, names: Mapping[str, Sequence[str]], prefix: str = "") -> Iterator[str]:
     for field in msgspec.structs.fields(kind):
+        if field.name == "run":  # seed and processors are no results
+            continue
         path = prefix + field.name
         options = get_args(field.type) if get_origin(field.type) in (Union, UnionType) else (field.type,)
         for option in options:

@@ -22,7 +22,7 @@ import msgspec
 from loadgen import __version__, clock
 from loadgen.client.socket_poller import reads_tokens
 from loadgen.results.metrics import distribution_s
-from loadgen.results.run_folder import RunInfo, RunWriter
+from loadgen.results.run_folder import SCHEMA_VERSION, RunInfo, RunWriter
 from loadgen.run.config import PreparedRun, RunConfig, limits_of, open_client, recorded_command, recorded_options
 from loadgen.run.metering import Metering
 from loadgen.run.preparation import Preparation, prepare
@@ -151,6 +151,7 @@ def info_before(preparation: Preparation, config: RunConfig, metering: Metering)
     schedule, probed = preparation.schedule, preparation.probed
     server = probed.server
     return RunInfo(
+        schema_version=SCHEMA_VERSION,
         run_id=secrets.token_hex(6),
         loadgen_version=__version__,
         command=recorded_command(config),

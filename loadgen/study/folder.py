@@ -40,8 +40,12 @@ def _writing(out: Path) -> Iterator[None]:
 class StudyState(msgspec.Struct, frozen=True, kw_only=True):
     """study.json: the study that this folder belongs to."""
 
+    schema_version: str | None = None
+    """Version of this file's format; null in an older version's folder."""
     file: str
+    """Name of the study's TOML file."""
     sha256: str
+    """SHA-256 of its bytes."""
     title: str
     overrides: Overrides = NO_OVERRIDES
     gpus: list[gpu_state.GpuState] = []
@@ -62,7 +66,14 @@ class StudyState(msgspec.Struct, frozen=True, kw_only=True):
             return stored
         if out.exists() and any(out.iterdir()):
             raise LoadgenError(f"--out {out} is not empty and holds no study; choose another")
-        state = cls(file=file.name, sha256=sha256, title=study.title, overrides=overrides, gpus=gpu_state.states())
+        state = cls(
+            schema_version=run_folder.SCHEMA_VERSION,
+            file=file.name,
+            sha256=sha256,
+            title=study.title,
+            overrides=overrides,
+            gpus=gpu_state.states(),
+        )
         with _writing(out):
             (out / "runs").mkdir(parents=True, exist_ok=True)
             (out / "study.toml").write_bytes(file.read_bytes())

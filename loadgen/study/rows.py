@@ -30,12 +30,18 @@ if TYPE_CHECKING:
 class RunOutcome(msgspec.Struct, frozen=True, kw_only=True):
     """cell.json, written last: a run that has one is over, and is repeated only if it failed."""
 
+    schema_version: str | None = None
+    """Version of this file's format; null in an older version's folder."""
     status: str
     """"done" or "failed"."""
     attempts: int
+    """Times that the run was tried."""
     reasons: list[str] = []
+    """Reason of each failed attempt."""
     gpus: list[GpuState] = []
+    """GPUs before the run."""
     seconds: float = 0.0
+    """Time that the last attempt took, in seconds."""
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def _run_block(
 
     source: the study file's folder. gpus: those that every run must see.
     """
-    pending = [(run, RunOutcome(status="failed", attempts=0)) for run in runs]
+    pending = [(run, RunOutcome(schema_version=run_folder.SCHEMA_VERSION, status="failed", attempts=0)) for run in runs]
     while pending:
         failed: list[tuple[StudyRun, RunOutcome]] = []
         with ExitStack() as stack:

@@ -134,6 +134,7 @@ def test_every_point_is_a_move_of_the_counter(run: Run, shape: str) -> None:
     said = run([f"gpu {A}", *script, f"counter 0 {period_s} {quantum_mj}", "latency 0.004"])
     [domain] = said.domains
     assert (domain.name, domain.source, domain.uuid) == ("gpu:0", "nvml-counter", A)
+    assert domain.device == "GPU of a script"
     assert domain.period_s == pytest.approx(period_s, rel=0.2)
     for sample in said.samples:
         assert any(

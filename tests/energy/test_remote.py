@@ -170,6 +170,7 @@ def test_a_server_that_starts_again_leaves_a_gap(site: Site, remote: Remote) -> 
 
 def test_a_dcgm_page_gives_each_gpu_once_and_no_blanks() -> None:
     counters, notes = page_counters(DCGM)
+    assert {c.domain.device for c in counters} == {"NVIDIA H200"}
     assert [(c.domain.name, c.domain.source, c.millijoules) for c in counters] == [
         ("gpu:0", "dcgm", 1218367925341),
         ("gpu:1", "dcgm", 887654321000),

@@ -209,6 +209,21 @@ def test_not_a_run_folder(tmp_path: Path) -> None:
         run_folder.read_run(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("version", "is_readable"),
+    [(None, True), ("0.9", True), ("1.0", True), ("1.99", True), ("2.0", False), ("10.0", False), ("x", False)],
+)
+def test_a_folder_of_a_newer_major_format_is_refused(tmp_path: Path, version: str | None, is_readable: bool) -> None:
+    write(tmp_path / "run", [0])
+    info = replace(INFO, schema_version=version, loadgen_version="9.9.9")
+    run_folder.write_json(tmp_path / "run" / "run.json", info)
+    if is_readable:
+        assert run_folder.read_run(tmp_path / "run").info.schema_version == version
+    else:
+        with pytest.raises(LoadgenError, match=r"written by loadgen 9\.9\.9; this version reads 1\.0 and older"):
+            run_folder.read_run(tmp_path / "run")
+
+
 def test_a_disk_that_is_full_at_the_end_of_a_run_is_one_line_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
