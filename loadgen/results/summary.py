@@ -334,7 +334,7 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The numbers of a run, as in summary.json: seconds, tokens and joules. None is unknown."""
 
     schema_version: str | None = None
-    """Version of this file's format, see docs/reference/files.md; null in an older version's folder."""
+    """Version of the format of this file; null in an older version's folder."""
     run_id: str
     run: Provenance | None = None
     """Origin of the run; null in an older version's folder."""
