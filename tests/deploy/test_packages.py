@@ -91,7 +91,7 @@ def test_the_sdist_has_no_runs_and_no_caches(source: Path) -> None:
     (archive,) = (source.parent / "dist").iterdir()
     with tarfile.open(archive) as opened:
         parts = {part for name in opened.getnames() for part in Path(name).parts}
-    assert {"LICENSE", "README.md", "_token_reader.c", "hatch_build.py"} <= parts
+    assert {"LICENSE", "README.md", "SECURITY.md", "_token_reader.c", "hatch_build.py"} <= parts
     assert not parts & {"runs", ".venv", "__pycache__", ".git", "tests", "_token_reader.abi3.so"}
 
 
