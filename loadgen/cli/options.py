@@ -10,9 +10,6 @@ import click
 from loadgen.cli.completion import complete_energy, complete_names
 from loadgen.errors import LoadgenError
 
-DEFAULT_URL = "http://localhost:8000/v1"
-
-
 SERVER_NAMES = complete_names("servers")
 SOURCE_NAMES = complete_names("traces", "workloads", files=True)
 TRACE_NAMES = complete_names("traces", "mixes", "workloads", files=True)
@@ -96,11 +93,11 @@ class Header(_KeyValue):
     """A header, whose name and value can be sent."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, Any]:
+        from loadgen.run.config import header_fault
+
         name, text = super().convert(value, param, ctx)
-        if not re.fullmatch(r"[!#-'*+\-.0-9A-Z^-z|~]+", name):
-            self.fail(f"{name!r} is not the name of a header", param, ctx)
-        if re.search(r"[\x00-\x08\x0a-\x1f\x7f]", text):
-            self.fail(f"the value of header {name!r} holds a character that cannot be sent", param, ctx)
+        if fault := header_fault(name, text):
+            self.fail(fault, param, ctx)
         return name, text
 
 

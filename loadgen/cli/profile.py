@@ -9,7 +9,6 @@ import click
 
 from loadgen.cli.log import logged, say
 from loadgen.cli.options import (
-    DEFAULT_URL,
     ENERGY_NAMES,
     HARDWARE_NAMES,
     MODEL_NAMES,
@@ -19,6 +18,7 @@ from loadgen.cli.options import (
     key_values,
     refuse_second_server,
 )
+from loadgen.client import DEFAULT_URL
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:

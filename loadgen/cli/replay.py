@@ -1,8 +1,6 @@
 """loadgen replay: send the requests of a trace, or of several streams, and measure them."""
 
 import sys
-from contextlib import ExitStack
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +8,6 @@ import click
 
 from loadgen.cli.log import logged, say
 from loadgen.cli.options import (
-    DEFAULT_URL,
     ENERGY_NAMES,
     POSITIVE,
     SERVER_NAMES,
@@ -25,6 +22,7 @@ from loadgen.cli.options import (
     json_object,
     refuse_second_server,
 )
+from loadgen.client import DEFAULT_URL
 
 
 @click.command(
@@ -41,7 +39,6 @@ from loadgen.cli.options import (
 )
 @click.argument(
     "trace",
-    type=click.Path(path_type=Path),
     required=False,
     shell_complete=TRACE_NAMES,
 )
@@ -56,12 +53,11 @@ from loadgen.cli.options import (
 )
 @click.option(
     "--input",
-    "input_law",
     metavar="LENGTH",
     help="Made-up prompts of this many tokens, instead of a trace: 512, uniform:LOW:HIGH, normal:MEAN:SD, "
     "lognormal:MEDIAN:SIGMA or exponential:MEAN.",
 )
-@click.option("--output", "output_law", metavar="LENGTH", help="Tokens of the answers to such prompts, like --input.")
+@click.option("--output", metavar="LENGTH", help="Tokens of the answers to such prompts, like --input.")
 @click.option("--rps", "--request-rate", type=POSITIVE, help="Scale the trace to a mean of this many requests/s.")
 @click.option(
     "--scale",
@@ -89,7 +85,7 @@ from loadgen.cli.options import (
     show_default=True,
     help="Shape of --arrival gamma: 1 is Poisson, smaller is burstier.",
 )
-@click.option("--duration", type=POSITIVE, metavar="S", help="Schedule this many seconds, then drain.")
+@click.option("--duration", "duration_s", type=POSITIVE, metavar="S", help="Schedule this many seconds, then drain.")
 @click.option(
     "--num-requests", "--num-prompts", type=click.IntRange(min=1), metavar="N", help="Schedule at most N requests."
 )
@@ -262,26 +258,7 @@ from loadgen.cli.options import (
 )
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the tables.")
 @logged
-def replay(
-    trace: Path | None,
-    streams: tuple[str, ...],
-    input_law: str | None,
-    output_law: str | None,
-    rps: float | None,
-    scale: Any,
-    shape: str | None,
-    arrival: Any,
-    burstiness: float,
-    duration: float | None,
-    num_requests: int | None,
-    seed: int,
-    serve: str | None,
-    stop: Any,
-    think: str | None,
-    ui: str,
-    as_json: bool,
-    **options: Any,
-) -> None:
+def replay(ui: str, as_json: bool, **options: Any) -> None:
     """Replay TRACE, or a TOML file of streams, against a server; measure every request's latency and joules.
 
     TRACE is a file, of lengths or of your own prompts, or the name of a shipped trace or workload profile.
@@ -296,55 +273,24 @@ def replay(
     Exit status: 0 done; 1 the run failed: the server died, no request completed, or more failed than --max-failed;
     2 invalid input or environment; 130 stopped by Ctrl-C or SIGTERM.
     """  # fmt: skip
-    import msgspec
     from rich.console import Console
 
-    from loadgen.cli.load_options import planned_schedule
-    from loadgen.report.progress_view import announcer, server_start, view
-    from loadgen.run.config import RunConfig
-    from loadgen.run.interrupts import run_replay
-    from loadgen.servers.launcher import served
-    from loadgen.workload.sessions import settle_history
-    from loadgen.workload.words import stored_words
+    from loadgen.api.record_run import record_run
+    from loadgen.report.progress_view import announcer, view
 
-    arrivals: dict[str, Any] = {"rps": rps, "arrival": arrival, "burstiness": burstiness, "scale": scale}
-    limits: dict[str, Any] = {"seed": seed, "duration_s": duration, "num_requests": num_requests}
-    if input_law and options["endpoint"] in ("embeddings", "rerank"):
-        output_law = output_law or "1"  # which no answer has
-    laws = None if input_law is output_law is None else (input_law, output_law)
-    title = str(trace) if trace else "+".join(streams) or "made-up prompts"
+    title = options["trace"] or "+".join(options["streams"]) or "made-up prompts"
+    if options["serve"]:
+        refuse_second_server()
     progress = view("none" if as_json else ui, Console(stderr=True), title)
-    announce = announcer(progress)
-    with progress, ExitStack() as stack:
-        announce("making the schedule")
-        words, words_path = stack.enter_context(stored_words())
-        how = {"shape": shape, "stop": stop, "think": think}
-        schedule, plan = planned_schedule(trace, streams, laws, arrivals, limits, how, words, options["model"])
-        if words.left_out:
-            rest = ", ".join(f"{count} {what}" for what, count in words.left_out.items())
-            say(f"left out of {plan['trace']}: {rest}")
-        plan |= limits | {"serve": serve, "stop": stop}
-        if any(request.words for request in schedule.requests):
-            options["words"] = words_path
-        schedule, options["history"] = settle_history(schedule, options["history"], options["endpoint"])
-        name = Path(plan["trace"]).name.split(".")[0]
-        out = options["out"] or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
-        if serve:
-            refuse_second_server()
-            model = ("--model", options["model"]) if options["model"] else ()
-            start = server_start(progress, serve)
-            options["base_url"] = stack.enter_context(served(serve, *model, progress=start))
-        options |= {"out": out, "plan": plan, "command": _command(None if serve else options["base_url"])}
-        config = msgspec.convert(options, RunConfig)
-        schedule = run_replay(schedule, config, progress)
-        if serve:
-            announce(f"stopping {serve}")
+    with progress:
+        command = _command(None if options["serve"] else options["base_url"])
+        out, schedule = record_run(options, progress, say, stated=_stated(), command=command)
     # What a run needs only at its end does not delay its beginning.
     from loadgen.report.terminal import render_terminal
     from loadgen.report.write import finish
 
     with progress:
-        result = finish(out, schedule, announce)
+        result = finish(out, schedule, announcer(progress))
     if as_json:
         click.echo((out / "summary.json").read_text(), nl=False)
     else:
@@ -362,3 +308,10 @@ def _command(base_url: str | None) -> list[str]:
     if words and base_url and context.get_parameter_source("base_url") is click.core.ParameterSource.ENVIRONMENT:
         words += ["--base-url", base_url]
     return words
+
+
+def _stated() -> set[str]:
+    """Return the names of the options that the user named, on the command line or in the environment."""
+    context = click.get_current_context()
+    default = click.core.ParameterSource.DEFAULT
+    return {name for name in context.params if context.get_parameter_source(name) is not default}

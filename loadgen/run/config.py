@@ -1,5 +1,6 @@
 """The options of a run, in one list: click fills it in, every sending process receives it, and run.json states it."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,8 @@ from loadgen.client.client import Client
 from loadgen.client.redact import clean_url, redact, redact_command, secrets_of
 from loadgen.client.request_body import MessageMaker, message_maker
 from loadgen.client.word_counts import Count
-from loadgen.record import Endpoint
+from loadgen.errors import LoadgenError
+from loadgen.record import SLO_METRICS, Endpoint
 from loadgen.results.failure_limit import FailureLimit
 from loadgen.results.metrics import slo_of
 from loadgen.workload.sessions import History
@@ -44,6 +46,9 @@ WITHOUT_PASSWORD = Recorded(clean_url)
 HEADER_NAMES = Recorded(sorted)
 """Header values may authenticate; the names do not."""
 
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The options of a run, beyond its schedule. A field has the name of the click option that fills it.
@@ -52,11 +57,11 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """
 
     base_url: Annotated[str, WITHOUT_PASSWORD]
-    goodput: dict[str, float] = {}
+    goodput: dict[str, Positive] = {}
     """Limit in milliseconds by metric, for requests without limits of their own."""
     headers: Annotated[dict[str, str], HEADER_NAMES] = {}
     extra_body: dict[str, Any] = {}
-    processes: int = 1
+    processes: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1
     """Number of processes that share the sending."""
     count: Count = "auto"
     """The prompts of one's own that are counted before the run."""
@@ -65,15 +70,15 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     endpoint: Endpoint = "chat"
     energy: Annotated[str, Recorded(lambda source: clean_url(source) if "://" in source else source)] = "auto"
     gpus: tuple[str, ...] = ()
-    max_concurrency: int | None = None
-    warmup: int = 0
+    max_concurrency: PositiveInt | None = None
+    warmup: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Requests sent one by one before the run, unrecorded."""
-    idle_s: float = 2.0
+    idle_s: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 2.0
     """Recorded before the first request when there is a meter: the power of the resident model at rest."""
-    timeout_s: Annotated[float | None, Recorded(_plain, name="timeout")] = 600.0
+    timeout_s: Annotated[Positive | None, Recorded(_plain, name="timeout")] = 600.0
     max_failed: str = FailureLimit.DEFAULT
     """Share ("1%") or number ("5") of requests that may fail: with more of them the run itself has failed."""
-    max_tokens: int | None = None
+    max_tokens: PositiveInt | None = None
     """Longest answer of a request that ends where the model ends it and states no limit of its own."""
     history: History = "recorded"
     """The answers that a later turn of a session with words of its own is sent with."""
@@ -93,6 +98,24 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """The words of the command line that starts the run: an entry of its own in run.json, without secrets."""
     plan: Annotated[dict[str, Any], NOT_RECORDED] = {}
     """The making of the schedule: run.json states these entries before the options."""
+
+    def __post_init__(self) -> None:
+        """Raise LoadgenError for a header that cannot be sent, an unknown limit, or an invalid share of failures."""
+        for name, value in self.headers.items():
+            if fault := header_fault(name, value):
+                raise LoadgenError(fault)
+        if unknown := set(self.goodput) - set(SLO_METRICS):
+            raise LoadgenError(f"goodput: {min(unknown)!r} is none of {', '.join(SLO_METRICS)}")
+        FailureLimit.parse(self.max_failed)
+
+
+def header_fault(name: str, value: str) -> str | None:
+    """Return the reason why a header cannot be sent; None where it can."""
+    if not re.fullmatch(r"[!#-'*+\-.0-9A-Z^-z|~]+", name):
+        return f"{name!r} is not the name of a header"
+    if re.search(r"[\x00-\x08\x0a-\x1f\x7f]", value):
+        return f"the value of header {name!r} holds a character that cannot be sent"
+    return None
 
 
 def limits_of(config: RunConfig, workload: str) -> dict[str, float]:

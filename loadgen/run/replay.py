@@ -14,7 +14,8 @@ import secrets
 import signal
 import socket
 from collections.abc import Callable, Iterator
-from contextlib import AsyncExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, AsyncExitStack, closing, contextmanager
+from functools import partial
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -37,12 +38,20 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
+Interruptible = Callable[[Callable[[], None]], AbstractContextManager[None]]
+"""Returns a context in which interrupts call the function, in the event loop."""
+
 _LEAD_S = 0.1
 """Time between the last preparation and the first request."""
 
 
-async def replay(schedule: Schedule, config: RunConfig, view: View) -> Schedule:
-    """Run the schedule and record it in the folder `config.out`, on a loop of uvloop; return it as it was sent."""
+async def replay(
+    schedule: Schedule, config: RunConfig, view: View, interruptible: Interruptible | None = None
+) -> Schedule:
+    """Run the schedule and record it in the folder `config.out`, on a loop of uvloop; return it as it was sent.
+
+    interruptible: by default, Ctrl-C and SIGTERM interrupt the sending.
+    """
     view = StageLog(view)
     stages = StageTimer(view)
     async with AsyncExitStack() as stack:
@@ -69,7 +78,7 @@ async def replay(schedule: Schedule, config: RunConfig, view: View) -> Schedule:
             begin = {"folder": str(config.out), "requests": plan.scheduled, "idle_s": plan.idle_s}
             _log.info("recording %(requests)d requests in %(folder)s, after %(idle_s)s s at rest", begin)
             show = _shower(plan, sender, metering, view, start_ns)
-            with _signals(sender, show):
+            with (interruptible or _signals)(partial(_interrupt, sender, show)):
                 show()
                 async with ticking(writer.flush, show):
                     cost = await sender.run(start_ns)
@@ -120,20 +129,20 @@ def _shower(plan: Plan, sender: ScheduleSender, metering: Metering, view: View, 
     return show
 
 
+def _interrupt(sender: ScheduleSender, show: Callable[[], None]) -> None:
+    """Stop `sender` the first time, so that it drains, and abort it the second; `show` shows it at once."""
+    _log.info("interrupted with %(in_flight)d requests in flight", {"in_flight": sender.tallies.in_flight})
+    if sender.stopped_by == "completed":
+        sender.stop("interrupted")
+    else:
+        sender.abort()
+    show()
+
+
 @contextmanager
-def _signals(sender: ScheduleSender, show: Callable[[], None]) -> Iterator[None]:
-    """Stop `sender` at the first Ctrl-C or SIGTERM, so that it drains, and abort it at the second; `show` shows it at
-    once. The old handlers come back afterwards."""
+def _signals(interrupt: Callable[[], None]) -> Iterator[None]:
+    """Call `interrupt` at each Ctrl-C and SIGTERM while the block runs. The old handlers come back afterwards."""
     loop = asyncio.get_running_loop()
-
-    def interrupt() -> None:
-        _log.info("interrupted with %(in_flight)d requests in flight", {"in_flight": sender.tallies.in_flight})
-        if sender.stopped_by == "completed":
-            sender.stop("interrupted")
-        else:
-            sender.abort()
-        show()
-
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, interrupt)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -60,11 +60,18 @@ def read_source(path: Path, words: WordsFile, limit: int | None = None, model: s
     that a trace names stays.
     """
     with opened(path) as file:
-        texts = file_texts(path, file, {}, words.left_out)
-        first = next(texts, None)
-        if first is not None and (format := worded_format(path, first[1])) is not None:
-            replaced = {"model": model} if model and format in LOGS else None
-            rows = worded_rows(path, format, chain([first], texts), words.left_out, replaced)
-            return read_worded(path, rows, words, limit)
-        lengths = parse_jsonl(path, chain([first] if first else [], texts))
-        return Trace(path.name.split(".")[0], tuple(nonempty_in_order(path, lengths)), "")
+        return read_open_source(path, file, words, limit, model)
+
+
+def read_open_source(
+    path: Path, file: IO[bytes], words: WordsFile, limit: int | None = None, model: str | None = None
+) -> Trace:
+    """Read an open file, which has not been read, as `read_source` does. `path` is its name, for error messages."""
+    texts = file_texts(path, file, {}, words.left_out)
+    first = next(texts, None)
+    if first is not None and (format := worded_format(path, first[1])) is not None:
+        replaced = {"model": model} if model and format in LOGS else None
+        rows = worded_rows(path, format, chain([first], texts), words.left_out, replaced)
+        return read_worded(path, rows, words, limit)
+    lengths = parse_jsonl(path, chain([first] if first else [], texts))
+    return Trace(path.name.split(".")[0], tuple(nonempty_in_order(path, lengths)), "")

@@ -63,7 +63,7 @@ def configured(monkeypatch: pytest.MonkeyPatch) -> list[RunConfig]:
     """The options of each run that the command would have made."""
     configs: list[RunConfig] = []
 
-    def keep(schedule: object, config: RunConfig, view: object) -> None:
+    def keep(schedule: object, config: RunConfig, *_: object) -> None:
         configs.append(config)
         raise ReplayedError
 
@@ -98,8 +98,8 @@ def test_the_command_is_kept_without_secrets_and_with_the_url_of_the_environment
 def test_every_option_of_the_command_has_a_place() -> None:
     """A parameter of the command's function, or a field: an option that is neither would be lost."""
     of_the_schedule_and_the_view = {
-        "trace", "streams", "rps", "scale", "shape", "arrival", "burstiness", "duration", "num_requests", "seed",
-        "serve", "stop", "ui", "as_json", "input_law", "output_law", "think", "verbose", "log_file",
+        "trace", "streams", "rps", "scale", "shape", "arrival", "burstiness", "duration_s", "num_requests", "seed",
+        "serve", "stop", "ui", "as_json", "input", "output", "think", "verbose", "log_file",
     }  # fmt: skip
     names = {param.name for param in replay.params if not isinstance(param, click.Argument)} | {"trace"}
     assert names == of_the_schedule_and_the_view | set(GIVEN)

@@ -1,0 +1,114 @@
+"""Record a run from the options of `loadgen replay`: the command and the library both do it here."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import ExitStack
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import msgspec
+
+from loadgen.errors import LoadgenError
+from loadgen.record import UNSTREAMED
+from loadgen.report.progress_view import announcer, server_start
+from loadgen.run.config import RunConfig
+from loadgen.run.interrupts import Interruption, run_replay
+from loadgen.servers.launcher import served
+from loadgen.workload.load import Load, planned_schedule
+from loadgen.workload.sessions import settle_history
+from loadgen.workload.sources import read_open_source
+from loadgen.workload.words import WordsFile, stored_words
+
+if TYPE_CHECKING:
+    from loadgen.run.progress import View
+    from loadgen.workload.schedule import Schedule
+    from loadgen.workload.trace import Trace
+
+_Options = TypeVar("_Options", bound=msgspec.Struct)
+
+LOAD_OPTIONS = frozenset(Load.__struct_fields__)
+RUN_OPTIONS = frozenset(RunConfig.__struct_fields__) - {"plan", "words", "command"}
+
+
+class RecordedRun(NamedTuple):
+    """A run folder without its analysis, and the schedule as it was sent."""
+
+    folder: Path
+    schedule: Schedule
+
+
+def record_run(
+    options: Mapping[str, Any],
+    view: View,
+    say: Callable[[str], None],
+    *,
+    source: Trace | bytes | None = None,
+    stated: Collection[str] | None = None,
+    command: Sequence[str] = (),
+    interruption: Interruption | None = None,
+) -> RecordedRun:
+    """Make the run that `options` describe, by their names in LOAD_OPTIONS and RUN_OPTIONS, and `serve`.
+
+    source: requests in memory in place of a trace, or JSON lines of them. stated: options that the user named; None:
+    those that differ from their defaults. say: called with a line that the user should read. interruption: takes the
+    place of Ctrl-C. Raises LoadgenError, and KeyboardInterrupt where it is interrupted before its first request.
+    """
+    options = dict(options)
+    if options["input"] and options["endpoint"] in UNSTREAMED:
+        options["output"] = options["output"] or "1"  # which no answer has
+    load = checked({name: options[name] for name in LOAD_OPTIONS & options.keys()}, Load)
+    run_options = {name: options[name] for name in RUN_OPTIONS & options.keys()}
+    announce, serve = announcer(view), options["serve"]
+    with ExitStack() as stack:
+        announce("making the schedule")
+        words, words_path = stack.enter_context(stored_words())
+        if isinstance(source, bytes):
+            source = _read_lines(source, words, load, options["model"])
+        schedule, plan = planned_schedule(load, words, options["model"], source=source, stated=stated, say=say)
+        if words.left_out:
+            say(f"left out of {plan['trace']}: {', '.join(f'{n} {what}' for what, n in words.left_out.items())}")
+        plan |= load.limits | {"serve": serve, "stop": load.stop}
+        if any(request.words for request in schedule.requests):
+            run_options["words"] = words_path
+        schedule, run_options["history"] = settle_history(schedule, options["history"], options["endpoint"])
+        name = Path(plan["trace"]).name.split(".")[0]
+        run_options["out"] = Path(options["out"] or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}")
+        run_options |= {"plan": plan, "command": command}
+        config = checked(run_options | {"base_url": options["base_url"] or ""}, RunConfig)
+        if serve:
+            model = ("--model", config.model) if config.model else ()
+            show_start = server_start(view, serve)
+
+            def progress(waited_s: float, line: str) -> None:
+                if interruption:
+                    interruption.check()
+                show_start(waited_s, line)
+
+            url = stack.enter_context(served(serve, *model, progress=progress))
+            config = msgspec.structs.replace(config, base_url=url)
+        if interruption:
+            interruption.check()
+        schedule = run_replay(schedule, config, view, interruption)
+        if serve:
+            announce(f"stopping {serve}")
+    return RecordedRun(config.out, schedule)
+
+
+def checked(options: Mapping[str, Any], kind: type[_Options]) -> _Options:
+    """Return options as a struct. LoadgenError: one of them has a value that it cannot have."""
+    try:
+        return msgspec.convert(options, kind)
+    except msgspec.ValidationError as err:
+        fault, _, place = str(err).partition(" - at `$.")
+        name = re.match(r"\w*", place)
+        raise LoadgenError(f"{name[0] if name else ''}: {fault[:1].lower()}{fault[1:]}") from err
+
+
+def _read_lines(lines: bytes, words: WordsFile, load: Load, model: str | None) -> Trace:
+    """Read requests as from a file of JSON lines."""
+    with io.BufferedReader(io.BytesIO(lines)) as file:
+        return read_open_source(Path("requests"), file, words, model=model)

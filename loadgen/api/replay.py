@@ -1,0 +1,214 @@
+"""Replay from a program: the run of `loadgen replay`, in a thread of its own.
+
+The thread has its own event loop, so that a run neither disturbs nor waits for one that is running here, as it is in a
+notebook.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from concurrent.futures import Future
+from inspect import signature
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, cast
+
+import msgspec
+import numpy as np
+
+from loadgen.api.record_run import record_run
+from loadgen.api.run import Run
+from loadgen.client import DEFAULT_URL
+from loadgen.errors import LoadgenError
+from loadgen.run.interrupts import Interruption
+from loadgen.workload.trace import Trace, TraceRequest
+
+if TYPE_CHECKING:
+    from loadgen.client.word_counts import Count
+    from loadgen.record import Endpoint
+    from loadgen.workload.schedule import Arrival, Scale, Stop
+    from loadgen.workload.sessions import History
+
+Parameters = ParamSpec("Parameters")
+Requests: TypeAlias = "str | os.PathLike[str] | Trace | Iterable[TraceRequest | Mapping[str, Any]]"
+
+_log = logging.getLogger(__name__)
+
+
+def replay(
+    trace: Requests | None = None,
+    *,
+    streams: Sequence[str] = (),
+    input: int | str | None = None,
+    output: int | str | None = None,
+    rps: float | None = None,
+    scale: Scale = "compress",
+    shape: str | None = None,
+    arrival: Arrival = "trace",
+    burstiness: float = 1.0,
+    duration_s: float | None = None,
+    num_requests: int | None = None,
+    max_concurrency: int | None = None,
+    seed: int = 0,
+    tokenizer: str | os.PathLike[str] | None = None,
+    count: Count = "auto",
+    stop: Stop = "auto",
+    max_tokens: int | None = None,
+    history: History | None = None,
+    think: str | None = None,
+    base_url: str | None = None,
+    serve: str | None = None,
+    api_key: str | None = None,
+    model: str | None = None,
+    endpoint: Endpoint = "chat",
+    headers: Mapping[str, str] | None = None,
+    extra_body: Mapping[str, Any] | None = None,
+    timeout_s: float = 600.0,
+    goodput: Mapping[str, float] | None = None,
+    max_failed: str = "1%",
+    warmup: int = 0,
+    processes: int = 1,
+    otlp: str | None = None,
+    energy: str = "auto",
+    gpus: Sequence[str] = (),
+    idle_s: float = 2.0,
+    out: str | os.PathLike[str] | None = None,
+    overwrite: bool = False,
+    keep_bodies: bool = False,
+    keep_answers: bool = False,
+    ui: Literal["none", "plain", "live", "auto"] = "none",
+) -> Run:
+    """Replay requests against a server, measure the latency and the joules of each, and return the run.
+
+    A parameter does what the option of `loadgen replay` with its name does (`loadgen replay --help`), and has the same
+    default. Durations are in seconds, rates in requests/s, and the limits of `goodput`, as in vLLM, in milliseconds:
+    `{"ttft": 200, "tpot": 50, "e2el": 5000}`.
+
+    trace: a file of any format, the name of a shipped trace, a `Trace`, or requests: `TraceRequest`s, or the fields of
+        a line of a trace each, such as `{"timestamp": 0, "input_length": 512, "output_length": 128}` or
+        `{"messages": [{"role": "user", "content": "What is a watt?"}]}`.
+    base_url: the server's API; None is $OPENAI_BASE_URL, or else http://localhost:8000/v1.
+    serve: name of a server that is started for this run, such as "sim", in place of `base_url`.
+    api_key: None is $OPENAI_API_KEY. It is written nowhere.
+    out: the run folder; None is runs/TIME-TRACE.
+    ui: view of the progress on standard error; the only default that is not the command's.
+
+    Failed requests are part of the result: `run.verdict.stands` is False where the command exits with 1.
+    LoadgenError: invalid options, or a server or environment that does not fit.
+    KeyboardInterrupt: the first Ctrl-C stops sending and waits for the answers, the second aborts; the run folder is
+    complete both times. Elsewhere than in a terminal or a notebook, `areplay` can be cancelled.
+    """
+    options = dict(locals())
+    interruption = Interruption()
+    run = _start(options, interruption)
+    while True:
+        try:
+            return run.result()
+        except KeyboardInterrupt:
+            if run.done():
+                raise
+            interruption.interrupt()
+
+
+def _with_parameters_of(
+    function: Callable[Parameters, Run],
+) -> Callable[[Callable[..., Coroutine[Any, Any, Run]]], Callable[Parameters, Coroutine[Any, Any, Run]]]:
+    """Give a coroutine function the parameters of `function`, for type checkers and for `help`."""
+
+    def decorate(coroutine: Callable[..., Coroutine[Any, Any, Run]]) -> Callable[Parameters, Coroutine[Any, Any, Run]]:
+        coroutine.__signature__ = signature(function)  # type: ignore[attr-defined]
+        return coroutine
+
+    return decorate
+
+
+@_with_parameters_of(replay)
+async def areplay(*arguments: Any, **options: Any) -> Run:
+    """Do what `replay` does, with its parameters, while the event loop that awaits it goes on.
+
+    Cancelling it aborts the run: requests in flight are closed, and the run folder is complete.
+    """
+    bound = signature(replay).bind(*arguments, **options)
+    bound.apply_defaults()
+    interruption = Interruption()
+    run = asyncio.wrap_future(_start(dict(bound.arguments), interruption))
+    try:
+        return await asyncio.shield(run)
+    except asyncio.CancelledError:
+        interruption.interrupt()
+        interruption.interrupt()
+        await asyncio.wait([run])
+        run.exception()
+        raise
+
+
+def _start(options: dict[str, Any], interruption: Interruption) -> Future[Run]:
+    """Start a run in a thread; the future has the run, or the error that ended it."""
+    future: Future[Run] = Future()
+
+    def work() -> None:
+        try:
+            future.set_result(_run(options, interruption))
+        except BaseException as err:  # raised where the future is waited for
+            future.set_exception(err)
+
+    threading.Thread(target=work, name="loadgen-replay").start()
+    return future
+
+
+def _run(options: dict[str, Any], interruption: Interruption) -> Run:
+    """Record and analyse a run. Raises LoadgenError, and KeyboardInterrupt after an interrupt."""
+    from rich.console import Console
+
+    from loadgen.report.progress_view import announcer, view
+    from loadgen.report.write import finish
+
+    plain, source = plain_options(options)
+    with view(options["ui"], Console(stderr=True), "replay") as progress:
+        folder, schedule = record_run(plain, progress, _log.warning, source=source, interruption=interruption)
+        result = finish(folder, schedule, announcer(progress))
+    if interruption.requested:
+        raise KeyboardInterrupt(f"the run is {result.info.stopped_by}; what it did is in {folder}")
+    return Run(folder, result)
+
+
+def plain_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], Trace | bytes | None]:
+    """Return options as `record_run` expects them, and the requests if they are in memory."""
+    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+    if plain["serve"] and plain["base_url"] is not None:
+        raise LoadgenError("serve starts the server of this run, base_url names another: leave one of them out")
+    plain["base_url"] = plain["base_url"] or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
+    plain["api_key"] = plain["api_key"] or os.environ.get("OPENAI_API_KEY")
+    plain |= {name: dict(plain[name] or {}) for name in ("headers", "extra_body", "goodput")}
+    plain |= {name: str(plain[name]) for name in ("input", "output") if plain[name] is not None}
+    plain |= {name: Path(plain[name]) for name in ("tokenizer", "out") if plain[name] is not None}
+    trace = plain["trace"]
+    if trace is None or isinstance(trace, str | os.PathLike):
+        return plain | {"trace": None if trace is None else os.fspath(trace)}, None
+    return plain | {"trace": None}, requests_of(trace)
+
+
+def requests_of(requests: Trace | Iterable[TraceRequest | Mapping[str, Any]]) -> Trace | bytes:
+    """Return requests that are in memory as a trace, or as JSON lines where they are the fields of lines."""
+    if isinstance(requests, Trace):
+        return requests
+    rows = list(requests)
+    made = [row for row in rows if isinstance(row, TraceRequest)]
+    if made and len(made) == len(rows):
+        if any(row.words is not None for row in made):
+            raise LoadgenError("requests with words of their own are in their file: replay that")
+        return Trace("requests", tuple(sorted(made, key=lambda row: row.arrival_s)), "")
+    try:
+        fields = (dict(cast("Mapping[str, Any]", row)) for row in rows)
+        return b"".join(msgspec.json.encode(row, enc_hook=_plain_number) + b"\n" for row in fields)
+    except (TypeError, ValueError, msgspec.MsgspecError) as err:
+        raise LoadgenError(f"requests: expected the fields of a line of a trace each: {err}") from err
+
+
+def _plain_number(value: Any) -> Any:
+    if isinstance(value, np.generic):
+        return value.item()
+    raise TypeError(f"{type(value).__name__} has no place in JSON")

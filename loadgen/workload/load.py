@@ -1,0 +1,112 @@
+"""The load of a run, as the options of `loadgen replay` describe it, and its schedule."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import msgspec
+
+from loadgen.errors import LoadgenError
+from loadgen.files import sha256_of
+from loadgen.workload.length_source import source_path
+from loadgen.workload.schedule import Arrival, Scale, Schedule, Stop
+from loadgen.workload.sources import open_source
+from loadgen.workload.streams import chosen_streams, schedule_streams, schedule_trace, share_rate
+
+if TYPE_CHECKING:
+    from loadgen.workload.trace import Trace
+    from loadgen.workload.words import WordsFile
+
+Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Load(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options that describe the requests of a run and their instants. A field has the name of its click option."""
+
+    trace: str | None = None
+    streams: tuple[str, ...] = ()
+    input: str | None = None
+    output: str | None = None
+    """Laws of the lengths of made-up prompts and of their answers."""
+    rps: Positive | None = None
+    scale: Scale = "compress"
+    shape: str | None = None
+    arrival: Arrival = "trace"
+    burstiness: Positive = 1.0
+    duration_s: Positive | None = None
+    num_requests: Count | None = None
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 0
+    stop: Stop = "auto"
+    think: str | None = None
+
+    @property
+    def laws(self) -> tuple[str | None, str | None] | None:
+        return None if self.input is self.output is None else (self.input, self.output)
+
+    @property
+    def arrivals(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("rps", "arrival", "burstiness", "scale")}
+
+    @property
+    def limits(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("seed", "duration_s", "num_requests")}
+
+
+OF_ONE_TRACE = ("arrival", "burstiness", "scale", "shape", "think", "input", "output")
+"""Options that each stream has for itself."""
+
+
+def planned_schedule(
+    load: Load,
+    words: WordsFile,
+    model: str | None,
+    *,
+    source: Trace | None = None,
+    stated: Collection[str] | None = None,
+    say: Callable[[str], None],
+) -> tuple[Schedule, dict[str, Any]]:
+    """Return the schedule of a trace, of made-up prompts or of streams, and how it was made. Raises LoadgenError.
+
+    source: requests that are in memory, in place of a trace. stated: options that the user named; None: those that
+    differ from their defaults. say: called with a line that the user should read.
+    """
+    path = source_path(load.trace) if load.trace else None
+    if load.streams or (path and path.suffix == ".toml"):
+        return _schedule_streams(load, path, words, stated)
+    laws = load.laws
+    if source is None:
+        source = open_source(path, laws, words, load.arrivals, load.limits, model)
+    elif path is not None or laws is not None:
+        raise LoadgenError("requests are given: leave out the trace, and the lengths of made-up prompts")
+    schedule = schedule_trace(
+        source, **load.arrivals, **load.limits, shape=load.shape, stop=load.stop, think=load.think
+    )
+    if not laws and load.arrival == "trace" and schedule.arrival != "trace":
+        say(f"{load.trace or source.name} has no timestamps: its requests come as a Poisson process")
+    plan = {"trace": load.trace or source.name} | ({"input": load.input, "output": load.output} if laws else {})
+    made = load.arrivals | {"arrival": schedule.arrival, "trace_sha256": sha256_of(path) if path else None}
+    return schedule, plan | made | load.limits | {"shape": load.shape, "think": load.think}
+
+
+def _schedule_streams(
+    load: Load, file: Path | None, words: WordsFile, stated: Collection[str] | None
+) -> tuple[Schedule, dict[str, Any]]:
+    """Return the schedule of several streams, and how it was made. LoadgenError for an option that each stream has."""
+    plain = Load()
+    for name in OF_ONE_TRACE:
+        if name in stated if stated is not None else getattr(load, name) != getattr(plain, name):
+            raise LoadgenError(f"--{name} is for one trace; each stream has its own in the TOML file")
+    if file and file.suffix != ".toml":
+        raise LoadgenError(f"{file} and --stream: give a trace, or streams; a trace is a stream as NAME={file}:RATE")
+    streams = share_rate(chosen_streams(load.streams, file), load.rps)
+    stream_options = {
+        name: {field: value for field, value in msgspec.to_builtins(stream).items() if value is not None}
+        for name, stream in streams.items()
+    }
+    plan: dict[str, Any] = {"trace": "+".join(streams), "streams": stream_options}
+    if file and not load.streams:
+        plan |= {"trace": str(file), "trace_sha256": sha256_of(file)}
+    return schedule_streams(streams, **load.limits, stop=load.stop, words=words), plan
