@@ -9,35 +9,58 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loadgen.api.compare import compare
+    from loadgen.api.estimate import MethodEstimate, WorkloadEstimate, estimate
+    from loadgen.api.replay import areplay, replay
     from loadgen.api.run import Run, read
+    from loadgen.api.trace import read_trace, write_trace
     from loadgen.errors import LoadgenError
+    from loadgen.results.difference import Difference, Differences
     from loadgen.results.run_folder import RunInfo
-    from loadgen.results.summary import Distribution, Summary
+    from loadgen.results.summary import Summary
     from loadgen.results.table import Column, Table
     from loadgen.results.verdict import Verdict
+    from loadgen.workload.trace import Trace, TraceRequest
 
 __version__ = "0.2.0"
 
 __all__ = [
     "Column",
-    "Distribution",
+    "Difference",
+    "Differences",
     "LoadgenError",
+    "MethodEstimate",
     "Run",
     "RunInfo",
     "Summary",
     "Table",
+    "Trace",
+    "TraceRequest",
     "Verdict",
+    "WorkloadEstimate",
     "__version__",
+    "areplay",
+    "compare",
+    "estimate",
     "read",
+    "read_trace",
+    "replay",
+    "write_trace",
 ]
 
 _MODULES = {
+    "api.compare": ("compare",),
+    "api.estimate": ("MethodEstimate", "WorkloadEstimate", "estimate"),
+    "api.replay": ("areplay", "replay"),
     "api.run": ("Run", "read"),
+    "api.trace": ("read_trace", "write_trace"),
     "errors": ("LoadgenError",),
+    "results.difference": ("Difference", "Differences"),
     "results.run_folder": ("RunInfo",),
-    "results.summary": ("Distribution", "Summary"),
+    "results.summary": ("Summary",),
     "results.table": ("Column", "Table"),
     "results.verdict": ("Verdict",),
+    "workload.trace": ("Trace", "TraceRequest"),
 }
 """Names of the library by the module that defines them."""
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import io
-import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
-from loadgen.errors import LoadgenError
+from loadgen.api.checked import checked
 from loadgen.record import UNSTREAMED
 from loadgen.report.progress_view import announcer, server_start
 from loadgen.run.config import RunConfig
@@ -27,8 +26,6 @@ if TYPE_CHECKING:
     from loadgen.run.progress import View
     from loadgen.workload.schedule import Schedule
     from loadgen.workload.trace import Trace
-
-_Options = TypeVar("_Options", bound=msgspec.Struct)
 
 LOAD_OPTIONS = frozenset(Load.__struct_fields__)
 RUN_OPTIONS = frozenset(RunConfig.__struct_fields__) - {"plan", "words", "command"}
@@ -96,16 +93,6 @@ def record_run(
         if serve:
             announce(f"stopping {serve}")
     return RecordedRun(config.out, schedule)
-
-
-def checked(options: Mapping[str, Any], kind: type[_Options]) -> _Options:
-    """Return options as a struct. LoadgenError: one of them has a value that it cannot have."""
-    try:
-        return msgspec.convert(options, kind)
-    except msgspec.ValidationError as err:
-        fault, _, place = str(err).partition(" - at `$.")
-        name = re.match(r"\w*", place)
-        raise LoadgenError(f"{name[0] if name else ''}: {fault[:1].lower()}{fault[1:]}") from err
 
 
 def _read_lines(lines: bytes, words: WordsFile, load: Load, model: str | None) -> Trace:

@@ -177,7 +177,7 @@ def _run(options: dict[str, Any], interruption: Interruption) -> Run:
 
 def plain_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], Trace | bytes | None]:
     """Return options as `record_run` expects them, and the requests if they are in memory."""
-    plain = {name: value.item() if isinstance(value, np.generic) else value for name, value in options.items()}
+    plain = dict(options)
     if plain["serve"] and plain["base_url"] is not None:
         raise LoadgenError("serve starts the server of this run, base_url names another: leave one of them out")
     plain["base_url"] = plain["base_url"] or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
@@ -195,6 +195,8 @@ def requests_of(requests: Trace | Iterable[TraceRequest | Mapping[str, Any]]) ->
     """Return requests that are in memory as a trace, or as JSON lines where they are the fields of lines."""
     if isinstance(requests, Trace):
         return requests
+    if not isinstance(requests, Iterable):
+        raise LoadgenError(f"expected a trace, its name, or requests, not {type(requests).__name__}")
     rows = list(requests)
     made = [row for row in rows if isinstance(row, TraceRequest)]
     if made and len(made) == len(rows):

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 if TYPE_CHECKING:
-    from loadgen.results.run_folder import RunResult
+    pass
 
 _FILE = click.Path(path_type=Path, dir_okay=False)
 
@@ -76,6 +76,7 @@ def compare(
     import msgspec
     from rich.console import Console
 
+    from loadgen.api.compare import runs_in
     from loadgen.errors import LoadgenError
     from loadgen.report import compare as view
     from loadgen.report.comparability import objections_of_sides
@@ -85,7 +86,7 @@ def compare(
     from loadgen.results.difference import differences_of_sides
     from loadgen.results.summary_paths import known_paths
 
-    sides = [_side(run) for run in runs]
+    sides = [runs_in(run) for run in runs]
     if page is not None and (len(sides) < 2 or any(len(side) > 1 for side in sides)):
         raise LoadgenError("--html shows single runs: name two or more (a run's own page is its report.html)")
     if refusals := objections_of_sides(sides, view.letters(len(sides)), allowed):
@@ -124,17 +125,6 @@ def compare(
         view.render_comparison(sides, Console(), outcomes, differences)
     if any(outcome.failed for outcome in outcomes):
         ctx.exit(1)
-
-
-def _side(path: Path) -> "list[RunResult]":
-    """Return the run in a folder, or the runs in the folders that it holds, in the order of their names' numbers."""
-    from loadgen.results.summarize import load_run
-
-    if (path / "run.json").exists():
-        return [load_run(path)]
-    folders = [file.parent for file in path.glob("*/run.json")] if path.is_dir() else []
-    folders.sort(key=lambda folder: (len(folder.name), folder.name) if folder.name.isdigit() else (0, folder.name))
-    return [load_run(folder) for folder in folders] or [load_run(path)]
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -1,6 +1,7 @@
 """loadgen estimate: predict what a workload costs from a measured energy profile."""
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -11,12 +12,11 @@ _POSITIVE = FiniteRange(min=0, min_open=True)
 
 @click.command(
     cls=SectionedCommand,
-    sections={"profile_name": "Prediction", "pue": "Facility, carbon and cost", "as_json": "Output"},
+    sections={"profile": "Prediction", "pue": "Facility, carbon and cost", "as_json": "Output"},
 )
 @click.argument("trace", metavar="TRACE|BINS", shell_complete=SOURCE_NAMES)
 @click.option(
     "--profile",
-    "profile_name",
     required=True,
     metavar="NAME",
     shell_complete=PROFILE_NAMES,
@@ -55,19 +55,7 @@ _POSITIVE = FiniteRange(min=0, min_open=True)
 )
 @click.option("--price", type=_POSITIVE, metavar="P", help="Price per kWh, in any currency.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def estimate(
-    trace: str,
-    profile_name: str,
-    batch: float | None,
-    rps: float | None,
-    hardware: str | None,
-    model: str | None,
-    measured: Path | None,
-    pue: float,
-    grid_intensity: float | None,
-    price: float | None,
-    as_json: bool,
-) -> None:
+def estimate(trace: str, as_json: bool, **options: Any) -> None:
     """Predict the GPU energy of TRACE (any format, or bins) four ways.
 
     \b
@@ -83,30 +71,12 @@ def estimate(
 
     from rich.console import Console
 
-    from loadgen.energy_model.energy_profile import read_energy_profile
-    from loadgen.report.estimate_facts import (
-        choose_batch,
-        comparable_run,
-        estimate_facts,
-        mean_decoding,
-        measured_facts,
-        read_shapes,
-    )
+    from loadgen.api.estimate import estimate as estimated
     from loadgen.report.estimate_terminal import print_estimate
-    from loadgen.workload.length_source import count_workload
 
-    if batch is not None and rps is not None:
+    if options["batch"] is not None and options["rps"] is not None:
         raise click.UsageError("--rps gives the batch: use --batch or --rps, not both")
-    profile = read_energy_profile(profile_name)
-    workload = count_workload(trace)
-    run = comparable_run(measured, profile) if measured else None
-    run_batch = mean_decoding(run) if run else None
-    chosen, source = choose_batch(profile, workload, batch, rps, run_batch)
-    shapes = read_shapes(profile, hardware, model)
-    rates = {"pue": pue, "grid_intensity_g_per_kwh": grid_intensity, "price_per_kwh": price}
-    facts = estimate_facts(trace, workload.pairs, profile, chosen, shapes, rates) | {"batch_from": source}
-    if run:
-        facts["measured"] = measured_facts(run, profile, chosen, shapes, str(measured)) | {"mean_decoding": run_batch}
+    facts = estimated(trace, **options).to_dict()
     if as_json:
         click.echo(json.dumps(facts, indent=1))
     else:

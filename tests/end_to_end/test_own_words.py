@@ -48,8 +48,8 @@ def refused(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
     capsys.readouterr()  # of earlier runs, which may say that something takes long
     with pytest.raises(SystemExit) as exit_:
         main([str(argument) for argument in arguments])
-    said = capsys.readouterr().err.splitlines()
-    assert (exit_.value.code, len(said)) == (2, 1), said
+    stage, *said = capsys.readouterr().err.splitlines()
+    assert (exit_.value.code, stage, len(said)) == (2, "making the schedule", 1), said
     return said[0]
 
 
