@@ -127,8 +127,8 @@ def test_run_json_states_the_plan_and_then_every_option_without_secrets(configur
     invoke(*(word for typed, _ in GIVEN.values() for word in typed))
     stated = recorded_options(configured[0])
     assert tuple(stated) == (
-        "trace", "rps", "arrival", "burstiness", "scale", "seed", "duration_s", "num_requests", "shape", "think",
-        "serve", "stop",
+        "trace", "rps", "arrival", "burstiness", "scale", "trace_sha256", "seed", "duration_s", "num_requests",
+        "shape", "think", "serve", "stop",
         *STATED, "otlp",
     )  # fmt: skip
     assert stated["base_url"] == "http://host:1/v1"
