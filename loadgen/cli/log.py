@@ -110,7 +110,7 @@ def _outcome_logged(options: Mapping[str, Any]) -> Iterator[None]:
         raise
     except (LoadgenError, click.ClickException) as err:
         status = 2
-        _log.info("error: %(error)s", {"error": str(err)})
+        _log.info("error: %(error)s", {"error": str(err)}, extra={"printed": True})
         raise
     except KeyboardInterrupt:
         status = 130
