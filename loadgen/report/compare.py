@@ -14,6 +14,7 @@ from rich.text import Text
 from loadgen.report.format import UNKNOWN, clean, joules, number, seconds
 from loadgen.report.gates import unit_of
 from loadgen.report.run_facts import HEADLINES, is_simulated, summary_of, title, verdict_remarks
+from loadgen.report.terminal import print_table
 from loadgen.results import difference
 from loadgen.results.summary_paths import PARTS, Side, known_paths, mean_at
 from loadgen.results.verdict import worst
@@ -175,7 +176,7 @@ def _print_table(sides: Sequence[Side], names: Sequence[str], found: Differences
             row += [ratio(cells[1].ratio), signed(path, cells[1].difference), half_width(found.rows.get(path))]
         table.add_row(*(Text(text) for text in row))
     console.print()
-    console.print(table)
+    print_table(table, console)
 
 
 def signed(path: str, difference: float | None) -> str:

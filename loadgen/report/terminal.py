@@ -83,7 +83,7 @@ def _load(result: RunResult, summary: Summary, parts: list[RunPart], console: Co
     table = _table("", "scheduled", "sent", "completed", "failed")
     for name, part in parts:
         table.add_row(*(Text(cell) for cell in (f"  {_name(name)}", *request_cells(part))))
-    _print_table(table, console)
+    print_table(table, console)
     if kinds := summary.requests.by_error:
         _line(console, "failed", ", ".join(f"{n:,} {clean(kind)}" for kind, n in sorted(kinds.items()) if n))
     tokens = summary.tokens
@@ -111,7 +111,7 @@ def _latency(summary: Summary, parts: list[RunPart], console: Console) -> None:
         values = [row.cells[key] for key in ("mean", "p50", "p90", "p99", "max")]
         table.add_row(*(Text(cell) for cell in (label, _name(row.part), row.counted, *values)))
         previous = row.label or previous
-    _print_table(table, console)
+    print_table(table, console)
     if note := left_out_note(summary):
         _paragraph(console, note, indent=2, style="dim")
     if any("!" in row.label for row in rows):
@@ -129,7 +129,7 @@ def _kinds(summary: Summary, parts: list[RunPart], console: Console) -> None:
         label = "" if row.kind == previous else f"  {row.kind}"
         table.add_row(*(Text(cell) for cell in (label, _name(row.part), *row.cells)))
         previous = row.kind
-    _print_table(table, console)
+    print_table(table, console)
 
 
 def _energy(summary: Summary, parts: list[RunPart], console: Console) -> None:
@@ -161,7 +161,7 @@ def _energy(summary: Summary, parts: list[RunPart], console: Console) -> None:
         spent = energy if isinstance(part, Summary) else part
         cells = [f"  {_name(name)}", joules(spent.prefill_joules), joules(spent.decode_joules), *energy_cells(spent)]
         table.add_row(*(Text(cell) for cell in cells))
-    _print_table(table, console)
+    print_table(table, console)
     method = f"source {energy.source or UNKNOWN} · method {energy.method or UNKNOWN}"
     power = f"mean {watts(energy.mean_watts)}, idle {watts(energy.idle_watts)}"
     if energy.came_whole:
@@ -181,7 +181,7 @@ def _paragraph(console: Console, text: str, indent: int = 0, style: str = "") ->
 
 
 def _line(console: Console, label: str, text: str) -> None:
-    lines = wrap(text, console.width - LABEL - 3) or [""]
+    lines = wrap(text, console.width - LABEL - 3, break_on_hyphens=False) or [""]
     for i, line in enumerate(lines):
         margin = f"  {_name(label)}" if i == 0 else ""
         console.print(Text.assemble((margin.ljust(LABEL + 3), "dim"), line))
@@ -194,11 +194,28 @@ def _table(*headings: str) -> Table:
     return table
 
 
-def _print_table(table: Table, console: Console) -> None:
-    """Print a table; with narrow gaps where it is wider than the terminal, which would cut off its figures."""
-    if console.measure(table, options=console.options.update(max_width=1000)).maximum > console.width:
+def print_table(table: Table, console: Console) -> None:
+    """Print a table; with narrow gaps where it is wider than the terminal, and if need be in several parts below one
+    another, each with the labels, since a terminal would cut off its figures."""
+    if _width(table, console) > console.width:
         table.padding = (0, 1, 0, 0)
-    console.print(table)
+    labels = [column for column in table.columns if column.justify == "left"]
+    figures = table.columns[len(labels) :]
+    if _width(table, console) <= console.width or len(figures) < 2:
+        console.print(table)
+        return
+    half = (len(figures) + 1) // 2
+    for columns in (figures[:half], figures[half:]):
+        part = _table(*(str(column.header) for column in (*labels, *columns)))
+        for i in range(len(labels)):
+            part.columns[i].justify = "left"
+        for row in zip(*(column.cells for column in (*labels, *columns)), strict=True):
+            part.add_row(*row)
+        print_table(part, console)
+
+
+def _width(table: Table, console: Console) -> int:
+    return console.measure(table, options=console.options.update(max_width=1000)).maximum
 
 
 def _name(workload: str) -> str:

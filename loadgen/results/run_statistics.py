@@ -139,7 +139,7 @@ def _thin_tails(name: str, values: Floats, owners: Ints) -> dict[str, str]:
         for key, threshold in zip(PERCENTILES, np.quantile(values, list(PERCENTILES.values())), strict=True)
     }
     return {
-        f"{name}.{key}": f"{n} requests lie beyond it, {MIN_BEYOND} are needed"
+        f"{name}.{key}": f"{n} {'request lies' if n == 1 else 'requests lie'} beyond it, {MIN_BEYOND} are needed"
         for key, n in beyond.items()
         if n < MIN_BEYOND
     }

@@ -1,4 +1,5 @@
 import io
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,16 @@ def test_workloads_are_apart_and_only_when_there_are_several() -> None:
     assert {row[1] for row in rows if row[:1] == ["TTFT"]} == {"chat"}
     assert sum(row[:1] == ["code"] for row in rows) == 1 + 5 + 1
     assert not any(row[:1] == ["chat"] for row in (line.split() for line in printed(sample_runs.single()).splitlines()))
+
+
+@pytest.mark.parametrize("width", [80, 50, 40])
+def test_no_figure_is_cut_off_in_a_narrow_terminal(width: int) -> None:
+    wide, narrow = (printed(sample_runs.run(num_requests=200), columns) for columns in (160, width))
+    assert "…" not in narrow.partition("Latency")[2]
+    assert max(map(len, narrow.splitlines())) <= width
+    figures = re.compile(r"[-\d,.]+(?: [kmµ]?[sJ]| %)")
+    tables = [text.partition("Latency")[2].partition("source")[0] for text in (wide, narrow)]
+    assert sorted(figures.findall(tables[0])) == sorted(figures.findall(tables[1]))
 
 
 def test_models_of_one_family_are_told_apart_in_a_narrow_column() -> None:
