@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
@@ -13,9 +13,9 @@ import msgspec
 
 from loadgen.api.checked import checked
 from loadgen.record import UNSTREAMED
-from loadgen.report.progress_view import announcer, server_start
 from loadgen.run.config import RunConfig
 from loadgen.run.interrupts import Interruption, run_replay
+from loadgen.run.progress import announcer, server_start
 from loadgen.servers.launcher import served
 from loadgen.workload.load import Load, planned_schedule
 from loadgen.workload.sessions import settle_history
@@ -41,7 +41,6 @@ class RecordedRun(NamedTuple):
 def record_run(
     options: Mapping[str, Any],
     view: View,
-    say: Callable[[str], None],
     *,
     source: Trace | bytes | None = None,
     stated: Collection[str] | None = None,
@@ -51,8 +50,8 @@ def record_run(
     """Make the run that `options` describe, by their names in LOAD_OPTIONS and RUN_OPTIONS, and `serve`.
 
     source: requests in memory in place of a trace, or JSON lines of them. stated: options that the user named; None:
-    those that differ from their defaults. say: called with a line that the user should read. interruption: takes the
-    place of Ctrl-C. Raises LoadgenError, and KeyboardInterrupt where it is interrupted before its first request.
+    those that differ from their defaults. interruption: takes the place of Ctrl-C.
+    Raises LoadgenError, and KeyboardInterrupt where it is interrupted before its first request.
     """
     options = dict(options)
     if options["input"] and options["endpoint"] in UNSTREAMED:
@@ -65,9 +64,9 @@ def record_run(
         words, words_path = stack.enter_context(stored_words())
         if isinstance(source, bytes):
             source = _read_lines(source, words, load, options["model"])
-        schedule, plan = planned_schedule(load, words, options["model"], source=source, stated=stated, say=say)
+        schedule, plan = planned_schedule(load, words, options["model"], source=source, stated=stated, say=view.say)
         if words.left_out:
-            say(f"left out of {plan['trace']}: {', '.join(f'{n} {what}' for what, n in words.left_out.items())}")
+            view.say(f"left out of {plan['trace']}: {', '.join(f'{n} {what}' for what, n in words.left_out.items())}")
         plan |= load.limits | {"serve": serve, "stop": load.stop}
         if any(request.words for request in schedule.requests):
             run_options["words"] = words_path

@@ -7,7 +7,6 @@ notebook.
 from __future__ import annotations
 
 import asyncio
-import logging
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
@@ -34,8 +33,6 @@ if TYPE_CHECKING:
 
 Parameters = ParamSpec("Parameters")
 Requests: TypeAlias = "str | os.PathLike[str] | Trace | Iterable[TraceRequest | Mapping[str, Any]]"
-
-_log = logging.getLogger(__name__)
 
 
 def replay(
@@ -163,12 +160,13 @@ def _run(options: dict[str, Any], interruption: Interruption) -> Run:
     """Record and analyse a run. Raises LoadgenError, and KeyboardInterrupt after an interrupt."""
     from rich.console import Console
 
-    from loadgen.report.progress_view import announcer, view
+    from loadgen.report.progress_view import view
     from loadgen.report.write import finish
+    from loadgen.run.progress import announcer
 
     plain, source = plain_options(options)
     with view(options["ui"], Console(stderr=True), "replay") as progress:
-        folder, schedule = record_run(plain, progress, _log.warning, source=source, interruption=interruption)
+        folder, schedule = record_run(plain, progress, source=source, interruption=interruption)
         result = finish(folder, schedule, announcer(progress))
     if interruption.requested:
         raise KeyboardInterrupt(f"the run is {result.info.stopped_by}; what it did is in {folder}")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from loadgen.cli.log import logged, say
+from loadgen.cli.log import logged
 from loadgen.cli.options import (
     ENERGY_NAMES,
     POSITIVE,
@@ -276,7 +276,8 @@ def replay(ui: str, as_json: bool, **options: Any) -> None:
     from rich.console import Console
 
     from loadgen.api.record_run import record_run
-    from loadgen.report.progress_view import announcer, view
+    from loadgen.report.progress_view import view
+    from loadgen.run.progress import announcer
 
     title = options["trace"] or "+".join(options["streams"]) or "made-up prompts"
     if options["serve"]:
@@ -284,7 +285,7 @@ def replay(ui: str, as_json: bool, **options: Any) -> None:
     progress = view("none" if as_json else ui, Console(stderr=True), title)
     with progress:
         command = _command(None if options["serve"] else options["base_url"])
-        out, schedule = record_run(options, progress, say, stated=_stated(), command=command)
+        out, schedule = record_run(options, progress, stated=_stated(), command=command)
     # What a run needs only at its end does not delay its beginning.
     from loadgen.report.terminal import render_terminal
     from loadgen.report.write import finish

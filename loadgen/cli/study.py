@@ -62,19 +62,20 @@ def study(
         for run in plan_runs(read_study(file, overrides)):
             click.echo(run.name)
         return
+    from rich.console import Console
+
     from loadgen.report.format import plural
+    from loadgen.report.progress_view import view_of_many
     from loadgen.study.runner import run_study
 
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without one
     folder = out or Path("runs") / f"study-{file.stem}"
     try:
-        results = run_study(file, folder, say, overrides, other_gpu, only)
+        results = run_study(file, folder, say, overrides, other_gpu, only, view_of_many(Console(stderr=True)))
     except KeyboardInterrupt:
         click.echo(f"\nstopped; the same command goes on from here ({folder})", err=True)
         sys.exit(130)
     if results.rows:
-        from rich.console import Console
-
         from loadgen.report.study_terminal import print_study
 
         print_study(Console(), results.study, results.rows)

@@ -51,7 +51,7 @@ class MissingError(LoadgenError):
 
 
 async def find_dialect(
-    client: Client, endpoint: Endpoint, server: ServerInfo, extra: dict[str, Any], say: Say = say_on_stderr
+    client: Client, endpoint: Endpoint, server: ServerInfo, extra: dict[str, Any], wait: Say = say_on_stderr
 ) -> Dialect:
     """Return the richest set of fields with which the server accepts a one-token request. Raises LoadgenError."""
     refused: list[bytes] = []
@@ -60,7 +60,7 @@ async def find_dialect(
     tokens = SHORTEST_ANSWER.get(endpoint, 1)
     while dialect:
         body = payload(endpoint, server.model, PROBE_PROMPT, tokens, dialect, extra)
-        record = await probe_once(client, endpoint, body, say, waits_out_500=not refused)
+        record = await probe_once(client, endpoint, body, wait, waits_out_500=not refused)
         answer = one_line(client, f"{record.error}: {record.detail}") if record.error else "accepted"
         attempt = {"path": PATHS[endpoint], "dialect": asdict(dialect), "answer": answer, "status": record.status}
         _log.info("one-token request to %(path)s with %(dialect)s: %(status)s, %(answer)s", attempt)
@@ -101,7 +101,7 @@ def both(dialect: Dialect, fallback: Dialect) -> Dialect:
 
 
 async def probe_once(
-    client: Client, endpoint: Endpoint, body: bytes, say: Say, *, waits_out_500: bool = True
+    client: Client, endpoint: Endpoint, body: bytes, wait: Say, *, waits_out_500: bool = True
 ) -> RequestRecord:
     """Return the record of a one-token request, which is sent again while the server is not ready."""
     limits_s = iter([FIRST_ANSWER_S])
@@ -124,7 +124,7 @@ async def probe_once(
             return 0 if is_final else PATIENCE_S.get(record.status or 0, 0), reason
         return (FIRST_PAUSE_S if record.error == "timeout" else PATIENCE_WITHOUT_ANSWER_S), reason
 
-    return await patiently(attempt, unready, say, client.url.clean)
+    return await patiently(attempt, unready, wait, client.url.clean)
 
 
 def failed(client: Client, endpoint: Endpoint, server: ServerInfo, record: RequestRecord) -> LoadgenError:

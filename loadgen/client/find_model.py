@@ -64,13 +64,13 @@ class Listing(NamedTuple):
     reason: str = ""
 
 
-async def find_model(client: Client, model: str | None, say: Say = say_on_stderr) -> ServerInfo:
+async def find_model(client: Client, model: str | None, wait: Say = say_on_stderr) -> ServerInfo:
     """Return the server's entry for `model`, or for its only model. The client is moved to where the API is.
 
     A list is no authority on a model that was named: gateways list patterns, and servers take short names. Raises
     LoadgenError.
     """
-    listing = await _find_list(client, say, required=model is None)
+    listing = await _find_list(client, wait, required=model is None)
     entries = listing.entries or []
     names = [str(entry["id"]) for entry in entries]
     if model is None:
@@ -123,17 +123,15 @@ def _unlisted(client: Client, listing: Listing) -> LoadgenError:
     )
 
 
-async def _find_list(client: Client, say: Say, *, required: bool) -> Listing:
+async def _find_list(client: Client, wait: Say, *, required: bool) -> Listing:
     """Return the list of models, from where the user's URL says or below /v1 there. Raises LoadgenError."""
-    given, guesses = client.url, client.url.guesses()
+    guesses = client.url.guesses()
     listings = []
     for url in guesses:
         if url != client.url:
             await client.move(url)
-        listing = await _list(client, say, required=required)
+        listing = await _list(client, wait, required=required)
         if listing.entries is not None:
-            if client.url != given:
-                say(f"the API is at {client.url.clean}, not at {given.clean}")
             return listing
         listings.append(listing)
     if client.url != guesses[0]:
@@ -141,10 +139,10 @@ async def _find_list(client: Client, say: Say, *, required: bool) -> Listing:
     return listings[0]
 
 
-async def _list(client: Client, say: Say, *, required: bool) -> Listing:
+async def _list(client: Client, wait: Say, *, required: bool) -> Listing:
     """GET /models, at another place of the same host where it redirects. Raises LoadgenError."""
     for _ in range(MAX_REDIRECTS):
-        page = await _page(client, say, required=required)
+        page = await _page(client, wait, required=required)
         if page.location is None:
             break
         target = parse_server_url(page.location)
@@ -168,7 +166,7 @@ async def _list(client: Client, say: Say, *, required: bool) -> Listing:
     return Listing(page.status, None, one_line(client, error_of_body(page.body)))
 
 
-async def _page(client: Client, say: Say, *, required: bool) -> FetchedPage:
+async def _page(client: Client, wait: Say, *, required: bool) -> FetchedPage:
     """GET /models, again while the server is not ready. Without need of it a status is taken as it is."""
 
     async def attempt() -> FetchedPage | Exception:
@@ -186,7 +184,7 @@ async def _page(client: Client, say: Say, *, required: bool) -> FetchedPage:
             return PATIENCE_WITHOUT_ANSWER_S, f"GET /models: {one_line(client, str(outcome))}"
         return 0, ""
 
-    outcome = await patiently(attempt, unready, say, client.url.clean)
+    outcome = await patiently(attempt, unready, wait, client.url.clean)
     status = outcome.status if isinstance(outcome, FetchedPage) else one_line(client, repr(outcome))
     _log.info("GET %(url)s/models: %(status)s", {"url": client.url.clean, "status": status})
     if isinstance(outcome, Exception):

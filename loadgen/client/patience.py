@@ -14,7 +14,7 @@ _log = logging.getLogger(__name__)
 Outcome = TypeVar("Outcome")
 
 Say = Callable[[str], None]
-"""Tells the user one line while the server is being probed."""
+"""Shows the user one line while the server is being probed."""
 
 SILENT_S = 3.0
 """A wait that takes longer is announced."""
@@ -33,9 +33,9 @@ def say_on_stderr(line: str) -> None:
 
 
 @contextmanager
-def announced(say: Say, line: str) -> Iterator[None]:
-    """Say `line` once the block has taken SILENT_S."""
-    timer = get_running_loop().call_later(SILENT_S, say, line)
+def announced(wait: Say, line: str) -> Iterator[None]:
+    """Show `line` once the block has taken SILENT_S."""
+    timer = get_running_loop().call_later(SILENT_S, wait, line)
     try:
         yield
     finally:
@@ -43,7 +43,7 @@ def announced(say: Say, line: str) -> Iterator[None]:
 
 
 async def patiently(
-    attempt: Callable[[], Awaitable[Outcome]], unready: Callable[[Outcome], tuple[float, str]], say: Say, server: str
+    attempt: Callable[[], Awaitable[Outcome]], unready: Callable[[Outcome], tuple[float, str]], wait: Say, server: str
 ) -> Outcome:
     """Return the first outcome that is worth no further wait, or the last one.
 
@@ -51,13 +51,13 @@ async def patiently(
     """
     waited_s, pause_s = 0.0, FIRST_PAUSE_S
     while True:
-        with announced(say, f"waiting for an answer of {server}; Ctrl-C ends the wait"):
+        with announced(wait, f"waiting for an answer of {server}; Ctrl-C ends the wait"):
             outcome = await attempt()
         patience_s, reason = unready(outcome)
         if waited_s >= patience_s:
             return outcome
         if waited_s == 0:
-            say(f"{server} is not ready ({reason}); trying again for up to {patience_s:g} s")
+            wait(f"{server} is not ready ({reason}); trying again for up to {patience_s:g} s")
         retry = {"url": server, "reason": reason, "pause_s": pause_s}
         _log.info("%(url)s is not ready: %(reason)s; trying again in %(pause_s)s s", retry)
         await sleep(pause_s)

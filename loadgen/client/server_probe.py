@@ -45,6 +45,7 @@ async def probe(
     extra_body: dict[str, Any] | None = None,
     check: Callable[[ServerInfo], None] = lambda _: None,
     say: Say = say_on_stderr,
+    wait: Say = say_on_stderr,
     announce: Callable[[str], None] = lambda _: None,
 ) -> ServerProbe:
     """Find the API and its model, then the fields it accepts, then its token counts for prompts of each kind.
@@ -52,16 +53,19 @@ async def probe(
     `endpoint` takes the made-up prompts; the fields are those that the `others` accept too.
 
     The client is moved to where the API is. `check` may raise before any tokens are counted, which takes longest.
-    `say` gets a line about whatever is not as the user asked, or takes long; `announce` the name of each step before
-    it. Raises LoadgenError.
+    `say` gets a line about whatever is not as the user asked; `wait` one about what takes long; `announce` the name of
+    each step before it. Raises LoadgenError.
     """
     extra = extra_body or {}
     announce("asking which model it serves")
-    server = await find_model(client, model, say)
+    given = client.url
+    server = await find_model(client, model, wait)
+    if client.url != given:
+        say(f"the API is at {client.url.clean}, not at {given.clean}")
     announce("waiting for the first answer")
-    server = await _with_dialect(client, endpoint, server, extra, say)
+    server = await _with_dialect(client, endpoint, server, extra, say, wait)
     for other in others:
-        accepted = await find_dialect(client, other, server, extra, say)
+        accepted = await find_dialect(client, other, server, extra, wait)
         server = replace(server, dialect=both(server.dialect, accepted))
     if server.listed:
         say(f"{server.base_url} serves {server.model!r}, though it lists {joined_names(server.listed)}")
@@ -70,7 +74,7 @@ async def probe(
 
     async def input_tokens(prompt: str) -> int | None:
         body = payload(endpoint, server.model, prompt, SHORTEST_ANSWER.get(endpoint, 1), server.dialect, extra)
-        record = await probe_once(client, endpoint, body, say)
+        record = await probe_once(client, endpoint, body, wait)
         if record.error:
             raise failed(client, endpoint, server, record)
         return record.input_tokens
@@ -82,17 +86,17 @@ async def probe(
 
 
 async def _with_dialect(
-    client: Client, endpoint: Endpoint, server: ServerInfo, extra: dict[str, Any], say: Say
+    client: Client, endpoint: Endpoint, server: ServerInfo, extra: dict[str, Any], say: Say, wait: Say
 ) -> ServerInfo:
     """Return `server` with its dialect; where it has no list of models, its API may also be below /v1."""
     here, *below = client.url.guesses()
     try:
-        return replace(server, dialect=await find_dialect(client, endpoint, server, extra, say))
+        return replace(server, dialect=await find_dialect(client, endpoint, server, extra, wait))
     except MissingError as err:
         for url in below:
             await client.move(url)
             try:
-                dialect = await find_dialect(client, endpoint, server, extra, say)
+                dialect = await find_dialect(client, endpoint, server, extra, wait)
             except LoadgenError:
                 await client.move(here)
                 raise err from None

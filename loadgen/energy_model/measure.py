@@ -77,6 +77,7 @@ async def profile_server(
             tokenizer=options.tokenizer,
             check=lambda server: check_bins_fit(bins, server.max_model_len, server.model),
             say=progress,
+            wait=progress,
             announce=progress,
         )
         server = answers.server

@@ -5,9 +5,12 @@ one of PlainView 0.07 ms, and one that is skipped 0.2 µs. The snapshot that it 
 and counting a request that ended 2 µs (medians, two shared cores, CPython 3.11).
 """
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 from math import inf
+from textwrap import wrap
 from time import monotonic
 from types import TracebackType
 from typing import Self
@@ -20,6 +23,8 @@ from loadgen.errors import LoadgenError
 from loadgen.report.format import UNKNOWN, clean, joules, number, percent, seconds, watts
 from loadgen.run.progress import NullView, Progress, Stage, View
 
+_log = logging.getLogger(__name__)
+
 LIVE_EVERY_S = 0.2
 """A little less than the time between two ticks, so that none is skipped for being early."""
 PLAIN_EVERY_S = 5.0
@@ -29,6 +34,8 @@ GAP = 3
 """Columns between two numbers of a row."""
 MAX_SHOWN = 200
 """Characters of a title, or of a server's line."""
+MAX_SAID = 1000
+"""Characters of a line that stays."""
 Span = tuple[str, str]
 """Text and its style."""
 LATENCIES = (("TTFT", "ttft", "ttft_s"), ("TPOT", "tpot", "tpot_s"), ("E2E", "e2el", "e2e_s"))
@@ -49,19 +56,9 @@ def view(ui: str, console: Console, title: str = "") -> View:
     raise LoadgenError(f"--ui {ui!r} is not one of auto, live, plain, none")
 
 
-def announcer(view: View) -> Callable[[str], None]:
-    """Return a function that shows in `view` the name of what begins now."""
-    return lambda name: view.update(Stage(name))
-
-
-def server_start(view: View, name: str) -> Callable[[float, str], None]:
-    """Return a function that shows how long the server `name` has been starting, and the last line of its log."""
-
-    def show(waited_s: float, text: str) -> None:
-        stage = f"waiting for {name} to load the model" if text else f"starting {name}"
-        view.update(Stage(stage, waited_s=waited_s, detail=text.removeprefix(f"[{name}] ")))
-
-    return show
+def view_of_many(console: Console) -> Callable[[str], View]:
+    """Return a function that makes the view of each of many jobs, from its title."""
+    return partial(LiveView if console.is_terminal else FirstLine, console)
 
 
 class PlainView:
@@ -92,6 +89,9 @@ class PlainView:
             self._undrawn = progress if progress and progress.sent else None
         self._stage = stage
 
+    def say(self, line: str) -> None:
+        _say(self._console, line)
+
     def _draw_rest(self) -> None:
         """Draw the last numbers of a stage that ends."""
         if self._stage is not None and self._undrawn is not None and self._undrawn.sent:
@@ -101,6 +101,22 @@ class PlainView:
     def _print(self, text: str) -> None:
         self._drawn_s = self._clock()
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+
+
+class FirstLine(NullView):
+    """The title and the first stage, in one line: a log of many jobs needs no more."""
+
+    def __init__(self, console: Console, title: str) -> None:
+        self._console, self._title = console, title
+
+    def update(self, stage: Stage, progress: Progress | None = None) -> None:
+        if self._title:
+            text = f"{self._title}: {stage.name}"
+            self._console.print(text, soft_wrap=True, markup=False, highlight=False)
+            self._title = ""
+
+    def say(self, line: str) -> None:
+        _say(self._console, line)
 
 
 class LiveView:
@@ -128,6 +144,15 @@ class LiveView:
             return
         self._stage, self._drawn_s = stage, now_s
         self._live.update(panel(stage, progress, self._title, self._console.width), refresh=True)
+
+    def say(self, line: str) -> None:
+        _say(self._console, line)
+
+
+def _say(console: Console, line: str) -> None:
+    """Print a line, above the view if that is live, and log it."""
+    console.print(f"loadgen: {clean(line, MAX_SAID)}", soft_wrap=True, markup=False, highlight=False)
+    _log.info("%s", line, extra={"printed": True})
 
 
 # -- one line ---------------------------------------------------------------------------------------------------------
@@ -222,7 +247,8 @@ def panel(stage: Stage, progress: Progress | None, title: str, width: int) -> Te
     target = f": {progress.target}" if progress else ""
     rows: list[list[Span]] = [[(clean(title + target, MAX_SHOWN), "bold")]] if title or target else []
     if progress is None:
-        rows += [[(stage_text(replace(stage, detail="")), "")]]
+        rows += [[(stage_text(replace(stage, detail="", hint="")), "")]]
+        rows += [[(text, "dim")] for text in wrap(stage.hint, width, initial_indent="  ", subsequent_indent="  ")]
         rows += [[("  " + server_line(stage.detail), "dim")]] if stage.detail else []
     else:
         rows += _progress_rows(stage, progress, width)
@@ -231,7 +257,8 @@ def panel(stage: Stage, progress: Progress | None, title: str, width: int) -> Te
 
 
 def _progress_rows(stage: Stage, p: Progress, width: int) -> Iterator[list[Span]]:
-    clock = f"  {_clock(p.elapsed_s)} of {_clock(p.total_s)}"
+    # A closed loop has no last instant.
+    clock = f"  {_clock(p.elapsed_s)}" + (f" of {_clock(p.total_s)}" if p.total_s else "")
     # The bar is of requests ended, and is full when there is nothing to wait for.
     bar = max(min(BAR, width - len(clock)), 0)
     full = bar * (p.completed + p.failed) // max(p.scheduled, 1)

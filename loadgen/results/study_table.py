@@ -44,6 +44,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Measured joules / output tokens: all the energy of the run's time, idle included."""
     joules_per_request: float | None
     ttft_p50_s: float | None
+    """Median, in which failed requests count as infinitely late, as in the percentiles below; None: they reach it."""
     ttft_p99_s: float | None
     tpot_p50_s: float | None
     tpot_p99_s: float | None

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
-from loadgen.client.patience import say_on_stderr
 from loadgen.client.server_probe import ServerProbe, probe
 from loadgen.client.tokenizer_file import TokenizerFile
 from loadgen.client.word_counts import Counter, FileCounter, ServerCounter, count_words
@@ -14,8 +13,11 @@ from loadgen.workload.routes import endpoints_of, routed
 from loadgen.workload.words import WordsReader
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from loadgen.client.client import Client
     from loadgen.run.config import RunConfig
+    from loadgen.run.progress import StageTimer
     from loadgen.workload.schedule import Schedule
 
 
@@ -27,14 +29,10 @@ class Preparation(NamedTuple):
     """Origin of the lengths that were counted."""
 
 
-class Announce(Protocol):
-    """Tells the name of what begins now, or how far it is."""
-
-    def __call__(self, name: str, done: int | None = None, total: int | None = None) -> None: ...
-
-
-async def prepare(schedule: Schedule, config: RunConfig, client: Client, announce: Announce) -> Preparation:
-    """Ask the server for what a run needs to know of it.
+async def prepare(
+    schedule: Schedule, config: RunConfig, client: Client, stages: StageTimer, say: Callable[[str], None]
+) -> Preparation:
+    """Ask the server for what a run needs to know of it. `say` gets a line about whatever is not as the user asked.
 
     LoadgenError: the server does not answer, or some request does not fit it.
     """
@@ -49,7 +47,9 @@ async def prepare(schedule: Schedule, config: RunConfig, client: Client, announc
         tokenizer=config.tokenizer,
         extra_body=config.extra_body,
         check=lambda server: server.check_fits(schedule.requests),
-        announce=announce,
+        say=say,
+        wait=stages.wait,
+        announce=stages.begin,
     )
     if config.words is None:
         return Preparation(schedule, probed)
@@ -59,7 +59,7 @@ async def prepare(schedule: Schedule, config: RunConfig, client: Client, announc
     make_message = PreparedRun("", config, probed.server, probed.vocabularies).message_maker(schedule.seed)
     words = WordsReader(config.words)
     counted, source = await count_words(
-        schedule, words, make_message, counters, config.count, say_on_stderr, partial(announce, "counting prompts")
+        schedule, words, make_message, counters, config.count, say, partial(stages.begin, "counting prompts")
     )
     probed.server.check_fits(counted.requests)
     return Preparation(counted, probed, source)

@@ -210,7 +210,7 @@ def stage_at(elapsed_s: float, plan: Plan, tallies: Tallies, stopped_by: str) ->
 
 class View(Protocol):
     """A context in which `update` may be called at any rate; a view limits what it draws, and shows each new
-    stage at once.
+    stage at once. A line that it is given by `say` stays.
 
     progress: None before and after the time in which requests are sent.
     """
@@ -222,6 +222,8 @@ class View(Protocol):
     ) -> None: ...
 
     def update(self, stage: Stage, progress: Progress | None = None) -> None: ...
+
+    def say(self, line: str) -> None: ...
 
 
 class NullView:
@@ -236,6 +238,24 @@ class NullView:
     def update(self, stage: Stage, progress: Progress | None = None) -> None:
         pass
 
+    def say(self, line: str) -> None:
+        _log.info("%s", line)
+
+
+def announcer(view: View) -> Callable[[str], None]:
+    """Return a function that shows in `view` the name of what begins now."""
+    return lambda name: view.update(Stage(name))
+
+
+def server_start(view: View, name: str) -> Callable[[float, str], None]:
+    """Return a function that shows how long the server `name` has been starting, and the last line of its log."""
+
+    def show(waited_s: float, text: str) -> None:
+        stage = f"waiting for {name} to load the model" if text else f"starting {name}"
+        view.update(Stage(stage, waited_s=waited_s, detail=text.removeprefix(f"[{name}] ")))
+
+    return show
+
 
 class StageLog(NullView):
     """Logs each stage as it begins, and passes everything on to another view."""
@@ -249,6 +269,9 @@ class StageLog(NullView):
             self._name = stage.name
             _log.info("stage: %(stage)s", {"stage": stage.name})
         self._view.update(stage, progress)
+
+    def say(self, line: str) -> None:
+        self._view.say(line)
 
 
 class StageTimer:
@@ -265,6 +288,12 @@ class StageTimer:
             self._start_s = monotonic()
         self._stage = Stage(name, done, total)
         if not done:
+            self.show()
+
+    def wait(self, line: str) -> None:
+        """Show what the present stage waits for, until it ends."""
+        if self._stage is not None:
+            self._stage = replace(self._stage, hint=line)
             self.show()
 
     def show(self) -> None:

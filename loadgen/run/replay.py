@@ -57,7 +57,7 @@ async def replay(
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(open_client(config))
         async with ticking(stages.show):
-            preparation = await prepare(schedule, config, client, stages.begin)
+            preparation = await prepare(schedule, config, client, stages, view.say)
             schedule, probed = preparation.schedule, preparation.probed
             config = msgspec.structs.replace(config, base_url=client.url.text)  # where the probe found the API
             stages.begin("opening the energy meter")

@@ -17,6 +17,7 @@ from loadgen.client.redact import redact_command, redact_setting
 from loadgen.energy import gpu_state
 from loadgen.errors import LoadgenError
 from loadgen.files import write_atomic
+from loadgen.report.format import watts
 from loadgen.report.study_page import render_study_page
 from loadgen.report.study_text import reason_text
 from loadgen.results import run_folder
@@ -122,8 +123,10 @@ class StudyFolder:
         if row is None:
             return f"{run.name}: failed {outcome.attempts} times: {reason_text(outcome.reasons[-1])}"
         if row.joules_per_output_token is None:
-            return f"{run.name}: done, no energy"
-        return f"{run.name}: {row.joules_per_output_token:.4g} J/output token, {row.mean_watts or 0:.0f} W"
+            text = f"{run.name}: done, no energy"
+        else:
+            text = f"{run.name}: {row.joules_per_output_token:.4g} J/output token, {watts(row.mean_watts)}"
+        return f"{text}; {row.failed:,} of {row.requests:,} requests failed" if row.failed else text
 
     def write_results(self) -> list[Row]:
         """Write results.csv and report.html of the runs that are done; return their rows in the order of the plan."""

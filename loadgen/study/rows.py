@@ -65,6 +65,21 @@ class FinishedRun:
             raise LoadgenError(f"{folder}: run.json or summary.json is damaged: {err}") from err
 
 
+def unusable(study: Study, summary: Summary) -> str | None:
+    """Return why a run that ended is no result of the study, or None.
+
+    The server died, or more requests failed than a run may have: the load was not the planned one. Where the study
+    states limits, failed requests are misses of them, so that an overloaded server has its place in the results; a
+    server that completed nothing has none.
+    """
+    finished, failures = (summary.verdict.check(name) for name in ("finished", "failures"))
+    if finished.status == "failed":
+        return finished.reason
+    if failures.status == "failed" and not (study.goodput and summary.requests.completed):
+        return failures.reason
+    return None
+
+
 def row_of(study: Study, run: StudyRun, outcome: RunOutcome, finished: FinishedRun) -> Row:
     """Return the table's row of a run that is done."""
     summary, energy, good = finished.summary, finished.summary.energy, finished.summary.goodput
@@ -96,11 +111,7 @@ def row_of(study: Study, run: StudyRun, outcome: RunOutcome, finished: FinishedR
         mean_watts=energy.mean_watts,
         joules_per_output_token=measured / output if measured is not None and output else None,
         joules_per_request=measured / completed if measured and completed else None,
-        ttft_p50_s=summary.ttft_s.p50,
-        ttft_p99_s=summary.ttft_s.p99,
-        tpot_p50_s=summary.tpot_s.p50,
-        tpot_p99_s=summary.tpot_s.p99,
-        e2e_p50_s=summary.e2e_s.p50,
+        **_percentiles(summary),
         goodput_ratio=good.ratio if good else None,
         good_requests_per_joule=good.good / measured if good and measured else None,
         idealized_joules=ideal,
@@ -109,7 +120,6 @@ def row_of(study: Study, run: StudyRun, outcome: RunOutcome, finished: FinishedR
         arrival=None if run.rps is None else process,
         steady_joules_per_output_token=energy.steady.joules_per_output_token if energy.steady else None,
         idle_watts=energy.idle_watts,
-        e2e_p99_s=summary.e2e_s.p99,
         **_met_ratios(summary),
         verdict=summary.verdict.status,
         remarks="; ".join(summary.verdict.reasons) or None,
@@ -117,6 +127,16 @@ def row_of(study: Study, run: StudyRun, outcome: RunOutcome, finished: FinishedR
         gpu=gpu_names(outcome.gpus) or None,
         temperature_c=max(temperatures, default=None),
     )
+
+
+def _percentiles(summary: Summary) -> dict[str, Any]:
+    """Return the median and the p99 of each latency by fields of Row. Failed requests count as infinitely late: where
+    they reach a percentile, it is unknown."""
+    return {
+        f"{name}_{key}_s": getattr(spread, f"{key}_with_failures" if spread.left_out else key)
+        for name, spread in (("ttft", summary.ttft_s), ("tpot", summary.tpot_s), ("e2e", summary.e2e_s))
+        for key in ("p50", "p99")
+    }
 
 
 def _met_ratios(summary: Summary) -> dict[str, Any]:

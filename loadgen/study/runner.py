@@ -23,11 +23,11 @@ from loadgen.report.write import finish
 from loadgen.results import run_folder
 from loadgen.run.config import RunConfig
 from loadgen.run.interrupts import run_replay
-from loadgen.run.progress import NullView
-from loadgen.servers.launcher import served, start_lines
+from loadgen.run.progress import NullView, View, announcer, server_start
+from loadgen.servers.launcher import served
 from loadgen.study.folder import StudyFolder, StudyState, command_line
 from loadgen.study.plan import StudyRun, plan_runs, schedule_of, start_key
-from loadgen.study.rows import FinishedRun, RunOutcome, gpu_names
+from loadgen.study.rows import FinishedRun, RunOutcome, gpu_names, unusable
 from loadgen.study.spec import NO_OVERRIDES, Overrides, Study, read_study
 from loadgen.workload.schedule import Schedule
 
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
     from loadgen.results.study_table import Row, StudyInfo
 
 _Print = Callable[[str], None]
+ViewOf = Callable[[str], View]
+"""Returns a view of one start of a server, or of one run, which has a title."""
 
 
 class StudyResults(NamedTuple):
@@ -61,6 +63,7 @@ def run_study(
     overrides: Overrides = NO_OVERRIDES,
     other_gpu: bool = False,
     only: Sequence[str] = (),
+    view_of: ViewOf = lambda title: NullView(),
 ) -> StudyResults:
     """Make the runs of the study in `file` that are not done in `out`, and return the results of all.
 
@@ -84,8 +87,12 @@ def run_study(
     if num_done:
         say(f"{num_done} of {len(runs)} runs are done already")
     started_s, num_made = monotonic(), 0
+
+    def view(run: StudyRun) -> View:
+        return view_of(f"run {num_done + num_made + 1} of {len(runs)}, {run.name}")
+
     for _, block in groupby(todo, key=lambda run: (run.repeat if study.restart else 0, start_key(study, run))):
-        for run, outcome, finished in _run_block(study, list(block), file.parent, out, gpus, say):
+        for run, outcome, finished in _run_block(study, list(block), file.parent, out, gpus, say, view):
             folder.add(run, outcome, finished)
             num_made += 1
             remaining_s = (monotonic() - started_s) / num_made * (len(todo) - num_made)
@@ -98,7 +105,13 @@ def run_study(
 
 
 def _run_block(
-    study: Study, runs: Sequence[StudyRun], source: Path, out: Path, gpus: list[gpu_state.GpuState], say: _Print
+    study: Study,
+    runs: Sequence[StudyRun],
+    source: Path,
+    out: Path,
+    gpus: list[gpu_state.GpuState],
+    say: _Print,
+    view_of: Callable[[StudyRun], View],
 ) -> Iterator[tuple[StudyRun, RunOutcome, FinishedRun | None]]:
     """Make the runs of one start of a server; a run that fails is repeated on a fresh one, `retries` times.
 
@@ -109,7 +122,8 @@ def _run_block(
         failed: list[tuple[StudyRun, RunOutcome]] = []
         with ExitStack() as stack:
             try:
-                server = _StartedServer(stack.enter_context(_start_server(study, pending[0][0], out, say)))
+                with view_of(pending[0][0]) as view:
+                    server = _StartedServer(stack.enter_context(_start_server(study, pending[0][0], out, view)))
             except LoadgenError as err:
                 server = _StartedServer(None, str(err))
             for run, earlier in pending:
@@ -118,7 +132,8 @@ def _run_block(
                 _check_gpus(gpus, present)
                 outcome = msgspec.structs.replace(earlier, attempts=earlier.attempts + 1, gpus=present)
                 try:
-                    finished = _measure(study, run, source, out, server)
+                    with view_of(run) as view:
+                        finished = _measure(study, run, source, out, server, view)
                 except LoadgenError as err:
                     outcome = msgspec.structs.replace(outcome, reasons=[*earlier.reasons, str(err)])
                     if outcome.attempts > study.retries:
@@ -132,7 +147,7 @@ def _run_block(
         pending = failed
 
 
-def _start_server(study: Study, run: StudyRun, out: Path, say: _Print) -> AbstractContextManager[str]:
+def _start_server(study: Study, run: StudyRun, out: Path, view: View) -> AbstractContextManager[str]:
     """Return a context that starts the server of a run, or that only has its URL when it already runs."""
     server = study.servers[run.server]
     if server.base_url is not None:
@@ -147,7 +162,7 @@ def _start_server(study: Study, run: StudyRun, out: Path, say: _Print) -> Abstra
         server.recipe,
         *options,
         log=out / f"{run.server}.log",
-        progress=start_lines(server.recipe, say),
+        progress=server_start(view, server.recipe),
         environment=visible,
     )
 
@@ -168,8 +183,8 @@ def _kinds(gpus: list[gpu_state.GpuState]) -> list[tuple[str, float | None]]:
 # ---------------------------------------------------------------- one run
 
 
-def _measure(study: Study, run: StudyRun, source: Path, out: Path, server: _StartedServer) -> FinishedRun:
-    """Make one run. LoadgenError if a request failed: the load was not the planned one. An interrupt ends the study."""
+def _measure(study: Study, run: StudyRun, source: Path, out: Path, server: _StartedServer, view: View) -> FinishedRun:
+    """Make one run. LoadgenError if too many requests failed. An interrupt ends the study."""
     if server.url is None:
         raise LoadgenError(server.error)
     schedule = schedule_of(study, run, source)
@@ -180,17 +195,14 @@ def _measure(study: Study, run: StudyRun, source: Path, out: Path, server: _Star
         config = msgspec.structs.replace(config, warmup=min(warm_up, len(schedule.requests)))
     rmtree(config.out, ignore_errors=True)  # of an earlier attempt; one killed at once is no run folder yet
     if run.batch is not None and warm_up:
-        _warm_up(schedule, config, run.batch)
-    run_replay(schedule, config, NullView())
-    result = finish(config.out, schedule)
+        _warm_up(schedule, config, run.batch, view)
+    run_replay(schedule, config, view)
+    result = finish(config.out, schedule, announcer(view))
     if result.info.stopped_by != "completed":
         raise KeyboardInterrupt
     assert result.summary is not None
-    if failed := result.summary.requests.failed:
-        example = next(record for record in result.records if record.error)
-        raise LoadgenError(
-            f"{failed} of {result.summary.requests.scheduled} requests failed, first {example.error}: {example.detail}"
-        )
+    if reason := unusable(study, result.summary):
+        raise LoadgenError(reason)
     return FinishedRun(result.info, result.summary, result.schedule)
 
 
@@ -225,10 +237,11 @@ def run_config(study: Study, run: StudyRun, folder: Path, url: str) -> RunConfig
     )
 
 
-def _warm_up(schedule: Schedule, config: RunConfig, batch: int) -> None:
+def _warm_up(schedule: Schedule, config: RunConfig, batch: int, view: View) -> None:
     """Send one unrecorded round at the batch of the run, so that what an engine compiles or captures for it exists."""
     seed = schedule.seed + 1_000_003  # other prompts than the run's, so that none of these is in a prefix cache
     one_round = Schedule(schedule.requests[:batch], schedule.arrival, None, seed)
+    announcer(view)(f"warming up at batch {batch}")
     with TemporaryDirectory() as folder:
         unrecorded = msgspec.structs.replace(config, out=Path(folder) / "run", warmup=0, idle_s=0.0, energy="none")
         run_replay(one_round, unrecorded, NullView())

@@ -109,7 +109,7 @@ def test_only_a_refusal_of_fields_makes_it_try_fewer(status: int, attempts: int)
 def test_a_request_that_fails_once_is_sent_again_with_all_its_fields(answer: Answer) -> None:
     fake, said = FakeServer(), []
     fake.refuses = lambda body: answer if len(fake.bodies) == 1 else None
-    assert probed(fake, say=said.append).server.dialect == Dialect()
+    assert probed(fake, wait=said.append).server.dialect == Dialect()
     assert len(said) == 1
     assert "is not ready" in said[0]
 

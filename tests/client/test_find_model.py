@@ -203,7 +203,7 @@ BUSY = [(429, {}), (500, {}), (502, b"<html>"), (503, {"error": "Loading model"}
 @pytest.mark.parametrize("answer", BUSY, ids=[str(status) for status, _ in BUSY])
 def test_a_server_that_is_not_ready_once_is_asked_again_and_that_is_said_once(answer: Answer) -> None:
     fake, said = FakeServer(models=[answer, answer, LISTED]), []
-    assert probed(fake, say=said.append).server.model == "m"
+    assert probed(fake, wait=said.append).server.model == "m"
     assert len(said) == 1
     assert f"is not ready (GET /models: {answer[0]}); trying again for up to" in said[0]
 

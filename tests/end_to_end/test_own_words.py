@@ -210,7 +210,7 @@ def test_lines_without_times_come_as_a_poisson_process_and_go_round_again(
     url: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (source := tmp_path / "p.jsonl").write_bytes(lines(CHAT, {"prompt": "b"}))
-    replay(url, source, "--rps", 200, "--duration", 0.5, out=tmp_path / "run", quick=QUIET)
+    replay(url, source, "--rps", 200, "--duration", 0.5, out=tmp_path / "run", quick=(*QUIET, "--ui", "plain"))
     assert "has no timestamps: its requests come as a Poisson process" in capsys.readouterr().err
     info = json.loads((tmp_path / "run" / "run.json").read_text())
     assert (info["config"]["arrival"], info["asked"][0]["process"]) == ("poisson", "poisson")

@@ -9,7 +9,7 @@ from rich.console import Console
 
 from loadgen.errors import LoadgenError
 from loadgen.report import progress_view
-from loadgen.report.progress_view import LiveView, PlainView, line, panel, server_line, server_start, stage_text
+from loadgen.report.progress_view import LiveView, PlainView, line, panel, server_line, stage_text
 from loadgen.run.progress import NullView, Percentiles, Progress, Stage, Waiting
 
 SENDING = Stage("sending")
@@ -254,22 +254,40 @@ def test_which_view(ui: str, terminal: bool, kind: type) -> None:
     assert isinstance(progress_view.view(ui, console(terminal)[0]), kind)
 
 
-@pytest.mark.parametrize(
-    ("text", "stage"),
-    [
-        ("", Stage("starting vllm", waited_s=3.0)),
-        ("[vllm] Loading: 25%", Stage("waiting for vllm to load the model", waited_s=3.0, detail="Loading: 25%")),
-    ],
-)
-def test_a_server_that_starts_shows_its_last_line(text: str, stage: Stage) -> None:
-    shown: list[Stage] = []
+@pytest.mark.parametrize("terminal", [True, False])
+def test_one_of_many_jobs_has_a_live_view_on_a_terminal_and_a_line_in_a_log(terminal: bool) -> None:
+    to, out = console(terminal)
+    with progress_view.view_of_many(to)("run 3 of 8, a-chat-r0") as view:
+        for name in ("starting sim", "sending"):
+            view.update(Stage(name))
+        view.say("the API is at http://h/v1")
+    if terminal:
+        assert "run 3 of 8, a-chat-r0" in out.getvalue() and "sending" in out.getvalue()
+    else:
+        assert out.getvalue() == "run 3 of 8, a-chat-r0: starting sim\nloadgen: the API is at http://h/v1\n"
 
-    class Recorder(NullView):
-        def update(self, stage: Stage, progress: Progress | None = None) -> None:
-            shown.append(stage)
 
-    server_start(Recorder(), "vllm")(3.0, text)
-    assert shown == [stage]
+def test_a_closed_loop_has_no_end_to_count_to() -> None:
+    assert "0:07 of 0:30" in panel(SENDING, replace(NOW, elapsed_s=7.0, total_s=30.0), "", 80).plain
+    assert "0:07\n" in panel(SENDING, replace(NOW, elapsed_s=7.0, total_s=0.0), "", 80).plain
+
+
+@pytest.mark.parametrize(("ui", "shown"), [("live", 1), ("plain", 1), ("none", 0)])
+def test_a_line_stays_and_is_logged_once(ui: str, shown: int, caplog: pytest.LogCaptureFixture) -> None:
+    to, out = console(terminal=True)
+    with caplog.at_level("INFO", "loadgen"), progress_view.view(ui, to) as view:
+        view.say("the API is at [red]/v1")
+    assert out.getvalue().count("loadgen: the API is at [red]/v1") == shown
+    assert [hasattr(entry, "printed") for entry in caplog.records] == [bool(shown)]
+
+
+@pytest.mark.parametrize("width", [80, 50])
+def test_what_a_stage_waits_for_is_shown_whole_below_it(width: int) -> None:
+    hint = "waiting for an answer of http://127.0.0.1:18901/v1; Ctrl-C ends the wait"
+    name, *rows = panel(Stage("asking which model it serves", hint=hint), None, "", width).plain.split("\n")
+    assert name == "asking which model it serves"
+    assert " ".join(row.strip() for row in rows) == hint
+    assert max(map(len, rows)) <= width
 
 
 def test_none_says_nothing() -> None:

@@ -25,6 +25,7 @@ from loadgen.run.progress import (
     Tallies,
     Waiting,
     progress_at,
+    server_start,
     stage_at,
     sum_tallies,
     ticking,
@@ -188,6 +189,40 @@ def test_a_stage_is_shown_when_it_begins_and_counts_the_seconds_since_then(monke
         Stage("counting prompts", 0, 40, waited_s=0.0),
         Stage("counting prompts", 12, 40, waited_s=6.0),
     ]
+
+
+def test_what_a_stage_waits_for_is_shown_at_once_and_until_it_ends() -> None:
+    hints: list[str] = []
+
+    class Recorder(NullView):
+        def update(self, stage: Stage, progress: Progress | None = None) -> None:
+            hints.append(stage.hint)
+
+    timer = StageTimer(Recorder())
+    timer.wait("nothing has begun")
+    timer.begin("waiting for the first answer")
+    timer.wait("waiting for http://h")
+    timer.show()
+    timer.begin("asking how it counts tokens")
+    assert hints == ["", "waiting for http://h", "waiting for http://h", ""]
+
+
+@pytest.mark.parametrize(
+    ("text", "stage"),
+    [
+        ("", Stage("starting vllm", waited_s=3.0)),
+        ("[vllm] Loading: 25%", Stage("waiting for vllm to load the model", waited_s=3.0, detail="Loading: 25%")),
+    ],
+)
+def test_a_server_that_starts_shows_its_last_line(text: str, stage: Stage) -> None:
+    shown: list[Stage] = []
+
+    class Recorder(NullView):
+        def update(self, stage: Stage, progress: Progress | None = None) -> None:
+            shown.append(stage)
+
+    server_start(Recorder(), "vllm")(3.0, text)
+    assert shown == [stage]
 
 
 # -- the ticker -------------------------------------------------------------------------------------------------------

@@ -12,9 +12,9 @@ from loadgen.report.write import finish
 from loadgen.results.run_folder import RunWriter
 from loadgen.results.study_table import Row
 from loadgen.results.summary import Summary
-from loadgen.results.verdict import CHECKS, Check, Verdict
+from loadgen.results.verdict import CHECKS, Check, Status, Verdict
 from loadgen.study.plan import StudyRun
-from loadgen.study.rows import FinishedRun, RunOutcome, gpu_names, idealized_joules, row_of
+from loadgen.study.rows import FinishedRun, RunOutcome, gpu_names, idealized_joules, row_of, unusable
 from loadgen.study.spec import Idealized, ServerSpec, Study, WorkloadSpec
 from loadgen.workload.schedule import Schedule, ScheduledRequest
 from support import sample_runs
@@ -54,6 +54,42 @@ def test_energy_per_token_and_request_is_all_that_was_measured() -> None:
     assert made.joules_per_output_token == 600.0 / summary.tokens.output
     assert made.joules_per_request == 600.0 / summary.requests.completed
     assert made.good_requests_per_joule == summary.goodput.good / 600.0
+
+
+LIMITS = {"ttft": 500.0}
+
+
+@pytest.mark.parametrize(
+    ("finished", "failures", "completed", "limits", "reason"),
+    [
+        ("ok", "ok", 9, {}, None),
+        ("ok", "warning", 9, {}, None),
+        ("ok", "failed", 9, {}, "too many failed"),
+        ("ok", "failed", 9, LIMITS, None),
+        ("ok", "failed", 0, LIMITS, "too many failed"),
+        ("failed", "failed", 9, LIMITS, "the server died"),
+    ],
+)
+def test_failed_requests_are_misses_where_limits_are_stated_and_otherwise_may_be_few(
+    finished: Status, failures: Status, completed: int, limits: dict[str, float], reason: str | None
+) -> None:
+    stated = {"finished": (finished, "the server died"), "failures": (failures, "too many failed")}
+    checks = [Check(name=n, status=stated.get(n, ("ok", None))[0], reason=stated.get(n, (0, None))[1]) for n in CHECKS]
+    summary = sample_runs.run(num_requests=10).summary
+    assert summary is not None
+    requests = msgspec.structs.replace(summary.requests, completed=completed, failed=10 - completed)
+    summary = msgspec.structs.replace(summary, requests=requests, verdict=Verdict.of(checks))
+    study = Study(title="t", servers={}, workloads={}, goodput=limits)
+    assert unusable(study, summary) == reason
+
+
+def test_percentiles_that_failed_requests_reach_are_unknown() -> None:
+    ttft_s = msgspec.structs.replace(
+        finished().summary.ttft_s, left_out=8, p50_with_failures=0.25, p99_with_failures=None
+    )
+    made = row(ttft_s=ttft_s)
+    assert (made.ttft_p50_s, made.ttft_p99_s) == (0.25, None)
+    assert made.e2e_p99_s == finished().summary.e2e_s.p99, "none failed"
 
 
 def test_each_limit_has_its_share_of_all_requests() -> None:

@@ -16,6 +16,7 @@ from click.testing import CliRunner
 from loadgen.cli.study import study as command
 from loadgen.energy import gpu_state
 from loadgen.errors import LoadgenError
+from loadgen.servers.launcher import served
 from loadgen.study import runner as studies
 from loadgen.study.plan import plan_runs
 from loadgen.study.spec import Overrides, read_study
@@ -117,6 +118,23 @@ def test_what_breaks_is_tried_again_then_told_and_the_rest_is_run(small: Path, t
     assert "no models profile called 'nonesuch'" in outcome["reasons"][0]
     assert any("once more on a fresh server" in line for line in said)
     assert "bad-nonesuch-short-b4-r0 failed" in (tmp_path / "out/report.html").read_text()
+
+
+def test_an_overloaded_rate_stays_in_the_study_with_its_failures(small: Path, tmp_path: Path) -> None:
+    """Half of the requests are refused: a study with limits states them as misses, one without makes it again."""
+    said: list[str] = []
+    with served("sim", "--fault", "truncate:0.4") as url:
+        open_loop = SMALL.partition("[servers.one]")[0].replace("batches = [4]", "rates = [40]") + (
+            f'[servers.one]\nbase_url = "{url}"\n[workloads.short]\ninput = 32\noutput = 8\n'
+        )
+        small.write_text(open_loop.replace("repeats = 3", "repeats = 1").replace("rounds = 1", "duration_s = 1"))
+        rows, failed, _ = studies.run_study(small, tmp_path / "out", said.append)
+    (only,) = rows
+    assert failed == [] and only.failed > 0
+    assert only.goodput_ratio is not None and only.goodput_ratio <= only.completed / only.requests
+    assert only.ttft_p99_s is None and only.verdict == "failed"
+    assert f"{only.failed} of {only.requests} requests failed" in said[-1]
+    assert "requests failed" in (tmp_path / "out/report.html").read_text()
 
 
 def test_another_gpu_is_refused_or_named(small: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
