@@ -9,7 +9,7 @@ HTML comments above a block, which readers do not see, say how it runs:
     <!-- not compared: REASON -->                the next block is not the output of the block before it
 
 Lines of a `console` block without a `$`, and a `text` block right after a block that ran, are output. The real output
-must have all of these lines, in this order. Numbers with their units, and lines of dots, match anything.
+must have all of these lines, in this order. Numbers with their units and marks, and lines of dots, match anything.
 """
 
 import io
@@ -27,7 +27,7 @@ from markdown_it import MarkdownIt
 
 COMMENT = re.compile(r"<!--\s*(not run|setup|another terminal, port|file|not compared)\s*:?\s*(.*?)\s*-->", re.DOTALL)
 DATA = {"json", "jsonl", "toml", "yaml", "xml", "ini", "csv", "pyi"}
-NUMBER = re.compile(r"[-+±]?\d[\d.,:]*(?:e[-+]?\d+)?(?:\s?(?:[kMµmn]?[sJW]|k?Wh|%|[kM]B|/s)(?!\w))?|(?<=\s)-(?=\s|$)")
+NUMBER = re.compile(r"[-+±]?\d[\d.,:]*(?:e[-+]?\d+)?(?:\s?(?:[kMµmn]?[sJW]|k?Wh|%|[kM]B|/s)(?!\w))?|(?<=\s)-(?=\s|$)| [?]")
 DONE = "\x04done"
 PRELUDE = """
 terminal() {
