@@ -27,7 +27,9 @@ from markdown_it import MarkdownIt
 
 COMMENT = re.compile(r"<!--\s*(not run|setup|another terminal, port|file|not compared)\s*:?\s*(.*?)\s*-->", re.DOTALL)
 DATA = {"json", "jsonl", "toml", "yaml", "xml", "ini", "csv", "pyi"}
-NUMBER = re.compile(r"[-+±]?\d[\d.,:]*(?:e[-+]?\d+)?(?:\s?(?:[kMµmn]?[sJW]|k?Wh|%|[kM]B|/s)(?!\w))?|(?<=\s)-(?=\s|$)| [?]")
+NUMBER = re.compile(
+    r"[-+±]?\d[\d.,:]*(?:e[-+]?\d+)?(?:\s?(?:[kMµmn]?[sJW]|k?Wh|%|[kM]B|/s)(?!\w))?|(?<=\s)-(?=\s|$)| [?]"
+)
 DONE = "\x04done"
 PRELUDE = """
 terminal() {
