@@ -1,6 +1,7 @@
 """loadgen sidecar: meter, OTLP receiver and Prometheus exporter beside an engine."""
 
 import os
+import shutil
 from pathlib import Path
 
 import click
@@ -9,7 +10,9 @@ from loadgen.cli.log import logged
 from loadgen.cli.options import ENERGY_NAMES, FiniteRange, SectionedCommand
 from loadgen.errors import LoadgenError
 from loadgen.extras import importing
+from loadgen.files import data_dir
 
+_NOT_MONITORING = shutil.ignore_patterns("*.py", "__pycache__", "rules_test.yml", "kustomization.yaml", "provisioning")
 _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 
 
@@ -56,6 +59,12 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
               type=FiniteRange(1, 3600), metavar="S",
               help="Maximum time to wait for late spans.")  # fmt: skip
 @click.option("--reference", is_flag=True, help="Print the reference of all metrics, and exit.")
+@click.option(
+    "--monitoring",
+    type=click.Path(path_type=Path),
+    metavar="FOLDER",
+    help="Write rules, alerts and a scrape configuration for Prometheus and dashboards for Grafana, and exit.",
+)
 @logged
 def sidecar(
     engine_url: str | None,
@@ -70,6 +79,7 @@ def sidecar(
     blind_s: float,
     max_s: float,
     reference: bool,
+    monitoring: Path | None,
 ) -> None:
     """Watch an engine: joules per request and per token, to Prometheus.
 
@@ -80,6 +90,9 @@ def sidecar(
 
     $LOADGEN_SIDECAR_TOKEN, when set, is required of every client as a bearer token. $OPENAI_API_KEY is the engine's.
     """
+    if monitoring:
+        write_monitoring(monitoring)
+        return
     with importing("the sidecar", "sidecar"):
         from loadgen.sidecar.app import SidecarOptions
         from loadgen.sidecar.exporter import reference as text
@@ -110,3 +123,15 @@ def sidecar(
             lateness=AllowedLateness(blind_s=blind_s, max_s=max(max_s, blind_s)),
         )
     )
+
+
+def write_monitoring(folder: Path) -> None:
+    """Write what a Prometheus and a Grafana need into a new folder, and print the paths. Raises LoadgenError."""
+    if folder.exists():
+        raise LoadgenError(f"{folder} exists: name a new folder")
+    try:
+        shutil.copytree(data_dir("servers") / "stack" / "monitoring", folder, ignore=_NOT_MONITORING)
+    except OSError as err:
+        raise LoadgenError(f"cannot write {folder}: {err.strerror or err}") from err
+    for path in sorted(folder.rglob("*.*")):
+        click.echo(path)

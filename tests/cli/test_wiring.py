@@ -178,6 +178,26 @@ def test_the_reference_of_metrics_is_printed_without_an_engine() -> None:
     assert "loadgen_" in output and "_joules" in output
 
 
+def test_the_files_for_prometheus_and_grafana_are_written_into_a_new_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "monitoring"
+    written = [
+        str(Path(line).relative_to(folder)) for line in loadgen("sidecar", "--monitoring", folder).output.split()
+    ]
+    assert written == [
+        "grafana/dashboards/energy-per-token.json",
+        "grafana/dashboards/serving.json",
+        "prometheus.yml",
+        "rules/alerts.yml",
+        "rules/loadgen.yml",
+    ]
+    shipped = ROOT / "servers" / "stack" / "monitoring"
+    assert all((folder / name).read_bytes() == (shipped / name).read_bytes() for name in written)
+    with pytest.raises(LoadgenError, match="exists: name a new folder"):
+        loadgen("sidecar", "--monitoring", folder)
+    with pytest.raises(LoadgenError, match="cannot write"):
+        loadgen("sidecar", "--monitoring", "/proc/none/here")
+
+
 # -- selftest ---------------------------------------------------------------------------------------------------------
 
 

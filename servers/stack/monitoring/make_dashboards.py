@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 FOLDER = Path(__file__).parent / "grafana" / "dashboards"
-SOURCE = {"type": "prometheus", "uid": "prometheus"}
+SOURCE = {"type": "prometheus", "uid": "${datasource}"}
 SELECTED = 'model=~"$model",workload=~"$workload"'
 RATE = "[$__rate_interval]"
 
@@ -162,6 +162,11 @@ def _rows(panels: list[Panel]) -> list[dict[str, Any]]:
     return placed
 
 
+def _source() -> dict[str, Any]:
+    """Return the variable that SOURCE names: any Prometheus that Grafana has, at first its default one."""
+    return {"name": "datasource", "label": "Prometheus", "type": "datasource", "query": "prometheus", "refresh": 1}
+
+
 def _choice(name: str, label: str) -> dict[str, Any]:
     return {
         "name": name,
@@ -204,7 +209,7 @@ def dashboard(uid: str, title: str, panels: list[Panel]) -> dict[str, Any]:
         "links": [
             {"type": "dashboards", "title": "loadgen", "tags": ["loadgen"], "includeVars": True, "keepTime": True}
         ],
-        "templating": {"list": [_choice("model", "Model"), _choice("workload", "Workload"), *numbers]},
+        "templating": {"list": [_source(), _choice("model", "Model"), _choice("workload", "Workload"), *numbers]},
         "panels": _rows(panels),
     }
 
