@@ -2,6 +2,8 @@
 
 import importlib.util
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -36,11 +38,11 @@ def documents(folder: Path) -> Iterator[dict[str, Any]]:
         yield from documents(path) if path.is_dir() else yaml.safe_load_all(path.read_text())
 
 
-def built(target: str) -> list[dict[str, Any]]:
+def built(folder: Path) -> list[dict[str, Any]]:
     """Return what `kubectl apply -k` would send."""
     for command in (["kubectl", "kustomize"], ["kustomize", "build"]):
         if shutil.which(command[0]):
-            done = subprocess.run([*command, str(FOLDER / target)], capture_output=True, text=True, check=False)
+            done = subprocess.run([*command, str(folder)], capture_output=True, text=True, check=False)
             assert done.returncode == 0, done.stderr
             return list(yaml.safe_load_all(done.stdout))
     pytest.skip("needs kubectl or kustomize")
@@ -80,10 +82,27 @@ def test_resources_follow_the_schemas_of_kubernetes_and_the_operator(target: str
 
 @pytest.mark.parametrize("target", TARGETS)
 def test_kustomize_builds_what_the_schemas_allow(target: str) -> None:
-    resources = built(target)
+    resources = built(FOLDER / target)
     assert resources
     for one in resources:
         check(one, VERSIONS[-1])
+
+
+def test_the_overlays_of_the_page_are_built(tmp_path: Path) -> None:
+    page = (ROOT / "docs" / "how-to" / "kubernetes.md").read_text()
+    overlays = [
+        yaml.safe_load(text) for text in re.findall(r"```yaml\n(# kustomization.yaml\n.*?)```", page, re.DOTALL)
+    ]
+    merged = {key: value for overlay in overlays for key, value in overlay.items()}
+    merged["resources"] = [path for overlay in overlays for path in overlay.get("resources", [])]
+    text = yaml.safe_dump(merged).replace("PATH/loadgen", os.path.relpath(ROOT, tmp_path.resolve()))
+    (tmp_path / "kustomization.yaml").write_text(text)
+    resources = {one["kind"]: one for one in built(tmp_path)}
+    assert len(overlays) == 3 and {one["metadata"]["namespace"] for one in resources.values()} == {"llm"}
+    assert all(one["metadata"]["labels"]["release"] == "kube-prometheus-stack" for one in resources.values())
+    replay, gate = containers(resources["Job"]["spec"]["template"]["spec"])
+    assert replay["args"][2:4] == ["--rps", "12"] and gate["args"][3:5] == ["--fail-if", "ttft_s.p99>500ms"]
+    assert replay["image"] == gate["image"] == "registry.example.com/loadgen:0.2.0"
 
 
 def test_a_misspelt_field_is_found() -> None:
@@ -157,14 +176,14 @@ def test_the_job_runs_beside_an_engine_that_the_service_finds() -> None:
 
 
 def test_the_simulated_cluster_needs_no_gpu() -> None:
-    (sidecar,) = [one for one in built("sim") if one["kind"] == "DaemonSet"]
+    (sidecar,) = [one for one in built(FOLDER / "sim") if one["kind"] == "DaemonSet"]
     pod = sidecar["spec"]["template"]["spec"]
     assert not {"runtimeClassName", "nodeSelector"} & set(pod)
     assert "env" not in pod["containers"][0] and pod["containers"][0]["args"][-2:] == ["--energy", "auto"]
 
 
 def test_dashboards_are_a_configmap_for_grafana() -> None:
-    (config,) = [one for one in built("monitoring") if one["kind"] == "ConfigMap"]
+    (config,) = [one for one in built(FOLDER / "monitoring") if one["kind"] == "ConfigMap"]
     boards = {board.name: json.loads(board.read_text()) for board in (MONITORING / "grafana/dashboards").glob("*.json")}
     assert {name: json.loads(text) for name, text in config["data"].items()} == boards
     assert config["metadata"]["labels"] == {"grafana_dashboard": "1"}
