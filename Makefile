@@ -22,7 +22,7 @@ $(VENV)/.installed-package: $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed  ## replay a conversation trace against the built-in simulated server, about 40 s
-	$(BIN)/loadgen replay traces/chat.jsonl --rps 4 --duration 30 --serve sim --out runs/demo --overwrite
+	$(BIN)/loadgen replay chat --rps 4 --duration 30 --serve sim --goodput ttft:200 --goodput tpot:20 --out runs/demo --overwrite
 
 results: $(VENV)/.installed  ## redraw docs/results from its data, and write the report pages of its cells into runs/results
 	$(BIN)/python -m benchmarks.paper --pages runs/results

@@ -32,6 +32,7 @@ def build(folder: Path) -> Path:
     for page in pages():
         copy(page, folder / "pages" / page.relative_to(DOCS))
     shutil.copy(DOCS / "llms.txt", folder / "pages")
+    shutil.copytree(DOCS / "pictures", folder / "pages" / "pictures")
     (folder / "zensical.toml").write_text((DOCS / "tools" / "zensical.toml").read_text() + f"nav = {navigation()}\n")
     command = [sys.executable, "-m", "zensical", "build", "--clean", "--strict"]
     built = subprocess.run(command, cwd=folder, capture_output=True, text=True)

@@ -28,15 +28,15 @@ def test_every_page_is_in_the_site(tool: ModuleType, tmp_path: Path) -> None:
     site = tool.build(tmp_path)
     assert (site / "llms.txt").is_file()
     for page in tool.pages():
-        name = page.relative_to(tool.DOCS)
-        folder = site / (name.parent if name.name == "README.md" else name.with_suffix(""))
-        assert (folder / "index.html").is_file()
+        built = "index.html" if page.name == "README.md" else f"{page.stem}.html"
+        assert (site / page.relative_to(tool.DOCS)).with_name(built).is_file()
 
 
 @pytest.mark.parametrize(
     ("html", "dead"),
     [
         ('<a href="b/">', False),
+        ('<a href="b/index.html#one">', False),
         ('<a href="b/#one">', False),
         ('<a href="b/#two">', True),
         ('<a href="c/">', True),
