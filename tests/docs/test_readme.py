@@ -25,7 +25,7 @@ def test_it_has_fewer_than_150_lines() -> None:
 def test_its_text_of_a_run_has_the_rows_of_a_run(tmp_path: Path) -> None:
     (command,) = re.findall(r"^\$ loadgen (replay chat .*--serve sim.*)$", README, re.MULTILINE)
     shown = README.partition("<!-- demo: begin -->")[2].partition("<!-- demo: end -->")[0]
-    options = command.replace("--duration 30", "--duration 3").split()
+    options = command.replace("--duration 30", "--duration 13").split()
     printed = subprocess.run(
         [sys.executable, "-m", "loadgen", *options],
         cwd=tmp_path,
