@@ -38,6 +38,8 @@ class OverTime:
 
     bins: TimeBins
     """They begin before 0 where energy was measured before."""
+    run_s: Floats
+    """Seconds of the bin that are between second 0 and the end of the last request."""
     scheduled: Floats
     """Requests that were due, until the run ended."""
     sent: Floats
@@ -67,8 +69,8 @@ class OverTime:
 
     @property
     def joules_per_output_token(self) -> Floats:
-        """Mean power, idle included, over the rate of output tokens; NaN in a bin without any."""
-        return _ratio(self.watts * self.bins.width_s, self.output_tokens)
+        """Energy of the run, idle included, over its output tokens; NaN in a bin without any."""
+        return _ratio(self.watts * self.run_s, self.output_tokens)
 
 
 def bins_of(result: RunResult) -> TimeBins | None:
@@ -107,6 +109,7 @@ def over_time(result: RunResult) -> OverTime | None:
     gauges = _Gauges(result.engine, bins, start_ns)
     return OverTime(
         bins=bins,
+        run_s=np.diff(np.clip(bins.edges_s, 0.0, (end_ns - start_ns) / NS_PER_S)),
         scheduled=bins.sums(seconds(r.scheduled_ns for r in result.records if r.scheduled_ns <= end_ns)),
         sent=bins.sums(sent_s),
         completed=bins.sums(ended_s[[record.ok for record in sent]]),

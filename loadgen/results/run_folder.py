@@ -6,7 +6,7 @@ import gzip
 import shutil
 import threading
 from array import array
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -264,6 +264,8 @@ def read_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
         for file in files
         for record in read_lines(file, RequestRecord)
     }
+    if info.start_ns is None:  # the client was killed before it wrote it
+        info = msgspec.structs.replace(info, start_ns=_start_of(schedule, records))
     start_ns, killed = info.start_ns or 0, "no record: the client was killed"
     return RunResult(
         info=info,
@@ -283,6 +285,12 @@ def _is_readable(version: str | None) -> bool:
     """Return whether this version of loadgen reads files of the format `version`: those of its own MAJOR and before."""
     major = (version or "0").partition(".")[0]
     return major.isascii() and major.isdecimal() and int(major) <= int(SCHEMA_VERSION.partition(".")[0])
+
+
+def _start_of(schedule: Iterable[ScheduledRequest], records: Mapping[int, RequestRecord]) -> int | None:
+    """Return the instant that the schedule counts from, by a first turn with a record; None without any."""
+    firsts = (request for request in schedule if request.after is None and request.index in records)
+    return next((records[request.index].scheduled_ns - request.offset_ns for request in firsts), None)
 
 
 def part_paths(folder: Path, name: str = "records") -> list[Path]:

@@ -144,6 +144,17 @@ def test_power_is_unknown_where_most_of_a_bin_was_not_measured_and_across_a_gap(
     assert np.nansum(made.joules) == pytest.approx(740)
 
 
+def test_the_tokens_of_a_bin_that_the_run_ended_in_cost_what_the_run_took_of_it() -> None:
+    chunks_ms = list(range(0, 25_251, 250))
+    answered = _request(0, 0, first_token_ns=0, finished_ns=25_250, chunk_ns=chunks_ms, output_tokens=len(chunks_ms))
+    energy = [EnergySample(START_NS + t * 1000 * MS, "gpu:0", 500.0 * t) for t in range(-2, 28)]
+    made = _over_time(replace(_run(answered), energy=energy))
+    last = int(np.flatnonzero(made.output_tokens)[-1])
+    assert made.output_tokens[last] == 2
+    assert made.joules_per_output_token[last] == pytest.approx(500 * 0.25 / 2)
+    assert np.nansum(made.joules_per_output_token * made.output_tokens) == pytest.approx(500 * 25.25)
+
+
 def test_a_run_without_engine_or_energy_has_neither() -> None:
     made = _over_time(sample_runs.without_energy())
     for values in (made.joules, made.watts, made.joules_per_output_token, made.running, made.preemptions):
