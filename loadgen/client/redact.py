@@ -3,12 +3,13 @@
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from loadgen.errors import LoadgenError
 from loadgen.http_get import public_url
 
+_T = TypeVar("_T")
 _REDACTED = "[redacted]"
 
 
@@ -89,9 +90,14 @@ SECRET_OPTION = re.compile(r"(api[-_]?key|password|secret|hf[-_]token)$", re.IGN
 """Names of engine options whose values are secrets."""
 
 
+def redact_value(name: str, value: _T) -> _T | str:
+    """Return the value of an engine option as it may be written down."""
+    return _REDACTED if SECRET_OPTION.search(name) else value
+
+
 def redact_setting(name: str, value: object) -> str:
     """Return an engine option as it may be written down: name=value, without the value of a secret."""
-    return f"{name}={_REDACTED if SECRET_OPTION.search(name) else value}"
+    return f"{name}={redact_value(name, value)}"
 
 
 def _redacted_value(option: str, value: str) -> str:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
+from loadgen.client.redact import redact_value
 from loadgen.energy import gpu_state
 from loadgen.errors import LoadgenError
 from loadgen.report.write import finish
@@ -226,7 +227,7 @@ def run_config(study: Study, run: StudyRun, folder: Path, url: str) -> RunConfig
         plan={
             "study": study.title,
             "server": run.server,
-            "knobs": server.options_of_batch(run.batch),
+            "knobs": {name: redact_value(name, value) for name, value in server.options_of_batch(run.batch).items()},
             "workload": run.workload,
             "batch": run.batch,
             "rps": run.rps,

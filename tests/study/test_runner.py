@@ -203,3 +203,13 @@ def test_the_options_of_a_run_come_from_its_server_its_load_and_the_study(small:
     assert config.plan is not None
     assert (config.plan["batch"], config.plan["rps"], config.plan["repeat"]) == (4, None, 2)
     assert config.plan["knobs"] == {"max_num_seqs": 64, "counter_period_ms": 5}
+
+
+def test_the_secrets_among_the_options_of_a_server_are_not_recorded(small: Path, tmp_path: Path) -> None:
+    study = read_study(small)
+    run = plan_runs(study)[0]
+    server = msgspec.structs.replace(study.servers[run.server], engine_options={"api_key": "sk-1", "seed": 3})
+    secret = msgspec.structs.replace(study, servers={run.server: server})
+    config = studies.run_config(secret, run, tmp_path, "http://127.0.0.1:1")
+    assert config.plan is not None
+    assert config.plan["knobs"] == {"api_key": "[redacted]", "seed": 3}
