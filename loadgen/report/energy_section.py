@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from loadgen.report import run_figures
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
 
 
-def energy_section(result: RunResult, summary: Summary) -> list[Markup]:
+def energy_section(result: RunResult, summary: Summary, drawn: Sequence[int]) -> list[Markup]:
     measured, attribution = summary.energy.measured_joules, result.attribution
     if measured is None:
         return [tag("p", energy_note(summary) or "")]
@@ -31,7 +32,7 @@ def energy_section(result: RunResult, summary: Summary) -> list[Markup]:
         tag("p", note) if note else Markup(),
         energy_ledger(attribution, summary.energy),
         energy_by_workload(summary),
-        run_figures.scatter(result),
+        run_figures.scatter(result, drawn),
         heat_map(result),
     ]
 
@@ -59,7 +60,8 @@ def energy_ledger(attribution: RunAttribution, energy: EnergySummary) -> Markup:
             f" Standard error: {joules(energy.measured_se_joules)} of the measured energy,"
             f" {joules(energy.attributed_se_joules)} of the attributed, which is prefill and decode. Joules per request"
             " and per output token have the relative error of the attributed energy,"
-            f" {share(energy.attributed_se_joules, energy.attributed_joules)}."
+            f" {share(energy.attributed_se_joules, energy.attributed_joules)}. It says how far the measurement may be"
+            " off, not how far requests differ."
         )
     if energy.came_whole:
         caption += f" {whole_answers(energy.came_whole).capitalize()}."

@@ -15,6 +15,7 @@ from loadgen.report.run_facts import (
     LATENCIES,
     MARKS_LEGEND,
     energy_note,
+    error_of,
     failed_kinds,
     invalid_by,
     is_simulated,
@@ -25,7 +26,6 @@ from loadgen.report.run_facts import (
     summary_of,
     title,
     verdict_remarks,
-    with_error,
 )
 from loadgen.units import NS_PER_S
 
@@ -94,8 +94,10 @@ def _tile(name: str, values: Sequence[TileValue], notes: Iterable[str], invalid:
         if invalid and text != UNKNOWN:
             number = tag("s", tag("span", "not valid: ", class_="spoken"), number)
         numbers.append(tag("dd", tag("small", label, " ") if label else "", number))
-    reason = [tag("span", f'not valid: see "{invalid}" in the verdict', class_="missed")] if invalid else []
-    lines = [tag("dd", note, class_="note") for note in (*reason, *notes) if note]
+    reason = ""
+    if invalid and any(text != UNKNOWN for _, text in values):
+        reason = tag("span", f'not valid: see "{invalid}" in the verdict', class_="missed")
+    lines = [tag("dd", note, class_="note") for note in (reason, *notes) if note]
     return tag("div", tag("dt", name), *numbers, *lines)
 
 
@@ -106,7 +108,7 @@ def _serving_tiles(summary: Summary) -> list[Markup]:
     served = summary.server.served_rps if summary.server else None
     requested = "no rate was requested" if rate.requested_rps is None else f"{rate.requested_rps:.4g} /s requested"
     sent = [("offered", with_unit(rate.achieved_rps, "/s")), ("served", with_unit(served, "/s"))]
-    written = f"{count(tokens.output)} tokens out, {count(tokens.input)} in"
+    written = f"{count(tokens.output)} tokens out, {count(tokens.input)} in" if tokens.output is not None else ""
     return [
         _tile(
             "Requests completed" + mark(summary, "requests"),
@@ -152,22 +154,14 @@ def _energy_tiles(summary: Summary) -> Markup:
     if energy.measured_joules is None:
         return tag("p", energy_note(summary) or "", class_="soft")
     invalid, touched = invalid_by(summary, "energy"), mark(summary, "energy")
-    spread = f"p50 {joules(per_request.p50)}, p99 {joules(per_request.p99)}" if per_request else ""
-    tokens = "± standard error"
-    if energy.joules_per_token is not None:
-        tokens += f"; {joules(energy.joules_per_token)} per token, with prompts"
+    mean, of_token = per_request.mean if per_request else None, energy.joules_per_output_token
+    spread = f"mean; p50 {joules(per_request.p50)}, p99 {joules(per_request.p99)}" if per_request and mean else ""
+    of_any = "" if energy.joules_per_token is None else f"{joules(energy.joules_per_token)} per token, with prompts"
+    idle = f"idle {watts(energy.idle_watts)}; {joules(energy.measured_joules)} in all"
     numbers = [
-        (
-            "Energy per request",
-            with_error(per_request.mean if per_request else None, energy),
-            f"mean ± standard error; {spread}",
-        ),
-        ("Energy per output token", with_error(energy.joules_per_output_token, energy), tokens),
-        (
-            "Mean power",
-            watts(energy.mean_watts),
-            f"idle {watts(energy.idle_watts)}; {joules(energy.measured_joules)} in all",
-        ),
+        ("Energy per request", joules(mean), [error_of(mean, energy), spread]),
+        ("Energy per output token", joules(of_token), [error_of(of_token, energy), of_any]),
+        ("Mean power", watts(energy.mean_watts), [idle]),
     ]
-    tiles = [_tile(name + touched, [("", value)], [note], invalid) for name, value, note in numbers]
+    tiles = [_tile(name + touched, [("", value)], notes, invalid) for name, value, notes in numbers]
     return tag("dl", *tiles, class_="tiles three")

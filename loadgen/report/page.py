@@ -71,14 +71,19 @@ def section(heading: str, *parts: str) -> Markup:
 
 
 def command_box(command: str) -> Markup:
-    """Return a command with the button that copies it."""
-    button = tag("button", "Copy", type="button", aria_label="Copy the command")
-    return tag("div", tag("code", clean(command, 4_000)), button, class_="copy")
+    """Return a command. The page's script adds the button that copies it."""
+    return tag("div", tag("code", clean(command, 4_000)), class_="copy")
 
 
 def definitions(rows: Iterable[tuple[str, str]]) -> Markup:
     """Return a list of names and their values."""
     return tag("dl", *(tag("div", tag("dt", name), tag("dd", text)) for name, text in rows), class_="facts")
+
+
+def folded(heading: str, *parts: str) -> Markup:
+    """Return long parts of a page under a heading that opens and closes them. Only on a phone they are closed at first,
+    by the page's script."""
+    return tag("details", tag("summary", tag("h3", heading)), *parts, open="", class_="fold")
 
 
 def stacked_bar(parts: Iterable[tuple[str, float, str]], text: str) -> Markup:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -12,7 +12,7 @@ from loadgen.report.charts.distribution import distribution
 from loadgen.report.format import plural, seconds
 from loadgen.report.run_limits import latency_limits, workloads
 from loadgen.report.time_charts import GROUP
-from loadgen.results.drawn_requests import EXTREMES, drawn_requests
+from loadgen.results.drawn_requests import EXTREMES
 from loadgen.results.metrics import came_in_one_piece, token_gaps_ns
 from loadgen.results.summarize import span
 from loadgen.results.timekeeping import MAX_LATE_P99_S
@@ -46,8 +46,8 @@ def latency(result: RunResult, key: str, title: str) -> Chart:
     return distribution(key, title, Axis(title, "s", log=True), curves, of=of, limits=limits)
 
 
-def ttft_by_input(result: RunResult) -> Chart:
-    """Return TTFT against the tokens of the prompt."""
+def ttft_by_input(result: RunResult, drawn: Sequence[int]) -> Chart:
+    """Return TTFT against the tokens of the prompt. `drawn`: the requests that have a dot, as in the next two."""
     points = {
         record.index: (record.input_tokens, record.ttft_ns / NS_PER_S)
         for record in result.records
@@ -55,10 +55,10 @@ def ttft_by_input(result: RunResult) -> Chart:
     }
     x, y = Axis("input tokens", "tokens", log=True), Axis("TTFT", "s", log=True)
     limits = latency_limits(result, "ttft", "y")
-    return _dots(result, "ttft-input", "TTFT against input length", x, y, points, limits=limits)
+    return _dots(result, drawn, "ttft-input", "TTFT against input length", x, y, points, limits=limits)
 
 
-def joules_by_tokens(result: RunResult) -> Chart:
+def joules_by_tokens(result: RunResult, drawn: Sequence[int]) -> Chart:
     """Return attributed joules against the tokens of prompt and answer."""
     energies = {e.index: e.joules for e in result.attribution.requests} if result.attribution else {}
     points = {
@@ -68,10 +68,10 @@ def joules_by_tokens(result: RunResult) -> Chart:
         if (tokens := record.input_tokens + record.output_tokens) and (energy := energies.get(record.index))
     }
     x, y = Axis("input + output tokens", "tokens", log=True), Axis("J per request", "J", log=True)
-    return _dots(result, "joules-tokens", "Energy against tokens", x, y, points)
+    return _dots(result, drawn, "joules-tokens", "Energy against tokens", x, y, points)
 
 
-def schedule_lag(result: RunResult, x: Axis) -> Chart:
+def schedule_lag(result: RunResult, drawn: Sequence[int], x: Axis) -> Chart:
     """Return the lag of requests against when they were due, on the axis of the charts over time."""
     start_ns, _ = span(result)
     points = {
@@ -84,11 +84,12 @@ def schedule_lag(result: RunResult, x: Axis) -> Chart:
     note = f"Lags under {seconds(LAG_FLOOR_S)} are drawn there." if early else ""
     limits = (Limit(MAX_LATE_P99_S, f"limit of p99: {seconds(MAX_LATE_P99_S)}"),)
     title = "Schedule lag: how late the client sent"
-    return _dots(result, "lag", title, x, y, points, limits=limits, group=GROUP, note=note)
+    return _dots(result, drawn, "lag", title, x, y, points, limits=limits, group=GROUP, note=note)
 
 
 def _dots(
     result: RunResult,
+    drawn: Sequence[int],
     key: str,
     title: str,
     x: Axis,
@@ -100,7 +101,7 @@ def _dots(
     note: str = "",
 ) -> Chart:
     """Return one dot for each drawn request of `points` (index -> x, y), coloured by workload."""
-    drawn = [index for index in drawn_requests(result).tolist() if index in points]
+    drawn = [index for index in drawn if index in points]
     workload_of = {record.index: record.workload for record in result.records}
     series = []
     for colour, name in enumerate(workloads(result)):

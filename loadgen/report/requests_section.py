@@ -9,7 +9,7 @@ import numpy as np
 
 from loadgen.report.format import UNKNOWN, clean, joules, seconds
 from loadgen.report.markup import Markup, join, json_data, table, tag
-from loadgen.report.page import section
+from loadgen.report.page import folded, section
 from loadgen.report.request_words import span_text, trait_value, traits_rows, why, why_costly, why_slow
 from loadgen.results.extremes import costliest, largest, slowest
 from loadgen.results.request_columns import RequestColumns, request_columns
@@ -132,7 +132,7 @@ def _request_table(
     head = ["request", *(["workload"] if several else []), "sent at", "input", "output", "TTFT", "TPOT", "E2E"]
     head += ["in flight", "queue", "energy", "chunks", "why"]
     listed = table(head, cells, heading, "requests", requests=[record.index for record in chosen])
-    return tag("figure", tag("h3", heading), listed, class_="wide")
+    return folded(heading, listed)
 
 
 def _text(value: float, text: Any) -> str:

@@ -156,12 +156,13 @@ def invalid_by(summary: Summary, row: str) -> str | None:
     return names[0].replace("_", " ") if names else None
 
 
-def with_error(value: float | None, energy: EnergySummary) -> str:
-    """Return joules with their standard error: those of a part have the relative error of the attributed total."""
+def error_of(value: float | None, energy: EnergySummary) -> str:
+    """Return how far joules may be off, such as "± 1.21 mJ": those of a part have the relative error of the attributed
+    total. Empty where that is not known."""
     total, error = energy.attributed_joules, energy.attributed_se_joules
     if value is None or not total or error is None:
-        return joules(value)
-    return f"{joules(value)} ± {joules(value * error / total)}"
+        return ""
+    return f"± {joules(value * error / total)}: standard error of the measurement"
 
 
 class LimitLine(NamedTuple):
@@ -438,7 +439,7 @@ def latency_rows(summary: Summary, parts: Sequence[RunPart]) -> list[LatencyRow]
                 percentiles = {key: values[f"{key}_with_failures"] for key in PERCENTILES}
                 cells = {key: INFINITE if value is None else seconds(value) for key, value in percentiles.items()}
                 cells |= {"mean": INFINITE, "max": INFINITE}
-                rows.append(LatencyRow("", "+ failed", count(spread.count + left_out), cells))
+                rows.append(LatencyRow(short + mark(summary, field), "+ failed", count(spread.count + left_out), cells))
     return rows
 
 
@@ -447,7 +448,7 @@ def left_out_note(summary: Summary) -> str | None:
     if not (left_out := summary.e2e_s.left_out):
         return None
     judged = left_out + summary.requests.completed
-    return f"{left_out:,} of {judged:,} left out: failed. Rows `+ failed` count them as infinitely late ({INFINITE})."
+    return f"{left_out:,} of {judged:,} left out: failed. Rows + failed count them as infinitely late ({INFINITE})."
 
 
 def request_cells(part: Summary | WorkloadSummary) -> list[str]:

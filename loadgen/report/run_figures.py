@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from loadgen.report import request_charts
@@ -29,17 +30,17 @@ def latency(result: RunResult, key: str, heading: str) -> Markup:
     return figure(request_charts.latency(result, key, heading))
 
 
-def ttft_by_input(result: RunResult) -> Markup:
+def ttft_by_input(result: RunResult, drawn: Sequence[int]) -> Markup:
     """Return TTFT against input length."""
-    return figure(request_charts.ttft_by_input(result))
+    return figure(request_charts.ttft_by_input(result, drawn))
 
 
-def scatter(result: RunResult) -> Markup:
+def scatter(result: RunResult, drawn: Sequence[int]) -> Markup:
     """Return joules against input + output tokens."""
-    return figure(request_charts.joules_by_tokens(result))
+    return figure(request_charts.joules_by_tokens(result, drawn))
 
 
-def lag(result: RunResult) -> Markup:
+def lag(result: RunResult, drawn: Sequence[int]) -> Markup:
     """Return how late the client sent."""
     bins = bins_of(result)
-    return Markup() if bins is None else figure(request_charts.schedule_lag(result, time_axis(bins)))
+    return Markup() if bins is None else figure(request_charts.schedule_lag(result, drawn, time_axis(bins)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from loadgen.report import run_figures
@@ -10,7 +10,7 @@ from loadgen.report.energy_section import energy_section, fitted_costs
 from loadgen.report.first_screen import first_screen, start_time
 from loadgen.report.format import UNKNOWN, clean, count, number, seconds, with_unit
 from loadgen.report.markup import Markup, join, table, tag
-from loadgen.report.page import definitions, render_page, section
+from loadgen.report.page import definitions, folded, render_page, section
 from loadgen.report.requests_section import requests_section
 from loadgen.report.run_facts import (
     DEFINITIONS,
@@ -43,15 +43,15 @@ if TYPE_CHECKING:
 
 def render_run_page(result: RunResult) -> str:
     """Return the whole page. LoadgenError when the run has no summary."""
-    summary = summary_of(result)
+    summary, drawn = summary_of(result), drawn_requests(result).tolist()
     sections = [
         *first_screen(result),
         section("Over time", run_figures.over_time(result)),
-        section("Latency", *_latency(result, summary)),
-        *requests_section(result, summary, drawn_requests(result).tolist()),
+        section("Latency", *_latency(result, summary, drawn)),
+        *requests_section(result, summary, drawn),
         *_kinds(summary),
-        section("Energy", *energy_section(result, summary)),
-        section("Load and timekeeping", *_load(result, summary)),
+        section("Energy", *energy_section(result, summary, drawn)),
+        section("Load and timekeeping", *_load(result, summary, drawn)),
         section("Failures", failures_table(result.records, span(result)[0])),
         section("How it was measured", files_beside(result), provenance(result.info, summary.instrument)),
         *([section("Fitted costs", fitted_costs(summary.energy))] if summary.energy.coefficients else []),
@@ -62,7 +62,7 @@ def render_run_page(result: RunResult) -> str:
 # ---------------------------------------------------------------- latency, load, failures
 
 
-def _latency(result: RunResult, summary: Summary) -> list[Markup]:
+def _latency(result: RunResult, summary: Summary, drawn: Sequence[int]) -> list[Markup]:
     shown = latencies_of(summary)
     plots = [
         run_figures.latency(result, field.removesuffix("_s"), with_short(words, short)) for field, short, words in shown
@@ -77,7 +77,7 @@ def _latency(result: RunResult, summary: Summary) -> list[Markup]:
     marked = MARKS_LEGEND if any("!" in row[0] for row in rows) else ""
     notes = [tag("p", note, class_="soft") for note in (left_out_note(summary), marked) if note]
     meanings = definitions((short, DEFINITIONS[short]) for _, short, _ in shown)
-    plots_in_grid = tag("div", *plots, run_figures.ttft_by_input(result), class_="grid")
+    plots_in_grid = tag("div", *plots, run_figures.ttft_by_input(result, drawn), class_="grid")
     return [latencies, *notes, meanings, plots_in_grid]
 
 
@@ -94,7 +94,7 @@ def _kinds(summary: Summary) -> list[Markup]:
     return [section("Output by kind", table(head, cells, "Output by kind"), tag("p", caption, class_="soft"))]
 
 
-def _load(result: RunResult, summary: Summary) -> list[Markup]:
+def _load(result: RunResult, summary: Summary, drawn: Sequence[int]) -> list[Markup]:
     head = [
         part_heading(summary),
         "scheduled",
@@ -114,7 +114,7 @@ def _load(result: RunResult, summary: Summary) -> list[Markup]:
         (fact.label.capitalize() + (f" of {fact.workload}" if fact.workload else ""), fact.text)
         for fact in (*load_facts(summary), *engine_facts(result.info), *span_facts(result.info))
     ]
-    return [table(head, rows, "Requests and tokens"), definitions(facts), run_figures.lag(result)]
+    return [table(head, rows, "Requests and tokens"), definitions(facts), run_figures.lag(result, drawn)]
 
 
 def failures_table(records: Iterable[RequestRecord], start_ns: int) -> Markup:
@@ -169,7 +169,7 @@ def provenance(info: RunInfo, instrument: Instrument) -> Markup:
     }
     boxes = [("Run", run), ("Options", info.config), ("Server", info.server), ("Host", info.host)]
     boxes += [("Versions", info.versions), ("Energy domains", domains)]
-    parts = [tag("div", tag("h3", name), definitions(_flatten(facts))) for name, facts in boxes if facts]
+    parts = [folded(name, definitions(_flatten(facts))) for name, facts in boxes if facts]
     return tag("div", *parts, class_="grid")
 
 

@@ -72,7 +72,14 @@ def _load(made: OverTime) -> list[Chart]:
     prompts: list[Row] = [("input", made.input_tokens / width_s, 0)]
     y = Axis("tokens/s", "tokens/s")
     return [
-        _chart(made, "rate", "Request rate", Axis("requests", "1/s"), rates, "Offered: due by the schedule."),
+        _chart(
+            made,
+            "rate",
+            "Request rate",
+            Axis("requests", "1/s"),
+            rates,
+            "Offered, in grey: due by the schedule.",
+        ),
         _chart(made, "output", "Output tokens", y, output, OF_OUTPUT),
         _chart(made, "input", "Input tokens", y, prompts, "Prompts, when the first token of their answer arrived."),
     ]
@@ -150,7 +157,7 @@ def _chart(
         title,
         time_axis(made.bins),
         replace(y, low=0.0),
-        tuple(Series(name, edges_s, values, "steps", colour) for name, values, colour in known),
+        tuple(Series(name, edges_s, values, "steps", colour, band=colour == "soft") for name, values, colour in known),
         text=f"{title}. {'; '.join(texts)}.",
         caption=caption,
         limits=limits,

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from loadgen.client.redact import redact_value
 from loadgen.energy import gpu_state
 from loadgen.errors import LoadgenError
 from loadgen.report.write import finish
@@ -227,7 +226,7 @@ def run_config(study: Study, run: StudyRun, folder: Path, url: str) -> RunConfig
         plan={
             "study": study.title,
             "server": run.server,
-            "knobs": {name: redact_value(name, value) for name, value in server.options_of_batch(run.batch).items()},
+            "knobs": server.recorded_options(run.batch),
             "workload": run.workload,
             "batch": run.batch,
             "rps": run.rps,

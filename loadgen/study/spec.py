@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from loadgen.client.redact import redact_value
 from loadgen.errors import LoadgenError
 from loadgen.record import SLO_METRICS
 from loadgen.results.attainment import WANTED
@@ -40,6 +41,10 @@ class ServerSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_onl
             key: value.replace("{batch}", str(batch or 1)) if isinstance(value, str) else value
             for key, value in self.engine_options.items()
         }
+
+    def recorded_options(self, batch: int | None) -> dict[str, OptionValue]:
+        """Return the same as they may be written down: without the values of secrets."""
+        return {name: redact_value(name, value) for name, value in self.options_of_batch(batch).items()}
 
 
 class WorkloadSpec(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):

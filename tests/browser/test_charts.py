@@ -252,7 +252,7 @@ def test_without_javascript_the_drawings_and_tables_remain(page_of) -> None:
 @pytest.mark.parametrize("width", [320, 390, 1080])
 def test_charts_stay_inside_the_page(page_of, width: int) -> None:
     page = page_of(HTML, width=width)
-    for key in ("ttft", "bars"):
+    for key in ("ttft", "failures"):
         at(page, key, 0.5)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     page.set_viewport_size({"width": 300, "height": 900})

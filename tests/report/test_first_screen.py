@@ -7,7 +7,7 @@ import pytest
 
 from loadgen.report.first_screen import command_line, first_screen
 from loadgen.report.markup import join
-from loadgen.report.run_facts import failed_kinds, invalid_by, limit_lines, limits_text, with_error
+from loadgen.report.run_facts import error_of, failed_kinds, invalid_by, limit_lines, limits_text
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summary import EnergySummary, Goodput, Latency, RequestCounts, Summary
 from loadgen.results.verdict import CHECKS, Check, Verdict
@@ -100,9 +100,9 @@ def test_limits_of_streams_stand_under_their_names_and_a_run_without_limits_says
 
 def test_joules_have_the_relative_error_of_the_attributed_total() -> None:
     energy = EnergySummary(valid=True, reasons=[], attributed_joules=200.0, attributed_se_joules=4.0)
-    assert with_error(50.0, energy) == "50.0 J ± 1.00 J"
-    assert with_error(None, energy) == "-"
-    assert with_error(50.0, msgspec.structs.replace(energy, attributed_se_joules=None)) == "50.0 J"
+    assert error_of(50.0, energy) == "± 1.00 J: standard error of the measurement"
+    assert error_of(None, energy) == ""
+    assert error_of(50.0, msgspec.structs.replace(energy, attributed_se_joules=None)) == ""
 
 
 def test_energy_that_was_not_measured_is_one_neutral_line() -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from loadgen.report import request_charts
 from loadgen.report.charts.chart import Axis, Chart
+from loadgen.results.drawn_requests import drawn_requests
 from loadgen.results.metrics import token_gaps_ns
 from support import sample_runs
 
@@ -57,9 +58,9 @@ def _points(chart: Chart) -> dict[int, tuple[float, float]]:
 def test_each_dot_is_the_request_that_it_names() -> None:
     result = sample_runs.run()
     assert result.attribution is not None
-    joules = {share.index: share.joules for share in result.attribution.requests}
-    ttft, energy = (_points(f(result)) for f in (request_charts.ttft_by_input, request_charts.joules_by_tokens))
-    lag = _points(request_charts.schedule_lag(result, TIME))
+    joules, drawn = {share.index: share.joules for share in result.attribution.requests}, range(len(result.records))
+    ttft, energy = (_points(f(result, drawn)) for f in (request_charts.ttft_by_input, request_charts.joules_by_tokens))
+    lag = _points(request_charts.schedule_lag(result, drawn, TIME))
     done = [record for record in result.records if record.ok]
     assert set(ttft) == set(energy) == {record.index for record in done}
     for record in done:
@@ -70,10 +71,11 @@ def test_each_dot_is_the_request_that_it_names() -> None:
 
 
 def test_a_thinned_chart_says_of_how_many_requests_it_is_and_how_they_were_chosen() -> None:
-    chart = request_charts.ttft_by_input(sample_runs.run(num_requests=2_500, rps=100, failing=0))
+    result = sample_runs.run(num_requests=2_500, rps=100, failing=0)
+    chart = request_charts.ttft_by_input(result, drawn_requests(result).tolist())
     assert chart.caption.startswith("1,000 of 2,500 requests: the 50 highest and lowest of TTFT,")
     assert chart.text.startswith("TTFT against input length. 2,500 requests: lowest")
 
 
 def test_without_energy_there_is_no_dot() -> None:
-    assert not request_charts.joules_by_tokens(sample_runs.without_energy()).series
+    assert not request_charts.joules_by_tokens(sample_runs.without_energy(), range(100)).series

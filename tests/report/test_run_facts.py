@@ -122,7 +122,7 @@ def test_parts_are_the_run_and_then_its_workloads_if_there_are_several() -> None
     assert marked == [
         pair
         for short in ("TTFT", "TPOT", "ITL", "E2E", "Response")
-        for pair in ((f"{short} !!", "all"), *([] if short == "ITL" else [("", "+ failed")]))
+        for pair in ((f"{short} !!", "all"), *([] if short == "ITL" else [(f"{short} !!", "+ failed")]))
     ]
 
 

@@ -131,7 +131,7 @@ def test_latencies_say_what_they_leave_out_and_how_they_look_with_it() -> None:
     assert made.summary is not None
     lines = [" ".join(line.split()) for line in printed(made).splitlines()]
     failed = made.summary.requests.failed
-    assert f"{failed} of 400 left out: failed. Rows `+ failed` count them as infinitely late (∞)." in lines
+    assert f"{failed} of 400 left out: failed. Rows + failed count them as infinitely late (∞)." in lines
     ttft = made.summary.ttft_s
     row = next(i for i, line in enumerate(lines) if line.startswith("TTFT")) + 2  # after chat and code
     assert f"all {400 - failed} of 400" in lines[row] and seconds(ttft.p99) in lines[row]

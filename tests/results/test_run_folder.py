@@ -109,7 +109,9 @@ def test_a_killed_run_reads_as_far_as_it_got(tmp_path: Path) -> None:
 def test_a_killed_run_began_when_its_records_say(tmp_path: Path) -> None:
     write(tmp_path / "run", [1])
     path = tmp_path / "run" / "run.json"
-    path.write_bytes(msgspec.json.encode(msgspec.json.decode(path.read_bytes()) | {"start_ns": None, "stopped_by": None}))
+    path.write_bytes(
+        msgspec.json.encode(msgspec.json.decode(path.read_bytes()) | {"start_ns": None, "stopped_by": None})
+    )
     result = run_folder.read_run(tmp_path / "run")
     assert result.info.start_ns == INFO.start_ns
     assert [r.scheduled_ns for r in result.records] == [100, 1100, 2100]

@@ -36,7 +36,7 @@ def over_time() -> list[Chart]:
 
 
 def alone() -> list[Chart]:
-    """Dots of requests, a distribution, a curve with intervals and labels, and bars."""
+    """Dots of requests, a distribution, a curve with intervals and labels, and steps."""
     tokens, joules = Axis("Input and output", "tokens", log=True), Axis("Energy", "J", log=True)
     hints = [f"request {i} of {EVIL}" for i in range(30)]
     chat = Series("chat", 10 + T * 10, T * 3, "dots", hints=hints, requests=list(range(30)))
@@ -46,13 +46,13 @@ def alone() -> list[Chart]:
     rates, good = np.array([100.0, 200, 300]), np.array([5.0, 3, 4])
     error = np.array([1, 0.5, NAN])
     points = Series("vLLM", rates, good, "dots", 0, good - error, good + error, labels=["1 /s", "2 /s", "4 /s"])
-    failures = Series("timeout", T[:10], np.arange(10.0) % 5, "bars", colour="bad")
+    failures = Series("timeout", T[:11], np.arange(10.0) % 5, "steps", colour="bad")
     return [
         Chart("dots", "Joules against tokens", tokens, joules, (chat, code), text="Joules rise with tokens"),
         Chart("cdf", "TTFT", Axis("TTFT", "s", log=True), shares, (spread,), "To 5 s", limits=(Limit(2, "2 s", "x"),)),
         Chart("curve", "Joules against load", Axis("Throughput", "tokens/s"), Axis("Energy", "J"),
               (Series("vLLM", rates, good), points), "Least at 200 tokens/s"),
-        Chart("bars", "Failures", Axis("Time", "s"), Axis("Failures", whole=True), (failures,), "Up to 4 a second"),
+        Chart("failures", "Failures", Axis("Time", "s"), Axis("Failures", whole=True), (failures,), "Up to 4 a second"),
     ]  # fmt: skip
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 Unit = Literal["s", "J", "W", "tokens", "share", "1/s", "tokens/s", ""]
 """Unit of an axis. "share" is a ratio from 0 to 1, shown in per cent; "" is a plain number, such as of requests."""
 
-Kind = Literal["line", "steps", "dots", "bars"]
+Kind = Literal["line", "steps", "dots"]
 """steps: y[i] holds from x[i] to x[i + 1], and len(x) = len(y) + 1."""
 
 Colour = int | Literal["ink", "soft", "bad", "prefill", "decode", "idle", "unattributed"]
@@ -79,6 +79,8 @@ class Series:
     """Text of each mark's tooltip; None: the series' name and the values."""
     labels: Sequence[str] | None = None
     """Text beside each mark, such as a load; empty text draws none."""
+    band: bool = False
+    """True for a broad, pale line below the others, such as of a plan that the series beside it should follow."""
     requests: Sequence[int] | None = None
     """Index of the request that each dot is: choosing the dot shows the request."""
 

@@ -53,12 +53,11 @@ def _swatch(chart: Chart, index: int) -> Markup:
     """Return a small picture of the series' marks."""
     kind, colour = chart.series[index].kind, colour_class(chart.series[index].colour)
     match kind:
-        case "bars":
-            mark = tag("rect", x="8", y="1", width="10", height="10", class_="filled")
         case "dots":
             mark = tag("path", d="M14 6h.01", class_=f"dot mark d{names(chart).index(chart.series[index].name) % 2}")
         case _:
-            mark = tag("path", d="M0 6H28", class_="curve", stroke_dasharray=dash(chart, index))
+            class_ = "curve band" if chart.series[index].band else "curve"
+            mark = tag("path", d="M0 6H28", class_=class_, stroke_dasharray=dash(chart, index))
     return tag("svg", mark, width="28", height="12", class_=f"swatch {colour}", aria_hidden="true")
 
 
@@ -116,6 +115,7 @@ def _series(series: Series) -> dict[str, Any]:
         "high": None if series.high is None else _rounded(series.high),
         "hints": series.hints,
         "labels": series.labels,
+        "band": series.band,
         "requests": series.requests,
     }
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.report import svg
-from loadgen.report.charts.chart import Axis, Chart, Colour, Limit, Series, tick_text, value_text
+from loadgen.report.charts.chart import Axis, Chart, Colour, Limit, Series, tick_text
 from loadgen.report.markup import Markup, tag
 
 if TYPE_CHECKING:
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 MAX_HINTS = 300
 """Dots of a series that have a tooltip each; more of them are one path without tooltips."""
+DENSE = 120
+"""Steps of a series over time beyond which it has no dashes: they would hide its shape."""
 LETTER = 6.6
 """Width of a letter of an axis, in CSS pixels."""
 LINE = 13
@@ -109,23 +111,15 @@ def _values(chart: Chart, axis: Axis, of: Literal["x", "y"]) -> Floats:
         if of == "x" and series.kind == "steps":
             parts += [series.x[:-1][known], series.x[1:][known]]
         elif of == "x":
-            half = _slot(series.x[known]) / 2 if series.kind == "bars" and not axis.log else 0.0
-            parts += [series.x[known] - half, series.x[known] + half]
+            parts.append(series.x[known])
         else:
             parts += [array[known] for array in (series.y, series.low, series.high) if array is not None]
-            parts += [np.zeros(1)] if series.kind == "bars" else []
     values = np.concatenate([*parts, np.array([])]).astype(float)
     values = values[np.isfinite(values) & ((values > 0) | (not axis.log))]
     values = values if len(values) else np.array([1.0])
     limits = [limit.value for limit in chart.limits if limit.of == of and (limit.value > 0 or not axis.log)]
     near = [value for value in limits if value <= FAR[axis.log] * values.max()]
     return np.concatenate([values, near])
-
-
-def _slot(x: Floats) -> float:
-    """Return the width of a bar and its gap: the least distance of two bars."""
-    gaps = np.diff(np.unique(x))
-    return float(gaps.min()) if len(gaps) else 1.0
 
 
 def _apart(axis: Axis, low: float, high: float, of: str, height: int) -> tuple[tuple[float, str], ...]:
@@ -152,13 +146,10 @@ def _marks(chart: Chart, index: int, frame: Frame) -> Markup:
     series = chart.series[index]
     known = shown(series, chart)
     whiskers = _whiskers(series, known, frame) if series.kind != "steps" else Markup()
-    match series.kind:
-        case "dots":
-            drawn = _dots(series, known, frame, f"dot mark d{names(chart).index(series.name) % 2}")
-        case "bars":
-            drawn = _bars(chart, index, known, frame)
-        case _:
-            drawn = _curve(series, known, frame, dash(chart, index))
+    if series.kind == "dots":
+        drawn = _dots(series, known, frame, f"dot mark d{names(chart).index(series.name) % 2}")
+    else:
+        drawn = _curve(series, known, frame, dash(chart, index))
     return tag("g", whiskers, drawn, class_=colour_class(series.colour))
 
 
@@ -168,10 +159,15 @@ def names(chart: Chart) -> list[str]:
 
 
 def dash(chart: Chart, index: int) -> str | None:
-    """Return the dashes of a series of lines or steps: each has its own, so that colour is not the only difference."""
+    """Return the dashes of a series of lines or steps: each has its own, so that colour is not the only difference.
+
+    None for a band, which is broad, and for a series over time of so many values that dashes would hide its shape.
+    """
     series = chart.series[index]
-    place = names(chart).index(series.name)
-    return svg.DASHES[place % len(svg.DASHES)] if series.kind in ("line", "steps") else None
+    if series.kind == "dots" or series.band or (chart.group is not None and len(series.y) > DENSE):
+        return None
+    lines = dict.fromkeys(other.name for other in chart.series if not other.band)
+    return svg.DASHES[list(lines).index(series.name) % len(svg.DASHES)]
 
 
 def _curve(series: Series, known: NDArray[np.bool_], frame: Frame, dashes: str | None) -> Markup:
@@ -186,7 +182,8 @@ def _curve(series: Series, known: NDArray[np.bool_], frame: Frame, dashes: str |
             alone.append(f"M{x[start]:g} {y[start]:g}h.01")
         else:
             path.append("M" + "L".join(f"{x[i]:g} {y[i]:g}" for i in range(start, stop)))
-    curve = tag("path", d="".join(path), class_="curve", fill="none", stroke_dasharray=dashes) if path else Markup()
+    kind = "curve band" if series.band else "curve"
+    curve = tag("path", d="".join(path), class_=kind, fill="none", stroke_dasharray=dashes) if path else Markup()
     dots = tag("path", d="".join(alone), class_="dot") if alone else Markup()
     return tag("g", curve, dots)
 
@@ -207,30 +204,6 @@ def _dots(series: Series, known: NDArray[np.bool_], frame: Frame, class_: str) -
     hints = [series.hints[i] for i in np.flatnonzero(known).tolist()]
     dots = (tag("path", tag("title", hint), d=place) for place, hint in zip(places, hints, strict=True))
     return tag("g", *dots, class_=class_)
-
-
-def _bars(chart: Chart, index: int, known: NDArray[np.bool_], frame: Frame) -> Markup:
-    """Return bars from 0, or from the low end where 0 is not on the axis. Series of bars stand side by side."""
-    series = chart.series[index]
-    bars = [i for i, other in enumerate(chart.series) if other.kind == "bars"]
-    middle = frame.across(series.x[known])
-    slot = 0.8 * (_slot(middle) if len(middle) > 1 else svg.WIDTH / 10)
-    left = middle - slot / 2 + slot * bars.index(index) / len(bars)
-    ends = np.clip([left, left + slot / len(bars)], 0, svg.WIDTH).T.tolist()
-    zero = float(frame.down(np.array([0.0 if not chart.y.log else frame.y.low]))[0])
-    rects = []
-    for (begin, end), level, i in zip(
-        ends, frame.down(series.y[known]).tolist(), np.flatnonzero(known).tolist(), strict=True
-    ):
-        size = {"width": f"{end - begin:.1f}", "height": f"{abs(level - zero):.1f}"}
-        hint = series.hints[i] if series.hints is not None else _hint(chart, series, i)
-        rects.append(tag("rect", tag("title", hint), x=f"{begin:.1f}", y=f"{min(level, zero):.1f}", **size))
-    return tag("g", *rects, class_="filled")
-
-
-def _hint(chart: Chart, series: Series, i: int) -> str:
-    x, y = value_text(float(series.x[i]), chart.x.unit), value_text(float(series.y[i]), chart.y.unit)
-    return f"{series.name}: {y} at {x}"
 
 
 def _whiskers(series: Series, known: NDArray[np.bool_], frame: Frame) -> Markup:

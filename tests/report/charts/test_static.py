@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from loadgen.report import svg
 from loadgen.report.charts.chart import Axis, Chart, Kind, Limit, Series
 from loadgen.report.charts.figure import chart_data
-from loadgen.report.charts.static import LINE, MAX_HINTS, draw_static, scale, shown
+from loadgen.report.charts.static import DENSE, LINE, MAX_HINTS, draw_static, scale, shown
 
 NAN = float("nan")
-KINDS: tuple[Kind, ...] = ("line", "steps", "dots", "bars")
+KINDS: tuple[Kind, ...] = ("line", "steps", "dots")
 
 
 def series(kind: Kind, y: list[float], x: list[float] | None = None, **fields: object) -> Series:
@@ -191,23 +191,26 @@ def test_a_label_that_would_touch_one_before_is_left_out() -> None:
     assert re.findall(r'class="label"[^>]*>([^<]*)<', picture) == ["4/s", "16/s"]
 
 
-def test_a_bar_begins_at_0_and_bars_of_two_series_stand_side_by_side() -> None:
-    picture = draw_static(chart(series("bars", [2, -2]), series("bars", [1, 0])))
-    boxes = [
-        [float(v) for v in box]
-        for box in re.findall(r'<rect x="([\d.]+)" y="([\d.]+)" width="([\d.]+)" height="([\d.]+)"', picture)
-    ]
-    (x, up, width, size), (_, down, _, below), (beside, *_), _ = boxes
-    assert up + size == pytest.approx(down) and size == pytest.approx(below, abs=0.2)
-    assert beside == pytest.approx(x + width)
-
-
 def test_lines_differ_by_their_dashes_in_the_drawing_and_in_the_data() -> None:
     made = chart(
         *(series(kind, [1, 2], [0, 1], name=name) for kind, name in (("line", "a"), ("line", "b"), ("dots", "b")))
     )
     assert re.findall(r'stroke-dasharray="([^"]*)"', draw_static(made)) == [svg.DASHES[1]]
     assert [drawn["dash"] for drawn in chart_data(made)["series"]] == [None, [7, 4], None]
+
+
+def test_a_band_is_broad_and_takes_no_dashes_from_the_lines_above_it() -> None:
+    plan = series("steps", [1, 2], [0, 1, 2], name="plan", band=True)
+    made = chart(plan, *(series("steps", [1, 2], [0, 1, 2], name=name) for name in "ab"))
+    assert [drawn["dash"] for drawn in chart_data(made)["series"]] == [None, None, [7, 4]]
+    assert draw_static(made).count('class="curve band"') == 1
+
+
+@pytest.mark.parametrize(("count", "dashes"), [(DENSE, 1), (DENSE + 1, 0)])
+def test_a_long_series_over_time_has_no_dashes(count: int, dashes: int) -> None:
+    pair = [series("steps", [float(i % 7) for i in range(count)], name=name) for name in "ab"]
+    assert draw_static(chart(*pair, group="time")).count("stroke-dasharray") == dashes
+    assert draw_static(chart(*pair)).count("stroke-dasharray") == 1
 
 
 @pytest.mark.parametrize(("count", "hints"), [(3, 3), (MAX_HINTS, MAX_HINTS), (MAX_HINTS + 1, 0)])

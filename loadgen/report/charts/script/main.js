@@ -34,6 +34,11 @@ matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => plot
 
 requestPanel();
 
+/** Close long parts on a phone, whose reader would scroll past them; on paper all are open. */
+const folds = document.querySelectorAll("details.fold");
+if (matchMedia("(max-width: 600px)").matches) folds.forEach((fold) => (fold.open = false));
+addEventListener("beforeprint", () => folds.forEach((fold) => (fold.open = true)));
+
 /** Let rows and buttons with a span of time show it in the charts over time. */
 for (const node of document.querySelectorAll("[data-from][data-to]")) {
   node.addEventListener("click", () => {
@@ -55,7 +60,6 @@ for (const box of document.querySelectorAll(".copy")) {
       getSelection().selectAllChildren(source); // the reader copies it
     }
   };
-  const button = box.querySelector("button") ?? element("button", { type: "button", class: "copy-button" }, "Copy");
-  if (!button.isConnected) source.after(" ", button);
-  button.addEventListener("click", copy);
+  const button = element("button", { type: "button", class: "copy-button", onclick: copy }, "Copy");
+  source.after(" ", button);
 }

@@ -77,7 +77,7 @@ function marks(data, { series, index }, colours, width) {
       return { hideOverlap: true, dy: -8, ...(fits ? {} : { x: rect.x - 6, align: "right" }) };
     },
     emphasis: { scale: 1.5 },
-    ...FORMS[series.kind](points, { width: 2, color: colour, type: series.dash ?? "solid" }, names(data).indexOf(series.name)),
+    ...FORMS[series.kind](points, lineStyle(series, colour), names(data).indexOf(series.name)),
   };
   return series.low || series.high ? [drawn, whiskers(data, series, index, colour)] : [drawn];
 }
@@ -87,15 +87,31 @@ export const names = (data) => [...new Set(data.series.map(({ name }) => name))]
 
 const FORMS = {
   line: (points, lineStyle) => ({ type: "line", ...lone(points), lineStyle }),
-  steps: (_, lineStyle) => ({ type: "line", step: "end", showSymbol: false, lineStyle }),
+  steps,
   dots: (points, _, place) => ({
     type: "scatter",
     symbol: place % 2 ? "rect" : "circle",
     symbolSize: points.length > 400 ? 6 : 8,
     large: points.length > 5000,
   }),
-  bars: () => ({ type: "bar", barGap: "0%", barCategoryGap: "20%" }),
 };
+
+const lineStyle = ({ band, dash }, color) => ({ color, width: band ? 6 : 2, opacity: band ? 0.35 : 1, type: dash ?? "solid" });
+
+/** Steps as one path. ECharts' own leave out what is shorter than 2 pixels, and so draw a small step as a slope. */
+function steps(points, { color, width, opacity, type }) {
+  const path = (api) => {
+    const runs = [];
+    points.slice(0, -1).forEach(([x, y], k) => {
+      if (y === null) return;
+      if (k === 0 || points[k - 1][1] === null) runs.push([]);
+      runs.at(-1).push(api.coord([x, y]), api.coord([points[k + 1][0], y]));
+    });
+    const style = { stroke: color, lineWidth: width, opacity, fill: null, lineDash: type === "solid" ? null : type };
+    return { type: "group", children: runs.map((run) => ({ type: "polyline", shape: { points: run }, style })) };
+  };
+  return { type: "custom", clip: true, silent: true, renderItem: ({ dataIndex }, api) => (dataIndex === 0 ? path(api) : null) };
+}
 
 /** Show a value between two gaps, of which no line tells, as a dot. */
 function lone(points) {
@@ -139,7 +155,9 @@ function whiskers(data, series, index, color) {
   };
 }
 
-/** The limits as dashed lines with their names. A limit outside the frame is a name with an arrow to it. */
+/** The limits as dashed lines with their names. A limit outside the frame is a name with an arrow to it.
+ *
+ * Names of limits of x stand inside the frame, beside their lines, and one below another. */
 const limits = (data, colours) => ({
   id: "limits",
   type: "line",
@@ -156,8 +174,15 @@ const limits = (data, colours) => ({
       return {
         [`${of}Axis`]: place(data[of], Math.min(Math.max(value, low), high)),
         lineStyle: { opacity: arrow ? 0 : 1 },
-        label: { formatter: name + arrow, ...(of === "x" ? { position: "end", distance: 2 } : { position: "insideEndTop" }) },
+        label: { formatter: name + arrow, ...(of === "x" ? beside(data, value) : { position: "insideEndTop" }) },
       };
     }),
   },
 });
+
+function beside({ x, limits }, value) {
+  const row = limits.filter(({ of }) => of === "x").findIndex((limit) => limit.value === value);
+  const [low, high, at] = [x.low, x.high, value].map((end) => place(x, end));
+  const align = (at - low) / (high - low) > 0.6 ? "right" : "left";
+  return { position: "end", distance: [0, -2 - 13 * row], align, verticalAlign: "top", padding: [0, 5] };
+}

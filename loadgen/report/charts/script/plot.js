@@ -1,6 +1,6 @@
 // One interactive chart in the place of a figure's static drawing.
 
-import { CustomChart, BarChart, LineChart, ScatterChart } from "echarts/charts";
+import { CustomChart, LineChart, ScatterChart } from "echarts/charts";
 import { DataZoomInsideComponent, GridComponent, MarkLineComponent, TooltipComponent } from "echarts/components";
 import { connect, init, use } from "echarts/core";
 import { LabelLayout } from "echarts/features";
@@ -11,7 +11,7 @@ import { GRID, hasOnlyDots, names, option, xAxis } from "./option.js";
 import { place, valueAt } from "./scale.js";
 import { axisText, dotText, valueTable, valuesAt } from "./values.js";
 
-use([LineChart, ScatterChart, BarChart, CustomChart, GridComponent, TooltipComponent, MarkLineComponent]);
+use([LineChart, ScatterChart, CustomChart, GridComponent, TooltipComponent, MarkLineComponent]);
 use([DataZoomInsideComponent, LabelLayout, CanvasRenderer]);
 
 const HELP = "Arrow keys read the values; plus and minus zoom; Escape shows all.";
