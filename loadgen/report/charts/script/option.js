@@ -155,9 +155,7 @@ function whiskers(data, series, index, color) {
   };
 }
 
-/** The limits as dashed lines with their names. A limit outside the frame is a name with an arrow to it.
- *
- * Names of limits of x stand inside the frame, beside their lines, and one below another. */
+/** The limits as dashed lines with their names. A limit outside the frame is a name with an arrow to it. */
 const limits = (data, colours) => ({
   id: "limits",
   type: "line",
@@ -180,9 +178,12 @@ const limits = (data, colours) => ({
   },
 });
 
+/** One name stands above the frame; several stand one below another at its lower end, where no distribution is. */
 function beside({ x, limits }, value) {
-  const row = limits.filter(({ of }) => of === "x").findIndex((limit) => limit.value === value);
+  const values = limits.filter(({ of }) => of === "x").map((limit) => limit.value);
+  if (values.length === 1) return { position: "end", distance: 2 };
+  const row = values.length - 1 - values.indexOf(value);
   const [low, high, at] = [x.low, x.high, value].map((end) => place(x, end));
   const align = (at - low) / (high - low) > 0.6 ? "right" : "left";
-  return { position: "end", distance: [0, -2 - 13 * row], align, verticalAlign: "top", padding: [0, 5] };
+  return { position: "start", distance: [0, -2 - 13 * row], align, verticalAlign: "bottom", padding: [0, 5] };
 }
