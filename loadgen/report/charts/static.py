@@ -241,8 +241,8 @@ def _limit_line(limit: Limit, frame: Frame) -> Markup:
 def _limit_names(chart: Chart, frame: Frame) -> Iterator[Markup]:
     """Yield the names at the ends of the lines; a limit outside the frame has an arrow that points to it.
 
-    Names at one edge stand below each other, so that no two of them touch. Several of limits of x stand at the lower
-    edge, where no distribution is.
+    Names at one edge stand below each other, so that no two of them touch. Those of limits of x stand at the lower
+    edge, where no distribution is; over time at the upper one.
     """
     rows = {"x": 0, "y": 0}
     last = sum(limit.of == "x" for limit in chart.limits) - 1
@@ -253,7 +253,7 @@ def _limit_names(chart: Chart, frame: Frame) -> Iterator[Markup]:
         name = limit.name if _is_inside(limit, frame) else f"{limit.name} {outside[limit.of == 'y']}"
         if limit.of == "x":
             side = {"text_anchor": "end", "dx": "-5"} if place > 0.6 else {"text_anchor": "start", "dx": "5"}
-            y = frame.height - 4 - LINE * (last - rows["x"]) if last else 11
+            y = frame.height - 4 - LINE * (last - rows["x"]) if chart.group is None else 11 + LINE * rows["x"]
             yield tag("text", name, x=f"{100 * place:.2f}%", y=f"{y:g}", class_="limit-name", **side)
             rows["x"] += 1
             continue

@@ -178,10 +178,10 @@ const limits = (data, colours) => ({
   },
 });
 
-/** One name stands above the frame; several stand one below another at its lower end, where no distribution is. */
-function beside({ x, limits }, value) {
+/** Names stand one below another at the lower end of the frame, where no distribution is; over time, above it. */
+function beside({ group, x, limits }, value) {
+  if (group) return { position: "end", distance: 2 };
   const values = limits.filter(({ of }) => of === "x").map((limit) => limit.value);
-  if (values.length === 1) return { position: "end", distance: 2 };
   const row = values.length - 1 - values.indexOf(value);
   const [low, high, at] = [x.low, x.high, value].map((end) => place(x, end));
   const align = (at - low) / (high - low) > 0.6 ? "right" : "left";
