@@ -27,9 +27,7 @@ from markdown_it import MarkdownIt
 
 COMMENT = re.compile(r"<!--\s*(not run|setup|another terminal, port|file|not compared)\s*:?\s*(.*?)\s*-->", re.DOTALL)
 DATA = {"json", "jsonl", "toml", "yaml", "xml", "ini", "csv", "pyi"}
-NUMBER = re.compile(
-    r"[-+±]?\d[\d.,:]*(?:e[-+]?\d+)?(?:\s?(?:[kMµmn]?[sJW]|k?Wh|%|[kM]B|/s)(?!\w))?|(?<=\s)-(?=\s|$)| [?]"
-)
+NUMBER = re.compile(r"[-+±]?\d[\d.,:]*(?:e[-+]?\d+)?(?:\s?(?:[kMµmn]?[sJW]|k?Wh|%|[kM]B|/s)(?!\w))?|(?<=\s)-(?=\s|$)")
 DONE = "\x04done"
 PRELUDE = """
 terminal() {
@@ -114,7 +112,9 @@ def console_steps(line: int, text: str) -> list[Step]:
 
 def skeleton(text: str) -> list[str]:
     """Return the lines of an output without numbers, widths, rules and lines of dots."""
-    lines = (" ".join(NUMBER.sub("#", re.sub("[─━┄│┃╭╮╰╯╌]+", " ", line)).split()) for line in text.splitlines())
+    lines = (
+        " ".join(NUMBER.sub("#", re.sub(r"[─━┄│┃╭╮╰╯╌]+| \?(?= |$)", " ", line)).split()) for line in text.splitlines()
+    )
     return [line for line in lines if line and line not in ("...", "…")]
 
 
