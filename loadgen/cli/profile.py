@@ -151,7 +151,7 @@ def profile(bins: str, batch: str, out: Path, virtual_time: bool, serve: str | N
     """Measure joules per request of every bin at every batch size.
 
     \b
-    loadgen profile --serve sim --virtual-time --out profiles/energy/h200-sim-llama-3.1-8b.json
+    loadgen profile --serve sim --virtual-time --out h200-sim.json
     loadgen profile --bins 32,512,2048x8,128 --batch 32,8 --base-url http://localhost:8000/v1 --out h200.json
 
     Closed loop, one length at a time, each prompt new. The first wave (as many requests as the batch) is not measured.
