@@ -20,15 +20,17 @@ if TYPE_CHECKING:
 class Run:
     """A run folder in memory. `loadgen.read` and `loadgen.replay` make it; it never changes."""
 
+    path: Path
+    """The run folder; `path / "report.html"` is its page."""
+    info: RunInfo
+    """Contents of run.json: the options, the server, the machine and the versions, without secrets."""
+    summary: Summary
+    """Contents of summary.json, such as `summary.ttft_s.p99` in seconds; None is unknown."""
+
     def __init__(self, path: Path, result: RunResult) -> None:
         """Hold a run that was analysed."""
         assert result.summary is not None
-        self.path: Path = path
-        """The run folder; `path / "report.html"` is its page."""
-        self.info: RunInfo = result.info
-        """Contents of run.json: the options, the server, the machine and the versions, without secrets."""
-        self.summary: Summary = result.summary
-        """Contents of summary.json, such as `summary.ttft_s.p99` in seconds; None is unknown."""
+        self.path, self.info, self.summary = path, result.info, result.summary
         self._result = result
 
     @property

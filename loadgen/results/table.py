@@ -34,10 +34,12 @@ class Column(NamedTuple):
 class Table:
     """Rows of a run in columns. `table["ttft_s"]` is a numpy array, and `len(table)` the number of rows."""
 
+    columns: dict[str, Column]
+    """Descriptions of the columns by name, in their order."""
+
     def __init__(self, columns: Sequence[Column], values: Mapping[str, Sequence[Any]]) -> None:
         """Make a table of `values` by the name of their column; None is unknown."""
-        self.columns: dict[str, Column] = {column.name: column for column in columns}
-        """Descriptions of the columns by name, in their order."""
+        self.columns = {column.name: column for column in columns}
         self._values = {column.name: list(values[column.name]) for column in columns}
 
     def __len__(self) -> int:
