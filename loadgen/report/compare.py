@@ -226,6 +226,8 @@ def quantity(path: str, value: float | None) -> str:
             return joules(value)
         case "s":
             return seconds(value)
+        case "W":
+            return f"{number(value, 4)} W"
     return f"{value:,.0f}" if path.startswith("requests.") else number(value, 4)
 
 

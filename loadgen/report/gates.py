@@ -78,7 +78,10 @@ def parse_gate(text: str, paths: Sequence[str]) -> Gate:
         raise LoadgenError(f"--fail-if {clean(text)!r} is not {_ACCEPTED}")
     path, bound, unit = match["path"], match["bound"], match["unit"]
     if unit == "%" and bound[0] not in "+-":
-        raise LoadgenError(f"--fail-if {clean(text)!r}: a percentage is a change from the first run, write +{bound}%")
+        share = f", or {float(bound) / 100:g} for a share" if unit_of(path) == "" else ""
+        raise LoadgenError(
+            f"--fail-if {clean(text)!r}: a percentage is a change from the first run, write +{bound}%{share}"
+        )
     if unit != "%" and bound[0] == "+":
         raise LoadgenError(f"--fail-if {clean(text)!r}: write {bound}% for a change, {bound[1:]}{unit} for a value")
     if path not in paths:

@@ -79,7 +79,8 @@ def test_gates(gate: str, values: tuple[float | None, ...], failed: list[bool]) 
         ("energy.mean_watts>2s", "takes W, kW or no unit, not s"),
         ("goodput.rps>2s", "takes /s or no unit, not s"),
         ("requests.failed>2s", "takes no unit, not s"),
-        ("energy.mean_watts>3%", r"write \+3%"),
+        ("energy.mean_watts>3%", r"write \+3%$"),
+        ("goodput.ratio<90%", r"write \+90%, or 0.9 for a share$"),
         ("energy.mean_watts>+3", r"write \+3% for a change, 3 for a value"),
         ("ttft_s.p99>+3ms", r"write \+3% for a change, 3ms for a value"),
         ("energy.mean_wats>3", "close: energy.mean_watts"),
@@ -152,7 +153,7 @@ def test_the_table_fits_and_warns_of_what_cannot_be_compared() -> None:
     assert "energy: no energy was measured: nvml: libnvidia-ml.so.1" in " ".join(told.split())
     assert "completed · 3.58 requests/s sent, 4.00 requested · FAILED" in told
     row = next(line for line in told.splitlines() if line.startswith("energy.mean_watts"))
-    assert row.split()[2:] == ["-", "-", "-", "-"]
+    assert row.split()[2:] == ["W", "-", "-", "-", "-"]
     assert "No interval (not known in B): energy.joules_per_request.mean," in " ".join(told.split())
 
 
