@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo results test test-engines test-lowest mutants charts compose-smoke wheel sbom audit check fmt docs reference bench bench-attribution bench-saturation clean
+.PHONY: demo results test test-engines test-lowest mutants charts compose-smoke wheel sbom audit check fmt docs reference schemas bench bench-attribution bench-saturation clean
 
 $(VENV)/.installed: pyproject.toml hatch_build.py loadgen/client/_token_reader.c
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -81,6 +81,9 @@ check: $(VENV)/.installed-check docs  ## lint, types, layers, documentation
 
 docs: $(VENV)/.installed-check  ## the documentation as a site in build/docs/site; a dead link is an error
 	$(BIN)/python docs/tools/build_site.py
+
+schemas: $(VENV)/.installed  ## write the JSON Schemas of the files into loadgen/schemas
+	$(BIN)/python docs/tools/schemas.py
 
 reference: $(VENV)/.installed  ## write the pages of docs/reference that state the code, and docs/llms.txt
 	$(BIN)/python docs/tools/reference.py

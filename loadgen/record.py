@@ -56,10 +56,15 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One record per scheduled request, whatever its outcome. Instants are monotonic ns; None is unknown."""
 
     index: int
+    """Number of the request in the schedule."""
     workload: str
+    """Name of its workload or stream."""
     scheduled_ns: int
+    """Instant at which it was due."""
     sent_ns: int | None = None
+    """Instant at which it was sent; None when it was not."""
     first_token_ns: int | None = None
+    """Arrival of the first token; None when none came."""
     last_token_ns: int | None = None
     """The last chunk; where tokens remain without a chunk, the chunk with the finish reason."""
     finished_ns: int | None = None
@@ -71,23 +76,32 @@ class RequestRecord(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Kinds of these chunks in order: (kind, number of chunks) of each run of one kind. A chunk without content is of
     the kind before it, or else after it. None in the folder of an older version."""
     input_tokens: int | None = None
+    """Prompt tokens by the server's count; None when it does not count them."""
     output_tokens: int | None = None
     """Unknown when the server reports zero beside content."""
     cached_tokens: int | None = None
+    """Prompt tokens that the server took from its prefix cache; None when it does not count them."""
     hidden_tokens: int | None = None
     """Output tokens of reasoning that the server counts and does not send. None if it does not count reasoning."""
     reasoning_tokens: int | None = None
     """Output tokens of reasoning by the server's count, sent or not; None if it does not count them, as for the next
     three."""
     output_audio_tokens: int | None = None
+    """Output tokens of audio."""
     input_audio_tokens: int | None = None
+    """Prompt tokens of audio."""
     input_image_tokens: int | None = None
+    """Prompt tokens of images."""
     token_source: TokenSource | None = None
+    """Origin of output_tokens: the server's usage, or chunks that this client counted."""
     status: int | None = None
+    """HTTP status; None without an answer."""
     finish_reason: str | None = None
     """The server's word for why the answer ended; of a failed request perhaps `abort` and the like."""
     error: ErrorKind | None = None
+    """Kind of failure; None when the request completed."""
     detail: str | None = None
+    """The failure in words; None when the request completed."""
 
     @classmethod
     def unanswered(cls, request: Scheduled, start_ns: int, error: ErrorKind, detail: str | None = None) -> Self:

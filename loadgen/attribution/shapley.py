@@ -51,14 +51,18 @@ class RequestEnergy(msgspec.Struct, frozen=True, kw_only=True):
     """One line of attribution.jsonl. joules = prefill_joules + decode_joules, in whole millijoules."""
 
     index: int
+    """Number of the request in the schedule."""
     prefill_joules: float | None
     """Energy of the prefill; None for methods without phases."""
     decode_joules: float | None
+    """Energy of the decode steps; None for methods without phases."""
     joules: float
+    """Energy attributed to the request."""
     reasoning_joules: float | None = None
     """Part of `decode_joules` in which reasoning was generated, and in the next calls of tools; the rest is the
     answer's text. None when the kinds of the chunks are not known."""
     tools_joules: float | None = None
+    """Part of `decode_joules` in which calls of tools were generated."""
     se_joules: float | None = None
     """Standard error: of the fit, of the model's misfit per window, and of the counter's update times."""
 

@@ -15,6 +15,7 @@ COMMANDS = {
     "trace": "import, show, fit and sample traces",
     "report": "analyse a run folder again, and write its report.html",
     "compare": "compare run folders side by side; exit 1 if a --fail-if holds",
+    "schema": "print the JSON Schema of summary.json or of another file",
     "profile": "measure joules per request for token bins and batch sizes",
     "estimate": "predict a workload's energy from such a profile, and from FLOPs",
     "study": "run a matrix of servers, engine options, workloads and loads; resumes where it stopped",

@@ -25,12 +25,17 @@ class Answer(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """One line of answers.jsonl: one choice of the answer to a request. Absent is what it does not have."""
 
     index: int
+    """Number of the request in the schedule."""
     choice: int = 0
     """Number of the choice, where a request asked for several."""
     text: str | None = None
+    """Text of the answer."""
     reasoning: str | None = None
+    """Text of the reasoning, where the server sends it."""
     refusal: str | None = None
+    """Text of a refusal."""
     tool_calls: list[dict[str, Any]] | None = None
+    """Calls of tools, as the API states them."""
     logprobs: dict[str, Any] | None = None
     """Log-probabilities of the tokens, as the server gave them: the lists of all chunks joined."""
     cut: bool = False

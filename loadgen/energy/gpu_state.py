@@ -17,10 +17,15 @@ class GpuState(msgspec.Struct, frozen=True, kw_only=True):
     """One GPU at one moment. None where the driver gives no value."""
 
     name: str
+    """Model, such as "NVIDIA H200"."""
     uuid: str
+    """Identity of the card."""
     limit_w: float | None = None
+    """Power limit."""
     temperature_c: float | None = None
+    """Temperature."""
     sm_mhz: int | None = None
+    """Clock of the streaming multiprocessors."""
     slowed_by: int | None = None
     """NVML's bits of reasons why clocks are below what they could be; 1 is idle."""
 

@@ -23,6 +23,7 @@ class EnergyDomain(msgspec.Struct, frozen=True, kw_only=True):
     source: str
     """Origin of the joules, such as "nvml-counter", "nvml-power", "rapl", "simulated", "estimate"."""
     uuid: str | None = None
+    """Identity of the GPU; None for what is no GPU, and where it is not known."""
     device: str | None = None
     """Model of the device, such as "NVIDIA H200"; None where the source does not name it."""
     period_s: float | None = None
@@ -35,8 +36,11 @@ class EnergySample(msgspec.Struct, frozen=True, omit_defaults=True):
     """Cumulative `joules` at `t_ns`, counted from an arbitrary zero that does not change during the run."""
 
     t_ns: int
+    """Instant on the monotonic clock of the client's host."""
     domain: str
+    """Name of the domain in run.json."""
     joules: float
+    """Cumulative energy, from an arbitrary zero."""
     slack_ns: int = 0
     """Timestamp uncertainty: the counter updated at t_ns +- slack_ns. Half the time between two polls, or a remote
     clock's error."""

@@ -41,23 +41,32 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: str | None = None
     """Version of this file's format and of the other files that were recorded; null in an older version's folder."""
     run_id: str
+    """Random identity of the run."""
     loadgen_version: str
+    """Version of loadgen that made the run."""
     command: list[str] = []
     """The words of the command line that made the run, without secrets. Empty in the folder of an older version, and
     where a study or a program made it."""
     config: dict[str, Any]
     """The options of the run, without secrets."""
     seed: int
+    """Seed of arrivals, drawn lengths and prompts."""
     requested_rps: float | None
+    """Planned mean of requests per second; None for a single request and for a closed loop."""
     schedule_sha256: str
+    """SHA-256 of the bytes of schedule.jsonl."""
     asked: list[ArrivalSpec] = []
     """The requested arrival process of each stream."""
     anchor: Anchor
+    """One instant on two clocks: Unix time and the monotonic clock of all other instants, both in nanoseconds."""
     host: dict[str, Any]
+    """Host name, system, processors and Python of the client."""
     versions: dict[str, str]
+    """Versions of the libraries that the timing depends on."""
     server: dict[str, Any]
     """base_url, model, engine, simulated."""
     domains: list[EnergyDomain]
+    """Counters whose energy was read. Empty without a meter."""
     energy_reasons: list[str] = []
     """Reasons for having no energy source, or why `auto` passed better ones over."""
     energy_notes: list[str] = []
@@ -65,9 +74,11 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     start_ns: int | None = None
     """The instant that schedule offsets count from."""
     end_ns: int | None = None
+    """Instant at which recording ended; None while the run lasts, or when it was killed."""
     stopped_by: str | None = None
     """"completed", "interrupted" or "aborted"; None while the run lasts, or when it was killed."""
     instrument: dict[str, Any] = {}
+    """Cost and lateness of the client, and what its meter reports of itself."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the contents of run.json as plain values."""

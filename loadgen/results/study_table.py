@@ -20,40 +20,69 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     cell: str
     """The run's folder."""
     server: str
+    """Name of the server in the study."""
     model: str
+    """Model."""
     workload: str
+    """Name of the workload in the study."""
     batch: int | None
     """Requests kept in flight by a closed loop."""
     rps: float | None
     """Requests per second of an open loop."""
     repeat: int
+    """Number of the repeat, from 0."""
     simulated: bool
+    """True for the simulated server: nothing was measured on a real model."""
     completed: int
+    """Requests that completed."""
     failed: int
+    """Requests that failed."""
     duration_s: float
+    """Time between the first scheduled instant and the last request's end."""
     input_tokens: int | None
+    """Prompt tokens of all requests; None when the server counts none."""
     output_tokens: int | None
+    """Output tokens of all requests; None when none are counted."""
     output_tokens_per_s: float | None
+    """Output tokens per second of the run."""
     measured_joules: float | None
+    """Energy of the run's time; None, like all joules, without a meter."""
     prefill_joules: float | None
+    """Part of the attributed energy that prefills used."""
     decode_joules: float | None
+    """Part of the attributed energy that decode steps used."""
     idle_joules: float | None
+    """Energy of an idle machine over the run's time."""
     unattributed_joules: float | None
+    """Energy that belongs to no request."""
     mean_watts: float | None
+    """Mean power of the run."""
     joules_per_output_token: float | None
     """Measured joules / output tokens: all the energy of the run's time, idle included."""
     joules_per_request: float | None
+    """Measured joules / completed requests."""
     ttft_p50_s: float | None
-    """Median, in which failed requests count as infinitely late, as in the percentiles below; None: they reach it."""
+    """TTFT, median, in which failed requests count as infinitely late, as in all percentiles of this table; None when
+    it is reached by one."""
     ttft_p99_s: float | None
+    """TTFT, percentile 99."""
     tpot_p50_s: float | None
+    """TPOT, median."""
     tpot_p99_s: float | None
+    """TPOT, percentile 99."""
     e2e_p50_s: float | None
+    """E2E latency, median."""
     goodput_ratio: float | None
+    """Share of all requests within every limit; None without limits."""
     good_requests_per_joule: float | None
+    """Requests within every limit per measured joule."""
     idealized_joules: float | None
+    """Energy that the FLOPs of the workload would take at the peak efficiency of the hardware; None when either is not
+    known."""
     measured_over_idealized: float | None
+    """Measured joules / idealized joules."""
     energy_valid: bool
+    """True when the energy can be trusted."""
     gpu: str | None
     """Name, and the beginning of the UUID where it is known."""
     temperature_c: float | None
@@ -65,10 +94,13 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     idle_watts: float | None = None
     """Power before the run, with the model resident."""
     e2e_p99_s: float | None = None
+    """E2E latency, percentile 99."""
     ttft_met_ratio: float | None = None
     """Share of all requests that completed within the TTFT limit; None without such a limit. The next two likewise."""
     tpot_met_ratio: float | None = None
+    """Share of all requests that completed within the TPOT limit."""
     e2el_met_ratio: float | None = None
+    """Share of all requests that completed within the limit of E2E latency."""
     verdict: Status | None = None
     """Verdict on the run; None when it was not judged."""
     remarks: str | None = None
@@ -76,6 +108,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     started: str | None = None
     """Start of the run: UTC, ISO 8601, to the second."""
     loadgen_version: str | None = None
+    """Version of loadgen that made the run."""
     engine: str | None = None
     """Name of the engine, with its version where the server reports one."""
     engine_options: str | None = None

@@ -13,20 +13,28 @@ class Distribution(msgspec.Struct, frozen=True, kw_only=True):
     """Statistics of `count` values; every other field is None when count is 0. `count` excludes unknown values."""
 
     count: int
+    """Number of known values."""
     mean: float | None = None
+    """Arithmetic mean."""
     std: float | None = None
     """Standard deviation: the root of the mean squared distance from the mean. None in an older version's folder, like
     min, p75 and p99_9."""
     min: float | None = None
+    """Smallest value."""
     p50: float | None = None
     """The median. Percentiles are interpolated linearly between ranks."""
     p75: float | None = None
+    """Percentile 75."""
     p90: float | None = None
+    """Percentile 90."""
     p95: float | None = None
+    """Percentile 95."""
     p99: float | None = None
+    """Percentile 99."""
     p99_9: float | None = None
     """Percentile 99.9."""
     max: float | None = None
+    """Largest value."""
 
 
 class Latency(Distribution, frozen=True, kw_only=True):
@@ -39,24 +47,41 @@ class Latency(Distribution, frozen=True, kw_only=True):
     left_out: int = 0
     """Failed requests, which are in no other statistic. Requests that the end of the run cut off are in none at all."""
     p50_with_failures: float | None = None
+    """Median of completed and failed requests together."""
     p75_with_failures: float | None = None
+    """Percentile 75 of both."""
     p90_with_failures: float | None = None
+    """Percentile 90 of both."""
     p95_with_failures: float | None = None
+    """Percentile 95 of both."""
     p99_with_failures: float | None = None
+    """Percentile 99 of both."""
     p99_9_with_failures: float | None = None
+    """Percentile 99.9 of both."""
 
 
 class RequestCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Numbers of requests by outcome."""
+
     scheduled: int
+    """Requests of the schedule."""
     sent: int
+    """Requests that were sent."""
     completed: int
+    """Requests whose whole answer came."""
     failed: int
+    """All others, those that were not sent included."""
     by_error: dict[str, int]
+    """Failed requests by kind of error; a kind that did not occur is absent."""
 
 
 class Rate(msgspec.Struct, frozen=True, kw_only=True):
+    """Requests per second, as requested and as sent."""
+
     requested_rps: float | None
+    """Planned mean; None for a single request and for a closed loop."""
     achieved_rps: float | None
+    """Requests sent per second of the run; None when the run has no duration."""
     index_of_dispersion: float | None
     """Variance / mean of the number of requests sent in each second: 1 for Poisson, 0 for constant, more for bursts."""
 
@@ -69,6 +94,7 @@ class ArrivalCheck(msgspec.Struct, frozen=True, kw_only=True):
     process: str | None
     """Name of the requested process; None for several streams together."""
     asked_rps: float | None
+    """Requested mean rate of arrivals; None where it is not known."""
     turns: float = 1.0
     """Mean requests of one arrival: 1 but for sessions."""
     scheduled: RealizedArrivals
@@ -78,6 +104,7 @@ class ArrivalCheck(msgspec.Struct, frozen=True, kw_only=True):
     as_asked: bool | None
     """True when the arrivals are those requested; None when they were not judged."""
     verdict: str
+    """The judgement in words."""
 
 
 Stage = Literal["begun", "answered"]
@@ -119,13 +146,20 @@ class ServerLoad(msgspec.Struct, frozen=True, kw_only=True):
     drain_s: float | None
     """Time from the last request sent to the end of the last answer."""
     saturation: Saturation | None
+    """The part of the run in which the server did not keep up; None when it did."""
 
 
 class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
+    """Tokens of all requests, failed ones too."""
+
     input: int | None
+    """Prompt tokens by the server's count; None when it counts none."""
     output: int | None
+    """Output tokens; None when none are known."""
     input_per_s: float | None
+    """Prompt tokens per second of the run."""
     output_per_s: float | None
+    """Output tokens per second of the run."""
     output_without_chunk: int | None = None
     """Output tokens without a chunk of their own (several came in one chunk, or the server sent nothing for them): when
     each of them came is estimated. None where the server does not count its tokens, or in an older version's folder."""
@@ -133,8 +167,11 @@ class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
     """Output tokens of reasoning by the server's count, and its counts of audio and images. None where no request has
     one."""
     output_audio: int | None = None
+    """Output tokens of audio."""
     input_audio: int | None = None
+    """Prompt tokens of audio."""
     input_image: int | None = None
+    """Prompt tokens of images."""
 
 
 class KindOutput(msgspec.Struct, frozen=True, kw_only=True):
@@ -148,6 +185,7 @@ class KindOutput(msgspec.Struct, frozen=True, kw_only=True):
     """Energy of the decode steps that generated it. A request's first token comes with its prefill and costs nothing
     here. None without energy, and where the reasoning was not sent: it was over before the first chunk."""
     joules_per_token: float | None = None
+    """joules / tokens."""
 
 
 class LengthCheck(msgspec.Struct, frozen=True, kw_only=True):
@@ -158,11 +196,15 @@ class LengthCheck(msgspec.Struct, frozen=True, kw_only=True):
     input_asked: int | None
     """Sum over the prompts that `usage` counts, like the next two; None when it counts none."""
     input_counted: int | None
+    """Prompt tokens by the server's count."""
     input_max_off: int | None
+    """Largest difference of one prompt."""
     output_asked: int | None
     """Sum over the answers of requested length, like the next two; None when no length was requested."""
     output_counted: int | None
+    """Output tokens by the server's count."""
     output_max_off: int | None
+    """Largest difference of one answer."""
     shorter: int = 0
     """Answers that are shorter than requested, by more than one token and 1 %."""
     longer: int = 0
@@ -184,19 +226,26 @@ class NaturalEndings(msgspec.Struct, frozen=True, kw_only=True):
     recorded: int
     """Answers that the trace has a recorded length for. The next two are sums over these; None when there are none."""
     recorded_tokens: int | None
+    """Tokens of the recorded answers."""
     counted_tokens: int | None
+    """Tokens of the answers that came."""
     shorter: int
     """Answers that are shorter than the recorded ones, by more than one token and 1 %."""
     longer: int
+    """Answers that are longer."""
 
 
 class Goodput(msgspec.Struct, frozen=True, kw_only=True):
     """Completed requests that met every limit in `slo_ms`; if that is empty, every limit of their own stream."""
 
     slo_ms: dict[str, float]
+    """Limits in milliseconds by metric: ttft, tpot, e2el."""
     good: int
+    """Requests that met every limit."""
     ratio: float | None
+    """Share of all scheduled requests that met every limit; None without requests."""
     rps: float | None
+    """Requests within every limit per second of the run."""
     met: dict[str, int] = {}
     """Completed requests that met each limit in `slo_ms`. Empty in an older version's folder."""
 
@@ -211,69 +260,102 @@ class SteadyState(msgspec.Struct, frozen=True, kw_only=True):
     start_s: float
     """Counted from the first scheduled instant, like end_s."""
     end_s: float
+    """End of the steady state."""
     joules: float
+    """Measured energy between the two."""
     output_tokens: int
+    """Output tokens between the two."""
     joules_per_output_token: float | None
+    """joules / output_tokens; None without tokens."""
 
 
 class EnergySummary(msgspec.Struct, frozen=True, kw_only=True):
     """measured = idle + attributed + unattributed, to the millijoule."""
 
     valid: bool
+    """True when the energy can be trusted."""
     reasons: list[str]
     """Reasons why the energy cannot be trusted, or is missing. Empty when valid."""
     source: str | None = None
+    """Origin of the joules, such as "nvml-counter"; None without a meter, like all below."""
     method: str | None = None
+    """Method of attribution."""
     came_whole: int = 0
     """Answers that are one object. Each is taken for one step that ends with it, and shares that step's energy by the
     tokens of its prompt."""
     duration_s: float | None = None
+    """Time that the joules are of: between two updates of the counter around the run."""
     measured_joules: float | None = None
+    """Energy of that time."""
     measured_se_joules: float | None = None
     """Standard error of measured_joules: the instants at which the counter updated are uncertain at both ends."""
     idle_joules: float | None = None
+    """Part that an idle machine would have used, with the model resident."""
     attributed_joules: float | None = None
+    """Part that is attributed to requests."""
     attributed_se_joules: float | None = None
     """Standard error of attributed_joules: that of measured_joules, and that of the idle power."""
     unattributed_joules: float | None = None
+    """Part that belongs to no request."""
     steady: SteadyState | None = None
     """The steady state; None when the run is too short to have one."""
     coverage: float | None = None
     """Share of the run's time that the counter covers, times this client's share of the engine's output tokens."""
     mean_watts: float | None = None
+    """measured_joules / duration_s."""
     idle_watts: float | None = None
+    """Power at rest; None when it is not known."""
     coefficients: dict[str, float | None] | None = None
     """Coefficients of the attribution's fit, in joules and watts."""
     joules_per_request: Distribution | None = None
+    """Attributed energy of each completed request."""
     joules_per_output_token: float | None = None
+    """Attributed joules / output tokens."""
     joules_per_token: float | None = None
+    """Attributed joules / (prompt tokens + output tokens); None when the server does not count prompts."""
     prefill_joules: float | None = None
+    """Part of attributed_joules that prefills used."""
     decode_joules: float | None = None
+    """Part of attributed_joules that decode steps used."""
 
 
 class WorkloadSummary(msgspec.Struct, frozen=True, kw_only=True):
     """One workload's share of the run. It has no idle or unattributed energy: those belong to no workload."""
 
     requests: RequestCounts
+    """Numbers of requests by outcome."""
     ttft_s: Latency
+    """Time to first token."""
     ttfa_s: Latency = Latency(count=0)
     """Time to the first answer token: the first that is no reasoning. None in an older version's folder."""
     tpot_s: Latency
+    """Time per output token after the first."""
     itl_s: Distribution
+    """Inter-token latency."""
     e2e_s: Latency
+    """End-to-end latency."""
     response_s: Latency
+    """Response time."""
     tokens: TokenCounts
+    """Numbers and rates of tokens."""
     output_kinds: dict[Kind, KindOutput] = {}
     """Reasoning, answer and calls of tools, those that occur. Empty in an older version's folder."""
     goodput: Goodput | None
+    """Requests within the limits of latency; None without limits."""
     arrivals: ArrivalCheck | None = None
     """Its arrivals against its process; None where the workload is not a stream."""
     attributed_joules: float | None = None
+    """Energy attributed to its requests; None without a meter, like all below."""
     prefill_joules: float | None = None
+    """Part that prefills used."""
     decode_joules: float | None = None
+    """Part that decode steps used."""
     joules_per_request: Distribution | None = None
+    """Attributed energy of each completed request."""
     joules_per_output_token: float | None = None
+    """Attributed joules / output tokens."""
     joules_per_token: float | None = None
+    """Attributed joules / (prompt tokens + output tokens); None when the server does not count prompts."""
 
 
 class Instrument(msgspec.Struct, frozen=True, kw_only=True):
@@ -290,8 +372,11 @@ class Instrument(msgspec.Struct, frozen=True, kw_only=True):
     compiled: bool | None = None
     """True if the compiled token reader was in use. Without it, reading tokens costs more CPU time."""
     cpu_s: float | None
+    """Processor time of the sending processes; None when it is not known."""
     max_rss_bytes: int | None
+    """Largest resident memory of the sending processes together."""
     sampler_period_s: float | None
+    """Mean time between two reads of the meter; None without a meter."""
     verdicts: list[str]
     """The reasons of all checks of the verdict that are not ok."""
 
@@ -301,6 +386,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     options."""
 
     loadgen_version: str
+    """Version of loadgen that made the run."""
     command: list[str]
     """Words of the command line, without secrets. Empty where a study or a program made the run."""
     started: str | None
@@ -312,6 +398,7 @@ class Provenance(msgspec.Struct, frozen=True, kw_only=True):
     engine: str | None
     """Name of the inference engine; None when the server does not tell."""
     engine_version: str | None
+    """Version of the engine; None when the server does not tell."""
     endpoint: str | None
     """API that took the requests: chat, completions, responses, embeddings or rerank."""
     trace: str | None
@@ -336,37 +423,54 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     schema_version: str | None = None
     """Version of the format of this file; null in an older version's folder."""
     run_id: str
+    """Random identity of the run."""
     run: Provenance | None = None
     """Origin of the run; null in an older version's folder."""
     duration_s: float
     """Time between the first scheduled instant and the last request's end."""
     stopped_by: str | None
+    """"completed", "interrupted" or "aborted"; null when the run was killed."""
     requests: RequestCounts
+    """Numbers of requests by outcome."""
     rate: Rate
+    """Requested and achieved rate of requests."""
     arrivals: ArrivalCheck | None = None
     """Arrivals against their process; None if none was requested (a closed loop), or in an older version's folder."""
     server: ServerLoad | None = None
     """The load as the server coped with it. None if nothing was sent, or in an older version's folder."""
     schedule_lag_s: Distribution
+    """Lateness of the client: sent - scheduled, of all requests that were sent."""
     ttft_s: Latency
+    """Time to first token: first token - sent."""
     ttfa_s: Latency = Latency(count=0)
     """Time to the first answer token: the first that is no reasoning. None in an older version's folder."""
     tpot_s: Latency
+    """Time per output token after the first: (last token - first token) / (output tokens - 1)."""
     itl_s: Distribution
+    """Inter-token latency: gaps between successive chunks of an answer, of all requests together."""
     e2e_s: Latency
+    """End-to-end latency: finished - sent."""
     response_s: Latency
+    """Response time: finished - scheduled."""
     tokens: TokenCounts
+    """Numbers and rates of tokens."""
     output_kinds: dict[Kind, KindOutput] = {}
     """Reasoning, answer and calls of tools, those that occur. Empty in an older version's folder."""
     lengths: LengthCheck | None
+    """Lengths of prompts and answers against those that were requested; null when none were, or the server counts
+    none."""
     endings: NaturalEndings | None = None
     """Answers that end where the model ends them; None when there are none that the server counts."""
     goodput: Goodput | None
+    """Requests within the limits of latency; null without limits."""
     energy: EnergySummary
+    """Energy of the run, and whether it can be trusted."""
     by_workload: dict[str, WorkloadSummary]
+    """The same of each workload, by its name."""
     by_model: dict[str, WorkloadSummary] = {}
     """The requests of each model; empty where all are of one."""
     instrument: Instrument
+    """The client itself."""
     verdict: Verdict = NOT_JUDGED
     """The one judgement on the run. All of its checks are None in the folder of an older version."""
 

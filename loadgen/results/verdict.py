@@ -43,6 +43,7 @@ class Check(msgspec.Struct, frozen=True, kw_only=True):
     """Answer to one question about a run."""
 
     name: CheckName
+    """Name of the question."""
     status: Status | None
     """Absent when it was not judged, or when there is nothing to judge."""
     reason: str | None = None
@@ -57,6 +58,7 @@ class Verdict(msgspec.Struct, frozen=True, kw_only=True):
     status: Status | None
     """The worst of the checks. None when none was judged, as in the folder of an older version."""
     checks: list[Check]
+    """All ten checks."""
 
     @classmethod
     def of(cls, checks: Sequence[Check]) -> Self:

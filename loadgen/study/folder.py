@@ -48,7 +48,9 @@ class StudyState(msgspec.Struct, frozen=True, kw_only=True):
     sha256: str
     """SHA-256 of its bytes."""
     title: str
+    """Title of the study."""
     overrides: Overrides = NO_OVERRIDES
+    """Changes that the command line made to the file."""
     gpus: list[gpu_state.GpuState] = []
     """GPUs at the start: every run must see the same ones."""
 

@@ -151,7 +151,9 @@ class Overrides(msgspec.Struct, frozen=True, kw_only=True):
     models: list[str] = []
     """Replace the study's models, and a server's own."""
     engine_options: dict[str, str] = msgspec.field(default_factory=dict, name="knobs")
+    """Engine options that replace or join those of the servers."""
     python: str | None = None
+    """Interpreter that starts the servers; None: the study's own."""
 
 
 NO_OVERRIDES = Overrides()

@@ -36,7 +36,9 @@ class RealizedArrivals:
     """Statistics of arrivals against the requested process; None where there are too few arrivals to judge."""
 
     count: int
+    """Number of arrivals."""
     rate: float | None = None
+    """Arrivals per second."""
     rate_ratio: float | None = None
     """Rate / requested rate; of a rate that changes, the mean over the same time. None when no rate was requested."""
     gap_cv: float | None = None
@@ -46,6 +48,7 @@ class RealizedArrivals:
     ks: float | None = None
     """Kolmogorov-Smirnov distance of the gaps from the process's distribution, or from the planned gaps of a trace."""
     ks_critical: float | None = None
+    """Distance above which the gaps are not those of the process."""
     faults: list[str] = field(default_factory=list)
     """Differences from what was requested, in words."""
 

@@ -42,9 +42,11 @@ class ArrivalSpec(msgspec.Struct, frozen=True, kw_only=True):
     workload: str | None
     """Name of the stream; None: all requests of the run."""
     process: Arrival
+    """Name of the process."""
     rate_rps: float | None
     """Mean arrivals/s. None for a single request; in a request for arrivals, the trace's own rate."""
     burstiness: float = 1.0
+    """Shape of the gamma distribution of the gaps: 1 is a Poisson process, less is burstier."""
     shape: list[tuple[float, float]] | None = None
     """(second, arrivals/s) points of a rate that changes, see `arrivals.Points`."""
     sessions: bool = False
@@ -57,21 +59,28 @@ class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """One line of schedule.jsonl. The prompt is its `words`, or generated from (seed, index, lengths) when needed."""
 
     index: int
+    """Number of the request, from 0."""
     offset_ns: int
+    """Instant at which it is due, counted from `start_ns` of run.json."""
     workload: str
+    """Name of its workload or stream."""
     input_tokens: int | None
     """Unknown, None, until the server has counted them."""
     output_tokens: int | None
     """Requested tokens; with `natural`, those of the recorded answer, or None where there is none."""
     session_id: str | None = None
+    """Session that it is a turn of; None outside of sessions."""
     prefix_ids: tuple[int, ...] = ()
+    """Blocks of tokens that the prompt shares with others of the same ids."""
     block_size: int | msgspec.UnsetType = msgspec.UNSET
     """Tokens of each prefix id, where they are not BLOCK_TOKENS."""
     after: int | None = None
     """Index of the previous turn of the session. The request is due `think_ns` after the end of that turn's answer;
     `offset_ns` is that instant if answers took no time."""
     think_ns: int = 0
+    """Time between the end of the previous turn's answer and this request."""
     text_id: int | None = None
+    """Text that the turns of a session open with; None outside of sessions with made-up prompts."""
     text_tokens: int = 0
     """The prompt opens with the first `text_tokens` tokens of text `text_id`, which is endless. The turns of a session
     consist of such text only, so that a prompt contains the whole previous one. The blocks of `prefix_ids` follow, then

@@ -104,6 +104,7 @@ class WordsRef(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     sha256: str
     """SHA-256 of the words as they were stored."""
     offset: int
+    """Offset of its bytes in bodies.jsonl."""
     size: int
     """Bytes in the run's file of words; bodies.jsonl of the run folder is that file, if it was kept."""
     endpoint: Endpoint | None = None
