@@ -317,6 +317,32 @@ def test_page_and_master_listen_on_loopback_unless_asked_elsewhere(options: tupl
         assert {accepts("127.0.0.2", page), accepts("127.0.0.2", master)} == {everywhere}
 
 
+LISTENERS = """
+import sys
+from locust.argument_parser import get_parser
+from loadgen.locust.options import add_options
+parser = get_parser()
+add_options(parser)
+options = parser.parse_args(sys.argv[1:])
+print(options.web_host, options.master_bind_host)
+"""
+
+
+@pytest.mark.parametrize(
+    ("options", "environment", "hosts"),
+    [
+        ((), {}, "127.0.0.1 127.0.0.1"),
+        (("--web-host", "10.0.0.1"), {}, "10.0.0.1 127.0.0.1"),
+        ((), {"LOCUST_WEB_HOST": "10.0.0.1", "LOCUST_MASTER_BIND_HOST": "*"}, "10.0.0.1 *"),
+    ],
+    ids=["bare", "option", "environment"],
+)
+def test_an_explicit_listener_wins(options: tuple[str, ...], environment: dict[str, str], hosts: str) -> None:
+    command = [sys.executable, "-c", LISTENERS, *options]
+    done = subprocess.run(command, cwd=ROOT, env=os.environ | environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == hosts
+
+
 def test_a_browser_shows_the_tabs_and_the_charts(server: str, sidecar: str, tmp_path: Path) -> None:
     chromium = shutil.which("chromium") or shutil.which("chromium-browser")
     if chromium is None:
