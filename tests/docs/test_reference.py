@@ -28,6 +28,7 @@ def test_a_section_lists_its_pages(section: str) -> None:
 
 
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*/*.md")), ids=lambda page: str(page.relative_to(DOCS)))
-def test_a_page_begins_with_its_title(page: Path) -> None:
-    title, below = page.read_text().split("\n")[:2]
-    assert title.startswith("# ") and not below
+def test_a_page_begins_with_its_title_and_a_sentence(page: Path) -> None:
+    title, blank, first = page.read_text().split("\n")[:3]
+    assert title.startswith("# ") and not blank
+    assert first and not first.startswith(("#", "<!--", "```", "    ", "|", "* ", "- ")), "say what the page answers"
