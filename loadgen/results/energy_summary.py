@@ -104,6 +104,8 @@ def summarize_energy(
         return EnergySummary(valid=False, reasons=reasons)
     clipped = [whole.clip(start_ns, end_ns) for whole in series]
     duration_s = max(float(domain.t_ns[-1] - domain.t_ns[0]) / NS_PER_S for domain in clipped)
+    if duration_s <= 0:
+        return EnergySummary(valid=False, reasons=["the energy source was not read while requests ran"])
     in_time = min(time_coverage(domain, start_ns, end_ns) for domain in clipped)
     in_tokens = token_coverage(result)
     idle = [coefficients.idle_w for coefficients in attribution.coefficients]

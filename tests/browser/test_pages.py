@@ -123,3 +123,18 @@ def test_a_slow_request_is_opened_from_its_row_and_its_time_shown_in_the_charts(
 def test_without_javascript_a_run_has_all_its_drawings(page_of) -> None:
     page = page_of(render_run_page(small()), javascript=False)
     assert page.locator("figure.chart .static:visible").count() == page.locator("figure.chart").count() > 5
+
+
+@pytest.mark.parametrize(
+    ("width", "javascript", "is_open"), [(390, True, False), (390, False, True), (1080, True, True)]
+)
+def test_long_parts_are_closed_on_a_phone_alone_and_open_on_paper(
+    page_of: Callable[..., Page], width: int, javascript: bool, is_open: bool
+) -> None:
+    page = page_of(render_run_page(small()), width=width, javascript=javascript)
+    folds = page.locator("details.fold")
+    assert folds.count() > 4
+    assert page.locator("details.fold[open]").count() == (folds.count() if is_open else 0)
+    if javascript:
+        page.evaluate("dispatchEvent(new Event('beforeprint'))")
+        assert page.locator("details.fold[open]").count() == folds.count()

@@ -1,6 +1,7 @@
 """The steady state and the thresholds of valid energy, on runs small enough to compute by hand."""
 
 import math
+from dataclasses import replace
 
 import msgspec
 import numpy as np
@@ -13,6 +14,7 @@ from loadgen.record import RequestRecord
 from loadgen.results import energy_summary
 from loadgen.results.energy_summary import energy_shares, outermost_series
 from loadgen.results.run_folder import RunResult
+from loadgen.results.summarize import analyse_run
 from loadgen.units import NS_PER_S
 from support import sample_runs
 
@@ -206,3 +208,12 @@ def test_the_error_of_the_attributed_joules_has_that_of_idle_power_over_the_idle
     assert energy_summary.attributed_se_joules(attribution, 3.0) == expected
     for fits in ([], attribution.coefficients * 2):
         assert energy_summary.attributed_se_joules(msgspec.structs.replace(attribution, coefficients=fits), 3.0) is None
+
+
+def test_energy_that_was_read_only_before_the_requests_is_unknown_not_0() -> None:
+    made = sample_runs.run(num_requests=30)
+    before = [EnergySample(sample_runs.START_NS - t * NS_PER_S, "gpu:0", 100.0 * (9 - t)) for t in (5, 4, 3, 2)]
+    found = analyse_run(replace(made, energy=before))
+    assert found.summary is not None
+    assert found.summary.energy.measured_joules is None
+    assert found.summary.energy.reasons == ["the energy source was not read while requests ran"]
