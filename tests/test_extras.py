@@ -88,6 +88,12 @@ def test_the_extras_that_the_code_names_exist() -> None:
     assert "pip install loadgen" not in code
 
 
+def test_the_page_on_installing_has_the_extras_of_users() -> None:
+    for_developers = {"check", "docs", "mutants", "package", "test"}
+    named = set(re.findall(r"(?m)^\| (`[^|]+`) \|", (ROOT / "docs/how-to/install.md").read_text()))
+    assert set(re.findall(r"`(\w+)`", " ".join(named))) == set(BY_EXTRA) - for_developers
+
+
 def test_the_locustfile_without_locust_is_one_line() -> None:
     program = "import sys; sys.modules['locust'] = sys.modules['gevent'] = None; import loadgen.locustfile"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, cwd=ROOT)
