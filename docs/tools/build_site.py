@@ -2,8 +2,9 @@
 
     python docs/tools/build_site.py [FOLDER]     FOLDER/site is the site; build/docs by default
 
-Pages are copied, and the files that they link to. A link to anything else in the repository (source, folders of data)
-would lead nowhere in the site: it becomes a link to the repository if pyproject.toml has its address, else plain text.
+Pages are copied, and the pictures, tables and schemas that they link to. A link to anything else in the repository,
+such as source or a folder of data, would lead nowhere: it becomes a link to the repository if pyproject.toml has its
+address, else plain text.
 """
 
 import os
@@ -72,14 +73,16 @@ def followed(page: Path, copied: Path, link: re.Match[str]) -> str:
     target = (page.parent / parts.path).resolve()
     if parts.scheme or not parts.path:
         return link[0]
-    if not target.is_relative_to(DOCS) or target.suffix not in SHOWN:
+    if target.suffix not in SHOWN or (target.suffix == ".md" and not target.is_relative_to(DOCS)):
         url = repository()
         return f"{image}[{text}]({url}/blob/main/{target.relative_to(ROOT)})" if url else text
-    if target.suffix != ".md":
-        beside = copied.parent / parts.path
-        beside.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(target, beside)
-    return link[0]
+    if target.suffix == ".md":
+        return link[0]
+    pages = copied.parents[len(page.relative_to(DOCS).parts) - 1]
+    beside = pages / target.relative_to(DOCS if target.is_relative_to(DOCS) else ROOT)
+    beside.parent.mkdir(parents=True, exist_ok=True)
+    shutil.copy(target, beside)
+    return f"{image}[{text}]({os.path.relpath(beside, copied.parent)})"
 
 
 def repository() -> str | None:

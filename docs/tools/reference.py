@@ -157,7 +157,7 @@ def fields() -> str:
     shown: set[str] = set()
     for path in sorted(SCHEMAS.glob("*.schema.json"), key=lambda path: list(FIRST).index(path.name.split(".")[0])):
         schema = json.loads(path.read_text())
-        lines += [f"## {schema['title']}", ""]
+        lines += [f"## {schema['title']}", "", f"[JSON Schema](../../loadgen/schemas/{path.name})", ""]
         root = schema["$ref"].rpartition("/")[2]
         for name in [root, *(name for name in schema["$defs"] if name != root)]:
             struct = schema["$defs"][name]

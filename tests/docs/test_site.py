@@ -76,12 +76,16 @@ def test_a_request_elsewhere_is_found(tool: ModuleType, tmp_path: Path, name: st
         ("[a](#here)", "[a](#here)"),
         ("[`record.py`](../../loadgen/record.py)", "`record.py`"),
         ("[data](../results/h200-2026)", "data"),
+        ("[traces](../../traces/README.md)", "traces"),
+        ("[csv](../results/h200-2026/offline/results.csv)", "[csv](../results/h200-2026/offline/results.csv)"),
+        ("[schema](../../loadgen/schemas/run.schema.json)", "[schema](../loadgen/schemas/run.schema.json)"),
     ],
 )
-def test_a_link_out_of_the_site_is_plain_text(
+def test_a_link_leads_to_a_file_of_the_site_or_is_plain_text(
     tool: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, link: str, followed: str
 ) -> None:
     monkeypatch.setattr(tool, "repository", lambda: None)
     page = tool.DOCS / "how-to" / "README.md"
+    (tmp_path / "how-to").mkdir()
     (match,) = tool.LINK.finditer(link)
     assert tool.followed(page, tmp_path / "how-to" / "README.md", match) == followed
