@@ -14,6 +14,7 @@ COMMANDS = {
     "replay": "replay a trace against a server: measure latency and joules per request",
     "trace": "import, show, fit and sample traces",
     "report": "analyse a run folder again, and write its report.html",
+    "export": "write a run as CSV, Parquet, vLLM's bench JSON, llm-d's Benchmark Report, or OTLP",
     "compare": "compare run folders side by side; exit 1 if a --fail-if holds",
     "schema": "print the JSON Schema of summary.json or of another file",
     "profile": "measure joules per request for token bins and batch sizes",

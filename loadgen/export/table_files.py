@@ -1,0 +1,50 @@
+"""The table of requests as CSV and as Parquet."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from loadgen.extras import importing
+from loadgen.results.request_table import COLUMNS, request_rows
+from loadgen.results.run_tables import requests_table
+
+if TYPE_CHECKING:
+    from loadgen.results.run_folder import RunResult
+
+_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""First signs by which a spreadsheet takes a text for a formula."""
+
+
+def csv_lines(result: RunResult) -> Iterator[bytes]:
+    """Yield a line of names, and a line for each request. Empty is unknown.
+
+    A text that a spreadsheet would compute has an apostrophe before it.
+    """
+    yield _csv_line([column.name for column in COLUMNS])
+    for row in request_rows(result):
+        yield _csv_line([_cell(column.value(row)) for column in COLUMNS])
+
+
+def _cell(value: object) -> object:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+
+
+def _csv_line(cells: list[object]) -> bytes:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow(cells)
+    return text.getvalue().encode()
+
+
+def parquet_file(result: RunResult) -> bytes:
+    """Return the table as a Parquet file; a field's metadata are its unit and its meaning."""
+    with importing("--as parquet", "parquet"):
+        import pyarrow
+        from pyarrow import parquet
+    sink = pyarrow.BufferOutputStream()
+    parquet.write_table(requests_table(result).to_arrow(), sink, compression="zstd")
+    return bytes(sink.getvalue())
