@@ -130,12 +130,13 @@ def python() -> str:
         "generated from the docstrings by `make reference`. Other names are private, and may change in any version.",
         "",
     ]
-    for name in sorted(str(export) for export in package.exports):
-        public = package[name]
-        target = public.final_target if public.is_alias else public
+    public = {str(name): package[str(name)] for name in sorted(map(str, package.exports))}
+    targets = {name: found.final_target if found.is_alias else found for name, found in public.items()}
+    for name, target in targets.items():
         if target.is_function:
             lines += function(f"loadgen.{name}", target, "##")
-        elif target.is_class:
+    for name, target in targets.items():
+        if target.is_class:
             lines += klass(name, target)
     for table, columns in {"requests": REQUEST_COLUMNS, "energy": ENERGY_COLUMNS, "engine": ENGINE_COLUMNS}.items():
         lines += [f"## Columns of Run.{table}", "", "| column | type | unit | meaning |", "|---|---|---|---|"]
@@ -202,7 +203,7 @@ def klass(name: str, found: Any) -> Iterator[str]:
     if attributes:
         yield from ["| attribute | type | |", "|---|---|---|"]
     for key, member in attributes.items():
-        yield f"| `{key}` | `{str(member.annotation).replace('|', BAR)}` | {' '.join(text_of(member).split())} |"
+        yield f"| `{key}` | `{str(member.annotation).replace('|', BAR)}` | {' '.join(docstring(member).split())} |"
     yield ""
     for key, member in members.items():
         if member.is_function:
@@ -225,6 +226,12 @@ def wrapped(signature: str) -> str:
 
 
 def text_of(found: Any) -> str:
+    """Return a docstring; its lines `name: meaning` become a list, with the indented lines that continue them."""
+    items = re.sub(r"^(\w+): (?=\S)", r"* `\1`: ", docstring(found), flags=re.MULTILINE)
+    return re.sub(r"^(?![* ])(.+\n)(?=\* `)", r"\1\n", items, flags=re.MULTILINE)
+
+
+def docstring(found: Any) -> str:
     return found.docstring.value if found.docstring else ""
 
 
