@@ -70,9 +70,9 @@ def test_the_streams_share_the_rate_and_name_their_model(tmp_path: Path) -> None
     }  # fmt: skip
 
 
-def test_the_page_names_every_field_and_every_law() -> None:
+def test_the_page_names_every_field_and_every_distribution() -> None:
     assert all(f"`{name}`" in PAGE for name in LENGTHS | ROUTING | SAMPLING | {"answer", "continues"})
-    laws = re.findall(r"^\| `([^ `]+)` \|", PAGE.split("| law |")[1], re.MULTILINE)
+    laws = re.findall(r"^\| `([^ `]+)` \|", PAGE.split("| distribution |")[1], re.MULTILINE)
     assert laws[0] == "512" and all(law in LAWS for law in laws[1:]) and len(laws) == 5
 
 
