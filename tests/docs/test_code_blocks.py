@@ -17,7 +17,6 @@ from support.doc_page import PageError, first_missing, steps
 ROOT = Path(__file__).parents[2]
 PAGES = [
     ROOT / "README.md",
-    ROOT / "README.md",
     *sorted(page for page in (ROOT / "docs").rglob("*.md") if ROOT / "docs" / "results" not in page.parents),
 ]
 PAGE_TIMEOUT_S = 100
