@@ -18,6 +18,7 @@ from functools import cache
 from itertools import product
 from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from benchmarks.accuracy.saturation import TRACES, capacity_rps
@@ -63,8 +64,9 @@ def trace_and_capacity() -> tuple[Trace, float]:
     return trace, capacity_rps(trace, SEQUENCES)
 
 
-def simulated_run(case: Case, seed: int, late_seed: int) -> RunResult:
-    """Return an analysed run; `seed` makes its schedule, `late_seed` the lateness of each request."""
+def simulated_run(case: Case, seed: int, late_seed: int, power: float = 1.0) -> RunResult:
+    """Return an analysed run; `seed` makes its schedule, `late_seed` the lateness of each request, and the counter runs
+    `power` times as fast."""
     trace, capacity = trace_and_capacity()
     rng = np.random.default_rng(seed)
     seconds = case.requests / (case.load * capacity)
@@ -118,7 +120,8 @@ def simulated_run(case: Case, seed: int, late_seed: int) -> RunResult:
         end_ns=run.end_ns,
         stopped_by="completed",
     )
-    return analyse_run(RunResult(info, schedule, records, run.counter, [], None, None))
+    counter = [msgspec.structs.replace(sample, joules=sample.joules * power) for sample in run.counter]
+    return analyse_run(RunResult(info, schedule, records, counter, [], None, None))
 
 
 def differences(case: Case, pair: int) -> Differences:

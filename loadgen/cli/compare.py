@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from loadgen.cli.options import FILE
+
 if TYPE_CHECKING:
     pass
-
-_FILE = click.Path(path_type=Path, dir_okay=False)
 
 
 class _Allowed(click.ParamType[str]):
@@ -41,9 +41,9 @@ class _Allowed(click.ParamType[str]):
     help="Compare runs that are unfinished, failed or different all the same, or that differ in the rate, seed, model, "
     "... that is named in the refusal. Repeatable.",
 )
-@click.option("--html", "page", type=_FILE, metavar="FILE", help="Write the comparison as a page.")
-@click.option("--markdown", type=_FILE, metavar="FILE", help="Write it as Markdown, for the summary of a CI job.")
-@click.option("--junit", type=_FILE, metavar="FILE", help="Write each gate as a test case, as JUnit XML.")
+@click.option("--html", "page", type=FILE, metavar="FILE", help="Write the comparison as a page.")
+@click.option("--markdown", type=FILE, metavar="FILE", help="Write it as Markdown, for the summary of a CI job.")
+@click.option("--junit", type=FILE, metavar="FILE", help="Write each gate as a test case, as JUnit XML.")
 @click.option("--json", "as_json", is_flag=True, help="Print every number of every run as JSON.")
 @click.pass_context
 def compare(

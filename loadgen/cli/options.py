@@ -3,6 +3,7 @@
 import re
 from collections.abc import Mapping
 from math import isfinite
+from pathlib import Path
 from typing import Any
 
 import click
@@ -64,6 +65,9 @@ class FiniteRange(click.FloatRange):
             self.fail(f"{value} is not a finite number", param, ctx)
         return float(number)
 
+
+FILE = click.Path(path_type=Path, dir_okay=False)
+"""A file to write."""
 
 POSITIVE = FiniteRange(min=0, min_open=True, max=1e9, clamp=False)
 """A finite number above 0."""

@@ -1,14 +1,17 @@
 """loadgen replay: send the requests of a trace, or of several streams, and measure them."""
 
 import sys
+from collections.abc import Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from loadgen.cli.log import logged
 from loadgen.cli.options import (
     ENERGY_NAMES,
+    FILE,
     POSITIVE,
     SERVER_NAMES,
     STREAM_NAMES,
@@ -23,6 +26,10 @@ from loadgen.cli.options import (
     refuse_second_server,
 )
 from loadgen.client import DEFAULT_URL
+from loadgen.errors import LoadgenError
+
+if TYPE_CHECKING:
+    from loadgen.results.run_folder import RunResult
 
 
 @click.command(
@@ -242,6 +249,15 @@ from loadgen.client import DEFAULT_URL
 )
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/TIME-TRACE]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
+@click.option(
+    "--repeat",
+    type=click.IntRange(min=1, max=1000),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Make N runs with the seeds from --seed on, each with a fresh server if --serve starts it, in the folders 1 "
+    "to N of --out: repeats for loadgen compare.",
+)
 @click.option("--keep-bodies", is_flag=True, help="Keep the words of the requests in the run folder, as bodies.jsonl.")
 @click.option(
     "--keep-answers",
@@ -256,9 +272,11 @@ from loadgen.client import DEFAULT_URL
     show_default=True,
     help="Progress view; auto: live on a terminal.",
 )
-@click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the tables.")
+@click.option("--json", "as_json", is_flag=True, help="Print summary.json instead of the tables; of repeats, a list.")
+@click.option("--junit", type=FILE, metavar="FILE", help="Write the checks of the verdict as test cases, as JUnit XML.")
+@click.option("--markdown", type=FILE, metavar="FILE", help="Write the verdict and main numbers as Markdown.")
 @logged
-def replay(ui: str, as_json: bool, **options: Any) -> None:
+def replay(ui: str, as_json: bool, repeat: int, junit: Path | None, markdown: Path | None, **options: Any) -> None:
     """Replay TRACE, or a TOML file of streams, against a server; measure every request's latency and joules.
 
     TRACE is a file, of lengths or of your own prompts, or the name of a shipped trace or workload profile.
@@ -273,6 +291,44 @@ def replay(ui: str, as_json: bool, **options: Any) -> None:
     Exit status: 0 done; 1 the run failed: the server died, no request completed, or more failed than --max-failed;
     2 invalid input or environment; 130 stopped by Ctrl-C or SIGTERM.
     """  # fmt: skip
+    import msgspec
+
+    if options["serve"]:
+        refuse_second_server()
+    results: list[RunResult] = []
+    for number, folder in enumerate(_folders(options, repeat)):
+        of_run = options | {"seed": options["seed"] + number, "out": folder}
+        results.append(_run(of_run, ui, as_json, f", run {number + 1} of {repeat}" if repeat > 1 else ""))
+        if results[-1].info.stopped_by in ("interrupted", "aborted"):
+            break
+    if as_json and repeat > 1:
+        click.echo(f"[{','.join(msgspec.json.encode(result.summary).decode() for result in results)}]")
+    _write_files(results, junit, markdown)
+    if results[-1].info.stopped_by in ("interrupted", "aborted"):
+        sys.exit(130)
+    if any(result.summary is None or not result.summary.verdict.stands for result in results):
+        sys.exit(1)
+
+
+def _folders(options: Mapping[str, Any], repeat: int) -> list[Path | None]:
+    """Return the folder of each run. LoadgenError where that of the repeats holds something else."""
+    if repeat == 1:
+        return [options["out"]]
+    base = options["out"] or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-repeats"
+    if (base / "run.json").exists():
+        raise LoadgenError(f"{base} is the folder of one run: choose another --out for the folders 1 to {repeat}")
+    surplus = [file.parent for file in base.glob("*/run.json") if not 1 <= _number(file.parent.name) <= repeat]
+    if surplus:
+        raise LoadgenError(f"{surplus[0]} is a run that is none of 1 to {repeat}: remove it, or choose another --out")
+    return [base / str(number) for number in range(1, repeat + 1)]
+
+
+def _number(name: str) -> int:
+    return int(name) if name.isdecimal() else 0
+
+
+def _run(options: dict[str, Any], ui: str, as_json: bool, which: str) -> "RunResult":
+    """Make one run, analyse it and print it."""
     from rich.console import Console
 
     from loadgen.api.record_run import record_run
@@ -280,9 +336,7 @@ def replay(ui: str, as_json: bool, **options: Any) -> None:
     from loadgen.run.progress import announcer
 
     title = options["trace"] or "+".join(options["streams"]) or "made-up prompts"
-    if options["serve"]:
-        refuse_second_server()
-    progress = view("none" if as_json else ui, Console(stderr=True), title)
+    progress = view("none" if as_json else ui, Console(stderr=True), f"{title}{which}")
     with progress:
         command = _command(None if options["serve"] else options["base_url"])
         out, schedule = record_run(options, progress, stated=_stated(), command=command)
@@ -292,14 +346,31 @@ def replay(ui: str, as_json: bool, **options: Any) -> None:
 
     with progress:
         result = finish(out, schedule, announcer(progress))
-    if as_json:
-        click.echo((out / "summary.json").read_text(), nl=False)
-    else:
+    if not as_json:
         render_terminal(result, Console(), out)
-    if result.info.stopped_by in ("interrupted", "aborted"):
-        sys.exit(130)
-    if result.summary is None or not result.summary.verdict.stands:
-        sys.exit(1)
+    elif not which:
+        click.echo((out / "summary.json").read_text(), nl=False)
+    return result
+
+
+def _write_files(results: "Sequence[RunResult]", junit: Path | None, markdown: Path | None) -> None:
+    """Write the verdicts for a CI system."""
+    from loadgen.files import replacing
+    from loadgen.report.junit import junit_xml, verdict_cases
+    from loadgen.report.markdown import run_markdown
+
+    if junit is not None:
+        cases = [
+            case._replace(name=f"{case.name}, run {number}" if len(results) > 1 else case.name)
+            for number, result in enumerate(results, 1)
+            if result.summary is not None
+            for case in verdict_cases(result.summary.verdict)
+        ]
+        with replacing(junit) as file:
+            file.write(junit_xml("replay", cases))
+    if markdown is not None:
+        with replacing(markdown) as file:
+            file.write("\n".join(run_markdown(result) for result in results).encode())
 
 
 def _command(base_url: str | None) -> list[str]:

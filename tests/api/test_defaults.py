@@ -15,7 +15,7 @@ from loadgen.run.config import RunConfig
 from loadgen.workload.load import Load
 
 COMMANDS = {"replay": loadgen.replay, "estimate": loadgen.estimate}
-OF_A_TERMINAL = {"ui", "as_json", "verbose", "log_file"}
+OF_A_TERMINAL = {"ui", "as_json", "verbose", "log_file", "repeat", "junit", "markdown"}
 ENVIRONMENT = {"base_url": "OPENAI_BASE_URL", "api_key": "OPENAI_API_KEY"}
 """Parameters whose default None stands for a variable, and for the command's default where it is not set."""
 

@@ -1,0 +1,18 @@
+#!/usr/bin/env bash
+# Compare the runs with a baseline. Reads LOADGEN_* and writes the status to $GITHUB_OUTPUT.
+set -euo pipefail
+
+lines() { printf '%s\n' "$1" | sed '/^[[:space:]]*$/d'; }
+mapfile -t gates < <(lines "$LOADGEN_GATES")
+mapfile -t allowed < <(lines "$LOADGEN_ALLOW")
+options=()
+for gate in "${gates[@]}"; do options+=(--fail-if "$gate"); done
+for objection in "${allowed[@]}"; do options+=(--allow "$objection"); done
+[ "$LOADGEN_CONFIDENT" != true ] || options+=(--confident)
+
+status=0
+loadgen compare "$LOADGEN_BASELINE" "$LOADGEN_RUNS" "${options[@]}" \
+    --junit "$LOADGEN_OUT/gates.xml" --markdown "$LOADGEN_OUT/gates.md" || status=$?
+[ ! -e "$LOADGEN_OUT/gates.md" ] || cat "$LOADGEN_OUT/gates.md" >> "${GITHUB_STEP_SUMMARY:-/dev/null}"
+echo "status=$status" >> "${GITHUB_OUTPUT:-/dev/null}"
+exit "$status"
