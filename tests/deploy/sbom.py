@@ -1,4 +1,4 @@
-"""`make sbom`: adds to the SBOM of an environment (CycloneDX) what the wheel bundles, and checks it against the schema.
+"""`make sbom`: adds loadgen's version and what its wheel bundles to the SBOM of an environment, and validates that.
 
 usage: sbom.py FILE
 """
@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import loadgen
+
 LOCK = Path(__file__).parents[2] / "loadgen/report/charts/script/package-lock.json"
 """What charts.min.js is bundled from."""
 
@@ -18,10 +20,11 @@ def main(path: Path) -> None:
     from cyclonedx.validation.json import JsonStrictValidator
 
     sbom = json.loads(path.read_text())
+    sbom["metadata"]["component"]["version"] = loadgen.__version__
     sbom["components"] += bundled(json.loads(LOCK.read_text()))
     text = json.dumps(sbom, indent=2) + "\n"
     if fault := JsonStrictValidator(SchemaVersion.from_version(sbom["specVersion"])).validate_str(text):
-        sys.exit(f"{path}: {fault}")
+        sys.exit(f"{path} does not follow the schema of CycloneDX: ...{str(fault)[-300:]}")
     path.write_text(text)
     print(f"{path}: {len(sbom['components'])} components")
 
