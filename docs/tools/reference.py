@@ -96,7 +96,9 @@ def prose(text: str) -> str:
     """Turn a command's help into Markdown: a paragraph that keeps its lines is a block of code."""
     paragraphs = inspect.cleandoc(text).split("\n\n")
     return "\n\n".join(
-        "```text\n" + paragraph.removeprefix("\b\n") + "\n```" if paragraph.startswith("\b") else escaped(paragraph)
+        "<!-- not run: part of --help -->\n```text\n" + paragraph.removeprefix("\b\n") + "\n```"
+        if paragraph.startswith("\b")
+        else escaped(paragraph)
         for paragraph in paragraphs
     )
 

@@ -94,6 +94,7 @@ def test_a_page_works_as_it_is_written(page: Path, outcomes: Outcomes) -> None:
     [
         ("```\nls\n```", "no language"),
         ("```perl\nprint 1\n```", "perl is neither run nor marked"),
+        ("```text\nloadgen replay chat\n```", "text is neither run nor marked"),
         ("    ls", "neither run nor marked"),
         ("<!-- not run: -->\n```bash\nls\n```", "for no reason"),
         ("```console\noutput\n```", "without a command"),

@@ -88,8 +88,10 @@ def steps(markdown: str) -> Iterator[Step]:
             yield from before
         elif language in ("bash", "python"):
             last = Step(line, language, token.content)
-        elif language not in DATA | {"text"}:
-            raise PageError(f"line {line}: a block of {language or 'no language'} is neither run nor marked")
+        elif language not in DATA | {"text"} or re.match(r"\$ |loadgen (?!.*\[OPTIONS)", token.content):
+            raise PageError(
+                f"line {line}: a block of {language or 'no language'} is neither run nor marked, and no data"
+            )
         marks = {}
     yield from [last] if last else []
 
