@@ -16,21 +16,10 @@ from loadgen.cli import cli
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summarize import analyse_run
 from support import sample_runs
+from support.schemas import LINES, SCHEMAS, strict
 
 ROOT = Path(__file__).parents[2]
-SCHEMAS = {path.name.split(".")[0]: json.loads(path.read_text()) for path in (ROOT / "loadgen/schemas").iterdir()}
 PUBLISHED = sorted((ROOT / "docs/results").glob("*/online/*"))
-LINES = {"records": "record", "schedule": "schedule", "energy": "energy", "attribution": "attribution"}
-"""Schema of the lines of each file."""
-
-
-def strict(name: str) -> Draft202012Validator:
-    """Return a validator that refuses fields that the schema does not describe."""
-    schema = json.loads(json.dumps(SCHEMAS[name]))
-    for struct in schema["$defs"].values():
-        if "properties" in struct:
-            struct["additionalProperties"] = False
-    return Draft202012Validator(schema)
 
 
 def plain(value: Any) -> Any:
