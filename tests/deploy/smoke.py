@@ -302,6 +302,16 @@ def replay(env: dict[str, str]) -> dict[str, Any]:
     return dict(json.loads((out / "summary.json").read_text()))
 
 
+def replays_without_rights() -> None:
+    """A replay in a container, as the Job of servers/kubernetes runs it: it can write to /runs and /tmp only."""
+    run(
+        "docker", "run", "--rm", "--network", "loadgen_default", "--read-only", "--cap-drop", "ALL", "--tmpfs", "/tmp",
+        "--tmpfs", "/runs:uid=10001", "loadgen:local", "replay", "chat", "--rps", "4", "--duration", "5", "--base-url",
+        "http://engine:8000/v1", "--energy", "http://sidecar:9478", "--out", "/runs/new", "--ui", "plain",
+    )  # fmt: skip
+    say("a replay in a container without rights: done")
+
+
 def agree(prometheus: str, summary: dict[str, Any]) -> None:
     completed = summary["requests"]["completed"]
     query = 'sum(loadgen_requests_total{outcome="completed"})'
@@ -339,6 +349,7 @@ def smoke() -> None:
             has_few_rights()
             has_no_login()
             agree(f"http://127.0.0.1:{env['PROMETHEUS_PORT']}", replay(env))
+            replays_without_rights()
         finally:
             run(*compose(), "--profile", "sim", "down", "-v", env=env)
         if left := containers():
