@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import urlsplit
 
@@ -28,6 +29,8 @@ _PER_TOKEN_S = (0.01, 0.025, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.75, 1
 _TOKENS = tuple(4.0**k for k in range(14))
 _JOULES = tuple(2.0**k for k in range(16))
 _CUMULATIVE = 2
+OPERATIONS = {"completions": "text_completion", "embeddings": "embeddings", "rerank": "rerank"}
+"""`gen_ai.operation.name` of an endpoint that does not chat; the conventions have no word for `rerank`."""
 TIMEOUT_S = 10.0
 
 
@@ -55,14 +58,16 @@ def otlp_messages(result: RunResult) -> Iterator[tuple[str, Any]]:
     """Yield ("traces" or "metrics", message) of each request to a collector."""
     with importing("--as otlp", "sidecar"):
         from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
-    info, model = result.info, str(result.info.server.get("model") or "unknown")
-    for start in range(0, len(result.records), BATCH):
-        part = export_records(info.run_id, model, result.records[start : start + BATCH], info.anchor)
-        yield "traces", ExportTraceServiceRequest.FromString(part)
-    yield "metrics", _metrics(result, model)
+    info, models = result.info, request_table(result)["model"]
+    for model in sorted({name or "" for name in models}):
+        records = [record for record, name in zip(result.records, models, strict=True) if (name or "") == model]
+        for start in range(0, len(records), BATCH):
+            part = export_records(info.run_id, model or "unknown", records[start : start + BATCH], info.anchor)
+            yield "traces", ExportTraceServiceRequest.FromString(part)
+    yield "metrics", _metrics(result)
 
 
-def _metrics(result: RunResult, model: str) -> Any:
+def _metrics(result: RunResult) -> Any:
     from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
     info, table = result.info, request_table(result)
@@ -74,8 +79,10 @@ def _metrics(result: RunResult, model: str) -> Any:
     scope = resource.scope_metrics.add()
     scope.scope.name, scope.scope.version = "loadgen", info.loadgen_version
     by_name: dict[str, Any] = {}
-    for metric in _METRICS:
-        values = [value for value in table[metric.column] if value is not None]
+    operation = OPERATIONS.get(str(info.config.get("endpoint")), "chat")
+    for metric, model in product(_METRICS, sorted({name or "" for name in table["model"]})):
+        pairs = zip(table[metric.column], table["model"], strict=True)
+        values = [value for value, name in pairs if value is not None and (name or "") == model]
         if not values:
             continue
         if metric.name not in by_name:
@@ -85,7 +92,8 @@ def _metrics(result: RunResult, model: str) -> Any:
         point = by_name[metric.name].histogram.data_points.add()
         point.start_time_unix_nano, point.time_unix_nano = start_ns + offset_ns, (info.end_ns or start_ns) + offset_ns
         _fill(point, values, metric.bounds)
-        for key, text in {"gen_ai.operation.name": "chat", "gen_ai.request.model": model, **metric.attributes}.items():
+        asked = {"gen_ai.operation.name": operation, "gen_ai.request.model": model or "unknown"}
+        for key, text in {**asked, **metric.attributes}.items():
             set_attribute(point, key, text)
     return request
 

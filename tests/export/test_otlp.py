@@ -2,9 +2,11 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
+import msgspec
 import pytest
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -71,6 +73,16 @@ def test_the_histograms_count_the_completed_requests_and_their_joules(made: RunR
     assert len(duration["bucketCounts"]) == len(duration["explicitBounds"]) + 1
     assert metrics["loadgen.request.energy"][0]["sum"] == pytest.approx(made.summary.energy.attributed_joules)
     assert len(metrics["gen_ai.client.token.usage"]) == 2
+
+
+def test_each_model_has_its_own_points_and_spans() -> None:
+    made = sample_runs.run(num_requests=20, failing=0)
+    schedule = [msgspec.structs.replace(item, model="b" if item.index < 5 else "a") for item in made.schedule]
+    *spans, last = [json.loads(line) for line in otlp_lines(analyse_run(replace(made, schedule=schedule)))]
+    assert [len(line["resourceSpans"][0]["scopeSpans"][0]["spans"]) for line in spans] == [15, 5]
+    metrics = last["resourceMetrics"][0]["scopeMetrics"][0]["metrics"]
+    [duration] = [metric for metric in metrics if metric["name"] == "gen_ai.client.operation.duration"]
+    assert [int(point["count"]) for point in duration["histogram"]["dataPoints"]] == [15, 5]
 
 
 def test_a_collector_gets_protobuf(made: RunResult, collector: tuple[str, list[tuple[str, bytes]]]) -> None:
