@@ -3,11 +3,12 @@
 import asyncio
 import os
 import signal
+import threading
 
 import pytest
 
 from loadgen.errors import LoadgenError
-from loadgen.run.interrupts import run_to_the_end
+from loadgen.run.interrupts import Interruption, run_to_the_end
 
 
 async def interrupted(ending: str) -> None:
@@ -37,3 +38,48 @@ def test_an_error_without_a_ctrl_c_stays_the_error_and_a_result_is_returned() ->
     with pytest.raises(LoadgenError, match="no"):
         run_to_the_end(fails())
     assert run_to_the_end(succeeds()) == 3
+
+
+# -- from another thread ----------------------------------------------------------------------------------------------
+
+
+def test_an_interruption_cancels_a_job_that_does_not_handle_it_whatever_the_job_makes_of_it() -> None:
+    for ending in ("cancelled", "failed", "completed"):
+        interruption = Interruption()
+
+        async def job(ending: str = ending, interruption: Interruption = interruption) -> None:
+            await asyncio.to_thread(interruption.interrupt)
+            try:
+                await asyncio.sleep(10)
+            except asyncio.CancelledError:
+                if ending == "cancelled":
+                    raise
+                if ending == "failed":
+                    raise LoadgenError("the server failed a one-token request (cancelled)") from None
+
+        with pytest.raises(KeyboardInterrupt):
+            run_to_the_end(job(), interruption)
+
+
+def test_an_interruption_is_handled_in_the_loop_while_something_acts_on_it_and_has_no_effect_after_that() -> None:
+    interruption, acts = Interruption(), []
+
+    async def job() -> str:
+        with interruption.acting(lambda: acts.append(threading.current_thread())):
+            await asyncio.to_thread(interruption.interrupt)
+            await asyncio.to_thread(interruption.interrupt)
+        interruption.interrupt()
+        await asyncio.sleep(0)
+        return "ended"
+
+    assert run_to_the_end(job(), interruption) == "ended"
+    assert acts == [threading.main_thread()] * 2
+    assert interruption.requested
+
+
+def test_an_interruption_of_nothing_is_raised_by_the_next_step() -> None:
+    interruption = Interruption()
+    interruption.check()
+    interruption.interrupt()
+    with pytest.raises(KeyboardInterrupt):
+        interruption.check()
