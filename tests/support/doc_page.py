@@ -86,8 +86,8 @@ def steps(markdown: str) -> Iterator[Step]:
         elif language == "console":
             *before, last = console_steps(line, token.content)
             yield from before
-        elif language in ("bash", "python"):
-            last = Step(line, language, token.content)
+        elif language in ("bash", "sh", "python"):
+            last = Step(line, "python" if language == "python" else "bash", token.content)
         elif language not in DATA | {"text"} or re.match(r"\$ |loadgen (?!.*\[OPTIONS)", token.content):
             raise PageError(
                 f"line {line}: a block of {language or 'no language'} is neither run nor marked, and no data"
