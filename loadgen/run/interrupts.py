@@ -65,6 +65,8 @@ def run_to_the_end(job: Coroutine[Any, Any, _Result], interruption: Interruption
         task = asyncio.current_task()
         assert task is not None
         with interruption.acting(task.cancel) if interruption else nullcontext():
+            if interruption and interruption.requested:  # before there was a loop
+                task.cancel()
             try:
                 result = await job
             except LoadgenError:

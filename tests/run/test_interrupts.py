@@ -83,3 +83,5 @@ def test_an_interruption_of_nothing_is_raised_by_the_next_step() -> None:
     interruption.interrupt()
     with pytest.raises(KeyboardInterrupt):
         interruption.check()
+    with pytest.raises(KeyboardInterrupt):
+        run_to_the_end(asyncio.sleep(10), interruption)
