@@ -13,6 +13,7 @@ import msgspec
 
 from loadgen.api.checked import checked
 from loadgen.record import UNSTREAMED
+from loadgen.results.run_folder import analysable_later
 from loadgen.run.config import RunConfig
 from loadgen.run.interrupts import Interruption, run_replay
 from loadgen.run.progress import announcer, server_start
@@ -75,6 +76,7 @@ def record_run(
         run_options["out"] = Path(options["out"] or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}")
         run_options |= {"plan": plan, "command": command}
         config = checked(run_options | {"base_url": options["base_url"] or ""}, RunConfig)
+        stack.enter_context(analysable_later(config.out))
         if serve:
             model = ("--model", config.model) if config.model else ()
             show_start = server_start(view, serve)

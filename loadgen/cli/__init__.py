@@ -2,7 +2,9 @@
 
 import importlib
 import os
+import signal
 import sys
+from types import FrameType
 from typing import Any
 
 import click
@@ -47,11 +49,14 @@ class LazyGroup(click.Group):
         return super().parse_args(ctx, args)
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command. A Ctrl-C that it does not handle itself exits with 130, as a shell expects."""
+        """Run the command. A Ctrl-C or SIGTERM that it does not handle itself exits with 130, as a shell expects."""
         try:
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            click.echo("\nloadgen: interrupted", err=True)
+        except KeyboardInterrupt as err:
+            if signal.getsignal(signal.SIGTERM) is _terminate:  # a further signal must not change the exit status
+                signal.signal(signal.SIGINT, signal.SIG_IGN)
+                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            click.echo(f"\nloadgen: {str(err) or 'interrupted'}", err=True)
             ctx.exit(130)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -73,11 +78,18 @@ def cli() -> None:
 def main(args: list[str] | None = None) -> Any:
     if args is None:
         _hide_api_key()
+        signal.signal(signal.SIGTERM, _terminate)
     try:
         return cli.main(args=args, prog_name="loadgen", standalone_mode=True)
     except LoadgenError as err:
         click.echo(f"loadgen: {err}", err=True)
         sys.exit(2)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """Handle SIGTERM as Ctrl-C is handled at that moment."""
+    handler = signal.getsignal(signal.SIGINT)
+    (handler if callable(handler) else signal.default_int_handler)(number, frame)
 
 
 KEY_VARIABLES = {"replay": "OPENAI_API_KEY", "profile": "OPENAI_API_KEY", "serve": "LOADGEN_SERVE_API_KEY"}

@@ -25,11 +25,12 @@ def finish(
     from loadgen.report import run_page
     from loadgen.results.summarize import load_run
 
-    announce("attributing energy")
-    result = load_run(path, schedule.requests if schedule else None)
-    assert result.summary is not None
-    verdict = {"verdict": result.summary.verdict.status, "reasons": result.summary.verdict.reasons}
-    _log.info("verdict on %(folder)s: %(verdict)s %(reasons)s", {"folder": str(path)} | verdict)
-    announce("writing the report")
-    run_folder.write_analysis(path, result.attribution, result.summary, run_page.render_run_page(result))
+    with run_folder.analysable_later(path):
+        announce("attributing energy")
+        result = load_run(path, schedule.requests if schedule else None)
+        assert result.summary is not None
+        verdict = {"verdict": result.summary.verdict.status, "reasons": result.summary.verdict.reasons}
+        _log.info("verdict on %(folder)s: %(verdict)s %(reasons)s", {"folder": str(path)} | verdict)
+        announce("writing the report")
+        run_folder.write_analysis(path, result.attribution, result.summary, run_page.render_run_page(result))
     return result

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import gzip
+import shlex
 import shutil
 import threading
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from sys import intern
@@ -218,6 +219,19 @@ def write_analysis(path: Path, attribution: RunAttribution | None, summary: Summ
         write_atomic(path / "report.html", page.encode())
     except OSError as err:
         raise cannot_write(path, err) from err
+
+
+@contextmanager
+def analysable_later(path: Path) -> Iterator[None]:
+    """Let a KeyboardInterrupt of the block state the command that analyses the requests recorded in `path`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        records = [path / "records.jsonl", *part_paths(path)]
+        if (path / "report.html").exists() or not any(file.exists() and file.stat().st_size for file in records):
+            raise
+        command = shlex.join(["loadgen", "report", str(path)])
+        raise KeyboardInterrupt(f"interrupted before the run was analysed; `{command}` does it") from None
 
 
 def write_json(path: Path, value: msgspec.Struct) -> None:

@@ -143,13 +143,15 @@ def _interrupt(sender: ScheduleSender, show: Callable[[], None]) -> None:
 def _signals(interrupt: Callable[[], None]) -> Iterator[None]:
     """Call `interrupt` at each Ctrl-C and SIGTERM while the block runs. The old handlers come back afterwards."""
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    for number in handlers:
         loop.add_signal_handler(number, interrupt)
     try:
         yield
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
+        for number, handler in handlers.items():
+            loop.remove_signal_handler(number)  # which sets the default handler
+            signal.signal(number, handler)
 
 
 # -- run.json -----------------------------------------------------------------------------------------------------

@@ -201,6 +201,27 @@ def test_the_analysis_is_three_files_beside_the_records(tmp_path: Path) -> None:
     assert (tmp_path / "report.html").read_text() == "<p>J\u2044token</p>"
 
 
+@pytest.mark.parametrize(
+    ("records", "report", "says"),
+    [
+        (3, False, "interrupted before the run was analysed; `loadgen report 'RUN'` does it"),
+        (3, True, ""),
+        (0, False, ""),
+    ],
+    ids=["recorded", "analysed", "empty"],
+)
+def test_an_interrupt_before_the_analysis_states_the_command_that_makes_it(
+    tmp_path: Path, records: int, report: bool, says: str
+) -> None:
+    path = tmp_path / "a run"
+    write(path, [*range(records)])
+    if report:
+        (path / "report.html").touch()
+    with pytest.raises(KeyboardInterrupt) as raised, run_folder.analysable_later(path):
+        raise KeyboardInterrupt
+    assert str(raised.value) == says.replace("RUN", str(path))
+
+
 def test_without_energy_no_line_of_attribution_is_written(tmp_path: Path) -> None:
     summary = sample_runs.without_energy().summary
     assert summary is not None
