@@ -23,8 +23,8 @@ ErrorKind = Literal["connect", "timeout", "http", "protocol", "truncated", "serv
 """connect: refused, or closed before an answer began. timeout: --timeout passed. http: a status of 400 or more.
 protocol: bytes that are not the API. truncated: the answer began and did not end. server: the server gave up after a
 good status: an error in the stream, a finish reason that is a failure, or an answer without a token. cancelled: in
-flight when the run was aborted. not_sent: the run stopped before its turn came, or the turn before it in its session
-failed."""
+flight when the run was aborted or killed. not_sent: the run ended before its turn came, or the turn before it in its
+session failed."""
 
 TokenSource = Literal["usage", "chunks"]
 """Origin of the output token count: the server's usage, or content chunks counted by the client (a chunk can hold

@@ -37,6 +37,8 @@ class LivePower(msgspec.Struct, frozen=True):
     """Mean over about the last second, by domain; domains whose power is unknown are absent."""
     joules: dict[str, float]
     """Energy since sampling began, by domain."""
+    total_joules: float
+    """Sum over the outermost domains."""
     total_watts: float | None
     """Sum over the outermost domains; None when the power of one of them is unknown."""
 
@@ -167,7 +169,8 @@ class Sampler:
         watts = {name: value for name, value in power.items() if value is not None}
         outer = power.keys() & {domain.name for domain in outermost(self._meter.domains)}
         measured = [value for name, value in watts.items() if name in outer]
-        return LivePower(watts, joules, sum(measured) if measured and len(measured) == len(outer) else None)
+        total_watts = sum(measured) if measured and len(measured) == len(outer) else None
+        return LivePower(watts, joules, sum(joules[name] for name in outer), total_watts)
 
     def report(self) -> SamplerReport:
         """Return the statistics so far, at any time. A read that hangs at this moment counts as an error."""

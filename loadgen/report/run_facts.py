@@ -66,8 +66,8 @@ ERROR_MEANING: dict[str, str] = {
     "protocol": "an answer that is not the API",
     "truncated": "the answer began and did not end",
     "server": "an error event inside the stream",
-    "cancelled": "in flight when the run was aborted",
-    "not_sent": "the run stopped before its turn, or its session broke off",
+    "cancelled": "in flight when the run was aborted or killed",
+    "not_sent": "the run ended before its turn, or its session broke off",
 }
 assert set(ERROR_MEANING) == set(get_args(ErrorKind))
 

@@ -186,7 +186,14 @@ def invalid_reasons(
     if in_time < _MIN_TIME_COVERAGE:
         yield f"the energy source covers {in_time:.1%} of the run's time"
     if in_tokens is not None and in_tokens < _MIN_TOKEN_COVERAGE:
-        yield f"only {in_tokens:.1%} of the engine's output tokens were ours: its energy is shared with other clients"
+        # A request in flight without an instant of sending lost its record, and the tokens may be its own.
+        is_killed = any(record.error == "cancelled" and record.sent_ns is None for record in result.records)
+        why = (
+            "are recorded: the run was killed before its end"
+            if is_killed
+            else "were ours: its energy is shared with other clients"
+        )
+        yield f"only {in_tokens:.1%} of the engine's output tokens {why}"
     if updates < _MIN_UPDATES:
         yield f"the run is shorter than {_MIN_UPDATES} moves of the energy counter"
     if idle_w is None:

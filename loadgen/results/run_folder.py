@@ -291,15 +291,21 @@ def read_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
     }
     if info.start_ns is None:  # the client was killed before it wrote it
         info = msgspec.structs.replace(info, start_ns=_start_of(schedule, records))
+    energy = list(read_lines(path / "energy.jsonl", EnergySample))
+    instants = [*(record.finished_ns or 0 for record in records.values()), *(sample.t_ns for sample in energy[-1:])]
+    in_flight = _in_flight_at_the_kill(info, schedule, records, max(instants, default=0))
     start_ns, killed = info.start_ns or 0, "no record: the client was killed"
     return RunResult(
         info=info,
         schedule=list(schedule),
         records=[
-            records.get(request.index) or RequestRecord.unanswered(request, start_ns, "cancelled", killed)
+            records.get(request.index)
+            or RequestRecord.unanswered(
+                request, start_ns, "cancelled" if request.index in in_flight else "not_sent", killed
+            )
             for request in schedule
         ],
-        energy=list(read_lines(path / "energy.jsonl", EnergySample)),
+        energy=energy,
         engine=list(read_lines(path / "engine.jsonl", dict)),
         attribution=None,
         summary=None,
@@ -316,6 +322,25 @@ def _start_of(schedule: Iterable[ScheduledRequest], records: Mapping[int, Reques
     """Return the instant that the schedule counts from, by a first turn with a record; None without any."""
     firsts = (request for request in schedule if request.after is None and request.index in records)
     return next((records[request.index].scheduled_ns - request.offset_ns for request in firsts), None)
+
+
+def _in_flight_at_the_kill(
+    info: RunInfo, schedule: Iterable[ScheduledRequest], records: Mapping[int, RequestRecord], last_ns: int
+) -> set[int]:
+    """Return the requests without a record that had been sent when the client was killed, as far as it can be known.
+
+    They were due by `last_ns`, the last instant on record; a later turn is due after the answer to the turn before it.
+    Behind a concurrency limit they are the earliest of those, as many as the limit.
+    """
+    due: list[int] = []
+    for request in schedule:
+        due_ns: int | None = (info.start_ns or 0) + request.offset_ns
+        if request.after is not None:
+            before = records.get(request.after)
+            due_ns = before.finished_ns + request.think_ns if before and before.ok and before.finished_ns else None
+        if request.index not in records and due_ns is not None and due_ns <= last_ns:
+            due.append(request.index)
+    return set(due[: info.config.get("max_concurrency")])
 
 
 def part_paths(folder: Path, name: str = "records") -> list[Path]:

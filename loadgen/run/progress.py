@@ -166,7 +166,7 @@ def progress_at(
 ) -> Progress:
     """Return the progress at `now_ns` of a run whose first instant is `start_ns`, which may be yet to come.
 
-    joules: measured since sampling began; None when that, or the present power, is unknown.
+    joules: measured since the first instant; None when that, or the present power, is unknown.
     """
     elapsed_s = (now_ns - start_ns) / NS_PER_S
     knows_tokens = elapsed_s > 0 and tallies.completed + tallies.failed > 0

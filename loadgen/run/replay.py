@@ -109,10 +109,14 @@ def plan_of(schedule: Schedule, prepared: PreparedRun, *, has_meter: bool) -> Pl
 
 
 def _shower(plan: Plan, sender: ScheduleSender, metering: Metering, view: View, start_ns: int) -> Callable[[], None]:
-    """Return a function that shows the progress of the sending."""
+    """Return a function that shows the progress of the sending. The joules that it shows are those since `start_ns`."""
+    joules_before = 0.0
 
     def show() -> None:
+        nonlocal joules_before
         power, tallies, now_ns = metering.latest(), sender.tallies, clock.monotonic_ns()
+        if power and now_ns < start_ns:
+            joules_before = power.total_joules
         view.update(
             stage_at((now_ns - start_ns) / NS_PER_S, plan, tallies, sender.stopped_by),
             progress_at(
@@ -122,7 +126,7 @@ def _shower(plan: Plan, sender: ScheduleSender, metering: Metering, view: View, 
                 tallies,
                 sender.oldest,
                 watts=power.total_watts if power else None,
-                joules=sum(power.joules.values()) if power and power.total_watts is not None else None,
+                joules=power.total_joules - joules_before if power and power.total_watts is not None else None,
             ),
         )
 

@@ -99,6 +99,14 @@ def test_token_coverage_is_unknown_until_the_engine_counts(tokens: list[float | 
     assert energy_summary.token_coverage(sampled) == share
 
 
+@pytest.mark.parametrize(("sent_ns", "reason"), [(None, "the run was killed before its end"), (5, "other clients")])
+def test_tokens_whose_records_a_kill_lost_are_not_of_other_clients(sent_ns: int | None, reason: str) -> None:
+    cancelled = RequestRecord(index=0, workload="w", scheduled_ns=0, sent_ns=sent_ns, error="cancelled")
+    made = result([cancelled], [GPU], at_power(100, 10))
+    (stated,) = energy_summary.invalid_reasons(made, 20, 0.99, 0.9, 0.0)
+    assert stated.startswith("only 90.0% of the engine's output tokens ") and stated.endswith(reason)
+
+
 @pytest.mark.parametrize(
     ("updates", "in_time", "in_tokens", "idle_w", "reasons"),
     [

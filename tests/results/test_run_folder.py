@@ -1,5 +1,6 @@
 """A run folder survives what runs do not: it reads as far as it was written."""
 
+import dataclasses
 import errno
 import gzip
 import os
@@ -14,7 +15,7 @@ from loadgen.attribution.shapley import RequestEnergy
 from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import LoadgenError
-from loadgen.record import RequestRecord
+from loadgen.record import ErrorKind, RequestRecord
 from loadgen.results import run_folder
 from loadgen.workload.schedule import Schedule, ScheduledRequest
 from support import sample_runs
@@ -101,9 +102,45 @@ def test_a_killed_run_reads_as_far_as_it_got(tmp_path: Path) -> None:
     lines = (tmp_path / "run" / "records.jsonl").read_bytes()
     (tmp_path / "run" / "records.jsonl").write_bytes(lines[:-9])
     records = run_folder.read_run(tmp_path / "run").records
-    assert [r.error for r in records] == [None, "cancelled", "cancelled"]
+    assert [r.error for r in records] == [None, "not_sent", "not_sent"]
     assert records[1].detail == "no record: the client was killed"
     assert records[1].scheduled_ns == 1100
+
+
+@pytest.mark.parametrize(
+    ("killed_ns", "cap", "errors"),
+    [
+        (1050, None, [None, "not_sent", "not_sent"]),
+        (1100, None, [None, "cancelled", "not_sent"]),
+        (9000, None, [None, "cancelled", "cancelled"]),
+        (9000, 1, [None, "cancelled", "not_sent"]),
+    ],
+)
+def test_a_killed_runs_requests_were_in_flight_if_they_were_due_before_its_last_sign_of_life(
+    tmp_path: Path, killed_ns: int, cap: int | None, errors: list[str | None]
+) -> None:
+    info = replace(INFO, config={"max_concurrency": cap})
+    with closing(run_folder.RunWriter(tmp_path / "run", info, PLAN)) as writer:
+        writer.record(record(0))
+        writer.energy([EnergySample(killed_ns, "gpu:0", 1.0)])
+    records = run_folder.read_run(tmp_path / "run").records
+    assert [r.error for r in records] == errors
+    assert {r.detail for r in records[1:]} == {"no record: the client was killed"}
+
+
+@pytest.mark.parametrize(("error", "later"), [(None, "cancelled"), ("timeout", "not_sent")])
+def test_a_later_turn_was_sent_if_the_turn_before_it_was_answered(
+    tmp_path: Path, error: ErrorKind | None, later: str
+) -> None:
+    turn = replace(PLAN.requests[1], after=0, think_ns=300)
+    session = dataclasses.replace(PLAN, requests=(PLAN.requests[0], turn))
+    first = replace(record(0), finished_ns=1200, error=error)
+    for killed_ns, expected in ((1499, "not_sent"), (1500, later)):
+        path = tmp_path / str(killed_ns)
+        with closing(run_folder.RunWriter(path, INFO, session)) as writer:
+            writer.record(first)
+            writer.energy([EnergySample(killed_ns, "gpu:0", 1.0)])
+        assert run_folder.read_run(path).records[1].error == expected
 
 
 def test_a_killed_run_began_when_its_records_say(tmp_path: Path) -> None:
@@ -146,7 +183,7 @@ def test_an_earlier_run_is_not_overwritten_unasked(tmp_path: Path) -> None:
     with pytest.raises(LoadgenError, match="already holds a run"):
         write(tmp_path / "run", [1])
     write(tmp_path / "run", [1], overwrite=True)
-    assert run_folder.read_run(tmp_path / "run").records[0].error == "cancelled"
+    assert [r.ok for r in run_folder.read_run(tmp_path / "run").records] == [False, True, False]
 
 
 def test_a_folder_that_is_no_run_is_never_removed(tmp_path: Path) -> None:

@@ -8,20 +8,21 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from loadgen import __version__
+from loadgen import __version__, clock
 from loadgen.client.openai_api import Dialect
 from loadgen.client.server_info import ServerInfo
 from loadgen.client.server_probe import ServerProbe
-from loadgen.energy.sampler import SamplerReport
+from loadgen.energy.sampler import LivePower, SamplerReport
 from loadgen.results.run_folder import RunInfo
 from loadgen.run.config import RunConfig
 from loadgen.run.metering import Metering, engine_page_facts
 from loadgen.run.preparation import Preparation
 from loadgen.run.process_stats import SendingCost
-from loadgen.run.replay import info_after, info_before
+from loadgen.run.progress import NullView, Plan, Progress, Stage, Tallies
+from loadgen.run.replay import _shower, info_after, info_before
 from loadgen.run.sender import ScheduleSender
 from loadgen.telemetry.engine_metrics import EngineState
-from loadgen.units import NS_PER_MS
+from loadgen.units import NS_PER_MS, NS_PER_S
 from loadgen.workload.schedule import Schedule, ScheduledRequest
 
 SCHEDULE = Schedule(
@@ -133,3 +134,32 @@ def test_the_meter_s_domains_and_notes_are_those_after_the_run() -> None:
     info = after(SendingCost(1.0, 1), meter=meter, report=report)
     assert (info.domains, info.energy_notes) == (["gpu:0", "gpu:1"], ["gpu:1 was lost"])
     assert info.instrument["sampler_period_s"] == info.instrument["sampler"]["period_s"] == 0.05
+
+
+def test_the_joules_shown_are_those_since_the_first_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The meter runs at 100 W from 2 s before the first instant, and a token comes each second after it."""
+    start_ns, now_s = 5 * NS_PER_S, 0.0
+    monkeypatch.setattr(clock, "monotonic_ns", lambda: round(now_s * NS_PER_S))
+    meters = cast(
+        "Metering",
+        SimpleNamespace(latest=lambda: LivePower({}, {}, total_joules=100 * (now_s - 3), total_watts=100.0)),
+    )
+    tallies = Tallies(sent=9)
+    sender = cast("ScheduleSender", SimpleNamespace(tallies=tallies, oldest=[], stopped_by="completed"))
+    view = Shown()
+    show = _shower(Plan("m", {}, 9, 10.0, 2.0), sender, meters, view, start_ns)
+    for now_s in (3.0, 4.0, 4.9, 5.1, 7.0, 9.0):
+        tallies.completed = tallies.output_tokens = max(0, int(now_s - 5))
+        show()
+    assert view.joules_per_token == [None, None, None, None, pytest.approx(105), pytest.approx(102.5)]
+
+
+class Shown(NullView):
+    """Keeps the joules per token that it is shown."""
+
+    def __init__(self) -> None:
+        self.joules_per_token: list[float | None] = []
+
+    def update(self, stage: Stage, progress: Progress | None = None) -> None:
+        assert progress is not None
+        self.joules_per_token.append(progress.joules_per_token)
