@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from loadgen.cli.options import BINS_NAMES, SOURCE_NAMES, FiniteRange, key_values
+from loadgen.cli.options import BINS_NAMES, SOURCE_NAMES, TRACE_NAMES, FiniteRange, key_values
 from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:  # numpy and rich are imported when a command runs, not when help is printed
@@ -34,7 +34,6 @@ FORMAT = click.option(
     type=click.Choice(LENGTHS),
     help="Format of the file.  [default: detected from its first line]",
 )
-FILE = click.Path(path_type=Path)
 
 
 @click.group()
@@ -111,7 +110,7 @@ def import_(
 
 
 @trace.command()
-@click.argument("file", metavar="TRACE", type=FILE)
+@click.argument("trace_", metavar="TRACE", shell_complete=TRACE_NAMES)
 @OUT
 @click.option(
     "--edges",
@@ -127,7 +126,7 @@ def import_(
 @FORMAT
 @OVERWRITE
 def fit(
-    file: Path,
+    trace_: str,
     out: Path,
     edges: Any,
     name: str | None,
@@ -139,13 +138,15 @@ def fit(
 ) -> None:
     """Fit joint (input, output) token bins to a trace.
 
-    TRACE is in any format that import reads. Its lengths are kept beside --out while the bins are fitted.
+    TRACE is a file in any format that import reads, or the name of a shipped trace. Its lengths are kept beside --out
+    while the bins are fitted.
     """
     from loadgen.files import replacing
-    from loadgen.workload.length_source import spooled_lengths
+    from loadgen.workload.length_source import source_path, spooled_lengths
     from loadgen.workload.token_bins import bins_json, fit_bins
     from loadgen.workload.trace import check_rereadable, file_sha256
 
+    file = source_path(trace_)
     check_rereadable(file)
     stated = {key: value for key, value in (("source", source), ("licence", licence), ("cite", cite)) if value}
     made = {

@@ -40,7 +40,10 @@ def add_options(parser: Any) -> None:
         env_var="LOADGEN_SIDECAR",
         help="URL of a loadgen sidecar: every request is reported to it, and joules are read from it.",
     )
-    add("--trace", help="Trace that TraceReplay replays: a file, the same on every worker.")
+    add(
+        "--trace",
+        help="Trace that TraceReplay replays: a file, the same on every worker, or a shipped trace's name.",
+    )
     add("--rps", help="TraceReplay: the trace at this mean rate. Default: its own.")
     add("--arrival", choices=list(ARRIVALS), default="trace", help="TraceReplay: the arrival process.")
     add("--duration", help="TraceReplay: seconds that are scheduled.")

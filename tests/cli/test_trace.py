@@ -306,3 +306,8 @@ def test_the_formats_of_the_command_are_those_that_are_read() -> None:
     from loadgen.workload.worded_formats import READERS
 
     assert set(WORDS) == set(READERS) - {"jsonl"}
+
+
+def test_bins_are_fitted_to_a_shipped_trace_by_its_name(tmp_path: Path) -> None:
+    done = loadgen("fit", "chat", "--out", tmp_path / "chat.json")
+    assert done.exit_code == 0 and json.loads((tmp_path / "chat.json").read_text())["count"] == 2000
