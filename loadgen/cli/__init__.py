@@ -1,9 +1,11 @@
 """The command line. Each command is: parse, call, print; it imports what it needs only when it runs."""
 
+import atexit
 import importlib
 import os
 import signal
 import sys
+import threading
 from types import FrameType
 from typing import Any
 
@@ -53,9 +55,8 @@ class LazyGroup(click.Group):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt as err:
-            if signal.getsignal(signal.SIGTERM) is _terminate:  # a further signal must not change the exit status
-                signal.signal(signal.SIGINT, signal.SIG_IGN)
-                signal.signal(signal.SIGTERM, signal.SIG_IGN)
+            if signal.getsignal(signal.SIGTERM) is _terminate:
+                _end_at_the_next_signal()
             click.echo(f"\nloadgen: {str(err) or 'interrupted'}", err=True)
             ctx.exit(130)
 
@@ -90,6 +91,14 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     """Handle SIGTERM as Ctrl-C is handled at that moment."""
     handler = signal.getsignal(signal.SIGINT)
     (handler if callable(handler) else signal.default_int_handler)(number, frame)
+
+
+def _end_at_the_next_signal() -> None:
+    """Let further signals end this process, which waits for its threads only, with the same exit status."""
+    threading.excepthook = lambda _: None  # a thread finds its event loop closed
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: os._exit(130))
+        atexit.register(signal.signal, number, signal.SIG_IGN)  # later, Python itself would set the default handler
 
 
 KEY_VARIABLES = {"replay": "OPENAI_API_KEY", "profile": "OPENAI_API_KEY", "serve": "LOADGEN_SERVE_API_KEY"}
