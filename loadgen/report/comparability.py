@@ -41,6 +41,17 @@ ASKED: dict[str, Callable[[RunInfo], Any]] = {
 }
 """Options that make an experiment, by name. Two runs that differ in one of them are two experiments."""
 
+ABSENT = {
+    "rate": "no stated rate",
+    "duration": "no limit of the duration",
+    "requests": "no limit of requests",
+    "concurrency": "no limit of concurrency",
+    "endpoint": "an unknown endpoint",
+    "model": "an unknown model",
+    "body": "no extra fields",
+}
+"""Words for an option that a run does not have, by name."""
+
 REPEATS = ("seed", "lengths", "schedule")
 """Options in which repeats of one experiment differ."""
 
@@ -98,7 +109,7 @@ def _differences(base: RunResult, result: RunResult, letters: tuple[str, str]) -
         Objection(
             name,
             f"{letters[1]} was asked for {'other' if name.endswith('s') else 'another'} {name} than {letters[0]}: "
-            f"{_text(asked)}, not {_text(of_base)}",
+            f"{_text(name, asked)} instead of {_text(name, of_base)}",
         )
         for name, of_base, asked in pairs
         if asked != of_base
@@ -110,6 +121,8 @@ def _differences(base: RunResult, result: RunResult, letters: tuple[str, str]) -
     return [Objection(kind, f"{letters[1]} was asked for {noun} than {letters[0]}, though all options are the same")]
 
 
-def _text(value: Any) -> str:
+def _text(name: str, value: Any) -> str:
+    if value is None:
+        return ABSENT.get(name, f"no {name}")
     plain = value if isinstance(value, str | int | float) else msgspec.json.encode(value).decode()
-    return "none" if value is None else clean(plain, 80)
+    return clean(plain, 80)

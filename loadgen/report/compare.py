@@ -13,7 +13,15 @@ from rich.text import Text
 
 from loadgen.report.format import UNKNOWN, clean, joules, number, seconds
 from loadgen.report.gates import unit_of
-from loadgen.report.run_facts import HEADLINES, is_simulated, summary_of, title, verdict_remarks
+from loadgen.report.run_facts import (
+    HEADLINES,
+    MARKS_LEGEND,
+    is_simulated,
+    mark,
+    summary_of,
+    title,
+    verdict_remarks,
+)
 from loadgen.report.terminal import print_table
 from loadgen.results import difference
 from loadgen.results.summary_paths import PARTS, Side, known_paths, mean_at
@@ -171,12 +179,23 @@ def _print_table(sides: Sequence[Side], names: Sequence[str], found: Differences
     for heading in (*names, *changes):
         table.add_column(heading, justify="right", no_wrap=True)
     for path, cells in compare_runs(sides, metrics(sides)).items():
-        row = [path.removeprefix("by_workload."), *(quantity(path, cell.value) for cell in cells)]
+        marks = {mark(summary, _row(path)) for summary in flat(sides)}
+        label = path.removeprefix("by_workload.") + max(marks, key=len)
+        row = [label, *(quantity(path, cell.value) for cell in cells)]
         if found:
             row += [ratio(cells[1].ratio), signed(path, cells[1].difference), half_width(found.rows.get(path))]
         table.add_row(*(Text(text) for text in row))
     console.print()
     print_table(table, console)
+    if any("!" in str(cell) for cell in table.columns[0].cells):
+        console.print(Text(f"{MARKS_LEGEND}, in any of the runs", style="dim"))
+
+
+def _row(path: str) -> str:
+    """Return the row of summary.json that a check names for a number of the table, also for that of a part."""
+    of_part = next((metric for metric in _WORKLOAD_METRICS if path.endswith(f".{metric}")), path)
+    number_of = of_part if path.startswith(tuple(f"{part}." for part in PARTS)) else path
+    return "energy" if number_of.startswith("joules") else number_of
 
 
 def signed(path: str, difference: float | None) -> str:

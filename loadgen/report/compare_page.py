@@ -13,7 +13,7 @@ from loadgen.report.first_screen import start_time
 from loadgen.report.format import UNKNOWN, clean, number, plural, seconds
 from loadgen.report.markup import Markup, join, table, tag
 from loadgen.report.page import header, render_page, section, verdict_box
-from loadgen.report.run_facts import HEADLINES, LATENCIES, invalid_by, is_simulated, summary_of, title, verdict_remarks
+from loadgen.report.run_facts import HEADLINES, LATENCIES, is_invalid, is_simulated, summary_of, title, verdict_remarks
 from loadgen.results.run_statistics import limits_of
 
 if TYPE_CHECKING:
@@ -83,7 +83,7 @@ def _header(
         boxes.append(verdict_box("bad", "More differs than what is compared", warnings))
     if len({is_simulated(run.info) for run in runs.values()}) > 1:
         boxes.append(verdict_box("bad", "Simulated and measured runs are side by side", []))
-    boxes += [_changes(letter, found) for letter, found in differences.items()]
+    boxes += [_changes(letter, runs, found) for letter, found in differences.items()]
     for letter, run in runs.items():
         summary = summary_of(run)
         lines = [remark.text for remark in verdict_remarks(summary)]
@@ -97,9 +97,10 @@ def _header(
     return header("loadgen compare", heading, *boxes, simulated=any(is_simulated(run.info) for run in runs.values()))
 
 
-def _changes(letter: str, found: Differences) -> Markup:
-    """Return the numbers whose interval excludes 0, the largest relative changes first."""
-    with_interval = [row for row in found.rows.values() if row.half_width is not None]
+def _changes(letter: str, runs: Mapping[str, RunResult], found: Differences) -> Markup:
+    """Return the numbers whose interval excludes 0, the largest relative changes first; none that is not valid."""
+    valid = [row for row in found.rows.values() if not is_invalid([runs["A"], runs[letter]], row.path)]
+    with_interval = [row for row in valid if row.half_width is not None]
     shown = sorted((row for row in with_interval if row.excludes_zero), key=lambda row: -abs(relative(row) or 0))
     lines = [f"{label(row.path)}: {change_text(row)}" for row in shown[:6]]
     if len(shown) > len(lines):
@@ -199,17 +200,18 @@ def _differences(letter: str, runs: Mapping[str, RunResult], found: Differences)
         "change from A",
         f"−{reach:.0%} to +{reach:.0%}".replace("%", " %"),
     )
-    cells = [
-        (
-            label(row.path),
-            *(_value(row.path, value, runs[of]) for value, of in ((row.a, "A"), (row.b, letter))),
-            signed(row.path, row.difference),
-            _ends(row),
-            change_text(row),
-            _picture(row, reach),
+    cells = []
+    for row in rows:
+        change = (signed(row.path, row.difference), _ends(row), change_text(row))
+        valid = not is_invalid([runs["A"], runs[letter]], row.path)
+        cells.append(
+            (
+                label(row.path),
+                *(_value(row.path, value, runs[of]) for value, of in ((row.a, "A"), (row.b, letter))),
+                *(change if valid else map(_struck, change)),
+                _picture(row, reach) if valid else "not valid",
+            )
         )
-        for row in rows
-    ]
     meaning = (
         f"The dot is {letter}−A as a share of A, and the line is its 95 % interval. Half of the interval, the number "
         "behind ±, is the smallest change that these two runs could have shown. Of numbers that did not change, 1 in "
@@ -226,9 +228,12 @@ def _differences(letter: str, runs: Mapping[str, RunResult], found: Differences)
 def _value(path: str, value: float | None, run: RunResult) -> str:
     """Return a number of a run, struck where a check says that it supports no claim."""
     text = quantity(path, value)
-    if value is None or invalid_by(summary_of(run), path) is None:
-        return text
-    return tag("s", tag("span", "not valid: ", class_="spoken"), text)
+    return _struck(text) if is_invalid([run], path) else text
+
+
+def _struck(text: str) -> str:
+    """Return a text that is struck; what is unknown stays as it is."""
+    return text if text == UNKNOWN else tag("s", tag("span", "not valid: ", class_="spoken"), text)
 
 
 def _ends(row: Difference) -> str:

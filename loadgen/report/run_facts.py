@@ -156,6 +156,11 @@ def invalid_by(summary: Summary, row: str) -> str | None:
     return names[0].replace("_", " ") if names else None
 
 
+def is_invalid(runs: Iterable[RunResult], row: str) -> bool:
+    """Return whether a row of summary.json supports no claim in one of the runs, nor then does a difference of them."""
+    return any(invalid_by(summary_of(run), row) is not None for run in runs)
+
+
 def error_of(value: float | None, energy: EnergySummary) -> str:
     """Return how far joules may be off, such as "± 1.21 mJ": those of a part have the relative error of the attributed
     total. Empty where that is not known."""

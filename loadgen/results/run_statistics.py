@@ -73,7 +73,7 @@ def over_requests(run: RunResult) -> Resampled:
     if met + missed:
         parts["goodput.ratio",] = _ratio(good, limited)
     if min(met, missed) < MIN_BEYOND:
-        reasons["goodput.ratio"] = f"{met:,} requests are good, {missed:,} are not"
+        reasons["goodput.ratio"] = f"of {met + missed:,} requests {met:,} met every limit"
     joules = joules_of(run)
     tokens = np.array([record.output_tokens or 0 for record in records], dtype=np.float64)
     spent = np.array([joules.get(record.index, 0.0) for record in records], dtype=np.float64)

@@ -21,6 +21,7 @@ from loadgen.results.difference import find_differences
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summary import Summary
 from loadgen.results.summary_paths import known_paths, value_at
+from loadgen.results.verdict import Check
 from loadgen.workload.schedule import Schedule
 from support import sample_runs
 
@@ -369,3 +370,28 @@ def test_junit_counts_what_it_holds_and_any_text_is_valid_xml() -> None:
     root = ElementTree.fromstring(junit_xml("su\x00ite", cases))
     assert [root.get(name) for name in ("tests", "failures", "errors", "skipped")] == ["4", "1", "1", "1"]
     assert [child.tag for case in root[0] for child in case] == ["failure", "skipped", "system-out", "error"]
+
+
+def test_a_number_that_a_check_touches_is_marked_also_in_a_part_of_the_run() -> None:
+    summary = sample_runs.run().summary
+    assert summary is not None
+    failed = Check(name="energy", status="failed", reason="half of it is missing", rows=["energy"])
+    checks = [failed if check.name == "energy" else check for check in summary.verdict.checks]
+    verdict = msgspec.structs.replace(summary.verdict, status="failed", checks=checks)
+    invalid = replace(sample_runs.run(), summary=msgspec.structs.replace(summary, verdict=verdict))
+    compare.render_comparison(
+        [[sample_runs.run()], [invalid]],
+        Console(file=(out := io.StringIO()), width=120),
+        (),
+        [find_differences(sample_runs.run(), invalid)],
+    )
+    marked = {line.split()[0] for line in out.getvalue().splitlines() if " !! " in line}
+    energy = {path for path in compare.TABLE_METRICS if path.startswith("energy.")}
+    of_parts = {
+        f"{part}.{metric}"
+        for part in ("chat", "code")
+        for metric in ("joules_per_request.p50", "joules_per_output_token")
+    }
+    assert energy | of_parts <= marked
+    assert marked.isdisjoint(("requests.completed", "schedule_lag_s.p99"))
+    assert "!! a failed check does, in any of the runs" in out.getvalue()

@@ -115,8 +115,12 @@ def test_a_number_that_supports_no_claim_is_struck() -> None:
     checks = [failed if check.name == "energy" else check for check in summary.verdict.checks]
     verdict = msgspec.structs.replace(summary.verdict, status="failed", checks=checks)
     invalid = replace(run(), summary=msgspec.structs.replace(summary, verdict=verdict))
-    html = page({"A": run(), "B": invalid})
-    assert html.count("<s>") == sum(path.startswith("energy") for path in PATHS)
+    html, struck = page({"A": run(), "B": invalid}), [path for path in PATHS if path.startswith("energy")]
+    for heading in ("B", "B−A", "change from A"):
+        assert html.count(f'<td data-label="{heading}"><s>') == len(struck)
+    assert '<td data-label="95 % interval"><s>' in html and '<td data-label="A"><s>' not in html
+    assert html.count("not valid</td>") == len(struck), "and it is not drawn"
+    assert html.count("<s>") == page({"A": invalid, "B": run()}).count("<s>"), "whichever of the two is not valid"
     assert "<s>" not in page({"A": run(), "B": run()})
 
 

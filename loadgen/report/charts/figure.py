@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from loadgen.report.charts.static import colour_class, dash, draw_static, names, scale, shown
+from loadgen.report.charts.static import colour_class, dash, draw_static, names, scale, shown, stands_left
 from loadgen.report.format import clean
 from loadgen.report.markup import Markup, json_data, tag
 from loadgen.report.page import linked_heading
@@ -80,7 +80,10 @@ def chart_data(chart: Chart) -> dict[str, Any]:
         "x": _axis(chart.x, scale(chart, "x")),
         "y": _axis(chart.y, scale(chart, "y")),
         "series": [_series(series) | {"dash": _dash(chart, index)} for index, series in enumerate(chart.series)],
-        "limits": [{"value": limit.value, "name": limit.name, "of": limit.of} for limit in chart.limits],
+        "limits": [
+            {"value": limit.value, "name": limit.name, "of": limit.of, "left": stands_left(limit, chart)}
+            for limit in chart.limits
+        ],
     }
 
 

@@ -24,6 +24,8 @@ LETTER = 6.6
 """Width of a letter of an axis, in CSS pixels."""
 LINE = 13
 """Height of a line of text, in CSS pixels."""
+LABEL_LETTERS = 6
+"""Room for the label of a mark, in letters."""
 WIDTHS = {False: 400, True: 640}
 """Widths, in CSS pixels, for which labels are kept apart, of a chart that is not and that is `wide`."""
 PHONE = 290
@@ -260,27 +262,43 @@ def _limit_names(chart: Chart, frame: Frame) -> Iterator[Markup]:
         line = frame.height * (1 - place)
         y = line - 5 if line > LINE + 4 else line + LINE * (1 + rows["y"])
         rows["y"] += line <= LINE + 4
-        yield tag("text", name, x="100%", y=f"{y:.1f}", text_anchor="end", class_="limit-name")
+        end = {"x": "0", "text_anchor": "start"} if stands_left(limit, chart) else {"x": "100%", "text_anchor": "end"}
+        yield tag("text", name, y=f"{y:.1f}", **end, class_="limit-name")
+
+
+def stands_left(limit: Limit, chart: Chart) -> bool:
+    """Return whether the name of a limit of y stands at the left end of its line: where labels of marks are at its
+    right end and fewer at its left one, on a phone too."""
+    if limit.of == "x":
+        return False
+    frame = Frame(scale(chart, "x"), scale(chart, "y"), chart.height)
+    line = float(frame.down(np.array([limit.value]))[0])
+    length = LETTER * (len(limit.name) + LABEL_LETTERS) / PHONE
+    places = [place for place, y, _ in _labelled(chart, frame) if abs(y - line) < 2 * LINE]
+    return sum(place > 1 - length for place in places) > sum(place < length for place in places)
+
+
+def _labelled(chart: Chart, frame: Frame) -> Iterator[tuple[float, float, str]]:
+    """Yield the place from 0 to 1, the height and the label of each mark that has one."""
+    for series in chart.series:
+        for i in np.flatnonzero(shown(series, chart)).tolist() if series.labels is not None else ():
+            if text := series.labels[i] if series.labels is not None else "":
+                yield float(frame.x.at(series.x[i : i + 1])[0]), float(frame.down(series.y[i : i + 1])[0]), text
 
 
 def _labels(chart: Chart, frame: Frame) -> Iterator[Markup]:
     """Yield the texts beside the marks, but for those that would touch one before."""
     width = WIDTHS[chart.wide]
     boxes: list[tuple[float, float, float]] = []
-    for series in chart.series:
-        known = np.flatnonzero(shown(series, chart)) if series.labels is not None else np.array([], int)
-        for i in known.tolist():
-            text = series.labels[i] if series.labels is not None else ""
-            place, y = float(frame.x.at(series.x[i : i + 1])[0]), float(frame.down(series.y[i : i + 1])[0])
-            length = LETTER * len(text)
-            is_left = place * width + 9 + length > width
-            begin = place * width + (-9 - length if is_left else 9)
-            touches = any(begin < e and b < begin + length and abs(y - other) < LINE for b, e, other in boxes)
-            if not text or touches:
-                continue
-            boxes.append((begin, begin + length, y))
-            side = {"text_anchor": "end", "dx": "-9"} if is_left else {"text_anchor": "start", "dx": "9"}
-            yield tag("text", text, x=f"{100 * place:.2f}%", y=f"{y:g}", dy="-0.35em", class_="label", **side)
+    for place, y, text in _labelled(chart, frame):
+        length = LETTER * len(text)
+        is_left = place * width + 9 + length > width
+        begin = place * width + (-9 - length if is_left else 9)
+        if any(begin < e and b < begin + length and abs(y - other) < LINE for b, e, other in boxes):
+            continue
+        boxes.append((begin, begin + length, y))
+        side = {"text_anchor": "end", "dx": "-9"} if is_left else {"text_anchor": "start", "dx": "9"}
+        yield tag("text", text, x=f"{100 * place:.2f}%", y=f"{y:g}", dy="-0.35em", class_="label", **side)
 
 
 def colour_class(colour: Colour) -> str:

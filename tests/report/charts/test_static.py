@@ -185,6 +185,22 @@ def test_names_of_limits_at_the_upper_edge_stand_below_each_other(of: Literal["x
     assert np.diff(rows).tolist() == [LINE, LINE]
 
 
+@pytest.mark.parametrize(
+    ("x", "y", "is_left"),
+    [
+        ([0, 5, 9.5], [1, 3, 5], True),  # a label at the right end of the line
+        ([0, 5, 9.5], [5, 3, 5], False),  # at both ends
+        ([0, 5, 9.5], [1, 3, 3], False),  # far below
+        ([0, 5, 5], [1, 3, 5], False),  # in the middle
+    ],
+)
+def test_the_name_of_a_limit_is_not_where_labels_are(x: list[float], y: list[float], is_left: bool) -> None:
+    limit = Limit(5.2, "TTFT ≤ 5 s")
+    made = chart(series("dots", y, x, labels=["4/s", "8/s", "24/s"]), x=Axis("x", "", low=0, high=10), limits=(limit,))
+    assert ('text-anchor="end" class="limit-name"' not in draw_static(made)) is is_left
+    assert [drawn["left"] for drawn in chart_data(made)["limits"]] == [is_left]
+
+
 def test_a_label_that_would_touch_one_before_is_left_out() -> None:
     points = series("dots", [1, 1, 1], [0, 0.01, 1], labels=["4/s", "8/s", "16/s"])
     picture = draw_static(chart(points))

@@ -166,13 +166,13 @@ const limits = (data, colours) => ({
     silent: true,
     lineStyle: { type: [4, 4], color: colours.ink, width: 1.25 },
     label: { color: colours.ink, fontSize: 12, rotate: 0, textBorderColor: colours.paper, textBorderWidth: 3 },
-    data: data.limits.map(({ value, name, of }) => {
+    data: data.limits.map(({ value, name, of, left }) => {
       const { low, high } = data[of];
       const arrow = value > high ? (of === "x" ? " →" : " ↑") : value < low ? (of === "x" ? " ←" : " ↓") : "";
       return {
         [`${of}Axis`]: place(data[of], Math.min(Math.max(value, low), high)),
         lineStyle: { opacity: arrow ? 0 : 1 },
-        label: { formatter: name + arrow, ...(of === "x" ? beside(data, value) : { position: "insideEndTop" }) },
+        label: { formatter: name + arrow, ...(of === "x" ? beside(data, value) : { position: left ? "insideStartTop" : "insideEndTop" }) },
       };
     }),
   },
