@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import msgspec
 import numpy as np
@@ -22,4 +22,14 @@ def checked(options: Mapping[str, Any], kind: type[Options]) -> Options:
     except msgspec.ValidationError as err:
         fault, _, place = str(err).partition(" - at `$.")
         name = re.match(r"\w*", place)
-        raise LoadgenError(f"{name[0] if name else ''}: {fault[:1].lower()}{fault[1:]}") from err
+        option = name[0] if name else ""
+        if fault.startswith("Invalid enum value"):
+            choices = ", ".join(_choices(kind, option))
+            raise LoadgenError(f"{option}: {plain[option]!r} is none of {choices}") from err
+        raise LoadgenError(f"{option}: {fault[:1].lower()}{fault[1:]}") from err
+
+
+def _choices(kind: type[msgspec.Struct], option: str) -> list[str]:
+    """Return the values of an option that is a Literal, or one or None."""
+    hint = get_type_hints(kind)[option]
+    return [value for part in (hint, *get_args(hint)) if get_origin(part) is Literal for value in get_args(part)]

@@ -20,16 +20,17 @@ if TYPE_CHECKING:
 Side: TypeAlias = "Run | str | os.PathLike[str] | Sequence[Run | str | os.PathLike[str]]"
 
 
-def compare(a: Side, b: Side, *, allow: Sequence[str] = ()) -> Differences:
+def compare(a: Side, b: Side, *, allow: str | Sequence[str] = ()) -> Differences:
     """Return the differences of run `b` from run `a`, with 95 % intervals: what `loadgen compare` prints.
 
     A side is a run, a run folder, a folder of run folders, or a sequence of them; several are repeats, whose means are
     compared. `compare(a, b).rows["ttft_s.p99"]` has the two values and the difference in seconds, and `interval` and
     `excludes_zero`; its `reason` says why there is no interval.
 
-    allow: objections that do not count, as of `--allow`.
+    allow: one objection, or several, that do not count, as of `--allow`.
     LoadgenError: a run did not finish or failed, or different things were asked of the two.
     """
+    allow = (allow,) if isinstance(allow, str) else allow
     if unknown := set(allow) - set(ALLOWED):
         raise LoadgenError(f"allow: {min(unknown)!r} is none of {', '.join(ALLOWED)}")
     sides = [_runs_of(a), _runs_of(b)]
@@ -43,6 +44,8 @@ def _runs_of(side: Side) -> list[RunResult]:
         return [side._result]
     if isinstance(side, str | os.PathLike):
         return runs_in(Path(side))
+    if not isinstance(side, Sequence):
+        raise LoadgenError(f"expected a run, its folder, or several of them, not {type(side).__name__}")
     if not side:
         raise LoadgenError("nothing to compare: one side has no run")
     return [run for part in side for run in _runs_of(part)]

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +14,7 @@ import msgspec
 
 from loadgen.api.checked import checked
 from loadgen.record import UNSTREAMED
-from loadgen.results.run_folder import analysable_later
+from loadgen.results.run_folder import analysable_later, cannot_write
 from loadgen.run.config import RunConfig
 from loadgen.run.interrupts import Interruption, run_replay
 from loadgen.run.progress import announcer, server_start
@@ -73,7 +74,7 @@ def record_run(
             run_options["words"] = words_path
         schedule, run_options["history"] = settle_history(schedule, options["history"], options["endpoint"])
         name = Path(plan["trace"]).name.split(".")[0]
-        run_options["out"] = Path(options["out"] or Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}")
+        run_options["out"] = Path(options["out"] or stack.enter_context(_new_folder(name)))
         run_options |= {"plan": plan, "command": command}
         config = checked(run_options | {"base_url": options["base_url"] or ""}, RunConfig)
         stack.enter_context(analysable_later(config.out))
@@ -94,6 +95,28 @@ def record_run(
         if serve:
             announce(f"stopping {serve}")
     return RecordedRun(config.out, schedule)
+
+
+@contextmanager
+def _new_folder(name: str) -> Iterator[Path]:
+    """Make the folder runs/TIME-NAME, numbered if another run began in this second, and remove it if it stays empty."""
+    first = Path("runs") / f"{datetime.now():%Y%m%d-%H%M%S}-{name}"
+    made = [] if first.parent.exists() else [first.parent]
+    for number in count(1):
+        folder = first if number == 1 else first.with_name(f"{first.name}-{number}")
+        try:
+            folder.mkdir(parents=True)
+            break
+        except FileExistsError:
+            continue
+        except OSError as err:
+            raise cannot_write(folder, err) from err
+    try:
+        yield folder
+    finally:
+        with suppress(OSError):  # a run is in it
+            for empty in (folder, *made):
+                empty.rmdir()
 
 
 def _read_lines(lines: bytes, words: WordsFile, load: Load, model: str | None) -> Trace:

@@ -180,7 +180,8 @@ def plain_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], Trace | b
         raise LoadgenError("serve starts the server of this run, base_url names another: leave one of them out")
     plain["base_url"] = plain["base_url"] or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
     plain["api_key"] = plain["api_key"] or os.environ.get("OPENAI_API_KEY")
-    plain |= {name: dict(plain[name] or {}) for name in ("headers", "extra_body", "goodput")}
+    plain |= {name: plain[name] or {} for name in ("headers", "extra_body", "goodput")}
+    plain["extra_body"] = _plain_json(plain["extra_body"])
     plain |= {name: str(plain[name]) for name in ("input", "output") if plain[name] is not None}
     plain |= {name: Path(plain[name]) for name in ("tokenizer", "out") if plain[name] is not None}
     trace = plain["trace"]
@@ -206,6 +207,14 @@ def requests_of(requests: Trace | Iterable[TraceRequest | Mapping[str, Any]]) ->
         return b"".join(msgspec.json.encode(row, enc_hook=_plain_number) + b"\n" for row in fields)
     except (TypeError, ValueError, msgspec.MsgspecError) as err:
         raise LoadgenError(f"requests: expected the fields of a line of a trace each: {err}") from err
+
+
+def _plain_json(body: Any) -> Any:
+    """Return the fields of a body as JSON has them."""
+    try:
+        return msgspec.json.decode(msgspec.json.encode(body, enc_hook=_plain_number))
+    except (TypeError, ValueError, msgspec.MsgspecError) as err:
+        raise LoadgenError(f"extra_body: {err}") from err
 
 
 def _plain_number(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable
 from pathlib import Path
@@ -41,4 +42,6 @@ def write_trace(
     for number, row in enumerate(rows, 1):
         if row.words is not None or row.input_tokens is None or row.output_tokens is None:
             raise LoadgenError(f"{path}:{number}: expected a request with both of its lengths, and no words of its own")
+        if not (math.isfinite(row.arrival_s) and row.input_tokens >= 1 and row.output_tokens >= 1):
+            raise LoadgenError(f"{path}:{number}: expected a finite arrival, and lengths of at least 1 token")
     traces.write_trace(Path(path), rows, overwrite=overwrite)

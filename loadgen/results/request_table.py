@@ -30,6 +30,7 @@ class RequestRow(NamedTuple):
     request: ScheduledRequest
     record: RequestRecord
     energy: RequestEnergy | None
+    """None without a meter, and where nobody knows whether the request was sent: the client was killed."""
     model: str | None
     """Model of a request that names none."""
     start_ns: int
@@ -141,7 +142,7 @@ def request_rows(result: RunResult) -> Iterator[RequestRow]:
         yield RequestRow(
             request=request,
             record=record,
-            energy=shares.get(record.index),
+            energy=None if record.error == "cancelled" and record.sent_ns is None else shares.get(record.index),
             model=model,
             start_ns=start_ns,
             wall_offset_ns=clocks.wall_ns - clocks.monotonic_ns,

@@ -258,7 +258,7 @@ def read_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
     """
     try:
         info = msgspec.json.decode((path / "run.json").read_bytes(), type=RunInfo)
-    except FileNotFoundError as err:
+    except (FileNotFoundError, NotADirectoryError) as err:
         raise LoadgenError(f"{path} is not a run folder: it has no run.json") from err
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as err:
         raise LoadgenError(f"{path / 'run.json'}: {err}") from err

@@ -58,11 +58,17 @@ def test_runs_of_which_different_things_were_asked_are_refused_unless_allowed(ru
     with pytest.raises(loadgen.LoadgenError, match=r"another seed than A.*allow='seed'"):
         loadgen.compare(runs / "a", runs / "c")
     assert loadgen.compare(runs / "a", runs / "c", allow=["seed"]).rows
+    assert loadgen.compare(runs / "a", runs / "c", allow="seed").rows
 
 
 @pytest.mark.parametrize(
     ("a", "allow", "message"),
-    [([], (), "one side has no run"), ("none", (), "is not a run folder"), ("a", ["seeds"], "'seeds' is none of")],
+    [
+        ([], (), "one side has no run"),
+        ("none", (), "is not a run folder"),
+        ("a", ["seeds"], "'seeds' is none of"),
+        ([3], (), "expected a run, its folder, or several of them, not int"),
+    ],
 )
 def test_what_cannot_be_compared_is_an_error_of_one_line(runs: Path, a: Any, allow: list[str], message: str) -> None:
     with pytest.raises(loadgen.LoadgenError, match=message):

@@ -91,9 +91,13 @@ def test_numbers_and_rows_may_be_those_of_numpy(sim: str, tmp_path: Path) -> Non
     [
         ({"trace": "chat", "rps": -1}, "rps: expected `float` > 0"),
         ({"trace": "chat", "rps": "fast"}, "rps: expected `float"),
-        ({"trace": "chat", "arrival": "now"}, "arrival: invalid enum value 'now'"),
+        ({"trace": "chat", "arrival": "now"}, "arrival: 'now' is none of trace, poisson, gamma, constant"),
         ({"trace": "chat", "processes": 0}, "processes: expected `int` >= 1"),
         ({"trace": "chat", "streams": "chat:1"}, "streams: expected `array`"),
+        ({"trace": "chat", "history": "told"}, "history: 'told' is none of recorded, live"),
+        ({"trace": "chat", "headers": "a: b"}, "headers: expected `object`, got `str`"),
+        ({"trace": "chat", "extra_body": "top_k"}, "extra_body: expected `object`, got `str`"),
+        ({"trace": "chat", "extra_body": {"stop": object()}}, "extra_body: object has no place in JSON"),
         ({"trace": "chat", "headers": {"a b": "c"}}, "'a b' is not the name of a header"),
         ({"trace": "chat", "headers": {"a": "b\r\nc: d"}}, "holds a character that cannot be sent"),
         ({"trace": "chat", "goodput": {"e2e": 1}}, "goodput: 'e2e' is none of ttft, tpot, e2el"),
@@ -126,6 +130,27 @@ def test_a_folder_with_a_run_is_not_overwritten_unless_asked(sim: str, tmp_path:
     with pytest.raises(loadgen.LoadgenError, match="already holds a run"):
         loadgen.replay(row, base_url=sim, idle_s=0, out=tmp_path)
     assert loadgen.replay(row, base_url=sim, idle_s=0, out=tmp_path, overwrite=True).verdict.stands
+
+
+def test_runs_that_begin_in_the_same_second_have_folders_of_their_own(
+    sim: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    async def both() -> list[loadgen.Run]:
+        rows = [{"timestamp": 0, "input_length": 9, "output_length": 2}]
+        return await asyncio.gather(*(loadgen.areplay(rows, base_url=sim, idle_s=0) for _ in range(2)))
+
+    runs = asyncio.run(both())
+    assert {run.path.resolve() for run in runs} == set((tmp_path / "runs").iterdir())
+    assert len({run.path for run in runs}) == 2
+
+
+def test_a_run_that_never_began_leaves_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(loadgen.LoadgenError, match="no server at"):
+        loadgen.replay("chat", base_url="http://127.0.0.1:9/v1")
+    assert not list(tmp_path.iterdir())
 
 
 def test_the_server_and_the_key_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -51,5 +51,6 @@ def test_reading_writes_nothing(folder: Path) -> None:
 
 
 def test_a_folder_that_is_no_run_is_an_error_of_one_line(tmp_path: Path) -> None:
-    with pytest.raises(loadgen.LoadgenError, match="is not a run folder"):
-        loadgen.read(tmp_path)
+    for path in (tmp_path, Path(__file__)):
+        with pytest.raises(loadgen.LoadgenError, match="is not a run folder"):
+            loadgen.read(path)

@@ -44,6 +44,15 @@ def test_a_request_without_lengths_is_not_written(tmp_path: Path, fields: dict[s
 
 
 @pytest.mark.parametrize(
+    "fields", [{"input_tokens": -4}, {"output_tokens": 0}, {"arrival_s": float("inf")}], ids=lambda fields: str(fields)
+)
+def test_a_request_that_no_trace_can_hold_is_not_written(tmp_path: Path, fields: dict[str, Any]) -> None:
+    with pytest.raises(loadgen.LoadgenError, match=r"t\.jsonl:1: expected a finite arrival, and lengths of at least 1"):
+        loadgen.write_trace(tmp_path / "t.jsonl", [loadgen.TraceRequest(**ROW | fields)])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("source", "message"),
     [
         ("azure-2023-chat", "has no requests before"),

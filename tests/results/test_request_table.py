@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from loadgen.record import RequestRecord
 from loadgen.results.request_table import COLUMNS, request_table
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summarize import analyse_run
@@ -50,6 +51,15 @@ def test_a_percentile_of_a_column_is_that_of_the_summary(made: RunResult, latenc
 def test_the_joules_add_up_to_the_attributed_ones(made: RunResult) -> None:
     assert made.summary is not None
     assert sum(known(request_table(made)["joules"])) == pytest.approx(made.summary.energy.attributed_joules)
+
+
+def test_the_joules_of_a_request_that_may_or_may_not_have_been_sent_are_unknown(made: RunResult) -> None:
+    """So it is with the requests of a killed run that have no record."""
+    lost = RequestRecord.unanswered(made.schedule[0], 0, "cancelled", "no record: the client was killed")
+    records = [lost if record.index == lost.index else record for record in made.records]
+    table = request_table(replace(made, records=records))
+    row = table["index"].index(lost.index)
+    assert [table[name][row] for name in table if "joules" in name] == [None] * 7
 
 
 def test_a_failed_request_has_instants_and_no_latencies(made: RunResult) -> None:
