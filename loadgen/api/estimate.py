@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
-import numpy as np
 
 from loadgen.api.checked import checked
 from loadgen.api.run import Run
@@ -124,16 +123,19 @@ def estimate(
     profile: a name in profiles/energy, or a .json file that `loadgen profile` wrote.
     batch: requests that decode together; by default it follows from `rps`, else from the run `measured`, else from the
         trace's own rate.
-    pue: facility power / IT power. grid_intensity: grams of CO2e per kWh. price: per kWh, in any currency.
+    hardware: a .toml file of the profile's GPU, if profiles/hardware has none.
+    model: a .toml file of the profile's model, if profiles/models has none.
+    measured: a run to compare with.
+    pue: facility power / IT power.
+    grid_intensity: grams of CO2e per kWh.
+    price: per kWh, in any currency.
 
     LoadgenError: the profile, the trace and the run do not fit together, or nothing gives the batch.
     """
     if batch is not None and rps is not None:
         raise LoadgenError("rps gives the batch: give batch or rps, not both")
     numbers = {"batch": batch, "rps": rps, "pue": pue, "grid_intensity": grid_intensity, "price": price}
-    given = checked(
-        {name: value.item() if isinstance(value, np.generic) else value for name, value in numbers.items()}, _Numbers
-    )
+    given = checked(numbers, _Numbers)
     energy_profile = read_energy_profile(os.fspath(profile))
     name, workload = _workload(trace)
     folder = measured.path if isinstance(measured, Run) else None if measured is None else Path(measured)

@@ -124,7 +124,7 @@ def _with_parameters_of(
 
 @_with_parameters_of(replay)
 async def areplay(*arguments: Any, **options: Any) -> Run:
-    """Do what `replay` does, with its parameters, while the event loop that awaits it goes on.
+    """Do what `replay` does, with the same parameters, while the event loop that awaits it goes on.
 
     Cancelling it aborts the run: requests in flight are closed, and the run folder is complete.
     """

@@ -30,7 +30,7 @@ class RequestRow(NamedTuple):
     request: ScheduledRequest
     record: RequestRecord
     energy: RequestEnergy | None
-    """None without a meter, and where nobody knows whether the request was sent: the client was killed."""
+    """Attributed energy; None without a meter, and where a killed client left open what it sent of the request."""
     model: str | None
     """Model of a request that names none."""
     start_ns: int
