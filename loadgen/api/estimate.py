@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
+import numpy as np
 
 from loadgen.api.checked import checked
 from loadgen.api.run import Run
