@@ -10,6 +10,7 @@ import msgspec
 
 from loadgen.report.format import clean
 from loadgen.report.run_facts import summary_of, verdict_remarks
+from loadgen.workload.schedule import ArrivalSpec
 
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunInfo, RunResult
@@ -121,8 +122,21 @@ def _differences(base: RunResult, result: RunResult, letters: tuple[str, str]) -
     return [Objection(kind, f"{letters[1]} was asked for {noun} than {letters[0]}, though all options are the same")]
 
 
+def _arrival_text(spec: dict[str, Any]) -> str:
+    """Return the process of a stream with what is not usual in it, such as "chat: gamma, burstiness 0.5"."""
+    usual = msgspec.to_builtins(ArrivalSpec(workload=None, process="poisson", rate_rps=None))
+    stated = [f"{field} {clean(spec[field])}" for field in usual if field not in _NAMES and spec[field] != usual[field]]
+    stream = f"{clean(spec['workload'])}: " if spec["workload"] else ""
+    return clean(f"{stream}{', '.join([spec['process'], *stated])}", 80)
+
+
+_NAMES = ("workload", "process")
+
+
 def _text(name: str, value: Any) -> str:
     if value is None:
         return ABSENT.get(name, f"no {name}")
+    if name == "arrivals":
+        return "; ".join(_arrival_text(spec) for spec in value) or "unknown ones"
     plain = value if isinstance(value, str | int | float) else msgspec.json.encode(value).decode()
     return clean(plain, 80)

@@ -98,8 +98,9 @@ def _header(
 
 
 def _changes(letter: str, runs: Mapping[str, RunResult], found: Differences) -> Markup:
-    """Return the numbers whose interval excludes 0, the largest relative changes first; none that is not valid."""
-    valid = [row for row in found.rows.values() if not is_invalid([runs["A"], runs[letter]], row.path)]
+    """Return the numbers of the table whose interval excludes 0, the largest relative changes first; none that is not
+    valid."""
+    valid = [row for row in _rows(letter, runs, found) if not is_invalid([runs["A"], runs[letter]], row.path)]
     with_interval = [row for row in valid if row.half_width is not None]
     shown = sorted((row for row in with_interval if row.excludes_zero), key=lambda row: -abs(relative(row) or 0))
     lines = [f"{label(row.path)}: {change_text(row)}" for row in shown[:6]]
@@ -188,8 +189,7 @@ def _provenance(runs: Mapping[str, RunResult]) -> Markup:
 
 def _differences(letter: str, runs: Mapping[str, RunResult], found: Differences) -> Markup:
     """Return the table of all differences of one run from the first, each with its interval drawn."""
-    shown = metrics([[summary_of(runs["A"])], [summary_of(runs[letter])]])
-    rows = [row for path, row in found.rows.items() if path in shown]
+    rows = _rows(letter, runs, found)
     reach = _reach(rows)
     head = (
         "",
@@ -217,12 +217,19 @@ def _differences(letter: str, runs: Mapping[str, RunResult], found: Differences)
         "behind ±, is the smallest change that these two runs could have shown. Of numbers that did not change, 1 in "
         "20 has an interval without 0 by chance."
     )
+    shown = [row.path for row in rows]
     notes = [tag("p", line) for line in (meaning, *interval_notes(found, shown, letter, label))]
     return section(
         f"Differences of {letter} from A" if len(runs) > 2 else "Differences",
         table(head, cells, f"Differences of {letter} from A", class_="differences"),
         tag("div", *notes, class_="soft"),
     )
+
+
+def _rows(letter: str, runs: Mapping[str, RunResult], found: Differences) -> list[Difference]:
+    """Return the differences of the table: without those of numbers that the terminal leaves out too."""
+    shown = metrics([[summary_of(runs["A"])], [summary_of(runs[letter])]])
+    return [row for path, row in found.rows.items() if path in shown]
 
 
 def _value(path: str, value: float | None, run: RunResult) -> str:

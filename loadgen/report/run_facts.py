@@ -151,7 +151,7 @@ def invalid_by(summary: Summary, row: str) -> str | None:
     """Return the name of the check by which a row of summary.json supports no claim; None when it supports one."""
     failed = (check for check in summary.verdict.checks if check.status == "failed")
     names = [check.name for check in failed if any(row == of or row.startswith(f"{of}.") for of in check.rows)]
-    if row == "energy" and not summary.energy.valid and summary.energy.measured_joules is not None:
+    if row.split(".")[0] == "energy" and not summary.energy.valid and summary.energy.measured_joules is not None:
         names.append("energy")
     return names[0].replace("_", " ") if names else None
 

@@ -56,7 +56,12 @@ CONFIG = BASE.info.config
             "body",
             'A: {"top_p":0.5} instead of no extra fields',
         ),
-        (run(asked=[ArrivalSpec(workload=None, process="poisson", rate_rps=4)]), "arrivals", "poisson"),
+        (run(asked=[ArrivalSpec(workload=None, process="poisson", rate_rps=4)]), "arrivals", "A: poisson instead of "),
+        (
+            run(asked=[ArrivalSpec(workload="chat", process="gamma", rate_rps=4, burstiness=0.5, sessions=True)]),
+            "arrivals",
+            "A: chat: gamma, burstiness 0.5, sessions True instead of ",
+        ),
         (run(schedule_sha256="0"), "schedule", "B was asked for another schedule than A"),
         (replace(run(schedule_sha256="0"), schedule=BASE.schedule[1:]), "lengths", "B was asked for other lengths"),
     ],

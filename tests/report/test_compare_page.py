@@ -58,6 +58,7 @@ def test_the_first_words_say_what_changed_and_the_verdict_of_each_run() -> None:
     text = words(page(PAIR))
     head = text[: text.index("What was compared")]
     assert re.search(r"B differs from A in \d+ of \d+ numbers, by more than chance", head)
+    assert "TTFA" not in text, "which is TTFT where nothing is reasoning"
     assert all(f"{letter}: {HEADLINES[summary_of(of).verdict.status]}" in head for letter, of in PAIR.items())
     assert "SIMULATED" in head
     same = words(page({"A": run(), "B": run()}))

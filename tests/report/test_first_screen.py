@@ -113,7 +113,13 @@ def test_energy_that_was_not_measured_is_one_neutral_line() -> None:
 
 @pytest.mark.parametrize(
     ("row", "is_valid", "invalid"),
-    [("energy", True, None), ("energy", False, "energy"), ("ttft_s", True, "token counts"), ("rate", True, None)],
+    [
+        ("energy", True, None),
+        ("energy", False, "energy"),
+        ("energy.mean_watts", False, "energy"),
+        ("ttft_s", True, "token counts"),
+        ("rate", True, None),
+    ],
 )
 def test_a_number_that_supports_no_claim_is_struck_and_names_its_check(
     row: str, is_valid: bool, invalid: str | None
