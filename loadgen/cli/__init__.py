@@ -1,6 +1,7 @@
 """The command line. Each command is: parse, call, print; it imports what it needs only when it runs."""
 
 import atexit
+import errno
 import importlib
 import os
 import signal
@@ -85,6 +86,11 @@ def main(args: list[str] | None = None) -> Any:
     except LoadgenError as err:
         click.echo(f"loadgen: {err}", err=True)
         sys.exit(2)
+    except OSError as err:
+        if err.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        click.echo(f"loadgen: cannot write the output: {err.strerror}", err=True)
+        os._exit(2)  # Python would write again what is buffered, and exit with another status
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:

@@ -14,14 +14,15 @@ from loadgen.results.run_tables import requests_table
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
 
-_FORMULA = ("=", "+", "-", "@", "\t", "\r")
+_FORMULA = ("=", "+", "-", "@", "\t")
 """First signs by which a spreadsheet takes a text for a formula."""
 
 
 def csv_lines(result: RunResult) -> Iterator[bytes]:
     """Yield a line of names, and a line for each request. Empty is unknown.
 
-    A text that a spreadsheet would compute has an apostrophe before it.
+    A text that a spreadsheet would compute has an apostrophe before it, and characters that a terminal would obey are
+    replaced.
     """
     yield _csv_line([column.name for column in COLUMNS])
     for row in request_rows(result):
@@ -31,7 +32,10 @@ def csv_lines(result: RunResult) -> Iterator[bytes]:
 def _cell(value: object) -> object:
     if isinstance(value, bool):
         return "true" if value else "false"
-    return f"'{value}" if isinstance(value, str) and value.startswith(_FORMULA) else value
+    if not isinstance(value, str):
+        return value
+    shown = "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in value)
+    return f"'{shown}" if shown.startswith(_FORMULA) else shown
 
 
 def _csv_line(cells: list[object]) -> bytes:

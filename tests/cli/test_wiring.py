@@ -250,6 +250,13 @@ def test_what_contradicts_itself_is_not_replayed(arguments: tuple[str, ...], mes
         loadgen("replay", *arguments)
 
 
+def test_a_full_disk_behind_the_output_is_one_line_and_no_failed_gate() -> None:
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "loadgen", "schema", "summary"]
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (2, "loadgen: cannot write the output: No space left on device\n")
+
+
 def test_the_module_is_the_command() -> None:
     command = [sys.executable, "-m", "loadgen", "estimate", "azure-2023-chat", "--batch", "8", "--json", "--profile"]
     result = subprocess.run([*command, "h200-sim-llama-3.1-8b"], capture_output=True, text=True, check=True, cwd=ROOT)

@@ -45,6 +45,12 @@ def test_no_text_is_a_formula(made: RunResult, detail: str) -> None:
     assert rows[0]["detail"] == (f"'{detail}" if detail[0] in "=+-@\t" else detail)
 
 
+def test_no_text_is_an_order_to_a_terminal(made: RunResult) -> None:
+    failed = msgspec.structs.replace(made.records[0], error="server", detail="\x1b[31mred\r\x9b\u202ea\tb\n")
+    rows = rows_of(replace(made, records=[failed, *made.records[1:]]))
+    assert rows[0]["detail"] == "\ufffd[31mred\ufffd\ufffd\ufffda\tb\n"
+
+
 def test_parquet_has_the_table_with_its_types_units_and_meanings(made: RunResult) -> None:
     read = parquet.read_table(io.BytesIO(parquet_file(made)))
     assert {name: read[name].to_pylist() for name in read.column_names} == request_table(made)
