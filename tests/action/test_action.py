@@ -59,6 +59,23 @@ def test_an_input_is_never_run_as_a_command(tmp_path: Path) -> None:
     assert (tmp_path / "output").read_text() == "runs=new/runs\nstatus=2\n"
 
 
+def test_a_trace_is_never_an_option(tmp_path: Path) -> None:
+    status, output = step(tmp_path, "replay.sh", out="new", **REPLAY | {"trace": "--help"})
+    assert status == 2 and "no file, trace or workload called '--help'" in output
+
+
+def test_a_folder_cannot_state_another_output(tmp_path: Path) -> None:
+    status, _ = step(tmp_path, "replay.sh", out="new\nstatus=0", **REPLAY)
+    assert status == 2 and not (tmp_path / "output").exists()
+
+
+def test_the_summary_of_an_earlier_job_is_not_that_of_a_refused_one(tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "replay.md").write_text("all is well")
+    status, _ = step(tmp_path, "replay.sh", out="new", **REPLAY | {"arguments": "  --rps=no  "})
+    assert status == 2 and not (tmp_path / "summary.md").exists()
+
+
 def test_no_step_has_an_input_in_its_script() -> None:
     assert all("${{" not in step.get("run", "") for step in STEPS)
 

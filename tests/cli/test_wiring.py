@@ -251,7 +251,7 @@ def test_what_contradicts_itself_is_not_replayed(arguments: tuple[str, ...], mes
 
 
 def test_a_full_disk_behind_the_output_is_one_line_and_no_failed_gate() -> None:
-    with open("/dev/full", "w") as full:
+    with Path("/dev/full").open("w") as full:
         command = [sys.executable, "-m", "loadgen", "schema", "summary"]
         ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
     assert (ended.returncode, ended.stderr) == (2, "loadgen: cannot write the output: No space left on device\n")
