@@ -21,6 +21,7 @@ from loadgen.client.answer import Answer
 from loadgen.energy.series import EnergySample
 from loadgen.record import RequestRecord
 from loadgen.results.run_folder import SCHEMA_VERSION, RunInfo
+from loadgen.results.run_tables import ENGINE_COLUMNS
 from loadgen.results.study_table import Row
 from loadgen.results.summary import Summary
 from loadgen.study.folder import StudyState
@@ -100,9 +101,33 @@ def schema_of(name: str) -> dict[str, Any]:
                 field["description"] = texts[key]
             if unit := unit_of(key):
                 field["x-unit"] = unit
-    about = f"Format {SCHEMA_VERSION} of {described}. What is not known is null, never 0."
-    head = {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": described, "description": about}
-    return head | made
+    return heading(described) | made
+
+
+def engine_schema() -> dict[str, Any]:
+    """Return the schema of a line of engine.jsonl, which has the counters that the engine's page does."""
+    instant = {"type": "integer", "description": "Instant on the monotonic clock.", "x-unit": "ns"}
+    counters = {
+        column.name: {"type": "number", "description": column.meaning}
+        | ({"x-unit": column.unit} if column.unit else {})
+        for column in ENGINE_COLUMNS
+        if column.name not in ("t_s", "unix_s")
+    }
+    struct = {
+        "title": "EngineSample",
+        "description": "One reading of the engine's own counters.",
+        "type": "object",
+        "properties": {"t_ns": instant} | counters,
+        "required": ["t_ns"],
+    }
+    return heading("a line of engine.jsonl", "What the engine does not show is absent.") | {
+        "$ref": "#/$defs/EngineSample", "$defs": {"EngineSample": struct},
+    }  # fmt: skip
+
+
+def heading(described: str, unknown: str = "What is not known is null, never 0.") -> dict[str, Any]:
+    about = f"Format {SCHEMA_VERSION} of {described}. {unknown}"
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", "title": described, "description": about}
 
 
 def encoded(schema: dict[str, Any]) -> bytes:
@@ -114,3 +139,4 @@ if __name__ == "__main__":
     folder.mkdir(parents=True, exist_ok=True)
     for name in FILES:
         (folder / f"{name}.schema.json").write_bytes(encoded(schema_of(name)))
+    (folder / "engine.schema.json").write_bytes(encoded(engine_schema()))

@@ -36,7 +36,7 @@ ENERGY_COLUMNS = (
 
 ENGINE_COLUMNS = (
     *_TIME,
-    Column("running", "float64", "requests", "Requests that the engine runs, of all its clients, as in all columns."),
+    Column("running", "float64", "requests", "Requests that the engine runs; like all of these, of all its clients."),
     Column("waiting", "float64", "requests", "Requests in its queue."),
     Column("kv_cache_usage", "float64", None, "Used share of the KV cache, from 0 to 1."),
     Column("preemptions", "float64", None, "Preemptions since the engine started."),

@@ -7,7 +7,13 @@ from jsonschema import Draft202012Validator
 
 ROOT = Path(__file__).parents[2]
 SCHEMAS = {path.name.split(".")[0]: json.loads(path.read_text()) for path in (ROOT / "loadgen/schemas").iterdir()}
-LINES = {"records": "record", "schedule": "schedule", "energy": "energy", "attribution": "attribution"}
+LINES = {
+    "records": "record",
+    "schedule": "schedule",
+    "energy": "energy",
+    "engine": "engine",
+    "attribution": "attribution",
+}
 """Schema of the lines of each file."""
 
 
