@@ -267,38 +267,40 @@ def _limit_names(chart: Chart, frame: Frame) -> Iterator[Markup]:
 
 
 def stands_left(limit: Limit, chart: Chart) -> bool:
-    """Return whether the name of a limit of y stands at the left end of its line: where labels of marks are at its
-    right end and fewer at its left one, on a phone too."""
+    """Return whether the name of a limit of y stands at the left end of its line: where more dots, with their labels,
+    are at its right end than at its left one, on a phone too."""
     if limit.of == "x":
         return False
     frame = Frame(scale(chart, "x"), scale(chart, "y"), chart.height)
-    line = float(frame.down(np.array([limit.value]))[0])
+    line = frame.down(np.array([limit.value]))[0]
     length = LETTER * (len(limit.name) + LABEL_LETTERS) / PHONE
-    places = [place for place, y, _ in _labelled(chart, frame) if abs(y - line) < 2 * LINE]
-    return sum(place > 1 - length for place in places) > sum(place < length for place in places)
-
-
-def _labelled(chart: Chart, frame: Frame) -> Iterator[tuple[float, float, str]]:
-    """Yield the place from 0 to 1, the height and the label of each mark that has one."""
+    more = 0
     for series in chart.series:
-        for i in np.flatnonzero(shown(series, chart)).tolist() if series.labels is not None else ():
-            if text := series.labels[i] if series.labels is not None else "":
-                yield float(frame.x.at(series.x[i : i + 1])[0]), float(frame.down(series.y[i : i + 1])[0]), text
+        if series.kind == "dots":
+            known = shown(series, chart)
+            places = frame.x.at(series.x[known])[np.abs(frame.down(series.y[known]) - line) < 2 * LINE]
+            more += int((places > 1 - length).sum() - (places < length).sum())
+    return more > 0
 
 
 def _labels(chart: Chart, frame: Frame) -> Iterator[Markup]:
     """Yield the texts beside the marks, but for those that would touch one before."""
     width = WIDTHS[chart.wide]
     boxes: list[tuple[float, float, float]] = []
-    for place, y, text in _labelled(chart, frame):
-        length = LETTER * len(text)
-        is_left = place * width + 9 + length > width
-        begin = place * width + (-9 - length if is_left else 9)
-        if any(begin < e and b < begin + length and abs(y - other) < LINE for b, e, other in boxes):
-            continue
-        boxes.append((begin, begin + length, y))
-        side = {"text_anchor": "end", "dx": "-9"} if is_left else {"text_anchor": "start", "dx": "9"}
-        yield tag("text", text, x=f"{100 * place:.2f}%", y=f"{y:g}", dy="-0.35em", class_="label", **side)
+    for series in chart.series:
+        known = np.flatnonzero(shown(series, chart)) if series.labels is not None else np.array([], int)
+        for i in known.tolist():
+            text = series.labels[i] if series.labels is not None else ""
+            place, y = float(frame.x.at(series.x[i : i + 1])[0]), float(frame.down(series.y[i : i + 1])[0])
+            length = LETTER * len(text)
+            is_left = place * width + 9 + length > width
+            begin = place * width + (-9 - length if is_left else 9)
+            touches = any(begin < e and b < begin + length and abs(y - other) < LINE for b, e, other in boxes)
+            if not text or touches:
+                continue
+            boxes.append((begin, begin + length, y))
+            side = {"text_anchor": "end", "dx": "-9"} if is_left else {"text_anchor": "start", "dx": "9"}
+            yield tag("text", text, x=f"{100 * place:.2f}%", y=f"{y:g}", dy="-0.35em", class_="label", **side)
 
 
 def colour_class(colour: Colour) -> str:
