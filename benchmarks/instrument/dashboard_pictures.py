@@ -202,10 +202,10 @@ def ticks(low: float, high: float) -> list[float]:
     return [round(i * step, 12) for i in range(floor(low / step + 1e-9), ceil(high / step - 1e-9) + 1)]
 
 
-def _label(mark: float, unit: str) -> str:
-    """Return a tick's text; rounding errors of floats are below every prefix."""
-    text = UNITS[unit](mark)
-    return text if len(text) <= 9 else f"{mark:.0e}"
+def labels(marks: Sequence[float], unit: str) -> list[str]:
+    """Return the texts of an axis' ticks; as powers of ten where one is too long: rounding errors have no prefix."""
+    texts = [UNITS[unit](mark) for mark in marks]
+    return texts if max(map(len, texts)) <= 9 else [f"{mark:.0e}" if mark else "0" for mark in marks]
 
 
 LEFT, RIGHT, HEAD, FOOT = 64, 12, 30, 42
@@ -223,8 +223,8 @@ def _lines(curves: Sequence[Curve], unit: str, w: int, h: int, duration_s: float
 
     parts = [
         f'<path class="grid" d="M{LEFT} {y(mark):.1f}H{w - RIGHT}"/><text class="soft" text-anchor="end" '
-        f'x="{LEFT - 6}" y="{y(mark) + 4:.1f}">{escape(_label(mark, unit))}</text>'
-        for mark in marks
+        f'x="{LEFT - 6}" y="{y(mark) + 4:.1f}">{escape(text)}</text>'
+        for mark, text in zip(marks, labels(marks, unit), strict=True)
     ]
     parts.append(_times(w, h, duration_s))
     x = LEFT

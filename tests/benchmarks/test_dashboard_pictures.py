@@ -8,7 +8,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from benchmarks.instrument.dashboard_pictures import BOARDS, LOADS, STEP_S, Curve, drawn, last, ticks
+from benchmarks.instrument.dashboard_pictures import BOARDS, LOADS, STEP_S, Curve, drawn, labels, last, ticks
 
 
 def panel(kind: str = "timeseries", unit: str = "s", **place: int) -> dict[str, Any]:
@@ -57,3 +57,11 @@ def test_a_heat_map_draws_the_requests_between_two_bounds() -> None:
 def test_ticks_are_round_and_reach_around_the_values(low: float, high: float) -> None:
     marks = ticks(low, high)
     assert marks[0] <= low + 1e-13 and marks[-1] >= high - 1e-13 and len(marks) <= 7
+
+
+@pytest.mark.parametrize(
+    ("marks", "texts"),
+    [([0.0, 5.0, 10.0], ["0 J", "5.00 J", "10.0 J"]), ([-5e-12, 0.0, 1e-11], ["-5e-12", "0", "1e-11"])],
+)
+def test_the_labels_of_an_axis_are_of_one_kind(marks: list[float], texts: list[str]) -> None:
+    assert labels(marks, "joule") == texts
