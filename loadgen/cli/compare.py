@@ -1,14 +1,11 @@
 """loadgen compare: set run folders side by side, and check them against limits."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
 from loadgen.cli.options import FILE
-
-if TYPE_CHECKING:
-    pass
 
 
 class _Allowed(click.ParamType[str]):

@@ -222,7 +222,7 @@ def interval_notes(
     how = (
         f"A and {letter} had the same schedule: its chance cancels in the intervals."
         if found.paired
-        else f"A and {letter} had different schedules: their chance is in the intervals."
+        else f"A and {letter} had different schedules or numbers of runs: their chance is in the intervals."
     )
     reasons: dict[str, list[str]] = {}
     for path, row in found.rows.items():
@@ -255,7 +255,7 @@ def describe(outcome: Outcome) -> str:
     gate, run = outcome.gate, letters(outcome.run + 1)[-1]
     head = "FAILED" if outcome.failed else "passed"
     if outcome.value is None or outcome.limit is None:
-        return f"{head} {gate.text}: {run} or its baseline is unknown"
+        return f"{head} {gate.text}: {f'{run} or its baseline' if gate.relative else run} is unknown"
     limit = f" (limit {quantity(gate.path, outcome.limit)})" if gate.relative else ""
     doubt = f"; its interval is unknown: {outcome.undecided}" if outcome.undecided else ""
     return f"{head} {gate.text}: {run} has {quantity(gate.path, outcome.value)}{limit}{doubt}"

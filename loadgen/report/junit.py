@@ -24,7 +24,10 @@ class Case(NamedTuple):
 def verdict_cases(verdict: Verdict) -> list[Case]:
     """Return a case for each check of a run. A warning passes, with its reason; what was not judged is skipped."""
     statuses = {"ok": "passed", "warning": "passed", "failed": "failure", None: "skipped"}
-    return [Case(check.name, statuses[check.status], check.reason or "") for check in verdict.checks]
+    return [
+        Case(check.name, statuses[check.status], check.reason or ("" if check.status else "not judged"))
+        for check in verdict.checks
+    ]
 
 
 def junit_xml(suite: str, cases: Sequence[Case]) -> bytes:
