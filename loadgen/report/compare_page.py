@@ -13,19 +13,26 @@ from loadgen.report.first_screen import start_time
 from loadgen.report.format import UNKNOWN, clean, number, plural, seconds
 from loadgen.report.markup import Markup, join, table, tag
 from loadgen.report.page import header, render_page, section, verdict_box
-from loadgen.report.run_facts import HEADLINES, LATENCIES, is_invalid, is_simulated, summary_of, title, verdict_remarks
+from loadgen.report.run_facts import (
+    BOXES,
+    HEADLINES,
+    LATENCIES,
+    is_invalid,
+    is_simulated,
+    summary_of,
+    title,
+    verdict_remarks,
+)
 from loadgen.results.run_statistics import limits_of
 
 if TYPE_CHECKING:
     from loadgen.report.comparability import Objection
     from loadgen.results.difference import Difference, Differences
     from loadgen.results.run_folder import RunResult
-    from loadgen.results.verdict import Status
 
 HIGHER_IS_BETTER = ("goodput.ratio", "goodput.rps", "tokens.output_per_s")
 NEUTRAL = ("energy.mean_watts",)
 """Numbers of which neither direction is the better one."""
-_BOXES: dict[Status | None, str] = {"ok": "good", "warning": "fair", "failed": "bad", None: "fair"}
 _STYLE = """
 .interval { display: block; width: 100%; min-width: 140px; height: 18px; overflow: visible; --c: var(--soft); }
 .interval.better { --c: var(--good); } .interval.worse { --c: var(--bad); } .interval.other { --c: var(--s0); }
@@ -88,7 +95,7 @@ def _header(
         summary = summary_of(run)
         lines = [remark.text for remark in verdict_remarks(summary)]
         boxes.append(
-            verdict_box(_BOXES[summary.verdict.status], f"{letter}: {HEADLINES[summary.verdict.status]}", lines)
+            verdict_box(BOXES[summary.verdict.status], f"{letter}: {HEADLINES[summary.verdict.status]}", lines)
         )
     titles = {letter: title(run.info, summary_of(run)) for letter, run in runs.items()}
     heading = "; ".join(f"{letter}: {name}" for letter, name in titles.items())

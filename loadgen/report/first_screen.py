@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from loadgen.report.format import UNKNOWN, clean, count, joules, percent, seconds, watts, with_unit
-from loadgen.report.markup import Markup, join, tag
-from loadgen.report.page import command_box, header, verdict_box
+from loadgen.report.markup import Markup, tag
+from loadgen.report.page import command_box, header, tile, verdict_box
 from loadgen.report.run_facts import (
+    BOXES,
     HEADLINES,
     LATENCIES,
     MARKS_LEGEND,
+    SIMULATED,
     energy_note,
     error_of,
     failed_kinds,
@@ -32,10 +33,6 @@ from loadgen.units import NS_PER_S
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunInfo, RunResult
     from loadgen.results.summary import Latency, Summary
-    from loadgen.results.verdict import Status
-
-TileValue = tuple[str, str]
-"""A short label, or "", and a number with its unit."""
 
 
 def first_screen(result: RunResult) -> list[Markup]:
@@ -54,17 +51,16 @@ def first_screen(result: RunResult) -> list[Markup]:
 def _header(info: RunInfo, summary: Summary) -> Markup:
     """Return the run in a few lines, and its verdict with every reason."""
     status = summary.verdict.status
-    kinds: dict[Status | None, str] = {"ok": "good", "warning": "fair", "failed": "bad", None: "fair"}
     lines = [remark.text for remark in verdict_remarks(summary)] or ["Every check that applies to this run passed."]
     facts = [start_time(info), seconds(summary.duration_s), f"run {clean(info.run_id)}"]
     if is_simulated(info):
-        facts.append("the server was simulated: joules and times are a model's, not a machine's")
+        facts.append(SIMULATED)
     return header(
         "loadgen report",
         title(info, summary),
         tag("p", server_line(info)),
         tag("p", " · ".join(fact for fact in facts if fact), class_="soft"),
-        verdict_box(kinds[status], HEADLINES[status], lines),
+        verdict_box(BOXES[status], HEADLINES[status], lines),
         simulated=is_simulated(info),
     )
 
@@ -85,22 +81,6 @@ def command_line(info: RunInfo) -> Markup:
 # ---------------------------------------------------------------- tiles
 
 
-def _tile(name: str, values: Sequence[TileValue], notes: Iterable[str], invalid: str | None = None) -> Markup:
-    """Return one tile. Its numbers are struck where a check says that they support no claim."""
-    numbers = []
-    for label, text in values:
-        figure, _, unit = text.partition(" ")
-        number = join([figure, *([" ", tag("span", unit)] if unit else [])])
-        if invalid and text != UNKNOWN:
-            number = tag("s", tag("span", "not valid: ", class_="spoken"), number)
-        numbers.append(tag("dd", tag("small", label, " ") if label else "", number))
-    reason = ""
-    if invalid and any(text != UNKNOWN for _, text in values):
-        reason = tag("span", f'not valid: see "{invalid}" in the verdict', class_="missed")
-    lines = [tag("dd", note, class_="note") for note in (reason, *notes) if note]
-    return tag("div", tag("dt", name), *numbers, *lines)
-
-
 def _serving_tiles(summary: Summary) -> list[Markup]:
     """Return completed requests, rate, output and goodput."""
     requests, rate, tokens, good = summary.requests, summary.rate, summary.tokens, summary.goodput
@@ -110,19 +90,19 @@ def _serving_tiles(summary: Summary) -> list[Markup]:
     sent = [("offered", with_unit(rate.achieved_rps, "/s")), ("served", with_unit(served, "/s"))]
     written = f"{count(tokens.output)} tokens out, {count(tokens.input)} in" if tokens.output is not None else ""
     return [
-        _tile(
+        tile(
             "Requests completed" + mark(summary, "requests"),
             [("", f"{count(requests.completed)} of {count(requests.scheduled)}")],
             [failed if requests.failed else "none failed"],
         ),
-        _tile("Request rate" + mark(summary, "rate"), sent, [requested]),
-        _tile(
+        tile("Request rate" + mark(summary, "rate"), sent, [requested]),
+        tile(
             "Output" + mark(summary, "tokens.output"),
             [("", with_unit(tokens.output_per_s, "tokens/s"))],
             [written],
             invalid_by(summary, "tokens.output"),
         ),
-        _tile(
+        tile(
             "Goodput",
             [("", UNKNOWN if good is None else with_unit(good.rps, "/s"))],
             ["no limits were set" if good is None else f"{percent(good.ratio)} within {limits_text(good.slo_ms)}"],
@@ -143,7 +123,7 @@ def _latency_tiles(summary: Summary) -> list[Markup]:
             values = [("p50", seconds(spread.p50)), ("p99", seconds(spread.p99))]
             invalid = invalid_by(summary, field)
             name = f"{words} ({short}){mark(summary, field)}"
-            tiles.append(_tile(name, values, limits or ["no limit was set"], invalid))
+            tiles.append(tile(name, values, limits or ["no limit was set"], invalid))
     return tiles
 
 
@@ -163,5 +143,5 @@ def _energy_tiles(summary: Summary) -> Markup:
         ("Energy per output token", joules(of_token), [error_of(of_token, energy), of_any]),
         ("Mean power", watts(energy.mean_watts), [idle]),
     ]
-    tiles = [_tile(name + touched, [("", value)], notes, invalid) for name, value, notes in numbers]
+    tiles = [tile(name + touched, [("", value)], notes, invalid) for name, value, notes in numbers]
     return tag("dl", *tiles, class_="tiles three")

@@ -17,7 +17,7 @@ from loadgen.report.compare import (
     signed,
 )
 from loadgen.report.format import clean, joules, percent, seconds, with_unit
-from loadgen.report.run_facts import HEADLINES, is_simulated, summary_of, title, verdict_remarks
+from loadgen.report.run_facts import HEADLINES, SIMULATED, is_simulated, summary_of, title, verdict_remarks
 
 if TYPE_CHECKING:
     from loadgen.report.compare import Runs
@@ -71,7 +71,7 @@ def run_markdown(result: RunResult) -> str:
     lines = [f"### {escaped(title(result.info, summary))}: {HEADLINES[summary.verdict.status]}", ""]
     lines += [f"* {escaped(remark.text)}" for remark in verdict_remarks(summary)]
     if is_simulated(result.info):
-        lines.append("* The server was simulated: joules and times are a model's, not a machine's.")
+        lines.append(f"* {SIMULATED}")
     return "\n".join([*lines, "", *_table(("", ""), rows), ""])
 
 

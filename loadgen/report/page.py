@@ -1,11 +1,11 @@
 """The frame of every page: one file that needs nothing but itself."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from string import Template
 
-from loadgen.report.format import clean
+from loadgen.report.format import UNKNOWN, clean
 from loadgen.report.markup import Markup, join, tag
 
 
@@ -54,14 +54,24 @@ def verdict_box(kind: str, head: str, lines: Iterable[str]) -> Markup:
     return tag("div", tag("strong", head), tag("ul", *items) if items else "", class_=f"verdict {kind}")
 
 
-def tiles(rows: Iterable[tuple[str, str, str]]) -> Markup:
-    """Return large numbers: a name, a number with its unit, and a note."""
-    marks = []
-    for name, value, note in rows:
-        figure, _, unit = value.partition(" ")
-        large = tag("dd", figure, " ", tag("span", unit)) if unit else tag("dd", figure)
-        marks.append(tag("div", tag("dt", name), large, tag("dd", note, class_="note")))
-    return tag("dl", *marks, class_="tiles")
+TileValue = tuple[str, str]
+"""A short label, or "", and a number with its unit."""
+
+
+def tile(name: str, values: Sequence[TileValue], notes: Iterable[str], invalid: str | None = None) -> Markup:
+    """Return large numbers under one name, struck where the check `invalid` says that they support no claim."""
+    numbers = []
+    for label, text in values:
+        figure, _, unit = text.partition(" ")
+        number = join([figure, *([" ", tag("span", unit)] if unit else [])])
+        if invalid and text != UNKNOWN:
+            number = tag("s", tag("span", "not valid: ", class_="spoken"), number)
+        numbers.append(tag("dd", tag("small", label, " ") if label else "", number))
+    reason = ""
+    if invalid and any(text != UNKNOWN for _, text in values):
+        reason = tag("span", f'not valid: see "{invalid}" in the verdict', class_="missed")
+    lines = [tag("dd", note, class_="note") for note in (reason, *notes) if note]
+    return tag("div", tag("dt", name), *numbers, *lines)
 
 
 def section(heading: str, *parts: str) -> Markup:

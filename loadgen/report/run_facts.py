@@ -108,6 +108,9 @@ HEADLINES: dict[Status | None, str] = {
     "failed": "FAILED",
     None: "NOT JUDGED",
 }
+BOXES: dict[Status | None, str] = {"ok": "good", "warning": "fair", "failed": "bad", None: "fair"}
+"""Kind of the box on a page that has the verdict."""
+SIMULATED = "The server was simulated: joules and times are a model's, not a machine's."
 
 
 class Remark(NamedTuple):
@@ -183,7 +186,7 @@ def limit_lines(summary: Summary, field: str) -> list[LimitLine]:
     Failed requests count as infinitely late.
     """
     good = summary.goodput
-    parts: list[tuple[str, Summary | WorkloadSummary]] = [("", summary)]
+    parts: list[RunPart] = [("", summary)]
     if good is not None and not good.slo_ms:
         parts = [(f"{clean(name)}: ", part) for name, part in sorted(summary.by_workload.items())]
     return [
@@ -349,7 +352,7 @@ def _arrivals(check: ArrivalCheck) -> str:
         parts.append(f"CV {number(sent.gap_cv)}")
     if sent.ks is not None and sent.ks_critical is not None:
         parts.append(f"KS {sent.ks:.3f} ({'below' if sent.ks <= sent.ks_critical else 'above'} {sent.ks_critical:.3f})")
-    law = {"trace": "the trace's own"}.get(check.process or "", check.process)
+    law = {"trace": "the trace's own", None: "all streams'"}.get(check.process, check.process)
     return f"{clean(check.verdict)}: {law} {check.of}, {', '.join(parts)}"
 
 

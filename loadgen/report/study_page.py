@@ -8,6 +8,7 @@ from loadgen.report.charts.figure import figure
 from loadgen.report.format import plural
 from loadgen.report.markup import Markup, tag
 from loadgen.report.page import header, render_page, section, verdict_box
+from loadgen.report.run_facts import SIMULATED
 from loadgen.report.study_figures import (
     ENERGY_PER_GOOD,
     ENERGY_PER_TOKEN,
@@ -115,5 +116,5 @@ def _remarks(study: StudyInfo, rows: Sequence[Row], gpus: Sequence[str]) -> list
     if len(gpus) > 1:
         remarks.append("Not all runs were on the same GPUs: the comparisons include the differences between these.")
     if any(row.simulated for row in rows):
-        remarks.append("The server was simulated: joules and times are a model's, not a machine's.")
+        remarks.append(SIMULATED)
     return remarks

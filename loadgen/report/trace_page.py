@@ -13,7 +13,7 @@ from loadgen.report.charts.figure import figure
 from loadgen.report.charts.shaded import Shade, shaded_table
 from loadgen.report.format import count, number, percent, plural, seconds, with_unit
 from loadgen.report.markup import Markup, table, tag
-from loadgen.report.page import header, render_page, section, tiles
+from loadgen.report.page import header, render_page, section, tile
 from loadgen.report.trace_facts import ALIKE, DIFFERENCES, MEANINGS, TraceFacts, fact_name, format_fact
 from loadgen.stats.distributions import curve_of_counts
 from loadgen.workload.trace_stats import RATE_PARTS, WINDOWS_S, Description
@@ -94,7 +94,8 @@ def _header(traces: Sequence[TraceFacts], title: str) -> Markup:
     if rough:
         parts.append(tag("p", "; ".join(rough) + ": the trace is too large to be kept in memory.", class_="soft"))
     if len(traces) == 1:
-        parts.append(tiles(tile_rows(traces[0][0])))
+        tiles = [tile(name, [("", value)], [note]) for name, value, note in tile_rows(traces[0][0])]
+        parts.append(tag("dl", *tiles, class_="tiles"))
     return header("loadgen trace", title, *parts)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from loadgen.report.markup import join, table, tag
-from loadgen.report.page import command_box, header, render_page, section, stacked_bar, tiles, verdict_box
+from loadgen.report.page import command_box, header, render_page, section, stacked_bar, tile, verdict_box
 from report.test_run_page import Page
 
 
@@ -72,7 +72,7 @@ def test_a_verdict_without_reasons_has_no_list() -> None:
     [("3.02 /s", "3.02 /s", 1), ("1,414", "1,414", 0), ("-", "-", 0), ("867 tokens/s", "867 tokens/s", 1)],
 )
 def test_the_unit_of_a_tile_is_smaller_than_its_number(value: str, words: str, spans: int) -> None:
-    page = Page(tiles([("Rate", value, "a note")]))
+    page = Page(tile("Rate", [("", value)], ["a note"]))
     assert page.text == f"Rate {words} a note"
     assert sum(name == "span" for name, _ in page.elements) == spans
 

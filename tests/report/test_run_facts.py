@@ -17,7 +17,16 @@ from loadgen.report.run_facts import (
     span_facts,
     verdict_remarks,
 )
-from loadgen.results.summary import Distribution, Goodput, KindOutput, LengthCheck, NaturalEndings, Summary
+from loadgen.results.summary import (
+    ArrivalCheck,
+    Distribution,
+    Goodput,
+    KindOutput,
+    LengthCheck,
+    NaturalEndings,
+    RealizedArrivals,
+    Summary,
+)
 from loadgen.results.verdict import CHECKS, Check, Status, Verdict
 from support import sample_runs
 
@@ -46,6 +55,18 @@ def test_lengths_show_the_difference_with_its_sign() -> None:
     assert found["input length", ""].startswith("1,000 tokens requested, +3 by the server's count; at most 2 off")
     assert found["output length", ""].startswith("50 tokens requested, -2 by the server's count; at most - off")
     assert ("input length", "") not in facts(summary(lengths=None))
+
+
+@pytest.mark.parametrize(
+    ("process", "text"), [("gamma", "gamma"), ("trace", "the trace's own"), (None, "all streams'")]
+)
+def test_arrivals_say_by_which_law_they_were_due(process: str | None, text: str) -> None:
+    sent = RealizedArrivals(count=9, rate=4.0, dispersion=None, gap_cv=None, ks=None, ks_critical=None)
+    check = ArrivalCheck(
+        of="requests", process=process, asked_rps=4.0, scheduled=sent, sent=sent, as_asked=True, verdict="as asked"
+    )
+    arrivals = facts(summary(arrivals=check, by_workload={}))["arrivals", ""]
+    assert arrivals == f"as asked: {text} requests, 4.00 /s of 4.00 /s requested"
 
 
 def test_natural_endings_stand_beside_the_recorded_answers() -> None:
