@@ -18,6 +18,7 @@ from loadgen.report.run_facts import (
     energy_cells,
     energy_note,
     engine_facts,
+    failed_kinds,
     is_simulated,
     kind_rows,
     latency_rows,
@@ -84,8 +85,8 @@ def _load(result: RunResult, summary: Summary, parts: list[RunPart], console: Co
     for name, part in parts:
         table.add_row(*(Text(cell) for cell in (f"  {_name(name)}", *request_cells(part))))
     print_table(table, console)
-    if kinds := summary.requests.by_error:
-        _line(console, "failed", ", ".join(f"{n:,} {clean(kind)}" for kind, n in sorted(kinds.items()) if n))
+    if kinds := failed_kinds(summary.requests):
+        _line(console, "failed", kinds)
     tokens = summary.tokens
     _line(
         console,
