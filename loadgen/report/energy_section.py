@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 
 def energy_section(result: RunResult, summary: Summary, drawn: Sequence[int]) -> list[Markup]:
+    """Return the parts of the section; a sentence where nothing was measured or attributed."""
     measured, attribution = summary.energy.measured_joules, result.attribution
     if measured is None:
         return [tag("p", energy_note(summary) or "")]
@@ -64,7 +65,7 @@ def energy_ledger(attribution: RunAttribution, energy: EnergySummary) -> Markup:
             " off, not how far requests differ."
         )
     if energy.came_whole:
-        caption += f" {whole_answers(energy.came_whole).capitalize()}."
+        caption += f" {whole_answers(energy.came_whole)}."
     accounts_table = table(["account", "energy", "share"], rows, "Energy accounts", "ledger")
     heading = tag("h3", "Where the energy went")
     return tag("figure", heading, bar, accounts_table, tag("figcaption", caption), class_="wide")
@@ -106,12 +107,10 @@ _COEFFICIENTS = {
 _GOOD_R_SQUARED, _LARGE_MISFIT = 0.9, 0.2
 
 
-def fitted_costs(energy: EnergySummary) -> Markup:
-    """Return the coefficients that decided the shares, and their meaning; empty where nothing was fitted."""
-    if not energy.coefficients:
-        return Markup()
+def fitted_costs(coefficients: dict[str, float | None]) -> Markup:
+    """Return the coefficients that decided the shares, and their meaning."""
     rows = []
-    for name, value in energy.coefficients.items():
+    for name, value in coefficients.items():
         match name.rpartition("_")[2]:
             case "j":
                 text = joules(value)
@@ -129,7 +128,7 @@ def fitted_costs(energy: EnergySummary) -> Markup:
         "these costs, which were fitted to the run's own windows. The fit decides the shares within a window; the "
         "counter decides the energy, so no total depends on it."
     )
-    warning = fit_warning(energy.coefficients)
+    warning = fit_warning(coefficients)
     return tag(
         "div",
         tag("p", caption),

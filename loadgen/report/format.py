@@ -95,7 +95,7 @@ def tick_joules(value: float) -> str:
 
 def tick_count(value: float) -> str:
     """Format a round number of tokens for an axis."""
-    for factor, unit in ((1e6, "M"), (1e3, "k")):
-        if abs(value) >= 9.999 * factor or (unit == "M" and abs(value) >= 999_999):
+    for least, factor, unit in ((999_999, 1e6, "M"), (9_999, 1e3, "k")):
+        if abs(value) >= least:
             return f"{value / factor:,.10g}{unit}"
     return f"{value:,.10g}"

@@ -94,7 +94,7 @@ class PlainView:
 
     def _draw_rest(self) -> None:
         """Draw the last numbers of a stage that ends."""
-        if self._stage is not None and self._undrawn is not None and self._undrawn.sent:
+        if self._stage is not None and self._undrawn is not None:
             self._print(line(self._stage, self._undrawn))
         self._undrawn = None
 

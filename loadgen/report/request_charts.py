@@ -110,12 +110,12 @@ def _dots(
             across, up = np.array([points[index] for index in own], dtype=np.float64).T
             series.append(Series(name, across, up, "dots", colour, requests=own))
     values = np.array([point[1] for point in points.values()] or [np.nan])
-    rule = "" if len(drawn) == len(points) else f"{len(drawn):,} of "
-    how = (
-        f": the {EXTREMES} highest and lowest of TTFT, TPOT, E2E, schedule lag and joules, and others at even distances"
-        if rule
-        else ""
-    )
+    counted = plural(len(points), "request")
+    if len(drawn) < len(points):
+        extremes = f"the {EXTREMES} highest and lowest of TTFT, TPOT, E2E, schedule lag and joules"
+        caption = f"{len(drawn):,} of {counted}: {extremes}, and others at even distances."
+    else:
+        caption = f"{counted}."
     spread = ", ".join(
         f"{word} {value_text(float(value), y.unit)}"
         for word, value in zip(("lowest", "median", "highest"), np.quantile(values, (0, 0.5, 1)), strict=True)
@@ -126,8 +126,8 @@ def _dots(
         x,
         y,
         tuple(series),
-        text=f"{title}. {plural(len(points), 'request')}: {spread}.",
-        caption=f"{rule}{plural(len(points), 'request')}{how}.{note and ' ' + note}",
+        text=f"{title}. {counted}: {spread}.",
+        caption=f"{caption}{note and ' ' + note}",
         limits=limits,
         group=group,
         height=150 if group else 260,

@@ -1,9 +1,12 @@
 """The energy of a run on its page."""
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 
 from loadgen.report import energy_section
+from loadgen.report.run_page import render_run_page
 from report.test_run_page import Page
 from support import sample_runs
 
@@ -26,10 +29,7 @@ def test_energy_by_workload_has_the_run_and_each_workload() -> None:
     assert sum(name == "svg" for name, _ in Page(energy_section.energy_by_workload(unknown)).elements) == 2
 
 
-def test_without_a_fit_there_are_no_fitted_costs() -> None:
-    made = sample_runs.single().summary
-    assert made is not None
-    assert energy_section.fitted_costs(msgspec.structs.replace(made.energy, coefficients=None)) == ""
+def test_fitted_costs_have_their_units_and_meanings() -> None:
     fit = {
         "step_j": 0.5,
         "idle_w": 100.0,
@@ -38,7 +38,7 @@ def test_without_a_fit_there_are_no_fitted_costs() -> None:
         "outliers": 1200.0,
         "decode_token_j": None,
     }
-    text = Page(energy_section.fitted_costs(msgspec.structs.replace(made.energy, coefficients=fit))).text
+    text = Page(energy_section.fitted_costs(fit)).text
     for row in (
         "static power 0.500 J",
         "power of the idle server 100 W",
@@ -47,6 +47,15 @@ def test_without_a_fit_there_are_no_fitted_costs() -> None:
         "as outliers 1,200",
     ):
         assert row in text
+
+
+@pytest.mark.parametrize("fit", [None, {"step_j": 0.5}])
+def test_a_run_has_fitted_costs_only_where_there_was_a_fit(fit: dict[str, float | None] | None) -> None:
+    made = sample_runs.single()
+    assert made.summary is not None
+    energy = msgspec.structs.replace(made.summary.energy, coefficients=fit)
+    page = render_run_page(replace(made, summary=msgspec.structs.replace(made.summary, energy=energy)))
+    assert ("an engine step, whoever is in it" in page) == (fit is not None)
 
 
 @pytest.mark.parametrize(
