@@ -134,11 +134,7 @@ def _rate(value: float | None, units: str) -> dict[str, Any] | None:
 def _performance(result: RunResult, summary: Summary) -> dict[str, Any]:
     done, counts, tokens = [r for r in result.records if r.ok], summary.requests, summary.tokens
     cut_off = sum(counts.by_error.get(kind, 0) for kind in CUT_OFF)
-    both = (
-        None
-        if None in (tokens.input_per_s, tokens.output_per_s)
-        else (tokens.input_per_s or 0) + (tokens.output_per_s or 0)
-    )
+    rates = [rate for rate in (tokens.input_per_s, tokens.output_per_s) if rate is not None]
     inputs = distribution(record.input_tokens if tokens.input is not None else None for record in done)
     per_token = distribution(
         r.e2e_ns / NS_PER_S / r.output_tokens for r in done if r.e2e_ns is not None and r.output_tokens
@@ -162,7 +158,7 @@ def _performance(result: RunResult, summary: Summary) -> dict[str, Any]:
         "throughput": _known({
             "input_token_rate": _rate(tokens.input_per_s, "tokens/s"),
             "output_token_rate": _rate(tokens.output_per_s, "tokens/s"),
-            "total_token_rate": _rate(both, "tokens/s"),
+            "total_token_rate": _rate(sum(rates) if len(rates) == 2 else None, "tokens/s"),
             "request_rate": _rate(served, "queries/s"),
         }),
     }  # fmt: skip

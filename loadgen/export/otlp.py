@@ -7,6 +7,7 @@ and `loadgen.request.energy`, in joules.
 from __future__ import annotations
 
 import json
+from base64 import b64decode
 from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -113,14 +114,8 @@ def otlp_lines(result: RunResult) -> Iterator[bytes]:
     for _, message in otlp_messages(result):
         plain = MessageToDict(message, use_integers_for_enums=True)
         for resource in plain.get("resourceSpans", ()):
-            for scope in resource["scopeSpans"]:
-                for span, made in zip(
-                    scope.get("spans", ()), message.resource_spans[0].scope_spans[0].spans, strict=True
-                ):
-                    span |= {
-                        "traceId": made.trace_id.hex(),
-                        "spanId": made.span_id.hex(),
-                    }  # OTLP's JSON, unlike protobuf's
+            for span in resource["scopeSpans"][0].get("spans", ()):  # OTLP's JSON has ids in hex, protobuf's in base64
+                span |= {name: b64decode(span[name]).hex() for name in ("traceId", "spanId")}
         yield json.dumps(plain, separators=(",", ":")).encode() + b"\n"
 
 
