@@ -12,9 +12,9 @@ NAMES = ("chromium", "chromium-browser", "google-chrome")
 PageOf = Callable[..., sync_api.Page]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="package")
 def chromium() -> Iterator[sync_api.Browser]:
-    """The browser of a module's tests. It ends with them: its event loop would be in the way of asyncio's tests."""
+    """The browser of this folder's tests. It ends with them: its event loop would be in the way of asyncio's tests."""
     path = next(filter(None, map(shutil.which, NAMES)), None)
     if path is None:
         pytest.skip(f"no browser was found: none of {', '.join(NAMES)} is installed")
