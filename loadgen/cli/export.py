@@ -26,7 +26,9 @@ FORMATS = {"csv": "csv", "parquet": "parquet", "vllm": "vllm.json", "br0.2": "br
     help="File to write; - is standard output, and an http:// URL, for otlp only, a collector.  "
     "[default: RUN.csv and the like, beside the folder]",
 )
-@click.option("--detailed", is_flag=True, help="vllm: with the lists of every request, as --save-detailed has them.")
+@click.option(
+    "--detailed", is_flag=True, help="Format vllm: with the lists of every request, as --save-detailed has them."
+)
 @click.option("--overwrite", is_flag=True, help="Replace FILE.")
 def export(run: Path, kind: str, output: str | None, detailed: bool, overwrite: bool) -> None:
     """Write the run folder RUN in the format of another tool.

@@ -1,6 +1,7 @@
 """The command line as a whole: every command loads, and no key stays in the process title."""
 
 import os
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -11,6 +12,14 @@ from click.testing import CliRunner
 
 from loadgen import cli
 from loadgen.cli.options import key_values
+
+
+@pytest.fixture(autouse=True)
+def _sigterm_as_before() -> Iterator[None]:
+    """`main` is made for a process of its own, of which it takes SIGTERM."""
+    handler = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, handler)
 
 
 @pytest.mark.parametrize("name", cli.COMMANDS)

@@ -99,7 +99,8 @@ def test_every_option_of_the_command_has_a_place() -> None:
     """A parameter of the command's function, or a field: an option that is neither would be lost."""
     of_the_schedule_and_the_view = {
         "trace", "streams", "rps", "scale", "shape", "arrival", "burstiness", "duration_s", "num_requests", "seed",
-        "serve", "stop", "ui", "as_json", "input", "output", "think", "verbose", "log_file",
+        "serve", "stop", "ui", "as_json", "input", "output", "think", "verbose", "log_file", "repeat",
+        "junit", "markdown",
     }  # fmt: skip
     names = {param.name for param in replay.params if not isinstance(param, click.Argument)} | {"trace"}
     assert names == of_the_schedule_and_the_view | set(GIVEN)
