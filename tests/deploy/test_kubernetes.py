@@ -211,7 +211,10 @@ def test_promtool_accepts_the_rules_of_the_resource(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("limit", "status"), [("ttft_s.p99>60s", 0), ("ttft_s.p99>0ms", 1)])
 def test_the_job_succeeds_or_fails_with_its_limits(limit: str, status: int, tmp_path: Path) -> None:
-    """The arguments of its two containers, against a simulated server, with a short run and another limit."""
+    """The arguments of its two containers, against a simulated server, with a short run and another limit.
+
+    The gate takes a run whose client had to wait for a core, as it may here.
+    """
     (job,) = documents(FOLDER / "replay")
     pod = job["spec"]["template"]["spec"]
     with served("sim") as url:
@@ -220,7 +223,8 @@ def test_the_job_succeeds_or_fails_with_its_limits(limit: str, status: int, tmp_
         assert set(paths) <= {argument for one in containers(pod) for argument in one["args"]}
         statuses = [
             subprocess.run(
-                [sys.executable, "-m", "loadgen", *(paths.get(argument, argument) for argument in one["args"])],
+                [sys.executable, "-m", "loadgen", *(paths.get(argument, argument) for argument in one["args"]),
+                 *(["--allow", "failed"] if one["name"] == "gate" else [])],
                 cwd=ROOT, capture_output=True, check=False,
             ).returncode
             for one in containers(pod)
