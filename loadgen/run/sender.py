@@ -39,8 +39,6 @@ MARGIN_NS = 500_000
 """Time before an instant in which no further body is made ahead."""
 NEAR_NS = 3_000_000
 """Time before an instant until which the event loop's own timers are good enough."""
-
-
 MAX_WAITING = 3
 """Requests in flight that a view names."""
 
@@ -201,7 +199,7 @@ class Sender:
             if record.error:
                 _log_failure(record)
             self._keep(record)
-            if not self._keeps_answer(record.index):
+            if not exchange.post.keeps_answer:
                 self._continue_session(record, None)
                 return
             answers = exchange.stream.answers(record.index)
