@@ -16,6 +16,11 @@ class Anchor(NamedTuple):
     wall_ns: int
     monotonic_ns: int
 
+    @property
+    def offset_ns(self) -> int:
+        """Return the wall clock less the monotonic one: what turns an instant of a run into Unix time."""
+        return self.wall_ns - self.monotonic_ns
+
 
 def anchor() -> Anchor:
     """Read both clocks as close together as this machine allows.

@@ -59,8 +59,7 @@ class ArrivalClock:
             return read_ns
         if read_ns > self._offset_valid_until_ns:
             self.stamped_by = self.stamped_by or "kernel"
-            clocks = anchor()
-            self._wall_minus_monotonic_ns = clocks.wall_ns - clocks.monotonic_ns
+            self._wall_minus_monotonic_ns = anchor().offset_ns
             self._offset_valid_until_ns = read_ns + OFFSET_VALID_NS
         seconds, ns = _TIMESPEC.unpack(ancillary[0][2])  # as in `kernel_wall_ns`, without a call in the hot path
         arrived_ns: int = seconds * NS_PER_S + ns - self._wall_minus_monotonic_ns

@@ -72,7 +72,7 @@ def _metrics(result: RunResult) -> Any:
     from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 
     info, table = result.info, request_table(result)
-    offset_ns = info.anchor.wall_ns - info.anchor.monotonic_ns
+    offset_ns = info.anchor.offset_ns
     start_ns = info.start_ns or info.anchor.monotonic_ns
     request = ExportMetricsServiceRequest()
     resource = request.resource_metrics.add()

@@ -31,7 +31,7 @@ def vllm_result(result: RunResult, *, detailed: bool) -> dict[str, Any]:
     assert summary is not None
     tokens, energy, config = summary.tokens, summary.energy, info.config
     backend = BACKENDS.get(str(config.get("endpoint")), str(config.get("endpoint")))
-    started_s = (info.anchor.wall_ns + (info.start_ns or info.anchor.monotonic_ns) - info.anchor.monotonic_ns) / 1e9
+    started_s = ((info.start_ns or info.anchor.monotonic_ns) + info.anchor.offset_ns) / 1e9
     input_per_s, output_per_s = tokens.input_per_s, tokens.output_per_s
     made: dict[str, Any] = {
         "date": datetime.fromtimestamp(started_s, UTC).strftime("%Y%m%d-%H%M%S"),

@@ -69,7 +69,7 @@ def start_time(info: RunInfo) -> str:
     """Return the start of the run by the wall clock; empty when it never started."""
     if info.start_ns is None:
         return ""
-    wall_s = (info.anchor.wall_ns + info.start_ns - info.anchor.monotonic_ns) / NS_PER_S
+    wall_s = (info.start_ns + info.anchor.offset_ns) / NS_PER_S
     return f"{datetime.fromtimestamp(wall_s, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 

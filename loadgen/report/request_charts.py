@@ -60,12 +60,13 @@ def ttft_by_input(result: RunResult, drawn: Sequence[int]) -> Chart:
 
 def joules_by_tokens(result: RunResult, drawn: Sequence[int]) -> Chart:
     """Return attributed joules against the tokens of prompt and answer."""
-    energies = {e.index: e.joules for e in result.attribution.requests} if result.attribution else {}
+    shares = result.shares
     points = {
-        record.index: (tokens, energy)
+        record.index: (tokens, share.joules)
         for record in result.records
         if record.ok and record.input_tokens is not None and record.output_tokens is not None
-        if (tokens := record.input_tokens + record.output_tokens) and (energy := energies.get(record.index))
+        if (tokens := record.input_tokens + record.output_tokens)
+        if (share := shares.get(record.index)) and share.joules
     }
     x, y = Axis("input + output tokens", "tokens", log=True), Axis("J per request", "J", log=True)
     return _dots(result, drawn, "joules-tokens", "Energy against tokens", x, y, points)

@@ -27,13 +27,13 @@ def drawn_requests(result: RunResult, limit: int = MAX_DRAWN) -> Ints:
     indices = np.array([record.index for record in sent], dtype=np.int64)
     if len(sent) <= limit:
         return np.sort(indices)
-    joules = {share.index: share.joules for share in result.attribution.requests} if result.attribution else {}
+    shares = result.shares
     quantities = (
         [record.ttft_ns for record in sent],
         [record.tpot_ns for record in sent],
         [record.e2e_ns for record in sent],
         [record.lag_ns for record in sent],
-        [joules.get(record.index) for record in sent],
+        [share.joules if (share := shares.get(record.index)) else None for record in sent],
     )
     kept = np.zeros(len(sent), dtype=bool)
     ends = min(EXTREMES, limit // (2 * len(quantities)))

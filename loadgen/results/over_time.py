@@ -17,7 +17,7 @@ from loadgen.results.energy_summary import aligned_series, outermost_series
 from loadgen.results.metrics import came_in_one_piece, prompts_are_counted
 from loadgen.results.summarize import span
 from loadgen.stats.time_bins import Percentiles, TimeBins, bins_between
-from loadgen.telemetry.engine_sample import EngineSample, counter_growth, sample_times
+from loadgen.telemetry.engine_sample import MAX_HOLD_S, EngineSample, counter_growth, sample_times
 from loadgen.units import MJ_PER_J, NS_PER_S
 
 if TYPE_CHECKING:
@@ -26,8 +26,6 @@ if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
     from loadgen.stats.arrays import Floats, Ints
 
-MAX_HOLD_S = 5.0
-"""A reading of a gauge holds until the next one, and no longer than this."""
 PIECE = 1 << 20
 """Chunks that are counted at once at least, to bound the memory."""
 

@@ -37,5 +37,5 @@ def provenance_of(info: RunInfo) -> Provenance:
 def _utc(info: RunInfo) -> str | None:
     if info.start_ns is None:
         return None
-    wall_s = (info.anchor.wall_ns + info.start_ns - info.anchor.monotonic_ns) / NS_PER_S
+    wall_s = (info.start_ns + info.anchor.offset_ns) / NS_PER_S
     return datetime.fromtimestamp(wall_s, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")

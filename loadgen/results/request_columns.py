@@ -10,16 +10,13 @@ import numpy as np
 
 from loadgen.results.metrics import came_in_one_piece, with_planned_prompts
 from loadgen.results.summarize import span
-from loadgen.telemetry.engine_sample import EngineSample, counter_growth, sample_times
+from loadgen.telemetry.engine_sample import MAX_HOLD_S, EngineSample, counter_growth, sample_times
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.record import RequestRecord
     from loadgen.results.run_folder import RunResult
     from loadgen.stats.arrays import Floats, Ints
-
-MAX_HOLD_NS = 5 * NS_PER_S
-"""A reading of the engine's queue holds until the next one, and no longer than this."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def request_columns(result: RunResult) -> RequestColumns:
     sent_ns = np.array([record.sent_ns for record in done], dtype=np.int64)
     ended_ns = np.array([record.finished_ns or end_ns for record in done], dtype=np.int64)
     streamed = [not came_in_one_piece(record) for record in done]
-    shares = {share.index: share for share in result.attribution.requests} if result.attribution else {}
+    shares = result.shares
     energy = [shares.get(record.index) for record in done]
     in_flight, mean_in_flight, waiting = _load_met(result.records, sent_ns, ended_ns, end_ns)
     return RequestColumns(
@@ -123,7 +120,7 @@ def queue_at(engine: Sequence[EngineSample], instants_ns: Ints) -> Floats:
         return np.full(len(instants_ns), np.nan)
     t_ns, waiting = sample_times(samples), np.array([sample["waiting"] for sample in samples], dtype=np.float64)
     before = np.searchsorted(t_ns, instants_ns, "right") - 1
-    known = (before >= 0) & (instants_ns - t_ns[before] <= MAX_HOLD_NS)
+    known = (before >= 0) & (instants_ns - t_ns[before] <= MAX_HOLD_S * NS_PER_S)
     return np.where(known, waiting[before], np.nan)
 
 

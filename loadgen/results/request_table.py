@@ -135,9 +135,9 @@ COLUMNS: tuple[Column, ...] = (
 def request_rows(result: RunResult) -> Iterator[RequestRow]:
     """Yield a row for each request of the schedule, whatever its outcome, in the order of the schedule."""
     start_ns, _ = span(result)
-    shares = {share.index: share for share in result.attribution.requests} if result.attribution else {}
+    shares = result.shares
     counted = prompts_are_counted(result.schedule, result.records)
-    model, clocks = result.info.server.get("model"), result.info.anchor
+    model = result.info.server.get("model")
     for request, record in zip(result.schedule, result.records, strict=True):
         yield RequestRow(
             request=request,
@@ -145,7 +145,7 @@ def request_rows(result: RunResult) -> Iterator[RequestRow]:
             energy=None if record.error == "cancelled" and record.sent_ns is None else shares.get(record.index),
             model=model,
             start_ns=start_ns,
-            wall_offset_ns=clocks.wall_ns - clocks.monotonic_ns,
+            wall_offset_ns=result.info.anchor.offset_ns,
             prompts_counted=counted,
         )
 

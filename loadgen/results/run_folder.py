@@ -25,7 +25,7 @@ from loadgen.record import Kind, RequestRecord
 from loadgen.workload.schedule import ArrivalSpec, Schedule, ScheduledRequest, schedule_lines
 
 if TYPE_CHECKING:
-    from loadgen.attribution.shapley import RunAttribution
+    from loadgen.attribution.shapley import RequestEnergy, RunAttribution
     from loadgen.results.summary import Summary
     from loadgen.telemetry.engine_sample import EngineSample
 
@@ -101,6 +101,11 @@ class RunResult:
     """Energy of each request; None without energy, or before `analyse_run`."""
     summary: Summary | None
     """Numbers of summary.json; None before `analyse_run`."""
+
+    @property
+    def shares(self) -> dict[int, RequestEnergy]:
+        """Return the energy of each request by its index; empty without energy, or before `analyse_run`."""
+        return {share.index: share for share in self.attribution.requests} if self.attribution else {}
 
 
 # ---------------------------------------------------------------- writing

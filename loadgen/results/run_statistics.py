@@ -74,10 +74,10 @@ def over_requests(run: RunResult) -> Resampled:
         parts["goodput.ratio",] = _ratio(good, limited)
     if min(met, missed) < MIN_BEYOND:
         reasons["goodput.ratio"] = f"of {met + missed:,} requests {met:,} met every limit"
-    joules = joules_of(run)
+    shares = run.shares
     tokens = np.array([record.output_tokens or 0 for record in records], dtype=np.float64)
-    spent = np.array([joules.get(record.index, 0.0) for record in records], dtype=np.float64)
-    if joules and tokens.any():
+    if shares and tokens.any():
+        spent = np.array([shares[record.index].joules if record.index in shares else 0.0 for record in records])
         parts["energy.joules_per_output_token",] = _ratio(spent, tokens)
     return Resampled("requests", n, parts, reasons)
 
@@ -92,11 +92,6 @@ def name_and(name: str) -> tuple[str, ...]:
     return tuple(f"{name}.{statistic}" for statistic in ("mean", *PERCENTILES))
 
 
-def joules_of(run: RunResult) -> dict[int, float]:
-    """Return the attributed joules by index of the request."""
-    return {share.index: share.joules for share in run.attribution.requests} if run.attribution else {}
-
-
 def _in_order(run: RunResult) -> list[RequestRecord]:
     """Return the records in the order of the schedule."""
     planned = {request.index: request.offset_ns for request in run.schedule}
@@ -109,7 +104,7 @@ def values_of(run: RunResult) -> dict[str, tuple[Floats, Ints]]:
     records = _in_order(run)
     completed = [(i, record) for i, record in enumerate(records) if record.ok]
     streamed = [(i, record) for i, record in completed if not came_in_one_piece(record)]
-    joules = joules_of(run)
+    shares = run.shares
     columns = {
         name: _column((i, getattr(record, f"{name.removesuffix('_s')}_ns")) for i, record in of)
         for name, of in (
@@ -121,7 +116,7 @@ def values_of(run: RunResult) -> dict[str, tuple[Floats, Ints]]:
     owners = np.repeat(np.array([i for i, _ in streamed], dtype=np.int64), [len(part) for part in gaps])
     columns["itl_s"] = (np.concatenate([*gaps, np.zeros(0, np.float32)]), owners)
     in_seconds = {name: (values / NS_PER_S, owners) for name, (values, owners) in columns.items()}
-    return in_seconds | {JOULES: _column((i, joules.get(record.index)) for i, record in completed)}
+    return in_seconds | {JOULES: _column((i, shares[r.index].joules) for i, r in completed if r.index in shares)}
 
 
 def _column(pairs: Iterable[tuple[int, float | None]]) -> tuple[Floats, Ints]:

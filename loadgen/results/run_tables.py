@@ -82,7 +82,7 @@ def _timed(
 ) -> Table:
     """Return a table of readings at these instants; a field that a reading lacks is unknown."""
     start_ns, _ = span(result)
-    wall_offset_ns = result.info.anchor.wall_ns - result.info.anchor.monotonic_ns
+    wall_offset_ns = result.info.anchor.offset_ns
     values: dict[str, list[Any]] = {column.name: [row.get(column.name) for row in rows] for column in columns}
     values["t_s"] = [(t_ns - start_ns) / NS_PER_S for t_ns in instants_ns]
     values["unix_s"] = [(t_ns + wall_offset_ns) / NS_PER_S for t_ns in instants_ns]

@@ -67,7 +67,7 @@ def _summarize(
     latencies = _latencies(records, result.info.stopped_by)
     checks = {spec.workload: check_arrivals(result, spec) for spec in result.info.asked}
     arrivals = checks.get(None) or (combine_checks(result, checks) if checks else None)
-    shares = {share.index: share for share in result.attribution.requests} if result.attribution else {}
+    shares = result.shares
 
     def part_summary(part: Sequence[RequestRecord], check: ArrivalCheck | None) -> WorkloadSummary:
         return WorkloadSummary(

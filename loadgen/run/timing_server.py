@@ -261,8 +261,7 @@ class TimingServer:
         enable_timestamps(self.socket)
         self.socket.setblocking(False)
         self.selector.register(self.socket, selectors.EVENT_READ, self._accept)
-        clocks = anchor()
-        self.wall_minus_monotonic_ns = clocks.wall_ns - clocks.monotonic_ns
+        self.wall_minus_monotonic_ns = anchor().offset_ns
         self._due: list[tuple[int, int, _Stream]] = []
         self._order, self._connections = count(), count()
         self._streams: list[_Stream] = []

@@ -178,7 +178,7 @@ class Sidecar:
             watts=self.sampler.latest().watts,
             resets=report.resets,
             read_errors=sum(report.errors.values()),
-            last_read_s=s_from_ns(self._feed[-1].t_ns + clocks.wall_ns - clocks.monotonic_ns) if self._feed else None,
+            last_read_s=s_from_ns(self._feed[-1].t_ns + clocks.offset_ns) if self._feed else None,
             engine_up=answered if self.poller else None,
             engine_understood=answered and state.path is not None if self.poller else None,
             engine_restarts=self._engine_restarts if self.poller else None,

@@ -19,11 +19,11 @@ class ClockSync:
     """The offset between the clocks over time: each offset is in force from its anchor on."""
 
     def __init__(self, anchor: Anchor) -> None:
-        self._offsets: deque[tuple[int, int]] = deque([(0, anchor.wall_ns - anchor.monotonic_ns)], maxlen=MAX_STEPS)
+        self._offsets: deque[tuple[int, int]] = deque([(0, anchor.offset_ns)], maxlen=MAX_STEPS)
         """(monotonic ns from which the offset holds, wall - monotonic)"""
 
     def observe(self, anchor: Anchor) -> None:
-        offset_ns = anchor.wall_ns - anchor.monotonic_ns
+        offset_ns = anchor.offset_ns
         since_ns, previous_ns = self._offsets[-1]
         if abs(offset_ns - previous_ns) < STEP_NS:
             self._offsets[-1] = (since_ns, offset_ns)

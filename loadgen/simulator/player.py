@@ -150,7 +150,7 @@ class EnginePlayer:
             seq=Sequence(now_ns, len(ask.input_ids), length, hashes, pooled=ask.endpoint in UNSTREAMED),
             request_id=response_id if request_id is None else request_id,
             response_id=response_id,
-            created_s=(now_ns - self.anchor.monotonic_ns + self.anchor.wall_ns) // NS_PER_S,
+            created_s=(now_ns + self.anchor.offset_ns) // NS_PER_S,
             finish_reason=reason,
             word_seed=int(rng.integers(2**31)),
             fault=fault,

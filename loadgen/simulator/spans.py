@@ -50,7 +50,7 @@ def export_finished(model: str, batch: Sequence[Finished], anchor: Anchor) -> by
     resource = export.resource_spans.add()
     set_attribute(resource.resource, "service.name", "loadgen-simulator")
     scope = resource.scope_spans.add()
-    offset_ns = anchor.wall_ns - anchor.monotonic_ns
+    offset_ns = anchor.offset_ns
     for request in batch:
         span = scope.spans.add()
         span.trace_id, span.span_id = span_ids(f"{request.response_id} {request.arrival_ns}")

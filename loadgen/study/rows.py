@@ -147,7 +147,7 @@ def _met_ratios(summary: Summary) -> dict[str, Any]:
 
 def _origin(info: RunInfo) -> dict[str, Any]:
     """Return when and with what the run was made, by fields of Row."""
-    wall_ns = info.anchor.wall_ns + (info.start_ns or info.anchor.monotonic_ns) - info.anchor.monotonic_ns
+    wall_ns = (info.start_ns or info.anchor.monotonic_ns) + info.anchor.offset_ns
     engine = (info.server.get("engine"), info.server.get("engine_version"))
     options = info.config.get("knobs") or {}
     return {

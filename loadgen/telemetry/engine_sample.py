@@ -20,6 +20,9 @@ engine's steps; `preemptions`. At the instant: `running` and `waiting` requests,
 from 0 to 1. Each is summed over the engines behind one page, but for the KV cache, which is the fullest one's.
 """
 
+MAX_HOLD_S = 5.0
+"""A reading of a gauge holds until the next one, and no longer than this."""
+
 
 def sample_times(engine: Sequence[EngineSample]) -> Ints:
     """Return int64[len(engine)]: when the counters were read."""

@@ -36,7 +36,7 @@ def export_records(run_id: str, model: str, records: Sequence[RequestRecord], cl
     scope = resource.scope_spans.add()
     for record in records:
         if record.sent_ns is not None and record.finished_ns is not None:
-            _fill(scope.spans.add(), run_id, model, record, clocks.wall_ns - clocks.monotonic_ns)
+            _fill(scope.spans.add(), run_id, model, record, clocks.offset_ns)
     return bytes(request.SerializeToString())
 
 
