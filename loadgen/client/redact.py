@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
@@ -22,12 +22,21 @@ def redact(text: str, secrets: Iterable[str]) -> str:
 
 MIN_SECRET_CHARS = 8
 """Shorter values are not taken out of messages: they may be words of them."""
+_SECRET_VARIABLE = re.compile(r"(?i)(^|_)(key|token|secret|password|passwd|credentials?)$")
 
 
 def secrets_of(values: Iterable[str]) -> list[str]:
     """Return the values of headers that are secrets, also without a scheme such as Bearer, the longest first."""
-    parts = {part for value in values for part in (value, value.partition(" ")[2])}
-    return sorted((part for part in parts if len(part) >= MIN_SECRET_CHARS), key=len, reverse=True)
+    return _longest_first({part for value in values for part in (value, value.partition(" ")[2])})
+
+
+def secrets_in(variables: Mapping[str, str]) -> list[str]:
+    """Return the values of environment variables that are secrets by their names, the longest first."""
+    return _longest_first({value for name, value in variables.items() if _SECRET_VARIABLE.search(name)})
+
+
+def _longest_first(values: set[str]) -> list[str]:
+    return sorted((value for value in values if len(value) >= MIN_SECRET_CHARS), key=len, reverse=True)
 
 
 QUOTE_CHARS = 16
@@ -86,13 +95,13 @@ def redact_command(words: Sequence[str]) -> list[str]:
     return kept
 
 
-SECRET_OPTION = re.compile(r"(api[-_]?key|password|secret|hf[-_]token)$", re.IGNORECASE)
+_SECRET_OPTION = re.compile(r"(api[-_]?key|password|secret|hf[-_]token)$", re.IGNORECASE)
 """Names of engine options whose values are secrets."""
 
 
 def redact_value(name: str, value: _T) -> _T | str:
     """Return the value of an engine option as it may be written down."""
-    return _REDACTED if SECRET_OPTION.search(name) else value
+    return _REDACTED if _SECRET_OPTION.search(name) else value
 
 
 def redact_setting(name: str, value: object) -> str:

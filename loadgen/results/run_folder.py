@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 
 import msgspec
 
-from loadgen.client.answer import Answer
 from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import LoadgenError
@@ -26,6 +25,7 @@ from loadgen.workload.schedule import ArrivalSpec, Schedule, ScheduledRequest, s
 
 if TYPE_CHECKING:
     from loadgen.attribution.shapley import RequestEnergy, RunAttribution
+    from loadgen.client.answer import Answer
     from loadgen.results.summary import Summary
     from loadgen.telemetry.engine_sample import EngineSample
 
@@ -351,12 +351,6 @@ def _in_flight_at_the_kill(
 def part_paths(folder: Path, name: str = "records") -> list[Path]:
     """Files `name` of single processes that were not merged yet."""
     return sorted(folder.glob(f"{name}.*.jsonl"))
-
-
-def read_answers(path: Path) -> Iterator[Answer]:
-    """Yield the answers that a run folder keeps, in the order in which they ended; nothing where it keeps none."""
-    for file in (path / "answers.jsonl", *part_paths(path, "answers")):
-        yield from read_lines(file, Answer)
 
 
 def _packed(path: Path) -> Path:

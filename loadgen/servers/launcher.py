@@ -17,7 +17,7 @@ from pathlib import Path
 from time import monotonic, sleep
 from typing import IO
 
-from loadgen.client.redact import MIN_SECRET_CHARS, redact
+from loadgen.client.redact import redact, secrets_in
 from loadgen.errors import LoadgenError
 from loadgen.extras import install_command, pip_install
 from loadgen.http_get import REQUEST_ERRORS, http_get
@@ -35,12 +35,9 @@ _KEPT_LINES = 12
 
 _READY = re.compile(r"^(?!\[).*?(https?://\S+/v1)\b")
 """The line with which `loadgen serve` reports its URL. Lines of the engine begin with its name in brackets instead."""
-
-
 _LINE_END = re.compile(rb"\r\n|\r(?!\Z)|\n")
 """The end of a line. Bars of progress end in a carriage return, so that the next one overwrites it."""
 _MAX_LINE_BYTES = 1 << 16
-_SECRET_NAME = re.compile(r"(?i)(^|_)(key|token|secret|password|passwd|credentials?)$")
 
 StartProgress = Callable[[float, str], None]
 """Called ten times a second while a server starts: with the seconds since its start, and its last line or ""."""
@@ -57,12 +54,6 @@ def start_lines(name: str, say: Callable[[str], None]) -> StartProgress:
             say(f"{name} is starting, {waited_s:.0f} s: {line[:160] or 'no output yet'}")
 
     return progress
-
-
-def secrets_in(variables: Mapping[str, str]) -> list[str]:
-    """Return the values of environment variables that are secrets by their names, the longest first."""
-    secrets = {value for name, value in variables.items() if _SECRET_NAME.search(name)}
-    return sorted((value for value in secrets if len(value) >= MIN_SECRET_CHARS), key=len, reverse=True)
 
 
 class _Output:

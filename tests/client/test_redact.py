@@ -13,6 +13,7 @@ from loadgen.client.redact import (
     redact,
     redact_command,
     redact_setting,
+    secrets_in,
     secrets_of,
     without_quotes,
 )
@@ -146,3 +147,8 @@ def test_the_value_of_an_engine_option_is_written_down_unless_it_is_a_secret(
     name: str, value: object, written: str
 ) -> None:
     assert redact_setting(name, value) == written
+
+
+def test_the_environment_s_secrets_are_known_by_their_names() -> None:
+    variables = {"HF_TOKEN": "hf_12345678", "API_KEY": "short", "DB_PASSWORD": "password-1", "KEYBOARD": "qwertzuiop"}
+    assert secrets_in(variables) == ["hf_12345678", "password-1"]

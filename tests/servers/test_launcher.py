@@ -16,7 +16,7 @@ from click.testing import CliRunner
 from loadgen.cli.serve import serve
 from loadgen.errors import LoadgenError
 from loadgen.servers import recipe as recipes
-from loadgen.servers.launcher import answering, free_port, healthy, run_recipe, secrets_in, served, start_lines
+from loadgen.servers.launcher import answering, free_port, healthy, run_recipe, served, start_lines
 
 FAMILY = """
 import http.server, os, subprocess, sys, time
@@ -202,11 +202,6 @@ def test_secrets_of_the_environment_are_in_no_line() -> None:
     shown, log = shown_by(program, {"VLLM_API_KEY": "sk-quite-secret", "TOKENS": "not-a-secret"})
     assert "args: [redacted] not-a-secret" in shown
     assert "sk-quite-secret" not in log
-
-
-def test_the_environment_s_secrets_are_known_by_their_names() -> None:
-    variables = {"HF_TOKEN": "hf_12345678", "API_KEY": "short", "DB_PASSWORD": "password-1", "KEYBOARD": "qwertzuiop"}
-    assert secrets_in(variables) == ["hf_12345678", "password-1"]
 
 
 def test_without_a_view_a_line_is_said_every_five_seconds() -> None:
