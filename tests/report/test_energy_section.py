@@ -32,6 +32,7 @@ def test_energy_by_workload_has_the_run_and_each_workload() -> None:
 def test_fitted_costs_have_their_units_and_meanings() -> None:
     fit = {
         "step_j": 0.5,
+        "decode_context_j": 4.2e-6,
         "idle_w": 100.0,
         "r_squared": 0.99,
         "misfit": 0.25,
@@ -41,6 +42,8 @@ def test_fitted_costs_have_their_units_and_meanings() -> None:
     text = Page(energy_section.fitted_costs(fit)).text
     for row in (
         "static power 0.500 J",
+        "a decoded token -",
+        "keys and values read 4.20 µJ",
         "power of the idle server 100 W",
         "that the fit explains 0.990",
         "(relative RMSE) 25.0 %",

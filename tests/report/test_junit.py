@@ -36,9 +36,11 @@ def test_the_counts_are_those_of_the_cases_and_each_has_its_message() -> None:
 
 @pytest.mark.parametrize("text", ["]]></failure><x/>", "a\x00b\x1b[31m\ud800", "a\"b'c&amp;<", "\u202e"])
 def test_hostile_text_stays_text(text: str) -> None:
-    (case,) = ElementTree.fromstring(junit_xml("compare", [Case(text, "failure", text)]))[0]
+    suite = ElementTree.fromstring(junit_xml(text, [Case(text, "failure", text)]))[0]
+    (case,) = suite
     (failure,) = case
-    assert case.get("name") == failure.get("message") == "".join(c if c.isprintable() else " " for c in text)
+    shown = "".join(c if c.isprintable() else " " for c in text)
+    assert suite.get("name") == case.get("name") == failure.get("message") == shown
 
 
 def test_each_check_of_a_verdict_is_a_case_with_a_reason_unless_it_is_ok() -> None:

@@ -37,6 +37,7 @@ def test_a_comparison_has_each_gate_with_its_outcome_and_whole_tables() -> None:
     [
         ("<script>|x|", "\\<script\\>\\|x\\|"),
         ("[a](javascript:1) @all", "\\[a\\](javascript:1) \\@all"),
+        ("![a](b)", "\\!\\[a\\](b)"),
         ("`a` *b* #1", "\\`a\\` \\*b\\* \\#1"),
         ("see https://a.b", "see https:&#47;&#47;a.b"),
         ("a\n# b\x1b[31m", "a \\# b \\[31m"),

@@ -187,22 +187,6 @@ def test_measured_but_not_attributed_shows_no_accounts() -> None:
     assert "= measured" not in page.text
 
 
-def test_what_the_fit_found_is_shown_in_units_and_unknown_stays_unknown() -> None:
-    made = sample_runs.single()
-    assert made.summary is not None
-    found = {"step_j": 2.31, "decode_context_j": 4.2e-6, "idle_w": None, "r_squared": 0.9971}
-    energy = msgspec.structs.replace(made.summary.energy, coefficients=found)
-    page = Page(run_page.render_run_page(replace(made, summary=msgspec.structs.replace(made.summary, energy=energy))))
-    for told in (
-        "static power 2.31 J",
-        "keys and values read 4.20 µJ",
-        "power of the idle server -",
-        "that the fit explains 0.997",
-    ):
-        assert told in page.text
-    assert "R²" not in page_of("single").text
-
-
 # ---------------------------------------------------------------- figures
 
 
