@@ -16,6 +16,7 @@ from loadgen.report.gates import unit_of
 from loadgen.report.run_facts import (
     HEADLINES,
     MARKS_LEGEND,
+    ending,
     is_simulated,
     mark,
     summary_of,
@@ -165,9 +166,8 @@ def _print_run(letter: str, result: RunResult, console: Console) -> None:
     simulated = "   SIMULATED" if is_simulated(result.info) else ""
     line = f"{title(result.info, summary)}   {clean(summary.run_id)}{simulated}"
     console.print(Text.assemble((f"{letter}  ", "bold"), line))
-    ended = summary.stopped_by or "did not end by itself"
     rates = f"{number(summary.rate.achieved_rps)} requests/s sent, {number(summary.rate.requested_rps)} requested"
-    console.print(Text(f"   {ended} · {rates} · {HEADLINES[summary.verdict.status]}"))
+    console.print(Text(f"   {ending(summary)} · {rates} · {HEADLINES[summary.verdict.status]}"))
     for remark in verdict_remarks(summary):
         console.print(Text(f"   - {remark.text}", style="red" if remark.status == "failed" else "yellow"))
 
@@ -252,7 +252,7 @@ def quantity(path: str, value: float | None) -> str:
 
 def describe(outcome: Outcome) -> str:
     """Return a line such as "FAILED ttft_s.p99>0.5: B has 0.61"."""
-    gate, run = outcome.gate, letters(outcome.run + 1)[-1]
+    gate, run = outcome.gate, letter_of(outcome.run)
     head = "FAILED" if outcome.failed else "passed"
     if outcome.value is None or outcome.limit is None:
         return f"{head} {gate.text}: {f'{run} or its baseline' if gate.relative else run} is unknown"
@@ -263,9 +263,14 @@ def describe(outcome: Outcome) -> str:
 
 def gate_name(outcome: Outcome) -> str:
     """Return the name of a gate's test case: the gate, and the side where there are several."""
-    return f"{outcome.gate.text} ({letters(outcome.run + 1)[-1]})"
+    return f"{outcome.gate.text} ({letter_of(outcome.run)})"
 
 
 def letters(n: int) -> list[str]:
     """Return the names of n runs: A, B, C, ..."""
-    return [chr(ord("A") + i) if i < 26 else f"R{i + 1}" for i in range(n)]
+    return [letter_of(place) for place in range(n)]
+
+
+def letter_of(place: int) -> str:
+    """Return the name of the run at a place of the comparison."""
+    return chr(ord("A") + place) if place < 26 else f"R{place + 1}"

@@ -17,6 +17,7 @@ from loadgen.report.run_facts import (
     BOXES,
     HEADLINES,
     LATENCIES,
+    ending,
     is_invalid,
     is_simulated,
     summary_of,
@@ -179,7 +180,7 @@ def _provenance(runs: Mapping[str, RunResult]) -> Markup:
     rows: list[tuple[str, ...]] = [
         ("run", *(clean(run.info.run_id) for run in runs.values())),
         ("started", *(start_time(run.info) or UNKNOWN for run in runs.values())),
-        ("ended", *(summary.stopped_by or "did not end by itself" for summary in summaries)),
+        ("ended", *map(ending, summaries)),
         ("duration", *(seconds(summary.duration_s) for summary in summaries)),
         ("completed", *(f"{s.requests.completed:,} of {s.requests.scheduled:,}" for s in summaries)),
     ]

@@ -102,6 +102,11 @@ def server_line(info: RunInfo) -> str:
     return " · ".join(parts) or "unknown server"
 
 
+def ending(summary: Summary) -> str:
+    """Return what ended the run; of one whose client was killed, that nothing did."""
+    return summary.stopped_by or "did not end by itself"
+
+
 HEADLINES: dict[Status | None, str] = {
     "ok": "OK",
     "warning": "OK, with warnings",

@@ -15,6 +15,7 @@ from loadgen.report.run_facts import (
     HEADLINES,
     MARKS_LEGEND,
     RunPart,
+    ending,
     energy_cells,
     energy_note,
     engine_facts,
@@ -56,8 +57,8 @@ def render_terminal(result: RunResult, console: Console, folder: Path | None = N
     console.print(line)
     _verdict(summary, console)
     _paragraph(console, server_line(result.info))
-    ended = summary.stopped_by or "did not end by itself"
-    _paragraph(console, f"run {clean(result.info.run_id)} · {seconds(summary.duration_s)} · {ended}", style="dim")
+    run = f"run {clean(result.info.run_id)} · {seconds(summary.duration_s)} · {ending(summary)}"
+    _paragraph(console, run, style="dim")
     _load(result, summary, parts, console)
     _latency(summary, parts, console)
     _kinds(summary, parts, console)
