@@ -20,7 +20,7 @@ DIGITS = 5
 
 
 def figure(chart: Chart) -> Markup:
-    """Return the figure. `charts.js` replaces the drawing by an interactive one where JavaScript runs."""
+    """Return the figure. The page's script replaces the drawing by an interactive one."""
     if not any(shown(series, chart).any() for series in chart.series):
         return tag("figure", tag("h3", chart.title), tag("p", "There is nothing to draw.", class_="empty"))
     return tag(
@@ -70,7 +70,7 @@ def _axis_title(axis: Axis) -> str:
 
 
 def chart_data(chart: Chart) -> dict[str, Any]:
-    """Return what `charts.js` draws: axes, series with their values, and limits."""
+    """Return what the page's script draws: axes, series with their values, and limits."""
     return {
         "key": chart.key,
         "title": chart.title,

@@ -27,7 +27,7 @@ export class Group {
     for (const { x } of datas) [x.low, x.high] = [this.low, this.high];
   }
 
-  get zoomed() {
+  get isZoomed() {
     return this.view.low > this.low || this.view.high < this.high;
   }
 
@@ -85,7 +85,7 @@ export class Plot {
     this.chart = init(this.canvas, null, { renderer: "canvas" });
     this.draw();
     this.chart.on("click", ({ seriesId, dataIndex }) => this.choose(Number(seriesId), dataIndex));
-    this.chart.on("datazoom", () => this.zoomed());
+    this.chart.on("datazoom", () => this.noteZoom());
     if (this.data.group) {
       this.chart.group = this.data.group;
       connect(this.data.group);
@@ -124,7 +124,7 @@ export class Plot {
   }
 
   showView() {
-    this.reset.hidden = !this.group.zoomed;
+    this.reset.hidden = !this.group.isZoomed;
     if (!this.chart) return;
     const [low, high] = [this.group.view.low, this.group.view.high].map((x) => place(this.data.x, x));
     this.chart.dispatchAction({ type: "dataZoom", startValue: low, endValue: high, escapeConnect: true });
@@ -132,7 +132,7 @@ export class Plot {
   }
 
   /** Note what the wheel or two fingers have zoomed to. */
-  zoomed() {
+  noteZoom() {
     const [low, high] = [GRID.left, this.canvas.clientWidth - GRID.right].map((pixel) => this.toX(pixel));
     const view = { low: Math.max(this.group.low, low), high: Math.min(this.group.high, high) };
     const same = Math.abs(view.low - this.group.view.low) + Math.abs(view.high - this.group.view.high) < (view.high - view.low) / 1e3;

@@ -65,7 +65,7 @@ export function valuesAt(data, x, hidden, view) {
 /** Return a closed disclosure that makes the table when it is first opened. */
 export function valueTable(data) {
   const details = element("details", { class: "values" }, element("summary", {}, "Values as a table"));
-  details.addEventListener("toggle", () => details.children.length > 1 || details.append(...contents(data)), { once: true });
+  details.addEventListener("toggle", () => details.append(...contents(data)), { once: true });
   return details;
 }
 
