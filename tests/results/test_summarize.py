@@ -176,12 +176,12 @@ def test_prompts_that_a_cache_knew_are_said() -> None:
 
 
 def came(asked: list[ArrivalSpec], config: dict[str, object] | None = None, wakes_s: float | None = None) -> Summary:
-    """400 requests, Poisson at 4/s, a quarter of them code; the client may send only each time it wakes."""
+    """400 requests without energy, Poisson at 4/s, a quarter code; the client may send only each time it wakes."""
     made = sample_runs.run(failing=0)
     info = msgspec.structs.replace(made.info, asked=asked, config=config or {}, start_ns=sample_runs.START_NS)
     period_ns = round((wakes_s or 0) * NS_PER_S) or 1
     records = [msgspec.structs.replace(r, sent_ns=-(-(r.sent_ns or 0) // period_ns) * period_ns) for r in made.records]
-    summary = analyse_run(RunResult(info, made.schedule, records, made.energy, [], None, None)).summary
+    summary = analyse_run(RunResult(info, made.schedule, records, [], [], None, None)).summary
     assert summary is not None
     return summary
 

@@ -40,7 +40,7 @@ class Recorder(NullView):
         return [name for name, earlier in zip(names, ["", *names], strict=False) if name != earlier]
 
 
-def run(view: Recorder, out: Path, *faults: str, output_tokens: int = 60, **options: Any) -> None:
+def run(view: Recorder, out: Path, *faults: str, output_tokens: int = 2, **options: Any) -> None:
     """Replay three requests against the simulator."""
     request = ScheduledRequest(index=0, offset_ns=0, workload="chat", input_tokens=20, output_tokens=output_tokens)
     three = [msgspec.structs.replace(request, index=i, offset_ns=300 * i * NS_PER_MS) for i in range(3)]
