@@ -76,7 +76,7 @@ def test_a_run_that_breaks_leaves_no_thread_behind(tmp_path: Path) -> None:
 
     before = set(threading.enumerate())
     with pytest.raises(ExceptionGroup):
-        run(Recorder(break_off), tmp_path / "run", idle_s=0.0)
+        run(Recorder(break_off), tmp_path / "run", idle_s=0.0, output_tokens=5000)  # it cannot end before it is shown
     meters = [t for t in set(threading.enumerate()) - before if t.name in ("engine-metrics", "energy-sampler")]
     for thread in meters:
         thread.join(10)
