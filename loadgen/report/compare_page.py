@@ -11,12 +11,12 @@ from loadgen.report.compare import interval_notes, metrics, quantity, signed
 from loadgen.report.compare_charts import distributions, over_one_time
 from loadgen.report.first_screen import start_time
 from loadgen.report.format import UNKNOWN, clean, number, plural, seconds
+from loadgen.report.latencies import LATENCIES
 from loadgen.report.markup import Markup, join, table, tag
 from loadgen.report.page import header, render_page, section, verdict_box
 from loadgen.report.run_facts import (
     BOXES,
     HEADLINES,
-    LATENCIES,
     ending,
     is_invalid,
     is_simulated,

@@ -7,12 +7,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from loadgen.report.format import UNKNOWN, clean, count, joules, percent, seconds, watts, with_unit
+from loadgen.report.latencies import LATENCIES
 from loadgen.report.markup import Markup, tag
 from loadgen.report.page import command_box, header, tile, verdict_box
 from loadgen.report.run_facts import (
     BOXES,
     HEADLINES,
-    LATENCIES,
     MARKS_LEGEND,
     SIMULATED,
     energy_note,

@@ -21,6 +21,7 @@ from rich.text import Text
 
 from loadgen.errors import LoadgenError
 from loadgen.report.format import UNKNOWN, clean, joules, number, percent, seconds, watts
+from loadgen.report.latencies import ABBREVIATIONS, LIMITED
 from loadgen.run.progress import NullView, Progress, Stage, View
 
 _log = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ MAX_SAID = 1000
 """Characters of a line that stays."""
 Span = tuple[str, str]
 """Text and its style."""
-LATENCIES = (("TTFT", "ttft", "ttft_s"), ("TPOT", "tpot", "tpot_s"), ("E2E", "e2el", "e2e_s"))
+LATENCIES = tuple((ABBREVIATIONS[field], metric, field) for metric, field in LIMITED.items())
 """Name, key of its limit, and field of Progress of each latency."""
 
 

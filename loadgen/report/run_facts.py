@@ -11,6 +11,7 @@ import msgspec
 from loadgen.errors import LoadgenError
 from loadgen.record import ErrorKind, Kind, RequestRecord
 from loadgen.report.format import UNKNOWN, clean, count, joules, number, percent, seconds, share, with_unit
+from loadgen.report.latencies import ABBREVIATIONS, LATENCIES, LIMITED
 from loadgen.results.metrics import PERCENTILES
 from loadgen.results.summary import (
     ArrivalCheck,
@@ -30,16 +31,6 @@ from loadgen.results.verdict import Status
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunInfo, RunResult
 
-LATENCIES = (
-    ("ttft_s", "TTFT", "Time to first token"),
-    ("ttfa_s", "TTFA", "Time to first answer token"),
-    ("tpot_s", "TPOT", "Time per output token"),
-    ("itl_s", "ITL", "Inter-token latency"),
-    ("e2e_s", "E2E", "End-to-end latency"),
-    ("response_s", "Response", "Response time"),
-)
-"""(field of Summary, abbreviation, name in words)."""
-
 DEFINITIONS = {
     "TTFT": "from the instant a request was sent to its first token",
     "TTFA": "from the instant a request was sent to the first token of its answer, after the reasoning",
@@ -49,9 +40,6 @@ DEFINITIONS = {
     "Response": "from the instant a request was due to the end of its answer: E2E and the client's own delay",
 }
 """Latency -> its meaning."""
-
-LIMITED = {"ttft": "ttft_s", "tpot": "tpot_s", "e2el": "e2e_s"}
-"""Metric of a goodput limit -> field of Summary."""
 
 INFINITE = "∞"
 """A percentile that falls on a failed request."""
@@ -216,9 +204,8 @@ def _limit_line(text: str, spread: Latency, limit_ms: float, share_met: str) -> 
 
 def limits_text(slo_ms: dict[str, float]) -> str:
     """Return the limits of a goodput, such as "TTFT ≤ 200 ms, TPOT ≤ 50.0 ms"."""
-    names = {field: short for field, short, _ in LATENCIES}
     limits = (
-        f"{names.get(LIMITED.get(metric, ''), clean(metric))} ≤ {seconds(limit / 1000)}"
+        f"{ABBREVIATIONS.get(LIMITED.get(metric, ''), clean(metric))} ≤ {seconds(limit / 1000)}"
         for metric, limit in slo_ms.items()
     )
     return ", ".join(limits) or "their stream's limits"

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Literal
 
 from loadgen.report.charts.chart import Limit
 from loadgen.report.format import clean, seconds
+from loadgen.report.latencies import LIMITED
 from loadgen.results.metrics import slo_of
 
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
 
-SLO_METRIC = {"ttft": "ttft", "tpot": "tpot", "e2e": "e2el"}
-"""Name of a latency's limit among the options, by the latency's."""
+_METRICS = {field.removesuffix("_s"): metric for metric, field in LIMITED.items()}
 
 
 def workloads(result: RunResult) -> list[str]:
@@ -25,7 +25,7 @@ def latency_limits(result: RunResult, latency: str, of: Literal["x", "y"]) -> tu
     names = workloads(result)
     by_limit: dict[float, list[str]] = {}
     for name in names:
-        limit_ms = slo_of(result.info.config, name).get(SLO_METRIC.get(latency, ""))
+        limit_ms = slo_of(result.info.config, name).get(_METRICS.get(latency, ""))
         if limit_ms is not None:
             by_limit.setdefault(limit_ms / 1000, []).append(clean(name))
     limits = []

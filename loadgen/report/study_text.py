@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from loadgen.report.format import UNKNOWN, joules, number, percent, seconds
+from loadgen.report.latencies import ABBREVIATIONS, LIMITED
 from loadgen.results.attainment import Attainment, LimitBreak, is_attained, limit_break
 from loadgen.results.study_table import Group, StudyInfo, reduction_between
 
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 PER_TOKEN = "joules_per_output_token"
 NO_INTERVAL = "[unknown]"
 """Text in the place of an interval that so few repeats do not support."""
-METRICS = {"ttft": "TTFT", "tpot": "TPOT", "e2el": "E2E"}
+METRICS = {metric: ABBREVIATIONS[field] for metric, field in LIMITED.items()}
 """Name of each metric that can have a limit."""
 
 
