@@ -1,7 +1,6 @@
 """Conversations of one's own: each turn follows the answer before it, with the history that is asked for."""
 
 import json
-from collections.abc import Iterator
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -17,17 +16,6 @@ from support.recording_server import RecordingServer
 
 ANSWER = " a b c"
 """The answer of the recording server."""
-
-
-@pytest.fixture
-def server() -> RecordingServer:
-    return RecordingServer()
-
-
-@pytest.fixture
-def url(server: RecordingServer) -> Iterator[str]:
-    with server.serving() as url:
-        yield url
 
 
 def user(text: str) -> dict[str, Any]:

@@ -4,7 +4,7 @@ import gzip
 import json
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,17 +22,6 @@ from support.recording_server import Received, RecordingServer
 
 QUIET = ("--energy", "none", "--ui", "none")
 QUICK = (*QUIET, "--rps", 300, "--arrival", "constant", "--max-failed", "100%")
-
-
-@pytest.fixture
-def server() -> RecordingServer:
-    return RecordingServer()
-
-
-@pytest.fixture
-def url(server: RecordingServer) -> Iterator[str]:
-    with server.serving() as url:
-        yield url
 
 
 def replay(url: str, *arguments: object, out: Path, quick: Sequence[object] = QUICK) -> Summary:
