@@ -116,3 +116,9 @@ def replacing(path: Path, *, overwrite: bool = True) -> Iterator[IO[bytes]]:
     finally:
         with suppress(OSError):  # where no draft could be made, there is none to remove
             draft.unlink()
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Replace the content of `path` in one step. Raises LoadgenError, as `replacing` does."""
+    with replacing(path) as file:
+        file.write(content)

@@ -75,6 +75,7 @@ def compare(
 
     from loadgen.api.compare import runs_in
     from loadgen.errors import LoadgenError
+    from loadgen.files import replace_file
     from loadgen.report import compare as view
     from loadgen.report.comparability import objections_of_sides
     from loadgen.report.gates import check_gate, parse_gate
@@ -90,7 +91,7 @@ def compare(
         for refusal in refusals:
             click.echo(f"loadgen: {refusal.text} (--allow {refusal.kind} compares all the same)", err=True)
         if junit is not None:
-            _write(junit, junit_xml("compare", [Case(text, "error", text) for _, text in refusals]))
+            replace_file(junit, junit_xml("compare", [Case(text, "error", text) for _, text in refusals]))
         ctx.exit(2)
     of_sides = [[summary_of(run) for run in side] for side in sides]
     paths, letters = known_paths(view.flat(of_sides)), view.letters(len(sides))
@@ -104,17 +105,17 @@ def compare(
 
         every = objections_of_sides(sides, letters)
         named = dict(zip(letters, (side[0] for side in sides), strict=True))
-        _write(page, render_compare_page(named, dict(zip(letters[1:], differences, strict=True)), every).encode())
+        replace_file(page, render_compare_page(named, dict(zip(letters[1:], differences, strict=True)), every).encode())
     if markdown is not None:
         from loadgen.report.markdown import comparison_markdown
 
-        _write(markdown, comparison_markdown(sides, outcomes, differences).encode())
+        replace_file(markdown, comparison_markdown(sides, outcomes, differences).encode())
     if junit is not None:
         cases = [
             Case(view.gate_name(outcome), "failure" if outcome.failed else "passed", view.describe(outcome))
             for outcome in outcomes
         ]
-        _write(junit, junit_xml("compare", cases))
+        replace_file(junit, junit_xml("compare", cases))
     if as_json:
         made = view.as_json(sides, outcomes, differences)
         click.echo(msgspec.json.format(msgspec.json.encode(made), indent=2))
@@ -122,10 +123,3 @@ def compare(
         view.render_comparison(sides, Console(), outcomes, differences)
     if any(outcome.failed for outcome in outcomes):
         ctx.exit(1)
-
-
-def _write(path: Path, content: bytes) -> None:
-    from loadgen.files import replacing
-
-    with replacing(path) as file:
-        file.write(content)

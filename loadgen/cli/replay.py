@@ -355,7 +355,7 @@ def _run(options: dict[str, Any], ui: str, as_json: bool, which: str) -> "RunRes
 
 def _write_files(results: "Sequence[RunResult]", junit: Path | None, markdown: Path | None) -> None:
     """Write the verdicts for a CI system."""
-    from loadgen.files import replacing
+    from loadgen.files import replace_file
     from loadgen.report.junit import junit_xml, verdict_cases
     from loadgen.report.markdown import run_markdown
 
@@ -366,11 +366,9 @@ def _write_files(results: "Sequence[RunResult]", junit: Path | None, markdown: P
             if result.summary is not None
             for case in verdict_cases(result.summary.verdict)
         ]
-        with replacing(junit) as file:
-            file.write(junit_xml("replay", cases))
+        replace_file(junit, junit_xml("replay", cases))
     if markdown is not None:
-        with replacing(markdown) as file:
-            file.write("\n".join(run_markdown(result) for result in results).encode())
+        replace_file(markdown, "\n".join(run_markdown(result) for result in results).encode())
 
 
 def _command(base_url: str | None) -> list[str]:

@@ -246,11 +246,10 @@ def show(file: str, compare: str | None, html: Path | None, as_json: bool, forma
     traces = [describe_source(name, format_) for name in (file, compare) if name is not None]
     difference = differences(traces[0][1], traces[1][1]) if compare else {}
     if html is not None:
-        from loadgen.files import replacing
+        from loadgen.files import replace_file
         from loadgen.report.trace_page import render_trace_page
 
-        with replacing(html) as page:
-            page.write(render_trace_page(traces, difference).encode())
+        replace_file(html, render_trace_page(traces, difference).encode())
     if as_json:
         described = [facts for facts, _ in traces]
         click.echo(json.dumps({"traces": described} | difference if compare else described[0], indent=1))
