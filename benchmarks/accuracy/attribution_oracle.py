@@ -27,6 +27,7 @@ from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.record import RequestRecord
 from loadgen.simulator.cost_model import CounterOptions
 from loadgen.simulator.engine import EngineOptions, SimulatedRun, SubmittedRequest, simulate
+from loadgen.simulator.speculation import Speculation
 from loadgen.telemetry.engine_sample import EngineSample
 from loadgen.units import NS_PER_MS, NS_PER_S
 from loadgen.workload.schedule import build_schedule
@@ -67,6 +68,7 @@ def scenarios() -> list[Scenario]:
     plain = [Scenario(name, mix) for name, mix in rates]
     mix = {"chat": 3.0, "code": 3.0}
     small = EngineOptions(kv_cache_tokens=20_000)
+    drafting = EngineOptions(speculation=Speculation(read_model("llama-3.2-1b"), (0.8, 0.7, 0.6, 0.5)))
     return [
         *plain,
         *(replace(scenario, name=f"{scenario.name}, client only", engine=False) for scenario in plain),
@@ -82,6 +84,12 @@ def scenarios() -> list[Scenario]:
         Scenario("mix 6/s, 30 % foreign", mix, foreign=0.3),
         Scenario("70B-like, mix 2/s", {"chat": 1.0, "code": 1.0}, model="llama-3.1-70b"),
         Scenario("MoE-like, mix 6/s", mix, model="qwen3-30b-a3b"),
+        *(
+            replace(scenario, name=f"{scenario.name}, draft model{kind}", options=drafting, engine=not kind)
+            for kind in ("", ", client only")
+            for scenario in plain
+            if "mix" in scenario.name or scenario.name == "chat 6/s"
+        ),
         Scenario("small GPU, mix 0.4/s", {"chat": 0.2, "code": 0.2}, hardware="l4"),
     ]
 

@@ -19,6 +19,17 @@ _COMMON = {
 """Options of every server; all others are the simulator's."""
 
 
+def chances(_: click.Context, __: click.Parameter, text: str) -> tuple[float, ...]:
+    """Read P[,P...], each above 0 and below 1."""
+    try:
+        values = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(0 < value < 1 for value in values):
+        raise click.BadParameter(f"{text!r} is not a number above 0 and below 1, or several with commas between them")
+    return values
+
+
 @click.command(
     cls=SectionedCommand,
     sections={
@@ -79,6 +90,22 @@ _COMMON = {
     show_default=True,
     type=click.IntRange(1, 8),
     help="Number of GPUs that share the model.",
+)
+@click.option(
+    "--draft-model",
+    metavar="NAME",
+    help="Decode speculatively, with this model of profiles/models or a .toml file as the draft model.",
+)
+@click.option(
+    "--draft-tokens", default=4, show_default=True, type=click.IntRange(1, 32), help="Tokens that the draft proposes."
+)
+@click.option(
+    "--draft-acceptance",
+    default="0.7",
+    show_default=True,
+    metavar="P[,P...]",
+    callback=chances,
+    help="Chance that a draft token is accepted if those before it were: one for all, or one for each position.",
 )
 @click.option("--prefix-caching", is_flag=True, help="Reuse the KV cache of equal prompt prefixes.")
 @click.option(
@@ -191,6 +218,9 @@ def _simulate(
     tensor_parallel: int,
     prefix_caching: bool,
     kv_cache_tokens: int | None,
+    draft_model: str | None,
+    draft_tokens: int,
+    draft_acceptance: tuple[float, ...],
     counter_period_ms: float,
     counter_noise: float,
     counter_gain: float,
@@ -198,13 +228,31 @@ def _simulate(
     **options: Any,
 ) -> None:
     """Run the simulator. options: hardware, seed, api_key and otlp_traces_endpoint, under the server's own names."""
+    from loadgen.energy_model.hardware import read_model
     from loadgen.simulator.app import COUNTER_KEEPS_S, ServerOptions, run_simulator
     from loadgen.simulator.cost_model import CounterOptions
     from loadgen.simulator.engine import EngineOptions
     from loadgen.simulator.faults import parse_faults
+    from loadgen.simulator.speculation import Speculation
     from loadgen.units import NS_PER_MS
 
-    engine = EngineOptions(max_num_seqs, max_num_batched_tokens, prefix_caching, kv_cache_tokens, tensor_parallel)
+    speculation = None
+    if draft_model is not None:
+        acceptance = draft_acceptance * draft_tokens if len(draft_acceptance) == 1 else draft_acceptance
+        if len(acceptance) != draft_tokens:
+            raise LoadgenError(
+                f"--draft-acceptance has {len(acceptance)} chances for {draft_tokens} draft tokens: give one, or one "
+                "for each"
+            )
+        if max_num_batched_tokens <= draft_tokens:
+            raise LoadgenError(
+                f"--max-num-batched-tokens {max_num_batched_tokens} does not hold {draft_tokens} draft tokens and one "
+                "more"
+            )
+        speculation = Speculation(read_model(draft_model), acceptance)
+    engine = EngineOptions(
+        max_num_seqs, max_num_batched_tokens, prefix_caching, kv_cache_tokens, tensor_parallel, speculation
+    )
     counter = CounterOptions(round(counter_period_ms * NS_PER_MS), counter_gain, counter_noise, COUNTER_KEEPS_S)
     server = ServerOptions(
         host, port, model=model, engine=engine, counter=counter, faults=parse_faults(fault), **options

@@ -58,17 +58,18 @@ def group(hardware: Hardware, gpus: int) -> Hardware:
     return msgspec.structs.replace(hardware, name=name, kelvin_per_w=hardware.kelvin_per_w / gpus, **scaled)
 
 
-def kv_cache_tokens(hardware: Hardware, model: Model, memory_share: float = 0.9) -> int:
+def kv_cache_tokens(hardware: Hardware, *models: Model, memory_share: float = 0.9) -> int:
     """Return the KV tokens that fit beside the weights in `memory_share` of the memory (vLLM: gpu_memory_utilization).
 
-    Raises LoadgenError if none fits.
+    models: the served one, and a draft model if there is one. Raises LoadgenError if none fits.
     """
-    free_bytes = hardware.memory_bytes * memory_share - model.parameters * model.bytes_per_parameter
-    tokens = int(free_bytes // model.kv_bytes_per_token)
+    weight_bytes = sum(model.parameters * model.bytes_per_parameter for model in models)
+    tokens = int((hardware.memory_bytes * memory_share - weight_bytes) // sum(m.kv_bytes_per_token for m in models))
     if tokens < 1:
-        need = model.parameters * model.bytes_per_parameter / 1e9
+        need = weight_bytes / 1e9
+        names = " with ".join(model.name for model in models)
         raise LoadgenError(
-            f"{model.name} does not fit on one {hardware.name}: its weights take {need:.0f} GB, the GPU has "
+            f"{names} does not fit on one {hardware.name}: its weights take {need:.0f} GB, the GPU has "
             f"{hardware.memory_bytes / 1e9:.0f} GB; choose other --hardware or --model"
         )
     return tokens
@@ -244,9 +245,9 @@ class Gpu:
             self.idle_j += joules
             self._spend(until_ns, joules)
 
-    def run(self, load: Load) -> StepCost:
-        """Run a step from now_ns on; now_ns is its end afterwards."""
-        cost = self.law.cost(load, self.temperature_c)
+    def run(self, load: Load, law: CostLaw | None = None) -> StepCost:
+        """Run a step from now_ns on; now_ns is its end afterwards. law: of another model than the served one."""
+        cost = (law or self.law).cost(load, self.temperature_c)
         self.step_j += cost.joules
         self._spend(self.now_ns + cost.duration_ns, cost.joules)
         return cost

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from numpy.random import Generator, default_rng
 
 from loadgen.simulator.cost_model import CostLaw, CounterOptions, Gpu, Load, SimulatedCounter, StepCost, kv_cache_tokens
+from loadgen.simulator.speculation import Acceptance, Drafted, Speculation
 from loadgen.units import NS_PER_MS
 
 if TYPE_CHECKING:
@@ -35,10 +36,19 @@ class EngineOptions:
     """Capacity of the KV cache; None: as much as fits beside the weights."""
     tensor_parallel: int = 1
     """GPUs that share every layer."""
+    speculation: Speculation | None = None
+    """A draft model; None: every decode step computes one token of a sequence."""
 
     def __post_init__(self) -> None:
         if min(self.max_num_seqs, self.max_num_batched_tokens, self.tensor_parallel) < 1:
             raise ValueError("max_num_seqs, max_num_batched_tokens and tensor_parallel must be at least 1")
+        if self.max_num_batched_tokens < self.width:
+            raise ValueError("max_num_batched_tokens must hold the draft tokens of a sequence and one more")
+
+    @property
+    def width(self) -> int:
+        """Tokens that a decode step computes of a sequence."""
+        return 1 if self.speculation is None else self.speculation.tokens + 1
 
 
 @dataclass(slots=True, eq=False)
@@ -67,6 +77,11 @@ class Sequence:
     """Leading blocks of the prompt that it holds in the prefix cache."""
     prefill_j: float = 0.0
     decode_j: float = 0.0
+    rejected_j: float = 0.0
+    """Part of decode_j that draft tokens which were rejected added: their own work, no share of what a step costs
+    anyway."""
+    acceptance: tuple[float, float] | None = None
+    """S and D_t of `speculation`; None before its first draft is verified."""
 
     @property
     def finished(self) -> bool:
@@ -187,10 +202,13 @@ class Scheduler:
 
     def _continue(self, batch: Batch, budget: int) -> int:
         prefills, decodes, _ = batch
+        width = self.options.width
         i = 0
         while i < len(self.running) and budget > 0:
             seq = self.running[i]
-            tokens = min(seq.prefill_remaining, budget) or 1
+            tokens = min(seq.prefill_remaining, budget) or width
+            if tokens > budget:
+                break
             if seq.computed + tokens > seq.room and not self._make_room(seq, tokens, batch.preempted):
                 break
             if seq.prefill_remaining:
@@ -234,7 +252,10 @@ class Scheduler:
 
 
 class Step(NamedTuple):
-    """One iteration. At `end_ns` all of `emitted` have a new token: `started` their first, `finished` their last."""
+    """One iteration. At `end_ns` all of `emitted` have new tokens: `started` their first, `finished` their last.
+
+    Without `drafted` each has one; with it, those of `decodes` have as many as were accepted and one more.
+    """
 
     start_ns: int
     duration_ns: int
@@ -245,15 +266,21 @@ class Step(NamedTuple):
     started: list[Sequence]
     finished: list[Sequence]
     preempted: list[Sequence]
+    drafted: Drafted | None = None
 
     @property
     def end_ns(self) -> int:
         return self.start_ns + self.duration_ns
 
     @property
+    def decoded_tokens(self) -> int:
+        """Tokens that `decodes` emit."""
+        return len(self.decodes) if self.drafted is None else self.drafted.emitted
+
+    @property
     def tokens(self) -> int:
-        """Tokens computed in this step."""
-        return len(self.decodes) + sum(tokens for _, tokens in self.prefills)
+        """Prompt tokens computed and tokens decoded in this step, without those that were rejected."""
+        return self.decoded_tokens + sum(tokens for _, tokens in self.prefills)
 
 
 class Engine:
@@ -271,13 +298,20 @@ class Engine:
         start_ns: int = 0,
         rng: Generator | None = None,
     ) -> None:
-        """rng: draws the counter's noise, nothing else. Raises LoadgenError if the model does not fit."""
+        """rng: draws the counter's noise; a child of it draws which draft tokens are accepted. Raises LoadgenError if
+        the models do not fit."""
+        rng = rng or default_rng(0)
         law = CostLaw(hardware, model, options.tensor_parallel)
-        capacity = options.kv_cache_tokens or kv_cache_tokens(law.hardware, model)
+        speculation = options.speculation
+        draft = () if speculation is None else (speculation.draft,)
+        capacity = options.kv_cache_tokens or kv_cache_tokens(law.hardware, model, *draft)
         pool = BlockPool(max(1, capacity // KV_BLOCK_TOKENS), options.prefix_caching)
-        self.max_model_len = min(model.context_tokens, pool.blocks * KV_BLOCK_TOKENS)
+        self.max_model_len = min(model.context_tokens, pool.blocks * KV_BLOCK_TOKENS) - (options.width - 1)
         self.scheduler = Scheduler(options, pool)
-        self.gpu = Gpu(law, SimulatedCounter("gpu:0", start_ns, counter, rng or default_rng(0)), start_ns)
+        self.gpu = Gpu(law, SimulatedCounter("gpu:0", start_ns, counter, rng), start_ns)
+        self._drafting: _Drafting | None = None
+        if speculation is not None:
+            self._drafting = _Drafting(speculation, hardware, options.tensor_parallel, rng.spawn(1)[0])
 
     def add(self, seq: Sequence) -> None:
         """Queue a sequence; call in order of arrival. Raises ValueError if it can never fit."""
@@ -312,14 +346,23 @@ class Engine:
         prefills, decodes, preempted = self.scheduler.schedule(now_ns)
         if not prefills and not decodes:
             return None
-        cost = self.gpu.run(step_load(prefills, decodes))
+        load = step_load(prefills, decodes, self.scheduler.options.width)
+        joules_before = self.gpu.step_j
+        cost = self.gpu.run(load)
+        drafted = None
+        if self._drafting is None:
+            _decode(decodes, cost)
+        else:
+            token_j = self._drafting.propose(self.gpu, load, prefills, decodes)
+            drafted = self._drafting.verify(decodes, cost, token_j)
         completed = [seq for seq, tokens in prefills if self._prefill(seq, tokens, cost)]
         started = [seq for seq in completed if seq.emitted == 1]
-        emitted = _decode(decodes, cost) + completed
+        emitted = decodes + completed
         finished = [seq for seq in emitted if seq.emitted >= seq.output_tokens]
         for seq in finished:
             self.scheduler.remove(seq)
-        return Step(now_ns, cost.duration_ns, cost.joules, prefills, decodes, emitted, started, finished, preempted)
+        duration_ns, joules = self.gpu.now_ns - now_ns, self.gpu.step_j - joules_before
+        return Step(now_ns, duration_ns, joules, prefills, decodes, emitted, started, finished, preempted, drafted)
 
     def _prefill(self, seq: Sequence, tokens: int, cost: StepCost) -> bool:
         """Compute `tokens` of a prefill; return True if that completed it and so emitted a token."""
@@ -331,10 +374,11 @@ class Engine:
         return not seq.prefill_remaining
 
 
-def step_load(prefills: list[tuple[Sequence, int]], decodes: list[Sequence]) -> Load:
-    """Sum the work of a step before it runs: n, C, A and K of the cost law. A decode computes one token."""
+def step_load(prefills: list[tuple[Sequence, int]], decodes: list[Sequence], width: int = 1) -> Load:
+    """Sum the work of a step before it runs: n, C, A and K of the cost law. A decode computes `width` tokens."""
     context = sum([seq.computed for seq in decodes])
-    tokens, pairs, kv_tokens = len(decodes), context + len(decodes), context + 2 * len(decodes)
+    tokens = width * len(decodes)
+    pairs, kv_tokens = width * context + (width + 1) * tokens // 2, context + 2 * tokens
     for seq, chunk in prefills:
         tokens += chunk
         pairs += chunk * seq.computed + chunk * (chunk + 1) // 2
@@ -342,7 +386,7 @@ def step_load(prefills: list[tuple[Sequence, int]], decodes: list[Sequence]) -> 
     return Load(len(prefills) + len(decodes), tokens, pairs, kv_tokens)
 
 
-def _decode(decodes: list[Sequence], cost: StepCost) -> list[Sequence]:
+def _decode(decodes: list[Sequence], cost: StepCost) -> None:
     """Decode one token of each sequence. The shares are `cost.share_j(1, computed)`, which is linear in the context.
 
     This is the hot loop of the simulator.
@@ -353,7 +397,62 @@ def _decode(decodes: list[Sequence], cost: StepCost) -> list[Sequence]:
         seq.decode_j += base_j + context_j * seq.computed
         seq.computed += 1
         seq.emitted += 1
-    return list(decodes)
+
+
+class _Drafting:
+    """The draft model beside the served one: its passes, and the fate of what it proposes."""
+
+    def __init__(self, options: Speculation, hardware: Hardware, gpus: int, rng: Generator) -> None:
+        self._tokens = options.tokens
+        self._law = CostLaw(hardware, options.draft, gpus)
+        self._acceptance = Acceptance(options, rng)
+
+    def propose(self, gpu: Gpu, load: Load, prefills: list[tuple[Sequence, int]], decodes: list[Sequence]) -> float:
+        """Run the draft model's passes of one step, add their cost to the sequences, and return what one token of a
+        draft added. Called before the sequences change.
+
+        The first pass computes every token of the step, each later one a token of each sequence.
+        """
+        width = self._tokens + 1
+        context = sum([seq.computed + tokens for seq, tokens in prefills])
+        context += sum([seq.computed for seq in decodes]) + width * len(decodes)
+        n = load.sequences
+        passes = [gpu.run(load, self._law)]
+        for later in range(self._tokens - 1):
+            read = context + n * later
+            passes.append(gpu.run(Load(n, n, read + n, read + 2 * n), self._law))
+        for seq, tokens in prefills:
+            seq.prefill_j += _passes_j(passes, tokens, seq.computed)
+        for seq in decodes:
+            seq.decode_j += _passes_j(passes, width, seq.computed)
+        return passes[-1].share_j(1, context // n) - passes[-1].equal_j
+
+    def verify(self, decodes: list[Sequence], cost: StepCost, draft_token_j: float) -> Drafted:
+        """Decode the accepted tokens of each sequence and one more, up to the end of its answer."""
+        if not decodes:
+            return Drafted(0, (0,) * self._tokens, 0)
+        effects = [seq.acceptance or self._acceptance.sequence() for seq in decodes]
+        accepts, drifts = self._acceptance.draw(*zip(*effects, strict=True))
+        width, emitted = self._tokens + 1, 0
+        for seq, (own, _), drift, accepted in zip(decodes, effects, drifts, accepts.sum(axis=1).tolist(), strict=True):
+            share_j = cost.share_j(width, seq.computed)
+            seq.decode_j += share_j
+            seq.rejected_j += share_j - cost.share_j(accepted + 1, seq.computed)
+            seq.rejected_j += draft_token_j * (self._tokens - accepted)
+            seq.acceptance = (own, drift)
+            tokens = min(accepted + 1, seq.output_tokens - seq.emitted)
+            seq.computed += tokens
+            seq.emitted += tokens
+            emitted += tokens
+        return Drafted(len(decodes), tuple(accepts.sum(axis=0).tolist()), emitted)
+
+
+def _passes_j(passes: list[StepCost], tokens: int, context: int) -> float:
+    """Return a sequence's share of the draft model's passes: `tokens` of it in the first, one in each later one."""
+    joules = passes[0].share_j(tokens, context)
+    for later, cost in enumerate(passes[1:]):
+        joules += cost.share_j(1, context + tokens + later)
+    return joules
 
 
 class SubmittedRequest(NamedTuple):
@@ -369,12 +468,14 @@ class SimulatedRequest(NamedTuple):
     arrival_ns: int
     started_ns: int
     token_ns: list[int]
+    """Ends of the steps in which it got tokens: one in each, several under speculative decoding."""
     input_tokens: int
     output_tokens: int
     cached_tokens: int
     preemptions: int
     prefill_j: float
     decode_j: float
+    rejected_j: float = 0.0
 
 
 @dataclass(slots=True)
@@ -386,14 +487,22 @@ class Totals:
     cached_tokens: int = 0
     generation_tokens: int = 0
     preemptions: int = 0
+    drafts: int = 0
+    draft_tokens: int = 0
+    accepted_tokens: int = 0
 
     def add(self, step: Step) -> None:
         """Add a step that has ended."""
         self.iterations += 1
-        self.generation_tokens += len(step.emitted) - sum([seq.pooled for seq in step.started])
+        prefilled = len(step.emitted) - len(step.decodes) - sum([seq.pooled for seq in step.started])
+        self.generation_tokens += prefilled + step.decoded_tokens
         self.preemptions += len(step.preempted)
         self.prompt_tokens += sum(seq.input_tokens for seq in step.started)
         self.cached_tokens += sum(seq.cached_tokens for seq in step.started)
+        if step.drafted is not None:
+            self.drafts += step.drafted.drafts
+            self.draft_tokens += step.drafted.tokens
+            self.accepted_tokens += sum(step.drafted.accepted)
 
 
 @dataclass(frozen=True)
@@ -438,7 +547,8 @@ def simulate(
 ) -> SimulatedRun:
     """Serve `arrivals` from virtual instant 0 until all are complete, then idle for `tail_ns`.
 
-    seed: of the counter's noise, nothing else. Raises ValueError for an arrival that can never fit.
+    seed: of the counter's noise and of which draft tokens are accepted. Raises ValueError for an arrival that can
+    never fit.
     """
     engine = Engine(hardware, model, options, counter, rng=default_rng(seed))
     sequences = [Sequence(*arrival) for arrival in arrivals]
@@ -478,4 +588,5 @@ def _simulated_request(seq: Sequence, token_ns: list[int]) -> SimulatedRequest:
         seq.preemptions,
         seq.prefill_j,
         seq.decode_j,
+        seq.rejected_j,
     )

@@ -51,6 +51,9 @@ class Metrics:
         self.gpu_uuids = gpu_uuids
         self.totals = Totals()
         self.prefix_queries = self.prefix_hits = 0
+        speculation = engine.scheduler.options.speculation
+        self.accepted_at = [] if speculation is None else [0] * speculation.tokens
+        """Accepted draft tokens by position; empty without a draft model."""
         self.finished = dict.fromkeys(FINISH_REASONS, 0)
         self.histograms = {name: Histogram(bounds) for name, (_, bounds) in HISTOGRAMS.items()}
         self._registry = CollectorRegistry()
@@ -68,6 +71,8 @@ class Metrics:
                 if seq.started_ns == step.start_ns:
                     self.prefix_queries += seq.input_tokens
                     self.prefix_hits += seq.cached_tokens
+        if step.drafted is not None:
+            self.accepted_at = [sum(pair) for pair in zip(self.accepted_at, step.drafted.accepted, strict=True)]
 
     def page(self) -> bytes:
         return generate_latest(self._registry)
@@ -84,6 +89,8 @@ class Metrics:
             gauge.add_metric([*self.labels.values()], value)
             yield gauge
         yield from self._counters()
+        if self.accepted_at:
+            yield from self._draft_counters()
         for name, (text, _) in HISTOGRAMS.items():
             histogram = self.histograms[name]
             buckets = [(bound, count) for bound, count, _ in histogram.buckets()]
@@ -102,9 +109,7 @@ class Metrics:
             ("prefix_cache_hits", "Prefix cache hits, in number of cached tokens.", self.prefix_hits),
         )
         for name, text, value in rows:
-            family = CounterMetricFamily(f"vllm:{name}", f"{text} Simulated.", labels=[*self.labels])
-            family.add_metric([*self.labels.values()], value)
-            yield family
+            yield self._counter(name, text, value)
         success = CounterMetricFamily(
             "vllm:request_success",
             "Count of successfully processed requests. Simulated.",
@@ -122,3 +127,23 @@ class Metrics:
         for i, sample in enumerate(each_gpu([shown], len(self.gpu_uuids))):
             energy.add_metric([str(i), self.gpu_uuids[i]], j_from_mj(mj_from_j(sample.joules)))
         yield energy
+
+    def _draft_counters(self) -> Iterator[Metric]:
+        """Yield the counters of speculative decoding, which vLLM has only with a draft model."""
+        totals = self.totals
+        yield self._counter("spec_decode_num_drafts", "Number of spec decoding drafts.", totals.drafts)
+        yield self._counter("spec_decode_num_draft_tokens", "Number of draft tokens.", totals.draft_tokens)
+        yield self._counter("spec_decode_num_accepted_tokens", "Number of accepted tokens.", totals.accepted_tokens)
+        by_position = CounterMetricFamily(
+            "vllm:spec_decode_num_accepted_tokens_per_pos",
+            "Accepted tokens per draft position. Simulated.",
+            labels=[*self.labels, "position"],
+        )
+        for position, accepted in enumerate(self.accepted_at):
+            by_position.add_metric([*self.labels.values(), str(position)], accepted)
+        yield by_position
+
+    def _counter(self, name: str, text: str, value: float) -> CounterMetricFamily:
+        family = CounterMetricFamily(f"vllm:{name}", f"{text} Simulated.", labels=[*self.labels])
+        family.add_metric([*self.labels.values()], value)
+        return family

@@ -122,7 +122,7 @@ class EnginePlayer:
                 continue
             if answer.sent_tokens:
                 self.metrics.observe("inter_token_latency_seconds", s_from_ns(end_ns - answer.last_token_ns))
-            answer.emit(end_ns)
+            answer.emit(end_ns, seq.emitted - answer.sent_tokens)
         for seq in step.finished:
             if (answer := self.answers.get(seq)) is not None:
                 self._finish(answer)

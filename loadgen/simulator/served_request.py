@@ -84,12 +84,13 @@ class ServedRequest:
     def usage(self) -> bytes:
         return usage_json(self.ask.endpoint, self.seq.input_tokens, self.sent_tokens, self.seq.cached_tokens)
 
-    def emit(self, end_ns: int) -> None:
-        """Count the next token at the end of its step; write its event if the response is a stream."""
-        if self.sent_tokens == 0:
+    def emit(self, end_ns: int, tokens: int = 1) -> None:
+        """Count the tokens of a step at its end; write their one event if the response is a stream."""
+        is_first = self.sent_tokens == 0
+        if is_first:
             self.first_token_ns = end_ns
         self.last_token_ns = end_ns
-        self.sent_tokens += 1
+        self.sent_tokens += tokens
         wire = self.wire
         if wire is None or self.muted:
             return
@@ -99,9 +100,9 @@ class ServedRequest:
         is_last = self.sent_tokens == self.seq.output_tokens
         usage = self.usage if self.ask.continuous_usage else None
         is_textless = self.fault == "textless" and self.sent_tokens > self.seq.output_tokens // 2
-        word = "" if is_textless else next(self.words)
-        data = self.events.opening if self.sent_tokens == 1 else b""
-        data += self.events.token(word, self.finish_reason if is_last else None, usage)
+        text = "" if is_textless else "".join(islice(self.words, tokens))
+        data = self.events.opening if is_first else b""
+        data += self.events.token(text, self.finish_reason if is_last else None, usage)
         if is_last:
             counts = self.ask.include_usage and self.fault != "no_usage"
             data += self.events.closing(self.finish_reason, self.usage if counts else None)

@@ -16,7 +16,8 @@ EngineSample = Mapping[str, float]
 
 Counters: `prompt_tokens` of whole prompts, cached tokens included; `cached_tokens`, those of them that came from a
 prefix cache; `computed_tokens`, the others, where the engine counts them itself; `generation_tokens`; `iterations`, the
-engine's steps; `preemptions`. At the instant: `running` and `waiting` requests, which never overlap; `kv_cache_usage`
+engine's steps; `preemptions`; of speculative decoding, `drafts` that were verified, their `draft_tokens` and the
+`accepted_tokens` among those. At the instant: `running` and `waiting` requests, which never overlap; `kv_cache_usage`
 from 0 to 1. Each is summed over the engines behind one page, but for the KV cache, which is the fullest one's.
 """
 

@@ -110,6 +110,7 @@ def test_every_option_of_the_simulator_reaches_its_own_field(monkeypatch: pytest
         "--max-num-batched-tokens", 512, "--tensor-parallel", 2, "--prefix-caching", "--kv-cache-tokens", 4096,
         "--counter-period-ms", 20, "--counter-noise", 0.125, "--counter-gain", 1.5, "--seed", 3, "--api-key", "k",
         "--otlp-traces-endpoint", "http://h/v1/traces", "--fault", "stall:0.25", "--exit-with-parent",
+        "--draft-model", "llama-3.2-1b", "--draft-tokens", 3, "--draft-acceptance", "0.5",
     )  # fmt: skip
     ((options, with_parent),) = started
     assert with_parent
@@ -118,8 +119,25 @@ def test_every_option_of_the_simulator_reaches_its_own_field(monkeypatch: pytest
     engine, counter = options.engine, options.counter
     assert (engine.max_num_seqs, engine.max_num_batched_tokens, engine.tensor_parallel) == (7, 512, 2)
     assert (engine.prefix_caching, engine.kv_cache_tokens) == (True, 4096)
+    assert engine.speculation is not None
+    assert (engine.speculation.draft.name, engine.speculation.acceptance) == ("llama-3.2-1b", (0.5, 0.5, 0.5))
     assert (counter.period_ns, counter.noise, counter.gain) == (20 * NS_PER_MS, 0.125, 1.5)
     assert "stall" in repr(options.faults) and "0.25" in repr(options.faults)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--draft-acceptance", "0.7,1"], "is not a number above 0 and below 1"),
+        (["--draft-acceptance", "high"], "is not a number above 0 and below 1"),
+        (["--draft-acceptance", "0.7,0.6"], "2 chances for 4 draft tokens"),
+        (["--max-num-batched-tokens", "4"], "does not hold 4 draft tokens and one more"),
+        (["--draft-model", "nobody"], "nobody"),
+    ],
+)
+def test_drafts_that_cannot_be_simulated_are_refused(options: list[str], message: str) -> None:
+    result = CliRunner().invoke(cli, ["serve", "sim", "--draft-model", "llama-3.2-1b", *options])
+    assert result.exit_code != 0 and message in result.output + str(result.exception)
 
 
 def test_engine_options_of_the_simulator_become_its_own_command_line(monkeypatch: pytest.MonkeyPatch) -> None:

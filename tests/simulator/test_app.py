@@ -4,6 +4,7 @@ import asyncio
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -23,13 +24,16 @@ from openai import AsyncOpenAI
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadgen.client.client import Client as LoadClient
+from loadgen.energy_model.hardware import read_model
 from loadgen.errors import LoadgenError
 from loadgen.simulator.api import ApiError, GenerateBody, ask_of
 from loadgen.simulator.app import ServerOptions, running_simulator
 from loadgen.simulator.cost_model import CounterOptions
 from loadgen.simulator.engine import EngineOptions
 from loadgen.simulator.faults import MEANING, Faults, parse_faults
+from loadgen.simulator.speculation import Speculation
 from loadgen.simulator.tokens import answer_words, block_hashes, chat_tokens, tokenize
+from loadgen.telemetry.engine_page import parse_page
 from loadgen.units import NS_PER_MS
 
 MODEL = "llama-3.1-8b"
@@ -411,6 +415,29 @@ def test_energy_since_gives_only_what_is_new_and_a_bad_instant_is_refused():
             assert response.status == 400
 
     serving(test, counter=CounterOptions(period_ns=5 * NS_PER_MS))
+
+
+def test_a_speculating_server_sends_its_tokens_in_fewer_chunks_and_counts_drafts_as_vllm_does():
+    async def test(client: Client) -> None:
+        asked = completion(max_tokens=60, stream_options={"include_usage": True})
+        events = await client.stream("/v1/completions", asked)
+        texts = [event["choices"][0]["text"] for event in events[:-1] if event["choices"]]
+        _, whole = await client.post("/v1/completions", {**asked, "stream_options": None})
+        metrics = await client.metrics()
+        assert events[-2]["usage"]["completion_tokens"] == whole["usage"]["completion_tokens"] == 60
+        assert len(tokenize("".join(texts))) == 60 and len(texts) < 40
+        drafts, tokens, accepted = (
+            metrics[f"vllm:spec_decode_num_{name}_total"] for name in ("drafts", "draft_tokens", "accepted_tokens")
+        )
+        assert tokens == 2 * drafts
+        assert 0 <= 2 + drafts + accepted - metrics["vllm:generation_tokens_total"] <= 4
+        page = (await client.get("/metrics")).decode()
+        by_position = re.findall(r'accepted_tokens_per_pos_total{.*position="(\d)"} (\d+)', page)
+        assert [position for position, _ in by_position] == ["0", "1"]
+        assert sum(int(count) for _, count in by_position) == accepted
+        assert parse_page(page.encode()).values["accepted_tokens"] == accepted
+
+    serving(test, engine=EngineOptions(speculation=Speculation(read_model("llama-3.2-1b"), (0.8, 0.8))))
 
 
 def test_metrics_count_what_was_served_under_vllms_names():
