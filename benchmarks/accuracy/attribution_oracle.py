@@ -18,7 +18,9 @@ import numpy as np
 
 from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.cost_model import align_phase
+from loadgen.attribution.foreign_spans import foreign_records
 from loadgen.attribution.shapley import METHODS, attribute_energy
+from loadgen.clock import Anchor
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.counter_track import CounterTrack
 from loadgen.energy.nvml import VERNIER
@@ -27,8 +29,10 @@ from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.record import RequestRecord
 from loadgen.simulator.cost_model import CounterOptions
 from loadgen.simulator.engine import EngineOptions, SimulatedRun, SubmittedRequest, simulate
+from loadgen.simulator.spans import Finished, export_finished
 from loadgen.simulator.speculation import Speculation
 from loadgen.telemetry.engine_sample import EngineSample
+from loadgen.telemetry.otlp_parse import RequestSpan, parse_spans
 from loadgen.units import NS_PER_MS, NS_PER_S
 from loadgen.workload.schedule import build_schedule
 from loadgen.workload.trace import read_trace
@@ -37,6 +41,9 @@ TRACES = Path(__file__).parents[2] / "traces"
 IDLE_NS = 2 * NS_PER_S
 PERIOD_NS = 100 * NS_PER_MS
 CHUNK_DELAY_NS = (200_000, 800_000)
+RUN_ID = "run"
+WALL_NS = 1_700_000_000 * NS_PER_S
+"""Wall-clock time at the virtual instant 0."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +59,8 @@ class Scenario:
     """Share of the requests that another client sends."""
     engine: bool = True
     """True when the engine's counters are available."""
+    spans: bool = False
+    """True when the engine's spans are available, of other clients' requests too."""
     shared_prefix: float = 0.0
     """Share of each prompt that every prompt has in common."""
     polled: bool = False
@@ -81,7 +90,17 @@ def scenarios() -> list[Scenario]:
         Scenario("mix 6/s, 5 % noise", mix, counter=CounterOptions(noise=0.05)),
         Scenario("mix 6/s, prefix caching", mix, options=EngineOptions(prefix_caching=True), shared_prefix=0.5),
         Scenario("mix 6/s, preemption", mix, options=small),
-        Scenario("mix 6/s, 30 % foreign", mix, foreign=0.3),
+        *(
+            Scenario(
+                f"mix {rps}/s, {100 * share:.0f} % foreign{spans and ', spans'}",
+                {"chat": rps / 2, "code": rps / 2},
+                foreign=share,
+                spans=bool(spans),
+            )
+            for rps in (2, 6, 14)
+            for share in (0.1, 0.3, 0.6)
+            for spans in ("", ", spans")
+        ),
         Scenario("70B-like, mix 2/s", {"chat": 1.0, "code": 1.0}, model="llama-3.1-70b"),
         Scenario("MoE-like, mix 6/s", mix, model="qwen3-30b-a3b"),
         *(
@@ -107,9 +126,13 @@ class Case:
 def simulated(scenario: Scenario, seconds: float, seed: int) -> Case:
     rng = np.random.default_rng(seed)
     arrivals = []
-    for kind, rps in scenario.rates.items():
+    for row, (kind, rps) in enumerate(scenario.rates.items()):
         plan = build_schedule(
-            read_trace(TRACES / f"{kind}.jsonl"), seed=seed, rps=rps, arrival="poisson", duration_s=seconds
+            read_trace(TRACES / f"{kind}.jsonl"),
+            seed=seed + 1000 * row,  # with one seed all kinds arrive at the same instants
+            rps=rps,
+            arrival="poisson",
+            duration_s=seconds,
         )
         for request in plan.requests:
             blocks = _blocks(request.input_tokens, scenario.shared_prefix, kind, request.index)
@@ -143,6 +166,19 @@ def _record(index: int, kind: str, truth: Any, rng: np.random.Generator) -> Requ
         input_tokens=truth.input_tokens, output_tokens=truth.output_tokens, cached_tokens=truth.cached_tokens,
         token_source="usage", status=200, finish_reason="length",
     )  # fmt: skip
+
+
+def spans(case: Case) -> list[RequestSpan]:
+    """Return the spans of all requests, as vLLM exports them, on a wall clock."""
+    row = {request: index for index, request in enumerate(case.own)}
+    finished = [
+        Finished(
+            f"chatcmpl-{RUN_ID}-{row[i]}" if i in row else f"chatcmpl-{i}", request.arrival_ns, request.started_ns,
+            request.token_ns[0], request.token_ns[-1], request.input_tokens, request.output_tokens,
+        )
+        for i, request in enumerate(case.run.requests)
+    ]  # fmt: skip
+    return parse_spans(export_finished("model", finished, Anchor(WALL_NS, 0))).spans
 
 
 def polled(series: EnergySeries, rng: np.random.Generator) -> EnergySeries:
@@ -179,13 +215,14 @@ def score(case: Case, scenario: Scenario, method: str) -> dict[str, float | None
     end = max(record.finished_ns or 0 for record in case.records)
     series = list(series_by_domain(case.run.counter).values())
     engine = engine_samples(case) if scenario.engine else []
-    steps = engine_steps_of(case.records, engine)
+    foreign = foreign_records(case.records, spans(case), RUN_ID) if scenario.spans else []
+    steps = engine_steps_of([*case.records, *foreign], engine)
     if scenario.polled:
         series = [
             align_phase(align_to_counter_clock(polled(domain_series, np.random.default_rng(0))), steps)
             for domain_series in series
         ]
-    result = attribute_energy(series, case.records, start, end, method=method, steps=steps)
+    result = attribute_energy(series, case.records, start, end, method=method, steps=steps, foreign=foreign)
     attributed = np.array([share.joules for share in result.requests])
     truth = np.array([case.run.requests[i].prefill_j + case.run.requests[i].decode_j for i in case.own])
     error = np.abs(attributed - truth) / truth

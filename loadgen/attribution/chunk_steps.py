@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loadgen.attribution.chunked_prefill import spread_prefills
-from loadgen.attribution.engine_steps import EngineSteps, Members, Memberships, Narrow, with_unknown_prompts
+from loadgen.attribution.engine_steps import (
+    BURST_GAP_NS,
+    EngineSteps,
+    Members,
+    Memberships,
+    Narrow,
+    with_unknown_prompts,
+)
 from loadgen.attribution.other_clients import with_engine
 from loadgen.telemetry.engine_sample import EngineSample, counter_values, sample_times
 from loadgen.units import NS_PER_MS
@@ -20,9 +27,6 @@ from loadgen.units import NS_PER_MS
 if TYPE_CHECKING:
     from loadgen.record import RequestRecord
     from loadgen.stats.arrays import Ints
-
-BURST_GAP_NS = 1 * NS_PER_MS
-"""Chunks closer than this can be of one step: a server writes its streams one after another when a step ends."""
 
 SLICE = 100
 """vLLM hands on the outputs of a step in slices of 128 streams, with other work between: after this many streams in a

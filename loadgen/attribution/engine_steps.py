@@ -32,6 +32,10 @@ class Members(NamedTuple):
     context: Narrow
 
 
+BURST_GAP_NS = 1 * NS_PER_MS
+"""Chunks closer than this can be of one step: a server writes its streams one after another when a step ends."""
+
+
 @dataclass(frozen=True)
 class ForeignLoad:
     """Work of other clients, in K intervals between two reads of the engine's counters.

@@ -101,18 +101,21 @@ def attribute_energy(
     engine: Sequence[EngineSample] = (),
     method: Method = "shapley",
     steps: EngineSteps | None = None,
+    foreign: Sequence[RequestRecord] = (),
 ) -> RunAttribution:
     """Attribute the energy of every series between the counter's updates around [start, end].
 
-    Energy before `start_ns` (idle with the model resident) takes part in the fit, not in the accounts. steps: the
-    engine steps of these records, when the caller already has them.
+    Energy before `start_ns` (idle with the model resident) takes part in the fit, not in the accounts. foreign: other
+    clients' requests, as `foreign_records` makes them; their energy is unattributed. steps: the engine steps of
+    `records` and `foreign`, in this order, when the caller already has them.
     """
     if method != "shapley":
         return _by_another_method(
             [domain.clip(start_ns, end_ns) for domain in series], records, start_ns, end_ns, method
         )
-    steps = steps or engine_steps_of(records, engine)
-    accounts = [_shapley(domain, domain.clip(start_ns, end_ns), steps, records) for domain in series]
+    everyone = [*records, *foreign]
+    steps = steps or engine_steps_of(everyone, engine)
+    accounts = [_shapley(domain, domain.clip(start_ns, end_ns), steps, everyone, len(records)) for domain in series]
     measured_mj = sum(account.measured_mj for account in accounts)
     exact = [np.concatenate(([a.idle, a.unattributed], a.prefill, a.decode)) for a in accounts]
     variance = np.sum([account.variance for account in accounts], axis=0)
@@ -168,11 +171,12 @@ class _Account:
 
 
 def _shapley(
-    series: EnergySeries, clipped: EnergySeries, steps: EngineSteps, records: Sequence[RequestRecord]
+    series: EnergySeries, clipped: EnergySeries, steps: EngineSteps, records: Sequence[RequestRecord], own: int
 ) -> _Account:
     """Fit the model on all of a domain's series and split the clipped part by it.
 
-    When nothing could be fitted, a step costs the domain's mean power over its duration, whatever is done in it.
+    The first `own` records are ours; what the others used is unattributed. When nothing could be fitted, a step costs
+    the domain's mean power over its duration, whatever is done in it.
     """
     coefficients, covariance = fit_with_covariance(series, steps)
     length_s = max(float(series.t_ns[-1] - series.t_ns[0]) / NS_PER_S, 1e-9)
@@ -185,7 +189,9 @@ def _shapley(
     prefill = np.minimum(np.bincount(steps.request[prefilling], member_mj[prefilling], minlength=requests), total)
     variance = joules_variance(clipped, steps, shares, total / 1000, covariance, coefficients.misfit)
     kinds = decode_by_kind(records, steps, member_mj)
-    return _Account(prefill, total - prefill, kinds, variance, idle, unattributed, clipped.total_mj, coefficients)
+    unattributed += float(total[own:].sum())
+    prefill, decode, kinds, variance = (x[:own] for x in (prefill, total - prefill, kinds, variance))
+    return _Account(prefill, decode, kinds, variance, idle, unattributed, clipped.total_mj, coefficients)
 
 
 def split_energy(
