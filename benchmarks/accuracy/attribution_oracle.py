@@ -29,6 +29,7 @@ from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.record import RequestRecord
 from loadgen.simulator.cost_model import CounterOptions
 from loadgen.simulator.engine import EngineOptions, SimulatedRun, SubmittedRequest, simulate
+from loadgen.simulator.experts import Routing
 from loadgen.simulator.spans import Finished, export_finished
 from loadgen.simulator.speculation import Speculation
 from loadgen.telemetry.engine_sample import EngineSample
@@ -102,7 +103,7 @@ def scenarios() -> list[Scenario]:
             for spans in ("", ", spans")
         ),
         Scenario("70B-like, mix 2/s", {"chat": 1.0, "code": 1.0}, model="llama-3.1-70b"),
-        Scenario("MoE-like, mix 6/s", mix, model="qwen3-30b-a3b"),
+        *mixture_of_experts(),
         *(
             replace(scenario, name=f"{scenario.name}, draft model{kind}", options=drafting, engine=not kind)
             for kind in ("", ", client only")
@@ -110,6 +111,19 @@ def scenarios() -> list[Scenario]:
             if "mix" in scenario.name or scenario.name == "chat 6/s"
         ),
         Scenario("small GPU, mix 0.4/s", {"chat": 0.2, "code": 0.2}, hardware="l4"),
+    ]
+
+
+def mixture_of_experts() -> list[Scenario]:
+    """Return the mix at three rates, with experts of equal and of skewed popularity, and on four GPUs."""
+    rates = {f"MoE mix {rps}/s": {"chat": rps / 2, "code": rps / 2} for rps in (1, 6, 14)}
+    even, skewed, spread = Routing(skew=0.0), Routing(skew=1.0), Routing(skew=0.5, parallel=True)
+    plain = [Scenario(name, mix, model="qwen3-30b-a3b") for name, mix in rates.items()]
+    four = EngineOptions(tensor_parallel=4, routing=spread)
+    return [
+        *(replace(row, name=f"{row.name}, even", options=EngineOptions(routing=even)) for row in plain),
+        *(replace(row, name=f"{row.name}, skewed", options=EngineOptions(routing=skewed)) for row in plain),
+        *(replace(row, name=f"{row.name}, expert-parallel", options=four) for row in plain),
     ]
 
 

@@ -107,6 +107,23 @@ def chances(_: click.Context, __: click.Parameter, text: str) -> tuple[float, ..
     callback=chances,
     help="Chance that a draft token is accepted if those before it were: one for all, or one for each position.",
 )
+@click.option(
+    "--expert-parallel", is_flag=True, help="Each GPU holds whole experts of a mixture, not a slice of every one."
+)
+@click.option(
+    "--expert-skew",
+    default=0.5,
+    show_default=True,
+    type=FiniteRange(0),
+    help="Zipf exponent of the popularity of a mixture's experts.",
+)
+@click.option(
+    "--expert-repeat",
+    default=0.3,
+    show_default=True,
+    type=FiniteRange(0, 0.99),
+    help="Probability that a token takes the experts of the token before it.",
+)
 @click.option("--prefix-caching", is_flag=True, help="Reuse the KV cache of equal prompt prefixes.")
 @click.option(
     "--kv-cache-tokens", type=click.IntRange(16), help="Capacity of the KV cache.  [default: as much as fits]"
@@ -216,6 +233,9 @@ def _simulate(
     max_num_seqs: int,
     max_num_batched_tokens: int,
     tensor_parallel: int,
+    expert_parallel: bool,
+    expert_skew: float,
+    expert_repeat: float,
     prefix_caching: bool,
     kv_cache_tokens: int | None,
     draft_model: str | None,
@@ -232,10 +252,12 @@ def _simulate(
     from loadgen.simulator.app import COUNTER_KEEPS_S, ServerOptions, run_simulator
     from loadgen.simulator.cost_model import CounterOptions
     from loadgen.simulator.engine import EngineOptions
+    from loadgen.simulator.experts import Routing
     from loadgen.simulator.faults import parse_faults
     from loadgen.simulator.speculation import Speculation
     from loadgen.units import NS_PER_MS
 
+    routing = Routing(expert_skew, expert_repeat, expert_parallel)
     speculation = None
     if draft_model is not None:
         acceptance = draft_acceptance * draft_tokens if len(draft_acceptance) == 1 else draft_acceptance
@@ -251,7 +273,13 @@ def _simulate(
             )
         speculation = Speculation(read_model(draft_model), acceptance)
     engine = EngineOptions(
-        max_num_seqs, max_num_batched_tokens, prefix_caching, kv_cache_tokens, tensor_parallel, speculation
+        max_num_seqs,
+        max_num_batched_tokens,
+        prefix_caching,
+        kv_cache_tokens,
+        tensor_parallel,
+        speculation,
+        routing,
     )
     counter = CounterOptions(round(counter_period_ms * NS_PER_MS), counter_gain, counter_noise, COUNTER_KEEPS_S)
     server = ServerOptions(

@@ -83,12 +83,6 @@ class Model(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         """FLOPs per (query, key) pair: query times key and weight times value, 2 each per head dimension."""
         return 4.0 * self.layers * self.heads * self.head_dim
 
-    def weight_bytes(self, tokens: int) -> float:
-        """Return the bytes of weights that a step of `tokens` tokens reads."""
-        touched = 1 - (1 - self.experts_per_token / self.experts) ** tokens
-        dense = self.parameters - self.expert_parameters
-        return (dense + self.expert_parameters * touched) * self.bytes_per_parameter
-
 
 _Shape = TypeVar("_Shape", Hardware, Model)
 

@@ -6,10 +6,10 @@ Letters: a step runs n sequences. Sequence i has s_i tokens in its KV cache and 
     A = sum (c_i s_i + c_i (c_i+1)/2)    (query, key) pairs: grows with context, quadratic within a prefill
     K = sum (s_i + 2 c_i)                KV tokens moved: each cached token read once, each new one written and read
 
-    linear time     max(2 N C / (F f),  W(C) / (B b))     N = active parameters, F = peak FLOP/s, B = peak byte/s,
+    linear time     max(2 N C / (F f),  W / (B b))        N = active parameters, F = peak FLOP/s, B = peak byte/s,
     attention time  max(4 L H D A / (F g),  K k / (B h))  f, b, g, h = achieved shares of the peaks, W = weight bytes
     step time t   = linear + attention + launch gap + n * per-sequence gap
-    dynamic joules E = e_flop * FLOPs + e_byte * W(C) + e_kv * K k
+    dynamic joules E = e_flop * FLOPs + e_byte * W + e_kv * K k
     static watts  S = idle (context resident) + active + leakage * (T - T_idle)
     power         P = S + E / t; above the limit the clocks drop until P = limit, so t = E / (limit - S)
 
@@ -17,16 +17,17 @@ A tensor-parallel group of G GPUs is one GPU with G times the peaks, watts and m
 C times the hidden size more time in each step:  2 layers (latency + 2 (G-1)/G * 2 bytes * hidden * C / link), the ring
 algorithm's (Patarasuk and Yuan, J. Parallel Distrib. Comput. 69, 2009; Shoeybi et al., arXiv:1909.08053).
 
-A mixture of experts reads W(C) = dense + experts * (1 - (1 - k/E)^C): the share that C uniformly routed tokens touch.
-The two phases each obey a roofline (Williams et al., CACM 52(4), 2009); FLOPs per token and per attention pair as in
-Korthikanti et al., arXiv:2205.05198, forward pass only.
+A mixture of experts reads W = dense + the experts that the step's tokens chose, each once (experts.py draws them); with
+expert parallelism the time is that of the GPU that reads most. The two phases each obey a roofline (Williams et al.,
+CACM 52(4), 2009); FLOPs per token and per attention pair as in Korthikanti et al., arXiv:2205.05198, forward pass only.
 
 Temperature follows T' = (ambient + R P - T) / tau, and leakage follows T: power drifts for minutes after load changes.
 
-True cost shares: the fixed part of a step is its cost with one token that does nothing except make the weights be read:
-W(1) bytes, the gaps that do not depend on n, and the static watts over that time. Each of the n sequences has 1/n.
-The rest is shared by own work, in proportion to the dynamic joules of each sequence's FLOPs, KV bytes and, in a mixture
-of experts, its tokens' share of the additional experts read.
+True cost shares: the fixed part of a step is its cost with one token that does nothing except make the dense weights be
+read: their bytes, the gaps that do not depend on n, and the static watts over that time. Each of the n sequences has
+1/n. The reads of experts cost their bytes, and the static watts over their time; each expert is shared equally by the
+sequences that chose it (experts.py). The rest is shared by own work, in proportion to the dynamic joules of each
+sequence's FLOPs and KV bytes.
 """
 
 from __future__ import annotations
@@ -76,16 +77,20 @@ def kv_cache_tokens(hardware: Hardware, *models: Model, memory_share: float = 0.
 
 
 class Load(NamedTuple):
-    """Work of a step, summed over its sequences: n, C, A and K of the module's docstring."""
+    """Work of a step, summed over its sequences: n, C, A and K of the module's docstring, and the experts it reads."""
 
     sequences: int
     tokens: int
     pairs: int
     kv_tokens: int
+    expert_bytes: float = 0.0
+    waited_expert_bytes: float = 0.0
+    """Bytes that the step waits for: above `expert_bytes` where one GPU of a group reads more of them than another."""
 
 
 class StepCost(NamedTuple):
-    """Cost of a step. `equal_j` per sequence plus its tokens, pairs and KV tokens at these prices sum to `joules`."""
+    """Cost of a step. `equal_j` per sequence plus its tokens, pairs and KV tokens at these prices, and `experts_j`, sum
+    to `joules`."""
 
     duration_ns: int
     joules: float
@@ -93,9 +98,11 @@ class StepCost(NamedTuple):
     token_j: float
     pair_j: float
     kv_token_j: float
+    experts_j: float = 0.0
+    """Reads of experts, of all sequences together."""
 
     def share_j(self, tokens: int, context: int) -> float:
-        """Return the cost share of a sequence that computed `tokens` after `context` cached ones."""
+        """Return the cost share, without experts, of a sequence that computed `tokens` after `context` cached ones."""
         pairs = tokens * context + tokens * (tokens + 1) // 2
         return self.equal_j + self.token_j * tokens + self.pair_j * pairs + self.kv_token_j * (context + 2 * tokens)
 
@@ -112,7 +119,7 @@ class CostLaw:
         self.token_j = hardware.joules_per_flop * self.flops_per_token
         self.pair_j = hardware.joules_per_flop * model.flops_per_pair
         self.kv_token_j = hardware.joules_per_kv_byte * model.kv_bytes_per_token
-        self.fixed_weight_bytes = model.weight_bytes(1)
+        self.dense_bytes = (model.parameters - model.expert_parameters) * model.bytes_per_parameter
 
     def static_w(self, temperature_c: float) -> float:
         """Return the power in a step that does not depend on its work."""
@@ -127,7 +134,7 @@ class CostLaw:
         hw, model = self.hardware, self.model
         linear = max(
             self.flops_per_token * load.tokens / (hw.peak_flops * hw.linear_flops_efficiency),
-            self._weight_read_s(model.weight_bytes(load.tokens)),
+            self._weight_read_s(self.dense_bytes + load.waited_expert_bytes),
         )
         attention = max(
             model.flops_per_pair * load.pairs / (hw.peak_flops * hw.attention_flops_efficiency),
@@ -139,23 +146,23 @@ class CostLaw:
     def cost(self, load: Load, temperature_c: float) -> StepCost:
         hw = self.hardware
         static_w = self.static_w(temperature_c)
-        weight_bytes = self.model.weight_bytes(load.tokens)
         own_j = self.token_j * load.tokens + self.pair_j * load.pairs + self.kv_token_j * load.kv_tokens
-        dynamic_j = own_j + hw.joules_per_byte * weight_bytes
+        dynamic_j = own_j + hw.joules_per_byte * (self.dense_bytes + load.expert_bytes)
         seconds = max(self.unlimited_s(load), dynamic_j / (hw.limit_w - static_w))
         duration_ns = math.ceil(seconds * NS_PER_S)
         joules = static_w * (duration_ns / NS_PER_S) + dynamic_j
-        fixed_s = self._weight_read_s(self.fixed_weight_bytes) + hw.launch_gap_s + self.all_reduces_s
-        fixed_j = static_w * fixed_s + hw.joules_per_byte * self.fixed_weight_bytes
-        added_experts_j = hw.joules_per_byte * (weight_bytes - self.fixed_weight_bytes)
-        scale = (joules - fixed_j) / (own_j + added_experts_j)
+        fixed_s = self._weight_read_s(self.dense_bytes) + hw.launch_gap_s + self.all_reduces_s
+        fixed_j = static_w * fixed_s + hw.joules_per_byte * self.dense_bytes
+        experts_j = static_w * self._weight_read_s(load.waited_expert_bytes) + hw.joules_per_byte * load.expert_bytes
+        scale = (joules - fixed_j - experts_j) / own_j
         return StepCost(
             duration_ns,
             joules,
             fixed_j / load.sequences,
-            scale * (self.token_j + added_experts_j / load.tokens),
+            scale * self.token_j,
             scale * self.pair_j,
             scale * self.kv_token_j,
+            experts_j,
         )
 
     def _weight_read_s(self, weight_bytes: float) -> float:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from numpy.random import Generator, default_rng
 
 from loadgen.simulator.cost_model import CostLaw, CounterOptions, Gpu, Load, SimulatedCounter, StepCost, kv_cache_tokens
+from loadgen.simulator.experts import Experts, Routing
 from loadgen.simulator.speculation import Acceptance, Drafted, Speculation
 from loadgen.units import NS_PER_MS
 
@@ -38,6 +39,8 @@ class EngineOptions:
     """GPUs that share every layer."""
     speculation: Speculation | None = None
     """A draft model; None: every decode step computes one token of a sequence."""
+    routing: Routing = Routing()  # noqa: RUF009
+    """Choices of a mixture of experts; a dense model has none."""
 
     def __post_init__(self) -> None:
         if min(self.max_num_seqs, self.max_num_batched_tokens, self.tensor_parallel) < 1:
@@ -82,6 +85,8 @@ class Sequence:
     anyway."""
     acceptance: tuple[float, float] | None = None
     """S and D_t of `speculation`; None before its first draft is verified."""
+    experts: int = -1
+    """Choice of experts of its last token; below 0 before the first one, and of a model without experts."""
 
     @property
     def finished(self) -> bool:
@@ -298,8 +303,8 @@ class Engine:
         start_ns: int = 0,
         rng: Generator | None = None,
     ) -> None:
-        """rng: draws the counter's noise; a child of it draws which draft tokens are accepted. Raises LoadgenError if
-        the models do not fit."""
+        """rng: draws the counter's noise; a child of it draws experts, or which draft tokens are accepted. Raises
+        LoadgenError if the models do not fit."""
         rng = rng or default_rng(0)
         law = CostLaw(hardware, model, options.tensor_parallel)
         speculation = options.speculation
@@ -312,6 +317,8 @@ class Engine:
         self._drafting: _Drafting | None = None
         if speculation is not None:
             self._drafting = _Drafting(speculation, hardware, options.tensor_parallel, rng.spawn(1)[0])
+        gpus, is_mixture = options.tensor_parallel, model.experts > 1
+        self.experts = Experts(model, options.routing, gpus, rng.spawn(1)[0]) if is_mixture else None
 
     def add(self, seq: Sequence) -> None:
         """Queue a sequence; call in order of arrival. Raises ValueError if it can never fit."""
@@ -348,7 +355,7 @@ class Engine:
             return None
         load = step_load(prefills, decodes, self.scheduler.options.width)
         joules_before = self.gpu.step_j
-        cost = self.gpu.run(load)
+        cost = self.gpu.run(load) if self.experts is None else self._run_experts(self.experts, load, prefills, decodes)
         drafted = None
         if self._drafting is None:
             _decode(decodes, cost)
@@ -363,6 +370,18 @@ class Engine:
             self.scheduler.remove(seq)
         duration_ns, joules = self.gpu.now_ns - now_ns, self.gpu.step_j - joules_before
         return Step(now_ns, duration_ns, joules, prefills, decodes, emitted, started, finished, preempted, drafted)
+
+    def _run_experts(
+        self, experts: Experts, load: Load, prefills: list[tuple[Sequence, int]], decodes: list[Sequence]
+    ) -> StepCost:
+        """Run a step of a mixture of experts, and add each sequence's share of their reads to its account."""
+        reads = experts.reads(prefills, decodes, self.scheduler.options.width)
+        cost = self.gpu.run(load._replace(expert_bytes=reads.read_bytes, waited_expert_bytes=reads.waited_bytes))
+        for (seq, _), share in zip(prefills, reads.shares[: len(prefills)], strict=True):
+            seq.prefill_j += share * cost.experts_j
+        for seq, share in zip(decodes, reads.shares[len(prefills) :], strict=True):
+            seq.decode_j += share * cost.experts_j
+        return cost
 
     def _prefill(self, seq: Sequence, tokens: int, cost: StepCost) -> bool:
         """Compute `tokens` of a prefill; return True if that completed it and so emitted a token."""
@@ -547,8 +566,8 @@ def simulate(
 ) -> SimulatedRun:
     """Serve `arrivals` from virtual instant 0 until all are complete, then idle for `tail_ns`.
 
-    seed: of the counter's noise and of which draft tokens are accepted. Raises ValueError for an arrival that can
-    never fit.
+    seed: of the counter's noise, the choice of experts and which draft tokens are accepted. Raises ValueError for an
+    arrival that can never fit.
     """
     engine = Engine(hardware, model, options, counter, rng=default_rng(seed))
     sequences = [Sequence(*arrival) for arrival in arrivals]

@@ -22,6 +22,8 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from loadgen.errors import LoadgenError
+
 if TYPE_CHECKING:
     from loadgen.energy_model.hardware import Model
 
@@ -44,6 +46,8 @@ class Speculation:
     def __post_init__(self) -> None:
         if not self.acceptance or not all(0 < chance < 1 for chance in self.acceptance):
             raise ValueError("speculative decoding needs a chance above 0 and below 1 for each draft token")
+        if self.draft.experts > 1:
+            raise LoadgenError(f"{self.draft.name} is a mixture of experts: choose a dense model as the draft model")
 
     @property
     def tokens(self) -> int:

@@ -167,15 +167,6 @@ def test_the_fixed_part_is_shared_equally_and_own_work_is_not():
     assert math.isclose(3 * cost.equal_j, fixed_j)
 
 
-def test_more_tokens_touch_more_experts_up_to_all_of_them():
-    moe = MODELS["qwen3-30b-a3b"]
-    reads = [moe.weight_bytes(tokens) for tokens in (1, 4, 16, 64, 4096)]
-    assert reads == sorted(reads)
-    assert math.isclose(reads[0], moe.active_parameters * 2)
-    assert math.isclose(reads[-1], moe.parameters * 2)
-    assert LLAMA.weight_bytes(1) == LLAMA.weight_bytes(500) == LLAMA.parameters * 2
-
-
 def gpu(options: CounterOptions = CounterOptions(), start_ns: int = 0) -> Gpu:  # noqa: B008
     return Gpu(LAW, SimulatedCounter("gpu:0", start_ns, options, default_rng(0)), start_ns)
 
@@ -344,11 +335,16 @@ def test_two_gpus_halve_the_work_and_add_all_reduces():
     assert law.static_w(35.0) == 40.0
 
 
-def test_experts_touched_by_hand():
-    """20 dense parameters; 4 experts of 20, one per token: 1/4 by one token, 7/16 by two."""
+def test_a_step_that_reads_experts_by_hand():
+    """40 weight bytes are dense, experts of 60 bytes are read, and the GPU that reads most takes as long as for 80."""
     moe = msgspec.structs.replace(ROUND_MODEL, expert_parameters=80.0, experts=4, experts_per_token=1)
-    assert moe.active_parameters == 40
-    assert [moe.weight_bytes(tokens) for tokens in (1, 2)] == [80.0, 110.0]
+    cost = CostLaw(ROUND_GPU, moe).cost(Load(2, 1, 0, 0, expert_bytes=60.0, waited_expert_bytes=80.0), 35.0)
+    seconds = (40 + 80) / 250 + 0.5 + 2 * 0.125
+    assert cost.duration_ns == pytest.approx(seconds * 1e9, abs=2)
+    assert cost.joules == pytest.approx(20 * seconds + 0.02 * 100 + 0.01 * 80)
+    assert cost.equal_j == pytest.approx((20 * (40 / 250 + 0.5) + 0.02 * 40) / 2)
+    assert cost.experts_j == pytest.approx(20 * 80 / 250 + 0.02 * 60)
+    assert 2 * cost.equal_j + cost.token_j + cost.experts_j == pytest.approx(cost.joules)
 
 
 def test_kv_tokens_fill_the_memory_beside_the_weights():

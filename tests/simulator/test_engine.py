@@ -257,7 +257,7 @@ def test_nothing_starts_before_it_arrives():
 )
 def test_the_load_of_a_step_is_that_of_its_sequences(prefills, decodes, load):
     chunks = [(Sequence(0, 100, 9, computed=context), tokens) for context, tokens in prefills]
-    assert step_load(chunks, [Sequence(0, 100, 9, computed=context) for context in decodes]) == load
+    assert step_load(chunks, [Sequence(0, 100, 9, computed=context) for context in decodes])[:4] == load
 
 
 def test_engine_samples_are_the_totals_of_the_steps_that_ended_by_then():
