@@ -21,6 +21,7 @@ from loadgen.attribution.engine_steps import (
     with_unknown_prompts,
 )
 from loadgen.attribution.other_clients import with_engine
+from loadgen.attribution.speculation import speculation_of
 from loadgen.telemetry.engine_sample import EngineSample, counter_values, sample_times
 from loadgen.units import NS_PER_MS
 
@@ -63,8 +64,14 @@ def engine_steps_of(records: Sequence[RequestRecord], engine: Sequence[EngineSam
     previous_end = np.concatenate((np.zeros(1, np.int64), end_ns[:-1]))[: len(end_ns)]
     start_ns = np.asarray(np.minimum(np.maximum(previous_end, earliest), end_ns), dtype=np.int64)
     members = _members(records, counts, request, step, first_rows, prompt, cached, engine)
-    members, iterations = spread_prefills(members, first_rows, sent_ns, cached, start_ns, end_ns)
-    steps = EngineSteps(start_ns, end_ns, iterations, *members, _unseen(records, start_ns, end_ns))
+    last_rows = np.cumsum(counts)[counts > 0] - 1
+    output = np.array([record.output_tokens or 0 for record in records], dtype=np.int64)
+    speculation = speculation_of(
+        engine, counts[counts > 0] - 1, output[counts > 0] - 1, step[last_rows] - step[first_rows]
+    )
+    members, iterations = spread_prefills(members, first_rows, sent_ns, cached, start_ns, end_ns, speculation)
+    unseen_ns = _unseen(records, start_ns, end_ns)
+    steps = EngineSteps(start_ns, end_ns, iterations, *members, unseen_ns, speculation=speculation)
     return with_engine(steps, engine, (first_ns, cached[request[first_rows]]))
 
 

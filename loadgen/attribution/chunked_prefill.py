@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from loadgen.attribution.engine_steps import Members, Memberships, Narrow
+from loadgen.attribution.engine_steps import Members, Memberships, Narrow, Speculation, decoded_tokens
 from loadgen.units import NS_PER_MS
 
 if TYPE_CHECKING:
@@ -75,7 +75,13 @@ class PrefillQueue:
 
 
 def spread_prefills(
-    members: Members, first_rows: Ints, sent_ns: Ints, cached: Narrow, start_ns: Ints, end_ns: Ints
+    members: Members,
+    first_rows: Ints,
+    sent_ns: Ints,
+    cached: Narrow,
+    start_ns: Ints,
+    end_ns: Ints,
+    speculation: Speculation | None = None,
 ) -> tuple[Members, Floats]:
     """Return new memberships with every prefill spread over the steps it took, and the iterations of each step.
 
@@ -85,15 +91,16 @@ def spread_prefills(
     if not len(first_rows):
         return members, np.ones(steps)
     row = first_rows[np.argsort(sent_ns[members.request[first_rows]], kind="stable")]
-    decoding = np.bincount(members.step, members.decode, minlength=steps).astype(np.float64)
+    computed = decoded_tokens(members.decode, speculation)
+    decoding = np.bincount(members.step, computed, minlength=steps).astype(np.float64)
     length = (end_ns - start_ns).astype(np.float64)
     queue = PrefillQueue(
         row, sent_ns[members.request[row]], members.step[row], members.prefill[row], start_ns, length, decoding
     )
     chosen = choose_candidate(queue)
     spread = cut_prefills(members, fill_steps(queue, chosen), cached)
-    computed = np.bincount(spread.step, spread.prefill, minlength=steps)
-    return spread, np.maximum(np.ceil((computed + decoding) / chosen.budget), 1.0)
+    prefilled = np.bincount(spread.step, spread.prefill, minlength=steps)
+    return spread, np.maximum(np.ceil((prefilled + decoding) / chosen.budget), 1.0)
 
 
 def candidates(prompts: int, prior: ChunkedPrefillPrior = PRIOR) -> Iterator[Candidate]:

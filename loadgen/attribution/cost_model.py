@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from loadgen.attribution.engine_steps import decoded_tokens
 from loadgen.energy.series import EnergySeries
 from loadgen.stats.nnls import nnls
 from loadgen.units import NS_PER_MS, NS_PER_S
@@ -73,7 +74,7 @@ def feature_column(steps: EngineSteps, column: str) -> Floats:
     if column == "step_j":
         size = np.bincount(steps.step, minlength=steps.count) + _foreign_members(steps)
         return np.asarray((steps.iterations / size)[steps.step])
-    tokens = steps.prefill if column.startswith("prefill") else steps.decode
+    tokens = steps.prefill if column.startswith("prefill") else decoded_tokens(steps.decode, steps.speculation)
     feature: Floats = tokens.astype(np.float64)
     if column.endswith("context_j"):
         feature *= steps.context
@@ -125,13 +126,10 @@ def foreign_features(steps: EngineSteps, edges_ns: Ints) -> Floats:
     foreign = steps.foreign
     if foreign is None or not windows:
         return np.zeros((windows, len(COLUMNS)))
-    columns = (
-        foreign.steps,
-        foreign.prefill,
-        np.zeros_like(foreign.steps),
-        foreign.decode,
-        foreign.decode * foreign.context,
-    )
+    decode = foreign.decode
+    if steps.speculation is not None:
+        decode = decode * (steps.speculation.computed / steps.speculation.emitted)
+    columns = (foreign.steps, foreign.prefill, np.zeros_like(foreign.steps), decode, decode * foreign.context)
     interval, window, share = overlap(edges_ns, foreign.edges_ns[:-1], foreign.edges_ns[1:])
     features = [_sum_by(window, share * column[interval], windows) for column in columns]
     members = _foreign_members(steps)

@@ -57,14 +57,27 @@ class ForeignLoad:
 
 
 @dataclass(frozen=True)
+class Speculation:
+    """Speculative decoding: what a decode step does for a stream, on average over the run."""
+
+    computed: float
+    """Tokens that the step verifies, whatever becomes of them: those of the draft and one more."""
+    emitted: float
+    """Tokens that the stream gets from it."""
+    counted: bool
+    """True if the engine counted both; False if they are what a client's chunks suggest."""
+
+
+@dataclass(frozen=True)
 class EngineSteps:
     """S steps and M memberships (one request in one step).
 
     start_ns, end_ns: int64[S], in time order, not overlapping. iterations: float64[S], engine iterations in the step:
     more than one where prefill chunks ran that no stream got anything from.
     step, request: int32[M], rows of steps and of records. prefilling: bool[M]. prefill, decode: float32[M], tokens
-    computed (cached prompt tokens are none). context: float32[M], mean number of tokens before those. M is as large as
-    the run's output, so these are the narrow types, and nothing of M rows is kept that can be computed again.
+    computed (cached prompt tokens are none; under speculative decoding `decode` are those emitted). context:
+    float32[M], mean number of tokens before those. M is as large as the run's output, so these are the narrow types,
+    and nothing of M rows is kept that can be computed again.
     unseen_ns: int64[k, 2], when a request was in flight whose work is unknown: it may have cost something.
     """
 
@@ -79,11 +92,18 @@ class EngineSteps:
     context: Narrow
     unseen_ns: Ints
     foreign: ForeignLoad | None = None
+    speculation: Speculation | None = None
+    """None: a decode step computes as many tokens as it emits."""
 
     @property
     def count(self) -> int:
         """S, the number of steps."""
         return len(self.start_ns)
+
+
+def decoded_tokens(emitted: Narrow, speculation: Speculation | None) -> Narrow:
+    """Return the tokens that decodes computed, float32[M], from those that they emitted."""
+    return emitted if speculation is None else np.where(emitted > 0, np.float32(speculation.computed), np.float32(0))
 
 
 def with_unknown_prompts(tokens: Floats, took_ns: Ints) -> Floats:

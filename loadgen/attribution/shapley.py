@@ -33,6 +33,7 @@ from loadgen.attribution.cost_model import (
 )
 from loadgen.attribution.other_methods import OtherMethod, request_shares_mj
 from loadgen.attribution.output_kinds import decode_by_kind
+from loadgen.attribution.speculation import rejected_energy
 from loadgen.attribution.uncertainty import joules_variance
 from loadgen.units import MJ_PER_J, NS_PER_S, energy_imbalance_mj, j_from_mj
 
@@ -80,6 +81,10 @@ class RunAttribution(msgspec.Struct, frozen=True, kw_only=True):
     requests: list[RequestEnergy]
     coefficients: list[Coefficients] = []
     """One per energy domain."""
+    rejected_joules: float | None = None
+    """Part of the requests' joules that rejected draft tokens added to decode steps. None when it is not known."""
+    rejected_se_joules: float | None = None
+    """Standard error of rejected_joules: that of the fitted price of a token."""
 
     def check(self) -> None:
         """Raise AssertionError unless energy is conserved; called before anything is printed."""
@@ -122,6 +127,7 @@ def attribute_energy(
     rounded_mj = round_to_sum(np.sum(exact, axis=0), measured_mj)
     shares = rounded_mj[2:].reshape(2, len(records))
     reasoning_mj, tools_mj = kinds_of_whole(shares[1], np.sum([account.kinds for account in accounts], axis=0))
+    rejected = [account.rejected for account in accounts if account.rejected is not None]
     result = RunAttribution(
         method=method,
         start_ns=start_ns,
@@ -150,6 +156,8 @@ def attribute_energy(
             )
         ],
         coefficients=[account.coefficients for account in accounts],
+        rejected_joules=sum(joules for joules, _ in rejected) if rejected else None,
+        rejected_se_joules=float(np.hypot.reduce([error for _, error in rejected])) if rejected else None,
     )
     result.check()
     return result
@@ -158,7 +166,7 @@ def attribute_energy(
 @dataclass(frozen=True)
 class _Account:
     """One domain's energy over requests. prefill, decode: float64[n], mJ. kinds: float64[n, 3], `decode` by KINDS.
-    variance: float64[n], J^2."""
+    variance: float64[n], J^2. rejected: `rejected_energy`."""
 
     prefill: Floats
     decode: Floats
@@ -168,6 +176,7 @@ class _Account:
     unattributed: float
     measured_mj: int
     coefficients: Coefficients
+    rejected: tuple[float, float] | None
 
 
 def _shapley(
@@ -191,7 +200,8 @@ def _shapley(
     kinds = decode_by_kind(records, steps, member_mj)
     unattributed += float(total[own:].sum())
     prefill, decode, kinds, variance = (x[:own] for x in (prefill, total - prefill, kinds, variance))
-    return _Account(prefill, decode, kinds, variance, idle, unattributed, clipped.total_mj, coefficients)
+    rejected = rejected_energy(steps, shares, np.where(steps.request < own, member_mj, 0.0), coefficients, covariance)
+    return _Account(prefill, decode, kinds, variance, idle, unattributed, clipped.total_mj, coefficients, rejected)
 
 
 def split_energy(
