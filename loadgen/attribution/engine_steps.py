@@ -93,7 +93,7 @@ class EngineSteps:
     unseen_ns: Ints
     foreign: ForeignLoad | None = None
     speculation: Speculation | None = None
-    """None: a decode step computes as many tokens as it emits."""
+    """Speculative decoding; None where a decode step computes as many tokens as it emits."""
 
     @property
     def count(self) -> int:
