@@ -19,7 +19,7 @@ import numpy as np
 from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.cost_model import align_phase
 from loadgen.attribution.foreign_spans import foreign_records
-from loadgen.attribution.shapley import METHODS, attribute_energy
+from loadgen.attribution.shapley import METHODS, RunAttribution, attribute_energy
 from loadgen.clock import Anchor
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.counter_track import CounterTrack
@@ -42,6 +42,8 @@ TRACES = Path(__file__).parents[2] / "traces"
 IDLE_NS = 2 * NS_PER_S
 PERIOD_NS = 100 * NS_PER_MS
 CHUNK_DELAY_NS = (200_000, 800_000)
+Z = 1.96
+"""Standard errors in half of a 95 % interval."""
 RUN_ID = "run"
 WALL_NS = 1_700_000_000 * NS_PER_S
 """Wall-clock time at the virtual instant 0."""
@@ -245,17 +247,22 @@ def score(case: Case, scenario: Scenario, method: str) -> dict[str, float | None
     return {
         "median": median, "p90": p90, "p99": p99, "sum_over_total": accounts / result.measured_mj,
         "attributed_over_true": float(attributed.sum() / truth.sum()),
-        "within_2_se": _within(result, truth),
+        **_intervals(result, truth),
     }  # fmt: skip
 
 
-def _within(result: Any, truth: np.ndarray) -> float | None:
-    """Return the share of requests whose true joules lie within two standard errors; None without standard errors."""
-    errors = [share.se_joules for share in result.requests]
-    if any(error is None for error in errors):
-        return None
+def _intervals(result: RunAttribution, truth: np.ndarray) -> dict[str, float | None]:
+    """Return the share of requests whose true joules lie within Z standard errors, and the median of Z standard errors
+    over the true joules; None without standard errors."""
+    errors = [share.se_joules for share in result.requests if share.se_joules is not None]
+    if len(errors) < len(truth):
+        return {"covered": None, "half_width": None}
+    half_width = Z * np.array(errors)
     attributed = np.array([share.joules for share in result.requests])
-    return float(np.mean(np.abs(attributed - truth) <= 2 * np.array(errors)))
+    return {
+        "covered": float(np.mean(np.abs(attributed - truth) <= half_width)),
+        "half_width": float(np.median(half_width / truth)),
+    }
 
 
 def main() -> None:
@@ -282,7 +289,9 @@ def main() -> None:
 
 def _line(method: str, errors: dict[str, float | None]) -> str:
     shares = " / ".join(f"{100 * (errors[name] or 0):6.1f}" for name in ("median", "p90", "p99"))
-    covered = f"  within 2 se {errors['within_2_se']:.0%}" if errors["within_2_se"] is not None else ""
+    covered = ""
+    if errors["covered"] is not None and errors["half_width"] is not None:
+        covered = f"  95 % interval: holds {errors['covered']:.1%}, ± {errors['half_width']:.1%}"
     sums = f"sum/total {errors['sum_over_total']:.6f}  attributed/true {errors['attributed_over_true']:.3f}"
     return f"{method:14} {shares} %   {sums}{covered}"
 

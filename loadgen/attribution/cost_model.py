@@ -7,7 +7,7 @@ prices that make up the a's. Non-negative least squares finds them from the ener
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
@@ -189,22 +189,30 @@ def _sum_by(group: Ints | Memberships, values: Floats, groups: int) -> Floats:
 # -- the fit ---------------------------------------------------------------------------------------------------------
 
 
-def fit_coefficients(series: EnergySeries, steps: EngineSteps) -> Coefficients:
+class Fit(NamedTuple):
+    """The coefficients of a domain and the windows that they are based on: n of them, K coefficients.
+
+    features: float64[n, K]. target_j: float64[n], energy without that of idle time. energy_j: float64[n], measured.
+    kept: bool[W], which windows of the series these are. Without a fit n is 0.
+    """
+
+    coefficients: Coefficients
+    features: Floats
+    target_j: Floats
+    energy_j: Floats
+    kept: NDArray[np.bool_]
+
+
+def fit_coefficients(series: EnergySeries, steps: EngineSteps, per_step: Floats | None = None) -> Coefficients:
+    """Return the coefficients of `fit_windows`."""
+    return fit_windows(series, steps, per_step).coefficients
+
+
+def fit_windows(series: EnergySeries, steps: EngineSteps, per_step: Floats | None = None) -> Fit:
     """Regress the windows' energy on the work done in them, by non-negative least squares.
 
     Idle power is measured where no step overlaps and no request was in flight, then held fixed: a loaded run's busy
-    windows do not determine it.
-    """
-    return fit_with_covariance(series, steps)[0]
-
-
-def fit_with_covariance(
-    series: EnergySeries, steps: EngineSteps, per_step: Floats | None = None
-) -> tuple[Coefficients, Floats]:
-    """Return the coefficients and their covariance, float64[5, 5]: zero in rows that the fit left at zero.
-
-    per_step: `step_features` of the same steps, when the caller already has them. The covariance is that of least
-    squares, sigma^2 (A^T A)^-1 over the columns in use, with sigma^2 from the residual.
+    windows do not determine it. per_step: `step_features` of the same steps, when the caller already has them.
     """
     energy_j = np.diff(series.mj) / 1000.0
     duration_s = np.diff(series.t_ns) / NS_PER_S
@@ -223,11 +231,14 @@ def fit_with_covariance(
     target = energy_j - (idle_w or 0.0) * free_time(steps, series.t_ns) / NS_PER_S
     busy = is_busy & measured
     values, error, kept = fit_without_outliers(features, target, busy)
+    outliers = int(busy.sum() - kept.sum())
     r_squared = misfit = None
-    if error is not None:
+    if error is None:
+        kept = np.zeros(len(kept), bool)
+    else:
         variance = float(((target[kept] - target[kept].mean()) ** 2).sum())
         r_squared = 1 - error / variance if variance > 0 else None
-    if error is not None and (nonzero := energy_j[kept] > 0).any():
+    if (nonzero := energy_j[kept] > 0).any():
         residual_j = target[kept] - features[kept] @ values
         misfit = float(np.sqrt(np.mean((residual_j[nonzero] / energy_j[kept][nonzero]) ** 2)))
     coefficients = Coefficients(
@@ -236,14 +247,9 @@ def fit_with_covariance(
         idle_se_w=float(watts.std(ddof=1) / np.sqrt(len(watts))) if idle_w is not None and len(watts) > 1 else None,
         r_squared=r_squared,
         misfit=misfit,
-        outliers=int(busy.sum() - kept.sum()),
+        outliers=outliers,
     )
-    covariance = np.zeros((len(values), len(values)))
-    used = np.flatnonzero(values > 0)
-    if error is not None and len(used) and kept.sum() > len(used):
-        block = features[kept][:, used]
-        covariance[np.ix_(used, used)] = np.linalg.pinv(block.T @ block) * error / (len(block) - len(used))
-    return coefficients, covariance
+    return Fit(coefficients, features[kept], target[kept], energy_j[kept], kept)
 
 
 def fit_without_outliers(
@@ -284,7 +290,7 @@ def align_phase(series: EnergySeries, steps: EngineSteps) -> EnergySeries:
     aligned, unexplained, per_step = series, np.inf, step_features(steps)
     for shift in PHASES_NS:
         shifted = EnergySeries(series.domain, series.t_ns + shift, series.mj, series.slack_ns, series.gap)
-        fit, _ = fit_with_covariance(shifted, steps, per_step)
+        fit = fit_coefficients(shifted, steps, per_step)
         if fit.misfit is not None and fit.r_squared is not None and 1 - fit.r_squared < unexplained:
             aligned, unexplained = shifted, 1 - fit.r_squared
     return aligned

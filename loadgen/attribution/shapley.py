@@ -25,7 +25,7 @@ from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.cost_model import (
     Coefficients,
     cost_shares,
-    fit_with_covariance,
+    fit_windows,
     foreign_features,
     free_time,
     overlap,
@@ -34,7 +34,7 @@ from loadgen.attribution.cost_model import (
 from loadgen.attribution.other_methods import OtherMethod, request_shares_mj
 from loadgen.attribution.output_kinds import decode_by_kind
 from loadgen.attribution.speculation import rejected_energy
-from loadgen.attribution.uncertainty import joules_variance
+from loadgen.attribution.uncertainty import JoulesErrors, joules_errors
 from loadgen.units import MJ_PER_J, NS_PER_S, energy_imbalance_mj, j_from_mj
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class RequestEnergy(msgspec.Struct, frozen=True, kw_only=True):
     tools_joules: float | None = None
     """Part of `decode_joules` in which calls of tools were generated."""
     se_joules: float | None = None
-    """Standard error: of the fit, of the model's misfit per window, and of the counter's update times."""
+    """Standard error: of the noise of the windows, of prefills, and of the misfit of the law (uncertainty.py)."""
 
 
 class RunAttribution(msgspec.Struct, frozen=True, kw_only=True):
@@ -123,7 +123,7 @@ def attribute_energy(
     accounts = [_shapley(domain, domain.clip(start_ns, end_ns), steps, everyone, len(records)) for domain in series]
     measured_mj = sum(account.measured_mj for account in accounts)
     exact = [np.concatenate(([a.idle, a.unattributed], a.prefill, a.decode)) for a in accounts]
-    variance = np.sum([account.variance for account in accounts], axis=0)
+    variance = np.sum([account.errors.of_requests()[: len(records)] for account in accounts], axis=0)
     rounded_mj = round_to_sum(np.sum(exact, axis=0), measured_mj)
     shares = rounded_mj[2:].reshape(2, len(records))
     reasoning_mj, tools_mj = kinds_of_whole(shares[1], np.sum([account.kinds for account in accounts], axis=0))
@@ -166,12 +166,12 @@ def attribute_energy(
 @dataclass(frozen=True)
 class _Account:
     """One domain's energy over requests. prefill, decode: float64[n], mJ. kinds: float64[n, 3], `decode` by KINDS.
-    variance: float64[n], J^2. rejected: `rejected_energy`."""
+    rejected: `rejected_energy`."""
 
     prefill: Floats
     decode: Floats
     kinds: Floats
-    variance: Floats
+    errors: JoulesErrors
     idle: float
     unattributed: float
     measured_mj: int
@@ -187,7 +187,8 @@ def _shapley(
     The first `own` records are ours; what the others used is unattributed. When nothing could be fitted, a step costs
     the domain's mean power over its duration, whatever is done in it.
     """
-    coefficients, covariance = fit_with_covariance(series, steps)
+    fit = fit_windows(series, steps)
+    coefficients = fit.coefficients
     length_s = max(float(series.t_ns[-1] - series.t_ns[0]) / NS_PER_S, 1e-9)
     shares = cost_shares(steps, coefficients, fallback_w=series.total_mj / 1000 / length_s)
     foreign = foreign_features(steps, clipped.t_ns) @ coefficients.values
@@ -196,12 +197,13 @@ def _shapley(
     total = np.bincount(steps.request, member_mj, minlength=requests).astype(np.float64)
     prefilling = steps.prefilling
     prefill = np.minimum(np.bincount(steps.request[prefilling], member_mj[prefilling], minlength=requests), total)
-    variance = joules_variance(clipped, steps, shares, total / 1000, covariance, coefficients.misfit)
     kinds = decode_by_kind(records, steps, member_mj)
     unattributed += float(total[own:].sum())
-    prefill, decode, kinds, variance = (x[:own] for x in (prefill, total - prefill, kinds, variance))
-    rejected = rejected_energy(steps, shares, np.where(steps.request < own, member_mj, 0.0), coefficients, covariance)
-    return _Account(prefill, decode, kinds, variance, idle, unattributed, clipped.total_mj, coefficients, rejected)
+    prefill, decode, kinds = (x[:own] for x in (prefill, total - prefill, kinds))
+    member_j = np.divide(member_mj, MJ_PER_J, out=member_mj)  # a run has millions of members: no second array
+    errors = joules_errors(fit, series, clipped, steps, shares, member_j, requests)
+    rejected = rejected_energy(steps, shares, member_j, own, coefficients, errors.model.covariance)
+    return _Account(prefill, decode, kinds, errors, idle, unattributed, clipped.total_mj, coefficients, rejected)
 
 
 def split_energy(

@@ -15,7 +15,6 @@ import numpy as np
 from loadgen.attribution.cost_model import COLUMNS, Coefficients
 from loadgen.attribution.engine_steps import EngineSteps, Speculation
 from loadgen.telemetry.engine_sample import counter_values
-from loadgen.units import MJ_PER_J
 
 if TYPE_CHECKING:
     from loadgen.stats.arrays import Floats, Ints
@@ -71,7 +70,7 @@ def grown(engine: Sequence[EngineSample], name: str) -> float | None:
 
 
 def rejected_energy(
-    steps: EngineSteps, shares: Floats, member_mj: Floats, coefficients: Coefficients, covariance: Floats
+    steps: EngineSteps, shares: Floats, member_j: Floats, own: int, coefficients: Coefficients, covariance: Floats
 ) -> tuple[float, float] | None:
     """Return the joules that rejected draft tokens added to the decodes, at least, and their standard error; None
     without speculative decoding, and when the engine counts no drafts or the fit found no price of a token.
@@ -80,13 +79,15 @@ def rejected_energy(
     share. What a step costs whatever is in it (weights read, the draft model's among them) and the context that is read
     once for all of the tokens are not in it. The error is the price's.
 
-    shares, member_mj: float64[M], the members' cost shares, and what they got of the measured energy.
+    shares, member_j: float64[M], the members' cost shares, and what they got of the measured energy. own: the requests
+    that count, which are the first ones.
     """
     speculation, price = steps.speculation, coefficients.decode_token_j
     if speculation is None or not speculation.counted or price <= 0:
         return None
-    rejected = np.where(steps.decode > 0, np.maximum(speculation.computed - steps.decode, 0.0), 0.0)
-    mj_per_joule = np.divide(member_mj, shares, out=np.zeros(len(shares)), where=shares > 0)
-    tokens = float((rejected * mj_per_joule).sum()) / MJ_PER_J
+    ours = (steps.decode > 0) & (steps.request < own)
+    rejected = np.where(ours, np.maximum(speculation.computed - steps.decode, 0.0), 0.0)
+    measured = np.divide(member_j, shares, out=np.zeros(len(shares)), where=shares > 0)
+    tokens = float((rejected * measured).sum())
     row = COLUMNS.index("decode_token_j")
     return price * tokens, float(np.sqrt(covariance[row, row])) * tokens

@@ -1,71 +1,191 @@
-"""Standard errors of the requests' joules."""
+"""Standard errors of attributed joules, from what a run's own windows show of the fitted law's errors.
+
+A window's residual is what the counter said beyond the law. Its variance has three components:
+
+* noise, in proportion to the window's energy and independent from window to window: the counter's, and the instants of
+  steps. A request has the noise of each window in proportion to its share of the window's energy.
+* prefills: windows with prefills are further off, by the same for each one. That error is charged to the prefill's
+  request, or to the others in the window.
+* the law's misfit, which lasts: a law that is wrong about long contexts is wrong in all windows that have them. It is
+  the part of the residuals that neighbouring windows have in common. It makes the coefficients wrong, as if all of the
+  run were MISFIT_WINDOWS windows, and each request by what it uses of them.
+
+The first two are the random-coefficient model of Hildreth and Houck (J. Am. Stat. Assoc. 63, 1968): the squared
+residuals regressed on the squared features. The third is an effective sample size, as that of correlated observations
+(Bayley and Hammersley, J. R. Stat. Soc. Suppl. 8, 1946).
+"""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import numpy as np
 
-from loadgen.attribution.cost_model import COLUMNS, feature_column, overlap
+from loadgen.attribution.cost_model import COLUMNS, Fit, feature_column, foreign_features, free_time, overlap
+from loadgen.stats.nnls import nnls
+from loadgen.units import MJ_PER_J, NS_PER_S
 
 if TYPE_CHECKING:
-    from loadgen.attribution.engine_steps import EngineSteps
+    from loadgen.attribution.engine_steps import Bools, EngineSteps
     from loadgen.energy.series import EnergySeries
-    from loadgen.stats.arrays import Floats
+    from loadgen.stats.arrays import Floats, Ints
 
 CHUNK_DELAY_NS = 500_000
 """Uncertainty of the delay from a step's end to its chunk at the client: it shifts a request against the counter."""
 
+MISFIT_WINDOWS = 25.0
+"""Independent windows that all of a run's are worth for the law's misfit. Chosen so that 1.96 standard errors hold 95 %
+of the requests on average over the rows of benchmarks/accuracy/attribution_oracle.py; nothing else is chosen."""
 
-def joules_variance(
-    series: EnergySeries, steps: EngineSteps, shares: Floats, joules: Floats, covariance: Floats, misfit: float | None
-) -> Floats:
-    """Return float64[n], J^2: the variance of each request's joules, as the sum of three independent parts.
+MIN_WINDOWS = 50
+"""Windows needed to tell the components apart; with fewer, all of the residual counts as each of them."""
 
-    The fit: g' Cov g, with g the derivative of the request's joules by the coefficients (windows stay what they are:
-    what one request gains, the others in the window lose). The misfit: the model's relative error of a window, on what
-    the request does not own alone, misfit * joules * (1 - share): no smaller for many windows, because a law that is
-    wrong for a request is wrong in all of them. The ends: the request's mean power, times the uncertainty of its two
-    instants against the counter's (each uniform in the counter's slack plus CHUNK_DELAY_NS, so sqrt(2/3) of it).
+_MISFIT_LAGS = range(2, 11)
+_DRIFT_WINDOWS = 50
+"""The residual's own mean over this many windows to either side is no noise."""
+
+_CHUNK_ROWS = 1 << 21
+"""Memberships that are summed at a time: a run can have 20 million."""
+
+Part = Literal["all", "prefill", "decode"]
+
+
+@dataclass(frozen=True)
+class ErrorModel:
+    """Variance components of one domain.
+
+    noise: relative variance of a window's energy. prefill_j2: variance per prefill in a window, J^2. covariance:
+    float64[K, K], of the coefficients. windows: what they are based on; 0 without a fit.
     """
-    requests = len(joules)
-    if len(series) < 2 or not len(shares):
-        return np.zeros(requests)
-    gradient = joules_gradient(series, steps, shares, requests)
-    from_fit = np.einsum("ni,ij,nj->n", gradient, covariance, gradient)
-    begin = np.full(requests, np.iinfo(np.int64).max)
-    end = np.zeros(requests, np.int64)
+
+    noise: float
+    prefill_j2: float
+    covariance: Floats
+    windows: int
+
+
+def error_model(fit: Fit, series: EnergySeries, steps: EngineSteps) -> ErrorModel:
+    """Estimate the components from the residuals of the windows that the fit is based on."""
+    values = fit.coefficients.values
+    positive = fit.energy_j > 0
+    energy_j, features = fit.energy_j[positive], fit.features[positive]
+    count = len(energy_j)
+    if not count:
+        return ErrorModel(0.0, 0.0, np.zeros((len(values), len(values))), 0)
+    residual = (fit.target_j[positive] - features @ values) / energy_j
+    noise = shared = float(np.mean(residual**2))
+    prefill_j2 = 0.0
+    if count >= MIN_WINDOWS:
+        shared = max(float(np.mean([np.mean(residual[lag:] * residual[:-lag]) for lag in _MISFIT_LAGS])), 0.0)
+        prefills = np.bincount(_window_of(series, steps)[steps.step[steps.prefilling]], minlength=len(fit.kept))
+        squared = np.stack([np.ones(count), prefills[fit.kept][positive] / energy_j**2], axis=1)
+        noise, prefill_j2 = nnls(squared, _without_drift(residual) ** 2)[0].tolist()
+    used = np.flatnonzero(values > 0)
+    scaled = features[:, used] * values[used] / energy_j[:, None]
+    precision = scaled.T @ scaled / count / max(noise / count + shared / MISFIT_WINDOWS, 1e-12)
+    covariance = np.zeros((len(values), len(values)))
+    # No price is more uncertain than itself: the identity is that bound, where the windows do not determine it.
+    covariance[np.ix_(used, used)] = np.linalg.inv(precision + np.eye(len(used))) * np.outer(values[used], values[used])
+    return ErrorModel(noise, prefill_j2, covariance, count)
+
+
+def _without_drift(residual: Floats) -> Floats:
+    """Return the residuals without their running mean."""
+    half = min(_DRIFT_WINDOWS, (len(residual) - 1) // 2)
+    sums = np.concatenate(([0.0], np.cumsum(residual)))
+    begin = np.maximum(np.arange(len(residual)) - half, 0)
+    end = np.minimum(np.arange(len(residual)) + half + 1, len(residual))
+    return np.asarray(residual - (sums[end] - sums[begin]) / (end - begin))
+
+
+class RequestWindows(NamedTuple):
+    """A row for every request (or other group) and every window from its first to its last step."""
+
+    request: Ints
+    window: Ints
+    prefill_j: Floats
+    decode_j: Floats
+    prefills: Floats
+    """Prefills of the request in the window."""
+
+
+def request_windows(series: EnergySeries, steps: EngineSteps, member_j: Floats, requests: int) -> RequestWindows:
+    """Sum the joules of the members by request and window; a step is in the window in which it ends.
+
+    A step over several windows counts by the root of its squared shares in them: the noise of the windows that it
+    lasts averages out. Steps outside all windows have no energy.
+    """
+    step, _, share = overlap(series.t_ns, steps.start_ns, steps.end_ns)
+    length = np.sqrt(np.bincount(step, share**2, minlength=steps.count))
+    of_step = _window_of(series, steps)
+    last = np.zeros(requests, np.int64)
+    first = np.full(requests, len(series), np.int64)
+    for rows in _slices(len(member_j)):
+        np.minimum.at(first, steps.request[rows], of_step[steps.step[rows]])
+        np.maximum.at(last, steps.request[rows], of_step[steps.step[rows]])
+    counts = np.maximum(last - first + 1, 0)
+    offset = np.cumsum(counts) - counts - first
+    size = int(counts.sum())
+    sums = np.zeros((3, size))
+    for rows in _slices(len(member_j)):
+        prefilling = steps.prefilling[rows]
+        key = offset[steps.request[rows]] + of_step[steps.step[rows]]
+        joules = member_j[rows] * length[steps.step[rows]]
+        sums[0] += np.bincount(key, np.where(prefilling, joules, 0.0), minlength=size)
+        sums[1] += np.bincount(key, np.where(prefilling, 0.0, joules), minlength=size)
+        sums[2] += np.bincount(key[prefilling], minlength=size)
+    request = np.repeat(np.arange(requests), counts)
+    return RequestWindows(request, np.arange(size) - offset[request], *sums)
+
+
+def _window_of(series: EnergySeries, steps: EngineSteps) -> Ints:
+    """Return int64[S]: the window in which each step ends, or the nearest one."""
+    return np.clip(np.searchsorted(series.t_ns, steps.end_ns - 1, side="right") - 1, 0, max(len(series) - 2, 0))
+
+
+def _slices(rows: int) -> list[slice]:
+    return [slice(begin, begin + _CHUNK_ROWS) for begin in range(0, rows, _CHUNK_ROWS)]
+
+
+def variance_of_ends(series: EnergySeries, steps: EngineSteps, joules: Floats) -> Floats:
+    """Return float64[n], J^2: what the uncertainty of a request's two instants against the counter's is worth.
+
+    Each is uniform in the counter's slack plus CHUNK_DELAY_NS, so sqrt(2/3) of it, times the request's mean power.
+    """
+    begin = np.full(len(joules), np.iinfo(np.int64).max)
+    end = np.zeros(len(joules), np.int64)
     np.minimum.at(begin, steps.request, steps.start_ns[steps.step])
     np.maximum.at(end, steps.request, steps.end_ns[steps.step])
-    begin = np.minimum(begin, end)
     period_ns = float(np.median(np.diff(series.t_ns)))
-    at_ends = np.interp([begin, end], series.t_ns, series.mj / 1000)
-    owned = np.divide(joules, at_ends[1] - at_ends[0], out=np.ones(requests), where=at_ends[1] > at_ends[0])
-    from_misfit = (misfit or 0.0) * joules * np.clip(1 - owned, 0, 1)
     slack_ns = CHUNK_DELAY_NS + (0.0 if series.slack_ns is None else float(np.median(series.slack_ns)))
-    length_ns = np.maximum(end - begin, period_ns)
-    from_ends = joules / length_ns * slack_ns * np.sqrt(2 / 3)
-    return np.asarray(np.maximum(from_fit, 0) + from_misfit**2 + from_ends**2)
+    length_ns = np.maximum(end - np.minimum(begin, end), period_ns)
+    return np.asarray((joules / length_ns * slack_ns) ** 2 * 2 / 3)
 
 
-def joules_gradient(series: EnergySeries, steps: EngineSteps, shares: Floats, requests: int) -> Floats:
-    """Return float64[n, 5]: d joules_i / d coefficient, for joules_i = sum_w E_w s_iw / s_w.
+def joules_gradient(
+    series: EnergySeries, steps: EngineSteps, shares: Floats, requests: int, foreign: Floats, values: Floats,
+    idle_j: Floats,
+) -> Floats:  # fmt: skip
+    """Return float64[n, 2, K]: d joules_i / d coefficient of prefill and decode, for joules_i = sum_w E_w s_iw / s_w.
 
-    E_w is the energy of window w, s_iw the cost shares of request i in it and s_w those of all requests. With x_iw the
-    feature of the coefficient, the derivative is sum_w E_w / s_w (x_iw - s_iw x_w / s_w).
+    E_w is the energy of window w, s_iw the cost shares of request i in it and s_w those of all requests, of other
+    clients and of idle time. With x_iw the feature of the coefficient, the derivative is sum_w E_w / s_w (x_iw - s_iw
+    x_w / s_w). foreign: float64[W, K], features of other clients. idle_j: float64[W], joules of idle time.
     """
     windows = len(series) - 1
-    energy_j = np.diff(series.mj) / 1000
+    energy_j = np.diff(series.mj) / MJ_PER_J
     step, window, overlap_share = overlap(series.t_ns, steps.start_ns, steps.end_ns)
     shares_by_step = np.bincount(steps.step, shares, minlength=steps.count)
-    total = np.bincount(window, overlap_share * shares_by_step[step], minlength=windows)
+    total = np.bincount(window, overlap_share * shares_by_step[step], minlength=windows) + foreign @ values + idle_j
     rate = np.divide(energy_j, total, out=np.zeros(windows), where=total > 0)
     step_rate = np.bincount(step, overlap_share * rate[window], minlength=steps.count)
-    derivatives = []
-    for column in COLUMNS:
+    prefilling = np.flatnonzero(steps.prefilling)
+    gradient = np.zeros((requests, 2, len(values)))
+    for k, column in enumerate(COLUMNS):
         feature = feature_column(steps, column)
         by_step = np.bincount(steps.step, feature, minlength=steps.count)
-        in_window = np.bincount(window, overlap_share * by_step[step], minlength=windows)
+        in_window = np.bincount(window, overlap_share * by_step[step], minlength=windows) + foreign[:, k]
         mean = rate * in_window / np.where(total > 0, total, 1.0)
         step_mean = np.bincount(step, overlap_share * mean[window], minlength=steps.count).astype(np.float64)
         feature *= step_rate[steps.step]
@@ -73,6 +193,92 @@ def joules_gradient(series: EnergySeries, steps: EngineSteps, shares: Floats, re
         loss *= shares
         feature -= loss
         del loss
-        derivatives.append(np.bincount(steps.request, feature, minlength=requests))
+        gradient[:, 0, k] = np.bincount(steps.request[prefilling], feature[prefilling], minlength=requests)
+        gradient[:, 1, k] = np.bincount(steps.request, feature, minlength=requests) - gradient[:, 0, k]
         del feature  # arrays of M rows: the next column is made before this name is reused
-    return np.stack(derivatives, axis=1)
+    return gradient
+
+
+@dataclass(frozen=True)
+class JoulesErrors:
+    """What the variance of any request's, and of any sum's, joules is made of.
+
+    energy_j: float64[W]. prefills: float64[W], of all requests. gradient: float64[n, 2, K]. ends: float64[n], J^2.
+    """
+
+    model: ErrorModel
+    rows: RequestWindows
+    energy_j: Floats
+    prefills: Floats
+    gradient: Floats
+    ends: Floats
+
+    def of_requests(self) -> Floats:
+        """Return float64[n], J^2: the variance of each request's joules."""
+        gradient = self.gradient.sum(axis=1)
+        by_windows = self._by_windows(self.rows, len(gradient), "all")
+        if self.model.windows < MIN_WINDOWS:  # the residuals of many windows have the ends among their noise
+            by_windows = np.maximum(by_windows, self.ends)
+        return np.asarray(by_windows + np.einsum("ni,ij,nj->n", gradient, self.model.covariance, gradient))
+
+    def of_sum(self, requests: Ints) -> dict[Part, float]:
+        """Return the variance of the joules of these requests together, and of their prefills and decodes, J^2."""
+        inside = np.zeros(len(self.gradient), bool)
+        inside[requests] = True
+        rows = self._together(inside)
+        gradient = self.gradient[requests].sum(axis=0)
+        by_part: dict[Part, Floats] = {"all": gradient.sum(axis=0), "prefill": gradient[0], "decode": gradient[1]}
+        return {
+            part: float(self._by_windows(rows, 1, part)[0] + slope @ self.model.covariance @ slope)
+            for part, slope in by_part.items()
+        }
+
+    def _together(self, inside: Bools) -> RequestWindows:
+        """Return the rows of one group: the requests that are `inside`."""
+        chosen = inside[self.rows.request]
+        window, windows = self.rows.window[chosen], len(self.energy_j)
+        sums = [np.bincount(window, column[chosen], minlength=windows).astype(np.float64) for column in self.rows[2:]]
+        return RequestWindows(np.zeros(windows, np.int64), np.arange(windows), *sums)
+
+    def _by_windows(self, rows: RequestWindows, groups: int, part: Part) -> Floats:
+        """Return float64[groups], J^2: the variance by noise and by prefills.
+
+        Of a prefill's error e in a window, the group that has the prefill lacks e (1 - p) and another one has e p too
+        much, with p the group's share of the window's energy.
+        """
+        joules = {"all": rows.prefill_j + rows.decode_j, "prefill": rows.prefill_j, "decode": rows.decode_j}[part]
+        energy_j = self.energy_j[rows.window]
+        owned = np.clip(np.divide(joules, energy_j, out=np.ones(len(joules)), where=energy_j > 0), 0, 1)
+        own = np.zeros(len(joules)) if part == "decode" else rows.prefills
+        by_prefills = own * (1 - owned) ** 2 + (self.prefills[rows.window] - own) * owned**2
+        variance = self.model.noise * joules**2 + self.model.prefill_j2 * by_prefills
+        return np.bincount(rows.request, variance, minlength=groups).astype(np.float64)
+
+
+def joules_errors(
+    fit: Fit, series: EnergySeries, clipped: EnergySeries, steps: EngineSteps, shares: Floats, member_j: Floats,
+    requests: int,
+) -> JoulesErrors:  # fmt: skip
+    """Return the errors of a domain's joules. series: all that the fit is of. clipped: the part that was split.
+
+    shares, member_j: float64[M], under the law and of the split.
+    """
+    values, idle_w = fit.coefficients.values, fit.coefficients.idle_w or 0.0
+    joules = np.bincount(steps.request, member_j, minlength=requests).astype(np.float64)
+    if len(clipped) < 2 or not len(shares):
+        zeros = np.zeros(requests)
+        nothing = RequestWindows(np.zeros(0, np.int64), np.zeros(0, np.int64), *np.zeros((3, 0)))
+        model = ErrorModel(0.0, 0.0, np.zeros((len(values), len(values))), 0)
+        return JoulesErrors(model, nothing, zeros[:0], zeros[:0], np.zeros((requests, 2, len(values))), zeros)
+    rows = request_windows(clipped, steps, member_j, requests)
+    return JoulesErrors(
+        model=error_model(fit, series, steps),
+        rows=rows,
+        energy_j=np.diff(clipped.mj) / MJ_PER_J,
+        prefills=np.bincount(rows.window, rows.prefills, minlength=len(clipped) - 1).astype(np.float64),
+        gradient=joules_gradient(
+            clipped, steps, shares, requests, foreign_features(steps, clipped.t_ns), values,
+            idle_w * free_time(steps, clipped.t_ns) / NS_PER_S,
+        ),
+        ends=variance_of_ends(clipped, steps, joules),
+    )  # fmt: skip

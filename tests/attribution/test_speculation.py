@@ -69,12 +69,12 @@ def test_rejected_tokens_cost_their_price_and_no_share_of_the_step():
     steps = replace(two_steps(), decode=np.array([0, 2, 0], np.float32), speculation=BY_THREES)
     law, covariance = prices(1.0, 0.1, 0.0, 0.25, 0.01), np.diag([0, 0, 0, 0.01, 0])
     shares = cost_shares(steps, law)
-    joules, error = rejected_energy(steps, shares, 2000 * shares, law, covariance) or (0.0, 0.0)
+    joules, error = rejected_energy(steps, shares, 2 * shares, 2, law, covariance) or (0.0, 0.0)
     assert joules == pytest.approx(2 * 0.25), "one token of three, where the counter counted twice the law's joules"
     assert error == pytest.approx(2 * 0.1)
     for unknown in (replace(steps, speculation=None), replace(steps, speculation=replace(BY_THREES, counted=False))):
-        assert rejected_energy(unknown, shares, shares, law, covariance) is None
-    assert rejected_energy(steps, shares, shares, prices(1.0, 0.1, 0.0, 0.0, 0.01), covariance) is None
+        assert rejected_energy(unknown, shares, shares, 2, law, covariance) is None
+    assert rejected_energy(steps, shares, shares, 2, prices(1.0, 0.1, 0.0, 0.0, 0.01), covariance) is None
 
 
 @pytest.fixture(scope="module")

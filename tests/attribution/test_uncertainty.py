@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from loadgen.attribution.cost_model import cost_shares
+from loadgen.attribution.chunk_steps import engine_steps_of
+from loadgen.attribution.cost_model import COLUMNS, Fit, cost_shares
 from loadgen.attribution.shapley import attribute_energy, split_energy
-from loadgen.attribution.uncertainty import joules_gradient
+from loadgen.attribution.uncertainty import MIN_WINDOWS, error_model, joules_gradient, request_windows
 from loadgen.energy.series import EnergySeries
 from loadgen.stats.arrays import Floats
 from loadgen.units import NS_PER_S
@@ -25,9 +26,11 @@ def test_the_gradient_is_the_difference_quotient(index: int) -> None:
     step = np.zeros(5)
     step[index] = values[index] * 1e-5
     quotient = (joules(values + step) - joules(values - step)) / (2 * step[index])
-    gradient = joules_gradient(series, steps, cost_shares(steps, prices(*values)), 2)
-    assert gradient[:, index] == pytest.approx(quotient, rel=1e-5, abs=1e-7)
-    assert gradient[:, index].sum() == pytest.approx(0, abs=1e-6)  # what one gains, the other loses
+    nobody, idle_j = np.zeros((1, len(COLUMNS))), np.zeros(1)
+    gradient = joules_gradient(series, steps, cost_shares(steps, prices(*values)), 2, nobody, values, idle_j)
+    of_requests = gradient.sum(axis=1)[:, index]
+    assert of_requests == pytest.approx(quotient, rel=1e-5, abs=1e-7)
+    assert of_requests.sum() == pytest.approx(0, abs=1e-6)  # what one gains, the other loses
 
 
 def test_standard_errors_grow_with_what_is_unknown() -> None:
@@ -39,3 +42,56 @@ def test_standard_errors_grow_with_what_is_unknown() -> None:
     errors = [attribute_energy([one], [only], 0, 2000 * MS).requests[0].se_joules or 0 for one in (exact, coarse)]
     assert 0 < errors[0] < 1
     assert errors[1] > 5 * errors[0]
+
+
+WINDOWS = 400
+RNG = np.random.default_rng(0)
+
+
+def fit_with(residual: Floats) -> tuple[Fit, EnergySeries]:
+    """A fit of WINDOWS windows, each of 10 steps and some decoded tokens, with these relative residuals."""
+    features = np.zeros((WINDOWS, len(COLUMNS)))
+    features[:, 0], features[:, 3] = 10, RNG.integers(10, 200, WINDOWS)
+    law = prices(4.0, 0.0, 0.0, 0.2, 0.0)
+    energy_j = features @ law.values * (1 + residual)
+    series = counter([100.0 * i for i in range(WINDOWS + 1)], energy_j.tolist())
+    return Fit(law, features, energy_j, energy_j, np.ones(WINDOWS, bool)), series
+
+
+def test_noise_makes_windows_uncertain_and_misfit_the_coefficients() -> None:
+    """White residuals average out over the windows; those that neighbours have in common do not."""
+    steps = two_steps()
+    noise = error_model(*fit_with(RNG.normal(0, 0.02, WINDOWS)), steps)
+    lasting = error_model(*fit_with(0.02 * np.repeat(RNG.choice([-1, 1], WINDOWS // 40), 40)), steps)
+    assert noise.noise == pytest.approx(0.02**2, rel=0.2)
+    assert (np.diag(lasting.covariance)[[0, 3]] > 4 * np.diag(noise.covariance)[[0, 3]]).all()
+
+
+def test_no_price_is_more_uncertain_than_itself() -> None:
+    """Steps and tokens that always go together cannot be told apart, and each is uncertain by all of its price."""
+    fit, series = fit_with(RNG.normal(0, 0.02, WINDOWS))
+    fit.features[:, 3] = 10 * fit.features[:, 0]
+    model = error_model(fit, series, two_steps())
+    values = fit.coefficients.values
+    assert np.all(np.diag(model.covariance) <= values**2 * (1 + 1e-9))
+    assert model.covariance[3, 3] > 0.1 * values[3] ** 2
+    together = fit.features[0]
+    assert together @ model.covariance @ together < (0.02 * together @ values) ** 2
+
+
+def test_few_windows_are_not_divided_into_components() -> None:
+    fit, series = fit_with(np.full(WINDOWS, 0.02))
+    few = Fit(fit.coefficients, *(array[: MIN_WINDOWS - 1] for array in fit[1:4]), fit.kept)
+    model = error_model(few, series, two_steps())
+    assert (model.noise, model.prefill_j2) == (pytest.approx((0.02 / 1.02) ** 2), 0.0)
+
+
+def test_a_request_has_a_row_in_each_of_its_windows() -> None:
+    series = counter([0, 100, 200, 300], [1.0, 2.0, 3.0])
+    steps = engine_steps_of([request(0, 5, [50, 90, 250]), request(1, 100, [150])])
+    joules = np.arange(1.0, len(steps.step) + 1)
+    rows = request_windows(series, steps, joules, 2)
+    assert (rows.prefill_j + rows.decode_j).sum() <= joules.sum()
+    assert rows.request.tolist() == [0, 0, 0, 1]
+    assert rows.window.tolist() == [0, 1, 2, 1]
+    assert rows.prefills.tolist() == [1, 0, 0, 1]
