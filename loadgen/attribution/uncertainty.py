@@ -201,7 +201,7 @@ def joules_gradient(
 
 @dataclass(frozen=True)
 class JoulesErrors:
-    """What the variance of any request's, and of any sum's, joules is made of.
+    """The parts that the variance of any request's joules, and of any sum of them, is made of.
 
     energy_j: float64[W]. prefills: float64[W], of all requests. gradient: float64[n, 2, K]. ends: float64[n], J^2.
     """
