@@ -10,7 +10,7 @@ from loadgen.report.format import UNKNOWN, count, joules, number, percent, secon
 from loadgen.report.heat_map import heat_map
 from loadgen.report.markup import Markup, join, table, tag
 from loadgen.report.page import stacked_bar
-from loadgen.report.run_facts import energy_cells, energy_note, part_heading, parts_of, whole_answers
+from loadgen.report.run_facts import energy_cells, energy_note, part_heading, parts_of, speculation_note, whole_answers
 from loadgen.results.energy_summary import accounts_mj, imbalance_mj
 from loadgen.results.summary import EnergySummary, Summary
 from loadgen.units import MJ_PER_J
@@ -28,9 +28,9 @@ def energy_section(result: RunResult, summary: Summary, drawn: Sequence[int]) ->
     if attribution is None:
         why = f"{joules(measured)} were measured, and nothing was attributed to requests."
         return [tag("p", why)]
-    note = energy_note(summary)
+    notes = [note for note in (energy_note(summary), speculation_note(summary)) if note]
     return [
-        tag("p", note) if note else Markup(),
+        *(tag("p", note) for note in notes),
         energy_ledger(attribution, summary.energy),
         energy_by_workload(summary),
         run_figures.scatter(result, drawn),

@@ -143,6 +143,23 @@ def energy_note(summary: Summary) -> str | None:
     return f"Energy was not measured: {clean('; '.join(energy.reasons))}"
 
 
+def speculation_note(summary: Summary) -> str | None:
+    """Return speculative decoding in a sentence or two; None without it."""
+    drafting = summary.speculation
+    if drafting is None:
+        return None
+    text = (
+        f"Draft model: {count(drafting.drafts)} drafts of {number(drafting.draft_tokens / drafting.drafts)} tokens, "
+        f"{percent(drafting.acceptance)} of them accepted, {number(drafting.tokens_per_step)} tokens a step and stream."
+    )
+    if drafting.rejected_joules is None:
+        return f"{text} What the rejected tokens used is not known."
+    return (
+        f"{text} The rejected tokens used at least {joules(drafting.rejected_joules)} ± "
+        f"{joules(drafting.rejected_se_joules)}, {percent(drafting.rejected_share)} of the attributed energy."
+    )
+
+
 def invalid_by(summary: Summary, row: str) -> str | None:
     """Return the name of the check by which a row of summary.json supports no claim; None when it supports one."""
     failed = (check for check in summary.verdict.checks if check.status == "failed")

@@ -30,6 +30,7 @@ from loadgen.report.run_facts import (
     request_cells,
     server_line,
     span_facts,
+    speculation_note,
     summary_of,
     title,
     verdict_remarks,
@@ -139,6 +140,8 @@ def _energy(summary: Summary, parts: list[RunPart], console: Console) -> None:
     _heading(console, f"Energy{mark(summary, 'energy')}")
     if note := energy_note(summary):
         _paragraph(console, note, style="" if energy.measured_joules is None else "bold red")
+    if note := speculation_note(summary):
+        _paragraph(console, note, style="dim")
     if energy.measured_joules is None:
         return
     rows = [

@@ -18,6 +18,7 @@ from loadgen.results.provenance import provenance_of
 from loadgen.results.run_attribution import attribute_run
 from loadgen.results.run_folder import SCHEMA_VERSION, RunResult, read_run
 from loadgen.results.saturation import server_load
+from loadgen.results.speculation import speculation_summary
 from loadgen.results.summary import (
     ArrivalCheck,
     Distribution,
@@ -101,6 +102,7 @@ def _summarize(
         ),
         endings=metrics.natural_endings(result.schedule, records),
         goodput=_goodput(result.info.config, records, duration_s),
+        speculation=speculation_summary(result.engine, result.attribution),
         energy=energy,
         by_workload={
             name: part_summary(part, checks.get(name)) for name, part in sorted(_records_by_workload(records).items())

@@ -319,6 +319,28 @@ class EnergySummary(msgspec.Struct, frozen=True, kw_only=True):
     """Part of attributed_joules that decode steps used."""
 
 
+class SpeculationSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """Speculative decoding between the engine's first and last counters, of all clients; joules are of this one's."""
+
+    drafts: int
+    """Drafts that were verified: one for each stream in a decode step."""
+    draft_tokens: int
+    """Tokens in these drafts."""
+    accepted_tokens: int
+    """Tokens of drafts that were accepted."""
+    acceptance: float
+    """accepted_tokens / draft_tokens."""
+    tokens_per_step: float
+    """Tokens that a stream gets from a decode step: 1 + accepted_tokens / drafts."""
+    rejected_joules: float | None = None
+    """Part of the attributed energy that rejected tokens added, at least: their number times the fitted price of a
+    token, without what the draft model reads. None without energy, or where the fit found no such price."""
+    rejected_se_joules: float | None = None
+    """Standard error of rejected_joules: that of the fitted price."""
+    rejected_share: float | None = None
+    """rejected_joules / attributed_joules."""
+
+
 class WorkloadSummary(msgspec.Struct, frozen=True, kw_only=True):
     """One workload's share of the run. It has no idle or unattributed energy: those belong to no workload."""
 
@@ -463,6 +485,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Answers that end where the model ends them; None when there are none that the server counts."""
     goodput: Goodput | None
     """Requests within the limits of latency; null without limits."""
+    speculation: SpeculationSummary | None = None
+    """Speculative decoding; None when the engine counts no drafts."""
     energy: EnergySummary
     """Energy of the run, and whether it can be trusted."""
     by_workload: dict[str, WorkloadSummary]

@@ -6,7 +6,9 @@ import msgspec
 import pytest
 
 from loadgen.report import energy_section
+from loadgen.report.run_facts import speculation_note
 from loadgen.report.run_page import render_run_page
+from loadgen.results.summary import SpeculationSummary
 from report.test_run_page import Page
 from support import sample_runs
 
@@ -85,3 +87,16 @@ def test_errors_of_ratios_are_said_to_be_those_of_the_total() -> None:
     text = Page(energy_section.energy_ledger(made.attribution, energy)).text
     assert "relative error of the attributed energy, 0.5 %" in text
     assert "relative error" not in Page(energy_section.energy_ledger(made.attribution, made.summary.energy)).text
+
+
+def test_speculation_is_told_with_what_is_known_of_its_waste() -> None:
+    made = sample_runs.single().summary
+    assert made is not None and speculation_note(made) is None
+    counts = SpeculationSummary(
+        drafts=100, draft_tokens=400, accepted_tokens=300, acceptance=0.75, tokens_per_step=4.0, rejected_joules=None
+    )
+    unknown = speculation_note(msgspec.structs.replace(made, speculation=counts))
+    assert unknown is not None and "75.0 % of them accepted" in unknown and "is not known" in unknown
+    priced = msgspec.structs.replace(counts, rejected_joules=50.0, rejected_se_joules=5.0, rejected_share=0.03)
+    known = speculation_note(msgspec.structs.replace(made, speculation=priced))
+    assert known is not None and "at least 50.0 J ± 5.00 J, 3.0 % of the attributed energy" in known
