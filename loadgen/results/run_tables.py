@@ -45,6 +45,9 @@ ENGINE_COLUMNS = (
     Column("cached_tokens", "float64", "tokens", "Those of them that came from a prefix cache."),
     Column("computed_tokens", "float64", "tokens", "Those that were computed, where the engine counts them itself."),
     Column("generation_tokens", "float64", "tokens", "Output tokens since it started."),
+    Column("drafts", "float64", None, "Drafts of speculative decoding that it verified since it started."),
+    Column("draft_tokens", "float64", "tokens", "Tokens in these drafts."),
+    Column("accepted_tokens", "float64", "tokens", "Those of them that were accepted."),
 )
 """Columns of the engine's own counters and gauges; null where its page does not have one."""
 
