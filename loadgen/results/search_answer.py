@@ -1,0 +1,152 @@
+"""The answer of a search from its probes: the largest rate within the limits, and the rate of fewest joules. Pure.
+
+Joules per good request at the rate r are P(r) / (r (1 - m(r))): power over good requests per second. More load spreads
+the power that flows without any over more requests, until too many of them miss a limit. At the minimum
+
+    d log P / d log r - 1 + b m = 0,
+
+with the steepness b and the share m of the miss curve, so m = (1 - d log P / d log r) / b. For each curve of
+`miss_curve` this has one solution, and the weights of the curves are those of the solutions.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from loadgen.results.miss_curve import MissCurve, miss_curve
+from loadgen.results.search_result import Estimate, Objective, Probe
+
+if TYPE_CHECKING:
+    from loadgen.stats.arrays import Floats
+
+_FEWEST_MISSED, _MOST_MISSED = 0.002, 0.5
+"""Range of the share of missed requests at which joules per good request are fewest."""
+_USUAL_MISSED = 0.05
+
+
+class Answer(NamedTuple):
+    """The rate that a search is after."""
+
+    estimate: Estimate
+    log_sd: float
+    """Standard deviation of its logarithm."""
+
+
+class Power(NamedTuple):
+    """Power near a rate: watts + slope (r - rate)."""
+
+    rate_rps: float
+    watts: float
+    slope: float
+
+    def at(self, rates: Floats) -> Floats:
+        return self.watts + self.slope * (rates - self.rate_rps)
+
+
+def answered(probes: Sequence[Probe], objective: Objective, attainment: float | None, confidence: float) -> Answer:
+    """Return the rate that the objective names. Probes without power leave the joules unknown: the rate at the usual
+    share of missed requests stands in, so that the search goes on where they will be fewest."""
+    if objective == "rate":
+        assert attainment is not None
+        curve = miss_curve(probes, 1 - attainment)
+        return Answer(curve.rate(confidence), curve.log_sd)
+    found = least_joules(probes, attainment, confidence)
+    if found is None:
+        curve = miss_curve(probes, _USUAL_MISSED)
+        return Answer(curve.rate(confidence), curve.log_sd)
+    return Answer(found.rate, found.log_sd)
+
+
+class LeastJoules(NamedTuple):
+    rate: Estimate
+    joules: Estimate
+    """Joules per good request at that rate."""
+    log_sd: float
+    """Standard deviation of the logarithm of the rate."""
+
+
+def least_joules(probes: Sequence[Probe], attainment: float | None, confidence: float) -> LeastJoules | None:
+    """Return the rate of fewest joules per good request, among those at which `attainment` of the requests are good if
+    that is stated; None where the power is unknown."""
+    curve = miss_curve(probes, _USUAL_MISSED)
+    power = power_near(probes, curve.rate_rps)
+    if power is None:
+        return None
+    for _ in range(3):
+        fixed_share = 1 - power.slope * curve.rate_rps / power.watts
+        curve = miss_curve(probes, min(max(fixed_share / curve.steepness, _FEWEST_MISSED), _MOST_MISSED))
+        power = power_near(probes, curve.rate_rps) or power
+    log_rates, log_joules = _minima(curve, power)
+    if attainment is not None:
+        limit = miss_curve(probes, 1 - attainment)
+        if limit.rate_rps < curve.rate_rps:
+            return _at_the_limit(limit, power, confidence)
+    tail = (1 - confidence) / 2
+    rate, joules = (
+        [math.exp(x) for x in _quantiles(values, curve.weights, (0.5, tail, 1 - tail))]
+        for values in (log_rates, log_joules)
+    )
+    mean = float((curve.weights * log_rates).sum())
+    sd = math.sqrt(float((curve.weights * (log_rates - mean) ** 2).sum()))
+    return LeastJoules(_estimate(rate), _estimate(joules), sd)
+
+
+def _estimate(quantiles: Sequence[float]) -> Estimate:
+    middle, low, high = quantiles
+    return Estimate(value=middle, low=low, high=high)
+
+
+def _minima(curve: MissCurve, power: Power) -> tuple[Floats, Floats]:
+    """Return log r and the logarithm of joules per good request at the minimum of each curve."""
+    steepness = np.exp(curve.log_steepness)[None, :]
+    at_share = curve.log_rates[:, None] + 0 * steepness
+    log_rates = at_share
+    for _ in range(3):  # the power's share that grows with the load depends on the rate, slowly
+        rates = np.exp(log_rates)
+        fixed_share = 1 - power.slope * rates / np.maximum(power.at(rates), 1e-9)
+        missed = np.clip(fixed_share / steepness, _FEWEST_MISSED, _MOST_MISSED)
+        logit = np.log(missed / (1 - missed)) - math.log(curve.missed / (1 - curve.missed))
+        log_rates = at_share + logit / steepness
+    rates = np.exp(log_rates)
+    return log_rates, np.log(np.maximum(power.at(rates), 1e-9) / rates / (1 - missed))
+
+
+def _at_the_limit(limit: MissCurve, power: Power, confidence: float) -> LeastJoules:
+    """Return the limit itself as the rate of fewest joules: they still fall where it breaks."""
+    rate = limit.rate(confidence)
+    costs = [
+        None if r is None else float(power.at(np.array(r))) / r / (1 - limit.missed)
+        for r in (rate.value, rate.high, rate.low)
+    ]
+    assert costs[0] is not None
+    return LeastJoules(rate, Estimate(value=costs[0], low=costs[1], high=costs[2]), limit.log_sd)
+
+
+def power_near(probes: Sequence[Probe], rate_rps: float) -> Power | None:
+    """Fit the power of the probes near a rate by a line, weighted by their duration; None where none is known.
+
+    Overloaded probes are left out unless there is no other.
+    """
+    known = [probe for probe in probes if probe.watts is not None and probe.counted_s > 0]
+    known = [probe for probe in known if not probe.overloaded] or known
+    if not known:
+        return None
+    rates = np.array([probe.rate_rps for probe in known])
+    watts = np.array([probe.watts for probe in known], dtype=np.float64)
+    distance = np.abs(np.log(rates / rate_rps))
+    weights = np.array([probe.counted_s for probe in known]) * np.maximum(1e-3, 1 - np.minimum(distance, 1) ** 3) ** 3
+    x = rates - float(weights @ rates) / float(weights.sum())
+    y = float(weights @ watts) / float(weights.sum())
+    spread = float(weights @ x**2)
+    slope = float(weights @ (x * (watts - y))) / spread if spread > 0 else 0.0
+    return Power(rate_rps, y + slope * float(rate_rps - (rates - x)[0]), max(slope, 0.0))
+
+
+def _quantiles(values: Floats, weights: Floats, shares: Sequence[float]) -> list[float]:
+    order = np.argsort(values, axis=None)
+    cumulative = np.cumsum(weights.ravel()[order])
+    return np.interp(shares, cumulative, values.ravel()[order]).tolist()
