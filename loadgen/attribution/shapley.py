@@ -31,6 +31,7 @@ from loadgen.attribution.cost_model import (
     overlap,
     unseen_time,
 )
+from loadgen.attribution.fit_quality import FitQuality, fit_quality
 from loadgen.attribution.other_methods import OtherMethod, request_shares_mj
 from loadgen.attribution.output_kinds import decode_by_kind
 from loadgen.attribution.speculation import rejected_energy
@@ -81,6 +82,8 @@ class RunAttribution(msgspec.Struct, frozen=True, kw_only=True):
     requests: list[RequestEnergy]
     coefficients: list[Coefficients] = []
     """One per energy domain."""
+    fits: list[FitQuality] = []
+    """One per energy domain: what its fit is worth."""
     rejected_joules: float | None = None
     """Part of the requests' joules that rejected draft tokens added to decode steps. None when it is not known."""
     rejected_se_joules: float | None = None
@@ -156,6 +159,7 @@ def attribute_energy(
             )
         ],
         coefficients=[account.coefficients for account in accounts],
+        fits=[account.quality for account in accounts],
         rejected_joules=sum(joules for joules, _ in rejected) if rejected else None,
         rejected_se_joules=float(np.hypot.reduce([error for _, error in rejected])) if rejected else None,
     )
@@ -172,6 +176,7 @@ class _Account:
     decode: Floats
     kinds: Floats
     errors: JoulesErrors
+    quality: FitQuality
     idle: float
     unattributed: float
     measured_mj: int
@@ -202,8 +207,11 @@ def _shapley(
     prefill, decode, kinds = (x[:own] for x in (prefill, total - prefill, kinds))
     member_j = np.divide(member_mj, MJ_PER_J, out=member_mj)  # a run has millions of members: no second array
     errors = joules_errors(fit, series, clipped, steps, shares, member_j, requests)
+    quality = fit_quality(fit, errors.model)
     rejected = rejected_energy(steps, shares, member_j, own, coefficients, errors.model.covariance)
-    return _Account(prefill, decode, kinds, errors, idle, unattributed, clipped.total_mj, coefficients, rejected)
+    return _Account(
+        prefill, decode, kinds, errors, quality, idle, unattributed, clipped.total_mj, coefficients, rejected
+    )
 
 
 def split_energy(

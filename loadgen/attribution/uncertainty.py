@@ -56,13 +56,16 @@ class ErrorModel:
     """Variance components of one domain.
 
     noise: relative variance of a window's energy. prefill_j2: variance per prefill in a window, J^2. covariance:
-    float64[K, K], of the coefficients. windows: what they are based on; 0 without a fit.
+    float64[K, K], of the coefficients. windows: what they are based on; 0 without a fit. single, shared: relative
+    variance of a window's residual, and the part of it that neighbouring windows have in common.
     """
 
     noise: float
     prefill_j2: float
     covariance: Floats
     windows: int
+    single: float = 0.0
+    shared: float = 0.0
 
 
 def error_model(fit: Fit, series: EnergySeries, steps: EngineSteps) -> ErrorModel:
@@ -74,7 +77,7 @@ def error_model(fit: Fit, series: EnergySeries, steps: EngineSteps) -> ErrorMode
     if not count:
         return ErrorModel(0.0, 0.0, np.zeros((len(values), len(values))), 0)
     residual = (fit.target_j[positive] - features @ values) / energy_j
-    noise = shared = float(np.mean(residual**2))
+    single = noise = shared = float(np.mean(residual**2))
     prefill_j2 = 0.0
     if count >= MIN_WINDOWS:
         shared = max(float(np.mean([np.mean(residual[lag:] * residual[:-lag]) for lag in _MISFIT_LAGS])), 0.0)
@@ -87,7 +90,7 @@ def error_model(fit: Fit, series: EnergySeries, steps: EngineSteps) -> ErrorMode
     covariance = np.zeros((len(values), len(values)))
     # No price is more uncertain than itself: the identity is that bound, where the windows do not determine it.
     covariance[np.ix_(used, used)] = np.linalg.inv(precision + np.eye(len(used))) * np.outer(values[used], values[used])
-    return ErrorModel(noise, prefill_j2, covariance, count)
+    return ErrorModel(noise, prefill_j2, covariance, count, single, shared)
 
 
 def _without_drift(residual: Floats) -> Floats:

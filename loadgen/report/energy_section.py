@@ -107,13 +107,16 @@ _COEFFICIENTS = {
 _GOOD_R_SQUARED, _LARGE_MISFIT = 0.9, 0.2
 
 
-def fitted_costs(coefficients: dict[str, float | None]) -> Markup:
-    """Return the coefficients that decided the shares, and their meaning."""
+def fitted_costs(energy: EnergySummary) -> Markup:
+    """Return the coefficients that decided the shares, their errors and their meaning; empty without a fit."""
+    if not energy.coefficients:
+        return Markup()
     rows = []
-    for name, value in coefficients.items():
+    errors = energy.coefficients_se or {}
+    for name, value in energy.coefficients.items():
         match name.rpartition("_")[2]:
             case "j":
-                text = joules(value)
+                text = joules(value) if name not in errors else f"{joules(value)} ± {joules(errors[name])}"
             case "w":
                 text = watts(value)
             case "outliers":
@@ -123,16 +126,19 @@ def fitted_costs(coefficients: dict[str, float | None]) -> Markup:
             case _:
                 text = number(value)
         rows.append((_COEFFICIENTS.get(name, name), text))
+    if energy.held_out_r_squared is not None:
+        rows.append(("R² of windows that the fit was not made of", number(energy.held_out_r_squared)))
     caption = (
         "The energy of each window between two updates of the counter is divided among its requests in proportion to "
         "these costs, which were fitted to the run's own windows. The fit decides the shares within a window; the "
-        "counter decides the energy, so no total depends on it."
+        "counter decides the energy, so no total depends on it. ± is one standard error."
     )
-    warning = fit_warning(coefficients)
+    warning = fit_warning(energy.coefficients)
+    notes = energy.fit_notes or ([warning] if warning else [])
     return tag(
         "div",
         tag("p", caption),
-        tag("p", warning, class_="missed") if warning else "",
+        *(tag("p", note, class_="missed") for note in notes),
         table(["cost", "value"], rows, "Fitted costs"),
     )
 

@@ -136,6 +136,8 @@ def _energy_tiles(summary: Summary) -> Markup:
     invalid, touched = invalid_by(summary, "energy"), mark(summary, "energy")
     mean, of_token = per_request.mean if per_request else None, energy.joules_per_output_token
     spread = f"mean; p50 {joules(per_request.p50)}, p99 {joules(per_request.p99)}" if per_request and mean else ""
+    if invalid_by(summary, "energy.joules_per_request") and not invalid:
+        spread = "mean; the energy of single requests is not valid"
     of_any = "" if energy.joules_per_token is None else f"{joules(energy.joules_per_token)} per token, with prompts"
     idle = f"idle {watts(energy.idle_watts)}; {joules(energy.measured_joules)} in all"
     numbers = [

@@ -26,7 +26,7 @@ from loadgen.results.summary import (
     WorkloadSummary,
 )
 from loadgen.results.timekeeping import MAX_LATE_P99_S
-from loadgen.results.verdict import Status
+from loadgen.results.verdict import LAW_ROWS, Status
 
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunInfo, RunResult
@@ -138,8 +138,9 @@ def energy_note(summary: Summary) -> str | None:
     """Return one line on energy that is missing or not valid; None when it is valid. The verdict has the reasons."""
     energy = summary.energy
     if energy.measured_joules is not None:
-        valid = energy.valid and summary.verdict.check("energy").status != "failed"
-        return None if valid else "ENERGY NOT VALID: see the verdict"
+        if summary.verdict.check("energy").status == "failed" or not (energy.valid or energy.totals_valid):
+            return "ENERGY NOT VALID: see the verdict"
+        return None if energy.valid else "ENERGY OF REQUESTS NOT VALID: see the verdict; totals are"
     return f"Energy was not measured: {clean('; '.join(energy.reasons))}"
 
 
@@ -164,7 +165,9 @@ def invalid_by(summary: Summary, row: str) -> str | None:
     """Return the name of the check by which a row of summary.json supports no claim; None when it supports one."""
     failed = (check for check in summary.verdict.checks if check.status == "failed")
     names = [check.name for check in failed if any(row == of or row.startswith(f"{of}.") for of in check.rows)]
-    if row.split(".")[0] == "energy" and not summary.energy.valid and summary.energy.measured_joules is not None:
+    energy = summary.energy
+    measured = row.split(".")[0] == "energy" and energy.measured_joules is not None
+    if measured and not energy.valid and (not energy.totals_valid or row in LAW_ROWS):
         names.append("energy")
     return names[0].replace("_", " ") if names else None
 

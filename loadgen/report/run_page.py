@@ -54,7 +54,7 @@ def render_run_page(result: RunResult) -> str:
         section("Load and timekeeping", *_load(result, summary, drawn)),
         section("Failures", failures_table(result.records, span(result)[0])),
         section("How it was measured", files_beside(result), provenance(result.info, summary.instrument)),
-        *([section("Fitted costs", fitted_costs(fit))] if (fit := summary.energy.coefficients) else []),
+        *([section("Fitted costs", costs)] if (costs := fitted_costs(summary.energy)) else []),
     ]
     return render_page(f"{title(result.info, summary)} · loadgen", sections)
 

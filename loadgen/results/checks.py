@@ -14,7 +14,7 @@ from loadgen.results.energy_summary import imbalance_mj
 from loadgen.results.failure_limit import FailureLimit
 from loadgen.results.prefix_cache import prefix_cache
 from loadgen.results.saturation import check_server
-from loadgen.results.verdict import LATENCY_ROWS, Check, Status, Verdict
+from loadgen.results.verdict import LATENCY_ROWS, LAW_ROWS, Check, Status, Verdict
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -119,8 +119,9 @@ def energy(result: RunResult, summary: Summary) -> Check:
         return Check(name="energy", status=None, reason=reason, rows=["energy"])
     reasons = accounts.reasons if passed_over is None else [*accounts.reasons, passed_over]
     status: Status = "failed" if accounts.measured_joules is None else "warning"
-    reason = f"the energy is not valid: {'; '.join(dict.fromkeys(reasons))}"
-    return Check(name="energy", status=status, reason=reason, rows=["energy"])
+    of, rows = (" of requests", list(LAW_ROWS)) if accounts.totals_valid else ("", ["energy"])
+    reason = f"the energy{of} is not valid: {'; '.join(dict.fromkeys(reasons))}"
+    return Check(name="energy", status=status, reason=reason, rows=rows)
 
 
 def cpu_alone(info: RunInfo) -> str | None:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, TypedDict
 import msgspec
 import numpy as np
 
+from loadgen.attribution.fit_quality import held_out_r_squared
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.meter import LEFT_OUT
 from loadgen.energy.series import EnergySeries, outermost, series_by_domain
 from loadgen.results import metrics
+from loadgen.results.fit_notes import explains_nothing, fit_notes
 from loadgen.results.summary import Distribution, EnergySummary, SteadyState
 from loadgen.telemetry.engine_sample import counter_values
 from loadgen.units import MJ_PER_J, NS_PER_S, energy_imbalance_mj, j_from_mj, mj_from_j
@@ -112,9 +114,14 @@ def summarize_energy(
     idle_w = sum(watts for watts in idle if watts is not None) if idle and None not in idle else None
     updates = min(len(domain) for domain in clipped)
     reasons = list(invalid_reasons(result, updates, in_time, in_tokens, idle_w))
+    held_out, capped = held_out_r_squared(attribution.fits), at_power_limit(result)
+    totals_valid = not reasons
+    if held_out is not None and held_out < 0:
+        reasons.append(explains_nothing(held_out, capped, attribution.fits))
     measured_se = measured_se_joules(clipped)
     return EnergySummary(
         valid=not reasons,
+        totals_valid=totals_valid,
         reasons=reasons,
         source=", ".join(sorted({domain.source for domain in result.info.domains})) or None,
         method=attribution.method,
@@ -130,6 +137,9 @@ def summarize_energy(
         mean_watts=j_from_mj(attribution.measured_mj) / duration_s if duration_s > 0 else None,
         idle_watts=idle_w,
         coefficients=msgspec.to_builtins(attribution.coefficients[0]) if len(attribution.coefficients) == 1 else None,
+        coefficients_se=attribution.fits[0].se if len(attribution.fits) == 1 else None,
+        held_out_r_squared=held_out,
+        fit_notes=fit_notes(held_out, capped, attribution.fits),
         **energy_shares(
             result.records, {share.index: share for share in attribution.requests}, prompts_counted=prompts_counted
         ),
@@ -206,6 +216,12 @@ def invalid_reasons(
         for cause, share in sorted(shares.items()):
             if cause != _POWER_CAP and share > _MAX_THROTTLED:
                 yield f"{domain} was throttled: {cause} in {share:.0%} of the readings of its clocks"
+
+
+def at_power_limit(result: RunResult) -> float:
+    """Return the largest share of the readings of a GPU's clocks in which its power was at the limit."""
+    throttled = (result.info.instrument.get("sampler") or {}).get("held_back") or {}
+    return max((shares.get(_POWER_CAP, 0.0) for shares in throttled.values()), default=0.0)
 
 
 def measured_se_joules(clipped: Sequence[EnergySeries]) -> float | None:

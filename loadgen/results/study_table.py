@@ -82,7 +82,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     measured_over_idealized: float | None
     """Measured joules / idealized joules."""
     energy_valid: bool
-    """True when the energy can be trusted."""
+    """True when the energy's totals can be trusted."""
     gpu: str | None
     """Name, and the beginning of the UUID where it is known."""
     temperature_c: float | None

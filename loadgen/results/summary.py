@@ -274,6 +274,9 @@ class EnergySummary(msgspec.Struct, frozen=True, kw_only=True):
 
     valid: bool
     """True when the energy can be trusted."""
+    totals_valid: bool | None = None
+    """True when the totals can be trusted, even if the energy of single requests, of workloads, of prefill and of
+    decode cannot, because the fitted law explains nothing. None in an older version's folder, or without a meter."""
     reasons: list[str]
     """Reasons why the energy cannot be trusted, or is missing. Empty when valid."""
     source: str | None = None
@@ -307,6 +310,13 @@ class EnergySummary(msgspec.Struct, frozen=True, kw_only=True):
     """Power at rest; None when it is not known."""
     coefficients: dict[str, float | None] | None = None
     """Coefficients of the attribution's fit, in joules and watts."""
+    coefficients_se: dict[str, float] | None = None
+    """Standard errors of the coefficients that are not zero."""
+    held_out_r_squared: float | None = None
+    """Share of the variation that the fit explains of windows that it was not made of: five blocks of neighbouring
+    windows, each predicted by a fit of the others. Below 0, it explains nothing. None with fewer than 50 windows."""
+    fit_notes: list[str] = []
+    """Sentences about a poor fit: its causes, what it did not tell apart, and the numbers that this affects."""
     joules_per_request: Distribution | None = None
     """Attributed energy of each completed request."""
     joules_per_output_token: float | None = None

@@ -32,6 +32,9 @@ prefix_cache: were the prompts new to the server. energy: can the joules be trus
 LATENCY_ROWS = ("ttft_s", "tpot_s", "itl_s", "e2e_s", "response_s")
 """Rows of the summary that a check of the requests' times may touch."""
 
+LAW_ROWS = ("energy.joules_per_request", "energy.prefill_joules", "energy.decode_joules")
+"""Rows of the summary that the law of attribution decides. It does not touch totals, nor what is a total per token."""
+
 
 def worst(statuses: Iterable[Status | None]) -> Status | None:
     """Return the worst status of those judged; None when none was."""

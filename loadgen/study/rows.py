@@ -116,7 +116,7 @@ def row_of(study: Study, run: StudyRun, outcome: RunOutcome, finished: FinishedR
         good_requests_per_joule=good.good / measured if good and measured else None,
         idealized_joules=ideal,
         measured_over_idealized=measured / ideal if measured is not None and ideal else None,
-        energy_valid=energy.valid,
+        energy_valid=energy.valid or bool(energy.totals_valid),
         arrival=None if run.rps is None else process,
         steady_joules_per_output_token=energy.steady.joules_per_output_token if energy.steady else None,
         idle_watts=energy.idle_watts,

@@ -8,7 +8,7 @@ import pytest
 from loadgen.report import energy_section
 from loadgen.report.run_facts import speculation_note
 from loadgen.report.run_page import render_run_page
-from loadgen.results.summary import SpeculationSummary
+from loadgen.results.summary import EnergySummary, SpeculationSummary
 from report.test_run_page import Page
 from support import sample_runs
 
@@ -41,9 +41,13 @@ def test_fitted_costs_have_their_units_and_meanings() -> None:
         "outliers": 1200.0,
         "decode_token_j": None,
     }
-    text = Page(energy_section.fitted_costs(fit)).text
+    energy = EnergySummary(
+        valid=True, reasons=[], coefficients=fit, coefficients_se={"step_j": 0.01}, held_out_r_squared=0.98
+    )
+    text = Page(energy_section.fitted_costs(energy)).text
     for row in (
-        "static power 0.500 J",
+        "static power 0.500 J ± 0.0100 J",
+        "was not made of 0.980",
         "a decoded token -",
         "keys and values read 4.20 µJ",
         "power of the idle server 100 W",
@@ -61,6 +65,13 @@ def test_a_run_has_fitted_costs_only_where_there_was_a_fit(fit: dict[str, float 
     energy = msgspec.structs.replace(made.summary.energy, coefficients=fit)
     page = render_run_page(replace(made, summary=msgspec.structs.replace(made.summary, energy=energy)))
     assert ("an engine step, whoever is in it" in page) == (fit is not None)
+
+
+def test_the_notes_on_a_fit_stand_before_its_costs_and_replace_the_general_warning() -> None:
+    energy = EnergySummary(valid=True, reasons=[], coefficients={"step_j": 0.5, "r_squared": 0.1}, fit_notes=["<so>"])
+    page = energy_section.fitted_costs(energy)
+    assert "&lt;so&gt;" in page and "The fit is poor" not in page
+    assert "The fit is poor" in energy_section.fitted_costs(msgspec.structs.replace(energy, fit_notes=[]))
 
 
 @pytest.mark.parametrize(

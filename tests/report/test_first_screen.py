@@ -7,7 +7,7 @@ import pytest
 
 from loadgen.report.first_screen import command_line, first_screen
 from loadgen.report.markup import join
-from loadgen.report.run_facts import error_of, failed_kinds, invalid_by, limit_lines, limits_text
+from loadgen.report.run_facts import energy_note, error_of, failed_kinds, invalid_by, limit_lines, limits_text
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summary import EnergySummary, Goodput, Latency, RequestCounts, Summary
 from loadgen.results.verdict import CHECKS, Check, Verdict
@@ -132,6 +132,16 @@ def test_a_number_that_supports_no_claim_is_struck_and_names_its_check(
     html = join(first_screen(made))
     assert html.count("<s>") == 2 + (0 if is_valid else 3)
     assert "not valid: see &quot;token counts&quot; in the verdict" in html
+
+
+def test_a_law_that_explains_nothing_strikes_what_it_decides_and_no_total() -> None:
+    energy = msgspec.structs.replace(summary_of(changed()).energy, valid=False, totals_valid=True)
+    made = changed(energy=energy)
+    assert invalid_by(summary_of(made), "energy.joules_per_request") == "energy"
+    assert invalid_by(summary_of(made), "energy.mean_watts") is None
+    html = join(first_screen(made))
+    assert "the energy of single requests is not valid" in html and "<s>" not in html
+    assert energy_note(summary_of(made)) == "ENERGY OF REQUESTS NOT VALID: see the verdict; totals are"
 
 
 def test_the_command_is_quoted_for_a_shell_and_left_out_where_it_is_not_known() -> None:

@@ -11,6 +11,7 @@ from loadgen.record import RequestRecord
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summarize import analyse_run
 from loadgen.results.summary import EnergySummary, Summary
+from loadgen.results.verdict import LAW_ROWS
 from loadgen.units import NS_PER_S
 from loadgen.workload.schedule import ArrivalSpec
 from support import sample_runs
@@ -88,6 +89,22 @@ def test_idle_and_totals_carry_errors() -> None:
     assert energy.idle_watts == pytest.approx(100)
     assert energy.measured_se_joules == 0, "an exact counter"
     assert energy.attributed_se_joules == pytest.approx(0, abs=1e-6)
+
+
+def test_a_law_that_explains_nothing_invalidates_what_it_decides_and_no_total() -> None:
+    """Equal work in all windows, whose power varies by itself."""
+    noisy = steady_run()
+    rng = np.random.default_rng(0)
+    grown = np.diff([sample.joules for sample in noisy.energy])
+    joules = np.concatenate(([0.0], np.cumsum(grown * np.where(grown > 10, rng.uniform(0.5, 1.5, len(grown)), 1.0))))
+    samples = [EnergySample(s.t_ns, s.domain, float(j)) for s, j in zip(noisy.energy, joules, strict=True)]
+    summary = summary_of(replace(noisy, energy=samples))
+    energy, check = summary.energy, summary.verdict.check("energy")
+    assert (energy.valid, energy.totals_valid) == (False, True)
+    assert energy.held_out_r_squared is not None and energy.held_out_r_squared < 0
+    assert "there was little to explain" in " ".join(energy.fit_notes)
+    assert (check.status, check.rows) == ("warning", list(LAW_ROWS))
+    assert (check.reason or "").startswith("the energy of requests is not valid: the fitted law explains nothing")
 
 
 def test_power_averaged_over_a_second_supports_no_claim_about_requests() -> None:

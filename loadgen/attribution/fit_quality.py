@@ -1,0 +1,101 @@
+"""The worth of a fit: what it explains of windows that it was not made of, and which coefficients it tells apart."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import msgspec
+import numpy as np
+
+from loadgen.attribution.cost_model import COLUMNS, Fit
+from loadgen.stats.nnls import nnls
+
+if TYPE_CHECKING:
+    from loadgen.attribution.uncertainty import ErrorModel
+
+MIN_WINDOWS = 50
+"""Windows needed to hold some of them out."""
+
+BLOCKS = 5
+"""Blocks of neighbouring windows: each is predicted by the fit of the others. Neighbours are alike, so single windows
+would be predicted by what they have in common with the next ones."""
+
+UNCERTAIN = 0.3
+"""A coefficient with a larger relative standard error is not determined."""
+
+ALIKE = 0.8
+"""Two coefficients whose errors correlate by more than this, and that are both uncertain, were not told apart."""
+
+NOTHING_VARIED = 1e-3
+"""Windows whose energy varies by a smaller part than this leave nothing to explain."""
+
+
+class FitQuality(msgspec.Struct, frozen=True, kw_only=True):
+    """The quality of the fit of one energy domain."""
+
+    held_out_error_j2: float | None
+    """Sum of squared residuals of windows that were held out of the fit; None with fewer than MIN_WINDOWS windows."""
+    held_out_variance_j2: float | None
+    """Sum of their squared distances from the mean of the windows that the fit was made of."""
+    variation: float
+    """Standard deviation of the windows' energy / its mean."""
+    noise: float
+    """Typical part of a window's energy that neither the law explains nor neighbouring windows have in common."""
+    se: dict[str, float]
+    """Standard error of each coefficient that is not zero, by its name."""
+    uncertain: dict[str, float]
+    """Relative standard error of each coefficient that is not determined: it is larger than UNCERTAIN."""
+    alike: list[tuple[str, str]]
+    """Pairs of uncertain coefficients that were not told apart: what one gains, the other loses."""
+
+
+def fit_quality(fit: Fit, model: ErrorModel) -> FitQuality:
+    """Judge a fit by its own windows. model: the components of its error."""
+    values = fit.coefficients.values
+    errors = np.sqrt(np.diag(model.covariance))
+    used = np.flatnonzero(values > 0).tolist()
+    uncertain = [k for k in used if errors[k] > UNCERTAIN * values[k]]
+    alike = [
+        (COLUMNS[i], COLUMNS[k])
+        for i in used
+        for k in used
+        if i < k and (i in uncertain or k in uncertain) and abs(model.covariance[i, k]) > ALIKE * errors[i] * errors[k]
+    ]
+    mean_j = float(fit.energy_j.mean()) if len(fit.energy_j) else 0.0
+    error_j2, variance_j2 = held_out(fit) or (None, None)
+    return FitQuality(
+        held_out_error_j2=error_j2,
+        held_out_variance_j2=variance_j2,
+        variation=float(fit.energy_j.std()) / mean_j if mean_j > 0 else 0.0,
+        noise=float(np.sqrt(max(model.single - model.shared, 0.0))),
+        se={COLUMNS[k]: float(errors[k]) for k in used},
+        uncertain={COLUMNS[k]: float(errors[k] / values[k]) for k in uncertain},
+        alike=alike,
+    )
+
+
+def held_out(fit: Fit) -> tuple[float, float] | None:
+    """Return the squared error of windows that are predicted by a fit of the other BLOCKS - 1 blocks, and that of a
+    prediction by the others' mean. None with fewer than MIN_WINDOWS windows."""
+    count = len(fit.target_j)
+    if count < MIN_WINDOWS:
+        return None
+    block = np.arange(count) * BLOCKS // count
+    error_j2 = variance_j2 = 0.0
+    for left_out in range(BLOCKS):
+        inside = block != left_out
+        x, _ = nnls(fit.features[inside], fit.target_j[inside])
+        error_j2 += float(((fit.target_j[~inside] - fit.features[~inside] @ x) ** 2).sum())
+        variance_j2 += float(((fit.target_j[~inside] - fit.target_j[inside].mean()) ** 2).sum())
+    return error_j2, variance_j2
+
+
+def held_out_r_squared(fits: list[FitQuality]) -> float | None:
+    """Return the share of the held-out windows' variance that the fits of all domains explain: 1 for a law that holds,
+    below 0 for one that predicts worse than the mean does. None when none was held out, or when nothing varied."""
+    errors = [fit.held_out_error_j2 for fit in fits]
+    variances = [fit.held_out_variance_j2 for fit in fits]
+    variance = sum(value or 0.0 for value in variances)
+    if None in errors or all(fit.variation < NOTHING_VARIED for fit in fits):
+        return None
+    return 1 - sum(value or 0.0 for value in errors) / variance
