@@ -16,9 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from loadgen.attribution.chunk_steps import engine_steps_of
+from loadgen.attribution.beside_others import steps_beside_others
 from loadgen.attribution.cost_model import align_phase
-from loadgen.attribution.foreign_spans import foreign_records
 from loadgen.attribution.shapley import METHODS, RunAttribution, attribute_energy
 from loadgen.clock import Anchor
 from loadgen.energy.counter_clock import align_to_counter_clock
@@ -231,14 +230,13 @@ def score(case: Case, scenario: Scenario, method: str) -> dict[str, float | None
     end = max(record.finished_ns or 0 for record in case.records)
     series = list(series_by_domain(case.run.counter).values())
     engine = engine_samples(case) if scenario.engine else []
-    foreign = foreign_records(case.records, spans(case), RUN_ID) if scenario.spans else []
-    steps = engine_steps_of([*case.records, *foreign], engine)
+    shared = steps_beside_others(case.records, engine, spans(case) if scenario.spans else (), RUN_ID)
     if scenario.polled:
         series = [
-            align_phase(align_to_counter_clock(polled(domain_series, np.random.default_rng(0))), steps)
+            align_phase(align_to_counter_clock(polled(domain_series, np.random.default_rng(0))), shared.steps)
             for domain_series in series
         ]
-    result = attribute_energy(series, case.records, start, end, method=method, steps=steps, foreign=foreign)
+    result = attribute_energy(series, case.records, start, end, method=method, shared=shared)
     attributed = np.array([share.joules for share in result.requests])
     truth = np.array([case.run.requests[i].prefill_j + case.run.requests[i].decode_j for i in case.own])
     error = np.abs(attributed - truth) / truth

@@ -1,7 +1,7 @@
 """Rebuild the engine's steps from a client's records, with the engine's counters if there are any.
 
-A client sees a step end: every stream that was in it gets its chunk. What it cannot see (chunks that carry no text,
-prefill steps in which no stream decodes, other clients) the engine's own counters fill in.
+A client sees a step end: every stream that was in it gets its chunk. Other clients' requests are in the steps if there
+are records of them, as `beside_others` makes them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from loadgen.attribution.engine_steps import (
     Narrow,
     with_unknown_prompts,
 )
-from loadgen.attribution.other_clients import with_engine
 from loadgen.attribution.speculation import speculation_of
 from loadgen.telemetry.engine_sample import EngineSample, counter_values, sample_times
 from loadgen.units import NS_PER_MS
@@ -71,8 +70,7 @@ def engine_steps_of(records: Sequence[RequestRecord], engine: Sequence[EngineSam
     )
     members, iterations = spread_prefills(members, first_rows, sent_ns, cached, start_ns, end_ns, speculation)
     unseen_ns = _unseen(records, start_ns, end_ns)
-    steps = EngineSteps(start_ns, end_ns, iterations, *members, unseen_ns, speculation=speculation)
-    return with_engine(steps, engine, (first_ns, cached[request[first_rows]]))
+    return EngineSteps(start_ns, end_ns, iterations, *members, unseen_ns, speculation=speculation)
 
 
 def _step_times(records: Sequence[RequestRecord]) -> list[Ints]:

@@ -136,7 +136,6 @@ def foreign_features(steps: EngineSteps, edges_ns: Ints) -> Floats:
     size = np.bincount(steps.step, minlength=steps.count) + members
     step, window, share = overlap(edges_ns, steps.start_ns, steps.end_ns)
     features[0] += _sum_by(window, share * (steps.iterations * members / size)[step], windows)
-    features[1] += _sum_by(window, share * foreign.prefill_in_step[step], windows)
     return np.stack(features, axis=1)
 
 
@@ -181,6 +180,12 @@ def unseen_time(steps: EngineSteps, edges_ns: Ints) -> Floats:
     return _sum_by(window, share * length_ns[interval], max(len(edges_ns) - 1, 0))
 
 
+def guessed_windows(steps: EngineSteps, edges_ns: Ints) -> NDArray[np.bool_]:
+    """Return bool[W]: whether other clients worked in each window at instants that are guessed."""
+    _, window, share = overlap(edges_ns, steps.guessed_ns[:, 0], steps.guessed_ns[:, 1])
+    return _sum_by(window, share, max(len(edges_ns) - 1, 0)) > 0
+
+
 def _sum_by(group: Ints | Memberships, values: Floats, groups: int) -> Floats:
     """Return float64[groups]: the sum of the values in each group."""
     return np.bincount(group, values, minlength=groups).astype(np.float64, copy=False)
@@ -212,7 +217,8 @@ def fit_windows(series: EnergySeries, steps: EngineSteps, per_step: Floats | Non
     """Regress the windows' energy on the work done in them, by non-negative least squares.
 
     Idle power is measured where no step overlaps and no request was in flight, then held fixed: a loaded run's busy
-    windows do not determine it. per_step: `step_features` of the same steps, when the caller already has them.
+    windows do not determine it. Windows in which the work of other clients is guessed are no evidence, unless the rest
+    are too few. per_step: `step_features` of the same steps, when the caller already has them.
     """
     energy_j = np.diff(series.mj) / 1000.0
     duration_s = np.diff(series.t_ns) / NS_PER_S
@@ -221,7 +227,8 @@ def fit_windows(series: EnergySeries, steps: EngineSteps, per_step: Floats | Non
     foreign = foreign_features(steps, series.t_ns)
     measured = np.ones(len(energy_j), bool) if series.gap is None else ~series.gap[1:]  # False: the counter restarted
     is_busy = (busy_s > 0) | foreign.any(axis=1)
-    idle = ~is_busy & (unseen_time(steps, series.t_ns) == 0) & measured
+    guessed = guessed_windows(steps, series.t_ns)
+    idle = ~is_busy & ~guessed & (unseen_time(steps, series.t_ns) == 0) & measured
     idle_s = float(duration_s[idle].sum())
     idle_w = float(energy_j[idle].sum() / idle_s) if idle_s >= MIN_IDLE_S else None
     watts = energy_j[idle] / duration_s[idle]
@@ -230,6 +237,8 @@ def fit_windows(series: EnergySeries, steps: EngineSteps, per_step: Floats | Non
     features = np.stack(columns, axis=1) + foreign
     target = energy_j - (idle_w or 0.0) * free_time(steps, series.t_ns) / NS_PER_S
     busy = is_busy & measured
+    if (busy & ~guessed).sum() >= MIN_WINDOWS:
+        busy &= ~guessed
     values, error, kept = fit_without_outliers(features, target, busy)
     outliers = int(busy.sum() - kept.sum())
     r_squared = misfit = None

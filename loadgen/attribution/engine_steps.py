@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -41,8 +41,8 @@ class ForeignLoad:
     """Work of other clients, in K intervals between two reads of the engine's counters.
 
     edges_ns: int64[K+1]. members: float64[K], their streams in an average step. steps: float64[K], steps without any of
-    our requests. prefill, decode: float64[K], tokens at no known instant. prefill_in_step: float64[S], prompt tokens
-    that went into our steps. context: mean context of a decoded token, assumed to be the same as ours.
+    our requests. prefill, decode: float64[K], tokens at no known instant. context: mean context of a decoded token,
+    assumed to be the same as ours.
     alone_ns: float64[K], time in which only they ran; None: all time, where they worked, that no step of ours covers.
     """
 
@@ -51,7 +51,6 @@ class ForeignLoad:
     steps: Floats
     prefill: Floats
     decode: Floats
-    prefill_in_step: Floats
     context: float
     alone_ns: Floats | None = None
 
@@ -92,6 +91,9 @@ class EngineSteps:
     context: Narrow
     unseen_ns: Ints
     foreign: ForeignLoad | None = None
+    guessed_ns: Ints = field(default_factory=lambda: np.zeros((0, 2), np.int64))
+    """int64[k, 2]: when only other clients' requests ran, of which no more than counters is known: the steps there are
+    guessed."""
     speculation: Speculation | None = None
     """Speculative decoding; None where a decode step computes as many tokens as it emits."""
 

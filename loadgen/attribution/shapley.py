@@ -21,13 +21,14 @@ from typing import TYPE_CHECKING, Literal, get_args
 import msgspec
 import numpy as np
 
-from loadgen.attribution.chunk_steps import engine_steps_of
+from loadgen.attribution.beside_others import SharedSteps, steps_beside_others
 from loadgen.attribution.cost_model import (
     Coefficients,
     cost_shares,
     fit_windows,
     foreign_features,
     free_time,
+    guessed_windows,
     overlap,
     unseen_time,
 )
@@ -108,21 +109,19 @@ def attribute_energy(
     *,
     engine: Sequence[EngineSample] = (),
     method: Method = "shapley",
-    steps: EngineSteps | None = None,
-    foreign: Sequence[RequestRecord] = (),
+    shared: SharedSteps | None = None,
 ) -> RunAttribution:
     """Attribute the energy of every series between the counter's updates around [start, end].
 
-    Energy before `start_ns` (idle with the model resident) takes part in the fit, not in the accounts. foreign: other
-    clients' requests, as `foreign_records` makes them; their energy is unattributed. steps: the engine steps of
-    `records` and `foreign`, in this order, when the caller already has them.
+    Energy before `start_ns` (idle with the model resident) takes part in the fit, not in the accounts. That of other
+    clients' requests is unattributed. shared: the engine's steps, when the caller already has them.
     """
     if method != "shapley":
         return _by_another_method(
             [domain.clip(start_ns, end_ns) for domain in series], records, start_ns, end_ns, method
         )
+    steps, foreign = shared or steps_beside_others(records, engine)
     everyone = [*records, *foreign]
-    steps = steps or engine_steps_of(everyone, engine)
     accounts = [_shapley(domain, domain.clip(start_ns, end_ns), steps, everyone, len(records)) for domain in series]
     measured_mj = sum(account.measured_mj for account in accounts)
     exact = [np.concatenate(([a.idle, a.unattributed], a.prefill, a.decode)) for a in accounts]
@@ -197,6 +196,7 @@ def _shapley(
     length_s = max(float(series.t_ns[-1] - series.t_ns[0]) / NS_PER_S, 1e-9)
     shares = cost_shares(steps, coefficients, fallback_w=series.total_mj / 1000 / length_s)
     foreign = foreign_features(steps, clipped.t_ns) @ coefficients.values
+    foreign += beyond_law(clipped, steps, shares, coefficients.idle_w, own)
     member_mj, idle, unattributed = split_energy(clipped, steps, shares, coefficients.idle_w, foreign)
     requests = len(records)
     total = np.bincount(steps.request, member_mj, minlength=requests).astype(np.float64)
@@ -250,6 +250,23 @@ def split_energy(
     alone_mj = np.where(unseen_ns > 0, explained_mj, energy_mj)
     idle_mj = float(np.where(used, idle_j * mj_per_share * idle_share, alone_mj).sum())
     return member_mj, idle_mj, float(energy_mj.sum() - idle_mj - member_mj.sum())
+
+
+def beyond_law(series: EnergySeries, steps: EngineSteps, shares: Floats, idle_w: float | None, own: int) -> Floats:
+    """Return float64[W], joules: what other clients cost in each window beyond their cost shares, or less than those.
+
+    Where their work is guessed (`guessed_ns`), the law is trusted for the first `own` requests alone, and what the
+    counter has beyond that is the others'. Elsewhere it is 0.
+    """
+    step, window, overlap_share = overlap(series.t_ns, steps.start_ns, steps.end_ns)
+    others = steps.request >= own
+    sums = []
+    for members in (~others, others):
+        step_j = np.bincount(steps.step[members], shares[members], minlength=steps.count)
+        sums.append(np.bincount(window, overlap_share * step_j[step], minlength=max(len(series) - 1, 0)))
+    idle_j = (idle_w or 0.0) * free_time(steps, series.t_ns) / NS_PER_S
+    rest_j = np.diff(series.mj) / MJ_PER_J - idle_j - sums[0] - sums[1]
+    return np.where(guessed_windows(steps, series.t_ns), np.maximum(rest_j, -sums[1]), 0.0)
 
 
 def kinds_of_whole(decode_mj: Ints, kinds: Floats) -> tuple[Ints, Ints]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loadgen.attribution.chunk_steps import engine_steps_of
+from loadgen.attribution.beside_others import steps_beside_others
 from loadgen.attribution.cost_model import align_phase
 from loadgen.attribution.shapley import RunAttribution, attribute_energy
 from loadgen.results.energy_summary import aligned_series
@@ -20,6 +20,6 @@ def attribute_run(result: RunResult, start_ns: int, end_ns: int) -> tuple[RunAtt
     series = aligned_series(result)
     if not series:
         return None, []
-    steps = engine_steps_of(with_planned_prompts(result.schedule, result.records), result.engine)
-    series = [align_phase(domain, steps) for domain in series]
-    return attribute_energy(series, result.records, start_ns, end_ns, steps=steps), series
+    shared = steps_beside_others(with_planned_prompts(result.schedule, result.records), result.engine)
+    series = [align_phase(domain, shared.steps) for domain in series]
+    return attribute_energy(series, result.records, start_ns, end_ns, shared=shared), series

@@ -165,7 +165,6 @@ def with_foreign(steps: EngineSteps, view: EngineView, *, at_end: bool) -> Engin
         steps=alone,
         prefill=work.prompts,
         decode=decode,
-        prefill_in_step=np.zeros(steps.count),
         context=float(steps.context[decoded].mean()) if decoded.any() else 0.0,
         alone_ns=np.where(there, np.maximum(alone_ns, 0.0), 0.0),
     )

@@ -1,5 +1,7 @@
 """Features and cost shares of a few steps, computed by hand; fits to windows made under a known law."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -14,6 +16,7 @@ from loadgen.attribution.cost_model import (
     fit_coefficients,
     fit_without_outliers,
     foreign_features,
+    guessed_windows,
     member_features,
     overlap,
 )
@@ -60,14 +63,24 @@ def test_other_clients_streams_share_a_step_and_owe_their_part() -> None:
         steps=np.array([0.0]),
         prefill=np.array([0.0]),
         decode=np.array([6.0]),
-        prefill_in_step=np.array([0.0, 7.0]),
         context=50.0,
     )
     steps = two_steps(foreign)
     assert member_features(steps)[:, 0].tolist() == [2.0, 0.25, 0.25]
     features = foreign_features(steps, np.array([0, NS_PER_S + 1, 3 * NS_PER_S]))
-    assert features.sum(axis=0).tolist() == pytest.approx([0.5, 7, 0, 6, 300])
+    assert features.sum(axis=0).tolist() == pytest.approx([0.5, 0, 0, 6, 300])
     assert features[0] == pytest.approx(0, abs=1e-6)
+
+
+def test_windows_with_guessed_work_of_others_are_no_evidence() -> None:
+    """Sixty windows of one step at 10 J, and forty at 50 J in which others' work is guessed."""
+    records = [request(0, 0, [100.0 * k for k in range(1, 101)], prompt=0)]
+    steps = engine_steps_of(records)
+    series = counter([100.0 * k for k in range(101)], [10.0] * 60 + [50.0] * 40)
+    guessed = replace(steps, guessed_ns=np.array([[6000 * MS + 1, 10_000 * MS]]))
+    assert guessed_windows(guessed, series.t_ns).sum() == 40
+    assert fit_coefficients(series, guessed).misfit == pytest.approx(0, abs=1e-6)
+    assert (fit_coefficients(series, steps).misfit or 0) > 0.5
 
 
 @pytest.mark.parametrize(("start", "end", "pieces"), [

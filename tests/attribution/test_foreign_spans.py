@@ -4,6 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from loadgen.attribution.beside_others import steps_beside_others
 from loadgen.attribution.foreign_spans import foreign_records, scaled_to_sums
 from loadgen.attribution.shapley import attribute_energy
 from loadgen.record import RequestRecord
@@ -95,7 +96,8 @@ def test_the_energy_of_a_stranger_is_unattributed_and_what_it_would_be_if_it_wer
     spans = [span("x", 25, 40, 300, 27)]
     series = [counter([0, 100, 200, 300, 400], [30, 40, 20, 5])]
     strangers = foreign_records([OURS], spans, "run")
-    alone = attribute_energy(series, [OURS], 0, 400 * MS, foreign=strangers)
+    shared = steps_beside_others([OURS], (), spans, "run")
+    alone = attribute_energy(series, [OURS], 0, 400 * MS, shared=shared)
     both = attribute_energy(series, [OURS, *strangers], 0, 400 * MS)
     assert alone.attributed_mj + alone.unattributed_mj + alone.idle_mj == alone.measured_mj == 95_000
     assert alone.requests == both.requests[:1]

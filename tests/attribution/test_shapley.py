@@ -17,6 +17,7 @@ from loadgen.attribution.shapley import (
     RequestEnergy,
     RunAttribution,
     attribute_energy,
+    beyond_law,
     round_to_sum,
     split_energy,
 )
@@ -300,9 +301,36 @@ def test_idle_time_in_a_window_takes_the_idle_power_s_share() -> None:
 def test_no_time_is_idle_where_other_clients_steps_are() -> None:
     """The same window, all of it covered by other clients: no idle power in it, and 20 J of 80 are theirs."""
     one = np.ones(1)
-    foreign = ForeignLoad(np.array([0, 4 * NS_PER_S]), one, one, 0 * one, 0 * one, np.zeros(2), context=0.0)
+    foreign = ForeignLoad(np.array([0, 4 * NS_PER_S]), one, one, 0 * one, 0 * one, context=0.0)
     series = EnergySeries("gpu:0", np.array([0, 4 * NS_PER_S]), np.array([0, 100_000]))
     shares = np.array([40.0, 6.0, 14.0])
     members, idle, unattributed = split_energy(series, two_steps(foreign), shares, 10.0, np.array([20.0]))
     assert members.tolist() == pytest.approx([50_000, 7_500, 17_500])
     assert (idle, unattributed) == (0, pytest.approx(25_000))
+
+
+@pytest.mark.parametrize(
+    ("joules", "beyond", "ours", "unattributed"),
+    [
+        (100.0, 20.0, 46.0, 34.0),  # by the law 14 J are another's and 20 J idle; the rest is the other's too
+        (70.0, -10.0, 46.0, 4.0),  # the other used less than was guessed
+        (33.0, -14.0, 23.0, 0.0),  # less than what ours and idle time cost by the law: both are reduced
+    ],
+)
+def test_where_the_work_of_others_is_guessed_the_law_is_trusted_for_ours(
+    joules: float, beyond: float, ours: float, unattributed: float
+) -> None:
+    """One window of 4 s, 2 of them without a step at 10 W."""
+    series = counter([0, 4000], [joules])
+    steps = replace(two_steps(), guessed_ns=np.array([[0, NS_PER_S]]), request=np.array([0, 0, 1], dtype=np.int32))
+    shares = np.array([40.0, 6.0, 14.0])
+    foreign_j = beyond_law(series, steps, shares, 10.0, own=1)
+    assert foreign_j.tolist() == pytest.approx([beyond])
+    member_mj, idle_mj, unattributed_mj = split_energy(series, steps, shares, 10.0, foreign_j)
+    assert member_mj[:2].sum() == pytest.approx(1000 * ours)
+    assert unattributed_mj + member_mj[2] == pytest.approx(1000 * unattributed, abs=1e-6)
+    assert member_mj.sum() + idle_mj + unattributed_mj == pytest.approx(1000 * joules)
+
+
+def test_where_nothing_is_guessed_others_have_their_cost_shares() -> None:
+    assert beyond_law(counter([0, 4000], [100]), two_steps(), np.array([40.0, 6.0, 14.0]), 10.0, own=1).tolist() == [0]

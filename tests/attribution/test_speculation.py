@@ -6,6 +6,7 @@ import msgspec
 import numpy as np
 import pytest
 
+from loadgen.attribution.beside_others import SharedSteps
 from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.cost_model import COLUMNS, cost_shares, feature_column, foreign_features
 from loadgen.attribution.engine_steps import ForeignLoad, Speculation
@@ -100,7 +101,7 @@ def test_requests_of_a_speculating_engine_get_what_they_cost(run, with_counters)
     steps = engine_steps_of(records, engine)
     assert steps.speculation is not None and steps.speculation.computed == 4.0
     series = list(series_by_domain(run.counter).values())
-    result = attribute_energy(series, records, NS_PER_S, run.end_ns, steps=steps)
+    result = attribute_energy(series, records, NS_PER_S, run.end_ns, shared=SharedSteps(steps, ()))
     truth = np.array([r.prefill_j + r.decode_j for r in run.requests])
     errors = np.abs(np.array([share.joules for share in result.requests]) - truth) / truth
     assert np.median(errors) < 0.01 and np.percentile(errors, 90) < 0.03

@@ -20,7 +20,7 @@ def load(decode: list[float], steps: list[float], alone_s: list[float] | None = 
     nothing = np.zeros(len(decode))
     return ForeignLoad(
         edges_ns=np.arange(len(decode) + 1) * 2 * NS_PER_S, members=nothing, steps=np.array(steps), prefill=nothing,
-        decode=np.array(decode), prefill_in_step=np.zeros(2), context=0.0,
+        decode=np.array(decode), context=0.0,
         alone_ns=None if alone_s is None else np.array(alone_s) * NS_PER_S,
     )  # fmt: skip
 

@@ -1,0 +1,78 @@
+"""Rebuild the engine's steps with other clients' requests in them, by all that is known of those."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from loadgen.attribution.chunk_steps import engine_steps_of
+from loadgen.attribution.engine_steps import EngineSteps
+from loadgen.attribution.foreign_counters import counted_records
+from loadgen.attribution.foreign_spans import foreign_records
+
+if TYPE_CHECKING:
+    from loadgen.record import RequestRecord
+    from loadgen.telemetry.engine_sample import EngineSample
+    from loadgen.telemetry.otlp_parse import RequestSpan
+
+PASSES = 2
+"""Passes. The steps show how our prefills lay among those of others only once these are in them; a third pass changes
+nothing."""
+
+
+class SharedSteps(NamedTuple):
+    """The steps of our requests and of other clients', which are numbered after ours."""
+
+    steps: EngineSteps
+    foreign: Sequence[RequestRecord]
+
+
+def steps_beside_others(
+    records: Sequence[RequestRecord],
+    engine: Sequence[EngineSample] = (),
+    spans: Sequence[RequestSpan] = (),
+    run_id: str = "",
+) -> SharedSteps:
+    """Return the steps of a run. Other clients' requests are those of the engine's spans, and what its counters have
+    beyond those and ours.
+
+    Of the latter it is not known which of them decodes a token: its context is the mean of ours.
+    """
+    foreign = foreign_records(records, spans, run_id) if spans else []
+    known = [*records, *foreign]
+    steps = ours = engine_steps_of(known, engine)
+    counted: list[RequestRecord] = []
+    guessed_ns = steps.guessed_ns
+    for _pass in range(PASSES):
+        counted, guessed_ns = counted_records(known, ours, engine)
+        if not counted:
+            return SharedSteps(steps, foreign)
+        steps = engine_steps_of([*known, *counted], engine)
+        ours = steps_of_first(steps, len(known))
+    context = steps.context.copy()
+    if ours.decode.any():
+        others = (steps.request >= len(known)) & (steps.decode > 0)
+        context[others] = np.average(ours.context, weights=ours.decode)
+    return SharedSteps(replace(steps, context=context, guessed_ns=guessed_ns), [*foreign, *counted])
+
+
+def steps_of_first(steps: EngineSteps, requests: int) -> EngineSteps:
+    """Return the steps that the first `requests` requests were in, with no other members."""
+    rows = steps.request < requests
+    present = np.bincount(steps.step[rows], minlength=steps.count) > 0
+    number = np.cumsum(present, dtype=np.int32) - 1
+    return replace(
+        steps,
+        start_ns=steps.start_ns[present],
+        end_ns=steps.end_ns[present],
+        iterations=steps.iterations[present],
+        step=number[steps.step[rows]],
+        request=steps.request[rows],
+        prefilling=steps.prefilling[rows],
+        prefill=steps.prefill[rows],
+        decode=steps.decode[rows],
+        context=steps.context[rows],
+    )
