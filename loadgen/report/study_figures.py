@@ -239,7 +239,7 @@ def throughput_charts(among: Sequence[Curve], limits_ms: Mapping[str, float]) ->
                 _latency_limit(metric, limits_ms, "y"),
             )
             if chart is not None:
-                charts.append(_with_far_limits(chart))
+                charts.append(with_far_limits(chart))
     return charts
 
 
@@ -276,8 +276,8 @@ def _scatter(
     return Chart(
         key,
         title,
-        _scaled(x.axis, [one.x for one in series], [limit.value for limit in limits if limit.of == "x"]),
-        _scaled(y.axis, [one.y for one in series], [limit.value for limit in limits if limit.of == "y"]),
+        scaled(x.axis, [one.x for one in series], [limit.value for limit in limits if limit.of == "x"]),
+        scaled(y.axis, [one.y for one in series], [limit.value for limit in limits if limit.of == "y"]),
         tuple(series),
         "; ".join(hint for one in series for hint in one.hints or ()),
         caption,
@@ -287,7 +287,7 @@ def _scatter(
     )
 
 
-def _with_far_limits(chart: Chart) -> Chart:
+def with_far_limits(chart: Chart) -> Chart:
     """Return the chart with the limits that lie beyond its axes in its caption instead of in the picture."""
     far = [limit for limit in chart.limits if limit.value > ((chart.y if limit.of == "y" else chart.x).high or inf)]
     if not far:
@@ -296,7 +296,7 @@ def _with_far_limits(chart: Chart) -> Chart:
     return replace(chart, caption=caption, limits=tuple(limit for limit in chart.limits if limit not in far))
 
 
-def _scaled(axis: Axis, arrays: Sequence[Floats], limits: Sequence[float]) -> Axis:
+def scaled(axis: Axis, arrays: Sequence[Floats], limits: Sequence[float]) -> Axis:
     """Return a logarithmic axis where the values are far apart, else one from 0; with the limits that are not far."""
     low, high = min(float(values.min()) for values in arrays), max(float(values.max()) for values in arrays)
     high = max([high, *(limit for limit in limits if limit < MAX_LIMIT * high)])
@@ -327,7 +327,7 @@ def _with_front(chart: Chart, groups: Sequence[Group], latency: str) -> Chart:
     x, y = (np.array([points[i][axis] for i in front]) for axis in (0, 1))
     caption = f"The Pareto front has the settings that no other beats in both: {names}."
     line = Series("Pareto front", x, y, "line", "soft")
-    return _with_far_limits(replace(chart, series=(line, *chart.series), caption=caption))
+    return with_far_limits(replace(chart, series=(line, *chart.series), caption=caption))
 
 
 def power_charts(among: Sequence[Curve]) -> list[Chart]:

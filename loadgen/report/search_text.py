@@ -1,0 +1,325 @@
+"""The answer of a search in sentences, and its probes in words: the page and the terminal use the same."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from loadgen.report.format import clean, joules, number, percent, plural, seconds
+from loadgen.report.run_facts import SIMULATED
+from loadgen.report.study_text import METRICS, limits_text, share_text
+from loadgen.results.search_answer import power_near
+
+if TYPE_CHECKING:
+    from loadgen.results.search_result import Ended, Estimate, Objective, Probe, SearchResult, SettingResult, Stage
+    from loadgen.results.verdict import Status
+
+STAGES: dict[Stage, str] = {"bracket": "bracketing", "refine": "refining"}
+"""Stage of a probe -> its name."""
+_ENDINGS: dict[Ended | None, str] = {
+    "interval": "answered",
+    "budget": "undecided",
+    "fails": "limits missed",
+    "client": "client-limited",
+    "dropped": "dropped",
+    "server": "server stopped",
+    None: "running",
+}
+MIN_SAVING = 0.01
+"""Smallest difference of two costs that is stated, as a share of the larger one."""
+_FAR = 0.8
+"""Largest ratio of a low rate to the one of fewest joules from which on their costs are compared."""
+
+
+class Answer(NamedTuple):
+    """The answer of a search, or of one of its settings."""
+
+    status: Status
+    head: str
+    """The outcome in a few words."""
+    sentences: list[str]
+
+
+def duration_text(value_s: float) -> str:
+    """Return a duration as "45 s", "9 min 52 s" or "1 h 2 min"."""
+    minutes, rest_s = divmod(round(value_s), 60)
+    if minutes < 1:
+        return seconds(value_s) if 0 < value_s < 10 else f"{rest_s} s"
+    if minutes < 60:
+        return f"{minutes} min {rest_s} s" if rest_s else f"{minutes} min"
+    return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
+
+
+def rate_text(rate_rps: float) -> str:
+    """Return the planned rate of a probe with up to three digits: "12.6", "8"."""
+    return f"{float(f'{rate_rps:.3g}'):,g}"
+
+
+def per_second(rate_rps: float) -> str:
+    rate = rate_text(rate_rps)
+    return f"{rate} request/s" if rate == "1" else f"{rate} requests/s"
+
+
+def estimate_text(estimate: Estimate | None, text: Callable[[float | None], str] = number, unit: str = "") -> str:
+    """Return a number with its interval: "13.4 requests/s [12.8, 14.0]"; an end that is not bounded is "unknown"."""
+    if estimate is None:
+        return text(None)
+    value, *ends = ("unknown" if of is None else text(of) for of in (estimate.value, estimate.low, estimate.high))
+    of_value = value.partition(" ")[2]
+    low, high = (end.removesuffix(f" {of_value}") if of_value else end for end in ends)
+    return f"{value}{unit} [{low}, {high}]"
+
+
+def good_request(result: SearchResult) -> str:
+    return "good request" if result.limits_ms else "completed request"
+
+
+def probe_note(probe: Probe) -> str:
+    """Return what a reader must know about the counts of a probe; empty where there is nothing."""
+    notes = [f"{probe.failed:,} failed"] if probe.failed else []
+    if probe.stopped_early:
+        notes.append("ended early")
+    elif probe.overloaded and probe.requests:
+        notes.append("most missed")
+    return ", ".join(notes)
+
+
+def attained(probe: Probe) -> float | None:
+    """Return the share of good requests; None where no request was counted."""
+    return probe.good / probe.requests if probe.requests else None
+
+
+def outcome_text(setting: SettingResult, result: SearchResult) -> str:
+    """Return the reason for which a setting has no more probes, in a few words."""
+    if setting.ended == "budget" and is_decided(setting, result):
+        return _ENDINGS["interval"]
+    return _ENDINGS[setting.ended]
+
+
+def target(setting: SettingResult, result: SearchResult) -> Estimate | None:
+    """Return the rate that the search is after."""
+    return setting.rate if result.objective == "rate" else setting.least_joules_rate
+
+
+def is_decided(setting: SettingResult, result: SearchResult) -> bool:
+    """Return whether the interval of the rate is as narrow as was wanted."""
+    estimate = target(setting, result)
+    width = None if estimate is None else estimate.relative_width
+    return width is not None and width <= result.width
+
+
+def best_setting(result: SearchResult) -> SettingResult | None:
+    """Return the best setting, or the only one; None where there are several and none is best."""
+    if len(result.settings) == 1:
+        return result.settings[0]
+    return next((setting for setting in result.settings if setting.name == result.best), None)
+
+
+def ranked(result: SearchResult) -> list[SettingResult]:
+    """Return the settings, the best first, and those without an answer last."""
+
+    def rank(setting: SettingResult) -> tuple[bool, bool, float]:
+        cost = setting.least_joules
+        by_rate = None if setting.rate is None else -setting.rate.value
+        merit = by_rate if result.objective == "rate" else None if cost is None else cost.value
+        return setting.name != result.best, merit is None, merit or 0.0
+
+    return sorted(result.settings, key=rank)
+
+
+# ---------------------------------------------------------------- the answer
+
+
+def answer(result: SearchResult) -> Answer:
+    """Return the outcome of a search, its answer in sentences, and what a reader must know about it."""
+    best = best_setting(result)
+    if best is not None:
+        outcome = setting_answer(best, result)
+        subject = f"{clean(best.name)} is the best of {len(result.settings)} settings. " if best.name else ""
+        first, *others = outcome.sentences
+        is_running = any(setting.ended is None for setting in result.settings)
+        head = "Running" if is_running else outcome.head
+        outcome = Answer("warning" if is_running else outcome.status, head, [subject + first, *others])
+    elif any(setting.ended is None for setting in result.settings) or not result.settings:
+        outcome = Answer("warning", "Running", ["The search is running; no rate is known yet."])
+    elif all(setting.ended == "fails" for setting in result.settings):
+        none = f"{_wanted(result)} at no rate with any of the {len(result.settings)} settings."
+        outcome = Answer("failed", "No rate meets the limits", [none])
+    else:
+        outcome = Answer(
+            "failed", "No answer", ["No setting has an answer; the table of the settings has the reasons."]
+        )
+    return outcome._replace(sentences=[*outcome.sentences, *_remarks(result)])
+
+
+def setting_answer(setting: SettingResult, result: SearchResult) -> Answer:
+    """Return the answer of one setting."""
+    reason = clean(setting.reason).rstrip(".") if setting.reason else ""
+    known = _known(setting, result)
+    match setting.ended:
+        case None:
+            text = f"So far: {known[0]}" if known else "The search is running; no rate is known yet."
+            return Answer("warning", "Running", [text, *known[1:]])
+        case "fails":
+            return Answer("failed", "No rate meets the limits", [_fails(setting, result)])
+        case "client":
+            return Answer("warning", "The client is the limit", [_client(setting, result, reason), *known[1:]])
+        case "server":
+            until = [f"Before that: {known[0]}", *known[1:]] if known else ["No rate was known by then."]
+            stopped = [f"{reason[0].upper()}{reason[1:]}."] if reason else []
+            return Answer("failed", "The server stopped answering", [*stopped, *until])
+        case "dropped":
+            return Answer("warning", "Dropped", [f"Dropped: {reason or 'another setting is better'}.", *known])
+    if setting.ended == "interval" or is_decided(setting, result):
+        return Answer("ok", "Answered", known or ["No rate is known."])
+    return Answer("warning", "Undecided", [_undecided(setting, result), *known])
+
+
+def _undecided(setting: SettingResult, result: SearchResult) -> str:
+    estimate = target(setting, result)
+    budget = f"The budget of {duration_text(result.budget_s)}"
+    if estimate is None:
+        return f"{budget} was too short for an answer. A longer --budget goes on from these probes."
+    if estimate.relative_width is None:
+        ended = f"{budget} ended before both ends of the interval were known"
+    else:
+        width = f"{percent(estimate.relative_width)} of the rate wide"
+        ended = f"{budget} ended while the interval was {width}; {share_text(result.width)} was wanted"
+    return f"{ended}. A longer --budget goes on from these probes."
+
+
+def _known(setting: SettingResult, result: SearchResult) -> list[str]:
+    """Return what the probes show of the rate and of the joules, that which was searched for first."""
+    rate, energy = _rate(setting, result), _energy(setting, result)
+    parts = [rate, energy] if result.objective == "rate" else [energy, rate]
+    return [part for part in parts if part is not None]
+
+
+def _rate(setting: SettingResult, result: SearchResult) -> str | None:
+    if setting.rate is None:
+        return None
+    rate = _confident(setting.rate, result)
+    return f"{rate}: up to this rate, {_wanted(result)}.{_binding(setting.binding)}"
+
+
+def _wanted(result: SearchResult) -> str:
+    """Return the question as a statement, which the rate makes true."""
+    wanted = "requests" if result.attainment is None else f"{share_text(result.attainment)} of the requests"
+    return f"{wanted} {f'are within {limits_text(result.limits_ms)}' if result.limits_ms else 'complete'}"
+
+
+def _confident(estimate: Estimate, result: SearchResult) -> str:
+    return f"{estimate_text(estimate, unit=' requests/s')} at {share_text(result.confidence)} confidence"
+
+
+def _binding(binding: Sequence[str]) -> str:
+    names = [METRICS[limit] for limit in binding if limit in METRICS]
+    if not names:
+        return ""
+    listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
+    return f" The limit that binds is {listed}." if len(names) == 1 else f" The limits that bind are {listed}."
+
+
+def _fails(setting: SettingResult, result: SearchResult) -> str:
+    tried = [probe for probe in setting.probes if probe.requests]
+    if not tried:
+        return "No probe had a request within its counted time."
+    lowest = min(tried, key=lambda probe: probe.rate_rps)
+    shares = {METRICS[limit]: lowest.met.get(limit, 0) / lowest.requests for limit in result.limits_ms}
+    by_limit = [f"{name} alone was met by {percent(share)}" for name, share in shares.items()]
+    alone = f" {' and '.join(by_limit)}." if len(by_limit) > 1 else ""
+    wanted = "" if result.attainment is None else f"; {share_text(result.attainment)} were wanted"
+    within = f"met {limits_text(result.limits_ms)}" if result.limits_ms else "completed"
+    return (
+        f"At {per_second(lowest.rate_rps)}, the lowest rate tried, {percent(attained(lowest))} "
+        f"of {plural(lowest.requests, 'request')} {within}{wanted}.{alone}"
+    )
+
+
+def _client(setting: SettingResult, result: SearchResult, reason: str) -> str:
+    """Return the largest rate that held: the server's limit lies beyond those of this client."""
+    wanted = result.attainment or 0.0
+    held = [p.rate_rps for p in setting.probes if p.requests and not p.overloaded and p.good >= wanted * p.requests]
+    least = f"At least {per_second(max(held))}: at this rate, {_wanted(result)}. " if held else ""
+    why = reason or "more processes (--processes) can send at higher rates"
+    return f"{least}This client is the limit, so that of the server is unknown: {why}."
+
+
+# ---------------------------------------------------------------- joules
+
+
+def _energy(setting: SettingResult, result: SearchResult) -> str | None:
+    """Return the rate at which a good request costs fewest joules, and how much more it costs at other loads."""
+    rate, cost = setting.least_joules_rate, setting.least_joules
+    if rate is None or cost is None:
+        return None
+    subject = f"A {good_request(result)} costs fewest joules"
+    if is_at_the_limit(setting):
+        text = f"{subject} at this same rate: {estimate_text(cost, joules)}"
+    else:
+        text = f"{subject} at {_confident(rate, result)}: {estimate_text(cost, joules)}"
+    savings = [f"{100 * (1 - cost.value / more):.0f} % less than {words}" for more, words in dearer(setting, result)]
+    return f"{', '.join([text, *savings])}."
+
+
+def is_at_the_limit(setting: SettingResult) -> bool:
+    """Return whether joules per good request still fall at the largest rate within the limits."""
+    rate, limit = setting.least_joules_rate, setting.rate
+    return rate is not None and limit is not None and abs(rate.value / limit.value - 1) < 1e-3
+
+
+def dearer(setting: SettingResult, result: SearchResult) -> list[tuple[float, str]]:
+    """Return joules per good request at other loads with their names: the largest rate, and the lowest one measured."""
+    least, least_rate = setting.least_joules, setting.least_joules_rate
+    assert least is not None and least_rate is not None
+    costs: list[tuple[float, str]] = []
+    power = power_near(setting.probes, setting.rate.value) if setting.rate is not None else None
+    if setting.rate is not None and power is not None and result.attainment and not is_at_the_limit(setting):
+        at_rate = float(power.at(np.array(setting.rate.value))) / setting.rate.value / result.attainment
+        costs.append((at_rate, "at the largest rate"))
+    measured = [p for p in setting.probes if p.joules_per_good_request is not None and not p.overloaded]
+    lowest = min(measured, key=lambda probe: probe.rate_rps, default=None)
+    if lowest is not None and lowest.rate_rps < _FAR * least_rate.value:
+        cost = lowest.joules_per_good_request
+        words = f"the {joules(cost)} at {per_second(lowest.rate_rps)}, the lowest rate measured"
+        costs.append((cost or 0.0, words))
+    return [(cost, words) for cost, words in costs if cost * (1 - MIN_SAVING) > least.value]
+
+
+def has_energy(result: SearchResult) -> bool:
+    return any(probe.watts is not None for setting in result.settings for probe in setting.probes)
+
+
+def _remarks(result: SearchResult) -> list[str]:
+    """Return what a reader must know before the numbers."""
+    probes = [probe for setting in result.settings for probe in setting.probes]
+    remarks = []
+    if failed := sum(probe.failed for probe in probes):
+        remarks.append(f"{plural(failed, 'request')} failed: each of them missed its limits.")
+    if remarked := sum(bool(probe.reasons) for probe in probes):
+        remarks.append(f"The verdict on {plural(remarked, 'probe')} has remarks.")
+    if probes and not has_energy(result):
+        remarks.append("No energy was measured, so joules are unknown.")
+    if result.simulated:
+        remarks.append(SIMULATED)
+    return remarks
+
+
+# ---------------------------------------------------------------- one probe
+
+
+def describe_probe(probe: Probe, estimate: Estimate | None, remaining_s: float, objective: Objective = "rate") -> str:
+    """Return a probe that ended in one line, with the estimate of the rate so far and what is left of the budget."""
+    share = attained(probe)
+    counts = "no request counted" if share is None else f"{percent(share)} of {plural(probe.requests, 'request')} good"
+    note = probe_note(probe)
+    parts = [
+        f"probe {probe.number}, {STAGES[probe.stage]} at {per_second(probe.rate_rps)}: {counts}"
+        + (f" ({note})" if note else ""),
+        *([f"{joules(probe.joules_per_good_request)} each"] if probe.joules_per_good_request is not None else []),
+    ]
+    name = "largest rate" if objective == "rate" else "rate of fewest joules"
+    so_far = "no rate is known yet" if estimate is None else f"{name} {estimate_text(estimate, unit='/s')}"
+    return f"{', '.join(parts)}; {so_far}; {duration_text(max(remaining_s, 0))} of the budget left"
