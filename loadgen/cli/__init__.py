@@ -24,6 +24,7 @@ COMMANDS = {
     "schema": "print the JSON Schema of summary.json or of another file",
     "profile": "measure joules per request for token bins and batch sizes",
     "estimate": "predict a workload's energy from such a profile, and from FLOPs",
+    "search": "find the most load within latency limits, or the load that costs fewest joules; resumes",
     "study": "run a matrix of servers, engine options, workloads and loads; resumes where it stopped",
     "serve": "start a server: sim, or a recipe in servers/",
     "sidecar": "run beside the engine: spans and joules in, Prometheus metrics out",
@@ -107,7 +108,10 @@ def _end_at_the_next_signal() -> None:
         atexit.register(signal.signal, number, signal.SIG_IGN)  # later, Python itself would set the default handler
 
 
-KEY_VARIABLES = {"replay": "OPENAI_API_KEY", "profile": "OPENAI_API_KEY", "serve": "LOADGEN_SERVE_API_KEY"}
+KEY_VARIABLES = {
+    **dict.fromkeys(("replay", "search", "profile"), "OPENAI_API_KEY"),
+    "serve": "LOADGEN_SERVE_API_KEY",
+}
 """Environment variable of each command's --api-key."""
 
 

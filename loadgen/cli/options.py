@@ -1,15 +1,17 @@
 """Option types, defaults and the form of --help that several commands share."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import click
 
 from loadgen.cli.completion import complete_energy, complete_names
 from loadgen.errors import LoadgenError
+
+Command = TypeVar("Command", bound=Callable[..., Any])
 
 SERVER_NAMES = complete_names("servers")
 SOURCE_NAMES = complete_names("traces", "workloads", files=True)
@@ -49,6 +51,18 @@ class SectionedCommand(click.Command):
         for heading, records in parts.items():
             with formatter.section(heading):
                 formatter.write_dl(records, col_max=NAMES)
+
+
+def options_of(command: click.Command, *names: str) -> Callable[[Command], Command]:
+    """Return a decorator that gives a command those parameters of another one that have these names."""
+    parameters = {parameter.name: parameter for parameter in command.params}
+
+    def decorate(function: Command) -> Command:
+        before: list[click.Parameter] = getattr(function, "__click_params__", [])
+        function.__click_params__ = [*before, *(parameters[name] for name in reversed(names))]  # type: ignore[attr-defined]
+        return function
+
+    return decorate
 
 
 class FiniteRange(click.FloatRange):

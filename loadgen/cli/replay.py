@@ -338,7 +338,7 @@ def _run(options: dict[str, Any], ui: str, as_json: bool, which: str) -> "RunRes
     title = options["trace"] or "+".join(options["streams"]) or "made-up prompts"
     progress = view("none" if as_json else ui, Console(stderr=True), f"{title}{which}")
     with progress:
-        command = _command(None if options["serve"] else options["base_url"])
+        command = command_words(None if options["serve"] else options["base_url"])
         out, schedule = record_run(options, progress, stated=_stated(), command=command)
     # What a run needs only at its end does not delay its beginning.
     from loadgen.report.terminal import render_terminal
@@ -371,7 +371,7 @@ def _write_files(results: "Sequence[RunResult]", junit: Path | None, markdown: P
         replace_file(markdown, "\n".join(run_markdown(result) for result in results).encode())
 
 
-def _command(base_url: str | None) -> list[str]:
+def command_words(base_url: str | None) -> list[str]:
     """Return the words of this command line; with the server's URL where that is from the environment."""
     context = click.get_current_context()
     words: list[str] = [*context.meta.get("loadgen.words", ())]

@@ -77,7 +77,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     end_ns: int | None = None
     """Instant at which recording ended; None while the run lasts, or when it was killed."""
     stopped_by: str | None = None
-    """"completed", "interrupted" or "aborted"; None while the run lasts, or when it was killed."""
+    """"completed", "interrupted", "aborted", or "decided" where a search had seen enough; None while the run lasts, or
+    when it was killed."""
     instrument: dict[str, Any] = {}
     """Cost and lateness of the client, and what its meter reports of itself."""
 

@@ -461,7 +461,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     duration_s: float
     """Time between the first scheduled instant and the last request's end."""
     stopped_by: str | None
-    """"completed", "interrupted" or "aborted"; null when the run was killed."""
+    """"completed", "interrupted", "aborted", or "decided" where a search had seen enough; null when the run was
+    killed."""
     requests: RequestCounts
     """Numbers of requests by outcome."""
     rate: Rate

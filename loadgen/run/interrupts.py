@@ -83,11 +83,17 @@ def run_to_the_end(job: Coroutine[Any, Any, _Result], interruption: Interruption
         raise KeyboardInterrupt from None
 
 
-def run_replay(schedule: Schedule, config: RunConfig, view: View, interruption: Interruption | None = None) -> Schedule:
+def run_replay(
+    schedule: Schedule,
+    config: RunConfig,
+    view: View,
+    interruption: Interruption | None = None,
+    judge: replay.Judge | None = None,
+) -> Schedule:
     """Run the schedule and record it in the folder `config.out`; return it as it was sent.
 
     A Ctrl-C before its first request raises. With an `interruption`, that takes the place of Ctrl-C and SIGTERM, and
-    any thread may run it.
+    any thread may run it. judge: see `replay.replay`.
     """
     interruptible = interruption.acting if interruption else None
-    return run_to_the_end(replay.replay(schedule, config, view, interruptible), interruption)
+    return run_to_the_end(replay.replay(schedule, config, view, interruptible, judge), interruption)

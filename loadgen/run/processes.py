@@ -217,8 +217,12 @@ class SenderProcesses:
         for worker in self._workers:
             worker.send(reason)
 
-    def abort(self) -> None:
+    def count_overdue(self) -> None:
+        """Do nothing: each worker counts its own before it reports."""
+
+    def abort(self, reason: str = "aborted") -> None:
         self.stop("aborted")
+        self.stopped_by = reason
 
 
 @asynccontextmanager
@@ -331,6 +335,7 @@ async def _send_share(pipe: Pipe[Any, Any], share: _Share) -> SendingCost:
             def report() -> None:
                 """Hand the lines written so far to the kernel, and the progress to the parent."""
                 writer.flush()
+                sender.count_overdue()
                 with suppress(OSError):
                     pipe.send(sender.tallies)
                     pipe.send(sender.oldest)

@@ -41,6 +41,8 @@ class Tallies:
     """Requests that ended and have latency limits."""
     good: int = 0
     """Completed requests that met all of their limits."""
+    overdue: int = 0
+    """Requests in flight that have missed a limit already, when they were last counted."""
     errors: Counter[str] = field(default_factory=Counter)
     """Failed requests by kind of error."""
     ttft_s: LogHistogram = field(default_factory=LogHistogram)

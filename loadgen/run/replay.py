@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import importlib.metadata
 import logging
+import math
 import os
 import platform
 import secrets
@@ -28,7 +29,7 @@ from loadgen.run.config import PreparedRun, RunConfig, limits_of, open_client, r
 from loadgen.run.metering import Metering
 from loadgen.run.preparation import Preparation, prepare
 from loadgen.run.processes import check_sending, open_sender
-from loadgen.run.progress import Plan, Stage, StageLog, StageTimer, View, progress_at, stage_at, ticking
+from loadgen.run.progress import Plan, Stage, StageLog, StageTimer, Tallies, View, progress_at, stage_at, ticking
 from loadgen.run.sender import ScheduleSender, warm_up
 from loadgen.units import NS_PER_S
 
@@ -41,16 +42,26 @@ _log = logging.getLogger(__name__)
 Interruptible = Callable[[Callable[[], None]], AbstractContextManager[None]]
 """Returns a context in which interrupts call the function, in the event loop."""
 
+Judge = Callable[[Tallies, float], bool]
+"""Returns whether a run has nothing more to say, from its counts and the seconds since its first instant."""
+
 _LEAD_S = 0.1
 """Time between the last preparation and the first request."""
+_DECIDED_DRAIN_S = 1.0
+"""Time that requests in flight have to complete when a judge ends the run. Those that remain are cancelled."""
 
 
 async def replay(
-    schedule: Schedule, config: RunConfig, view: View, interruptible: Interruptible | None = None
+    schedule: Schedule,
+    config: RunConfig,
+    view: View,
+    interruptible: Interruptible | None = None,
+    judge: Judge | None = None,
 ) -> Schedule:
     """Run the schedule and record it in the folder `config.out`, on a loop of uvloop; return it as it was sent.
 
-    interruptible: by default, Ctrl-C and SIGTERM interrupt the sending.
+    interruptible: by default, Ctrl-C and SIGTERM interrupt the sending. judge: asked four times a second whether to end
+    the run, which is then stopped by "decided".
     """
     view = StageLog(view)
     stages = StageTimer(view)
@@ -80,7 +91,8 @@ async def replay(
             show = _shower(plan, sender, metering, view, start_ns)
             with (interruptible or _signals)(partial(_interrupt, sender, show)):
                 show()
-                async with ticking(writer.flush, show):
+                decide = [_decider(sender, judge, start_ns)] if judge else []
+                async with ticking(writer.flush, show, *decide):
                     cost = await sender.run(start_ns)
             view.update(Stage("reading the last counters"))
             end_ns = clock.monotonic_ns()
@@ -131,6 +143,25 @@ def _shower(plan: Plan, sender: ScheduleSender, metering: Metering, view: View, 
         )
 
     return show
+
+
+def _decider(sender: ScheduleSender, judge: Judge, start_ns: int) -> Callable[[], None]:
+    """Return a function that ends the sending when `judge` says so, and cancels what is in flight a little later."""
+    decided_s = math.inf
+
+    def decide() -> None:
+        nonlocal decided_s
+        elapsed_s = (clock.monotonic_ns() - start_ns) / NS_PER_S
+        if sender.stopped_by == "decided" and elapsed_s > decided_s + _DECIDED_DRAIN_S:
+            sender.abort("decided")
+        elif sender.stopped_by == "completed":
+            sender.count_overdue()
+            if judge(sender.tallies, elapsed_s):
+                decided_s = elapsed_s
+                _log.info("the run is decided after %(seconds).1f s", {"seconds": elapsed_s})
+                sender.stop("decided")
+
+    return decide
 
 
 def _interrupt(sender: ScheduleSender, show: Callable[[], None]) -> None:

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,7 +27,7 @@ from loadgen.run.pacer import BODIES_AHEAD, Pacer
 from loadgen.run.process_stats import ProcessMeter, SendingCost, no_collections
 from loadgen.run.progress import Tallies, Waiting
 from loadgen.telemetry.otlp_export import SpanSender
-from loadgen.units import NS_PER_S
+from loadgen.units import NS_PER_MS, NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.client.request_body import Message
@@ -68,10 +69,13 @@ class ScheduleSender(Protocol):
         LoadgenError: a record could not be kept. Requests in flight are then cancelled.
         """
 
+    def count_overdue(self) -> None:
+        """Count in `tallies` the requests in flight that have missed a limit already."""
+
     def stop(self, reason: str) -> None:
         """End the sending; requests in flight complete, those not sent get a record that says so."""
 
-    def abort(self) -> None:
+    def abort(self, reason: str = "aborted") -> None:
         """End the sending and cancel the requests in flight."""
 
 
@@ -138,12 +142,19 @@ class Sender:
                 self._record_unsent(request, None)
         return meter.cost(self._client.stamped_by, self._spans.report() if self._spans else None)
 
+    def count_overdue(self) -> None:
+        now_ns = monotonic_ns()
+        self.tallies.overdue = sum(
+            _is_overdue(exchange, self._limits_ms[exchange.post.workload], now_ns)
+            for exchange in self._in_flight.values()
+        )
+
     def stop(self, reason: str) -> None:
         self.stopped_by = reason
         self._end_tasks()
 
-    def abort(self) -> None:
-        self.stop("aborted")
+    def abort(self, reason: str = "aborted") -> None:
+        self.stop(reason)
         self._cancel_requests()
 
     async def _send_first_turns(self, start_ns: int) -> None:
@@ -294,6 +305,17 @@ class Sender:
     def _cancel_requests(self) -> None:
         for exchange in list(self._in_flight.values()):
             self._client.cancel(exchange)
+
+
+def _is_overdue(exchange: Exchange, limits_ms: Mapping[str, float], now_ns: int) -> bool:
+    """Return whether a request in flight has missed its limit of TTFT or of E2E latency."""
+    stream = exchange.stream
+    sent_ns = stream.sent_ns or exchange.post.scheduled_ns
+    first_ns = stream.chunk_ns[0] if stream.chunk_ns else now_ns
+    return (
+        first_ns - sent_ns > limits_ms.get("ttft", math.inf) * NS_PER_MS
+        or now_ns - sent_ns > limits_ms.get("e2el", math.inf) * NS_PER_MS
+    )
 
 
 def _log_failure(record: RequestRecord) -> None:

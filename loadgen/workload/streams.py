@@ -2,8 +2,9 @@
 
 import math
 import tomllib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import msgspec
@@ -222,14 +223,16 @@ def schedule_streams(
     num_requests: int | None,
     stop: Stop = "auto",
     words: WordsFile | None = None,
+    sources: Mapping[str, Trace] = MappingProxyType({}),
 ) -> Schedule:
     """Schedule all streams together. Arrivals and lengths of a stream depend on itself and its seed, not on the others.
 
     `duration_s` ends the arrivals; `num_requests` keeps the first requests of the merged schedule. `words` stores the
-    words of the requests that have their own.
+    words of the requests that have their own. `sources` are traces that have been read, by the names of their streams.
     """
     parts = [
-        schedule_stream(name, stream, seed, duration_s, num_requests, stop, words) for name, stream in streams.items()
+        schedule_stream(name, stream, seed, duration_s, num_requests, stop, words, sources.get(name))
+        for name, stream in streams.items()
     ]
     merged = merged_schedule(parts, seed)
     return merged if num_requests is None else truncated(merged, num_requests)
@@ -243,6 +246,7 @@ def schedule_stream(
     num_requests: int | None,
     stop: Stop = "auto",
     words: WordsFile | None = None,
+    source: Trace | None = None,
 ) -> Schedule:
     """Schedule one stream: sessions that come by its arrival process, and their turns."""
     if stream.trace is None and stream.shape is None and duration_s is None and num_requests is None:
@@ -250,7 +254,7 @@ def schedule_stream(
     own_seed = seed if stream.seed is None else stream.seed
     # Three generators, so that a stream's lengths do not depend on how many arrivals or turns it draws.
     rng_lengths, rng_arrivals, rng_turns = (np.random.default_rng([own_seed, stable_hash63(name), k]) for k in range(3))
-    source = _read_source(name, stream, rng_lengths, words)
+    source = source or _read_source(name, stream, rng_lengths, words)
     if stream.turns is None and are_conversations(source.requests):
         stream = msgspec.structs.replace(stream, turns="trace")
     return _schedule_source(name, stream, source, (rng_arrivals, rng_turns), own_seed, duration_s, num_requests, stop)

@@ -1,0 +1,72 @@
+"""The folder of a search: its options, search.json after each probe, the page, and a run folder for each probe."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from loadgen.errors import LoadgenError
+from loadgen.files import read_json, write_atomic
+from loadgen.results.run_folder import write_json
+from loadgen.results.search_result import SearchResult
+
+CHANGEABLE = frozenset(("budget_s", "width", "max_rps", "start_rps", "processes", "max_failed", "timeout"))
+"""Options that a search may go on with another value of: the probes so far stay what they are."""
+
+
+class SearchFolder:
+    """Holds what a search knows, so that the same command goes on from it."""
+
+    def __init__(self, path: Path, options: Mapping[str, Any]) -> None:
+        """Make the folder, or read the search in it. `options` are those of the search, without secrets.
+
+        LoadgenError: the folder is of something else, or of a search with other options.
+        """
+        self.path = path
+        self.result: SearchResult | None = None
+        """The search so far; None for a new one."""
+        stated = {name: value for name, value in options.items() if name not in CHANGEABLE}
+        plain = msgspec.json.decode(msgspec.json.encode(stated))
+        file = path / "options.json"
+        if file.is_file():
+            _check_same(path, read_json(file, dict[str, Any], "the options of a search"), plain)
+            if (path / "search.json").is_file():
+                self.result = read_json(path / "search.json", SearchResult, "the result of a search")
+            return
+        with self._writing():
+            if path.exists() and (not path.is_dir() or any(path.iterdir())):
+                raise LoadgenError(f"--out {path} is not empty and holds no search; choose another")
+            (path / "probes").mkdir(parents=True, exist_ok=True)
+            write_atomic(file, msgspec.json.format(msgspec.json.encode(plain)) + b"\n")
+
+    def write(self, result: SearchResult) -> None:
+        """Write search.json, all of it or nothing."""
+        self.result = result
+        with self._writing():
+            write_json(self.path / "search.json", result)
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Raise LoadgenError, which is one line, for an OSError while the folder is written, such as a full disk."""
+        try:
+            yield
+        except OSError as err:
+            raise LoadgenError(f"cannot write the search's folder {self.path}: {err.strerror or err}") from err
+
+
+def _check_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise LoadgenError for options with other values than those that the search in `path` was begun with."""
+    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
+    if names:
+        differences = [f"{name} {_shown(before.get(name))}, now {_shown(now.get(name))}" for name in names[:3]]
+        raise LoadgenError(
+            f"{path} holds a search with other options ({'; '.join(differences)}): choose another --out, or repeat them"
+        )
+
+
+def _shown(value: Any) -> str:
+    return "not given" if value is None else msgspec.json.encode(value).decode()[:80]

@@ -1,0 +1,64 @@
+"""The outcome of a setting from its probes. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from loadgen.results.miss_curve import miss_curve
+from loadgen.results.search_answer import least_joules
+from loadgen.results.search_result import Ended, Estimate, Probe, SettingResult
+from loadgen.search.plan import FREE_SHARE, bracket
+
+if TYPE_CHECKING:
+    from loadgen.search.plan import Question
+
+
+def setting_result(
+    question: Question,
+    probes: Sequence[Probe],
+    *,
+    ended: Ended | None = None,
+    reason: str | None = None,
+    idle_watts: float | None = None,
+    name: str = "",
+    options: dict[str, str] | None = None,
+) -> SettingResult:
+    """Return the answer so far of one setting."""
+    rate = best_rate(question, probes, ended)
+    joules = least_joules(probes, question.attainment, question.confidence) if rate and ended != "client" else None
+    return SettingResult(
+        name=name,
+        options=options or {},
+        probes=tuple(probes),
+        ended=ended,
+        reason=reason,
+        rate=rate,
+        binding=binding_limits(question, probes, rate),
+        least_joules_rate=joules.rate if joules else None,
+        least_joules=joules.joules if joules else None,
+        idle_watts=idle_watts,
+    )
+
+
+def best_rate(question: Question, probes: Sequence[Probe], ended: Ended | None) -> Estimate | None:
+    """Return the largest rate at which enough requests are good; None where no probe was good enough, or none was made.
+
+    While no probe has missed too much, only the rate that held is known: at least that.
+    """
+    low, high = bracket(question, probes)
+    if low is None:
+        return None
+    if high is None or ended == "client":
+        return Estimate(value=low, low=low, high=None)
+    return miss_curve(probes, 1 - (question.attainment or FREE_SHARE)).rate(question.confidence)
+
+
+def binding_limits(question: Question, probes: Sequence[Probe], rate: Estimate | None) -> tuple[str, ...]:
+    """Return the limits that are missed too often at rates above the best one, the most often missed first."""
+    share = 1 - (question.attainment or FREE_SHARE)
+    above = [probe for probe in probes if probe.requests and (rate is None or probe.rate_rps > rate.value)]
+    requests = sum(probe.requests for probe in above)
+    missed = {name: requests - sum(probe.met.get(name, 0) for probe in above) for name in question.limits_ms}
+    binding = [name for name, count in missed.items() if requests and count > share * requests]
+    return tuple(sorted(binding, key=lambda name: -missed[name]))

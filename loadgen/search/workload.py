@@ -1,0 +1,145 @@
+"""The requests of a search: read once, and scheduled anew for each probe."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+
+from loadgen.errors import LoadgenError
+from loadgen.files import sha256_of
+from loadgen.workload.arrivals import cycle_s
+from loadgen.workload.length_source import source_path
+from loadgen.workload.load import Load, planned_schedule
+from loadgen.workload.sources import open_source, read_source
+from loadgen.workload.streams import Streams, chosen_streams, schedule_streams, share_rate
+from loadgen.workload.token_bins import is_bins
+
+if TYPE_CHECKING:
+    from loadgen.workload.schedule import Schedule
+    from loadgen.workload.trace import Trace
+    from loadgen.workload.words import WordsFile
+
+
+class Workload:
+    """The requests that a `Load` describes, at any rate, for any time, with any seed.
+
+    The rates of streams are their shares; a stream without arrivals of its own has those of `load`.
+    """
+
+    def __init__(
+        self,
+        load: Load,
+        words: WordsFile,
+        *,
+        model: str | None = None,
+        source: Trace | None = None,
+        say: Callable[[str], None],
+    ) -> None:
+        """Read the requests, whose words are stored in `words`. source: requests in memory, in place of a trace."""
+        path = source_path(load.trace) if load.trace else None
+        self._load, self._words, self._model, self._say = load, words, model, say
+        self._sha256 = sha256_of(path) if path else None
+        self._source = source
+        self._streams: Streams = {}
+        self._sources: dict[str, Trace] = {}
+        if load.streams or (path and path.suffix == ".toml"):
+            if path and path.suffix != ".toml":
+                raise LoadgenError(f"{path} and --stream: give a trace, or streams")
+            self._streams = _weighted(chosen_streams(load.streams, path), load)
+            for name, stream in self._streams.items():
+                if stream.trace is not None:
+                    self._sources[name] = read_source(source_path(stream.trace), words, model=stream.model)
+        elif source is None and path is not None and not is_bins(path):
+            arrivals = load.arrivals | {"arrival": "poisson"}  # all of it is read: any request may be the first
+            self._source = open_source(path, load.laws, words, arrivals, load.limits, model)
+
+    @property
+    def name(self) -> str:
+        """The trace, the names of the streams, or the lengths of made-up prompts."""
+        if self._streams:
+            return "+".join(self._streams)
+        return self._load.trace or (self._source.name if self._source else f"{self._load.input}:{self._load.output}")
+
+    def hold_to(self, limits_ms: dict[str, float]) -> None:
+        """Hold all requests to the same limits, in place of those that streams state."""
+        self._streams = {
+            name: msgspec.structs.replace(stream, goodput=limits_ms) for name, stream in self._streams.items()
+        }
+
+    @property
+    def limits_ms(self) -> dict[str, float]:
+        """Limits that all streams state alike; empty where they do not."""
+        limits = [stream.goodput for stream in self._streams.values()]
+        return limits[0] if limits and all(one == limits[0] for one in limits) else {}
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that the requests follow from, for a search that goes on."""
+        return {**msgspec.to_builtins(self._load), "trace_sha256": self._sha256}
+
+    def schedule(self, rate_rps: float, duration_s: float, seed: int) -> tuple[Schedule, dict[str, Any]]:
+        """Return the requests of a probe, and how they were made, for run.json."""
+        load = msgspec.structs.replace(self._load, rps=rate_rps, duration_s=duration_s, seed=seed)
+        if self._streams:
+            return self._schedule_streams(load)
+        source = rotated(self._source, seed) if self._source is not None else None
+        if source is not None:
+            load = msgspec.structs.replace(load, trace=None)
+        schedule, plan = planned_schedule(load, self._words, self._model, source=source, say=self._say)
+        return schedule, plan | {"trace": self.name, "trace_sha256": self._sha256}
+
+    def _schedule_streams(self, load: Load) -> tuple[Schedule, dict[str, Any]]:
+        streams = share_rate(self._streams, load.rps)
+        sources = {name: rotated(source, load.seed) for name, source in self._sources.items()}
+        schedule = schedule_streams(streams, **load.limits, stop=load.stop, words=self._words, sources=sources)
+        options = {
+            name: {field: value for field, value in msgspec.to_builtins(stream).items() if value is not None}
+            for name, stream in streams.items()
+        }
+        return schedule, {"trace": self.name, "trace_sha256": self._sha256, "streams": options}
+
+
+def _weighted(streams: Streams, load: Load) -> Streams:
+    """Return the streams with their rates as weights. LoadgenError: one has none, or a rate that changes."""
+    weighted = {}
+    for name, stream in streams.items():
+        if stream.shape is not None:
+            raise LoadgenError(f"stream {name} has a shape: a search needs a rate that stays the same during a probe")
+        weight = stream.weight or stream.rps
+        if weight is None and len(streams) > 1:
+            raise LoadgenError(f"stream {name} has no rate, its share of the load: give one, such as --stream {name}:2")
+        own = {} if stream.arrival else {"arrival": load.arrival, "burstiness": load.burstiness}
+        weighted[name] = msgspec.structs.replace(stream, rps=None, weight=weight or 1.0, **own)
+    return weighted
+
+
+def rotated(source: Trace, seed: int) -> Trace:
+    """Return the trace from a request on that `seed` draws, and what came before it at the end.
+
+    A session stays whole: it is where its first turn is.
+    """
+    requests = source.requests
+    firsts: dict[str, int] = {}
+    place = [
+        i if request.session_id is None else firsts.setdefault(request.session_id, i)
+        for i, request in enumerate(requests)
+    ]
+    start = place[int(np.random.default_rng([seed, 4]).integers(len(requests)))]
+    start_s = requests[start].arrival_s
+    times_s = np.array([request.arrival_s for request in requests])
+    lap_s = cycle_s(times_s) if source.timed and times_s[-1] > times_s[0] else 0.0
+    moved = [
+        (request.arrival_s - start_s + lap_s * (place[i] < start), place[i] < start, i)
+        for i, request in enumerate(requests)
+    ]
+    moved.sort()
+    return msgspec.structs.replace(
+        source,
+        requests=tuple(
+            msgspec.structs.replace(requests[i], arrival_s=arrival_s if source.timed else 0.0)
+            for arrival_s, _, i in moved
+        ),
+    )
