@@ -23,7 +23,7 @@ from loadgen.workload.words import stored_words
 if TYPE_CHECKING:
     from loadgen.results.search_result import SearchResult
     from loadgen.run.interrupts import Interruption
-    from loadgen.search.prober import ViewOf
+    from loadgen.search.server import ViewOf
     from loadgen.workload.trace import Trace
 
 LOAD_OPTIONS = frozenset(Load.__struct_fields__)
@@ -53,7 +53,7 @@ def record_search(
     run_options = {name: options[name] for name in RUN_OPTIONS & options.keys()}
     config = checked(run_options | {"base_url": options["base_url"] or DEFAULT_URL, "command": command}, RunConfig)
     with stored_words() as (words, path):
-        workload = Workload(load, words, model=config.model, source=source, say=say)
+        workload = Workload(load, words, config, options["history"], source=source, say=say)
         if words.left_out:
             say(f"left out of {workload.name}: {', '.join(f'{n} {what}' for what, n in words.left_out.items())}")
         question = _question(options, config.goodput or workload.limits_ms)
@@ -63,7 +63,6 @@ def record_search(
             msgspec.structs.replace(config, words=path),
             question,
             serve=options["serve"],
-            history=options["history"],
             command=shlex.join(recorded_command(config)) or None,
             say=say,
             view_of=view_of,

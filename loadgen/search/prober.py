@@ -5,12 +5,9 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable
-from contextlib import ExitStack
-from pathlib import Path
 from shutil import rmtree
-from time import monotonic, sleep
-from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from time import monotonic
+from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
@@ -18,29 +15,27 @@ from loadgen.errors import LoadgenError
 from loadgen.report.write import finish
 from loadgen.results.metrics import CUT_OFF
 from loadgen.results.probe import probe_of
-from loadgen.run.interrupts import Interruption, run_replay
-from loadgen.run.progress import View, announcer, server_start
+from loadgen.run.interrupts import run_replay
+from loadgen.run.progress import announcer
 from loadgen.run.settle import answers, wait_until_at_rest
-from loadgen.search.plan import PlannedProbe, Question, is_hopeless
-from loadgen.servers.launcher import served
-from loadgen.workload.sessions import settle_history
+from loadgen.search.plan import is_hopeless
+from loadgen.search.server import Server, ServerLostError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from loadgen.results.run_folder import RunResult
     from loadgen.results.search_result import Probe
     from loadgen.run.config import RunConfig
+    from loadgen.run.interrupts import Interruption
     from loadgen.run.progress import Tallies
+    from loadgen.search.plan import PlannedProbe, Question
+    from loadgen.search.server import ViewOf
     from loadgen.search.workload import Workload
     from loadgen.workload.schedule import Schedule
-    from loadgen.workload.sessions import History
-
-ViewOf = Callable[[str], View]
-"""Returns a view of one start of a server, or of one probe, which has a title."""
 
 _AT_REST_S = 15.0
 """Longest wait for the server to be at rest after a probe."""
-_BACK_S = 30.0
-"""Longest wait for a server to come back that is not this program's to start."""
 _MIN_DRAIN_S, _DRAINS = 10.0, 3
 """Time after the sending in which requests may complete: at least so long, or so many times as long as they take."""
 _MAX_BUSY, _BUSY_THAT_TELLS = 0.8, 0.4
@@ -48,72 +43,8 @@ _MAX_BUSY, _BUSY_THAT_TELLS = 0.8, 0.4
 grows with the rate, so that it says at which rate that share is reached."""
 
 
-class ServerLostError(LoadgenError):
-    """The server does not answer."""
-
-
 class ClientLimitError(LoadgenError):
     """This client was too slow for a probe, which therefore says nothing about the server."""
-
-
-class Server:
-    """The server of a setting: one that is there, or one that is started, and started again after it has died."""
-
-    def __init__(
-        self,
-        base_url: str,
-        serve: str | None,
-        options: tuple[str, ...],
-        log: Path,
-        view_of: ViewOf,
-        interruption: Interruption | None,
-    ) -> None:
-        """`options` are those of `loadgen serve`. `log` gets the output of a server that is started."""
-        self.url = base_url
-        self._serve, self._options, self._log = serve, options, log
-        self._view_of, self._interruption = view_of, interruption
-        self._stack = ExitStack()
-        self.is_warm = False
-        """True once it has answered the requests of a probe."""
-        self.was_reached = False
-
-    def __enter__(self) -> Self:
-        self._start()
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
-        self._stack.close()
-
-    def restart(self) -> None:
-        """Start the server again; one that is not ours is waited for. Raises ServerLostError."""
-        self.is_warm = False
-        if self._serve:
-            self._stack.close()
-            try:
-                self._start()
-            except LoadgenError as err:
-                raise ServerLostError(f"the server did not start again: {err}") from err
-            return
-        until_s = monotonic() + _BACK_S
-        while not answers(self.url):
-            if monotonic() > until_s:
-                raise ServerLostError(f"no server answers at {self.url}")
-            if self._interruption:
-                self._interruption.check()
-            sleep(0.5)
-
-    def _start(self) -> None:
-        if not self._serve:
-            return
-        with self._view_of(f"server {self._serve}") as view:
-            show_start = server_start(view, self._serve)
-
-            def progress(waited_s: float, line: str) -> None:
-                if self._interruption:
-                    self._interruption.check()
-                show_start(waited_s, line)
-
-            self.url = self._stack.enter_context(served(self._serve, *self._options, log=self._log, progress=progress))
 
 
 class Measured(NamedTuple):
@@ -135,11 +66,9 @@ class Prober:
         *,
         view_of: ViewOf,
         say: Callable[[str], None],
-        history: History | None = None,
         interruption: Interruption | None = None,
     ) -> None:
         """The runs have the options of `config`, whose `out` is the folder of their folders."""
-        self._history = history
         self._workload, self._config, self._question, self._server = workload, config, question, server
         self._view_of, self._say, self._interruption = view_of, say, interruption
         self.max_rps = math.inf
@@ -206,9 +135,7 @@ class Prober:
     def _prepared(self, planned: PlannedProbe, folder: Path) -> tuple[Schedule, RunConfig]:
         """Return the requests of a probe, and the options of its run: the first one of a server warms it up, and the
         very first one also measures the power at rest."""
-        schedule, plan = self._workload.schedule(planned.rate_rps, planned.duration_s, planned.seed)
-        schedule, history = settle_history(schedule, self._history, self._config.endpoint)
-        plan |= {"rps": planned.rate_rps, "duration_s": planned.duration_s, "seed": planned.seed}
+        schedule, history, plan = self._workload.requests(planned.rate_rps, planned.duration_s, planned.seed)
         return schedule, msgspec.structs.replace(
             self._config,
             out=folder,

@@ -25,14 +25,14 @@ from loadgen.run.progress import NullView
 from loadgen.search.folder import SearchFolder
 from loadgen.search.outcome import best_rate, setting_result
 from loadgen.search.plan import PlannedProbe, Question, next_probe
-from loadgen.search.prober import ClientLimitError, Prober, Server, ServerLostError, ViewOf
+from loadgen.search.prober import ClientLimitError, Prober
+from loadgen.search.server import Server, ServerLostError, ViewOf
 
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
     from loadgen.run.config import RunConfig
     from loadgen.run.interrupts import Interruption
     from loadgen.search.workload import Workload
-    from loadgen.workload.sessions import History
 
 
 def search(
@@ -41,7 +41,6 @@ def search(
     question: Question,
     *,
     serve: str | None = None,
-    history: History | None = None,
     command: str | None = None,
     say: Callable[[str], None],
     view_of: ViewOf = lambda title: NullView(),
@@ -66,9 +65,7 @@ def search(
             model = ("--model", config.model) if config.model else ()
             log = folder.path / "server.log"
             server = stack.enter_context(Server(config.base_url, serve, model, log, view_of, interruption))
-            prober = Prober(
-                workload, config, question, server, view_of=view_of, say=say, history=history, interruption=interruption
-            )
+            prober = Prober(workload, config, question, server, view_of=view_of, say=say, interruption=interruption)
             return _probe_on(state, prober, say)
         except BaseException:
             state.write()

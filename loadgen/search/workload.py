@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 import numpy as np
@@ -13,14 +13,26 @@ from loadgen.files import sha256_of
 from loadgen.workload.arrivals import cycle_s
 from loadgen.workload.length_source import source_path
 from loadgen.workload.load import Load, planned_schedule
+from loadgen.workload.sessions import History, settle_history
 from loadgen.workload.sources import open_source, read_source
 from loadgen.workload.streams import Streams, chosen_streams, schedule_streams, share_rate
 from loadgen.workload.token_bins import is_bins
 
 if TYPE_CHECKING:
+    from loadgen.run.config import RunConfig
     from loadgen.workload.schedule import Schedule
     from loadgen.workload.trace import Trace
     from loadgen.workload.words import WordsFile
+
+
+class Requests(NamedTuple):
+    """The requests of a probe."""
+
+    schedule: Schedule
+    history: History
+    """The answers that later turns of its sessions are sent with."""
+    plan: dict[str, Any]
+    """The making of the schedule, for run.json."""
 
 
 class Workload:
@@ -33,14 +45,18 @@ class Workload:
         self,
         load: Load,
         words: WordsFile,
+        config: RunConfig,
+        history: History | None = None,
         *,
-        model: str | None = None,
         source: Trace | None = None,
         say: Callable[[str], None],
     ) -> None:
-        """Read the requests, whose words are stored in `words`. source: requests in memory, in place of a trace."""
+        """Read the requests, whose words are stored in `words`.
+
+        history: the answers that later turns are sent with. source: requests in memory, in place of a trace.
+        """
         path = source_path(load.trace) if load.trace else None
-        self._load, self._words, self._model, self._say = load, words, model, say
+        self._load, self._words, self._config, self._history, self._say = load, words, config, history, say
         self._sha256 = sha256_of(path) if path else None
         self._source = source
         self._streams: Streams = {}
@@ -54,7 +70,7 @@ class Workload:
                     self._sources[name] = read_source(source_path(stream.trace), words, model=stream.model)
         elif source is None and path is not None and not is_bins(path):
             arrivals = load.arrivals | {"arrival": "poisson"}  # all of it is read: any request may be the first
-            self._source = open_source(path, load.laws, words, arrivals, load.limits, model)
+            self._source = open_source(path, load.laws, words, arrivals, load.limits, config.model)
 
     @property
     def name(self) -> str:
@@ -80,15 +96,21 @@ class Workload:
         """Everything that the requests follow from, for a search that goes on."""
         return {**msgspec.to_builtins(self._load), "trace_sha256": self._sha256}
 
-    def schedule(self, rate_rps: float, duration_s: float, seed: int) -> tuple[Schedule, dict[str, Any]]:
-        """Return the requests of a probe, and how they were made, for run.json."""
+    def requests(self, rate_rps: float, duration_s: float, seed: int) -> Requests:
+        """Return the requests of a probe."""
+        schedule, plan = self._schedule(rate_rps, duration_s, seed)
+        schedule, history = settle_history(schedule, self._history, self._config.endpoint)
+        made = {"rps": rate_rps, "duration_s": duration_s, "seed": seed, "stop": self._load.stop}
+        return Requests(schedule, history, plan | made)
+
+    def _schedule(self, rate_rps: float, duration_s: float, seed: int) -> tuple[Schedule, dict[str, Any]]:
         load = msgspec.structs.replace(self._load, rps=rate_rps, duration_s=duration_s, seed=seed)
         if self._streams:
             return self._schedule_streams(load)
         source = rotated(self._source, seed) if self._source is not None else None
         if source is not None:
             load = msgspec.structs.replace(load, trace=None)
-        schedule, plan = planned_schedule(load, self._words, self._model, source=source, say=self._say)
+        schedule, plan = planned_schedule(load, self._words, self._config.model, source=source, say=self._say)
         return schedule, plan | {"trace": self.name, "trace_sha256": self._sha256}
 
     def _schedule_streams(self, load: Load) -> tuple[Schedule, dict[str, Any]]:

@@ -1,0 +1,94 @@
+"""The requests of a search: the same trace at any rate, from a place of its own in each probe."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from loadgen.errors import LoadgenError
+from loadgen.run.config import RunConfig
+from loadgen.search.workload import Workload, rotated
+from loadgen.workload.load import Load
+from loadgen.workload.trace import Trace, TraceRequest
+from loadgen.workload.words import stored_words
+
+CONFIG = RunConfig(base_url="http://server/v1", out=Path("unused"))
+
+
+def trace(sessions: Sequence[str | None], timed: bool = True) -> Trace:
+    requests = [
+        TraceRequest(arrival_s=float(i) * timed, input_tokens=i + 1, output_tokens=4, session_id=session)
+        for i, session in enumerate(sessions)
+    ]
+    return Trace("made", tuple(requests), "", timed)
+
+
+@pytest.mark.parametrize("timed", [True, False])
+def test_a_rotated_trace_has_the_same_requests_in_the_same_order_round_the_clock(timed: bool) -> None:
+    source = trace([None] * 10, timed)
+    for seed in range(20):
+        turned = rotated(source, seed)
+        order = [request.input_tokens or 0 for request in turned.requests]
+        assert [(order[0] - 1 + k) % 10 + 1 for k in range(10)] == order
+        times_s = [request.arrival_s for request in turned.requests]
+        assert times_s == ([float(k) for k in range(10)] if timed else [0.0] * 10)
+    assert rotated(source, 3) == rotated(source, 3)
+
+
+def test_probes_begin_at_other_requests() -> None:
+    source = trace([None] * 100)
+    assert len({rotated(source, seed).requests[0].input_tokens for seed in range(30)}) > 20
+
+
+def test_a_session_stays_whole_and_in_order_wherever_the_trace_begins() -> None:
+    source = trace(["a", "b", "a", None, "b", "a", "c", "c"])
+    for seed in range(40):
+        turned = rotated(source, seed)
+        times_s = [request.arrival_s for request in turned.requests]
+        assert times_s == sorted(times_s)
+        assert times_s[0] == 0.0
+        for session in "abc":
+            turns = [request.input_tokens for request in turned.requests if request.session_id == session]
+            assert turns == [request.input_tokens for request in source.requests if request.session_id == session]
+
+
+def workload(load: Load, source: Trace | None = None) -> Workload:
+    with stored_words() as (words, _):
+        return Workload(load, words, CONFIG, source=source, say=lambda line: None)
+
+
+def test_a_probe_has_its_rate_its_duration_and_its_seed() -> None:
+    schedule, _, plan = workload(Load(trace="code", arrival="poisson")).requests(50.0, 20.0, 7)
+    assert len(schedule.requests) == pytest.approx(1000, abs=5 * 1000**0.5)
+    assert schedule.requests[-1].offset_ns < 20e9
+    assert (plan["trace"], plan["rps"], plan["seed"], schedule.seed) == ("code", 50.0, 7, 7)
+
+
+def test_streams_keep_their_shares_at_any_rate_and_take_the_arrivals_of_the_search() -> None:
+    mix = workload(Load(streams=("a=chat:3", "b=code:1"), arrival="poisson"))
+    schedule, _, plan = mix.requests(80.0, 20.0, 1)
+    counts = [sum(request.workload == name for request in schedule.requests) for name in ("a", "b")]
+    assert counts == pytest.approx([1200, 400], rel=0.15)
+    assert plan["streams"]["a"]["arrival"] == plan["streams"]["b"]["arrival"] == "poisson"
+    assert mix.name == "a+b"
+
+
+def test_limits_of_the_search_take_the_place_of_those_that_streams_state() -> None:
+    shipped = workload(Load(streams=("code:1",)))
+    assert shipped.limits_ms == {"ttft": 1000}
+    shipped.hold_to({"ttft": 200.0})
+    assert shipped.requests(5.0, 10.0, 0).plan["streams"]["code"]["goodput"] == {"ttft": 200.0}
+    assert workload(Load(streams=("code:1", "chat:1"))).limits_ms == {}
+
+
+@pytest.mark.parametrize(
+    ("load", "fault"),
+    [
+        (Load(streams=("a=chat", "b=code:1")), "stream a has no rate, its share of the load"),
+        (Load(trace="chat", streams=("b=code:1",)), "give a trace, or streams"),
+        (Load(), "nothing to replay"),
+    ],
+)
+def test_what_has_no_share_or_no_requests_is_refused(load: Load, fault: str) -> None:
+    with pytest.raises(LoadgenError, match=fault):
+        workload(load).requests(1.0, 10.0, 0)
