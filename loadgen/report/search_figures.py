@@ -17,6 +17,7 @@ from loadgen.report.search_text import (
     duration_text,
     estimate_text,
     good_request,
+    is_lower_bound,
     per_second,
     probe_note,
     ranked,
@@ -93,8 +94,10 @@ def curves(result: SearchResult) -> list[Curve]:
 
 
 def _bounded(among: Sequence[Curve], result: SearchResult) -> list[Curve]:
-    """Return the curves whose place is known."""
-    return [curve for curve in among if target(curve.setting, result) is not None]
+    """Return the curves whose place is known, from rates that held and rates that did not."""
+    return [
+        curve for curve in among if (rate := target(curve.setting, result)) is not None and not is_lower_bound(rate)
+    ]
 
 
 # ---------------------------------------------------------------- parts of a chart
@@ -148,10 +151,11 @@ def _interval(name: str, curve: Curve, rate: Estimate, y: Estimate, axis: Axis) 
     low, high = (np.array([nan if end is None else end]) for end in (y.low, y.high))
     subject = "" if curve.name == "probes" else f"{curve.name}: "
     hint = f"{subject}{estimate_text(rate, unit=' requests/s')}"
+    label = f"{'at least ' if is_lower_bound(rate) else ''}{value_text(rate.value, '')}/s"
     dot = np.array([rate.value]), np.array([y.value])
     return [
         Series(name, np.clip(across, axis.low, axis.high), np.full(2, y.value), "line", curve.colour, band=True),
-        Series(name, *dot, "dots", "ink", low, high, [hint], [f"{value_text(rate.value, '')}/s"]),
+        Series(name, *dot, "dots", "ink", low, high, [hint], [label]),
     ]
 
 

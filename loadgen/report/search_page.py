@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from loadgen.report.charts.figure import figure
-from loadgen.report.format import UNKNOWN, joules, number, percent, plural, seconds
+from loadgen.report.format import UNKNOWN, joules, number, percent, plural, seconds, watts
 from loadgen.report.markup import Markup, table, tag
 from loadgen.report.page import command_box, definitions, folded, header, render_page, section, tile, verdict_box
 from loadgen.report.run_facts import BOXES
@@ -30,6 +30,8 @@ from loadgen.report.search_text import (
     estimate_text,
     good_request,
     has_energy,
+    interval_text,
+    is_lower_bound,
     outcome_text,
     probe_note,
     ranked,
@@ -82,20 +84,19 @@ def _tiles(result: SearchResult) -> Markup:
     """Return the rate, the joules and the time as large numbers: of the best setting, where there are several."""
     best = best_setting(result) or SettingResult(name="")
     sure = f"at {share_text(result.confidence)} confidence"
-    share = "" if result.attainment is None else f" for {share_text(result.attainment)}"
-    rate, cost = best.rate, best.least_joules
+    cost, cost_rate = best.least_joules, estimate_text(best.least_joules_rate, unit=" requests/s")
     if cost is not None:
-        notes = [f"{_interval(cost)} {sure}", f"at {estimate_text(best.least_joules_rate, unit=' requests/s')}"]
+        notes = [f"{interval_text(cost, joules)} {sure}", f"at {cost_rate}"]
     else:
         notes = ["unknown" if has_energy(result) else "no energy was measured"]
     probes = [probe for setting in result.settings for probe in setting.probes]
     requests = plural(sum(probe.requests for probe in probes), "request")
+    if result.attainment is None:
+        rate = _rate_tile("Rate of fewest joules", best.least_joules_rate, sure)
+    else:
+        rate = _rate_tile(f"Largest rate within the limits for {share_text(result.attainment)}", best.rate, sure)
     tiles = [
-        tile(
-            f"Largest rate within the limits{share}",
-            [("", UNKNOWN if rate is None else f"{number(rate.value)} requests/s")],
-            ["unknown" if rate is None else f"{_interval(rate)} {sure}"],
-        ),
+        rate,
         tile(f"Fewest joules per {good_request(result)}", [("", joules(None if cost is None else cost.value))], notes),
         tile(
             "Time",
@@ -106,9 +107,12 @@ def _tiles(result: SearchResult) -> Markup:
     return tag("dl", *tiles, class_="tiles three")
 
 
-def _interval(estimate: Estimate) -> str:
-    """Return the interval alone, in brackets."""
-    return f"[{estimate_text(estimate).partition(' [')[2]}"
+def _rate_tile(name: str, rate: Estimate | None, sure: str) -> Markup:
+    if rate is None:
+        return tile(name, [("", UNKNOWN)], ["unknown"])
+    is_bound = is_lower_bound(rate)
+    note = "no higher rate is known to miss the limits" if is_bound else f"{interval_text(rate)} {sure}"
+    return tile(name, [("at least" if is_bound else "", f"{number(rate.value)} requests/s")], [note])
 
 
 # ---------------------------------------------------------------- curves and settings
@@ -236,7 +240,12 @@ def _origin(result: SearchResult) -> Markup:
     """Return what somebody needs to judge the measurement, and to make it again."""
     probes = [probe for setting in result.settings for probe in setting.probes]
     seeds = sorted({probe.seed for probe in probes})
-    started = (result.started or "").replace("T", " ").removesuffix("+00:00")
+    started = (result.started or "").replace("T", " ").removesuffix("+00:00").removesuffix("Z")
+    idle = [
+        f"{setting.name} {watts(setting.idle_watts)}".strip()
+        for setting in result.settings
+        if setting.idle_watts is not None
+    ]
     limits = limits_text(result.limits_ms) if result.limits_ms else ""
     wanted = "" if result.attainment is None else f"{share_text(result.attainment)} of the requests"
     facts = [
@@ -252,6 +261,7 @@ def _origin(result: SearchResult) -> Markup:
         ("Budget", duration_text(result.budget_s)),
         ("Arrivals", "open loop: requests are sent when they are due, whatever the server does"),
         ("Seeds", f"{seeds[0]} to {seeds[-1]}: one for each probe" if len(seeds) > 1 else ", ".join(map(str, seeds))),
+        ("Idle power", f"{', '.join(idle)}, with the model resident" if idle else ""),
         ("Method", METHOD),
         ("Started", f"{started} UTC" if started else ""),
         ("loadgen", result.loadgen_version or ""),

@@ -22,7 +22,7 @@ _ENDINGS: dict[Ended | None, str] = {
     "interval": "answered",
     "budget": "undecided",
     "fails": "limits missed",
-    "client": "client-limited",
+    "client": "limit not reached",
     "dropped": "dropped",
     "server": "server stopped",
     None: "running",
@@ -62,14 +62,27 @@ def per_second(rate_rps: float) -> str:
     return f"{rate} request/s" if rate == "1" else f"{rate} requests/s"
 
 
+def is_lower_bound(estimate: Estimate) -> bool:
+    """Return whether only a rate that held is known, and none that did not."""
+    return estimate.high is None and estimate.low == estimate.value
+
+
 def estimate_text(estimate: Estimate | None, text: Callable[[float | None], str] = number, unit: str = "") -> str:
-    """Return a number with its interval: "13.4 requests/s [12.8, 14.0]"; an end that is not bounded is "unknown"."""
+    """Return a number with its interval: "13.4 requests/s [12.8, 14.0]", where an end that is not bounded is "unknown";
+    or "at least 8.00 requests/s"."""
     if estimate is None:
         return text(None)
-    value, *ends = ("unknown" if of is None else text(of) for of in (estimate.value, estimate.low, estimate.high))
-    of_value = value.partition(" ")[2]
-    low, high = (end.removesuffix(f" {of_value}") if of_value else end for end in ends)
-    return f"{value}{unit} [{low}, {high}]"
+    if is_lower_bound(estimate):
+        return f"at least {text(estimate.value)}{unit}"
+    return f"{text(estimate.value)}{unit} {interval_text(estimate, text)}"
+
+
+def interval_text(estimate: Estimate, text: Callable[[float | None], str] = number) -> str:
+    """Return the interval in brackets; its ends have no unit where it is that of the value."""
+    unit = text(estimate.value).partition(" ")[2]
+    ends = ("unknown" if end is None else text(end) for end in (estimate.low, estimate.high))
+    low, high = (end.removesuffix(f" {unit}") if unit else end for end in ends)
+    return f"[{low}, {high}]"
 
 
 def good_request(result: SearchResult) -> str:
@@ -160,15 +173,18 @@ def setting_answer(setting: SettingResult, result: SearchResult) -> Answer:
     known = _known(setting, result)
     match setting.ended:
         case None:
-            text = f"So far: {known[0]}" if known else "The search is running; no rate is known yet."
+            text = f"So far: {_first_lower(known[0])}" if known else "The search is running; no rate is known yet."
             return Answer("warning", "Running", [text, *known[1:]])
         case "fails":
             return Answer("failed", "No rate meets the limits", [_fails(setting, result)])
         case "client":
-            return Answer("warning", "The client is the limit", [_client(setting, result, reason), *known[1:]])
+            least = target(setting, result)
+            head = "No answer" if least is None else _first_upper(estimate_text(least, unit=" requests/s"))
+            beyond = f"The server's own limit is unknown: {reason or 'this client cannot send at higher rates'}."
+            return Answer("warning", head, [*known, beyond])
         case "server":
-            until = [f"Before that: {known[0]}", *known[1:]] if known else ["No rate was known by then."]
-            stopped = [f"{reason[0].upper()}{reason[1:]}."] if reason else []
+            until = [f"Before that: {_first_lower(known[0])}", *known[1:]] if known else ["No rate was known by then."]
+            stopped = [f"{_first_upper(reason)}."] if reason else []
             return Answer("failed", "The server stopped answering", [*stopped, *until])
         case "dropped":
             return Answer("warning", "Dropped", [f"Dropped: {reason or 'another setting is better'}.", *known])
@@ -198,10 +214,10 @@ def _known(setting: SettingResult, result: SearchResult) -> list[str]:
 
 
 def _rate(setting: SettingResult, result: SearchResult) -> str | None:
-    if setting.rate is None:
+    if setting.rate is None or result.attainment is None:
         return None
     rate = _confident(setting.rate, result)
-    return f"{rate}: up to this rate, {_wanted(result)}.{_binding(setting.binding)}"
+    return f"{_first_upper(rate)}: up to this rate, {_wanted(result)}.{_binding(setting.binding)}"
 
 
 def _wanted(result: SearchResult) -> str:
@@ -211,7 +227,8 @@ def _wanted(result: SearchResult) -> str:
 
 
 def _confident(estimate: Estimate, result: SearchResult) -> str:
-    return f"{estimate_text(estimate, unit=' requests/s')} at {share_text(result.confidence)} confidence"
+    sure = "" if is_lower_bound(estimate) else f" at {share_text(result.confidence)} confidence"
+    return f"{estimate_text(estimate, unit=' requests/s')}{sure}"
 
 
 def _binding(binding: Sequence[str]) -> str:
@@ -238,13 +255,12 @@ def _fails(setting: SettingResult, result: SearchResult) -> str:
     )
 
 
-def _client(setting: SettingResult, result: SearchResult, reason: str) -> str:
-    """Return the largest rate that held: the server's limit lies beyond those of this client."""
-    wanted = result.attainment or 0.0
-    held = [p.rate_rps for p in setting.probes if p.requests and not p.overloaded and p.good >= wanted * p.requests]
-    least = f"At least {per_second(max(held))}: at this rate, {_wanted(result)}. " if held else ""
-    why = reason or "more processes (--processes) can send at higher rates"
-    return f"{least}This client is the limit, so that of the server is unknown: {why}."
+def _first_lower(text: str) -> str:
+    return f"{text[:1].lower()}{text[1:]}"
+
+
+def _first_upper(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}"
 
 
 # ---------------------------------------------------------------- joules
@@ -320,6 +336,6 @@ def describe_probe(probe: Probe, estimate: Estimate | None, remaining_s: float, 
         + (f" ({note})" if note else ""),
         *([f"{joules(probe.joules_per_good_request)} each"] if probe.joules_per_good_request is not None else []),
     ]
-    name = "largest rate" if objective == "rate" else "rate of fewest joules"
+    name = "rate within the limits" if objective == "rate" else "rate of fewest joules"
     so_far = "no rate is known yet" if estimate is None else f"{name} {estimate_text(estimate, unit='/s')}"
     return f"{', '.join(parts)}; {so_far}; {duration_text(max(remaining_s, 0))} of the budget left"

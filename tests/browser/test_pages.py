@@ -1,4 +1,4 @@
-"""Pages of runs, comparisons, studies and traces as a reader sees them: desktop and phone, light and dark."""
+"""Pages of runs, comparisons, studies, searches and traces as a reader sees them: desktop and phone, light and dark."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -11,13 +11,14 @@ from playwright.sync_api import Page
 
 from browser.test_accessibility import violations
 from loadgen.report.run_page import render_run_page
+from loadgen.report.search_page import render_search_page
 from loadgen.report.study_page import render_study_page
 from loadgen.report.trace_facts import describe_source
 from loadgen.report.trace_page import render_trace_page
 from loadgen.results.run_folder import RunResult
 from loadgen.results.study_table import StudyInfo
 from report import test_compare_page
-from support import sample_runs
+from support import sample_runs, search_results
 from support.study_rows import repeats
 
 MAX_BYTES = 1_500_000
@@ -59,6 +60,22 @@ def studied() -> str:
 
 def traced() -> str:
     return render_trace_page([describe_source(str(TRACE), None)], {})
+
+
+def searched() -> str:
+    return render_search_page(search_results.search())
+
+
+def searched_over_settings() -> str:
+    return render_search_page(search_results.of_settings())
+
+
+def searched_once() -> str:
+    return render_search_page(search_results.first_probe())
+
+
+def searched_in_vain() -> str:
+    return render_search_page(search_results.hopeless())
 
 
 def open_all(page: Page) -> None:
@@ -103,6 +120,12 @@ def test_a_run_is_read_without_scrolling_sideways_and_without_a_serious_violatio
         (studied, 390, True),
         (studied, 1080, False),
         (traced, 390, False),
+        (searched, 390, True),
+        (searched, 1080, False),
+        (searched_over_settings, 390, False),
+        (searched_over_settings, 1080, True),
+        (searched_once, 390, False),
+        (searched_in_vain, 390, True),
     ],
 )
 def test_the_other_pages_are_read_so_too(page_of, make: Callable[[], str], width: int, dark: bool) -> None:

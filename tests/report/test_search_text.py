@@ -44,7 +44,15 @@ OUTCOMES: list[tuple[SearchResult, str, str, str]] = [
         "At 0.125 requests/s, the lowest rate tried, 25.0 % of 12 requests met TTFT ≤ 200 ms and TPOT ≤ 10 ms; 99 % "
         "were wanted. TTFT alone was met by 25.0 % and TPOT alone was met by 91.7 %.",
     ),
-    (examples.limited_by_client(), "warning", "The client is the limit", "At least 8 requests/s: at this rate, 99 %"),
+    (
+        examples.limited_by_client(),
+        "warning",
+        "At least 8.00 requests/s",
+        "At least 8.00 requests/s: up to this rate, 99 % of the requests are within TTFT ≤ 200 ms and TPOT ≤ 10 ms. "
+        "The server's own limit is unknown: above 14/s this client would use more than 80 % of a core per process: add "
+        "--processes.",
+    ),
+    (search(setting(ended="client", rate=None)), "warning", "No answer", "this client cannot send at higher rates."),
     (examples.broken(), "failed", "The server stopped answering", "Connection refused on 127.0.0.1:8000."),
     (examples.broken(), "failed", "The server stopped answering", f"Before that: {RATE}"),
     (examples.of_settings(), "ok", "Answered", "max_num_seqs=256 is the best of 4 settings. 16.1 requests/s"),
@@ -135,6 +143,7 @@ def test_durations_are_written_for_reading(value_s: float, text: str) -> None:
     ("estimate", "text"),
     [
         (Estimate(value=48.0, low=46.9, high=49.1), "48.0 J [46.9, 49.1]"),
+        (Estimate(value=8.0, low=8.0, high=None), "at least 8.00 J"),
         (Estimate(value=0.05, low=0.0095, high=None), "0.0500 J [9.50 mJ, unknown]"),
         (None, "-"),
     ],
@@ -157,8 +166,8 @@ def test_a_planned_rate_has_three_digits_at_most(rate: float, text: str) -> None
         (
             probes()[9],
             setting().rate,
-            "probe 9, refining at 13.9 requests/s: 98.4 % of 1,112 requests good, 47.3 J each; largest rate 13.4/s "
-            "[12.8, 14.0]; 1 min 20 s of the budget left",
+            "probe 9, refining at 13.9 requests/s: 98.4 % of 1,112 requests good, 47.3 J each; rate within the limits "
+            "13.4/s [12.8, 14.0]; 1 min 20 s of the budget left",
         ),
         (
             probes()[5],

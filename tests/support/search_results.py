@@ -65,6 +65,7 @@ def setting(name: str = "", scale: float = 1.0, **changes: Any) -> SettingResult
         "rate": Estimate(value=13.4 * scale, low=12.8 * scale, high=14.0 * scale),
         "binding": ("tpot",),
         "least_joules_rate": Estimate(value=13.4 * scale, low=12.8 * scale, high=14.0 * scale),
+        "idle_watts": 121.0,
         "least_joules": Estimate(value=48.0 / scale, low=46.9 / scale, high=49.1 / scale),
     }
     return SettingResult(**(values | changes))
@@ -108,11 +109,16 @@ def hopeless() -> SearchResult:
 
 
 def limited_by_client() -> SearchResult:
+    """Return a search whose client cannot send fast enough for the server to miss its limits."""
     met = probes()[:4]
-    return search(setting(probes=met, ended="client", rate=None, least_joules=None, least_joules_rate=None))
+    rate = Estimate(value=8.0, low=8.0, high=None)
+    reason = "above 14/s this client would use more than 80 % of a core per process: add --processes"
+    unknown = {"least_joules": None, "least_joules_rate": None, "binding": ()}
+    return search(setting(probes=met, ended="client", reason=reason, rate=rate, **unknown))
 
 
 def broken() -> SearchResult:
+    """Return a search whose server died."""
     return search(setting(ended="server", reason="connection refused on 127.0.0.1:8000"))
 
 
@@ -130,7 +136,7 @@ def of_joules() -> SearchResult:
     """Return a search for the rate of fewest joules, whatever share of the requests is good."""
     free = {"least_joules_rate": Estimate(value=14.4, low=13.6, high=15.3)}
     return search(
-        setting(rate=None, binding=(), least_joules=Estimate(value=47.1, low=46.0, high=48.2), **free),
+        setting(binding=(), least_joules=Estimate(value=47.1, low=46.0, high=48.2), **free),
         objective="joules_per_good_request",
         attainment=None,
     )
