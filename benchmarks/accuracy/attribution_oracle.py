@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from loadgen.attribution.beside_others import steps_beside_others
@@ -23,7 +24,7 @@ from loadgen.clock import Anchor
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.counter_track import CounterTrack
 from loadgen.energy.nvml import VERNIER
-from loadgen.energy.series import EnergySeries, series_by_domain
+from loadgen.energy.series import EnergyDomain, EnergySeries, series_by_domain
 from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.record import RequestRecord
 from loadgen.simulator.cost_model import CounterOptions
@@ -54,6 +55,8 @@ class Scenario:
     rates: dict[str, float]
     """Rate of each trace, in requests/s."""
     hardware: str = "h200"
+    limit_w: float | None = None
+    """Power limit of the GPU; None: the card's own."""
     model: str = "llama-3.1-8b"
     options: EngineOptions = field(default_factory=EngineOptions)
     counter: CounterOptions = field(default_factory=CounterOptions)
@@ -105,6 +108,7 @@ def scenarios() -> list[Scenario]:
         ),
         Scenario("70B-like, mix 2/s", {"chat": 1.0, "code": 1.0}, model="llama-3.1-70b"),
         *mixture_of_experts(),
+        *at_the_power_limit(),
         *(
             replace(scenario, name=f"{scenario.name}, draft model{kind}", options=drafting, engine=not kind)
             for kind in ("", ", client only")
@@ -113,6 +117,18 @@ def scenarios() -> list[Scenario]:
         ),
         Scenario("small GPU, mix 0.4/s", {"chat": 0.2, "code": 0.2}, hardware="l4"),
     ]
+
+
+def at_the_power_limit() -> list[Scenario]:
+    """Return loads under which the GPU is at its limit most of the time, or at a low one some of it."""
+    rows = [
+        Scenario("chat 20/s", {"chat": 20.0}),
+        Scenario("code 20/s", {"code": 20.0}),
+        Scenario("mix 6/s, limit 500 W", {"chat": 3.0, "code": 3.0}, limit_w=500.0),
+        Scenario("mix 6/s, limit 400 W", {"chat": 3.0, "code": 3.0}, limit_w=400.0),
+        Scenario("chat 14/s, limit 500 W", {"chat": 14.0}, limit_w=500.0),
+    ]
+    return [*rows, *(replace(row, name=f"{row.name}, client only", engine=False) for row in (rows[0], rows[2]))]
 
 
 def mixture_of_experts() -> list[Scenario]:
@@ -136,6 +152,7 @@ class Case:
     run: SimulatedRun
     own: list[int]
     """Rows of run.requests that loadgen sent; the other rows are another client's."""
+    domains: list[EnergyDomain]
 
 
 def simulated(scenario: Scenario, seconds: float, seed: int) -> Case:
@@ -153,13 +170,17 @@ def simulated(scenario: Scenario, seconds: float, seed: int) -> Case:
             blocks = _blocks(request.input_tokens, scenario.shared_prefix, kind, request.index)
             at_ns = IDLE_NS + request.offset_ns
             arrivals.append((SubmittedRequest(at_ns, request.input_tokens, request.output_tokens, blocks), kind))
+    hardware = read_hardware(scenario.hardware)
+    if scenario.limit_w is not None:
+        hardware = msgspec.structs.replace(hardware, limit_w=scenario.limit_w)
     run = simulate(
-        [arrival for arrival, _ in arrivals], read_hardware(scenario.hardware), read_model(scenario.model),
+        [arrival for arrival, _ in arrivals], hardware, read_model(scenario.model),
         scenario.options, scenario.counter, tail_ns=IDLE_NS // 4, seed=seed,
     )  # fmt: skip
     own = [i for i in range(len(arrivals)) if rng.random() >= scenario.foreign]
     records = [_record(row, arrivals[i][1], run.requests[i], rng) for row, i in enumerate(own)]
-    return Case(records, run, own)
+    domains = [EnergyDomain(name="gpu:0", source="simulated", limit_w=hardware.limit_w)]
+    return Case(records, run, own, domains)
 
 
 def _blocks(tokens: int, shared: float, kind: str, index: int) -> tuple[int, ...]:
@@ -206,11 +227,12 @@ def polled(series: EnergySeries, rng: np.random.Generator) -> EnergySeries:
         took_ns = (4 + 50 * (rng.random() < 0.01)) * NS_PER_MS
         row = int(np.searchsorted(series.t_ns, at_ns + took_ns // 2, side="right")) - 1
         if sample := track.observe(at_ns, at_ns + took_ns, int(series.mj[row])):
-            samples.append(sample)
+            capped_ns = None if series.capped_ns is None else int(series.capped_ns[row])
+            samples.append(msgspec.structs.replace(sample, capped_ns=capped_ns))
         step_ns = round(PERIOD_NS * (VERNIER if track.regular else 0.2))
         at_ns += max(took_ns, step_ns) + int(rng.exponential(200_000))
     [polled_series] = series_by_domain(samples).values()
-    return polled_series
+    return replace(polled_series, limit_w=series.limit_w)
 
 
 def engine_samples(case: Case, period_ns: int = 500 * NS_PER_MS) -> list[EngineSample]:
@@ -228,7 +250,7 @@ def score(case: Case, scenario: Scenario, method: str) -> dict[str, float | None
     """Return one method's errors: median, p90, p99, and the sum of all accounts / the counter."""
     start = min(record.sent_ns or 0 for record in case.records)
     end = max(record.finished_ns or 0 for record in case.records)
-    series = list(series_by_domain(case.run.counter).values())
+    series = list(series_by_domain(case.run.counter, case.domains).values())
     engine = engine_samples(case) if scenario.engine else []
     shared = steps_beside_others(case.records, engine, spans(case) if scenario.spans else (), RUN_ID)
     if scenario.polled:

@@ -7,6 +7,7 @@ prices that make up the a's. Non-negative least squares finds them from the ener
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -14,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.attribution.engine_steps import decoded_tokens
-from loadgen.energy.series import EnergySeries
 from loadgen.stats.nnls import nnls
-from loadgen.units import NS_PER_MS, NS_PER_S
+from loadgen.units import MJ_PER_J, NS_PER_MS, NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.attribution.engine_steps import EngineSteps, Memberships
+    from loadgen.energy.series import EnergySeries
     from loadgen.stats.arrays import Floats, Ints
 
 MIN_WINDOWS = 50
@@ -31,6 +32,11 @@ MIN_IDLE_S = 0.5
 _OUTLIER_RATIO = 10.0
 """A window whose residual is more than this many times the median residual is an outlier."""
 _OUTLIER_PASSES = 3
+
+DURATION_NS = 300_000
+"""Uncertainty of a step's duration as a client sees it: both of its ends reach the client with a varying delay."""
+LEAST_MISFIT = 0.002
+"""Smallest relative error of a law that is believed."""
 
 COLUMNS = ("step_j", "prefill_token_j", "prefill_context_j", "decode_token_j", "decode_context_j")
 
@@ -194,11 +200,21 @@ def _sum_by(group: Ints | Memberships, values: Floats, groups: int) -> Floats:
 # -- the fit ---------------------------------------------------------------------------------------------------------
 
 
+class Rows(NamedTuple):
+    """Windows, and steps at the power limit, in time order."""
+
+    features: Floats
+    energy_j: Floats
+    weights: Floats
+    """Reciprocal of each row's uncertainty, 1/J."""
+
+
 class Fit(NamedTuple):
     """The coefficients of a domain and the windows that they are based on: n of them, K coefficients.
 
     features: float64[n, K]. target_j: float64[n], energy without that of idle time. energy_j: float64[n], measured.
-    kept: bool[W], which windows of the series these are. Without a fit n is 0.
+    kept: bool[W], which windows of the series these are. Without a fit n is 0. rows: what the coefficients are fitted
+    to where the power limit held in some windows; None: the windows.
     """
 
     coefficients: Coefficients
@@ -206,6 +222,7 @@ class Fit(NamedTuple):
     target_j: Floats
     energy_j: Floats
     kept: NDArray[np.bool_]
+    rows: Rows | None = None
 
 
 def fit_coefficients(series: EnergySeries, steps: EngineSteps, per_step: Floats | None = None) -> Coefficients:
@@ -218,7 +235,8 @@ def fit_windows(series: EnergySeries, steps: EngineSteps, per_step: Floats | Non
 
     Idle power is measured where no step overlaps and no request was in flight, then held fixed: a loaded run's busy
     windows do not determine it. Windows in which the work of other clients is guessed are no evidence, unless the rest
-    are too few. per_step: `step_features` of the same steps, when the caller already has them.
+    are too few; windows at the power limit are replaced by their steps. per_step: `step_features` of the same steps,
+    when the caller already has them.
     """
     energy_j = np.diff(series.mj) / 1000.0
     duration_s = np.diff(series.t_ns) / NS_PER_S
@@ -247,9 +265,7 @@ def fit_windows(series: EnergySeries, steps: EngineSteps, per_step: Floats | Non
     else:
         variance = float(((target[kept] - target[kept].mean()) ** 2).sum())
         r_squared = 1 - error / variance if variance > 0 else None
-    if (nonzero := energy_j[kept] > 0).any():
-        residual_j = target[kept] - features[kept] @ values
-        misfit = float(np.sqrt(np.mean((residual_j[nonzero] / energy_j[kept][nonzero]) ** 2)))
+        misfit = _misfit(target[kept] - features[kept] @ values, energy_j[kept])
     coefficients = Coefficients(
         **dict(zip(COLUMNS, values.tolist(), strict=True)),
         idle_w=idle_w,
@@ -258,7 +274,56 @@ def fit_windows(series: EnergySeries, steps: EngineSteps, per_step: Floats | Non
         misfit=misfit,
         outliers=outliers,
     )
-    return Fit(coefficients, features[kept], target[kept], energy_j[kept], kept)
+    fit = Fit(coefficients, features[kept], target[kept], energy_j[kept], kept)
+    rows = rows_at_limit(series, steps, per_step, fit)
+    return fit if rows is None else _refitted(fit, rows)
+
+
+def rows_at_limit(series: EnergySeries, steps: EngineSteps, per_step: Floats, windows: Fit) -> Rows | None:
+    """Return the rows to fit instead of `windows`, the fit of all windows; None where the power limit held in none, and
+    where that is not known.
+
+    At the limit a window's energy is the limit times its length, whatever is done in it. But its power is constant, so
+    a step's energy follows from its duration: the time is what identifies the work. A row's variance has the law's
+    relative misfit in it, and a step's that of its duration. The work of other clients is in no step's features: beside
+    them the windows are all there is.
+    """
+    at_limit = series.at_limit
+    if at_limit is None or not at_limit.any() or windows.coefficients.misfit is None or steps.foreign is not None:
+        return None
+    limited = at_limit & windows.kept
+    step, window, share = overlap(series.t_ns, steps.start_ns, steps.end_ns)
+    inside = np.bincount(step, share * limited[window], minlength=steps.count) > 1 - 1e-9
+    begin_mj, end_mj = np.interp([steps.start_ns[inside], steps.end_ns[inside]], series.t_ns, series.mj)
+    others = ~limited[windows.kept]
+    energy_j = np.concatenate((windows.target_j[others], (end_mj - begin_mj) / MJ_PER_J))
+    duration_j = np.zeros(len(energy_j))
+    duration_j[int(others.sum()) :] = (series.limit_w or 0.0) * DURATION_NS / NS_PER_S
+    misfit = max(windows.coefficients.misfit, LEAST_MISFIT)
+    weights = 1 / np.hypot(duration_j, misfit * np.maximum(energy_j, 1.0))
+    features = np.concatenate((windows.features[others], per_step[inside]))
+    begins_ns = np.concatenate((series.t_ns[:-1][windows.kept][others], steps.start_ns[inside]))
+    order = np.argsort(begins_ns, kind="stable")
+    return Rows(features[order], energy_j[order], weights[order])
+
+
+def _refitted(windows: Fit, rows: Rows) -> Fit:
+    """Return the fit with the coefficients of other rows; its windows stay what they are."""
+    values, _ = nnls(rows.features * rows.weights[:, None], rows.energy_j * rows.weights)
+    variance = float(((rows.energy_j - rows.energy_j.mean()) ** 2).sum())
+    error = float(((rows.energy_j - rows.features @ values) ** 2).sum())
+    coefficients = msgspec.structs.replace(
+        windows.coefficients,
+        **dict(zip(COLUMNS, values.tolist(), strict=True)),
+        r_squared=1 - error / variance if variance > 0 else None,
+        misfit=_misfit(windows.target_j - windows.features @ values, windows.energy_j),
+    )
+    return windows._replace(coefficients=coefficients, rows=rows)
+
+
+def _misfit(residual_j: Floats, energy_j: Floats) -> float | None:
+    nonzero = energy_j > 0
+    return float(np.sqrt(np.mean((residual_j[nonzero] / energy_j[nonzero]) ** 2))) if nonzero.any() else None
 
 
 def fit_without_outliers(
@@ -298,8 +363,8 @@ def align_phase(series: EnergySeries, steps: EngineSteps) -> EnergySeries:
         return series
     aligned, unexplained, per_step = series, np.inf, step_features(steps)
     for shift in PHASES_NS:
-        shifted = EnergySeries(series.domain, series.t_ns + shift, series.mj, series.slack_ns, series.gap)
-        fit = fit_coefficients(shifted, steps, per_step)
+        shifted = replace(series, t_ns=series.t_ns + shift)
+        fit = fit_coefficients(replace(shifted, capped_ns=None), steps, per_step)  # by windows: steps have no phase
         if fit.misfit is not None and fit.r_squared is not None and 1 - fit.r_squared < unexplained:
             aligned, unexplained = shifted, 1 - fit.r_squared
     return aligned

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from loadgen.attribution.cost_model import COLUMNS, Fit
+from loadgen.attribution.cost_model import COLUMNS, Fit, Rows
 from loadgen.stats.nnls import nnls
 
 if TYPE_CHECKING:
@@ -75,18 +75,20 @@ def fit_quality(fit: Fit, model: ErrorModel) -> FitQuality:
 
 
 def held_out(fit: Fit) -> tuple[float, float] | None:
-    """Return the squared error of windows that are predicted by a fit of the other BLOCKS - 1 blocks, and that of a
-    prediction by the others' mean. None with fewer than MIN_WINDOWS windows."""
-    count = len(fit.target_j)
+    """Return the squared error of rows that are predicted by a fit of the other BLOCKS - 1 blocks, and that of a
+    prediction by the others' mean. None with fewer than MIN_WINDOWS rows: windows, or steps at the power limit."""
+    rows = fit.rows or Rows(fit.features, fit.target_j, np.ones(len(fit.target_j)))
+    count = len(rows.energy_j)
     if count < MIN_WINDOWS:
         return None
+    features, energy_j = rows.features * rows.weights[:, None], rows.energy_j * rows.weights
     block = np.arange(count) * BLOCKS // count
     error_j2 = variance_j2 = 0.0
     for left_out in range(BLOCKS):
         inside = block != left_out
-        x, _ = nnls(fit.features[inside], fit.target_j[inside])
-        error_j2 += float(((fit.target_j[~inside] - fit.features[~inside] @ x) ** 2).sum())
-        variance_j2 += float(((fit.target_j[~inside] - fit.target_j[inside].mean()) ** 2).sum())
+        x, _ = nnls(features[inside], energy_j[inside])
+        error_j2 += float(((rows.energy_j[~inside] - rows.features[~inside] @ x) ** 2).sum())
+        variance_j2 += float(((rows.energy_j[~inside] - rows.energy_j[inside].mean()) ** 2).sum())
     return error_j2, variance_j2
 
 

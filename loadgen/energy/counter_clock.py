@@ -19,14 +19,14 @@ determine a and T far better than one of them says where its own update was. Thi
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.energy.series import EnergySeries
-
 if TYPE_CHECKING:
+    from loadgen.energy.series import EnergySeries
     from loadgen.stats.arrays import Floats
 
 MIN_UPDATES = 20
@@ -80,8 +80,7 @@ def align_to_counter_clock(series: EnergySeries) -> EnergySeries:
     if (np.diff(aligned_ns) <= 0).any():
         return series
     uncertainty_ns = np.where(explained, JITTER_NS, slack_ns).astype(np.int64)[keep]
-    gap = None if series.gap is None else series.gap[keep]
-    return EnergySeries(series.domain, aligned_ns, series.mj[keep], uncertainty_ns, gap)
+    return replace(series.at(keep), t_ns=aligned_ns, slack_ns=uncertainty_ns)
 
 
 def _number_updates(t_ns: Floats, slack_ns: Floats) -> tuple[Floats, NDArray[np.bool_]]:

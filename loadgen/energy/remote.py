@@ -87,11 +87,11 @@ class _MonotoneSeries:
                 self._offset_j += latest.joules - sample.joules
         self.resets += gap
         self._latest = sample
-        return EnergySample(sample.t_ns, sample.domain, sample.joules + self._offset_j, sample.slack_ns, gap)
+        return msgspec.structs.replace(sample, joules=sample.joules + self._offset_j, gap=gap)
 
 
 _Instant = Annotated[int, msgspec.Meta(ge=-(2**62), le=2**62)]
-_Slack = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+_Count = Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 _Joules = Annotated[float, msgspec.Meta(ge=0, le=1e15)]
 """Up to 30 years of a gigawatt: its millijoules are an int64."""
 
@@ -103,10 +103,14 @@ class FeedPage(msgspec.Struct):
     domains: list[EnergyDomain]
     samples: list[tuple[_Instant, str, _Joules]]
     """(t_ns, domain, joules) of each sample."""
-    slack_ns: list[_Slack] = []
+    slack_ns: list[_Count] = []
     """Timestamp uncertainty of each sample; empty if all instants are exact."""
     gaps: list[bool] = []
     """True where the energy before a sample is unknown; empty if it is known everywhere."""
+    capped_ns: list[_Count | None] = []
+    """`capped_ns` of each sample; empty if it is not known."""
+    sm_mhz: list[_Count | None] = []
+    """`sm_mhz` of each sample; empty if it is not known."""
     simulated: bool = False
 
 
@@ -155,11 +159,18 @@ class EnergyFeed:
             self._since_ns = 0
         samples = []
         error_ns = self.clock.error_ns or 0
-        rows = zip(page.samples, page.slack_ns or repeat(0), page.gaps or repeat(False), strict=False)
-        for (t_ns, name, joules), slack_ns, gap in rows:
+        columns = (
+            page.slack_ns or repeat(0),
+            page.gaps or repeat(False),
+            page.capped_ns or repeat(None),
+            page.sm_mhz or repeat(None),
+        )
+        for (t_ns, name, joules), slack_ns, gap, capped_ns, sm_mhz in zip(page.samples, *columns, strict=False):
             self._since_ns = max(self._since_ns, t_ns)
             if name in self._series:
-                shifted = EnergySample(t_ns + self.clock.offset_ns, name, joules, slack_ns + error_ns, gap)
+                shifted = EnergySample(
+                    t_ns + self.clock.offset_ns, name, joules, slack_ns + error_ns, gap, capped_ns, sm_mhz
+                )
                 sample = self._series[name].observe(shifted)
                 samples += [] if sample is None else [sample]
         return samples
@@ -176,8 +187,9 @@ def _decode(response: HttpResponse, address: str) -> FeedPage:
         page = msgspec.json.decode(response.body, type=FeedPage)
     except msgspec.DecodeError as err:
         raise MeterError(f"{address}/energy is no energy feed of loadgen") from err
-    if any(row and len(row) != len(page.samples) for row in (page.slack_ns, page.gaps)):
-        raise MeterError(f"{address}/energy contradicts itself: slack_ns and gaps are not as many as samples")
+    for name in ("slack_ns", "gaps", "capped_ns", "sm_mhz"):
+        if (row := getattr(page, name)) and len(row) != len(page.samples):
+            raise MeterError(f"{address}/energy contradicts itself: its {name} are not as many as its samples")
     if len({domain.name for domain in page.domains}) < len(page.domains):
         raise MeterError(f"{address}/energy contradicts itself: two of its domains have the same name")
     return page

@@ -5,14 +5,20 @@ unwraps counters and integrates power, so that no reader downstream has to know 
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.units import mj_from_j
+from loadgen.units import MJ_PER_J, NS_PER_S, mj_from_j
+
+LIMIT_CLOCKS = 0.6
+"""Least share of lowered clocks in a window and its two neighbours, for the power limit to have held in it. An H200
+counts them in steps of 100 ms, as its energy, and the two are read late by up to a step."""
+LIMIT_POWER = 0.97
+"""Least share of the limit in a window's mean power."""
 
 
 class EnergyDomain(msgspec.Struct, frozen=True, kw_only=True):
@@ -30,6 +36,8 @@ class EnergyDomain(msgspec.Struct, frozen=True, kw_only=True):
     """Time between updates of the source; None until it is known."""
     within: str | None = None
     """The domain that contains this one. Never add the two."""
+    limit_w: float | None = None
+    """Power limit in force when the source was opened; None where it is not known."""
 
 
 class EnergySample(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -47,6 +55,11 @@ class EnergySample(msgspec.Struct, frozen=True, omit_defaults=True):
     gap: bool = False
     """True if the energy since the previous sample is unknown (the counter restarted). `joules` then repeats the
     previous value, so that later differences are true, but the 0 between the two is no measurement."""
+    capped_ns: int | None = None
+    """Cumulative time, from an arbitrary zero, in which the power limit held the clocks down; None where the source
+    does not count it."""
+    sm_mhz: int | None = None
+    """Clock of the GPU's multiprocessors when the update was read; None where it is not known."""
 
 
 class EnergyWindow(NamedTuple):
@@ -66,6 +79,8 @@ class EnergySeries:
     t_ns: int64[n], strictly increasing. mj: int64[n], cumulative millijoules, never decreasing.
     slack_ns: int64[n], timestamp uncertainty of each point; None if all are exact.
     gap: bool[n], True where the energy since the previous point is unknown; None if it is known everywhere.
+    capped_ns: int64[n], cumulative time in which the power limit held the clocks down; None if it is not known.
+    limit_w: the power limit; None if it is not known.
     """
 
     domain: str
@@ -73,6 +88,8 @@ class EnergySeries:
     mj: NDArray[np.int64]
     slack_ns: NDArray[np.int64] | None = None
     gap: NDArray[np.bool_] | None = None
+    capped_ns: NDArray[np.int64] | None = None
+    limit_w: float | None = None
 
     def __len__(self) -> int:
         return len(self.t_ns)
@@ -81,6 +98,23 @@ class EnergySeries:
     def total_mj(self) -> int:
         """Known energy between the first and the last point; 0 when there are fewer than two points."""
         return int(self.mj[-1] - self.mj[0]) if len(self) else 0
+
+    @property
+    def at_limit(self) -> NDArray[np.bool_] | None:
+        """True for each window in which the power limit held, bool[n-1]; None where that is not known.
+
+        The clocks must have been held down in and around the window, and its mean power must have been the limit.
+        Lowered clocks alone do not say it: under a load of short bursts an H200 reports them all the time, at 70 % of
+        its limit.
+        """
+        if self.capped_ns is None or self.limit_w is None or len(self) < 2:
+            return None
+        watts = np.diff(self.mj) / np.diff(self.t_ns) * NS_PER_S / MJ_PER_J
+        before = np.maximum(np.arange(len(self) - 1) - 1, 0)
+        after = np.minimum(np.arange(len(self) - 1) + 2, len(self) - 1)
+        held_ns = self.capped_ns[after] - self.capped_ns[before]
+        held = held_ns >= LIMIT_CLOCKS * (self.t_ns[after] - self.t_ns[before])
+        return np.asarray(held & (watts >= LIMIT_POWER * self.limit_w))
 
     @property
     def unknown_ns(self) -> int:
@@ -143,9 +177,18 @@ class EnergySeries:
         """
         start = max(int(np.searchsorted(self.t_ns, start_ns, side="right")) - 1, 0)
         stop = int(np.searchsorted(self.t_ns, end_ns, side="left")) + 1
-        slack_ns = None if self.slack_ns is None else self.slack_ns[start:stop]
-        gap = None if self.gap is None else self.gap[start:stop]
-        return EnergySeries(self.domain, self.t_ns[start:stop], self.mj[start:stop], slack_ns, gap)
+        return self.at(slice(start, stop))
+
+    def at(self, points: slice | NDArray[np.bool_]) -> "EnergySeries":
+        """Return the series of some of the points."""
+        return replace(
+            self,
+            t_ns=self.t_ns[points],
+            mj=self.mj[points],
+            slack_ns=None if self.slack_ns is None else self.slack_ns[points],
+            gap=None if self.gap is None else self.gap[points],
+            capped_ns=None if self.capped_ns is None else self.capped_ns[points],
+        )
 
 
 def outermost(domains: Iterable[EnergyDomain]) -> list[EnergyDomain]:
@@ -153,19 +196,24 @@ def outermost(domains: Iterable[EnergyDomain]) -> list[EnergyDomain]:
     return [domain for domain in domains if domain.within is None]
 
 
-def series_by_domain(samples: Iterable[EnergySample]) -> dict[str, EnergySeries]:
+def series_by_domain(samples: Iterable[EnergySample], domains: Iterable[EnergyDomain] = ()) -> dict[str, EnergySeries]:
     """Return one series per domain. Samples may alternate between domains, but each domain's are in time order.
+
+    domains: say what is known of the sources, their power limits.
 
     Raises ValueError when the samples of a domain go back in time or in joules.
     """
     by_domain: dict[str, list[EnergySample]] = {}
     for sample in samples:
         by_domain.setdefault(sample.domain, []).append(sample)
+    limits_w = {domain.name: domain.limit_w for domain in domains}
     series: dict[str, EnergySeries] = {}
     for domain, domain_samples in by_domain.items():
         rows = [(s.t_ns, mj_from_j(s.joules), s.slack_ns, s.gap) for s in domain_samples]
         t_ns, mj, slack_ns, gap = np.array(rows, dtype=np.int64).reshape(-1, 4).T
         if np.any(np.diff(t_ns) <= 0) or np.any(np.diff(mj) < 0):
             raise ValueError(f"energy samples of {domain} go back in time or in joules: the meter must prevent that")
-        series[domain] = EnergySeries(domain, t_ns, mj, slack_ns, gap.astype(np.bool_))
+        counted = [sample.capped_ns for sample in domain_samples]
+        capped_ns = None if None in counted else np.array(counted, dtype=np.int64)
+        series[domain] = EnergySeries(domain, t_ns, mj, slack_ns, gap.astype(np.bool_), capped_ns, limits_w.get(domain))
     return series

@@ -10,7 +10,15 @@ from loadgen.report.format import UNKNOWN, count, joules, number, percent, secon
 from loadgen.report.heat_map import heat_map
 from loadgen.report.markup import Markup, join, table, tag
 from loadgen.report.page import stacked_bar
-from loadgen.report.run_facts import energy_cells, energy_note, part_heading, parts_of, speculation_note, whole_answers
+from loadgen.report.run_facts import (
+    energy_cells,
+    energy_note,
+    part_heading,
+    parts_of,
+    power_words,
+    speculation_note,
+    whole_answers,
+)
 from loadgen.results.energy_summary import accounts_mj, imbalance_mj
 from loadgen.results.summary import EnergySummary, Summary
 from loadgen.units import MJ_PER_J
@@ -54,7 +62,7 @@ def energy_ledger(attribution: RunAttribution, energy: EnergySummary) -> Markup:
     )
     caption = (
         f"Source: {energy.source or 'unknown'}. Method: {energy.method or 'unknown'}."
-        f" Over {seconds(energy.duration_s)}, mean {watts(energy.mean_watts)}. Coverage {percent(energy.coverage)}."
+        f" Over {seconds(energy.duration_s)}, {power_words(energy)}. Coverage {percent(energy.coverage)}."
     )
     if energy.attributed_se_joules is not None and energy.attributed_joules:
         caption += (

@@ -10,7 +10,7 @@ import msgspec
 
 from loadgen.errors import LoadgenError
 from loadgen.record import ErrorKind, Kind, RequestRecord
-from loadgen.report.format import UNKNOWN, clean, count, joules, number, percent, seconds, share, with_unit
+from loadgen.report.format import UNKNOWN, clean, count, joules, number, percent, seconds, share, watts, with_unit
 from loadgen.report.latencies import ABBREVIATIONS, LATENCIES, LIMITED
 from loadgen.results.metrics import PERCENTILES
 from loadgen.results.summary import (
@@ -142,6 +142,12 @@ def energy_note(summary: Summary) -> str | None:
             return "ENERGY NOT VALID: see the verdict"
         return None if energy.valid else "ENERGY OF REQUESTS NOT VALID: see the verdict; totals are"
     return f"Energy was not measured: {clean('; '.join(energy.reasons))}"
+
+
+def power_words(energy: EnergySummary) -> str:
+    """Return the mean and the idle power, and how long the power limit held, if it did."""
+    held = f", at the power limit {percent(energy.at_limit_share)} of the time" if energy.at_limit_share else ""
+    return f"mean {watts(energy.mean_watts)}, idle {watts(energy.idle_watts)}{held}"
 
 
 def speculation_note(summary: Summary) -> str | None:

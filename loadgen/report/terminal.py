@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loadgen.report.format import UNKNOWN, clean, count, joules, percent, seconds, share, watts, with_unit
+from loadgen.report.format import UNKNOWN, clean, count, joules, percent, seconds, share, with_unit
 from loadgen.report.run_facts import (
     HEADLINES,
     MARKS_LEGEND,
@@ -27,6 +27,7 @@ from loadgen.report.run_facts import (
     load_facts,
     mark,
     parts_of,
+    power_words,
     request_cells,
     server_line,
     span_facts,
@@ -168,10 +169,10 @@ def _energy(summary: Summary, parts: list[RunPart], console: Console) -> None:
         table.add_row(*(Text(cell) for cell in cells))
     print_table(table, console)
     method = f"source {energy.source or UNKNOWN} · method {energy.method or UNKNOWN}"
-    power = f"mean {watts(energy.mean_watts)}, idle {watts(energy.idle_watts)}"
     if energy.came_whole:
         method += f" · {whole_answers(energy.came_whole)}"
-    _paragraph(console, clean(f"{method} · {power} · coverage {percent(energy.coverage)}"), indent=2, style="dim")
+    power = f"{power_words(energy)} · coverage {percent(energy.coverage)}"
+    _paragraph(console, clean(f"{method} · {power}"), indent=2, style="dim")
 
 
 def _heading(console: Console, text: str) -> None:

@@ -49,7 +49,7 @@ class EnergyShares(TypedDict, total=False):
 def outermost_series(result: RunResult) -> list[EnergySeries]:
     """Return the series whose joules add up to the run's: those of the domains that lie within no other."""
     outer = {domain.name for domain in outermost(result.info.domains)}
-    by_domain = series_by_domain(result.energy)
+    by_domain = series_by_domain(result.energy, result.info.domains)
     return [series for name, series in sorted(by_domain.items()) if name in outer and len(series) > 1]
 
 
@@ -114,7 +114,8 @@ def summarize_energy(
     idle_w = sum(watts for watts in idle if watts is not None) if idle and None not in idle else None
     updates = min(len(domain) for domain in clipped)
     reasons = list(invalid_reasons(result, updates, in_time, in_tokens, idle_w))
-    held_out, capped = held_out_r_squared(attribution.fits), at_power_limit(result)
+    held_out, at_limit = held_out_r_squared(attribution.fits), at_limit_share(clipped)
+    capped = at_power_limit(result) if at_limit is None else at_limit
     totals_valid = not reasons
     if held_out is not None and held_out < 0:
         reasons.append(explains_nothing(held_out, capped, attribution.fits))
@@ -136,6 +137,8 @@ def summarize_energy(
         coverage=in_time * (1.0 if in_tokens is None else min(in_tokens, 1.0)),
         mean_watts=j_from_mj(attribution.measured_mj) / duration_s if duration_s > 0 else None,
         idle_watts=idle_w,
+        capped_share=capped_share(clipped),
+        at_limit_share=at_limit,
         coefficients=msgspec.to_builtins(attribution.coefficients[0]) if len(attribution.coefficients) == 1 else None,
         coefficients_se=attribution.fits[0].se if len(attribution.fits) == 1 else None,
         held_out_r_squared=held_out,
@@ -222,6 +225,21 @@ def at_power_limit(result: RunResult) -> float:
     """Return the largest share of the readings of a GPU's clocks in which its power was at the limit."""
     throttled = (result.info.instrument.get("sampler") or {}).get("held_back") or {}
     return max((shares.get(_POWER_CAP, 0.0) for shares in throttled.values()), default=0.0)
+
+
+def capped_share(clipped: Sequence[EnergySeries]) -> float | None:
+    """Return the share of the time, over all GPUs that count it, in which the power limit held the clocks down."""
+    counted = [(series.capped_ns, series.t_ns) for series in clipped if series.capped_ns is not None]
+    total_ns = sum(int(t_ns[-1] - t_ns[0]) for _, t_ns in counted)
+    held_ns = sum(int(np.maximum(np.diff(capped_ns), 0).sum()) for capped_ns, _ in counted)
+    return min(held_ns / total_ns, 1.0) if total_ns > 0 else None
+
+
+def at_limit_share(clipped: Sequence[EnergySeries]) -> float | None:
+    """Return the share of the time, over all GPUs where it is known, in windows at the power limit."""
+    known = [(series.at_limit, np.diff(series.t_ns)) for series in clipped if series.at_limit is not None]
+    total_ns = sum(int(length_ns.sum()) for _, length_ns in known)
+    return sum(int(length_ns[held].sum()) for held, length_ns in known) / total_ns if total_ns > 0 else None
 
 
 def measured_se_joules(clipped: Sequence[EnergySeries]) -> float | None:

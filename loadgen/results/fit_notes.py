@@ -62,7 +62,7 @@ def _causes(power_cap: float, fits: Sequence[FitQuality]) -> Iterator[str]:
     """Yield the causes of a poor fit that the run's own data show."""
     if power_cap > _AT_LIMIT:
         yield (
-            f"the GPU was at its power limit in {power_cap:.0%} of the readings of its clocks, and there the clocks"
+            f"the GPU was at its power limit in {power_cap:.0%} of the time, and there the clocks"
             " fall instead of the power rising"
         )
     for fit in fits:

@@ -308,6 +308,11 @@ class EnergySummary(msgspec.Struct, frozen=True, kw_only=True):
     """measured_joules / duration_s."""
     idle_watts: float | None = None
     """Power at rest; None when it is not known."""
+    capped_share: float | None = None
+    """Share of the run's time in which the power limit held the GPUs' clocks down; None where no GPU counts it."""
+    at_limit_share: float | None = None
+    """Share in which their mean power was that of the limit too, so that energy followed time and not work. None where
+    the limit or `capped_share` is not known."""
     coefficients: dict[str, float | None] | None = None
     """Coefficients of the attribution's fit, in joules and watts."""
     coefficients_se: dict[str, float] | None = None

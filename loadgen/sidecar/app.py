@@ -241,6 +241,8 @@ class Sidecar:
             "domains": self.meter.domains,
             "samples": [(s.t_ns, s.domain, s.joules) for s in samples],
             "slack_ns": [s.slack_ns for s in samples],
+            "capped_ns": [s.capped_ns for s in samples],
+            "sm_mhz": [s.sm_mhz for s in samples],
             "gaps": [s.gap for s in samples],
             "simulated": all("simulated" in domain.source for domain in self.meter.domains),
         }

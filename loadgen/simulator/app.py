@@ -192,8 +192,9 @@ class SimulatedServer:
         now_ns = self.player.now_ns()
         counter, gpus = self.engine.gpu.counter, self.options.engine.tensor_parallel
         period_s = s_from_ns(counter.options.period_ns)
+        limit_w = self.engine.gpu.law.hardware.limit_w / gpus
         domains = [
-            EnergyDomain(name=f"gpu:{i}", source="simulated", uuid=uuid, period_s=period_s)
+            EnergyDomain(name=f"gpu:{i}", source="simulated", uuid=uuid, period_s=period_s, limit_w=limit_w)
             for i, uuid in enumerate(self.gpu_uuids)
         ]
         updates = each_gpu((s for s in counter.samples if since_ns < s.t_ns <= now_ns), gpus)
@@ -204,6 +205,7 @@ class SimulatedServer:
                 "anchor": {"wall_ns": self.player.anchor.wall_ns, "monotonic_ns": self.player.anchor.monotonic_ns},
                 "domains": domains,
                 "samples": [[s.t_ns, s.domain, s.joules] for s in updates],
+                "capped_ns": [s.capped_ns for s in updates],
             }
         )
 

@@ -24,10 +24,10 @@ CACM 52(4), 2009); FLOPs per token and per attention pair as in Korthikanti et a
 Temperature follows T' = (ambient + R P - T) / tau, and leakage follows T: power drifts for minutes after load changes.
 
 True cost shares: the fixed part of a step is its cost with one token that does nothing except make the dense weights be
-read: their bytes, the gaps that do not depend on n, and the static watts over that time. Each of the n sequences has
-1/n. The reads of experts cost their bytes, and the static watts over their time; each expert is shared equally by the
-sequences that chose it (experts.py). The rest is shared by own work, in proportion to the dynamic joules of each
-sequence's FLOPs and KV bytes.
+read: their bytes, the gaps that do not depend on n, and the static watts over that time, which is longer where the
+reads alone reach the power limit. Each of the n sequences has 1/n. The reads of experts cost their bytes, and the
+static watts over their time; each expert is shared equally by the sequences that chose it (experts.py). The rest is
+shared by own work, in proportion to the dynamic joules of each sequence's FLOPs and KV bytes.
 """
 
 from __future__ import annotations
@@ -100,6 +100,8 @@ class StepCost(NamedTuple):
     kv_token_j: float
     experts_j: float = 0.0
     """Reads of experts, of all sequences together."""
+    capped: bool = False
+    """True if the power limit made the step longer."""
 
     def share_j(self, tokens: int, context: int) -> float:
         """Return the cost share, without experts, of a sequence that computed `tokens` after `context` cached ones."""
@@ -148,11 +150,13 @@ class CostLaw:
         static_w = self.static_w(temperature_c)
         own_j = self.token_j * load.tokens + self.pair_j * load.pairs + self.kv_token_j * load.kv_tokens
         dynamic_j = own_j + hw.joules_per_byte * (self.dense_bytes + load.expert_bytes)
-        seconds = max(self.unlimited_s(load), dynamic_j / (hw.limit_w - static_w))
+        unlimited_s, limited_s = self.unlimited_s(load), dynamic_j / (hw.limit_w - static_w)
+        seconds = max(unlimited_s, limited_s)
         duration_ns = math.ceil(seconds * NS_PER_S)
         joules = static_w * (duration_ns / NS_PER_S) + dynamic_j
+        dense_j = hw.joules_per_byte * self.dense_bytes
         fixed_s = self._weight_read_s(self.dense_bytes) + hw.launch_gap_s + self.all_reduces_s
-        fixed_j = static_w * fixed_s + hw.joules_per_byte * self.dense_bytes
+        fixed_j = static_w * max(fixed_s, dense_j / (hw.limit_w - static_w)) + dense_j
         experts_j = static_w * self._weight_read_s(load.waited_expert_bytes) + hw.joules_per_byte * load.expert_bytes
         scale = (joules - fixed_j - experts_j) / own_j
         return StepCost(
@@ -163,6 +167,7 @@ class CostLaw:
             scale * self.pair_j,
             scale * self.kv_token_j,
             experts_j,
+            limited_s > unlimited_s,
         )
 
     def _weight_read_s(self, weight_bytes: float) -> float:
@@ -192,26 +197,29 @@ class SimulatedCounter:
     def __init__(self, domain: str, start_ns: int, options: CounterOptions, rng: Generator) -> None:
         self.domain, self.options, self._rng = domain, options, rng
         keep = None if options.keep_s is None else int(options.keep_s * NS_PER_S / options.period_ns)
-        self.samples: deque[EnergySample] = deque([EnergySample(start_ns, domain, 0.0)], maxlen=keep)
+        self.samples: deque[EnergySample] = deque([EnergySample(start_ns, domain, 0.0, capped_ns=0)], maxlen=keep)
         self._added_ns = start_ns
         self._next_ns = start_ns + options.period_ns
         self._period_j = 0.0
         self._shown_j = 0.0
+        self._capped_ns = 0
 
-    def add(self, until_ns: int, joules: float) -> None:
-        """Add `joules`, at constant power from the end of the previous piece until `until_ns`."""
+    def add(self, until_ns: int, joules: float, capped: bool = False) -> None:
+        """Add `joules`, at constant power from the end of the previous piece until `until_ns`. capped: it is that of
+        the power limit."""
         while until_ns >= self._next_ns:
+            self._capped_ns += capped * (self._next_ns - self._added_ns)
             part = joules * (self._next_ns - self._added_ns) / (until_ns - self._added_ns)
             self._period_j += part
             joules -= part
             error = 1 + self.options.noise * self._rng.standard_normal() if self.options.noise else 1.0
             self._shown_j += max(0.0, self._period_j * self.options.gain * error)
-            self.samples.append(
-                EnergySample(self._next_ns, self.domain, int(self._shown_j * MJ_PER_J + 1e-6) / MJ_PER_J)
-            )
+            shown_j = int(self._shown_j * MJ_PER_J + 1e-6) / MJ_PER_J
+            self.samples.append(EnergySample(self._next_ns, self.domain, shown_j, capped_ns=self._capped_ns))
             self._added_ns, self._period_j = self._next_ns, 0.0
             self._next_ns += self.options.period_ns
         self._period_j += joules
+        self._capped_ns += capped * (until_ns - self._added_ns)
         self._added_ns = until_ns
 
     def shown(self, now_ns: int) -> EnergySample:
@@ -222,7 +230,7 @@ class SimulatedCounter:
 def each_gpu(samples: Iterable[EnergySample], gpus: int) -> list[EnergySample]:
     """Split a group's counter into those of its GPUs, gpu:0 to gpu:n-1: equal shares in whole mJ with the same sum."""
     return [
-        EnergySample(sample.t_ns, f"gpu:{i}", (mj_from_j(sample.joules) + i) // gpus / MJ_PER_J)
+        msgspec.structs.replace(sample, domain=f"gpu:{i}", joules=(mj_from_j(sample.joules) + i) // gpus / MJ_PER_J)
         for sample in samples
         for i in range(gpus)
     ]
@@ -256,13 +264,13 @@ class Gpu:
         """Run a step from now_ns on; now_ns is its end afterwards. law: of another model than the served one."""
         cost = (law or self.law).cost(load, self.temperature_c)
         self.step_j += cost.joules
-        self._spend(self.now_ns + cost.duration_ns, cost.joules)
+        self._spend(self.now_ns + cost.duration_ns, cost.joules, cost.capped)
         return cost
 
-    def _spend(self, until_ns: int, joules: float) -> None:
+    def _spend(self, until_ns: int, joules: float, capped: bool = False) -> None:
         hw = self.law.hardware
         seconds = (until_ns - self.now_ns) / NS_PER_S
         settled_c = hw.ambient_c + hw.kelvin_per_w * joules / seconds
         self.temperature_c = settled_c + (self.temperature_c - settled_c) * math.exp(-seconds / hw.thermal_s)
-        self.counter.add(until_ns, joules)
+        self.counter.add(until_ns, joules, capped)
         self.now_ns = until_ns

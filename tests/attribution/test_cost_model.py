@@ -171,3 +171,44 @@ def test_a_fit_needs_two_rows_per_column(rows: int, fitted: bool) -> None:
     assert kept.sum() == rows
     assert x.tolist() == pytest.approx([3, 5] if fitted else [0, 0])
     assert error == (pytest.approx(0, abs=1e-9) if fitted else None)
+
+
+def at_the_limit(limit_w: float, count: int = 150) -> tuple[EngineSteps, EnergySeries]:
+    """Steps of a prefill and some decodes under a law of 2.5 J, 18 mJ and 15 mJ, each as long as the limit makes it."""
+    rng = np.random.default_rng(3)
+    tokens, decodes = rng.integers(0, 3000, count), rng.integers(1, 200, count)
+    end_ns = np.rint(np.cumsum(2.5 + 0.018 * tokens + 0.015 * decodes) / limit_w * NS_PER_S).astype(np.int64)
+    step = np.concatenate((np.arange(count), np.repeat(np.arange(count), decodes))).astype(np.int32)
+    prefilling = np.arange(len(step)) < count
+    steps = EngineSteps(
+        start_ns=np.concatenate(([0], end_ns[:-1])),
+        end_ns=end_ns,
+        iterations=np.ones(count),
+        step=step,
+        request=np.zeros(len(step), np.int32),
+        prefilling=prefilling,
+        prefill=np.concatenate((tokens, np.zeros(len(step) - count))).astype(np.float32),
+        decode=(~prefilling).astype(np.float32),
+        context=np.zeros(len(step), np.float32),
+        unseen_ns=np.zeros((0, 2), np.int64),
+    )
+    edges = np.arange(0, int(end_ns[-1]), 100 * MS)
+    return steps, EnergySeries("gpu:0", edges, edges * int(limit_w) // MS, capped_ns=edges, limit_w=limit_w)
+
+
+def test_at_the_power_limit_the_durations_of_steps_identify_the_law() -> None:
+    steps, series = at_the_limit(700.0)
+    found = fit_coefficients(series, steps)
+    assert found.values == pytest.approx([2.5, 0.018, 0.0, 0.015, 0.0], rel=1e-3, abs=1e-6)
+    assert found.r_squared is not None and found.r_squared > 0.999
+    blind = fit_coefficients(replace(series, capped_ns=None), steps)
+    assert blind.r_squared is None or blind.r_squared < 0.5, "equal windows explain nothing"
+
+
+def test_no_step_is_a_row_where_the_limit_did_not_hold_or_others_ran() -> None:
+    steps, series = at_the_limit(700.0)
+    blind = fit_coefficients(replace(series, capped_ns=None), steps)
+    assert fit_coefficients(replace(series, limit_w=None), steps) == blind
+    assert fit_coefficients(replace(series, capped_ns=np.zeros_like(series.t_ns)), steps) == blind
+    nobody = ForeignLoad(series.t_ns[[0, -1]], *np.zeros((4, 1)), context=0.0)
+    assert fit_coefficients(series, replace(steps, foreign=nobody)).values == pytest.approx(blind.values, rel=1e-6)

@@ -58,9 +58,7 @@ def test_a_verified_token_costs_the_same_whether_it_was_accepted_or_not():
 
 
 def test_other_clients_tokens_are_drafted_too():
-    load = ForeignLoad(
-        np.array([0, 2 * NS_PER_S]), np.zeros(1), np.zeros(1), np.zeros(1), np.array([8.0]), np.zeros(2), 10.0
-    )
+    load = ForeignLoad(np.array([0, 2 * NS_PER_S]), *np.zeros((3, 1)), np.array([8.0]), context=10.0)
     steps = replace(two_steps(load), speculation=BY_THREES)
     [features] = foreign_features(steps, np.array([0, 2 * NS_PER_S]))
     assert features[COLUMNS.index("decode_token_j")] == 12.0, "3 computed for every 2 emitted"

@@ -18,6 +18,7 @@ from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.nvml import Device, choose, visible_tokens
 from loadgen.energy.series import EnergyDomain, EnergySample, series_by_domain
 from loadgen.errors import MeterError
+from loadgen.units import NS_PER_S
 
 ROOT = Path(__file__).parents[2]
 SUPPORT = ROOT / "tests" / "support"
@@ -197,6 +198,22 @@ def test_a_driver_that_does_not_say_why_clocks_are_low_costs_nothing_else(run: R
     said = run([*STEADY, "fault clocks 0 0 999 13"])
     assert (said.throttled, said.errors) == ([], [])
     assert len(said.samples) > 40
+
+
+def test_each_update_has_the_clocks_and_the_time_at_the_power_limit(run: Run) -> None:
+    said = run([*STEADY, "limit 0 700", "capped 0 2 4 1500"], 6.0)
+    assert said.domains[0].limit_w == 700
+    assert {sample.sm_mhz for sample in said.samples if 2.2 < sample.t_ns / 1e9 < 3.8} == {1500}
+    assert {sample.sm_mhz for sample in said.samples if sample.t_ns / 1e9 > 4.2} == {1980}
+    counted = [sample.capped_ns or 0 for sample in said.samples]
+    assert (counted[0], counted[-1]) == (0, 2 * NS_PER_S) and counted == sorted(counted)
+
+
+def test_a_driver_that_does_not_count_time_at_the_power_limit_leaves_it_unknown(run: Run) -> None:
+    said = run(STEADY)
+    assert said.domains[0].limit_w is None
+    assert {(sample.capped_ns, sample.sm_mhz) for sample in said.samples} == {(None, None)}
+    assert len(said.samples) > 40 and not said.errors
 
 
 def test_a_group_of_four_is_the_sum_of_its_own_gpus_and_not_of_the_hosts(run: Run) -> None:

@@ -367,6 +367,10 @@ def bad_pages() -> dict[str, tuple[dict[str, Answer], str]]:
             {"/energy": (200, b'{"now_ns":1,"domains":[],"samples":[[1,"gpu:0",2.0]],"slack_ns":[1,2]}')},
             "contradicts itself",
         ),
+        "clocks of another length": (
+            {"/energy": (200, b'{"now_ns":1,"domains":[],"samples":[[1,"gpu:0",2.0]],"capped_ns":[1,null]}')},
+            "its capped_ns are not as many as its samples",
+        ),
         "negative joules": (
             {"/energy": (200, b'{"now_ns":1,"domains":[],"samples":[[1,"gpu:0",-2.0]]}')},
             "is no energy feed",

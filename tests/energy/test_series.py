@@ -1,5 +1,7 @@
 """The laws of a cumulative energy series, and of the two ways that points are made from polls."""
 
+from dataclasses import replace
+
 import msgspec
 import numpy as np
 import pytest
@@ -285,3 +287,41 @@ def test_the_length_of_gaps_is_unknown_and_their_energy_not_counted() -> None:
     assert (STEPS.unknown_ns, STEPS.total_mj) == (100, 40)
     assert EnergySeries("gpu:0", np.array([5]), np.array([7])).total_mj == 0
     assert EnergySeries("gpu:0", np.array([]), np.array([])).total_mj == 0
+
+
+def at_the_limit(watts: list[float], capped: list[float], limit_w: float | None = 700.0) -> EnergySeries:
+    """Windows of 100 ms with these mean powers and shares of lowered clocks."""
+    mj = np.rint(np.concatenate(([0.0], np.cumsum(watts))) * 100).astype(np.int64)
+    capped_ns = np.rint(np.concatenate(([0.0], np.cumsum(capped))) * 100 * MS).astype(np.int64)
+    return EnergySeries("gpu:0", np.arange(len(mj)) * 100 * MS, mj, capped_ns=capped_ns, limit_w=limit_w)
+
+
+@pytest.mark.parametrize(
+    ("watts", "capped", "expected"),
+    [
+        ([700, 700, 700], [1, 1, 1], [True, True, True]),
+        ([690, 670, 690], [1, 1, 1], [True, False, True]),  # less power than the limit
+        ([700, 700, 700, 700], [1, 0, 2, 0], [False, True, True, True]),  # late reads: a step of 100 ms now and then
+        ([500, 500, 500], [1, 1, 1], [False, False, False]),  # bursts: the clocks are low, the mean power is not high
+        ([700, 700, 700], [0, 0, 0], [False, False, False]),  # high power at full clocks
+    ],
+)
+def test_a_window_is_at_the_limit_by_its_clocks_and_its_power(watts, capped, expected) -> None:
+    at_limit = at_the_limit(watts, capped).at_limit
+    assert at_limit is not None and at_limit.tolist() == expected
+
+
+def test_without_the_limit_or_the_clocks_it_is_not_known_what_held() -> None:
+    series = at_the_limit([700.0], [1.0])
+    assert at_the_limit([700.0], [1.0], None).at_limit is None
+    assert replace(series, capped_ns=None).at_limit is None
+    assert series.clip(0, 100 * MS).at_limit is not None
+
+
+def test_a_series_has_the_evidence_of_its_samples_and_the_limit_of_its_domain() -> None:
+    samples = [EnergySample(i * 100 * MS, "gpu:0", 70.0 * i, capped_ns=i * 100 * MS, sm_mhz=1500) for i in range(3)]
+    domain = EnergyDomain(name="gpu:0", source="nvml-counter", limit_w=700.0)
+    [series] = series_by_domain(samples, [domain]).values()
+    assert series.at_limit is not None and series.at_limit.tolist() == [True, True]
+    [partly] = series_by_domain([*samples, EnergySample(300 * MS, "gpu:0", 280.0)], [domain]).values()
+    assert partly.at_limit is None, "one sample lacks it"

@@ -6,7 +6,7 @@ import msgspec
 import pytest
 
 from loadgen.report import energy_section
-from loadgen.report.run_facts import speculation_note
+from loadgen.report.run_facts import power_words, speculation_note
 from loadgen.report.run_page import render_run_page
 from loadgen.results.summary import EnergySummary, SpeculationSummary
 from report.test_run_page import Page
@@ -111,3 +111,11 @@ def test_speculation_is_told_with_what_is_known_of_its_waste() -> None:
     priced = msgspec.structs.replace(counts, rejected_joules=50.0, rejected_se_joules=5.0, rejected_share=0.03)
     known = speculation_note(msgspec.structs.replace(made, speculation=priced))
     assert known is not None and "at least 50.0 J ± 5.00 J, 3.0 % of the attributed energy" in known
+
+
+def test_time_at_the_power_limit_is_told_where_there_was_some() -> None:
+    energy = EnergySummary(valid=True, reasons=[], mean_watts=690.0, idle_watts=127.0, at_limit_share=0.47)
+    assert power_words(energy) == "mean 690 W, idle 127 W, at the power limit 47.0 % of the time"
+    for unknown_or_none in (None, 0.0):
+        held = msgspec.structs.replace(energy, at_limit_share=unknown_or_none)
+        assert power_words(held) == "mean 690 W, idle 127 W"

@@ -12,7 +12,7 @@ from loadgen.attribution.shapley import RequestEnergy, RunAttribution
 from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries
 from loadgen.record import RequestRecord
 from loadgen.results import energy_summary
-from loadgen.results.energy_summary import energy_shares, outermost_series
+from loadgen.results.energy_summary import at_limit_share, capped_share, energy_shares, outermost_series
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summarize import analyse_run
 from loadgen.units import NS_PER_S
@@ -225,3 +225,28 @@ def test_energy_that_was_read_only_before_the_requests_is_unknown_not_0() -> Non
     assert found.summary is not None
     assert found.summary.energy.measured_joules is None
     assert found.summary.energy.reasons == ["the energy source was not read while requests ran"]
+
+
+def limited(watts: list[float], capped: list[float] | None) -> EnergySeries:
+    """Windows of 100 ms with these mean powers and shares of lowered clocks, of a GPU whose limit is 700 W."""
+    t_ns = np.arange(len(watts) + 1) * 100_000_000
+    mj = np.concatenate(([0], np.cumsum(np.array(watts) * 100))).astype(np.int64)
+    capped_ns = None if capped is None else np.concatenate(([0], np.cumsum(np.array(capped) * 1e8))).astype(np.int64)
+    return EnergySeries("gpu:0", t_ns, mj, capped_ns=capped_ns, limit_w=700.0)
+
+
+@pytest.mark.parametrize(
+    ("gpus", "capped", "at_limit"),
+    [
+        ([limited([700, 700, 500, 500], [1, 1, 1, 1])], 1.0, 0.5),
+        ([limited([700, 700], [1, 1]), limited([300, 300], [0, 0])], 0.5, 0.5),
+        ([limited([700, 700], [1, 1]), limited([300, 300], None)], 1.0, 1.0),
+        ([limited([700, 700], None)], None, None),
+        ([replace(limited([700, 700], [1, 1]), limit_w=None)], 1.0, None),
+        ([], None, None),
+    ],
+)
+def test_the_shares_of_the_time_at_the_limit_are_of_the_gpus_that_count_it(
+    gpus: list[EnergySeries], capped: float | None, at_limit: float | None
+) -> None:
+    assert (capped_share(gpus), at_limit_share(gpus)) == (capped, at_limit)

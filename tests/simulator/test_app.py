@@ -407,7 +407,9 @@ def test_energy_since_gives_only_what_is_new_and_a_bad_instant_is_refused():
             return len((await client.get_json("/energy"))["samples"]) > 3
 
         await until(moved)
-        samples = (await client.get_json("/energy"))["samples"]
+        page = await client.get_json("/energy")
+        samples = page["samples"]
+        assert page["domains"][0]["limit_w"] == 700 and set(page["capped_ns"]) == {0}, "an idle GPU is at no limit"
         since = samples[1][0]
         newer = (await client.get_json(f"/energy?since={since}"))["samples"]
         assert newer[: len(samples) - 2] == samples[2:]

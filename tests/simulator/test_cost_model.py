@@ -195,6 +195,24 @@ def test_the_counter_moves_on_its_grid_and_shows_the_energy_up_to_that_moment():
     assert counter.shown(7 + 300 * NS_PER_MS).joules == 75
 
 
+def test_the_counter_counts_the_time_at_the_power_limit():
+    counter = SimulatedCounter("gpu:0", 0, CounterOptions(), default_rng(0))
+    counter.add(150 * NS_PER_MS, 105.0, capped=True)
+    counter.add(180 * NS_PER_MS, 10.0)
+    counter.add(300 * NS_PER_MS, 84.0, capped=True)
+    assert [sample.capped_ns for sample in counter.samples] == [0, *(ms * NS_PER_MS for ms in (100, 170, 270))]
+
+
+@pytest.mark.parametrize(("tokens", "capped"), [(1, False), (1024, True)])
+def test_the_clocks_are_held_down_in_the_steps_that_reach_the_limit(tokens, capped):
+    device = gpu()
+    cost = device.run(load((tokens, 0)))
+    flushed_ns = 100 * NS_PER_MS * (1 + device.now_ns // (100 * NS_PER_MS))
+    device.idle_until(flushed_ns)
+    assert cost.capped == capped
+    assert device.counter.samples[-1].capped_ns == (cost.duration_ns if capped else 0)
+
+
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 700 * NS_PER_MS), st.floats(0, 500)), min_size=1, max_size=30))
 def test_the_counter_shows_whole_millijoules_never_falls_and_loses_nothing(pieces):

@@ -8,7 +8,8 @@
  *   latency SECONDS                       what one counter read takes
  *   reset GPU T                           the counter starts from 0 at T
  *   jump GPU T MJ                         the counter is higher by MJ from T on
- *   limit GPU W                           the largest power limit that the card accepts
+ *   limit GPU W                           the largest power limit that the card accepts, and the one in force
+ *   capped GPU FROM TO MHZ                the power limit holds the clocks at MHZ from FROM to TO, and is counted
  *   freeze GPU T                          the counter does not move after T
  *   fault CALL GPU FROM TO CODE           CALL (init count uuid counter instant average usage mig clocks) answers CODE
  *   first CALL GPU N CODE                 its first N answers are CODE
@@ -34,8 +35,8 @@ struct gpu {
     double t[MAX_POINTS], w[MAX_POINTS];
     int points, mig;
     double low, high, square;
-    double period, quantum_mj, reset, jump, jump_mj, limit, freeze, slow_from, slow_to;
-    unsigned slow;
+    double period, quantum_mj, reset, jump, jump_mj, limit, freeze, slow_from, slow_to, cap_from, cap_to;
+    unsigned slow, cap_mhz;
 };
 struct fault { char call[16]; int gpu, code, left; double from, to; };
 
@@ -146,6 +147,8 @@ static void read_script(void) {
             gpus[g].mig = 1;
         } else if (sscanf(line, "clocks %d %lf %lf %d", &g, &a, &b, &code) == 4) {
             gpus[g].slow_from = a, gpus[g].slow_to = b, gpus[g].slow = (unsigned)code;
+        } else if (sscanf(line, "capped %d %lf %lf %d", &g, &a, &b, &code) == 4) {
+            gpus[g].cap_from = a, gpus[g].cap_to = b, gpus[g].cap_mhz = (unsigned)code;
         } else if (!strncmp(line, "real", 4)) {
             real_time = 1;
         } else if (line[0] != '\n') {
@@ -226,6 +229,18 @@ int nvmlDeviceGetPowerManagementLimitConstraints(void *device, unsigned *least_m
     *least_mw = 0, *largest_mw = (unsigned)(1000 * g->limit);
     return SUCCESS;
 }
+int nvmlDeviceGetEnforcedPowerLimit(void *device, unsigned *mw) {
+    CHECK("limit", device);
+    if (g->limit <= 0) return NOT_SUPPORTED;
+    *mw = (unsigned)(1000 * g->limit);
+    return SUCCESS;
+}
+int nvmlDeviceGetClockInfo(void *device, int clock, unsigned *mhz) {
+    CHECK("mhz", device);
+    if (!g->cap_mhz || clock != 1) return NOT_SUPPORTED;
+    *mhz = now() >= g->cap_from && now() < g->cap_to ? g->cap_mhz : 1980;
+    return SUCCESS;
+}
 int nvmlDeviceGetPowerUsage(void *device, unsigned *mw) {
     CHECK("usage", device);
     *mw = (unsigned)lround(1000 * watts(g, now()));
@@ -247,6 +262,10 @@ int nvmlDeviceGetFieldValues(void *device, int count, struct field *fields) {
         fields[i].code = !call || fields[i].scope ? NOT_SUPPORTED : (uint32_t)answer(call, (int)(g - gpus));
         fields[i].type = 1;
         fields[i].value.ui = (uint32_t)lround(1000 * watts(g, now()));
+        if (fields[i].id == 74 && g->cap_mhz) { /* nanoseconds, counted every 100 ms */
+            double capped = fmax(fmin(floor(now() * 10 + 1e-9) / 10, g->cap_to) - g->cap_from, 0);
+            fields[i].code = SUCCESS, fields[i].type = 3, fields[i].value.ull = (uint64_t)llround(1e9 * capped);
+        }
     }
     return SUCCESS;
 }
