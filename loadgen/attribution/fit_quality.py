@@ -40,7 +40,7 @@ class FitQuality(msgspec.Struct, frozen=True, kw_only=True):
     variation: float
     """Standard deviation of the windows' energy / its mean."""
     noise: float
-    """Typical part of a window's energy that neither the law explains nor neighbouring windows have in common."""
+    """Typical part of a window's energy that neither the law explains nor windows of like work have in common."""
     se: dict[str, float]
     """Standard error of each coefficient that is not zero, by its name."""
     uncertain: dict[str, float]
@@ -67,7 +67,7 @@ def fit_quality(fit: Fit, model: ErrorModel) -> FitQuality:
         held_out_error_j2=error_j2,
         held_out_variance_j2=variance_j2,
         variation=float(fit.energy_j.std()) / mean_j if mean_j > 0 else 0.0,
-        noise=float(np.sqrt(max(model.single - model.shared, 0.0))),
+        noise=float(np.sqrt(max(model.single - model.misfit, 0.0))),
         se={COLUMNS[k]: float(errors[k]) for k in used},
         uncertain={COLUMNS[k]: float(errors[k] / values[k]) for k in uncertain},
         alike=alike,

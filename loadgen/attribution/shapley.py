@@ -70,6 +70,18 @@ class RequestEnergy(msgspec.Struct, frozen=True, kw_only=True):
     """Standard error: of the noise of the windows, of prefills, and of the misfit of the law (uncertainty.py)."""
 
 
+class SumErrors(msgspec.Struct, frozen=True, kw_only=True):
+    """Standard errors of the joules of several requests together. Those of single requests do not simply add up: what
+    one gains another loses, and the law's misfit is common to all."""
+
+    attributed_se_joules: float
+    """Standard error of the attributed energy."""
+    prefill_se_joules: float
+    """Standard error of the part that prefills used."""
+    decode_se_joules: float
+    """Standard error of the part that decode steps used."""
+
+
 class RunAttribution(msgspec.Struct, frozen=True, kw_only=True):
     """The accounts of a run: measured_mj == idle_mj + attributed_mj + unattributed_mj, exactly."""
 
@@ -85,6 +97,8 @@ class RunAttribution(msgspec.Struct, frozen=True, kw_only=True):
     """One per energy domain."""
     fits: list[FitQuality] = []
     """One per energy domain: what its fit is worth."""
+    sums: list[SumErrors] = []
+    """Errors of the sums that the caller named, in the same order; empty for methods without an error."""
     rejected_joules: float | None = None
     """Part of the requests' joules that rejected draft tokens added to decode steps. None when it is not known."""
     rejected_se_joules: float | None = None
@@ -110,11 +124,13 @@ def attribute_energy(
     engine: Sequence[EngineSample] = (),
     method: Method = "shapley",
     shared: SharedSteps | None = None,
+    sums: Sequence[Ints] = (),
 ) -> RunAttribution:
     """Attribute the energy of every series between the counter's updates around [start, end].
 
     Energy before `start_ns` (idle with the model resident) takes part in the fit, not in the accounts. That of other
-    clients' requests is unattributed. shared: the engine's steps, when the caller already has them.
+    clients' requests is unattributed. shared: the engine's steps, when the caller already has them. sums: rows of
+    records whose joules are added up, for the errors of those sums.
     """
     if method != "shapley":
         return _by_another_method(
@@ -159,11 +175,21 @@ def attribute_energy(
         ],
         coefficients=[account.coefficients for account in accounts],
         fits=[account.quality for account in accounts],
+        sums=[_sum_errors([account.errors for account in accounts], rows) for rows in sums],
         rejected_joules=sum(joules for joules, _ in rejected) if rejected else None,
         rejected_se_joules=float(np.hypot.reduce([error for _, error in rejected])) if rejected else None,
     )
     result.check()
     return result
+
+
+def _sum_errors(domains: Sequence[JoulesErrors], rows: Ints) -> SumErrors:
+    """Return the errors of the joules of these requests together, over all domains."""
+    variances = [errors.of_sum(rows) for errors in domains]
+    total, prefill, decode = (
+        float(np.sqrt(sum(variance[part] for variance in variances))) for part in ("all", "prefill", "decode")
+    )
+    return SumErrors(attributed_se_joules=total, prefill_se_joules=prefill, decode_se_joules=decode)
 
 
 @dataclass(frozen=True)

@@ -6,19 +6,20 @@ A window's residual is what the counter said beyond the law. Its variance has th
   steps. A request has the noise of each window in proportion to its share of the window's energy.
 * prefills: windows with prefills are further off, by the same for each one. That error is charged to the prefill's
   request, or to the others in the window.
-* the law's misfit, which lasts: a law that is wrong about long contexts is wrong in all windows that have them. It is
-  the part of the residuals that neighbouring windows have in common. It makes the coefficients wrong, as if all of the
-  run were MISFIT_WINDOWS windows, and each request by what it uses of them.
+* the law's misfit: what windows of like composition (the shares that the law gives to steps, prompts, decoded tokens)
+  have in common in their residuals. It does not average out. It makes the coefficients wrong, as if all of the run were
+  MISFIT_WINDOWS windows, and each request by what it uses of them.
 
 The first two are the random-coefficient model of Hildreth and Houck (J. Am. Stat. Assoc. 63, 1968): the squared
-residuals regressed on the squared features. The third is an effective sample size, as that of correlated observations
-(Bayley and Hammersley, J. R. Stat. Soc. Suppl. 8, 1946).
+residuals regressed on the squared features. The third is the lack of fit by near replicates (Daniel and Wood, Fitting
+Equations to Data, 1971), with an effective sample size, as that of correlated observations (Bayley and Hammersley,
+J. R. Stat. Soc. Suppl. 8, 1946).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import numpy as np
 
@@ -34,14 +35,17 @@ if TYPE_CHECKING:
 CHUNK_DELAY_NS = 500_000
 """Uncertainty of the delay from a step's end to its chunk at the client: it shifts a request against the counter."""
 
-MISFIT_WINDOWS = 25.0
-"""Independent windows that all of a run's are worth for the law's misfit. Chosen so that 1.96 standard errors hold 95 %
-of the requests on average over the rows of benchmarks/accuracy/attribution_oracle.py; nothing else is chosen."""
+MISFIT_WINDOWS, MISFIT_WINDOWS_OF_SUMS = 7.0, 1.0
+"""Independent windows that all of a run's are worth for the law's misfit, in a request's joules and in those of many.
+Chosen so that 1.96 standard errors hold 95 % on average over the rows of benchmarks/accuracy/attribution_oracle.py;
+nothing else is chosen. What misfit does to single requests has either sign; in a sum of requests alike it adds up."""
 
 MIN_WINDOWS = 50
 """Windows needed to tell the components apart; with fewer, all of the residual counts as each of them."""
 
-_MISFIT_LAGS = range(2, 11)
+_REPLICATES = 8
+"""Windows of like composition that are compared: at least so many, and fewer than twice as many."""
+
 _DRIFT_WINDOWS = 50
 """The residual's own mean over this many windows to either side is no noise."""
 
@@ -55,17 +59,24 @@ Part = Literal["all", "prefill", "decode"]
 class ErrorModel:
     """Variance components of one domain.
 
-    noise: relative variance of a window's energy. prefill_j2: variance per prefill in a window, J^2. covariance:
-    float64[K, K], of the coefficients. windows: what they are based on; 0 without a fit. single, shared: relative
-    variance of a window's residual, and the part of it that neighbouring windows have in common.
+    noise: relative variance of a window's energy. prefill_j2: variance per prefill in a window, J^2. covariance,
+    covariance_of_sums: float64[K, K], of the coefficients. windows: what they are based on; 0 without a fit. single,
+    misfit: relative variance of a window's residual, and the part of it that windows of like composition share.
     """
 
     noise: float
     prefill_j2: float
     covariance: Floats
+    covariance_of_sums: Floats
     windows: int
-    single: float = 0.0
-    shared: float = 0.0
+    single: float
+    misfit: float
+
+    @classmethod
+    def unknown(cls) -> Self:
+        """Return the components of a domain without a fit."""
+        nothing = np.zeros((len(COLUMNS), len(COLUMNS)))
+        return cls(0.0, 0.0, nothing, nothing, 0, 0.0, 0.0)
 
 
 def error_model(fit: Fit, series: EnergySeries, steps: EngineSteps) -> ErrorModel:
@@ -75,22 +86,44 @@ def error_model(fit: Fit, series: EnergySeries, steps: EngineSteps) -> ErrorMode
     energy_j, features = fit.energy_j[positive], fit.features[positive]
     count = len(energy_j)
     if not count:
-        return ErrorModel(0.0, 0.0, np.zeros((len(values), len(values))), 0)
+        return ErrorModel.unknown()
     residual = (fit.target_j[positive] - features @ values) / energy_j
-    single = noise = shared = float(np.mean(residual**2))
+    single = noise = misfit = float(np.mean(residual**2))
     prefill_j2 = 0.0
+    used = np.flatnonzero(values > 0)
+    costs_j = features[:, used] * values[used]
     if count >= MIN_WINDOWS:
-        shared = max(float(np.mean([np.mean(residual[lag:] * residual[:-lag]) for lag in _MISFIT_LAGS])), 0.0)
+        misfit = lack_of_fit(residual, costs_j / np.maximum(costs_j.sum(axis=1, keepdims=True), 1e-9))
         prefills = np.bincount(_window_of(series, steps)[steps.step[steps.prefilling]], minlength=len(fit.kept))
         squared = np.stack([np.ones(count), prefills[fit.kept][positive] / energy_j**2], axis=1)
         noise, prefill_j2 = nnls(squared, _without_drift(residual) ** 2)[0].tolist()
-    used = np.flatnonzero(values > 0)
-    scaled = features[:, used] * values[used] / energy_j[:, None]
-    precision = scaled.T @ scaled / count / max(noise / count + shared / MISFIT_WINDOWS, 1e-12)
-    covariance = np.zeros((len(values), len(values)))
-    # No price is more uncertain than itself: the identity is that bound, where the windows do not determine it.
-    covariance[np.ix_(used, used)] = np.linalg.inv(precision + np.eye(len(used))) * np.outer(values[used], values[used])
-    return ErrorModel(noise, prefill_j2, covariance, count, single, shared)
+    scaled = costs_j / energy_j[:, None]
+    gram = scaled.T @ scaled / count
+    covariances = np.zeros((2, len(values), len(values)))
+    for covariance, windows in zip(covariances, (MISFIT_WINDOWS, MISFIT_WINDOWS_OF_SUMS), strict=True):
+        # No price is more uncertain than itself: the identity is that bound, where the windows do not determine it.
+        precision = gram / max(noise / count + misfit / windows, 1e-12) + np.eye(len(used))
+        covariance[np.ix_(used, used)] = np.linalg.inv(precision) * np.outer(values[used], values[used])
+    return ErrorModel(noise, prefill_j2, covariances[0], covariances[1], count, single, misfit)
+
+
+def lack_of_fit(residual: Floats, composition: Floats) -> float:
+    """Return the mean product of the residuals of different windows of like composition: at least 0.
+
+    Windows are halved at the median of the column that differs most among them, until fewer than twice _REPLICATES are
+    left. composition: float64[n, columns].
+    """
+    products, pairs, parts = 0.0, 0, [np.arange(len(residual))]
+    while parts:
+        part = parts.pop()
+        if len(part) < 2 * _REPLICATES:
+            products += float(residual[part].sum() ** 2 - (residual[part] ** 2).sum())
+            pairs += len(part) * (len(part) - 1)
+            continue
+        column = composition[part, int(np.argmax(composition[part].std(axis=0)))]
+        ordered, half = part[np.argsort(column, kind="stable")], len(part) // 2
+        parts += [ordered[:half], ordered[half:]]
+    return max(products / pairs, 0.0) if pairs else 0.0
 
 
 def _without_drift(residual: Floats) -> Floats:
@@ -217,24 +250,40 @@ class JoulesErrors:
     ends: Floats
 
     def of_requests(self) -> Floats:
-        """Return float64[n], J^2: the variance of each request's joules."""
-        gradient = self.gradient.sum(axis=1)
-        by_windows = self._by_windows(self.rows, len(gradient), "all")
+        """Return float64[n], J^2: the variance of each request's joules.
+
+        Of a prefill's error e in a window, its request lacks e (1 - p) and another has e p too much, with p the share
+        of the request in the window's energy.
+        """
+        joules, own, owned = self._shares(self.rows, "all")
+        by_prefills = own * (1 - owned) ** 2 + (self.prefills[self.rows.window] - own) * owned**2
+        variance = self.model.noise * joules**2 + self.model.prefill_j2 * by_prefills
+        by_windows = np.bincount(self.rows.request, variance, minlength=len(self.gradient))
         if self.model.windows < MIN_WINDOWS:  # the residuals of many windows have the ends among their noise
             by_windows = np.maximum(by_windows, self.ends)
+        gradient = self.gradient.sum(axis=1)
         return np.asarray(by_windows + np.einsum("ni,ij,nj->n", gradient, self.model.covariance, gradient))
 
     def of_sum(self, requests: Ints) -> dict[Part, float]:
-        """Return the variance of the joules of these requests together, and of their prefills and decodes, J^2."""
+        """Return the variance of the joules of these requests together, and of their prefills and decodes, J^2.
+
+        In a sum the error of prefills is one for all of them, as the misfit is.
+        """
         inside = np.zeros(len(self.gradient), bool)
         inside[requests] = True
         rows = self._together(inside)
         gradient = self.gradient[requests].sum(axis=0)
         by_part: dict[Part, Floats] = {"all": gradient.sum(axis=0), "prefill": gradient[0], "decode": gradient[1]}
-        return {
-            part: float(self._by_windows(rows, 1, part)[0] + slope @ self.model.covariance @ slope)
-            for part, slope in by_part.items()
-        }
+        variances: dict[Part, float] = {}
+        for part, slope in by_part.items():
+            joules, own, owned = self._shares(rows, part)
+            prefills = float((own * (1 - owned) - (self.prefills[rows.window] - own) * owned).sum())
+            variances[part] = (
+                self.model.noise * float((joules**2).sum())
+                + self.model.prefill_j2 * prefills**2
+                + float(slope @ self.model.covariance_of_sums @ slope)
+            )
+        return variances
 
     def _together(self, inside: Bools) -> RequestWindows:
         """Return the rows of one group: the requests that are `inside`."""
@@ -243,19 +292,12 @@ class JoulesErrors:
         sums = [np.bincount(window, column[chosen], minlength=windows).astype(np.float64) for column in self.rows[2:]]
         return RequestWindows(np.zeros(windows, np.int64), np.arange(windows), *sums)
 
-    def _by_windows(self, rows: RequestWindows, groups: int, part: Part) -> Floats:
-        """Return float64[groups], J^2: the variance by noise and by prefills.
-
-        Of a prefill's error e in a window, the group that has the prefill lacks e (1 - p) and another one has e p too
-        much, with p the group's share of the window's energy.
-        """
+    def _shares(self, rows: RequestWindows, part: Part) -> tuple[Floats, Floats, Floats]:
+        """Return the joules, the prefills and the share of the window's energy that each row has in a part."""
         joules = {"all": rows.prefill_j + rows.decode_j, "prefill": rows.prefill_j, "decode": rows.decode_j}[part]
         energy_j = self.energy_j[rows.window]
         owned = np.clip(np.divide(joules, energy_j, out=np.ones(len(joules)), where=energy_j > 0), 0, 1)
-        own = np.zeros(len(joules)) if part == "decode" else rows.prefills
-        by_prefills = own * (1 - owned) ** 2 + (self.prefills[rows.window] - own) * owned**2
-        variance = self.model.noise * joules**2 + self.model.prefill_j2 * by_prefills
-        return np.bincount(rows.request, variance, minlength=groups).astype(np.float64)
+        return joules, np.zeros(len(joules)) if part == "decode" else rows.prefills, owned
 
 
 def joules_errors(
@@ -271,7 +313,7 @@ def joules_errors(
     if len(clipped) < 2 or not len(shares):
         zeros = np.zeros(requests)
         nothing = RequestWindows(np.zeros(0, np.int64), np.zeros(0, np.int64), *np.zeros((3, 0)))
-        model = ErrorModel(0.0, 0.0, np.zeros((len(values), len(values))), 0)
+        model = ErrorModel.unknown()
         return JoulesErrors(model, nothing, zeros[:0], zeros[:0], np.zeros((requests, 2, len(values))), zeros)
     rows = request_windows(clipped, steps, member_j, requests)
     return JoulesErrors(

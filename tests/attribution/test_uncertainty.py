@@ -46,12 +46,13 @@ def test_standard_errors_grow_with_what_is_unknown() -> None:
 
 WINDOWS = 400
 RNG = np.random.default_rng(0)
+DECODED = RNG.integers(10, 200, WINDOWS).astype(np.float64)
 
 
 def fit_with(residual: Floats) -> tuple[Fit, EnergySeries]:
     """A fit of WINDOWS windows, each of 10 steps and some decoded tokens, with these relative residuals."""
     features = np.zeros((WINDOWS, len(COLUMNS)))
-    features[:, 0], features[:, 3] = 10, RNG.integers(10, 200, WINDOWS)
+    features[:, 0], features[:, 3] = 10, DECODED
     law = prices(4.0, 0.0, 0.0, 0.2, 0.0)
     energy_j = features @ law.values * (1 + residual)
     series = counter([100.0 * i for i in range(WINDOWS + 1)], energy_j.tolist())
@@ -59,12 +60,27 @@ def fit_with(residual: Floats) -> tuple[Fit, EnergySeries]:
 
 
 def test_noise_makes_windows_uncertain_and_misfit_the_coefficients() -> None:
-    """White residuals average out over the windows; those that neighbours have in common do not."""
+    """What windows of like work have in common does not average out; noise does, and so does what has drifted."""
     steps = two_steps()
     noise = error_model(*fit_with(RNG.normal(0, 0.02, WINDOWS)), steps)
-    lasting = error_model(*fit_with(0.02 * np.repeat(RNG.choice([-1, 1], WINDOWS // 40), 40)), steps)
+    misfit = error_model(*fit_with(0.02 * np.sign(DECODED - 100)), steps)
+    drifted = error_model(*fit_with(0.02 * np.sign(np.arange(WINDOWS) - WINDOWS / 2)), steps)
     assert noise.noise == pytest.approx(0.02**2, rel=0.2)
-    assert (np.diag(lasting.covariance)[[0, 3]] > 4 * np.diag(noise.covariance)[[0, 3]]).all()
+    assert misfit.misfit == pytest.approx(0.02**2, rel=0.3)
+    assert drifted.misfit < 0.1 * misfit.misfit
+    assert (np.diag(misfit.covariance)[[0, 3]] > 4 * np.diag(noise.covariance)[[0, 3]]).all()
+
+
+def test_the_error_of_a_sum_is_not_that_of_independent_requests() -> None:
+    """Two requests alone share all of the energy: what one gains, the other loses."""
+    chunks = [50 + 20 * i for i in range(60)]
+    records = [request(0, 5, chunks, prompt=2000), request(1, 5, chunks, prompt=10)]
+    series = counter([100.0 * i for i in range(14)], [40.0 + 5 * (i % 2) for i in range(13)])
+    rows = [np.array([0]), np.array([0, 1])]
+    one, both = attribute_energy([series], records, 0, 1300 * MS, sums=rows).sums
+    assert one.attributed_se_joules > 0
+    assert both.attributed_se_joules < 2 * one.attributed_se_joules
+    assert both.prefill_se_joules > 0
 
 
 def test_no_price_is_more_uncertain_than_itself() -> None:
