@@ -44,6 +44,8 @@ _CLOSE_RATES = 1.5
 """Ratio of the ends of the close-up to the rate."""
 _CLOSE_MISSES = 6
 """Height of the close-up in times the share that may miss."""
+_CLOSE_COSTS = 1.8
+"""Highest cost of the close-up in times the least one."""
 _CLOSE_FROM = 0.8
 """Smallest wanted share that has a close-up."""
 _POINTS = 60
@@ -197,34 +199,36 @@ def attainment_charts(among: Sequence[Curve], result: SearchResult) -> list[Char
     limits = () if wanted is None else (Limit(wanted, f"{share_text(wanted)} wanted"),)
     axis = Axis("Good requests", "share", low=0.0, high=1.0)
     whole = _chart("attainment", "Share of good requests", x, axis, series, caption, limits)
-    close = None if wanted is None or wanted < _CLOSE_FROM else _close_up(whole, _bounded(among, result), wanted)
-    return [whole] if close is None else [whole, close]
+    if wanted is None or wanted < _CLOSE_FROM:
+        return [whole]
+    low = max(0.0, 1 - _CLOSE_MISSES * (1 - wanted))
+    rates = [curve.setting.rate for curve in _bounded(among, result)]
+    return [whole, *_close_up(whole, "attainment-close", "Close to the limit", rates, replace(axis, low=low))]
 
 
-def _close_up(chart: Chart, among: Sequence[Curve], wanted: float) -> Chart | None:
-    """Return the part of the attainment chart around the wanted share and the rates; None where no probe is there."""
-    lowest = 1 - _CLOSE_MISSES * (1 - wanted)
-    middles = [curve.fit.rate_rps for curve in among]
+def _close_up(chart: Chart, key: str, title: str, rates: Sequence[Estimate | None], y: Axis) -> list[Chart]:
+    """Return the part of a chart around these rates, on linear axes; none where no probe is there."""
+    middles = [rate.value for rate in rates if rate is not None]
     if not middles:
-        return None
-    x = Axis(chart.x.title, log=True, low=min(middles) / _CLOSE_RATES, high=max(middles) * _CLOSE_RATES)
-    series = [
-        replace(part, x=np.clip(part.x, x.low, x.high)) if part.band else _inside(part, x, lowest)
-        for part in chart.series
-    ]
+        return []
+    x = Axis(chart.x.title, low=min(middles) / _CLOSE_RATES, high=max(middles) * _CLOSE_RATES)
+    series = [_inside(part, x, y) for part in chart.series]
     if not any(len(part.x) for part in series if part.kind == "dots" and part.labels is None):
-        return None
-    y = Axis(chart.y.title, "share", low=max(0.0, lowest), high=1.0)
+        return []
     caption = "The same probes and curve, without those that lie beyond the picture."
-    return _chart("attainment-close", "Close to the limit", x, y, series, caption, chart.limits)
+    return [_chart(key, title, x, y, series, caption, chart.limits)]
 
 
-def _inside(series: Series, x: Axis, lowest: float) -> Series:
-    """Return the marks of a series between the ends of x and above `lowest`."""
-    assert x.low is not None and x.high is not None
-    inside = np.flatnonzero((series.x >= x.low) & (series.x <= x.high) & (series.y >= lowest))
+def _inside(series: Series, x: Axis, y: Axis) -> Series:
+    """Return the marks of a series between the ends of both axes; a band is cut at them."""
+    if series.band:
+        return replace(series, x=np.clip(series.x, x.low, x.high))
+    assert x.low is not None and x.high is not None and y.low is not None and y.high is not None
+    across, up = (series.x >= x.low) & (series.x <= x.high), (series.y >= y.low) & (series.y <= y.high)
+    inside = np.flatnonzero(across & up)
     hints, labels = (texts and [texts[i] for i in inside.tolist()] for texts in (series.hints, series.labels))
-    return replace(series, x=series.x[inside], y=series.y[inside], low=None, high=None, hints=hints, labels=labels)
+    low, high = (ends if ends is None else ends[inside] for ends in (series.low, series.high))
+    return replace(series, x=series.x[inside], y=series.y[inside], low=low, high=high, hints=hints, labels=labels)
 
 
 def throughput_chart(among: Sequence[Curve], result: SearchResult) -> Chart:
@@ -285,7 +289,11 @@ def energy_charts(among: Sequence[Curve], result: SearchResult) -> list[Chart]:
             "Mean power of the counted time over good requests per second. The curve has the fitted power and the "
             "fitted share of good requests."
         )
-        charts.append(_chart("joules-per-good-request", title, x, y, series, caption))
+        whole = _chart("joules-per-good-request", title, x, y, series, caption)
+        rates = [curve.setting.least_joules_rate for curve in among]
+        costs = [cost.value for curve in among if (cost := curve.setting.least_joules) is not None]
+        near = Axis(title, "J", low=0.8 * min(costs, default=0.0), high=_CLOSE_COSTS * max(costs, default=0.0))
+        charts += [whole, *_close_up(whole, "joules-close", "Close to the minimum", rates, near)]
     if per_token := _dots(_marks(among, lambda probe: probe.joules_per_output_token, "J")):
         y = scaled(Axis("Joules per output token", "J"), [part.y for part in per_token], ())
         caption = "Energy of the counted time over the output tokens of its requests, good or not."

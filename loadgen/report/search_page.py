@@ -230,7 +230,7 @@ def _probes_table(setting: SettingResult, result: SearchResult) -> Markup:
     ]
     head += ["J per good", "J/token"] if energy else []
     note = (
-        "Requests: those of the counted time, in which the server was full. The number of a probe leads to its report."
+        "Requests: those of the counted time, after the server has filled. The number of a probe leads to its report."
     )
     listed = table([*head, "time", "note"], rows, f"Probes {setting.name}".strip())
     return tag("figure", listed, tag("figcaption", note), class_="wide")

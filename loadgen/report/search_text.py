@@ -277,7 +277,8 @@ def _energy(setting: SettingResult, result: SearchResult) -> str | None:
     else:
         text = f"{subject} at {_confident(rate, result)}: {estimate_text(cost, joules)}"
     savings = [f"{100 * (1 - cost.value / more):.0f} % less than {words}" for more, words in dearer(setting, result)]
-    return f"{', '.join([text, *savings])}."
+    good = f" Good: within {limits_text(result.limits_ms)}." if result.attainment is None and result.limits_ms else ""
+    return f"{', '.join([text, *savings])}.{good}"
 
 
 def is_at_the_limit(setting: SettingResult) -> bool:

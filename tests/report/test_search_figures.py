@@ -89,7 +89,7 @@ def test_latencies_have_their_limits_and_both_percentiles_of_a_single_setting() 
 
 
 def test_joules_per_good_request_are_power_over_good_requests_per_second() -> None:
-    per_good, per_token = energy_charts(curves(search()), search())
+    per_good, close, per_token = energy_charts(curves(search()), search())
     dots, tokens = (of_kind(chart, "dots", "probes")[0] for chart in (per_good, per_token))
     place = dots.x.tolist().index(8.0)
     assert dots.y[place] == pytest.approx((300 + 25 * 8) / 8)
@@ -97,6 +97,8 @@ def test_joules_per_good_request_are_power_over_good_requests_per_second() -> No
     least = of_kind(per_good, "dots")[-1]
     assert (least.x.tolist(), least.y.tolist()) == ([13.4], [48.0])
     assert least.low is not None and least.high is not None and (least.low[0], least.high[0]) == (46.9, 49.1)
+    (near,) = of_kind(close, "dots", "probes")
+    assert sorted(near.x.tolist()) == [12.0, 12.9, 13.9, 14.6, 16.0]
 
 
 def test_without_energy_there_is_no_chart_of_it() -> None:
