@@ -42,8 +42,8 @@ def record_search(
 ) -> SearchResult:
     """Make the search that `options` describe, or go on with it.
 
-    Their names are those of LOAD_OPTIONS, RUN_OPTIONS and QUESTION_OPTIONS, `serve` and `history`. source: requests in
-    memory in place of a trace. interruption: takes the place of Ctrl-C.
+    Their names are those of LOAD_OPTIONS, RUN_OPTIONS and QUESTION_OPTIONS, `serve`, `over` and `history`.
+    source: requests in memory in place of a trace. interruption: takes the place of Ctrl-C.
     Raises LoadgenError, and KeyboardInterrupt once the folder is written.
     """
     options = dict(options)
@@ -63,6 +63,7 @@ def record_search(
             msgspec.structs.replace(config, words=path),
             question,
             serve=options["serve"],
+            over=options["over"],
             command=shlex.join(recorded_command(config)) or None,
             say=say,
             view_of=view_of,

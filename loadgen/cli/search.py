@@ -93,7 +93,15 @@ class Share(click.ParamType[float]):
     help="Arrival process; trace: the trace's own arrivals, compressed to the rate, at most one pass in a probe.",
 )
 @options_of(replay, "burstiness", "seed", "tokenizer", "count", "stop", "max_tokens", "history", "think")
-@options_of(replay, "base_url", "serve", "api_key", "model", "endpoint", "headers", "extra_body", "timeout_s")
+@options_of(replay, "base_url", "serve")
+@click.option(
+    "--over",
+    multiple=True,
+    metavar="KEY=V1,V2",
+    help="With --serve: search each of these values of an engine option, of several options their product, and find "
+    "the best. A list in JSON has values with commas. Repeatable.",
+)
+@options_of(replay, "api_key", "model", "endpoint", "headers", "extra_body", "timeout_s")
 @click.option(
     "--warmup",
     type=click.IntRange(min=0),
@@ -130,6 +138,7 @@ def search(as_json: bool, minimize: str | None, **options: Any) -> None:
     loadgen search chat --serve sim --goodput ttft:500 --attainment 0.9 --budget 2m
     loadgen search chat --goodput ttft:200 --goodput tpot:50 --budget 15m
     loadgen search --stream chat:3 --stream code:1 --minimize joules_per_good_request --goodput ttft:500
+    loadgen search chat --serve vllm --over max_num_seqs=64,256 --over prefix_caching=on,off --goodput ttft:200
 
     Exit status: 0 answered, or as far as the budget allowed; 1 no rate meets the limits; 2 invalid input or
     environment, or the server was lost; 130 stopped by Ctrl-C or SIGTERM.
@@ -160,7 +169,7 @@ def search(as_json: bool, minimize: str | None, **options: Any) -> None:
         click.echo((folder / "search.json").read_text(), nl=False)
     else:
         click.echo(f"{result.settings[0].rate}\n{folder / 'search.json'}")
-    if any(setting.ended == "server" for setting in result.settings):
+    if (result.best is None or len(result.settings) == 1) and any(s.ended == "server" for s in result.settings):
         sys.exit(2)
-    if any(setting.ended == "fails" for setting in result.settings) and result.best is None:
+    if result.best is None and any(setting.ended == "fails" for setting in result.settings):
         sys.exit(1)

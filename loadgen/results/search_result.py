@@ -139,6 +139,8 @@ class SettingResult(msgspec.Struct, frozen=True, kw_only=True):
     """Joules per good request at that rate."""
     idle_watts: float | None = None
     """Power of the server at rest, with the model resident."""
+    spent_s: float = 0.0
+    """Time that it took of the budget, with the start of its server."""
 
 
 class SearchResult(msgspec.Struct, frozen=True, kw_only=True):

@@ -63,12 +63,15 @@ class Prober:
         config: RunConfig,
         question: Question,
         server: Server,
+        prefix: str = "",
         *,
         view_of: ViewOf,
         say: Callable[[str], None],
         interruption: Interruption | None = None,
     ) -> None:
-        """The runs have the options of `config`, whose `out` is the folder of their folders."""
+        """The runs have the options of `config`, whose `out` is the folder of their folders, whose names begin
+        with `prefix`."""
+        self._prefix = prefix
         self._workload, self._config, self._question, self._server = workload, config, question, server
         self._view_of, self._say, self._interruption = view_of, say, interruption
         self.max_rps = math.inf
@@ -96,7 +99,7 @@ class Prober:
         self._learn_limit(planned.rate_rps, result)
         probe = probe_of(
             result,
-            name=f"{planned.number:03}",
+            name=self._name(planned),
             number=planned.number,
             rate_rps=planned.rate_rps,
             stage=planned.stage,
@@ -106,10 +109,13 @@ class Prober:
         )
         return Measured(probe, result)
 
+    def _name(self, planned: PlannedProbe) -> str:
+        return f"{self._prefix}{planned.number:03}"
+
     def _run(self, planned: PlannedProbe, judge: _Judge, title: str) -> RunResult:
         """Make the run of a probe and analyse it. Raises ServerLostError, ClientLimitError and KeyboardInterrupt."""
         judge.is_hopeless = False
-        folder = self._config.out / f"{planned.number:03}"
+        folder = self._config.out / self._name(planned)
         rmtree(folder, ignore_errors=True)  # of an attempt that was not finished
         with self._view_of(title) as view:
             try:

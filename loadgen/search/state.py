@@ -1,0 +1,223 @@
+"""The state of a search: its probes and answers so far, in memory and in its folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from math import inf
+from time import monotonic
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from loadgen import __version__
+from loadgen.errors import LoadgenError
+from loadgen.report.search_text import describe_probe, duration_text, estimate_text, per_second
+from loadgen.results.best_setting import best_of
+from loadgen.results.run_folder import SCHEMA_VERSION
+from loadgen.results.search_result import Ended, Probe, SearchResult, SettingResult
+from loadgen.search.outcome import best_rate, setting_result
+from loadgen.search.plan import PlannedProbe, Question, next_probe
+from loadgen.search.race import race, share_of_budget
+
+if TYPE_CHECKING:
+    from loadgen.results.run_folder import RunResult
+    from loadgen.search.folder import SearchFolder
+    from loadgen.search.settings import Setting
+
+
+class SearchState:
+    """The search so far, in memory and in its folder, and the setting that is being searched."""
+
+    def __init__(
+        self,
+        folder: SearchFolder,
+        question: Question,
+        settings: Sequence[Setting],
+        trace: str,
+        command: str | None,
+        begun_s: float,
+    ) -> None:
+        earlier = folder.result or SearchResult(
+            schema_version=SCHEMA_VERSION,
+            started=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
+            loadgen_version=__version__,
+        )
+        self._folder, self._asked, self._begun_s = folder, question, begun_s
+        self._earlier_s = earlier.spent_s
+        self._result = msgspec.structs.replace(
+            earlier,
+            objective=question.objective,
+            limits_ms=question.limits_ms,
+            attainment=question.attainment,
+            confidence=question.confidence,
+            width=question.width,
+            budget_s=question.budget_s,
+            trace=trace,
+            command=command,
+        )
+        self.results = list(earlier.settings) or [
+            SettingResult(name=setting.name, options=setting.recorded_options) for setting in settings
+        ]
+        self.question = question
+        """The question of the present setting."""
+        self._index, self._until_s, self._counted_s = 0, begun_s + question.budget_s, begun_s
+
+    def begin(self, index: int) -> None:
+        """Turn to a setting: it begins at the rate of the best so far, and has its share of the time that remains."""
+        self._index = index
+        undone = [setting.spent_s for setting in self.results[index:] if self._is_undone(setting)]
+        remaining_s = self._asked.budget_s - self.spent_s
+        turn_s = share_of_budget(remaining_s, undone) if self._is_undone(self._present) else 0.0
+        self._until_s = monotonic() + min(turn_s, remaining_s)
+        best = self._best_other
+        start_rps = best.rate.value if best is not None and best.rate is not None else self._asked.start_rps
+        self.question = replace(self._asked, start_rps=start_rps)
+
+    def _is_undone(self, setting: SettingResult) -> bool:
+        planned = next_probe(self._asked, setting.probes, inf)
+        return setting.ended != "dropped" and isinstance(planned, PlannedProbe)
+
+    @property
+    def _present(self) -> SettingResult:
+        return self.results[self._index]
+
+    @property
+    def _best_other(self) -> SettingResult | None:
+        others = [setting for index, setting in enumerate(self.results) if index != self._index]
+        return best_of(others, self._asked.objective)
+
+    @property
+    def prefix(self) -> str:
+        """Beginning of the names of the present setting's files."""
+        return f"{self._index + 1}-" if len(self.results) > 1 else ""
+
+    @property
+    def probes(self) -> tuple[Probe, ...]:
+        """The probes of the present setting."""
+        return self._present.probes
+
+    @property
+    def spent_s(self) -> float:
+        return self._earlier_s + monotonic() - self._begun_s
+
+    @property
+    def remaining_s(self) -> float:
+        """Time that the present setting may still take."""
+        return self._until_s - monotonic()
+
+    @property
+    def takes_s(self) -> float:
+        """Time after which requests are decided, as far as the probes showed."""
+        return max((probe.decision_s for probe in self.probes if not probe.overloaded), default=1.0)
+
+    def next(self, max_rps: float) -> PlannedProbe | Ended:
+        """Return the next probe, or the reason for which there is none. max_rps: the highest rate of this client."""
+        if self._present.ended == "dropped":
+            return "dropped"
+        question = replace(self.question, max_rps=min(max_rps, self.question.max_rps))
+        planned = next_probe(question, self.probes, self.remaining_s)
+        return "dropped" if isinstance(planned, PlannedProbe) and self._lost_because else planned
+
+    @property
+    def _lost_because(self) -> str | None:
+        best = self._best_other
+        return None if best is None else race(best, self.probes, self._asked)
+
+    def add(self, probe: Probe, run: RunResult) -> None:
+        """Take in a probe. LoadgenError where fewest joules are wanted, and it has none."""
+        assert run.summary is not None
+        idle_watts = self._present.idle_watts or run.summary.energy.idle_watts
+        self.results[self._index] = msgspec.structs.replace(
+            self._present, probes=(*self.probes, probe), idle_watts=idle_watts
+        )
+        server = run.info.server
+        self._result = msgspec.structs.replace(
+            self._result,
+            model=server.get("model"),
+            engine=server.get("engine"),
+            simulated=bool(server.get("simulated")),
+        )
+        if self._asked.objective == "joules_per_good_request" and not run.info.domains:
+            reasons = "; ".join(run.info.energy_reasons) or "--energy none"
+            raise LoadgenError(f"no energy is measured, so that no load can cost fewest joules: {reasons}")
+        self.write()
+
+    def end(self, ended: Ended, rate_rps: float = inf, reason: str | None = None) -> None:
+        """End the present setting. rate_rps: that at which this client is at its limit, where that is the end."""
+        present = self._present
+        if ended == "budget" and not any(setting.probes for setting in self.results):
+            share = f", a share of {len(self.results)}," if len(self.results) > 1 else ""
+            raise LoadgenError(
+                f"--budget {self._asked.budget_s:g}s{share} is too short for one probe: give it a minute or more"
+            )
+        if present.ended is not None and ended in ("budget", present.ended):  # in an earlier sitting
+            ended, reason = present.ended, present.reason
+        elif ended == "client":
+            reason = self._client_reason(rate_rps, reason)
+        elif ended == "dropped":
+            reason = self._lost_because
+        self.write(ended, reason)
+
+    def end_without_server(self, reason: str, say: Callable[[str], None]) -> None:
+        """End the present setting, whose server did not start or was lost; raise that where it is the only one."""
+        if len(self.results) == 1 and not self.probes:
+            raise LoadgenError(reason)
+        if len(self.results) > 1:
+            say(f"{self._present.name}: {reason.splitlines()[0]}")
+        self.end("server", reason=reason.splitlines()[0])
+
+    def end_all(self) -> SearchResult:
+        """Return the result. LoadgenError where no server was there for any setting."""
+        if not any(setting.probes for setting in self.results):
+            raise LoadgenError(f"no setting has a server: {self.results[0].name}: {self.results[0].reason}")
+        return self.write(self._present.ended, self._present.reason)
+
+    def write(self, ended: Ended | None = None, reason: str | None = None) -> SearchResult:
+        """Write the result with the answer so far of the present setting."""
+        present = self._present
+        now_s = monotonic()
+        answered = setting_result(
+            self._asked,
+            present.probes,
+            ended=ended,
+            reason=reason,
+            idle_watts=present.idle_watts,
+            name=present.name,
+            options=present.options,
+        )
+        spent_s = present.spent_s + now_s - self._counted_s
+        self.results[self._index] = msgspec.structs.replace(answered, spent_s=spent_s)
+        self._counted_s = now_s
+        best = best_of(self.results, self._asked.objective)
+        self._result = msgspec.structs.replace(
+            self._result, spent_s=self.spent_s, settings=tuple(self.results), best=None if best is None else best.name
+        )
+        self._folder.write(self._result)
+        return self._result
+
+    def _client_reason(self, rate_rps: float, reason: str | None) -> str:
+        if reason is not None:
+            return f"at {rate_rps:.3g}/s {reason}"
+        if rate_rps < self._asked.max_rps:
+            return f"above {rate_rps:.3g}/s this client would use more than 80 % of a core per process: add --processes"
+        return f"--max-rps {self._asked.max_rps:g}: no higher rate was tried"
+
+    def describe_next(self, planned: PlannedProbe) -> str:
+        """Return the title of the next probe: what it is, the answer so far, and the time that remains."""
+        rate = best_rate(self._asked, self.probes, None)
+        parts = [
+            *([self._present.name] if self._present.name else []),
+            f"probe {planned.number} at {per_second(planned.rate_rps)} for {duration_text(planned.duration_s)}",
+            *([f"so far {estimate_text(rate, unit='/s')}"] if rate else []),
+            f"{duration_text(self.remaining_s)} left",
+        ]
+        return ", ".join(parts)
+
+    def describe_last(self) -> str:
+        """Return what the last probe found, and the answer so far."""
+        setting, objective = self._present, self._asked.objective
+        estimate = setting.rate if objective == "rate" else setting.least_joules_rate
+        line = describe_probe(self.probes[-1], estimate, self.remaining_s, objective)
+        return f"{setting.name}: {line}" if setting.name else line
