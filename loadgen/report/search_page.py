@@ -41,6 +41,7 @@ from loadgen.report.study_text import METRICS, limits_text, share_text
 from loadgen.results.search_result import SettingResult
 
 if TYPE_CHECKING:
+    from loadgen.report.search_figures import Curve
     from loadgen.results.search_result import Estimate, Probe, SearchResult
 
 METHOD = (
@@ -52,11 +53,12 @@ METHOD = (
 
 def render_search_page(result: SearchResult) -> str:
     """Return the whole page; partial while the search is running."""
+    among = curves(result)
     sections = [_header(result), _tiles(result)]
     if len(result.settings) > 1:
-        sections.append(section("Settings", *_settings(result)))
-    if curves(result):
-        sections += _curves(result)
+        sections.append(section("Settings", *_settings(among, result)))
+    if among:
+        sections += _curves(among, result)
     if any(setting.probes for setting in result.settings):
         sections.append(section("How the budget was spent", *_spending(result)))
     sections.append(section("How it was measured", _origin(result)))
@@ -118,8 +120,7 @@ def _rate_tile(name: str, rate: Estimate | None, sure: str) -> Markup:
 # ---------------------------------------------------------------- curves and settings
 
 
-def _curves(result: SearchResult) -> list[Markup]:
-    among = curves(result)
+def _curves(among: Sequence[Curve], result: SearchResult) -> list[Markup]:
     latencies = [figure(chart) for chart in latency_charts(among, result)]
     energy = [figure(chart) for chart in energy_charts(among, result)]
     parts = [
@@ -131,7 +132,7 @@ def _curves(result: SearchResult) -> list[Markup]:
     return [section(heading, *content) for heading, content in parts if content]
 
 
-def _settings(result: SearchResult) -> list[Markup]:
+def _settings(among: Sequence[Curve], result: SearchResult) -> list[Markup]:
     """Return the rate and the cost of each setting with its outcome, and the Pareto front of all probes."""
     energy = has_energy(result)
     head = ["setting", "outcome", "requests/s", "limit that binds"]
@@ -157,7 +158,7 @@ def _settings(result: SearchResult) -> list[Markup]:
         note += f" The charts show the best {MAX_DRAWN}."
     listed = table([*head, "probes", "time"], rows, "Settings")
     reasons = [(setting.name, setting.reason) for setting in ranked(result) if setting.reason]
-    front = front_chart(curves(result), result)
+    front = front_chart(among, result)
     return [
         tag("figure", listed, tag("figcaption", note), class_="wide"),
         *([definitions(reasons)] if reasons else []),

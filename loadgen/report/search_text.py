@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import inf
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from loadgen.report.format import clean, joules, number, percent, plural, seconds
 from loadgen.report.run_facts import SIMULATED
-from loadgen.report.study_text import METRICS, limits_text, share_text
+from loadgen.report.study_text import METRICS, limits_text, listed, share_text
 from loadgen.results.search_answer import power_near
 
 if TYPE_CHECKING:
@@ -134,10 +135,9 @@ def ranked(result: SearchResult) -> list[SettingResult]:
     """Return the settings, the best first, and those without an answer last."""
 
     def rank(setting: SettingResult) -> tuple[bool, bool, float]:
-        cost = setting.least_joules
-        by_rate = None if setting.rate is None else -setting.rate.value
-        merit = by_rate if result.objective == "rate" else None if cost is None else cost.value
-        return setting.name != result.best, merit is None, merit or 0.0
+        merit = _merit(setting, result)
+        value = 0.0 if merit is None else merit.value
+        return setting.name != result.best, merit is None, -value if result.objective == "rate" else value
 
     return sorted(result.settings, key=rank)
 
@@ -152,6 +152,7 @@ def answer(result: SearchResult) -> Answer:
         outcome = setting_answer(best, result)
         subject = f"{clean(best.name)} is the best of {len(result.settings)} settings. " if best.name else ""
         first, *others = outcome.sentences
+        others += _rivals(best, result)
         is_running = any(setting.ended is None for setting in result.settings)
         head = "Running" if is_running else outcome.head
         outcome = Answer("warning" if is_running else outcome.status, head, [subject + first, *others])
@@ -165,6 +166,33 @@ def answer(result: SearchResult) -> Answer:
             "failed", "No answer", ["No setting has an answer; the table of the settings has the reasons."]
         )
     return outcome._replace(sentences=[*outcome.sentences, *_remarks(result)])
+
+
+def _rivals(best: SettingResult, result: SearchResult) -> list[str]:
+    """Return the settings that may be as good as the best one, by their intervals."""
+    merit = _merit(best, result)
+    names = [
+        clean(setting.name)
+        for setting in ranked(result)
+        if setting is not best and setting.ended != "dropped" and _overlap(merit, _merit(setting, result))
+    ]
+    return [f"{listed(names)} may be as good: the intervals overlap."] if names else []
+
+
+def _merit(setting: SettingResult, result: SearchResult) -> Estimate | None:
+    """Return the quantity by which settings are compared."""
+    return setting.rate if result.objective == "rate" else setting.least_joules
+
+
+def _overlap(a: Estimate | None, b: Estimate | None) -> bool:
+    """Return whether two intervals overlap; an end that is not bounded reaches everywhere."""
+    if a is None or b is None:
+        return False
+    (a_low, a_high), (b_low, b_high) = (
+        (-inf if estimate.low is None else estimate.low, inf if estimate.high is None else estimate.high)
+        for estimate in (a, b)
+    )
+    return a_low <= b_high and b_low <= a_high
 
 
 def setting_answer(setting: SettingResult, result: SearchResult) -> Answer:
@@ -235,8 +263,7 @@ def _binding(binding: Sequence[str]) -> str:
     names = [METRICS[limit] for limit in binding if limit in METRICS]
     if not names:
         return ""
-    listed = " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
-    return f" The limit that binds is {listed}." if len(names) == 1 else f" The limits that bind are {listed}."
+    return f" The limit{' that binds is' if len(names) == 1 else 's that bind are'} {listed(names)}."
 
 
 def _fails(setting: SettingResult, result: SearchResult) -> str:
@@ -246,7 +273,7 @@ def _fails(setting: SettingResult, result: SearchResult) -> str:
     lowest = min(tried, key=lambda probe: probe.rate_rps)
     shares = {METRICS[limit]: lowest.met.get(limit, 0) / lowest.requests for limit in result.limits_ms}
     by_limit = [f"{name} alone was met by {percent(share)}" for name, share in shares.items()]
-    alone = f" {' and '.join(by_limit)}." if len(by_limit) > 1 else ""
+    alone = f" {listed(by_limit)}." if len(by_limit) > 1 else ""
     wanted = "" if result.attainment is None else f"; {share_text(result.attainment)} were wanted"
     within = f"met {limits_text(result.limits_ms)}" if result.limits_ms else "completed"
     return (
@@ -272,7 +299,7 @@ def _energy(setting: SettingResult, result: SearchResult) -> str | None:
     if rate is None or cost is None:
         return None
     subject = f"A {good_request(result)} costs fewest joules"
-    if is_at_the_limit(setting):
+    if result.objective == "rate" and is_at_the_limit(setting):
         text = f"{subject} at this same rate: {estimate_text(cost, joules)}"
     else:
         text = f"{subject} at {_confident(rate, result)}: {estimate_text(cost, joules)}"

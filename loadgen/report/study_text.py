@@ -43,7 +43,7 @@ def _load(load: float, is_rate: bool) -> str:
 
 
 def limits_text(limits_ms: Mapping[str, float]) -> str:
-    return _listed(f"{METRICS[metric]} ≤ {limit:g} ms" for metric, limit in limits_ms.items())
+    return listed(f"{METRICS[metric]} ≤ {limit:g} ms" for metric, limit in limits_ms.items())
 
 
 def reason_text(reason: str) -> str:
@@ -57,7 +57,8 @@ def share_text(share: float) -> str:
     return f"{100 * share:g} %"
 
 
-def _listed(parts: Iterable[str]) -> str:
+def listed(parts: Iterable[str]) -> str:
+    """Return one part or more as "a, b and c"."""
     *first, last = parts
     return f"{', '.join(first)} and {last}" if first else last
 
@@ -174,13 +175,13 @@ def _binding(found: LimitBreak) -> str:
     if not found.binding:
         return " Each limit alone is met often enough; together they are not."
     met = [f"{METRICS[limit]} (met by {percent(found.broken.by_limit[limit])})" for limit in found.binding]
-    return f" The limit that binds is {met[0]}." if len(met) == 1 else f" The limits that bind are {_listed(met)}."
+    return f" The limit that binds is {met[0]}." if len(met) == 1 else f" The limits that bind are {listed(met)}."
 
 
 def _again(found: LimitBreak, is_rate: bool) -> str:
     if not found.again:
         return ""
-    loads = _listed(_load(load, is_rate) for load in found.again)
+    loads = listed(_load(load, is_rate) for load in found.again)
     return f" Yet they are met at {loads}: more repeats or longer runs would show whether that is chance."
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from loadgen.report.format import joules
 from loadgen.report.search_text import answer, describe_probe, duration_text, estimate_text, per_second
-from loadgen.results.search_result import Estimate, SearchResult
+from loadgen.results.search_result import Estimate, SearchResult, SettingResult
 from support import search_results as examples
 from support.search_results import probe, probes, search, setting
 
@@ -108,6 +108,28 @@ COSTS: list[tuple[SearchResult, str]] = [
 @pytest.mark.parametrize(("result", "text"), COSTS)
 def test_the_saving_is_against_loads_that_were_measured(result: SearchResult, text: str) -> None:
     assert text in " ".join(answer(result).sentences)
+
+
+@pytest.mark.parametrize(
+    ("second", "is_rival"),
+    [
+        (setting("b", 0.97), True),
+        (setting("b", 0.5), False),
+        (setting("b", 0.97, ended="dropped"), False),
+        (setting("b", rate=None), False),
+        (setting("b", rate=Estimate(value=12.0, low=12.0, high=None)), True),
+    ],
+)
+def test_a_setting_whose_interval_overlaps_the_best_one_may_be_as_good(second: SettingResult, is_rival: bool) -> None:
+    text = " ".join(answer(search(setting("a"), second)).sentences)
+    assert ("b may be as good: the intervals overlap." in text) == is_rival
+
+
+def test_the_fewest_joules_are_at_a_rate_of_their_own_where_they_were_searched_for() -> None:
+    text = " ".join(answer(search(objective="joules_per_good_request")).sentences)
+    assert text.startswith(
+        "A good request costs fewest joules at 13.4 requests/s [12.8, 14.0] at 95 % confidence: 48.0 J"
+    )
 
 
 REMARKS: list[tuple[SearchResult, str]] = [
