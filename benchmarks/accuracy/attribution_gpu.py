@@ -18,6 +18,7 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -131,7 +132,7 @@ def modelled(result: RunResult, seconds: float, coefficients_of: RunResult | Non
     source = (coefficients_of or result).attribution
     assert source is not None
     (coefficients,) = source.coefficients
-    work = engine_steps_of(result.records, result.engine)
+    work = replace(engine_steps_of(result.records, result.engine), experts=coefficients.experts)
     start_ns, _ = span(result)
     end_ns = start_ns + round(seconds * NS_PER_S)
     inside = work.end_ns[work.step] <= end_ns

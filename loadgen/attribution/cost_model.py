@@ -1,8 +1,9 @@
 """The cost model of an engine step, and its fit to the energy that a counter measured.
 
-Step s costs about c + sum(a_i). c does not depend on who is in it (weights read, launches, static power); a_i is what
-member i adds: its prompt tokens, or one decoded token and the keys and values it reads. `Coefficients` holds c and the
-prices that make up the a's. Non-negative least squares finds them from the energy of the counter's windows.
+Step s costs about c + sum(a_i), and e D for the experts that a mixture of them reads (expert_reads.py). c does not
+depend on who is in it (weights read, launches, static power); a_i is what member i adds: its prompt tokens, or one
+decoded token and the keys and values it reads. `Coefficients` holds c, e and the prices that make up the a's.
+Non-negative least squares finds them from the energy of the counter's windows.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.attribution.engine_steps import decoded_tokens
+from loadgen.attribution.expert_reads import ExpertReads, member_computed, member_reads, step_computed, step_reads
 from loadgen.stats.nnls import nnls
 from loadgen.units import MJ_PER_J, NS_PER_MS, NS_PER_S
 
@@ -39,6 +41,8 @@ LEAST_MISFIT = 0.002
 """Smallest relative error of a law that is believed."""
 
 COLUMNS = ("step_j", "prefill_token_j", "prefill_context_j", "decode_token_j", "decode_context_j")
+EXPERT_COLUMNS = ("expert_j", "computed_token_j")
+"""Further columns, of steps that read experts."""
 
 
 class Coefficients(msgspec.Struct, frozen=True, kw_only=True):
@@ -52,6 +56,16 @@ class Coefficients(msgspec.Struct, frozen=True, kw_only=True):
     decode_token_j: float
     decode_context_j: float
     """Price of a decoded token and a token of its context: keys and values read."""
+    expert_j: float | None = None
+    """e: a step that reads all experts of a mixture; None where nothing indicates that there are experts."""
+    computed_token_j: float | None = None
+    """Price of a token that is computed after the experts have been read."""
+    expert_chosen_share: float | None = None
+    """Mean probability with which a token chooses an expert."""
+    expert_spread: float | None = None
+    """Standard deviation of the logarithm of that probability over the experts."""
+    expert_hidden_tokens: float | None = None
+    """Tokens that are computed while all experts are read."""
     idle_w: float | None
     idle_se_w: float | None = None
     """Standard error of idle_w, from the spread of the idle windows."""
@@ -64,22 +78,42 @@ class Coefficients(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def values(self) -> Floats:
-        """float64[5], in the order of COLUMNS."""
-        return np.array([getattr(self, column) for column in COLUMNS])
+        """float64[K], in the order of `columns`."""
+        return np.array([getattr(self, column) or 0.0 for column in self.columns])
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the prices, those of the columns of the steps that these are the coefficients of."""
+        return COLUMNS if self.experts is None else (*COLUMNS, *EXPERT_COLUMNS)
+
+    @property
+    def experts(self) -> ExpertReads | None:
+        """Reads of experts that the steps were assumed to make."""
+        if self.expert_chosen_share is None or self.expert_spread is None:
+            return None
+        return ExpertReads(self.expert_chosen_share, self.expert_spread, self.expert_hidden_tokens)
 
 
 # -- features of members and steps -----------------------------------------------------------------------------------
+
+
+def columns_of(steps: EngineSteps) -> tuple[str, ...]:
+    """Return the columns of the features of steps, K of them: COLUMNS, and EXPERT_COLUMNS if they read experts."""
+    return COLUMNS if steps.experts is None else (*COLUMNS, *EXPERT_COLUMNS)
 
 
 def feature_column(steps: EngineSteps, column: str) -> Floats:
     """Return what each member brings to one coefficient: a new float64[M], which belongs to the caller.
 
     A step itself is shared equally by its members, other clients' streams among them. M is as large as the run's
-    output, so callers that need all five columns take them one at a time (`member_features` holds them all).
+    output, so callers that need all columns take them one at a time (`member_features` holds them all).
     """
     if column == "step_j":
-        size = np.bincount(steps.step, minlength=steps.count) + _foreign_members(steps)
+        size = np.bincount(steps.step, minlength=steps.count) + foreign_members(steps)
         return np.asarray((steps.iterations / size)[steps.step])
+    if column in EXPERT_COLUMNS and steps.experts is not None:
+        member_part = member_reads if column == "expert_j" else member_computed
+        return member_part(steps, steps.experts, foreign_members(steps))
     tokens = steps.prefill if column.startswith("prefill") else decoded_tokens(steps.decode, steps.speculation)
     feature: Floats = tokens.astype(np.float64)
     if column.endswith("context_j"):
@@ -88,24 +122,24 @@ def feature_column(steps: EngineSteps, column: str) -> Floats:
 
 
 def member_features(steps: EngineSteps) -> Floats:
-    """Return float64[M, 5]: the `feature_column` of every coefficient, side by side."""
-    return np.stack([feature_column(steps, column) for column in COLUMNS], axis=1)
+    """Return float64[M, K]: the `feature_column` of every coefficient, side by side."""
+    return np.stack([feature_column(steps, column) for column in columns_of(steps)], axis=1)
 
 
 def step_features(steps: EngineSteps) -> Floats:
-    """Return float64[S, 5]: what each step brings to each coefficient. It passes over every membership five times."""
-    return np.stack([_sum_by(steps.step, feature_column(steps, c), steps.count) for c in COLUMNS], axis=1)
+    """Return float64[S, K]: what each step brings to each coefficient. It passes over every membership K times."""
+    return np.stack([_sum_by(steps.step, feature_column(steps, c), steps.count) for c in columns_of(steps)], axis=1)
 
 
 def cost_shares(steps: EngineSteps, coefficients: Coefficients | None, fallback_w: float = 1.0) -> Floats:
-    """Return float64[M], joules: c / |B| + a_i, the Shapley value of member i in a step with members B.
+    """Return float64[M], joules: c / |B| + e d_i + a_i, the Shapley value of member i in a step with members B.
 
     A step that the coefficients price at nothing, as every step is without coefficients, costs `fallback_w` over its
     duration, in equal parts: what was measured while it ran is its members', and not idle.
     """
     shares = np.zeros(len(steps.step))
     if coefficients is not None:
-        for column, price in zip(COLUMNS, coefficients.values, strict=True):
+        for column, price in zip(columns_of(steps), coefficients.values, strict=True):
             feature = feature_column(steps, column)
             feature *= price
             shares += feature
@@ -117,7 +151,7 @@ def cost_shares(steps: EngineSteps, coefficients: Coefficients | None, fallback_
     return shares
 
 
-def _foreign_members(steps: EngineSteps) -> Floats:
+def foreign_members(steps: EngineSteps) -> Floats:
     """Return float64[S]: other clients' streams in each of our steps."""
     if steps.foreign is None:
         return np.zeros(steps.count)
@@ -127,21 +161,28 @@ def _foreign_members(steps: EngineSteps) -> Floats:
 
 
 def foreign_features(steps: EngineSteps, edges_ns: Ints) -> Floats:
-    """Return float64[W, 5]: what other clients bring to each coefficient in each window, placed by engine counters."""
+    """Return float64[W, K]: what other clients bring to each coefficient in each window, placed by engine counters."""
     windows = max(len(edges_ns) - 1, 0)
     foreign = steps.foreign
     if foreign is None or not windows:
-        return np.zeros((windows, len(COLUMNS)))
+        return np.zeros((windows, len(columns_of(steps))))
     decode = foreign.decode
     if steps.speculation is not None:
         decode = decode * (steps.speculation.computed / steps.speculation.emitted)
-    columns = (foreign.steps, foreign.prefill, np.zeros_like(foreign.steps), decode, decode * foreign.context)
+    columns = [foreign.steps, foreign.prefill, np.zeros_like(foreign.steps), decode, decode * foreign.context]
+    if steps.experts is not None:
+        columns += [foreign.steps * steps.experts.share(foreign.members), np.zeros_like(foreign.steps)]
     interval, window, share = overlap(edges_ns, foreign.edges_ns[:-1], foreign.edges_ns[1:])
     features = [_sum_by(window, share * column[interval], windows) for column in columns]
-    members = _foreign_members(steps)
+    members = foreign_members(steps)
     size = np.bincount(steps.step, minlength=steps.count) + members
     step, window, share = overlap(edges_ns, steps.start_ns, steps.end_ns)
     features[0] += _sum_by(window, share * (steps.iterations * members / size)[step], windows)
+    if steps.experts is not None:
+        totals = (step_reads(steps, steps.experts, members), step_computed(steps, steps.experts, members))
+        for k, (column, total) in enumerate(zip(EXPERT_COLUMNS, totals, strict=True), len(COLUMNS)):
+            theirs = total - _sum_by(steps.step, feature_column(steps, column), steps.count)
+            features[k] += _sum_by(window, share * theirs[step], windows)
     return np.stack(features, axis=1)
 
 
@@ -230,13 +271,22 @@ def fit_coefficients(series: EnergySeries, steps: EngineSteps, per_step: Floats 
     return fit_windows(series, steps, per_step).coefficients
 
 
-def fit_windows(series: EnergySeries, steps: EngineSteps, per_step: Floats | None = None) -> Fit:
-    """Regress the windows' energy on the work done in them, by non-negative least squares.
+class WindowWork(NamedTuple):
+    """Work and energy of the W windows of a counter. features: float64[W, K]. target: float64[W], joules without those
+    of the time that no step covers. busy: the windows to fit."""
 
-    Idle power is measured where no step overlaps and no request was in flight, then held fixed: a loaded run's busy
-    windows do not determine it. Windows in which the work of other clients is guessed are no evidence, unless the rest
-    are too few; windows at the power limit are replaced by their steps. per_step: `step_features` of the same steps,
-    when the caller already has them.
+    features: Floats
+    target: Floats
+    busy: NDArray[np.bool_]
+    energy_j: Floats
+    idle_w: float | None
+    idle_se_w: float | None
+
+
+def window_work(series: EnergySeries, steps: EngineSteps, per_step: Floats) -> WindowWork:
+    """Return what was done in each window, and the idle power, which is measured in windows without a step or request.
+
+    per_step: `step_features` of the same steps.
     """
     energy_j = np.diff(series.mj) / 1000.0
     duration_s = np.diff(series.t_ns) / NS_PER_S
@@ -250,13 +300,25 @@ def fit_windows(series: EnergySeries, steps: EngineSteps, per_step: Floats | Non
     idle_s = float(duration_s[idle].sum())
     idle_w = float(energy_j[idle].sum() / idle_s) if idle_s >= MIN_IDLE_S else None
     watts = energy_j[idle] / duration_s[idle]
-    per_step = step_features(steps) if per_step is None else per_step
     columns = [_sum_by(window, share * column[step], len(energy_j)) for column in per_step.T]
-    features = np.stack(columns, axis=1) + foreign
     target = energy_j - (idle_w or 0.0) * free_time(steps, series.t_ns) / NS_PER_S
+    idle_se_w = float(watts.std(ddof=1) / np.sqrt(len(watts))) if idle_w is not None and len(watts) > 1 else None
     busy = is_busy & measured
     if (busy & ~guessed).sum() >= MIN_WINDOWS:
         busy &= ~guessed
+    return WindowWork(np.stack(columns, axis=1) + foreign, target, busy, energy_j, idle_w, idle_se_w)
+
+
+def fit_windows(series: EnergySeries, steps: EngineSteps, per_step: Floats | None = None) -> Fit:
+    """Regress the windows' energy on the work done in them, by non-negative least squares.
+
+    Idle power is measured where no step overlaps and no request was in flight, then held fixed: a loaded run's busy
+    windows do not determine it. Windows in which the work of other clients is guessed are no evidence, unless the rest
+    are too few; windows at the power limit are replaced by their steps. per_step: `step_features` of the same steps,
+    when the caller already has them.
+    """
+    per_step = step_features(steps) if per_step is None else per_step
+    features, target, busy, energy_j, idle_w, idle_se_w = window_work(series, steps, per_step)
     values, error, kept = fit_without_outliers(features, target, busy)
     outliers = int(busy.sum() - kept.sum())
     r_squared = misfit = None
@@ -266,10 +328,13 @@ def fit_windows(series: EnergySeries, steps: EngineSteps, per_step: Floats | Non
         variance = float(((target[kept] - target[kept].mean()) ** 2).sum())
         r_squared = 1 - error / variance if variance > 0 else None
         misfit = _misfit(target[kept] - features[kept] @ values, energy_j[kept])
+    prices = dict(zip(columns_of(steps), values.tolist(), strict=True))
+    if steps.experts is not None:
+        prices |= {f"expert_{name}": value for name, value in msgspec.structs.asdict(steps.experts).items()}
     coefficients = Coefficients(
-        **dict(zip(COLUMNS, values.tolist(), strict=True)),
+        **prices,
         idle_w=idle_w,
-        idle_se_w=float(watts.std(ddof=1) / np.sqrt(len(watts))) if idle_w is not None and len(watts) > 1 else None,
+        idle_se_w=idle_se_w,
         r_squared=r_squared,
         misfit=misfit,
         outliers=outliers,
@@ -314,7 +379,7 @@ def _refitted(windows: Fit, rows: Rows) -> Fit:
     error = float(((rows.energy_j - rows.features @ values) ** 2).sum())
     coefficients = msgspec.structs.replace(
         windows.coefficients,
-        **dict(zip(COLUMNS, values.tolist(), strict=True)),
+        **dict(zip(windows.coefficients.columns, values.tolist(), strict=True)),
         r_squared=1 - error / variance if variance > 0 else None,
         misfit=_misfit(windows.target_j - windows.features @ values, windows.energy_j),
     )

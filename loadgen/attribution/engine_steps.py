@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from loadgen.units import NS_PER_MS
 
 if TYPE_CHECKING:
+    from loadgen.attribution.expert_reads import ExpertReads
     from loadgen.stats.arrays import Floats, Ints
 
 Bools = NDArray[np.bool_]
@@ -78,6 +79,7 @@ class EngineSteps:
     float32[M], mean number of tokens before those. M is as large as the run's output, so these are the narrow types,
     and nothing of M rows is kept that can be computed again.
     unseen_ns: int64[k, 2], when a request was in flight whose work is unknown: it may have cost something.
+    experts: the experts that these steps read; None for a dense model, in which every step reads all weights.
     """
 
     start_ns: Ints
@@ -96,6 +98,7 @@ class EngineSteps:
     guessed."""
     speculation: Speculation | None = None
     """Speculative decoding; None where a decode step computes as many tokens as it emits."""
+    experts: ExpertReads | None = None
 
     @property
     def count(self) -> int:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from loadgen.attribution.cost_model import COLUMNS, Fit, Rows
+from loadgen.attribution.cost_model import Rows
 from loadgen.stats.nnls import nnls
 
 if TYPE_CHECKING:
+    from loadgen.attribution.cost_model import Fit
     from loadgen.attribution.uncertainty import ErrorModel
 
 MIN_WINDOWS = 50
@@ -51,12 +52,12 @@ class FitQuality(msgspec.Struct, frozen=True, kw_only=True):
 
 def fit_quality(fit: Fit, model: ErrorModel) -> FitQuality:
     """Judge a fit by its own windows. model: the components of its error."""
-    values = fit.coefficients.values
+    values, columns = fit.coefficients.values, fit.coefficients.columns
     errors = np.sqrt(np.diag(model.covariance))
     used = np.flatnonzero(values > 0).tolist()
     uncertain = [k for k in used if errors[k] > UNCERTAIN * values[k]]
     alike = [
-        (COLUMNS[i], COLUMNS[k])
+        (columns[i], columns[k])
         for i in used
         for k in used
         if i < k and (i in uncertain or k in uncertain) and abs(model.covariance[i, k]) > ALIKE * errors[i] * errors[k]
@@ -68,8 +69,8 @@ def fit_quality(fit: Fit, model: ErrorModel) -> FitQuality:
         held_out_variance_j2=variance_j2,
         variation=float(fit.energy_j.std()) / mean_j if mean_j > 0 else 0.0,
         noise=float(np.sqrt(max(model.single - model.misfit, 0.0))),
-        se={COLUMNS[k]: float(errors[k]) for k in used},
-        uncertain={COLUMNS[k]: float(errors[k] / values[k]) for k in uncertain},
+        se={columns[k]: float(errors[k]) for k in used},
+        uncertain={columns[k]: float(errors[k] / values[k]) for k in uncertain},
         alike=alike,
     )
 

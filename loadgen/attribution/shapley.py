@@ -32,6 +32,7 @@ from loadgen.attribution.cost_model import (
     overlap,
     unseen_time,
 )
+from loadgen.attribution.expert_choice import with_experts
 from loadgen.attribution.fit_quality import FitQuality, fit_quality
 from loadgen.attribution.other_methods import OtherMethod, request_shares_mj
 from loadgen.attribution.output_kinds import decode_by_kind
@@ -217,6 +218,7 @@ def _shapley(
     The first `own` records are ours; what the others used is unattributed. When nothing could be fitted, a step costs
     the domain's mean power over its duration, whatever is done in it.
     """
+    steps = with_experts(series, steps)
     fit = fit_windows(series, steps)
     coefficients = fit.coefficients
     length_s = max(float(series.t_ns[-1] - series.t_ns[0]) / NS_PER_S, 1e-9)

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import numpy as np
 
-from loadgen.attribution.cost_model import COLUMNS, Fit, feature_column, foreign_features, free_time, overlap
+from loadgen.attribution.cost_model import Fit, columns_of, feature_column, foreign_features, free_time, overlap
 from loadgen.stats.nnls import nnls
 from loadgen.units import MJ_PER_J, NS_PER_S
 
@@ -73,9 +73,9 @@ class ErrorModel:
     misfit: float
 
     @classmethod
-    def unknown(cls) -> Self:
-        """Return the components of a domain without a fit."""
-        nothing = np.zeros((len(COLUMNS), len(COLUMNS)))
+    def unknown(cls, coefficients: int) -> Self:
+        """Return the components of a domain without a fit of so many coefficients."""
+        nothing = np.zeros((coefficients, coefficients))
         return cls(0.0, 0.0, nothing, nothing, 0, 0.0, 0.0)
 
 
@@ -86,7 +86,7 @@ def error_model(fit: Fit, series: EnergySeries, steps: EngineSteps) -> ErrorMode
     energy_j, features = fit.energy_j[positive], fit.features[positive]
     count = len(energy_j)
     if not count:
-        return ErrorModel.unknown()
+        return ErrorModel.unknown(len(values))
     residual = (fit.target_j[positive] - features @ values) / energy_j
     single = noise = misfit = float(np.mean(residual**2))
     prefill_j2 = 0.0
@@ -218,7 +218,7 @@ def joules_gradient(
     step_rate = np.bincount(step, overlap_share * rate[window], minlength=steps.count)
     prefilling = np.flatnonzero(steps.prefilling)
     gradient = np.zeros((requests, 2, len(values)))
-    for k, column in enumerate(COLUMNS):
+    for k, column in enumerate(columns_of(steps)):
         feature = feature_column(steps, column)
         by_step = np.bincount(steps.step, feature, minlength=steps.count)
         in_window = np.bincount(window, overlap_share * by_step[step], minlength=windows) + foreign[:, k]
@@ -313,7 +313,7 @@ def joules_errors(
     if len(clipped) < 2 or not len(shares):
         zeros = np.zeros(requests)
         nothing = RequestWindows(np.zeros(0, np.int64), np.zeros(0, np.int64), *np.zeros((3, 0)))
-        model = ErrorModel.unknown()
+        model = ErrorModel.unknown(len(values))
         return JoulesErrors(model, nothing, zeros[:0], zeros[:0], np.zeros((requests, 2, len(values))), zeros)
     rows = request_windows(clipped, steps, member_j, requests)
     return JoulesErrors(

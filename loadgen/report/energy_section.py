@@ -105,6 +105,11 @@ _COEFFICIENTS = {
     "prefill_context_j": "a prompt token, for each token before it",
     "decode_token_j": "a decoded token",
     "decode_context_j": "a decoded token, for each token of its context: keys and values read",
+    "expert_j": "a step that reads all experts of a mixture; one that reads fewer costs less",
+    "computed_token_j": "a token that is computed after the experts have been read",
+    "expert_chosen_share": "share of the experts that a token chooses",
+    "expert_spread": "spread of the experts' popularity: standard deviation of its logarithm",
+    "expert_hidden_tokens": "tokens that are computed while all experts are read",
     "idle_w": "power of the idle server",
     "idle_se_w": "standard error of the idle power",
     "r_squared": "R², the share of the windows' variation that the fit explains",
@@ -122,6 +127,8 @@ def fitted_costs(energy: EnergySummary) -> Markup:
     rows = []
     errors = energy.coefficients_se or {}
     for name, value in energy.coefficients.items():
+        if value is None and name.startswith(("expert_", "computed_")):  # no experts to read
+            continue
         match name.rpartition("_")[2]:
             case "j":
                 text = joules(value) if name not in errors else f"{joules(value)} ± {joules(errors[name])}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from itertools import combinations
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -14,18 +13,29 @@ if TYPE_CHECKING:
 def nnls(a: Floats, b: Floats) -> tuple[Floats, float]:
     """Return argmin |a x - b|^2 with x >= 0, and that minimum. a: float64[rows, columns], b: float64[rows].
 
-    Every set of columns is tried, on the normal equations of columns scaled to 1: exact, and fast up to about seven
-    columns.
+    Sets of columns are solved without the constraint, on the normal equations of columns scaled to 1. A set is done
+    with when its answer has no negative part, or is no better than one that has none: no part of the set can be better.
+    Otherwise each set with one column less is tried. Exact, and fast up to about ten columns.
     """
     columns = a.shape[1]
-    scale = np.where(a.any(axis=0), np.abs(a).max(axis=0), 1.0)
+    live = a.any(axis=0)
+    scale = np.where(live, np.abs(a).max(axis=0, initial=0.0), 1.0)
     gram, moment, total = (a / scale).T @ (a / scale), (a / scale).T @ b, float(b @ b)
     best, best_error = np.zeros(columns), total
-    for size in range(1, columns + 1):
-        for chosen in map(list, combinations(range(columns), size)):
-            x = np.linalg.lstsq(gram[np.ix_(chosen, chosen)], moment[chosen], rcond=1e-10)[0]
-            error = total - 2 * float(x @ moment[chosen]) + float(x @ gram[np.ix_(chosen, chosen)] @ x)
-            if (x >= 0).all() and error < best_error * (1 - 1e-12):
-                best, best_error = np.zeros(columns), error
-                best[chosen] = x
+    sets = [tuple(np.flatnonzero(live).tolist())]
+    tried = set(sets)
+    while sets:
+        chosen = list(sets.pop())
+        x = np.linalg.lstsq(gram[np.ix_(chosen, chosen)], moment[chosen], rcond=1e-10)[0]
+        error = total - 2 * float(x @ moment[chosen]) + float(x @ gram[np.ix_(chosen, chosen)] @ x)
+        if error >= best_error * (1 - 1e-12):
+            continue
+        if (x >= 0).all():
+            best, best_error = np.zeros(columns), error
+            best[chosen] = x
+            continue
+        order = np.argsort(-x)  # the most negative column is left out first
+        smaller = [tuple(column for column in chosen if column != chosen[i]) for i in order]
+        sets += [part for part in smaller if part and part not in tried]
+        tried.update(smaller)
     return best / scale, max(best_error, 0.0)

@@ -40,6 +40,9 @@ def test_fitted_costs_have_their_units_and_meanings() -> None:
         "misfit": 0.25,
         "outliers": 1200.0,
         "decode_token_j": None,
+        "expert_j": 2.5,
+        "expert_chosen_share": 0.125,
+        "expert_hidden_tokens": None,
     }
     energy = EnergySummary(
         valid=True, reasons=[], coefficients=fit, coefficients_se={"step_j": 0.01}, held_out_r_squared=0.98
@@ -54,8 +57,11 @@ def test_fitted_costs_have_their_units_and_meanings() -> None:
         "that the fit explains 0.990",
         "(relative RMSE) 25.0 %",
         "as outliers 1,200",
+        "all experts of a mixture; one that reads fewer costs less 2.50 J",
+        "share of the experts that a token chooses 0.125",
     ):
         assert row in text
+    assert "while all experts are read" not in text, "a dense model has no row of experts"
 
 
 @pytest.mark.parametrize("fit", [None, {"step_j": 0.5}])
