@@ -25,10 +25,10 @@ from loadgen.report.search_text import (
 )
 from loadgen.report.study_figures import HEIGHT, scaled, with_far_limits
 from loadgen.report.study_text import METRICS, limits_text, share_text
+from loadgen.results.best_setting import front, points
 from loadgen.results.miss_curve import BANDWIDTH, MissCurve, miss_curve
 from loadgen.results.search_answer import answered, power_near
 from loadgen.results.search_result import Estimate
-from loadgen.stats.intervals import pareto
 
 if TYPE_CHECKING:
     from loadgen.results.search_result import Probe, SearchResult, SettingResult
@@ -319,22 +319,18 @@ def front_chart(among: Sequence[Curve], result: SearchResult) -> Chart | None:
 
     None of a single setting, and where fewer than three probes have both.
     """
-    points = [
-        (curve, probe, probe.good_rps, cost)
-        for curve in among
-        for probe in curve.probes
-        if not probe.overloaded and probe.good_rps and (cost := probe.joules_per_good_request) is not None
-    ]
-    if len(among) < 2 or len(points) < 3:
+    measured = points([curve.setting for curve in among])
+    if len(among) < 2 or len(measured) < 3:
         return None
-    marks = [
-        replace(_mark(curve.name, curve.colour, curve, probe, cost, "J"), x=good) for curve, probe, good, cost in points
-    ]
-    front = [points[i] for i in pareto([(-good, cost) for _, _, good, cost in points])]
-    dots = _dots(marks)
-    x, y = (np.array(values) for values in zip(*((good, cost) for _, _, good, cost in front), strict=True))
+    by_name = {curve.setting.name: curve for curve in among}
+    marks = []
+    for point in measured:
+        curve, cost = by_name[point.setting], point.joules_per_good_request
+        marks.append(replace(_mark(curve.name, curve.colour, curve, point.probe, cost, "J"), x=point.good_rps))
+    dots, best = _dots(marks), front(measured)
+    x, y = (np.array([getattr(point, field) for point in best]) for field in ("good_rps", "joules_per_good_request"))
     line = Series("Pareto front", x, y, "line", "soft")
-    names = "; ".join(f"{curve.name} at {per_second(probe.rate_rps)}" for curve, probe, *_ in front)
+    names = "; ".join(f"{point.setting} at {per_second(point.probe.rate_rps)}" for point in best)
     across = scaled(Axis("Good requests", "1/s"), [part.x for part in dots], ())
     down = scaled(Axis(f"Joules per {good_request(result)}", "J"), [part.y for part in dots], ())
     title = f"Joules per {good_request(result)} against good requests per second"

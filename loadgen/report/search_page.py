@@ -149,7 +149,7 @@ def _settings(among: Sequence[Curve], result: SearchResult) -> list[Markup]:
                 else []
             ),
             str(len(setting.probes)),
-            duration_text(sum(probe.wall_s for probe in setting.probes)),
+            duration_text(setting.spent_s),
         ]
         for setting in ranked(result)
     ]

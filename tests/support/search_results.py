@@ -60,6 +60,7 @@ def setting(name: str = "", scale: float = 1.0, **changes: Any) -> SettingResult
     """Return an answered setting. `scale` multiplies its rates."""
     values: dict[str, Any] = {
         "name": name,
+        "spent_s": 520.0,
         "probes": probes(scale),
         "ended": "interval",
         "rate": Estimate(value=13.4 * scale, low=12.8 * scale, high=14.0 * scale),
