@@ -36,7 +36,7 @@ from loadgen.telemetry.engine_sample import EngineSample
 from loadgen.telemetry.otlp_parse import RequestSpan, parse_spans
 from loadgen.units import NS_PER_MS, NS_PER_S
 from loadgen.workload.schedule import build_schedule
-from loadgen.workload.trace import read_trace
+from loadgen.workload.trace import Trace, TraceRequest, read_trace
 
 TRACES = Path(__file__).parents[2] / "traces"
 IDLE_NS = 2 * NS_PER_S
@@ -45,6 +45,8 @@ CHUNK_DELAY_NS = (200_000, 800_000)
 Z = 1.96
 """Standard errors in half of a 95 % interval."""
 RUN_ID = "run"
+LONG = Trace("100k", (TraceRequest(arrival_s=0.0, input_tokens=100_000, output_tokens=200),) * 1000, "", timed=False)
+"""Prompts of 100,000 tokens."""
 WALL_NS = 1_700_000_000 * NS_PER_S
 """Wall-clock time at the virtual instant 0."""
 
@@ -82,6 +84,7 @@ def scenarios() -> list[Scenario]:
     plain = [Scenario(name, mix) for name, mix in rates]
     mix = {"chat": 3.0, "code": 3.0}
     small = EngineOptions(kv_cache_tokens=20_000)
+    evicting = EngineOptions(prefix_caching=True, kv_cache_tokens=20_000)
     drafting = EngineOptions(speculation=Speculation(read_model("llama-3.2-1b"), (0.8, 0.7, 0.6, 0.5)))
     return [
         *plain,
@@ -94,7 +97,12 @@ def scenarios() -> list[Scenario]:
         Scenario("mix 6/s, 2 % noise", mix, counter=CounterOptions(noise=0.02)),
         Scenario("mix 6/s, 5 % noise", mix, counter=CounterOptions(noise=0.05)),
         Scenario("mix 6/s, prefix caching", mix, options=EngineOptions(prefix_caching=True), shared_prefix=0.5),
+        Scenario("mix 6/s, prefix caching, eviction", mix, options=evicting, shared_prefix=0.5),
         Scenario("mix 6/s, preemption", mix, options=small),
+        *(
+            Scenario(f"mix 2/s, 100k prompts 0.02/s{kind}", {"chat": 1.0, "code": 1.0, "100k": 0.02}, engine=not kind)
+            for kind in ("", ", client only")
+        ),
         *(
             Scenario(
                 f"mix {rps}/s, {100 * share:.0f} % foreign{spans and ', spans'}",
@@ -160,7 +168,7 @@ def simulated(scenario: Scenario, seconds: float, seed: int) -> Case:
     arrivals = []
     for row, (kind, rps) in enumerate(scenario.rates.items()):
         plan = build_schedule(
-            read_trace(TRACES / f"{kind}.jsonl"),
+            LONG if kind == "100k" else read_trace(TRACES / f"{kind}.jsonl"),
             seed=seed + 1000 * row,  # with one seed all kinds arrive at the same instants
             rps=rps,
             arrival="poisson",

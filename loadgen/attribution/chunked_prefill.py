@@ -116,7 +116,7 @@ def choose_candidate(queue: PrefillQueue, prior: ChunkedPrefillPrior = PRIOR) ->
     for candidate in candidates(len(queue.row), prior):
         pieces = fill_steps(queue, candidate, prior.sample, prior.late_steps)
         error = length_error(pieces, queue.length, queue.decoding)
-        room = candidate.budget - queue.decoding
+        room = np.where(queue.decoding > 0, candidate.budget - queue.decoding, np.inf)
         if error < prior.improvement * smallest and overflow(pieces, room) < prior.max_overflow:
             chosen, smallest = candidate, error
     return chosen
@@ -124,23 +124,36 @@ def choose_candidate(queue: PrefillQueue, prior: ChunkedPrefillPrior = PRIOR) ->
 
 def overflow(pieces: list[Piece], room: Floats) -> float:
     """Return the share of the prompt tokens in steps without room for them: chunks that came together, or a wrong
-    budget."""
+    budget. A step in which no stream decodes has room for any number: steps before it may have left no chunk."""
     tokens = np.bincount([p.step for p in pieces], [p.tokens for p in pieces], minlength=len(room))
     return float(np.maximum(tokens - np.maximum(room, 0.0), 0.0).sum() / max(tokens.sum(), 1.0))
 
 
 def length_error(pieces: list[Piece], length: Floats, decoding: Floats) -> float:
-    """Return the residual sum of squares of length = b0 + b1 p + b2 p^2 + b3 d over the steps that the pieces span.
+    """Return the residual sum of squares of length = b0 + b1 p + b2 a + b3 d over the steps that the pieces span.
 
-    p are the prompt tokens of a step, d its decoding streams, the b's fitted by least squares. Lengths are cut at twice
-    the 99.9th percentile: a client that slept is no evidence about an engine.
+    p are the prompt tokens of a step, a their pairs with the tokens of the prompt before them (attention), d its
+    decoding streams, the b's fitted by least squares. Steps in which no stream decodes are no evidence: how many
+    iterations they were, and how long a prompt waited before, cannot be seen. Lengths are cut at twice the 99.9th
+    percentile: nor is a client that slept.
     """
-    steps = np.array([piece.step for piece in pieces])
-    end = int(steps.max()) + 1
-    tokens = np.bincount(steps, [piece.tokens for piece in pieces], minlength=end)
-    y = np.minimum(length[:end], 2 * np.percentile(length[:end], 99.9))
-    x = np.column_stack((np.ones(end), tokens, tokens**2 / 1e4, decoding[:end]))
+    row, step = (np.array(column, dtype=np.int64) for column in zip(*((p.row, p.step) for p in pieces), strict=True))
+    tokens = np.array([piece.tokens for piece in pieces])
+    end = int(step.max()) + 1
+    pairs = np.bincount(step, tokens * (done_before(row, tokens) + tokens / 2), minlength=end)
+    x = np.column_stack((np.ones(end), np.bincount(step, tokens, minlength=end), pairs / 1e4, decoding[:end]))
+    seen = decoding[:end] > 0
+    if not seen.any():
+        return 0.0
+    x, y = x[seen], np.minimum(length[:end], 2 * np.percentile(length[:end][seen], 99.9))[seen]
     return float(((y - x @ np.linalg.lstsq(x, y, rcond=None)[0]) ** 2).sum())
+
+
+def done_before(row: Ints, tokens: Floats) -> Floats:
+    """Return the tokens of each piece's prompt that the pieces before it computed. Pieces of a row are together."""
+    done = np.cumsum(tokens) - tokens
+    new = np.concatenate(([True], row[1:] != row[:-1]))
+    return np.asarray(done - np.maximum.accumulate(np.where(new, done, 0.0)))
 
 
 def fill_steps(
@@ -192,10 +205,7 @@ def cut_prefills(members: Members, pieces: list[Piece], cached: Narrow) -> Membe
     row = np.array([piece.row for piece in pieces], dtype=np.int64)
     step = np.array([piece.step for piece in pieces], dtype=np.int32)
     tokens = np.array([piece.tokens for piece in pieces])
-    new = np.concatenate(([True], row[1:] != row[:-1]))
-    done = np.cumsum(tokens) - tokens
-    done -= np.maximum.accumulate(np.where(new, done, 0.0))
-    context = cached[members.request[row]] + done + tokens / 2
+    context = cached[members.request[row]] + done_before(row, tokens) + tokens / 2
     is_final = step == members.step[row]
     prefill, contexts = members.prefill.copy(), members.context.copy()
     prefill[row[is_final]], contexts[row[is_final]] = tokens[is_final], context[is_final]

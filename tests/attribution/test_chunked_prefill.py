@@ -17,6 +17,7 @@ from loadgen.attribution.chunked_prefill import (
     candidates,
     choose_candidate,
     cut_prefills,
+    done_before,
     fill_steps,
     length_error,
     overflow,
@@ -106,7 +107,36 @@ def test_the_fit_of_lengths_holds_for_many_long_prompts() -> None:
     tokens = np.linspace(0, PRIOR.budgets[0], PRIOR.sample)
     pieces = [Piece(k, k, float(t)) for k, t in enumerate(tokens)]
     length = 6e6 + 36e3 * tokens
-    assert length_error(pieces, length, np.zeros(len(tokens))) < 1e-6 * (6e6**2)
+    assert length_error(pieces, length, np.ones(len(tokens))) < 1e-6 * (6e6**2)
+
+
+def test_the_chunks_of_a_long_prompt_take_the_longer_the_later_they_are() -> None:
+    """Ten chunks of one prompt, each with its attention over those before it, and ten prompts of one chunk."""
+    pieces = [*(Piece(0, k, 100.0) for k in range(10)), *(Piece(k, k, 100.0) for k in range(10, 20))]
+    before = np.array([100.0 * k for k in range(10)] + [0.0] * 10)
+    assert done_before(np.array([p.row for p in pieces]), np.full(20, 100.0)).tolist() == before.tolist()
+    length = 5 + 100.0 + 0.01 * 100 * (before + 50)
+    assert length_error(pieces, length, np.ones(20)) == pytest.approx(0, abs=1e-12)
+
+
+def test_steps_in_which_no_stream_decodes_are_no_evidence() -> None:
+    """How long a prompt waited, and for how many iterations, cannot be seen in them."""
+    pieces = [Piece(k, k, float(10 * k % 70)) for k in range(12)]
+    tokens = np.array([piece.tokens for piece in pieces])
+    decoding = np.array([1.0, 2.0, 3.0, 0.0] * 3)
+    length = 5 + 2 * tokens + decoding
+    length[3::4] += [1000, 0, 5000]
+    assert length_error(pieces, length, decoding) == pytest.approx(0, abs=1e-9)
+    assert length_error(pieces, length, decoding * 0) == 0
+
+
+def test_a_prompt_of_many_chunks_that_left_no_trace_does_not_refute_a_budget() -> None:
+    """Twelve of thirteen steps of a prompt that nobody decodes beside have no chunk: all of it is in the last one."""
+    arrivals = cut_in_two([160, 164, 172, 176])
+    alone = queue([(20 * i, 2 * i + 1, 160.0 + 4 * i) for i in range(4)] + [(85, 9, 1300.0)], [10.0] * 8 + [0.0, 0.0])
+    lengths = np.append(arrivals.length, [0.0, 1300.0])
+    prior = ChunkedPrefillPrior(budgets=(1000, 100), delays_ns=(0,), min_prompts=4)
+    assert choose_candidate(replace(alone, length=lengths), prior) == Candidate(100, 0)
 
 
 def test_few_prompts_try_no_candidate() -> None:
