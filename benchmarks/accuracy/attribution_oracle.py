@@ -123,6 +123,7 @@ def scenarios() -> list[Scenario]:
             for scenario in plain
             if "mix" in scenario.name or scenario.name == "chat 6/s"
         ),
+        Scenario("mix 6/s, 30 % foreign, spans, draft model", mix, options=drafting, foreign=0.3, spans=True),
         Scenario("small GPU, mix 0.4/s", {"chat": 0.2, "code": 0.2}, hardware="l4"),
     ]
 
@@ -275,8 +276,16 @@ def score(case: Case, scenario: Scenario, method: str) -> dict[str, float | None
     return {
         "median": median, "p90": p90, "p99": p99, "sum_over_total": accounts / result.measured_mj,
         "attributed_over_true": float(attributed.sum() / truth.sum()),
+        "rejected_over_true": _rejected(result, case),
         **_intervals(result, truth),
     }  # fmt: skip
+
+
+def _rejected(result: RunAttribution, case: Case) -> float | None:
+    """Return the estimated joules of rejected draft tokens over the true ones; None without an estimate."""
+    if result.rejected_joules is None:
+        return None
+    return result.rejected_joules / sum(case.run.requests[i].rejected_j for i in case.own)
 
 
 def _intervals(result: RunAttribution, truth: np.ndarray) -> dict[str, float | None]:
@@ -321,7 +330,9 @@ def _line(method: str, errors: dict[str, float | None]) -> str:
     if errors["covered"] is not None and errors["half_width"] is not None:
         covered = f"  95 % interval: holds {errors['covered']:.1%}, ± {errors['half_width']:.1%}"
     sums = f"sum/total {errors['sum_over_total']:.6f}  attributed/true {errors['attributed_over_true']:.3f}"
-    return f"{method:14} {shares} %   {sums}{covered}"
+    rejected = errors["rejected_over_true"]
+    drafts = "" if rejected is None else f"  rejected/true {rejected:.2f}"
+    return f"{method:14} {shares} %   {sums}{covered}{drafts}"
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.engine_steps import EngineSteps
 from loadgen.attribution.foreign_counters import counted_records
 from loadgen.attribution.foreign_spans import foreign_records
+from loadgen.attribution.speculation import engine_speculation
 
 if TYPE_CHECKING:
     from loadgen.record import RequestRecord
@@ -41,7 +42,9 @@ def steps_beside_others(
 
     Of the latter it is not known which of them decodes a token: its context is the mean of ours.
     """
-    foreign = foreign_records(records, spans, run_id) if spans else []
+    speculation = engine_speculation(engine)
+    tokens_per_step = 1.0 if speculation is None else speculation.emitted
+    foreign = foreign_records(records, spans, run_id, tokens_per_step) if spans else []
     known = [*records, *foreign]
     steps = ours = engine_steps_of(known, engine)
     counted: list[RequestRecord] = []

@@ -36,12 +36,15 @@ class Lives(NamedTuple):
     tokens: Ints
 
 
-def foreign_records(records: Sequence[RequestRecord], spans: Sequence[RequestSpan], run_id: str) -> list[RequestRecord]:
+def foreign_records(
+    records: Sequence[RequestRecord], spans: Sequence[RequestSpan], run_id: str, tokens_per_step: float = 1.0
+) -> list[RequestRecord]:
     """Return a record for each span with output tokens that is of no request of ours, numbered after ours.
 
     run_id: of our run; the id of a request of ours is `RUN_ID-INDEX`. The spans of ours say how the engine's clock
     differs from the client's, with the time that an answer and a request take between them: the medians are taken off
-    the spans of others.
+    the spans of others. tokens_per_step: those that a stream gets from a decode step, several under speculative
+    decoding.
     """
     ours = {f"{run_id}-{record.index}": record for record in records if record.chunk_ns}
     engine = [span for span in spans if span.output_tokens and not span.client]
@@ -54,7 +57,12 @@ def foreign_records(records: Sequence[RequestRecord], spans: Sequence[RequestSpa
         (prefills.get(r.index, r.chunk_ns[0]), r.chunk_ns[0], r.chunk_ns[-1], len(r.chunk_ns)) for r in ours.values()
     ]
     foreign = [
-        (s.prefill_ns + later_ns, (first_token_of(s) or 0) + later_ns, s.end_ns + later_ns, s.output_tokens or 0)
+        (
+            s.prefill_ns + later_ns,
+            (first_token_of(s) or 0) + later_ns,
+            s.end_ns + later_ns,
+            1 + round(((s.output_tokens or 1) - 1) / tokens_per_step),
+        )
         for s in others
     ]
     times = token_times([r.chunk_ns for r in ours.values()], _lives(own), _lives(foreign))

@@ -72,7 +72,7 @@ def grown(engine: Sequence[EngineSample], name: str) -> float | None:
 def rejected_energy(
     steps: EngineSteps, shares: Floats, member_j: Floats, own: int, coefficients: Coefficients, covariance: Floats
 ) -> tuple[float, float] | None:
-    """Return the joules that rejected draft tokens added to the decodes, at least, and their standard error; None
+    """Estimate the joules that rejected draft tokens added to the decodes -> (joules, their standard error); None
     without speculative decoding, and when the engine counts no drafts or the fit found no price of a token.
 
     A decode computed the tokens of its draft and one more, and each has the fit's price of a decoded token in its cost

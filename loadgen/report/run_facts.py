@@ -162,7 +162,7 @@ def speculation_note(summary: Summary) -> str | None:
     if drafting.rejected_joules is None:
         return f"{text} What the rejected tokens used is not known."
     return (
-        f"{text} The rejected tokens used at least {joules(drafting.rejected_joules)} ± "
+        f"{text} The rejected tokens used about {joules(drafting.rejected_joules)} ± "
         f"{joules(drafting.rejected_se_joules)}, {percent(drafting.rejected_share)} of the attributed energy."
     )
 

@@ -348,8 +348,8 @@ class SpeculationSummary(msgspec.Struct, frozen=True, kw_only=True):
     tokens_per_step: float
     """Tokens that a stream gets from a decode step: 1 + accepted_tokens / drafts."""
     rejected_joules: float | None = None
-    """Part of the attributed energy that rejected tokens added, at least: their number times the fitted price of a
-    token, without what the draft model reads. None without energy, or where the fit found no such price."""
+    """Estimate of what rejected tokens added to the attributed energy: their number times the fitted price of a token,
+    without the contexts that the draft model reads. None without energy, or where the fit found no such price."""
     rejected_se_joules: float | None = None
     """Standard error of rejected_joules: that of the fitted price."""
     rejected_share: float | None = None

@@ -45,6 +45,13 @@ def test_steps_without_us_are_as_many_as_a_stranger_has_tokens() -> None:
     assert times_ms(record) == [180, 190, 200, 215, 230, 245, 260]
 
 
+def test_a_stranger_whose_steps_have_several_tokens_was_in_fewer_of_them() -> None:
+    """The 12 tokens after the first came in four steps: one at our last token, and three without us."""
+    [record] = foreign_records([OURS], [span("x", 170, 190, 260, 13)], "run", tokens_per_step=3.0)
+    assert times_ms(record) == [190, 200, 220, 240, 260]
+    assert record.output_tokens == 13
+
+
 def test_no_step_ends_inside_a_prefill() -> None:
     """Two of three tokens come before the prefill of another stranger, which ends the gap."""
     spans = [span("x", 170, 180, 260, 5), span("y", 210, 260, 260, 1, prefill_ms=40)]

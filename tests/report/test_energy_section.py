@@ -116,7 +116,7 @@ def test_speculation_is_told_with_what_is_known_of_its_waste() -> None:
     assert unknown is not None and "75.0 % of them accepted" in unknown and "is not known" in unknown
     priced = msgspec.structs.replace(counts, rejected_joules=50.0, rejected_se_joules=5.0, rejected_share=0.03)
     known = speculation_note(msgspec.structs.replace(made, speculation=priced))
-    assert known is not None and "at least 50.0 J ± 5.00 J, 3.0 % of the attributed energy" in known
+    assert known is not None and "about 50.0 J ± 5.00 J, 3.0 % of the attributed energy" in known
 
 
 def test_time_at_the_power_limit_is_told_where_there_was_some() -> None:
