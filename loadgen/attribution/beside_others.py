@@ -25,10 +25,12 @@ nothing."""
 
 
 class SharedSteps(NamedTuple):
-    """The steps of our requests and of other clients', which are numbered after ours."""
+    """The steps of our requests and of other clients', which are numbered after ours. The last `inferred` of these are
+    not known but inferred from the engine's counters."""
 
     steps: EngineSteps
     foreign: Sequence[RequestRecord]
+    inferred: int = 0
 
 
 def steps_beside_others(
@@ -59,7 +61,7 @@ def steps_beside_others(
     if ours.decode.any():
         others = (steps.request >= len(known)) & (steps.decode > 0)
         context[others] = np.average(ours.context, weights=ours.decode)
-    return SharedSteps(replace(steps, context=context, guessed_ns=guessed_ns), [*foreign, *counted])
+    return SharedSteps(replace(steps, context=context, guessed_ns=guessed_ns), [*foreign, *counted], len(counted))
 
 
 def steps_of_first(steps: EngineSteps, requests: int) -> EngineSteps:

@@ -14,7 +14,7 @@ The model decides shares, never totals: whatever its error, the accounts sum to 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -98,8 +98,8 @@ class RunAttribution(msgspec.Struct, frozen=True, kw_only=True):
     """One per energy domain."""
     fits: list[FitQuality] = []
     """One per energy domain: what its fit is worth."""
-    sums: list[SumErrors] = []
-    """Errors of the sums that the caller named, in the same order; empty for methods without an error."""
+    sums: dict[str, SumErrors] = {}
+    """Errors of the sums that the caller named; empty for methods without an error."""
     rejected_joules: float | None = None
     """Part of the requests' joules that rejected draft tokens added to decode steps. None when it is not known."""
     rejected_se_joules: float | None = None
@@ -125,21 +125,24 @@ def attribute_energy(
     engine: Sequence[EngineSample] = (),
     method: Method = "shapley",
     shared: SharedSteps | None = None,
-    sums: Sequence[Ints] = (),
+    sums: Mapping[str, Ints] | None = None,
 ) -> RunAttribution:
     """Attribute the energy of every series between the counter's updates around [start, end].
 
     Energy before `start_ns` (idle with the model resident) takes part in the fit, not in the accounts. That of other
-    clients' requests is unattributed. shared: the engine's steps, when the caller already has them. sums: rows of
-    records whose joules are added up, for the errors of those sums.
+    clients' requests is unattributed. shared: the engine's steps, when the caller already has them. sums: name ->
+    rows of records whose joules are added up, for the errors of those sums.
     """
     if method != "shapley":
         return _by_another_method(
             [domain.clip(start_ns, end_ns) for domain in series], records, start_ns, end_ns, method
         )
-    steps, foreign = shared or steps_beside_others(records, engine)
+    steps, foreign, inferred = shared or steps_beside_others(records, engine)
     everyone = [*records, *foreign]
-    accounts = [_shapley(domain, domain.clip(start_ns, end_ns), steps, everyone, len(records)) for domain in series]
+    known = len(everyone) - inferred
+    accounts = [
+        _shapley(domain, domain.clip(start_ns, end_ns), steps, everyone, len(records), known) for domain in series
+    ]
     measured_mj = sum(account.measured_mj for account in accounts)
     exact = [np.concatenate(([a.idle, a.unattributed], a.prefill, a.decode)) for a in accounts]
     variance = np.sum([account.errors.of_requests()[: len(records)] for account in accounts], axis=0)
@@ -176,7 +179,7 @@ def attribute_energy(
         ],
         coefficients=[account.coefficients for account in accounts],
         fits=[account.quality for account in accounts],
-        sums=[_sum_errors([account.errors for account in accounts], rows) for rows in sums],
+        sums={name: _sum_errors([account.errors for account in accounts], rows) for name, rows in (sums or {}).items()},
         rejected_joules=sum(joules for joules, _ in rejected) if rejected else None,
         rejected_se_joules=float(np.hypot.reduce([error for _, error in rejected])) if rejected else None,
     )
@@ -211,12 +214,17 @@ class _Account:
 
 
 def _shapley(
-    series: EnergySeries, clipped: EnergySeries, steps: EngineSteps, records: Sequence[RequestRecord], own: int
+    series: EnergySeries,
+    clipped: EnergySeries,
+    steps: EngineSteps,
+    records: Sequence[RequestRecord],
+    own: int,
+    known: int,
 ) -> _Account:
     """Fit the model on all of a domain's series and split the clipped part by it.
 
-    The first `own` records are ours; what the others used is unattributed. When nothing could be fitted, a step costs
-    the domain's mean power over its duration, whatever is done in it.
+    The first `own` records are ours, the first `known` are not inferred; what the others used is unattributed. When
+    nothing could be fitted, a step costs the domain's mean power over its duration, whatever is done in it.
     """
     steps = with_experts(series, steps)
     fit = fit_windows(series, steps)
@@ -234,7 +242,7 @@ def _shapley(
     unattributed += float(total[own:].sum())
     prefill, decode, kinds = (x[:own] for x in (prefill, total - prefill, kinds))
     member_j = np.divide(member_mj, MJ_PER_J, out=member_mj)  # a run has millions of members: no second array
-    errors = joules_errors(fit, series, clipped, steps, shares, member_j, requests)
+    errors = joules_errors(fit, series, clipped, steps, shares, member_j, requests, known)
     quality = fit_quality(fit, errors.model)
     rejected = rejected_energy(steps, shares, member_j, own, coefficients, errors.model.covariance)
     return _Account(

@@ -10,6 +10,8 @@ A window's residual is what the counter said beyond the law. Its variance has th
   have in common in their residuals. It does not average out. It makes the coefficients wrong, as if all of the run were
   MISFIT_WINDOWS windows, and each request by what it uses of them.
 
+Beside other clients whose requests are inferred from the engine's counters, INFERRED of their work is uncertain too.
+
 The first two are the random-coefficient model of Hildreth and Houck (J. Am. Stat. Assoc. 63, 1968): the squared
 residuals regressed on the squared features. The third is the lack of fit by near replicates (Daniel and Wood, Fitting
 Equations to Data, 1971), with an effective sample size, as that of correlated observations (Bayley and Hammersley,
@@ -34,6 +36,9 @@ if TYPE_CHECKING:
 
 CHUNK_DELAY_NS = 500_000
 """Uncertainty of the delay from a step's end to its chunk at the client: it shifts a request against the counter."""
+
+INFERRED = 0.15
+"""Relative error, in a window, of other clients' work that is inferred from the engine's counters. Chosen as below."""
 
 MISFIT_WINDOWS, MISFIT_WINDOWS_OF_SUMS = 7.0, 1.0
 """Independent windows that all of a run's are worth for the law's misfit, in a request's joules and in those of many.
@@ -239,13 +244,15 @@ def joules_gradient(
 class JoulesErrors:
     """The parts that the variance of any request's joules, and of any sum of them, is made of.
 
-    energy_j: float64[W]. prefills: float64[W], of all requests. gradient: float64[n, 2, K]. ends: float64[n], J^2.
+    energy_j: float64[W]. prefills: float64[W], of all requests. inferred_j: float64[W], of other clients' requests that
+    are inferred from the engine's counters. gradient: float64[n, 2, K]. ends: float64[n], J^2.
     """
 
     model: ErrorModel
     rows: RequestWindows
     energy_j: Floats
     prefills: Floats
+    inferred_j: Floats
     gradient: Floats
     ends: Floats
 
@@ -257,7 +264,8 @@ class JoulesErrors:
         """
         joules, own, owned = self._shares(self.rows, "all")
         by_prefills = own * (1 - owned) ** 2 + (self.prefills[self.rows.window] - own) * owned**2
-        variance = self.model.noise * joules**2 + self.model.prefill_j2 * by_prefills
+        inferred_j2 = (INFERRED * owned * self.inferred_j[self.rows.window]) ** 2
+        variance = self.model.noise * joules**2 + self.model.prefill_j2 * by_prefills + inferred_j2
         by_windows = np.bincount(self.rows.request, variance, minlength=len(self.gradient))
         if self.model.windows < MIN_WINDOWS:  # the residuals of many windows have the ends among their noise
             by_windows = np.maximum(by_windows, self.ends)
@@ -280,6 +288,7 @@ class JoulesErrors:
             prefills = float((own * (1 - owned) - (self.prefills[rows.window] - own) * owned).sum())
             variances[part] = (
                 self.model.noise * float((joules**2).sum())
+                + float(((INFERRED * owned * self.inferred_j[rows.window]) ** 2).sum())
                 + self.model.prefill_j2 * prefills**2
                 + float(slope @ self.model.covariance_of_sums @ slope)
             )
@@ -302,25 +311,27 @@ class JoulesErrors:
 
 def joules_errors(
     fit: Fit, series: EnergySeries, clipped: EnergySeries, steps: EngineSteps, shares: Floats, member_j: Floats,
-    requests: int,
+    requests: int, known: int,
 ) -> JoulesErrors:  # fmt: skip
     """Return the errors of a domain's joules. series: all that the fit is of. clipped: the part that was split.
 
-    shares, member_j: float64[M], under the law and of the split.
+    shares, member_j: float64[M], under the law and of the split. known: the first requests, which are not inferred.
     """
     values, idle_w = fit.coefficients.values, fit.coefficients.idle_w or 0.0
     joules = np.bincount(steps.request, member_j, minlength=requests).astype(np.float64)
     if len(clipped) < 2 or not len(shares):
-        zeros = np.zeros(requests)
-        nothing = RequestWindows(np.zeros(0, np.int64), np.zeros(0, np.int64), *np.zeros((3, 0)))
-        model = ErrorModel.unknown(len(values))
-        return JoulesErrors(model, nothing, zeros[:0], zeros[:0], np.zeros((requests, 2, len(values))), zeros)
+        none, gradient = np.zeros(0), np.zeros((requests, 2, len(values)))
+        rows = RequestWindows(np.zeros(0, np.int64), np.zeros(0, np.int64), none, none, none)
+        return JoulesErrors(ErrorModel.unknown(len(values)), rows, none, none, none, gradient, np.zeros(requests))
     rows = request_windows(clipped, steps, member_j, requests)
+    inferred = rows.request >= known
+    inferred_j = (rows.prefill_j + rows.decode_j)[inferred]
     return JoulesErrors(
         model=error_model(fit, series, steps),
         rows=rows,
         energy_j=np.diff(clipped.mj) / MJ_PER_J,
         prefills=np.bincount(rows.window, rows.prefills, minlength=len(clipped) - 1).astype(np.float64),
+        inferred_j=np.bincount(rows.window[inferred], inferred_j, minlength=len(clipped) - 1).astype(np.float64),
         gradient=joules_gradient(
             clipped, steps, shares, requests, foreign_features(steps, clipped.t_ns), values,
             idle_w * free_time(steps, clipped.t_ns) / NS_PER_S,

@@ -89,11 +89,13 @@ def energy_by_workload(summary: Summary) -> Markup:
         if prefill is not None and decode is not None and prefill + decode > 0:
             text = f"prefill {joules(prefill)} ({share(prefill, prefill + decode)}), decode {joules(decode)}"
             picture = stacked_bar([("prefill", prefill, text), ("decode", decode, text)], text)
-            bar = join([picture, tag("small", f"{joules(prefill)} · {joules(decode)}")])
+            amounts = [with_error(prefill, spent.prefill_se_joules), with_error(decode, spent.decode_se_joules)]
+            bar = join([picture, tag("small", " · ".join(amounts))])
         rows.append([name, bar, *energy_cells(spent)])
     head = [part_heading(summary), "prefill · decode", "J/request p50", "p90", "p99", "J/output token", "J/token"]
     caption = (
-        "Prefill and decode as a client sees them: until the first token, and after it. Idle belongs to no workload."
+        "Prefill and decode as a client sees them: until the first token, and after it. ± is one standard error of the"
+        " fitted law. Idle belongs to no workload."
     )
     energy_table = table(head, rows, "Attributed energy by workload")
     return tag("figure", tag("h3", "Energy by workload"), energy_table, tag("figcaption", caption), class_="wide")
@@ -120,6 +122,11 @@ _COEFFICIENTS = {
 _GOOD_R_SQUARED, _LARGE_MISFIT = 0.9, 0.2
 
 
+def with_error(value: float | None, error: float | None) -> str:
+    """Return joules with their standard error, such as "2.10 J ± 0.0300 J"; without it where it is unknown."""
+    return joules(value) if error is None else f"{joules(value)} ± {joules(error)}"
+
+
 def fitted_costs(energy: EnergySummary) -> Markup:
     """Return the coefficients that decided the shares, their errors and their meaning; empty without a fit."""
     if not energy.coefficients:
@@ -131,7 +138,7 @@ def fitted_costs(energy: EnergySummary) -> Markup:
             continue
         match name.rpartition("_")[2]:
             case "j":
-                text = joules(value) if name not in errors else f"{joules(value)} ± {joules(errors[name])}"
+                text = with_error(value, errors.get(name))
             case "w":
                 text = watts(value)
             case "outliers":

@@ -20,7 +20,7 @@ from loadgen.telemetry.engine_sample import counter_values
 from loadgen.units import MJ_PER_J, NS_PER_S, energy_imbalance_mj, j_from_mj, mj_from_j
 
 if TYPE_CHECKING:
-    from loadgen.attribution.shapley import RequestEnergy, RunAttribution
+    from loadgen.attribution.shapley import RequestEnergy, RunAttribution, SumErrors
     from loadgen.record import RequestRecord
     from loadgen.results.run_folder import RunResult
 
@@ -44,6 +44,9 @@ class EnergyShares(TypedDict, total=False):
     joules_per_request: Distribution
     joules_per_output_token: float | None
     joules_per_token: float | None
+    attributed_se_joules: float | None
+    prefill_se_joules: float | None
+    decode_se_joules: float | None
 
 
 def outermost_series(result: RunResult) -> list[EnergySeries]:
@@ -59,11 +62,16 @@ def aligned_series(result: RunResult) -> list[EnergySeries]:
 
 
 def energy_shares(
-    records: Sequence[RequestRecord], shares: Mapping[int, RequestEnergy], *, prompts_counted: bool = True
+    records: Sequence[RequestRecord],
+    shares: Mapping[int, RequestEnergy],
+    errors: SumErrors | None = None,
+    *,
+    prompts_counted: bool = True,
 ) -> EnergyShares:
     """Sum the energy of `records`; `shares` are by request index. Empty without an energy source.
 
-    prompts_counted: False when the server's counts of prompts are none; joules per token are then unknown.
+    errors: of these sums; None for methods without phases. prompts_counted: False when the server's counts of prompts
+    are none; joules per token are then unknown.
     """
     if not shares:
         return {}
@@ -83,6 +91,9 @@ def energy_shares(
         ),
         "joules_per_output_token": joules / output_tokens if output_tokens else None,
         "joules_per_token": joules / tokens if tokens and prompts_known else None,
+        "attributed_se_joules": round(errors.attributed_se_joules, 6) if errors else None,
+        "prefill_se_joules": round(errors.prefill_se_joules, 6) if errors else None,
+        "decode_se_joules": round(errors.decode_se_joules, 6) if errors else None,
     }
 
 
@@ -120,6 +131,9 @@ def summarize_energy(
     if held_out is not None and held_out < 0:
         reasons.append(explains_nothing(held_out, capped, attribution.fits))
     measured_se = measured_se_joules(clipped)
+    of_requests = {share.index: share for share in attribution.requests}
+    shares = energy_shares(result.records, of_requests, attribution.sums.get("all"), prompts_counted=prompts_counted)
+    shares["attributed_se_joules"] = attributed_se_joules(attribution, measured_se)
     return EnergySummary(
         valid=not reasons,
         totals_valid=totals_valid,
@@ -130,7 +144,6 @@ def summarize_energy(
         duration_s=duration_s,
         measured_joules=j_from_mj(attribution.measured_mj),
         measured_se_joules=measured_se,
-        attributed_se_joules=attributed_se_joules(attribution, measured_se),
         steady=steady_state(result.records, series, start_ns),
         idle_joules=j_from_mj(attribution.idle_mj),
         unattributed_joules=j_from_mj(attribution.unattributed_mj),
@@ -143,9 +156,7 @@ def summarize_energy(
         coefficients_se=attribution.fits[0].se if len(attribution.fits) == 1 else None,
         held_out_r_squared=held_out,
         fit_notes=fit_notes(held_out, capped, attribution.fits),
-        **energy_shares(
-            result.records, {share.index: share for share in attribution.requests}, prompts_counted=prompts_counted
-        ),
+        **shares,
     )
 
 

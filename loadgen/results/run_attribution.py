@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from loadgen.attribution.beside_others import steps_beside_others
 from loadgen.attribution.cost_model import align_phase
 from loadgen.attribution.shapley import RunAttribution, attribute_energy
@@ -22,4 +24,14 @@ def attribute_run(result: RunResult, start_ns: int, end_ns: int) -> tuple[RunAtt
         return None, []
     shared = steps_beside_others(with_planned_prompts(result.schedule, result.records), result.engine)
     series = [align_phase(domain, shared.steps) for domain in series]
-    return attribute_energy(series, result.records, start_ns, end_ns, shared=shared), series
+    sums = {name: np.array(rows, dtype=np.int64) for name, rows in part_rows(result).items()}
+    return attribute_energy(series, result.records, start_ns, end_ns, shared=shared, sums=sums), series
+
+
+def part_rows(result: RunResult) -> dict[str, list[int]]:
+    """Return the rows of the records of the run, "all", of each workload and of each model that was requested."""
+    rows: dict[str, list[int]] = {"all": list(range(len(result.records)))}
+    for row, (request, record) in enumerate(zip(result.schedule, result.records, strict=True)):
+        for name in (f"workload {record.workload}", f"model {request.model or result.info.server.get('model') or ''}"):
+            rows.setdefault(name, []).append(row)
+    return rows

@@ -70,7 +70,9 @@ def _summarize(
     arrivals = checks.get(None) or (combine_checks(result, checks) if checks else None)
     shares = result.shares
 
-    def part_summary(part: Sequence[RequestRecord], check: ArrivalCheck | None) -> WorkloadSummary:
+    errors = result.attribution.sums if result.attribution else {}
+
+    def part_summary(name: str, part: Sequence[RequestRecord], check: ArrivalCheck | None) -> WorkloadSummary:
         return WorkloadSummary(
             requests=metrics.request_counts(part),
             **_latencies(part, result.info.stopped_by),
@@ -78,7 +80,7 @@ def _summarize(
             output_kinds=output_kinds(part, shares),
             goodput=_goodput(result.info.config, part, duration_s),
             arrivals=check,
-            **energy_shares(part, shares, prompts_counted=prompts_counted),
+            **energy_shares(part, shares, errors.get(name), prompts_counted=prompts_counted),
         )
 
     summary = Summary(
@@ -105,9 +107,12 @@ def _summarize(
         speculation=speculation_summary(result.engine, result.attribution),
         energy=energy,
         by_workload={
-            name: part_summary(part, checks.get(name)) for name, part in sorted(_records_by_workload(records).items())
+            name: part_summary(f"workload {name}", part, checks.get(name))
+            for name, part in sorted(_records_by_workload(records).items())
         },
-        by_model={name: part_summary(part, None) for name, part in sorted(_records_by_model(result).items())},
+        by_model={
+            name: part_summary(f"model {name}", part, None) for name, part in sorted(_records_by_model(result).items())
+        },
         instrument=_instrument(result),
     )
     verdict = judge(result, summary)

@@ -330,8 +330,12 @@ class EnergySummary(msgspec.Struct, frozen=True, kw_only=True):
     """Attributed joules / (prompt tokens + output tokens); None when the server does not count prompts."""
     prefill_joules: float | None = None
     """Part of attributed_joules that prefills used."""
+    prefill_se_joules: float | None = None
+    """Standard error of prefill_joules: of the fitted law. What prefill gains, decode loses."""
     decode_joules: float | None = None
     """Part of attributed_joules that decode steps used."""
+    decode_se_joules: float | None = None
+    """Standard error of decode_joules."""
 
 
 class SpeculationSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -383,10 +387,16 @@ class WorkloadSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Its arrivals against its process; None where the workload is not a stream."""
     attributed_joules: float | None = None
     """Energy attributed to its requests; None without a meter, like all below."""
+    attributed_se_joules: float | None = None
+    """Standard error of attributed_joules: of the fitted law. Joules per token have the same relative error."""
     prefill_joules: float | None = None
     """Part that prefills used."""
+    prefill_se_joules: float | None = None
+    """Standard error of prefill_joules."""
     decode_joules: float | None = None
     """Part that decode steps used."""
+    decode_se_joules: float | None = None
+    """Standard error of decode_joules."""
     joules_per_request: Distribution | None = None
     """Attributed energy of each completed request."""
     joules_per_output_token: float | None = None

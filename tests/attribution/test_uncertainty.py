@@ -76,8 +76,9 @@ def test_the_error_of_a_sum_is_not_that_of_independent_requests() -> None:
     chunks = [50 + 20 * i for i in range(60)]
     records = [request(0, 5, chunks, prompt=2000), request(1, 5, chunks, prompt=10)]
     series = counter([100.0 * i for i in range(14)], [40.0 + 5 * (i % 2) for i in range(13)])
-    rows = [np.array([0]), np.array([0, 1])]
-    one, both = attribute_energy([series], records, 0, 1300 * MS, sums=rows).sums
+    rows = {"one": np.array([0]), "both": np.array([0, 1])}
+    sums = attribute_energy([series], records, 0, 1300 * MS, sums=rows).sums
+    one, both = sums["one"], sums["both"]
     assert one.attributed_se_joules > 0
     assert both.attributed_se_joules < 2 * one.attributed_se_joules
     assert both.prefill_se_joules > 0

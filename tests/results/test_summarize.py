@@ -91,6 +91,15 @@ def test_idle_and_totals_carry_errors() -> None:
     assert energy.attributed_se_joules == pytest.approx(0, abs=1e-6)
 
 
+def test_the_sums_of_a_run_and_of_each_workload_have_their_errors() -> None:
+    made = steady_run()
+    summary = summary_of(made)
+    [workload] = summary.by_workload.values()
+    assert workload.attributed_se_joules is not None and summary.energy.prefill_se_joules is not None
+    assert workload.prefill_se_joules == summary.energy.prefill_se_joules, "all requests are of one workload"
+    assert workload.attributed_se_joules < 0.01 * (workload.attributed_joules or 0)
+
+
 def test_a_law_that_explains_nothing_invalidates_what_it_decides_and_no_total() -> None:
     """Equal work in all windows, whose power varies by itself."""
     noisy = steady_run()
