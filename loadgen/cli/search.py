@@ -147,6 +147,7 @@ def search(as_json: bool, minimize: str | None, **options: Any) -> None:
 
     from loadgen.api.record_search import record_search
     from loadgen.report.progress_view import view_of_many
+    from loadgen.report.search_terminal import print_search
     from loadgen.run.progress import NullView
 
     if options["serve"]:
@@ -168,7 +169,8 @@ def search(as_json: bool, minimize: str | None, **options: Any) -> None:
     if as_json:
         click.echo((folder / "search.json").read_text(), nl=False)
     else:
-        click.echo(f"{result.settings[0].rate}\n{folder / 'search.json'}")
+        print_search(Console(), result)
+        click.echo(f"\n{folder / 'search.json'}, {folder / 'report.html'}")
     if (result.best is None or len(result.settings) == 1) and any(s.ended == "server" for s in result.settings):
         sys.exit(2)
     if result.best is None and any(setting.ended == "fails" for setting in result.settings):

@@ -120,11 +120,13 @@ def _percentiles(completed: Sequence[RequestRecord]) -> dict[str, Any]:
 
 
 def _mean_watts(result: RunResult, start_ns: int, counts: ProbeCounts) -> float | None:
-    """Return the mean power of the counted time; None without a meter, and where it has a gap."""
-    duration_s = counts.until_s - counts.from_s
-    begin_ns, end_ns = (start_ns + round(second * NS_PER_S) for second in (counts.from_s, counts.until_s))
-    parts_mj = [series.energy_mj(begin_ns, end_ns) for series in aligned_series(result)]
+    """Return the mean power of the counted time; None without a meter, where it has a gap, and for less than half of
+    that time: at a low rate the run ends with its last request, before the counted time does."""
+    series = aligned_series(result)
+    begin_ns, until_ns = (start_ns + round(second * NS_PER_S) for second in (counts.from_s, counts.until_s))
+    end_ns = min([until_ns, *(int(domain.t_ns[-1]) for domain in series)])
+    parts_mj = [domain.energy_mj(begin_ns, end_ns) for domain in series]
     known_mj = [part for part in parts_mj if part is not None]
-    if not parts_mj or len(known_mj) < len(parts_mj) or duration_s <= 0:
+    if not parts_mj or len(known_mj) < len(parts_mj) or end_ns - begin_ns <= (until_ns - begin_ns) / 2:
         return None
-    return sum(known_mj) / MJ_PER_J / duration_s
+    return sum(known_mj) / MJ_PER_J / ((end_ns - begin_ns) / NS_PER_S)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
+from loadgen.clock import monotonic_ns
 from loadgen.energy.choose import open_meter, source_beside
 from loadgen.energy.sampler import LivePower, Sampler, SamplerReport
 from loadgen.telemetry.engine_metrics import EnginePoller, EngineState
@@ -17,6 +18,7 @@ from loadgen.telemetry.engine_metrics import EnginePoller, EngineState
 if TYPE_CHECKING:
     from loadgen.client.server_info import ServerInfo
     from loadgen.energy.meter import EnergyMeter
+    from loadgen.energy.series import EnergySample
     from loadgen.results.run_folder import RunWriter
     from loadgen.run.config import RunConfig
 
@@ -68,7 +70,8 @@ class Metering:
         """
         poller = EnginePoller(self._server.root_url, writer.engine, owner=self._server.engine)
         if self.meter:
-            self._sampler = Sampler(self.meter, writer.energy)
+            begin_ns = monotonic_ns()
+            self._sampler = Sampler(self.meter, lambda samples: writer.energy(since(samples, begin_ns)))
             self._sampler.start()
         await asyncio.to_thread(poller.read_now)
         _log.info("metrics page of the engine: %(page)s", {"page": engine_page_facts(poller.state)})
@@ -88,6 +91,15 @@ class Metering:
     def latest(self) -> LivePower | None:
         """Return the present power, for display; None without a meter."""
         return self._sampler.latest() if self._sampler else None
+
+
+def since(samples: Sequence[EnergySample], begin_ns: int) -> list[EnergySample]:
+    """Return the samples from an instant on, and of each domain the newest one before it.
+
+    A meter that keeps its counters' history also has what the server drew while it was warmed up.
+    """
+    newest = {sample.domain: sample for sample in samples if sample.t_ns < begin_ns}
+    return [*newest.values(), *(sample for sample in samples if sample.t_ns >= begin_ns)]
 
 
 def engine_page_facts(state: EngineState) -> dict[str, str | bool | None]:

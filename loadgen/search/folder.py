@@ -11,6 +11,7 @@ import msgspec
 
 from loadgen.errors import LoadgenError
 from loadgen.files import read_json, write_atomic
+from loadgen.report.search_page import render_search_page
 from loadgen.results.run_folder import write_json
 from loadgen.results.search_result import SearchResult
 
@@ -44,10 +45,12 @@ class SearchFolder:
             write_atomic(file, msgspec.json.format(msgspec.json.encode(plain)) + b"\n")
 
     def write(self, result: SearchResult) -> None:
-        """Write search.json, all of it or nothing."""
+        """Write search.json and the page, each of them whole or not at all."""
         self.result = result
+        page = render_search_page(result)
         with self._writing():
             write_json(self.path / "search.json", result)
+            write_atomic(self.path / "report.html", page.encode())
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -107,8 +107,15 @@ def test_the_requests_of_the_steady_state_are_counted_with_their_latencies_and_t
     assert (made.seed, made.wall_s, made.failed, made.stopped_early) == (5, 12.0, 0, False)
 
 
-def test_power_without_a_meter_is_unknown() -> None:
+def test_power_without_a_meter_or_of_less_than_half_of_the_time_is_unknown() -> None:
     assert probe(run_of(answered, has_meter=False)).watts is None
+    assert probe(run_of(answered), planned_s=60.0).watts is None
+
+
+def test_the_power_of_a_run_that_ended_before_the_counted_time_is_that_of_what_it_measured() -> None:
+    run = run_of(answered)
+    short = replace(run, energy=[sample for sample in run.energy if sample.t_ns <= START_NS + 8 * NS_PER_S])
+    assert probe(short).watts == pytest.approx(WATTS, rel=1e-3)
 
 
 def test_a_failed_request_has_missed_its_limits_and_one_that_could_not_connect_too() -> None:
