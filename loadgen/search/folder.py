@@ -29,18 +29,18 @@ class SearchFolder:
         """
         self.path = path
         self.result: SearchResult | None = None
-        """The search so far; None for a new one."""
+        """The search so far; None while it has no probe."""
         stated = {name: value for name, value in options.items() if name not in CHANGEABLE}
         plain = msgspec.json.decode(msgspec.json.encode(stated))
-        file = path / "options.json"
-        if file.is_file():
-            _check_same(path, read_json(file, dict[str, Any], "the options of a search"), plain)
-            if (path / "search.json").is_file():
-                self.result = read_json(path / "search.json", SearchResult, "the result of a search")
-            return
+        file, search = path / "options.json", path / "search.json"
+        if search.is_file():
+            earlier = read_json(search, SearchResult, "the result of a search")
+            if any(setting.probes for setting in earlier.settings):
+                _check_same(path, read_json(file, dict[str, Any], "the options of a search"), plain)
+                self.result = earlier
+        elif path.exists() and not file.is_file() and (not path.is_dir() or any(path.iterdir())):
+            raise LoadgenError(f"--out {path} is not empty and holds no search; choose another")
         with self._writing():
-            if path.exists() and (not path.is_dir() or any(path.iterdir())):
-                raise LoadgenError(f"--out {path} is not empty and holds no search; choose another")
             (path / "probes").mkdir(parents=True, exist_ok=True)
             write_atomic(file, msgspec.json.format(msgspec.json.encode(plain)) + b"\n")
 

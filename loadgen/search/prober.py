@@ -89,7 +89,7 @@ class Prober:
             result = self._run(planned, judge, title)
         except ServerLostError as err:
             if not self._server.was_reached:
-                raise
+                raise err.__cause__ or err from None
             self._say(f"{title}: {str(err).splitlines()[0]}; once more")
             self._server.restart()
             result = self._run(planned, judge, title)

@@ -65,7 +65,8 @@ def search(
             )
         return state.end_all()
     except BaseException:
-        state.write()
+        if state.has_probes:
+            state.write()
         raise
 
 
@@ -108,7 +109,10 @@ def _probe_on(state: SearchState, prober: Prober, say: Callable[[str], None]) ->
         try:
             measured = prober.make(planned, state.remaining_s, state.takes_s, state.describe_next(planned))
         except ClientLimitError as err:
-            return state.end("client", planned.rate_rps, str(err))
+            if all(probe.rate_rps < planned.rate_rps for probe in state.probes):
+                return state.end("client", planned.rate_rps, str(err))
+            say(f"{err}; it was fast enough for higher rates, so the probe is made again")
+            continue
         except ServerLostError as err:
             return state.end_without_server(str(err), say)
         state.add(measured.probe, measured.run)

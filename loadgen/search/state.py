@@ -99,6 +99,10 @@ class SearchState:
         return self._present.probes
 
     @property
+    def has_probes(self) -> bool:
+        return any(setting.probes for setting in self.results)
+
+    @property
     def spent_s(self) -> float:
         return self._earlier_s + monotonic() - self._begun_s
 
@@ -147,7 +151,7 @@ class SearchState:
     def end(self, ended: Ended, rate_rps: float = inf, reason: str | None = None) -> None:
         """End the present setting. rate_rps: that at which this client is at its limit, where that is the end."""
         present = self._present
-        if ended == "budget" and not any(setting.probes for setting in self.results):
+        if ended == "budget" and not self.has_probes:
             share = f", a share of {len(self.results)}," if len(self.results) > 1 else ""
             raise LoadgenError(
                 f"--budget {self._asked.budget_s:g}s{share} is too short for one probe: give it a minute or more"
@@ -170,7 +174,7 @@ class SearchState:
 
     def end_all(self) -> SearchResult:
         """Return the result. LoadgenError where no server was there for any setting."""
-        if not any(setting.probes for setting in self.results):
+        if not self.has_probes:
             raise LoadgenError(f"no setting has a server: {self.results[0].name}: {self.results[0].reason}")
         return self.write(self._present.ended, self._present.reason)
 
@@ -199,9 +203,9 @@ class SearchState:
 
     def _client_reason(self, rate_rps: float, reason: str | None) -> str:
         if reason is not None:
-            return f"at {rate_rps:.3g}/s {reason}"
+            return f"at {per_second(rate_rps)} {reason}; add --processes"
         if rate_rps < self._asked.max_rps:
-            return f"above {rate_rps:.3g}/s this client would use more than 80 % of a core per process: add --processes"
+            return f"above {per_second(rate_rps)} this client would use over 80 % of a core: add --processes"
         return f"--max-rps {self._asked.max_rps:g}: no higher rate was tried"
 
     def describe_next(self, planned: PlannedProbe) -> str:
