@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 
 MAX_DRAWN = 6
 """Most settings in a chart, which tells them apart by their colours."""
-OVERLOADED = "most requests missed"
+OVERLOADED = "overloaded"
 _FIELDS = {"ttft": "ttft", "tpot": "tpot", "e2el": "e2e"}
 _USUAL_MISSED = 0.05
 """Share of missed requests at which the curve is fitted where no share is wanted."""
@@ -118,7 +118,7 @@ class Mark:
 
 
 def _mark(name: str, colour: Colour, curve: Curve, probe: Probe, y: float, unit: Unit) -> Mark:
-    """Return the dot of a probe. Those in which most requests missed are a series of their own."""
+    """Return the dot of a probe. Those of overloaded probes are a series of their own."""
     note = probe_note(probe)
     subject = f"probe {probe.number}" if curve.name == "probes" else f"{curve.name}, probe {probe.number}"
     quantity = f"{name} " if name != curve.name else ""
@@ -195,7 +195,10 @@ def attainment_charts(among: Sequence[Curve], result: SearchResult) -> list[Char
     if lines:
         caption += " The curve is logistic in the logarithm of the rate, drawn where it is fitted."
     if any(mark.name == OVERLOADED for mark in marks):
-        caption += " A probe in which most requests missed may have had no steady state: it counts little."
+        caption += (
+            " A probe is overloaded if it was ended early or most of its requests missed: the server may have had no "
+            "steady state, so it counts little."
+        )
     limits = () if wanted is None else (Limit(wanted, f"{share_text(wanted)} wanted"),)
     axis = Axis("Good requests", "share", low=0.0, high=1.0)
     whole = _chart("attainment", "Share of good requests", x, axis, series, caption, limits)

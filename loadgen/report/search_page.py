@@ -249,27 +249,24 @@ def _origin(result: SearchResult) -> Markup:
     ]
     limits = limits_text(result.limits_ms) if result.limits_ms else ""
     wanted = "" if result.attainment is None else f"{share_text(result.attainment)} of the requests"
+    ends = f"the search ends when it is {share_text(result.width)} of the rate wide"
     facts = [
         ("Workload", result.trace),
         ("Model", result.model or ""),
         ("Engine", result.engine or ""),
         ("Limits", limits),
         ("Wanted", wanted),
-        (
-            "Interval",
-            f"{share_text(result.confidence)} confidence; the search ends at {share_text(result.width)} of the rate",
-        ),
+        ("Interval", f"{share_text(result.confidence)} confidence; {ends}"),
         ("Budget", duration_text(result.budget_s)),
         ("Arrivals", "open loop: requests are sent when they are due, whatever the server does"),
         ("Seeds", f"{seeds[0]} to {seeds[-1]}: one for each probe" if len(seeds) > 1 else ", ".join(map(str, seeds))),
         ("Idle power", f"{', '.join(idle)}, with the model resident" if idle else ""),
         ("Method", METHOD),
+        ("Resume", "the command below goes on with the search" if result.command else ""),
         ("Started", f"{started} UTC" if started else ""),
         ("loadgen", result.loadgen_version or ""),
     ]
     listed = definitions((name, text) for name, text in facts if text)
     if result.command is None:
         return listed
-    return tag(
-        "div", listed, tag("p", "This command goes on with the search:", class_="note"), command_box(result.command)
-    )
+    return tag("div", listed, command_box(result.command))

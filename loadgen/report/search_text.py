@@ -95,8 +95,8 @@ def probe_note(probe: Probe) -> str:
     notes = [f"{probe.failed:,} failed"] if probe.failed else []
     if probe.stopped_early:
         notes.append("ended early")
-    elif probe.overloaded and probe.requests:
-        notes.append("most missed")
+    elif probe.overloaded:
+        notes.append("overloaded")
     return ", ".join(notes)
 
 
@@ -150,12 +150,12 @@ def answer(result: SearchResult) -> Answer:
     best = best_setting(result)
     if best is not None:
         outcome = setting_answer(best, result)
-        subject = f"{clean(best.name)} is the best of {len(result.settings)} settings. " if best.name else ""
+        rivals = _rivals(best, result)
+        subject = f"{_leading(best, result, is_alone=not rivals)} " if best.name else ""
         first, *others = outcome.sentences
-        others += _rivals(best, result)
         is_running = any(setting.ended is None for setting in result.settings)
         head = "Running" if is_running else outcome.head
-        outcome = Answer("warning" if is_running else outcome.status, head, [subject + first, *others])
+        outcome = Answer("warning" if is_running else outcome.status, head, [subject + first, *others, *rivals])
     elif any(setting.ended is None for setting in result.settings) or not result.settings:
         outcome = Answer("warning", "Running", ["The search is running; no rate is known yet."])
     elif all(setting.ended == "fails" for setting in result.settings):
@@ -166,6 +166,14 @@ def answer(result: SearchResult) -> Answer:
             "failed", "No answer", ["No setting has an answer; the table of the settings has the reasons."]
         )
     return outcome._replace(sentences=[*outcome.sentences, *_remarks(result)])
+
+
+def _leading(best: SettingResult, result: SearchResult, *, is_alone: bool) -> str:
+    """Return that a setting is the best, or has the best number, of which the others' intervals leave doubt."""
+    number_of = "largest rate" if result.objective == "rate" else f"fewest joules per {good_request(result)}"
+    is_best = "is the best" if is_alone else f"has the {number_of}"
+    so_far = " so far" if any(setting.ended is None for setting in result.settings) else ""
+    return f"{clean(best.name)} {is_best} of {len(result.settings)} settings{so_far}."
 
 
 def _rivals(best: SettingResult, result: SearchResult) -> list[str]:

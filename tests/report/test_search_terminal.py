@@ -41,7 +41,7 @@ def test_the_probes_are_in_the_order_of_their_rates() -> None:
         ({}, ["8/s", "640", "100.0 %", "120 ms", "8.50 ms", "62.5 J"]),
         ({"watts": None, "ttft_p99_s": None}, ["8/s", "640", "100.0 %", "-", "8.50 ms"]),
         ({"requests": 0, "good": 0, "stopped_early": True}, ["8/s", "0", "-", "120 ms", "8.50 ms", "-", "ended early"]),
-        ({"good": 3, "failed": 2}, ["8/s", "640", "0.5 %", "120 ms", "8.50 ms", "13.3 kJ", "2 failed, most missed"]),
+        ({"good": 3, "failed": 2}, ["8/s", "640", "0.5 %", "120 ms", "8.50 ms", "13.3 kJ", "2 failed, overloaded"]),
     ],
 )
 def test_a_probe_is_a_row_and_nothing_unknown_is_a_number(changes: dict[str, object], cells: list[str]) -> None:
