@@ -31,6 +31,8 @@ ENERGY_COLUMNS = (
     Column("watts", "float64", "W", "Mean power since the domain's previous reading; null at its first and in a gap."),
     Column("slack_s", "float64", "s", "Uncertainty of the instant: it is right within this time."),
     Column("gap", "bool", None, "True where the energy since the previous reading is not known."),
+    Column("capped_s", "float64", "s", "Time in which the power limit held the clocks down; null where not counted."),
+    Column("sm_mhz", "float64", "MHz", "Clock of the GPU's multiprocessors; null where not known."),
 )
 """Columns of a run's energy readings: one row for each update of each counter."""
 
@@ -65,7 +67,9 @@ def energy_table(result: RunResult) -> Table:
         before = latest.get(sample.domain)
         latest[sample.domain] = sample
         reading = {"domain": sample.domain, "joules": sample.joules, "watts": _mean_watts(before, sample)}
-        rows.append(reading | {"slack_s": sample.slack_ns / NS_PER_S, "gap": sample.gap})
+        capped_s = None if sample.capped_ns is None else sample.capped_ns / NS_PER_S
+        clocks = {"capped_s": capped_s, "sm_mhz": sample.sm_mhz}
+        rows.append(reading | {"slack_s": sample.slack_ns / NS_PER_S, "gap": sample.gap} | clocks)
     return _timed(ENERGY_COLUMNS, result, [sample.t_ns for sample in result.energy], rows)
 
 

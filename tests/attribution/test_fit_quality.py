@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loadgen.attribution.cost_model import COLUMNS, Fit
+from loadgen.attribution.cost_model import COLUMNS, Fit, Rows
 from loadgen.attribution.fit_quality import MIN_WINDOWS, FitQuality, fit_quality, held_out, held_out_r_squared
 from loadgen.attribution.uncertainty import error_model
 from loadgen.stats.arrays import Floats
@@ -50,6 +50,13 @@ def test_few_windows_and_none_are_not_judged() -> None:
     assert held_out(windows(VARIED, 0.01, MIN_WINDOWS - 1)) is None
     assert held_out_r_squared([]) is None
     assert held_out_r_squared([quality(windows(VARIED, 0.01, MIN_WINDOWS - 1))]) is None
+
+
+def test_where_the_power_limit_held_steps_are_held_out_and_not_its_equal_windows() -> None:
+    equal, varied = windows(np.full(WINDOWS, 50.0), 0.1), windows(VARIED, 0.01)
+    rows = Rows(varied.features, varied.target_j, np.ones(WINDOWS))
+    r_squared = held_out_r_squared([quality(equal._replace(rows=rows))])
+    assert r_squared == pytest.approx(1, abs=0.01)
 
 
 def test_domains_count_by_their_variance() -> None:

@@ -44,7 +44,7 @@ def test_power_is_that_since_the_previous_reading_of_the_same_counter(made: RunR
         EnergySample(t_ns=start_ns + second, domain="gpu:0", joules=205.0, slack_ns=second // 1000),
         EnergySample(t_ns=start_ns + 2 * second, domain="gpu:1", joules=600.0),
         EnergySample(t_ns=start_ns + 3 * second, domain="gpu:0", joules=205.0, gap=True),
-        EnergySample(t_ns=start_ns + 4 * second, domain="gpu:0", joules=255.0),
+        EnergySample(start_ns + 4 * second, "gpu:0", 255.0, capped_ns=second // 2, sm_mhz=1500),
     )
     table = energy_table(run)
     np.testing.assert_allclose(table["t_s"], [-1, 0, 1, 2, 3, 4])
@@ -52,6 +52,8 @@ def test_power_is_that_since_the_previous_reading_of_the_same_counter(made: RunR
     assert table["domain"].tolist() == ["gpu:0", "gpu:1", "gpu:0", "gpu:1", "gpu:0", "gpu:0"]
     assert table["gap"].tolist() == [False] * 4 + [True, False]
     assert table["slack_s"][2] == 0.001
+    np.testing.assert_allclose(table["capped_s"], [np.nan] * 5 + [0.5])
+    np.testing.assert_allclose(table["sm_mhz"], [np.nan] * 5 + [1500])
     np.testing.assert_allclose(table["unix_s"] - table["t_s"], table["unix_s"][1])
 
 
