@@ -47,7 +47,7 @@ def duration_text(value_s: float) -> str:
     """Return a duration as "45 s", "9 min 52 s" or "1 h 2 min"."""
     minutes, rest_s = divmod(round(value_s), 60)
     if minutes < 1:
-        return seconds(value_s) if 0 < value_s < 10 else f"{rest_s} s"
+        return seconds(value_s) if 0 < value_s < 1 else f"{rest_s} s"
     if minutes < 60:
         return f"{minutes} min {rest_s} s" if rest_s else f"{minutes} min"
     return f"{minutes // 60} h {minutes % 60} min" if minutes % 60 else f"{minutes // 60} h"
