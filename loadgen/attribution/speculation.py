@@ -25,6 +25,9 @@ MIN_TOKENS = 1.2
 REGULAR = 0.9
 """Share of the streams that get tokens n by n, and the rest at the end, from which the server sends all of them so."""
 
+ALWAYS_DRAFTED = 0.85
+"""Share of the steps with a draft from which all had one: the ends of answers cut accepted tokens off."""
+
 
 def speculation_of(
     engine: Sequence[EngineSample], chunks: Ints, tokens: Ints, steps_between: Ints
@@ -37,12 +40,12 @@ def speculation_of(
     chunks, tokens: int64[n], those of each stream after its first chunk. steps_between: int64[n], steps of the run from
     its first chunk to its last.
     """
-    counted = engine_speculation(engine)
-    if counted is not None:
-        return counted if counted.computed > 1 else None
     several = (chunks > 0) & (tokens > 0)
     chunks, tokens, steps_between = chunks[several], tokens[several], steps_between[several]
     per_chunk = tokens.sum() / max(chunks.sum(), 1)
+    counted = engine_speculation(engine)
+    if counted is not None:
+        return _in_drafted_steps(counted, float(per_chunk)) if counted.computed > 1 else None
     if per_chunk < MIN_TOKENS or steps_between.sum() > (chunks.sum() + tokens.sum()) / 2:
         return None
     largest = np.ceil((tokens / chunks).max())
@@ -51,8 +54,21 @@ def speculation_of(
     return Speculation(float(largest), float(per_chunk), counted=False)
 
 
+def _in_drafted_steps(counted: Speculation, per_chunk: float) -> Speculation:
+    """Return the mean over all decode steps, from that over the steps with a draft.
+
+    A draft that is looked up in the text (n-grams, suffixes) is not there in every step, and the engine counts only
+    those that are. Then our streams got fewer tokens from a chunk than from a draft.
+    """
+    drafted = (per_chunk - 1) / (counted.emitted - 1) if counted.emitted > 1 and per_chunk > 0 else 1.0
+    if drafted > ALWAYS_DRAFTED:
+        return counted
+    drafted = max(drafted, 0.0)
+    return Speculation(1 + drafted * (counted.computed - 1), max(per_chunk, 1.0), counted=True)
+
+
 def engine_speculation(engine: Sequence[EngineSample]) -> Speculation | None:
-    """Return what the engine's counters say of a decode step; None when it does not count drafts.
+    """Return what the engine's counters say of a decode step with a draft; None when it does not count drafts.
 
     An engine that counted no draft computed one token for each that it emitted.
     """

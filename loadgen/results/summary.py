@@ -342,7 +342,7 @@ class SpeculationSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Speculative decoding between the engine's first and last counters, of all clients; joules are of this one's."""
 
     drafts: int
-    """Drafts that were verified: one for each stream in a decode step."""
+    """Drafts that were verified: at most one for each stream in a decode step."""
     draft_tokens: int
     """Tokens in these drafts."""
     accepted_tokens: int
@@ -350,7 +350,7 @@ class SpeculationSummary(msgspec.Struct, frozen=True, kw_only=True):
     acceptance: float
     """accepted_tokens / draft_tokens."""
     tokens_per_step: float
-    """Tokens that a stream gets from a decode step: 1 + accepted_tokens / drafts."""
+    """Tokens that a stream gets from a decode step with a draft: 1 + accepted_tokens / drafts."""
     rejected_joules: float | None = None
     """Estimate of what rejected tokens added to the attributed energy: their number times the fitted price of a token,
     without the contexts that the draft model reads. None without energy, or where the fit found no such price."""

@@ -48,6 +48,18 @@ def test_without_counters_the_chunks_decide(chunks, tokens, steps_between, expec
     assert speculation_of(drafts((0, 0, 0), (0, 0, 0)), *columns) is None, "the engine counted no draft"
 
 
+@pytest.mark.parametrize(
+    ("per_chunk", "computed", "emitted"),
+    [(2.5, 5.0, 2.5), (2.4, 5.0, 2.5), (1.6, 2.6, 1.6), (1.0, 1.0, 1.0), (3.0, 5.0, 2.5)],
+)
+def test_drafts_that_are_not_in_every_step_count_where_they_are(per_chunk, computed, emitted):
+    """A draft of four tokens brings 1.5 more; ours got so many tokens in a chunk."""
+    chunks = np.array([100, 100])
+    told = speculation_of(drafts((0, 0, 0), (100, 400, 150)), chunks, (chunks * per_chunk).astype(int), chunks)
+    assert told is not None and told.counted
+    assert (told.computed, told.emitted) == (pytest.approx(computed), pytest.approx(emitted))
+
+
 def test_a_verified_token_costs_the_same_whether_it_was_accepted_or_not():
     steps = two_steps()
     some = replace(steps, decode=steps.decode * 2.5, speculation=BY_THREES)
