@@ -28,6 +28,7 @@ _ENDINGS: dict[Ended | None, str] = {
     "server": "server stopped",
     None: "running",
 }
+_NOTHING_YET = "The search is running; no rate is known yet."
 MIN_SAVING = 0.01
 """Smallest difference of two costs that is stated, as a share of the larger one."""
 _FAR = 0.8
@@ -152,12 +153,12 @@ def answer(result: SearchResult) -> Answer:
         outcome = setting_answer(best, result)
         rivals = _rivals(best, result)
         subject = f"{_leading(best, result, is_alone=not rivals)} " if best.name else ""
-        first, *others = outcome.sentences
+        first, *details = outcome.sentences
         is_running = any(setting.ended is None for setting in result.settings)
         head = "Running" if is_running else outcome.head
-        outcome = Answer("warning" if is_running else outcome.status, head, [subject + first, *others, *rivals])
+        outcome = Answer("warning" if is_running else outcome.status, head, [subject + first, *details, *rivals])
     elif any(setting.ended is None for setting in result.settings) or not result.settings:
-        outcome = Answer("warning", "Running", ["The search is running; no rate is known yet."])
+        outcome = Answer("warning", "Running", [_NOTHING_YET])
     elif all(setting.ended == "fails" for setting in result.settings):
         none = f"{_wanted(result)} at no rate with any of the {len(result.settings)} settings."
         outcome = Answer("failed", "No rate meets the limits", [none])
@@ -206,27 +207,29 @@ def _overlap(a: Estimate | None, b: Estimate | None) -> bool:
 def setting_answer(setting: SettingResult, result: SearchResult) -> Answer:
     """Return the answer of one setting."""
     reason = clean(setting.reason).rstrip(".") if setting.reason else ""
-    known = _known(setting, result)
+    statements = _statements(setting, result)
     match setting.ended:
         case None:
-            text = f"So far: {_first_lower(known[0])}" if known else "The search is running; no rate is known yet."
-            return Answer("warning", "Running", [text, *known[1:]])
+            so_far = [f"So far: {_first_lower(statements[0])}", *statements[1:]] if statements else [_NOTHING_YET]
+            return Answer("warning", "Running", so_far)
         case "fails":
             return Answer("failed", "No rate meets the limits", [_fails(setting, result)])
         case "client":
-            least = target(setting, result)
-            head = "No answer" if least is None else _first_upper(estimate_text(least, unit=" requests/s"))
+            bound = target(setting, result)
+            head = "No answer" if bound is None else _first_upper(estimate_text(bound, unit=" requests/s"))
             beyond = f"The server's own limit is unknown: {reason or 'this client cannot send at higher rates'}."
-            return Answer("warning", head, [*known, beyond])
+            return Answer("warning", head, [*statements, beyond])
         case "server":
-            until = [f"Before that: {_first_lower(known[0])}", *known[1:]] if known else ["No rate was known by then."]
             stopped = [f"{_first_upper(reason)}."] if reason else []
+            until = ["No rate was known by then."]
+            if statements:
+                until = [f"Before that: {_first_lower(statements[0])}", *statements[1:]]
             return Answer("failed", "The server stopped answering", [*stopped, *until])
         case "dropped":
-            return Answer("warning", "Dropped", [f"Dropped: {reason or 'another setting is better'}.", *known])
+            return Answer("warning", "Dropped", [f"Dropped: {reason or 'another setting is better'}.", *statements])
     if setting.ended == "interval" or is_decided(setting, result):
-        return Answer("ok", "Answered", known or ["No rate is known."])
-    return Answer("warning", "Undecided", [_undecided(setting, result), *known])
+        return Answer("ok", "Answered", statements or ["No rate is known."])
+    return Answer("warning", "Undecided", [_undecided(setting, result), *statements])
 
 
 def _undecided(setting: SettingResult, result: SearchResult) -> str:
@@ -242,7 +245,7 @@ def _undecided(setting: SettingResult, result: SearchResult) -> str:
     return f"{ended}. A longer --budget goes on from these probes."
 
 
-def _known(setting: SettingResult, result: SearchResult) -> list[str]:
+def _statements(setting: SettingResult, result: SearchResult) -> list[str]:
     """Return what the probes show of the rate and of the joules, that which was searched for first."""
     rate, energy = _rate(setting, result), _energy(setting, result)
     parts = [rate, energy] if result.objective == "rate" else [energy, rate]
@@ -324,8 +327,8 @@ def is_at_the_limit(setting: SettingResult) -> bool:
 
 def dearer(setting: SettingResult, result: SearchResult) -> list[tuple[float, str]]:
     """Return joules per good request at other loads with their names: the largest rate, and the lowest one measured."""
-    least, least_rate = setting.least_joules, setting.least_joules_rate
-    assert least is not None and least_rate is not None
+    cheapest, cheapest_rate = setting.least_joules, setting.least_joules_rate
+    assert cheapest is not None and cheapest_rate is not None
     costs: list[tuple[float, str]] = []
     power = power_near(setting.probes, setting.rate.value) if setting.rate is not None else None
     if setting.rate is not None and power is not None and result.attainment and not is_at_the_limit(setting):
@@ -333,11 +336,11 @@ def dearer(setting: SettingResult, result: SearchResult) -> list[tuple[float, st
         costs.append((at_rate, "at the largest rate"))
     measured = [p for p in setting.probes if p.joules_per_good_request is not None and not p.overloaded]
     lowest = min(measured, key=lambda probe: probe.rate_rps, default=None)
-    if lowest is not None and lowest.rate_rps < _FAR * least_rate.value:
+    if lowest is not None and lowest.rate_rps < _FAR * cheapest_rate.value:
         cost = lowest.joules_per_good_request
         words = f"the {joules(cost)} at {per_second(lowest.rate_rps)}, the lowest rate measured"
         costs.append((cost or 0.0, words))
-    return [(cost, words) for cost, words in costs if cost * (1 - MIN_SAVING) > least.value]
+    return [(cost, words) for cost, words in costs if cost * (1 - MIN_SAVING) > cheapest.value]
 
 
 def has_energy(result: SearchResult) -> bool:
