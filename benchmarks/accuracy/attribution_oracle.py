@@ -146,11 +146,12 @@ def mixture_of_experts() -> list[Scenario]:
     even, skewed, spread = Routing(skew=0.0), Routing(skew=1.0), Routing(skew=0.5, parallel=True)
     plain = [Scenario(name, mix, model="qwen3-30b-a3b") for name, mix in rates.items()]
     four = EngineOptions(tensor_parallel=4, routing=spread)
-    return [
+    served = [
         *(replace(row, name=f"{row.name}, even", options=EngineOptions(routing=even)) for row in plain),
         *(replace(row, name=f"{row.name}, skewed", options=EngineOptions(routing=skewed)) for row in plain),
         *(replace(row, name=f"{row.name}, expert-parallel", options=four) for row in plain),
     ]
+    return [*served, *(replace(row, name=f"{row.name}, client only", engine=False) for row in served)]
 
 
 @dataclass(frozen=True)
