@@ -19,6 +19,7 @@ import numpy as np
 
 from loadgen.attribution.beside_others import steps_beside_others
 from loadgen.attribution.cost_model import align_phase
+from loadgen.attribution.foreign_spans import engine_spans
 from loadgen.attribution.shapley import METHODS, RunAttribution, attribute_energy
 from loadgen.clock import Anchor
 from loadgen.energy.counter_clock import align_to_counter_clock
@@ -33,7 +34,8 @@ from loadgen.simulator.experts import Routing
 from loadgen.simulator.spans import Finished, export_finished
 from loadgen.simulator.speculation import Speculation
 from loadgen.telemetry.engine_sample import EngineSample
-from loadgen.telemetry.otlp_parse import RequestSpan, parse_spans
+from loadgen.telemetry.engine_span import EngineSpan
+from loadgen.telemetry.otlp_parse import parse_spans
 from loadgen.units import NS_PER_MS, NS_PER_S
 from loadgen.workload.schedule import build_schedule
 from loadgen.workload.trace import Trace, TraceRequest, read_trace
@@ -214,7 +216,7 @@ def _record(index: int, kind: str, truth: Any, rng: np.random.Generator) -> Requ
     )  # fmt: skip
 
 
-def spans(case: Case) -> list[RequestSpan]:
+def spans(case: Case) -> list[EngineSpan]:
     """Return the spans of all requests, as vLLM exports them, on a wall clock."""
     row = {request: index for index, request in enumerate(case.own)}
     finished = [
@@ -224,7 +226,7 @@ def spans(case: Case) -> list[RequestSpan]:
         )
         for i, request in enumerate(case.run.requests)
     ]  # fmt: skip
-    return parse_spans(export_finished("model", finished, Anchor(WALL_NS, 0))).spans
+    return engine_spans(parse_spans(export_finished("model", finished, Anchor(WALL_NS, 0))).spans)
 
 
 def polled(series: EnergySeries, rng: np.random.Generator) -> EnergySeries:

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 SCHEMAS = ROOT / "loadgen" / "schemas"
 FIRST = (
-    *("summary", "run", "schedule", "record", "energy", "engine", "attribution", "answer"),
+    *("summary", "run", "schedule", "record", "energy", "engine", "span", "attribution", "answer"),
     *("study", "cell", "results"),
 )
 """Schemas in the order of their page."""

@@ -26,6 +26,7 @@ from loadgen.results.study_table import Row
 from loadgen.results.summary import Summary
 from loadgen.study.folder import StudyState
 from loadgen.study.rows import RunOutcome
+from loadgen.telemetry.engine_span import EngineSpan
 from loadgen.workload.schedule import ScheduledRequest
 
 FILES: dict[str, tuple[type[msgspec.Struct], str]] = {
@@ -34,6 +35,7 @@ FILES: dict[str, tuple[type[msgspec.Struct], str]] = {
     "schedule": (ScheduledRequest, "a line of schedule.jsonl"),
     "record": (RequestRecord, "a line of records.jsonl"),
     "energy": (EnergySample, "a line of energy.jsonl"),
+    "span": (EngineSpan, "a line of spans.jsonl"),
     "attribution": (RequestEnergy, "a line of attribution.jsonl"),
     "answer": (Answer, "a line of answers.jsonl"),
     "study": (StudyState, "study.json"),

@@ -17,7 +17,7 @@ from loadgen.attribution.speculation import engine_speculation
 if TYPE_CHECKING:
     from loadgen.record import RequestRecord
     from loadgen.telemetry.engine_sample import EngineSample
-    from loadgen.telemetry.otlp_parse import RequestSpan
+    from loadgen.telemetry.engine_span import EngineSpan
 
 PASSES = 2
 """Passes. The steps show how our prefills lay among those of others only once these are in them; a third pass changes
@@ -36,17 +36,19 @@ class SharedSteps(NamedTuple):
 def steps_beside_others(
     records: Sequence[RequestRecord],
     engine: Sequence[EngineSample] = (),
-    spans: Sequence[RequestSpan] = (),
+    spans: Sequence[EngineSpan] = (),
     run_id: str = "",
+    ahead_ns: int = 0,
 ) -> SharedSteps:
     """Return the steps of a run. Other clients' requests are those of the engine's spans, and what its counters have
     beyond those and ours.
 
-    Of the latter it is not known which of them decodes a token: its context is the mean of ours.
+    Of the latter it is not known which of them decodes a token: its context is the mean of ours. run_id, ahead_ns: as
+    for `foreign_records`.
     """
     speculation = engine_speculation(engine)
     tokens_per_step = 1.0 if speculation is None else speculation.emitted
-    foreign = foreign_records(records, spans, run_id, tokens_per_step) if spans else []
+    foreign = foreign_records(records, spans, run_id, ahead_ns, tokens_per_step)
     known = [*records, *foreign]
     steps = ours = engine_steps_of(known, engine)
     counted: list[RequestRecord] = []

@@ -17,6 +17,7 @@ import numpy as np
 from loadgen.attribution.engine_steps import BURST_GAP_NS
 from loadgen.attribution.span_steps import first_token_of
 from loadgen.record import RequestRecord
+from loadgen.telemetry.engine_span import EngineSpan
 
 if TYPE_CHECKING:
     from loadgen.stats.arrays import Floats, Ints
@@ -36,22 +37,40 @@ class Lives(NamedTuple):
     tokens: Ints
 
 
+def engine_spans(requests: Sequence[RequestSpan]) -> list[EngineSpan]:
+    """Return what the engine's own spans among these say of requests that had output tokens."""
+    return [
+        EngineSpan(
+            id=request.key, arrival_ns=request.start_ns, prefill_ns=request.prefill_ns,
+            first_token_ns=first_token_of(request) or request.end_ns, end_ns=request.end_ns,
+            input_tokens=request.input_tokens, output_tokens=request.output_tokens, cached_tokens=request.cached_tokens,
+        )
+        for request in requests
+        if request.output_tokens and not request.client
+    ]  # fmt: skip
+
+
 def foreign_records(
-    records: Sequence[RequestRecord], spans: Sequence[RequestSpan], run_id: str, tokens_per_step: float = 1.0
+    records: Sequence[RequestRecord],
+    spans: Sequence[EngineSpan],
+    run_id: str,
+    ahead_ns: int = 0,
+    tokens_per_step: float = 1.0,
 ) -> list[RequestRecord]:
-    """Return a record for each span with output tokens that is of no request of ours, numbered after ours.
+    """Return a record for each span that is of no request of ours, numbered after ours.
 
     run_id: of our run; the id of a request of ours is `RUN_ID-INDEX`. The spans of ours say how the engine's clock
     differs from the client's, with the time that an answer and a request take between them: the medians are taken off
-    the spans of others. tokens_per_step: those that a stream gets from a decode step, several under speculative
-    decoding.
+    the spans of others. ahead_ns: how far the engine's clock is ahead of ours, if there is no span of ours.
+    tokens_per_step: those that a stream gets from a decode step, several under speculative decoding.
     """
     ours = {f"{run_id}-{record.index}": record for record in records if record.chunk_ns}
-    engine = [span for span in spans if span.output_tokens and not span.client]
-    others = [span for span in engine if not span.key.startswith(f"{run_id}-")]
-    pairs = [(ours[span.key], span) for span in engine if span.key in ours]
-    later_ns = _median([record.chunk_ns[-1] - span.end_ns for record, span in pairs])
-    earlier_ns = _median([(record.sent_ns or 0) - span.start_ns for record, span in pairs])
+    others = [span for span in spans if not span.id.startswith(f"{run_id}-")]
+    if not others:
+        return []
+    pairs = [(ours[span.id], span) for span in spans if span.id in ours]
+    later_ns = _median([record.chunk_ns[-1] - span.end_ns for record, span in pairs], -ahead_ns)
+    earlier_ns = _median([(record.sent_ns or 0) - span.arrival_ns for record, span in pairs], -ahead_ns)
     prefills = {record.index: span.prefill_ns + later_ns for record, span in pairs}
     own = [
         (prefills.get(r.index, r.chunk_ns[0]), r.chunk_ns[0], r.chunk_ns[-1], len(r.chunk_ns)) for r in ours.values()
@@ -59,17 +78,17 @@ def foreign_records(
     foreign = [
         (
             s.prefill_ns + later_ns,
-            (first_token_of(s) or 0) + later_ns,
+            s.first_token_ns + later_ns,
             s.end_ns + later_ns,
-            1 + round(((s.output_tokens or 1) - 1) / tokens_per_step),
+            1 + round((s.output_tokens - 1) / tokens_per_step),
         )
         for s in others
     ]
     times = token_times([r.chunk_ns for r in ours.values()], _lives(own), _lives(foreign))
     return [
         RequestRecord(
-            index=len(records) + i, workload="", scheduled_ns=span.start_ns + earlier_ns,
-            sent_ns=span.start_ns + earlier_ns, first_token_ns=own_ns[0], last_token_ns=own_ns[-1],
+            index=len(records) + i, workload="", scheduled_ns=span.arrival_ns + earlier_ns,
+            sent_ns=span.arrival_ns + earlier_ns, first_token_ns=own_ns[0], last_token_ns=own_ns[-1],
             finished_ns=own_ns[-1], chunk_ns=own_ns, input_tokens=span.input_tokens, output_tokens=span.output_tokens,
             cached_tokens=span.cached_tokens, token_source="usage",
         )
@@ -77,8 +96,8 @@ def foreign_records(
     ]  # fmt: skip
 
 
-def _median(differences_ns: list[int]) -> int:
-    return int(np.median(differences_ns)) if differences_ns else 0
+def _median(differences_ns: list[int], otherwise: int) -> int:
+    return int(np.median(differences_ns)) if differences_ns else otherwise
 
 
 def _lives(rows: Sequence[tuple[int, int, int, int]]) -> Lives:

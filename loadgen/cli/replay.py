@@ -221,7 +221,12 @@ if TYPE_CHECKING:
     metavar="N",
     help="Split the schedule over N processes, if one is too slow for it.",
 )
-@click.option("--otlp", metavar="URL", help="Send an OTLP span for every request to this sidecar.")
+@click.option(
+    "--otlp",
+    metavar="URL",
+    help="Send an OTLP span for every request to this sidecar, and record those that the engine sends to it: they show "
+    "the requests of other clients.",
+)
 @click.option(
     "--energy",
     shell_complete=ENERGY_NAMES,

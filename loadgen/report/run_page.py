@@ -143,6 +143,7 @@ def files_beside(result: RunResult) -> Markup:
     names += ["attribution.jsonl"] if result.attribution else []
     names += ["energy.jsonl"] if result.energy else []
     names += ["engine.jsonl"] if result.engine else []
+    names += ["spans.jsonl"] if result.spans else []
     links = join(join([", " if i else "", tag("a", name, href=name)]) for i, name in enumerate(names))
     return tag("p", "Files in the folder of this page: ", links, ".")
 

@@ -22,7 +22,8 @@ def attribute_run(result: RunResult, start_ns: int, end_ns: int) -> tuple[RunAtt
     series = aligned_series(result)
     if not series:
         return None, []
-    shared = steps_beside_others(with_planned_prompts(result.schedule, result.records), result.engine)
+    records = with_planned_prompts(result.schedule, result.records)
+    shared = steps_beside_others(records, result.engine, result.spans, result.info.run_id, result.info.anchor.offset_ns)
     series = [align_phase(domain, shared.steps) for domain in series]
     sums = {name: np.array(rows, dtype=np.int64) for name, rows in part_rows(result).items()}
     return attribute_energy(series, result.records, start_ns, end_ns, shared=shared, sums=sums), series

@@ -21,6 +21,7 @@ from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.files import replacing, write_atomic
 from loadgen.record import Kind, RequestRecord
+from loadgen.telemetry.engine_span import EngineSpan
 from loadgen.workload.schedule import ArrivalSpec, Schedule, ScheduledRequest, schedule_lines
 
 if TYPE_CHECKING:
@@ -102,6 +103,8 @@ class RunResult:
     """Energy of each request; None without energy, or before `analyse_run`."""
     summary: Summary | None
     """Numbers of summary.json; None before `analyse_run`."""
+    spans: Sequence[EngineSpan] = ()
+    """Requests of all clients, by the engine's spans; empty when they were not recorded."""
 
     @property
     def shares(self) -> dict[int, RequestEnergy]:
@@ -175,11 +178,12 @@ class RunWriter(LineWriter):
         overwrite: bool = False,
         words: Path | None = None,
         answers: bool = False,
+        spans: bool = False,
     ) -> None:
         """Make the folder and write everything that is known before the first byte is sent.
 
         Only with `overwrite` is an earlier run removed, and a folder that is no run never is. `words` is the file of
-        the requests' words, if the folder is to keep it; with `answers` it keeps those too.
+        the requests' words, if the folder is to keep it; with `answers` it keeps those too, with `spans` the engine's.
         """
         try:
             if path.exists() and (not path.is_dir() or any(path.iterdir())):
@@ -198,7 +202,7 @@ class RunWriter(LineWriter):
             write_json(path / "run.json", info)
         except OSError as err:
             raise cannot_write(path, err) from err
-        names = ("records", "energy", "engine", *(["answers"] if answers else []))
+        names = ("records", "energy", "engine", *(["answers"] if answers else []), *(["spans"] if spans else []))
         super().__init__(path, **{name: path / f"{name}.jsonl" for name in names})
 
     def write_info(self, info: RunInfo) -> None:
@@ -213,6 +217,9 @@ class RunWriter(LineWriter):
 
     def engine(self, sample: EngineSample) -> None:
         self._write("engine", self._encode(sample) + b"\n")
+
+    def spans(self, spans: Iterable[EngineSpan]) -> None:
+        self._write("spans", b"".join(self._encode(span) + b"\n" for span in spans))
 
 
 def write_analysis(path: Path, attribution: RunAttribution | None, summary: Summary, page: str) -> None:
@@ -315,6 +322,7 @@ def read_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
         engine=list(read_lines(path / "engine.jsonl", dict)),
         attribution=None,
         summary=None,
+        spans=list(read_lines(path / "spans.jsonl", EngineSpan)),
     )
 
 

@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 from loadgen.clock import monotonic_ns
 from loadgen.energy.choose import open_meter, source_beside
 from loadgen.energy.sampler import LivePower, Sampler, SamplerReport
+from loadgen.run.span_poller import SpanPoller
 from loadgen.telemetry.engine_metrics import EnginePoller, EngineState
 
 if TYPE_CHECKING:
@@ -64,9 +65,10 @@ class Metering:
 
     @asynccontextmanager
     async def recording(self, writer: RunWriter) -> AsyncIterator[None]:
-        """Record the energy counters and the engine's counters while the block runs, each once more after it.
+        """Record the energy counters and the engine's counters while the block runs, each once more after it; with a
+        sidecar, the engine's spans as well.
 
-        An exception ends both threads without waiting for them.
+        An exception ends the threads without waiting for them.
         """
         poller = EnginePoller(self._server.root_url, writer.engine, owner=self._server.engine)
         if self.meter:
@@ -76,10 +78,15 @@ class Metering:
         await asyncio.to_thread(poller.read_now)
         _log.info("metrics page of the engine: %(page)s", {"page": engine_page_facts(poller.state)})
         poller.start()
+        spans = SpanPoller(self._config.otlp, writer.spans) if self._config.otlp else None
+        if spans:
+            await asyncio.to_thread(spans.start)
         try:
             yield
         except BaseException:
             poller.cancel()
+            if spans:
+                spans.cancel()
             if self._sampler:
                 self._sampler.cancel()
             raise
@@ -87,6 +94,8 @@ class Metering:
         await asyncio.to_thread(poller.read_now)
         self.engine_page = engine_page_facts(poller.state)
         self.report = await asyncio.to_thread(self._sampler.stop) if self._sampler else None
+        if spans:
+            await asyncio.to_thread(spans.stop)
 
     def latest(self) -> LivePower | None:
         """Return the present power, for display; None without a meter."""

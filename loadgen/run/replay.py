@@ -78,8 +78,9 @@ async def replay(
             check_sending(config, len(schedule.requests))
             kept = config.words if config.keep_bodies else None
             writer = RunWriter(
-                config.out, info, schedule, overwrite=config.overwrite, words=kept, answers=config.keep_answers
-            )
+                config.out, info, schedule, overwrite=config.overwrite, words=kept, answers=config.keep_answers,
+                spans=config.otlp is not None,
+            )  # fmt: skip
             stack.enter_context(closing(writer))
             await warm_up(schedule, prepared, client, stages.begin)
             sender = await stack.enter_async_context(open_sender(schedule, prepared, client, writer))

@@ -9,7 +9,7 @@ import asyncio
 import hmac
 import threading
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from loadgen.errors import LoadgenError, MeterError
 from loadgen.sidecar.clock_sync import ClockSync
 from loadgen.sidecar.exporter import Exporter, SidecarPage
 from loadgen.sidecar.ledger import Ledger
+from loadgen.sidecar.span_feed import SpanFeed
 from loadgen.sidecar.watermark import AllowedLateness
 from loadgen.telemetry.engine_metrics import EnginePoller, EngineState
 from loadgen.telemetry.otlp_parse import MalformedError, RequestSpan, parse_spans
@@ -36,7 +37,6 @@ from loadgen.units import NS_PER_S, s_from_ns
 if TYPE_CHECKING:
     from loadgen.energy.meter import EnergyMeter
     from loadgen.energy.series import EnergySample
-    from loadgen.telemetry.engine_sample import EngineSample
 
 TICK_S = 1.0
 ENGINE_PERIOD_S = 0.25
@@ -91,8 +91,9 @@ class Sidecar:
         self.clock = ClockSync(anchor())
         self._energy: deque[EnergySample] = deque(maxlen=MAX_FEED_SAMPLES)
         self._feed: deque[EnergySample] = deque(maxlen=MAX_FEED_SAMPLES)
-        self._engine: deque[EngineSample] = deque(maxlen=MAX_ENGINE_SAMPLES)
+        self._engine: deque[Mapping[str, float]] = deque(maxlen=MAX_ENGINE_SAMPLES)
         self._spans: deque[RequestSpan] = deque()
+        self._span_feed = SpanFeed()
         self._first_tokens: deque[tuple[bytes, int]] = deque(maxlen=MAX_QUEUED_SPANS)
         self._dropped: Counter[str] = Counter()
         self._dropping = threading.Lock()
@@ -105,7 +106,7 @@ class Sidecar:
                 )
             except MeterError as err:
                 raise LoadgenError(f"--engine-url: {err}") from err
-        self._newest_engine: EngineSample | None = None
+        self._newest_engine: Mapping[str, float] | None = None
         self._engine_restarts = 0
         self.page = self._page()
         self._registry = CollectorRegistry()
@@ -156,6 +157,7 @@ class Sidecar:
                 self._engine_restarts += sample.get(name, 0.0) < previous.get(name, 0.0)
             self.ledger.add_engine_sample(sample)
         spans = _drained(self._spans)
+        self._span_feed.add(spans)
         self.ledger.add_first_tokens(
             (trace_id, self.clock.monotonic_ns(first_ns)) for trace_id, first_ns in _drained(self._first_tokens)
         )
@@ -192,6 +194,7 @@ class Sidecar:
             [
                 web.get("/metrics", self.metrics),
                 web.get("/energy", self.energy),
+                web.get("/spans", self._span_feed.serve),
                 web.get("/healthz", self.healthz),
                 web.post("/v1/traces", self.traces),
             ]

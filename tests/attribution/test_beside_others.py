@@ -6,14 +6,13 @@ import pytest
 from loadgen.attribution.beside_others import steps_beside_others, steps_of_first
 from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.shapley import attribute_energy
-from loadgen.telemetry.otlp_parse import RequestSpan
+from loadgen.telemetry.engine_span import EngineSpan
 from support.attribution_runs import MS, counter, engine_samples, request
 
 OURS = request(0, 0, [10.0 * k for k in range(1, 101)], prompt=10)
-THEIRS = RequestSpan(
-    key="x", request_id="x", client=False, start_ns=0, prefill_ns=0, first_token_ns=10 * MS, end_ns=1000 * MS,
-    input_tokens=10, output_tokens=100, cached_tokens=None, model=None, workload=None, ok=True,
-)  # fmt: skip
+THEIRS = EngineSpan(
+    id="x", arrival_ns=0, prefill_ns=0, first_token_ns=10 * MS, end_ns=1000 * MS, input_tokens=10, output_tokens=100
+)
 SHARED = engine_samples((-1, 0, 0, 0), (500, 100, 20, 50), (1001, 200, 20, 100))
 """A stream of ours and another one, in the same 100 steps."""
 ALONE = engine_samples((-1, 0, 0, 0), (500, 50, 10, 50), (1001, 100, 10, 100))
@@ -24,7 +23,7 @@ ALONE = engine_samples((-1, 0, 0, 0), (500, 50, 10, 50), (1001, 100, 10, 100))
     [((), (), 0), (ALONE, (), 0), (SHARED, (), 1), ((), (THEIRS,), 1), (SHARED, (THEIRS,), 1)],
 )
 def test_a_request_of_another_client_is_there_once(
-    engine: list[dict[str, float]], spans: tuple[RequestSpan, ...], foreign: int
+    engine: list[dict[str, float]], spans: tuple[EngineSpan, ...], foreign: int
 ) -> None:
     shared = steps_beside_others([OURS], engine, spans, "run")
     tokens = sum(record.output_tokens or 0 for record in shared.foreign)
@@ -33,7 +32,7 @@ def test_a_request_of_another_client_is_there_once(
 
 
 @pytest.mark.parametrize("spans", [(), (THEIRS,)])
-def test_other_clients_joules_are_unattributed(spans: tuple[RequestSpan, ...]) -> None:
+def test_other_clients_joules_are_unattributed(spans: tuple[EngineSpan, ...]) -> None:
     """Half of the energy of the steps that two streams share."""
     series = counter([i * 100.0 for i in range(11)], [40.0] * 10)
     shared = steps_beside_others([OURS], SHARED, spans, "run")

@@ -1,27 +1,30 @@
 """Other clients' requests are as good as ours when the engine's spans tell of them."""
 
+from typing import Any
+
 import msgspec
 import numpy as np
 import pytest
 
 from loadgen.attribution.beside_others import steps_beside_others
-from loadgen.attribution.foreign_spans import foreign_records, scaled_to_sums
+from loadgen.attribution.foreign_spans import engine_spans, foreign_records, scaled_to_sums
 from loadgen.attribution.shapley import attribute_energy
 from loadgen.record import RequestRecord
+from loadgen.telemetry.engine_span import EngineSpan
 from loadgen.telemetry.otlp_parse import RequestSpan
 from support.attribution_runs import MS, counter, request
 
 HOUR_MS = 3_600_000
 
 
-def span(key: str, start_ms: float, first_ms: float, end_ms: float, tokens: int, prefill_ms: float = 0) -> RequestSpan:
+def span(id: str, start_ms: float, first_ms: float, end_ms: float, tokens: int, prefill_ms: float = 0) -> EngineSpan:
     """The engine's span of a request with a prompt of 100 tokens; its prefill took `prefill_ms`."""
     start_ns, prefill_ns, first_ns, end_ns = (
         round(t_ms * MS) for t_ms in (start_ms, first_ms - prefill_ms, first_ms, end_ms)
     )
-    return RequestSpan(
-        key=key, request_id=key, client=False, start_ns=start_ns, prefill_ns=prefill_ns, first_token_ns=first_ns,
-        end_ns=end_ns, input_tokens=100, output_tokens=tokens, cached_tokens=None, model=None, workload=None, ok=True,
+    return EngineSpan(
+        id=id, arrival_ns=start_ns, prefill_ns=prefill_ns, first_token_ns=first_ns, end_ns=end_ns, input_tokens=100,
+        output_tokens=tokens,
     )  # fmt: skip
 
 
@@ -76,17 +79,39 @@ def test_the_spans_of_our_own_requests_set_the_clock() -> None:
     assert record.sent_ns == 24 * MS
 
 
-@pytest.mark.parametrize(
-    "foreign",
-    [
-        span("run-0", 0, 10, 200, 20),
-        span("run-7", 0, 10, 200, 20),  # ours, without a record that has a chunk
-        msgspec.structs.replace(span("x", 0, 10, 200, 20), client=True),
-        msgspec.structs.replace(span("x", 0, 10, 200, 20), output_tokens=None),
-    ],
-)
-def test_spans_of_ours_of_clients_and_without_tokens_are_no_strangers(foreign: RequestSpan) -> None:
-    assert foreign_records([OURS], [foreign], "run") == []
+@pytest.mark.parametrize("index", [0, 7])
+def test_spans_of_our_own_requests_are_no_strangers(index: int) -> None:
+    """Request 7 has no record with a chunk."""
+    assert foreign_records([OURS], [span(f"run-{index}", 0, 10, 200, 20)], "run") == []
+
+
+def test_without_a_span_of_ours_the_wall_clock_sets_the_time() -> None:
+    spans = [span("x", HOUR_MS + 25, HOUR_MS + 40, HOUR_MS + 90, 6)]
+    [record] = foreign_records([OURS], spans, "run", HOUR_MS * MS)
+    assert times_ms(record) == [40, 50, 60, 70, 80, 90]
+    assert record.sent_ns == 25 * MS
+
+
+REQUEST = RequestSpan(
+    key="x", request_id="chatcmpl-x", client=False, start_ns=5, prefill_ns=10, first_token_ns=30, end_ns=90,
+    input_tokens=7, output_tokens=4, cached_tokens=2, model="m", workload="chat", ok=True,
+)  # fmt: skip
+
+
+def test_a_span_of_the_engine_says_when_a_request_ran_and_nothing_of_who_sent_it() -> None:
+    assert engine_spans([REQUEST]) == [
+        EngineSpan(
+            id="x", arrival_ns=5, prefill_ns=10, first_token_ns=30, end_ns=90, input_tokens=7, output_tokens=4,
+            cached_tokens=2,
+        )
+    ]  # fmt: skip
+    [untold] = engine_spans([msgspec.structs.replace(REQUEST, first_token_ns=None)])
+    assert untold.first_token_ns == 10 + 80 // 4
+
+
+@pytest.mark.parametrize("change", [{"client": True}, {"output_tokens": None}, {"output_tokens": 0}])
+def test_spans_of_clients_and_without_tokens_are_left_out(change: dict[str, Any]) -> None:
+    assert engine_spans([msgspec.structs.replace(REQUEST, **change)]) == []
 
 
 def test_a_span_with_more_tokens_than_its_time_holds_has_a_step_a_millisecond() -> None:
