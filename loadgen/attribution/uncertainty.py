@@ -10,7 +10,8 @@ A window's residual is what the counter said beyond the law. Its variance has th
   have in common in their residuals. It does not average out. It makes the coefficients wrong, as if all of the run were
   MISFIT_WINDOWS windows, and each request by what it uses of them.
 
-Beside other clients whose requests are inferred from the engine's counters, INFERRED of their work is uncertain too.
+Two things that no window shows are added: beside other clients whose requests are inferred from the engine's counters,
+INFERRED of their work; in a mixture of experts, EXPERT_DIVISION of the way to an equal division of what a step reads.
 
 The first two are the random-coefficient model of Hildreth and Houck (J. Am. Stat. Assoc. 63, 1968): the squared
 residuals regressed on the squared features. The third is the lack of fit by near replicates (Daniel and Wood, Fitting
@@ -36,6 +37,10 @@ if TYPE_CHECKING:
 
 CHUNK_DELAY_NS = 500_000
 """Uncertainty of the delay from a step's end to its chunk at the client: it shifts a request against the counter."""
+
+EXPERT_DIVISION = 0.1
+"""Uncertainty of the division of the experts that a step reads, as a part of the way from the law's division to an
+equal one: windows show what is read, not for whom. Chosen as below."""
 
 INFERRED = 0.15
 """Relative error, in a window, of other clients' work that is inferred from the engine's counters. Chosen as below."""
@@ -240,12 +245,35 @@ def joules_gradient(
     return gradient
 
 
+def equal_experts(series: EnergySeries, steps: EngineSteps, shares: Floats, expert_j: float, requests: int) -> Floats:
+    """Return float64[n, 2], joules: what prefill and decode of each request would gain if the members of a step had
+    equal parts of the experts that it reads. 0 for a dense model."""
+    gains = np.zeros((requests, 2))
+    if steps.experts is None or not expert_j:
+        return gains
+    energy_j = np.diff(series.mj) / MJ_PER_J
+    step, window, overlap_share = overlap(series.t_ns, steps.start_ns, steps.end_ns)
+    by_step = np.bincount(steps.step, shares, minlength=steps.count)
+    total = np.bincount(window, overlap_share * by_step[step], minlength=len(energy_j))
+    rate = np.divide(energy_j, total, out=np.zeros(len(energy_j)), where=total > 0)
+    price = expert_j * np.bincount(step, overlap_share * rate[window], minlength=steps.count)
+    part = feature_column(steps, "expert_j")
+    equal = np.bincount(steps.step, part, minlength=steps.count) / np.bincount(steps.step, minlength=steps.count)
+    gain = equal[steps.step]
+    gain -= part
+    gain *= price[steps.step]
+    for phase, rows in enumerate((steps.prefilling, ~steps.prefilling)):
+        gains[:, phase] = np.bincount(steps.request[rows], gain[rows], minlength=requests)
+    return gains
+
+
 @dataclass(frozen=True)
 class JoulesErrors:
     """The parts that the variance of any request's joules, and of any sum of them, is made of.
 
     energy_j: float64[W]. prefills: float64[W], of all requests. inferred_j: float64[W], of other clients' requests that
-    are inferred from the engine's counters. gradient: float64[n, 2, K]. ends: float64[n], J^2.
+    are inferred from the engine's counters. gradient: float64[n, 2, K]. division: float64[n, 2], `equal_experts`.
+    ends: float64[n], J^2.
     """
 
     model: ErrorModel
@@ -254,6 +282,7 @@ class JoulesErrors:
     prefills: Floats
     inferred_j: Floats
     gradient: Floats
+    division: Floats
     ends: Floats
 
     def of_requests(self) -> Floats:
@@ -270,7 +299,8 @@ class JoulesErrors:
         if self.model.windows < MIN_WINDOWS:  # the residuals of many windows have the ends among their noise
             by_windows = np.maximum(by_windows, self.ends)
         gradient = self.gradient.sum(axis=1)
-        return np.asarray(by_windows + np.einsum("ni,ij,nj->n", gradient, self.model.covariance, gradient))
+        by_misfit = np.einsum("ni,ij,nj->n", gradient, self.model.covariance, gradient)
+        return np.asarray(by_windows + by_misfit + (EXPERT_DIVISION * self.division.sum(axis=1)) ** 2)
 
     def of_sum(self, requests: Ints) -> dict[Part, float]:
         """Return the variance of the joules of these requests together, and of their prefills and decodes, J^2.
@@ -280,8 +310,9 @@ class JoulesErrors:
         inside = np.zeros(len(self.gradient), bool)
         inside[requests] = True
         rows = self._together(inside)
-        gradient = self.gradient[requests].sum(axis=0)
+        gradient, division = self.gradient[requests].sum(axis=0), self.division[requests].sum(axis=0)
         by_part: dict[Part, Floats] = {"all": gradient.sum(axis=0), "prefill": gradient[0], "decode": gradient[1]}
+        experts_j: dict[Part, float] = {"all": division.sum(), "prefill": division[0], "decode": division[1]}
         variances: dict[Part, float] = {}
         for part, slope in by_part.items():
             joules, own, owned = self._shares(rows, part)
@@ -291,6 +322,7 @@ class JoulesErrors:
                 + float(((INFERRED * owned * self.inferred_j[rows.window]) ** 2).sum())
                 + self.model.prefill_j2 * prefills**2
                 + float(slope @ self.model.covariance_of_sums @ slope)
+                + (EXPERT_DIVISION * float(experts_j[part])) ** 2
             )
         return variances
 
@@ -320,9 +352,9 @@ def joules_errors(
     values, idle_w = fit.coefficients.values, fit.coefficients.idle_w or 0.0
     joules = np.bincount(steps.request, member_j, minlength=requests).astype(np.float64)
     if len(clipped) < 2 or not len(shares):
-        none, gradient = np.zeros(0), np.zeros((requests, 2, len(values)))
+        model, none, gradient = ErrorModel.unknown(len(values)), np.zeros(0), np.zeros((requests, 2, len(values)))
         rows = RequestWindows(np.zeros(0, np.int64), np.zeros(0, np.int64), none, none, none)
-        return JoulesErrors(ErrorModel.unknown(len(values)), rows, none, none, none, gradient, np.zeros(requests))
+        return JoulesErrors(model, rows, none, none, none, gradient, np.zeros((requests, 2)), np.zeros(requests))
     rows = request_windows(clipped, steps, member_j, requests)
     inferred = rows.request >= known
     inferred_j = (rows.prefill_j + rows.decode_j)[inferred]
@@ -336,5 +368,6 @@ def joules_errors(
             clipped, steps, shares, requests, foreign_features(steps, clipped.t_ns), values,
             idle_w * free_time(steps, clipped.t_ns) / NS_PER_S,
         ),
+        division=equal_experts(clipped, steps, shares, fit.coefficients.expert_j or 0.0, requests),
         ends=variance_of_ends(clipped, steps, joules),
     )  # fmt: skip

@@ -18,6 +18,8 @@ _PRICES = {
     "prefill_context_j": "a prompt token's context",
     "decode_token_j": "a decoded token",
     "decode_context_j": "a decoded token's context",
+    "expert_j": "reading the experts",
+    "computed_token_j": "a computed token",
 }
 
 
@@ -75,9 +77,9 @@ def _causes(power_cap: float, fits: Sequence[FitQuality]) -> Iterator[str]:
 
 def _affected(first: str, second: str) -> str:
     """Return the numbers that an error of two prices in opposite directions changes."""
-    prefills = {name.startswith("prefill") for name in (first, second)}
-    if prefills == {True}:
+    phases = {name: name.partition("_")[0] for name in (first, second)}.values()
+    if all(phase == "prefill" for phase in phases):
         return "the prefills of short against those of long prompts"
-    if prefills == {False}:
+    if all(phase in ("step", "decode") for phase in phases):
         return "requests that are decoded together, those with short against those with long contexts"
     return "how energy divides into prefill and decode, and prompts against answers"

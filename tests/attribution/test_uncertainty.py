@@ -1,12 +1,15 @@
 """Standard errors, and the gradient of the shares that they are propagated with."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.cost_model import COLUMNS, Fit, cost_shares
+from loadgen.attribution.expert_reads import ExpertReads
 from loadgen.attribution.shapley import attribute_energy, split_energy
-from loadgen.attribution.uncertainty import MIN_WINDOWS, error_model, joules_gradient, request_windows
+from loadgen.attribution.uncertainty import MIN_WINDOWS, equal_experts, error_model, joules_gradient, request_windows
 from loadgen.energy.series import EnergySeries
 from loadgen.stats.arrays import Floats
 from loadgen.units import NS_PER_S
@@ -112,3 +115,16 @@ def test_a_request_has_a_row_in_each_of_its_windows() -> None:
     assert rows.request.tolist() == [0, 0, 0, 1]
     assert rows.window.tolist() == [0, 1, 2, 1]
     assert rows.prefills.tolist() == [1, 0, 0, 1]
+
+
+def test_an_equal_division_of_experts_gives_to_one_what_it_takes_from_another() -> None:
+    """A prefill reads more experts than a decode beside it; two decodes alike read the same. A dense model has none."""
+    series = EnergySeries("gpu:0", np.array([0, 2 * NS_PER_S]), np.array([0, 90_000]))
+    steps = replace(two_steps(), experts=ExpertReads(0.1, 0.0))
+    shares = np.ones(len(steps.step))
+    gains = equal_experts(series, steps, shares, 2.0, 2)
+    assert gains.sum() == pytest.approx(0, abs=1e-9)
+    assert np.abs(gains).max() > 0.1
+    alike = replace(steps, prefill=np.zeros_like(steps.prefill), decode=np.ones_like(steps.decode))
+    assert equal_experts(series, alike, shares, 2.0, 2) == pytest.approx(np.zeros((2, 2)), abs=1e-9)
+    assert not equal_experts(series, two_steps(), shares, 2.0, 2).any()

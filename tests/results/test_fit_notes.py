@@ -45,6 +45,7 @@ def test_a_note_has_the_cause_that_the_run_shows(
         (("prefill_token_j", "prefill_context_j"), "short against those of long prompts"),
         (("step_j", "decode_context_j"), "decoded together"),
         (("step_j", "prefill_token_j"), "into prefill and decode"),
+        (("expert_j", "computed_token_j"), "into prefill and decode"),
     ],
 )
 def test_a_pair_that_was_not_told_apart_affects_what_it_divides(pair: tuple[str, str], affected: str) -> None:
