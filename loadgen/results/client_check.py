@@ -75,8 +75,9 @@ def _late_sends(result: RunResult) -> list[Fault]:
         f"at most {max(late_ns) / NS_PER_MS:.1f} ms: Response counts from the schedule and carries that error; "
         "TTFT, TPOT, ITL and E2E count from the send and do not"
     )
-    response_ns = sum(record.response_ns or 0 for record in result.records if record.ok)
-    is_failed = is_many and sum(lags_ns) > _MAX_OF_RESPONSE * response_ns
+    completed = [record for record in result.records if record.ok]
+    response_ns = sum(record.response_ns or 0 for record in completed)
+    is_failed = is_many and sum(record.lag_ns or 0 for record in completed) > _MAX_OF_RESPONSE * response_ns
     return [("failed" if is_failed else "warning", reason, ["response_s"])]
 
 

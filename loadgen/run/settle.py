@@ -10,8 +10,6 @@ from loadgen.http_get import REQUEST_ERRORS, http_get
 from loadgen.telemetry.engine_metrics import EnginePoller
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
     from loadgen.telemetry.engine_sample import EngineSample
 
 _log = logging.getLogger(__name__)
@@ -42,10 +40,10 @@ def wait_until_at_rest(root_url: str, owner: str | None, timeout_s: float) -> bo
         sleep(_PERIOD_S)
 
 
-def answers(base_url: str, headers: Mapping[str, str] | None = None) -> bool:
+def answers(base_url: str) -> bool:
     """Return whether anything answers at the server's URL, be it that the request is refused."""
     try:
-        response = http_get(f"{base_url.rstrip('/')}/models", headers=headers)
+        response = http_get(f"{base_url.rstrip('/')}/models")
     except REQUEST_ERRORS:
         return False
     return response.status not in _AWAY

@@ -18,10 +18,11 @@ from loadgen.errors import LoadgenError
 from loadgen.report.format import plural
 from loadgen.run.config import recorded_options
 from loadgen.run.progress import NullView
+from loadgen.search.faults import ClientLimitError, ServerLostError
 from loadgen.search.folder import SearchFolder
 from loadgen.search.plan import PlannedProbe, Question
-from loadgen.search.prober import ClientLimitError, Prober
-from loadgen.search.server import Server, ServerLostError, ViewOf
+from loadgen.search.prober import Prober
+from loadgen.search.server import Server, ViewOf
 from loadgen.search.settings import Setting, settings_of
 from loadgen.search.state import SearchState
 
@@ -103,7 +104,7 @@ def _search_setting(
 def _probe_on(state: SearchState, prober: Prober, say: Callable[[str], None]) -> None:
     """Make probes of a setting until there is no more to make."""
     while True:
-        planned = state.next(prober.max_rps)
+        planned = state.next(prober.max_rps, prober.overhead_s)
         if not isinstance(planned, PlannedProbe):
             return state.end(planned, prober.max_rps)
         try:

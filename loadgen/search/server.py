@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Self
 from loadgen.errors import LoadgenError
 from loadgen.run.progress import View, server_start
 from loadgen.run.settle import answers
+from loadgen.search.faults import ServerLostError
 from loadgen.servers.launcher import served
 
 if TYPE_CHECKING:
@@ -22,10 +23,6 @@ ViewOf = Callable[[str], View]
 
 _BACK_S = 30.0
 """Longest wait for a server to come back that is not this program's to start."""
-
-
-class ServerLostError(LoadgenError):
-    """The server does not answer."""
 
 
 class Server:

@@ -16,8 +16,8 @@ from loadgen.errors import LoadgenError
 from loadgen.report.search_text import describe_probe, duration_text, estimate_text, per_second
 from loadgen.results.best_setting import best_of
 from loadgen.results.run_folder import SCHEMA_VERSION
-from loadgen.results.search_result import Ended, Probe, SearchResult, SettingResult
-from loadgen.search.outcome import best_rate, setting_result
+from loadgen.results.search_result import Ended, Estimate, Probe, SearchResult, SettingResult
+from loadgen.search.outcome import setting_result
 from loadgen.search.plan import PlannedProbe, Question, next_probe
 from loadgen.search.race import race, share_of_budget
 
@@ -116,12 +116,15 @@ class SearchState:
         """Time after which requests are decided, as far as the probes showed."""
         return max((probe.decision_s for probe in self.probes if not probe.overloaded), default=1.0)
 
-    def next(self, max_rps: float) -> PlannedProbe | Ended:
-        """Return the next probe, or the reason for which there is none. max_rps: the highest rate of this client."""
+    def next(self, max_rps: float, overhead_s: float = 1.0) -> PlannedProbe | Ended:
+        """Return the next probe, or the reason for which there is none.
+
+        max_rps: the highest rate of this client. overhead_s: time that a probe takes beyond its sending and its drain.
+        """
         if self._present.ended == "dropped":
             return "dropped"
         question = replace(self.question, max_rps=min(max_rps, self.question.max_rps))
-        planned = next_probe(question, self.probes, self.remaining_s)
+        planned = next_probe(question, self.probes, self.remaining_s - overhead_s)
         return "dropped" if isinstance(planned, PlannedProbe) and self._lost_because else planned
 
     @property
@@ -208,9 +211,14 @@ class SearchState:
             return f"above {per_second(rate_rps)} this client would use over 80 % of a core: add --processes"
         return f"--max-rps {self._asked.max_rps:g}: no higher rate was tried"
 
+    @property
+    def _estimate(self) -> Estimate | None:
+        """Answer so far of the present setting."""
+        return self._present.rate if self._asked.objective == "rate" else self._present.least_joules_rate
+
     def describe_next(self, planned: PlannedProbe) -> str:
         """Return the title of the next probe: what it is, the answer so far, and the time that remains."""
-        rate = best_rate(self._asked, self.probes, None)
+        rate = self._estimate
         parts = [
             *([self._present.name] if self._present.name else []),
             f"probe {planned.number} at {per_second(planned.rate_rps)} for {duration_text(planned.duration_s)}",
@@ -222,6 +230,5 @@ class SearchState:
     def describe_last(self) -> str:
         """Return what the last probe found, and the answer so far."""
         setting, objective = self._present, self._asked.objective
-        estimate = setting.rate if objective == "rate" else setting.least_joules_rate
-        line = describe_probe(self.probes[-1], estimate, self.remaining_s, objective)
+        line = describe_probe(self.probes[-1], self._estimate, self.remaining_s, objective)
         return f"{setting.name}: {line}" if setting.name else line

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -10,6 +11,7 @@ import numpy as np
 
 from loadgen.errors import LoadgenError
 from loadgen.files import sha256_of
+from loadgen.units import NS_PER_S
 from loadgen.workload.arrivals import cycle_s
 from loadgen.workload.length_source import source_path
 from loadgen.workload.load import Load, planned_schedule
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
     from loadgen.workload.schedule import Schedule
     from loadgen.workload.trace import Trace
     from loadgen.workload.words import WordsFile
+
+
+_SESSIONS_S = 120.0
+"""Age of the sessions in a probe whose users think between turns."""
 
 
 class Requests(NamedTuple):
@@ -99,6 +105,9 @@ class Workload:
     def requests(self, rate_rps: float, duration_s: float, seed: int) -> Requests:
         """Return the requests of a probe."""
         schedule, plan = self._schedule(rate_rps, duration_s, seed)
+        if _has_pauses(schedule) and self._history != "live":
+            longer, plan = self._schedule(rate_rps, _SESSIONS_S + duration_s, seed)
+            schedule = from_the_middle(longer, _SESSIONS_S)
         schedule, history = settle_history(schedule, self._history, self._config.endpoint)
         made = {"rps": rate_rps, "duration_s": duration_s, "seed": seed, "stop": self._load.stop}
         return Requests(schedule, history, plan | made)
@@ -136,6 +145,32 @@ def _weighted(streams: Streams, load: Load) -> Streams:
         own = {} if stream.arrival else {"arrival": load.arrival, "burstiness": load.burstiness}
         weighted[name] = msgspec.structs.replace(stream, rps=None, weight=weight or 1.0, **own)
     return weighted
+
+
+def _has_pauses(schedule: Schedule) -> bool:
+    """Return whether users think between the turns of sessions, and a turn can be sent without those before it."""
+    waits = any(request.think_ns for request in schedule.requests)
+    return waits and not any(request.words and request.words.continues for request in schedule.requests)
+
+
+def from_the_middle(schedule: Schedule, start_s: float) -> Schedule:
+    """Return the part of a schedule from an instant on. Sessions that began before it go on with their later turns.
+
+    A probe that began with first turns alone would have less load than its rate until sessions are as old as they get.
+    """
+    start_ns = round(start_s * NS_PER_S)
+    kept = [request for request in schedule.requests if request.offset_ns >= start_ns]
+    index = {request.index: i for i, request in enumerate(kept)}
+    requests = tuple(
+        msgspec.structs.replace(
+            request,
+            index=index[request.index],
+            offset_ns=request.offset_ns - start_ns,
+            after=index.get(request.after) if request.after is not None else None,
+        )
+        for request in kept
+    )
+    return replace(schedule, requests=requests, requested_arrivals=())
 
 
 def rotated(source: Trace, seed: int) -> Trace:

@@ -89,3 +89,11 @@ def test_a_busy_machine_explains_lateness_and_is_no_fault_by_itself(waited_s: fl
     assert check_of(run_of([0.1] * 32, {"waited_s": waited_s})).status == "ok"
     reason = check_of(run_of([0.1] * 29 + [9] * 3, {"waited_s": waited_s})).reason or ""
     assert ("waited for a core" in reason) is said
+
+
+def test_lateness_of_requests_that_were_cut_off_is_held_against_no_response_of_others() -> None:
+    made = run_of([9] * 64)
+    cut = [
+        msgspec.structs.replace(record, error="cancelled") if record.index >= 2 else record for record in made.records
+    ]
+    assert check_of(replace(made, records=cut)).status == "warning"

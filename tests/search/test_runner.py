@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from loadgen.cli.search import search as command
 from loadgen.errors import LoadgenError
-from loadgen.search import plan, prober, server
+from loadgen.search import faults, plan, prober, server
 from support.small_search import COMMAND, WORDS
 
 pytestmark = [pytest.mark.usefixtures("short"), pytest.mark.timeout(120)]
@@ -95,12 +95,12 @@ def test_a_probe_that_this_client_was_too_slow_for_is_made_again_and_then_ends_t
 ) -> None:
     attempts: list[str] = []
 
-    def late(self: object, result: Any) -> None:
+    def late(result: Any, url: str) -> None:
         attempts.append(result.info.run_id)
         if len(attempts) > 1:
-            raise prober.ClientLimitError("this client sent 9 of 10 requests late")
+            raise faults.ClientLimitError("this client sent 9 of 10 requests late")
 
-    monkeypatch.setattr(prober.Prober, "_check", late)
+    monkeypatch.setattr(prober, "check_run", late)
     result = run(tmp_path / "out", "--base-url", slow)
     found = search_json(tmp_path / "out")["settings"][0]
     assert result.exit_code == 0

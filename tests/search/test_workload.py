@@ -92,3 +92,14 @@ def test_limits_of_the_search_take_the_place_of_those_that_streams_state() -> No
 def test_what_has_no_share_or_no_requests_is_refused(load: Load, fault: str) -> None:
     with pytest.raises(LoadgenError, match=fault):
         workload(load).requests(1.0, 10.0, 0)
+
+
+def test_a_probe_of_sessions_begins_among_sessions_that_have_begun_and_has_its_rate_from_the_start() -> None:
+    schedule = workload(Load(streams=("chat:1",))).requests(20.0, 60.0, 3).schedule
+    offsets_s = [request.offset_ns / 1e9 for request in schedule.requests]
+    early, late = sum(offset < 20 for offset in offsets_s), sum(offset >= 40 for offset in offsets_s)
+    assert early == pytest.approx(late, rel=0.3)
+    assert len(offsets_s) == pytest.approx(20 * 60, rel=0.2)
+    assert [request.index for request in schedule.requests] == list(range(len(offsets_s)))
+    assert all(request.after is None or request.after < request.index for request in schedule.requests)
+    assert any(request.after is not None for request in schedule.requests)

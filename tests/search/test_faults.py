@@ -1,0 +1,93 @@
+"""Runs that say nothing about how much a server can take are told from those in which it was too slow."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import msgspec
+import pytest
+
+from loadgen.errors import LoadgenError
+from loadgen.record import ErrorKind, RequestRecord
+from loadgen.results.run_folder import RunResult
+from loadgen.results.summarize import analyse_run
+from loadgen.search import faults
+from loadgen.search.faults import ClientLimitError, ServerLostError, check_run, client_limit_rps
+from loadgen.units import NS_PER_S
+from support import sample_runs
+
+Change = Callable[[RequestRecord], RequestRecord]
+
+
+def run(change: Change = lambda record: record, stopped_by: str = "completed", **instrument: Any) -> RunResult:
+    whole = sample_runs.run(200, failing=0.0)
+    info = msgspec.structs.replace(
+        whole.info, stopped_by=stopped_by, config={}, instrument=whole.info.instrument | instrument
+    )
+    return analyse_run(replace(whole, info=info, records=[change(record) for record in whole.records]))
+
+
+def failed(error: ErrorKind, from_index: int = 0) -> Change:
+    def change(record: RequestRecord) -> RequestRecord:
+        if record.index < from_index:
+            return record
+        sent_ns = None if error == "connect" else record.sent_ns
+        return msgspec.structs.replace(
+            record,
+            sent_ns=sent_ns,
+            error=error,
+            finish_reason=None,
+            first_token_ns=None,
+            last_token_ns=None,
+            chunk_ns=[],
+        )
+
+    return change
+
+
+def late(by_s: Callable[[float], float]) -> Change:
+    """Every request is sent late, by so much at each share of the run."""
+
+    def change(record: RequestRecord) -> RequestRecord:
+        return msgspec.structs.replace(
+            record, scheduled_ns=(record.sent_ns or 0) - round(by_s(record.index / 200) * NS_PER_S)
+        )
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "answers", "fault"),
+    [
+        (failed("connect"), True, ServerLostError),
+        (failed("http"), True, ServerLostError),
+        (failed("truncated", 150), False, ServerLostError),
+        (failed("connect", 190), True, ServerLostError),
+        (failed("truncated", 150), True, None),
+        (failed("timeout"), True, None),
+        (failed("http", 100), True, None),
+        (failed("cancelled", 100), True, None),
+        (late(lambda share: 30.0 * share), True, ClientLimitError),
+        (late(lambda share: 0.001), True, None),
+        (lambda record: record, True, None),
+    ],
+)
+def test_a_lost_server_and_a_slow_client_are_no_slow_server(
+    change: Change, answers: bool, fault: type[LoadgenError] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(faults, "answers", lambda url: answers)
+    made = run(change, "decided" if change(run().records[-1]).error == "cancelled" else "completed")
+    if fault is None:
+        check_run(made, "http://server/v1")
+    else:
+        with pytest.raises(fault) as raised:
+            check_run(made, "http://server/v1")
+        assert "\n" not in str(raised.value)
+
+
+def test_the_rate_at_which_this_client_has_no_room_follows_from_its_use_of_a_core() -> None:
+    made = run()
+    assert made.summary is not None
+    duration_s = made.summary.duration_s
+    limits = [client_limit_rps(10.0, run(cpu_s=busy * duration_s)) for busy in (0.1, 0.5, 0.8, 0.95)]
+    assert limits == pytest.approx([float("inf"), 16.0, 10.0, 10.0])
