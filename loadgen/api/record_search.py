@@ -13,6 +13,7 @@ from loadgen.api.checked import checked
 from loadgen.client import DEFAULT_URL
 from loadgen.errors import LoadgenError
 from loadgen.record import UNSTREAMED
+from loadgen.results.search_result import PresentLoad, SearchResult
 from loadgen.run.config import RunConfig, recorded_command
 from loadgen.search.plan import USUAL_SHARE, Question
 from loadgen.search.runner import search
@@ -21,7 +22,6 @@ from loadgen.workload.load import Load
 from loadgen.workload.words import stored_words
 
 if TYPE_CHECKING:
-    from loadgen.results.search_result import SearchResult
     from loadgen.run.interrupts import Interruption
     from loadgen.search.server import ViewOf
     from loadgen.workload.trace import Trace
@@ -42,7 +42,7 @@ def record_search(
 ) -> SearchResult:
     """Make the search that `options` describe, or go on with it.
 
-    Their names are those of LOAD_OPTIONS, RUN_OPTIONS and QUESTION_OPTIONS, `serve`, `over` and `history`.
+    Their names are those of LOAD_OPTIONS, RUN_OPTIONS, QUESTION_OPTIONS and PresentLoad, `serve`, `over` and `history`.
     source: requests in memory in place of a trace. interruption: takes the place of Ctrl-C.
     Raises LoadgenError, and KeyboardInterrupt once the folder is written.
     """
@@ -64,6 +64,7 @@ def record_search(
             question,
             serve=options["serve"],
             over=options["over"],
+            present=_present_load(options),
             command=shlex.join(recorded_command(config)) or None,
             say=say,
             view_of=view_of,
@@ -80,4 +81,14 @@ def _question(options: Mapping[str, Any], limits_ms: dict[str, float]) -> Questi
         asked["attainment"] = USUAL_SHARE
     if asked["max_rps"] is None:
         asked["max_rps"] = math.inf
+    if asked["start_rps"] is None:
+        asked["start_rps"] = options["now_rps"] / options["replicas"] if options["now_rps"] else 1.0
     return Question(limits_ms=limits_ms, seed=options["seed"], **asked)
+
+
+def _present_load(options: Mapping[str, Any]) -> PresentLoad | None:
+    if options["now_rps"] is not None:
+        return PresentLoad(now_rps=options["now_rps"], replicas=options["replicas"], keep_idle=options["keep_idle"])
+    if options["replicas"] > 1 or options["keep_idle"]:
+        raise LoadgenError("--replicas and --keep-idle belong to a load: add --now RPS, all that they serve today")
+    return None

@@ -82,8 +82,32 @@ class Share(click.ParamType[float]):
 @click.option(
     "--confidence", type=Share(), default="95%", show_default=True, metavar="SHARE", help="Confidence of the interval."
 )
-@click.option("--start", "start_rps", type=POSITIVE, default=1.0, show_default=True, metavar="RPS", help="First rate.")
+@click.option(
+    "--start",
+    "start_rps",
+    type=POSITIVE,
+    metavar="RPS",
+    help="First rate.  [default: 1; with --now that of each replica; with --over that of the best setting so far]",
+)
 @click.option("--max-rps", type=POSITIVE, metavar="RPS", help="Highest rate that is tried.")
+@click.option(
+    "--now",
+    "now_rps",
+    type=POSITIVE,
+    metavar="RPS",
+    help="Your load today: state what it costs, and what it would on fewer replicas.",
+)
+@click.option(
+    "--replicas",
+    type=click.IntRange(1, 1000),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Servers that share the load of --now evenly, each like the one that is searched.",
+)
+@click.option(
+    "--keep-idle", is_flag=True, help="With --now: replicas at rest draw idle power, instead of being switched off."
+)
 @options_of(replay, "streams", "input", "output")
 @click.option(
     "--arrival",

@@ -10,6 +10,7 @@ from loadgen.report.charts.figure import figure
 from loadgen.report.format import UNKNOWN, joules, number, percent, plural, seconds, watts
 from loadgen.report.markup import Markup, table, tag
 from loadgen.report.page import command_box, definitions, folded, header, render_page, section, tile, verdict_box
+from loadgen.report.replica_text import HEAD, replica_rows
 from loadgen.report.run_facts import BOXES
 from loadgen.report.search_figures import (
     MAX_DRAWN,
@@ -42,7 +43,7 @@ from loadgen.results.search_result import SettingResult
 
 if TYPE_CHECKING:
     from loadgen.report.search_figures import Curve
-    from loadgen.results.search_result import Estimate, Probe, SearchResult
+    from loadgen.results.search_result import Estimate, PresentLoad, Probe, SearchResult
 
 METHOD = (
     "Short probes bracket the rate; longer ones a little below and above the estimate refine it. The share of missed "
@@ -59,6 +60,8 @@ def render_search_page(result: SearchResult) -> str:
         sections.append(section("Settings", *_settings(among, result)))
     if among:
         sections += _curves(among, result)
+    if result.present is not None and result.present.costs:
+        sections.append(section("Your load on fewer replicas", *_replicas(result.present)))
     if any(setting.probes for setting in result.settings):
         sections.append(section("How the budget was spent", *_spending(result)))
     sections.append(section("How it was measured", _origin(result)))
@@ -167,6 +170,17 @@ def _settings(among: Sequence[Curve], result: SearchResult) -> list[Markup]:
 
 
 # ---------------------------------------------------------------- the budget and the origin
+
+
+def _replicas(load: PresentLoad) -> list[Markup]:
+    """Return what the load of today costs on each number of replicas."""
+    rest = "draw their idle power" if load.keep_idle else "are switched off"
+    note = (
+        f"{number(load.now_rps)} requests/s, shared evenly. Replicas at rest {rest}. The power at a rate is a parabola "
+        "in its logarithm, fitted to the probes in which the server kept up; beyond them it is unknown."
+    )
+    listed = table(HEAD, replica_rows(load), "Joules per good request by replicas")
+    return [tag("figure", listed, tag("figcaption", note), class_="wide")]
 
 
 def _spending(result: SearchResult) -> list[Markup]:

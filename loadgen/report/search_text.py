@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from loadgen.report.format import clean, joules, number, percent, plural, seconds
+from loadgen.report.replica_text import replica_sentences
 from loadgen.report.run_facts import SIMULATED
 from loadgen.report.study_text import METRICS, limits_text, listed, share_text
 from loadgen.results.search_answer import power_near
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from loadgen.results.search_result import Ended, Estimate, Objective, Probe, SearchResult, SettingResult, Stage
     from loadgen.results.verdict import Status
 
-STAGES: dict[Stage, str] = {"bracket": "bracketing", "refine": "refining"}
+STAGES: dict[Stage, str] = {"bracket": "bracketing", "refine": "refining", "present": "present load"}
 """Stage of a probe -> its name."""
 _ENDINGS: dict[Ended | None, str] = {
     "interval": "answered",
@@ -166,7 +167,7 @@ def answer(result: SearchResult) -> Answer:
         outcome = Answer(
             "failed", "No answer", ["No setting has an answer; the table of the settings has the reasons."]
         )
-    return outcome._replace(sentences=[*outcome.sentences, *_remarks(result)])
+    return outcome._replace(sentences=[*outcome.sentences, *replica_sentences(result), *_remarks(result)])
 
 
 def _leading(best: SettingResult, result: SearchResult, *, is_alone: bool) -> str:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from loadgen.record import RequestRecord
 
 BLOCKS = 32
-_FILLS = {"bracket": 1.0, "refine": 4.0}
+_FILLS = {"bracket": 1.0, "refine": 4.0, "present": 4.0}
 """Time in which the server fills, in times that a request takes."""
 _MAX_FILL = 0.4
 """Largest share of the probe that it takes."""

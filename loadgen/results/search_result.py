@@ -9,8 +9,9 @@ import msgspec
 Objective = Literal["rate", "joules_per_good_request"]
 """rate: the largest rate at which enough requests are good. joules_per_good_request: the rate at which a good request
 costs fewest joules."""
-Stage = Literal["bracket", "refine"]
-"""bracket: a short probe that finds the order of magnitude. refine: a long one near the rate."""
+Stage = Literal["bracket", "refine", "present"]
+"""bracket: a short probe that finds the order of magnitude. refine: a long one near the rate. present: a long one at a
+rate at which a replica would serve the load of today."""
 Ended = Literal["interval", "budget", "fails", "client", "dropped", "server"]
 """interval: it became as narrow as was wanted. budget: its time was over. fails: the limits are missed at any rate.
 client: this client cannot send at a higher rate. dropped: another setting is better. server: it did not answer."""
@@ -143,6 +144,35 @@ class SettingResult(msgspec.Struct, frozen=True, kw_only=True):
     """Time that it took of the budget, with the start of its server."""
 
 
+class ReplicaCost(msgspec.Struct, frozen=True, kw_only=True):
+    """The present load on a number of equal servers that share it evenly."""
+
+    replicas: int
+    rate_rps: float
+    """Requests per second of each."""
+    is_within: bool | None = None
+    """True if each keeps the limits; null where the interval of the largest rate holds its rate."""
+    joules_per_good_request: Estimate | None = None
+    """Joules of all replicas together, those at rest included; null for a rate beyond those that were probed."""
+    saving: Estimate | None = None
+    """Share of the joules per good request of the present number of replicas that it saves."""
+
+
+class PresentLoad(msgspec.Struct, frozen=True, kw_only=True):
+    """The load that is served today, and what it would cost on fewer replicas of the best setting."""
+
+    now_rps: float
+    """Requests per second, in all."""
+    replicas: int = 1
+    """Servers that share them."""
+    keep_idle: bool = False
+    """True for replicas that draw their idle power at rest, false for those that are switched off."""
+    costs: tuple[ReplicaCost, ...] = ()
+    """Costs from the present number of replicas down to the fewest that may keep the limits."""
+    best: int | None = None
+    """Number of replicas that cost fewest joules, of those that surely keep the limits; null where none does."""
+
+
 class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
     """search.json: what was asked, and the answer so far."""
 
@@ -169,6 +199,8 @@ class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
     settings: tuple[SettingResult, ...] = ()
     best: str | None = None
     """Name of the best setting; null where none meets the limits."""
+    present: PresentLoad | None = None
+    """The load of today, where it was stated."""
     started: str | None = None
     """Start of the search: UTC, ISO 8601, to the second."""
     loadgen_version: str | None = None

@@ -43,7 +43,7 @@ _BRACKET = 1.5
 _ALONE = 0.3
 """Mean requests in flight at which they hardly meet: at a lower rate they would be as slow."""
 
-_DISPERSION = {"bracket": 4.0, "refine": 30.0}
+_DISPERSION = {"bracket": 4.0, "refine": 30.0, "present": 30.0}
 """Dispersion of the counts that a probe is stopped by: far from the rate, and near it."""
 
 

@@ -27,7 +27,7 @@ from loadgen.search.settings import Setting, settings_of
 from loadgen.search.state import SearchState
 
 if TYPE_CHECKING:
-    from loadgen.results.search_result import SearchResult
+    from loadgen.results.search_result import PresentLoad, SearchResult
     from loadgen.run.config import RunConfig
     from loadgen.run.interrupts import Interruption
     from loadgen.search.workload import Workload
@@ -40,6 +40,7 @@ def search(
     *,
     serve: str | None = None,
     over: Sequence[str] = (),
+    present: PresentLoad | None = None,
     command: str | None = None,
     say: Callable[[str], None],
     view_of: ViewOf = lambda title: NullView(),
@@ -48,13 +49,14 @@ def search(
     """Search in the folder `config.out`, or go on with the search in it; return its result, which is also written.
 
     serve: name of the server to start for it. over: the values of its engine options to compare, as KEY=V1,V2; the
-    server is started once for each setting. command: the command line that goes on with the search, without secrets.
+    server is started once for each setting. present: the load of today, whose cost is wanted.
+    command: the command line that goes on with the search, without secrets.
     Raises LoadgenError, and KeyboardInterrupt once the folder is written.
     """
     begun_s = monotonic()
     settings = settings_of(serve, over)
     folder = SearchFolder(config.out, _options(workload, config, question, serve, settings))
-    state = SearchState(folder, question, settings, workload.name, command, begun_s)
+    state = SearchState(folder, question, settings, workload.name, command, begun_s, present)
     if num_done := sum(len(setting.probes) for setting in state.results):
         say(f"{plural(num_done, 'probe')} of the search in {folder.path} done already")
     config = msgspec.structs.replace(config, out=folder.path / "probes", goodput=question.limits_ms)

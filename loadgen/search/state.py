@@ -15,14 +15,17 @@ from loadgen import __version__
 from loadgen.errors import LoadgenError
 from loadgen.report.search_text import describe_probe, duration_text, estimate_text, per_second
 from loadgen.results.best_setting import best_of
+from loadgen.results.replicas import present_load
 from loadgen.results.run_folder import SCHEMA_VERSION
 from loadgen.results.search_result import Ended, Estimate, Probe, SearchResult, SettingResult
 from loadgen.search.outcome import setting_result
 from loadgen.search.plan import PlannedProbe, Question, next_probe
+from loadgen.search.present import with_present_load
 from loadgen.search.race import race, share_of_budget
 
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
+    from loadgen.results.search_result import PresentLoad
     from loadgen.search.folder import SearchFolder
     from loadgen.search.settings import Setting
 
@@ -38,13 +41,14 @@ class SearchState:
         trace: str,
         command: str | None,
         begun_s: float,
+        present: PresentLoad | None = None,
     ) -> None:
         earlier = folder.result or SearchResult(
             schema_version=SCHEMA_VERSION,
             started=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             loadgen_version=__version__,
         )
-        self._folder, self._asked, self._begun_s = folder, question, begun_s
+        self._folder, self._asked, self._begun_s, self._load = folder, question, begun_s, present
         self._earlier_s = earlier.spent_s
         self._result = msgspec.structs.replace(
             earlier,
@@ -72,7 +76,9 @@ class SearchState:
         turn_s = share_of_budget(remaining_s, undone) if self._is_undone(self._present) else 0.0
         self._until_s = monotonic() + min(turn_s, remaining_s)
         best = self._best_other
-        start_rps = best.rate.value if best is not None and best.rate is not None else self._asked.start_rps
+        start_rps = self._asked.start_rps
+        if self._load is None and best is not None and best.rate is not None:
+            start_rps = best.rate.value
         self.question = replace(self._asked, start_rps=start_rps)
 
     def _is_undone(self, setting: SettingResult) -> bool:
@@ -125,7 +131,11 @@ class SearchState:
             return "dropped"
         question = replace(self.question, max_rps=min(max_rps, self.question.max_rps))
         planned = next_probe(question, self.probes, self.remaining_s - overhead_s)
-        return "dropped" if isinstance(planned, PlannedProbe) and self._lost_because else planned
+        if not isinstance(planned, PlannedProbe):
+            return planned
+        if self._lost_because:
+            return "dropped"
+        return with_present_load(self._load, question, self.probes, planned, self.remaining_s - overhead_s)
 
     @property
     def _lost_because(self) -> str | None:
@@ -198,8 +208,15 @@ class SearchState:
         self.results[self._index] = msgspec.structs.replace(answered, spent_s=spent_s)
         self._counted_s = now_s
         best = best_of(self.results, self._asked.objective)
+        load = self._load
+        if load is not None and best is not None:
+            load = present_load(load, best, self._asked.attainment, self._asked.confidence)
         self._result = msgspec.structs.replace(
-            self._result, spent_s=self.spent_s, settings=tuple(self.results), best=None if best is None else best.name
+            self._result,
+            spent_s=self.spent_s,
+            settings=tuple(self.results),
+            best=None if best is None else best.name,
+            present=load,
         )
         self._folder.write(self._result)
         return self._result
