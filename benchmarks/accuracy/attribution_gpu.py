@@ -24,8 +24,16 @@ from pathlib import Path
 import numpy as np
 
 from loadgen.attribution.chunk_steps import engine_steps_of
-from loadgen.attribution.cost_model import align_phase, cost_shares, fit_coefficients, member_features, overlap
+from loadgen.attribution.cost_model import (
+    align_phase,
+    cost_shares,
+    fit_coefficients,
+    member_features,
+    overlap,
+    step_features,
+)
 from loadgen.attribution.engine_steps import EngineSteps
+from loadgen.attribution.step_time import with_pace
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.series import EnergySeries
 from loadgen.results.energy_summary import outermost_series
@@ -133,6 +141,8 @@ def modelled(result: RunResult, seconds: float, coefficients_of: RunResult | Non
     assert source is not None
     (coefficients,) = source.coefficients
     work = replace(engine_steps_of(result.records, result.engine), experts=coefficients.experts)
+    if coefficients.busy_w is not None:
+        work = with_pace(work, step_features(work))
     start_ns, _ = span(result)
     end_ns = start_ns + round(seconds * NS_PER_S)
     inside = work.end_ns[work.step] <= end_ns

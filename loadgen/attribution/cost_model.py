@@ -43,6 +43,8 @@ LEAST_MISFIT = 0.002
 COLUMNS = ("step_j", "prefill_token_j", "prefill_context_j", "decode_token_j", "decode_context_j")
 EXPERT_COLUMNS = ("expert_j", "computed_token_j")
 """Further columns, of steps that read experts."""
+TIME_COLUMN = "busy_w"
+"""The last column, of steps whose time has a price."""
 
 
 class Coefficients(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,6 +62,8 @@ class Coefficients(msgspec.Struct, frozen=True, kw_only=True):
     """e: a step that reads all experts of a mixture; None where nothing indicates that there are experts."""
     computed_token_j: float | None = None
     """Price of a token that is computed after the experts have been read."""
+    busy_w: float | None = None
+    """Price of the time that steps take, beside that of their work; None where it has none."""
     expert_chosen_share: float | None = None
     """Mean probability with which a token chooses an expert."""
     expert_spread: float | None = None
@@ -84,7 +88,7 @@ class Coefficients(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def columns(self) -> tuple[str, ...]:
         """Names of the prices, those of the columns of the steps that these are the coefficients of."""
-        return COLUMNS if self.experts is None else (*COLUMNS, *EXPERT_COLUMNS)
+        return _columns(self.experts is not None, self.busy_w is not None)
 
     @property
     def experts(self) -> ExpertReads | None:
@@ -98,8 +102,13 @@ class Coefficients(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def columns_of(steps: EngineSteps) -> tuple[str, ...]:
-    """Return the columns of the features of steps, K of them: COLUMNS, and EXPERT_COLUMNS if they read experts."""
-    return COLUMNS if steps.experts is None else (*COLUMNS, *EXPERT_COLUMNS)
+    """Return the columns of the features of steps, K of them: COLUMNS, EXPERT_COLUMNS if they read experts, and
+    TIME_COLUMN if their time has a price."""
+    return _columns(steps.experts is not None, steps.pace is not None)
+
+
+def _columns(experts: bool, time: bool) -> tuple[str, ...]:
+    return (*COLUMNS, *(EXPERT_COLUMNS if experts else ()), *((TIME_COLUMN,) if time else ()))
 
 
 def feature_column(steps: EngineSteps, column: str) -> Floats:
@@ -114,11 +123,27 @@ def feature_column(steps: EngineSteps, column: str) -> Floats:
     if column in EXPERT_COLUMNS and steps.experts is not None:
         member_part = member_reads if column == "expert_j" else member_computed
         return member_part(steps, steps.experts, foreign_members(steps))
+    if column == TIME_COLUMN and steps.pace is not None:
+        return member_seconds(steps, steps.pace)
     tokens = steps.prefill if column.startswith("prefill") else decoded_tokens(steps.decode, steps.speculation)
     feature: Floats = tokens.astype(np.float64)
     if column.endswith("context_j"):
         feature *= steps.context
     return feature
+
+
+def member_seconds(steps: EngineSteps, pace: tuple[float, ...]) -> Floats:
+    """Return float64[M]: each member's part of the duration of its step, in proportion to what its work takes by the
+    pace. What a step takes whoever is in it is shared equally, as its energy is."""
+    untimed = replace(steps, pace=None)
+    parts = np.zeros(len(steps.step))
+    for column, seconds in zip(columns_of(untimed), pace, strict=True):
+        if seconds:
+            parts += seconds * feature_column(untimed, column)
+    by_step = _sum_by(steps.step, parts, steps.count)
+    length_s = (steps.end_ns - steps.start_ns) / NS_PER_S
+    parts *= np.divide(length_s, by_step, out=np.zeros(steps.count), where=by_step > 0)[steps.step]
+    return parts
 
 
 def member_features(steps: EngineSteps) -> Floats:

@@ -99,6 +99,9 @@ class EngineSteps:
     speculation: Speculation | None = None
     """Speculative decoding; None where a decode step computes as many tokens as it emits."""
     experts: ExpertReads | None = None
+    pace: tuple[float, ...] | None = None
+    """Seconds of each unit of a step's features, where the time that steps take has a price of its own; None where all
+    energy follows from the work."""
 
     @property
     def count(self) -> int:

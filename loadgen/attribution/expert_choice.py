@@ -54,16 +54,17 @@ mixtures of experts reach 0.01 to 0.15, dense models 0.99 and, beside strangers,
 
 
 class Evidence(NamedTuple):
-    """Targets of n windows or steps. dense: float64[n, K], features without those of experts. target: float64[n].
-    expert_columns: returns float64[n], one for each of EXPERT_COLUMNS."""
+    """Targets of n windows or steps. features: float64[n, K], without those of experts. target: float64[n]. rows:
+    int64[n], which windows or steps these are. expert_columns: returns float64[n], one for each of EXPERT_COLUMNS."""
 
-    dense: Floats
+    features: Floats
     target: Floats
+    rows: Ints
     expert_columns: Callable[[ExpertReads], list[Floats]]
 
-    def held_out_error(self, experts: ExpertReads | None) -> float:
+    def held_out_error(self, further_columns: list[Floats]) -> float:
         """Return the sum of the squared errors of each block of rows, in a fit to the others."""
-        features = self.dense if experts is None else np.column_stack([self.dense, *self.expert_columns(experts)])
+        features = np.column_stack([self.features, *further_columns])
         block = np.arange(len(self.target)) * BLOCKS // len(self.target)
         error = 0.0
         for held_out in range(BLOCKS):
@@ -71,6 +72,10 @@ class Evidence(NamedTuple):
             prices, _ = nnls(features[~test], self.target[~test])
             error += float(((self.target[test] - features[test] @ prices) ** 2).sum())
         return max(error, 1e-12 * float(self.target @ self.target))  # below that it is rounding
+
+    def error_with(self, experts: ExpertReads) -> float:
+        """Return the held-out error of the law with these reads of experts."""
+        return self.held_out_error(self.expert_columns(experts))
 
 
 def with_experts(series: EnergySeries, steps: EngineSteps) -> EngineSteps:
@@ -81,14 +86,14 @@ def with_experts(series: EnergySeries, steps: EngineSteps) -> EngineSteps:
     if windows is None:
         return steps
     candidates = [ExpertReads(chosen_share, spread) for chosen_share, spread in product(CHOSEN_SHARES, SPREADS)]
-    best = min(candidates, key=windows.held_out_error)
-    if windows.held_out_error(best) > IMPROVEMENT * windows.held_out_error(None):
+    best = min(candidates, key=windows.error_with)
+    if windows.error_with(best) > IMPROVEMENT * windows.held_out_error([]):
         return steps
     evidence = (windows, duration_evidence(steps, per_step))
 
     @cache
     def surprise(experts: ExpertReads) -> float:
-        return sum(len(part.target) * float(np.log(part.held_out_error(experts))) for part in evidence)
+        return sum(len(part.target) * float(np.log(part.error_with(experts))) for part in evidence)
 
     best = min((msgspec.structs.replace(best, hidden_tokens=tokens) for tokens in HIDDEN_TOKENS), key=surprise)
     for factor, step in REFINEMENTS:
@@ -125,7 +130,7 @@ def window_evidence(series: EnergySeries, steps: EngineSteps, per_step: Floats) 
         sums = [np.bincount(window, share * values[row], minlength=windows) for values in columns(experts)]
         return [column[kept].astype(np.float64) for column in sums]
 
-    return Evidence(work.features[kept], work.target[kept], by_window)
+    return Evidence(work.features[kept], work.target[kept], np.flatnonzero(kept), by_window)
 
 
 def duration_evidence(steps: EngineSteps, per_step: Floats) -> Evidence:
@@ -135,7 +140,11 @@ def duration_evidence(steps: EngineSteps, per_step: Floats) -> Evidence:
     _, _, kept = fit_without_outliers(per_step[chosen], seconds[chosen], seconds[chosen] > 0)
     chosen = chosen[kept]
     columns, row = expert_columns(steps, chosen)
-    return Evidence(per_step[chosen], seconds[chosen], lambda experts: [values[row] for values in columns(experts)])
+
+    def by_step(experts: ExpertReads) -> list[Floats]:
+        return [values[row] for values in columns(experts)]
+
+    return Evidence(per_step[chosen], seconds[chosen], chosen, by_step)
 
 
 def expert_columns(steps: EngineSteps, chosen: Ints) -> tuple[Callable[[ExpertReads], list[Floats]], Ints]:

@@ -32,11 +32,11 @@ from loadgen.attribution.cost_model import (
     overlap,
     unseen_time,
 )
-from loadgen.attribution.expert_choice import with_experts
 from loadgen.attribution.fit_quality import FitQuality, fit_quality
 from loadgen.attribution.other_methods import OtherMethod, request_shares_mj
 from loadgen.attribution.output_kinds import decode_by_kind
 from loadgen.attribution.speculation import rejected_energy
+from loadgen.attribution.step_time import with_law
 from loadgen.attribution.uncertainty import JoulesErrors, joules_errors
 from loadgen.units import MJ_PER_J, NS_PER_S, energy_imbalance_mj, j_from_mj
 
@@ -226,7 +226,7 @@ def _shapley(
     The first `own` records are ours, the first `known` are not inferred; what the others used is unattributed. When
     nothing could be fitted, a step costs the domain's mean power over its duration, whatever is done in it.
     """
-    steps = with_experts(series, steps)
+    steps = with_law(series, steps)
     fit = fit_windows(series, steps)
     coefficients = fit.coefficients
     length_s = max(float(series.t_ns[-1] - series.t_ns[0]) / NS_PER_S, 1e-9)

@@ -109,6 +109,7 @@ _COEFFICIENTS = {
     "decode_context_j": "a decoded token, for each token of its context: keys and values read",
     "expert_j": "a step that reads all experts of a mixture; one that reads fewer costs less",
     "computed_token_j": "a token that is computed after the experts have been read",
+    "busy_w": "power for as long as a step takes, beside its work",
     "expert_chosen_share": "share of the experts that a token chooses",
     "expert_spread": "spread of the experts' popularity: standard deviation of its logarithm",
     "expert_hidden_tokens": "tokens that are computed while all experts are read",
@@ -134,7 +135,7 @@ def fitted_costs(energy: EnergySummary) -> Markup:
     rows = []
     errors = energy.coefficients_se or {}
     for name, value in energy.coefficients.items():
-        if value is None and name.startswith(("expert_", "computed_")):  # no experts to read
+        if value is None and name.startswith(("expert_", "computed_", "busy_")):  # not in the law
             continue
         match name.rpartition("_")[2]:
             case "j":

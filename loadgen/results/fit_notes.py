@@ -20,6 +20,7 @@ _PRICES = {
     "decode_context_j": "a decoded token's context",
     "expert_j": "reading the experts",
     "computed_token_j": "a computed token",
+    "busy_w": "the time that steps take",
 }
 
 

@@ -1,0 +1,66 @@
+"""Decide whether the time that steps take has a price of its own, and whose it is.
+
+Part of a GPU's power is drawn as long as a step lasts, whatever is computed in it. Where the duration of a step follows
+from its work, the prices of work contain that part. On a real GPU it need not: a host that is late between two kernels,
+a copy, lower clocks. Windows of a server that is always busy then hardly differ by their work, and the law explains
+nothing of them, but the number of steps in a window, and so its energy, follows from how long they take.
+
+A client sees each step's duration. It is divided by a law of the same form as the energy's, c + sum(a_i) in seconds,
+fitted to the durations of all steps, and scaled to the one that was measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from loadgen.attribution.cost_model import fit_without_outliers, overlap, step_features
+from loadgen.attribution.expert_choice import window_evidence, with_experts
+from loadgen.units import NS_PER_S
+
+if TYPE_CHECKING:
+    from loadgen.attribution.engine_steps import EngineSteps
+    from loadgen.energy.series import EnergySeries
+    from loadgen.stats.arrays import Floats
+
+HOLDS = 0.8
+"""A law that explains this share of the variance of held-out windows needs no price of time."""
+
+IMPROVEMENT = 0.5
+"""Time has a price if that reduces the held-out squared error below this share."""
+
+
+def with_law(series: EnergySeries, steps: EngineSteps) -> EngineSteps:
+    """Return the steps with what the windows show of their law: reads of experts, and a price of time."""
+    return with_time(series, with_experts(series, steps))
+
+
+def with_time(series: EnergySeries, steps: EngineSteps) -> EngineSteps:
+    """Return the steps with a price of their time, or without one where their work explains the windows, or where time
+    does not. At the power limit time is evidence already, and of other clients' steps it is not known."""
+    steps = replace(steps, pace=None)
+    at_limit = series.at_limit
+    if steps.foreign is not None or (at_limit is not None and at_limit.any()):
+        return steps
+    per_step = step_features(steps)
+    windows = window_evidence(series, steps, per_step)
+    if windows is None:
+        return steps
+    by_work = windows.held_out_error([])
+    if by_work < (1 - HOLDS) * float(((windows.target - windows.target.mean()) ** 2).sum()):
+        return steps
+    seconds = (steps.end_ns - steps.start_ns) / NS_PER_S
+    step, window, share = overlap(series.t_ns, steps.start_ns, steps.end_ns)
+    busy_s = np.bincount(window, share * seconds[step], minlength=len(series) - 1).astype(np.float64)[windows.rows]
+    if windows.held_out_error([busy_s]) > IMPROVEMENT * by_work:
+        return steps
+    return with_pace(steps, per_step)
+
+
+def with_pace(steps: EngineSteps, per_step: Floats) -> EngineSteps:
+    """Return the steps with the pace that their durations show, but for those far off. per_step: their features."""
+    seconds = (steps.end_ns - steps.start_ns) / NS_PER_S
+    pace, _, _ = fit_without_outliers(per_step, seconds, seconds > 0)
+    return replace(steps, pace=tuple(pace.tolist()))
