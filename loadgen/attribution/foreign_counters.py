@@ -27,7 +27,7 @@ from loadgen.attribution.engine_steps import BURST_GAP_NS, EngineSteps
 from loadgen.attribution.step_durations import ForeignPrefills, foreign_prefills
 from loadgen.record import RequestRecord
 from loadgen.telemetry.engine_sample import computed_prompt_tokens, counter_values, sample_times
-from loadgen.units import NS_PER_MS
+from loadgen.units import NS_PER_MS, NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.stats.arrays import Floats, Ints
@@ -39,6 +39,8 @@ LATE_NS = NS_PER_MS // 2
 """A chunk comes about this long after the end of its step, when the engine has counted it already."""
 MIN_PROMPT = 16
 """A shorter prompt is noise of the counts."""
+UNCOUNTED_NS = 3600 * NS_PER_S
+"""Time beyond the reads of the counters that a run may have."""
 MAX_STREAMS = 4_096
 """No engine runs more at a time, whatever its page says."""
 
@@ -145,10 +147,11 @@ def _by_interval(edges_ns: Ints, t_ns: Ints, values: Floats) -> Floats:
 
 
 def step_slots(steps: EngineSteps, counts: Counts, prefills: ForeignPrefills) -> tuple[Slots, Ints]:
-    """Return all steps, and when others ran alone: int64[k, 2].
+    """Return all steps, and when the work of others is guessed: int64[k, 2].
 
     As many steps as the engine counted and we were not in are spread evenly over the time of an interval that no step
-    of ours covers. An engine that does not count steps had one there for each that ours took on average.
+    of ours covers. An engine that does not count steps had one there for each that ours took on average. Before the
+    first read of the counters and after the last one, nothing is known of others.
     """
     edges_ns = counts.edges_ns
     inside = (steps.end_ns >= edges_ns[0]) & (steps.end_ns < edges_ns[-1])
@@ -176,6 +179,8 @@ def step_slots(steps: EngineSteps, counts: Counts, prefills: ForeignPrefills) ->
     tokens = np.concatenate((prefills.tokens[inside], nothing))[order]
     variance = np.concatenate((prefills.variance[inside], nothing))[order]
     bounds = np.searchsorted(end_ns[order], edges_ns)
+    begin = np.concatenate(([edges_ns[0] - UNCOUNTED_NS], begin, edges_ns[-1:]))
+    end = np.concatenate((edges_ns[:1], end, [edges_ns[-1] + UNCOUNTED_NS]))
     return Slots(end_ns[order], tokens, variance, bounds), np.stack((begin, end), axis=1)
 
 
@@ -213,12 +218,14 @@ def reduced(values: Floats, variance: Floats, total: float) -> Floats:
     """Return `values` reduced to a sum of at most `total`: argmin sum (v - x)^2 / variance, x >= 0."""
     if values.sum() <= total:
         return values
+    if total <= 0:
+        return np.zeros(len(values))
     ratio = np.where(values > 0, values / np.maximum(variance, 1e-9), 0.0)
     order = np.argsort(-ratio)
     sums, variances = np.cumsum(values[order]), np.cumsum(variance[order])
     cuts = (sums - total) / np.maximum(variances, 1e-9)
-    used = np.flatnonzero(ratio[order] > cuts)
-    return np.maximum(values - (cuts[used[-1]] if len(used) else np.inf) * variance, 0.0)
+    last = np.flatnonzero(ratio[order] >= cuts)[-1]  # the first always is
+    return np.asarray(np.maximum(values - cuts[last] * variance, 0.0))
 
 
 def request_lives(slots: Slots, counts: Counts) -> list[Life]:

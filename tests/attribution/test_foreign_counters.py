@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.attribution.chunk_steps import engine_steps_of
-from loadgen.attribution.foreign_counters import LATE_NS, MAX_STREAMS, counted_records, reduced
+from loadgen.attribution.foreign_counters import LATE_NS, MAX_STREAMS, UNCOUNTED_NS, counted_records, reduced
 from loadgen.record import RequestRecord
 from support.attribution_runs import MS, request, request_ns
 
@@ -133,11 +133,20 @@ def test_work_without_us_is_guessed_where_no_step_of_ours_is() -> None:
     ours = [Planted(0, 300, 50), *OURS[1:7], Planted(600, 999, 50), *OURS[16:]]
     records, samples, end_ns = run(ours, [Planted(250, 660, 1200)], 1000)
     foreign, guessed_ns = counted_records(records, engine_steps_of(records), samples)
-    assert guessed_ns[0, 0] == pytest.approx(end_ns[300] + LATE_NS, abs=MS)
-    assert guessed_ns[-1, 1] == pytest.approx(end_ns[599], abs=6 * MS)
+    alone = guessed_ns[1:-1]
+    assert alone[0, 0] == pytest.approx(end_ns[300] + LATE_NS, abs=MS)
+    assert alone[-1, 1] == pytest.approx(end_ns[599], abs=6 * MS)
     assert (guessed_ns[1:, 0] >= guessed_ns[:-1, 1]).all()
     assert lives_of(foreign, end_ns)[0].first == 250
     assert sum(record.output_tokens or 0 for record in foreign) == pytest.approx(411, rel=0.02)
+
+
+def test_nothing_is_known_of_others_before_the_first_and_after_the_last_read() -> None:
+    records, samples, _ = run(OURS, OTHERS, 1000)
+    _, guessed_ns = counted_records(records, engine_steps_of(records), samples)
+    reads_ns = [int(sample["t_ns"]) + LATE_NS for sample in samples]
+    assert (guessed_ns[0, 1], guessed_ns[-1, 0]) == (reads_ns[0], reads_ns[-1])
+    assert (guessed_ns[0, 0], guessed_ns[-1, 1]) == (reads_ns[0] - UNCOUNTED_NS, reads_ns[-1] + UNCOUNTED_NS)
 
 
 def test_an_engine_page_with_absurd_numbers_costs_little() -> None:
