@@ -181,9 +181,11 @@ class SearchState:
         """End the present setting, whose server did not start or was lost; raise that where it is the only one."""
         if len(self.results) == 1 and not self.probes:
             raise LoadgenError(reason)
+        first, *others = reason.splitlines()
+        line = " ".join([first, *(text.strip() for text in others[-1:])])  # a server's last line says what failed
         if len(self.results) > 1:
-            say(f"{self._present.name}: {reason.splitlines()[0]}")
-        self.end("server", reason=reason.splitlines()[0])
+            say(f"{self._present.name}: {line}")
+        self.end("server", reason=line)
 
     def end_all(self) -> SearchResult:
         """Return the result. LoadgenError where no server was there for any setting."""
