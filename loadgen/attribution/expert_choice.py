@@ -22,7 +22,6 @@ from loadgen.attribution.cost_model import (
     fit_without_outliers,
     foreign_members,
     overlap,
-    step_features,
     window_work,
 )
 from loadgen.attribution.expert_reads import ExpertReads, step_tokens
@@ -78,10 +77,11 @@ class Evidence(NamedTuple):
         return self.held_out_error(self.expert_columns(experts))
 
 
-def with_experts(series: EnergySeries, steps: EngineSteps) -> EngineSteps:
-    """Return the steps with the reads of experts that windows and durations show, or without experts."""
-    steps = replace(steps, experts=None)
-    per_step = step_features(steps)
+def with_experts(series: EnergySeries, steps: EngineSteps, per_step: Floats) -> EngineSteps:
+    """Return dense steps with the reads of experts that windows and durations show, or as they are.
+
+    per_step: `step_features` of the same steps.
+    """
     windows = window_evidence(series, steps, per_step)
     if windows is None:
         return steps

@@ -226,8 +226,8 @@ def _shapley(
     The first `own` records are ours, the first `known` are not inferred; what the others used is unattributed. When
     nothing could be fitted, a step costs the domain's mean power over its duration, whatever is done in it.
     """
-    steps = with_law(series, steps)
-    fit = fit_windows(series, steps)
+    steps, per_step = with_law(series, steps)
+    fit = fit_windows(series, steps, per_step)
     coefficients = fit.coefficients
     length_s = max(float(series.t_ns[-1] - series.t_ns[0]) / NS_PER_S, 1e-9)
     shares = cost_shares(steps, coefficients, fallback_w=series.total_mj / 1000 / length_s)

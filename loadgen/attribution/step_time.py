@@ -32,19 +32,25 @@ IMPROVEMENT = 0.5
 """Time has a price if that reduces the held-out squared error below this share."""
 
 
-def with_law(series: EnergySeries, steps: EngineSteps) -> EngineSteps:
-    """Return the steps with what the windows show of their law: reads of experts, and a price of time."""
-    return with_time(series, with_experts(series, steps))
+def with_law(series: EnergySeries, steps: EngineSteps) -> tuple[EngineSteps, Floats]:
+    """Return dense steps with what the windows show of their law (reads of experts, a price of time), and their
+    `step_features`, which take long to make."""
+    per_step = step_features(steps)
+    read = with_experts(series, steps, per_step)
+    per_step = per_step if read.experts is None else step_features(read)
+    timed = with_time(series, read, per_step)
+    return timed, per_step if timed.pace is None else step_features(timed)
 
 
-def with_time(series: EnergySeries, steps: EngineSteps) -> EngineSteps:
-    """Return the steps with a price of their time, or without one where their work explains the windows, or where time
-    does not. At the power limit time is evidence already, and of other clients' steps it is not known."""
-    steps = replace(steps, pace=None)
+def with_time(series: EnergySeries, steps: EngineSteps, per_step: Floats) -> EngineSteps:
+    """Return the steps with a price of their time, or as they are where their work explains the windows, or where time
+    does not. At the power limit time is evidence already, and of other clients' steps it is not known.
+
+    per_step: `step_features` of the same steps.
+    """
     at_limit = series.at_limit
     if steps.foreign is not None or (at_limit is not None and at_limit.any()):
         return steps
-    per_step = step_features(steps)
     windows = window_evidence(series, steps, per_step)
     if windows is None:
         return steps

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from loadgen.attribution.chunk_steps import engine_steps_of
-from loadgen.attribution.cost_model import Coefficients, fit_coefficients
+from loadgen.attribution.cost_model import Coefficients, fit_coefficients, step_features
 from loadgen.attribution.engine_steps import EngineSteps
 from loadgen.attribution.expert_choice import BLOCKS, MIN_BLOCK_WINDOWS, neighbours, with_experts
 from loadgen.attribution.expert_reads import ExpertReads
@@ -61,7 +61,7 @@ def served(model: str, noise: float = 0.0, seconds: float = 40.0, skew: float = 
 @pytest.mark.parametrize(("noise", "skew"), [(0.0, 0.0), (0.0, 1.0), (0.03, 0.5)])
 def test_a_mixture_of_experts_is_found_and_explains_the_windows(noise: float, skew: float) -> None:
     _, series, steps, _ = served(MIXTURE, noise, skew=skew)
-    found = with_experts(series, steps)
+    found = with_experts(series, steps, step_features(steps))
     assert found.experts is not None
     model = read_model(MIXTURE)
     assert found.experts.chosen_share == pytest.approx(model.experts_per_token / model.experts, rel=0.35)
@@ -83,7 +83,7 @@ def test_requests_of_a_mixture_get_what_they_cost(skew: float) -> None:
 @pytest.mark.parametrize("noise", [0.0, 0.03])
 def test_a_dense_model_has_no_experts(noise: float) -> None:
     _, series, steps, _ = served(DENSE, noise)
-    assert with_experts(series, steps).experts is None
+    assert with_experts(series, steps, step_features(steps)).experts is None
     fit = fit_coefficients(series, steps)
     assert (fit.expert_j, fit.computed_token_j, fit.expert_chosen_share, fit.experts) == (None, None, None, None)
 
@@ -91,7 +91,7 @@ def test_a_dense_model_has_no_experts(noise: float) -> None:
 def test_a_run_of_few_windows_cannot_tell() -> None:
     _, series, steps, _ = served(MIXTURE, seconds=4.0)
     assert len(series) < BLOCKS * MIN_BLOCK_WINDOWS
-    assert with_experts(series, steps).experts is None
+    assert with_experts(series, steps, step_features(steps)).experts is None
 
 
 def test_coefficients_hold_the_reads_that_they_are_the_prices_of() -> None:

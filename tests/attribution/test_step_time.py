@@ -52,7 +52,7 @@ def busy_server(
 def test_a_busy_server_whose_steps_take_long_by_chance_has_a_price_of_time() -> None:
     records, series = busy_server(watts=300.0, token_j=0.01)
     steps = engine_steps_of(records)
-    timed = with_time(series, steps)
+    timed = with_time(series, steps, step_features(steps))
     assert timed.pace is not None
     by_work, by_time = fit_coefficients(series, steps), fit_coefficients(series, timed)
     assert (by_work.r_squared or 0) < 0.8 < 0.99 < (by_time.r_squared or 0)
@@ -63,7 +63,8 @@ def test_a_busy_server_whose_steps_take_long_by_chance_has_a_price_of_time() -> 
 @pytest.mark.parametrize("requests", [1, 120])
 def test_time_has_no_price_where_steps_of_the_same_work_take_as_long_or_windows_are_few(requests: int) -> None:
     records, series = busy_server(watts=300.0, token_j=0.01, jitter=0.0 if requests > 1 else 1.0, requests=requests)
-    assert with_time(series, engine_steps_of(records)).pace is None
+    steps = engine_steps_of(records)
+    assert with_time(series, steps, step_features(steps)).pace is None
 
 
 def test_at_the_power_limit_and_beside_other_clients_time_has_no_price() -> None:
@@ -71,7 +72,8 @@ def test_at_the_power_limit_and_beside_other_clients_time_has_no_price() -> None
     limited = replace(series, capped_ns=np.arange(len(series)) * 100 * MS, limit_w=1.0)
     assert limited.at_limit is not None
     assert limited.at_limit.any()
-    assert with_time(limited, engine_steps_of(records)).pace is None
+    steps = engine_steps_of(records)
+    assert with_time(limited, steps, step_features(steps)).pace is None
 
 
 def test_the_members_of_a_step_share_its_duration_by_the_time_that_their_work_takes() -> None:
@@ -103,4 +105,5 @@ def test_energy_is_conserved_and_shares_follow_time() -> None:
 
 
 def timed_steps(records: list[RequestRecord], series: EnergySeries) -> EngineSteps:
-    return with_time(series, engine_steps_of(records))
+    steps = engine_steps_of(records)
+    return with_time(series, steps, step_features(steps))
