@@ -1,20 +1,23 @@
 """The share of requests that miss a limit as a function of the rate, near one share. Pure.
 
-From one rate to a neighbouring one the share m is modelled as logistic in the logarithm of the rate r:
+R, the rate at which the share is M, is what is wanted. Near it the odds o = m / (1 - m) of the share m at the rate r
+are modelled as a power of the distance to a rate at which all requests miss:
 
-    log(m / (1 - m)) = log(M / (1 - M)) + b (log r - log R)
+    o^-k = O^-k (1 - k b log(r / R))
 
-R, at which the share is M, is what is wanted, and b > 0 is the steepness. It is the model of a psychometric function,
-whose threshold is found by few trials placed near it (A. B. Watson and D. G. Pelli, QUEST, Perception & Psychophysics
-33, 1983; C. F. J. Wu, Efficient sequential designs with binary data, JASA 80, 1985). As there, the likelihood is kept
-on a grid of (log R, log b), with a wide prior on b alone: medians, intervals, and those of any function of both
-follow from its weights.
+with the odds O at R and the steepness b = d log o / d log r there. With k = 0 the curve would be logistic; with k > 0
+it rises faster and faster towards the capacity. b differs below and above R: a few requests miss at any rate because
+they are long, and many miss near the capacity because they wait. R is a psychometric function's threshold, which few
+trials find if they are placed near it (A. B. Watson and D. G. Pelli, QUEST, Perception & Psychophysics 33, 1983; C. F.
+J. Wu, Efficient sequential designs with binary data, JASA 80, 1985). As there, the likelihood is kept on a grid, here
+of (log R, log b below, log b above), with a wide prior on both b alone: medians, intervals, and those of any function
+of the three follow from its weights.
 
-Requests are not independent: those that are slow come together, in a busy period. The counts therefore vary more than
-binomial ones by the dispersion, which is measured by batch means: the variance of the counts of consecutive blocks over
-the binomial one, at the block size at which it is largest (A. M. Law, Simulation Modeling and Analysis, 9.5.3). The
-logarithm of the likelihood is divided by it (R. W. M. Wedderburn, Quasi-likelihood functions, Biometrika 61, 1974), and
-since it is an estimate, its weights are those of Student's t rather than of a Gaussian.
+Requests are not independent: those that are slow come together, in a busy period, and the more of them miss, the
+longer the periods are. So the counts vary more than binomial ones, by a dispersion 1 + c m that grows with m: the
+variance function of a beta-binomial share. c is measured by batch means (A. M. Law, Simulation Modeling and Analysis,
+9.5.3) over all probes. The likelihood is the quasi-likelihood of that variance function (P. McCullagh and J. A. Nelder,
+Generalized Linear Models, ch. 9); since c is an estimate, its weights are those of Student's t, not of a Gaussian.
 """
 
 from __future__ import annotations
@@ -31,33 +34,45 @@ from loadgen.results.search_result import Estimate, Probe
 if TYPE_CHECKING:
     from loadgen.stats.arrays import Floats
 
-BANDWIDTH = 0.5
-"""Distance in the logarithm of the rate at which a probe no longer counts (tricube weights, as in LOESS)."""
+BEND = 0.3
+"""k. On simulated servers the odds to the power -k are straight in log r for k between 0.2 and 0.6."""
+BANDWIDTH = 0.4
+"""Distance in the logarithm of the rate at which a probe no longer counts (tricube weights, as in LOESS): twice the
+farthest that the search places a probe from its estimate."""
 _FAR_WEIGHT = 0.02
 """Weight of probes beyond it, which only keep the curve from where it cannot be."""
 _FEW = 4.0
-"""Requests for which a bracketing or an overloaded probe counts at most, before the dispersion: no steady state."""
-_MEAN_LOG_STEEPNESS, _SD_LOG_STEEPNESS = math.log(8), 0.8
+"""Independent requests for which a bracketing or an overloaded probe counts at most: it had no steady state. If all of
+them missed, the rate at which 10 % may miss is below that of the probe at odds of 10,000 to 1."""
+_MEAN_LOG_STEEPNESS, _SD_LOG_STEEPNESS = math.log(8), 0.9
+"""Prior of log b. Simulated servers have 3 where long requests miss, and 40 where a queue forms."""
 _STEEPNESS = (1.0, 150.0)
-_RATES, _STEEPNESSES = 400, 50
-_USUAL_DISPERSION, _USUAL_WEIGHT = 5.0, 3.0
-_MIN_REQUESTS = 80
-"""Fewest requests of a probe whose blocks are compared."""
+_RATES, _STEEPNESSES = 300, 40
+_USUAL_CLUMPING, _USUAL_WEIGHT = 500.0, 3.0
+"""c before any is measured, and the number of blocks for which it counts. Simulated servers have 150 to 3,000."""
+_MIN_MISSED = 5
+"""Fewest missed requests of a probe whose blocks are compared."""
+_MIN_FREEDOM = 10.0
+"""Degrees of freedom of Student's t without a missed request: c is known within a factor of three before any."""
 _PASSES = 4
 """The place of the curve decides which probes are near it, and these decide its place."""
 
 
 @dataclass(frozen=True)
 class MissCurve:
-    """Weights of all curves through (R, M) with steepness b; axis 0 is log R, axis 1 is log b."""
+    """Weights of all curves through (R, M): of the places R, and of the steepness below and above each."""
 
     missed: float
     """M, the share of missed requests at R."""
     log_rates: Floats
-    log_steepness: Floats
     weights: Floats
-    """Sum is 1."""
-    dispersion: float
+    """Weights of `log_rates`. Their sum is 1."""
+    log_steepness: Floats
+    below: Floats
+    """Weights of `log_steepness` below each place. Each row's sum is 1."""
+    above: Floats
+    clumping: float
+    """c: the counts vary 1 + c m times as much as binomial ones."""
 
     @property
     def rate_rps(self) -> float:
@@ -67,17 +82,24 @@ class MissCurve:
     @property
     def log_sd(self) -> float:
         """Return the standard deviation of log R."""
-        weights = self.weights.sum(axis=1)
-        return math.sqrt(float(weights @ (self.log_rates - weights @ self.log_rates) ** 2))
+        return math.sqrt(float(self.weights @ (self.log_rates - self.weights @ self.log_rates) ** 2))
 
     @property
-    def steepness(self) -> float:
-        """Return the geometric mean of b."""
-        return math.exp(float(self.weights.sum(axis=0) @ self.log_steepness))
+    def steepness(self) -> tuple[float, float]:
+        """Return the geometric means of b below and above R."""
+        below, above = (math.exp(float(self.weights @ side @ self.log_steepness)) for side in (self.below, self.above))
+        return below, above
+
+    @property
+    def dispersion(self) -> float:
+        """Return the variance of the number of missed requests over the binomial one, at R."""
+        return 1 + self.clumping * self.missed
 
     def share_at(self, rate_rps: float) -> float:
         """Return the share of missed requests at a rate, at the median of R and the mean steepness."""
-        return _logistic(_logit(self.missed) + self.steepness * math.log(rate_rps / self.rate_rps))
+        distance = math.log(rate_rps / self.rate_rps)
+        rise = logit_rise(np.array(self.steepness[distance > 0] * distance))
+        return float(1 / (1 + np.exp(-(logit(self.missed) + rise))))
 
     def rate(self, confidence: float) -> Estimate:
         """Return R with its interval; an end at the border of the grid is unknown."""
@@ -91,84 +113,89 @@ class MissCurve:
         )
 
     def _quantile(self, share: float) -> float:
-        return float(np.interp(share, np.cumsum(self.weights.sum(axis=1)), self.log_rates))
+        return float(np.interp(share, np.cumsum(self.weights), self.log_rates))
+
+
+def logit_rise(rise: Floats) -> Floats:
+    """Return log o(r) - log O, where `rise` is b log(r / R): -log(1 - k rise) / k, at most 40."""
+    return np.minimum(-np.log(np.maximum(1 - BEND * rise, 1e-9)) / BEND, 40.0)
 
 
 def miss_curve(probes: Sequence[Probe], missed: float) -> MissCurve:
     """Return the curve near the share `missed` of missed requests. At least one probe must have counted requests."""
     probes = [probe for probe in probes if probe.requests]
     at = np.array([math.log(probe.rate_rps) for probe in probes])
-    low, high = at.min() - 1.1, at.max() + 1.1
-    dispersions, near = np.full(len(probes), _USUAL_DISPERSION), np.ones(len(probes))
-    lowest, highest = low, high
+    lowest, highest = low, high = at.min() - 1.1, at.max() + 1.1
+    near, clumping = np.ones(len(probes)), _USUAL_CLUMPING
     for _ in range(_PASSES):
-        curve = _weighted(probes, at, near / dispersions, missed, np.linspace(low, high, _RATES), dispersions)
+        curve = _weighted(probes, at, near, missed, np.linspace(low, high, _RATES), clumping)
         middle = math.log(curve.rate_rps)
         near = np.maximum(_FAR_WEIGHT, (1 - np.minimum(np.abs(at - middle) / BANDWIDTH, 1) ** 3) ** 3)
-        dispersions = _dispersions(probes, at, middle)
+        clumping = _clumping(probes, near)
         span = max(0.05, 8 * curve.log_sd)
         low, high = max(lowest, middle - span), min(highest, middle + span)
     return curve
 
 
 def _weighted(
-    probes: Sequence[Probe], at: Floats, weights: Floats, missed: float, log_rates: Floats, dispersions: Floats
+    probes: Sequence[Probe], at: Floats, near: Floats, missed: float, log_rates: Floats, clumping: float
 ) -> MissCurve:
     """Return the curves with the weights of Student's t on their quasi-likelihood."""
     log_steepness = np.linspace(math.log(_STEEPNESS[0]), math.log(_STEEPNESS[1]), _STEEPNESSES)
-    steepness = np.exp(log_steepness)
-    likelihood = np.broadcast_to(
-        -0.5 * ((log_steepness - _MEAN_LOG_STEEPNESS) / _SD_LOG_STEEPNESS) ** 2, (len(log_rates), len(log_steepness))
-    ).copy()
-    information = 0.0
-    for probe, log_rate, weight in zip(probes, at.tolist(), weights.tolist(), strict=True):
+    prior = -0.5 * ((log_steepness - _MEAN_LOG_STEEPNESS) / _SD_LOG_STEEPNESS) ** 2
+    sides = [np.tile(prior - np.logaddexp.reduce(prior), (len(log_rates), 1)) for _ in range(2)]
+    freedom = 0.0
+    for probe, log_rate, weight in zip(probes, at.tolist(), near.tolist(), strict=True):
+        share, requests, c = probe.missed / probe.requests, weight * probe.requests, clumping
         if probe.overloaded or probe.stage == "bracket":
-            weight = min(weight, _FEW / probe.requests)
-        logit = np.clip(_logit(missed) + steepness * (log_rate - log_rates[:, None]), -40, 40)
-        likelihood -= weight * (probe.missed * np.logaddexp(0, -logit) + probe.good * np.logaddexp(0, logit))
-        information += weight * min(probe.missed, probe.good)
-    freedom = max(2.0, information)
-    scores = -(freedom + 1) / 2 * np.log1p(2 * (likelihood.max() - likelihood) / freedom)
-    odds = np.exp(scores)
-    return MissCurve(missed, log_rates, log_steepness, odds / odds.sum(), float(np.median(dispersions)))
+            requests, c = min(_FEW, probe.requests), 0.0
+        rise = np.exp(log_steepness) * (log_rate - log_rates[:, None])
+        # Beyond a half there is no steady state: a share depends on the duration, and says no more than "a half".
+        logits = np.minimum(logit(missed) + logit_rise(rise), 0.0)
+        likelihood = requests * quasi_likelihood(min(share, 0.5), logits, c)
+        sides[0] += np.where(rise <= 0, likelihood, 0.0)
+        sides[1] += np.where(rise > 0, likelihood, 0.0)
+        freedom += requests * min(share, 0.5) / (1 + c * share)
+    totals = [np.logaddexp.reduce(side, axis=1) for side in sides]
+    below, above = (np.exp(side - total[:, None]) for side, total in zip(sides, totals, strict=True))
+    log_likelihood = totals[0] + totals[1]
+    freedom = max(_MIN_FREEDOM, freedom)
+    odds = np.exp(-(freedom + 1) / 2 * np.log1p(2 * (log_likelihood.max() - log_likelihood) / freedom))
+    return MissCurve(missed, log_rates, odds / odds.sum(), log_steepness, below, above, clumping)
 
 
-def _dispersions(probes: Sequence[Probe], at: Floats, middle: float) -> Floats:
-    """Return the dispersion of each probe, drawn towards that of the probes near the curve where it has few misses."""
-    own = [_dispersion(probe) for probe in probes]
-    weights = [
-        probe.missed * math.exp(-(((log_rate - middle) / 0.15) ** 2)) if value is not None else 0.0
-        for probe, log_rate, value in zip(probes, at.tolist(), own, strict=True)
-    ]
-    total = sum(weight * (value or 0.0) for weight, value in zip(weights, own, strict=True))
-    usual = max(1.0, (total + _USUAL_DISPERSION * _USUAL_WEIGHT) / (sum(weights) + _USUAL_WEIGHT))
-    known = [min(20, probe.missed) if value is not None else 0 for probe, value in zip(probes, own, strict=True)]
-    return np.array([
-        max(1.0, (5 * usual + count * (value or 0.0)) / (5 + count)) for count, value in zip(known, own, strict=True)
-    ])  # fmt: skip
+def quasi_likelihood(share: float, logits: Floats, clumping: float) -> Floats:
+    """Return the quasi-likelihood of a request, where a `share` missed, for the variance function
+    V(m) = m (1 - m) (1 + c m): the integral of (share - m) / V(m) over m."""
+    log_missed, log_good = -np.logaddexp(0, -logits), -np.logaddexp(0, logits)
+    log_dispersion = np.log1p(clumping * np.exp(log_missed))
+    missing = log_missed - (log_good + clumping * log_dispersion) / (1 + clumping)
+    return np.asarray(share * missing + (log_good - log_dispersion) / (1 + clumping))
 
 
-def _dispersion(probe: Probe) -> float | None:
-    """Return the variance of the counts of blocks over the binomial one, the largest of three block sizes; None where
-    it cannot be known."""
-    if probe.requests < _MIN_REQUESTS or probe.missed in (0, probe.requests) or len(probe.blocks) < 8:
-        return None
-    share = probe.missed / probe.requests
-    requests = np.array([block.requests for block in probe.blocks], dtype=np.float64)
-    missed = np.array([block.missed for block in probe.blocks], dtype=np.float64)
-    found = []
+def _clumping(probes: Sequence[Probe], near: Floats) -> float:
+    """Return c by batch means over all probes, each weighted by the blocks whose counts it compares.
+
+    Near the capacity blocks are shorter than a busy period and vary less than they should, so the size is taken at
+    which c is largest.
+    """
+    found = [_USUAL_CLUMPING]
     for size in (1, 2, 4):
-        if (count := len(requests) // size) < 8:
-            break
-        n = requests[: count * size].reshape(count, size).sum(axis=1)
-        y = missed[: count * size].reshape(count, size).sum(axis=1)
-        found.append(float(((y - n * share) ** 2).sum() / (n * share * (1 - share)).sum()) * count / (count - 1))
-    return max(found)
+        total, weights = _USUAL_CLUMPING * _USUAL_WEIGHT, _USUAL_WEIGHT
+        for probe, weight in zip(probes, near.tolist(), strict=True):
+            blocks = len(probe.blocks) // size
+            if probe.overloaded or probe.stage == "bracket" or probe.missed < _MIN_MISSED or blocks < 2:
+                continue
+            share = probe.missed / probe.requests
+            counts = np.array([[block.requests, block.missed] for block in probe.blocks], dtype=np.float64)
+            n, y = counts[: blocks * size].reshape(blocks, size, 2).sum(axis=1).T
+            variance = float(((y - n * share) ** 2).sum() / (n * share * (1 - share)).sum()) * blocks / (blocks - 1)
+            weight *= min(8.0, probe.missed / max(1.0, variance))
+            total += weight * max(0.0, variance - 1) / share
+            weights += weight
+        found.append(total / weights)
+    return max(found[1:])
 
 
-def _logit(share: float) -> float:
+def logit(share: float) -> float:
     return math.log(share / (1 - share))
-
-
-def _logistic(logit: float) -> float:
-    return 1 / (1 + math.exp(-max(-40.0, min(40.0, logit))))

@@ -3,10 +3,10 @@
 Joules per good request at the rate r are P(r) / (r (1 - m(r))): power over good requests per second. More load spreads
 the power that flows without any over more requests, until too many of them miss a limit. At the minimum
 
-    d log P / d log r - 1 + b m = 0,
+    d log P / d log r - 1 + b(m) m = 0,
 
-with the steepness b and the share m of the miss curve, so m = (1 - d log P / d log r) / b. For each curve of
-`miss_curve` this has one solution, and the weights of the curves are those of the solutions.
+where b(m) = b (o / O)^k is the steepness of the miss curve at the share m, o its odds. b(m) m grows with m, so for each
+curve of `miss_curve` this has one solution, and the weights of the curves are those of the solutions.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from loadgen.results.miss_curve import MissCurve, miss_curve
+from loadgen.results.miss_curve import BEND, MissCurve, logit, miss_curve
 from loadgen.results.search_result import Estimate, Objective, Probe
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ class Answer(NamedTuple):
     estimate: Estimate
     log_sd: float
     """Standard deviation of its logarithm."""
+    steepness: tuple[float, float]
+    """d log o / d log r below and above it, of the odds o of a miss."""
 
 
 class Power(NamedTuple):
@@ -53,12 +55,12 @@ def answered(probes: Sequence[Probe], objective: Objective, attainment: float | 
     if objective == "rate":
         assert attainment is not None
         curve = miss_curve(probes, 1 - attainment)
-        return Answer(curve.rate(confidence), curve.log_sd)
+        return Answer(curve.rate(confidence), curve.log_sd, curve.steepness)
     found = least_joules(probes, attainment, confidence)
     if found is None:
         curve = miss_curve(probes, _USUAL_MISSED)
-        return Answer(curve.rate(confidence), curve.log_sd)
-    return Answer(found.rate, found.log_sd)
+        return Answer(curve.rate(confidence), curve.log_sd, curve.steepness)
+    return Answer(found.rate, found.log_sd, found.steepness)
 
 
 class LeastJoules(NamedTuple):
@@ -67,6 +69,7 @@ class LeastJoules(NamedTuple):
     """Joules per good request at that rate."""
     log_sd: float
     """Standard deviation of the logarithm of the rate."""
+    steepness: tuple[float, float]
 
 
 def least_joules(probes: Sequence[Probe], attainment: float | None, confidence: float) -> LeastJoules | None:
@@ -77,22 +80,21 @@ def least_joules(probes: Sequence[Probe], attainment: float | None, confidence: 
     if power is None:
         return None
     for _ in range(3):
-        fixed_share = 1 - power.slope * curve.rate_rps / power.watts
-        curve = miss_curve(probes, min(max(fixed_share / curve.steepness, _FEWEST_MISSED), _MOST_MISSED))
+        log_rates, log_joules, logits, weights = _minima(curve, power)
+        curve = miss_curve(probes, float((weights * _logistic(logits)).sum()))
         power = power_near(probes, curve.rate_rps) or power
-    log_rates, log_joules = _minima(curve, power)
+    log_rates, log_joules, _, weights = _minima(curve, power)
     if attainment is not None:
         limit = miss_curve(probes, 1 - attainment)
         if limit.rate_rps < curve.rate_rps:
             return _at_the_limit(limit, power, confidence)
     tail = (1 - confidence) / 2
     rate, joules = (
-        [math.exp(x) for x in _quantiles(values, curve.weights, (0.5, tail, 1 - tail))]
-        for values in (log_rates, log_joules)
+        [math.exp(x) for x in _quantiles(values, weights, (0.5, tail, 1 - tail))] for values in (log_rates, log_joules)
     )
-    mean = float((curve.weights * log_rates).sum())
-    sd = math.sqrt(float((curve.weights * (log_rates - mean) ** 2).sum()))
-    return LeastJoules(_estimate(rate), _estimate(joules), sd)
+    mean = float((weights * log_rates).sum())
+    sd = math.sqrt(float((weights * (log_rates - mean) ** 2).sum()))
+    return LeastJoules(_estimate(rate), _estimate(joules), sd, curve.steepness)
 
 
 def _estimate(quantiles: Sequence[float]) -> Estimate:
@@ -100,19 +102,46 @@ def _estimate(quantiles: Sequence[float]) -> Estimate:
     return Estimate(value=middle, low=low, high=high)
 
 
-def _minima(curve: MissCurve, power: Power) -> tuple[Floats, Floats]:
-    """Return log r and the logarithm of joules per good request at the minimum of each curve."""
-    steepness = np.exp(curve.log_steepness)[None, :]
-    at_share = curve.log_rates[:, None] + 0 * steepness
-    log_rates = at_share
-    for _ in range(3):  # the power's share that grows with the load depends on the rate, slowly
-        rates = np.exp(log_rates)
-        fixed_share = 1 - power.slope * rates / np.maximum(power.at(rates), 1e-9)
-        missed = np.clip(fixed_share / steepness, _FEWEST_MISSED, _MOST_MISSED)
-        logit = np.log(missed / (1 - missed)) - math.log(curve.missed / (1 - curve.missed))
-        log_rates = at_share + logit / steepness
+def _minima(curve: MissCurve, power: Power) -> tuple[Floats, Floats, Floats, Floats]:
+    """Return log r, the logarithm of joules per good request, and log o at the minimum of each curve, and its weight.
+    Axes are the place of the curve, its steepness below, and that above."""
+    places, steepness = curve.log_rates[:, None], np.exp(curve.log_steepness)
+    log_rates = places
+    for _ in range(3):  # the fixed share of the power depends on the rate, slowly
+        logits = _logit_at_minimum(curve, _fixed_share(power, log_rates))
+        log_rates = places - np.expm1(-BEND * (logits - logit(curve.missed))) / BEND / steepness
+    # The minimum is below R if the curve below is steep enough there, above it if the curve above is not, or at R.
+    distances = np.minimum(log_rates - places, 0)[:, :, None] + np.maximum(log_rates - places, 0)[:, None, :]
+    rises = np.minimum(logits - logit(curve.missed), 0)[:, :, None]
+    rises = rises + np.where(rises < 0, 0, np.maximum(logits - logit(curve.missed), 0)[:, None, :])
+    log_rates = places[:, :, None] + np.where(rises < 0, np.minimum(distances, 0), distances)
+    logits = logit(curve.missed) + rises
+    log_watts = np.log(np.maximum(power.at(np.exp(log_rates)), 1e-9))
+    log_joules = log_watts - log_rates - np.log1p(-_logistic(logits))
+    weights = curve.weights[:, None, None] * curve.below[:, :, None] * curve.above[:, None, :]
+    return log_rates, log_joules, logits, weights
+
+
+def _fixed_share(power: Power, log_rates: Floats) -> Floats:
+    """Return 1 - d log P / d log r."""
     rates = np.exp(log_rates)
-    return log_rates, np.log(np.maximum(power.at(rates), 1e-9) / rates / (1 - missed))
+    return np.asarray(1 - power.slope * rates / np.maximum(power.at(rates), 1e-9))
+
+
+def _logit_at_minimum(curve: MissCurve, fixed_share: Floats) -> Floats:
+    """Return log o at which b(m) m is the fixed share of the power, by bisection."""
+    wanted = np.log(np.maximum(fixed_share, 1e-9)) - curve.log_steepness
+    low = np.full(wanted.shape, logit(_FEWEST_MISSED))
+    high = np.full(wanted.shape, logit(_MOST_MISSED))
+    for _ in range(25):
+        middle = (low + high) / 2
+        is_below = -np.logaddexp(0, -middle) + BEND * (middle - logit(curve.missed)) < wanted
+        low, high = np.where(is_below, middle, low), np.where(is_below, high, middle)
+    return np.asarray((low + high) / 2)
+
+
+def _logistic(logits: Floats) -> Floats:
+    return np.asarray(1 / (1 + np.exp(-logits)))
 
 
 def _at_the_limit(limit: MissCurve, power: Power, confidence: float) -> LeastJoules:
@@ -123,7 +152,7 @@ def _at_the_limit(limit: MissCurve, power: Power, confidence: float) -> LeastJou
         for r in (rate.value, rate.high, rate.low)
     ]
     assert costs[0] is not None
-    return LeastJoules(rate, Estimate(value=costs[0], low=costs[1], high=costs[2]), limit.log_sd)
+    return LeastJoules(rate, Estimate(value=costs[0], low=costs[1], high=costs[2]), limit.log_sd, limit.steepness)
 
 
 def power_near(probes: Sequence[Probe], rate_rps: float) -> Power | None:

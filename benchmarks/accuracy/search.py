@@ -1,0 +1,188 @@
+"""Measure how often the interval of a search holds the true rate, and what the search costs, on the simulator.
+
+    python -m benchmarks.accuracy.search [--searches 200] [--jobs 2] [--json FILE]
+
+Every search is made in virtual time by the search's own rules, on the systems of `search_systems`: chat, code and mixes
+on two kinds of GPU, engines of 16 to 256 sequences, limits of TTFT and TPOT, each with other seeds. Searches for the
+rate are made at three attainments, with two hours and with ten minutes; searches for the load of fewest joules per good
+request with two hours. Truths are of long grids. Columns:
+
+    inside     share of searches whose 95 % interval holds the true rate
+    below      share whose interval lies below it; above: likewise
+    width      of the interval over the estimate, median
+    error      of the estimate, median of its absolute value
+    undecided  share of searches whose budget ended first
+    minutes    a search takes, median, with its bracketing, starts and drains
+    of a grid  its duration over that of the grid that gives the same interval, median
+
+That grid has rates in geometric steps of the interval's width over a factor of two, which is what doubling brackets.
+Its requests suffice to tell neighbours of the estimate apart: the difference of their shares of missed requests (of
+their joules per good request) is 1.96 of its standard errors, at the dispersion and the steepness that the search
+measured. Each rate costs its fill and its drain, too.
+"""
+
+import argparse
+import math
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import msgspec
+import numpy as np
+
+from benchmarks.accuracy.search_systems import START_S, SYSTEMS, System, probe, read_truth
+from loadgen.results.miss_curve import MissCurve, miss_curve
+from loadgen.results.search_answer import answered
+from loadgen.results.search_result import Objective, Probe
+from loadgen.search.plan import Question, next_probe
+
+ATTAINMENTS = (0.9, 0.95, 0.99)
+BUDGET_S, SHORT_S = 3600.0, 600.0
+Z = 1.96
+
+
+class Search(msgspec.Struct, frozen=True):
+    """A search and its truth."""
+
+    system: str
+    workload: str
+    objective: Objective
+    attainment: float | None
+    budget_s: float
+    seed: int
+    truth: float
+    rate: float
+    low: float | None
+    high: float | None
+    ended: str
+    spent_s: float
+    probes: int
+    requests: int
+    grid_s: float | None
+
+    @property
+    def is_inside(self) -> bool:
+        return (self.low or 0.0) <= self.truth <= (self.high or math.inf)
+
+    @property
+    def width(self) -> float:
+        return math.inf if self.low is None or self.high is None else (self.high - self.low) / self.rate
+
+
+def search(system: System, question: Question, *, same_seeds: bool = False) -> tuple[list[Probe], str]:
+    """Return the probes of a search and the reason for its end. same_seeds: each rate has the same arrivals."""
+    probes = list[Probe]()
+    while True:
+        spent_s = sum(probe.wall_s for probe in probes)
+        planned = next_probe(question, probes, question.budget_s - spent_s)
+        if isinstance(planned, str):
+            return probes, planned
+        if same_seeds:
+            planned = replace(planned, seed=question.seed)
+        probes.append(probe(system, planned, question.bracket_share))
+
+
+def run(cell: tuple[System, Objective, float | None, float], seed: int, same_seeds: bool) -> Search:
+    system, objective, attainment, budget_s = cell
+    question = Question(system.limits_ms, objective, attainment, budget_s, seed=1000 * seed)
+    probes, ended = search(system, question, same_seeds=same_seeds)
+    truth = read_truth()[system.name]
+    answer = answered(probes, objective, attainment, question.confidence).estimate
+    return Search(
+        system=system.name,
+        workload=system.workload,
+        objective=objective,
+        attainment=attainment,
+        budget_s=budget_s,
+        seed=seed,
+        truth=truth.least_joules_rps if attainment is None else truth.rate_rps(attainment),
+        rate=answer.value,
+        low=answer.low,
+        high=answer.high,
+        ended=ended,
+        spent_s=sum(probe.wall_s for probe in probes),
+        probes=len(probes),
+        requests=sum(probe.requests for probe in probes),
+        grid_s=grid_s(probes, attainment, answer.value, answer.relative_width),
+    )
+
+
+def grid_s(probes: Sequence[Probe], attainment: float | None, rate_rps: float, width: float | None) -> float | None:
+    """Return the duration of the grid that gives an interval of this relative width."""
+    if width is None:
+        return None
+    curve = miss_curve(probes, 0.05 if attainment is None else 1 - attainment)
+    rates = math.log(2) / width + 1
+    fill_s = 5 * max(probe.decision_s for probe in probes if not probe.overloaded)
+    return rates * (_grid_requests(curve, attainment, rate_rps, width) / rate_rps + fill_s + START_S)
+
+
+def _grid_requests(curve: MissCurve, attainment: float | None, rate_rps: float, width: float) -> float:
+    """Return the requests of a rate. The standard error of a logit is sqrt(d / (n m (1 - m))), with the dispersion d;
+    that of the logarithm of joules per good request is sqrt(d m / (n (1 - m))), and its second derivative by the
+    logarithm of the rate is b^2 m (1 - m)."""
+    b, d = math.sqrt(math.prod(curve.steepness)), curve.dispersion
+    if attainment is not None:
+        return 2 * Z**2 * d / (attainment * (1 - attainment) * (b * width) ** 2)
+    m = curve.share_at(rate_rps)
+    return 2 * Z**2 * d * m / (1 - m) / (b**2 * m * (1 - m) * width**2 / 2) ** 2
+
+
+def print_table(title: str, searches: Sequence[Search], key: Callable[[Search], str]) -> None:
+    columns = ("", "searches", "inside", "below", "above", "width", "error", "undecided", "minutes", "probes")
+    print(f"\n{title}\n{columns[0]:28}" + "".join(f"{column:>10}" for column in columns[1:]) + " of a grid")
+    names = sorted({key(search) for search in searches})
+    for name in [*names, "all"] if len(names) > 1 else names:
+        print(f"{name:28}" + row([search for search in searches if name in ("all", key(search))]))
+
+
+def row(searches: Sequence[Search]) -> str:
+    below = float(np.mean([(search.high or math.inf) < search.truth for search in searches]))
+    above = float(np.mean([(search.low or 0.0) > search.truth for search in searches]))
+    grids = [search.spent_s / search.grid_s for search in searches if search.grid_s]
+    return (
+        f"{len(searches):10}{1 - below - above:10.1%}{below:10.1%}{above:10.1%}"
+        f"{median(search.width for search in searches):10.1%}"
+        f"{median(abs(search.rate / search.truth - 1) for search in searches):10.1%}"
+        f"{np.mean([search.ended != 'interval' for search in searches]):10.0%}"
+        f"{median(search.spent_s for search in searches) / 60:10.1f}"
+        f"{median(search.probes for search in searches):10.0f}"
+        f"{median(grids) if grids else math.nan:10.2f}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--searches", type=int, default=200, help="of each kind")
+    parser.add_argument("--kinds", default="rate,short,joules", help="some of rate,short,joules")
+    parser.add_argument("--same-seeds", action="store_true", help="the same arrivals at each rate of a search")
+    parser.add_argument("--jobs", type=int, default=1)
+    parser.add_argument("--by-system", action="store_true")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    truth = read_truth()
+    systems = [system for system in SYSTEMS if system.name in truth]
+    cells: dict[str, list[tuple[System, Objective, float | None, float]]] = {
+        "rate": [(system, "rate", share, BUDGET_S) for share in ATTAINMENTS for system in systems],
+        "short": [(system, "rate", share, SHORT_S) for share in ATTAINMENTS for system in systems],
+        "joules": [(system, "joules_per_good_request", None, BUDGET_S) for system in systems],
+    }
+    titles = {"rate": "Rate, two hours", "short": "Rate, ten minutes", "joules": "Fewest joules per good request"}
+    everything = list[Search]()
+    with ProcessPoolExecutor(args.jobs) as executor:
+        for kind in args.kinds.split(","):
+            made = [(cells[kind][i % len(cells[kind])], i // len(cells[kind])) for i in range(args.searches)]
+            searches = list(executor.map(partial(run, same_seeds=args.same_seeds), *zip(*made, strict=True)))
+            everything += searches
+            print_table(titles[kind], searches, lambda search: f"{search.workload} {search.attainment or ''}")
+            if args.by_system:
+                print_table(titles[kind], searches, lambda search: f"{search.system} {search.attainment or ''}")
+    if args.json is not None:
+        args.json.write_bytes(msgspec.json.encode(everything))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,271 @@
+"""Simulated servers for `benchmarks.accuracy.search`: their probes in virtual time, and the truth from long grids.
+
+    python -m benchmarks.accuracy.search_systems
+
+measures the grids and writes them to search_truth.json beside this file, in about an hour on one core. A grid goes from
+the rate at which 0.4 % of the requests miss a limit to that at which 40 % do, in steps of about 0.35 in the logit of
+that share; each rate has 57,000 requests, three runs of 20,000 less the first 1,000 of each. The truth follows from a
+polynomial through the logits, and another one through the logarithms of the power.
+"""
+
+import argparse
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from loadgen.energy_model.hardware import read_hardware, read_model
+from loadgen.results.probe_counts import Outcome, count
+from loadgen.results.search_result import Probe
+from loadgen.search.plan import PlannedProbe, is_hopeless
+from loadgen.simulator.cost_model import CounterOptions
+from loadgen.simulator.engine import EngineOptions, SimulatedRun, SubmittedRequest, simulate
+from loadgen.stats.arrays import Floats
+from loadgen.units import NS_PER_MS, NS_PER_S
+from loadgen.workload.trace import TraceRequest, read_trace
+
+TRACES = Path(__file__).parents[2] / "traces"
+TRUTH = Path(__file__).with_name("search_truth.json")
+RUNS, RUN_REQUESTS, SKIPPED = 3, 20_000, 1_000
+LEAST_MISSED, MOST_MISSED, LOGIT_STEP = 0.004, 0.4, 0.35
+ABORT_S = 5.0
+"""Time in which a probe that was stopped early drains before its requests are aborted."""
+START_S = 1.0
+"""Time that a probe costs besides its sending and its drain."""
+
+
+@dataclass(frozen=True)
+class System:
+    """A workload, a server and limits. `name` is unique."""
+
+    workload: str
+    hardware: str
+    sequences: int
+    ttft_ms: float
+    tpot_ms: float
+    parts: dict[str, int] = field(hash=False, default_factory=dict)
+    """Shares of the traces; empty: the trace of the workload's name."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.workload} {self.hardware} {self.sequences} {self.ttft_ms:g} {self.tpot_ms:g}"
+
+    @property
+    def limits_ms(self) -> dict[str, float]:
+        return {"ttft": self.ttft_ms, "tpot": self.tpot_ms}
+
+
+MIX_1, MIX_3 = {"chat": 1, "code": 1}, {"chat": 3, "code": 1}
+SYSTEMS = (
+    System("chat", "h200", 256, 300, 25),
+    System("chat", "h200", 256, 1000, 60),
+    System("chat", "h100", 64, 500, 50),
+    System("chat", "h100", 256, 200, 20),
+    System("code", "h200", 16, 500, 100),
+    System("code", "h100", 64, 500, 50),
+    System("code", "h100", 256, 2000, 200),
+    System("mix", "h100", 64, 500, 50, MIX_1),
+    System("mix", "h200", 256, 300, 25, MIX_3),
+    System("mix", "h200", 16, 2000, 100, MIX_1),
+)
+
+
+@cache
+def _requests(name: str) -> tuple[TraceRequest, ...]:
+    return read_trace(TRACES / f"{name}.jsonl").requests
+
+
+class Served(msgspec.Struct, frozen=True):
+    """A run of a system: requests in the order in which they were sent, at a Poisson process's instants."""
+
+    outcomes: list[Outcome]
+    ended_s: float
+    counter_s: Floats
+    joules: Floats
+
+    def watts(self, from_s: float, until_s: float) -> float:
+        low, high = np.interp([from_s, until_s], self.counter_s, self.joules)
+        return float(high - low) / (until_s - from_s)
+
+
+def serve(system: System, sent_s: Floats, rng: np.random.Generator) -> Served:
+    parts = system.parts or {system.workload: 1}
+    traces = [_requests(name) for name in parts]
+    shares = np.array(list(parts.values())) / sum(parts.values())
+    kinds, places = rng.choice(len(traces), len(sent_s), p=shares), rng.random(len(sent_s))
+    picks = [traces[kind][int(place * len(traces[kind]))] for kind, place in zip(kinds, places, strict=True)]
+    submitted = [
+        SubmittedRequest(round(t * NS_PER_S), pick.input_tokens, pick.output_tokens)
+        for t, pick in zip(sent_s.tolist(), picks, strict=True)
+    ]
+    run = simulate(
+        submitted,
+        read_hardware(system.hardware),
+        read_model("llama-3.1-8b"),
+        EngineOptions(max_num_seqs=system.sequences),
+        CounterOptions(period_ns=NS_PER_S // 10),
+        engine_period_ns=60 * NS_PER_S,
+    )
+    return Served(
+        outcomes=list(_outcomes(system, run)),
+        ended_s=max((request.token_ns[-1] for request in run.requests), default=0) / NS_PER_S,
+        counter_s=np.array([sample.t_ns for sample in run.counter]) / NS_PER_S,
+        joules=np.array([sample.joules for sample in run.counter]),
+    )
+
+
+def _outcomes(system: System, run: SimulatedRun) -> Iterator[Outcome]:
+    for request in run.requests:
+        first_ns, last_ns, tokens = request.token_ns[0], request.token_ns[-1], len(request.token_ns)
+        ttft_ms = (first_ns - request.arrival_ns) / NS_PER_MS
+        tpot_ms = (last_ns - first_ns) / NS_PER_MS / max(1, tokens - 1)
+        met = {name for name, ms in (("ttft", ttft_ms), ("tpot", tpot_ms)) if ms <= system.limits_ms[name]}
+        decided_ns = last_ns - request.arrival_ns
+        yield Outcome(
+            sent_s=request.arrival_ns / NS_PER_S,
+            met=frozenset(met),
+            is_good=len(met) == 2,
+            has_failed=False,
+            decision_s=decided_ns / NS_PER_S if "ttft" in met else system.ttft_ms * NS_PER_MS / NS_PER_S,
+        )
+
+
+def probe(system: System, planned: PlannedProbe, attainment: float) -> Probe:
+    """Return a probe as the search's runner makes it: it ends early when it is hopeless."""
+    rng = np.random.default_rng(planned.seed)
+    sent_s = rng.exponential(1, int(planned.rate_rps * planned.duration_s * 1.5) + 50).cumsum() / planned.rate_rps
+    served = serve(system, sent_s[sent_s < planned.duration_s], rng)
+    sending_s, missed = planned.duration_s, 0
+    decided = sorted((outcome.sent_s + outcome.decision_s, outcome.is_good) for outcome in served.outcomes)
+    stopped_early = False
+    for ended, (t_s, is_good) in enumerate(decided, 1):
+        missed += not is_good
+        if t_s >= planned.duration_s:
+            break
+        if is_hopeless(ended, missed, planned.stage, attainment):
+            stopped_early, sending_s = True, t_s
+            break
+    outcomes = [outcome for outcome in served.outcomes if outcome.sent_s < sending_s]
+    counts = count(outcomes, sending_s, planned.stage)
+    until_s = min(served.ended_s, sending_s + ABORT_S) if stopped_early else max(served.ended_s, sending_s)
+    return Probe(
+        name=f"probes/{planned.number:03}",
+        number=planned.number,
+        rate_rps=planned.rate_rps,
+        seed=planned.seed,
+        stage=planned.stage,
+        planned_s=planned.duration_s,
+        wall_s=until_s + START_S,
+        stopped_early=stopped_early,
+        watts=served.watts(counts.from_s, counts.until_s),
+        **counts._asdict(),
+    )
+
+
+class GridPoint(msgspec.Struct, frozen=True, array_like=True):
+    rate_rps: float
+    requests: int
+    missed: int
+    missed_ttft: int
+    watts: float
+
+    @property
+    def logit(self) -> float:
+        return math.log((self.missed + 0.5) / (self.requests - self.missed + 0.5))
+
+
+class Truth:
+    """The curves of a system from its long grid."""
+
+    def __init__(self, points: list[GridPoint]) -> None:
+        rates, requests, missed, _, watts = np.array([msgspec.structs.astuple(point) for point in points]).T
+        self.log_rates = np.linspace(math.log(rates[0]), math.log(rates[-1]), 20_000)
+        self._middle = float(self.log_rates.mean())
+        share = missed / requests
+        weights = np.sqrt(requests * share * (1 - share)) / (1 + 3 * np.abs(np.log(share / 0.05)))
+        self.logit = self._fitted(rates, np.log(share / (1 - share)), weights, 5)
+        self.log_watts = self._fitted(rates, np.log(watts), np.ones(len(rates)), 3)
+
+    def _fitted(self, rates: Floats, values: Floats, weights: Floats, degree: int) -> Floats:
+        fit = np.polynomial.Polynomial.fit(np.log(rates) - self._middle, values, degree, w=weights)
+        return np.asarray(fit(self.log_rates - self._middle))
+
+    def rate_rps(self, attainment: float) -> float:
+        """Return the smallest rate at which fewer are good."""
+        return math.exp(self.log_rates[np.argmax(self.logit > math.log((1 - attainment) / attainment))])
+
+    @property
+    def joules(self) -> Floats:
+        """Joules per good request at `log_rates`."""
+        return np.exp(self.log_watts - self.log_rates) * (1 + np.exp(self.logit))
+
+    @property
+    def least_joules_rps(self) -> float:
+        return math.exp(self.log_rates[np.argmin(self.joules)])
+
+
+@cache
+def read_truth() -> dict[str, Truth]:
+    return {name: Truth(points) for name, points in read_grids().items()}
+
+
+def read_grids() -> dict[str, list[GridPoint]]:
+    return msgspec.json.decode(TRUTH.read_bytes(), type=dict[str, list[GridPoint]]) if TRUTH.exists() else {}
+
+
+def grid_point(system: System, rate_rps: float, runs: int, requests: int, skipped: int) -> GridPoint:
+    outcomes, watts = list[Outcome](), list[float]()
+    for run in range(runs):
+        rng = np.random.default_rng([run, 2**31])
+        sent_s = rng.exponential(1, requests).cumsum() / rate_rps
+        served = serve(system, sent_s, rng)
+        outcomes += served.outcomes[skipped:]
+        watts.append(served.watts(float(sent_s[skipped]), float(sent_s[-1])))
+    return GridPoint(
+        rate_rps=round(rate_rps, 5),
+        requests=len(outcomes),
+        missed=sum(not outcome.is_good for outcome in outcomes),
+        missed_ttft=sum("ttft" not in outcome.met for outcome in outcomes),
+        watts=round(float(np.mean(watts)), 2),
+    )
+
+
+def long_grid(system: System) -> list[GridPoint]:
+    """Return the grid, from a rate at which few enough requests miss upwards."""
+
+    def share(rate_rps: float, scale: int) -> float:
+        point = grid_point(system, rate_rps, 1, RUN_REQUESTS // scale, SKIPPED // scale)
+        return point.missed / point.requests
+
+    low, high = 0.1, 200.0
+    while high / low > 1.03:
+        middle = math.sqrt(low * high)
+        low, high = (middle, high) if share(middle, 4) < LEAST_MISSED else (low, middle)
+    points, rate, step = list[GridPoint](), low, 0.05
+    while not points or points[-1].missed < MOST_MISSED * points[-1].requests:
+        points.append(grid_point(system, rate, RUNS, RUN_REQUESTS, SKIPPED))
+        if len(points) > 1:
+            step *= LOGIT_STEP / max(0.01, points[-1].logit - points[-2].logit)
+        step = min(max(step, 0.01), 0.12)
+        rate *= math.exp(step)
+    return points
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--again", action="store_true", help="measure the grids that are known, too")
+    args = parser.parse_args()
+    grids = {} if args.again else read_grids()
+    for system in SYSTEMS:
+        if system.name not in grids:
+            grids[system.name] = long_grid(system)
+            TRUTH.write_bytes(msgspec.json.format(msgspec.json.encode(grids), indent=1))
+            print(system.name, f"{len(grids[system.name])} rates", flush=True)
+
+
+if __name__ == "__main__":
+    main()
