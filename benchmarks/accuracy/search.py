@@ -4,21 +4,23 @@
 
 Every search is made in virtual time by the search's own rules, on the systems of `search_systems`: chat, code and mixes
 on two kinds of GPU, engines of 16 to 256 sequences, limits of TTFT and TPOT, each with other seeds. Searches for the
-rate are made at three attainments, with two hours and with ten minutes; searches for the load of fewest joules per good
-request with two hours. Truths are of long grids. Columns:
+rate are made at three attainments, with an hour and with ten minutes; searches for the load of fewest joules per good
+request with an hour. Truths are of long grids. Columns:
 
     inside     share of searches whose 95 % interval holds the true rate
     below      share whose interval lies below it; above: likewise
     width      of the interval over the estimate, median
-    error      of the estimate, median of its absolute value
+    bias       median of the estimate over the truth, less 1
+    error      median of the absolute value of that
     undecided  share of searches whose budget ended first
     minutes    a search takes, median, with its bracketing, starts and drains
     of a grid  its duration over that of the grid that gives the same interval, median
 
 That grid has rates in geometric steps of the interval's width over a factor of two, which is what doubling brackets.
-Its requests suffice to tell neighbours of the estimate apart: the difference of their shares of missed requests (of
-their joules per good request) is 1.96 of its standard errors, at the dispersion and the steepness that the search
-measured. Each rate costs its fill and its drain, too.
+Its interval is the step in which the rate lies, so every rate must be told from the sought one, which at best is
+midway, at a distance of half a step: the difference of their shares of missed requests (of the joules per good request
+of neighbours of the minimum) is then 1.96 standard errors, at the dispersion and the steepness that the search
+measured. Each rate costs its fill and drain, too.
 """
 
 import argparse
@@ -45,7 +47,7 @@ Z = 1.96
 
 
 class Search(msgspec.Struct, frozen=True):
-    """A search and its truth."""
+    """The answer of a search, and what it cost."""
 
     system: str
     workload: str
@@ -53,7 +55,6 @@ class Search(msgspec.Struct, frozen=True):
     attainment: float | None
     budget_s: float
     seed: int
-    truth: float
     rate: float
     low: float | None
     high: float | None
@@ -64,8 +65,9 @@ class Search(msgspec.Struct, frozen=True):
     grid_s: float | None
 
     @property
-    def is_inside(self) -> bool:
-        return (self.low or 0.0) <= self.truth <= (self.high or math.inf)
+    def truth(self) -> float:
+        truth = read_truth()[self.system]
+        return truth.least_joules_rps if self.attainment is None else truth.rate_rps(self.attainment)
 
     @property
     def width(self) -> float:
@@ -89,7 +91,6 @@ def run(cell: tuple[System, Objective, float | None, float], seed: int, same_see
     system, objective, attainment, budget_s = cell
     question = Question(system.limits_ms, objective, attainment, budget_s, seed=1000 * seed)
     probes, ended = search(system, question, same_seeds=same_seeds)
-    truth = read_truth()[system.name]
     answer = answered(probes, objective, attainment, question.confidence).estimate
     return Search(
         system=system.name,
@@ -98,7 +99,6 @@ def run(cell: tuple[System, Objective, float | None, float], seed: int, same_see
         attainment=attainment,
         budget_s=budget_s,
         seed=seed,
-        truth=truth.least_joules_rps if attainment is None else truth.rate_rps(attainment),
         rate=answer.value,
         low=answer.low,
         high=answer.high,
@@ -126,13 +126,13 @@ def _grid_requests(curve: MissCurve, attainment: float | None, rate_rps: float, 
     logarithm of the rate is b^2 m (1 - m)."""
     b, d = math.sqrt(math.prod(curve.steepness)), curve.dispersion
     if attainment is not None:
-        return 2 * Z**2 * d / (attainment * (1 - attainment) * (b * width) ** 2)
+        return Z**2 * d / (attainment * (1 - attainment) * (b * width / 2) ** 2)
     m = curve.share_at(rate_rps)
     return 2 * Z**2 * d * m / (1 - m) / (b**2 * m * (1 - m) * width**2 / 2) ** 2
 
 
 def print_table(title: str, searches: Sequence[Search], key: Callable[[Search], str]) -> None:
-    columns = ("", "searches", "inside", "below", "above", "width", "error", "undecided", "minutes", "probes")
+    columns = ("", "searches", "inside", "below", "above", "width", "bias", "error", "undecided", "minutes", "probes")
     print(f"\n{title}\n{columns[0]:28}" + "".join(f"{column:>10}" for column in columns[1:]) + " of a grid")
     names = sorted({key(search) for search in searches})
     for name in [*names, "all"] if len(names) > 1 else names:
@@ -146,6 +146,7 @@ def row(searches: Sequence[Search]) -> str:
     return (
         f"{len(searches):10}{1 - below - above:10.1%}{below:10.1%}{above:10.1%}"
         f"{median(search.width for search in searches):10.1%}"
+        f"{median(search.rate / search.truth - 1 for search in searches):+10.1%}"
         f"{median(abs(search.rate / search.truth - 1) for search in searches):10.1%}"
         f"{np.mean([search.ended != 'interval' for search in searches]):10.0%}"
         f"{median(search.spent_s for search in searches) / 60:10.1f}"
@@ -161,27 +162,30 @@ def main() -> None:
     parser.add_argument("--same-seeds", action="store_true", help="the same arrivals at each rate of a search")
     parser.add_argument("--jobs", type=int, default=1)
     parser.add_argument("--by-system", action="store_true")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--json", type=Path, help="write the searches")
+    parser.add_argument("--read", type=Path, help="print the tables of such a file instead")
     args = parser.parse_args()
-    truth = read_truth()
-    systems = [system for system in SYSTEMS if system.name in truth]
     cells: dict[str, list[tuple[System, Objective, float | None, float]]] = {
-        "rate": [(system, "rate", share, BUDGET_S) for share in ATTAINMENTS for system in systems],
-        "short": [(system, "rate", share, SHORT_S) for share in ATTAINMENTS for system in systems],
-        "joules": [(system, "joules_per_good_request", None, BUDGET_S) for system in systems],
+        "rate": [(system, "rate", share, BUDGET_S) for share in ATTAINMENTS for system in SYSTEMS],
+        "short": [(system, "rate", share, SHORT_S) for share in ATTAINMENTS for system in SYSTEMS],
+        "joules": [(system, "joules_per_good_request", None, BUDGET_S) for system in SYSTEMS],
     }
-    titles = {"rate": "Rate, two hours", "short": "Rate, ten minutes", "joules": "Fewest joules per good request"}
     everything = list[Search]()
+    if args.read is not None:
+        everything = msgspec.json.decode(args.read.read_bytes(), type=list[Search])
     with ProcessPoolExecutor(args.jobs) as executor:
-        for kind in args.kinds.split(","):
-            made = [(cells[kind][i % len(cells[kind])], i // len(cells[kind])) for i in range(args.searches)]
-            searches = list(executor.map(partial(run, same_seeds=args.same_seeds), *zip(*made, strict=True)))
-            everything += searches
-            print_table(titles[kind], searches, lambda search: f"{search.workload} {search.attainment or ''}")
-            if args.by_system:
-                print_table(titles[kind], searches, lambda search: f"{search.system} {search.attainment or ''}")
+        for kind in args.kinds.split(",") if args.read is None else ():
+            made = [(cells[kind][i % len(cells[kind])], args.seed + i) for i in range(args.searches)]
+            everything += executor.map(partial(run, same_seeds=args.same_seeds), *zip(*made, strict=True))
     if args.json is not None:
         args.json.write_bytes(msgspec.json.encode(everything))
+    for objective, budget_s in sorted({(search.objective, search.budget_s) for search in everything}):
+        searches = [search for search in everything if (search.objective, search.budget_s) == (objective, budget_s)]
+        title = f"{objective}, {budget_s / 60:g} minutes"
+        print_table(title, searches, lambda search: f"{search.workload} {search.attainment or ''}")
+        if args.by_system:
+            print_table(title, searches, lambda search: f"{search.system} {search.attainment or ''}")
 
 
 if __name__ == "__main__":

@@ -220,7 +220,7 @@ def read_grids() -> dict[str, list[GridPoint]]:
 def grid_point(system: System, rate_rps: float, runs: int, requests: int, skipped: int) -> GridPoint:
     outcomes, watts = list[Outcome](), list[float]()
     for run in range(runs):
-        rng = np.random.default_rng([run, 2**31])
+        rng = np.random.default_rng([run, round(1e6 * rate_rps), *system.name.encode()])
         sent_s = rng.exponential(1, requests).cumsum() / rate_rps
         served = serve(system, sent_s, rng)
         outcomes += served.outcomes[skipped:]

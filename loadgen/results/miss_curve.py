@@ -41,9 +41,9 @@ BANDWIDTH = 0.4
 farthest that the search places a probe from its estimate."""
 _FAR_WEIGHT = 0.02
 """Weight of probes beyond it, which only keep the curve from where it cannot be."""
-_FEW = 4.0
-"""Independent requests for which a bracketing or an overloaded probe counts at most: it had no steady state. If all of
-them missed, the rate at which 10 % may miss is below that of the probe at odds of 10,000 to 1."""
+_FEW = {"bracket": 4.0, "refine": 10.0, "present": 10.0}
+"""Independent requests for which a bracketing probe and an overloaded one count at most: they had no steady state. The
+rate is then below that of an overloaded probe at odds of 1,000 to 1 or more."""
 _MEAN_LOG_STEEPNESS, _SD_LOG_STEEPNESS = math.log(8), 0.9
 """Prior of log b. Simulated servers have 3 where long requests miss, and 40 where a queue forms."""
 _STEEPNESS = (1.0, 150.0)
@@ -52,6 +52,8 @@ _USUAL_CLUMPING, _USUAL_WEIGHT = 500.0, 3.0
 """c before any is measured, and the number of blocks for which it counts. Simulated servers have 150 to 3,000."""
 _MIN_MISSED = 5
 """Fewest missed requests of a probe whose blocks are compared."""
+_UNLIKELY = 0.02
+"""Weight of a place over that of the likeliest one, by which the probes exclude it."""
 _MIN_FREEDOM = 10.0
 """Degrees of freedom of Student's t without a missed request: c is known within a factor of three before any."""
 _PASSES = 4
@@ -102,14 +104,13 @@ class MissCurve:
         return float(1 / (1 + np.exp(-(logit(self.missed) + rise))))
 
     def rate(self, confidence: float) -> Estimate:
-        """Return R with its interval; an end at the border of the grid is unknown."""
+        """Return R with its interval. An end is unknown if places at that border of the grid are likely, too."""
         tail = (1 - confidence) / 2
-        low, high = self._quantile(tail), self._quantile(1 - tail)
-        margin = 2 * (self.log_rates[1] - self.log_rates[0])
+        likely = self.weights > _UNLIKELY * self.weights.max()
         return Estimate(
             value=self.rate_rps,
-            low=math.exp(low) if low > self.log_rates[0] + margin else None,
-            high=math.exp(high) if high < self.log_rates[-1] - margin else None,
+            low=None if likely[0] else math.exp(self._quantile(tail)),
+            high=None if likely[-1] else math.exp(self._quantile(1 - tail)),
         )
 
     def _quantile(self, share: float) -> float:
@@ -148,7 +149,7 @@ def _weighted(
     for probe, log_rate, weight in zip(probes, at.tolist(), near.tolist(), strict=True):
         share, requests, c = probe.missed / probe.requests, weight * probe.requests, clumping
         if probe.overloaded or probe.stage == "bracket":
-            requests, c = min(_FEW, probe.requests), 0.0
+            requests, c = min(_FEW[probe.stage], probe.requests), 0.0
         rise = np.exp(log_steepness) * (log_rate - log_rates[:, None])
         # Beyond a half there is no steady state: a share depends on the duration, and says no more than "a half".
         logits = np.minimum(logit(missed) + logit_rise(rise), 0.0)

@@ -1,7 +1,7 @@
 """The counts of a probe: of its requests in a steady state, those that were good. Pure.
 
 A server that was empty before answers the first requests faster than later ones, and one that empties answers the last
-ones faster. So a probe counts neither those of the time in which it fills, four times as long as a request takes, nor
+ones faster. So a probe counts neither those of the time in which it fills, some times as long as a request takes, nor
 those that may have ended after the sending did.
 """
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from loadgen.record import RequestRecord
 
 BLOCKS = 32
-_FILLS = {"bracket": 1.0, "refine": 4.0, "present": 4.0}
-"""Time in which the server fills, in times that a request takes."""
+_FILLS = {"bracket": 1.0, "refine": 8.0, "present": 8.0}
+"""Time in which the server fills, in times that a request takes. Near its capacity queues grow slowly."""
 _MAX_FILL = 0.4
 """Largest share of the probe that it takes."""
 _DECIDED = 0.9

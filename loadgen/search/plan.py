@@ -46,8 +46,9 @@ _BRACKET = 1.5
 _ALONE = 0.3
 """Mean requests in flight at which they hardly meet: at a lower rate they would be as slow."""
 
-_DISPERSION = {"bracket": 4.0, "refine": 30.0, "present": 30.0}
-"""Dispersion of the counts that a probe is stopped by: far from the rate, and near it."""
+_DISPERSION = {"bracket": 4.0, "refine": 100.0, "present": 100.0}
+"""Dispersion of the counts that a probe is stopped by. Near the rate a busy period of hundreds of requests is no more
+than chance, and to stop probes by it would leave out the bad luck alone."""
 
 
 @dataclass(frozen=True)
