@@ -28,10 +28,10 @@ def width(probes: list[Probe]) -> float:
 
 @pytest.mark.parametrize(("clumping", "steepness"), [(0, 12), (100, 12), (400, 12), (100, 4), (100, 35)])
 def test_about_95_of_100_intervals_hold_the_rate(clumping: float, steepness: float) -> None:
-    seeds = 40
+    seeds = 24
     estimates = [miss_curve(drawn(seed, clumping, steepness), 0.05).rate(0.95) for seed in range(seeds)]
     inside = sum((e.low or 0) <= 10 <= (e.high or math.inf) for e in estimates)
-    assert inside >= 0.875 * seeds  # of 95 %, fewer in one of 50 tables
+    assert inside >= 0.83 * seeds  # of 95 %, fewer in one of 30 tables
 
 
 def test_the_derivative_of_the_quasi_likelihood_is_the_distance_over_the_variance() -> None:
