@@ -1,22 +1,25 @@
 """Measure the error per request of each attribution method against the simulated engine's own account.
 
-    python -m benchmarks.accuracy.attribution_oracle [--seconds 300] [--seed 0] [--json FILE]
+    python -m benchmarks.accuracy.attribution_oracle [--seconds 300] [--seed 0] [--json FILE] [--markdown]
 
 Every row is simulated, in virtual time: an engine whose cost law is not the fit's own (attention grows with context,
 compute and memory overlap, power saturates and drifts with temperature), a counter that updates every 100 ms, a client
 that sees each chunk 0.2 to 0.8 ms after its step. Errors are per request, |attributed - true| / true, over requests
-that ended.
+that ended. The 95 % interval of a request, and of a sum of requests, is Z standard errors to either side.
 """
 
 import argparse
 import json
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 
+from benchmarks.accuracy.oracle_tables import table_of_loads, table_of_strangers
 from loadgen.attribution.beside_others import steps_beside_others
 from loadgen.attribution.cost_model import align_phase
 from loadgen.attribution.foreign_spans import engine_spans
@@ -44,6 +47,8 @@ TRACES = Path(__file__).parents[2] / "traces"
 IDLE_NS = 2 * NS_PER_S
 PERIOD_NS = 100 * NS_PER_MS
 CHUNK_DELAY_NS = (200_000, 800_000)
+CLIENT_ONLY = ", client only"
+"""End of the name of a scenario without the engine's counters."""
 Z = 1.96
 """Standard errors in half of a 95 % interval."""
 RUN_ID = "run"
@@ -90,7 +95,7 @@ def scenarios() -> list[Scenario]:
     drafting = EngineOptions(speculation=Speculation(read_model("llama-3.2-1b"), (0.8, 0.7, 0.6, 0.5)))
     return [
         *plain,
-        *(replace(scenario, name=f"{scenario.name}, client only", engine=False) for scenario in plain),
+        *(replace(scenario, name=scenario.name + CLIENT_ONLY, engine=False) for scenario in plain),
         *(
             replace(scenario, name=f"{scenario.name}, polled", polled=True)
             for scenario in plain
@@ -103,7 +108,7 @@ def scenarios() -> list[Scenario]:
         Scenario("mix 6/s, preemption", mix, options=small),
         *(
             Scenario(f"mix 2/s, 100k prompts 0.02/s{kind}", {"chat": 1.0, "code": 1.0, "100k": 0.02}, engine=not kind)
-            for kind in ("", ", client only")
+            for kind in ("", CLIENT_ONLY)
         ),
         *(
             Scenario(
@@ -121,7 +126,7 @@ def scenarios() -> list[Scenario]:
         *at_the_power_limit(),
         *(
             replace(scenario, name=f"{scenario.name}, draft model{kind}", options=drafting, engine=not kind)
-            for kind in ("", ", client only")
+            for kind in ("", CLIENT_ONLY)
             for scenario in plain
             if "mix" in scenario.name or scenario.name == "chat 6/s"
         ),
@@ -139,7 +144,7 @@ def at_the_power_limit() -> list[Scenario]:
         Scenario("mix 6/s, limit 400 W", {"chat": 3.0, "code": 3.0}, limit_w=400.0),
         Scenario("chat 14/s, limit 500 W", {"chat": 14.0}, limit_w=500.0),
     ]
-    return [*rows, *(replace(row, name=f"{row.name}, client only", engine=False) for row in (rows[0], rows[2]))]
+    return [*rows, *(replace(row, name=row.name + CLIENT_ONLY, engine=False) for row in (rows[0], rows[2]))]
 
 
 def mixture_of_experts() -> list[Scenario]:
@@ -153,7 +158,7 @@ def mixture_of_experts() -> list[Scenario]:
         *(replace(row, name=f"{row.name}, skewed", options=EngineOptions(routing=skewed)) for row in plain),
         *(replace(row, name=f"{row.name}, expert-parallel", options=four) for row in plain),
     ]
-    return [*served, *(replace(row, name=f"{row.name}, client only", engine=False) for row in served)]
+    return [*served, *(replace(row, name=row.name + CLIENT_ONLY, engine=False) for row in served)]
 
 
 @dataclass(frozen=True)
@@ -258,7 +263,7 @@ def engine_samples(case: Case, period_ns: int = 500 * NS_PER_MS) -> list[EngineS
     return samples
 
 
-def score(case: Case, scenario: Scenario, method: str) -> dict[str, float | None]:
+def score(case: Case, scenario: Scenario, method: str) -> dict[str, Any]:
     """Return one method's errors: median, p90, p99, and the sum of all accounts / the counter."""
     start = min(record.sent_ns or 0 for record in case.records)
     end = max(record.finished_ns or 0 for record in case.records)
@@ -270,7 +275,7 @@ def score(case: Case, scenario: Scenario, method: str) -> dict[str, float | None
             align_phase(align_to_counter_clock(polled(domain_series, np.random.default_rng(0))), shared.steps)
             for domain_series in series
         ]
-    result = attribute_energy(series, case.records, start, end, method=method, shared=shared)
+    result = attribute_energy(series, case.records, start, end, method=method, shared=shared, sums=_sums(case))
     attributed = np.array([share.joules for share in result.requests])
     truth = np.array([case.run.requests[i].prefill_j + case.run.requests[i].decode_j for i in case.own])
     error = np.abs(attributed - truth) / truth
@@ -281,7 +286,39 @@ def score(case: Case, scenario: Scenario, method: str) -> dict[str, float | None
         "attributed_over_true": float(attributed.sum() / truth.sum()),
         "rejected_over_true": _rejected(result, case),
         **_intervals(result, truth),
+        "sums": _sum_errors(result, case),
     }  # fmt: skip
+
+
+def _sums(case: Case) -> dict[str, np.ndarray]:
+    """Return the rows of the records of each workload, and of all."""
+    workloads = np.array([record.workload for record in case.records])
+    return {"all": np.arange(len(workloads))} | {name: np.flatnonzero(workloads == name) for name in set(workloads)}
+
+
+def _sum_errors(result: RunAttribution, case: Case) -> list[dict[str, Any]]:
+    """Return, for each workload, the error of the joules of all of its requests and of their prefills and decodes, and
+    the half width of its interval, over the true joules; for all requests only that of prefills and of decodes."""
+    joules = np.array([(share.prefill_joules or 0.0, share.decode_joules or 0.0) for share in result.requests])
+    true = np.array([(case.run.requests[i].prefill_j, case.run.requests[i].decode_j) for i in case.own])
+    found = []
+    for name, rows in _sums(case).items():
+        if name not in result.sums or (name != "all" and len(rows) == len(case.records)):
+            continue
+        error = result.sums[name]
+        prefill, decode = np.abs(joules[rows].sum(axis=0) - true[rows].sum(axis=0))
+        off = abs(joules[rows].sum() - true[rows].sum())
+        whole = [] if name == "all" else [("total", off, error.attributed_se_joules, true[rows].sum())]
+        parts = [
+            ("prefill", prefill, error.prefill_se_joules, true[rows, 0].sum()),
+            ("decode", decode, error.decode_se_joules, true[rows, 1].sum()),
+        ]
+        found += [
+            {"of": f"{name}, {part}", "error": float(off / joules), "half_width": float(Z * se / joules)}
+            for part, off, se, joules in whole + parts
+            if joules > 0
+        ]
+    return found
 
 
 def _rejected(result: RunAttribution, case: Case) -> float | None:
@@ -310,24 +347,41 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", type=Path)
+    parser.add_argument(
+        "--markdown", action="store_true", help="print the tables of docs/concepts/attribution.md as well"
+    )
     parser.add_argument("--only", default="")
     options = parser.parse_args()
-    rows = []
+    rows: list[dict[str, Any]] = []
     print(f"simulated, {options.seconds:.0f} s each, seed {options.seed}: error per request, median / p90 / p99")
-    for scenario in scenarios():
-        if options.only not in scenario.name:
-            continue
-        case = simulated(scenario, options.seconds, options.seed)
-        print(f"\n{scenario.name}  ({len(case.records)} requests)")
-        for method in METHODS:
-            errors = score(case, scenario, method)
-            rows.append({"scenario": scenario.name, "requests": len(case.records), "method": method, **errors})
-            print("  " + _line(method, errors))
+    chosen = [scenario for scenario in scenarios() if options.only in scenario.name]
+    with ProcessPoolExecutor() as pool:
+        for of_scenario in pool.map(partial(rows_of, seconds=options.seconds, seed=options.seed), chosen):
+            rows += of_scenario
+            print(f"\n{of_scenario[0]['scenario']}  ({of_scenario[0]['requests']} requests)")
+            print("\n".join("  " + _line(row["method"], row) for row in of_scenario), flush=True)
+    sums = [of for row in rows for of in row["sums"]]
+    held = sum(of["error"] <= of["half_width"] for of in sums)
+    error, half_width = (100 * float(np.median([of[name] for of in sums])) for name in ("error", "half_width"))
+    print(
+        f"\n95 % intervals hold {held} of {len(sums)} sums; median error {error:.2f} %, half width {half_width:.2f} %"
+    )
+    if options.markdown:
+        print("\n".join(["", *table_of_loads(rows, CLIENT_ONLY), "", *table_of_strangers(rows)]))
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 
-def _line(method: str, errors: dict[str, float | None]) -> str:
+def rows_of(scenario: Scenario, seconds: float, seed: int) -> list[dict[str, Any]]:
+    """Return the scores of all methods in a scenario."""
+    case = simulated(scenario, seconds, seed)
+    return [
+        {"scenario": scenario.name, "requests": len(case.records), "method": method} | score(case, scenario, method)
+        for method in METHODS
+    ]
+
+
+def _line(method: str, errors: dict[str, Any]) -> str:
     shares = " / ".join(f"{100 * (errors[name] or 0):6.1f}" for name in ("median", "p90", "p99"))
     covered = ""
     if errors["covered"] is not None and errors["half_width"] is not None:
