@@ -41,6 +41,7 @@ def probe_of(
     """Return the probe that was made by a run, which is analysed. The arguments are fields of Probe."""
     start_ns, summary = result.info.start_ns or 0, result.summary
     assert summary is not None
+    checks = [summary.verdict.check(name) for name in _SAID if not (stopped_early and name == "load")]
     records = [record for record in map(_placed, result.records) if record is not None]
     sent_s = [((record.sent_ns or 0) - start_ns) / NS_PER_S for record in records]
     sending_s = min(planned_s, max(sent_s, default=0.0)) if stopped_early else planned_s
@@ -63,7 +64,7 @@ def probe_of(
         **_percentiles(counted),
         output_tokens=sum(record.output_tokens or 0 for record in counted) if counted else None,
         watts=_mean_watts(result, start_ns, counts),
-        reasons=tuple(check.reason for check in map(summary.verdict.check, _SAID) if check.reason is not None),
+        reasons=tuple(check.reason for check in checks if check.reason is not None),
     )
 
 

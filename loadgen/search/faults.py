@@ -4,25 +4,25 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
-from statistics import median
 from typing import TYPE_CHECKING
 
 from loadgen.errors import LoadgenError
 from loadgen.results.metrics import CUT_OFF
+from loadgen.results.timekeeping import loop_delay_that_tells
 from loadgen.run.settle import answers
-from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
-    from loadgen.record import RequestRecord
     from loadgen.results.run_folder import RunResult
+    from loadgen.results.summary import Summary
 
 _MAX_BUSY, _BUSY_THAT_TELLS = 0.8, 0.4
 """Share of a core above which this client has no room for a hitch, as in `selftest`; and above which its use of a core
 grows with the rate, so that it says at which rate that share is reached."""
 
-_MIN_BEHIND_S, _MAX_BEHIND = 0.1, 0.02
-"""Lateness of the last requests, as a share of the time of sending, above which they came at another rate."""
+_MAX_LATE_S = 0.05
+"""Lateness of a tenth of the requests above which they came in other bursts, or at another rate, than was planned."""
+_MAX_OF_LIMIT = 0.1
+"""Share of the tightest limit above which the lateness of a tenth of the time stamps decides whether it is met."""
 
 
 class ServerLostError(LoadgenError):
@@ -44,11 +44,26 @@ def check_run(result: RunResult, url: str) -> None:
         raise ServerLostError(verdict.check("failures").reason or "no request completed")
     if (errors["connect"] or errors["truncated"]) and not answers(url):
         raise ServerLostError("the server broke connections off, and does not answer")
-    client = verdict.check("client")
-    if client.status == "failed":
-        raise ClientLimitError((client.reason or "this client was late").split(":")[0])
-    if behind := _seconds_behind(result.records):
-        raise ClientLimitError(f"this client fell behind: it sent its last requests {behind:.1f} s late")
+    if fault := _client_fault(result, result.summary):
+        raise ClientLimitError(fault)
+
+
+def _client_fault(result: RunResult, summary: Summary) -> str | None:
+    """Return why this client made another load than was planned, or measured latencies that are not the server's.
+
+    A little lateness does neither: TTFT, TPOT and E2E count from the send.
+    """
+    instrument, lags = summary.instrument, summary.schedule_lag_s
+    for number, process in enumerate(result.info.instrument.get("processes") or [], 1):
+        if process["ended"] != "completed":
+            return f"process {number} of this client ended early ({process['ended']})"
+    if lags.p90 is not None and lags.p90 > _MAX_LATE_S:
+        return f"this client sent a tenth of the requests {lags.p90:.2g} s late or later"
+    delay = loop_delay_that_tells(instrument.loop_delay_s, instrument.stamped_by, summary.itl_s.p50)
+    limits_s = [limit_ms / 1000 for limit_ms in result.info.config.get("goodput", {}).values()]
+    if delay is not None and delay.p90 is not None and delay.p90 > _MAX_OF_LIMIT * min(limits_s, default=math.inf):
+        return f"this client read a tenth of the tokens {delay.p90 * 1000:.2g} ms late or later"
+    return None
 
 
 def client_limit_rps(rate_rps: float, result: RunResult) -> float:
@@ -59,14 +74,3 @@ def client_limit_rps(rate_rps: float, result: RunResult) -> float:
         return math.inf
     busy = cpu_s / duration_s / (result.info.config.get("processes") or 1)
     return rate_rps * max(1.0, _MAX_BUSY / busy) if busy > _BUSY_THAT_TELLS else math.inf
-
-
-def _seconds_behind(records: Sequence[RequestRecord]) -> float | None:
-    """Return how late the last tenth of the requests were sent, if that is so much that the rate was another one."""
-    sent = [record for record in records if record.sent_ns is not None]
-    if not sent:
-        return None
-    lags_s = [(record.lag_ns or 0) / NS_PER_S for record in sent[-max(1, len(sent) // 10) :]]
-    took_s = (sent[-1].scheduled_ns - sent[0].scheduled_ns) / NS_PER_S
-    behind_s = median(lags_s)
-    return behind_s if behind_s > max(_MIN_BEHIND_S, _MAX_BEHIND * took_s) else None

@@ -62,7 +62,8 @@ class Workload:
         history: the answers that later turns are sent with. source: requests in memory, in place of a trace.
         """
         path = source_path(load.trace) if load.trace else None
-        self._load, self._words, self._config, self._history, self._say = load, words, config, history, say
+        self._load, self._words, self._config, self._history = load, words, config, history
+        self._say, self._said = say, set[str]()
         self._sha256 = sha256_of(path) if path else None
         self._source = source
         self._streams: Streams = {}
@@ -119,8 +120,16 @@ class Workload:
         source = rotated(self._source, seed) if self._source is not None else None
         if source is not None:
             load = msgspec.structs.replace(load, trace=None)
-        schedule, plan = planned_schedule(load, self._words, self._config.model, source=source, say=self._say)
+        schedule, plan = planned_schedule(load, self._words, self._config.model, source=source, say=self._say_once)
+        if source is not None and schedule.arrival == "trace" and len(schedule.requests) == len(source.requests):
+            self._say_once(f"with its own arrivals a probe is one pass of {self.name}: at high rates it is shorter")
         return schedule, plan | {"trace": self.name, "trace_sha256": self._sha256}
+
+    def _say_once(self, line: str) -> None:
+        """Say what is true of each probe when the first one shows it."""
+        if line not in self._said:
+            self._said.add(line)
+            self._say(line)
 
     def _schedule_streams(self, load: Load) -> tuple[Schedule, dict[str, Any]]:
         streams = share_rate(self._streams, load.rps)

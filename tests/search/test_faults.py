@@ -68,7 +68,8 @@ def late(by_s: Callable[[float], float]) -> Change:
         (failed("http", 100), True, None),
         (failed("cancelled", 100), True, None),
         (late(lambda share: 30.0 * share), True, ClientLimitError),
-        (late(lambda share: 0.001), True, None),
+        (late(lambda share: 0.02), True, None),
+        (late(lambda share: 3.0 * (0.5 < share < 0.55)), True, None),
         (lambda record: record, True, None),
     ],
 )
@@ -91,3 +92,14 @@ def test_the_rate_at_which_this_client_has_no_room_follows_from_its_use_of_a_cor
     duration_s = made.summary.duration_s
     limits = [client_limit_rps(10.0, run(cpu_s=busy * duration_s)) for busy in (0.1, 0.5, 0.8, 0.95)]
     assert limits == pytest.approx([float("inf"), 16.0, 10.0, 10.0])
+
+
+def test_a_client_that_lost_a_process_or_read_tokens_too_late_for_the_limits_is_too_slow() -> None:
+    lost = run(processes=[{"ended": "completed"}, {"ended": "killed by signal 9", "requests": 9, "lost": 3}])
+    with pytest.raises(ClientLimitError, match="process 2 of this client ended early"):
+        check_run(lost, "http://server/v1")
+    slow = run(loop_delay_s={"count": 99, "p90": 0.03, "p99": 0.05}, stamped_by="reading")
+    check_run(slow, "http://server/v1")
+    tight = replace(slow, info=msgspec.structs.replace(slow.info, config={"goodput": {"ttft": 200.0}}))
+    with pytest.raises(ClientLimitError, match="a tenth of the tokens 30 ms late"):
+        check_run(tight, "http://server/v1")

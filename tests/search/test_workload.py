@@ -103,3 +103,12 @@ def test_a_probe_of_sessions_begins_among_sessions_that_have_begun_and_has_its_r
     assert [request.index for request in schedule.requests] == list(range(len(offsets_s)))
     assert all(request.after is None or request.after < request.index for request in schedule.requests)
     assert any(request.after is not None for request in schedule.requests)
+
+
+def test_own_arrivals_are_one_pass_which_is_said_once() -> None:
+    lines: list[str] = []
+    with stored_words() as (words, _):
+        small = Workload(Load(), words, CONFIG, source=trace([None] * 50), say=lines.append)
+    probes = [small.requests(rate, 10.0, seed).schedule for seed, rate in enumerate((2.0, 20.0, 40.0))]
+    assert [len(probe.requests) for probe in probes] == [20, 50, 50]
+    assert lines == ["with its own arrivals a probe is one pass of made: at high rates it is shorter"]
