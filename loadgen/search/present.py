@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 _MIN_S, _TIMES = 30.0, 12
 """Length of such a probe, in seconds and in times that a request takes: a third of it is for the server to fill up."""
 _MAX_SHARE = 0.15
-"""Largest share of the time that remains."""
+"""Largest share of the time that remains; where it takes more, the short probes that bracketed must do."""
 
 
 def with_present_load(
@@ -31,10 +31,12 @@ def with_present_load(
         return planned
     fewest = ceil(load.now_rps / low - 1e-9)
     rates = [load.now_rps / count for count in (load.replicas, fewest) if fewest <= count <= load.replicas]
+    takes_s = max((probe.decision_s for probe in probes if not probe.overloaded), default=1.0)
+    duration_s = max(_MIN_S, _TIMES * takes_s)
+    if duration_s > _MAX_SHARE * remaining_s:
+        return planned
     made = {probe.rate_rps for probe in probes if probe.stage == "present"}
     for rate_rps in rates:
         if rate_rps not in made:
-            takes_s = max((probe.decision_s for probe in probes if not probe.overloaded), default=1.0)
-            duration_s = min(planned.duration_s, max(_MIN_S, _TIMES * takes_s), _MAX_SHARE * remaining_s)
             return replace(planned, rate_rps=rate_rps, stage="present", duration_s=duration_s)
     return planned
