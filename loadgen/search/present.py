@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from loadgen.results.search_result import PresentLoad, Probe
     from loadgen.search.plan import PlannedProbe, Question
 
-_MIN_S, _TIMES = 30.0, 12
-"""Length of such a probe, in seconds and in times that a request takes: a third of it is for the server to fill up."""
+_MIN_S, _TIMES = 30.0, 20
+"""Length of such a probe, in seconds and in times that a request takes: in 8 of these the server fills up."""
 _MAX_SHARE = 0.15
 """Largest share of the time that remains; where it takes more, the short probes that bracketed must do."""
 

@@ -40,8 +40,8 @@ def test_the_present_rate_comes_first_and_then_that_of_the_fewest_replicas(
 def test_such_a_probe_takes_a_small_part_of_the_time() -> None:
     load = PresentLoad(now_rps=6.0, replicas=2)
     planned = with_present_load(load, QUESTION, BRACKETING, REFINE, 600.0)
-    assert (planned.duration_s, planned.seed, planned.number) == (30.0, 6, 6)
-    assert with_present_load(load, QUESTION, BRACKETING, REFINE, 199.0) is REFINE
+    assert (planned.duration_s, planned.seed, planned.number) == (40.0, 6, 6)
+    assert with_present_load(load, QUESTION, BRACKETING, REFINE, 260.0) is REFINE
 
 
 def test_without_a_load_or_while_bracketing_the_plan_stays() -> None:
