@@ -57,9 +57,10 @@ class Counts(NamedTuple):
 
 
 class Slots(NamedTuple):
-    """N steps in order of time, of ours and of others alone. end_ns: int64[N]. tokens, variance: float64[N], of others'
-    prompts by the duration. bounds: int64[K+1], the first slot of each interval."""
+    """N steps in order of time, of ours and of others alone. start_ns, end_ns: int64[N]. tokens, variance: float64[N],
+    of others' prompts by the duration. bounds: int64[K+1], the first slot of each interval."""
 
+    start_ns: Ints
     end_ns: Ints
     tokens: Floats
     variance: Floats
@@ -172,16 +173,18 @@ def step_slots(steps: EngineSteps, counts: Counts, prefills: ForeignPrefills) ->
     number = np.diff(until, prepend=0.0).astype(np.int64)
     piece = np.repeat(np.arange(len(number)), number)
     nth = np.arange(len(piece)) - np.repeat(np.cumsum(number) - number, number) + 1
+    part_ns = (end - begin)[piece] // number[piece]
     hidden_ns = begin[piece] + (end - begin)[piece] * nth // number[piece] - 1
     end_ns = np.concatenate((steps.end_ns[inside], hidden_ns))
     order = np.argsort(end_ns, kind="stable")
     nothing = np.zeros(len(hidden_ns))
     tokens = np.concatenate((prefills.tokens[inside], nothing))[order]
     variance = np.concatenate((prefills.variance[inside], nothing))[order]
+    starts_ns = np.concatenate((start_ns[inside], hidden_ns - part_ns))[order]
     bounds = np.searchsorted(end_ns[order], edges_ns)
     begin = np.concatenate(([edges_ns[0] - UNCOUNTED_NS], begin, edges_ns[-1:]))
     end = np.concatenate((edges_ns[:1], end, [edges_ns[-1] + UNCOUNTED_NS]))
-    return Slots(end_ns[order], tokens, variance, bounds), np.stack((begin, end), axis=1)
+    return Slots(starts_ns, end_ns[order], tokens, variance, bounds), np.stack((begin, end), axis=1)
 
 
 def located_prompts(slots: Slots, counts: Counts) -> tuple[Floats, Floats, dict[int, float]]:
@@ -251,7 +254,7 @@ def request_lives(slots: Slots, counts: Counts) -> list[Life]:
         if change < 0:
             deaths += [start + max(i, 1) for i in instants]
         elif change > 0:
-            new = _with_more(new, [start + min(i, stop - start - 1) for i in instants], stop, missing[k])
+            new = _with_more(new, [start + min(i, stop - start - 1) for i in instants], missing[k])
         if not new and missing[k] >= MIN_PROMPT:  # it came and went
             middle = (start + stop) // 2
             new, deaths = [(middle, missing[k])], [*deaths, middle + 1]
@@ -274,7 +277,7 @@ def _instants(count: int, tokens: float, length: int) -> list[int]:
     return [round(instant) for instant in (length - after + half * spread).tolist()]
 
 
-def _with_more(new: list[tuple[int, float]], slots: list[int], stop: int, missing: float) -> list[tuple[int, float]]:
+def _with_more(new: list[tuple[int, float]], slots: list[int], missing: float) -> list[tuple[int, float]]:
     """Add requests to those that began in an interval: their prompts are the missing one, or part of one that was
     seen."""
     if missing >= MIN_PROMPT * len(slots) or not new:
@@ -310,7 +313,7 @@ def _records(lives: list[Life], slots: Slots, index: int) -> list[RequestRecord]
     records = []
     for i, life in enumerate(lives):
         chunk_ns = array("q", end_ns[life.first : life.last + 1].tobytes())
-        sent_ns = int(end_ns[life.begin - 1]) if life.begin else int(end_ns[0]) - BURST_GAP_NS
+        sent_ns = int(slots.start_ns[life.begin])
         prompt = round(life.prompt)
         records.append(
             RequestRecord(

@@ -141,6 +141,26 @@ def test_work_without_us_is_guessed_where_no_step_of_ours_is() -> None:
     assert sum(record.output_tokens or 0 for record in foreign) == pytest.approx(411, rel=0.02)
 
 
+def test_a_request_of_others_does_not_begin_before_a_rest() -> None:
+    """Nobody is there for two seconds after step 499. Then a stranger is, and a step later we are again."""
+    ours = [Planted(0, 499, 50), Planted(501, 999, 50), *OURS[1:13], *OURS[14:]]
+    records, samples, end_ns = run(ours, [Planted(500, 660, 1200)], 1000)
+    rest_ns, later_ns = end_ns[499] + LATE_NS, 2000 * MS
+    moved = [
+        request_ns(i, record.sent_ns + later_ns, [t + later_ns for t in record.chunk_ns], record.input_tokens or 0)
+        if (record.sent_ns or 0) >= end_ns[499]
+        else record
+        for i, record in enumerate(records)
+    ]
+    before = [sample for sample in samples if sample["t_ns"] < rest_ns]
+    after = [sample | {"t_ns": sample["t_ns"] + later_ns} for sample in samples if sample["t_ns"] >= rest_ns]
+    silent = {"generation_tokens": after[0]["generation_tokens"], "running": 0.0} | {"t_ns": 0.0}
+    resting = [after[0] | silent | {"t_ns": rest_ns + k * 500.0 * MS} for k in range(1, 4)]
+    foreign, _ = counted_records(moved, engine_steps_of(moved), [*before, *resting, *after])
+    [stranger] = [record for record in foreign if not record.cached_tokens]
+    assert (stranger.sent_ns or 0) >= rest_ns + 1500 * MS
+
+
 def test_nothing_is_known_of_others_before_the_first_and_after_the_last_read() -> None:
     records, samples, _ = run(OURS, OTHERS, 1000)
     _, guessed_ns = counted_records(records, engine_steps_of(records), samples)
