@@ -187,8 +187,8 @@ class Truth:
         self._middle = float(self.log_rates.mean())
         share = missed / requests
         weights = np.sqrt(requests * share * (1 - share)) / (1 + 3 * np.abs(np.log(share / 0.05)))
-        self.logit = self._fitted(rates, np.log(share / (1 - share)), weights, 5)
-        self.log_watts = self._fitted(rates, np.log(watts), np.ones(len(rates)), 3)
+        self.logit = self._fitted(rates, np.log(share / (1 - share)), weights, 3)
+        self.log_watts = self._fitted(rates, np.log(watts), np.ones(len(rates)), 2)
 
     def _fitted(self, rates: Floats, values: Floats, weights: Floats, degree: int) -> Floats:
         fit = np.polynomial.Polynomial.fit(np.log(rates) - self._middle, values, degree, w=weights)
