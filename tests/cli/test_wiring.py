@@ -20,6 +20,7 @@ from loadgen.sidecar import server as sidecar_server
 from loadgen.sidecar.app import SidecarOptions
 from loadgen.sidecar.watermark import AllowedLateness
 from loadgen.simulator import app as simulator_app
+from loadgen.simulator.experts import Routing
 from loadgen.units import NS_PER_MS
 from loadgen.workload.schedule import Schedule
 
@@ -111,6 +112,7 @@ def test_every_option_of_the_simulator_reaches_its_own_field(monkeypatch: pytest
         "--counter-period-ms", 20, "--counter-noise", 0.125, "--counter-gain", 1.5, "--seed", 3, "--api-key", "k",
         "--otlp-traces-endpoint", "http://h/v1/traces", "--fault", "stall:0.25", "--exit-with-parent",
         "--draft-model", "llama-3.2-1b", "--draft-tokens", 3, "--draft-acceptance", "0.5",
+        "--expert-parallel", "--expert-skew", 1.5, "--expert-repeat", 0.2,
     )  # fmt: skip
     ((options, with_parent),) = started
     assert with_parent
@@ -121,6 +123,7 @@ def test_every_option_of_the_simulator_reaches_its_own_field(monkeypatch: pytest
     assert (engine.prefix_caching, engine.kv_cache_tokens) == (True, 4096)
     assert engine.speculation is not None
     assert (engine.speculation.draft.name, engine.speculation.acceptance) == ("llama-3.2-1b", (0.5, 0.5, 0.5))
+    assert engine.routing == Routing(skew=1.5, repeat=0.2, parallel=True)
     assert (counter.period_ns, counter.noise, counter.gain) == (20 * NS_PER_MS, 0.125, 1.5)
     assert "stall" in repr(options.faults) and "0.25" in repr(options.faults)
 
