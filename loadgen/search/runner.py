@@ -66,6 +66,11 @@ def search(
             _search_setting(
                 setting, state, workload, config, serve, view_of=view_of, say=say, interruption=interruption
             )
+        if (best := state.undecided_best) is not None:
+            state.begin(best, is_last=True)
+            _search_setting(
+                settings[best], state, workload, config, serve, view_of=view_of, say=say, interruption=interruption
+            )
         return state.end_all()
     except BaseException:
         if state.has_probes:

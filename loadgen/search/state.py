@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from loadgen.search.folder import SearchFolder
     from loadgen.search.settings import Setting
 
+_MUCH = 0.2
+"""Share of the budget for which the server of the best setting is started once more."""
+
 
 class SearchState:
     """The search so far, in memory and in its folder, and the setting that is being searched."""
@@ -68,11 +71,15 @@ class SearchState:
         """The question of the present setting."""
         self._index, self._until_s, self._counted_s = 0, begun_s + question.budget_s, begun_s
 
-    def begin(self, index: int) -> None:
-        """Turn to a setting: it begins at the rate of the best so far, and has its share of the time that remains."""
+    def begin(self, index: int, is_last: bool = False) -> None:
+        """Turn to a setting: it begins at the rate of the best so far, and has its share of the time that remains.
+
+        is_last: all of that time.
+        """
         self._index = index
-        undone = [setting.spent_s for setting in self.results[index:] if self._is_undone(setting)]
-        remaining_s = self._asked.budget_s - self.spent_s
+        to_come = self.results[index : index + 1] if is_last else self.results[index:]
+        undone = [setting.spent_s for setting in to_come if self._is_undone(setting)]
+        remaining_s = self._rest_s
         turn_s = share_of_budget(remaining_s, undone) if self._is_undone(self._present) else 0.0
         self._until_s = monotonic() + min(turn_s, remaining_s)
         best = self._best_other
@@ -80,6 +87,19 @@ class SearchState:
         if self._load is None and best is not None and best.rate is not None:
             start_rps = best.rate.value
         self.question = replace(self._asked, start_rps=start_rps)
+
+    @property
+    def undecided_best(self) -> int | None:
+        """Index of the best of several settings if it is undecided while much time remains, which losers left over."""
+        best = best_of(self.results, self._asked.objective)
+        much_s = _MUCH * self._asked.budget_s
+        if len(self.results) == 1 or best is None or best.ended != "budget" or self._rest_s < much_s:
+            return None
+        return self.results.index(best)
+
+    @property
+    def _rest_s(self) -> float:
+        return self._asked.budget_s - self.spent_s
 
     def _is_undone(self, setting: SettingResult) -> bool:
         planned = next_probe(self._asked, setting.probes, inf)

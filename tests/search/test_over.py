@@ -140,6 +140,19 @@ def test_with_more_time_an_undecided_setting_goes_on_and_an_answered_one_does_no
     assert search.remaining_s == pytest.approx(600, abs=1)
 
 
+def test_time_that_losers_left_over_goes_to_the_best_setting_if_it_is_undecided(tmp_path: Path) -> None:
+    undecided, lost = setting("a", ended="budget", spent_s=200.0), setting("b", 0.5, ended="dropped", spent_s=50.0)
+    search = begun(tmp_path, undecided, lost, undone("c", ended="server"), width=0.001)
+    assert search.undecided_best == 0
+    search.begin(0, is_last=True)
+    assert isinstance(search.next(1e9), PlannedProbe)
+    assert search.remaining_s == pytest.approx(350, abs=1)
+    assert begun(tmp_path / "done", setting("a", spent_s=200.0), lost).undecided_best is None
+    late = setting("a", ended="budget", spent_s=500.0)
+    assert begun(tmp_path / "late", late, lost).undecided_best is None
+    assert begun(tmp_path / "alone", undecided).undecided_best is None
+
+
 def test_a_setting_whose_server_is_lost_ends_and_the_search_goes_on(tmp_path: Path) -> None:
     lines: list[str] = []
     search = begun(tmp_path, setting("a", spent_s=100.0), undone("b"), undone("c"))
