@@ -64,10 +64,10 @@ def foreign_records(
     the spans of others. ahead_ns: how far the engine's clock is ahead of ours, if there is no span of ours.
     tokens_per_step: those that a stream gets from a decode step, several under speculative decoding.
     """
-    ours = {f"{run_id}-{record.index}": record for record in records if record.chunk_ns}
     others = [span for span in spans if not span.id.startswith(f"{run_id}-")]
     if not others:
         return []
+    ours = {f"{run_id}-{record.index}": record for record in records if record.chunk_ns}
     pairs = [(ours[span.id], span) for span in spans if span.id in ours]
     later_ns = _median([record.chunk_ns[-1] - span.end_ns for record, span in pairs], -ahead_ns)
     earlier_ns = _median([(record.sent_ns or 0) - span.arrival_ns for record, span in pairs], -ahead_ns)

@@ -294,6 +294,9 @@ def beyond_law(series: EnergySeries, steps: EngineSteps, shares: Floats, idle_w:
     Where their work is guessed (`guessed_ns`), the law is trusted for the first `own` requests alone, and what the
     counter has beyond that is the others'. Elsewhere it is 0.
     """
+    guessed = guessed_windows(steps, series.t_ns)
+    if not guessed.any():  # most runs: no array of a run's members for nothing
+        return np.zeros(len(guessed))
     step, window, overlap_share = overlap(series.t_ns, steps.start_ns, steps.end_ns)
     others = steps.request >= own
     sums = []
@@ -302,7 +305,7 @@ def beyond_law(series: EnergySeries, steps: EngineSteps, shares: Floats, idle_w:
         sums.append(np.bincount(window, overlap_share * step_j[step], minlength=max(len(series) - 1, 0)))
     idle_j = (idle_w or 0.0) * free_time(steps, series.t_ns) / NS_PER_S
     rest_j = np.diff(series.mj) / MJ_PER_J - idle_j - sums[0] - sums[1]
-    return np.where(guessed_windows(steps, series.t_ns), np.maximum(rest_j, -sums[1]), 0.0)
+    return np.where(guessed, np.maximum(rest_j, -sums[1]), 0.0)
 
 
 def kinds_of_whole(decode_mj: Ints, kinds: Floats) -> tuple[Ints, Ints]:
