@@ -1,7 +1,7 @@
 """Online-serving load generator and energy profiler for LLM servers.
 
-The names in `__all__` are the library: `read` a run folder, `replay` traffic, `compare` runs, `estimate` joules, and
-`read_trace` or `write_trace`. Every module below is private and may change at any time. Importing the package imports
+The names in `__all__` are the library: `read` a run folder, `replay` traffic, `search` for the most load within limits,
+`compare` runs, `estimate` joules, and `read_trace` or `write_trace`. Every module below is private and may change at any time. Importing the package imports
 nothing else: a name brings its modules when it is first used.
 """
 
@@ -13,10 +13,12 @@ if TYPE_CHECKING:
     from loadgen.api.estimate import MethodEstimate, WorkloadEstimate, estimate
     from loadgen.api.replay import areplay, replay
     from loadgen.api.run import Run, read
+    from loadgen.api.search import Search, asearch, read_search, search
     from loadgen.api.trace import read_trace, write_trace
     from loadgen.errors import LoadgenError
     from loadgen.results.difference import Difference, Differences
     from loadgen.results.run_folder import RunInfo
+    from loadgen.results.search_result import SearchResult
     from loadgen.results.summary import Summary
     from loadgen.results.table import Column, Table
     from loadgen.results.verdict import Verdict
@@ -32,6 +34,8 @@ __all__ = [
     "MethodEstimate",
     "Run",
     "RunInfo",
+    "Search",
+    "SearchResult",
     "Summary",
     "Table",
     "Trace",
@@ -40,11 +44,14 @@ __all__ = [
     "WorkloadEstimate",
     "__version__",
     "areplay",
+    "asearch",
     "compare",
     "estimate",
     "read",
+    "read_search",
     "read_trace",
     "replay",
+    "search",
     "write_trace",
 ]
 
@@ -53,10 +60,12 @@ _MODULES = {
     "api.estimate": ("MethodEstimate", "WorkloadEstimate", "estimate"),
     "api.replay": ("areplay", "replay"),
     "api.run": ("Run", "read"),
+    "api.search": ("Search", "asearch", "read_search", "search"),
     "api.trace": ("read_trace", "write_trace"),
     "errors": ("LoadgenError",),
     "results.difference": ("Difference", "Differences"),
     "results.run_folder": ("RunInfo",),
+    "results.search_result": ("SearchResult",),
     "results.summary": ("Summary",),
     "results.table": ("Column", "Table"),
     "results.verdict": ("Verdict",),

@@ -214,7 +214,7 @@ def klass(name: str, found: Any) -> Iterator[str]:
 
 def function(name: str, found: Any, level: str) -> Iterator[str]:
     prefix = "async " if "async" in found.labels else ""
-    borrowed = any("_with_parameters_of" in str(decorator.value) for decorator in found.decorators)
+    borrowed = any("with_parameters_of" in str(decorator.value) for decorator in found.decorators)
     signature = f"{name}(...) -> {found.returns}" if borrowed else str(found.signature(name=name))
     yield from [f"{level} {name}", "", "```pyi", prefix + wrapped(signature), "```", "", text_of(found), ""]
 

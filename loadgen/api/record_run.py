@@ -65,7 +65,7 @@ def record_run(
         announce("making the schedule")
         words, words_path = stack.enter_context(stored_words())
         if isinstance(source, bytes):
-            source = _read_lines(source, words, load, options["model"])
+            source = read_lines(source, words, options["model"])
         schedule, plan = planned_schedule(load, words, options["model"], source=source, stated=stated, say=view.say)
         if words.left_out:
             view.say(f"left out of {plan['trace']}: {', '.join(f'{n} {what}' for what, n in words.left_out.items())}")
@@ -119,7 +119,7 @@ def _new_folder(name: str) -> Iterator[Path]:
                 empty.rmdir()
 
 
-def _read_lines(lines: bytes, words: WordsFile, load: Load, model: str | None) -> Trace:
+def read_lines(lines: bytes, words: WordsFile, model: str | None) -> Trace:
     """Read requests as from a file of JSON lines."""
     with io.BufferedReader(io.BytesIO(lines)) as file:
         return read_open_source(Path("requests"), file, words, model=model)

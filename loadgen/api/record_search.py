@@ -5,16 +5,18 @@ from __future__ import annotations
 import math
 import shlex
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import msgspec
 
 from loadgen.api.checked import checked
+from loadgen.api.record_run import read_lines
 from loadgen.client import DEFAULT_URL
 from loadgen.errors import LoadgenError
 from loadgen.record import UNSTREAMED
 from loadgen.results.search_result import PresentLoad, SearchResult
-from loadgen.run.config import RunConfig, recorded_command
+from loadgen.run.config import Positive, RunConfig, recorded_command
 from loadgen.search.plan import USUAL_SHARE, Question
 from loadgen.search.runner import search
 from loadgen.search.workload import Workload
@@ -28,7 +30,33 @@ if TYPE_CHECKING:
 
 LOAD_OPTIONS = frozenset(Load.__struct_fields__)
 RUN_OPTIONS = frozenset(RunConfig.__struct_fields__) - {"plan", "words", "command", "history"}
-QUESTION_OPTIONS = frozenset(("objective", "attainment", "budget_s", "width", "confidence", "start_rps", "max_rps"))
+
+Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
+
+
+class SearchOptions(msgspec.Struct, frozen=True, kw_only=True):
+    """The options of the search itself. A field has the name of the click option that fills it."""
+
+    attainment: Share | None = None
+    minimize: Literal["joules_per_good_request"] | None = None
+    budget_s: Annotated[float, msgspec.Meta(gt=0, le=30 * 86_400)] = 600.0
+    width: Share = 0.1
+    confidence: Share = 0.95
+    start_rps: Positive | None = None
+    max_rps: Positive | None = None
+    now_rps: Positive | None = None
+    replicas: Annotated[int, msgspec.Meta(ge=1, le=1000)] = 1
+    keep_idle: bool = False
+
+
+SEARCH_OPTIONS = frozenset(SearchOptions.__struct_fields__)
+
+
+def search_folder(options: Mapping[str, Any]) -> Path:
+    """Return the folder of a search: `out`, or runs/search-TRACE, so that the same options go on with it."""
+    made_up = "made-up-prompts" if options["input"] else "requests"
+    title = options["trace"] or "+".join(options["streams"]) or made_up
+    return Path(options["out"] or Path("runs") / f"search-{Path(title).name.split('.')[0]}")
 
 
 def record_search(
@@ -36,27 +64,30 @@ def record_search(
     *,
     say: Callable[[str], None],
     view_of: ViewOf,
-    source: Trace | None = None,
+    source: Trace | bytes | None = None,
     command: Sequence[str] = (),
     interruption: Interruption | None = None,
 ) -> SearchResult:
     """Make the search that `options` describe, or go on with it.
 
-    Their names are those of LOAD_OPTIONS, RUN_OPTIONS, QUESTION_OPTIONS and PresentLoad, `serve`, `over` and `history`.
-    source: requests in memory in place of a trace. interruption: takes the place of Ctrl-C.
+    Their names are those of LOAD_OPTIONS, RUN_OPTIONS and SEARCH_OPTIONS, `serve`, `over` and `history`.
+    source: requests in memory in place of a trace, or JSON lines of them. interruption: takes the place of Ctrl-C.
     Raises LoadgenError, and KeyboardInterrupt once the folder is written.
     """
     options = dict(options)
     if options["input"] and options["endpoint"] in UNSTREAMED:
         options["output"] = options["output"] or "1"  # which no answer has
+    asked = checked({name: options[name] for name in SEARCH_OPTIONS}, SearchOptions)
     load = checked({name: options[name] for name in LOAD_OPTIONS & options.keys()}, Load)
     run_options = {name: options[name] for name in RUN_OPTIONS & options.keys()}
     config = checked(run_options | {"base_url": options["base_url"] or DEFAULT_URL, "command": command}, RunConfig)
     with stored_words() as (words, path):
+        if isinstance(source, bytes):
+            source = read_lines(source, words, config.model)
         workload = Workload(load, words, config, options["history"], source=source, say=say)
         if words.left_out:
             say(f"left out of {workload.name}: {', '.join(f'{n} {what}' for what, n in words.left_out.items())}")
-        question = _question(options, config.goodput or workload.limits_ms)
+        question = _question(asked, config.goodput or workload.limits_ms, load.seed)
         workload.hold_to(question.limits_ms)
         return search(
             workload,
@@ -64,7 +95,7 @@ def record_search(
             question,
             serve=options["serve"],
             over=options["over"],
-            present=_present_load(options),
+            present=_present_load(asked),
             command=shlex.join(recorded_command(config)) or None,
             say=say,
             view_of=view_of,
@@ -72,23 +103,26 @@ def record_search(
         )
 
 
-def _question(options: Mapping[str, Any], limits_ms: dict[str, float]) -> Question:
+def _question(asked: SearchOptions, limits_ms: dict[str, float], seed: int) -> Question:
     """Return what is searched for. LoadgenError: without limits, any rate is good."""
     if not limits_ms:
         raise LoadgenError("no limits to search within: add --goodput, such as --goodput ttft:200 --goodput tpot:50")
-    asked = {name: options[name] for name in QUESTION_OPTIONS & options.keys()}
-    if asked["attainment"] is None and asked["objective"] == "rate":
-        asked["attainment"] = USUAL_SHARE
-    if asked["max_rps"] is None:
-        asked["max_rps"] = math.inf
-    if asked["start_rps"] is None:
-        asked["start_rps"] = options["now_rps"] / options["replicas"] if options["now_rps"] else 1.0
-    return Question(limits_ms=limits_ms, seed=options["seed"], **asked)
+    return Question(
+        limits_ms=limits_ms,
+        objective=asked.minimize or "rate",
+        attainment=asked.attainment or (None if asked.minimize else USUAL_SHARE),
+        budget_s=asked.budget_s,
+        width=asked.width,
+        confidence=asked.confidence,
+        start_rps=asked.start_rps or (asked.now_rps / asked.replicas if asked.now_rps else 1.0),
+        max_rps=asked.max_rps or math.inf,
+        seed=seed,
+    )
 
 
-def _present_load(options: Mapping[str, Any]) -> PresentLoad | None:
-    if options["now_rps"] is not None:
-        return PresentLoad(now_rps=options["now_rps"], replicas=options["replicas"], keep_idle=options["keep_idle"])
-    if options["replicas"] > 1 or options["keep_idle"]:
+def _present_load(asked: SearchOptions) -> PresentLoad | None:
+    if asked.now_rps is not None:
+        return PresentLoad(now_rps=asked.now_rps, replicas=asked.replicas, keep_idle=asked.keep_idle)
+    if asked.replicas > 1 or asked.keep_idle:
         raise LoadgenError("--replicas and --keep-idle belong to a load: add --now RPS, all that they serve today")
     return None

@@ -1,37 +1,30 @@
-"""Replay from a program: the run of `loadgen replay`, in a thread of its own.
-
-The thread has its own event loop, so that a run neither disturbs nor waits for one that is running here, as it is in a
-notebook.
-"""
+"""Replay from a program: the run of `loadgen replay`, in a thread of its own."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import threading
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Mapping, Sequence
 from inspect import signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, ParamSpec, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import msgspec
 import numpy as np
 
+from loadgen.api.in_thread import awaited, wait_for, with_parameters_of
 from loadgen.api.record_run import record_run
 from loadgen.api.run import Run
 from loadgen.client import DEFAULT_URL
 from loadgen.errors import LoadgenError
-from loadgen.run.interrupts import Interruption
 from loadgen.workload.trace import Trace, TraceRequest
 
 if TYPE_CHECKING:
     from loadgen.client.word_counts import Count
     from loadgen.record import Endpoint
+    from loadgen.run.interrupts import Interruption
     from loadgen.workload.schedule import Arrival, Scale, Stop
     from loadgen.workload.sessions import History
 
-Parameters = ParamSpec("Parameters")
 Requests: TypeAlias = "str | os.PathLike[str] | Trace | Iterable[TraceRequest | Mapping[str, Any]]"
 
 
@@ -99,30 +92,10 @@ def replay(
     complete both times. Elsewhere than in a terminal or a notebook, `areplay` can be cancelled.
     """
     options = dict(locals())
-    interruption = Interruption()
-    run = _start(options, interruption)
-    while True:
-        try:
-            return run.result()
-        except KeyboardInterrupt:
-            if run.done():
-                raise
-            interruption.interrupt()
+    return wait_for(lambda interruption: _run(options, interruption))
 
 
-def _with_parameters_of(
-    function: Callable[Parameters, Run],
-) -> Callable[[Callable[..., Coroutine[Any, Any, Run]]], Callable[Parameters, Coroutine[Any, Any, Run]]]:
-    """Give a coroutine function the parameters of `function`, for type checkers and for `help`."""
-
-    def decorate(coroutine: Callable[..., Coroutine[Any, Any, Run]]) -> Callable[Parameters, Coroutine[Any, Any, Run]]:
-        coroutine.__signature__ = signature(function)  # type: ignore[attr-defined]
-        return coroutine
-
-    return decorate
-
-
-@_with_parameters_of(replay)
+@with_parameters_of(replay)
 async def areplay(*arguments: Any, **options: Any) -> Run:
     """Do what `replay` does, with the same parameters, while the event loop that awaits it goes on.
 
@@ -130,30 +103,7 @@ async def areplay(*arguments: Any, **options: Any) -> Run:
     """
     bound = signature(replay).bind(*arguments, **options)
     bound.apply_defaults()
-    interruption = Interruption()
-    run = asyncio.wrap_future(_start(dict(bound.arguments), interruption))
-    try:
-        return await asyncio.shield(run)
-    except asyncio.CancelledError:
-        interruption.interrupt()
-        interruption.interrupt()
-        await asyncio.wait([run])
-        run.exception()
-        raise
-
-
-def _start(options: dict[str, Any], interruption: Interruption) -> Future[Run]:
-    """Start a run in a thread; the future has the run, or the error that ended it."""
-    future: Future[Run] = Future()
-
-    def work() -> None:
-        try:
-            future.set_result(_run(options, interruption))
-        except BaseException as err:  # raised where the future is waited for
-            future.set_exception(err)
-
-    threading.Thread(target=work, name="loadgen-replay").start()
-    return future
+    return await awaited(lambda interruption: _run(dict(bound.arguments), interruption))
 
 
 def _run(options: dict[str, Any], interruption: Interruption) -> Run:
@@ -204,7 +154,7 @@ def requests_of(requests: Trace | Iterable[TraceRequest | Mapping[str, Any]]) ->
         return Trace("requests", tuple(sorted(made, key=lambda row: row.arrival_s)), "")
     try:
         fields = (dict(cast("Mapping[str, Any]", row)) for row in rows)
-        return b"".join(msgspec.json.encode(row, enc_hook=_plain_number) + b"\n" for row in fields)
+        return b"".join(msgspec.json.encode(row, enc_hook=plain_number) + b"\n" for row in fields)
     except (TypeError, ValueError, msgspec.MsgspecError) as err:
         raise LoadgenError(f"requests: expected the fields of a line of a trace each: {err}") from err
 
@@ -212,12 +162,13 @@ def requests_of(requests: Trace | Iterable[TraceRequest | Mapping[str, Any]]) ->
 def _plain_json(body: Any) -> Any:
     """Return the fields of a body as JSON has them."""
     try:
-        return msgspec.json.decode(msgspec.json.encode(body, enc_hook=_plain_number))
+        return msgspec.json.decode(msgspec.json.encode(body, enc_hook=plain_number))
     except (TypeError, ValueError, msgspec.MsgspecError) as err:
         raise LoadgenError(f"extra_body: {err}") from err
 
 
-def _plain_number(value: Any) -> Any:
+def plain_number(value: Any) -> Any:
+    """Return one of numpy's numbers as a plain one, where JSON is encoded."""
     if isinstance(value, np.generic):
         return value.item()
     raise TypeError(f"{type(value).__name__} has no place in JSON")

@@ -152,7 +152,7 @@ class Share(click.ParamType[float]):
 )
 @click.option("--json", "as_json", is_flag=True, help="Print search.json instead of the tables.")
 @logged
-def search(as_json: bool, minimize: str | None, **options: Any) -> None:
+def search(as_json: bool, **options: Any) -> None:
     """Find the largest rate at which a server keeps latency limits, by runs at chosen rates; with its interval.
 
     TRACE is what `loadgen replay` takes. Run the command again to continue where it stopped. DIR gets search.json and a
@@ -169,16 +169,14 @@ def search(as_json: bool, minimize: str | None, **options: Any) -> None:
     """  # fmt: skip
     from rich.console import Console
 
-    from loadgen.api.record_search import record_search
+    from loadgen.api.record_search import record_search, search_folder
     from loadgen.report.progress_view import view_of_many
     from loadgen.report.search_terminal import print_search
     from loadgen.run.progress import NullView
 
     if options["serve"]:
         refuse_second_server()
-    options["objective"] = minimize or "rate"
-    title = options["trace"] or "+".join(options["streams"]) or "made-up-prompts"
-    options["out"] = folder = options["out"] or Path("runs") / f"search-{Path(title).name.split('.')[0]}"
+    options["out"] = folder = search_folder(options)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without one
     try:
         result = record_search(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 
@@ -206,3 +206,8 @@ class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
     loadgen_version: str | None = None
     command: str | None = None
     """Command line that goes on with the search, without secrets."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the contents of search.json as plain values."""
+        made: dict[str, Any] = msgspec.to_builtins(self)
+        return made

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
@@ -14,7 +15,7 @@ from loadgen.files import sha256_of
 from loadgen.units import NS_PER_S
 from loadgen.workload.arrivals import cycle_s
 from loadgen.workload.length_source import source_path
-from loadgen.workload.load import Load, planned_schedule
+from loadgen.workload.load import Load, check_alone, planned_schedule
 from loadgen.workload.sessions import History, settle_history
 from loadgen.workload.sources import open_source, read_source
 from loadgen.workload.streams import Streams, chosen_streams, schedule_streams, share_rate
@@ -66,6 +67,10 @@ class Workload:
         self._say, self._said = say, set[str]()
         self._sha256 = sha256_of(path) if path else None
         self._source = source
+        self._requests_sha256: str | None = None
+        if source is not None:
+            check_alone(load)
+            self._requests_sha256 = sha256(msgspec.json.encode(source.requests)).hexdigest()
         self._streams: Streams = {}
         self._sources: dict[str, Trace] = {}
         if load.streams or (path and path.suffix == ".toml"):
@@ -101,7 +106,8 @@ class Workload:
     @property
     def identity(self) -> dict[str, Any]:
         """Everything that the requests follow from, for a search that goes on."""
-        return {**msgspec.to_builtins(self._load), "trace_sha256": self._sha256}
+        in_memory = {"requests_sha256": self._requests_sha256} if self._requests_sha256 else {}
+        return {**msgspec.to_builtins(self._load), "trace_sha256": self._sha256, **in_memory}
 
     def requests(self, rate_rps: float, duration_s: float, seed: int) -> Requests:
         """Return the requests of a probe."""

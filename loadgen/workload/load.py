@@ -74,13 +74,13 @@ def planned_schedule(
     differ from their defaults. say: called with a line that the user should read.
     """
     path = source_path(load.trace) if load.trace else None
+    if source is not None:
+        check_alone(load)
     if load.streams or (path and path.suffix == ".toml"):
         return _schedule_streams(load, path, words, stated)
     laws = load.laws
     if source is None:
         source = open_source(path, laws, words, load.arrivals, load.limits, model)
-    elif path is not None or laws is not None:
-        raise LoadgenError("requests are given: leave out the trace, and the lengths of made-up prompts")
     schedule = schedule_trace(
         source, **load.arrivals, **load.limits, shape=load.shape, stop=load.stop, think=load.think
     )
@@ -89,6 +89,12 @@ def planned_schedule(
     plan = {"trace": load.trace or source.name} | ({"input": load.input, "output": load.output} if laws else {})
     made = load.arrivals | {"arrival": schedule.arrival, "trace_sha256": sha256_of(path) if path else None}
     return schedule, plan | made | load.limits | {"shape": load.shape, "think": load.think}
+
+
+def check_alone(load: Load) -> None:
+    """Raise LoadgenError for a load that has requests of its own, beside those that are in memory."""
+    if load.trace is not None or load.laws is not None or load.streams:
+        raise LoadgenError("requests are given: leave out the trace, the streams, and the lengths of made-up prompts")
 
 
 def _schedule_streams(

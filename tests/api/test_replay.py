@@ -210,7 +210,7 @@ def test_a_cancelled_run_is_aborted_and_its_folder_complete(sim: str, tmp_path: 
     run = loadgen.read(tmp_path / "a")
     assert run.info.stopped_by in ("aborted", "interrupted")
     assert (tmp_path / "a" / "summary.json").exists()
-    assert "loadgen-replay" not in {thread.name for thread in threading.enumerate()}
+    assert "loadgen-api" not in {thread.name for thread in threading.enumerate()}
 
 
 # -- interrupts -------------------------------------------------------------------------------------------------------
