@@ -1,8 +1,8 @@
 """Online-serving load generator and energy profiler for LLM servers.
 
-The names in `__all__` are the library: `read` a run folder, `replay` traffic, `search` for the most load within limits,
-`compare` runs, `estimate` joules, and `read_trace` or `write_trace`. Every module below is private and may change at any time. Importing the package imports
-nothing else: a name brings its modules when it is first used.
+The names in `__all__` are the library: `read` a run folder, `replay` traffic, `search` for the most load within latency
+limits, `compare` runs, `estimate` joules, and `read_trace` or `write_trace`. Every module below is private and may
+change at any time. Importing the package imports nothing else: a name brings its modules when it is first used.
 """
 
 from importlib import import_module
@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from loadgen.api.estimate import MethodEstimate, WorkloadEstimate, estimate
     from loadgen.api.replay import areplay, replay
     from loadgen.api.run import Run, read
-    from loadgen.api.search import Search, asearch, read_search, search
+    from loadgen.api.search import asearch, search
+    from loadgen.api.search_folder import Search, read_search
     from loadgen.api.trace import read_trace, write_trace
     from loadgen.errors import LoadgenError
     from loadgen.results.difference import Difference, Differences
@@ -60,7 +61,8 @@ _MODULES = {
     "api.estimate": ("MethodEstimate", "WorkloadEstimate", "estimate"),
     "api.replay": ("areplay", "replay"),
     "api.run": ("Run", "read"),
-    "api.search": ("Search", "asearch", "read_search", "search"),
+    "api.search": ("asearch", "search"),
+    "api.search_folder": ("Search", "read_search"),
     "api.trace": ("read_trace", "write_trace"),
     "errors": ("LoadgenError",),
     "results.difference": ("Difference", "Differences"),

@@ -36,10 +36,10 @@ import msgspec
 import numpy as np
 
 from benchmarks.accuracy.search_systems import START_S, SYSTEMS, System, probe, read_truth
+from loadgen.load_search.plan import Question, next_probe
 from loadgen.results.miss_curve import MissCurve, miss_curve
 from loadgen.results.search_answer import answered
 from loadgen.results.search_result import Objective, Probe
-from loadgen.search.plan import Question, next_probe
 
 ATTAINMENTS = (0.9, 0.95, 0.99)
 BUDGET_S, SHORT_S = 3600.0, 600.0

@@ -19,9 +19,9 @@ import msgspec
 import numpy as np
 
 from loadgen.energy_model.hardware import read_hardware, read_model
+from loadgen.load_search.plan import PlannedProbe, is_hopeless
 from loadgen.results.probe_counts import Outcome, count
 from loadgen.results.search_result import Probe
-from loadgen.search.plan import PlannedProbe, is_hopeless
 from loadgen.simulator.cost_model import CounterOptions
 from loadgen.simulator.engine import EngineOptions, SimulatedRun, SubmittedRequest, simulate
 from loadgen.stats.arrays import Floats

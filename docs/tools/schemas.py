@@ -22,6 +22,7 @@ from loadgen.energy.series import EnergySample
 from loadgen.record import RequestRecord
 from loadgen.results.run_folder import SCHEMA_VERSION, RunInfo
 from loadgen.results.run_tables import ENGINE_COLUMNS
+from loadgen.results.search_result import SearchResult
 from loadgen.results.study_table import Row
 from loadgen.results.summary import Summary
 from loadgen.study.folder import StudyState
@@ -41,6 +42,7 @@ FILES: dict[str, tuple[type[msgspec.Struct], str]] = {
     "study": (StudyState, "study.json"),
     "cell": (RunOutcome, "cell.json, of each run of a study"),
     "results": (Row, "a row of results.csv, of a study"),
+    "search": (SearchResult, "search.json, of a search"),
 }
 """Struct of each schema, and the file or line that it describes."""
 
@@ -96,7 +98,7 @@ def schema_of(name: str) -> dict[str, Any]:
     kind, described = FILES[name]
     made = msgspec.json.schema(kind)
     for struct in structs_in(kind, {}).values():
-        names, properties = field_names(struct), made["$defs"][struct.__name__]["properties"]
+        names, properties = field_names(struct), made["$defs"][struct.__name__].get("properties", {})
         texts = {names.get(name, name): text for name, text in descriptions(struct).items()}
         for key, field in properties.items():
             if key in texts:

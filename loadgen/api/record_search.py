@@ -12,20 +12,19 @@ import msgspec
 
 from loadgen.api.checked import checked
 from loadgen.api.record_run import read_lines
-from loadgen.client import DEFAULT_URL
 from loadgen.errors import LoadgenError
+from loadgen.load_search.plan import USUAL_SHARE, Question
+from loadgen.load_search.runner import search
+from loadgen.load_search.workload import Workload
 from loadgen.record import UNSTREAMED
 from loadgen.results.search_result import PresentLoad, SearchResult
 from loadgen.run.config import Positive, RunConfig, recorded_command
-from loadgen.search.plan import USUAL_SHARE, Question
-from loadgen.search.runner import search
-from loadgen.search.workload import Workload
 from loadgen.workload.load import Load
 from loadgen.workload.words import stored_words
 
 if TYPE_CHECKING:
+    from loadgen.load_search.server import ViewOf
     from loadgen.run.interrupts import Interruption
-    from loadgen.search.server import ViewOf
     from loadgen.workload.trace import Trace
 
 LOAD_OPTIONS = frozenset(Load.__struct_fields__)
@@ -80,7 +79,7 @@ def record_search(
     asked = checked({name: options[name] for name in SEARCH_OPTIONS}, SearchOptions)
     load = checked({name: options[name] for name in LOAD_OPTIONS & options.keys()}, Load)
     run_options = {name: options[name] for name in RUN_OPTIONS & options.keys()}
-    config = checked(run_options | {"base_url": options["base_url"] or DEFAULT_URL, "command": command}, RunConfig)
+    config = checked(run_options | {"base_url": options["base_url"] or "", "command": command}, RunConfig)
     with stored_words() as (words, path):
         if isinstance(source, bytes):
             source = read_lines(source, words, config.model)

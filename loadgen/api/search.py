@@ -1,12 +1,10 @@
-"""Search from a program: the search of `loadgen search`, in a thread of its own, and one that was made before."""
+"""Search from a program: the search of `loadgen search`, in a thread of its own."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from functools import cached_property
 from inspect import signature
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
@@ -14,83 +12,16 @@ import msgspec
 from loadgen.api.in_thread import awaited, wait_for, with_parameters_of
 from loadgen.api.record_search import record_search, search_folder
 from loadgen.api.replay import plain_number, plain_options
+from loadgen.api.search_folder import Search
 from loadgen.errors import LoadgenError
-from loadgen.files import read_json
-from loadgen.results.probes_table import probes_table
-from loadgen.results.search_result import Estimate, SearchResult, SettingResult
 
 if TYPE_CHECKING:
     from loadgen.api.replay import Requests
     from loadgen.client.word_counts import Count
     from loadgen.record import Endpoint
-    from loadgen.results.table import Table
     from loadgen.run.interrupts import Interruption
     from loadgen.workload.schedule import Arrival, Stop
     from loadgen.workload.sessions import History
-
-Ui = Literal["none", "plain", "live", "auto"]
-
-
-class Search:
-    """A search in memory. `loadgen.search` and `loadgen.read_search` make it; it never changes."""
-
-    path: Path
-    """The search's folder; `path / "report.html"` is its page, and `path / "probes" / name` the run folder of a probe,
-    which `loadgen.read` reads."""
-    result: SearchResult
-    """Contents of search.json: the question, the answer of each setting, and its probes; None is unknown."""
-
-    def __init__(self, path: Path, result: SearchResult) -> None:
-        """Hold a search that was made, or is being made."""
-        self.path, self.result = path, result
-
-    @property
-    def best(self) -> SettingResult | None:
-        """The best setting of the server, or the only one; None where none meets the limits, or none is known to."""
-        return next((s for s in self.result.settings if s.name == self.result.best), None)
-
-    @property
-    def rate(self) -> Estimate | None:
-        """Largest rate within the limits, in requests/s: `rate.value` with its interval `rate.low` to `rate.high`, of
-        which an end that the probes do not bound is None. None where no rate meets the limits."""
-        return self.best.rate if self.best else None
-
-    @property
-    def least_joules_rate(self) -> Estimate | None:
-        """Rate at which a good request costs fewest joules, in requests/s; None where no energy was measured."""
-        return self.best.least_joules_rate if self.best else None
-
-    @property
-    def least_joules(self) -> Estimate | None:
-        """Joules per good request at that rate."""
-        return self.best.least_joules if self.best else None
-
-    @property
-    def answer(self) -> str:
-        """The answer in sentences, as `loadgen search` prints it."""
-        from loadgen.report.search_text import answer
-
-        head, sentences = answer(self.result)[1:]
-        return "\n".join([head, *sentences])
-
-    @cached_property
-    def probes(self) -> Table:
-        """One row for each probe of each setting: its rate, its counts, latencies in seconds, watts and joules."""
-        return probes_table(self.result)
-
-    def __repr__(self) -> str:
-        return f"<Search {str(self.path)!r}: {len(self.probes):,} probes, {' '.join(self.answer.splitlines()[:2])}>"
-
-
-def read_search(path: str | os.PathLike[str]) -> Search:
-    """Read the folder of a search, which may still be in progress. Nothing is written.
-
-    LoadgenError: the folder is no search, or its search.json is damaged.
-    """
-    file = Path(path) / "search.json"
-    if not file.is_file():
-        raise LoadgenError(f"{path} is not the folder of a search: it has no search.json")
-    return Search(Path(path), read_json(file, SearchResult, "the result of a search"))
 
 
 def search(
@@ -102,8 +33,11 @@ def search(
     budget_s: float = 600.0,
     width: float = 0.1,
     confidence: float = 0.95,
-    start_rps: float = 1.0,
+    start_rps: float | None = None,
     max_rps: float | None = None,
+    now_rps: float | None = None,
+    replicas: int = 1,
+    keep_idle: bool = False,
     streams: Sequence[str] = (),
     input: int | str | None = None,
     output: int | str | None = None,
@@ -132,7 +66,7 @@ def search(
     gpus: Sequence[str] = (),
     idle_s: float = 2.0,
     out: str | os.PathLike[str] | None = None,
-    ui: Ui = "none",
+    ui: Literal["none", "plain", "live", "auto"] = "none",
 ) -> Search:
     """Find the largest rate at which a server keeps latency limits, or the one at which a good request costs fewest
     joules, by runs at chosen rates; return it with its interval.
@@ -145,8 +79,9 @@ def search(
     goodput: the limits, such as `{"ttft": 200, "tpot": 50}`; None is those that all streams state alike.
     attainment: share of the requests that must be within every limit; None is 0.99, and any share where joules are
         minimized.
-    over: values of engine options to compare, with `serve`: `{"max_num_seqs": [64, 256], "prefix_caching": ["on",
-        "off"]}`; of several options their product.
+    now_rps: the load of today, which `replicas` servers share: `result.present` has its cost on fewer of them.
+    over: values of engine options to compare, with `serve`, such as `{"max_num_seqs": [64, 256]}`; of several options
+        their product.
     base_url, api_key: as those of `loadgen.replay`.
     out: the search's folder; None is runs/search-TRACE. With that of an earlier search, this one goes on with it.
     ui: view of the progress on standard error; the only default that is not the command's.
@@ -194,7 +129,7 @@ def _listed(over: Mapping[str, Iterable[Any]]) -> tuple[str, ...]:
     if not isinstance(over, Mapping) or any(isinstance(values, str) for values in over.values()):
         raise LoadgenError("over: expected a list of values by engine option, such as {'max_num_seqs': [64, 256]}")
     try:
-        lists = {key: ["off on".split()[v] if isinstance(v, bool) else v for v in over[key]] for key in over}
+        lists = {key: [["off", "on"][v] if isinstance(v, bool) else v for v in over[key]] for key in over}
         return tuple(f"{key}={msgspec.json.encode(lists[key], enc_hook=plain_number).decode()}" for key in over)
     except TypeError as err:
         raise LoadgenError(f"over: {err}") from err

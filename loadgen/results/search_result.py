@@ -7,14 +7,8 @@ from typing import Any, Literal
 import msgspec
 
 Objective = Literal["rate", "joules_per_good_request"]
-"""rate: the largest rate at which enough requests are good. joules_per_good_request: the rate at which a good request
-costs fewest joules."""
 Stage = Literal["bracket", "refine", "present"]
-"""bracket: a short probe that finds the order of magnitude. refine: a long one near the rate. present: a long one at a
-rate at which a replica would serve the load of today."""
 Ended = Literal["interval", "budget", "fails", "client", "dropped", "server"]
-"""interval: it became as narrow as was wanted. budget: its time was over. fails: the limits are missed at any rate.
-client: this client cannot send at a higher rate. dropped: another setting is better. server: it did not answer."""
 
 
 class Block(msgspec.Struct, frozen=True, array_like=True):
@@ -36,6 +30,8 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     seed: int
     """Seed of its arrivals and prompts."""
     stage: Stage
+    """"bracket": a short one that finds the order of magnitude. "refine": a long one near the rate. "present": a
+    long one at a rate at which a replica would serve the load of today."""
     planned_s: float
     """Time in which requests were to be sent."""
     wall_s: float
@@ -57,7 +53,8 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     met: dict[str, int] = {}
     """Requests that met each limit."""
     blocks: tuple[Block, ...] = ()
-    """The requests in the order in which they were sent, in up to 32 consecutive blocks of equal size."""
+    """The requests in the order in which they were sent, in up to 32 consecutive blocks of equal size, each as
+    [requests, missed]."""
     ttft_p50_s: float | None = None
     """TTFT of the counted requests, median."""
     ttft_p99_s: float | None = None
@@ -110,8 +107,11 @@ class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """A number with its interval. An end that the probes do not bound is null."""
 
     value: float
+    """The number."""
     low: float | None
+    """Lower end of its interval."""
     high: float | None
+    """Upper end."""
 
     @property
     def relative_width(self) -> float | None:
@@ -125,9 +125,13 @@ class SettingResult(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     """The options, as "max_num_seqs=64 prefix_caching=on"; empty where the search varies none."""
     options: dict[str, str] = {}
+    """Engine options with which the server was started, without the values of secrets."""
     probes: tuple[Probe, ...] = ()
+    """Its probes, in the order in which they were made."""
     ended: Ended | None = None
-    """Reason for which no more probes were made; null while there are more to come."""
+    """Reason for which no more probes were made; null while there are more to come. "interval": it became as narrow as
+    was wanted. "budget": its time was over. "fails": the limits are missed at any rate. "client": this client cannot
+    send at a higher rate. "dropped": another setting is better. "server": it did not answer."""
     reason: str | None = None
     """The reason in words, where it says more than `ended`."""
     rate: Estimate | None = None
@@ -148,6 +152,7 @@ class ReplicaCost(msgspec.Struct, frozen=True, kw_only=True):
     """The present load on a number of equal servers that share it evenly."""
 
     replicas: int
+    """Servers that share the load."""
     rate_rps: float
     """Requests per second of each."""
     is_within: bool | None = None
@@ -177,7 +182,10 @@ class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
     """search.json: what was asked, and the answer so far."""
 
     schema_version: str | None = None
+    """Version of the format, MAJOR.MINOR."""
     objective: Objective = "rate"
+    """"rate": the largest rate at which enough requests are good. "joules_per_good_request": the rate at which a good
+    request costs fewest joules."""
     limits_ms: dict[str, float] = {}
     """Limits in milliseconds by metric: ttft, tpot, e2el."""
     attainment: float | None = None
@@ -193,10 +201,13 @@ class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
     trace: str = ""
     """The workload."""
     model: str | None = None
+    """Model that the server serves."""
     engine: str | None = None
+    """Engine that the server runs."""
     simulated: bool = False
     """True for the simulated server: nothing was measured on a real model."""
     settings: tuple[SettingResult, ...] = ()
+    """The settings of the server, each with its probes and its answer; a single one where none were compared."""
     best: str | None = None
     """Name of the best setting; null where none meets the limits."""
     present: PresentLoad | None = None
@@ -204,6 +215,7 @@ class SearchResult(msgspec.Struct, frozen=True, kw_only=True):
     started: str | None = None
     """Start of the search: UTC, ISO 8601, to the second."""
     loadgen_version: str | None = None
+    """Version of loadgen that began it."""
     command: str | None = None
     """Command line that goes on with the search, without secrets."""
 

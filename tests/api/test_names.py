@@ -18,8 +18,8 @@ def test_every_name_that_is_listed_exists_and_is_defined_once() -> None:
 
 
 def test_a_name_that_does_not_exist_is_an_attribute_error() -> None:
-    with pytest.raises(AttributeError, match="module 'loadgen' has no attribute 'search'"):
-        getattr(loadgen, "search")  # noqa: B009 (a type checker refuses it otherwise)
+    with pytest.raises(AttributeError, match="module 'loadgen' has no attribute 'find'"):
+        getattr(loadgen, "find")  # noqa: B009 (a type checker refuses it otherwise)
 
 
 def test_importing_the_package_imports_nothing_that_is_not_in_the_standard_library() -> None:

@@ -29,6 +29,14 @@ async def both() -> loadgen.Difference:
     return loadgen.compare(first, second, allow=["rate"]).rows["ttft_s.p99"]
 
 
+async def limit() -> tuple[float, float | None] | None:
+    over = {"max_num_seqs": [8, 64], "prefix_caching": ["on"]}
+    search: loadgen.Search = await loadgen.asearch("chat", goodput={"ttft": 200}, serve="sim", over=over, budget_s=60)
+    print(search.probes["good_rps"].max(), search.result.to_dict()["best"], search.answer)
+    print(loadgen.read_search(search.path).least_joules_rate)
+    return None if search.rate is None else (search.rate.value, search.rate.low)
+
+
 def joules(trace: loadgen.Trace) -> float:
     loadgen.write_trace("short.jsonl", [request for request in trace.requests if (request.input_tokens or 0) < 100])
     return loadgen.estimate(trace, profile="h200-sim-llama-3.1-8b", rps=4).method("interpolated").joules
@@ -39,4 +47,6 @@ loadgen.replay("chat", request_rate=3)  # type: ignore[call-arg]
 loadgen.replay("chat", arrival="now")  # type: ignore[arg-type]
 loadgen.areplay("chat", request_rate=3)  # type: ignore[call-arg, unused-coroutine]
 print(loadgen.read("run").summary.ttft.p99)  # type: ignore[attr-defined]
-print(loadgen.search)  # type: ignore[attr-defined]
+print(loadgen.find)  # type: ignore[attr-defined]
+loadgen.search("chat", over=["max_num_seqs=8"])  # type: ignore[arg-type]
+loadgen.asearch("chat", rps=3)  # type: ignore[call-arg, unused-coroutine]

@@ -3,7 +3,7 @@
 import sys
 
 SHORT = {"MIN_PROBE_S": 1.0, "MIN_REQUESTS": 6, "MIN_REFINE_S": 2.0, "MIN_REFINES": 2}
-"""Constants of `loadgen.search.plan`."""
+"""Constants of `loadgen.load_search.plan`."""
 
 WORDS = [
     "search", "--input", "20", "--output", "20", "--goodput", "ttft:400", "--attainment", "0.8", "--start", "3",
@@ -12,7 +12,7 @@ WORDS = [
 """A request takes 0.1 s of a server that answers one at a time."""
 
 PROGRAM = f"""
-from loadgen.search import plan
+from loadgen.load_search import plan
 for name, value in {SHORT!r}.items():
     setattr(plan, name, value)
 from loadgen.cli import main

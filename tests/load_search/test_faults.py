@@ -8,11 +8,11 @@ import msgspec
 import pytest
 
 from loadgen.errors import LoadgenError
+from loadgen.load_search import faults
+from loadgen.load_search.faults import ClientLimitError, ServerLostError, check_run, client_limit_rps
 from loadgen.record import ErrorKind, RequestRecord
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summarize import analyse_run
-from loadgen.search import faults
-from loadgen.search.faults import ClientLimitError, ServerLostError, check_run, client_limit_rps
 from loadgen.units import NS_PER_S
 from support import sample_runs
 

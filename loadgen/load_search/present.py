@@ -7,11 +7,11 @@ from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING
 
-from loadgen.search.plan import bracket
+from loadgen.load_search.plan import bracket
 
 if TYPE_CHECKING:
+    from loadgen.load_search.plan import PlannedProbe, Question
     from loadgen.results.search_result import PresentLoad, Probe
-    from loadgen.search.plan import PlannedProbe, Question
 
 _MIN_S, _TIMES = 30.0, 20
 """Length of such a probe, in seconds and in times that a request takes: in 8 of these the server fills up."""

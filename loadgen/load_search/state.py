@@ -13,21 +13,21 @@ import msgspec
 
 from loadgen import __version__
 from loadgen.errors import LoadgenError
+from loadgen.load_search.outcome import setting_result
+from loadgen.load_search.plan import PlannedProbe, Question, next_probe
+from loadgen.load_search.present import with_present_load
+from loadgen.load_search.race import race, share_of_budget
 from loadgen.report.search_text import describe_probe, duration_text, estimate_text, per_second
 from loadgen.results.best_setting import best_of
 from loadgen.results.replicas import present_load
 from loadgen.results.run_folder import SCHEMA_VERSION
 from loadgen.results.search_result import Ended, Estimate, Probe, SearchResult, SettingResult
-from loadgen.search.outcome import setting_result
-from loadgen.search.plan import PlannedProbe, Question, next_probe
-from loadgen.search.present import with_present_load
-from loadgen.search.race import race, share_of_budget
 
 if TYPE_CHECKING:
+    from loadgen.load_search.folder import SearchFolder
+    from loadgen.load_search.settings import Setting
     from loadgen.results.run_folder import RunResult
     from loadgen.results.search_result import PresentLoad
-    from loadgen.search.folder import SearchFolder
-    from loadgen.search.settings import Setting
 
 _MUCH = 0.2
 """Share of the budget for which the server of the best setting is started once more."""

@@ -10,9 +10,9 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from loadgen.errors import LoadgenError
+from loadgen.load_search.faults import ServerLostError
 from loadgen.run.progress import View, server_start
 from loadgen.run.settle import answers
-from loadgen.search.faults import ServerLostError
 from loadgen.servers.launcher import served
 
 if TYPE_CHECKING:

@@ -16,14 +16,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from loadgen.load_search.plan import FREE_SHARE, bracket
 from loadgen.report.format import joules, number
 from loadgen.results.miss_curve import miss_curve
 from loadgen.results.search_answer import least_joules
-from loadgen.search.plan import FREE_SHARE, bracket
 
 if TYPE_CHECKING:
+    from loadgen.load_search.plan import Question
     from loadgen.results.search_result import Estimate, Objective, Probe, SettingResult
-    from loadgen.search.plan import Question
 
 _MIN_REFINES = 2
 """Fewest refining probes of a challenger that loses by its interval: a narrow one of a single probe may be luck."""

@@ -73,6 +73,7 @@ class Workload:
             self._requests_sha256 = sha256(msgspec.json.encode(source.requests)).hexdigest()
         self._streams: Streams = {}
         self._sources: dict[str, Trace] = {}
+        is_drawn = load.laws is not None if path is None else is_bins(path)
         if load.streams or (path and path.suffix == ".toml"):
             if path and path.suffix != ".toml":
                 raise LoadgenError(f"{path} and --stream: give a trace, or streams")
@@ -80,7 +81,7 @@ class Workload:
             for name, stream in self._streams.items():
                 if stream.trace is not None:
                     self._sources[name] = read_source(source_path(stream.trace), words, model=stream.model)
-        elif source is None and path is not None and not is_bins(path):
+        elif source is None and not is_drawn:
             arrivals = load.arrivals | {"arrival": "poisson"}  # all of it is read: any request may be the first
             self._source = open_source(path, load.laws, words, arrivals, load.limits, config.model)
 

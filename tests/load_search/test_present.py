@@ -2,9 +2,9 @@
 
 import pytest
 
+from loadgen.load_search.plan import PlannedProbe, Question
+from loadgen.load_search.present import with_present_load
 from loadgen.results.search_result import PresentLoad
-from loadgen.search.plan import PlannedProbe, Question
-from loadgen.search.present import with_present_load
 from support.search_results import probe, probes
 
 QUESTION = Question(limits_ms={"ttft": 200.0, "tpot": 10.0}, attainment=0.99)

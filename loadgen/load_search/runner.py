@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from loadgen.errors import LoadgenError
+from loadgen.load_search.faults import ClientLimitError, ServerLostError
+from loadgen.load_search.folder import SearchFolder
+from loadgen.load_search.plan import PlannedProbe, Question
+from loadgen.load_search.prober import Prober
+from loadgen.load_search.server import Server, ViewOf
+from loadgen.load_search.settings import Setting, settings_of
+from loadgen.load_search.state import SearchState
 from loadgen.report.format import plural
 from loadgen.run.config import recorded_options
 from loadgen.run.progress import NullView
-from loadgen.search.faults import ClientLimitError, ServerLostError
-from loadgen.search.folder import SearchFolder
-from loadgen.search.plan import PlannedProbe, Question
-from loadgen.search.prober import Prober
-from loadgen.search.server import Server, ViewOf
-from loadgen.search.settings import Setting, settings_of
-from loadgen.search.state import SearchState
 
 if TYPE_CHECKING:
+    from loadgen.load_search.workload import Workload
     from loadgen.results.search_result import PresentLoad, SearchResult
     from loadgen.run.config import RunConfig
     from loadgen.run.interrupts import Interruption
-    from loadgen.search.workload import Workload
 
 
 def search(

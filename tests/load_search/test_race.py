@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
+from loadgen.load_search.plan import Question
+from loadgen.load_search.race import is_worse, race, share_of_budget
 from loadgen.results.search_result import Estimate, Objective
-from loadgen.search.plan import Question
-from loadgen.search.race import is_worse, race, share_of_budget
 from support.search_results import probe, probes, setting
 
 

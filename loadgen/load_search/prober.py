@@ -11,26 +11,26 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 
 from loadgen.errors import LoadgenError
+from loadgen.load_search.faults import ClientLimitError, ServerLostError, check_run, client_limit_rps
+from loadgen.load_search.plan import is_hopeless
 from loadgen.report.write import finish
 from loadgen.results.probe import probe_of
 from loadgen.run.interrupts import run_replay
 from loadgen.run.progress import announcer
 from loadgen.run.settle import answers, wait_until_at_rest
-from loadgen.search.faults import ClientLimitError, ServerLostError, check_run, client_limit_rps
-from loadgen.search.plan import is_hopeless
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from loadgen.load_search.plan import PlannedProbe, Question
+    from loadgen.load_search.server import Server, ViewOf
+    from loadgen.load_search.workload import Requests, Workload
     from loadgen.results.run_folder import RunResult
     from loadgen.results.search_result import Probe
     from loadgen.run.config import RunConfig
     from loadgen.run.interrupts import Interruption
     from loadgen.run.progress import Tallies
-    from loadgen.search.plan import PlannedProbe, Question
-    from loadgen.search.server import Server, ViewOf
-    from loadgen.search.workload import Requests, Workload
 
 _AT_REST_S = 15.0
 """Longest wait for the server to be at rest after a probe."""

@@ -3,7 +3,7 @@
 import pytest
 
 from loadgen.errors import LoadgenError
-from loadgen.search.settings import Setting, settings_of
+from loadgen.load_search.settings import Setting, settings_of
 
 
 def test_without_options_there_is_a_single_setting_without_a_name() -> None:

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 
 from loadgen.cli.search import search as command
 from loadgen.errors import LoadgenError
-from loadgen.search import faults, plan, prober, server
+from loadgen.load_search import faults, plan, prober, server
 from support.small_search import COMMAND, WORDS
 
 pytestmark = [pytest.mark.usefixtures("short"), pytest.mark.timeout(120)]
@@ -218,7 +218,7 @@ def test_a_full_disk_is_one_line(slow: str, tmp_path: Path, monkeypatch: pytest.
     def full(path: Path, data: bytes) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("loadgen.search.folder.write_atomic", full)
+    monkeypatch.setattr("loadgen.load_search.folder.write_atomic", full)
     result = run(tmp_path / "out", "--base-url", slow)
     assert isinstance(result.exception, LoadgenError)
     assert str(result.exception).endswith("No space left on device")

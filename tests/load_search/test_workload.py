@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from loadgen.errors import LoadgenError
+from loadgen.load_search.workload import Workload, rotated
 from loadgen.run.config import RunConfig
-from loadgen.search.workload import Workload, rotated
 from loadgen.workload.load import Load
 from loadgen.workload.trace import Trace, TraceRequest
 from loadgen.workload.words import stored_words

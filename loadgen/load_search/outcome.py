@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from loadgen.load_search.plan import FREE_SHARE, bracket
 from loadgen.results.miss_curve import miss_curve
 from loadgen.results.search_answer import least_joules
 from loadgen.results.search_result import Ended, Estimate, Probe, SettingResult
-from loadgen.search.plan import FREE_SHARE, bracket
 
 if TYPE_CHECKING:
-    from loadgen.search.plan import Question
+    from loadgen.load_search.plan import Question
 
 
 def setting_result(

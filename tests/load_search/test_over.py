@@ -9,12 +9,12 @@ from click.testing import CliRunner, Result
 
 from loadgen.cli.search import search as command
 from loadgen.errors import LoadgenError
+from loadgen.load_search import state as state_module
+from loadgen.load_search.folder import SearchFolder
+from loadgen.load_search.plan import PlannedProbe, Question
+from loadgen.load_search.settings import settings_of
+from loadgen.load_search.state import SearchState
 from loadgen.results.search_result import PresentLoad, SearchResult
-from loadgen.search import state as state_module
-from loadgen.search.folder import SearchFolder
-from loadgen.search.plan import PlannedProbe, Question
-from loadgen.search.settings import settings_of
-from loadgen.search.state import SearchState
 from support.search_results import probe, probes, setting
 from support.small_search import WORDS
 

@@ -2,7 +2,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from loadgen.search import plan
+from loadgen.load_search import plan
 from loadgen.servers.launcher import served
 from support.small_search import SHORT
 
