@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from loadgen.errors import LoadgenError
     from loadgen.results.difference import Difference, Differences
     from loadgen.results.run_folder import RunInfo
-    from loadgen.results.search_result import SearchResult
     from loadgen.results.summary import Summary
     from loadgen.results.table import Column, Table
     from loadgen.results.verdict import Verdict
@@ -36,7 +35,6 @@ __all__ = [
     "Run",
     "RunInfo",
     "Search",
-    "SearchResult",
     "Summary",
     "Table",
     "Trace",
@@ -67,7 +65,6 @@ _MODULES = {
     "errors": ("LoadgenError",),
     "results.difference": ("Difference", "Differences"),
     "results.run_folder": ("RunInfo",),
-    "results.search_result": ("SearchResult",),
     "results.summary": ("Summary",),
     "results.table": ("Column", "Table"),
     "results.verdict": ("Verdict",),

@@ -23,7 +23,8 @@ class Search:
     """The search's folder; `path / "report.html"` is its page, and `path / "probes" / name` the run folder of a probe,
     which `loadgen.read` reads."""
     result: SearchResult
-    """Contents of search.json: the question, the answer of each setting, and its probes; None is unknown."""
+    """Contents of search.json as typed attributes: the question, the answer of each setting, and its probes; None is
+    unknown. `result.to_dict()` is the file."""
 
     def __init__(self, path: Path, result: SearchResult) -> None:
         """Hold a search that was made, or is being made."""
