@@ -30,8 +30,9 @@ async def both() -> loadgen.Difference:
 
 
 async def limit() -> tuple[float, float | None] | None:
-    over = {"max_num_seqs": [8, 64], "prefix_caching": ["on"]}
-    search: loadgen.Search = await loadgen.asearch("chat", goodput={"ttft": 200}, serve="sim", over=over, budget_s=60)
+    search: loadgen.Search = await loadgen.asearch(
+        "chat", goodput={"ttft": 200}, serve="sim", over={"max_num_seqs": [8, 64], "a": ["on"]}, budget_s=60
+    )
     print(search.probes["good_rps"].max(), search.result.to_dict()["best"], search.answer)
     print(loadgen.read_search(search.path).least_joules_rate)
     return None if search.rate is None else (search.rate.value, search.rate.low)
