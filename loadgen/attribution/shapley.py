@@ -3,6 +3,8 @@
 An engine works in steps. Step s costs about c + sum(a_i): c is independent of who is in it (weights read, launches,
 static power), a_i is what member i adds (its prompt tokens, or one decoded token and the keys and values it reads).
 The Shapley value of that game has a closed form, c / |members| + a_i, and that is each member's cost share.
+A mixture of experts has one more term, the reads of the experts that its tokens chose (expert_reads.py); and where work
+explains little of the windows, the time that steps take has a price (step_time.py).
 
 Data flows one way:
     records -> EngineSteps (who was in which step, with how many tokens: engine_steps.py)
