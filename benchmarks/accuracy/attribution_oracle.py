@@ -132,6 +132,7 @@ def scenarios() -> list[Scenario]:
         ),
         Scenario("mix 6/s, 30 % foreign, spans, draft model", mix, options=drafting, foreign=0.3, spans=True),
         Scenario("small GPU, mix 0.4/s", {"chat": 0.2, "code": 0.2}, hardware="l4"),
+        *unseen(),
     ]
 
 
@@ -159,6 +160,16 @@ def mixture_of_experts() -> list[Scenario]:
         *(replace(row, name=f"{row.name}, expert-parallel", options=four) for row in plain),
     ]
     return [*served, *(replace(row, name=row.name + CLIENT_ONLY, engine=False) for row in served)]
+
+
+def unseen() -> list[Scenario]:
+    """Return loads on other hardware, which no constant of the standard errors was chosen by."""
+    return [
+        Scenario("H100-like, mix 8/s", {"chat": 4.0, "code": 4.0}, hardware="h100"),
+        Scenario("H100-like, chat 4/s", {"chat": 4.0}, hardware="h100"),
+        Scenario("H100-like, MoE mix 4/s", {"chat": 2.0, "code": 2.0}, hardware="h100", model="qwen3-30b-a3b"),
+        Scenario("small GPU, code 0.5/s", {"code": 0.5}, hardware="l4"),
+    ]
 
 
 @dataclass(frozen=True)
