@@ -7,12 +7,11 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadgen.errors import LoadgenError
-from loadgen.files import read_json
 from loadgen.results.probes_table import probes_table
-from loadgen.results.search_result import Estimate, SearchResult, SettingResult
+from loadgen.results.read_search import read_search_result
 
 if TYPE_CHECKING:
+    from loadgen.results.search_result import Estimate, SearchResult, SettingResult
     from loadgen.results.table import Table
 
 
@@ -71,9 +70,6 @@ class Search:
 def read_search(path: str | os.PathLike[str]) -> Search:
     """Read the folder of a search, which may still be in progress. Nothing is written.
 
-    LoadgenError: the folder is no search, or its search.json is damaged.
+    LoadgenError: the folder is no search, or its search.json is damaged, or of a newer format.
     """
-    file = Path(path) / "search.json"
-    if not file.is_file():
-        raise LoadgenError(f"{path} is not the folder of a search: it has no search.json")
-    return Search(Path(path), read_json(file, SearchResult, "the result of a search"))
+    return Search(Path(path), read_search_result(Path(path)))

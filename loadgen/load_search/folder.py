@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from loadgen.errors import LoadgenError
 from loadgen.files import read_json, write_atomic
 from loadgen.report.search_page import render_search_page
+from loadgen.results.read_search import read_search_result
 from loadgen.results.run_folder import write_json
-from loadgen.results.search_result import SearchResult
+
+if TYPE_CHECKING:
+    from loadgen.results.search_result import SearchResult
 
 CHANGEABLE = frozenset(("budget_s", "width", "max_rps", "start_rps", "processes", "max_failed", "timeout"))
 """Options that a search may go on with another value of: the probes so far stay what they are."""
@@ -32,9 +35,9 @@ class SearchFolder:
         """The search so far; None while it has no probe."""
         stated = {name: value for name, value in options.items() if name not in CHANGEABLE}
         plain = msgspec.json.decode(msgspec.json.encode(stated))
-        file, search = path / "options.json", path / "search.json"
-        if search.is_file():
-            earlier = read_json(search, SearchResult, "the result of a search")
+        file = path / "options.json"
+        if (path / "search.json").is_file():
+            earlier = read_search_result(path)
             if any(setting.probes for setting in earlier.settings):
                 _check_same(path, read_json(file, dict[str, Any], "the options of a search"), plain)
                 self.result = earlier

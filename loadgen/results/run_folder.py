@@ -275,11 +275,7 @@ def read_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
         raise LoadgenError(f"{path} is not a run folder: it has no run.json") from err
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as err:
         raise LoadgenError(f"{path / 'run.json'}: {err}") from err
-    if not _is_readable(info.schema_version):
-        raise LoadgenError(
-            f"{path / 'run.json'} has format {info.schema_version}, written by loadgen {info.loadgen_version}; this "
-            f"version reads {SCHEMA_VERSION} and older: update loadgen"
-        )
+    check_format(path / "run.json", info.schema_version, info.loadgen_version)
     if schedule is None:
         schedule = [
             msgspec.structs.replace(request, workload=intern(request.workload))
@@ -326,10 +322,15 @@ def read_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
     )
 
 
-def _is_readable(version: str | None) -> bool:
-    """Return whether this version of loadgen reads files of the format `version`: those of its own MAJOR and before."""
+def check_format(file: Path, version: str | None, loadgen_version: str | None) -> None:
+    """Raise LoadgenError for a format that this version of loadgen does not read: it reads those of its own MAJOR and
+    before."""
     major = (version or "0").partition(".")[0]
-    return major.isascii() and major.isdecimal() and int(major) <= int(SCHEMA_VERSION.partition(".")[0])
+    if not (major.isascii() and major.isdecimal() and int(major) <= int(SCHEMA_VERSION.partition(".")[0])):
+        raise LoadgenError(
+            f"{file} has format {version}, written by loadgen {loadgen_version}; this version reads {SCHEMA_VERSION} "
+            "and older: update loadgen"
+        )
 
 
 def _start_of(schedule: Iterable[ScheduledRequest], records: Mapping[int, RequestRecord]) -> int | None:

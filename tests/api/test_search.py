@@ -127,6 +127,15 @@ def test_a_folder_without_a_search_is_an_error_of_one_line(name: str, tmp_path: 
         loadgen.read_search(tmp_path / name)
 
 
+@pytest.mark.parametrize(("text", "fault"), [("{", "search.json"), ('{"schema_version": "99.0"}', "has format 99.0")])
+def test_a_damaged_or_newer_search_is_refused_by_program_and_command(text: str, fault: str, tmp_path: Path) -> None:
+    (tmp_path / "search.json").write_text(text)
+    with pytest.raises(loadgen.LoadgenError, match=fault):
+        loadgen.read_search(tmp_path)
+    with pytest.raises(loadgen.LoadgenError, match=fault):
+        loadgen.search(**SMALL, base_url="http://127.0.0.1:9/v1", out=tmp_path)
+
+
 def test_values_of_engine_options_are_those_that_the_command_takes() -> None:
     over = {"max_num_seqs": (np.int64(8), 64), "prefix_caching": [True, False], "name": ["a,b", 0.5]}
     expected = ("max_num_seqs=[8,64]", 'prefix_caching=["on","off"]', 'name=["a,b",0.5]')
