@@ -108,6 +108,7 @@ def test_numbers_and_rows_may_be_those_of_numpy(sim: str, tmp_path: Path) -> Non
         ({"trace": "chat", "ui": "tv"}, "'tv' is not one of"),
         ({"streams": ["chat:1"], "burstiness": 0.5}, "burstiness is for one trace"),
         ({"trace": [{"timestamp": 0, "input_length": 1, "output_length": 1}], "input": 3}, "requests are given"),
+        ({"trace": [{"prompt": "a"}], "streams": ["chat:1"]}, "requests are given"),
         ({}, "nothing to replay"),
         ({"trace": []}, "requests has no requests"),
         ({"trace": ["chat"]}, "expected the fields of a line of a trace each"),
