@@ -193,7 +193,7 @@ def attainment_charts(among: Sequence[Curve], result: SearchResult) -> list[Char
     within = f"within {limits_text(result.limits_ms)}" if result.limits_ms else "completed"
     caption = f"Good: {within}; failed requests are misses. Each dot is a probe."
     if lines:
-        caption += " The curve is logistic in the logarithm of the rate, drawn where it is fitted."
+        caption += " The curve is fitted to the probes near the rate, and drawn there."
     if any(mark.name == OVERLOADED for mark in marks):
         caption += (
             " A probe is overloaded if it was ended early or most of its requests missed: the server may have had no "
