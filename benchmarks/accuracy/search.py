@@ -38,7 +38,7 @@ import numpy as np
 from benchmarks.accuracy.search_systems import START_S, SYSTEMS, System, probe, read_truth
 from loadgen.load_search.plan import Question, next_probe
 from loadgen.results.miss_curve import MissCurve, miss_curve
-from loadgen.results.search_answer import answered
+from loadgen.results.search_answer import sought_rate
 from loadgen.results.search_result import Objective, Probe
 
 ATTAINMENTS = (0.9, 0.95, 0.99)
@@ -91,7 +91,7 @@ def run(cell: tuple[System, Objective, float | None, float], seed: int, same_see
     system, objective, attainment, budget_s = cell
     question = Question(system.limits_ms, objective, attainment, budget_s, seed=1000 * seed)
     probes, ended = search(system, question, same_seeds=same_seeds)
-    answer = answered(probes, objective, attainment, question.confidence).estimate
+    answer = sought_rate(probes, objective, attainment, question.confidence).estimate
     return Search(
         system=system.name,
         workload=system.workload,

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from loadgen.results.search_answer import answered
+from loadgen.results.search_answer import sought_rate
 
 if TYPE_CHECKING:
     from loadgen.results.search_result import Ended, Objective, Probe, Stage
@@ -39,8 +39,8 @@ _SPREAD = 1.0
 """Distance of a refining probe from the estimate in standard deviations, within these bounds of the logarithm."""
 _MIN_SPREAD, _MAX_SPREAD = 0.02, 0.2
 _MAX_RISE = 1.2
-"""Largest distance in the logarithm of the odds of a miss: twice as far up, three quarters of the requests of a rate at
-which 10 % may miss do."""
+"""Largest distance of a refining probe in steepnesses of the curve, b log(r / R). Where 10 % may miss, 33 % of the
+requests of such a probe do, and 89 % of those of one that is twice as far because the estimate was off."""
 _BRACKET = 1.5
 """Ratio of the ends of a bracket that is narrow enough."""
 _ALONE = 0.3
@@ -76,6 +76,8 @@ class Question:
 
 @dataclass(frozen=True)
 class PlannedProbe:
+    """A probe that is to be made: fields of Probe."""
+
     number: int
     rate_rps: float
     duration_s: float
@@ -89,7 +91,7 @@ def next_probe(question: Question, probes: Sequence[Probe], remaining_s: float) 
     remaining_s: rest of the budget; a probe is as long as fits into it.
     """
     low, high = bracket(question, probes)
-    takes_s = max((probe.decision_s for probe in probes if not probe.overloaded), default=1.0)
+    takes_s = request_time_s(probes)
     if low is None or high is None or high / low > _BRACKET:
         rate = _bracketing_rate(question, low, high)
         if low is None and high is not None and high * takes_s < _ALONE:
@@ -99,14 +101,14 @@ def next_probe(question: Question, probes: Sequence[Probe], remaining_s: float) 
         wanted_s = max(MIN_PROBE_S, _FILLS * takes_s, MIN_REQUESTS / rate)
         stage: Stage = "bracket"
     else:
-        answer = answered(probes, question.objective, question.attainment, question.confidence)
+        sought = sought_rate(probes, question.objective, question.attainment, question.confidence)
         refines = [probe for probe in probes if probe.stage == "refine"]
-        width = answer.estimate.relative_width
+        width = sought.estimate.relative_width
         if len(refines) >= MIN_REFINES and width is not None and width <= question.width:
             return "interval"
         is_above = len(refines) % 2
-        spread = max(_MIN_SPREAD, min(_MAX_SPREAD, _SPREAD * answer.log_sd, _MAX_RISE / answer.steepness[is_above]))
-        rate = min(question.max_rps, answer.estimate.value * math.exp(spread if is_above else -spread))
+        spread = max(_MIN_SPREAD, min(_MAX_SPREAD, _SPREAD * sought.log_sd, _MAX_RISE / sought.steepness[is_above]))
+        rate = min(question.max_rps, sought.estimate.value * math.exp(spread if is_above else -spread))
         spent_s = sum(probe.wall_s for probe in refines)
         wanted_s = max(MIN_REFINE_S, _REFINE_FILLS * takes_s, _GROWTH * spent_s)
         wanted_s = min(wanted_s, max(MIN_REFINE_S, remaining_s / max(1, MIN_REFINES - len(refines))))
@@ -121,6 +123,11 @@ def next_probe(question: Question, probes: Sequence[Probe], remaining_s: float) 
         seed=question.seed + len(probes),
         stage=stage,
     )
+
+
+def request_time_s(probes: Sequence[Probe]) -> float:
+    """Return the time after which requests are decided, as far as the probes showed; a second before any has."""
+    return max((probe.decision_s for probe in probes if not probe.overloaded), default=1.0)
 
 
 def bracket(question: Question, probes: Sequence[Probe]) -> tuple[float | None, float | None]:

@@ -7,7 +7,7 @@ from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING
 
-from loadgen.load_search.plan import bracket
+from loadgen.load_search.plan import bracket, request_time_s
 
 if TYPE_CHECKING:
     from loadgen.load_search.plan import PlannedProbe, Question
@@ -31,8 +31,7 @@ def with_present_load(
         return planned
     fewest = ceil(load.now_rps / low - 1e-9)
     rates = [load.now_rps / count for count in (load.replicas, fewest) if fewest <= count <= load.replicas]
-    takes_s = max((probe.decision_s for probe in probes if not probe.overloaded), default=1.0)
-    duration_s = max(_MIN_S, _TIMES * takes_s)
+    duration_s = max(_MIN_S, _TIMES * request_time_s(probes))
     if duration_s > _MAX_SHARE * remaining_s:
         return planned
     made = {probe.rate_rps for probe in probes if probe.stage == "present"}

@@ -64,7 +64,7 @@ class Workload:
         """
         path = source_path(load.trace) if load.trace else None
         self._load, self._words, self._config, self._history = load, words, config, history
-        self._say, self._said = say, set[str]()
+        self._say, self._remarks = say, set[str]()
         self._sha256 = sha256_of(path) if path else None
         self._source = source
         self._requests_sha256: str | None = None
@@ -134,8 +134,8 @@ class Workload:
 
     def _say_once(self, line: str) -> None:
         """Say what is true of each probe when the first one shows it."""
-        if line not in self._said:
-            self._said.add(line)
+        if line not in self._remarks:
+            self._remarks.add(line)
             self._say(line)
 
     def _schedule_streams(self, load: Load) -> tuple[Schedule, dict[str, Any]]:

@@ -26,8 +26,8 @@ from loadgen.report.search_text import (
 from loadgen.report.study_figures import HEIGHT, scaled, with_far_limits
 from loadgen.report.study_text import METRICS, limits_text, share_text
 from loadgen.results.best_setting import front, points
-from loadgen.results.miss_curve import BANDWIDTH, MissCurve, miss_curve
-from loadgen.results.search_answer import answered, power_near
+from loadgen.results.miss_curve import BANDWIDTH, USUAL_MISSED, MissCurve, miss_curve
+from loadgen.results.search_answer import power_near, sought_rate
 from loadgen.results.search_result import Estimate
 
 if TYPE_CHECKING:
@@ -38,8 +38,6 @@ MAX_DRAWN = 6
 """Most settings in a chart, which tells them apart by their colours."""
 OVERLOADED = "overloaded"
 _FIELDS = {"ttft": "ttft", "tpot": "tpot", "e2el": "e2e"}
-_USUAL_MISSED = 0.05
-"""Share of missed requests at which the curve is fitted where no share is wanted."""
 _CLOSE_RATES = 1.5
 """Ratio of the ends of the close-up to the rate."""
 _CLOSE_MISSES = 6
@@ -83,7 +81,7 @@ class Curve:
 
 def curves(result: SearchResult) -> list[Curve]:
     """Return the settings with counted requests, the best first."""
-    missed = _USUAL_MISSED if result.attainment is None else 1 - result.attainment
+    missed = USUAL_MISSED if result.attainment is None else 1 - result.attainment
     counted = (
         (setting, tuple(sorted((p for p in setting.probes if p.requests), key=lambda probe: probe.rate_rps)))
         for setting in ranked(result)
@@ -355,7 +353,7 @@ def budget_chart(setting: SettingResult, result: SearchResult) -> Chart | None:
     rates = np.array([probe.rate_rps for probe in setting.probes])
     series = [Series("rate of the probe", np.array([0.0, *ends_s]), rates, "steps", 0)]
     estimates = [
-        (end_s, answered(setting.probes[:count], result.objective, result.attainment, result.confidence).estimate)
+        (end_s, sought_rate(setting.probes[:count], result.objective, result.attainment, result.confidence).estimate)
         for count, (probe, end_s) in enumerate(zip(setting.probes, ends_s, strict=True), 1)
         if probe.stage == "refine" and any(earlier.requests for earlier in setting.probes[:count])
     ]

@@ -46,10 +46,10 @@ if TYPE_CHECKING:
     from loadgen.results.search_result import Estimate, PresentLoad, Probe, SearchResult
 
 METHOD = (
-    "Short probes bracket the rate; longer ones a little below and above the estimate refine it. A curve of the share of "
-    "missed requests, which rises faster and faster towards the capacity, is fitted to their counts. The interval allows "
-    "for slow requests that come together, by the variance of consecutive blocks. docs/concepts/search.md describes the "
-    "method."
+    "Short probes bracket the rate; longer ones a little below and above the estimate refine it. A curve of the share "
+    "of missed requests, which rises faster and faster towards the capacity, is fitted to their counts. The interval "
+    "allows for slow requests that come together, by the variance of consecutive blocks. docs/concepts/search.md "
+    "describes the method."
 )
 
 

@@ -34,6 +34,8 @@ from loadgen.results.search_result import Estimate, Probe
 if TYPE_CHECKING:
     from loadgen.stats.arrays import Floats
 
+USUAL_MISSED = 0.05
+"""Share of missed requests around which the curve is fitted where no share is wanted."""
 BEND = 0.3
 """k. On simulated servers the odds to the power -k are straight in log r for k between 0.2 and 0.6."""
 BANDWIDTH = 0.4

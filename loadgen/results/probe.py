@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from loadgen.results.search_result import Stage
     from loadgen.results.verdict import CheckName
 
-_SAID: tuple[CheckName, ...] = ("failures", "load", "client", "lengths", "streaming", "token_counts", "prefix_cache")
+_CHECKS: tuple[CheckName, ...] = ("failures", "load", "client", "lengths", "streaming", "token_counts", "prefix_cache")
 """Checks of a run that say something about a probe. That it ended early, or that its server was saturated, is what the
 search looks for, and its energy is the mean power, which needs no attribution."""
 
@@ -41,7 +41,7 @@ def probe_of(
     """Return the probe that was made by a run, which is analysed. The arguments are fields of Probe."""
     start_ns, summary = result.info.start_ns or 0, result.summary
     assert summary is not None
-    checks = [summary.verdict.check(name) for name in _SAID if not (stopped_early and name == "load")]
+    checks = [summary.verdict.check(name) for name in _CHECKS if not (stopped_early and name == "load")]
     records = [record for record in map(_placed, result.records) if record is not None]
     sent_s = [((record.sent_ns or 0) - start_ns) / NS_PER_S for record in records]
     sending_s = min(planned_s, max(sent_s, default=0.0)) if stopped_early else planned_s

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from loadgen.record import RequestRecord
 
 BLOCKS = 32
+"""Largest number of blocks of a probe: enough for batch means, and few enough that each has many requests."""
 _FILLS = {"bracket": 1.0, "refine": 8.0, "present": 8.0}
 """Time in which the server fills, in times that a request takes. Near its capacity queues grow slowly."""
 _MAX_FILL = 0.4
 """Largest share of the probe that it takes."""
 _DECIDED = 0.9
+"""Share of the requests that are decided within `decision_s`."""
 
 
 class Outcome(NamedTuple):

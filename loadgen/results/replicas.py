@@ -23,15 +23,13 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from msgspec.structs import replace
 
-from loadgen.results.miss_curve import MissCurve, miss_curve
+from loadgen.results.miss_curve import USUAL_MISSED, MissCurve, miss_curve
 from loadgen.results.search_result import Estimate, PresentLoad, Probe, ReplicaCost, SettingResult
 from loadgen.stats.intervals import student
 
 if TYPE_CHECKING:
     from loadgen.stats.arrays import Floats
 
-USUAL_MISSED = 0.05
-"""Share of missed requests around which the curve is fitted where no share is wanted."""
 _MIN_FREEDOM = 3
 """Fewest probes beyond the coefficients of the parabola from which the residuals make an interval."""
 _MOST_MISSED = 0.5

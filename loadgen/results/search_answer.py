@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from loadgen.results.miss_curve import BEND, MissCurve, logit, miss_curve
+from loadgen.results.miss_curve import BEND, USUAL_MISSED, MissCurve, logit, miss_curve
 from loadgen.results.search_result import Estimate, Objective, Probe
 
 if TYPE_CHECKING:
@@ -25,10 +25,9 @@ if TYPE_CHECKING:
 
 _FEWEST_MISSED, _MOST_MISSED = 0.002, 0.5
 """Range of the share of missed requests at which joules per good request are fewest."""
-_USUAL_MISSED = 0.05
 
 
-class Answer(NamedTuple):
+class SoughtRate(NamedTuple):
     """The rate that a search is after."""
 
     estimate: Estimate
@@ -49,18 +48,20 @@ class Power(NamedTuple):
         return self.watts + self.slope * (rates - self.rate_rps)
 
 
-def answered(probes: Sequence[Probe], objective: Objective, attainment: float | None, confidence: float) -> Answer:
+def sought_rate(
+    probes: Sequence[Probe], objective: Objective, attainment: float | None, confidence: float
+) -> SoughtRate:
     """Return the rate that the objective names. Probes without power leave the joules unknown: the rate at the usual
     share of missed requests stands in, so that the search goes on where they will be fewest."""
     if objective == "rate":
         assert attainment is not None
         curve = miss_curve(probes, 1 - attainment)
-        return Answer(curve.rate(confidence), curve.log_sd, curve.steepness)
-    found = least_joules(probes, attainment, confidence)
-    if found is None:
-        curve = miss_curve(probes, _USUAL_MISSED)
-        return Answer(curve.rate(confidence), curve.log_sd, curve.steepness)
-    return Answer(found.rate, found.log_sd, found.steepness)
+        return SoughtRate(curve.rate(confidence), curve.log_sd, curve.steepness)
+    least = least_joules(probes, attainment, confidence)
+    if least is None:
+        curve = miss_curve(probes, USUAL_MISSED)
+        return SoughtRate(curve.rate(confidence), curve.log_sd, curve.steepness)
+    return SoughtRate(least.rate, least.log_sd, least.steepness)
 
 
 class LeastJoules(NamedTuple):
@@ -75,7 +76,7 @@ class LeastJoules(NamedTuple):
 def least_joules(probes: Sequence[Probe], attainment: float | None, confidence: float) -> LeastJoules | None:
     """Return the rate of fewest joules per good request, among those at which `attainment` of the requests are good if
     that is stated; None where the power is unknown."""
-    curve = miss_curve(probes, _USUAL_MISSED)
+    curve = miss_curve(probes, USUAL_MISSED)
     power = power_near(probes, curve.rate_rps)
     if power is None:
         return None

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from loadgen.load_search.plan import MIN_REFINES, PlannedProbe, Question, bracket, is_hopeless, is_missed, next_probe
-from loadgen.results.search_answer import answered
+from loadgen.results.search_answer import sought_rate
 from loadgen.results.search_result import Probe, Stage
 from tests.support.probes_of_curves import drawn_probe, even_probe, share_at
 
@@ -62,7 +62,7 @@ def test_refining_probes_are_below_and_above_the_estimate_in_turn() -> None:
         probes = refining(count, 300)
         planned = next_probe(QUESTION, probes, 1e5)
         assert isinstance(planned, PlannedProbe)
-        estimate = answered(probes, "rate", 0.95, 0.95).estimate.value
+        estimate = sought_rate(probes, "rate", 0.95, 0.95).estimate.value
         assert planned.stage == "refine"
         assert (planned.rate_rps > estimate) == (count % 2 == 1)
         assert abs(math.log(planned.rate_rps / estimate)) <= 0.2 + 1e-9
@@ -168,7 +168,7 @@ def test_a_search_that_went_on_from_its_probes_is_the_one_that_was_not_interrupt
 def test_a_search_finds_the_rate_within_its_budget_and_says_why_it_ended() -> None:
     for seed in range(3):
         probes, ended = searched(replace(QUESTION, budget_s=5000.0, seed=1000 * seed), [])
-        estimate = answered(probes, "rate", 0.95, 0.95).estimate
+        estimate = sought_rate(probes, "rate", 0.95, 0.95).estimate
         assert sum(probe.wall_s for probe in probes) <= 5000
         assert estimate.value == pytest.approx(10, rel=0.1)
         assert ended == ("interval" if (estimate.relative_width or 1) <= 0.1 else "budget")
