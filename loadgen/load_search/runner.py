@@ -17,7 +17,7 @@ import msgspec
 from loadgen.errors import LoadgenError
 from loadgen.load_search.faults import ClientLimitError, ServerLostError
 from loadgen.load_search.folder import SearchFolder
-from loadgen.load_search.plan import PlannedProbe, Question
+from loadgen.load_search.plan import PlannedProbe, Question, request_time_s
 from loadgen.load_search.prober import Prober
 from loadgen.load_search.server import Server, ViewOf
 from loadgen.load_search.settings import Setting, settings_of
@@ -60,17 +60,18 @@ def search(
     if num_done := sum(len(setting.probes) for setting in state.results):
         say(f"{plural(num_done, 'probe')} of the search in {folder.path} done already")
     config = msgspec.structs.replace(config, out=folder.path / "probes", goodput=question.limits_ms)
+
+    def search_setting(index: int, is_last: bool = False) -> None:
+        state.begin(index, is_last)
+        _search_setting(
+            settings[index], state, workload, config, serve, view_of=view_of, say=say, interruption=interruption
+        )
+
     try:
-        for index, setting in enumerate(settings):
-            state.begin(index)
-            _search_setting(
-                setting, state, workload, config, serve, view_of=view_of, say=say, interruption=interruption
-            )
+        for index in range(len(settings)):
+            search_setting(index)
         if (best := state.undecided_best) is not None:
-            state.begin(best, is_last=True)
-            _search_setting(
-                settings[best], state, workload, config, serve, view_of=view_of, say=say, interruption=interruption
-            )
+            search_setting(best, is_last=True)
         return state.end_all()
     except BaseException:
         if state.has_probes:
@@ -115,7 +116,9 @@ def _probe_on(state: SearchState, prober: Prober, say: Callable[[str], None]) ->
         if not isinstance(planned, PlannedProbe):
             return state.end(planned, prober.max_rps)
         try:
-            measured = prober.make(planned, state.remaining_s, state.takes_s, state.describe_next(planned))
+            measured = prober.make(
+                planned, state.remaining_s, request_time_s(state.probes), state.describe_next(planned)
+            )
         except ClientLimitError as err:
             if all(probe.rate_rps < planned.rate_rps for probe in state.probes):
                 return state.end("client", planned.rate_rps, str(err))

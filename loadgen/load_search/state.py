@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
     from loadgen.results.search_result import PresentLoad
 
-_MUCH = 0.2
-"""Share of the budget for which the server of the best setting is started once more."""
+_AGAIN_SHARE = 0.2
+"""Smallest share of the budget for which the server of the best setting is started once more."""
 
 
 class SearchState:
@@ -51,7 +51,8 @@ class SearchState:
             started=f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%SZ}",
             loadgen_version=__version__,
         )
-        self._folder, self._asked, self._begun_s, self._load = folder, question, begun_s, present
+        self.question = question
+        self._folder, self._begun_s, self._load = folder, begun_s, present
         self._earlier_s = earlier.spent_s
         self._result = msgspec.structs.replace(
             earlier,
@@ -67,9 +68,8 @@ class SearchState:
         self.results = list(earlier.settings) or [
             SettingResult(name=setting.name, options=setting.recorded_options) for setting in settings
         ]
-        self.question = question
-        """The question of the present setting."""
         self._index, self._until_s, self._counted_s = 0, begun_s + question.budget_s, begun_s
+        self._start_rps = question.start_rps
 
     def begin(self, index: int, is_last: bool = False) -> None:
         """Turn to a setting: it begins at the rate of the best so far, and has its share of the time that remains.
@@ -79,40 +79,39 @@ class SearchState:
         self._index = index
         to_come = self.results[index : index + 1] if is_last else self.results[index:]
         undone = [setting.spent_s for setting in to_come if self._is_undone(setting)]
-        remaining_s = self._rest_s
-        turn_s = share_of_budget(remaining_s, undone) if self._is_undone(self._present) else 0.0
+        remaining_s = self._unspent_s
+        turn_s = share_of_budget(remaining_s, undone) if self._is_undone(self._setting) else 0.0
         self._until_s = monotonic() + min(turn_s, remaining_s)
         best = self._best_other
-        start_rps = self._asked.start_rps
+        self._start_rps = self.question.start_rps
         if self._load is None and best is not None and best.rate is not None:
-            start_rps = best.rate.value
-        self.question = replace(self._asked, start_rps=start_rps)
+            self._start_rps = best.rate.value
 
     @property
     def undecided_best(self) -> int | None:
         """Index of the best of several settings if it is undecided while much time remains, which losers left over."""
-        best = best_of(self.results, self._asked.objective)
-        much_s = _MUCH * self._asked.budget_s
-        if len(self.results) == 1 or best is None or best.ended != "budget" or self._rest_s < much_s:
+        best = best_of(self.results, self.question.objective)
+        needed_s = _AGAIN_SHARE * self.question.budget_s
+        if len(self.results) == 1 or best is None or best.ended != "budget" or self._unspent_s < needed_s:
             return None
         return self.results.index(best)
 
     @property
-    def _rest_s(self) -> float:
-        return self._asked.budget_s - self.spent_s
+    def _unspent_s(self) -> float:
+        return self.question.budget_s - self.spent_s
 
     def _is_undone(self, setting: SettingResult) -> bool:
-        planned = next_probe(self._asked, setting.probes, inf)
+        planned = next_probe(self.question, setting.probes, inf)
         return setting.ended != "dropped" and isinstance(planned, PlannedProbe)
 
     @property
-    def _present(self) -> SettingResult:
+    def _setting(self) -> SettingResult:
         return self.results[self._index]
 
     @property
     def _best_other(self) -> SettingResult | None:
         others = [setting for index, setting in enumerate(self.results) if index != self._index]
-        return best_of(others, self._asked.objective)
+        return best_of(others, self.question.objective)
 
     @property
     def prefix(self) -> str:
@@ -122,7 +121,7 @@ class SearchState:
     @property
     def probes(self) -> tuple[Probe, ...]:
         """The probes of the present setting."""
-        return self._present.probes
+        return self._setting.probes
 
     @property
     def has_probes(self) -> bool:
@@ -137,19 +136,15 @@ class SearchState:
         """Time that the present setting may still take."""
         return self._until_s - monotonic()
 
-    @property
-    def takes_s(self) -> float:
-        """Time after which requests are decided, as far as the probes showed."""
-        return max((probe.decision_s for probe in self.probes if not probe.overloaded), default=1.0)
-
     def next(self, max_rps: float, overhead_s: float = 1.0) -> PlannedProbe | Ended:
         """Return the next probe, or the reason for which there is none.
 
         max_rps: the highest rate of this client. overhead_s: time that a probe takes beyond its sending and its drain.
         """
-        if self._present.ended == "dropped":
+        if self._setting.ended == "dropped":
             return "dropped"
-        question = replace(self.question, max_rps=min(max_rps, self.question.max_rps))
+        max_rps = min(max_rps, self.question.max_rps)
+        question = replace(self.question, start_rps=self._start_rps, max_rps=max_rps)
         planned = next_probe(question, self.probes, self.remaining_s - overhead_s)
         if not isinstance(planned, PlannedProbe):
             return planned
@@ -160,14 +155,14 @@ class SearchState:
     @property
     def _lost_because(self) -> str | None:
         best = self._best_other
-        return None if best is None else race(best, self.probes, self._asked)
+        return None if best is None else race(best, self.probes, self.question)
 
     def add(self, probe: Probe, run: RunResult) -> None:
         """Take in a probe. LoadgenError where fewest joules are wanted, and it has none."""
         assert run.summary is not None
-        idle_watts = self._present.idle_watts or run.summary.energy.idle_watts
+        idle_watts = self._setting.idle_watts or run.summary.energy.idle_watts
         self.results[self._index] = msgspec.structs.replace(
-            self._present, probes=(*self.probes, probe), idle_watts=idle_watts
+            self._setting, probes=(*self.probes, probe), idle_watts=idle_watts
         )
         server = run.info.server
         self._result = msgspec.structs.replace(
@@ -176,21 +171,20 @@ class SearchState:
             engine=server.get("engine"),
             simulated=bool(server.get("simulated")),
         )
-        if self._asked.objective == "joules_per_good_request" and not run.info.domains:
+        if self.question.objective == "joules_per_good_request" and not run.info.domains:
             reasons = "; ".join(run.info.energy_reasons) or "--energy none"
             raise LoadgenError(f"no energy is measured, so that no load can cost fewest joules: {reasons}")
         self.write()
 
     def end(self, ended: Ended, rate_rps: float = inf, reason: str | None = None) -> None:
         """End the present setting. rate_rps: that at which this client is at its limit, where that is the end."""
-        present = self._present
         if ended == "budget" and not self.has_probes:
             share = f", a share of {len(self.results)}," if len(self.results) > 1 else ""
             raise LoadgenError(
-                f"--budget {self._asked.budget_s:g}s{share} is too short for one probe: give it a minute or more"
+                f"--budget {self.question.budget_s:g}s{share} is too short for one probe: give it a minute or more"
             )
-        if present.ended is not None and ended in ("budget", present.ended):  # in an earlier sitting
-            ended, reason = present.ended, present.reason
+        if self._setting.ended is not None and ended in ("budget", self._setting.ended):  # in an earlier sitting
+            ended, reason = self._setting.ended, self._setting.reason
         elif ended == "client":
             reason = self._client_reason(rate_rps, reason)
         elif ended == "dropped":
@@ -204,35 +198,34 @@ class SearchState:
         first, *others = reason.splitlines()
         line = " ".join([first, *(text.strip() for text in others[-1:])])  # a server's last line says what failed
         if len(self.results) > 1:
-            say(f"{self._present.name}: {line}")
+            say(f"{self._setting.name}: {line}")
         self.end("server", reason=line)
 
     def end_all(self) -> SearchResult:
         """Return the result. LoadgenError where no server was there for any setting."""
         if not self.has_probes:
             raise LoadgenError(f"no setting has a server: {self.results[0].name}: {self.results[0].reason}")
-        return self.write(self._present.ended, self._present.reason)
+        return self.write(self._setting.ended, self._setting.reason)
 
     def write(self, ended: Ended | None = None, reason: str | None = None) -> SearchResult:
         """Write the result with the answer so far of the present setting."""
-        present = self._present
-        now_s = monotonic()
+        setting, now_s = self._setting, monotonic()
         answered = setting_result(
-            self._asked,
-            present.probes,
+            self.question,
+            setting.probes,
             ended=ended,
             reason=reason,
-            idle_watts=present.idle_watts,
-            name=present.name,
-            options=present.options,
+            idle_watts=setting.idle_watts,
+            name=setting.name,
+            options=setting.options,
         )
-        spent_s = present.spent_s + now_s - self._counted_s
+        spent_s = setting.spent_s + now_s - self._counted_s
         self.results[self._index] = msgspec.structs.replace(answered, spent_s=spent_s)
         self._counted_s = now_s
-        best = best_of(self.results, self._asked.objective)
+        best = best_of(self.results, self.question.objective)
         load = self._load
         if load is not None and best is not None:
-            load = present_load(load, best, self._asked.attainment, self._asked.confidence)
+            load = present_load(load, best, self.question.attainment, self.question.confidence)
         self._result = msgspec.structs.replace(
             self._result,
             spent_s=self.spent_s,
@@ -246,20 +239,20 @@ class SearchState:
     def _client_reason(self, rate_rps: float, reason: str | None) -> str:
         if reason is not None:
             return f"at {per_second(rate_rps)} {reason}; add --processes"
-        if rate_rps < self._asked.max_rps:
+        if rate_rps < self.question.max_rps:
             return f"above {per_second(rate_rps)} this client would use over 80 % of a core: add --processes"
-        return f"--max-rps {self._asked.max_rps:g}: no higher rate was tried"
+        return f"--max-rps {self.question.max_rps:g}: no higher rate was tried"
 
     @property
     def _estimate(self) -> Estimate | None:
         """Answer so far of the present setting."""
-        return self._present.rate if self._asked.objective == "rate" else self._present.least_joules_rate
+        return self._setting.rate if self.question.objective == "rate" else self._setting.least_joules_rate
 
     def describe_next(self, planned: PlannedProbe) -> str:
         """Return the title of the next probe: what it is, the answer so far, and the time that remains."""
         rate = self._estimate
         parts = [
-            *([self._present.name] if self._present.name else []),
+            *([self._setting.name] if self._setting.name else []),
             f"probe {planned.number} at {per_second(planned.rate_rps)} for {duration_text(planned.duration_s)}",
             *([f"so far {estimate_text(rate, unit='/s')}"] if rate else []),
             f"{duration_text(self.remaining_s)} left",
@@ -268,6 +261,6 @@ class SearchState:
 
     def describe_last(self) -> str:
         """Return what the last probe found, and the answer so far."""
-        setting, objective = self._present, self._asked.objective
+        setting, objective = self._setting, self.question.objective
         line = describe_probe(self.probes[-1], self._estimate, self.remaining_s, objective)
         return f"{setting.name}: {line}" if setting.name else line

@@ -144,7 +144,7 @@ def _settings(among: Sequence[Curve], result: SearchResult) -> list[Markup]:
     rows = [
         [
             setting.name,
-            "best" if setting.name == result.best and setting.ended is not None else outcome_text(setting, result),
+            outcome_text(setting, result),
             estimate_text(setting.rate),
             ", ".join(METRICS.get(limit, limit) for limit in setting.binding) or UNKNOWN,
             *(

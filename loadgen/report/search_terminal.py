@@ -84,12 +84,11 @@ def _settings_table(result: SearchResult) -> Table:
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     for setting in ranked(result):
-        is_best = setting.name == result.best
         table.add_row(
             Text(clean(setting.name, 60)),
             estimate_text(setting.rate),
             *([estimate_text(setting.least_joules, joules)] if has_energy(result) else []),
-            "best" if is_best and setting.ended is not None else outcome_text(setting, result),
-            style="bold" if is_best else None,
+            outcome_text(setting, result),
+            style="bold" if setting.name == result.best else None,
         )
     return table

@@ -108,7 +108,9 @@ def attained(probe: Probe) -> float | None:
 
 
 def outcome_text(setting: SettingResult, result: SearchResult) -> str:
-    """Return the reason for which a setting has no more probes, in a few words."""
+    """Return that a setting is the best, or the reason for which it has no more probes, in a few words."""
+    if setting.name == result.best and setting.ended is not None:
+        return "best"
     if setting.ended == "budget" and is_decided(setting, result):
         return _ENDINGS["interval"]
     return _ENDINGS[setting.ended]
