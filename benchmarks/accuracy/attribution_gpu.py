@@ -24,16 +24,10 @@ from pathlib import Path
 import numpy as np
 
 from loadgen.attribution.chunk_steps import engine_steps_of
-from loadgen.attribution.cost_model import (
-    align_phase,
-    cost_shares,
-    fit_coefficients,
-    member_features,
-    overlap,
-    step_features,
-)
+from loadgen.attribution.cost_model import cost_shares, member_features, overlap, step_features
 from loadgen.attribution.engine_steps import EngineSteps
 from loadgen.attribution.step_time import with_pace
+from loadgen.attribution.window_fit import align_phase, fit_coefficients
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.series import EnergySeries
 from loadgen.results.energy_summary import outermost_series

@@ -21,9 +21,9 @@ import numpy as np
 
 from benchmarks.accuracy.oracle_tables import table_of_loads, table_of_strangers
 from loadgen.attribution.beside_others import steps_beside_others
-from loadgen.attribution.cost_model import align_phase
 from loadgen.attribution.foreign_spans import engine_spans
 from loadgen.attribution.shapley import METHODS, RunAttribution, attribute_energy
+from loadgen.attribution.window_fit import align_phase
 from loadgen.clock import Anchor
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.counter_track import CounterTrack

@@ -18,13 +18,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import numpy as np
 
-from loadgen.attribution.cost_model import (
-    fit_without_outliers,
-    foreign_members,
-    overlap,
-    window_work,
-)
+from loadgen.attribution.cost_model import foreign_members, overlap
 from loadgen.attribution.expert_reads import ExpertReads, step_tokens
+from loadgen.attribution.window_fit import fit_without_outliers, window_work
 from loadgen.stats.nnls import nnls
 from loadgen.units import NS_PER_S
 

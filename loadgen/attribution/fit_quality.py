@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from loadgen.attribution.cost_model import Rows
+from loadgen.attribution.window_fit import Rows
 from loadgen.stats.nnls import nnls
 
 if TYPE_CHECKING:
-    from loadgen.attribution.cost_model import Fit
     from loadgen.attribution.uncertainty import ErrorModel
+    from loadgen.attribution.window_fit import Fit
 
 MIN_WINDOWS = 50
 """Windows needed to hold some of them out."""

@@ -8,7 +8,7 @@ explains little of the windows, the time that steps take has a price (step_time.
 
 Data flows one way:
     records -> EngineSteps (who was in which step, with how many tokens: engine_steps.py)
-    EngineSteps x windows of the counter -> Coefficients (c and the a's, by non-negative least squares: cost_model.py)
+    EngineSteps x windows of the counter -> Coefficients (c and the a's, by non-negative least squares: window_fit.py)
     EngineSteps x Coefficients -> each member's cost share under the model
     windows -> each window's *measured* energy, split in proportion to the cost shares in it
 The model decides shares, never totals: whatever its error, the accounts sum to the counter.
@@ -27,7 +27,6 @@ from loadgen.attribution.beside_others import SharedSteps, steps_beside_others
 from loadgen.attribution.cost_model import (
     Coefficients,
     cost_shares,
-    fit_windows,
     foreign_features,
     free_time,
     guessed_windows,
@@ -38,7 +37,7 @@ from loadgen.attribution.fit_quality import FitQuality, fit_quality
 from loadgen.attribution.other_methods import OtherMethod, request_shares_mj
 from loadgen.attribution.output_kinds import decode_by_kind
 from loadgen.attribution.speculation import rejected_energy
-from loadgen.attribution.step_time import with_law
+from loadgen.attribution.step_time import fit_law
 from loadgen.attribution.uncertainty import JoulesErrors, joules_errors
 from loadgen.units import MJ_PER_J, NS_PER_S, energy_imbalance_mj, j_from_mj
 
@@ -228,8 +227,7 @@ def _shapley(
     The first `own` records are ours, the first `known` are not inferred; what the others used is unattributed. When
     nothing could be fitted, a step costs the domain's mean power over its duration, whatever is done in it.
     """
-    steps, per_step = with_law(series, steps)
-    fit = fit_windows(series, steps, per_step)
+    steps, fit = fit_law(series, steps)
     coefficients = fit.coefficients
     length_s = max(float(series.t_ns[-1] - series.t_ns[0]) / NS_PER_S, 1e-9)
     shares = cost_shares(steps, coefficients, fallback_w=series.total_mj / 1000 / length_s)

@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from loadgen.attribution.cost_model import fit_without_outliers, overlap, step_features
+from loadgen.attribution.cost_model import overlap, step_features
 from loadgen.attribution.expert_choice import window_evidence, with_experts
+from loadgen.attribution.window_fit import Fit, fit_windows, fit_without_outliers
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -32,14 +33,13 @@ IMPROVEMENT = 0.5
 """Time has a price if that reduces the held-out squared error below this share."""
 
 
-def with_law(series: EnergySeries, steps: EngineSteps) -> tuple[EngineSteps, Floats]:
-    """Return dense steps with what the windows show of their law (reads of experts, a price of time), and their
-    `step_features`, which take long to make."""
+def fit_law(series: EnergySeries, steps: EngineSteps) -> tuple[EngineSteps, Fit]:
+    """Return dense steps with what the windows show of their law (reads of experts, a price of time), and its fit."""
     per_step = step_features(steps)
     read = with_experts(series, steps, per_step)
     per_step = per_step if read.experts is None else step_features(read)
     timed = with_time(series, read, per_step)
-    return timed, per_step if timed.pace is None else step_features(timed)
+    return timed, fit_windows(series, timed, per_step if timed.pace is None else step_features(timed))
 
 
 def with_time(series: EnergySeries, steps: EngineSteps, per_step: Floats) -> EngineSteps:

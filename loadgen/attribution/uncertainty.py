@@ -26,12 +26,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import numpy as np
 
-from loadgen.attribution.cost_model import Fit, columns_of, feature_column, foreign_features, free_time, overlap
+from loadgen.attribution.cost_model import columns_of, feature_column, foreign_features, free_time, overlap
 from loadgen.stats.nnls import nnls
 from loadgen.units import MJ_PER_J, NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.attribution.engine_steps import Bools, EngineSteps
+    from loadgen.attribution.window_fit import Fit
     from loadgen.energy.series import EnergySeries
     from loadgen.stats.arrays import Floats, Ints
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loadgen.attribution.beside_others import steps_beside_others
-from loadgen.attribution.cost_model import align_phase
 from loadgen.attribution.shapley import RunAttribution, attribute_energy
+from loadgen.attribution.window_fit import align_phase
 from loadgen.results.energy_summary import aligned_series
 from loadgen.results.metrics import with_planned_prompts
 

@@ -8,14 +8,8 @@ from typing import TYPE_CHECKING
 import msgspec
 import numpy as np
 
-from loadgen.attribution.cost_model import (
-    Coefficients,
-    fit_coefficients,
-    foreign_features,
-    free_time,
-    overlap,
-    step_features,
-)
+from loadgen.attribution.cost_model import Coefficients, foreign_features, free_time, overlap, step_features
+from loadgen.attribution.window_fit import fit_coefficients
 from loadgen.energy.series import EnergySeries
 from loadgen.units import MJ_PER_J, NS_PER_S
 

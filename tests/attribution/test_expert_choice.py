@@ -7,11 +7,12 @@ import numpy as np
 import pytest
 
 from loadgen.attribution.chunk_steps import engine_steps_of
-from loadgen.attribution.cost_model import Coefficients, fit_coefficients, step_features
+from loadgen.attribution.cost_model import Coefficients, step_features
 from loadgen.attribution.engine_steps import EngineSteps
 from loadgen.attribution.expert_choice import BLOCKS, MIN_BLOCK_WINDOWS, neighbours, with_experts
 from loadgen.attribution.expert_reads import ExpertReads
 from loadgen.attribution.shapley import attribute_energy
+from loadgen.attribution.window_fit import fit_coefficients
 from loadgen.energy.series import EnergySeries, series_by_domain
 from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.record import RequestRecord

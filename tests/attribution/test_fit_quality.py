@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 
-from loadgen.attribution.cost_model import COLUMNS, Fit, Rows
+from loadgen.attribution.cost_model import COLUMNS
 from loadgen.attribution.fit_quality import MIN_WINDOWS, FitQuality, fit_quality, held_out, held_out_r_squared
 from loadgen.attribution.uncertainty import error_model
+from loadgen.attribution.window_fit import Fit, Rows
 from loadgen.stats.arrays import Floats
 from support.attribution_runs import counter, prices, two_steps
 

@@ -6,17 +6,11 @@ import numpy as np
 import pytest
 
 from loadgen.attribution.chunk_steps import engine_steps_of
-from loadgen.attribution.cost_model import (
-    TIME_COLUMN,
-    cost_shares,
-    feature_column,
-    fit_coefficients,
-    overlap,
-    step_features,
-)
+from loadgen.attribution.cost_model import TIME_COLUMN, cost_shares, feature_column, overlap, step_features
 from loadgen.attribution.engine_steps import EngineSteps
 from loadgen.attribution.shapley import attribute_energy
 from loadgen.attribution.step_time import with_pace, with_time
+from loadgen.attribution.window_fit import fit_coefficients
 from loadgen.energy.series import EnergySeries
 from loadgen.record import RequestRecord
 from loadgen.units import NS_PER_S

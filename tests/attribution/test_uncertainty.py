@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from loadgen.attribution.chunk_steps import engine_steps_of
-from loadgen.attribution.cost_model import COLUMNS, Fit, cost_shares
+from loadgen.attribution.cost_model import COLUMNS, cost_shares
 from loadgen.attribution.expert_reads import ExpertReads
 from loadgen.attribution.shapley import attribute_energy, split_energy
 from loadgen.attribution.uncertainty import MIN_WINDOWS, equal_experts, error_model, joules_gradient, request_windows
+from loadgen.attribution.window_fit import Fit
 from loadgen.energy.series import EnergySeries
 from loadgen.stats.arrays import Floats
 from loadgen.units import NS_PER_S
