@@ -21,7 +21,7 @@ from loadgen.report.search_text import describe_probe, duration_text, estimate_t
 from loadgen.results.best_setting import best_of
 from loadgen.results.replicas import present_load
 from loadgen.results.run_folder import SCHEMA_VERSION
-from loadgen.results.search_result import Ended, Estimate, Probe, SearchResult, SettingResult
+from loadgen.results.search_result import Ended, Probe, SearchResult, SettingResult
 
 if TYPE_CHECKING:
     from loadgen.load_search.folder import SearchFolder
@@ -243,14 +243,9 @@ class SearchState:
             return f"above {per_second(rate_rps)} this client would use over 80 % of a core: add --processes"
         return f"--max-rps {self.question.max_rps:g}: no higher rate was tried"
 
-    @property
-    def _estimate(self) -> Estimate | None:
-        """Answer so far of the present setting."""
-        return self._setting.rate if self.question.objective == "rate" else self._setting.least_joules_rate
-
     def describe_next(self, planned: PlannedProbe) -> str:
         """Return the title of the next probe: what it is, the answer so far, and the time that remains."""
-        rate = self._estimate
+        rate = self._setting.target(self.question.objective)
         parts = [
             *([self._setting.name] if self._setting.name else []),
             f"probe {planned.number} at {per_second(planned.rate_rps)} for {duration_text(planned.duration_s)}",
@@ -262,5 +257,5 @@ class SearchState:
     def describe_last(self) -> str:
         """Return what the last probe found, and the answer so far."""
         setting, objective = self._setting, self.question.objective
-        line = describe_probe(self.probes[-1], self._estimate, self.remaining_s, objective)
+        line = describe_probe(self.probes[-1], setting.target(objective), self.remaining_s, objective)
         return f"{setting.name}: {line}" if setting.name else line

@@ -21,7 +21,6 @@ from loadgen.report.search_text import (
     per_second,
     probe_note,
     ranked,
-    target,
 )
 from loadgen.report.study_figures import HEIGHT, scaled, with_far_limits
 from loadgen.report.study_text import METRICS, limits_text, share_text
@@ -96,7 +95,9 @@ def curves(result: SearchResult) -> list[Curve]:
 def _bounded(among: Sequence[Curve], result: SearchResult) -> list[Curve]:
     """Return the curves whose place is known, from rates that held and rates that did not."""
     return [
-        curve for curve in among if (rate := target(curve.setting, result)) is not None and not is_lower_bound(rate)
+        curve
+        for curve in among
+        if (rate := curve.setting.target(result.objective)) is not None and not is_lower_bound(rate)
     ]
 
 

@@ -116,14 +116,9 @@ def outcome_text(setting: SettingResult, result: SearchResult) -> str:
     return _ENDINGS[setting.ended]
 
 
-def target(setting: SettingResult, result: SearchResult) -> Estimate | None:
-    """Return the rate that the search is after."""
-    return setting.rate if result.objective == "rate" else setting.least_joules_rate
-
-
 def is_decided(setting: SettingResult, result: SearchResult) -> bool:
     """Return whether the interval of the rate is as narrow as was wanted."""
-    estimate = target(setting, result)
+    estimate = setting.target(result.objective)
     width = None if estimate is None else estimate.relative_width
     return width is not None and width <= result.width
 
@@ -139,7 +134,7 @@ def ranked(result: SearchResult) -> list[SettingResult]:
     """Return the settings, the best first, and those without an answer last."""
 
     def rank(setting: SettingResult) -> tuple[bool, bool, float]:
-        merit = _merit(setting, result)
+        merit = setting.merit(result.objective)
         value = 0.0 if merit is None else merit.value
         return setting.name != result.best, merit is None, -value if result.objective == "rate" else value
 
@@ -182,18 +177,13 @@ def _leading(best: SettingResult, result: SearchResult, *, is_alone: bool) -> st
 
 def _rivals(best: SettingResult, result: SearchResult) -> list[str]:
     """Return the settings that may be as good as the best one, by their intervals."""
-    merit = _merit(best, result)
+    merit = best.merit(result.objective)
     names = [
         clean(setting.name)
         for setting in ranked(result)
-        if setting is not best and setting.ended != "dropped" and _overlap(merit, _merit(setting, result))
+        if setting is not best and setting.ended != "dropped" and _overlap(merit, setting.merit(result.objective))
     ]
     return [f"{listed(names)} may be as good: the intervals overlap."] if names else []
-
-
-def _merit(setting: SettingResult, result: SearchResult) -> Estimate | None:
-    """Return the quantity by which settings are compared."""
-    return setting.rate if result.objective == "rate" else setting.least_joules
 
 
 def _overlap(a: Estimate | None, b: Estimate | None) -> bool:
@@ -218,7 +208,7 @@ def setting_answer(setting: SettingResult, result: SearchResult) -> Answer:
         case "fails":
             return Answer("failed", "No rate meets the limits", [_fails(setting, result)])
         case "client":
-            bound = target(setting, result)
+            bound = setting.target(result.objective)
             head = "No answer" if bound is None else _first_upper(estimate_text(bound, unit=" requests/s"))
             beyond = f"The server's own limit is unknown: {reason or 'this client cannot send at higher rates'}."
             return Answer("warning", head, [*statements, beyond])
@@ -236,7 +226,7 @@ def setting_answer(setting: SettingResult, result: SearchResult) -> Answer:
 
 
 def _undecided(setting: SettingResult, result: SearchResult) -> str:
-    estimate = target(setting, result)
+    estimate = setting.target(result.objective)
     budget = f"The budget of {duration_text(result.budget_s)}"
     if estimate is None:
         return f"{budget} was too short for an answer. A longer --budget goes on from these probes."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import TYPE_CHECKING, NamedTuple
 
 from loadgen.stats.intervals import pareto
@@ -22,11 +23,11 @@ class Point(NamedTuple):
 
 def best_of(settings: Sequence[SettingResult], objective: Objective) -> SettingResult | None:
     """Return the setting with the largest rate within the limits, or with fewest joules; None where none is known."""
-    if objective == "rate":
-        rates = [(setting.rate.value, -i) for i, setting in enumerate(settings) if setting.rate is not None]
-        return settings[-max(rates)[1]] if rates else None
-    joules = [(s.least_joules.value, i) for i, s in enumerate(settings) if s.least_joules is not None]
-    return settings[min(joules)[1]] if joules else None
+    merits = [(merit.value, setting) for setting in settings if (merit := setting.merit(objective)) is not None]
+    if not merits:
+        return None
+    best = max if objective == "rate" else min
+    return best(merits, key=itemgetter(0))[1]
 
 
 def points(settings: Sequence[SettingResult]) -> list[Point]:

@@ -147,6 +147,14 @@ class SettingResult(msgspec.Struct, frozen=True, kw_only=True):
     spent_s: float = 0.0
     """Time that it took of the budget, with the start of its server."""
 
+    def target(self, objective: Objective) -> Estimate | None:
+        """Return the rate that a search with this objective is after."""
+        return self.rate if objective == "rate" else self.least_joules_rate
+
+    def merit(self, objective: Objective) -> Estimate | None:
+        """Return the quantity by which settings are compared: the largest rate, or the fewest joules."""
+        return self.rate if objective == "rate" else self.least_joules
+
 
 class ReplicaCost(msgspec.Struct, frozen=True, kw_only=True):
     """The present load on a number of equal servers that share it evenly."""
