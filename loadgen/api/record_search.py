@@ -51,7 +51,7 @@ class SearchOptions(msgspec.Struct, frozen=True, kw_only=True):
 SEARCH_OPTIONS = frozenset(SearchOptions.__struct_fields__)
 
 
-def search_folder(options: Mapping[str, Any]) -> Path:
+def folder_of(options: Mapping[str, Any]) -> Path:
     """Return the folder of a search: `out`, or runs/search-TRACE, so that the same options go on with it."""
     made_up = "made-up-prompts" if options["input"] else "requests"
     title = options["trace"] or "+".join(options["streams"]) or made_up
@@ -76,7 +76,7 @@ def record_search(
     options = dict(options)
     if options["input"] and options["endpoint"] in UNSTREAMED:
         options["output"] = options["output"] or "1"  # which no answer has
-    asked = checked({name: options[name] for name in SEARCH_OPTIONS}, SearchOptions)
+    search_options = checked({name: options[name] for name in SEARCH_OPTIONS}, SearchOptions)
     load = checked({name: options[name] for name in LOAD_OPTIONS & options.keys()}, Load)
     run_options = {name: options[name] for name in RUN_OPTIONS & options.keys()}
     config = checked(run_options | {"base_url": options["base_url"] or "", "command": command}, RunConfig)
@@ -86,7 +86,7 @@ def record_search(
         workload = Workload(load, words, config, options["history"], source=source, say=say)
         if words.left_out:
             say(f"left out of {workload.name}: {', '.join(f'{n} {what}' for what, n in words.left_out.items())}")
-        question = _question(asked, config.goodput or workload.limits_ms, load.seed)
+        question = _question(search_options, config.goodput or workload.limits_ms, load.seed)
         workload.hold_to(question.limits_ms)
         return search(
             workload,
@@ -94,7 +94,7 @@ def record_search(
             question,
             serve=options["serve"],
             over=options["over"],
-            present=_present_load(asked),
+            present=_present_load(search_options),
             command=shlex.join(recorded_command(config)) or None,
             say=say,
             view_of=view_of,
@@ -102,26 +102,26 @@ def record_search(
         )
 
 
-def _question(asked: SearchOptions, limits_ms: dict[str, float], seed: int) -> Question:
+def _question(options: SearchOptions, limits_ms: dict[str, float], seed: int) -> Question:
     """Return what is searched for. LoadgenError: without limits, any rate is good."""
     if not limits_ms:
         raise LoadgenError("no limits to search within: add --goodput, such as --goodput ttft:200 --goodput tpot:50")
     return Question(
         limits_ms=limits_ms,
-        objective=asked.minimize or "rate",
-        attainment=asked.attainment or (None if asked.minimize else USUAL_SHARE),
-        budget_s=asked.budget_s,
-        width=asked.width,
-        confidence=asked.confidence,
-        start_rps=asked.start_rps or (asked.now_rps / asked.replicas if asked.now_rps else 1.0),
-        max_rps=asked.max_rps or math.inf,
+        objective=options.minimize or "rate",
+        attainment=options.attainment or (None if options.minimize else USUAL_SHARE),
+        budget_s=options.budget_s,
+        width=options.width,
+        confidence=options.confidence,
+        start_rps=options.start_rps or (options.now_rps / options.replicas if options.now_rps else 1.0),
+        max_rps=options.max_rps or math.inf,
         seed=seed,
     )
 
 
-def _present_load(asked: SearchOptions) -> PresentLoad | None:
-    if asked.now_rps is not None:
-        return PresentLoad(now_rps=asked.now_rps, replicas=asked.replicas, keep_idle=asked.keep_idle)
-    if asked.replicas > 1 or asked.keep_idle:
+def _present_load(options: SearchOptions) -> PresentLoad | None:
+    if options.now_rps is not None:
+        return PresentLoad(now_rps=options.now_rps, replicas=options.replicas, keep_idle=options.keep_idle)
+    if options.replicas > 1 or options.keep_idle:
         raise LoadgenError("--replicas and --keep-idle belong to a load: add --now RPS, all that they serve today")
     return None

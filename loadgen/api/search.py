@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import msgspec
 
 from loadgen.api.in_thread import awaited, wait_for, with_parameters_of
-from loadgen.api.record_search import record_search, search_folder
+from loadgen.api.record_search import folder_of, record_search
 from loadgen.api.replay import plain_number, plain_options
 from loadgen.api.search_folder import Search
 from loadgen.errors import LoadgenError
@@ -113,7 +113,7 @@ def _search(options: dict[str, Any], interruption: Interruption) -> Search:
 
     console = Console(stderr=True)
     plain, source = plain_options(options)
-    plain |= {"over": _listed(options["over"] or {}), "out": search_folder(plain)}
+    plain |= {"over": _listed(options["over"] or {}), "out": folder_of(plain)}
     result = record_search(
         plain,
         say=view(options["ui"], console).say,

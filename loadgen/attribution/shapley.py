@@ -230,7 +230,7 @@ def _shapley(
     steps, fit = fit_law(series, steps)
     coefficients = fit.coefficients
     length_s = max(float(series.t_ns[-1] - series.t_ns[0]) / NS_PER_S, 1e-9)
-    shares = cost_shares(steps, coefficients, fallback_w=series.total_mj / 1000 / length_s)
+    shares = cost_shares(steps, coefficients, fallback_w=series.total_mj / MJ_PER_J / length_s)
     foreign = foreign_features(steps, clipped.t_ns) @ coefficients.values
     foreign += beyond_law(clipped, steps, shares, coefficients.idle_w, own)
     member_mj, idle, unattributed = split_energy(clipped, steps, shares, coefficients.idle_w, foreign)

@@ -95,7 +95,7 @@ def window_work(series: EnergySeries, steps: EngineSteps, per_step: Floats) -> W
 
     per_step: `step_features` of the same steps.
     """
-    energy_j = np.diff(series.mj) / 1000.0
+    energy_j = np.diff(series.mj) / MJ_PER_J
     duration_s = np.diff(series.t_ns) / NS_PER_S
     step, window, share = overlap(series.t_ns, steps.start_ns, steps.end_ns)
     busy_s = np.bincount(window, share * (steps.end_ns - steps.start_ns)[step], minlength=len(energy_j)) / NS_PER_S

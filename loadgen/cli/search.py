@@ -169,14 +169,14 @@ def search(as_json: bool, **options: Any) -> None:
     """  # fmt: skip
     from rich.console import Console
 
-    from loadgen.api.record_search import record_search, search_folder
+    from loadgen.api.record_search import folder_of, record_search
     from loadgen.report.progress_view import view_of_many
     from loadgen.report.search_terminal import print_search
     from loadgen.run.progress import NullView
 
     if options["serve"]:
         refuse_second_server()
-    options["out"] = folder = search_folder(options)
+    options["out"] = folder = folder_of(options)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs begin without one
     try:
         result = record_search(

@@ -134,8 +134,8 @@ def _options(
     workload: Workload, config: RunConfig, question: Question, serve: str | None, settings: Sequence[Setting]
 ) -> dict[str, Any]:
     """Return what the search follows from, without secrets."""
-    asked = {name: value for name, value in asdict(question).items() if name != "max_rps"}
-    options = {**recorded_options(config), **workload.identity, **asked, "serve": serve}
+    stated = {name: value for name, value in asdict(question).items() if name != "max_rps"}
+    options = {**recorded_options(config), **workload.identity, **stated, "serve": serve}
     if over := [setting.recorded_options for setting in settings if setting.options]:
         options["over"] = over
     if serve:

@@ -13,13 +13,13 @@ import msgspec
 
 from loadgen import __version__
 from loadgen.errors import LoadgenError
-from loadgen.load_search.outcome import setting_result
 from loadgen.load_search.plan import PlannedProbe, Question, next_probe
 from loadgen.load_search.present import with_present_load
 from loadgen.load_search.race import race, share_of_budget
+from loadgen.load_search.setting_result import setting_result
 from loadgen.report.search_text import describe_probe, duration_text, estimate_text, per_second
 from loadgen.results.best_setting import best_of
-from loadgen.results.replicas import present_load
+from loadgen.results.replicas import with_costs
 from loadgen.results.run_folder import SCHEMA_VERSION
 from loadgen.results.search_result import Ended, Probe, SearchResult, SettingResult
 
@@ -225,7 +225,7 @@ class SearchState:
         best = best_of(self.results, self.question.objective)
         load = self._load
         if load is not None and best is not None:
-            load = present_load(load, best, self.question.attainment, self.question.confidence)
+            load = with_costs(load, best, self.question.attainment, self.question.confidence)
         self._result = msgspec.structs.replace(
             self._result,
             spent_s=self.spent_s,

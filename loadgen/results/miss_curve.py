@@ -49,7 +49,9 @@ rate is then below that of an overloaded probe at odds of 1,000 to 1 or more."""
 _MEAN_LOG_STEEPNESS, _SD_LOG_STEEPNESS = math.log(8), 0.9
 """Prior of log b. Simulated servers have 3 where long requests miss, and 40 where a queue forms."""
 _STEEPNESS = (1.0, 150.0)
+"""Ends of the grid of b: beyond them the prior is small."""
 _RATES, _STEEPNESSES = 300, 40
+"""Points of the grid."""
 _USUAL_CLUMPING, _USUAL_WEIGHT = 500.0, 3.0
 """c before any is measured, and the number of blocks for which it counts. Simulated servers have 150 to 3,000."""
 _MIN_MISSED = 5
@@ -182,7 +184,7 @@ def _clumping(probes: Sequence[Probe], near: Floats) -> float:
     Near the capacity blocks are shorter than a busy period and vary less than they should, so the size is taken at
     which c is largest.
     """
-    found = [_USUAL_CLUMPING]
+    by_size = []
     for size in (1, 2, 4):
         total, weights = _USUAL_CLUMPING * _USUAL_WEIGHT, _USUAL_WEIGHT
         for probe, weight in zip(probes, near.tolist(), strict=True):
@@ -196,8 +198,8 @@ def _clumping(probes: Sequence[Probe], near: Floats) -> float:
             weight *= min(8.0, probe.missed / max(1.0, variance))
             total += weight * max(0.0, variance - 1) / share
             weights += weight
-        found.append(total / weights)
-    return max(found[1:])
+        by_size.append(total / weights)
+    return max(by_size)
 
 
 def logit(share: float) -> float:

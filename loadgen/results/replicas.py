@@ -90,7 +90,7 @@ class _Cost(NamedTuple):
     """Distances to the ends of its interval by the misses alone; None: unknown."""
 
 
-def present_load(load: PresentLoad, setting: SettingResult, attainment: float | None, confidence: float) -> PresentLoad:
+def with_costs(load: PresentLoad, setting: SettingResult, attainment: float | None, confidence: float) -> PresentLoad:
     """Return the load with its cost on each number of replicas of a setting that may keep the limits."""
     if setting.rate is None:
         return load

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 _FEWEST_MISSED, _MOST_MISSED = 0.002, 0.5
 """Range of the share of missed requests at which joules per good request are fewest."""
+_PASSES = 3
+"""The minimum decides around which share the curve is fitted and what power it has, and these decide the minimum."""
 
 
 class SoughtRate(NamedTuple):
@@ -80,7 +82,7 @@ def least_joules(probes: Sequence[Probe], attainment: float | None, confidence: 
     power = power_near(probes, curve.rate_rps)
     if power is None:
         return None
-    for _ in range(3):
+    for _ in range(_PASSES):
         log_rates, log_joules, logits, weights = _minima(curve, power)
         curve = miss_curve(probes, float((weights * _logistic(logits)).sum()))
         power = power_near(probes, curve.rate_rps) or power
@@ -108,7 +110,7 @@ def _minima(curve: MissCurve, power: Power) -> tuple[Floats, Floats, Floats, Flo
     Axes are the place of the curve, its steepness below, and that above."""
     places, steepness = curve.log_rates[:, None], np.exp(curve.log_steepness)
     log_rates = places
-    for _ in range(3):  # the fixed share of the power depends on the rate, slowly
+    for _ in range(_PASSES):  # the fixed share of the power depends on the rate, slowly
         logits = _logit_at_minimum(curve, _fixed_share(power, log_rates))
         log_rates = places - np.expm1(-BEND * (logits - logit(curve.missed))) / BEND / steepness
     # The minimum is below R if the curve below is steep enough there, above it if the curve above is not, or at R.

@@ -6,7 +6,7 @@ import pytest
 
 from loadgen.report.replica_text import replica_rows, replica_sentences
 from loadgen.report.search_page import render_search_page
-from loadgen.results.replicas import present_load
+from loadgen.results.replicas import with_costs
 from loadgen.results.search_result import Estimate, PresentLoad, ReplicaCost, SearchResult
 from support.search_results import search, setting
 
@@ -80,7 +80,7 @@ def test_without_a_present_load_there_is_no_sentence_and_no_table() -> None:
 
 
 def test_the_page_has_the_costs_by_replicas() -> None:
-    load = present_load(PresentLoad(now_rps=8.0, replicas=4), setting(), 0.99, 0.95)
+    load = with_costs(PresentLoad(now_rps=8.0, replicas=4), setting(), 0.99, 0.95)
     page = render_search_page(search(present=load))
     assert "Your load on fewer replicas" in page and "are switched off" in page
     assert "Serving your 8.00 requests/s on 1 of 4 replicas" in page

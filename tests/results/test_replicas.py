@@ -4,7 +4,7 @@ from random import Random
 
 import pytest
 
-from loadgen.results.replicas import power_curve, present_load
+from loadgen.results.replicas import power_curve, with_costs
 from loadgen.results.search_result import PresentLoad, SettingResult
 from support.search_results import probe, setting, without_energy
 
@@ -24,7 +24,7 @@ def load(now_rps: float = 4.0, replicas: int = 2, keep_idle: bool = False) -> Pr
 
 @pytest.mark.parametrize(("now_rps", "replicas"), [(4.0, 2), (6.0, 3), (10.0, 5), (3.0, 1)])
 def test_replicas_that_are_switched_off_draw_nothing(now_rps: float, replicas: int) -> None:
-    served = present_load(load(now_rps, replicas), cheap(), 0.99, 0.95)
+    served = with_costs(load(now_rps, replicas), cheap(), 0.99, 0.95)
     assert served.best == 1
     assert [cost.replicas for cost in served.costs] == list(range(replicas, 0, -1))
     for cost in served.costs:
@@ -37,28 +37,28 @@ def test_replicas_that_are_switched_off_draw_nothing(now_rps: float, replicas: i
 
 
 def test_replicas_at_rest_draw_their_idle_power() -> None:
-    served = present_load(load(keep_idle=True), cheap(), 0.99, 0.95)
+    served = with_costs(load(keep_idle=True), cheap(), 0.99, 0.95)
     on_one = served.costs[-1].joules_per_good_request
     assert on_one is not None
     assert on_one.value == pytest.approx((200 * 4**0.2 + 121) / 4, rel=1e-3)
     no_idle = setting(probes=cheap().probes, idle_watts=None)
-    assert present_load(load(keep_idle=True), no_idle, 0.99, 0.95).costs[-1].joules_per_good_request is None
+    assert with_costs(load(keep_idle=True), no_idle, 0.99, 0.95).costs[-1].joules_per_good_request is None
 
 
 def test_the_interval_of_the_saving_holds_the_truth_in_95_percent_of_searches() -> None:
     truth, held = 1 - 2**-0.8, 0
     for seed in range(100):
-        saving = present_load(load(), cheap(noise=0.05, seed=seed), 0.99, 0.95).costs[-1].saving
+        saving = with_costs(load(), cheap(noise=0.05, seed=seed), 0.99, 0.95).costs[-1].saving
         assert saving is not None and saving.low is not None and saving.high is not None
         held += saving.low <= truth <= saving.high
     assert 89 <= held <= 100
 
 
 def test_nothing_is_extrapolated_beyond_the_probes() -> None:
-    low = present_load(load(1.5, 2), cheap(), 0.99, 0.95)
+    low = with_costs(load(1.5, 2), cheap(), 0.99, 0.95)
     assert [cost.joules_per_good_request is None for cost in low.costs] == [True, False]
     assert low.costs[1].saving is None and low.best == 1
-    assert present_load(load(0.5, 1), cheap(), 0.99, 0.95).best is None
+    assert with_costs(load(0.5, 1), cheap(), 0.99, 0.95).best is None
 
 
 @pytest.mark.parametrize(
@@ -72,13 +72,13 @@ def test_nothing_is_extrapolated_beyond_the_probes() -> None:
     ],
 )
 def test_replicas_must_keep_the_limits(now_rps: float, within: dict[int, bool | None]) -> None:
-    served = present_load(load(now_rps), setting(), 0.99, 0.95)
+    served = with_costs(load(now_rps), setting(), 0.99, 0.95)
     assert {cost.replicas: cost.is_within for cost in served.costs} == within
     assert served.best == min((count for count, surely in within.items() if surely), default=None)
 
 
 def test_the_misses_widen_the_interval_where_the_limits_break() -> None:
-    far, near = (present_load(load(rate), cheap(), 0.99, 0.95).costs[-1] for rate in (8.0, 13.2))
+    far, near = (with_costs(load(rate), cheap(), 0.99, 0.95).costs[-1] for rate in (8.0, 13.2))
     assert far.joules_per_good_request is not None and near.joules_per_good_request is not None
     widths = [cost.relative_width for cost in (far.joules_per_good_request, near.joules_per_good_request)]
     assert widths[0] is not None and widths[1] is not None and widths[1] > 2 * widths[0]
@@ -86,15 +86,15 @@ def test_the_misses_widen_the_interval_where_the_limits_break() -> None:
 
 @pytest.mark.parametrize("made", [cheap((2.0,)), cheap((2.0, 4.0)), cheap((1.0, 2.0, 3.0, 4.0, 4.0))])
 def test_few_probes_give_a_number_without_an_interval(made: SettingResult) -> None:
-    on_two = present_load(load(), made, 0.99, 0.95).costs[0].joules_per_good_request
+    on_two = with_costs(load(), made, 0.99, 0.95).costs[0].joules_per_good_request
     assert on_two is not None and on_two.value == pytest.approx(100 * 2**0.2, rel=2e-2)
     assert (on_two.low, on_two.high) == (None, None)
 
 
 def test_without_power_or_without_a_rate_nothing_is_known() -> None:
-    unmeasured = present_load(load(), without_energy().settings[0], 0.99, 0.95)
+    unmeasured = with_costs(load(), without_energy().settings[0], 0.99, 0.95)
     assert [cost.joules_per_good_request for cost in unmeasured.costs] == [None, None] and unmeasured.best is None
-    assert present_load(load(), setting(rate=None), 0.99, 0.95) == load()
+    assert with_costs(load(), setting(rate=None), 0.99, 0.95) == load()
 
 
 def test_overloaded_probes_say_nothing_about_power() -> None:
