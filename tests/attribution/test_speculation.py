@@ -17,7 +17,7 @@ from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.simulator.engine import EngineOptions, SimulatedRun, SubmittedRequest, simulate
 from loadgen.simulator.speculation import Speculation as Drafting
 from loadgen.units import NS_PER_MS, NS_PER_S
-from tests.support.attribution_runs import prices, request_ns, two_steps
+from support.attribution_runs import prices, request_ns, two_steps
 
 BY_THREES = Speculation(3.0, 2.0, counted=True)
 

@@ -7,7 +7,7 @@ import pytest
 from loadgen.load_search.plan import MIN_REFINES, PlannedProbe, Question, bracket, is_hopeless, is_missed, next_probe
 from loadgen.results.search_answer import sought_rate
 from loadgen.results.search_result import Probe, Stage
-from tests.support.probes_of_curves import drawn_probe, even_probe, share_at
+from support.probes_of_curves import drawn_probe, even_probe, share_at
 
 QUESTION = Question(limits_ms={"ttft": 200.0}, attainment=0.95, budget_s=1e6)
 

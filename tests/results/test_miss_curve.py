@@ -6,7 +6,7 @@ from msgspec.structs import replace
 
 from loadgen.results.miss_curve import logit, miss_curve, quasi_likelihood
 from loadgen.results.search_result import Block, Probe
-from tests.support.probes_of_curves import counted_probe, drawn_probe, even_probe, share_at
+from support.probes_of_curves import counted_probe, drawn_probe, even_probe, share_at
 
 RATES = (8.0, 9.0, 9.5, 10.0, 10.5, 11.0)
 

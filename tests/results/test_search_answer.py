@@ -2,9 +2,9 @@ import math
 
 import pytest
 
-from loadgen.results.search_answer import answered, least_joules, power_near
+from loadgen.results.search_answer import least_joules, power_near, sought_rate
 from loadgen.results.search_result import Probe
-from tests.support.probes_of_curves import even_probe, share_at
+from support.probes_of_curves import even_probe, share_at
 
 RATES = (7.0, 8.0, 8.6, 9.2, 9.8, 10.4, 11.0)
 
@@ -59,7 +59,7 @@ def test_more_requests_narrow_the_interval_of_the_rate_of_fewest_joules() -> Non
 
 def test_where_the_limit_breaks_before_the_minimum_it_is_the_rate_of_fewest_joules() -> None:
     limited, free = (least_joules(probes(), attainment, 0.95) for attainment in (0.99, None))
-    limit = answered(probes(), "rate", 0.99, 0.95)
+    limit = sought_rate(probes(), "rate", 0.99, 0.95)
     assert limited is not None
     assert free is not None
     assert limited.rate == limit.estimate
@@ -75,18 +75,20 @@ def test_a_limit_beyond_the_minimum_does_not_bind() -> None:
 def test_without_power_the_joules_are_unknown_and_a_usual_rate_stands_in() -> None:
     unknown = [even_probe(rate, 4000, round(4000 * share_at(rate))) for rate in RATES]
     assert least_joules(unknown, None, 0.95) is None
-    assert answered(unknown, "joules_per_good_request", None, 0.95).estimate.value == pytest.approx(10, rel=0.02)
+    assert sought_rate(unknown, "joules_per_good_request", None, 0.95).estimate.value == pytest.approx(10, rel=0.02)
 
 
 def test_the_answer_is_the_rate_of_the_objective() -> None:
     least = least_joules(probes(), None, 0.95)
     assert least is not None
-    assert answered(probes(), "joules_per_good_request", None, 0.95).estimate == least.rate
-    assert answered(probes(), "rate", 0.95, 0.95).estimate.value == pytest.approx(10, rel=0.02)
+    assert sought_rate(probes(), "joules_per_good_request", None, 0.95).estimate == least.rate
+    assert sought_rate(probes(), "rate", 0.95, 0.95).estimate.value == pytest.approx(10, rel=0.02)
 
 
 def test_the_more_confident_the_wider() -> None:
-    widths = [answered(probes(), "rate", 0.95, confidence).estimate.relative_width for confidence in (0.8, 0.95, 0.99)]
+    widths = [
+        sought_rate(probes(), "rate", 0.95, confidence).estimate.relative_width for confidence in (0.8, 0.95, 0.99)
+    ]
     assert None not in widths
     assert widths == sorted(width or math.nan for width in widths)
 
