@@ -69,7 +69,8 @@ def test_a_search_is_that_of_the_command_which_goes_on_with_it(slow: str, tmp_pa
 
     again = CliRunner().invoke(command, [*WORDS[1:], "--base-url", slow, "--out", str(search.path), "--json"])
     assert again.exit_code == 0, again.output
-    assert json.loads(again.stdout)["settings"][0]["probes"] == written["settings"][0]["probes"]
+    made = written["settings"][0]["probes"]
+    assert json.loads(again.stdout)["settings"][0]["probes"][: len(made)] == made  # seconds of the budget may be left
 
 
 def test_without_a_rate_that_meets_the_limits_there_is_no_best(
