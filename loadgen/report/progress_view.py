@@ -59,7 +59,7 @@ def view(ui: str, console: Console, title: str = "") -> View:
 
 def view_of_many(console: Console) -> Callable[[str], View]:
     """Return a function that makes the view of each of many jobs, from its title."""
-    return partial(LiveView if console.is_terminal else FirstLine, console)
+    return partial(LiveView if console.is_terminal else TitleView, console)
 
 
 class PlainView:
@@ -104,17 +104,15 @@ class PlainView:
         self._console.print(text, soft_wrap=True, markup=False, highlight=False)
 
 
-class FirstLine(NullView):
-    """The title and the first stage, in one line: a log of many jobs needs no more."""
+class TitleView(NullView):
+    """The title alone: a log of many jobs needs no more."""
 
     def __init__(self, console: Console, title: str) -> None:
         self._console, self._title = console, title
 
-    def update(self, stage: Stage, progress: Progress | None = None) -> None:
-        if self._title:
-            text = f"{self._title}: {stage.name}"
-            self._console.print(text, soft_wrap=True, markup=False, highlight=False)
-            self._title = ""
+    def __enter__(self) -> Self:
+        self._console.print(self._title, soft_wrap=True, markup=False, highlight=False)
+        return self
 
     def say(self, line: str) -> None:
         _say(self._console, line)

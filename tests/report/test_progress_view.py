@@ -264,7 +264,7 @@ def test_one_of_many_jobs_has_a_live_view_on_a_terminal_and_a_line_in_a_log(term
     if terminal:
         assert "run 3 of 8, a-chat-r0" in out.getvalue() and "sending" in out.getvalue()
     else:
-        assert out.getvalue() == "run 3 of 8, a-chat-r0: starting sim\nloadgen: the API is at http://h/v1\n"
+        assert out.getvalue() == "run 3 of 8, a-chat-r0\nloadgen: the API is at http://h/v1\n"
 
 
 def test_a_closed_loop_has_no_end_to_count_to() -> None:
