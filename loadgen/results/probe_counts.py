@@ -67,12 +67,15 @@ def outcome_of(record: RequestRecord, limits_ms: Mapping[str, float], start_ns: 
     )
 
 
-def count(outcomes: Sequence[Outcome], sending_s: float, stage: Stage) -> ProbeCounts:
-    """Return the counts of a probe that sent requests for `sending_s` seconds."""
+def count(outcomes: Sequence[Outcome], sending_s: float, stage: Stage, *, stopped_early: bool = False) -> ProbeCounts:
+    """Return the counts of a probe that sent requests for `sending_s` seconds.
+
+    One that was stopped early counts up to its last request: its server did not empty while they were decided.
+    """
     outcomes = sorted(outcomes, key=lambda outcome: outcome.sent_s)
     takes_s = float(np.quantile([outcome.decision_s for outcome in outcomes], _DECIDED)) if outcomes else 0.0
     from_s = min(_FILLS[stage] * takes_s, _MAX_FILL * sending_s)
-    until_s = max(sending_s - takes_s, (sending_s + from_s) / 2)
+    until_s = sending_s if stopped_early else max(sending_s - takes_s, (sending_s + from_s) / 2)
     counted = [outcome for outcome in outcomes if from_s <= outcome.sent_s < until_s]
     parts = np.array_split(np.array([not outcome.is_good for outcome in counted]), min(BLOCKS, len(counted)) or 1)
     names = {name for outcome in counted for name in outcome.met}

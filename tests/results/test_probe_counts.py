@@ -33,6 +33,14 @@ def test_the_counted_time_begins_full_and_ends_before_the_drain(
     assert counts.requests == pytest.approx(10 * (until_s - from_s), abs=1)
 
 
+def test_a_probe_that_was_ended_early_counts_up_to_its_last_request() -> None:
+    """Requests take four of ten seconds, and after the sixth they miss."""
+    outcomes = [outcome(i / 10, decision_s=4.0, met=GOOD if i < 60 else frozenset()) for i in range(100)]
+    whole, ended = (count(outcomes, 10, "bracket", stopped_early=early) for early in (False, True))
+    assert (whole.until_s, ended.until_s, ended.from_s) == (7.0, 10.0, whole.from_s)
+    assert (ended.requests - ended.good, whole.requests - whole.good) == (40, 10)
+
+
 def test_the_time_that_a_request_takes_is_that_of_nine_in_ten() -> None:
     outcomes = [outcome(i / 10, decision_s=50.0 if i % 20 == 0 else 2.0) for i in range(1000)]
     assert count(outcomes, 100, "refine").decision_s == 2.0
