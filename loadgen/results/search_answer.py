@@ -15,6 +15,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
+import msgspec
 import numpy as np
 
 from loadgen.results.miss_curve import BEND, USUAL_MISSED, MissCurve, logit, miss_curve
@@ -87,22 +88,30 @@ def least_joules(probes: Sequence[Probe], attainment: float | None, confidence: 
         curve = miss_curve(probes, float((weights * _logistic(logits)).sum()))
         power = power_near(probes, curve.rate_rps) or power
     log_rates, log_joules, _, weights = _minima(curve, power)
-    if attainment is not None:
-        limit = miss_curve(probes, 1 - attainment)
-        if limit.rate_rps < curve.rate_rps:
-            return _at_the_limit(limit, power, confidence)
     tail = (1 - confidence) / 2
     rate, joules = (
-        [math.exp(x) for x in _quantiles(values, weights, (0.5, tail, 1 - tail))] for values in (log_rates, log_joules)
+        _estimate([math.exp(x) for x in _quantiles(values, weights, (0.5, tail, 1 - tail))])
+        for values in (log_rates, log_joules)
     )
+    if attainment is not None:
+        limit = miss_curve(probes, 1 - attainment)
+        if limit.rate_rps < rate.value:
+            return _at_the_limit(limit, power, confidence)
+        rate = _up_to(rate, limit.rate(confidence))
     mean = float((weights * log_rates).sum())
     sd = math.sqrt(float((weights * (log_rates - mean) ** 2).sum()))
-    return LeastJoules(_estimate(rate), _estimate(joules), sd, curve.steepness)
+    return LeastJoules(rate, joules, sd, curve.steepness)
 
 
 def _estimate(quantiles: Sequence[float]) -> Estimate:
     middle, low, high = quantiles
     return Estimate(value=middle, low=low, high=high)
+
+
+def _up_to(rate: Estimate, limit: Estimate) -> Estimate:
+    """Return the interval of a rate that is below a limit, up to the upper end of that limit's."""
+    ends = [end for end in (rate.high, limit.high) if end is not None]
+    return msgspec.structs.replace(rate, high=min(ends, default=None))
 
 
 def _minima(curve: MissCurve, power: Power) -> tuple[Floats, Floats, Floats, Floats]:

@@ -72,6 +72,16 @@ def test_a_limit_beyond_the_minimum_does_not_bind() -> None:
     assert limited == free
 
 
+@pytest.mark.parametrize("attainment", [0.9, 0.93, 0.95, 0.97])
+@pytest.mark.parametrize("requests", [60, 400])
+def test_the_rate_of_fewest_joules_is_never_above_the_limit(attainment: float, requests: int) -> None:
+    few = probes(requests=requests)
+    limit, least = answered(few, "rate", attainment, 0.95).estimate, least_joules(few, attainment, 0.95)
+    assert least is not None
+    assert least.rate.value <= limit.value
+    assert limit.high is None or (least.rate.high is not None and least.rate.high <= limit.high)
+
+
 def test_without_power_the_joules_are_unknown_and_a_usual_rate_stands_in() -> None:
     unknown = [even_probe(rate, 4000, round(4000 * share_at(rate))) for rate in RATES]
     assert least_joules(unknown, None, 0.95) is None
