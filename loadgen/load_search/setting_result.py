@@ -24,9 +24,10 @@ def setting_result(
     name: str = "",
     options: dict[str, str] | None = None,
 ) -> SettingResult:
-    """Return the answer so far of one setting."""
+    """Return the answer so far of one setting. Where joules are fewest is unknown while no rate is too much."""
     rate = best_rate(question, probes, ended)
-    joules = least_joules(probes, question.attainment, question.confidence) if rate and ended != "client" else None
+    is_between = None not in bracket(question, probes) and ended != "client"
+    joules = least_joules(probes, question.attainment, question.confidence) if is_between else None
     return SettingResult(
         name=name,
         options=options or {},
