@@ -94,7 +94,7 @@ def next_probe(question: Question, probes: Sequence[Probe], remaining_s: float) 
     takes_s = request_time_s(probes)
     if low is None or high is None or high / low > _BRACKET:
         rate = _bracketing_rate(question, low, high)
-        if low is None and high is not None and high * takes_s < _ALONE:
+        if low is None and high is not None and _are_alone(probes, high, takes_s):
             return "fails"
         if low is not None and low >= question.max_rps:
             return "client"
@@ -139,6 +139,17 @@ def bracket(question: Question, probes: Sequence[Probe]) -> tuple[float | None, 
     high = min(missed, default=None)
     low = max((rate for rate in held if high is None or rate < high), default=None)
     return low, high
+
+
+def _are_alone(probes: Sequence[Probe], rate_rps: float, takes_s: float) -> bool:
+    """Return whether requests hardly met at a rate that misses.
+
+    By Little's law as many are in flight as arrive while one takes. A single short probe may have met a hitch of the
+    server, unless it was stopped because it missed far too much.
+    """
+    at_rate = [probe for probe in probes if probe.rate_rps == rate_rps]
+    known_s = [probe.e2e_p50_s for probe in at_rate if probe.stopped_early and probe.e2e_p50_s is not None]
+    return rate_rps * min([takes_s, *known_s]) < _ALONE
 
 
 def is_missed(probe: Probe, share: float) -> bool:

@@ -1,6 +1,7 @@
 import math
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -55,6 +56,24 @@ def test_bracketing_doubles_or_halves_and_then_bisects(probes: list[Probe], rate
 )
 def test_a_search_ends(question: Question, probes: list[Probe], remaining_s: float, ended: str) -> None:
     assert next_probe(question, probes, remaining_s) == ended
+
+
+@pytest.mark.parametrize(
+    ("rate_rps", "stopped_early", "e2e_s", "ended"),
+    [
+        (1.0, True, 0.1, "fails"),  # a tenth of a request in flight
+        (1.0, False, 0.1, None),  # a short probe may have met a hitch
+        (1.0, True, 0.5, None),
+        (1.0, True, None, None),
+        (50.0, True, 0.1, None),
+    ],
+)
+def test_a_search_ends_at_its_first_rate_if_requests_hardly_meet_and_are_far_too_slow(
+    rate_rps: float, stopped_early: bool, e2e_s: float | None, ended: str | None
+) -> None:
+    missing = even_probe(rate_rps, 40, 40, stage="bracket", decision_s=0.001, stopped_early=stopped_early)
+    planned = next_probe(QUESTION, [msgspec.structs.replace(missing, e2e_p50_s=e2e_s)], 1000)
+    assert planned == ended if ended else isinstance(planned, PlannedProbe)
 
 
 def test_refining_probes_are_below_and_above_the_estimate_in_turn() -> None:
