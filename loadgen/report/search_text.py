@@ -29,6 +29,11 @@ _ENDINGS: dict[Ended | None, str] = {
     "server": "server stopped",
     None: "running",
 }
+_HEAD_OF_KNOWN: dict[Objective, str] = {
+    "rate": "The best setting is known, its rate undecided",
+    "joules_per_good_request": "The best setting is known, its rate of fewest joules undecided",
+}
+"""First line where the budget ended after one setting was better than all others."""
 _NOTHING_YET = "The search is running; no rate is known yet."
 MIN_SAVING = 0.01
 """Smallest difference of two costs that is stated, as a share of the larger one."""
@@ -153,7 +158,8 @@ def answer(result: SearchResult) -> Answer:
         subject = f"{_leading(best, result, is_alone=not rivals)} " if best.name else ""
         first, *details = outcome.sentences
         is_running = any(setting.ended is None for setting in result.settings)
-        head = "Running" if is_running else outcome.head
+        is_known = bool(best.name) and not rivals and outcome.head == "Undecided"
+        head = "Running" if is_running else _HEAD_OF_KNOWN[result.objective] if is_known else outcome.head
         outcome = Answer("warning" if is_running else outcome.status, head, [subject + first, *details, *rivals])
     elif any(setting.ended is None for setting in result.settings) or not result.settings:
         outcome = Answer("warning", "Running", [_NOTHING_YET])

@@ -131,6 +131,14 @@ def test_a_setting_whose_interval_overlaps_the_best_one_may_be_as_good(second: S
     assert ("b may be as good: the intervals overlap." in text) == is_rival
 
 
+@pytest.mark.parametrize(
+    ("second", "head"),
+    [(setting("b", 0.5), "The best setting is known, its rate undecided"), (setting("b", 0.97), "Undecided")],
+)
+def test_a_best_setting_with_a_vague_rate_is_not_called_undecided_itself(second: SettingResult, head: str) -> None:
+    assert answer(search(setting("a", ended="budget"), second, width=0.01)).head == head
+
+
 def test_the_fewest_joules_are_at_a_rate_of_their_own_where_they_were_searched_for() -> None:
     text = " ".join(answer(search(objective="joules_per_good_request")).sentences)
     assert text.startswith(
