@@ -311,7 +311,7 @@ def _cost_line(curve: Curve) -> Series | None:
 
     def cost(rates: Floats) -> Floats:
         good = curve.good_share(rates)
-        return np.where(good > 0.5, power.at(rates) / rates / good, nan)
+        return power.at(rates) / rates / np.where(good > 0.5, good, nan)
 
     return curve.line(cost)
 

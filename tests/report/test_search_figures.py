@@ -7,6 +7,7 @@ from loadgen.report.charts.chart import Chart, Series
 from loadgen.report.search_figures import (
     MAX_DRAWN,
     OVERLOADED,
+    Curve,
     attainment_charts,
     budget_chart,
     curves,
@@ -40,7 +41,14 @@ def test_the_curve_passes_the_wanted_share_at_the_rate_and_ends_where_it_is_not_
     (line,) = of_kind(attainment(search()), "line", "probes")
     assert np.interp(13.4, line.x, line.y) == pytest.approx(0.99, abs=0.002)
     assert 13.4 / 2 < line.x[0] < line.x[-1] < 13.4 * 2
-    assert (np.diff(line.y) < 0).all()
+    assert (np.diff(line.y) <= 0).all()
+
+
+@pytest.mark.filterwarnings("error")
+def test_costs_are_unknown_without_a_warning_where_no_request_is_good(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Curve, "good_share", lambda curve, rates: np.zeros(len(rates)))
+    (line,) = of_kind(energy_charts(curves(search()), search())[0], "line", "probes")
+    assert np.isnan(line.y).all()
 
 
 @pytest.mark.parametrize(
