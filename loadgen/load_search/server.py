@@ -9,6 +9,7 @@ from time import monotonic, sleep
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
+from loadgen.client.server_url import parse_server_url
 from loadgen.errors import LoadgenError
 from loadgen.load_search.faults import ServerLostError
 from loadgen.run.progress import View, server_start
@@ -66,7 +67,7 @@ class Server:
         until_s = monotonic() + _BACK_S
         while not answers(self.url):
             if monotonic() > until_s:
-                raise ServerLostError(f"no server answers at {self.url}")
+                raise ServerLostError(f"no server answers at {parse_server_url(self.url).clean}")
             if self._interruption:
                 self._interruption.check()
             sleep(0.5)
@@ -74,7 +75,7 @@ class Server:
     def _start(self) -> None:
         if not self._serve:
             return
-        with self._view_of(f"server {self._serve}") as view:
+        with self._view_of(f"start of server {self._serve}") as view:
             show_start = server_start(view, self._serve)
 
             def progress(waited_s: float, line: str) -> None:

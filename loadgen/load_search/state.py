@@ -241,7 +241,7 @@ class SearchState:
             return f"at {per_second(rate_rps)} {reason}; add --processes"
         if rate_rps < self.question.max_rps:
             return f"above {per_second(rate_rps)} this client would use over 80 % of a core: add --processes"
-        return f"--max-rps {self.question.max_rps:g}: no higher rate was tried"
+        return f"no rate above --max-rps {self.question.max_rps:g} was tried"
 
     def describe_next(self, planned: PlannedProbe) -> str:
         """Return the title of the next probe: what it is, the answer so far, and the time that remains."""

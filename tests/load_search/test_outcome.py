@@ -18,9 +18,7 @@ QUESTION = Question(limits_ms={"ttft": 200.0}, attainment=0.95)
 def test_the_rate_of_fewest_joules_is_known_between_one_that_held_and_one_that_did_not(
     missed: tuple[int, int], ended: Ended, is_known: bool
 ) -> None:
-    probes = [
-        even_probe(rate, 40, count, stage="bracket", watts=300.0)
-        for rate, count in zip((4.0, 8.0), missed, strict=True)
-    ]
+    rates = zip((4.0, 8.0), missed, strict=True)
+    probes = [even_probe(rate, 40, count, stage="bracket", watts=300.0) for rate, count in rates]
     result = setting_result(QUESTION, probes, ended=ended)
     assert (result.least_joules_rate is not None) == (result.least_joules is not None) == is_known

@@ -1,0 +1,19 @@
+"""The server of a search: what it says when it is lost."""
+
+from pathlib import Path
+
+import pytest
+
+from loadgen.load_search import server
+from loadgen.load_search.faults import ServerLostError
+from loadgen.load_search.server import Server
+from loadgen.run.progress import NullView
+
+
+def test_a_server_that_does_not_come_back_is_named_without_its_secrets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(server, "_BACK_S", 0.0)
+    lost = Server("http://user:hidden@127.0.0.1:1/v1?key=hidden", None, (), tmp_path, lambda title: NullView(), None)
+    with pytest.raises(ServerLostError, match=r"^no server answers at http://127\.0\.0\.1:1/v1$"):
+        lost.restart()
