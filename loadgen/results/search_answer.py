@@ -97,7 +97,8 @@ def least_joules(probes: Sequence[Probe], attainment: float | None, confidence: 
         limit = miss_curve(probes, 1 - attainment)
         if limit.rate_rps < rate.value:
             return _at_the_limit(limit, power, confidence)
-        rate = _up_to(rate, limit.rate(confidence))
+        ends = [end for end in (rate.high, limit.rate(confidence).high) if end is not None]
+        rate = msgspec.structs.replace(rate, high=min(ends, default=None))
     mean = float((weights * log_rates).sum())
     sd = math.sqrt(float((weights * (log_rates - mean) ** 2).sum()))
     return LeastJoules(rate, joules, sd, curve.steepness)
@@ -106,12 +107,6 @@ def least_joules(probes: Sequence[Probe], attainment: float | None, confidence: 
 def _estimate(quantiles: Sequence[float]) -> Estimate:
     middle, low, high = quantiles
     return Estimate(value=middle, low=low, high=high)
-
-
-def _up_to(rate: Estimate, limit: Estimate) -> Estimate:
-    """Return the interval of a rate that is below a limit, up to the upper end of that limit's."""
-    ends = [end for end in (rate.high, limit.high) if end is not None]
-    return msgspec.structs.replace(rate, high=min(ends, default=None))
 
 
 def _minima(curve: MissCurve, power: Power) -> tuple[Floats, Floats, Floats, Floats]:

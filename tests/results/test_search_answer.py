@@ -76,7 +76,7 @@ def test_a_limit_beyond_the_minimum_does_not_bind() -> None:
 @pytest.mark.parametrize("requests", [60, 400])
 def test_the_rate_of_fewest_joules_is_never_above_the_limit(attainment: float, requests: int) -> None:
     few = probes(requests=requests)
-    limit, least = answered(few, "rate", attainment, 0.95).estimate, least_joules(few, attainment, 0.95)
+    limit, least = sought_rate(few, "rate", attainment, 0.95).estimate, least_joules(few, attainment, 0.95)
     assert least is not None
     assert least.rate.value <= limit.value
     assert limit.high is None or (least.rate.high is not None and least.rate.high <= limit.high)
