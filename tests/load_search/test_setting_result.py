@@ -2,8 +2,8 @@
 
 import pytest
 
-from loadgen.load_search.outcome import setting_result
 from loadgen.load_search.plan import Question
+from loadgen.load_search.setting_result import setting_result
 from loadgen.results.search_result import Ended
 from tests.support.probes_of_curves import even_probe
 
