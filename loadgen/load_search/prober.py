@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from loadgen.client.server_url import parse_server_url
 from loadgen.errors import LoadgenError
 from loadgen.load_search.faults import ClientLimitError, ServerLostError, check_run, client_limit_rps
 from loadgen.load_search.plan import is_hopeless
@@ -126,8 +125,7 @@ class Prober:
             if result.info.stopped_by in ("interrupted", "aborted"):
                 raise KeyboardInterrupt
             self._server.was_reached = True
-            if api := result.info.server.get("base_url"):  # which may be below the URL that was stated
-                self._server.url = parse_server_url(self._server.url).moved_to(api).text
+            self._server.move_to(result.info.server.get("base_url"))
             check_run(result, self._server.url)
             self._server.is_warm = True
             if (result.info.server.get("metrics") or {}).get("understood"):

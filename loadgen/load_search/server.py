@@ -54,6 +54,11 @@ class Server:
     def __exit__(self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None) -> None:
         self._stack.close()
 
+    def move_to(self, api: str | None) -> None:
+        """Send later runs to where the API was, perhaps below the URL that was stated, with its login and query."""
+        if api:
+            self.url = parse_server_url(self.url).moved_to(api).text
+
     def restart(self) -> None:
         """Start the server again; one that is not ours is waited for. Raises ServerLostError."""
         self.is_warm = False

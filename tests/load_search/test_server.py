@@ -1,4 +1,4 @@
-"""The server of a search: what it says when it is lost."""
+"""The server of a search: its URL, and what it says when it is lost."""
 
 from pathlib import Path
 
@@ -17,3 +17,13 @@ def test_a_server_that_does_not_come_back_is_named_without_its_secrets(
     lost = Server("http://user:hidden@127.0.0.1:1/v1?key=hidden", None, (), tmp_path, lambda title: NullView(), None)
     with pytest.raises(ServerLostError, match=r"^no server answers at http://127\.0\.0\.1:1/v1$"):
         lost.restart()
+
+
+@pytest.mark.parametrize(
+    ("api", "url"),
+    [("http://host:1/v1", "http://user:hidden@host:1/v1?key=hidden"), (None, "http://user:hidden@host:1/?key=hidden")],
+)
+def test_later_runs_go_to_where_the_api_was(tmp_path: Path, api: str | None, url: str) -> None:
+    there = Server("http://user:hidden@host:1/?key=hidden", None, (), tmp_path, lambda title: NullView(), None)
+    there.move_to(api)
+    assert there.url == url
