@@ -13,29 +13,17 @@ from loadgen.simulator.engine import (
     Engine,
     EngineOptions,
     Sequence,
-    Step,
     SubmittedRequest,
     Totals,
     simulate,
     step_load,
 )
 from loadgen.units import NS_PER_MS, NS_PER_S
+from support.engine_steps import run
 
 H200 = read_hardware("h200")
 LLAMA = read_model("llama-3.1-8b")
 MOE = read_model("qwen3-30b-a3b")
-
-
-def run(engine: Engine, sequences: list[Sequence]) -> list[Step]:
-    """Every step until all are done. Each arrives at its own instant."""
-    for seq in sorted(sequences, key=lambda seq: seq.arrival_ns):
-        engine.add(seq)
-    steps = []
-    while (start_ns := engine.next_start_ns()) is not None:
-        step = engine.step(start_ns)
-        assert step is not None
-        steps.append(step)
-    return steps
 
 
 def flush(engine: Engine) -> None:

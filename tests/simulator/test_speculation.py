@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from loadgen.energy_model.hardware import read_hardware, read_model
-from loadgen.simulator.engine import Engine, EngineOptions, Sequence, Step, SubmittedRequest, simulate
+from loadgen.simulator.engine import Engine, EngineOptions, Sequence, SubmittedRequest, simulate
 from loadgen.simulator.speculation import Acceptance, Speculation
 from loadgen.units import NS_PER_MS
+from support.engine_steps import run
 
 H200 = read_hardware("h200")
 LLAMA = read_model("llama-3.1-8b")
@@ -31,17 +32,6 @@ options = st.builds(
     kv_cache_tokens=st.integers(240, 900),
     speculation=st.lists(st.floats(0.05, 0.95), min_size=1, max_size=5).map(lambda p: Speculation(DRAFT, tuple(p))),
 )
-
-
-def run(engine: Engine, sequences: list[Sequence]) -> list[Step]:
-    for seq in sorted(sequences, key=lambda seq: seq.arrival_ns):
-        engine.add(seq)
-    steps = []
-    while (start_ns := engine.next_start_ns()) is not None:
-        step = engine.step(start_ns)
-        assert step is not None
-        steps.append(step)
-    return steps
 
 
 @settings(max_examples=60, deadline=None)
