@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -291,3 +292,9 @@ def meets_limit(record: RequestRecord, metric: str, limit_ms: float) -> bool:
         case _:
             value = record.e2e_ns
     return value is not None and value <= limit_ms * NS_PER_MS
+
+
+def is_overdue(sent_ns: int, first_token_ns: int | None, now_ns: int, limits_ms: Mapping[str, float]) -> bool:
+    """Return whether a request that has not ended by now has missed its limit of TTFT or of E2E latency."""
+    ttft_ns, e2e_ns = (limits_ms.get(metric, math.inf) * NS_PER_MS for metric in ("ttft", "e2el"))
+    return (first_token_ns or now_ns) - sent_ns > ttft_ns or now_ns - sent_ns > e2e_ns

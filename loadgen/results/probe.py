@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 import numpy as np
 
 from loadgen.results.energy_summary import aligned_series
-from loadgen.results.metrics import CUT_OFF, slo_of
+from loadgen.results.metrics import CUT_OFF, is_overdue, slo_of
 from loadgen.results.probe_counts import Outcome, ProbeCounts, count, outcome_of
 from loadgen.results.search_result import Probe
-from loadgen.units import MJ_PER_J, NS_PER_MS, NS_PER_S
+from loadgen.units import MJ_PER_J, NS_PER_S
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -91,19 +90,9 @@ def _outcomes(records: Sequence[RequestRecord], config: Mapping[str, Any], start
         outcome = outcome_of(record, limits_ms, start_ns)
         if record.error not in CUT_OFF:
             outcomes.append(outcome)
-        elif _is_over(record, limits_ms):
+        elif is_overdue(record.sent_ns or 0, record.first_token_ns, record.finished_ns or 0, limits_ms):
             outcomes.append(outcome._replace(has_failed=False))
     return outcomes
-
-
-def _is_over(record: RequestRecord, limits_ms: Mapping[str, float]) -> bool:
-    """Return whether a request that was cut off had missed its limit of TTFT or of E2E latency."""
-    sent_ns, end_ns = record.sent_ns or 0, record.finished_ns or 0
-    first_ns = record.first_token_ns or end_ns
-    return (
-        first_ns - sent_ns > limits_ms.get("ttft", math.inf) * NS_PER_MS
-        or end_ns - sent_ns > limits_ms.get("e2el", math.inf) * NS_PER_MS
-    )
 
 
 def _percentiles(completed: Sequence[RequestRecord]) -> dict[str, Any]:

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import math
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import islice
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,12 +21,13 @@ from loadgen.client.request_body import LiveHistory
 from loadgen.clock import monotonic_ns
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
+from loadgen.results.metrics import is_overdue
 from loadgen.run.config import limits_of
 from loadgen.run.pacer import BODIES_AHEAD, Pacer
 from loadgen.run.process_stats import ProcessMeter, SendingCost, no_collections
 from loadgen.run.progress import Tallies, Waiting
 from loadgen.telemetry.otlp_export import SpanSender
-from loadgen.units import NS_PER_MS, NS_PER_S
+from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.client.request_body import Message
@@ -145,7 +145,12 @@ class Sender:
     def count_overdue(self) -> None:
         now_ns = monotonic_ns()
         self.tallies.overdue = sum(
-            _is_overdue(exchange, self._limits_ms[exchange.post.workload], now_ns)
+            is_overdue(
+                exchange.stream.sent_ns or exchange.post.scheduled_ns,
+                exchange.stream.chunk_ns[0] if exchange.stream.chunk_ns else None,
+                now_ns,
+                self._limits_ms[exchange.post.workload],
+            )
             for exchange in self._in_flight.values()
         )
 
@@ -305,17 +310,6 @@ class Sender:
     def _cancel_requests(self) -> None:
         for exchange in list(self._in_flight.values()):
             self._client.cancel(exchange)
-
-
-def _is_overdue(exchange: Exchange, limits_ms: Mapping[str, float], now_ns: int) -> bool:
-    """Return whether a request in flight has missed its limit of TTFT or of E2E latency."""
-    stream = exchange.stream
-    sent_ns = stream.sent_ns or exchange.post.scheduled_ns
-    first_ns = stream.chunk_ns[0] if stream.chunk_ns else now_ns
-    return (
-        first_ns - sent_ns > limits_ms.get("ttft", math.inf) * NS_PER_MS
-        or now_ns - sent_ns > limits_ms.get("e2el", math.inf) * NS_PER_MS
-    )
 
 
 def _log_failure(record: RequestRecord) -> None:

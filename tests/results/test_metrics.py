@@ -238,3 +238,23 @@ def test_failures_never_make_a_percentile_smaller(values: list[float], failed: i
     for name in metrics.PERCENTILES:
         worse = getattr(made, f"{name}_with_failures")
         assert worse is None or worse >= getattr(made, name) * (1 - 1e-12)
+
+
+@pytest.mark.parametrize(
+    ("first_ms", "now_ms", "limits_ms", "overdue"),
+    [
+        (None, 200, {"ttft": 200}, False),
+        (None, 201, {"ttft": 200}, True),  # no token yet
+        (150, 900, {"ttft": 200}, False),
+        (250, 900, {"ttft": 200}, True),
+        (150, 900, {"ttft": 200, "e2el": 800}, True),
+        (None, 900, {"tpot": 1}, False),  # known at the end
+        (None, 900, {}, False),
+    ],
+)
+def test_a_request_in_flight_is_overdue_once_a_limit_has_passed(
+    first_ms: int | None, now_ms: int, limits_ms: dict[str, float], overdue: bool
+) -> None:
+    sent_ns, unit = 5_000, 1_000_000
+    first_ns = None if first_ms is None else sent_ns + first_ms * unit
+    assert metrics.is_overdue(sent_ns, first_ns, sent_ns + now_ms * unit, limits_ms) is overdue
