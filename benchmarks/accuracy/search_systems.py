@@ -4,13 +4,14 @@
 
 measures the grids and writes them to search_truth.json beside this file, in about an hour on one core. A grid goes from
 the rate at which 0.4 % of the requests miss a limit to that at which 40 % do, in steps of about 0.35 in the logit of
-that share; each rate has 57,000 requests, three runs of 20,000 less the first 1,000 of each. The truth follows from a
-polynomial through the logits, and another one through the logarithms of the power.
+that share; each rate has 57,000 requests, three runs of 20,000 less the first 1,000 of each, or nine runs where less
+than 3 % miss. The rate with a given share follows from a parabola through the logits nearby, and the load of fewest
+joules from one through those of its joules per good request.
 """
 
 import argparse
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -18,6 +19,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 
+from loadgen.attribution.engine_steps import Bools
 from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.load_search.plan import PlannedProbe, is_hopeless
 from loadgen.results.probe_counts import Outcome, count
@@ -31,6 +33,10 @@ from loadgen.workload.trace import TraceRequest, read_trace
 TRACES = Path(__file__).parents[2] / "traces"
 TRUTH = Path(__file__).with_name("search_truth.json")
 RUNS, RUN_REQUESTS, SKIPPED = 3, 20_000, 1_000
+RARE_RUNS, RARE = 9, 0.03
+"""Runs of a rate at which a smaller share misses: it is known less well."""
+NEARBY = 1.3
+"""Distance in the logit of the share within which rates say what share a neighbour has."""
 LEAST_MISSED, MOST_MISSED, LOGIT_STEP = 0.004, 0.4, 0.35
 ABORT_S = 5.0
 """Time in which a probe that was stopped early drains before its requests are aborted."""
@@ -183,29 +189,31 @@ class Truth:
 
     def __init__(self, points: list[GridPoint]) -> None:
         rates, requests, missed, _, watts = np.array([msgspec.structs.astuple(point) for point in points]).T
-        self.log_rates = np.linspace(math.log(rates[0]), math.log(rates[-1]), 20_000)
-        self._middle = float(self.log_rates.mean())
-        share = missed / requests
-        weights = np.sqrt(requests * share * (1 - share)) / (1 + 3 * np.abs(np.log(share / 0.05)))
-        self.logit = self._fitted(rates, np.log(share / (1 - share)), weights, 3)
-        self.log_watts = self._fitted(rates, np.log(watts), np.ones(len(rates)), 2)
-
-    def _fitted(self, rates: Floats, values: Floats, weights: Floats, degree: int) -> Floats:
-        fit = np.polynomial.Polynomial.fit(np.log(rates) - self._middle, values, degree, w=weights)
-        return np.asarray(fit(self.log_rates - self._middle))
+        self._log_rates, self._missed = np.log(rates), missed
+        self._logits = np.log((missed + 0.5) / (requests - missed + 0.5))
+        self._log_joules = np.log(watts / rates / (1 - missed / requests))
 
     def rate_rps(self, attainment: float) -> float:
-        """Return the smallest rate at which fewer are good."""
-        return math.exp(self.log_rates[np.argmax(self.logit > math.log((1 - attainment) / attainment))])
-
-    @property
-    def joules(self) -> Floats:
-        """Joules per good request at `log_rates`."""
-        return np.exp(self.log_watts - self.log_rates) * (1 + np.exp(self.logit))
+        """Return the rate at which this share is good."""
+        sought = math.log((1 - attainment) / attainment)
+        near = np.abs(self._logits - sought) < NEARBY
+        log_rates, logits = self._fine(near, self._logits, np.sqrt(self._missed))
+        return math.exp(log_rates[np.argmin(np.abs(logits - sought))])
 
     @property
     def least_joules_rps(self) -> float:
-        return math.exp(self.log_rates[np.argmin(self.joules)])
+        least = self._log_rates[np.argmin(self._log_joules)]
+        near = np.abs(self._log_rates - least) < 0.2
+        log_rates, log_joules = self._fine(near, self._log_joules, np.ones(len(near)))
+        return math.exp(log_rates[np.argmin(log_joules)])
+
+    def _fine(self, near: Bools, values: Floats, weights: Floats) -> tuple[Floats, Floats]:
+        """Return a parabola through the values of the rates nearby, at many rates between them."""
+        middle = float(self._log_rates[near].mean())
+        degree = min(2, int(near.sum()) - 1)
+        fit = np.polynomial.Polynomial.fit(self._log_rates[near] - middle, values[near], degree, w=weights[near])
+        log_rates = np.linspace(self._log_rates[near][0], self._log_rates[near][-1], 20_000)
+        return log_rates, np.asarray(fit(log_rates - middle))
 
 
 @cache
@@ -217,9 +225,9 @@ def read_grids() -> dict[str, list[GridPoint]]:
     return msgspec.json.decode(TRUTH.read_bytes(), type=dict[str, list[GridPoint]]) if TRUTH.exists() else {}
 
 
-def grid_point(system: System, rate_rps: float, runs: int, requests: int, skipped: int) -> GridPoint:
+def grid_point(system: System, rate_rps: float, runs: Sequence[int], requests: int, skipped: int) -> GridPoint:
     outcomes, watts = list[Outcome](), list[float]()
-    for run in range(runs):
+    for run in runs:
         rng = np.random.default_rng([run, round(1e6 * rate_rps), *system.name.encode()])
         sent_s = rng.exponential(1, requests).cumsum() / rate_rps
         served = serve(system, sent_s, rng)
@@ -238,7 +246,7 @@ def long_grid(system: System) -> list[GridPoint]:
     """Return the grid, from a rate at which few enough requests miss upwards."""
 
     def share(rate_rps: float, scale: int) -> float:
-        point = grid_point(system, rate_rps, 1, RUN_REQUESTS // scale, SKIPPED // scale)
+        point = grid_point(system, rate_rps, range(1), RUN_REQUESTS // scale, SKIPPED // scale)
         return point.missed / point.requests
 
     low, high = 0.1, 200.0
@@ -247,12 +255,27 @@ def long_grid(system: System) -> list[GridPoint]:
         low, high = (middle, high) if share(middle, 4) < LEAST_MISSED else (low, middle)
     points, rate, step = list[GridPoint](), low, 0.05
     while not points or points[-1].missed < MOST_MISSED * points[-1].requests:
-        points.append(grid_point(system, rate, RUNS, RUN_REQUESTS, SKIPPED))
+        points.append(grid_point(system, rate, range(RUNS), RUN_REQUESTS, SKIPPED))
         if len(points) > 1:
             step *= LOGIT_STEP / max(0.01, points[-1].logit - points[-2].logit)
         step = min(max(step, 0.01), 0.12)
         rate *= math.exp(step)
-    return points
+    return [_surer(system, point) for point in points]
+
+
+def _surer(system: System, point: GridPoint) -> GridPoint:
+    """Return the point with more runs if few requests miss."""
+    if point.missed > RARE * point.requests:
+        return point
+    more = grid_point(system, point.rate_rps, range(RUNS, RARE_RUNS), RUN_REQUESTS, SKIPPED)
+    requests = point.requests + more.requests
+    return GridPoint(
+        rate_rps=point.rate_rps,
+        requests=requests,
+        missed=point.missed + more.missed,
+        missed_ttft=point.missed_ttft + more.missed_ttft,
+        watts=round((point.watts * point.requests + more.watts * more.requests) / requests, 2),
+    )
 
 
 def main() -> None:

@@ -54,6 +54,8 @@ _RATES, _STEEPNESSES = 300, 40
 """Points of the grid."""
 _USUAL_CLUMPING, _USUAL_WEIGHT = 500.0, 3.0
 """c before any is measured, and the number of blocks for which it counts. Simulated servers have 150 to 3,000."""
+_LOG_SHARE_SD = 0.7
+"""Distance in the logarithm of the share of missed requests within which probes have the same c: a factor of two."""
 _MIN_MISSED = 5
 """Fewest missed requests of a probe whose blocks are compared."""
 _UNLIKELY = 0.02
@@ -136,7 +138,7 @@ def miss_curve(probes: Sequence[Probe], missed: float) -> MissCurve:
         curve = _weighted(probes, at, near, missed, np.linspace(low, high, _RATES), clumping)
         middle = math.log(curve.rate_rps)
         near = np.maximum(_FAR_WEIGHT, (1 - np.minimum(np.abs(at - middle) / BANDWIDTH, 1) ** 3) ** 3)
-        clumping = _clumping(probes, near)
+        clumping = _clumping(probes, near, missed)
         span = max(0.05, 8 * curve.log_sd)
         low, high = max(lowest, middle - span), min(highest, middle + span)
     return curve
@@ -178,8 +180,10 @@ def quasi_likelihood(share: float, logits: Floats, clumping: float) -> Floats:
     return np.asarray(share * missing + (log_good - log_dispersion) / (1 + clumping))
 
 
-def _clumping(probes: Sequence[Probe], near: Floats) -> float:
-    """Return c by batch means over all probes, each weighted by the blocks whose counts it compares.
+def _clumping(probes: Sequence[Probe], near: Floats, missed: float) -> float:
+    """Return c by batch means over all probes, each weighted by the blocks whose counts it compares, and by how close
+    its share of missed requests is to M: one long prompt delays the same number of others at any rate, so that c is
+    larger where few miss.
 
     Near the capacity blocks are shorter than a busy period and vary less than they should, so the size is taken at
     which c is largest.
@@ -196,6 +200,7 @@ def _clumping(probes: Sequence[Probe], near: Floats) -> float:
             n, y = counts[: blocks * size].reshape(blocks, size, 2).sum(axis=1).T
             variance = float(((y - n * share) ** 2).sum() / (n * share * (1 - share)).sum()) * blocks / (blocks - 1)
             weight *= min(8.0, probe.missed / max(1.0, variance))
+            weight *= math.exp(-0.5 * (math.log(share / missed) / _LOG_SHARE_SD) ** 2)
             total += weight * max(0.0, variance - 1) / share
             weights += weight
         by_size.append(total / weights)
