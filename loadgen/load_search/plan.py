@@ -35,6 +35,8 @@ _REFINE_FILLS = 25
 _GROWTH = 0.35
 """Length of a refining probe as a share of all before it."""
 MIN_REFINES = 4
+MIN_BUSY_PERIODS = 15.0
+"""Fewest independent misses of an answer: how long busy periods are, and so the interval, is not known from fewer."""
 _SPREAD = 1.0
 """Distance of a refining probe from the estimate in standard deviations, within these bounds of the logarithm."""
 _MIN_SPREAD, _MAX_SPREAD = 0.02, 0.2
@@ -104,7 +106,8 @@ def next_probe(question: Question, probes: Sequence[Probe], remaining_s: float) 
         sought = sought_rate(probes, question.objective, question.attainment, question.confidence)
         refines = [probe for probe in probes if probe.stage == "refine"]
         width = sought.estimate.relative_width
-        if len(refines) >= MIN_REFINES and width is not None and width <= question.width:
+        is_known = len(refines) >= MIN_REFINES and sought.busy_periods >= MIN_BUSY_PERIODS
+        if is_known and width is not None and width <= question.width:
             return "interval"
         is_above = len(refines) % 2
         spread = max(_MIN_SPREAD, min(_MAX_SPREAD, _SPREAD * sought.log_sd, _MAX_RISE / sought.steepness[is_above]))

@@ -81,6 +81,8 @@ class MissCurve:
     above: Floats
     clumping: float
     """c: the counts vary 1 + c m times as much as binomial ones."""
+    busy_periods: float
+    """Number of independent misses that those of the probes nearby are worth."""
 
     @property
     def rate_rps(self) -> float:
@@ -151,7 +153,7 @@ def _weighted(
     log_steepness = np.linspace(math.log(_STEEPNESS[0]), math.log(_STEEPNESS[1]), _STEEPNESSES)
     prior = -0.5 * ((log_steepness - _MEAN_LOG_STEEPNESS) / _SD_LOG_STEEPNESS) ** 2
     sides = [np.tile(prior - np.logaddexp.reduce(prior), (len(log_rates), 1)) for _ in range(2)]
-    freedom = 0.0
+    busy_periods = 0.0
     for probe, log_rate, weight in zip(probes, at.tolist(), near.tolist(), strict=True):
         share, requests, c = probe.missed / probe.requests, weight * probe.requests, clumping
         if probe.overloaded or probe.stage == "bracket":
@@ -162,13 +164,13 @@ def _weighted(
         likelihood = requests * quasi_likelihood(min(share, 0.5), logits, c)
         sides[0] += np.where(rise <= 0, likelihood, 0.0)
         sides[1] += np.where(rise > 0, likelihood, 0.0)
-        freedom += requests * min(share, 0.5) / (1 + c * share)
+        busy_periods += requests * min(share, 0.5) / (1 + c * share)
     totals = [np.logaddexp.reduce(side, axis=1) for side in sides]
     below, above = (np.exp(side - total[:, None]) for side, total in zip(sides, totals, strict=True))
     log_likelihood = totals[0] + totals[1]
-    freedom = max(_MIN_FREEDOM, freedom)
+    freedom = max(_MIN_FREEDOM, busy_periods)
     odds = np.exp(-(freedom + 1) / 2 * np.log1p(2 * (log_likelihood.max() - log_likelihood) / freedom))
-    return MissCurve(missed, log_rates, odds / odds.sum(), log_steepness, below, above, clumping)
+    return MissCurve(missed, log_rates, odds / odds.sum(), log_steepness, below, above, clumping, busy_periods)
 
 
 def quasi_likelihood(share: float, logits: Floats, clumping: float) -> Floats:

@@ -38,6 +38,8 @@ class SoughtRate(NamedTuple):
     """Standard deviation of its logarithm."""
     steepness: tuple[float, float]
     """d log o / d log r below and above it, of the odds o of a miss."""
+    busy_periods: float
+    """Number of independent misses that it is known from."""
 
 
 class Power(NamedTuple):
@@ -59,12 +61,12 @@ def sought_rate(
     if objective == "rate":
         assert attainment is not None
         curve = miss_curve(probes, 1 - attainment)
-        return SoughtRate(curve.rate(confidence), curve.log_sd, curve.steepness)
+        return SoughtRate(curve.rate(confidence), curve.log_sd, curve.steepness, curve.busy_periods)
     least = least_joules(probes, attainment, confidence)
     if least is None:
         curve = miss_curve(probes, USUAL_MISSED)
-        return SoughtRate(curve.rate(confidence), curve.log_sd, curve.steepness)
-    return SoughtRate(least.rate, least.log_sd, least.steepness)
+        return SoughtRate(curve.rate(confidence), curve.log_sd, curve.steepness, curve.busy_periods)
+    return SoughtRate(least.rate, least.log_sd, least.steepness, least.busy_periods)
 
 
 class LeastJoules(NamedTuple):
@@ -74,6 +76,7 @@ class LeastJoules(NamedTuple):
     log_sd: float
     """Standard deviation of the logarithm of the rate."""
     steepness: tuple[float, float]
+    busy_periods: float
 
 
 def least_joules(probes: Sequence[Probe], attainment: float | None, confidence: float) -> LeastJoules | None:
@@ -101,7 +104,7 @@ def least_joules(probes: Sequence[Probe], attainment: float | None, confidence: 
         rate = msgspec.structs.replace(rate, high=min(ends, default=None))
     mean = float((weights * log_rates).sum())
     sd = math.sqrt(float((weights * (log_rates - mean) ** 2).sum()))
-    return LeastJoules(rate, joules, sd, curve.steepness)
+    return LeastJoules(rate, joules, sd, curve.steepness, curve.busy_periods)
 
 
 def _estimate(quantiles: Sequence[float]) -> Estimate:
@@ -159,7 +162,8 @@ def _at_the_limit(limit: MissCurve, power: Power, confidence: float) -> LeastJou
         for r in (rate.value, rate.high, rate.low)
     ]
     assert costs[0] is not None
-    return LeastJoules(rate, Estimate(value=costs[0], low=costs[1], high=costs[2]), limit.log_sd, limit.steepness)
+    joules = Estimate(value=costs[0], low=costs[1], high=costs[2])
+    return LeastJoules(rate, joules, limit.log_sd, limit.steepness, limit.busy_periods)
 
 
 def power_near(probes: Sequence[Probe], rate_rps: float) -> Power | None:
