@@ -91,6 +91,12 @@ def test_few_probes_do_not_end_a_search_however_narrow_their_interval() -> None:
     assert isinstance(next_probe(QUESTION, refining(MIN_REFINES - 1, 400_000), 1e6), PlannedProbe)
 
 
+def test_few_independent_misses_do_not_end_a_search_however_narrow_their_interval() -> None:
+    question = replace(QUESTION, width=2.0)
+    assert isinstance(next_probe(question, refining(MIN_REFINES, 100), 1e6), PlannedProbe)
+    assert next_probe(question, refining(MIN_REFINES, 40_000), 1e6) == "interval"
+
+
 def test_a_probe_fits_into_the_rest_of_the_budget() -> None:
     for remaining_s in (20.0, 60.0, 200.0, 1000.0):
         planned = next_probe(QUESTION, refining(5, 300), remaining_s)

@@ -130,6 +130,13 @@ def test_the_clumping_of_runs_of_misses_is_found() -> None:
     assert 200 < miss_curve(probes, 0.05).clumping < 600  # the largest of three block sizes, so rather too large
 
 
+def test_the_clumping_is_that_of_the_probes_with_about_as_many_misses() -> None:
+    rng = np.random.default_rng(1)
+    few = [drawn_probe(rate, 8000, 0.01, rng, clumping=800) for rate in (9.0, 9.5)]
+    many = [drawn_probe(rate, 8000, 0.1, rng, clumping=100) for rate in (10.5, 11.0)]
+    assert miss_curve(few + many, 0.01).clumping > 2 * miss_curve(few + many, 0.1).clumping
+
+
 def test_the_order_of_the_probes_does_not_matter() -> None:
     probes = [replace(probe, number=i) for i, probe in enumerate(drawn(1, 100))]
     there, back = miss_curve(probes, 0.05), miss_curve(probes[::-1], 0.05)
