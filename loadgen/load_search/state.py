@@ -68,6 +68,7 @@ class SearchState:
         self.results = list(earlier.settings) or [
             SettingResult(name=setting.name, options=setting.recorded_options) for setting in settings
         ]
+        """The settings with their answers so far."""
         self._index, self._until_s, self._counted_s = 0, begun_s + question.budget_s, begun_s
         self._start_rps = question.start_rps
 
