@@ -60,23 +60,25 @@ def sought_rate(
     share of missed requests stands in, so that the search goes on where they will be fewest."""
     if objective == "rate":
         assert attainment is not None
-        curve = miss_curve(probes, 1 - attainment)
-        return SoughtRate(curve.rate(confidence), curve.log_sd, curve.steepness, curve.busy_periods)
+        return _rate_of(miss_curve(probes, 1 - attainment), confidence)
     least = least_joules(probes, attainment, confidence)
-    if least is None:
-        curve = miss_curve(probes, USUAL_MISSED)
-        return SoughtRate(curve.rate(confidence), curve.log_sd, curve.steepness, curve.busy_periods)
-    return SoughtRate(least.rate, least.log_sd, least.steepness, least.busy_periods)
+    return least.sought if least else _rate_of(miss_curve(probes, USUAL_MISSED), confidence)
+
+
+def _rate_of(curve: MissCurve, confidence: float) -> SoughtRate:
+    return SoughtRate(curve.rate(confidence), curve.log_sd, curve.steepness, curve.busy_periods)
 
 
 class LeastJoules(NamedTuple):
-    rate: Estimate
+    """The rate at which a good request costs fewest joules, and these."""
+
+    sought: SoughtRate
     joules: Estimate
     """Joules per good request at that rate."""
-    log_sd: float
-    """Standard deviation of the logarithm of the rate."""
-    steepness: tuple[float, float]
-    busy_periods: float
+
+    @property
+    def rate(self) -> Estimate:
+        return self.sought.estimate
 
 
 def least_joules(probes: Sequence[Probe], attainment: float | None, confidence: float) -> LeastJoules | None:
@@ -104,7 +106,7 @@ def least_joules(probes: Sequence[Probe], attainment: float | None, confidence: 
         rate = msgspec.structs.replace(rate, high=min(ends, default=None))
     mean = float((weights * log_rates).sum())
     sd = math.sqrt(float((weights * (log_rates - mean) ** 2).sum()))
-    return LeastJoules(rate, joules, sd, curve.steepness, curve.busy_periods)
+    return LeastJoules(SoughtRate(rate, sd, curve.steepness, curve.busy_periods), joules)
 
 
 def _estimate(quantiles: Sequence[float]) -> Estimate:
@@ -156,14 +158,15 @@ def _logistic(logits: Floats) -> Floats:
 
 def _at_the_limit(limit: MissCurve, power: Power, confidence: float) -> LeastJoules:
     """Return the limit itself as the rate of fewest joules: they still fall where it breaks."""
-    rate = limit.rate(confidence)
+    sought = _rate_of(limit, confidence)
+    rate = sought.estimate
     costs = [
         None if r is None else float(power.at(np.array(r))) / r / (1 - limit.missed)
         for r in (rate.value, rate.high, rate.low)
     ]
     assert costs[0] is not None
     joules = Estimate(value=costs[0], low=costs[1], high=costs[2])
-    return LeastJoules(rate, joules, limit.log_sd, limit.steepness, limit.busy_periods)
+    return LeastJoules(sought, joules)
 
 
 def power_near(probes: Sequence[Probe], rate_rps: float) -> Power | None:

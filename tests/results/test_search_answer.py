@@ -54,7 +54,7 @@ def test_more_requests_narrow_the_interval_of_the_rate_of_fewest_joules() -> Non
     wide, narrow = (least_joules(probes(requests=n), None, 0.95) for n in (1000, 16000))
     assert wide is not None
     assert narrow is not None
-    assert narrow.log_sd < wide.log_sd
+    assert narrow.sought.log_sd < wide.sought.log_sd
 
 
 def test_where_the_limit_breaks_before_the_minimum_it_is_the_rate_of_fewest_joules() -> None:
