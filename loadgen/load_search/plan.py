@@ -148,10 +148,10 @@ def _are_alone(probes: Sequence[Probe], rate_rps: float, takes_s: float) -> bool
     """Return whether requests hardly met at a rate that misses.
 
     By Little's law as many are in flight as arrive while one takes. A single short probe may have met a hitch of the
-    server, unless it was stopped because it missed far too much.
+    server, unless most of its requests missed.
     """
     at_rate = [probe for probe in probes if probe.rate_rps == rate_rps]
-    known_s = [probe.e2e_p50_s for probe in at_rate if probe.stopped_early and probe.e2e_p50_s is not None]
+    known_s = [probe.e2e_p50_s for probe in at_rate if probe.overloaded and probe.e2e_p50_s is not None]
     return rate_rps * min([takes_s, *known_s]) < _ALONE
 
 

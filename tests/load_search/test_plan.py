@@ -59,19 +59,19 @@ def test_a_search_ends(question: Question, probes: list[Probe], remaining_s: flo
 
 
 @pytest.mark.parametrize(
-    ("rate_rps", "stopped_early", "e2e_s", "ended"),
+    ("rate_rps", "missed", "e2e_s", "ended"),
     [
-        (1.0, True, 0.1, "fails"),  # a tenth of a request in flight
-        (1.0, False, 0.1, None),  # a short probe may have met a hitch
-        (1.0, True, 0.5, None),
-        (1.0, True, None, None),
-        (50.0, True, 0.1, None),
+        (1.0, 30, 0.1, "fails"),  # a tenth of a request in flight
+        (1.0, 10, 0.1, None),  # a short probe may have met a hitch
+        (1.0, 30, 0.5, None),
+        (1.0, 30, None, None),
+        (50.0, 30, 0.1, None),
     ],
 )
 def test_a_search_ends_at_its_first_rate_if_requests_hardly_meet_and_are_far_too_slow(
-    rate_rps: float, stopped_early: bool, e2e_s: float | None, ended: str | None
+    rate_rps: float, missed: int, e2e_s: float | None, ended: str | None
 ) -> None:
-    missing = even_probe(rate_rps, 40, 40, stage="bracket", decision_s=0.001, stopped_early=stopped_early)
+    missing = even_probe(rate_rps, 40, missed, stage="bracket")
     planned = next_probe(QUESTION, [msgspec.structs.replace(missing, e2e_p50_s=e2e_s)], 1000)
     assert planned == ended if ended else isinstance(planned, PlannedProbe)
 
