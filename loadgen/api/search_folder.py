@@ -64,7 +64,7 @@ class Search:
         return probes_table(self.result)
 
     def __repr__(self) -> str:
-        return f"<Search {str(self.path)!r}: {len(self.probes):,} probes, {' '.join(self.answer.splitlines()[:2])}>"
+        return f"<Search {str(self.path)!r}: {len(self.probes):,} probes; {'. '.join(self.answer.splitlines()[:2])}>"
 
 
 def read_search(path: str | os.PathLike[str]) -> Search:

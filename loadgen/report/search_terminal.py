@@ -86,8 +86,8 @@ def _settings_table(result: SearchResult) -> Table:
     for setting in ranked(result):
         table.add_row(
             Text(clean(setting.name, 60)),
-            estimate_text(setting.rate),
-            *([estimate_text(setting.least_joules, joules)] if has_energy(result) else []),
+            Text(estimate_text(setting.rate)),  # a Text, since "[unknown, 14.0]" would be markup
+            *([Text(estimate_text(setting.least_joules, joules))] if has_energy(result) else []),
             outcome_text(setting, result),
             style="bold" if setting.name == result.best else None,
         )

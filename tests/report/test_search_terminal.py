@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from loadgen.report.search_terminal import print_search
-from loadgen.results.search_result import SearchResult
+from loadgen.results.search_result import Estimate, SearchResult
 from support import search_results as examples
 from support.search_results import probe, search, setting
 
@@ -58,6 +58,11 @@ def test_several_settings_are_ranked_with_their_outcomes() -> None:
     lines = [line for line in printed(examples.of_settings()).splitlines() if line.startswith("max_num_seqs")]
     outcomes = [re.split(r"\s{2,}", line.strip())[-1] for line in lines if "best of" not in line]
     assert outcomes[-4:] == ["best", "answered", "dropped", "limits missed"]
+
+
+def test_an_interval_with_an_unknown_end_is_in_the_table_of_the_settings() -> None:
+    vague = setting("a", rate=Estimate(value=13.4, low=None, high=14.0))
+    assert "13.4 [unknown, 14.0]" in printed(search(vague, setting("b")))
 
 
 def test_names_of_settings_and_reasons_are_harmless() -> None:
