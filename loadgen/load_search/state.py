@@ -188,6 +188,8 @@ class SearchState:
             ended, reason = self._setting.ended, self._setting.reason
         elif ended == "client":
             reason = self._client_reason(rate_rps, reason)
+            if len(self.results) == 1 and not self.probes:
+                raise LoadgenError(f"{reason}, or begin at a lower rate by --start")
         elif ended == "dropped":
             reason = self._lost_because
         self.write(ended, reason)
@@ -203,9 +205,9 @@ class SearchState:
         self.end("server", reason=line)
 
     def end_all(self) -> SearchResult:
-        """Return the result. LoadgenError where no server was there for any setting."""
+        """Return the result. LoadgenError where no setting has a probe."""
         if not self.has_probes:
-            raise LoadgenError(f"no setting has a server: {self.results[0].name}: {self.results[0].reason}")
+            raise LoadgenError(f"no setting was measured: {self.results[0].name}: {self.results[0].reason}")
         return self.write(self._setting.ended, self._setting.reason)
 
     def write(self, ended: Ended | None = None, reason: str | None = None) -> SearchResult:

@@ -56,7 +56,7 @@ def test_each_setting_has_a_server_of_its_own_and_one_that_does_not_start_is_lef
 def test_where_no_server_starts_the_search_says_so(tmp_path: Path) -> None:
     result = run(tmp_path / "out", "--over", "hardware=abacus,quipu")
     assert isinstance(result.exception, LoadgenError)
-    assert "no setting has a server: hardware=abacus: " in str(result.exception)
+    assert "no setting was measured: hardware=abacus: " in str(result.exception)
 
 
 @pytest.mark.parametrize(

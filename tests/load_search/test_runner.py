@@ -109,6 +109,18 @@ def test_a_probe_that_this_client_was_too_slow_for_is_made_again_and_then_ends_t
     assert "this client sent 9 of 10 requests late; add --processes" in found["reason"]
 
 
+def test_a_first_rate_beyond_this_client_is_one_line(
+    slow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(result: Any, url: str) -> None:
+        raise faults.ClientLimitError("this client sent 9 of 10 requests late")
+
+    monkeypatch.setattr(prober, "check_run", late)
+    result = run(tmp_path / "out", "--base-url", slow)
+    assert isinstance(result.exception, LoadgenError)
+    assert str(result.exception).endswith("9 of 10 requests late; add --processes, or begin at a lower rate by --start")
+
+
 @pytest.mark.parametrize(
     ("words", "fault"),
     [
