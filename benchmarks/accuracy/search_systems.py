@@ -156,7 +156,7 @@ def probe(system: System, planned: PlannedProbe, attainment: float) -> Probe:
             stopped_early, sending_s = True, t_s
             break
     outcomes = [outcome for outcome in served.outcomes if outcome.sent_s < sending_s]
-    counts = count(outcomes, sending_s, planned.stage)
+    counts = count(outcomes, sending_s, planned.stage, stopped_early=stopped_early)
     until_s = min(served.ended_s, sending_s + ABORT_S) if stopped_early else max(served.ended_s, sending_s)
     return Probe(
         name=f"probes/{planned.number:03}",

@@ -78,7 +78,7 @@ def test_replicas_must_keep_the_limits(now_rps: float, within: dict[int, bool | 
 
 
 def test_the_misses_widen_the_interval_where_the_limits_break() -> None:
-    far, near = (with_costs(load(rate), cheap(), 0.99, 0.95).costs[-1] for rate in (8.0, 11.0))
+    far, near = (with_costs(load(rate), cheap(), 0.99, 0.95).costs[-1] for rate in (8.0, 9.0))
     assert far.joules_per_good_request is not None and near.joules_per_good_request is not None
     widths = [cost.relative_width for cost in (far.joules_per_good_request, near.joules_per_good_request)]
     assert widths[0] is not None and widths[1] is not None and widths[1] > 2 * widths[0]
