@@ -33,7 +33,7 @@ def search_json(out: Path) -> dict[str, Any]:
 @pytest.mark.usefixtures("short")
 def test_each_setting_has_a_server_of_its_own_and_one_that_does_not_start_is_left_out(tmp_path: Path) -> None:
     out = tmp_path / "out"
-    result = run(out, "--over", "max_num_seqs=1,4,0", "--budget", "24s")
+    result = run(out, "--over", "max_num_seqs=1,4,0", "--budget", "40s")
     assert result.exit_code == 0, result.output
     found = search_json(out)
     one, four, none = found["settings"]
@@ -131,7 +131,7 @@ def test_with_more_time_an_undecided_setting_goes_on_and_an_answered_one_does_no
     undecided = setting("a", ended="budget", spent_s=300.0)
     made = (*probes(1.1), probe(10, 12.4, 1.1, stage="bracket"))
     answered = setting("b", 1.1, probes=made, ended="interval", spent_s=300.0)
-    search = begun(tmp_path, undecided, answered, undone("c"), budget_s=1200.0, width=0.2)
+    search = begun(tmp_path, undecided, answered, undone("c"), budget_s=1200.0, width=0.3)
     search.begin(1)
     assert search.next(1e9) == "interval"
     search.end("interval")
