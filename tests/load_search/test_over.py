@@ -48,7 +48,7 @@ def test_each_setting_has_a_server_of_its_own_and_one_that_does_not_start_is_lef
     assert four["probes"][0]["rate_rps"] == pytest.approx(one["rate"]["value"])
     assert (none["ended"], none["probes"]) == ("server", [])
     assert "0 is not in the range" in none["reason"]
-    assert found["spent_s"] < 24 + 3
+    assert found["spent_s"] < 40 + 3
     assert sum(each["spent_s"] for each in found["settings"]) == pytest.approx(found["spent_s"], abs=0.5)
 
 
