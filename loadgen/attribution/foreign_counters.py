@@ -111,7 +111,7 @@ def foreign_counts(
     last_ns = np.array([record.chunk_ns[-1] for _, record in streaming], dtype=np.int64)
     tokens = np.diff(generated) - _by_interval(edges_ns, first_ns, np.ones(len(index)))
     tokens -= _by_interval(edges_ns, steps.end_ns, np.bincount(steps.step, steps.decode).astype(np.float64))
-    if tokens.sum() < FOREIGN_SHARE * (generated[-1] - generated[0]):
+    if tokens.sum() <= FOREIGN_SHARE * (generated[-1] - generated[0]):  # 0 of 0 where no answer has tokens
         return None
     rows = np.flatnonzero(steps.prefilling)
     own = np.bincount(steps.request[rows], steps.prefill[rows], minlength=len(records))[index].astype(np.float64)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -100,6 +101,16 @@ def test_an_engine_that_does_not_count_tokens_implies_nobody(name: str) -> None:
     records, samples, _ = run(OURS, OTHERS, 1000)
     samples = [{key: value for key, value in sample.items() if key != name} for sample in samples]
     assert counted_records(records, engine_steps_of(records), samples)[0] == []
+
+
+def test_prompts_whose_answers_have_no_tokens_imply_nobody() -> None:
+    embedded = [
+        msgspec.structs.replace(request(i, 20 * i, [20 * i + 15.0]), chunk_ns=[], output_tokens=None) for i in range(20)
+    ]
+    assert all(record.came_whole for record in embedded)
+    start = {"t_ns": -1.0, "generation_tokens": 0.0, "prompt_tokens": 0.0, "iterations": 0.0, "running": 0.0}
+    end = start | {"t_ns": 2e9, "prompt_tokens": 2000.0, "iterations": 20.0}
+    assert counted_records(embedded, engine_steps_of(embedded), [start, end])[0] == []
 
 
 @pytest.mark.parametrize(("more", "there"), [(0, False), (2, False), (3, True)])

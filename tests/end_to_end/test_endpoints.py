@@ -69,8 +69,8 @@ def test_an_answer_that_comes_whole_has_latency_tokens_and_joules(endpoint: Endp
         for line in map(json.loads, (tmp_path / "run" / "oracle.jsonl").read_text().splitlines())
         if line["request_id"].startswith(result.info.run_id)
     }
-    assert sum(shares.values()) == pytest.approx(sum(true.values()), rel=0.5), (
-        "the run has four windows of the counter, and idle power while bytes travel is in them"
+    assert sum(shares.values()) == pytest.approx(sum(true.values()), rel=0.3), (
+        "its idle power while bytes travel is in the measured ones"
     )
     assert {check.name for check in summary.verdict.checks if check.status == "failed"} <= {"client", "load"}
 
