@@ -21,7 +21,7 @@ import numpy as np
 from loadgen.attribution.cost_model import foreign_members, overlap
 from loadgen.attribution.expert_reads import ExpertReads, step_tokens
 from loadgen.attribution.window_fit import fit_without_outliers, window_work
-from loadgen.stats.nnls import nnls
+from loadgen.stats.nnls import held_out_predictions
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -60,12 +60,7 @@ class Evidence(NamedTuple):
     def held_out_error(self, further_columns: list[Floats]) -> float:
         """Return the sum of the squared errors of each block of rows, in a fit to the others."""
         features = np.column_stack([self.features, *further_columns])
-        block = np.arange(len(self.target)) * BLOCKS // len(self.target)
-        error = 0.0
-        for held_out in range(BLOCKS):
-            test = block == held_out
-            prices, _ = nnls(features[~test], self.target[~test])
-            error += float(((self.target[test] - features[test] @ prices) ** 2).sum())
+        error = float(((self.target - held_out_predictions(features, self.target, BLOCKS)) ** 2).sum())
         return max(error, 1e-12 * float(self.target @ self.target))  # below that it is rounding
 
     def error_with(self, experts: ExpertReads) -> float:

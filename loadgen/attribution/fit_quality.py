@@ -8,7 +8,7 @@ import msgspec
 import numpy as np
 
 from loadgen.attribution.window_fit import Rows
-from loadgen.stats.nnls import nnls
+from loadgen.stats.nnls import block_of, held_out_predictions
 
 if TYPE_CHECKING:
     from loadgen.attribution.uncertainty import ErrorModel
@@ -79,18 +79,13 @@ def held_out(fit: Fit) -> tuple[float, float] | None:
     """Return the squared error of rows that are predicted by a fit of the other BLOCKS - 1 blocks, and that of a
     prediction by the others' mean. None with fewer than MIN_WINDOWS rows: windows, or steps at the power limit."""
     rows = fit.rows or Rows(fit.features, fit.target_j, np.ones(len(fit.target_j)))
-    count = len(rows.energy_j)
-    if count < MIN_WINDOWS:
+    energy_j = rows.energy_j
+    if len(energy_j) < MIN_WINDOWS:
         return None
-    features, energy_j = rows.features * rows.weights[:, None], rows.energy_j * rows.weights
-    block = np.arange(count) * BLOCKS // count
-    error_j2 = variance_j2 = 0.0
-    for left_out in range(BLOCKS):
-        inside = block != left_out
-        x, _ = nnls(features[inside], energy_j[inside])
-        error_j2 += float(((rows.energy_j[~inside] - rows.features[~inside] @ x) ** 2).sum())
-        variance_j2 += float(((rows.energy_j[~inside] - rows.energy_j[inside].mean()) ** 2).sum())
-    return error_j2, variance_j2
+    block = block_of(len(energy_j), BLOCKS)
+    predicted_j = held_out_predictions(rows.features, energy_j, BLOCKS, rows.weights)
+    others_j = np.array([energy_j[block != held_out].mean() for held_out in range(BLOCKS)])[block]
+    return float(((energy_j - predicted_j) ** 2).sum()), float(((energy_j - others_j) ** 2).sum())
 
 
 def held_out_r_squared(fits: list[FitQuality]) -> float | None:

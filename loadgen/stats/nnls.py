@@ -1,4 +1,4 @@
-"""Non-negative least squares for a handful of columns: costs are never negative."""
+"""Non-negative least squares for a handful of columns: costs are never negative; and what it predicts of other rows."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 if TYPE_CHECKING:
-    from loadgen.stats.arrays import Floats
+    from loadgen.stats.arrays import Floats, Ints
 
 
 def nnls(a: Floats, b: Floats) -> tuple[Floats, float]:
@@ -39,3 +39,21 @@ def nnls(a: Floats, b: Floats) -> tuple[Floats, float]:
         sets += [part for part in smaller if part and part not in tried]
         tried.update(smaller)
     return best / scale, max(best_error, 0.0)
+
+
+def block_of(rows: int, blocks: int) -> Ints:
+    """Return the number of the block that each row is in: consecutive rows, in blocks of equal size."""
+    return np.arange(rows) * blocks // rows
+
+
+def held_out_predictions(a: Floats, b: Floats, blocks: int, weights: Floats | None = None) -> Floats:
+    """Return float64[rows]: what the fit of the other blocks' rows predicts of each (cross-validation: Stone, J. R.
+    Stat. Soc. B 36(2), 1974). weights: of the rows in the fit."""
+    block = block_of(len(b), blocks)
+    weighted_a, weighted_b = (a, b) if weights is None else (a * weights[:, None], b * weights)
+    predicted = np.zeros(len(b))
+    for held_out in range(blocks):
+        others = block != held_out
+        x, _ = nnls(weighted_a[others], weighted_b[others])
+        predicted[~others] = a[~others] @ x
+    return predicted

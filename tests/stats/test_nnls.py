@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.stats.nnls import nnls
+from loadgen.stats.nnls import held_out_predictions, nnls
 
 
 @given(st.integers(0, 2**32 - 1))
@@ -37,3 +37,22 @@ def test_the_minimum_is_the_residual_of_the_answer() -> None:
 def test_columns_of_zeros_get_zero() -> None:
     x, _ = nnls(np.array([[0.0, 1.0], [0.0, 1.0]]), np.array([2.0, 4.0]))
     assert x.tolist() == [0, pytest.approx(3)]
+
+
+def test_a_row_is_predicted_by_the_other_blocks_alone() -> None:
+    rng = np.random.default_rng(3)
+    a = rng.uniform(0, 10, (40, 2))
+    b = a @ [2.0, 0.5]
+    b[8:16] += 100  # the second of five blocks is off
+    predicted = held_out_predictions(a, b, 5)
+    np.testing.assert_allclose(predicted[8:16], a[8:16] @ [2.0, 0.5], rtol=1e-6)
+    assert np.abs(predicted[:8] - a[:8] @ [2.0, 0.5]).max() > 1
+
+
+def test_rows_of_no_weight_say_nothing_of_the_others() -> None:
+    rng = np.random.default_rng(4)
+    a = rng.uniform(0, 10, (40, 2))
+    b = a @ [2.0, 0.5]
+    b[::2] += 100
+    weights = np.tile([0.0, 1.0], 20)
+    np.testing.assert_allclose(held_out_predictions(a, b, 5, weights), a @ [2.0, 0.5], rtol=1e-6)
