@@ -146,10 +146,8 @@ def attribute_energy(
     ]
     measured_mj = sum(account.measured_mj for account in accounts)
     exact = [np.concatenate(([a.idle, a.unattributed], a.prefill, a.decode)) for a in accounts]
-    variance = np.sum([account.errors.of_requests()[: len(records)] for account in accounts], axis=0)
     rounded_mj = round_to_sum(np.sum(exact, axis=0), measured_mj)
     shares = rounded_mj[2:].reshape(2, len(records))
-    reasoning_mj, tools_mj = kinds_of_whole(shares[1], np.sum([account.kinds for account in accounts], axis=0))
     rejected = [account.rejected for account in accounts if account.rejected is not None]
     result = RunAttribution(
         method=method,
@@ -159,25 +157,7 @@ def attribute_energy(
         idle_mj=int(rounded_mj[0]),
         attributed_mj=int(shares.sum()),
         unattributed_mj=int(rounded_mj[1]),
-        requests=[
-            RequestEnergy(
-                index=record.index,
-                prefill_joules=j_from_mj(prefill),
-                decode_joules=j_from_mj(decode),
-                joules=j_from_mj(prefill + decode),
-                reasoning_joules=None if record.kinds is None else j_from_mj(reasoning),
-                tools_joules=None if record.kinds is None else j_from_mj(tools),
-                se_joules=round(error, 6),
-            )
-            for record, prefill, decode, reasoning, tools, error in zip(
-                records,
-                *shares.tolist(),
-                reasoning_mj.tolist(),
-                tools_mj.tolist(),
-                np.sqrt(variance).tolist(),
-                strict=True,
-            )
-        ],
+        requests=_request_energies(records, shares, accounts),
         coefficients=[account.coefficients for account in accounts],
         fits=[account.quality for account in accounts],
         sums={name: _sum_errors([account.errors for account in accounts], rows) for name, rows in (sums or {}).items()},
@@ -186,6 +166,28 @@ def attribute_energy(
     )
     result.check()
     return result
+
+
+def _request_energies(
+    records: Sequence[RequestRecord], shares_mj: Ints, accounts: Sequence[_Account]
+) -> list[RequestEnergy]:
+    """Return the joules of each request with their errors, over all domains. shares_mj: int64[2, n], prefill and
+    decode."""
+    variance = np.sum([account.errors.of_requests()[: len(records)] for account in accounts], axis=0)
+    kinds_mj = kinds_of_whole(shares_mj[1], np.sum([account.kinds for account in accounts], axis=0))
+    columns = (*shares_mj.tolist(), *(kind.tolist() for kind in kinds_mj), np.sqrt(variance).tolist())
+    return [
+        RequestEnergy(
+            index=record.index,
+            prefill_joules=j_from_mj(prefill),
+            decode_joules=j_from_mj(decode),
+            joules=j_from_mj(prefill + decode),
+            reasoning_joules=None if record.kinds is None else j_from_mj(reasoning),
+            tools_joules=None if record.kinds is None else j_from_mj(tools),
+            se_joules=round(error, 6),
+        )
+        for record, prefill, decode, reasoning, tools, error in zip(records, *columns, strict=True)
+    ]
 
 
 def _sum_errors(domains: Sequence[JoulesErrors], rows: Ints) -> SumErrors:
