@@ -40,6 +40,9 @@ if TYPE_CHECKING:
 _STOP_TIMEOUT_S = 10.0
 """The time a worker has to write its last records once the run is over."""
 
+_COUNT_OVERDUE = "count overdue"
+"""Message that has a worker count its requests in flight that have missed a limit; any other is a reason to stop."""
+
 _spawn = multiprocessing.get_context("spawn")
 
 
@@ -111,7 +114,7 @@ class _Worker:
         remote_end.close()
 
     def send(self, message: Any) -> None:
-        """Send the share, then the start instant, then the reason to stop."""
+        """Send the share, then the start instant, then requests to count and the reason to stop."""
         with suppress(OSError):  # it died; `receive` takes note of that
             self.pipe.send(message)
 
@@ -218,7 +221,9 @@ class SenderProcesses:
             worker.send(reason)
 
     def count_overdue(self) -> None:
-        """Do nothing: each worker counts its own before it reports."""
+        """Ask each worker to count its own; its next report has them."""
+        for worker in self._workers:
+            worker.send(_COUNT_OVERDUE)
 
     def abort(self, reason: str = "aborted") -> None:
         self.stop("aborted")
@@ -335,19 +340,20 @@ async def _send_share(pipe: Pipe[Any, Any], share: _Share) -> SendingCost:
             def report() -> None:
                 """Hand the lines written so far to the kernel, and the progress to the parent."""
                 writer.flush()
-                sender.count_overdue()
                 with suppress(OSError):
                     pipe.send(sender.tallies)
                     pipe.send(sender.oldest)
 
             def obey() -> None:
-                """Stop as the parent says; abort when the parent is gone."""
+                """Count or stop as the parent says; abort when the parent is gone."""
                 try:
                     reason = pipe.recv()
                 except (EOFError, OSError):
                     asyncio.get_running_loop().remove_reader(pipe.fileno())
                     reason = "aborted"
-                if reason == "aborted":
+                if reason == _COUNT_OVERDUE:
+                    sender.count_overdue()
+                elif reason == "aborted":
                     sender.abort()
                 else:
                     sender.stop(reason)
