@@ -77,6 +77,18 @@ def sha256_of(path: Path) -> str | None:
         raise LoadgenError(f"cannot read {path}: {err.strerror or err}") from err
 
 
+@contextmanager
+def writing(folder: Path, what: str) -> Iterator[None]:
+    """Raise LoadgenError, which is one line, for an OSError while a folder is written: a full disk, for example.
+
+    what: the folder in words, such as "the study's folder".
+    """
+    try:
+        yield
+    except OSError as err:
+        raise LoadgenError(f"cannot write {what} {folder}: {err.strerror or err}") from err
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace the content of `path` in one step: a reader sees all of the old bytes or all of `data`.
 

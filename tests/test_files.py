@@ -1,12 +1,13 @@
 """Laws of reading and replacing whole files."""
 
+import errno
 import os
 from pathlib import Path
 
 import pytest
 
 from loadgen.errors import LoadgenError
-from loadgen.files import data_dir, profile_path, read_json, replacing, sha256_of, study_path, write_atomic
+from loadgen.files import data_dir, profile_path, read_json, replacing, sha256_of, study_path, write_atomic, writing
 
 
 def test_write_atomic_replaces_the_content_and_leaves_no_draft(tmp_path: Path) -> None:
@@ -119,3 +120,11 @@ def test_a_study_is_a_file_or_the_name_of_a_shipped_one(tmp_path: Path, monkeypa
     for name in ("rate-swep", "./simulated", "../studies/simulated"):
         with pytest.raises(LoadgenError, match=r"no file or study called .*there are: .*simulated"):
             study_path(name)
+
+
+def test_an_error_of_writing_a_folder_is_one_line_that_names_it(tmp_path: Path) -> None:
+    with (
+        pytest.raises(LoadgenError, match=r"^cannot write the search's folder .*out: No space left on device$"),
+        writing(tmp_path / "out", "the search's folder"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

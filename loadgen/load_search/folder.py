@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from loadgen.errors import LoadgenError
-from loadgen.files import read_json, write_atomic
+from loadgen.files import read_json, write_atomic, writing
 from loadgen.report.search_page import render_search_page
 from loadgen.results.read_search import read_search_result
 from loadgen.results.run_folder import write_json
@@ -43,7 +42,7 @@ class SearchFolder:
                 self.result = earlier
         elif path.exists() and not file.is_file() and (not path.is_dir() or any(path.iterdir())):
             raise LoadgenError(f"--out {path} is not empty and holds no search; choose another")
-        with self._writing():
+        with writing(self.path, "the search's folder"):
             (path / "probes").mkdir(parents=True, exist_ok=True)
             write_atomic(file, msgspec.json.format(msgspec.json.encode(plain)) + b"\n")
 
@@ -51,17 +50,9 @@ class SearchFolder:
         """Write search.json and the page, each of them whole or not at all."""
         self.result = result
         page = render_search_page(result)
-        with self._writing():
+        with writing(self.path, "the search's folder"):
             write_json(self.path / "search.json", result)
             write_atomic(self.path / "report.html", page.encode())
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Raise LoadgenError, which is one line, for an OSError while the folder is written, such as a full disk."""
-        try:
-            yield
-        except OSError as err:
-            raise LoadgenError(f"cannot write the search's folder {self.path}: {err.strerror or err}") from err
 
 
 def _check_same(path: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:

@@ -6,8 +6,8 @@ import csv
 import hashlib
 import io
 import shlex
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -16,7 +16,7 @@ import msgspec
 from loadgen.client.redact import redact_command, redact_setting
 from loadgen.energy import gpu_state
 from loadgen.errors import LoadgenError
-from loadgen.files import write_atomic
+from loadgen.files import write_atomic, writing
 from loadgen.report.format import watts
 from loadgen.report.study_page import render_study_page
 from loadgen.report.study_text import reason_text
@@ -27,15 +27,6 @@ from loadgen.study.spec import NO_OVERRIDES, Overrides, Study
 
 if TYPE_CHECKING:
     from loadgen.study.plan import StudyRun
-
-
-@contextmanager
-def _writing(out: Path) -> Iterator[None]:
-    """Raise LoadgenError, which is one line, for an OSError while the folder is written: a full disk, for example."""
-    try:
-        yield
-    except OSError as err:
-        raise LoadgenError(f"cannot write the study's folder {out}: {err.strerror or err}") from err
 
 
 class StudyState(msgspec.Struct, frozen=True, kw_only=True):
@@ -77,7 +68,7 @@ class StudyState(msgspec.Struct, frozen=True, kw_only=True):
             overrides=overrides,
             gpus=gpu_state.states(),
         )
-        with _writing(out):
+        with writing(out, "the study's folder"):
             (out / "runs").mkdir(parents=True, exist_ok=True)
             (out / "study.toml").write_bytes(file.read_bytes())
             run_folder.write_json(path, state)
@@ -107,7 +98,7 @@ class StudyFolder:
     def add(self, run: StudyRun, outcome: RunOutcome, finished: FinishedRun | None) -> None:
         """Take in a run that is over, and rewrite the table and the page. `finished` is None when it failed."""
         path = self._out / "runs" / run.name / "cell.json"
-        with _writing(self._out):
+        with writing(self._out, "the study's folder"):
             path.parent.mkdir(parents=True, exist_ok=True)
             run_folder.write_json(path, outcome)
         self._outcomes[run.name] = outcome
@@ -138,7 +129,7 @@ class StudyFolder:
         table.writeheader()
         table.writerows(msgspec.to_builtins(row) for row in sorted(rows, key=lambda row: row.cell))
         page = render_study_page(self.info(), rows)
-        with _writing(self._out):
+        with writing(self._out, "the study's folder"):
             write_atomic(self._out / "results.csv", text.getvalue().encode())
             write_atomic(self._out / "report.html", page.encode())
         return rows
