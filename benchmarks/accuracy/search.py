@@ -37,7 +37,7 @@ import numpy as np
 
 from benchmarks.accuracy.search_systems import START_S, SYSTEMS, System, probe, read_truth
 from loadgen.load_search.plan import Question, next_probe
-from loadgen.results.miss_curve import MissCurve, miss_curve
+from loadgen.results.miss_curve import USUAL_MISSED, MissCurve, miss_curve
 from loadgen.results.search_answer import sought_rate
 from loadgen.results.search_result import Objective, Probe
 
@@ -114,7 +114,7 @@ def grid_s(probes: Sequence[Probe], attainment: float | None, rate_rps: float, w
     """Return the duration of the grid that gives an interval of this relative width."""
     if width is None:
         return None
-    curve = miss_curve(probes, 0.05 if attainment is None else 1 - attainment)
+    curve = miss_curve(probes, USUAL_MISSED if attainment is None else 1 - attainment)
     rates = math.log(2) / width + 1
     fill_s = 5 * max(probe.decision_s for probe in probes if not probe.overloaded)
     return rates * (_grid_requests(curve, attainment, rate_rps, width) / rate_rps + fill_s + START_S)

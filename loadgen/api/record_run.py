@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from datetime import datetime
 from itertools import count
@@ -55,10 +55,7 @@ def record_run(
     those that differ from their defaults. interruption: takes the place of Ctrl-C.
     Raises LoadgenError, and KeyboardInterrupt where it is interrupted before its first request.
     """
-    options = dict(options)
-    if options["input"] and options["endpoint"] in UNSTREAMED:
-        options["output"] = options["output"] or "1"  # which no answer has
-    load = checked({name: options[name] for name in LOAD_OPTIONS & options.keys()}, Load)
+    load = load_of(options)
     run_options = {name: options[name] for name in RUN_OPTIONS & options.keys()}
     announce, serve = announcer(view), options["serve"]
     with ExitStack() as stack:
@@ -67,8 +64,7 @@ def record_run(
         if isinstance(source, bytes):
             source = read_lines(source, words, options["model"])
         schedule, plan = planned_schedule(load, words, options["model"], source=source, stated=stated, say=view.say)
-        if words.left_out:
-            view.say(f"left out of {plan['trace']}: {', '.join(f'{n} {what}' for what, n in words.left_out.items())}")
+        say_left_out(words, plan["trace"], view.say)
         plan |= load.limits | {"serve": serve, "stop": load.stop}
         if any(request.words for request in schedule.requests):
             run_options["words"] = words_path
@@ -95,6 +91,20 @@ def record_run(
         if serve:
             announce(f"stopping {serve}")
     return RecordedRun(config.out, schedule)
+
+
+def load_of(options: Mapping[str, Any]) -> Load:
+    """Return the load that `options` describe, by their names in LOAD_OPTIONS. Raises LoadgenError."""
+    stated = {name: options[name] for name in LOAD_OPTIONS & options.keys()}
+    if options["input"] and options["endpoint"] in UNSTREAMED:
+        stated["output"] = stated["output"] or "1"  # which no answer has
+    return checked(stated, Load)
+
+
+def say_left_out(words: WordsFile, name: str, say: Callable[[str], None]) -> None:
+    """Say what of the requests of `name` could not be read, if anything."""
+    if words.left_out:
+        say(f"left out of {name}: {', '.join(f'{n} {what}' for what, n in words.left_out.items())}")
 
 
 @contextmanager

@@ -11,15 +11,13 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import msgspec
 
 from loadgen.api.checked import checked
-from loadgen.api.record_run import read_lines
+from loadgen.api.record_run import load_of, read_lines, say_left_out
 from loadgen.errors import LoadgenError
 from loadgen.load_search.plan import USUAL_SHARE, Question
 from loadgen.load_search.runner import search
 from loadgen.load_search.workload import Workload
-from loadgen.record import UNSTREAMED
 from loadgen.results.search_result import PresentLoad, SearchResult
 from loadgen.run.config import Positive, RunConfig, recorded_command
-from loadgen.workload.load import Load
 from loadgen.workload.words import stored_words
 
 if TYPE_CHECKING:
@@ -27,7 +25,6 @@ if TYPE_CHECKING:
     from loadgen.run.interrupts import Interruption
     from loadgen.workload.trace import Trace
 
-LOAD_OPTIONS = frozenset(Load.__struct_fields__)
 RUN_OPTIONS = frozenset(RunConfig.__struct_fields__) - {"plan", "words", "command", "history"}
 
 Share = Annotated[float, msgspec.Meta(gt=0, lt=1)]
@@ -69,23 +66,19 @@ def record_search(
 ) -> SearchResult:
     """Make the search that `options` describe, or go on with it.
 
-    Their names are those of LOAD_OPTIONS, RUN_OPTIONS and SEARCH_OPTIONS, `serve`, `over` and `history`.
+    Their names are those of `record_run.LOAD_OPTIONS`, RUN_OPTIONS and SEARCH_OPTIONS, `serve`, `over` and `history`.
     source: requests in memory in place of a trace, or JSON lines of them. interruption: takes the place of Ctrl-C.
     Raises LoadgenError, and KeyboardInterrupt once the folder is written.
     """
-    options = dict(options)
-    if options["input"] and options["endpoint"] in UNSTREAMED:
-        options["output"] = options["output"] or "1"  # which no answer has
     search_options = checked({name: options[name] for name in SEARCH_OPTIONS}, SearchOptions)
-    load = checked({name: options[name] for name in LOAD_OPTIONS & options.keys()}, Load)
+    load = load_of(options)
     run_options = {name: options[name] for name in RUN_OPTIONS & options.keys()}
     config = checked(run_options | {"base_url": options["base_url"] or "", "command": command}, RunConfig)
     with stored_words() as (words, path):
         if isinstance(source, bytes):
             source = read_lines(source, words, config.model)
         workload = Workload(load, words, config, options["history"], source=source, say=say)
-        if words.left_out:
-            say(f"left out of {workload.name}: {', '.join(f'{n} {what}' for what, n in words.left_out.items())}")
+        say_left_out(words, workload.name, say)
         question = _question(search_options, config.goodput or workload.limits_ms, load.seed)
         workload.hold_to(question.limits_ms)
         return search(

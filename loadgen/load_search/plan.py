@@ -71,9 +71,14 @@ class Question:
     seed: int = 0
 
     @property
+    def good_share(self) -> float:
+        """Return the share of requests that must be good at a rate within the limits."""
+        return FREE_SHARE if self.attainment is None else self.attainment
+
+    @property
     def bracket_share(self) -> float:
         """Return the share of good requests that bracketing looks for."""
-        return self.attainment if self.objective == "rate" and self.attainment is not None else FREE_SHARE
+        return self.good_share if self.objective == "rate" else FREE_SHARE
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from loadgen.load_search.plan import FREE_SHARE, bracket
+from loadgen.load_search.plan import bracket
 from loadgen.report.format import joules, number
 from loadgen.results.miss_curve import miss_curve
 from loadgen.results.search_answer import least_joules
@@ -81,7 +81,7 @@ def share_of_budget(remaining_s: float, spent_s: Sequence[float]) -> float:
 def _merit(probes: Sequence[Probe], question: Question, confidence: float) -> Estimate | None:
     """Return the rate or the joules by which settings are compared; None where the power is unknown."""
     if question.objective == "rate":
-        return miss_curve(probes, 1 - (question.attainment or FREE_SHARE)).rate(confidence)
+        return miss_curve(probes, 1 - question.good_share).rate(confidence)
     least = least_joules(probes, question.attainment, confidence)
     return None if least is None else least.joules
 

@@ -96,10 +96,11 @@ def _search_setting(
         state.end(planned)
         return
     options = (*(("--model", config.model) if config.model else ()), *setting.words)
-    log = config.out.parent / f"{state.prefix}server.log"
     with ExitStack() as stack:
         try:
-            server = stack.enter_context(Server(config.base_url, serve, options, log, view_of, interruption))
+            server = stack.enter_context(
+                Server(config.base_url, serve, options, state.server_log, view_of, interruption)
+            )
         except LoadgenError as err:
             state.end_without_server(str(err), say)
             return

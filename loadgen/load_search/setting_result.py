@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from loadgen.load_search.plan import FREE_SHARE, bracket
+from loadgen.load_search.plan import bracket
 from loadgen.results.miss_curve import miss_curve
 from loadgen.results.search_answer import least_joules
 from loadgen.results.search_result import Ended, Estimate, Probe, SettingResult
@@ -52,12 +52,12 @@ def best_rate(question: Question, probes: Sequence[Probe], ended: Ended | None) 
         return None
     if high is None or ended == "client":
         return Estimate(value=low, low=low, high=None)
-    return miss_curve(probes, 1 - (question.attainment or FREE_SHARE)).rate(question.confidence)
+    return miss_curve(probes, 1 - question.good_share).rate(question.confidence)
 
 
 def binding_limits(question: Question, probes: Sequence[Probe], rate: Estimate | None) -> tuple[str, ...]:
     """Return the limits that are missed too often at rates above the best one, the most often missed first."""
-    share = 1 - (question.attainment or FREE_SHARE)
+    share = 1 - question.good_share
     above = [probe for probe in probes if probe.requests and (rate is None or probe.rate_rps > rate.value)]
     requests = sum(probe.requests for probe in above)
     missed = {name: requests - sum(probe.met.get(name, 0) for probe in above) for name in question.limits_ms}

@@ -24,6 +24,8 @@ from loadgen.results.run_folder import SCHEMA_VERSION
 from loadgen.results.search_result import Ended, Probe, SearchResult, SettingResult
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from loadgen.load_search.folder import SearchFolder
     from loadgen.load_search.settings import Setting
     from loadgen.results.run_folder import RunResult
@@ -118,6 +120,11 @@ class SearchState:
     def prefix(self) -> str:
         """Beginning of the names of the present setting's files."""
         return f"{self._index + 1}-" if len(self.results) > 1 else ""
+
+    @property
+    def server_log(self) -> Path:
+        """File for the output of the present setting's server."""
+        return self._folder.path / f"{self.prefix}server.log"
 
     @property
     def probes(self) -> tuple[Probe, ...]:

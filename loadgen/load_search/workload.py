@@ -15,10 +15,10 @@ from loadgen.files import sha256_of
 from loadgen.units import NS_PER_S
 from loadgen.workload.arrivals import cycle_s
 from loadgen.workload.length_source import source_path
-from loadgen.workload.load import Load, check_alone, planned_schedule
+from loadgen.workload.load import Load, check_alone, planned_schedule, stated_options, streams_of
 from loadgen.workload.sessions import History, settle_history
 from loadgen.workload.sources import open_source, read_source
-from loadgen.workload.streams import Streams, chosen_streams, schedule_streams, share_rate
+from loadgen.workload.streams import Streams, schedule_streams, share_rate
 from loadgen.workload.token_bins import is_bins
 
 if TYPE_CHECKING:
@@ -75,9 +75,7 @@ class Workload:
         self._sources: dict[str, Trace] = {}
         is_drawn = load.laws is not None if path is None else is_bins(path)
         if load.streams or (path and path.suffix == ".toml"):
-            if path and path.suffix != ".toml":
-                raise LoadgenError(f"{path} and --stream: give a trace, or streams")
-            self._streams = _weighted(chosen_streams(load.streams, path), load)
+            self._streams = _weighted(streams_of(load, path), load)
             for name, stream in self._streams.items():
                 if stream.trace is not None:
                     self._sources[name] = read_source(source_path(stream.trace), words, model=stream.model)
@@ -142,11 +140,7 @@ class Workload:
         streams = share_rate(self._streams, load.rps)
         sources = {name: rotated(source, load.seed) for name, source in self._sources.items()}
         schedule = schedule_streams(streams, **load.limits, stop=load.stop, words=self._words, sources=sources)
-        options = {
-            name: {field: value for field, value in msgspec.to_builtins(stream).items() if value is not None}
-            for name, stream in streams.items()
-        }
-        return schedule, {"trace": self.name, "trace_sha256": self._sha256, "streams": options}
+        return schedule, {"trace": self.name, "trace_sha256": self._sha256, "streams": stated_options(streams)}
 
 
 def _weighted(streams: Streams, load: Load) -> Streams:

@@ -13,7 +13,7 @@ from loadgen.files import sha256_of
 from loadgen.workload.length_source import source_path
 from loadgen.workload.schedule import Arrival, Scale, Schedule, Stop
 from loadgen.workload.sources import open_source
-from loadgen.workload.streams import chosen_streams, schedule_streams, schedule_trace, share_rate
+from loadgen.workload.streams import Streams, chosen_streams, schedule_streams, schedule_trace, share_rate
 
 if TYPE_CHECKING:
     from loadgen.workload.trace import Trace
@@ -97,6 +97,21 @@ def check_alone(load: Load) -> None:
         raise LoadgenError("requests are given: leave out the trace, the streams, and the lengths of made-up prompts")
 
 
+def streams_of(load: Load, file: Path | None) -> Streams:
+    """Return the streams of a load, those of `file` among them. LoadgenError where that is a trace."""
+    if file and file.suffix != ".toml":
+        raise LoadgenError(f"{file} and --stream: give a trace, or streams; a trace is a stream as NAME={file}:RATE")
+    return chosen_streams(load.streams, file)
+
+
+def stated_options(streams: Streams) -> dict[str, dict[str, Any]]:
+    """Return the options of each stream as run.json states them."""
+    return {
+        name: {field: value for field, value in msgspec.to_builtins(stream).items() if value is not None}
+        for name, stream in streams.items()
+    }
+
+
 def _schedule_streams(
     load: Load, file: Path | None, words: WordsFile, stated: Collection[str] | None
 ) -> tuple[Schedule, dict[str, Any]]:
@@ -105,14 +120,8 @@ def _schedule_streams(
     for name in OF_ONE_TRACE:
         if name in stated if stated is not None else getattr(load, name) != getattr(plain, name):
             raise LoadgenError(f"--{name} is for one trace; each stream has its own in the TOML file")
-    if file and file.suffix != ".toml":
-        raise LoadgenError(f"{file} and --stream: give a trace, or streams; a trace is a stream as NAME={file}:RATE")
-    streams = share_rate(chosen_streams(load.streams, file), load.rps)
-    stream_options = {
-        name: {field: value for field, value in msgspec.to_builtins(stream).items() if value is not None}
-        for name, stream in streams.items()
-    }
-    plan: dict[str, Any] = {"trace": "+".join(streams), "streams": stream_options}
+    streams = share_rate(streams_of(load, file), load.rps)
+    plan: dict[str, Any] = {"trace": "+".join(streams), "streams": stated_options(streams)}
     if file and not load.streams:
         plan |= {"trace": str(file), "trace_sha256": sha256_of(file)}
     return schedule_streams(streams, **load.limits, stop=load.stop, words=words), plan
