@@ -8,8 +8,9 @@ is preempted, loses its blocks, and later computes prompt and answer again.
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import Hashable, Iterable
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING, NamedTuple
 
 from numpy.random import Generator, default_rng
@@ -481,6 +482,45 @@ class SubmittedRequest(NamedTuple):
     block_hashes: tuple[Hashable, ...] = ()
 
 
+class _Arrivals:
+    """Sequences that have not arrived yet, in order of arrival, and those that follow the end of others."""
+
+    def __init__(self, sequences: list[Sequence], after: Mapping[int, Iterable[int]]) -> None:
+        self._sequences = sequences
+        self._number = {id(seq): number for number, seq in enumerate(sequences)}
+        self._parents = [len(set(after.get(number, ()))) for number in range(len(sequences))]
+        self._followers: list[list[int]] = [[] for _ in sequences]
+        for number, parents in after.items():
+            for parent in set(parents):
+                self._followers[parent].append(number)
+        self._due = [(seq.arrival_ns, n) for n, seq in enumerate(sequences) if not self._parents[n]]
+        heapify(self._due)
+
+    @property
+    def next_ns(self) -> int | None:
+        """Instant of the next arrival; None if no more is known."""
+        return self._due[0][0] if self._due else None
+
+    def until(self, t_ns: int) -> Iterator[Sequence]:
+        """Yield the sequences that arrive until t_ns."""
+        while self._due and self._due[0][0] <= t_ns:
+            yield self._sequences[heappop(self._due)[1]]
+
+    def ended(self, seq: Sequence, end_ns: int) -> None:
+        """Let the sequences arrive that waited for this one last."""
+        for number in self._followers[self._number[id(seq)]]:
+            self._parents[number] -= 1
+            if not self._parents[number]:
+                follower = self._sequences[number]
+                follower.arrival_ns += end_ns
+                heappush(self._due, (follower.arrival_ns, number))
+
+    def check_all_arrived(self) -> None:
+        """Raise ValueError if requests wait for one another."""
+        if any(self._parents):
+            raise ValueError("requests wait for one another")
+
+
 class SimulatedRequest(NamedTuple):
     """True instants and cost of one request; requests are in the order of the arrivals passed in."""
 
@@ -560,26 +600,31 @@ def simulate(
     options: EngineOptions = EngineOptions(),
     counter: CounterOptions = CounterOptions(),  # noqa: B008
     *,
+    after: Mapping[int, Iterable[int]] | None = None,
     tail_ns: int = 0,
     engine_period_ns: int = 100 * NS_PER_MS,
     seed: int = 0,
 ) -> SimulatedRun:
     """Serve `arrivals` from virtual instant 0 until all are complete, then idle for `tail_ns`.
 
+    after: number of a request -> numbers of those that must have ended before it; its `arrival_ns` is then the time
+    from the end of the last of them.
     seed: of the counter's noise, the choice of experts and which draft tokens are accepted. Raises ValueError for an
-    arrival that can never fit.
+    arrival that can never fit, and for arrivals that wait for one another.
     """
     engine = Engine(hardware, model, options, counter, rng=default_rng(seed))
     sequences = [Sequence(*arrival) for arrival in arrivals]
     token_ns: dict[int, list[int]] = {id(seq): [] for seq in sequences}
     recorder = _Recorder(engine_period_ns, 0)
-    pending = deque(sorted(sequences, key=lambda seq: seq.arrival_ns))
-    while pending or engine.next_start_ns() is not None:
+    pending = _Arrivals(sequences, after or {})
+    while True:
         start_ns = engine.next_start_ns()
         if start_ns is None:
-            start_ns = max(pending[0].arrival_ns, engine.gpu.now_ns)
-        while pending and pending[0].arrival_ns <= start_ns:
-            engine.add(pending.popleft())
+            if pending.next_ns is None:
+                break
+            start_ns = max(pending.next_ns, engine.gpu.now_ns)
+        for seq in pending.until(start_ns):
+            engine.add(seq)
         recorder.until(start_ns, 0, 0)
         step = engine.step(start_ns)
         assert step is not None, "a sequence that arrived and fits can always run"
@@ -588,6 +633,9 @@ def simulate(
         recorder.totals.add(step)
         for seq in step.emitted:
             token_ns[id(seq)].append(end_ns)
+        for seq in step.finished:
+            pending.ended(seq, end_ns)
+    pending.check_all_arrived()
     engine.gpu.idle_until(engine.gpu.now_ns + tail_ns)
     recorder.until(engine.gpu.now_ns + 1, 0, 0)
     requests = [_simulated_request(seq, token_ns[id(seq)]) for seq in sequences]

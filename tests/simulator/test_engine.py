@@ -248,6 +248,22 @@ def test_the_load_of_a_step_is_that_of_its_sequences(prefills, decodes, load):
     assert step_load(chunks, [Sequence(0, 100, 9, computed=context) for context in decodes])[:4] == load
 
 
+def test_a_follower_arrives_a_while_after_the_last_of_its_parents_has_ended():
+    """Request 3 waits for both 1 and 2, which follow 0; each of them thinks first."""
+    think_ns = [0, 40 * NS_PER_MS, 90 * NS_PER_MS, 7 * NS_PER_MS]
+    arrivals = [SubmittedRequest(t_ns, 100, tokens) for t_ns, tokens in zip(think_ns, (5, 30, 10, 5), strict=True)]
+    requests = simulate(arrivals, H200, LLAMA, after={1: (0,), 2: (0,), 3: (1, 2)}).requests
+    end_ns = [request.token_ns[-1] for request in requests]
+    for number, parents in ((1, (0,)), (2, (0,)), (3, (1, 2))):
+        assert requests[number].arrival_ns == max(end_ns[parent] for parent in parents) + think_ns[number]
+        assert requests[number].started_ns >= requests[number].arrival_ns
+
+
+def test_requests_that_wait_for_one_another_are_refused():
+    with pytest.raises(ValueError, match="wait for one another"):
+        simulate([SubmittedRequest(0, 10, 5)] * 3, H200, LLAMA, after={1: (2,), 2: (1,)})
+
+
 def test_engine_samples_are_the_totals_of_the_steps_that_ended_by_then():
     some = [SubmittedRequest(i * 40 * NS_PER_MS, 80, 30) for i in range(6)]
     result = simulate(some, H200, LLAMA, tail_ns=NS_PER_S)
