@@ -1,11 +1,13 @@
 """Data files of the package, and reading and replacing whole files."""
 
+import errno
+import fcntl
 import filecmp
 import hashlib
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO, TypeVar
 
@@ -16,6 +18,9 @@ from loadgen.errors import LoadgenError
 Content = TypeVar("Content")
 
 _PACKAGE = Path(__file__).parent
+
+LOCK_NAME = ".lock"
+"""File of a folder that `locked` locks."""
 
 
 def data_dir(name: str) -> Path:
@@ -87,6 +92,28 @@ def writing(folder: Path, what: str) -> Iterator[None]:
         yield
     except OSError as err:
         raise LoadgenError(f"cannot write {what} {folder}: {err.strerror or err}") from err
+
+
+@contextmanager
+def locked(folder: Path, what: str) -> Iterator[None]:
+    """Hold the lock of an existing folder during the block; LoadgenError if another process, or thread, holds it.
+
+    The kernel frees the lock when its process ends, be it by `kill -9`; the file `.lock` stays. On a file system
+    without locks there is none.
+    """
+    with ExitStack() as stack:
+        with writing(folder, what):
+            file = stack.enter_context((folder / LOCK_NAME).open("wb"))
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LoadgenError(
+                    f"another process writes {what} {folder}: wait for its end, or choose another"
+                ) from None
+            except OSError as err:
+                if err.errno not in (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP):
+                    raise
+        yield
 
 
 def write_atomic(path: Path, data: bytes) -> None:

@@ -1,13 +1,27 @@
 """Laws of reading and replacing whole files."""
 
 import errno
+import fcntl
 import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from loadgen.errors import LoadgenError
-from loadgen.files import data_dir, profile_path, read_json, replacing, sha256_of, study_path, write_atomic, writing
+from loadgen.files import (
+    data_dir,
+    locked,
+    profile_path,
+    read_json,
+    replacing,
+    sha256_of,
+    study_path,
+    write_atomic,
+    writing,
+)
 
 
 def test_write_atomic_replaces_the_content_and_leaves_no_draft(tmp_path: Path) -> None:
@@ -128,3 +142,41 @@ def test_an_error_of_writing_a_folder_is_one_line_that_names_it(tmp_path: Path) 
         writing(tmp_path / "out", "the search's folder"),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from loadgen.files import locked
+with locked(Path(sys.argv[1]), "the folder"):
+    print("locked", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_a_locked_folder_is_refused_in_one_line_until_its_holder_ends_even_if_killed(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDER, str(tmp_path)], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None and holder.stdout.readline() == b"locked\n"
+        fault = f"another process writes the folder {tmp_path}"
+        with pytest.raises(LoadgenError, match=fault), locked(tmp_path, "the folder"):
+            pass
+        holder.kill()
+    with locked(tmp_path, "the folder"), pytest.raises(LoadgenError, match=fault), locked(tmp_path, "the folder"):
+        pass
+    with locked(tmp_path, "the folder"):
+        pass
+
+
+def test_a_file_system_without_locks_is_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(number: int) -> Callable[..., None]:
+        def flock(file: object, operation: int) -> None:
+            raise OSError(number, os.strerror(number))
+
+        return flock
+
+    monkeypatch.setattr(fcntl, "flock", failing(errno.ENOLCK))
+    with locked(tmp_path, "the folder"):
+        pass
+    monkeypatch.setattr(fcntl, "flock", failing(errno.EIO))
+    with pytest.raises(LoadgenError, match="cannot write the folder"), locked(tmp_path, "the folder"):
+        pass

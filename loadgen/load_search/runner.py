@@ -16,7 +16,7 @@ import msgspec
 
 from loadgen.errors import LoadgenError
 from loadgen.load_search.faults import ClientLimitError, ServerLostError
-from loadgen.load_search.folder import SearchFolder
+from loadgen.load_search.folder import search_folder
 from loadgen.load_search.plan import PlannedProbe, Question, request_time_s
 from loadgen.load_search.prober import Prober
 from loadgen.load_search.server import Server, ViewOf
@@ -55,28 +55,28 @@ def search(
     """
     begun_s = monotonic()
     settings = settings_of(serve, over)
-    folder = SearchFolder(config.out, _options(workload, config, question, serve, settings))
-    state = SearchState(folder, question, settings, workload.name, command, begun_s, present)
-    if num_done := sum(len(setting.probes) for setting in state.results):
-        say(f"{plural(num_done, 'probe')} of the search in {folder.path} done already")
-    config = msgspec.structs.replace(config, out=folder.path / "probes", goodput=question.limits_ms)
+    with search_folder(config.out, _options(workload, config, question, serve, settings)) as folder:
+        state = SearchState(folder, question, settings, workload.name, command, begun_s, present)
+        if num_done := sum(len(setting.probes) for setting in state.results):
+            say(f"{plural(num_done, 'probe')} of the search in {folder.path} done already")
+        config = msgspec.structs.replace(config, out=folder.path / "probes", goodput=question.limits_ms)
 
-    def search_setting(index: int, is_last: bool = False) -> None:
-        state.begin(index, is_last)
-        _search_setting(
-            settings[index], state, workload, config, serve, view_of=view_of, say=say, interruption=interruption
-        )
+        def search_setting(index: int, is_last: bool = False) -> None:
+            state.begin(index, is_last)
+            _search_setting(
+                settings[index], state, workload, config, serve, view_of=view_of, say=say, interruption=interruption
+            )
 
-    try:
-        for index in range(len(settings)):
-            search_setting(index)
-        if (best := state.undecided_best) is not None:
-            search_setting(best, is_last=True)
-        return state.end_all()
-    except BaseException:
-        if state.has_probes:
-            state.write()
-        raise
+        try:
+            for index in range(len(settings)):
+                search_setting(index)
+            if (best := state.undecided_best) is not None:
+                search_setting(best, is_last=True)
+            return state.end_all()
+        except BaseException:
+            if state.has_probes:
+                state.write()
+            raise
 
 
 def _search_setting(

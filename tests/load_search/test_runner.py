@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from loadgen.cli.search import search as command
 from loadgen.errors import LoadgenError
+from loadgen.files import locked
 from loadgen.load_search import faults, plan, prober, server
 from support.small_search import COMMAND, WORDS
 
@@ -235,6 +236,17 @@ def test_a_full_disk_is_one_line(slow: str, tmp_path: Path, monkeypatch: pytest.
     result = run(tmp_path / "out", "--base-url", slow)
     assert isinstance(result.exception, LoadgenError)
     assert str(result.exception).endswith("No space left on device")
+
+
+def test_two_searches_in_one_folder_are_one_too_many(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with locked(tmp_path / "out", "the search's folder"):
+        result = run(tmp_path / "out", "--base-url", "http://127.0.0.1:9/v1")
+    assert isinstance(result.exception, LoadgenError)
+    assert str(result.exception).startswith(f"another process writes the search's folder {tmp_path / 'out'}: ")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [".lock"]
+    later = run(tmp_path / "out", "--base-url", "http://127.0.0.1:9/v1")
+    assert "127.0.0.1:9" in str(later.exception), "the file of the lock alone is no folder of something else"
 
 
 def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
