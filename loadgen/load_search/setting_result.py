@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from loadgen.load_search.plan import bracket
 from loadgen.results.miss_curve import miss_curve
 from loadgen.results.search_answer import least_joules
-from loadgen.results.search_result import Ended, Estimate, Probe, SettingResult
+from loadgen.results.search_result import FAILURES, Ended, Estimate, Probe, SettingResult
 
 if TYPE_CHECKING:
     from loadgen.load_search.plan import Question
@@ -56,10 +56,13 @@ def best_rate(question: Question, probes: Sequence[Probe], ended: Ended | None) 
 
 
 def binding_limits(question: Question, probes: Sequence[Probe], rate: Estimate | None) -> tuple[str, ...]:
-    """Return the limits that are missed too often at rates above the best one, the most often missed first."""
+    """Return what is too frequent at rates above the best one, the most frequent first: misses of a limit by requests
+    that completed, by its name, and FAILURES."""
     share = 1 - question.good_share
     above = [probe for probe in probes if probe.requests and (rate is None or probe.rate_rps > rate.value)]
     requests = sum(probe.requests for probe in above)
-    missed = {name: requests - sum(probe.met.get(name, 0) for probe in above) for name in question.limits_ms}
-    binding = [name for name, count in missed.items() if requests and count > share * requests]
-    return tuple(sorted(binding, key=lambda name: -missed[name]))
+    failed = sum(probe.failed for probe in above)
+    missed = {name: requests - failed - sum(probe.met.get(name, 0) for probe in above) for name in question.limits_ms}
+    counts = {**missed, FAILURES: failed}
+    binding = [name for name, count in counts.items() if requests and count > share * requests]
+    return tuple(sorted(binding, key=lambda name: -counts[name]))

@@ -13,6 +13,7 @@ from loadgen.report.replica_text import replica_sentences
 from loadgen.report.run_facts import SIMULATED
 from loadgen.report.study_text import METRICS, limits_text, listed, share_text
 from loadgen.results.search_answer import power_near
+from loadgen.results.search_result import FAILURES
 
 if TYPE_CHECKING:
     from loadgen.results.search_result import Ended, Estimate, Objective, Probe, SearchResult, SettingResult, Stage
@@ -270,10 +271,10 @@ def _confident(estimate: Estimate, result: SearchResult) -> str:
 
 
 def _binding(binding: Sequence[str]) -> str:
+    """Return which limits are missed above the rate, and whether requests fail there."""
     names = [METRICS[limit] for limit in binding if limit in METRICS]
-    if not names:
-        return ""
-    return f" The limit{' that binds is' if len(names) == 1 else 's that bind are'} {listed(names)}."
+    limits = f" The limit{' that binds is' if len(names) == 1 else 's that bind are'} {listed(names)}." if names else ""
+    return f"{limits} Above it, too many requests fail." if FAILURES in binding else limits
 
 
 def _fails(setting: SettingResult, result: SearchResult) -> str:
@@ -284,11 +285,12 @@ def _fails(setting: SettingResult, result: SearchResult) -> str:
     shares = {METRICS[limit]: lowest.met.get(limit, 0) / lowest.requests for limit in result.limits_ms}
     by_limit = [f"{name} alone was met by {percent(share)}" for name, share in shares.items()]
     alone = f" {listed(by_limit)}." if len(by_limit) > 1 else ""
+    failed = f" {lowest.failed:,} of them failed." if lowest.failed else ""
     wanted = "" if result.attainment is None else f"; {share_text(result.attainment)} were wanted"
     within = f"met {limits_text(result.limits_ms)}" if result.limits_ms else "completed"
     return (
         f"At {per_second(lowest.rate_rps)}, the lowest rate tried, {percent(attained(lowest))} "
-        f"of {plural(lowest.requests, 'request')} {within}{wanted}.{alone}"
+        f"of {plural(lowest.requests, 'request')} {within}{wanted}.{failed}{alone}"
     )
 
 

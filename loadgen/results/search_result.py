@@ -10,6 +10,9 @@ Objective = Literal["rate", "joules_per_good_request"]
 Stage = Literal["bracket", "refine", "present"]
 Ended = Literal["interval", "budget", "fails", "client", "dropped", "server"]
 
+FAILURES = "failures"
+"""Name of that which binds where requests fail; it stands among the names of limits."""
+
 
 class Block(msgspec.Struct, frozen=True, array_like=True):
     """Consecutive requests of a probe, as [requests, missed]."""
@@ -137,7 +140,8 @@ class SettingResult(msgspec.Struct, frozen=True, kw_only=True):
     rate: Estimate | None = None
     """Largest rate at which the wanted share of requests is good, in requests/s."""
     binding: tuple[str, ...] = ()
-    """Limits that alone are missed too often at rates above it, the most often missed first."""
+    """Limits that alone are missed too often at rates above it by requests that complete, the most often missed first;
+    "failures" stands among them where too many requests fail."""
     least_joules_rate: Estimate | None = None
     """Rate at which a good request costs fewest joules, in requests/s."""
     least_joules: Estimate | None = None

@@ -38,21 +38,30 @@ def test_with_a_closed_bracket_the_rate_has_both_ends_of_its_interval() -> None:
     assert rate.value == pytest.approx(13.4, rel=0.1)
 
 
-def above(ttft: int, tpot: int) -> Probe:
-    """Return a probe of 100 requests above the rate, of which so many met each limit."""
-    return probe(0, 16.0, requests=100, good=min(ttft, tpot), met={"ttft": ttft, "tpot": tpot})
+def above(ttft: int, tpot: int, failed: int) -> Probe:
+    """Return a probe of 100 requests above the rate, of which so many met each limit, or failed."""
+    return probe(0, 16.0, requests=100, good=min(ttft, tpot), met={"ttft": ttft, "tpot": tpot}, failed=failed)
 
 
 @pytest.mark.parametrize(
-    ("ttft", "tpot", "binding"),
-    [(100, 90, ("tpot",)), (90, 80, ("tpot", "ttft")), (80, 90, ("ttft", "tpot")), (99, 99, ()), (100, 98, ("tpot",))],
+    ("ttft", "tpot", "failed", "binding"),
+    [
+        (100, 90, 0, ("tpot",)),
+        (90, 80, 0, ("tpot", "ttft")),
+        (80, 90, 0, ("ttft", "tpot")),
+        (99, 99, 0, ()),
+        (100, 98, 0, ("tpot",)),
+        (90, 90, 10, ("failures",)),
+        (70, 90, 10, ("ttft", "failures")),
+        (99, 97, 1, ("tpot",)),
+    ],
 )
-def test_limits_bind_that_alone_are_missed_too_often_above_the_rate(
-    ttft: int, tpot: int, binding: tuple[str, ...]
+def test_what_alone_is_too_frequent_above_the_rate_binds(
+    ttft: int, tpot: int, failed: int, binding: tuple[str, ...]
 ) -> None:
     rate = Estimate(value=13.4, low=12.8, high=14.0)
-    below = probe(1, 8.0, requests=1000, good=0, met={"ttft": 0, "tpot": 0})
-    assert binding_limits(QUESTION, [below, above(ttft, tpot)], rate) == binding
+    below = probe(1, 8.0, requests=1000, good=0, met={"ttft": 0, "tpot": 0}, failed=1000)
+    assert binding_limits(QUESTION, [below, above(ttft, tpot, failed)], rate) == binding
 
 
 @pytest.mark.parametrize(

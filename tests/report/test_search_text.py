@@ -16,6 +16,19 @@ RATE = (
 OUTCOMES: list[tuple[SearchResult, str, str, str]] = [
     (search(), "ok", "Answered", f"{RATE}and TPOT ≤ 10 ms. The limit that binds is TPOT."),
     (search(setting(ended="budget")), "ok", "Answered", RATE),
+    (
+        search(setting(binding=("tpot", "failures"))),
+        "ok",
+        "Answered",
+        "The limit that binds is TPOT. Above it, too many requests fail.",
+    ),
+    (search(setting(binding=("failures",))), "ok", "Answered", "TPOT ≤ 10 ms. Above it, too many requests fail."),
+    (
+        search(setting(ended="fails", probes=(probe(failed=9),))),
+        "failed",
+        "No rate meets the limits",
+        "were wanted. 9 of them failed.",
+    ),
     (search(setting(ended=None)), "warning", "Running", f"So far: {RATE}"),
     (examples.first_probe(), "warning", "Running", "no rate is known yet"),
     (search(best=None, attainment=0.9).__class__(), "warning", "Running", "no rate is known yet"),
