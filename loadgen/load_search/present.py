@@ -19,7 +19,7 @@ _MAX_SHARE = 0.15
 """Largest share of the time that remains; where it takes more, the short probes that bracketed must do."""
 
 
-def with_present_load(
+def present_or_planned(
     load: PresentLoad | None, question: Question, probes: Sequence[Probe], planned: PlannedProbe, remaining_s: float
 ) -> PlannedProbe:
     """Return the probe of the load of today that is still to be made before the refining one that is planned, or this.

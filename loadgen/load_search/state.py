@@ -14,7 +14,7 @@ import msgspec
 from loadgen import __version__
 from loadgen.errors import LoadgenError
 from loadgen.load_search.plan import PlannedProbe, Question, next_probe
-from loadgen.load_search.present import with_present_load
+from loadgen.load_search.present import present_or_planned
 from loadgen.load_search.race import race, share_of_budget
 from loadgen.load_search.setting_result import setting_result
 from loadgen.report.search_text import describe_probe, duration_text, estimate_text, per_second
@@ -158,7 +158,7 @@ class SearchState:
             return planned
         if self._lost_because:
             return "dropped"
-        return with_present_load(self._load, question, self.probes, planned, self.remaining_s - overhead_s)
+        return present_or_planned(self._load, question, self.probes, planned, self.remaining_s - overhead_s)
 
     @property
     def _lost_because(self) -> str | None:

@@ -3,7 +3,7 @@
 import pytest
 
 from loadgen.load_search.plan import PlannedProbe, Question
-from loadgen.load_search.present import with_present_load
+from loadgen.load_search.present import present_or_planned
 from loadgen.results.search_result import PresentLoad
 from support.search_results import probe, probes
 
@@ -15,7 +15,7 @@ BRACKETING = probes()[:6]  # 8/s held, 16/s did not
 def next_rate(now_rps: float, replicas: int, made: tuple[float, ...] = ()) -> float | None:
     done = (*BRACKETING, *(probe(6 + i, rate, stage="present") for i, rate in enumerate(made)))
     load = PresentLoad(now_rps=now_rps, replicas=replicas)
-    planned = with_present_load(load, QUESTION, done, REFINE, 600.0)
+    planned = present_or_planned(load, QUESTION, done, REFINE, 600.0)
     return planned.rate_rps if planned.stage == "present" else None
 
 
@@ -39,12 +39,12 @@ def test_the_present_rate_comes_first_and_then_that_of_the_fewest_replicas(
 
 def test_such_a_probe_takes_a_small_part_of_the_time() -> None:
     load = PresentLoad(now_rps=6.0, replicas=2)
-    planned = with_present_load(load, QUESTION, BRACKETING, REFINE, 600.0)
+    planned = present_or_planned(load, QUESTION, BRACKETING, REFINE, 600.0)
     assert (planned.duration_s, planned.seed, planned.number) == (40.0, 6, 6)
-    assert with_present_load(load, QUESTION, BRACKETING, REFINE, 260.0) is REFINE
+    assert present_or_planned(load, QUESTION, BRACKETING, REFINE, 260.0) is REFINE
 
 
 def test_without_a_load_or_while_bracketing_the_plan_stays() -> None:
-    assert with_present_load(None, QUESTION, BRACKETING, REFINE, 600.0) is REFINE
+    assert present_or_planned(None, QUESTION, BRACKETING, REFINE, 600.0) is REFINE
     bracketing = PlannedProbe(number=0, rate_rps=1.0, duration_s=10.0, seed=0, stage="bracket")
-    assert with_present_load(PresentLoad(now_rps=6.0), QUESTION, BRACKETING, bracketing, 600.0) is bracketing
+    assert present_or_planned(PresentLoad(now_rps=6.0), QUESTION, BRACKETING, bracketing, 600.0) is bracketing
