@@ -37,7 +37,7 @@ class SearchOptions(msgspec.Struct, frozen=True, kw_only=True):
     minimize: Literal["joules_per_good_request"] | None = None
     budget_s: Annotated[float, msgspec.Meta(gt=0, le=30 * 86_400)] = 600.0
     width: Share = 0.1
-    confidence: Share = 0.95
+    confidence: Annotated[float, msgspec.Meta(gt=0.5, lt=1)] = 0.95
     start_rps: Positive | None = None
     max_rps: Positive | None = None
     now_rps: Positive | None = None

@@ -98,6 +98,7 @@ def test_other_requests_in_memory_are_another_search(slow: str, tmp_path: Path) 
     [
         ({"goodput": None}, "no limits to search within"),
         ({"attainment": 1.0}, "attainment: expected `float` < 1"),
+        ({"confidence": 0.5}, "confidence: expected `float` > 0.5"),
         ({"budget_s": 0}, "budget_s: expected `float` > 0"),
         ({"minimize": "joules"}, "minimize: 'joules' is none of joules_per_good_request"),
         ({"start_rps": -1}, "start_rps: expected `float` > 0"),
