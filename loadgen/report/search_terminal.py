@@ -32,6 +32,13 @@ _COLOURS = {"ok": "bold green", "warning": "bold yellow", "failed": "bold red"}
 
 def print_search(console: Console, result: SearchResult) -> None:
     """Print the answer with what a reader must know about it, the settings if there are several, and the probes."""
+    with console.capture() as captured:
+        _print_parts(console, result)
+    for line in captured.get().splitlines():
+        console.file.write(f"{line.rstrip()}\n")  # rich fills lines of tables and paragraphs with spaces
+
+
+def _print_parts(console: Console, result: SearchResult) -> None:
     outcome, best = answer(result), best_setting(result)
     console.print()
     heading = Text(outcome.head, style=_COLOURS[outcome.status])

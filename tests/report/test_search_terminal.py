@@ -26,7 +26,8 @@ EXAMPLES += [examples.undecided, examples.first_probe, examples.of_joules, examp
 @pytest.mark.parametrize("make", EXAMPLES)
 def test_every_outcome_fits_80_columns_without_colours_off_a_terminal(make) -> None:  # type: ignore[no-untyped-def]
     text = printed(make())
-    assert max(len(line.rstrip()) for line in text.splitlines()) <= 80
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert [line for line in text.splitlines() if line != line.rstrip()] == []
     assert "\x1b" not in text and "…" not in text
 
 
