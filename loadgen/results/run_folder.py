@@ -272,7 +272,9 @@ def read_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
     try:
         info = msgspec.json.decode((path / "run.json").read_bytes(), type=RunInfo)
     except (FileNotFoundError, NotADirectoryError) as err:
-        raise LoadgenError(f"{path} is not a run folder: it has no run.json") from err
+        of_several = {"search.json": "probes", "study.json": "runs"}
+        places = [f"; those in {path / name} are" for file, name in of_several.items() if (path / file).is_file()]
+        raise LoadgenError(f"{path} is not a run folder: it has no run.json{''.join(places)}") from err
     except (OSError, msgspec.DecodeError, UnicodeDecodeError) as err:
         raise LoadgenError(f"{path / 'run.json'}: {err}") from err
     check_format(path / "run.json", info.schema_version, info.loadgen_version)
