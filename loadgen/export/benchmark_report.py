@@ -99,7 +99,7 @@ def _load(result: RunResult) -> dict[str, Any] | None:
         "output_seq_len": _lengths(outputs),
         "rate_qps": rate or None,
         "concurrency": concurrency or None,
-        "multi_turn": {"enabled": True} if any(request.after is not None for request in schedule) else None,
+        "multi_turn": {"enabled": True} if any(request.parents for request in schedule) else None,
     }
     return {
         "metadata": {"cfg_id": info.schedule_sha256},

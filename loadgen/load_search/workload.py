@@ -16,6 +16,7 @@ from loadgen.units import NS_PER_S
 from loadgen.workload.arrivals import cycle_s
 from loadgen.workload.length_source import source_path
 from loadgen.workload.load import Load, check_alone, planned_schedule, stated_options, streams_of
+from loadgen.workload.schedule import after_all
 from loadgen.workload.sessions import History, settle_history
 from loadgen.workload.sources import open_source, read_source
 from loadgen.workload.streams import Streams, schedule_streams, share_rate
@@ -176,7 +177,7 @@ def from_the_middle(schedule: Schedule, start_s: float) -> Schedule:
             request,
             index=index[request.index],
             offset_ns=request.offset_ns - start_ns,
-            after=index.get(request.after) if request.after is not None else None,
+            after=after_all([index[parent] for parent in request.parents if parent in index]),
         )
         for request in kept
     )

@@ -41,7 +41,7 @@ def sent_rate(result: RunResult) -> Rate:
 
 def check_arrivals(result: RunResult, spec: ArrivalSpec) -> ArrivalCheck:
     """Compare the arrivals of one stream with its process."""
-    starts = [r for r in result.schedule if r.after is None and spec.workload in (None, r.workload)]
+    starts = [r for r in result.schedule if not r.parents and spec.workload in (None, r.workload)]
     scheduled = np.array([request.offset_ns for request in starts], dtype=np.int64) / NS_PER_S
     law = (spec.process, spec.rate_rps, spec.burstiness, spec.shape)
     check = ArrivalCheck(

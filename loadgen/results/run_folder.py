@@ -337,7 +337,7 @@ def check_format(file: Path, version: str | None, loadgen_version: str | None) -
 
 def _start_of(schedule: Iterable[ScheduledRequest], records: Mapping[int, RequestRecord]) -> int | None:
     """Return the instant that the schedule counts from, by a first turn with a record; None without any."""
-    firsts = (request for request in schedule if request.after is None and request.index in records)
+    firsts = (request for request in schedule if not request.parents and request.index in records)
     return next((records[request.index].scheduled_ns - request.offset_ns for request in firsts), None)
 
 
@@ -346,15 +346,16 @@ def _in_flight_at_the_kill(
 ) -> set[int]:
     """Return the requests without a record that had been sent when the client was killed, as far as it can be known.
 
-    They were due by `last_ns`, the last instant on record; a later turn is due after the answer to the turn before it.
+    They were due by `last_ns`, the last instant on record; a later turn is due after the answers that it waits for.
     Behind a concurrency limit they are the earliest of those, as many as the limit.
     """
     due: list[int] = []
     for request in schedule:
         due_ns: int | None = (info.start_ns or 0) + request.offset_ns
-        if request.after is not None:
-            before = records.get(request.after)
-            due_ns = before.finished_ns + request.think_ns if before and before.ok and before.finished_ns else None
+        if request.parents:
+            before = [records.get(parent) for parent in request.parents]
+            ends_ns = [record.finished_ns for record in before if record and record.ok and record.finished_ns]
+            due_ns = max(ends_ns) + request.think_ns if len(ends_ns) == len(before) else None
         if request.index not in records and due_ns is not None and due_ns <= last_ns:
             due.append(request.index)
     return set(due[: info.config.get("max_concurrency")])

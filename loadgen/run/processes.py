@@ -47,12 +47,17 @@ _spawn = multiprocessing.get_context("spawn")
 
 
 def split_requests(requests: Sequence[ScheduledRequest], processes: int) -> list[tuple[ScheduledRequest, ...]]:
-    """Return a share per process: request i goes to process i mod n, and a session stays with its first request."""
+    """Return a share per process: request i goes to process i mod n; a session stays with its first request, and a
+    request that waits for others with the first of these."""
     shares: list[list[ScheduledRequest]] = [[] for _ in range(processes)]
     owner: dict[str, int] = {}
+    number_of: dict[int, int] = {}
     for i, request in enumerate(requests):
-        number = i % processes
-        shares[number if request.session_id is None else owner.setdefault(request.session_id, number)].append(request)
+        number = number_of[request.parents[0]] if request.parents else i % processes
+        if request.session_id is not None:
+            number = owner.setdefault(request.session_id, number)
+        number_of[request.index] = number
+        shares[number].append(request)
     return [tuple(share) for share in shares]
 
 

@@ -1,13 +1,15 @@
 """Sends a schedule from this process, in an open loop: each request at its instant, whatever became of those before.
 
-Only the later turns of a session wait for something: for the response before them, and then for their user to think.
+Only the later requests of sessions wait for something: for the answers before them, and then for a user to think or a
+tool to run. When a request fails, those of its session that wait for it, directly or not, are given up; a request of
+another session that waits for it is sent once it is over.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Callable
 from contextlib import nullcontext
 from itertools import islice
@@ -96,10 +98,20 @@ class Sender:
         config = prepared.config
         self.tallies = Tallies()
         self.stopped_by = "completed"
-        self._first_turns = [request for request in schedule.requests if request.after is None]
+        self._first_turns = [request for request in schedule.requests if not request.parents]
         self._sent_first_turns = 0
-        self._later_turns = {request.after: request for request in schedule.requests if request.after is not None}
-        """Turns not yet sent, by the index of the request whose response they wait for."""
+        self._later_turns = {request.index: request for request in schedule.requests if request.parents}
+        """Turns that were neither sent nor given up."""
+        self._children: defaultdict[int, list[ScheduledRequest]] = defaultdict(list)
+        """Requests that wait for another, by its index."""
+        for request in self._later_turns.values():
+            for parent in request.parents:
+                self._children[parent].append(request)
+        self._open_parents = {request.index: len(request.parents) for request in self._later_turns.values()}
+        self._ready_ns: dict[int, int] = {}
+        """The end of the last answer so far of those that a turn waits for."""
+        self._session_of = {r.index: r.session_id for r in schedule.requests if r.index in self._children}
+        """Sessions of the requests that others wait for."""
         self._run_id = prepared.run_id
         self._client = client
         self._write = write
@@ -234,8 +246,7 @@ class Sender:
         """Return whether the words of the answer to a request are needed: to be written, or for its next turn."""
         if self._write_answer is not None:
             return True
-        turn = self._later_turns.get(index)
-        return turn is not None and turn.live is True
+        return any(turn.live is True for turn in self._children.get(index, ()))
 
     def _keep(self, record: RequestRecord) -> None:
         self._write(record)
@@ -248,25 +259,32 @@ class Sender:
         self._keep(RequestRecord.unanswered(request, self._start_ns, "not_sent", reason))
 
     def _continue_session(self, record: RequestRecord, history: LiveHistory | None) -> None:
-        """Let the session of `record` think about its next turn, or give up its later turns when `record` failed.
+        """Let those think that waited for `record` alone; if it failed, give up those of its session that wait for it.
 
         history: `record`'s own messages and answer, where its answer was kept.
         """
-        turn = self._later_turns.get(record.index)
-        if turn is None or turn.live is not True:
-            history = None
         fault = None if record.ok else f"failed: {record.error}"
-        if history and history.answer.cut:
+        if history and history.answer.cut and any(turn.live is True for turn in self._children.get(record.index, ())):
             fault = "has an answer that is too long to be kept"
-        if fault:
-            index = record.index
-            while turn := self._later_turns.pop(index, None):
-                self._record_unsent(turn, f"turn {record.index} of its session {fault}")
-                index = turn.index
-            return
-        if turn is None or record.finished_ns is None or self.stopped_by != "completed":
-            return
-        user = asyncio.create_task(self._think(turn, record.finished_ns + turn.think_ns, history))
+        reason = f"turn {record.index} of its session {fault}"
+        ended_ns = monotonic_ns() if record.finished_ns is None else record.finished_ns
+        over = [(record.index, fault is not None)]
+        while over:
+            index, failed = over.pop()
+            for turn in self._children.pop(index, ()):
+                if turn.index not in self._later_turns:
+                    continue  # it was given up
+                if failed and turn.session_id == self._session_of[index]:
+                    self._record_unsent(self._later_turns.pop(turn.index), reason)
+                    over.append((turn.index, True))
+                    continue
+                self._open_parents[turn.index] -= 1
+                self._ready_ns[turn.index] = max(ended_ns, self._ready_ns.get(turn.index, 0))
+                if self._open_parents[turn.index] == 0 and self.stopped_by == "completed":
+                    self._begin_to_think(turn, history if turn.live is True else None)
+
+    def _begin_to_think(self, turn: ScheduledRequest, history: LiveHistory | None) -> None:
+        user = asyncio.create_task(self._think(turn, self._ready_ns.pop(turn.index) + turn.think_ns, history))
         self._users.add(user)
         user.add_done_callback(self._task_ended)
 
@@ -279,8 +297,7 @@ class Sender:
             await pacer.until(scheduled_ns)
         if self._slots:
             await self._slots.acquire()
-        assert turn.after is not None
-        del self._later_turns[turn.after]
+        del self._later_turns[turn.index]
         self.launch(turn, message, scheduled_ns)
 
     def _task_ended(self, task: asyncio.Task[None]) -> None:

@@ -74,11 +74,11 @@ class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Blocks of tokens that the prompt shares with others of the same ids."""
     block_size: int | msgspec.UnsetType = msgspec.UNSET
     """Tokens of each prefix id, where they are not BLOCK_TOKENS."""
-    after: int | None = None
-    """Index of the previous turn of the session. The request is due `think_ns` after the end of that turn's answer;
-    `offset_ns` is that instant if answers took no time."""
+    after: int | tuple[int, ...] | None = None
+    """Index of the request that it waits for, or a list of several. It is due `think_ns` after the end of the last of
+    their answers; `offset_ns` is that instant if answers took no time."""
     think_ns: int = 0
-    """Time between the end of the previous turn's answer and this request."""
+    """Time between the end of the last answer that it waits for and this request."""
     text_id: int | None = None
     """Text that the turns of a session open with; None outside of sessions with made-up prompts."""
     text_tokens: int = 0
@@ -94,10 +94,26 @@ class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     live: bool | msgspec.UnsetType = msgspec.UNSET
     """True for a turn whose messages follow those of the turn before and the answer that was received to them: how many
     tokens they have is not known before."""
+    task: str | None = None
+    """Sub-agent of its session that sends it; None: the main thread does."""
+    streamed: bool | msgspec.UnsetType = msgspec.UNSET
+    """False if its answer is requested as a whole; unset where it is streamed."""
+
+    @property
+    def parents(self) -> tuple[int, ...]:
+        """Indices of the requests that have to end before this one is sent."""
+        if self.after is None:
+            return ()
+        return self.after if isinstance(self.after, tuple) else (self.after,)
 
     @property
     def block_tokens(self) -> int:
         return BLOCK_TOKENS if self.block_size is msgspec.UNSET else self.block_size
+
+
+def after_all(parents: Sequence[int]) -> int | tuple[int, ...] | None:
+    """Return the field `after` of a scheduled request that waits for `parents`."""
+    return None if not parents else parents[0] if len(parents) == 1 else tuple(parents)
 
 
 def block_size_of(request: TraceRequest) -> int | msgspec.UnsetType:
@@ -346,7 +362,7 @@ def merged_schedule(parts: Sequence[Schedule], seed: int) -> Schedule:
     entries.sort(key=lambda entry: (entry[1].offset_ns, entry[0], entry[1].index))
     index = {(part, request.index): i for i, (part, request) in enumerate(entries)}
     requests = tuple(
-        msgspec.structs.replace(request, index=i, after=None if request.after is None else index[part, request.after])
+        msgspec.structs.replace(request, index=i, after=after_all([index[part, parent] for parent in request.parents]))
         for i, (part, request) in enumerate(entries)
     )
     rates = [part.rate_rps for part in parts]

@@ -47,26 +47,28 @@ def settle_history(schedule: Schedule, wanted: History | None, endpoint: Endpoin
     """
     schedule = routed(schedule, endpoint)
     turns = [(request, request.words) for request in schedule.requests if request.words is not None]
-    by_index = {request.index: words for request, words in turns}
+    by_index = {request.index: request for request in schedule.requests}
+    before = {
+        request.index: [by_index[i] for i in request.parents if by_index[i].session_id == request.session_id]
+        for request, _ in turns
+    }
     history = wanted or ("live" if any(words.continues for _, words in turns) else "recorded")
     for request, words in turns:
-        if words.continues and request.after is None:
+        if words.continues and not before[request.index]:
             raise LoadgenError(f"line {words.line} continues a session, and no line before it is of that session")
         if words.continues and history == "recorded":
             raise LoadgenError(f"--history recorded: line {words.line} has only its new messages; use --history live")
-        if history == "live" and request.after is not None:
-            for turn in (words, by_index.get(request.after)):
+        if history == "live" and before[request.index]:
+            for turn in (words, *(other.words for other in before[request.index])):
                 if turn is not None and turn.endpoint != "chat":
                     line = f"line {turn.line}"
                     raise LoadgenError(f"--history live: {line} has no messages that an answer could be put into")
-    if wanted == "live" and all(request.after is None for request, _ in turns):
+    if wanted == "live" and not any(before.values()):
         raise LoadgenError("--history live: no session has a second turn that has words of its own")
     if history == "recorded":
         return schedule, history
     requests = tuple(
-        msgspec.structs.replace(request, live=True, input_tokens=None)
-        if request.words is not None and request.after is not None
-        else request
+        msgspec.structs.replace(request, live=True, input_tokens=None) if before.get(request.index) else request
         for request in schedule.requests
     )
     return replace(schedule, requests=requests), history

@@ -45,6 +45,16 @@ class TraceRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """The model that the request names; None: it names none."""
     words: WordsRef | None = None
     """The request's own words; None: they are made up, `input_tokens` long."""
+    request_id: str | None = None
+    """Name that the `after` of later requests of its session refers to."""
+    after: tuple[str, ...] = ()
+    """Names of the requests of its session, all of them earlier in the trace, that have to end before it is sent."""
+    think_s: float | None = None
+    """Time between the last of their answers and this request: a tool's run, or a person's. None: not known."""
+    task: str | None = None
+    """Name of the sub-agent of its session that sends it; None: the main thread does."""
+    streamed: bool = True
+    """False if its answer is sent as a whole."""
 
 
 class Trace(msgspec.Struct, frozen=True):
@@ -113,8 +123,22 @@ def write_trace(path: Path, requests: Iterable[TraceRequest], *, overwrite: bool
             fields |= {key: value for key, value in optional.items() if value and value != "default"}
             if request.prefix_ids and request.block_tokens != BLOCK_TOKENS:
                 fields["block_size"] = request.block_tokens
+            fields |= graph_fields(request)
             out.write(encode(fields) + b"\n")
     return written
+
+
+def graph_fields(request: TraceRequest) -> dict[str, Any]:
+    """Return the fields of a line that say what a request waits for, and how it is sent, where they are not usual."""
+    fields = {
+        "request_id": request.request_id,
+        "after": request.after or None,
+        "think_time": request.think_s,
+        "task": request.task,
+        "model": request.model,
+        "stream": None if request.streamed else False,
+    }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def milliseconds(arrival_s: float) -> float:
@@ -242,6 +266,13 @@ class _ZstdReader(io.RawIOBase):
 # -- the project's JSONL ----------------------------------------------------------------------------------------------
 
 _Tokens = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
+_Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
+
+MAX_THINK_S = 1e9
+"""Longest think time that is read: 30 years."""
+
+EarlierRequests = dict[tuple[str | None, str], int]
+"""The line of each named request of a trace, by its session and its name."""
 
 
 class Line(msgspec.Struct, gc=False, forbid_unknown_fields=True):
@@ -254,6 +285,19 @@ class Line(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     session_id: str | None = None
     hash_ids: tuple[int, ...] | None = None
     block_size: _Tokens = BLOCK_TOKENS
+    request_id: _Name | None = None
+    after: tuple[_Name, ...] = ()
+    think_time: Annotated[float, msgspec.Meta(ge=0, le=MAX_THINK_S)] | None = None
+    task: _Name | None = None
+    model: _Name | None = None
+    stream: bool = True
+
+    @property
+    def is_plain(self) -> bool:
+        """True if it has none of the fields that say what it waits for, and how it is sent."""
+        return self.stream and not (
+            self.request_id or self.after or self.think_time is not None or self.task or self.model
+        )
 
     @property
     def is_filled(self) -> bool:
@@ -261,8 +305,14 @@ class Line(msgspec.Struct, gc=False, forbid_unknown_fields=True):
         return not self.hash_ids or len(self.hash_ids) == -(-self.input_length // self.block_size)
 
 
-def parse_jsonl(path: Path, lines: Lines, dropped: Counter[str] | None = None) -> Iterator[tuple[int, TraceRequest]]:
-    """Yield (line number, request). A length of 0 is an error, or with `dropped` it is left out and counted there."""
+def parse_jsonl(
+    path: Path, lines: Lines, dropped: Counter[str] | None = None, earlier: EarlierRequests | None = None
+) -> Iterator[tuple[int, TraceRequest]]:
+    """Yield (line number, request). A length of 0 is an error, or with `dropped` it is left out and counted there.
+
+    `earlier` are the named requests of earlier lines, and get these lines' ones.
+    """
+    earlier = {} if earlier is None else earlier
     decode = msgspec.json.Decoder(Line).decode
     for number, text in lines:
         try:
@@ -276,6 +326,8 @@ def parse_jsonl(path: Path, lines: Lines, dropped: Counter[str] | None = None) -
             raise LoadgenError(f"{path}:{number}: workload {line.workload!r}: expected {_WORKLOAD}")
         if not line.is_filled:
             raise LoadgenError(f"{path}:{number}: {blocks_fault(line.input_length, line.hash_ids, line.block_size)}")
+        if fault := graph_fault(line, number, earlier):
+            raise LoadgenError(f"{path}:{number}: {fault}")
         yield (
             number,
             TraceRequest(
@@ -286,8 +338,35 @@ def parse_jsonl(path: Path, lines: Lines, dropped: Counter[str] | None = None) -
                 session_id=line.session_id,
                 prefix_ids=line.hash_ids or (),
                 block_tokens=line.block_size,
+                model=line.model,
+                request_id=line.request_id,
+                after=line.after,
+                think_s=line.think_time,
+                task=line.task,
+                streamed=line.stream,
             ),
         )
+
+
+def graph_fault(line: Line, number: int, earlier: EarlierRequests) -> str | None:
+    """Return what is wrong with the names that line `number` has or refers to, None if nothing is; note its name.
+
+    A request waits for earlier lines only, so that no requests can wait for each other.
+    """
+    for name, value in (("task", line.task), ("model", line.model)):
+        if value is not None and not value.isprintable():
+            return f"{name} {shortened(repr(value))}: expected a name of printable characters"
+    if line.session_id is None and (line.after or line.task is not None):
+        return f"{'after' if line.after else 'task'} without a session_id: expected the session of the requests"
+    for parent in line.after:
+        if (line.session_id, parent) not in earlier:
+            session = shortened(repr(line.session_id))
+            return f"after {shortened(repr(parent))}: no earlier line of session {session} has that request_id"
+    if line.request_id is not None:
+        first = earlier.setdefault((line.session_id, line.request_id), number)
+        if first != number:
+            return f"request_id {shortened(repr(line.request_id))} is that of line {first} of its session already"
+    return None
 
 
 _WORKLOAD = "a name of 1 to 64 printable characters"

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import IO, TypeVar
+from typing import IO, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -22,9 +22,11 @@ from loadgen.stats.arrays import Floats, Ints
 from loadgen.workload.prompts import BLOCK_TOKENS
 from loadgen.workload.trace import (
     MAX_TOKENS,
+    EarlierRequests,
     Line,
     check_line_size,
     compressed,
+    graph_fields,
     in_order,
     milliseconds,
     no_requests,
@@ -61,6 +63,8 @@ class Columns:
     prefix_ids: Sequence[tuple[int, ...]] | None = None
     block_tokens: Ints | int = BLOCK_TOKENS
     """Tokens of a prefix id: one number for all requests, or one per request."""
+    graph: Sequence[dict[str, Any]] | None = None
+    """The `graph_fields` of each request."""
 
     def __len__(self) -> int:
         return len(self.arrival_s)
@@ -128,6 +132,7 @@ class _BlockReader:
         self._workload = workload
         self._origin: float | None = None
         self._sessions: dict[int | str, str] = {}
+        self._earlier: EarlierRequests = {}
 
     def read(self, number: int, block: bytes, latest_s: float) -> Columns:
         """Parse the block that begins at line `number`, after a request at `latest_s`."""
@@ -153,9 +158,11 @@ class _BlockReader:
         lines = numbered_lines(self._path, io.BytesIO(block), number)
         origin = self._origin or 0
         rows = parse_rows(
-            self._path, self._format, self._header, lines, self._dropped, self._workload, origin, self._sessions
-        )
+            self._path, self._format, self._header, lines, self._dropped, self._workload, origin, self._sessions,
+            self._earlier,
+        )  # fmt: skip
         requests = list(in_order(self._path, rows, latest_s))
+        graph = [graph_fields(request) for request in requests]
         return Columns(
             np.array([r.arrival_s for r in requests], np.float64),
             np.array([r.input_tokens for r in requests], np.int64),
@@ -164,6 +171,7 @@ class _BlockReader:
             [r.session_id for r in requests] if any(r.session_id is not None for r in requests) else None,
             [r.prefix_ids for r in requests] if any(r.prefix_ids for r in requests) else None,
             np.array([r.block_tokens for r in requests], np.int64),
+            graph if any(graph) else None,
         )
 
 
@@ -190,7 +198,7 @@ def _plain_json(block: bytes) -> tuple[Columns, dict[str, int]] | None:
     blocks = [line.hash_ids for line in lines]
     if len(lines) != count or not all(name is None or name.isprintable() for name in workloads):
         return None
-    if not all(line.is_filled for line in lines):
+    if not all(line.is_filled and line.is_plain for line in lines):
         return None
     sizes = {line.block_size for line in lines}
     return Columns(
@@ -376,6 +384,12 @@ class _OutputLine(msgspec.Struct, omit_defaults=True, gc=False):
     session_id: str | None = None
     hash_ids: tuple[int, ...] = ()
     block_size: int | msgspec.UnsetType = msgspec.UNSET
+    request_id: str | None = None
+    after: tuple[str, ...] = ()
+    think_time: float | None = None
+    task: str | None = None
+    model: str | None = None
+    stream: bool = True
 
 
 def write_columns(path: Path, chunks: Iterable[Columns], *, overwrite: bool = True) -> int:
@@ -395,7 +409,7 @@ def _output_lines(chunk: Columns) -> list[_OutputLine]:
     for i in np.flatnonzero(whole_ns / 1000 != chunk.arrival_s).tolist():
         timestamps[i] = milliseconds(float(chunk.arrival_s[i]))
     fields = [timestamps, chunk.input_tokens.tolist(), chunk.output_tokens.tolist()]
-    if chunk.session_id is None and chunk.prefix_ids is None and chunk.workload == "default":
+    if chunk.session_id is None and chunk.prefix_ids is None and chunk.graph is None and chunk.workload == "default":
         return list(map(_OutputLine, *fields))
     count = len(chunk)
     names = [chunk.workload] * count if isinstance(chunk.workload, str) else chunk.workload
@@ -405,4 +419,7 @@ def _output_lines(chunk: Columns) -> list[_OutputLine]:
         size if blocks and size != BLOCK_TOKENS else msgspec.UNSET
         for size, blocks in zip(np.broadcast_to(chunk.block_tokens, count).tolist(), ids, strict=True)
     ]
-    return list(map(_OutputLine, *fields, names, sessions, ids, sizes))
+    if chunk.graph is None:
+        return list(map(_OutputLine, *fields, names, sessions, ids, sizes))
+    rows = zip(*fields, names, sessions, ids, sizes, chunk.graph, strict=True)
+    return [_OutputLine(*row[:-1], **row[-1]) for row in rows]

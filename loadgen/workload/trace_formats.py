@@ -16,6 +16,7 @@ import msgspec
 from loadgen.errors import LoadgenError
 from loadgen.workload.trace import (
     MAX_TOKENS,
+    EarlierRequests,
     Lines,
     TraceRequest,
     blocks_fault,
@@ -60,11 +61,12 @@ def parse_rows(
     workload: str | None,
     origin: float | None = None,
     sessions: dict[int | str, str] | None = None,
+    earlier: EarlierRequests | None = None,
 ) -> Iterator[tuple[int, TraceRequest]]:
     """Yield (line number, request) of `lines`, which follow `header`: the header of a CSV, or the first JSON request.
 
     `origin` is that of `time_origin`; give it for lines that do not directly follow `header`. `sessions` are those of
-    the chats in earlier lines, and get these lines' ones.
+    the chats in earlier lines, `earlier` their named requests; both get these lines' ones.
     """
     match format:
         case "azure":
@@ -76,7 +78,7 @@ def parse_rows(
             if format == "bailian":
                 rows = _bailian_rows(path, requests, dropped, {} if sessions is None else sessions)
             else:
-                rows = parse_jsonl(path, requests, dropped)
+                rows = parse_jsonl(path, requests, dropped, earlier)
             for number, request in rows:
                 yield number, msgspec.structs.replace(request, workload=workload) if workload else request
 

@@ -16,6 +16,7 @@ from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
@@ -50,6 +51,15 @@ def test_shares_are_the_schedule_and_sessions_stay_whole(sessions: list[str | No
         assert [one.index for one in share] == sorted(one.index for one in share)
     homes = {(one.session_id, k) for k, share in enumerate(shares) for one in share if one.session_id}
     assert len(homes) == len({session for session, _ in homes})
+
+
+def test_a_session_that_follows_another_on_its_lane_stays_in_that_one_s_process() -> None:
+    firsts = [request(i, f"s{i}") for i in range(3)]
+    later = [msgspec.structs.replace(request(3 + i, f"t{i}"), after=(i,)) for i in range(3)]
+    assert split_requests([*firsts, *later], 2) == [
+        (firsts[0], firsts[2], later[0], later[2]),
+        (firsts[1], later[1]),
+    ]
 
 
 def test_without_sessions_every_nth_request_is_a_process_s() -> None:

@@ -22,7 +22,7 @@ from loadgen.run.pacer import BODIES_AHEAD, Pacer
 from loadgen.run.process_stats import SendingCost
 from loadgen.run.sender import MARGIN_NS, NEAR_NS, Sender, warm_up
 from loadgen.units import NS_PER_MS
-from loadgen.workload.schedule import Schedule, ScheduledRequest
+from loadgen.workload.schedule import Schedule, ScheduledRequest, after_all
 from loadgen.workload.words import WordsRef
 
 Write = Callable[[RequestRecord], None]
@@ -373,6 +373,51 @@ def test_a_later_turn_that_fails_ends_its_own_successors_only() -> None:
     (unsent,) = (record for record in outcome.records if record.index == 3)
     assert unsent.detail == "turn 2 of its session failed: http"
     assert unsent.scheduled_ns == outcome.start_ns + 40 * NS_PER_MS, "its earliest instant"
+
+
+def graph(*requests: tuple[str, tuple[int, ...], int]) -> Schedule:
+    """Return a schedule of (session, parents, think ms) of each request."""
+    return Schedule(
+        tuple(
+            ScheduledRequest(
+                index=i, offset_ns=0, workload="chat", input_tokens=1, output_tokens=1, session_id=session,
+                after=after_all(parents), think_ns=think_ms * NS_PER_MS,
+            )
+            for i, (session, parents, think_ms) in enumerate(requests)
+        ), None, None, 0,
+    )  # fmt: skip
+
+
+# A sub-agent (2, 3) runs beside turn 1, and turn 4 waits for both. Session t follows s on its lane.
+FORK_AND_JOIN = graph(("s", (), 0), ("s", (0,), 5), ("s", (0,), 0), ("s", (2,), 0), ("s", (1, 3), 10), ("t", (4, 3), 0))
+
+
+@pytest.mark.parametrize("slow", range(4))
+def test_a_request_is_due_a_think_time_after_the_last_of_its_parents(slow: int) -> None:
+    class OneSlow(Server):
+        def busy_for_s(self, index: int) -> float:
+            return 0.05 if index == slow else 0.001
+
+    outcome = run(FORK_AND_JOIN, OneSlow())
+    records = {record.index: record for record in outcome.records}
+    assert outcome.errors == dict.fromkeys(range(6))
+    for request in FORK_AND_JOIN.requests[1:]:
+        ends_ns = [records[parent].finished_ns or 0 for parent in request.parents]
+        assert records[request.index].scheduled_ns == max(ends_ns) + request.think_ns
+        assert (records[request.index].sent_ns or 0) >= max(ends_ns) + request.think_ns
+
+
+@pytest.mark.parametrize(
+    ("failing", "given_up"), [(0, {1, 2, 3, 4}), (1, {4}), (2, {3, 4}), (3, {4}), (4, set()), (5, set())]
+)
+def test_a_failure_gives_up_what_waits_for_it_in_its_session_and_no_other(failing: int, given_up: set[int]) -> None:
+    outcome = run(FORK_AND_JOIN, Server(busy_s=0.001, failing=(failing,)))
+    assert len(outcome.records) == 6
+    assert {index for index, error in outcome.errors.items() if error == "not_sent"} == given_up
+    assert {r.detail for r in outcome.records if r.error == "not_sent"} <= {
+        f"turn {failing} of its session failed: http"
+    }
+    assert outcome.errors[5] == ("http" if failing == 5 else None)
 
 
 @pytest.mark.parametrize(

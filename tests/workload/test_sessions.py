@@ -165,7 +165,7 @@ MADE_UP = ScheduledRequest(index=9, offset_ns=0, workload="w", input_tokens=1, o
         ([turn(1), turn(2, after=1, continues=True)], None, "live"),
         ([turn(1, endpoint="completions"), turn(2), turn(3, after=2)], "live", "live"),
         ([MADE_UP], None, "recorded"),
-        ([MADE_UP, turn(1, after=0)], "live", "live"),
+        ([MADE_UP, turn(1), turn(2, after=1)], "live", "live"),
         ([turn(1, endpoint="completions"), turn(2, after=1, endpoint="completions")], None, "recorded"),
         ([], None, "recorded"),
     ],

@@ -26,7 +26,7 @@ from loadgen.workload.trace import (
     shortened,
     write_trace,
 )
-from loadgen.workload.trace_columns import iter_columns
+from loadgen.workload.trace_columns import iter_columns, write_columns
 from loadgen.workload.trace_formats import iter_import
 from support.trace_files import GOOD, data, request, saved, with_blocks
 
@@ -229,6 +229,9 @@ requests = st.builds(
     output_tokens=st.integers(1, 2**31 - 1),
     workload=st.sampled_from(["default", "chat", "数"]),
     session_id=st.none() | st.text(min_size=1, max_size=5),
+    model=st.none() | st.sampled_from(["m", "数"]),
+    think_s=st.none() | st.floats(0, 1e9),
+    streamed=st.booleans(),
 ).flatmap(with_blocks)
 
 
@@ -245,6 +248,59 @@ def test_what_is_written_is_read_back(tmp_path_factory, name: str, written: list
     content = path.read_bytes()
     write_trace(path, written)
     assert path.read_bytes() == content
+
+
+GRAPH = [
+    {"request_id": "a", "session_id": "s"},
+    {"request_id": "b", "session_id": "s", "after": ["a"], "think_time": 0.5, "task": "search", "model": "small"},
+    {"request_id": "c", "session_id": "s", "after": ["a"], "stream": False},
+    {"session_id": "s", "after": ["b", "c"], "think_time": 0.0},
+    {"request_id": "a", "session_id": "another"},
+]
+ROW = {"timestamp": 0, "input_length": 20, "output_length": 5}
+
+
+def test_a_session_s_graph_is_read_by_rows_and_by_columns_and_written_back(tmp_path: Path) -> None:
+    lines = [ROW | fields for fields in GRAPH]
+    path = saved(tmp_path, b"\n".join(json.dumps(line).encode() for line in lines))
+    requests = read_trace(path).requests
+    assert [request.after for request in requests] == [(), ("a",), ("a",), ("b", "c"), ()]
+    assert [request.think_s for request in requests] == [None, 0.5, None, 0.0, None]
+    assert [(request.task, request.model) for request in requests[1:3]] == [("search", "small"), (None, None)]
+    assert [request.streamed for request in requests] == [True, True, False, True, True]
+    write_trace(tmp_path / "rows", requests)
+    assert [json.loads(line) for line in (tmp_path / "rows").read_text().splitlines()] == lines
+    for block_bytes in (100, 10_000):
+        write_columns(tmp_path / "columns", iter_columns(path, Counter(), block_bytes=block_bytes))
+        assert (tmp_path / "columns").read_bytes() == (tmp_path / "rows").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("fields", "fault"),
+    [
+        ({"after": ["x"]}, "after 'x': no earlier line of session 's' has that request_id"),
+        ({"after": ["itself"], "request_id": "itself"}, "after 'itself': no earlier line"),
+        ({"after": ["a"], "session_id": "new"}, "after 'a': no earlier line of session 'new'"),
+        ({"after": ["a"], "session_id": None}, "after without a session_id"),
+        ({"task": "t", "session_id": None}, "task without a session_id"),
+        ({"task": "\x1b[2J"}, "task '\\x1b[2J': expected a name of printable characters"),
+        ({"model": "\n"}, "model '\\n': expected a name of printable characters"),
+        ({"request_id": "a"}, "request_id 'a' is that of line 1 of its session already"),
+        ({"request_id": ""}, "$.request_id"),
+        ({"think_time": -1}, "$.think_time"),
+        ({"think_time": 1e300}, "$.think_time"),
+        ({"after": "a"}, "$.after"),
+    ],
+)
+def test_a_graph_that_no_run_can_follow_is_refused_by_its_line(
+    tmp_path: Path, fields: dict[str, Any], fault: str
+) -> None:
+    lines = [ROW | {"request_id": "a", "session_id": "s"}, ROW | {"session_id": "s"} | fields]
+    path = saved(tmp_path, b"\n".join(json.dumps(line).encode() for line in lines))
+    for read in (read_trace, lambda path: list(iter_columns(path, Counter(), block_bytes=40))):
+        with pytest.raises(LoadgenError) as refused:
+            read(path)
+        assert fault in str(refused.value) and f"{path}:2: " in str(refused.value)
 
 
 def test_a_write_that_fails_leaves_the_earlier_file(tmp_path: Path) -> None:
