@@ -62,16 +62,19 @@ class PrefillQueue:
     """P prompts in order of arrival, and the S steps that they were computed in.
 
     row: int64[P], membership of the first chunk. sent_ns: int64[P]. last_step: int32[P], the step of the first chunk.
-    tokens: float32[P], to compute. start_ns: int64[S]. length: float64[S], ns. decoding: float64[S], decoded tokens.
+    tokens, cached: float32[P], to compute, and before those in the cache. start_ns: int64[S]. length: float64[S], ns.
+    decoding, reads: float64[S], decoded tokens, and the tokens of context that they read.
     """
 
     row: Ints
     sent_ns: Ints
     last_step: Memberships
     tokens: Narrow
+    cached: Narrow
     start_ns: Ints
     length: Floats
     decoding: Floats
+    reads: Floats
 
 
 def spread_prefills(
@@ -93,10 +96,12 @@ def spread_prefills(
     row = first_rows[np.argsort(sent_ns[members.request[first_rows]], kind="stable")]
     computed = decoded_tokens(members.decode, speculation)
     decoding = np.bincount(members.step, computed, minlength=steps).astype(np.float64)
-    length = (end_ns - start_ns).astype(np.float64)
+    reads = np.bincount(members.step, np.where(members.decode > 0, members.context, 0.0), minlength=steps)
+    request = members.request[row]
     queue = PrefillQueue(
-        row, sent_ns[members.request[row]], members.step[row], members.prefill[row], start_ns, length, decoding
-    )
+        row, sent_ns[request], members.step[row], members.prefill[row], cached[request],
+        start_ns, (end_ns - start_ns).astype(np.float64), decoding, reads.astype(np.float64),
+    )  # fmt: skip
     chosen = choose_candidate(queue)
     spread = cut_prefills(members, fill_steps(queue, chosen), cached)
     prefilled = np.bincount(spread.step, spread.prefill, minlength=steps)
@@ -115,7 +120,7 @@ def choose_candidate(queue: PrefillQueue, prior: ChunkedPrefillPrior = PRIOR) ->
     chosen, smallest = Candidate(prior.budgets[0], prior.delays_ns[0]), np.inf
     for candidate in candidates(len(queue.row), prior):
         pieces = fill_steps(queue, candidate, prior.sample, prior.late_steps)
-        error = length_error(pieces, queue.length, queue.decoding)
+        error = length_error(pieces, queue)
         room = np.where(queue.decoding > 0, candidate.budget - queue.decoding, np.inf)
         if error < prior.improvement * smallest and overflow(pieces, room) < prior.max_overflow:
             chosen, smallest = candidate, error
@@ -129,23 +134,27 @@ def overflow(pieces: list[Piece], room: Floats) -> float:
     return float(np.maximum(tokens - np.maximum(room, 0.0), 0.0).sum() / max(tokens.sum(), 1.0))
 
 
-def length_error(pieces: list[Piece], length: Floats, decoding: Floats) -> float:
-    """Return the residual sum of squares of length = b0 + b1 p + b2 a + b3 d over the steps that the pieces span.
+def length_error(pieces: list[Piece], queue: PrefillQueue) -> float:
+    """Return the residual sum of squares of length = b0 + b1 p + b2 a + b3 d + b4 k over the steps of the pieces.
 
-    p are the prompt tokens of a step, a their pairs with the tokens of the prompt before them (attention), d its
-    decoding streams, the b's fitted by least squares. Steps in which no stream decodes are no evidence: how many
-    iterations they were, and how long a prompt waited before, cannot be seen. Lengths are cut at twice the 99.9th
-    percentile: nor is a client that slept.
+    p are the prompt tokens of a step, a their pairs with the tokens before them (attention), cached ones too, d its
+    decoding streams and k the context that these read; the b's are fitted by least squares. Steps in which no stream
+    decodes are no evidence: how many iterations they were, and how long a prompt waited before, cannot be seen. Lengths
+    are cut at twice the 99.9th percentile: nor is a client that slept.
     """
     row, step = (np.array(column, dtype=np.int64) for column in zip(*((p.row, p.step) for p in pieces), strict=True))
     tokens = np.array([piece.tokens for piece in pieces])
     end = int(step.max()) + 1
-    pairs = np.bincount(step, tokens * (done_before(row, tokens) + tokens / 2), minlength=end)
-    x = np.column_stack((np.ones(end), np.bincount(step, tokens, minlength=end), pairs / 1e4, decoding[:end]))
-    seen = decoding[:end] > 0
+    cached = np.zeros(int(max(queue.row.max(), row.max())) + 1)
+    cached[queue.row] = queue.cached
+    pairs = np.bincount(step, tokens * (cached[row] + done_before(row, tokens) + tokens / 2), minlength=end)
+    prompts, decoding = np.bincount(step, tokens, minlength=end), queue.decoding[:end]
+    x = np.column_stack((np.ones(end), prompts, pairs / 1e4, decoding, queue.reads[:end] / 1e4))
+    seen = decoding > 0
     if not seen.any():
         return 0.0
-    x, y = x[seen], np.minimum(length[:end], 2 * np.percentile(length[:end][seen], 99.9))[seen]
+    length = queue.length[:end][seen]
+    x, y = x[seen], np.minimum(length, 2 * np.percentile(length, 99.9))
     return float(((y - x @ np.linalg.lstsq(x, y, rcond=None)[0]) ** 2).sum())
 
 

@@ -35,10 +35,17 @@ def queue(prompts: list[tuple[int, int, float]], decoding: list[float]) -> Prefi
         sent_ns=np.array([sent for sent, _, _ in prompts], dtype=np.int64),
         last_step=np.array([last for _, last, _ in prompts], dtype=np.int32),
         tokens=np.array([tokens for _, _, tokens in prompts], dtype=np.float32),
+        cached=np.zeros(len(prompts), np.float32),
         start_ns=10 * np.arange(steps, dtype=np.int64),
         length=np.full(steps, 10.0),
         decoding=np.array(decoding),
+        reads=np.zeros(steps),
     )
+
+
+def long_steps(prompts: int, length: np.ndarray, decoding: np.ndarray) -> PrefillQueue:
+    """Steps of these lengths beside so many decodes, in which prompts of nothing begin."""
+    return replace(queue([(0, 0, 0.0)] * prompts, decoding.tolist()), length=length)
 
 
 @pytest.mark.parametrize(
@@ -98,8 +105,9 @@ def test_lengths_that_follow_from_the_tokens_leave_no_error() -> None:
     tokens, decoding = np.array([0.0, 10.0, 50.0, 20.0, 70.0, 5.0]), np.array([1.0, 4.0, 2.0, 8.0, 3.0, 9.0])
     pieces = [Piece(k, k, float(t)) for k, t in enumerate(tokens)]
     length = 5 + 2 * tokens + 0.1 * decoding
-    assert length_error(pieces, length, decoding) == pytest.approx(0, abs=1e-12)
-    assert length_error(pieces, length + np.array([1, -1, 1, -1, 1, -1]), decoding) > 0.1
+    assert length_error(pieces, long_steps(6, length, decoding)) == pytest.approx(0, abs=1e-12)
+    unlike = length + np.array([1, -1, 1, -1, 1, -1])
+    assert length_error(pieces, long_steps(6, unlike, decoding)) > 0.1
 
 
 def test_the_fit_of_lengths_holds_for_many_long_prompts() -> None:
@@ -107,7 +115,7 @@ def test_the_fit_of_lengths_holds_for_many_long_prompts() -> None:
     tokens = np.linspace(0, PRIOR.budgets[0], PRIOR.sample)
     pieces = [Piece(k, k, float(t)) for k, t in enumerate(tokens)]
     length = 6e6 + 36e3 * tokens
-    assert length_error(pieces, length, np.ones(len(tokens))) < 1e-6 * (6e6**2)
+    assert length_error(pieces, long_steps(len(tokens), length, np.ones(len(tokens)))) < 1e-6 * (6e6**2)
 
 
 def test_the_chunks_of_a_long_prompt_take_the_longer_the_later_they_are() -> None:
@@ -116,7 +124,18 @@ def test_the_chunks_of_a_long_prompt_take_the_longer_the_later_they_are() -> Non
     before = np.array([100.0 * k for k in range(10)] + [0.0] * 10)
     assert done_before(np.array([p.row for p in pieces]), np.full(20, 100.0)).tolist() == before.tolist()
     length = 5 + 100.0 + 0.01 * 100 * (before + 50)
-    assert length_error(pieces, length, np.ones(20)) == pytest.approx(0, abs=1e-12)
+    assert length_error(pieces, long_steps(20, length, np.ones(20))) == pytest.approx(0, abs=1e-12)
+
+
+def test_a_prompt_attends_to_its_cached_tokens_too_and_decodes_read_their_context() -> None:
+    """Equal chunks of new tokens on 0 to 100,000 cached ones, beside streams of any context."""
+    cached, reads = np.linspace(0, 1e5, 12), np.array([5e4, 0.0, 1e5] * 4)
+    pieces = [Piece(k, k, 500.0) for k in range(12)]
+    decoding = np.array([1.0, 2.0] * 6)
+    length = 6e6 + 36e3 * 500 + 0.5 * 500 * (cached + 250) + 7e4 * decoding + 40 * reads
+    steps = long_steps(12, length, decoding)
+    known = replace(steps, cached=cached.astype(np.float32), reads=reads)
+    assert length_error(pieces, known) < 1e-9 * length_error(pieces, steps)
 
 
 def test_steps_in_which_no_stream_decodes_are_no_evidence() -> None:
@@ -126,8 +145,8 @@ def test_steps_in_which_no_stream_decodes_are_no_evidence() -> None:
     decoding = np.array([1.0, 2.0, 3.0, 0.0] * 3)
     length = 5 + 2 * tokens + decoding
     length[3::4] += [1000, 0, 5000]
-    assert length_error(pieces, length, decoding) == pytest.approx(0, abs=1e-9)
-    assert length_error(pieces, length, decoding * 0) == 0
+    assert length_error(pieces, long_steps(12, length, decoding)) == pytest.approx(0, abs=1e-9)
+    assert length_error(pieces, long_steps(12, length, decoding * 0)) == 0
 
 
 def test_a_prompt_of_many_chunks_that_left_no_trace_does_not_refute_a_budget() -> None:
