@@ -26,6 +26,7 @@ from benchmarks.paper import (
     serving,
     speculative_decoding,
     tensor_parallel,
+    transfer,
     weights,
 )
 from benchmarks.paper.ingest import FOLDER
@@ -62,6 +63,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "online": online.online_table,
     "online-paper": online.online_paper,
     **gpus.TABLES,
+    **transfer.TABLES,
     **own_words.TABLES,
     **searches.TABLES,
     **serving.TABLES,

@@ -13,6 +13,7 @@ from loadgen.api.checked import checked
 from loadgen.api.run import Run
 from loadgen.energy_model.energy_profile import read_energy_profile
 from loadgen.energy_model.estimate import BinShare, TwoPhase
+from loadgen.energy_model.transfer import Transfer, on_gpu
 from loadgen.errors import LoadgenError
 from loadgen.report.estimate_facts import (
     choose_batch,
@@ -79,6 +80,9 @@ class WorkloadEstimate(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=
     """The fitted model; None where the profile is too small for it."""
     bins: list[BinShare]
     """Bins that cost most."""
+    transfer: Transfer | None = None
+    """The transfer of the profile to another GPU; None where it was measured on this one. Estimates from a transferred
+    profile have no standard error, as that of the transfer is not known."""
     measured: MeasuredEnergy | None = None
     """The run of `measured`; None without it."""
 
@@ -110,6 +114,7 @@ def estimate(
     batch: float | None = None,
     rps: float | None = None,
     hardware: str | None = None,
+    cells: str | os.PathLike[str] | None = None,
     model: str | None = None,
     measured: Run | str | os.PathLike[str] | None = None,
     pue: float = 1.0,
@@ -124,7 +129,9 @@ def estimate(
     profile: a name in profiles/energy, or a .json file that `loadgen profile` wrote.
     batch: requests that decode together; by default it follows from `rps`, else from the run `measured`, else from the
         trace's own rate.
-    hardware: a .toml file of the profile's GPU, if profiles/hardware has none.
+    hardware: a name in profiles/hardware, or a .toml file, of the GPU to estimate for; by default the profile's. A
+        profile of another GPU is transferred to it by both data sheets.
+    cells: a profile of a few cells that were measured on that GPU, which correct the transfer.
     model: a .toml file of the profile's model, if profiles/models has none.
     measured: a run to compare with.
     pue: facility power / IT power.
@@ -137,15 +144,20 @@ def estimate(
         raise LoadgenError("rps gives the batch: give batch or rps, not both")
     numbers = {"batch": batch, "rps": rps, "pue": pue, "grid_intensity": grid_intensity, "price": price}
     given = checked(numbers, _Numbers)
-    energy_profile = read_energy_profile(os.fspath(profile))
+    source_profile = read_energy_profile(os.fspath(profile))
+    of_cells = read_energy_profile(os.fspath(cells)) if cells is not None else None
+    energy_profile, transfer = on_gpu(source_profile, hardware, of_cells)
     name, workload = _workload(trace)
     folder = measured.path if isinstance(measured, Run) else None if measured is None else Path(measured)
     run = comparable_run(folder, energy_profile) if folder else None
     run_batch = mean_decoding(run) if run else None
-    chosen, source = choose_batch(energy_profile, workload, given.batch, given.rps, run_batch)
+    chosen, batch_source = choose_batch(energy_profile, workload, given.batch, given.rps, run_batch)
     shapes = read_shapes(energy_profile, hardware, model)
     rates = {"pue": given.pue, "grid_intensity_g_per_kwh": given.grid_intensity, "price_per_kwh": given.price}
-    facts = estimate_facts(name, workload.pairs, energy_profile, chosen, shapes, rates) | {"batch_from": source}
+    facts = estimate_facts(name, workload.pairs, energy_profile, chosen, shapes, rates) | {"batch_from": batch_source}
+    if transfer:
+        rows = [row | {"stderr_joules": None} for row in facts["estimates"]]
+        facts |= {"profile": source_profile.name, "estimates": rows, "transfer": msgspec.to_builtins(transfer)}
     if run:
         compared = measured_facts(run, energy_profile, chosen, shapes, str(folder))
         facts["measured"] = compared | {"mean_decoding": run_batch}

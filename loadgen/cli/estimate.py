@@ -32,7 +32,13 @@ _POSITIVE = FiniteRange(min=0, min_open=True)
     "--hardware",
     shell_complete=HARDWARE_NAMES,
     metavar="NAME",
-    help="GPU of the FLOPs bound.  [default: the profile's]",
+    help="GPU to estimate for; a profile of another one is transferred by both data sheets.  [default: the profile's]",
+)
+@click.option(
+    "--cells",
+    metavar="NAME",
+    shell_complete=PROFILE_NAMES,
+    help="Profile of a few cells of that GPU, which correct the transfer.",
 )
 @click.option(
     "--model",

@@ -27,12 +27,12 @@ Shapes = tuple[Hardware | None, Model | None]
 
 
 def read_shapes(profile: EnergyProfile, hardware: str | None, model: str | None) -> Shapes:
-    """Read the GPU and the model of the FLOPs bound; None for a name in the profile that has no file."""
-    for kind, requested, own in (("GPU", hardware, profile.gpu), ("model", model, profile.model)):
-        if requested is not None and Path(requested).stem != own:
-            raise LoadgenError(
-                f"the profile was measured with {kind} {own}, not {requested}: measure one with `loadgen profile`"
-            )
+    """Read the GPU and the model of the FLOPs bound; None for a name in the profile that has no file. The profile is
+    that of this GPU already."""
+    if model is not None and Path(model).stem != profile.model:
+        raise LoadgenError(
+            f"the profile was measured with model {profile.model}, not {model}: measure one with `loadgen profile`"
+        )
     return _or_none(read_hardware, hardware, profile.gpu), _or_none(read_model, model, profile.model)
 
 

@@ -17,6 +17,8 @@ def print_estimate(console: Console, facts: dict[str, Any]) -> None:
         f"{facts['output_tokens']:,} output tokens"
     )
     console.print(f"estimate from {facts['profile']}{simulated} at batch {facts['batch']:.4g}")
+    if "transfer" in facts:
+        console.print(transfer_line(facts["transfer"]), soft_wrap=True)
     if "batch_from" in facts:
         console.print(f"batch: {batch_origin(facts['batch_from'])}", soft_wrap=True)
     console.print()
@@ -48,6 +50,16 @@ def print_estimate(console: Console, facts: dict[str, Any]) -> None:
     if facts["assumed"]["pue"] != 1.0 or extra:
         console.print("\nassumed: " + ", ".join(f"{k.replace('_', ' ')} {v:g}" for k, v in facts["assumed"].items()))
     console.print(bins_table(facts["bins"]))
+
+
+def transfer_line(transfer: dict[str, Any]) -> str:
+    """Return how the profile was carried over to another GPU."""
+    cells = transfer["cells"]
+    by = f"and {cells:,} measured {'cell' if cells == 1 else 'cells'}" if cells else "alone"
+    return (
+        f"transferred to {escape(transfer['gpu'])} by the data sheets {by}: the joules of reading weights and contexts "
+        f"x {transfer['reads']:.3f}, those of computing x {transfer['products']:.3f}"
+    )
 
 
 def batch_origin(load: dict[str, Any]) -> str:

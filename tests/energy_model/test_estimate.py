@@ -196,7 +196,7 @@ def test_estimates_hold_against_the_simulated_truth_on_lengths_that_no_cell_has(
     ("arguments", "said"),
     [
         (["traces/chat.jsonl", "--profile", "nowhere"], "no energy profile called 'nowhere'"),
-        (["traces/chat.jsonl", "--profile", "h200-sim-llama-3.1-8b", "--hardware", "h100"], "measured with GPU h200"),
+        (["traces/chat.jsonl", "--profile", "h200-sim-llama-3.1-8b", "--model", "llama-3.1-70b"], "not llama-3.1-70b"),
         (["traces/chat.jsonl", "--profile", "h200-sim-llama-3.1-8b", "--batch", "500"], "outside what profile"),
         (["empty.jsonl", "--profile", "h200-sim-llama-3.1-8b"], "cannot read empty.jsonl"),
     ],

@@ -61,7 +61,6 @@ def test_without_a_price_or_an_intensity_there_is_neither_cost_nor_emission() ->
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("l4", None), "measured with GPU h200, not l4"),
         ((None, "qwen3-30b-a3b"), "measured with model unknown, not qwen3-30b-a3b"),
         ((None, "unknown"), "called 'unknown'"),  # a requested file must exist
     ],
