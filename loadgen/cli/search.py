@@ -69,7 +69,7 @@ class Share(click.ParamType[float]):
     default="10m",
     show_default=True,
     metavar="TIME",
-    help="Longest time of the search, over all its sittings: 90s, 15m, 1h.",
+    help="Longest time of the search, over all its sittings, with starts of the server and its warm-up: 90s, 15m, 1h.",
 )
 @click.option(
     "--width",

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 
-from loadgen.errors import LoadgenError
+from loadgen.errors import LoadgenError, NotReadyError
 from loadgen.load_search.faults import ClientLimitError, ServerLostError, check_run, client_limit_rps
 from loadgen.load_search.plan import is_hopeless
 from loadgen.report.write import finish
@@ -84,6 +84,8 @@ class Prober:
         except ServerLostError as err:
             if not self._server.was_reached:
                 raise err.__cause__ or err from None
+            if monotonic() > until_s:
+                raise
             self._say(f"{title}: {str(err).splitlines()[0]}; once more")
             self._server.restart()
             result = self._run(planned, judge, title)
@@ -116,7 +118,10 @@ class Prober:
             try:
                 requests = self._workload.requests(planned.rate_rps, planned.duration_s, planned.seed)
                 config = self._config_of(planned, requests, folder)
-                sent = run_replay(requests.schedule, config, view, self._interruption, judge)
+                ready_s = max(1.0, judge.until_s - monotonic())
+                sent = run_replay(requests.schedule, config, view, self._interruption, judge, ready_s)
+            except NotReadyError as err:
+                raise ServerLostError(str(err)) from None
             except LoadgenError as err:
                 if answers(self._server.url):
                     raise

@@ -95,11 +95,12 @@ def _search_setting(
     if not isinstance(planned, PlannedProbe):
         state.end(planned)
         return
+    until_s = monotonic() + state.remaining_s
     options = (*(("--model", config.model) if config.model else ()), *setting.words)
     with ExitStack() as stack:
         try:
             server = stack.enter_context(
-                Server(config.base_url, serve, options, state.server_log, view_of, interruption)
+                Server(config.base_url, serve, options, state.server_log, view_of, interruption, until_s)
             )
         except LoadgenError as err:
             state.end_without_server(str(err), say)

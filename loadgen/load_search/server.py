@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
@@ -37,11 +38,15 @@ class Server:
         log: Path,
         view_of: ViewOf,
         interruption: Interruption | None,
+        until_s: float = math.inf,
     ) -> None:
-        """`options` are those of `loadgen serve`. `log` gets the output of a server that is started."""
+        """`options` are those of `loadgen serve`. `log` gets the output of a server that is started.
+
+        until_s: instant on the monotonic clock after which no start is waited for.
+        """
         self.url = base_url
         self._serve, self._options, self._log = serve, options, log
-        self._view_of, self._interruption = view_of, interruption
+        self._view_of, self._interruption, self._until_s = view_of, interruption, until_s
         self._stack = ExitStack()
         self.is_warm = False
         """True once it has answered the requests of a probe."""
@@ -69,7 +74,7 @@ class Server:
             except LoadgenError as err:
                 raise ServerLostError(f"the server did not start again: {err}") from err
             return
-        until_s = monotonic() + _BACK_S
+        until_s = min(monotonic() + _BACK_S, self._until_s)
         while not answers(self.url):
             if monotonic() > until_s:
                 raise ServerLostError(f"no server answers at {parse_server_url(self.url).clean}")
@@ -87,5 +92,9 @@ class Server:
                 if self._interruption:
                     self._interruption.check()
                 show_start(waited_s, line)
+                if monotonic() > self._until_s:
+                    raise LoadgenError(
+                        f"the server {self._serve} did not start within the {waited_s:.1f} s left for it"
+                    )
 
             self.url = self._stack.enter_context(served(self._serve, *self._options, log=self._log, progress=progress))

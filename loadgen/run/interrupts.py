@@ -89,11 +89,12 @@ def run_replay(
     view: View,
     interruption: Interruption | None = None,
     judge: replay.Judge | None = None,
+    ready_s: float | None = None,
 ) -> Schedule:
     """Run the schedule and record it in the folder `config.out`; return it as it was sent.
 
     A Ctrl-C before its first request raises. With an `interruption`, that takes the place of Ctrl-C and SIGTERM, and
-    any thread may run it. judge: see `replay.replay`.
+    any thread may run it. judge, ready_s: see `replay.replay`.
     """
     interruptible = interruption.acting if interruption else None
-    return run_to_the_end(replay.replay(schedule, config, view, interruptible, judge), interruption)
+    return run_to_the_end(replay.replay(schedule, config, view, interruptible, judge, ready_s), interruption)

@@ -14,7 +14,7 @@ from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Protocol, Self
 
-from loadgen.errors import LoadgenError
+from loadgen.errors import LoadgenError, NotReadyError
 from loadgen.results.metrics import meets_limit
 from loadgen.stats.log_histogram import LogHistogram
 from loadgen.units import NS_PER_S
@@ -276,6 +276,10 @@ class StageLog(NullView):
         self._view.say(line)
 
 
+WARMING_UP = "warming up"
+"""Stage of a run in which its warm-up requests are sent."""
+
+
 class StageTimer:
     """Shows in a view what a run is doing while no request is sent yet, and how long that has taken."""
 
@@ -301,6 +305,20 @@ class StageTimer:
     def show(self) -> None:
         if self._stage is not None:
             self._view.update(replace(self._stage, waited_s=monotonic() - self._start_s))
+
+    @asynccontextmanager
+    async def within(self, limit_s: float | None) -> AsyncIterator[None]:
+        """Raise NotReadyError with the present stage when the block has taken `limit_s`; None is no limit."""
+        timeout = asyncio.timeout(limit_s)
+        try:
+            async with timeout:
+                yield
+        except (TimeoutError, LoadgenError):  # a step that is cancelled may say that it has failed
+            if not timeout.expired():
+                raise
+            name = self._stage.name if self._stage else "preparing"
+            hint = "; --warmup 0 sends no such requests" if name == WARMING_UP else ""
+            raise NotReadyError(f"no request was sent within {limit_s:.1f} s: still {name}{hint}") from None
 
 
 @asynccontextmanager

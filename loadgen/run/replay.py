@@ -57,17 +57,19 @@ async def replay(
     view: View,
     interruptible: Interruptible | None = None,
     judge: Judge | None = None,
+    ready_s: float | None = None,
 ) -> Schedule:
     """Run the schedule and record it in the folder `config.out`, on a loop of uvloop; return it as it was sent.
 
     interruptible: by default, Ctrl-C and SIGTERM interrupt the sending. judge: asked four times a second whether to end
-    the run, which is then stopped by "decided".
+    the run, which is then stopped by "decided". ready_s: time in which the server must be prepared and warmed up;
+    NotReadyError says that it was not.
     """
     view = StageLog(view)
     stages = StageTimer(view)
     async with AsyncExitStack() as stack:
         client = await stack.enter_async_context(open_client(config))
-        async with ticking(stages.show):
+        async with ticking(stages.show), stages.within(ready_s):
             preparation = await prepare(schedule, config, client, stages, view.say)
             schedule, probed = preparation.schedule, preparation.probed
             config = msgspec.structs.replace(config, base_url=client.url.text)  # where the probe found the API

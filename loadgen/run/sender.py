@@ -21,13 +21,13 @@ from loadgen.client.answer import Answer
 from loadgen.client.client import Client, Exchange, Post
 from loadgen.client.request_body import LiveHistory
 from loadgen.clock import monotonic_ns
-from loadgen.errors import LoadgenError
+from loadgen.errors import NotReadyError
 from loadgen.record import RequestRecord
 from loadgen.results.metrics import is_overdue
 from loadgen.run.config import limits_of
 from loadgen.run.pacer import BODIES_AHEAD, Pacer
 from loadgen.run.process_stats import ProcessMeter, SendingCost, no_collections
-from loadgen.run.progress import Tallies, Waiting
+from loadgen.run.progress import WARMING_UP, Tallies, Waiting
 from loadgen.telemetry.otlp_export import SpanSender
 from loadgen.units import NS_PER_S
 
@@ -345,11 +345,13 @@ async def warm_up(
     of the run is in the server's prefix cache.
 
     announce: called with the stage, and the requests that are done of all, before each.
+    NotReadyError: none of them completed, or one reached its timeout, which may be many minutes.
     """
     make_message = prepared.message_maker(schedule.seed)
     requests = schedule.requests[: prepared.config.warmup]
-    for done, request in enumerate(requests):
-        announce("warming up", done, len(requests))
+    failed = 0
+    for done, request in enumerate(requests, 1):
+        announce(WARMING_UP, done - 1, len(requests))
         index = len(schedule.requests) + request.index
         message = make_message(msgspec.structs.replace(request, index=index, prefix_ids=(), text_id=None))
         record = await client.post(
@@ -359,5 +361,8 @@ async def warm_up(
             headers=message.headers,
             hides_words=request.words is not None,
         )
-        if record.error:
-            raise LoadgenError(f"a warm-up request failed ({record.error}): {record.detail}")
+        failed += record.error is not None
+        if record.error == "timeout" or failed == len(requests):
+            raise NotReadyError(
+                f"{failed} of {done} warm-up requests failed ({record.error}): {record.detail}; --warmup 0 sends none"
+            )

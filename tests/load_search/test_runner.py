@@ -1,5 +1,6 @@
 """A search: the rate that a server keeps limits at, whatever becomes of the server, the client or the search."""
 
+import asyncio
 import json
 import math
 import os
@@ -17,6 +18,8 @@ from loadgen.cli.search import search as command
 from loadgen.errors import LoadgenError
 from loadgen.files import locked
 from loadgen.load_search import faults, plan, prober, server
+from loadgen.run import replay
+from loadgen.run.progress import WARMING_UP
 from support.small_search import COMMAND, WORDS
 
 pytestmark = [pytest.mark.usefixtures("short"), pytest.mark.timeout(120)]
@@ -191,6 +194,26 @@ def test_a_server_of_others_is_waited_for_and_its_loss_said(tmp_path: Path, monk
     assert result.exit_code == 2, result.output
     assert found["ended"] == "server"
     assert f"no server answers at {url}" in found["reason"]
+
+
+async def stall(schedule: Any, prepared: Any, client: Any, announce: Callable[..., None]) -> None:
+    announce(WARMING_UP, 0, 1)
+    await asyncio.sleep(60)
+
+
+def test_a_server_that_stalls_in_the_warm_up_is_waited_for_as_long_as_the_budget_lasts(
+    slow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    assert run(out, "--base-url", slow, "--max-rps", "3").exit_code == 0
+    before, begun_s = probes(out), time.monotonic()
+    monkeypatch.setattr(replay, "warm_up", stall)
+    again = run(out, "--base-url", slow, "--budget", f"{search_json(out)['spent_s'] + 4}s")
+    assert again.exit_code == 2, again.output
+    assert time.monotonic() - begun_s < 4 + 3
+    found = search_json(out)["settings"][0]
+    assert (found["ended"], found["probes"]) == ("server", before)
+    assert "still warming up; --warmup 0 sends no such requests" in found["reason"]
 
 
 # -- searches that are stopped ----------------------------------------------------------------------------------------

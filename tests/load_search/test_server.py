@@ -1,9 +1,11 @@
 """The server of a search: its URL, and what it says when it is lost."""
 
 from pathlib import Path
+from time import monotonic
 
 import pytest
 
+from loadgen.errors import LoadgenError
 from loadgen.load_search import server
 from loadgen.load_search.faults import ServerLostError
 from loadgen.load_search.server import Server
@@ -27,3 +29,13 @@ def test_later_runs_go_to_where_the_api_was(tmp_path: Path, api: str | None, url
     there = Server("http://user:hidden@host:1/?key=hidden", None, (), tmp_path, lambda title: NullView(), None)
     there.move_to(api)
     assert there.url == url
+
+
+def test_a_start_is_waited_for_no_longer_than_the_budget_lasts(tmp_path: Path) -> None:
+    until_s = monotonic() + 0.3
+    slow = Server("", "sim", (), tmp_path / "log", lambda title: NullView(), None, until_s)
+    with (
+        pytest.raises(LoadgenError, match=r"the server sim did not start within the 0.\d s left for it"),
+        slow,
+    ):
+        pass

@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.errors import LoadgenError
+from loadgen.errors import LoadgenError, NotReadyError
 from loadgen.record import RequestRecord
 from loadgen.results.metrics import goodput
 from loadgen.run import progress
 from loadgen.run.process_stats import ProcessMeter, SendingCost, merge_costs, own_cpu_s, own_max_rss_bytes, own_wait_s
 from loadgen.run.progress import (
+    WARMING_UP,
     NullView,
     Percentiles,
     Plan,
@@ -367,3 +368,23 @@ def test_a_wake_up_is_late_by_what_it_comes_after_its_due_time_and_never_early(
         return late[0]
 
     assert asyncio.run(main()) == late_ns
+
+
+@pytest.mark.parametrize("ending", [TimeoutError(), LoadgenError("the request was cancelled")], ids=["raises", "fails"])
+def test_a_preparation_beyond_its_time_is_an_error_that_names_its_stage(ending: Exception) -> None:
+    async def prepare(limit_s: float | None, takes_s: float) -> None:
+        stages = StageTimer(NullView())
+        async with stages.within(limit_s):
+            stages.begin(WARMING_UP, 0, 4)
+            try:
+                await asyncio.sleep(takes_s)
+            except asyncio.CancelledError:
+                raise ending from None
+            raise ending
+
+    with pytest.raises(NotReadyError, match=r"^no request was sent within 0\.1 s: still warming up; --warmup 0 sends"):
+        asyncio.run(prepare(0.1, 60))
+    for limit_s in (None, 60):
+        with pytest.raises(type(ending)) as raised:
+            asyncio.run(prepare(limit_s, 0))
+        assert raised.value is ending

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from loadgen.client.answer import Answer
 from loadgen.client.client import Client, OnRecord, Post
 from loadgen.client.request_body import LiveHistory, Message
 from loadgen.client.server_info import ServerInfo
-from loadgen.errors import LoadgenError
+from loadgen.errors import LoadgenError, NotReadyError
 from loadgen.record import ErrorKind, RequestRecord
 from loadgen.run.config import PreparedRun, RunConfig
 from loadgen.run.pacer import BODIES_AHEAD, Pacer
@@ -53,12 +54,12 @@ def prepared(cap: int | None = None, **kwargs: Any) -> PreparedRun:
 
 
 class Server:
-    """A client whose server takes `busy_s` for each request; a request of `failing` ends with an HTTP error."""
+    """A client whose server takes `busy_s` for each request; a request of `failing` ends with `error`."""
 
     stamped_by = None
 
-    def __init__(self, busy_s: float = 0.0, failing: tuple[int, ...] = ()) -> None:
-        self.busy_s, self.failing = busy_s, failing
+    def __init__(self, busy_s: float = 0.0, failing: tuple[int, ...] = (), error: ErrorKind = "http") -> None:
+        self.busy_s, self.failing, self.error = busy_s, failing, error
         self.max_in_flight = self.in_flight = 0
         self.posts: list[Post] = []
 
@@ -83,7 +84,7 @@ class Server:
         self.in_flight += 1
         self.max_in_flight = max(self.max_in_flight, self.in_flight)
         sent_ns = clock.monotonic_ns()
-        error: ErrorKind | None = "http" if post.index in self.failing else None
+        error: ErrorKind | None = self.error if post.index in self.failing else None
         try:
             await asyncio.sleep(self.busy_for_s(post.index))
         except asyncio.CancelledError:
@@ -442,8 +443,8 @@ def test_stop_and_abort_end_the_thinking(end: Callable[[Sender], None], second: 
 class Recorder(Server):
     """Keeps the bodies of what is posted outside the schedule."""
 
-    def __init__(self, failing: tuple[int, ...] = ()) -> None:
-        super().__init__(failing=failing)
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
         self.bodies: list[bytes] = []
 
     async def post(
@@ -473,11 +474,23 @@ def test_a_warm_up_sends_the_first_requests_with_prompts_that_no_request_of_the_
     assert [(request.prefix_ids, request.text_id) for request in asked] == [((), None)] * 2
 
 
-def test_a_warm_up_that_fails_ends_the_run_before_it_begins() -> None:
-    server = Recorder(failing=(3,))
-    with pytest.raises(LoadgenError, match=r"a warm-up request failed \(http\)"):
+@pytest.mark.parametrize(
+    ("failing", "error", "sent", "fault"),
+    [
+        ((), "http", 2, None),
+        ((3,), "http", 2, None),
+        ((4,), "http", 2, None),
+        ((3, 4), "http", 2, r"2 of 2 warm-up requests failed \(http\): .*; --warmup 0 sends none"),
+        ((3,), "timeout", 1, r"1 of 1 warm-up requests failed \(timeout\)"),
+    ],
+)
+def test_a_warm_up_ends_the_run_if_all_of_it_fails_or_a_timeout_was_waited_for(
+    failing: tuple[int, ...], error: ErrorKind, sent: int, fault: str | None
+) -> None:
+    server = Recorder(failing=failing, error=error)
+    with nullcontext() if fault is None else pytest.raises(NotReadyError, match=fault):
         asyncio.run(warm_up(schedule([1, 1, 1]), prepared(), cast("Client", server), lambda *_: None))
-    assert len(server.bodies) == 1
+    assert len(server.bodies) == sent
 
 
 @pytest.mark.parametrize(("now_ns", "made"), [(0, BODIES_AHEAD), (2**62, 1)])
