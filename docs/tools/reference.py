@@ -27,7 +27,7 @@ ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
 SCHEMAS = ROOT / "loadgen" / "schemas"
 FIRST = (
-    *("summary", "run", "schedule", "record", "energy", "engine", "span", "attribution", "answer"),
+    *("summary", "run", "schedule", "record", "energy", "engine", "span", "attribution", "session", "answer"),
     *("study", "cell", "results", "search"),
 )
 """Schemas in the order of their page."""

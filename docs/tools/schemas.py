@@ -23,6 +23,7 @@ from loadgen.record import RequestRecord
 from loadgen.results.run_folder import SCHEMA_VERSION, RunInfo
 from loadgen.results.run_tables import ENGINE_COLUMNS
 from loadgen.results.search_result import SearchResult
+from loadgen.results.session_accounts import SessionAccount
 from loadgen.results.study_table import Row
 from loadgen.results.summary import Summary
 from loadgen.study.folder import StudyState
@@ -38,6 +39,7 @@ FILES: dict[str, tuple[type[msgspec.Struct], str]] = {
     "energy": (EnergySample, "a line of energy.jsonl"),
     "span": (EngineSpan, "a line of spans.jsonl"),
     "attribution": (RequestEnergy, "a line of attribution.jsonl"),
+    "session": (SessionAccount, "a line of sessions.jsonl"),
     "answer": (Answer, "a line of answers.jsonl"),
     "study": (StudyState, "study.json"),
     "cell": (RunOutcome, "cell.json, of each run of a study"),
@@ -47,9 +49,9 @@ FILES: dict[str, tuple[type[msgspec.Struct], str]] = {
 """Struct of each schema, and the file or line that it describes."""
 
 UNITS = {
-    "per_s": "1/s", "per_request": "J", "per_output_token": "J", "per_token": "J", "per_joule": "1/J", "rps": "1/s",
-    "rss_bytes": "bytes", "joules": "J", "watts": "W", "w": "W", "c": "°C", "mhz": "MHz", "ns": "ns", "ms": "ms",
-    "s": "s",
+    "per_s": "1/s", "per_request": "J", "per_session": "J", "per_task": "J", "per_turn": "J", "per_output_token": "J",
+    "per_token": "J", "per_joule": "1/J", "rps": "1/s", "rss_bytes": "bytes", "joules": "J", "watts": "W", "w": "W",
+    "c": "°C", "mhz": "MHz", "ns": "ns", "ms": "ms", "s": "s",
 }  # fmt: skip
 """Unit by the end of a field's name; the first that fits."""
 

@@ -31,7 +31,7 @@ from loadgen.stats.nnls import nnls
 from loadgen.units import MJ_PER_J, NS_PER_S
 
 if TYPE_CHECKING:
-    from loadgen.attribution.engine_steps import Bools, EngineSteps
+    from loadgen.attribution.engine_steps import EngineSteps
     from loadgen.attribution.window_fit import Fit
     from loadgen.energy.series import EnergySeries
     from loadgen.stats.arrays import Floats, Ints
@@ -308,9 +308,7 @@ class JoulesErrors:
 
         In a sum the error of prefills is one for all of them, as the misfit is.
         """
-        inside = np.zeros(len(self.gradient), bool)
-        inside[requests] = True
-        rows = self._together(inside)
+        rows = self._together(requests)
         gradient, division = self.gradient[requests].sum(axis=0), self.division[requests].sum(axis=0)
         by_part: dict[Part, Floats] = {"all": gradient.sum(axis=0), "prefill": gradient[0], "decode": gradient[1]}
         experts_j: dict[Part, float] = {"all": division.sum(), "prefill": division[0], "decode": division[1]}
@@ -327,12 +325,18 @@ class JoulesErrors:
             )
         return variances
 
-    def _together(self, inside: Bools) -> RequestWindows:
-        """Return the rows of one group: the requests that are `inside`."""
-        chosen = inside[self.rows.request]
-        window, windows = self.rows.window[chosen], len(self.energy_j)
-        sums = [np.bincount(window, column[chosen], minlength=windows).astype(np.float64) for column in self.rows[2:]]
-        return RequestWindows(np.zeros(windows, np.int64), np.arange(windows), *sums)
+    def _together(self, requests: Ints) -> RequestWindows:
+        """Return the rows of one group of requests, from the first of its windows to the last.
+
+        It takes the time of the group's own rows: a run of sessions has thousands of groups.
+        """
+        begin, end = (np.searchsorted(self.rows.request, requests, side) for side in ("left", "right"))
+        counts = end - begin
+        chosen = np.arange(int(counts.sum())) + np.repeat(begin - (np.cumsum(counts) - counts), counts)
+        window = self.rows.window[chosen]
+        first = int(window.min()) if len(window) else 0
+        sums = [np.bincount(window - first, column[chosen]).astype(np.float64) for column in self.rows[2:]]
+        return RequestWindows(np.zeros(len(sums[0]), np.int64), first + np.arange(len(sums[0])), *sums)
 
     def _shares(self, rows: RequestWindows, part: Part) -> tuple[Floats, Floats, Floats]:
         """Return the joules, the prefills and the share of the window's energy that each row has in a part."""

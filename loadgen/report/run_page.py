@@ -141,6 +141,7 @@ def files_beside(result: RunResult) -> Markup:
     """Return links to the files of the run folder, in which the page is written."""
     names = ["summary.json", "run.json", "schedule.jsonl", "records.jsonl"]
     names += ["attribution.jsonl"] if result.attribution else []
+    names += ["sessions.jsonl"] if result.sessions else []
     names += ["energy.jsonl"] if result.energy else []
     names += ["engine.jsonl"] if result.engine else []
     names += ["spans.jsonl"] if result.spans else []

@@ -32,5 +32,5 @@ def finish(
         verdict = {"verdict": result.summary.verdict.status, "reasons": result.summary.verdict.reasons}
         _log.info("verdict on %(folder)s: %(verdict)s %(reasons)s", {"folder": str(path)} | verdict)
         announce("writing the report")
-        run_folder.write_analysis(path, result.attribution, result.summary, run_page.render_run_page(result))
+        run_folder.write_analysis(path, result, run_page.render_run_page(result))
     return result

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 import numpy as np
@@ -128,14 +128,17 @@ def token_counts(records: Sequence[RequestRecord], duration_s: float, prompts_co
         input_per_s=sum(inputs) / duration_s if inputs and duration_s > 0 else None,
         output_per_s=sum(outputs) / duration_s if outputs and duration_s > 0 else None,
         output_without_chunk=sum(unseen) if unseen else None,
-        reasoning=_sum_known(record.reasoning_tokens for record in records),
-        output_audio=_sum_known(record.output_audio_tokens for record in records),
-        input_audio=_sum_known(record.input_audio_tokens for record in records),
-        input_image=_sum_known(record.input_image_tokens for record in records),
+        reasoning=sum_known(record.reasoning_tokens for record in records),
+        output_audio=sum_known(record.output_audio_tokens for record in records),
+        input_audio=sum_known(record.input_audio_tokens for record in records),
+        input_image=sum_known(record.input_image_tokens for record in records),
     )
 
 
-def _sum_known(counts: Iterable[int | None]) -> int | None:
+_Number = TypeVar("_Number", int, float)
+
+
+def sum_known(counts: Iterable[_Number | None]) -> _Number | None:
     """Return the sum of the known counts; None when none is known."""
     known = [count for count in counts if count is not None]
     return sum(known) if known else None
@@ -234,13 +237,21 @@ def prompts_are_counted(schedule: Sequence[ScheduledRequest], records: Sequence[
 
 def with_planned_prompts(schedule: Sequence[ScheduledRequest], records: Sequence[RequestRecord]) -> list[RequestRecord]:
     """Return the records with the planned length of each prompt that the server did not count."""
-    counted = prompts_are_counted(schedule, records)
     return [
         record
-        if counted and record.input_tokens is not None
+        if record.input_tokens is not None
         else msgspec.structs.replace(record, input_tokens=request.input_tokens)
-        for request, record in zip(schedule, records, strict=True)
+        for request, record in zip(schedule, with_counted_prompts(schedule, records), strict=True)
     ]
+
+
+def with_counted_prompts(
+    schedule: Sequence[ScheduledRequest], records: Sequence[RequestRecord]
+) -> Sequence[RequestRecord]:
+    """Return the records; without the lengths of prompts where the server's counts of them are none."""
+    if prompts_are_counted(schedule, records):
+        return records
+    return [msgspec.structs.replace(record, input_tokens=None) for record in records]
 
 
 def came_in_one_piece(record: RequestRecord) -> bool:

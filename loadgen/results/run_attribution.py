@@ -11,6 +11,7 @@ from loadgen.attribution.shapley import RunAttribution, attribute_energy
 from loadgen.attribution.window_fit import align_phase
 from loadgen.results.energy_summary import aligned_series
 from loadgen.results.metrics import with_planned_prompts
+from loadgen.results.session_accounts import rows_of_sums, session_rows
 
 if TYPE_CHECKING:
     from loadgen.energy.series import EnergySeries
@@ -30,9 +31,10 @@ def attribute_run(result: RunResult, start_ns: int, end_ns: int) -> tuple[RunAtt
 
 
 def part_rows(result: RunResult) -> dict[str, list[int]]:
-    """Return the rows of the records of the run, "all", of each workload and of each model that was requested."""
+    """Return the rows of the records of the run, "all", of each workload, of each model that was requested, and of
+    the sums of sessions."""
     rows: dict[str, list[int]] = {"all": list(range(len(result.records)))}
     for row, (request, record) in enumerate(zip(result.schedule, result.records, strict=True)):
         for name in (f"workload {record.workload}", f"model {request.model or result.info.server.get('model') or ''}"):
             rows.setdefault(name, []).append(row)
-    return rows
+    return rows | rows_of_sums(session_rows(result.schedule))

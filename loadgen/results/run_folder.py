@@ -27,6 +27,7 @@ from loadgen.workload.schedule import ArrivalSpec, Schedule, ScheduledRequest, s
 if TYPE_CHECKING:
     from loadgen.attribution.shapley import RequestEnergy, RunAttribution
     from loadgen.client.answer import Answer
+    from loadgen.results.session_accounts import SessionAccount
     from loadgen.results.summary import Summary
     from loadgen.telemetry.engine_sample import EngineSample
 
@@ -105,6 +106,8 @@ class RunResult:
     """Numbers of summary.json; None before `analyse_run`."""
     spans: Sequence[EngineSpan] = ()
     """Requests of all clients, by the engine's spans; empty when they were not recorded."""
+    sessions: Sequence[SessionAccount] = ()
+    """Accounts of the sessions; empty where no session has several requests, or before `analyse_run`."""
 
     @property
     def shares(self) -> dict[int, RequestEnergy]:
@@ -222,13 +225,16 @@ class RunWriter(LineWriter):
         self._write("spans", b"".join(self._encode(span) + b"\n" for span in spans))
 
 
-def write_analysis(path: Path, attribution: RunAttribution | None, summary: Summary, page: str) -> None:
-    """Write attribution.jsonl, summary.json and report.html."""
+def write_analysis(path: Path, result: RunResult, page: str) -> None:
+    """Write attribution.jsonl, sessions.jsonl, summary.json and report.html; the first two where there are any."""
+    assert result.summary is not None
+    encode_lines = msgspec.json.Encoder().encode_lines
     try:
-        if attribution is not None:
-            lines = b"".join(msgspec.json.encode(share) + b"\n" for share in attribution.requests)
-            write_atomic(path / "attribution.jsonl", lines)
-        write_json(path / "summary.json", summary)
+        if result.attribution is not None:
+            write_atomic(path / "attribution.jsonl", encode_lines(result.attribution.requests))
+        if result.sessions:
+            write_atomic(path / "sessions.jsonl", encode_lines(result.sessions))
+        write_json(path / "summary.json", result.summary)
         write_atomic(path / "report.html", page.encode())
     except OSError as err:
         raise cannot_write(path, err) from err

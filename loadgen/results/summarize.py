@@ -5,34 +5,25 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from loadgen.results import metrics
 from loadgen.results.arrival_summary import check_arrivals, combine_checks, sent_rate
 from loadgen.results.checks import judge
-from loadgen.results.energy_summary import energy_shares, summarize_energy
-from loadgen.results.output_kinds import output_kinds
+from loadgen.results.energy_summary import summarize_energy
+from loadgen.results.part_summary import part_numbers, part_summaries
 from loadgen.results.provenance import provenance_of
 from loadgen.results.run_attribution import attribute_run
 from loadgen.results.run_folder import SCHEMA_VERSION, RunResult, read_run
 from loadgen.results.saturation import server_load
+from loadgen.results.session_summary import account_sessions
 from loadgen.results.speculation import speculation_summary
-from loadgen.results.summary import (
-    ArrivalCheck,
-    Distribution,
-    EnergySummary,
-    Goodput,
-    Instrument,
-    Latency,
-    Summary,
-    WorkloadSummary,
-)
+from loadgen.results.summary import Distribution, EnergySummary, Instrument, SessionSummary, Summary
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
-    from loadgen.record import RequestRecord
     from loadgen.workload.schedule import ScheduledRequest
 
 
@@ -48,8 +39,9 @@ def analyse_run(result: RunResult) -> RunResult:
     prompts_counted = metrics.prompts_are_counted(result.schedule, result.records)
     energy = summarize_energy(result, attribution, series, start_ns, end_ns, prompts_counted=prompts_counted)
     analysed = replace(result, attribution=attribution)
-    duration_s = (end_ns - start_ns) / NS_PER_S
-    return replace(analysed, summary=_summarize(analysed, energy, start_ns, duration_s, prompts_counted))
+    accounts, sessions = account_sessions(analysed, start_ns)
+    summary = _summarize(analysed, energy, sessions, start_ns, (end_ns - start_ns) / NS_PER_S, prompts_counted)
+    return replace(analysed, sessions=accounts, summary=summary)
 
 
 def span(result: RunResult) -> tuple[int, int]:
@@ -61,58 +53,39 @@ def span(result: RunResult) -> tuple[int, int]:
 
 
 def _summarize(
-    result: RunResult, energy: EnergySummary, start_ns: int, duration_s: float, prompts_counted: bool
+    result: RunResult,
+    energy: EnergySummary,
+    sessions: SessionSummary | None,
+    start_ns: int,
+    duration_s: float,
+    prompts_counted: bool,
 ) -> Summary:
     records = result.records
     lag = metrics.distribution_s(record.lag_ns for record in records)
-    latencies = _latencies(records, result.info.stopped_by)
     checks = {spec.workload: check_arrivals(result, spec) for spec in result.info.asked}
     arrivals = checks.get(None) or (combine_checks(result, checks) if checks else None)
-    shares = result.shares
-
-    errors = result.attribution.sums if result.attribution else {}
-
-    def part_summary(name: str, part: Sequence[RequestRecord], check: ArrivalCheck | None) -> WorkloadSummary:
-        return WorkloadSummary(
-            requests=metrics.request_counts(part),
-            **_latencies(part, result.info.stopped_by),
-            tokens=metrics.token_counts(part, duration_s, prompts_counted),
-            output_kinds=output_kinds(part, shares),
-            goodput=_goodput(result.info.config, part, duration_s),
-            arrivals=check,
-            **energy_shares(part, shares, errors.get(name), prompts_counted=prompts_counted),
-        )
-
     summary = Summary(
         schema_version=SCHEMA_VERSION,
         run_id=result.info.run_id,
         run=provenance_of(result.info),
         duration_s=duration_s,
         stopped_by=result.info.stopped_by,
-        requests=metrics.request_counts(records),
+        **part_numbers(result, records, result.shares, duration_s, prompts_counted),
         rate=sent_rate(result),
         arrivals=arrivals,
         server=server_load(result, start_ns),
         schedule_lag_s=lag,
-        **latencies,
-        tokens=metrics.token_counts(records, duration_s, prompts_counted),
-        output_kinds=output_kinds(records, shares),
         lengths=metrics.length_check(
             [(item.input_tokens, None if item.natural else item.output_tokens) for item in result.schedule],
             records,
             _accepted(result),
         ),
         endings=metrics.natural_endings(result.schedule, records),
-        goodput=_goodput(result.info.config, records, duration_s),
         speculation=speculation_summary(result.engine, result.attribution),
         energy=energy,
-        by_workload={
-            name: part_summary(f"workload {name}", part, checks.get(name))
-            for name, part in sorted(_records_by_workload(records).items())
-        },
-        by_model={
-            name: part_summary(f"model {name}", part, None) for name, part in sorted(_records_by_model(result).items())
-        },
+        sessions=sessions,
+        by_workload=part_summaries(result, "workload", duration_s, prompts_counted, checks),
+        by_model=part_summaries(result, "model", duration_s, prompts_counted),
         instrument=_instrument(result),
     )
     verdict = judge(result, summary)
@@ -126,70 +99,6 @@ def _accepted(result: RunResult) -> list[str]:
     """Return the options for an exact length that the server accepted and that --extra-body left as they are."""
     changed = result.info.config.get("extra_body") or {}
     return [name for name in ("ignore_eos", "min_tokens") if result.info.server.get(name) and name not in changed]
-
-
-class _Latencies(TypedDict):
-    ttft_s: Latency
-    ttfa_s: Latency
-    tpot_s: Latency
-    itl_s: Distribution
-    e2e_s: Latency
-    response_s: Latency
-
-
-def _latencies(records: Sequence[RequestRecord], stopped_by: str | None) -> _Latencies:
-    """Return the latencies of completed requests only: a request that failed fast is not a fast request.
-
-    The times of tokens are not known where an answer came in one piece.
-    """
-    completed = [record for record in records if record.ok]
-    streamed = [record for record in completed if not metrics.came_in_one_piece(record)]
-    failed = sum(not record.ok for record in metrics.judged(records, stopped_by))
-    return {
-        "ttft_s": metrics.latency_s((record.ttft_ns for record in streamed), failed),
-        "ttfa_s": metrics.latency_s((record.ttfa_ns for record in streamed), failed),
-        "tpot_s": metrics.latency_s((record.tpot_ns for record in streamed), failed),
-        "itl_s": metrics.inter_token_s(streamed),
-        "e2e_s": metrics.latency_s((record.e2e_ns for record in completed), failed),
-        "response_s": metrics.latency_s((record.response_ns for record in completed), failed),
-    }
-
-
-# ---------------------------------------------------------------- workloads
-
-
-def _records_by_workload(records: Sequence[RequestRecord]) -> dict[str, list[RequestRecord]]:
-    by_workload: dict[str, list[RequestRecord]] = {}
-    for record in records:
-        by_workload.setdefault(record.workload, []).append(record)
-    return by_workload
-
-
-def _records_by_model(result: RunResult) -> dict[str, list[RequestRecord]]:
-    """Return the records of each model that was requested; nothing where all are of one."""
-    by_model: dict[str, list[RequestRecord]] = {}
-    for request, record in zip(result.schedule, result.records, strict=True):
-        by_model.setdefault(request.model or result.info.server.get("model") or "", []).append(record)
-    return by_model if len(by_model) > 1 else {}
-
-
-def _goodput(config: dict[str, Any], records: Sequence[RequestRecord], duration_s: float) -> Goodput | None:
-    """Hold each request against the limits of its workload; requests without any are left out. None without limits."""
-    by_workload = _records_by_workload(records)
-    slos = {name: metrics.slo_of(config, name) for name in by_workload}
-    limited = {name: metrics.goodput(by_workload[name], slo, duration_s) for name, slo in slos.items() if slo}
-    if not limited:
-        return None
-    good, scheduled = sum(part.good for part in limited.values()), sum(len(by_workload[name]) for name in limited)
-    slo_ms = next(iter(limited.values())).slo_ms
-    common = slo_ms if all(slo == slo_ms for slo in slos.values()) else {}
-    return Goodput(
-        slo_ms=common,
-        good=good,
-        ratio=good / scheduled,
-        rps=good / duration_s if duration_s > 0 else None,
-        met={metric: sum(part.met[metric] for part in limited.values()) for metric in common},
-    )
 
 
 # ---------------------------------------------------------------- the client

@@ -405,6 +405,83 @@ class WorkloadSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Attributed joules / (prompt tokens + output tokens); None when the server does not count prompts."""
 
 
+class DepthCost(msgspec.Struct, frozen=True, kw_only=True):
+    """The requests of sessions at some depth. The turn of a request is its number within its task, from 1."""
+
+    first_turn: int
+    """First turn of the bin: 1, 2, 4, 8 and so on."""
+    last_turn: int
+    """Last turn of the bin: 1, 3, 7, 15 and so on."""
+    requests: int
+    """Requests of the schedule."""
+    completed: int
+    """Requests whose whole answer came."""
+    input_tokens: int | None
+    """Prompt tokens by the server's count; None when it counts none."""
+    cached_share: float | None
+    """Cached share of the prompts whose cached tokens are counted."""
+    output_tokens: int | None
+    """Output tokens; None when none are known."""
+    joules: float | None = None
+    """Energy attributed to these requests; None without a meter, like all below."""
+    se_joules: float | None = None
+    """Standard error of joules."""
+    prefill_joules: float | None = None
+    """Part that prefills used."""
+    decode_joules: float | None = None
+    """Part that decode steps used."""
+    joules_per_turn: Distribution | None = None
+    """Energy of each completed request."""
+
+
+class SessionSummary(msgspec.Struct, frozen=True, kw_only=True):
+    """Sessions of several turns. sessions.jsonl has the account of each session and of each task within it."""
+
+    sessions: int
+    """Sessions of the schedule."""
+    completed: int
+    """Sessions whose every request completed."""
+    tasks: int
+    """Main threads and sub-agents of all sessions."""
+    requests: int
+    """Requests of all sessions."""
+    session_requests: Distribution
+    """Requests of each session."""
+    time_to_last_answer_s: Distribution
+    """Time from the first request of each completed session to the end of its last answer."""
+    model_s: float | None
+    """Time, summed over the sessions, in which a request of the session was in flight. None when nothing was sent."""
+    tool_s: float | None
+    """Time in which none was in flight and none was due: the time of tools, or of users who think."""
+    waiting_s: float | None
+    """Time in which none was in flight although one was due: the client was late, or held it back."""
+    input_tokens: int | None
+    """Prompt tokens by the server's count; None when it counts none."""
+    cached_tokens: int | None
+    """Part of them that the server took from its prefix cache; None when it does not count them."""
+    output_tokens: int | None
+    """Output tokens; None when none are known."""
+    cached_share: float | None
+    """Cached share of the prompts whose cached tokens are counted."""
+    good: int | None
+    """Sessions whose every request met the limits of its workload; None without limits."""
+    goodput: float | None
+    """Share of the sessions with limits whose every request met them: the session goodput."""
+    joules: float | None = None
+    """Energy attributed to the requests of all sessions; None without a meter, like all below. With other_joules, the
+    idle and the unattributed energy it is the measured energy, to the millijoule."""
+    other_joules: float | None = None
+    """Energy attributed to requests outside of sessions."""
+    joules_per_session: Distribution | None = None
+    """Energy of each completed session."""
+    joules_per_task: Distribution | None = None
+    """Energy of each completed task: a main thread or a sub-agent."""
+    joules_per_turn: Distribution | None = None
+    """Energy of each completed request of a session."""
+    by_depth: list[DepthCost] = []
+    """Cost by the turn within a task; a bin without requests is absent."""
+
+
 class Instrument(msgspec.Struct, frozen=True, kw_only=True):
     """Resources that the client used, and whether its times can be trusted."""
 
@@ -515,6 +592,8 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """Speculative decoding; None when the engine counts no drafts."""
     energy: EnergySummary
     """Energy of the run, and whether it can be trusted."""
+    sessions: SessionSummary | None = None
+    """Sessions; None where no session has several requests, or in an older version's folder."""
     by_workload: dict[str, WorkloadSummary]
     """The same of each workload, by its name."""
     by_model: dict[str, WorkloadSummary] = {}

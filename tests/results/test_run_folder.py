@@ -229,7 +229,7 @@ def test_a_broken_file_is_named(tmp_path: Path, name: str, content: str, says: s
 def test_the_analysis_is_three_files_beside_the_records(tmp_path: Path) -> None:
     result = sample_runs.run(5)
     assert result.attribution is not None and result.summary is not None
-    run_folder.write_analysis(tmp_path, result.attribution, result.summary, "<p>J\u2044token</p>")
+    run_folder.write_analysis(tmp_path, result, "<p>J\u2044token</p>")
     lines = (tmp_path / "attribution.jsonl").read_bytes().splitlines()
     assert [msgspec.json.decode(line, type=RequestEnergy) for line in lines] == result.attribution.requests
     text = (tmp_path / "summary.json").read_bytes()
@@ -260,9 +260,7 @@ def test_an_interrupt_before_the_analysis_states_the_command_that_makes_it(
 
 
 def test_without_energy_no_line_of_attribution_is_written(tmp_path: Path) -> None:
-    summary = sample_runs.without_energy().summary
-    assert summary is not None
-    run_folder.write_analysis(tmp_path, None, summary, "")
+    run_folder.write_analysis(tmp_path, sample_runs.without_energy(), "")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["report.html", "summary.json"]
 
 
@@ -270,7 +268,7 @@ def test_an_analysis_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     result = sample_runs.run(1)
     assert result.summary is not None
     with pytest.raises(LoadgenError, match=r"^cannot write the run folder .*: No such file or directory$"):
-        run_folder.write_analysis(tmp_path / "gone", result.attribution, result.summary, "")
+        run_folder.write_analysis(tmp_path / "gone", result, "")
 
 
 def test_not_a_run_folder(tmp_path: Path) -> None:
