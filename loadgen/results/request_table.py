@@ -128,6 +128,7 @@ COLUMNS: tuple[Column, ...] = (
     Column("tools_joules", "float64", "J", "Part of decode_joules in which calls of tools were generated.",
            lambda r: r.energy and r.energy.tools_joules),
     Column("joules_per_output_token", "float64", "J", "joules / output_tokens.", _joules_per_output_token),
+    Column("task", "string", None, "Sub-agent within its session; null for the main thread.", lambda r: r.request.task),
 )  # fmt: skip
 """Columns in the order of a file. A name keeps its meaning; new ones are added at the end."""
 

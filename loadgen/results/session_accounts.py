@@ -106,7 +106,7 @@ def session_rows(schedule: Sequence[ScheduledRequest]) -> list[SessionRows]:
     for row, request in enumerate(schedule):
         if request.session_id is not None:
             session = sessions.setdefault(request.session_id, SessionRows(request.session_id, request.workload))
-            session.tasks.setdefault(None, []).append(row)
+            session.tasks.setdefault(request.task, []).append(row)
     several = any(len(session.rows) > 1 for session in sessions.values())
     return list(sessions.values()) if several else []
 

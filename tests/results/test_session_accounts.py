@@ -34,6 +34,7 @@ def test_sessions_and_what_is_outside_of_them_add_up_to_the_counter_to_the_milli
 
 def test_tasks_add_up_to_their_session_and_turns_by_depth_to_all_sessions() -> None:
     result = agent_run()
+    assert {tuple(task.task for task in account.tasks) for account in result.sessions} == {(None,), (None, "search")}
     for account in result.sessions:
         for name in ("joules", "prefill_joules", "decode_joules"):
             parts = sum(millijoules(getattr(task, name)) for task in account.tasks)
@@ -127,8 +128,9 @@ def test_there_are_accounts_only_where_a_session_has_several_requests(names: lis
 
 
 def test_turns_are_counted_within_their_task_in_bins_that_double() -> None:
-    turns = [turn(i, "a", i, i + 0.5)[0] for i in range(9)] + [turn(9, "b", 9, 9.5)[0]]
-    assert depth_rows(session_rows(turns)) == {1: [0, 9], 2: [1, 2], 4: [3, 4, 5, 6], 8: [7, 8]}
+    turns = [turn(i, "a", i, i + 0.5)[0] for i in range(9)]
+    turns += [turn(9, "b", 9, 9.5)[0], turn(10, "a", 10, 11, task="search")[0]]
+    assert depth_rows(session_rows(turns)) == {1: [0, 10, 9], 2: [1, 2], 4: [3, 4, 5, 6], 8: [7, 8]}
 
 
 def test_a_line_of_sessions_has_the_account_and_those_of_its_tasks() -> None:

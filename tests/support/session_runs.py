@@ -41,7 +41,7 @@ def turn(
     }  # fmt: skip
     request = ScheduledRequest(
         index=index, offset_ns=due_ns - START_NS, workload=workload, input_tokens=prompt, output_tokens=tokens,
-        session_id=session,
+        session_id=session, task=task,
     )  # fmt: skip
     return request, RequestRecord(index=index, workload=workload, scheduled_ns=due_ns, **(answer | fields))
 
