@@ -129,6 +129,11 @@ def chances(_: click.Context, __: click.Parameter, text: str) -> tuple[float, ..
     "--kv-cache-tokens", type=click.IntRange(16), help="Capacity of the KV cache.  [default: as much as fits]"
 )
 @click.option(
+    "--max-model-len",
+    type=click.IntRange(2),
+    help="Longest prompt and answer together, in tokens.  [default: the model's context]",
+)
+@click.option(
     "--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of answer lengths, noise and faults."
 )
 @click.option("--api-key", envvar="LOADGEN_SERVE_API_KEY", help="Require this bearer token from clients.")
@@ -238,6 +243,7 @@ def _simulate(
     expert_repeat: float,
     prefix_caching: bool,
     kv_cache_tokens: int | None,
+    max_model_len: int | None,
     draft_model: str | None,
     draft_tokens: int,
     draft_acceptance: tuple[float, ...],
@@ -280,6 +286,7 @@ def _simulate(
         tensor_parallel,
         speculation,
         routing,
+        max_model_len,
     )
     counter = CounterOptions(round(counter_period_ms * NS_PER_MS), counter_gain, counter_noise, COUNTER_KEEPS_S)
     server = ServerOptions(

@@ -1,13 +1,15 @@
 """The OpenAI API of the simulated server: bodies in, bodies and events out. No I/O."""
 
+from array import array
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import msgspec
 
 from loadgen.record import UNSTREAMED, Endpoint
-from loadgen.simulator.tokens import chat_tokens, tokenize
+from loadgen.simulator.tokens import TokenIds, chat_tokens, tokenize
 
+_MOST_IDS = 2**32
 _NOT_SIMULATED = ("echo", "best_of", "tools", "suffix", "logprobs", "top_logprobs")
 
 
@@ -72,7 +74,7 @@ class Ask:
     """A request, checked against the model."""
 
     endpoint: Endpoint
-    input_ids: list[int]
+    input_ids: TokenIds
     max_tokens: int
     min_tokens: int
     ignore_eos: bool
@@ -151,11 +153,13 @@ def _pooled(body: GenerateBody, endpoint: Endpoint, max_model_len: int) -> Ask:
         ids = [prompt_ids(text) for text in (body.input if several else [body.input])]
     if not all(ids) or max(map(len, ids)) >= max_model_len or sum(map(len, ids)) >= max_model_len:
         _refuse(f"the texts must hold from 1 to {max_model_len - 1} tokens, this simulator's limit for all together")
-    joined = [token for text in ids for token in text]
+    joined = array("I")
+    for text in ids:
+        joined += text
     return Ask(endpoint, joined, 1, 1, True, None, False, False, False, len(ids))
 
 
-def ids_of(body: GenerateBody, endpoint: Endpoint) -> list[int]:
+def ids_of(body: GenerateBody, endpoint: Endpoint) -> TokenIds:
     """Return the token ids of a prompt, a chat, or the input of a response. Raises ApiError."""
     if endpoint == "completions":
         return prompt_ids(body.prompt)
@@ -184,25 +188,25 @@ class _Item(msgspec.Struct):
         return Message(self.role, self.content or f"{self.name}{self.arguments}{self.output}")
 
 
-def chat_ids(body: GenerateBody) -> list[int]:
+def chat_ids(body: GenerateBody) -> TokenIds:
     if not body.messages:
         _refuse("messages must be a list of at least one message")
     return chat_tokens([(m.role, m.text) for m in body.messages], body.add_generation_prompt)
 
 
-def prompt_ids(prompt: Any) -> list[int]:
+def prompt_ids(prompt: Any) -> TokenIds:
     """Return the token ids of a text, of a list of token ids, or of a list of one of those. Raises ApiError."""
     match prompt:
         case str():
             return tokenize(prompt)
         case [str() | list() as only]:
             return prompt_ids(only)
-        case [_, *_] if all(type(token) is int and token >= 0 for token in prompt):
-            return list(prompt)
+        case [_, *_] if all(type(token) is int and 0 <= token < _MOST_IDS for token in prompt):
+            return array("I", prompt)
         case [str() | list(), *_]:
             raise ApiError(400, "several prompts in one request are not simulated")
         case _:
-            raise ApiError(400, "prompt must be a non-empty text or list of token ids")
+            raise ApiError(400, f"prompt must be a non-empty text or list of token ids below {_MOST_IDS}")
 
 
 def _refuse(message: str) -> NoReturn:

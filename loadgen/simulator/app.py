@@ -157,7 +157,7 @@ class SimulatedServer:
         body = decode_body(await request.read())
         check_model(body, self.model_name)
         ids = chat_ids(body) if body.messages is not None else prompt_ids(body.prompt)
-        return _json({"count": len(ids), "max_model_len": self.engine.max_model_len, "tokens": ids})
+        return _json({"count": len(ids), "max_model_len": self.engine.max_model_len, "tokens": ids.tolist()})
 
     async def health(self, request: web.Request) -> web.Response:
         return web.Response()

@@ -1,13 +1,14 @@
 """Continuous batching, one discrete step at a time, in virtual time. No clock, no I/O.
 
 As in vLLM's V1 scheduler: running sequences first, in order of arrival, then waiting ones, under one token budget;
-prompts are prefilled in chunks beside decodes; the KV cache is counted in blocks; when it is full the latest arrival
-is preempted, loses its blocks, and later computes prompt and answer again.
+prompts are prefilled in chunks beside decodes, and admitted when all of their tokens fit; the KV cache is counted in
+blocks (kv_cache.py); when it is full the latest arrival is preempted, gives its blocks back, and later computes prompt
+and answer again, but for what the prefix cache still has.
 """
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from heapq import heapify, heappop, heappush
@@ -17,6 +18,7 @@ from numpy.random import Generator, default_rng
 
 from loadgen.simulator.cost_model import CostLaw, CounterOptions, Gpu, Load, SimulatedCounter, StepCost, kv_cache_tokens
 from loadgen.simulator.experts import Experts, Routing
+from loadgen.simulator.kv_cache import KV_BLOCK_TOKENS, Block, BlockPool
 from loadgen.simulator.speculation import Acceptance, Drafted, Speculation
 from loadgen.units import NS_PER_MS
 
@@ -24,9 +26,6 @@ if TYPE_CHECKING:
     from loadgen.energy.series import EnergySample
     from loadgen.energy_model.hardware import Hardware, Model
     from loadgen.telemetry.engine_sample import EngineSample
-
-KV_BLOCK_TOKENS = 16
-"""Tokens of a block of the KV cache; vLLM's default."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,10 +41,15 @@ class EngineOptions:
     """A draft model; None: every decode step computes one token of a sequence."""
     routing: Routing = Routing()  # noqa: RUF009
     """Choices of a mixture of experts; a dense model has none."""
+    max_model_len: int | None = None
+    """Longest prompt and answer together; None: the model's context. The KV cache has to hold them in any case."""
 
     def __post_init__(self) -> None:
-        if min(self.max_num_seqs, self.max_num_batched_tokens, self.tensor_parallel) < 1:
-            raise ValueError("max_num_seqs, max_num_batched_tokens and tensor_parallel must be at least 1")
+        sizes = (self.max_num_seqs, self.max_num_batched_tokens, self.tensor_parallel, self.max_model_len)
+        if min(size for size in sizes if size is not None) < 1:
+            raise ValueError(
+                "max_num_seqs, max_num_batched_tokens, tensor_parallel and max_model_len must be at least 1"
+            )
         if self.max_num_batched_tokens < self.width:
             raise ValueError("max_num_batched_tokens must hold the draft tokens of a sequence and one more")
 
@@ -64,7 +68,8 @@ class Sequence:
     output_tokens: int
     """Tokens that it emits before it finishes."""
     block_hashes: tuple[Hashable, ...] = ()
-    """One hash per full block of the prompt, each of all tokens up to the block's end. Used by prefix caching only."""
+    """One hash per full block of the prompt, and of the answer where its tokens are known, each of all tokens up to the
+    block's end. Used by prefix caching only."""
     pooled: bool = False
     """True if its answer is made from the prompt's states: the one token that ends it is none that is generated."""
     computed: int = 0
@@ -74,11 +79,17 @@ class Sequence:
     """Tokens to compute before a prefill emits the next token; 0 in decode."""
     cached_tokens: int = 0
     """Prompt tokens that the prefix cache had at the first admission."""
+    evicted_tokens: int = 0
+    """Prompt tokens behind them that the prefix cache once had, and had evicted by then."""
     preemptions: int = 0
+    preempted_at: int = 0
+    """Most tokens that it had in the KV cache when it was preempted."""
+    repeated_tokens: int = 0
+    """Tokens of prompt and answer that it had in the KV cache before a preemption, and computed after it."""
     started_ns: int | None = None
     private_blocks: int = 0
-    shared_blocks: int = 0
-    """Leading blocks of the prompt that it holds in the prefix cache."""
+    cached_blocks: list[Block] = field(default_factory=list)
+    """Its leading blocks, which the prefix cache has."""
     prefill_j: float = 0.0
     decode_j: float = 0.0
     rejected_j: float = 0.0
@@ -96,82 +107,7 @@ class Sequence:
     @property
     def room(self) -> int:
         """Capacity of its blocks in tokens."""
-        return (self.private_blocks + self.shared_blocks) * KV_BLOCK_TOKENS
-
-
-class BlockPool:
-    """KV-cache blocks: free, private to one sequence, or shared by hash.
-
-    Shared blocks without a holder stay until room is needed; the least recently used is evicted before the others.
-    """
-
-    def __init__(self, blocks: int, prefix_caching: bool) -> None:
-        self.blocks, self.prefix_caching = blocks, prefix_caching
-        self.free = blocks
-        self._holders: dict[Hashable, int] = {}
-        self._unheld: OrderedDict[Hashable, None] = OrderedDict()
-
-    @property
-    def used(self) -> int:
-        return self.blocks - self.free - len(self._unheld)
-
-    def cached_blocks(self, seq: Sequence) -> int:
-        """Count the leading blocks of its prompt that are cached. At least its last token must still be computed."""
-        if not self.prefix_caching:
-            return 0
-        limit = min(len(seq.block_hashes), (seq.input_tokens - 1) // KV_BLOCK_TOKENS)
-        hits = 0
-        while hits < limit and (seq.block_hashes[hits] in self._holders or seq.block_hashes[hits] in self._unheld):
-            hits += 1
-        return hits
-
-    def admit(self, seq: Sequence, hits: int, tokens: int) -> bool:
-        """Hold `hits` cached blocks and room for `tokens` after them. Without room, change nothing and return False."""
-        need = -(-tokens // KV_BLOCK_TOKENS)
-        evictable = len(self._unheld) - sum(h in self._unheld for h in seq.block_hashes[:hits])
-        if need > self.free + evictable:
-            return False
-        for block in seq.block_hashes[:hits]:
-            self._unheld.pop(block, None)
-            self._holders[block] = self._holders.get(block, 0) + 1
-        seq.shared_blocks = hits
-        seq.computed = hits * KV_BLOCK_TOKENS
-        return self.grow(seq, tokens)
-
-    def grow(self, seq: Sequence, tokens: int) -> bool:
-        """Allocate room for `tokens` more. Without room, change nothing and return False."""
-        need = -(-(seq.computed + tokens - seq.room) // KV_BLOCK_TOKENS)
-        if need > self.free + len(self._unheld):
-            return False
-        while self.free < need:
-            self._unheld.popitem(last=False)
-            self.free += 1
-        if need > 0:
-            self.free -= need
-            seq.private_blocks += need
-        return True
-
-    def publish(self, seq: Sequence) -> None:
-        """Share the prompt blocks that are complete, up to one that another sequence computed in the meantime."""
-        if not self.prefix_caching:
-            return
-        complete = min(seq.computed // KV_BLOCK_TOKENS, len(seq.block_hashes))
-        for block in seq.block_hashes[seq.shared_blocks : complete]:
-            if block in self._holders or block in self._unheld:
-                return
-            self._holders[block] = 1
-            seq.private_blocks -= 1
-            seq.shared_blocks += 1
-
-    def release(self, seq: Sequence) -> None:
-        """Take back all blocks of a sequence; shared ones stay cached."""
-        for block in reversed(seq.block_hashes[: seq.shared_blocks]):
-            self._holders[block] -= 1
-            if not self._holders[block]:
-                del self._holders[block]
-                self._unheld[block] = None
-        self.free += seq.private_blocks
-        seq.private_blocks = seq.shared_blocks = 0
+        return (self.private_blocks + len(self.cached_blocks)) * KV_BLOCK_TOKENS
 
 
 class Batch(NamedTuple):
@@ -218,6 +154,7 @@ class Scheduler:
             if seq.computed + tokens > seq.room and not self._make_room(seq, tokens, batch.preempted):
                 break
             if seq.prefill_remaining:
+                self.pool.publish(seq, seq.computed + tokens)
                 prefills.append((seq, tokens))
             else:
                 decodes.append(seq)
@@ -228,7 +165,7 @@ class Scheduler:
     def _admit(self, batch: Batch, budget: int, now_ns: int) -> None:
         while self.waiting and budget > 0 and len(self.running) < self.options.max_num_seqs:
             seq = self.waiting[0]
-            hits = self.pool.cached_blocks(seq)
+            hits, evicted = self.pool.find(seq)
             remaining = seq.input_tokens + seq.emitted - hits * KV_BLOCK_TOKENS
             tokens = min(remaining, budget)
             if seq.arrival_ns > now_ns or not self.pool.admit(seq, hits, tokens):
@@ -236,7 +173,9 @@ class Scheduler:
             self.running.append(self.waiting.popleft())
             seq.prefill_remaining = remaining
             if seq.started_ns is None:
-                seq.started_ns, seq.cached_tokens = now_ns, hits * KV_BLOCK_TOKENS
+                seq.started_ns = now_ns
+                seq.cached_tokens, seq.evicted_tokens = hits * KV_BLOCK_TOKENS, evicted * KV_BLOCK_TOKENS
+            self.pool.publish(seq, seq.computed + tokens)
             batch.prefills.append((seq, tokens))
             budget -= tokens
 
@@ -248,6 +187,7 @@ class Scheduler:
         while not self.pool.grow(seq, tokens):
             victim = self.running.pop()
             self.pool.release(victim)
+            victim.preempted_at = max(victim.preempted_at, victim.computed)
             victim.computed = victim.prefill_remaining = 0
             victim.preemptions += 1
             self.waiting.appendleft(victim)
@@ -312,7 +252,8 @@ class Engine:
         draft = () if speculation is None else (speculation.draft,)
         capacity = options.kv_cache_tokens or kv_cache_tokens(law.hardware, model, *draft)
         pool = BlockPool(max(1, capacity // KV_BLOCK_TOKENS), options.prefix_caching)
-        self.max_model_len = min(model.context_tokens, pool.blocks * KV_BLOCK_TOKENS) - (options.width - 1)
+        context = options.max_model_len or model.context_tokens
+        self.max_model_len = min(context, pool.blocks * KV_BLOCK_TOKENS) - (options.width - 1)
         self.scheduler = Scheduler(options, pool)
         self.gpu = Gpu(law, SimulatedCounter("gpu:0", start_ns, counter, rng), start_ns)
         self._drafting: _Drafting | None = None
@@ -387,9 +328,9 @@ class Engine:
     def _prefill(self, seq: Sequence, tokens: int, cost: StepCost) -> bool:
         """Compute `tokens` of a prefill; return True if that completed it and so emitted a token."""
         seq.prefill_j += cost.share_j(tokens, seq.computed)
+        seq.repeated_tokens += max(0, min(tokens, seq.preempted_at - seq.computed))
         seq.computed += tokens
         seq.prefill_remaining -= tokens
-        self.scheduler.pool.publish(seq)
         seq.emitted += not seq.prefill_remaining
         return not seq.prefill_remaining
 
@@ -535,6 +476,8 @@ class SimulatedRequest(NamedTuple):
     prefill_j: float
     decode_j: float
     rejected_j: float = 0.0
+    evicted_tokens: int = 0
+    repeated_tokens: int = 0
 
 
 @dataclass(slots=True)
@@ -656,4 +599,6 @@ def _simulated_request(seq: Sequence, token_ns: list[int]) -> SimulatedRequest:
         seq.prefill_j,
         seq.decode_j,
         seq.rejected_j,
+        seq.evicted_tokens,
+        seq.repeated_tokens,
     )

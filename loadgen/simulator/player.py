@@ -23,7 +23,7 @@ from loadgen.simulator.engine import Engine, Sequence, Step
 from loadgen.simulator.metrics import Metrics
 from loadgen.simulator.served_request import ServedRequest
 from loadgen.simulator.spans import ID_PREFIXES, export_finished
-from loadgen.simulator.tokens import answer_words, block_hashes
+from loadgen.simulator.tokens import answer_tokens, answer_words, block_hashes
 from loadgen.telemetry.otlp_export import BatchSender
 from loadgen.units import NS_PER_MS, NS_PER_S, s_from_ns
 
@@ -50,7 +50,12 @@ class OracleLine(msgspec.Struct, frozen=True):
     input_tokens: int
     output_tokens: int
     cached_tokens: int
+    """Prompt tokens that the prefix cache had when the request was admitted."""
+    evicted_tokens: int
+    """Prompt tokens behind them that the prefix cache once had, and had evicted by then."""
     preemptions: int
+    repeated_tokens: int
+    """Tokens of prompt and answer that were in the KV cache before a preemption, and were computed again after it."""
     finish_reason: str
     simulated: bool = True
 
@@ -143,16 +148,20 @@ class EnginePlayer:
         ends_by_itself = not ask.ignore_eos and drawn_tokens < ask.max_tokens
         length, reason = (drawn_tokens, "stop") if ends_by_itself else (ask.max_tokens, "length")
         response_id = f"{ID_PREFIXES[ask.endpoint]}-simulated-{self._seed}-{self.count}"
-        hashes = block_hashes(ask.input_ids) if self.engine.scheduler.options.prefix_caching else ()
+        word_seed = int(rng.integers(2**31))
+        pooled = ask.endpoint in UNSTREAMED
+        hashes: tuple[bytes, ...] = ()
+        if self.engine.scheduler.options.prefix_caching:
+            hashes = block_hashes(ask.input_ids if pooled else ask.input_ids + answer_tokens(word_seed, length))
         now_ns = self.now_ns()
         answer = ServedRequest(
             ask=ask,
-            seq=Sequence(now_ns, len(ask.input_ids), length, hashes, pooled=ask.endpoint in UNSTREAMED),
+            seq=Sequence(now_ns, len(ask.input_ids), length, hashes, pooled=pooled),
             request_id=response_id if request_id is None else request_id,
             response_id=response_id,
             created_s=(now_ns + self.anchor.offset_ns) // NS_PER_S,
             finish_reason=reason,
-            word_seed=int(rng.integers(2**31)),
+            word_seed=word_seed,
             fault=fault,
             parent=parent,
             done=asyncio.get_running_loop().create_future(),
@@ -205,7 +214,9 @@ class EnginePlayer:
                 seq.input_tokens,
                 answer.sent_tokens,
                 seq.cached_tokens,
+                seq.evicted_tokens,
                 seq.preemptions,
+                seq.repeated_tokens,
                 reason,
             )
         )

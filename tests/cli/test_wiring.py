@@ -109,6 +109,7 @@ def test_every_option_of_the_simulator_reaches_its_own_field(monkeypatch: pytest
     loadgen(
         "serve", "sim", "--host", "::1", "--port", 0, "--model", "qwen3-8b", "--hardware", "l4", "--max-num-seqs", 7,
         "--max-num-batched-tokens", 512, "--tensor-parallel", 2, "--prefix-caching", "--kv-cache-tokens", 4096,
+        "--max-model-len", 2048,
         "--counter-period-ms", 20, "--counter-noise", 0.125, "--counter-gain", 1.5, "--seed", 3, "--api-key", "k",
         "--otlp-traces-endpoint", "http://h/v1/traces", "--fault", "stall:0.25", "--exit-with-parent",
         "--draft-model", "llama-3.2-1b", "--draft-tokens", 3, "--draft-acceptance", "0.5",
@@ -120,7 +121,7 @@ def test_every_option_of_the_simulator_reaches_its_own_field(monkeypatch: pytest
     assert (options.seed, options.api_key, options.otlp_traces_endpoint) == (3, "k", "http://h/v1/traces")
     engine, counter = options.engine, options.counter
     assert (engine.max_num_seqs, engine.max_num_batched_tokens, engine.tensor_parallel) == (7, 512, 2)
-    assert (engine.prefix_caching, engine.kv_cache_tokens) == (True, 4096)
+    assert (engine.prefix_caching, engine.kv_cache_tokens, engine.max_model_len) == (True, 4096, 2048)
     assert engine.speculation is not None
     assert (engine.speculation.draft.name, engine.speculation.acceptance) == ("llama-3.2-1b", (0.5, 0.5, 0.5))
     assert engine.routing == Routing(skew=1.5, repeat=0.2, parallel=True)

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+from array import array
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from itertools import pairwise
@@ -32,7 +33,7 @@ from loadgen.simulator.cost_model import CounterOptions
 from loadgen.simulator.engine import EngineOptions
 from loadgen.simulator.faults import MEANING, Faults, parse_faults
 from loadgen.simulator.speculation import Speculation
-from loadgen.simulator.tokens import answer_words, block_hashes, chat_tokens, tokenize
+from loadgen.simulator.tokens import answer_tokens, answer_words, block_hashes, chat_tokens, tokenize
 from loadgen.telemetry.engine_page import parse_page
 from loadgen.units import NS_PER_MS
 
@@ -364,6 +365,30 @@ def test_prefix_caching_is_told_in_usage_and_metrics():
     serving(test, engine=EngineOptions(prefix_caching=True))
 
 
+def test_the_oracle_says_what_was_evicted_before_a_prompt_came_again():
+    async def test(client):
+        for first in (1, 2, 1):
+            await client.post("/v1/completions", completion(prompt=[first] * 100))
+        lines = await client.oracle()
+        assert [(line["cached_tokens"], line["evicted_tokens"]) for line in lines] == [(0, 0), (0, 0), (16, 80)]
+        assert [line["repeated_tokens"] for line in lines] == [0, 0, 0]
+
+    serving(test, engine=EngineOptions(prefix_caching=True, kv_cache_tokens=128))
+
+
+def test_the_next_turn_of_a_chat_finds_the_prompt_and_the_answer_before_it():
+    async def test(client):
+        messages = [{"role": "user", "content": "Say forty words."}]
+        body = {"model": MODEL, "messages": messages, "max_tokens": 40, "ignore_eos": True}
+        _, answer = await client.post("/v1/chat/completions", body)
+        messages += [answer["choices"][0]["message"], {"role": "user", "content": "And forty more."}]
+        _, second = await client.post("/v1/chat/completions", body)
+        computed = answer["usage"]["total_tokens"] - 1
+        assert second["usage"]["prompt_tokens_details"]["cached_tokens"] == computed // 16 * 16 > 16
+
+    serving(test, engine=EngineOptions(prefix_caching=True))
+
+
 # -- energy, oracle, metrics -----------------------------------------------------------------------------------
 
 
@@ -676,7 +701,9 @@ def test_any_text_has_tokens_and_never_more_than_characters(text):
 @given(st.integers(0, 2**31), st.integers(1, 400))
 def test_an_answer_of_n_words_is_n_tokens(seed, n):
     words = answer_words(seed)
-    assert len(tokenize("".join(next(words) for _ in range(n)))) == n
+    ids = tokenize("".join(next(words) for _ in range(n)))
+    assert len(ids) == n
+    assert ids == answer_tokens(seed, n)
 
 
 @pytest.mark.parametrize("path", ["loadgen/simulator/engine.py", "loadgen/attribution/shapley.py", "LICENSE"])
@@ -688,7 +715,7 @@ def test_about_four_characters_a_token(path):
 @settings(deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=80), st.lists(st.integers(0, 9), max_size=80))
 def test_equal_hashes_are_equal_prefixes(one, other):
-    for i, (a, b) in enumerate(zip(block_hashes(one), block_hashes(other), strict=False)):
+    for i, (a, b) in enumerate(zip(*(block_hashes(array("I", ids)) for ids in (one, other)), strict=False)):
         assert (a == b) == (one[: 16 * (i + 1)] == other[: 16 * (i + 1)])
 
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.simulator.cost_model import CounterOptions
 from loadgen.simulator.engine import (
-    BlockPool,
     Engine,
     EngineOptions,
     Sequence,
@@ -218,6 +217,19 @@ def test_what_can_never_fit_is_refused():
         engine.add(Sequence(0, 0, 1))
 
 
+@pytest.mark.parametrize(
+    ("options", "longest"),
+    [
+        (EngineOptions(), 131_072),
+        (EngineOptions(max_model_len=200_000), 200_000),
+        (EngineOptions(max_model_len=1000), 1000),
+        (EngineOptions(max_model_len=1000, kv_cache_tokens=100), 96),
+    ],
+)
+def test_the_context_is_the_models_unless_another_is_asked_for_and_never_more_than_the_cache(options, longest):
+    assert Engine(H200, LLAMA, options).max_model_len == longest
+
+
 def test_time_does_not_run_backwards():
     engine = Engine(H200, LLAMA)
     engine.add(Sequence(0, 10, 3))
@@ -347,48 +359,7 @@ def test_steps_prefills_decodes_and_emitted(rule, options, requests, expected):
     assert [row.replace("|  |", "| |") for row in rows] == expected
 
 
-@pytest.mark.parametrize(
-    ("input_tokens", "cached"),
-    [(16, 0), (17, 16), (31, 16), (32, 16), (33, 32), (48, 32), (49, 48), (64, 48), (65, 64), (80, 64)],
-)
-def test_a_prompt_reuses_the_full_blocks_before_its_last_token(input_tokens, cached):
-    hashes = ("w", "x", "y", "z")
-    pair = [
-        SubmittedRequest(0, 64, 1, hashes),
-        SubmittedRequest(NS_PER_S, input_tokens, 1, hashes[: input_tokens // 16]),
-    ]
-    result = simulate(pair, H200, LLAMA, EngineOptions(prefix_caching=True))
-    assert result.requests[1].cached_tokens == cached
-
-
-def test_a_pool_admits_up_to_exactly_its_blocks_and_a_refusal_changes_nothing():
-    pool, seq = BlockPool(2, prefix_caching=False), Sequence(0, 40, 1)
-    assert not pool.admit(seq, 0, 33)
-    assert (pool.free, pool.used, seq.private_blocks) == (2, 0, 0)
-    assert pool.admit(seq, 0, 32)
-    assert (pool.free, pool.used, seq.room) == (0, 2, 32)
-    seq.computed = 32
-    assert not pool.grow(seq, 1)
-    assert pool.grow(seq, 0)
-    pool.release(seq)
-    assert (pool.free, pool.used, seq.room) == (2, 0, 0)
-
-
-def test_the_least_recently_used_cached_block_is_evicted():
-    pool = BlockPool(3, prefix_caching=True)
-    for block in ("old", "new"):
-        seq = Sequence(0, 16, 1, (block,))
-        assert pool.admit(seq, 0, 16)
-        seq.computed = 16
-        pool.publish(seq)
-        pool.release(seq)
-    assert (pool.free, pool.used) == (1, 0)
-    assert pool.admit(Sequence(0, 32, 1), 0, 32)
-    assert (pool.free, pool.used) == (0, 2)
-    assert [pool.cached_blocks(Sequence(0, 17, 1, (block,))) for block in ("old", "new")] == [0, 1]
-
-
-@pytest.mark.parametrize("field", ["max_num_seqs", "max_num_batched_tokens", "tensor_parallel"])
+@pytest.mark.parametrize("field", ["max_num_seqs", "max_num_batched_tokens", "tensor_parallel", "max_model_len"])
 def test_engine_options_start_at_one(field):
     EngineOptions(**{field: 1})
     with pytest.raises(ValueError, match="must be at least 1"):
