@@ -68,9 +68,9 @@ def engine_steps_of(records: Sequence[RequestRecord], engine: Sequence[EngineSam
     speculation = speculation_of(
         engine, counts[counts > 0] - 1, output[counts > 0] - 1, step[last_rows] - step[first_rows]
     )
-    members, iterations = spread_prefills(members, first_rows, sent_ns, cached, start_ns, end_ns, speculation)
+    members, iterations, budget = spread_prefills(members, first_rows, sent_ns, cached, start_ns, end_ns, speculation)
     unseen_ns = _unseen(records, start_ns, end_ns)
-    return EngineSteps(start_ns, end_ns, iterations, *members, unseen_ns, speculation=speculation)
+    return EngineSteps(start_ns, end_ns, iterations, *members, unseen_ns, speculation=speculation, budget=budget)
 
 
 def _step_times(records: Sequence[RequestRecord]) -> list[Ints]:

@@ -85,14 +85,15 @@ def spread_prefills(
     start_ns: Ints,
     end_ns: Ints,
     speculation: Speculation | None = None,
-) -> tuple[Members, Floats]:
-    """Return new memberships with every prefill spread over the steps it took, and the iterations of each step.
+) -> tuple[Members, Floats, int | None]:
+    """Return new memberships with every prefill spread over the steps it took, the iterations of each step, and the
+    budget, if there are prompts enough to tell.
 
     first_rows: int64[P], the membership of each request's first chunk. sent_ns, cached: by request.
     """
     steps = len(start_ns)
     if not len(first_rows):
-        return members, np.ones(steps)
+        return members, np.ones(steps), None
     row = first_rows[np.argsort(sent_ns[members.request[first_rows]], kind="stable")]
     computed = decoded_tokens(members.decode, speculation)
     decoding = np.bincount(members.step, computed, minlength=steps).astype(np.float64)
@@ -105,7 +106,8 @@ def spread_prefills(
     chosen = choose_candidate(queue)
     spread = cut_prefills(members, fill_steps(queue, chosen), cached)
     prefilled = np.bincount(spread.step, spread.prefill, minlength=steps)
-    return spread, np.maximum(np.ceil((prefilled + decoding) / chosen.budget), 1.0)
+    iterations = np.maximum(np.ceil((prefilled + decoding) / chosen.budget), 1.0)
+    return spread, iterations, chosen.budget if len(row) >= PRIOR.min_prompts else None
 
 
 def candidates(prompts: int, prior: ChunkedPrefillPrior = PRIOR) -> Iterator[Candidate]:

@@ -103,6 +103,9 @@ class EngineSteps:
     """Seconds of each unit of a step's features, where the time that steps take has a price of its own; None where all
     energy follows from the work."""
 
+    budget: int | None = None
+    """Tokens that a step may compute, by the durations of the steps; None where too few prompts tell."""
+
     @property
     def count(self) -> int:
         """S, the number of steps."""

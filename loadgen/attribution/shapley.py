@@ -16,6 +16,7 @@ The model decides shares, never totals: whatever its error, the accounts sum to 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, get_args
@@ -34,9 +35,9 @@ from loadgen.attribution.cost_model import (
     unseen_time,
 )
 from loadgen.attribution.fit_quality import FitQuality, fit_quality
+from loadgen.attribution.law_estimates import LawEstimates, cache_errors_of_sum, cache_joules_of_run, law_estimates
 from loadgen.attribution.other_methods import OtherMethod, request_shares_mj
 from loadgen.attribution.output_kinds import decode_by_kind
-from loadgen.attribution.speculation import rejected_energy
 from loadgen.attribution.step_time import fit_law
 from loadgen.attribution.uncertainty import JoulesErrors, joules_errors
 from loadgen.units import MJ_PER_J, NS_PER_S, energy_imbalance_mj, j_from_mj
@@ -70,6 +71,16 @@ class RequestEnergy(msgspec.Struct, frozen=True, kw_only=True):
     """Part of `decode_joules` in which calls of tools were generated."""
     se_joules: float | None = None
     """Standard error: of the noise of the windows, of prefills, and of the misfit of the law (uncertainty.py)."""
+    saved_joules: float | None = None
+    """Joules that its cached prompt tokens would have cost by the fitted law (cache_saving.py). None when it is not
+    known how many there were."""
+    saved_se_joules: float | None = None
+    """Standard error of saved_joules: that of the fitted prices."""
+    recomputed_joules: float | None = None
+    """Part of its joules, by the fitted law, for tokens that had been computed before: prompt tokens that were evicted
+    from the cache, and the context of a preempted stream. None when it is not known which."""
+    recomputed_se_joules: float | None = None
+    """Standard error of recomputed_joules: that of the fitted prices."""
 
 
 class SumErrors(msgspec.Struct, frozen=True, kw_only=True):
@@ -82,6 +93,10 @@ class SumErrors(msgspec.Struct, frozen=True, kw_only=True):
     """Standard error of the part that prefills used."""
     decode_se_joules: float
     """Standard error of the part that decode steps used."""
+    saved_se_joules: float | None = None
+    """Standard error of the sum of `saved_joules`, over the requests for which it is known; None: for none."""
+    recomputed_se_joules: float | None = None
+    """Standard error of the sum of `recomputed_joules`, over the requests for which it is known; None: for none."""
 
 
 class RunAttribution(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,12 +142,14 @@ def attribute_energy(
     method: Method = "shapley",
     shared: SharedSteps | None = None,
     sums: Mapping[str, Ints] | None = None,
+    reusable: Sequence[int | None] | None = None,
 ) -> RunAttribution:
     """Attribute the energy of every series between the counter's updates around [start, end].
 
     Energy before `start_ns` (idle with the model resident) takes part in the fit, not in the accounts. That of other
     clients' requests is unattributed. shared: the engine's steps, when the caller already has them. sums: name ->
-    rows of records whose joules are added up, for the errors of those sums.
+    rows of records whose joules are added up, for the errors of those sums. reusable: tokens at the beginning of each
+    prompt that an earlier request had computed, None where that is not known.
     """
     if method != "shapley":
         return _by_another_method(
@@ -142,13 +159,14 @@ def attribute_energy(
     everyone = [*records, *foreign]
     known = len(everyone) - inferred
     accounts = [
-        _shapley(domain, domain.clip(start_ns, end_ns), steps, everyone, len(records), known) for domain in series
+        _shapley(domain, domain.clip(start_ns, end_ns), steps, everyone, len(records), known, reusable)
+        for domain in series
     ]
     measured_mj = sum(account.measured_mj for account in accounts)
     exact = [np.concatenate(([a.idle, a.unattributed], a.prefill, a.decode)) for a in accounts]
     rounded_mj = round_to_sum(np.sum(exact, axis=0), measured_mj)
     shares = rounded_mj[2:].reshape(2, len(records))
-    rejected = [account.rejected for account in accounts if account.rejected is not None]
+    rejected = [account.estimates.rejected for account in accounts if account.estimates.rejected is not None]
     result = RunAttribution(
         method=method,
         start_ns=start_ns,
@@ -160,7 +178,7 @@ def attribute_energy(
         requests=_request_energies(records, shares, accounts),
         coefficients=[account.coefficients for account in accounts],
         fits=[account.quality for account in accounts],
-        sums={name: _sum_errors([account.errors for account in accounts], rows) for name, rows in (sums or {}).items()},
+        sums={name: _sum_errors(accounts, rows) for name, rows in (sums or {}).items()},
         rejected_joules=sum(joules for joules, _ in rejected) if rejected else None,
         rejected_se_joules=float(np.hypot.reduce([error for _, error in rejected])) if rejected else None,
     )
@@ -175,7 +193,9 @@ def _request_energies(
     decode."""
     variance = np.sum([account.errors.of_requests()[: len(records)] for account in accounts], axis=0)
     kinds_mj = kinds_of_whole(shares_mj[1], np.sum([account.kinds for account in accounts], axis=0))
+    cache = cache_joules_of_run([account.estimates for account in accounts], len(records))
     columns = (*shares_mj.tolist(), *(kind.tolist() for kind in kinds_mj), np.sqrt(variance).tolist())
+    estimates = zip(*([_rounded(value) for value in column.tolist()] for column in cache), strict=True)
     return [
         RequestEnergy(
             index=record.index,
@@ -185,24 +205,38 @@ def _request_energies(
             reasoning_joules=None if record.kinds is None else j_from_mj(reasoning),
             tools_joules=None if record.kinds is None else j_from_mj(tools),
             se_joules=round(error, 6),
+            saved_joules=saved,
+            saved_se_joules=saved_error,
+            recomputed_joules=again,
+            recomputed_se_joules=again_error,
         )
-        for record, prefill, decode, reasoning, tools, error in zip(records, *columns, strict=True)
+        for record, prefill, decode, reasoning, tools, error, (saved, saved_error, again, again_error) in zip(
+            records, *columns, estimates, strict=True
+        )
     ]
 
 
-def _sum_errors(domains: Sequence[JoulesErrors], rows: Ints) -> SumErrors:
+def _rounded(joules: float) -> float | None:
+    """Return joules to a microjoule; None for NaN, which is not known."""
+    return None if math.isnan(joules) else round(joules, 6)
+
+
+def _sum_errors(accounts: Sequence[_Account], rows: Ints) -> SumErrors:
     """Return the errors of the joules of these requests together, over all domains."""
-    variances = [errors.of_sum(rows) for errors in domains]
+    variances = [account.errors.of_sum(rows) for account in accounts]
     total, prefill, decode = (
         float(np.sqrt(sum(variance[part] for variance in variances))) for part in ("all", "prefill", "decode")
     )
-    return SumErrors(attributed_se_joules=total, prefill_se_joules=prefill, decode_se_joules=decode)
+    saved, again = cache_errors_of_sum([account.estimates for account in accounts], rows)
+    return SumErrors(
+        attributed_se_joules=total, prefill_se_joules=prefill, decode_se_joules=decode,
+        saved_se_joules=saved, recomputed_se_joules=again,
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class _Account:
-    """One domain's energy over requests. prefill, decode: float64[n], mJ. kinds: float64[n, 3], `decode` by KINDS.
-    rejected: `rejected_energy`."""
+    """One domain's energy over requests. prefill, decode: float64[n], mJ. kinds: float64[n, 3], `decode` by KINDS."""
 
     prefill: Floats
     decode: Floats
@@ -213,7 +247,7 @@ class _Account:
     unattributed: float
     measured_mj: int
     coefficients: Coefficients
-    rejected: tuple[float, float] | None
+    estimates: LawEstimates
 
 
 def _shapley(
@@ -223,6 +257,7 @@ def _shapley(
     records: Sequence[RequestRecord],
     own: int,
     known: int,
+    reusable: Sequence[int | None] | None,
 ) -> _Account:
     """Fit the model on all of a domain's series and split the clipped part by it.
 
@@ -246,9 +281,9 @@ def _shapley(
     member_j = np.divide(member_mj, MJ_PER_J, out=member_mj)  # a run has millions of members: no second array
     errors = joules_errors(fit, series, clipped, steps, shares, member_j, requests, known)
     quality = fit_quality(fit, errors.model)
-    rejected = rejected_energy(steps, shares, member_j, own, coefficients, errors.model.covariance)
+    estimates = law_estimates(steps, shares, member_j, coefficients, errors.model, records[:own], reusable)
     return _Account(
-        prefill, decode, kinds, errors, quality, idle, unattributed, clipped.total_mj, coefficients, rejected
+        prefill, decode, kinds, errors, quality, idle, unattributed, clipped.total_mj, coefficients, estimates
     )
 
 

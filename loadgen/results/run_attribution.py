@@ -11,6 +11,7 @@ from loadgen.attribution.shapley import RunAttribution, attribute_energy
 from loadgen.attribution.window_fit import align_phase
 from loadgen.results.energy_summary import aligned_series
 from loadgen.results.metrics import with_planned_prompts
+from loadgen.results.reusable_tokens import reusable_tokens
 from loadgen.results.session_accounts import rows_of_sums, session_rows
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ def attribute_run(result: RunResult, start_ns: int, end_ns: int) -> tuple[RunAtt
     shared = steps_beside_others(records, result.engine, result.spans, result.info.run_id, result.info.anchor.offset_ns)
     series = [align_phase(domain, shared.steps) for domain in series]
     sums = {name: np.array(rows, dtype=np.int64) for name, rows in part_rows(result).items()}
-    return attribute_energy(series, result.records, start_ns, end_ns, shared=shared, sums=sums), series
+    reusable = reusable_tokens(result.schedule, records)
+    return attribute_energy(series, records, start_ns, end_ns, shared=shared, sums=sums, reusable=reusable), series
 
 
 def part_rows(result: RunResult) -> dict[str, list[int]]:
