@@ -37,6 +37,7 @@ from loadgen.report.run_facts import (
     verdict_remarks,
     whole_answers,
 )
+from loadgen.report.session_facts import session_facts
 from loadgen.results.summary import Summary
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ def render_terminal(result: RunResult, console: Console, folder: Path | None = N
     _latency(summary, parts, console)
     _kinds(summary, parts, console)
     _energy(summary, parts, console)
+    _sessions(summary, console)
     if folder is not None:
         console.print()
         _line(console, "run folder", str(folder))
@@ -173,6 +175,14 @@ def _energy(summary: Summary, parts: list[RunPart], console: Console) -> None:
         method += f" · {whole_answers(energy.came_whole)}"
     power = f"{power_words(energy)} · coverage {percent(energy.coverage)}"
     _paragraph(console, clean(f"{method} · {power}"), indent=2, style="dim")
+
+
+def _sessions(summary: Summary, console: Console) -> None:
+    if summary.sessions is None:
+        return
+    _heading(console, "Sessions")
+    for label, text in session_facts(summary.sessions):
+        _line(console, label, text)
 
 
 def _heading(console: Console, text: str) -> None:

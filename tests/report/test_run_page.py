@@ -10,7 +10,8 @@ import pytest
 
 from loadgen.energy.series import EnergySample
 from loadgen.errors import LoadgenError
-from loadgen.report import run_page
+from loadgen.report import provenance_section, run_page
+from loadgen.report.failures_table import failures_table
 from loadgen.report.markup import Markup, table, tag
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summary import KindOutput
@@ -293,16 +294,16 @@ def test_neighbouring_colours_differ_for_colour_blind_readers(theme: dict[str, s
 
 def test_failures_are_listed_with_an_example_and_a_run_without_any_says_so() -> None:
     made = sample_runs.run()
-    text = Page(run_page.failures_table(made.records, sample_runs.START_NS)).text
+    text = Page(failures_table(made.records, sample_runs.START_NS)).text
     assert all(run_page.ERROR_MEANING[r.error] in text for r in made.records if r.error)
-    assert Page(run_page.failures_table((r for r in made.records if r.ok), 0)).text == "No request failed."
+    assert Page(failures_table((r for r in made.records if r.ok), 0)).text == "No request failed."
 
 
 def test_provenance_flattens_options_and_leaves_out_what_is_empty() -> None:
     made = sample_runs.single()
     assert made.summary is not None
     info = msgspec.structs.replace(made.info, config={"a": {"b": [1, "x"], "c": None}, "d": []}, host={}, start_ns=None)
-    text = Page(run_page.provenance(info, made.summary.instrument)).text
+    text = Page(provenance_section.provenance(info, made.summary.instrument)).text
     assert "a.b 1, x" in text and "a.c -" in text and "d -" in text
     assert "Host" not in text and "started -" in text
 
