@@ -1,4 +1,4 @@
-"""How a run was measured, on its page: the files beside it, and all that run.json holds."""
+"""The origin of a run on its page: the files beside it, and all that run.json holds."""
 
 from __future__ import annotations
 

@@ -185,7 +185,7 @@ def costliest_table(accounts: Sequence[SessionAccount]) -> Markup:
         "Last answer: from the first request of the session to the end of its last answer; the next three are its "
         "shares. ± is one standard error of the fitted law. All sessions and their tasks are in sessions.jsonl."
     )
-    return folded(by, table(head, rows, by, "requests"), tag("p", caption, class_="soft"))
+    return folded(by, tag("figure", table(head, rows, by, "requests"), tag("figcaption", caption)))
 
 
 def _requests(account: SessionAccount) -> Markup:

@@ -19,6 +19,7 @@ from loadgen.results.run_folder import RunResult
 from loadgen.results.study_table import StudyInfo
 from report import test_compare_page
 from support import sample_runs, search_results
+from support.session_runs import agent_run
 from support.study_rows import repeats
 
 MAX_BYTES = 1_500_000
@@ -99,6 +100,8 @@ def open_all(page: Page) -> None:
         (sample_runs.without_energy, 390, False),
         (sample_runs.without_completions, 1080, True),
         (sample_runs.single, 320, False),
+        (agent_run, 390, True),
+        (agent_run, 1080, False),
     ],
 )
 def test_a_run_is_read_without_scrolling_sideways_and_without_a_serious_violation(

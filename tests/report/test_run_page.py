@@ -13,6 +13,7 @@ from loadgen.errors import LoadgenError
 from loadgen.report import provenance_section, run_page
 from loadgen.report.failures_table import failures_table
 from loadgen.report.markup import Markup, table, tag
+from loadgen.report.run_facts import ERROR_MEANING
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summary import KindOutput
 from loadgen.results.verdict import CHECKS, Check, Status, Verdict
@@ -295,7 +296,7 @@ def test_neighbouring_colours_differ_for_colour_blind_readers(theme: dict[str, s
 def test_failures_are_listed_with_an_example_and_a_run_without_any_says_so() -> None:
     made = sample_runs.run()
     text = Page(failures_table(made.records, sample_runs.START_NS)).text
-    assert all(run_page.ERROR_MEANING[r.error] in text for r in made.records if r.error)
+    assert all(ERROR_MEANING[r.error] in text for r in made.records if r.error)
     assert Page(failures_table((r for r in made.records if r.ok), 0)).text == "No request failed."
 
 

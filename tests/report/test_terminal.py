@@ -15,6 +15,7 @@ from loadgen.results.run_folder import RunResult
 from loadgen.results.summary import Distribution, KindOutput
 from loadgen.results.verdict import CHECKS, Check, Status, Verdict
 from support import sample_runs
+from support.session_runs import agent_run
 
 
 def printed(result: RunResult, width: int = 80, terminal: bool = False, folder: Path | None = None) -> str:
@@ -24,13 +25,18 @@ def printed(result: RunResult, width: int = 80, terminal: bool = False, folder: 
 
 
 @pytest.mark.parametrize(
-    "make", [sample_runs.run, sample_runs.without_energy, sample_runs.without_completions, sample_runs.single]
+    "make",
+    [sample_runs.run, sample_runs.without_energy, sample_runs.without_completions, sample_runs.single, agent_run],
 )
 def test_eighty_columns_are_enough_and_a_file_gets_no_escapes(make) -> None:
     told = printed(make())
     assert max(len(line) for line in told.splitlines()) <= 80
     assert "\x1b" not in told
     assert "…" not in told and "None" not in told and "nan" not in told
+
+
+def test_sessions_are_stated_where_there_are_some() -> None:
+    assert "\nSessions\n" in printed(agent_run()) and "Sessions" not in printed(sample_runs.run())
 
 
 def test_a_terminal_gets_the_same_words() -> None:
