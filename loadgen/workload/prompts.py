@@ -6,9 +6,9 @@ a newline, so the counts of units add up; `loadgen.client.token_counts` verifies
 run relies on it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from hashlib import shake_128
 from itertools import product
 from typing import Literal
@@ -72,11 +72,17 @@ _OPENING_END: dict[PromptKind, str] = {"chat": ".\n", "code": "\n"}
 _FILLER_LEAD: dict[PromptKind, str] = {"chat": "", "code": "#"}
 """Fillers close a code prompt as a comment."""
 
+_OPENERS = 16
+"""Fillers that are tried as first words, without their space."""
+
 BLOCK_TOKENS = 512
 """Tokens of one prefix id where a trace does not say: the block size of Mooncake's, from which hash_ids comes."""
 
 UNIQUE_WORDS = 10
 """Words drawn at the very start of a prompt: about 65 bits, so that no two prompts share a cacheable first block."""
+
+KEPT_TOKENS = 2**21
+"""Tokens of blocks that are kept, the ones that were used last: about 16 MB."""
 
 _FIRST_BYTES = 168
 """Bytes that SHAKE-128 produces at once."""
@@ -101,6 +107,23 @@ class Draws:
         return self._bytes[begin : self._position]
 
 
+def _join_words(words: Sequence[str], data: bytes) -> str:
+    """Return the word of each byte, so that a longer text begins as a shorter one does."""
+    return "".join(map(words.__getitem__, data))
+
+
+@lru_cache(maxsize=8)
+def _kept_blocks(words: tuple[str, ...], tokens: int) -> Callable[[int, int], str]:
+    """Return a function from (seed, id) to the text of a block, which keeps what it made: a turn of a session repeats
+    nearly all blocks of the turn before."""
+
+    @lru_cache(maxsize=max(1, KEPT_TOKENS // tokens))
+    def block(seed: int, block_id: int) -> str:
+        return _join_words(words, Draws(f"block {seed} {block_id}").take(tokens))
+
+    return block
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Units and fillers of one kind, with their token counts on the tokenizer in use.
@@ -113,6 +136,8 @@ class Vocabulary:
     units: tuple[str, ...]
     unit_tokens: tuple[float, ...]
     fillers: tuple[str, ...]
+    openers: tuple[str, ...]
+    """Words of one token at the start of a text, where fillers would have a space before them."""
     lead_tokens: float
     opening_tokens: float
     overhead: float
@@ -144,17 +169,18 @@ class Vocabulary:
         if text_id is not None and (size := round(min(text_tokens, remaining))) >= 1:
             blocks.append(self._words(size, Draws(f"text {seed} {text_id}")))
             remaining -= size
-        for block_id in prefix_ids:
-            in_block = min(block_tokens, remaining)
-            if in_block < 1:
-                break
-            blocks.append(self._words(round(in_block), Draws(f"block {seed} {block_id}")))
-            remaining -= in_block
+        if prefix_ids and remaining >= 1:
+            whole = min(len(prefix_ids), int(remaining // block_tokens))
+            block = _kept_blocks(self._word_of_byte, block_tokens)
+            blocks += [block(seed, block_id) for block_id in prefix_ids[:whole]]
+            remaining -= whole * block_tokens
+            if whole < len(prefix_ids):
+                draws = Draws(f"block {seed} {prefix_ids[whole]}")
         if blocks:
             # Only words, in blocks and after them: one token each wherever they stand, so that every border is exact.
-            return "".join([*blocks, self._words(max(0, round(remaining)), draws)]).lstrip()
-        if remaining - self.lead_tokens < self.opening_tokens + UNIQUE_WORDS + 1:
-            return self._words(max(1, round(remaining)), draws).lstrip()
+            return self._opened("".join([*blocks, self._words(round(remaining), draws)]))
+        if remaining - self.lead_tokens < self.opening_tokens + UNIQUE_WORDS + 1 or prefix_ids:
+            return self._opened(self._words(max(1, round(remaining)), draws))
         opening = [_OPENING[self.kind], self._words(UNIQUE_WORDS, draws), _OPENING_END[self.kind]]
         remaining -= self.lead_tokens + self.opening_tokens + UNIQUE_WORDS
         units: list[str] = []
@@ -171,8 +197,16 @@ class Vocabulary:
         return min(self.unit_tokens)
 
     def _words(self, count: int, draws: Draws) -> str:
-        """Generate a word from each byte, so that a longer text begins as a shorter one does."""
-        return "".join(map(self._word_of_byte.__getitem__, draws.take(count)))
+        return _join_words(self._word_of_byte, draws.take(count))
+
+    def _opened(self, words: str) -> str:
+        """Return words as the start of a text, where servers remove a space: the first becomes one of `openers`."""
+        end = words.find(" ", 1)
+        return self._opener_of[words[:end]] + words[end:] if end > 0 else self._opener_of[words]
+
+    @cached_property
+    def _opener_of(self) -> dict[str, str]:
+        return {word: self.openers[i % len(self.openers)] for i, word in enumerate(self.fillers)}
 
     @cached_property
     def _word_of_byte(self) -> tuple[str, ...]:
@@ -213,7 +247,13 @@ def texts_to_count(kind: PromptKind) -> list[str]:
     texts = _Texts(kind)
     units = [texts.preceding + unit + texts.following for unit in UNITS[kind]]
     fillers = [texts.ending + word for word in FILLERS[kind]]
-    return [texts.following, texts.preceding + texts.following, texts.ending, texts.opened, *units, *fillers]
+    openers = [word.lstrip() for word in FILLERS[kind][:_OPENERS]]
+    return [
+        *(texts.following, texts.preceding + texts.following, texts.ending, texts.opened),
+        *units,
+        *fillers,
+        *openers,
+    ]
 
 
 def measure_vocabulary(kind: PromptKind, counts: Mapping[str, int], overhead: float) -> Vocabulary:
@@ -224,6 +264,7 @@ def measure_vocabulary(kind: PromptKind, counts: Mapping[str, int], overhead: fl
     texts = _Texts(kind)
     surrounding_tokens = counts[texts.preceding + texts.following]
     singles = tuple(word for word in FILLERS[kind] if counts[texts.ending + word] - counts[texts.ending] == 1)
+    openers = tuple(word.lstrip() for word in FILLERS[kind][:_OPENERS])
     return Vocabulary(
         kind=kind,
         units=UNITS[kind],
@@ -231,6 +272,7 @@ def measure_vocabulary(kind: PromptKind, counts: Mapping[str, int], overhead: fl
             counts[texts.preceding + unit + texts.following] - surrounding_tokens for unit in UNITS[kind]
         ),
         fillers=singles or FILLERS[kind],
+        openers=tuple(word for word in openers if counts[word] == 1) or openers,
         lead_tokens=counts[texts.ending] - (surrounding_tokens - counts[texts.following]) - 1,
         opening_tokens=counts[texts.opened] - surrounding_tokens - UNIQUE_WORDS,
         overhead=overhead,
@@ -248,6 +290,7 @@ def estimate_vocabulary(kind: PromptKind, tokens_per_char: float, overhead: floa
         units=UNITS[kind],
         unit_tokens=tuple(len(unit) * tokens_per_char for unit in UNITS[kind]),
         fillers=FILLERS[kind],
+        openers=tuple(word.lstrip() for word in FILLERS[kind]),
         lead_tokens=1.0 if _FILLER_LEAD[kind] else 0.0,
         opening_tokens=2.0,
         overhead=overhead,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from loadgen.workload import prompts as prompts_module
 from loadgen.workload.prompts import (
     FILLERS,
     UNITS,
@@ -120,10 +121,63 @@ def test_prompts_share_as_many_blocks_as_their_ids_do(tokenizer: Tokenizer, kind
     def make(tokens: int, index: int, *ids: int) -> str:
         return vocabulary.prompt(tokens, draws_of(1, index), ids, 1)
 
-    for tokens, ids in ((1300, (7, 8)), (1024, (7, 8)), (1300, (7, 8, 9)), (600, (-3,))):
-        assert abs(count(tokenizer, make(tokens, 0, *ids)) - tokens) <= 1
+    for tokens, ids in ((1300, (7, 8)), (1024, (7, 8)), (1300, (7, 8, 9)), (600, (-3,)), (100, (7, 8)), (1, (7,))):
+        assert count(tokenizer, make(tokens, 0, *ids)) == tokens
     block, two_blocks = make(512, 0, 7), make(1024, 0, 7, 8)
     assert make(1300, 1, 7, 8)[: len(two_blocks)] == make(1300, 2, 7, 8)[: len(two_blocks)] == two_blocks
     assert shared(make(1300, 1, 7, 8), make(1300, 2, 7, 8)) < len(two_blocks) + 40, "the rest is unique"
     assert len(block) <= shared(make(1300, 1, 7, 8), make(1300, 1, 7, 9)) < len(block) + 40
     assert make(1300, 1, 7, 8, 9) == make(1300, 2, 7, 8, 9), "ids that cover the prompt say all of it"
+    assert block.startswith(make(100, 1, 7, 8)), "and so they do where they cover more than it"
+
+
+def test_servers_that_remove_the_space_of_the_first_word_count_the_same(tokenizer: Tokenizer) -> None:
+    """The first word is chosen for that: a word may be one token behind a space, and several without it."""
+    counts = {text: count(tokenizer, text) for text in texts_to_count("chat")}
+    vocabulary = measure_vocabulary("chat", counts, overhead=0)
+    assert all(count(tokenizer, word) == 1 for word in vocabulary.openers)
+    for index in range(200):
+        prompt = vocabulary.prompt(40, draws_of(1, index), (index,), 1, block_tokens=64)
+        assert prompt == prompt.strip() and count(tokenizer, prompt) == 40
+
+
+@pytest.mark.parametrize("block_tokens", [16, 64, 512])
+def test_a_prompt_of_150_000_tokens_has_its_blocks_whatever_was_made_before(
+    monkeypatch: pytest.MonkeyPatch, block_tokens: int
+) -> None:
+    """A session that grows, one that was compacted, and again, with less room for blocks than one prompt has."""
+    vocabulary = estimate_vocabulary("chat", 0.25, overhead=7)
+    blocks = 150_000 // block_tokens
+    turns = [range(blocks // 2), range(blocks), [0, *range(blocks + 1, blocks + 9)], range(blocks)]
+
+    lengths = [min(150_000, len(ids) * block_tokens + 20) for ids in turns]
+
+    def prompts() -> list[str]:
+        return [
+            vocabulary.prompt(tokens, draws_of(1, i), tuple(ids), 1, block_tokens=block_tokens)
+            for i, (tokens, ids) in enumerate(zip(lengths, turns, strict=True))
+        ]
+
+    kept = prompts()
+    words = [prompt.split() for prompt in kept]
+    assert [len(each) + 7 for each in words] == lengths
+    for one, other, common in ((0, 1, blocks // 2), (1, 2, 1)):
+        end = common * block_tokens
+        assert words[one][:end] == words[other][:end]
+        assert words[one][end : end + 12] != words[other][end : end + 12]
+    assert words[1][: (blocks - 1) * block_tokens] == words[3][: (blocks - 1) * block_tokens]
+    prompts_module._kept_blocks.cache_clear()
+    monkeypatch.setattr(prompts_module, "KEPT_TOKENS", 3 * block_tokens)
+    assert prompts() == kept
+    prompts_module._kept_blocks.cache_clear()
+
+
+def test_what_is_kept_does_not_grow_with_the_number_of_prompts(monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts_module._kept_blocks.cache_clear()
+    monkeypatch.setattr(prompts_module, "KEPT_TOKENS", 6400)
+    vocabulary = estimate_vocabulary("chat", 0.25, overhead=0)
+    for index in range(50):
+        vocabulary.prompt(640, draws_of(1, index), tuple(range(10 * index, 10 * index + 10)), 1, block_tokens=64)
+    info = prompts_module._kept_blocks(vocabulary._word_of_byte, 64).cache_info()
+    assert (info.currsize, info.misses) == (100, 500)
+    prompts_module._kept_blocks.cache_clear()
