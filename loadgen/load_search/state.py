@@ -238,7 +238,7 @@ class SearchState:
             load = with_costs(load, best, self.question.attainment, self.question.confidence)
         self._result = msgspec.structs.replace(
             self._result,
-            spent_s=self.spent_s,
+            spent_s=self._earlier_s + now_s - self._begun_s,  # the settings' times sum to it
             settings=tuple(self.results),
             best=None if best is None else best.name,
             present=load,

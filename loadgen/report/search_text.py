@@ -224,7 +224,8 @@ def setting_answer(setting: SettingResult, result: SearchResult) -> Answer:
             until = ["No rate was known by then."]
             if statements:
                 until = [f"Before that: {_first_lower(statements[0])}", *statements[1:]]
-            return Answer("failed", "The server stopped answering", [*stopped, *until])
+            more = "The same command goes on from its probes, with a longer --budget if that is spent."
+            return Answer("failed", "The server stopped answering", [*stopped, *until, more])
         case "dropped":
             return Answer("warning", "Dropped", [f"Dropped: {reason or 'another setting is better'}.", *statements])
     if setting.ended == "interval" or is_decided(setting, result):

@@ -68,6 +68,7 @@ OUTCOMES: list[tuple[SearchResult, str, str, str]] = [
     (search(setting(ended="client", rate=None)), "warning", "No answer", "this client cannot send at higher rates."),
     (examples.broken(), "failed", "The server stopped answering", "Connection refused on 127.0.0.1:8000."),
     (examples.broken(), "failed", "The server stopped answering", f"Before that: {RATE}"),
+    (examples.broken(), "failed", "The server stopped answering", "with a longer --budget if that is spent."),
     (examples.of_settings(), "ok", "Answered", "max_num_seqs=256 is the best of 4 settings. 16.1 requests/s"),
     (
         search(*(setting(name, ended="fails") for name in "ab"), best=None),
