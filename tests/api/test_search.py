@@ -23,7 +23,7 @@ from support.schemas import strict
 from support.small_search import SHORT, WORDS
 
 SMALL: dict[str, Any] = {
-    "input": 20, "output": 20, "goodput": {"ttft": 400}, "attainment": 0.8, "start_rps": 3, "budget_s": 14,
+    "input": 20, "output": 20, "goodput": {"ttft": 400}, "attainment": 0.8, "start_rps": 3, "budget_s": 9,
     "idle_s": 0.1, "warmup": 1,
 }  # fmt: skip
 """Options of `support.small_search.WORDS`."""

@@ -2,12 +2,12 @@
 
 import sys
 
-SHORT = {"MIN_PROBE_S": 1.0, "MIN_REQUESTS": 6, "MIN_REFINE_S": 2.0, "MIN_REFINES": 2}
+SHORT = {"MIN_PROBE_S": 1.0, "MIN_REQUESTS": 3, "_FILLS": 1, "MIN_REFINE_S": 1.5, "MIN_REFINES": 2}
 """Constants of `loadgen.load_search.plan`."""
 
 WORDS = [
     "search", "--input", "20", "--output", "20", "--goodput", "ttft:400", "--attainment", "0.8", "--start", "3",
-    "--budget", "14s", "--idle", "0.1", "--warmup", "1",
+    "--budget", "9s", "--idle", "0.1", "--warmup", "1",
 ]  # fmt: skip
 """A request takes 0.1 s of a server that answers one at a time."""
 
