@@ -68,9 +68,12 @@ def engine_steps_of(records: Sequence[RequestRecord], engine: Sequence[EngineSam
     speculation = speculation_of(
         engine, counts[counts > 0] - 1, output[counts > 0] - 1, step[last_rows] - step[first_rows]
     )
-    members, iterations, budget = spread_prefills(members, first_rows, sent_ns, cached, start_ns, end_ns, speculation)
-    unseen_ns = _unseen(records, start_ns, end_ns)
-    return EngineSteps(start_ns, end_ns, iterations, *members, unseen_ns, speculation=speculation, budget=budget)
+    spread = spread_prefills(members, first_rows, sent_ns, cached, start_ns, end_ns, speculation, engine)
+    unseen_ns = _unseen(records, spread.start_ns, spread.end_ns)
+    return EngineSteps(
+        spread.start_ns, spread.end_ns, spread.iterations, *spread.members, unseen_ns,
+        speculation=speculation, budget=spread.budget,
+    )  # fmt: skip
 
 
 def _step_times(records: Sequence[RequestRecord]) -> list[Ints]:

@@ -8,17 +8,21 @@ them, unless the steps refute it by what they must have computed beyond the budg
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from math import isnan
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from loadgen.attribution.engine_steps import Members, Memberships, Narrow, Speculation, decoded_tokens
+from loadgen.attribution.engine_steps import Bools, Members, Narrow, Speculation, decoded_tokens
+from loadgen.attribution.lost_prefills import lost_prefills
+from loadgen.attribution.step_lengths import LengthLaw, Piece, PrefillQueue, done_before, length_law
 from loadgen.units import NS_PER_MS
 
 if TYPE_CHECKING:
     from loadgen.stats.arrays import Floats, Ints
+    from loadgen.telemetry.engine_sample import EngineSample
 
 
 @dataclass(frozen=True)
@@ -43,13 +47,8 @@ class ChunkedPrefillPrior:
 
 PRIOR = ChunkedPrefillPrior()
 
-
-class Piece(NamedTuple):
-    """Prompt tokens of one request in one step. row: the membership of its first chunk."""
-
-    row: int
-    step: int
-    tokens: float
+LOOK_BACK = 16
+"""Steps before the latest possible beginning of a prompt that waited, in which it may have begun."""
 
 
 class Candidate(NamedTuple):
@@ -57,24 +56,16 @@ class Candidate(NamedTuple):
     delay_ns: int
 
 
-@dataclass(frozen=True)
-class PrefillQueue:
-    """P prompts in order of arrival, and the S steps that they were computed in.
+class SpreadPrefills(NamedTuple):
+    """Memberships with every prefill spread over the steps it took, and the steps: S of them, with those that left no
+    chunk. start_ns, end_ns: int64[S]. iterations: float64[S], of the engine in each step. budget: None where too few
+    prompts tell."""
 
-    row: int64[P], membership of the first chunk. sent_ns: int64[P]. last_step: int32[P], the step of the first chunk.
-    tokens, cached: float32[P], to compute, and before those in the cache. start_ns: int64[S]. length: float64[S], ns.
-    decoding, reads: float64[S], decoded tokens, and the tokens of context that they read.
-    """
-
-    row: Ints
-    sent_ns: Ints
-    last_step: Memberships
-    tokens: Narrow
-    cached: Narrow
+    members: Members
     start_ns: Ints
-    length: Floats
-    decoding: Floats
-    reads: Floats
+    end_ns: Ints
+    iterations: Floats
+    budget: int | None
 
 
 def spread_prefills(
@@ -85,29 +76,91 @@ def spread_prefills(
     start_ns: Ints,
     end_ns: Ints,
     speculation: Speculation | None = None,
-) -> tuple[Members, Floats, int | None]:
-    """Return new memberships with every prefill spread over the steps it took, the iterations of each step, and the
-    budget, if there are prompts enough to tell.
+    engine: Sequence[EngineSample] = (),
+) -> SpreadPrefills:
+    """Spread every prefill over the steps it took, and find those that a preemption cost.
 
     first_rows: int64[P], the membership of each request's first chunk. sent_ns, cached: by request.
     """
-    steps = len(start_ns)
     if not len(first_rows):
-        return members, np.ones(steps), None
+        return SpreadPrefills(members, start_ns, end_ns, np.ones(len(start_ns)), None)
     row = first_rows[np.argsort(sent_ns[members.request[first_rows]], kind="stable")]
     computed = decoded_tokens(members.decode, speculation)
-    decoding = np.bincount(members.step, computed, minlength=steps).astype(np.float64)
-    reads = np.bincount(members.step, np.where(members.decode > 0, members.context, 0.0), minlength=steps)
+    decoding = np.bincount(members.step, computed, minlength=len(start_ns)).astype(np.float64)
+    reads = np.bincount(members.step, np.where(members.decode > 0, members.context, 0.0), minlength=len(start_ns))
     request = members.request[row]
     queue = PrefillQueue(
         row, sent_ns[request], members.step[row], members.prefill[row], cached[request],
         start_ns, (end_ns - start_ns).astype(np.float64), decoding, reads.astype(np.float64),
     )  # fmt: skip
     chosen = choose_candidate(queue)
-    spread = cut_prefills(members, fill_steps(queue, chosen), cached)
-    prefilled = np.bincount(spread.step, spread.prefill, minlength=steps)
+    law, _ = length_law(fill_steps(queue, chosen, PRIOR.sample), queue)
+    pieces = fill_steps(queue, chosen, law=law)
+    lost = [] if law is None else lost_prefills(queue, pieces, law, chosen.budget, engine)
+    further, pieces, lost = with_unseen_steps(queue, pieces, lost, chosen.budget, law)
+    ends_ns = np.insert(end_ns, further.before, further.end_ns)
+    starts_ns = np.insert(start_ns, further.before, start_ns[further.before])
+    inserted = np.insert(np.zeros(len(start_ns), bool), further.before, True)
+    after = np.asarray(np.flatnonzero(inserted) + 1)
+    starts_ns[after] = np.maximum(ends_ns[after - 1], starts_ns[after])
+    number = np.flatnonzero(~inserted).astype(np.int32)
+    if len(further.before):
+        members = members._replace(step=number[members.step])
+    spread = cut_prefills(members, pieces, cached, lost)
+    prefilled = np.bincount(spread.step, spread.prefill, minlength=len(ends_ns))
+    decoding = np.insert(decoding, further.before, 0.0)
     iterations = np.maximum(np.ceil((prefilled + decoding) / chosen.budget), 1.0)
-    return spread, iterations, chosen.budget if len(row) >= PRIOR.min_prompts else None
+    budget = chosen.budget if len(row) >= PRIOR.min_prompts else None
+    return SpreadPrefills(spread, starts_ns, ends_ns, iterations, budget)
+
+
+class UnseenSteps(NamedTuple):
+    """Steps that no stream got a chunk from. before: int64[k], the step that each comes before. end_ns: int64[k]."""
+
+    before: Ints
+    end_ns: Ints
+
+
+def with_unseen_steps(
+    queue: PrefillQueue, pieces: list[Piece], lost: list[Piece], budget: int, law: LengthLaw | None
+) -> tuple[UnseenSteps, list[Piece], list[Piece]]:
+    """Cut each step in which no stream decodes, and that computed more than the budget, into one step for each budget
+    of tokens -> (the further steps, the pieces and the lost ones in the new numbers of steps).
+
+    Prompts are computed in order of arrival, so those behind a long one are in its last step only. The steps take what
+    the law of lengths says, in proportion; without one, as long as their tokens are many.
+    """
+    tokens = np.bincount([p.step for p in pieces], [p.tokens for p in pieces], minlength=len(queue.length))
+    several = (queue.decoding == 0) & (tokens > budget)
+    counts = np.where(several, np.ceil(tokens / budget), 1.0).astype(np.int64)
+    last = np.cumsum(counts) - 1
+    first = last - counts + 1
+    cut = _cut_by_budget(pieces, several, counts, first, budget)
+    work = np.array([piece.tokens for piece in cut]) if law is None else np.maximum(law.work_ns(cut, queue), 0.0)
+    base_ns = 0.0 if law is None else max(law.base_ns, 0.0)
+    took = np.cumsum(base_ns + np.bincount([piece.step for piece in cut], work, minlength=int(counts.sum())))
+    before = np.repeat(np.arange(len(tokens)), counts - 1)
+    begun = np.concatenate(([0.0], took))[first[before]]
+    share = (took[np.setdiff1d(np.arange(len(took)), last)] - begun) / (took[last[before]] - begun)
+    end_ns = queue.start_ns[before] + (share * queue.length[before]).astype(np.int64)
+    return UnseenSteps(before, end_ns), cut, [Piece(p.row, int(last[p.step]), p.tokens) for p in lost]
+
+
+def _cut_by_budget(pieces: list[Piece], several: Bools, counts: Ints, first: Ints, budget: int) -> list[Piece]:
+    """Return the pieces in the new numbers of steps, those of steps that are `several` cut where a budget is full."""
+    done = np.zeros(len(counts))
+    cut: list[Piece] = []
+    for row, step, tokens in pieces:
+        remaining = tokens
+        while several[step] and remaining > 0:
+            nth = min(int(done[step] / budget), int(counts[step]) - 1)
+            part = remaining if nth == counts[step] - 1 else min(remaining, (nth + 1) * budget - done[step])
+            cut.append(Piece(row, int(first[step]) + nth, part))
+            done[step] += part
+            remaining -= part
+        if not several[step]:
+            cut.append(Piece(row, int(first[step]), tokens))
+    return cut
 
 
 def candidates(prompts: int, prior: ChunkedPrefillPrior = PRIOR) -> Iterator[Candidate]:
@@ -122,7 +175,7 @@ def choose_candidate(queue: PrefillQueue, prior: ChunkedPrefillPrior = PRIOR) ->
     chosen, smallest = Candidate(prior.budgets[0], prior.delays_ns[0]), np.inf
     for candidate in candidates(len(queue.row), prior):
         pieces = fill_steps(queue, candidate, prior.sample, prior.late_steps)
-        error = length_error(pieces, queue)
+        _, error = length_law(pieces, queue)
         room = np.where(queue.decoding > 0, candidate.budget - queue.decoding, np.inf)
         if error < prior.improvement * smallest and overflow(pieces, room) < prior.max_overflow:
             chosen, smallest = candidate, error
@@ -136,63 +189,49 @@ def overflow(pieces: list[Piece], room: Floats) -> float:
     return float(np.maximum(tokens - np.maximum(room, 0.0), 0.0).sum() / max(tokens.sum(), 1.0))
 
 
-def length_error(pieces: list[Piece], queue: PrefillQueue) -> float:
-    """Return the residual sum of squares of length = b0 + b1 p + b2 a + b3 d + b4 k over the steps of the pieces.
-
-    p are the prompt tokens of a step, a their pairs with the tokens before them (attention), cached ones too, d its
-    decoding streams and k the context that these read; the b's are fitted by least squares. Steps in which no stream
-    decodes are no evidence: how many iterations they were, and how long a prompt waited before, cannot be seen. Lengths
-    are cut at twice the 99.9th percentile: nor is a client that slept.
-    """
-    row, step = (np.array(column, dtype=np.int64) for column in zip(*((p.row, p.step) for p in pieces), strict=True))
-    tokens = np.array([piece.tokens for piece in pieces])
-    end = int(step.max()) + 1
-    cached = np.zeros(int(max(queue.row.max(), row.max())) + 1)
-    cached[queue.row] = queue.cached
-    pairs = np.bincount(step, tokens * (cached[row] + done_before(row, tokens) + tokens / 2), minlength=end)
-    prompts, decoding = np.bincount(step, tokens, minlength=end), queue.decoding[:end]
-    x = np.column_stack((np.ones(end), prompts, pairs / 1e4, decoding, queue.reads[:end] / 1e4))
-    seen = decoding > 0
-    if not seen.any():
-        return 0.0
-    length = queue.length[:end][seen]
-    x, y = x[seen], np.minimum(length, 2 * np.percentile(length, 99.9))
-    return float(((y - x @ np.linalg.lstsq(x, y, rcond=None)[0]) ** 2).sum())
-
-
-def done_before(row: Ints, tokens: Floats) -> Floats:
-    """Return the tokens of each piece's prompt that the pieces before it computed. Pieces of a row are together."""
-    done = np.cumsum(tokens) - tokens
-    new = np.concatenate(([True], row[1:] != row[:-1]))
-    return np.asarray(done - np.maximum.accumulate(np.where(new, done, 0.0)))
-
-
 def fill_steps(
-    queue: PrefillQueue, candidate: Candidate, limit: int | None = None, late_steps: int = PRIOR.late_steps
+    queue: PrefillQueue,
+    candidate: Candidate,
+    limit: int | None = None,
+    late_steps: int = PRIOR.late_steps,
+    law: LengthLaw | None = None,
 ) -> list[Piece]:
     """Place the first `limit` prompts in order of arrival into the steps' room beside the decodes.
 
-    A prompt ends in the step of its first chunk, and begins no earlier than its delay after it was sent.
+    A prompt ends in the step of its first chunk, and begins no earlier than its delay after it was sent. Where one
+    waited for something else than room (a place among the sequences that run, or room in the KV cache), it begins where
+    the lengths of the steps follow best from the tokens in them; without their law, as late as fits.
     """
+    rest_ns: list[float] = []
+    if law is not None:
+        rest_ns = np.where(queue.decoding > 0, queue.length - law.decoding_ns(queue), np.nan).tolist()
     room = np.maximum(candidate.budget - queue.decoding, 0.0).tolist()
     earliest = np.searchsorted(queue.start_ns, queue.sent_ns[:limit] + candidate.delay_ns)
     earliest = np.minimum(earliest, queue.last_step[:limit])
-    columns = (queue.row[:limit], earliest, queue.last_step[:limit], queue.tokens[:limit])
+    columns = (queue.row[:limit], earliest, queue.last_step[:limit], queue.tokens[:limit], queue.cached[:limit])
     pieces: list[Piece] = []
-    for row, low, last, tokens in zip(*(column.tolist() for column in columns), strict=True):
-        for step in range(_begin_step(room, low, last, tokens, late_steps), last + 1):
+    for row, low, last, tokens, cached in zip(*(column.tolist() for column in columns), strict=True):
+        begin = _begin_step(room, low, last, tokens, late_steps)
+        if begin is None:
+            begins = late_begins(room, low, last, tokens)
+            begin = begins[0] if law is None else _best_begin(begins, room, rest_ns, law, last, tokens, cached)
+        done = cached
+        for step in range(begin, last + 1):
             part = tokens if step == last else min(tokens, max(room[step], 0.0))
             room[step] -= part
             tokens -= part
+            if law is not None:
+                rest_ns[step] -= law.piece_ns(part, done)
+            done += part
             if part > 0 or step == last:
                 pieces.append(Piece(row, step, part))
     return pieces
 
 
-def _begin_step(room: list[float], low: int, last: int, tokens: float, late_steps: int) -> int:
+def _begin_step(room: list[float], low: int, last: int, tokens: float, late_steps: int) -> int | None:
     """Return the first step, from `low` to `late_steps` later, from which a prompt is done exactly in step `last`.
 
-    If there is none, the prompt waited for something else than room, and begins as late as fits.
+    If there is none, the prompt waited for something else than room.
     """
     for begin in range(low, min(low + late_steps, last) + 1):
         step, remaining = begin, tokens
@@ -201,22 +240,54 @@ def _begin_step(room: list[float], low: int, last: int, tokens: float, late_step
             step += 1
         if step == last:
             return begin
-    step = last
-    while step > low and tokens > room[step]:
-        tokens -= max(room[step], 0.0)
+    return None
+
+
+def late_begins(room: list[float], low: int, last: int, tokens: float) -> list[int]:
+    """Return the steps from `low` on from which a prompt is done exactly in step `last`, the latest first; at most
+    LOOK_BACK steps before that one. If there is none, `low`."""
+    begins: list[int] = []
+    before, step = 0.0, last
+    while step >= low and before < tokens and (not begins or begins[0] - step <= LOOK_BACK):
+        if tokens <= before + max(room[last], 0.0) and (step == last or room[step] > 0):
+            begins.append(step)
         step -= 1
-    return step
+        before += max(room[step], 0.0) if step >= low else 0.0
+    return begins or [low]
 
 
-def cut_prefills(members: Members, pieces: list[Piece], cached: Narrow) -> Members:
+def _best_begin(
+    begins: list[int], room: list[float], rest_ns: list[float], law: LengthLaw, last: int, tokens: float, cached: float
+) -> int:
+    """Return the step in which a prompt begins so that the squared lengths that nothing explains are least.
+
+    rest_ns: what the work that is placed does not explain of each step; not a number where no stream decodes.
+    """
+    changes: list[float] = []
+    for begin in begins:
+        change, done = 0.0, 0.0
+        for step in range(begin, last + 1):
+            part = tokens - done if step == last else min(tokens - done, max(room[step], 0.0))
+            took_ns = law.piece_ns(part, cached + done)
+            change += 0.0 if isnan(rest_ns[step]) else took_ns * (took_ns - 2 * rest_ns[step])
+            done += part
+        changes.append(change)
+    return begins[changes.index(min(changes))]
+
+
+def cut_prefills(members: Members, pieces: list[Piece], cached: Narrow, lost: Sequence[Piece] = ()) -> Members:
     """Return the memberships with each first chunk's prefill cut into its pieces: the last one in place, others added.
 
-    The context of a piece is the cached tokens, those of the pieces before, and half of its own.
+    The context of a piece is the cached tokens, those of the pieces before, and half of its own. lost: beginnings of
+    prefills that were computed again.
     """
+    row = np.array([piece.row for piece in pieces], dtype=np.int64)
+    before = np.concatenate((done_before(row, np.array([piece.tokens for piece in pieces])), np.zeros(len(lost))))
+    pieces = [*pieces, *lost]
     row = np.array([piece.row for piece in pieces], dtype=np.int64)
     step = np.array([piece.step for piece in pieces], dtype=np.int32)
     tokens = np.array([piece.tokens for piece in pieces])
-    context = cached[members.request[row]] + done_before(row, tokens) + tokens / 2
+    context = cached[members.request[row]] + before + tokens / 2
     is_final = step == members.step[row]
     prefill, contexts = members.prefill.copy(), members.context.copy()
     prefill[row[is_final]], contexts[row[is_final]] = tokens[is_final], context[is_final]

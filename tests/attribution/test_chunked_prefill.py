@@ -12,17 +12,16 @@ from loadgen.attribution.chunked_prefill import (
     PRIOR,
     Candidate,
     ChunkedPrefillPrior,
-    Piece,
-    PrefillQueue,
     candidates,
     choose_candidate,
     cut_prefills,
-    done_before,
     fill_steps,
-    length_error,
+    late_begins,
     overflow,
+    with_unseen_steps,
 )
 from loadgen.attribution.engine_steps import Members
+from loadgen.attribution.step_lengths import LengthLaw, Piece, PrefillQueue
 from loadgen.units import NS_PER_MS
 from support.attribution_runs import request
 
@@ -41,11 +40,6 @@ def queue(prompts: list[tuple[int, int, float]], decoding: list[float]) -> Prefi
         decoding=np.array(decoding),
         reads=np.zeros(steps),
     )
-
-
-def long_steps(prompts: int, length: np.ndarray, decoding: np.ndarray) -> PrefillQueue:
-    """Steps of these lengths beside so many decodes, in which prompts of nothing begin."""
-    return replace(queue([(0, 0, 0.0)] * prompts, decoding.tolist()), length=length)
 
 
 @pytest.mark.parametrize(
@@ -94,59 +88,61 @@ def test_pieces_sum_to_the_prompts_and_end_in_the_step_of_the_first_chunk(
         assert own[-1].step == last and all(piece.tokens >= 0 for piece in own)
 
 
+LAW = LengthLaw(base_ns=5.0, token_ns=1.0, pair_ns=0.0, stream_ns=0.1, read_ns=0.0)
+
+
+@pytest.mark.parametrize(
+    ("first_ns", "pieces"),
+    [
+        (5 + 0.1 * 40 + 60, [(0, 0, 60), (1, 6, 70)]),  # what the first step took is its own prompt's
+        (5 + 0.1 * 40 + 60 + 60, [(0, 0, 60), (1, 0, 60), (1, 6, 10)]),  # the second one began in it
+    ],
+)
+def test_a_prompt_that_waited_for_a_place_began_where_the_lengths_of_steps_show_it(
+    first_ns: float, pieces: list[tuple[int, int, float]]
+) -> None:
+    """Both steps have room for it. The steps between are full."""
+    waited = queue([(0, 0, 60), (0, 6, 70)], [40, *[160.0] * 5, 40])
+    length = np.array([first_ns, *[21.0] * 5, 5 + 4 + 190 - first_ns + 4])
+    placed = fill_steps(replace(waited, length=length), Candidate(160, 0), late_steps=-1, law=LAW)
+    assert placed == [Piece(*piece) for piece in pieces]
+
+
+@pytest.mark.parametrize(
+    ("room", "tokens", "begins"),
+    [
+        ([100, 100, 100], 80, [2]),
+        ([100, 50, 100], 80, [2, 1]),
+        ([30, 40, 100], 80, [2, 1, 0]),
+        ([30, 0, 100], 80, [2, 0]),
+        ([100, 100, 100], 150, [1]),
+        ([10, 10, 10], 150, [0]),  # it fits nowhere
+    ],
+)
+def test_a_prompt_can_begin_where_it_is_done_in_its_last_step(
+    room: list[float], tokens: float, begins: list[int]
+) -> None:
+    assert late_begins(room, 0, 2, tokens) == begins
+
+
+@pytest.mark.parametrize("law", [None, LAW])
+def test_prompts_behind_a_long_one_are_in_its_last_step_only(law: LengthLaw | None) -> None:
+    """230 tokens and 40 behind them, 100 at a time; nobody decodes. A stream decodes in the steps around them."""
+    alone = queue([(0, 1, 230), (1, 1, 40), (2, 2, 130)], [1, 0, 1])
+    long = replace(alone, start_ns=np.array([0, 10, 295]), length=np.array([10.0, 285.0, 10.0]))
+    pieces = [Piece(0, 1, 230.0), Piece(1, 1, 40.0), Piece(2, 2, 130.0)]
+    further, cut, lost = with_unseen_steps(long, pieces, [Piece(2, 1, 30.0)], 100, law)
+    assert further.before.tolist() == [1, 1]
+    assert further.end_ns.tolist() == ([115, 220] if law else [10 + 285 * 100 // 270, 10 + 285 * 200 // 270])
+    assert cut == [Piece(0, 1, 100), Piece(0, 2, 100), Piece(0, 3, 30), Piece(1, 3, 40), Piece(2, 4, 130)]
+    assert lost == [Piece(2, 3, 30)]
+
+
 def test_overflow_is_the_share_of_tokens_beyond_the_room() -> None:
     pieces = [Piece(0, 0, 120.0), Piece(1, 1, 80.0)]
     assert overflow(pieces, np.array([100.0, 100.0])) == pytest.approx(0.1)
     assert overflow(pieces, np.array([120.0, 80.0])) == 0
     assert overflow(pieces, np.array([-5.0, 80.0])) == pytest.approx(0.6)
-
-
-def test_lengths_that_follow_from_the_tokens_leave_no_error() -> None:
-    tokens, decoding = np.array([0.0, 10.0, 50.0, 20.0, 70.0, 5.0]), np.array([1.0, 4.0, 2.0, 8.0, 3.0, 9.0])
-    pieces = [Piece(k, k, float(t)) for k, t in enumerate(tokens)]
-    length = 5 + 2 * tokens + 0.1 * decoding
-    assert length_error(pieces, long_steps(6, length, decoding)) == pytest.approx(0, abs=1e-12)
-    unlike = length + np.array([1, -1, 1, -1, 1, -1])
-    assert length_error(pieces, long_steps(6, unlike, decoding)) > 0.1
-
-
-def test_the_fit_of_lengths_holds_for_many_long_prompts() -> None:
-    """6 ms and 36 us a token: tokens and their squares differ by many orders of magnitude from the constant."""
-    tokens = np.linspace(0, PRIOR.budgets[0], PRIOR.sample)
-    pieces = [Piece(k, k, float(t)) for k, t in enumerate(tokens)]
-    length = 6e6 + 36e3 * tokens
-    assert length_error(pieces, long_steps(len(tokens), length, np.ones(len(tokens)))) < 1e-6 * (6e6**2)
-
-
-def test_the_chunks_of_a_long_prompt_take_the_longer_the_later_they_are() -> None:
-    """Ten chunks of one prompt, each with its attention over those before it, and ten prompts of one chunk."""
-    pieces = [*(Piece(0, k, 100.0) for k in range(10)), *(Piece(k, k, 100.0) for k in range(10, 20))]
-    before = np.array([100.0 * k for k in range(10)] + [0.0] * 10)
-    assert done_before(np.array([p.row for p in pieces]), np.full(20, 100.0)).tolist() == before.tolist()
-    length = 5 + 100.0 + 0.01 * 100 * (before + 50)
-    assert length_error(pieces, long_steps(20, length, np.ones(20))) == pytest.approx(0, abs=1e-12)
-
-
-def test_a_prompt_attends_to_its_cached_tokens_too_and_decodes_read_their_context() -> None:
-    """Equal chunks of new tokens on 0 to 100,000 cached ones, beside streams of any context."""
-    cached, reads = np.linspace(0, 1e5, 12), np.array([5e4, 0.0, 1e5] * 4)
-    pieces = [Piece(k, k, 500.0) for k in range(12)]
-    decoding = np.array([1.0, 2.0] * 6)
-    length = 6e6 + 36e3 * 500 + 0.5 * 500 * (cached + 250) + 7e4 * decoding + 40 * reads
-    steps = long_steps(12, length, decoding)
-    known = replace(steps, cached=cached.astype(np.float32), reads=reads)
-    assert length_error(pieces, known) < 1e-9 * length_error(pieces, steps)
-
-
-def test_steps_in_which_no_stream_decodes_are_no_evidence() -> None:
-    """How long a prompt waited, and for how many iterations, cannot be seen in them."""
-    pieces = [Piece(k, k, float(10 * k % 70)) for k in range(12)]
-    tokens = np.array([piece.tokens for piece in pieces])
-    decoding = np.array([1.0, 2.0, 3.0, 0.0] * 3)
-    length = 5 + 2 * tokens + decoding
-    length[3::4] += [1000, 0, 5000]
-    assert length_error(pieces, long_steps(12, length, decoding)) == pytest.approx(0, abs=1e-9)
-    assert length_error(pieces, long_steps(12, length, decoding * 0)) == 0
 
 
 def test_a_prompt_of_many_chunks_that_left_no_trace_does_not_refute_a_budget() -> None:
