@@ -7,7 +7,7 @@ import hashlib
 import io
 import shlex
 from collections.abc import Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -16,7 +16,7 @@ import msgspec
 from loadgen.client.redact import redact_command, redact_setting
 from loadgen.energy import gpu_state
 from loadgen.errors import LoadgenError
-from loadgen.files import write_atomic, writing
+from loadgen.files import locked, write_atomic, writing
 from loadgen.report.format import watts
 from loadgen.report.study_page import render_study_page
 from loadgen.report.study_text import reason_text
@@ -153,6 +153,11 @@ class StudyFolder:
             sha256=self._state.sha256,
             command=self._command,
         )
+
+
+def study_lock(out: Path) -> AbstractContextManager[None]:
+    """Return a context that holds the lock of a study's folder. LoadgenError in it: another process holds that."""
+    return locked(out, "the study's folder")
 
 
 def command_line(file: Path, out: Path, overrides: Overrides) -> str:

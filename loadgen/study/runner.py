@@ -25,7 +25,7 @@ from loadgen.run.config import RunConfig
 from loadgen.run.interrupts import run_replay
 from loadgen.run.progress import NullView, View, announcer, server_start
 from loadgen.servers.launcher import served
-from loadgen.study.folder import StudyFolder, StudyState, command_line
+from loadgen.study.folder import StudyFolder, StudyState, command_line, study_lock
 from loadgen.study.plan import StudyRun, plan_runs, schedule_of, start_key
 from loadgen.study.rows import FinishedRun, RunOutcome, gpu_names, unusable
 from loadgen.study.spec import NO_OVERRIDES, Overrides, Study, read_study
@@ -75,30 +75,31 @@ def run_study(
         raise LoadgenError(f"--only {min(unknown)}: the study has no such server; it has: {', '.join(study.servers)}")
     runs = plan_runs(study)
     state = StudyState.open(file, study, out, overrides)
-    gpus = state.gpus
-    present = gpu_state.states()
-    if other_gpu and _kinds(present) == _kinds(gpus):
-        gpus = present
-    _check_gpus(gpus, present)
-    folder = StudyFolder(study, runs, out, state, command_line(file, out, overrides))
-    undone = [run for run in runs if not folder.is_done(run)]
-    todo = [run for run in undone if not only or run.server in only]
-    num_done = len(runs) - len(undone)
-    if num_done:
-        say(f"{num_done} of {len(runs)} runs are done already")
-    started_s, num_made = monotonic(), 0
+    with study_lock(out):
+        gpus = state.gpus
+        present = gpu_state.states()
+        if other_gpu and _kinds(present) == _kinds(gpus):
+            gpus = present
+        _check_gpus(gpus, present)
+        folder = StudyFolder(study, runs, out, state, command_line(file, out, overrides))
+        undone = [run for run in runs if not folder.is_done(run)]
+        todo = [run for run in undone if not only or run.server in only]
+        num_done = len(runs) - len(undone)
+        if num_done:
+            say(f"{num_done} of {len(runs)} runs are done already")
+        started_s, num_made = monotonic(), 0
 
-    def view(run: StudyRun) -> View:
-        return view_of(f"run {num_done + num_made + 1} of {len(runs)}, {run.name}")
+        def view(run: StudyRun) -> View:
+            return view_of(f"run {num_done + num_made + 1} of {len(runs)}, {run.name}")
 
-    for _, block in groupby(todo, key=lambda run: (run.repeat if study.restart else 0, start_key(study, run))):
-        for run, outcome, finished in _run_block(study, list(block), file.parent, out, gpus, say, view):
-            folder.add(run, outcome, finished)
-            num_made += 1
-            remaining_s = (monotonic() - started_s) / num_made * (len(todo) - num_made)
-            remaining = f"{remaining_s:.0f} s" if remaining_s < 90 else f"{remaining_s / 60:.0f} min"
-            say(f"[{num_done + num_made}/{len(runs)}, {remaining} left] {folder.describe(run)}")
-    return StudyResults(folder.write_results(), folder.failed(), folder.info())
+        for _, block in groupby(todo, key=lambda run: (run.repeat if study.restart else 0, start_key(study, run))):
+            for run, outcome, finished in _run_block(study, list(block), file.parent, out, gpus, say, view):
+                folder.add(run, outcome, finished)
+                num_made += 1
+                remaining_s = (monotonic() - started_s) / num_made * (len(todo) - num_made)
+                remaining = f"{remaining_s:.0f} s" if remaining_s < 90 else f"{remaining_s / 60:.0f} min"
+                say(f"[{num_done + num_made}/{len(runs)}, {remaining} left] {folder.describe(run)}")
+        return StudyResults(folder.write_results(), folder.failed(), folder.info())
 
 
 # ---------------------------------------------------------------- one start of a server

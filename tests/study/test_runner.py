@@ -16,8 +16,10 @@ from click.testing import CliRunner
 from loadgen.cli.study import study as command
 from loadgen.energy import gpu_state
 from loadgen.errors import LoadgenError
+from loadgen.files import locked
 from loadgen.servers.launcher import served
 from loadgen.study import runner as studies
+from loadgen.study.folder import StudyState
 from loadgen.study.plan import plan_runs
 from loadgen.study.spec import Overrides, read_study
 from support.small_study import ONE_START, SMALL
@@ -159,6 +161,14 @@ def test_another_gpu_is_refused_or_named(small: Path, tmp_path: Path, monkeypatc
     rows = studies.run_study(small, out, print, other_gpu=True).rows
     assert {row.server: row.gpu for row in rows} == {"one": "H (GPU-aaaaaaaa)", "many": "H (GPU-bbbbbbbb)"}
     assert "Not all runs were on the same GPUs" in (out / "report.html").read_text()
+
+
+def test_two_processes_do_not_make_one_study(small: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    StudyState.open(small, read_study(small), out, Overrides())
+    fault = f"another process writes the study's folder {out}: "
+    with locked(out, "it"), pytest.raises(LoadgenError, match=fault):
+        studies.run_study(small, out, print)
 
 
 def test_only_takes_servers_of_the_study(small: Path, tmp_path: Path) -> None:
