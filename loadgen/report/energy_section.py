@@ -11,6 +11,7 @@ from loadgen.report.heat_map import heat_map
 from loadgen.report.markup import Markup, join, table, tag
 from loadgen.report.page import stacked_bar
 from loadgen.report.run_facts import (
+    cache_note,
     energy_cells,
     energy_note,
     part_heading,
@@ -18,6 +19,7 @@ from loadgen.report.run_facts import (
     power_words,
     speculation_note,
     whole_answers,
+    with_error,
 )
 from loadgen.results.energy_summary import accounts_mj, imbalance_mj
 from loadgen.results.summary import EnergySummary, Summary
@@ -36,7 +38,8 @@ def energy_section(result: RunResult, summary: Summary, drawn: Sequence[int]) ->
     if attribution is None:
         why = f"{joules(measured)} were measured, and nothing was attributed to requests."
         return [tag("p", why)]
-    notes = [note for note in (energy_note(summary), speculation_note(summary)) if note]
+    candidates = (energy_note(summary), speculation_note(summary), cache_note(summary.energy))
+    notes = [note for note in candidates if note]
     return [
         *(tag("p", note) for note in notes),
         energy_ledger(attribution, summary.energy),
@@ -121,11 +124,6 @@ _COEFFICIENTS = {
 }
 
 _GOOD_R_SQUARED, _LARGE_MISFIT = 0.9, 0.2
-
-
-def with_error(value: float | None, error: float | None) -> str:
-    """Return joules with their standard error, such as "2.10 J ± 0.0300 J"; without it where it is unknown."""
-    return joules(value) if error is None else f"{joules(value)} ± {joules(error)}"
 
 
 def fitted_costs(energy: EnergySummary) -> Markup:

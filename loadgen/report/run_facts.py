@@ -167,6 +167,28 @@ def speculation_note(summary: Summary) -> str | None:
     )
 
 
+def cache_note(energy: EnergySummary | WorkloadSummary) -> str | None:
+    """Return what the prefix cache saved, and what was computed again, in a sentence; None where neither is known, or
+    both are 0."""
+    cache, spent = energy.cache, energy.attributed_joules
+    if cache is None or not (cache.saved_joules or cache.recomputed_joules):
+        return None
+    parts = []
+    if (saved := cache.saved_joules) is not None:
+        part = f", {share(saved, saved + spent)} of what the requests would have cost without it" if spent else ""
+        parts.append(f"by the fitted law the prefix cache saved {with_error(saved, cache.saved_se_joules)}{part}")
+    if cache.recomputed_joules:
+        again = with_error(cache.recomputed_joules, cache.recomputed_se_joules)
+        parts.append(f"{again} were used for tokens that had been computed before")
+    text = "; ".join(parts)
+    return f"{text[0].upper()}{text[1:]}."
+
+
+def with_error(value: float | None, error: float | None) -> str:
+    """Return joules with their standard error, such as "2.10 J ± 0.0300 J"; without it where it is unknown."""
+    return joules(value) if error is None else f"{joules(value)} ± {joules(error)}"
+
+
 def invalid_by(summary: Summary, row: str) -> str | None:
     """Return the name of the check by which a row of summary.json supports no claim; None when it supports one."""
     failed = (check for check in summary.verdict.checks if check.status == "failed")

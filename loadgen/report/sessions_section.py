@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loadgen.report import svg
-from loadgen.report.energy_section import with_error
 from loadgen.report.format import UNKNOWN, clean, count, joules, percent, plural, seconds, share, tick_seconds
 from loadgen.report.markup import Markup, join, table, tag
 from loadgen.report.page import definitions, folded, section, stacked_bar
+from loadgen.report.run_facts import with_error
 from loadgen.report.session_facts import session_facts, turns_text
 from loadgen.results.session_accounts import Phase, PhaseKind, phases_of
 from loadgen.results.summarize import span
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from loadgen.record import RequestRecord
     from loadgen.results.run_folder import RunResult
     from loadgen.results.session_accounts import Account, SessionAccount
-    from loadgen.results.summary import DepthCost, SessionSummary
+    from loadgen.results.summary import CacheEnergy, DepthCost, SessionSummary
     from loadgen.stats.arrays import Floats
 
 MAX_ROWS = 40
@@ -165,6 +165,7 @@ def short_name(name: str) -> str:
 def costliest_table(accounts: Sequence[SessionAccount]) -> Markup:
     """Return the costliest sessions with their tokens, their time and their joules."""
     several = len({account.workload for account in accounts}) > 1
+    has_cache = any(account.cache is not None for account in accounts)
     rows = [
         [
             clean(account.session, 80),
@@ -175,15 +176,18 @@ def costliest_table(accounts: Sequence[SessionAccount]) -> Markup:
             seconds(account.duration_s),
             *(share(part, account.duration_s) for part in (account.model_s, account.tool_s, account.waiting_s)),
             _energy(account),
+            *([_cache(account.cache)] if has_cache else []),
         ]
         for account in costliest(accounts, LISTED)
     ]
     head = ["session", *(["workload"] if several else []), "requests", "input", "output", "last answer"]
-    head += ["model", "tools", "waiting", "energy"]
+    head += ["model", "tools", "waiting", "energy", *(["cache saved"] if has_cache else [])]
     by = "Costliest sessions" if any(account.joules is not None for account in accounts) else "Longest sessions"
     caption = (
         "Last answer: from the first request of the session to the end of its last answer; the next three are its "
-        "shares. ± is one standard error of the fitted law. All sessions and their tasks are in sessions.jsonl."
+        "shares. ± is one standard error of the fitted law, by which the cache saved what the cached tokens would have "
+        "cost. Again: energy of tokens that had been computed before. All sessions, with their tasks, are in "
+        "sessions.jsonl."
     )
     return folded(by, tag("figure", table(head, rows, by, "requests"), tag("figcaption", caption)))
 
@@ -206,9 +210,21 @@ def _energy(account: Account) -> Markup:
     return join([with_error(account.joules, account.se_joules), tag("small", phases)])
 
 
+def _cache(cache: CacheEnergy | None) -> Markup:
+    """Return what the cache saved, and what was used for tokens computed before."""
+    if cache is None:
+        return join([UNKNOWN])
+    again = tag("small", f" again {joules(cache.recomputed_joules)}") if cache.recomputed_joules is not None else ""
+    return join([with_error(cache.saved_joules, cache.saved_se_joules), again])
+
+
 def depth_table(sessions: SessionSummary) -> Markup:
     """Return the cost of a turn by its depth, as bars of prefill and decode and as numbers."""
-    rows = [_depth_row(depth) for depth in sessions.by_depth]
+    has_cache = any(depth.cache is not None for depth in sessions.by_depth)
+    rows = [
+        [*_depth_row(depth), *([joules(depth.cache.saved_joules if depth.cache else None)] if has_cache else [])]
+        for depth in sessions.by_depth
+    ]
     head = [
         "",
         "prefill · decode",
@@ -219,6 +235,7 @@ def depth_table(sessions: SessionSummary) -> Markup:
         "J/turn mean",
         "p90",
         "energy",
+        *(["cache saved"] if has_cache else []),
     ]
     caption = (
         "A turn is a request by its number within its task. Input and output are the means of a turn. J/turn is of "

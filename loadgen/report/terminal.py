@@ -15,6 +15,7 @@ from loadgen.report.run_facts import (
     HEADLINES,
     MARKS_LEGEND,
     RunPart,
+    cache_note,
     ending,
     energy_cells,
     energy_note,
@@ -143,8 +144,9 @@ def _energy(summary: Summary, parts: list[RunPart], console: Console) -> None:
     _heading(console, f"Energy{mark(summary, 'energy')}")
     if note := energy_note(summary):
         _paragraph(console, note, style="" if energy.measured_joules is None else "bold red")
-    if note := speculation_note(summary):
-        _paragraph(console, note, style="dim")
+    for note in (speculation_note(summary), cache_note(energy)):
+        if note:
+            _paragraph(console, note, style="dim")
     if energy.measured_joules is None:
         return
     rows = [

@@ -15,7 +15,7 @@ from loadgen.energy.meter import LEFT_OUT
 from loadgen.energy.series import EnergySeries, outermost, series_by_domain
 from loadgen.results import metrics
 from loadgen.results.fit_notes import explains_nothing, fit_notes
-from loadgen.results.summary import Distribution, EnergySummary, SteadyState
+from loadgen.results.summary import CacheEnergy, Distribution, EnergySummary, SteadyState
 from loadgen.telemetry.engine_sample import counter_values
 from loadgen.units import MJ_PER_J, NS_PER_S, energy_imbalance_mj, j_from_mj, mj_from_j
 
@@ -47,6 +47,7 @@ class EnergyShares(TypedDict, total=False):
     attributed_se_joules: float | None
     prefill_se_joules: float | None
     decode_se_joules: float | None
+    cache: CacheEnergy | None
 
 
 def outermost_series(result: RunResult) -> list[EnergySeries]:
@@ -94,7 +95,29 @@ def energy_shares(
         "attributed_se_joules": round(errors.attributed_se_joules, 6) if errors else None,
         "prefill_se_joules": round(errors.prefill_se_joules, 6) if errors else None,
         "decode_se_joules": round(errors.decode_se_joules, 6) if errors else None,
+        "cache": cache_energy(energies, errors),
     }
+
+
+def cache_energy(energies: Sequence[RequestEnergy], errors: SumErrors | None) -> CacheEnergy | None:
+    """Return the energy that the prefix cache saved these requests together; None where it is known for none of them.
+
+    errors: of these sums.
+    """
+    saved = metrics.sum_known(energy.saved_joules for energy in energies)
+    again = metrics.sum_known(energy.recomputed_joules for energy in energies)
+    if saved is None and again is None:
+        return None
+    return CacheEnergy(
+        saved_joules=_rounded(saved),
+        saved_se_joules=_rounded(errors.saved_se_joules) if errors else None,
+        recomputed_joules=_rounded(again),
+        recomputed_se_joules=_rounded(errors.recomputed_se_joules) if errors else None,
+    )
+
+
+def _rounded(joules: float | None) -> float | None:
+    return None if joules is None else round(joules, 6)
 
 
 def _sum_joules(joules: Iterable[float | None]) -> float:

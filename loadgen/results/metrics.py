@@ -128,6 +128,7 @@ def token_counts(records: Sequence[RequestRecord], duration_s: float, prompts_co
         input_per_s=sum(inputs) / duration_s if inputs and duration_s > 0 else None,
         output_per_s=sum(outputs) / duration_s if outputs and duration_s > 0 else None,
         output_without_chunk=sum(unseen) if unseen else None,
+        cached=sum_known(record.cached_tokens for record in records),
         reasoning=sum_known(record.reasoning_tokens for record in records),
         output_audio=sum_known(record.output_audio_tokens for record in records),
         input_audio=sum_known(record.input_audio_tokens for record in records),

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import msgspec
 
 from loadgen.results import metrics
+from loadgen.results.energy_summary import cache_energy
+from loadgen.results.summary import CacheEnergy
 from loadgen.units import NS_PER_S, j_from_mj, mj_from_j
 
 if TYPE_CHECKING:
@@ -67,6 +69,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
     """Part that decode steps used."""
     decode_se_joules: float | None = None
     """Standard error of decode_joules."""
+    cache: CacheEnergy | None = None
+    """Energy that the prefix cache saved; None where it is not known."""
 
 
 class TaskAccount(Account, frozen=True, kw_only=True):
@@ -126,6 +130,7 @@ def rows_of_sums(sessions: Sequence[SessionRows]) -> dict[str, list[int]]:
     sums = {f"session {i}": session.rows for i, session in enumerate(sessions)}
     for i, session in enumerate(sessions):
         sums |= {f"session {i} task {j}": rows for j, rows in enumerate(session.tasks.values())}
+    sums |= {"sessions": [row for session in sessions for row in session.rows]} if sessions else {}
     return sums | {f"turns from {first}": rows for first, rows in depth_rows(sessions).items()}
 
 
@@ -192,6 +197,7 @@ def account_of(
         se_joules=round(errors.attributed_se_joules, 6) if errors else None,
         prefill_se_joules=round(errors.prefill_se_joules, 6) if errors else None,
         decode_se_joules=round(errors.decode_se_joules, 6) if errors else None,
+        cache=cache_energy(energy, errors),
     )
 
 

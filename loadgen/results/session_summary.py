@@ -36,7 +36,8 @@ def _summarize(result: RunResult, accounts: Sequence[SessionAccount]) -> Session
     inside = [records[row] for session in sessions for row in session.rows]
     indices = {record.index for record in inside}
     other_mj = sum(mj_from_j(share.joules) for index, share in shares.items() if index not in indices)
-    whole = account_of(inside, shares, None, result.info.config, 0)
+    errors = result.attribution.sums.get("sessions") if result.attribution else None
+    whole = account_of(inside, shares, errors, result.info.config, 0)
     tasks = [task for account in accounts for task in account.tasks]
     verdicts = [account.within_limits for account in accounts if account.within_limits is not None]
     return SessionSummary(
@@ -60,6 +61,7 @@ def _summarize(result: RunResult, accounts: Sequence[SessionAccount]) -> Session
         joules_per_session=_joules_per(accounts) if shares else None,
         joules_per_task=_joules_per(tasks) if shares else None,
         joules_per_turn=_joules_per_turn(inside, shares) if shares else None,
+        cache=whole.cache,
         by_depth=[
             _depth_cost(result, first, [records[row] for row in rows]) for first, rows in depth_rows(sessions).items()
         ],
@@ -97,4 +99,5 @@ def _depth_cost(result: RunResult, first_turn: int, records: Sequence[RequestRec
         prefill_joules=part.prefill_joules,
         decode_joules=part.decode_joules,
         joules_per_turn=_joules_per_turn(records, shares) if shares else None,
+        cache=part.cache,
     )

@@ -163,6 +163,9 @@ class TokenCounts(msgspec.Struct, frozen=True, kw_only=True):
     output_without_chunk: int | None = None
     """Output tokens without a chunk of their own (several came in one chunk, or the server sent nothing for them): when
     each of them came is estimated. None where the server does not count its tokens, or in an older version's folder."""
+    cached: int | None = None
+    """Prompt tokens that the server took from its prefix cache. None when it does not count them, or in an older
+    version's folder."""
     reasoning: int | None = None
     """Output tokens of reasoning by the server's count, and its counts of audio and images. None where no request has
     one."""
@@ -269,6 +272,21 @@ class SteadyState(msgspec.Struct, frozen=True, kw_only=True):
     """joules / output_tokens; None without tokens."""
 
 
+class CacheEnergy(msgspec.Struct, frozen=True, kw_only=True):
+    """Energy that a prefix cache saved, and that was used for tokens computed before, by the fitted law. Sums over the
+    requests for which it is known; None where it is known for none."""
+
+    saved_joules: float | None = None
+    """Energy that the cached prompt tokens would have cost, all else equal."""
+    saved_se_joules: float | None = None
+    """Standard error of saved_joules: that of the fitted prices."""
+    recomputed_joules: float | None = None
+    """Part of the attributed energy that was used for prompt tokens that the cache had held and lost, and for the
+    contexts of preempted streams."""
+    recomputed_se_joules: float | None = None
+    """Standard error of recomputed_joules."""
+
+
 class EnergySummary(msgspec.Struct, frozen=True, kw_only=True):
     """measured = idle + attributed + unattributed, to the millijoule."""
 
@@ -336,6 +354,8 @@ class EnergySummary(msgspec.Struct, frozen=True, kw_only=True):
     """Part of attributed_joules that decode steps used."""
     decode_se_joules: float | None = None
     """Standard error of decode_joules."""
+    cache: CacheEnergy | None = None
+    """Energy that the prefix cache saved; None where it is not known, or in an older version's folder."""
 
 
 class SpeculationSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -403,6 +423,8 @@ class WorkloadSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Attributed joules / output tokens."""
     joules_per_token: float | None = None
     """Attributed joules / (prompt tokens + output tokens); None when the server does not count prompts."""
+    cache: CacheEnergy | None = None
+    """Energy that the prefix cache saved; None where it is not known, or in an older version's folder."""
 
 
 class DepthCost(msgspec.Struct, frozen=True, kw_only=True):
@@ -432,6 +454,8 @@ class DepthCost(msgspec.Struct, frozen=True, kw_only=True):
     """Part that decode steps used."""
     joules_per_turn: Distribution | None = None
     """Energy of each completed request."""
+    cache: CacheEnergy | None = None
+    """Energy that the prefix cache saved; None where it is not known."""
 
 
 class SessionSummary(msgspec.Struct, frozen=True, kw_only=True):
@@ -478,6 +502,8 @@ class SessionSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Energy of each completed task: a main thread or a sub-agent."""
     joules_per_turn: Distribution | None = None
     """Energy of each completed request of a session."""
+    cache: CacheEnergy | None = None
+    """Energy that the prefix cache saved; None where it is not known."""
     by_depth: list[DepthCost] = []
     """Cost by the turn within a task; a bin without requests is absent."""
 

@@ -6,6 +6,7 @@ import pytest
 from loadgen.report.run_facts import (
     Fact,
     Remark,
+    cache_note,
     energy_cells,
     engine_facts,
     kind_rows,
@@ -19,7 +20,9 @@ from loadgen.report.run_facts import (
 )
 from loadgen.results.summary import (
     ArrivalCheck,
+    CacheEnergy,
     Distribution,
+    EnergySummary,
     Goodput,
     KindOutput,
     LengthCheck,
@@ -224,3 +227,25 @@ def test_media_are_counted_where_the_server_counts_them() -> None:
         "input images 1,200, output audio 3 by the server's count"
     )
     assert ("media tokens", "") not in facts(summary())
+
+
+@pytest.mark.parametrize(
+    ("cache", "note"),
+    [
+        (None, None),
+        (CacheEnergy(saved_joules=0.0, recomputed_joules=0.0), None),
+        (
+            CacheEnergy(saved_joules=25.0, saved_se_joules=1.0, recomputed_joules=0.0, recomputed_se_joules=0.0),
+            "By the fitted law the prefix cache saved 25.0 J ± 1.00 J, 20.0 % of what the requests would have cost "
+            "without it.",
+        ),
+        (
+            CacheEnergy(recomputed_joules=3.0, recomputed_se_joules=0.5),
+            "3.00 J ± 0.500 J were used for tokens that had been computed before.",
+        ),
+    ],
+)
+def test_a_sentence_says_what_the_cache_saved_and_what_was_computed_again(
+    cache: CacheEnergy | None, note: str | None
+) -> None:
+    assert cache_note(EnergySummary(valid=True, reasons=[], attributed_joules=100.0, cache=cache)) == note

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 
 from loadgen.attribution.cost_model import Coefficients
-from loadgen.attribution.shapley import RequestEnergy, RunAttribution
+from loadgen.attribution.shapley import RequestEnergy, RunAttribution, SumErrors
 from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries
 from loadgen.record import RequestRecord
 from loadgen.results import energy_summary
-from loadgen.results.energy_summary import at_limit_share, capped_share, energy_shares, outermost_series
+from loadgen.results.energy_summary import at_limit_share, cache_energy, capped_share, energy_shares, outermost_series
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summarize import analyse_run
+from loadgen.results.summary import CacheEnergy
 from loadgen.units import NS_PER_S
 from support import sample_runs
 
@@ -250,3 +251,25 @@ def test_the_shares_of_the_time_at_the_limit_are_of_the_gpus_that_count_it(
     gpus: list[EnergySeries], capped: float | None, at_limit: float | None
 ) -> None:
     assert (capped_share(gpus), at_limit_share(gpus)) == (capped, at_limit)
+
+
+@pytest.mark.parametrize(
+    ("saved", "again", "cache"),
+    [
+        ([None, None], [None, None], None),
+        ([], [], None),
+        ([1.5, None, 2.0], [None, None, None], CacheEnergy(saved_joules=3.5, saved_se_joules=0.2)),
+        ([0.0], [0.25], CacheEnergy(saved_joules=0.0, saved_se_joules=0.2, recomputed_joules=0.25)),
+    ],
+)
+def test_what_a_cache_saved_is_summed_over_the_requests_for_which_it_is_known(
+    saved: list[float | None], again: list[float | None], cache: CacheEnergy | None
+) -> None:
+    energies = [
+        RequestEnergy(
+            index=i, prefill_joules=1.0, decode_joules=1.0, joules=2.0, saved_joules=known, recomputed_joules=repeated
+        )
+        for i, (known, repeated) in enumerate(zip(saved, again, strict=True))
+    ]
+    errors = SumErrors(attributed_se_joules=1.0, prefill_se_joules=1.0, decode_se_joules=1.0, saved_se_joules=0.2)
+    assert cache_energy(energies, errors) == cache

@@ -46,6 +46,20 @@ def test_tasks_add_up_to_their_session_and_turns_by_depth_to_all_sessions() -> N
     assert sum(depth.requests for depth in sessions.by_depth) == sessions.requests
 
 
+def test_what_the_cache_saved_sessions_adds_up_to_what_it_saved_the_run() -> None:
+    result = agent_run()
+    assert result.summary is not None and result.summary.sessions is not None
+    whole, sessions = result.summary.energy.cache, result.summary.sessions.cache
+    assert whole is not None and whole.saved_joules and sessions == whole
+    parts = [account.cache for account in result.sessions]
+    assert sum(part.saved_joules or 0.0 for part in parts if part) == pytest.approx(whole.saved_joules, abs=1e-4)
+    of_depths = [depth.cache.saved_joules for depth in result.summary.sessions.by_depth if depth.cache]
+    assert of_depths[0] == 0 and sum(joules or 0.0 for joules in of_depths) == pytest.approx(
+        whole.saved_joules, abs=1e-4
+    )
+    assert all(part is not None and 0 < (part.saved_se_joules or 0) < (part.saved_joules or 0) for part in parts)
+
+
 def test_the_error_of_a_session_is_that_of_the_sum_of_its_requests() -> None:
     result = agent_run(sessions=1)
     assert result.attribution is not None
