@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from loadgen.client.word_counts import Count
     from loadgen.record import Endpoint
     from loadgen.run.interrupts import Interruption
-    from loadgen.workload.schedule import Arrival, Scale, Stop
+    from loadgen.workload.schedule import Arrival, Scale, SessionStart, Stop, Timing, TooLong
     from loadgen.workload.sessions import History
 
 Requests: TypeAlias = "str | os.PathLike[str] | Trace | Iterable[TraceRequest | Mapping[str, Any]]"
@@ -49,6 +49,13 @@ def replay(
     max_tokens: int | None = None,
     history: History | None = None,
     think: str | None = None,
+    timing: Timing | None = None,
+    speedup: float = 1.0,
+    sessions_rate: float | None = None,
+    concurrent_sessions: int | None = None,
+    session_start: SessionStart = "beginning",
+    too_long: TooLong = "refuse",
+    max_context: int | None = None,
     base_url: str | None = None,
     serve: str | None = None,
     api_key: str | None = None,

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     sections={
         "streams": "Load",
         "tokenizer": "Your own prompts and sessions",
+        "timing": "Agent sessions",
         "base_url": "Server",
         "goodput": "Limits",
         "warmup": "Measurement",
@@ -142,6 +143,46 @@ if TYPE_CHECKING:
     metavar="LAW",
     help="Seconds between an answer and the next turn of its session: constant:S, exponential:MEAN, "
     "lognormal:MEAN:SIGMA, or trace: the time between the timestamps.  [default: none]",
+)
+@click.option(
+    "--timing",
+    type=click.Choice(["recorded", "think", "afap"]),
+    help="Instants of the requests of recorded agent sessions: their own, a think time after the answers before them, "
+    "or at once after these.  [default: think]",
+)
+@click.option(
+    "--speedup", type=POSITIVE, default=1.0, show_default=True, metavar="X", help="Divide their recorded times by X."
+)
+@click.option(
+    "--sessions-rate", type=POSITIVE, metavar="R", help="Mean sessions/s, as a Poisson process, instead of --rps."
+)
+@click.option(
+    "--concurrent-sessions",
+    type=click.IntRange(min=1),
+    metavar="N",
+    help="Keep N sessions alive: when one is over the next starts.",
+)
+@click.option(
+    "--session-start",
+    type=click.Choice(["beginning", "middle"]),
+    default="beginning",
+    show_default=True,
+    help="Start agent sessions at their first turn, or at a random one, its history in the server's cache. With "
+    "--concurrent-sessions the first N start there.",
+)
+@click.option(
+    "--too-long",
+    type=click.Choice(["refuse", "leave-out", "cut"]),
+    default="refuse",
+    show_default=True,
+    help="When a request is longer than the model's context: refuse the run, leave its session out, or end the session "
+    "before it.",
+)
+@click.option(
+    "--max-context",
+    type=click.IntRange(min=1),
+    metavar="TOKENS",
+    help="The model's context, where the server does not report it, or less is wanted.",
 )
 @click.option(
     "--base-url",
@@ -284,7 +325,8 @@ if TYPE_CHECKING:
 def replay(ui: str, as_json: bool, repeat: int, junit: Path | None, markdown: Path | None, **options: Any) -> None:
     """Replay TRACE, or a TOML file of streams, against a server; measure every request's latency and joules.
 
-    TRACE is a file, of lengths or of your own prompts, or the name of a shipped trace or workload profile.
+    TRACE is a file, of lengths or of your own prompts, a file or folder of recorded agent sessions, or the name of a
+    shipped trace or workload profile.
 
     \b
     loadgen replay chat --rps 4 --serve sim
@@ -292,6 +334,7 @@ def replay(ui: str, as_json: bool, repeat: int, junit: Path | None, markdown: Pa
     loadgen replay code --rps 2 --arrival poisson --duration 60 --goodput ttft:200 --goodput tpot:50
     loadgen replay --input lognormal:512:0.6 --output 128 --rps 10 --duration 60
     loadgen replay --stream chat:3 --stream code:1 --duration 60
+    loadgen replay sessions/ --concurrent-sessions 4 --speedup 10
 
     Exit status: 0 done; 1 the run failed: the server died, no request completed, or more failed than --max-failed;
     2 invalid input or environment; 130 stopped by Ctrl-C or SIGTERM.

@@ -47,8 +47,9 @@ class ServerInfo:
         """True for the simulated server of this package."""
         return self.engine == "loadgen-simulator"
 
-    def check_fits(self, requests: Iterable[ScheduledRequest]) -> None:
-        """Raise LoadgenError if a request is longer than the model's context, or its prompt than the server takes."""
+    def check_fits(self, requests: Iterable[ScheduledRequest], max_context: int | None = None) -> None:
+        """Raise LoadgenError if a request is longer than the model's context or than `max_context`, or its prompt than
+        the server takes."""
         limit, input_limit = self.max_model_len, self.max_input_tokens
         for request in requests:
             inputs, outputs = request.input_tokens or 0, request.output_tokens or 0  # 0: not known before it is sent
@@ -57,6 +58,11 @@ class ServerInfo:
                 raise LoadgenError(
                     f"{_name(request)} needs {inputs} + {outputs} tokens, "
                     f"but {self.model} takes {limit}: start the server with a longer context, {_remedy(request)}"
+                )
+            if max_context is not None and inputs + outputs > max_context:
+                raise LoadgenError(
+                    f"{_name(request)} needs {inputs} + {outputs} tokens, more than --max-context {max_context}: "
+                    "--too-long leave-out or cut sends the others"
                 )
             if input_limit is not None and inputs > input_limit:
                 raise LoadgenError(
@@ -71,5 +77,5 @@ def _name(request: ScheduledRequest) -> str:
 
 def _remedy(request: ScheduledRequest) -> str:
     if request.words is None:
-        return "or choose another trace"
+        return "or choose another trace, or send the sessions that fit with --too-long leave-out or cut"
     return "leave the line out, or send it all the same with --count none"

@@ -11,15 +11,15 @@ import msgspec
 import numpy as np
 
 from loadgen.errors import LoadgenError
-from loadgen.files import sha256_of
 from loadgen.units import NS_PER_S
 from loadgen.workload.arrivals import cycle_s
 from loadgen.workload.length_source import source_path
 from loadgen.workload.load import Load, check_alone, planned_schedule, stated_options, streams_of
 from loadgen.workload.schedule import after_all
 from loadgen.workload.sessions import History, settle_history
-from loadgen.workload.sources import open_source, read_source
-from loadgen.workload.streams import Streams, schedule_streams, share_rate
+from loadgen.workload.sources import open_source, read_source, source_sha256
+from loadgen.workload.stream_schedule import schedule_streams
+from loadgen.workload.streams import Streams, share_rate
 from loadgen.workload.token_bins import is_bins
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class Workload:
         path = source_path(load.trace) if load.trace else None
         self._load, self._words, self._config, self._history = load, words, config, history
         self._say, self._remarks = say, set[str]()
-        self._sha256 = sha256_of(path) if path else None
+        self._sha256 = source_sha256(path) if path else None
         self._source = source
         self._requests_sha256: str | None = None
         if source is not None:

@@ -357,11 +357,13 @@ def _in_flight_at_the_kill(
     """
     due: list[int] = []
     for request in schedule:
-        due_ns: int | None = (info.start_ns or 0) + request.offset_ns
+        earliest_ns = (info.start_ns or 0) + request.offset_ns
+        due_ns: int | None = earliest_ns
         if request.parents:
             before = [records.get(parent) for parent in request.parents]
             ends_ns = [record.finished_ns for record in before if record and record.ok and record.finished_ns]
-            due_ns = max(ends_ns) + request.think_ns if len(ends_ns) == len(before) else None
+            is_due = len(ends_ns) == len(before)
+            due_ns = max(max(ends_ns) + request.think_ns, earliest_ns) if is_due else None
         if request.index not in records and due_ns is not None and due_ns <= last_ns:
             due.append(request.index)
     return set(due[: info.config.get("max_concurrency")])

@@ -16,6 +16,7 @@ from loadgen.errors import LoadgenError
 from loadgen.record import SLO_METRICS, Endpoint
 from loadgen.results.failure_limit import FailureLimit
 from loadgen.results.metrics import slo_of
+from loadgen.workload.schedule import TooLong
 from loadgen.workload.sessions import History
 from loadgen.workload.words import WordsReader
 
@@ -82,6 +83,10 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Longest answer of a request that ends where the model ends it and states no limit of its own."""
     history: History = "recorded"
     """The answers that a later turn of a session with words of its own is sent with."""
+    too_long: TooLong = "refuse"
+    """Treatment of sessions with a request that is longer than the model's context."""
+    max_context: PositiveInt | None = None
+    """Tokens of the longest prompt and answer together, where that is less than the server takes, or not known."""
     keep_bodies: bool = False
     """True: the file of the requests' words becomes bodies.jsonl of the run folder."""
     keep_answers: bool = False

@@ -30,7 +30,7 @@ from loadgen.run.metering import Metering
 from loadgen.run.preparation import Preparation, prepare
 from loadgen.run.processes import check_sending, open_sender
 from loadgen.run.progress import Plan, Stage, StageLog, StageTimer, Tallies, View, progress_at, stage_at, ticking
-from loadgen.run.sender import ScheduleSender, warm_up
+from loadgen.run.sender import ScheduleSender, warm_prefixes, warm_up
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -72,7 +72,11 @@ async def replay(
         async with ticking(stages.show), stages.within(ready_s):
             preparation = await prepare(schedule, config, client, stages, view.say)
             schedule, probed = preparation.schedule, preparation.probed
-            config = msgspec.structs.replace(config, base_url=client.url.text)  # where the probe found the API
+            config = msgspec.structs.replace(
+                config,
+                base_url=client.url.text,  # where the probe found the API
+                plan={**config.plan, **preparation.left_out},
+            )
             stages.begin("opening the energy meter")
             metering = await stack.enter_async_context(Metering(config, probed.server))
             info = info_before(preparation, config, metering)
@@ -85,6 +89,7 @@ async def replay(
             )  # fmt: skip
             stack.enter_context(closing(writer))
             await warm_up(schedule, prepared, client, stages.begin)
+            await warm_prefixes(schedule, prepared, client, stages.begin)
             sender = await stack.enter_async_context(open_sender(schedule, prepared, client, writer))
         async with metering.recording(writer):
             plan = plan_of(schedule, prepared, has_meter=metering.meter is not None)

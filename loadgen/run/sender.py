@@ -284,7 +284,8 @@ class Sender:
                     self._begin_to_think(turn, history if turn.live is True else None)
 
     def _begin_to_think(self, turn: ScheduledRequest, history: LiveHistory | None) -> None:
-        user = asyncio.create_task(self._think(turn, self._ready_ns.pop(turn.index) + turn.think_ns, history))
+        scheduled_ns = max(self._ready_ns.pop(turn.index) + turn.think_ns, self._start_ns + turn.offset_ns)
+        user = asyncio.create_task(self._think(turn, scheduled_ns, history))
         self._users.add(user)
         user.add_done_callback(self._task_ended)
 
@@ -366,3 +367,20 @@ async def warm_up(
             raise NotReadyError(
                 f"{failed} of {done} warm-up requests failed ({record.error}): {record.detail}; --warmup 0 sends none"
             )
+
+
+async def warm_prefixes(
+    schedule: Schedule, prepared: PreparedRun, client: Client, announce: Callable[[str, int, int], None]
+) -> None:
+    """Send the prompts that are in the server's cache when the run begins, unrecorded, for one token each.
+
+    NotReadyError: one of them failed, so that the session after it would begin without its history.
+    """
+    make_message = prepared.message_maker(schedule.seed)
+    for done, request in enumerate(schedule.warmed):
+        announce("filling the prefix cache", done, len(schedule.warmed))
+        index = 2 * len(schedule.requests) + done  # those before are of the run and of its warm-up
+        message = make_message(msgspec.structs.replace(request, index=index, output_tokens=1, natural=False))
+        record = await client.post(message.path, message.body, workload="warmup", headers=message.headers)
+        if record.error:
+            raise NotReadyError(f"a request that fills the prefix cache failed ({record.error}): {record.detail}")

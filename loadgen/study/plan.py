@@ -12,7 +12,7 @@ import numpy as np
 
 from loadgen.errors import LoadgenError
 from loadgen.units import NS_PER_S
-from loadgen.workload import streams
+from loadgen.workload import stream_schedule, streams
 from loadgen.workload.length_source import source_path
 from loadgen.workload.schedule import Arrival, Schedule, ScheduledRequest, build_schedule, stable_hash63
 from loadgen.workload.trace import Trace, TraceRequest, read_trace
@@ -84,7 +84,7 @@ def schedule_of(study: Study, run: StudyRun, folder: Path) -> Schedule:
     duration_s = study.duration_s if workload.duration_s is None else workload.duration_s
     if workload.streams:
         assert run.rps is not None
-        return streams.schedule_streams(
+        return stream_schedule.schedule_streams(
             scaled_streams(_trace_path(workload, folder), run.rps), seed=seed, duration_s=duration_s, num_requests=None
         )
     if workload.trace is not None:

@@ -11,9 +11,11 @@ import msgspec
 from loadgen.errors import LoadgenError
 from loadgen.files import sha256_of
 from loadgen.workload.length_source import source_path
-from loadgen.workload.schedule import Arrival, Scale, Schedule, Stop
-from loadgen.workload.sources import open_source
-from loadgen.workload.streams import Streams, chosen_streams, schedule_streams, schedule_trace, share_rate
+from loadgen.workload.schedule import Arrival, Scale, Schedule, SessionStart, Stop, Timing
+from loadgen.workload.session_graphs import are_graphs
+from loadgen.workload.sources import open_source, source_sha256
+from loadgen.workload.stream_schedule import schedule_streams, schedule_trace
+from loadgen.workload.streams import Stream, Streams, chosen_streams, option, share_rate
 
 if TYPE_CHECKING:
     from loadgen.workload.trace import Trace
@@ -41,6 +43,11 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     seed: Annotated[int, msgspec.Meta(ge=0)] = 0
     stop: Stop = "auto"
     think: str | None = None
+    timing: Timing | None = None
+    speedup: Positive = 1.0
+    sessions_rate: Positive | None = None
+    concurrent_sessions: Count | None = None
+    session_start: SessionStart = "beginning"
 
     @property
     def laws(self) -> tuple[str | None, str | None] | None:
@@ -51,11 +58,18 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         return {name: getattr(self, name) for name in ("rps", "arrival", "burstiness", "scale")}
 
     @property
+    def sessions(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in OF_SESSIONS}
+
+    @property
     def limits(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("seed", "duration_s", "num_requests")}
 
 
-OF_ONE_TRACE = ("arrival", "burstiness", "scale", "shape", "think", "input", "output")
+OF_SESSIONS = ("timing", "speedup", "sessions_rate", "concurrent_sessions", "session_start")
+"""Options of sessions whose requests state what they come after."""
+
+OF_ONE_TRACE = ("arrival", "burstiness", "scale", "shape", "think", "input", "output", *OF_SESSIONS)
 """Options that each stream has for itself."""
 
 
@@ -81,14 +95,24 @@ def planned_schedule(
     laws = load.laws
     if source is None:
         source = open_source(path, laws, words, load.arrivals, load.limits, model)
-    schedule = schedule_trace(
-        source, **load.arrivals, **load.limits, shape=load.shape, stop=load.stop, think=load.think
-    )
-    if not laws and load.arrival == "trace" and schedule.arrival != "trace":
+    stream = Stream(**load.arrivals, **load.sessions, shape=load.shape, think=load.think)
+    schedule = schedule_trace(source, stream, **load.limits, stop=load.stop)
+    if not laws and not source.timed and load.arrival == "trace":
         say(f"{load.trace or source.name} has no timestamps: its requests come as a Poisson process")
     plan = {"trace": load.trace or source.name} | ({"input": load.input, "output": load.output} if laws else {})
-    made = load.arrivals | {"arrival": schedule.arrival, "trace_sha256": sha256_of(path) if path else None}
-    return schedule, plan | made | load.limits | {"shape": load.shape, "think": load.think}
+    made = load.arrivals | {"arrival": schedule.arrival, "trace_sha256": source_sha256(path) if path else None}
+    made |= load.limits | {"shape": load.shape, "think": load.think}
+    if are_graphs(source.requests) or load.sessions != Load().sessions:
+        made |= load.sessions | {"timing": load.timing or "think", "unstreamed": say_streamed(schedule, say)}
+    return schedule, plan | made
+
+
+def say_streamed(schedule: Schedule, say: Callable[[str], None]) -> int:
+    """Return how many requests were recorded with answers that came as a whole, and say that theirs are streamed."""
+    whole = sum(request.streamed is False for request in schedule.requests)
+    if whole:
+        say(f"{whole:,} requests were recorded without streaming; they are streamed, so that their tokens are timed")
+    return whole
 
 
 def check_alone(load: Load) -> None:
@@ -119,7 +143,7 @@ def _schedule_streams(
     plain = Load()
     for name in OF_ONE_TRACE:
         if name in stated if stated is not None else getattr(load, name) != getattr(plain, name):
-            raise LoadgenError(f"--{name} is for one trace; each stream has its own in the TOML file")
+            raise LoadgenError(f"{option(name)} is for one trace; each stream has its own in the TOML file")
     streams = share_rate(streams_of(load, file), load.rps)
     plan: dict[str, Any] = {"trace": "+".join(streams), "streams": stated_options(streams)}
     if file and not load.streams:

@@ -36,6 +36,17 @@ Stop = Literal["auto", "length", "natural"]
 trace requests one."""
 
 
+Timing = Literal["recorded", "think", "afap"]
+"""Instants of the requests of a recorded session: those of the recording, but never before the answers that they wait
+for; their think times after these answers; or as fast as possible, at once after them."""
+
+SessionStart = Literal["beginning", "middle"]
+
+TooLong = Literal["refuse", "leave-out", "cut"]
+"""Treatment of a session with a request that is longer than the model's context: the run is refused, the session
+is left out, or it ends before that request."""
+
+
 class ArrivalSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Requested arrival process of one stream: of requests, or of sessions, whose later turns follow answers."""
 
@@ -76,7 +87,7 @@ class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Tokens of each prefix id, where they are not BLOCK_TOKENS."""
     after: int | tuple[int, ...] | None = None
     """Index of the request that it waits for, or a list of several. It is due `think_ns` after the end of the last of
-    their answers; `offset_ns` is that instant if answers took no time."""
+    their answers, and not before `offset_ns`, which is that instant if answers took no time."""
     think_ns: int = 0
     """Time between the end of the last answer that it waits for and this request."""
     text_id: int | None = None
@@ -133,6 +144,9 @@ class Schedule:
     seed: int
     requested_arrivals: tuple[ArrivalSpec, ...] = ()
     """One spec per stream."""
+    warmed: tuple[ScheduledRequest, ...] = ()
+    """Requests whose prompts are in the server's cache when the run begins: sessions that start in the middle of their
+    life."""
 
     @property
     def sha256(self) -> str:
@@ -368,7 +382,9 @@ def merged_schedule(parts: Sequence[Schedule], seed: int) -> Schedule:
     rates = [part.rate_rps for part in parts]
     rate = sum(r for r in rates if r is not None) if None not in rates else None
     arrival = parts[0].arrival if len(parts) == 1 else None
-    return Schedule(requests, arrival, rate, seed, tuple(spec for part in parts for spec in part.requested_arrivals))
+    specs = tuple(spec for part in parts for spec in part.requested_arrivals)
+    warmed = tuple(request for part in parts for request in part.warmed)
+    return Schedule(requests, arrival, rate, seed, specs, warmed)
 
 
 def truncated(schedule: Schedule, count: int) -> Schedule:

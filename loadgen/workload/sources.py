@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from hashlib import sha256
 from itertools import chain
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -9,6 +10,8 @@ from typing import IO, TYPE_CHECKING, Any
 import numpy as np
 
 from loadgen.errors import LoadgenError
+from loadgen.files import sha256_of
+from loadgen.workload.agent_sessions import holds_sessions, read_sessions, session_files
 from loadgen.workload.length_laws import POOL, drawn_trace
 from loadgen.workload.token_bins import bins_trace, is_bins, read_bins
 from loadgen.workload.trace import Trace, nonempty_in_order, opened, parse_jsonl
@@ -59,8 +62,18 @@ def read_source(path: Path, words: WordsFile, limit: int | None = None, model: s
     The file is read once, so that it may be a pipe. `model` is asked instead of those that a log recorded; a model
     that a trace names stays.
     """
+    if holds_sessions(path):
+        return read_sessions([path], words.left_out)
     with opened(path) as file:
         return read_open_source(path, file, words, limit, model)
+
+
+def source_sha256(path: Path) -> str | None:
+    """Return the SHA-256 of a source: of a folder of sessions, that of its files' names and contents in order."""
+    if not path.is_dir():
+        return sha256_of(path)
+    files = [f"{sha256_of(file)}  {file.name}\n" for file in session_files([path])]
+    return sha256("".join(files).encode()).hexdigest()
 
 
 def read_open_source(

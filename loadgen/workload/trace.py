@@ -301,8 +301,8 @@ class Line(msgspec.Struct, gc=False, forbid_unknown_fields=True):
 
     @property
     def is_filled(self) -> bool:
-        """True if the ids stand for the whole prompt, and for no more."""
-        return not self.hash_ids or len(self.hash_ids) == -(-self.input_length // self.block_size)
+        """True if the ids stand for the prompt, and for no more."""
+        return not self.hash_ids or fills(self.input_length, len(self.hash_ids), self.block_size)
 
 
 def parse_jsonl(
@@ -378,12 +378,17 @@ def check_workload(name: str | None) -> None:
         raise LoadgenError(f"workload {shortened(repr(name))}: expected {_WORKLOAD}")
 
 
+def fills(input_tokens: int, ids: int, block_tokens: int) -> bool:
+    """Return whether so many ids name the blocks of a prompt: all of its whole ones, and perhaps a last that is not."""
+    return input_tokens // block_tokens <= ids <= -(-input_tokens // block_tokens)
+
+
 def blocks_fault(input_tokens: int, ids: Sized | None, block_tokens: int) -> str:
     """Describe that a prompt has another number of blocks than of ids."""
-    needed = -(-input_tokens // block_tokens)
-    return (
-        f"hash_ids has {len(ids or ())} ids; input_length {input_tokens} needs {needed}, for {block_tokens} tokens each"
-    )
+    whole, needed = input_tokens // block_tokens, -(-input_tokens // block_tokens)
+    expected = f"{needed}" if whole in (0, needed) else f"{whole} or {needed}"
+    needs = f"input_length {input_tokens} needs {expected}"
+    return f"hash_ids has {len(ids or ())} ids; {needs}, for {block_tokens} tokens each"
 
 
 WORDS = ("messages", "prompt", "prompts", "text", "text_input", "texts", "body", "content", "conversations", "tools")

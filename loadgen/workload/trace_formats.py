@@ -20,6 +20,7 @@ from loadgen.workload.trace import (
     Lines,
     TraceRequest,
     blocks_fault,
+    fills,
     no_requests,
     nonempty_in_order,
     numbered_lines,
@@ -154,7 +155,7 @@ def _bailian_rows(
         if 0 in (line.input_length, line.output_length):
             dropped["0 input tokens" if line.input_length == 0 else "0 output tokens"] += 1
             continue
-        if line.hash_ids and len(line.hash_ids) != -(-line.input_length // BAILIAN_BLOCK_TOKENS):
+        if line.hash_ids and not fills(line.input_length, len(line.hash_ids), BAILIAN_BLOCK_TOKENS):
             fault = blocks_fault(line.input_length, line.hash_ids, BAILIAN_BLOCK_TOKENS)
             raise LoadgenError(f"{path}:{number}: {fault}")
         request = _request(line.timestamp, (line.input_length, line.output_length), line.type, session)

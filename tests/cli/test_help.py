@@ -10,7 +10,7 @@ from loadgen.cli import cli
 from loadgen.cli.options import POSITIVE, FiniteRange, SectionedCommand
 
 SECTIONS = {
-    "replay": "Load; Your own prompts and sessions; Server; Limits; Measurement; Energy; Output",
+    "replay": "Load; Your own prompts and sessions; Agent sessions; Server; Limits; Measurement; Energy; Output",
     "profile": "Grid; Server; Energy; Precision and time; Names in the file; Output",
     "serve": "Server; Simulator; Energy counter of the simulator; Output",
     "estimate": "Prediction; Facility, carbon and cost; Output",

@@ -17,14 +17,12 @@ from loadgen.units import NS_PER_S
 from loadgen.workload.schedule import Schedule, ScheduledRequest, encode_schedule, merged_schedule, truncated
 from loadgen.workload.sessions import NEW_TOKENS
 from loadgen.workload.sources import read_source
+from loadgen.workload.stream_schedule import schedule_stream, schedule_streams, schedule_trace
 from loadgen.workload.streams import (
     Stream,
     Streams,
     chosen_streams,
     read_streams,
-    schedule_stream,
-    schedule_streams,
-    schedule_trace,
     share_rate,
     shipped_streams,
     stream_fault,
@@ -213,7 +211,10 @@ def test_text_that_is_no_stream_is_an_error(texts: list[str], message: str) -> N
         ('[a]\ntrace = "t"\nbins = "b"', "expected one of a trace, bins"),
         ('[a]\nbins = "b"\ninput = 5\noutput = 5', "expected one of a trace, bins"),
         ("[a]\ninput = 5", "input and output: expected both of them"),
-        ('[a]\ntrace = "t"\nrps = 1\nweight = 2', "rps, weight and shape: expected one of them"),
+        (
+            '[a]\ntrace = "t"\nrps = 1\nweight = 2',
+            "concurrent_sessions: expected one of them",
+        ),
         ('[a]\ntrace = "t"\nweight = -1', "weight -1.0: expected a number above 0"),
         ('[a]\ntrace = "t"\nrps = 0', "rps 0.0: expected a number above 0"),
         ('[a]\ntrace = "t"\nturns = 0.5\nthink = "constant:1"', "turns 0.5: expected a mean of 1 or more"),
@@ -221,7 +222,10 @@ def test_text_that_is_no_stream_is_an_error(texts: list[str], message: str) -> N
         ('[a]\nbins = "b"\nturns = "trace"\nthink = "constant:1"', "bins and laws have no sessions"),
         ('[a]\nbins = "b"\narrival = "trace"', "no arrivals of their own"),
         ('[a]\ntrace = "t"\nturns = 2\nthink = "constant:1"\nfiles = 3', "one of them"),
-        ('[a]\ntrace = "t"\nrps = 1\nshape = "ramp:1:2:3"', "rps, weight and shape"),
+        (
+            '[a]\ntrace = "t"\nrps = 1\nshape = "ramp:1:2:3"',
+            "rps, weight, shape, sessions_rate",
+        ),
         ('[a]\ntrace = "t"\nshared = 1.5', "shared from 0 to 1"),
         ('[a]\ntrace = "t"\ngoodput = {itl = 5}', "goodput itl: 5"),
     ],
@@ -348,12 +352,9 @@ def conversations(folder: Path, timed: bool = True) -> Path:
 
 
 def one_trace(path: Path, **options: Any) -> Schedule:
-    usual: dict[str, Any] = {
-        "rps": None, "arrival": "trace", "burstiness": 1.0, "scale": "compress", "shape": None, "duration_s": None,
-        "num_requests": None,
-    }  # fmt: skip
+    limits = {name: options.pop(name, None) for name in ("duration_s", "num_requests")}
     with (path.parent / "bodies").open("wb") as file:
-        return schedule_trace(read_source(path, WordsFile(file)), seed=1, **(usual | options))
+        return schedule_trace(read_source(path, WordsFile(file)), Stream(**options), seed=1, **limits)
 
 
 def test_the_process_brings_first_turns_and_later_ones_follow_the_answer_before(tmp_path: Path) -> None:

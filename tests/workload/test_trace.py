@@ -162,9 +162,13 @@ def test_a_bad_line_is_reported_with_file_line_and_value(tmp_path: Path, line: b
         ({"\x1b[2J": 1}, "unknown field \N{REPLACEMENT CHARACTER}[2J"),
         ({"chat_id": 1, "parent_chat_id": -1}, "this is a Bailian trace, with times in seconds: convert it"),
         ({"hash_ids": [1, 2]}, "hash_ids has 2 ids; input_length 20 needs 1, for 512 tokens"),
-        ({"input_length": 600, "hash_ids": [1]}, "hash_ids has 1 ids; input_length 600 needs 2, for 512 tokens"),
+        (
+            {"input_length": 600, "hash_ids": [1, 2, 3]},
+            "hash_ids has 3 ids; input_length 600 needs 1 or 2, for 512",
+        ),
+        ({"input_length": 1024, "hash_ids": [1]}, "hash_ids has 1 ids; input_length 1024 needs 2, for 512 tokens"),
         ({"input_length": 512, "hash_ids": [1, 2]}, "hash_ids has 2 ids; input_length 512 needs 1, for 512 tokens"),
-        ({"hash_ids": [1], "block_size": 16}, "hash_ids has 1 ids; input_length 20 needs 2, for 16 tokens"),
+        ({"hash_ids": [1, 2, 3], "block_size": 16}, "hash_ids has 3 ids; input_length 20 needs 1 or 2, for 16 tokens"),
         ({"block_size": 0}, "$.block_size"),
     ],
 )
@@ -183,7 +187,17 @@ def test_what_a_line_says_is_replayed_or_refused_by_name(tmp_path: Path, fields:
 
 @pytest.mark.parametrize(
     ("input_length", "ids", "block_size"),
-    [(1, 1, None), (512, 1, None), (513, 2, None), (1100, 0, None), (16, 1, 16), (17, 2, 16), (33, 1, 64)],
+    [
+        (1, 1, None),
+        (512, 1, None),
+        (513, 2, None),
+        (513, 1, None),
+        (1023, 1, None),
+        (1100, 0, None),
+        (16, 1, 16),
+        (17, 2, 16),
+        (33, 1, 64),
+    ],
 )
 def test_ids_that_fit_the_prompt_are_read(tmp_path: Path, input_length: int, ids: int, block_size: int | None) -> None:
     line = {"timestamp": 0, "input_length": input_length, "output_length": 5, "hash_ids": list(range(ids))}

@@ -92,7 +92,7 @@ def test_bailians_times_are_seconds_its_blocks_16_tokens_and_its_chains_sessions
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"hash_ids": [1]}, "hash_ids has 1 ids; input_length 40 needs 3, for 16 tokens"),
+        ({"hash_ids": [1]}, "hash_ids has 1 ids; input_length 40 needs 2 or 3, for 16 tokens"),
         ({"messages": []}, "messages: a trace has lengths"),
         ({"turns": 1}, "unknown field turns: did you mean turn?"),
         ({"timestamp": -1}, "$.timestamp"),

@@ -2,7 +2,6 @@
 
 import re
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +12,8 @@ from loadgen.workload.routes import routed
 from loadgen.workload.schedule import build_schedule
 from loadgen.workload.sessions import settle_history
 from loadgen.workload.sources import read_source
-from loadgen.workload.streams import read_streams, schedule_streams, schedule_trace, share_rate
+from loadgen.workload.stream_schedule import schedule_streams, schedule_trace
+from loadgen.workload.streams import Stream, read_streams, share_rate
 from loadgen.workload.worded_trace import LENGTHS
 from loadgen.workload.words import ROUTING, SAMPLING, WordsFile
 
@@ -46,12 +46,11 @@ def test_each_body_of_an_endpoint_goes_to_it(tmp_path: Path) -> None:
 
 
 def test_conversations_are_sessions_of_turns(tmp_path: Path) -> None:
-    usual: dict[str, Any] = {"rps": 5, "arrival": "trace", "burstiness": 1.0, "scale": "compress", "shape": None}
     for kind, history in (("conversation", "recorded"), ("continues", "live")):
         (path := tmp_path / "t.jsonl").write_text(EXAMPLES[kind])
         with (tmp_path / "words").open("wb") as file:
             trace = read_source(path, WordsFile(file))
-        schedule = schedule_trace(trace, seed=0, duration_s=None, num_requests=None, **usual)
+        schedule = schedule_trace(trace, Stream(rps=5), seed=0, duration_s=None, num_requests=None)
         schedule, settled = settle_history(schedule, None)
         assert [request.after for request in schedule.requests] == [None, 0]
         assert settled == history
