@@ -19,6 +19,8 @@ _TFD_TIMER_ABSTIME = 1
 
 BODIES_AHEAD = 64
 """The most request bodies that are made before they are due."""
+BYTES_AHEAD = 32 * 1024**2
+"""The most bytes in them, past which no further body is made: 50 prompts of 150,000 tokens."""
 TURN_NS = 200_000
 """The longest time that a sender which is behind its schedule keeps the loop from reading responses."""
 

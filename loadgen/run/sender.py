@@ -25,7 +25,7 @@ from loadgen.errors import NotReadyError
 from loadgen.record import RequestRecord
 from loadgen.results.metrics import is_overdue
 from loadgen.run.config import limits_of
-from loadgen.run.pacer import BODIES_AHEAD, Pacer
+from loadgen.run.pacer import BODIES_AHEAD, BYTES_AHEAD, Pacer
 from loadgen.run.process_stats import ProcessMeter, SendingCost, no_collections
 from loadgen.run.progress import WARMING_UP, Tallies, Waiting
 from loadgen.telemetry.otlp_export import SpanSender
@@ -42,6 +42,8 @@ MARGIN_NS = 500_000
 """Time before an instant in which no further body is made ahead."""
 NEAR_NS = 3_000_000
 """Time before an instant until which the event loop's own timers are good enough."""
+EARLY_NS = 250_000_000
+"""Time before the instant of a later turn at which its body is made: who thinks for long does not hold one meanwhile."""
 MAX_WAITING = 3
 """Requests in flight that a view names."""
 
@@ -122,6 +124,8 @@ class Sender:
         self._spans = SpanSender(config.otlp, prepared.run_id, prepared.server.model) if config.otlp else None
         self.make_message = prepared.message_maker(schedule.seed)
         self._messages: deque[Message] = deque()
+        self._bytes_ahead = 0
+        """Bytes of the bodies in `_messages`."""
         self._slowest_message_ns = 0
         self._slots = asyncio.Semaphore(config.max_concurrency) if config.max_concurrency else None
         self._in_flight: dict[int, Exchange] = {}
@@ -181,6 +185,7 @@ class Sender:
                 if self._messages or monotonic_ns() < scheduled_ns:
                     await self._make_messages_ahead(position, scheduled_ns, pacer)
                     message = self._messages.popleft()
+                    self._bytes_ahead -= len(message.body)
                 else:  # late, or behind a cap: no body is ahead
                     message = self.make_message(request)
                 await pacer.until(scheduled_ns)
@@ -197,11 +202,13 @@ class Sender:
         requests, messages = self._first_turns, self._messages
         while not messages or (
             len(messages) < BODIES_AHEAD
+            and self._bytes_ahead < BYTES_AHEAD
             and position + len(messages) < len(requests)
             and scheduled_ns - monotonic_ns() > 2 * self._slowest_message_ns + MARGIN_NS
         ):
             start_ns = monotonic_ns()
             messages.append(self.make_message(requests[position + len(messages)]))
+            self._bytes_ahead += len(messages[-1].body)
             self._slowest_message_ns = max(self._slowest_message_ns, monotonic_ns() - start_ns)
             if scheduled_ns > monotonic_ns():
                 await asyncio.sleep(0)  # there is time, and responses are coming in
@@ -291,6 +298,8 @@ class Sender:
 
     async def _think(self, turn: ScheduledRequest, scheduled_ns: int, history: LiveHistory | None = None) -> None:
         """Send a later turn when it is due. Many users think at once, and a Pacer has one waiter: each has its own."""
+        if (far_ns := scheduled_ns - EARLY_NS - monotonic_ns()) > 0:
+            await asyncio.sleep(far_ns / NS_PER_S)
         message = self.make_message(turn) if history is None else self.make_message(turn, history)
         if (far_ns := scheduled_ns - NEAR_NS - monotonic_ns()) > 0:
             await asyncio.sleep(far_ns / NS_PER_S)

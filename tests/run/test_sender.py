@@ -19,9 +19,9 @@ from loadgen.client.server_info import ServerInfo
 from loadgen.errors import LoadgenError, NotReadyError
 from loadgen.record import ErrorKind, RequestRecord
 from loadgen.run.config import PreparedRun, RunConfig
-from loadgen.run.pacer import BODIES_AHEAD, Pacer
+from loadgen.run.pacer import BODIES_AHEAD, BYTES_AHEAD, Pacer
 from loadgen.run.process_stats import SendingCost
-from loadgen.run.sender import MARGIN_NS, NEAR_NS, Sender, warm_up
+from loadgen.run.sender import EARLY_NS, MARGIN_NS, NEAR_NS, Sender, warm_up
 from loadgen.units import NS_PER_MS
 from loadgen.workload.schedule import Schedule, ScheduledRequest, after_all
 from loadgen.workload.words import WordsRef
@@ -203,6 +203,24 @@ def test_another_body_is_made_ahead_only_while_two_of_the_slowest_and_a_margin_f
         return [message.body for message in sender._messages]
 
     assert asyncio.run(main()) == [b"%d" % i for i in range(5, 5 + ahead)]
+
+
+def test_long_bodies_are_made_ahead_up_to_a_limit_of_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadgen.run.sender.BYTES_AHEAD", 100)
+    made: list[int] = []
+    most = 0
+
+    def make(request: ScheduledRequest) -> bytes:
+        nonlocal most
+        made.append(request.index)
+        most = max(most, len(made) - len(server.posts))
+        return b"x" * 40
+
+    server = Server()
+    run(schedule([50, *[0] * 9]), server, make=make)
+    assert made == [post.index for post in server.posts] == list(range(10)), "each once, in order"
+    assert most <= 3, "two are 80 bytes, three are the first that reach 100"
+    assert BYTES_AHEAD > 20 * 700_000
 
 
 def test_no_body_is_made_ahead_beyond_the_last_request(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -538,33 +556,48 @@ def test_a_sender_that_is_late_reads_responses_between_two_bodies(
 
 
 @pytest.mark.parametrize(
-    ("due_ns", "slept_s"), [(NEAR_NS + 7 * NS_PER_MS, [0.007]), (NEAR_NS + 1, [1e-9]), (NEAR_NS, []), (0, [])]
+    ("due_ns", "slept_s"),
+    [
+        (EARLY_NS + 7 * NS_PER_MS, [0.007, "made", (EARLY_NS - NEAR_NS) / 1e9]),
+        (EARLY_NS, ["made", (EARLY_NS - NEAR_NS) / 1e9]),
+        (NEAR_NS + 1, ["made", 1e-9]),
+        (NEAR_NS, ["made"]),
+        (0, ["made"]),
+    ],
 )
 def test_a_user_sleeps_until_shortly_before_the_next_turn_and_the_pacer_waits_for_the_rest(
-    due_ns: int, slept_s: list[float], monkeypatch: pytest.MonkeyPatch
+    due_ns: int, slept_s: list[float | str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    slept: list[float] = []
+    """Its body is made shortly before as well, so that a long one is not held for as long as the user thinks."""
+    slept: list[float | str] = []
     waited: list[int] = []
+    begin_ns = 100 * NS_PER_MS
+    now_ns = begin_ns
 
     async def sleep(duration_s: float) -> None:
+        nonlocal now_ns
+        now_ns += round(duration_s * 1e9)
         slept.append(duration_s)
+
+    def make(_: ScheduledRequest) -> bytes:
+        slept.append("made")
+        return b""
 
     async def until(_: Pacer, instant_ns: int) -> None:
         waited.append(instant_ns)
 
     async def main() -> None:
         plan = sessions((0, None, 0), (0, 0, 0))
-        sender = Sender(plan, prepared(), cast("Client", Server()), lambda _: None)
+        sender = Sender(plan, prepared(make=make), cast("Client", Server()), lambda _: None)
         monkeypatch.setattr(sender, "launch", lambda *_: None)
-        await sender._think(plan.requests[1], now_ns + due_ns)
+        await sender._think(plan.requests[1], begin_ns + due_ns)
 
-    now_ns = 100 * NS_PER_MS
     monkeypatch.setattr("loadgen.run.sender.monotonic_ns", lambda: now_ns)
     monkeypatch.setattr("loadgen.run.sender.asyncio.sleep", sleep)
     monkeypatch.setattr(Pacer, "until", until)
     asyncio.run(main())
     assert slept == slept_s
-    assert waited == [now_ns + due_ns]
+    assert waited == [begin_ns + due_ns]
 
 
 # -- live answers -----------------------------------------------------------------------------------------------------
