@@ -43,7 +43,7 @@ MARGIN_NS = 500_000
 NEAR_NS = 3_000_000
 """Time before an instant until which the event loop's own timers are good enough."""
 EARLY_NS = 250_000_000
-"""Time before the instant of a later turn at which its body is made: who thinks for long does not hold one meanwhile."""
+"""Time before the instant of a later turn at which its body is made: while its user thinks, none is held."""
 MAX_WAITING = 3
 """Requests in flight that a view names."""
 
