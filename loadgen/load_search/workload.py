@@ -15,7 +15,7 @@ from loadgen.units import NS_PER_S
 from loadgen.workload.arrivals import cycle_s
 from loadgen.workload.length_source import source_path
 from loadgen.workload.load import Load, check_alone, planned_schedule, stated_options, streams_of
-from loadgen.workload.schedule import after_all
+from loadgen.workload.schedule import after_all, merged_schedule
 from loadgen.workload.sessions import History, settle_history
 from loadgen.workload.sources import open_source, read_source, source_sha256
 from loadgen.workload.stream_schedule import schedule_streams
@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 _SESSIONS_S = 120.0
 """Age of the sessions in a probe whose users think between turns."""
+_LONGER, _MORE = 1.2, 30.0
+"""Arrivals are drawn for so many times as long, and so many requests more, to have enough of them."""
 
 
 class Requests(NamedTuple):
@@ -111,7 +113,8 @@ class Workload:
 
     def requests(self, rate_rps: float, duration_s: float, seed: int) -> Requests:
         """Return the requests of a probe."""
-        schedule, plan = self._schedule(rate_rps, duration_s, seed)
+        schedule, plan = self._schedule(rate_rps, _LONGER * duration_s + _MORE / rate_rps, seed)
+        schedule = with_even_counts(schedule, duration_s)
         if _has_pauses(schedule) and self._history != "live":
             longer, plan = self._schedule(rate_rps, _SESSIONS_S + duration_s, seed)
             schedule = from_the_middle(longer, _SESSIONS_S)
@@ -182,6 +185,30 @@ def from_the_middle(schedule: Schedule, start_s: float) -> Schedule:
         for request in kept
     )
     return replace(schedule, requests=requests, requested_arrivals=())
+
+
+def with_even_counts(schedule: Schedule, duration_s: float) -> Schedule:
+    """Return the arrivals before `duration_s`, which are as many in each stream as its rate says.
+
+    These are the first n arrivals of the process, given that the next one is at n / rate: of a Poisson process, n
+    arrivals anywhere. The number that a probe would get by chance is most of what its share of misses varies by near
+    the capacity, and says nothing of the server (conditioning on what is known: A. M. Law, Simulation Modeling and
+    Analysis, 11.6). Sessions stay as they are.
+    """
+    parts = []
+    for spec in schedule.requested_arrivals:
+        requests = tuple(request for request in schedule.requests if spec.workload in (None, request.workload))
+        count = max(1, round((spec.rate_rps or 0.0) * duration_s))
+        if spec.rate_rps and not spec.sessions and count < len(requests) and (next_ns := requests[count].offset_ns):
+            factor = count / spec.rate_rps * NS_PER_S / next_ns
+            requests = tuple(
+                msgspec.structs.replace(request, offset_ns=int(factor * request.offset_ns))
+                for request in requests[:count]
+            )
+        else:
+            requests = tuple(request for request in requests if request.offset_ns < duration_s * NS_PER_S)
+        parts.append(replace(schedule, requests=requests, requested_arrivals=(spec,)))
+    return replace(schedule, requests=merged_schedule(parts, schedule.seed).requests)
 
 
 def rotated(source: Trace, seed: int) -> Trace:
