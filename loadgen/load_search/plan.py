@@ -33,7 +33,7 @@ MIN_REFINE_S = 30.0
 _REFINE_FILLS = 25
 """Length of the first refining probe in times that a request takes."""
 _GROWTH = 0.35
-"""Length of a refining probe as a share of all before it."""
+"""Length of a refining probe as a share of all before it, unless less will do: the width falls as the root of time."""
 MIN_REFINES = 4
 MIN_BUSY_PERIODS = 15.0
 """Fewest independent misses of an answer: how long busy periods are, and so the interval, is not known from fewer."""
@@ -118,7 +118,8 @@ def next_probe(question: Question, probes: Sequence[Probe], remaining_s: float) 
         spread = max(_MIN_SPREAD, min(_MAX_SPREAD, _SPREAD * sought.log_sd, _MAX_RISE / sought.steepness[is_above]))
         rate = min(question.max_rps, sought.estimate.value * math.exp(spread if is_above else -spread))
         spent_s = sum(probe.wall_s for probe in refines)
-        wanted_s = max(MIN_REFINE_S, _REFINE_FILLS * takes_s, _GROWTH * spent_s)
+        growth = _GROWTH if not is_known or width is None else min(_GROWTH, 1.1 * ((width / question.width) ** 2 - 1))
+        wanted_s = max(MIN_REFINE_S, _REFINE_FILLS * takes_s, growth * spent_s)
         wanted_s = min(wanted_s, max(MIN_REFINE_S, remaining_s / max(1, MIN_REFINES - len(refines))))
         stage = "refine"
     room_s = remaining_s - 2 * takes_s - 1.0  # its drain, and the preparation of a run

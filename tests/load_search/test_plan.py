@@ -104,6 +104,19 @@ def test_a_probe_fits_into_the_rest_of_the_budget() -> None:
         assert planned.duration_s + 2 * 1.0 + 1.0 <= remaining_s + 1e-9
 
 
+def test_the_last_probes_are_as_long_as_the_width_lacks_and_no_longer() -> None:
+    probes = refining(MIN_REFINES, 8000)
+    width = sought_rate(probes, "rate", 0.95, 0.95).estimate.relative_width
+    assert width
+    refined_s = sum(probe.wall_s for probe in probes if probe.stage == "refine")
+    shares = []
+    for target in (0.97 * width, 0.93 * width, width / 2):
+        planned = next_probe(replace(QUESTION, width=target), probes, 1e6)
+        assert isinstance(planned, PlannedProbe)
+        shares.append(planned.duration_s / refined_s)
+    assert shares == [pytest.approx(1.1 * (0.97**-2 - 1)), pytest.approx(1.1 * (0.93**-2 - 1)), pytest.approx(0.35)]
+
+
 def test_a_rate_is_never_beyond_the_clients() -> None:
     question = replace(QUESTION, max_rps=9.0)
     for count in range(4):
