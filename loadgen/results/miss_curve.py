@@ -13,12 +13,12 @@ J. Wu, Efficient sequential designs with binary data, JASA 80, 1985). As there, 
 of (log R, log b below, log b above), with a wide prior on both b alone: medians, intervals, and those of any function
 of the three follow from its weights.
 
-Requests are not independent: those that are slow come together, in a busy period, and the more of them miss, the
-longer the periods are. So the counts vary more than binomial ones, by a dispersion 1 + c m that grows with m: the
-variance function of a beta-binomial share. c is measured by batch means (A. M. Law, Simulation Modeling and Analysis,
-9.5.3) over the probes that missed about as much, and enlarged by `MEMORY`. The likelihood is the quasi-likelihood of
-that variance function (P. McCullagh and J. A. Nelder, Generalized Linear Models, ch. 9); since c is an estimate, its
-weights are those of Student's t, not of a Gaussian.
+Requests are not independent: those that are slow come together, in a busy period, and the more of them miss, the longer
+the periods are. So the counts vary more than binomial ones, by a dispersion 1 + c m that grows with m: the variance
+function of a beta-binomial share. c is measured by batch means (A. M. Law, Simulation Modeling and Analysis, 9.5.3)
+over the probes that missed about as much. The likelihood is the quasi-likelihood of that variance function (P.
+McCullagh and J. A. Nelder, Generalized Linear Models, ch. 9); since c is an estimate, its weights are those of
+Student's t, not of a Gaussian.
 """
 
 from __future__ import annotations
@@ -55,10 +55,6 @@ _RATES, _STEEPNESSES = 300, 40
 """Points of the grid."""
 _USUAL_CLUMPING, _USUAL_WEIGHT = 500.0, 3.0
 """c before any is measured, and the number of blocks for which it counts. Simulated servers have 150 to 3,000."""
-MEMORY = 1.5
-"""c between probes over c between the blocks of a probe. Near its capacity a server remembers longer than a block, and
-a probe that starts empty sees no more of that than its own length. Chosen so that 95 % intervals hold the true rate in
-about 95 % of the searches of benchmarks/accuracy/search.py: with 1 they held it in 91 %."""
 _LOG_SHARE_SD = 0.7
 """Distance in the logarithm of the share of missed requests within which probes have the same c: a factor of two."""
 _MIN_MISSED = 5
@@ -160,7 +156,7 @@ def _weighted(
     sides = [np.tile(prior - np.logaddexp.reduce(prior), (len(log_rates), 1)) for _ in range(2)]
     busy_periods = 0.0
     for probe, log_rate, weight in zip(probes, at.tolist(), near.tolist(), strict=True):
-        share, requests, c = probe.missed / probe.requests, weight * probe.requests, MEMORY * clumping
+        share, requests, c = probe.missed / probe.requests, weight * probe.requests, clumping
         if probe.overloaded or probe.stage == "bracket":
             requests, c = min(_FEW[probe.stage], probe.requests), 0.0
         rise = np.exp(log_steepness) * (log_rate - log_rates[:, None])
