@@ -4,8 +4,8 @@
 
 Every search is made in virtual time by the search's own rules, on the systems of `search_systems`: chat, code and mixes
 on two kinds of GPU, engines of 16 to 256 sequences, limits of TTFT and TPOT, each with other seeds. Searches for the
-rate are made at three attainments, with an hour and with ten minutes; searches for the load of fewest joules per good
-request with an hour. Truths are of long grids. Columns:
+rate are made at three attainments, with two hours and with ten minutes; searches for the load of fewest joules per
+good request with two hours. Truths are of long grids. Columns:
 
     inside     share of searches whose 95 % interval holds the true rate
     below      share whose interval lies below it; above: likewise
@@ -16,11 +16,14 @@ request with an hour. Truths are of long grids. Columns:
     minutes    a search takes, median, with its bracketing, starts and drains
     of a grid  its duration over that of the grid that gives the same interval, median
 
-That grid has rates in geometric steps of the interval's width over a factor of two, which is what doubling brackets.
-Its interval is the step in which the rate lies, so every rate must be told from the sought one, which at best is
-midway, at a distance of half a step: the difference of their shares of missed requests (of the joules per good request
-of neighbours of the minimum) is then 1.96 standard errors, at the dispersion and the steepness that the search
-measured. Each rate costs its fill and drain, too.
+That grid is read as a table: its interval goes from the largest rate that clearly holds to the smallest one that
+clearly does not. Its rates are in geometric steps over a factor of two, which is what doubling brackets, and all are
+measured for the same time. With steps of two standard errors of the rate that one of them tells by itself, the mean
+interval is 4.4 standard errors wide and holds in 95 % (independent normal errors, rates anywhere in a step, a rate
+counted as clear at 1.26 standard errors); other steps cost more for the same width. The standard error of a logit is
+sqrt(d / (n m (1 - m))), with the dispersion d that the search measured, and that of the logarithm of the rate 1/b of
+it, with the steepness b. Each rate costs the fill and the drain of a probe, too. For the fewest joules per good
+request, the steps are the interval's width, and neighbours of the minimum differ by 1.96 standard errors.
 """
 
 import argparse
@@ -37,13 +40,17 @@ import numpy as np
 
 from benchmarks.accuracy.search_systems import START_S, SYSTEMS, System, probe, read_truth
 from loadgen.load_search.plan import Question, next_probe
-from loadgen.results.miss_curve import USUAL_MISSED, MissCurve, miss_curve
+from loadgen.results.miss_curve import USUAL_MISSED, miss_curve
 from loadgen.results.search_answer import sought_rate
 from loadgen.results.search_result import Objective, Probe
 
 ATTAINMENTS = (0.9, 0.95, 0.99)
-BUDGET_S, SHORT_S = 3600.0, 600.0
+BUDGET_S, SHORT_S = 7200.0, 600.0
 Z = 1.96
+STEP_SE, WIDTH_SE = 2.0, 4.4
+"""Step of a grid, and mean width of its interval, in standard errors of the rate that one of its rates tells."""
+FILLS = 9
+"""Fill and drain of a rate, in times that a request takes."""
 
 
 class Search(msgspec.Struct, frozen=True):
@@ -115,20 +122,15 @@ def grid_s(probes: Sequence[Probe], attainment: float | None, rate_rps: float, w
     if width is None:
         return None
     curve = miss_curve(probes, USUAL_MISSED if attainment is None else 1 - attainment)
-    rates = math.log(2) / width + 1
-    fill_s = 5 * max(probe.decision_s for probe in probes if not probe.overloaded)
-    return rates * (_grid_requests(curve, attainment, rate_rps, width) / rate_rps + fill_s + START_S)
-
-
-def _grid_requests(curve: MissCurve, attainment: float | None, rate_rps: float, width: float) -> float:
-    """Return the requests of a rate. The standard error of a logit is sqrt(d / (n m (1 - m))), with the dispersion d;
-    that of the logarithm of joules per good request is sqrt(d m / (n (1 - m))), and its second derivative by the
-    logarithm of the rate is b^2 m (1 - m)."""
     b, d = math.sqrt(math.prod(curve.steepness)), curve.dispersion
-    if attainment is not None:
-        return Z**2 * d / (attainment * (1 - attainment) * (b * width / 2) ** 2)
-    m = curve.share_at(rate_rps)
-    return 2 * Z**2 * d * m / (1 - m) / (b**2 * m * (1 - m) * width**2 / 2) ** 2
+    if attainment is None:  # d(log J) = sqrt(d m / (n (1 - m))), and log J'' = b^2 m (1 - m), by the log of the rate
+        m, step = curve.share_at(rate_rps), width
+        requests = 2 * Z**2 * d * m / (1 - m) / (b**2 * m * (1 - m) * width**2 / 2) ** 2
+    else:
+        se = width / WIDTH_SE
+        requests, step = d / (attainment * (1 - attainment) * (b * se) ** 2), STEP_SE * se
+    fill_s = FILLS * max(probe.decision_s for probe in probes if not probe.overloaded)
+    return (math.log(2) / step + 1) * (requests / rate_rps + fill_s + START_S)
 
 
 def print_table(title: str, searches: Sequence[Search], key: Callable[[Search], str]) -> None:

@@ -1,19 +1,22 @@
 """Simulated servers for `benchmarks.accuracy.search`: their probes in virtual time, and the truth from long grids.
 
-    python -m benchmarks.accuracy.search_systems
+    python -m benchmarks.accuracy.search_systems [--jobs 2]
 
-measures the grids and writes them to search_truth.json beside this file, in about an hour on one core. A grid goes from
-the rate at which 0.4 % of the requests miss a limit to that at which 40 % do, in steps of about 0.35 in the logit of
-that share; each rate has 57,000 requests, three runs of 20,000 less the first 1,000 of each, or nine runs where less
+measures the grids and writes them to search_truth.json beside this file, in about half an hour on one core. A grid goes
+from the rate at which 0.4 % of the requests miss a limit to that at which 40 % do, in steps of about 0.35 in the logit
+of that share; each rate has a run of 60,000 requests, of which the first 3,000 do not count, or three runs where less
 than 3 % miss. The rate with a given share follows from a parabola through the logits nearby, and the load of fewest
 joules from one through those of its joules per good request.
 """
 
 import argparse
 import math
+import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -22,22 +25,27 @@ import numpy as np
 from loadgen.attribution.engine_steps import Bools
 from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.load_search.plan import PlannedProbe, is_hopeless
+from loadgen.load_search.workload import Workload
 from loadgen.results.probe_counts import Outcome, count
 from loadgen.results.search_result import Probe
+from loadgen.run.config import RunConfig
 from loadgen.simulator.cost_model import CounterOptions
 from loadgen.simulator.engine import EngineOptions, SimulatedRun, SubmittedRequest, simulate
 from loadgen.stats.arrays import Floats
 from loadgen.units import NS_PER_MS, NS_PER_S
-from loadgen.workload.trace import TraceRequest, read_trace
+from loadgen.workload.load import Load
+from loadgen.workload.words import stored_words
 
 TRACES = Path(__file__).parents[2] / "traces"
 TRUTH = Path(__file__).with_name("search_truth.json")
-RUNS, RUN_REQUESTS, SKIPPED = 3, 20_000, 1_000
-RARE_RUNS, RARE = 9, 0.03
+RUNS, RUN_REQUESTS, SKIPPED = 1, 60_000, 3_000
+RARE_RUNS, RARE = 3, 0.03
 """Runs of a rate at which a smaller share misses: it is known less well."""
 NEARBY = 1.3
 """Distance in the logit of the share within which rates say what share a neighbour has."""
 LEAST_MISSED, MOST_MISSED, LOGIT_STEP = 0.004, 0.4, 0.35
+LEAST_STEP = 0.005
+"""Relative distance of rates between which there is none, however much the shares of two differ."""
 ABORT_S = 5.0
 """Time in which a probe that was stopped early drains before its requests are aborted."""
 START_S = 1.0
@@ -80,11 +88,6 @@ SYSTEMS = (
 )
 
 
-@cache
-def _requests(name: str) -> tuple[TraceRequest, ...]:
-    return read_trace(TRACES / f"{name}.jsonl").requests
-
-
 class Served(msgspec.Struct, frozen=True):
     """A run of a system: requests in the order in which they were sent, at a Poisson process's instants."""
 
@@ -98,15 +101,21 @@ class Served(msgspec.Struct, frozen=True):
         return float(high - low) / (until_s - from_s)
 
 
-def serve(system: System, sent_s: Floats, rng: np.random.Generator) -> Served:
-    parts = system.parts or {system.workload: 1}
-    traces = [_requests(name) for name in parts]
-    shares = np.array(list(parts.values())) / sum(parts.values())
-    kinds, places = rng.choice(len(traces), len(sent_s), p=shares), rng.random(len(sent_s))
-    picks = [traces[kind][int(place * len(traces[kind]))] for kind, place in zip(kinds, places, strict=True)]
+@cache
+def _workload(system: System) -> Workload:
+    streams = tuple(f"{name}={TRACES / name}.jsonl:{share}" for name, share in system.parts.items())
+    trace = None if streams else str(TRACES / f"{system.workload}.jsonl")
+    load = Load(trace=trace, streams=streams, arrival="poisson")
+    with stored_words() as (words, _):
+        config = RunConfig(base_url="http://simulated/v1", out=Path("unused"))
+        return Workload(load, words, config, say=lambda line: None)
+
+
+def serve(system: System, rate_rps: float, duration_s: float, seed: int) -> Served:
+    """Serve the requests that the search sends at this rate."""
+    sent = _workload(system).requests(rate_rps, duration_s, seed).schedule.requests
     submitted = [
-        SubmittedRequest(round(t * NS_PER_S), pick.input_tokens, pick.output_tokens)
-        for t, pick in zip(sent_s.tolist(), picks, strict=True)
+        SubmittedRequest(request.offset_ns, request.input_tokens or 1, request.output_tokens or 1) for request in sent
     ]
     run = simulate(
         submitted,
@@ -142,9 +151,7 @@ def _outcomes(system: System, run: SimulatedRun) -> Iterator[Outcome]:
 
 def probe(system: System, planned: PlannedProbe, attainment: float) -> Probe:
     """Return a probe as the search's runner makes it: it ends early when it is hopeless."""
-    rng = np.random.default_rng(planned.seed)
-    sent_s = rng.exponential(1, int(planned.rate_rps * planned.duration_s * 1.5) + 50).cumsum() / planned.rate_rps
-    served = serve(system, sent_s[sent_s < planned.duration_s], rng)
+    served = serve(system, planned.rate_rps, planned.duration_s, planned.seed)
     sending_s, missed = planned.duration_s, 0
     decided = sorted((outcome.sent_s + outcome.decision_s, outcome.is_good) for outcome in served.outcomes)
     stopped_early = False
@@ -228,11 +235,10 @@ def read_grids() -> dict[str, list[GridPoint]]:
 def grid_point(system: System, rate_rps: float, runs: Sequence[int], requests: int, skipped: int) -> GridPoint:
     outcomes, watts = list[Outcome](), list[float]()
     for run in runs:
-        rng = np.random.default_rng([run, round(1e6 * rate_rps), *system.name.encode()])
-        sent_s = rng.exponential(1, requests).cumsum() / rate_rps
-        served = serve(system, sent_s, rng)
+        seed = zlib.crc32(f"{run} {rate_rps:.6f} {system.name}".encode())
+        served = serve(system, rate_rps, requests / rate_rps, seed)
         outcomes += served.outcomes[skipped:]
-        watts.append(served.watts(float(sent_s[skipped]), float(sent_s[-1])))
+        watts.append(served.watts(served.outcomes[skipped].sent_s, served.outcomes[-1].sent_s))
     return GridPoint(
         rate_rps=round(rate_rps, 5),
         requests=len(outcomes),
@@ -257,10 +263,18 @@ def long_grid(system: System) -> list[GridPoint]:
     while not points or points[-1].missed < MOST_MISSED * points[-1].requests:
         points.append(grid_point(system, rate, range(RUNS), RUN_REQUESTS, SKIPPED))
         if len(points) > 1:
-            step *= LOGIT_STEP / max(0.01, points[-1].logit - points[-2].logit)
+            step *= min(1.5, LOGIT_STEP / max(0.01, points[-1].logit - points[-2].logit))
         step = min(max(step, 0.01), 0.12)
         rate *= math.exp(step)
+    while wide := [pair for pair in pairwise(points) if _is_wide(*pair)]:
+        rates = [math.sqrt(low.rate_rps * high.rate_rps) for low, high in wide]
+        points += [grid_point(system, rate, range(RUNS), RUN_REQUESTS, SKIPPED) for rate in rates]
+        points.sort(key=lambda point: point.rate_rps)
     return [_surer(system, point) for point in points]
+
+
+def _is_wide(low: GridPoint, high: GridPoint) -> bool:
+    return abs(high.logit - low.logit) > 2 * LOGIT_STEP and high.rate_rps > (1 + LEAST_STEP) * low.rate_rps
 
 
 def _surer(system: System, point: GridPoint) -> GridPoint:
@@ -281,13 +295,15 @@ def _surer(system: System, point: GridPoint) -> GridPoint:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--again", action="store_true", help="measure the grids that are known, too")
+    parser.add_argument("--jobs", type=int, default=1)
     args = parser.parse_args()
     grids = {} if args.again else read_grids()
-    for system in SYSTEMS:
-        if system.name not in grids:
-            grids[system.name] = long_grid(system)
+    systems = [system for system in SYSTEMS if system.name not in grids]
+    with ProcessPoolExecutor(args.jobs) as executor:
+        for system, grid in zip(systems, executor.map(long_grid, systems), strict=True):
+            grids[system.name] = grid
             TRUTH.write_bytes(msgspec.json.format(msgspec.json.encode(grids), indent=1))
-            print(system.name, f"{len(grids[system.name])} rates", flush=True)
+            print(system.name, f"{len(grid)} rates", flush=True)
 
 
 if __name__ == "__main__":
