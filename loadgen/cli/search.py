@@ -80,7 +80,12 @@ class Share(click.ParamType[float]):
     help="The search ends when the interval of its answer is this narrow, relative to the answer.",
 )
 @click.option(
-    "--confidence", type=Share(), default="95%", show_default=True, metavar="SHARE", help="Confidence of the interval."
+    "--confidence",
+    type=Share(),
+    default="95%",
+    show_default=True,
+    metavar="SHARE",
+    help="Confidence of the interval, above 50 %.",
 )
 @click.option(
     "--start",
