@@ -2,16 +2,20 @@
 
 A window's residual is what the counter said beyond the law. Its variance has three components:
 
-* noise, in proportion to the window's energy and independent from window to window: the counter's, and the instants of
-  steps. A request has the noise of each window in proportion to its share of the window's energy.
+* noise, in proportion to the window's energy: the counter's, and the instants of steps. A request has the noise of each
+  window in proportion to its share of the window's energy. Neighbouring windows have some of it in common, or one has
+  what the other lacks: their covariance is added, that of one lag in Newey and West (Econometrica 55, 1987).
 * prefills: windows with prefills are further off, by the same for each one. That error is charged to the prefill's
   request, or to the others in the window.
 * the law's misfit: what windows of like composition (the shares that the law gives to steps, prompts, decoded tokens)
   have in common in their residuals. It does not average out. It makes the coefficients wrong, as if all of the run were
   MISFIT_WINDOWS windows, and each request by what it uses of them.
 
-Two things that no window shows are added: beside other clients whose requests are inferred from the engine's counters,
-INFERRED of their work; in a mixture of experts, EXPERT_DIVISION of the way to an equal division of what a step reads.
+What no window shows is added: the delay of the chunks, which moves both ends of a request; beside other clients whose
+requests are inferred from the engine's counters, INFERRED of their work; and, because windows show what a step costs
+and not for whom, DIVISION of the way from the law's division of what members add to a step to one by their tokens, and
+EXPERT_DIVISION of that to an equal one of the experts that it reads. Power that is drawn as long as a step lasts can be
+its members' by what made it longer, or by what they compute.
 
 The first two are the random-coefficient model of Hildreth and Houck (J. Am. Stat. Assoc. 63, 1968): the squared
 residuals regressed on the squared features. The third is the lack of fit by near replicates (Daniel and Wood, Fitting
@@ -26,11 +30,13 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import numpy as np
 
-from loadgen.attribution.cost_model import columns_of, feature_column, foreign_features, free_time, overlap
+from loadgen.attribution.cost_model import columns_of, feature_column, foreign_features, free_time, overlap, sum_by
+from loadgen.attribution.engine_steps import decoded_tokens
 from loadgen.stats.nnls import nnls
 from loadgen.units import MJ_PER_J, NS_PER_S
 
 if TYPE_CHECKING:
+    from loadgen.attribution.cost_model import Coefficients
     from loadgen.attribution.engine_steps import EngineSteps
     from loadgen.attribution.window_fit import Fit
     from loadgen.energy.series import EnergySeries
@@ -39,7 +45,11 @@ if TYPE_CHECKING:
 CHUNK_DELAY_NS = 500_000
 """Uncertainty of the delay from a step's end to its chunk at the client: it shifts a request against the counter."""
 
-EXPERT_DIVISION = 0.1
+DIVISION = 0.03
+"""Uncertainty of the division of what the members of a step add to it, as a part of the way from the law's division to
+one in proportion to computed tokens. Chosen as below."""
+
+EXPERT_DIVISION = 0.12
 """Uncertainty of the division of the experts that a step reads, as a part of the way from the law's division to an
 equal one: windows show what is read, not for whom. Chosen as below."""
 
@@ -50,6 +60,10 @@ MISFIT_WINDOWS, MISFIT_WINDOWS_OF_SUMS = 7.0, 1.0
 """Independent windows that all of a run's are worth for the law's misfit, in a request's joules and in those of many.
 Chosen so that 1.96 standard errors hold 95 % on average over the rows of benchmarks/accuracy/attribution_oracle.py;
 nothing else is chosen. What misfit does to single requests has either sign; in a sum of requests alike it adds up."""
+
+PREFILL_OWN = 0.5
+"""Part of the variance of windows with prefills that is the prefills' own. The rest is misplaced: one window has what
+the next one lacks, and the request is in both. Chosen as above."""
 
 MIN_WINDOWS = 50
 """Windows needed to tell the components apart; with fewer, all of the residual counts as each of them."""
@@ -72,7 +86,8 @@ class ErrorModel:
 
     noise: relative variance of a window's energy. prefill_j2: variance per prefill in a window, J^2. covariance,
     covariance_of_sums: float64[K, K], of the coefficients. windows: what they are based on; 0 without a fit. single,
-    misfit: relative variance of a window's residual, and the part of it that windows of like composition share.
+    misfit: relative variance of a window's residual, and the part of it that windows of like composition share. serial:
+    correlation of the noise of neighbouring windows, at least -1/2: that of noise which only moves between them.
     """
 
     noise: float
@@ -82,6 +97,7 @@ class ErrorModel:
     windows: int
     single: float
     misfit: float
+    serial: float = 0.0
 
     @classmethod
     def unknown(cls, coefficients: int) -> Self:
@@ -100,14 +116,18 @@ def error_model(fit: Fit, series: EnergySeries, steps: EngineSteps) -> ErrorMode
         return ErrorModel.unknown(len(values))
     residual = (fit.target_j[positive] - features @ values) / energy_j
     single = noise = misfit = float(np.mean(residual**2))
-    prefill_j2 = 0.0
+    prefill_j2 = serial = 0.0
     used = np.flatnonzero(values > 0)
     costs_j = features[:, used] * values[used]
     if count >= MIN_WINDOWS:
         misfit = lack_of_fit(residual, costs_j / np.maximum(costs_j.sum(axis=1, keepdims=True), 1e-9))
         prefills = np.bincount(_window_of(series, steps)[steps.step[steps.prefilling]], minlength=len(fit.kept))
         squared = np.stack([np.ones(count), prefills[fit.kept][positive] / energy_j**2], axis=1)
-        noise, prefill_j2 = nnls(squared, _without_drift(residual) ** 2)[0].tolist()
+        driftless = _without_drift(residual)
+        noise, prefill_j2 = nnls(squared, driftless**2)[0].tolist()
+        next_to = np.diff(np.flatnonzero(fit.kept)[positive]) == 1
+        together = float(np.mean((driftless[1:] * driftless[:-1])[next_to])) if next_to.any() else 0.0
+        serial = max(together / max(float(np.mean(driftless**2)), 1e-30), -0.5)
     scaled = costs_j / energy_j[:, None]
     gram = scaled.T @ scaled / count
     covariances = np.zeros((2, len(values), len(values)))
@@ -115,7 +135,7 @@ def error_model(fit: Fit, series: EnergySeries, steps: EngineSteps) -> ErrorMode
         # No price is more uncertain than itself: the identity is that bound, where the windows do not determine it.
         precision = gram / max(noise / count + misfit / windows, 1e-12) + np.eye(len(used))
         covariance[np.ix_(used, used)] = np.linalg.inv(precision) * np.outer(values[used], values[used])
-    return ErrorModel(noise, prefill_j2, covariances[0], covariances[1], count, single, misfit)
+    return ErrorModel(noise, prefill_j2, covariances[0], covariances[1], count, single, misfit, serial)
 
 
 def lack_of_fit(residual: Floats, composition: Floats) -> float:
@@ -195,17 +215,19 @@ def _slices(rows: int) -> list[slice]:
     return [slice(begin, begin + _CHUNK_ROWS) for begin in range(0, rows, _CHUNK_ROWS)]
 
 
-def variance_of_ends(series: EnergySeries, steps: EngineSteps, joules: Floats) -> Floats:
+def variance_of_ends(series: EnergySeries, steps: EngineSteps, joules: Floats, windows: int) -> Floats:
     """Return float64[n], J^2: what the uncertainty of a request's two instants against the counter's is worth.
 
-    Each is uniform in the counter's slack plus CHUNK_DELAY_NS, so sqrt(2/3) of it, times the request's mean power.
+    Each is uniform in CHUNK_DELAY_NS, so sqrt(2/3) of it, times the request's mean power. With fewer than MIN_WINDOWS
+    windows in the fit, the counter's slack is added: otherwise that is in the noise.
     """
     begin = np.full(len(joules), np.iinfo(np.int64).max)
     end = np.zeros(len(joules), np.int64)
     np.minimum.at(begin, steps.request, steps.start_ns[steps.step])
     np.maximum.at(end, steps.request, steps.end_ns[steps.step])
     period_ns = float(np.median(np.diff(series.t_ns)))
-    slack_ns = CHUNK_DELAY_NS + (0.0 if series.slack_ns is None else float(np.median(series.slack_ns)))
+    of_counter = 0.0 if series.slack_ns is None or windows >= MIN_WINDOWS else float(np.median(series.slack_ns))
+    slack_ns = CHUNK_DELAY_NS + of_counter
     length_ns = np.maximum(end - np.minimum(begin, end), period_ns)
     return np.asarray((joules / length_ns * slack_ns) ** 2 * 2 / 3)
 
@@ -252,12 +274,7 @@ def equal_experts(series: EnergySeries, steps: EngineSteps, shares: Floats, expe
     gains = np.zeros((requests, 2))
     if steps.experts is None or not expert_j:
         return gains
-    energy_j = np.diff(series.mj) / MJ_PER_J
-    step, window, overlap_share = overlap(series.t_ns, steps.start_ns, steps.end_ns)
-    by_step = np.bincount(steps.step, shares, minlength=steps.count)
-    total = np.bincount(window, overlap_share * by_step[step], minlength=len(energy_j))
-    rate = np.divide(energy_j, total, out=np.zeros(len(energy_j)), where=total > 0)
-    price = expert_j * np.bincount(step, overlap_share * rate[window], minlength=steps.count)
+    price = expert_j * _measured_per_share(series, steps, shares)
     part = feature_column(steps, "expert_j")
     equal = np.bincount(steps.step, part, minlength=steps.count) / np.bincount(steps.step, minlength=steps.count)
     gain = equal[steps.step]
@@ -268,13 +285,45 @@ def equal_experts(series: EnergySeries, steps: EngineSteps, shares: Floats, expe
     return gains
 
 
+def divided_by_tokens(
+    series: EnergySeries, steps: EngineSteps, shares: Floats, coefficients: Coefficients, requests: int
+) -> Floats:
+    """Return float64[n], joules: what each request would gain if what the members of a step add to it, beside the step
+    itself and its reads of experts, were divided in proportion to their computed tokens.
+
+    shares: float64[M], under the law.
+    """
+    own = feature_column(steps, "step_j")
+    own *= -coefficients.step_j
+    own += shares
+    if steps.experts is not None:
+        own -= (coefficients.expert_j or 0.0) * feature_column(steps, "expert_j")
+    tokens = decoded_tokens(steps.decode, steps.speculation) + steps.prefill
+    by_step, of_step = sum_by(steps.step, own, steps.count), np.bincount(steps.step, tokens, minlength=steps.count)
+    per_token = np.divide(by_step, of_step, out=np.zeros(steps.count), where=of_step > 0)
+    equal = per_token[steps.step]
+    equal *= tokens
+    equal -= own
+    equal *= _measured_per_share(series, steps, shares)[steps.step]
+    return sum_by(steps.request, equal, requests)
+
+
+def _measured_per_share(series: EnergySeries, steps: EngineSteps, shares: Floats) -> Floats:
+    """Return float64[S]: the measured energy of the windows that a step is in, per joule of the shares in them."""
+    energy_j = np.diff(series.mj) / MJ_PER_J
+    step, window, overlap_share = overlap(series.t_ns, steps.start_ns, steps.end_ns)
+    total = sum_by(window, overlap_share * sum_by(steps.step, shares, steps.count)[step], len(energy_j))
+    rate = np.divide(energy_j, total, out=np.zeros(len(energy_j)), where=total > 0)
+    return sum_by(step, overlap_share * rate[window], steps.count)
+
+
 @dataclass(frozen=True)
 class JoulesErrors:
     """The parts that the variance of any request's joules, and of any sum of them, is made of.
 
     energy_j: float64[W]. prefills: float64[W], of all requests. inferred_j: float64[W], of other clients' requests that
     are inferred from the engine's counters. gradient: float64[n, 2, K]. division: float64[n, 2], `equal_experts`.
-    ends: float64[n], J^2.
+    by_tokens: float64[n], `divided_by_tokens`. ends: float64[n], J^2.
     """
 
     model: ErrorModel
@@ -284,6 +333,7 @@ class JoulesErrors:
     inferred_j: Floats
     gradient: Floats
     division: Floats
+    by_tokens: Floats
     ends: Floats
 
     def of_requests(self) -> Floats:
@@ -295,13 +345,20 @@ class JoulesErrors:
         joules, own, owned = self._shares(self.rows, "all")
         by_prefills = own * (1 - owned) ** 2 + (self.prefills[self.rows.window] - own) * owned**2
         inferred_j2 = (INFERRED * owned * self.inferred_j[self.rows.window]) ** 2
-        variance = self.model.noise * joules**2 + self.model.prefill_j2 * by_prefills + inferred_j2
-        by_windows = np.bincount(self.rows.request, variance, minlength=len(self.gradient))
-        if self.model.windows < MIN_WINDOWS:  # the residuals of many windows have the ends among their noise
-            by_windows = np.maximum(by_windows, self.ends)
+        variance = self._noise(self.rows, joules) + PREFILL_OWN * self.model.prefill_j2 * by_prefills + inferred_j2
+        by_windows = sum_by(self.rows.request, variance, len(self.gradient))
+        few = self.model.windows < MIN_WINDOWS  # then all of the residual is each component, the ends among them
+        by_windows = np.maximum(by_windows, self.ends) if few else by_windows + self.ends
         gradient = self.gradient.sum(axis=1)
         by_misfit = np.einsum("ni,ij,nj->n", gradient, self.model.covariance, gradient)
-        return np.asarray(by_windows + by_misfit + (EXPERT_DIVISION * self.division.sum(axis=1)) ** 2)
+        divided = (DIVISION * self.by_tokens) ** 2 + (EXPERT_DIVISION * self.division.sum(axis=1)) ** 2
+        return np.asarray(by_windows + by_misfit + divided)
+
+    def _noise(self, rows: RequestWindows, joules: Floats) -> Floats:
+        """Return float64[rows], J^2: the variance of the noise of each row, and its covariance with the next one's."""
+        following = np.zeros(len(joules))
+        following[:-1] = np.where(rows.request[1:] == rows.request[:-1], joules[1:], 0.0)
+        return np.asarray(self.model.noise * joules * (joules + 2 * self.model.serial * following))
 
     def of_sum(self, requests: Ints) -> dict[Part, float]:
         """Return the variance of the joules of these requests together, and of their prefills and decodes, J^2.
@@ -317,7 +374,7 @@ class JoulesErrors:
             joules, own, owned = self._shares(rows, part)
             prefills = float((own * (1 - owned) - (self.prefills[rows.window] - own) * owned).sum())
             variances[part] = (
-                self.model.noise * float((joules**2).sum())
+                float(self._noise(rows, joules).sum())
                 + float(((INFERRED * owned * self.inferred_j[rows.window]) ** 2).sum())
                 + self.model.prefill_j2 * prefills**2
                 + float(slope @ self.model.covariance_of_sums @ slope)
@@ -359,12 +416,14 @@ def joules_errors(
     if len(clipped) < 2 or not len(shares):
         model, none, gradient = ErrorModel.unknown(len(values)), np.zeros(0), np.zeros((requests, 2, len(values)))
         rows = RequestWindows(np.zeros(0, np.int64), np.zeros(0, np.int64), none, none, none)
-        return JoulesErrors(model, rows, none, none, none, gradient, np.zeros((requests, 2)), np.zeros(requests))
+        zeros = np.zeros(requests)
+        return JoulesErrors(model, rows, none, none, none, gradient, np.zeros((requests, 2)), zeros, zeros)
     rows = request_windows(clipped, steps, member_j, requests)
     inferred = rows.request >= known
     inferred_j = (rows.prefill_j + rows.decode_j)[inferred]
+    model = error_model(fit, series, steps)
     return JoulesErrors(
-        model=error_model(fit, series, steps),
+        model=model,
         rows=rows,
         energy_j=np.diff(clipped.mj) / MJ_PER_J,
         prefills=np.bincount(rows.window, rows.prefills, minlength=len(clipped) - 1).astype(np.float64),
@@ -374,5 +433,6 @@ def joules_errors(
             idle_w * free_time(steps, clipped.t_ns) / NS_PER_S,
         ),
         division=equal_experts(clipped, steps, shares, fit.coefficients.expert_j or 0.0, requests),
-        ends=variance_of_ends(clipped, steps, joules),
+        by_tokens=divided_by_tokens(clipped, steps, shares, fit.coefficients, requests),
+        ends=variance_of_ends(clipped, steps, joules, model.windows),
     )  # fmt: skip

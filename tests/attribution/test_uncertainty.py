@@ -9,7 +9,16 @@ from loadgen.attribution.chunk_steps import engine_steps_of
 from loadgen.attribution.cost_model import COLUMNS, cost_shares
 from loadgen.attribution.expert_reads import ExpertReads
 from loadgen.attribution.shapley import attribute_energy, split_energy
-from loadgen.attribution.uncertainty import MIN_WINDOWS, equal_experts, error_model, joules_gradient, request_windows
+from loadgen.attribution.uncertainty import (
+    MIN_WINDOWS,
+    divided_by_tokens,
+    equal_experts,
+    error_model,
+    joules_errors,
+    joules_gradient,
+    request_windows,
+    variance_of_ends,
+)
 from loadgen.attribution.window_fit import Fit
 from loadgen.energy.series import EnergySeries
 from loadgen.stats.arrays import Floats
@@ -73,6 +82,59 @@ def test_noise_makes_windows_uncertain_and_misfit_the_coefficients() -> None:
     assert misfit.misfit == pytest.approx(0.02**2, rel=0.3)
     assert drifted.misfit < 0.1 * misfit.misfit
     assert (np.diag(misfit.covariance)[[0, 3]] > 4 * np.diag(noise.covariance)[[0, 3]]).all()
+
+
+def moving(between: Floats) -> Floats:
+    """What one window has, the next one lacks."""
+    return 0.02 * (between - np.roll(between, 1))
+
+
+@pytest.mark.parametrize(
+    ("residual", "serial"),
+    [
+        (0.02 * RNG.normal(size=WINDOWS), 0.0),
+        (moving(RNG.normal(size=WINDOWS)), -0.5),
+        (0.02 * np.repeat(RNG.normal(size=WINDOWS // 8), 8), 0.875),
+    ],
+)
+def test_windows_side_by_side_have_noise_in_common_or_take_it_from_each_other(residual: Floats, serial: float) -> None:
+    model = error_model(*fit_with(residual), two_steps())
+    assert model.serial == pytest.approx(serial, abs=0.12)
+    assert model.serial >= -0.5
+
+
+def test_noise_that_moves_between_windows_averages_out_over_a_request() -> None:
+    """One request in 20 windows of equal energy: 20 variances, and 19 covariances twice."""
+    steps = engine_steps_of([request(0, 5, [50 + 20 * i for i in range(100)])])
+    series = counter([100.0 * i for i in range(21)], [40.0] * 20)
+    fit, fitted_to = fit_with(RNG.normal(0, 0.02, WINDOWS))
+    members = np.full(len(steps.step), 8.0)
+    errors = joules_errors(fit, fitted_to, series, steps, members, members, 1, 1)
+    still = replace(errors.model, noise=1e-4, prefill_j2=0.0, covariance=np.zeros((5, 5)))
+    variances = {
+        serial: float(replace(errors, model=replace(still, serial=serial), ends=np.zeros(1)).of_requests()[0])
+        for serial in (-0.5, 0.0, 0.5)
+    }
+    independent = variances[0.0]
+    assert 0 < variances[-0.5] < 0.1 * independent
+    assert variances[0.5] == pytest.approx(2 * independent - variances[-0.5])
+
+
+def test_the_slack_of_a_counter_is_in_the_noise_of_many_windows() -> None:
+    steps = engine_steps_of([request(0, 5, [50, 90, 250])])
+    series = replace(counter([0, 100, 200, 300], [1.0, 2.0, 3.0]), slack_ns=np.full(4, 10 * MS))
+    few, many = (variance_of_ends(series, steps, np.array([6.0]), n)[0] for n in (MIN_WINDOWS - 1, MIN_WINDOWS))
+    assert few == pytest.approx(many * 21**2)
+
+
+def test_a_division_by_tokens_gives_to_one_what_it_takes_from_another() -> None:
+    """Long contexts cost more than their tokens; where only tokens have a price, both divisions are the same."""
+    series = EnergySeries("gpu:0", np.array([0, 2 * NS_PER_S]), np.array([0, 90_000]))
+    steps = two_steps()
+    for law, differs in ((prices(4.0, 0.5, 0.01, 3.0, 0.02), True), (prices(4.0, 0.5, 0.0, 0.5, 0.0), False)):
+        gains = divided_by_tokens(series, steps, cost_shares(steps, law), law, 2)
+        assert gains.sum() == pytest.approx(0, abs=1e-9)
+        assert (np.abs(gains).max() > 0.01) == differs
 
 
 def test_the_error_of_a_sum_is_not_that_of_independent_requests() -> None:
