@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from loadgen.report.cache_difference import cache_difference
 from loadgen.report.format import UNKNOWN, clean, joules, number, seconds
 from loadgen.report.gates import unit_of
 from loadgen.report.run_facts import (
@@ -151,6 +152,8 @@ def render_comparison(
         _print_table([of_sides[0], later], ["A", letter], found, console)
         for line in (MEANING.format(letter), *interval_notes(found, metrics([of_sides[0], later]), letter)):
             console.print(Text(line, style="dim"))
+        if found.paired and (saved := cache_difference(of_sides[0], later, letter)):
+            console.print(Text(saved))
     for outcome in outcomes:
         console.print(Text(describe(outcome), style="bold red" if outcome.failed else "green"))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from loadgen.report.cache_difference import cache_difference
 from loadgen.report.compare import (
     MEANING,
     compare_runs,
@@ -103,6 +104,8 @@ def comparison_markdown(sides: Sequence[Runs], outcomes: Sequence[Outcome], diff
         }  # fmt: skip
         top = ("", "A", letter, f"{letter}−A", "±")
         lines += ["", *_table(top, [row for path, row in rows.items() if path in shown_first]), ""]
+        if found.paired and (saved := cache_difference(of_sides[0], later, letter)):
+            lines += [escaped(saved), ""]
         lines += ["<details><summary>All numbers</summary>", ""]
         lines += [*_table(top, rows.values()), "", escaped(MEANING.format(letter)), ""]
         lines += [f"* {escaped(note)}" for note in interval_notes(found, list(cells), letter)]
