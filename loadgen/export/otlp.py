@@ -60,10 +60,13 @@ def otlp_messages(result: RunResult) -> Iterator[tuple[str, Any]]:
     with importing("--as otlp", "sidecar"):
         from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
     info, models = result.info, request_table(result)["model"]
+    sessions = {request.index: request.session_id for request in result.schedule if request.session_id is not None}
     for model in sorted({name or "" for name in models}):
         records = [record for record, name in zip(result.records, models, strict=True) if (name or "") == model]
         for start in range(0, len(records), BATCH):
-            part = export_records(info.run_id, model or "unknown", records[start : start + BATCH], info.anchor)
+            part = export_records(
+                info.run_id, model or "unknown", sessions, records[start : start + BATCH], info.anchor
+            )
             yield "traces", ExportTraceServiceRequest.FromString(part)
     yield "metrics", _metrics(result)
 

@@ -121,7 +121,9 @@ class Sender:
         self._hides_words = not config.keep_bodies
         workloads = {request.workload for request in schedule.requests}
         self._limits_ms = {workload: limits_of(config, workload) for workload in workloads}
-        self._spans = SpanSender(config.otlp, prepared.run_id, prepared.server.model) if config.otlp else None
+        sessions = {r.index: r.session_id for r in schedule.requests if config.otlp and r.session_id is not None}
+        model = prepared.server.model
+        self._spans = SpanSender(config.otlp, prepared.run_id, model, sessions) if config.otlp else None
         self.make_message = prepared.message_maker(schedule.seed)
         self._messages: deque[Message] = deque()
         self._bytes_ahead = 0

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from loadgen.sidecar.session_energy import OpenSessions
 from loadgen.telemetry.histogram import Histogram
 from loadgen.units import j_from_mj, s_from_ns
 
@@ -17,6 +18,7 @@ MAX_LABELS = 50
 
 ENERGY_BOUNDS_J = tuple(base * 10.0**k for k in range(-1, 6) for base in (1, 2, 5))[:19]
 TTFT_BOUNDS_S = (0.01, 0.025, 0.05, 0.1, 0.2, 0.35, 0.5, 0.75, 1.0, 1.5, 2.5, 5.0, 10.0, 30.0, 60.0)
+SESSION_BOUNDS_J = tuple(base * 10.0**k for k in range(7) for base in (1, 2, 5))[:19]
 DURATION_BOUNDS_S = (0.1, 0.25, 0.5, 1.0, 2.0, 3.5, 5.0, 7.5, 10.0, 15.0, 30.0, 60.0, 120.0, 300.0, 600.0)
 
 AccountKey = tuple[str, str]
@@ -60,6 +62,13 @@ class Account:
     ttft: Histogram = field(default_factory=lambda: Histogram(TTFT_BOUNDS_S))
     duration: Histogram = field(default_factory=lambda: Histogram(DURATION_BOUNDS_S))
 
+    completed_sessions: Histogram = field(default_factory=lambda: Histogram(SESSION_BOUNDS_J))
+    """Energy of ended sessions whose every request completed."""
+    failed_sessions: Histogram = field(default_factory=lambda: Histogram(SESSION_BOUNDS_J))
+    """Energy of those with a request that failed."""
+    completed_sessions_mj: int = 0
+    failed_sessions_mj: int = 0
+
     def close(self, entry: OpenRequest) -> None:
         """Count a request to which no more energy can be committed."""
         request = entry.request
@@ -79,8 +88,26 @@ class Account:
         if request.ok and request.first_token_ns is not None:
             self.ttft.observe(s_from_ns(request.first_token_ns - request.start_ns), request.request_id)
 
+    def end_session(self, energy_mj: int, ok: bool) -> None:
+        """Count a session to which no more requests are added."""
+        if ok:
+            self.completed_sessions_mj += energy_mj
+            self.completed_sessions.observe(j_from_mj(energy_mj))
+            self.completed_sessions.sum = j_from_mj(self.completed_sessions_mj)
+        else:
+            self.failed_sessions_mj += energy_mj
+            self.failed_sessions.observe(j_from_mj(energy_mj))
+            self.failed_sessions.sum = j_from_mj(self.failed_sessions_mj)
+
     def copy(self) -> Account:
-        return replace(self, energy=self.energy.copy(), ttft=self.ttft.copy(), duration=self.duration.copy())
+        return replace(
+            self,
+            energy=self.energy.copy(),
+            ttft=self.ttft.copy(),
+            duration=self.duration.copy(),
+            completed_sessions=self.completed_sessions.copy(),
+            failed_sessions=self.failed_sessions.copy(),
+        )
 
 
 class Accounts:
@@ -90,6 +117,7 @@ class Accounts:
         self.model = model
         """Model of spans that name none, from now on."""
         self._accounts: dict[AccountKey, Account] = {}
+        self._sessions = OpenSessions()
 
     def of(self, request: RequestSpan) -> Account:
         """The request's account, opened if there is none yet."""
@@ -108,6 +136,16 @@ class Accounts:
         account = self.of(entry.request)
         account.prefill_mj += prefill_mj
         account.decode_mj += decode_mj
+
+    def close(self, entry: OpenRequest) -> None:
+        """Count a request to which no more energy can be committed, in its account and in its session."""
+        account = self.of(entry.request)
+        account.close(entry)
+        self._sessions.add(entry, account)
+
+    def end_sessions(self, now_ns: int) -> None:
+        """Count the sessions that have been idle for long."""
+        self._sessions.end_idle(now_ns)
 
     def freeze(self) -> Mapping[AccountKey, Account]:
         """Copies of all accounts, which later commits do not change."""

@@ -86,6 +86,14 @@ def _by_account(**values: Callable[[Account], float | Histogram]) -> Rows:
     return rows
 
 
+def _session_rows(page: SidecarPage) -> Iterator[MetricRow]:
+    """Yield the energy of ended sessions by outcome; nothing for accounts without any."""
+    for key, account in sorted(page.ledger.accounts.items()):
+        for outcome, energy in (("completed", account.completed_sessions), ("failed", account.failed_sessions)):
+            if any(energy.counts):
+                yield MetricRow((*key, outcome), energy)
+
+
 def gpu_label(domain: str) -> str:
     """Name a domain as label `gpu`: `gpu:0` is GPU 0; other domains keep their name."""
     return domain.removeprefix("gpu:")
@@ -116,6 +124,10 @@ METRICS = (
     Declared("loadgen_request_energy_joules", "histogram", ACCOUNT,
              "Energy of each closed request whose whole time was measured. Exemplars carry request_id.",
              _by_account(value=lambda account: account.energy)),
+    Declared("loadgen_session_energy_joules", "histogram", (*ACCOUNT, "outcome"),
+             "Energy of each session whose spans have gen_ai.conversation.id or session.id, 10 minutes after its last "
+             "request. Outcome is completed or failed, if a request of it did. Absent without such sessions.",
+             _session_rows),
     Declared("loadgen_input_tokens_total", "counter", ACCOUNT,
              "Input tokens of closed requests whose spans say how many.",
              _by_account(value=lambda account: account.input_tokens)),

@@ -406,7 +406,8 @@ class Ledger:
         for _, key in sorted(ended):
             entry = self._join.close(key)
             self._closed.append(entry.request)
-            self._accounts.of(entry.request).close(entry)
+            self._accounts.close(entry)
+        self._accounts.end_sessions(end_ns)
 
     # -- out ---------------------------------------------------------------------------------------------------
 

@@ -288,6 +288,7 @@ def joined(parts: Iterable[RequestSpan]) -> RequestSpan:
         engine,
         first_token_ns=first_ns,
         workload=client.workload or engine.workload,
+        session=client.session or engine.session,
         model=engine.model or client.model,
         input_tokens=_known(client.input_tokens, engine.input_tokens),
         output_tokens=max((count for count in counts if count is not None), default=None),

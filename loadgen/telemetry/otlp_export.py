@@ -3,7 +3,7 @@
 import os
 import queue
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, Generic, Self, TypeVar
 from urllib.parse import SplitResult, urlsplit
@@ -27,8 +27,13 @@ KIND_CLIENT, STATUS_ERROR = 3, 2
 Item = TypeVar("Item")
 
 
-def export_records(run_id: str, model: str, records: Sequence[RequestRecord], clocks: Anchor) -> bytes:
-    """Encode records as an ExportTraceServiceRequest, on the wall clock. Records that were never sent have no span."""
+def export_records(
+    run_id: str, model: str, sessions: Mapping[int, str], records: Sequence[RequestRecord], clocks: Anchor
+) -> bytes:
+    """Encode records as an ExportTraceServiceRequest, on the wall clock. Records that were never sent have no span.
+
+    sessions: the session of each request that is a turn of one, by its index.
+    """
     trace = trace_service()
     request = trace.ExportTraceServiceRequest()
     resource = request.resource_spans.add()
@@ -36,11 +41,11 @@ def export_records(run_id: str, model: str, records: Sequence[RequestRecord], cl
     scope = resource.scope_spans.add()
     for record in records:
         if record.sent_ns is not None and record.finished_ns is not None:
-            _fill(scope.spans.add(), run_id, model, record, clocks.offset_ns)
+            _fill(scope.spans.add(), run_id, model, sessions.get(record.index), record, clocks.offset_ns)
     return bytes(request.SerializeToString())
 
 
-def _fill(span: Any, run_id: str, model: str, record: RequestRecord, offset_ns: int) -> None:
+def _fill(span: Any, run_id: str, model: str, session: str | None, record: RequestRecord, offset_ns: int) -> None:
     assert record.sent_ns is not None and record.finished_ns is not None
     request_id = f"{run_id}-{record.index}"
     span.trace_id, span.span_id = span_ids(request_id)
@@ -50,6 +55,7 @@ def _fill(span: Any, run_id: str, model: str, record: RequestRecord, offset_ns: 
     attributes: dict[str, str | int | float | None] = {
         "gen_ai.request.id": request_id,
         "gen_ai.request.model": model,
+        "gen_ai.conversation.id": None if session is None else f"{run_id}/{session}",
         "loadgen.workload": record.workload,
         "gen_ai.usage.input_tokens": record.input_tokens,
         "gen_ai.usage.output_tokens": record.output_tokens,
@@ -165,5 +171,6 @@ class BatchSender(Generic[Item]):
 class SpanSender(BatchSender[RequestRecord]):
     """Sends the spans of a client's own requests."""
 
-    def __init__(self, url: str, run_id: str, model: str) -> None:
-        super().__init__(url, partial(export_records, run_id, model))
+    def __init__(self, url: str, run_id: str, model: str, sessions: Mapping[int, str] | None = None) -> None:
+        """sessions: as for `export_records`."""
+        super().__init__(url, partial(export_records, run_id, model, sessions or {}))

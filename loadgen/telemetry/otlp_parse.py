@@ -35,11 +35,12 @@ PREFILL_S = ("gen_ai.latency.time_in_model_prefill",)
 QUEUE_S = ("gen_ai.latency.time_in_queue",)
 MODEL = ("gen_ai.response.model", "gen_ai.request.model")
 WORKLOAD = ("loadgen.workload",)
+SESSION = ("gen_ai.conversation.id", "session.id")
 TGI_TIMES = ("validation_time", "queue_time", "inference_time", "time_per_token")
 """Names of each attribute, the current convention's first."""
 
 _READ_ATTRIBUTES = frozenset((*REQUEST_ID, *INPUT_TOKENS, *OUTPUT_TOKENS, *CACHED_TOKENS, *FIRST_TOKEN_S, *PREFILL_S,
-                              *QUEUE_S, *MODEL, *WORKLOAD, *TGI_TIMES))  # fmt: skip
+                              *QUEUE_S, *MODEL, *WORKLOAD, *SESSION, *TGI_TIMES))  # fmt: skip
 TGI_FIRST_TOKEN = "send_generation"
 """TGI's span of a token that it hands to the stream."""
 TGI_PARTS = frozenset(
@@ -72,6 +73,8 @@ class RequestSpan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     cached_tokens: int | None
     model: str | None
     workload: str | None
+    session: str | None = None
+    """Conversation that it is a turn of."""
     ok: bool
     trace_id: bytes = b""
     """Empty, as the other ids, when the sender gave none that is valid."""
@@ -173,6 +176,7 @@ def _request_span(span: Any, attributes: Attributes) -> RequestSpan:
         cached_tokens=_tokens(attributes, CACHED_TOKENS),
         model=_text(attributes, MODEL),
         workload=_text(attributes, WORKLOAD),
+        session=_text(attributes, SESSION),
         ok=span.status.code != STATUS_ERROR,
         trace_id=trace_id,
         span_id=span_id,

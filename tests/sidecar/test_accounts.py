@@ -132,3 +132,12 @@ def test_a_request_is_its_own_only_part_until_others_join() -> None:
     assert OpenRequest(REQUEST).parts == (REQUEST,)
     other = changed(REQUEST, key="b")
     assert OpenRequest(REQUEST, parts=(REQUEST, other)).parts == (REQUEST, other)
+
+
+def test_a_closed_request_counts_in_its_session_too() -> None:
+    accounts, entry = Accounts(), OpenRequest(changed(REQUEST, session="a"))
+    accounts.charge(entry, 300, 1700)
+    accounts.close(entry)
+    accounts.end_sessions(REQUEST.end_ns + 3_600 * NS_PER_S)
+    account = accounts.of(REQUEST)
+    assert (account.energy_mj, account.completed_sessions_mj) == (2000, 2000)

@@ -1,5 +1,7 @@
 """The sidecar's metric families: names, labels, values and exemplars of one page."""
 
+from dataclasses import replace
+
 import pytest
 from msgspec.structs import replace as changed
 
@@ -7,6 +9,7 @@ from loadgen.energy.series import EnergyDomain
 from loadgen.sidecar.accounts import Accounts, OpenRequest
 from loadgen.sidecar.exporter import METRICS, SidecarPage, metric_family
 from loadgen.sidecar.ledger import DomainEnergy, Snapshot
+from loadgen.sidecar.session_energy import SESSION_IDLE_S
 from sidecar.test_accounts import REQUEST
 
 
@@ -70,6 +73,23 @@ def samples(name: str, page: SidecarPage) -> dict[tuple[str, ...], float]:
 )
 def test_each_metric_shows_its_own_number(name: str, expected: dict[tuple[str, ...], float]) -> None:
     assert samples(name, page()) == expected
+
+
+def test_the_energy_of_ended_sessions_is_by_outcome_and_names_none_of_them() -> None:
+    accounts = Accounts()
+    accounts.of(REQUEST).end_session(3_500, ok=True)
+    made = page()
+    shown = replace(made, ledger=replace(made.ledger, accounts=accounts.freeze()))
+    (declared,) = (metric for metric in METRICS if metric.name == "loadgen_session_energy_joules")
+    family = metric_family(declared, shown)
+    assert {tuple(row.labels.get(label) for label in declared.labels) for row in family.samples} == {
+        ("m", "chat", "completed")
+    }
+    assert {row.name: row.value for row in family.samples if "le" not in row.labels} == {
+        "loadgen_session_energy_joules_count": 1, "loadgen_session_energy_joules_sum": 3.5,
+    }  # fmt: skip
+    assert all(row.exemplar is None for row in family.samples)
+    assert metric_family(declared, made).samples == [] and f"{SESSION_IDLE_S / 60:g} minutes" in declared.help
 
 
 def test_an_unknown_value_has_no_row_and_an_engine_that_is_away_has_a_zero() -> None:

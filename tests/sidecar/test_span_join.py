@@ -321,7 +321,7 @@ def tgi_books(engine: bool, client: bool) -> Snapshot:
                 first_token_ns=start_ns + 200 * NS_PER_MS, last_token_ns=end_ns, finished_ns=end_ns, input_tokens=900,
                 output_tokens=80,
             )  # fmt: skip
-            arrivals.append((end_ns + NS_PER_S, export_records("run", "org/model", [record], Anchor(WALL_NS, 0))))
+            arrivals.append((end_ns + NS_PER_S, export_records("run", "org/model", {}, [record], Anchor(WALL_NS, 0))))
     arrivals.sort(key=lambda arrival: arrival[0])
     ledger = Ledger([GPU], model="org/model")
     for tenth in range(64 * 10):

@@ -179,15 +179,16 @@ def test_loadgens_own_spans_come_back_as_they_were() -> None:
     failed = RequestRecord(index=8, workload="code", scheduled_ns=0, sent_ns=5, finished_ns=9, error="connect")
     not_sent = RequestRecord(index=9, workload="code", scheduled_ns=0, error="not_sent")
     at = Anchor(wall_ns=START_NS, monotonic_ns=0)
-    told, other = parse_spans(export_records("run", "m", [record, failed, not_sent], at)).spans
+    told, other = parse_spans(export_records("run", "m", {7: "s"}, [record, failed, not_sent], at)).spans
     assert (told.key, told.workload, told.model, told.client) == ("run-7", "code", "m", True)
     ids = span_ids("run-7")
     assert told.moved(lambda t_ns: t_ns - START_NS) == RequestSpan(
         key="run-7", request_id="run-7", client=True, start_ns=1000, prefill_ns=1000, first_token_ns=501_000,
-        end_ns=900_000, input_tokens=11, output_tokens=5, cached_tokens=3, model="m", workload="code", ok=True,
-        trace_id=ids.trace_id, span_id=ids.span_id,
+        end_ns=900_000, input_tokens=11, output_tokens=5, cached_tokens=3, model="m", workload="code", session="run/s",
+        ok=True, trace_id=ids.trace_id, span_id=ids.span_id,
     )  # fmt: skip
     assert (other.ok, other.input_tokens, other.output_tokens, other.first_token_ns) == (False, None, None, None)
+    assert other.session is None
 
 
 @pytest.mark.parametrize(
@@ -207,6 +208,11 @@ def test_spans_that_are_none_are_counted_by_reason(name: str, attributes: dict[s
 @pytest.mark.parametrize(("start_ns", "end_ns"), [(0, 5), (10, 5), (1, 10**17)])
 def test_times_that_contradict_themselves_are_malformed(start_ns: int, end_ns: int) -> None:
     assert parse_spans(trace("llm_request", VLLM, start_ns, end_ns)).dropped == {"malformed": 1}
+
+
+@pytest.mark.parametrize("name", ["gen_ai.conversation.id", "session.id"])
+def test_a_session_is_named_by_either_attribute(name: str) -> None:
+    assert one(trace("llm_request", VLLM | {name: "talk-1"})).session == "talk-1"
 
 
 def test_long_text_is_cut() -> None:
