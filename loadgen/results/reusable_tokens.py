@@ -1,4 +1,4 @@
-"""Prompt tokens that a server had computed for an earlier request, by the plan: what a cache without end would hold."""
+"""Prompt tokens that an earlier request had too, by the plan: what a prefix cache without end would hold."""
 
 from __future__ import annotations
 
@@ -13,32 +13,23 @@ if TYPE_CHECKING:
 
 
 def reusable_tokens(schedule: Sequence[ScheduledRequest], records: Sequence[RequestRecord]) -> list[int | None]:
-    """Return for each request how many tokens its prompt begins with that earlier requests had computed when it was
-    sent: whole blocks, and the text that the turns of a session open with.
+    """Return for each request how many tokens its prompt begins with that requests which were sent before had: whole
+    blocks, and the text that the turns of a session open with.
 
-    A prompt counts as computed from its first token on. None for a request that was not sent, and for one with words of
-    its own: which of them it has in common with others is not planned.
+    A server computes prompts in the order in which they come, so that those are in its cache, if it has not evicted
+    them. None for a request that was not sent, and for one with words of its own: which of them it has in common with
+    others is not planned.
     """
     computed = _Computed()
-    computed_at = sorted(
-        (instant_ns, row) for row, record in enumerate(records) if (instant_ns := _computed_ns(record)) is not None
-    )
-    sent_at = sorted((record.sent_ns, row) for row, record in enumerate(records) if record.sent_ns is not None)
     reusable: list[int | None] = [None] * len(records)
-    done = 0
-    for sent_ns, row in sent_at:
-        while done < len(computed_at) and computed_at[done][0] <= sent_ns:
-            computed.add(schedule[computed_at[done][1]])
-            done += 1
-        request = schedule[row]
+    sent = [(record.sent_ns, row) for row, record in enumerate(records) if record.sent_ns is not None]
+    for _, row in sorted(sent):
+        request, record = schedule[row], records[row]
         if request.words is None and (request.live is msgspec.UNSET or not request.live):
             reusable[row] = computed.tokens_of(request)
+        if record.first_token_ns is not None or record.came_whole:
+            computed.add(request)
     return reusable
-
-
-def _computed_ns(record: RequestRecord) -> int | None:
-    """Return the first instant at which the whole prompt is known to have been computed."""
-    return record.finished_ns if record.came_whole else record.first_token_ns
 
 
 class _Computed:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loadgen.attribution.beside_others import steps_beside_others
+from loadgen.attribution.cached_tokens import with_cached_tokens
 from loadgen.attribution.shapley import RunAttribution, attribute_energy
 from loadgen.attribution.window_fit import align_phase
 from loadgen.results.energy_summary import aligned_series
@@ -25,10 +26,11 @@ def attribute_run(result: RunResult, start_ns: int, end_ns: int) -> tuple[RunAtt
     if not series:
         return None, []
     records = with_planned_prompts(result.schedule, result.records)
+    reusable = reusable_tokens(result.schedule, records)
+    records = with_cached_tokens(records, reusable, result.engine)
     shared = steps_beside_others(records, result.engine, result.spans, result.info.run_id, result.info.anchor.offset_ns)
     series = [align_phase(domain, shared.steps) for domain in series]
     sums = {name: np.array(rows, dtype=np.int64) for name, rows in part_rows(result).items()}
-    reusable = reusable_tokens(result.schedule, records)
     return attribute_energy(series, records, start_ns, end_ns, shared=shared, sums=sums, reusable=reusable), series
 
 

@@ -1,4 +1,4 @@
-"""Which tokens of a prompt had been computed before, by the plan and the instants of the answers."""
+"""Tokens of a prompt that an earlier one had, by the plan and the order in which they were sent."""
 
 from typing import Any
 
@@ -56,12 +56,12 @@ def test_a_prompt_repeats_what_an_earlier_one_began_with(
     ("earlier", "later", "reusable"),
     [
         (record(0, 10), record(10, 30), 128),
-        (record(0, 11), record(10, 30), 0),  # sent while the other was being computed
+        (record(0, 11), record(10, 30), 128),  # sent while the other was being computed: it is scheduled after that
         (record(0, None), record(10, 30), 0),  # refused: nobody computed it
         (record(0, 10), record(None, None), None),
     ],
 )
-def test_only_what_was_computed_when_the_request_was_sent_counts(
+def test_only_what_requests_had_that_were_sent_before_counts(
     earlier: RequestRecord, later: RequestRecord, reusable: int | None
 ) -> None:
     schedule = [request(prefix_ids=(1, 2)), request(prefix_ids=(1, 2, 3))]
