@@ -21,7 +21,7 @@ import griffe
 
 from loadgen.cli import cli
 from loadgen.results.probes_table import PROBE_COLUMNS
-from loadgen.results.run_tables import ENERGY_COLUMNS, ENGINE_COLUMNS, REQUEST_COLUMNS
+from loadgen.results.run_tables import ENERGY_COLUMNS, ENGINE_COLUMNS, REQUEST_COLUMNS, SESSION_COLUMNS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -143,6 +143,7 @@ def python() -> str:
             lines += klass(name, target)
     tables = {
         "Run.requests": REQUEST_COLUMNS,
+        "Run.sessions": SESSION_COLUMNS,
         "Run.energy": ENERGY_COLUMNS,
         "Run.engine": ENGINE_COLUMNS,
         "Search.probes": PROBE_COLUMNS,

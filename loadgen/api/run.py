@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from loadgen.results.run_tables import energy_table, engine_table, requests_table
+from loadgen.results.run_tables import energy_table, engine_table, requests_table, sessions_table
 from loadgen.results.summarize import load_run
 
 if TYPE_CHECKING:
@@ -43,6 +43,11 @@ class Run:
     def requests(self) -> Table:
         """One row for each request of the schedule, whatever its outcome: latencies in seconds, tokens, joules."""
         return requests_table(self._result)
+
+    @cached_property
+    def sessions(self) -> Table:
+        """One row for each session: time, tokens, joules; no rows where no session has several requests."""
+        return sessions_table(self._result)
 
     @cached_property
     def energy(self) -> Table:

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from loadgen.results import request_table
 from loadgen.results.summarize import span
 from loadgen.results.table import Column, Table
@@ -16,6 +18,7 @@ from loadgen.units import NS_PER_S
 if TYPE_CHECKING:
     from loadgen.energy.series import EnergySample
     from loadgen.results.run_folder import RunResult
+    from loadgen.results.summary import CacheEnergy
 
 _TIME = (
     Column("t_s", "float64", "s", "Instant of the reading; second 0 is the first scheduled instant of the run."),
@@ -53,10 +56,45 @@ ENGINE_COLUMNS = (
 )
 """Columns of the engine's own counters and gauges; null where its page does not have one."""
 
+SESSION_COLUMNS = (
+    Column("session", "string", None, "Name of the session in the schedule."),
+    Column("workload", "string", None, "Workload or stream of its first request."),
+    Column("tasks", "int64", None, "Its main thread and its sub-agents."),
+    Column("requests", "int64", None, "Requests of the schedule."),
+    Column("completed", "int64", None, "Requests whose whole answer came."),
+    Column("within_limits", "bool", None, "True when every request met the limits of its workload; null without any."),
+    Column("input_tokens", "int64", "tokens", "Prompt tokens that the server counted."),
+    Column("cached_tokens", "int64", "tokens", "Those of them that the server took from its prefix cache."),
+    Column("output_tokens", "int64", "tokens", "Output tokens."),
+    Column("start_s", "float64", "s", "Instant at which the first request was sent."),
+    Column("duration_s", "float64", "s", "Time from then to the end of the last answer."),
+    Column("model_s", "float64", "s", "Part of it in which a request was in flight."),
+    Column("tool_s", "float64", "s", "Part in which none was, and none was due: tools ran, or a user thought."),
+    Column("waiting_s", "float64", "s", "Part in which none was although one was due: the client was late."),
+    Column("joules", "float64", "J", "Energy attributed to its requests; null, like all joules, without a meter."),
+    Column("se_joules", "float64", "J", "Standard error of joules."),
+    Column("prefill_joules", "float64", "J", "Energy of its prefills."),
+    Column("decode_joules", "float64", "J", "Energy of its decode steps."),
+    Column("saved_joules", "float64", "J", "Energy that its cached tokens would have cost, by the fitted law."),
+    Column("recomputed_joules", "float64", "J", "Part of joules for tokens that had been computed before."),
+)
+"""Columns of a run's sessions."""
+
 
 def requests_table(result: RunResult) -> Table:
     """Return one row for each request of the schedule, whatever its outcome."""
     return Table(REQUEST_COLUMNS, request_table.request_table(result))
+
+
+def sessions_table(result: RunResult) -> Table:
+    """Return one row for each session, in order of their first request; none where no session has several requests."""
+    plain = [msgspec.structs.asdict(account) for account in result.sessions]
+    rows = [row | {"tasks": len(row["tasks"])} | _saved(row["cache"]) for row in plain]
+    return Table(SESSION_COLUMNS, {column.name: [row[column.name] for row in rows] for column in SESSION_COLUMNS})
+
+
+def _saved(cache: CacheEnergy | None) -> dict[str, float | None]:
+    return {name: getattr(cache, name, None) for name in ("saved_joules", "recomputed_joules")}
 
 
 def energy_table(result: RunResult) -> Table:

@@ -129,7 +129,8 @@ def rows_of_sums(sessions: Sequence[SessionRows]) -> dict[str, list[int]]:
     """Return the rows of each sum of joules whose error is wanted, by the names that `session_accounts` looks up."""
     sums = {f"session {i}": session.rows for i, session in enumerate(sessions)}
     for i, session in enumerate(sessions):
-        sums |= {f"session {i} task {j}": rows for j, rows in enumerate(session.tasks.values())}
+        if len(session.tasks) > 1:
+            sums |= {f"session {i} task {j}": rows for j, rows in enumerate(session.tasks.values())}
     sums |= {"sessions": [row for session in sessions for row in session.rows]} if sessions else {}
     return sums | {f"turns from {first}": rows for first, rows in depth_rows(sessions).items()}
 
@@ -150,18 +151,15 @@ def session_accounts(result: RunResult, start_ns: int) -> list[SessionAccount]:
         made = account_of(part, shares, errors.get(name), result.info.config, start_ns)
         return msgspec.structs.asdict(made)
 
-    return [
-        SessionAccount(
-            session=session.session,
-            workload=session.workload,
-            tasks=[
-                TaskAccount(task=task, **account(rows, f"session {i} task {j}"))
-                for j, (task, rows) in enumerate(session.tasks.items())
-            ],
-            **account(session.rows, f"session {i}"),
-        )
-        for i, session in enumerate(sessions)
-    ]
+    accounts = []
+    for i, session in enumerate(sessions):
+        whole = account(session.rows, f"session {i}")
+        tasks = [
+            TaskAccount(task=task, **(whole if len(session.tasks) == 1 else account(rows, f"session {i} task {j}")))
+            for j, (task, rows) in enumerate(session.tasks.items())
+        ]
+        accounts.append(SessionAccount(session=session.session, workload=session.workload, tasks=tasks, **whole))
+    return accounts
 
 
 def account_of(

@@ -8,11 +8,20 @@ import pytest
 from loadgen.energy.series import EnergySample
 from loadgen.results.request_table import COLUMNS
 from loadgen.results.run_folder import RunResult
-from loadgen.results.run_tables import ENERGY_COLUMNS, ENGINE_COLUMNS, energy_table, engine_table, requests_table
+from loadgen.results.run_tables import (
+    ENERGY_COLUMNS,
+    ENGINE_COLUMNS,
+    SESSION_COLUMNS,
+    energy_table,
+    engine_table,
+    requests_table,
+    sessions_table,
+)
 from loadgen.results.summarize import analyse_run, span
 from loadgen.results.table import Column
 from loadgen.telemetry.engine_page import ENGINES
 from support import sample_runs
+from support.session_runs import agent_run
 
 START_NS = 10_000_000_000
 
@@ -28,6 +37,20 @@ def test_the_requests_are_those_of_the_table_that_is_exported(made: RunResult) -
     assert list(table) == [column.name for column in COLUMNS]
     assert made.summary is not None
     assert np.nanpercentile(table["ttft_s"], 90) == pytest.approx(made.summary.ttft_s.p90)
+
+
+def test_a_row_of_sessions_is_the_account_of_one() -> None:
+    run = agent_run(3)
+    table = sessions_table(run)
+    assert list(table) == [column.name for column in SESSION_COLUMNS]
+    assert [*table["session"]] == [account.session for account in run.sessions]
+    assert [*table["joules"]] == [account.joules for account in run.sessions]
+    assert [*table["tasks"]] == [len(account.tasks) for account in run.sessions]
+    assert [*table["saved_joules"]] == [account.cache.saved_joules for account in run.sessions if account.cache]
+
+
+def test_a_run_without_sessions_has_no_rows_of_them(made: RunResult) -> None:
+    assert len(sessions_table(made)) == 0
 
 
 def with_energy(made: RunResult, *samples: EnergySample) -> RunResult:
