@@ -4,8 +4,8 @@
     python -m benchmarks.instrument.long_prompts --tokens 150000 --sessions 2
 
 A session's first prompt has --tokens tokens in blocks of 64 or 512, and every later turn 1,000 more behind the same
-blocks. Of the bodies, the median time is shown; of the server, the mean CPU time of a request with an answer of ten
-tokens, from parsing to the last event. Linux only.
+blocks. CPU time is shown: of a body the median, of the server the mean of a request with an answer of ten tokens, from
+parsing to the last event. Linux only.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import process_time
 from typing import NamedTuple
 from urllib.request import Request, urlopen
 
@@ -89,7 +89,7 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=4)
     parser.add_argument("--turns", type=int, default=15)
     options = parser.parse_args()
-    print(f"{'':37} {'first prompt':>13} {'later turn':>11}")
+    print(f"{'':44} {'first prompt':>13} {'later turn':>11}")
     for block_tokens in (64, 512):
         body, served, make = Cost([], []), Cost([], []), maker()
         size = 0
@@ -97,9 +97,9 @@ def main() -> None:
             for session in range(options.sessions):
                 for turn in range(options.turns):
                     request = prompt(session, turn, options.tokens, block_tokens)
-                    start_s = perf_counter()
+                    start_s = process_time()
                     made = make(request).body
-                    body.add(turn, perf_counter() - start_s)
+                    body.add(turn, process_time() - start_s)
                     size, start_s = len(made), cpu_s(pid)
                     ask(url, made)
                     served.add(turn, cpu_s(pid) - start_s)
@@ -107,11 +107,11 @@ def main() -> None:
                 lines = [msgspec.json.decode(line) for line in page]
         check(lines, options.tokens, options.turns)
         rows = {
-            f"body of {size / 1e6:.2f} MB": [f"{median(cost):.1f}" for cost in body],
-            "server CPU": [f"{sum(cost) / len(cost):.0f}" for cost in served],
+            f"a body of {size / 1e6:.2f} MB": [f"{median(cost):.1f}" for cost in body],
+            "the server": [f"{sum(cost) / len(cost):.0f}" for cost in served],
         }
         for what, (first, later) in rows.items():
-            print(f"blocks of {block_tokens}: {what}, ms".ljust(37) + f"{first:>13} {later:>11}", flush=True)
+            print(f"blocks of {block_tokens}: {what}, CPU ms".ljust(44) + f"{first:>13} {later:>11}", flush=True)
 
 
 def check(lines: list[dict[str, int]], tokens: int, turns: int) -> None:
