@@ -17,8 +17,9 @@ from loadgen.units import MJ_PER_J, NS_PER_S, mj_from_j
 LIMIT_CLOCKS = 0.6
 """Least share of lowered clocks in a window and its two neighbours, for the power limit to have held in it. An H200
 counts them in steps of 100 ms, as its energy, and the two are read late by up to a step."""
-LIMIT_POWER = 0.97
-"""Least share of the limit in a window's mean power."""
+LIMIT_POWER = (0.97, 1.03)
+"""Least and greatest share of the limit in a window's mean power, for the limit to have held in it. Under bursts of
+prefills H200s had windows of up to 840 W at a limit of 700 W: power is not constant in those."""
 
 
 class EnergyDomain(msgspec.Struct, frozen=True, kw_only=True):
@@ -114,7 +115,8 @@ class EnergySeries:
         after = np.minimum(np.arange(len(self) - 1) + 2, len(self) - 1)
         held_ns = self.capped_ns[after] - self.capped_ns[before]
         held = held_ns >= LIMIT_CLOCKS * (self.t_ns[after] - self.t_ns[before])
-        return np.asarray(held & (watts >= LIMIT_POWER * self.limit_w))
+        least, greatest = LIMIT_POWER
+        return np.asarray(held & (watts >= least * self.limit_w) & (watts <= greatest * self.limit_w))
 
     @property
     def unknown_ns(self) -> int:

@@ -13,7 +13,7 @@ from loadgen.attribution.step_time import with_pace, with_time
 from loadgen.attribution.window_fit import fit_coefficients
 from loadgen.energy.series import EnergySeries
 from loadgen.record import RequestRecord
-from loadgen.units import NS_PER_S
+from loadgen.units import MJ_PER_J, NS_PER_S
 from support.attribution_runs import MS, counter, request, two_steps
 
 DECODE_S = (0.004, 0.016)
@@ -63,7 +63,8 @@ def test_time_has_no_price_where_steps_of_the_same_work_take_as_long_or_windows_
 
 def test_at_the_power_limit_and_beside_other_clients_time_has_no_price() -> None:
     records, series = busy_server(watts=300.0, token_j=0.01)
-    limited = replace(series, capped_ns=np.arange(len(series)) * 100 * MS, limit_w=1.0)
+    watts = np.diff(series.mj) / MJ_PER_J / (np.diff(series.t_ns) / NS_PER_S)
+    limited = replace(series, capped_ns=np.arange(len(series)) * 100 * MS, limit_w=float(np.median(watts)))
     assert limited.at_limit is not None
     assert limited.at_limit.any()
     steps = engine_steps_of(records)

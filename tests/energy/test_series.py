@@ -301,6 +301,7 @@ def at_the_limit(watts: list[float], capped: list[float], limit_w: float | None 
     [
         ([700, 700, 700], [1, 1, 1], [True, True, True]),
         ([690, 670, 690], [1, 1, 1], [True, False, True]),  # less power than the limit
+        ([710, 730, 840], [1, 1, 1], [True, False, False]),  # more: it did not hold
         ([700, 700, 700, 700], [1, 0, 2, 0], [False, True, True, True]),  # late reads: a step of 100 ms now and then
         ([500, 500, 500], [1, 1, 1], [False, False, False]),  # bursts: the clocks are low, the mean power is not high
         ([700, 700, 700], [0, 0, 0], [False, False, False]),  # high power at full clocks
