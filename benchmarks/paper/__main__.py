@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.paper import (
+    added_load,
     agreement,
     case_study,
     checks,
@@ -56,6 +57,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "acceptance": speculative_decoding.acceptance,
     "moe": moe.moe,
     "moe-added": moe.moe_added,
+    "added-load": added_load.added,
+    "added-load-summary": added_load.added_summary,
     "distinct-tokens": moe.distinct_tokens,
     "decoding": decoding.decoding,
     "tasks": decoding.tasks,
