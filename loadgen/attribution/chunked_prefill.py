@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
+from loadgen.attribution.cost_model import sum_by
 from loadgen.attribution.engine_steps import Bools, Members, Narrow, Speculation, decoded_tokens
 from loadgen.attribution.lost_prefills import lost_prefills
 from loadgen.attribution.step_lengths import LengthLaw, Piece, PrefillQueue, done_before, length_law
@@ -86,12 +87,12 @@ def spread_prefills(
         return SpreadPrefills(members, start_ns, end_ns, np.ones(len(start_ns)), None)
     row = first_rows[np.argsort(sent_ns[members.request[first_rows]], kind="stable")]
     computed = decoded_tokens(members.decode, speculation)
-    decoding = np.bincount(members.step, computed, minlength=len(start_ns)).astype(np.float64)
-    reads = np.bincount(members.step, np.where(members.decode > 0, members.context, 0.0), minlength=len(start_ns))
+    decoding = sum_by(members.step, computed, len(start_ns))
+    reads = sum_by(members.step, np.where(members.decode > 0, members.context, np.float32(0)), len(start_ns))
     request = members.request[row]
     queue = PrefillQueue(
         row, sent_ns[request], members.step[row], members.prefill[row], cached[request],
-        start_ns, (end_ns - start_ns).astype(np.float64), decoding, reads.astype(np.float64),
+        start_ns, (end_ns - start_ns).astype(np.float64), decoding, reads,
     )  # fmt: skip
     chosen = choose_candidate(queue)
     law, _ = length_law(fill_steps(queue, chosen, PRIOR.sample), queue)
@@ -107,7 +108,7 @@ def spread_prefills(
     if len(further.before):
         members = members._replace(step=number[members.step])
     spread = cut_prefills(members, pieces, cached, lost)
-    prefilled = np.bincount(spread.step, spread.prefill, minlength=len(ends_ns))
+    prefilled = sum_by(spread.step, spread.prefill, len(ends_ns))
     decoding = np.insert(decoding, further.before, 0.0)
     iterations = np.maximum(np.ceil((prefilled + decoding) / chosen.budget), 1.0)
     budget = chosen.budget if len(row) >= PRIOR.min_prompts else None

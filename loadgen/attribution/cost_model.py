@@ -20,7 +20,7 @@ from loadgen.attribution.expert_reads import ExpertReads, member_computed, membe
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
-    from loadgen.attribution.engine_steps import EngineSteps, Memberships
+    from loadgen.attribution.engine_steps import EngineSteps, Memberships, Narrow
     from loadgen.stats.arrays import Floats, Ints
 
 COLUMNS = ("step_j", "prefill_token_j", "prefill_context_j", "decode_token_j", "decode_context_j")
@@ -28,6 +28,9 @@ EXPERT_COLUMNS = ("expert_j", "computed_token_j")
 """Further columns, of steps that read experts."""
 TIME_COLUMN = "busy_w"
 """The last column, of steps whose time has a price."""
+
+
+_ROWS_AT_ONCE = 1 << 21
 
 
 class Coefficients(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,7 +152,7 @@ def cost_shares(steps: EngineSteps, coefficients: Coefficients | None, fallback_
             feature *= price
             shares += feature
             del feature  # two columns of M rows at a time are enough
-    unpriced = np.bincount(steps.step, shares, minlength=steps.count) == 0
+    unpriced = sum_by(steps.step, shares, steps.count) == 0
     if unpriced.any():
         length_s = np.maximum(steps.end_ns - steps.start_ns, 1) / NS_PER_S
         shares += feature_column(steps, "step_j") * (np.where(unpriced, length_s, 0.0) * fallback_w)[steps.step]
@@ -238,6 +241,11 @@ def guessed_windows(steps: EngineSteps, edges_ns: Ints) -> NDArray[np.bool_]:
     return sum_by(window, share, max(len(edges_ns) - 1, 0)) > 0
 
 
-def sum_by(group: Ints | Memberships, values: Floats, groups: int) -> Floats:
-    """Return float64[groups]: the sum of the values in each group."""
-    return np.bincount(group, values, minlength=groups).astype(np.float64, copy=False)
+def sum_by(group: Ints | Memberships, values: Floats | Narrow, groups: int) -> Floats:
+    """Return float64[groups]: the sum of the values in each group. numpy widens both arrays, a part of them at a time
+    here: a run can have 20 million memberships."""
+    sums = np.zeros(groups)
+    for begin in range(0, len(group), _ROWS_AT_ONCE):
+        rows = slice(begin, begin + _ROWS_AT_ONCE)
+        sums += np.bincount(group[rows], values[rows], minlength=groups)
+    return sums

@@ -32,6 +32,7 @@ from loadgen.attribution.cost_model import (
     free_time,
     guessed_windows,
     overlap,
+    sum_by,
     unseen_time,
 )
 from loadgen.attribution.fit_quality import FitQuality, fit_quality
@@ -272,7 +273,7 @@ def _shapley(
     foreign += beyond_law(clipped, steps, shares, coefficients.idle_w, own)
     member_mj, idle, unattributed = split_energy(clipped, steps, shares, coefficients.idle_w, foreign)
     requests = len(records)
-    total = np.bincount(steps.request, member_mj, minlength=requests).astype(np.float64)
+    total = sum_by(steps.request, member_mj, requests)
     prefilling = steps.prefilling
     prefill = np.minimum(np.bincount(steps.request[prefilling], member_mj[prefilling], minlength=requests), total)
     kinds = decode_by_kind(records, steps, member_mj)
@@ -306,7 +307,7 @@ def split_energy(
         return np.zeros(len(shares)), 0.0, 0.0
     energy_mj = np.diff(series.mj).astype(np.float64)
     step, window, overlap_share = overlap(series.t_ns, steps.start_ns, steps.end_ns)
-    step_j = np.bincount(steps.step, shares, minlength=steps.count)
+    step_j = sum_by(steps.step, shares, steps.count)
     active_j = np.bincount(window, overlap_share * step_j[step], minlength=windows).astype(np.float64)
     if foreign_j is not None:
         active_j = active_j + foreign_j

@@ -245,7 +245,7 @@ def joules_gradient(
     windows = len(series) - 1
     energy_j = np.diff(series.mj) / MJ_PER_J
     step, window, overlap_share = overlap(series.t_ns, steps.start_ns, steps.end_ns)
-    shares_by_step = np.bincount(steps.step, shares, minlength=steps.count)
+    shares_by_step = sum_by(steps.step, shares, steps.count)
     total = np.bincount(window, overlap_share * shares_by_step[step], minlength=windows) + foreign @ values + idle_j
     rate = np.divide(energy_j, total, out=np.zeros(windows), where=total > 0)
     step_rate = np.bincount(step, overlap_share * rate[window], minlength=steps.count)
@@ -253,17 +253,15 @@ def joules_gradient(
     gradient = np.zeros((requests, 2, len(values)))
     for k, column in enumerate(columns_of(steps)):
         feature = feature_column(steps, column)
-        by_step = np.bincount(steps.step, feature, minlength=steps.count)
+        by_step = sum_by(steps.step, feature, steps.count)
         in_window = np.bincount(window, overlap_share * by_step[step], minlength=windows) + foreign[:, k]
         mean = rate * in_window / np.where(total > 0, total, 1.0)
         step_mean = np.bincount(step, overlap_share * mean[window], minlength=steps.count).astype(np.float64)
-        feature *= step_rate[steps.step]
-        loss = step_mean[steps.step]
-        loss *= shares
-        feature -= loss
-        del loss
+        for rows in _slices(len(feature)):  # arrays of M rows: no second one beside the feature
+            feature[rows] *= step_rate[steps.step[rows]]
+            feature[rows] -= step_mean[steps.step[rows]] * shares[rows]
         gradient[:, 0, k] = np.bincount(steps.request[prefilling], feature[prefilling], minlength=requests)
-        gradient[:, 1, k] = np.bincount(steps.request, feature, minlength=requests) - gradient[:, 0, k]
+        gradient[:, 1, k] = sum_by(steps.request, feature, requests) - gradient[:, 0, k]
         del feature  # arrays of M rows: the next column is made before this name is reused
     return gradient
 
@@ -299,13 +297,12 @@ def divided_by_tokens(
     if steps.experts is not None:
         own -= (coefficients.expert_j or 0.0) * feature_column(steps, "expert_j")
     tokens = decoded_tokens(steps.decode, steps.speculation) + steps.prefill
-    by_step, of_step = sum_by(steps.step, own, steps.count), np.bincount(steps.step, tokens, minlength=steps.count)
+    by_step, of_step = sum_by(steps.step, own, steps.count), sum_by(steps.step, tokens, steps.count)
     per_token = np.divide(by_step, of_step, out=np.zeros(steps.count), where=of_step > 0)
-    equal = per_token[steps.step]
-    equal *= tokens
-    equal -= own
-    equal *= _measured_per_share(series, steps, shares)[steps.step]
-    return sum_by(steps.request, equal, requests)
+    measured = _measured_per_share(series, steps, shares)
+    for rows in _slices(len(own)):
+        own[rows] = (per_token[steps.step[rows]] * tokens[rows] - own[rows]) * measured[steps.step[rows]]
+    return sum_by(steps.request, own, requests)
 
 
 def _measured_per_share(series: EnergySeries, steps: EngineSteps, shares: Floats) -> Floats:
@@ -412,7 +409,7 @@ def joules_errors(
     shares, member_j: float64[M], under the law and of the split. known: the first requests, which are not inferred.
     """
     values, idle_w = fit.coefficients.values, fit.coefficients.idle_w or 0.0
-    joules = np.bincount(steps.request, member_j, minlength=requests).astype(np.float64)
+    joules = sum_by(steps.request, member_j, requests)
     if len(clipped) < 2 or not len(shares):
         model, none, gradient = ErrorModel.unknown(len(values)), np.zeros(0), np.zeros((requests, 2, len(values)))
         rows = RequestWindows(np.zeros(0, np.int64), np.zeros(0, np.int64), none, none, none)
