@@ -28,6 +28,8 @@ WORDS = (
     "otel",
 )
 TABLES = ("csv", "parquet", "dataset")
+SESSIONS = "weka"
+"""AIPerf's name of the recorded sessions of coding agents."""
 FORMAT = click.option(
     "--format",
     "format_",
@@ -41,17 +43,18 @@ def trace() -> None:
     """Import, show, fit and sample traces.
 
     A trace is one JSON object a line: "timestamp" (ms), "input_length", "output_length" and optionally "workload",
-    "session_id", "hash_ids" and "block_size"; .gz and .zst are read and written too.
+    "session_id", "hash_ids" and "block_size", and what a request of an agent session comes after; .gz and .zst are read
+    and written too.
     """
 
 
 @trace.command("import")
-@click.argument("source")
+@click.argument("sources", nargs=-1, required=True, metavar="SOURCE...")
 @OUT
 @click.option(
     "--format",
     "format_",
-    type=click.Choice([*LENGTHS, *WORDS, *TABLES]),
+    type=click.Choice([*LENGTHS, SESSIONS, *WORDS, *TABLES]),
     help="Format of the file; dataset: SOURCE is the name of a data set on Hugging Face, or a folder with one.  "
     "[default: detected from its first row]",
 )
@@ -68,9 +71,14 @@ def trace() -> None:
 @click.option("--split", metavar="NAME", default="train", show_default=True, help="Split of a data set.")
 @click.option("--workload", help="Workload name of every request.")
 @click.option("--model", help="Model that every request names, instead of the one that was recorded.")
+@click.option(
+    "--keep-models",
+    is_flag=True,
+    help="Requests of agent sessions name the models that were recorded, each as a workload of its own.",
+)
 @OVERWRITE
 def import_(
-    source: str,
+    sources: tuple[str, ...],
     out: Path,
     format_: Any,
     columns: dict[str, str],
@@ -78,23 +86,34 @@ def import_(
     split: str,
     workload: str | None,
     model: str | None,
+    keep_models: bool,
     overwrite: bool,
 ) -> None:
     """Convert a public data set, a log of your own traffic, or a table of prompts to a trace.
 
     Of lengths: Azure CSV (2023 and 2024), BurstGPT CSV, Mooncake JSONL and Bailian (Qwen) JSONL; rows of 0 tokens are
-    dropped and counted. Of words: conversations (ShareGPT, files for fine-tuning), OpenAI Batch files, AIPerf's inputs,
-    logs of LiteLLM, OpenTelemetry's gen_ai spans, CSV, Parquet, and data sets of Hugging Face.
+    dropped and counted. Recorded agent sessions (weka): several files or folders are one trace. Of words: conversations
+    (ShareGPT, files for fine-tuning), OpenAI Batch files, AIPerf's inputs, logs of LiteLLM, OpenTelemetry's gen_ai
+    spans, CSV, Parquet, and data sets of Hugging Face.
     """
-    from loadgen.workload.tables import check_columns
+    from loadgen.workload.agent_sessions import holds_sessions
     from loadgen.workload.trace import check_workload
     from loadgen.workload.trace_columns import iter_columns, write_columns
     from loadgen.workload.worded_import import imported_rows, write_rows
 
     check_workload(workload)
+    source = sources[0]
+    if format_ == SESSIONS or (format_ is None and all(holds_sessions(Path(name)) for name in sources)):
+        if columns or (model and keep_models):
+            raise LoadgenError("agent sessions have no --column, and either --model or --keep-models")
+        _import_sessions(sources, out, workload, model, keep_models, overwrite)
+        return
+    if len(sources) > 1:
+        raise LoadgenError(f"{sources[1]}: several files are imported at a time only if each has agent sessions")
+    if keep_models:
+        raise LoadgenError(f"--keep-models: {source} has no agent sessions; a log's requests name the recorded models")
     replaced = {name: value for name, value in (("workload", workload), ("model", model)) if value is not None}
     dropped: Counter[str] = Counter()
-    check_columns(columns)
     rows = imported_rows(source, format_, columns, dropped, replaced=replaced, subset=subset, split=split)
     if rows is not None:
         written = write_rows(out, source, rows, dropped, overwrite=overwrite)
@@ -107,6 +126,25 @@ def import_(
     written = write_columns(out, chunks, overwrite=overwrite)
     reasons = "".join(f" ({count} with {reason})" for reason, count in dropped.items())
     click.echo(f"read {written + dropped.total()} rows, dropped {dropped.total()}{reasons}, wrote {written} to {out}")
+
+
+def _import_sessions(
+    sources: tuple[str, ...], out: Path, workload: str | None, model: str | None, keep_models: bool, overwrite: bool
+) -> None:
+    """Write recorded agent sessions as one trace."""
+    from msgspec.structs import replace
+
+    from loadgen.workload.agent_sessions import read_sessions
+    from loadgen.workload.trace import write_trace
+
+    dropped: Counter[str] = Counter()
+    read = read_sessions([Path(name) for name in sources], dropped, workload=workload, keeps_models=keep_models)
+    requests = [replace(request, model=model) for request in read.requests] if model else read.requests
+    written = write_trace(out, requests, overwrite=overwrite)
+    sessions = len({request.session_id for request in requests})
+    reasons = ", ".join(f"{count} with {reason}" for reason, count in dropped.items())
+    left_out = f"; left out: {reasons}" if reasons else ""
+    click.echo(f"wrote {written} requests of {sessions} sessions to {out}{left_out}")
 
 
 @trace.command()

@@ -10,6 +10,7 @@ import numpy as np
 
 from loadgen.report.format import UNKNOWN, count
 from loadgen.stats.distributions import Counts, ks_distance, spearman
+from loadgen.workload.agent_sessions import holds_sessions
 from loadgen.workload.length_source import DRAWS, draw_bins, iter_lengths, source_path
 from loadgen.workload.trace_stats import WINDOWS_S, Description, Tally, describe_lengths
 
@@ -71,7 +72,7 @@ def fact_name(key: str) -> str:
 def describe_source(name: str, format: Format | None) -> TraceFacts:
     """Describe a trace, or bins by path or name, see `source_path`."""
     path = source_path(name)
-    if path.suffix == ".json":
+    if path.suffix == ".json" and not holds_sessions(path):
         bins, pairs = draw_bins(path)
         description = describe_lengths(*pairs)
         kind = f"{len(bins.bins)} bins, percentiles of {DRAWS} draws"

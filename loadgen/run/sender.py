@@ -392,6 +392,8 @@ async def warm_prefixes(
         announce("filling the prefix cache", done, len(schedule.warmed))
         index = 2 * len(schedule.requests) + done  # those before are of the run and of its warm-up
         message = make_message(msgspec.structs.replace(request, index=index, output_tokens=1, natural=False))
-        record = await client.post(message.path, message.body, workload="warmup", headers=message.headers)
+        record = await client.post(
+            message.path, message.body, workload="warmup", headers=message.headers, hides_words=False
+        )
         if record.error:
             raise NotReadyError(f"a request that fills the prefix cache failed ({record.error}): {record.detail}")

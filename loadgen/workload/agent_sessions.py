@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
@@ -209,6 +210,8 @@ class _Reader:
         self._nodes: list[_Node] = []
         self._ids: dict[int, int] = {}
         """Labels of the session's own ids."""
+        self._shared: set[Any] = set()
+        """Blocks of tools and system prompts that it has."""
 
     def requests(self) -> list[TraceRequest]:
         """Return the requests, each after those that it waits for."""
@@ -253,7 +256,7 @@ class _Reader:
         in_order = sorted(enumerate(thread.entries), key=lambda item: item[1].t)
         calls = [entry for _, entry in in_order if isinstance(entry, _Call)]
         self._share_prefix(calls, *thread.prefix_tokens)
-        ends_s = iter([_end_s(call, following) for call, following in zip(calls, [*calls[1:], None], strict=True)])
+        ends_s = iter([_end_s(call, following) for call, following in zip_longest(calls, calls[1:])])
         open_: list[_Open] = []
         last: int | None = None
         is_recorded_next = False  # its think time then counts from the end of the last
@@ -307,7 +310,9 @@ class _Reader:
         """Return the time between the last of the parents' answers and a request. `before` is the request from whose
         end its recorded think time counts."""
         ends_s = [(self._nodes[parent].end_s, parent) for parent in parents]
-        if not ends_s or any(end_s is None for end_s, _ in ends_s):
+        if not parents:
+            return None
+        if any(end_s is None for end_s, _ in ends_s):
             return call.think_time if parents == (before,) else None
         last_s, latest = max((end_s or 0.0, parent) for end_s, parent in ends_s)
         if latest == before and call.think_time is not None:
@@ -322,13 +327,16 @@ class _Reader:
         block_tokens = self._session.block_size
         tool_blocks = tool_tokens // block_tokens
         blocks = (tool_tokens + system_tokens) // block_tokens
-        call = next((call for call in calls if len(call.hash_ids) >= blocks), None)
+        long_enough = [call for call in calls if len(call.hash_ids) >= tool_blocks]
+        call = next((call for call in long_enough if len(call.hash_ids) >= blocks), next(iter(long_enough), None))
         if call is None:
             return
         for i, block in enumerate(call.hash_ids[:blocks]):
-            if block not in self._ids:
-                tokens = (tool_tokens,) if i < tool_blocks else (tool_tokens, system_tokens)
-                self._ids[block] = self._labels.of((call.model, block_tokens, tokens, i))
+            tokens = (tool_tokens,) if i < tool_blocks else (tool_tokens, system_tokens)
+            key = (call.model, block_tokens, tokens, i)
+            if block not in self._ids and key not in self._shared:  # else the session says that they differ
+                self._shared.add(key)
+                self._ids[block] = self._labels.of(key)
 
     def _label(self, block: int) -> int:
         if (label := self._ids.get(block)) is None:

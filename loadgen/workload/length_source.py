@@ -15,9 +15,10 @@ import numpy as np
 
 from loadgen.errors import LoadgenError
 from loadgen.files import data_dir
+from loadgen.workload.agent_sessions import holds_sessions, read_sessions
 from loadgen.workload.sources import read_source
 from loadgen.workload.token_bins import CountedPairs, Pairs, TokenBins, count_pairs, read_bins, sample_lengths
-from loadgen.workload.trace_columns import Columns, iter_columns
+from loadgen.workload.trace_columns import Columns, columns_of, iter_columns
 from loadgen.workload.worded_import import imported_rows
 from loadgen.workload.worded_trace import checked_rows
 from loadgen.workload.words import WordsFile
@@ -35,7 +36,7 @@ DRAWS = 100_000
 def length_chunks(name: str) -> Iterator[Pairs]:
     """Yield the lengths of a trace in any format, or DRAWS stratified draws from bins; `name` as for `source_path`."""
     path = source_path(name)
-    if path.suffix == ".json":
+    if path.suffix == ".json" and not holds_sessions(path):
         yield draw_bins(path)[1]
     else:
         yield from ((c.input_tokens, c.output_tokens) for c in iter_lengths(path, Counter()))
@@ -46,6 +47,9 @@ def iter_lengths(path: Path, dropped: Counter[str], format: Format | None = None
 
     LoadgenError: a row with words states none.
     """
+    if format is None and holds_sessions(path):
+        yield columns_of(read_sessions([path], dropped).requests)
+        return
     rows = imported_rows(str(path), format, {}, dropped)
     if rows is None:
         yield from iter_columns(path, dropped, format=format)
@@ -95,7 +99,7 @@ class CountedWorkload(NamedTuple):
 def count_workload(name: str) -> CountedWorkload:
     """Count the lengths of a trace in any format, or of bins; `name` as for `source_path`."""
     path = source_path(name)
-    if path.suffix == ".json":
+    if path.suffix == ".json" and not holds_sessions(path):
         return CountedWorkload(count_pairs(length_chunks(name)), None)
     ends_s: list[float] = []
     requests = 0

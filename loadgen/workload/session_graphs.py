@@ -81,15 +81,15 @@ def graph(turns: Sequence[TraceRequest], timing: Timing, speedup: float) -> list
 
 def from_middle(
     turns: Sequence[TraceRequest], rng: np.random.Generator
-) -> tuple[Sequence[TraceRequest], TraceRequest | None]:
+) -> tuple[Sequence[TraceRequest], list[TraceRequest]]:
     """Return a session from a random turn of its main thread on, and the request whose prompt is then in the cache.
 
-    What began before that turn is over: sub-agents that ran then go on with the requests that began after it. None: the
-    session has one turn, and starts with it.
+    What began before that turn is over: sub-agents that ran then go on with the requests that began after it. A session
+    of one turn starts with it, and with nothing in the cache.
     """
     main = [position for position, turn in enumerate(turns) if turn.task is None]
     if len(main) < 2:
-        return turns, None
+        return turns, []
     first = int(rng.integers(1, len(main)))
     over, start_s = set(main[:first]), turns[main[first]].arrival_s
     kept = [turn for i, turn in enumerate(turns) if turn.arrival_s >= start_s and i not in over]
@@ -97,7 +97,7 @@ def from_middle(
     resumed = [
         msgspec.structs.replace(turn, after=tuple(parent for parent in turn.after if parent in names)) for turn in kept
     ]
-    return resumed, turns[main[first - 1]]
+    return resumed, [turns[main[first - 1]]]
 
 
 class Lanes:

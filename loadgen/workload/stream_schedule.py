@@ -30,7 +30,7 @@ from loadgen.workload.schedule import (
     stable_hash63,
     truncated,
 )
-from loadgen.workload.session_graphs import Lanes, are_graphs, chain, from_middle, graph, last_ones
+from loadgen.workload.session_graphs import Lanes, Turn, are_graphs, chain, from_middle, graph, last_ones
 from loadgen.workload.sessions import are_conversations, group_sessions, text_numbers, waits_ns
 from loadgen.workload.sources import read_source
 from loadgen.workload.streams import Stream, Streams, option
@@ -252,38 +252,54 @@ def _scheduled_turns(
     lanes = Lanes(stream.concurrent_sessions) if stream.concurrent_sessions is not None else None
     has_graphs = any(are_graphs(turns) for turns in sessions)
     for offset_ns, pick, lap, file in zip(offsets_ns, times.picks.tolist(), times.laps.tolist(), files, strict=True):
+        start_ns, before = (offset_ns, ()) if lanes is None else lanes.start()
         turns: Sequence[TraceRequest] = sessions[pick]
-        before: tuple[int, ...] = ()
-        if lanes is not None:
-            offset_ns, before = lanes.start()
-        cached = None
+        cached: list[TraceRequest] = []
         if stream.session_start == "middle" and not before:
             turns, cached = from_middle(turns, rng)
-        planned = (
-            graph(turns, stream.timing or "think", stream.speedup)
-            if has_graphs
-            else chain(turns, waits_ns(stream.think, turns, rng))
-        )
-        index: dict[int, int] = {}
-        for position, (turn, text) in enumerate(zip(planned, text_numbers(turns), strict=True)):
-            if offset_ns + turn.offset_ns >= end_ns:
-                continue
-            index[position] = len(requests)
-            parents = [index[parent] for parent in turn.parents] or before
-            think_ns = turn.wait_ns if turn.parents or not before else turn.offset_ns
-            shared = _shared_text(name, stream, turn.request, pick, lap, text, file)
-            requests.append(
-                _scheduled(name, stream, turn.request, stop, index=len(requests), offset_ns=offset_ns + turn.offset_ns,
-                           after=after_all(parents), think_ns=think_ns, **shared)
-            )  # fmt: skip
-        if cached is not None and index:
-            shared = _shared_text(name, stream, cached, pick, lap, 0, file)
-            warmed.append(_scheduled(name, stream, cached, stop, index=0, offset_ns=0, **shared))
+        if has_graphs:
+            planned = graph(turns, stream.timing or "think", stream.speedup)
+        else:
+            planned = chain(turns, waits_ns(stream.think, turns, rng))
+        shared = [
+            _shared_text(name, stream, turn, pick, lap, text, file)
+            for turn, text in zip([*cached, *turns], _texts([*cached, *turns]), strict=True)
+        ]
+        for request in cached:
+            warmed.append(_scheduled(name, stream, request, stop, index=0, offset_ns=0, **shared.pop(0)))
+        played = _played(name, stream, planned, shared, stop, len(requests), start_ns, before, end_ns)
+        requests += played
         if lanes is not None:
-            played = requests[len(requests) - len(index) :]
             ends = last_ones([r.index for r in played], [r.parents for r in played])
             lanes.play(max((r.offset_ns for r in played), default=0), len(played), ends)
     return tuple(requests), tuple(warmed)
+
+
+def _played(
+    name: str | None,
+    stream: Stream,
+    planned: Sequence[Turn],
+    shared: Sequence[Mapping[str, Any]],
+    stop: Stop,
+    first: int,
+    start_ns: int,
+    before: tuple[int, ...],
+    end_ns: float,
+) -> list[ScheduledRequest]:
+    """Return the requests of a session that starts at `start_ns`, when those of `before` are over, without those that
+    are due from `end_ns` on. `first` is the index of the first; `shared` are the fields of `_shared_text` of each."""
+    played: list[ScheduledRequest] = []
+    index: dict[int, int] = {}
+    for position, turn in enumerate(planned):
+        due_ns = start_ns + turn.offset_ns
+        if due_ns >= end_ns:  # and so is whatever waits for it
+            continue
+        index[position] = first + len(played)
+        parents = [index[parent] for parent in turn.parents] or before
+        think_ns = turn.wait_ns if turn.parents or not before else turn.offset_ns
+        fields = {"index": index[position], "offset_ns": due_ns, "after": after_all(parents), "think_ns": think_ns}
+        played.append(_scheduled(name, stream, turn.request, stop, **fields, **shared[position]))
+    return played
 
 
 def _scheduled(name: str | None, stream: Stream, request: TraceRequest, stop: Stop, **planned: Any) -> ScheduledRequest:
@@ -300,8 +316,21 @@ def _scheduled(name: str | None, stream: Stream, request: TraceRequest, stop: St
     )
 
 
+def _texts(turns: Sequence[TraceRequest]) -> list[str | None]:
+    """Return the name of the text that each turn of a session opens with: that of its thread, with a new number where
+    the trace cut the history off. None where the trace names the blocks of prompts."""
+    if any(turn.prefix_ids for turn in turns):
+        return [None] * len(turns)
+    names: list[str | None] = [None] * len(turns)
+    for task in {turn.task for turn in turns}:
+        positions = [position for position, turn in enumerate(turns) if turn.task == task]
+        for position, number in zip(positions, text_numbers([turns[i] for i in positions]), strict=True):
+            names[position] = f"{number}" if task is None else f"{task}/{number}"
+    return names
+
+
 def _shared_text(
-    name: str | None, stream: Stream, turn: TraceRequest, pick: int, lap: int, text: int, file: int | None
+    name: str | None, stream: Stream, turn: TraceRequest, pick: int, lap: int, text: str | None, file: int | None
 ) -> dict[str, Any]:
     """Return the fields of a scheduled request that name what its prompt shares with others of its stream."""
     if file is not None:
@@ -312,8 +341,10 @@ def _shared_text(
     ids = relabeled.prefix_ids
     if name:
         ids = tuple(stable_hash63(f"{name}/{block}") for block in ids)
-    if stream.turns is None or ids or turn.words:
-        session_id = relabeled.session_id and (f"{name}/{relabeled.session_id}" if name else relabeled.session_id)
+    session_id = relabeled.session_id and (f"{name}/{relabeled.session_id}" if name else relabeled.session_id)
+    if stream.turns is None or text is None or turn.words:
         return {"session_id": session_id, "prefix_ids": ids, "block_size": block_size_of(relabeled)}
-    session = f"{name}/{pick}" if lap == 0 else f"{name}/{pick}+{lap}"
-    return {"session_id": session, "text_id": stable_hash63(f"{session}/{text}"), "text_tokens": turn.input_tokens}
+    if session_id is None:
+        session_id = f"{name}/{pick}" if lap == 0 else f"{name}/{pick}+{lap}"
+    text_id = stable_hash63(f"{session_id}/{text}")
+    return {"session_id": session_id, "text_id": text_id, "text_tokens": turn.input_tokens}

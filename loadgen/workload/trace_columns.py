@@ -24,6 +24,7 @@ from loadgen.workload.trace import (
     MAX_TOKENS,
     EarlierRequests,
     Line,
+    TraceRequest,
     check_line_size,
     compressed,
     graph_fields,
@@ -162,17 +163,22 @@ class _BlockReader:
             self._earlier,
         )  # fmt: skip
         requests = list(in_order(self._path, rows, latest_s))
-        graph = [graph_fields(request) for request in requests]
-        return Columns(
-            np.array([r.arrival_s for r in requests], np.float64),
-            np.array([r.input_tokens for r in requests], np.int64),
-            np.array([r.output_tokens for r in requests], np.int64),
-            [r.workload for r in requests],
-            [r.session_id for r in requests] if any(r.session_id is not None for r in requests) else None,
-            [r.prefix_ids for r in requests] if any(r.prefix_ids for r in requests) else None,
-            np.array([r.block_tokens for r in requests], np.int64),
-            graph if any(graph) else None,
-        )
+        return columns_of(requests)
+
+
+def columns_of(requests: Sequence[TraceRequest]) -> Columns:
+    """Return requests whose lengths are known as columns."""
+    graph = [graph_fields(request) for request in requests]
+    return Columns(
+        np.array([r.arrival_s for r in requests], np.float64),
+        np.array([r.input_tokens for r in requests], np.int64),
+        np.array([r.output_tokens for r in requests], np.int64),
+        [r.workload for r in requests],
+        [r.session_id for r in requests] if any(r.session_id is not None for r in requests) else None,
+        [r.prefix_ids for r in requests] if any(r.prefix_ids for r in requests) else None,
+        np.array([r.block_tokens for r in requests], np.int64),
+        graph if any(graph) else None,
+    )
 
 
 # -- plain JSON lines -------------------------------------------------------------------------------------------------

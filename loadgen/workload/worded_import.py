@@ -11,7 +11,7 @@ import msgspec
 
 from loadgen.errors import LoadgenError
 from loadgen.files import replacing
-from loadgen.workload.tables import dataset_texts
+from loadgen.workload.tables import check_columns, dataset_texts
 from loadgen.workload.trace import compressed, opened
 from loadgen.workload.worded_formats import READERS, file_texts, worded_format, worded_rows
 from loadgen.workload.worded_trace import checked_rows, is_worded
@@ -42,6 +42,7 @@ def imported_rows(
     `format` is that of the rows, "csv", "parquet" or "dataset"; None: it is detected. Every row gets the fields
     `replaced`; `subset` and `split` are parts of a data set.
     """
+    check_columns(columns)
     path = Path(source)
     if format == "dataset":
         texts = dataset_texts(source, subset, split, columns, left_out)

@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -12,6 +13,7 @@ from click.testing import CliRunner, Result
 from loadgen.cli import cli
 from loadgen.errors import LoadgenError
 from loadgen.workload.trace import read_trace
+from support.agent_files import FORKED, talk, write_session
 
 ROOT = Path(__file__).parents[2]
 AZURE = (
@@ -57,6 +59,42 @@ def test_import_reports_the_rows_that_it_read_and_dropped(tmp_path: Path) -> Non
         "output_length": 18,
         "workload": "chat",
     }
+
+
+def test_sessions_of_several_files_and_folders_are_one_trace(tmp_path: Path) -> None:
+    (folder := tmp_path / "sessions").mkdir()
+    write_session(folder, talk("a", 2))
+    alone, out = write_session(tmp_path, FORKED), tmp_path / "t.jsonl.gz"
+    result = loadgen("import", folder, alone, "--out", out)
+    assert result.output == f"wrote 10 requests of 2 sessions to {out}\n"
+    assert {(r.session_id, r.model, r.workload) for r in read_trace(out).requests} == {
+        ("a", None, "code"), ("forked", None, "code"),
+    }  # fmt: skip
+    loadgen("import", alone, "--out", out, "--keep-models", "--overwrite")
+    assert {(r.model, r.workload) for r in read_trace(out).requests} == {("opus", "opus"), ("haiku", "haiku")}
+    loadgen("import", alone, "--out", out, "--model", "m", "--workload", "w", "--overwrite")
+    assert {(r.model, r.workload) for r in read_trace(out).requests} == {("m", "w")}
+    shown = [json.loads(loadgen("show", source, "--json").output) for source in (alone, out, tmp_path / "sessions")]
+    assert [facts["requests"] for facts in shown] == [8, 8, 2]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (("azure.csv", "forked.json"), "forked.json: several files are imported at a time only if each has agent"),
+        (("azure.csv", "--keep-models"), "--keep-models: azure.csv has no agent sessions"),
+        (("forked.json", "--keep-models", "--model", "m"), "either --model or --keep-models"),
+        (("forked.json", "--column", "prompt=a"), "agent sessions have no --column"),
+        (("azure.csv", "--format", "weka"), "azure.csv:1: not a recorded session"),
+    ],
+)
+def test_options_of_other_formats_are_refused(
+    tmp_path: Path, csv: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], fault: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_session(tmp_path, FORKED)
+    with pytest.raises(LoadgenError, match=re.escape(fault)):
+        loadgen("import", *arguments, "--out", "t.jsonl")
 
 
 def test_a_bad_row_writes_nothing(tmp_path: Path, csv: Path) -> None:

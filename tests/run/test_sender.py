@@ -1,6 +1,7 @@
 """Open loop: the schedule decides when, the server never does; and every request gets exactly one record."""
 
 import asyncio
+import dataclasses
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from loadgen.record import ErrorKind, RequestRecord
 from loadgen.run.config import PreparedRun, RunConfig
 from loadgen.run.pacer import BODIES_AHEAD, BYTES_AHEAD, Pacer
 from loadgen.run.process_stats import SendingCost
-from loadgen.run.sender import EARLY_NS, MARGIN_NS, NEAR_NS, Sender, warm_up
+from loadgen.run.sender import EARLY_NS, MARGIN_NS, NEAR_NS, Sender, warm_prefixes, warm_up
 from loadgen.units import NS_PER_MS
 from loadgen.workload.schedule import Schedule, ScheduledRequest, after_all
 from loadgen.workload.words import WordsRef
@@ -411,6 +412,17 @@ def graph(*requests: tuple[str, tuple[int, ...], int]) -> Schedule:
 FORK_AND_JOIN = graph(("s", (), 0), ("s", (0,), 5), ("s", (0,), 0), ("s", (2,), 0), ("s", (1, 3), 10), ("t", (4, 3), 0))
 
 
+def test_a_request_is_not_due_before_its_instant_even_if_nothing_holds_it_up() -> None:
+    plan = sessions((0, None, 0), (60, 0, 0), (61, 1, 30))
+    outcome = run(plan, Server(busy_s=0.001))
+    records = {record.index: record for record in outcome.records}
+    for request in plan.requests[1:]:
+        waited_ns = (records[request.index - 1].finished_ns or 0) + request.think_ns
+        earliest_ns = outcome.start_ns + request.offset_ns
+        assert records[request.index].scheduled_ns == max(waited_ns, earliest_ns)
+        assert (records[request.index].sent_ns or 0) >= earliest_ns
+
+
 @pytest.mark.parametrize("slow", range(4))
 def test_a_request_is_due_a_think_time_after_the_last_of_its_parents(slow: int) -> None:
     class OneSlow(Server):
@@ -686,3 +698,30 @@ def test_an_answer_without_words_is_an_empty_message() -> None:
     made, _ = talk(Silent(lambda i: Answer(index=i)))
     history = made[2]
     assert history is not None and history.answer.message == {"role": "assistant", "content": ""}
+
+
+def cached_prompts(failing: tuple[int, ...] = ()) -> tuple[Recorder, list[ScheduledRequest], list[object]]:
+    server, asked, announced = Recorder(failing=failing), list[ScheduledRequest](), list[object]()
+
+    def make(request: ScheduledRequest) -> bytes:
+        asked.append(request)
+        return b"body %d" % request.index
+
+    plan = schedule([1, 1, 1])
+    histories = [msgspec.structs.replace(plan.requests[0], prefix_ids=(7, k), output_tokens=50) for k in range(2)]
+    plan = dataclasses.replace(plan, warmed=tuple(histories))
+    announce = lambda *stage: announced.append(stage)  # noqa: E731
+    asyncio.run(warm_prefixes(plan, prepared(make=make), cast("Client", server), announce))
+    return server, asked, announced
+
+
+def test_the_history_of_sessions_is_sent_before_the_run_for_one_token_each() -> None:
+    server, asked, announced = cached_prompts()
+    assert [(request.prefix_ids, request.output_tokens) for request in asked] == [((7, 0), 1), ((7, 1), 1)]
+    assert server.bodies == [b"body 6", b"body 7"], "behind the indices of the run and of its warm-up"
+    assert announced == [("filling the prefix cache", 0, 2), ("filling the prefix cache", 1, 2)]
+
+
+def test_a_history_that_is_not_in_the_cache_ends_the_run() -> None:
+    with pytest.raises(LoadgenError, match=r"a request that fills the prefix cache failed \(http\)"):
+        cached_prompts(failing=(7,))
