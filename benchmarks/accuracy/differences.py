@@ -1,21 +1,20 @@
 """Measure how often `loadgen compare` reports a difference between two runs that have none.
 
-    python -m benchmarks.accuracy.differences [--pairs 30] [--json FILE]
+    python -m benchmarks.accuracy.differences [--pairs 60] [--workers 1] [--json FILE]
 
 Every run is simulated, in virtual time: an engine of 16 sequences, prompts and answers of the shipped code trace,
-Poisson and gamma (shape 0.25) arrivals at 0.5 and 0.9 of its capacity. The runs of a pair have arrivals and requests of
-their own (independent), or the same schedule, of which each sends every request up to 10 ms late at random (paired). A
-right 95 % interval excludes zero in 5 % of such pairs. Pairs are independent; the numbers of one pair are not.
+Poisson and gamma (shape 0.25) arrivals at 0.3, 0.6 and 0.9 of its capacity. The runs of a pair have arrivals and
+requests of their own (independent), or the same schedule, of which each sends every request up to 10 ms late at random
+(paired). A right 95 % interval excludes zero in 5 % of such pairs. The numbers of one pair depend on one another.
 """
 
 import argparse
 import json
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cache
-from itertools import product
 from pathlib import Path
 
 import msgspec
@@ -26,7 +25,7 @@ from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain
 from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.record import RequestRecord
-from loadgen.results.difference import Differences, find_differences
+from loadgen.results.difference import Differences, differences_of_repeats, find_differences
 from loadgen.results.run_folder import RunInfo, RunResult
 from loadgen.results.summarize import analyse_run
 from loadgen.simulator.engine import EngineOptions, SubmittedRequest, simulate
@@ -53,9 +52,14 @@ class Case:
 
 
 CASES = [
-    Case(process, load, requests, paired)
-    for process, load, requests, paired in product(("poisson", "gamma"), (0.5, 0.9), (200, 1000), (False, True))
+    *(Case("poisson", load, requests, False) for load in (0.3, 0.6, 0.9) for requests in (200, 2000)),
+    Case("gamma", 0.6, 200, False),
+    Case("poisson", 0.9, 200, True),
 ]
+REPEATS = 3
+"""Runs on each side of a comparison of repeats."""
+DRAWS = 200
+"""Comparisons of repeats, which are drawn from the same runs."""
 
 
 @cache
@@ -124,13 +128,27 @@ def simulated_run(case: Case, seed: int, late_seed: int, power: float = 1.0) -> 
     return analyse_run(RunResult(info, schedule, records, counter, [], None, None))
 
 
-def differences(case: Case, pair: int) -> Differences:
-    """Return the differences of two runs of the same engine under the same kind of load."""
-    seeds = (pair, pair) if case.paired else (2 * pair, 2 * pair + 1)
-    runs = [
-        simulated_run(case, seed, late_seed) for seed, late_seed in zip(seeds, (2 * pair, 2 * pair + 1), strict=True)
-    ]
-    return find_differences(*runs)
+def pairs_of(case: Case, count: int) -> list[tuple[RunResult, RunResult]]:
+    """Return `count` pairs of runs of the same engine under the same kind of load.
+
+    Independent runs stand in a ring, each beside the next, so that a run is in two pairs; those of a paired case share
+    their schedule.
+    """
+    seeds = range(1000 * case.requests, 1000 * case.requests + count)
+    if case.paired:
+        return [(simulated_run(case, seed, 2 * seed), simulated_run(case, seed, 2 * seed + 1)) for seed in seeds]
+    runs = [simulated_run(case, seed, seed) for seed in seeds]
+    return list(zip(runs, runs[1:] + runs[:1], strict=True))
+
+
+def repeats_of(case: Case, pairs: Sequence[tuple[RunResult, RunResult]]) -> Iterator[Differences]:
+    """Yield the differences of REPEATS runs from as many others, drawn from all of them, DRAWS times."""
+    rng = np.random.default_rng(0)
+    for _ in range(DRAWS):
+        chosen = [pairs[i] for i in rng.choice(len(pairs), REPEATS if case.paired else 2 * REPEATS, replace=False)]
+        firsts = [first for first, _ in chosen]
+        sides = (firsts, [second for _, second in chosen]) if case.paired else (firsts[:REPEATS], firsts[REPEATS:])
+        yield differences_of_repeats(*sides)
 
 
 GROUPS = ("mean", "p50", "p90", "p99", "ratios and rates")
@@ -148,31 +166,53 @@ def percents(outcomes: Sequence[bool | None]) -> str:
     return f"{sum(given) / len(given):.1%} of {len(given):,}" if given else "-"
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--pairs", type=int, default=30)
-    parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
-    jobs = [(case, pair) for case in CASES for pair in range(args.pairs)]
-    with ProcessPoolExecutor() as workers:
-        found = list(workers.map(differences, *zip(*jobs, strict=True), chunksize=4))
-    outcomes: dict[Case, dict[str, list[bool | None]]] = {case: defaultdict(list) for case in CASES}
-    for (case, _), result in zip(jobs, found, strict=True):
+Outcomes = dict[str, list[bool | None]]
+"""Answers to whether the intervals of a number exclude zero, by its path; None where there is no interval."""
+
+
+def outcomes_of(found: Iterable[Differences]) -> Outcomes:
+    outcomes: Outcomes = defaultdict(list)
+    for result in found:
         for path, row in result.rows.items():
             if row.difference is not None and not path.startswith("ttfa"):
-                outcomes[case][path].append(row.excludes_zero if row.half_width is not None else None)
+                outcomes[path].append(row.excludes_zero if row.half_width is not None else None)
+    return outcomes
+
+
+def measured(case: Case, count: int) -> dict[str, Outcomes]:
+    """Return the outcomes of a case with one run a side, and with several."""
+    pairs = pairs_of(case, count)
+    return {
+        "one run a side": outcomes_of(find_differences(*pair) for pair in pairs),
+        f"{REPEATS} runs a side": outcomes_of(repeats_of(case, pairs)),
+    }
+
+
+def row_of(case: Case, sides: str, by_path: Outcomes) -> str:
+    groups: Outcomes = defaultdict(list)
+    for path, outcomes in by_path.items():
+        groups[group_of(path)] += outcomes
+    every = [outcome for outcomes in by_path.values() for outcome in outcomes]
+    how = "paired" if case.paired else "independent"
+    kind = f"{case.process}, load {case.load}, {case.requests:,} requests, {how}, {sides}"
+    cells = [percents(groups[group]) for group in GROUPS]
+    return f"| {kind} | {' | '.join(cells)} | {percents(every)} | {every.count(None) / len(every):.0%} |"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=60)
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
     print(f"| runs | {' | '.join(GROUPS)} | all | no interval |\n|---|{'---:|' * (len(GROUPS) + 2)}")
-    for case, by_path in outcomes.items():
-        groups: dict[str, list[bool | None]] = defaultdict(list)
-        for path, of_pairs in by_path.items():
-            groups[group_of(path)] += of_pairs
-        every = [outcome for of_pairs in by_path.values() for outcome in of_pairs]
-        how = "paired" if case.paired else "independent"
-        kind = f"{case.process}, load {case.load}, {case.requests:,} requests, {how}"
-        cells = [percents(groups[group]) for group in GROUPS]
-        print(f"| {kind} | {' | '.join(cells)} | {percents(every)} | {every.count(None) / len(every):.0%} |")
+    rows = []
+    with ProcessPoolExecutor(args.workers) as workers:
+        for case, by_sides in zip(CASES, workers.map(measured, CASES, [args.pairs] * len(CASES)), strict=True):
+            for sides, by_path in by_sides.items():
+                print(row_of(case, sides, by_path), flush=True)
+                rows.append(asdict(case) | {"sides": sides, "excludes_zero": by_path})
     if args.json:
-        rows = [asdict(case) | {"excludes_zero": by_path} for case, by_path in outcomes.items()]
         args.json.write_text(json.dumps(rows, indent=1) + "\n")
 
 

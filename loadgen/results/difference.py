@@ -1,10 +1,16 @@
 """Differences between two runs, with 95 % intervals that respect busy periods, and the reasons for having none.
 
 The values are those of the two summaries. The interval is the difference ± t s: s is the standard error from a block
-bootstrap (`stats.block_bootstrap`) and t is Student's 97.5 % quantile for as many degrees of freedom as the run has
-whole blocks, less one. Latencies, joules and the ratio of goodput are resampled over requests in the order of the
-schedule; rates and power over equal bins of time. Where both runs had the same schedule, the same blocks are drawn
-in both, so that what the schedule does to both cancels; otherwise each run is resampled by itself.
+bootstrap (`stats.block_bootstrap`) and t is Student's 97.5 % quantile. Latencies, joules and the ratio of goodput are
+resampled over requests in the order of the schedule; rates and power over equal bins of time. Where both runs had the
+same schedule, the same blocks are drawn in both, so that what the schedule does to both cancels; otherwise each run is
+resampled by itself, and the two standard errors are combined (`stats.intervals.combined_error`).
+
+A busy period that is cut by the end of a block makes the variance from blocks too small, the more so the shorter the
+blocks. The variance is therefore extrapolated from two lengths: 2 V(b) - V(b/3), V the variance from blocks of length b
+(the lugsail estimator with r = 3 and c = 1/2: Vats and Flegal, Lugsail lag windows for estimating time-average
+covariance matrices, Biometrika 109, 2022). The degrees of freedom are those of the blocks in which the value was
+decided: see `_freedom`.
 """
 
 from __future__ import annotations
@@ -29,7 +35,7 @@ from loadgen.results.run_statistics import (
 )
 from loadgen.results.summary_paths import mean_at, value_at
 from loadgen.stats.block_bootstrap import block_length, resampled_weights
-from loadgen.stats.intervals import detectable, t95, welch
+from loadgen.stats.intervals import combined_error, detectable, t95, welch
 
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
@@ -45,11 +51,13 @@ PATHS = (
     "energy.mean_watts",
 )
 """Numbers of summary.json that are compared, in the order of reading."""
-BLOCKS = (12, 8)
-"""Numbers of blocks that a run is cut into: the first that leaves them long enough."""
+BLOCKS = 8
+"""Number of blocks that a run is cut into."""
+SHORTER = 3
+"""Factor by which the blocks of the second, shorter length are shorter."""
 LENGTHS = 2
-"""Least length of a block, in lengths that are best for a variance. That length makes the variance somewhat small, and
-so makes false alarms (docs/concepts/compare.md counts them)."""
+"""Least length of a block, in lengths that are best for a variance. With blocks of once that length there were twice as
+many false alarms near capacity (docs/concepts/compare.md counts them)."""
 _SEED = 1_989
 
 
@@ -57,7 +65,7 @@ class StandardError(NamedTuple):
     """The standard error of a difference, and the degrees of freedom that it was estimated with."""
 
     value: float
-    freedom: int
+    freedom: float
 
 
 class Difference(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,51 +151,87 @@ def _errors(
     named = list(zip(names, pair, strict=True))
     reasons = {path: f"{name}: {text}" for name, run in reversed(named) for path, text in run.reasons.items()}
     shared = [paths for paths in pair[0].parts if paths in pair[1].parts]
-    errors: dict[str, StandardError] = {}
-    cuts = {paths: _cut(pair, paths, paired) for paths in shared}
-    for blocks in BLOCKS:
-        chosen = [paths for paths in shared if cuts[paths] == blocks]
-        errors |= _errors_of(pair, chosen, blocks, paired)
+    long_enough = [paths for paths in shared if _are_blocks_long_enough(pair, paths, paired)]
     for paths in shared:
-        if cuts[paths] is None:
+        if paths not in long_enough:
             runs = ", ".join(f"{run.n:,} {run.of} of {name}" for name, run in named)
             text = f"too short for how long its busy periods last: {runs}"
             reasons = dict.fromkeys(paths, text) | reasons
-    return errors, reasons
+    if paired:
+        return _errors_of(pair, long_enough), reasons
+    of_a, of_b = (_errors_of([run], long_enough, seed) for seed, run in enumerate(pair, _SEED))
+    return {path: StandardError(*combined_error(*of_a[path], *of_b[path])) for path in of_a}, reasons
 
 
-def _cut(pair: Sequence[Resampled], paths: tuple[str, ...], paired: bool) -> int | None:
-    """Return the number of blocks for a statistic; None where no number leaves them long enough in both runs."""
-    series = [run.parts[paths].series for run in pair]
+def _are_blocks_long_enough(pair: Sequence[Resampled], paths: tuple[str, ...], paired: bool) -> bool:
+    """Return whether the blocks outlast the dependence of a statistic.
+
+    A length that was estimated from a short run is often too small by chance. Latencies and goodput depend on the same
+    queue: the longest of their lengths holds for them all.
+    """
     if paired:
         # What both runs have in common cancels: blocks need only outlast the dependence of the differences.
         common = min(run.n for run in pair)
-        series = [series[1][:common] - series[0][:common]]
-    if min(len(one) for one in series) < MIN_REQUESTS:
-        return None
-    needed = [(len(one), LENGTHS * block_length(one)) for one in series]
-    return next((blocks for blocks in BLOCKS if all(n // blocks >= length for n, length in needed)), None)
+        series = [pair[1].parts[paths].series[:common] - pair[0].parts[paths].series[:common]]
+    else:
+        family = paths[0].startswith("energy.")
+        series = [
+            part.series
+            for run in pair
+            for paths_alike, part in run.parts.items()
+            if paths_alike[0].startswith("energy.") == family
+        ]
+    return all(
+        len(values) >= MIN_REQUESTS and len(values) // BLOCKS >= LENGTHS * block_length(values) for values in series
+    )
 
 
 def _errors_of(
-    pair: Sequence[Resampled], chosen: Sequence[tuple[str, ...]], blocks: int, paired: bool
+    runs: Sequence[Resampled], chosen: Sequence[tuple[str, ...]], seed: int = _SEED
 ) -> dict[str, StandardError]:
-    """Return the standard errors of the chosen statistics from resamples of so many blocks."""
+    """Return the standard errors of the chosen statistics of a run, or of what a second run has more than the first."""
+    near, further = (_variances(runs, chosen, blocks, seed) for blocks in (BLOCKS, SHORTER * BLOCKS))
+    return {
+        path: StandardError(sqrt(max(near[path], 2 * near[path] - further[path])), _freedom(runs, path))
+        for path in near
+    }
+
+
+def _variances(
+    runs: Sequence[Resampled], chosen: Sequence[tuple[str, ...]], blocks: int, seed: int
+) -> dict[str, float]:
+    """Return the variance of each value over resamples of so many blocks."""
     # Bins of a run that ended earlier are empty: they count as no time and nothing done in it.
-    sizes = [max(run.n for run in pair)] * 2 if paired else [run.n for run in pair]
-    draws: list[dict[tuple[str, ...], list[Floats]]] = [{paths: [] for paths in chosen} for _ in pair]
-    for place, (run, size, drawn) in enumerate(zip(pair, sizes, draws, strict=True)):
-        seed = _SEED if paired else _SEED + place
-        for weights in resampled_weights(size, max(size // blocks, 1), seed) if chosen else ():
-            for paths, values in drawn.items():
-                values.append(run.parts[paths].statistic(weights[:, : run.n]))
-    errors: dict[str, StandardError] = {}
-    for paths in chosen:
-        of_a, of_b = (np.concatenate(drawn[paths]) for drawn in draws)
-        rows = min(len(of_a), len(of_b))
-        scatter = np.nanstd(of_b[:rows] - of_a[:rows], axis=0, ddof=1)
-        errors |= {path: StandardError(float(error), blocks - 1) for path, error in zip(paths, scatter, strict=True)}
-    return errors
+    size = max(run.n for run in runs)
+    length = max(size // blocks, 1)
+    drawn: dict[tuple[str, ...], list[Floats]] = {paths: [] for paths in chosen}
+    for weights in resampled_weights(size, length, seed) if chosen else ():
+        for paths, values in drawn.items():
+            first, *second = (run.parts[paths].statistic(weights[:, : run.n]) for run in runs)
+            values.append(second[0] - first if second else first)
+    unbiased = size / (size - length)  # k / (k - 1) for k whole blocks
+    return {
+        path: float(variance) * unbiased
+        for paths, values in drawn.items()
+        for path, variance in zip(paths, np.nanvar(np.concatenate(values), axis=0, ddof=1), strict=True)
+    }
+
+
+def _freedom(runs: Sequence[Resampled], path: str) -> float:
+    """Return the degrees of freedom of a standard error: one less than the blocks in which the value was decided.
+
+    A p99 whose requests all came in one busy period was decided in one block, however many there are, and its standard
+    error is a guess. The number of blocks is the inverse of the chance that two of the deciding elements share a block
+    (Simpson, Measurement of Diversity, Nature 163, 1949), at most BLOCKS; the result is at least 1.
+    """
+    freedom = BLOCKS - 1.0
+    for run in runs:
+        if (places := run.deciding.get(path)) is not None:
+            counts = np.bincount(places * BLOCKS // run.n, minlength=BLOCKS)
+            together, n = int((counts * (counts - 1)).sum()), len(places)
+            decided_in = n * (n - 1) / together if together else BLOCKS
+            freedom = min(freedom, max(1.0, decided_in - 1))
+    return freedom
 
 
 # ---------------------------------------------------------------- repeats

@@ -47,6 +47,9 @@ class Resampled(NamedTuple):
     """Statistics by the paths into summary.json of their columns."""
     reasons: dict[str, str]
     """Reason why the scatter of the number at a path is not known from this run."""
+    deciding: dict[str, Ints]
+    """Places of the elements whose number decides the value at a path: those beyond a percentile, or the fewer of the
+    good and the missed. A path without them depends on all elements."""
 
 
 def limits_of(run: RunResult) -> dict[str, dict[str, float]]:
@@ -63,15 +66,19 @@ def over_requests(run: RunResult) -> Resampled:
     n = len(records)
     parts: dict[tuple[str, ...], Part] = {}
     reasons: dict[str, str] = {}
+    deciding: dict[str, Ints] = {}
     for name, (values, owners) in values_of(run).items():
         if len(values):
             spread = Spread(values, owners, n, tuple(PERCENTILES.values()))
             parts[name_and(name)] = Part(spread, _ranks(values, owners, n))
-            reasons |= _thin_tails(name, values, owners)
+            beyond = _beyond(name, values, owners)
+            deciding |= beyond
+            reasons |= _thin_tails(name, owners, beyond)
     limited, good = _goodness(records, run)
     met, missed = int(good.sum()), int(limited.sum() - good.sum())
     if met + missed:
         parts["goodput.ratio",] = _ratio(good, limited)
+    deciding["goodput.ratio"] = np.flatnonzero((limited > 0) & (good == (met <= missed)))
     if min(met, missed) < MIN_BEYOND:
         reasons["goodput.ratio"] = f"of {met + missed:,} requests {met:,} met every limit"
     shares = run.shares
@@ -79,7 +86,7 @@ def over_requests(run: RunResult) -> Resampled:
     if shares and tokens.any():
         spent = np.array([shares[record.index].joules if record.index in shares else 0.0 for record in records])
         parts["energy.joules_per_output_token",] = _ratio(spent, tokens)
-    return Resampled("requests", n, parts, reasons)
+    return Resampled("requests", n, parts, reasons, deciding)
 
 
 def _ratio(amounts: Floats, base: Floats) -> Part:
@@ -124,24 +131,25 @@ def _column(pairs: Iterable[tuple[int, float | None]]) -> tuple[Floats, Ints]:
     return np.array([value for _, value in known], dtype=np.float64), np.array([i for i, _ in known], dtype=np.int64)
 
 
-def _thin_tails(name: str, values: Floats, owners: Ints) -> dict[str, str]:
+def _beyond(name: str, values: Floats, owners: Ints) -> dict[str, Ints]:
+    """Return the places of the requests that have a value beyond each percentile."""
+    thresholds = np.quantile(values, list(PERCENTILES.values()))
+    return {
+        f"{name}.{key}": np.flatnonzero(np.bincount(owners[values > threshold]))
+        for key, threshold in zip(PERCENTILES, thresholds, strict=True)
+    }
+
+
+def _thin_tails(name: str, owners: Ints, beyond: dict[str, Ints]) -> dict[str, str]:
     """Return the percentiles beyond which too few requests lie, or all where too few have a value: their scatter is not
     in this run."""
-    if (known := _distinct(owners)) < MIN_REQUESTS:
+    if (known := int(np.count_nonzero(np.bincount(owners)))) < MIN_REQUESTS:
         return dict.fromkeys(name_and(name), f"{known} requests have it, {MIN_REQUESTS} are needed")
-    beyond = {
-        key: _distinct(owners[values > threshold])
-        for key, threshold in zip(PERCENTILES, np.quantile(values, list(PERCENTILES.values())), strict=True)
-    }
     return {
-        f"{name}.{key}": f"{n} {'request lies' if n == 1 else 'requests lie'} beyond it, {MIN_BEYOND} are needed"
-        for key, n in beyond.items()
-        if n < MIN_BEYOND
+        path: f"{n} {'request lies' if n == 1 else 'requests lie'} beyond it, {MIN_BEYOND} are needed"
+        for path, places in beyond.items()
+        if (n := len(places)) < MIN_BEYOND
     }
-
-
-def _distinct(owners: Ints) -> int:
-    return int(np.count_nonzero(np.bincount(owners)))
 
 
 def _ranks(values: Floats, owners: Ints, n: int) -> Floats:
@@ -188,4 +196,4 @@ def per_second(run: RunResult) -> Resampled | None:
     if measured.any():
         parts["energy.mean_watts",] = _ratio(np.nan_to_num(watts) * seconds, measured * seconds)
     reasons = {"goodput.rps": f"{int(good.sum())} requests are good"} if good.sum() < MIN_BEYOND else {}
-    return Resampled("bins of time", int(within.sum()), parts, reasons)
+    return Resampled("bins of time", int(within.sum()), parts, reasons, {})

@@ -54,31 +54,46 @@ def paired_reduction(baseline: Sequence[float], values: Sequence[float]) -> Inte
     return Interval(1 - exp(log_ratio.mean), low, high, log_ratio.count)
 
 
-def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, int]:
-    """Return the standard error of mean(b) - mean(a), and Welch's degrees of freedom rounded down, at least 1.
+def welch(a: Sequence[float], b: Sequence[float]) -> tuple[float, float]:
+    """Return the standard error of mean(b) - mean(a), and its degrees of freedom. Both need two values."""
+    return combined_error(stdev(a) / sqrt(len(a)), len(a) - 1, stdev(b) / sqrt(len(b)), len(b) - 1)
 
-    Degrees of freedom: (u + v)² / (u²/(n - 1) + v²/(m - 1)), u and v the squared standard errors (Welch 1947). Both
-    need two values.
+
+def combined_error(a: float, freedom_a: float, b: float, freedom_b: float) -> tuple[float, float]:
+    """Return the standard error of the difference of two independent numbers with these standard errors, and its
+    degrees of freedom, which are seldom whole.
+
+    (a² + b²)² / (a⁴/freedom of a + b⁴/freedom of b) (Welch, The Generalization of Student's Problem when Several
+    Different Population Variances are Involved, Biometrika 34, 1947).
     """
-    u, v = stdev(a) ** 2 / len(a), stdev(b) ** 2 / len(b)
+    u, v = a**2, b**2
     if u + v == 0:
-        return 0.0, len(a) + len(b) - 2
-    freedom = (u + v) ** 2 / (u**2 / (len(a) - 1) + v**2 / (len(b) - 1))
-    return sqrt(u + v), max(1, int(freedom))
+        return 0.0, freedom_a + freedom_b
+    return sqrt(u + v), (u + v) ** 2 / (u**2 / freedom_a + v**2 / freedom_b)
 
 
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 _T80 = (1.376, 1.061, 0.978, 0.941, 0.920, 0.906, 0.896, 0.889, 0.883, 0.879)
 
 
-def t95(freedom: int) -> float:
+def t95(freedom: float) -> float:
     """Return the 97.5 % quantile of Student's t: the half width of a 95 % interval, in standard errors."""
-    return _T95[freedom - 1] if freedom <= len(_T95) else _expansion(1.959964, freedom)
+    return _quantile(_T95, 1.959964, freedom)
 
 
-def t80(freedom: int) -> float:
+def t80(freedom: float) -> float:
     """Return the 80 % quantile of Student's t."""
-    return _T80[freedom - 1] if freedom <= len(_T80) else _expansion(0.841621, freedom)
+    return _quantile(_T80, 0.841621, freedom)
+
+
+def _quantile(table: Sequence[float], z: float, freedom: float) -> float:
+    """Return a quantile of Student's t from 1 degree of freedom on, within 3 %: between the entries of the table its
+    logarithm is interpolated in 1 / freedom."""
+    if freedom >= len(table):
+        return _expansion(z, freedom) if freedom > len(table) else table[-1]
+    whole = int(freedom)
+    part = (1 / whole - 1 / freedom) / (1 / whole - 1 / (whole + 1))
+    return table[whole - 1] * exp(part * log(table[whole] / table[whole - 1]))
 
 
 def student(confidence: float, freedom: int) -> float:
@@ -87,14 +102,14 @@ def student(confidence: float, freedom: int) -> float:
     return t95(freedom) if confidence == 0.95 else _expansion(NormalDist().inv_cdf((1 + confidence) / 2), freedom)
 
 
-def _expansion(z: float, n: int) -> float:
+def _expansion(z: float, n: float) -> float:
     """Return the quantile of Student's t with n degrees of freedom from that of the normal distribution (Fisher)."""
     by_n, by_n2 = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
     by_n3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     return z + by_n / n + by_n2 / n**2 + by_n3 / n**3
 
 
-def detectable(half_width: float, freedom: int) -> float:
+def detectable(half_width: float, freedom: float) -> float:
     """Return the true change that a 95 % interval of this half width shows in four of five repetitions.
 
     The change must exceed t(97.5 %) + t(80 %) standard errors (Cohen, Statistical Power Analysis, 1988, section 2.4, in

@@ -3,12 +3,24 @@ from functools import cache
 from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 
 from loadgen.record import RequestRecord
-from loadgen.results.difference import PATHS, Difference, find_differences
+from loadgen.results.difference import (
+    BLOCKS,
+    PATHS,
+    SHORTER,
+    Difference,
+    _errors_of,
+    _freedom,
+    _variances,
+    find_differences,
+)
 from loadgen.results.run_folder import RunResult
+from loadgen.results.run_statistics import Part, Resampled, over_requests
 from loadgen.results.summarize import analyse_run
+from loadgen.stats.block_bootstrap import Ratio
 from support import sample_runs
 
 
@@ -134,3 +146,57 @@ def test_an_interval_on_one_side_of_zero_excludes_it(change: float | None, half:
     row = Difference(path="x", a=1.0, b=2.0, difference=change, half_width=half)
     assert row.excludes_zero is excludes
     assert row.interval == (None if half is None or change is None else (change - half, change + half))
+
+
+def series_of(values: list[float], deciding: dict[str, list[int]] | None = None) -> Resampled:
+    """Return the mean of a series as the one number of a run."""
+    of = np.array(values)
+    part = Part(Ratio(of, np.ones(len(of))), of)
+    places = {path: np.array(indices) for path, indices in (deciding or {}).items()}
+    return Resampled("requests", len(of), {("mean",): part}, {}, places)
+
+
+def test_the_error_of_a_mean_of_independent_values_is_that_of_the_formula() -> None:
+    rng = np.random.default_rng(1)
+    errors = [_errors_of([series_of(rng.normal(size=400).tolist())], [("mean",)])["mean"].value for _ in range(60)]
+    assert np.mean(errors) == pytest.approx(1 / 400**0.5, rel=0.15)
+
+
+def test_the_error_of_a_mean_allows_for_dependence_that_outlasts_a_block() -> None:
+    """x(t) = 0.9 x(t - 1) + e: the variance of the mean tends to 1 / (0.1 ** 2 n), and blocks show a part of it."""
+    rng = np.random.default_rng(1)
+    by_blocks, extrapolated = [], []
+    for _ in range(60):
+        values = [0.0]
+        for noise in rng.normal(size=400):
+            values.append(0.9 * values[-1] + noise)
+        run = series_of(values[1:])
+        by_blocks.append(_variances([run], [("mean",)], SHORTER * BLOCKS, 1)["mean"])
+        extrapolated.append(_errors_of([run], [("mean",)])["mean"].value ** 2)
+    true = 1 / (0.1**2 * 400)
+    assert np.mean(by_blocks) < 0.8 * true
+    assert 0.8 * true < np.mean(extrapolated) < 1.4 * true
+
+
+@pytest.mark.parametrize(
+    ("places", "freedom"),
+    [
+        (range(0, 400, 10), BLOCKS - 1),
+        (range(20), 1.0),
+        ([*range(20), *range(100, 120)], 1.05),
+        ([*range(20), *range(100, 120), *range(200, 220), *range(300, 320)], 3.16),
+        ([7], BLOCKS - 1),
+    ],
+)
+def test_a_value_that_was_decided_in_few_blocks_has_few_degrees_of_freedom(places: list[int], freedom: float) -> None:
+    run = series_of([0.0] * 400, {"mean": list(places)})
+    assert _freedom([run], "mean") == pytest.approx(freedom, abs=0.01)
+    assert _freedom([series_of([0.0] * 400), run], "mean") == pytest.approx(freedom, abs=0.01)
+
+
+def test_what_decides_a_number_is_what_lies_beyond_it_or_the_fewer_of_good_and_missed() -> None:
+    result = run()
+    deciding = over_requests(result).deciding
+    assert 50 < len(deciding["ttft_s.p90"]) <= 60 and set(deciding["ttft_s.p99"]) <= set(deciding["ttft_s.p90"])
+    assert 0 < len(deciding["goodput.ratio"]) <= 300
+    assert not any(path.endswith(".mean") for path in deciding)

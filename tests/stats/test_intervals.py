@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.stats.intervals import half_width, interval, paired_reduction, pareto, reduction, t95
+from loadgen.stats.intervals import combined_error, half_width, interval, paired_reduction, pareto, reduction, t95
 
 POSITIVE = st.floats(1e-3, 1e6)
 REPEATS = st.lists(POSITIVE, min_size=2, max_size=8)
@@ -17,6 +17,26 @@ REPEATS = st.lists(POSITIVE, min_size=2, max_size=8)
 )
 def test_students_t_is_the_one_in_the_tables(freedom: int, quantile: float) -> None:
     assert t95(freedom) == pytest.approx(quantile, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("freedom", "quantile"), [(1.5, 6.017), (2.5, 3.575), (4.5, 2.659), (9.5, 2.244), (10.5, 2.214)]
+)
+def test_students_t_of_degrees_of_freedom_that_are_not_whole_is_within_3_percent(
+    freedom: float, quantile: float
+) -> None:
+    assert t95(freedom) == pytest.approx(quantile, rel=0.03)
+    assert t95(int(freedom) + 1) < t95(freedom) < t95(int(freedom))
+
+
+@given(POSITIVE, st.floats(1, 20), POSITIVE, st.floats(1, 20))
+def test_a_combined_error_has_the_freedom_of_the_larger_one_and_at_most_of_both(
+    a: float, freedom_a: float, b: float, freedom_b: float
+) -> None:
+    error, freedom = combined_error(a, freedom_a, b, freedom_b)
+    assert error == pytest.approx((a**2 + b**2) ** 0.5)
+    assert min(freedom_a, freedom_b) * (1 - 1e-9) <= freedom <= (freedom_a + freedom_b) * (1 + 1e-9)
+    assert combined_error(a, freedom_a, 0.0, freedom_b) == pytest.approx((a, freedom_a))
 
 
 def test_the_interval_of_three_repeats_by_hand() -> None:
