@@ -51,7 +51,7 @@ def test_cached_tokens_are_the_shared_blocks_and_no_more(tmp_path: Path) -> None
     _, records = replayed(tmp_path, str(write_trace(tmp_path / "t.jsonl", lines)))
     found = [record["cached_tokens"] or 0 for record in records]
     wanted = [0, 0, 0, 2 * BLOCK_TOKENS, BLOCK_TOKENS, 0, BLOCK_TOKENS]
-    assert all(abs(got - want) <= SIM_BLOCK for got, want in zip(found, wanted, strict=True)), (found, wanted)
+    assert found == wanted
 
 
 def test_a_turn_finds_the_whole_prompt_before_it_and_a_file_what_was_read_of_it(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import random
 from collections import OrderedDict
 from collections.abc import Iterable
+from itertools import count
 
 import pytest
 from hypothesis import given, settings
@@ -12,7 +13,9 @@ from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.simulator import kv_cache
 from loadgen.simulator.engine import Engine, EngineOptions, Sequence, SubmittedRequest, simulate
 from loadgen.simulator.kv_cache import KV_BLOCK_TOKENS, BlockPool, Found
+from loadgen.simulator.tokens import block_hashes, tokenize
 from loadgen.units import NS_PER_MS, NS_PER_S
+from loadgen.workload.prompts import draws_of, estimate_vocabulary
 from support.engine_steps import run
 
 H200 = read_hardware("h200")
@@ -196,35 +199,43 @@ def test_every_token_is_computed_once_or_was_cached_or_is_known_to_be_repeated(r
         assert seq.cached_tokens + seq.evicted_tokens < seq.input_tokens
 
 
+VOCABULARY = estimate_vocabulary("chat", 0.25, overhead=0)
 SESSION_BLOCK = 64
 """Tokens of a block of a recorded session."""
 
 
 def sessions(
-    rng: random.Random, count: int, turns: int
+    rng: random.Random, number: int, turns: int
 ) -> tuple[list[SubmittedRequest], dict[int, tuple[int, ...]], list[int]]:
     """Return requests of sessions, what each follows, and the prompt tokens that it shares with one that it follows.
 
     A turn repeats the prompt before it but for the tokens behind its last full block; now and then only its beginning.
     """
     submitted, after, shared = [], {}, []
-    for session in range(count):
-        ids: list[str] = []
+    numbers = count()
+    for _ in range(number):
+        ids: list[int] = []
         for turn in range(turns):
             kept = len(ids) if rng.random() < 0.8 else rng.randint(0, len(ids))
-            ids = ids[:kept] + [f"{session} {turn} {i}" for i in range(rng.randint(0 if kept else 1, 150))]
+            ids = ids[:kept] + [next(numbers) for _ in range(rng.randint(0 if kept else 1, 150))]
             tokens = len(ids) * SESSION_BLOCK + rng.randint(0, SESSION_BLOCK - 1)
-            hashes = tuple(f"{block} {part}" for block in ids for part in range(SESSION_BLOCK // KV_BLOCK_TOKENS))
+            draws = draws_of(1, len(submitted))
+            text = VOCABULARY.prompt(tokens, draws, ids, seed=1, block_tokens=SESSION_BLOCK)
+            token_ids = tokenize(text)
+            assert len(token_ids) == tokens
             if turn:
                 after[len(submitted)] = (len(submitted) - 1,)
             shared.append(min(kept * SESSION_BLOCK, (tokens - 1) // KV_BLOCK_TOKENS * KV_BLOCK_TOKENS))
-            submitted.append(SubmittedRequest(rng.randint(0, 50) * NS_PER_MS, tokens, rng.randint(1, 40), hashes))
+            request = SubmittedRequest(
+                rng.randint(0, 50) * NS_PER_MS, tokens, rng.randint(1, 40), block_hashes(token_ids)
+            )
+            submitted.append(request)
     return submitted, after, shared
 
 
 @pytest.mark.parametrize("seed", range(3))
 def test_while_nothing_is_evicted_a_turn_finds_exactly_the_full_blocks_of_the_turns_before(seed: int) -> None:
-    submitted, after, shared = sessions(random.Random(seed), count=6, turns=12)
+    submitted, after, shared = sessions(random.Random(seed), 6, turns=12)
     options = EngineOptions(prefix_caching=True)
     result = simulate(submitted, H200, LLAMA, options, after=after)
     assert max(request.input_tokens for request in submitted) > 30_000
