@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from loadgen.record import PATHS
+from loadgen.units import NS_PER_S
 from loadgen.workload.length_laws import LAWS, drawn_lengths
 from loadgen.workload.routes import routed
 from loadgen.workload.schedule import build_schedule
@@ -14,6 +15,7 @@ from loadgen.workload.sessions import settle_history
 from loadgen.workload.sources import read_source
 from loadgen.workload.stream_schedule import schedule_streams, schedule_trace
 from loadgen.workload.streams import Stream, read_streams, share_rate
+from loadgen.workload.trace import read_trace
 from loadgen.workload.worded_trace import LENGTHS
 from loadgen.workload.words import ROUTING, SAMPLING, WordsFile
 
@@ -78,3 +80,12 @@ def test_the_page_names_every_field_and_every_distribution() -> None:
 @pytest.mark.parametrize("law", sorted(set(re.findall(r"--(?:input|output) (\S+)", PAGE))))
 def test_the_laws_of_the_commands_are_laws(law: str) -> None:
     assert drawn_lengths(law, 3, np.random.default_rng(0)).min() >= 1
+
+
+def test_a_graph_forks_and_joins(tmp_path: Path) -> None:
+    (path := tmp_path / "t.jsonl").write_text(EXAMPLES["graph"])
+    schedule = schedule_trace(read_trace(path), Stream(), seed=0, duration_s=None, num_requests=None)
+    assert [(request.parents, request.think_ns / NS_PER_S, request.task) for request in schedule.requests] == [
+        ((), 0, None), ((0,), 0.5, "explore"), ((0,), 1.0, None), ((1, 2), 5.0, None),
+    ]  # fmt: skip
+    assert len({request.text_id for request in schedule.requests}) == 2, "of the main thread, and of the sub-agent"
