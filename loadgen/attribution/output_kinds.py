@@ -26,6 +26,8 @@ def decode_by_kind(records: Sequence[RequestRecord], steps: EngineSteps, member_
     shares = np.zeros((len(records), len(KINDS)))
     code = {kind: number for number, kind in enumerate(KINDS)}
     runs = [record.kinds or () for record in records]
+    if not any(runs):
+        return shares
     only = np.array([code[kinds[0][0]] if len(kinds) == 1 else -1 for kinds in runs], dtype=np.int8)
     rows = np.flatnonzero(~steps.prefilling)
     request = steps.request[rows]

@@ -296,12 +296,14 @@ def divided_by_tokens(
     own += shares
     if steps.experts is not None:
         own -= (coefficients.expert_j or 0.0) * feature_column(steps, "expert_j")
-    tokens = decoded_tokens(steps.decode, steps.speculation) + steps.prefill
-    by_step, of_step = sum_by(steps.step, own, steps.count), sum_by(steps.step, tokens, steps.count)
-    per_token = np.divide(by_step, of_step, out=np.zeros(steps.count), where=of_step > 0)
+    decoded = decoded_tokens(steps.decode, steps.speculation)
+    tokens = sum_by(steps.step, decoded, steps.count) + sum_by(steps.step, steps.prefill, steps.count)
+    by_step = sum_by(steps.step, own, steps.count)
+    per_token = np.divide(by_step, tokens, out=np.zeros(steps.count), where=tokens > 0)
     measured = _measured_per_share(series, steps, shares)
     for rows in _slices(len(own)):
-        own[rows] = (per_token[steps.step[rows]] * tokens[rows] - own[rows]) * measured[steps.step[rows]]
+        step, computed = steps.step[rows], decoded[rows] + steps.prefill[rows]
+        own[rows] = (per_token[step] * computed - own[rows]) * measured[step]
     return sum_by(steps.request, own, requests)
 
 
