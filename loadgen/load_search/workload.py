@@ -118,6 +118,9 @@ class Workload:
         if _has_pauses(schedule) and self._history != "live":
             longer, plan = self._schedule(rate_rps, _SESSIONS_S + duration_s, seed)
             schedule = from_the_middle(longer, _SESSIONS_S)
+        if not schedule.requests:
+            probe = f"a probe of {duration_s:g} s at {rate_rps:g} requests/s"
+            raise LoadgenError(f"no request falls into {probe}; ask for longer ones, or for more requests/s")
         schedule, history = settle_history(schedule, self._history, self._config.endpoint)
         made = {"rps": rate_rps, "duration_s": duration_s, "seed": seed, "stop": self._load.stop}
         return Requests(schedule, history, plan | made)

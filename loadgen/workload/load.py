@@ -104,6 +104,7 @@ def planned_schedule(
     made |= load.limits | {"shape": load.shape, "think": load.think}
     if are_graphs(source.requests) or load.sessions != Load().sessions:
         made |= load.sessions | {"timing": load.timing or "think", "unstreamed": say_streamed(schedule, say)}
+        made |= {"warmed": len(schedule.warmed)} if schedule.warmed else {}
     return schedule, plan | made
 
 

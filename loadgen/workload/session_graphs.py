@@ -100,35 +100,38 @@ def from_middle(
     return resumed, [turns[main[first - 1]]]
 
 
+ANSWER_NS_PER_TOKEN = 10_000_000
+"""Time that an answer is taken to last where sessions are put on lanes: how long it will last is not known before."""
+
+
 class Lanes:
     """Lanes that play sessions one after another, so that as many sessions are alive at a time.
 
-    A session goes to the lane that is planned to be free first, or else to the one with the fewest requests: their
-    planned instants are the same where nothing thinks.
+    A session goes to the lane that is likely to be free first.
     """
 
     def __init__(self, count: int) -> None:
-        self._free: list[tuple[int, int, int]] = [(0, 0, lane) for lane in range(count)]
-        """(planned end in ns, requests, lane)."""
-        self._last: dict[int, tuple[int, ...]] = {}
+        self._free: list[tuple[int, int]] = [(0, lane) for lane in range(count)]
+        """(likely end in ns, lane)."""
+        self._end_ns = [0] * count
+        """Earliest end of each lane: as if answers took no time."""
+        self._last: list[tuple[int, ...]] = [()] * count
         """Last requests of each lane, by their indices."""
 
     def start(self) -> tuple[int, tuple[int, ...]]:
         """Return the planned start of the next session in ns, and the requests that have to be over before it."""
-        start_ns, _, lane = self._free[0]
-        return start_ns, self._last.get(lane, ())
+        _, lane = self._free[0]
+        return self._end_ns[lane], self._last[lane]
 
-    def play(self, end_ns: int, requests: int, last: Sequence[int]) -> None:
+    def play(self, requests: Sequence[ScheduledRequest]) -> None:
         """Put the session for which `start` was called on its lane."""
-        start_ns, before, lane = heappop(self._free)
-        heappush(self._free, (max(start_ns, end_ns), before + requests, lane))
-        self._last[lane] = tuple(last) or self._last.get(lane, ())
-
-
-def last_ones(indices: Sequence[int], parents: Iterable[Sequence[int]]) -> list[int]:
-    """Return those of the requests that no one of them waits for."""
-    waited_for = {parent for several in parents for parent in several}
-    return [index for index in indices if index not in waited_for]
+        likely_ns, lane = heappop(self._free)
+        end_ns = max((request.offset_ns for request in requests), default=self._end_ns[lane])
+        answers_ns = ANSWER_NS_PER_TOKEN * sum(request.output_tokens or 0 for request in requests)
+        heappush(self._free, (likely_ns + end_ns - self._end_ns[lane] + answers_ns, lane))
+        waited_for = {parent for request in requests for parent in request.parents}
+        last = tuple(request.index for request in requests if request.index not in waited_for)
+        self._end_ns[lane], self._last[lane] = end_ns, last or self._last[lane]
 
 
 # -- sessions that are too long ---------------------------------------------------------------------------------------

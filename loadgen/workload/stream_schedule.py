@@ -30,7 +30,7 @@ from loadgen.workload.schedule import (
     stable_hash63,
     truncated,
 )
-from loadgen.workload.session_graphs import Lanes, Turn, are_graphs, chain, from_middle, graph, last_ones
+from loadgen.workload.session_graphs import Lanes, Turn, are_graphs, chain, from_middle, graph
 from loadgen.workload.sessions import are_conversations, group_sessions, text_numbers, waits_ns
 from loadgen.workload.sources import read_source
 from loadgen.workload.streams import Stream, Streams, option
@@ -270,8 +270,7 @@ def _scheduled_turns(
         played = _played(name, stream, planned, shared, stop, len(requests), start_ns, before, end_ns)
         requests += played
         if lanes is not None:
-            ends = last_ones([r.index for r in played], [r.parents for r in played])
-            lanes.play(max((r.offset_ns for r in played), default=0), len(played), ends)
+            lanes.play(played)
     return tuple(requests), tuple(warmed)
 
 

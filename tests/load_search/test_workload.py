@@ -8,6 +8,7 @@ import pytest
 from loadgen.errors import LoadgenError
 from loadgen.load_search.workload import Workload, rotated
 from loadgen.run.config import RunConfig
+from loadgen.units import NS_PER_S
 from loadgen.workload.load import Load
 from loadgen.workload.trace import Trace, TraceRequest
 from loadgen.workload.words import stored_words
@@ -126,3 +127,27 @@ def test_own_arrivals_are_one_pass_which_is_said_once() -> None:
     probes = [small.requests(rate, 10.0, seed).schedule for seed, rate in enumerate((2.0, 20.0, 40.0))]
     assert [len(probe.requests) for probe in probes] == [20, 50, 50]
     assert lines == ["with its own arrivals a probe is one pass of made: at high rates it is shorter"]
+
+
+def agents(turns: int) -> Trace:
+    """Return sessions whose turns come ten seconds after the answer before them."""
+    requests = [
+        TraceRequest(
+            arrival_s=10.0 * i, input_tokens=20 + 20 * i, output_tokens=4, session_id=session, request_id=str(i),
+            after=(str(i - 1),) if i else (), think_s=10.0 if i else None,
+        )
+        for i in range(turns) for session in "ab"
+    ]  # fmt: skip
+    return Trace("made", tuple(requests), "")
+
+
+def test_sessions_of_agents_have_the_rate_of_a_probe_and_go_on_from_before_it() -> None:
+    schedule = workload(Load(arrival="poisson"), agents(6)).requests(6.0, 60.0, 1).schedule
+    assert len(schedule.requests) == pytest.approx(360, rel=0.25)
+    assert {request.think_ns for request in schedule.requests if request.parents} == {10 * NS_PER_S}
+    assert any(not request.parents and (request.input_tokens or 0) > 20 for request in schedule.requests)
+
+
+def test_a_probe_that_no_session_falls_into_is_an_error() -> None:
+    with pytest.raises(LoadgenError, match=r"no request falls into a probe of 1 s at 0.001 requests/s"):
+        workload(Load(arrival="poisson"), agents(2)).requests(0.001, 1.0, 1)
