@@ -26,7 +26,7 @@ class AgentLoad:
     """Median turns of a session, sub-agents' not counted."""
     think_s: float = 3.0
     """Median time between an answer and the next turn: a tool's run."""
-    system_tokens: tuple[int, int] = (1_000, 40_000)
+    system_tokens: tuple[int, int] = (1_000, 60_000)
     """Range of the tokens that a session begins with: tools and instructions, by the logarithm uniform."""
 
 
@@ -72,7 +72,7 @@ class _Draft:
         thread = self._thread(int(np.exp(self.rng.uniform(low, high))), [])
         tasks = count(1)
         for turn in range(max(2, self._about(self.load.turns, 0.7))):
-            self._grow(thread, self._about(700, 1.2) if turn else self._about(2_000, 0.8))
+            self._grow(thread, self._about(800, 1.2) if turn else self._about(2_000, 0.8))
             after = (self._add(number, 0, thread, after, think_ns),)
             think_ns = round(NS_PER_S * self.rng.lognormal(np.log(self.load.think_s), 1.0))
             if self.rng.random() < 0.03:

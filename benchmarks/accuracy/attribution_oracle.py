@@ -19,8 +19,10 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from benchmarks.accuracy.oracle_tables import table_of_loads, table_of_strangers
+from benchmarks.accuracy.agent_sessions import AgentLoad, agent_turns, parents
+from benchmarks.accuracy.oracle_tables import table_of_agents, table_of_loads, table_of_strangers
 from loadgen.attribution.beside_others import steps_beside_others
+from loadgen.attribution.cached_tokens import with_cached_tokens
 from loadgen.attribution.foreign_spans import engine_spans
 from loadgen.attribution.shapley import METHODS, RunAttribution, attribute_energy
 from loadgen.attribution.window_fit import align_phase
@@ -31,8 +33,9 @@ from loadgen.energy.nvml import VERNIER
 from loadgen.energy.series import EnergyDomain, EnergySeries, series_by_domain
 from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.record import RequestRecord
+from loadgen.results.reusable_tokens import reusable_tokens
 from loadgen.simulator.cost_model import CounterOptions
-from loadgen.simulator.engine import EngineOptions, SimulatedRun, SubmittedRequest, simulate
+from loadgen.simulator.engine import KV_BLOCK_TOKENS, EngineOptions, SimulatedRun, SubmittedRequest, simulate
 from loadgen.simulator.experts import Routing
 from loadgen.simulator.spans import Finished, export_finished
 from loadgen.simulator.speculation import Speculation
@@ -40,7 +43,7 @@ from loadgen.telemetry.engine_sample import EngineSample
 from loadgen.telemetry.engine_span import EngineSpan
 from loadgen.telemetry.otlp_parse import parse_spans
 from loadgen.units import NS_PER_MS, NS_PER_S
-from loadgen.workload.schedule import build_schedule
+from loadgen.workload.schedule import ScheduledRequest, build_schedule
 from loadgen.workload.trace import Trace, TraceRequest, read_trace
 
 TRACES = Path(__file__).parents[2] / "traces"
@@ -79,6 +82,10 @@ class Scenario:
     """Share of each prompt that every prompt has in common."""
     polled: bool = False
     """True when the counter is read by polling, as with NVML, instead of at the instants of its updates."""
+    agents: AgentLoad | None = None
+    """Sessions of agents, instead of requests at rates; those that are listed run in 300 s, fewer in less."""
+    told: bool = True
+    """True when the server's usage tells the cached tokens of a request."""
 
 
 def scenarios() -> list[Scenario]:
@@ -133,6 +140,7 @@ def scenarios() -> list[Scenario]:
         Scenario("mix 6/s, 30 % foreign, spans, draft model", mix, options=drafting, foreign=0.3, spans=True),
         Scenario("small GPU, mix 0.4/s", {"chat": 0.2, "code": 0.2}, hardware="l4"),
         *unseen(),
+        *agents(),
     ]
 
 
@@ -172,6 +180,31 @@ def unseen() -> list[Scenario]:
     ]
 
 
+def agents() -> list[Scenario]:
+    """Return sessions of agents, by how many run at a time, what the cache holds, and what the client is told of it."""
+    cached = EngineOptions(prefix_caching=True)
+    small = EngineOptions(prefix_caching=True, kv_cache_tokens=500_000)
+    one, four, many = (
+        Scenario(f"agents, {n} at a time", {}, options=cached, agents=AgentLoad(at_a_time=n)) for n in (1, 4, 16)
+    )
+    evicted = replace(many, name=f"{many.name}, eviction", options=small)
+    busy = AgentLoad(at_a_time=16, think_s=1.0)
+    return [
+        one,
+        four,
+        many,
+        replace(many, name="agents, 16 at a time, tools of 1 s", agents=busy),
+        evicted,
+        replace(four, name=f"{four.name}, no caching", options=EngineOptions()),
+        replace(four, name=f"{four.name}, H100-like", hardware="h100"),
+        *(replace(row, name=f"{row.name}, counters", told=False) for row in (four, many, evicted)),
+        *(
+            replace(row, name=f"{row.name}, not told{CLIENT_ONLY}", told=False, engine=False)
+            for row in (four, many, evicted)
+        ),
+    ]
+
+
 @dataclass(frozen=True)
 class Case:
     """A simulated run as loadgen would have recorded it, and the simulator's own account."""
@@ -181,9 +214,13 @@ class Case:
     own: list[int]
     """Rows of run.requests that loadgen sent; the other rows are another client's."""
     domains: list[EnergyDomain]
+    reusable: list[int | None] | None = None
+    """Tokens that each prompt shares with earlier ones, by the plan; None: there is no plan."""
 
 
 def simulated(scenario: Scenario, seconds: float, seed: int) -> Case:
+    if scenario.agents is not None:
+        return simulated_agents(scenario, scenario.agents, scenario.options, seconds, seed)
     rng = np.random.default_rng(seed)
     arrivals = []
     for row, (kind, rps) in enumerate(scenario.rates.items()):
@@ -209,6 +246,35 @@ def simulated(scenario: Scenario, seconds: float, seed: int) -> Case:
     records = [_record(row, arrivals[i][1], run.requests[i], rng) for row, i in enumerate(own)]
     domains = [EnergyDomain(name="gpu:0", source="simulated", limit_w=hardware.limit_w)]
     return Case(records, run, own, domains)
+
+
+def simulated_agents(scenario: Scenario, agents: AgentLoad, engine: EngineOptions, seconds: float, seed: int) -> Case:
+    """Return sessions of agents on such an engine; the requests of a session are a workload."""
+    sessions = max(agents.at_a_time, round(agents.sessions * seconds / 300))
+    turns = agent_turns(replace(agents, sessions=sessions), IDLE_NS, seed)
+    hardware = read_hardware(scenario.hardware)
+    run = simulate(
+        [turn.submitted for turn in turns], hardware, read_model(scenario.model), engine, scenario.counter,
+        after=parents(turns), tail_ns=IDLE_NS // 4, seed=seed,
+    )  # fmt: skip
+    rng = np.random.default_rng(seed)
+    records = [
+        _record(row, f"session {turn.session}", truth, rng)
+        for row, (turn, truth) in enumerate(zip(turns, run.requests, strict=True))
+    ]
+    schedule = [
+        ScheduledRequest(
+            index=row, offset_ns=0, workload="agents", input_tokens=turn.input_tokens,
+            output_tokens=turn.output_tokens, prefix_ids=turn.blocks, block_size=KV_BLOCK_TOKENS,
+        )
+        for row, turn in enumerate(turns)
+    ]  # fmt: skip
+    reusable = reusable_tokens(schedule, records)
+    if not scenario.told:
+        untold = [msgspec.structs.replace(record, cached_tokens=None) for record in records]
+        records = with_cached_tokens(untold, reusable, engine_samples_of(run) if scenario.engine else [])
+    domains = [EnergyDomain(name="gpu:0", source="simulated", limit_w=hardware.limit_w)]
+    return Case(records, run, list(range(len(turns))), domains, reusable)
 
 
 def _blocks(tokens: int, shared: float, kind: str, index: int) -> tuple[int, ...]:
@@ -263,11 +329,11 @@ def polled(series: EnergySeries, rng: np.random.Generator) -> EnergySeries:
     return replace(polled_series, limit_w=series.limit_w)
 
 
-def engine_samples(case: Case, period_ns: int = 500 * NS_PER_MS) -> list[EngineSample]:
+def engine_samples_of(run: SimulatedRun, period_ns: int = 500 * NS_PER_MS) -> list[EngineSample]:
     """Return the engine's counters as polled every half second."""
     samples: list[EngineSample] = []
     next_ns = 0
-    for sample in case.run.engine:
+    for sample in run.engine:
         if sample["t_ns"] >= next_ns:
             samples.append(sample)
             next_ns = int(sample["t_ns"]) + period_ns
@@ -279,14 +345,16 @@ def score(case: Case, scenario: Scenario, method: str) -> dict[str, Any]:
     start = min(record.sent_ns or 0 for record in case.records)
     end = max(record.finished_ns or 0 for record in case.records)
     series = list(series_by_domain(case.run.counter, case.domains).values())
-    engine = engine_samples(case) if scenario.engine else []
+    engine = engine_samples_of(case.run) if scenario.engine else []
     shared = steps_beside_others(case.records, engine, spans(case) if scenario.spans else (), RUN_ID)
     if scenario.polled:
         series = [
             align_phase(align_to_counter_clock(polled(domain_series, np.random.default_rng(0))), shared.steps)
             for domain_series in series
         ]
-    result = attribute_energy(series, case.records, start, end, method=method, shared=shared, sums=_sums(case))
+    result = attribute_energy(
+        series, case.records, start, end, method=method, shared=shared, sums=_sums(case), reusable=case.reusable
+    )
     attributed = np.array([share.joules for share in result.requests])
     truth = np.array([case.run.requests[i].prefill_j + case.run.requests[i].decode_j for i in case.own])
     error = np.abs(attributed - truth) / truth
@@ -298,7 +366,37 @@ def score(case: Case, scenario: Scenario, method: str) -> dict[str, Any]:
         "rejected_over_true": _rejected(result, case),
         **_intervals(result, truth),
         "sums": _sum_errors(result, case),
+        **(_of_sessions(result, case) if case.reusable is not None else {}),
     }  # fmt: skip
+
+
+def _of_sessions(result: RunAttribution, case: Case) -> dict[str, Any]:
+    """Return the errors of the joules of sessions, median and largest, and what the cache saved by the law, J."""
+    joules = np.array([share.joules for share in result.requests])
+    truth = np.array([request.prefill_j + request.decode_j for request in case.run.requests])
+    sessions = [rows for name, rows in _sums(case).items() if name != "all"]
+    errors = [abs(joules[rows].sum() / truth[rows].sum() - 1) for rows in sessions]
+    sums = {
+        name: float(sum(getattr(share, f"{name}_joules") or 0.0 for share in result.requests))
+        for name in ("saved", "recomputed")
+    }
+    return {"session_median": float(np.median(errors)), "session_max": float(max(errors)), "cache": sums}
+
+
+def cache_truth(scenario: Scenario, case: Case, seconds: float, seed: int) -> dict[str, float | None]:
+    """Return the joules that prefills of the same sessions cost more without the cache, and those that they cost less
+    with one in which everything stays: what it saved, and what was computed again."""
+    if scenario.agents is None:
+        return {"saved": None, "recomputed": None}
+    prefill_j = sum(request.prefill_j for request in case.run.requests)
+    off, large = (
+        simulated_agents(scenario, scenario.agents, engine, seconds, seed).run.requests
+        for engine in (EngineOptions(), EngineOptions(prefix_caching=True, kv_cache_tokens=10_000_000))
+    )
+    return {
+        "saved": sum(request.prefill_j for request in off) - prefill_j if scenario.options.prefix_caching else None,
+        "recomputed": prefill_j - sum(request.prefill_j for request in large),
+    }
 
 
 def _sums(case: Case) -> dict[str, np.ndarray]:
@@ -378,7 +476,11 @@ def main() -> None:
         f"\n95 % intervals hold {held} of {len(sums)} sums; median error {error:.2f} %, half width {half_width:.2f} %"
     )
     if options.markdown:
-        print("\n".join(["", *table_of_loads(rows, CLIENT_ONLY), "", *table_of_strangers(rows)]))
+        print(
+            "\n".join(
+                ["", *table_of_loads(rows, CLIENT_ONLY), "", *table_of_strangers(rows), "", *table_of_agents(rows)]
+            )
+        )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n")
 
@@ -386,10 +488,10 @@ def main() -> None:
 def rows_of(scenario: Scenario, seconds: float, seed: int) -> list[dict[str, Any]]:
     """Return the scores of all methods in a scenario."""
     case = simulated(scenario, seconds, seed)
-    return [
-        {"scenario": scenario.name, "requests": len(case.records), "method": method} | score(case, scenario, method)
-        for method in METHODS
-    ]
+    about = {"scenario": scenario.name, "requests": len(case.records)}
+    if scenario.agents is not None:
+        about["cache_truth"] = cache_truth(scenario, case, seconds, seed)
+    return [about | {"method": method} | score(case, scenario, method) for method in METHODS]
 
 
 def _line(method: str, errors: dict[str, Any]) -> str:
@@ -400,7 +502,16 @@ def _line(method: str, errors: dict[str, Any]) -> str:
     sums = f"sum/total {errors['sum_over_total']:.6f}  attributed/true {errors['attributed_over_true']:.3f}"
     rejected = errors["rejected_over_true"]
     drafts = "" if rejected is None else f"  rejected/true {rejected:.2f}"
-    return f"{method:14} {shares} %   {sums}{covered}{drafts}"
+    sessions = ""
+    if "cache" in errors:
+        median, largest = 100 * errors["session_median"], 100 * errors["session_max"]
+        true = ", ".join(f"{name} {errors['cache'][name]:.0f} J of {of}" for name, of in _true_joules(errors).items())
+        sessions = f"  sessions {median:.2f} / {largest:.2f} %" + (f"  {true}" if method == "shapley" else "")
+    return f"{method:14} {shares} %   {sums}{covered}{drafts}{sessions}"
+
+
+def _true_joules(errors: dict[str, Any]) -> dict[str, str]:
+    return {name: "-" if joules is None else f"{joules:.0f} J" for name, joules in errors["cache_truth"].items()}
 
 
 if __name__ == "__main__":

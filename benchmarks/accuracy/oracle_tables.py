@@ -7,6 +7,7 @@ from loadgen.attribution.shapley import METHODS
 
 _STRANGERS = re.compile(r"mix \d+/s, \d+ % foreign")
 _SPANS = ", spans"
+_AGENTS = "agents, "
 
 
 def table_of_loads(rows: list[dict[str, Any]], client_only: str) -> list[str]:
@@ -22,6 +23,7 @@ def table_of_loads(rows: list[dict[str, Any]], client_only: str) -> list[str]:
         if (
             method != "shapley"
             or name.endswith(client_only)
+            or name.startswith(_AGENTS)
             or re.fullmatch(r"mix \d+/s, \d+ % foreign(, spans)?", name)
         ):
             continue
@@ -52,6 +54,33 @@ def table_of_strangers(rows: list[dict[str, Any]]) -> list[str]:
             ]
             lines.append(f"| {' | '.join(cells)} |")
     return lines
+
+
+def table_of_agents(rows: list[dict[str, Any]]) -> list[str]:
+    """Return the table of sessions of agents."""
+    lines = [
+        "| load | requests | error per request | per session: median, worst | 95 % interval holds | saved by the cache:"
+        " estimate / truth | computed again: estimate / truth |",
+        "|" + "---|" * 7,
+    ]
+    for row in rows:
+        if row["method"] == "shapley" and row["scenario"].startswith(_AGENTS):
+            cells = [
+                row["scenario"].removeprefix(_AGENTS),
+                f"{row['requests']:,}",
+                f"**{_errors(row)}** %",
+                f"{100 * row['session_median']:.2f} %, {100 * row['session_max']:.1f} %",
+                _interval(row),
+                *(_joules(row, name) for name in ("saved", "recomputed")),
+            ]
+            lines.append(f"| {' | '.join(cells)} |")
+    return lines
+
+
+def _joules(row: dict[str, Any], name: str) -> str:
+    """Return an estimate and the truth in kJ, or "-" without a cache or where less than 1 kJ is to be estimated."""
+    estimate, truth = row["cache"][name], row["cache_truth"][name]
+    return "-" if truth is None or truth < 1000 else f"{estimate / 1000:.1f} / {truth / 1000:.1f} kJ"
 
 
 def _errors(row: dict[str, Any]) -> str:
