@@ -202,16 +202,24 @@ def fill_steps(
     A prompt ends in the step of its first chunk, and begins no earlier than its delay after it was sent. Where one
     waited for something else than room (a place among the sequences that run, or room in the KV cache), it begins where
     the lengths of the steps follow best from the tokens in them; without their law, as late as fits.
+
+    A step in which no stream decodes is as many iterations as its prompts take. The room in the last of these is the
+    next prompt's, if that came before it began.
     """
     rest_ns: list[float] = []
     if law is not None:
         rest_ns = np.where(queue.decoding > 0, queue.length - law.decoding_ns(queue), np.nan).tolist()
     room = np.maximum(candidate.budget - queue.decoding, 0.0).tolist()
-    earliest = np.searchsorted(queue.start_ns, queue.sent_ns[:limit] + candidate.delay_ns)
-    earliest = np.minimum(earliest, queue.last_step[:limit])
-    columns = (queue.row[:limit], earliest, queue.last_step[:limit], queue.tokens[:limit], queue.cached[:limit])
+    ready_ns = queue.sent_ns[:limit] + candidate.delay_ns
+    earliest = np.minimum(np.searchsorted(queue.start_ns, ready_ns), queue.last_step[:limit])
+    alone, filled = (queue.decoding == 0).tolist(), [0.0] * len(room)
+    columns = (queue.row, ready_ns, earliest, queue.last_step, queue.tokens, queue.cached)
     pieces: list[Piece] = []
-    for row, low, last, tokens, cached in zip(*(column.tolist() for column in columns), strict=True):
+    for row, ready, low, last, tokens, cached in zip(*(column[:limit].tolist() for column in columns), strict=True):
+        if low and alone[low - 1] and filled[low - 1] and room[low - 1] > 0:
+            more = min(room[low - 1], tokens)
+            share = (filled[low - 1] % candidate.budget + more) / (filled[low - 1] + more)
+            low -= ready <= queue.start_ns[low - 1] + queue.length[low - 1] * (1 - share)
         begin = _begin_step(room, low, last, tokens, late_steps)
         if begin is None:
             begins = late_begins(room, low, last, tokens)
@@ -220,6 +228,9 @@ def fill_steps(
         for step in range(begin, last + 1):
             part = tokens if step == last else min(tokens, max(room[step], 0.0))
             room[step] -= part
+            if alone[step] and room[step] < 0:
+                room[step] %= candidate.budget
+            filled[step] += part
             tokens -= part
             if law is not None:
                 rest_ns[step] -= law.piece_ns(part, done)
