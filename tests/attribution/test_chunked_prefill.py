@@ -71,10 +71,10 @@ def test_steps_are_filled_up_in_order_of_arrival(
 def test_the_last_iteration_of_a_prompt_alone_has_room_for_the_next_that_came_before_it(
     sent: int, pieces: list[tuple[int, int, float]]
 ) -> None:
-    """130 tokens alone are two iterations of 100, and the second one begins before the step is half over."""
-    prompts = queue([(0, 0, 130), (sent, 1, 150)], [0, 1])
+    """130 tokens alone are two iterations of 100, and the second one begins about where half of the step is over."""
+    prompts = queue([(0, 0, 130), (sent, 1, 150)], [0, 0])
     expected = [Piece(0, 0, 130), *(Piece(*piece) for piece in pieces)]
-    assert fill_steps(replace(prompts, decoding=np.array([0.0, 0.0])), Candidate(100, 0)) == expected
+    assert fill_steps(prompts, Candidate(100, 0)) == expected
 
 
 def test_a_delay_moves_the_first_step_that_a_prompt_can_be_in() -> None:
