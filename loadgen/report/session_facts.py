@@ -62,8 +62,10 @@ def p50_p90(values: Distribution) -> str:
 
 def depth_text(depths: list[DepthCost]) -> str:
     """Return the mean joules of a turn by its depth."""
-    means = ((depth, depth.joules_per_turn.mean if depth.joules_per_turn else None) for depth in depths)
-    return ", ".join(f"{turns_text(depth)}: {joules(mean)}" for depth, mean in means) or UNKNOWN
+    known = (
+        (depth, depth.joules_per_turn) for depth in depths if depth.joules_per_turn and depth.joules_per_turn.count
+    )
+    return ", ".join(f"{turns_text(depth)}: {joules(spread.mean)}" for depth, spread in known) or UNKNOWN
 
 
 def turns_text(depth: DepthCost) -> str:

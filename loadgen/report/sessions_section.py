@@ -56,8 +56,10 @@ def sessions_section(result: RunResult) -> list[Markup]:
 
 
 def costliest(accounts: Sequence[SessionAccount], number: int) -> list[SessionAccount]:
-    """Return the sessions with the most joules, or without energy those that lasted longest, the first first."""
-    return sorted(accounts, key=lambda account: (-(account.joules or 0.0), -(account.duration_s or 0.0)))[:number]
+    """Return the sessions with the most joules, or without energy those that lasted longest, the first first. Those of
+    which nothing was sent are left out."""
+    sent = [account for account in accounts if account.start_s is not None]
+    return sorted(sent, key=lambda account: (-(account.joules or 0.0), -(account.duration_s or 0.0)))[:number]
 
 
 # ---------------------------------------------------------------- timeline
@@ -65,10 +67,9 @@ def costliest(accounts: Sequence[SessionAccount], number: int) -> list[SessionAc
 
 def timeline(result: RunResult) -> Markup:
     """Return the phases of the costliest sessions over time, one session in a row, with its joules."""
-    shown = [account for account in costliest(result.sessions, MAX_ROWS) if account.start_s is not None]
+    shown = sorted(costliest(result.sessions, MAX_ROWS), key=lambda account: account.start_s or 0.0)
     if not shown:
         return Markup()
-    shown.sort(key=lambda account: account.start_s or 0.0)
     start_ns, end_ns = span(result)
     x = svg.linear_axis(0.0, (end_ns - start_ns) / NS_PER_S, tick_seconds)
     height = ROW * len(shown)
@@ -83,8 +84,8 @@ def timeline(result: RunResult) -> Markup:
     words = [_label(account, x, at) for account, at in zip(shown, centres, strict=True)]
     text = f"{plural(len(shown), 'session')}: " + "; ".join(_row_text(account) for account in shown[:LISTED])
     heading = "Sessions over time"
-    left_out = len(result.sessions) - len(shown)
-    which = f"The {len(shown)} costliest of {count(len(result.sessions))} sessions, in" if left_out else "In"
+    sent = sum(account.start_s is not None for account in result.sessions)
+    which = f"The {len(shown)} costliest of {count(sent)} sessions, in" if sent > len(shown) else "In"
     caption = (
         f"{which} order of their first request; beside each its joules. A session is waiting where a request is due "
         "and was not sent: the client was late, or held it back. Sub-agents count as their session."
@@ -238,8 +239,8 @@ def depth_table(sessions: SessionSummary) -> Markup:
         *(["cache saved"] if has_cache else []),
     ]
     caption = (
-        "A turn is a request by its number within its task. Input and output are the means of a turn. J/turn is of "
-        "completed requests; energy is of all requests of these turns, ± one standard error."
+        "A turn is a request by its number within its task. Input and output are the means of a turn that was sent. "
+        "J/turn is of completed requests; energy is of all requests of these turns, ± one standard error."
     )
     made = table(head, rows, "Cost by the turn of a session")
     return tag("figure", tag("h3", "Cost by turn"), made, tag("figcaption", caption), class_="wide")
@@ -255,14 +256,14 @@ def _depth_row(depth: DepthCost) -> list[str]:
         turns_text(depth),
         bar,
         count(depth.requests),
-        _each(depth.input_tokens, depth.requests),
+        _each(depth.input_tokens, depth.sent),
         percent(depth.cached_share),
-        _each(depth.output_tokens, depth.requests),
+        _each(depth.output_tokens, depth.sent),
         joules(spread.mean if spread else None),
         joules(spread.p90 if spread else None),
         with_error(depth.joules, depth.se_joules),
     ]
 
 
-def _each(tokens: int | None, requests: int) -> str:
-    return UNKNOWN if tokens is None else f"{tokens / requests:,.0f}"
+def _each(tokens: int | None, sent: int) -> str:
+    return UNKNOWN if tokens is None or not sent else f"{tokens / sent:,.0f}"

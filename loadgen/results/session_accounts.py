@@ -34,6 +34,8 @@ class Account(msgspec.Struct, frozen=True, kw_only=True):
 
     requests: int
     """Requests of the schedule."""
+    sent: int
+    """Requests that were sent."""
     completed: int
     """Requests whose whole answer came."""
     input_tokens: int | None
@@ -178,6 +180,7 @@ def account_of(
     energy = [share for record in records if (share := shares.get(record.index))]
     return Account(
         requests=len(records),
+        sent=sum(record.sent_ns is not None for record in records),
         completed=sum(record.ok for record in records),
         input_tokens=metrics.sum_known(record.input_tokens for record in records),
         cached_tokens=metrics.sum_known(record.cached_tokens for record in records),

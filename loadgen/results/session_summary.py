@@ -90,6 +90,7 @@ def _depth_cost(result: RunResult, first_turn: int, records: Sequence[RequestRec
         first_turn=first_turn,
         last_turn=2 * first_turn - 1,
         requests=part.requests,
+        sent=part.sent,
         completed=part.completed,
         input_tokens=part.input_tokens,
         cached_share=part.cached_share,

@@ -436,6 +436,8 @@ class DepthCost(msgspec.Struct, frozen=True, kw_only=True):
     """Last turn of the bin: 1, 3, 7, 15 and so on."""
     requests: int
     """Requests of the schedule."""
+    sent: int
+    """Requests that were sent."""
     completed: int
     """Requests whose whole answer came."""
     input_tokens: int | None

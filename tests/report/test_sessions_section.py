@@ -56,6 +56,13 @@ def test_without_energy_the_longest_sessions_are_listed_without_joules() -> None
     assert "Longest sessions" in text and "Costliest" not in text and " J " not in text
 
 
+def test_a_session_of_which_nothing_was_sent_is_neither_drawn_nor_listed() -> None:
+    unsent = {"sent_ns": None, "first_token_ns": None, "finished_ns": None, "chunk_ns": [], "error": "not_sent"}
+    html = section_of(analysed([turn(0, "a", 0, 1), turn(1, "a", 2, 3), turn(2, "b", 3, 4, **unsent)]))
+    assert re.findall(r'<th scope="row">(\w)</th>', html) == ["a"] and "<title>b" not in html
+    assert "costliest of" not in Page(html).text
+
+
 def test_sub_agents_and_failed_requests_are_named_in_their_row() -> None:
     turns = [turn(0, "a", 0, 1), turn(1, "a", 1, 2, task="search"), turn(2, "a", 3, 4, error="http", status=500)]
     text = Page(section_of(analysed(turns))).text

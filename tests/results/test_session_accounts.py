@@ -39,7 +39,7 @@ def test_tasks_add_up_to_their_session_and_turns_by_depth_to_all_sessions() -> N
         for name in ("joules", "prefill_joules", "decode_joules"):
             parts = sum(millijoules(getattr(task, name)) for task in account.tasks)
             assert parts == millijoules(getattr(account, name)), name
-        for name in ("requests", "completed", "input_tokens", "cached_tokens", "output_tokens"):
+        for name in ("requests", "sent", "completed", "input_tokens", "cached_tokens", "output_tokens"):
             assert sum(getattr(task, name) for task in account.tasks) == getattr(account, name), name
     assert result.summary is not None and (sessions := result.summary.sessions) is not None
     assert sum(millijoules(depth.joules) for depth in sessions.by_depth) == millijoules(sessions.joules)
