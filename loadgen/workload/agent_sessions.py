@@ -16,6 +16,7 @@ import msgspec
 
 from loadgen.errors import LoadgenError
 from loadgen.workload.json_texts import first_bytes, json_texts, misfit
+from loadgen.workload.prompts import BLOCK_TOKENS
 from loadgen.workload.trace import MAX_THINK_S, MAX_TOKENS, Trace, TraceRequest, blocks_fault, fills, opened, shortened
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ CLOCK_S = 1.0
 request may have ended before it."""
 
 _Seconds = Annotated[float, msgspec.Meta(ge=0, le=MAX_THINK_S)]
+_Instant = Annotated[float, msgspec.Meta(ge=0, le=1e10)]
 _Count = Annotated[int, msgspec.Meta(ge=0, le=MAX_TOKENS)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 
@@ -39,7 +41,7 @@ _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=128)]
 class _Call(msgspec.Struct, tag_field="type"):
     """A request. Which types of content it and its answer have says nothing beyond their tokens."""
 
-    t: _Seconds
+    t: _Instant
     input_tokens: _Count = msgspec.field(name="in")
     output_tokens: _Count = msgspec.field(name="out")
     hash_ids: tuple[int, ...] = ()
@@ -62,7 +64,7 @@ class _WholeCall(_Call, tag="n"):
 class _SubAgent(msgspec.Struct, tag_field="type", tag="subagent"):
     """A sub-agent, which runs beside the thread that it is listed in."""
 
-    t: _Seconds
+    t: _Instant
     agent_id: _Name
     requests: list[_StreamedCall | _WholeCall | _SubAgent]
     """Their times count from `t`, or, where a publisher has rewritten them, from the start of the session."""
@@ -233,7 +235,7 @@ class _Reader:
                     workload=self._workload or model or WORKLOAD,
                     session_id=session.id,
                     prefix_ids=tuple(map(self._label, node.call.hash_ids)),
-                    block_tokens=session.block_size,
+                    block_tokens=session.block_size if node.call.hash_ids else BLOCK_TOKENS,
                     model=model,
                     request_id=str(index),
                     after=tuple(map(str, node.parents)),

@@ -268,8 +268,8 @@ class _ZstdReader(io.RawIOBase):
 _Tokens = Annotated[int, msgspec.Meta(ge=1, le=MAX_TOKENS)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=256)]
 
-MAX_THINK_S = 1e9
-"""Longest think time that is read: 30 years."""
+MAX_THINK_S = 1e7
+"""Longest think time that is read: 115 days. The nanoseconds of a session of 900 such turns fit into 64 bits."""
 
 EarlierRequests = dict[tuple[str | None, str], int]
 """The line of each named request of a trace, by its session and its name."""

@@ -10,6 +10,7 @@ import pytest
 
 from loadgen.errors import LoadgenError
 from loadgen.workload.agent_sessions import MAX_DEPTH, holds_sessions, read_sessions
+from loadgen.workload.prompts import BLOCK_TOKENS
 from loadgen.workload.sources import source_sha256
 from loadgen.workload.trace import TraceRequest, read_trace, write_trace
 from support.agent_files import BLOCK, FORKED, agent, call, session, talk, write_session
@@ -155,7 +156,7 @@ def test_a_prompt_may_have_an_id_for_its_last_block_and_blocks_of_any_size(tmp_p
     entries = [call(0, [1, 2, 3], **{"in": 2 * BLOCK + 1}), call(9, [1, 2], **{"in": 3 * BLOCK - 1}), call(20, [])]
     requests = requests_of(tmp_path, session("s", entries))
     assert [len(request.prefix_ids) for request in requests] == [3, 2, 0]
-    assert {request.block_tokens for request in requests} == {BLOCK}
+    assert [request.block_tokens for request in requests] == [BLOCK, BLOCK, BLOCK_TOKENS]
 
 
 # -- models, and the one trace format ---------------------------------------------------------------------------------

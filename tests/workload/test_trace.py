@@ -244,7 +244,7 @@ requests = st.builds(
     workload=st.sampled_from(["default", "chat", "数"]),
     session_id=st.none() | st.text(min_size=1, max_size=5),
     model=st.none() | st.sampled_from(["m", "数"]),
-    think_s=st.none() | st.floats(0, 1e9),
+    think_s=st.none() | st.floats(0, 1e7),
     streamed=st.booleans(),
 ).flatmap(with_blocks)
 
