@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
 
 def reusable_tokens(schedule: Sequence[ScheduledRequest], records: Sequence[RequestRecord]) -> list[int | None]:
-    """Return for each request how many tokens its prompt begins with that requests which were sent before had: whole
-    blocks, and the text that the turns of a session open with.
+    """Return for each request how many tokens its prompt begins with that requests which were sent before had: blocks,
+    of the last one as much as the prompt had, and the text that the turns of a session open with.
 
     A server computes prompts in the order in which they come, so that those are in its cache, if it has not evicted
     them. None for a request that was not sent, and for one with words of its own: which of them it has in common with
@@ -36,11 +36,17 @@ class _Computed:
     """Blocks and texts that have been computed."""
 
     def __init__(self) -> None:
-        self._blocks: set[int] = set()
+        self._blocks: dict[int, int] = {}
+        """Block -> how many tokens of it: a prompt may end within its last one."""
         self._texts: dict[int, int] = {}
 
     def add(self, request: ScheduledRequest) -> None:
-        self._blocks.update(request.prefix_ids)
+        ends = request.text_tokens
+        for block in request.prefix_ids:
+            size = request.block_tokens
+            whole = size if request.input_tokens is None else min(size, max(request.input_tokens - ends, 0))
+            self._blocks[block] = max(self._blocks.get(block, 0), whole)
+            ends += size
         if request.text_id is not None:
             self._texts[request.text_id] = max(request.text_tokens, self._texts.get(request.text_id, 0))
 
@@ -51,7 +57,8 @@ class _Computed:
         if tokens < request.text_tokens:
             return tokens
         for block in request.prefix_ids:
-            if block not in self._blocks:
+            known = min(self._blocks.get(block, 0), request.block_tokens)
+            tokens += known
+            if known < request.block_tokens:
                 break
-            tokens += request.block_tokens
         return min(tokens, request.input_tokens or tokens)

@@ -32,6 +32,11 @@ def record(sent_ns: int | None, first_ns: int | None) -> RequestRecord:
         ({"prefix_ids": (1, 2, 3)}, {"prefix_ids": (1, 2, 9)}, 128),
         ({"prefix_ids": (1, 2, 3)}, {"prefix_ids": (7, 2, 3)}, 0),  # compacted: new text in front
         ({"prefix_ids": (1, 2, 3)}, {"prefix_ids": (1, 2, 3), "tokens": 190}, 190),  # no more than the prompt
+        (
+            {"prefix_ids": (1, 2, 3), "tokens": 150},
+            {"prefix_ids": (1, 2, 3, 4), "tokens": 250},
+            150,
+        ),  # ended in block 3
         ({"text_id": 5, "text_tokens": 150}, {"text_id": 5, "text_tokens": 190}, 150),
         ({"text_id": 5, "text_tokens": 150}, {"text_id": 5, "text_tokens": 100}, 100),
         ({"text_id": 5, "text_tokens": 150}, {"text_id": 6, "text_tokens": 190}, 0),
