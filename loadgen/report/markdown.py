@@ -69,6 +69,13 @@ def run_markdown(result: RunResult) -> str:
         ("energy per output token", joules(energy.joules_per_output_token)),
         ("energy per request, p50", joules(energy.joules_per_request.p50 if energy.joules_per_request else None)),
     ]  # fmt: skip
+    if (sessions := summary.sessions) is not None:
+        spread = sessions.joules_per_session
+        done = f"{sessions.completed:,} of {sessions.sessions:,} completed"
+        rows += [
+            ("sessions", f"{done}; last answer p50 {seconds(sessions.time_to_last_answer_s.p50)}"),
+            ("energy per session, p50", joules(spread.p50 if spread else None)),
+        ]
     lines = [f"### {escaped(title(result.info, summary))}: {HEADLINES[summary.verdict.status]}", ""]
     lines += [f"* {escaped(remark.text)}" for remark in verdict_remarks(summary)]
     if is_simulated(result.info):

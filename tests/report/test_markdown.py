@@ -8,6 +8,7 @@ from loadgen.results.difference import find_differences
 from loadgen.results.summarize import analyse_run
 from loadgen.results.summary_paths import known_paths
 from support import sample_runs
+from support.session_runs import agent_run
 
 
 def test_a_run_has_its_verdict_its_reasons_and_a_table() -> None:
@@ -16,6 +17,12 @@ def test_a_run_has_its_verdict_its_reasons_and_a_table() -> None:
     assert head.startswith("### ") and head.endswith(": FAILED")
     assert rest[0].startswith("* failures: ") and "more than the limit of 1%" in rest[0]
     assert {line.count("|") for line in rest if line.startswith("|")} == {3}
+
+
+def test_a_run_of_sessions_has_what_one_took_and_cost() -> None:
+    made = run_markdown(agent_run())
+    assert "| sessions | 6 of 6 completed; last answer p50 " in made and "| energy per session, p50 | " in made
+    assert "session" not in run_markdown(analyse_run(sample_runs.run(num_requests=10)))
 
 
 def test_a_comparison_has_each_gate_with_its_outcome_and_whole_tables() -> None:
