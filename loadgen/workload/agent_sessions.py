@@ -96,7 +96,8 @@ def holds_sessions(path: Path) -> bool:
         return False
     with opened(path) as file:
         begin = first_bytes(file)
-    return begin[:1] in (b"{", b"[") and b'"requests"' in begin and b'"block_size"' in begin
+    names_blocks = b'"block_size"' in begin or b'"hash_ids"' in begin  # whichever field comes first
+    return begin[:1] in (b"{", b"[") and b'"requests"' in begin and names_blocks
 
 
 def session_files(paths: Sequence[Path]) -> list[Path]:

@@ -180,7 +180,8 @@ def test_sessions_are_read_from_lines_lists_folders_and_packed_files_and_survive
     expected = read_sessions([folder], Counter()).requests
     for path in (lines, packed):
         assert read_sessions([path], Counter()).requests == expected
-    assert all(map(holds_sessions, (folder, lines, packed, pretty)))
+    backwards = write_session(tmp_path, dict(reversed(FORKED.items())), "backwards.json")
+    assert all(map(holds_sessions, (folder, lines, packed, pretty, backwards)))
     alone = read_sessions([pretty], Counter()).requests
     assert graph_of(alone) == graph_of(read_sessions([folder / "forked.json"], Counter()).requests)
     write_trace(tmp_path / "trace.jsonl", expected)
