@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.accuracy.agent_sessions import AgentLoad, agent_turns, parents
-from benchmarks.accuracy.oracle_tables import table_of_agents, table_of_loads, table_of_strangers
+from benchmarks.accuracy.oracle_tables import Z, table_of_agents, table_of_loads, table_of_strangers
 from loadgen.attribution.beside_others import steps_beside_others
 from loadgen.attribution.cached_tokens import with_cached_tokens
 from loadgen.attribution.foreign_spans import engine_spans
@@ -52,8 +52,6 @@ PERIOD_NS = 100 * NS_PER_MS
 CHUNK_DELAY_NS = (200_000, 800_000)
 CLIENT_ONLY = ", client only"
 """End of the name of a scenario without the engine's counters."""
-Z = 1.96
-"""Standard errors in half of a 95 % interval."""
 RUN_ID = "run"
 LONG = Trace("100k", (TraceRequest(arrival_s=0.0, input_tokens=100_000, output_tokens=200),) * 1000, "", timed=False)
 """Prompts of 100,000 tokens."""
@@ -380,7 +378,12 @@ def _of_sessions(result: RunAttribution, case: Case) -> dict[str, Any]:
         name: float(sum(getattr(share, f"{name}_joules") or 0.0 for share in result.requests))
         for name in ("saved", "recomputed")
     }
-    return {"session_median": float(np.median(errors)), "session_max": float(max(errors)), "cache": sums}
+    whole = result.sums.get("all")
+    cache_se = {name: getattr(whole, f"{name}_se_joules", None) for name in sums}
+    return {
+        "session_median": float(np.median(errors)), "session_max": float(max(errors)),
+        "cache": sums, "cache_se": cache_se,
+    }  # fmt: skip
 
 
 def cache_truth(scenario: Scenario, case: Case, seconds: float, seed: int) -> dict[str, float | None]:

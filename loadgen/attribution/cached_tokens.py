@@ -36,6 +36,8 @@ EDGE_NS = 50 * NS_PER_MS
 """A first token so close to a sample of the counters may be before or after it."""
 MIN_PREFILLS = 20
 """Fewest prefills whose times tell whether there is a cache."""
+MAX_PREFILLS = 5000
+"""Prefills that the law of their times is fitted to, at most: as many, at even distances in the run."""
 CLEARLY = 0.5
 """A cache explains the times of the prefills if that leaves less than this part of the error without one."""
 EVICTED = 0.1
@@ -216,6 +218,8 @@ def cached_by_times(prefills: Prefills) -> Floats:
 
 def _times_law(work: Floats, seconds: Floats) -> Floats:
     """Return the prices of the prefills' time, by least absolute deviations: one that waited is no evidence."""
+    every = -(-len(seconds) // MAX_PREFILLS)
+    work, seconds = work[::every], seconds[::every]
     weight = np.ones(len(seconds))
     prices = np.zeros(work.shape[1])
     for _pass in range(20):
