@@ -11,7 +11,7 @@ same prices, no power limit that was not met. A run without the cache is another
 else's decodes, requests wait for one another and share steps that they did not share here, and prompts of others are
 not cached either. A pair of runs measures that; this does not.
 
-Computed again are the prompt tokens that an earlier request had in the same places and that were not in the cache any
+Computed again are the prompt tokens that an earlier request had in the same places and that no cache held, or not any
 more (evicted), and the context of a preempted stream. The text of a compacted context is new: it is neither.
 """
 

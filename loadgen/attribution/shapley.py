@@ -78,8 +78,8 @@ class RequestEnergy(msgspec.Struct, frozen=True, kw_only=True):
     saved_se_joules: float | None = None
     """Standard error of saved_joules: that of the fitted prices."""
     recomputed_joules: float | None = None
-    """Part of its joules, by the fitted law, for tokens that had been computed before: prompt tokens that were evicted
-    from the cache, and the context of a preempted stream. None when it is not known which."""
+    """Part of its joules, by the fitted law, for tokens that had been computed before: prompt tokens of earlier
+    requests that the cache did not hold, and the context of a preempted stream. None when it is not known which."""
     recomputed_se_joules: float | None = None
     """Standard error of recomputed_joules: that of the fitted prices."""
 
