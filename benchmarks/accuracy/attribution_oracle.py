@@ -20,7 +20,7 @@ import msgspec
 import numpy as np
 
 from benchmarks.accuracy.agent_sessions import AgentLoad, agent_turns, parents
-from benchmarks.accuracy.oracle_tables import Z, table_of_agents, table_of_loads, table_of_strangers
+from benchmarks.accuracy.oracle_tables import table_of_agents, table_of_loads, table_of_strangers
 from loadgen.attribution.beside_others import steps_beside_others
 from loadgen.attribution.cached_tokens import with_cached_tokens
 from loadgen.attribution.foreign_spans import engine_spans
@@ -52,6 +52,8 @@ PERIOD_NS = 100 * NS_PER_MS
 CHUNK_DELAY_NS = (200_000, 800_000)
 CLIENT_ONLY = ", client only"
 """End of the name of a scenario without the engine's counters."""
+Z = 1.96
+"""Standard errors in half of a 95 % interval."""
 RUN_ID = "run"
 LONG = Trace("100k", (TraceRequest(arrival_s=0.0, input_tokens=100_000, output_tokens=200),) * 1000, "", timed=False)
 """Prompts of 100,000 tokens."""
@@ -196,10 +198,7 @@ def agents() -> list[Scenario]:
         replace(four, name=f"{four.name}, no caching", options=EngineOptions()),
         replace(four, name=f"{four.name}, H100-like", hardware="h100"),
         *(replace(row, name=f"{row.name}, counters", told=False) for row in (four, many, evicted)),
-        *(
-            replace(row, name=f"{row.name}, not told{CLIENT_ONLY}", told=False, engine=False)
-            for row in (four, many, evicted)
-        ),
+        *(replace(row, name=f"{row.name}{CLIENT_ONLY}", told=False, engine=False) for row in (four, many, evicted)),
     ]
 
 

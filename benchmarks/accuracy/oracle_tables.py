@@ -8,8 +8,6 @@ from loadgen.attribution.shapley import METHODS
 _STRANGERS = re.compile(r"mix \d+/s, \d+ % foreign")
 _SPANS = ", spans"
 _AGENTS = "agents, "
-Z = 1.96
-"""Standard errors in half of a 95 % interval."""
 
 
 def table_of_loads(rows: list[dict[str, Any]], client_only: str) -> list[str]:
@@ -80,11 +78,9 @@ def table_of_agents(rows: list[dict[str, Any]]) -> list[str]:
 
 
 def _joules(row: dict[str, Any], name: str) -> str:
-    """Return an estimate ± Z standard errors and the truth in kJ; "-" without a cache, and below 0.1 kJ."""
-    estimate, error, truth = (row[key][name] for key in ("cache", "cache_se", "cache_truth"))
-    if truth is None or truth < 100:
-        return "-"
-    return f"{estimate / 1000:,.1f} ± {Z * error / 1000:,.1f} / {truth / 1000:,.1f} kJ"
+    """Return an estimate and the truth in kJ; "-" without a cache, and where there is less than 1 kJ to estimate."""
+    estimate, truth = row["cache"][name], row["cache_truth"][name]
+    return "-" if truth is None or truth < 1000 else f"{estimate / 1000:.1f} / {truth / 1000:.1f} kJ"
 
 
 def _errors(row: dict[str, Any]) -> str:
