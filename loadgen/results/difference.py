@@ -208,11 +208,13 @@ def _variances(
     runs: Sequence[Resampled], chosen: Sequence[tuple[str, ...]], blocks: int, seed: int
 ) -> dict[str, float]:
     """Return the variance of each value over resamples of so many blocks."""
+    if not chosen:  # a run of one request is too short for any
+        return {}
     # Bins of a run that ended earlier are empty: they count as no time and nothing done in it.
     size = max(run.n for run in runs)
     length = max(size // blocks, 1)
     drawn: dict[tuple[str, ...], list[Floats]] = {paths: [] for paths in chosen}
-    for weights in resampled_weights(size, length, seed) if chosen else ():
+    for weights in resampled_weights(size, length, seed):
         for paths, values in drawn.items():
             first, *second = (run.parts[paths].statistic(weights[:, : run.n]) for run in runs)
             values.append(second[0] - first if second else first)

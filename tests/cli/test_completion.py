@@ -39,7 +39,7 @@ CASES = {
     "replay --energy n": ["nvml", "none"],
     "sidecar --energy r": ["rapl"],
     "replay --arrival ga": ["gamma"],
-    "replay chat --max-c": ["--max-concurrency"],
+    "replay chat --max-c": ["--max-concurrency", "--max-context"],
     "replay --log": ["--log-file"],
     "estimate --profile h200-s": ["h200-sim-llama-3.1-8b"],
     "estimate --hardware h1": ["h100"],
