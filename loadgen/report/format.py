@@ -1,6 +1,13 @@
 """Format numbers for reading: a unit, three significant digits, and "-" for unknown."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
 from math import floor, isfinite, log10
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from loadgen.results.search_result import Estimate
 
 UNKNOWN = "-"
 
@@ -99,3 +106,11 @@ def tick_count(value: float) -> str:
         if abs(value) >= least:
             return f"{value / factor:,.10g}{unit}"
     return f"{value:,.10g}"
+
+
+def interval_text(estimate: Estimate, text: Callable[[float | None], str] = number) -> str:
+    """Return the interval in brackets; its ends have no unit where it is that of the value."""
+    unit = text(estimate.value).partition(" ")[2]
+    ends = ("unknown" if end is None else text(end) for end in (estimate.low, estimate.high))
+    low, high = (end.removesuffix(f" {unit}") if unit else end for end in ends)
+    return f"[{low}, {high}]"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from loadgen.report.format import UNKNOWN, joules, number, plural
+from loadgen.report.format import UNKNOWN, interval_text, joules, number, plural
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -86,5 +86,4 @@ def _interval(estimate: Estimate | None, text: Callable[[float | None], str]) ->
         return UNKNOWN
     if estimate.low is None or estimate.high is None:
         return text(estimate.value)
-    low, high = (text(end).partition(" ")[0] for end in (estimate.low, estimate.high))
-    return f"{text(estimate.value)} [{low}, {high}]"
+    return f"{text(estimate.value)} {interval_text(estimate, text)}"

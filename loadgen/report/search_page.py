@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from loadgen.report.charts.figure import figure
-from loadgen.report.format import UNKNOWN, joules, number, percent, plural, seconds, watts
+from loadgen.report.format import UNKNOWN, interval_text, joules, number, percent, plural, seconds, watts
 from loadgen.report.markup import Markup, table, tag
 from loadgen.report.page import command_box, definitions, folded, header, render_page, section, tile, verdict_box
 from loadgen.report.replica_text import HEAD, replica_rows
@@ -31,7 +31,6 @@ from loadgen.report.search_text import (
     estimate_text,
     good_request,
     has_energy,
-    interval_text,
     is_lower_bound,
     outcome_text,
     probe_note,

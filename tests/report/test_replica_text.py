@@ -60,6 +60,7 @@ def served(*costs: ReplicaCost, best: int | None = None, **changes: Any) -> Sear
         ),
         (served(cost(2, 200), cost(1, 250, -0.25), best=2), "on 2 replicas; on fewer it costs no less."),
         (served(cost(1, 138), best=1), "A good request of your 4.00 requests/s costs 138 J [124, 152]."),
+        (served(cost(1, 9_900), best=1), "costs 9,900 J [8,910, 10.9 kJ]."),
         (served(cost(1, None)), "is unknown: no power is known at 4.00/s"),
         (served(cost(2, 200, is_within=None)), "is unknown: 2.00/s lies within the interval of the largest rate."),
         (
