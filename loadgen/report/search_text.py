@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from loadgen.report.format import clean, joules, number, percent, plural, seconds
+from loadgen.report.format import clean, interval_text, joules, number, percent, plural, seconds
 from loadgen.report.replica_text import replica_sentences
 from loadgen.report.run_facts import SIMULATED
 from loadgen.report.study_text import METRICS, limits_text, listed, share_text
@@ -84,14 +84,6 @@ def estimate_text(estimate: Estimate | None, text: Callable[[float | None], str]
     if is_lower_bound(estimate):
         return f"at least {text(estimate.value)}{unit}"
     return f"{text(estimate.value)}{unit} {interval_text(estimate, text)}"
-
-
-def interval_text(estimate: Estimate, text: Callable[[float | None], str] = number) -> str:
-    """Return the interval in brackets; its ends have no unit where it is that of the value."""
-    unit = text(estimate.value).partition(" ")[2]
-    ends = ("unknown" if end is None else text(end) for end in (estimate.low, estimate.high))
-    low, high = (end.removesuffix(f" {unit}") if unit else end for end in ends)
-    return f"[{low}, {high}]"
 
 
 def good_request(result: SearchResult) -> str:
@@ -356,7 +348,11 @@ def _remarks(result: SearchResult) -> list[str]:
     if failed := sum(probe.failed for probe in probes):
         remarks.append(f"{plural(failed, 'request')} failed: each of them missed its limits.")
     if remarked := sum(bool(probe.reasons) for probe in probes):
-        remarks.append(f"The verdict on {plural(remarked, 'probe')} has remarks.")
+        remarks.append(f"The verdict on {plural(remarked, 'probe')} has remarks: they are on the page.")
+    answered = [probe for probe in probes if probe.output_tokens is not None]
+    for limit, fate in (("ttft", "misses"), ("tpot", "is within")):
+        if limit in result.limits_ms and answered and all(getattr(p, f"{limit}_p50_s") is None for p in answered):
+            remarks.append(f"No answer has a {METRICS[limit]}, so each of them {fate} that limit.")
     if probes and not has_energy(result):
         remarks.append("No energy was measured, so joules are unknown.")
     if result.simulated:

@@ -163,7 +163,15 @@ def test_the_fewest_joules_are_at_a_rate_of_their_own_where_they_were_searched_f
 REMARKS: list[tuple[SearchResult, str]] = [
     (search(simulated=True), "The server was simulated"),
     (search(setting(probes=(probe(failed=2), probe(failed=1)))), "3 requests failed: each of them missed its limits."),
-    (search(setting(probes=(probe(reasons=("late",)),))), "The verdict on 1 probe has remarks."),
+    (search(setting(probes=(probe(reasons=("late",)),))), "The verdict on 1 probe has remarks: they are on the page."),
+    (
+        search(setting(probes=(probe(ttft_p50_s=None),)), limits_ms={"ttft": 200.0}),
+        "No answer has a TTFT, so each of them misses that limit.",
+    ),
+    (
+        search(setting(probes=(probe(tpot_p50_s=None),)), limits_ms={"tpot": 20.0}),
+        "No answer has a TPOT, so each of them is within that limit.",
+    ),
 ]
 
 
