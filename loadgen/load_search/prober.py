@@ -90,6 +90,8 @@ class Prober:
             self._server.restart()
             result = self._run(planned, judge, title)
         except ClientLimitError as err:
+            if monotonic() > until_s:
+                raise
             self._say(f"{title}: {err}; once more")
             result = self._run(planned, judge, title)
         self.max_rps = min(self.max_rps, client_limit_rps(planned.rate_rps, result))
