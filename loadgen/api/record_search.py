@@ -99,6 +99,8 @@ def _question(options: SearchOptions, limits_ms: dict[str, float], seed: int) ->
     """Return what is searched for. LoadgenError: without limits, any rate is good."""
     if not limits_ms:
         raise LoadgenError("no limits to search within: add --goodput, such as --goodput ttft:200 --goodput tpot:50")
+    if options.start_rps and options.max_rps and options.start_rps > options.max_rps:
+        raise LoadgenError(f"--start {options.start_rps:g} is above --max-rps {options.max_rps:g}")
     return Question(
         limits_ms=limits_ms,
         objective=options.minimize or "rate",

@@ -28,14 +28,18 @@ class Duration(click.ParamType[float]):
 
 
 class Share(click.ParamType[float]):
-    """A share between 0 and 1, written as 0.99 or as 99%."""
+    """A share between 0 and 1, or above more than 0, written as 0.99 or as 99%."""
 
     name = "share"
 
+    def __init__(self, above: float = 0.0) -> None:
+        self._above = above
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         form = re.fullmatch(r"(\d*\.?\d+)\s*(%?)", str(value).strip())
-        if form is None or not 0 < (share := float(form[1]) / (100 if form[2] else 1)) < 1:
-            self.fail(f"{value!r} is not a share such as 0.99 or 99%", param, ctx)
+        if form is None or not self._above < (share := float(form[1]) / (100 if form[2] else 1)) < 1:
+            bounds = f"above {100 * self._above:g}% and below 100%"
+            self.fail(f"{value!r} is not a share {bounds}, such as 0.99 or 99%", param, ctx)
         return share
 
 
@@ -81,7 +85,7 @@ class Share(click.ParamType[float]):
 )
 @click.option(
     "--confidence",
-    type=Share(),
+    type=Share(above=0.5),
     default="95%",
     show_default=True,
     metavar="SHARE",

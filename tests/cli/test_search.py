@@ -28,3 +28,10 @@ def test_a_share_is_a_number_below_1_or_a_percentage(text: str, share: float) ->
 def test_what_is_no_share_is_refused(text: str) -> None:
     with pytest.raises(click.BadParameter, match=r"0\.99 or 99%"):
         Share().convert(text, None, None)
+
+
+@pytest.mark.parametrize("text", ["50%", "0.5", "0.49"])
+def test_a_share_that_is_too_small_is_refused_with_its_bounds(text: str) -> None:
+    assert Share(above=0.5).convert("51%", None, None) == 0.51
+    with pytest.raises(click.BadParameter, match="not a share above 50% and below 100%"):
+        Share(above=0.5).convert(text, None, None)

@@ -85,6 +85,7 @@ def test_a_setting_whose_server_fails_in_the_warm_up_is_left_out(
         (["--over", "batch=8"], "sim has no engine option 'batch'"),
         (["--replicas", "2"], "add --now RPS"),
         (["--keep-idle"], "add --now RPS"),
+        (["--max-rps", "2"], "--start 3 is above --max-rps 2"),
     ],
 )
 def test_bad_options_fail_before_anything_is_written(tmp_path: Path, words: list[str], fault: str) -> None:
