@@ -19,12 +19,14 @@ from support import sample_runs
 Change = Callable[[RequestRecord], RequestRecord]
 
 
-def run(change: Change = lambda record: record, stopped_by: str = "completed", **instrument: Any) -> RunResult:
+def run(change: Change = lambda record: record, **instrument: Any) -> RunResult:
     whole = sample_runs.run(200, failing=0.0)
+    records = [change(record) for record in whole.records]
+    stopped_by = "decided" if records[-1].error == "cancelled" else "completed"
     info = msgspec.structs.replace(
         whole.info, stopped_by=stopped_by, config={}, instrument=whole.info.instrument | instrument
     )
-    return analyse_run(replace(whole, info=info, records=[change(record) for record in whole.records]))
+    return analyse_run(replace(whole, info=info, records=records))
 
 
 def failed(error: ErrorKind, from_index: int = 0) -> Change:
@@ -77,7 +79,7 @@ def test_a_lost_server_and_a_slow_client_are_no_slow_server(
     change: Change, answers: bool, fault: type[LoadgenError] | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faults, "answers", lambda url: answers)
-    made = run(change, "decided" if change(run().records[-1]).error == "cancelled" else "completed")
+    made = run(change)
     if fault is None:
         check_run(made, "http://server/v1")
     else:
@@ -90,8 +92,12 @@ def test_the_rate_at_which_this_client_has_no_room_follows_from_its_use_of_a_cor
     made = run()
     assert made.summary is not None
     duration_s = made.summary.duration_s
-    limits = [client_limit_rps(10.0, run(cpu_s=busy * duration_s)) for busy in (0.1, 0.5, 0.8, 0.95)]
-    assert limits == pytest.approx([float("inf"), 16.0, 10.0, 10.0])
+
+    def limit_rps(busy: float) -> float:
+        info = msgspec.structs.replace(made.info, instrument={"cpu_s": busy * duration_s})
+        return client_limit_rps(10.0, replace(made, info=info))
+
+    assert [limit_rps(busy) for busy in (0.1, 0.5, 0.8, 0.95)] == pytest.approx([float("inf"), 16.0, 10.0, 10.0])
 
 
 def test_a_client_that_lost_a_process_or_read_tokens_too_late_for_the_limits_is_too_slow() -> None:
