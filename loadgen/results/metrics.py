@@ -249,10 +249,24 @@ def with_planned_prompts(schedule: Sequence[ScheduledRequest], records: Sequence
 def with_counted_prompts(
     schedule: Sequence[ScheduledRequest], records: Sequence[RequestRecord]
 ) -> Sequence[RequestRecord]:
-    """Return the records; without the lengths of prompts where the server's counts of them are none."""
+    """Return the records with all cached tokens that are known; without the lengths of prompts where the server's
+    counts of them are none."""
     if prompts_are_counted(schedule, records):
-        return records
+        return with_uncached_prompts(records)
     return [msgspec.structs.replace(record, input_tokens=None) for record in records]
+
+
+def with_uncached_prompts(records: Sequence[RequestRecord]) -> Sequence[RequestRecord]:
+    """Return the records with 0 cached tokens for counted prompts without a count of them, if others have such a count:
+    vLLM leaves it out where it is 0."""
+    if not any(record.cached_tokens for record in records):
+        return records
+    return [
+        msgspec.structs.replace(record, cached_tokens=0)
+        if record.cached_tokens is None and record.input_tokens is not None
+        else record
+        for record in records
+    ]
 
 
 def came_in_one_piece(record: RequestRecord) -> bool:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from loadgen.results.energy_summary import aligned_series, outermost_series
-from loadgen.results.metrics import came_in_one_piece, prompts_are_counted
+from loadgen.results.metrics import came_in_one_piece, prompts_are_counted, with_uncached_prompts
 from loadgen.results.summarize import span
 from loadgen.stats.time_bins import Percentiles, TimeBins, bins_between
 from loadgen.telemetry.engine_sample import MAX_HOLD_S, EngineSample, counter_growth, sample_times
@@ -193,8 +193,9 @@ class _Gauges:
 def _cached_share(sent: Sequence[RequestRecord], first_token_s: Floats, bins: TimeBins, gauges: _Gauges) -> Floats:
     """Return the share of cached prompt tokens. Gateways report 0 of what they do not know, so that a usage without any
     cached token says less than the engine's counters."""
-    known = np.array([bool(record.input_tokens) and record.cached_tokens is not None for record in sent], dtype=bool)
-    counts = [(record.input_tokens or 0, record.cached_tokens or 0) for record in sent]
+    counted = with_uncached_prompts(sent)
+    known = np.array([bool(record.input_tokens) and record.cached_tokens is not None for record in counted], dtype=bool)
+    counts = [(record.input_tokens or 0, record.cached_tokens or 0) for record in counted]
     prompts, cached = np.array(counts, dtype=np.float64).reshape(-1, 2)[known].T
     engine = _ratio(gauges.growth("cached_tokens"), gauges.growth("prompt_tokens"))
     if not cached.any() and np.isfinite(engine).any():

@@ -124,11 +124,17 @@ def test_what_is_not_known_is_none() -> None:
     )
 
 
-def test_the_cached_share_is_of_the_prompts_whose_cached_tokens_are_counted() -> None:
-    [account] = analysed(
-        [turn(0, "a", 0, 1, cached=None), turn(1, "a", 2, 3, cached=600), turn(2, "a", 4, 5, cached=0)]
-    ).sessions
-    assert (account.input_tokens, account.cached_tokens, account.cached_share) == (3000, 600, 0.3)
+@pytest.mark.parametrize("uncounted", [0, None])
+def test_a_prompt_without_a_count_of_cached_tokens_has_none_cached_where_others_have_a_count(
+    uncounted: int | None,
+) -> None:
+    """vLLM leaves the count out where it is 0."""
+    result = analysed(
+        [turn(0, "a", 0, 1, cached=uncounted), turn(1, "a", 2, 3, cached=600), turn(2, "a", 4, 5, cached=uncounted)]
+    )
+    [account] = result.sessions
+    assert (account.input_tokens, account.cached_tokens, account.cached_share) == (3000, 600, 0.2)
+    assert None not in [share.saved_joules for share in result.shares.values()]
 
 
 @pytest.mark.parametrize(
