@@ -347,6 +347,8 @@ def _remarks(result: SearchResult) -> list[str]:
     remarks = []
     if failed := sum(probe.failed for probe in probes):
         remarks.append(f"{plural(failed, 'request')} failed: each of them missed its limits.")
+    if unfinished := sum(probe.unfinished for probe in probes if not probe.stopped_early):
+        remarks.append(f"{plural(unfinished, 'request')} had not ended when the probe did, and count for nothing.")
     if remarked := sum(bool(probe.reasons) for probe in probes):
         remarks.append(f"The verdict on {plural(remarked, 'probe')} has remarks: they are on the page.")
     answered = [probe for probe in probes if probe.output_tokens is not None]

@@ -44,8 +44,8 @@ def probe_of(
     records = [record for record in map(_placed, result.records) if record is not None]
     sent_s = [((record.sent_ns or 0) - start_ns) / NS_PER_S for record in records]
     sending_s = min(planned_s, max(sent_s, default=0.0) + 1 / rate_rps) if stopped_early else planned_s
-    outcomes = _outcomes(records, result.info.config, start_ns)
-    counts = count(outcomes, sending_s, stage, stopped_early=stopped_early)
+    outcomes, waited_s = _outcomes(records, result.info.config, start_ns)
+    counts = count(outcomes, sending_s, stage, stopped_early=stopped_early, waited_s=waited_s)
     counted = [
         record
         for record, second in zip(records, sent_s, strict=True)
@@ -78,13 +78,15 @@ def _placed(record: RequestRecord) -> RequestRecord | None:
     return None if record.error in CUT_OFF else msgspec.structs.replace(record, sent_ns=record.scheduled_ns)
 
 
-def _outcomes(records: Sequence[RequestRecord], config: Mapping[str, Any], start_ns: int) -> list[Outcome]:
-    """Return the outcomes of the requests, as far as they are known.
+def _outcomes(
+    records: Sequence[RequestRecord], config: Mapping[str, Any], start_ns: int
+) -> tuple[list[Outcome], list[float]]:
+    """Return the outcomes of the requests, as far as they are known, and the seconds for which the others waited.
 
     A request that the end of the run cut off has missed a limit if it was over it by then. Otherwise it might have met
     all of them, and is left out. Neither has failed.
     """
-    outcomes = []
+    outcomes, waited_s = [], []
     for record in records:
         limits_ms = slo_of(config, record.workload)
         outcome = outcome_of(record, limits_ms, start_ns)
@@ -92,7 +94,9 @@ def _outcomes(records: Sequence[RequestRecord], config: Mapping[str, Any], start
             outcomes.append(outcome)
         elif is_overdue(record.sent_ns or 0, record.first_token_ns, record.finished_ns or 0, limits_ms):
             outcomes.append(outcome._replace(has_failed=False))
-    return outcomes
+        else:
+            waited_s.append(((record.finished_ns or 0) - (record.sent_ns or 0)) / NS_PER_S)
+    return outcomes, waited_s
 
 
 def _percentiles(completed: Sequence[RequestRecord]) -> dict[str, Any]:

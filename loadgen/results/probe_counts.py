@@ -48,6 +48,7 @@ class ProbeCounts(NamedTuple):
     requests: int
     good: int
     failed: int
+    unfinished: int
     met: dict[str, int]
     blocks: tuple[Block, ...]
 
@@ -67,13 +68,22 @@ def outcome_of(record: RequestRecord, limits_ms: Mapping[str, float], start_ns: 
     )
 
 
-def count(outcomes: Sequence[Outcome], sending_s: float, stage: Stage, *, stopped_early: bool = False) -> ProbeCounts:
+def count(
+    outcomes: Sequence[Outcome],
+    sending_s: float,
+    stage: Stage,
+    *,
+    stopped_early: bool = False,
+    waited_s: Sequence[float] = (),
+) -> ProbeCounts:
     """Return the counts of a probe that sent requests for `sending_s` seconds.
 
     One that was stopped early counts up to its last request: its server did not empty while they were decided.
+    waited_s: times after which requests were still undecided at the end of the run. They take longer than that.
     """
     outcomes = sorted(outcomes, key=lambda outcome: outcome.sent_s)
-    takes_s = float(np.quantile([outcome.decision_s for outcome in outcomes], _DECIDED)) if outcomes else 0.0
+    decided_s = [outcome.decision_s for outcome in outcomes]
+    takes_s = max((float(np.quantile(s, _DECIDED)) for s in (decided_s, [*decided_s, *waited_s]) if s), default=0.0)
     from_s = min(_FILLS[stage] * takes_s, _MAX_FILL * sending_s)
     until_s = sending_s if stopped_early else max(sending_s - takes_s, (sending_s + from_s) / 2)
     counted = [outcome for outcome in outcomes if from_s <= outcome.sent_s < until_s]
@@ -86,6 +96,7 @@ def count(outcomes: Sequence[Outcome], sending_s: float, stage: Stage, *, stoppe
         requests=len(counted),
         good=sum(outcome.is_good for outcome in counted),
         failed=sum(outcome.has_failed for outcome in counted),
+        unfinished=len(waited_s),
         met={name: sum(name in outcome.met for outcome in counted) for name in sorted(names)},
         blocks=tuple(Block(len(part), int(part.sum())) for part in parts if len(part)),
     )

@@ -24,6 +24,7 @@ PROBE_COLUMNS = (
     Column("requests", "int64", "requests", "Requests of the counted time; those below are of them."),
     Column("good", "int64", "requests", "Requests that met every limit."),
     Column("failed", "int64", "requests", "Requests that failed, and so missed every limit."),
+    Column("unfinished", "int64", "requests", "Requests that the end of the run cut off undecided: not counted."),
     Column("met_ttft", "int64", "requests", "Requests that met the limit on TTFT; null without one."),
     Column("met_tpot", "int64", "requests", "Requests that met the limit on TPOT; null without one."),
     Column("met_e2el", "int64", "requests", "Requests that met the limit on E2E latency; null without one."),

@@ -46,13 +46,16 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     until_s: float = 0.0
     """End of the counted time: later requests ended in a server that emptied."""
     decision_s: float = 0.0
-    """Time after which nine requests in ten have ended or missed a limit."""
+    """Time after which nine requests in ten have ended or missed a limit; at least, where the run ended before."""
     requests: int = 0
     """Requests of the counted time."""
     good: int = 0
     """Requests that met every limit. A failed one missed them."""
     failed: int = 0
     """Requests that failed."""
+    unfinished: int = 0
+    """Requests that the end of the run cut off before it was known whether they met their limits; none of them is
+    counted."""
     met: dict[str, int] = {}
     """Requests that met each limit."""
     blocks: tuple[Block, ...] = ()

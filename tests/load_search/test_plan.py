@@ -43,6 +43,12 @@ def test_bracketing_doubles_or_halves_and_then_bisects(probes: list[Probe], rate
     assert (planned.stage, planned.rate_rps) == ("bracket", pytest.approx(rate))
 
 
+def test_a_rate_whose_requests_all_outlasted_the_probe_is_probed_again_for_longer() -> None:
+    planned = next_probe(QUESTION, [even_probe(1, 0, 0, stage="bracket", decision_s=20.0)], 600)
+    assert isinstance(planned, PlannedProbe)
+    assert (planned.rate_rps, planned.duration_s) == (1.0, pytest.approx(60))
+
+
 @pytest.mark.parametrize(
     ("question", "probes", "remaining_s", "ended"),
     [

@@ -165,6 +165,10 @@ REMARKS: list[tuple[SearchResult, str]] = [
     (search(setting(probes=(probe(failed=2), probe(failed=1)))), "3 requests failed: each of them missed its limits."),
     (search(setting(probes=(probe(reasons=("late",)),))), "The verdict on 1 probe has remarks: they are on the page."),
     (
+        search(setting(probes=(probe(unfinished=2), probe(unfinished=9, stopped_early=True)))),
+        "2 requests had not ended when the probe did, and count for nothing.",
+    ),
+    (
         search(setting(probes=(probe(ttft_p50_s=None),)), limits_ms={"ttft": 200.0}),
         "No answer has a TTFT, so each of them misses that limit.",
     ),

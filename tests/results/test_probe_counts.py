@@ -46,6 +46,22 @@ def test_the_time_that_a_request_takes_is_that_of_nine_in_ten() -> None:
     assert count(outcomes, 100, "refine").decision_s == 2.0
 
 
+@pytest.mark.parametrize(
+    ("decided", "waited_s", "takes_s"),
+    [
+        (0, [20.0] * 10, 20.0),  # nothing is known but that they take longer
+        (100, [20.0] * 5, 2.0),
+        (100, [20.0] * 20, 20.0),
+        (100, [0.1] * 900, 2.0),  # sent just before the end
+    ],
+)
+def test_requests_that_are_undecided_at_the_end_take_longer_than_they_waited(
+    decided: int, waited_s: list[float], takes_s: float
+) -> None:
+    counts = count(sent(10, decision_s=2.0)[:decided], 10, "bracket", waited_s=waited_s)
+    assert (counts.decision_s, counts.unfinished) == (pytest.approx(takes_s), len(waited_s))
+
+
 def test_the_blocks_hold_the_counted_requests_in_the_order_of_sending() -> None:
     outcomes = [outcome(i / 10, met=GOOD if i < 500 else frozenset({"ttft"})) for i in range(1000)]
     counts = count(outcomes[::-1], 100, "refine")
