@@ -12,6 +12,7 @@ from pathlib import Path
 
 from benchmarks.paper import (
     added_load,
+    agent_sessions,
     agreement,
     case_study,
     checks,
@@ -65,6 +66,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "tasks-best": decoding.tasks_best,
     "online": online.online_table,
     "online-paper": online.online_paper,
+    **agent_sessions.TABLES,
     **gpus.TABLES,
     **transfer.TABLES,
     **own_words.TABLES,

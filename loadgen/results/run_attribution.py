@@ -16,12 +16,19 @@ from loadgen.results.reusable_tokens import reusable_tokens
 from loadgen.results.session_accounts import rows_of_sums, session_rows
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
     from loadgen.energy.series import EnergySeries
     from loadgen.results.run_folder import RunResult
 
 
-def attribute_run(result: RunResult, start_ns: int, end_ns: int) -> tuple[RunAttribution | None, list[EnergySeries]]:
-    """Return the attribution of the energy between two instants, and the series it is of. None without energy."""
+def attribute_run(
+    result: RunResult, start_ns: int, end_ns: int, further: Mapping[str, Sequence[int]] | None = None
+) -> tuple[RunAttribution | None, list[EnergySeries]]:
+    """Return the attribution of the energy between two instants, and the series it is of. None without energy.
+
+    further: rows of records by a name, whose sums get errors beside those of `part_rows`.
+    """
     series = aligned_series(result)
     if not series:
         return None, []
@@ -30,7 +37,7 @@ def attribute_run(result: RunResult, start_ns: int, end_ns: int) -> tuple[RunAtt
     records = with_cached_tokens(records, reusable, result.engine)
     shared = steps_beside_others(records, result.engine, result.spans, result.info.run_id, result.info.anchor.offset_ns)
     series = [align_phase(domain, shared.steps) for domain in series]
-    sums = {name: np.array(rows, dtype=np.int64) for name, rows in part_rows(result).items()}
+    sums = {name: np.array(rows, dtype=np.int64) for name, rows in (part_rows(result) | dict(further or {})).items()}
     return attribute_energy(series, records, start_ns, end_ns, shared=shared, sums=sums, reusable=reusable), series
 
 
