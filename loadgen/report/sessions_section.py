@@ -190,7 +190,7 @@ def costliest_table(accounts: Sequence[SessionAccount]) -> Markup:
         "cost. Again: energy of tokens that had been computed before. All sessions, with their tasks, are in "
         "sessions.jsonl."
     )
-    return folded(by, tag("figure", table(head, rows, by, "requests"), tag("figcaption", caption)))
+    return folded(by, tag("figure", table(head, rows, by, "requests sessions"), tag("figcaption", caption)))
 
 
 def _requests(account: SessionAccount) -> Markup:
