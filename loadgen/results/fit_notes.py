@@ -71,8 +71,8 @@ def _causes(power_cap: float, fits: Sequence[FitQuality]) -> Iterator[str]:
     for fit in fits:
         if fit.variation < 2 * fit.noise:
             yield (
-                f"the windows' energy varied by {fit.variation:.1%}, of which {fit.noise:.1%} is noise: there was"
-                " little to explain"
+                f"the windows' energy varied by {fit.variation:.1%}, less than twice its noise ({fit.noise:.1%}): there"
+                " was little to explain"
             )
 
 

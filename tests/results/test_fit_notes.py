@@ -26,7 +26,8 @@ def test_a_good_fit_needs_no_note() -> None:
     ("held_out", "power_cap", "variation", "noise", "cause"),
     [
         (0.34, 0.43, 0.3, 0.02, "it was not fitted to: the GPU was at its power limit in 43% of"),
-        (0.34, 0.0, 0.17, 0.16, "the windows' energy varied by 17.0%, of which 16.0% is noise"),
+        (0.34, 0.0, 0.17, 0.16, "the windows' energy varied by 17.0%, less than twice its noise (16.0%)"),
+        (0.34, 0.99, 0.015, 0.034, "the windows' energy varied by 1.5%, less than twice its noise (3.4%)"),
         (0.34, 0.0, 0.3, 0.02, "not fitted to. This affects single requests"),
         (-0.2, 0.0, 0.3, 0.02, "The law explains 0%"),
     ],
