@@ -55,6 +55,11 @@ BLOCKS = 8
 """Number of blocks that a run is cut into."""
 SHORTER = 3
 """Factor by which the blocks of the second, shorter length are shorter."""
+PAIRED_FREEDOM = (BLOCKS - 1) ** 2 / (2 * BLOCKS / 3 - 1)
+"""Degrees of freedom of the standard error of a pair: those of a mean's variance from overlapping blocks on a circle,
+which scatters less than that from disjoint ones (Künsch 1989). It is a quadratic form, whose eigenvalues w are the
+Fejér kernel at the frequencies above 0, and has (sum w)² / sum w² (Satterthwaite, An Approximate Distribution of
+Estimates of Variance Components, Biometrics Bulletin 2, 1946)."""
 LENGTHS = 2
 """Least length of a block, in lengths that are best for a variance. With blocks of once that length there were twice as
 many false alarms near capacity (docs/concepts/compare.md counts them)."""
@@ -191,12 +196,11 @@ def _errors_of(
 ) -> dict[str, StandardError]:
     """Return the standard errors of the chosen statistics of a run, or of what a second run has more than the first.
 
-    A busy period is in both runs of a pair, so that the differences need no extrapolation: with it their intervals held
-    in more than 99 % of the cases.
+    A busy period is in both runs of a pair, so that the differences need no extrapolation.
     """
     near = _variances(runs, chosen, BLOCKS, seed)
     if len(runs) > 1:
-        return {path: StandardError(sqrt(variance), BLOCKS - 1) for path, variance in near.items()}
+        return {path: StandardError(sqrt(variance), PAIRED_FREEDOM) for path, variance in near.items()}
     further = _variances(runs, chosen, SHORTER * BLOCKS, seed)
     return {
         path: StandardError(sqrt(max(near[path], 2 * near[path] - further[path])), _freedom(runs[0], path))

@@ -20,7 +20,7 @@ from loadgen.results.difference import (
 from loadgen.results.run_folder import RunResult
 from loadgen.results.run_statistics import Part, Resampled, over_requests
 from loadgen.results.summarize import analyse_run
-from loadgen.stats.block_bootstrap import Ratio
+from loadgen.stats.block_bootstrap import Ratio, resampled_weights
 from support import sample_runs
 
 
@@ -176,6 +176,15 @@ def test_the_error_of_a_mean_allows_for_dependence_that_outlasts_a_block() -> No
     true = 1 / (0.1**2 * 400)
     assert np.mean(by_blocks) < 0.8 * true
     assert 0.8 * true < np.mean(extrapolated) < 1.4 * true
+
+
+def test_a_pair_has_the_degrees_of_freedom_of_overlapping_blocks() -> None:
+    """The variance over the resamples is a quadratic form of the values, whose matrix is the covariance of the weights:
+    of independent values it has trace(C)² / trace(C²) degrees of freedom."""
+    covariance = np.cov(np.concatenate(list(resampled_weights(80, 80 // BLOCKS, 1))).T)
+    series = series_of(np.arange(80.0).tolist())
+    found = _errors_of([series, series], [("mean",)])["mean"].freedom
+    assert found == pytest.approx(np.trace(covariance) ** 2 / np.sum(covariance**2), rel=0.03)
 
 
 @pytest.mark.parametrize(
