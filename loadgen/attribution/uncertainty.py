@@ -336,7 +336,11 @@ class JoulesErrors:
     ends: Floats
 
     def of_requests(self) -> Floats:
-        """Return float64[n], J^2: the variance of each request's joules.
+        """Return float64[n], J^2: the variance of each request's joules."""
+        return self.of_windows() + self.of_law()
+
+    def of_windows(self) -> Floats:
+        """Return float64[n], J^2: what the noise of windows, prefills and the instants of requests are worth.
 
         Of a prefill's error e in a window, its request lacks e (1 - p) and another has e p too much, with p the share
         of the request in the window's energy.
@@ -347,11 +351,14 @@ class JoulesErrors:
         variance = self._noise(self.rows, joules) + PREFILL_OWN * self.model.prefill_j2 * by_prefills + inferred_j2
         by_windows = sum_by(self.rows.request, variance, len(self.gradient))
         few = self.model.windows < MIN_WINDOWS  # then all of the residual is each component, the ends among them
-        by_windows = np.maximum(by_windows, self.ends) if few else by_windows + self.ends
+        return np.asarray(np.maximum(by_windows, self.ends) if few else by_windows + self.ends)
+
+    def of_law(self) -> Floats:
+        """Return float64[n], J^2: what the law's misfit and its division of a step are worth."""
         gradient = self.gradient.sum(axis=1)
         by_misfit = np.einsum("ni,ij,nj->n", gradient, self.model.covariance, gradient)
         divided = (DIVISION * self.by_tokens) ** 2 + (EXPERT_DIVISION * self.division.sum(axis=1)) ** 2
-        return np.asarray(by_windows + by_misfit + divided)
+        return np.asarray(by_misfit + divided)
 
     def _noise(self, rows: RequestWindows, joules: Floats) -> Floats:
         """Return float64[rows], J^2: the variance of the noise of each row, and its covariance with the next one's."""

@@ -7,14 +7,29 @@ import click
 
 @click.command()
 @click.argument("run", type=click.Path(path_type=Path))
+@click.option(
+    "--request-id", metavar="ID", help="Print one request: ID is the X-Request-Id that was sent, RUN_ID-INDEX."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print summary.json, or search.json, instead of the tables.")
-def report(run: Path, as_json: bool) -> None:
+def report(run: Path, request_id: str | None, as_json: bool) -> None:
     """Analyse the run folder RUN again: write its attribution, summary.json and report.html.
 
-    With the folder of a search, print its answer, and write its report.html.
+    With the folder of a search, print its answer, and write its report.html. With --request-id nothing is written.
     """
     from rich.console import Console
 
+    if request_id is not None:
+        from loadgen.report.request_facts import render_request, request_with_id
+        from loadgen.results.summarize import load_run
+
+        row = request_with_id(load_run(run), request_id)
+        if as_json:
+            import msgspec
+
+            click.echo(msgspec.json.format(msgspec.json.encode(row), indent=2))
+        else:
+            render_request(row, Console())
+        return
     if not (run / "run.json").is_file() and (run / "search.json").is_file():
         from loadgen.load_search.folder import rewrite_page
         from loadgen.report.search_terminal import print_search

@@ -23,6 +23,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
         "energy": "Energy",
         "host": "Listening",
         "blind_s": "Late spans",
+        "ledger": "Requests",
         "reference": "Output",
     },
 )
@@ -58,6 +59,14 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option("--max-lateness", "--max-hold", "max_s", default=600.0, show_default=True,
               type=FiniteRange(1, 3600), metavar="S",
               help="Maximum time to wait for late spans.")  # fmt: skip
+@click.option(
+    "--ledger", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
+    help="Keep a ledger of the settled requests in this folder, for `loadgen bill`.  [default: none]",
+)  # fmt: skip
+@click.option("--keep-requests", "kept_requests", default=50_000, show_default=True, type=click.IntRange(0, 10_000_000),
+              metavar="N", help="Maximum number of settled requests that GET /requests/ID knows.")  # fmt: skip
+@click.option("--keep-for", "kept_s", default=3600.0, show_default=True, type=FiniteRange(0, 31_536_000),
+              metavar="S", help="Time for which it knows them.")  # fmt: skip
 @click.option("--reference", is_flag=True, help="Print the reference of all metrics, and exit.")
 @click.option(
     "--monitoring",
@@ -78,6 +87,9 @@ def sidecar(
     tls_key: Path | None,
     blind_s: float,
     max_s: float,
+    ledger: Path | None,
+    kept_requests: int,
+    kept_s: float,
     reference: bool,
     monitoring: Path | None,
 ) -> None:
@@ -121,6 +133,9 @@ def sidecar(
             tls_cert=tls_cert,
             tls_key=tls_key,
             lateness=AllowedLateness(blind_s=blind_s, max_s=max(max_s, blind_s)),
+            ledger=ledger,
+            kept_requests=kept_requests,
+            kept_s=kept_s,
         )
     )
 

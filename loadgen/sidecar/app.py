@@ -24,10 +24,10 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from loadgen import __version__
 from loadgen.clock import anchor, monotonic_ns
 from loadgen.energy.sampler import Sampler
-from loadgen.errors import LoadgenError, MeterError
 from loadgen.sidecar.clock_sync import ClockSync
 from loadgen.sidecar.exporter import Exporter, SidecarPage
 from loadgen.sidecar.ledger import Ledger
+from loadgen.sidecar.settlement import KEPT_REQUESTS, KEPT_S, Settlement
 from loadgen.sidecar.span_feed import SpanFeed
 from loadgen.sidecar.watermark import AllowedLateness
 from loadgen.telemetry.engine_metrics import EnginePoller, EngineState
@@ -79,12 +79,19 @@ class SidecarOptions:
     tls_cert: Path | None = None
     tls_key: Path | None = None
     lateness: AllowedLateness = field(default_factory=AllowedLateness)
+    ledger: Path | None = None
+    """Folder of the ledger on disk."""
+    kept_requests: int = KEPT_REQUESTS
+    """Settled requests that can be looked up."""
+    kept_s: float = KEPT_S
+    """Time for which they can be."""
 
 
 class Sidecar:
     """One meter, one engine, one ledger."""
 
     def __init__(self, options: SidecarOptions, meter: EnergyMeter, model: str | None) -> None:
+        """Raise LoadgenError: the engine's URL is none (MeterError), or the ledger cannot be written."""
         self.options, self.meter = options, meter
         self.authorized = partial(authorized, options.token)
         self.ledger = Ledger(meter.domains, lateness=options.lateness, model=model)
@@ -100,12 +107,11 @@ class Sidecar:
         self.sampler = Sampler(meter, self._on_energy)
         self.poller: EnginePoller | None = None
         if options.engine_url is not None:
-            try:
-                self.poller = EnginePoller(
-                    options.engine_url, self._engine.append, period_s=ENGINE_PERIOD_S, watch=True
-                )
-            except MeterError as err:
-                raise LoadgenError(f"--engine-url: {err}") from err
+            self.poller = EnginePoller(options.engine_url, self._engine.append, period_s=ENGINE_PERIOD_S, watch=True)
+        self.settlement = Settlement(
+            self.ledger, folder=options.ledger, kept=options.kept_requests, kept_s=options.kept_s,
+            engine_url=options.engine_url,
+        )  # fmt: skip
         self._newest_engine: Mapping[str, float] | None = None
         self._engine_restarts = 0
         self.page = self._page()
@@ -143,6 +149,7 @@ class Sidecar:
         """Keep the ledger until cancelled."""
         while True:
             self.tick()
+            await self.settlement.write()
             await asyncio.sleep(TICK_S)
 
     def tick(self) -> None:
@@ -168,6 +175,7 @@ class Sidecar:
         self.ledger.dropped.update(counts)
         self.ledger.commit(now_ns)
         self.page = self._page()
+        self.settlement.take(self.page.ledger, self.clock.unix_ns, now_ns)
 
     def _page(self) -> SidecarPage:
         now_ns, clocks = monotonic_ns(), anchor()
@@ -195,6 +203,7 @@ class Sidecar:
                 web.get("/metrics", self.metrics),
                 web.get("/energy", self.energy),
                 web.get("/spans", self._span_feed.serve),
+                web.get("/requests/{id}", self.settlement.serve),
                 web.get("/healthz", self.healthz),
                 web.post("/v1/traces", self.traces),
             ]
@@ -263,6 +272,7 @@ class Sidecar:
             "meter": "answers" if silent_s < STALE_S else f"silent for {silent_s:.0f} s",
             "engine": {None: "none named", True: "answers", False: "away"}[self.page.engine_up],
             "engine_metrics": self._engine_metrics(),
+            "ledger": self.settlement.health,
         }
         return web.json_response(health, status=200 if health["ok"] else 503)
 

@@ -36,3 +36,8 @@ class ClockSync:
             if wall_ns - offset_ns >= since_ns:
                 return wall_ns - offset_ns
         return wall_ns - self._offsets[0][1]
+
+    def unix_ns(self, monotonic_ns: int) -> int:
+        """Convert with the offset that was in force at the instant, else with the oldest one."""
+        offsets_ns = (offset_ns for since_ns, offset_ns in reversed(self._offsets) if monotonic_ns >= since_ns)
+        return monotonic_ns + next(offsets_ns, self._offsets[0][1])

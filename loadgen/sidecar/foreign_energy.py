@@ -49,13 +49,19 @@ def foreign_cost(
 
 
 def fit_beside_others(series: EnergySeries, steps: EngineSteps) -> Coefficients:
-    """Fit the cost model. An interval in which other clients worked is one window: their work has no finer time.
+    """Fit the cost model to `windows_beside_others`."""
+    return fit_coefficients(*windows_beside_others(series, steps))
+
+
+def windows_beside_others(series: EnergySeries, steps: EngineSteps) -> tuple[EnergySeries, EngineSteps]:
+    """Return the windows and the steps to fit. An interval in which other clients worked is one window: their work has
+    no finer time.
 
     Context of other clients' prompts is unknown, so beside them the price of a prompt token includes its attention.
     """
     foreign = steps.foreign
     if foreign is None:
-        return fit_coefficients(series, steps)
+        return series, steps
     interval = np.searchsorted(foreign.edges_ns, series.t_ns, side="right") - 1
     inside = (interval >= 0) & (interval < len(foreign.decode))
     there = ((foreign.decode > 0) | (foreign.prefill > 0))[np.where(inside, interval, 0)] & inside
@@ -64,7 +70,7 @@ def fit_beside_others(series: EnergySeries, steps: EngineSteps) -> Coefficients:
     gap = None if series.gap is None else np.concatenate(([False], np.diff(np.cumsum(series.gap)[kept]) > 0))
     coarse = EnergySeries(series.domain, series.t_ns[kept], series.mj[kept], None, gap)
     context = np.where(steps.prefilling, 0.0, steps.context).astype(np.float32)
-    return fit_coefficients(coarse, replace(steps, context=context))
+    return coarse, replace(steps, context=context)
 
 
 def prior_prices(series: EnergySeries, steps: EngineSteps, idle_w: float | None) -> Coefficients:

@@ -17,14 +17,16 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from loadgen.attribution.cost_model import Coefficients, cost_shares, overlap
 from loadgen.attribution.shapley import round_to_sum, split_energy
 from loadgen.attribution.span_steps import first_token_of, phases_of, slot_for, slot_steps
 from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries, outermost
 from loadgen.sidecar.accounts import Account, AccountKey, Accounts, OpenRequest
-from loadgen.sidecar.foreign_energy import fit_beside_others, foreign_cost, prior_prices
+from loadgen.sidecar.foreign_energy import fit_beside_others, foreign_cost, prior_prices, windows_beside_others
 from loadgen.sidecar.foreign_tokens import EngineView, counts_at_end, engine_view, with_foreign
+from loadgen.sidecar.live_errors import LiveErrors
 from loadgen.sidecar.span_join import SpanJoin
 from loadgen.sidecar.watermark import (
     EDGE_NS,
@@ -39,7 +41,6 @@ from loadgen.units import NS_PER_S, energy_imbalance_mj, mj_from_j, ns_from_s, s
 
 if TYPE_CHECKING:
     from loadgen.attribution.engine_steps import EngineSteps
-    from loadgen.stats.arrays import Ints
     from loadgen.telemetry.otlp_parse import RequestSpan
 
 FUTURE_NS = 2 * NS_PER_S
@@ -114,6 +115,13 @@ class Snapshot:
             )
 
 
+class SettledEntry(NamedTuple):
+    """A request to which no more energy is committed, and the account that it is counted in."""
+
+    entry: OpenRequest
+    account: AccountKey
+
+
 class _EnergyPoint(NamedTuple):
     t_ns: int
     mj: int
@@ -173,9 +181,15 @@ class Ledger:
         self._accounts = Accounts(model)
         self._idle_mj = self._unattributed_mj = 0
         self._coefficients: Coefficients | None = None
+        self._errors: LiveErrors | None = None
+        """Errors of the coefficients."""
+        self.settled: list[SettledEntry] = []
+        """Requests that the newest `commit` closed, in the order of their ends."""
         self._idle_w: float | None = None
         self._refit_ns = 0
         self._watermark_ns = 0
+        self.measured_since_ns: int | None = None
+        """Instant of the first energy sample."""
         self._longest_ns = 0
         self._fitted_ns = 0
         self._at_end = False
@@ -195,7 +209,8 @@ class Ledger:
     def add_energy(self, samples: Iterable[EnergySample]) -> None:
         for sample in samples:
             if sample.domain in self._domains:
-                if not any(domain.points for domain in self._domains.values()):
+                if self.measured_since_ns is None:
+                    self.measured_since_ns = sample.t_ns
                     self._watermark_ns = max(self._watermark_ns, sample.t_ns)  # before it nothing was measured
                 self._domains[sample.domain].add(sample)
 
@@ -266,6 +281,7 @@ class Ledger:
 
     def commit(self, now_ns: int) -> bool:
         """Commit the energy up to the watermark if that is a portion worth the work; return whether it was."""
+        self.settled = []
         watermark_ns = self.watermark(now_ns)
         pending = {name: domain.pending(watermark_ns) for name, domain in self._domains.items()}
         pending = {name: points for name, points in pending.items() if len(points) > 1}
@@ -304,6 +320,7 @@ class Ledger:
         self._count_tokens(start_ns, end_ns)
         idle_mj = unattributed_mj = 0.0
         prefill_mj, decode_mj = np.zeros(len(entries)), np.zeros(len(entries))
+        windows_j2, law_j = np.zeros(len(entries)), np.zeros(len(entries))
         total_mj = 0
         for name, points in pending.items():
             series = self._domains[name].series(points)
@@ -313,6 +330,10 @@ class Ledger:
             member_mj, idle, unattributed = split_energy(series, steps, costs, self._idle_w, foreign_j)
             prefill_mj += np.bincount(steps.request, np.where(steps.prefilling, member_mj, 0.0), minlength=len(entries))
             decode_mj += np.bincount(steps.request, np.where(steps.prefilling, 0.0, member_mj), minlength=len(entries))
+            if self._errors is not None:
+                errors = self._errors.of_portion(series, steps, costs, member_mj, foreign_j, len(entries))
+                windows_j2 += errors.windows_j2
+                law_j += errors.law_j
             idle_mj += idle
             unattributed_mj += unattributed
             total_mj += series.total_mj
@@ -326,9 +347,11 @@ class Ledger:
         self._unattributed_mj += int(parts_mj[1])
         with_steps = np.bincount(steps.request, minlength=len(entries)) > 0
         shares_mj = parts_mj[2:].reshape(2, -1).tolist()
-        for entry, measured, prefill, decode in zip(entries, with_steps, *shares_mj, strict=True):
+        rows = zip(entries, with_steps, *shares_mj, windows_j2.tolist(), law_j.tolist(), strict=True)
+        for entry, measured, prefill, decode, variance_j2, error_j in rows:
             if measured:  # the energy of a request without tokens is unknown
                 self._accounts.charge(entry, prefill, decode)
+                entry.add_errors(variance_j2 if self._errors else None, error_j)
 
     def _steps(self, requests: Sequence[RequestSpan], start_ns: int, end_ns: int, max_rows: int) -> EngineSteps:
         """The engine's steps in [start, end] rebuilt from spans, and other clients' work by the engine's counters."""
@@ -358,7 +381,7 @@ class Ledger:
         while self._coverage[0][0] < end_ns - COVERAGE_NS:
             self._coverage.popleft()
 
-    def _unseen(self, requests: Sequence[RequestSpan], samples: Sequence[EngineSample]) -> Ints:
+    def _unseen(self, requests: Sequence[RequestSpan], samples: Sequence[EngineSample]) -> NDArray[np.int64]:
         """int64[k, 2]: intervals with a request whose work is unknown: a span without tokens, or no span at all."""
         intervals = [(request.start_ns, request.end_ns) for request in requests if first_token_of(request) is None]
         times, spans = sample_times(samples), self._span_times(samples)
@@ -391,6 +414,7 @@ class Ledger:
         self._idle_w = self._idle_w if coefficients.idle_w is None else coefficients.idle_w
         if coefficients.r_squared is not None and coefficients.values.any():
             self._coefficients = coefficients
+            self._errors = LiveErrors.of_fit(coefficients, *windows_beside_others(domain.series(points), steps))
 
     def _recent_requests(self, end_ns: int) -> tuple[list[RequestSpan], int]:
         """Requests for the fit, and the instant from which on they are all that ran."""
@@ -406,10 +430,24 @@ class Ledger:
         for _, key in sorted(ended):
             entry = self._join.close(key)
             self._closed.append(entry.request)
+            self.settled.append(SettledEntry(entry, self._accounts.key_of(entry.request)))
             self._accounts.close(entry)
         self._accounts.end_sessions(end_ns)
 
     # -- out ---------------------------------------------------------------------------------------------------
+
+    @property
+    def committed_ns(self) -> int:
+        """The watermark of the newest commit: what ended before it is settled."""
+        return self._watermark_ns
+
+    def open_mj(self) -> int:
+        """Energy committed to requests that have not settled."""
+        return sum(entry.prefill_mj + entry.decode_mj for entry in self._open.values())
+
+    def is_open(self, key: str) -> bool:
+        """Return True if a span of the request arrived, and its energy may still grow."""
+        return self._join.is_open(key)
 
     def snapshot(self, now_ns: int) -> Snapshot:
         span_tokens, engine_tokens = (sum(row[column] for row in self._coverage) for column in (1, 2))

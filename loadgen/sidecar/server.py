@@ -17,7 +17,7 @@ import msgspec
 from aiohttp import web
 
 from loadgen.energy.choose import open_meter
-from loadgen.errors import LoadgenError
+from loadgen.errors import LoadgenError, MeterError
 from loadgen.http_get import REQUEST_ERRORS, http_get
 from loadgen.sidecar.app import MAX_OTLP_BYTES, Sidecar, SidecarOptions
 from loadgen.sidecar.grpc_server import start_grpc
@@ -93,6 +93,9 @@ async def running_sidecar(options: SidecarOptions) -> AsyncIterator[tuple[Sideca
     meter = await asyncio.to_thread(choose_meter, options, simulated)
     try:
         sidecar = Sidecar(options, meter, options.model or model)
+    except MeterError as err:
+        meter.close()
+        raise LoadgenError(f"--engine-url: {err}") from err
     except LoadgenError:
         meter.close()
         raise
@@ -126,6 +129,8 @@ async def running_sidecar(options: SidecarOptions) -> AsyncIterator[tuple[Sideca
             await asyncio.to_thread(sidecar.sampler.stop)
             if sidecar.poller:
                 await asyncio.to_thread(sidecar.poller.stop)
+            sidecar.tick()
+        await asyncio.to_thread(sidecar.settlement.close)
         if grpc_server:
             grpc_server.stop(0.5)
         await runner.cleanup()

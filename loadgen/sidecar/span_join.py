@@ -96,6 +96,10 @@ class SpanJoin:
         self._register(key)
         return entry
 
+    def is_open(self, key: str) -> bool:
+        """Return True if an open request has a span with this key."""
+        return key in self._by_request
+
     def close(self, key: str) -> OpenRequest:
         """Remove and return an open request; its names stay known."""
         self._unregister(key)

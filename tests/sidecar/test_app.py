@@ -517,3 +517,35 @@ def test_an_engine_is_asked_for_its_model_with_its_key(key: str | None, header: 
 async def test_a_model_that_the_command_line_names_is_not_asked_for() -> None:
     options = SidecarOptions(engine_url="http://e", model="mine")
     await server.keep_model(SimpleNamespace(options=options), "mine")  # type: ignore[arg-type]
+
+
+@live
+async def test_a_request_is_looked_up_waiting_then_settled_and_unknown_ids_are_refused() -> None:
+    async with sidecar() as (one, url, _, session):
+
+        async def look(name: str) -> tuple[int, dict[str, Any]]:
+            async with session.get(f"{url}/requests/{name}") as response:
+                return response.status, await response.json() if response.content_type == "application/json" else {}
+
+        assert await look("run-0") == (404, {"state": "unknown", "id": "run-0"})
+        start_ns = time.monotonic_ns()
+        await ask(session, one.options.engine_url or "", 25)
+        with SpanSender(url, "run", "llama-3.1-8b") as sender:
+            sender.add(record(0, start_ns, time.monotonic_ns(), 25))
+            await asyncio.to_thread(sender.__exit__)
+        for span in list(one._spans):
+            one.ledger.add_span(span.moved(one.clock.monotonic_ns), time.monotonic_ns())
+        assert await look("chatcmpl-run-0") == (202, {"state": "waiting", "id": "chatcmpl-run-0"})
+        await until(one, completed(one, 1))
+        status, page = await look("run-0")
+        assert (status, page["state"], page["output_tokens"], page["workload"]) == (200, "settled", 25, "chat")
+        assert page["joules"] == pytest.approx(page["prefill_joules"] + page["decode_joules"]) and page["joules"] > 0
+        assert (await look("x" * 129))[0] == 400
+        assert (await look("%0a"))[0] == 400
+
+
+@live
+async def test_looking_up_needs_the_token_as_other_pages_do() -> None:
+    async with sidecar(token="open sesame") as (_, url, _port, session):
+        response = await session.get(f"{url}/requests/run-0")
+        assert response.status == 401

@@ -1,0 +1,147 @@
+"""Writes the ledger to a folder: batches of lines, each with one fsync, in files that are never changed afterwards.
+
+A process of the sidecar begins files of its own, so that a torn end, which a `kill -9` or a full disk leaves, is never
+written over: readers leave out the lines after the last period of a file.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import threading
+from collections import deque
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from loadgen import __version__
+from loadgen.files import locked, writing
+from loadgen.results.ledger_lines import FORMAT_VERSION, LedgerBatch, LedgerStart, folded, imbalance_mj
+from loadgen.units import NS_PER_S
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+_log = logging.getLogger(__name__)
+
+FILE_BYTES = 64 << 20
+"""A file that is as large is not continued."""
+MAX_WAITING = 50_000
+"""Requests that wait for the disk."""
+MAX_WAITING_BATCHES = 1_000
+
+
+class LedgerWriter:
+    """The files of one process. `add` from one thread, `flush` from another; nobody else writes to the folder."""
+
+    def __init__(self, folder: Path, *, file_bytes: int = FILE_BYTES) -> None:
+        """Take the folder, which is made if there is none. Raises LoadgenError when it cannot be written, or another
+        sidecar writes it."""
+        self.folder, self._file_bytes = folder, file_bytes
+        self._lock = threading.Lock()
+        self._held = ExitStack()
+        with writing(folder, "the ledger"):
+            folder.mkdir(parents=True, exist_ok=True)
+        self._held.enter_context(locked(folder, "the ledger"))
+        self.session = secrets.token_hex(6)
+        self._waiting: deque[LedgerBatch] = deque()
+        self._file: int | None = None
+        """Descriptor of the file that is written."""
+        self._files = 0
+        self._size = 0
+        """Bytes of whole batches in the file; beyond them is what a failed write has left."""
+        self._day = ""
+        self._added_mj = self._written_mj = 0
+        """Energy of open requests after the newest batch that was added, and written."""
+        self.problem: str | None = None
+        """Reason for which the newest batch is not on disk."""
+
+    def add(self, batch: LedgerBatch) -> None:
+        """Take the next batch. Raises AssertionError unless it sums to the counter."""
+        if off_mj := imbalance_mj(batch, self._added_mj):
+            raise AssertionError(f"the ledger is not the counter: {off_mj} mJ of a period are in no line")
+        with self._lock:
+            self._added_mj = batch.period.open_mj
+            self._waiting.append(batch)
+            while len(self._waiting) > 1 and self._too_many():
+                oldest = self._waiting.popleft()
+                self._waiting[0] = folded(oldest, self._waiting[0])
+
+    def _too_many(self) -> bool:
+        requests = sum(len(batch.requests) for batch in self._waiting)
+        return requests > MAX_WAITING or len(self._waiting) > MAX_WAITING_BATCHES
+
+    def flush(self) -> None:
+        """Write what waits. A disk that is full is said once, and tried again at the next call."""
+        with self._lock:
+            try:
+                while self._waiting:
+                    self._write(self._waiting[0])
+                    self._waiting.popleft()
+            except OSError as err:
+                if self.problem is None:
+                    _log.warning(
+                        "cannot write the ledger %s: %s; %d requests are kept in memory for it",
+                        self.folder, err.strerror or err, MAX_WAITING,
+                    )  # fmt: skip
+                self.problem = err.strerror or str(err)
+                return
+            if self.problem is not None:
+                _log.warning("the ledger %s is written again", self.folder)
+                self.problem = None
+
+    def close(self) -> None:
+        """Write what waits, and let others have the folder."""
+        self.flush()
+        with self._lock:
+            if self._file is not None:
+                os.close(self._file)
+                self._file = None
+            self._held.close()
+
+    def _write(self, batch: LedgerBatch) -> None:
+        """Write a batch to the disk, whole, or leave what is there for the next attempt to cut off."""
+        day = datetime.fromtimestamp(batch.period.to_unix_ns // NS_PER_S, UTC).strftime("%Y-%m-%d")
+        if self._file is None or day != self._day or self._size >= self._file_bytes:
+            self._begin_file(day)
+        assert self._file is not None
+        os.ftruncate(self._file, self._size)
+        data = memoryview(_encoded((*batch.requests, batch.period)))
+        end = self._size
+        while data:
+            written = os.pwrite(self._file, data, end)
+            data, end = data[written:], end + written
+        os.fsync(self._file)
+        self._size, self._written_mj = end, batch.period.open_mj
+
+    def _begin_file(self, day: str) -> None:
+        number = self._files + 1
+        path = self.folder / f"{day}-{self.session}-{number:04}.jsonl"
+        start = LedgerStart(
+            format_version=FORMAT_VERSION, loadgen_version=__version__, session=self.session, file=number,
+            open_mj=self._written_mj,
+        )  # fmt: skip
+        head = _encoded([start])
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
+        try:
+            if os.pwrite(file, head, 0) < len(head):
+                raise OSError(28, os.strerror(28))
+            folder = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)  # a new name is on disk only with its folder
+            finally:
+                os.close(folder)
+        except OSError:
+            os.close(file)
+            raise
+        if self._file is not None:
+            os.close(self._file)
+        self._file, self._files, self._size, self._day = file, number, len(head), day
+
+
+def _encoded(lines: Iterable[msgspec.Struct]) -> bytes:
+    return msgspec.json.Encoder().encode_lines(lines)
