@@ -24,6 +24,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
         "host": "Listening",
         "blind_s": "Late spans",
         "ledger": "Requests",
+        "labels": "Labels",
         "reference": "Output",
     },
 )
@@ -67,6 +68,11 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
               metavar="N", help="Maximum number of settled requests that GET /requests/ID knows.")  # fmt: skip
 @click.option("--keep-for", "kept_s", default=3600.0, show_default=True, type=FiniteRange(0, 31_536_000),
               metavar="S", help="Time for which it knows them.")  # fmt: skip
+@click.option("--label", "labels", multiple=True, metavar="NAME=ATTRIBUTE",
+              help="Label of joules, tokens and requests, such as tenant=http.request.header.x-tenant: an attribute of "
+              "the span, an entry of its baggage, or an attribute of its resource. Repeatable.")  # fmt: skip
+@click.option("--label-values", default=50, show_default=True, type=click.IntRange(1, 1000), metavar="N",
+              help="Values of a label that are shown; any further one is `other`.")  # fmt: skip
 @click.option("--reference", is_flag=True, help="Print the reference of all metrics, and exit.")
 @click.option(
     "--monitoring",
@@ -90,6 +96,8 @@ def sidecar(
     ledger: Path | None,
     kept_requests: int,
     kept_s: float,
+    labels: tuple[str, ...],
+    label_values: int,
     reference: bool,
     monitoring: Path | None,
 ) -> None:
@@ -111,6 +119,7 @@ def sidecar(
         from loadgen.sidecar.server import run_sidecar
     from loadgen.sidecar.watermark import AllowedLateness
     from loadgen.telemetry.otlp_export import TOKEN_VARIABLE
+    from loadgen.telemetry.span_labels import parse_labels
 
     if reference:
         click.echo(text(), nl=False)
@@ -136,6 +145,8 @@ def sidecar(
             ledger=ledger,
             kept_requests=kept_requests,
             kept_s=kept_s,
+            labels=parse_labels(labels),
+            label_values=label_values,
         )
     )
 

@@ -47,6 +47,8 @@ class SettledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_fi
     """Workload, as the metrics name it."""
     engine: Name | None
     """Engine that served it."""
+    labels: Annotated[dict[Name, Name], Meta(max_length=16)] = {}
+    """Values of the labels of `--label`, as the metrics name them. A label that it has no value of is left out."""
     ok: bool
     """True if it completed."""
     begin_unix_ns: int

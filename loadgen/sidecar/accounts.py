@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from loadgen.sidecar.label_sets import LabelSets
 from loadgen.sidecar.session_energy import OpenSessions
 from loadgen.telemetry.histogram import Histogram
+from loadgen.telemetry.span_labels import OTHER
 from loadgen.units import j_from_mj, mj_from_j, s_from_ns
 
 if TYPE_CHECKING:
     from loadgen.telemetry.otlp_parse import RequestSpan
 
+MAX_LABEL_VALUES = 50
+"""Values of a label of the user's choosing that are shown, unless an option says otherwise."""
+MAX_ROWS = 2000
+"""Rows of totals by model, workload and labels; requests of any further one have `other` as each of their labels."""
 MAX_LABELS = 50
 """Pairs of model and workload; requests of any further pair are added up under `other`."""
 
@@ -66,8 +72,8 @@ class OpenRequest:
 
 
 @dataclass
-class Account:
-    """Totals of one pair of model and workload. Changes only when energy is committed or a request is closed."""
+class Totals:
+    """Energy, tokens and requests. Changes only when energy is committed or a request is closed."""
 
     prefill_mj: int = 0
     decode_mj: int = 0
@@ -78,6 +84,26 @@ class Account:
     without_output_tokens: int = 0
     completed: int = 0
     failed: int = 0
+
+    def charge(self, prefill_mj: int, decode_mj: int) -> None:
+        """Add committed energy."""
+        self.prefill_mj += prefill_mj
+        self.decode_mj += decode_mj
+
+    def count(self, request: RequestSpan) -> None:
+        """Count a request that is closed, and its tokens."""
+        self.completed += request.ok
+        self.failed += not request.ok
+        self.input_tokens += request.input_tokens or 0
+        self.output_tokens += request.output_tokens or 0
+        self.without_input_tokens += request.input_tokens is None
+        self.without_output_tokens += request.output_tokens is None
+
+
+@dataclass
+class Account(Totals):
+    """Totals of one pair of model and workload, with their distributions."""
+
     energy_mj: int = 0
     """Energy of closed requests alone: the energy histogram's sum."""
     energy: Histogram = field(default_factory=lambda: Histogram(ENERGY_BOUNDS_J))
@@ -90,16 +116,13 @@ class Account:
     """Energy of those with a request that failed."""
     completed_sessions_mj: int = 0
     failed_sessions_mj: int = 0
+    by_labels: dict[tuple[str, ...], Totals] = field(default_factory=dict)
+    """The same totals by the values of the labels of the user's choosing. Empty without such labels."""
 
     def close(self, entry: OpenRequest) -> None:
         """Count a request to which no more energy can be committed."""
         request = entry.request
-        self.completed += request.ok
-        self.failed += not request.ok
-        self.input_tokens += request.input_tokens or 0
-        self.output_tokens += request.output_tokens or 0
-        self.without_input_tokens += request.input_tokens is None
-        self.without_output_tokens += request.output_tokens is None
+        self.count(request)
         if entry.charged and entry.whole:
             energy_mj = entry.prefill_mj + entry.decode_mj
             self.energy_mj += energy_mj
@@ -129,13 +152,20 @@ class Account:
             duration=self.duration.copy(),
             completed_sessions=self.completed_sessions.copy(),
             failed_sessions=self.failed_sessions.copy(),
+            by_labels={values: replace(totals) for values, totals in self.by_labels.items()},
         )
 
 
 class Accounts:
     """One account per pair of model and workload, bounded in number whatever clients call themselves."""
 
-    def __init__(self, model: str | None = None) -> None:
+    def __init__(
+        self, model: str | None = None, labels: Iterable[str] = (), label_values: int = MAX_LABEL_VALUES
+    ) -> None:
+        self.labels = LabelSets(labels, label_values)
+        """Labels of the user's choosing, by which totals are shown too."""
+        self._rows = 0
+        """Totals by labels, of all accounts."""
         self.model = model
         """Model of spans that name none, from now on."""
         self._accounts: dict[AccountKey, Account] = {}
@@ -153,24 +183,42 @@ class Accounts:
             return account
         return self._accounts.setdefault(key, Account())
 
+    def totals_of(self, request: RequestSpan) -> tuple[Account, *tuple[Totals, ...]]:
+        """The totals that the request is counted in: its account, and there those of its labels if labels are shown."""
+        account = self.of(request)
+        if not self.labels.names:
+            return (account,)
+        row = self.labels.row(request.labels)
+        if (totals := account.by_labels.get(row)) is None:
+            if self._rows >= MAX_ROWS:
+                row = (OTHER,) * len(row)
+            self._rows += row not in account.by_labels
+            totals = account.by_labels.setdefault(row, Totals())
+        return account, totals
+
     def charge(self, entry: OpenRequest, prefill_mj: int, decode_mj: int) -> None:
         """Commit energy to a request and to its account."""
         entry.charged = True
         entry.prefill_mj += prefill_mj
         entry.decode_mj += decode_mj
-        account = self.of(entry.request)
-        account.prefill_mj += prefill_mj
-        account.decode_mj += decode_mj
+        for totals in self.totals_of(entry.request):
+            totals.charge(prefill_mj, decode_mj)
 
     def close(self, entry: OpenRequest) -> None:
         """Count a request to which no more energy can be committed, in its account and in its session."""
-        account = self.of(entry.request)
+        account, *by_labels = self.totals_of(entry.request)
         account.close(entry)
+        for totals in by_labels:
+            totals.count(entry.request)
         self._sessions.add(entry, account)
 
     def end_sessions(self, now_ns: int) -> None:
         """Count the sessions that have been idle for long."""
         self._sessions.end_idle(now_ns)
+
+    def open(self, request: RequestSpan) -> None:
+        """Show the request's totals, at 0 if they are new: a counter that starts elsewhere has no rate."""
+        self.totals_of(request)
 
     def freeze(self) -> Mapping[AccountKey, Account]:
         """Copies of all accounts, which later commits do not change."""

@@ -85,6 +85,10 @@ class SidecarOptions:
     """Settled requests that can be looked up."""
     kept_s: float = KEPT_S
     """Time for which they can be."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """Attributes of spans, by the label that shows their values."""
+    label_values: int = 50
+    """Values of a label that are shown."""
 
 
 class Sidecar:
@@ -94,7 +98,10 @@ class Sidecar:
         """Raise LoadgenError: the engine's URL is none (MeterError), or the ledger cannot be written."""
         self.options, self.meter = options, meter
         self.authorized = partial(authorized, options.token)
-        self.ledger = Ledger(meter.domains, lateness=options.lateness, model=model)
+        self.ledger = Ledger(
+            meter.domains, lateness=options.lateness, model=model, labels=options.labels,
+            label_values=options.label_values,
+        )  # fmt: skip
         self.clock = ClockSync(anchor())
         self._energy: deque[EnergySample] = deque(maxlen=MAX_FEED_SAMPLES)
         self._feed: deque[EnergySample] = deque(maxlen=MAX_FEED_SAMPLES)
@@ -127,7 +134,7 @@ class Sidecar:
     def receive(self, body: bytes) -> None:
         """Queue the spans of OTLP bytes, from any thread. Raises MalformedError; spans beyond the queue are counted."""
         try:
-            parsed = parse_spans(body)
+            parsed = parse_spans(body, self.options.labels)
         except MalformedError:
             self.drop("malformed")
             raise

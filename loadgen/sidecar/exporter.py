@@ -15,7 +15,7 @@ from loadgen.telemetry.histogram import Histogram
 from loadgen.units import j_from_mj
 
 if TYPE_CHECKING:
-    from loadgen.sidecar.accounts import Account
+    from loadgen.sidecar.accounts import Account, Totals
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -56,6 +56,8 @@ class Declared(NamedTuple):
     labels: tuple[str, ...]
     help: str
     rows: Rows
+    by_labels: bool = False
+    """True if it has the labels of the user's choosing too."""
 
 
 def _single(value: Callable[[SidecarPage], float | None]) -> Rows:
@@ -82,6 +84,20 @@ def _by_account(**values: Callable[[Account], float | Histogram]) -> Rows:
         for key, account in sorted(page.ledger.accounts.items()):
             for name, value in values.items():
                 yield MetricRow((*key, name) if len(values) > 1 else key, value(account))
+
+    return rows
+
+
+def _by_labels(**values: Callable[[Totals], float]) -> Rows:
+    """Return a row per account, value and values of the labels of the user's choosing, which come after the declared
+    ones."""
+
+    def rows(page: SidecarPage) -> Iterator[MetricRow]:
+        for key, account in sorted(page.ledger.accounts.items()):
+            by_labels = sorted(account.by_labels.items()) if page.ledger.labels else [((), account)]
+            for labels, totals in by_labels:
+                for name, value in values.items():
+                    yield MetricRow((*key, *([name] if len(values) > 1 else ()), *labels), value(totals))
 
     return rows
 
@@ -114,8 +130,8 @@ METRICS = (
              _by_domain(lambda energy, page: page.watts.get(energy.domain.name))),
     Declared("loadgen_attributed_energy_joules_total", "counter", (*ACCOUNT, "account"),
              "Energy of requests; account is prefill (until the first token) or decode (after it).",
-             _by_account(prefill=lambda account: j_from_mj(account.prefill_mj),
-                         decode=lambda account: j_from_mj(account.decode_mj))),
+             _by_labels(prefill=lambda totals: j_from_mj(totals.prefill_mj),
+                        decode=lambda totals: j_from_mj(totals.decode_mj)), by_labels=True),
     Declared("loadgen_idle_energy_joules_total", "counter", (),
              "Energy used while no request was in flight.", _single(lambda page: j_from_mj(page.ledger.idle_mj))),
     Declared("loadgen_unattributed_energy_joules_total", "counter", (),
@@ -130,17 +146,18 @@ METRICS = (
              _session_rows),
     Declared("loadgen_input_tokens_total", "counter", ACCOUNT,
              "Input tokens of closed requests whose spans say how many.",
-             _by_account(value=lambda account: account.input_tokens)),
+             _by_labels(value=lambda totals: totals.input_tokens), by_labels=True),
     Declared("loadgen_output_tokens_total", "counter", ACCOUNT,
              "Output tokens of closed requests whose spans say how many.",
-             _by_account(value=lambda account: account.output_tokens)),
+             _by_labels(value=lambda totals: totals.output_tokens), by_labels=True),
     Declared("loadgen_requests_without_tokens_total", "counter", (*ACCOUNT, "tokens"),
              "Closed requests that are in no token total: no span says how many input or output tokens they had.",
-             _by_account(input=lambda account: account.without_input_tokens,
-                         output=lambda account: account.without_output_tokens)),
+             _by_labels(input=lambda totals: totals.without_input_tokens,
+                        output=lambda totals: totals.without_output_tokens), by_labels=True),
     Declared("loadgen_requests_total", "counter", (*ACCOUNT, "outcome"),
              "Closed requests; outcome is completed or failed.",
-             _by_account(completed=lambda account: account.completed, failed=lambda account: account.failed)),
+             _by_labels(completed=lambda totals: totals.completed,
+                        failed=lambda totals: totals.failed), by_labels=True),
     Declared("loadgen_request_ttft_seconds", "histogram", ACCOUNT,
              "Time to first token of the completed requests whose spans say it.",
              _by_account(value=lambda account: account.ttft)),
@@ -208,15 +225,14 @@ class Exporter:
 
 def metric_family(declared: Declared, page: SidecarPage) -> Metric:
     """Return the metric with its rows on this page, as prometheus_client encodes it."""
+    names = (*declared.labels, *(page.ledger.labels if declared.by_labels else ()))
     match declared.kind:
         case "counter":
-            family: Any = CounterMetricFamily(
-                declared.name.removesuffix("_total"), declared.help, labels=declared.labels
-            )
+            family: Any = CounterMetricFamily(declared.name.removesuffix("_total"), declared.help, labels=names)
         case "gauge":
-            family = GaugeMetricFamily(declared.name, declared.help, labels=declared.labels)
+            family = GaugeMetricFamily(declared.name, declared.help, labels=names)
         case "histogram":
-            family = HistogramMetricFamily(declared.name, declared.help, labels=declared.labels)
+            family = HistogramMetricFamily(declared.name, declared.help, labels=names)
     for labels, value in declared.rows(page):
         if isinstance(value, Histogram):
             buckets = [
@@ -230,6 +246,11 @@ def metric_family(declared: Declared, page: SidecarPage) -> Metric:
     return family
 
 
+def _labels_of(declared: Declared) -> str:
+    labels = ", ".join(f"`{label}`" for label in declared.labels)
+    return f"{labels} +" if declared.by_labels else labels
+
+
 def reference() -> str:
     """Return docs/reference/metrics.md."""
     lines = [
@@ -239,7 +260,12 @@ def reference() -> str:
         "",
         "| metric | type | labels | meaning |",
         "|---|---|---|---|",
-        *(f"| `{m.name}` | {m.kind} | {', '.join(f'`{label}`' for label in m.labels)} | {m.help} |" for m in METRICS),
+        *(f"| `{m.name}` | {m.kind} | {_labels_of(m)} | {m.help} |" for m in METRICS),
+        "",
+        "The metrics marked + have the labels of `loadgen sidecar --label` too; without the option there are none. The",
+        "first 50 values of a label (`--label-values`) are shown. Further values are counted as `other`, and so are",
+        "values that are longer than 64 characters or not printable. A request without a value has an empty one, which",
+        "is the same as no label to Prometheus.",
         "",
         "All counters and histograms are as of the watermark, `loadgen_settlement_lag_seconds` ago, so that",
         "ratios of them are of the same requests. At every scrape, to the millijoule:",

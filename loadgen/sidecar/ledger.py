@@ -23,7 +23,7 @@ from loadgen.attribution.cost_model import Coefficients, cost_shares, overlap
 from loadgen.attribution.shapley import round_to_sum, split_energy
 from loadgen.attribution.span_steps import first_token_of, phases_of, slot_for, slot_steps
 from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries, outermost
-from loadgen.sidecar.accounts import Account, AccountKey, Accounts, OpenRequest
+from loadgen.sidecar.accounts import MAX_LABEL_VALUES, Account, AccountKey, Accounts, OpenRequest
 from loadgen.sidecar.foreign_energy import fit_beside_others, foreign_cost, prior_prices, windows_beside_others
 from loadgen.sidecar.foreign_tokens import EngineView, counts_at_end, engine_view, with_foreign
 from loadgen.sidecar.live_errors import LiveErrors
@@ -104,6 +104,8 @@ class Snapshot:
     """Output tokens with a span / the engine's, over the last five minutes committed."""
     foreign_tokens: int | None
     """Is None if the engine has no count."""
+    labels: tuple[str, ...] = ()
+    """Names of the labels of the user's choosing."""
 
     def check(self) -> None:
         """Raise AssertionError unless energy is conserved; called before anything is shown."""
@@ -166,9 +168,16 @@ class Ledger:
     """Add samples and spans, `commit` now and then, `snapshot` at will. Times are monotonic ns of one clock."""
 
     def __init__(
-        self, domains: Iterable[EnergyDomain], *, lateness: AllowedLateness | None = None, model: str | None = None
+        self,
+        domains: Iterable[EnergyDomain],
+        *,
+        lateness: AllowedLateness | None = None,
+        model: str | None = None,
+        labels: Iterable[str] = (),
+        label_values: int = MAX_LABEL_VALUES,
     ) -> None:
-        """model: of spans that name none."""
+        """model: of spans that name none. labels: names of labels by which requests are counted too, of which
+        `label_values` values are shown."""
         self._lateness = lateness or AllowedLateness()
         self._domains = {domain.name: _Domain(domain) for domain in outermost(domains)}
         self._samples: deque[EngineSample] = deque(maxlen=MAX_SAMPLES)
@@ -178,7 +187,7 @@ class Ledger:
         self._join = SpanJoin(self._open)
         self._first_tokens: OrderedDict[bytes, int] = OrderedDict()
         """Trace -> its earliest token; 0 once a request has it."""
-        self._accounts = Accounts(model)
+        self._accounts = Accounts(model, labels, label_values)
         self._idle_mj = self._unattributed_mj = 0
         self._coefficients: Coefficients | None = None
         self._errors: LiveErrors | None = None
@@ -221,6 +230,8 @@ class Ledger:
     def add_span(self, request: RequestSpan, now_ns: int) -> None:
         """Take a span of a request that ended. A late one, a duplicate or one too many is counted and dropped."""
         request = self._with_first_token(request)
+        if request.labels:
+            request = msgspec.structs.replace(request, labels=self._accounts.labels.bounded(request.labels))
         outcome = self._join.add(request)
         if outcome == "merged":
             self._merged += 1
@@ -240,7 +251,7 @@ class Ledger:
             self._partial += not whole
             self._longest_ns = max(self._longest_ns, request.end_ns - request.start_ns)
             self._join.open(request).whole = whole
-            self._accounts.of(request)  # shown at 0 before it grows: a counter that starts elsewhere has no rate
+            self._accounts.open(request)
 
     def add_first_tokens(self, first_tokens: Iterable[tuple[bytes, int]]) -> None:
         """Take instants of tokens, by trace, of an engine whose span of a request does not say when its first came.
@@ -463,6 +474,7 @@ class Ledger:
             lag_s=s_from_ns(now_ns - self._watermark_ns) if self._watermark_ns else 0.0,
             coverage=min(span_tokens / engine_tokens, 1.0) if engine_tokens > 0 else None,
             foreign_tokens=None if self._foreign_tokens is None else round(self._foreign_tokens),
+            labels=self._accounts.labels.names,
         )
         snapshot.check()
         return snapshot

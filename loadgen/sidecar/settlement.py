@@ -129,6 +129,7 @@ def settled_request(
         model=model[:MAX_TEXT],
         workload=workload,
         engine=engine,
+        labels=request.labels,
         ok=request.ok,
         begin_unix_ns=unix_ns(request.start_ns),
         first_token_unix_ns=None if request.first_token_ns is None else unix_ns(request.first_token_ns),

@@ -21,6 +21,7 @@ import msgspec
 
 from loadgen.sidecar.accounts import OpenRequest
 from loadgen.sidecar.watermark import EDGE_NS
+from loadgen.telemetry.span_labels import agreed_labels
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
@@ -273,7 +274,7 @@ def joined(parts: Iterable[RequestSpan]) -> RequestSpan:
     """Return one span of a request's parts.
 
     The engine knows the times, the client the workload and the prompt's tokens; the side that saw more output tokens
-    knows those.
+    knows those. A label is the engine's where both have it: a client chooses what it sends.
     """
     parts = list(parts)
     clients = [part for part in parts if part.client]
@@ -293,6 +294,7 @@ def joined(parts: Iterable[RequestSpan]) -> RequestSpan:
         first_token_ns=first_ns,
         workload=client.workload or engine.workload,
         session=client.session or engine.session,
+        labels=client.labels | engine.labels,
         model=engine.model or client.model,
         input_tokens=_known(client.input_tokens, engine.input_tokens),
         output_tokens=max((count for count in counts if count is not None), default=None),
@@ -312,6 +314,7 @@ def _summed(engines: list[RequestSpan]) -> RequestSpan:
     """
     if len(engines) == 1:
         return engines[0]
+    labels = agreed_labels(span.labels for span in engines)
     parents = {(span.trace_id, span.parent_id) for span in engines}
     leaves = [span for span in engines if (span.trace_id, span.span_id) not in parents] or engines
     latest = max(leaves, key=lambda span: (span.first_token_ns is not None, span.start_ns))
@@ -327,6 +330,7 @@ def _summed(engines: list[RequestSpan]) -> RequestSpan:
         input_tokens=_total(span.input_tokens for span in leaves),
         output_tokens=_total(span.output_tokens for span in leaves),
         cached_tokens=_total(span.cached_tokens for span in leaves),
+        labels=labels,
         ok=all(span.ok for span in leaves),
     )
 

@@ -15,6 +15,7 @@ import msgspec
 from google.protobuf.message import DecodeError
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from loadgen.telemetry.span_labels import LabelSource
 from loadgen.telemetry.traceparent import SPAN_BYTES, TRACE_BYTES
 from loadgen.units import NS_PER_S
 
@@ -75,6 +76,8 @@ class RequestSpan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     workload: str | None
     session: str | None = None
     """Conversation that it is a turn of."""
+    labels: dict[str, str] = {}
+    """Labels of the user's choosing that its span has a value of."""
     ok: bool
     trace_id: bytes = b""
     """Empty, as the other ids, when the sender gave none that is valid."""
@@ -101,8 +104,12 @@ class Parsed(NamedTuple):
     """Trace -> start of TGI's earliest span of a token in these bytes, in ns of the sender's wall clock."""
 
 
-def parse_spans(body: bytes) -> Parsed:
-    """Parse an ExportTraceServiceRequest. Raises MalformedError when it is not one; single bad spans are counted."""
+def parse_spans(body: bytes, labels: Mapping[str, str] | None = None) -> Parsed:
+    """Parse an ExportTraceServiceRequest. Raises MalformedError when it is not one; single bad spans are counted.
+
+    labels: attribute of each label of the user's choosing.
+    """
+    source = LabelSource(labels) if labels else None
     try:
         request = ExportTraceServiceRequest.FromString(body)
     except DecodeError as err:
@@ -110,7 +117,9 @@ def parse_spans(body: bytes) -> Parsed:
     spans: list[RequestSpan] = []
     dropped: Counter[str] = Counter()
     first_tokens: dict[bytes, int] = {}
-    for span in (span for resource in request.resource_spans for scope in resource.scope_spans for span in scope.spans):
+    sent = ((span, sender.resource) for sender in request.resource_spans for scope in sender.scope_spans
+            for span in scope.spans)  # fmt: skip
+    for span, resource in sent:
         name = span.name
         if name in TGI_PARTS and span.kind == SPAN_KIND_INTERNAL:
             dropped["not_a_request"] += 1
@@ -124,7 +133,8 @@ def parse_spans(body: bytes) -> Parsed:
             dropped["not_a_request"] += 1
             continue
         try:
-            spans.append(_request_span(span, attributes))
+            parsed = _request_span(span, attributes)
+            spans.append(msgspec.structs.replace(parsed, labels=source.read(span, resource)) if source else parsed)
         except MalformedError:
             dropped["malformed"] += 1
     first_tokens = {trace_id: first_ns for trace_id, first_ns in first_tokens.items() if _id(trace_id, TRACE_BYTES)}

@@ -75,6 +75,32 @@ def test_each_metric_shows_its_own_number(name: str, expected: dict[tuple[str, .
     assert samples(name, page()) == expected
 
 
+def test_labels_of_the_users_choosing_divide_joules_tokens_and_requests_alone() -> None:
+    accounts = Accounts(labels=["tenant"])
+    for tenant, energy_mj in (("b", 400), ("a", 1000), (None, 100), ("a", 500)):
+        entry = OpenRequest(changed(REQUEST, labels={} if tenant is None else {"tenant": tenant}))
+        accounts.charge(entry, energy_mj, energy_mj)
+        accounts.close(entry)
+    shown = page()
+    ledger = replace(shown.ledger, accounts=accounts.freeze(), labels=("tenant",))
+    rows = {
+        (row.name.removeprefix("loadgen_"), *row.labels.values()): row.value
+        for declared in METRICS
+        for row in metric_family(declared, replace(shown, ledger=ledger)).samples
+        if "tenant" in row.labels
+    }
+    assert {row[0] for row in rows} == {
+        "attributed_energy_joules_total", "input_tokens_total", "output_tokens_total", "requests_without_tokens_total",
+        "requests_total",
+    }  # fmt: skip
+    assert {row[3:]: value for row, value in rows.items() if row[0] == "attributed_energy_joules_total"} == {
+        ("prefill", ""): 0.1, ("decode", ""): 0.1, ("prefill", "a"): 1.5, ("decode", "a"): 1.5, ("prefill", "b"): 0.4,
+        ("decode", "b"): 0.4,
+    }  # fmt: skip
+    assert rows["output_tokens_total", "m", "chat", "a"] == 100
+    assert rows["requests_total", "m", "chat", "completed", "a"] == 2
+
+
 def test_the_energy_of_ended_sessions_is_by_outcome_and_names_none_of_them() -> None:
     accounts = Accounts()
     accounts.of(REQUEST).end_session(3_500, ok=True)

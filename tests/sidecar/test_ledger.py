@@ -204,6 +204,23 @@ def test_whatever_arrives_memory_and_labels_are_bounded(monkeypatch: pytest.Monk
     assert len(ledger._join._ended) <= 300
 
 
+def test_energy_by_label_is_conserved_and_bounded() -> None:
+    ledger = Ledger([GPU], lateness=LATENESS, labels=["tenant"], label_values=2)
+    power(ledger, 0, 60, 100.0)
+    for k, tenant in enumerate(["a", "b", "c", None, "d"]):
+        labels = {} if tenant is None else {"tenant": tenant, "unasked": "x"}
+        ledger.add_span(span(f"r{k}", 10 + k, 14 + k, labels=labels), ns_from_s(20))
+    ledger.commit(ns_from_s(60))
+    snapshot = ledger.snapshot(ns_from_s(60))
+    account = snapshot.accounts["m", "chat"]
+    assert snapshot.labels == ("tenant",)
+    assert {row: totals.completed for row, totals in account.by_labels.items()} == {
+        ("a",): 1, ("b",): 1, ("other",): 2, ("",): 1,
+    }  # fmt: skip
+    by_label_mj = sum(totals.prefill_mj + totals.decode_mj for totals in account.by_labels.values())
+    assert by_label_mj == account.prefill_mj + account.decode_mj > 0
+
+
 def test_without_a_meter_requests_still_end_and_cost_nothing_known() -> None:
     ledger = Ledger([GPU], lateness=LATENESS)
     ledger.add_span(span("a", 10, 20), ns_from_s(20))

@@ -138,6 +138,14 @@ def test_tokens_that_are_unknown_part_nothing(client: int | None, engine: int | 
     assert len(requests([clients("a", output_tokens=client), *parts])) == 1
 
 
+def test_a_label_is_the_one_that_the_engines_side_has_and_the_clients_without_it() -> None:
+    engine, client = engines("a", labels={"tenant": "acme"}), clients("a", labels={"tenant": "evil", "team": "x"})
+    assert joined([engine, client]).labels == {"tenant": "acme", "team": "x"}
+    other = engines("b", labels={"tenant": "evil"})
+    assert joined([engine, other]).labels == {"tenant": "other"}
+    assert joined([engine, engines("b")]).labels == {"tenant": "acme"}
+
+
 def test_of_a_gateways_span_and_the_engines_below_it_the_engines_counts() -> None:
     gateway = engines("a", span_id=GATEWAY.span_id, key="gateway", output_tokens=49, first_token_ns=None)
     engine = engines("a", 11, 19, parent_id=GATEWAY.span_id)

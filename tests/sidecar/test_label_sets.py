@@ -1,0 +1,66 @@
+"""Labels of the user's choosing in the accounts: bounded, and equal in sum to the accounts without them."""
+
+from dataclasses import fields
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from msgspec.structs import replace as changed
+
+from loadgen.sidecar import accounts as books
+from loadgen.sidecar.accounts import Accounts, OpenRequest, Totals
+from loadgen.sidecar.label_sets import LabelSets
+from sidecar.test_accounts import REQUEST
+
+
+def test_the_first_values_are_shown_and_stay_so() -> None:
+    sets = LabelSets(["tenant"], max_values=2)
+    shown = [sets.bounded({"tenant": value})["tenant"] for value in ("a", "other", "b", "c", "a", "d", "b")]
+    assert shown == ["a", "other", "b", "other", "a", "other", "b"]
+
+
+def test_labels_that_were_not_chosen_are_left_out() -> None:
+    sets = LabelSets(["tenant", "user"], 50)
+    assert sets.bounded({"tenant": "a", "evil": "b"}) == {"tenant": "a"}
+    assert sets.row({"tenant": "a"}) == ("a", "")
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("ab"), st.dictionaries(st.sampled_from(["tenant", "user"]), st.sampled_from("xyz")),
+            st.integers(0, 1000), st.booleans(),
+        ),
+        max_size=40,
+    )
+)  # fmt: skip
+def test_totals_by_labels_sum_to_those_of_their_account(
+    requests: list[tuple[str, dict[str, str], int, bool]],
+) -> None:
+    accounts = Accounts(labels=["tenant", "user"])
+    for workload, labels, energy_mj, ok in requests:
+        entry = OpenRequest(changed(REQUEST, workload=workload, labels=labels, ok=ok))
+        accounts.open(entry.request)
+        accounts.charge(entry, energy_mj, 2 * energy_mj)
+        accounts.close(entry)
+    for account in accounts.freeze().values():
+        for total in (field.name for field in fields(Totals)):
+            assert sum(getattr(row, total) for row in account.by_labels.values()) == getattr(account, total)
+
+
+def test_rows_are_bounded_in_number_and_further_ones_are_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(books, "MAX_ROWS", 3)
+    accounts = Accounts(labels=["tenant", "user"])
+    for k in range(10):
+        accounts.close(OpenRequest(changed(REQUEST, labels={"tenant": f"t{k % 5}", "user": f"u{k}"})))
+    (account,) = accounts.freeze().values()
+    rows = {labels: totals.completed for labels, totals in account.by_labels.items()}
+    assert rows == {("t0", "u0"): 1, ("t1", "u1"): 1, ("t2", "u2"): 1, ("other", "other"): 7}
+
+
+def test_a_frozen_account_does_not_change() -> None:
+    accounts = Accounts(labels=["tenant"])
+    accounts.open(REQUEST)
+    (frozen,) = accounts.freeze().values()
+    accounts.charge(OpenRequest(REQUEST), 1, 2)
+    assert frozen.by_labels["",] == Totals()
