@@ -43,7 +43,8 @@ def probe_of(
     checks = [summary.verdict.check(name) for name in _CHECKS if not (stopped_early and name == "load")]
     records = [record for record in map(_placed, result.records) if record is not None]
     sent_s = [((record.sent_ns or 0) - start_ns) / NS_PER_S for record in records]
-    sending_s = min(planned_s, max(sent_s, default=0.0) + 1 / rate_rps) if stopped_early else planned_s
+    was_cut = any(record.error == "not_sent" for record in result.records)  # it was hopeless, or the budget ended
+    sending_s = min(planned_s, max(sent_s, default=0.0) + 1 / rate_rps) if was_cut or stopped_early else planned_s
     outcomes, waited_s = _outcomes(records, result.info.config, start_ns)
     counts = count(outcomes, sending_s, stage, stopped_early=stopped_early, waited_s=waited_s)
     counted = [

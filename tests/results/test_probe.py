@@ -140,6 +140,13 @@ def test_a_probe_that_was_ended_early_counts_what_was_sent_and_no_failure() -> N
     assert made.until_s == pytest.approx(8.0)
 
 
+def test_a_probe_that_the_budget_cut_short_counts_what_could_end_before_that() -> None:
+    """At the eighth second the run is ended; requests take half a second."""
+    made = probe(run_of(lambda i: answered(i) if i < 75 else cut_off(i, 0.1) if i < 80 else unsent(i), "decided"))
+    assert made.until_s == pytest.approx(8.0 - 0.5)
+    assert made.requests == made.good == pytest.approx(10 * made.counted_s, abs=1)
+
+
 @pytest.mark.parametrize(
     ("after_s", "begun_s", "is_known"),
     [(0.1, None, False), (0.3, None, True), (0.9, 0.1, False), (1.1, 0.1, True), (0.5, 0.3, True)],
