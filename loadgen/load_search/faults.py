@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from loadgen.errors import LoadgenError
 from loadgen.results.metrics import CUT_OFF
-from loadgen.results.timekeeping import loop_delay_that_tells
+from loadgen.results.timekeeping import MIN_WAITED, loop_delay_that_tells
 from loadgen.run.settle import answers
 
 if TYPE_CHECKING:
@@ -45,7 +45,9 @@ def check_run(result: RunResult, url: str) -> None:
     if (errors["connect"] or errors["truncated"]) and not answers(url):
         raise ServerLostError("the server broke connections off, and does not answer")
     if fault := _client_fault(result, result.summary):
-        raise ClientLimitError(fault)
+        waited = (result.info.instrument.get("waited_s") or 0.0) / (result.summary.duration_s or math.inf)
+        busy = f", and waited for a core that others had for {waited:.0%} of the time" if waited > MIN_WAITED else ""
+        raise ClientLimitError(f"{fault}{busy}")
 
 
 def _client_fault(result: RunResult, summary: Summary) -> str | None:

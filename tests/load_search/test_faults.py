@@ -107,5 +107,10 @@ def test_a_client_that_lost_a_process_or_read_tokens_too_late_for_the_limits_is_
     slow = run(loop_delay_s={"count": 99, "p90": 0.03, "p99": 0.05}, stamped_by="reading")
     check_run(slow, "http://server/v1")
     tight = replace(slow, info=msgspec.structs.replace(slow.info, config={"goodput": {"ttft": 200.0}}))
-    with pytest.raises(ClientLimitError, match="a tenth of the tokens 30 ms late"):
+    with pytest.raises(ClientLimitError, match=r"a tenth of the tokens 30 ms late or later$"):
         check_run(tight, "http://server/v1")
+    assert slow.summary is not None
+    instrument = tight.info.instrument | {"waited_s": 0.3 * slow.summary.duration_s}
+    crowded = replace(tight, info=msgspec.structs.replace(tight.info, instrument=instrument))
+    with pytest.raises(ClientLimitError, match="late or later, and waited for a core that others had for 30% of the"):
+        check_run(crowded, "http://server/v1")
