@@ -46,7 +46,9 @@ def children() -> list[int]:
     return [int(number) for task in tasks for number in task.read_text().split()]
 
 
-def test_a_search_finds_the_rate_keeps_its_budget_and_leaves_a_folder_that_goes_on(slow: str, tmp_path: Path) -> None:
+def test_a_search_finds_the_rate_keeps_its_budget_and_leaves_a_folder_that_goes_on(
+    slow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     out, begun_s = tmp_path / "out", time.monotonic()
     first = run(out, "--base-url", slow)
     assert first.exit_code == 0, first.output
@@ -73,7 +75,8 @@ def test_a_search_finds_the_rate_keeps_its_budget_and_leaves_a_folder_that_goes_
     assert isinstance(other.exception, LoadgenError)
     assert "other options (attainment 0.8, now 0.9): choose another --out" in str(other.exception)
 
-    more = run(out, "--base-url", slow, "--budget", "13s", "--width", "1%")
+    monkeypatch.setattr(plan, "MIN_REFINE_S", 0.5)
+    more = run(out, "--base-url", slow, "--budget", f"{search_json(out)['spent_s'] + 8}s", "--width", "1%")
     assert more.exit_code == 0
     assert probes(out)[: len(found["probes"])] == found["probes"]
     assert len(probes(out)) > len(found["probes"])
