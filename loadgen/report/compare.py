@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loadgen.report.cache_difference import cache_difference
+from loadgen.report.cache_difference import saved_between
 from loadgen.report.format import UNKNOWN, clean, joules, number, seconds
 from loadgen.report.gates import unit_of
 from loadgen.report.run_facts import (
@@ -148,11 +148,11 @@ def render_comparison(
     of_sides = [[summary_of(run) for run in side] for side in sides]
     if len(sides) == 1:
         _print_table(of_sides, names, None, console)
-    for letter, later, found in zip(names[1:], of_sides[1:], differences, strict=True):
+    for letter, later, runs, found in zip(names[1:], of_sides[1:], sides[1:], differences, strict=True):
         _print_table([of_sides[0], later], ["A", letter], found, console)
         for line in (MEANING.format(letter), *interval_notes(found, metrics([of_sides[0], later]), letter)):
             console.print(Text(line, style="dim"))
-        if found.paired and (saved := cache_difference(of_sides[0], later, letter)):
+        if found.paired and (saved := saved_between(sides[0], runs, letter)):
             console.print(Text(saved))
     for outcome in outcomes:
         console.print(Text(describe(outcome), style="bold red" if outcome.failed else "green"))

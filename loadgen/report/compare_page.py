@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from loadgen.report.cache_difference import cache_difference
+from loadgen.report.cache_difference import saved_between
 from loadgen.report.charts.figure import figure
 from loadgen.report.compare import interval_notes, metrics, quantity, signed
 from loadgen.report.compare_charts import distributions, over_one_time
@@ -228,7 +228,7 @@ def _differences(letter: str, runs: Mapping[str, RunResult], found: Differences)
     )
     shown = [row.path for row in rows]
     notes = [tag("p", line) for line in (meaning, *interval_notes(found, shown, letter, label))]
-    saved = cache_difference([summary_of(runs["A"])], [summary_of(runs[letter])], letter) if found.paired else None
+    saved = saved_between([runs["A"]], [runs[letter]], letter) if found.paired else None
     return section(
         f"Differences of {letter} from A" if len(runs) > 2 else "Differences",
         table(head, cells, f"Differences of {letter} from A", class_="differences"),

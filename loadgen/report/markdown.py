@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from loadgen.report.cache_difference import cache_difference
+from loadgen.report.cache_difference import saved_between
 from loadgen.report.compare import (
     MEANING,
     compare_runs,
@@ -98,7 +98,7 @@ def comparison_markdown(sides: Sequence[Runs], outcomes: Sequence[Outcome], diff
         simulated = " (simulated)" if is_simulated(side[0].info) else ""
         lines.append(f"* {letter}: {escaped(title(side[0].info, summary_of(side[0])))}, {runs}{simulated}")
     shown_first = dict.fromkeys([*HEADLINE_METRICS, *(outcome.gate.path for outcome in outcomes)])
-    for letter, later, found in zip(names[1:], of_sides[1:], differences, strict=True):
+    for letter, later, later_runs, found in zip(names[1:], of_sides[1:], sides[1:], differences, strict=True):
         pair_of_sides = [of_sides[0], later]
         cells = compare_runs(pair_of_sides, list(dict.fromkeys([*metrics(pair_of_sides), *shown_first])))
         rows = {
@@ -111,7 +111,7 @@ def comparison_markdown(sides: Sequence[Runs], outcomes: Sequence[Outcome], diff
         }  # fmt: skip
         top = ("", "A", letter, f"{letter}−A", "±")
         lines += ["", *_table(top, [row for path, row in rows.items() if path in shown_first]), ""]
-        if found.paired and (saved := cache_difference(of_sides[0], later, letter)):
+        if found.paired and (saved := saved_between(sides[0], later_runs, letter)):
             lines += [escaped(saved), ""]
         lines += ["<details><summary>All numbers</summary>", ""]
         lines += [*_table(top, rows.values()), "", escaped(MEANING.format(letter)), ""]

@@ -3,9 +3,10 @@
 import msgspec
 import pytest
 
-from loadgen.report.cache_difference import cache_difference
+from loadgen.report.cache_difference import cache_difference, saved_between
 from loadgen.results.summary import CacheEnergy, Summary
 from support import sample_runs
+from support.session_runs import analysed, turn
 
 
 def run(
@@ -65,3 +66,19 @@ def test_a_cache_that_costs_more_is_said_to() -> None:
 )
 def test_there_is_no_sentence_where_nothing_can_be_said(a: Summary, b: Summary) -> None:
     assert cache_difference([a], [b], "B") is None
+
+
+def test_runs_that_did_not_answer_the_same_requests_are_compared_over_those_that_both_answered() -> None:
+    """Three turns of a session; the run without caching was ended before the third."""
+    times = ((0.0, 1.0), (2.0, 3.0), (4.0, 5.0))
+    cached = analysed([turn(i, "a", *time, cached=800 * (i > 0)) for i, time in enumerate(times)])
+    whole = [turn(i, "a", *time, cached=0) for i, time in enumerate(times)]
+    request, record = whole[-1]
+    unsent = msgspec.structs.replace(
+        record, sent_ns=None, first_token_ns=None, last_token_ns=None, finished_ns=None, chunk_ns=[],
+        input_tokens=None, cached_tokens=None, output_tokens=None, error="not_sent",
+    )  # fmt: skip
+    text = saved_between([analysed([*whole[:-1], (request, unsent)])], [cached], "B") or ""
+    assert text.startswith("Saved by the prefix cache over the 2 requests that both answered: 40.0 % of the prompt")
+    assert "and the counter" not in text
+    assert "53.3 %" in (saved_between([analysed(whole)], [cached], "B") or "")
