@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from loadgen.report.energy_section import fit_warning
 from loadgen.report.format import UNKNOWN, clean, count, joules, percent, seconds, share, with_unit
 from loadgen.report.run_facts import (
     HEADLINES,
@@ -144,7 +145,8 @@ def _energy(summary: Summary, parts: list[RunPart], console: Console) -> None:
     _heading(console, f"Energy{mark(summary, 'energy')}")
     if note := energy_note(summary):
         _paragraph(console, note, style="" if energy.measured_joules is None else "bold red")
-    for note in (speculation_note(summary), cache_note(energy)):
+    poor_fit = fit_warning(energy.coefficients or {}) and " ".join(energy.fit_notes)
+    for note in (poor_fit, speculation_note(summary), cache_note(energy)):
         if note:
             _paragraph(console, note, style="dim")
     if energy.measured_joules is None:

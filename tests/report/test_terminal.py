@@ -102,6 +102,18 @@ def test_energy_that_is_not_valid_keeps_its_numbers_beside_the_warning() -> None
     assert told.splitlines()[2] == "OK, with warnings"
 
 
+@pytest.mark.parametrize(("r_squared", "is_shown"), [(0.34, True), (0.97, False), (None, False)])
+def test_a_poor_fit_is_explained_by_its_notes(r_squared: float | None, is_shown: bool) -> None:
+    made = sample_runs.single()
+    assert made.summary is not None
+    coefficients = {**(made.summary.energy.coefficients or {}), "r_squared": r_squared, "misfit": 0.01}
+    energy = msgspec.structs.replace(
+        made.summary.energy, coefficients=coefficients, fit_notes=["The windows hardly differed."]
+    )
+    text = printed(replace(made, summary=msgspec.structs.replace(made.summary, energy=energy)))
+    assert ("The windows hardly differed." in text) is is_shown
+
+
 def judged_as(status: Status | None, reason: str | None, *rows: str) -> RunResult:
     """A run with one request, whose `lengths` check alone has something to say."""
     made = sample_runs.single()
