@@ -45,7 +45,7 @@ def prefix_cache(result: RunResult) -> Check:
             else None
         )
         return Check(name="prefix_cache", status=None, reason=reason)
-    shared = shareable_tokens(result.schedule)
+    shared = shareable_tokens([*result.warmed, *result.schedule]) - shareable_tokens(result.warmed)
     expected = shared + (result.info.server.get("common_prompt_tokens") or 0) * len(result.records)
     unexpected = counted.cached - max(expected, MAX_CACHED_SHARE * counted.prompt)
     by = " by its own counters" if counted.counted_by == "engine" else ""

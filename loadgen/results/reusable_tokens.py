@@ -12,15 +12,21 @@ if TYPE_CHECKING:
     from loadgen.workload.schedule import ScheduledRequest
 
 
-def reusable_tokens(schedule: Sequence[ScheduledRequest], records: Sequence[RequestRecord]) -> list[int | None]:
+def reusable_tokens(
+    schedule: Sequence[ScheduledRequest],
+    records: Sequence[RequestRecord],
+    warmed: Sequence[ScheduledRequest] = (),
+) -> list[int | None]:
     """Return for each request how many tokens its prompt begins with that requests which were sent before had: blocks,
     of the last one as much as the prompt had, and the text that the turns of a session open with.
 
     A server computes prompts in the order in which they come, so that those are in its cache, if it has not evicted
     them. None for a request that was not sent, and for one with words of its own: which of them it has in common with
-    others is not planned.
+    others is not planned. `warmed` are the requests that were sent before the run.
     """
     computed = _Computed()
+    for request in warmed:
+        computed.add(request)
     reusable: list[int | None] = [None] * len(records)
     sent = [(record.sent_ns, row) for row, record in enumerate(records) if record.sent_ns is not None]
     for _, row in sorted(sent):

@@ -33,7 +33,7 @@ def attribute_run(
     if not series:
         return None, []
     records = with_planned_prompts(result.schedule, result.records)
-    reusable = reusable_tokens(result.schedule, records)
+    reusable = reusable_tokens(result.schedule, records, result.warmed)
     records = with_cached_tokens(records, reusable, result.engine)
     shared = steps_beside_others(records, result.engine, result.spans, result.info.run_id, result.info.anchor.offset_ns)
     series = [align_phase(domain, shared.steps) for domain in series]

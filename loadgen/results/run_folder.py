@@ -108,6 +108,8 @@ class RunResult:
     """Requests of all clients, by the engine's spans; empty when they were not recorded."""
     sessions: Sequence[SessionAccount] = ()
     """Accounts of the sessions; empty where no session has several requests, or before `analyse_run`."""
+    warmed: Sequence[ScheduledRequest] = ()
+    """Requests whose prompts were sent before the run, so that its sessions found their history in the cache."""
 
     @property
     def shares(self) -> dict[int, RequestEnergy]:
@@ -198,6 +200,9 @@ class RunWriter(LineWriter):
             path.mkdir(parents=True, exist_ok=True)
             with replacing(path / "schedule.jsonl") as file:
                 file.writelines(schedule_lines(schedule.requests))
+            if schedule.warmed:
+                with replacing(path / "warmed.jsonl") as file:
+                    file.writelines(schedule_lines(schedule.warmed))
             if words is not None:
                 kept = path / "bodies.jsonl"
                 kept.touch(0o600)  # it may hold headers that authenticate
@@ -327,6 +332,7 @@ def read_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
         attribution=None,
         summary=None,
         spans=list(read_lines(path / "spans.jsonl", EngineSpan)),
+        warmed=list(read_lines(path / "warmed.jsonl", ScheduledRequest)),
     )
 
 
@@ -348,23 +354,22 @@ def _start_of(schedule: Iterable[ScheduledRequest], records: Mapping[int, Reques
 
 
 def _in_flight_at_the_kill(
-    info: RunInfo, schedule: Iterable[ScheduledRequest], records: Mapping[int, RequestRecord], last_ns: int
+    info: RunInfo, schedule: Sequence[ScheduledRequest], records: Mapping[int, RequestRecord], last_ns: int
 ) -> set[int]:
     """Return the requests without a record that had been sent when the client was killed, as far as it can be known.
 
-    They were due by `last_ns`, the last instant on record; a later turn is due after the answers that it waits for.
+    They were due by `last_ns`, the last instant on record; a later turn is due after the answers that it waits for, and
+    after those of another session however they ended.
     Behind a concurrency limit they are the earliest of those, as many as the limit.
     """
+    session_of = {request.index: request.session_id for request in schedule}
     due: list[int] = []
     for request in schedule:
-        earliest_ns = (info.start_ns or 0) + request.offset_ns
-        due_ns: int | None = earliest_ns
-        if request.parents:
-            before = [records.get(parent) for parent in request.parents]
-            ends_ns = [record.finished_ns for record in before if record and record.ok and record.finished_ns]
-            is_due = len(ends_ns) == len(before)
-            due_ns = max(max(ends_ns) + request.think_ns, earliest_ns) if is_due else None
-        if request.index not in records and due_ns is not None and due_ns <= last_ns:
+        before = [(session_of.get(parent), records.get(parent)) for parent in request.parents]
+        over = [record for session, record in before if record and (record.ok or session != request.session_id)]
+        ends_ns = [record.finished_ns for record in over if record.finished_ns is not None]
+        due_ns = max([(info.start_ns or 0) + request.offset_ns, *(end_ns + request.think_ns for end_ns in ends_ns)])
+        if request.index not in records and len(over) == len(before) and due_ns <= last_ns:
             due.append(request.index)
     return set(due[: info.config.get("max_concurrency")])
 

@@ -126,3 +126,13 @@ def test_usage_counts_the_prompts_that_it_names_and_nothing_is_divided_by_zero()
     assert cached_tokens([], []) is None
     assert CachedTokens(0.0, 0.0, "usage").share == 0.0
     assert CachedTokens(10.0, 100.0, "usage").share == 1.0
+
+
+def test_what_was_sent_before_the_run_is_expected_in_the_cache() -> None:
+    made = run([60, 60], NOTHING, prefix_ids=(1, 2), block_size=30)
+    assert prefix_cache(replace(made, schedule=made.schedule[:1], records=made.records[:1])).status == "warning"
+    warmed = made.schedule[:1]
+    known = replace(made, schedule=made.schedule[:1], records=made.records[:1], warmed=warmed)
+    assert prefix_cache(known).status == "ok"
+    unknown = replace(known, warmed=[msgspec.structs.replace(warmed[0], prefix_ids=(3, 4))] * 3)
+    assert prefix_cache(unknown).status == "warning", "what those share with one another is not the run's"

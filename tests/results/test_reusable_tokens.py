@@ -72,3 +72,8 @@ def test_only_what_requests_had_that_were_sent_before_counts(
     schedule = [request(prefix_ids=(1, 2)), request(prefix_ids=(1, 2, 3))]
     assert reusable_tokens(schedule, [earlier, later]) == [0, reusable]
     assert reusable_tokens(schedule[::-1], [later, earlier]) == [reusable, 0], "the order of the lines is no order"
+
+
+def test_what_was_sent_before_the_run_is_in_the_cache() -> None:
+    schedule = [request(prefix_ids=(1, 2, 9))]
+    assert reusable_tokens(schedule, [record(0, 10)], [request(prefix_ids=(1, 2, 3))]) == [128]

@@ -143,6 +143,27 @@ def test_a_later_turn_was_sent_if_the_turn_before_it_was_answered(
         assert run_folder.read_run(path).records[1].error == expected
 
 
+@pytest.mark.parametrize(("sessions", "later"), [(("a", "b"), "cancelled"), (("a", "a"), "not_sent")])
+def test_a_session_was_sent_after_one_before_it_that_failed(
+    tmp_path: Path, sessions: tuple[str, str], later: str
+) -> None:
+    requests = [replace(PLAN.requests[i], session_id=sessions[i]) for i in range(2)]
+    plan = dataclasses.replace(PLAN, requests=(requests[0], replace(requests[1], after=0, think_ns=300)))
+    with closing(run_folder.RunWriter(tmp_path / "run", INFO, plan)) as writer:
+        writer.record(replace(record(0), finished_ns=1200, error="timeout"))
+        writer.energy([EnergySample(1500, "gpu:0", 1.0)])
+    assert run_folder.read_run(tmp_path / "run").records[1].error == later
+
+
+def test_the_prompts_that_were_sent_before_the_run_are_kept(tmp_path: Path) -> None:
+    for warmed in ((), (replace(PLAN.requests[0], prefix_ids=(1, 2)),)):
+        path = tmp_path / f"{len(warmed)}"
+        with closing(run_folder.RunWriter(path, INFO, dataclasses.replace(PLAN, warmed=warmed))) as writer:
+            writer.record(record(0))
+        assert tuple(run_folder.read_run(path).warmed) == warmed
+        assert (path / "warmed.jsonl").exists() == bool(warmed)
+
+
 def test_a_killed_run_began_when_its_records_say(tmp_path: Path) -> None:
     write(tmp_path / "run", [1])
     path = tmp_path / "run" / "run.json"
