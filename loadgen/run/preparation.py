@@ -33,7 +33,8 @@ class Preparation(NamedTuple):
     word_lengths_from: str | None = None
     """Origin of the lengths that were counted."""
     left_out: Mapping[str, int] = MappingProxyType({})
-    """Numbers of sessions that were too long, and of their requests that are not in the schedule, for run.json."""
+    """Numbers of sessions that were too long, and of their requests that are not in the schedule, for run.json; and its
+    numbers of the schedule, without these."""
 
 
 async def prepare(
@@ -97,4 +98,11 @@ def _fitted(
         if fitted.sessions
         else f"no session is longer than {limit:,} tokens"
     )
-    return fitted.schedule, {"too_long_sessions": fitted.sessions, "too_long_requests": fitted.requests}
+    counts = {
+        "unstreamed": sum(request.streamed is False for request in fitted.schedule.requests),
+        "warmed": len(fitted.schedule.warmed),
+    }
+    counted = {name: count for name, count in counts.items() if name in config.plan}
+    return fitted.schedule, {
+        "too_long_sessions": fitted.sessions, "too_long_requests": fitted.requests, **counted
+    }  # fmt: skip

@@ -43,7 +43,9 @@ def check_order(plan: dict[int, ScheduledRequest], records: dict[int, RequestRec
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     (folder := tmp_path / "sessions").mkdir()
-    for content in (FORKED | PREFIX, talk("a", 3, **PREFIX), talk("b", 4, **PREFIX)):
+    long = talk("b", 4, **PREFIX)
+    long["requests"][-1]["type"] = "n"
+    for content in (FORKED | PREFIX, talk("a", 3, **PREFIX), long):
         write_session(folder, content)
     return folder
 
@@ -64,7 +66,7 @@ def test_every_request_is_sent_after_all_that_it_waits_for(
     assert len(plan) == 15
     check_order(plan, records)
     config = info["config"]
-    assert config["unstreamed"] == 1 and config["trace_sha256"] is not None
+    assert config["unstreamed"] == 2 and config["trace_sha256"] is not None
     assert config["timing"] == (options[options.index("--timing") + 1] if "--timing" in options else "think")
     if "recorded" in options:
         for index, request in plan.items():
@@ -106,6 +108,7 @@ def test_sessions_that_are_too_long_are_counted(folder: Path, tmp_path: Path, ho
     check_order(plan, records)
     config = info["config"]
     assert (config["too_long_sessions"], config["too_long_requests"], len(plan)) == (1, 15 - sent, sent)
+    assert config["unstreamed"] == 1, "the others of those that are sent"
     assert sorted({request.session_id or "" for request in plan.values()}) == (
         ["a", "b", "forked"] if how == "cut" else ["a", "forked"]
     )
