@@ -11,8 +11,8 @@ from loadgen.errors import LoadgenError
 from loadgen.files import profile_path
 from loadgen.workload import schedule
 from loadgen.workload.length_source import source_path
+from loadgen.workload.sources import read_independent
 from loadgen.workload.token_bins import TokenBins, read_bins, sample_lengths
-from loadgen.workload.trace import read_trace
 
 if TYPE_CHECKING:
     from loadgen.locust.options import Settings
@@ -26,7 +26,7 @@ def plan(settings: Settings) -> Schedule:
     """Make the schedule that `loadgen replay` makes of the same options."""
     assert settings.trace is not None
     return schedule.build_schedule(
-        read_trace(source_path(settings.trace)),
+        read_independent(source_path(settings.trace), "locust sends each request at its instant: use loadgen replay"),
         seed=settings.seed,
         rps=settings.rps,
         arrival=settings.arrival,

@@ -15,7 +15,8 @@ from loadgen.units import NS_PER_S
 from loadgen.workload import stream_schedule, streams
 from loadgen.workload.length_source import source_path
 from loadgen.workload.schedule import Arrival, Schedule, ScheduledRequest, build_schedule, stable_hash63
-from loadgen.workload.trace import Trace, TraceRequest, read_trace
+from loadgen.workload.sources import read_independent
+from loadgen.workload.trace import Trace, TraceRequest
 
 if TYPE_CHECKING:
     from loadgen.study.spec import Study, WorkloadSpec
@@ -88,7 +89,7 @@ def schedule_of(study: Study, run: StudyRun, folder: Path) -> Schedule:
             scaled_streams(_trace_path(workload, folder), run.rps), seed=seed, duration_s=duration_s, num_requests=None
         )
     if workload.trace is not None:
-        trace = read_trace(_trace_path(workload, folder))
+        trace = read_independent(_trace_path(workload, folder), "give the trace to a stream of a TOML file")
     else:
         assert workload.input is not None and workload.output is not None
         request = TraceRequest(

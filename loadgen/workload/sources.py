@@ -13,8 +13,9 @@ from loadgen.errors import LoadgenError
 from loadgen.files import sha256_of
 from loadgen.workload.agent_sessions import holds_sessions, read_sessions, session_files
 from loadgen.workload.length_laws import POOL, drawn_trace
+from loadgen.workload.session_graphs import are_graphs
 from loadgen.workload.token_bins import bins_trace, is_bins, read_bins
-from loadgen.workload.trace import Trace, nonempty_in_order, opened, parse_jsonl
+from loadgen.workload.trace import Trace, nonempty_in_order, opened, parse_jsonl, read_trace
 from loadgen.workload.worded_formats import LOGS, file_texts, worded_format, worded_rows
 from loadgen.workload.worded_trace import read_worded
 
@@ -66,6 +67,22 @@ def read_source(path: Path, words: WordsFile, limit: int | None = None, model: s
         return read_sessions([path], words.left_out)
     with opened(path) as file:
         return read_open_source(path, file, words, limit, model)
+
+
+def read_stored(path: Path) -> Trace:
+    """Read a trace of lengths. LoadgenError: the file holds recorded agent sessions, which are no trace yet."""
+    if holds_sessions(path):
+        raise LoadgenError(f"{path} holds recorded agent sessions: make a trace of them with loadgen trace import")
+    return read_trace(path)
+
+
+def read_independent(path: Path, instead: str) -> Trace:
+    """Read a trace of lengths for a sender that waits for no answers. LoadgenError: some request has to wait for
+    another; the text ends with `instead`."""
+    source = read_stored(path)
+    if are_graphs(source.requests):
+        raise LoadgenError(f"{path}: requests of agent sessions wait for answers; {instead}")
+    return source
 
 
 def source_sha256(path: Path) -> str | None:

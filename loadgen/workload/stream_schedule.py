@@ -32,10 +32,10 @@ from loadgen.workload.schedule import (
 )
 from loadgen.workload.session_graphs import Lanes, Turn, are_graphs, chain, from_middle, graph
 from loadgen.workload.sessions import are_conversations, group_sessions, text_numbers, waits_ns
-from loadgen.workload.sources import read_source
+from loadgen.workload.sources import read_source, read_stored
 from loadgen.workload.streams import Stream, Streams, option
 from loadgen.workload.token_bins import bins_trace, read_bins
-from loadgen.workload.trace import Trace, TraceRequest, read_trace
+from loadgen.workload.trace import Trace, TraceRequest
 from loadgen.workload.words import WordsFile
 
 
@@ -216,7 +216,7 @@ def _read_source(name: str, stream: Stream, rng: np.random.Generator, words: Wor
     """Read the trace of a stream, or draw POOL requests from its bins or laws."""
     if stream.trace is not None:
         path = source_path(stream.trace)
-        source = read_trace(path) if words is None else read_source(path, words, model=stream.model)
+        source = read_stored(path) if words is None else read_source(path, words, model=stream.model)
     elif stream.bins is not None:
         bins = read_bins(profile_path("workloads", stream.bins, "json"))
         source = bins_trace(bins, POOL, rng)

@@ -1,6 +1,8 @@
 """What locust's users ask, and how a schedule is shared out. Nothing here patches sockets: gevent is only imported."""
 
 from argparse import Namespace
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,9 +14,12 @@ from loadgen.errors import LoadgenError
 from loadgen.files import profile_path
 from loadgen.locust.options import settings
 from loadgen.locust.trace_replay import Conductor, Outcome, Part, Ready, assign
-from loadgen.locust.workload import fitting_bins, lengths
+from loadgen.locust.workload import fitting_bins, lengths, plan
+from loadgen.workload.agent_sessions import read_sessions
 from loadgen.workload.schedule import ScheduledRequest
 from loadgen.workload.token_bins import read_bins
+from loadgen.workload.trace import write_trace
+from support.agent_files import FORKED, write_session
 
 CHAT = profile_path("workloads", "azure-2023-chat", "json")
 
@@ -139,3 +144,13 @@ def test_a_replay_begins_when_all_are_ready_and_is_over_when_all_have_ended_or_a
     alive.add("node-2")
     conductor.done(Outcome(2, 33, 0))
     assert conductor.over and conductor.summary() == ("100 of 100 scheduled requests sent, 1 failed", True)
+
+
+def test_sessions_that_wait_for_answers_are_refused(tmp_path: Path) -> None:
+    file = write_session(tmp_path, FORKED)
+    trace = tmp_path / "trace.jsonl"
+    write_trace(trace, read_sessions([file], Counter()).requests)
+    for path, problem in ((file, "trace import"), (trace, "use loadgen replay")):
+        given = settings(Namespace(**GIVEN | {"trace": str(path)}), "http://h:1")
+        with pytest.raises(LoadgenError, match=problem):
+            plan(given)

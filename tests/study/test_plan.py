@@ -23,8 +23,10 @@ from loadgen.study.plan import (
     start_key,
 )
 from loadgen.study.spec import ServerSpec, Study, WorkloadSpec, read_study
+from loadgen.workload.agent_sessions import read_sessions
 from loadgen.workload.schedule import Arrival
-from loadgen.workload.trace import Trace, TraceRequest, read_trace
+from loadgen.workload.trace import Trace, TraceRequest, read_trace, write_trace
+from support.agent_files import FORKED, write_session
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "studies").glob("*.toml"))
@@ -254,3 +256,21 @@ def test_the_rates_of_streams_are_scaled_by_one_factor(tmp_path: Path) -> None:
     """mix.toml: chat 3/s, code 1/s."""
     scaled = scaled_streams(ROOT / "traces/mix.toml", 10.0)
     assert {name: stream.rps for name, stream in scaled.items()} == {"chat": 7.5, "code": 2.5}
+
+
+def test_sessions_that_wait_for_answers_come_by_a_stream_only(tmp_path: Path) -> None:
+    recorded = write_session(tmp_path, FORKED)
+    trace = tmp_path / "trace.jsonl"
+    write_trace(trace, read_sessions([recorded], Counter()).requests)
+    (tmp_path / "streams.toml").write_text(f'[agents]\ntrace = "{trace}"\nrps = 1\n')
+    for file, rps, problem in (
+        (recorded, 5.0, "loadgen trace import"),
+        (trace, None, "give the trace to a stream of a TOML file"),
+        (trace, 5.0, "give the trace to a stream of a TOML file"),
+    ):
+        study = make(workloads={"w": WorkloadSpec(trace=str(file), arrival="poisson")}, batches=[2])
+        with pytest.raises(LoadgenError, match=problem):
+            schedule_of(study, StudyRun("a", "m", "w", None if rps else 2, rps, 0), tmp_path)
+    study = make(workloads={"w": WorkloadSpec(trace="streams.toml", duration_s=100.0)})
+    requests = schedule_of(study, StudyRun("a", "m", "w", None, 5.0, 0), tmp_path).requests
+    assert any(len(request.parents) > 1 for request in requests)
