@@ -17,6 +17,7 @@ from loadgen.errors import LoadgenError
 
 if TYPE_CHECKING:
     from loadgen.api.replay import Requests
+    from loadgen.attribution.host_share import ShareHost
     from loadgen.client.word_counts import Count
     from loadgen.record import Endpoint
     from loadgen.run.interrupts import Interruption
@@ -65,6 +66,11 @@ def search(
     energy: str = "auto",
     gpus: Sequence[str] = (),
     idle_s: float = 2.0,
+    share_host: ShareHost = "time",
+    pue: float | None = None,
+    grid_intensity: float | None = None,
+    grid_source: str | None = None,
+    price: float | None = None,
     out: str | os.PathLike[str] | None = None,
     ui: Literal["none", "plain", "live", "auto"] = "none",
 ) -> Search:

@@ -82,6 +82,9 @@ class RequestEnergy(msgspec.Struct, frozen=True, kw_only=True):
     requests that the cache did not hold, and the context of a preempted stream. None when it is not known which."""
     recomputed_se_joules: float | None = None
     """Standard error of recomputed_joules: that of the fitted prices."""
+    host_joules: float | None = None
+    """Its stated share of the host's energy (host_share.py), which is not in `joules`. None where no meter counts the
+    host beside the GPUs."""
 
 
 class SumErrors(msgspec.Struct, frozen=True, kw_only=True):

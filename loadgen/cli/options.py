@@ -65,6 +65,35 @@ def options_of(command: click.Command, *names: str) -> Callable[[Command], Comma
     return decorate
 
 
+def boundary_options(share_host: str | None = None) -> Callable[[Command], Command]:
+    """Return a decorator that adds the options which state what the energy of a run includes and what it costs.
+
+    share_host: its default; None leaves what the run states.
+    """
+    options = [
+        click.option(
+            "--share-host",
+            type=click.Choice(["time", "tokens"]),
+            default=share_host,
+            show_default=share_host is not None,
+            help="Share the host's energy among the requests by time in flight or by tokens, where a meter has it.",
+        ),
+        click.option(
+            "--pue", type=FiniteRange(min=1, max=100), metavar="X", help="Facility power over IT power: its overhead."
+        ),
+        click.option("--grid-intensity", type=POSITIVE, metavar="G", help="Grams of CO2e per kWh of the grid."),
+        click.option("--grid-source", metavar="TEXT", help="Source and date of --grid-intensity, for the report."),
+        click.option("--price", type=POSITIVE, metavar="P", help="Price per kWh, in any currency."),
+    ]
+
+    def decorate(function: Command) -> Command:
+        for option in reversed(options):
+            function = option(function)
+        return function
+
+    return decorate
+
+
 class FiniteRange(click.FloatRange):
     """A range of numbers without infinity and NaN, which no comparison refuses."""
 

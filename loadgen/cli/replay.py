@@ -22,6 +22,7 @@ from loadgen.cli.options import (
     LatencyLimit,
     SectionedCommand,
     as_dict,
+    boundary_options,
     json_object,
     refuse_second_server,
 )
@@ -274,7 +275,8 @@ if TYPE_CHECKING:
     metavar="SOURCE",
     default="auto",
     show_default=True,
-    help="Energy source: auto, nvml, amd, rapl, cpu, none, or the URL of a sidecar or DCGM exporter beside the GPU.",
+    help="Energy source: auto, nvml, amd, rapl, cpu, none, or the URL of a sidecar or DCGM exporter beside the GPU; or "
+    "several, such as nvml,rapl.",
 )
 @click.option(
     "--gpu",
@@ -293,6 +295,7 @@ if TYPE_CHECKING:
     metavar="S",
     help="Idle time measured before the first request: the baseline of the energy accounts.",
 )
+@boundary_options(share_host="time")
 @click.option("--out", type=click.Path(path_type=Path), metavar="DIR", help="Run folder.  [default: runs/TIME-TRACE]")
 @click.option("--overwrite", is_flag=True, help="Replace an earlier run in --out.")
 @click.option(

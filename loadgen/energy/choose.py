@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from loadgen.energy.cpu_estimate import CpuEstimate, PowerCurve
 from loadgen.energy.nvml import open_nvml
 from loadgen.energy.rapl import POWERCAP, RaplMeter
 from loadgen.energy.remote import RemoteMeter
+from loadgen.energy.several import SeveralMeters
 from loadgen.errors import LoadgenError, MeterError
 
 if TYPE_CHECKING:
@@ -22,7 +24,9 @@ if TYPE_CHECKING:
 _log = logging.getLogger(__name__)
 
 CHOICES = ("auto", "nvml", "amd", "rapl", "cpu", "none")
-"""Values of --energy, besides a URL."""
+"""Values of --energy, besides a URL and several of them with commas between."""
+_COMMA = re.compile(r",(?![^{]*\})")
+"""A comma between sources, not one between the labels of a metric."""
 
 
 def open_meter(
@@ -35,9 +39,12 @@ def open_meter(
 ) -> tuple[EnergyMeter | None, list[str]]:
     """The meter that `choice` asks for and, a line each, why there is none or why a better one was passed over.
 
-    `auto` is the GPUs' counters, else the CPU's, else none: never an estimate. A source asked for by name that cannot
-    be used raises LoadgenError. gpus: indices or UUIDs; cpu_watts: (idle, busy) of the whole machine for `cpu`.
+    Several choices with commas between are one meter of all their domains. `auto` is the GPUs' counters, else the
+    CPU's, else none: never an estimate. A source asked for by name that cannot be used raises LoadgenError. gpus:
+    indices or UUIDs; cpu_watts: (idle, busy) of the whole machine for `cpu`.
     """
+    if len(sources := sources_of(choice)) > 1:
+        return _several(sources, gpus=gpus, token=token, cpu_watts=cpu_watts, powercap=powercap), []
     match choice:
         case "none":
             return None, ["energy was turned off (--energy none)"]
@@ -57,6 +64,34 @@ def open_meter(
             return _asked("URL", lambda: RemoteMeter(url, token=token, gpus=gpus)), []
         case _:
             raise LoadgenError(f"--energy {choice!r} is none of {', '.join(CHOICES)}, nor a URL (http://...)")
+
+
+def sources_of(choice: str) -> list[str]:
+    """Return the sources that a value of --energy names."""
+    return [source.strip() for source in _COMMA.split(choice)]
+
+
+def _several(sources: Sequence[str], **options: Any) -> EnergyMeter:
+    """Open every source. Raises LoadgenError, with no meter left open, if one cannot be used or repeats another."""
+    if alone := {"auto", "none"}.intersection(sources):
+        raise LoadgenError(f"--energy {min(alone)} stands alone: name the sources, as in --energy nvml,rapl")
+    if len(set(sources)) < len(sources):
+        raise LoadgenError(f"--energy {','.join(sources)} names a source twice")
+    if {"rapl", "cpu"} <= set(sources):
+        raise LoadgenError("--energy cpu estimates what rapl measures: leave one of them out")
+    meters: dict[str, EnergyMeter] = {}
+    try:
+        for source in sources:
+            meter, _ = open_meter(source, **options)
+            assert meter is not None, "only auto and none are without a meter"
+            meters[source] = meter
+        return SeveralMeters(meters)
+    except BaseException as err:
+        for meter in meters.values():
+            meter.close()
+        if isinstance(err, MeterError):
+            raise LoadgenError(f"--energy {','.join(sources)}: {err}") from err
+        raise
 
 
 def source_beside(base_url: str, energy: str, *, simulated_at: str | None) -> str | None:

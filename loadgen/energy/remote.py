@@ -196,7 +196,8 @@ def _decode(response: HttpResponse, address: str) -> FeedPage:
 
 
 def _select(domains: list[EnergyDomain], chosen: Sequence[str] | None, address: str) -> list[EnergyDomain]:
-    """Return the domains that `chosen` names by index or by the beginning of the UUID; all when it is None."""
+    """Return the GPUs that `chosen` names by index or by the beginning of the UUID, and what is no GPU; all when it is
+    None."""
     if chosen is None:
         return domains
     names = {f"gpu:{token}" for token in chosen}
@@ -205,7 +206,7 @@ def _select(domains: list[EnergyDomain], chosen: Sequence[str] | None, address: 
     if not selected:
         present = ", ".join(d.name for d in domains) or "none"
         raise MeterError(f"{address} has no GPU {', '.join(chosen)}; it has {present}")
-    return selected
+    return [d for d in domains if d in selected or not d.name.startswith("gpu:")]
 
 
 class GpuCounter(NamedTuple):

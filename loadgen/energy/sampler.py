@@ -13,7 +13,7 @@ import msgspec
 
 from loadgen.clock import monotonic_ns, thread_cpu_ns
 from loadgen.energy.meter import EnergyMeter, Reading
-from loadgen.energy.series import EnergySample, outermost
+from loadgen.energy.series import EnergySample, accelerators
 from loadgen.errors import MeterError
 from loadgen.units import NS_PER_S, ns_from_s, s_from_ns
 
@@ -38,9 +38,9 @@ class LivePower(msgspec.Struct, frozen=True):
     joules: dict[str, float]
     """Energy since sampling began, by domain."""
     total_joules: float
-    """Sum over the outermost domains."""
+    """Sum over the GPUs, or over the outermost domains where no meter has one."""
     total_watts: float | None
-    """Sum over the outermost domains; None when the power of one of them is unknown."""
+    """Sum over the same domains; None when the power of one of them is unknown."""
 
 
 class SamplerReport(msgspec.Struct, frozen=True, kw_only=True):
@@ -167,7 +167,7 @@ class Sampler:
             power = {name: domain.watts(now_ns) for name, domain in self._domains.items()}
             joules = {name: domain.joules for name, domain in self._domains.items()}
         watts = {name: value for name, value in power.items() if value is not None}
-        outer = power.keys() & {domain.name for domain in outermost(self._meter.domains)}
+        outer = power.keys() & {domain.name for domain in accelerators(self._meter.domains)}
         measured = [value for name, value in watts.items() if name in outer]
         total_watts = sum(measured) if measured and len(measured) == len(outer) else None
         return LivePower(watts, joules, sum(joules[name] for name in outer), total_watts)

@@ -4,9 +4,9 @@ Every source ends up as the same thing: points (t, joules since the source was o
 unwraps counters and integrates power, so that no reader downstream has to know which of the two it was.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import msgspec
 import numpy as np
@@ -20,6 +20,9 @@ counts them in steps of 100 ms, as its energy, and the two are read late by up t
 LIMIT_POWER = (0.97, 1.03)
 """Least and greatest share of the limit in a window's mean power, for the limit to have held in it. Under bursts of
 prefills H200s had windows of up to 840 W at a limit of 700 W: power is not constant in those."""
+
+Scope: TypeAlias = Literal["accelerator", "host", "machine"]
+"""accelerator: a GPU. host: CPU packages and memory. machine: what may contain both, such as a chassis or a plug."""
 
 
 class EnergyDomain(msgspec.Struct, frozen=True, kw_only=True):
@@ -196,6 +199,34 @@ class EnergySeries:
 def outermost(domains: Iterable[EnergyDomain]) -> list[EnergyDomain]:
     """Return the domains that lie within no other: those whose joules may be added."""
     return [domain for domain in domains if domain.within is None]
+
+
+def scope(domain: EnergyDomain) -> Scope:
+    """Return the part of a machine that the domain measures."""
+    if domain.name.startswith("gpu:"):
+        return "accelerator"
+    return "machine" if domain.name == "psys" or domain.name.startswith("machine:") else "host"
+
+
+def accelerators(domains: Iterable[EnergyDomain]) -> list[EnergyDomain]:
+    """Return the domains whose joules may be added and attributed to requests by their work.
+
+    These are the GPUs. Where no meter has a GPU, they are the outermost of all: the model runs on the CPU.
+    """
+    domains = list(domains)
+    return _outermost_of(domains, "accelerator") or outermost(domains)
+
+
+def host_domains(domains: Iterable[EnergyDomain]) -> list[EnergyDomain]:
+    """Return the domains of the host beside the GPUs whose joules may be added; none where no meter has a GPU."""
+    domains = list(domains)
+    return _outermost_of(domains, "host") if _outermost_of(domains, "accelerator") else []
+
+
+def _outermost_of(domains: Sequence[EnergyDomain], kind: Scope) -> list[EnergyDomain]:
+    """Return the domains of a scope that lie within no other of it. A wider one may contain them all."""
+    inner = {domain.name for domain in domains if scope(domain) == kind}
+    return [domain for domain in domains if domain.name in inner and domain.within not in inner]
 
 
 def series_by_domain(samples: Iterable[EnergySample], domains: Iterable[EnergyDomain] = ()) -> dict[str, EnergySeries]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from loadgen import clock
 from loadgen.energy.sampler import Sampler
+from loadgen.energy.series import accelerators
 from loadgen.energy_model.profiling_plan import seconds_remaining
 from loadgen.energy_model.waves import grid_point_of, wave_boundaries, wave_repeats
 from loadgen.errors import LoadgenError
@@ -42,7 +43,8 @@ async def measure_grid(
     progress: Callable[[str], None],
 ) -> tuple[list[GridPoint], float | None]:
     """Return (the points measured before the time ran out, idle watts). `keep` gets each point when it is measured."""
-    session.nested_domains = frozenset(domain.name for domain in meter.domains if domain.within is not None)
+    measured = accelerators(meter.domains)
+    session.nested_domains = frozenset(domain.name for domain in meter.domains if domain not in measured)
     sampler = Sampler(meter, session.samples.extend)
     sampler.start()
     points: list[GridPoint] = []

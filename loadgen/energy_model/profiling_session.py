@@ -31,7 +31,7 @@ class ProfilingSession:
     seed: int
     samples: list[EnergySample] = field(default_factory=list)
     nested_domains: frozenset[str] = frozenset()
-    """Energy domains that another domain includes."""
+    """Energy domains that another domain includes, and the host's beside a GPU."""
     sent: int = 0
 
     async def request(self, input_tokens: int, output_tokens: int) -> RequestRecord:
@@ -50,7 +50,7 @@ class ProfilingSession:
         )
 
     def joules(self, start_ns: int, end_ns: int) -> float | None:
-        """Return the energy of all outermost domains; None if one of them does not cover the interval."""
+        """Return the energy of all domains that are measured; None if one of them does not cover the interval."""
         outer = [sample for sample in self.samples if sample.domain not in self.nested_domains]
         series = map(align_to_counter_clock, series_by_domain(outer).values())
         domain_mj = [one_domain.energy_mj(start_ns, end_ns) for one_domain in series]

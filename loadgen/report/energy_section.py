@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from loadgen.report import run_figures
+from loadgen.report.boundary_facts import boundary_facts, boundary_rows, host_rows
 from loadgen.report.format import UNKNOWN, count, joules, number, percent, seconds, share, watts
 from loadgen.report.heat_map import heat_map
 from loadgen.report.markup import Markup, join, table, tag
-from loadgen.report.page import stacked_bar
+from loadgen.report.page import definitions, stacked_bar
 from loadgen.report.run_facts import (
     cache_note,
     energy_cells,
@@ -43,6 +44,7 @@ def energy_section(result: RunResult, summary: Summary, drawn: Sequence[int]) ->
     return [
         *(tag("p", note) for note in notes),
         energy_ledger(attribution, summary.energy),
+        *boundary_figure(summary.energy),
         energy_by_workload(summary),
         run_figures.scatter(result, drawn),
         heat_map(result),
@@ -80,6 +82,24 @@ def energy_ledger(attribution: RunAttribution, energy: EnergySummary) -> Markup:
     accounts_table = table(["account", "energy", "share"], rows, "Energy accounts", "ledger")
     heading = tag("h3", "Where the energy went")
     return tag("figure", heading, bar, accounts_table, tag("figcaption", caption), class_="wide")
+
+
+def boundary_figure(energy: EnergySummary) -> list[Markup]:
+    """Return the host's accounts, where there are any, and the table of what the joules include; empty without one."""
+    if energy.boundary is None:
+        return []
+    figures = []
+    if energy.host is not None:
+        rows = [[name.strip(), *cells] for name, *cells in host_rows(energy.host)]
+        caption = "The energy of the host beside the GPUs, in none of the accounts above." + "".join(
+            f" {reason[:1].upper()}{reason[1:]}." for reason in energy.host.reasons
+        )
+        accounts = table(["account of the host", "energy", "share"], rows, "Energy accounts of the host", "ledger")
+        figures.append(tag("figure", tag("h3", "The host"), accounts, tag("figcaption", caption)))
+    rows = [list(row) for row in boundary_rows(energy.boundary)]
+    parts = table(["part", "energy", "basis", ""], rows, "Boundary of the energy")
+    facts = definitions(boundary_facts(energy.boundary))
+    return [*figures, tag("figure", tag("h3", "Boundary"), parts, facts, class_="wide")]
 
 
 def energy_by_workload(summary: Summary) -> Markup:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from loadgen.report.boundary_facts import boundary_facts, boundary_rows, host_rows, is_extended
 from loadgen.report.energy_section import fit_warning
 from loadgen.report.format import UNKNOWN, clean, count, joules, percent, seconds, share, with_unit
 from loadgen.report.run_facts import (
@@ -40,7 +41,7 @@ from loadgen.report.run_facts import (
     whole_answers,
 )
 from loadgen.report.session_facts import session_facts
-from loadgen.results.summary import Summary
+from loadgen.results.summary import EnergySummary, Summary
 
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
@@ -179,6 +180,29 @@ def _energy(summary: Summary, parts: list[RunPart], console: Console) -> None:
         method += f" · {whole_answers(energy.came_whole)}"
     power = f"{power_words(energy)} · coverage {percent(energy.coverage)}"
     _paragraph(console, clean(f"{method} · {power}"), indent=2, style="dim")
+    _host_and_boundary(energy, console)
+
+
+def _host_and_boundary(energy: EnergySummary, console: Console) -> None:
+    """Print the host's accounts; and the boundary where more than the accelerators or a factor is in it."""
+    if energy.host is not None:
+        _heading(console, "Energy of the host")
+        accounts = Table.grid(padding=(0, 3, 0, 0))
+        accounts.add_column()
+        accounts.add_column(justify="right")
+        accounts.add_column(justify="right")
+        for row in host_rows(energy.host):
+            accounts.add_row(*row)
+        console.print(accounts)
+        for reason in energy.host.reasons:
+            _paragraph(console, clean(reason), indent=2, style="yellow")
+    if energy.boundary is None or not is_extended(energy.boundary):
+        return
+    _heading(console, "Boundary")
+    for part, amount, basis, note in boundary_rows(energy.boundary):
+        _line(console, part, f"{amount:>14}   {basis}" + (f": {note}" if note else ""))
+    for label, text in boundary_facts(energy.boundary):
+        _line(console, label, text)
 
 
 def _sessions(summary: Summary, console: Console) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from loadgen.results import run_folder
 
@@ -16,18 +16,21 @@ _log = logging.getLogger(__name__)
 
 
 def finish(
-    path: Path, schedule: Schedule | None = None, announce: Callable[[str], None] = lambda _: None
+    path: Path,
+    schedule: Schedule | None = None,
+    announce: Callable[[str], None] = lambda _: None,
+    assumptions: Mapping[str, Any] | None = None,
 ) -> run_folder.RunResult:
     """Derive attribution and summary from what was recorded, and write them and the report.
 
-    announce: called with the name of each step before it.
+    announce: called with the name of each step before it. assumptions: see `load_run`.
     """
     from loadgen.report import run_page
     from loadgen.results.summarize import load_run
 
     with run_folder.analysable_later(path):
         announce("attributing energy")
-        result = load_run(path, schedule.requests if schedule else None)
+        result = load_run(path, schedule.requests if schedule else None, assumptions)
         assert result.summary is not None
         verdict = {"verdict": result.summary.verdict.status, "reasons": result.summary.verdict.reasons}
         _log.info("verdict on %(folder)s: %(verdict)s %(reasons)s", {"folder": str(path)} | verdict)

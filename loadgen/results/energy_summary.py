@@ -12,7 +12,7 @@ import numpy as np
 from loadgen.attribution.fit_quality import held_out_r_squared
 from loadgen.energy.counter_clock import align_to_counter_clock
 from loadgen.energy.meter import LEFT_OUT
-from loadgen.energy.series import EnergySeries, outermost, series_by_domain
+from loadgen.energy.series import EnergySeries, accelerators, series_by_domain
 from loadgen.results import metrics
 from loadgen.results.fit_notes import explains_nothing, fit_notes
 from loadgen.results.summary import CacheEnergy, Distribution, EnergySummary, SteadyState
@@ -51,8 +51,9 @@ class EnergyShares(TypedDict, total=False):
 
 
 def outermost_series(result: RunResult) -> list[EnergySeries]:
-    """Return the series whose joules add up to the run's: those of the domains that lie within no other."""
-    outer = {domain.name for domain in outermost(result.info.domains)}
+    """Return the series whose joules add up to the run's: the GPUs', or without a GPU those of the domains that lie
+    within no other."""
+    outer = {domain.name for domain in accelerators(result.info.domains)}
     by_domain = series_by_domain(result.energy, result.info.domains)
     return [series for name, series in sorted(by_domain.items()) if name in outer and len(series) > 1]
 
@@ -161,7 +162,7 @@ def summarize_energy(
         valid=not reasons,
         totals_valid=totals_valid,
         reasons=reasons,
-        source=", ".join(sorted({domain.source for domain in result.info.domains})) or None,
+        source=", ".join(sorted({domain.source for domain in accelerators(result.info.domains)})) or None,
         method=attribution.method,
         came_whole=sum(record.came_whole for record in result.records),
         duration_s=duration_s,
@@ -228,7 +229,7 @@ def invalid_reasons(
         if LEFT_OUT in note:
             yield f"{note}; its joules are in no total (--gpu names the GPUs that the server uses)"
     samples = Counter(sample.domain for sample in result.energy)
-    if silent := [domain.name for domain in outermost(result.info.domains) if samples[domain.name] < 2]:
+    if silent := [domain.name for domain in accelerators(result.info.domains) if samples[domain.name] < 2]:
         yield f"{', '.join(silent)} gave no energy"
     if in_time < _MIN_TIME_COVERAGE:
         yield f"the energy source covers {in_time:.1%} of the run's time"
@@ -245,7 +246,8 @@ def invalid_reasons(
         yield f"the run is shorter than {_MIN_UPDATES} moves of the energy counter"
     if idle_w is None:
         yield "the server was never idle: idle power is unknown and is in the requests' joules"
-    if averaged := sorted({domain.source for domain in result.info.domains if domain.source in _AVERAGED_SOURCES}):
+    sources = {domain.source for domain in accelerators(result.info.domains)}
+    if averaged := sorted(sources.intersection(_AVERAGED_SOURCES)):
         yield f"the source ({', '.join(averaged)}) is power averaged over 1 s: too slow for single requests"
     # A GPU whose clocks were held down by heat or by a fault is not the GPU that others have.
     throttled = (result.info.instrument.get("sampler") or {}).get("held_back") or {}

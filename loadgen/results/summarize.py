@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from loadgen.results import metrics
 from loadgen.results.arrival_summary import check_arrivals, combine_checks, sent_rate
 from loadgen.results.checks import judge
-from loadgen.results.energy_summary import summarize_energy
+from loadgen.results.energy_boundary import share_host, summarize_boundary
 from loadgen.results.part_summary import part_numbers, part_summaries
 from loadgen.results.provenance import provenance_of
 from loadgen.results.run_attribution import attribute_run
@@ -27,17 +27,27 @@ if TYPE_CHECKING:
     from loadgen.workload.schedule import ScheduledRequest
 
 
-def load_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> RunResult:
-    """Read a run folder and derive its attribution and summary. `schedule` saves reading it from the folder."""
-    return analyse_run(read_run(path, schedule))
+def load_run(
+    path: Path, schedule: Sequence[ScheduledRequest] | None = None, assumptions: Mapping[str, Any] | None = None
+) -> RunResult:
+    """Read a run folder and derive its attribution and summary. `schedule` saves reading it from the folder.
+
+    assumptions: options of the boundary (share_host, pue, ...) in place of those that the run states.
+    """
+    result = read_run(path, schedule)
+    if assumptions:
+        config = {**result.info.config, **assumptions}
+        result = replace(result, info=msgspec.structs.replace(result.info, config=config))
+    return analyse_run(result)
 
 
 def analyse_run(result: RunResult) -> RunResult:
     """Return the same run with its attribution and summary derived from what was recorded."""
     start_ns, end_ns = span(result)
     attribution, series = attribute_run(result, start_ns, end_ns)
+    attribution, host = share_host(result, attribution, start_ns, end_ns)
     prompts_counted = metrics.prompts_are_counted(result.schedule, result.records)
-    energy = summarize_energy(result, attribution, series, start_ns, end_ns, prompts_counted=prompts_counted)
+    energy = summarize_boundary(result, attribution, series, host, start_ns, end_ns, prompts_counted=prompts_counted)
     analysed = replace(result, attribution=attribution)
     accounts, sessions = account_sessions(analysed, start_ns)
     summary = _summarize(analysed, energy, sessions, start_ns, (end_ns - start_ns) / NS_PER_S, prompts_counted)

@@ -287,6 +287,85 @@ class CacheEnergy(msgspec.Struct, frozen=True, kw_only=True):
     """Standard error of recomputed_joules."""
 
 
+class DomainEnergy(msgspec.Struct, frozen=True, kw_only=True):
+    """Energy that one meter's domain counted during the run. Domains overlap: never add them, the accounts do."""
+
+    name: str
+    """Name of the domain in run.json."""
+    source: str
+    """Origin of the joules, such as "nvml-counter" or "rapl"."""
+    scope: str
+    """Part of a machine. "accelerator": a GPU; "host": CPU packages and memory; "machine": what may contain both."""
+    within: str | None = None
+    """The domain that contains this one."""
+    joules: float | None = None
+    """Energy between two updates around the run; None where there were none."""
+    mean_watts: float | None = None
+    """The same over the time between these updates."""
+
+
+class HostEnergy(msgspec.Struct, frozen=True, kw_only=True):
+    """Energy of the host beside the GPUs: measured = idle + attributed + unattributed, to the millijoule. Its meters
+    count everything on the host, so a request's part of it is an estimate."""
+
+    source: str
+    """Origin of the joules, such as "rapl"."""
+    share_by: str
+    """Way in which the energy in flight is shared: by "time" in flight, or by "tokens"."""
+    measured_joules: float
+    """Energy of the host's domains that lie within no other of them."""
+    idle_joules: float
+    """Part that flowed while no request of this client was in flight."""
+    attributed_joules: float
+    """Part that is shared among the requests."""
+    unattributed_joules: float
+    """Part of other clients, by their share of the engine's output tokens; and what no counted token can have."""
+    joules_per_request: Distribution
+    """Shared energy of each completed request."""
+    joules_per_output_token: float | None = None
+    """attributed_joules / output tokens."""
+    coverage: float
+    """Share of the run's time that the host's meters cover."""
+    reasons: list[str] = []
+    """Reasons why these joules are incomplete; empty where they are whole."""
+
+
+class BoundaryPart(msgspec.Struct, frozen=True, kw_only=True):
+    """A part of what serving takes, and whether the joules of this run have it."""
+
+    part: str
+    """Name: "accelerator", "host", "idle", "chassis" or "overhead"."""
+    basis: str
+    """Origin: "measured", "simulated", "estimated" or "not included"."""
+    joules: float | None = None
+    """Its energy; None where it is not included."""
+    note: str = ""
+    """Its sources, or what the estimate assumes."""
+
+
+class Boundary(msgspec.Struct, frozen=True, kw_only=True):
+    """Parts that the joules of the run include, and what follows from them by stated factors. Idle is in the others."""
+
+    parts: list[BoundaryPart]
+    """The parts of what serving takes."""
+    total_joules: float
+    """Energy of the accelerators, the host, the chassis and the overhead, where each is included."""
+    pue: float | None = None
+    """Facility power over IT power, as stated by the user."""
+    grid_intensity: float | None = None
+    """Carbon intensity of the grid in grams of CO2e per kWh, as stated by the user."""
+    grid_source: str | None = None
+    """Source and date of grid_intensity, as stated by the user."""
+    price: float | None = None
+    """Price per kWh, as stated by the user."""
+    co2e_grams: float | None = None
+    """total_joules in kWh times grid_intensity."""
+    cost: float | None = None
+    """total_joules in kWh times price."""
+    cost_per_million_output_tokens: float | None = None
+    """cost over the output tokens of this client, idle included."""
+
+
 class EnergySummary(msgspec.Struct, frozen=True, kw_only=True):
     """measured = idle + attributed + unattributed, to the millijoule."""
 
@@ -356,6 +435,12 @@ class EnergySummary(msgspec.Struct, frozen=True, kw_only=True):
     """Standard error of decode_joules."""
     cache: CacheEnergy | None = None
     """Energy that the prefix cache saved; None where it is not known, or in an older version's folder."""
+    domains: list[DomainEnergy] = []
+    """The domains of all meters, side by side."""
+    host: HostEnergy | None = None
+    """Energy of the host beside the GPUs, in none of the numbers above; None where no meter counts both."""
+    boundary: Boundary | None = None
+    """Parts that the joules include; None without a meter, or in an older version's folder."""
 
 
 class SpeculationSummary(msgspec.Struct, frozen=True, kw_only=True):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
 
 import msgspec
 
+from loadgen.attribution.host_share import ShareHost
 from loadgen.client.client import Client
 from loadgen.client.redact import clean_url, redact, redact_command, secrets_of
 from loadgen.client.request_body import MessageMaker, message_maker
@@ -48,7 +49,14 @@ HEADER_NAMES = Recorded(sorted)
 """Header values may authenticate; the names do not."""
 
 Positive = Annotated[float, msgspec.Meta(gt=0, le=1e9)]
+Pue = Annotated[float, msgspec.Meta(ge=1, le=100)]
+ShortText = Annotated[str, msgspec.Meta(max_length=200)]
 PositiveInt = Annotated[int, msgspec.Meta(ge=1)]
+
+
+def clean_sources(energy: str) -> str:
+    """Return the value of --energy without the passwords of its URLs."""
+    return ",".join(clean_url(source) if "://" in source else source for source in energy.split(","))
 
 
 class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -69,8 +77,18 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     tokenizer: Annotated[Path | None, Recorded(lambda path: str(path) if path else None)] = None
     model: str | None = None
     endpoint: Endpoint = "chat"
-    energy: Annotated[str, Recorded(lambda source: clean_url(source) if "://" in source else source)] = "auto"
+    energy: Annotated[str, Recorded(clean_sources)] = "auto"
     gpus: tuple[str, ...] = ()
+    share_host: ShareHost = "time"
+    """The way in which the host's energy is shared among the requests, where a meter counts it beside the GPUs'."""
+    pue: Annotated[Pue | None, Recorded(_plain, omit_none=True)] = None
+    """Facility power over IT power."""
+    grid_intensity: Annotated[Positive | None, Recorded(_plain, omit_none=True)] = None
+    """Carbon intensity of the grid in grams of CO2e per kWh."""
+    grid_source: Annotated[ShortText | None, Recorded(_plain, omit_none=True)] = None
+    """Source and date of `grid_intensity`."""
+    price: Annotated[Positive | None, Recorded(_plain, omit_none=True)] = None
+    """Price per kWh, in any currency."""
     max_concurrency: PositiveInt | None = None
     warmup: Annotated[int, msgspec.Meta(ge=0)] = 0
     """Requests sent one by one before the run, unrecorded."""

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from loadgen.attribution.cost_model import Coefficients, cost_shares, overlap
 from loadgen.attribution.shapley import round_to_sum, split_energy
 from loadgen.attribution.span_steps import first_token_of, phases_of, slot_for, slot_steps
-from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries, outermost
+from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries, accelerators
 from loadgen.sidecar.accounts import MAX_LABEL_VALUES, Account, AccountKey, Accounts, OpenRequest
 from loadgen.sidecar.foreign_energy import fit_beside_others, foreign_cost, prior_prices, windows_beside_others
 from loadgen.sidecar.foreign_tokens import EngineView, counts_at_end, engine_view, with_foreign
@@ -179,7 +179,7 @@ class Ledger:
         """model: of spans that name none. labels: names of labels by which requests are counted too, of which
         `label_values` values are shown."""
         self._lateness = lateness or AllowedLateness()
-        self._domains = {domain.name: _Domain(domain) for domain in outermost(domains)}
+        self._domains = {domain.name: _Domain(domain) for domain in accelerators(domains)}
         self._samples: deque[EngineSample] = deque(maxlen=MAX_SAMPLES)
         self._open: dict[str, OpenRequest] = {}
         self._closed: deque[RequestSpan] = deque(maxlen=MAX_OPEN)

@@ -222,6 +222,11 @@ def run_config(study: Study, run: StudyRun, folder: Path, url: str) -> RunConfig
         timeout_s=study.timeout_s,
         warmup=0,
         idle_s=study.idle_s,
+        share_host=study.share_host,
+        pue=study.pue,
+        grid_intensity=study.grid_intensity,
+        grid_source=study.grid_source,
+        price=study.price,
         overwrite=True,
         goodput=study.goodput,
         plan={

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import msgspec
 
+from loadgen.attribution.host_share import ShareHost
 from loadgen.client.redact import redact_value
 from loadgen.errors import LoadgenError
 from loadgen.record import SLO_METRICS
@@ -116,6 +117,14 @@ class Study(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     energy: str = "auto"
     timeout_s: float = 600.0
     idle_s: float = 2.0
+    share_host: ShareHost = "time"
+    """The way in which the host's energy is shared among the requests, where a meter counts it beside the GPUs'."""
+    pue: float | None = None
+    """Facility power over IT power."""
+    grid_intensity: float | None = None
+    """Carbon intensity of the grid in grams of CO2e per kWh."""
+    grid_source: str | None = None
+    price: float | None = None
     goodput: dict[str, float] = {}
     """Limits in ms: ttft, tpot, e2el."""
     goodput_share: float = WANTED

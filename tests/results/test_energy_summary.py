@@ -63,12 +63,15 @@ def test_the_steady_state_is_from_the_first_tokens_to_the_last_but_as_many_ends(
     assert steady.output_tokens == 29, "thirty, and the last comes at the end, which is not within"
 
 
-def test_only_domains_within_no_other_add_up() -> None:
+def test_only_gpus_add_up_and_without_one_the_domains_within_no_other() -> None:
     inner = EnergyDomain(name="gpu:0/memory", source="nvml-counter", period_s=1.0, within="gpu:0")
     other = EnergyDomain(name="cpu", source="rapl", period_s=1.0)
     samples = [*at_power(100, 3), *at_power(30, 3, "gpu:0/memory"), *at_power(50, 3, "cpu")]
     series = outermost_series(result([], [GPU, inner, other], samples))
-    assert sum(domain.energy_mj(0, 3 * NS_PER_S) or 0 for domain in series) == pytest.approx(450_000)
+    assert sum(domain.energy_mj(0, 3 * NS_PER_S) or 0 for domain in series) == pytest.approx(300_000)
+    core = EnergyDomain(name="cpu/core", source="rapl", within="cpu")
+    series = outermost_series(result([], [other, core], [*at_power(50, 3, "cpu"), *at_power(20, 3, "cpu/core")]))
+    assert [domain.domain for domain in series] == ["cpu"]
 
 
 def test_a_domain_with_one_sample_has_no_energy() -> None:

@@ -1,0 +1,197 @@
+"""The energy beside the accelerators', and the boundary: which parts of what serving takes the joules of a run have."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from loadgen.attribution.host_share import HostAccounts, ShareHost, share_host_energy
+from loadgen.energy.series import EnergyDomain, EnergySeries, accelerators, host_domains, scope, series_by_domain
+from loadgen.results import metrics
+from loadgen.results.energy_summary import summarize_energy, time_coverage, token_coverage
+from loadgen.results.summary import Boundary, BoundaryPart, DomainEnergy, EnergySummary, HostEnergy
+from loadgen.units import NS_PER_S, j_from_mj
+
+if TYPE_CHECKING:
+    from loadgen.attribution.shapley import RunAttribution
+    from loadgen.results.run_folder import RunResult
+
+J_PER_KWH = 3.6e6
+_MIN_COVERAGE = 0.99
+
+
+def share_host(
+    result: RunResult, attribution: RunAttribution | None, start_ns: int, end_ns: int
+) -> tuple[RunAttribution | None, HostEnergy | None]:
+    """Return the attribution with each request's share of the host's energy, and the accounts of that energy; both as
+    they are where no meter counts the host beside the GPUs."""
+    domains = host_domains(result.info.domains)
+    by_domain = series_by_domain(result.energy, domains)
+    series = [by_domain[domain.name] for domain in domains if len(by_domain.get(domain.name, ())) > 1]
+    if attribution is None or not series:
+        return attribution, None
+    share_by: ShareHost = result.info.config.get("share_host") or "time"
+    own_share = token_coverage(result)
+    accounts = share_host_energy(
+        series, result.records, start_ns, end_ns,
+        share_by=share_by, own_share=1.0 if own_share is None else min(own_share, 1.0),
+    )  # fmt: skip
+    requests = [
+        msgspec.structs.replace(share, host_joules=j_from_mj(int(mj)))
+        for share, mj in zip(attribution.requests, accounts.requests_mj, strict=True)
+    ]
+    host = _host_energy(result, domains, series, accounts, share_by, start_ns, end_ns)
+    return msgspec.structs.replace(attribution, requests=requests), host
+
+
+def _host_energy(
+    result: RunResult,
+    domains: Sequence[EnergyDomain],
+    series: Sequence[EnergySeries],
+    accounts: HostAccounts,
+    share_by: str,
+    start_ns: int,
+    end_ns: int,
+) -> HostEnergy:
+    covered = min(time_coverage(domain.clip(start_ns, end_ns), start_ns, end_ns) for domain in series)
+    counted = {domain.domain for domain in series}
+    silent = [domain.name for domain in domains if domain.name not in counted]
+    reasons = [f"{', '.join(silent)} gave no energy"] if silent else []
+    if covered < _MIN_COVERAGE:
+        reasons.append(f"the host's meters cover {covered:.1%} of the run's time")
+    attributed_mj, tokens = int(accounts.requests_mj.sum()), sum(record.output_tokens or 0 for record in result.records)
+    return HostEnergy(
+        source=", ".join(sorted({domain.source for domain in domains})),
+        share_by=share_by,
+        measured_joules=j_from_mj(accounts.measured_mj),
+        idle_joules=j_from_mj(accounts.idle_mj),
+        attributed_joules=j_from_mj(attributed_mj),
+        unattributed_joules=j_from_mj(accounts.unattributed_mj),
+        joules_per_request=metrics.distribution(
+            j_from_mj(int(mj)) for mj, record in zip(accounts.requests_mj, result.records, strict=True) if record.ok
+        ),
+        joules_per_output_token=j_from_mj(attributed_mj) / tokens if tokens else None,
+        coverage=covered,
+        reasons=reasons,
+    )
+
+
+def summarize_boundary(
+    result: RunResult,
+    attribution: RunAttribution | None,
+    series: Sequence[EnergySeries],
+    host: HostEnergy | None,
+    start_ns: int,
+    end_ns: int,
+    *,
+    prompts_counted: bool,
+) -> EnergySummary:
+    """Return the energy of the run with its domains side by side, the host's accounts, and what all of it includes."""
+    energy = summarize_energy(result, attribution, series, start_ns, end_ns, prompts_counted=prompts_counted)
+    domains = domain_energies(result, start_ns, end_ns)
+    whole = msgspec.structs.replace(energy, domains=domains, host=host)
+    return msgspec.structs.replace(whole, boundary=boundary_of(result, whole))
+
+
+def domain_energies(result: RunResult, start_ns: int, end_ns: int) -> list[DomainEnergy]:
+    """Return the energy of every domain between its updates around [start, end]."""
+    by_domain = series_by_domain(result.energy, result.info.domains)
+    energies = []
+    for domain in result.info.domains:
+        series = by_domain[domain.name].clip(start_ns, end_ns) if domain.name in by_domain else None
+        described = DomainEnergy(name=domain.name, source=domain.source, scope=scope(domain), within=domain.within)
+        if series is not None and len(series) > 1:
+            seconds = float(series.t_ns[-1] - series.t_ns[0]) / NS_PER_S
+            spent = j_from_mj(series.total_mj)
+            described = msgspec.structs.replace(described, joules=spent, mean_watts=spent / seconds)
+        energies.append(described)
+    return energies
+
+
+def boundary_of(result: RunResult, energy: EnergySummary) -> Boundary | None:
+    """Return what the joules of the run include, with the factors that the run's options state; None without joules."""
+    if energy.measured_joules is None:
+        return None
+    stated = {name: result.info.config.get(name) for name in ("pue", "grid_intensity", "grid_source", "price")}
+    counted = {domain.name for domain in accelerators(result.info.domains)}
+    measured = [domain for domain in energy.domains if domain.name in counted]
+    own = _part("accelerator", energy.measured_joules, measured)
+    if not any(domain.scope == "accelerator" for domain in measured):
+        own = _part("host", energy.measured_joules, measured)
+        parts = [BoundaryPart(part="accelerator", basis="not included", note="no meter has a GPU"), own]
+    elif energy.host is None:
+        note = "--energy nvml,rapl counts it beside the GPUs"
+        parts = [own, BoundaryPart(part="host", basis="not included", note=note)]
+    else:
+        parts = [own, _host_part(energy)]
+    parts.append(_chassis(energy, sum(part.joules or 0.0 for part in parts)))
+    machine_joules = sum(part.joules or 0.0 for part in parts)
+    parts.append(_overhead(machine_joules, stated["pue"]))
+    total = sum(part.joules or 0.0 for part in parts)
+    kwh, tokens = total / J_PER_KWH, sum(record.output_tokens or 0 for record in result.records)
+    price, intensity = stated["price"], stated["grid_intensity"]
+    return Boundary(
+        parts=[*parts[:2], _idle_part(energy, own.basis), *parts[2:]],
+        total_joules=total,
+        co2e_grams=None if intensity is None else kwh * intensity,
+        cost=None if price is None else kwh * price,
+        cost_per_million_output_tokens=None if price is None or not tokens else kwh * price / tokens * 1e6,
+        **stated,
+    )
+
+
+def _part(part: str, joules: float, domains: Sequence[DomainEnergy]) -> BoundaryPart:
+    sources = sorted({domain.source for domain in domains})
+    kinds = {_basis(source) for source in sources}
+    basis = next((kind for kind in ("estimated", "simulated") if kind in kinds), "measured")
+    note = f"{', '.join(domain.name for domain in domains)} ({', '.join(sources)})"
+    return BoundaryPart(part=part, basis=basis, joules=joules, note=note)
+
+
+def _basis(source: str) -> str:
+    if source == "estimate":
+        return "estimated"
+    return "simulated" if "simulated" in source else "measured"
+
+
+def _host_part(energy: EnergySummary) -> BoundaryPart:
+    assert energy.host is not None
+    inner = {domain.name for domain in energy.domains if domain.scope == "host"}
+    outer = [domain for domain in energy.domains if domain.name in inner and domain.within not in inner]
+    part = _part("host", energy.host.measured_joules, outer)
+    way = "time in flight" if energy.host.share_by == "time" else "tokens"
+    return msgspec.structs.replace(part, note=f"{part.note}; the requests' parts, by {way}, are an estimate")
+
+
+def _idle_part(energy: EnergySummary, basis: str) -> BoundaryPart:
+    known = [energy.idle_joules, energy.host.idle_joules if energy.host else None]
+    note = "of the rows above, and in no request"
+    return BoundaryPart(part="idle", basis=basis, joules=metrics.sum_known(known), note=note)
+
+
+def _chassis(energy: EnergySummary, counted_joules: float) -> BoundaryPart:
+    """Return what one meter of the whole machine has beyond the GPUs and the host: fans, disks, conversion.
+
+    psys is no such meter: whether it includes the cards differs between machines.
+    """
+    name = "chassis"
+    wholes = [domain for domain in energy.domains if domain.name.startswith("machine:") and domain.within is None]
+    if len(wholes) != 1 or wholes[0].joules is None:
+        note = "fans, disks, power supplies: no meter, or several, of the whole machine"
+        return BoundaryPart(part=name, basis="not included", note=note)
+    whole, rest = wholes[0], wholes[0].joules - counted_joules
+    if rest < 0:
+        note = f"{whole.name} counted {-rest:,.0f} J less than the parts: it does not contain them"
+        return BoundaryPart(part=name, basis="not included", note=note)
+    note = f"{whole.name} ({whole.source}) less the rows above"
+    return BoundaryPart(part=name, basis=_basis(whole.source), joules=rest, note=note)
+
+
+def _overhead(machine_joules: float, pue: float | None) -> BoundaryPart:
+    """Return the facility's overhead, by PUE = facility energy / IT energy (ISO/IEC 30134-2)."""
+    if pue is None:
+        return BoundaryPart(part="overhead", basis="not included", note="cooling and distribution: --pue states them")
+    note = f"PUE {pue:g}, as stated, of what is included above"
+    return BoundaryPart(part="overhead", basis="estimated", joules=machine_joules * (pue - 1), note=note)

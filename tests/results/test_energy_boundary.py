@@ -1,0 +1,125 @@
+"""The boundary names every part of what serving takes, and adds none of them twice."""
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from loadgen.attribution.host_share import SHARE_HOST
+from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.results.run_folder import RunResult
+from loadgen.results.summarize import analyse_run
+from loadgen.results.summary import Boundary, EnergySummary
+from loadgen.units import NS_PER_S, mj_from_j
+from support import sample_runs
+
+HOST = [
+    EnergyDomain(name="cpu:package-0", source="rapl"),
+    EnergyDomain(name="cpu:package-0/core", source="rapl", within="cpu:package-0"),
+    EnergyDomain(name="dram:0", source="rapl"),
+]
+WATTS = {"cpu:package-0": 150.0, "cpu:package-0/core": 100.0, "dram:0": 20.0, "machine:plug": 10_000.0}
+PLUG = EnergyDomain(name="machine:plug", source="meter")
+
+
+def run_with(domains: list[EnergyDomain], **config: Any) -> RunResult:
+    """Return the sample run, analysed, with these domains beside its own, each at its constant power."""
+    run = sample_runs.single()
+    t_ns = sorted({sample.t_ns for sample in run.energy})
+    samples = [
+        EnergySample(at_ns, domain.name, WATTS[domain.name] * (at_ns - t_ns[0]) / NS_PER_S)
+        for domain in domains
+        for at_ns in t_ns
+    ]
+    info = msgspec.structs.replace(
+        run.info, domains=[*run.info.domains, *domains], config={**run.info.config, **config}
+    )
+    return analyse_run(RunResult(info, run.schedule, run.records, [*run.energy, *samples], run.engine, None, None))
+
+
+def energy_of(run: RunResult) -> EnergySummary:
+    assert run.summary is not None
+    return run.summary.energy
+
+
+def bases(boundary: Boundary | None) -> dict[str, str]:
+    assert boundary is not None
+    return {part.part: part.basis for part in boundary.parts}
+
+
+def joules(boundary: Boundary | None) -> dict[str, float | None]:
+    assert boundary is not None
+    return {part.part: part.joules for part in boundary.parts}
+
+
+@pytest.mark.parametrize("share_by", SHARE_HOST)
+def test_the_host_beside_the_gpus_changes_none_of_their_accounts(share_by: str) -> None:
+    alone, beside = energy_of(run_with([])), energy_of(run_with(HOST, share_host=share_by))
+    ours = ("domains", "host", "boundary")
+    assert msgspec.structs.replace(beside, **{name: getattr(alone, name) for name in ours}) == alone
+    assert alone.host is None
+    assert beside.host is not None
+    assert beside.host.share_by == share_by
+
+
+@pytest.mark.parametrize("share_by", SHARE_HOST)
+def test_the_hosts_accounts_add_up_and_its_cores_are_in_their_package(share_by: str) -> None:
+    run = run_with(HOST, share_host=share_by)
+    host, of_requests = energy_of(run).host, [share.host_joules for share in run.shares.values()]
+    assert host is not None
+    parts = (host.idle_joules, host.attributed_joules, host.unattributed_joules)
+    assert sum(map(mj_from_j, parts)) == mj_from_j(host.measured_joules)
+    assert sum(mj_from_j(part or 0.0) for part in of_requests) == mj_from_j(host.attributed_joules)
+    known = {domain.name: domain.joules or 0.0 for domain in energy_of(run).domains}
+    assert host.measured_joules == pytest.approx(known["cpu:package-0"] + known["dram:0"])
+    assert known["cpu:package-0/core"] < known["cpu:package-0"]
+
+
+def test_requests_have_no_energy_of_a_host_without_a_meter() -> None:
+    assert {share.host_joules for share in run_with([]).shares.values()} == {None}
+
+
+def test_the_boundary_says_what_is_not_included() -> None:
+    parts = ["accelerator", "host", "idle", "chassis", "overhead"]
+    for run, expected in (
+        (run_with([]), ["simulated", "not included", "simulated", "not included", "not included"]),
+        (run_with([*HOST, PLUG], pue=1.2), ["simulated", "measured", "simulated", "measured", "estimated"]),
+    ):
+        assert bases(energy_of(run).boundary) == dict(zip(parts, expected, strict=True))
+
+
+def test_a_meter_of_the_whole_machine_adds_only_what_no_other_has_counted() -> None:
+    energy = energy_of(run_with([*HOST, PLUG]))
+    [plug] = [domain for domain in energy.domains if domain.name == "machine:plug"]
+    assert energy.boundary is not None
+    assert energy.boundary.total_joules == pytest.approx(plug.joules)
+
+
+def test_a_meter_that_counted_less_than_the_parts_contains_none_of_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(WATTS, "machine:plug", 1.0)
+    boundary = energy_of(run_with([*HOST, PLUG])).boundary
+    assert boundary is not None
+    assert bases(boundary)["chassis"] == "not included"
+    counted = [joules(boundary)[part] or 0.0 for part in ("accelerator", "host")]
+    assert boundary.total_joules == pytest.approx(sum(counted))
+
+
+def test_stated_factors_apply_to_all_that_is_included() -> None:
+    plain = energy_of(run_with(HOST)).boundary
+    stated = energy_of(run_with(HOST, pue=1.5, grid_intensity=360.0, grid_source="UK 2025", price=0.3)).boundary
+    assert plain is not None
+    assert stated is not None
+    assert stated.total_joules == pytest.approx(1.5 * plain.total_joules)
+    assert stated.co2e_grams == pytest.approx(stated.total_joules / 1e4)
+    assert stated.cost == pytest.approx(stated.total_joules / 3.6e6 * 0.3)
+    assert (plain.co2e_grams, plain.cost, plain.cost_per_million_output_tokens) == (None, None, None)
+
+
+def test_a_run_without_a_gpu_has_its_joules_in_the_host() -> None:
+    run = run_with(HOST)
+    info = msgspec.structs.replace(run.info, domains=HOST)
+    samples = [sample for sample in run.energy if sample.domain in WATTS]
+    energy = energy_of(analyse_run(RunResult(info, run.schedule, run.records, samples, run.engine, None, None)))
+    assert energy.host is None
+    assert bases(energy.boundary)["accelerator"] == "not included"
+    assert joules(energy.boundary)["host"] == energy.measured_joules
