@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from loadgen.api.bill import Bill, bill
     from loadgen.api.compare import compare
     from loadgen.api.estimate import MethodEstimate, WorkloadEstimate, estimate
     from loadgen.api.replay import areplay, replay
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 __version__ = "0.2.0"
 
 __all__ = [
+    "Bill",
     "Column",
     "Difference",
     "Differences",
@@ -44,6 +46,7 @@ __all__ = [
     "__version__",
     "areplay",
     "asearch",
+    "bill",
     "compare",
     "estimate",
     "read",
@@ -55,6 +58,7 @@ __all__ = [
 ]
 
 _MODULES = {
+    "api.bill": ("Bill", "bill"),
     "api.compare": ("compare",),
     "api.estimate": ("MethodEstimate", "WorkloadEstimate", "estimate"),
     "api.replay": ("areplay", "replay"),

@@ -20,6 +20,7 @@ from loadgen.attribution.shapley import RequestEnergy
 from loadgen.client.answer import Answer
 from loadgen.energy.series import EnergySample
 from loadgen.record import RequestRecord
+from loadgen.results.ledger_lines import LedgerPeriod, LedgerStart, SettledRequest
 from loadgen.results.run_folder import SCHEMA_VERSION, RunInfo
 from loadgen.results.run_tables import ENGINE_COLUMNS
 from loadgen.results.search_result import SearchResult
@@ -45,13 +46,16 @@ FILES: dict[str, tuple[type[msgspec.Struct], str]] = {
     "cell": (RunOutcome, "cell.json, of each run of a study"),
     "results": (Row, "a row of results.csv, of a study"),
     "search": (SearchResult, "search.json, of a search"),
+    "ledger_start": (LedgerStart, "the first line of a ledger's file"),
+    "ledger_request": (SettledRequest, "a line of a ledger: a request"),
+    "ledger_period": (LedgerPeriod, "a line of a ledger: a period, after its requests"),
 }
 """Struct of each schema, and the file or line that it describes."""
 
 UNITS = {
     "per_s": "1/s", "per_request": "J", "per_session": "J", "per_task": "J", "per_turn": "J", "per_output_token": "J",
     "per_token": "J", "per_joule": "1/J", "rps": "1/s", "rss_bytes": "bytes", "joules": "J", "watts": "W", "w": "W",
-    "c": "°C", "mhz": "MHz", "ns": "ns", "ms": "ms", "s": "s",
+    "c": "°C", "mj": "mJ", "mhz": "MHz", "ns": "ns", "ms": "ms", "s": "s",
 }  # fmt: skip
 """Unit by the end of a field's name; the first that fits."""
 
@@ -105,6 +109,8 @@ def schema_of(name: str) -> dict[str, Any]:
         for key, field in properties.items():
             if key in texts:
                 field["description"] = texts[key]
+            elif key == struct.__struct_config__.tag_field:
+                field["description"] = "Kind of the line."
             if unit := unit_of(key):
                 field["x-unit"] = unit
     return heading(described) | made

@@ -28,6 +28,7 @@ COMMANDS = {
     "study": "run a matrix of servers, engine options, workloads and loads; resumes where it stopped",
     "serve": "start a server: sim, or a recipe in servers/",
     "sidecar": "run beside the engine: spans and joules in, Prometheus metrics out",
+    "bill": "sum a sidecar's ledger: the joules of each model and workload, equal to the counter",
     "selftest": "measure this client's own timing error under a planned load; exit 1 if it is too large",
     "meters": "list the energy sources of this machine, and the reasons why others are not usable",
 }

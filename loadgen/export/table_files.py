@@ -1,4 +1,4 @@
-"""The table of requests as CSV and as Parquet."""
+"""The table of requests, and any other, as CSV and as Parquet."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from loadgen.results.run_tables import requests_table
 
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
+    from loadgen.results.table import Table
 
 _FORMULA = ("=", "+", "-", "@", "\t")
 """First signs by which a spreadsheet takes a text for a formula."""
@@ -44,11 +45,23 @@ def _csv_line(cells: list[object]) -> bytes:
     return text.getvalue().encode()
 
 
+def table_csv(table: Table) -> Iterator[bytes]:
+    """Yield a line of names, and a line for each row, as `csv_lines` does."""
+    yield _csv_line(list(table.columns))
+    for row in table.rows():
+        yield _csv_line([_cell(value) for value in row.values()])
+
+
 def parquet_file(result: RunResult) -> bytes:
-    """Return the table as a Parquet file; a field's metadata are its unit and its meaning."""
-    with importing("--as parquet", "parquet"):
+    """Return the table of requests as a Parquet file."""
+    return parquet_bytes(requests_table(result), "--as parquet")
+
+
+def parquet_bytes(table: Table, what: str = "--parquet") -> bytes:
+    """Return a table as a Parquet file; a field's metadata are its unit and its meaning. what: who needs pyarrow."""
+    with importing(what, "parquet"):
         import pyarrow
         from pyarrow import parquet
     sink = pyarrow.BufferOutputStream()
-    parquet.write_table(requests_table(result).to_arrow(), sink, compression="zstd")
+    parquet.write_table(table.to_arrow(), sink, compression="zstd")
     return bytes(sink.getvalue())

@@ -100,7 +100,7 @@ class Sidecar:
         self.authorized = partial(authorized, options.token)
         self.ledger = Ledger(
             meter.domains, lateness=options.lateness, model=model, labels=options.labels,
-            label_values=options.label_values,
+            label_values=options.label_values, since_ns=monotonic_ns(),
         )  # fmt: skip
         self.clock = ClockSync(anchor())
         self._energy: deque[EnergySample] = deque(maxlen=MAX_FEED_SAMPLES)

@@ -175,9 +175,10 @@ class Ledger:
         model: str | None = None,
         labels: Iterable[str] = (),
         label_values: int = MAX_LABEL_VALUES,
+        since_ns: int = 0,
     ) -> None:
         """model: of spans that name none. labels: names of labels by which requests are counted too, of which
-        `label_values` values are shown."""
+        `label_values` values are shown. since_ns: spans that end before are late, a former sidecar had them."""
         self._lateness = lateness or AllowedLateness()
         self._domains = {domain.name: _Domain(domain) for domain in accelerators(domains)}
         self._samples: deque[EngineSample] = deque(maxlen=MAX_SAMPLES)
@@ -196,7 +197,7 @@ class Ledger:
         """Requests that the newest `commit` closed, in the order of their ends."""
         self._idle_w: float | None = None
         self._refit_ns = 0
-        self._watermark_ns = 0
+        self._watermark_ns = since_ns
         self.measured_since_ns: int | None = None
         """Instant of the first energy sample."""
         self._longest_ns = 0

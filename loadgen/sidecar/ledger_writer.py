@@ -6,13 +6,14 @@ written over: readers leave out the lines after the last period of a file.
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import secrets
 import threading
 from collections import deque
-from contextlib import ExitStack
-from datetime import UTC, datetime
+from contextlib import ExitStack, suppress
+from datetime import UTC, date, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,7 +55,7 @@ class LedgerWriter:
         self._files = 0
         self._size = 0
         """Bytes of whole batches in the file; beyond them is what a failed write has left."""
-        self._day = ""
+        self._day: date | None = None
         self._added_mj = self._written_mj = 0
         """Energy of open requests after the newest batch that was added, and written."""
         self.problem: str | None = None
@@ -105,22 +106,22 @@ class LedgerWriter:
 
     def _write(self, batch: LedgerBatch) -> None:
         """Write a batch to the disk, whole, or leave what is there for the next attempt to cut off."""
-        day = datetime.fromtimestamp(batch.period.to_unix_ns // NS_PER_S, UTC).strftime("%Y-%m-%d")
-        if self._file is None or day != self._day or self._size >= self._file_bytes:
-            self._begin_file(day)
+        end = datetime.fromtimestamp(batch.period.to_unix_ns // NS_PER_S, UTC)
+        if self._file is None or end.date() != self._day or self._size >= self._file_bytes:
+            self._begin_file(end)
         assert self._file is not None
         os.ftruncate(self._file, self._size)
         data = memoryview(_encoded((*batch.requests, batch.period)))
-        end = self._size
+        size = self._size
         while data:
-            written = os.pwrite(self._file, data, end)
-            data, end = data[written:], end + written
+            written = os.pwrite(self._file, data, size)
+            data, size = data[written:], size + written
         os.fsync(self._file)
-        self._size, self._written_mj = end, batch.period.open_mj
+        self._size, self._written_mj = size, batch.period.open_mj
 
-    def _begin_file(self, day: str) -> None:
+    def _begin_file(self, at: datetime) -> None:
         number = self._files + 1
-        path = self.folder / f"{day}-{self.session}-{number:04}.jsonl"
+        path = self.folder / f"{at:%Y-%m-%dT%H%M%SZ}-{self.session}-{number:04}.jsonl"
         start = LedgerStart(
             format_version=FORMAT_VERSION, loadgen_version=__version__, session=self.session, file=number,
             open_mj=self._written_mj,
@@ -129,7 +130,7 @@ class LedgerWriter:
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
         try:
             if os.pwrite(file, head, 0) < len(head):
-                raise OSError(28, os.strerror(28))
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
             folder = os.open(self.folder, os.O_RDONLY | os.O_CLOEXEC)
             try:
                 os.fsync(folder)  # a new name is on disk only with its folder
@@ -137,10 +138,12 @@ class LedgerWriter:
                 os.close(folder)
         except OSError:
             os.close(file)
+            with suppress(OSError):
+                path.unlink()  # the next attempt may be at another time, and have another name
             raise
         if self._file is not None:
             os.close(self._file)
-        self._file, self._files, self._size, self._day = file, number, len(head), day
+        self._file, self._files, self._size, self._day = file, number, len(head), at.date()
 
 
 def _encoded(lines: Iterable[msgspec.Struct]) -> bytes:

@@ -1,0 +1,199 @@
+"""A bill: its lines sum to the counter exactly, by any labels, over any time, however idle energy is shared."""
+
+import gzip
+from pathlib import Path
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.errors import LoadgenError
+from loadgen.results.bill import SHARES, SpanOfTime, bill_of, bill_table, whole_shares
+from loadgen.results.ledger_lines import LedgerLine, LedgerPeriod, LedgerStart, SettledRequest
+from loadgen.results.read_ledger import MAX_LINE
+
+SECOND = 10**9
+DAY = 86_400 * SECOND
+
+
+def start(session: str = "s", file: int = 1, open_mj: int = 0, version: str = "1.0") -> LedgerStart:
+    return LedgerStart(format_version=version, loadgen_version="0", session=session, file=file, open_mj=open_mj)
+
+
+def request(workload: str, mj: int, tokens: int | None = 10, se_mj: int | None = 3, **more: object) -> SettledRequest:
+    return msgspec.structs.replace(
+        SettledRequest(
+            id="r", model="m", workload=workload, engine=None, ok=True, begin_unix_ns=0, first_token_unix_ns=None,
+            end_unix_ns=0, settled_unix_ns=0, input_tokens=tokens, output_tokens=tokens, cached_tokens=1,
+            prefill_mj=mj // 3, decode_mj=mj - mj // 3, se_mj=se_mj, whole=True,
+        ), **more)  # fmt: skip
+
+
+def period(to_s: int, of_requests: int, requests: int, idle_mj: int = 0, other_mj: int = 0, open_mj: int = 0,
+           before_mj: int = 0) -> LedgerPeriod:  # fmt: skip
+    return LedgerPeriod(
+        from_unix_ns=(to_s - 1) * SECOND, to_unix_ns=to_s * SECOND, idle_mj=idle_mj, unattributed_mj=other_mj,
+        counter_mj=of_requests + idle_mj + other_mj + open_mj - before_mj, open_mj=open_mj, requests=requests,
+    )  # fmt: skip
+
+
+def write(folder: Path, name: str, *lines: LedgerLine) -> Path:
+    path = folder / name
+    path.write_bytes(msgspec.json.Encoder().encode_lines(lines))
+    return path
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Path:
+    """Chat and code over two days; 50 mJ go from the first period to the second."""
+    write(
+        tmp_path, "a.jsonl", start(),
+        request("chat", 100), request("code", 301, tokens=30), period(10, 401, 2, idle_mj=99, other_mj=7, open_mj=50),
+        request("chat", 80, ok=False), period(86_410, 80, 1, idle_mj=1, before_mj=50),
+    )  # fmt: skip
+    return tmp_path
+
+
+def test_a_bill_sums_to_the_counter_with_idle_and_unattributed_as_lines(ledger: Path) -> None:
+    bill = bill_of(ledger)
+    rows = {(row["account"], row["workload"]): row["energy_mj"] for row in bill_table(bill).rows()}
+    assert rows == {
+        ("requests", "code"): 301,
+        ("requests", "chat"): 180,
+        ("idle", None): 100,
+        ("unattributed", None): 7,
+        ("unsettled", None): 0,
+    }
+    assert bill.counter_mj == sum(rows.values()) == 588
+    chat = bill.groups["chat",]
+    assert (chat.requests, chat.failed, chat.input_tokens, chat.cached_tokens, chat.se_mj) == (2, 1, 20, 2, 6)
+
+
+@pytest.mark.parametrize(
+    ("by", "groups"),
+    [
+        (("model",), {("m",): 481}),
+        (("engine",), {("",): 481}),
+        (("day", "workload"), {("1970-01-01", "chat"): 100, ("1970-01-01", "code"): 301, ("1970-01-02", "chat"): 80}),
+    ],
+)
+def test_a_bill_is_by_any_labels(ledger: Path, by: tuple[str, ...], groups: dict[tuple[str, ...], int]) -> None:
+    assert {key: group.energy_mj for key, group in bill_of(ledger, by).groups.items()} == groups
+
+
+@pytest.mark.parametrize(
+    ("from_s", "to_s", "counter_mj", "unsettled_mj"),
+    [(None, None, 588, 0), (10, 11, 557, 50), (11, None, 31, -50), (None, 10, 0, 0), (None, 86_410, 557, 50)],
+)
+def test_a_bill_of_a_time_is_the_counter_of_the_periods_that_end_in_it(
+    ledger: Path, from_s: int | None, to_s: int | None, counter_mj: int, unsettled_mj: int
+) -> None:
+    span = SpanOfTime(from_s and from_s * SECOND, to_s and to_s * SECOND)
+    bill = bill_of(ledger, span=span)
+    assert (bill.counter_mj, bill.unsettled_mj) == (counter_mj, unsettled_mj)
+
+
+@pytest.mark.parametrize(
+    ("share", "idle"), [("none", (0, 0, 100)), ("by-tokens", (40, 60, 0)), ("by-energy", (37, 63, 0))]
+)
+def test_idle_energy_is_shared_as_it_is_stated_to_the_millijoule(
+    ledger: Path, share: str, idle: tuple[int, ...]
+) -> None:
+    bill = bill_of(ledger, share_idle=share)  # type: ignore[arg-type]
+    assert (bill.groups["chat",].idle_mj, bill.groups["code",].idle_mj, bill.idle_mj) == idle
+
+
+def test_idle_energy_that_nobody_can_share_stays_idle(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", start(), period(1, 0, 0, idle_mj=5))
+    assert [bill_of(tmp_path, share_idle=share).idle_mj for share in SHARES] == [5, 5, 5]
+
+
+@given(st.integers(0, 10**30), st.lists(st.integers(0, 10**20), min_size=1).filter(sum))
+def test_whole_shares_sum_to_the_whole_and_are_the_exact_ones_rounded(total: int, weights: list[int]) -> None:
+    shares = whole_shares(total, weights)
+    assert sum(shares) == total
+    assert all(
+        abs(share * sum(weights) - total * weight) < sum(weights) for share, weight in zip(shares, weights, strict=True)
+    )
+
+
+def test_an_unknown_error_of_one_request_makes_that_of_its_sum_unknown(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", start(), request("chat", 10, se_mj=None), request("chat", 20), period(1, 30, 2))
+    assert bill_of(tmp_path).groups["chat",].se_mj is None
+
+
+def test_unknown_tokens_are_in_no_sum_and_counted(tmp_path: Path) -> None:
+    write(tmp_path, "a.jsonl", start(), request("chat", 10, tokens=None), request("chat", 20), period(1, 30, 2))
+    chat = bill_of(tmp_path).groups["chat",]
+    assert (chat.without_tokens, chat.input_tokens) == (1, 10)
+
+
+def test_a_file_may_be_compressed(ledger: Path) -> None:
+    plain = ledger / "a.jsonl"
+    (ledger / "a.jsonl.gz").write_bytes(gzip.compress(plain.read_bytes()))
+    with pytest.raises(LoadgenError, match=r"a\.jsonl\.gz is the same part of the ledger as a\.jsonl: remove one"):
+        bill_of(ledger)
+    plain.unlink()
+    assert bill_of(ledger).counter_mj == 588
+
+
+@pytest.mark.parametrize("cut", range(1, 2_000, 97))
+def test_a_file_that_ends_anywhere_is_read_up_to_its_last_whole_period(ledger: Path, cut: int) -> None:
+    path = ledger / "a.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) * cut // 2_000])
+    bill = bill_of(ledger)
+    assert bill.counter_mj in (0, 557)
+    assert bill.torn == 1 or bill.groups == {} or path.read_bytes().endswith(b"}\n")
+
+
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ([b"{}"], r"a.jsonl:1: not a line of a ledger: .*kind"),
+        ([b"\xff\xfe"], r"a.jsonl:1: not a line of a ledger"),
+        ([b"[" * 10_000], r"a.jsonl:1: not a line of a ledger"),
+        ([b"x" * (MAX_LINE + 1)], r"a.jsonl:1: a line of more than 16,384 bytes"),
+        ([period(1, 0, 0)], r"a.jsonl:1: a ledger's file begins with one line of the kind start"),
+        ([start(), start()], r"a.jsonl:2: a ledger's file begins with"),
+        ([start(version="2.0")], r"a.jsonl:1: format '2.0' is not read by this version"),
+        ([start(), period(1, 5, 0)], r"a.jsonl:2: the period is not its parts: 5 mJ of its counter are in no line"),
+        ([start(), request("chat", 5), period(1, 5, 2)], r"a.jsonl:3: the period has 2 requests, and 1 lines of them"),
+        ([start(), msgspec.structs.replace(period(1, 0, 0), to_unix_ns=-1)], r"a.jsonl:2: the period ends before it"),
+        ([start(), msgspec.structs.replace(period(1, 0, 0), idle_mj=-1)], r"a.jsonl:2: not a line of a ledger.*>= 0"),
+        ([start(), msgspec.structs.replace(request("chat", 5), workload="x" * 257)], r"a.jsonl:2: .*<= 256"),
+    ],
+)  # fmt: skip
+def test_a_hostile_file_is_one_line_with_the_file_and_the_line(
+    tmp_path: Path, lines: list[bytes | LedgerLine], problem: str
+) -> None:
+    encoded = [line if isinstance(line, bytes) else msgspec.json.encode(line) for line in lines]
+    (tmp_path / "a.jsonl").write_bytes(b"".join(line + b"\n" for line in encoded))
+    with pytest.raises(LoadgenError, match=problem) as refused:
+        bill_of(tmp_path)
+    assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+def test_a_folder_without_a_ledger_and_a_label_that_is_none_are_refused(tmp_path: Path) -> None:
+    for folder, problem in ((tmp_path, "holds no ledger"), (tmp_path / "none", "cannot read the ledger")):
+        with pytest.raises(LoadgenError, match=problem):
+            bill_of(folder)
+    for by in (("energy_mj",), ("day", "day"), ("",)):
+        with pytest.raises(LoadgenError, match="a bill is by labels, each at most once, not by"):
+            bill_of(tmp_path, by)
+
+
+def test_a_bill_is_by_the_labels_of_the_users_choosing(tmp_path: Path) -> None:
+    lines = (request("chat", 10, labels={"tenant": "a"}), request("chat", 20, labels={}), period(1, 30, 2))
+    write(tmp_path, "a.jsonl", start(), *lines)
+    groups = bill_of(tmp_path, ("tenant",)).groups
+    assert {key: group.energy_mj for key, group in groups.items()} == {("a",): 10, ("",): 20}
+    with pytest.raises(LoadgenError, match=r"no request of the bill has a label 'user': it can be by .*day, tenant"):
+        bill_of(tmp_path, ("tenant", "user"))
+
+
+def test_the_number_of_lines_is_bounded(ledger: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("loadgen.results.bill.MAX_GROUPS", 1)
+    with pytest.raises(LoadgenError, match="more than 1 lines by workload: bill by fewer labels"):
+        bill_of(ledger)
