@@ -24,6 +24,7 @@ from loadgen.cli.options import (
     as_dict,
     boundary_options,
     json_object,
+    key_values,
     refuse_second_server,
 )
 from loadgen.client import DEFAULT_URL
@@ -103,6 +104,15 @@ if TYPE_CHECKING:
     type=click.IntRange(min=1),
     metavar="N",
     help="Maximum number of requests in flight; this closes the loop.",
+)
+@click.option(
+    "--tag",
+    "tags",
+    multiple=True,
+    callback=key_values,
+    metavar="NAME=VALUE",
+    help="Tag of every request, such as tenant=a, unless its stream or its line of the trace has its own: the run is "
+    "summed up by it. Repeatable.",
 )
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of all random draws.")
 @click.option(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
@@ -412,11 +413,22 @@ def timekeeping(summary: Summary) -> str:
 
 
 def parts_of(summary: Summary) -> list[RunPart]:
-    """Return ("all", the run), then each workload by name when there are several, then each model."""
+    """Return ("all", the run), then each workload by name when there are several, then each model, then each value of
+    the tags that have several."""
     several = len(summary.by_workload) > 1
     workloads = sorted(summary.by_workload.items()) if several else []
     models = [(name.rsplit("/", 1)[-1], part) for name, part in sorted(summary.by_model.items())]
-    return [("all", summary), *workloads, *models]
+    return [("all", summary), *workloads, *models, *_parts_by_tag(summary)]
+
+
+def _parts_by_tag(summary: Summary) -> list[RunPart]:
+    names = Counter(label.partition("=")[0] for label in summary.by_tag)
+    parts: list[RunPart] = []
+    for label, part in sorted(summary.by_tag.items()):
+        name, _, value = label.partition("=")
+        if names[name] > 1:
+            parts.append((label if value else f"no {name}", part))
+    return parts
 
 
 def with_short(words: str, short: str) -> str:
@@ -426,7 +438,8 @@ def with_short(words: str, short: str) -> str:
 
 def part_heading(summary: Summary) -> str:
     """Return the heading of the column that names the parts of `parts_of`."""
-    return "workload or model" if summary.by_model else "workload"
+    kinds = ["workload", *(["model"] if summary.by_model else []), *(["tag"] if _parts_by_tag(summary) else [])]
+    return " or ".join(kinds)
 
 
 def latencies_of(summary: Summary) -> list[tuple[str, str, str]]:

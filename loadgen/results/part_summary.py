@@ -18,6 +18,7 @@ from loadgen.results.summary import (
     TokenCounts,
     WorkloadSummary,
 )
+from loadgen.workload.tags import rows_by_tag
 
 if TYPE_CHECKING:
     from loadgen.attribution.shapley import RequestEnergy
@@ -69,13 +70,20 @@ def part_numbers(
 
 def part_summaries(
     result: RunResult,
-    by: Literal["workload", "model"],
+    by: Literal["workload", "model", "tag"],
     duration_s: float,
     prompts_counted: bool,
     checks: Mapping[str | None, ArrivalCheck] | None = None,
 ) -> dict[str, WorkloadSummary]:
-    """Return the summary of each workload or model, by its name. checks: the arrivals of the workloads."""
-    parts = records_by_workload(result.records) if by == "workload" else records_by_model(result)
+    """Return the summary of each workload, model or tag, by its name. checks: the arrivals of the workloads."""
+    match by:
+        case "workload":
+            parts = records_by_workload(result.records)
+        case "model":
+            parts = records_by_model(result)
+        case "tag":
+            tags = rows_by_tag(result.schedule).items()
+            parts = {name: [result.records[row] for row in rows] for name, rows in tags}
     errors, shares = result.attribution.sums if result.attribution else {}, result.shares
     return {
         name: WorkloadSummary(

@@ -14,6 +14,7 @@ from loadgen.results.energy_summary import aligned_series
 from loadgen.results.metrics import with_planned_prompts
 from loadgen.results.reusable_tokens import reusable_tokens
 from loadgen.results.session_accounts import rows_of_sums, session_rows
+from loadgen.workload.tags import rows_by_tag
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -42,10 +43,11 @@ def attribute_run(
 
 
 def part_rows(result: RunResult) -> dict[str, list[int]]:
-    """Return the rows of the records of the run, "all", of each workload, of each model that was requested, and of
-    the sums of sessions."""
+    """Return the rows of the records of the run, "all", of each workload, of each model that was requested, of
+    each tag, and of the sums of sessions."""
     rows: dict[str, list[int]] = {"all": list(range(len(result.records)))}
     for row, (request, record) in enumerate(zip(result.schedule, result.records, strict=True)):
         for name in (f"workload {record.workload}", f"model {request.model or result.info.server.get('model') or ''}"):
             rows.setdefault(name, []).append(row)
+    rows |= {f"tag {name}": of_tag for name, of_tag in rows_by_tag(result.schedule).items()}
     return rows | rows_of_sums(session_rows(result.schedule))

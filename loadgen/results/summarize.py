@@ -96,6 +96,7 @@ def _summarize(
         sessions=sessions,
         by_workload=part_summaries(result, "workload", duration_s, prompts_counted, checks),
         by_model=part_summaries(result, "model", duration_s, prompts_counted),
+        by_tag=part_summaries(result, "tag", duration_s, prompts_counted),
         instrument=_instrument(result),
     )
     verdict = judge(result, summary)

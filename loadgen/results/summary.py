@@ -711,6 +711,9 @@ class Summary(msgspec.Struct, frozen=True, kw_only=True):
     """The same of each workload, by its name."""
     by_model: dict[str, WorkloadSummary] = {}
     """The requests of each model; empty where all are of one."""
+    by_tag: dict[str, WorkloadSummary] = {}
+    """The requests of each value of a tag, by `NAME=VALUE`; those without the tag by `NAME=`. Of a tag with more than
+    50 values, those of fewest requests are together `NAME=other`. Empty where no request has a tag."""
     instrument: Instrument
     """The client itself."""
     verdict: Verdict = NOT_JUDGED

@@ -122,8 +122,9 @@ class Sender:
         workloads = {request.workload for request in schedule.requests}
         self._limits_ms = {workload: limits_of(config, workload) for workload in workloads}
         sessions = {r.index: r.session_id for r in schedule.requests if config.otlp and r.session_id is not None}
+        tags = {r.index: r.tags for r in schedule.requests if config.otlp and r.tags is not msgspec.UNSET}
         model = prepared.server.model
-        self._spans = SpanSender(config.otlp, prepared.run_id, model, sessions) if config.otlp else None
+        self._spans = SpanSender(config.otlp, prepared.run_id, model, sessions, tags) if config.otlp else None
         self.make_message = prepared.message_maker(schedule.seed)
         self._messages: deque[Message] = deque()
         self._bytes_ahead = 0

@@ -27,12 +27,21 @@ KIND_CLIENT, STATUS_ERROR = 3, 2
 Item = TypeVar("Item")
 
 
+TAG = "loadgen.tag."
+"""Attributes of tags begin with this."""
+
+
 def export_records(
-    run_id: str, model: str, sessions: Mapping[int, str], records: Sequence[RequestRecord], clocks: Anchor
+    run_id: str,
+    model: str,
+    sessions: Mapping[int, str],
+    records: Sequence[RequestRecord],
+    clocks: Anchor,
+    tags: Mapping[int, Mapping[str, str]] | None = None,
 ) -> bytes:
     """Encode records as an ExportTraceServiceRequest, on the wall clock. Records that were never sent have no span.
 
-    sessions: the session of each request that is a turn of one, by its index.
+    sessions: the session of each request that is a turn of one, by its index. tags: of each request that has some.
     """
     trace = trace_service()
     request = trace.ExportTraceServiceRequest()
@@ -41,7 +50,10 @@ def export_records(
     scope = resource.scope_spans.add()
     for record in records:
         if record.sent_ns is not None and record.finished_ns is not None:
-            _fill(scope.spans.add(), run_id, model, sessions.get(record.index), record, clocks.offset_ns)
+            span = scope.spans.add()
+            _fill(span, run_id, model, sessions.get(record.index), record, clocks.offset_ns)
+            for name, value in ((tags or {}).get(record.index) or {}).items():
+                set_attribute(span, TAG + name, value)
     return bytes(request.SerializeToString())
 
 
@@ -171,6 +183,13 @@ class BatchSender(Generic[Item]):
 class SpanSender(BatchSender[RequestRecord]):
     """Sends the spans of a client's own requests."""
 
-    def __init__(self, url: str, run_id: str, model: str, sessions: Mapping[int, str] | None = None) -> None:
-        """sessions: as for `export_records`."""
-        super().__init__(url, partial(export_records, run_id, model, sessions or {}))
+    def __init__(
+        self,
+        url: str,
+        run_id: str,
+        model: str,
+        sessions: Mapping[int, str] | None = None,
+        tags: Mapping[int, Mapping[str, str]] | None = None,
+    ) -> None:
+        """sessions, tags: as for `export_records`."""
+        super().__init__(url, partial(export_records, run_id, model, sessions or {}, tags=tags))

@@ -16,6 +16,7 @@ from loadgen.workload.session_graphs import are_graphs
 from loadgen.workload.sources import open_source, source_sha256
 from loadgen.workload.stream_schedule import schedule_streams, schedule_trace
 from loadgen.workload.streams import Stream, Streams, chosen_streams, option, share_rate
+from loadgen.workload.tags import tagged
 
 if TYPE_CHECKING:
     from loadgen.workload.trace import Trace
@@ -48,6 +49,8 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     sessions_rate: Positive | None = None
     concurrent_sessions: Count | None = None
     session_start: SessionStart = "beginning"
+    tags: dict[str, str] = {}
+    """Tags of all requests; a stream's and a trace's own come first."""
 
     @property
     def laws(self) -> tuple[str | None, str | None] | None:
@@ -87,6 +90,18 @@ def planned_schedule(
     source: requests that are in memory, in place of a trace. stated: options that the user named; None: those that
     differ from their defaults. say: called with a line that the user should read.
     """
+    schedule, plan = _planned(load, words, model, source, stated, say)
+    return tagged(schedule, load.tags), plan | ({"tags": load.tags} if load.tags else {})
+
+
+def _planned(
+    load: Load,
+    words: WordsFile,
+    model: str | None,
+    source: Trace | None,
+    stated: Collection[str] | None,
+    say: Callable[[str], None],
+) -> tuple[Schedule, dict[str, Any]]:
     path = source_path(load.trace) if load.trace else None
     if source is not None:
         check_alone(load)

@@ -109,6 +109,8 @@ class ScheduledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Sub-agent of its session that sends it; None: the main thread does."""
     streamed: bool | msgspec.UnsetType = msgspec.UNSET
     """False if its answer is requested as a whole; unset where it is streamed."""
+    tags: dict[str, str] | msgspec.UnsetType = msgspec.UNSET
+    """Names and values that the run is summed up by; unset where there are none."""
 
     @property
     def parents(self) -> tuple[int, ...]:
@@ -213,6 +215,7 @@ def build_schedule(
             model=request.model,
             words=request.words,
             natural=ends_naturally(request, stop),
+            tags=request.tags or msgspec.UNSET,
         )
         requests.append(scheduled)
     spec = msgspec.structs.replace(spec, rate_rps=times.rate_rps)

@@ -311,6 +311,7 @@ def _scheduled(name: str | None, stream: Stream, request: TraceRequest, stop: St
         natural=ends_naturally(request, stop),
         task=request.task,
         streamed=msgspec.UNSET if request.streamed else False,
+        tags={**stream.tags, **request.tags} or msgspec.UNSET,
         **planned,
     )
 

@@ -18,6 +18,7 @@ from loadgen.workload.schedule import (
     SessionStart,
     Timing,
 )
+from loadgen.workload.tags import tags_fault
 from loadgen.workload.token_bins import is_bins
 
 
@@ -57,6 +58,8 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """Number of files that prompts begin with; None: prompts begin with no file."""
     popularity: float = 1.0
     """Zipf's exponent: the k-th file is used in proportion to k ** -popularity. 0: all files equally."""
+    tags: dict[str, str] = {}
+    """Tags of its requests. A trace's own come first."""
     shared: float = 0.8
     """Share of a prompt that is the beginning of its file; the remainder is unique."""
     timing: Timing | None = None
@@ -116,6 +119,8 @@ def stream_fault(stream: Stream) -> str | None:
     for name, value in positive.items():
         if value is not None and not (math.isfinite(value) and value > 0):
             return f"{name} {value}: expected a number above 0"
+    if fault := tags_fault(stream.tags):
+        return fault
     if (stream.input is None) != (stream.output is None):
         return "input and output: expected both of them"
     if (stream.trace, stream.bins, stream.input).count(None) != 2:

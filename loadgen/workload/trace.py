@@ -19,6 +19,7 @@ import msgspec
 from loadgen.errors import LoadgenError
 from loadgen.files import replacing
 from loadgen.workload.prompts import BLOCK_TOKENS
+from loadgen.workload.tags import tags_fault
 from loadgen.workload.words import WordsRef
 
 MAX_LINE_BYTES = 16 * 2**20
@@ -55,6 +56,8 @@ class TraceRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Name of the sub-agent of its session that sends it; None: the main thread does."""
     streamed: bool = True
     """False if its answer is sent as a whole."""
+    tags: dict[str, str] = {}
+    """Names and values that a run is summed up by."""
 
 
 class Trace(msgspec.Struct, frozen=True):
@@ -137,6 +140,7 @@ def graph_fields(request: TraceRequest) -> dict[str, Any]:
         "task": request.task,
         "model": request.model,
         "stream": None if request.streamed else False,
+        "tags": request.tags or None,
     }
     return {name: value for name, value in fields.items() if value is not None}
 
@@ -291,12 +295,13 @@ class Line(msgspec.Struct, gc=False, forbid_unknown_fields=True):
     task: _Name | None = None
     model: _Name | None = None
     stream: bool = True
+    tags: dict[str, str] = {}
 
     @property
     def is_plain(self) -> bool:
         """True if it has none of the fields that say what it waits for, and how it is sent."""
         return self.stream and not (
-            self.request_id or self.after or self.think_time is not None or self.task or self.model
+            self.request_id or self.after or self.think_time is not None or self.task or self.model or self.tags
         )
 
     @property
@@ -324,6 +329,8 @@ def parse_jsonl(
             raise LoadgenError(f"{path}:{number}: {line_fault(text, str(err))}") from err
         if line.workload is not None and not line.workload.isprintable():
             raise LoadgenError(f"{path}:{number}: workload {line.workload!r}: expected {_WORKLOAD}")
+        if fault := tags_fault(line.tags):
+            raise LoadgenError(f"{path}:{number}: {fault}")
         if not line.is_filled:
             raise LoadgenError(f"{path}:{number}: {blocks_fault(line.input_length, line.hash_ids, line.block_size)}")
         if fault := graph_fault(line, number, earlier):
@@ -344,6 +351,7 @@ def parse_jsonl(
                 think_s=line.think_time,
                 task=line.task,
                 streamed=line.stream,
+                tags=line.tags,
             ),
         )
 

@@ -15,6 +15,7 @@ import msgspec
 
 from loadgen.errors import LoadgenError
 from loadgen.record import PATHS
+from loadgen.workload.tags import tags_fault
 from loadgen.workload.trace import MAX_TOKENS, Trace, TraceRequest, check_workload, shortened
 from loadgen.workload.words import ROUTING, SAMPLING, WORDS, Fields, WordsFile, decode_fields, hide_halves
 
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
     from loadgen.record import Endpoint
     from loadgen.workload.trace import Lines
 
-LENGTHS = frozenset(("timestamp", "input_length", "output_length", "workload", "session_id"))
+LENGTHS = frozenset(("timestamp", "input_length", "output_length", "workload", "session_id", "tags"))
 """Fields that a line has in common with a trace of lengths."""
 
 ANSWER = "answer"
@@ -135,6 +136,9 @@ def _request(number: int, fields: Mapping[str, Any], words: WordsFile) -> TraceR
         raise ValueError(f"model {shortened(model)!r}: expected a name of printable characters")
     _length(fields, "max_tokens")
     _check_type(fields, ANSWER, b'"{', "a text, or a message of the assistant")
+    tags = _value(fields, "tags", dict[str, str], "an object of texts") or {}
+    if fault := tags_fault(tags):
+        raise ValueError(fault)
     session_id = _value(fields, "session_id", str, "a text")
     continues = _value(fields, CONTINUES, bool, "true or false") or False
     if continues and (session_id is None or "messages" not in fields):
@@ -146,6 +150,7 @@ def _request(number: int, fields: Mapping[str, Any], words: WordsFile) -> TraceR
         workload=intern(workload or "default"),
         session_id=session_id,
         model=model and intern(model),
+        tags=tags,
         words=words.add(stored, number, endpoint, continues),
     )
 

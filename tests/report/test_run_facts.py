@@ -13,6 +13,7 @@ from loadgen.report.run_facts import (
     latency_rows,
     load_facts,
     mark,
+    part_heading,
     parts_of,
     request_cells,
     span_facts,
@@ -107,6 +108,15 @@ def test_models_stand_after_the_workloads_where_there_are_several() -> None:
     part = next(iter(made.by_workload.values()))
     labels = [label for label, _ in parts_of(msgspec.structs.replace(made, by_model={"org/base": part, "lora": part}))]
     assert labels == ["all", *sorted(made.by_workload), "lora", "base"]
+
+
+def test_tags_with_several_values_stand_last() -> None:
+    made = summary()
+    part = next(iter(made.by_workload.values()))
+    tags = {"team=x": part, "tenant=": part, "tenant=a=b": part}
+    shown = msgspec.structs.replace(made, by_tag=tags)
+    assert [label for label, _ in parts_of(shown)] == ["all", *sorted(made.by_workload), "no tenant", "tenant=a=b"]
+    assert (part_heading(made), part_heading(shown)) == ("workload", "workload or tag")
 
 
 @pytest.mark.parametrize("status", [None, "ok", "warning", "failed"])

@@ -292,6 +292,25 @@ def test_joules_of_the_cpu_alone_say_why_no_gpu_was_measured(domain: str, reason
     assert all(reason in (check.reason or "") for reason in reasons) or status == "ok"
 
 
+def test_the_requests_of_each_tag_are_summed_up_and_sum_to_the_run() -> None:
+    made = sample_runs.run(failing=0)
+    schedule = [
+        msgspec.structs.replace(request, tags={"team": "x"} | ({"tenant": "ab"[i % 2]} if i % 3 else {}))
+        for i, request in enumerate(made.schedule)
+    ]
+    summary = analyse_run(replace(made, schedule=schedule)).summary
+    assert summary is not None and list(summary.by_tag) == ["team=x", "tenant=", "tenant=a", "tenant=b"]
+    parts = [part for label, part in summary.by_tag.items() if label.startswith("tenant=")]
+    assert sum(part.tokens.output or 0 for part in parts) == summary.tokens.output
+    assert sum(part.requests.scheduled for part in parts) == summary.requests.scheduled
+    joules = summary.energy.attributed_joules
+    assert sum(part.attributed_joules or 0 for part in parts) == pytest.approx(joules, abs=0.002)
+    assert summary.by_tag["team=x"].attributed_joules == joules
+    assert all(part.attributed_se_joules is not None for part in parts)
+    plain = analyse_run(made).summary
+    assert plain is not None and plain.by_tag == {}
+
+
 def test_the_requests_of_each_model_are_summed_up_where_there_are_several() -> None:
     """A request that names no model is of the run's; the joules of all models are those of all requests."""
     made = sample_runs.run(failing=0)

@@ -179,7 +179,9 @@ def test_loadgens_own_spans_come_back_as_they_were() -> None:
     failed = RequestRecord(index=8, workload="code", scheduled_ns=0, sent_ns=5, finished_ns=9, error="connect")
     not_sent = RequestRecord(index=9, workload="code", scheduled_ns=0, error="not_sent")
     at = Anchor(wall_ns=START_NS, monotonic_ns=0)
-    told, other = parse_spans(export_records("run", "m", {7: "s"}, [record, failed, not_sent], at)).spans
+    sent = export_records("run", "m", {7: "s"}, [record, failed, not_sent], at, {7: {"tenant": "a"}})
+    assert [span.labels for span in parse_spans(sent, {"tenant": "loadgen.tag.tenant"}).spans] == [{"tenant": "a"}, {}]
+    told, other = parse_spans(sent).spans
     assert (told.key, told.workload, told.model, told.client) == ("run-7", "code", "m", True)
     ids = span_ids("run-7")
     assert told.moved(lambda t_ns: t_ns - START_NS) == RequestSpan(
