@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
 
@@ -392,4 +392,13 @@ def merged_schedule(parts: Sequence[Schedule], seed: int) -> Schedule:
 
 def truncated(schedule: Schedule, count: int) -> Schedule:
     """Return the first `count` requests. A turn is planned after its predecessor, so no session loses its beginning."""
-    return replace(schedule, requests=schedule.requests[:count])
+    requests = schedule.requests[:count]
+    return replace(schedule, requests=requests, warmed=of_sessions(schedule.warmed, requests))
+
+
+def of_sessions(
+    warmed: Iterable[ScheduledRequest], requests: Iterable[ScheduledRequest]
+) -> tuple[ScheduledRequest, ...]:
+    """Return those of `warmed` whose session is among `requests`: prompts of others are not needed in the cache."""
+    sessions = {request.session_id for request in requests}
+    return tuple(request for request in warmed if request.session_id in sessions)

@@ -11,7 +11,7 @@ import msgspec
 
 from loadgen.errors import LoadgenError
 from loadgen.units import NS_PER_S
-from loadgen.workload.schedule import Schedule, after_all
+from loadgen.workload.schedule import Schedule, after_all, of_sessions
 
 if TYPE_CHECKING:
     import numpy as np
@@ -184,6 +184,4 @@ def without(schedule: Schedule, removed: Set[int]) -> Schedule:
         index[request.index] = len(kept)
         after = after_all([index[parent] for parent in parents])
         kept.append(msgspec.structs.replace(request, index=len(kept), after=after))
-    alive = {request.session_id for request in kept}
-    warmed = tuple(request for request in schedule.warmed if request.session_id in alive)
-    return replace(schedule, requests=tuple(kept), warmed=warmed)
+    return replace(schedule, requests=tuple(kept), warmed=of_sessions(schedule.warmed, kept))

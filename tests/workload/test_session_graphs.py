@@ -219,6 +219,14 @@ def test_all_sessions_or_the_first_of_each_lane_start_in_the_middle(tmp_path: Pa
     assert open_.warmed == planned(trace, session_start="middle").warmed, "by the seed"
 
 
+def test_prompts_of_sessions_that_are_not_sent_are_not_put_in_the_cache(tmp_path: Path) -> None:
+    trace = trace_of(tmp_path, *FIVE)
+    schedule = planned(trace, session_start="middle", sessions_rate=0.5, count=3)
+    sent = {request.session_id for request in schedule.requests}
+    assert len(sent) == 3, "of which each has several turns"
+    assert {request.session_id for request in schedule.warmed} == sent
+
+
 # -- sessions that are too long ---------------------------------------------------------------------------------------
 
 
