@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from gevent.event import AsyncResult
 from locust.exception import StopUser
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from loadgen.client.blocking_client import BlockingClient
@@ -106,7 +107,9 @@ class Test:
     def _sender(self, run_id: str) -> SpanSender:
         if run_id not in self._senders:
             assert self.settings.sidecar is not None
-            sender = SpanSender(self.settings.sidecar, run_id, self.reply.server.model)
+            replayed = self.plan.requests if self.plan and run_id != self.run_id else ()
+            tags = {request.index: request.tags for request in replayed if request.tags is not UNSET}
+            sender = SpanSender(self.settings.sidecar, run_id, self.reply.server.model, tags=tags)
             self._senders[run_id] = sender.__enter__()
         return self._senders[run_id]
 
