@@ -58,7 +58,7 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "`loadgen profile --bins 512x128 --batch 32`",
         ),
         (f"estimate one.jsonl --profile {SIM} --batch 4096", "batch 4096 is outside what profile"),
-        (f"estimate one.jsonl --profile {SIM} --batch 32 --hardware l4", "was measured with GPU h200, not l4"),
+        (f"estimate one.jsonl --profile {SIM} --batch 32 --hardware l5", "no hardware profile called 'l5'"),
         (
             f"estimate one.jsonl --profile {SIM} --batch 32 --model qwen3-30b-a3b",
             "with model llama-3.1-8b, not qwen3-30b-a3b",

@@ -32,6 +32,11 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
     "endpoint": (["--endpoint", "completions"], "completions"),
     "energy": (["--energy", "http://u:secret@host:9/"], "http://u:secret@host:9/"),
     "gpus": (["--gpu", "0", "--gpu", "GPU-1"], ("0", "GPU-1")),
+    "share_host": (["--share-host", "tokens"], "tokens"),
+    "pue": (["--pue", "1.2"], 1.2),
+    "grid_intensity": (["--grid-intensity", "380"], 380.0),
+    "grid_source": (["--grid-source", "a table of 2025"], "a table of 2025"),
+    "price": (["--price", "0.25"], 0.25),
     "max_concurrency": (["--max-concurrency", "7"], 7),
     "warmup": (["--warmup", "4"], 4),
     "idle_s": (["--idle", "1.5"], 1.5),
@@ -39,6 +44,8 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
     "otlp": (["--otlp", "http://host:9478"], "http://host:9478"),
     "max_failed": (["--max-failed", "2.5%"], "2.5%"),
     "max_tokens": (["--max-tokens", "99"], 99),
+    "too_long": (["--too-long", "cut"], "cut"),
+    "max_context": (["--max-context", "9000"], 9000),
     "keep_bodies": (["--keep-bodies"], True),
     "api_key": (["--api-key", "sk-1"], "sk-1"),
     "out": (["--out", "folder"], Path("folder")),
@@ -48,10 +55,11 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
 
 STATED = (
     "base_url", "goodput", "headers", "extra_body", "processes", "count", "tokenizer", "model", "endpoint", "energy",
-    "gpus", "max_concurrency", "warmup", "idle_s", "timeout", "max_failed", "max_tokens",
-    "history", "keep_bodies", "keep_answers",
+    "gpus", "share_host", "max_concurrency", "warmup", "idle_s", "timeout", "max_failed", "max_tokens",
+    "history", "too_long", "max_context", "keep_bodies", "keep_answers",
 )  # fmt: skip
-"""The keys of run.json's `config` after the plan; `otlp` follows when there is a sidecar."""
+"""The keys of run.json's `config` after the plan. PUE, grid and price follow `share_host` where they are given, and
+`otlp` is the last."""
 
 
 class ReplayedError(Exception):
@@ -100,7 +108,7 @@ def test_every_option_of_the_command_has_a_place() -> None:
     of_the_schedule_and_the_view = {
         "trace", "streams", "rps", "scale", "shape", "arrival", "burstiness", "duration_s", "num_requests", "seed",
         "serve", "stop", "ui", "as_json", "input", "output", "think", "verbose", "log_file", "repeat",
-        "junit", "markdown",
+        "junit", "markdown", "timing", "speedup", "sessions_rate", "concurrent_sessions", "session_start", "tags",
     }  # fmt: skip
     names = {param.name for param in replay.params if not isinstance(param, click.Argument)} | {"trace"}
     assert names == of_the_schedule_and_the_view | set(GIVEN)
@@ -130,7 +138,7 @@ def test_run_json_states_the_plan_and_then_every_option_without_secrets(configur
     assert tuple(stated) == (
         "trace", "rps", "arrival", "burstiness", "scale", "trace_sha256", "seed", "duration_s", "num_requests",
         "shape", "think", "serve", "stop",
-        *STATED, "otlp",
+        *STATED[:12], "pue", "grid_intensity", "grid_source", "price", *STATED[12:], "otlp",
     )  # fmt: skip
     assert stated["base_url"] == "http://host:1/v1"
     assert stated["energy"] == "http://host:9"
