@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from loadgen.errors import LoadgenError
 from loadgen.units import NS_PER_S
 from loadgen.workload.agent_sessions import read_sessions
-from loadgen.workload.schedule import Schedule, ScheduledRequest, Timing, after_all
+from loadgen.workload.schedule import Schedule, ScheduledRequest, Timing, after_all, truncated
 from loadgen.workload.session_graphs import fit_sessions, from_middle, graph, without
 from loadgen.workload.stream_schedule import schedule_streams, schedule_trace
 from loadgen.workload.streams import Stream
@@ -219,12 +219,12 @@ def test_all_sessions_or_the_first_of_each_lane_start_in_the_middle(tmp_path: Pa
     assert open_.warmed == planned(trace, session_start="middle").warmed, "by the seed"
 
 
-def test_prompts_of_sessions_that_are_not_sent_are_not_put_in_the_cache(tmp_path: Path) -> None:
-    trace = trace_of(tmp_path, *FIVE)
-    schedule = planned(trace, session_start="middle", sessions_rate=0.5, count=3)
+@pytest.mark.parametrize("count", range(1, 12))
+def test_prompts_of_sessions_that_are_not_sent_are_not_put_in_the_cache(tmp_path: Path, count: int) -> None:
+    whole = planned(trace_of(tmp_path, *FIVE), session_start="middle", sessions_rate=0.5)
+    schedule = truncated(whole, count)
     sent = {request.session_id for request in schedule.requests}
-    assert len(sent) == 3, "of which each has several turns"
-    assert {request.session_id for request in schedule.warmed} == sent
+    assert schedule.warmed == tuple(request for request in whole.warmed if request.session_id in sent)
 
 
 # -- sessions that are too long ---------------------------------------------------------------------------------------
