@@ -286,7 +286,7 @@ if TYPE_CHECKING:
     default="auto",
     show_default=True,
     help="Energy source: auto, nvml, amd, rapl, cpu, none, or the URL of a sidecar or DCGM exporter beside the GPU; or "
-    "several, such as nvml,rapl.",
+    "several, such as nvml,rapl; or URL#METRIC of a machine's power.",
 )
 @click.option(
     "--gpu",

@@ -12,11 +12,13 @@ from urllib.parse import urlsplit
 
 from loadgen.energy.amd import open_amd
 from loadgen.energy.cpu_estimate import CpuEstimate, PowerCurve
+from loadgen.energy.metric_page import MetricMeter
 from loadgen.energy.nvml import open_nvml
 from loadgen.energy.rapl import POWERCAP, RaplMeter
 from loadgen.energy.remote import RemoteMeter
 from loadgen.energy.several import SeveralMeters
 from loadgen.errors import LoadgenError, MeterError
+from loadgen.http_get import public_url
 
 if TYPE_CHECKING:
     from loadgen.energy.meter import EnergyMeter
@@ -60,6 +62,8 @@ def open_meter(
             return _asked("rapl", lambda: RaplMeter(powercap)), []
         case "cpu":
             return _asked("cpu", lambda: CpuEstimate(PowerCurve(*cpu_watts) if cpu_watts else None)), []
+        case url if "://" in url and "#" in url:
+            return _asked("URL", lambda: MetricMeter(url, token=token)), []
         case url if "://" in url:
             return _asked("URL", lambda: RemoteMeter(url, token=token, gpus=gpus)), []
         case _:
@@ -76,7 +80,7 @@ def _several(sources: Sequence[str], **options: Any) -> EnergyMeter:
     if alone := {"auto", "none"}.intersection(sources):
         raise LoadgenError(f"--energy {min(alone)} stands alone: name the sources, as in --energy nvml,rapl")
     if len(set(sources)) < len(sources):
-        raise LoadgenError(f"--energy {','.join(sources)} names a source twice")
+        raise LoadgenError("--energy names a source twice")
     if {"rapl", "cpu"} <= set(sources):
         raise LoadgenError("--energy cpu estimates what rapl measures: leave one of them out")
     meters: dict[str, EnergyMeter] = {}
@@ -84,14 +88,26 @@ def _several(sources: Sequence[str], **options: Any) -> EnergyMeter:
         for source in sources:
             meter, _ = open_meter(source, **options)
             assert meter is not None, "only auto and none are without a meter"
-            meters[source] = meter
+            name = _public_name(source)
+            if name in meters:
+                meter.close()
+                raise MeterError(f"{name} is named twice")
+            meters[name] = meter
         return SeveralMeters(meters)
     except BaseException as err:
         for meter in meters.values():
             meter.close()
         if isinstance(err, MeterError):
-            raise LoadgenError(f"--energy {','.join(sources)}: {err}") from err
+            raise LoadgenError(f"--energy: {err}") from err
         raise
+
+
+def _public_name(source: str) -> str:
+    """Return the name of a source without the password that a URL may have."""
+    if "://" not in source:
+        return source
+    parts = urlsplit(source)
+    return public_url(parts) + (f"#{parts.fragment}" if parts.fragment else "")
 
 
 def source_beside(base_url: str, energy: str, *, simulated_at: str | None) -> str | None:
