@@ -153,7 +153,7 @@ def _divided(hits: float, prompt: Floats, plan: Floats, lacking: Floats) -> Floa
     missing = float(plan.sum()) - hits
     if missing <= 0:
         beyond = prompt - plan
-        return np.asarray(plan + beyond * (-missing / beyond.sum()))
+        return np.asarray(plan + beyond * (-missing / max(float(beyond.sum()), 1.0)))  # 0 where all was cached
     order = np.argsort(-lacking, kind="stable")
     taken = np.zeros(len(plan))
     for limit in (lacking, plan):  # what seems to be missing, and then whatever can be

@@ -4,7 +4,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from loadgen.attribution.cached_tokens import with_cached_tokens
+from loadgen.attribution.cached_tokens import _divided, with_cached_tokens
 from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.record import RequestRecord
 from loadgen.simulator.engine import EngineOptions, SubmittedRequest, simulate
@@ -142,3 +142,8 @@ def test_sessions_of_a_simulated_server_have_what_its_cache_had(counted: bool) -
     ]
     engine = [dict(sample) for sample in run.engine[::5]] if counted else []
     assert cached(records, [*plan], engine) == [r.cached_tokens for r in run.requests]
+
+
+def test_prompts_without_a_plan_may_be_cached_to_the_last_token() -> None:
+    prompt = np.array([100.0, 50.0])
+    assert _divided(150.0, prompt, np.array([np.nan, np.nan]), np.zeros(2)).tolist() == [100.0, 50.0]
