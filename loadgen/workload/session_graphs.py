@@ -148,13 +148,14 @@ class Fitted(NamedTuple):
 def fit_sessions(schedule: Schedule, limit: int, how: Literal["leave-out", "cut"]) -> Fitted:
     """Leave out the sessions with a request of more than `limit` tokens, prompt and answer, or end them before it.
 
-    LoadgenError: no request would be left.
+    A longer prompt that would only fill the cache is not sent. LoadgenError: no request would be left.
     """
-    too_long = {
-        request.index
-        for request in schedule.requests
-        if (request.input_tokens or 0) + (0 if request.natural else request.output_tokens or 0) > limit
-    }
+
+    def is_too_long(request: ScheduledRequest) -> bool:
+        return (request.input_tokens or 0) + (0 if request.natural else request.output_tokens or 0) > limit
+
+    too_long = {request.index for request in schedule.requests if is_too_long(request)}
+    schedule = replace(schedule, warmed=tuple(request for request in schedule.warmed if not is_too_long(request)))
     if not too_long:
         return Fitted(schedule, 0, 0)
     session_of = {r.index: r.index if r.session_id is None else r.session_id for r in schedule.requests}

@@ -267,6 +267,16 @@ def test_what_waits_for_a_request_that_is_cut_is_cut_and_what_ran_beside_it_stay
     assert Counter(r.task for r in fitted.schedule.requests) == {None: 2, "a": 1, "b": 2, "b/c": 1}
 
 
+@pytest.mark.parametrize(("limit", "warmed"), [(100, 0), (900, 1)])
+def test_a_prompt_that_would_only_fill_the_cache_is_not_sent_if_it_is_too_long(limit: int, warmed: int) -> None:
+    short, long = (
+        ScheduledRequest(index=0, offset_ns=0, workload="w", input_tokens=n, output_tokens=1, session_id="s")
+        for n in (50, 500)
+    )
+    schedule = Schedule((short,), None, None, 0, warmed=(long,))
+    assert len(fit_sessions(schedule, limit, "cut").schedule.warmed) == warmed
+
+
 def test_nothing_left_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LoadgenError, match="every session has a request of more than 10 tokens: nothing is left"):
         fit_sessions(planned(trace_of(tmp_path, talk("a"))), 10, "leave-out")
