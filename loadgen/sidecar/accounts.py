@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import msgspec
+
 from loadgen.sidecar.label_sets import LabelSets
 from loadgen.sidecar.session_energy import OpenSessions
 from loadgen.telemetry.histogram import Histogram
@@ -198,6 +200,8 @@ class Accounts:
 
     def charge(self, entry: OpenRequest, prefill_mj: int, decode_mj: int) -> None:
         """Commit energy to a request and to its account."""
+        if not entry.charged:
+            entry.request = self._labelled(entry.request)
         entry.charged = True
         entry.prefill_mj += prefill_mj
         entry.decode_mj += decode_mj
@@ -206,6 +210,8 @@ class Accounts:
 
     def close(self, entry: OpenRequest) -> None:
         """Count a request to which no more energy can be committed, in its account and in its session."""
+        if not entry.charged:
+            entry.request = self._labelled(entry.request)
         account, *by_labels = self.totals_of(entry.request)
         account.close(entry)
         for totals in by_labels:
@@ -216,9 +222,15 @@ class Accounts:
         """Count the sessions that have been idle for long."""
         self._sessions.end_idle(now_ns)
 
+    def _labelled(self, request: RequestSpan) -> RequestSpan:
+        """Return the request with the labels of its trace; once it was charged they do not change."""
+        if not self.labels.names:
+            return request
+        return msgspec.structs.replace(request, labels=self.labels.of(request))
+
     def open(self, request: RequestSpan) -> None:
         """Show the request's totals, at 0 if they are new: a counter that starts elsewhere has no rate."""
-        self.totals_of(request)
+        self.totals_of(self._labelled(request))
 
     def freeze(self) -> Mapping[AccountKey, Account]:
         """Copies of all accounts, which later commits do not change."""

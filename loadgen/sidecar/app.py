@@ -31,7 +31,7 @@ from loadgen.sidecar.settlement import KEPT_REQUESTS, KEPT_S, Settlement
 from loadgen.sidecar.span_feed import SpanFeed
 from loadgen.sidecar.watermark import AllowedLateness
 from loadgen.telemetry.engine_metrics import EnginePoller, EngineState
-from loadgen.telemetry.otlp_parse import MalformedError, RequestSpan, parse_spans
+from loadgen.telemetry.otlp_parse import MalformedError, RequestSpan, SpanLabels, parse_spans
 from loadgen.units import NS_PER_S, s_from_ns
 
 if TYPE_CHECKING:
@@ -109,6 +109,7 @@ class Sidecar:
         self._spans: deque[RequestSpan] = deque()
         self._span_feed = SpanFeed()
         self._first_tokens: deque[tuple[bytes, int]] = deque(maxlen=MAX_QUEUED_SPANS)
+        self._span_labels: deque[SpanLabels] = deque(maxlen=MAX_QUEUED_SPANS)
         self._dropped: Counter[str] = Counter()
         self._dropping = threading.Lock()
         self.sampler = Sampler(meter, self._on_energy)
@@ -141,6 +142,7 @@ class Sidecar:
         for reason, count in parsed.dropped.items():
             self.drop(reason, count)
         self._first_tokens.extend(parsed.first_tokens.items())
+        self._span_labels.extend(parsed.span_labels)
         room = MAX_QUEUED_SPANS - len(self._spans)
         self._spans.extend(parsed.spans[:room])
         if len(parsed.spans) > room:
@@ -175,6 +177,7 @@ class Sidecar:
         self.ledger.add_first_tokens(
             (trace_id, self.clock.monotonic_ns(first_ns)) for trace_id, first_ns in _drained(self._first_tokens)
         )
+        self.ledger.add_labels(span.moved(self.clock.monotonic_ns) for span in _drained(self._span_labels))
         for span in spans:
             self.ledger.add_span(span.moved(self.clock.monotonic_ns), now_ns)
         with self._dropping:

@@ -2,9 +2,22 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from loadgen.telemetry.span_labels import OTHER
+from loadgen.telemetry.span_labels import OTHER, agreed_labels
+from loadgen.units import NS_PER_S
+
+if TYPE_CHECKING:
+    from loadgen.telemetry.otlp_parse import RequestSpan, SpanLabels
+
+MAX_TRACES = 20_000
+"""Traces whose labels are remembered."""
+MAX_SPANS = 16
+"""Spans with labels of a trace. One with more is shared by many requests, and says nothing of any."""
+CLOCKS_NS = NS_PER_S // 4
+"""Clocks of a gateway's and an engine's machine may differ by this much."""
 
 
 class LabelSets:
@@ -14,6 +27,26 @@ class LabelSets:
         self.names = tuple(names)
         self._values: dict[str, set[str]] = {name: set() for name in self.names}
         self._max_values = max_values
+        self._traces: OrderedDict[bytes, list[SpanLabels]] = OrderedDict()
+
+    def add(self, span: SpanLabels) -> None:
+        """Take the labels of a span that is no request, for the requests of its trace."""
+        spans = self._traces.setdefault(span.trace_id, [])
+        if len(spans) <= MAX_SPANS:
+            spans.append(span)
+        if len(self._traces) > MAX_TRACES:
+            self._traces.popitem(last=False)
+
+    def of(self, request: RequestSpan) -> dict[str, str]:
+        """Return the labels of a request as they are shown: those on which it agrees with the spans of its trace that
+        were open when it began."""
+        spans = self._traces.get(request.trace_id, [])
+        around = [
+            span.labels
+            for span in spans
+            if len(spans) <= MAX_SPANS and span.start_ns - CLOCKS_NS <= request.start_ns <= span.end_ns + CLOCKS_NS
+        ]
+        return self.bounded(agreed_labels((request.labels, *around)))
 
     def bounded(self, labels: Mapping[str, str]) -> dict[str, str]:
         """Return the labels as they are shown."""

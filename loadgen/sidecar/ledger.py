@@ -41,7 +41,7 @@ from loadgen.units import NS_PER_S, energy_imbalance_mj, mj_from_j, ns_from_s, s
 
 if TYPE_CHECKING:
     from loadgen.attribution.engine_steps import EngineSteps
-    from loadgen.telemetry.otlp_parse import RequestSpan
+    from loadgen.telemetry.otlp_parse import RequestSpan, SpanLabels
 
 FUTURE_NS = 2 * NS_PER_S
 """A span that ends later than this from now is from another clock."""
@@ -231,7 +231,7 @@ class Ledger:
     def add_span(self, request: RequestSpan, now_ns: int) -> None:
         """Take a span of a request that ended. A late one, a duplicate or one too many is counted and dropped."""
         request = self._with_first_token(request)
-        if request.labels:
+        if self._accounts.labels.names:
             request = msgspec.structs.replace(request, labels=self._accounts.labels.bounded(request.labels))
         outcome = self._join.add(request)
         if outcome == "merged":
@@ -253,6 +253,11 @@ class Ledger:
             self._longest_ns = max(self._longest_ns, request.end_ns - request.start_ns)
             self._join.open(request).whole = whole
             self._accounts.open(request)
+
+    def add_labels(self, spans: Iterable[SpanLabels]) -> None:
+        """Take labels of spans that are no requests, for the requests of their traces that were not charged yet."""
+        for span in spans:
+            self._accounts.labels.add(span)
 
     def add_first_tokens(self, first_tokens: Iterable[tuple[bytes, int]]) -> None:
         """Take instants of tokens, by trace, of an engine whose span of a request does not say when its first came.

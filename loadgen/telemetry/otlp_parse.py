@@ -96,12 +96,27 @@ class RequestSpan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
         )
 
 
+class SpanLabels(NamedTuple):
+    """Labels of a span that is no request, such as that of the HTTP server or gateway that a request went through."""
+
+    trace_id: bytes
+    start_ns: int
+    end_ns: int
+    labels: dict[str, str]
+
+    def moved(self, to: Callable[[int], int]) -> "SpanLabels":
+        """Return them on another clock."""
+        return self._replace(start_ns=to(self.start_ns), end_ns=to(self.end_ns))
+
+
 class Parsed(NamedTuple):
     spans: list[RequestSpan]
     dropped: Counter[str]
     """Reason -> spans: `malformed`, `not_a_request` (an engine also traces its start-up)."""
     first_tokens: dict[bytes, int]
     """Trace -> start of TGI's earliest span of a token in these bytes, in ns of the sender's wall clock."""
+    span_labels: list[SpanLabels]
+    """Labels of spans that are no requests: they are those of the requests of their trace."""
 
 
 def parse_spans(body: bytes, labels: Mapping[str, str] | None = None) -> Parsed:
@@ -117,6 +132,7 @@ def parse_spans(body: bytes, labels: Mapping[str, str] | None = None) -> Parsed:
     spans: list[RequestSpan] = []
     dropped: Counter[str] = Counter()
     first_tokens: dict[bytes, int] = {}
+    span_labels: list[SpanLabels] = []
     sent = ((span, sender.resource) for sender in request.resource_spans for scope in sender.scope_spans
             for span in scope.spans)  # fmt: skip
     for span, resource in sent:
@@ -130,6 +146,10 @@ def parse_spans(body: bytes, labels: Mapping[str, str] | None = None) -> Parsed:
         attributes = _attributes(span)
         named = name == "llm_request" or "time_per_token" in attributes
         if not named and _REQUEST_ATTRIBUTES.isdisjoint(attributes):
+            if source and _id(span.trace_id, TRACE_BYTES) and (values := source.read(span)):
+                start_ns, end_ns = int(span.start_time_unix_nano), int(span.end_time_unix_nano)
+                span_labels.append(SpanLabels(span.trace_id, start_ns, end_ns, values))
+                continue
             dropped["not_a_request"] += 1
             continue
         try:
@@ -138,7 +158,7 @@ def parse_spans(body: bytes, labels: Mapping[str, str] | None = None) -> Parsed:
         except MalformedError:
             dropped["malformed"] += 1
     first_tokens = {trace_id: first_ns for trace_id, first_ns in first_tokens.items() if _id(trace_id, TRACE_BYTES)}
-    return Parsed(spans, dropped, first_tokens)
+    return Parsed(spans, dropped, first_tokens, span_labels)
 
 
 def _id(value: bytes, size: int) -> bytes:

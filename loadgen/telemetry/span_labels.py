@@ -84,12 +84,14 @@ class LabelSource:
         self._labels = dict(labels)
         self._attributes = frozenset((*self._labels.values(), BAGGAGE))
 
-    def read(self, span: Any, resource: Any) -> dict[str, str]:
+    def read(self, span: Any, resource: Any = None) -> dict[str, str]:
         """Return the values that a span has, by label. Of several places the first with a value counts: the span's
-        attributes, its baggage, its resource."""
+        attributes, its baggage, its resource if that is stated."""
         attributes = {pair.key: pair.value for pair in span.attributes if pair.key in self._attributes}
         baggage = _baggage(_texts(attributes[BAGGAGE])) if BAGGAGE in attributes else {}
-        of_resource = {pair.key: pair.value for pair in resource.attributes if pair.key in self._attributes}
+        of_resource = {
+            pair.key: pair.value for pair in (resource.attributes if resource else ()) if pair.key in self._attributes
+        }
         values: dict[str, str] = {}
         for name, attribute in self._labels.items():
             places = (

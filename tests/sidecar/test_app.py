@@ -176,6 +176,22 @@ async def test_a_clients_and_an_engines_span_of_one_trace_are_one_request() -> N
 
 
 @live
+async def test_a_request_is_labelled_by_the_span_of_the_http_server_that_it_came_through() -> None:
+    header = "http.request.header.x-tenant"
+    async with sidecar(labels={"tenant": header}) as (one, url, _, session):
+        start_ns, end_ns = time.time_ns() - NS_PER_S, time.time_ns()
+        for name, attributes in (("llm_request", VLLM), ("POST /v1/completions", {header: "acme"})):
+            body = trace(name, attributes, start_ns, end_ns)
+            async with session.post(url + "/v1/traces", data=body, headers=PROTOBUF) as response:
+                assert response.status == 200
+        await until(one, completed(one, 1))
+        async with session.get(url + "/metrics") as response:
+            text = await response.text()
+        (row,) = (line for line in text.splitlines() if line.startswith("loadgen_requests_total{") and "1.0" in line)
+        assert 'outcome="completed",tenant="acme"' in row
+
+
+@live
 async def test_openmetrics_carries_request_ids_as_exemplars_only() -> None:
     async with sidecar() as (one, url, _, session):
         body = trace("llm_request", VLLM, time.time_ns() - NS_PER_S, time.time_ns())

@@ -8,8 +8,11 @@ from hypothesis import strategies as st
 from msgspec.structs import replace as changed
 
 from loadgen.sidecar import accounts as books
+from loadgen.sidecar import label_sets
 from loadgen.sidecar.accounts import Accounts, OpenRequest, Totals
-from loadgen.sidecar.label_sets import LabelSets
+from loadgen.sidecar.label_sets import MAX_SPANS, LabelSets
+from loadgen.telemetry.otlp_parse import SpanLabels
+from loadgen.units import NS_PER_S
 from sidecar.test_accounts import REQUEST
 
 
@@ -46,6 +49,56 @@ def test_totals_by_labels_sum_to_those_of_their_account(
     for account in accounts.freeze().values():
         for total in (field.name for field in fields(Totals)):
             assert sum(getattr(row, total) for row in account.by_labels.values()) == getattr(account, total)
+
+
+def around(tenant: str, start_s: float = 9, end_s: float = 14, trace_id: bytes = b"t" * 16) -> SpanLabels:
+    """The labels of an HTTP server's span; REQUEST runs from 10 s to 13 s."""
+    return SpanLabels(trace_id, round(start_s * NS_PER_S), round(end_s * NS_PER_S), {"tenant": tenant})
+
+
+@pytest.mark.parametrize(
+    ("own", "spans", "tenant"),
+    [
+        ({}, [around("a")], "a"),
+        ({}, [around("a"), around("a", 10, 13)], "a"),
+        ({}, [around("a", 1, 5), around("b"), around("c", 14, 20)], "b"),
+        ({"tenant": "own"}, [around("a")], "other"),
+        ({"tenant": "own"}, [around("own"), around("a", 1, 5)], "own"),
+        ({}, [around("a"), around("b")], "other"),
+        ({}, [around("a", 1, 5)], ""),
+        ({}, [around("a", trace_id=b"u" * 16)], ""),
+        ({}, [around("a")] * (MAX_SPANS + 1), ""),
+        ({}, [], ""),
+    ],
+)
+def test_a_request_has_the_labels_of_the_spans_of_its_trace_around_it(
+    own: dict[str, str], spans: list[SpanLabels], tenant: str
+) -> None:
+    for early in (True, False):
+        accounts = Accounts(labels=["tenant"])
+        entry = OpenRequest(changed(REQUEST, trace_id=b"t" * 16, labels=own))
+        for span in spans if early else ():
+            accounts.labels.add(span)
+        accounts.open(entry.request)
+        for span in () if early else spans:
+            accounts.labels.add(span)
+        accounts.charge(entry, 1, 2)
+        accounts.labels.add(around("late"))
+        accounts.charge(entry, 3, 4)
+        accounts.close(entry)
+        (account,) = accounts.freeze().values()
+        assert account.by_labels[tenant,].prefill_mj == 4
+        assert sum(totals.completed for totals in account.by_labels.values()) == 1
+        assert entry.request.labels == ({"tenant": tenant} if tenant else {})
+
+
+def test_traces_that_are_remembered_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(label_sets, "MAX_TRACES", 3)
+    sets = LabelSets(["tenant"], 50)
+    for k in range(10):
+        sets.add(around(f"t{k}", trace_id=bytes([k + 1]) * 16))
+    shown = [sets.of(changed(REQUEST, trace_id=bytes([k + 1]) * 16)).get("tenant") for k in range(10)]
+    assert shown == [None] * 7 + ["t7", "t8", "t9"]
 
 
 def test_rows_are_bounded_in_number_and_further_ones_are_other(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -142,7 +142,7 @@ def test_a_prefill_begins_after_the_queue_also_where_the_engine_counts_the_queue
 @pytest.mark.parametrize("name", ["Req 5f1a", "scheduler [TP 0]", "decode_loop", "request_process", "Overall Loading"])
 def test_other_spans_of_engines_are_no_requests(name: str) -> None:
     attributes = {"tp_rank": 0, "pid": 7, "thread_label": "scheduler", "code.function.name": "load_model"}
-    assert parse_spans(trace(name, attributes)) == ([], {"not_a_request": 1}, {})
+    assert parse_spans(trace(name, attributes)) == ([], {"not_a_request": 1}, {}, [])
 
 
 @pytest.mark.parametrize(
@@ -204,7 +204,7 @@ def test_loadgens_own_spans_come_back_as_they_were() -> None:
     ],
 )
 def test_spans_that_are_none_are_counted_by_reason(name: str, attributes: dict[str, Any], reason: str) -> None:
-    assert parse_spans(trace(name, attributes)) == ([], {reason: 1}, {})
+    assert parse_spans(trace(name, attributes)) == ([], {reason: 1}, {}, [])
 
 
 @pytest.mark.parametrize(("start_ns", "end_ns"), [(0, 5), (10, 5), (1, 10**17)])

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from loadgen.errors import LoadgenError
-from loadgen.telemetry.otlp_parse import parse_spans
+from loadgen.telemetry.otlp_parse import SpanLabels, parse_spans
 from loadgen.telemetry.span_labels import (
     BAGGAGE,
     MAX_BAGGAGE,
@@ -148,3 +148,15 @@ def test_ids_secrets_and_names_of_other_labels_are_refused(texts: list[str], mes
         return
     with pytest.raises(LoadgenError, match=re.escape(message)):
         parse_labels(texts)
+
+
+@pytest.mark.parametrize(("trace_id", "dropped"), [(b"t" * 16, 0), (b"", 1), (b"\0" * 16, 1), (b"t" * 5, 1)])
+def test_a_span_that_is_no_request_has_labels_for_its_trace(trace_id: bytes, dropped: int) -> None:
+    request = ExportTraceServiceRequest()
+    sent = request.resource_spans.add().scope_spans.add().spans.add()
+    sent.name, sent.trace_id, sent.start_time_unix_nano, sent.end_time_unix_nano = "POST", trace_id, 10, 20
+    attribute(sent, HEADER, ["acme"])
+    parsed = parse_spans(request.SerializeToString(), TENANT)
+    assert (parsed.spans, parsed.dropped["not_a_request"]) == ([], dropped)
+    assert parsed.span_labels == ([] if dropped else [SpanLabels(trace_id, 10, 20, {"tenant": "acme"})])
+    assert parse_spans(request.SerializeToString()).dropped["not_a_request"] == 1
