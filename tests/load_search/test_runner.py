@@ -86,7 +86,7 @@ def test_limits_that_no_rate_meets_are_said_and_exit_with_1(
     slow: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(plan, "_ALONE", 4.0)  # at 3/s requests hardly meet
-    result = run(tmp_path / "out", "--base-url", slow, "--goodput", "ttft:0.01")
+    result = run(tmp_path / "out", "--base-url", slow, "--goodput", "ttft:0.01", "--budget", "30s")
     assert result.exit_code == 1, result.output
     found = search_json(tmp_path / "out")
     assert (found["settings"][0]["ended"], found["best"]) == ("fails", None)
