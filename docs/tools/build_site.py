@@ -23,6 +23,8 @@ from reference import DOCS, SECTIONS, entries, title
 ROOT = DOCS.parent
 LINK = re.compile(r"(!?)\[((?:[^\[\]]|\[[^\]]*\])*)\]\(([^)\s]+)\)")
 FENCE = re.compile(r"(^```.*?^```)", re.MULTILINE | re.DOTALL)
+NAME = re.compile(r"(?<=^```)(\w+) .*", re.MULTILINE)
+"""Language of a block, and the name that tests know it by: the site's Markdown takes such a line for text."""
 SHOWN = {".md", ".svg", ".png", ".json", ".csv", ".txt"}
 """Kinds of files that a browser shows, and that are therefore part of the site."""
 
@@ -64,6 +66,7 @@ def copy(page: Path, copied: Path) -> None:
     copied.parent.mkdir(parents=True, exist_ok=True)
     pieces = FENCE.split(page.read_text())
     pieces[::2] = [LINK.sub(lambda link: followed(page, copied, link), piece) for piece in pieces[::2]]
+    pieces[1::2] = [NAME.sub(r"\1", piece) for piece in pieces[1::2]]
     copied.write_text("".join(pieces))
 
 

@@ -143,7 +143,7 @@ def plain_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], Trace | b
         raise LoadgenError("serve starts the server of this run, base_url names another: leave one of them out")
     plain["base_url"] = plain["base_url"] or os.environ.get("OPENAI_BASE_URL") or DEFAULT_URL
     plain["api_key"] = plain["api_key"] or os.environ.get("OPENAI_API_KEY")
-    plain |= {name: plain[name] or {} for name in ("headers", "extra_body", "goodput", "tags")}
+    plain |= {name: plain[name] or {} for name in ("headers", "extra_body", "goodput", "tags") if name in plain}
     plain["extra_body"] = _plain_json(plain["extra_body"])
     plain |= {name: str(plain[name]) for name in ("input", "output") if plain[name] is not None}
     plain |= {name: Path(plain[name]) for name in ("tokenizer", "out") if plain[name] is not None}

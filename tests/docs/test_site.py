@@ -1,6 +1,7 @@
 """The site is built without a network, and a dead link in it is an error."""
 
 import importlib.util
+import re
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -24,12 +25,14 @@ def tool() -> ModuleType:
     return module
 
 
-def test_every_page_is_in_the_site(tool: ModuleType, tmp_path: Path) -> None:
+def test_every_page_is_in_the_site_with_all_its_sections(tool: ModuleType, tmp_path: Path) -> None:
     site = tool.build(tmp_path)
     assert (site / "llms.txt").is_file()
     for page in tool.pages():
-        built = "index.html" if page.name == "README.md" else f"{page.stem}.html"
-        assert (site / page.relative_to(tool.DOCS)).with_name(built).is_file()
+        name = "index.html" if page.name == "README.md" else f"{page.stem}.html"
+        html = (site / page.relative_to(tool.DOCS)).with_name(name).read_text()
+        text = "".join(tool.FENCE.split(page.read_text())[::2])
+        assert html.count("<h2 ") == len(re.findall("(?m)^## ", text)), page
 
 
 @pytest.mark.parametrize(
