@@ -1,7 +1,6 @@
 """A smart plug's series is a machine's energy, and what is no such series is refused in one line."""
 
 import re
-import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -12,6 +11,7 @@ from loadgen.energy.choose import open_meter
 from loadgen.energy.metric_page import MetricMeter, matching_values, parse_series, unit_of
 from loadgen.errors import LoadgenError, MeterError
 from loadgen.units import NS_PER_S
+from support.served_in_thread import serving
 
 
 class Plug:
@@ -37,12 +37,8 @@ class Plug:
 @pytest.fixture
 def plug() -> Iterator[Plug]:
     served = Plug()
-    thread = threading.Thread(target=served.http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield served
-    served.http.shutdown()
-    thread.join()
-    served.http.server_close()
+    with serving(served.http):
+        yield served
 
 
 class Ticking:

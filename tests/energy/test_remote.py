@@ -22,6 +22,7 @@ from loadgen.energy.series import series_by_domain
 from loadgen.errors import LoadgenError, MeterError
 from loadgen.http_get import base_path
 from support.fake_api import BurstServer
+from support.served_in_thread import serving
 
 DCGM = (Path(__file__).parents[1] / "fixtures" / "dcgm.txt").read_text()
 Answer = tuple[int, bytes]
@@ -61,12 +62,8 @@ class Site:
 @pytest.fixture
 def site() -> Iterator[Site]:
     served = Site()
-    thread = threading.Thread(target=served.http.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield served
-    served.http.shutdown()
-    thread.join()
-    served.http.server_close()
+    with serving(served.http):
+        yield served
 
 
 class Gpu:

@@ -24,6 +24,7 @@ from loadgen.telemetry.otlp_parse import (
 )
 from loadgen.telemetry.traceparent import SpanIds, span_ids
 from loadgen.units import NS_PER_MS, NS_PER_S
+from support.otlp_attributes import set_attribute
 from support.tgi_spans import rust, tgi_request
 
 START_NS = 1_790_000_000 * NS_PER_S
@@ -38,17 +39,7 @@ def trace(
     span.trace_id, span.span_id = b"t" * 16, b"s" * 8
     span.start_time_unix_nano, span.end_time_unix_nano = start_ns, end_ns
     for key, value in attributes.items():
-        pair = span.attributes.add()
-        pair.key = key
-        match value:
-            case bool():
-                pair.value.bool_value = value
-            case int():
-                pair.value.int_value = value
-            case float():
-                pair.value.double_value = value
-            case str():
-                pair.value.string_value = value
+        set_attribute(span, key, value)
     return bytes(request.SerializeToString())
 
 

@@ -18,27 +18,10 @@ from loadgen.telemetry.span_labels import (
     agreed_labels,
     parse_labels,
 )
+from support.otlp_attributes import set_attribute
 
 HEADER = "http.request.header.x-tenant"
 TENANT = {"tenant": HEADER}
-
-
-def attribute(holder: Any, key: str, value: Any) -> None:
-    pair = holder.attributes.add()
-    pair.key = key
-    match value:
-        case list():
-            pair.value.array_value.SetInParent()
-            for text in value:
-                pair.value.array_value.values.add().string_value = text
-        case bool():
-            pair.value.bool_value = value
-        case int():
-            pair.value.int_value = value
-        case float():
-            pair.value.double_value = value
-        case str():
-            pair.value.string_value = value
 
 
 def labels(source: dict[str, str], span: dict[str, Any], resource: dict[str, Any] | None = None) -> dict[str, str]:
@@ -46,11 +29,11 @@ def labels(source: dict[str, str], span: dict[str, Any], resource: dict[str, Any
     request = ExportTraceServiceRequest()
     sender = request.resource_spans.add()
     for key, value in (resource or {}).items():
-        attribute(sender.resource, key, value)
+        set_attribute(sender.resource, key, value)
     sent = sender.scope_spans.add().spans.add()
     sent.name, sent.start_time_unix_nano, sent.end_time_unix_nano = "llm_request", 10, 20
     for key, value in span.items():
-        attribute(sent, key, value)
+        set_attribute(sent, key, value)
     (parsed,) = parse_spans(request.SerializeToString(), source).spans
     return parsed.labels
 
@@ -155,7 +138,7 @@ def test_a_span_that_is_no_request_has_labels_for_its_trace(trace_id: bytes, dro
     request = ExportTraceServiceRequest()
     sent = request.resource_spans.add().scope_spans.add().spans.add()
     sent.name, sent.trace_id, sent.start_time_unix_nano, sent.end_time_unix_nano = "POST", trace_id, 10, 20
-    attribute(sent, HEADER, ["acme"])
+    set_attribute(sent, HEADER, ["acme"])
     parsed = parse_spans(request.SerializeToString(), TENANT)
     assert (parsed.spans, parsed.dropped["not_a_request"]) == ([], dropped)
     assert parsed.span_labels == ([] if dropped else [SpanLabels(trace_id, 10, 20, {"tenant": "acme"})])
