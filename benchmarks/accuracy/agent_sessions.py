@@ -104,21 +104,20 @@ class _Draft:
             thread.tokens = thread.kept
             del thread.blocks[thread.kept // KV_BLOCK_TOKENS :]
             tokens = self._about(4_000, 0.5)
-        thread.tokens = min(thread.tokens + tokens, MAX_TOKENS - 5_000)
-        missing = thread.tokens // KV_BLOCK_TOKENS + 1 - len(thread.blocks)
-        thread.blocks += [next(self.ids) for _ in range(missing)]
+        self._lengthen(thread, min(thread.tokens + tokens, MAX_TOKENS - 5_000))
 
     def _add(self, session: int, task: int, thread: _Context, after: tuple[int, ...], think_ns: int) -> int:
         """Add a turn, and its answer to the thread; return its row."""
         output_tokens = min(max(self._about(235, 0.75), 8), 4_000)
         blocks = tuple(thread.blocks[: thread.tokens // KV_BLOCK_TOKENS])
         self.turns.append(AgentTurn(session, task, think_ns, after, thread.tokens, output_tokens, blocks))
-        self._grow_by_answer(thread, output_tokens)
+        self._lengthen(thread, thread.tokens + output_tokens)
         return len(self.turns) - 1
 
-    def _grow_by_answer(self, thread: _Context, tokens: int) -> None:
-        thread.tokens += tokens
-        missing = thread.tokens // KV_BLOCK_TOKENS + 1 - len(thread.blocks)
+    def _lengthen(self, thread: _Context, tokens: int) -> None:
+        """Set the length of a thread, and give it the blocks that it lacks."""
+        thread.tokens = tokens
+        missing = tokens // KV_BLOCK_TOKENS + 1 - len(thread.blocks)
         thread.blocks += [next(self.ids) for _ in range(missing)]
 
     def _about(self, median: float, spread: float) -> int:

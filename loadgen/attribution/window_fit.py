@@ -37,7 +37,7 @@ MIN_WINDOWS = 50
 MIN_IDLE_S = 0.5
 """Pure idle time needed for the idle power to be a measurement."""
 
-_OUTLIER_RATIO = 10.0
+OUTLIER_RATIO = 10.0
 """A window whose residual is more than this many times the median residual is an outlier."""
 _OUTLIER_PASSES = 3
 """Times that the median is taken again, without the outliers of the fit before."""
@@ -204,7 +204,7 @@ def fit_without_outliers(
     """Fit least squares without outliers -> (x, residual sum of squares, the rows it is based on).
 
     A client that slept for half a second saw its chunks late and all at once: the windows beside that are no evidence.
-    A row is excluded when its residual is over _OUTLIER_RATIO times the median residual. The residual sum of squares is
+    A row is excluded when its residual is over OUTLIER_RATIO times the median residual. The residual sum of squares is
     None, and x is 0, when there are fewer than two rows per column.
     """
     enough, kept = 2 * a.shape[1], rows
@@ -214,7 +214,7 @@ def fit_without_outliers(
         x, _ = nnls(a[kept], b[kept])
         residual = np.abs(b - a @ x)
         floor = 1e-9 * float(np.abs(b).max())
-        kept = rows & (residual <= _OUTLIER_RATIO * max(float(np.median(residual[rows])), floor))
+        kept = rows & (residual <= OUTLIER_RATIO * max(float(np.median(residual[rows])), floor))
     if kept.sum() < enough:
         return np.zeros(a.shape[1]), None, kept
     return *nnls(a[kept], b[kept]), kept

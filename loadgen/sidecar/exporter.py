@@ -77,13 +77,10 @@ def _by_domain(value: Callable[[DomainEnergy, SidecarPage], float | None]) -> Ro
     return rows
 
 
-def _by_account(**values: Callable[[Account], float | Histogram]) -> Rows:
-    """Return a row per account and value; the value's name is a label where there are several."""
-
+def _by_account(value: Callable[[Account], Histogram]) -> Rows:
     def rows(page: SidecarPage) -> Iterator[MetricRow]:
         for key, account in sorted(page.ledger.accounts.items()):
-            for name, value in values.items():
-                yield MetricRow((*key, name) if len(values) > 1 else key, value(account))
+            yield MetricRow(key, value(account))
 
     return rows
 
@@ -139,7 +136,7 @@ METRICS = (
              _single(lambda page: j_from_mj(page.ledger.unattributed_mj))),
     Declared("loadgen_request_energy_joules", "histogram", ACCOUNT,
              "Energy of each closed request whose whole time was measured. Exemplars carry request_id.",
-             _by_account(value=lambda account: account.energy)),
+             _by_account(lambda account: account.energy)),
     Declared("loadgen_session_energy_joules", "histogram", (*ACCOUNT, "outcome"),
              "Energy of each session whose spans have gen_ai.conversation.id or session.id, 10 minutes after its last "
              "request. Outcome is completed or failed, if a request of it did. Absent without such sessions.",
@@ -160,10 +157,10 @@ METRICS = (
                         failed=lambda totals: totals.failed), by_labels=True),
     Declared("loadgen_request_ttft_seconds", "histogram", ACCOUNT,
              "Time to first token of the completed requests whose spans say it.",
-             _by_account(value=lambda account: account.ttft)),
+             _by_account(lambda account: account.ttft)),
     Declared("loadgen_request_duration_seconds", "histogram", ACCOUNT,
              "Duration of completed requests, as the span's sender saw it.",
-             _by_account(value=lambda account: account.duration)),
+             _by_account(lambda account: account.duration)),
     Declared("loadgen_energy_attribution_coverage_ratio", "gauge", (),
              "Output tokens with a span over the engine's own, last 5 minutes committed. Absent without its count.",
              _single(lambda page: page.ledger.coverage)),

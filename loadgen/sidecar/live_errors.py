@@ -21,16 +21,13 @@ from loadgen.attribution.uncertainty import (
     request_windows,
     variance_of_ends,
 )
-from loadgen.attribution.window_fit import Fit, window_work
+from loadgen.attribution.window_fit import OUTLIER_RATIO, Fit, window_work
 from loadgen.units import MJ_PER_J, NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.attribution.engine_steps import EngineSteps
     from loadgen.energy.series import EnergySeries
     from loadgen.stats.arrays import Floats
-
-OUTLIER_RATIO = 10.0
-"""A window whose residual is more than this many times the median is no evidence, as in the fit."""
 
 
 class PortionErrors(NamedTuple):
