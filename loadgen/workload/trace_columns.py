@@ -396,6 +396,7 @@ class _OutputLine(msgspec.Struct, omit_defaults=True, gc=False):
     task: str | None = None
     model: str | None = None
     stream: bool = True
+    tags: dict[str, str] = {}
 
 
 def write_columns(path: Path, chunks: Iterable[Columns], *, overwrite: bool = True) -> int:

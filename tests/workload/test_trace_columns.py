@@ -164,6 +164,18 @@ def test_the_data_sets_are_read_and_written_the_same(tmp_path: Path, name: str) 
     assert list(iter_import(tmp_path / "columns.jsonl", Counter())) == expected
 
 
+def test_graphs_and_tags_are_written_as_their_requests_are(tmp_path: Path) -> None:
+    path = tmp_path / "trace.jsonl"
+    path.write_text(
+        '{"timestamp":0,"input_length":5,"output_length":5,"session_id":"s","request_id":"a","tags":{"tenant":"x"}}\n'
+        '{"timestamp":1,"input_length":9,"output_length":5,"session_id":"s","after":["a"],"think_time":0.5,"task":"t",'
+        '"model":"m","stream":false}\n'
+    )
+    write_columns(tmp_path / "columns.jsonl", iter_columns(path, Counter()))
+    write_trace(tmp_path / "requests.jsonl", iter_import(path, Counter()))
+    assert (tmp_path / "columns.jsonl").read_bytes() == (tmp_path / "requests.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize("name", ["t.jsonl", "t.jsonl.gz", "t.jsonl.zst"])
 @settings(deadline=None, max_examples=40)
 @given(
