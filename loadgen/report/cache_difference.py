@@ -10,9 +10,9 @@ import msgspec
 
 from loadgen.report.format import joules, percent, plural
 from loadgen.report.run_facts import summary_of, with_error
+from loadgen.results.energy_summary import sum_joules
 from loadgen.results.metrics import sum_known, with_counted_prompts
 from loadgen.results.prefix_cache import MAX_CACHED_SHARE
-from loadgen.results.session_accounts import sum_joules
 from loadgen.results.summary import CacheEnergy
 from loadgen.results.summary_paths import mean_at
 

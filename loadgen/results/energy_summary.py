@@ -78,7 +78,7 @@ def energy_shares(
     if not shares:
         return {}
     energies = [shares[record.index] for record in records]
-    joules = _sum_joules(energy.joules for energy in energies)
+    joules = sum_joules(energy.joules for energy in energies) or 0.0
     output_tokens = sum(record.output_tokens or 0 for record in records)
     prompts_known = prompts_counted and all(
         record.input_tokens is not None for record in records if record.ok or record.output_tokens is not None
@@ -86,8 +86,8 @@ def energy_shares(
     tokens = output_tokens + sum(record.input_tokens or 0 for record in records)
     return {
         "attributed_joules": joules,
-        "prefill_joules": _sum_joules(energy.prefill_joules for energy in energies),
-        "decode_joules": _sum_joules(energy.decode_joules for energy in energies),
+        "prefill_joules": sum_joules(energy.prefill_joules for energy in energies) or 0.0,
+        "decode_joules": sum_joules(energy.decode_joules for energy in energies) or 0.0,
         "joules_per_request": metrics.distribution(
             energy.joules for energy, record in zip(energies, records, strict=True) if record.ok
         ),
@@ -121,9 +121,10 @@ def _rounded(joules: float | None) -> float | None:
     return None if joules is None else round(joules, 6)
 
 
-def _sum_joules(joules: Iterable[float | None]) -> float:
-    """Sum the known values as whole millijoules, without drift."""
-    return j_from_mj(sum(round(value * MJ_PER_J) for value in joules if value is not None))
+def sum_joules(joules: Iterable[float | None]) -> float | None:
+    """Sum the known values as whole millijoules; None when none is known."""
+    total_mj = metrics.sum_known(None if value is None else mj_from_j(value) for value in joules)
+    return None if total_mj is None else j_from_mj(total_mj)
 
 
 def summarize_energy(

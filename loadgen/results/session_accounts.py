@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 import msgspec
 
 from loadgen.results import metrics
-from loadgen.results.energy_summary import cache_energy
+from loadgen.results.energy_summary import cache_energy, sum_joules
 from loadgen.results.summary import CacheEnergy
-from loadgen.units import NS_PER_S, j_from_mj, mj_from_j
+from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.attribution.shapley import RequestEnergy, SumErrors
@@ -211,12 +211,6 @@ def within_limits(records: Sequence[RequestRecord], config: Mapping[str, Any]) -
         record.ok and all(metrics.meets_limit(record, metric, limit) for metric, limit in slo.items())
         for record, slo in limited
     )
-
-
-def sum_joules(joules: Iterable[float | None]) -> float | None:
-    """Sum the known values as whole millijoules; None when none is known."""
-    total_mj = metrics.sum_known(None if value is None else mj_from_j(value) for value in joules)
-    return None if total_mj is None else j_from_mj(total_mj)
 
 
 class Phase(NamedTuple):
