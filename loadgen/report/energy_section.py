@@ -15,6 +15,7 @@ from loadgen.report.run_facts import (
     cache_note,
     energy_cells,
     energy_note,
+    fit_warning,
     part_heading,
     parts_of,
     power_words,
@@ -143,8 +144,6 @@ _COEFFICIENTS = {
     "outliers": "windows left out as outliers",
 }
 
-_GOOD_R_SQUARED, _LARGE_MISFIT = 0.9, 0.2
-
 
 def fitted_costs(energy: EnergySummary) -> Markup:
     """Return the coefficients that decided the shares, their errors and their meaning; empty without a fit."""
@@ -181,20 +180,4 @@ def fitted_costs(energy: EnergySummary) -> Markup:
         tag("p", caption),
         *(tag("p", note, class_="missed") for note in notes),
         table(["cost", "value"], rows, "Fitted costs"),
-    )
-
-
-def fit_warning(coefficients: dict[str, float | None]) -> str | None:
-    """Return what a poor fit means for the joules of requests; None for a good one, or where its quality is unknown."""
-    r_squared, misfit = coefficients.get("r_squared"), coefficients.get("misfit")
-    signs = []
-    if r_squared is not None and r_squared < _GOOD_R_SQUARED:
-        signs.append(f"it explains {percent(max(r_squared, 0.0))} of the windows' variation")
-    if misfit is not None and misfit > _LARGE_MISFIT:
-        signs.append(f"one window is typically off by {percent(misfit)}")
-    if not signs:
-        return None
-    return (
-        f"The fit is poor: {', and '.join(signs)}. The joules of single requests, and how they divide into prefill and "
-        "decode, are uncertain, as their standard errors show; means over many requests and totals are less so."
     )

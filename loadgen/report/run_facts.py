@@ -32,6 +32,8 @@ from loadgen.results.verdict import LAW_ROWS, Status
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunInfo, RunResult
 
+_GOOD_R_SQUARED, _LARGE_MISFIT = 0.9, 0.2
+
 DEFINITIONS = {
     "TTFT": "from the instant a request was sent to its first token",
     "TTFA": "from the instant a request was sent to the first token of its answer, after the reasoning",
@@ -165,6 +167,22 @@ def speculation_note(summary: Summary) -> str | None:
     return (
         f"{text} The rejected tokens used about {joules(drafting.rejected_joules)} ± "
         f"{joules(drafting.rejected_se_joules)}, {percent(drafting.rejected_share)} of the attributed energy."
+    )
+
+
+def fit_warning(coefficients: dict[str, float | None]) -> str | None:
+    """Return what a poor fit means for the joules of requests; None for a good one, or where its quality is unknown."""
+    r_squared, misfit = coefficients.get("r_squared"), coefficients.get("misfit")
+    signs = []
+    if r_squared is not None and r_squared < _GOOD_R_SQUARED:
+        signs.append(f"it explains {percent(max(r_squared, 0.0))} of the windows' variation")
+    if misfit is not None and misfit > _LARGE_MISFIT:
+        signs.append(f"one window is typically off by {percent(misfit)}")
+    if not signs:
+        return None
+    return (
+        f"The fit is poor: {', and '.join(signs)}. The joules of single requests, and how they divide into prefill and "
+        "decode, are uncertain, as their standard errors show; means over many requests and totals are less so."
     )
 
 

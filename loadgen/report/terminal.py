@@ -11,7 +11,6 @@ from rich.table import Table
 from rich.text import Text
 
 from loadgen.report.boundary_facts import boundary_facts, boundary_rows, host_rows, is_extended
-from loadgen.report.energy_section import fit_warning
 from loadgen.report.format import UNKNOWN, clean, count, joules, percent, seconds, share, with_unit
 from loadgen.report.run_facts import (
     HEADLINES,
@@ -23,6 +22,7 @@ from loadgen.report.run_facts import (
     energy_note,
     engine_facts,
     failed_kinds,
+    fit_warning,
     is_simulated,
     kind_rows,
     latency_rows,
