@@ -3,6 +3,7 @@
 NS_PER_S = 1_000_000_000
 NS_PER_MS = 1_000_000
 MJ_PER_J = 1_000
+J_PER_KWH = 3.6e6
 
 
 def ns_from_s(seconds: float) -> int:

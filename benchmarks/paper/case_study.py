@@ -16,12 +16,13 @@ from benchmarks.paper.plots import Line, alone, picture
 from benchmarks.paper.published import FIGURE_1, TABLE_4
 from benchmarks.paper.words import percent, percents, sig, table
 from loadgen.energy_model.energy_profile import EnergyProfile, GridPoint, read_energy_profile
-from loadgen.energy_model.estimate import JOULES_PER_KWH, TwoPhase, ceiling_pairs, fit_two_phase, ideal, surface
+from loadgen.energy_model.estimate import TwoPhase, ceiling_pairs, fit_two_phase, ideal, surface
 from loadgen.energy_model.hardware import read_hardware, read_model
 from loadgen.report import svg
 from loadgen.report.format import joules as in_joules
 from loadgen.stats.arrays import Floats
 from loadgen.stats.intervals import Interval
+from loadgen.units import J_PER_KWH
 from loadgen.workload.length_source import length_chunks
 from loadgen.workload.token_bins import CountedPairs, count_pairs
 
@@ -184,7 +185,7 @@ def case_saved(base: Floats, variant: Floats) -> Interval:
 
 
 def kwh(case: Case, joules_each: float) -> str:
-    return sig(joules_each * case.requests / JOULES_PER_KWH)
+    return sig(joules_each * case.requests / J_PER_KWH)
 
 
 def traces() -> str:

@@ -6,11 +6,11 @@ from benchmarks.paper.offline_results import SHAPE, batches_of, cells, per_token
 from benchmarks.paper.published import BEST_KWH, TASKS, TASKS_KWH
 from benchmarks.paper.speculative_decoding import GREEDY, change
 from benchmarks.paper.words import percent, percents, plus_minus, sig, table
-from loadgen.energy_model.estimate import JOULES_PER_KWH
+from loadgen.units import J_PER_KWH
 
 EAGER, SAMPLED, BEAMS = "hf-eager", "hf-eager-temperature=0.7-top_p=0.9", "hf-eager-num_beams=4"
 
-KWH_PER_1024 = 1024 / JOULES_PER_KWH
+KWH_PER_1024 = 1024 / J_PER_KWH
 """Factor from joules of one example to kWh of 1,024."""
 
 

@@ -29,8 +29,6 @@ if TYPE_CHECKING:
     from loadgen.energy_model.hardware import Hardware, Model
     from loadgen.stats.arrays import Floats, Ints
 
-JOULES_PER_KWH = 3.6e6
-
 
 class Estimate(msgspec.Struct, frozen=True, kw_only=True):
     """Energy of a workload by one method.

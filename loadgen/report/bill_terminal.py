@@ -11,7 +11,7 @@ from rich.text import Text
 from loadgen.report.format import UNKNOWN, clean, count, joules, number, plural, seconds, share
 from loadgen.report.terminal import print_table
 from loadgen.results.bill import bill_table
-from loadgen.units import NS_PER_S, j_from_mj, s_from_ns
+from loadgen.units import J_PER_KWH, NS_PER_S, j_from_mj, s_from_ns
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from loadgen.results.bill import BillSums
 
 HEADINGS = ("requests", "tokens in", "tokens out", "energy", "share", "s.e. ≤")
-J_PER_KWH = 3_600_000
 SHARED = {
     "none": "a line of its own",
     "by-tokens": "shared by input and output tokens",

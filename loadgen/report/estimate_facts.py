@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import numpy as np
 
-from loadgen.energy_model.estimate import JOULES_PER_KWH, bin_shares, estimates, mean_overlap, surface
+from loadgen.energy_model.estimate import bin_shares, estimates, mean_overlap, surface
 from loadgen.energy_model.hardware import Hardware, Model, read_hardware, read_model
 from loadgen.energy_model.offered_load import offered_load
 from loadgen.errors import LoadgenError
 from loadgen.results.summarize import load_run
+from loadgen.units import J_PER_KWH
 from loadgen.workload.token_bins import CountedPairs, count_pairs
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def estimate_facts(
     requests = int(pairs.counts.sum())
     rows = []
     for result in results:
-        kwh = result.joules / JOULES_PER_KWH
+        kwh = result.joules / J_PER_KWH
         row = msgspec.to_builtins(result) | {"kwh": kwh, "joules_per_request": result.joules / requests}
         if rates["grid_intensity_g_per_kwh"] is not None:
             row["co2e_kg"] = kwh * rates["pue"] * rates["grid_intensity_g_per_kwh"] / 1000  # type: ignore[operator]

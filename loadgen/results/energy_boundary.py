@@ -12,13 +12,12 @@ from loadgen.energy.series import EnergyDomain, EnergySeries, accelerators, host
 from loadgen.results import metrics
 from loadgen.results.energy_summary import summarize_energy, time_coverage, token_coverage
 from loadgen.results.summary import Boundary, BoundaryPart, DomainEnergy, EnergySummary, HostEnergy
-from loadgen.units import NS_PER_S, j_from_mj
+from loadgen.units import J_PER_KWH, NS_PER_S, j_from_mj
 
 if TYPE_CHECKING:
     from loadgen.attribution.shapley import RunAttribution
     from loadgen.results.run_folder import RunResult
 
-J_PER_KWH = 3.6e6
 _MIN_COVERAGE = 0.99
 
 
