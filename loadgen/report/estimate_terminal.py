@@ -6,6 +6,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from loadgen.report.format import plural
+
 BINS_SHOWN = 10
 
 
@@ -55,7 +57,7 @@ def print_estimate(console: Console, facts: dict[str, Any]) -> None:
 def transfer_line(transfer: dict[str, Any]) -> str:
     """Return how the profile was carried over to another GPU."""
     cells = transfer["cells"]
-    by = f"and {cells:,} measured {'cell' if cells == 1 else 'cells'}" if cells else "alone"
+    by = f"and {plural(cells, 'measured cell')}" if cells else "alone"
     return (
         f"transferred to {escape(transfer['gpu'])} by the data sheets {by}: the joules of reading weights and contexts "
         f"x {transfer['reads']:.3f}, those of computing x {transfer['products']:.3f}"
