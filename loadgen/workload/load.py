@@ -15,7 +15,7 @@ from loadgen.workload.schedule import Arrival, Scale, Schedule, SessionStart, St
 from loadgen.workload.session_graphs import are_graphs
 from loadgen.workload.sources import open_source, source_sha256
 from loadgen.workload.stream_schedule import schedule_streams, schedule_trace
-from loadgen.workload.streams import Stream, Streams, chosen_streams, option, share_rate
+from loadgen.workload.streams import OF_SESSIONS, Stream, Streams, chosen_streams, option, share_rate
 from loadgen.workload.tags import tagged
 
 if TYPE_CHECKING:
@@ -68,9 +68,6 @@ class Load(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     def limits(self) -> dict[str, Any]:
         return {name: getattr(self, name) for name in ("seed", "duration_s", "num_requests")}
 
-
-OF_SESSIONS = ("timing", "speedup", "sessions_rate", "concurrent_sessions", "session_start")
-"""Options of sessions whose requests state what they come after."""
 
 OF_ONE_TRACE = ("arrival", "burstiness", "scale", "shape", "think", "input", "output", *OF_SESSIONS)
 """Options that each stream has for itself."""

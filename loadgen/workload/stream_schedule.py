@@ -33,7 +33,7 @@ from loadgen.workload.schedule import (
 from loadgen.workload.session_graphs import Lanes, Turn, are_graphs, chain, from_middle, graph
 from loadgen.workload.sessions import are_conversations, group_sessions, text_numbers, waits_ns
 from loadgen.workload.sources import read_source, read_stored
-from loadgen.workload.streams import Stream, Streams, option
+from loadgen.workload.streams import OF_SESSIONS, Stream, Streams, option
 from loadgen.workload.token_bins import bins_trace, read_bins
 from loadgen.workload.trace import Trace, TraceRequest
 from loadgen.workload.words import WordsFile
@@ -121,10 +121,8 @@ def schedule_trace(
 def check_sessions(stream: Stream, source: Trace) -> None:
     """Raise LoadgenError for an option of sessions that the source has no sessions for, or that contradicts another."""
     is_graph = are_graphs(source.requests)
-    fields = {"timing": stream.timing, "speedup": stream.speedup, "session_start": stream.session_start,
-              "sessions_rate": stream.sessions_rate, "concurrent_sessions": stream.concurrent_sessions}  # fmt: skip
     plain = Stream()
-    given = {name: option(name) for name, value in fields.items() if value != getattr(plain, name)}
+    given = {name: option(name) for name in OF_SESSIONS if getattr(stream, name) != getattr(plain, name)}
     of_graphs = [given[name] for name in ("timing", "speedup", "session_start") if name in given]
     if of_graphs and not is_graph:
         raise LoadgenError(f"{of_graphs[0]}: no request of {source.name} states which others it comes after")

@@ -77,6 +77,9 @@ class Stream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 Streams = dict[str, Stream]
 
+OF_SESSIONS = ("timing", "speedup", "sessions_rate", "concurrent_sessions", "session_start")
+"""Options of sessions whose requests state what they come after."""
+
 
 # -- from files and flags ---------------------------------------------------------------------------------------------
 

@@ -14,7 +14,8 @@ from loadgen.api.record_search import SEARCH_OPTIONS, SearchOptions
 from loadgen.cli import cli
 from loadgen.cli.search import Duration, Share
 from loadgen.run.config import RunConfig
-from loadgen.workload.load import OF_SESSIONS, Load
+from loadgen.workload.load import Load
+from loadgen.workload.streams import OF_SESSIONS
 
 COMMANDS = {"replay": loadgen.replay, "estimate": loadgen.estimate, "search": loadgen.search}
 OF_A_TERMINAL = {"ui", "as_json", "verbose", "log_file", "repeat", "junit", "markdown"}
