@@ -205,7 +205,8 @@ def scope(domain: EnergyDomain) -> Scope:
     """Return the part of a machine that the domain measures."""
     if domain.name.startswith("gpu:"):
         return "accelerator"
-    return "machine" if domain.name == "psys" or domain.name.startswith("machine:") else "host"
+    name = domain.name.partition("@")[0]  # what follows it is the engine whose source has it
+    return "machine" if name == "psys" or name.startswith("machine:") else "host"
 
 
 def accelerators(domains: Iterable[EnergyDomain]) -> list[EnergyDomain]:

@@ -1,0 +1,122 @@
+"""One meter of all engines: the counters of this machine's GPUs, and those of engines with an energy source of their
+own, whose domains carry the engine's name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from loadgen.energy.choose import is_local, open_meter
+from loadgen.energy.named_engine import domain_at, domains_of
+from loadgen.energy.several import SeveralMeters
+from loadgen.errors import LoadgenError, MeterError
+from loadgen.http_get import REQUEST_ERRORS, http_get
+
+if TYPE_CHECKING:
+    from loadgen.energy.meter import EnergyMeter, Reading
+    from loadgen.energy.named_engine import NamedEngine
+    from loadgen.energy.series import EnergyDomain
+
+
+class MeterAtEngine:
+    """The meter of one engine; the names of its domains end with the engine's."""
+
+    def __init__(self, engine: str, meter: EnergyMeter) -> None:
+        self._engine, self._meter = engine, meter
+
+    def _named(self, domain: str) -> str:
+        return domain_at(domain, self._engine)
+
+    @property
+    def domains(self) -> list[EnergyDomain]:
+        return [
+            msgspec.structs.replace(
+                domain, name=self._named(domain.name), within=domain.within and self._named(domain.within)
+            )
+            for domain in self._meter.domains
+        ]
+
+    @property
+    def notes(self) -> list[str]:
+        return [f"{self._engine}: {note}" for note in self._meter.notes]
+
+    @property
+    def poll_s(self) -> float:
+        return self._meter.poll_s
+
+    def read(self) -> Reading:
+        reading = self._meter.read()
+        return reading._replace(
+            samples=[msgspec.structs.replace(sample, domain=self._named(sample.domain)) for sample in reading.samples],
+            errors=tuple(f"{self._engine}: {error}" for error in reading.errors),
+            throttled=tuple((self._named(domain), reason) for domain, reason in reading.throttled),
+        )
+
+    def close(self) -> None:
+        self._meter.close()
+
+
+def open_fleet_meter(
+    engines: Sequence[NamedEngine],
+    choice: str = "auto",
+    *,
+    gpus: Sequence[str] | None = None,
+    token: str | None = None,
+) -> tuple[EnergyMeter | None, list[str], tuple[NamedEngine, ...]]:
+    """Return one meter of all these engines, why there is none or why a better source was passed over, and the engines
+    with the energy sources that were taken.
+
+    choice: the source of engines without one of their own. With "auto" that of a simulated engine is its counter.
+    Raises LoadgenError when a source that was asked for cannot be used, when two measure the same, or when an engine
+    has no GPU among its domains. Blocks.
+    """
+    if choice == "auto":
+        engines = [
+            msgspec.structs.replace(engine, energy=engine.url)
+            if engine.energy is None and is_simulated(engine.url)
+            else engine
+            for engine in engines
+        ]
+    beside = [engine for engine in engines if engine.energy is None]
+    away = [engine.name for engine in beside if choice == "auto" and not is_local(engine.url)]
+    if away:
+        reason = f"{', '.join(away)}: on another host; run `loadgen sidecar` there and add energy=http://HOST:9478"
+        return None, [reason], tuple(engines)
+    meters: dict[str, EnergyMeter] = {}
+    reasons: list[str] = []
+    try:
+        if beside and choice != "none":
+            own = {gpu for engine in beside for gpu in engine.gpus}
+            meter, reasons = open_meter(choice, gpus=sorted(own) or gpus, token=token)
+            if meter is None:
+                return None, reasons, tuple(engines)
+            meters[choice] = meter
+        for engine in engines if choice != "none" else ():
+            if engine.energy is not None:
+                meter, _ = open_meter(engine.energy, gpus=engine.gpus or None, token=token)
+                assert meter is not None, "only auto and none are without a meter"
+                meters[engine.name] = MeterAtEngine(engine.name, meter)
+        if not meters:
+            return None, ["energy was turned off (--energy none)"], tuple(engines)
+        whole = SeveralMeters(meters) if len(meters) > 1 else next(iter(meters.values()))
+        for engine in engines:
+            if not domains_of(engine, whole.domains):
+                raise LoadgenError(f"--engine {engine.name}: no energy source has a GPU of it")
+    except BaseException as err:
+        for meter in meters.values():
+            meter.close()
+        if isinstance(err, MeterError):
+            raise LoadgenError(f"--engine: {err}") from err
+        raise
+    return whole, reasons, tuple(engines)
+
+
+def is_simulated(url: str) -> bool:
+    """Return True if the server at this URL answers, and says that it is simulated."""
+    try:
+        response = http_get(f"{url}/v1/models", timeout_s=2, max_body_bytes=1 << 20)
+    except (*REQUEST_ERRORS, ValueError):
+        return False
+    return response.headers.get("X-Simulated") == "true"
