@@ -10,6 +10,7 @@ import msgspec
 from loadgen.cli.options import FiniteRange
 from loadgen.energy.amd import open_amd
 from loadgen.energy.cpu_estimate import CpuEstimate
+from loadgen.energy.hwmon import HwmonMeter
 from loadgen.energy.inspect import DomainFacts, SourceFacts, inspect_sources
 from loadgen.energy.nvml import open_nvml
 from loadgen.energy.rapl import RaplMeter
@@ -33,6 +34,7 @@ def meters(url: str | None, seconds: float, gpus: str | None, as_json: bool) -> 
         "nvml": lambda: open_nvml(chosen),
         "amd": lambda: open_amd(chosen),
         "rapl": RaplMeter,
+        "hwmon": HwmonMeter,
         "cpu": CpuEstimate,
     }
     if url is not None:
@@ -40,7 +42,7 @@ def meters(url: str | None, seconds: float, gpus: str | None, as_json: bool) -> 
     sources = inspect_sources(openers, seconds)
     if url is not None:
         sources[-1] = msgspec.structs.replace(sources[-1], name="URL")
-    auto = next((s.name for s in sources if s.usable and s.name in ("nvml", "amd", "rapl")), None)
+    auto = next((s.name for s in sources if s.usable and s.name in ("nvml", "amd", "rapl", "hwmon")), None)
     if as_json:
         click.echo(msgspec.json.format(msgspec.json.encode({"auto": auto, "sources": sources})))
         return

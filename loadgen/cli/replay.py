@@ -285,8 +285,8 @@ if TYPE_CHECKING:
     metavar="SOURCE",
     default="auto",
     show_default=True,
-    help="Energy source: auto, nvml, amd, rapl, cpu, none, or the URL of a sidecar or DCGM exporter beside the GPU; or "
-    "several, such as nvml,rapl; or URL#METRIC of a machine's power.",
+    help="Energy source: auto, nvml, amd, rapl, hwmon, cpu, none, or the URL of a sidecar or DCGM exporter beside the "
+    "GPU; or several, such as nvml,rapl; or hwmon:SENSOR, or URL#METRIC of a machine's power.",
 )
 @click.option(
     "--gpu",

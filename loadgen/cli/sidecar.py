@@ -38,7 +38,8 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
     metavar="SOURCE",
     default="auto",
     show_default=True,
-    help="Energy source: auto, nvml, amd, rapl, cpu, or the URL of another source; or several, such as nvml,rapl.",
+    help="Energy source: auto, nvml, amd, rapl, hwmon, cpu, or the URL of another source; or several, such as "
+    "nvml,rapl.",
 )
 @click.option("--gpu", "gpus", multiple=True, metavar="ID", help="Index or UUID of a GPU. Repeatable.  [default: all]")
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from loadgen.energy.amd import open_amd
 from loadgen.energy.cpu_estimate import CpuEstimate, PowerCurve
+from loadgen.energy.hwmon import HWMON, HwmonMeter
 from loadgen.energy.metric_page import MetricMeter
 from loadgen.energy.nvml import open_nvml
 from loadgen.energy.rapl import POWERCAP, RaplMeter
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-CHOICES = ("auto", "nvml", "amd", "rapl", "cpu", "none")
+CHOICES = ("auto", "nvml", "amd", "rapl", "hwmon", "cpu", "none")
 """Values of --energy, besides a URL and several of them with commas between."""
 _COMMA = re.compile(r",(?![^{]*\})")
 """A comma between sources, not one between the labels of a metric."""
@@ -38,6 +39,7 @@ def open_meter(
     token: str | None = None,
     cpu_watts: tuple[float, float] | None = None,
     powercap: Path = POWERCAP,
+    hwmon: Path = HWMON,
 ) -> tuple[EnergyMeter | None, list[str]]:
     """The meter that `choice` asks for and, a line each, why there is none or why a better one was passed over.
 
@@ -46,13 +48,18 @@ def open_meter(
     indices or UUIDs; cpu_watts: (idle, busy) of the whole machine for `cpu`.
     """
     if len(sources := sources_of(choice)) > 1:
-        return _several(sources, gpus=gpus, token=token, cpu_watts=cpu_watts, powercap=powercap), []
+        return _several(sources, gpus=gpus, token=token, cpu_watts=cpu_watts, powercap=powercap, hwmon=hwmon), []
     match choice:
         case "none":
             return None, ["energy was turned off (--energy none)"]
         case "auto":
             return _first(
-                {"nvml": lambda: open_nvml(gpus), "amd": lambda: open_amd(gpus), "rapl": lambda: RaplMeter(powercap)}
+                {
+                    "nvml": lambda: open_nvml(gpus),
+                    "amd": lambda: open_amd(gpus),
+                    "rapl": lambda: RaplMeter(powercap),
+                    "hwmon": lambda: HwmonMeter(hwmon),
+                }
             )
         case "nvml":
             return _asked("nvml", lambda: open_nvml(gpus)), []
@@ -60,6 +67,10 @@ def open_meter(
             return _asked("amd", lambda: open_amd(gpus)), []
         case "rapl":
             return _asked("rapl", lambda: RaplMeter(powercap)), []
+        case "hwmon":
+            return _asked("hwmon", lambda: HwmonMeter(hwmon)), []
+        case sensor if sensor.startswith("hwmon:"):
+            return _asked("hwmon", lambda: HwmonMeter(hwmon, sensor.removeprefix("hwmon:"))), []
         case "cpu":
             return _asked("cpu", lambda: CpuEstimate(PowerCurve(*cpu_watts) if cpu_watts else None)), []
         case url if "://" in url and "#" in url:
@@ -67,7 +78,9 @@ def open_meter(
         case url if "://" in url:
             return _asked("URL", lambda: RemoteMeter(url, token=token, gpus=gpus)), []
         case _:
-            raise LoadgenError(f"--energy {choice!r} is none of {', '.join(CHOICES)}, nor a URL (http://...)")
+            raise LoadgenError(
+                f"--energy {choice!r} is none of {', '.join(CHOICES)}, nor hwmon:SENSOR, nor a URL (http://...)"
+            )
 
 
 def sources_of(choice: str) -> list[str]:
@@ -81,8 +94,8 @@ def _several(sources: Sequence[str], **options: Any) -> EnergyMeter:
         raise LoadgenError(f"--energy {min(alone)} stands alone: name the sources, as in --energy nvml,rapl")
     if len(set(sources)) < len(sources):
         raise LoadgenError("--energy names a source twice")
-    if {"rapl", "cpu"} <= set(sources):
-        raise LoadgenError("--energy cpu estimates what rapl measures: leave one of them out")
+    if "cpu" in sources and (measured := {"rapl", "hwmon"}.intersection(sources)):
+        raise LoadgenError(f"--energy cpu estimates what {max(measured)} measures: leave one of them out")
     meters: dict[str, EnergyMeter] = {}
     try:
         for source in sources:

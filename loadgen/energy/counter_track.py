@@ -27,7 +27,7 @@ def ceiling_w(domain: str) -> float:
     """Return the watts that the domain of this name cannot exceed."""
     if domain.startswith("gpu:"):
         return GPU_MAX_W
-    return PACKAGE_MAX_W if domain.startswith(("cpu:package", "dram:")) else PLATFORM_MAX_W
+    return PACKAGE_MAX_W if domain.startswith(("cpu:package", "cpu:socket", "dram:")) else PLATFORM_MAX_W
 
 
 def is_possible(millijoules: float, elapsed_ns: int, max_w: float) -> bool:

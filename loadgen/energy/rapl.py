@@ -4,7 +4,6 @@ What contains what: core and uncore are inside their package. dram is a supply o
 package, so the two add. psys is the whole platform and contains them all.
 """
 
-import errno
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from loadgen.clock import monotonic_ns
 from loadgen.energy.counter_track import ceiling_w, is_possible, is_rounding
 from loadgen.energy.meter import Reading
 from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.energy.sysfs import read_number, read_text
 from loadgen.errors import MeterError
 from loadgen.units import s_from_ns
 
@@ -24,10 +24,6 @@ UJ_PER_MJ = 1_000
 UPDATE_S = 0.001
 """RAPL registers move about once a millisecond (Intel SDM vol. 3, 15.10)."""
 _POLL_S = 0.1
-_TRIES = 3
-"""Reads of a value before it counts as none: one that is being written may be empty."""
-_MAX_BYTES = 4096
-"""Longest value in the tree, which the kernel keeps to one page."""
 
 
 class Zone(NamedTuple):
@@ -164,7 +160,7 @@ def _packages(root: Path) -> Iterator[Path]:
 
 
 def _name(path: Path) -> str:
-    if not (name := _read(path / "name")):
+    if not (name := read_text(path / "name", remedy=_remedy(path / "name"))):
         raise MeterError(f"{path}/name is empty")
     return name
 
@@ -179,22 +175,9 @@ def _zone(path: Path, domain: str) -> Zone:
 
 
 def _read_number(path: Path) -> int:
-    for _ in range(_TRIES):
-        text = _read(path)
-        if text.isascii() and text.isdecimal():
-            return int(text)
-    raise MeterError(f"{path} is not a number")
+    return read_number(path, remedy=_remedy(path))
 
 
-def _read(path: Path) -> str:
-    """Return the file's text without white space around it. Raises MeterError with the reason when there is none."""
-    try:
-        return path.read_bytes()[:_MAX_BYTES].decode(errors="replace").strip()
-    except PermissionError as err:
-        raise MeterError(
-            f"{path}: permission denied (kernels since 5.10 let only root read it); run as root, or: "
-            f"sudo chmod a+r {path.parent.parent}/intel-rapl*/{path.name}"
-        ) from err
-    except OSError as err:
-        reason = errno.errorcode.get(err.errno or 0, "") or err
-        raise MeterError(f"{path}: cannot be read ({reason})") from err
+def _remedy(path: Path) -> str:
+    cure = f"sudo chmod a+r {path.parent.parent}/intel-rapl*/{path.name}"
+    return f"kernels since 5.10 let only root read it; run as root, or: {cure}"

@@ -22,16 +22,17 @@ LIMIT_POWER = (0.97, 1.03)
 prefills H200s had windows of up to 840 W at a limit of 700 W: power is not constant in those."""
 
 Scope: TypeAlias = Literal["accelerator", "host", "machine"]
-"""accelerator: a GPU. host: CPU packages and memory. machine: what may contain both, such as a chassis or a plug."""
+"""accelerator: a GPU. host: CPU packages and memory. machine: what may contain both, such as a chassis, a plug, or a
+sensor of unknown scope."""
 
 
 class EnergyDomain(msgspec.Struct, frozen=True, kw_only=True):
     """A thing that has joules of its own, such as a GPU or a CPU package."""
 
     name: str
-    """Examples: "gpu:0", "cpu:package-0", "dram:0". One name is one counter through the whole run."""
+    """Examples: "gpu:0", "cpu:package-0", "dram:0", "machine:plug". One name is one counter through the whole run."""
     source: str
-    """Origin of the joules, such as "nvml-counter", "nvml-power", "rapl", "simulated", "estimate"."""
+    """Origin of the joules, such as "nvml-counter", "nvml-power", "rapl", "hwmon-power", "simulated", "estimate"."""
     uuid: str | None = None
     """Identity of the GPU; None for what is no GPU, and where it is not known."""
     device: str | None = None
@@ -205,17 +206,19 @@ def scope(domain: EnergyDomain) -> Scope:
     """Return the part of a machine that the domain measures."""
     if domain.name.startswith("gpu:"):
         return "accelerator"
-    name = domain.name.partition("@")[0]  # what follows it is the engine whose source has it
-    return "machine" if name == "psys" or name.startswith("machine:") else "host"
+    name = domain.name.partition("@")[0]  # what follows it is the engine whose source has it, or a chip
+    return "machine" if name == "psys" or name.startswith(("machine:", "module:", "sensor:")) else "host"
 
 
 def accelerators(domains: Iterable[EnergyDomain]) -> list[EnergyDomain]:
     """Return the domains whose joules may be added and attributed to requests by their work.
 
-    These are the GPUs. Where no meter has a GPU, they are the outermost of all: the model runs on the CPU.
+    These are the GPUs. Where no meter has a GPU, the model runs on the CPU: they are the outermost of the host, or of
+    all where no meter has the host alone. A plug or a chassis beside the host may contain it, and is not added.
     """
     domains = list(domains)
-    return _outermost_of(domains, "accelerator") or outermost(domains)
+    outer = outermost(domains)
+    return _outermost_of(domains, "accelerator") or [d for d in outer if scope(d) == "host"] or outer
 
 
 def host_domains(domains: Iterable[EnergyDomain]) -> list[EnergyDomain]:

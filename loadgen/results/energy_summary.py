@@ -26,8 +26,14 @@ if TYPE_CHECKING:
 
 _MIN_TIME_COVERAGE = 0.99
 _MIN_TOKEN_COVERAGE = 0.95
-_AVERAGED_SOURCES = ("nvml-power-average", "nvml-power-usage")
-"""Energy sources that report a mean over 1 s (Ampere and later), which mixes the joules of neighbouring requests."""
+_AVERAGED_SOURCES = {
+    "nvml-power-average": "1 s",
+    "nvml-power-usage": "1 s",
+    "hwmon-power-average": "more than 0.1 s, or a time that is not known",
+    "redfish-power": "up to minutes",
+}
+"""Energy sources that report a mean over a longer time, and that time: it mixes the joules of neighbouring requests.
+NVML's is 1 s on Ampere and later."""
 _POWER_CAP = "power cap"
 """Reason for low clocks when a GPU works at its limit, as it may under load. All other reasons are faults."""
 _MAX_THROTTLED = 0.01
@@ -249,7 +255,8 @@ def invalid_reasons(
         yield "the server was never idle: idle power is unknown and is in the requests' joules"
     sources = {domain.source for domain in accelerators(result.info.domains)}
     if averaged := sorted(sources.intersection(_AVERAGED_SOURCES)):
-        yield f"the source ({', '.join(averaged)}) is power averaged over 1 s: too slow for single requests"
+        length = ", ".join(sorted({_AVERAGED_SOURCES[source] for source in averaged}))
+        yield f"the source ({', '.join(averaged)}) is power averaged over {length}: too slow for single requests"
     # A GPU whose clocks were held down by heat or by a fault is not the GPU that others have.
     throttled = (result.info.instrument.get("sampler") or {}).get("held_back") or {}
     for domain, shares in sorted(throttled.items()):

@@ -73,6 +73,31 @@ def test_power_is_integrated_and_a_counter_is_read_at_its_updates(
     meter.close()
 
 
+IPMI_EXPORTER = """\
+# HELP ipmi_dcmi_power_consumption_watts Current power consumption in Watts.
+# TYPE ipmi_dcmi_power_consumption_watts gauge
+ipmi_dcmi_power_consumption_watts 417
+# HELP ipmi_power_watts Power reading in Watts.
+# TYPE ipmi_power_watts gauge
+ipmi_power_watts{id="51",name="PS1 Input Power"} 205
+ipmi_power_watts{id="52",name="PS2 Input Power"} 195
+# HELP ipmi_up '1' if a scrape of the IPMI device was successful, '0' otherwise.
+# TYPE ipmi_up gauge
+ipmi_up{collector="dcmi"} 1
+"""
+
+
+def test_the_page_of_an_ipmi_exporter_is_the_power_of_the_machine(plug: Plug) -> None:
+    clock = Ticking()
+    plug.text = IPMI_EXPORTER
+    meter = MetricMeter(f"{plug.url}#ipmi_dcmi_power_consumption_watts", clock=clock)
+    meter.read()
+    clock.ns = NS_PER_S
+    [sample] = meter.read().samples
+    assert (sample.domain, sample.joules) == ("machine:127.0.0.1", 417)
+    meter.close()
+
+
 def test_labels_choose_one_of_several_series(plug: Plug) -> None:
     plug.text = 'w_watts{outlet="1"} 5\nw_watts{outlet="2"} 7\n'
     MetricMeter(plug.url + '#w_watts{outlet="2"}').close()

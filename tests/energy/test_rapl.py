@@ -176,8 +176,8 @@ def test_a_sum_that_lacks_a_package_is_refused_with_the_file(tree: Path, file: s
     spoil(tree / "intel-rapl:1" / file, BAD_VALUES[file][fault])
     with pytest.raises(MeterError, match=f"intel-rapl:1/{file}"):
         RaplMeter(tree)
-    meter, reasons = open_meter("auto", powercap=tree)
-    assert meter is None and reasons[-1].startswith("rapl: ") and f"intel-rapl:1/{file}" in reasons[-1]
+    meter, reasons = open_meter("auto", powercap=tree, hwmon=tree)
+    assert meter is None and reasons[-2].startswith("rapl: ") and f"intel-rapl:1/{file}" in reasons[-2]
 
 
 def spoil(path: Path, content: bytes | None) -> None:

@@ -332,7 +332,7 @@ def test_none_is_a_choice_with_a_reason() -> None:
 
 @pytest.mark.parametrize("choice", ["", "gpu", "nvml "])
 def test_an_unknown_choice_lists_the_known_ones(choice: str) -> None:
-    with pytest.raises(LoadgenError, match="auto, nvml, amd, rapl, cpu, none, nor a URL"):
+    with pytest.raises(LoadgenError, match="auto, nvml, amd, rapl, hwmon, cpu, none, nor hwmon:SENSOR, nor a URL"):
         open_meter(choice)
 
 
@@ -345,7 +345,7 @@ NO_NVML = """
 import json, sys
 from pathlib import Path
 from loadgen.energy.choose import open_meter
-meter, reasons = open_meter("auto", powercap=Path(sys.argv[1]))
+meter, reasons = open_meter("auto", powercap=Path(sys.argv[1]), hwmon=Path(sys.argv[1]))
 print(json.dumps([meter and [d.source for d in meter.domains], reasons]))
 """
 
@@ -376,7 +376,7 @@ def test_auto_takes_the_next_measurement_and_says_why(tmp_path: Path, no_driver:
 def test_auto_is_never_an_estimate(tmp_path: Path, no_driver: dict[str, str]) -> None:
     sources, reasons = auto(tmp_path, no_driver)
     assert sources is None
-    assert [reason.split(":")[0] for reason in reasons] == ["nvml", "amd", "rapl"]
+    assert [reason.split(":")[0] for reason in reasons] == ["nvml", "amd", "rapl", "hwmon"]
 
 
 def test_meters_on_a_machine_with_nothing_says_so_and_is_no_error(no_driver: dict[str, str]) -> None:
