@@ -72,6 +72,8 @@ def replay(
     otlp: str | None = None,
     energy: str = "auto",
     gpus: Sequence[str] = (),
+    engines: Sequence[str] = (),
+    engine_headers: Sequence[str] = (),
     idle_s: float = 2.0,
     share_host: Literal["time", "tokens"] = "time",
     pue: float | None = None,

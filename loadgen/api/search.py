@@ -65,6 +65,8 @@ def search(
     max_failed: str = "1%",
     energy: str = "auto",
     gpus: Sequence[str] = (),
+    engines: Sequence[str] = (),
+    engine_headers: Sequence[str] = (),
     idle_s: float = 2.0,
     share_host: ShareHost = "time",
     pue: float | None = None,

@@ -296,6 +296,21 @@ if TYPE_CHECKING:
     help="Index or UUID of a GPU that the server uses. Repeatable.  [default: all visible]",
 )
 @click.option(
+    "--engine",
+    "engines",
+    multiple=True,
+    metavar="NAME=URL[,gpus=0:1][,role=prefill|decode][,energy=URL]",
+    help="An engine behind the server, with GPUs of its own: its energy and counters are an account of their own. "
+    "Repeatable.",
+)
+@click.option(
+    "--engine-header",
+    "engine_headers",
+    multiple=True,
+    metavar="NAME",
+    help="Response header whose value is the name, URL or host:port of the engine that served the request. Repeatable.",
+)
+@click.option(
     "--idle",
     "idle_s",
     type=FiniteRange(min=0, max=3600),

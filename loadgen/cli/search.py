@@ -152,7 +152,8 @@ class Share(click.ParamType[float]):
     help="A probe in which more requests fail says so: a share such as 1%, or a number such as 5. A failed request "
     "has missed its limits in any case.",
 )
-@options_of(replay, "energy", "gpus", "idle_s", "share_host", "pue", "grid_intensity", "grid_source", "price")
+@options_of(replay, "energy", "gpus", "engines", "engine_headers", "idle_s", "share_host", "pue", "grid_intensity",
+            "grid_source", "price")  # fmt: skip
 @click.option(
     "--out",
     type=click.Path(path_type=Path),

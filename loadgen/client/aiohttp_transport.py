@@ -162,7 +162,8 @@ class Session:
             if response.method != "POST":
                 raise RequestError("http", f"{response.history[0].status}: a redirect that turns POST into GET")
             kind = response.content_type if "Content-Type" in response.headers else ""
-            stream.head(Head(response.status, response.reason or "", kind, None, True, True))
+            fields = b"".join(b"\r\n%b:%b" % field for field in response.raw_headers)
+            stream.head(Head(response.status, response.reason or "", kind, None, True, True, fields))
             handler = response.handler
             try:
                 async with asyncio.timeout(None) as limit:

@@ -6,7 +6,7 @@ use aiohttp, where the clock is read before HTTP, SSE or JSON is parsed. Both gi
 
 import asyncio
 import secrets
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -21,6 +21,7 @@ from loadgen.client.connection_pool import ConnectionPool, FetchedPage, is_plain
 from loadgen.client.http1 import Unusual
 from loadgen.client.openai_api import UNSTREAMED_PATHS, Usage
 from loadgen.client.redact import redact, secrets_of, without_quotes
+from loadgen.client.served_by import ServedBy
 from loadgen.client.server_url import ServerURL, parse_server_url
 from loadgen.client.stream import PROTOCOL_ERRORS, RequestError, StreamState
 from loadgen.client.surroundings import login_of, proxy_of
@@ -90,7 +91,14 @@ class Client:
         headers: dict[str, str] | None = None,
         api_key: str | None = None,
         timeout_s: float | None,
+        engines: Sequence[str] = (),
+        engine_headers: Sequence[str] = (),
     ) -> None:
+        """engines, engine_headers: those of --engine, and the response headers that name which of them served.
+
+        Raises LoadgenError for what is none.
+        """
+        self._served_by = ServedBy(engine_headers, engines)
         self._given = headers or {}
         self._api_key = api_key
         self._timeout_s = timeout_s
@@ -300,14 +308,15 @@ class Client:
         exchange.is_complete = True
         self._deadlines_s.pop(exchange, None)
         post, stream = exchange.post, exchange.stream
+        engines = self._served_by.engines(stream.fields)
         if error is None:
-            record = record_of(post, stream, stream.finished_ns or monotonic_ns(), None, None)
+            record = record_of(post, stream, stream.finished_ns or monotonic_ns(), None, None, engines)
         else:
             kind, detail = _classify(error, stream, self._timeout_s)
             detail = redact(self.redact(detail), secrets_of(post.headers.values()))[:MAX_DETAIL_CHARS]
             if post.hides_words and kind in ("http", "server", "protocol"):
                 detail = without_quotes(detail, post.body)
-            record = record_of(post, stream, monotonic_ns(), kind, detail)
+            record = record_of(post, stream, monotonic_ns(), kind, detail, engines)
         exchange.on_record(record)
 
     def _aiohttp(self) -> "Session":
@@ -333,7 +342,12 @@ def _classify(error: BaseException, stream: StreamState, timeout_s: float | None
 
 
 def record_of(
-    post: Post, stream: StreamState, finished_ns: int, error: ErrorKind | None, detail: str | None
+    post: Post,
+    stream: StreamState,
+    finished_ns: int,
+    error: ErrorKind | None,
+    detail: str | None,
+    engines: list[str] | None = None,
 ) -> RequestRecord:
     """Return the record of `post`. Output tokens are those that the server reports, or else the chunks received."""
     streamed = stream.chunk_ns is not None
@@ -363,4 +377,5 @@ def record_of(
         finish_reason=stream.finish_reason,
         error=error,
         detail=detail,
+        engines=engines,
     )

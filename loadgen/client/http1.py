@@ -39,6 +39,8 @@ class Head(NamedTuple):
     """Bytes of the body; None when it is chunked or ends with the connection."""
     chunked: bool
     keep_alive: bool
+    fields: bytes = b""
+    """The fields as they came, each after its CRLF."""
 
 
 _STATUS = re.compile(rb"HTTP/1\.([01]) ([1-9][0-9][0-9])(?: ([^\r\n\0]*))?")
@@ -56,7 +58,7 @@ def parse_head(raw: bytes) -> Head:
     end = len(status_line)
     if not _FIELDS.fullmatch(raw, end):
         raise HTTPError(f"not an HTTP response: {raw[:60]!r}")
-    return _parse_relevant(status_line, tuple(_BODY_FIELD.findall(raw, end)))
+    return _parse_relevant(status_line, tuple(_BODY_FIELD.findall(raw, end)))._replace(fields=raw[end:])
 
 
 @lru_cache(maxsize=64)  # apart from request ids and dates, heads repeat

@@ -53,7 +53,7 @@ class StreamState:
     """
 
     __slots__ = ("_answer", "_body", "_closing_ns", "_counted", "_decoder", "_done_ns", "_hits", "_kind", "_learnt",
-                 "_lessons", "_max_body_bytes", "_runs", "_streamed", "_textless_ns", "_tokens", "chunk_ns",
+                 "_lessons", "_max_body_bytes", "_runs", "_streamed", "_textless_ns", "_tokens", "chunk_ns", "fields",
                  "finish_reason", "finished_ns", "reason", "sent_ns", "status", "template", "usage")  # fmt: skip
 
     def __init__(self, streamed: bool = True, *, keeps_answer: bool = False) -> None:
@@ -63,6 +63,8 @@ class StreamState:
         self.sent_ns: int | None = None
         self.status: int | None = None
         self.reason = ""
+        self.fields = b""
+        """Header fields of the response, each after its CRLF."""
         self.chunk_ns: array[int] | None = None
         """Arrival time of each chunk that holds content; None before the head of a stream."""
         self.usage: Usage | None = None
@@ -97,7 +99,7 @@ class StreamState:
 
     def head(self, head: Head) -> None:
         """Take the head of the response, once, before its body."""
-        self.status, self.reason = head.status, head.reason
+        self.status, self.reason, self.fields = head.status, head.reason, head.fields
         if head.status >= 400 or head.content_type == "application/json":  # JSON: perhaps an error with a good status
             self._body = bytearray()
             if not self._streamed and head.status < 400:

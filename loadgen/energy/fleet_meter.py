@@ -69,8 +69,8 @@ def open_fleet_meter(
     with the energy sources that were taken.
 
     choice: the source of engines without one of their own. With "auto" that of a simulated engine is its counter.
-    Raises LoadgenError when a source that was asked for cannot be used, when two measure the same, or when an engine
-    has no GPU among its domains. Blocks.
+    Raises LoadgenError when a source that was asked for cannot be used, when two measure the same, or when it is not
+    known which GPUs are an engine's. Blocks.
     """
     if choice == "auto":
         engines = [
@@ -79,7 +79,11 @@ def open_fleet_meter(
             else engine
             for engine in engines
         ]
-    beside = [engine for engine in engines if engine.energy is None]
+    beside = [engine for engine in engines if engine.energy is None and choice != "none"]
+    if unplaced := next((engine.name for engine in beside if not engine.gpus and len(beside) > 1), None):
+        raise LoadgenError(
+            f"--engine {unplaced}: say which GPUs are its own (gpus=0), or where its energy is read (energy=URL)"
+        )
     away = [engine.name for engine in beside if choice == "auto" and not is_local(engine.url)]
     if away:
         reason = f"{', '.join(away)}: on another host; run `loadgen sidecar` there and add energy=http://HOST:9478"
@@ -87,7 +91,7 @@ def open_fleet_meter(
     meters: dict[str, EnergyMeter] = {}
     reasons: list[str] = []
     try:
-        if beside and choice != "none":
+        if beside:
             own = {gpu for engine in beside for gpu in engine.gpus}
             meter, reasons = open_meter(choice, gpus=sorted(own) or gpus, token=token)
             if meter is None:

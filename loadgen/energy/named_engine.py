@@ -36,6 +36,11 @@ class NamedEngine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     energy: str | None = None
     """Energy source of its own, such as the URL of a sidecar on its host; None for the source of all engines."""
 
+    def public(self) -> NamedEngine:
+        """Return it as it may be written down: without the passwords of its URLs."""
+        url, energy = (text and public_url(urlsplit(text)) for text in (self.url, self.energy))
+        return msgspec.structs.replace(self, url=url, energy=energy)
+
 
 def parse_engine(text: str) -> NamedEngine:
     """Read NAME=URL[,gpus=0:1][,role=prefill|decode][,energy=URL]. Raises LoadgenError."""
@@ -71,12 +76,7 @@ def parse_engines(texts: Iterable[str]) -> tuple[NamedEngine, ...]:
     roles = {engine.role for engine in engines}
     if roles & set(ROLES) and not roles.issuperset(ROLES):
         raise LoadgenError("--engine: role=prefill and role=decode go together")
-    beside = [engine for engine in engines if engine.energy is None]
-    if unplaced := next((engine.name for engine in beside if not engine.gpus and len(beside) > 1), None):
-        raise LoadgenError(
-            f"--engine {unplaced}: say which GPUs are its own (gpus=0), or where its energy is read (energy=URL)"
-        )
-    taken = [gpu for engine in beside for gpu in engine.gpus]
+    taken = [gpu for engine in engines if engine.energy is None for gpu in engine.gpus]
     if shared := next((gpu for gpu in taken if taken.count(gpu) > 1), None):
         raise LoadgenError(f"--engine: GPU {shared} is of two engines")
     return engines

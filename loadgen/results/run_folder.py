@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
 import msgspec
 
 from loadgen.clock import Anchor
+from loadgen.energy.named_engine import NamedEngine
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.files import replacing, write_atomic
@@ -68,6 +69,8 @@ class RunInfo(msgspec.Struct, frozen=True, kw_only=True):
     """Versions of the libraries that the timing depends on."""
     server: dict[str, Any]
     """base_url, model, engine, simulated."""
+    engines: list[NamedEngine] = []
+    """Engines behind the server, where --engine names them."""
     domains: list[EnergyDomain]
     """Counters whose energy was read. Empty without a meter."""
     energy_reasons: list[str] = []
@@ -223,8 +226,9 @@ class RunWriter(LineWriter):
     def energy(self, samples: Iterable[EnergySample]) -> None:
         self._write("energy", b"".join(self._encode(sample) + b"\n" for sample in samples))
 
-    def engine(self, sample: EngineSample) -> None:
-        self._write("engine", self._encode(sample) + b"\n")
+    def engine(self, sample: EngineSample, name: str | None = None) -> None:
+        """Keep a sample of the engine; of the one with this name, where there are several."""
+        self._write("engine", self._encode(sample if name is None else {**sample, "engine": name}) + b"\n")
 
     def spans(self, spans: Iterable[EngineSpan]) -> None:
         self._write("spans", b"".join(self._encode(span) + b"\n" for span in spans))

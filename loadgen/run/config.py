@@ -4,15 +4,15 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, get_type_hints
 
 import msgspec
 
-from loadgen.attribution.host_share import ShareHost
 from loadgen.client.client import Client
 from loadgen.client.redact import clean_url, redact, redact_command, secrets_of
 from loadgen.client.request_body import MessageMaker, message_maker
 from loadgen.client.word_counts import Count
+from loadgen.energy.named_engine import parse_engines
 from loadgen.errors import LoadgenError
 from loadgen.record import SLO_METRICS, Endpoint
 from loadgen.results.failure_limit import FailureLimit
@@ -34,7 +34,7 @@ class Recorded(NamedTuple):
     name: str | None = None
     """The key in run.json; None is the field's name."""
     omit_none: bool = False
-    """True leaves the key out when the option is None."""
+    """True leaves the key out when the option is None or empty."""
 
 
 def _plain(value: Any) -> Any:
@@ -79,7 +79,11 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     endpoint: Endpoint = "chat"
     energy: Annotated[str, Recorded(clean_sources)] = "auto"
     gpus: tuple[str, ...] = ()
-    share_host: ShareHost = "time"
+    engines: Annotated[tuple[str, ...], NOT_RECORDED] = ()
+    """Engines behind the server, as --engine names them: an entry of their own in run.json."""
+    engine_headers: Annotated[tuple[str, ...], Recorded(list, omit_none=True)] = ()
+    """Response headers that name the engines which served a request."""
+    share_host: Literal["time", "tokens"] = "time"
     """The way in which the host's energy is shared among the requests, where a meter counts it beside the GPUs'."""
     pue: Annotated[Pue | None, Recorded(_plain, omit_none=True)] = None
     """Facility power over IT power."""
@@ -130,6 +134,10 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if unknown := set(self.goodput) - set(SLO_METRICS):
             raise LoadgenError(f"goodput: {min(unknown)!r} is none of {', '.join(SLO_METRICS)}")
         FailureLimit.parse(self.max_failed)
+        parse_engines(self.engines)
+        for name in self.engine_headers:
+            if fault := header_fault(name, ""):
+                raise LoadgenError(f"--engine-header: {fault}")
 
 
 def header_fault(name: str, value: str) -> str | None:
@@ -153,7 +161,7 @@ def recorded_options(config: RunConfig) -> dict[str, Any]:
         marks = (mark for mark in getattr(hint, "__metadata__", ()) if isinstance(mark, Recorded))
         mark = next(marks, Recorded(_plain))
         value = getattr(config, name)
-        if mark.value is not None and not (mark.omit_none and value is None):
+        if mark.value is not None and not (mark.omit_none and value in (None, ())):
             stated[mark.name or name] = mark.value(value)
     return stated
 
@@ -190,4 +198,7 @@ class PreparedRun:
 
 def open_client(config: RunConfig) -> Client:
     """Return a client of the server that `config` names, to be used as a context manager."""
-    return Client(config.base_url, headers=config.headers, api_key=config.api_key, timeout_s=config.timeout_s)
+    return Client(
+        config.base_url, headers=config.headers, api_key=config.api_key, timeout_s=config.timeout_s,
+        engines=config.engines, engine_headers=config.engine_headers,
+    )  # fmt: skip

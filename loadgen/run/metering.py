@@ -1,4 +1,4 @@
-"""The meters beside a run: the energy source near the server, and the engine's own counters."""
+"""The meters beside a run: the energy sources near the servers, and the engines' own counters."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 from urllib.parse import urlsplit
 
 from loadgen.clock import monotonic_ns
 from loadgen.energy.choose import open_meter, source_beside
+from loadgen.energy.fleet_meter import open_fleet_meter
+from loadgen.energy.named_engine import parse_engines
 from loadgen.energy.sampler import LivePower, Sampler, SamplerReport
 from loadgen.run.span_poller import SpanPoller
 from loadgen.telemetry.engine_metrics import EnginePoller, EngineState
@@ -31,6 +34,8 @@ class Metering:
 
     def __init__(self, config: RunConfig, server: ServerInfo) -> None:
         self._config, self._server = config, server
+        self.engines = parse_engines(config.engines)
+        """Engines that --engine names, once entered with the energy sources that were taken for them."""
         self.meter: EnergyMeter | None = None
         self.reasons: list[str] = []
         """Reasons why there is no meter, or why a better one was passed over."""
@@ -38,13 +43,25 @@ class Metering:
         self.report: SamplerReport | None = None
         """Known once `recording` has ended; None without a meter."""
         self.engine_page = engine_page_facts(EngineState())
-        """The engine's metrics page, as `recording` knew it in the end."""
+        """The engine's metrics page, as `recording` knew it in the end: of several engines one that was not understood,
+        if there is one."""
 
     async def __aenter__(self) -> Self:
         server, config = self._server, self._config
+        if self.engines:
+            self.meter, self.reasons, self.engines = await asyncio.to_thread(
+                open_fleet_meter, self.engines, config.energy, gpus=config.gpus or None
+            )
+        else:
+            await self._open_meter(server)
+        if self.meter is None:
+            _log.info("no energy: %(reasons)s", {"reasons": self.reasons})
+        return self
+
+    async def _open_meter(self, server: ServerInfo) -> None:
         simulated_at = server.root_url if server.simulated else None
         source = await asyncio.to_thread(
-            source_beside, server.base_url, config.energy, simulated_at=simulated_at
+            source_beside, server.base_url, self._config.energy, simulated_at=simulated_at
         )  # it may look a name up
         if source is None:
             host = urlsplit(server.base_url).hostname
@@ -52,10 +69,7 @@ class Metering:
                 f"the server is on another host: run `loadgen sidecar` there and add --energy http://{host}:9478"
             ]
         else:
-            self.meter, self.reasons = await asyncio.to_thread(open_meter, source, gpus=config.gpus or None)
-        if self.meter is None:
-            _log.info("no energy: %(reasons)s", {"reasons": self.reasons})
-        return self
+            self.meter, self.reasons = await asyncio.to_thread(open_meter, source, gpus=self._config.gpus or None)
 
     async def __aexit__(
         self, kind: type[BaseException] | None, err: BaseException | None, tb: TracebackType | None
@@ -65,34 +79,42 @@ class Metering:
 
     @asynccontextmanager
     async def recording(self, writer: RunWriter) -> AsyncIterator[None]:
-        """Record the energy counters and the engine's counters while the block runs, each once more after it; with a
-        sidecar, the engine's spans as well.
+        """Record the energy counters and the engines' counters while the block runs, each once more after it; with a
+        sidecar, the engines' spans as well.
 
         An exception ends the threads without waiting for them.
         """
-        poller = EnginePoller(self._server.root_url, writer.engine, owner=self._server.engine)
+        server = self._server
+        pollers = [EnginePoller(e.url, partial(writer.engine, name=e.name)) for e in self.engines]
+        pollers = pollers or [EnginePoller(server.root_url, writer.engine, owner=server.engine)]
         if self.meter:
             begin_ns = monotonic_ns()
             self._sampler = Sampler(self.meter, lambda samples: writer.energy(since(samples, begin_ns)))
             self._sampler.start()
-        await asyncio.to_thread(poller.read_now)
-        _log.info("metrics page of the engine: %(page)s", {"page": engine_page_facts(poller.state)})
-        poller.start()
+        await _read_all(pollers)
+        _log.info("metrics pages: %(pages)s", {"pages": [engine_page_facts(poller.state) for poller in pollers]})
+        for poller in pollers:
+            poller.start()
         spans = SpanPoller(self._config.otlp, writer.spans) if self._config.otlp else None
         if spans:
             await asyncio.to_thread(spans.start)
         try:
             yield
         except BaseException:
-            poller.cancel()
+            for poller in pollers:
+                poller.cancel()
             if spans:
                 spans.cancel()
             if self._sampler:
                 self._sampler.cancel()
             raise
-        await asyncio.to_thread(poller.stop)
-        await asyncio.to_thread(poller.read_now)
-        self.engine_page = engine_page_facts(poller.state)
+        for poller in pollers:
+            poller.cancel()
+        for poller in pollers:
+            await asyncio.to_thread(poller.stop)
+        await _read_all(pollers)
+        states = [poller.state for poller in pollers]
+        self.engine_page = engine_page_facts(next((state for state in states if state.path is None), states[0]))
         self.report = await asyncio.to_thread(self._sampler.stop) if self._sampler else None
         if spans:
             await asyncio.to_thread(spans.stop)
@@ -100,6 +122,11 @@ class Metering:
     def latest(self) -> LivePower | None:
         """Return the present power, for display; None without a meter."""
         return self._sampler.latest() if self._sampler else None
+
+
+async def _read_all(pollers: Sequence[EnginePoller]) -> None:
+    """Read every page once, side by side."""
+    await asyncio.gather(*(asyncio.to_thread(poller.read_now) for poller in pollers))
 
 
 def since(samples: Sequence[EnergySample], begin_ns: int) -> list[EnergySample]:

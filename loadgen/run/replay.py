@@ -238,6 +238,7 @@ def info_before(preparation: Preparation, config: RunConfig, metering: Metering)
             "word_lengths_from": preparation.word_lengths_from,
             "common_prompt_tokens": max((round(v.common_tokens) for v in probed.vocabularies.values()), default=None),
         },
+        engines=[engine.public() for engine in metering.engines],
         domains=metering.meter.domains if metering.meter else [],
         energy_reasons=metering.reasons,
     )

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import os
+import secrets
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -70,7 +71,8 @@ class SimulatedServer:
         """Raises LoadgenError for profiles that do not exist or do not fit."""
         hardware, model = read_hardware(options.hardware), read_model(options.model)
         self.options, self.model_name, self.hardware_name = options, model.name, hardware.name
-        self.gpu_uuids = [f"GPU-simulated-{hardware.name}-{i}" for i in range(options.engine.tensor_parallel)]
+        card = f"GPU-simulated-{hardware.name}-{options.port or secrets.token_hex(3)}"
+        self.gpu_uuids = [f"{card}-{i}" for i in range(options.engine.tensor_parallel)]
         self.faults_rng, counter_rng, rng = np.random.default_rng(options.seed).spawn(3)
         self.engine = Engine(hardware, model, options.engine, options.counter, start_ns=monotonic_ns(), rng=counter_rng)
         self.player = EnginePlayer(

@@ -109,7 +109,8 @@ def test_any_mixture_cut_anywhere_is_heard_alike(parts: list[bytes], data: st.Da
 )
 def test_heads(fields: bytes, keep_alive: bool, length: int | None) -> None:
     head = parse_head(b"HTTP/1.1 200 Fine\r\n" + fields + b"Content-Type: Text/Event-Stream; charset=utf-8\r\n\r\n")
-    assert head == Head(200, "Fine", "text/event-stream", length, b"chunked" in fields, keep_alive)
+    expected = Head(200, "Fine", "text/event-stream", length, b"chunked" in fields, keep_alive)
+    assert head._replace(fields=b"") == expected
 
 
 @pytest.mark.parametrize("raw", [b"HTTP/1.1 2x0 OK\r\n\r\n", b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
@@ -300,7 +301,8 @@ def test_redirects_upgrades_and_proxies_need_a_complete_client(status: int, usua
     (b"Connection: Keep-Alive, Close\r\n", Head(200, "OK", "", None, False, False)),
     (b"X-Content-Length: 9\r\nA: content-length: 8\r\n", Head(200, "OK", "", None, False, True))])  # fmt: skip
 def test_the_fields_that_matter_are_read(fields: bytes, expected: Head) -> None:
-    assert parse_head(b"HTTP/1.1 200 OK\r\n" + fields + b"\r\n") == expected
+    head = parse_head(b"HTTP/1.1 200 OK\r\n" + fields + b"\r\n")
+    assert head == expected._replace(fields=b"\r\n" + fields + b"\r\n")
 
 
 @pytest.mark.parametrize("first", [b"HTTP/1.1 200", b"HTTP/1.1 200 "])

@@ -80,7 +80,6 @@ def test_other_text_is_refused_in_one_line(text: str, words: str) -> None:
         ([A, A.replace("8001", "8003")], "the name a twice"),
         ([A, A.replace("a=", "b=").replace("gpus=0", "gpus=1")], "the URL http://127.0.0.1:8001 twice"),
         ([A, B.replace("gpus=1", "gpus=0")], "GPU 0 is of two engines"),
-        ([A, "b=http://127.0.0.1:8002"], "which GPUs"),
         ([A + ",role=prefill", B], "go together"),
         ([f"e{i}=http://h:{i},energy=http://m:{i}" for i in range(1, 300)], "are the most"),
     ],
@@ -141,6 +140,8 @@ def test_one_meter_reads_all_engines_and_asks_only_for_their_gpus(monkeypatch: p
     assert [domain.name for domain in meter.domains] == ["gpu:0", "gpu:1", "gpu:7@far"]
     assert (reasons, same) == ([], engines)
     assert requested == {"nvml": ["0", "1"], "http://m:9478": None}
+    with pytest.raises(LoadgenError, match="which GPUs are its own"):
+        open_fleet_meter(parse_engines([A, "b=http://127.0.0.1:8002"]), "nvml")
     with pytest.raises(LoadgenError, match="has no GPU 5"):
         open_fleet_meter(parse_engines([A, B.replace("gpus=1", "gpus=5")]), "nvml")
     assert opened["nvml"].closed

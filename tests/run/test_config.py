@@ -32,6 +32,8 @@ GIVEN: dict[str, tuple[list[str], Any]] = {
     "endpoint": (["--endpoint", "completions"], "completions"),
     "energy": (["--energy", "http://u:secret@host:9/"], "http://u:secret@host:9/"),
     "gpus": (["--gpu", "0", "--gpu", "GPU-1"], ("0", "GPU-1")),
+    "engines": (["--engine", "a=http://host:2,gpus=0"], ("a=http://host:2,gpus=0",)),
+    "engine_headers": (["--engine-header", "X-Served-By"], ("X-Served-By",)),
     "share_host": (["--share-host", "tokens"], "tokens"),
     "pue": (["--pue", "1.2"], 1.2),
     "grid_intensity": (["--grid-intensity", "380"], 380.0),
@@ -138,7 +140,8 @@ def test_run_json_states_the_plan_and_then_every_option_without_secrets(configur
     assert tuple(stated) == (
         "trace", "rps", "arrival", "burstiness", "scale", "trace_sha256", "seed", "duration_s", "num_requests",
         "shape", "think", "serve", "stop",
-        *STATED[:12], "pue", "grid_intensity", "grid_source", "price", *STATED[12:], "otlp",
+        *STATED[:11], "engine_headers", "share_host", "pue", "grid_intensity", "grid_source", "price", *STATED[12:],
+        "otlp",
     )  # fmt: skip
     assert stated["base_url"] == "http://host:1/v1"
     assert stated["energy"] == "http://host:9"

@@ -33,9 +33,8 @@ SERVER = ServerInfo("http://host:1/v1", "m", "vllm", 4096, Dialect(min_tokens=Fa
 
 
 def metering(**stated: Any) -> Metering:
-    return cast(
-        "Metering", SimpleNamespace(**{"meter": None, "reasons": [], "report": None, "engine_page": {}, **stated})
-    )
+    without = {"meter": None, "reasons": [], "report": None, "engine_page": {}, "engines": ()}
+    return cast("Metering", SimpleNamespace(**without | stated))
 
 
 def before(**stated: Any) -> RunInfo:
