@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from loadgen.sidecar.label_sets import LabelSets
+from loadgen.sidecar.server_times import ServerTimes
 from loadgen.sidecar.session_energy import OpenSessions
 from loadgen.telemetry.histogram import Histogram
 from loadgen.telemetry.span_labels import OTHER
@@ -111,6 +112,7 @@ class Account(Totals):
     energy: Histogram = field(default_factory=lambda: Histogram(ENERGY_BOUNDS_J))
     ttft: Histogram = field(default_factory=lambda: Histogram(TTFT_BOUNDS_S))
     duration: Histogram = field(default_factory=lambda: Histogram(DURATION_BOUNDS_S))
+    server: ServerTimes = field(default_factory=ServerTimes)
 
     completed_sessions: Histogram = field(default_factory=lambda: Histogram(SESSION_BOUNDS_J))
     """Energy of ended sessions whose every request completed."""
@@ -130,6 +132,7 @@ class Account(Totals):
             self.energy_mj += energy_mj
             self.energy.observe(j_from_mj(energy_mj), request.request_id)
             self.energy.sum = j_from_mj(self.energy_mj)
+        self.server.observe(request, entry.parts)
         if request.ok:
             self.duration.observe(s_from_ns(request.end_ns - request.start_ns), request.request_id)
         if request.ok and request.first_token_ns is not None:
@@ -152,6 +155,7 @@ class Account(Totals):
             energy=self.energy.copy(),
             ttft=self.ttft.copy(),
             duration=self.duration.copy(),
+            server=self.server.copy(),
             completed_sessions=self.completed_sessions.copy(),
             failed_sessions=self.failed_sessions.copy(),
             by_labels={values: replace(totals) for values, totals in self.by_labels.items()},

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -11,6 +12,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar
 
 from loadgen.sidecar.ledger import DROP_REASONS, DomainEnergy, Snapshot
+from loadgen.sidecar.otel_names import attribute_name, otel_name
 from loadgen.telemetry.histogram import Histogram
 from loadgen.units import j_from_mj
 
@@ -18,6 +20,19 @@ if TYPE_CHECKING:
     from loadgen.sidecar.accounts import Account, Totals
 
 Kind = Literal["counter", "gauge", "histogram"]
+
+
+@dataclass(frozen=True)
+class PushCounts:
+    """What became of what was sent to an OTLP collector. Empty without one."""
+
+    exports: Counter[tuple[str, str]] = field(default_factory=Counter)
+    """Messages by signal and outcome."""
+    spans: Counter[str] = field(default_factory=Counter)
+    """Spans of settled requests by outcome."""
+
+    def copy(self) -> PushCounts:
+        return PushCounts(self.exports.copy(), self.spans.copy())
 
 
 @dataclass(frozen=True)
@@ -37,6 +52,7 @@ class SidecarPage:
     """True if it did with a metrics page whose names are known."""
     engine_restarts: int | None
     """Is None if no engine was named."""
+    pushes: PushCounts = field(default_factory=PushCounts)
 
 
 class MetricRow(NamedTuple):
@@ -97,6 +113,14 @@ def _by_labels(**values: Callable[[Totals], float]) -> Rows:
                     yield MetricRow((*key, *([name] if len(values) > 1 else ()), *labels), value(totals))
 
     return rows
+
+
+def _server_durations(page: SidecarPage) -> Iterator[MetricRow]:
+    """Yield the durations of requests that the engine reported; those that failed have a type of error."""
+    for key, account in sorted(page.ledger.accounts.items()):
+        yield MetricRow((*key, ""), account.server.completed)
+        if any(account.server.failed.counts):
+            yield MetricRow((*key, "_OTHER"), account.server.failed)
 
 
 def _session_rows(page: SidecarPage) -> Iterator[MetricRow]:
@@ -161,6 +185,15 @@ METRICS = (
     Declared("loadgen_request_duration_seconds", "histogram", ACCOUNT,
              "Duration of completed requests, as the span's sender saw it.",
              _by_account(lambda account: account.duration)),
+    Declared("gen_ai_server_request_duration_seconds", "histogram", (*ACCOUNT, "error_type"),
+             "Duration of requests as the engine saw it, queue included; error_type is _OTHER if they failed.",
+             _server_durations),
+    Declared("gen_ai_server_time_to_first_token_seconds", "histogram", ACCOUNT,
+             "Time to first token of the completed requests, as the engine saw it.",
+             _by_account(lambda account: account.server.first_token)),
+    Declared("gen_ai_server_time_per_output_token_seconds", "histogram", ACCOUNT,
+             "Time per output token after the first of the completed requests, as the engine saw it.",
+             _by_account(lambda account: account.server.per_token)),
     Declared("loadgen_energy_attribution_coverage_ratio", "gauge", (),
              "Output tokens with a span over the engine's own, last 5 minutes committed. Absent without its count.",
              _single(lambda page: page.ledger.coverage)),
@@ -200,6 +233,14 @@ METRICS = (
     Declared("loadgen_engine_restarts_total", "counter", (),
              "Restarts of the engine, seen by its token counter. Absent when no engine was named.",
              _single(lambda page: page.engine_restarts)),
+    Declared("loadgen_otlp_exports_total", "counter", ("signal", "outcome"),
+             "Messages to the OTLP collector; signal is metrics or traces, outcome is sent, rejected (in part, by the "
+             "collector) or failed. Absent without a collector.",
+             lambda page: (MetricRow(key, count) for key, count in sorted(page.pushes.exports.items()))),
+    Declared("loadgen_energy_spans_total", "counter", ("outcome",),
+             "Spans with the energy of a settled request; outcome is sent, rejected by the collector, or dropped: it "
+             "refused the message, or too many waited. Absent without a collector.",
+             lambda page: (MetricRow((outcome,), count) for outcome, count in sorted(page.pushes.spans.items()))),
 )  # fmt: skip
 """All metrics, in the order of the page."""
 
@@ -220,9 +261,14 @@ class Exporter:
         return iter(())
 
 
+def label_names(declared: Declared, page: SidecarPage) -> tuple[str, ...]:
+    """Return the names of the labels of a row of the metric on this page."""
+    return (*declared.labels, *(page.ledger.labels if declared.by_labels else ()))
+
+
 def metric_family(declared: Declared, page: SidecarPage) -> Metric:
     """Return the metric with its rows on this page, as prometheus_client encodes it."""
-    names = (*declared.labels, *(page.ledger.labels if declared.by_labels else ()))
+    names = label_names(declared, page)
     match declared.kind:
         case "counter":
             family: Any = CounterMetricFamily(declared.name.removesuffix("_total"), declared.help, labels=names)
@@ -248,6 +294,25 @@ def _labels_of(declared: Declared) -> str:
     return f"{labels} +" if declared.by_labels else labels
 
 
+def _otlp_reference() -> list[str]:
+    """Return the lines about the names by which an OTLP collector gets the same metrics."""
+    labels = dict.fromkeys(label for declared in METRICS for label in declared.labels)
+    return [
+        "[`--otlp-metrics-endpoint`](../how-to/opentelemetry.md) sends the same metrics as OTLP, named as below. Names",
+        "that begin with `gen_ai.`, `hw.` or `error.` are of OpenTelemetry's",
+        "[conventions](https://opentelemetry.io/docs/specs/semconv/gen-ai/gen-ai-metrics/); `loadgen.` is loadgen's.",
+        "",
+        "| metric | OTLP name | unit |",
+        "|---|---|---|",
+        *(f"| `{m.name}` | `{otel.name}` | {otel.unit} |" for m in METRICS for otel in [otel_name(m.name)]),
+        "",
+        "Labels are attributes: "
+        + ", ".join(f"`{label}` is `{attribute_name(label)}`" for label in labels)
+        + ". Labels of `--label` keep their names, and an empty label is no attribute.",
+        "",
+    ]
+
+
 def reference() -> str:
     """Return docs/reference/metrics.md."""
     lines = [
@@ -259,6 +324,7 @@ def reference() -> str:
         "|---|---|---|---|",
         *(f"| `{m.name}` | {m.kind} | {_labels_of(m)} | {m.help} |" for m in METRICS),
         "",
+        *_otlp_reference(),
         "The metrics marked + have the labels of `loadgen sidecar --label` too; without the option there are none. The",
         "first 50 values of a label (`--label-values`) are shown. Further values are counted as `other`, and so are",
         "values that are longer than 64 characters or not printable. A request without a value has an empty one, which",
