@@ -25,6 +25,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
         "blind_s": "Late spans",
         "ledger": "Requests",
         "labels": "Labels",
+        "otlp_metrics_endpoint": "OpenTelemetry",
         "reference": "Output",
     },
 )
@@ -74,6 +75,14 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
               "the span, an entry of its baggage, or an attribute of its resource. Repeatable.")  # fmt: skip
 @click.option("--label-values", default=50, show_default=True, type=click.IntRange(1, 1000), metavar="N",
               help="Values of a label that are shown; any further one is `other`.")  # fmt: skip
+@click.option("--otlp-metrics-endpoint", envvar="OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", metavar="URL",
+              help="Send the metrics to this OTLP/HTTP collector, such as http://localhost:4318/v1/metrics.  "
+              "[default: none]")  # fmt: skip
+@click.option("--otlp-interval", "otlp_interval_s", default=10.0, show_default=True, type=FiniteRange(0.1, 3600),
+              metavar="S", help="Time between two pushes of the metrics.")  # fmt: skip
+@click.option("--otlp-traces-endpoint", metavar="URL",
+              help="Send a span with the joules of each request, a child of the engine's, to this OTLP/HTTP collector, "
+              "such as http://localhost:4318/v1/traces.  [default: none]")  # fmt: skip
 @click.option("--reference", is_flag=True, help="Print the reference of all metrics, and exit.")
 @click.option(
     "--monitoring",
@@ -99,6 +108,9 @@ def sidecar(
     kept_s: float,
     labels: tuple[str, ...],
     label_values: int,
+    otlp_metrics_endpoint: str | None,
+    otlp_interval_s: float,
+    otlp_traces_endpoint: str | None,
     reference: bool,
     monitoring: Path | None,
 ) -> None:
@@ -110,6 +122,7 @@ def sidecar(
     loadgen replay chat --otlp http://localhost:9478
 
     $LOADGEN_SIDECAR_TOKEN, when set, is required of every client as a bearer token. $OPENAI_API_KEY is the engine's.
+    $OTEL_EXPORTER_OTLP_HEADERS are sent to collectors.
     """
     if monitoring:
         write_monitoring(monitoring)
@@ -148,6 +161,9 @@ def sidecar(
             kept_s=kept_s,
             labels=parse_labels(labels),
             label_values=label_values,
+            otlp_metrics_endpoint=otlp_metrics_endpoint or None,
+            otlp_traces_endpoint=otlp_traces_endpoint,
+            otlp_interval_s=otlp_interval_s,
         )
     )
 

@@ -25,7 +25,7 @@ from loadgen import __version__
 from loadgen.clock import anchor, monotonic_ns
 from loadgen.energy.sampler import Sampler
 from loadgen.sidecar.clock_sync import ClockSync
-from loadgen.sidecar.exporter import Exporter, SidecarPage
+from loadgen.sidecar.exporter import Exporter, PushCounts, SidecarPage
 from loadgen.sidecar.ledger import Ledger
 from loadgen.sidecar.settlement import KEPT_REQUESTS, KEPT_S, Settlement
 from loadgen.sidecar.span_feed import SpanFeed
@@ -89,6 +89,12 @@ class SidecarOptions:
     """Attributes of spans, by the label that shows their values."""
     label_values: int = 50
     """Values of a label that are shown."""
+    otlp_metrics_endpoint: str | None = None
+    """URL of the collector that gets the metrics; its headers are in the environment."""
+    otlp_traces_endpoint: str | None = None
+    """URL of the collector that gets a span with the joules of each settled request."""
+    otlp_interval_s: float = 10.0
+    """Time between two pushes of the metrics."""
 
 
 class Sidecar:
@@ -122,6 +128,7 @@ class Sidecar:
         )  # fmt: skip
         self._newest_engine: Mapping[str, float] | None = None
         self._engine_restarts = 0
+        self.pushes = PushCounts()
         self.page = self._page()
         self._registry = CollectorRegistry()
         self._registry.register(Exporter(lambda: self.page))
@@ -202,6 +209,7 @@ class Sidecar:
             engine_up=answered if self.poller else None,
             engine_understood=answered and state.path is not None if self.poller else None,
             engine_restarts=self._engine_restarts if self.poller else None,
+            pushes=self.pushes.copy(),
         )
 
     # -- pages -------------------------------------------------------------------------------------------------

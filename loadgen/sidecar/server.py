@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import logging
+import os
 import signal
 import ssl
 import sys
@@ -21,9 +22,12 @@ from loadgen.errors import LoadgenError, MeterError
 from loadgen.http_get import REQUEST_ERRORS, http_get
 from loadgen.sidecar.app import MAX_OTLP_BYTES, Sidecar, SidecarOptions
 from loadgen.sidecar.grpc_server import start_grpc
+from loadgen.sidecar.otlp_push import make_pushes
+from loadgen.telemetry.otlp_collector import endpoints
 
 if TYPE_CHECKING:
     from loadgen.energy.meter import EnergyMeter
+    from loadgen.sidecar.otlp_push import MetricsPush, SpanPush
 
 _log = logging.getLogger(__name__)
 
@@ -79,6 +83,9 @@ def choose_meter(options: SidecarOptions, simulated: bool) -> EnergyMeter:
 @asynccontextmanager
 async def running_sidecar(options: SidecarOptions) -> AsyncIterator[tuple[Sidecar, str, int | None]]:
     """Serve; yield the sidecar, its URL and its gRPC port. Raises LoadgenError when it cannot."""
+    collectors = endpoints(
+        {"metrics": options.otlp_metrics_endpoint, "traces": options.otlp_traces_endpoint}, os.environ
+    )
     model, simulated = None, False
     if options.engine_url:
         model, simulated = await asyncio.to_thread(ask_engine, options.engine_url, options.engine_key)
@@ -103,6 +110,7 @@ async def running_sidecar(options: SidecarOptions) -> AsyncIterator[tuple[Sideca
     await runner.setup()
     grpc_server, grpc_port = None, None
     keepers: list[asyncio.Task[None]] = []
+    pushes: list[MetricsPush | SpanPush] = []
     try:
         try:
             await web.TCPSite(runner, options.host, options.port, ssl_context=tls).start()
@@ -118,7 +126,9 @@ async def running_sidecar(options: SidecarOptions) -> AsyncIterator[tuple[Sideca
         sidecar.sampler.start()
         if sidecar.poller:
             sidecar.poller.start()
-        keepers = [asyncio.create_task(sidecar.keep()), asyncio.create_task(keep_model(sidecar, model))]
+        pushes = make_pushes(sidecar, collectors, os.environ, runner.addresses[0][1])
+        keeping = [sidecar.keep(), keep_model(sidecar, model), *(push.keep() for push in pushes)]
+        keepers = [asyncio.create_task(keep) for keep in keeping]
         host = f"[{options.host}]" if ":" in options.host else options.host
         yield sidecar, f"{'https' if tls else 'http'}://{host}:{runner.addresses[0][1]}", grpc_port
     finally:
@@ -130,6 +140,7 @@ async def running_sidecar(options: SidecarOptions) -> AsyncIterator[tuple[Sideca
             if sidecar.poller:
                 await asyncio.to_thread(sidecar.poller.stop)
             sidecar.tick()
+        await asyncio.gather(*(push.close() for push in pushes))
         await asyncio.to_thread(sidecar.settlement.close)
         if grpc_server:
             grpc_server.stop(0.5)

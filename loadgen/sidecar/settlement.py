@@ -49,6 +49,8 @@ class Settlement:
         self._unwritten: list[NamedRequest] = []
         self._committed_mj = self._idle_mj = self._unattributed_mj = 0
         self._to_unix_ns: int | None = None
+        self.on_settled: Callable[[SettledRequest, bytes, bytes], None] | None = None
+        """Is called with each settled request, and the ids of its trace and of the engine's span in it."""
 
     def take(self, snapshot: Snapshot, unix_ns: Callable[[int], int], now_ns: int) -> None:
         """Take what the newest commit settled. unix_ns: converts monotonic instants to Unix time."""
@@ -58,6 +60,9 @@ class Settlement:
             NamedRequest(request, tuple({part.key for part in settled.entry.parts}))
             for request, settled in zip(requests, ledger.settled, strict=True)
         ]
+        if self.on_settled is not None:
+            for request, settled in zip(requests, ledger.settled, strict=True):
+                self.on_settled(request, settled.entry.request.trace_id, settled.entry.request.span_id)
         self._lookup.forget(unix_ns(now_ns))
         if self._writer is None:
             self._show()

@@ -48,6 +48,8 @@ TGI_PARTS = frozenset(
     (TGI_FIRST_TOKEN, "infer", "batch", "prefill", "decode", "filter_batch", "filter_send_generations")
 )
 """TGI's spans of tokens and steps, the bulk of what it sends: no requests, and dropped by name."""
+ENERGY_SPAN = "loadgen.energy"
+"""Name of the sidecar's own span of a request's energy, which a collector may send back: no request."""
 SPAN_KIND_INTERNAL, SPAN_KIND_CLIENT = 1, 3
 STATUS_ERROR = 2
 
@@ -142,6 +144,9 @@ def parse_spans(body: bytes, labels: Mapping[str, str] | None = None) -> Parsed:
             if name == TGI_FIRST_TOKEN and (start_ns := span.start_time_unix_nano):
                 trace_id = span.trace_id
                 first_tokens[trace_id] = min(start_ns, first_tokens.get(trace_id, start_ns))
+            continue
+        if name == ENERGY_SPAN:
+            dropped["not_a_request"] += 1
             continue
         attributes = _attributes(span)
         named = name == "llm_request" or "time_per_token" in attributes

@@ -1,0 +1,184 @@
+"""Pushes the sidecar's metrics, and the spans of settled requests, to an OTLP collector.
+
+A collector that is away, slow or wrong costs a counted failure: the metrics are cumulative, so that the next push has
+what was lost, spans wait in a bounded queue, and pauses grow while it does not answer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections import deque
+from collections.abc import Callable, Mapping
+from itertools import islice
+from typing import TYPE_CHECKING
+from urllib.parse import unquote
+
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
+
+from loadgen import __version__
+from loadgen.clock import anchor
+from loadgen.sidecar.energy_spans import EnergySpan, encode_spans, energy_span
+from loadgen.sidecar.otlp_metrics import encode_metrics
+from loadgen.telemetry.otlp_collector import MAX_PAUSE_S, Answer, Collector, Endpoint, Signal
+
+if TYPE_CHECKING:
+    from loadgen.results.ledger_lines import SettledRequest
+    from loadgen.sidecar.app import Sidecar
+    from loadgen.sidecar.exporter import PushCounts, SidecarPage
+
+_log = logging.getLogger(__name__)
+
+SPANS_PERIOD_S = 2.0
+"""Spans are collected this long: a portion of energy is committed about as often."""
+BATCH = 512
+MAX_WAITING = 20_000
+"""Spans that wait for a collector which is away."""
+LAST_S = 2.0
+"""Limit of the last push, when the sidecar ends."""
+MAX_RESOURCE = 64
+"""Attributes of the resource that a user can set."""
+
+
+def resource(environment: Mapping[str, str], port: int) -> dict[str, str]:
+    """Return the attributes of the sidecar as a resource. OTEL_RESOURCE_ATTRIBUTES and OTEL_SERVICE_NAME replace them.
+
+    Its id is the same after a restart, as Prometheus's `instance` is.
+    """
+    host = socket.gethostname()
+    own = {"service.name": "loadgen-sidecar", "service.version": __version__, "host.name": host,
+           "service.instance.id": f"{host}:{port}"}  # fmt: skip
+    pairs = (pair.partition("=") for pair in environment.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","))
+    users = {name.strip(): unquote(value.strip()) for name, equals, value in pairs if name.strip() and equals}
+    named = {"service.name": environment["OTEL_SERVICE_NAME"]} if environment.get("OTEL_SERVICE_NAME") else {}
+    return own | dict(islice(users.items(), MAX_RESOURCE)) | named
+
+
+class _Push:
+    """Sends a signal to a collector from time to time."""
+
+    signal: Signal
+
+    def __init__(self, collector: Collector, resource: Mapping[str, str], counts: PushCounts, period_s: float) -> None:
+        self._collector, self._resource, self._counts, self._period_s = collector, resource, counts, period_s
+        self._failures = 0
+        """Failures in a row."""
+        self._asked_s = 0.0
+        """Pause that the collector asked for."""
+        counts.exports.update({(self.signal, outcome): 0 for outcome in ("sent", "rejected", "failed")})
+
+    async def push(self) -> None:
+        """Send what there is to send."""
+        raise NotImplementedError
+
+    @property
+    def pause_s(self) -> float:
+        """Pause before the next push: twice as long after each failure."""
+        return max(min(self._period_s * 2.0 ** min(self._failures, 20), MAX_PAUSE_S), self._period_s, self._asked_s)
+
+    async def keep(self) -> None:
+        """Push until cancelled."""
+        while True:
+            await asyncio.sleep(self.pause_s)
+            await self.push()
+
+    async def close(self) -> None:
+        """Push a last time, if the collector took what was sent before, and disconnect."""
+        try:
+            if not self._failures:
+                await asyncio.wait_for(self.push(), LAST_S)
+        except TimeoutError:
+            pass
+        finally:
+            await self._collector.close()
+
+    async def _send(self, message: bytes) -> Answer:
+        answer = await self._collector.send(message)
+        outcome = "failed" if answer.problem else "rejected" if answer.rejected else "sent"
+        self._counts.exports[self.signal, outcome] += 1
+        if answer.problem and not self._failures:
+            state = {"signal": self.signal, "url": self._collector.public_url, "problem": answer.problem}
+            _log.warning(
+                "OTLP %(signal)s to %(url)s: %(problem)s; loadgen_otlp_exports_total counts further failures", state
+            )
+        elif self._failures and not answer.problem:
+            _log.warning("OTLP %(signal)s: the collector answers again", {"signal": self.signal})
+        self._failures = self._failures + 1 if answer.problem else 0
+        self._asked_s = answer.pause_s or 0.0
+        return answer
+
+
+class MetricsPush(_Push):
+    """Sends the newest page. A page that is lost is in the next one, because its counters are cumulative."""
+
+    signal = "metrics"
+
+    def __init__(
+        self,
+        collector: Collector,
+        resource: Mapping[str, str],
+        counts: PushCounts,
+        period_s: float,
+        latest: Callable[[], SidecarPage],
+    ) -> None:
+        super().__init__(collector, resource, counts, period_s)
+        self._latest = latest
+        self._start_unix_ns = anchor().wall_ns
+
+    async def push(self) -> None:
+        start_ns, now_ns = self._start_unix_ns, anchor().wall_ns
+        await self._send(await asyncio.to_thread(encode_metrics, self._latest(), self._resource, start_ns, now_ns))
+
+
+class SpanPush(_Push):
+    """Sends a span for each settled request, in the request's own trace. The newest of too many are dropped."""
+
+    signal = "traces"
+
+    def __init__(self, collector: Collector, resource: Mapping[str, str], counts: PushCounts, period_s: float) -> None:
+        super().__init__(collector, resource, counts, period_s)
+        self._waiting: deque[EnergySpan] = deque()
+        counts.spans.update(dict.fromkeys(("sent", "rejected", "dropped"), 0))
+
+    def add(self, request: SettledRequest, trace_id: bytes, parent_id: bytes) -> None:
+        """Queue the span of a request; none if its energy or its trace is unknown."""
+        if (span := energy_span(request, trace_id, parent_id)) is None:
+            return
+        if len(self._waiting) < MAX_WAITING:
+            self._waiting.append(span)
+        else:
+            self._counts.spans["dropped"] += 1
+
+    async def push(self) -> None:
+        while self._waiting:
+            batch = list(islice(self._waiting, BATCH))
+            answer = await self._send(await asyncio.to_thread(encode_spans, batch, self._resource))
+            if answer.problem and answer.retry:
+                return
+            for _ in batch:
+                self._waiting.popleft()
+            if answer.problem:
+                self._counts.spans["dropped"] += len(batch)
+                return
+            rejected = min(answer.rejected, len(batch))
+            self._counts.spans["rejected"] += rejected
+            self._counts.spans["sent"] += len(batch) - rejected
+
+
+def make_pushes(
+    sidecar: Sidecar, endpoints: Mapping[Signal, Endpoint], environment: Mapping[str, str], port: int
+) -> list[MetricsPush | SpanPush]:
+    """Return the pushes to these endpoints, in a running event loop, and let settled requests reach them."""
+    attributes, pushes = resource(environment, port), list[MetricsPush | SpanPush]()
+    if metrics := endpoints.get("metrics"):
+        collector = Collector(metrics, ExportMetricsServiceResponse)
+        period_s = sidecar.options.otlp_interval_s
+        pushes.append(MetricsPush(collector, attributes, sidecar.pushes, period_s, lambda: sidecar.page))
+    if traces := endpoints.get("traces"):
+        collector = Collector(traces, ExportTraceServiceResponse)
+        spans = SpanPush(collector, attributes, sidecar.pushes, SPANS_PERIOD_S)
+        sidecar.settlement.on_settled = spans.add
+        pushes.append(spans)
+    return pushes
