@@ -24,7 +24,7 @@ Kind = Literal["counter", "gauge", "histogram"]
 
 @dataclass(frozen=True)
 class PushCounts:
-    """What became of what was sent to an OTLP collector. Empty without one."""
+    """Outcomes of what is sent to an OTLP collector. Empty without one."""
 
     exports: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Messages by signal and outcome."""
