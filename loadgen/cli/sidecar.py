@@ -77,7 +77,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
               help="Values of a label that are shown; any further one is `other`.")  # fmt: skip
 @click.option("--otlp-metrics-endpoint", envvar="OTEL_EXPORTER_OTLP_METRICS_ENDPOINT", metavar="URL",
               help="Send the metrics to this OTLP/HTTP collector, such as http://localhost:4318/v1/metrics.  "
-              "[default: none]")  # fmt: skip
+              "[default: $OTEL_EXPORTER_OTLP_METRICS_ENDPOINT]")  # fmt: skip
 @click.option("--otlp-interval", "otlp_interval_s", default=10.0, show_default=True, type=FiniteRange(0.1, 3600),
               metavar="S", help="Time between two pushes of the metrics.")  # fmt: skip
 @click.option("--otlp-traces-endpoint", metavar="URL",

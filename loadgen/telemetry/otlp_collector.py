@@ -40,7 +40,7 @@ class Endpoint:
 
 
 class Answer(NamedTuple):
-    """How a collector answered a message."""
+    """Answer of a collector to a message."""
 
     problem: str | None = None
     """Is None if it took the message; holds nothing that it or a user wrote."""

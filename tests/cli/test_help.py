@@ -14,7 +14,7 @@ SECTIONS = {
     "profile": "Grid; Server; Energy; Precision and time; Names in the file; Output",
     "serve": "Server; Simulator; Energy counter of the simulator; Output",
     "estimate": "Prediction; Facility, carbon and cost; Output",
-    "sidecar": "Engine; Energy; Listening; Late spans; Requests; Labels; Output",
+    "sidecar": "Engine; Energy; Listening; Late spans; Requests; Labels; OpenTelemetry; Output",
 }
 
 

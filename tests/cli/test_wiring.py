@@ -189,6 +189,21 @@ def test_the_options_of_the_sidecar_reach_it_without_the_api_path(monkeypatch: p
     ]  # fmt: skip
 
 
+def test_collectors_are_those_of_the_options_and_that_of_metrics_may_be_in_the_environment(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """OTEL_EXPORTER_OTLP_TRACES_ENDPOINT is not read: beside an engine it is the sidecar."""
+    started: list[SidecarOptions] = []
+    monkeypatch.setattr(sidecar_server, "run_sidecar", started.append)
+    for signal in ("METRICS", "TRACES"):
+        monkeypatch.setenv(f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT", "http://h:1/of-the-environment")
+    loadgen("sidecar", "--otlp-interval", 5)
+    loadgen("sidecar", "--otlp-metrics-endpoint", "http://m", "--otlp-traces-endpoint", "http://t")
+    assert [(made.otlp_metrics_endpoint, made.otlp_traces_endpoint, made.otlp_interval_s) for made in started] == [
+        ("http://h:1/of-the-environment", None, 5.0), ("http://m", "http://t", 10.0),
+    ]  # fmt: skip
+
+
 def test_half_of_a_tls_pair_is_refused(tmp_path: Path) -> None:
     (certificate := tmp_path / "c.pem").write_text("")
     with pytest.raises(LoadgenError, match="--tls-cert and --tls-key go together"):
