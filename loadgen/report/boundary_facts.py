@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from loadgen.report.boundary_difference import included
 from loadgen.report.format import UNKNOWN, clean, joules, number, share
 
 if TYPE_CHECKING:
@@ -45,5 +46,4 @@ def boundary_facts(boundary: Boundary) -> list[tuple[str, str]]:
 
 def is_extended(boundary: Boundary) -> bool:
     """Return True if more is included, or stated, than one part and its idle energy."""
-    included = [part for part in boundary.parts if part.joules is not None and part.part != "idle"]
-    return len(included) > 1 or boundary.price is not None or boundary.grid_intensity is not None
+    return len(included(boundary)) > 1 or boundary.price is not None or boundary.grid_intensity is not None

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from loadgen.report.boundary_difference import boundary_differences
+from loadgen.report.boundary_facts import is_extended
 from loadgen.report.cache_difference import saved_between
 from loadgen.report.format import UNKNOWN, clean, joules, number, seconds
 from loadgen.report.gates import unit_of
@@ -35,6 +37,14 @@ if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
     from loadgen.results.summary import Summary
 
+BOUNDARY_METRICS = (
+    "energy.host.measured_joules",
+    "energy.boundary.total_joules",
+    "energy.boundary.co2e_grams",
+    "energy.boundary.cost",
+    "energy.boundary.cost_per_million_output_tokens",
+)
+"""Paths of the numbers beyond the accelerators' energy. The table has those that all of its runs know."""
 TABLE_METRICS = (
     "requests.completed",
     "requests.failed",
@@ -43,6 +53,7 @@ TABLE_METRICS = (
     *difference.PATHS,
     "energy.measured_joules",
     "energy.joules_per_token",
+    *BOUNDARY_METRICS,
 )
 """Paths into summary.json that the table shows."""
 
@@ -71,16 +82,22 @@ def compare_runs(sides: Sequence[Side], paths: Sequence[str]) -> dict[str, list[
 
 
 def metrics(sides: Sequence[Side]) -> list[str]:
-    """Return the paths of the table, with those of each workload if there are several; without numbers no run knows."""
+    """Return the paths of the table, with those of each workload if there are several; without numbers no run knows.
+
+    A total that is no more than the accelerators' energy is left out.
+    """
     parts, summaries = [], flat(sides)
     for part in PARTS:
         names = sorted({name for summary in summaries for name in getattr(summary, part)})
         parts += [f"{part}.{name}.{path}" for name in names for path in _WORKLOAD_METRICS] if len(names) > 1 else []
     reasoning = any("reasoning" in summary.output_kinds for summary in summaries)
+    extended = any(summary.energy.boundary and is_extended(summary.energy.boundary) for summary in summaries)
+    left_out = (*(() if reasoning else ("ttfa_s",)), *(() if extended else ("energy.boundary",)))
     return [
         path
         for path in (*TABLE_METRICS, *parts)
-        if (reasoning or not path.startswith("ttfa_s")) and any(mean_at(side, path) is not None for side in sides)
+        if not path.startswith(left_out)
+        and (all if path in BOUNDARY_METRICS else any)(mean_at(side, path) is not None for side in sides)
     ]
 
 
@@ -152,10 +169,17 @@ def render_comparison(
         _print_table([of_sides[0], later], ["A", letter], found, console)
         for line in (MEANING.format(letter), *interval_notes(found, metrics([of_sides[0], later]), letter)):
             console.print(Text(line, style="dim"))
-        if found.paired and (saved := saved_between(sides[0], runs, letter)):
-            console.print(Text(saved))
+        for line in pair_notes(sides[0], runs, letter, paired=found.paired):
+            console.print(Text(line))
     for outcome in outcomes:
         console.print(Text(describe(outcome), style="bold red" if outcome.failed else "green"))
+
+
+def pair_notes(a: Runs, b: Runs, letter: str, *, paired: bool) -> list[str]:
+    """Return sentences on a later side beside the first: what a prefix cache saved, and how their boundaries differ."""
+    saved = saved_between(a, b, letter) if paired else None
+    of_a, of_b = ([summary_of(run) for run in side] for side in (a, b))
+    return [*([saved] if saved else []), *boundary_differences(of_a, of_b, letter)]
 
 
 MEANING = (
@@ -250,6 +274,8 @@ def quantity(path: str, value: float | None) -> str:
             return seconds(value)
         case "W":
             return f"{number(value, 4)} W"
+    if path.endswith("_grams"):
+        return f"{number(value, 4)} g"
     return f"{value:,.0f}" if path.startswith("requests.") else number(value, 4)
 
 

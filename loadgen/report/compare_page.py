@@ -6,9 +6,17 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import PurePath
 from typing import TYPE_CHECKING, Any
 
-from loadgen.report.cache_difference import saved_between
 from loadgen.report.charts.figure import figure
-from loadgen.report.compare import interval_notes, metrics, quantity, signed
+from loadgen.report.compare import (
+    BOUNDARY_METRICS,
+    compare_runs,
+    interval_notes,
+    metrics,
+    pair_notes,
+    quantity,
+    ratio,
+    signed,
+)
 from loadgen.report.compare_charts import distributions, over_one_time
 from loadgen.report.first_screen import start_time
 from loadgen.report.format import UNKNOWN, clean, number, plural, seconds
@@ -77,6 +85,11 @@ def label(path: str) -> str:
         "tokens.output_per_s": "Output tokens/s",
         "energy.joules_per_output_token": "Energy per output token",
         "energy.mean_watts": "Mean power, W",
+        "energy.host.measured_joules": "Energy of the host",
+        "energy.boundary.total_joules": "Total of what is included",
+        "energy.boundary.co2e_grams": "CO2e of the total",
+        "energy.boundary.cost": "Cost of the total",
+        "energy.boundary.cost_per_million_output_tokens": "Cost per million output tokens",
     }.get(path, f"Energy per request {statistic}")
 
 
@@ -228,13 +241,30 @@ def _differences(letter: str, runs: Mapping[str, RunResult], found: Differences)
     )
     shown = [row.path for row in rows]
     notes = [tag("p", line) for line in (meaning, *interval_notes(found, shown, letter, label))]
-    saved = saved_between([runs["A"]], [runs[letter]], letter) if found.paired else None
     return section(
         f"Differences of {letter} from A" if len(runs) > 2 else "Differences",
         table(head, cells, f"Differences of {letter} from A", class_="differences"),
-        tag("p", saved) if saved else "",
+        _boundary(letter, runs),
+        *(tag("p", line) for line in pair_notes([runs["A"]], [runs[letter]], letter, paired=found.paired)),
         tag("div", *notes, class_="soft"),
     )
+
+
+def _boundary(letter: str, runs: Mapping[str, RunResult]) -> Markup:
+    """Return the numbers beyond the accelerators' energy that both runs know; empty without any."""
+    a, b = [summary_of(runs["A"])], [summary_of(runs[letter])]
+    shown = [path for path in metrics([a, b]) if path in BOUNDARY_METRICS]
+    rows = []
+    for path, (of_a, of_b) in compare_runs([a, b], shown).items():
+        change = (signed(path, of_b.difference), ratio(of_b.ratio))
+        if is_invalid([runs["A"], runs[letter]], path):
+            change = (_struck(change[0]), _struck(change[1]))
+        values = (_value(path, of_a.value, runs["A"]), _value(path, of_b.value, runs[letter]))
+        rows.append((label(path), *values, *change))
+    if not rows:
+        return join([])
+    head = ("with the host, the facility, CO2e and cost", "A", letter, f"{letter}−A", f"{letter}/A")
+    return table(head, rows, "Energy beyond the accelerators")
 
 
 def _rows(letter: str, runs: Mapping[str, RunResult], found: Differences) -> list[Difference]:

@@ -16,6 +16,7 @@ from loadgen.report.run_facts import (
     energy_cells,
     energy_note,
     fit_warning,
+    host_cell,
     part_heading,
     parts_of,
     power_words,
@@ -115,12 +116,14 @@ def energy_by_workload(summary: Summary) -> Markup:
             picture = stacked_bar([("prefill", prefill, text), ("decode", decode, text)], text)
             amounts = [with_error(prefill, spent.prefill_se_joules), with_error(decode, spent.decode_se_joules)]
             bar = join([picture, tag("small", " · ".join(amounts))])
-        rows.append([name, bar, *energy_cells(spent)])
+        rows.append([name, bar, *energy_cells(spent), *([host_cell(part)] if summary.energy.host else [])])
     head = [part_heading(summary), "prefill · decode", "J/request p50", "p90", "p99", "J/output token", "J/token"]
+    head += ["host"] if summary.energy.host else []
     caption = (
         "Prefill and decode as a client sees them: until the first token, and after it. ± is one standard error of the"
         " fitted law. Idle belongs to no workload."
     )
+    caption += " Host is an estimate of the host's energy, in no other column." if summary.energy.host else ""
     energy_table = table(head, rows, "Attributed energy by workload")
     return tag("figure", tag("h3", "Energy by workload"), energy_table, tag("figcaption", caption), class_="wide")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from loadgen.report.cache_difference import saved_between
 from loadgen.report.compare import (
     MEANING,
     compare_runs,
@@ -14,6 +13,7 @@ from loadgen.report.compare import (
     interval_notes,
     letters,
     metrics,
+    pair_notes,
     quantity,
     signed,
 )
@@ -111,8 +111,8 @@ def comparison_markdown(sides: Sequence[Runs], outcomes: Sequence[Outcome], diff
         }  # fmt: skip
         top = ("", "A", letter, f"{letter}−A", "±")
         lines += ["", *_table(top, [row for path, row in rows.items() if path in shown_first]), ""]
-        if found.paired and (saved := saved_between(sides[0], later_runs, letter)):
-            lines += [escaped(saved), ""]
+        for note in pair_notes(sides[0], later_runs, letter, paired=found.paired):
+            lines += [escaped(note), ""]
         lines += ["<details><summary>All numbers</summary>", ""]
         lines += [*_table(top, rows.values()), "", escaped(MEANING.format(letter)), ""]
         lines += [f"* {escaped(note)}" for note in interval_notes(found, list(cells), letter)]

@@ -543,6 +543,13 @@ def energy_cells(energy: EnergySummary | WorkloadSummary) -> list[str]:
     return [joules(value) for value in values]
 
 
+def host_cell(part: Summary | WorkloadSummary) -> str:
+    """Return the part of the host's energy that is shared among these requests."""
+    if not isinstance(part, Summary):
+        return joules(part.host_joules)
+    return joules(part.energy.host.attributed_joules if part.energy.host else None)
+
+
 def failures(records: Iterable[RequestRecord]) -> list[tuple[str, int, RequestRecord]]:
     """Return (kind, count, an example, with a detail if any has one), the most frequent kind first."""
     kinds: dict[str, list[RequestRecord]] = {}

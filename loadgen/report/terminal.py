@@ -23,6 +23,7 @@ from loadgen.report.run_facts import (
     engine_facts,
     failed_kinds,
     fit_warning,
+    host_cell,
     is_simulated,
     kind_rows,
     latency_rows,
@@ -169,10 +170,12 @@ def _energy(summary: Summary, parts: list[RunPart], console: Console) -> None:
         accounts.add_row(f"  {name}", amount, share(value, energy.measured_joules))
     console.print(accounts)
     console.print()
-    table = _table("", "prefill", "decode", "J/req p50", "p90", "p99", "J/out tok", "J/token")
+    host = ["host"] if energy.host is not None else []
+    table = _table("", "prefill", "decode", "J/req p50", "p90", "p99", "J/out tok", "J/token", *host)
     for name, part in parts:
         spent = energy if isinstance(part, Summary) else part
         cells = [f"  {_name(name)}", joules(spent.prefill_joules), joules(spent.decode_joules), *energy_cells(spent)]
+        cells += [host_cell(part)] if host else []
         table.add_row(*(Text(cell) for cell in cells))
     print_table(table, console)
     method = f"source {energy.source or UNKNOWN} · method {energy.method or UNKNOWN}"

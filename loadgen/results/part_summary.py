@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypedDict
 
 from loadgen.results import metrics
-from loadgen.results.energy_summary import energy_shares
+from loadgen.results.energy_summary import energy_shares, sum_joules
 from loadgen.results.output_kinds import output_kinds
 from loadgen.results.summary import (
     ArrivalCheck,
@@ -90,6 +90,7 @@ def part_summaries(
             **part_numbers(result, records, shares, duration_s, prompts_counted),
             arrivals=(checks or {}).get(name),
             **energy_shares(records, shares, errors.get(f"{by} {name}"), prompts_counted=prompts_counted),
+            host_joules=sum_joules(shares[record.index].host_joules for record in records) if shares else None,
         )
         for name, records in sorted(parts.items())
     }

@@ -510,6 +510,9 @@ class WorkloadSummary(msgspec.Struct, frozen=True, kw_only=True):
     """Attributed joules / (prompt tokens + output tokens); None when the server does not count prompts."""
     cache: CacheEnergy | None = None
     """Energy that the prefix cache saved; None where it is not known, or in an older version's folder."""
+    host_joules: float | None = None
+    """Estimate of its requests' part of the host's energy, by the rule of `host`; None where no meter counts the host
+    beside the GPUs."""
 
 
 class DepthCost(msgspec.Struct, frozen=True, kw_only=True):

@@ -34,7 +34,8 @@ def run_with(domains: list[EnergyDomain], **config: Any) -> RunResult:
     info = msgspec.structs.replace(
         run.info, domains=[*run.info.domains, *domains], config={**run.info.config, **config}
     )
-    return analyse_run(RunResult(info, run.schedule, run.records, [*run.energy, *samples], run.engine, None, None))
+    schedule = [msgspec.structs.replace(item, tags={"tenant": "ab"[item.index % 2]}) for item in run.schedule]
+    return analyse_run(RunResult(info, schedule, run.records, [*run.energy, *samples], run.engine, None, None))
 
 
 def energy_of(run: RunResult) -> EnergySummary:
@@ -73,6 +74,17 @@ def test_the_hosts_accounts_add_up_and_its_cores_are_in_their_package(share_by: 
     known = {domain.name: domain.joules or 0.0 for domain in energy_of(run).domains}
     assert host.measured_joules == pytest.approx(known["cpu:package-0"] + known["dram:0"])
     assert known["cpu:package-0/core"] < known["cpu:package-0"]
+
+
+@pytest.mark.parametrize("part", ["by_workload", "by_tag"])
+def test_the_parts_of_a_run_share_the_hosts_energy_whole(part: str) -> None:
+    summary, alone = run_with(HOST).summary, run_with([]).summary
+    assert summary is not None and summary.energy.host is not None and alone is not None
+    parts = getattr(summary, part).values()
+    assert parts
+    shared = sum(mj_from_j(of_part.host_joules or 0.0) for of_part in parts)
+    assert shared == mj_from_j(summary.energy.host.attributed_joules)
+    assert {of_part.host_joules for of_part in getattr(alone, part).values()} == {None}
 
 
 def test_requests_have_no_energy_of_a_host_without_a_meter() -> None:
