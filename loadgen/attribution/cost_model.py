@@ -8,6 +8,7 @@ window_fit.py finds them from the energy that a counter measured.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -86,8 +87,25 @@ class Coefficients(msgspec.Struct, frozen=True, kw_only=True):
 
 def columns_of(steps: EngineSteps) -> tuple[str, ...]:
     """Return the columns of the features of steps, K of them: COLUMNS, EXPERT_COLUMNS if they read experts, and
-    TIME_COLUMN if their time has a price."""
+    TIME_COLUMN if their time has a price.
+
+    Those of engines that share a GPU are numbered, as in "0:step_j"; the time of the GPU has one price for all.
+    """
+    if steps.parts:
+        columns = [f"{n}:{c}" for n, part in enumerate(steps.parts) for c in columns_of(replace(part.steps, pace=None))]
+        return (*columns, *((TIME_COLUMN,) if steps.parts[0].steps.pace is not None else ()))
     return _columns(steps.experts is not None, steps.pace is not None)
+
+
+def columns_of_engines(steps: EngineSteps) -> list[list[int]]:
+    """Return, for each engine, which of the columns of all its own are."""
+    names = columns_of(steps)
+    if not steps.parts:
+        return [list(range(len(names)))]
+    return [
+        [names.index(name if name == TIME_COLUMN else f"{number}:{name}") for name in columns_of(engine)]
+        for number, engine in enumerate(steps.engines)
+    ]
 
 
 def _columns(experts: bool, time: bool) -> tuple[str, ...]:
@@ -100,6 +118,12 @@ def feature_column(steps: EngineSteps, column: str) -> Floats:
     A step itself is shared equally by its members, other clients' streams among them. M is as large as the run's
     output, so callers that need all columns take them one at a time (`member_features` holds them all).
     """
+    if steps.parts:
+        of_all = np.zeros(len(steps.step))
+        number, _, own_column = column.rpartition(":")
+        for part in [steps.parts[int(number)]] if number else steps.parts:
+            of_all[part.rows] = feature_column(part.steps, own_column)
+        return of_all
     if column == "step_j":
         size = np.bincount(steps.step, minlength=steps.count) + foreign_members(steps)
         return np.asarray((steps.iterations / size)[steps.step])
@@ -124,8 +148,7 @@ def member_seconds(steps: EngineSteps, pace: tuple[float, ...]) -> Floats:
         if seconds:
             parts += seconds * feature_column(untimed, column)
     by_step = sum_by(steps.step, parts, steps.count)
-    length_s = (steps.end_ns - steps.start_ns) / NS_PER_S
-    parts *= np.divide(length_s, by_step, out=np.zeros(steps.count), where=by_step > 0)[steps.step]
+    parts *= np.divide(steps.seconds, by_step, out=np.zeros(steps.count), where=by_step > 0)[steps.step]
     return parts
 
 
@@ -159,6 +182,16 @@ def cost_shares(steps: EngineSteps, coefficients: Coefficients | None, fallback_
     return shares
 
 
+def cost_shares_of_engines(steps: EngineSteps, laws: Sequence[Coefficients], fallback_w: float) -> Floats:
+    """Return the `cost_shares` of the members of all engines, by the law of each."""
+    if not steps.parts:
+        return cost_shares(steps, laws[0], fallback_w)
+    shares = np.zeros(len(steps.step))
+    for part, law in zip(steps.parts, laws, strict=True):
+        shares[part.rows] = cost_shares(part.steps, law, fallback_w)
+    return shares
+
+
 def foreign_members(steps: EngineSteps) -> Floats:
     """Return float64[S]: other clients' streams in each of our steps."""
     if steps.foreign is None:
@@ -171,6 +204,11 @@ def foreign_members(steps: EngineSteps) -> Floats:
 def foreign_features(steps: EngineSteps, edges_ns: Ints) -> Floats:
     """Return float64[W, K]: what other clients bring to each coefficient in each window, placed by engine counters."""
     windows = max(len(edges_ns) - 1, 0)
+    if steps.parts:
+        of_all = np.zeros((windows, len(columns_of(steps))))
+        for engine, own in zip(steps.engines, columns_of_engines(steps), strict=True):
+            of_all[:, own] += foreign_features(engine, edges_ns)
+        return of_all
     foreign = steps.foreign
     if foreign is None or not windows:
         return np.zeros((windows, len(columns_of(steps))))
@@ -215,17 +253,33 @@ def overlap(edges_ns: Ints, starts_ns: Ints, ends_ns: Ints) -> tuple[Ints, Ints,
 def free_time(steps: EngineSteps, edges_ns: Ints) -> Floats:
     """Return float64[W], ns: how long no step ran in each window, of ours or of other clients."""
     windows = max(len(edges_ns) - 1, 0)
-    step, window, share = overlap(edges_ns, steps.start_ns, steps.end_ns)
-    free_ns = np.maximum(
-        np.diff(edges_ns) - sum_by(window, share * (steps.end_ns - steps.start_ns)[step], windows), 0.0
-    )
+    starts_ns, ends_ns = busy_spans(steps)
+    span, window, share = overlap(edges_ns, starts_ns, ends_ns)
+    free_ns = np.maximum(np.diff(edges_ns) - sum_by(window, share * (ends_ns - starts_ns)[span], windows), 0.0)
+    for engine in steps.engines:
+        free_ns = _without_foreign(engine, edges_ns, free_ns)
+    return free_ns
+
+
+def _without_foreign(steps: EngineSteps, edges_ns: Ints, free_ns: Floats) -> Floats:
+    """Return free time without that in which only other clients ran."""
     foreign = steps.foreign
     if foreign is None:
         return free_ns
     if foreign.alone_ns is None:
         return np.where(foreign_features(steps, edges_ns).any(axis=1), 0.0, free_ns)
     interval, window, share = overlap(edges_ns, foreign.edges_ns[:-1], foreign.edges_ns[1:])
-    return np.maximum(free_ns - sum_by(window, share * foreign.alone_ns[interval], windows), 0.0)
+    return np.maximum(free_ns - sum_by(window, share * foreign.alone_ns[interval], len(free_ns)), 0.0)
+
+
+def busy_spans(steps: EngineSteps) -> tuple[Ints, Ints]:
+    """Return when the spans begin and end in which steps ran: each step, or what the steps of several engines cover."""
+    if not steps.parts or not steps.count:
+        return steps.start_ns, steps.end_ns
+    order = np.argsort(steps.start_ns, kind="stable")
+    starts_ns, until_ns = steps.start_ns[order], np.maximum.accumulate(steps.end_ns[order])
+    begins = np.concatenate(([True], starts_ns[1:] > until_ns[:-1]))
+    return starts_ns[begins], until_ns[np.concatenate((begins[1:], [True]))]
 
 
 def unseen_time(steps: EngineSteps, edges_ns: Ints) -> Floats:

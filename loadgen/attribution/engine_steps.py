@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.units import NS_PER_MS
+from loadgen.units import NS_PER_MS, NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.attribution.expert_reads import ExpertReads
@@ -105,11 +105,48 @@ class EngineSteps:
 
     budget: int | None = None
     """Tokens that a step may compute, by the durations of the steps; None where too few prompts tell."""
+    gpu_s: Floats | None = None
+    """float64[S], seconds of the GPU that a step of one of several engines had: an instant in which steps of n engines
+    run counts as 1/n of it for each. None: all of its duration."""
+    parts: tuple[Part, ...] = ()
+    """The engines that share a GPU, if these are the steps of several: not in time order then, and overlapping. Each
+    engine has prices of its own."""
 
     @property
     def count(self) -> int:
         """S, the number of steps."""
         return len(self.start_ns)
+
+    @property
+    def seconds(self) -> Floats:
+        """Return float64[S]: time of the GPU that each step took."""
+        return (self.end_ns - self.start_ns) / NS_PER_S if self.gpu_s is None else self.gpu_s
+
+    @property
+    def engines(self) -> tuple[EngineSteps, ...]:
+        """The steps of each engine."""
+        return tuple(part.steps for part in self.parts) or (self,)
+
+    @property
+    def members_of_engines(self) -> list[tuple[EngineSteps, Ints | slice]]:
+        """The steps of each engine, and the rows of their memberships."""
+        return [(part.steps, part.rows) for part in self.parts] or [(self, slice(None))]
+
+
+class Part(NamedTuple):
+    """The steps of one of several engines, and their places among those of all.
+
+    rows: int64[m], of its memberships. first: its first step, which its other ones follow.
+    """
+
+    steps: EngineSteps
+    rows: Ints
+    first: int
+
+    @property
+    def place(self) -> slice:
+        """Rows of its steps."""
+        return slice(self.first, self.first + self.steps.count)
 
 
 def decoded_tokens(emitted: Narrow, speculation: Speculation | None) -> Narrow:

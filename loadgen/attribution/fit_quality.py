@@ -11,6 +11,7 @@ from loadgen.attribution.window_fit import Rows
 from loadgen.stats.nnls import block_of, held_out_predictions
 
 if TYPE_CHECKING:
+    from loadgen.attribution.cost_model import Coefficients
     from loadgen.attribution.uncertainty import ErrorModel
     from loadgen.attribution.window_fit import Fit
 
@@ -50,9 +51,10 @@ class FitQuality(msgspec.Struct, frozen=True, kw_only=True):
     """Pairs of uncertain coefficients that were not told apart: what one gains, the other loses."""
 
 
-def fit_quality(fit: Fit, model: ErrorModel) -> FitQuality:
-    """Judge a fit by its own windows. model: the components of its error."""
-    values, columns = fit.coefficients.values, fit.coefficients.columns
+def fit_quality(fit: Fit, coefficients: Coefficients, model: ErrorModel) -> FitQuality:
+    """Judge a fit by its own windows. coefficients, model: of one engine, its prices and the components of their
+    error."""
+    values, columns = coefficients.values, coefficients.columns
     errors = np.sqrt(np.diag(model.covariance))
     used = np.flatnonzero(values > 0).tolist()
     uncertain = [k for k in used if errors[k] > UNCERTAIN * values[k]]

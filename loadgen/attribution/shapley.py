@@ -27,7 +27,7 @@ import numpy as np
 from loadgen.attribution.beside_others import SharedSteps, steps_beside_others
 from loadgen.attribution.cost_model import (
     Coefficients,
-    cost_shares,
+    cost_shares_of_engines,
     foreign_features,
     free_time,
     guessed_windows,
@@ -44,7 +44,7 @@ from loadgen.attribution.uncertainty import JoulesErrors, joules_errors
 from loadgen.units import MJ_PER_J, NS_PER_S, energy_imbalance_mj, j_from_mj
 
 if TYPE_CHECKING:
-    from loadgen.attribution.engine_steps import EngineSteps
+    from loadgen.attribution.engine_steps import Bools, EngineSteps
     from loadgen.energy.series import EnergySeries
     from loadgen.record import RequestRecord
     from loadgen.stats.arrays import Floats, Ints
@@ -159,35 +159,112 @@ def attribute_energy(
         return _by_another_method(
             [domain.clip(start_ns, end_ns) for domain in series], records, start_ns, end_ns, method
         )
-    steps, foreign, inferred = shared or steps_beside_others(records, engine)
-    everyone = [*records, *foreign]
-    known = len(everyone) - inferred
-    accounts = [
-        _shapley(domain, domain.clip(start_ns, end_ns), steps, everyone, len(records), known, reusable)
-        for domain in series
+    shared = shared or steps_beside_others(records, engine)
+    domains = _domains(series, records, start_ns, end_ns, shared, reusable)
+    (idle_mj, unattributed_mj), [of_engine_mj] = _whole_mj(domains)
+    of_engine_mj[0] += unattributed_mj
+    result = _run_attribution(domains, 0, idle_mj, of_engine_mj, records, start_ns, end_ns, sums)
+    result.check()
+    return result
+
+
+class JointAttribution(msgspec.Struct, frozen=True, kw_only=True):
+    """The accounts of engines that share GPUs: measured_mj == idle_mj + unattributed_mj + those of the engines."""
+
+    measured_mj: int
+    idle_mj: int
+    """Energy of the time in which no engine ran a step: it is no engine's."""
+    unattributed_mj: int
+    """Energy while no engine ran a step that is known, and a request was in flight at one of them."""
+    engines: list[RunAttribution]
+    """One for each engine, of all records. It measures what its own requests used and those of its other clients, which
+    are unattributed; its idle energy is 0."""
+
+    def check(self) -> None:
+        """Raise AssertionError unless energy is conserved, in each engine too."""
+        of_engines_mj = sum(engine.measured_mj for engine in self.engines)
+        off_mj = energy_imbalance_mj(self.measured_mj, of_engines_mj, self.idle_mj, self.unattributed_mj)
+        if off_mj:
+            raise AssertionError(f"energy is not conserved: {off_mj} of {self.measured_mj} mJ are in no account")
+        for engine in self.engines:
+            engine.check()
+
+
+def attribute_jointly(
+    series: Sequence[EnergySeries],
+    records: Sequence[RequestRecord],
+    start_ns: int,
+    end_ns: int,
+    *,
+    shared: SharedSteps,
+    sums: Mapping[str, Ints] | None = None,
+    reusable: Sequence[int | None] | None = None,
+) -> JointAttribution:
+    """Attribute the energy of GPUs that several engines share, by a law with prices for each engine.
+
+    The work of all engines together explains a window, and its measured energy is divided in proportion to the cost
+    shares of the members of all. shared: `side_by_side` of the engines. The other arguments are as for
+    `attribute_energy`.
+    """
+    domains = _domains(series, records, start_ns, end_ns, shared, reusable)
+    (idle_mj, unattributed_mj), of_engines_mj = _whole_mj(domains)
+    result = JointAttribution(
+        measured_mj=sum(domain.measured_mj for domain in domains),
+        idle_mj=idle_mj,
+        unattributed_mj=unattributed_mj,
+        engines=[
+            _run_attribution(domains, number, 0, of_engine_mj, records, start_ns, end_ns, sums)
+            for number, of_engine_mj in enumerate(of_engines_mj)
+        ],
+    )
+    result.check()
+    return result
+
+
+def _whole_mj(domains: Sequence[_Domain]) -> tuple[tuple[int, int], list[Ints]]:
+    """Return the energy of all domains in whole mJ -> ((idle, unattributed), that of each engine).
+
+    The latter is int64[1 + 2n]: of other clients' requests, of the prefills and of the decodes of ours.
+    """
+    rest = [sum(domain.idle for domain in domains), sum(domain.unattributed for domain in domains)]
+    by_engine = zip(*(domain.engines for domain in domains), strict=True)
+    exact = [
+        np.sum([np.concatenate(([own.foreign], own.prefill, own.decode)) for own in accounts], axis=0)
+        for accounts in by_engine
     ]
-    measured_mj = sum(account.measured_mj for account in accounts)
-    exact = [np.concatenate(([a.idle, a.unattributed], a.prefill, a.decode)) for a in accounts]
-    rounded_mj = round_to_sum(np.sum(exact, axis=0), measured_mj)
-    shares = rounded_mj[2:].reshape(2, len(records))
+    whole = round_to_sum(np.concatenate([rest, *exact]), sum(domain.measured_mj for domain in domains))
+    return (int(whole[0]), int(whole[1])), np.split(whole[2:], len(exact))
+
+
+def _run_attribution(
+    domains: Sequence[_Domain],
+    engine: int,
+    idle_mj: int,
+    of_engine_mj: Ints,
+    records: Sequence[RequestRecord],
+    start_ns: int,
+    end_ns: int,
+    sums: Mapping[str, Ints] | None,
+) -> RunAttribution:
+    """Return the accounts of one engine. of_engine_mj: as of `_whole_mj`."""
+    accounts = [domain.engines[engine] for domain in domains]
+    shares_mj = of_engine_mj[1:].reshape(2, len(records))
     rejected = [account.estimates.rejected for account in accounts if account.estimates.rejected is not None]
-    result = RunAttribution(
-        method=method,
+    return RunAttribution(
+        method="shapley",
         start_ns=start_ns,
         end_ns=end_ns,
-        measured_mj=measured_mj,
-        idle_mj=int(rounded_mj[0]),
-        attributed_mj=int(shares.sum()),
-        unattributed_mj=int(rounded_mj[1]),
-        requests=_request_energies(records, shares, accounts),
+        measured_mj=idle_mj + int(of_engine_mj.sum()),
+        idle_mj=idle_mj,
+        attributed_mj=int(shares_mj.sum()),
+        unattributed_mj=int(of_engine_mj[0]),
+        requests=_request_energies(records, shares_mj, accounts),
         coefficients=[account.coefficients for account in accounts],
         fits=[account.quality for account in accounts],
         sums={name: _sum_errors(accounts, rows) for name, rows in (sums or {}).items()},
         rejected_joules=sum(joules for joules, _ in rejected) if rejected else None,
         rejected_se_joules=float(np.hypot.reduce([error for _, error in rejected])) if rejected else None,
     )
-    result.check()
-    return result
 
 
 def _request_energies(
@@ -195,7 +272,9 @@ def _request_energies(
 ) -> list[RequestEnergy]:
     """Return the joules of each request with their errors, over all domains. shares_mj: int64[2, n], prefill and
     decode."""
-    variance = np.sum([account.errors.of_requests()[: len(records)] for account in accounts], axis=0)
+    variance = np.sum(
+        [np.where(own.present, own.errors.of_requests()[: len(records)], 0.0) for own in accounts], axis=0
+    )
     kinds_mj = kinds_of_whole(shares_mj[1], np.sum([account.kinds for account in accounts], axis=0))
     cache = cache_joules_of_run([account.estimates for account in accounts], len(records))
     columns = (*shares_mj.tolist(), *(kind.tolist() for kind in kinds_mj), np.sqrt(variance).tolist())
@@ -227,7 +306,7 @@ def _rounded(joules: float) -> float | None:
 
 def _sum_errors(accounts: Sequence[_Account], rows: Ints) -> SumErrors:
     """Return the errors of the joules of these requests together, over all domains."""
-    variances = [account.errors.of_sum(rows) for account in accounts]
+    variances = [account.errors.of_sum(rows[account.present[rows]]) for account in accounts]
     total, prefill, decode = (
         float(np.sqrt(sum(variance[part] for variance in variances))) for part in ("all", "prefill", "decode")
     )
@@ -240,18 +319,45 @@ def _sum_errors(accounts: Sequence[_Account], rows: Ints) -> SumErrors:
 
 @dataclass(frozen=True)
 class _Account:
-    """One domain's energy over requests. prefill, decode: float64[n], mJ. kinds: float64[n, 3], `decode` by KINDS."""
+    """Energy of one engine in one domain over its requests. prefill, decode: float64[n], mJ. kinds: float64[n, 3],
+    `decode` by KINDS. foreign: of other clients' requests, mJ. present: bool[n], the requests that are in its steps."""
 
     prefill: Floats
     decode: Floats
     kinds: Floats
+    foreign: float
+    present: Bools
     errors: JoulesErrors
     quality: FitQuality
-    idle: float
-    unattributed: float
-    measured_mj: int
     coefficients: Coefficients
     estimates: LawEstimates
+
+
+@dataclass(frozen=True)
+class _Domain:
+    """Energy of one domain. idle, unattributed: mJ of no request, of which the latter may be of one."""
+
+    measured_mj: int
+    idle: float
+    unattributed: float
+    engines: list[_Account]
+
+
+def _domains(
+    series: Sequence[EnergySeries],
+    records: Sequence[RequestRecord],
+    start_ns: int,
+    end_ns: int,
+    shared: SharedSteps,
+    reusable: Sequence[int | None] | None,
+) -> list[_Domain]:
+    """Return the accounts of each domain, over our requests and those of other clients."""
+    everyone = [*records, *shared.foreign]
+    known = len(everyone) - shared.inferred
+    return [
+        _shapley(domain, domain.clip(start_ns, end_ns), shared.steps, everyone, len(records), known, reusable)
+        for domain in series
+    ]
 
 
 def _shapley(
@@ -262,32 +368,56 @@ def _shapley(
     own: int,
     known: int,
     reusable: Sequence[int | None] | None,
-) -> _Account:
+) -> _Domain:
     """Fit the model on all of a domain's series and split the clipped part by it.
 
     The first `own` records are ours, the first `known` are not inferred; what the others used is unattributed. When
     nothing could be fitted, a step costs the domain's mean power over its duration, whatever is done in it.
     """
     steps, fit = fit_law(series, steps)
-    coefficients = fit.coefficients
+    idle_w = fit.coefficients.idle_w
     length_s = max(float(series.t_ns[-1] - series.t_ns[0]) / NS_PER_S, 1e-9)
-    shares = cost_shares(steps, coefficients, fallback_w=series.total_mj / MJ_PER_J / length_s)
-    foreign = foreign_features(steps, clipped.t_ns) @ coefficients.values
-    foreign += beyond_law(clipped, steps, shares, coefficients.idle_w, own)
-    member_mj, idle, unattributed = split_energy(clipped, steps, shares, coefficients.idle_w, foreign)
-    requests = len(records)
-    total = sum_by(steps.request, member_mj, requests)
-    prefilling = steps.prefilling
-    prefill = np.minimum(np.bincount(steps.request[prefilling], member_mj[prefilling], minlength=requests), total)
-    kinds = decode_by_kind(records, steps, member_mj)
-    unattributed += float(total[own:].sum())
-    prefill, decode, kinds = (x[:own] for x in (prefill, total - prefill, kinds))
+    laws = [coefficients for coefficients, _ in fit.engines]
+    shares = cost_shares_of_engines(steps, laws, fallback_w=series.total_mj / MJ_PER_J / length_s)
+    foreign = foreign_features(steps, clipped.t_ns) @ fit.values
+    foreign += beyond_law(clipped, steps, shares, idle_w, own)
+    member_mj, idle, unattributed = split_energy(clipped, steps, shares, idle_w, foreign)
     member_j = np.divide(member_mj, MJ_PER_J, out=member_mj)  # a run has millions of members: no second array
-    errors = joules_errors(fit, series, clipped, steps, shares, member_j, requests, known)
-    quality = fit_quality(fit, errors.model)
-    estimates = law_estimates(steps, shares, member_j, coefficients, errors.model, records[:own], reusable)
+    errors = joules_errors(fit, series, clipped, steps, shares, member_j, len(records), known)
+    accounts = []
+    for (engine, rows), (coefficients, columns) in zip(steps.members_of_engines, fit.engines, strict=True):
+        model = errors.model.of_prices(columns)
+        quality = fit_quality(fit, coefficients, model)
+        estimates = law_estimates(engine, shares[rows], member_j[rows], coefficients, model, records[:own], reusable)
+        accounts.append(_account(engine, member_j[rows], records, own, errors, quality, coefficients, estimates))
+    return _Domain(clipped.total_mj, idle, unattributed, accounts)
+
+
+def _account(
+    steps: EngineSteps,
+    member_j: Floats,
+    records: Sequence[RequestRecord],
+    own: int,
+    errors: JoulesErrors,
+    quality: FitQuality,
+    coefficients: Coefficients,
+    estimates: LawEstimates,
+) -> _Account:
+    """Sum the energy of one engine's members by request. member_j: float64[M]. own: as for `_shapley`."""
+    requests, prefilling = len(records), steps.prefilling
+    total = sum_by(steps.request, member_j, requests) * MJ_PER_J
+    prefill = sum_by(steps.request[prefilling], member_j[prefilling], requests) * MJ_PER_J
+    prefill = np.minimum(prefill, total)  # rounding makes no decode negative
     return _Account(
-        prefill, decode, kinds, errors, quality, idle, unattributed, clipped.total_mj, coefficients, estimates
+        prefill=prefill[:own],
+        decode=(total - prefill)[:own],
+        kinds=decode_by_kind(records, steps, member_j)[:own],
+        foreign=float(total[own:].sum()),
+        present=np.bincount(steps.request, minlength=requests)[:own] > 0,
+        errors=errors,
+        quality=quality,
+        coefficients=coefficients,
+        estimates=estimates,
     )
 
 

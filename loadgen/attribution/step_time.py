@@ -34,7 +34,14 @@ IMPROVEMENT = 0.5
 
 
 def fit_law(series: EnergySeries, steps: EngineSteps) -> tuple[EngineSteps, Fit]:
-    """Return dense steps with what the windows show of their law (reads of experts, a price of time), and its fit."""
+    """Return dense steps with what the windows show of their law (reads of experts, a price of time), and its fit.
+
+    Engines that share a GPU have a dense law each: their steps lengthen one another.
+    """
+    if steps.parts:
+        parts = [part._replace(steps=with_pace(part.steps, step_features(part.steps))) for part in steps.parts]
+        timed = replace(steps, parts=tuple(parts))
+        return timed, fit_windows(series, timed)
     per_step = step_features(steps)
     read = with_experts(series, steps, per_step)
     per_step = per_step if read.experts is None else step_features(read)
@@ -67,6 +74,6 @@ def with_time(series: EnergySeries, steps: EngineSteps, per_step: Floats) -> Eng
 
 def with_pace(steps: EngineSteps, per_step: Floats) -> EngineSteps:
     """Return the steps with the pace that their durations show, but for those far off. per_step: their features."""
-    seconds = (steps.end_ns - steps.start_ns) / NS_PER_S
+    seconds = steps.seconds
     pace, _, _ = fit_without_outliers(per_step, seconds, seconds > 0)
     return replace(steps, pace=tuple(pace.tolist()))

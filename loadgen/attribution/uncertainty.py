@@ -25,7 +25,7 @@ J. R. Stat. Soc. Suppl. 8, 1946).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal, NamedTuple, Self
 
 import numpy as np
@@ -99,6 +99,11 @@ class ErrorModel:
     misfit: float
     serial: float = 0.0
 
+    def of_prices(self, columns: list[int]) -> Self:
+        """Return the components with the covariances of these prices only."""
+        block = np.ix_(columns, columns)
+        return replace(self, covariance=self.covariance[block], covariance_of_sums=self.covariance_of_sums[block])
+
     @classmethod
     def unknown(cls, coefficients: int) -> Self:
         """Return the components of a domain without a fit of so many coefficients."""
@@ -108,7 +113,7 @@ class ErrorModel:
 
 def error_model(fit: Fit, series: EnergySeries, steps: EngineSteps) -> ErrorModel:
     """Estimate the components from the residuals of the windows that the fit is based on."""
-    values = fit.coefficients.values
+    values = fit.values
     positive = fit.energy_j > 0
     energy_j, features = fit.energy_j[positive], fit.features[positive]
     count = len(energy_j)
@@ -272,7 +277,7 @@ def equal_experts(series: EnergySeries, steps: EngineSteps, shares: Floats, expe
     gains = np.zeros((requests, 2))
     if steps.experts is None or not expert_j:
         return gains
-    price = expert_j * _measured_per_share(series, steps, shares)
+    price = expert_j * measured_per_share(series, steps, shares)
     part = feature_column(steps, "expert_j")
     equal = np.bincount(steps.step, part, minlength=steps.count) / np.bincount(steps.step, minlength=steps.count)
     gain = equal[steps.step]
@@ -284,12 +289,13 @@ def equal_experts(series: EnergySeries, steps: EngineSteps, shares: Floats, expe
 
 
 def divided_by_tokens(
-    series: EnergySeries, steps: EngineSteps, shares: Floats, coefficients: Coefficients, requests: int
-) -> Floats:
+    series: EnergySeries, steps: EngineSteps, shares: Floats, coefficients: Coefficients, requests: int,
+    measured: Floats | None = None,
+) -> Floats:  # fmt: skip
     """Return float64[n], joules: what each request would gain if what the members of a step add to it, beside the step
     itself and its reads of experts, were divided in proportion to their computed tokens.
 
-    shares: float64[M], under the law.
+    shares: float64[M], under the law. measured: float64[S], `measured_per_share`, where other steps are in the windows.
     """
     own = feature_column(steps, "step_j")
     own *= -coefficients.step_j
@@ -300,14 +306,29 @@ def divided_by_tokens(
     tokens = sum_by(steps.step, decoded, steps.count) + sum_by(steps.step, steps.prefill, steps.count)
     by_step = sum_by(steps.step, own, steps.count)
     per_token = np.divide(by_step, tokens, out=np.zeros(steps.count), where=tokens > 0)
-    measured = _measured_per_share(series, steps, shares)
+    if measured is None:
+        measured = measured_per_share(series, steps, shares)
     for rows in _slices(len(own)):
         step, computed = steps.step[rows], decoded[rows] + steps.prefill[rows]
         own[rows] = (per_token[step] * computed - own[rows]) * measured[step]
     return sum_by(steps.request, own, requests)
 
 
-def _measured_per_share(series: EnergySeries, steps: EngineSteps, shares: Floats) -> Floats:
+def divided_by_tokens_of_engines(
+    series: EnergySeries, steps: EngineSteps, shares: Floats, fit: Fit, requests: int
+) -> Floats:
+    """Return the `divided_by_tokens` of the requests of all engines."""
+    if not steps.parts:
+        return divided_by_tokens(series, steps, shares, fit.coefficients, requests)
+    measured = measured_per_share(series, steps, shares)
+    gains = np.zeros(requests)
+    for part, (coefficients, _) in zip(steps.parts, fit.engines, strict=True):
+        own, by_step = shares[part.rows], measured[part.place]
+        gains += divided_by_tokens(series, part.steps, own, coefficients, requests, by_step)
+    return gains
+
+
+def measured_per_share(series: EnergySeries, steps: EngineSteps, shares: Floats) -> Floats:
     """Return float64[S]: the measured energy of the windows that a step is in, per joule of the shares in them."""
     energy_j = np.diff(series.mj) / MJ_PER_J
     step, window, overlap_share = overlap(series.t_ns, steps.start_ns, steps.end_ns)
@@ -417,7 +438,7 @@ def joules_errors(
 
     shares, member_j: float64[M], under the law and of the split. known: the first requests, which are not inferred.
     """
-    values, idle_w = fit.coefficients.values, fit.coefficients.idle_w or 0.0
+    values, idle_w = fit.values, fit.coefficients.idle_w or 0.0
     joules = sum_by(steps.request, member_j, requests)
     if len(clipped) < 2 or not len(shares):
         model, none, gradient = ErrorModel.unknown(len(values)), np.zeros(0), np.zeros((requests, 2, len(values)))
@@ -439,6 +460,6 @@ def joules_errors(
             idle_w * free_time(steps, clipped.t_ns) / NS_PER_S,
         ),
         division=equal_experts(clipped, steps, shares, fit.coefficients.expert_j or 0.0, requests),
-        by_tokens=divided_by_tokens(clipped, steps, shares, fit.coefficients, requests),
+        by_tokens=divided_by_tokens_of_engines(clipped, steps, shares, fit, requests),
         ends=variance_of_ends(clipped, steps, joules, model.windows),
     )  # fmt: skip

@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from loadgen.attribution.cost_model import (
+    COLUMNS,
     Coefficients,
     columns_of,
+    columns_of_engines,
     foreign_features,
     free_time,
     guessed_windows,
@@ -71,6 +73,21 @@ class Fit(NamedTuple):
     energy_j: Floats
     kept: NDArray[np.bool_]
     rows: Rows | None = None
+    beside: tuple[tuple[Coefficients, list[int]], ...] = ()
+    """Coefficients of each engine, where several share the GPU, and which columns of `features` they price."""
+
+    @property
+    def engines(self) -> list[tuple[Coefficients, list[int]]]:
+        """Coefficients of each engine on the GPU, and the columns that they price."""
+        return list(self.beside) or [(self.coefficients, list(range(len(self.coefficients.columns))))]
+
+    @property
+    def values(self) -> Floats:
+        """The prices of the columns of `features`, float64[K]."""
+        values = np.zeros(1 + max(max(columns) for _, columns in self.engines))
+        for coefficients, columns in self.engines:
+            values[columns] = coefficients.values
+        return values
 
 
 def fit_coefficients(series: EnergySeries, steps: EngineSteps, per_step: Floats | None = None) -> Coefficients:
@@ -135,20 +152,30 @@ def fit_windows(series: EnergySeries, steps: EngineSteps, per_step: Floats | Non
         variance = float(((target[kept] - target[kept].mean()) ** 2).sum())
         r_squared = 1 - error / variance if variance > 0 else None
         misfit = _misfit(target[kept] - features[kept] @ values, energy_j[kept])
-    prices = dict(zip(columns_of(steps), values.tolist(), strict=True))
-    if steps.experts is not None:
-        prices |= {f"expert_{name}": value for name, value in msgspec.structs.asdict(steps.experts).items()}
-    coefficients = Coefficients(
-        **prices,
+    facts = Coefficients(
+        **dict.fromkeys(COLUMNS, 0.0),
         idle_w=idle_w,
         idle_se_w=idle_se_w,
         r_squared=r_squared,
         misfit=misfit,
         outliers=outliers,
     )
-    fit = Fit(coefficients, features[kept], target[kept], energy_j[kept], kept)
+    engines = [
+        (_priced(facts, engine, values[columns]), columns)
+        for engine, columns in zip(steps.engines, columns_of_engines(steps), strict=True)
+    ]
+    beside = tuple(engines) if steps.parts else ()
+    fit = Fit(engines[0][0], features[kept], target[kept], energy_j[kept], kept, beside=beside)
     rows = rows_at_limit(series, steps, per_step, fit)
     return fit if rows is None else _refitted(fit, rows)
+
+
+def _priced(facts: Coefficients, engine: EngineSteps, values: Floats) -> Coefficients:
+    """Return what is known of a fit with the prices of one engine's columns."""
+    prices = dict(zip(columns_of(engine), values.tolist(), strict=True))
+    if engine.experts is not None:
+        prices |= {f"expert_{name}": value for name, value in msgspec.structs.asdict(engine.experts).items()}
+    return msgspec.structs.replace(facts, **prices)
 
 
 def rows_at_limit(series: EnergySeries, steps: EngineSteps, per_step: Floats, windows: Fit) -> Rows | None:
@@ -157,11 +184,13 @@ def rows_at_limit(series: EnergySeries, steps: EngineSteps, per_step: Floats, wi
 
     At the limit a window's energy is the limit times its length, whatever is done in it. But its power is constant, so
     a step's energy follows from its duration: the time is what identifies the work. A row's variance has the law's
-    relative misfit in it, and a step's that of its duration. The work of other clients is in no step's features: beside
-    them the windows are all there is.
+    relative misfit in it, and a step's that of its duration. The work of other clients is in no step's features, and
+    what two engines did while a step ran is not known: beside them the windows are all there is.
     """
     at_limit = series.at_limit
-    if at_limit is None or not at_limit.any() or windows.coefficients.misfit is None or steps.foreign is not None:
+    if at_limit is None or not at_limit.any() or windows.coefficients.misfit is None:
+        return None
+    if steps.foreign is not None or steps.parts:
         return None
     limited = at_limit & windows.kept
     step, window, share = overlap(series.t_ns, steps.start_ns, steps.end_ns)

@@ -24,7 +24,7 @@ def windows(decoded: Floats, noise: float, count: int = WINDOWS) -> Fit:
 
 def quality(fit: Fit) -> FitQuality:
     series = counter([100.0 * i for i in range(len(fit.kept) + 1)], fit.energy_j.tolist())
-    return fit_quality(fit, error_model(fit, series, two_steps()))
+    return fit_quality(fit, fit.coefficients, error_model(fit, series, two_steps()))
 
 
 VARIED = np.random.default_rng(1).integers(10, 400, WINDOWS).astype(np.float64)
