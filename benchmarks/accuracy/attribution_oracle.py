@@ -240,7 +240,7 @@ def simulated(scenario: Scenario, seconds: float, seed: int) -> Case:
         scenario.options, scenario.counter, tail_ns=IDLE_NS // 4, seed=seed,
     )  # fmt: skip
     own = [i for i in range(len(arrivals)) if rng.random() >= scenario.foreign]
-    records = [_record(row, arrivals[i][1], run.requests[i], rng) for row, i in enumerate(own)]
+    records = [record_of(row, arrivals[i][1], run.requests[i], rng) for row, i in enumerate(own)]
     domains = [EnergyDomain(name="gpu:0", source="simulated", limit_w=hardware.limit_w)]
     return Case(records, run, own, domains)
 
@@ -256,7 +256,7 @@ def simulated_agents(scenario: Scenario, agents: AgentLoad, engine: EngineOption
     )  # fmt: skip
     rng = np.random.default_rng(seed)
     records = [
-        _record(row, f"session {turn.session}", truth, rng)
+        record_of(row, f"session {turn.session}", truth, rng)
         for row, (turn, truth) in enumerate(zip(turns, run.requests, strict=True))
     ]
     schedule = [
@@ -284,7 +284,8 @@ def _blocks(tokens: int, shared: float, kind: str, index: int) -> tuple[int, ...
     )
 
 
-def _record(index: int, kind: str, truth: Any, rng: np.random.Generator) -> RequestRecord:
+def record_of(index: int, kind: str, truth: Any, rng: np.random.Generator) -> RequestRecord:
+    """Return what a client records of a simulated request."""
     delays = rng.uniform(*CHUNK_DELAY_NS, len(truth.token_ns)).astype(int)
     chunks = np.maximum.accumulate(np.array(truth.token_ns) + delays).tolist()
     return RequestRecord(
