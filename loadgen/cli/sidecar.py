@@ -32,6 +32,11 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @click.option(
     "--engine-url", metavar="URL", help="Root URL of the engine, such as http://localhost:8000: its /metrics are read."
 )
+@click.option(
+    "--engine", "engines", multiple=True, metavar="NAME=URL[,gpus=0:1][,role=prefill|decode][,energy=URL]",
+    help="One of several engines: its root URL, the GPUs that are its own, the only phase that it runs if another "
+    "engine runs the other, and its energy source if that is on another host. Repeatable.",
+)  # fmt: skip
 @click.option("--model", help="Model label of spans that name none.  [default: the engine's only model]")
 @click.option(
     "--energy",
@@ -93,6 +98,7 @@ _FILE = click.Path(path_type=Path, exists=True, dir_okay=False)
 @logged
 def sidecar(
     engine_url: str | None,
+    engines: tuple[str, ...],
     energy: str,
     gpus: tuple[str, ...],
     model: str | None,
@@ -131,6 +137,7 @@ def sidecar(
         from loadgen.sidecar.app import SidecarOptions
         from loadgen.sidecar.exporter import reference as text
         from loadgen.sidecar.server import run_sidecar
+    from loadgen.energy.named_engine import parse_engines
     from loadgen.sidecar.watermark import AllowedLateness
     from loadgen.telemetry.otlp_export import TOKEN_VARIABLE
     from loadgen.telemetry.span_labels import parse_labels
@@ -140,6 +147,9 @@ def sidecar(
         return
     if (tls_cert is None) != (tls_key is None):
         raise LoadgenError("--tls-cert and --tls-key go together")
+    if engines and (engine_url or gpus):
+        other = "--engine-url" if engine_url else "--gpu"
+        raise LoadgenError(f"--engine and {other}: an engine's URL and GPUs are said by its --engine")
     root = engine_url.rstrip("/").removesuffix("/v1") if engine_url else None
     run_sidecar(
         SidecarOptions(
@@ -147,6 +157,7 @@ def sidecar(
             port=port,
             grpc_port=grpc_port,
             engine_url=root,
+            engines=parse_engines(engines),
             engine_key=os.environ.get("OPENAI_API_KEY") or None,
             energy=energy,
             gpus=gpus,

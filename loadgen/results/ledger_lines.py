@@ -14,7 +14,7 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
-FORMAT_VERSION = "1.0"
+FORMAT_VERSION = "1.1"
 """Version of the format. MINOR grows with a new field, MAJOR when a field goes away or changes its meaning."""
 
 Count = Annotated[int, Meta(ge=0)]
@@ -46,7 +46,9 @@ class SettledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_fi
     workload: Name
     """Workload, as the metrics name it."""
     engine: Name | None
-    """Engine that served it."""
+    """Engine that served it; of a request with a prefill engine too, the one that decoded."""
+    prefill_engine: Name | None = None
+    """Engine that computed its prompt, where another one decoded: `prefill_mj` is of this one, `decode_mj` of that."""
     labels: Annotated[dict[Name, Name], Meta(max_length=16)] = {}
     """Values of the labels of `--label`, as the metrics name them. A label that it has no value of is left out."""
     ok: bool
@@ -79,6 +81,31 @@ class SettledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_fi
         return self.prefill_mj + self.decode_mj
 
 
+class EnginePeriod(msgspec.Struct, frozen=True, kw_only=True):
+    """The part of a period that is of one engine: its counter, and where that went but for requests."""
+
+    engine: Name
+    """Name of the engine."""
+    counter_mj: Count = 0
+    """Energy that its meter counted in the period."""
+    idle_mj: Count = 0
+    """Part of it used while it had no request."""
+    unattributed_mj: Count = 0
+    """Part of it used by requests without a span, or none in time."""
+    open_mj: Count = 0
+    """Energy that it assigned so far to requests that have not settled."""
+
+    def since(self, before: EnginePeriod) -> EnginePeriod:
+        """Return the growth from `before`, with the open energy that is open at the end."""
+        return EnginePeriod(
+            engine=self.engine,
+            counter_mj=self.counter_mj - before.counter_mj,
+            idle_mj=self.idle_mj - before.idle_mj,
+            unattributed_mj=self.unattributed_mj - before.unattributed_mj,
+            open_mj=self.open_mj,
+        )
+
+
 class LedgerPeriod(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="period"):
     """The energy that the meter counted between two instants, and where it went."""
 
@@ -100,6 +127,8 @@ class LedgerPeriod(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", 
     """Requests that settled in the period and have no line, because the disk was full for too long."""
     lost_mj: Count = 0
     """Energy of those requests."""
+    engines: Annotated[tuple[EnginePeriod, ...], Meta(max_length=256)] = ()
+    """The period's parts by engine, where several have names; they sum to it."""
 
 
 LedgerLine = LedgerStart | SettledRequest | LedgerPeriod
@@ -119,6 +148,14 @@ def imbalance_mj(batch: LedgerBatch, open_mj: int) -> int:
     return period.counter_mj - of_requests - period.idle_mj - period.unattributed_mj - (period.open_mj - open_mj)
 
 
+def engines_agree(period: LedgerPeriod) -> bool:
+    """Return True unless the period has parts by engine that do not sum to it."""
+    names = ("counter_mj", "idle_mj", "unattributed_mj", "open_mj")
+    return not period.engines or all(
+        sum(getattr(part, name) for part in period.engines) == getattr(period, name) for name in names
+    )
+
+
 def folded(older: LedgerBatch, newer: LedgerBatch) -> LedgerBatch:
     """Return one batch of two that follow each other, without the lines of the older one's requests."""
     before, after = older.period, newer.period
@@ -131,6 +168,18 @@ def folded(older: LedgerBatch, newer: LedgerBatch) -> LedgerBatch:
             unattributed_mj=before.unattributed_mj + after.unattributed_mj,
             lost_requests=before.lost_requests + after.lost_requests + len(older.requests),
             lost_mj=before.lost_mj + after.lost_mj + sum(request.energy_mj for request in older.requests),
+            engines=tuple(_summed(*parts) for parts in zip(before.engines, after.engines, strict=True)),
         ),
         newer.requests,
+    )
+
+
+def _summed(before: EnginePeriod, after: EnginePeriod) -> EnginePeriod:
+    """Return one part of two that follow each other. A sidecar's engines are the same in all of its periods."""
+    return EnginePeriod(
+        engine=after.engine,
+        counter_mj=before.counter_mj + after.counter_mj,
+        idle_mj=before.idle_mj + after.idle_mj,
+        unattributed_mj=before.unattributed_mj + after.unattributed_mj,
+        open_mj=after.open_mj,
     )

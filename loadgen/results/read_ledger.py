@@ -19,10 +19,11 @@ from loadgen.results.ledger_lines import (
     LedgerPeriod,
     LedgerStart,
     SettledRequest,
+    engines_agree,
     imbalance_mj,
 )
 
-MAX_LINE = 16_384
+MAX_LINE = 131_072
 """Bytes of a line; the fields of a ledger's own lines are bounded."""
 MAX_BATCH = 200_000
 """Requests of one batch."""
@@ -76,6 +77,8 @@ class LedgerFile:
             raise self._error(f"the period has {period.requests:,} requests, and {len(batch.requests):,} lines of them")
         if off_mj := imbalance_mj(batch, open_mj):
             raise self._error(f"the period is not its parts: {off_mj:,} mJ of its counter are in no line")
+        if not engines_agree(period):
+            raise self._error("the period is not the sum of its engines")
         if period.to_unix_ns < period.from_unix_ns:
             raise self._error("the period ends before it begins")
 

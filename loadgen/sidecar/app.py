@@ -1,6 +1,6 @@
-"""The sidecar: a meter and an engine's counters are read, OTLP is received over HTTP, and the pages are served.
+"""The sidecar: a meter and engines' counters are read, OTLP is received over HTTP, and the pages are served.
 
-Threads only append to bounded queues; one task, on the event loop, owns the ledger.
+Threads only append to bounded queues; one task, on the event loop, owns the ledgers: one of each engine.
 """
 
 from __future__ import annotations
@@ -9,11 +9,11 @@ import asyncio
 import hmac
 import threading
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import msgspec
 from aiohttp import web
@@ -23,28 +23,24 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 
 from loadgen import __version__
 from loadgen.clock import anchor, monotonic_ns
+from loadgen.energy.named_engine import NamedEngine, domains_of
 from loadgen.energy.sampler import Sampler
 from loadgen.sidecar.clock_sync import ClockSync
 from loadgen.sidecar.exporter import Exporter, PushCounts, SidecarPage
-from loadgen.sidecar.ledger import Ledger
+from loadgen.sidecar.ledger import DROP_REASONS, Ledger
 from loadgen.sidecar.settlement import KEPT_REQUESTS, KEPT_S, Settlement
 from loadgen.sidecar.span_feed import SpanFeed
+from loadgen.sidecar.span_router import SpanRouter
+from loadgen.sidecar.watched_engine import WatchedEngine, drained
 from loadgen.sidecar.watermark import AllowedLateness
-from loadgen.telemetry.engine_metrics import EnginePoller, EngineState
 from loadgen.telemetry.otlp_parse import MalformedError, RequestSpan, SpanLabels, parse_spans
-from loadgen.units import NS_PER_S, s_from_ns
+from loadgen.units import ns_from_s, s_from_ns
 
 if TYPE_CHECKING:
     from loadgen.energy.meter import EnergyMeter
-    from loadgen.energy.series import EnergySample
+    from loadgen.energy.series import EnergyDomain, EnergySample
 
 TICK_S = 1.0
-ENGINE_PERIOD_S = 0.25
-"""Period of reading the engine's counters. They place other clients' requests: what began within a period and what was
-there all along look the same, so a second would be too long beside requests of a second."""
-ENGINE_AWAY_S = 5.0
-"""An engine whose page did not answer for this long counts as away."""
-MAX_ENGINE_SAMPLES = 1000
 MAX_OTLP_BYTES = 4 << 20
 MAX_QUEUED_SPANS = 50_000
 MAX_FEED_SAMPLES = 20_000
@@ -69,6 +65,8 @@ class SidecarOptions:
     port: int = 9478
     grpc_port: int | None = None
     engine_url: str | None = None
+    engines: tuple[NamedEngine, ...] = ()
+    """Engines with names; none where `engine_url` is the only one."""
     engine_key: str | None = field(default=None, repr=False)
     """API key of the engine, which the list of its models may require."""
     energy: str = "auto"
@@ -98,20 +96,25 @@ class SidecarOptions:
 
 
 class Sidecar:
-    """One meter, one engine, one ledger."""
+    """One meter, and a ledger for each engine."""
 
-    def __init__(self, options: SidecarOptions, meter: EnergyMeter, model: str | None) -> None:
-        """Raise LoadgenError: the engine's URL is none (MeterError), or the ledger cannot be written."""
+    def __init__(self, options: SidecarOptions, meter: EnergyMeter, models: Sequence[str | None]) -> None:
+        """Raise LoadgenError: an engine's URL is none (MeterError), or the ledger cannot be written.
+
+        models: of each engine, for spans that name none.
+        """
         self.options, self.meter = options, meter
         self.authorized = partial(authorized, options.token)
-        self.ledger = Ledger(
-            meter.domains, lateness=options.lateness, model=model, labels=options.labels,
-            label_values=options.label_values, since_ns=monotonic_ns(),
-        )  # fmt: skip
+        self.engines = watched_engines(options, meter.domains, models)
+        self.router: SpanRouter | None = None
+        """Is None where there is one engine, which has all spans."""
+        if len(options.engines) > 1:
+            self.router = SpanRouter(options.engines, ns_from_s(options.lateness.blind_s) // 2)
         self.clock = ClockSync(anchor())
         self._energy: deque[EnergySample] = deque(maxlen=MAX_FEED_SAMPLES)
         self._feed: deque[EnergySample] = deque(maxlen=MAX_FEED_SAMPLES)
-        self._engine: deque[Mapping[str, float]] = deque(maxlen=MAX_ENGINE_SAMPLES)
+        self._read_ns: dict[str, int] = {}
+        """Domain -> instant of its newest sample."""
         self._spans: deque[RequestSpan] = deque()
         self._span_feed = SpanFeed()
         self._first_tokens: deque[tuple[bytes, int]] = deque(maxlen=MAX_QUEUED_SPANS)
@@ -119,25 +122,26 @@ class Sidecar:
         self._dropped: Counter[str] = Counter()
         self._dropping = threading.Lock()
         self.sampler = Sampler(meter, self._on_energy)
-        self.poller: EnginePoller | None = None
-        if options.engine_url is not None:
-            self.poller = EnginePoller(options.engine_url, self._engine.append, period_s=ENGINE_PERIOD_S, watch=True)
         self.settlement = Settlement(
-            self.ledger, folder=options.ledger, kept=options.kept_requests, kept_s=options.kept_s,
-            engine_url=options.engine_url,
+            self.engines, self.router, options.engines, folder=options.ledger, kept=options.kept_requests,
+            kept_s=options.kept_s, wait_s=options.lateness.max_s,
         )  # fmt: skip
-        self._newest_engine: Mapping[str, float] | None = None
-        self._engine_restarts = 0
         self.pushes = PushCounts()
-        self.page = self._page()
+        self.pages = self._pages()
         self._registry = CollectorRegistry()
-        self._registry.register(Exporter(lambda: self.page))
+        self._registry.register(Exporter(lambda: self.pages))
+
+    @property
+    def page(self) -> SidecarPage:
+        """The page of the first engine, which is the only one unless several have names."""
+        return self.pages[0]
 
     # -- called from threads: append only ----------------------------------------------------------------------
 
     def _on_energy(self, samples: list[EnergySample]) -> None:
         self._energy.extend(samples)
         self._feed.extend(samples)
+        self._read_ns |= {sample.domain: sample.t_ns for sample in samples}
 
     def receive(self, body: bytes) -> None:
         """Queue the spans of OTLP bytes, from any thread. Raises MalformedError; spans beyond the queue are counted."""
@@ -159,57 +163,82 @@ class Sidecar:
         with self._dropping:
             self._dropped[reason] += count
 
-    # -- the ledger --------------------------------------------------------------------------------------------
+    # -- the ledgers -------------------------------------------------------------------------------------------
 
     async def keep(self) -> None:
-        """Keep the ledger until cancelled."""
+        """Keep the ledgers until cancelled."""
         while True:
             self.tick()
             await self.settlement.write()
             await asyncio.sleep(TICK_S)
 
-    def tick(self) -> None:
-        """Move everything received into the ledger, commit, and replace the page."""
+    def tick(self, *, last: bool = False) -> None:
+        """Move everything received into the ledgers, commit, and replace the pages. last: nothing more is received."""
         now_ns = monotonic_ns()
         self.clock.observe(anchor())
-        self.ledger.add_energy(_drained(self._energy))
-        for sample in _drained(self._engine):
-            previous, self._newest_engine = self._newest_engine, sample
-            if previous is not None:
-                name = "generation_tokens"
-                self._engine_restarts += sample.get(name, 0.0) < previous.get(name, 0.0)
-            self.ledger.add_engine_sample(sample)
-        spans = _drained(self._spans)
-        self._span_feed.add(spans)
-        self.ledger.add_first_tokens(
-            (trace_id, self.clock.monotonic_ns(first_ns)) for trace_id, first_ns in _drained(self._first_tokens)
-        )
-        self.ledger.add_labels(span.moved(self.clock.monotonic_ns) for span in _drained(self._span_labels))
-        for span in spans:
-            self.ledger.add_span(span.moved(self.clock.monotonic_ns), now_ns)
+        energy, labels = drained(self._energy), drained(self._span_labels)
+        moved_labels = [span.moved(self.clock.monotonic_ns) for span in labels]
+        first_tokens = [(trace, self.clock.monotonic_ns(first_ns)) for trace, first_ns in drained(self._first_tokens)]
+        for engine in self.engines:
+            engine.ledger.add_energy(energy)
+            engine.take_counters()
+            engine.ledger.add_first_tokens(first_tokens)
+            engine.ledger.add_labels(moved_labels)
+        self._add_spans(drained(self._spans), now_ns)
         with self._dropping:
             counts, self._dropped = self._dropped, Counter()
-        self.ledger.dropped.update(counts)
-        self.ledger.commit(now_ns)
-        self.page = self._page()
-        self.settlement.take(self.page.ledger, self.clock.unix_ns, now_ns)
+        self.engines[0].ledger.dropped.update(counts)
+        for engine in self.engines:
+            engine.ledger.commit(now_ns)
+        self.pages = self._pages()
+        self.settlement.take([page.ledger for page in self.pages], self.clock.unix_ns, now_ns, last=last)
 
-    def _page(self) -> SidecarPage:
+    def _add_spans(self, spans: list[RequestSpan], now_ns: int) -> None:
+        """Give spans to the ledgers of their engines, and to the feed."""
+        moved = [span.moved(self.clock.monotonic_ns) for span in spans]
+        if self.router is None:
+            self._span_feed.add(spans, self.engines[0].name)
+            for span in moved:
+                self.engines[0].ledger.add_span(span, now_ns)
+            return
+        router = self.router
+        routed = [one for span in moved for one in router.add(span, now_ns)]
+        decided, unplaced = router.due(now_ns, lambda number: self.engines[number].ledger.engine_samples)
+        for number, span, copy in (*routed, *decided):
+            self.engines[number].ledger.add_span(span, now_ns, copy=copy)
+            if not copy:
+                self._span_feed.add([span.moved(self.clock.unix_ns)], self.engines[number].name)
+        self._span_feed.add([span.moved(self.clock.unix_ns) for span in unplaced], None)
+        self.drop("no_engine", len(unplaced))
+
+    def _pages(self) -> tuple[SidecarPage, ...]:
         now_ns, clocks = monotonic_ns(), anchor()
-        report = self.sampler.report()
-        state = self.poller.state if self.poller else EngineState()
-        silence_ns = ENGINE_AWAY_S * NS_PER_S
-        answered = state.answered_ns is not None and now_ns - state.answered_ns < silence_ns
-        return SidecarPage(
-            ledger=self.ledger.snapshot(now_ns),
-            watts=self.sampler.latest().watts,
-            resets=report.resets,
-            read_errors=sum(report.errors.values()),
-            last_read_s=s_from_ns(self._feed[-1].t_ns + clocks.offset_ns) if self._feed else None,
-            engine_up=answered if self.poller else None,
-            engine_understood=answered and state.path is not None if self.poller else None,
-            engine_restarts=self._engine_restarts if self.poller else None,
-            pushes=self.pushes.copy(),
+        report, watts = self.sampler.report(), self.sampler.latest().watts
+        ledgers = [engine.ledger.snapshot(now_ns) for engine in self.engines]
+        dropped = sum((Counter(ledger.dropped) for ledger in ledgers), Counter(dict.fromkeys(DROP_REASONS, 0)))
+        pages = []
+        for engine, ledger in zip(self.engines, ledgers, strict=True):
+            health, read_ns = engine.health(now_ns), self._last_read_ns(engine)
+            pages.append(
+                SidecarPage(
+                    engine=engine.name,
+                    ledger=ledger,
+                    dropped={reason: dropped[reason] for reason in DROP_REASONS},
+                    watts=watts,
+                    resets=report.resets,
+                    read_errors=sum(report.errors.values()),
+                    last_read_s=None if read_ns is None else s_from_ns(read_ns + clocks.offset_ns),
+                    engine_up=health.up,
+                    engine_understood=health.understood,
+                    engine_restarts=health.restarts,
+                    pushes=self.pushes.copy(),
+                )
+            )
+        return tuple(pages)
+
+    def _last_read_ns(self, engine: WatchedEngine) -> int | None:
+        return max(
+            (self._read_ns[domain.name] for domain in engine.domains if domain.name in self._read_ns), default=None
         )
 
     # -- pages -------------------------------------------------------------------------------------------------
@@ -279,35 +308,49 @@ class Sidecar:
         return web.Response(body=msgspec.json.encode(feed), content_type="application/json")
 
     async def healthz(self, request: web.Request) -> web.Response:
-        """Answer 200 while the meter answers; the engine may come and go."""
-        if self._feed:
-            silent_s = s_from_ns(monotonic_ns() - self._feed[-1].t_ns)
-        else:
-            silent_s = min(self.sampler.report().silence_s.values(), default=0.0)
+        """Answer 200 while the meter answers, that of one engine at least; engines may come and go."""
+        now_ns = monotonic_ns()
+        silence_s = [self._silence_s(engine, now_ns) for engine in self.engines]
+        engines = [
+            {
+                "meter": "answers" if silent_s < STALE_S else f"silent for {silent_s:.0f} s",
+                "engine": {None: "none named", True: "answers", False: "away"}[page.engine_up],
+                "engine_metrics": engine.health(now_ns).metrics if page.engine_up else None,
+            }
+            for engine, page, silent_s in zip(self.engines, self.pages, silence_s, strict=True)
+        ]
+        named = {engine.name: shown for engine, shown in zip(self.engines, engines, strict=True) if engine.name}
         health = {
-            "ok": silent_s < STALE_S,
+            "ok": min(silence_s) < STALE_S,
             "version": __version__,
-            "meter": "answers" if silent_s < STALE_S else f"silent for {silent_s:.0f} s",
-            "engine": {None: "none named", True: "answers", False: "away"}[self.page.engine_up],
-            "engine_metrics": self._engine_metrics(),
+            **({"engines": named} if named else engines[0]),
             "ledger": self.settlement.health,
         }
         return web.json_response(health, status=200 if health["ok"] else 503)
 
-    def _engine_metrics(self) -> str | None:
-        """Return what healthz says about the engine's counters; None without an answer."""
-        if self.poller is None or not self.page.engine_up:
-            return None
-        state = self.poller.state
-        return f"{state.engine}'s, at {state.path}" if state.path else state.reason or "none yet"
+    def _silence_s(self, engine: WatchedEngine, now_ns: int) -> float:
+        """Return the time since the newest sample of the engine's energy."""
+        if (read_ns := self._last_read_ns(engine)) is not None:
+            return s_from_ns(now_ns - read_ns)
+        silence_s = self.sampler.report().silence_s
+        return min((silence_s[domain.name] for domain in engine.domains if domain.name in silence_s), default=0.0)
 
 
-_Item = TypeVar("_Item")
-
-
-def _drained(queue: deque[_Item]) -> list[_Item]:
-    """Remove and return the items in the queue. Other threads may append meanwhile."""
-    return [queue.popleft() for _ in range(len(queue))]
+def watched_engines(
+    options: SidecarOptions, domains: Sequence[EnergyDomain], models: Sequence[str | None]
+) -> list[WatchedEngine]:
+    """Return the engines, each with a ledger of its own. Raises MeterError when a URL is none."""
+    since_ns = monotonic_ns()
+    watched = []
+    for named, model in zip(options.engines or (None,), models, strict=True):
+        own = domains if named is None else domains_of(named, domains)
+        ledger = Ledger(
+            own, lateness=options.lateness, model=model, labels=options.labels, label_values=options.label_values,
+            since_ns=since_ns, role=None if named is None else named.role,
+        )  # fmt: skip
+        url, name = (options.engine_url, None) if named is None else (named.url, named.name)
+        watched.append(WatchedEngine(ledger, own, url, name))
+    return watched
 
 
 def authorized(token: str | None, header: str | None) -> bool:

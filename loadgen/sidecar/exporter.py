@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
@@ -37,13 +37,19 @@ class PushCounts:
 
 @dataclass(frozen=True)
 class SidecarPage:
-    """Everything that one scrape shows: the ledger, and the state of the meter and the engine."""
+    """Everything that one scrape shows of an engine: its ledger, and the state of its meter and of the engine."""
 
+    engine: str | None
+    """Name of the engine; None where there is one engine, without a name."""
     ledger: Snapshot
+    dropped: Mapping[str, int]
+    """Spans that were not used, those of all engines, by reason."""
     watts: dict[str, float]
     """Power by domain; domains whose power is unknown are absent."""
     resets: int
+    """Counter restarts, those of all engines."""
     read_errors: int
+    """Failed reads, those of all engines."""
     last_read_s: float | None
     """Unix time of the meter's newest sample."""
     engine_up: bool | None
@@ -74,6 +80,8 @@ class Declared(NamedTuple):
     rows: Rows
     by_labels: bool = False
     """True if it has the labels of the user's choosing too."""
+    by_engine: bool = True
+    """True if it has the label `engine` where engines have names."""
 
 
 def _single(value: Callable[[SidecarPage], float | None]) -> Rows:
@@ -88,7 +96,7 @@ def _by_domain(value: Callable[[DomainEnergy, SidecarPage], float | None]) -> Ro
     def rows(page: SidecarPage) -> Iterator[MetricRow]:
         for energy in page.ledger.domains:
             if (number := value(energy, page)) is not None:
-                yield MetricRow((gpu_label(energy.domain.name), energy.domain.uuid or ""), number)
+                yield MetricRow(_gpu_labels(energy), number)
 
     return rows
 
@@ -132,8 +140,12 @@ def _session_rows(page: SidecarPage) -> Iterator[MetricRow]:
 
 
 def gpu_label(domain: str) -> str:
-    """Name a domain as label `gpu`: `gpu:0` is GPU 0; other domains keep their name."""
-    return domain.removeprefix("gpu:")
+    """Name a domain as label `gpu`: `gpu:0` is GPU 0, `gpu:0@a` that of engine a; other domains keep their name."""
+    return domain.removeprefix("gpu:").partition("@")[0]
+
+
+def _gpu_labels(energy: DomainEnergy) -> tuple[str, str]:
+    return gpu_label(energy.domain.name), energy.domain.uuid or ""
 
 
 GPU = ("gpu", "uuid")
@@ -202,21 +214,21 @@ METRICS = (
              _single(lambda page: page.ledger.foreign_tokens)),
     Declared("loadgen_energy_resets_total", "counter", (),
              "Energy counters found restarted. The energy used around a restart is unknown.",
-             _single(lambda page: page.resets)),
+             _single(lambda page: page.resets), by_engine=False),
     Declared("loadgen_energy_read_errors_total", "counter", (),
-             "Reads of the energy source that failed.", _single(lambda page: page.read_errors)),
+             "Reads of the energy source that failed.", _single(lambda page: page.read_errors), by_engine=False),
     Declared("loadgen_energy_last_read_timestamp_seconds", "gauge", (),
              "Unix time of the newest energy sample. Absent before the first.", _single(lambda page: page.last_read_s)),
     Declared("loadgen_energy_source_info", "gauge", (*GPU, "source"),
              "Always 1; source is how the joules were measured.",
-             lambda page: (MetricRow((gpu_label(energy.domain.name), energy.domain.uuid or "", energy.domain.source), 1)
+             lambda page: (MetricRow((*_gpu_labels(energy), energy.domain.source), 1)
                            for energy in page.ledger.domains)),
     Declared("loadgen_settlement_lag_seconds", "gauge", (),
              "How far the counters above are behind now: energy is pending until its requests' spans have arrived.",
              _single(lambda page: page.ledger.lag_s)),
     Declared("loadgen_spans_dropped_total", "counter", ("reason",),
              "Spans that were not used.",
-             lambda page: (MetricRow((reason,), count) for reason, count in page.ledger.dropped.items())),
+             lambda page: (MetricRow((reason,), count) for reason, count in page.dropped.items()), by_engine=False),
     Declared("loadgen_spans_merged_total", "counter", (),
              "Requests reported by both client and engine, counted once.", _single(lambda page: page.ledger.merged)),
     Declared("loadgen_spans_partial_total", "counter", (),
@@ -236,39 +248,53 @@ METRICS = (
     Declared("loadgen_otlp_exports_total", "counter", ("signal", "outcome"),
              "Messages to the OTLP collector; signal is metrics or traces, outcome is sent, rejected (in part, by the "
              "collector) or failed. Absent without a collector.",
-             lambda page: (MetricRow(key, count) for key, count in sorted(page.pushes.exports.items()))),
+             lambda page: (MetricRow(key, count) for key, count in sorted(page.pushes.exports.items())),
+             by_engine=False),
     Declared("loadgen_energy_spans_total", "counter", ("outcome",),
              "Spans with the energy of a settled request; outcome is sent, rejected by the collector, or dropped: it "
              "refused the message, or too many waited. Absent without a collector.",
-             lambda page: (MetricRow((outcome,), count) for outcome, count in sorted(page.pushes.spans.items()))),
+             lambda page: (MetricRow((outcome,), count) for outcome, count in sorted(page.pushes.spans.items())),
+             by_engine=False),
 )  # fmt: skip
 """All metrics, in the order of the page."""
 
 
 class Exporter:
-    """A prometheus_client collector of the page that `latest` returns. Reads memory, never a GPU."""
+    """A prometheus_client collector of the pages that `latest` returns. Reads memory, never a GPU."""
 
-    def __init__(self, latest: Callable[[], SidecarPage]) -> None:
+    def __init__(self, latest: Callable[[], Sequence[SidecarPage]]) -> None:
+        """latest: returns a page for each engine."""
         self._latest = latest
 
     def collect(self) -> Iterator[Metric]:
-        page = self._latest()
+        pages = self._latest()
         for declared in METRICS:
-            yield metric_family(declared, page)
+            yield metric_family(declared, pages)
 
     def describe(self) -> Iterator[Metric]:
         """Describe nothing, so that registering does not collect."""
         return iter(())
 
 
-def label_names(declared: Declared, page: SidecarPage) -> tuple[str, ...]:
-    """Return the names of the labels of a row of the metric on this page."""
-    return (*declared.labels, *(page.ledger.labels if declared.by_labels else ()))
+def label_names(declared: Declared, pages: Sequence[SidecarPage]) -> tuple[str, ...]:
+    """Return the names of the labels that a metric's rows have on these pages."""
+    of_engine = ("engine",) if declared.by_engine and pages[0].engine is not None else ()
+    return (*of_engine, *declared.labels, *(pages[0].ledger.labels if declared.by_labels else ()))
 
 
-def metric_family(declared: Declared, page: SidecarPage) -> Metric:
-    """Return the metric with its rows on this page, as prometheus_client encodes it."""
-    names = label_names(declared, page)
+def metric_rows(declared: Declared, pages: Sequence[SidecarPage]) -> Iterator[MetricRow]:
+    """Yield a metric's rows, those of each engine."""
+    if not declared.by_engine or pages[0].engine is None:
+        yield from declared.rows(pages[0])
+        return
+    for page in pages:
+        for labels, value in declared.rows(page):
+            yield MetricRow((page.engine or "", *labels), value)
+
+
+def metric_family(declared: Declared, pages: Sequence[SidecarPage]) -> Metric:
+    """Return the metric with its rows on these pages, as prometheus_client encodes it."""
+    names = label_names(declared, pages)
     match declared.kind:
         case "counter":
             family: Any = CounterMetricFamily(declared.name.removesuffix("_total"), declared.help, labels=names)
@@ -276,7 +302,7 @@ def metric_family(declared: Declared, page: SidecarPage) -> Metric:
             family = GaugeMetricFamily(declared.name, declared.help, labels=names)
         case "histogram":
             family = HistogramMetricFamily(declared.name, declared.help, labels=names)
-    for labels, value in declared.rows(page):
+    for labels, value in metric_rows(declared, pages):
         if isinstance(value, Histogram):
             buckets = [
                 (bound, count, Exemplar({"request_id": exemplar.request_id}, exemplar.value) if exemplar else None)
@@ -329,6 +355,12 @@ def reference() -> str:
         "first 50 values of a label (`--label-values`) are shown. Further values are counted as `other`, and so are",
         "values that are longer than 64 characters or not printable. A request without a value has an empty one, which",
         "is the same as no label to Prometheus.",
+        "",
+        "Where engines have names (`--engine`), the metrics have the label `engine`, but for "
+        + ", ".join(f"`{m.name}`" for m in METRICS if not m.by_engine)
+        + ".",
+        "The watermark and the equation below are then of each engine. A request with a prefill engine and a decode",
+        "engine is a request of both. Its output tokens are the decode engine's, but for the first: both generate it.",
         "",
         "All counters and histograms are as of the watermark, `loadgen_settlement_lag_seconds` ago, so that",
         "ratios of them are of the same requests. At every scrape, to the millijoule:",

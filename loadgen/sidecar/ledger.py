@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice, pairwise, takewhile
+from itertools import chain, islice, pairwise, takewhile
 from typing import TYPE_CHECKING, NamedTuple
 
 import msgspec
@@ -41,6 +41,7 @@ from loadgen.units import NS_PER_S, energy_imbalance_mj, mj_from_j, ns_from_s, s
 
 if TYPE_CHECKING:
     from loadgen.attribution.engine_steps import EngineSteps
+    from loadgen.energy.named_engine import Role
     from loadgen.telemetry.otlp_parse import RequestSpan, SpanLabels
 
 FUTURE_NS = 2 * NS_PER_S
@@ -66,6 +67,8 @@ MAX_FIRST_TOKENS = 20_000
 MAX_SAMPLES = 20_000
 """Points per domain, and engine samples: half an hour of each."""
 
+PROMPT_COUNTERS = frozenset(("prompt_tokens", "cached_tokens", "computed_tokens"))
+
 DROP_REASONS = {
     "malformed": "not a protobuf trace export, or times or counts that contradict themselves",
     "not_a_request": "another kind of span, an engine's start-up for example",
@@ -74,6 +77,7 @@ DROP_REASONS = {
     "duplicate": "the same request was reported before",
     "future": "it ends in the future: the sender's clock is wrong",
     "overflow": "more open requests than are kept",
+    "no_engine": "it names none of several engines, and no span or counter says which one its request ran at",
 }
 """Reasons for dropping a span, and what each means. No others are exported."""
 
@@ -176,9 +180,12 @@ class Ledger:
         labels: Iterable[str] = (),
         label_values: int = MAX_LABEL_VALUES,
         since_ns: int = 0,
+        role: Role | None = None,
     ) -> None:
         """model: of spans that name none. labels: names of labels by which requests are counted too, of which
-        `label_values` values are shown. since_ns: spans that end before are late, a former sidecar had them."""
+        `label_values` values are shown. since_ns: spans that end before are late, a former sidecar had them. role: the
+        phase of its requests that alone runs at the engine."""
+        self._role = role
         self._lateness = lateness or AllowedLateness()
         self._domains = {domain.name: _Domain(domain) for domain in accelerators(domains)}
         self._samples: deque[EngineSample] = deque(maxlen=MAX_SAMPLES)
@@ -224,12 +231,22 @@ class Ledger:
                     self._watermark_ns = max(self._watermark_ns, sample.t_ns)  # before it nothing was measured
                 self._domains[sample.domain].add(sample)
 
+    @property
+    def engine_samples(self) -> Sequence[EngineSample]:
+        """The engine's counters, lately."""
+        return tuple(self._samples)
+
     def add_engine_sample(self, sample: EngineSample) -> None:
+        if self._role == "decode":
+            sample = {**sample, **dict.fromkeys(PROMPT_COUNTERS & sample.keys(), 0.0)}
         if not self._samples or sample["t_ns"] > self._samples[-1]["t_ns"]:
             self._samples.append(sample)
 
-    def add_span(self, request: RequestSpan, now_ns: int) -> None:
-        """Take a span of a request that ended. A late one, a duplicate or one too many is counted and dropped."""
+    def add_span(self, request: RequestSpan, now_ns: int, *, copy: bool = False) -> None:
+        """Take a span of a request that ended. A late one, a duplicate or one too many is counted and dropped.
+
+        copy: the span counts in another engine's ledger; if it comes too late for this one, that is not counted.
+        """
         request = self._with_first_token(request)
         if self._accounts.labels.names:
             request = msgspec.structs.replace(request, labels=self._accounts.labels.bounded(request.labels))
@@ -237,13 +254,13 @@ class Ledger:
         if outcome == "merged":
             self._merged += 1
         elif outcome in DROP_REASONS:
-            self.dropped[outcome] += 1
+            self.dropped[outcome] += not copy
         elif outcome == "added":
             return
         elif request.end_ns > now_ns + FUTURE_NS:
             self.dropped["future"] += 1
         elif request.end_ns <= self._watermark_ns:
-            self.dropped["late"] += 1
+            self.dropped["late"] += not copy
             self._join.remember((request,))
         elif len(self._open) >= MAX_OPEN:
             self.dropped["overflow"] += 1
@@ -325,7 +342,7 @@ class Ledger:
     def _charge(self, pending: Mapping[str, Sequence[_EnergyPoint]], start_ns: int, end_ns: int, now_ns: int) -> None:
         """Split the pending energy of all domains over requests, idle and unattributed, in whole millijoules."""
         entries = [entry for entry in self._open.values() if entry.request.start_ns < end_ns]
-        requests = [entry.request for entry in entries]
+        requests = self._at_engine(entry.request for entry in entries)
         for name in pending:
             self._fit(name, end_ns, now_ns)
         steps = self._steps(requests, start_ns, end_ns, COMMIT_ROWS)
@@ -358,6 +375,10 @@ class Ledger:
             for gap_start, gap_end in gaps(points):
                 for entry in entries:
                     entry.whole &= not (entry.request.start_ns < gap_end and gap_start < entry.request.end_ns)
+        if self._role == "prefill":
+            prefill_mj, decode_mj = prefill_mj + decode_mj, np.zeros(len(entries))
+        elif self._role == "decode":
+            prefill_mj, decode_mj = np.zeros(len(entries)), prefill_mj + decode_mj
         exact_mj = np.concatenate(([idle_mj, unattributed_mj], prefill_mj, decode_mj))
         parts_mj = round_to_sum(np.maximum(exact_mj, 0.0), total_mj)
         self._idle_mj += int(parts_mj[0])
@@ -439,7 +460,17 @@ class Ledger:
         since_ns = end_ns - HISTORY_NS
         if len(closed) > FIT_REQUESTS:
             since_ns = max(since_ns, closed.pop().end_ns)
-        return [entry.request for entry in self._open.values()] + closed, since_ns
+        return self._at_engine(chain((entry.request for entry in self._open.values()), closed)), since_ns
+
+    def _at_engine(self, requests: Iterable[RequestSpan]) -> list[RequestSpan]:
+        """Return requests as the engine had them: one that only decodes gets their prompts computed."""
+        if self._role != "decode":
+            return list(requests)
+        return [
+            msgspec.structs.replace(request, input_tokens=tokens, cached_tokens=tokens)
+            for request in requests
+            for tokens in [request.input_tokens or 0]
+        ]
 
     def _close(self, end_ns: int) -> None:
         """Close requests that ended by `end_ns`: no energy can be committed to them any more."""

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from opentelemetry.proto.metrics.v1.metrics_pb2 import AGGREGATION_TEMPORALITY_CUMULATIVE
 
 from loadgen import __version__
-from loadgen.sidecar.exporter import METRICS, Declared, SidecarPage, label_names
+from loadgen.sidecar.exporter import METRICS, Declared, SidecarPage, label_names, metric_rows
 from loadgen.sidecar.otel_names import attribute_name, otel_name
 from loadgen.telemetry.histogram import Histogram
 from loadgen.telemetry.otlp_export import set_attribute
@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     from loadgen.sidecar.exporter import MetricRow
 
 
-def encode_metrics(page: SidecarPage, resource: Mapping[str, str], start_unix_ns: int, now_unix_ns: int) -> bytes:
-    """Encode a page as an ExportMetricsServiceRequest.
+def encode_metrics(
+    pages: Sequence[SidecarPage], resource: Mapping[str, str], start_unix_ns: int, now_unix_ns: int
+) -> bytes:
+    """Encode the pages of all engines as an ExportMetricsServiceRequest.
 
     start_unix_ns: instant from which the counters and histograms count. A metric without rows is left out.
     """
@@ -30,8 +32,10 @@ def encode_metrics(page: SidecarPage, resource: Mapping[str, str], start_unix_ns
     scope.scope.name, scope.scope.version = "loadgen.sidecar", __version__
     now_unix_ns = max(now_unix_ns, start_unix_ns)
     for declared in METRICS:
-        names = (*map(attribute_name, declared.labels), *label_names(declared, page)[len(declared.labels) :])
-        if rows := list(declared.rows(page)):
+        labels = label_names(declared, pages)
+        own = len(labels) - (len(pages[0].ledger.labels) if declared.by_labels else 0)
+        names = (*map(attribute_name, labels[:own]), *labels[own:])
+        if rows := list(metric_rows(declared, pages)):
             metric = scope.metrics.add()
             metric.name, metric.unit = otel_name(declared.name)
             metric.description = declared.help

@@ -10,10 +10,9 @@ import asyncio
 import logging
 import socket
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from itertools import islice
 from typing import TYPE_CHECKING
-from urllib.parse import unquote
 
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceResponse
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceResponse
@@ -23,6 +22,7 @@ from loadgen.clock import anchor
 from loadgen.sidecar.energy_spans import EnergySpan, encode_spans, energy_span
 from loadgen.sidecar.otlp_metrics import encode_metrics
 from loadgen.telemetry.otlp_collector import MAX_PAUSE_S, Answer, Collector, Endpoint, Signal
+from loadgen.telemetry.otlp_export import resource_attributes
 
 if TYPE_CHECKING:
     from loadgen.results.ledger_lines import SettledRequest
@@ -38,8 +38,6 @@ MAX_WAITING = 20_000
 """Spans that wait for a collector which is away."""
 LAST_S = 2.0
 """Limit of the last push, when the sidecar ends."""
-MAX_RESOURCE = 64
-"""Attributes of the resource that a user can set."""
 
 
 def resource(environment: Mapping[str, str], port: int) -> dict[str, str]:
@@ -50,10 +48,7 @@ def resource(environment: Mapping[str, str], port: int) -> dict[str, str]:
     host = socket.gethostname()
     own = {"service.name": "loadgen-sidecar", "service.version": __version__, "host.name": host,
            "service.instance.id": f"{host}:{port}"}  # fmt: skip
-    pairs = (pair.partition("=") for pair in environment.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","))
-    users = {name.strip(): unquote(value.strip()) for name, equals, value in pairs if name.strip() and equals}
-    named = {"service.name": environment["OTEL_SERVICE_NAME"]} if environment.get("OTEL_SERVICE_NAME") else {}
-    return own | dict(islice(users.items(), MAX_RESOURCE)) | named
+    return resource_attributes(own, environment)
 
 
 class _Push:
@@ -121,7 +116,7 @@ class MetricsPush(_Push):
         resource: Mapping[str, str],
         counts: PushCounts,
         period_s: float,
-        latest: Callable[[], SidecarPage],
+        latest: Callable[[], Sequence[SidecarPage]],
     ) -> None:
         super().__init__(collector, resource, counts, period_s)
         self._latest = latest
@@ -175,7 +170,7 @@ def make_pushes(
     if metrics := endpoints.get("metrics"):
         collector = Collector(metrics, ExportMetricsServiceResponse)
         period_s = sidecar.options.otlp_interval_s
-        pushes.append(MetricsPush(collector, attributes, sidecar.pushes, period_s, lambda: sidecar.page))
+        pushes.append(MetricsPush(collector, attributes, sidecar.pushes, period_s, lambda: sidecar.pages))
     if traces := endpoints.get("traces"):
         collector = Collector(traces, ExportTraceServiceResponse)
         spans = SpanPush(collector, attributes, sidecar.pushes, SPANS_PERIOD_S)

@@ -11,6 +11,7 @@ import ssl
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ import msgspec
 from aiohttp import web
 
 from loadgen.energy.choose import open_meter
+from loadgen.energy.fleet_meter import open_fleet_meter
 from loadgen.errors import LoadgenError, MeterError
 from loadgen.http_get import REQUEST_ERRORS, http_get
 from loadgen.sidecar.app import MAX_OTLP_BYTES, Sidecar, SidecarOptions
@@ -27,6 +29,7 @@ from loadgen.telemetry.otlp_collector import endpoints
 
 if TYPE_CHECKING:
     from loadgen.energy.meter import EnergyMeter
+    from loadgen.energy.named_engine import NamedEngine
     from loadgen.sidecar.otlp_push import MetricsPush, SpanPush
 
 _log = logging.getLogger(__name__)
@@ -47,20 +50,21 @@ def ask_engine(url: str, key: str | None = None) -> tuple[str | None, bool]:
     return (str(models[0])[:64] if len(models) == 1 else None), simulated
 
 
-async def keep_model(sidecar: Sidecar, model: str | None) -> None:
-    """Ask the engine for its model until it answers, and again after it was away or restarted, until cancelled."""
+async def keep_model(sidecar: Sidecar, number: int, model: str | None) -> None:
+    """Ask an engine for its model until it answers, and again after it was away or restarted, until cancelled."""
     options, pause_s, unsure = sidecar.options, ASK_S, model is None
-    url = options.engine_url
+    engine = sidecar.engines[number]
+    url = engine.url
     restarts: int | None = 0
     while url is not None and options.model is None:
         await asyncio.sleep(pause_s)
-        page = sidecar.page
+        page = sidecar.pages[number]
         unsure |= page.engine_up is False or page.engine_restarts != restarts
         restarts = page.engine_restarts
         model, _ = await asyncio.to_thread(ask_engine, url, options.engine_key) if unsure else (None, False)
         if model is not None:
-            sidecar.ledger.name_model(model)
-            _log.info("the engine serves %(model)s", {"model": model})
+            engine.ledger.name_model(model)
+            _log.info("the engine %(name)s serves %(model)s", {"name": engine.name or "", "model": model})
             unsure = False
         pause_s = min(2 * pause_s, LONGEST_ASK_S) if unsure else ASK_S
 
@@ -80,32 +84,53 @@ def choose_meter(options: SidecarOptions, simulated: bool) -> EnergyMeter:
     return meter
 
 
+def choose_fleet_meter(options: SidecarOptions) -> tuple[EnergyMeter, tuple[NamedEngine, ...]]:
+    """Open one meter of all named engines; return it, and the engines with their energy sources.
+
+    Raises LoadgenError when there is nothing to read.
+    """
+    meter, reasons, engines = open_fleet_meter(
+        options.engines, options.energy, gpus=options.gpus or None, token=options.energy_token
+    )
+    if meter is None:
+        raise LoadgenError(f"a sidecar needs an energy source: {'; '.join(reasons) or 'none was found'}")
+    return meter, engines
+
+
+async def open_sidecar(options: SidecarOptions) -> tuple[Sidecar, list[str | None]]:
+    """Return a sidecar with its meter open, and the models of its engines. Raises LoadgenError when it cannot be."""
+    urls = [engine.url for engine in options.engines] or ([options.engine_url] if options.engine_url else [])
+    answers = await asyncio.gather(*(asyncio.to_thread(ask_engine, url, options.engine_key) for url in urls))
+    for url, (model, simulated) in zip(urls, answers, strict=True):
+        engine = {"url": url.rpartition("@")[2], "model": model, "simulated": simulated}
+        _log.info("engine at %(url)s: model %(model)s, simulated: %(simulated)s", engine)
+    models = [model for model, _ in answers] or [None]
+    if options.engines:
+        meter, engines = await asyncio.to_thread(choose_fleet_meter, options)
+        options = replace(options, engines=engines)
+    else:
+        simulated = any(simulated for _, simulated in answers)
+        meter = await asyncio.to_thread(choose_meter, options, simulated)
+    try:
+        return Sidecar(options, meter, [options.model or model for model in models]), models
+    except MeterError as err:
+        meter.close()
+        raise LoadgenError(f"{'--engine' if options.engines else '--engine-url'}: {err}") from err
+    except LoadgenError:
+        meter.close()
+        raise
+
+
 @asynccontextmanager
 async def running_sidecar(options: SidecarOptions) -> AsyncIterator[tuple[Sidecar, str, int | None]]:
     """Serve; yield the sidecar, its URL and its gRPC port. Raises LoadgenError when it cannot."""
     collectors = endpoints(
         {"metrics": options.otlp_metrics_endpoint, "traces": options.otlp_traces_endpoint}, os.environ
     )
-    model, simulated = None, False
-    if options.engine_url:
-        model, simulated = await asyncio.to_thread(ask_engine, options.engine_url, options.engine_key)
-    engine = {
-        "url": options.engine_url and options.engine_url.rpartition("@")[2],
-        "model": model,
-        "simulated": simulated,
-    }
-    _log.info("engine at %(url)s: model %(model)s, simulated: %(simulated)s", engine)
     certificate = (options.tls_cert, options.tls_key) if options.tls_cert and options.tls_key else None
     tls = _tls(*certificate) if certificate else None
-    meter = await asyncio.to_thread(choose_meter, options, simulated)
-    try:
-        sidecar = Sidecar(options, meter, options.model or model)
-    except MeterError as err:
-        meter.close()
-        raise LoadgenError(f"--engine-url: {err}") from err
-    except LoadgenError:
-        meter.close()
-        raise
+    sidecar, models = await open_sidecar(options)
+    pollers = [engine.poller for engine in sidecar.engines if engine.poller]
     runner = web.AppRunner(sidecar.app(), access_log=None, shutdown_timeout=0.5)
     await runner.setup()
     grpc_server, grpc_port = None, None
@@ -124,11 +149,11 @@ async def running_sidecar(options: SidecarOptions) -> AsyncIterator[tuple[Sideca
                 max_body_bytes=MAX_OTLP_BYTES, certificate=certificate,
             )  # fmt: skip
         sidecar.sampler.start()
-        if sidecar.poller:
-            sidecar.poller.start()
+        for poller in pollers:
+            poller.start()
         pushes = make_pushes(sidecar, collectors, os.environ, runner.addresses[0][1])
-        keeping = [sidecar.keep(), keep_model(sidecar, model), *(push.keep() for push in pushes)]
-        keepers = [asyncio.create_task(keep) for keep in keeping]
+        keeping = [sidecar.keep(), *(keep_model(sidecar, *named) for named in enumerate(models))]
+        keepers = [asyncio.create_task(keep) for keep in (*keeping, *(push.keep() for push in pushes))]
         host = f"[{options.host}]" if ":" in options.host else options.host
         yield sidecar, f"{'https' if tls else 'http'}://{host}:{runner.addresses[0][1]}", grpc_port
     finally:
@@ -137,16 +162,18 @@ async def running_sidecar(options: SidecarOptions) -> AsyncIterator[tuple[Sideca
                 keeper.cancel()
             await asyncio.wait(keepers)
             await asyncio.to_thread(sidecar.sampler.stop)
-            if sidecar.poller:
-                await asyncio.to_thread(sidecar.poller.stop)
-            sidecar.tick()
+            for poller in pollers:
+                poller.cancel()
+            for poller in pollers:
+                await asyncio.to_thread(poller.stop)
+            sidecar.tick(last=True)
         await asyncio.gather(*(push.close() for push in pushes))
         await asyncio.to_thread(sidecar.settlement.close)
         if grpc_server:
             grpc_server.stop(0.5)
         await runner.cleanup()
         if not sidecar.sampler.hangs:
-            meter.close()
+            sidecar.meter.close()
 
 
 def _tls(cert: Path, key: Path) -> ssl.SSLContext:

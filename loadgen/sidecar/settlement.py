@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from math import hypot
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from loadgen.results.ledger_lines import LedgerBatch, LedgerPeriod, SettledRequest
+from loadgen.results.ledger_lines import EnginePeriod, LedgerBatch, LedgerPeriod, SettledRequest
 from loadgen.sidecar.ledger_writer import LedgerWriter
 from loadgen.sidecar.request_lookup import NamedRequest, RequestLookup, is_request_id, request_json
+from loadgen.sidecar.request_pairs import RequestPairs, SettledPair, SettledPart
 from loadgen.telemetry.otlp_parse import MAX_TEXT, join_key
 from loadgen.units import ns_from_s
 
 if TYPE_CHECKING:
-    from loadgen.sidecar.ledger import Ledger, SettledEntry, Snapshot
+    from loadgen.energy.named_engine import NamedEngine
+    from loadgen.sidecar.ledger import Snapshot
+    from loadgen.sidecar.span_router import SpanRouter
+    from loadgen.sidecar.watched_engine import WatchedEngine
 
 KEPT_REQUESTS = 50_000
 """Settled requests that can be looked up, unless an option says otherwise."""
@@ -32,58 +37,98 @@ class Settlement:
 
     def __init__(
         self,
-        ledger: Ledger,
+        engines: Sequence[WatchedEngine],
+        router: SpanRouter | None = None,
+        named: Sequence[NamedEngine] = (),
         *,
         folder: Path | None = None,
         kept: int = KEPT_REQUESTS,
         kept_s: float = KEPT_S,
-        engine_url: str | None = None,
+        wait_s: float = 600.0,
     ) -> None:
         """Raise LoadgenError when the ledger's folder cannot be written.
 
-        folder: of the ledger on disk; None for none. kept, kept_s: requests that can be looked up, and how long.
+        named: the engines, where they have names. folder: of the ledger on disk; None for none. kept, kept_s: requests
+        that can be looked up, and how long. wait_s: longest wait for the decode of a request after its prefill.
         """
-        self._ledger, self._lookup = ledger, RequestLookup(kept, ns_from_s(kept_s))
-        self._engine = urlsplit(engine_url).netloc.rpartition("@")[2][:MAX_TEXT] if engine_url else None
+        self._engines, self._router = engines, router
+        self._pairs = RequestPairs(named, ns_from_s(wait_s))
+        self._lookup = RequestLookup(kept, ns_from_s(kept_s))
+        self._names = [engine.name or _address(engine.url) for engine in engines]
+        self._is_named = bool(named)
         self._writer = LedgerWriter(folder) if folder else None
         self._unwritten: list[NamedRequest] = []
-        self._committed_mj = self._idle_mj = self._unattributed_mj = 0
+        self._totals = [EnginePeriod(engine=name or "") for name in self._names]
+        """Energy of each engine in all periods so far."""
         self._to_unix_ns: int | None = None
         self.on_settled: Callable[[SettledRequest, bytes, bytes], None] | None = None
         """Is called with each settled request, and the ids of its trace and of the engine's span in it."""
 
-    def take(self, snapshot: Snapshot, unix_ns: Callable[[int], int], now_ns: int) -> None:
-        """Take what the newest commit settled. unix_ns: converts monotonic instants to Unix time."""
-        ledger = self._ledger
-        requests = tuple(settled_request(settled, self._engine, unix_ns, now_ns) for settled in ledger.settled)
+    def take(
+        self, snapshots: Sequence[Snapshot], unix_ns: Callable[[int], int], now_ns: int, *, last: bool = False
+    ) -> None:
+        """Take what the newest commits settled. unix_ns: converts monotonic instants to Unix time. last: nothing more
+        settles."""
+        pairs = [
+            pair
+            for number, engine in enumerate(self._engines)
+            for settled in engine.ledger.settled
+            if (pair := self._pairs.add(SettledPart(number, settled, now_ns)))
+        ]
+        pairs += self._pairs.due(now_ns, lambda number: self._engines[number].ledger.committed_ns)
+        pairs += self._pairs.all() if last else []
+        requests = tuple(settled_request(pair, self._names, unix_ns, now_ns) for pair in pairs)
         self._unwritten += [
-            NamedRequest(request, tuple({part.key for part in settled.entry.parts}))
-            for request, settled in zip(requests, ledger.settled, strict=True)
+            NamedRequest(request, tuple(pair.main.names | (pair.prefill.names if pair.prefill else set())))
+            for request, pair in zip(requests, pairs, strict=True)
         ]
         if self.on_settled is not None:
-            for request, settled in zip(requests, ledger.settled, strict=True):
-                self.on_settled(request, settled.entry.request.trace_id, settled.entry.request.span_id)
+            for request, pair in zip(requests, pairs, strict=True):
+                span = pair.main.settled.entry.request
+                self.on_settled(request, span.trace_id, span.span_id)
         self._lookup.forget(unix_ns(now_ns))
         if self._writer is None:
             self._show()
+        else:
+            self._add_period(self._writer, requests, snapshots, unix_ns)
+
+    def _add_period(
+        self,
+        writer: LedgerWriter,
+        requests: tuple[SettledRequest, ...],
+        snapshots: Sequence[Snapshot],
+        unix_ns: Callable[[int], int],
+    ) -> None:
+        """Write a period that ends now, unless nothing was committed."""
+        ledgers = [engine.ledger for engine in self._engines]
+        totals = [
+            EnginePeriod(
+                engine=name or "",
+                counter_mj=sum(domain.committed_mj for domain in snapshot.domains),
+                idle_mj=snapshot.idle_mj,
+                unattributed_mj=snapshot.unattributed_mj,
+                open_mj=ledger.open_mj() + self._pairs.held_mj(number),
+            )
+            for number, (name, snapshot, ledger) in enumerate(zip(self._names, snapshots, ledgers, strict=True))
+        ]
+        if not requests and [total.counter_mj for total in totals] == [total.counter_mj for total in self._totals]:
             return
-        committed_mj = sum(domain.committed_mj for domain in snapshot.domains)
-        if not requests and committed_mj == self._committed_mj:
-            return
-        begin_ns = self._to_unix_ns or unix_ns(ledger.measured_since_ns or ledger.committed_ns)
-        end_ns = max(unix_ns(ledger.committed_ns), begin_ns)
+        parts = [after.since(before) for before, after in zip(self._totals, totals, strict=True)]
+        since_ns = min(ledger.measured_since_ns or ledger.committed_ns for ledger in ledgers)
+        begin_ns = self._to_unix_ns or unix_ns(since_ns)
+        end_ns = max(unix_ns(max(ledger.committed_ns for ledger in ledgers)), begin_ns)
         period = LedgerPeriod(
             from_unix_ns=begin_ns,
             to_unix_ns=end_ns,
-            counter_mj=committed_mj - self._committed_mj,
-            idle_mj=snapshot.idle_mj - self._idle_mj,
-            unattributed_mj=snapshot.unattributed_mj - self._unattributed_mj,
-            open_mj=ledger.open_mj(),
+            counter_mj=sum(part.counter_mj for part in parts),
+            idle_mj=sum(part.idle_mj for part in parts),
+            unattributed_mj=sum(part.unattributed_mj for part in parts),
+            open_mj=sum(part.open_mj for part in parts),
             requests=len(requests),
+            engines=tuple(parts) if self._is_named else (),
         )
-        self._writer.add(LedgerBatch(period, requests))
-        self._committed_mj, self._to_unix_ns = committed_mj, end_ns
-        self._idle_mj, self._unattributed_mj = snapshot.idle_mj, snapshot.unattributed_mj
+        writer.add(LedgerBatch(period, requests))
+        self._totals, self._to_unix_ns = totals, end_ns
 
     async def write(self) -> None:
         """Write what was taken, in a thread, and then show it."""
@@ -115,36 +160,52 @@ class Settlement:
         if (settled := self._lookup.find(name)) is not None:
             return web.json_response(request_json(settled))
         waiting = {name, join_key(name)}
-        if any(map(self._ledger.is_open, waiting)) or any(
+        if any(map(self._is_waiting, waiting)) or any(
             not waiting.isdisjoint(unwritten.names) for unwritten in self._unwritten
         ):
             headers = {"Retry-After": str(RETRY_S)}
             return web.json_response({"state": "waiting", "id": name}, status=202, headers=headers)
         return web.json_response({"state": "unknown", "id": name}, status=404)
 
+    def _is_waiting(self, key: str) -> bool:
+        return (
+            any(engine.ledger.is_open(key) for engine in self._engines)
+            or self._pairs.is_waiting(key)
+            or (self._router is not None and self._router.is_waiting(key))
+        )
+
+
+def _address(engine_url: str | None) -> str | None:
+    """Return the address of an engine without a name."""
+    return urlsplit(engine_url).netloc.rpartition("@")[2][:MAX_TEXT] if engine_url else None
+
 
 def settled_request(
-    settled: SettledEntry, engine: str | None, unix_ns: Callable[[int], int], now_ns: int
+    pair: SettledPair, engines: Sequence[str | None], unix_ns: Callable[[int], int], now_ns: int
 ) -> SettledRequest:
-    """Return a request as the ledger and its page have it."""
-    entry, (model, workload) = settled
-    request = entry.request
+    """Return a request as the ledger and its page have it. engines: names of all engines."""
+    entry, (model, workload) = pair.main.settled
+    request, parts = entry.request, [pair.main, *([pair.prefill] if pair.prefill else [])]
+    errors_mj = [part.settled.entry.se_mj for part in parts]
+    known_mj = [error_mj for error_mj in errors_mj if error_mj is not None]
+    cached_tokens = pair.prefill.settled.entry.request.cached_tokens if pair.prefill else request.cached_tokens
     return SettledRequest(
         id=next((part.key for part in entry.parts if part.client), request.key),
         model=model[:MAX_TEXT],
         workload=workload,
-        engine=engine,
+        engine=engines[pair.main.engine],
+        prefill_engine=engines[pair.prefill.engine] if pair.prefill else None,
         labels=request.labels,
-        ok=request.ok,
-        begin_unix_ns=unix_ns(request.start_ns),
+        ok=all(part.settled.entry.request.ok for part in parts),
+        begin_unix_ns=unix_ns(min(part.settled.entry.request.start_ns for part in parts)),
         first_token_unix_ns=None if request.first_token_ns is None else unix_ns(request.first_token_ns),
         end_unix_ns=unix_ns(request.end_ns),
         settled_unix_ns=unix_ns(now_ns),
         input_tokens=request.input_tokens,
         output_tokens=request.output_tokens,
-        cached_tokens=request.cached_tokens,
-        prefill_mj=entry.prefill_mj,
-        decode_mj=entry.decode_mj,
-        se_mj=entry.se_mj,
-        whole=entry.whole and entry.charged,
+        cached_tokens=cached_tokens,
+        prefill_mj=sum(part.settled.entry.prefill_mj for part in parts),
+        decode_mj=sum(part.settled.entry.decode_mj for part in parts),
+        se_mj=None if len(known_mj) < len(parts) else round(hypot(*known_mj)),
+        whole=all(part.settled.entry.whole and part.settled.entry.charged for part in parts),
     )

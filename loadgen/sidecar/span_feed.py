@@ -29,8 +29,11 @@ class SpanFeed:
         self._received = 0
         """Number of the newest span."""
 
-    def add(self, spans: Sequence[RequestSpan]) -> None:
+    def add(self, spans: Sequence[RequestSpan], engine: str | None = None) -> None:
+        """Add those of an engine. engine: its name, where several are watched and it is known."""
         received = engine_spans(spans)
+        if engine is not None:
+            received = [msgspec.structs.replace(span, engine=engine) for span in received]
         self._spans.extend(received)
         self._received += len(received)
 

@@ -72,7 +72,7 @@ class SpanJoin:
     def add(self, span: RequestSpan) -> Outcome:
         """Add a span to the open request that it belongs to. One that belongs to none is left to `open`."""
         if span.client:
-            for place in _places(span):
+            for place in places_of(span):
                 self._check_place(place, span)
         relations = {key: _relation(self._open[key], span) for key in self._candidates(span)}
         keys = [key for key, relation in relations.items() if relation == "part"]
@@ -113,11 +113,11 @@ class SpanJoin:
         ended = Ended(
             min(part.start_ns for part in parts),
             max(part.end_ns for part in parts),
-            next((_identity(part) for part in parts if part.client), None),
-            frozenset(_identity(part) for part in parts if not part.client),
+            next((identity_of(part) for part in parts if part.client), None),
+            frozenset(identity_of(part) for part in parts if not part.client),
         )
         for part in parts:
-            names: list[str | tuple[bool, bytes]] = [part.key, *((part.client, place) for place in _places(part))]
+            names: list[str | tuple[bool, bytes]] = [part.key, *((part.client, place) for place in places_of(part))]
             for name in names:
                 self._ended[name] = ended
                 self._ended.move_to_end(name)
@@ -131,18 +131,18 @@ class SpanJoin:
         for part in parts:
             self._by_request[part.key] = key
             if part.client:
-                for place in _places(part):
+                for place in places_of(part):
                     if place not in self._shared:
                         self._by_place.setdefault(place, key)
         if not any(part.client for part in parts):
-            for place in (place for part in parts for place in _places(part)):
+            for place in (place for part in parts for place in places_of(part)):
                 self._waiting.setdefault(place, {})[key] = None
 
     def _unregister(self, key: str) -> None:
         for part in self._open[key].parts:
             if self._by_request.get(part.key) == key:
                 del self._by_request[part.key]
-            for place in _places(part):
+            for place in places_of(part):
                 if part.client and self._by_place.get(place) == key:
                     del self._by_place[place]
                 if keys := self._waiting.get(place):
@@ -169,7 +169,7 @@ class SpanJoin:
     def _candidates(self, span: RequestSpan) -> list[str]:
         """Keys of the open requests that a span may belong to, the surest first, each once."""
         keys = dict.fromkeys(filter(None, [self._by_request.get(span.key)]))
-        for place in _places(span):
+        for place in places_of(span):
             if not span.client and place in self._by_place:
                 keys[self._by_place[place]] = None
             elif span.client and place not in self._shared:
@@ -179,10 +179,10 @@ class SpanJoin:
     def _check_place(self, place: bytes, span: RequestSpan) -> None:
         """Take apart what was joined at a place that another client's request claims too."""
         key = self._by_place.get(place)
-        clients = {_identity(part) for part in (self._open[key].parts if key else ()) if part.client}
+        clients = {identity_of(part) for part in (self._open[key].parts if key else ()) if part.client}
         if (ended := self._ended.get((True, place))) and ended.client:
             clients.add(ended.client)
-        if clients <= {_identity(span)}:
+        if clients <= {identity_of(span)}:
             return
         self._shared[place] = None
         if len(self._shared) > MAX_SHARED:
@@ -192,8 +192,8 @@ class SpanJoin:
         entry = self._open[key]
         del self._by_place[place]
         client = next(part for part in entry.parts if part.client)
-        claims = {client.key, *(place for place in _places(client) if place not in self._shared)}
-        strangers = [part for part in entry.parts if claims.isdisjoint((part.key, *_places(part)))]
+        claims = {client.key, *(place for place in places_of(client) if place not in self._shared)}
+        strangers = [part for part in entry.parts if claims.isdisjoint((part.key, *places_of(part)))]
         if strangers and not entry.charged:
             self._set_parts(key, tuple(part for part in entry.parts if part not in strangers))
             for part in strangers:
@@ -201,8 +201,8 @@ class SpanJoin:
 
     def _is_ended(self, span: RequestSpan, *, repeated: bool) -> bool:
         """Return True if a closed request has the span already or, unless only what is repeated counts, lacks it."""
-        identity = _identity(span)
-        places = [(not span.client, place) for place in _places(span) if place not in self._shared]
+        identity = identity_of(span)
+        places = [(not span.client, place) for place in places_of(span) if place not in self._shared]
         names: list[str | tuple[bool, bytes]] = [span.key, *places]
         for ended in (self._ended[name] for name in names if name in self._ended):
             if not _overlap(ended, span):
@@ -218,13 +218,13 @@ def _relation(entry: OpenRequest, span: RequestSpan) -> Literal["part", "duplica
     """Return what a span is to an open request that it shares a name with."""
     same_side = [part for part in entry.parts if part.client == span.client]
     other_side = [part for part in entry.parts if part.client != span.client]
-    if any(_identity(part) == _identity(span) and _overlap(part, span) for part in same_side):
+    if any(identity_of(part) == identity_of(span) and _overlap(part, span) for part in same_side):
         return "duplicate"
     if span.client and same_side:
         return None
     if other_side:
         client, engines = (span, other_side) if span.client else (other_side[0], [span])
-        related = any(_within(engine, client) for engine in engines)
+        related = any(is_within(engine, client) for engine in engines)
         if related and same_side and all(part.key != span.key for part in entry.parts):
             related = _fits([*same_side, span], client)
     else:
@@ -240,7 +240,7 @@ def _fits(engines: Sequence[RequestSpan], client: RequestSpan) -> bool:
     return tokens is None or client.output_tokens is None or tokens <= client.output_tokens
 
 
-def _places(span: RequestSpan) -> list[bytes]:
+def places_of(span: RequestSpan) -> list[bytes]:
     """Return the places at which a span meets its other side, the surest first; none without a valid trace.
 
     An engine's span is below its parent and in its trace. A client's claims its children, and the trace if it is the
@@ -253,7 +253,7 @@ def _places(span: RequestSpan) -> list[bytes]:
     return below if span.client and span.parent_id else [*below, span.trace_id]
 
 
-def _identity(span: RequestSpan) -> bytes:
+def identity_of(span: RequestSpan) -> bytes:
     """Return what is the same if a span is sent twice."""
     return span.trace_id + span.span_id + span.key.encode()
 
@@ -262,7 +262,7 @@ def _overlap(span: RequestSpan | Ended, other: RequestSpan) -> bool:
     return span.start_ns <= other.end_ns and other.start_ns <= span.end_ns
 
 
-def _within(engine: RequestSpan, client: RequestSpan) -> bool:
+def is_within(engine: RequestSpan, client: RequestSpan) -> bool:
     """Return True if the engine's span lies in the client's, as far as their clocks agree."""
     sure = engine.key == client.key or (bool(engine.parent_id) and engine.parent_id == client.span_id)
     apart_ns = CLOCKS_NS if sure else EDGE_NS

@@ -6,7 +6,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -38,6 +38,8 @@ from loadgen.simulator.engine import Engine, EngineOptions
 from loadgen.simulator.faults import Fault, Faults
 from loadgen.simulator.player import EnginePlayer
 from loadgen.simulator.served_request import ChunkedWriter, ServedRequest
+from loadgen.simulator.spans import SIMULATOR
+from loadgen.telemetry.otlp_export import resource_attributes
 from loadgen.telemetry.traceparent import TRACEPARENT, parse_traceparent
 from loadgen.units import NS_PER_S, s_from_ns
 
@@ -59,6 +61,8 @@ class ServerOptions:
     faults: Faults = field(default_factory=lambda: Faults({}))
     otlp_traces_endpoint: str | None = None
     """URL to which one span per request is sent, as vLLM does."""
+    resource: Mapping[str, str] = field(default_factory=lambda: resource_attributes(SIMULATOR))
+    """Attributes of the spans' resource."""
 
 
 class SimulatedServer:
@@ -82,6 +86,7 @@ class SimulatedServer:
             seed=options.seed,
             rng=rng,
             otlp_traces_endpoint=options.otlp_traces_endpoint,
+            resource=options.resource,
         )
 
     def app(self) -> web.Application:

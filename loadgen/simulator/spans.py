@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from loadgen.telemetry.otlp_export import set_attribute, trace_service
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from loadgen.record import Endpoint
 
 _KIND_SERVER = 2
+SIMULATOR = {"service.name": "loadgen-simulator"}
 
 
 class Finished(NamedTuple):
@@ -44,11 +45,14 @@ def engine_id(request_id: str, endpoint: Endpoint) -> str:
     return f"{prefix}-{request_id}-0" if endpoint in ("completions", "embeddings") else f"{prefix}-{request_id}"
 
 
-def export_finished(model: str, batch: Sequence[Finished], anchor: Anchor) -> bytes:
-    """Encode an ExportTraceServiceRequest, with times on the wall clock."""
+def export_finished(
+    model: str, batch: Sequence[Finished], anchor: Anchor, engine: Mapping[str, str] = SIMULATOR
+) -> bytes:
+    """Encode an ExportTraceServiceRequest, with times on the wall clock. engine: attributes of its resource."""
     export = trace_service().ExportTraceServiceRequest()
     resource = export.resource_spans.add()
-    set_attribute(resource.resource, "service.name", "loadgen-simulator")
+    for name, text in engine.items():
+        set_attribute(resource.resource, name, text)
     scope = resource.scope_spans.add()
     offset_ns = anchor.offset_ns
     for request in batch:

@@ -31,6 +31,8 @@ class EngineSpan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Output tokens."""
     cached_tokens: Tokens | None = None
     """Prompt tokens that came from the prefix cache; None when the engine does not say."""
+    engine: Annotated[str, msgspec.Meta(max_length=64)] | None = None
+    """Name of the engine, where several are watched and it is known."""
 
 
 class SpanPage(msgspec.Struct, frozen=True):

@@ -5,8 +5,9 @@ import queue
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import islice
 from typing import Any, Generic, Self, TypeVar
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from loadgen.clock import Anchor, anchor
 from loadgen.errors import LoadgenError
@@ -18,6 +19,8 @@ from loadgen.units import NS_PER_S
 
 TOKEN_VARIABLE = "LOADGEN_SIDECAR_TOKEN"
 MAX_QUEUED = 20_000
+MAX_RESOURCE = 64
+"""Attributes of a resource that a user can set."""
 BATCH = 512
 PAUSE_S = 0.5
 """Spans are collected this long; a sidecar waits several seconds for them anyway."""
@@ -92,6 +95,17 @@ def set_attribute(holder: Any, key: str, value: str | int | float) -> None:
             pair.value.int_value = value
         case float():
             pair.value.double_value = value
+
+
+def resource_attributes(own: Mapping[str, str], environment: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the attributes of a process as a resource: its own, and over them those of OpenTelemetry's variables.
+
+    OTEL_RESOURCE_ATTRIBUTES is `key=value,...`, percent-encoded; OTEL_SERVICE_NAME goes before it.
+    """
+    pairs = (pair.partition("=") for pair in environment.get("OTEL_RESOURCE_ATTRIBUTES", "").split(","))
+    users = {key.strip(): unquote(value.strip()) for key, equals, value in pairs if key.strip() and equals}
+    name = environment.get("OTEL_SERVICE_NAME")
+    return {**own, **dict(islice(users.items(), MAX_RESOURCE)), **({"service.name": name} if name else {})}
 
 
 def trace_service() -> Any:

@@ -25,6 +25,8 @@ MAX_SPAN_TOKENS = 100_000_000
 MAX_DURATION_NS = 24 * 3600 * NS_PER_S
 MAX_TEXT = 128
 """Longer text in an attribute is cut."""
+MAX_ID = 512
+"""A request's id may be as long before what is not the client's is taken off it."""
 
 REQUEST_ID = ("gen_ai.request.id",)
 INPUT_TOKENS = ("gen_ai.usage.input_tokens", "gen_ai.usage.prompt_tokens")
@@ -37,11 +39,15 @@ QUEUE_S = ("gen_ai.latency.time_in_queue",)
 MODEL = ("gen_ai.response.model", "gen_ai.request.model")
 WORKLOAD = ("loadgen.workload",)
 SESSION = ("gen_ai.conversation.id", "session.id")
+SERVER_ADDRESS, SERVER_PORT = "server.address", "server.port"
 TGI_TIMES = ("validation_time", "queue_time", "inference_time", "time_per_token")
 """Names of each attribute, the current convention's first."""
 
 _READ_ATTRIBUTES = frozenset((*REQUEST_ID, *INPUT_TOKENS, *OUTPUT_TOKENS, *CACHED_TOKENS, *FIRST_TOKEN_S, *PREFILL_S,
-                              *QUEUE_S, *MODEL, *WORKLOAD, *SESSION, *TGI_TIMES))  # fmt: skip
+                              *QUEUE_S, *MODEL, *WORKLOAD, *SESSION, SERVER_ADDRESS, SERVER_PORT,
+                              *TGI_TIMES))  # fmt: skip
+_INSTANCE = ("service.instance.id", "service.name")
+"""Attributes of a resource that may name the engine, the surest first."""
 TGI_FIRST_TOKEN = "send_generation"
 """TGI's span of a token that it hands to the stream."""
 TGI_PARTS = frozenset(
@@ -80,6 +86,9 @@ class RequestSpan(msgspec.Struct, frozen=True, kw_only=True, gc=False):
     """Conversation that it is a turn of."""
     labels: dict[str, str] = {}
     """Labels of the user's choosing that its span has a value of."""
+    engine_names: tuple[str, ...] = ()
+    """Names that its sender gives of the engine, the surest first: the engine's own service.instance.id and
+    service.name, then server.address:server.port."""
     ok: bool
     trace_id: bytes = b""
     """Empty, as the other ids, when the sender gave none that is valid."""
@@ -158,7 +167,7 @@ def parse_spans(body: bytes, labels: Mapping[str, str] | None = None) -> Parsed:
             dropped["not_a_request"] += 1
             continue
         try:
-            parsed = _request_span(span, attributes)
+            parsed = _request_span(span, attributes, resource)
             spans.append(msgspec.structs.replace(parsed, labels=source.read(span, resource)) if source else parsed)
         except MalformedError:
             dropped["malformed"] += 1
@@ -180,7 +189,8 @@ def _attributes(span: Any) -> dict[str, str | int | float | bool]:
             value = pair.value
             if (kind := value.WhichOneof("value")) in _SCALARS:
                 scalar = getattr(value, kind)
-                attributes[key] = scalar[:MAX_TEXT] if isinstance(scalar, str) else scalar
+                longest = MAX_ID if key in REQUEST_ID else MAX_TEXT
+                attributes[key] = scalar[:longest] if isinstance(scalar, str) else scalar
     return attributes
 
 
@@ -191,7 +201,20 @@ _REQUEST_ATTRIBUTES = frozenset((*OUTPUT_TOKENS, *FIRST_TOKEN_S, *WORKLOAD))
 """One of these is in the span of a request, or it has vLLM's name or TGI's times."""
 
 
-def _request_span(span: Any, attributes: Attributes) -> RequestSpan:
+def _engine_names(span: Any, attributes: Attributes, resource: Any) -> tuple[str, ...]:
+    """Return the names of the engine. The resource of a client's span is the client."""
+    names: list[str] = []
+    if span.kind != SPAN_KIND_CLIENT:
+        own = {pair.key: pair.value.string_value for pair in resource.attributes if pair.key in _INSTANCE}
+        names = [own[key] for key in _INSTANCE if own.get(key)]
+    address, port = attributes.get(SERVER_ADDRESS), attributes.get(SERVER_PORT)
+    if isinstance(address, str) and address:
+        host = f"[{address}]" if ":" in address else address
+        names.append(host if port is None else f"{host}:{port}")
+    return tuple(name[:MAX_TEXT] for name in names)
+
+
+def _request_span(span: Any, attributes: Attributes, resource: Any) -> RequestSpan:
     start_ns, end_ns = int(span.start_time_unix_nano), int(span.end_time_unix_nano)
     if not 0 < start_ns <= end_ns <= start_ns + MAX_DURATION_NS:
         raise MalformedError("ends before it starts, or a day later")
@@ -199,8 +222,8 @@ def _request_span(span: Any, attributes: Attributes) -> RequestSpan:
     trace_id, span_id = _id(span.trace_id, TRACE_BYTES), _id(span.span_id, SPAN_BYTES)
     own_key = (trace_id + span_id).hex() if trace_id and span_id else f"{start_ns}-{end_ns}"
     request = RequestSpan(
-        key=join_key(request_id) if request_id else own_key,
-        request_id=request_id,
+        key=join_key(request_id)[:MAX_TEXT] if request_id else own_key,
+        request_id=request_id and request_id[:MAX_TEXT],
         client=span.kind == SPAN_KIND_CLIENT,
         start_ns=start_ns,
         prefill_ns=start_ns,
@@ -212,6 +235,7 @@ def _request_span(span: Any, attributes: Attributes) -> RequestSpan:
         model=_text(attributes, MODEL),
         workload=_text(attributes, WORKLOAD),
         session=_text(attributes, SESSION),
+        engine_names=_engine_names(span, attributes, resource),
         ok=span.status.code != STATUS_ERROR,
         trace_id=trace_id,
         span_id=span_id,
@@ -226,12 +250,14 @@ def join_key(request_id: str) -> str:
     """Find the client's X-Request-Id in the engine's id.
 
     vLLM writes `chatcmpl-ID`, and `cmpl-ID-0` for the first prompt of a completion; before that `0_` for the first of
-    several choices.
+    several choices. The proxies of its P2pNcclConnector write the addresses of both engines before the id.
     """
     request_id = re.sub(r"^\d+_(?=(chat)?cmpl-)", "", request_id)
     if request_id.startswith("chatcmpl-"):
-        return request_id.removeprefix("chatcmpl-")
-    return re.sub(r"^cmpl-(.+)-\d+$", r"\1", request_id)
+        request_id = request_id.removeprefix("chatcmpl-")
+    else:
+        request_id = re.sub(r"^cmpl-(.+)-\d+$", r"\1", request_id)
+    return re.sub(r"^___prefill_addr_.+?___decode_addr_[^_]+_(.+)$", r"\1", request_id)
 
 
 def _with_latencies(request: RequestSpan, attributes: Attributes) -> RequestSpan:

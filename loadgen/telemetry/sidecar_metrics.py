@@ -65,6 +65,8 @@ def parse_metrics(page: str) -> SidecarEnergy | None:
             share[field] = share.get(field, 0.0) + value
         elif name == "loadgen_energy_source_info":
             sources.append(labels.get("source", ""))
+        elif name == "loadgen_settlement_lag_seconds":
+            totals[name] = max(totals.get(name, 0.0), value)  # that of the slowest engine
         else:
             totals[name] = totals.get(name, 0.0) + value
     if "loadgen_gpu_energy_joules_total" not in totals:

@@ -154,7 +154,7 @@ def test_a_file_that_ends_anywhere_is_read_up_to_its_last_whole_period(ledger: P
         ([b"{}"], r"a.jsonl:1: not a line of a ledger: .*kind"),
         ([b"\xff\xfe"], r"a.jsonl:1: not a line of a ledger"),
         ([b"[" * 10_000], r"a.jsonl:1: not a line of a ledger"),
-        ([b"x" * (MAX_LINE + 1)], r"a.jsonl:1: a line of more than 16,384 bytes"),
+        ([b"x" * (MAX_LINE + 1)], r"a.jsonl:1: a line of more than 131,072 bytes"),
         ([period(1, 0, 0)], r"a.jsonl:1: a ledger's file begins with one line of the kind start"),
         ([start(), start()], r"a.jsonl:2: a ledger's file begins with"),
         ([start(version="2.0")], r"a.jsonl:1: format '2.0' is not read by this version"),

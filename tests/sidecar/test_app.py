@@ -30,7 +30,7 @@ from loadgen.energy.series import EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from loadgen.sidecar import app as edges
-from loadgen.sidecar import ledger, server
+from loadgen.sidecar import ledger, server, watched_engine
 from loadgen.sidecar.app import MAX_OTLP_BYTES, OPENMETRICS, Sidecar, SidecarOptions, authorized
 from loadgen.sidecar.exporter import reference
 from loadgen.sidecar.grpc_server import GRPC_METHOD
@@ -53,8 +53,8 @@ DOCS = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Short periods, and no tick but a test's: however long the machine stands still, no commit overtakes a span."""
     monkeypatch.setattr(edges, "TICK_S", 3600.0)
-    monkeypatch.setattr(edges, "ENGINE_PERIOD_S", 0.05)
-    monkeypatch.setattr(edges, "ENGINE_AWAY_S", 0.25)
+    monkeypatch.setattr(watched_engine, "ENGINE_PERIOD_S", 0.05)
+    monkeypatch.setattr(watched_engine, "ENGINE_AWAY_S", 0.25)
     monkeypatch.setattr(ledger, "MIN_COMMIT_NS", NS_PER_S // 5)
     monkeypatch.setattr(otlp_export, "PAUSE_S", 0.02)
 
@@ -252,7 +252,9 @@ async def test_an_engine_and_its_counter_may_start_again() -> None:
         options = SidecarOptions(port=0, engine_url=engine, energy=engine, lateness=QUICK)
         async with running_sidecar(options) as (one, url, _), aiohttp.ClientSession() as session:
             await ask(session, engine, 50)
-            await until(one, lambda: one._newest_engine is not None and one._newest_engine["generation_tokens"] == 50)
+            await until(
+                one, lambda: [s["generation_tokens"] for s in one.engines[0].ledger.engine_samples[-1:]] == [50]
+            )
             await until(one, lambda: one._feed[-1].joules > 20)
             await first.aclose()
             gc.collect()  # of such a connection, here and not in a later test
@@ -501,9 +503,8 @@ async def test_an_engine_is_asked_for_its_model_until_it_answers_and_after_a_res
     named: list[str] = []
     turn = iter(answers)
     page = SimpleNamespace(engine_up=False, engine_restarts=0)
-    one = SimpleNamespace(
-        options=SidecarOptions(engine_url="http://e"), page=page, ledger=SimpleNamespace(name_model=named.append)
-    )
+    engine = SimpleNamespace(url="http://e", name=None, ledger=SimpleNamespace(name_model=named.append))
+    one = SimpleNamespace(options=SidecarOptions(engine_url="http://e"), pages=[page], engines=[engine])
     pauses: list[float] = []
     now: list[Answers] = []
 
@@ -517,7 +518,7 @@ async def test_an_engine_is_asked_for_its_model_until_it_answers_and_after_a_res
     monkeypatch.setattr(server.asyncio, "sleep", sleep)
     monkeypatch.setattr(server, "ask_engine", lambda url, key: (now[0].model, False))
     with pytest.raises(asyncio.CancelledError):
-        await server.keep_model(one, start)  # type: ignore[arg-type]
+        await server.keep_model(one, 0, start)  # type: ignore[arg-type]
     assert (named, pauses) == (names, pauses_s)
 
 
@@ -532,7 +533,8 @@ def test_an_engine_is_asked_for_its_model_with_its_key(key: str | None, header: 
 @live
 async def test_a_model_that_the_command_line_names_is_not_asked_for() -> None:
     options = SidecarOptions(engine_url="http://e", model="mine")
-    await server.keep_model(SimpleNamespace(options=options), "mine")  # type: ignore[arg-type]
+    engine = SimpleNamespace(url="http://e")
+    await server.keep_model(SimpleNamespace(options=options, engines=[engine]), 0, "mine")  # type: ignore[arg-type]
 
 
 @live
@@ -550,7 +552,7 @@ async def test_a_request_is_looked_up_waiting_then_settled_and_unknown_ids_are_r
             sender.add(record(0, start_ns, time.monotonic_ns(), 25))
             await asyncio.to_thread(sender.__exit__)
         for span in list(one._spans):
-            one.ledger.add_span(span.moved(one.clock.monotonic_ns), time.monotonic_ns())
+            one.engines[0].ledger.add_span(span.moved(one.clock.monotonic_ns), time.monotonic_ns())
         assert await look("chatcmpl-run-0") == (202, {"state": "waiting", "id": "chatcmpl-run-0"})
         await until(one, completed(one, 1))
         status, page = await look("run-0")

@@ -29,15 +29,16 @@ def page(coverage: float | None = 0.75, engine_up: bool | None = True) -> Sideca
         partial=4, open_requests=5, lag_s=6.5, coverage=coverage, foreign_tokens=None if coverage is None else 7,
     )  # fmt: skip
     return SidecarPage(
-        ledger=ledger, watts={"gpu:0": 312.5}, resets=8, read_errors=9, last_read_s=1.5e9, engine_up=engine_up,
-        engine_understood=engine_up, engine_restarts=None if engine_up is None else 10,
+        engine=None, ledger=ledger, dropped=ledger.dropped, watts={"gpu:0": 312.5}, resets=8, read_errors=9,
+        last_read_s=1.5e9, engine_up=engine_up, engine_understood=engine_up,
+        engine_restarts=None if engine_up is None else 10,
     )  # fmt: skip
 
 
 def samples(name: str, page: SidecarPage) -> dict[tuple[str, ...], float]:
     """Value by label values of a metric on a page."""
     (declared,) = (metric for metric in METRICS if metric.name == name)
-    rows = metric_family(declared, page).samples
+    rows = metric_family(declared, [page]).samples
     assert {row.name for row in rows} <= {name}, "the page shows the declared name"
     assert all(tuple(row.labels) == declared.labels for row in rows)
     return {tuple(row.labels.values()): row.value for row in rows}
@@ -86,7 +87,7 @@ def test_labels_of_the_users_choosing_divide_joules_tokens_and_requests_alone() 
     rows = {
         (row.name.removeprefix("loadgen_"), *row.labels.values()): row.value
         for declared in METRICS
-        for row in metric_family(declared, replace(shown, ledger=ledger)).samples
+        for row in metric_family(declared, [replace(shown, ledger=ledger)]).samples
         if "tenant" in row.labels
     }
     assert {row[0] for row in rows} == {
@@ -107,7 +108,7 @@ def test_the_energy_of_ended_sessions_is_by_outcome_and_names_none_of_them() -> 
     made = page()
     shown = replace(made, ledger=replace(made.ledger, accounts=accounts.freeze()))
     (declared,) = (metric for metric in METRICS if metric.name == "loadgen_session_energy_joules")
-    family = metric_family(declared, shown)
+    family = metric_family(declared, [shown])
     assert {tuple(row.labels.get(label) for label in declared.labels) for row in family.samples} == {
         ("m", "chat", "completed")
     }
@@ -115,7 +116,7 @@ def test_the_energy_of_ended_sessions_is_by_outcome_and_names_none_of_them() -> 
         "loadgen_session_energy_joules_count": 1, "loadgen_session_energy_joules_sum": 3.5,
     }  # fmt: skip
     assert all(row.exemplar is None for row in family.samples)
-    assert metric_family(declared, made).samples == [] and f"{SESSION_IDLE_S / 60:g} minutes" in declared.help
+    assert metric_family(declared, [made]).samples == [] and f"{SESSION_IDLE_S / 60:g} minutes" in declared.help
 
 
 def test_an_unknown_value_has_no_row_and_an_engine_that_is_away_has_a_zero() -> None:
@@ -130,7 +131,7 @@ def test_an_unknown_value_has_no_row_and_an_engine_that_is_away_has_a_zero() -> 
 
 def test_a_histogram_counts_closed_requests_and_names_one_in_its_bucket() -> None:
     (declared,) = (metric for metric in METRICS if metric.name == "loadgen_request_energy_joules")
-    rows = metric_family(declared, page()).samples
+    rows = metric_family(declared, [page()]).samples
     buckets = {row.labels["le"]: row for row in rows if row.name.endswith("_bucket")}
     assert (buckets["1.0"].value, buckets["2.0"].value, buckets["+Inf"].value) == (0, 1, 1)
     assert buckets["1.0"].exemplar is None and buckets["5.0"].exemplar is None

@@ -38,7 +38,7 @@ def full_page() -> SidecarPage:
 
 
 def metrics(page: SidecarPage) -> list[Any]:
-    message = ExportMetricsServiceRequest.FromString(encode_metrics(page, RESOURCE, START_NS, NOW_NS))
+    message = ExportMetricsServiceRequest.FromString(encode_metrics([page], RESOURCE, START_NS, NOW_NS))
     (resource,) = message.resource_metrics
     assert attributes(resource.resource) == RESOURCE
     (scope,) = resource.scope_metrics
@@ -73,7 +73,7 @@ def prometheus_rows(page: SidecarPage) -> dict[Row, float]:
     return {
         (row.name, tuple(sorted((name, value.replace("\ud800", "?")) for name, value in row.labels.items() if value))):
         row.value
-        for declared in METRICS for row in metric_family(declared, page).samples
+        for declared in METRICS for row in metric_family(declared, [page]).samples
     }  # fmt: skip
 
 
@@ -101,7 +101,7 @@ def test_counters_are_monotonic_sums_since_the_start_and_gauges_have_no_start() 
 
 
 def test_a_clock_that_was_set_back_does_not_end_a_sum_before_its_start() -> None:
-    message = ExportMetricsServiceRequest.FromString(encode_metrics(page(), RESOURCE, START_NS, START_NS - 1))
+    message = ExportMetricsServiceRequest.FromString(encode_metrics([page()], RESOURCE, START_NS, START_NS - 1))
     (point, *_) = message.resource_metrics[0].scope_metrics[0].metrics[0].sum.data_points
     assert point.time_unix_nano == point.start_time_unix_nano == START_NS
 

@@ -17,6 +17,7 @@ from loadgen.sidecar.exporter import PushCounts
 from loadgen.sidecar.otlp_push import MetricsPush, SpanPush, resource
 from loadgen.sidecar.server import running_sidecar
 from loadgen.simulator.app import ServerOptions, running_simulator
+from loadgen.telemetry import otlp_export
 from loadgen.telemetry.otlp_collector import MAX_PAUSE_S, Answer, Collector
 from loadgen.telemetry.otlp_parse import parse_spans
 from loadgen.telemetry.traceparent import span_ids, traceparent
@@ -55,7 +56,7 @@ def span_push(*answers: Answer) -> tuple[SpanPush, ScriptedCollector, PushCounts
 
 def metrics_push(*answers: Answer, period_s: float = 10.0) -> tuple[MetricsPush, ScriptedCollector, PushCounts]:
     collector, counts = ScriptedCollector(*answers), PushCounts()
-    return MetricsPush(cast("Collector", collector), {}, counts, period_s, page), collector, counts
+    return MetricsPush(cast("Collector", collector), {}, counts, period_s, lambda: [page()]), collector, counts
 
 
 def add(push: SpanPush, number: int) -> None:
@@ -203,7 +204,7 @@ def test_the_resource_is_named_as_opentelemetrys_variables_say() -> None:
     assert named == {**own, "service.instance.id": f"{own['host.name']}:1", "service.name": "y",
                      "deployment.environment.name": "a b"}  # fmt: skip
     many = resource({"OTEL_RESOURCE_ATTRIBUTES": ",".join(f"a{k}=1" for k in range(1000))}, 1)
-    assert len(many) == len(own) + otlp_push.MAX_RESOURCE
+    assert len(many) == len(own) + otlp_export.MAX_RESOURCE
 
 
 # -- beside a live sidecar -----------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ from loadgen.results.bill import bill_of
 from loadgen.results.read_ledger import LedgerFile, ledger_files
 from loadgen.sidecar.ledger import Ledger
 from loadgen.sidecar.settlement import Settlement
+from loadgen.sidecar.watched_engine import WatchedEngine
 from loadgen.telemetry.otlp_parse import RequestSpan
 from loadgen.units import NS_PER_S, ns_from_s
 from sidecar.test_ledger import GPU, LATENESS, OTHER, looks, power, span
@@ -27,7 +28,8 @@ class Life:
 
     def __init__(self, folder: Path | None, start_s: int) -> None:
         self.ledger = Ledger([GPU, OTHER], lateness=LATENESS, since_ns=ns_from_s(start_s))
-        self.settlement = Settlement(self.ledger, folder=folder, engine_url="http://user:secret@gpu-host:8000/v1")
+        engine = WatchedEngine(self.ledger, [GPU, OTHER], "http://user:secret@gpu-host:8000/v1", None)
+        self.settlement = Settlement([engine], folder=folder)
         self.start_s, self.written_mj = start_s, 0
 
     def live(self, to_s: int, spans: list[RequestSpan]) -> None:
@@ -40,7 +42,7 @@ class Life:
             self.ledger.add_span(sent, now_ns)
         self.ledger.commit(now_ns)
         snapshot = self.ledger.snapshot(now_ns)
-        self.settlement.take(snapshot, unix_ns, now_ns)
+        self.settlement.take([snapshot], unix_ns, now_ns)
         asyncio.run(self.settlement.write())
         self.written_mj = sum(domain.committed_mj for domain in snapshot.domains)
 

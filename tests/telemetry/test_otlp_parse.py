@@ -259,6 +259,7 @@ def test_the_simulated_engines_spans_are_read_as_vllms(request_id: str, endpoint
         key=join_key(engines), request_id=engines, client=False, start_ns=1000, prefill_ns=2000,
         first_token_ns=502_000, end_ns=900_000, input_tokens=11, output_tokens=5, cached_tokens=None, model="m",
         workload=None, ok=True, trace_id=client.trace_id, span_id=span.span_id, parent_id=client.span_id,
+        engine_names=("loadgen-simulator",),
     )  # fmt: skip
     assert span.span_id != client.span_id
 

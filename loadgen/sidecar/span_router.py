@@ -1,0 +1,235 @@
+"""Gives each span to the engine that its request ran at. Pure.
+
+An engine's span names its engine: by its resource's `service.instance.id` or `service.name`, or by `server.address` and
+`server.port`. A client's span follows the engine's span of the same request, in whatever order the two arrive, and so
+does an engine's that names no engine, a gateway's for example. What follows none in time goes to the only engine that
+can have had it, by the engines' counters; if that is none or several, to no engine.
+
+The copies of a client's span for further engines of its request, and for one that computes only the prompt, have no
+output tokens: those are of the engine that generated them.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
+
+import msgspec
+import numpy as np
+
+from loadgen.sidecar.span_join import CLOCKS_NS, MAX_PARTS, identity_of, is_within, places_of
+from loadgen.sidecar.watermark import queue_length
+from loadgen.telemetry.engine_sample import EngineSample, counter_values, sample_times
+from loadgen.units import NS_PER_S
+
+if TYPE_CHECKING:
+    from loadgen.energy.named_engine import NamedEngine
+    from loadgen.telemetry.otlp_parse import RequestSpan
+
+MAX_KEPT = 20_000
+"""Spans that are remembered; of more, the oldest are decided at once."""
+TRACING_NS = 600 * NS_PER_S
+"""An engine that sent a span within this time sends one of each of its requests."""
+_LOOPBACK = ("127.0.0.1", "::1")
+_PORTS = {"http": 80, "https": 443}
+
+Counts = Callable[[int], Sequence[EngineSample]]
+"""Returns the samples of an engine's counters, by its number."""
+
+
+class Routed(NamedTuple):
+    """A span for the ledger of an engine."""
+
+    engine: int
+    """Number of the engine."""
+    span: RequestSpan
+    copy: bool = False
+    """True if the span counts at another engine, and adds only its labels here."""
+
+
+@dataclass(slots=True, eq=False)
+class _Kept:
+    """A span that others may follow, or that waits for the span that it follows."""
+
+    span: RequestSpan
+    names: list[str | bytes]
+    """Names that it shares with spans of its request, the surest first."""
+    follows: bool
+    """True if it does not say which engine it is of."""
+    arrived_ns: int
+    engines: list[int] = field(default_factory=list)
+    """Engines that have it."""
+
+
+class SpanRouter:
+    """Remembers spans for as long as their others may come."""
+
+    def __init__(self, engines: Sequence[NamedEngine], wait_ns: int) -> None:
+        """wait_ns: time for which spans are remembered, and wait."""
+        self._names = EngineNames(engines)
+        self._prefills = {number for number, engine in enumerate(engines) if engine.role == "prefill"}
+        self._all = range(len(engines))
+        self._wait_ns = wait_ns
+        self._kept: deque[_Kept] = deque()
+        """In the order of their arrival."""
+        self._by_name: dict[str | bytes, list[_Kept]] = {}
+        self._named_ns: dict[int, int] = {}
+        """Engine -> arrival of its newest span that names it."""
+        self._traced_ns: dict[int, int] = {}
+        """Engine -> arrival of its newest span."""
+
+    def add(self, span: RequestSpan, now_ns: int) -> list[Routed]:
+        """Take a span; return what goes to engines now: the span if its engine is known, and those that follow it."""
+        number = self._names.find(span.engine_names)
+        follows = span.client or number is None
+        if span.client or number is not None:
+            places: list[bytes] = places_of(span)
+        else:
+            places = [span.trace_id + span.span_id] if span.trace_id and span.span_id else []
+        kept = _Kept(span, [span.key, *places], follows, now_ns)
+        if not follows and number is not None:
+            self._named_ns[number] = now_ns
+            routed = self._place(kept, number, now_ns)
+        else:
+            numbers = [*self._followed(kept), *([] if number is None else [number])]
+            routed = [self._give(kept, engine) for engine in sorted(set(numbers), key=self._prefills.__contains__)]
+        self._keep(kept)
+        return routed
+
+    def due(self, now_ns: int, counts: Counts) -> tuple[list[Routed], list[RequestSpan]]:
+        """Decide the spans that have waited for long enough; return those that go to engines, and those that go to
+        none."""
+        routed: list[Routed] = []
+        unplaced: list[RequestSpan] = []
+        while self._kept and (self._kept[0].arrived_ns <= now_ns - self._wait_ns or len(self._kept) > MAX_KEPT):
+            kept = self._kept.popleft()
+            self._forget(kept)
+            if not kept.follows or not self._prefills.issuperset(kept.engines):
+                continue
+            able = [number for number in self._able(kept, now_ns) if may_have_served(counts(number), kept.span)]
+            if len(able) == 1 and kept.span.client:
+                routed.append(self._give(kept, able[0]))
+            elif len(able) == 1:
+                routed += self._place(kept, able[0], now_ns)
+            elif not kept.engines:
+                unplaced.append(kept.span)
+        return routed, unplaced
+
+    def is_waiting(self, key: str) -> bool:
+        """Return True if a span with this key waits for its engine to be known."""
+        return any(not kept.engines for kept in self._by_name.get(key, ()))
+
+    def _able(self, kept: _Kept, now_ns: int) -> list[int]:
+        """Engines that would not have sent a span of their own of the request."""
+        if kept.span.client:
+            sent_ns = self._traced_ns
+            engines = [number for number in self._all if number not in self._prefills]
+        else:
+            sent_ns, engines = self._named_ns, list(self._all)
+        return [n for n in engines if n not in sent_ns or now_ns - sent_ns[n] > TRACING_NS]
+
+    def _place(self, kept: _Kept, number: int, now_ns: int) -> list[Routed]:
+        """Give an engine's span to its engine, and to it the spans that follow."""
+        self._traced_ns[number] = now_ns
+        kept.engines.append(number)
+        followers = dict.fromkeys(
+            other
+            for name in kept.names
+            for other in self._trusted(name, kept)
+            if other.follows and number not in other.engines and is_within(kept.span, other.span)
+        )
+        return [Routed(number, kept.span), *(self._give(other, number) for other in followers)]
+
+    def _give(self, kept: _Kept, number: int) -> Routed:
+        """Give a span that follows to an engine."""
+        copy = number in self._prefills or not self._prefills.issuperset(kept.engines)
+        kept.engines.append(number)
+        span = kept.span
+        if copy:
+            span = msgspec.structs.replace(span, output_tokens=None, first_token_ns=None)
+        return Routed(number, span, copy)
+
+    def _followed(self, kept: _Kept) -> list[int]:
+        """Return the engines that have spans of the same request, by the surest name that has any."""
+        for name in kept.names:
+            placed = [other for other in self._trusted(name, kept) if not other.follows and other.engines]
+            if numbers := [other.engines[0] for other in placed if is_within(other.span, kept.span)]:
+                return numbers
+        return []
+
+    def _trusted(self, name: str | bytes, kept: _Kept) -> list[_Kept]:
+        """Return the other spans with a name; none if it is of several clients' requests, as a constant traceparent."""
+        others = self._by_name.get(name, [])
+        if isinstance(name, bytes):
+            clients = {identity_of(other.span) for other in (*others, kept) if other.span.client}
+            if len(clients) > 1 or len(others) >= MAX_PARTS:
+                return []
+        return others
+
+    def _keep(self, kept: _Kept) -> None:
+        self._kept.append(kept)
+        for name in kept.names:
+            others = self._by_name.setdefault(name, [])
+            if len(others) < MAX_PARTS:
+                others.append(kept)
+
+    def _forget(self, kept: _Kept) -> None:
+        for name in kept.names:
+            others = [other for other in self._by_name.get(name, ()) if other is not kept]
+            if others:
+                self._by_name[name] = others
+            else:
+                self._by_name.pop(name, None)
+
+
+def may_have_served(samples: Sequence[EngineSample], span: RequestSpan) -> bool:
+    """Return False if the engine's counters rule a request out, however clocks differ: the engine had no request while
+    it decoded, or generated fewer tokens meanwhile than it has."""
+    times = sample_times(samples)
+    if span.first_token_ns is not None:
+        inside = np.searchsorted(times, (span.first_token_ns + CLOCKS_NS, span.end_ns - CLOCKS_NS))
+        if any(queue_length(sample) == 0 for sample in samples[inside[0] : inside[1]]):
+            return False
+    before = int(np.searchsorted(times, span.start_ns - CLOCKS_NS, side="right")) - 1
+    after = int(np.searchsorted(times, span.end_ns + CLOCKS_NS))
+    if before < 0 or after >= len(samples):
+        return True
+    tokens = counter_values(samples[before : after + 1], "generation_tokens")
+    return tokens is None or tokens[-1] - tokens[0] >= (span.output_tokens or 0)
+
+
+class EngineNames:
+    """Finds an engine by a name that a span gives: its name, or the host and port of its URL."""
+
+    def __init__(self, engines: Sequence[NamedEngine]) -> None:
+        self._by_name = {engine.name: number for number, engine in enumerate(engines)}
+        addresses = [_address(engine.url) for engine in engines]
+        self._by_address = {address: number for number, address in enumerate(addresses)}
+        hosts = [host for host, _ in addresses]
+        self._by_host: dict[str | None, int] = {
+            host: number for number, host in enumerate(hosts) if host and hosts.count(host) == 1
+        }
+
+    def find(self, names: Iterable[str]) -> int | None:
+        """Return the number of the engine that the first of these names with an engine names."""
+        for name in names:
+            if (number := self._by_name.get(name)) is not None:
+                return number
+            host, port = _address(name)
+            number = self._by_host.get(host) if port is None else self._by_address.get((host, port))
+            if number is not None:
+                return number
+        return None
+
+
+def _address(text: str) -> tuple[str | None, int | None]:
+    """Return the host and port of a URL or of HOST:PORT. Addresses of the loopback interface are the same host."""
+    try:
+        parts = urlsplit(text if "://" in text else f"//{text}")
+        host, port = parts.hostname, parts.port or _PORTS.get(parts.scheme)
+    except ValueError:
+        return None, None
+    return "localhost" if host in _LOOPBACK else host, port
