@@ -19,7 +19,7 @@ MAX_HELD = 20_000
 
 
 class SettledPart(NamedTuple):
-    """A request as the ledger of one engine settled it."""
+    """Holds what the ledger of one engine settled of a request."""
 
     engine: int
     """Number of the engine."""
