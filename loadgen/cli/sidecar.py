@@ -134,8 +134,8 @@ def sidecar(
         write_monitoring(monitoring)
         return
     with importing("the sidecar", "sidecar"):
-        from loadgen.sidecar.app import SidecarOptions
         from loadgen.sidecar.exporter import reference as text
+        from loadgen.sidecar.options import SidecarOptions
         from loadgen.sidecar.server import run_sidecar
     from loadgen.energy.named_engine import parse_engines
     from loadgen.sidecar.watermark import AllowedLateness

@@ -9,10 +9,8 @@ import asyncio
 import hmac
 import threading
 from collections import Counter, deque
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -23,22 +21,20 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 
 from loadgen import __version__
 from loadgen.clock import anchor, monotonic_ns
-from loadgen.energy.named_engine import NamedEngine, domains_of
 from loadgen.energy.sampler import Sampler
 from loadgen.sidecar.clock_sync import ClockSync
 from loadgen.sidecar.exporter import Exporter, PushCounts, SidecarPage
-from loadgen.sidecar.ledger import DROP_REASONS, Ledger
-from loadgen.sidecar.settlement import KEPT_REQUESTS, KEPT_S, Settlement
+from loadgen.sidecar.settlement import Settlement
 from loadgen.sidecar.span_feed import SpanFeed
 from loadgen.sidecar.span_router import SpanRouter
-from loadgen.sidecar.watched_engine import WatchedEngine, drained
-from loadgen.sidecar.watermark import AllowedLateness
+from loadgen.sidecar.watched_engine import WatchedEngine, drained, watched_engines
 from loadgen.telemetry.otlp_parse import MalformedError, RequestSpan, SpanLabels, parse_spans
 from loadgen.units import ns_from_s, s_from_ns
 
 if TYPE_CHECKING:
     from loadgen.energy.meter import EnergyMeter
-    from loadgen.energy.series import EnergyDomain, EnergySample
+    from loadgen.energy.series import EnergySample
+    from loadgen.sidecar.options import SidecarOptions
 
 TICK_S = 1.0
 MAX_OTLP_BYTES = 4 << 20
@@ -55,44 +51,6 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 TEXT = "text/plain; version=0.0.4; charset=utf-8"
 OPEN_PATHS = ("/healthz",)
 """Paths that need no token: they disclose nothing."""
-
-
-@dataclass(frozen=True)
-class SidecarOptions:
-    """Options of `loadgen sidecar`."""
-
-    host: str = "127.0.0.1"
-    port: int = 9478
-    grpc_port: int | None = None
-    engine_url: str | None = None
-    engines: tuple[NamedEngine, ...] = ()
-    """Engines with names; none where `engine_url` is the only one."""
-    engine_key: str | None = field(default=None, repr=False)
-    """API key of the engine, which the list of its models may require."""
-    energy: str = "auto"
-    gpus: tuple[str, ...] = ()
-    model: str | None = None
-    token: str | None = field(default=None, repr=False)
-    energy_token: str | None = field(default=None, repr=False)
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    lateness: AllowedLateness = field(default_factory=AllowedLateness)
-    ledger: Path | None = None
-    """Folder of the ledger on disk."""
-    kept_requests: int = KEPT_REQUESTS
-    """Settled requests that can be looked up."""
-    kept_s: float = KEPT_S
-    """Time for which they can be."""
-    labels: Mapping[str, str] = field(default_factory=dict)
-    """Attributes of spans, by the label that shows their values."""
-    label_values: int = 50
-    """Values of a label that are shown."""
-    otlp_metrics_endpoint: str | None = None
-    """URL of the collector that gets the metrics; its headers are in the environment."""
-    otlp_traces_endpoint: str | None = None
-    """URL of the collector that gets a span with the joules of each settled request."""
-    otlp_interval_s: float = 10.0
-    """Time between two pushes of the metrics."""
 
 
 class Sidecar:
@@ -215,7 +173,7 @@ class Sidecar:
         now_ns, clocks = monotonic_ns(), anchor()
         report, watts = self.sampler.report(), self.sampler.latest().watts
         ledgers = [engine.ledger.snapshot(now_ns) for engine in self.engines]
-        dropped = sum((Counter(ledger.dropped) for ledger in ledgers), Counter(dict.fromkeys(DROP_REASONS, 0)))
+        dropped = {reason: sum(ledger.dropped[reason] for ledger in ledgers) for reason in ledgers[0].dropped}
         pages = []
         for engine, ledger in zip(self.engines, ledgers, strict=True):
             health, read_ns = engine.health(now_ns), self._last_read_ns(engine)
@@ -223,7 +181,7 @@ class Sidecar:
                 SidecarPage(
                     engine=engine.name,
                     ledger=ledger,
-                    dropped={reason: dropped[reason] for reason in DROP_REASONS},
+                    dropped=dropped,
                     watts=watts,
                     resets=report.resets,
                     read_errors=sum(report.errors.values()),
@@ -334,23 +292,6 @@ class Sidecar:
             return s_from_ns(now_ns - read_ns)
         silence_s = self.sampler.report().silence_s
         return min((silence_s[domain.name] for domain in engine.domains if domain.name in silence_s), default=0.0)
-
-
-def watched_engines(
-    options: SidecarOptions, domains: Sequence[EnergyDomain], models: Sequence[str | None]
-) -> list[WatchedEngine]:
-    """Return the engines, each with a ledger of its own. Raises MeterError when a URL is none."""
-    since_ns = monotonic_ns()
-    watched = []
-    for named, model in zip(options.engines or (None,), models, strict=True):
-        own = domains if named is None else domains_of(named, domains)
-        ledger = Ledger(
-            own, lateness=options.lateness, model=model, labels=options.labels, label_values=options.label_values,
-            since_ns=since_ns, role=None if named is None else named.role,
-        )  # fmt: skip
-        url, name = (options.engine_url, None) if named is None else (named.url, named.name)
-        watched.append(WatchedEngine(ledger, own, url, name))
-    return watched
 
 
 def authorized(token: str | None, header: str | None) -> bool:

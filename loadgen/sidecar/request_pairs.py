@@ -52,7 +52,7 @@ class RequestPairs:
         self._decodes = {number for number, engine in enumerate(engines) if engine.role == "decode"}
         self._wait_ns = wait_ns
         self._held: OrderedDict[int, SettledPart] = OrderedDict()
-        """In the order in which they settled."""
+        """The first settled first."""
         self._by_name: dict[str, list[int]] = {}
         self._taken = 0
 

@@ -22,7 +22,7 @@ from loadgen.energy.choose import open_meter
 from loadgen.energy.fleet_meter import open_fleet_meter
 from loadgen.errors import LoadgenError, MeterError
 from loadgen.http_get import REQUEST_ERRORS, http_get
-from loadgen.sidecar.app import MAX_OTLP_BYTES, Sidecar, SidecarOptions
+from loadgen.sidecar.app import MAX_OTLP_BYTES, Sidecar
 from loadgen.sidecar.grpc_server import start_grpc
 from loadgen.sidecar.otlp_push import make_pushes
 from loadgen.telemetry.otlp_collector import endpoints
@@ -30,6 +30,7 @@ from loadgen.telemetry.otlp_collector import endpoints
 if TYPE_CHECKING:
     from loadgen.energy.meter import EnergyMeter
     from loadgen.energy.named_engine import NamedEngine
+    from loadgen.sidecar.options import SidecarOptions
     from loadgen.sidecar.otlp_push import MetricsPush, SpanPush
 
 _log = logging.getLogger(__name__)

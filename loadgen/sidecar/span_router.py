@@ -74,7 +74,7 @@ class SpanRouter:
         self._all = range(len(engines))
         self._wait_ns = wait_ns
         self._kept: deque[_Kept] = deque()
-        """In the order of their arrival."""
+        """The first that came first."""
         self._by_name: dict[str | bytes, list[_Kept]] = {}
         self._named_ns: dict[int, int] = {}
         """Engine -> arrival of its newest span that names it."""

@@ -6,12 +6,15 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
+from loadgen.clock import monotonic_ns
+from loadgen.energy.named_engine import domains_of
+from loadgen.sidecar.ledger import Ledger
 from loadgen.telemetry.engine_metrics import EnginePoller, EngineState
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.energy.series import EnergyDomain
-    from loadgen.sidecar.ledger import Ledger
+    from loadgen.sidecar.options import SidecarOptions
 
 ENGINE_PERIOD_S = 0.25
 """Period of reading the engine's counters. They place other clients' requests: what began within a period and what was
@@ -60,6 +63,23 @@ class WatchedEngine:
         up = state.answered_ns is not None and now_ns - state.answered_ns < ENGINE_AWAY_S * NS_PER_S
         words = f"{state.engine}'s, at {state.path}" if state.path else state.reason or "none yet"
         return EngineHealth(up, up and state.path is not None, self._restarts, words if up else None)
+
+
+def watched_engines(
+    options: SidecarOptions, domains: Sequence[EnergyDomain], models: Sequence[str | None]
+) -> list[WatchedEngine]:
+    """Return the engines, each with a ledger of its own. Raises MeterError when a URL is none."""
+    since_ns = monotonic_ns()
+    watched = []
+    for named, model in zip(options.engines or (None,), models, strict=True):
+        own = domains if named is None else domains_of(named, domains)
+        ledger = Ledger(
+            own, lateness=options.lateness, model=model, labels=options.labels, label_values=options.label_values,
+            since_ns=since_ns, role=None if named is None else named.role,
+        )  # fmt: skip
+        url, name = (options.engine_url, None) if named is None else (named.url, named.name)
+        watched.append(WatchedEngine(ledger, own, url, name))
+    return watched
 
 
 _Item = TypeVar("_Item")

@@ -17,7 +17,7 @@ from loadgen.energy_model.energy_profile import EnergyProfile, GridPoint, read_e
 from loadgen.energy_model.profiling_plan import StoppingRule, journal_path
 from loadgen.errors import LoadgenError
 from loadgen.sidecar import server as sidecar_server
-from loadgen.sidecar.app import SidecarOptions
+from loadgen.sidecar.options import SidecarOptions
 from loadgen.sidecar.watermark import AllowedLateness
 from loadgen.simulator import app as simulator_app
 from loadgen.simulator.experts import Routing

@@ -14,7 +14,7 @@ from loadgen import areplay
 from loadgen.results.run_folder import read_run
 from loadgen.run import span_poller
 from loadgen.run.span_poller import SpanPoller
-from loadgen.sidecar.app import SidecarOptions
+from loadgen.sidecar.options import SidecarOptions
 from loadgen.sidecar.server import running_sidecar
 from loadgen.simulator.app import ServerOptions, running_simulator
 from loadgen.telemetry import otlp_export

@@ -31,9 +31,10 @@ from loadgen.errors import LoadgenError
 from loadgen.record import RequestRecord
 from loadgen.sidecar import app as edges
 from loadgen.sidecar import ledger, server, watched_engine
-from loadgen.sidecar.app import MAX_OTLP_BYTES, OPENMETRICS, Sidecar, SidecarOptions, authorized
+from loadgen.sidecar.app import MAX_OTLP_BYTES, OPENMETRICS, Sidecar, authorized
 from loadgen.sidecar.exporter import reference
 from loadgen.sidecar.grpc_server import GRPC_METHOD
+from loadgen.sidecar.options import SidecarOptions
 from loadgen.sidecar.server import running_sidecar
 from loadgen.sidecar.watermark import AllowedLateness
 from loadgen.simulator.app import ServerOptions, running_simulator

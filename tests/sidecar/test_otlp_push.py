@@ -12,8 +12,8 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 from loadgen.errors import LoadgenError
 from loadgen.sidecar import otlp_push
-from loadgen.sidecar.app import SidecarOptions
 from loadgen.sidecar.exporter import PushCounts
+from loadgen.sidecar.options import SidecarOptions
 from loadgen.sidecar.otlp_push import MetricsPush, SpanPush, resource
 from loadgen.sidecar.server import running_sidecar
 from loadgen.simulator.app import ServerOptions, running_simulator
