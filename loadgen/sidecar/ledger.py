@@ -13,7 +13,7 @@ from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise, takewhile
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
 import numpy as np
@@ -41,7 +41,6 @@ from loadgen.units import NS_PER_S, energy_imbalance_mj, mj_from_j, ns_from_s, s
 
 if TYPE_CHECKING:
     from loadgen.attribution.engine_steps import EngineSteps
-    from loadgen.energy.named_engine import Role
     from loadgen.telemetry.otlp_parse import RequestSpan, SpanLabels
 
 FUTURE_NS = 2 * NS_PER_S
@@ -180,7 +179,7 @@ class Ledger:
         labels: Iterable[str] = (),
         label_values: int = MAX_LABEL_VALUES,
         since_ns: int = 0,
-        role: Role | None = None,
+        role: Literal["prefill", "decode"] | None = None,
     ) -> None:
         """model: of spans that name none. labels: names of labels by which requests are counted too, of which
         `label_values` values are shown. since_ns: spans that end before are late, a former sidecar had them. role: the
