@@ -38,8 +38,6 @@ from loadgen.simulator.engine import Engine, EngineOptions
 from loadgen.simulator.faults import Fault, Faults
 from loadgen.simulator.player import EnginePlayer
 from loadgen.simulator.served_request import ChunkedWriter, ServedRequest
-from loadgen.simulator.spans import SIMULATOR
-from loadgen.telemetry.otlp_export import resource_attributes
 from loadgen.telemetry.traceparent import TRACEPARENT, parse_traceparent
 from loadgen.units import NS_PER_S, s_from_ns
 
@@ -61,8 +59,8 @@ class ServerOptions:
     faults: Faults = field(default_factory=lambda: Faults({}))
     otlp_traces_endpoint: str | None = None
     """URL to which one span per request is sent, as vLLM does."""
-    resource: Mapping[str, str] = field(default_factory=lambda: resource_attributes(SIMULATOR))
-    """Attributes of the spans' resource."""
+    resource: Mapping[str, str] | None = None
+    """Attributes of the spans' resource; None for those that OpenTelemetry's variables state."""
 
 
 class SimulatedServer:

@@ -25,7 +25,7 @@ from loadgen.simulator.metrics import Metrics
 from loadgen.simulator.served_request import ServedRequest
 from loadgen.simulator.spans import ID_PREFIXES, SIMULATOR, export_finished
 from loadgen.simulator.tokens import answer_tokens, answer_words, block_hashes
-from loadgen.telemetry.otlp_export import BatchSender
+from loadgen.telemetry.otlp_export import BatchSender, resource_attributes
 from loadgen.units import NS_PER_MS, NS_PER_S, s_from_ns
 
 if TYPE_CHECKING:
@@ -73,9 +73,9 @@ class EnginePlayer:
         seed: int,
         rng: np.random.Generator,
         otlp_traces_endpoint: str | None = None,
-        resource: Mapping[str, str] = SIMULATOR,
+        resource: Mapping[str, str] | None = None,
     ) -> None:
-        """seed: part of the response ids. rng: draws answer lengths and words. resource: attributes of its spans'."""
+        """seed: part of the response ids. rng: draws answer lengths and words. resource: of its spans."""
         self.engine, self.model_name, self.rng, self._seed = engine, model_name, rng, seed
         self.anchor = anchor()
         self.metrics = Metrics(engine, model_name, gpu_uuids, self.now_ns)
@@ -83,7 +83,8 @@ class EnginePlayer:
         self.oracle: deque[OracleLine] = deque(maxlen=_ORACLE_LINES)
         self.lateness_ns: deque[int] = deque(maxlen=_LATENESS_STEPS)
         self.count = 0
-        export = partial(export_finished, model_name, engine=resource)
+        attributes = resource_attributes(SIMULATOR) if resource is None else resource
+        export = partial(export_finished, model_name, engine=attributes)
         self.spans = BatchSender(otlp_traces_endpoint, export) if otlp_traces_endpoint else None
         self._work = asyncio.Event()
         self._warned_ns = 0
