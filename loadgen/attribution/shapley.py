@@ -85,6 +85,13 @@ class RequestEnergy(msgspec.Struct, frozen=True, kw_only=True):
     host_joules: float | None = None
     """Its stated share of the host's energy (host_share.py), which is not in `joules`. None where no meter counts the
     host beside the GPUs."""
+    engine: str | None = None
+    """Engine that served it, of several, or generated its answer; None where there is one, or it is not known."""
+    prefill_engine: str | None = None
+    """Engine that computed its prompt, where that is another."""
+    engine_probability: float | None = None
+    """Probability that these are its engines: 1 where a header or a span names them, less where the engines' counters
+    had to tell. None where none is known, or there is one."""
 
 
 class SumErrors(msgspec.Struct, frozen=True, kw_only=True):
@@ -124,6 +131,10 @@ class RunAttribution(msgspec.Struct, frozen=True, kw_only=True):
     """Part of the requests' joules that rejected draft tokens added to decode steps. None when it is not known."""
     rejected_se_joules: float | None = None
     """Standard error of rejected_joules: that of the fitted price of a token."""
+    engines: dict[str, RunAttribution] = {}
+    """The accounts of each engine by its name, where there are several; this is their sum."""
+    named_by: dict[str, int] = {}
+    """Requests of one of several engines by the evidence that it served them."""
 
     def check(self) -> None:
         """Raise AssertionError unless energy is conserved; called before anything is printed."""

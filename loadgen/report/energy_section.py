@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from loadgen.report import run_figures
 from loadgen.report.boundary_facts import boundary_facts, boundary_rows, host_rows
+from loadgen.report.engine_rows import ENGINE_HEADINGS, engine_note, engine_rows
 from loadgen.report.format import UNKNOWN, count, joules, number, percent, seconds, share, watts
 from loadgen.report.heat_map import heat_map
 from loadgen.report.markup import Markup, join, table, tag
@@ -46,6 +47,7 @@ def energy_section(result: RunResult, summary: Summary, drawn: Sequence[int]) ->
     return [
         *(tag("p", note) for note in notes),
         energy_ledger(attribution, summary.energy),
+        *engine_figure(summary.energy),
         *boundary_figure(summary.energy),
         energy_by_workload(summary),
         run_figures.scatter(result, drawn),
@@ -84,6 +86,15 @@ def energy_ledger(attribution: RunAttribution, energy: EnergySummary) -> Markup:
     accounts_table = table(["account", "energy", "share"], rows, "Energy accounts", "ledger")
     heading = tag("h3", "Where the energy went")
     return tag("figure", heading, bar, accounts_table, tag("figcaption", caption), class_="wide")
+
+
+def engine_figure(energy: EnergySummary) -> list[Markup]:
+    """Return the accounts of each engine; empty where there is one."""
+    if not energy.engines:
+        return []
+    accounts = table(ENGINE_HEADINGS, engine_rows(energy.engines), "Energy accounts of each engine")
+    caption = tag("figcaption", engine_note(energy.engines))
+    return [tag("figure", tag("h3", "Engines"), accounts, caption, class_="wide")]
 
 
 def boundary_figure(energy: EnergySummary) -> list[Markup]:

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from loadgen.report.boundary_facts import boundary_facts, boundary_rows, host_rows, is_extended
+from loadgen.report.engine_rows import ENGINE_HEADINGS, engine_note, engine_rows
 from loadgen.report.format import UNKNOWN, clean, count, joules, percent, seconds, share, with_unit
 from loadgen.report.run_facts import (
     HEADLINES,
@@ -183,6 +184,13 @@ def _energy(summary: Summary, parts: list[RunPart], console: Console) -> None:
         method += f" · {whole_answers(energy.came_whole)}"
     power = f"{power_words(energy)} · coverage {percent(energy.coverage)}"
     _paragraph(console, clean(f"{method} · {power}"), indent=2, style="dim")
+    if energy.engines:
+        _heading(console, "Engines")
+        table = _table("", *ENGINE_HEADINGS[1:])
+        for row in engine_rows(energy.engines):
+            table.add_row(*(Text(cell) for cell in (f"  {row[0]}", *row[1:])))
+        print_table(table, console)
+        _paragraph(console, engine_note(energy.engines), indent=2, style="dim")
     _host_and_boundary(energy, console)
 
 

@@ -11,6 +11,7 @@ from loadgen.attribution.host_share import HostAccounts, ShareHost, share_host_e
 from loadgen.energy.series import EnergyDomain, EnergySeries, accelerators, host_domains, scope, series_by_domain
 from loadgen.results import metrics
 from loadgen.results.energy_summary import summarize_energy, time_coverage, token_coverage
+from loadgen.results.engine_energy import engine_energies
 from loadgen.results.summary import Boundary, BoundaryPart, DomainEnergy, EnergySummary, HostEnergy
 from loadgen.units import J_PER_KWH, NS_PER_S, j_from_mj
 
@@ -87,10 +88,12 @@ def summarize_boundary(
     *,
     prompts_counted: bool,
 ) -> EnergySummary:
-    """Return the energy of the run with its domains side by side, the host's accounts, and what all of it includes."""
+    """Return the energy of the run with its domains and engines side by side, the host's accounts, and what all of it
+    includes."""
     energy = summarize_energy(result, attribution, series, start_ns, end_ns, prompts_counted=prompts_counted)
     domains = domain_energies(result, start_ns, end_ns)
-    whole = msgspec.structs.replace(energy, domains=domains, host=host)
+    engines = engine_energies(result, attribution)
+    whole = msgspec.structs.replace(energy, domains=domains, host=host, engines=engines)
     return msgspec.structs.replace(whole, boundary=boundary_of(result, whole))
 
 

@@ -9,7 +9,7 @@ import threading
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from sys import intern
 from typing import TYPE_CHECKING, Any, BinaryIO, TypeVar
@@ -22,6 +22,7 @@ from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.errors import LoadgenError
 from loadgen.files import replacing, write_atomic
 from loadgen.record import Kind, RequestRecord
+from loadgen.telemetry.engine_sample import summed_samples
 from loadgen.telemetry.engine_span import EngineSpan
 from loadgen.workload.schedule import ArrivalSpec, Schedule, ScheduledRequest, schedule_lines
 
@@ -103,6 +104,7 @@ class RunResult:
     """One per scheduled request, by index."""
     energy: list[EnergySample]
     engine: list[dict[str, Any]]
+    """Samples of the engine's counters; of several engines, their sums."""
     attribution: RunAttribution | None
     """Energy of each request; None without energy, or before `analyse_run`."""
     summary: Summary | None
@@ -111,6 +113,8 @@ class RunResult:
     """Requests of all clients, by the engine's spans; empty when they were not recorded."""
     sessions: Sequence[SessionAccount] = ()
     """Accounts of the sessions; empty where no session has several requests, or before `analyse_run`."""
+    engines: Mapping[str, Sequence[EngineSample]] = field(default_factory=dict)
+    """Samples of each engine's counters by its name, where there are several."""
     warmed: Sequence[ScheduledRequest] = ()
     """Requests whose prompts were sent before the run, so that its sessions found their history in the cache."""
 
@@ -318,6 +322,10 @@ def read_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
     if info.start_ns is None:  # the client was killed before it wrote it
         info = msgspec.structs.replace(info, start_ns=_start_of(schedule, records))
     energy = list(read_lines(path / "energy.jsonl", EnergySample))
+    samples = list(read_lines(path / "engine.jsonl", dict))
+    engines = {
+        engine.name: [sample for sample in samples if sample.get("engine") == engine.name] for engine in info.engines
+    }
     instants = [*(record.finished_ns or 0 for record in records.values()), *(sample.t_ns for sample in energy[-1:])]
     in_flight = _in_flight_at_the_kill(info, schedule, records, max(instants, default=0))
     start_ns, killed = info.start_ns or 0, "no record: the client was killed"
@@ -332,11 +340,33 @@ def read_run(path: Path, schedule: Sequence[ScheduledRequest] | None = None) -> 
             for request in schedule
         ],
         energy=energy,
-        engine=list(read_lines(path / "engine.jsonl", dict)),
+        engine=_whole_counters(info.engines, engines) if engines else samples,
         attribution=None,
         summary=None,
         spans=list(read_lines(path / "spans.jsonl", EngineSpan)),
+        engines=engines,
         warmed=list(read_lines(path / "warmed.jsonl", ScheduledRequest)),
+    )
+
+
+def _whole_counters(
+    engines: Sequence[NamedEngine], samples: Mapping[str, Sequence[EngineSample]]
+) -> list[dict[str, float]]:
+    """Return the counters of all engines together. A prompt that is computed at one engine and answered at another
+    counts at the first; its answer at the second."""
+    counted_at_the_other = {
+        "prefill": ("generation_tokens",),
+        "decode": ("prompt_tokens", "cached_tokens", "computed_tokens"),
+        None: (),
+    }
+    return summed_samples(
+        [
+            [
+                {name: 0.0 if name in counted_at_the_other[engine.role] else value for name, value in sample.items()}
+                for sample in samples[engine.name]
+            ]
+            for engine in engines
+        ]
     )
 
 

@@ -366,6 +366,42 @@ class Boundary(msgspec.Struct, frozen=True, kw_only=True):
     """cost over the output tokens of this client, idle included."""
 
 
+class EngineEnergy(msgspec.Struct, frozen=True, kw_only=True):
+    """The energy accounts of one of several engines: measured = idle + prefill + decode + unattributed."""
+
+    name: str
+    """Name of the engine, as --engine gives it."""
+    role: str | None = None
+    """"prefill" or "decode"; null where it computes whole requests."""
+    domains: list[str]
+    """Counters of its energy."""
+    requests: int
+    """Requests that it served, in part or in whole."""
+    named_by: dict[str, int] = {}
+    """These by the evidence: "header" of the response, "span" of the engine, "only engine" that can have served them,
+    or "counters" of all engines, which make it likely."""
+    input_tokens: int
+    """Prompt tokens of these requests."""
+    output_tokens: int
+    """Output tokens that it generated of these; 0 where another engine generates."""
+    measured_joules: float | None = None
+    """Energy that its counters counted; null without energy, as all below."""
+    idle_joules: float | None = None
+    """Part of it used while no request was in flight there."""
+    prefill_joules: float | None = None
+    """Part that prefills used."""
+    decode_joules: float | None = None
+    """Part that decode steps used."""
+    unattributed_joules: float | None = None
+    """Part of other clients, and what no counted token can have."""
+    attributed_se_joules: float | None = None
+    """Standard error of prefill_joules + decode_joules, of the fitted law."""
+    idle_watts: float | None = None
+    """Its power at rest; null if it was never idle."""
+    held_out_r_squared: float | None = None
+    """Share of the variance of held-out windows that its law explains; null where nothing was held out."""
+
+
 class EnergySummary(msgspec.Struct, frozen=True, kw_only=True):
     """measured = idle + attributed + unattributed, to the millijoule."""
 
@@ -439,6 +475,8 @@ class EnergySummary(msgspec.Struct, frozen=True, kw_only=True):
     """The domains of all meters, side by side."""
     host: HostEnergy | None = None
     """Energy of the host beside the GPUs, in none of the numbers above; None where no meter counts both."""
+    engines: list[EngineEnergy] = []
+    """Accounts of each engine, which sum to those above; empty where there is one."""
     boundary: Boundary | None = None
     """Parts that the joules include; None without a meter, or in an older version's folder."""
 

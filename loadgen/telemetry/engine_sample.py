@@ -51,6 +51,27 @@ def counter_growth(engine: Sequence[EngineSample], name: str) -> Floats:
     return np.array([end - start if end >= start else end for start, end in pairwise(values)], dtype=np.float64)
 
 
+def summed_samples(engines: Sequence[Sequence[EngineSample]]) -> list[dict[str, float]]:
+    """Return the sums of the counters of several engines, at the instants of the first one's samples that all have a
+    sample before and after; between two, a counter is taken to grow evenly. Of the KV cache, the fullest one's.
+
+    Only what every engine shows has a sum. Empty where an engine has no two samples.
+    """
+    if not engines or any(len(samples) < 2 for samples in engines):
+        return []
+    times = [sample_times(samples) for samples in engines]
+    at_ns = times[0][(times[0] >= max(t[0] for t in times)) & (times[0] <= min(t[-1] for t in times))]
+    names = set.intersection(*(set(samples[-1]) for samples in engines)) - {"t_ns", "engine"}
+    columns: dict[str, Floats] = {}
+    for name in names:
+        rows = [
+            np.interp(at_ns, t_ns, [sample.get(name, 0.0) for sample in samples])
+            for t_ns, samples in zip(times, engines, strict=True)
+        ]
+        columns[name] = np.max(rows, axis=0) if name == "kv_cache_usage" else np.sum(rows, axis=0)
+    return [{"t_ns": t, **{name: float(columns[name][k]) for name in columns}} for k, t in enumerate(at_ns.tolist())]
+
+
 def computed_prompt_tokens(engine: Sequence[EngineSample]) -> Floats | None:
     """Return the prompt tokens that the engine computed, over time, without those from its prefix cache; None when it
     does not count them apart."""

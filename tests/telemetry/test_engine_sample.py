@@ -2,7 +2,7 @@
 
 import pytest
 
-from loadgen.telemetry.engine_sample import cached_share, computed_prompt_tokens, counter_values
+from loadgen.telemetry.engine_sample import cached_share, computed_prompt_tokens, counter_values, summed_samples
 
 
 @pytest.mark.parametrize(
@@ -44,3 +44,18 @@ def test_the_share_of_cached_tokens_is_of_the_time_between_the_samples() -> None
     assert cached_share([before, {"prompt_tokens": 300.0, "cached_tokens": 140.0}]) == 0.25
     assert cached_share([before, before]) is None
     assert cached_share([{"prompt_tokens": 100.0}, {"prompt_tokens": 300.0}]) is None
+
+
+def test_counters_of_several_engines_are_summed_where_all_were_read() -> None:
+    a = [{"t_ns": t, "a": t / 10, "kv_cache_usage": 0.5} for t in (0, 10, 20, 30)]
+    b = [{"t_ns": 5, "a": 100.0}, {"t_ns": 25, "a": 120.0, "kv_cache_usage": 0.9, "only": 1.0}]
+    summed = summed_samples([a, b])
+    assert [sample["t_ns"] for sample in summed] == [10, 20]
+    assert [sample["a"] for sample in summed] == [106.0, 117.0]
+    assert all(set(sample) == {"t_ns", "a", "kv_cache_usage"} for sample in summed)
+    assert summed[-1]["kv_cache_usage"] == pytest.approx(0.675)
+
+
+@pytest.mark.parametrize("engines", [[], [[]], [[{"t_ns": 1}], [{"t_ns": 1}, {"t_ns": 2}]]])
+def test_an_engine_without_two_samples_leaves_no_sum(engines: list[list[dict[str, float]]]) -> None:
+    assert summed_samples(engines) == []

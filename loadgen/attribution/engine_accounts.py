@@ -1,0 +1,136 @@
+"""The accounts of several engines, each with a law and a conservation of its own, and their sum. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+import msgspec
+import numpy as np
+
+from loadgen.attribution.shapley import RequestEnergy, RunAttribution, SumErrors
+from loadgen.units import j_from_mj, mj_from_j
+
+if TYPE_CHECKING:
+    from loadgen.stats.arrays import Floats
+
+
+class EngineShare(NamedTuple):
+    """The attribution of one engine's energy. Requests that it did not serve have no joules of it."""
+
+    name: str
+    role: Literal["prefill", "decode"] | None
+    attribution: RunAttribution
+    probability: Floats
+    """float64[n]: that it served each request, by row; 0 for those that it is not taken to have served."""
+    named_by: dict[str, int]
+    """Requests that it served by the evidence."""
+
+
+def sum_of_engines(shares: Sequence[EngineShare]) -> RunAttribution:
+    """Return one attribution of all engines. A request owes each engine that served it what that engine's law says: all
+    of it is prefill at an engine that only computes prompts, and decode at one that only generates.
+
+    Errors of different engines are independent, as their counters are. Where it is only likely that an engine served a
+    request, with probability p, the standard error grows by sqrt(p (1 - p)) of its joules there: they may be another's.
+    """
+    parts = [_by_role(share) for share in shares]
+    rows = zip(*(part.requests for part in parts), strict=True)
+    requests = [_summed(list(zip(shares, of, strict=True)), row) for row, of in enumerate(rows)]
+    rejected = [part for part in parts if part.rejected_joules is not None]
+    whole = RunAttribution(
+        method=parts[0].method,
+        start_ns=parts[0].start_ns,
+        end_ns=parts[0].end_ns,
+        measured_mj=sum(part.measured_mj for part in parts),
+        idle_mj=sum(part.idle_mj for part in parts),
+        attributed_mj=sum(part.attributed_mj for part in parts),
+        unattributed_mj=sum(part.unattributed_mj for part in parts),
+        requests=requests,
+        coefficients=[coefficients for part in parts for coefficients in part.coefficients],
+        fits=[fit for part in parts for fit in part.fits],
+        sums={name: _summed_errors([part.sums[name] for part in parts]) for name in parts[0].sums},
+        rejected_joules=sum(part.rejected_joules or 0.0 for part in rejected) if rejected else None,
+        rejected_se_joules=_together(part.rejected_se_joules for part in rejected),
+        engines={share.name: part for share, part in zip(shares, parts, strict=True)},
+    )
+    whole.check()
+    return whole
+
+
+def _by_role(share: EngineShare) -> RunAttribution:
+    """Return the attribution with all joules in the phase that the engine computes."""
+    attribution = msgspec.structs.replace(share.attribution, named_by=share.named_by)
+    if share.role is None:
+        return attribution
+    is_prefill = share.role == "prefill"
+    requests = [
+        msgspec.structs.replace(
+            request,
+            prefill_joules=request.joules if is_prefill else 0.0,
+            decode_joules=0.0 if is_prefill else request.joules,
+        )
+        for request in attribution.requests
+    ]
+    sums = {
+        name: msgspec.structs.replace(
+            errors,
+            prefill_se_joules=errors.attributed_se_joules if is_prefill else 0.0,
+            decode_se_joules=0.0 if is_prefill else errors.attributed_se_joules,
+        )
+        for name, errors in attribution.sums.items()
+    }
+    return msgspec.structs.replace(attribution, requests=requests, sums=sums)
+
+
+def _summed(parts: Sequence[tuple[EngineShare, RequestEnergy]], row: int) -> RequestEnergy:
+    served = [(share, request) for share, request in parts if share.probability[row] > 0]
+    variances = [
+        (request.se_joules or 0.0) ** 2 + p * (1 - p) * request.joules**2
+        for share, request in served
+        if (p := float(share.probability[row])) > 0
+    ]
+    last = next((share for share, _ in served if share.role != "prefill"), None)
+    of_last = next((request for share, request in served if share is last), parts[0][1])
+    return msgspec.structs.replace(
+        of_last,
+        prefill_joules=_joules(request.prefill_joules for _, request in parts),
+        decode_joules=_joules(request.decode_joules for _, request in parts),
+        joules=_joules(request.joules for _, request in parts) or 0.0,
+        se_joules=round(float(np.sqrt(sum(variances))), 6) if served else of_last.se_joules,
+        saved_joules=_known(request.saved_joules for _, request in served),
+        saved_se_joules=_together(request.saved_se_joules for _, request in served),
+        recomputed_joules=_known(request.recomputed_joules for _, request in served),
+        recomputed_se_joules=_together(request.recomputed_se_joules for _, request in served),
+        engine=last.name if last else None,
+        prefill_engine=next((share.name for share, _ in served if share.role == "prefill"), None),
+        engine_probability=round(min((float(s.probability[row]) for s, _ in served), default=0.0), 4) or None,
+    )
+
+
+def _joules(values: Iterable[float | None]) -> float | None:
+    """Sum joules as whole millijoules; None if one is unknown."""
+    known = list(values)
+    return None if None in known else j_from_mj(sum(mj_from_j(value or 0.0) for value in known))
+
+
+def _known(values: Iterable[float | None]) -> float | None:
+    """Sum the values that are known; None if none is."""
+    known = [value for value in values if value is not None]
+    return round(sum(known), 6) if known else None
+
+
+def _together(errors: Iterable[float | None]) -> float | None:
+    """Return the standard error of a sum of independent values; None if the error of none is known."""
+    known = [error for error in errors if error is not None]
+    return round(float(np.hypot.reduce(known)), 6) if known else None
+
+
+def _summed_errors(errors: Sequence[SumErrors]) -> SumErrors:
+    return SumErrors(
+        attributed_se_joules=_together(error.attributed_se_joules for error in errors) or 0.0,
+        prefill_se_joules=_together(error.prefill_se_joules for error in errors) or 0.0,
+        decode_se_joules=_together(error.decode_se_joules for error in errors) or 0.0,
+        saved_se_joules=_together(error.saved_se_joules for error in errors),
+        recomputed_se_joules=_together(error.recomputed_se_joules for error in errors),
+    )

@@ -1,0 +1,144 @@
+"""Each of several engines has a law and a conservation of its own, and a request owes those that served it."""
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import msgspec
+import numpy as np
+import pytest
+
+from loadgen.attribution.shapley import RunAttribution
+from loadgen.results.engine_parts import engine_parts
+from loadgen.results.run_folder import RunResult
+from loadgen.results.summarize import analyse_run
+from support.fleet_runs import Fleet, disaggregated, replicas
+
+
+@pytest.fixture(scope="module")
+def two_replicas() -> Fleet:
+    return replicas()
+
+
+@pytest.fixture(scope="module")
+def split() -> Fleet:
+    return disaggregated()
+
+
+def attributed(result: RunResult) -> RunAttribution:
+    attribution = analyse_run(result).attribution
+    assert attribution is not None
+    attribution.check()
+    for account in attribution.engines.values():
+        account.check()
+    return attribution
+
+
+def errors(joules: list[float | None], truth: np.ndarray) -> tuple[float, float]:
+    """Return median and 90th percentile of the relative errors."""
+    relative = np.abs(np.array(joules, dtype=np.float64) - truth) / truth
+    return float(np.median(relative)), float(np.percentile(relative, 90))
+
+
+def without_headers(result: RunResult) -> RunResult:
+    return replace(result, records=[msgspec.structs.replace(record, engines=None) for record in result.records])
+
+
+def test_a_request_at_a_replica_has_what_it_cost_there(two_replicas: Fleet) -> None:
+    attribution = attributed(two_replicas.result)
+    truth = sum(two_replicas.truth.values())
+    median, p90 = errors([share.joules for share in attribution.requests], truth)
+    assert median < 0.01
+    assert p90 < 0.03
+    assert [share.engine for share in attribution.requests] == two_replicas.served_by
+    assert {share.engine_probability for share in attribution.requests} == {1.0}
+
+
+def test_the_engines_accounts_sum_to_the_run_s_and_each_to_its_own_counter(two_replicas: Fleet) -> None:
+    result = analyse_run(two_replicas.result)
+    assert result.summary is not None
+    energy, engines = result.summary.energy, result.summary.energy.engines
+    assert [engine.name for engine in engines] == ["a", "b"]
+    for name in ("measured", "idle", "prefill", "decode", "unattributed"):
+        parts = [getattr(engine, f"{name}_joules") for engine in engines]
+        assert sum(parts) == pytest.approx(getattr(energy, f"{name}_joules"), abs=1e-6)
+    assert [engine.requests for engine in engines] == [two_replicas.served_by.count(name) for name in ("a", "b")]
+    assert energy.valid, energy.reasons
+
+
+def test_where_nothing_names_the_engine_the_counters_do_and_the_error_says_how_surely(two_replicas: Fleet) -> None:
+    attribution = attributed(without_headers(two_replicas.result))
+    right = [share.engine == engine for share, engine in zip(attribution.requests, two_replicas.served_by, strict=True)]
+    sure = np.array([share.engine_probability for share in attribution.requests], dtype=np.float64)
+    assert np.mean(right) > 0.8
+    assert abs(np.mean(right) - sure.mean()) < 0.1
+    named = attributed(two_replicas.result)
+    doubtful = sure < 0.9
+    assert all(
+        (share.se_joules or 0) > (of_named.se_joules or 0)
+        for share, of_named, is_doubtful in zip(attribution.requests, named.requests, doubtful, strict=True)
+        if is_doubtful
+    )
+
+
+def test_a_split_request_owes_one_engine_its_prefill_and_the_other_its_decode(split: Fleet) -> None:
+    attribution = attributed(split.result)
+    median, p90 = errors([share.prefill_joules for share in attribution.requests], split.truth["p"])
+    assert median < 0.01
+    assert p90 < 0.03
+    median, p90 = errors([share.decode_joules for share in attribution.requests], split.truth["d"])
+    assert median < 0.01
+    assert p90 < 0.03
+    assert {(share.prefill_engine, share.engine) for share in attribution.requests} == {("p", "d")}
+    prompts, answers = attribution.engines["p"], attribution.engines["d"]
+    assert sum(share.decode_joules or 0 for share in prompts.requests) == 0
+    assert sum(share.prefill_joules or 0 for share in answers.requests) == 0
+
+
+def test_one_law_over_both_engines_books_decode_at_the_engine_of_prompts(split: Fleet) -> None:
+    """The reason for a law of each: with one, a large part of what the prefill GPU used is not prefill."""
+    run = split.result
+    one = attributed(replace(run, info=msgspec.structs.replace(run.info, engines=[]), spans=[], engines={}))
+    of_each = attributed(run)
+    truth = split.truth["p"].sum()
+    assert abs(sum(share.prefill_joules or 0 for share in of_each.requests) / truth - 1) < 0.01
+    assert abs(sum(share.prefill_joules or 0 for share in one.requests) / truth - 1) > 0.1
+
+
+@pytest.mark.parametrize("change", [without_headers, lambda result: replace(without_headers(result), spans=[])])
+def test_of_one_engine_for_each_role_nothing_has_to_name_it(split: Fleet, change: Callable[..., RunResult]) -> None:
+    attribution = attributed(change(split.result))
+    assert {(share.prefill_engine, share.engine) for share in attribution.requests} == {("p", "d")}
+    assert errors([share.joules for share in attribution.requests], sum(split.truth.values()))[0] < 0.05
+
+
+def test_a_request_whose_engine_cannot_be_told_has_no_joules_and_the_energy_is_unattributed(
+    two_replicas: Fleet,
+) -> None:
+    run = without_headers(two_replicas.result)
+    without_counters = replace(run, engines={"a": [], "b": []}, engine=[])
+    attribution = attributed(without_counters)
+    assert attribution.attributed_mj == 0
+    assert {share.engine for share in attribution.requests} == {None}
+    assert attribution.measured_mj == attribution.idle_mj + attribution.unattributed_mj
+
+
+def test_an_engine_whose_energy_is_lost_takes_nothing_from_the_others(two_replicas: Fleet) -> None:
+    run = two_replicas.result
+    lost = replace(run, energy=[sample for sample in run.energy if sample.domain == "gpu:0"])
+    attribution, whole = attributed(lost), attributed(run)
+    assert list(attribution.engines) == ["a"]
+    assert attribution.engines["a"] == whole.engines["a"]
+    summary = analyse_run(lost).summary
+    assert summary is not None
+    assert summary.energy.engines[1].measured_joules is None
+    assert any("gpu:1 gave no energy" in reason for reason in summary.energy.reasons)
+
+
+def test_no_request_is_at_two_engines_that_serve_whole_requests(two_replicas: Fleet) -> None:
+    run = two_replicas.result
+    both = replace(run, records=[msgspec.structs.replace(record, engines=["a", "b"]) for record in run.records])
+    served = np.sum([part.probability > 0 for part in engine_parts(both)], axis=0)
+    assert set(served.tolist()) == {1}
+    for part in engine_parts(run):
+        sent = [record.sent_ns is not None for record in part.result.records]
+        assert sent == [name == part.engine.name for name in two_replicas.served_by]
