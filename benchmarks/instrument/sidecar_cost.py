@@ -1,11 +1,12 @@
 """Measure the sidecar's CPU time over a minute at 100 requests/s, and the share of each of its parts.
 
-    python -m benchmarks.instrument.sidecar_cost [--rps 100] [--tokens 150] [--seconds 60]
+    python -m benchmarks.instrument.sidecar_cost [--rps 100] [--tokens 150] [--seconds 60] [--otlp]
 
 In this process a simulated server plays the requests (submitted to its engine directly, so that no stream costs
 time), serves its counter and metrics, and sends a span per request every 5 s, as vLLM's exporter does. The sidecar is
 a separate process; its metrics page is read every 5 s, as by Prometheus, and its feed is not read. Its CPU time is
 user + system of /proc/PID/stat. The shares of the parts are thread CPU times, taken around each call inside that
+process. With --otlp the sidecar pushes its metrics every 10 s, and a span for each request, to a collector in this
 process.
 
     python -m benchmarks.instrument.sidecar_cost --tgi
@@ -21,12 +22,14 @@ import signal
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import numpy as np
+from aiohttp import web
 
 from loadgen.simulator.api import Ask
 from loadgen.simulator.app import ServerOptions, SimulatedServer, running_simulator
@@ -46,7 +49,7 @@ def measured_sidecar(parts_file: str, arguments: list[str]) -> None:
     """Run `loadgen sidecar` and add up the time of its parts; an outer part does not count the time of inner ones."""
     from loadgen.cli import main
     from loadgen.energy.remote import EnergyFeed
-    from loadgen.sidecar import app, ledger
+    from loadgen.sidecar import app, ledger, otlp_push
     from loadgen.telemetry.engine_metrics import EnginePoller
 
     spent: Counter[str] = Counter()
@@ -89,6 +92,8 @@ def measured_sidecar(parts_file: str, arguments: list[str]) -> None:
         (app, "text_page", "metrics page"),
     ):
         setattr(owner, name, timed(part, getattr(owner, name)))
+    otlp_push.encode_metrics = apart("OTLP: encode metrics", otlp_push.encode_metrics)
+    otlp_push.encode_spans = apart("OTLP: encode spans", otlp_push.encode_spans)
     EnergyFeed.read = apart("meter: read the feed", EnergyFeed.read)  # type: ignore[method-assign]
     EnginePoller.read_now = apart("engine: read its page", EnginePoller.read_now)  # type: ignore[method-assign]
     tell = Path(parts_file)
@@ -139,16 +144,38 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+@asynccontextmanager
+async def collector() -> AsyncIterator[tuple[str, Counter[str]]]:
+    """Yield the URL of a collector that takes everything, and the bytes that came by path."""
+    received: Counter[str] = Counter()
+
+    async def take(request: web.Request) -> web.Response:
+        received[request.path] += len(await request.read())
+        return web.Response(content_type="application/x-protobuf")
+
+    application = web.Application(client_max_size=64 << 20)
+    application.add_routes([web.post("/v1/metrics", take), web.post("/v1/traces", take)])
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    try:
+        yield f"http://127.0.0.1:{runner.addresses[0][1]}", received
+    finally:
+        await runner.cleanup()
+
+
 async def measure(options: argparse.Namespace) -> None:
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     parts_file = Path(f"/tmp/sidecar-cost-{os.getpid()}.json")
     otlp_export.PAUSE_S = SPANS_EVERY_S
     roomy = EngineOptions(max_num_seqs=1024)
-    async with running_simulator(ServerOptions(port=0, engine=roomy, otlp_traces_endpoint=url)) as (server, engine):
+    simulated = ServerOptions(port=0, engine=roomy, otlp_traces_endpoint=url)
+    async with running_simulator(simulated) as (server, engine), collector() as (address, received):
+        pushed = ("--otlp-metrics-endpoint", address, "--otlp-traces-endpoint", address) if options.otlp else ()
         child = await asyncio.create_subprocess_exec(
             sys.executable, __file__, "--parts", str(parts_file), "--engine-url", engine, "--port", str(port),
-            stdout=asyncio.subprocess.PIPE,
+            *pushed, stdout=asyncio.subprocess.PIPE,
         )  # fmt: skip
         assert child.stdout
         await child.stdout.readline()  # printed once it serves
@@ -159,6 +186,8 @@ async def measure(options: argparse.Namespace) -> None:
             await asyncio.sleep(options.seconds)
             end = await _look(child.pid, parts_file, server)
             _report(start, end, options.tokens, resident_mb(child.pid))
+            for path, count in received.items():
+                print(f"  {path}: {count / 1e3:.0f} kB of OTLP in all")
         finally:
             for task in tasks:
                 task.cancel()
@@ -229,6 +258,7 @@ def main() -> None:
     parser.add_argument("--rps", type=float, default=100.0)
     parser.add_argument("--tokens", type=int, default=150)
     parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--otlp", action="store_true", help="push metrics and spans to a collector")
     parser.add_argument("--tgi", action="store_true", help="measure only the dropping of TGI's spans of tokens")
     options = parser.parse_args()
     if options.tgi:
