@@ -55,6 +55,12 @@ def encode_spans(spans: Iterable[EnergySpan], resource: Mapping[str, str]) -> by
         set_attribute(span, "loadgen.energy.decode_joules", j_from_mj(request.decode_mj))
         if request.se_mj is not None:
             set_attribute(span, "loadgen.energy.se_joules", j_from_mj(request.se_mj))
-        set_texts(span, [("loadgen.model", request.model), ("loadgen.workload", request.workload)])
-        set_texts(span, request.labels.items())
+        texts = {
+            "loadgen.model": request.model,
+            "loadgen.workload": request.workload,
+            "loadgen.engine": request.engine,
+            "loadgen.prefill_engine": request.prefill_engine,
+            **request.labels,
+        }
+        set_texts(span, texts.items())
     return bytes(message.SerializeToString())

@@ -322,7 +322,7 @@ def _labels_of(declared: Declared) -> str:
 
 def _otlp_reference() -> list[str]:
     """Return the lines about the names by which an OTLP collector gets the same metrics."""
-    labels = dict.fromkeys(label for declared in METRICS for label in declared.labels)
+    labels = dict.fromkeys(("engine", *(label for declared in METRICS for label in declared.labels)))
     return [
         "[`--otlp-metrics-endpoint`](../how-to/opentelemetry.md) sends the same metrics as OTLP, named as below. Names",
         "that begin with `gen_ai.`, `hw.` or `error.` are of OpenTelemetry's",

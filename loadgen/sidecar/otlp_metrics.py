@@ -71,7 +71,7 @@ def _points(metric: Any, declared: Declared, rows: Iterable[MetricRow]) -> list[
     return points
 
 
-def set_texts(holder: Any, texts: Iterable[tuple[str, str]]) -> None:
+def set_texts(holder: Any, texts: Iterable[tuple[str, str | None]]) -> None:
     """Set attributes; an empty text is none, as an empty label is to Prometheus."""
     for key, text in texts:
         if text:

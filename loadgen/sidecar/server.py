@@ -168,8 +168,8 @@ async def running_sidecar(options: SidecarOptions) -> AsyncIterator[tuple[Sideca
             for poller in pollers:
                 await asyncio.to_thread(poller.stop)
             sidecar.tick(last=True)
-        await asyncio.gather(*(push.close() for push in pushes))
         await asyncio.to_thread(sidecar.settlement.close)
+        await asyncio.gather(*(push.close() for push in pushes))
         if grpc_server:
             grpc_server.stop(0.5)
         await runner.cleanup()

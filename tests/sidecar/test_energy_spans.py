@@ -34,8 +34,15 @@ def test_a_span_is_a_child_of_the_engines_with_joules_model_and_labels_and_no_mo
     assert attributes(span) == {
         "loadgen.energy.joules": 2.0, "loadgen.energy.prefill_joules": 0.4, "loadgen.energy.decode_joules": 1.6,
         "loadgen.energy.se_joules": 0.03, "loadgen.model": "m", "loadgen.workload": "chat", "tenant": "a",
+        "loadgen.engine": "gpu-host:8000",
     }  # fmt: skip
     assert b"run-7" not in span.SerializeToString() and b"gen_ai" not in span.SerializeToString()
+
+
+def test_the_engine_of_the_prefill_is_an_attribute_where_another_one_decoded() -> None:
+    (span,) = encoded(EnergySpan(changed(SETTLED, engine="d0", prefill_engine="p0"), TRACE, ENGINE))
+    shown = attributes(span)
+    assert (shown["loadgen.engine"], shown["loadgen.prefill_engine"]) == ("d0", "p0")
 
 
 def test_an_unknown_error_is_no_attribute_and_not_zero() -> None:

@@ -37,21 +37,21 @@ def full_page() -> SidecarPage:
     return replace(shown, ledger=ledger, pushes=counts)
 
 
-def metrics(page: SidecarPage) -> list[Any]:
-    message = ExportMetricsServiceRequest.FromString(encode_metrics([page], RESOURCE, START_NS, NOW_NS))
+def metrics(*pages: SidecarPage) -> list[Any]:
+    message = ExportMetricsServiceRequest.FromString(encode_metrics(pages, RESOURCE, START_NS, NOW_NS))
     (resource,) = message.resource_metrics
     assert attributes(resource.resource) == RESOURCE
     (scope,) = resource.scope_metrics
     return list(scope.metrics)
 
 
-def otlp_rows(page: SidecarPage) -> dict[Row, float]:
+def otlp_rows(*pages: SidecarPage) -> dict[Row, float]:
     """Return the value of each row of the page as Prometheus has it, made of the OTLP message alone."""
     names = {otel_name(declared.name).name: declared for declared in METRICS}
     rows: dict[Row, float] = {}
-    for metric in metrics(page):
+    for metric in metrics(*pages):
         declared = names[metric.name]
-        labels = {attribute_name(label): label for label in declared.labels}
+        labels = {attribute_name(label): label for label in ("engine", *declared.labels)}
         data = getattr(metric, metric.WhichOneof("data"))
         for point in data.data_points:
             pairs = {labels.get(name, name): str(value) for name, value in attributes(point).items()}
@@ -69,17 +69,24 @@ def otlp_rows(page: SidecarPage) -> dict[Row, float]:
     return rows
 
 
-def prometheus_rows(page: SidecarPage) -> dict[Row, float]:
+def prometheus_rows(*pages: SidecarPage) -> dict[Row, float]:
     return {
         (row.name, tuple(sorted((name, value.replace("\ud800", "?")) for name, value in row.labels.items() if value))):
         row.value
-        for declared in METRICS for row in metric_family(declared, [page]).samples
+        for declared in METRICS for row in metric_family(declared, pages).samples
     }  # fmt: skip
 
 
-@pytest.mark.parametrize("shown", [full_page(), page(), page(coverage=None, engine_up=None)], ids=["full", "", "bare"])
-def test_the_collector_gets_every_row_of_the_page_and_no_other(shown: SidecarPage) -> None:
-    assert otlp_rows(shown) == prometheus_rows(shown) != {}
+@pytest.mark.parametrize(
+    "pages",
+    [
+        [full_page()], [page()], [page(coverage=None, engine_up=None)],
+        [replace(full_page(), engine="a"), replace(full_page(), engine="b", resets=7)],
+    ],
+    ids=["full", "plain", "bare", "two engines"],
+)  # fmt: skip
+def test_the_collector_gets_every_row_of_the_page_and_no_other(pages: list[SidecarPage]) -> None:
+    assert otlp_rows(*pages) == prometheus_rows(*pages) != {}
 
 
 def test_the_full_page_has_rows_of_every_metric() -> None:
