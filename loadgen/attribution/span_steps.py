@@ -1,13 +1,15 @@
 """Rebuild the engine's steps from spans: the phases of each request are known, but not its chunks.
 
-A span records when a request's prefill began, when its first token came and when it ended. Two assumptions fill the
-rest: a prefill is one step, which the streams being decoded wait for; and between prefills a decode goes on evenly, a
-slot of time for each of its steps. Where that would be too many slots, one stands for several steps.
+A span records when a request's prefill began, when its first token came and when it ended: at each of these instants
+a step of the engine begins or ends. Two assumptions fill the rest: while prefills run, there are no other steps than
+those between such instants; and in the time between prefills a slot of time is a step. A decode has a token of each
+step, by the engine's own count of iterations where there is one. Where that would be too many steps, one stands for
+several.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -19,6 +21,9 @@ from loadgen.units import NS_PER_MS
 
 if TYPE_CHECKING:
     from loadgen.telemetry.otlp_parse import RequestSpan
+
+
+IterationsAt = Callable[[Ints], Floats]
 
 
 class Phases(NamedTuple):
@@ -75,18 +80,28 @@ def _first_ns(request: RequestSpan, output_tokens: int) -> int:
     return request.prefill_ns + (request.end_ns - request.prefill_ns) // output_tokens
 
 
-LONGEST_PREFILL_NS = 250 * NS_PER_MS
+LONGEST_PREFILL_NS = 1000 * NS_PER_MS
 """A longer one is a wait in a queue, or a prefill in many chunks: other requests go on meanwhile."""
-STALLED = 0.1
-"""Speed of a decode beside a prefill, relative to one without."""
+PLAIN_SHARE = 0.25
+"""Share of the time of decodes outside of prefills that shows how long a step takes there."""
 SHORTEST_SLOT_NS, LONGEST_SLOT_NS = 2 * NS_PER_MS, 100 * NS_PER_MS
 
 
-def slot_steps(phases: Phases, start_ns: int, end_ns: int, slot_ns: int, unseen_ns: Ints) -> EngineSteps:
-    """Return the work done in [start, end]: a step for each prefill and each slot between prefills."""
+def slot_steps(
+    phases: Phases, start_ns: int, end_ns: int, slot_ns: int, unseen_ns: Ints, iterations: IterationsAt | None = None
+) -> EngineSteps:
+    """Return the work done in [start, end]: a step for each prefill and each slot between prefills.
+
+    iterations: number of iterations until each instant, by which decodes go on, of which these phases may be a part.
+    """
     begin, end = np.maximum(phases.start_ns, start_ns), np.minimum(phases.end_ns, end_ns)
     inside = end > begin
-    edges, progress = slot_edges(phases, slot_ns)
+    edges, own_progress = slot_edges(phases, slot_ns)
+
+    def progress_at(t_ns: Ints) -> Floats:
+        return np.asarray(iterations(t_ns) if iterations else np.interp(t_ns, edges, own_progress))
+
+    progress = progress_at(edges)
     phase = np.flatnonzero(inside)
     start_cell = np.searchsorted(edges, begin[inside], side="right") - 1
     end_cell = np.searchsorted(edges, end[inside] - 1, side="right") - 1
@@ -95,8 +110,8 @@ def slot_steps(phases: Phases, start_ns: int, end_ns: int, slot_ns: int, unseen_
     cell = np.repeat(start_cell, pieces) + np.arange(len(row)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
     from_ns, to_ns = np.maximum(begin[row], edges[cell]), np.minimum(end[row], edges[cell + 1])
     prefilling = phases.prefilling[row]
-    start_progress = np.interp(phases.start_ns, edges, progress)
-    progress_made = np.interp(phases.end_ns, edges, progress) - start_progress
+    start_progress = progress_at(phases.start_ns)
+    progress_made = np.maximum(progress_at(phases.end_ns) - start_progress, 1e-12)
     length = np.where(phases.prefilling, phases.end_ns - phases.start_ns, progress_made)[row]
     speed = np.where(prefilling, 1.0, (np.diff(progress) / np.diff(edges))[cell])
     origin = np.where(prefilling, edges[cell] - phases.start_ns[row], progress[cell] - start_progress[row])
@@ -120,28 +135,96 @@ def slot_steps(phases: Phases, start_ns: int, end_ns: int, slot_ns: int, unseen_
     )
 
 
-def slot_edges(phases: Phases, slot_ns: int) -> tuple[Ints, Floats]:
-    """Return the increasing edges of the steps, and the progress of a decode at each, in ns of undisturbed time."""
-    if not len(phases.start_ns):
-        return np.zeros(1, np.int64), np.zeros(1)
+class Cadence(NamedTuple):
+    """The boundaries of steps that phases show: where a phase begins or ends, a step does.
+
+    starts_ns, ends_ns: of the stretches of time that prefills cover; those that overlap or touch are one stretch.
+    edges_ns: boundaries in the stretches, at the least SHORTEST_SLOT_NS apart, and the ends of the stretches.
+    """
+
+    starts_ns: Ints
+    ends_ns: Ints
+    edges_ns: Ints
+    step_ns: float
+    """Duration of a step outside of the stretches."""
+
+    def inside(self, t_ns: Ints) -> NDArray[np.bool_]:
+        """Return bool[n]: whether a stretch begins at an instant, or before it and does not end there."""
+        started = np.searchsorted(self.starts_ns, t_ns, side="right")
+        return started > np.searchsorted(self.ends_ns, t_ns, side="right")
+
+    def stalled(self, t_ns: Ints) -> tuple[Floats, Floats]:
+        """Return, for each instant, the steps of the stretches that have ended until then, and their time in ns."""
+        if not len(self.edges_ns):
+            return np.zeros(len(t_ns)), np.zeros(len(t_ns))
+        inside = self.inside(self.edges_ns[:-1])
+        columns = (np.where(inside, column, 0.0) for column in (1.0, np.diff(self.edges_ns)))
+        steps, time_ns = (np.interp(t_ns, self.edges_ns, np.concatenate(([0.0], np.cumsum(x)))) for x in columns)
+        return steps, time_ns
+
+    def steps_between(self, start_ns: Ints, end_ns: Ints) -> Floats:
+        """Return the steps in each interval."""
+        (first, first_ns), (last, last_ns) = self.stalled(start_ns), self.stalled(end_ns)
+        return np.asarray(last - first + (end_ns - start_ns - (last_ns - first_ns)) / self.step_ns)
+
+
+def cadence_of(phases: Phases) -> Cadence:
+    """Return the cadence of the steps of these phases."""
     short = phases.prefilling & (phases.end_ns - phases.start_ns <= LONGEST_PREFILL_NS)
     short &= phases.end_ns > phases.start_ns
     by_start = np.argsort(phases.start_ns[short], kind="stable")
     starts, reach = phases.start_ns[short][by_start], np.maximum.accumulate(phases.end_ns[short][by_start])
-    apart = starts[1:] > reach[:-1]  # prefills that overlap or touch are merged
+    apart = starts[1:] > reach[:-1]
     ends = reach[np.concatenate((apart, [True]))[: len(reach)]]
     starts = starts[np.concatenate(([True], apart))[: len(starts)]]
-    gap_from = np.concatenate(([phases.start_ns.min()], ends))
-    gap_to = np.concatenate((starts, [phases.end_ns.max()]))
+    marks = np.unique(np.concatenate((phases.start_ns[phases.prefilling], phases.end_ns)))
+    marks = marks[np.concatenate(([True], np.diff(marks) >= SHORTEST_SLOT_NS))[: len(marks)]]
+    before, after = (np.searchsorted(starts, marks + sign * SHORTEST_SLOT_NS, side="right") for sign in (-1, 1))
+    ended = np.searchsorted(ends, marks + SHORTEST_SLOT_NS, side="right")
+    marks = marks[(before == after) & (after > ended)]  # well within a stretch
+    cadence = Cadence(starts, ends, np.unique(np.concatenate((starts, marks, ends))), float(LONGEST_SLOT_NS))
+    return cadence._replace(step_ns=_plain_step_ns(phases, cadence))
+
+
+def _plain_step_ns(phases: Phases, cadence: Cadence) -> float:
+    """Return the median time of a decoded token outside of the stretches, where decodes spend PLAIN_SHARE of their time
+    there, else that of any."""
+    decoding = ~phases.prefilling
+    begin, end, tokens = phases.start_ns[decoding], phases.end_ns[decoding], phases.tokens[decoding]
+    if not len(tokens):
+        return float(LONGEST_SLOT_NS)
+    (first, first_ns), (last, last_ns) = cadence.stalled(begin), cadence.stalled(end)
+    plain_ns, plain = (end - begin) - (last_ns - first_ns), tokens - (last - first)
+    some = (plain >= 1) & (plain_ns >= PLAIN_SHARE * (end - begin))
+    per_token = plain_ns[some] / plain[some] if some.any() else (end - begin) / tokens
+    return float(np.clip(np.median(per_token), SHORTEST_SLOT_NS, LONGEST_SLOT_NS))
+
+
+def slot_edges(phases: Phases, slot_ns: int) -> tuple[Ints, Floats]:
+    """Return the increasing edges of the steps, and the progress of a decode at each, in ns of undisturbed time.
+
+    Decodes get a token in each step of a stretch. slot_ns: duration of a slot outside of the stretches; where it is
+    that of several steps, as many are one within the stretches too.
+    """
+    if not len(phases.start_ns):
+        return np.zeros(1, np.int64), np.zeros(1)
+    cadence = cadence_of(phases)
+    gap_from = np.concatenate(([phases.start_ns.min()], cadence.ends_ns))
+    gap_to = np.concatenate((cadence.starts_ns, [phases.end_ns.max()]))
     length = np.maximum(gap_to - gap_from, 0)
     slots = np.maximum(np.rint(length / slot_ns).astype(np.int64), 1)
     gap = np.repeat(np.arange(len(slots)), slots)
     nth = np.arange(len(gap)) - np.repeat(np.cumsum(slots) - slots, slots)
     between = gap_from[gap] + nth * length[gap] // slots[gap]
-    edges = np.unique(np.concatenate((between, starts, ends, gap_to[-1:]))).astype(np.int64)
-    stalled = np.isin(edges[:-1], starts)
-    speed = np.where(stalled, STALLED, 1.0) * np.diff(edges)
-    return edges, np.concatenate(([0.0], np.cumsum(speed)))
+    in_stretches = cadence.edges_ns
+    if (several := round(slot_ns / cadence.step_ns)) > 1:
+        apart = np.isin(in_stretches, cadence.starts_ns) | np.isin(in_stretches, cadence.ends_ns)
+        place = np.arange(len(in_stretches))
+        kept = apart | ((place - np.maximum.accumulate(np.where(apart, place, 0))) % several == 0)
+        in_stretches = in_stretches[kept]
+    edges = np.unique(np.concatenate((between, in_stretches, gap_to[-1:]))).astype(np.int64)
+    steps = cadence.steps_between(edges[:-1], edges[1:])
+    return edges, np.concatenate(([0.0], np.cumsum(np.maximum(steps, 1e-9) * cadence.step_ns)))
 
 
 def _extreme(choose: np.ufunc, t_ns: Ints, step: Ints, steps: int) -> Ints:
@@ -152,12 +235,10 @@ def _extreme(choose: np.ufunc, t_ns: Ints, step: Ints, steps: int) -> Ints:
 
 
 def slot_for(phases: Phases, start_ns: int, end_ns: int, max_rows: int) -> int:
-    """Return the median time of a decode step, or the multiple of it that limits the work to about `max_rows` rows."""
-    decoding = ~phases.prefilling
-    per_token = (phases.end_ns - phases.start_ns)[decoding] / phases.tokens[decoding]
-    typical_ns = np.median(per_token) if len(per_token) else LONGEST_SLOT_NS
-    step_ns = float(np.clip(typical_ns, SHORTEST_SLOT_NS, LONGEST_SLOT_NS))
-    busy = np.minimum(phases.end_ns, end_ns) - np.maximum(phases.start_ns, start_ns)
-    inside = busy[busy > 0]
-    room = max(max_rows - 2 * len(inside), max_rows // 4)
-    return int(step_ns * max(1, -(-float(inside.sum()) // (step_ns * room))))
+    """Return the time of a decode step, or the multiple of it that limits the work to about `max_rows` rows."""
+    cadence = cadence_of(phases)
+    begin, end = np.maximum(phases.start_ns, start_ns), np.minimum(phases.end_ns, end_ns)
+    inside = end > begin
+    room = max(max_rows - 2 * int(inside.sum()), max_rows // 4)
+    rows = float(cadence.steps_between(begin[inside], end[inside]).sum())
+    return int(cadence.step_ns * max(1, -(-rows // room)))

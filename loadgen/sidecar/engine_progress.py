@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from loadgen.attribution.span_steps import LONGEST_PREFILL_NS
+from loadgen.attribution.span_steps import cadence_of
 from loadgen.sidecar.watermark import SpanTimes, queue_length
 from loadgen.telemetry.engine_sample import EngineSample, counter_growth, sample_times
 from loadgen.units import NS_PER_S
@@ -83,18 +83,18 @@ def engine_progress(intervals: Intervals, phases: Phases, step_ns: float) -> Pro
     both of its samples, half if at one. step_ns: duration of an iteration, used where the engine counts none.
     """
     edges_ns = intervals.edges_ns
-    short = phases.prefilling & (phases.end_ns - phases.start_ns <= LONGEST_PREFILL_NS)
+    cadence = cadence_of(phases)
     spans = union(phases.start_ns, phases.end_ns)
-    prefills = union(phases.start_ns[short], phases.end_ns[short])
-    t_ns = np.unique(np.concatenate((edges_ns, *spans, *prefills)))
+    prefills = cadence.starts_ns, cadence.ends_ns
+    t_ns = np.unique(np.concatenate((edges_ns, *spans, cadence.edges_ns)))
     middle, length = (t_ns[1:] + t_ns[:-1]) // 2, np.diff(t_ns).astype(np.float64)
     interval = np.searchsorted(edges_ns, middle, side="right") - 1
     inside = (interval >= 0) & (interval < intervals.size)
     interval = np.where(inside, interval, 0)
     ones = np.zeros(len(length))
     if len(prefills[0]):
-        nth = np.maximum(np.searchsorted(prefills[0], middle, side="right") - 1, 0)
-        ones = np.where(within(middle, prefills), length / (prefills[1] - prefills[0])[nth], 0.0)
+        nth = np.clip(np.searchsorted(cadence.edges_ns, middle, side="right") - 1, 0, len(cadence.edges_ns) - 2)
+        ones = np.where(within(middle, prefills), length / np.diff(cadence.edges_ns)[nth], 0.0)
     others = ((intervals.missing[1:] > 0) + (intervals.missing[:-1] > 0).astype(np.float64)) / 2
     share = np.where(within(middle, spans), 1.0, np.where(inside, others[interval], 0.0))
     decoding_ns = np.where(ones > 0, 0.0, length * share)
@@ -102,6 +102,8 @@ def engine_progress(intervals: Intervals, phases: Phases, step_ns: float) -> Pro
     if intervals.iterations.any():
         sums = [np.bincount(interval[inside], x[inside], minlength=intervals.size) for x in (ones, decoding_ns)]
         left = np.maximum(intervals.iterations - sums[0], 0.0)
+        counted = np.where((sums[1] > 0) & (left > 0), sums[0], intervals.iterations)  # in the time of prefills
+        ones *= np.where(inside, np.divide(counted, sums[0], out=np.ones(len(left)), where=sums[0] > 0)[interval], 1.0)
         mean = float(left.sum()) / max(float(sums[1].sum()), 1.0)
         known = np.divide(left, sums[1], out=np.full(intervals.size, mean), where=sums[1] > 0)
         per_ns = np.where(inside, known[interval], mean)

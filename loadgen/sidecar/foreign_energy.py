@@ -1,4 +1,4 @@
-"""Prices other clients' work in each window of the energy counter, and fits the cost model beside it. Pure."""
+"""Prices other clients' work in each window of the energy counter, and chooses the windows to fit beside it. Pure."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import msgspec
 import numpy as np
 
 from loadgen.attribution.cost_model import Coefficients, foreign_features, free_time, overlap, step_features
-from loadgen.attribution.window_fit import fit_coefficients
-from loadgen.energy.series import EnergySeries
+from loadgen.attribution.window_fit import MIN_WINDOWS
 from loadgen.units import MJ_PER_J, NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.attribution.engine_steps import EngineSteps
+    from loadgen.energy.series import EnergySeries
     from loadgen.stats.arrays import Floats
 
 STEP_TOKENS = 200
@@ -48,16 +48,12 @@ def foreign_cost(
     )
 
 
-def fit_beside_others(series: EnergySeries, steps: EngineSteps) -> Coefficients:
-    """Fit the cost model to `windows_beside_others`."""
-    return fit_coefficients(*windows_beside_others(series, steps))
-
-
 def windows_beside_others(series: EnergySeries, steps: EngineSteps) -> tuple[EnergySeries, EngineSteps]:
     """Return the windows and the steps to fit. An interval in which other clients worked is one window: their work has
     no finer time.
 
-    Context of other clients' prompts is unknown, so beside them the price of a prompt token includes its attention.
+    Where they worked in less than half of the windows, the others are all that is fitted. Context of other clients'
+    prompts is unknown, so beside them the price of a prompt token includes its attention.
     """
     foreign = steps.foreign
     if foreign is None:
@@ -65,10 +61,14 @@ def windows_beside_others(series: EnergySeries, steps: EngineSteps) -> tuple[Ene
     interval = np.searchsorted(foreign.edges_ns, series.t_ns, side="right") - 1
     inside = (interval >= 0) & (interval < len(foreign.decode))
     there = ((foreign.decode > 0) | (foreign.prefill > 0))[np.where(inside, interval, 0)] & inside
+    beside = there[:-1] | there[1:]
+    if 2 * beside.sum() <= len(beside) and (~beside).sum() >= MIN_WINDOWS:
+        left_out = beside if series.gap is None else series.gap[1:] | beside
+        return replace(series, gap=np.concatenate(([False], left_out))), replace(steps, foreign=None)
     kept = np.concatenate(([True], ~there[1:] | (interval[1:] != interval[:-1])))
     kept[-1] = True
     gap = None if series.gap is None else np.concatenate(([False], np.diff(np.cumsum(series.gap)[kept]) > 0))
-    coarse = EnergySeries(series.domain, series.t_ns[kept], series.mj[kept], None, gap)
+    coarse = replace(series.at(kept), gap=gap)
     context = np.where(steps.prefilling, 0.0, steps.context).astype(np.float32)
     return coarse, replace(steps, context=context)
 

@@ -19,14 +19,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from loadgen.attribution.cost_model import Coefficients, cost_shares, overlap
+from loadgen.attribution.cost_model import cost_shares, overlap
 from loadgen.attribution.shapley import round_to_sum, split_energy
 from loadgen.attribution.span_steps import first_token_of, phases_of, slot_for, slot_steps
 from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries, accelerators
 from loadgen.sidecar.accounts import MAX_LABEL_VALUES, Account, AccountKey, Accounts, OpenRequest
-from loadgen.sidecar.foreign_energy import fit_beside_others, foreign_cost, prior_prices, windows_beside_others
+from loadgen.sidecar.foreign_energy import foreign_cost, prior_prices
 from loadgen.sidecar.foreign_tokens import EngineView, counts_at_end, engine_view, with_foreign
-from loadgen.sidecar.live_errors import LiveErrors
+from loadgen.sidecar.live_fit import LiveFit, fit_live
 from loadgen.sidecar.span_join import SpanJoin
 from loadgen.sidecar.watermark import (
     EDGE_NS,
@@ -131,6 +131,8 @@ class _EnergyPoint(NamedTuple):
     t_ns: int
     mj: int
     gap: bool
+    slack_ns: int = 0
+    capped_ns: int | None = None
 
 
 class _Domain:
@@ -143,7 +145,7 @@ class _Domain:
         self.committed = _EnergyPoint(0, 0, gap=False)
 
     def add(self, sample: EnergySample) -> None:
-        point = _EnergyPoint(sample.t_ns, mj_from_j(sample.joules), sample.gap)
+        point = _EnergyPoint(sample.t_ns, mj_from_j(sample.joules), sample.gap, sample.slack_ns, sample.capped_ns)
         if not self.points:
             self.start_mj, self.committed = point.mj, point
         elif point.t_ns <= self.points[-1].t_ns:
@@ -163,8 +165,12 @@ class _Domain:
         return DomainEnergy(self.domain, self.committed.mj - self.start_mj, counted_mj - self.committed.mj)
 
     def series(self, points: Sequence[_EnergyPoint]) -> EnergySeries:
-        t_ns, mj, gap = zip(*points, strict=True)
-        return EnergySeries(self.domain.name, np.array(t_ns), np.array(mj), None, np.array(gap, dtype=np.bool_))
+        t_ns, mj, gap, slack_ns, counted = zip(*points, strict=True)
+        capped_ns = None if None in counted else np.array(counted)
+        return EnergySeries(
+            self.domain.name, np.array(t_ns), np.array(mj), np.array(slack_ns), np.array(gap, dtype=np.bool_),
+            capped_ns, self.domain.limit_w,
+        )  # fmt: skip
 
 
 class Ledger:
@@ -196,9 +202,7 @@ class Ledger:
         """Trace -> its earliest token; 0 once a request has it."""
         self._accounts = Accounts(model, labels, label_values)
         self._idle_mj = self._unattributed_mj = 0
-        self._coefficients: Coefficients | None = None
-        self._errors: LiveErrors | None = None
-        """Errors of the coefficients."""
+        self._fitted: LiveFit | None = None
         self.settled: list[SettledEntry] = []
         """Requests that the newest `commit` closed, in the order of their ends."""
         self._idle_w: float | None = None
@@ -357,14 +361,14 @@ class Ledger:
         total_mj = 0
         for name, points in pending.items():
             series = self._domains[name].series(points)
-            prices = self._coefficients or prior_prices(series, steps, self._idle_w)
+            prices = self._fitted.prices if self._fitted else prior_prices(series, steps, self._idle_w)
             costs = cost_shares(steps, prices, self._idle_w or 1.0)
             foreign_j = foreign_cost(series, steps, prices, costs, self._idle_w)
             member_mj, idle, unattributed = split_energy(series, steps, costs, self._idle_w, foreign_j)
             prefill_mj += np.bincount(steps.request, np.where(steps.prefilling, member_mj, 0.0), minlength=len(entries))
             decode_mj += np.bincount(steps.request, np.where(steps.prefilling, 0.0, member_mj), minlength=len(entries))
-            if self._errors is not None:
-                errors = self._errors.of_portion(series, steps, costs, member_mj, foreign_j, len(entries))
+            if self._fitted is not None:
+                errors = self._fitted.errors.of_portion(series, steps, costs, member_mj, foreign_j, len(entries))
                 windows_j2 += errors.windows_j2
                 law_j += errors.law_j
             idle_mj += idle
@@ -388,7 +392,7 @@ class Ledger:
         for entry, measured, prefill, decode, variance_j2, error_j in rows:
             if measured:  # the energy of a request without tokens is unknown
                 self._accounts.charge(entry, prefill, decode)
-                entry.add_errors(variance_j2 if self._errors else None, error_j)
+                entry.add_errors(variance_j2 if self._fitted else None, error_j)
 
     def _steps(self, requests: Sequence[RequestSpan], start_ns: int, end_ns: int, max_rows: int) -> EngineSteps:
         """The engine's steps in [start, end] rebuilt from spans, and other clients' work by the engine's counters."""
@@ -397,8 +401,9 @@ class Ledger:
         first = max(int(np.searchsorted(times, start_ns, side="right")) - 1, 0)
         samples = list(islice(self._samples, first, int(np.searchsorted(times, end_ns, side="left")) + 1))
         unseen_ns = self._unseen(requests, samples)
-        steps = slot_steps(phases, start_ns, end_ns, slot_for(phases, start_ns, end_ns, max_rows), unseen_ns)
         engine = self._engine(start_ns, end_ns)
+        slot_ns, progress = slot_for(phases, start_ns, end_ns, max_rows), engine.progress.at if engine else None
+        steps = slot_steps(phases, start_ns, end_ns, slot_ns, unseen_ns, progress)
         return with_foreign(steps, engine, at_end=self._at_end) if engine else steps
 
     def _engine(self, start_ns: int, end_ns: int) -> EngineView | None:
@@ -422,7 +427,7 @@ class Ledger:
         """int64[k, 2]: intervals with a request whose work is unknown: a span without tokens, or no span at all."""
         intervals = [(request.start_ns, request.end_ns) for request in requests if first_token_of(request) is None]
         times, spans = sample_times(samples), self._span_times(samples)
-        missing = np.array([queue_length(sample) or 0.0 for sample in samples]) > spans.covering(times, times)
+        missing = np.array([queue_length(sample) or 0.0 for sample in samples]) > spans.most_around(times)
         covering = spans.covering(times[:-1], times[1:])
         for k, tokens in enumerate(counter_growth(samples, "generation_tokens")):
             if missing[k] or missing[k + 1] or (covering[k] == 0 and tokens > 0):
@@ -430,14 +435,13 @@ class Ledger:
         return np.array(intervals, dtype=np.int64).reshape(-1, 2)
 
     def _fit(self, name: str, end_ns: int, now_ns: int) -> None:
-        """Fit one domain's coefficients, which stand for all: an engine's GPUs work alike.
+        """Fit one domain's prices, which stand for all: an engine's GPUs work alike.
 
-        The fit looks beyond what is committed: who has sent no span yet is another client to it.
+        The fit is to committed energy alone: beyond it, who has sent no span yet looks like another client.
         """
-        if self._coefficients and now_ns < self._refit_ns:
+        if self._fitted and now_ns < self._refit_ns:
             return
         domain = self._domains[name]
-        end_ns = max(end_ns, now_ns - ns_from_s(self._lateness.min_s))
         requests, since_ns = self._recent_requests(end_ns)
         points = [point for point in domain.points if since_ns <= point.t_ns <= end_ns]
         if len(points) < 3:
@@ -447,11 +451,10 @@ class Ledger:
         if engine := self._engine(points[0].t_ns, end_ns):
             self._at_end = counts_at_end(engine.intervals, phases_of(requests))
         steps = self._steps(requests, points[0].t_ns, end_ns, FIT_ROWS)
-        coefficients = fit_beside_others(domain.series(points), steps)
-        self._idle_w = self._idle_w if coefficients.idle_w is None else coefficients.idle_w
-        if coefficients.r_squared is not None and coefficients.values.any():
-            self._coefficients = coefficients
-            self._errors = LiveErrors.of_fit(coefficients, *windows_beside_others(domain.series(points), steps))
+        fit = fit_live(domain.series(points), steps)
+        self._idle_w = self._idle_w if fit.prices.idle_w is None else fit.prices.idle_w
+        if fit.prices.r_squared is not None and fit.prices.values.any():
+            self._fitted = fit
 
     def _recent_requests(self, end_ns: int) -> tuple[list[RequestSpan], int]:
         """Requests for the fit, and the instant from which on they are all that ran."""

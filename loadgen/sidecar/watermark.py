@@ -52,6 +52,16 @@ class SpanTimes(NamedTuple):
         ended = np.searchsorted(self.end_ns + edge_ns, from_ns, side="left")
         return started - ended
 
+    def most_around(self, t_ns: Ints, edge_ns: int = EDGE_NS) -> Ints:
+        """int64[k]: the most spans at once at an instant that is at most edge_ns from each of t_ns."""
+        if not len(self.start_ns):
+            return np.zeros(len(t_ns), np.int64)
+        at_starts = self.covering(self.start_ns, self.start_ns, 0)
+        first, last = (np.searchsorted(self.start_ns, t_ns + edge_ns * sign, side="right") for sign in (-1, 1))
+        bounds = np.stack((first, last), axis=1).ravel()
+        within = np.maximum.reduceat(np.append(at_starts, 0), bounds)[::2]
+        return np.maximum(self.covering(t_ns - edge_ns, t_ns - edge_ns, 0), np.where(first < last, within, 0))
+
 
 def queue_length(sample: EngineSample) -> float | None:
     """Return the requests that the engine reports, running and waiting; None if it does not show those that run."""
@@ -62,7 +72,7 @@ def complete_until(samples: Sequence[EngineSample], spans: SpanTimes) -> int:
     """The latest of these samples up to which, without a break, spans cover the queue; 0 when there is none."""
     times = sample_times(samples)
     complete_ns = 0
-    for t_ns, sample, covering in zip(times.tolist(), samples, spans.covering(times, times).tolist(), strict=True):
+    for t_ns, sample, covering in zip(times.tolist(), samples, spans.most_around(times).tolist(), strict=True):
         if (length := queue_length(sample)) is None or length > covering:
             break
         complete_ns = t_ns

@@ -8,6 +8,7 @@ from loadgen.attribution.span_steps import (
     LONGEST_SLOT_NS,
     SHORTEST_SLOT_NS,
     Phases,
+    cadence_of,
     first_token_of,
     phases_of,
     slot_edges,
@@ -88,28 +89,44 @@ def test_a_prompt_of_unknown_length_counts_by_the_time_of_its_prefill(
     assert phases_of(requests).tokens.tolist() == pytest.approx(tokens)
 
 
-def test_a_decode_is_cut_into_slots_between_prefills_and_slowed_beside_them() -> None:
-    edges, progress = slot_edges(phases((0, 10, True, 50), (10, 110, False, 8), (50, 60, True, 30)), 20 * MS)
-    assert (edges / MS).tolist() == [0, 10, 30, 50, 60, 85, 110]
-    assert (progress / MS).tolist() == pytest.approx([0, 1, 21, 41, 42, 67, 92])
+def test_a_decode_is_cut_into_slots_between_prefills_and_has_a_token_in_each() -> None:
+    """Of its ten tokens nine came in 90 ms without a prefill, and one with it, however long that took."""
+    edges, progress = slot_edges(phases((0, 10, True, 50), (10, 120, False, 10), (50, 70, True, 30)), 20 * MS)
+    assert (edges / MS).tolist() == [0, 10, 30, 50, 70, 95, 120]
+    assert (progress / MS).tolist() == pytest.approx([0, 10, 30, 50, 60, 85, 110])
 
 
 @pytest.mark.parametrize(("first", "second", "edges"), [
     ((0, 10), (30, 40), [0, 10, 30, 40]),
-    ((0, 10), (10, 40), [0, 40]),  # they touch
-    ((0, 30), (20, 40), [0, 40]),  # they overlap
-    ((0, 40), (10, 20), [0, 40]),  # one lies in the other
-    ((10, 20), (0, 40), [0, 40]),
+    ((0, 10), (10, 40), [0, 10, 40]),  # they touch
+    ((0, 30), (20, 40), [0, 20, 30, 40]),  # they overlap
+    ((0, 40), (10, 20), [0, 10, 20, 40]),  # one lies in the other
+    ((10, 20), (0, 40), [0, 10, 20, 40]),
+    ((0, 10), (9, 40), [0, 9, 40]),  # a boundary closer than a slot to another is the same
+    ((0, 10), (8, 40), [0, 8, 10, 40]),
+    ((0, 40), (1, 39), [0, 40]),
+    ((0, 40), (3, 37), [0, 3, 37, 40]),
     ((0, 10), (11, 40), [0, 10, 11, 40]),
 ])  # fmt: skip
-def test_prefills_that_overlap_or_touch_are_one_step(
+def test_a_step_begins_where_a_prefill_begins_or_ends(
     first: tuple[float, float], second: tuple[float, float], edges: list[float]
 ) -> None:
     assert edges_ms((*first, True, 5), (*second, True, 5)) == edges
 
 
-def test_a_prefill_joins_those_before_the_last_one_too() -> None:
-    assert edges_ms((0, 10, True, 5), (5, 30, True, 5), (20, 40, True, 5)) == [0, 40]
+def test_a_step_beside_prefills_ends_where_an_answer_ends() -> None:
+    assert edges_ms((0, 10, True, 5), (5, 30, True, 5), (20, 40, True, 5)) == [0, 5, 10, 20, 30, 40]
+    assert edges_ms((0, 50, True, 5), (0, 20, False, 1)) == [0, 20, 50]
+
+
+def test_steps_beside_prefills_are_joined_as_slots_are() -> None:
+    """Slots of two steps: five boundaries within a stretch are two steps and one."""
+    rows = phases((0, 20, True, 5), (10, 40, True, 5), (30, 50, True, 5), (50, 150, False, 10))
+    assert cadence_of(rows).step_ns == 10 * MS
+    assert (slot_edges(rows, 10 * MS)[0] / MS).tolist()[:7] == [0, 10, 20, 30, 40, 50, 60]
+    edges, progress = slot_edges(rows, 20 * MS)
+    assert (edges / MS).tolist()[:5] == [0, 20, 40, 50, 70]
+    assert (progress / MS).tolist()[:5] == pytest.approx([0, 20, 40, 50, 70])
 
 
 def test_a_prefill_of_no_length_stalls_no_one() -> None:
@@ -128,7 +145,7 @@ def test_phases_of_no_length_are_no_slot() -> None:
 def test_a_longer_prefill_does_not_stall_the_others(over_ns: int, stalled: bool, start_ms: int) -> None:
     length_ns = LONGEST_PREFILL_NS + over_ns
     _, progress = slot_edges(phases((start_ms, start_ms + length_ns / MS, True, 5)), 20 * MS)
-    assert progress[-1] == pytest.approx(length_ns * (0.1 if stalled else 1))
+    assert progress[-1] == pytest.approx(LONGEST_SLOT_NS if stalled else length_ns)
 
 
 def test_no_phase_is_no_slot() -> None:
@@ -137,29 +154,51 @@ def test_no_phase_is_no_slot() -> None:
 
 
 def test_slots_hold_the_tokens_of_their_time() -> None:
-    """Two slots of 20 ms before the prefill, two of 25 ms after it; a tenth of the speed beside it."""
-    rows = phases((0, 10, True, 50), (10, 110, False, 91), (50, 60, True, 30))
+    """Two slots of 20 ms before the prefill, two of 25 ms after it; a token beside it."""
+    rows = phases((0, 10, True, 50), (10, 110, False, 10), (50, 60, True, 30))
     steps = slot_steps(rows, 0, 110 * MS, 20 * MS, np.zeros((0, 2), np.int64))
     assert (steps.start_ns / MS).tolist() == [0, 10, 30, 50, 60, 85]
     assert (steps.end_ns / MS).tolist() == [10, 30, 50, 60, 85, 110]
     decoding = steps.request == 1
     assert steps.step[decoding].tolist() == [1, 2, 3, 4, 5]
-    assert steps.decode[decoding].tolist() == pytest.approx([20, 20, 1, 25, 25])
-    assert steps.context[decoding].tolist() == pytest.approx([110, 130, 140.5, 153.5, 178.5])
+    assert steps.decode[decoding].tolist() == pytest.approx([2, 2, 1, 2.5, 2.5])
+    assert steps.context[decoding].tolist() == pytest.approx([101, 103, 104.5, 106.25, 108.75])
     assert steps.prefill[~decoding].tolist() == pytest.approx([50, 30])
     assert steps.step[~decoding].tolist() == [0, 3]
 
 
 def test_a_phase_brings_its_part_to_the_time_that_it_is_cut_to() -> None:
-    rows = phases((1000, 1010, True, 50), (1010, 1110, False, 91), (1050, 1060, True, 30))
+    rows = phases((1000, 1010, True, 50), (1010, 1110, False, 10), (1050, 1060, True, 30))
     steps = slot_steps(rows, 1020 * MS, 1055 * MS, 20 * MS, np.zeros((0, 2), np.int64))
     assert (steps.start_ns / MS).tolist() == [1020, 1030, 1050]
     assert (steps.end_ns / MS).tolist() == [1030, 1050, 1055]
     assert steps.request.tolist() == [1, 1, 1, 2]
     assert steps.step.tolist() == [0, 1, 2, 2]
-    assert steps.decode.tolist() == pytest.approx([10, 20, 0.5, 0])
+    assert steps.decode.tolist() == pytest.approx([1, 2, 0.5, 0])
     assert steps.prefill.tolist() == pytest.approx([0, 0, 0, 15])
-    assert steps.context.tolist() == pytest.approx([115, 130, 140.25, 107.5])
+    assert steps.context.tolist() == pytest.approx([101.5, 103, 104.25, 107.5])
+
+
+def test_a_decode_goes_on_with_the_iterations_of_the_engine_where_those_are_known() -> None:
+    """Three of four iterations run in the first half of its 100 ms."""
+    rows = phases((0, 100, False, 8))
+    steps = slot_steps(
+        rows,
+        0,
+        100 * MS,
+        50 * MS,
+        np.zeros((0, 2), np.int64),
+        lambda t: np.interp(t, [0, 50 * MS, 100 * MS], [0, 3, 4]),
+    )
+    assert steps.decode.tolist() == pytest.approx([6, 2])
+
+
+def test_rows_are_counted_in_stretches_too() -> None:
+    """A prefill that overlaps ten others is cut into as many steps, of which a decode has a row in each."""
+    prefills = [(10.0 * k, 10.0 * k + 15, True, 5.0) for k in range(10)]
+    rows = phases(*prefills, (0, 100, False, 10))
+    assert slot_for(rows, 0, 100 * MS, 1000) == cadence_of(rows).step_ns
+    assert slot_for(rows, 0, 100 * MS, 40) >= 2 * cadence_of(rows).step_ns
 
 
 def test_a_phase_that_ends_where_the_time_begins_is_in_no_step() -> None:
@@ -169,11 +208,11 @@ def test_a_phase_that_ends_where_the_time_begins_is_in_no_step() -> None:
 
 
 def test_a_long_prefill_is_spread_evenly_over_its_slots() -> None:
-    rows = phases((1000, 1400, True, 80))
+    rows = phases((1000, 2200, True, 120))
     steps = slot_steps(rows, 1050 * MS, 1350 * MS, 100 * MS, np.zeros((0, 2), np.int64))
     assert (steps.end_ns / MS).tolist() == [1100, 1200, 1300, 1350]
-    assert steps.prefill.tolist() == pytest.approx([10, 20, 20, 10])
-    assert steps.context.tolist() == pytest.approx([115, 130, 150, 165])
+    assert steps.prefill.tolist() == pytest.approx([5, 10, 10, 5])
+    assert steps.context.tolist() == pytest.approx([107.5, 115, 125, 132.5])
 
 
 @pytest.mark.parametrize(("tokens", "slot_ns"), [

@@ -35,9 +35,15 @@ def test_iterations_run_where_spans_decode() -> None:
 def test_a_short_prefill_is_one_iteration_and_a_long_one_many() -> None:
     assert at(progress([11], [1, 1], (0, 0.2, 1)), 0.1, 0.2, 0.6, 1) == [0.5, 1, 6, 11]
     edge_s = LONGEST_PREFILL_NS / NS_PER_S
-    assert at(progress([11], [1, 1], (0, edge_s, 1)), edge_s) == [1]
-    assert at(progress([11], [1, 1], (0, 0.5, 1)), 0.5, 1) == [5.5, 11]
+    assert at(progress([11], [1, 1], (0, 0.5, 1)), 0.5, 1) == [1, 11]
+    assert at(progress([11, 11], [1, 1, 1], (0, edge_s + 0.5, 2)), 0.5, 1, 1.5, 2) == [5.5, 11, 16.5, 22]
     assert at(progress([0, 11], [0, 1, 1], (1, 1.2, 2)), 1.1, 1.2, 1.6, 2) == [0.5, 1, 6, 11]
+
+
+@pytest.mark.parametrize(("counted", "half_way"), [(4, 2), (2, 1), (1, 0.5)])
+def test_the_engine_knows_best_how_many_iterations_ran_in_the_time_of_prefills(counted: int, half_way: float) -> None:
+    """Two prefills, one after the other, are an iteration each unless the engine counted others."""
+    assert at(progress([counted], [1, 1], (0, 0.5, 0.5), (0.5, 1, 1)), 0.5, 1) == pytest.approx([half_way, counted])
 
 
 @pytest.mark.parametrize(

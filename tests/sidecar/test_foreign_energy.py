@@ -9,8 +9,7 @@ from loadgen.attribution.cost_model import cost_shares
 from loadgen.attribution.engine_steps import EngineSteps, ForeignLoad
 from loadgen.attribution.span_steps import phases_of, slot_steps
 from loadgen.energy.series import EnergySeries
-from loadgen.sidecar import foreign_energy
-from loadgen.sidecar.foreign_energy import STEP_TOKENS, fit_beside_others, foreign_cost, prior_prices
+from loadgen.sidecar.foreign_energy import STEP_TOKENS, foreign_cost, prior_prices, windows_beside_others
 from loadgen.units import NS_PER_S
 from support.attribution_runs import counter, prices, two_steps
 
@@ -60,39 +59,42 @@ def test_the_counters_say_how_much_and_the_meter_when(
     assert got is not None and got.tolist() == pytest.approx(theirs)
 
 
-def fitted(
-    monkeypatch: pytest.MonkeyPatch, energy: EnergySeries, steps: EngineSteps
-) -> tuple[EnergySeries, EngineSteps]:
-    """What is passed on to the fit."""
-    seen = []
-    monkeypatch.setattr(foreign_energy, "fit_coefficients", lambda *passed: seen.append(passed))
-    fit_beside_others(energy, steps)
-    return seen[0]  # type: ignore[no-any-return]
-
-
-def test_an_interval_with_other_clients_is_one_window_of_the_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interval_with_other_clients_is_one_window_of_the_fit() -> None:
     half_seconds = counter([500.0 * k for k in range(9)], [1.0] * 8)
-    energy, steps = fitted(monkeypatch, half_seconds, ours(load([0, 7], [0, 0])))
+    energy, steps = windows_beside_others(half_seconds, ours(load([0, 7], [0, 0])))
     assert (energy.t_ns / NS_PER_S).tolist() == [0, 0.5, 1, 1.5, 2, 4]
     assert energy.total_mj == half_seconds.total_mj
     assert steps.context.tolist() == [0, 50, 0], "prompts of others have no context, so ours have none"
-    energy, _ = fitted(monkeypatch, half_seconds, ours(load([7, 0], [0, 0])))
+    energy, _ = windows_beside_others(half_seconds, ours(load([7, 0], [0, 0])))
     assert (energy.t_ns / NS_PER_S).tolist() == [0, 2, 2.5, 3, 3.5, 4]
     prompts = replace(load([0, 0], [0, 0]), prefill=np.array([0.0, 9.0]))
-    energy, _ = fitted(monkeypatch, half_seconds, ours(prompts))
+    energy, _ = windows_beside_others(half_seconds, ours(prompts))
     assert (energy.t_ns / NS_PER_S).tolist() == [0, 0.5, 1, 1.5, 2, 4]
 
 
-def test_a_window_of_the_fit_with_a_gap_in_it_is_a_gap(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_window_of_the_fit_with_a_gap_in_it_is_a_gap() -> None:
     gap = np.array([False, False, False, True, False])
-    energy, _ = fitted(monkeypatch, replace(series(1, 1, 0, 1), gap=gap), ours(load([7, 7], [0, 0])))
+    energy, _ = windows_beside_others(replace(series(1, 1, 0, 1), gap=gap), ours(load([7, 7], [0, 0])))
     assert (energy.t_ns / NS_PER_S).tolist() == [0, 2, 4]
     assert energy.gap is not None and energy.gap.tolist() == [False, False, True]
 
 
-def test_without_other_clients_the_fit_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("seconds", "alone"), [(100, True), (99, False)])
+def test_the_fit_leaves_out_the_windows_of_other_clients_who_were_there_for_less_than_half_of_them(
+    seconds: int, alone: bool
+) -> None:
+    """They are there in the first 2 s, of 100 or 99 windows in which nobody else is either."""
+    energy = series(*[1.0] * seconds)
+    windows, steps = windows_beside_others(energy, ours(load([7, 0], [0, 0])))
+    if seconds == 100:
+        assert steps.foreign is None and windows.gap is not None
+        assert windows.gap.tolist() == [False, True, True, *[False] * 98]
+        assert steps.context.tolist() == ours(None).context.tolist()
+
+
+def test_without_other_clients_the_fit_is_the_plain_one() -> None:
     plain, steps = series(1, 1, 1, 1), ours(None)
-    energy, passed = fitted(monkeypatch, plain, steps)
+    energy, passed = windows_beside_others(plain, steps)
     assert energy is plain and passed is steps
 
 

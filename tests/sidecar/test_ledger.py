@@ -7,12 +7,13 @@ from hypothesis import strategies as st
 
 from loadgen.attribution.cost_model import Coefficients
 from loadgen.clock import Anchor
-from loadgen.energy.series import EnergyDomain, EnergySample
+from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries
 from loadgen.sidecar import ledger as books
 from loadgen.sidecar import span_join
 from loadgen.sidecar.accounts import MAX_LABELS, Account
 from loadgen.sidecar.clock_sync import ClockSync
 from loadgen.sidecar.ledger import Ledger, Snapshot
+from loadgen.sidecar.live_fit import LiveFit
 from loadgen.sidecar.watermark import EDGE_NS, AllowedLateness
 from loadgen.telemetry.otlp_parse import RequestSpan
 from loadgen.units import NS_PER_MS, NS_PER_S, ns_from_s
@@ -494,11 +495,11 @@ def test_a_span_without_tokens_is_unseen_from_its_start_to_its_end() -> None:
 @pytest.mark.parametrize(("points", "fits"), [(2, 0), (3, 1)])
 def test_a_fit_takes_three_points(points: int, fits: int, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
-    monkeypatch.setattr(books, "fit_beside_others", lambda series, steps: made.append(series) or NO_FIT)
+    monkeypatch.setattr(books, "fit_live", lambda series, steps: LiveFit(made.append(series) or NO_FIT, series, steps))
     ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, points / 10, 100.0)
     ledger._fit("gpu:0", NS_PER_S, NS_PER_S)
-    assert ledger._coefficients is None, "without r squared it decides the idle power alone"
+    assert ledger._fitted is None, "without r squared it decides the idle power alone"
     assert len(made) == fits
     assert ledger._idle_w == (55.0 if fits else None)
 
@@ -507,7 +508,7 @@ def test_the_fit_is_made_again_when_the_history_has_doubled(monkeypatch: pytest.
     fit = Coefficients(step_j=1, prefill_token_j=0, prefill_context_j=0, decode_token_j=0, decode_context_j=0,
                        idle_w=None, r_squared=0.5)  # fmt: skip
     fits = []
-    monkeypatch.setattr(books, "fit_beside_others", lambda series, steps: fits.append(series) or fit)
+    monkeypatch.setattr(books, "fit_live", lambda series, steps: LiveFit(fits.append(series) or fit, series, steps))
     ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, 30, 100.0)  # the oldest point is at 0.1 s
     made = []
@@ -550,16 +551,14 @@ def test_a_closed_request_may_cover_a_sample_an_edge_after_its_end(end_ns: int, 
     assert len(ledger._span_times([{"t_ns": first_ns}, {"t_ns": first_ns + NS_PER_S}]).end_ns) == spans
 
 
-@pytest.mark.parametrize(("now_s", "from_s", "to_s"), [(81, 20, 80), (80, 20, 80), (90, 29, 89)])
-def test_a_fit_takes_a_minute_up_to_what_is_committed_or_exporters_had_the_shortest_time_for(
-    now_s: int, from_s: int, to_s: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fits = []
-    monkeypatch.setattr(books, "fit_beside_others", lambda series, steps: fits.append(series) or NO_FIT)
+def test_a_fit_takes_a_minute_up_to_what_is_committed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond it requests without a span are not other clients': their spans may come."""
+    fits = list[EnergySeries]()
+    monkeypatch.setattr(books, "fit_live", lambda series, steps: LiveFit(fits.append(series) or NO_FIT, series, steps))
     ledger = Ledger([GPU], lateness=LATENESS)
     ledger.add_energy([EnergySample(second * NS_PER_S, "gpu:0", float(second)) for second in range(100)])
-    ledger._fit("gpu:0", 80 * NS_PER_S, now_s * NS_PER_S)
-    assert (fits[0].t_ns[0], fits[0].t_ns[-1]) == (from_s * NS_PER_S, to_s * NS_PER_S)
+    ledger._fit("gpu:0", 80 * NS_PER_S, 90 * NS_PER_S)
+    assert (fits[0].t_ns[0], fits[0].t_ns[-1]) == (20 * NS_PER_S, 80 * NS_PER_S)
 
 
 def test_a_request_is_closed_in_the_end_though_its_meter_is_silent() -> None:
@@ -826,14 +825,14 @@ def test_a_fit_that_explains_nothing_is_tried_again_and_decides_no_price(monkeyp
     free = Coefficients(step_j=0, prefill_token_j=0, prefill_context_j=0, decode_token_j=0, decode_context_j=0,
                         idle_w=None, r_squared=0.0)  # fmt: skip
     fits = [free, NO_FIT, free]
-    monkeypatch.setattr(books, "fit_beside_others", lambda series, steps: fits.pop(0))
+    monkeypatch.setattr(books, "fit_live", lambda series, steps: LiveFit(fits.pop(0), series, steps))
     ledger = Ledger([GPU], lateness=LATENESS)
     power(ledger, 0, 1, 100.0)
     idle_w = []
     for _ in range(3):
         ledger._fit("gpu:0", NS_PER_S, NS_PER_S)
         idle_w.append(ledger._idle_w)
-    assert ledger._coefficients is None
+    assert ledger._fitted is None
     assert idle_w == [None, 55.0, 55.0], "and the idle power that is known stays"
 
 

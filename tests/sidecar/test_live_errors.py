@@ -52,7 +52,7 @@ def test_almost_all_joules_are_within_two_standard_errors_of_the_true_ones(name:
     errors = np.array([entry.se_mj for entry, _ in known], dtype=float) / MJ_PER_J
     true_j = np.array([joules for _, joules in known])
     assert np.mean(np.abs(attributed - true_j) <= 1.96 * errors) >= 0.85
-    assert np.median(errors / true_j) < 0.03, "an error that is always large holds everything"
+    assert np.median(errors / true_j) < 0.035, "an error that is always large holds everything"
 
 
 @pytest.mark.parametrize(

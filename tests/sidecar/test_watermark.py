@@ -48,6 +48,16 @@ def test_an_interval_is_covered_by_every_span_that_touches_it() -> None:
     assert times.covering(np.array([ns_from_s(5)]), np.array([ns_from_s(6)])).tolist() == [1]
 
 
+@pytest.mark.parametrize(
+    ("t_s", "most"),
+    [(0.5, 1), (0.95, 2), (1.05, 2), (1.2, 1), (2.0, 1), (2.95, 2), (3.05, 2), (3.15, 1), (5.05, 1), (5.11, 0)],
+)
+def test_requests_one_after_the_other_are_not_there_at_once(t_s: float, most: int) -> None:
+    """One begins at 1 s as another ends; at 3 s one begins 20 ms after the end of another, beside a third."""
+    times = spans((0, 1), (1, 2.98), (2.5, 3.0), (3.0, 5))
+    assert times.most_around(np.array([ns_from_s(t_s)])).tolist() == [most]
+
+
 def test_starts_and_ends_of_requests_are_each_in_order() -> None:
     times = SpanTimes.of([changed(REQUEST, start_ns=start, end_ns=end) for start, end in ((3, 4), (1, 9), (2, 5))])
     assert (times.start_ns.tolist(), times.end_ns.tolist()) == ([1, 2, 3], [4, 5, 9])

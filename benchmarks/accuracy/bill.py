@@ -1,0 +1,195 @@
+"""Measure the bills of two tenants, short chats and long code, against the simulated engine's own account.
+
+    python -m benchmarks.accuracy.bill [--requests 600] [--seed 0] [--only "90/10"] [--json FILE]
+
+In virtual time: so many requests are always in flight, each of one of two tenants at random. The spans, the counter and
+the engine's counters go into the real ledger of a sidecar, it writes its files, and `loadgen bill --by tenant` sums
+them. The truth is the simulated engine's account of each request: of a step, the part that it costs whoever is in it
+(weights read, gaps, static power in that time) equally by those who are in it, the rest, static power of the time that
+their own work adds among it, in proportion to that work. Static power while no request runs is idle, and nobody's.
+
+Beside it the same joules as a gateway divides them: by tokens, by output tokens, by tokens of which an output token
+counts 4 times, by requests, and by time in flight.
+"""
+
+import argparse
+import asyncio
+import json
+import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.accuracy.attribution_oracle import TRACES, polled
+from benchmarks.accuracy.virtual_sidecar import (
+    ENGINE_PERIOD_NS,
+    GPU,
+    MODEL,
+    TENANT,
+    VirtualSidecar,
+    seconds_of,
+    spans_of,
+)
+from loadgen.energy.series import EnergySample, EnergySeries, series_by_domain
+from loadgen.energy_model.hardware import read_hardware, read_model
+from loadgen.results.bill import BillSums, bill_of
+from loadgen.simulator.engine import EngineOptions, SimulatedRun, SubmittedRequest, simulate
+from loadgen.units import MJ_PER_J, NS_PER_MS, NS_PER_S
+from loadgen.workload.trace import read_trace
+
+TENANTS = ("chat", "code")
+MIXES = (90, 70, 50, 30, 10)
+"""Per cent of the requests that are chats."""
+IN_FLIGHT = (1, 5, 20, 100, 500)
+IDLE_NS = 3 * NS_PER_S
+"""Time before the first request."""
+TAIL_NS = 60 * NS_PER_S
+"""Time after the last one: all requests settle."""
+ROUNDS = 6
+"""Requests at the least, relative to those in flight."""
+TARGET = 0.02
+
+
+@dataclass(frozen=True)
+class Cell:
+    """chats: per cent of the requests."""
+
+    chats: int
+    in_flight: int
+    idle_first: bool = True
+    """False if requests run from the first sample on."""
+
+    @property
+    def name(self) -> str:
+        return f"{self.chats}/{100 - self.chats}, {self.in_flight} in flight"
+
+
+def simulated(cell: Cell, requests: int, seed: int) -> tuple[SimulatedRun, list[str]]:
+    """Return a run in which each request follows another, and the tenant of each."""
+    rng = np.random.default_rng([seed, cell.chats, cell.in_flight])
+    traces = {tenant: read_trace(TRACES / f"{tenant}.jsonl").requests for tenant in TENANTS}
+    number = max(requests, ROUNDS * cell.in_flight)
+    tenants = [TENANTS[int(rng.random() >= cell.chats / 100)] for _ in range(number)]
+    drawn = [traces[tenant][rng.integers(len(traces[tenant]))] for tenant in tenants]
+    begin_ns = IDLE_NS if cell.idle_first else 0
+    arrivals = [
+        SubmittedRequest(
+            begin_ns + int(rng.uniform(0, 2 * NS_PER_S)) if row < cell.in_flight else int(rng.exponential(NS_PER_MS)),
+            request.input_tokens or 1, request.output_tokens or 1,
+        )
+        for row, request in enumerate(drawn)
+    ]  # fmt: skip
+    after = {row: (row - cell.in_flight,) for row in range(cell.in_flight, number)}
+    run = simulate(
+        arrivals, read_hardware("h200"), read_model(MODEL), EngineOptions(max_num_seqs=512), after=after,
+        tail_ns=TAIL_NS, engine_period_ns=ENGINE_PERIOD_NS, seed=seed,
+    )  # fmt: skip
+    return run, tenants
+
+
+def billed(run: SimulatedRun, tenants: list[str], energy: list[EnergySample]) -> BillSums:
+    """Return the bill by tenant of a ledger that was fed the run."""
+
+    async def fed(folder: Path) -> None:
+        sidecar = VirtualSidecar(folder)
+        for now_ns, received in seconds_of(energy, run.engine, spans_of(run, tenants), run.end_ns):
+            await sidecar.tick(now_ns, received)
+        sidecar.settlement.close()
+
+    with tempfile.TemporaryDirectory() as name:
+        asyncio.run(fed(Path(name)))
+        return bill_of(Path(name), (TENANT,))
+
+
+def as_polled(run: SimulatedRun, seed: int) -> list[EnergySample]:
+    """Return the counter's samples as NVML's are read."""
+    [series] = series_by_domain(run.counter, [GPU]).values()
+    return samples_of(polled(series, np.random.default_rng(seed)))
+
+
+def samples_of(series: EnergySeries) -> list[EnergySample]:
+    assert series.slack_ns is not None and series.capped_ns is not None
+    columns = zip(*(x.tolist() for x in (series.t_ns, series.mj, series.slack_ns, series.capped_ns)), strict=True)
+    return [
+        EnergySample(t_ns, series.domain, mj / MJ_PER_J, slack_ns, capped_ns=capped_ns)
+        for t_ns, mj, slack_ns, capped_ns in columns
+    ]
+
+
+def score(cell: Cell, requests: int, seed: int) -> dict[str, Any]:
+    """Return the relative error of each tenant's bill, by what was measured and by each other way to divide it."""
+    run, tenants = simulated(cell, requests, seed)
+    bill = billed(run, tenants, as_polled(run, seed))
+    is_tenant = {tenant: np.array(tenants) == tenant for tenant in TENANTS}
+    true_j = {
+        tenant: sum(r.prefill_j + r.decode_j for r, own in zip(run.requests, rows, strict=True) if own)
+        for tenant, rows in is_tenant.items()
+    }
+    groups = {key[0]: group for key, group in bill.groups.items()}
+    billed_j = {tenant: groups[tenant].energy_mj / MJ_PER_J if tenant in groups else 0.0 for tenant in TENANTS}
+    tokens = np.array([(r.input_tokens, r.output_tokens) for r in run.requests])
+    in_flight_ns = np.array([r.token_ns[-1] - r.arrival_ns for r in run.requests])
+    weights = {
+        "tokens": tokens.sum(axis=1), "output tokens": tokens[:, 1], "tokens 1:4": tokens @ [1, 4],
+        "requests": np.ones(len(tokens)), "time": in_flight_ns,
+    }  # fmt: skip
+    total_j = sum(billed_j.values())
+    others = {
+        name: {tenant: total_j * weight[rows].sum() / weight.sum() for tenant, rows in is_tenant.items()}
+        for name, weight in weights.items()
+    }
+    ways = {"measured": billed_j, **others}
+    return {
+        "chats": cell.chats, "in_flight": cell.in_flight, "idle_first": cell.idle_first,
+        "requests": {tenant: int(rows.sum()) for tenant, rows in is_tenant.items()},
+        "seconds": round((run.end_ns - TAIL_NS) / NS_PER_S, 1),
+        "true_j": {tenant: round(joules, 1) for tenant, joules in true_j.items()},
+        "errors": {
+            way: {tenant: joules[tenant] / true_j[tenant] - 1 for tenant in TENANTS} for way, joules in ways.items()
+        },
+        "unattributed": bill.unattributed_mj / bill.counter_mj,
+        "unsettled_mj": bill.unsettled_mj,
+        "settled": sum(group.requests for group in bill.groups.values()),
+        "off_counter_mj": bill.counter_mj - round(run.counter[-1].joules * MJ_PER_J),
+    }  # fmt: skip
+
+
+def cells(only: str = "") -> list[Cell]:
+    return [cell for cell in (Cell(chats, n) for chats, n in product(MIXES, IN_FLIGHT)) if only in cell.name]
+
+
+def _line(row: dict[str, Any]) -> str:
+    errors = "  ".join(
+        f"{way} " + " ".join(f"{100 * errors[tenant]:+.2f}" for tenant in TENANTS)
+        for way, errors in row["errors"].items()
+    )
+    return (
+        f"{row['chats']:2}/{100 - row['chats']:2} x {row['in_flight']:3} {row['seconds']:6.0f} s "
+        f"{sum(row['requests'].values()):5} {row['settled']:5} unattributed {100 * row['unattributed']:.2f} %  "
+        f"counter {row['off_counter_mj']}  {errors}"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--requests", type=int, default=600)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="")
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    rows = []
+    with ProcessPoolExecutor(2) as pool:
+        for row in pool.map(partial(score, requests=options.requests, seed=options.seed), cells(options.only)):
+            rows.append(row)
+            print(_line(row), flush=True)
+    if options.json:
+        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
