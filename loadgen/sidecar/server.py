@@ -9,7 +9,7 @@ import os
 import signal
 import ssl
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -123,8 +123,13 @@ async def open_sidecar(options: SidecarOptions) -> tuple[Sidecar, list[str | Non
 
 
 @asynccontextmanager
-async def running_sidecar(options: SidecarOptions) -> AsyncIterator[tuple[Sidecar, str, int | None]]:
-    """Serve; yield the sidecar, its URL and its gRPC port. Raises LoadgenError when it cannot."""
+async def running_sidecar(
+    options: SidecarOptions, on_error: Callable[[], None] = lambda: None
+) -> AsyncIterator[tuple[Sidecar, str, int | None]]:
+    """Serve; yield the sidecar, its URL and its gRPC port. Raises LoadgenError when it cannot.
+
+    on_error: is called when a task ends by an error, which is raised after the block: its page would be an old one.
+    """
     collectors = endpoints(
         {"metrics": options.otlp_metrics_endpoint, "traces": options.otlp_traces_endpoint}, os.environ
     )
@@ -155,10 +160,15 @@ async def running_sidecar(options: SidecarOptions) -> AsyncIterator[tuple[Sideca
         pushes = make_pushes(sidecar, collectors, os.environ, runner.addresses[0][1])
         keeping = [sidecar.keep(), *(keep_model(sidecar, *named) for named in enumerate(models))]
         keepers = [asyncio.create_task(keep) for keep in (*keeping, *(push.keep() for push in pushes))]
+        for keeper in keepers:
+            keeper.add_done_callback(lambda ended: on_error() if _error_of(ended) else None)
         host = f"[{options.host}]" if ":" in options.host else options.host
         yield sidecar, f"{'https' if tls else 'http'}://{host}:{runner.addresses[0][1]}", grpc_port
+        for error in filter(None, map(_error_of, keepers)):
+            raise error
     finally:
         if keepers:
+            sound = not any(map(_error_of, keepers))
             for keeper in keepers:
                 keeper.cancel()
             await asyncio.wait(keepers)
@@ -167,7 +177,8 @@ async def running_sidecar(options: SidecarOptions) -> AsyncIterator[tuple[Sideca
                 poller.cancel()
             for poller in pollers:
                 await asyncio.to_thread(poller.stop)
-            sidecar.tick(last=True)
+            if sound:
+                sidecar.tick(last=True)
         await asyncio.to_thread(sidecar.settlement.close)
         await asyncio.gather(*(push.close() for push in pushes))
         if grpc_server:
@@ -175,6 +186,11 @@ async def running_sidecar(options: SidecarOptions) -> AsyncIterator[tuple[Sideca
         await runner.cleanup()
         if not sidecar.sampler.hangs:
             sidecar.meter.close()
+
+
+def _error_of(task: asyncio.Task[None]) -> BaseException | None:
+    """Return the error that ended a task; None while it runs."""
+    return task.exception() if task.done() and not task.cancelled() else None
 
 
 def _tls(cert: Path, key: Path) -> ssl.SSLContext:
@@ -191,13 +207,13 @@ async def serve_sidecar(options: SidecarOptions) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    async with running_sidecar(options) as (sidecar, url, grpc_port):
+    async with running_sidecar(options, on_error=stop.set) as (sidecar, url, grpc_port):
         sources = ", ".join(f"{domain.name} ({domain.source})" for domain in sidecar.meter.domains)
         also = f", OTLP/gRPC on port {grpc_port}" if grpc_port is not None else ""
         print(f"sidecar: {url}/metrics, OTLP on {url}/v1/traces{also}; energy of {sources}", flush=True)
         _log.info("serving at %(url)s, gRPC on port %(grpc_port)s", {"url": url, "grpc_port": grpc_port})
         await stop.wait()
-        _log.info("stopped by a signal")
+        _log.info("stopped")
 
 
 def run_sidecar(options: SidecarOptions) -> None:

@@ -564,6 +564,19 @@ async def test_a_request_is_looked_up_waiting_then_settled_and_unknown_ids_are_r
 
 
 @live
+async def test_an_error_in_the_ledger_ends_the_sidecar(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its page would go on showing old numbers."""
+
+    def unbalanced(*_: object) -> bool:
+        raise AssertionError("energy is not conserved")
+
+    monkeypatch.setattr(ledger.Ledger, "commit", unbalanced)
+    async with running_simulator(ServerOptions(port=0)) as (_, engine):
+        with pytest.raises(AssertionError, match="not conserved"):
+            await server.serve_sidecar(SidecarOptions(port=0, engine_url=engine))
+
+
+@live
 async def test_looking_up_needs_the_token_as_other_pages_do() -> None:
     async with sidecar(token="open sesame") as (_, url, _port, session):
         response = await session.get(f"{url}/requests/run-0")
