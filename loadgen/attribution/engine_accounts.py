@@ -25,9 +25,18 @@ class EngineShare(NamedTuple):
     """float64[n]: that it served each request, by row; 0 for those that it is not taken to have served."""
     named_by: dict[str, int]
     """Requests that it served by the evidence."""
+    has_idle: bool = True
+    """False for all but one of the engines that share GPUs: their idle power is the same."""
 
 
-def sum_of_engines(shares: Sequence[EngineShare]) -> RunAttribution:
+class Unshared(NamedTuple):
+    """Energy of GPUs that several engines share, which is none of theirs."""
+
+    idle_mj: int
+    unattributed_mj: int
+
+
+def sum_of_engines(shares: Sequence[EngineShare], unshared: Sequence[Unshared] = ()) -> RunAttribution:
     """Return one attribution of all engines. A request owes each engine that served it what that engine's law says: all
     of it is prefill at an engine that only computes prompts, and decode at one that only generates.
 
@@ -42,12 +51,16 @@ def sum_of_engines(shares: Sequence[EngineShare]) -> RunAttribution:
         method=parts[0].method,
         start_ns=parts[0].start_ns,
         end_ns=parts[0].end_ns,
-        measured_mj=sum(part.measured_mj for part in parts),
-        idle_mj=sum(part.idle_mj for part in parts),
+        measured_mj=sum(part.measured_mj for part in parts) + sum(map(sum, unshared)),
+        idle_mj=sum(part.idle_mj for part in parts) + sum(rest.idle_mj for rest in unshared),
         attributed_mj=sum(part.attributed_mj for part in parts),
-        unattributed_mj=sum(part.unattributed_mj for part in parts),
+        unattributed_mj=sum(part.unattributed_mj for part in parts) + sum(rest.unattributed_mj for rest in unshared),
         requests=requests,
-        coefficients=[coefficients for part in parts for coefficients in part.coefficients],
+        coefficients=[
+            coefficients if share.has_idle else msgspec.structs.replace(coefficients, idle_w=0.0, idle_se_w=0.0)
+            for share, part in zip(shares, parts, strict=True)
+            for coefficients in part.coefficients
+        ],
         fits=[fit for part in parts for fit in part.fits],
         sums={name: _summed_errors([part.sums[name] for part in parts]) for name in parts[0].sums},
         rejected_joules=sum(part.rejected_joules or 0.0 for part in rejected) if rejected else None,

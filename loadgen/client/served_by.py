@@ -22,7 +22,7 @@ class ServedBy:
         self._field = re.compile(rf"\n(?:{names}):([^\r]*)".encode(), re.IGNORECASE) if headers else None
         self._engines: Mapping[str, str] = {
             value: engine.name
-            for engine in parse_engines(engines)
+            for engine in parse_engines(engines, sharing=True)
             for value in (urlsplit(engine.url).netloc, engine.url, engine.name)
         }
 

@@ -65,8 +65,11 @@ def parse_engine(text: str) -> NamedEngine:
             raise LoadgenError(f"--engine {name}: role={role[:80]!r} is none of {', '.join(ROLES)}")
 
 
-def parse_engines(texts: Iterable[str]) -> tuple[NamedEngine, ...]:
-    """Read the values of --engine. Raises LoadgenError unless they go together."""
+def parse_engines(texts: Iterable[str], *, sharing: bool = False) -> tuple[NamedEngine, ...]:
+    """Read the values of --engine. Raises LoadgenError unless they go together.
+
+    sharing: engines may have the same GPUs, all of them.
+    """
     engines = tuple(map(parse_engine, texts))
     if len(engines) > MAX_ENGINES:
         raise LoadgenError(f"--engine names {len(engines)} engines; {MAX_ENGINES} are the most")
@@ -76,9 +79,12 @@ def parse_engines(texts: Iterable[str]) -> tuple[NamedEngine, ...]:
     roles = {engine.role for engine in engines}
     if roles & set(ROLES) and not roles.issuperset(ROLES):
         raise LoadgenError("--engine: role=prefill and role=decode go together")
-    taken = [gpu for engine in engines if engine.energy is None for gpu in engine.gpus]
-    if shared := next((gpu for gpu in taken if taken.count(gpu) > 1), None):
-        raise LoadgenError(f"--engine: GPU {shared} is of two engines")
+    owners: dict[str, NamedEngine] = {}
+    for engine in engines:
+        for gpu in engine.gpus if engine.energy is None else ():
+            owner = owners.setdefault(gpu, engine)
+            if owner is not engine and not (sharing and set(owner.gpus) == set(engine.gpus)):
+                raise LoadgenError(f"--engine: GPU {gpu} is of two engines")
     return engines
 
 

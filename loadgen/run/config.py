@@ -134,7 +134,7 @@ class RunConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
         if unknown := set(self.goodput) - set(SLO_METRICS):
             raise LoadgenError(f"goodput: {min(unknown)!r} is none of {', '.join(SLO_METRICS)}")
         FailureLimit.parse(self.max_failed)
-        parse_engines(self.engines)
+        parse_engines(self.engines, sharing=True)
         for name in self.engine_headers:
             if fault := header_fault(name, ""):
                 raise LoadgenError(f"--engine-header: {fault}")

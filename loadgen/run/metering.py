@@ -34,7 +34,7 @@ class Metering:
 
     def __init__(self, config: RunConfig, server: ServerInfo) -> None:
         self._config, self._server = config, server
-        self.engines = parse_engines(config.engines)
+        self.engines = parse_engines(config.engines, sharing=True)
         """Engines that --engine names, once entered with the energy sources that were taken for them."""
         self.meter: EnergyMeter | None = None
         self.reasons: list[str] = []

@@ -89,6 +89,15 @@ def test_engines_that_do_not_go_together_are_refused(texts: list[str], words: st
         parse_engines(texts)
 
 
+def test_engines_may_share_all_of_their_gpus_or_none() -> None:
+    engines = ["a=http://h:1,gpus=0:1", "b=http://h:2,gpus=1:0"]
+    assert len(parse_engines(engines, sharing=True)) == 2
+    with pytest.raises(LoadgenError, match="GPU 0 is of two engines"):
+        parse_engines(["a=http://h:1,gpus=0:1", "b=http://h:2,gpus=0"], sharing=True)
+    with pytest.raises(LoadgenError, match="of two engines"):
+        parse_engines(engines)
+
+
 def test_every_engine_has_its_own_domains_by_index_by_uuid_or_by_its_source() -> None:
     domains = [
         *Fixed("0", "1", "2").domains,

@@ -11,7 +11,7 @@ from loadgen.attribution.shapley import RunAttribution
 from loadgen.results.engine_parts import engine_parts
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summarize import analyse_run
-from support.fleet_runs import Fleet, disaggregated, replicas
+from support.fleet_runs import Fleet, disaggregated, replicas, sharing
 
 
 @pytest.fixture(scope="module")
@@ -142,3 +142,21 @@ def test_no_request_is_at_two_engines_that_serve_whole_requests(two_replicas: Fl
     for part in engine_parts(run):
         sent = [record.sent_ns is not None for record in part.result.records]
         assert sent == [name == part.engine.name for name in two_replicas.served_by]
+
+
+@pytest.mark.parametrize("fleet", ["two_replicas", "split"])
+def test_engines_that_share_a_gpu_have_an_account_each_and_its_idle_power_counts_once(
+    fleet: str, request: pytest.FixtureRequest
+) -> None:
+    """Not the physics of a shared GPU, whose steps slow each other down: the sum of two engines on one counter."""
+    shared = sharing(request.getfixturevalue(fleet))
+    result = analyse_run(shared.result)
+    attribution = attributed(shared.result)
+    assert result.summary is not None
+    idle_w = result.summary.energy.idle_watts
+    assert idle_w == pytest.approx(2 * 131, rel=0.2)
+    median, _ = errors([share.joules for share in attribution.requests], sum(shared.truth.values()))
+    assert median < 0.1
+    of_engines = sum(account.measured_mj for account in attribution.engines.values())
+    assert attribution.measured_mj >= of_engines
+    assert all(account.idle_mj == 0 for account in attribution.engines.values())

@@ -145,3 +145,17 @@ def _result(
     ]
     whole = summed_samples(list(samples.values()))
     return RunResult(info, schedule, list(records), energy, whole, None, None, engines=samples)
+
+
+def sharing(fleet: Fleet) -> Fleet:
+    """Return the same engines on one GPU, whose counter has the joules of both."""
+    result = fleet.result
+    t_ns = np.unique([sample.t_ns for sample in result.energy])
+    joules = [
+        np.interp(t_ns, *zip(*((s.t_ns, s.joules) for s in result.energy if s.domain == domain.name), strict=True))
+        for domain in result.info.domains
+    ]
+    energy = [EnergySample(int(t), "gpu:0", float(j)) for t, j in zip(t_ns, np.sum(joules, axis=0), strict=True)]
+    engines = [msgspec.structs.replace(engine, gpus=("0",)) for engine in result.info.engines]
+    info = msgspec.structs.replace(result.info, engines=engines, domains=result.info.domains[:1])
+    return fleet._replace(result=replace(result, info=info, energy=energy))
