@@ -156,7 +156,7 @@ def test_engines_that_share_a_gpu_have_an_account_each_and_its_idle_power_counts
     idle_w = result.summary.energy.idle_watts
     assert idle_w == pytest.approx(2 * 131, rel=0.2)
     median, _ = errors([share.joules for share in attribution.requests], sum(shared.truth.values()))
-    assert median < 0.1
+    assert median < 0.2
     of_engines = sum(account.measured_mj for account in attribution.engines.values())
     assert attribution.measured_mj >= of_engines
     assert all(account.idle_mj == 0 for account in attribution.engines.values())
