@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 
 class _Prepared(NamedTuple):
-    """What the attribution of one engine is made from. reusable: as for `attribute_energy`."""
+    """Arguments of the attribution of one engine, as `attribute_energy` takes them."""
 
     records: list[RequestRecord]
     reusable: list[int | None]
