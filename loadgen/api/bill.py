@@ -9,11 +9,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from loadgen.errors import LoadgenError
 from loadgen.results.bill import SHARES, BillSums, ShareIdle, SpanOfTime, bill_of, bill_table
+from loadgen.results.bill_boundary import bill_boundary
+from loadgen.results.factors import factors_of
 from loadgen.units import s_from_ns
 
 if TYPE_CHECKING:
+    from loadgen.results.summary import Boundary
     from loadgen.results.table import Table
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -52,10 +57,16 @@ class Bill:
         unsettled energy."""
         return bill_table(self._sums)
 
+    @cached_property
+    def boundary(self) -> Boundary:
+        """The parts of what serving takes that the energy has, its total, and CO2e and cost by the stated factors."""
+        return bill_boundary(self._sums)
+
     def to_dict(self) -> dict[str, Any]:
         """Return what `loadgen bill --json` prints."""
         names = ("by", "share_idle", "from_unix_s", "to_unix_s", "measured_s", "counter_mj", "lost_requests")
-        return {name: getattr(self, name) for name in names} | {"lines": list(self.lines.rows())}
+        head = {name: getattr(self, name) for name in names}
+        return head | {"boundary": msgspec.to_builtins(self.boundary), "lines": list(self.lines.rows())}
 
 
 def bill(
@@ -65,12 +76,17 @@ def bill(
     start: datetime | date | str | None = None,
     end: datetime | date | str | None = None,
     share_idle: ShareIdle = "none",
+    pue: float | None = None,
+    grid_intensity: float | None = None,
+    grid_source: str | None = None,
+    price: float | None = None,
 ) -> Bill:
     """Return the bill of a ledger that `loadgen sidecar --ledger` wrote: what `loadgen bill` prints.
 
     by: model, workload, engine, day or a label of `sidecar --label`, or several of them. start, end: the bill is of the
     periods that end at `start` or later and before `end`: a time, a date, or either in ISO 8601; without a zone it is
-    UTC. share_idle: none, by-tokens or by-energy.
+    UTC. share_idle: none, by-tokens or by-energy. pue: facility power over IT power. grid_intensity: grams of CO2e per
+    kWh, with its source and date. price: per kWh.
     LoadgenError: the folder holds no ledger, or a file of it is damaged.
     """
     if share_idle not in SHARES:
@@ -78,7 +94,8 @@ def bill(
     span = SpanOfTime(unix_ns(start, "start"), unix_ns(end, "end"))
     if span.from_ns is not None and span.to_ns is not None and span.from_ns >= span.to_ns:
         raise LoadgenError("the bill would end before it begins: give an end after the start")
-    return Bill(bill_of(Path(folder), (by,) if isinstance(by, str) else tuple(by), span, share_idle))
+    factors = factors_of(pue=pue, grid_intensity=grid_intensity, grid_source=grid_source, price=price)
+    return Bill(bill_of(Path(folder), (by,) if isinstance(by, str) else tuple(by), span, share_idle, factors))
 
 
 def unix_ns(instant: datetime | date | str | None, name: str) -> int | None:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from loadgen.cli.options import FILE
+from loadgen.cli.options import FILE, factor_options
 
 BY = "model, workload, engine, day, and labels of `sidecar --label`"
 
@@ -20,6 +20,7 @@ BY = "model, workload, engine, day, and labels of `sidecar --label`"
     help="Divide the idle energy of the bill among its lines, by input and output tokens or by energy; or leave it a "
     "line of its own.",
 )  # fmt: skip
+@factor_options()
 @click.option("--csv", "as_csv", is_flag=True, help="Print the lines as CSV.")
 @click.option("--json", "as_json", is_flag=True, help="Print the bill as JSON.")
 @click.option("--parquet", type=FILE, metavar="FILE", help="Write the lines as Parquet.")
@@ -29,6 +30,10 @@ def bill(
     start: str | None,
     end: str | None,
     share_idle: str,
+    pue: float | None,
+    grid_intensity: float | None,
+    grid_source: str | None,
+    price: float | None,
     as_csv: bool,
     as_json: bool,
     parquet: Path | None,
@@ -37,6 +42,7 @@ def bill(
 
     The lines sum to what the meter counted, in whole millijoules. Idle energy, unattributed energy, and that of
     requests that had not settled are lines of their own. TIME is a date or a time, in UTC unless it has a zone.
+    --pue, --grid-intensity and --price give each line its CO2e and its cost.
 
     \b
     loadgen bill ledger --by model,workload --from 2026-11-01 --to 2026-12-01
@@ -46,7 +52,10 @@ def bill(
 
     if as_csv and as_json:
         raise LoadgenError("--csv and --json: choose one of the two")
-    made = make(folder, by=by.split(","), start=start, end=end, share_idle=share_idle)  # type: ignore[arg-type]
+    made = make(
+        folder, by=by.split(","), start=start, end=end, share_idle=share_idle,  # type: ignore[arg-type]
+        pue=pue, grid_intensity=grid_intensity, grid_source=grid_source, price=price,
+    )  # fmt: skip
     if parquet is not None:
         from loadgen.export.table_files import parquet_bytes
         from loadgen.files import replace_file

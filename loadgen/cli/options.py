@@ -70,14 +70,19 @@ def boundary_options(share_host: str | None = None) -> Callable[[Command], Comma
 
     share_host: its default; None leaves what the run states.
     """
+    share = click.option(
+        "--share-host",
+        type=click.Choice(["time", "tokens"]),
+        default=share_host,
+        show_default=share_host is not None,
+        help="Share the host's energy among the requests by time in flight or by tokens, where a meter has it.",
+    )
+    return lambda function: share(factor_options()(function))
+
+
+def factor_options() -> Callable[[Command], Command]:
+    """Return a decorator that adds the options by which energy becomes that of the facility, CO2e and money."""
     options = [
-        click.option(
-            "--share-host",
-            type=click.Choice(["time", "tokens"]),
-            default=share_host,
-            show_default=share_host is not None,
-            help="Share the host's energy among the requests by time in flight or by tokens, where a meter has it.",
-        ),
         click.option(
             "--pue", type=FiniteRange(min=1, max=100), metavar="X", help="Facility power over IT power: its overhead."
         ),

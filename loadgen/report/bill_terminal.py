@@ -9,8 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from loadgen.report.format import UNKNOWN, clean, count, joules, number, plural, seconds, share
-from loadgen.report.terminal import print_table
+from loadgen.report.terminal import print_boundary, print_table
 from loadgen.results.bill import bill_table
+from loadgen.results.bill_boundary import bill_boundary
 from loadgen.units import J_PER_KWH, NS_PER_S, j_from_mj, s_from_ns
 
 if TYPE_CHECKING:
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from loadgen.results.bill import BillSums
 
 HEADINGS = ("requests", "tokens in", "tokens out", "energy", "share", "s.e. ≤")
+PRICED = {"co2e_grams": "CO2e g", "cost": "cost"}
 SHARED = {
     "none": "a line of its own",
     "by-tokens": "shared by input and output tokens",
@@ -29,7 +31,9 @@ SHARED = {
 def render_bill(bill: BillSums, console: Console) -> None:
     """Print the lines of a bill, their sum, and what it leaves open."""
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 1), header_style="dim", show_edge=False)
-    for k, heading in enumerate((*bill.by, *HEADINGS)):
+    priced = {"co2e_grams": bill.factors.grid_intensity, "cost": bill.factors.price}
+    shown = [name for name, factor in priced.items() if factor is not None]
+    for k, heading in enumerate((*bill.by, *HEADINGS, *(PRICED[name] for name in shown))):
         table.add_column(heading, justify="left" if k < len(bill.by) else "right", no_wrap=True)
     rows = list(bill_table(bill).rows())
     for row in rows:
@@ -41,10 +45,15 @@ def render_bill(bill: BillSums, console: Console) -> None:
         cells = [count(row["requests"]), count(row["input_tokens"]), count(row["output_tokens"])]
         energy_mj = row["energy_mj"]
         cells += [_joules(energy_mj), share(energy_mj, bill.counter_mj)]
-        table.add_row(*map(Text, (*names, *cells, joules(error))))
+        table.add_row(*map(Text, (*names, *cells, joules(error), *(number(row[name]) for name in shown))))
+    boundary = bill_boundary(bill)
     total = ["= counter", *([""] * (len(bill.by) - 1)), "", "", "", _joules(bill.counter_mj), "", ""]
+    total += [number(getattr(boundary, name)) for name in shown]
     table.add_row(*map(Text, total), style="bold")
     print_table(table, console)
+    if bill.factors.stated:
+        print_boundary(boundary, console)
+        console.print()
     for note in bill_notes(bill):
         console.print(Text(note))
 

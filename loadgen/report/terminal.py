@@ -43,7 +43,7 @@ from loadgen.report.run_facts import (
     whole_answers,
 )
 from loadgen.report.session_facts import session_facts
-from loadgen.results.summary import EnergySummary, Summary
+from loadgen.results.summary import Boundary, EnergySummary, Summary
 
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
@@ -207,12 +207,16 @@ def _host_and_boundary(energy: EnergySummary, console: Console) -> None:
         console.print(accounts)
         for reason in energy.host.reasons:
             _paragraph(console, clean(reason), indent=2, style="yellow")
-    if energy.boundary is None or not is_extended(energy.boundary):
-        return
+    if energy.boundary is not None and is_extended(energy.boundary):
+        print_boundary(energy.boundary, console)
+
+
+def print_boundary(boundary: Boundary, console: Console) -> None:
+    """Print the parts that an energy includes, and what follows from it by the stated factors."""
     _heading(console, "Boundary")
-    for part, amount, basis, note in boundary_rows(energy.boundary):
+    for part, amount, basis, note in boundary_rows(boundary):
         _line(console, part, f"{amount:>14}   {basis}" + (f": {note}" if note else ""))
-    for label, text in boundary_facts(energy.boundary):
+    for label, text in boundary_facts(boundary):
         _line(console, label, text)
 
 

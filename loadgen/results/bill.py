@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 from loadgen.errors import LoadgenError
+from loadgen.results.factors import Factors
 from loadgen.results.read_ledger import LedgerFile, ledger_files
 from loadgen.results.table import Column, Table
-from loadgen.units import NS_PER_S
+from loadgen.units import NS_PER_S, j_from_mj
 
 if TYPE_CHECKING:
     from loadgen.results.ledger_lines import LedgerBatch, LedgerPeriod, SettledRequest
@@ -37,6 +38,7 @@ class SpanOfTime(NamedTuple):
 
 
 ALWAYS = SpanOfTime()
+NO_FACTORS = Factors()
 
 
 @dataclass
@@ -84,6 +86,8 @@ class BillSums:
     by: tuple[str, ...]
     groups: dict[tuple[str, ...], BillGroup]
     share_idle: ShareIdle = "none"
+    factors: Factors = NO_FACTORS
+    """Factors by which energy becomes CO2e and money."""
     counter_mj: int = 0
     idle_mj: int = 0
     """Idle energy that is in no group."""
@@ -99,6 +103,8 @@ class BillSums:
     """Sum of the periods: less than from begin to end where no sidecar ran, and more where several did."""
     labels: set[str] = field(default_factory=set)
     """Names of the labels of `sidecar --label` that its requests have."""
+    sources: set[str] = field(default_factory=set)
+    """Domains of the sidecars' meters, with the origin of their joules."""
     files: int = 0
     torn: int = 0
     """Files that end in lines of a batch that was not written whole, which are left out."""
@@ -111,12 +117,16 @@ class BillSums:
 
 
 def bill_of(
-    folder: Path, by: Sequence[str] = ("workload",), span: SpanOfTime = ALWAYS, share_idle: ShareIdle = "none"
+    folder: Path,
+    by: Sequence[str] = ("workload",),
+    span: SpanOfTime = ALWAYS,
+    share_idle: ShareIdle = "none",
+    factors: Factors = NO_FACTORS,
 ) -> BillSums:
     """Sum the ledger in a folder. Raises LoadgenError for what cannot be read, or is not a ledger."""
     if refused := [name for name in by if list(by).count(name) > 1 or not name or name in _COLUMN_NAMES]:
         raise LoadgenError(f"a bill is by labels, each at most once, not by {refused[0][:80]!r}")
-    bill = BillSums(tuple(by), {}, share_idle)
+    bill = BillSums(tuple(by), {}, share_idle, factors)
     parts: dict[tuple[str, int], Path] = {}
     for path in ledger_files(folder):
         bill.files += 1
@@ -124,6 +134,7 @@ def bill_of(
         for batch, open_before_mj in reader.batches():
             if span.has(batch.period):
                 _add(bill, batch, open_before_mj)
+                bill.sources |= {*(reader.start.sources if reader.start else ())}
         bill.torn += reader.torn
         if reader.start is not None:
             other = parts.setdefault((reader.start.session, reader.start.file), path)
@@ -198,6 +209,10 @@ LINE_COLUMNS = (
     Column("energy_mj", "int64", "mJ", "All energy of the line; the lines sum to the counter."),
     Column("max_se_mj", "int64", "mJ", "Largest standard error that prefill_mj + decode_mj can have: the sum of those "
            "of its requests. Null if one is unknown."),
+    Column("total_joules", "float64", "J", "energy_mj with the facility's overhead by the stated PUE; without it if "
+           "none is stated."),
+    Column("co2e_grams", "float64", "g", "total_joules times the stated grid intensity. Null if none is stated."),
+    Column("cost", "float64", None, "total_joules times the stated price. Null if none is stated."),
 )  # fmt: skip
 """Columns of a bill; those of its labels follow the first."""
 _COLUMN_NAMES = {column.name for column in LINE_COLUMNS}
@@ -208,15 +223,22 @@ def bill_table(bill: BillSums) -> Table:
     account, *numbers = LINE_COLUMNS
     labels = [Column(name, "string", None, f"The {name} of the requests; empty if there is none.") for name in bill.by]
     groups = sorted(bill.groups.items(), key=lambda item: (-item[1].energy_mj, item[0]))
-    rows = [
+    rows: list[list[Any]] = [
         ["requests", *key, group.requests, group.failed, group.partial, group.without_tokens, group.input_tokens,
          group.cached_tokens, group.output_tokens, group.prefill_mj, group.decode_mj, group.idle_mj, group.energy_mj,
-         group.se_mj]
+         group.se_mj, *priced(group.energy_mj, bill.factors)]
         for key, group in groups
     ]  # fmt: skip
     others = {"idle": bill.idle_mj, "unattributed": bill.unattributed_mj, "unsettled": bill.unsettled_mj}
     for name, energy_mj in others.items():
         idle_mj = energy_mj if name == "idle" else None
-        rows.append([name, *([None] * (len(labels) + 9)), idle_mj, energy_mj, None])
+        unknown = [None] * (len(labels) + 9)
+        rows.append([name, *unknown, idle_mj, energy_mj, None, *priced(energy_mj, bill.factors)])
     columns = [account, *labels, *numbers]
     return Table(columns, {column.name: [row[k] for row in rows] for k, column in enumerate(columns)})
+
+
+def priced(energy_mj: int, factors: Factors) -> list[float | None]:
+    """Return an energy with the facility's overhead, its CO2e and its cost."""
+    joules = factors.facility_joules(j_from_mj(energy_mj))
+    return [joules, factors.co2e_grams(joules), factors.cost(joules)]

@@ -12,8 +12,9 @@ from loadgen.energy.series import EnergyDomain, EnergySeries, accelerators, host
 from loadgen.results import metrics
 from loadgen.results.energy_summary import summarize_energy, time_coverage, token_coverage
 from loadgen.results.engine_energy import engine_energies
+from loadgen.results.factors import Factors, overhead_part
 from loadgen.results.summary import Boundary, BoundaryPart, DomainEnergy, EnergySummary, HostEnergy
-from loadgen.units import J_PER_KWH, NS_PER_S, j_from_mj
+from loadgen.units import NS_PER_S, j_from_mj
 
 if TYPE_CHECKING:
     from loadgen.attribution.shapley import RunAttribution
@@ -116,7 +117,7 @@ def boundary_of(result: RunResult, energy: EnergySummary) -> Boundary | None:
     """Return what the joules of the run include, with the factors that the run's options state; None without joules."""
     if energy.measured_joules is None:
         return None
-    stated = {name: result.info.config.get(name) for name in ("pue", "grid_intensity", "grid_source", "price")}
+    factors = Factors(**{name: result.info.config.get(name) for name in Factors.__struct_fields__})
     counted = {domain.name for domain in accelerators(result.info.domains)}
     measured = [domain for domain in energy.domains if domain.name in counted]
     own = _part("accelerator", energy.measured_joules, measured)
@@ -130,17 +131,16 @@ def boundary_of(result: RunResult, energy: EnergySummary) -> Boundary | None:
         parts = [own, _host_part(energy)]
     parts.append(_chassis(energy, sum(part.joules or 0.0 for part in parts)))
     machine_joules = sum(part.joules or 0.0 for part in parts)
-    parts.append(_overhead(machine_joules, stated["pue"]))
+    parts.append(overhead_part(machine_joules, factors.pue))
     total = sum(part.joules or 0.0 for part in parts)
-    kwh, tokens = total / J_PER_KWH, sum(record.output_tokens or 0 for record in result.records)
-    price, intensity = stated["price"], stated["grid_intensity"]
+    cost, tokens = factors.cost(total), sum(record.output_tokens or 0 for record in result.records)
     return Boundary(
         parts=[*parts[:2], _idle_part(energy, own.basis), *parts[2:]],
         total_joules=total,
-        co2e_grams=None if intensity is None else kwh * intensity,
-        cost=None if price is None else kwh * price,
-        cost_per_million_output_tokens=None if price is None or not tokens else kwh * price / tokens * 1e6,
-        **stated,
+        co2e_grams=factors.co2e_grams(total),
+        cost=cost,
+        cost_per_million_output_tokens=None if cost is None or not tokens else cost / tokens * 1e6,
+        **msgspec.structs.asdict(factors),
     )
 
 
@@ -189,11 +189,3 @@ def _chassis(energy: EnergySummary, counted_joules: float) -> BoundaryPart:
         return BoundaryPart(part=name, basis="not included", note=note)
     note = f"{whole.name} ({whole.source}) less the rows above"
     return BoundaryPart(part=name, basis=_basis(whole.source), joules=rest, note=note)
-
-
-def _overhead(machine_joules: float, pue: float | None) -> BoundaryPart:
-    """Return the facility's overhead, by PUE = facility energy / IT energy (ISO/IEC 30134-2)."""
-    if pue is None:
-        return BoundaryPart(part="overhead", basis="not included", note="cooling and distribution: --pue states them")
-    note = f"PUE {pue:g}, as stated, of what is included above"
-    return BoundaryPart(part="overhead", basis="estimated", joules=machine_joules * (pue - 1), note=note)

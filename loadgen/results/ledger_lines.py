@@ -34,6 +34,8 @@ class LedgerStart(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", t
     """Number of the file in its session, from 1."""
     open_mj: Count
     """Energy that earlier files of the session have in no line yet: of requests that had not settled."""
+    sources: Annotated[list[Name], Meta(max_length=64)] = []
+    """Domains of the meter with the origin of their joules, such as "gpu:0 (nvml-counter)"; empty before 1.1."""
 
 
 class SettledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_field="kind", tag="request"):

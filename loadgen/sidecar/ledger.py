@@ -220,6 +220,11 @@ class Ledger:
         self.dropped: Counter[str] = Counter()
         self._merged = self._partial = 0
 
+    @property
+    def sources(self) -> list[str]:
+        """The domains whose energy the accounts have, with the origin of their joules."""
+        return [f"{name} ({domain.domain.source})" for name, domain in self._domains.items()]
+
     def name_model(self, model: str) -> None:
         """Name the model of spans that name none, from now on."""
         self._accounts.model = model

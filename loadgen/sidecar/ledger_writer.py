@@ -22,10 +22,11 @@ import msgspec
 from loadgen import __version__
 from loadgen.files import locked, writing
 from loadgen.results.ledger_lines import FORMAT_VERSION, LedgerBatch, LedgerStart, folded, imbalance_mj
+from loadgen.telemetry.otlp_parse import MAX_TEXT
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Sequence
 
 _log = logging.getLogger(__name__)
 
@@ -34,14 +35,20 @@ FILE_BYTES = 64 << 20
 MAX_WAITING = 50_000
 """Requests that wait for the disk."""
 MAX_WAITING_BATCHES = 1_000
+MAX_SOURCES = 32
+"""Domains that a file names: its first line is bounded, as all are."""
 
 
 class LedgerWriter:
     """The files of one process. `add` from one thread, `flush` from another; nobody else writes to the folder."""
 
-    def __init__(self, folder: Path, *, file_bytes: int = FILE_BYTES) -> None:
+    def __init__(self, folder: Path, *, sources: Sequence[str] = (), file_bytes: int = FILE_BYTES) -> None:
         """Take the folder, which is made if there is none. Raises LoadgenError when it cannot be written, or another
-        sidecar writes it."""
+        sidecar writes it.
+
+        sources: the domains of the meter, with the origin of their joules.
+        """
+        self._sources = [source[:MAX_TEXT] for source in sources[:MAX_SOURCES]]
         self.folder, self._file_bytes = folder, file_bytes
         self._lock = threading.Lock()
         self._held = ExitStack()
@@ -124,7 +131,7 @@ class LedgerWriter:
         path = self.folder / f"{at:%Y-%m-%dT%H%M%SZ}-{self.session}-{number:04}.jsonl"
         start = LedgerStart(
             format_version=FORMAT_VERSION, loadgen_version=__version__, session=self.session, file=number,
-            open_mj=self._written_mj,
+            open_mj=self._written_mj, sources=self._sources,
         )  # fmt: skip
         head = _encoded([start])
         file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)

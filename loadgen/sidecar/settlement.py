@@ -56,7 +56,8 @@ class Settlement:
         self._lookup = RequestLookup(kept, ns_from_s(kept_s))
         self._names = [engine.name or _address(engine.url) for engine in engines]
         self._is_named = bool(named)
-        self._writer = LedgerWriter(folder) if folder else None
+        sources = [source for engine in engines for source in engine.ledger.sources]
+        self._writer = LedgerWriter(folder, sources=sources) if folder else None
         self._unwritten: list[NamedRequest] = []
         self._totals = [EnginePeriod(engine=name or "") for name in self._names]
         """Energy of each engine in all periods so far."""

@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from loadgen.errors import LoadgenError
 from loadgen.results.bill import SHARES, SpanOfTime, bill_of, bill_table, whole_shares
+from loadgen.results.bill_boundary import bill_boundary
+from loadgen.results.factors import Factors, factors_of
 from loadgen.results.ledger_lines import LedgerLine, LedgerPeriod, LedgerStart, SettledRequest
 from loadgen.results.read_ledger import MAX_LINE
 
@@ -197,3 +199,52 @@ def test_the_number_of_lines_is_bounded(ledger: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("loadgen.results.bill.MAX_GROUPS", 1)
     with pytest.raises(LoadgenError, match="more than 1 lines by workload: bill by fewer labels"):
         bill_of(ledger)
+
+
+def test_each_line_is_priced_and_the_lines_sum_to_the_boundary(ledger: Path) -> None:
+    factors = Factors(pue=1.5, grid_intensity=360.0, grid_source="made up", price=7.2)
+    bill = bill_of(ledger, share_idle="by-energy", factors=factors)
+    rows, boundary = list(bill_table(bill).rows()), bill_boundary(bill)
+    for name, total in (
+        ("total_joules", boundary.total_joules), ("co2e_grams", boundary.co2e_grams), ("cost", boundary.cost)
+    ):  # fmt: skip
+        assert sum(row[name] for row in rows) == pytest.approx(total)
+    assert boundary.total_joules == pytest.approx(0.588 * 1.5)
+    assert boundary.cost == pytest.approx(0.588 * 1.5 / 3.6e6 * 7.2)
+    assert boundary.cost_per_million_output_tokens == pytest.approx(boundary.cost * 1e6 / 50)
+    parts = {part.part: part.joules for part in boundary.parts}
+    assert parts["idle"] == 0.1, "shared idle energy is idle all the same"
+    assert parts["overhead"] == pytest.approx(0.588 / 2)
+    assert (parts["host"], parts["chassis"]) == (None, None)
+
+
+def test_what_is_not_stated_is_unknown(ledger: Path) -> None:
+    bill = bill_of(ledger)
+    assert {(row["co2e_grams"], row["cost"]) for row in bill_table(bill).rows()} == {(None, None)}
+    boundary = bill_boundary(bill)
+    assert (boundary.total_joules, boundary.co2e_grams, boundary.cost) == (0.588, None, None)
+
+
+@pytest.mark.parametrize(
+    ("sources", "basis", "note"),
+    [
+        ([], "measured", "the ledger names no source"),
+        (["gpu:0 (nvml-counter)"], "measured", "gpu:0 (nvml-counter)"),
+        (["gpu:0 (nvml-counter)", "gpu:1 (simulated)"], "simulated", "gpu:0 (nvml-counter), gpu:1 (simulated)"),
+        (["cpu:all (estimate)"], "estimated", "cpu:all (estimate)"),
+    ],
+)
+def test_the_boundary_names_the_sources_in_a_ledger(
+    sources: list[str], basis: str, note: str, tmp_path: Path
+) -> None:
+    write(tmp_path, "a.jsonl", msgspec.structs.replace(start(), sources=sources), period(1, 0, 0, idle_mj=1))
+    accelerator = bill_boundary(bill_of(tmp_path)).parts[0]
+    assert (accelerator.basis, accelerator.note) == (basis, note)
+
+
+@pytest.mark.parametrize(
+    "stated", [{"pue": 0.9}, {"price": 0}, {"price": float("nan")}, {"grid_intensity": float("inf")}, {"pue": "x"}]
+)
+def test_a_factor_that_is_none_is_refused_by_its_name(stated: dict[str, object]) -> None:
+    with pytest.raises(LoadgenError, match=f"{next(iter(stated))}: Expected"):
+        factors_of(**stated)
