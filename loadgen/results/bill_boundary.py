@@ -34,7 +34,7 @@ def bill_boundary(bill: BillSums) -> Boundary:
     return Boundary(
         parts=[
             BoundaryPart(part="accelerator", basis=basis, joules=counter, note=note or "the ledger names no source"),
-            BoundaryPart(part="host", basis="not included", note="a ledger has the energy of the accelerators"),
+            BoundaryPart(part="host", basis="not included", note="the sidecar's metrics have it by domain"),
             BoundaryPart(part="idle", basis=basis, joules=idle, note=idle_note),
             BoundaryPart(part="chassis", basis="not included", note="fans, disks, power supplies"),
             overhead,

@@ -171,9 +171,11 @@ class Sidecar:
 
     def _pages(self) -> tuple[SidecarPage, ...]:
         now_ns, clocks = monotonic_ns(), anchor()
-        report, watts = self.sampler.report(), self.sampler.latest().watts
+        report, live = self.sampler.report(), self.sampler.latest()
         ledgers = [engine.ledger.snapshot(now_ns) for engine in self.engines]
         dropped = {reason: sum(ledger.dropped[reason] for ledger in ledgers) for reason in ledgers[0].dropped}
+        accounted = {energy.domain.name for ledger in ledgers for energy in ledger.domains}
+        beside = {d: live.joules[d.name] for d in self.meter.domains if d.name in live.joules.keys() - accounted}
         pages = []
         for engine, ledger in zip(self.engines, ledgers, strict=True):
             health, read_ns = engine.health(now_ns), self._last_read_ns(engine)
@@ -182,7 +184,8 @@ class Sidecar:
                     engine=engine.name,
                     ledger=ledger,
                     dropped=dropped,
-                    watts=watts,
+                    watts=live.watts,
+                    beside=beside,
                     resets=report.resets,
                     read_errors=sum(report.errors.values()),
                     last_read_s=None if read_ns is None else s_from_ns(read_ns + clocks.offset_ns),
@@ -282,6 +285,10 @@ class Sidecar:
             "ok": min(silence_s) < STALE_S,
             "version": __version__,
             **({"engines": named} if named else engines[0]),
+            "domains": {
+                domain.name: f"{domain.source}, {'answers' if domain.name in self.pages[0].watts else 'silent'}"
+                for domain in self.meter.domains
+            },
             "ledger": self.settlement.health,
         }
         return web.json_response(health, status=200 if health["ok"] else 503)

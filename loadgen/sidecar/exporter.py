@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric
 from prometheus_client.samples import Exemplar
 
+from loadgen.energy.series import EnergyDomain, scope
 from loadgen.sidecar.ledger import DROP_REASONS, DomainEnergy, Snapshot
 from loadgen.sidecar.otel_names import attribute_name, otel_name
 from loadgen.telemetry.histogram import Histogram
@@ -58,6 +59,8 @@ class SidecarPage:
     """True if it did with a metrics page whose names are known."""
     engine_restarts: int | None
     """Is None if no engine was named."""
+    beside: dict[EnergyDomain, float] = field(default_factory=dict)
+    """Energy since the sidecar's start of the domains that are in no account, such as the host's beside the GPUs."""
     pushes: PushCounts = field(default_factory=PushCounts)
 
 
@@ -161,6 +164,11 @@ METRICS = (
     Declared("loadgen_gpu_power_watts", "gauge", GPU,
              "Mean power over about the last second, live. Absent when it is unknown.",
              _by_domain(lambda energy, page: page.watts.get(energy.domain.name))),
+    Declared("loadgen_host_energy_joules_total", "counter", ("domain", "scope", "within"),
+             "Energy of each domain beside the GPUs, in no account; scope is host or machine. Never add a domain "
+             "to the one that it is within.",
+             lambda page: (MetricRow((domain.name, scope(domain), domain.within or ""), joules)
+                           for domain, joules in page.beside.items()), by_engine=False),
     Declared("loadgen_attributed_energy_joules_total", "counter", (*ACCOUNT, "account"),
              "Energy of requests; account is prefill (until the first token) or decode (after it).",
              _by_labels(prefill=lambda totals: j_from_mj(totals.prefill_mj),

@@ -13,7 +13,7 @@ UNITS = {"joules": "J", "seconds": "s", "watts": "W", "ratio": "1"}
 COUNTED = {"requests": "{request}", "spans": "{span}", "tokens": "{token}"}
 """Unit of a number of these."""
 HEADS = {"gen_ai_server_": "gen_ai.server.", "loadgen_": "loadgen."}
-NAMESPACES = frozenset(("energy", "engine", "gpu", "otlp", "request", "session", "spans"))
+NAMESPACES = frozenset(("energy", "engine", "gpu", "host", "otlp", "request", "session", "spans"))
 """Words after the head of a name that others are below."""
 ATTRIBUTES = {
     "model": "gen_ai.request.model",

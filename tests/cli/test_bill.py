@@ -85,3 +85,23 @@ def test_what_is_no_bill_is_one_line(ledger: Path, arguments: list[str], problem
 def test_a_share_that_is_none_is_refused(ledger: Path) -> None:
     with pytest.raises(LoadgenError, match="share_idle: 'half' is none of none, by-tokens, by-energy"):
         loadgen.bill(ledger, share_idle="half")  # type: ignore[arg-type]
+
+
+def test_stated_factors_are_columns_and_a_boundary_in_all_forms(ledger: Path) -> None:
+    factors = ("--pue", "1.5", "--grid-intensity", "360", "--grid-source", "A\x1b[2J[red]", "--price", "7200000")
+    shown = output(str(ledger), *factors)
+    assert "CO2e g" in shown and "cost" in shown and "\x1b" not in shown
+    assert "overhead" in shown and "PUE 1.5" in shown and "[red]" in shown
+    rows = list(csv.DictReader(io.StringIO(output(str(ledger), "--csv", *factors))))
+    assert [float(row["cost"]) for row in rows] == pytest.approx([0.9, 0.3, 0.297, 0.021, 0])
+    as_json: dict[str, Any] = json.loads(output(str(ledger), "--json", *factors))
+    assert as_json["boundary"]["cost"] == pytest.approx(sum(line["cost"] for line in as_json["lines"]))
+    made = loadgen.bill(ledger, pue=1.5, grid_intensity=360.0, price=7_200_000.0)
+    assert made.boundary.cost == pytest.approx(as_json["boundary"]["cost"])
+    assert "Boundary" not in output(str(ledger))
+
+
+def test_a_factor_that_is_none_is_refused(ledger: Path) -> None:
+    with pytest.raises(LoadgenError, match="pue: Expected"):
+        loadgen.bill(ledger, pue=0.5)
+    assert CliRunner().invoke(bill, [str(ledger), "--price", "nan"]).exit_code == 2

@@ -234,9 +234,7 @@ def test_what_is_not_stated_is_unknown(ledger: Path) -> None:
         (["cpu:all (estimate)"], "estimated", "cpu:all (estimate)"),
     ],
 )
-def test_the_boundary_names_the_sources_in_a_ledger(
-    sources: list[str], basis: str, note: str, tmp_path: Path
-) -> None:
+def test_the_boundary_names_the_sources_in_a_ledger(sources: list[str], basis: str, note: str, tmp_path: Path) -> None:
     write(tmp_path, "a.jsonl", msgspec.structs.replace(start(), sources=sources), period(1, 0, 0, idle_mj=1))
     accelerator = bill_boundary(bill_of(tmp_path)).parts[0]
     assert (accelerator.basis, accelerator.note) == (basis, note)

@@ -407,6 +407,21 @@ async def test_an_engine_that_answers_without_a_page_of_metrics_is_up_and_not_un
 
 
 @live
+async def test_a_host_beside_the_gpus_is_counted_by_domain_and_in_no_account() -> None:
+    async with running_simulator(ServerOptions(port=0)) as (_, engine):
+        options = SidecarOptions(port=0, energy=f"{engine},cpu", lateness=QUICK)
+        async with running_sidecar(options) as (one, url, _), aiohttp.ClientSession() as session:
+            await until(one, lambda: {"gpu:0", "cpu:all"} <= one.pages[0].watts.keys())
+            assert [domain.domain.name for domain in one.pages[0].ledger.domains] == ["gpu:0"]
+            page = await samples(session, url)
+            assert page["loadgen_host_energy_joules_total"] > 0
+            async with session.get(url + "/healthz") as response:
+                assert (await response.json())["domains"] == {
+                    "gpu:0": "simulated, answers", "cpu:all": "estimate, answers"
+                }  # fmt: skip
+
+
+@live
 async def test_health_says_when_the_meter_is_silent_and_the_engine_away(monkeypatch: pytest.MonkeyPatch) -> None:
     async with running_simulator(ServerOptions(port=0)) as (_, engine):
         options = SidecarOptions(port=0, engine_url="http://127.0.0.1:9", energy=engine, lateness=QUICK)

@@ -32,6 +32,8 @@ def page(coverage: float | None = 0.75, engine_up: bool | None = True) -> Sideca
         engine=None, ledger=ledger, dropped=ledger.dropped, watts={"gpu:0": 312.5}, resets=8, read_errors=9,
         last_read_s=1.5e9, engine_up=engine_up, engine_understood=engine_up,
         engine_restarts=None if engine_up is None else 10,
+        beside={EnergyDomain(name="cpu:package-1", source="rapl", within="psys"): 6.5,
+                EnergyDomain(name="psys", source="rapl"): 9.0},
     )  # fmt: skip
 
 
@@ -50,6 +52,10 @@ def samples(name: str, page: SidecarPage) -> dict[tuple[str, ...], float]:
         ("loadgen_gpu_energy_joules_total", {("0", "GPU-a"): 5.0, ("cpu:package-0", ""): 1.0}),
         ("loadgen_gpu_energy_pending_joules", {("0", "GPU-a"): 0.25, ("cpu:package-0", ""): 0.0}),
         ("loadgen_gpu_power_watts", {("0", "GPU-a"): 312.5}),
+        (
+            "loadgen_host_energy_joules_total",
+            {("cpu:package-1", "host", "psys"): 6.5, ("psys", "machine", ""): 9.0},
+        ),
         ("loadgen_attributed_energy_joules_total", {("m", "chat", "prefill"): 0.4, ("m", "chat", "decode"): 1.6}),
         ("loadgen_idle_energy_joules_total", {(): 3.5}),
         ("loadgen_unattributed_energy_joules_total", {(): 0.5}),
