@@ -140,7 +140,7 @@ def base_path(path: str) -> str:
 def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
-        usable = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        usable = parts.port != 0 and parts.scheme in ("http", "https") and parts.hostname
     except ValueError as err:
         raise MeterError("the URL has a malformed host or port") from err
     if not usable:

@@ -1,0 +1,1 @@
+"""loadgen's measured joules in other programs: a callback for LiteLLM."""
