@@ -198,7 +198,7 @@ def may_have_served(samples: Sequence[EngineSample], span: RequestSpan) -> bool:
     if before < 0 or after >= len(samples):
         return True
     tokens = counter_values(samples[before : after + 1], "generation_tokens")
-    return tokens is None or tokens[-1] - tokens[0] >= (span.output_tokens or 0)
+    return tokens is None or bool(tokens[-1] - tokens[0] >= (span.output_tokens or 0))
 
 
 class EngineNames:

@@ -1,0 +1,246 @@
+"""Spans find the engine of their request by names, by each other, or by what the engines counted."""
+
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from loadgen.energy.named_engine import NamedEngine
+from loadgen.sidecar import span_router
+from loadgen.sidecar.span_router import EngineNames, Routed, SpanRouter, may_have_served
+from loadgen.telemetry.engine_sample import EngineSample
+from loadgen.telemetry.otlp_parse import RequestSpan
+from loadgen.units import NS_PER_S, ns_from_s
+
+WAIT_NS = 15 * NS_PER_S
+A, B = NamedEngine(name="a", url="http://127.0.0.1:8001"), NamedEngine(name="b", url="https://gpu-b/v1")
+P = NamedEngine(name="p", url="http://h:1", role="prefill")
+D = NamedEngine(name="d", url="http://h:2", role="decode")
+TRACE = b"t" * 16
+
+
+def span(
+    key: str, *names: str, client: bool = False, start_s: float = 10, end_s: float = 12, **fields: Any
+) -> RequestSpan:
+    first_ns = ns_from_s(start_s + 0.1)
+    ids = {"trace_id": b"", "span_id": key.encode().rjust(8, b"-")[:8], "parent_id": b"", "output_tokens": 20}
+    return RequestSpan(
+        key=key, request_id=None, client=client, start_ns=ns_from_s(start_s), prefill_ns=ns_from_s(start_s),
+        first_token_ns=first_ns, end_ns=ns_from_s(end_s), input_tokens=100, cached_tokens=None, model=None,
+        workload="chat" if client else None, ok=True, engine_names=names, **(ids | fields),
+    )  # fmt: skip
+
+
+def counts(tokens_per_s: float, from_s: float = 0, to_s: float = 60, running: float = 1) -> list[EngineSample]:
+    """Samples of an engine, four a second."""
+    times = [from_s + k / 4 for k in range(int(4 * (to_s - from_s)))]
+    return [{"t_ns": ns_from_s(t), "generation_tokens": tokens_per_s * t, "running": running} for t in times]
+
+
+def nothing(number: int) -> list[EngineSample]:
+    return []
+
+
+def numbers(routed: list[Routed]) -> list[tuple[int, str, bool]]:
+    return [(number, sent.key, sent.client) for number, sent, _ in routed]
+
+
+@pytest.mark.parametrize(
+    ("names", "number"),
+    [
+        (("a",), 0),
+        (("0b9c4d1e", "b"), 1),  # an SDK's random service.instance.id, then service.name
+        (("localhost:8001",), 0),
+        (("127.0.0.1:8001",), 0),
+        (("http://[::1]:8001/v1",), 0),
+        (("127.0.0.1:8002",), None),
+        (("gpu-b:443",), 1),
+        (("gpu-b",), 1),
+        (("gpu-b:80",), None),
+        (("vllm",), None),
+        (("http://[::1",), None),
+        (("gpu-b:port",), None),
+        (("",), None),
+        ((), None),
+        (("A",), None),
+    ],
+)
+def test_an_engine_is_named_by_its_name_or_its_address(names: tuple[str, ...], number: int | None) -> None:
+    assert EngineNames([A, B]).find(names) == number
+
+
+def test_a_host_with_several_engines_names_none_of_them() -> None:
+    assert EngineNames([P, D]).find(["h"]) is None
+    assert EngineNames([P, D]).find(["h:2"]) == 1
+
+
+LINKS = [
+    ({}, {}),
+    ({"key": "other", "trace_id": TRACE, "parent_id": b"client-1"}, {"trace_id": TRACE, "span_id": b"client-1"}),
+    ({"key": "other", "trace_id": TRACE, "parent_id": b"gateway1"}, {"trace_id": TRACE, "span_id": b"client-1"}),
+]
+
+
+@pytest.mark.parametrize("engine_first", [True, False])
+@pytest.mark.parametrize(("engine", "client"), LINKS, ids=["request id", "parent", "trace"])
+def test_a_clients_span_follows_the_engines_in_either_order(
+    engine: dict[str, Any], client: dict[str, Any], engine_first: bool
+) -> None:
+    router = SpanRouter([A, B], WAIT_NS)
+    spans = [
+        msgspec.structs.replace(span("r", "b"), **engine),
+        msgspec.structs.replace(span("r", client=True, start_s=9.9, end_s=12.1), **client),
+    ]
+    routed = [one for sent in (spans if engine_first else spans[::-1]) for one in router.add(sent, 20 * NS_PER_S)]
+    assert [(number, sent.client, copy) for number, sent, copy in routed] == [(1, False, False), (1, True, False)]
+    assert routed[1].span == spans[1]
+    assert router.due(60 * NS_PER_S, nothing) == ([], [])
+
+
+REQUESTS = st.lists(
+    st.tuples(st.integers(0, 2), st.floats(0, 10), st.floats(0.5, 4), st.booleans()), min_size=1, max_size=30
+)
+
+
+@given(REQUESTS, st.randoms(use_true_random=False))
+def test_in_every_order_each_request_goes_to_the_engine_that_served_it_and_to_no_other(
+    requests: list[tuple[int, float, float, bool]], order: Any
+) -> None:
+    """Half of the requests are known by their ids, the others by their traces."""
+    engines = [A, B, NamedEngine(name="c", url="http://c:1")]
+    router, sent, expected = SpanRouter(engines, WAIT_NS), [], {}
+    for k, (number, begin_s, length_s, by_id) in enumerate(requests):
+        trace_id = b"" if by_id else bytes([k]) * 16
+        ids = {"trace_id": trace_id, "parent_id": b"" if by_id else f"c{k}".encode().rjust(8, b"-")}
+        key = f"c{k}" if by_id else f"e{k}"
+        sent.append(span(key, engines[number].name, start_s=begin_s, end_s=begin_s + length_s, **ids))
+        sent.append(
+            span(f"c{k}", client=True, start_s=begin_s - 0.01, end_s=begin_s + length_s + 0.01, trace_id=trace_id)
+        )
+        expected |= {(key, False): [number], (f"c{k}", True): [number]}
+    order.shuffle(sent)
+    routed = [one for one_span in sent for one in router.add(one_span, 20 * NS_PER_S)]
+    got: dict[tuple[str, bool], list[int]] = {}
+    for number, one, _ in routed:
+        got.setdefault((one.key, one.client), []).append(number)
+    assert got == expected
+    assert router.due(60 * NS_PER_S, nothing) == ([], [])
+    assert (router._kept, router._by_name) == (type(router._kept)(), {}), "nothing is remembered for longer"
+
+
+def test_a_trace_that_several_clients_share_says_nothing() -> None:
+    router = SpanRouter([A, B], WAIT_NS)
+    shared = {"trace_id": TRACE}
+    clients = [span(f"c{k}", client=True, start_s=9, end_s=13, **shared) for k in range(2)]
+    engines = [span("e0", "a", **shared), span("e1", "b", **shared)]
+    routed = [one for sent in (*clients, *engines) for one in router.add(sent, 0)]
+    assert numbers(routed) == [(0, "e0", False), (1, "e1", False)]
+    assert [sent.key for sent in router.due(60 * NS_PER_S, nothing)[1]] == ["c0", "c1"]
+
+
+def test_a_gateways_span_that_names_no_engine_follows_the_engines_below_it() -> None:
+    router = SpanRouter([A, B], WAIT_NS)
+    gateway = span("g", "litellm", trace_id=TRACE, span_id=b"gateway1", start_s=9.9, end_s=12.1)
+    assert router.add(gateway, 0) == []
+    routed = router.add(span("e", "b", trace_id=TRACE, parent_id=b"gateway1"), 0)
+    assert numbers(routed) == [(1, "e", False), (1, "g", False)]
+
+
+@pytest.mark.parametrize(
+    ("samples", "served"),
+    [
+        (counts(10), True),
+        (counts(10)[:20], True),  # until 5 s: nothing is known of the time of the request
+        (counts(4), True),
+        (counts(3), False),  # fewer tokens than the request has from 2 s before to 2 s after it
+        (counts(0, running=0), False),
+        ([{"t_ns": ns_from_s(t)} for t in range(30)], True),
+        ([], True),
+    ],
+)
+def test_counters_rule_an_engine_out_only_if_it_cannot_have_had_the_request(
+    samples: list[EngineSample], served: bool
+) -> None:
+    assert may_have_served(samples, span("r", client=True, output_tokens=24)) is served
+
+
+def test_an_engine_that_had_no_request_while_this_one_decoded_is_ruled_out() -> None:
+    long = span("r", client=True, start_s=10, end_s=20)
+    assert may_have_served(counts(10, running=1), long)
+    assert not may_have_served(counts(10, running=0), long)
+    assert may_have_served(counts(10, running=0), msgspec.structs.replace(long, first_token_ns=None))
+
+
+@pytest.mark.parametrize(
+    ("busy", "traced", "placed"),
+    [
+        ({0}, set(), 0),  # the other one was idle
+        ({0, 1}, set(), None),  # both may have had it
+        ({0, 1}, {1}, 0),  # the other one would have sent a span of it
+        ({0, 1}, {0, 1}, None),
+        ({1}, {1}, None),  # the span of the engine that had it was lost
+        (set(), set(), None),
+    ],
+)
+def test_a_clients_span_alone_goes_to_the_only_engine_that_can_have_had_it(
+    busy: set[int], traced: set[int], placed: int | None
+) -> None:
+    router = SpanRouter([A, B], WAIT_NS)
+    for number in traced:
+        router.add(span(f"e{number}", ("a", "b")[number], start_s=1, end_s=2), NS_PER_S)
+    assert router.add(client := span("c", client=True), 20 * NS_PER_S) == []
+    assert router.is_waiting("c")
+    early, _ = router.due(20 * NS_PER_S + WAIT_NS - 1, lambda number: counts(50 if number in busy else 0))
+    assert early == []
+    routed, unplaced = router.due(20 * NS_PER_S + WAIT_NS, lambda number: counts(50 if number in busy else 0))
+    assert routed == ([] if placed is None else [Routed(placed, client)])
+    assert unplaced == ([client] if placed is None else [])
+    assert not router.is_waiting("c")
+
+
+@pytest.mark.parametrize("order", ["pdc", "dpc", "pcd", "cpd", "cdp", "dcp"])
+def test_the_prefill_engine_never_gets_the_clients_output_tokens(order: str) -> None:
+    router = SpanRouter([P, D], WAIT_NS)
+    spans = {
+        "p": span("r", "p", start_s=10, end_s=10.5, output_tokens=1),
+        "d": span("r", "d", start_s=10.6, end_s=14),
+        "c": span("r", client=True, start_s=9.9, end_s=14.1, output_tokens=500),
+    }
+    routed = [one for who in order for one in router.add(spans[who], 20 * NS_PER_S)]
+    assert {(number, sent.client): (sent.output_tokens, copy) for number, sent, copy in routed} == {
+        (0, False): (1, False),
+        (1, False): (20, False),
+        (0, True): (None, True),
+        (1, True): (500, False),
+    }
+    assert len(routed) == 4
+    assert router.due(60 * NS_PER_S, nothing) == ([], [])
+
+
+def test_a_request_that_was_sent_again_to_another_engine_has_its_output_tokens_at_one_of_them() -> None:
+    router = SpanRouter([A, B], WAIT_NS)
+    spans = [span("r", "a", end_s=10.5), span("r", "b", start_s=11, end_s=12), span("r", client=True, start_s=9.9)]
+    routed = [one for sent in spans for one in router.add(sent, 20 * NS_PER_S)]
+    assert [(number, sent.output_tokens, copy) for number, sent, copy in routed if sent.client] == [
+        (0, 20, False),
+        (1, None, True),
+    ]
+
+
+def test_spans_beyond_those_that_are_kept_are_decided_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(span_router, "MAX_KEPT", 5)
+    router = SpanRouter([A, B], WAIT_NS)
+    for k in range(50):
+        router.add(span(f"c{k}", client=True), NS_PER_S)
+    _, unplaced = router.due(NS_PER_S, nothing)
+    assert [sent.key for sent in unplaced] == [f"c{k}" for k in range(45)]
+    assert len(router._by_name) == 5
+
+
+def test_many_spans_with_one_name_are_not_compared_with_each_other() -> None:
+    router = SpanRouter([A, B], WAIT_NS)
+    for k in range(1000):
+        router.add(span("same", "a", trace_id=TRACE, span_id=k.to_bytes(8)), NS_PER_S)
+    assert {len(kept) for kept in router._by_name.values()} == {span_router.MAX_PARTS}
