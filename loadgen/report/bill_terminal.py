@@ -38,9 +38,9 @@ def render_bill(bill: BillSums, console: Console) -> None:
     rows = list(bill_table(bill).rows())
     for row in rows:
         is_group = row["account"] == "requests"
-        names = [clean(row[name] or UNKNOWN, 40) if is_group else "" for name in bill.by]
+        names = [clean(row[name] or (UNKNOWN if is_group else ""), 40) for name in bill.by]
         if not is_group:
-            names[0] = f"({row['account']})"
+            names[0] = f"({row['account']}) {names[0]}".rstrip()
         error = None if row["max_se_mj"] is None else j_from_mj(row["max_se_mj"])
         cells = [count(row["requests"]), count(row["input_tokens"]), count(row["output_tokens"])]
         energy_mj = row["energy_mj"]

@@ -73,10 +73,13 @@ class BillGroup:
         self.input_tokens += request.input_tokens or 0
         self.cached_tokens += request.cached_tokens or 0
         self.output_tokens += request.output_tokens or 0
-        self.prefill_mj += request.prefill_mj
-        self.decode_mj += request.decode_mj
+        self.add_energy(request.prefill_mj, request.decode_mj)
         if request.energy_mj:
             self.se_mj = None if self.se_mj is None or request.se_mj is None else self.se_mj + request.se_mj
+
+    def add_energy(self, prefill_mj: int, decode_mj: int) -> None:
+        self.prefill_mj += prefill_mj
+        self.decode_mj += decode_mj
 
 
 @dataclass
@@ -92,6 +95,10 @@ class BillSums:
     idle_mj: int = 0
     """Idle energy that is in no group."""
     unattributed_mj: int = 0
+    engine_idle_mj: dict[str, int] = field(default_factory=dict)
+    """Parts of `idle_mj` by engine, where engines have names."""
+    engine_unattributed_mj: dict[str, int] = field(default_factory=dict)
+    """Parts of `unattributed_mj` by engine."""
     unsettled_mj: int = 0
     """Energy of requests that had not settled at the end, less that of requests which had not at the beginning."""
     lost_requests: int = 0
@@ -154,14 +161,20 @@ def _add(bill: BillSums, batch: LedgerBatch, open_before_mj: int) -> None:
     for request in batch.requests:
         if request.labels and len(bill.labels) < MAX_GROUPS:
             bill.labels |= request.labels.keys()
-        own = {"model": request.model, "workload": request.workload, "engine": request.engine or "", "day": day}
-        key = tuple(own[name] if name in own else request.labels.get(name, "") for name in bill.by)
-        if key not in bill.groups and len(bill.groups) >= MAX_GROUPS:
-            raise LoadgenError(f"more than {MAX_GROUPS:,} lines by {', '.join(bill.by)}: bill by fewer labels")
-        bill.groups.setdefault(key, BillGroup()).add(request)
+        group = _group(bill, request, request.engine, day)
+        group.add(request)
+        if request.prefill_engine is not None:
+            group.add_energy(-request.prefill_mj, 0)
+            _group(bill, request, request.prefill_engine, day).add_energy(request.prefill_mj, 0)
     bill.counter_mj += period.counter_mj
     bill.idle_mj += period.idle_mj
     bill.unattributed_mj += period.unattributed_mj + period.lost_mj
+    for part in period.engines:
+        for parts_mj, energy_mj in (
+            (bill.engine_idle_mj, part.idle_mj),
+            (bill.engine_unattributed_mj, part.unattributed_mj),
+        ):
+            parts_mj[part.engine] = parts_mj.get(part.engine, 0) + energy_mj
     bill.unsettled_mj += period.open_mj - open_before_mj
     bill.lost_requests += period.lost_requests
     bill.from_unix_ns = min(bill.from_unix_ns or period.from_unix_ns, period.from_unix_ns)
@@ -169,19 +182,40 @@ def _add(bill: BillSums, batch: LedgerBatch, open_before_mj: int) -> None:
     bill.measured_ns += period.to_unix_ns - period.from_unix_ns
 
 
+def _group(bill: BillSums, request: SettledRequest, engine: str | None, day: str) -> BillGroup:
+    """Return the group of a request, or of its part at an engine."""
+    own = {"model": request.model, "workload": request.workload, "engine": engine or "", "day": day}
+    key = tuple(own[name] if name in own else request.labels.get(name, "") for name in bill.by)
+    if key not in bill.groups and len(bill.groups) >= MAX_GROUPS:
+        raise LoadgenError(f"more than {MAX_GROUPS:,} lines by {', '.join(bill.by)}: bill by fewer labels")
+    return bill.groups.setdefault(key, BillGroup())
+
+
 def _share_idle(bill: BillSums) -> None:
-    """Divide the idle energy of the whole bill among its groups; without any weight it stays idle."""
+    """Divide the idle energy among the groups, that of an engine among its own in a bill by engine.
+
+    What no group has a weight for stays idle.
+    """
     if bill.share_idle == "none":
         return
-    groups = list(bill.groups.values())
-    weights = [
-        group.input_tokens + group.output_tokens if bill.share_idle == "by-tokens" else group.energy_mj
-        for group in groups
-    ]
-    if sum(weights):
-        for group, share_mj in zip(groups, whole_shares(bill.idle_mj, weights), strict=True):
-            group.idle_mj = share_mj
-        bill.idle_mj = 0
+    if "engine" not in bill.by:
+        bill.engine_idle_mj = {}
+    column = bill.by.index("engine") if bill.engine_idle_mj else 0
+    rest_mj = bill.idle_mj - sum(bill.engine_idle_mj.values())
+    for engine, idle_mj in ((None, rest_mj), *bill.engine_idle_mj.items()):
+        groups = [group for key, group in bill.groups.items() if engine is None or key[column] == engine]
+        weights = [
+            group.input_tokens + group.output_tokens
+            if bill.share_idle == "by-tokens"
+            else group.prefill_mj + group.decode_mj
+            for group in groups
+        ]
+        if sum(weights):
+            for group, share_mj in zip(groups, whole_shares(idle_mj, weights), strict=True):
+                group.idle_mj += share_mj
+            bill.idle_mj -= idle_mj
+            if engine is not None:
+                bill.engine_idle_mj = bill.engine_idle_mj | {engine: 0}
 
 
 def whole_shares(total: int, weights: Sequence[int]) -> list[int]:
@@ -229,11 +263,11 @@ def bill_table(bill: BillSums) -> Table:
          group.se_mj, *priced(group.energy_mj, bill.factors)]
         for key, group in groups
     ]  # fmt: skip
-    others = {"idle": bill.idle_mj, "unattributed": bill.unattributed_mj, "unsettled": bill.unsettled_mj}
-    for name, energy_mj in others.items():
+    for name, engine, energy_mj in _others(bill):
         idle_mj = energy_mj if name == "idle" else None
-        unknown = [None] * (len(labels) + 9)
-        rows.append([name, *unknown, idle_mj, energy_mj, None, *priced(energy_mj, bill.factors)])
+        of_labels = [engine if label == "engine" else None for label in bill.by]
+        shown = [*of_labels, *([None] * 9), idle_mj, energy_mj, None]
+        rows.append([name, *shown, *priced(energy_mj, bill.factors)])
     columns = [account, *labels, *numbers]
     return Table(columns, {column.name: [row[k] for row in rows] for k, column in enumerate(columns)})
 
@@ -242,3 +276,18 @@ def priced(energy_mj: int, factors: Factors) -> list[float | None]:
     """Return an energy with the facility's overhead, its CO2e and its cost."""
     joules = factors.facility_joules(j_from_mj(energy_mj))
     return [joules, factors.co2e_grams(joules), factors.cost(joules)]
+
+
+def _others(bill: BillSums) -> list[tuple[str, str | None, int]]:
+    """Return the lines of energy in no group: account, engine if the bill is by engine and it is known, and energy."""
+    lines: list[tuple[str, str | None, int]] = []
+    for account, total_mj, by_engine in (
+        ("idle", bill.idle_mj, bill.engine_idle_mj),
+        ("unattributed", bill.unattributed_mj, bill.engine_unattributed_mj),
+    ):
+        parts = sorted(by_engine.items()) if "engine" in bill.by else []
+        rest_mj = total_mj - sum(energy_mj for _, energy_mj in parts)
+        lines += [(account, engine, energy_mj) for engine, energy_mj in parts]
+        if rest_mj or not parts:
+            lines.append((account, None, rest_mj))
+    return [*lines, ("unsettled", None, bill.unsettled_mj)]

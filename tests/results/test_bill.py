@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.errors import LoadgenError
-from loadgen.results.bill import SHARES, SpanOfTime, bill_of, bill_table, whole_shares
+from loadgen.results.bill import SHARES, ShareIdle, SpanOfTime, bill_of, bill_table, whole_shares
 from loadgen.results.bill_boundary import bill_boundary
 from loadgen.results.factors import Factors, factors_of
-from loadgen.results.ledger_lines import LedgerLine, LedgerPeriod, LedgerStart, SettledRequest
+from loadgen.results.ledger_lines import EnginePeriod, LedgerLine, LedgerPeriod, LedgerStart, SettledRequest
 from loadgen.results.read_ledger import MAX_LINE
 
 SECOND = 10**9
@@ -55,6 +55,61 @@ def ledger(tmp_path: Path) -> Path:
         request("chat", 80, ok=False), period(86_410, 80, 1, idle_mj=1, before_mj=50),
     )  # fmt: skip
     return tmp_path
+
+
+@pytest.fixture
+def two_engines(tmp_path: Path) -> Path:
+    """Engine p computes prompts for engine d; a period of a ledger before engines had names; 5 mJ of lost requests."""
+    of_engines = (
+        EnginePeriod(engine="p", counter_mj=100 + 30, idle_mj=20, unattributed_mj=10),
+        EnginePeriod(engine="d", counter_mj=200 + 75, idle_mj=70, unattributed_mj=0),
+    )
+    lost = msgspec.structs.replace(period(20, 305, 1, idle_mj=90, other_mj=10), lost_mj=5, lost_requests=1)
+    write(
+        tmp_path, "a.jsonl", start(),
+        request("chat", 9, engine="old:8000"), period(10, 9, 1, idle_mj=4),
+        request("chat", 300, engine="d", prefill_engine="p"), msgspec.structs.replace(lost, engines=of_engines),
+    )  # fmt: skip
+    return tmp_path
+
+
+ROWS: dict[str, dict[tuple[str, str | None], int]] = {
+    "none": {
+        ("requests", "p"): 100, ("requests", "d"): 200, ("requests", "old:8000"): 9,
+        ("idle", "p"): 20, ("idle", "d"): 70, ("idle", None): 4,
+        ("unattributed", "p"): 10, ("unattributed", "d"): 0, ("unattributed", None): 5, ("unsettled", None): 0,
+    },
+    "by-energy": {
+        ("requests", "p"): 121, ("requests", "d"): 273, ("requests", "old:8000"): 9,
+        ("idle", "p"): 0, ("idle", "d"): 0,
+        ("unattributed", "p"): 10, ("unattributed", "d"): 0, ("unattributed", None): 5, ("unsettled", None): 0,
+    },
+}  # fmt: skip
+"""The 4 mJ that are of no engine are shared by all: 1 mJ of p, 3 of d, and the rest of old:8000 is less than a half."""
+
+
+@pytest.mark.parametrize("share", ROWS)
+def test_a_bill_by_engine_has_the_prefills_of_one_and_the_decodes_of_the_other_and_the_idle_energy_of_each(
+    two_engines: Path, share: ShareIdle
+) -> None:
+    bill = bill_of(two_engines, ("engine",), share_idle=share)
+    rows = list(bill_table(bill).rows())
+    assert {(row["account"], row["engine"]): row["energy_mj"] for row in rows} == ROWS[share]
+    assert sum(row["energy_mj"] for row in rows) == bill.counter_mj
+    assert [bill.groups[name,].requests for name in ("p", "d")] == [0, 1]
+    assert [(bill.groups[name,].prefill_mj, bill.groups[name,].decode_mj) for name in ("p", "d")] == [
+        (100, 0),
+        (0, 200),
+    ]
+
+
+def test_a_bill_by_other_labels_has_one_line_for_idle_energy(two_engines: Path) -> None:
+    rows = {(row["account"], row["workload"]): row["energy_mj"] for row in bill_table(bill_of(two_engines)).rows()}
+    assert rows == {
+        ("requests", "chat"): 309, ("idle", None): 94, ("unattributed", None): 15, ("unsettled", None): 0
+    }  # fmt: skip
+    shared = bill_of(two_engines, share_idle="by-energy")
+    assert (shared.groups["chat",].energy_mj, shared.idle_mj) == (403, 0)
 
 
 def test_a_bill_sums_to_the_counter_with_idle_and_unattributed_as_lines(ledger: Path) -> None:
@@ -162,6 +217,10 @@ def test_a_file_that_ends_anywhere_is_read_up_to_its_last_whole_period(ledger: P
         ([start(version="2.0")], r"a.jsonl:1: format '2.0' is not read by this version"),
         ([start(), period(1, 5, 0)], r"a.jsonl:2: the period is not its parts: 5 mJ of its counter are in no line"),
         ([start(), request("chat", 5), period(1, 5, 2)], r"a.jsonl:3: the period has 2 requests, and 1 lines of them"),
+        ([start(), msgspec.structs.replace(period(1, 0, 0), engines=(EnginePeriod(engine="a", idle_mj=1),))],
+         r"a.jsonl:2: the period is not the sum of its engines"),
+        ([start(), msgspec.structs.replace(period(1, 0, 0), engines=(EnginePeriod(engine="a"),) * 257)],
+         r"a.jsonl:2: not a line of a ledger: .*<= 256"),
         ([start(), msgspec.structs.replace(period(1, 0, 0), to_unix_ns=-1)], r"a.jsonl:2: the period ends before it"),
         ([start(), msgspec.structs.replace(period(1, 0, 0), idle_mj=-1)], r"a.jsonl:2: not a line of a ledger.*>= 0"),
         ([start(), msgspec.structs.replace(request("chat", 5), workload="x" * 257)], r"a.jsonl:2: .*<= 256"),

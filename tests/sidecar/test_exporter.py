@@ -7,7 +7,7 @@ from msgspec.structs import replace as changed
 
 from loadgen.energy.series import EnergyDomain
 from loadgen.sidecar.accounts import Accounts, OpenRequest
-from loadgen.sidecar.exporter import METRICS, SidecarPage, metric_family
+from loadgen.sidecar.exporter import METRICS, SidecarPage, gpu_label, metric_family
 from loadgen.sidecar.ledger import DomainEnergy, Snapshot
 from loadgen.sidecar.session_energy import SESSION_IDLE_S
 from sidecar.test_accounts import REQUEST
@@ -145,3 +145,20 @@ def test_a_histogram_counts_closed_requests_and_names_one_in_its_bucket() -> Non
     assert exemplar is not None and (exemplar.labels, exemplar.value) == ({"request_id": "run-1"}, 2.0)
     totals = {row.name: row.value for row in rows if not row.name.endswith("_bucket")}
     assert totals == {"loadgen_request_energy_joules_count": 1, "loadgen_request_energy_joules_sum": 2.0}
+
+
+def test_metrics_of_engines_with_names_have_the_label_engine_and_those_of_the_sidecar_one_row() -> None:
+    pages = [replace(page(), engine=name) for name in ("a", "b")]
+    for declared in METRICS:
+        alone = [row for row in metric_family(declared, [page()]).samples if row.name != f"{declared.name}_created"]
+        rows = [row for row in metric_family(declared, pages).samples if row.name != f"{declared.name}_created"]
+        if declared.by_engine:
+            assert [(row.name, row.labels, row.value) for row in rows] == [
+                (row.name, {"engine": name, **row.labels}, row.value) for name in ("a", "b") for row in alone
+            ]
+        else:
+            assert rows == alone
+
+
+def test_a_gpu_of_an_engines_own_source_is_labelled_by_its_index() -> None:
+    assert [gpu_label(name) for name in ("gpu:0", "gpu:0@a", "cpu:package-0")] == ["0", "0", "cpu:package-0"]
