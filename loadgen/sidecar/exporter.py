@@ -368,7 +368,8 @@ def reference() -> str:
         + ", ".join(f"`{m.name}`" for m in METRICS if not m.by_engine)
         + ".",
         "The watermark and the equation below are then of each engine. A request with a prefill engine and a decode",
-        "engine is a request of both. Its output tokens are the decode engine's, but for the first: both generate it.",
+        "engine counts at the decode engine alone, with the energy of both in `loadgen_request_energy_joules`; the",
+        "prefill engine has its attributed energy.",
         "",
         "All counters and histograms are as of the watermark, `loadgen_settlement_lag_seconds` ago, so that",
         "ratios of them are of the same requests. At every scrape, to the millijoule:",

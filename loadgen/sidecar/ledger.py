@@ -486,8 +486,14 @@ class Ledger:
             entry = self._join.close(key)
             self._closed.append(entry.request)
             self.settled.append(SettledEntry(entry, self._accounts.key_of(entry.request)))
-            self._accounts.close(entry)
+            if self._role is None:
+                self._accounts.close(entry)
         self._accounts.end_sessions(end_ns)
+
+    def count(self, entry: OpenRequest) -> None:
+        """Count a request of which one phase alone ran here, with what it used at both engines."""
+        if self._role is not None:
+            self._accounts.close(entry)
 
     # -- out ---------------------------------------------------------------------------------------------------
 

@@ -6,12 +6,17 @@ one any more. A part that was computed first waits for a bounded time: how long 
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple
+
+import msgspec
 
 if TYPE_CHECKING:
     from loadgen.energy.named_engine import NamedEngine
+    from loadgen.sidecar.accounts import OpenRequest
     from loadgen.sidecar.ledger import SettledEntry
 
 MAX_HELD = 20_000
@@ -41,6 +46,30 @@ class SettledPair(NamedTuple):
 
     main: SettledPart
     prefill: SettledPart | None = None
+
+    @property
+    def entry(self) -> OpenRequest:
+        """The request with the energy and the time of both parts."""
+        entry = self.main.settled.entry
+        if self.prefill is None:
+            return entry
+        first = self.prefill.settled.entry
+        variances_j2 = entry.windows_j2, first.windows_j2
+        return replace(
+            entry,
+            request=msgspec.structs.replace(
+                entry.request,
+                start_ns=min(first.request.start_ns, entry.request.start_ns),
+                cached_tokens=first.request.cached_tokens,
+                ok=first.request.ok and entry.request.ok,
+            ),
+            prefill_mj=first.prefill_mj + entry.prefill_mj,
+            decode_mj=first.decode_mj + entry.decode_mj,
+            charged=first.charged and entry.charged,
+            whole=first.whole and entry.whole,
+            windows_j2=None if None in variances_j2 else sum(filter(None, variances_j2)),
+            law_j=math.hypot(first.law_j, entry.law_j),
+        )
 
 
 class RequestPairs:

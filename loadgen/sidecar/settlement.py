@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from math import hypot
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -78,6 +77,8 @@ class Settlement:
         ]
         pairs += self._pairs.due(now_ns, lambda number: self._engines[number].ledger.committed_ns)
         pairs += self._pairs.all() if last else []
+        for pair in pairs:
+            self._engines[pair.main.engine].ledger.count(pair.entry)
         requests = tuple(settled_request(pair, self._names, unix_ns, now_ns) for pair in pairs)
         self._unwritten += [
             NamedRequest(request, tuple(pair.main.names | (pair.prefill.names if pair.prefill else set())))
@@ -185,11 +186,8 @@ def settled_request(
     pair: SettledPair, engines: Sequence[str | None], unix_ns: Callable[[int], int], now_ns: int
 ) -> SettledRequest:
     """Return a request as the ledger and its page have it. engines: names of all engines."""
-    entry, (model, workload) = pair.main.settled
-    request, parts = entry.request, [pair.main, *([pair.prefill] if pair.prefill else [])]
-    errors_mj = [part.settled.entry.se_mj for part in parts]
-    known_mj = [error_mj for error_mj in errors_mj if error_mj is not None]
-    cached_tokens = pair.prefill.settled.entry.request.cached_tokens if pair.prefill else request.cached_tokens
+    entry, (_, (model, workload)) = pair.entry, pair.main.settled
+    request = entry.request
     return SettledRequest(
         id=next((part.key for part in entry.parts if part.client), request.key),
         model=model[:MAX_TEXT],
@@ -197,16 +195,16 @@ def settled_request(
         engine=engines[pair.main.engine],
         prefill_engine=engines[pair.prefill.engine] if pair.prefill else None,
         labels=request.labels,
-        ok=all(part.settled.entry.request.ok for part in parts),
-        begin_unix_ns=unix_ns(min(part.settled.entry.request.start_ns for part in parts)),
+        ok=request.ok,
+        begin_unix_ns=unix_ns(request.start_ns),
         first_token_unix_ns=None if request.first_token_ns is None else unix_ns(request.first_token_ns),
         end_unix_ns=unix_ns(request.end_ns),
         settled_unix_ns=unix_ns(now_ns),
         input_tokens=request.input_tokens,
         output_tokens=request.output_tokens,
-        cached_tokens=cached_tokens,
-        prefill_mj=sum(part.settled.entry.prefill_mj for part in parts),
-        decode_mj=sum(part.settled.entry.decode_mj for part in parts),
-        se_mj=None if len(known_mj) < len(parts) else round(hypot(*known_mj)),
-        whole=all(part.settled.entry.whole and part.settled.entry.charged for part in parts),
+        cached_tokens=request.cached_tokens,
+        prefill_mj=entry.prefill_mj,
+        decode_mj=entry.decode_mj,
+        se_mj=entry.se_mj,
+        whole=entry.whole and entry.charged,
     )

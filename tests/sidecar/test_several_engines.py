@@ -181,6 +181,7 @@ async def test_prefill_and_decode_of_a_request_are_owed_to_the_engines_that_ran_
             url = str(server.make_url("")).rstrip("/")
             names = await ask_all(made.session, url, made.url, [30, 20])
         pages = await made.settled(names)
+        made.one.tick()
         for page, output in zip(pages, (30, 20), strict=True):
             assert (page["engine"], page["prefill_engine"], page["output_tokens"]) == ("d", "p", output)
             assert page["prefill_joules"] > 0 and page["decode_joules"] > 0
@@ -189,7 +190,10 @@ async def test_prefill_and_decode_of_a_request_are_owed_to_the_engines_that_ran_
         energy, phases = "loadgen_attributed_energy_joules_total", ("prefill", "decode")
         assert [totals["p"][f"{energy},{phase}"] > 0 for phase in phases] == [True, False]
         assert [totals["d"][f"{energy},{phase}"] > 0 for phase in phases] == [False, True]
-        assert totals["p"]["loadgen_output_tokens_total"] == 2, "its own: a token of each prompt"
+        count, tokens = "loadgen_request_energy_joules_count", "loadgen_output_tokens_total"
+        assert [(totals[name][count], totals[name][tokens]) for name in "pd"] == [(0, 0), (2, 50)], "counted once"
+        joules = sum(page["joules"] for page in pages)
+        assert totals["d"]["loadgen_request_energy_joules_sum"] == pytest.approx(joules), "of both engines"
         shown_j = sum(page["prefill_joules"] for page in pages), sum(page["decode_joules"] for page in pages)
         assert shown_j[0] == pytest.approx(totals["p"][f"{energy},prefill"])
         assert shown_j[1] == pytest.approx(totals["d"][f"{energy},decode"])
