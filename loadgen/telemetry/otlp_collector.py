@@ -3,7 +3,9 @@ for what may be sent again. What a collector answers is bounded in size and in t
 
 from __future__ import annotations
 
+import os
 import re
+import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
@@ -128,7 +130,7 @@ class Collector:
         except TimeoutError:
             return Answer("no answer in time", retry=True)
         except (aiohttp.ClientError, OSError, ValueError) as err:
-            return Answer(f"it cannot be reached ({type(err).__name__})", retry=True)
+            return Answer(f"it cannot be reached ({_reason(err)})", retry=True)
 
     def _read(self, content_type: str, body: bytes) -> Answer:
         """Read the answer to a message that was taken, at least in part."""
@@ -143,6 +145,14 @@ class Collector:
 
     async def close(self) -> None:
         await self._session.close()
+
+
+def _reason(err: Exception) -> str:
+    """Return why there was no answer, in words that nobody else chose."""
+    cause = getattr(err, "os_error", err)
+    if isinstance(cause, socket.gaierror):
+        return "its host is not known"
+    return os.strerror(cause.errno) if isinstance(cause, OSError) and cause.errno else type(err).__name__
 
 
 def _pause_s(retry_after: str | None) -> float | None:
