@@ -2,6 +2,7 @@
 
 import base64
 import http.client
+import ssl
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 from urllib.parse import SplitResult, urlsplit
@@ -42,15 +43,22 @@ class HttpClient:
         headers: Mapping[str, str] | None = None,
         timeout_s: float | None = None,
         max_body_bytes: int = MAX_BODY_BYTES,
+        verify: bool = True,
         clock: Callable[[], int] = monotonic_ns,
     ) -> None:
-        """`parts` gives scheme, host and port; its path is not used. `headers` are part of every request."""
+        """`parts` gives scheme, host and port; its path is not used. `headers` are part of every request. verify: False
+        for a server whose certificate nobody signed."""
         self._headers = dict(headers or {})
         self._max_body_bytes = max_body_bytes
         self._clock = clock
-        connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
-        self._connection = connection(parts.hostname or "", parts.port, timeout=timeout_s)
+        host, timeout_s = parts.hostname or "", TIMEOUT_S if timeout_s is None else timeout_s
+        if parts.scheme == "https":
+            context = None if verify else _unverified()
+            self._connection: http.client.HTTPConnection = http.client.HTTPSConnection(
+                host, parts.port, timeout=timeout_s, context=context
+            )
+        else:
+            self._connection = http.client.HTTPConnection(host, parts.port, timeout=timeout_s)
 
     def request(self, method: str, path: str, body: bytes | None = None) -> HttpResponse:
         """Send a request and read its response. Raises REQUEST_ERRORS, BodyTooLargeError among them; the connection is
@@ -94,13 +102,27 @@ def http_get(
 class PageClient:
     """Reads the pages of an energy meter or an engine. Its error messages hold no credentials."""
 
-    def __init__(self, url: str, token: str | None, clock: Callable[[], int]) -> None:
-        """Raises MeterError if `url` is not an http(s) URL. `token` takes the place of the URL's user and password."""
+    def __init__(
+        self,
+        url: str,
+        token: str | None,
+        clock: Callable[[], int],
+        *,
+        headers: Mapping[str, str] | None = None,
+        timeout_s: float | None = None,
+        max_body_bytes: int = MAX_BODY_BYTES,
+        verify: bool = True,
+    ) -> None:
+        """Raises MeterError if `url` is not an http(s) URL. `token`, or else `headers`, takes the place of the user and
+        password in the URL."""
         parts = _split(url)
         self.hostname = parts.hostname or ""
         self.path = base_path(parts.path)
         self.url = public_url(parts._replace(path=self.path))
-        self._client = HttpClient(parts, headers=_credentials(parts, token), clock=clock)
+        self._client = HttpClient(
+            parts, headers=headers or _credentials(parts, token), timeout_s=timeout_s, max_body_bytes=max_body_bytes,
+            verify=verify, clock=clock,
+        )  # fmt: skip
 
     def get(self, path: str) -> HttpResponse:
         """GET a page, once more if the server had closed the connection meanwhile. Raises MeterError."""
@@ -137,6 +159,17 @@ def base_path(path: str) -> str:
     return path.rstrip("/")
 
 
+def _unverified() -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    return context
+
+
+def basic(user: str, password: str) -> str:
+    """Return the value of an Authorization header (RFC 7617)."""
+    return "Basic " + base64.b64encode(f"{user}:{password}".encode()).decode()
+
+
 def _split(url: str) -> SplitResult:
     try:
         parts = urlsplit(url)
@@ -155,6 +188,5 @@ def _credentials(parts: SplitResult, token: str | None) -> dict[str, str]:
             raise MeterError("the energy token holds characters that cannot be sent in a header")
         return {"Authorization": f"Bearer {token}"}
     if parts.username is not None:
-        pair = f"{parts.username}:{parts.password or ''}".encode()
-        return {"Authorization": "Basic " + base64.b64encode(pair).decode()}
+        return {"Authorization": basic(parts.username, parts.password or "")}
     return {}

@@ -9,12 +9,15 @@ import msgspec
 
 from loadgen.cli.options import FiniteRange
 from loadgen.energy.amd import open_amd
+from loadgen.energy.choose import open_meter
 from loadgen.energy.cpu_estimate import CpuEstimate
 from loadgen.energy.hwmon import HwmonMeter
 from loadgen.energy.inspect import DomainFacts, SourceFacts, inspect_sources
 from loadgen.energy.nvml import open_nvml
 from loadgen.energy.rapl import RaplMeter
+from loadgen.energy.redfish import SCHEME
 from loadgen.energy.remote import RemoteMeter
+from loadgen.errors import LoadgenError, MeterError
 
 if TYPE_CHECKING:
     from loadgen.energy.meter import EnergyMeter
@@ -23,7 +26,10 @@ _WIDTH = 80
 
 
 @click.command()
-@click.option("--energy", "url", metavar="URL", help="Look at a sidecar, a DCGM exporter or a simulated server too.")
+@click.option(
+    "--energy", "url", metavar="SOURCE",
+    help="Look at this source too, such as the URL of a sidecar or of a DCGM exporter, or hwmon:SENSOR.",
+)  # fmt: skip
 @click.option("--seconds", default=3.0, show_default=True, type=FiniteRange(0.5, 600), help="How long to look.")
 @click.option("--gpus", metavar="LIST", help="Only these GPUs: indices or UUIDs, comma-separated.")
 @click.option("--json", "as_json", is_flag=True, help="The same as JSON.")
@@ -38,7 +44,7 @@ def meters(url: str | None, seconds: float, gpus: str | None, as_json: bool) -> 
         "cpu": CpuEstimate,
     }
     if url is not None:
-        openers[url] = lambda: RemoteMeter(url, gpus=chosen)
+        openers[url] = lambda: _open(url, chosen)
     sources = inspect_sources(openers, seconds)
     if url is not None:
         sources[-1] = msgspec.structs.replace(sources[-1], name="URL")
@@ -51,6 +57,19 @@ def meters(url: str | None, seconds: float, gpus: str | None, as_json: bool) -> 
     if url is None:
         click.echo("URL     not asked: --energy http://HOST:PORT looks at a meter elsewhere")
     click.echo(f"\n--energy auto takes: {auto or 'none. Runs on this machine have no energy in their reports'}")
+
+
+def _open(source: str, gpus: list[str] | None) -> "EnergyMeter":
+    """Open what --energy of other commands names. Raises MeterError."""
+    if "://" in source and "#" not in source and not source.startswith(SCHEME):
+        return RemoteMeter(source, gpus=gpus)
+    try:
+        meter, reasons = open_meter(source, gpus=gpus)
+    except LoadgenError as err:
+        raise MeterError(str(err)) from err
+    if meter is None:
+        raise MeterError("; ".join(reasons))
+    return meter
 
 
 def source_text(source: SourceFacts) -> str:

@@ -16,6 +16,7 @@ from loadgen.energy.hwmon import HWMON, HwmonMeter
 from loadgen.energy.metric_page import MetricMeter
 from loadgen.energy.nvml import open_nvml
 from loadgen.energy.rapl import POWERCAP, RaplMeter
+from loadgen.energy.redfish import SCHEME, RedfishMeter
 from loadgen.energy.remote import RemoteMeter
 from loadgen.energy.several import SeveralMeters
 from loadgen.errors import LoadgenError, MeterError
@@ -73,6 +74,8 @@ def open_meter(
             return _asked("hwmon", lambda: HwmonMeter(hwmon, sensor.removeprefix("hwmon:"))), []
         case "cpu":
             return _asked("cpu", lambda: CpuEstimate(PowerCurve(*cpu_watts) if cpu_watts else None)), []
+        case url if url.startswith(SCHEME):
+            return _asked("Redfish", lambda: RedfishMeter(url)), []
         case url if "://" in url and "#" in url:
             return _asked("URL", lambda: MetricMeter(url, token=token)), []
         case url if "://" in url:
