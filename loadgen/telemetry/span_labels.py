@@ -25,7 +25,7 @@ BAGGAGE = "http.request.header.baggage"
 
 RESERVED = frozenset(
     ("model", "workload", "account", "outcome", "tokens", "gpu", "uuid", "source", "reason", "engine", "role",
-     "error_type", "signal", "le", "quantile", "job", "instance")
+     "le", "quantile", "job", "instance")
 )  # fmt: skip
 """Labels of the sidecar's own metrics, and of Prometheus."""
 
