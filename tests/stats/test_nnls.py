@@ -8,11 +8,11 @@ from hypothesis import strategies as st
 from loadgen.stats.nnls import held_out_predictions, nnls
 
 
-@given(st.integers(0, 2**32 - 1))
-def test_nnls_is_optimal(seed: int) -> None:
+@given(st.integers(0, 2**32 - 1), st.integers(1, 20))
+def test_nnls_is_optimal(seed: int, columns: int) -> None:
     """No small non-negative step from the answer makes the error smaller (Karush-Kuhn-Tucker)."""
     rng = np.random.default_rng(seed)
-    a, b = rng.random((40, 5)), rng.normal(size=40)
+    a, b = rng.random((40, columns)), rng.normal(size=40)
     x, _ = nnls(a, b)
     gradient = a.T @ (a @ x - b)
     assert (x >= 0).all()
@@ -32,6 +32,12 @@ def test_the_minimum_is_the_residual_of_the_answer() -> None:
     x, error = nnls(np.array([[1.0], [2.0]]), np.array([1.0, 3.0]))
     assert x == pytest.approx([1.4])
     assert error == pytest.approx(0.2)
+
+
+def test_columns_that_are_not_told_apart_share_what_they_explain() -> None:
+    x, error = nnls(np.array([[1.0, 1.0, 0.0], [2.0, 2.0, 1.0]]), np.array([2.0, 4.0]))
+    assert x == pytest.approx([1, 1, 0], abs=1e-9)
+    assert error == pytest.approx(0, abs=1e-9)
 
 
 def test_columns_of_zeros_get_zero() -> None:
