@@ -18,7 +18,7 @@ import math
 from collections import deque
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -77,6 +77,9 @@ def scenarios() -> list[Scenario]:
             for model, rps in ((large, large_rps), (small, small_rps))
         )
         pairs.append((f"70B mix {large_rps}/s + 8B mix {small_rps:.0f}/s", of_large, of_small))
+    for rps in (1.0, 4.0):
+        mix = EngineLoad(small, {"chat": rps / 2, "code": rps / 2}, half)
+        pairs.append((f"MoE mix {rps:.0f}/s + 8B mix {rps:.0f}/s", replace(mix, model="qwen3-30b-a3b"), mix))
     return [
         Scenario(f"{name}, {kind}", (first, second), speed)
         for kind, speed in (("slices of time", SLICES), ("at once", AT_ONCE))

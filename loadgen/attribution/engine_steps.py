@@ -128,9 +128,11 @@ class EngineSteps:
         return tuple(part.steps for part in self.parts) or (self,)
 
     @property
-    def members_of_engines(self) -> list[tuple[EngineSteps, Ints | slice]]:
-        """The steps of each engine, and the rows of their memberships."""
-        return [(part.steps, part.rows) for part in self.parts] or [(self, slice(None))]
+    def members_of_engines(self) -> list[tuple[EngineSteps, Ints | slice, slice]]:
+        """The steps of each engine, the rows of their memberships, and their own places among all."""
+        parts: list[tuple[EngineSteps, Ints | slice, slice]]
+        parts = [(part.steps, part.rows, slice(part.first, part.first + part.steps.count)) for part in self.parts]
+        return parts or [(self, slice(None), slice(None))]
 
 
 class Part(NamedTuple):
@@ -142,11 +144,6 @@ class Part(NamedTuple):
     steps: EngineSteps
     rows: Ints
     first: int
-
-    @property
-    def place(self) -> slice:
-        """Rows of its steps."""
-        return slice(self.first, self.first + self.steps.count)
 
 
 def decoded_tokens(emitted: Narrow, speculation: Speculation | None) -> Narrow:

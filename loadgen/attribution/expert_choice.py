@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, NamedTuple
 import msgspec
 import numpy as np
 
-from loadgen.attribution.cost_model import foreign_members, overlap
+from loadgen.attribution.cost_model import foreign_members, overlap, step_features
 from loadgen.attribution.expert_reads import ExpertReads, step_tokens
 from loadgen.attribution.window_fit import fit_without_outliers, window_work
 from loadgen.stats.nnls import held_out_predictions
-from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.attribution.engine_steps import EngineSteps
@@ -46,6 +45,9 @@ MAX_STEPS = 4096
 IMPROVEMENT = 0.5
 """Experts are assumed if the held-out squared error of windows is below this share of the dense law's. Simulated
 mixtures of experts reach 0.01 to 0.15, dense models 0.99 and, beside strangers, 0.79."""
+IMPROVEMENT_BESIDE = 0.75
+"""The same beside another engine on the GPU, whose own error is in both: simulated mixtures of experts reach 0.20 to
+0.67, dense models 0.92 and more (benchmarks/accuracy/two_engines.py)."""
 
 
 class Evidence(NamedTuple):
@@ -68,17 +70,22 @@ class Evidence(NamedTuple):
         return self.held_out_error(self.expert_columns(experts))
 
 
-def with_experts(series: EnergySeries, steps: EngineSteps, per_step: Floats) -> EngineSteps:
+def with_experts(
+    series: EnergySeries, steps: EngineSteps, per_step: Floats, beside: EngineSteps | None = None
+) -> EngineSteps:
     """Return dense steps with the reads of experts that windows and durations show, or as they are.
 
-    per_step: `step_features` of the same steps.
+    per_step: `step_features` of the same steps. beside: those of all engines on the GPU, where there are others.
     """
-    windows = window_evidence(series, steps, per_step)
+    if beside is None:
+        windows, improvement = window_evidence(series, steps, per_step), IMPROVEMENT
+    else:
+        windows, improvement = window_evidence(series, beside, step_features(beside), steps), IMPROVEMENT_BESIDE
     if windows is None:
         return steps
     candidates = [ExpertReads(chosen_share, spread) for chosen_share, spread in product(CHOSEN_SHARES, SPREADS)]
     best = min(candidates, key=windows.error_with)
-    if windows.error_with(best) > IMPROVEMENT * windows.held_out_error([]):
+    if windows.error_with(best) > improvement * windows.held_out_error([]):
         return steps
     evidence = (windows, duration_evidence(steps, per_step))
 
@@ -107,14 +114,20 @@ def neighbours(experts: ExpertReads, factor: float, step: float) -> list[ExpertR
     return near + [ExpertReads(share, spread, hidden * scale) for scale in (factor, 1 / factor) if hidden is not None]
 
 
-def window_evidence(series: EnergySeries, steps: EngineSteps, per_step: Floats) -> Evidence | None:
-    """Return the energy of the windows with steps; None if they are too few."""
+def window_evidence(
+    series: EnergySeries, steps: EngineSteps, per_step: Floats, reading: EngineSteps | None = None
+) -> Evidence | None:
+    """Return the energy of the windows with steps; None if they are too few.
+
+    reading: the steps that may read experts, where these are the steps of several engines.
+    """
+    reading = reading or steps
     work = window_work(series, steps, per_step)
     _, error, kept = fit_without_outliers(work.features, work.target, work.busy)
     if error is None or np.count_nonzero(kept) < BLOCKS * MIN_BLOCK_WINDOWS:
         return None
-    step, window, share = overlap(series.t_ns, steps.start_ns, steps.end_ns)
-    columns, row = expert_columns(steps, np.arange(steps.count))
+    step, window, share = overlap(series.t_ns, reading.start_ns, reading.end_ns)
+    columns, row = expert_columns(reading, np.arange(reading.count))
     row, windows = row[step], len(series) - 1
 
     def by_window(experts: ExpertReads) -> list[Floats]:
@@ -125,8 +138,9 @@ def window_evidence(series: EnergySeries, steps: EngineSteps, per_step: Floats) 
 
 
 def duration_evidence(steps: EngineSteps, per_step: Floats) -> Evidence:
-    """Return the durations of steps, in seconds, but for those that took far longer than others like them."""
-    seconds = (steps.end_ns - steps.start_ns) / NS_PER_S
+    """Return the time of the GPU that steps took, in seconds, but for those that took far longer than others like
+    them."""
+    seconds = steps.seconds
     chosen = np.arange(steps.count)[:: -(-steps.count // MAX_STEPS)]
     _, _, kept = fit_without_outliers(per_step[chosen], seconds[chosen], seconds[chosen] > 0)
     chosen = chosen[kept]

@@ -396,7 +396,7 @@ def _shapley(
     member_j = np.divide(member_mj, MJ_PER_J, out=member_mj)  # a run has millions of members: no second array
     errors = joules_errors(fit, series, clipped, steps, shares, member_j, len(records), known)
     accounts = []
-    for (engine, rows), (coefficients, columns) in zip(steps.members_of_engines, fit.engines, strict=True):
+    for (engine, rows, _), (coefficients, columns) in zip(steps.members_of_engines, fit.engines, strict=True):
         model = errors.model.of_prices(columns)
         quality = fit_quality(fit, coefficients, model)
         estimates = law_estimates(engine, shares[rows], member_j[rows], coefficients, model, records[:own], reusable)

@@ -34,19 +34,36 @@ IMPROVEMENT = 0.5
 
 
 def fit_law(series: EnergySeries, steps: EngineSteps) -> tuple[EngineSteps, Fit]:
-    """Return dense steps with what the windows show of their law (reads of experts, a price of time), and its fit.
-
-    Engines that share a GPU have a dense law each: their steps lengthen one another.
-    """
+    """Return dense steps with what the windows show of their law (reads of experts, a price of time), and its fit."""
     if steps.parts:
-        parts = [part._replace(steps=with_pace(part.steps, step_features(part.steps))) for part in steps.parts]
-        timed = replace(steps, parts=tuple(parts))
-        return timed, fit_windows(series, timed)
+        return fit_laws(series, steps)
     per_step = step_features(steps)
     read = with_experts(series, steps, per_step)
     per_step = per_step if read.experts is None else step_features(read)
     timed = with_time(series, read, per_step)
     return timed, fit_windows(series, timed, per_step if timed.pace is None else step_features(timed))
+
+
+def fit_laws(series: EnergySeries, steps: EngineSteps) -> tuple[EngineSteps, Fit]:
+    """Return the steps of engines that share a GPU with what the windows show of the law of each, and their fit.
+
+    The time of the GPU has a price always, and one for all: what the GPU draws whatever runs is drawn once while steps
+    of two engines run at once, which no price of their work can tell.
+    """
+    dense = steps
+    for number, engine in enumerate(dense.engines):
+        steps = _with_engine(steps, number, with_pace(engine, step_features(engine)))
+    for number, engine in enumerate(dense.engines):
+        per_step = step_features(engine)
+        read = with_experts(series, engine, per_step, steps)
+        if read.experts is not None:
+            steps = _with_engine(steps, number, with_pace(read, step_features(read)))
+    return steps, fit_windows(series, steps)
+
+
+def _with_engine(steps: EngineSteps, number: int, engine: EngineSteps) -> EngineSteps:
+    parts = [part._replace(steps=engine) if n == number else part for n, part in enumerate(steps.parts)]
+    return replace(steps, parts=tuple(parts))
 
 
 def with_time(series: EnergySeries, steps: EngineSteps, per_step: Floats) -> EngineSteps:

@@ -271,13 +271,16 @@ def joules_gradient(
     return gradient
 
 
-def equal_experts(series: EnergySeries, steps: EngineSteps, shares: Floats, expert_j: float, requests: int) -> Floats:
+def equal_experts(
+    series: EnergySeries, steps: EngineSteps, shares: Floats, expert_j: float, requests: int,
+    measured: Floats | None = None,
+) -> Floats:  # fmt: skip
     """Return float64[n, 2], joules: what prefill and decode of each request would gain if the members of a step had
-    equal parts of the experts that it reads. 0 for a dense model."""
+    equal parts of the experts that it reads. 0 for a dense model. measured: as for `divided_by_tokens`."""
     gains = np.zeros((requests, 2))
     if steps.experts is None or not expert_j:
         return gains
-    price = expert_j * measured_per_share(series, steps, shares)
+    price = expert_j * (measured_per_share(series, steps, shares) if measured is None else measured)
     part = feature_column(steps, "expert_j")
     equal = np.bincount(steps.step, part, minlength=steps.count) / np.bincount(steps.step, minlength=steps.count)
     gain = equal[steps.step]
@@ -314,18 +317,17 @@ def divided_by_tokens(
     return sum_by(steps.request, own, requests)
 
 
-def divided_by_tokens_of_engines(
+def other_divisions(
     series: EnergySeries, steps: EngineSteps, shares: Floats, fit: Fit, requests: int
-) -> Floats:
-    """Return the `divided_by_tokens` of the requests of all engines."""
-    if not steps.parts:
-        return divided_by_tokens(series, steps, shares, fit.coefficients, requests)
+) -> tuple[Floats, Floats]:
+    """Return the `equal_experts` and the `divided_by_tokens` of the requests of all engines."""
     measured = measured_per_share(series, steps, shares)
-    gains = np.zeros(requests)
-    for part, (coefficients, _) in zip(steps.parts, fit.engines, strict=True):
-        own, by_step = shares[part.rows], measured[part.place]
-        gains += divided_by_tokens(series, part.steps, own, coefficients, requests, by_step)
-    return gains
+    division, by_tokens = np.zeros((requests, 2)), np.zeros(requests)
+    for (engine, rows, place), (law, _) in zip(steps.members_of_engines, fit.engines, strict=True):
+        own, by_step = shares[rows], measured[place]
+        division += equal_experts(series, engine, own, law.expert_j or 0.0, requests, by_step)
+        by_tokens += divided_by_tokens(series, engine, own, law, requests, by_step)
+    return division, by_tokens
 
 
 def measured_per_share(series: EnergySeries, steps: EngineSteps, shares: Floats) -> Floats:
@@ -449,6 +451,7 @@ def joules_errors(
     inferred = rows.request >= known
     inferred_j = (rows.prefill_j + rows.decode_j)[inferred]
     model = error_model(fit, series, steps)
+    division, by_tokens = other_divisions(clipped, steps, shares, fit, requests)
     return JoulesErrors(
         model=model,
         rows=rows,
@@ -459,7 +462,7 @@ def joules_errors(
             clipped, steps, shares, requests, foreign_features(steps, clipped.t_ns), values,
             idle_w * free_time(steps, clipped.t_ns) / NS_PER_S,
         ),
-        division=equal_experts(clipped, steps, shares, fit.coefficients.expert_j or 0.0, requests),
-        by_tokens=divided_by_tokens_of_engines(clipped, steps, shares, fit, requests),
+        division=division,
+        by_tokens=by_tokens,
         ends=variance_of_ends(clipped, steps, joules, model.windows),
     )  # fmt: skip

@@ -183,7 +183,7 @@ def test_the_prices_of_engines_have_columns_of_their_own(seed: int) -> None:
     records = two_streams(seed % 50, 20)
     steps = together(records).steps
     features = step_features(steps)
-    for part, block in zip(steps.parts, np.hsplit(features, 2), strict=True):
-        assert block[part.place].tolist() == step_features(part.steps).tolist()
-        assert not np.delete(block, np.r_[part.place], axis=0).any()
+    for (engine, _, place), block in zip(steps.members_of_engines, np.hsplit(features, 2), strict=True):
+        assert block[place].tolist() == step_features(engine).tolist()
+        assert not np.delete(block, np.r_[place], axis=0).any()
     assert len(columns_of(steps)) == features.shape[1] == len(fit_windows(priced(records)[0], steps).values)
