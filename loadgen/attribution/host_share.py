@@ -33,6 +33,12 @@ class HostAccounts(NamedTuple):
     requests_mj: Ints
 
 
+def sum_of_hosts(hosts: Sequence[HostAccounts]) -> HostAccounts:
+    """Return the accounts of several hosts together."""
+    measured, idle, unattributed = (sum(mj) for mj in zip(*(host[:3] for host in hosts), strict=True))
+    return HostAccounts(measured, idle, unattributed, np.sum([host.requests_mj for host in hosts], axis=0))
+
+
 def share_host_energy(
     series: Sequence[EnergySeries],
     records: Sequence[RequestRecord],

@@ -25,8 +25,12 @@ if TYPE_CHECKING:
     from loadgen.stats.arrays import Floats, Ints
     from loadgen.telemetry.engine_sample import EngineSample
 
-PASSES = 1000
-"""Passes. Of simulated requests at 4/s on two replicas, 300 find the right engine of 93 %, these of 97 %."""
+PASSES = 3000
+"""Passes at the most. At 4/s on two replicas 300 find the right engine of 92 % of the requests, 3,000 of 97 %."""
+SETTLED = 1e-5
+"""Probabilities that change by less in a pass change no more."""
+MAX_WORK = 1_000_000_000
+"""Counts that are scaled, over all passes: some 10 s."""
 
 
 class _Counts(NamedTuple):
@@ -55,15 +59,21 @@ def engine_probabilities(
     likely[rows] = certain
     totals = [np.bincount(c.row, c.tokens, minlength=len(records)) for c in counts]
     told = np.any([total > 0 for total in totals], axis=0) if totals else np.zeros(len(records), np.bool_)
-    for _pass in range(PASSES if len(rows) < len(records) else 0):
+    passes = min(PASSES, MAX_WORK // max(sum(len(count.row) for count in counts), 1))
+    for _pass in range(passes if len(rows) < len(records) else 0):
+        before = likely.copy()
         for engine, (count, total) in enumerate(zip(counts, totals, strict=True)):
             expected = np.bincount(count.window, likely[count.row, engine] * count.tokens, len(count.counted))
-            ratio = np.minimum(np.divide(count.counted, expected, out=np.ones(len(expected)), where=expected > 0), 1.0)
+            ratio = np.divide(
+                np.minimum(count.counted, expected), expected, out=np.ones(len(expected)), where=expected > 0
+            )
             score = np.bincount(count.row, count.tokens * ratio[count.window], minlength=len(records))
             likely[:, engine] *= np.divide(score, total, out=np.ones(len(total)), where=total > 0)
         sums = likely.sum(axis=1, keepdims=True)
         likely = np.where(sums > 0, likely / np.where(sums > 0, sums, 1.0), 1.0 / likely.shape[1])
         likely[rows] = certain
+        if np.abs(likely - before).max() < SETTLED:
+            break
     likely[~told] = np.nan
     likely[rows] = certain
     return likely

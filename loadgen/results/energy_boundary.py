@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from loadgen.attribution.host_share import HostAccounts, ShareHost, share_host_energy
+from loadgen.attribution.host_share import HostAccounts, ShareHost, share_host_energy, sum_of_hosts
 from loadgen.energy.series import EnergyDomain, EnergySeries, accelerators, host_domains, scope, series_by_domain
 from loadgen.results import metrics
 from loadgen.results.energy_summary import summarize_energy, time_coverage, token_coverage
@@ -18,6 +18,7 @@ from loadgen.units import NS_PER_S, j_from_mj
 
 if TYPE_CHECKING:
     from loadgen.attribution.shapley import RunAttribution
+    from loadgen.record import RequestRecord
     from loadgen.results.run_folder import RunResult
 
 _MIN_COVERAGE = 0.99
@@ -35,9 +36,17 @@ def share_host(
         return attribution, None
     share_by: ShareHost = result.info.config.get("share_host") or "time"
     own_share = token_coverage(result)
-    accounts = share_host_energy(
-        series, result.records, start_ns, end_ns,
-        share_by=share_by, own_share=1.0 if own_share is None else min(own_share, 1.0),
+    hosts: dict[str, list[EnergySeries]] = {}
+    for domain in series:
+        hosts.setdefault(domain.domain.partition("@")[2], []).append(domain)
+    accounts = sum_of_hosts(
+        [
+            share_host_energy(
+                own, records_at_host(result, attribution, host), start_ns, end_ns,
+                share_by=share_by, own_share=1.0 if own_share is None else min(own_share, 1.0),
+            )
+            for host, own in hosts.items()
+        ]
     )  # fmt: skip
     requests = [
         msgspec.structs.replace(share, host_joules=j_from_mj(int(mj)))
@@ -45,6 +54,20 @@ def share_host(
     ]
     host = _host_energy(result, domains, series, accounts, share_by, start_ns, end_ns)
     return msgspec.structs.replace(attribution, requests=requests), host
+
+
+def records_at_host(result: RunResult, attribution: RunAttribution, host: str) -> Sequence[RequestRecord]:
+    """Return the records, those of requests that another host served as if they had not been sent.
+
+    host: the engine whose own energy source the host's meter is; empty for that of all other engines.
+    """
+    engines = {engine.name for engine in result.info.engines if (engine.name if engine.energy else "") == host}
+    if not engines:
+        return result.records
+    return [
+        record if engines & {share.engine, share.prefill_engine} else msgspec.structs.replace(record, sent_ns=None)
+        for share, record in zip(attribution.requests, result.records, strict=True)
+    ]
 
 
 def _host_energy(

@@ -1,5 +1,6 @@
 """The boundary names every part of what serving takes, and adds none of them twice."""
 
+from dataclasses import replace
 from typing import Any
 
 import msgspec
@@ -12,6 +13,7 @@ from loadgen.results.summarize import analyse_run
 from loadgen.results.summary import Boundary, EnergySummary
 from loadgen.units import NS_PER_S, mj_from_j
 from support import sample_runs
+from support.fleet_runs import replicas
 
 HOST = [
     EnergyDomain(name="cpu:package-0", source="rapl"),
@@ -61,6 +63,28 @@ def test_the_host_beside_the_gpus_changes_none_of_their_accounts(share_by: str) 
     assert alone.host is None
     assert beside.host is not None
     assert beside.host.share_by == share_by
+
+
+def test_the_energy_of_a_host_is_shared_by_the_requests_of_its_own_engine() -> None:
+    """Engine b has a host of its own, whose meter is read there."""
+    fleet = replicas(requests=40)
+    run, t_ns = fleet.result, sorted({sample.t_ns for sample in fleet.result.energy})
+    a, b = run.info.engines
+    engines = [a, msgspec.structs.replace(b, energy="http://b", gpus=())]
+    domains = [
+        run.info.domains[0],
+        EnergyDomain(name="gpu:0@b", source="simulated"),
+        EnergyDomain(name="cpu:package-0@b", source="rapl"),
+    ]
+    moved = [msgspec.structs.replace(s, domain="gpu:0@b") if s.domain == "gpu:1" else s for s in run.energy]
+    host = [EnergySample(at_ns, "cpu:package-0@b", 150.0 * (at_ns - t_ns[0]) / NS_PER_S) for at_ns in t_ns]
+    info = msgspec.structs.replace(run.info, engines=engines, domains=domains)
+    result = analyse_run(replace(run, info=info, energy=[*moved, *host]))
+    shares = [share.host_joules or 0.0 for share in result.shares.values()]
+    assert all((joules > 0) == (name == "b") for joules, name in zip(shares, fleet.served_by, strict=True))
+    host_energy = energy_of(result).host
+    assert host_energy is not None
+    assert host_energy.attributed_joules == pytest.approx(sum(shares))
 
 
 @pytest.mark.parametrize("share_by", SHARE_HOST)
