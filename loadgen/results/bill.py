@@ -73,13 +73,23 @@ class BillGroup:
         self.input_tokens += request.input_tokens or 0
         self.cached_tokens += request.cached_tokens or 0
         self.output_tokens += request.output_tokens or 0
-        self.add_energy(request.prefill_mj, request.decode_mj)
+        self.decode_mj += request.decode_mj
+        if request.prefill_engine is None:
+            self.prefill_mj += request.prefill_mj
+        self._add_error(request)
+
+    def add_prefill(self, request: SettledRequest, *, of_other: bool) -> None:
+        """Add the prefill of a request that another engine decoded; its error is no larger than the request's.
+
+        of_other: the request is counted in another group, with its error.
+        """
+        self.prefill_mj += request.prefill_mj
+        if of_other:
+            self._add_error(request)
+
+    def _add_error(self, request: SettledRequest) -> None:
         if request.energy_mj:
             self.se_mj = None if self.se_mj is None or request.se_mj is None else self.se_mj + request.se_mj
-
-    def add_energy(self, prefill_mj: int, decode_mj: int) -> None:
-        self.prefill_mj += prefill_mj
-        self.decode_mj += decode_mj
 
 
 @dataclass
@@ -164,8 +174,8 @@ def _add(bill: BillSums, batch: LedgerBatch, open_before_mj: int) -> None:
         group = _group(bill, request, request.engine, day)
         group.add(request)
         if request.prefill_engine is not None:
-            group.add_energy(-request.prefill_mj, 0)
-            _group(bill, request, request.prefill_engine, day).add_energy(request.prefill_mj, 0)
+            first = _group(bill, request, request.prefill_engine, day)
+            first.add_prefill(request, of_other=first is not group)
     bill.counter_mj += period.counter_mj
     bill.idle_mj += period.idle_mj
     bill.unattributed_mj += period.unattributed_mj + period.lost_mj

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
-from loadgen.sidecar.label_sets import LabelSets
+from loadgen.sidecar.label_sets import LabelSets, ShownValues
 from loadgen.sidecar.server_times import ServerTimes
 from loadgen.sidecar.session_energy import OpenSessions
 from loadgen.telemetry.histogram import Histogram
@@ -166,9 +166,13 @@ class Accounts:
     """One account per pair of model and workload, bounded in number whatever clients call themselves."""
 
     def __init__(
-        self, model: str | None = None, labels: Iterable[str] = (), label_values: int = MAX_LABEL_VALUES
+        self,
+        model: str | None = None,
+        labels: Iterable[str] = (),
+        label_values: int = MAX_LABEL_VALUES,
+        shown: ShownValues | None = None,
     ) -> None:
-        self.labels = LabelSets(labels, label_values)
+        self.labels = LabelSets(labels, label_values, shown)
         """Labels of the user's choosing, by which totals are shown too."""
         self._rows = 0
         """Totals by labels, of all accounts."""

@@ -20,12 +20,17 @@ CLOCKS_NS = NS_PER_S // 4
 """Clocks of a gateway's and an engine's machine may differ by this much."""
 
 
+ShownValues = dict[str, set[str]]
+"""Values that are shown, by label."""
+
+
 class LabelSets:
     """The values shown of each label. A value that was shown once is always shown: a counter of it may not end."""
 
-    def __init__(self, names: Iterable[str], max_values: int) -> None:
+    def __init__(self, names: Iterable[str], max_values: int, shown: ShownValues | None = None) -> None:
+        """shown: the values that are shown already, of several sets that show the same ones."""
         self.names = tuple(names)
-        self._values: dict[str, set[str]] = {name: set() for name in self.names}
+        self._values: ShownValues = {} if shown is None else shown
         self._max_values = max_values
         self._traces: OrderedDict[bytes, list[SpanLabels]] = OrderedDict()
 
@@ -57,7 +62,7 @@ class LabelSets:
         return tuple(labels.get(name, "") for name in self.names)
 
     def _shown(self, name: str, value: str) -> str:
-        values = self._values[name]
+        values = self._values.setdefault(name, set())
         if value not in values and value != OTHER:
             if len(values) >= self._max_values:
                 return OTHER

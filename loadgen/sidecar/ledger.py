@@ -57,6 +57,8 @@ FOREIGN_SHARE = 0.02
 """Tokens of other clients, relative to those of spans, beyond which the fit is made again every FIRST_FIT_NS."""
 COVERAGE_NS = 300 * NS_PER_S
 """Coverage is that of committed energy this far back."""
+REPORTING_NS = 600 * NS_PER_S
+"""Clients that sent a span within this time send one of each of their requests."""
 COMMIT_ROWS = 10_000
 FIT_ROWS = 20_000
 MAX_OPEN = 20_000
@@ -184,12 +186,13 @@ class Ledger:
         model: str | None = None,
         labels: Iterable[str] = (),
         label_values: int = MAX_LABEL_VALUES,
+        shown: dict[str, set[str]] | None = None,
         since_ns: int = 0,
         role: Literal["prefill", "decode"] | None = None,
     ) -> None:
         """model: of spans that name none. labels: names of labels by which requests are counted too, of which
-        `label_values` values are shown. since_ns: spans that end before are late, a former sidecar had them. role: the
-        phase of its requests that alone runs at the engine."""
+        `label_values` values are shown. shown: values of labels that are shown already. since_ns: spans that end before
+        are late, a former sidecar had them. role: the phase of its requests that alone runs at the engine."""
         self._role = role
         self._lateness = lateness or AllowedLateness()
         self._domains = {domain.name: _Domain(domain) for domain in accelerators(domains)}
@@ -200,7 +203,7 @@ class Ledger:
         self._join = SpanJoin(self._open)
         self._first_tokens: OrderedDict[bytes, int] = OrderedDict()
         """Trace -> its earliest token; 0 once a request has it."""
-        self._accounts = Accounts(model, labels, label_values)
+        self._accounts = Accounts(model, labels, label_values, shown)
         self._idle_mj = self._unattributed_mj = 0
         self._fitted: LiveFit | None = None
         self.settled: list[SettledEntry] = []
@@ -219,6 +222,8 @@ class Ledger:
         """t_ns, tokens of spans and of the engine, of each commit."""
         self.dropped: Counter[str] = Counter()
         self._merged = self._partial = 0
+        self._reported_ns = -REPORTING_NS
+        """Instant of a client's newest span."""
 
     @property
     def sources(self) -> list[str]:
@@ -255,6 +260,7 @@ class Ledger:
 
         copy: the span counts in another engine's ledger; if it comes too late for this one, that is not counted.
         """
+        self._reported_ns = now_ns if request.client else self._reported_ns
         request = self._with_first_token(request)
         if self._accounts.labels.names:
             request = msgspec.structs.replace(request, labels=self._accounts.labels.bounded(request.labels))
@@ -311,7 +317,18 @@ class Ledger:
         give_up = give_up_ns(now_ns, self._lateness, self._longest_ns)
         after_ns, until_ns = max(give_up, self._watermark_ns), now_ns - ns_from_s(self._lateness.min_s)
         samples = [sample for sample in self._samples if after_ns < sample["t_ns"] <= until_ns]
-        return max(self._watermark_ns, give_up, complete_until(samples, self._span_times(samples)))
+        complete_ns = complete_until(samples, self._span_times(samples))
+        return max(self._watermark_ns, give_up, min(complete_ns, self._unreported_ns(now_ns)))
+
+    def _unreported_ns(self, now_ns: int) -> int:
+        """The beginning of the first request whose client has yet to report, at an engine that only computes prompts.
+
+        A client reports when another engine has generated its output: until then nothing says whose energy it is.
+        """
+        if self._role != "prefill" or now_ns > self._reported_ns + REPORTING_NS:
+            return now_ns
+        entries = (entry for entry in self._open.values() if not any(part.client for part in entry.parts))
+        return min((entry.request.start_ns for entry in entries), default=now_ns)
 
     def _span_times(self, samples: Sequence[EngineSample]) -> SpanTimes:
         """Spans that may cover one of these samples."""

@@ -12,7 +12,7 @@ output tokens: those are of the engine that generated them.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import urlsplit
@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from loadgen.telemetry.otlp_parse import RequestSpan
 
 MAX_KEPT = 20_000
-"""Spans that are remembered; of more, the oldest are decided at once."""
+"""Spans of either kind that are remembered; of more, the oldest are decided at once."""
+KEPT = 4
+"""Spans of engines are remembered for this many times as long as others wait."""
 TRACING_NS = 600 * NS_PER_S
 """An engine that sent a span within this time sends one of each of its requests."""
 _LOOPBACK = ("127.0.0.1", "::1")
@@ -68,13 +70,15 @@ class SpanRouter:
     """Remembers spans for as long as their others may come."""
 
     def __init__(self, engines: Sequence[NamedEngine], wait_ns: int) -> None:
-        """wait_ns: time for which spans are remembered, and wait."""
+        """wait_ns: time for which spans wait. Those of engines are remembered for longer: a prompt's comes when it is
+        computed, the client's when another engine has generated the output."""
         self._names = EngineNames(engines)
         self._prefills = {number for number, engine in enumerate(engines) if engine.role == "prefill"}
         self._all = range(len(engines))
         self._wait_ns = wait_ns
-        self._kept: deque[_Kept] = deque()
-        """The first that came first."""
+        self._placed: deque[_Kept] = deque()
+        """Spans that name their engine, the first that came first."""
+        self._followers: deque[_Kept] = deque()
         self._by_name: dict[str | bytes, list[_Kept]] = {}
         self._named_ns: dict[int, int] = {}
         """Engine -> arrival of its newest span that names it."""
@@ -104,10 +108,10 @@ class SpanRouter:
         none."""
         routed: list[Routed] = []
         unplaced: list[RequestSpan] = []
-        while self._kept and (self._kept[0].arrived_ns <= now_ns - self._wait_ns or len(self._kept) > MAX_KEPT):
-            kept = self._kept.popleft()
-            self._forget(kept)
-            if not kept.follows or not self._prefills.issuperset(kept.engines):
+        for _ in self._expired(self._placed, now_ns - KEPT * self._wait_ns):
+            pass
+        for kept in self._expired(self._followers, now_ns - self._wait_ns):
+            if not self._prefills.issuperset(kept.engines):
                 continue
             able = [number for number in self._able(kept, now_ns) if may_have_served(counts(number), kept.span)]
             if len(able) == 1 and kept.span.client:
@@ -117,6 +121,13 @@ class SpanRouter:
             elif not kept.engines:
                 unplaced.append(kept.span)
         return routed, unplaced
+
+    def _expired(self, spans: deque[_Kept], before_ns: int) -> Iterator[_Kept]:
+        """Forget and yield those that came before, or are too many."""
+        while spans and (spans[0].arrived_ns <= before_ns or len(spans) > MAX_KEPT):
+            kept = spans.popleft()
+            self._forget(kept)
+            yield kept
 
     def is_waiting(self, key: str) -> bool:
         """Return True if a span with this key waits for its engine to be known."""
@@ -170,7 +181,7 @@ class SpanRouter:
         return others
 
     def _keep(self, kept: _Kept) -> None:
-        self._kept.append(kept)
+        (self._followers if kept.follows else self._placed).append(kept)
         for name in kept.names:
             others = self._by_name.setdefault(name, [])
             if len(others) < MAX_PARTS:

@@ -69,13 +69,13 @@ def watched_engines(
     options: SidecarOptions, domains: Sequence[EnergyDomain], models: Sequence[str | None]
 ) -> list[WatchedEngine]:
     """Return the engines, each with a ledger of its own. Raises MeterError when a URL is none."""
-    since_ns = monotonic_ns()
+    since_ns, shown = monotonic_ns(), dict[str, set[str]]()
     watched = []
     for named, model in zip(options.engines or (None,), models, strict=True):
         own = domains if named is None else domains_of(named, domains)
         ledger = Ledger(
             own, lateness=options.lateness, model=model, labels=options.labels, label_values=options.label_values,
-            since_ns=since_ns, role=None if named is None else named.role,
+            shown=shown, since_ns=since_ns, role=None if named is None else named.role,
         )  # fmt: skip
         url, name = (options.engine_url, None) if named is None else (named.url, named.name)
         watched.append(WatchedEngine(ledger, own, url, name))

@@ -97,6 +97,7 @@ def test_a_bill_by_engine_has_the_prefills_of_one_and_the_decodes_of_the_other_a
     assert {(row["account"], row["engine"]): row["energy_mj"] for row in rows} == ROWS[share]
     assert sum(row["energy_mj"] for row in rows) == bill.counter_mj
     assert [bill.groups[name,].requests for name in ("p", "d")] == [0, 1]
+    assert [bill.groups[name,].se_mj for name in ("p", "d")] == [3, 3], "at most that of the request"
     assert [(bill.groups[name,].prefill_mj, bill.groups[name,].decode_mj) for name in ("p", "d")] == [
         (100, 0),
         (0, 200),
@@ -109,7 +110,7 @@ def test_a_bill_by_other_labels_has_one_line_for_idle_energy(two_engines: Path) 
         ("requests", "chat"): 309, ("idle", None): 94, ("unattributed", None): 15, ("unsettled", None): 0
     }  # fmt: skip
     shared = bill_of(two_engines, share_idle="by-energy")
-    assert (shared.groups["chat",].energy_mj, shared.idle_mj) == (403, 0)
+    assert (shared.groups["chat",].energy_mj, shared.groups["chat",].se_mj, shared.idle_mj) == (403, 6, 0)
 
 
 def test_a_bill_sums_to_the_counter_with_idle_and_unattributed_as_lines(ledger: Path) -> None:

@@ -849,3 +849,21 @@ def test_a_step_without_a_price_costs_idle_power_or_a_watt_before_that_is_known(
     power(ledger, 0, 30, 100.0)
     assert ledger.commit(ns_from_s(30))
     assert passed == [fallback_w]
+
+
+def test_a_prompts_energy_waits_for_its_client_who_reports_when_another_engine_has_generated_the_output() -> None:
+    ledger = Ledger([GPU], lateness=LATENESS, role="prefill")
+    power(ledger, 0, 20, 400.0)
+    looks(ledger, 0, 20, running=0, tokens=0, per_s=0)
+    now_ns = ns_from_s(20)
+    prompts = [span("reported", 16, 16.5, workload=None), span("waiting", 17, 17.5, workload=None)]
+    ledger.add_span(prompts[0], now_ns)
+    ledger.add_span(span("reported", 15.9, 19, client=True, workload="chat"), now_ns, copy=True)
+    ledger.add_span(prompts[1], now_ns)
+    assert ledger.watermark(now_ns) == prompts[1].start_ns
+    ledger.add_span(span("waiting", 16.9, 20, client=True, workload="code"), now_ns, copy=True)
+    assert ledger.watermark(now_ns) > prompts[1].end_ns
+    ledger.commit(now_ns)
+    accounts = ledger.snapshot(now_ns).accounts
+    assert {key[1]: account.decode_mj for key, account in accounts.items()} == {"chat": 0, "code": 0, "unlabelled": 0}
+    assert all(accounts["m", workload].prefill_mj > 0 for workload in ("chat", "code"))
