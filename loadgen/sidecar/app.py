@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import hmac
+import logging
 import threading
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Sequence
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from loadgen.energy.meter import EnergyMeter
     from loadgen.energy.series import EnergySample
     from loadgen.sidecar.options import SidecarOptions
+
+_log = logging.getLogger(__name__)
 
 TICK_S = 1.0
 MAX_OTLP_BYTES = 4 << 20
@@ -84,6 +87,8 @@ class Sidecar:
             self.engines, self.router, options.engines, folder=options.ledger, kept=options.kept_requests,
             kept_s=options.kept_s, wait_s=options.lateness.max_s,
         )  # fmt: skip
+        self._warned = False
+        """True once an engine's spans named none."""
         self.pushes = PushCounts()
         self.pages = self._pages()
         self._registry = CollectorRegistry()
@@ -168,6 +173,13 @@ class Sidecar:
                 self._span_feed.add([span.moved(self.clock.unix_ns)], self.engines[number].name)
         self._span_feed.add([span.moved(self.clock.unix_ns) for span in unplaced], None)
         self.drop("no_engine", len(unplaced))
+        if not self._warned and any(not span.client for span in unplaced):
+            self._warned = True
+            names = ", ".join(engine.name or "" for engine in self.engines)
+            _log.warning(
+                "spans of an engine name none of %s: start it with OTEL_RESOURCE_ATTRIBUTES=service.instance.id=NAME",
+                names[:300],
+            )
 
     def _pages(self) -> tuple[SidecarPage, ...]:
         now_ns, clocks = monotonic_ns(), anchor()
