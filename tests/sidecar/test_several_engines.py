@@ -16,11 +16,14 @@ from aiohttp.test_utils import TestServer
 from prometheus_client.parser import text_string_to_metric_families
 
 from loadgen.energy.named_engine import NamedEngine
+from loadgen.energy.series import EnergyDomain
+from loadgen.errors import LoadgenError
 from loadgen.results.bill import bill_of, bill_table
 from loadgen.sidecar import app as edges
 from loadgen.sidecar.app import Sidecar
 from loadgen.sidecar.options import SidecarOptions
 from loadgen.sidecar.server import running_sidecar
+from loadgen.sidecar.watched_engine import watched_engines
 from loadgen.simulator.app import ServerOptions, running_simulator
 from loadgen.telemetry.otlp_export import SpanSender
 from sidecar.test_app import QUICK, ask, live, quick, record, until
@@ -235,3 +238,11 @@ async def test_an_engine_whose_meter_is_lost_is_a_gap_of_its_own(monkeypatch: py
         await asyncio.sleep(0.6)
         async with made.session.get(made.url + "/healthz") as response:
             assert response.status == 503
+
+
+def test_two_engines_with_one_gpu_are_refused() -> None:
+    domains = [EnergyDomain(name="gpu:0", source="nvml:counter", uuid="GPU-a")]
+    names = (("a", "0"), ("b", "GPU-a"))
+    engines = tuple(NamedEngine(name=name, url=f"http://{name}", gpus=(gpu,)) for name, gpu in names)
+    with pytest.raises(LoadgenError, match="a and b both have gpu:0"):
+        watched_engines(SidecarOptions(engines=engines), domains, [None, None])
