@@ -14,6 +14,7 @@ from loadgen.clock import Anchor
 from loadgen.energy.series import EnergyDomain, EnergySample
 from loadgen.sidecar.ledger import Ledger, Snapshot
 from loadgen.sidecar.settlement import Settlement
+from loadgen.sidecar.watched_engine import WatchedEngine
 from loadgen.simulator.engine import SimulatedRun
 from loadgen.simulator.spans import Finished, export_finished
 from loadgen.telemetry.engine_sample import EngineSample
@@ -44,7 +45,7 @@ class VirtualSidecar:
 
     def __init__(self, folder: Path, domains: Sequence[EnergyDomain] = (GPU,), since_ns: int = 0) -> None:
         self.ledger = Ledger(domains, labels=(TENANT,), since_ns=since_ns)
-        self.settlement = Settlement(self.ledger, folder=folder, kept=0)
+        self.settlement = Settlement([WatchedEngine(self.ledger, domains, None, None)], folder=folder, kept=0)
 
     async def tick(self, now_ns: int, received: Received) -> Snapshot:
         """Take what has arrived by `now_ns`, commit and write; return what a scrape would show."""
@@ -55,7 +56,7 @@ class VirtualSidecar:
             self.ledger.add_span(span, now_ns)
         self.ledger.commit(now_ns)
         snapshot = self.ledger.snapshot(now_ns)
-        self.settlement.take(snapshot, unix_ns, now_ns)
+        self.settlement.take([snapshot], unix_ns, now_ns)
         await self.settlement.write()
         return snapshot
 
