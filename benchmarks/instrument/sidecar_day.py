@@ -12,13 +12,13 @@ import argparse
 import asyncio
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -49,14 +49,14 @@ COUNTERS = ("generation_tokens", "prompt_tokens", "iterations", "cached_tokens")
 
 @dataclass
 class Day:
-    """What was measured so far."""
+    """Measurements so far."""
 
     hours: float = 0.0
     requests: int = 0
     cpu_s: float = 0.0
     """CPU time of the ledger's calls."""
     resident_mb: dict[str, float] = field(default_factory=dict)
-    """By hour."""
+    """Resident memory, by hour."""
     folder_gb: float = 0.0
     files: int = 0
     counter_j: float = 0.0
@@ -152,12 +152,16 @@ def noted(day: Day, folder: Path, options: argparse.Namespace) -> None:
 
 def billed(day: Day, folder: Path) -> None:
     """Sum the folder with the command, in a process of its own."""
-    start_s = time.monotonic()
+    start_s, day.bill_mb = time.monotonic(), 0.0
     command = [sys.executable, "-m", "loadgen", "bill", str(folder), "--by", "tenant", "--json"]
-    done = subprocess.run(command, check=True, capture_output=True)
+    with tempfile.TemporaryFile() as output, subprocess.Popen(command, stdout=output) as child:
+        while child.poll() is None:
+            with suppress(OSError, StopIteration):  # it has just ended
+                day.bill_mb = max(day.bill_mb, resident_mb(child.pid))
+            time.sleep(0.05)
+        output.seek(0)
+        lines = json.load(output)["lines"]
     day.bill_s = round(time.monotonic() - start_s, 1)
-    day.bill_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1000
-    lines = json.loads(done.stdout)["lines"]
     day.billed_requests = sum(line["requests"] or 0 for line in lines)
     day.billed_j = sum(line["energy_mj"] for line in lines) / 1000
     print(

@@ -9,7 +9,7 @@ several.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -43,14 +43,19 @@ def phases_of(requests: Sequence[RequestSpan]) -> Phases:
 
     A prompt of unknown length (TGI's spans say none) counts as long as its prefill took, at the rate of the known ones.
     """
-    rows = [(i, request, request.output_tokens) for i, request in enumerate(requests) if request.output_tokens]
-    index, first_ns = _ints(i for i, _, _ in rows), _ints(_first_ns(request, tokens) for _, request, tokens in rows)
-    prefill_ns, end_ns = _ints(r.prefill_ns for _, r, _ in rows), _ints(r.end_ns for _, r, _ in rows)
-    prompt = np.array([r.input_tokens for _, r, _ in rows], dtype=np.float64)  # NaN: unknown
-    cached = np.array([r.cached_tokens or 0 for _, r, _ in rows], dtype=np.float64)
+    rows = [
+        (i, r.prefill_ns, _first_ns(r, tokens) if r.first_token_ns is None else r.first_token_ns, r.end_ns, tokens,
+         -1 if r.input_tokens is None else r.input_tokens, r.cached_tokens or 0)
+        for i, r in enumerate(requests)
+        if (tokens := r.output_tokens)
+    ]  # fmt: skip
+    table = np.array(rows, dtype=np.int64).reshape(-1, 7).T  # one array of all rows takes a third of the time of seven
+    index, prefill_ns, first_ns, end_ns, tokens_out, prompt_tokens, cached_tokens = table
+    prompt = np.where(prompt_tokens < 0, np.nan, prompt_tokens)
+    cached = cached_tokens.astype(np.float64)
     computed = with_unknown_prompts(np.maximum(prompt - cached, 0.0), np.maximum(first_ns - prefill_ns, 0))
     prompt = np.where(np.isnan(prompt), cached + computed, prompt)
-    later = _ints(tokens - 1 for _, _, tokens in rows)
+    later = tokens_out - 1
     more = later > 0
     return Phases(
         request=np.concatenate((index, index[more])),
@@ -60,10 +65,6 @@ def phases_of(requests: Sequence[RequestSpan]) -> Phases:
         tokens=np.concatenate((computed, later[more])),
         context=np.concatenate((cached, prompt[more])),
     )
-
-
-def _ints(values: Iterable[int]) -> Ints:
-    return np.fromiter(values, np.int64)
 
 
 def first_token_of(request: RequestSpan) -> int | None:
@@ -88,7 +89,13 @@ SHORTEST_SLOT_NS, LONGEST_SLOT_NS = 2 * NS_PER_MS, 100 * NS_PER_MS
 
 
 def slot_steps(
-    phases: Phases, start_ns: int, end_ns: int, slot_ns: int, unseen_ns: Ints, iterations: IterationsAt | None = None
+    phases: Phases,
+    cadence: Cadence,
+    start_ns: int,
+    end_ns: int,
+    slot_ns: int,
+    unseen_ns: Ints,
+    iterations: IterationsAt | None = None,
 ) -> EngineSteps:
     """Return the work done in [start, end]: a step for each prefill and each slot between prefills.
 
@@ -96,7 +103,7 @@ def slot_steps(
     """
     begin, end = np.maximum(phases.start_ns, start_ns), np.minimum(phases.end_ns, end_ns)
     inside = end > begin
-    edges, own_progress = slot_edges(phases, slot_ns)
+    edges, own_progress = slot_edges(phases, cadence, slot_ns)
 
     def progress_at(t_ns: Ints) -> Floats:
         return np.asarray(iterations(t_ns) if iterations else np.interp(t_ns, edges, own_progress))
@@ -200,7 +207,7 @@ def _plain_step_ns(phases: Phases, cadence: Cadence) -> float:
     return float(np.clip(np.median(per_token), SHORTEST_SLOT_NS, LONGEST_SLOT_NS))
 
 
-def slot_edges(phases: Phases, slot_ns: int) -> tuple[Ints, Floats]:
+def slot_edges(phases: Phases, cadence: Cadence, slot_ns: int) -> tuple[Ints, Floats]:
     """Return the increasing edges of the steps, and the progress of a decode at each, in ns of undisturbed time.
 
     Decodes get a token in each step of a stretch. slot_ns: duration of a slot outside of the stretches; where it is
@@ -208,7 +215,6 @@ def slot_edges(phases: Phases, slot_ns: int) -> tuple[Ints, Floats]:
     """
     if not len(phases.start_ns):
         return np.zeros(1, np.int64), np.zeros(1)
-    cadence = cadence_of(phases)
     gap_from = np.concatenate(([phases.start_ns.min()], cadence.ends_ns))
     gap_to = np.concatenate((cadence.starts_ns, [phases.end_ns.max()]))
     length = np.maximum(gap_to - gap_from, 0)
@@ -234,9 +240,8 @@ def _extreme(choose: np.ufunc, t_ns: Ints, step: Ints, steps: int) -> Ints:
     return result
 
 
-def slot_for(phases: Phases, start_ns: int, end_ns: int, max_rows: int) -> int:
+def slot_for(phases: Phases, cadence: Cadence, start_ns: int, end_ns: int, max_rows: int) -> int:
     """Return the time of a decode step, or the multiple of it that limits the work to about `max_rows` rows."""
-    cadence = cadence_of(phases)
     begin, end = np.maximum(phases.start_ns, start_ns), np.minimum(phases.end_ns, end_ns)
     inside = end > begin
     room = max(max_rows - 2 * int(inside.sum()), max_rows // 4)

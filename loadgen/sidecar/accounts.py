@@ -56,6 +56,8 @@ class OpenRequest:
     """Standard error of its joules by the law's misfit."""
     parts: tuple[RequestSpan, ...] = ()
     """The spans that `request` was joined from."""
+    totals: tuple[Account, *tuple[Totals, ...]] | tuple[()] = ()
+    """The totals that it is charged in, once it is."""
 
     def __post_init__(self) -> None:
         self.parts = self.parts or (self.request,)
@@ -213,14 +215,15 @@ class Accounts:
         entry.charged = True
         entry.prefill_mj += prefill_mj
         entry.decode_mj += decode_mj
-        for totals in self.totals_of(entry.request):
+        entry.totals = entry.totals or self.totals_of(entry.request)
+        for totals in entry.totals:
             totals.charge(prefill_mj, decode_mj)
 
     def close(self, entry: OpenRequest) -> None:
         """Count a request to which no more energy can be committed, in its account and in its session."""
         if not entry.charged:
             entry.request = self._labelled(entry.request)
-        account, *by_labels = self.totals_of(entry.request)
+        account, *by_labels = entry.totals or self.totals_of(entry.request)
         account.close(entry)
         for totals in by_labels:
             totals.count(entry.request)

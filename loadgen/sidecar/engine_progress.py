@@ -7,14 +7,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from loadgen.attribution.span_steps import cadence_of
 from loadgen.sidecar.watermark import SpanTimes, queue_length
 from loadgen.telemetry.engine_sample import EngineSample, counter_growth, sample_times
 from loadgen.units import NS_PER_S
 
 if TYPE_CHECKING:
     from loadgen.attribution.engine_steps import Bools
-    from loadgen.attribution.span_steps import Phases
+    from loadgen.attribution.span_steps import Cadence, Phases
     from loadgen.stats.arrays import Floats, Ints
 
 ITERATIONS_PER_S = 1e-6
@@ -76,14 +75,13 @@ class Progress(NamedTuple):
         return np.asarray(np.interp(t_ns, self.t_ns, self.iterations))
 
 
-def engine_progress(intervals: Intervals, phases: Phases, step_ns: float) -> Progress:
+def engine_progress(intervals: Intervals, phases: Phases, cadence: Cadence) -> Progress:
     """Return when the iterations ran: a short prefill is one, the others are spread over the time of decodes.
 
     Of the time that no span covers, an interval has as much as requests without a span were in the engine: all if at
-    both of its samples, half if at one. step_ns: duration of an iteration, used where the engine counts none.
+    both of its samples, half if at one. Where the engine counts no iterations, each lasts as long as a step.
     """
     edges_ns = intervals.edges_ns
-    cadence = cadence_of(phases)
     spans = union(phases.start_ns, phases.end_ns)
     prefills = cadence.starts_ns, cadence.ends_ns
     t_ns = np.unique(np.concatenate((edges_ns, *spans, cadence.edges_ns)))
@@ -98,7 +96,7 @@ def engine_progress(intervals: Intervals, phases: Phases, step_ns: float) -> Pro
     others = ((intervals.missing[1:] > 0) + (intervals.missing[:-1] > 0).astype(np.float64)) / 2
     share = np.where(within(middle, spans), 1.0, np.where(inside, others[interval], 0.0))
     decoding_ns = np.where(ones > 0, 0.0, length * share)
-    per_ns = np.full(len(length), 1 / step_ns)
+    per_ns = np.full(len(length), 1 / cadence.step_ns)
     if intervals.iterations.any():
         sums = [np.bincount(interval[inside], x[inside], minlength=intervals.size) for x in (ones, decoding_ns)]
         left = np.maximum(intervals.iterations - sums[0], 0.0)

@@ -21,7 +21,7 @@ import numpy as np
 
 from loadgen.attribution.cost_model import overlap
 from loadgen.attribution.engine_steps import EngineSteps, ForeignLoad
-from loadgen.attribution.span_steps import phases_of, slot_for
+from loadgen.attribution.span_steps import cadence_of, phases_of
 from loadgen.sidecar.engine_progress import Intervals, Progress, engine_progress, intervals_of
 from loadgen.sidecar.watermark import SpanTimes
 
@@ -31,8 +31,6 @@ if TYPE_CHECKING:
     from loadgen.telemetry.engine_sample import EngineSample
     from loadgen.telemetry.otlp_parse import RequestSpan
 
-UNLIMITED = 10**12
-"""Rows of a table that is not made: slots then last a step."""
 STILL_SHARE = 0.2
 """An engine that counts tokens as they come stands still in a smaller share of intervals with decodes."""
 
@@ -127,7 +125,7 @@ def engine_view(
         return None
     phases = phases_of(requests)
     whole = intervals_of(samples, SpanTimes.of(requests))
-    progress = engine_progress(whole, phases, slot_for(phases, start_ns, end_ns, UNLIMITED))
+    progress = engine_progress(whole, phases, cadence_of(phases))
     first = max(int(np.searchsorted(whole.edges_ns, start_ns, side="right")) - 2, 0)
     part = whole.part(first, int(np.searchsorted(whole.edges_ns, end_ns, side="left")) + 1)
     return EngineView(part, foreign_work(part, phases, progress, at_end=at_end), progress)

@@ -9,10 +9,12 @@ Nothing here reads a clock, and everything is bounded by number, by time, or by 
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import Counter, OrderedDict, deque
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice, pairwise, takewhile
+from operator import itemgetter
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 import msgspec
@@ -21,7 +23,7 @@ from numpy.typing import NDArray
 
 from loadgen.attribution.cost_model import cost_shares, overlap
 from loadgen.attribution.shapley import round_to_sum, split_energy
-from loadgen.attribution.span_steps import first_token_of, phases_of, slot_for, slot_steps
+from loadgen.attribution.span_steps import cadence_of, first_token_of, phases_of, slot_for, slot_steps
 from loadgen.energy.series import EnergyDomain, EnergySample, EnergySeries, accelerators
 from loadgen.sidecar.accounts import MAX_LABEL_VALUES, Account, AccountKey, Accounts, OpenRequest
 from loadgen.sidecar.foreign_energy import foreign_cost, prior_prices
@@ -59,6 +61,8 @@ COVERAGE_NS = 300 * NS_PER_S
 """Coverage is that of committed energy this far back."""
 REPORTING_NS = 600 * NS_PER_S
 """Clients that sent a span within this time send one of each of their requests."""
+VIEW_NS = NS_PER_S
+"""The engine's counters are looked at from this long before a portion on: two of their intervals are in it."""
 COMMIT_ROWS = 10_000
 FIT_ROWS = 20_000
 MAX_OPEN = 20_000
@@ -370,13 +374,15 @@ class Ledger:
         requests = self._at_engine(entry.request for entry in entries)
         for name in pending:
             self._fit(name, end_ns, now_ns)
-        steps = self._steps(requests, start_ns, end_ns, COMMIT_ROWS)
+        engine = self._engine(requests, start_ns, end_ns)
+        steps = self._steps(requests, engine, start_ns, end_ns, COMMIT_ROWS)
         foreign = 0.0 if steps.foreign is None else float(steps.foreign.decode.sum())
         if foreign > FOREIGN_SHARE * float(steps.decode.sum()) and now_ns >= self._fitted_ns + FIRST_FIT_NS:
             self._refit_ns = 0  # beside other clients the prices decide the total, not only the shares
             for name in pending:
                 self._fit(name, end_ns, now_ns)
-        self._count_tokens(start_ns, end_ns)
+        if engine is not None:
+            self._count_tokens(engine, start_ns, end_ns)
         idle_mj = unattributed_mj = 0.0
         prefill_mj, decode_mj = np.zeros(len(entries)), np.zeros(len(entries))
         windows_j2, law_j = np.zeros(len(entries)), np.zeros(len(entries))
@@ -416,26 +422,29 @@ class Ledger:
                 self._accounts.charge(entry, prefill, decode)
                 entry.add_errors(variance_j2 if self._fitted else None, error_j)
 
-    def _steps(self, requests: Sequence[RequestSpan], start_ns: int, end_ns: int, max_rows: int) -> EngineSteps:
+    def _steps(
+        self, requests: Sequence[RequestSpan], engine: EngineView | None, start_ns: int, end_ns: int, max_rows: int
+    ) -> EngineSteps:
         """The engine's steps in [start, end] rebuilt from spans, and other clients' work by the engine's counters."""
         phases = phases_of(requests)
         times = sample_times(self._samples)  # those inside [start, end], and the one on either side
         first = max(int(np.searchsorted(times, start_ns, side="right")) - 1, 0)
         samples = list(islice(self._samples, first, int(np.searchsorted(times, end_ns, side="left")) + 1))
         unseen_ns = self._unseen(requests, samples)
-        engine = self._engine(start_ns, end_ns)
-        slot_ns, progress = slot_for(phases, start_ns, end_ns, max_rows), engine.progress.at if engine else None
-        steps = slot_steps(phases, start_ns, end_ns, slot_ns, unseen_ns, progress)
+        cadence, progress = cadence_of(phases), engine.progress.at if engine else None
+        slot_ns = slot_for(phases, cadence, start_ns, end_ns, max_rows)
+        steps = slot_steps(phases, cadence, start_ns, end_ns, slot_ns, unseen_ns, progress)
         return with_foreign(steps, engine, at_end=self._at_end) if engine else steps
 
-    def _engine(self, start_ns: int, end_ns: int) -> EngineView | None:
-        requests, _ = self._recent_requests(end_ns)
-        return engine_view(self._samples, requests, start_ns, end_ns, at_end=self._at_end)
+    def _engine(self, requests: Sequence[RequestSpan], start_ns: int, end_ns: int) -> EngineView | None:
+        """The engine around [start, end], and since the earliest of these requests began."""
+        since_ns = min([start_ns, *(request.start_ns for request in requests)]) - VIEW_NS
+        recent, _ = self._recent_requests(end_ns, since_ns)
+        first = max(bisect_left(self._samples, since_ns, key=itemgetter("t_ns")) - 1, 0)
+        return engine_view(list(islice(self._samples, first, None)), recent, start_ns, end_ns, at_end=self._at_end)
 
-    def _count_tokens(self, start_ns: int, end_ns: int) -> None:
+    def _count_tokens(self, engine: EngineView, start_ns: int, end_ns: int) -> None:
         """Count the tokens of spans, of others and of the engine in [start, end]."""
-        if not (engine := self._engine(start_ns, end_ns)):
-            return
         intervals, work, _ = engine
         interval, _, share = overlap(np.array([start_ns, end_ns]), intervals.edges_ns[:-1], intervals.edges_ns[1:])
         columns = (work.spans, work.foreign, intervals.generated)
@@ -470,18 +479,22 @@ class Ledger:
             return
         self._fitted_ns = now_ns
         self._refit_ns = now_ns + min(max(end_ns - domain.points[0].t_ns, FIRST_FIT_NS), HISTORY_NS)
-        if engine := self._engine(points[0].t_ns, end_ns):
-            self._at_end = counts_at_end(engine.intervals, phases_of(requests))
-        steps = self._steps(requests, points[0].t_ns, end_ns, FIT_ROWS)
+        engine = self._engine(requests, points[0].t_ns, end_ns)
+        if engine and self._at_end != (at_end := counts_at_end(engine.intervals, phases_of(requests))):
+            self._at_end = at_end
+            engine = self._engine(requests, points[0].t_ns, end_ns)
+        steps = self._steps(requests, engine, points[0].t_ns, end_ns, FIT_ROWS)
         fit = fit_live(domain.series(points), steps)
         self._idle_w = self._idle_w if fit.prices.idle_w is None else fit.prices.idle_w
         if fit.prices.r_squared is not None and fit.prices.values.any():
             self._fitted = fit
 
-    def _recent_requests(self, end_ns: int) -> tuple[list[RequestSpan], int]:
-        """Requests for the fit, and the instant from which on they are all that ran."""
-        closed = list(islice(reversed(self._closed), FIT_REQUESTS + 1))
-        since_ns = end_ns - HISTORY_NS
+    def _recent_requests(self, end_ns: int, since_ns: int = 0) -> tuple[list[RequestSpan], int]:
+        """Requests for the fit, at the most those that ended after `since_ns`, and the instant from which on they are
+        all that ran."""
+        late = takewhile(lambda request: request.end_ns >= since_ns, reversed(self._closed))
+        closed = list(islice(late, FIT_REQUESTS + 1))
+        since_ns = max(since_ns, end_ns - HISTORY_NS)
         if len(closed) > FIT_REQUESTS:
             since_ns = max(since_ns, closed.pop().end_ns)
         return self._at_engine(chain((entry.request for entry in self._open.values()), closed)), since_ns

@@ -33,8 +33,12 @@ def phases(*rows: tuple[float, float, bool, float]) -> Phases:
     )
 
 
+def edges_of(rows: Phases, slot_ns: int) -> tuple[np.ndarray, np.ndarray]:
+    return slot_edges(rows, cadence_of(rows), slot_ns)
+
+
 def edges_ms(*rows: tuple[float, float, bool, float]) -> list[float]:
-    return (slot_edges(phases(*rows), 20 * MS)[0] / MS).tolist()
+    return (edges_of(phases(*rows), 20 * MS)[0] / MS).tolist()
 
 
 def span(
@@ -91,7 +95,7 @@ def test_a_prompt_of_unknown_length_counts_by_the_time_of_its_prefill(
 
 def test_a_decode_is_cut_into_slots_between_prefills_and_has_a_token_in_each() -> None:
     """Of its ten tokens nine came in 90 ms without a prefill, and one with it, however long that took."""
-    edges, progress = slot_edges(phases((0, 10, True, 50), (10, 120, False, 10), (50, 70, True, 30)), 20 * MS)
+    edges, progress = edges_of(phases((0, 10, True, 50), (10, 120, False, 10), (50, 70, True, 30)), 20 * MS)
     assert (edges / MS).tolist() == [0, 10, 30, 50, 70, 95, 120]
     assert (progress / MS).tolist() == pytest.approx([0, 10, 30, 50, 60, 85, 110])
 
@@ -123,40 +127,40 @@ def test_steps_beside_prefills_are_joined_as_slots_are() -> None:
     """Slots of two steps: five boundaries within a stretch are two steps and one."""
     rows = phases((0, 20, True, 5), (10, 40, True, 5), (30, 50, True, 5), (50, 150, False, 10))
     assert cadence_of(rows).step_ns == 10 * MS
-    assert (slot_edges(rows, 10 * MS)[0] / MS).tolist()[:7] == [0, 10, 20, 30, 40, 50, 60]
-    edges, progress = slot_edges(rows, 20 * MS)
+    assert (edges_of(rows, 10 * MS)[0] / MS).tolist()[:7] == [0, 10, 20, 30, 40, 50, 60]
+    edges, progress = edges_of(rows, 20 * MS)
     assert (edges / MS).tolist()[:5] == [0, 20, 40, 50, 70]
     assert (progress / MS).tolist()[:5] == pytest.approx([0, 20, 40, 50, 70])
 
 
 def test_a_prefill_of_no_length_stalls_no_one() -> None:
-    edges, progress = slot_edges(phases((0, 40, False, 4), (20, 20, True, 0)), 20 * MS)
+    edges, progress = edges_of(phases((0, 40, False, 4), (20, 20, True, 0)), 20 * MS)
     assert (edges / MS).tolist() == (progress / MS).tolist() == [0, 20, 40]
 
 
 def test_phases_of_no_length_are_no_slot() -> None:
     rows = phases((7, 7, True, 5))
     assert edges_ms((7, 7, True, 5)) == [7]
-    assert slot_steps(rows, 0, 10 * MS, 20 * MS, np.zeros((0, 2), np.int64)).count == 0
+    assert slot_steps(rows, cadence_of(rows), 0, 10 * MS, 20 * MS, np.zeros((0, 2), np.int64)).count == 0
 
 
 @pytest.mark.parametrize("start_ms", [0, 1000])
 @pytest.mark.parametrize(("over_ns", "stalled"), [(0, True), (1, False)])
 def test_a_longer_prefill_does_not_stall_the_others(over_ns: int, stalled: bool, start_ms: int) -> None:
     length_ns = LONGEST_PREFILL_NS + over_ns
-    _, progress = slot_edges(phases((start_ms, start_ms + length_ns / MS, True, 5)), 20 * MS)
+    _, progress = edges_of(phases((start_ms, start_ms + length_ns / MS, True, 5)), 20 * MS)
     assert progress[-1] == pytest.approx(LONGEST_SLOT_NS if stalled else length_ns)
 
 
 def test_no_phase_is_no_slot() -> None:
-    edges, progress = slot_edges(phases(), 20 * MS)
+    edges, progress = edges_of(phases(), 20 * MS)
     assert edges.tolist() == [0] and progress.tolist() == [0]
 
 
 def test_slots_hold_the_tokens_of_their_time() -> None:
     """Two slots of 20 ms before the prefill, two of 25 ms after it; a token beside it."""
     rows = phases((0, 10, True, 50), (10, 110, False, 10), (50, 60, True, 30))
-    steps = slot_steps(rows, 0, 110 * MS, 20 * MS, np.zeros((0, 2), np.int64))
+    steps = slot_steps(rows, cadence_of(rows), 0, 110 * MS, 20 * MS, np.zeros((0, 2), np.int64))
     assert (steps.start_ns / MS).tolist() == [0, 10, 30, 50, 60, 85]
     assert (steps.end_ns / MS).tolist() == [10, 30, 50, 60, 85, 110]
     decoding = steps.request == 1
@@ -169,7 +173,7 @@ def test_slots_hold_the_tokens_of_their_time() -> None:
 
 def test_a_phase_brings_its_part_to_the_time_that_it_is_cut_to() -> None:
     rows = phases((1000, 1010, True, 50), (1010, 1110, False, 10), (1050, 1060, True, 30))
-    steps = slot_steps(rows, 1020 * MS, 1055 * MS, 20 * MS, np.zeros((0, 2), np.int64))
+    steps = slot_steps(rows, cadence_of(rows), 1020 * MS, 1055 * MS, 20 * MS, np.zeros((0, 2), np.int64))
     assert (steps.start_ns / MS).tolist() == [1020, 1030, 1050]
     assert (steps.end_ns / MS).tolist() == [1030, 1050, 1055]
     assert steps.request.tolist() == [1, 1, 1, 2]
@@ -181,15 +185,12 @@ def test_a_phase_brings_its_part_to_the_time_that_it_is_cut_to() -> None:
 
 def test_a_decode_goes_on_with_the_iterations_of_the_engine_where_those_are_known() -> None:
     """Three of four iterations run in the first half of its 100 ms."""
-    rows = phases((0, 100, False, 8))
-    steps = slot_steps(
-        rows,
-        0,
-        100 * MS,
-        50 * MS,
-        np.zeros((0, 2), np.int64),
-        lambda t: np.interp(t, [0, 50 * MS, 100 * MS], [0, 3, 4]),
-    )
+    rows, unseen_ns = phases((0, 100, False, 8)), np.zeros((0, 2), np.int64)
+
+    def iterations(t_ns: np.ndarray) -> np.ndarray:
+        return np.interp(t_ns, [0, 50 * MS, 100 * MS], [0, 3, 4])
+
+    steps = slot_steps(rows, cadence_of(rows), 0, 100 * MS, 50 * MS, unseen_ns, iterations)
     assert steps.decode.tolist() == pytest.approx([6, 2])
 
 
@@ -197,19 +198,19 @@ def test_rows_are_counted_in_stretches_too() -> None:
     """A prefill that overlaps ten others is cut into as many steps, of which a decode has a row in each."""
     prefills = [(10.0 * k, 10.0 * k + 15, True, 5.0) for k in range(10)]
     rows = phases(*prefills, (0, 100, False, 10))
-    assert slot_for(rows, 0, 100 * MS, 1000) == cadence_of(rows).step_ns
-    assert slot_for(rows, 0, 100 * MS, 40) >= 2 * cadence_of(rows).step_ns
+    assert slot_for(rows, cadence_of(rows), 0, 100 * MS, 1000) == cadence_of(rows).step_ns
+    assert slot_for(rows, cadence_of(rows), 0, 100 * MS, 40) >= 2 * cadence_of(rows).step_ns
 
 
 def test_a_phase_that_ends_where_the_time_begins_is_in_no_step() -> None:
     rows = phases((0, 30, False, 3), (0, 100, False, 10), (80, 90, True, 5))
-    steps = slot_steps(rows, 30 * MS, 80 * MS, 20 * MS, np.zeros((0, 2), np.int64))
+    steps = slot_steps(rows, cadence_of(rows), 30 * MS, 80 * MS, 20 * MS, np.zeros((0, 2), np.int64))
     assert steps.request.tolist() == [1] * steps.count
 
 
 def test_a_long_prefill_is_spread_evenly_over_its_slots() -> None:
     rows = phases((1000, 2200, True, 120))
-    steps = slot_steps(rows, 1050 * MS, 1350 * MS, 100 * MS, np.zeros((0, 2), np.int64))
+    steps = slot_steps(rows, cadence_of(rows), 1050 * MS, 1350 * MS, 100 * MS, np.zeros((0, 2), np.int64))
     assert (steps.end_ns / MS).tolist() == [1100, 1200, 1300, 1350]
     assert steps.prefill.tolist() == pytest.approx([5, 10, 10, 5])
     assert steps.context.tolist() == pytest.approx([107.5, 115, 125, 132.5])
@@ -222,17 +223,21 @@ def test_a_long_prefill_is_spread_evenly_over_its_slots() -> None:
 ])  # fmt: skip
 def test_a_slot_is_the_time_of_a_decode_step_within_limits(tokens: float, slot_ns: int) -> None:
     rows = phases((900, 1000, True, 1), (1000, 1100, False, tokens))
-    assert slot_for(rows, 1000 * MS, 1100 * MS, 10**6) == slot_ns
+    assert slot_for(rows, cadence_of(rows), 1000 * MS, 1100 * MS, 10**6) == slot_ns
 
 
 def test_a_slot_is_the_longest_where_nothing_is_decoded() -> None:
-    assert slot_for(phases((0, 100, True, 50)), 0, 100 * MS, 10**6) == LONGEST_SLOT_NS
+    assert (
+        slot_for(phases((0, 100, True, 50)), cadence_of(phases((0, 100, True, 50))), 0, 100 * MS, 10**6)
+        == LONGEST_SLOT_NS
+    )
 
 
 def test_slots_grow_until_the_rows_fit() -> None:
     """100 ms in slots of 10 ms are 10 rows. Of at most 6, 2 are for the phase's ends: 4 rows take 3 steps each."""
-    assert slot_for(phases((0, 100, False, 10)), 0, 100 * MS, 12) == 10 * MS
-    assert slot_for(phases((0, 100, False, 10)), 0, 100 * MS, 6) == 30 * MS
+    rows = phases((0, 100, False, 10))
+    assert slot_for(rows, cadence_of(rows), 0, 100 * MS, 12) == 10 * MS
+    assert slot_for(rows, cadence_of(rows), 0, 100 * MS, 6) == 30 * MS
 
 
 @pytest.mark.parametrize(("max_rows", "slot_ms"), [(24, 10), (8, 50), (4, 200)])
@@ -241,4 +246,4 @@ def test_room_for_slots_is_what_the_ends_of_the_phases_inside_leave_and_at_least
 ) -> None:
     """Two phases of 10 slots: 20, 4 and 1 rows for them. The third phase ends where the interval begins."""
     rows = phases((1000, 1100, False, 10), (1000, 1100, False, 10), (900, 1000, True, 5))
-    assert slot_for(rows, 1000 * MS, 1100 * MS, max_rows) == slot_ms * MS
+    assert slot_for(rows, cadence_of(rows), 1000 * MS, 1100 * MS, max_rows) == slot_ms * MS

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from loadgen.attribution.span_steps import LONGEST_PREFILL_NS, phases_of
+from loadgen.attribution.span_steps import LONGEST_PREFILL_NS, cadence_of, phases_of
 from loadgen.sidecar.engine_progress import Progress, engine_progress, intervals_of, union, within
 from loadgen.sidecar.watermark import SpanTimes
 from loadgen.units import NS_PER_S, ns_from_s
@@ -21,7 +21,9 @@ def progress(iterations: list[float], running: list[float], *spans_s: tuple[floa
         {"t_ns": second * NS_PER_S, "iterations": count, "running": queue}
         for second, (count, queue) in enumerate(zip(np.cumsum([0, *iterations]).tolist(), running, strict=True))
     ]
-    return engine_progress(intervals_of(samples, SpanTimes.of(requests)), phases_of(requests), NS_PER_S / 10)
+    phases = phases_of(requests)
+    cadence = cadence_of(phases)._replace(step_ns=NS_PER_S / 10)
+    return engine_progress(intervals_of(samples, SpanTimes.of(requests)), phases, cadence)
 
 
 def at(of: Progress, *times_s: float) -> list[float]:

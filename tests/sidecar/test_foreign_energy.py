@@ -7,7 +7,7 @@ import pytest
 
 from loadgen.attribution.cost_model import cost_shares
 from loadgen.attribution.engine_steps import EngineSteps, ForeignLoad
-from loadgen.attribution.span_steps import phases_of, slot_steps
+from loadgen.attribution.span_steps import cadence_of, phases_of, slot_steps
 from loadgen.energy.series import EnergySeries
 from loadgen.sidecar.foreign_energy import STEP_TOKENS, foreign_cost, prior_prices, windows_beside_others
 from loadgen.units import NS_PER_S
@@ -109,5 +109,5 @@ def test_before_a_fit_the_work_costs_what_was_used_above_idle_power() -> None:
     assert beside.step_j == pytest.approx((340 - 1 * 20) / (work + 6 + 6 / STEP_TOKENS))
     assert prior_prices(energy, ours(None), None).step_j == pytest.approx(340 / work)
     assert prior_prices(series(0, 0, 0, 0), ours(None), 20.0).step_j > 0
-    nobody = slot_steps(phases_of([]), 0, NS_PER_S, NS_PER_S, np.zeros((0, 2), np.int64))
+    nobody = slot_steps(phases_of([]), cadence_of(phases_of([])), 0, NS_PER_S, NS_PER_S, np.zeros((0, 2), np.int64))
     assert prior_prices(energy, nobody, 20.0).step_j == 1.0, "no work, no scale"

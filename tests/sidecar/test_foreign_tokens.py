@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from loadgen.attribution.span_steps import Phases, phases_of, slot_steps
+from loadgen.attribution.span_steps import Phases, cadence_of, phases_of, slot_steps
 from loadgen.sidecar.engine_progress import Intervals, Progress
 from loadgen.sidecar.foreign_tokens import (
     EngineView,
@@ -153,7 +153,7 @@ def test_an_engine_without_spans_is_taken_to_count_as_tokens_come() -> None:
 def test_other_clients_are_members_of_our_steps_and_alone_in_the_others() -> None:
     """Ten iterations a second; one span decodes in the first half of each of two seconds."""
     ours = phases_of([span("a", 0, 0.5, 6, first_token_ns=0), span("b", 1, 1.5, 6, first_token_ns=NS_PER_S)])
-    steps = slot_steps(ours, 0, 4 * NS_PER_S, NS_PER_S // 10, np.zeros((0, 2), np.int64))
+    steps = slot_steps(ours, cadence_of(ours), 0, 4 * NS_PER_S, NS_PER_S // 10, np.zeros((0, 2), np.int64))
     intervals = Counted((0, 0, 0, 0), missing=(2, 2, 0, 0, 0)).intervals()
     work = ForeignWork(np.zeros(4), np.array([20.0, 5, 0, 10]), np.array([0.0, 0, 0, 300]))
     told = with_foreign(steps, EngineView(intervals, work, STEADY), at_end=False)
@@ -171,7 +171,7 @@ def test_other_clients_are_members_of_our_steps_and_alone_in_the_others() -> Non
 
 def test_without_other_clients_a_step_has_the_engines_iterations_and_nothing_else() -> None:
     ours = phases_of([span("a", 0, 1, 6, first_token_ns=0)])
-    steps = slot_steps(ours, 0, NS_PER_S, NS_PER_S // 5, np.zeros((0, 2), np.int64))
+    steps = slot_steps(ours, cadence_of(ours), 0, NS_PER_S, NS_PER_S // 5, np.zeros((0, 2), np.int64))
     view = EngineView(Counted((5, 0, 0, 0)).intervals(), ForeignWork(*np.zeros((3, 4))), STEADY)
     told = with_foreign(steps, view, at_end=False)
     assert told.foreign is None
@@ -193,7 +193,7 @@ def test_a_view_has_the_intervals_around_a_portion_and_one_more_on_either_side(
 
 def test_a_step_across_a_sample_is_in_both_intervals_by_its_time() -> None:
     ours = phases_of([span("a", 0.5, 1.5, 2, first_token_ns=NS_PER_S // 2)])
-    steps = slot_steps(ours, 0, 2 * NS_PER_S, 2 * NS_PER_S, np.zeros((0, 2), np.int64))
+    steps = slot_steps(ours, cadence_of(ours), 0, 2 * NS_PER_S, 2 * NS_PER_S, np.zeros((0, 2), np.int64))
     assert steps.count == 1
     work = ForeignWork(np.zeros(4), np.full(4, 4.0), np.zeros(4))
     foreign = with_foreign(steps, EngineView(Counted((9, 9, 9, 9)).intervals(), work, STEADY), at_end=False).foreign
@@ -244,7 +244,9 @@ def test_other_clients_iterations_alone_last_as_long_as_those_in_which_spans_onl
     """Beside the spans' the engine ran 2, 20, 0 and 4 iterations. In the last interval others had only prompts."""
     progress = Progress((np.array([0, 0.5, 1, 1.5, 2, 3, 4]) * NS_PER_S).astype(np.int64),
                         np.array([0.0, 5, 7, 12, 32, 32, 36]))  # fmt: skip
-    steps = slot_steps(phases_of(ours), 0, 4 * NS_PER_S, NS_PER_S // 10, np.zeros((0, 2), np.int64))
+    steps = slot_steps(
+        phases_of(ours), cadence_of(phases_of(ours)), 0, 4 * NS_PER_S, NS_PER_S // 10, np.zeros((0, 2), np.int64)
+    )
     work = ForeignWork(np.zeros(4), np.array([2.0, 20, 0, 0]), np.array([0.0, 0, 0, 300]))
     view = EngineView(Counted((0, 0, 0, 0), missing=missing).intervals(), work, progress)
     foreign = with_foreign(steps, view, at_end=False).foreign
@@ -254,7 +256,7 @@ def test_other_clients_iterations_alone_last_as_long_as_those_in_which_spans_onl
 
 
 def test_prompts_alone_are_other_clients_too() -> None:
-    steps = slot_steps(phases(), 0, 4 * NS_PER_S, NS_PER_S, np.zeros((0, 2), np.int64))
+    steps = slot_steps(phases(), cadence_of(phases()), 0, 4 * NS_PER_S, NS_PER_S, np.zeros((0, 2), np.int64))
     work = ForeignWork(np.zeros(4), np.zeros(4), np.array([0.0, 0, 0, 300]))
     foreign = with_foreign(steps, EngineView(Counted((0, 0, 0, 0)).intervals(), work, STEADY), at_end=False).foreign
     assert foreign is not None and foreign.steps.tolist() == [0, 0, 0, 10]

@@ -806,7 +806,7 @@ def test_a_portion_is_judged_by_the_looks_in_it_and_around_it(
     ledger = Ledger([GPU])
     for second in range(10):
         ledger.add_engine_sample({"t_ns": second * NS_PER_S})
-    ledger._steps([], ns_from_s(start_s), ns_from_s(end_s), 100)
+    ledger._steps([], None, ns_from_s(start_s), ns_from_s(end_s), 100)
     assert looked == [second * NS_PER_S for second in looked_s]
 
 
@@ -816,7 +816,8 @@ def test_tokens_of_an_interval_that_a_portion_cuts_count_by_its_share() -> None:
     for second, tokens in enumerate((0, 10, 20, 60, 100, 140)):
         ledger.add_engine_sample({"t_ns": second * NS_PER_S, "generation_tokens": float(tokens)})
     ledger.add_span(span("a", 0, 5, output=26, first_token_ns=0), ns_from_s(5))
-    ledger._count_tokens(ns_from_s(0.5), ns_from_s(2.25))
+    portion = ns_from_s(0.5), ns_from_s(2.25)
+    ledger._count_tokens(ledger._engine([], *portion), *portion)
     assert ledger._coverage[0] == pytest.approx((ns_from_s(2.25), 5 * 1.75, 10 * 1.5 + 40 * 0.25))
     assert ledger._foreign_tokens == pytest.approx(5 * 1.5 + 35 * 0.25)
 
