@@ -147,9 +147,9 @@ class LiteLLMEnergy(CustomLogger):  # type: ignore[misc]  # mypy runs without li
     def _named(self, kwargs: dict[str, Any]) -> dict[str, Any] | None:
         sidecar = self._sidecar_of(kwargs.get("api_base") or kwargs.get("base_url"))
         headers = kwargs.get("extra_headers") or {}
-        if sidecar is None or not isinstance(headers, Mapping):
+        details = getattr(kwargs.get("litellm_logging_obj"), "model_call_details", None)
+        if sidecar is None or details is None or not isinstance(headers, Mapping):
             return None
-        details = kwargs["litellm_logging_obj"].model_call_details
         attempts = details.setdefault(_KEY, [])
         if any(attempt.request_id == headers.get(REQUEST_ID) for attempt in attempts):
             return None  # LiteLLM makes this call for one that has its id

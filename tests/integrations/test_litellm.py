@@ -353,7 +353,9 @@ def test_the_joules_of_each_call_are_the_ledgers_and_their_sums_by_team_are_the_
     settled = [energy for energy in received if energy.ok]
     batches = [batch for file in ledger_files(tmp_path / "ledger") for batch, _ in LedgerFile(file).batches()]
     of_ledger = {request.id: request.energy_mj for batch in batches for request in batch.requests}
-    assert {energy.request_id: round((energy.joules or 0) * 1000) for energy in settled} == of_ledger
+    whole = {request.id for batch in batches for request in batch.requests if request.whole}
+    assert {energy.request_id: round((energy.measured_joules or 0) * 1000) for energy in settled} == of_ledger
+    assert {energy.request_id for energy in settled if energy.joules == energy.measured_joules} == whole
     assert len(of_ledger) == 12
     by_team = {team: sum(of_ledger[energy.request_id] for energy in settled if energy.team_alias == team)
                for team in TEAMS}  # fmt: skip
