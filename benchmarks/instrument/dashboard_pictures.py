@@ -6,6 +6,7 @@ The simulated server, the sidecar and Prometheus run on this machine during two 
 """
 
 import json
+import re
 import socket
 import subprocess
 import sys
@@ -29,6 +30,9 @@ MONITORING = ROOT / "servers" / "stack" / "monitoring"
 BOARDS = MONITORING / "grafana" / "dashboards"
 VARIABLES = {
     "$__rate_interval": "10s",
+    "$__range": "90s",
+    "$label": "tenant",
+    "$value": ".*",
     "$model": ".*",
     "$workload": ".*",
     "$carbon_g_per_kwh": "400",
@@ -36,8 +40,8 @@ VARIABLES = {
 }
 """Values of the dashboards' variables. The interval is ten scrapes; Grafana takes four, of 5 s each."""
 STEP_S = 2
-LOADS = (("chat:3", "code:1", 40), ("chat:12", "code:5", 45))
-"""Requests per second of two streams, and for how many seconds."""
+LOADS = ((3, 1, 40), (12, 5, 45))
+"""Requests per second of two streams, chat of tenant a and code of tenant b, and for how many seconds."""
 
 COLUMN, ROW, GAP, TOP = 40, 27, 6, 34
 """Sizes in pixels: of one of the 24 columns, of one unit of height, between panels, and of the title."""
@@ -76,7 +80,8 @@ def main(folder: Path) -> None:
         engine = stack.enter_context(served("sim", "--max-num-seqs", "24")).removesuffix("/v1")
         sidecar, prometheus = (f"http://127.0.0.1:{_free_port()}" for _ in range(2))
         port = sidecar.rpartition(":")[2]
-        command = (sys.executable, "-m", "loadgen", "sidecar", "--engine-url", engine, "--port", port)
+        command = (sys.executable, "-m", "loadgen", "sidecar", "--engine-url", engine, "--port", port,
+                   "--label", "tenant=loadgen.tag.tenant")  # fmt: skip
         stack.enter_context(_running(command, sidecar + "/healthz"))
         config = data / "prometheus.json"  # JSON is YAML
         jobs = [
@@ -88,8 +93,8 @@ def main(folder: Path) -> None:
         options = (f"--config.file={config}", f"--storage.tsdb.path={data / 'tsdb'}", f"--web.listen-address={address}")
         stack.enter_context(_running(("prometheus", *options), prometheus + "/-/ready"))
         start_s = time.time()
-        for chat, code, duration_s in LOADS[:-1]:
-            _check(_replay(engine, sidecar, data / f"run-{chat}", chat, code, duration_s))
+        for load in LOADS[:-1]:
+            _check(_replay(engine, sidecar, data / "first", *load))
         running = _replay(engine, sidecar, data / "last", *LOADS[-1])
         stack.callback(_check, running)
         time.sleep(LOADS[-1][2] + 1)  # the dashboards are seen under load
@@ -100,10 +105,17 @@ def main(folder: Path) -> None:
             (folder / f"dashboard-{path.stem}.svg").write_text(drawn(board, answers, span[1] - span[0]))
 
 
-def _replay(engine: str, sidecar: str, out: Path, chat: str, code: str, duration_s: int) -> "subprocess.Popen[bytes]":
-    command = [sys.executable, "-m", "loadgen", "replay", "--stream", chat, "--stream", code]
-    command += ["--duration", str(duration_s), "--base-url", engine + "/v1", "--otlp", sidecar]
-    return subprocess.Popen([*command, "--out", str(out), "--ui", "none"], stdout=subprocess.DEVNULL)
+def _replay(engine: str, sidecar: str, out: Path, chat: int, code: int, duration_s: int) -> "subprocess.Popen[bytes]":
+    streams = (ROOT / "traces" / "mix.toml").read_text()
+    for name, rps, tenant in (("chat", chat, "a"), ("code", code, "b")):
+        trace = ROOT / "traces" / f"{name}.jsonl"
+        changes = f'trace = "{trace}"\ntags = {{ tenant = "{tenant}" }}\nrps = {rps}\n'
+        streams = re.sub(rf'trace = "{name}\.jsonl"\nrps = .*\n', changes, streams)
+    file = out.with_suffix(".toml")
+    file.write_text(streams)
+    command = [sys.executable, "-m", "loadgen", "replay", str(file), "--duration", str(duration_s)]
+    command += ["--base-url", engine + "/v1", "--otlp", sidecar, "--out", str(out), "--ui", "none"]
+    return subprocess.Popen(command, stdout=subprocess.DEVNULL)
 
 
 def _check(replay: "subprocess.Popen[bytes]") -> None:
@@ -116,21 +128,26 @@ def _curves(prometheus: str, panel: dict[str, Any], span: tuple[float, float]) -
     """Return the answers to the queries of a panel."""
     curves = []
     for target in panel["targets"]:
-        query = target["expr"]
-        for name, value in VARIABLES.items():
-            query = query.replace(name, value)
+        query, legend = interpolated(target["expr"]), interpolated(target["legendFormat"])
         limits = {"start": span[0], "end": span[1], "step": STEP_S}
         with urllib.request.urlopen(
             f"{prometheus}/api/v1/query_range?{urllib.parse.urlencode({'query': query} | limits)}", timeout=20
         ) as page:
             rows = json.load(page)["data"]["result"]
         for row in rows:
-            name = target["legendFormat"]
+            name = legend
             for label, value in row["metric"].items():
                 name = name.replace("{{" + label + "}}", value)
             points = [(at_s - span[0], float(value)) for at_s, value in row["values"]]
             curves.append(Curve(name, [point for point in points if isfinite(point[1])]))
     return curves
+
+
+def interpolated(text: str) -> str:
+    """Return a text with the values of the dashboards' variables."""
+    for name, value in VARIABLES.items():
+        text = text.replace(name, value)
+    return text
 
 
 def _free_port() -> int:
@@ -175,12 +192,14 @@ def drawn(board: dict[str, Any], answers: dict[int, list[Curve]], duration_s: fl
         w, h = place["w"] * COLUMN - GAP, place["h"] * ROW - GAP
         parts.append(f'<g transform="translate({place["x"] * COLUMN + GAP},{place["y"] * ROW + TOP})">')
         parts.append(f'<rect class="panel" width="{w}" height="{h}" rx="4"/>')
-        parts.append(f'<text class="title" x="10" y="19">{escape(panel["title"])}</text>')
+        parts.append(f'<text class="title" x="10" y="19">{escape(interpolated(panel["title"]))}</text>')
         unit, curves = panel["fieldConfig"]["defaults"]["unit"], answers[panel["id"]]
         if not any(curve.points for curve in curves):
             parts.append(f'<text class="soft" x="10" y="{h / 2 + 12:.0f}">No data</text>')
         elif panel["type"] == "stat":
             parts.append(f'<text class="big" x="10" y="{h - 22}">{escape(UNITS[unit](last(curves)))}</text>')
+        elif panel["type"] == "bargauge":
+            parts.append(_bars(curves, unit, w, h))
         elif panel["type"] == "heatmap":
             parts.append(_heatmap(curves, w, h, duration_s))
         else:
@@ -241,6 +260,22 @@ def _lines(curves: Sequence[Curve], unit: str, w: int, h: int, duration_s: float
         parts.append(f'<path class="s{i}"{dash} d="M{x} {h - 12}h18"/>')
         parts.append(f'<text x="{x + 23}" y="{h - 8}">{escape(curve.name)}</text>')
         x += 40 + 7 * len(curve.name)
+    return "".join(parts)
+
+
+def _bars(curves: Sequence[Curve], unit: str, w: int, h: int) -> str:
+    """Return a bar for the last value of each curve."""
+    shown = [(curve.name, last([curve])) for curve in curves if curve.points][:MAX_SERIES]
+    high, tall = max(value for _, value in shown) or 1.0, (h - HEAD - 10) / len(shown)
+    parts = []
+    for i, (name, value) in enumerate(shown):
+        y = HEAD + i * tall
+        parts.append(f'<text x="10" y="{y + 12:.1f}">{escape(name)}</text>')
+        parts.append(f'<text text-anchor="end" x="{w - RIGHT}" y="{y + 12:.1f}">{escape(UNITS[unit](value))}</text>')
+        wide = (w - 10 - RIGHT) * value / high
+        parts.append(
+            f'<rect class="cell" x="10" y="{y + 17:.1f}" width="{wide:.1f}" height="{max(tall - 24, 4):.1f}"/>'
+        )
     return "".join(parts)
 
 

@@ -47,6 +47,12 @@ def test_a_stat_is_the_last_value_in_its_unit(unit: str, text: str) -> None:
     assert last([curve]) == 0.25 and f">{text}<" in picture(curve, kind="stat", unit=unit)
 
 
+def test_a_bar_is_as_long_as_its_last_value() -> None:
+    svg = picture(Curve("<a>", [(0, 9), (2, 4)]), Curve("b", [(2, 1)]), kind="bargauge", unit="joule")
+    widths = [float(width) for width in re.findall(r'class="cell" [^>]*width="([0-9.]+)"', svg)]
+    assert widths[0] == pytest.approx(4 * widths[1], rel=0.01) and "&lt;a&gt;" in svg and "4.00 J" in svg
+
+
 def test_a_heat_map_draws_the_requests_between_two_bounds() -> None:
     curves = [Curve(bound, [(2, count)]) for bound, count in (("10", 0), ("20", 3), ("50", 3), ("+Inf", 4))]
     svg = picture(*curves, kind="heatmap", unit="joule")

@@ -221,6 +221,7 @@ def test_the_files_for_prometheus_and_grafana_are_written_into_a_new_folder(tmp_
         str(Path(line).relative_to(folder)) for line in loadgen("sidecar", "--monitoring", folder).output.split()
     ]
     assert written == [
+        "grafana/dashboards/energy-by-label.json",
         "grafana/dashboards/energy-per-token.json",
         "grafana/dashboards/serving.json",
         "prometheus.yml",

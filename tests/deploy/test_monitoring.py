@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import re
 import shutil
 import socket
 import subprocess
@@ -173,7 +174,8 @@ def test_panels_and_rules_agree_with_the_summary(tmp_path: Path) -> None:
         engine = stack.enter_context(served("sim")).removesuffix("/v1")
         stack.enter_context(
             program(sys.executable, "-m", "loadgen", "sidecar", "--engine-url", engine,
-                    "--port", sidecar.rsplit(":", 1)[1], ready=sidecar + "/healthz")
+                    "--port", sidecar.rsplit(":", 1)[1], "--label", "tenant=loadgen.tag.tenant",
+                    ready=sidecar + "/healthz")
         )  # fmt: skip
         stack.enter_context(
             program("prometheus", f"--config.file={_config(tmp_path, sidecar, engine)}",
@@ -183,7 +185,8 @@ def test_panels_and_rules_agree_with_the_summary(tmp_path: Path) -> None:
         prometheus = Prometheus(f"http://127.0.0.1:{prometheus_port}")
         subprocess.run(
             [sys.executable, "-m", "loadgen", "replay", "traces/chat.jsonl", "--rps", "8", "--duration", "10",
-             "--base-url", engine + "/v1", "--otlp", sidecar, "--out", str(tmp_path / "run"), "--ui", "none"],
+             "--base-url", engine + "/v1", "--otlp", sidecar, "--out", str(tmp_path / "run"), "--ui", "none",
+             "--tag", "tenant=a"],
             cwd=ROOT, check=True, capture_output=True,
         )  # fmt: skip
         summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -194,6 +197,7 @@ def test_panels_and_rules_agree_with_the_summary(tmp_path: Path) -> None:
         time.sleep(3)  # two scrapes of the settled page and an evaluation of the rules
         _agree(prometheus, summary, time.time())
         _panels_answer(prometheus, time.time())
+        _labels_answer(prometheus, time.time())
 
 
 def _config(folder: Path, sidecar: str, engine: str) -> Path:
@@ -237,10 +241,22 @@ def _agree(prometheus: Prometheus, summary: dict[str, Any], at_s: float) -> None
     assert [alert["labels"]["alertname"] for alert in prometheus.get("/api/v1/alerts")["alerts"]] == []
 
 
+def test_the_variable_of_labels_offers_those_of_the_user_and_of_requests() -> None:
+    board = json.loads((FOLDER / "grafana" / "dashboards" / "energy-by-label.json").read_text())
+    (variable,) = (one for one in board["templating"]["list"] if one["name"] == "label")
+    names = ["__name__", "account", "engine", "instance", "job", "model", "tenant", "workload", "account_id"]
+    shown = [name for name in names if re.search(variable["regex"].strip("/"), name)]
+    assert shown == ["engine", "model", "tenant", "workload", "account_id"]
+    assert variable["current"]["value"] in shown
+
+
 VARIABLES = {
     "$__rate_interval": "2m",
     "$model": ".*",
     "$workload": ".*",
+    "$label": "tenant",
+    "$value": ".*",
+    "$__range": "2m",
     "$carbon_g_per_kwh": "400",
     "$price_per_kwh": "0.2",
 }
@@ -261,3 +277,17 @@ def _panels_answer(prometheus: Prometheus, at_s: float) -> None:
                 rows = prometheus.rows(query, at_s)
                 assert rows or target["legendFormat"] in SILENT, (panel["title"], query)
                 assert all(-1e-3 <= value <= shares.get(unit, 1e7) for _, value in rows), (panel["title"], rows)
+
+
+def _labels_answer(prometheus: Prometheus, at_s: float) -> None:
+    """The values of a label, requests without one, idle and unattributed energy make up all power."""
+    assert "tenant" in prometheus.get("/api/v1/labels", **{"match[]": "loadgen_attributed_energy_joules_total"})
+    (panel,) = (panel for board in BOARDS for panel in panels(board) if panel["title"].startswith("Power by $label"))
+    counted = prometheus.one(f"sum(rate(loadgen_gpu_energy_joules_total[{VARIABLES['$__rate_interval']}]))", at_s)
+    for label, shown in (("tenant", {"a"}), ("nobodys", {"(none)"})):
+        queries = [target["expr"] for target in panel["targets"]]
+        for name, value in (VARIABLES | {"$label": label}).items():
+            queries = [query.replace(name, value) for query in queries]
+        rows = [row for query in queries for row in prometheus.rows(query, at_s)]
+        assert {labels[label] for labels, _ in rows if label in labels} == shown
+        assert sum(value for _, value in rows) == pytest.approx(counted, rel=0.02)  # rate extrapolates each series

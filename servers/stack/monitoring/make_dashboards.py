@@ -1,6 +1,7 @@
 """Write grafana/dashboards/*.json from the tables of panels in this file, when run as a script."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -127,6 +128,47 @@ ENERGY_PANELS = [
 ]  # fmt: skip
 
 
+LABELLED = SELECTED + ',$label=~"$value"'
+"""Requests whose label, which the variable `label` names, has a selected value. `$label` stands for its name, so that a
+label of the user's choosing (`loadgen sidecar --label`) needs no dashboard of its own."""
+LABEL_ENERGY = f"rate(loadgen_attributed_energy_joules_total{{{LABELLED}}}{RATE})"
+LABEL_TOKENS = f"rate(loadgen_output_tokens_total{{{LABELLED}}}{RATE})"
+LABEL_REQUESTS = f"rate(loadgen_requests_total{{{LABELLED}}}{RATE})"
+LABEL_RANGE = f"increase(loadgen_attributed_energy_joules_total{{{LABELLED}}}[$__range])"
+
+
+def _by_label(query: str) -> dict[str, str]:
+    """Return a query by legend; requests without a value are `(none)`, which Grafana would show as nothing."""
+    return {"{{$label}}": f'label_replace({query}, "$label", "(none)", "$label", "")'}
+
+
+LABEL_PANELS = [
+    Panel("Power of the selected requests", "watt", {"selected": f"sum({LABEL_ENERGY})"}, "stat", 6),
+    Panel("J per output token", "joule", {"net": f"sum({LABEL_ENERGY}) / (sum({LABEL_TOKENS}) > 0)"}, "stat", 6),
+    Panel("Energy in the range", "joule", {"energy": f"sum({LABEL_RANGE})"}, "stat", 6),
+    Panel("Cost of energy in the range", "short",
+          {"cost": f"sum({LABEL_RANGE}) / {JOULES_PER_KWH} * $price_per_kwh"}, "stat", 6),
+    Panel("Power by $label, idle and unattributed", "watt",
+          _by_label(f"sum by ($label) ({LABEL_ENERGY})")
+          | {"idle": f"sum(rate(loadgen_idle_energy_joules_total{RATE}))",
+             "unattributed": f"sum(rate(loadgen_unattributed_energy_joules_total{RATE}))"},
+          note="With all values, models and workloads selected, the sum is what the meter counted."),
+    Panel("Joules per output token by $label", "joule",
+          _by_label(f"sum by ($label) ({LABEL_ENERGY}) / (sum by ($label) ({LABEL_TOKENS}) > 0)")),
+    Panel("Energy in the range by $label", "joule", _by_label(f"sum by ($label) ({LABEL_RANGE})"), "bargauge"),
+    Panel("Measured energy over a bill by output tokens", "short",
+          _by_label(f"(sum by ($label) ({LABEL_ENERGY}) / scalar(sum({LABEL_ENERGY})))"
+                    f" / (sum by ($label) ({LABEL_TOKENS}) / scalar(sum({LABEL_TOKENS})) > 0)"),
+          note="1: a bill by output tokens would be right. 2: it would be half of what was measured."),
+    Panel("Joules per request by $label", "joule",
+          _by_label(f"sum by ($label) ({LABEL_ENERGY}) / (sum by ($label) ({LABEL_REQUESTS}) > 0)")),
+    Panel("Requests/s by $label", "reqps", _by_label(f"sum by ($label) ({LABEL_REQUESTS})")),
+    Panel("Output tokens/s by $label", "short", _by_label(f"sum by ($label) ({LABEL_TOKENS})")),
+    Panel("Carbon by $label, g CO2e per hour", "massg",
+          _by_label(f"sum by ($label) ({LABEL_ENERGY}) * 3600 / {JOULES_PER_KWH} * $carbon_g_per_kwh")),
+]  # fmt: skip
+
+
 def _panel(number: int, panel: Panel, x: int, y: int, height: int) -> dict[str, Any]:
     return {
         "id": number,
@@ -144,6 +186,8 @@ def _panel(number: int, panel: Panel, x: int, y: int, height: int) -> dict[str, 
                 "expr": query,
                 "legendFormat": legend,
                 "format": "heatmap" if panel.kind == "heatmap" else "time_series",
+                "instant": "$__range" in query,
+                "range": "$__range" not in query,
             }
             for k, (legend, query) in enumerate(panel.queries.items())
         ],
@@ -182,6 +226,23 @@ def _choice(name: str, label: str) -> dict[str, Any]:
     }
 
 
+def _label() -> list[dict[str, Any]]:
+    """Return the variable that names a label of the attributed energy, and that of its values."""
+    energy = "loadgen_attributed_energy_joules_total"
+    names: dict[str, Any] = {
+        "name": "label",
+        "label": "Label",
+        "type": "query",
+        "datasource": SOURCE,
+        "query": f"label_names({energy})",
+        "regex": "/^(?!(__name__|account|instance|job)$).*$/",
+        "refresh": 2,
+        "sort": 1,
+        "current": {"text": "workload", "value": "workload", "selected": True},
+    }
+    return [names, _choice("value", "Value") | {"query": f"label_values({energy}, $label)"}]
+
+
 def _number(name: str, label: str, value: str) -> dict[str, Any]:
     return {
         "name": name,
@@ -192,7 +253,7 @@ def _number(name: str, label: str, value: str) -> dict[str, Any]:
     }
 
 
-def dashboard(uid: str, title: str, panels: list[Panel]) -> dict[str, Any]:
+def dashboard(uid: str, title: str, panels: list[Panel], variables: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
     numbers = [
         _number("carbon_g_per_kwh", "g CO2e per kWh", "400"),
         _number("price_per_kwh", "price per kWh", "0.20"),
@@ -209,13 +270,16 @@ def dashboard(uid: str, title: str, panels: list[Panel]) -> dict[str, Any]:
         "links": [
             {"type": "dashboards", "title": "loadgen", "tags": ["loadgen"], "includeVars": True, "keepTime": True}
         ],
-        "templating": {"list": [_source(), _choice("model", "Model"), _choice("workload", "Workload"), *numbers]},
+        "templating": {
+            "list": [_source(), *variables, _choice("model", "Model"), _choice("workload", "Workload"), *numbers]
+        },
         "panels": _rows(panels),
     }
 
 
 DASHBOARDS = {
     "serving.json": dashboard("loadgen-serving", "Serving", SERVING_PANELS),
+    "energy-by-label.json": dashboard("loadgen-labels", "Energy by label", LABEL_PANELS, _label()),
     "energy-per-token.json": dashboard("loadgen-energy", "Energy per token", ENERGY_PANELS),
 }
 
