@@ -45,6 +45,7 @@ def search(
     arrival: Arrival = "poisson",
     burstiness: float = 1.0,
     seed: int = 0,
+    tags: Mapping[str, str] | None = None,
     tokenizer: str | os.PathLike[str] | None = None,
     count: Count = "auto",
     stop: Stop = "auto",

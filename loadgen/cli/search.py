@@ -125,7 +125,8 @@ class Share(click.ParamType[float]):
     show_default=True,
     help="Arrival process; trace: the trace's own arrivals, compressed to the rate, at most one pass in a probe.",
 )
-@options_of(replay, "burstiness", "seed", "tokenizer", "count", "stop", "max_tokens", "history", "think")
+@options_of(replay, "burstiness", "seed", "tags", "tokenizer", "count", "stop", "max_tokens", "history",
+            "think")  # fmt: skip
 @options_of(replay, "base_url", "serve")
 @click.option(
     "--over",

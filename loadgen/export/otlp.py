@@ -1,7 +1,7 @@
 """A run as OTLP: a span for each request, and histograms by the semantic conventions for generative AI.
 
 The spans are those that `--otlp` sends during a run. The metrics are `gen_ai.client.*`, as this client measured them,
-and `loadgen.request.energy`, in joules.
+and `loadgen.request.energy` and `loadgen.request.host_energy`, in joules.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from loadgen.extras import importing
 from loadgen.http_get import REQUEST_ERRORS, HttpClient
 from loadgen.results.request_table import request_table
 from loadgen.telemetry.otlp_export import BATCH, export_records, set_attribute
+from loadgen.workload.tags import tags_of
 
 if TYPE_CHECKING:
     from loadgen.results.run_folder import RunResult
@@ -52,6 +53,7 @@ _METRICS = (
     _Metric("gen_ai.client.token.usage", "{token}", "input_tokens", _TOKENS, {"gen_ai.token.type": "input"}),
     _Metric("gen_ai.client.token.usage", "{token}", "output_tokens", _TOKENS, {"gen_ai.token.type": "output"}),
     _Metric("loadgen.request.energy", "J", "joules", _JOULES, {}),
+    _Metric("loadgen.request.host_energy", "J", "host_joules", _JOULES, {}),
 )
 
 
@@ -61,11 +63,12 @@ def otlp_messages(result: RunResult) -> Iterator[tuple[str, Any]]:
         from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
     info, models = result.info, request_table(result)["model"]
     sessions = {request.index: request.session_id for request in result.schedule if request.session_id is not None}
+    tags = {request.index: own for request in result.schedule if (own := tags_of(request))}
     for model in sorted({name or "" for name in models}):
         records = [record for record, name in zip(result.records, models, strict=True) if (name or "") == model]
         for start in range(0, len(records), BATCH):
             part = export_records(
-                info.run_id, model or "unknown", sessions, records[start : start + BATCH], info.anchor
+                info.run_id, model or "unknown", sessions, records[start : start + BATCH], info.anchor, tags
             )
             yield "traces", ExportTraceServiceRequest.FromString(part)
     yield "metrics", _metrics(result)

@@ -45,6 +45,7 @@ def vllm_result(result: RunResult, *, detailed: bool) -> dict[str, Any]:
         "loadgen_verdict": summary.verdict.status,
         "measured_joules": energy.measured_joules,
         "joules_per_output_token": energy.joules_per_output_token,
+        "host_joules": energy.host.measured_joules if energy.host else None,
         "request_rate": info.requested_rps if info.requested_rps is not None else "inf",
         "burstiness": config.get("burstiness") or 1.0,
         "max_concurrency": config.get("max_concurrency"),

@@ -20,6 +20,7 @@ from loadgen.workload.sessions import History, settle_history
 from loadgen.workload.sources import open_source, read_source, source_sha256
 from loadgen.workload.stream_schedule import schedule_streams
 from loadgen.workload.streams import Streams, share_rate
+from loadgen.workload.tags import tagged
 from loadgen.workload.token_bins import is_bins
 
 if TYPE_CHECKING:
@@ -147,7 +148,8 @@ class Workload:
         streams = share_rate(self._streams, load.rps)
         sources = {name: rotated(source, load.seed) for name, source in self._sources.items()}
         schedule = schedule_streams(streams, **load.limits, stop=load.stop, words=self._words, sources=sources)
-        return schedule, {"trace": self.name, "trace_sha256": self._sha256, "streams": stated_options(streams)}
+        plan = {"trace": self.name, "trace_sha256": self._sha256, "streams": stated_options(streams)}
+        return tagged(schedule, load.tags), plan | ({"tags": load.tags} if load.tags else {})
 
 
 def _weighted(streams: Streams, load: Load) -> Streams:

@@ -10,9 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
+import msgspec
+
 from loadgen.results.metrics import came_in_one_piece, prompts_are_counted
 from loadgen.results.summarize import span
 from loadgen.units import NS_PER_S
+from loadgen.workload.tags import tags_of
 
 if TYPE_CHECKING:
     from loadgen.attribution.shapley import RequestEnergy
@@ -68,6 +71,11 @@ def _seconds(ns: float | None) -> float | None:
 def _joules_per_output_token(row: RequestRow) -> float | None:
     tokens = row.record.output_tokens
     return row.energy.joules / tokens if row.energy and tokens else None
+
+
+def _tags(row: RequestRow) -> str | None:
+    tags = tags_of(row.request)
+    return msgspec.json.encode(tags, order="sorted").decode() if tags else None
 
 
 COLUMNS: tuple[Column, ...] = (
@@ -129,6 +137,9 @@ COLUMNS: tuple[Column, ...] = (
            lambda r: r.energy and r.energy.tools_joules),
     Column("joules_per_output_token", "float64", "J", "joules / output_tokens.", _joules_per_output_token),
     Column("task", "string", None, "Sub-agent within its session; null for the main thread.", lambda r: r.request.task),
+    Column("host_joules", "float64", "J", "Estimate of its part of the host's energy; null unless a meter has the host "
+           "beside the GPUs.", lambda r: r.energy and r.energy.host_joules),
+    Column("tags", "string", None, "Its tags as a JSON object, such as {\"tenant\":\"a\"}; null without any.", _tags),
 )  # fmt: skip
 """Columns in the order of a file. A name keeps its meaning; new ones are added at the end."""
 

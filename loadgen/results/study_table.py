@@ -115,6 +115,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """Engine options of the run: name=value, separated by spaces."""
     seed: int | None = None
     """Seed of the run's arrivals and prompts."""
+    host_joules: float | None = None
+    """Energy of the host beside the GPUs; None where no meter has it."""
+    total_joules: float | None = None
+    """Energy of the run's boundary: of the GPUs and of what is measured or stated beside them."""
+    co2e_grams: float | None = None
+    """total_joules in kWh times the grid intensity of the study; None where it states none."""
+    cost: float | None = None
+    """total_joules in kWh times the price of the study; None where it states none."""
 
     @property
     def good_per_s(self) -> float | None:

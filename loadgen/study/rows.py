@@ -88,6 +88,7 @@ def row_of(study: Study, run: StudyRun, outcome: RunOutcome, finished: FinishedR
     arrival, burstiness = study.arrival_of(run.workload)
     process = f"gamma {burstiness:g}" if arrival == "gamma" else arrival or "streams"
     temperatures = [gpu.temperature_c for gpu in outcome.gpus if gpu.temperature_c is not None]
+    bounds = energy.boundary
     return Row(
         cell=run.name,
         server=run.server,
@@ -126,6 +127,10 @@ def row_of(study: Study, run: StudyRun, outcome: RunOutcome, finished: FinishedR
         **_origin(finished.info),
         gpu=gpu_names(outcome.gpus) or None,
         temperature_c=max(temperatures, default=None),
+        host_joules=energy.host.measured_joules if energy.host else None,
+        total_joules=bounds.total_joules if bounds else None,
+        co2e_grams=bounds.co2e_grams if bounds else None,
+        cost=bounds.cost if bounds else None,
     )
 
 

@@ -84,7 +84,7 @@ def test_every_parameter_reaches_the_run_and_the_asynchronous_variant_has_all_of
 def test_every_parameter_reaches_the_search_and_the_asynchronous_variant_has_all_of_them() -> None:
     """A probe has a rate, a duration and an answer's folder of its own, and no more requests than it sends."""
     of_a_probe = {"rps", "scale", "shape", "duration_s", "num_requests", "max_concurrency", "otlp", "overwrite"}
-    of_a_probe |= {"keep_bodies", "keep_answers", *OF_SESSIONS, "too_long", "max_context", "tags"}
+    of_a_probe |= {"keep_bodies", "keep_answers", *OF_SESSIONS, "too_long", "max_context"}
     names = set(defaults_of(loadgen.search))
     assert names == (LOAD_OPTIONS | RUN_OPTIONS | SEARCH_OPTIONS | {"serve", "over", "ui"}) - of_a_probe
     assert defaults_of(loadgen.asearch) == defaults_of(loadgen.search)

@@ -15,6 +15,7 @@ from loadgen.errors import LoadgenError
 from loadgen.export.otlp import otlp_lines, send_otlp
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summarize import analyse_run
+from loadgen.telemetry.otlp_export import TAG
 from loadgen.telemetry.traceparent import span_ids
 from support import sample_runs
 
@@ -73,6 +74,21 @@ def test_the_histograms_count_the_completed_requests_and_their_joules(made: RunR
     assert len(duration["bucketCounts"]) == len(duration["explicitBounds"]) + 1
     assert metrics["loadgen.request.energy"][0]["sum"] == pytest.approx(made.summary.energy.attributed_joules)
     assert len(metrics["gen_ai.client.token.usage"]) == 2
+
+
+def test_tags_are_attributes_and_the_host_has_a_histogram(made: RunResult) -> None:
+    assert made.attribution is not None
+    schedule = [msgspec.structs.replace(item, tags={"tenant": "a"}) for item in made.schedule]
+    requests = [msgspec.structs.replace(share, host_joules=2.0) for share in made.attribution.requests]
+    attribution = msgspec.structs.replace(made.attribution, requests=requests)
+    first, *_, last = [
+        json.loads(line) for line in otlp_lines(replace(made, schedule=schedule, attribution=attribution))
+    ]
+    span = first["resourceSpans"][0]["scopeSpans"][0]["spans"][0]
+    assert {"key": f"{TAG}tenant", "value": {"stringValue": "a"}} in span["attributes"]
+    metrics = {metric["name"]: metric for metric in last["resourceMetrics"][0]["scopeMetrics"][0]["metrics"]}
+    [point] = metrics["loadgen.request.host_energy"]["histogram"]["dataPoints"]
+    assert point["sum"] == 2.0 * int(point["count"])
 
 
 def test_each_model_has_its_own_points_and_spans() -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,6 +87,13 @@ def test_streams_keep_their_shares_at_any_rate_and_take_the_arrivals_of_the_sear
     assert [request.index for request in schedule.requests] == list(range(1600))
     assert plan["streams"]["a"]["arrival"] == plan["streams"]["b"]["arrival"] == "poisson"
     assert mix.name == "a+b"
+
+
+@pytest.mark.parametrize("load", [{"trace": "code", "arrival": "poisson"}, {"streams": ("a=chat:3", "b=code:1")}])
+def test_each_request_of_a_probe_has_the_tags_of_the_search(load: dict[str, Any]) -> None:
+    schedule, _, plan = workload(Load(**load, tags={"tenant": "a"})).requests(20.0, 10.0, 1)
+    assert {str(request.tags) for request in schedule.requests} == {"{'tenant': 'a'}"}
+    assert plan["tags"] == {"tenant": "a"}
 
 
 def test_limits_of_the_search_take_the_place_of_those_that_streams_state() -> None:

@@ -1,5 +1,6 @@
 """The table of requests: its columns, their types and units, and its agreement with the summary."""
 
+import json
 from dataclasses import replace
 
 import msgspec
@@ -48,6 +49,19 @@ def test_a_percentile_of_a_column_is_that_of_the_summary(made: RunResult, latenc
     assert np.percentile(values, 90) == pytest.approx(summary.p90)
 
 
+def test_tags_are_an_object_and_the_hosts_joules_those_of_the_attribution(made: RunResult) -> None:
+    assert made.attribution is not None
+    tags = {"tenant": 'a"b', "by": "é"}
+    schedule = [msgspec.structs.replace(item, tags=tags if item.index else msgspec.UNSET) for item in made.schedule]
+    requests = [msgspec.structs.replace(share, host_joules=float(share.index)) for share in made.attribution.requests]
+    attribution = msgspec.structs.replace(made.attribution, requests=requests)
+    table = request_table(replace(made, schedule=schedule, attribution=attribution))
+    assert table["tags"][0] is None
+    assert json.loads(table["tags"][1]) == tags
+    assert table["host_joules"][:3] == [0.0, 1.0, 2.0]
+    assert set(request_table(made)["host_joules"]) == {None}
+
+
 def test_the_joules_add_up_to_the_attributed_ones(made: RunResult) -> None:
     assert made.summary is not None
     assert sum(known(request_table(made)["joules"])) == pytest.approx(made.summary.energy.attributed_joules)
@@ -59,7 +73,7 @@ def test_the_joules_of_a_request_that_may_or_may_not_have_been_sent_are_unknown(
     records = [lost if record.index == lost.index else record for record in made.records]
     table = request_table(replace(made, records=records))
     row = table["index"].index(lost.index)
-    assert [table[name][row] for name in table if "joules" in name] == [None] * 7
+    assert [table[name][row] for name in table if "joules" in name] == [None] * 8
 
 
 def test_a_failed_request_has_instants_and_no_latencies(made: RunResult) -> None:

@@ -11,7 +11,7 @@ from loadgen.energy.gpu_state import GpuState
 from loadgen.report.write import finish
 from loadgen.results.run_folder import RunWriter
 from loadgen.results.study_table import Row
-from loadgen.results.summary import Summary
+from loadgen.results.summary import Boundary, Summary
 from loadgen.results.verdict import CHECKS, Check, Status, Verdict
 from loadgen.study.plan import StudyRun
 from loadgen.study.rows import FinishedRun, RunOutcome, gpu_names, idealized_joules, row_of, unusable
@@ -45,6 +45,12 @@ def row(run: StudyRun = OPEN, outcome: RunOutcome = DONE, study: Study = STUDY, 
 def energy(**changes: object) -> dict[str, object]:
     summary: Summary = finished().summary
     return {"energy": msgspec.structs.replace(summary.energy, **changes)}
+
+
+def test_the_boundary_of_a_run_is_in_its_row() -> None:
+    bounds = Boundary(parts=[], total_joules=700.0, co2e_grams=0.07, cost=None)
+    made = row(**energy(boundary=bounds))
+    assert (made.host_joules, made.total_joules, made.co2e_grams, made.cost) == (None, 700.0, 0.07, None)
 
 
 def test_energy_per_token_and_request_is_all_that_was_measured() -> None:
