@@ -14,13 +14,12 @@ from loadgen.errors import LoadgenError
 from loadgen.units import NS_PER_S
 from loadgen.workload.arrivals import cycle_s
 from loadgen.workload.length_source import source_path
-from loadgen.workload.load import Load, check_alone, planned_schedule, stated_options, streams_of
+from loadgen.workload.load import Load, check_alone, planned_schedule, stated_options, streams_of, with_tags
 from loadgen.workload.schedule import after_all, merged_schedule
 from loadgen.workload.sessions import History, settle_history
 from loadgen.workload.sources import open_source, read_source, source_sha256
 from loadgen.workload.stream_schedule import schedule_streams
 from loadgen.workload.streams import Streams, share_rate
-from loadgen.workload.tags import tagged
 from loadgen.workload.token_bins import is_bins
 
 if TYPE_CHECKING:
@@ -149,7 +148,7 @@ class Workload:
         sources = {name: rotated(source, load.seed) for name, source in self._sources.items()}
         schedule = schedule_streams(streams, **load.limits, stop=load.stop, words=self._words, sources=sources)
         plan = {"trace": self.name, "trace_sha256": self._sha256, "streams": stated_options(streams)}
-        return tagged(schedule, load.tags), plan | ({"tags": load.tags} if load.tags else {})
+        return with_tags(load, schedule, plan)
 
 
 def _weighted(streams: Streams, load: Load) -> Streams:

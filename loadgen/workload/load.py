@@ -87,7 +87,11 @@ def planned_schedule(
     source: requests that are in memory, in place of a trace. stated: options that the user named; None: those that
     differ from their defaults. say: called with a line that the user should read.
     """
-    schedule, plan = _planned(load, words, model, source, stated, say)
+    return with_tags(load, *_planned(load, words, model, source, stated, say))
+
+
+def with_tags(load: Load, schedule: Schedule, plan: dict[str, Any]) -> tuple[Schedule, dict[str, Any]]:
+    """Return a schedule with the tags of the load on each request, and its plan with them. Raises LoadgenError."""
     return tagged(schedule, load.tags), plan | ({"tags": load.tags} if load.tags else {})
 
 
