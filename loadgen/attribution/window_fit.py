@@ -130,6 +130,9 @@ def window_work(series: EnergySeries, steps: EngineSteps, per_step: Floats) -> W
     busy = is_busy & measured
     if (busy & ~guessed).sum() >= MIN_WINDOWS:
         busy &= ~guessed
+    at_limit = series.at_limit  # of one engine, its steps take the place of these windows (rows_at_limit)
+    if steps.parts and at_limit is not None and (busy & ~at_limit).sum() >= MIN_WINDOWS:
+        busy &= ~at_limit
     return WindowWork(np.stack(columns, axis=1) + foreign, target, busy, energy_j, idle_w, idle_se_w)
 
 
@@ -138,8 +141,8 @@ def fit_windows(series: EnergySeries, steps: EngineSteps, per_step: Floats | Non
 
     Idle power is measured where no step overlaps and no request was in flight, then held fixed: a loaded run's busy
     windows do not determine it. Windows in which the work of other clients is guessed are no evidence, unless the rest
-    are too few; windows at the power limit are replaced by their steps. per_step: `step_features` of the same steps,
-    when the caller already has them.
+    are too few; windows at the power limit are replaced by their steps, or no evidence either where several engines
+    share the GPU. per_step: `step_features` of the same steps, when the caller already has them.
     """
     per_step = step_features(steps) if per_step is None else per_step
     features, target, busy, energy_j, idle_w, idle_se_w = window_work(series, steps, per_step)

@@ -102,6 +102,23 @@ def test_what_two_laws_made_comes_back_request_by_request() -> None:
     assert first == second == pytest.approx(WATTS, rel=0.05)
 
 
+def test_windows_at_the_power_limit_are_no_evidence() -> None:
+    """Ten windows of every forty show 700 W, whatever was done in them."""
+    records = two_streams(4)
+    series, _ = priced(records)
+    block = (np.arange(len(series) - 1) + 20) % 40
+    energy_mj = np.where((block > 0) & (block < 9), 70_000, np.diff(series.mj))
+    limited = replace(
+        series,
+        mj=np.concatenate(([0], np.cumsum(energy_mj))),
+        capped_ns=np.concatenate(([0], np.cumsum(np.where(block < 10, 100 * MS, 0)))),
+        limit_w=700.0,
+    )
+    result = attributed([limited], records)
+    assert [engine.coefficients[0].step_j for engine in result.engines] == pytest.approx([2.0, 9.0], rel=0.05)
+    assert result.engines[0].coefficients[0].outliers == 0
+
+
 def test_which_engine_comes_first_does_not_matter() -> None:
     records = two_streams(1)
     series, _ = priced(records)
