@@ -1,0 +1,284 @@
+"""Tables of docs/results/disaggregated.md: prefill and decode on two GPUs, replicas, and two engines on one GPU."""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from benchmarks.paper.added_load import with_error
+from benchmarks.paper.ingest import FOLDER
+from benchmarks.paper.words import percent, percents, sig, table
+from loadgen.stats.arrays import Floats
+from loadgen.stats.intervals import paired_reduction
+
+DATA = FOLDER / "disaggregated.json"
+LOADS = (4, 10)
+SEEDS = (1, 2)
+ARRANGEMENTS = {"pd": "disaggregated", "rep": "two replicas"}
+
+
+def runs() -> dict[str, Any]:
+    read: dict[str, Any] = json.loads(DATA.read_text())
+    return read
+
+
+def title(name: str) -> str:
+    """Return a run's name in words, such as "disaggregated, 4/s, seed 1"."""
+    kind, _, load = name.partition("-")
+    if kind == "duo":
+        return f"one GPU, {'both' if load == 'both' else f'{load} alone'}"
+    if load == "single":
+        return f"{ARRANGEMENTS[kind]}, one at a time"
+    rate, _, seed = load.removeprefix("load").partition("-")
+    return f"{ARRANGEMENTS[kind]}, {rate}/s, seed {seed}"
+
+
+def joules(mj: float) -> str:
+    return f"{mj / 1e3:,.3f}"
+
+
+def floats(values: Sequence[float | None]) -> Floats:
+    """Return a column, NaN where a value is not known."""
+    return np.array(values, dtype=np.float64)
+
+
+# -- accounts --------------------------------------------------------------------------------------------------------
+
+
+def accounts() -> str:
+    """Return the account of the GPU of each engine, or of the engines that share one, in each run."""
+    body = []
+    for name, run in runs().items():
+        for engines, gpu in run["gpus"].items():
+            own = [run["engines"][engine] for engine in engines.split("+")]
+            parts = [gpu[f"{part}_mj"] for part in ("idle", "prefill", "decode", "unattributed")]
+            held_out = [engine["held_out_r_squared"] for engine in own]
+            body.append([
+                title(name), engines.replace("+", " and "), str(sum(engine["requests"] for engine in own)),
+                joules(gpu["counter_mj"]), *map(joules, parts), str(gpu["counter_mj"] - sum(parts)),
+                sig(gpu["idle_w"]), ", ".join(dict.fromkeys("-" if r is None else f"{r:.2f}" for r in held_out)),
+            ])  # fmt: skip
+    head = ["run", "GPU of", "requests", "counter, J", "idle, J", "prefill, J", "decode, J", "unattributed, J"]
+    return table([*head, "off by, mJ", "W at rest", "R² of windows held out"], body)
+
+
+# -- the prefill of a request, by the counter of a GPU that does nothing else ----------------------------------------
+
+
+def used(counter: dict[str, Any], *, whole: bool) -> Floats:
+    """Return what an engine's GPU used for each request above its power at rest, by the counter; `whole` with the power
+    at rest while the request was there, as attribution counts it. NaN where it was not measured."""
+    seconds = floats(counter["seconds"]) - (floats(counter["busy_s"]) if whole else 0.0)
+    above: Floats = floats(counter["joules"]) - (counter["idle_w"] or np.nan) * seconds
+    return above
+
+
+def error_of_mean(values: Floats, idle_j: float = 0.0) -> float:
+    """Return the standard error of a mean, by the repeats, with that of the power at rest; NaN for one value."""
+    return float(np.hypot(values.std(ddof=1) / np.sqrt(len(values)), idle_j)) if len(values) > 1 else float("nan")
+
+
+def mean_with_error(values: Floats, idle_j: float = 0.0) -> str:
+    error = error_of_mean(values, idle_j)
+    return sig(float(values.mean())) + ("" if np.isnan(error) else f" ± {sig(error, 2)}")
+
+
+def prefill_by_length() -> str:
+    """Return a row for each prompt length: the joules of a prefill by the counter of the GPU that computes prompts, by
+    that engine's law, and by the law of a replica for prompts of this length."""
+    split, replica = runs()["pd-single"], runs()["rep-single"]
+    counter, lengths = split["by_counter"]["p"], floats(split["columns"]["input_tokens"])
+    above, whole = used(counter, whole=False), used(counter, whole=True)
+    at_p, on_one = (floats(run["columns"]["prefill_j"]) for run in (split, replica))
+    rest_w, known = floats(counter["rest_w"]), ~np.isnan(whole)
+    body = []
+    for length in np.unique(lengths[known]):
+        rows = known & (lengths == length)
+        idle_j = counter["idle_se_w"] * (floats(counter["seconds"]) - floats(counter["busy_s"]))[rows].mean()
+        body.append([
+            f"{length:,.0f}", str(int(rows.sum())), mean_with_error(above[rows], idle_j),
+            mean_with_error(whole[rows], idle_j), *law_cells(at_p, whole, rows), *law_cells(on_one, whole, rows),
+            sig(float(np.nanmean(rest_w[rows]))),
+        ])  # fmt: skip
+    sums = [sig(float(values[known].sum()), 4) for values in (above, whole)]
+    laws = [
+        cell
+        for law in (at_p, on_one)
+        for cell in (sig(float(law[known].sum()), 4), percent(law[known].sum() / whole[known].sum() - 1, True))
+    ]
+    body.append(["sum of all", str(int(known.sum())), *sums, *laws, f"{counter['idle_w']:.1f}"])
+    head = ["prompt tokens", "requests", "above rest, J", "with rest meanwhile, J", "law of p, J", "off by"]
+    return table([*head, "law of a replica, J", "off by", "W at rest after it"], body)
+
+
+def law_cells(law: Floats, counter: Floats, rows: Any) -> list[str]:
+    """Return the mean of a law over some requests, and how far it is off the counter."""
+    return [mean_with_error(law[rows]), percent(float(law[rows].mean() / counter[rows].mean()) - 1, True)]
+
+
+def request_by_length() -> str:
+    """Return a row for each prompt length: the joules of a whole request above rest by the counters, on two GPUs and on
+    one."""
+    split, replica = runs()["pd-single"], runs()["rep-single"]
+    lengths = floats(split["columns"]["input_tokens"])
+    at_p, at_d = (used(split["by_counter"][name], whole=False) for name in ("p", "d"))
+    on_one = np.stack([used(counter, whole=False) for counter in replica["by_counter"].values()])
+    one = np.where(np.isnan(on_one).all(axis=0), np.nan, np.nansum(on_one, axis=0))
+    known = ~np.isnan(at_p + at_d + one)
+    body = []
+    for length in np.unique(lengths[known]):
+        rows = known & (lengths == length)
+        both = (at_p + at_d)[rows]
+        cells = [mean_with_error(values) for values in (at_p[rows], at_d[rows], both, one[rows])]
+        body.append([
+            f"{length:,.0f}", str(int(rows.sum())), *cells, percent(float(both.mean() / one[rows].mean()) - 1, True),
+        ])  # fmt: skip
+    head = ["prompt tokens", "requests", "p, J", "d, J", "p and d, J", "a replica, J", "p and d against a replica"]
+    return table(head, body)
+
+
+def prefill_under_load() -> str:
+    """Return a row for each load and seed: what the GPU of prompts used for prefills, and what the laws of replicas
+    book as prefill for the same requests."""
+    body = []
+    for load, seed, split, replicas in pairs():
+        at_p, on_one = (floats(run["columns"]["prefill_j"]) for run in (split, replicas))
+        ratio = (on_one / np.where(at_p > 0, at_p, np.nan))[~np.isnan(on_one) & (at_p > 0)]
+        quartiles = [f"{value:.2f}" for value in np.percentile(ratio, [25, 50, 75])]
+        claimed_se_j = float(np.hypot.reduce([engine["prefill_se_j"] for engine in replicas["engines"].values()]))
+        computed = [computed_tokens(split, ["p"]), computed_tokens(replicas, list(replicas["engines"]))]
+        by_kind = [kind_ratio(split, replicas, kind) for kind in ("chat", "code")]
+        body.append([
+            f"{load}/s", str(seed), str(len(ratio)), *("-" if n is None else f"{n:,}" for n in computed),
+            f"{np.nansum(at_p):,.0f}", with_error(float(np.nansum(on_one)), claimed_se_j),
+            percent(float(np.nansum(on_one) / np.nansum(at_p)) - 1, True),
+            f"{quartiles[1]} [{quartiles[0]}, {quartiles[2]}]", *by_kind,
+        ])  # fmt: skip
+    head = ["load", "seed", "requests", "prompt tokens computed at p", "at the replicas", "p used, J"]
+    head += ["replicas book as prefill, J", "difference", "ratio of a request: median [quartiles]"]
+    return table([*head, "ratio of sums, chat", "code"], body)
+
+
+def kind_ratio(split: dict[str, Any], replicas: dict[str, Any], kind: str) -> str:
+    rows = [workload == kind for workload in split["columns"]["workload"]]
+    sums = [float(np.nansum(floats(run["columns"]["prefill_j"])[rows])) for run in (split, replicas)]
+    return f"{sums[1] / sums[0]:.2f}" if sums[0] else "-"
+
+
+def computed_tokens(run: dict[str, Any], engines: Sequence[str]) -> int | None:
+    """Return the prompt tokens that these engines computed, by their counters; None where they do not count them."""
+    counters = [run["engines"][name]["counters"] for name in engines]
+    if any(counted["prompt_tokens"] is None or counted["cached_tokens"] is None for counted in counters):
+        return None
+    return sum(counted["prompt_tokens"] - counted["cached_tokens"] for counted in counters)
+
+
+def pairs() -> list[tuple[int, int, dict[str, Any], dict[str, Any]]]:
+    """Return load, seed, and both runs of one schedule, for every load and seed that has both."""
+    read = runs()
+    names = [(load, seed, f"pd-load{load}-{seed}", f"rep-load{load}-{seed}") for load in LOADS for seed in SEEDS]
+    found = [(load, seed, read[pd], read[rep]) for load, seed, pd, rep in names if {pd, rep} <= read.keys()]
+    for load, seed, split, replicas in found:
+        if split["schedule"] != replicas["schedule"]:
+            raise ValueError(f"the runs at {load}/s with seed {seed} had different schedules")
+    return found
+
+
+# -- disaggregated against replicas ----------------------------------------------------------------------------------
+
+
+def total_j(run: dict[str, Any]) -> float:
+    return float(sum(gpu["counter_mj"] for gpu in run["gpus"].values())) / 1e3
+
+
+def totals() -> str:
+    """Return the energy and the latency of the same requests, disaggregated and on two replicas."""
+    body = []
+    for load, seed, *both in pairs():
+        for words, run in zip(ARRANGEMENTS.values(), both, strict=True):
+            total = total_j(run)
+            rest_j = sum(gpu["idle_w"] * gpu["seconds"] for gpu in run["gpus"].values() if gpu["idle_w"])
+            idle_j = sum(gpu["idle_mj"] for gpu in run["gpus"].values()) / 1e3
+            ttft, tpot = (run["latency_ms"][name] for name in ("ttft", "tpot"))
+            body.append([
+                f"{load}/s", str(seed), words, f"{run['completed']} of {run['requests']}", f"{run['duration_s']:.1f}",
+                f"{total:,.0f}", f"{total / run['duration_s']:,.0f}", sig(total / run["tokens"]["output"]),
+                *(percent(part / total) for part in (idle_j, rest_j)), *map(sig, (*ttft, *tpot)),
+            ])  # fmt: skip
+    head = ["load", "seed", "arrangement", "requests", "s", "J of both GPUs", "mean W", "J per output token"]
+    head += ["in idle time", "power at rest, all the time"]
+    return table([*head, *(f"{name} {p}, ms" for name in ("TTFT", "TPOT") for p in ("p50", "p95"))], body)
+
+
+def differences() -> str:
+    """Return by how much disaggregation changes the energy and the latency, over the seeds of each load."""
+    body = []
+    for load in dict.fromkeys(load for load, *_ in pairs()):
+        both = [(split, replicas) for rate, _, split, replicas in pairs() if rate == load]
+        split_j, replicas_j = ([total_j(run) for run in of_kind] for of_kind in zip(*both, strict=True))
+        changes = [[total_j(split) / total_j(replicas) - 1 for split, replicas in both]]
+        changes += [
+            [split["latency_ms"][name][0] / replicas["latency_ms"][name][0] - 1 for split, replicas in both]
+            for name in ("ttft", "tpot")
+        ]
+        energy, *latencies = [", ".join(percent(value, True) for value in values) for values in changes]
+        body.append([f"{load}/s", energy, percents(paired_reduction(replicas_j, split_j), -1), *latencies])
+    head = ["load", "energy, by seed", "energy, mean [95 %]", "TTFT p50, by seed", "TPOT p50, by seed"]
+    return table(head, body)
+
+
+def one_law() -> str:
+    """Return how one law over both engines books what each GPU used, beside the law of each."""
+    body = []
+    for name, run in runs().items():
+        for engine, booked in run["one_law"].items():
+            gpu = run["gpus"][engine]
+            own_mj = gpu["prefill_mj"] + gpu["decode_mj"]
+            phase = run["engines"][engine]["role"]
+            parts = [booked[f"{part}_mj"] for part in ("prefill", "decode", "idle", "unattributed")]
+            right = booked[f"{phase}_mj"] / own_mj - 1 if own_mj else None
+            cells = [f"{part / 1e3:,.0f}" for part in parts]
+            body.append([title(name), f"{engine} ({phase})", f"{own_mj / 1e3:,.0f}", *cells, percent(right, True)])
+    head = ["run", "GPU of", "used, by its own law, J", "booked as prefill, J", "as decode, J", "as idle, J"]
+    return table([*head, "unattributed, J", "its phase is off by"], body)
+
+
+# -- two engines on one GPU ------------------------------------------------------------------------------------------
+
+
+def two_on_one() -> str:
+    """Return for each of two engines on one GPU what it used by the counter, alone and beside the other one, and by the
+    joint law."""
+    read = runs()
+    both = read["duo-both"]
+    busy_j = {name: busy(run) for name, run in read.items() if name.startswith("duo-")}
+    body = []
+    for name, other in (("x", "y"), ("y", "x")):
+        engine = both["engines"][name]
+        alone, added = busy_j[f"duo-{name}"], busy_j["duo-both"] - busy_j[f"duo-{other}"]
+        law = (engine["prefill_mj"] + engine["decode_mj"]) / 1e3
+        middle = (alone + added) / 2
+        body.append([
+            name, str(engine["requests"]), *(f"{value:,.0f}" for value in (alone, added, middle)),
+            with_error(law, engine["attributed_se_j"]), percent(law / middle - 1, True), percent(law / added - 1, True),
+        ])  # fmt: skip
+    head = ["engine", "requests", "alone, J", "added to the other, J", "mean of both, J", "joint law, J"]
+    return table([*head, "law against the mean", "law against what it added"], body)
+
+
+def busy(run: dict[str, Any]) -> float:
+    """Return the joules of a run outside of idle time, by the counter."""
+    return float(sum(gpu["counter_mj"] - gpu["idle_mj"] for gpu in run["gpus"].values())) / 1e3
+
+
+TABLES: dict[str, Callable[[], str]] = {
+    "engine-accounts": accounts,
+    "prefill-by-length": prefill_by_length,
+    "request-by-length": request_by_length,
+    "prefill-under-load": prefill_under_load,
+    "disaggregated-totals": totals,
+    "disaggregated-differences": differences,
+    "one-law": one_law,
+    "two-on-one": two_on_one,
+}

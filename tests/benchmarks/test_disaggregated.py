@@ -1,0 +1,204 @@
+"""Runs against two engines: numbers that are those of the simulated truth, and tables that stand on their own."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+from benchmarks.accuracy.disaggregated import (
+    bodies,
+    condense,
+    in_order,
+    is_single,
+    read_spans,
+    request_by_counter,
+    spans_of_run,
+)
+from benchmarks.paper import disaggregated as tables
+from loadgen.energy.series import EnergySeries
+from loadgen.record import RequestRecord
+from loadgen.telemetry.engine_span import EngineSpan
+from loadgen.units import NS_PER_MS, NS_PER_S
+from support.fleet_runs import Fleet, disaggregated, replicas, sharing
+from support.otlp_attributes import set_attribute
+
+ID = "chatcmpl-___prefill_addr_127.0.0.1:21001___decode_addr_127.0.0.1:22001_run-7"
+
+
+def framed(body: bytes) -> bytes:
+    return len(body).to_bytes(4, "big") + body
+
+
+def test_half_a_last_body_is_left_out() -> None:
+    data = framed(b"one") + framed(b"") + framed(b"three")
+    assert list(bodies(data)) == [b"one", b"", b"three"]
+    for cut in range(1, 9):
+        assert list(bodies(data[:-cut])) == [b"one", b""]
+
+
+def test_the_span_of_a_request_through_the_proxy_has_the_client_s_id(tmp_path: Path) -> None:
+    request = ExportTraceServiceRequest()
+    sent = request.resource_spans.add().scope_spans.add().spans.add()
+    sent.name, sent.start_time_unix_nano, sent.end_time_unix_nano = "llm_request", 10**18, 10**18 + 5
+    set_attribute(sent, "gen_ai.request.id", ID)
+    set_attribute(sent, "gen_ai.usage.completion_tokens", 1)
+    (tmp_path / "p.otlp").write_bytes(framed(request.SerializeToString()))
+    (made,) = read_spans(tmp_path / "p.otlp")
+    assert (made.id, made.output_tokens, made.end_ns) == ("run-7", 1, 10**18 + 5)
+    assert read_spans(tmp_path / "d.otlp") == []
+
+
+def test_a_run_has_the_spans_of_its_time_under_the_names_of_its_engines() -> None:
+    result = disaggregated(requests=4).result
+    first_ns, last_ns = (result.energy[row].t_ns + result.info.anchor.offset_ns for row in (0, -1))
+
+    def made(start_ns: int, end_ns: int) -> EngineSpan:
+        return EngineSpan(
+            id="x", arrival_ns=start_ns, prefill_ns=start_ns, first_token_ns=end_ns, end_ns=end_ns,
+            input_tokens=1, output_tokens=1,
+        )  # fmt: skip
+
+    before, across = made(first_ns - 9, first_ns - 1), made(first_ns - 1, first_ns)
+    later, after = made(last_ns, last_ns + 9), made(last_ns + 1, last_ns + 2)
+    spans = spans_of_run(result, [[before, across], [later, after]])
+    assert [(span.engine, span.arrival_ns) for span in spans] == [("p", across.arrival_ns), ("d", later.arrival_ns)]
+
+
+def test_runs_are_in_order_of_their_loads() -> None:
+    names = ["pd-single", "pd-load4-1", "pd-load4-2", "pd-load10-1", "rep-single"]
+    assert sorted(map(Path, reversed(names)), key=in_order) == list(map(Path, names))
+
+
+@pytest.fixture(scope="module")
+def slow() -> Fleet:
+    """Requests so far apart that the engines rest between them."""
+    return disaggregated(requests=8, rps=0.15, seed=4)
+
+
+def test_what_a_prefill_used_is_known_from_the_counter_alone(slow: Fleet) -> None:
+    run = condense(slow.result)
+    for name, truth in slow.truth.items():
+        assert tables.used(run["by_counter"][name], whole=True) == pytest.approx(truth, rel=0.01)
+        rest_j = run["by_counter"][name]["idle_w"] * np.array(run["by_counter"][name]["busy_s"])
+        assert tables.used(run["by_counter"][name], whole=False) == pytest.approx(truth - rest_j, rel=0.02)
+
+
+def series_of(watts: list[float]) -> EnergySeries:
+    """A counter that moves every 0.1 s."""
+    mj = np.concatenate(([0], np.cumsum(np.array(watts) * 100).astype(np.int64)))
+    return EnergySeries("gpu:0", np.arange(len(mj)) * 100 * NS_PER_MS, mj)
+
+
+def test_a_request_has_the_joules_between_two_updates_around_it_and_none_when_the_next_one_came_too_early() -> None:
+    series = series_of([100.0] * 10 + [500.0] * 2 + [100.0] * 28)
+    record = RequestRecord(index=0, workload="", scheduled_ns=NS_PER_S, sent_ns=NS_PER_S)
+    begin_ns, end_ns = 1010 * NS_PER_MS, 1150 * NS_PER_MS
+    for next_ms, expected in ((2950, (130.0, 0.5, 0.14, 100.0)), (1400, (None, None, 0.14, None))):
+        sent = np.array([NS_PER_S, next_ms * NS_PER_MS])
+        assert request_by_counter(series, record, begin_ns, end_ns, sent) == pytest.approx(expected)
+    short = series_of([100.0] * 13)
+    assert request_by_counter(short, record, begin_ns, end_ns, np.array([NS_PER_S]))[0] is None
+
+
+@pytest.mark.parametrize("make", [disaggregated, replicas, lambda: sharing(replicas())])
+def test_the_accounts_of_each_gpu_add_up_to_its_counter(make: Callable[[], Fleet]) -> None:
+    fleet = make()
+    run = condense(fleet.result)
+    assert len(run["gpus"]) == len({engine.gpus for engine in fleet.result.info.engines})
+    for gpu in run["gpus"].values():
+        parts = ("idle_mj", "prefill_mj", "decode_mj", "unattributed_mj")
+        assert gpu["counter_mj"] == sum(gpu[part] for part in parts) > 0
+    for name, engine in run["engines"].items():
+        truth_mj = fleet.truth[name].sum() * 1e3
+        assert engine["prefill_mj"] + engine["decode_mj"] == pytest.approx(truth_mj, rel=0.05)
+    assert not is_single(fleet.result) and run["by_counter"] == {}
+    assert json.dumps(run)
+
+
+def test_one_law_is_of_runs_with_prefill_and_decode_apart() -> None:
+    assert set(condense(disaggregated(requests=40).result)["one_law"]) == {"p", "d"}
+    assert condense(replicas(requests=40).result)["one_law"] == {}
+
+
+def test_an_engine_without_requests_beside_another_has_no_joules() -> None:
+    result = sharing(replicas(requests=60)).result
+    kept = [row for row, record in enumerate(result.records) if record.engines == ["a"]]
+    records = [msgspec.structs.replace(result.records[row], index=index) for index, row in enumerate(kept)]
+    schedule = [msgspec.structs.replace(result.schedule[row], index=index) for index, row in enumerate(kept)]
+    engines = {"a": result.engines["a"], "b": []}
+    run = condense(replace(result, records=records, schedule=schedule, engines=engines, engine=[]))
+    assert [run["engines"]["b"][field] for field in ("requests", "prefill_mj", "decode_mj")] == [0, 0, 0]
+    gpu = run["gpus"]["a+b"]
+    parts = [gpu[f"{part}_mj"] for part in ("idle", "prefill", "decode", "unattributed")]
+    assert gpu["counter_mj"] == sum(parts) and run["engines"]["b"]["counters"]["prompt_tokens"] is None
+
+
+@pytest.fixture(scope="module")
+def condensed(slow: Fleet) -> dict[str, Any]:
+    split, both = disaggregated(requests=60), replicas(requests=60)
+    joint = sharing(both).result
+    apart = replace(slow.result, info=msgspec.structs.replace(slow.result.info, engines=[
+        msgspec.structs.replace(engine, role=None) for engine in slow.result.info.engines
+    ]), records=[msgspec.structs.replace(record, engines=["d"]) for record in slow.result.records])  # fmt: skip
+    runs = {"pd-single": slow.result, "rep-single": apart, "duo-both": joint}
+    runs |= {f"pd-load{load}-{seed}": split.result for load in (4, 10) for seed in (1, 2)}
+    runs |= {f"rep-load{load}-{seed}": both.result for load in (4, 10) for seed in (1, 2)}
+    made = {name: condense(result) for name, result in runs.items()}
+    engines = made["duo-both"]["engines"]
+    made["duo-both"]["engines"] = {"x": engines["a"], "y": engines["b"]}
+    made["duo-both"]["gpus"] = {"x+y": made["duo-both"]["gpus"]["a+b"]}
+    for name, engine in (("x", "a"), ("y", "b")):
+        attributed_mj = sum(engines[engine][f"{phase}_mj"] for phase in ("prefill", "decode"))
+        gpu = {"counter_mj": attributed_mj + 7, "idle_mj": 7, "prefill_mj": attributed_mj, "decode_mj": 0}
+        rest = {"unattributed_mj": 0, "idle_w": None, "seconds": 1.0}
+        made[f"duo-{name}"] = made["duo-both"] | {"gpus": {"x+y": gpu | rest}}
+    return made
+
+
+@pytest.fixture
+def data(condensed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    monkeypatch.setattr(tables, "DATA", tmp_path / "data.json")
+    tables.DATA.write_text(json.dumps(condensed))
+    return condensed
+
+
+def cells(text: str) -> list[list[str]]:
+    return [line.strip("| ").split(" | ") for line in text.splitlines()]
+
+
+def test_every_table_is_whole(data: dict[str, Any]) -> None:
+    for name, draw in tables.TABLES.items():
+        head, _, *body = cells(draw())
+        assert body, name
+        assert {len(row) for row in body} == {len(head)}, name
+        assert "nan" not in draw(), name
+
+
+def test_nothing_is_off_its_counter(data: dict[str, Any]) -> None:
+    head, _, *body = cells(tables.accounts())
+    assert {row[head.index("off by, mJ")] for row in body} == {"0"}
+
+
+def test_a_law_that_gives_each_engine_what_it_uses_alone_is_not_off(data: dict[str, Any]) -> None:
+    """The counter of the shared GPU is the sum of both, so that alone and added are the same."""
+    _, _, *body = cells(tables.two_on_one())
+    assert [row[-2:] for row in body] == [["+0.0 %", "+0.0 %"]] * 2
+
+
+def test_runs_of_two_schedules_are_not_compared(data: dict[str, Any]) -> None:
+    changed = data | {"pd-load4-1": data["pd-load4-1"] | {"schedule": "another"}}
+    tables.DATA.write_text(json.dumps(changed))
+    with pytest.raises(ValueError, match="different schedules"):
+        tables.totals()
+
+
+def test_tables_of_one_gpu_need_no_runs_on_two(data: dict[str, Any]) -> None:
+    tables.DATA.write_text(json.dumps({name: run for name, run in data.items() if name.startswith("duo-")}))
+    assert len(cells(tables.accounts())) == 5 and len(cells(tables.two_on_one())) == 4
+    assert len(cells(tables.totals())) == 2
