@@ -21,6 +21,7 @@ from loadgen.report.study_figures import (
 )
 from loadgen.report.study_tables import (
     arrivals_table,
+    boundary_table,
     failed_table,
     limits_table,
     origin,
@@ -78,8 +79,8 @@ def _energy(configurations: Sequence[Group], study: StudyInfo) -> list[Markup]:
         *load_charts(drawn, ENERGY_PER_TOKEN),
         *front_charts(drawn, study.limits_ms),
     ]
-    shares = shares_table(configurations)
-    return [*(figure(chart) for chart in charts), overview_table(configurations), *([shares] if shares else [])]
+    tables = [shares_table(configurations), boundary_table(configurations)]
+    return [*(figure(chart) for chart in charts), overview_table(configurations), *(made for made in tables if made)]
 
 
 def _header(study: StudyInfo, rows: Sequence[Row]) -> Markup:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from loadgen.report.format import UNKNOWN, joules, number, percent, plural, seconds, watts, with_unit
 from loadgen.report.markup import Markup, table, tag
@@ -21,10 +20,14 @@ from loadgen.report.study_text import (
 )
 from loadgen.results.study_table import Group, Row, StudyInfo, reduction_between
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
 _ACCOUNTS = ("prefill", "decode", "idle", "unattributed")
+_BEYOND: Mapping[str, tuple[str, Callable[[float | None], str]]] = {
+    "host_joules": ("host", joules),
+    "total_joules": ("total", joules),
+    "co2e_grams": ("CO2e, g", number),
+    "cost": ("cost", number),
+}
+"""Name and format of each column beyond the GPUs' energy."""
 
 
 def _captioned(listed: Markup, note: str, *above: Markup) -> Markup:
@@ -128,6 +131,25 @@ def shares_table(configurations: Sequence[Group]) -> Markup | None:
     note = "Means over the repeats. Prefill and decode as a client sees them: until the first token, and after it."
     listed = table([*parts, "load", "", *keys], rows, "Prefill and decode")
     return _captioned(listed, note, tag("h3", "Where the energy went"))
+
+
+def boundary_table(configurations: Sequence[Group]) -> Markup | None:
+    """Return the energy, CO2e and cost of each configuration beyond the GPUs'; None where none of it is known."""
+    known = {name for group in configurations for name in _BEYOND if group.values(name)}
+    is_more = any(group.mean("total_joules") != group.mean("measured_joules") for group in configurations)
+    if not known or (known == {"total_joules"} and not is_more):
+        return None
+    parts, shown = _varying(configurations), [name for name in _BEYOND if name in known]
+    rows = [
+        [*_named(group, parts), *(interval_text(group.interval(name), _BEYOND[name][1]) for name in shown)]
+        for group in configurations
+    ]
+    head = [*parts, "load", *(_mean_head(_BEYOND[name][0], configurations) for name in shown)]
+    note = (
+        "Means over the repeats, of a whole run each. Total: the GPUs, the host and the chassis where they are "
+        "measured, and the overhead of the stated PUE. CO2e and cost are of the total."
+    )
+    return _captioned(table(head, rows, "Energy beyond the GPUs"), note, tag("h3", "Beyond the GPUs"))
 
 
 # ---------------------------------------------------------------- comparisons

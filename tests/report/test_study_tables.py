@@ -2,10 +2,12 @@
 
 from dataclasses import replace
 
+import msgspec
 import pytest
 
 from loadgen.report.study_tables import (
     arrivals_table,
+    boundary_table,
     failed_table,
     limits_table,
     origin,
@@ -82,6 +84,17 @@ def test_accounts_are_shares_of_their_sum() -> None:
     assert table is not None and "25.0 % 62.5 % 12.5 % 0.0 %" in text_of(table)
     unknown = dict.fromkeys(("prefill_joules", "decode_joules", "idle_joules", "unattributed_joules"))
     assert shares_table(groups([full_row(**unknown)])) is None
+
+
+def test_what_is_beyond_the_gpus_is_a_table_of_what_is_known() -> None:
+    gpus_alone = repeats((None, 8.0), measured_joules=100.0, total_joules=100.0)
+    assert boundary_table(groups(gpus_alone)) is None
+    assert boundary_table(groups([msgspec.structs.replace(row, total_joules=120.0) for row in gpus_alone])) is not None
+    made = boundary_table(groups(repeats((None, 8.0), total_joules=1200.0, cost=0.25)))
+    assert made is not None
+    text = text_of(made)
+    assert "server load total [95 %] cost [95 %]" in text and "CO2e, g" not in text
+    assert "plain 8/s 1,200 J [1,200 J, 1,200 J] 0.250 [0.250, 0.250]" in text
 
 
 def test_a_run_links_to_its_report_where_it_has_one() -> None:
