@@ -144,8 +144,10 @@ def parse_spans(body: bytes, labels: Mapping[str, str] | None = None) -> Parsed:
     dropped: Counter[str] = Counter()
     first_tokens: dict[bytes, int] = {}
     span_labels: list[SpanLabels] = []
-    sent = ((span, sender.resource) for sender in request.resource_spans for scope in sender.scope_spans
-            for span in scope.spans)  # fmt: skip
+    wanted = source.attributes.union(_INSTANCE) if source else _INSTANCE
+    sent = ((span, resource) for sender in request.resource_spans
+            for resource in [{pair.key: pair.value for pair in sender.resource.attributes if pair.key in wanted}]
+            for scope in sender.scope_spans for span in scope.spans)  # fmt: skip
     for span, resource in sent:
         name = span.name
         if name in TGI_PARTS and span.kind == SPAN_KIND_INTERNAL:
@@ -201,12 +203,11 @@ _REQUEST_ATTRIBUTES = frozenset((*OUTPUT_TOKENS, *FIRST_TOKEN_S, *WORKLOAD))
 """One of these is in the span of a request, or it has vLLM's name or TGI's times."""
 
 
-def _engine_names(span: Any, attributes: Attributes, resource: Any) -> tuple[str, ...]:
+def _engine_names(span: Any, attributes: Attributes, resource: Mapping[str, Any]) -> tuple[str, ...]:
     """Return the names of the engine. The resource of a client's span is the client."""
     names: list[str] = []
     if span.kind != SPAN_KIND_CLIENT:
-        own = {pair.key: pair.value.string_value for pair in resource.attributes if pair.key in _INSTANCE}
-        names = [own[key] for key in _INSTANCE if own.get(key)]
+        names = [resource[key].string_value for key in _INSTANCE if key in resource and resource[key].string_value]
     address, port = attributes.get(SERVER_ADDRESS), attributes.get(SERVER_PORT)
     if isinstance(address, str) and address:
         host = f"[{address}]" if ":" in address else address
@@ -214,7 +215,7 @@ def _engine_names(span: Any, attributes: Attributes, resource: Any) -> tuple[str
     return tuple(name[:MAX_TEXT] for name in names)
 
 
-def _request_span(span: Any, attributes: Attributes, resource: Any) -> RequestSpan:
+def _request_span(span: Any, attributes: Attributes, resource: Mapping[str, Any]) -> RequestSpan:
     start_ns, end_ns = int(span.start_time_unix_nano), int(span.end_time_unix_nano)
     if not 0 < start_ns <= end_ns <= start_ns + MAX_DURATION_NS:
         raise MalformedError("ends before it starts, or a day later")

@@ -82,16 +82,14 @@ class LabelSource:
     def __init__(self, labels: Mapping[str, str]) -> None:
         """labels: name -> attribute."""
         self._labels = dict(labels)
-        self._attributes = frozenset((*self._labels.values(), BAGGAGE))
+        self.attributes = frozenset((*self._labels.values(), BAGGAGE))
 
-    def read(self, span: Any, resource: Any = None) -> dict[str, str]:
+    def read(self, span: Any, resource: Mapping[str, Any] | None = None) -> dict[str, str]:
         """Return the values that a span has, by label. Of several places the first with a value counts: the span's
-        attributes, its baggage, its resource if that is stated."""
-        attributes = {pair.key: pair.value for pair in span.attributes if pair.key in self._attributes}
+        attributes, its baggage, its resource if the attributes of that are stated."""
+        attributes = {pair.key: pair.value for pair in span.attributes if pair.key in self.attributes}
         baggage = _baggage(_texts(attributes[BAGGAGE])) if BAGGAGE in attributes else {}
-        of_resource = {
-            pair.key: pair.value for pair in (resource.attributes if resource else ()) if pair.key in self._attributes
-        }
+        of_resource = resource or {}
         values: dict[str, str] = {}
         for name, attribute in self._labels.items():
             places = (

@@ -208,8 +208,34 @@ def test_a_session_is_named_by_either_attribute(name: str) -> None:
     assert one(trace("llm_request", VLLM | {name: "talk-1"})).session == "talk-1"
 
 
+RESOURCES: list[tuple[int, dict[str, Any], dict[str, Any], tuple[str, ...]]] = [
+    (2, {"service.instance.id": "a", "service.name": "vllm"}, {}, ("a", "vllm")),
+    (2, {"service.name": "vllm"}, {"server.address": "h", "server.port": 8000}, ("vllm", "h:8000")),
+    (2, {"service.instance.id": 7, "service.name": ""}, {"server.address": "::1", "server.port": 80}, ("[::1]:80",)),
+    (2, {}, {"server.address": "h"}, ("h",)),
+    (2, {}, {"server.address": 5, "server.port": 80}, ()),
+    (2, {"service.name": "x" * 500}, {}, ("x" * MAX_TEXT,)),
+    (3, {"service.instance.id": "a client"}, {"server.address": "h", "server.port": 8000}, ("h:8000",)),
+]
+
+
+@pytest.mark.parametrize(("kind", "resource", "attributes", "names"), RESOURCES)
+def test_an_engine_is_named_by_its_resource_and_by_its_address_and_a_client_names_no_engine_by_its_own(
+    kind: int, resource: dict[str, Any], attributes: dict[str, Any], names: tuple[str, ...]
+) -> None:
+    request = ExportTraceServiceRequest.FromString(trace("llm_request", VLLM | attributes))
+    request.resource_spans[0].scope_spans[0].spans[0].kind = kind
+    for key, value in resource.items():
+        set_attribute(request.resource_spans[0].resource, key, value)
+    assert one(bytes(request.SerializeToString())).engine_names == names
+
+
 def test_long_text_is_cut() -> None:
     assert one(trace("llm_request", VLLM | {"loadgen.workload": "w" * 10_000})).workload == "w" * MAX_TEXT
+    long = one(trace("llm_request", VLLM | {"gen_ai.request.id": f"cmpl-{'i' * 10_000}-0"}))
+    assert (len(long.key), len(long.request_id or "")) == (MAX_TEXT, MAX_TEXT)
+    addresses = f"___prefill_addr_{'p' * 100}___decode_addr_{'d' * 100}_run-7"
+    assert one(trace("llm_request", VLLM | {"gen_ai.request.id": f"cmpl-{addresses}-0"})).key == "run-7"
 
 
 @given(st.binary(max_size=300))
@@ -225,6 +251,10 @@ def test_any_bytes_are_a_trace_or_malformed(body: bytes) -> None:
         ("0_chatcmpl-a-7", "a-7"),
         ("1_cmpl-a-7-0", "a-7"),
         ("0_a", "0_a"),
+        ("chatcmpl-___prefill_addr_10.0.0.1:21001___decode_addr_10.0.0.2:22001_a-7", "a-7"),
+        ("cmpl-___prefill_addr_h:1___decode_addr_h:2_0123abcd-0", "0123abcd"),
+        ("0_cmpl-___prefill_addr_h:1___decode_addr_h:2_0123abcd-0", "0123abcd"),
+        ("___prefill_addr_h:1___decode_addr_h:2", "___prefill_addr_h:1___decode_addr_h:2"),
         ("cmpl-a-7-0", "a-7"),
         ("a-7", "a-7"),
         ("cmpl-x", "cmpl-x"),
