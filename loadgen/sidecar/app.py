@@ -28,7 +28,7 @@ from loadgen.sidecar.exporter import Exporter, PushCounts, SidecarPage
 from loadgen.sidecar.settlement import Settlement
 from loadgen.sidecar.span_feed import SpanFeed
 from loadgen.sidecar.span_router import SpanRouter
-from loadgen.sidecar.watched_engine import WatchedEngine, drained, watched_engines
+from loadgen.sidecar.watched_engine import ROUTING_SHARE, WatchedEngine, drained, watched_engines
 from loadgen.telemetry.otlp_parse import MalformedError, RequestSpan, SpanLabels, parse_spans
 from loadgen.units import ns_from_s, s_from_ns
 
@@ -70,7 +70,7 @@ class Sidecar:
         self.router: SpanRouter | None = None
         """Is None where there is one engine, which has all spans."""
         if len(options.engines) > 1:
-            self.router = SpanRouter(options.engines, ns_from_s(options.lateness.blind_s) // 2)
+            self.router = SpanRouter(options.engines, ns_from_s(ROUTING_SHARE * options.lateness.blind_s))
         self.clock = ClockSync(anchor())
         self._energy: deque[EnergySample] = deque(maxlen=MAX_FEED_SAMPLES)
         self._feed: deque[EnergySample] = deque(maxlen=MAX_FEED_SAMPLES)

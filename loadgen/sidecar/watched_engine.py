@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, NamedTuple, TypeVar
 
 from loadgen.clock import monotonic_ns
@@ -23,6 +24,9 @@ there all along look the same, so a second would be too long beside requests of 
 ENGINE_AWAY_S = 5.0
 """An engine whose page did not answer for this long counts as away."""
 MAX_ENGINE_SAMPLES = 1000
+ROUTING_SHARE = 0.5
+"""Share of the allowed lateness for which a span waits for its engine to be known. The ledger of each of several engines
+waits for as much longer."""
 
 
 class EngineHealth(NamedTuple):
@@ -72,6 +76,9 @@ def watched_engines(
     """Return the engines, each with a ledger of its own. Raises LoadgenError when two have the same GPU, and MeterError
     when a URL is none."""
     since_ns, shown = monotonic_ns(), dict[str, set[str]]()
+    lateness = options.lateness
+    if len(options.engines) > 1:
+        lateness = replace(lateness, blind_s=min((1 + ROUTING_SHARE) * lateness.blind_s, lateness.max_s))
     watched: list[WatchedEngine] = []
     owners: dict[str, str] = {}
     for named, model in zip(options.engines or (None,), models, strict=True):
@@ -81,7 +88,7 @@ def watched_engines(
             if (owner := owners.setdefault(domain.name, name or "")) != (name or ""):
                 raise LoadgenError(f"--engine: {owner} and {name} both have {domain.name}: each needs GPUs of its own")
         ledger = Ledger(
-            own, lateness=options.lateness, model=model, labels=options.labels, label_values=options.label_values,
+            own, lateness=lateness, model=model, labels=options.labels, label_values=options.label_values,
             shown=shown, since_ns=since_ns, role=role,
         )  # fmt: skip
         watched.append(WatchedEngine(ledger, own, url, name))

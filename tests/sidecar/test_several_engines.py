@@ -24,11 +24,13 @@ from loadgen.sidecar.app import Sidecar
 from loadgen.sidecar.options import SidecarOptions
 from loadgen.sidecar.server import running_sidecar
 from loadgen.sidecar.watched_engine import watched_engines
+from loadgen.sidecar.watermark import AllowedLateness
 from loadgen.simulator.app import ServerOptions, running_simulator
 from loadgen.telemetry.otlp_export import SpanSender
-from sidecar.test_app import QUICK, ask, live, quick, record, until
+from sidecar.test_app import ask, live, quick, record, until
 
 __all__ = ["quick"]
+QUICK = AllowedLateness(min_s=0.2, blind_s=1.0)
 ROLES = {"p": "prefill", "d": "decode"}
 
 
