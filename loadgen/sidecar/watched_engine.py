@@ -25,8 +25,8 @@ ENGINE_AWAY_S = 5.0
 """An engine whose page did not answer for this long counts as away."""
 MAX_ENGINE_SAMPLES = 1000
 ROUTING_SHARE = 0.5
-"""Share of the allowed lateness for which a span waits for its engine to be known. The ledger of each of several engines
-waits for as much longer."""
+"""Share of the allowed lateness for which a span waits for its engine to be known. The ledgers of several engines wait
+for as much longer."""
 
 
 class EngineHealth(NamedTuple):
