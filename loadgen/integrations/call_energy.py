@@ -133,7 +133,7 @@ def _counters(labels: tuple[str, ...]) -> tuple[Counter, Counter, Counter]:
     can be there only once."""
     return (
         Counter(PREFIX + "energy_joules", "Measured joules of calls that settled.", labels),
-        Counter(PREFIX + "energy_cost", "Price of these joules; 0 without a price per kWh.", labels),
+        Counter(PREFIX + "energy_cost", "Price of these joules. Absent without a price per kWh.", labels),
         Counter(PREFIX + "calls", "Calls; state is settled, partial, unknown or dropped.", (*labels, "state")),
     )
 
@@ -162,7 +162,8 @@ class EnergyCounters:
         self._calls.labels(*row, "dropped" if energy is None else energy.state).inc()
         if energy is not None and energy.joules is not None:
             self._joules.labels(*row).inc(energy.joules)
-            self._cost.labels(*row).inc(energy.energy_cost or 0)
+            if energy.energy_cost is not None:
+                self._cost.labels(*row).inc(energy.energy_cost)
 
 
 def _shown(value: str) -> str:

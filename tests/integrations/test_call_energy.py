@@ -103,11 +103,12 @@ def test_joules_prices_and_calls_are_counted_by_team(counters: EnergyCounters) -
     for team, measured in (("a", MEASURED), ("a", MEASURED), ("b", MEASURED), ("b", PARTIAL), ("b", None)):
         counters.add(call(team=team), call_energy(call(team=team), measured, 0.5))
     counters.add(call(team="b"), None)
-    assert values("energy_joules_total") == {("a", ""): 7.2e6, ("b", ""): 3.6e6}
-    assert values("energy_cost_total") == {("a", ""): 1.0, ("b", ""): 0.5}
+    counters.add(call(team="c"), call_energy(call(team="c"), MEASURED, None))
+    assert values("energy_joules_total") == {("a", ""): 7.2e6, ("b", ""): 3.6e6, ("c", ""): 3.6e6}
+    assert values("energy_cost_total") == {("a", ""): 1.0, ("b", ""): 0.5}, "without a price there is none"
     assert values("calls_total") == {
         ("a", "", "settled"): 2, ("b", "", "settled"): 1, ("b", "", "partial"): 1, ("b", "", "unknown"): 1,
-        ("b", "", "dropped"): 1,
+        ("b", "", "dropped"): 1, ("c", "", "settled"): 1,
     }  # fmt: skip
 
 
