@@ -79,62 +79,75 @@ def error_of_mean(values: Floats, idle_j: float = 0.0) -> float:
     return float(np.hypot(values.std(ddof=1) / np.sqrt(len(values)), idle_j)) if len(values) > 1 else float("nan")
 
 
+def mean_of(values: Floats) -> float:
+    """Return the mean, NaN of no values."""
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def known(value: float) -> float | None:
+    return None if np.isnan(value) else value
+
+
 def mean_with_error(values: Floats, idle_j: float = 0.0) -> str:
+    if not len(values):
+        return "-"
     error = error_of_mean(values, idle_j)
     return sig(float(values.mean())) + ("" if np.isnan(error) else f" ± {sig(error, 2)}")
 
 
+def at_engine(run: dict[str, Any], engine: str, values: Floats) -> Floats:
+    """Return a column with NaN for requests that another engine answered."""
+    return np.where([name == engine for name in run["columns"]["engine"]], values, np.nan)
+
+
+def by_length(lengths: Floats, values: Floats) -> list[Floats]:
+    """Return the known values of the requests of each prompt length, the shortest first."""
+    return [values[(lengths == length) & ~np.isnan(values)] for length in np.unique(lengths)]
+
+
 def prefill_by_length() -> str:
     """Return a row for each prompt length: the joules of a prefill by the counter of the GPU that computes prompts, by
-    that engine's law, and by the law of a replica for prompts of this length."""
-    split, replica = runs()["pd-single"], runs()["rep-single"]
+    that engine's law, and by the law of each replica for prompts of this length."""
+    split, replicas = of_one_schedule("pd-single", "rep-single")
     counter, lengths = split["by_counter"]["p"], floats(split["columns"]["input_tokens"])
-    above, whole = used(counter, whole=False), used(counter, whole=True)
-    at_p, on_one = (floats(run["columns"]["prefill_j"]) for run in (split, replica))
-    rest_w, known = floats(counter["rest_w"]), ~np.isnan(whole)
+    above, whole = (by_length(lengths, used(counter, whole=whole)) for whole in (False, True))
+    laws = {"p": by_length(lengths, floats(split["columns"]["prefill_j"]))}
+    on_one, of_one = floats(replicas["columns"]["input_tokens"]), floats(replicas["columns"]["prefill_j"])
+    laws |= {name: by_length(on_one, at_engine(replicas, name, of_one)) for name in replicas["engines"]}
+    resting_s = by_length(lengths, floats(counter["seconds"]) - floats(counter["busy_s"]))
+    rest_w = by_length(lengths, floats(counter["rest_w"]))
     body = []
-    for length in np.unique(lengths[known]):
-        rows = known & (lengths == length)
-        idle_j = counter["idle_se_w"] * (floats(counter["seconds"]) - floats(counter["busy_s"]))[rows].mean()
-        body.append([
-            f"{length:,.0f}", str(int(rows.sum())), mean_with_error(above[rows], idle_j),
-            mean_with_error(whole[rows], idle_j), *law_cells(at_p, whole, rows), *law_cells(on_one, whole, rows),
-            sig(float(np.nanmean(rest_w[rows]))),
-        ])  # fmt: skip
-    sums = [sig(float(values[known].sum()), 4) for values in (above, whole)]
-    laws = [
-        cell
-        for law in (at_p, on_one)
-        for cell in (sig(float(law[known].sum()), 4), percent(law[known].sum() / whole[known].sum() - 1, True))
-    ]
-    body.append(["sum of all", str(int(known.sum())), *sums, *laws, f"{counter['idle_w']:.1f}"])
-    head = ["prompt tokens", "requests", "above rest, J", "with rest meanwhile, J", "law of p, J", "off by"]
-    return table([*head, "law of a replica, J", "off by", "W at rest after it"], body)
-
-
-def law_cells(law: Floats, counter: Floats, rows: Any) -> list[str]:
-    """Return the mean of a law over some requests, and how far it is off the counter."""
-    return [mean_with_error(law[rows]), percent(float(law[rows].mean() / counter[rows].mean()) - 1, True)]
+    for row, length in enumerate(np.unique(lengths)):
+        idle_j = (counter["idle_se_w"] or 0.0) * mean_of(resting_s[row])
+        cells = [mean_with_error(values[row], idle_j) for values in (above, whole)]
+        for law in laws.values():
+            off = mean_of(law[row]) / mean_of(whole[row]) - 1
+            cells += [mean_with_error(law[row]), percent(known(off), True)]
+        body.append([f"{length:,.0f}", str(len(whole[row])), *cells, sig(known(mean_of(rest_w[row])))])
+    sums = [sum(map(mean_of, of_each)) for of_each in (above, whole, *laws.values())]
+    cells = [cell for law in sums[2:] for cell in (sig(known(law), 4), percent(known(law / sums[1] - 1), True))]
+    body.append(["sum of means", "", *(sig(known(value), 4) for value in sums[:2]), *cells, sig(counter["idle_w"])])
+    head = ["prompt tokens", "requests", "above rest, J", "with rest meanwhile, J"]
+    head += [cell for name in laws for cell in (f"law of {name}, J", "off by")]
+    return table([*head, "W at rest after it"], body)
 
 
 def request_by_length() -> str:
     """Return a row for each prompt length: the joules of a whole request above rest by the counters, on two GPUs and on
     one."""
-    split, replica = runs()["pd-single"], runs()["rep-single"]
-    lengths = floats(split["columns"]["input_tokens"])
-    at_p, at_d = (used(split["by_counter"][name], whole=False) for name in ("p", "d"))
-    on_one = np.stack([used(counter, whole=False) for counter in replica["by_counter"].values()])
-    one = np.where(np.isnan(on_one).all(axis=0), np.nan, np.nansum(on_one, axis=0))
-    known = ~np.isnan(at_p + at_d + one)
+    split, replicas = of_one_schedule("pd-single", "rep-single")
+    by_engine = {}
+    for run in (split, replicas):
+        lengths = floats(run["columns"]["input_tokens"])
+        for name, counter in run["by_counter"].items():
+            by_engine[name] = by_length(lengths, used(counter, whole=False))
     body = []
-    for length in np.unique(lengths[known]):
-        rows = known & (lengths == length)
-        both = (at_p + at_d)[rows]
-        cells = [mean_with_error(values) for values in (at_p[rows], at_d[rows], both, one[rows])]
-        body.append([
-            f"{length:,.0f}", str(int(rows.sum())), *cells, percent(float(both.mean() / one[rows].mean()) - 1, True),
-        ])  # fmt: skip
-    head = ["prompt tokens", "requests", "p, J", "d, J", "p and d, J", "a replica, J", "p and d against a replica"]
+    for row, length in enumerate(np.unique(lengths)):
+        p, d, a, b = (mean_of(values[row]) for values in by_engine.values())
+        cells = [mean_with_error(values[row]) for values in by_engine.values()]
+        change = (p + d) / ((a + b) / 2) - 1
+        body.append([f"{length:,.0f}", *cells, sig(known(p + d)), percent(known(change), True)])
+    head = ["prompt tokens", *(f"{name}, J" for name in by_engine), "p and d, J", "against the mean of a and b"]
     return table(head, body)
 
 
@@ -176,13 +189,17 @@ def computed_tokens(run: dict[str, Any], engines: Sequence[str]) -> int | None:
 
 def pairs() -> list[tuple[int, int, dict[str, Any], dict[str, Any]]]:
     """Return load, seed, and both runs of one schedule, for every load and seed that has both."""
-    read = runs()
     names = [(load, seed, f"pd-load{load}-{seed}", f"rep-load{load}-{seed}") for load in LOADS for seed in SEEDS]
-    found = [(load, seed, read[pd], read[rep]) for load, seed, pd, rep in names if {pd, rep} <= read.keys()]
-    for load, seed, split, replicas in found:
-        if split["schedule"] != replicas["schedule"]:
-            raise ValueError(f"the runs at {load}/s with seed {seed} had different schedules")
-    return found
+    measured = runs().keys()
+    return [(load, seed, *of_one_schedule(pd, rep)) for load, seed, pd, rep in names if {pd, rep} <= measured]
+
+
+def of_one_schedule(first: str, second: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return two runs of the same requests. ValueError if they are not."""
+    both = runs()[first], runs()[second]
+    if both[0]["schedule"] != both[1]["schedule"]:
+        raise ValueError(f"{first} and {second} had different schedules")
+    return both
 
 
 # -- disaggregated against replicas ----------------------------------------------------------------------------------

@@ -143,10 +143,8 @@ def test_an_engine_without_requests_beside_another_has_no_joules() -> None:
 def condensed(slow: Fleet) -> dict[str, Any]:
     split, both = disaggregated(requests=60), replicas(requests=60)
     joint = sharing(both).result
-    apart = replace(slow.result, info=msgspec.structs.replace(slow.result.info, engines=[
-        msgspec.structs.replace(engine, role=None) for engine in slow.result.info.engines
-    ]), records=[msgspec.structs.replace(record, engines=["d"]) for record in slow.result.records])  # fmt: skip
-    runs = {"pd-single": slow.result, "rep-single": apart, "duo-both": joint}
+    apart = replicas(requests=len(slow.served_by), rps=0.15, seed=4)
+    runs = {"pd-single": slow.result, "rep-single": apart.result, "duo-both": joint}
     runs |= {f"pd-load{load}-{seed}": split.result for load in (4, 10) for seed in (1, 2)}
     runs |= {f"rep-load{load}-{seed}": both.result for load in (4, 10) for seed in (1, 2)}
     made = {name: condense(result) for name, result in runs.items()}
