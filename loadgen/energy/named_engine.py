@@ -68,7 +68,7 @@ def parse_engine(text: str) -> NamedEngine:
 def parse_engines(texts: Iterable[str], *, sharing: bool = False) -> tuple[NamedEngine, ...]:
     """Read the values of --engine. Raises LoadgenError unless they go together.
 
-    sharing: engines may have the same GPUs, all of them.
+    sharing: two engines may have the same GPUs, all of them. A law for more on one GPU does not tell them apart.
     """
     engines = tuple(map(parse_engine, texts))
     if len(engines) > MAX_ENGINES:
@@ -85,6 +85,8 @@ def parse_engines(texts: Iterable[str], *, sharing: bool = False) -> tuple[Named
             owner = owners.setdefault(gpu, engine)
             if owner is not engine and not (sharing and set(owner.gpus) == set(engine.gpus)):
                 raise LoadgenError(f"--engine: GPU {gpu} is of two engines")
+            if sum(gpu in other.gpus and other.energy is None for other in engines) > 2:
+                raise LoadgenError(f"--engine: GPU {gpu} is of more than two engines; two can be told apart")
     return engines
 
 

@@ -96,6 +96,8 @@ def test_engines_may_share_all_of_their_gpus_or_none() -> None:
         parse_engines(["a=http://h:1,gpus=0:1", "b=http://h:2,gpus=0"], sharing=True)
     with pytest.raises(LoadgenError, match="of two engines"):
         parse_engines(engines)
+    with pytest.raises(LoadgenError, match="GPU 0 is of more than two engines"):
+        parse_engines([*engines, "c=http://h:3,gpus=0:1"], sharing=True)
 
 
 def test_every_engine_has_its_own_domains_by_index_by_uuid_or_by_its_source() -> None:
