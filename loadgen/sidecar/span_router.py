@@ -11,7 +11,7 @@ output tokens: those are of the engine that generated them.
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -80,6 +80,8 @@ class SpanRouter:
         """Spans that name their engine, the first that came first."""
         self._followers: deque[_Kept] = deque()
         self._by_name: dict[str | bytes, list[_Kept]] = {}
+        self._decided: OrderedDict[str | bytes, tuple[int, RequestSpan]] = OrderedDict()
+        """Sure names of spans that went to the only engine that can have had them, and that engine."""
         self._named_ns: dict[int, int] = {}
         """Engine -> arrival of its newest span that names it."""
         self._traced_ns: dict[int, int] = {}
@@ -88,6 +90,8 @@ class SpanRouter:
     def add(self, span: RequestSpan, now_ns: int) -> list[Routed]:
         """Take a span; return what goes to engines now: the span if its engine is known, and those that follow it."""
         number = self._names.find(span.engine_names)
+        if not span.client and (decided := self._decided_engine(span)) is not None:
+            return [Routed(decided, span)]  # it came too late to change where its request counts: nowhere else
         follows = span.client or number is None
         if span.client or number is not None:
             places: list[bytes] = places_of(span)
@@ -114,6 +118,8 @@ class SpanRouter:
             if not self._prefills.issuperset(kept.engines):
                 continue
             able = [number for number in self._able(kept, now_ns) if may_have_served(counts(number), kept.span)]
+            if len(able) == 1:
+                self._decide(kept.span, able[0])
             if len(able) == 1 and kept.span.client:
                 routed.append(self._give(kept, able[0]))
             elif len(able) == 1:
@@ -128,6 +134,21 @@ class SpanRouter:
             kept = spans.popleft()
             self._forget(kept)
             yield kept
+
+    def _decide(self, span: RequestSpan, number: int) -> None:
+        """Remember that a span's request counts at an engine, for spans of it that come yet."""
+        for name in sure_names(span):
+            self._decided[name] = (number, span)
+        while len(self._decided) > MAX_KEPT:
+            self._decided.popitem(last=False)
+
+    def _decided_engine(self, span: RequestSpan) -> int | None:
+        """Return the engine at which the request of an engine's span counts already."""
+        for name in sure_names(span):
+            number, other = self._decided.get(name, (None, span))
+            if number is not None and is_within(span, other):
+                return number
+        return None
 
     def is_waiting(self, key: str) -> bool:
         """Return True if a span with this key waits for its engine to be known."""
@@ -194,6 +215,12 @@ class SpanRouter:
                 self._by_name[name] = others
             else:
                 self._by_name.pop(name, None)
+
+
+def sure_names(span: RequestSpan) -> list[str | bytes]:
+    """Return the names that only spans of one request share: its id, and that of the client's span."""
+    above = span.span_id if span.client else span.parent_id
+    return [span.key, span.trace_id + above] if span.trace_id and above else [span.key]
 
 
 def may_have_served(samples: Sequence[EngineSample], span: RequestSpan) -> bool:

@@ -244,3 +244,25 @@ def test_many_spans_with_one_name_are_not_compared_with_each_other() -> None:
     for k in range(1000):
         router.add(span("same", "a", trace_id=TRACE, span_id=k.to_bytes(8)), NS_PER_S)
     assert {len(kept) for kept in router._by_name.values()} == {span_router.MAX_PARTS}
+
+
+@pytest.mark.parametrize(
+    ("late", "number"),
+    [
+        ({"key": "r"}, 1),  # the client's id
+        ({"key": "x", "trace_id": TRACE, "parent_id": b"cccccccc"}, 1),  # the client's span
+        ({"key": "x", "trace_id": TRACE, "parent_id": b"dddddddd"}, 0),
+        ({"key": "r", "start_s": 40.0, "end_s": 41.0}, 0),  # the id again, for another request
+    ],
+)
+def test_an_engines_span_that_comes_after_its_request_was_given_to_another_engine_counts_nowhere_else(
+    late: dict[str, Any], number: int
+) -> None:
+    """It would be billed twice."""
+    router = SpanRouter([A, B], WAIT_NS)
+    router.add(span("other", "a"), ns_from_s(13))
+    router.add(span("r", client=True, trace_id=TRACE, span_id=b"cccccccc"), ns_from_s(13))
+    routed, _ = router.due(ns_from_s(13) + WAIT_NS, nothing)
+    assert numbers(routed) == [(1, "r", True)], "a sends spans, and sent none of it"
+    key = late.pop("key")
+    assert [routed.engine for routed in router.add(span(key, "a", **late), ns_from_s(42))] == [number]
