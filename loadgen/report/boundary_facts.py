@@ -8,7 +8,9 @@ from loadgen.report.boundary_difference import included
 from loadgen.report.format import UNKNOWN, clean, joules, number, share
 
 if TYPE_CHECKING:
-    from loadgen.results.summary import Boundary, HostEnergy
+    from collections.abc import Sequence
+
+    from loadgen.results.summary import Boundary, DomainEnergy, HostEnergy
 
 
 def host_rows(host: HostEnergy) -> list[tuple[str, str, str]]:
@@ -42,6 +44,15 @@ def boundary_facts(boundary: Boundary) -> list[tuple[str, str]]:
         text = f"{number(boundary.cost)} at {number(boundary.price)} per kWh"
         facts.append(("cost", text + f", {number(per_tokens)} per million output tokens" * (per_tokens is not None)))
     return facts
+
+
+def beside_facts(domains: Sequence[DomainEnergy]) -> list[tuple[str, str]]:
+    """Return (label, text) of each domain of the machine, which may contain the others: what it counted by itself."""
+    return [
+        ("beside", f"{clean(domain.name)} counted {joules(domain.joules)} by itself ({clean(domain.source)})")
+        for domain in domains
+        if domain.scope == "machine"
+    ]
 
 
 def is_extended(boundary: Boundary) -> bool:

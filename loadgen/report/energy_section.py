@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from loadgen.report import run_figures
-from loadgen.report.boundary_facts import boundary_facts, boundary_rows, host_rows
+from loadgen.report.boundary_facts import beside_facts, boundary_facts, boundary_rows, host_rows
 from loadgen.report.engine_rows import ENGINE_HEADINGS, engine_note, engine_rows
 from loadgen.report.format import UNKNOWN, count, joules, number, percent, seconds, share, watts
 from loadgen.report.heat_map import heat_map
@@ -111,7 +111,7 @@ def boundary_figure(energy: EnergySummary) -> list[Markup]:
         figures.append(tag("figure", tag("h3", "The host"), accounts, tag("figcaption", caption)))
     rows = [list(row) for row in boundary_rows(energy.boundary)]
     parts = table(["part", "energy", "basis", ""], rows, "Boundary of the energy")
-    facts = definitions(boundary_facts(energy.boundary))
+    facts = definitions([*boundary_facts(energy.boundary), *beside_facts(energy.domains)])
     return [*figures, tag("figure", tag("h3", "Boundary"), parts, facts, class_="wide")]
 
 

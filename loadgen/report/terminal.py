@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from loadgen.report.boundary_facts import boundary_facts, boundary_rows, host_rows, is_extended
+from loadgen.report.boundary_facts import beside_facts, boundary_facts, boundary_rows, host_rows, is_extended
 from loadgen.report.engine_rows import ENGINE_HEADINGS, engine_note, engine_rows
 from loadgen.report.format import UNKNOWN, clean, count, joules, percent, seconds, share, with_unit
 from loadgen.report.run_facts import (
@@ -207,8 +207,11 @@ def _host_and_boundary(energy: EnergySummary, console: Console) -> None:
         console.print(accounts)
         for reason in energy.host.reasons:
             _paragraph(console, clean(reason), indent=2, style="yellow")
-    if energy.boundary is not None and is_extended(energy.boundary):
+    beside = beside_facts(energy.domains)
+    if energy.boundary is not None and (beside or is_extended(energy.boundary)):
         print_boundary(energy.boundary, console)
+        for label, text in beside:
+            _line(console, label, text)
 
 
 def print_boundary(boundary: Boundary, console: Console) -> None:

@@ -148,7 +148,7 @@ def boundary_of(result: RunResult, energy: EnergySummary) -> Boundary | None:
         own = _part("host", energy.measured_joules, measured)
         parts = [BoundaryPart(part="accelerator", basis="not included", note="no meter has a GPU"), own]
     elif energy.host is None:
-        note = "--energy nvml,rapl counts it beside the GPUs"
+        note = "--energy nvml,rapl or nvml,hwmon counts it beside the GPUs"
         parts = [own, BoundaryPart(part="host", basis="not included", note=note)]
     else:
         parts = [own, _host_part(energy)]

@@ -11,10 +11,12 @@ from rich.console import Console
 from loadgen.report import compare
 from loadgen.report.boundary_difference import boundary_differences
 from loadgen.report.compare_page import render_compare_page
+from loadgen.report.energy_section import boundary_figure
 from loadgen.report.markdown import comparison_markdown
+from loadgen.report.terminal import render_terminal
 from loadgen.results.difference import find_differences
 from loadgen.results.run_folder import RunResult
-from loadgen.results.summary import Boundary, BoundaryPart, HostEnergy, Summary
+from loadgen.results.summary import Boundary, BoundaryPart, DomainEnergy, HostEnergy, Summary
 from support import sample_runs
 
 STATED = {"pue": 1.2, "grid_intensity": 350.0, "grid_source": "my grid", "price": 0.3}
@@ -89,3 +91,15 @@ def test_every_view_has_the_rows_and_the_difference() -> None:
         assert "PUE 1.2 and 1.1" in view.replace("\\", "")
         assert total in view
         assert "7.500 g" in view
+
+
+def test_a_domain_of_the_machine_is_shown_with_what_it_counted_by_itself() -> None:
+    made = run_with(boundary(("accelerator",), price=None, grid_intensity=None), host=None)
+    assert made.summary is not None
+    plug = DomainEnergy(name="machine:\x1b[2Jplug", source="page-power", scope="machine", within=None, joules=1234.0)
+    energy = msgspec.structs.replace(made.summary.energy, domains=[plug])
+    summary = msgspec.structs.replace(made.summary, energy=energy)
+    render_terminal(replace(made, summary=summary), Console(file=(terminal := io.StringIO()), width=100))
+    assert "counted 1,234 J by itself (page-power)" in terminal.getvalue()
+    assert "\x1b" not in terminal.getvalue()
+    assert "counted 1,234 J by itself" in "".join(boundary_figure(energy))
