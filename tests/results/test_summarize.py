@@ -116,12 +116,20 @@ def test_a_law_that_explains_nothing_invalidates_what_it_decides_and_no_total() 
     assert (check.reason or "").startswith("the energy of requests is not valid: the fitted law explains nothing")
 
 
-def test_power_averaged_over_a_second_supports_no_claim_about_requests() -> None:
+@pytest.mark.parametrize(
+    ("source", "length"),
+    [
+        ("nvml-power-average", "1 s"),
+        ("hwmon-power-average", "more than 0.1 s, or a time that is not known"),
+        ("redfish-power", "up to minutes"),
+    ],
+)
+def test_power_averaged_over_a_longer_time_supports_no_claim_about_requests(source: str, length: str) -> None:
     slow = steady_run()
-    info = msgspec.structs.replace(slow.info, domains=[EnergyDomain(name="gpu:0", source="nvml-power-average")])
+    info = msgspec.structs.replace(slow.info, domains=[EnergyDomain(name="gpu:0", source=source)])
     energy = energy_of(RunResult(info, slow.schedule, slow.records, slow.energy, [], None, None))
     assert not energy.valid
-    assert any("averaged over 1 s" in reason for reason in energy.reasons)
+    assert any(f"averaged over {length}: too slow" in reason for reason in energy.reasons)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from loadgen.results.bill import bill_of
 from loadgen.results.ledger_lines import LedgerBatch, LedgerPeriod
 from loadgen.results.read_ledger import LedgerFile, ledger_files
 from loadgen.sidecar import ledger_writer
-from loadgen.sidecar.ledger_writer import LedgerWriter
+from loadgen.sidecar.ledger_writer import MAX_SOURCES, LedgerWriter
 from sidecar.test_request_lookup import settled
 
 SECOND = 10**9
@@ -46,6 +46,16 @@ def test_lines_are_on_disk_after_a_flush_and_sum_to_the_counter(tmp_path: Path) 
     assert (bill.counter_mj, bill.idle_mj, bill.unattributed_mj) == (3 * 3_500 + 330, 300, 30)
     assert ids(writer.folder) == ["1-0", "2-0", "2-1"]
     writer.close()
+
+
+def test_a_file_names_the_sources_of_its_energy_within_its_bounds(tmp_path: Path) -> None:
+    writer = LedgerWriter(tmp_path, sources=["gpu:0 (nvml-counter)", "x" * 10_000, *(f"gpu:{n}" for n in range(500))])
+    writer.add(batch(0, requests=1))
+    writer.flush()
+    writer.close()
+    sources = bill_of(tmp_path).sources
+    assert "gpu:0 (nvml-counter)" in sources
+    assert len(sources) == MAX_SOURCES
 
 
 def test_a_batch_that_is_not_the_counter_is_not_taken(tmp_path: Path) -> None:
