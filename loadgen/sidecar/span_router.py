@@ -11,7 +11,7 @@ output tokens: those are of the engine that generated them.
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple
@@ -82,6 +82,8 @@ class SpanRouter:
         self._by_name: dict[str | bytes, list[_Kept]] = {}
         self._decided: OrderedDict[str | bytes, tuple[int, RequestSpan]] = OrderedDict()
         """Sure names of spans that went to the only engine that can have had them, and that engine."""
+        self._claims: dict[bytes, Counter[bytes]] = {}
+        """Place -> clients' spans that claim it, by their identity."""
         self._named_ns: dict[int, int] = {}
         """Engine -> arrival of its newest span that names it."""
         self._traced_ns: dict[int, int] = {}
@@ -195,9 +197,10 @@ class SpanRouter:
     def _trusted(self, name: str | bytes, kept: _Kept) -> list[_Kept]:
         """Return the other spans with a name; none if it is of several clients' requests, as a constant traceparent."""
         others = self._by_name.get(name, [])
-        if isinstance(name, bytes):
-            clients = {identity_of(other.span) for other in (*others, kept) if other.span.client}
-            if len(clients) > 1 or len(others) >= MAX_PARTS:
+        if isinstance(name, bytes) and others:
+            claims = self._claims.get(name, Counter())
+            strange = bool(claims) and kept.span.client and identity_of(kept.span) not in claims
+            if len(claims) > 1 or strange or len(others) >= MAX_PARTS:
                 return []
         return others
 
@@ -207,14 +210,23 @@ class SpanRouter:
             others = self._by_name.setdefault(name, [])
             if len(others) < MAX_PARTS:
                 others.append(kept)
+            if kept.span.client and isinstance(name, bytes):
+                self._claims.setdefault(name, Counter())[identity_of(kept.span)] += 1
 
     def _forget(self, kept: _Kept) -> None:
         for name in kept.names:
-            others = [other for other in self._by_name.get(name, ()) if other is not kept]
-            if others:
-                self._by_name[name] = others
-            else:
+            others = self._by_name.get(name, [])
+            if kept in others:
+                others.remove(kept)
+            if not others:
                 self._by_name.pop(name, None)
+            if kept.span.client and isinstance(name, bytes):
+                claims, identity = self._claims[name], identity_of(kept.span)
+                claims[identity] -= 1
+                if not claims[identity]:
+                    del claims[identity]
+                if not claims:
+                    del self._claims[name]
 
 
 def sure_names(span: RequestSpan) -> list[str | bytes]:

@@ -127,7 +127,8 @@ def test_in_every_order_each_request_goes_to_the_engine_that_served_it_and_to_no
         got.setdefault((one.key, one.client), []).append(number)
     assert got == expected
     assert router.due(80 * NS_PER_S, nothing) == ([], [])
-    assert not router._placed and not router._followers and router._by_name == {}, "nothing is remembered for longer"
+    assert not router._placed and not router._followers, "nothing is remembered for longer"
+    assert router._by_name == router._claims == {}
 
 
 def test_a_trace_that_several_clients_share_says_nothing() -> None:
