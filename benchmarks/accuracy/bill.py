@@ -1,6 +1,6 @@
 """Measure the bills of two tenants, short chats and long code, against the simulated engine's own account.
 
-    python -m benchmarks.accuracy.bill [--requests 600] [--seed 0] [--only "90/10"] [--json FILE]
+    python -m benchmarks.accuracy.bill [--requests 3000] [--seed 0] [--only "90/10"] [--publish]
 
 In virtual time: so many requests are always in flight, each of one of two tenants at random. The spans, the counter and
 the engine's counters go into the real ledger of a sidecar, it writes its files, and `loadgen bill --by tenant` sums
@@ -53,6 +53,10 @@ TAIL_NS = 60 * NS_PER_S
 ROUNDS = 6
 """Requests at the least, relative to those in flight."""
 TARGET = 0.02
+"""Largest error wanted, of the bill of a tenant."""
+DOCS = Path(__file__).parents[2] / "docs"
+JSON, PAGE = DOCS / "results/bill-oracle.json", DOCS / "how-to/bill.md"
+BEGIN, END = "<!-- bill against the oracle: begin -->", "<!-- bill against the oracle: end -->"
 
 
 @dataclass(frozen=True)
@@ -92,18 +96,19 @@ def simulated(cell: Cell, requests: int, seed: int) -> tuple[SimulatedRun, list[
     return run, tenants
 
 
-def billed(run: SimulatedRun, tenants: list[str], energy: list[EnergySample]) -> BillSums:
-    """Return the bill by tenant of a ledger that was fed the run."""
+def billed(run: SimulatedRun, tenants: list[str], energy: list[EnergySample]) -> tuple[BillSums, int]:
+    """Return the bill by tenant of a ledger that was fed the run, and the energy that its last page showed, in mJ."""
 
-    async def fed(folder: Path) -> None:
+    async def fed(folder: Path) -> int:
         sidecar = VirtualSidecar(folder)
         for now_ns, received in seconds_of(energy, run.engine, spans_of(run, tenants), run.end_ns):
-            await sidecar.tick(now_ns, received)
+            snapshot = await sidecar.tick(now_ns, received)
         sidecar.settlement.close()
+        return sum(domain.committed_mj for domain in snapshot.domains)
 
     with tempfile.TemporaryDirectory() as name:
-        asyncio.run(fed(Path(name)))
-        return bill_of(Path(name), (TENANT,))
+        committed_mj = asyncio.run(fed(Path(name)))
+        return bill_of(Path(name), (TENANT,)), committed_mj
 
 
 def as_polled(run: SimulatedRun, seed: int) -> list[EnergySample]:
@@ -124,7 +129,7 @@ def samples_of(series: EnergySeries) -> list[EnergySample]:
 def score(cell: Cell, requests: int, seed: int) -> dict[str, Any]:
     """Return the relative error of each tenant's bill, by what was measured and by each other way to divide it."""
     run, tenants = simulated(cell, requests, seed)
-    bill = billed(run, tenants, as_polled(run, seed))
+    bill, committed_mj = billed(run, tenants, as_polled(run, seed))
     is_tenant = {tenant: np.array(tenants) == tenant for tenant in TENANTS}
     true_j = {
         tenant: sum(r.prefill_j + r.decode_j for r, own in zip(run.requests, rows, strict=True) if own)
@@ -155,8 +160,35 @@ def score(cell: Cell, requests: int, seed: int) -> dict[str, Any]:
         "unattributed": bill.unattributed_mj / bill.counter_mj,
         "unsettled_mj": bill.unsettled_mj,
         "settled": sum(group.requests for group in bill.groups.values()),
-        "off_counter_mj": bill.counter_mj - round(run.counter[-1].joules * MJ_PER_J),
+        "off_counter_mj": bill.counter_mj - committed_mj,
     }  # fmt: skip
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Return the table of the page: the error of the bill of chats, then that of code."""
+    ways = list(rows[0]["errors"])
+    head = ["chats / code", "in flight", "joules of chats", "**measured**", *(f"by {way}" for way in ways[1:])]
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    for row in rows:
+        share = row["true_j"]["chat"] / sum(row["true_j"].values())
+        errors = [" / ".join(_percent(row["errors"][way][tenant], way) for tenant in TENANTS) for way in ways]
+        cells = [f"{row['chats']} / {100 - row['chats']}", f"{row['in_flight']}", f"{100 * share:.0f} %"]
+        lines.append(f"| {' | '.join([*cells, f'**{errors[0]}** %', *(f'{error} %' for error in errors[1:])])} |")
+    within = sum(max(map(abs, row["errors"]["measured"].values())) <= TARGET for row in rows)
+    worst = max(abs(error) for row in rows for error in row["errors"]["measured"].values())
+    lines += ["", f"{within} of {len(rows)} loads are within {100 * TARGET:.0f} % for both tenants; the worst bill is "
+              f"{100 * worst:.1f} % off."]  # fmt: skip
+    return "\n".join(lines)
+
+
+def _percent(error: float, way: str) -> str:
+    return f"{100 * error:+.{1 if way == 'measured' else 0}f}".replace("-", "−")
+
+
+def with_table(page: str, rows: list[dict[str, Any]]) -> str:
+    """Return the page with its table drawn again."""
+    before, rest = page.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{table(rows)}\n\n{END}{rest.split(END)[1]}"
 
 
 def cells(only: str = "") -> list[Cell]:
@@ -177,18 +209,19 @@ def _line(row: dict[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--requests", type=int, default=600)
+    parser.add_argument("--requests", type=int, default=3000, help="of a cell; six for each in flight at the least")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="")
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--publish", action="store_true", help=f"write {JSON.name} and the table of {PAGE.name}")
     options = parser.parse_args()
     rows = []
     with ProcessPoolExecutor(2) as pool:
         for row in pool.map(partial(score, requests=options.requests, seed=options.seed), cells(options.only)):
             rows.append(row)
             print(_line(row), flush=True)
-    if options.json:
-        options.json.write_text(json.dumps(rows, indent=1) + "\n")
+    if options.publish:
+        JSON.write_text(json.dumps(rows, indent=1) + "\n")
+        PAGE.write_text(with_table(PAGE.read_text(), rows))
 
 
 if __name__ == "__main__":
