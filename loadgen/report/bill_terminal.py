@@ -78,6 +78,8 @@ def bill_notes(bill: BillSums) -> list[str]:
         notes.append(f"{plural(partial, 'request')} not measured whole: they used more than is billed.")
     if unknown := sum(group.without_tokens for group in groups):
         notes.append(f"{plural(unknown, 'request')} with unknown tokens, which are in no count of tokens.")
+    if uncertain := sum(group.without_error for group in groups):
+        notes.append(f"{plural(uncertain, 'request')} with an unknown standard error, which is in no s.e.")
     if bill.lost_requests:
         notes.append(f"{plural(bill.lost_requests, 'request')} without a line (the disk was full) in unattributed.")
     if bill.torn:

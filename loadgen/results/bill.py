@@ -58,12 +58,19 @@ class BillGroup:
     decode_mj: int = 0
     idle_mj: int = 0
     """Share of the idle energy."""
-    se_mj: int | None = 0
-    """Sum of the requests' standard errors, the largest that their sum can have; None if one is unknown."""
+    se_mj: int = 0
+    """Sum of the known standard errors of requests, the largest that their sum can have."""
+    without_error: int = 0
+    """Requests whose standard error is unknown: as before a sidecar's first fit."""
 
     @property
     def energy_mj(self) -> int:
         return self.prefill_mj + self.decode_mj + self.idle_mj
+
+    @property
+    def known_se_mj(self) -> int | None:
+        """Sum of the known standard errors; None if none is."""
+        return None if self.without_error and not self.se_mj else self.se_mj
 
     def add(self, request: SettledRequest) -> None:
         self.requests += 1
@@ -89,7 +96,8 @@ class BillGroup:
 
     def _add_error(self, request: SettledRequest) -> None:
         if request.energy_mj:
-            self.se_mj = None if self.se_mj is None or request.se_mj is None else self.se_mj + request.se_mj
+            self.se_mj += request.se_mj or 0
+            self.without_error += request.se_mj is None
 
 
 @dataclass
@@ -244,6 +252,7 @@ LINE_COLUMNS = (
     Column("failed", "int64", None, "Those that failed."),
     Column("partial", "int64", None, "Those of which a part was not measured: they used more than is billed."),
     Column("without_tokens", "int64", None, "Those whose tokens are not all known, and not all counted."),
+    Column("without_error", "int64", None, "Those whose standard error is unknown, and not in max_se_mj."),
     Column("input_tokens", "int64", "tokens", "Prompt tokens, cached ones included."),
     Column("cached_tokens", "int64", "tokens", "Prompt tokens from the prefix cache."),
     Column("output_tokens", "int64", "tokens", "Output tokens."),
@@ -251,8 +260,8 @@ LINE_COLUMNS = (
     Column("decode_mj", "int64", "mJ", "Energy of decode steps."),
     Column("idle_mj", "int64", "mJ", "Idle energy, or the line's share of it."),
     Column("energy_mj", "int64", "mJ", "All energy of the line; the lines sum to the counter."),
-    Column("max_se_mj", "int64", "mJ", "Largest standard error that prefill_mj + decode_mj can have: the sum of those "
-           "of its requests. Null if one is unknown."),
+    Column("max_se_mj", "int64", "mJ", "Largest standard error that prefill_mj + decode_mj can have, but for requests "
+           "whose own is unknown (without_error): the sum of those of the others. Null if there are no others."),
     Column("total_joules", "float64", "J", "energy_mj with the facility's overhead by the stated PUE; without it if "
            "none is stated."),
     Column("co2e_grams", "float64", "g", "total_joules times the stated grid intensity. Null if none is stated."),
@@ -268,15 +277,15 @@ def bill_table(bill: BillSums) -> Table:
     labels = [Column(name, "string", None, f"The {name} of the requests; empty if there is none.") for name in bill.by]
     groups = sorted(bill.groups.items(), key=lambda item: (-item[1].energy_mj, item[0]))
     rows: list[list[Any]] = [
-        ["requests", *key, group.requests, group.failed, group.partial, group.without_tokens, group.input_tokens,
-         group.cached_tokens, group.output_tokens, group.prefill_mj, group.decode_mj, group.idle_mj, group.energy_mj,
-         group.se_mj, *priced(group.energy_mj, bill.factors)]
+        ["requests", *key, group.requests, group.failed, group.partial, group.without_tokens, group.without_error,
+         group.input_tokens, group.cached_tokens, group.output_tokens, group.prefill_mj, group.decode_mj, group.idle_mj,
+         group.energy_mj, group.known_se_mj, *priced(group.energy_mj, bill.factors)]
         for key, group in groups
     ]  # fmt: skip
     for name, engine, energy_mj in _others(bill):
         idle_mj = energy_mj if name == "idle" else None
         of_labels = [engine if label == "engine" else None for label in bill.by]
-        shown = [*of_labels, *([None] * 9), idle_mj, energy_mj, None]
+        shown = [*of_labels, *([None] * 10), idle_mj, energy_mj, None]
         rows.append([name, *shown, *priced(energy_mj, bill.factors)])
     columns = [account, *labels, *numbers]
     return Table(columns, {column.name: [row[k] for row in rows] for k, column in enumerate(columns)})

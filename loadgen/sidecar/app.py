@@ -130,9 +130,13 @@ class Sidecar:
 
     async def keep(self) -> None:
         """Keep the ledgers until cancelled."""
+        writing: asyncio.Task[None] | None = None
         while True:
             self.tick()
-            await self.settlement.write()
+            if writing is None or writing.done():  # a disk that does not answer holds up nothing else
+                if writing is not None:
+                    writing.result()
+                writing = asyncio.create_task(self.settlement.write())
             await asyncio.sleep(TICK_S)
 
     def tick(self, *, last: bool = False) -> None:

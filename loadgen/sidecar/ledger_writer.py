@@ -20,10 +20,11 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from loadgen import __version__
+from loadgen.clock import monotonic_ns
 from loadgen.files import locked, writing
 from loadgen.results.ledger_lines import FORMAT_VERSION, LedgerBatch, LedgerStart, folded, imbalance_mj
 from loadgen.telemetry.otlp_parse import MAX_TEXT
-from loadgen.units import NS_PER_S
+from loadgen.units import NS_PER_S, s_from_ns
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -35,12 +36,17 @@ FILE_BYTES = 64 << 20
 MAX_WAITING = 50_000
 """Requests that wait for the disk."""
 MAX_WAITING_BATCHES = 1_000
+SILENT_S = 10.0
+"""A disk that took longer for a batch does not answer."""
 MAX_SOURCES = 32
 """Domains that a file names: its first line is bounded, as all are."""
 
 
 class LedgerWriter:
-    """The files of one process. `add` from one thread, `flush` from another; nobody else writes to the folder."""
+    """The files of one process. `add` from one thread, `flush` from another; nobody else writes to the folder.
+
+    A disk that does not answer holds up `flush` alone.
+    """
 
     def __init__(self, folder: Path, *, sources: Sequence[str] = (), file_bytes: int = FILE_BYTES) -> None:
         """Take the folder, which is made if there is none. Raises LoadgenError when it cannot be written, or another
@@ -51,6 +57,10 @@ class LedgerWriter:
         self._sources = [source[:MAX_TEXT] for source in sources[:MAX_SOURCES]]
         self.folder, self._file_bytes = folder, file_bytes
         self._lock = threading.Lock()
+        """Guards what waits. It is never held while the disk is waited for."""
+        self._disk = threading.Lock()
+        """Held by whoever writes."""
+        self._writing_since_ns: int | None = None
         self._held = ExitStack()
         with writing(folder, "the ledger"):
             folder.mkdir(parents=True, exist_ok=True)
@@ -85,27 +95,48 @@ class LedgerWriter:
 
     def flush(self) -> None:
         """Write what waits. A disk that is full is said once, and tried again at the next call."""
+        with self._disk:
+            self._writing_since_ns = monotonic_ns()
+            while (batch := self._next()) is not None:
+                try:
+                    self._write(batch)
+                except OSError as err:
+                    with self._lock:
+                        self._waiting.appendleft(batch)
+                    self._note(err)
+                    break
+                self._writing_since_ns = monotonic_ns()
+            else:
+                self._note(None)
+            self._writing_since_ns = None
+
+    def _next(self) -> LedgerBatch | None:
         with self._lock:
-            try:
-                while self._waiting:
-                    self._write(self._waiting[0])
-                    self._waiting.popleft()
-            except OSError as err:
-                if self.problem is None:
-                    _log.warning(
-                        "cannot write the ledger %s: %s; %d requests are kept in memory for it",
-                        self.folder, err.strerror or err, MAX_WAITING,
-                    )  # fmt: skip
-                self.problem = err.strerror or str(err)
-                return
-            if self.problem is not None:
-                _log.warning("the ledger %s is written again", self.folder)
-                self.problem = None
+            return self._waiting.popleft() if self._waiting else None
+
+    def _note(self, err: OSError | None) -> None:
+        """Say once that the folder cannot be written, and once that it can be again."""
+        if err is not None and self.problem is None:
+            _log.warning(
+                "cannot write the ledger %s: %s; %d requests are kept in memory for it",
+                self.folder, err.strerror or err, MAX_WAITING,
+            )  # fmt: skip
+        elif err is None and self.problem is not None:
+            _log.warning("the ledger %s is written again", self.folder)
+        self.problem = (err.strerror or str(err)) if err else None
+
+    @property
+    def health(self) -> str:
+        """State of the folder in words."""
+        since_ns = self._writing_since_ns
+        if since_ns is not None and (silent_s := s_from_ns(monotonic_ns() - since_ns)) > SILENT_S:
+            return f"cannot be written: the disk has not answered for {silent_s:.0f} s"
+        return f"cannot be written: {self.problem}" if self.problem else "written"
 
     def close(self) -> None:
         """Write what waits, and let others have the folder."""
         self.flush()
-        with self._lock:
+        with self._disk:
             if self._file is not None:
                 os.close(self._file)
                 self._file = None

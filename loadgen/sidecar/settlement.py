@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 from aiohttp import web
 
 from loadgen.results.ledger_lines import EnginePeriod, LedgerBatch, LedgerPeriod, SettledRequest
-from loadgen.sidecar.ledger_writer import LedgerWriter
+from loadgen.sidecar.ledger_writer import MAX_WAITING, LedgerWriter
 from loadgen.sidecar.request_lookup import NamedRequest, RequestLookup, is_request_id, request_json
 from loadgen.sidecar.request_pairs import RequestPairs, SettledPair, SettledPart
 from loadgen.telemetry.otlp_parse import MAX_TEXT, join_key
@@ -58,6 +58,8 @@ class Settlement:
         sources = [source for engine in engines for source in engine.ledger.sources]
         self._writer = LedgerWriter(folder, sources=sources) if folder else None
         self._unwritten: list[NamedRequest] = []
+        self._writing: list[NamedRequest] = []
+        """Requests that are being written."""
         self._totals = [EnginePeriod(engine=name or "") for name in self._names]
         """Energy of each engine in all periods so far."""
         self._to_unix_ns: int | None = None
@@ -90,9 +92,12 @@ class Settlement:
                 self.on_settled(request, span.trace_id, span.span_id)
         self._lookup.forget(unix_ns(now_ns))
         if self._writer is None:
-            self._show()
+            self._show(self._unwritten)
+            self._unwritten = []
         else:
             self._add_period(self._writer, requests, snapshots, unix_ns)
+            self._show(self._unwritten[:-MAX_WAITING])  # the disk does not answer: no longer is waited for it
+            self._unwritten = self._unwritten[-MAX_WAITING:]
 
     def _add_period(
         self,
@@ -133,14 +138,15 @@ class Settlement:
         self._totals, self._to_unix_ns = totals, end_ns
 
     async def write(self) -> None:
-        """Write what was taken, in a thread, and then show it."""
+        """Write what was taken, in a thread, and then show it. More may be taken meanwhile."""
         if self._writer is not None:
+            self._writing, self._unwritten = self._unwritten, []
             await asyncio.to_thread(self._writer.flush)
-            self._show()
+            self._show(self._writing)
+            self._writing = []
 
-    def _show(self) -> None:
-        self._lookup.add(self._unwritten)
-        self._unwritten = []
+    def _show(self, requests: list[NamedRequest]) -> None:
+        self._lookup.add(requests)
 
     def close(self) -> None:
         """Write what waits, and release the ledger's folder."""
@@ -150,9 +156,7 @@ class Settlement:
     @property
     def health(self) -> str | None:
         """State of the ledger on disk in words; None without one."""
-        if self._writer is None:
-            return None
-        return f"cannot be written: {self._writer.problem}" if self._writer.problem else "written"
+        return self._writer.health if self._writer else None
 
     async def serve(self, request: web.Request) -> web.Response:
         """Serve GET /requests/ID: 200 with its joules, 202 while its energy is not final, 404 if nothing is known."""
@@ -163,7 +167,7 @@ class Settlement:
             return web.json_response(request_json(settled))
         waiting = {name, join_key(name)}
         if any(map(self._is_waiting, waiting)) or any(
-            not waiting.isdisjoint(unwritten.names) for unwritten in self._unwritten
+            not waiting.isdisjoint(unwritten.names) for unwritten in (*self._writing, *self._unwritten)
         ):
             headers = {"Retry-After": str(RETRY_S)}
             return web.json_response({"state": "waiting", "id": name}, status=202, headers=headers)

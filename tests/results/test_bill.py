@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadgen.errors import LoadgenError
+from loadgen.report.bill_terminal import bill_notes
 from loadgen.results.bill import SHARES, ShareIdle, SpanOfTime, bill_of, bill_table, whole_shares
 from loadgen.results.bill_boundary import bill_boundary
 from loadgen.results.factors import Factors, factors_of
@@ -176,9 +177,13 @@ def test_whole_shares_sum_to_the_whole_and_are_the_exact_ones_rounded(total: int
     )
 
 
-def test_an_unknown_error_of_one_request_makes_that_of_its_sum_unknown(tmp_path: Path) -> None:
-    write(tmp_path, "a.jsonl", start(), request("chat", 10, se_mj=None), request("chat", 20), period(1, 30, 2))
-    assert bill_of(tmp_path).groups["chat",].se_mj is None
+def test_an_unknown_error_of_a_request_is_in_no_sum_and_counted(tmp_path: Path) -> None:
+    chats = [request("chat", mj, se_mj=se_mj) for mj, se_mj in ((10, None), (20, 3), (30, 4))]
+    write(tmp_path, "a.jsonl", start(), *chats, request("code", 5, se_mj=None), period(1, 65, 4))
+    rows = [row for row in bill_table(bill_of(tmp_path)).rows() if row["account"] == "requests"]
+    shown = [(row["workload"], row["max_se_mj"], row["without_error"]) for row in rows]
+    assert shown == [("chat", 7, 1), ("code", None, 1)]
+    assert any("2 requests with an unknown standard error" in note for note in bill_notes(bill_of(tmp_path)))
 
 
 def test_unknown_tokens_are_in_no_sum_and_counted(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Sidecars that are killed and started again at random: what they settle is on disk once, and sums to the counter."""
 
 import asyncio
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -9,6 +11,7 @@ from hypothesis import strategies as st
 
 from loadgen.results.bill import bill_of
 from loadgen.results.read_ledger import LedgerFile, ledger_files
+from loadgen.sidecar import ledger_writer, settlement
 from loadgen.sidecar.ledger import Ledger
 from loadgen.sidecar.settlement import Settlement
 from loadgen.sidecar.watched_engine import WatchedEngine
@@ -83,6 +86,60 @@ def test_in_every_interleaving_no_request_is_billed_twice_and_the_bill_is_the_co
     bill = bill_of(folder, ("engine",))
     assert bill.counter_mj == sum(life.written_mj for life in lives)
     assert set(bill.groups) <= {("gpu-host:8000",)}, "no credentials"
+
+
+def test_a_disk_that_does_not_answer_holds_up_nothing_but_what_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    life, answers, asked = Life(tmp_path, 10), threading.Event(), threading.Event()
+    fsync = os.fsync
+
+    def silent(file: int) -> None:
+        asked.set()
+        assert answers.wait(30)
+        fsync(file)
+
+    def take(number: int) -> None:
+        power(life.ledger, life.start_s, life.start_s + 10, 400.0, 400.0 * life.start_s)
+        life.start_s += 10
+        now_ns = ns_from_s(life.start_s)
+        life.ledger.add_span(span(f"k{number}", life.start_s - 8, life.start_s - 7), now_ns)
+        life.ledger.commit(now_ns)
+        life.settlement.take([life.ledger.snapshot(now_ns)], unix_ns, now_ns)
+
+    async def lived() -> None:
+        take(0)
+        monkeypatch.setattr(os, "fsync", silent)
+        monkeypatch.setattr(ledger_writer, "SILENT_S", 0.0)
+        writing = asyncio.create_task(life.settlement.write())
+        await asyncio.to_thread(asked.wait)
+        for number in (1, 2):
+            take(number)
+        find = life.settlement._lookup.find
+        assert find("k0") is None and not writing.done()
+        assert "the disk has not answered for" in (life.settlement.health or "")
+        answers.set()
+        await writing
+        assert find("k0") and find("k1") is None, "what was taken meanwhile is shown once it is written for sure"
+        await life.settlement.write()
+        assert find("k1") and life.settlement.health == "written"
+
+    asyncio.run(lived())
+    life.settlement.close()
+    batches = [batch for path in ledger_files(tmp_path) for batch, _ in LedgerFile(path).batches()]
+    ids = [request.id for batch in batches for request in batch.requests]
+    assert ids == sorted(set(ids)) and ids[:2] == ["k0", "k1"]
+
+
+def test_requests_beyond_those_that_wait_for_the_disk_are_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(settlement, "MAX_WAITING", 1)
+    life = Life(tmp_path, 10)
+    monkeypatch.setattr(life.settlement._writer, "flush", lambda: None)
+    life.live(40, [span(name, start_s, start_s + 1) for name, start_s in (("a", 12), ("b", 14), ("c", 16))])
+    assert all(life.settlement._lookup.find(name) for name in "abc")
+    assert len(life.settlement._unwritten) == len(life.settlement._writing) == 0
 
 
 def test_periods_follow_each_other_from_the_first_sample_on(tmp_path: Path) -> None:
