@@ -35,6 +35,8 @@ MODULES = {
     "sidecar/engine_progress": "sidecar/test_engine_progress",
     "sidecar/foreign_energy": "sidecar/test_foreign_energy",
     "sidecar/span_join": "sidecar/test_span_join",
+    "sidecar/span_router": "sidecar/test_span_router",
+    "sidecar/request_pairs": "sidecar/test_request_pairs",
     "energy/series": "energy/test_series",
     "energy/sampler": "energy/test_sampler",
     "client/http1": "client/test_http1",
