@@ -1,7 +1,9 @@
 """The parts of a request at a prefill and at a decode engine become one, and none is lost or held for ever."""
 
+from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -40,6 +42,39 @@ def test_a_request_is_whole_when_both_parts_have_settled(prefill_first: bool) ->
     assert held.add(second) == SettledPair(decode, prefill)
     assert not held.is_waiting("r") and held.held_mj(0) == held.held_mj(1) == 0
     assert held.all() == []
+
+
+def whole(engine: int, ok: bool = True, **known: Any) -> SettledPart:
+    request = span("r", start_s=10 + engine, end_s=12 + engine)
+    request = msgspec.structs.replace(request, ok=ok, cached_tokens=engine)
+    entry = OpenRequest(request, charged=True, windows_j2=9.0 * (1 + engine), law_j=3.0 + engine)
+    return SettledPart(engine, SettledEntry(replace(entry, **known), ("m", "chat")), 0)
+
+
+def test_a_request_of_two_engines_has_the_energy_the_time_and_the_errors_of_both() -> None:
+    assert SettledPair(alone := whole(1)).entry is alone.settled.entry
+    first, second = whole(0, prefill_mj=50, decode_mj=1), whole(1, prefill_mj=2, decode_mj=700)
+    entry = SettledPair(second, first).entry
+    assert (entry.prefill_mj, entry.decode_mj, entry.windows_j2, entry.law_j) == (52, 701, 27.0, 5.0)
+    request = entry.request
+    assert (request.start_ns, request.end_ns) == (ns_from_s(10), ns_from_s(13))
+    assert (request.cached_tokens, request.output_tokens) == (0, 20), "of the prompt's engine, and of the other"
+    assert (first.energy_mj, second.energy_mj) == (51, 702)
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize(
+    ("known", "lacks"),
+    [({"whole": False}, "whole"), ({"charged": False}, "charged"), ({"windows_j2": None}, "windows_j2")],
+)
+def test_a_request_is_known_as_far_as_both_of_its_parts_are(which: int, known: dict[str, Any], lacks: str) -> None:
+    parts = [whole(engine, **(known if engine == which else {})) for engine in (0, 1)]
+    entry = SettledPair(parts[1], parts[0]).entry
+    assert {name: bool(getattr(entry, name)) for name in ("whole", "charged", "windows_j2")} == {
+        name: name != lacks for name in ("whole", "charged", "windows_j2")
+    }
+    failed = [whole(engine, ok=engine != which) for engine in (0, 1)]
+    assert not SettledPair(failed[1], failed[0]).entry.request.ok
 
 
 def test_an_engine_without_a_role_settles_at_once() -> None:

@@ -169,6 +169,8 @@ def test_counters_rule_an_engine_out_only_if_it_cannot_have_had_the_request(
 
 def test_an_engine_that_had_no_request_while_this_one_decoded_is_ruled_out() -> None:
     long = span("r", client=True, start_s=10, end_s=20)
+    begins = [{**sample, "running": float(sample["t_ns"] > ns_from_s(12))} for sample in counts(10)]
+    assert may_have_served(begins, long), "clocks differ by up to two seconds"
     assert may_have_served(counts(10, running=1), long)
     assert not may_have_served(counts(10, running=0), long)
     assert may_have_served(counts(10, running=0), msgspec.structs.replace(long, first_token_ns=None))
@@ -199,6 +201,24 @@ def test_a_clients_span_alone_goes_to_the_only_engine_that_can_have_had_it(
     assert routed == ([] if placed is None else [Routed(placed, client)])
     assert unplaced == ([client] if placed is None else [])
     assert not router.is_waiting("c")
+
+
+def test_an_engine_that_has_sent_no_span_for_long_may_have_stopped_to() -> None:
+    router = SpanRouter([A, B], WAIT_NS)
+    router.add(span("e", "a", start_s=1, end_s=2), 0)
+    late_ns = span_router.TRACING_NS - WAIT_NS
+    for number, now_ns in enumerate((late_ns, late_ns + 1)):
+        router.add(span(f"c{number}", client=True), now_ns)
+        routed, unplaced = router.due(now_ns + WAIT_NS, lambda number: counts(50 if number == 0 else 0))
+        assert (len(routed), len(unplaced)) == (number, 1 - number)
+
+
+@pytest.mark.parametrize(("late_s", "follows"), [(59, True), (61, False)])
+def test_a_span_of_an_engine_is_remembered_for_four_times_as_long_as_others_wait(late_s: float, follows: bool) -> None:
+    router = SpanRouter([P, D], WAIT_NS)
+    router.add(span("r", "p", start_s=10, end_s=10.5), 0)
+    router.due(ns_from_s(late_s), nothing)
+    assert bool(router.add(span("r", client=True, start_s=9.9, end_s=60), ns_from_s(late_s))) is follows
 
 
 @pytest.mark.parametrize("order", ["pdc", "dpc", "pcd", "cpd", "cdp", "dcp"])
