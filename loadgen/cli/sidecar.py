@@ -149,7 +149,7 @@ def sidecar(
         raise LoadgenError("--tls-cert and --tls-key go together")
     if engines and (engine_url or gpus):
         other = "--engine-url" if engine_url else "--gpu"
-        raise LoadgenError(f"--engine and {other}: an engine's URL and GPUs are said by its --engine")
+        raise LoadgenError(f"--engine and {other} exclude each other: each --engine has its URL and its gpus")
     root = engine_url.rstrip("/").removesuffix("/v1") if engine_url else None
     run_sidecar(
         SidecarOptions(

@@ -12,6 +12,7 @@ from click.testing import CliRunner, Result
 
 from loadgen.cli import cli
 from loadgen.cli.options import Header
+from loadgen.energy.named_engine import NamedEngine
 from loadgen.energy_model import measure
 from loadgen.energy_model.energy_profile import EnergyProfile, GridPoint, read_energy_profile
 from loadgen.energy_model.profiling_plan import StoppingRule, journal_path
@@ -170,6 +171,33 @@ def test_a_recipe_is_run_with_its_place_and_model(monkeypatch: pytest.MonkeyPatc
 
 
 # -- sidecar ----------------------------------------------------------------------------------------------------------
+
+
+def test_several_engines_reach_the_sidecar_in_their_order(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[SidecarOptions] = []
+    monkeypatch.setattr(sidecar_server, "run_sidecar", started.append)
+    loadgen("sidecar", "--engine", "b=http://h:1/v1,gpus=0:1", "--engine", "a=http://g:2,energy=http://g:9478")
+    assert started[0].engine_url is None
+    assert started[0].engines == (
+        NamedEngine(name="b", url="http://h:1", gpus=("0", "1")),
+        NamedEngine(name="a", url="http://g:2", energy="http://g:9478"),
+    )
+
+
+@pytest.mark.parametrize(
+    ("other", "problem"),
+    [
+        (("--engine-url", "http://h:1"), "--engine and --engine-url exclude each other"),
+        (("--gpu", "0"), "--engine and --gpu exclude each other"),
+        (("--engine", "b=http://h:2,gpus=1:0"), "GPU 0 is of two engines"),
+        (("--engine", "a=http://h:2"), "has the name a twice"),
+        (("--engine", "b=http://h:2,role=decode"), "go together"),
+    ],
+)
+def test_engines_that_do_not_go_together_are_refused_in_one_line(other: tuple[str, ...], problem: str) -> None:
+    with pytest.raises(LoadgenError, match=problem) as refused:
+        loadgen("sidecar", "--engine", "a=http://h:1,gpus=0", *other)
+    assert "\n" not in str(refused.value)
 
 
 def test_the_options_of_the_sidecar_reach_it_without_the_api_path(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -287,3 +287,18 @@ def test_an_engines_span_that_comes_after_its_request_was_given_to_another_engin
     assert numbers(routed) == [(1, "r", True)], "a sends spans, and sent none of it"
     key = late.pop("key")
     assert [routed.engine for routed in router.add(span(key, "a", **late), ns_from_s(42))] == [number]
+
+
+@given(st.lists(st.text(max_size=40), max_size=4))
+def test_any_text_names_an_engine_or_none(names: list[str]) -> None:
+    assert EngineNames([A, B]).find(names) in (None, 0, 1)
+
+
+def test_an_engines_span_without_a_name_is_of_the_only_engine_whose_spans_have_none() -> None:
+    router = SpanRouter([A, B], WAIT_NS)
+    router.add(span("other", "a", start_s=1, end_s=2), NS_PER_S)
+    assert router.add(unnamed := span("r", "vllm"), 20 * NS_PER_S) == []
+    asking = span("r", client=True, start_s=9.9, end_s=12.1)
+    assert router.add(asking, 21 * NS_PER_S) == []
+    routed, unplaced = router.due(20 * NS_PER_S + WAIT_NS, lambda number: counts(50))
+    assert (routed, unplaced) == ([Routed(1, unnamed), Routed(1, asking)], [])
