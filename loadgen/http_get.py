@@ -5,7 +5,7 @@ import http.client
 import ssl
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
-from urllib.parse import SplitResult, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from loadgen.clock import monotonic_ns
 from loadgen.errors import MeterError
@@ -188,5 +188,5 @@ def _credentials(parts: SplitResult, token: str | None) -> dict[str, str]:
             raise MeterError("the energy token holds characters that cannot be sent in a header")
         return {"Authorization": f"Bearer {token}"}
     if parts.username is not None:
-        return {"Authorization": basic(parts.username, parts.password or "")}
+        return {"Authorization": basic(unquote(parts.username), unquote(parts.password or ""))}
     return {}

@@ -64,11 +64,13 @@ def open_fleet_meter(
     *,
     gpus: Sequence[str] | None = None,
     token: str | None = None,
+    sharing: bool = False,
 ) -> tuple[EnergyMeter | None, list[str], tuple[NamedEngine, ...]]:
     """Return one meter of all these engines, why there is none or why a better source was passed over, and the engines
     with the energy sources that were taken.
 
     choice: the source of engines without one of their own. With "auto" that of a simulated engine is its counter.
+    sharing: engines may have the same GPUs, all of them.
     Raises LoadgenError when a source that was asked for cannot be used, when two measure the same, or when it is not
     known which GPUs are an engine's. Blocks.
     """
@@ -105,9 +107,7 @@ def open_fleet_meter(
         if not meters:
             return None, ["energy was turned off (--energy none)"], tuple(engines)
         whole = SeveralMeters(meters) if len(meters) > 1 else next(iter(meters.values()))
-        for engine in engines:
-            if not domains_of(engine, whole.domains):
-                raise LoadgenError(f"--engine {engine.name}: no energy source has a GPU of it")
+        _check_domains(engines, whole.domains, sharing=sharing)
     except BaseException as err:
         for meter in meters.values():
             meter.close()
@@ -115,6 +115,19 @@ def open_fleet_meter(
             raise LoadgenError(f"--engine: {err}") from err
         raise
     return whole, reasons, tuple(engines)
+
+
+def _check_domains(engines: Sequence[NamedEngine], domains: Sequence[EnergyDomain], *, sharing: bool) -> None:
+    """Raise LoadgenError if an engine has no domain, or another's: one GPU may be named by its index and its UUID."""
+    owners: dict[str, tuple[str, set[str]]] = {}
+    for engine in engines:
+        own = {domain.name for domain in domains_of(engine, domains)}
+        if not own:
+            raise LoadgenError(f"--engine {engine.name}: no energy source has a GPU of it")
+        for name in own:
+            other, of_other = owners.setdefault(name, (engine.name, own))
+            if other != engine.name and not (sharing and of_other == own):
+                raise LoadgenError(f"--engine: {name} is of {other} and of {engine.name}")
 
 
 def is_simulated(url: str) -> bool:

@@ -140,6 +140,12 @@ COLUMNS: tuple[Column, ...] = (
     Column("host_joules", "float64", "J", "Estimate of its part of the host's energy; null unless a meter has the host "
            "beside the GPUs.", lambda r: r.energy and r.energy.host_joules),
     Column("tags", "string", None, "Its tags as a JSON object, such as {\"tenant\":\"a\"}; null without any.", _tags),
+    Column("engine", "string", None, "Engine that served it, or generated its answer; null unless several are named.",
+           lambda r: r.energy and r.energy.engine),
+    Column("prefill_engine", "string", None, "Engine that computed its prompt, where that is another.",
+           lambda r: r.energy and r.energy.prefill_engine),
+    Column("engine_probability", "float64", None, "Probability that these are its engines: 1 if a header or a span "
+           "names them.", lambda r: r.energy and r.energy.engine_probability),
 )  # fmt: skip
 """Columns in the order of a file. A name keeps its meaning; new ones are added at the end."""
 

@@ -16,7 +16,7 @@ from loadgen.results.summary import Summary, WorkloadSummary
 Side = Sequence[Summary]
 """The summaries of one side of a comparison: of one run, or of its repeats."""
 
-PARTS = ("by_workload", "by_model")
+PARTS = ("by_workload", "by_model", "by_tag")
 """Fields of a summary that hold the numbers of a part of its requests, by name."""
 
 

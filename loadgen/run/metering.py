@@ -50,7 +50,7 @@ class Metering:
         server, config = self._server, self._config
         if self.engines:
             self.meter, self.reasons, self.engines = await asyncio.to_thread(
-                open_fleet_meter, self.engines, config.energy, gpus=config.gpus or None
+                open_fleet_meter, self.engines, config.energy, gpus=config.gpus or None, sharing=True
             )
         else:
             await self._open_meter(server)

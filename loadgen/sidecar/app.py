@@ -23,6 +23,7 @@ from prometheus_client.openmetrics.exposition import generate_latest as openmetr
 from loadgen import __version__
 from loadgen.clock import anchor, monotonic_ns
 from loadgen.energy.sampler import Sampler
+from loadgen.energy.series import accelerators
 from loadgen.sidecar.clock_sync import ClockSync
 from loadgen.sidecar.exporter import Exporter, PushCounts, SidecarPage
 from loadgen.sidecar.settlement import Settlement
@@ -215,7 +216,7 @@ class Sidecar:
 
     def _last_read_ns(self, engine: WatchedEngine) -> int | None:
         return max(
-            (self._read_ns[domain.name] for domain in engine.domains if domain.name in self._read_ns), default=None
+            (self._read_ns[d.name] for d in accelerators(engine.domains) if d.name in self._read_ns), default=None
         )
 
     # -- pages -------------------------------------------------------------------------------------------------
@@ -314,7 +315,8 @@ class Sidecar:
         if (read_ns := self._last_read_ns(engine)) is not None:
             return s_from_ns(now_ns - read_ns)
         silence_s = self.sampler.report().silence_s
-        return min((silence_s[domain.name] for domain in engine.domains if domain.name in silence_s), default=0.0)
+        own = accelerators(engine.domains)
+        return min((silence_s[domain.name] for domain in own if domain.name in silence_s), default=0.0)
 
 
 def authorized(token: str | None, header: str | None) -> bool:

@@ -250,14 +250,15 @@ def _request_span(span: Any, attributes: Attributes, resource: Mapping[str, Any]
 def join_key(request_id: str) -> str:
     """Find the client's X-Request-Id in the engine's id.
 
-    vLLM writes `chatcmpl-ID`, and `cmpl-ID-0` for the first prompt of a completion; before that `0_` for the first of
-    several choices. The proxies of its P2pNcclConnector write the addresses of both engines before the id.
+    vLLM writes `chatcmpl-ID`, `resp-ID`, and `cmpl-ID-0` for the first prompt of a completion, as for embeddings and
+    scores; before that `0_` for the first of several choices. Proxies of its P2pNcclConnector write the addresses of
+    both engines before the id.
     """
     request_id = re.sub(r"^\d+_(?=(chat)?cmpl-)", "", request_id)
-    if request_id.startswith("chatcmpl-"):
-        request_id = request_id.removeprefix("chatcmpl-")
+    if whole := re.match(r"chatcmpl-|resp[-_]", request_id):
+        request_id = request_id[whole.end() :]
     else:
-        request_id = re.sub(r"^cmpl-(.+)-\d+$", r"\1", request_id)
+        request_id = re.sub(r"^(?:cmpl|embd|rerank|score)-(.+)-\d+$", r"\1", request_id)
     return re.sub(r"^___prefill_addr_.+?___decode_addr_[^_]+_(.+)$", r"\1", request_id)
 
 

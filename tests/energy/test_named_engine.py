@@ -153,6 +153,8 @@ def test_one_meter_reads_all_engines_and_asks_only_for_their_gpus(monkeypatch: p
     assert requested == {"nvml": ["0", "1"], "http://m:9478": None}
     with pytest.raises(LoadgenError, match="which GPUs are its own"):
         open_fleet_meter(parse_engines([A, "b=http://127.0.0.1:8002"]), "nvml")
+    with pytest.raises(LoadgenError, match="gpu:0 is of a and of b"):
+        open_fleet_meter(parse_engines([A, "b=http://127.0.0.1:8002,gpus=GPU-0:1"]), "nvml")
     with pytest.raises(LoadgenError, match="has no GPU 5"):
         open_fleet_meter(parse_engines([A, B.replace("gpus=1", "gpus=5")]), "nvml")
     assert opened["nvml"].closed

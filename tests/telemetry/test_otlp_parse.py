@@ -248,6 +248,10 @@ def test_any_bytes_are_a_trace_or_malformed(body: bytes) -> None:
     ("engines", "clients"),
     [
         ("chatcmpl-a-7", "a-7"),
+        ("resp-a-7", "a-7"),
+        ("resp_a-7", "a-7"),
+        ("embd-a-7-0", "a-7"),
+        ("respond-7", "respond-7"),
         ("0_chatcmpl-a-7", "a-7"),
         ("1_cmpl-a-7-0", "a-7"),
         ("0_a", "0_a"),
