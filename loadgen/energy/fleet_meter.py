@@ -4,6 +4,7 @@ own, whose domains carry the engine's name."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -75,11 +76,11 @@ def open_fleet_meter(
     known which GPUs are an engine's. Blocks.
     """
     if choice == "auto":
+        with ThreadPoolExecutor(max(len(engines), 1)) as pool:
+            simulated = list(pool.map(lambda engine: engine.energy is None and is_simulated(engine.url), engines))
         engines = [
-            msgspec.structs.replace(engine, energy=engine.url)
-            if engine.energy is None and is_simulated(engine.url)
-            else engine
-            for engine in engines
+            msgspec.structs.replace(engine, energy=engine.url) if its_own else engine
+            for engine, its_own in zip(engines, simulated, strict=True)
         ]
     beside = [engine for engine in engines if engine.energy is None and choice != "none"]
     if unplaced := next((engine.name for engine in beside if not engine.gpus and len(beside) > 1), None):
@@ -103,7 +104,7 @@ def open_fleet_meter(
             if engine.energy is not None:
                 meter, _ = open_meter(engine.energy, gpus=engine.gpus or None, token=token)
                 assert meter is not None, "only auto and none are without a meter"
-                meters[engine.name] = MeterAtEngine(engine.name, meter)
+                meters[f"--engine {engine.name}"] = MeterAtEngine(engine.name, meter)
         if not meters:
             return None, ["energy was turned off (--energy none)"], tuple(engines)
         whole = SeveralMeters(meters) if len(meters) > 1 else next(iter(meters.values()))
