@@ -41,29 +41,31 @@ def open_meter(
     cpu_watts: tuple[float, float] | None = None,
     powercap: Path = POWERCAP,
     hwmon: Path = HWMON,
+    every_s: float = 0.0,
 ) -> tuple[EnergyMeter | None, list[str]]:
     """The meter that `choice` asks for and, a line each, why there is none or why a better one was passed over.
 
     Several choices with commas between are one meter of all their domains. `auto` is the GPUs' counters, else the
     CPU's, else none: never an estimate. A source asked for by name that cannot be used raises LoadgenError. gpus:
-    indices or UUIDs; cpu_watts: (idle, busy) of the whole machine for `cpu`.
+    indices or UUIDs; cpu_watts: (idle, busy) of the whole machine for `cpu`; every_s: as for `open_nvml`.
     """
     if len(sources := sources_of(choice)) > 1:
-        return _several(sources, gpus=gpus, token=token, cpu_watts=cpu_watts, powercap=powercap, hwmon=hwmon), []
+        options = {"gpus": gpus, "token": token, "cpu_watts": cpu_watts, "powercap": powercap, "hwmon": hwmon}
+        return _several(sources, **options, every_s=every_s), []
     match choice:
         case "none":
             return None, ["energy was turned off (--energy none)"]
         case "auto":
             return _first(
                 {
-                    "nvml": lambda: open_nvml(gpus),
+                    "nvml": lambda: open_nvml(gpus, every_s=every_s),
                     "amd": lambda: open_amd(gpus),
                     "rapl": lambda: RaplMeter(powercap),
                     "hwmon": lambda: HwmonMeter(hwmon),
                 }
             )
         case "nvml":
-            return _asked("nvml", lambda: open_nvml(gpus)), []
+            return _asked("nvml", lambda: open_nvml(gpus, every_s=every_s)), []
         case "amd":
             return _asked("amd", lambda: open_amd(gpus)), []
         case "rapl":

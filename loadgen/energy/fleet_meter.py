@@ -66,12 +66,13 @@ def open_fleet_meter(
     gpus: Sequence[str] | None = None,
     token: str | None = None,
     sharing: bool = False,
+    every_s: float = 0.0,
 ) -> tuple[EnergyMeter | None, list[str], tuple[NamedEngine, ...]]:
     """Return one meter of all these engines, why there is none or why a better source was passed over, and the engines
     with the energy sources that were taken.
 
     choice: the source of engines without one of their own. With "auto" that of a simulated engine is its counter.
-    sharing: engines may have the same GPUs, all of them.
+    sharing: engines may have the same GPUs, all of them. every_s: as for `open_meter`.
     Raises LoadgenError when a source that was asked for cannot be used, when two measure the same, or when it is not
     known which GPUs are an engine's. Blocks.
     """
@@ -96,7 +97,7 @@ def open_fleet_meter(
     try:
         if beside:
             own = {gpu for engine in beside for gpu in engine.gpus}
-            meter, reasons = open_meter(choice, gpus=sorted(own) or gpus, token=token)
+            meter, reasons = open_meter(choice, gpus=sorted(own) or gpus, token=token, every_s=every_s)
             if meter is None:
                 return None, reasons, tuple(engines)
             meters[choice] = meter

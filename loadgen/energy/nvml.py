@@ -4,6 +4,7 @@ Each device's energy counter is detected by calling it: the architecture is no p
 is integrated instead, and `source` says so. NVML measures a whole GPU; in MIG mode the energy of a slice is unknown.
 """
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -81,8 +82,9 @@ class Device:
 class _Gpu:
     """One device: the source of its energy and the series made from it. `alive` and `handle` change."""
 
-    def __init__(self, index: int, uuid: str, handle: Any, source: str, max_w: float) -> None:
+    def __init__(self, index: int, uuid: str, handle: Any, source: str, max_w: float, every_s: float) -> None:
         self.name = f"gpu:{index}"
+        self._every_s = every_s
         self.uuid = uuid
         self.device: str | None = None
         with suppress(pynvml.NVMLError):
@@ -125,7 +127,8 @@ class _Gpu:
         sample = self.counter.observe(start_ns, end_ns, raw_mj)
         period_ns = NS_PER_S * (self.counter.period_s or 0)
         if self.counter.regular:
-            self.due_ns = start_ns + round(VERNIER * period_ns)
+            skipped = int(self._every_s / (self.counter.period_s or math.inf))
+            self.due_ns = start_ns + round((skipped + VERNIER) * period_ns)
         elif sample:
             self.due_ns = sample.t_ns + round(QUIET * period_ns)
         return [msgspec.structs.replace(sample, **self._clocks())] if sample else []
@@ -240,8 +243,11 @@ def open_nvml(
     *,
     environ: Mapping[str, str] = os.environ,
     clock: Callable[[], int] = monotonic_ns,
+    every_s: float = 0.0,
 ) -> NvmlMeter:
     """Open a meter of `gpus`, which are indices or UUIDs (a prefix is enough).
+
+    every_s: time between two reads of a counter that has shown its clock, if not every update is of use.
 
     None means the GPUs that CUDA_VISIBLE_DEVICES names, or all if it is not set. Raises MeterError with the reason when
     none of them can be measured.
@@ -251,7 +257,7 @@ def open_nvml(
     except pynvml.NVMLError as err:
         raise MeterError(_why_no_nvml(err)) from err
     try:
-        return _open(gpus, environ, clock)
+        return _open(gpus, environ, clock, every_s)
     except pynvml.NVMLError as err:
         pynvml.nvmlShutdown()
         raise MeterError(f"NVML started, but cannot say which GPUs there are: {_describe(err)}") from err
@@ -260,7 +266,9 @@ def open_nvml(
         raise
 
 
-def _open(gpus: Sequence[str] | None, environ: Mapping[str, str], clock: Callable[[], int]) -> NvmlMeter:
+def _open(
+    gpus: Sequence[str] | None, environ: Mapping[str, str], clock: Callable[[], int], every_s: float
+) -> NvmlMeter:
     devices = _devices()
     if not devices:
         raise MeterError("NVML answers, but lists no GPU")
@@ -278,7 +286,7 @@ def _open(gpus: Sequence[str] | None, environ: Mapping[str, str], clock: Callabl
     opened = []
     for device in chosen:
         try:
-            opened.append(_open_gpu(device, notes))
+            opened.append(_open_gpu(device, notes, every_s))
         except pynvml.NVMLError as err:
             notes.append(f"gpu:{device.index}{LEFT_OUT}{_describe(err)}")
     if not opened:
@@ -360,7 +368,7 @@ def _scope_notes(
     return notes
 
 
-def _open_gpu(device: Device, notes: list[str]) -> _Gpu:
+def _open_gpu(device: Device, notes: list[str], every_s: float) -> _Gpu:
     """Open a device by its counter, else by power. Raises NVMLError when it has neither. Appends to `notes`."""
     handle = pynvml.nvmlDeviceGetHandleByIndex(device.index)
     name = f"gpu:{device.index}"
@@ -372,7 +380,7 @@ def _open_gpu(device: Device, notes: list[str]) -> _Gpu:
         current_mode, _pending = pynvml.nvmlDeviceGetMigMode(handle)
         if current_mode == pynvml.NVML_DEVICE_MIG_ENABLE:
             notes.append(f"{name} is in MIG mode: joules are the whole GPU's, a slice's cannot be told apart")
-    return _Gpu(device.index, uuid, handle, source, _max_w(handle))
+    return _Gpu(device.index, uuid, handle, source, _max_w(handle), every_s)
 
 
 def _max_w(handle: Any) -> float:

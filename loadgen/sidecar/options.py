@@ -23,6 +23,8 @@ class SidecarOptions:
     """API key of the engine, which the list of its models may require."""
     energy: str = "auto"
     gpus: tuple[str, ...] = ()
+    energy_every_s: float = 0.0
+    """Time between two reads of an NVML counter; 0: every update."""
     model: str | None = None
     token: str | None = field(default=None, repr=False)
     energy_token: str | None = field(default=None, repr=False)

@@ -79,7 +79,9 @@ def choose_meter(options: SidecarOptions, simulated: bool) -> EnergyMeter:
     if choice == "auto" and simulated:
         assert options.engine_url is not None
         choice = options.engine_url
-    meter, reasons = open_meter(choice, gpus=options.gpus or None, token=options.energy_token)
+    meter, reasons = open_meter(
+        choice, gpus=options.gpus or None, token=options.energy_token, every_s=options.energy_every_s
+    )
     if meter is None:
         raise LoadgenError(f"a sidecar needs an energy source: {'; '.join(reasons) or 'none was found'}")
     return meter
@@ -91,7 +93,11 @@ def choose_fleet_meter(options: SidecarOptions) -> tuple[EnergyMeter, tuple[Name
     Raises LoadgenError when there is nothing to read.
     """
     meter, reasons, engines = open_fleet_meter(
-        options.engines, options.energy, gpus=options.gpus or None, token=options.energy_token
+        options.engines,
+        options.energy,
+        gpus=options.gpus or None,
+        token=options.energy_token,
+        every_s=options.energy_every_s,
     )
     if meter is None:
         raise LoadgenError(f"a sidecar needs an energy source: {'; '.join(reasons) or 'none was found'}")

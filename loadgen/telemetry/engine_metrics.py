@@ -22,6 +22,8 @@ PAGES_OF_OWNER = {"tensorrt_llm": PAGES[:1]}
 LIVENESS_PAGE = "/v1/models"
 MAX_TIMEOUTS = 2
 """A path that was never understood, and on which this many reads got no answer in time, is not asked for again."""
+_ONE_THREAD_A_CONNECTION = "llama.cpp"
+"""An engine that gives one of its few threads to each connection, idle ones too."""
 _NOT_IMPLEMENTED = 501
 """llama.cpp's status for a page that it was started without."""
 
@@ -108,7 +110,8 @@ class EnginePoller:
                 self.state = EngineState(self.state.answered_ns)
             return False
         finally:
-            self._connection.close()  # llama.cpp gives a thread of its few to each connection, idle ones too
+            if self.state.engine in (None, _ONE_THREAD_A_CONNECTION):
+                self._connection.close()
         self.state = self.state._replace(answered_ns=response.received_ns)
         page = parse_page(response.body) if response.status == 200 and path != LIVENESS_PAGE else None
         if page is not None:

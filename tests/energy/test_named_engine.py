@@ -139,7 +139,7 @@ def test_one_meter_reads_all_engines_and_asks_only_for_their_gpus(monkeypatch: p
     opened: dict[str, Fixed] = {}
     requested: dict[str, object] = {}
 
-    def open_it(choice: str, *, gpus: object, token: str | None) -> tuple[EnergyMeter, list[str]]:
+    def open_it(choice: str, *, gpus: object, **_: object) -> tuple[EnergyMeter, list[str]]:
         opened[choice] = Fixed("0", "1") if choice == "nvml" else Fixed("7")
         requested[choice] = gpus
         return opened[choice], []

@@ -84,8 +84,11 @@ def run(environ: Callable[[list[str]], dict[str, str]]) -> Run:
         gpus: list[str] | None = None,
         visible: str | None = None,
         fork: bool = False,
+        every_s: float = 0.0,
     ) -> Said:
-        ask = json.dumps({"until_s": until_s, "gpus": gpus, "visible": visible, "fork": fork}).encode()
+        ask = json.dumps(
+            {"until_s": until_s, "gpus": gpus, "visible": visible, "fork": fork, "every_s": every_s}
+        ).encode()
         child = [sys.executable, str(SUPPORT / "nvml_child.py")]
         out = subprocess.run(child, input=ask, env=environ(script), capture_output=True, timeout=30)
         assert out.returncode == 0, out.stderr.decode()
@@ -169,6 +172,20 @@ def test_a_regular_counter_is_read_less_than_twice_a_move(run: Run) -> None:
     short, long = run(STEADY, 5.0), run(STEADY, 25.0)
     assert (long.reads - short.reads) / 200 < 2
     assert len(long.samples) - len(short.samples) == pytest.approx(200, abs=10)
+
+
+@pytest.mark.parametrize("every_s", [0.5, 1.0])
+def test_reads_may_be_rarer_than_updates_and_no_energy_is_lost(every_s: float, run: Run) -> None:
+    said = run([*STEADY, "latency 0.004"], 35.0, every_s=every_s)
+    learning_s = 5.0
+    late = [sample for sample in said.samples if sample.t_ns > learning_s * 1e9]
+    assert len(late) == pytest.approx((35 - learning_s) / every_s, rel=0.35)
+    series = series_by_domain(said.samples)["gpu:0"]
+    measured, u = series.energy_mj(6_000_000_000, 32_000_000_000), series.uncertainty_mj(6_000_000_000, 32_000_000_000)
+    assert measured is not None
+    assert u is not None
+    assert abs(measured - 26 * 300 * 1000) <= u
+    assert max(sample.slack_ns for sample in late) <= 0.08e9, "the newest update is at most a period old"
 
 
 def test_eight_gpus_that_take_long_to_read_are_each_right_within_their_uncertainty(run: Run) -> None:

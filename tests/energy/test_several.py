@@ -143,7 +143,7 @@ def test_what_cannot_be_several_is_refused(choice: str, words: str) -> None:
 
 def test_sources_by_name_are_one_meter_and_none_stays_open_where_one_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     gpu = Counter("gpu:0")
-    monkeypatch.setattr(choose, "open_nvml", lambda _: gpu)
+    monkeypatch.setattr(choose, "open_nvml", lambda _, every_s: gpu)
     meter, reasons = choose.open_meter("nvml,rapl", powercap=RECORDED)
     assert meter is not None
     assert {"gpu:0", "cpu:package-0", "dram:0"} <= {domain.name for domain in meter.domains}

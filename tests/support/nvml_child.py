@@ -1,6 +1,6 @@
 """Runs in a process of its own, with the stand-in for libnvidia-ml.so.1 on its library path: the real pynvml calls.
 
-Reads {"until_s", "gpus", "visible", "fork_s"} from stdin; writes what the meter said as JSON.
+Reads {"until_s", "gpus", "visible", "fork_s", "every_s"} from stdin; writes what the meter said as JSON.
 """
 
 import ctypes
@@ -52,7 +52,7 @@ def main() -> None:
     ask = json.load(sys.stdin)
     environ = {} if ask["visible"] is None else {"CUDA_VISIBLE_DEVICES": ask["visible"]}
     try:
-        meter = open_nvml(ask["gpus"], environ=environ, clock=library.fake_nvml_time)
+        meter = open_nvml(ask["gpus"], environ=environ, clock=library.fake_nvml_time, every_s=ask["every_s"])
     except MeterError as err:
         print(json.dumps({"refused": str(err)}))
         return
