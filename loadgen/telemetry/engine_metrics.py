@@ -83,10 +83,15 @@ class EnginePoller:
 
     def _run(self) -> None:
         while not self._stop.wait(self._period_s):
-            self.read_now()
+            self._poll()
+        self._connection.close()
 
     def read_now(self) -> None:
         """Read the page once and pass it on if it has any known metric. Blocks."""
+        self._poll()
+        self._connection.close()
+
+    def _poll(self) -> None:
         if self.state.path is not None:
             self._read(self.state.path)
             return
