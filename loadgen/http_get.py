@@ -4,6 +4,7 @@ import base64
 import http.client
 import ssl
 from collections.abc import Callable, Mapping
+from time import monotonic
 from typing import NamedTuple
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -12,7 +13,10 @@ from loadgen.errors import MeterError
 
 TIMEOUT_S = 2.0
 """Limit of each wait for the server: to connect, and for the next bytes."""
+MAX_WAITS = 10
+"""A whole body may take as many times as long."""
 MAX_BODY_BYTES = 8 << 20
+_PART_BYTES = 1 << 16
 
 
 REQUEST_ERRORS = (OSError, http.client.HTTPException)
@@ -51,7 +55,8 @@ class HttpClient:
         self._headers = dict(headers or {})
         self._max_body_bytes = max_body_bytes
         self._clock = clock
-        host, timeout_s = parts.hostname or "", TIMEOUT_S if timeout_s is None else timeout_s
+        self._timeout_s = timeout_s = TIMEOUT_S if timeout_s is None else timeout_s
+        host = parts.hostname or ""
         if parts.scheme == "https":
             context = None if verify else _unverified()
             self._connection: http.client.HTTPConnection = http.client.HTTPSConnection(
@@ -70,13 +75,26 @@ class HttpClient:
             self._connection.request(method, path, body, self._headers)
             response = self._connection.getresponse()
             received_ns = self._clock()
-            content = response.read(self._max_body_bytes + 1)
-            if len(content) > self._max_body_bytes:
-                raise BodyTooLargeError(f"more than {self._max_body_bytes >> 20} MiB")
+            content = self._body(response)
         except REQUEST_ERRORS:
             self._connection.close()
             raise
+        except ValueError:
+            self._connection.close()
+            raise http.client.InvalidURL("a host, path or header that cannot be sent") from None  # its text has them
         return HttpResponse(response.status, response.headers, content, sent_ns, received_ns)
+
+    def _body(self, response: http.client.HTTPResponse) -> bytes:
+        """Read a body within the limits. A server that sends a byte now and then does not hold the caller."""
+        body, end_s = bytearray(), monotonic() + MAX_WAITS * self._timeout_s
+        while part := response.read1(_PART_BYTES):
+            body += part
+            if len(body) > self._max_body_bytes:
+                raise BodyTooLargeError(f"more than {self._max_body_bytes >> 20} MiB")
+            if monotonic() > end_s:
+                raise TimeoutError
+        response.close()  # else a connection is not kept whose last body has a length
+        return bytes(body)
 
     def close(self) -> None:
         """Close the connection; the next request opens another."""

@@ -2,10 +2,12 @@
 
 import http.client
 import socket
+import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from threading import Thread
+from time import sleep
 from urllib.parse import urlsplit
 
 import pytest
@@ -133,6 +135,36 @@ def test_a_token_that_no_header_can_hold_is_refused_without_being_repeated(token
     with pytest.raises(MeterError, match="token holds characters") as refused:
         PageClient("http://h", token, lambda: 0)
     assert token not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "token"),
+    [("http://a..b/", "t"), ("http://\udcff/", "t"), ("{}/\u00fc", "t"), ("{}/a b", "t"), ("{}/", "secret\n"),
+     ("{}/", "secret\u20ac")],
+)  # fmt: skip
+def test_what_cannot_be_sent_is_an_error_of_the_request_and_is_not_repeated(url: str, token: str) -> None:
+    with serving() as (served, _), pytest.raises(http.client.InvalidURL) as refused:
+        http_get(url.format(served), headers={"Authorization": token})
+    assert "secret" not in "".join(traceback.format_exception(refused.value))
+
+
+def test_a_body_that_comes_byte_by_byte_ends_in_time() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def trickle() -> None:
+            connection, _ = listener.accept()
+            with connection, suppress(OSError):
+                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n")
+                while True:
+                    connection.sendall(b"x")
+                    sleep(0.002)
+
+        thread = Thread(target=trickle)
+        thread.start()
+        with pytest.raises(TimeoutError):
+            http_get("http://{}:{}/".format(*listener.getsockname()), timeout_s=0.02)
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 @pytest.mark.parametrize(
