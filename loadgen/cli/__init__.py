@@ -86,7 +86,8 @@ def main(args: list[str] | None = None) -> Any:
     try:
         return cli.main(args=args, prog_name="loadgen", standalone_mode=True)
     except LoadgenError as err:
-        click.echo(f"loadgen: {err}", err=True)
+        text = "".join(c if c.isprintable() or c == "\n" else " " for c in str(err))  # it may be of a file or server
+        click.echo(f"loadgen: {text}", err=True)
         sys.exit(2)
     except OSError as err:
         if err.errno not in (errno.ENOSPC, errno.EDQUOT):

@@ -7,6 +7,7 @@ import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from loadgen.errors import LoadgenError
 from loadgen.extras import importing
 from loadgen.results.request_table import COLUMNS, request_rows
 from loadgen.results.run_tables import requests_table
@@ -63,5 +64,8 @@ def parquet_bytes(table: Table, what: str = "--parquet") -> bytes:
         import pyarrow
         from pyarrow import parquet
     sink = pyarrow.BufferOutputStream()
-    parquet.write_table(table.to_arrow(), sink, compression="zstd")
+    try:
+        parquet.write_table(table.to_arrow(), sink, compression="zstd")
+    except OverflowError as err:
+        raise LoadgenError(f"{what}: a number of the table has more than 64 bits") from err
     return bytes(sink.getvalue())

@@ -17,7 +17,10 @@ from msgspec import Meta
 FORMAT_VERSION = "1.1"
 """Version of the format. MINOR grows with a new field, MAJOR when a field goes away or changes its meaning."""
 
-Count = Annotated[int, Meta(ge=0)]
+MAX_INT = 2**63 - 1
+"""Numbers have at most 64 bits, as in Parquet."""
+Count = Annotated[int, Meta(ge=0, le=MAX_INT)]
+Instant = Annotated[int, Meta(ge=-MAX_INT, le=MAX_INT)]
 Name = Annotated[str, Meta(max_length=256)]
 
 
@@ -55,13 +58,13 @@ class SettledRequest(msgspec.Struct, frozen=True, kw_only=True, gc=False, tag_fi
     """Values of the labels of `--label`, as the metrics name them. A label that it has no value of is left out."""
     ok: bool
     """True if it completed."""
-    begin_unix_ns: int
+    begin_unix_ns: Instant
     """Instant of its arrival."""
-    first_token_unix_ns: int | None
+    first_token_unix_ns: Instant | None
     """Instant of its first token."""
-    end_unix_ns: int
+    end_unix_ns: Instant
     """Instant of its end."""
-    settled_unix_ns: int
+    settled_unix_ns: Instant
     """Instant from which on its energy is final."""
     input_tokens: Count | None
     """Tokens of the prompt, cached ones included."""
@@ -111,9 +114,9 @@ class EnginePeriod(msgspec.Struct, frozen=True, kw_only=True):
 class LedgerPeriod(msgspec.Struct, frozen=True, kw_only=True, tag_field="kind", tag="period"):
     """The energy that the meter counted between two instants, and where it went."""
 
-    from_unix_ns: int
+    from_unix_ns: Instant
     """Begin of the period: the end of the one before it."""
-    to_unix_ns: int
+    to_unix_ns: Instant
     """End of the period."""
     counter_mj: Count
     """Energy that the meter counted in the period."""

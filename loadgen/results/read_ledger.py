@@ -25,6 +25,8 @@ from loadgen.results.ledger_lines import (
 
 MAX_LINE = 131_072
 """Bytes of a line; the fields of a ledger's own lines are bounded."""
+MAX_PROBLEM = 200
+"""Characters of a problem, which may have some of the line's."""
 MAX_BATCH = 200_000
 """Requests of one batch."""
 
@@ -84,6 +86,8 @@ class LedgerFile:
 
     def _lines(self) -> Iterator[LedgerLine]:
         decode = msgspec.json.Decoder(LedgerLine).decode
+        if not self.path.is_file():  # a named pipe would be waited for
+            raise LoadgenError(f"cannot read {self.path}: it is no file")
         try:
             with ExitStack() as stack:
                 file: IO[bytes] = stack.enter_context(self.path.open("rb"))
@@ -100,7 +104,7 @@ class LedgerFile:
         except (OSError, EOFError, zlib.error) as err:
             raise LoadgenError(f"cannot read {self.path}: {getattr(err, 'strerror', None) or err}") from err
         except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as err:
-            raise self._error(f"not a line of a ledger: {err}") from err
+            raise self._error(f"not a line of a ledger: {str(err)[:MAX_PROBLEM]}") from err
 
     def _error(self, problem: str) -> LoadgenError:
         return LoadgenError(f"{self.path}:{self._line}: {problem}")

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import click
@@ -54,6 +55,14 @@ def test_no_option_takes_a_number_that_is_not_finite(name: str, command: click.C
         if isinstance(parameter.type, click.types.FloatParamType):
             with pytest.raises(click.BadParameter):
                 parameter.type.convert(text, parameter, click.Context(command, info_name=name))
+
+
+def test_an_error_is_no_order_to_a_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "a\x1b[31m.jsonl").write_text('{"kind":"\x9b31m"}\n')
+    with pytest.raises(SystemExit):
+        cli.main(["bill", str(tmp_path)])
+    printed = capsys.readouterr().err
+    assert printed.startswith("loadgen: ") and printed.rstrip("\n").isprintable()
 
 
 def test_the_help_lists_all_commands() -> None:

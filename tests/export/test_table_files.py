@@ -8,10 +8,12 @@ import msgspec
 import pyarrow.parquet as parquet
 import pytest
 
-from loadgen.export.table_files import csv_lines, parquet_file
+from loadgen.errors import LoadgenError
+from loadgen.export.table_files import csv_lines, parquet_bytes, parquet_file
 from loadgen.results.request_table import COLUMNS, request_table
 from loadgen.results.run_folder import RunResult
 from loadgen.results.summarize import analyse_run
+from loadgen.results.table import Column, Table
 from support import sample_runs
 
 
@@ -36,6 +38,11 @@ def test_csv_has_the_values_of_the_table_and_nothing_for_unknown_ones(made: RunR
                 assert read == ["true" if value else "false" for value in table[column.name]]
             case _:
                 assert [float(cell) if cell else None for cell in read] == table[column.name]
+
+
+def test_a_number_that_parquet_cannot_hold_is_an_error() -> None:
+    with pytest.raises(LoadgenError, match="--parquet: a number of the table has more than 64 bits"):
+        parquet_bytes(Table([Column("n", "int64", None, "A number.")], {"n": [2**63]}))
 
 
 @pytest.mark.parametrize("detail", ["=1+1", "+1", "-1", "@SUM(A1)", "\t=1", 'a "quoted", b\nline two', "<b>"])

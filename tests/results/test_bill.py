@@ -1,6 +1,7 @@
 """A bill: its lines sum to the counter exactly, by any labels, over any time, however idle energy is shared."""
 
 import gzip
+import os
 from pathlib import Path
 
 import msgspec
@@ -230,6 +231,9 @@ def test_a_file_that_ends_anywhere_is_read_up_to_its_last_whole_period(ledger: P
         ([start(), msgspec.structs.replace(period(1, 0, 0), to_unix_ns=-1)], r"a.jsonl:2: the period ends before it"),
         ([start(), msgspec.structs.replace(period(1, 0, 0), idle_mj=-1)], r"a.jsonl:2: not a line of a ledger.*>= 0"),
         ([start(), msgspec.structs.replace(request("chat", 5), workload="x" * 257)], r"a.jsonl:2: .*<= 256"),
+        ([start(), request("chat", 2**65)], r"a.jsonl:2: not a line of a ledger"),
+        ([start(), msgspec.structs.replace(period(1, 0, 0), to_unix_ns=2**64 - 1)], r"a.jsonl:2: .*to_unix_ns"),
+        ([b'{"kind":"' + b"x" * 9_000 + b'"}'], r"a.jsonl:1: not a line of a ledger: .*xxx"),
     ],
 )  # fmt: skip
 def test_a_hostile_file_is_one_line_with_the_file_and_the_line(
@@ -240,6 +244,12 @@ def test_a_hostile_file_is_one_line_with_the_file_and_the_line(
     with pytest.raises(LoadgenError, match=problem) as refused:
         bill_of(tmp_path)
     assert "\n" not in str(refused.value) and len(str(refused.value)) < 400
+
+
+def test_a_named_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(LoadgenError, match=r"a\.jsonl: it is no file"):
+        bill_of(tmp_path)
 
 
 def test_a_folder_without_a_ledger_and_a_label_that_is_none_are_refused(tmp_path: Path) -> None:
