@@ -185,7 +185,7 @@ def _decode(response: HttpResponse, address: str) -> FeedPage:
         raise MeterError(f"{address}/energy answers {response.status}")
     try:
         page = msgspec.json.decode(response.body, type=FeedPage)
-    except msgspec.DecodeError as err:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
         raise MeterError(f"{address}/energy is no energy feed of loadgen") from err
     for name in ("slack_ns", "gaps", "capped_ns", "sm_mhz"):
         if (row := getattr(page, name)) and len(row) != len(page.samples):

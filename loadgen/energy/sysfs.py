@@ -9,13 +9,15 @@ _TRIES = 3
 """Reads of a value before it counts as none: one that is being written may be empty."""
 _MAX_BYTES = 4096
 """Longest value in the tree, which the kernel keeps to one page."""
+_MAX_DIGITS = 20
+"""The kernel's numbers have at most 64 bits."""
 
 
 def read_number(path: Path, *, remedy: str = "run as root") -> int:
     """Return the file's number. Raises MeterError when it is none."""
     for _ in range(_TRIES):
         text = read_text(path, remedy=remedy)
-        if text.isascii() and text.isdecimal():
+        if len(text) <= _MAX_DIGITS and text.isascii() and text.isdecimal():
             return int(text)
     raise MeterError(f"{path} is not a number")
 

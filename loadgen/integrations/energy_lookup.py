@@ -61,7 +61,7 @@ class RequestEnergy(msgspec.Struct, frozen=True, kw_only=True):
     input_tokens: Tokens | None
     output_tokens: Tokens | None
     cached_tokens: Tokens | None
-    settled_unix_ns: int
+    settled_unix_ns: Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
 
 
 class _Question(NamedTuple):
@@ -178,7 +178,7 @@ class EnergyLookup:
     def _settle(self, question: _Question, body: bytes) -> None:
         try:
             energy = msgspec.json.decode(body, type=RequestEnergy)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             self._finish(question, None, "malformed")
             return
         self._finish(question, energy, "partial" if energy.joules is None else "settled")

@@ -82,6 +82,6 @@ class SpanPoller:
         try:
             response = self._client.get(path)
             return msgspec.json.decode(response.body, type=SpanPage) if response.status == 200 else None
-        except (MeterError, msgspec.DecodeError, UnicodeDecodeError) as err:
+        except (MeterError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as err:
             _log.info("no spans of the engine: %(reason)s", {"reason": err})
             return None

@@ -258,6 +258,10 @@ class Sidecar:
         except web.HTTPRequestEntityTooLarge:
             self.drop("oversized")
             raise
+        except web.RequestPayloadError as err:  # it is not compressed as its headers state
+            self.drop("malformed")
+            request.content.feed_eof()  # aiohttp would read on, and log its own error
+            raise web.HTTPBadRequest(text="the body cannot be read\n", headers={"Connection": "close"}) from err
         try:
             self.receive(body)
         except MalformedError as err:

@@ -45,7 +45,7 @@ def ask_engine(url: str, key: str | None = None) -> tuple[str | None, bool]:
         headers = {"Authorization": f"Bearer {key}"} if key else None
         response = http_get(url + "/v1/models", headers=headers, timeout_s=2, max_body_bytes=1 << 20)
         models = [entry["id"] for entry in msgspec.json.decode(response.body)["data"]]
-    except (*REQUEST_ERRORS, msgspec.DecodeError, LookupError, TypeError):
+    except (*REQUEST_ERRORS, msgspec.DecodeError, UnicodeDecodeError, RecursionError, LookupError, TypeError):
         return None, False
     simulated = response.headers.get("X-Simulated") == "true"
     return (str(models[0])[:64] if len(models) == 1 else None), simulated

@@ -156,7 +156,7 @@ def test_a_sensor_that_stops_answering_costs_only_itself(any_tree: Path) -> None
     assert reading.errors[0].startswith(f"{first}: ")
 
 
-@pytest.mark.parametrize("text", ["-5", "1e9", "", "99999999999999999999", "٣"])
+@pytest.mark.parametrize("text", ["-5", "1e9", "", "99999999999999999999", "9" * 400, "9" * 5_000, "٣"])
 def test_a_value_that_is_no_power_is_an_error_and_no_sample(text: str, grace: Path) -> None:
     meter = HwmonMeter(grace, "power_meter/CPU-Power-Socket-0")
     (grace / "hwmon3/device/power1_average").write_text(text)

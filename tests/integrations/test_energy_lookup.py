@@ -87,9 +87,10 @@ def test_the_joules_of_a_request_that_was_not_measured_whole_stay_unknown() -> N
         (200, b""), (200, b"[]"), (200, b"\xff"), (200, b"{}"), (200, b"[" * 100_000), settled(joules=-1),
         settled(joules=1e300), settled(joules="3"), settled(joules=True), settled(model="x" * 300),
         settled(output_tokens=-1), settled(settled_unix_ns=None),
-        (200, json.dumps(SETTLED).replace("3.5", "NaN").encode()),
+        (200, json.dumps(SETTLED).replace("3.5", "NaN").encode()), settled(settled_unix_ns=2**64),
+        (200, b'{"x":' + b"[" * 100_000),
     ],
-    ids=range(13),
+    ids=range(15),
 )  # fmt: skip
 def test_an_answer_that_is_none_is_counted_and_its_joules_are_unknown(answer: Answer) -> None:
     with sidecar(answer) as (url, paths):
