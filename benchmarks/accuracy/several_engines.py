@@ -1,11 +1,11 @@
-"""Condense runs against two engines to the numbers of docs/results/disaggregated.md.
+"""Condense runs against one or two engines to the numbers of docs/results/several-engines.md.
 
-    python -m benchmarks.accuracy.disaggregated FOLDER > docs/results/h200-2026/disaggregated.json
+    python -m benchmarks.accuracy.several_engines FOLDER > docs/results/h200-2026/several-engines.json
 
 FOLDER holds run folders of `loadgen replay --engine ... --engine ...`: pd-NAME with an engine that computes prompts and
-one that generates, rep-NAME with two replicas, duo-NAME with two engines on one GPU. A NAME of `single` has one request
-at a time. p.otlp and d.otlp, where they are, hold what the first and the second engine of all these runs sent to a
-trace collector: each body after its length in 4 bytes. Every run folder gets a spans.jsonl of its part of them.
+one that generates, rep-NAME with two replicas, duo-NAME with two engines on one GPU, one-NAME with one engine. p.otlp
+and d.otlp, where they are, hold what the first and the second engine of all these runs sent to a trace collector: each
+body after its length in 4 bytes. Every run folder gets a spans.jsonl of its part of them.
 
 No prompt, instant, machine or path is written.
 """
@@ -15,17 +15,18 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 
+from loadgen.attribution.beside_others import steps_beside_others
 from loadgen.attribution.fit_quality import held_out_r_squared
 from loadgen.attribution.foreign_spans import engine_spans
 from loadgen.attribution.shapley import RunAttribution
 from loadgen.energy.series import EnergySeries
-from loadgen.record import RequestRecord
 from loadgen.results.energy_summary import accounts_mj, aligned_series
 from loadgen.results.engine_parts import EnginePart, engine_parts
 from loadgen.results.run_attribution import attribute_run
@@ -39,6 +40,8 @@ BODIES = ("p.otlp", "d.otlp")
 COUNTERS = ("prompt_tokens", "cached_tokens", "generation_tokens", "iterations", "preemptions")
 SETTLED_NS = 300 * NS_PER_MS
 """Time after a request in which its joules still reach the counter."""
+APART_NS = SETTLED_NS + 100 * NS_PER_MS
+"""Time without a request that parts two bursts: that, and one move of the counter."""
 REST_NS = 500 * NS_PER_MS
 """Time after a request from which an engine is at rest."""
 
@@ -73,7 +76,7 @@ def spans_of_run(result: RunResult, sent: Sequence[Sequence[EngineSpan]]) -> lis
     first_ns, last_ns = min(instants), max(instants)
     return [
         msgspec.structs.replace(made, engine=engine.name)
-        for engine, of_engine in zip(result.info.engines, sent, strict=True)
+        for engine, of_engine in zip(result.info.engines, sent, strict=False)
         for made in of_engine
         if made.end_ns >= first_ns and made.arrival_ns <= last_ns
     ]
@@ -92,7 +95,6 @@ def condense(result: RunResult) -> dict[str, Any]:
     return {
         "engine_version": result.info.server.get("engine_version"),
         "devices": sorted({domain.device or domain.source for domain in result.info.domains}),
-        "schedule": result.info.schedule_sha256[:12],
         "seed": result.info.seed,
         "duration_s": round(summary.duration_s, 3),
         "requests": len(result.records),
@@ -106,7 +108,7 @@ def condense(result: RunResult) -> dict[str, Any]:
         "gpus": gpu_accounts(attribution, series, parts, start_ns, end_ns),
         "engines": {part.engine.name: engine_account(result, attribution, part) for part in parts},
         "one_law": one_law(result, parts) if is_split else {},
-        "by_counter": {part.engine.name: by_counter(result, part) for part in parts} if is_single(result) else {},
+        "by_counter": {part.engine.name: by_counter(result, part) for part in parts if is_alone(part, parts)},
         "columns": {
             "workload": [record.workload for record in result.records],
             "input_tokens": [record.input_tokens for record in result.records],
@@ -153,7 +155,25 @@ def engine_account(result: RunResult, attribution: RunAttribution, part: EngineP
         "prefill_se_j": round(own.sums["all"].prefill_se_joules, 3),
         "held_out_r_squared": None if held_out is None else round(held_out, 4),
         "counters": {name: grown(samples, name) for name in COUNTERS},
+        "company_j": company_j(result, part, own),
+        "before_prefill_ms": before_prefill_ms(result, part),
     }
+
+
+def before_prefill_ms(result: RunResult, part: EnginePart) -> float | None:
+    """Return the median time from a request's arrival at an engine to its prefill, by the spans; None without any."""
+    own = [made for made in part.result.spans if made.id.startswith(f"{result.info.run_id}-")]
+    waits_ns = [made.prefill_ns - made.arrival_ns for made in own]
+    return round(float(np.median(waits_ns)) / NS_PER_MS, 2) if waits_ns else None
+
+
+def company_j(result: RunResult, part: EnginePart, own: RunAttribution) -> float:
+    """Return what prefills would have had beyond their share of the price of a step, had each been alone in its steps:
+    that price is divided in equal parts among the members of a step."""
+    ahead_ns, records = result.info.anchor.offset_ns, part.result.records
+    steps = steps_beside_others(records, part.result.engine, part.result.spans, result.info.run_id, ahead_ns).steps
+    members = np.bincount(steps.step)[steps.step[steps.prefilling]]
+    return round(float((1 - 1 / members).sum()) * sum(law.step_j for law in own.coefficients), 3)
 
 
 def grown(samples: Sequence[Mapping[str, Any]], name: str) -> int | None:
@@ -175,61 +195,85 @@ def one_law(result: RunResult, parts: Sequence[EnginePart]) -> dict[str, Any]:
     return accounts
 
 
-# -- one request at a time, by the counter alone ---------------------------------------------------------------------
+# -- requests between rests, by the counter alone --------------------------------------------------------------------
 
 
-def is_single(result: RunResult) -> bool:
-    """Return True if no request was sent before the earlier ones had been settled for long enough to rest."""
-    sent = sorted(record.sent_ns for record in result.records if record.sent_ns is not None)
-    ends = sorted(record.finished_ns for record in result.records if record.finished_ns is not None)
-    return len(sent) == len(ends) and all(
-        end_ns + REST_NS < next_ns for end_ns, next_ns in zip(ends, sent[1:], strict=False)
-    )
+class Stay(NamedTuple):
+    """A request at an engine: its row, when it was sent, and its end there."""
+
+    row: int
+    sent_ns: int
+    end_ns: int
+
+
+def stays_of(result: RunResult, part: EnginePart) -> list[Stay]:
+    """Return the requests that an engine served, in the order of their sending."""
+    ends_ns = [own.finished_ns if served > 0 else None
+               for own, served in zip(part.result.records, part.probability, strict=True)]  # fmt: skip
+    stays = [
+        Stay(row, record.sent_ns, end_ns)
+        for row, (record, end_ns) in enumerate(zip(result.records, ends_ns, strict=True))
+        if record.sent_ns is not None and end_ns is not None
+    ]
+    return sorted(stays, key=lambda stay: stay.sent_ns)
+
+
+def bursts_of(stays: Sequence[Stay]) -> list[list[Stay]]:
+    """Cut the requests of an engine where it had none for APART_NS."""
+    bursts: list[list[Stay]] = []
+    end_ns = 0
+    for stay in stays:
+        if not bursts or stay.sent_ns > end_ns + APART_NS:
+            bursts.append([])
+        bursts[-1].append(stay)
+        end_ns = max(end_ns, stay.end_ns)
+    return bursts
+
+
+def is_alone(part: EnginePart, parts: Sequence[EnginePart]) -> bool:
+    """Return True if an engine served requests, and no other one did on its GPUs."""
+    served = [other.result.info.domains for other in parts if other.probability.any()]
+    return bool(part.probability.any()) and served.count(part.result.info.domains) == 1
 
 
 def by_counter(result: RunResult, part: EnginePart) -> dict[str, Any]:
-    """Return what an engine's GPU used for each request, from its counter alone, and its power at rest between them.
+    """Return what an engine's GPU used for each burst of requests, from its counter alone, and its power at rest.
 
-    A request's joules are from the counter's last update before it was sent to the first one at least SETTLED_NS after
-    its end at this engine; `seconds` is the time between these updates. `busy_s` is the time at the engine: from the
-    beginning of its prefill, by the span, to its end. `rest_w`: mean power from REST_NS after it to the next request.
-    Columns are by request; None where the engine did not serve it.
+    A burst's joules are from the counter's last update before it to the first one at least SETTLED_NS after its end;
+    `seconds` is the time between these updates, `busy_s` that with a request under way. `rest_w`: mean power from
+    REST_NS after it to the next burst.
     """
+    bursts = bursts_of(stays_of(result, part))
     (series,) = aligned_series(part.result)
-    begins = {made.id: made.prefill_ns - result.info.anchor.offset_ns for made in part.result.spans}
-    pairs = list(zip(result.records, part.result.records, strict=True))
-    served = [(record, own) for record, own in pairs if own.sent_ns is not None and own.finished_ns is not None]
-    sent = np.sort(np.array([record.sent_ns for record, _ in served], dtype=np.int64))
-    columns: dict[str, list[float | None]] = {name: [] for name in ("joules", "seconds", "busy_s", "rest_w")}
-    for record, own in pairs:
-        row: tuple[float | None, ...] = (None,) * len(columns)
-        if own.sent_ns is not None and own.finished_ns is not None:
-            begin_ns = begins.get(f"{result.info.run_id}-{record.index}", own.sent_ns)
-            row = request_by_counter(series, record, begin_ns, own.finished_ns, sent)
-        for column, value in zip(columns.values(), row, strict=True):
-            column.append(None if value is None else round(value, 3))
-    rests = np.array([watts for watts in columns["rest_w"] if watts is not None])
+    measured = []
+    for burst, later in zip_longest(bursts, bursts[1:]):
+        next_ns = later[0].sent_ns if later else int(series.t_ns[-1])
+        end_ns = max(stay.end_ns for stay in burst)
+        until_ns = _first_after(series, end_ns + SETTLED_NS)
+        joules, seconds = _between(series, _last_before(series, burst[0].sent_ns), min(until_ns, next_ns))
+        rest_j, rest_s = _between(series, _first_after(series, end_ns + REST_NS), _last_before(series, next_ns))
+        if joules is None or seconds is None or until_ns > next_ns:
+            continue
+        rest_w = rest_j / rest_s if rest_j is not None and rest_s else None
+        measured.append({
+            "rows": [stay.row for stay in burst], "joules": round(joules, 3), "seconds": round(seconds, 3),
+            "busy_s": round(busy_s(burst), 3), "rest_w": None if rest_w is None else round(rest_w, 3),
+        })  # fmt: skip
+    rests = np.array([burst["rest_w"] for burst in measured if burst["rest_w"] is not None])
     return {
         "idle_w": round(float(rests.mean()), 3) if len(rests) else None,
         "idle_se_w": round(float(rests.std(ddof=1) / np.sqrt(len(rests))), 3) if len(rests) > 1 else None,
-        **columns,
+        "bursts": measured,
     }
 
 
-def request_by_counter(
-    series: EnergySeries, record: RequestRecord, begin_ns: int, end_ns: int, sent: Any
-) -> tuple[float | None, float | None, float | None, float | None]:
-    """Return joules, seconds, seconds at the engine, and the power at rest after a request. sent: of all requests to
-    this engine, sorted."""
-    sent_ns = record.sent_ns or 0
-    later = sent[np.searchsorted(sent, sent_ns, side="right") :]
-    next_ns = int(later[0]) if len(later) else int(series.t_ns[-1])
-    busy_s = (end_ns - max(begin_ns, sent_ns)) / NS_PER_S
-    edges = [_last_before(series, sent_ns), _first_after(series, end_ns + SETTLED_NS)]
-    rest = [_first_after(series, end_ns + REST_NS), _last_before(series, next_ns)]
-    joules, seconds = _between(series, *edges) if edges[1] <= next_ns else (None, None)
-    rest_j, rest_s = _between(series, *rest)
-    return joules, seconds, busy_s, None if rest_j is None or not rest_s else rest_j / rest_s
+def busy_s(burst: Sequence[Stay]) -> float:
+    """Return the time in which at least one request of a burst was under way."""
+    busy_ns, until_ns = 0, 0
+    for stay in burst:
+        busy_ns += max(stay.end_ns - max(stay.sent_ns, until_ns), 0)
+        until_ns = max(until_ns, stay.end_ns)
+    return busy_ns / NS_PER_S
 
 
 def _between(series: EnergySeries, start_ns: int, end_ns: int) -> tuple[float | None, float | None]:

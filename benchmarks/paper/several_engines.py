@@ -1,4 +1,4 @@
-"""Tables of docs/results/disaggregated.md: prefill and decode on two GPUs, replicas, and two engines on one GPU."""
+"""Tables of docs/results/several-engines.md: prefill and decode on two GPUs, replicas, and two engines on one GPU."""
 
 import json
 from collections.abc import Callable, Sequence
@@ -12,10 +12,17 @@ from benchmarks.paper.words import percent, percents, sig, table
 from loadgen.stats.arrays import Floats
 from loadgen.stats.intervals import paired_reduction
 
-DATA = FOLDER / "disaggregated.json"
+DATA = FOLDER / "several-engines.json"
 LOADS = (4, 10)
 SEEDS = (1, 2)
 ARRANGEMENTS = {"pd": "disaggregated", "rep": "two replicas"}
+
+ONE = {
+    "single": "one at a time",
+    "single1": "one at a time, prompts alone",
+    "load4": "3.4/s",
+    "load4p": "3.4/s, prompts alone",
+}
 
 
 def runs() -> dict[str, Any]:
@@ -27,7 +34,9 @@ def title(name: str) -> str:
     """Return a run's name in words, such as "disaggregated, 4/s, seed 1"."""
     kind, _, load = name.partition("-")
     if kind == "duo":
-        return f"one GPU, {'both' if load == 'both' else f'{load} alone'}"
+        return f"two engines, {'both' if load == 'both' else f'{load} alone'}"
+    if kind == "one":
+        return ONE[load]
     if load == "single":
         return f"{ARRANGEMENTS[kind]}, one at a time"
     rate, _, seed = load.removeprefix("load").partition("-")
@@ -63,15 +72,32 @@ def accounts() -> str:
     return table([*head, "off by, mJ", "W at rest", "R² of windows held out"], body)
 
 
-# -- the prefill of a request, by the counter of a GPU that does nothing else ----------------------------------------
+# -- a prefill, by the counter of a GPU that does nothing else -------------------------------------------------------
+
+WARM = 1
+"""The first request of a run warms the engine up, and is left out where requests are compared one at a time."""
 
 
-def used(counter: dict[str, Any], *, whole: bool) -> Floats:
-    """Return what an engine's GPU used for each request above its power at rest, by the counter; `whole` with the power
-    at rest while the request was there, as attribution counts it. NaN where it was not measured."""
-    seconds = floats(counter["seconds"]) - (floats(counter["busy_s"]) if whole else 0.0)
-    above: Floats = floats(counter["joules"]) - (counter["idle_w"] or np.nan) * seconds
-    return above
+def above_rest(burst: dict[str, Any], idle_w: float, *, whole: bool) -> float:
+    """Return what a burst used above the power at rest, by the counter; `whole` with the power at rest while a request
+    was there, as attribution counts it."""
+    seconds = burst["seconds"] - (burst["busy_s"] if whole else 0.0)
+    return float(burst["joules"] - idle_w * seconds)
+
+
+def one_at_a_time(run: dict[str, Any], engine: str, value: Callable[[dict[str, Any]], float | None]) -> Floats:
+    """Return a value of each request's burst, NaN where the engine did not have the request alone."""
+    values: list[float | None] = [None] * len(run["columns"]["input_tokens"])
+    for burst in run["by_counter"][engine]["bursts"]:
+        if len(burst["rows"]) == 1 and burst["rows"][0] >= WARM:
+            values[burst["rows"][0]] = value(burst)
+    return floats(values)
+
+
+def used(run: dict[str, Any], engine: str, *, whole: bool) -> Floats:
+    """Return what an engine's GPU used for each request, by its counter; NaN where it was not measured."""
+    idle_w = run["by_counter"][engine]["idle_w"]
+    return one_at_a_time(run, engine, lambda burst: above_rest(burst, idle_w, whole=whole))
 
 
 def error_of_mean(values: Floats, idle_j: float = 0.0) -> float:
@@ -106,16 +132,26 @@ def by_length(lengths: Floats, values: Floats) -> list[Floats]:
 
 
 def prefill_by_length() -> str:
-    """Return a row for each prompt length: the joules of a prefill by the counter of the GPU that computes prompts, by
-    that engine's law, and by the law of each replica for prompts of this length."""
-    split, replicas = of_one_schedule("pd-single", "rep-single")
-    counter, lengths = split["by_counter"]["p"], floats(split["columns"]["input_tokens"])
-    above, whole = (by_length(lengths, used(counter, whole=whole)) for whole in (False, True))
-    laws = {"p": by_length(lengths, floats(split["columns"]["prefill_j"]))}
-    on_one, of_one = floats(replicas["columns"]["input_tokens"]), floats(replicas["columns"]["prefill_j"])
-    laws |= {name: by_length(on_one, at_engine(replicas, name, of_one)) for name in replicas["engines"]}
-    resting_s = by_length(lengths, floats(counter["seconds"]) - floats(counter["busy_s"]))
-    rest_w = by_length(lengths, floats(counter["rest_w"]))
+    return lengths_table("one-single1", "a", "one-single")
+
+
+def split_by_length() -> str:
+    return lengths_table("pd-single", "p", "rep-single")
+
+
+def lengths_table(prompts: str, engine: str, served: str) -> str:
+    """Return a row for each prompt length: the joules of a prefill by the counter of a GPU that computes prompts alone,
+    by the law of that run, and by the law of each engine that serves the same requests whole."""
+    alone, whole_run = of_same_prompts(prompts, served)
+    counter, lengths = alone["by_counter"][engine], floats(alone["columns"]["input_tokens"])
+    above, whole = (by_length(lengths, used(alone, engine, whole=whole)) for whole in (False, True))
+    at_rest = (
+        one_at_a_time(alone, engine, value)
+        for value in (lambda burst: burst["seconds"] - burst["busy_s"], lambda burst: burst["rest_w"])
+    )
+    resting_s, rest_w = (by_length(lengths, values) for values in at_rest)
+    laws = {"its own law": by_length(lengths, prefills_of(alone))}
+    laws |= {f"law of {name}": by_length(lengths, prefills_of(whole_run, name)) for name in whole_run["engines"]}
     body = []
     for row, length in enumerate(np.unique(lengths)):
         idle_j = (counter["idle_se_w"] or 0.0) * mean_of(resting_s[row])
@@ -123,24 +159,87 @@ def prefill_by_length() -> str:
         for law in laws.values():
             off = mean_of(law[row]) / mean_of(whole[row]) - 1
             cells += [mean_with_error(law[row]), percent(known(off), True)]
-        body.append([f"{length:,.0f}", str(len(whole[row])), *cells, sig(known(mean_of(rest_w[row])))])
+        body.append([f"{length:,.0f}", str(len(whole[row])), *cells, sig(known(mean_of(rest_w[row])), 4)])
     sums = [sum(map(mean_of, of_each)) for of_each in (above, whole, *laws.values())]
     cells = [cell for law in sums[2:] for cell in (sig(known(law), 4), percent(known(law / sums[1] - 1), True))]
-    body.append(["sum of means", "", *(sig(known(value), 4) for value in sums[:2]), *cells, sig(counter["idle_w"])])
-    head = ["prompt tokens", "requests", "above rest, J", "with rest meanwhile, J"]
-    head += [cell for name in laws for cell in (f"law of {name}, J", "off by")]
+    rest_w_of_all = sig(counter["idle_w"], 4)
+    body.append(["sum of means", "", *(sig(known(value), 4) for value in sums[:2]), *cells, rest_w_of_all])
+    head = ["prompt tokens", "requests", "counter, above rest, J", "with rest meanwhile, J"]
+    head += [cell for name in laws for cell in (f"{name}, J", "off by")]
     return table([*head, "W at rest after it"], body)
+
+
+def prefills_of(run: dict[str, Any], engine: str | None = None) -> Floats:
+    """Return the prefill joules by the law of each request but those that warm up; of one engine, if it is named."""
+    values = floats(run["columns"]["prefill_j"])
+    values[:WARM] = np.nan
+    return values if engine is None else at_engine(run, engine, values)
+
+
+SIZES = {"1": (1, 1), "2 to 4": (2, 4), "5 and more": (5, 10**9)}
+
+
+def prefill_by_burst() -> str:
+    """Return the joules of bursts of prompts under load by the counter of a GPU that computes prompts alone, by the law
+    of that run, and by the law of an engine that serves the same requests whole."""
+    alone, served = of_same_prompts("one-load4p", "one-load4")
+    counter = alone["by_counter"]["a"]
+    at_alone, at_served = (floats(run["columns"]["prefill_j"]) for run in (alone, served))
+    body = []
+    for size, (least, most) in (SIZES | {"all": (1, 10**9)}).items():
+        bursts = [burst for burst in counter["bursts"] if least <= len(burst["rows"]) <= most]
+        above, measured = (
+            np.array([above_rest(burst, counter["idle_w"], whole=whole) for burst in bursts]) for whole in (False, True)
+        )
+        cells = []
+        for law in (at_alone, at_served):
+            booked = np.array([law[burst["rows"]].sum() for burst in bursts])
+            low, median, high = (f"{value:.2f}" for value in np.percentile(booked / measured, [25, 50, 75]))
+            cells += [f"{booked.sum():,.0f}", percent(float(booked.sum() / measured.sum()) - 1, True)]
+            cells += [f"{median} [{low}, {high}]"]
+        requests = sum(len(burst["rows"]) for burst in bursts)
+        counted = [f"{values.sum():,.0f}" for values in (above, measured)]
+        body.append([size, str(len(bursts)), str(requests), *counted, *cells])
+    head = ["prompts in a burst", "bursts", "prompts", "counter, above rest, J", "with rest meanwhile, J"]
+    for name in ("its own law", "served whole"):
+        head += [f"{name}, J", "off by", "ratio: median [quartiles]"]
+    return table(head, body)
+
+
+LENGTHS = {"up to 500": (0, 500), "to 2,000": (500, 2000), "more": (2000, 10**9)}
+
+
+def prefill_by_prompt() -> str:
+    """Return for prompts under load, by their length, the prefills by the law of the run of prompts alone and by that
+    of the run of whole requests."""
+    alone, served = of_same_prompts("one-load4p", "one-load4")
+    tokens = floats(alone["columns"]["input_tokens"])
+    body = []
+    for name, (above, most) in (LENGTHS | {"all": (0, 10**9)}).items():
+        rows = (tokens > above) & (tokens <= most)
+        both = [floats(run["columns"]["prefill_j"])[rows] for run in (alone, served)]
+        low, median, high = (f"{value:.2f}" for value in np.percentile(both[1] / both[0], [25, 50, 75]))
+        sums = [float(values.sum()) for values in both]
+        body.append([
+            name, str(int(rows.sum())), f"{tokens[rows].sum():,.0f}", *(f"{value:,.0f}" for value in sums),
+            percent(sums[1] / sums[0] - 1, True), f"{median} [{low}, {high}]",
+        ])  # fmt: skip
+    for words, field in (("standard error of all", "prefill_se_j"), ("left to others in their steps", "company_j")):
+        body.append([words, "", "", *(f"{run['engines']['a'][field]:,.0f}" for run in (alone, served)), "", ""])
+    head = ["prompt tokens", "requests", "tokens", "prompts alone, J", "served whole, J", "difference"]
+    return table([*head, "ratio of a request: median [quartiles]"], body)
 
 
 def request_by_length() -> str:
     """Return a row for each prompt length: the joules of a whole request above rest by the counters, on two GPUs and on
     one."""
-    split, replicas = of_one_schedule("pd-single", "rep-single")
-    by_engine = {}
-    for run in (split, replicas):
-        lengths = floats(run["columns"]["input_tokens"])
-        for name, counter in run["by_counter"].items():
-            by_engine[name] = by_length(lengths, used(counter, whole=False))
+    split, replicas = of_same_prompts("pd-single", "rep-single")
+    lengths = floats(split["columns"]["input_tokens"])
+    by_engine = {
+        name: by_length(lengths, used(run, name, whole=False))
+        for run in (split, replicas)
+        for name in run["by_counter"]
+    }
     body = []
     for row, length in enumerate(np.unique(lengths)):
         p, d, a, b = (mean_of(values[row]) for values in by_engine.values())
@@ -188,17 +287,17 @@ def computed_tokens(run: dict[str, Any], engines: Sequence[str]) -> int | None:
 
 
 def pairs() -> list[tuple[int, int, dict[str, Any], dict[str, Any]]]:
-    """Return load, seed, and both runs of one schedule, for every load and seed that has both."""
+    """Return load, seed, and both runs of the same prompts, for every load and seed that has both."""
     names = [(load, seed, f"pd-load{load}-{seed}", f"rep-load{load}-{seed}") for load in LOADS for seed in SEEDS]
     measured = runs().keys()
-    return [(load, seed, *of_one_schedule(pd, rep)) for load, seed, pd, rep in names if {pd, rep} <= measured]
+    return [(load, seed, *of_same_prompts(pd, rep)) for load, seed, pd, rep in names if {pd, rep} <= measured]
 
 
-def of_one_schedule(first: str, second: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return two runs of the same requests. ValueError if they are not."""
+def of_same_prompts(first: str, second: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return two runs of the same prompts. ValueError if they are not."""
     both = runs()[first], runs()[second]
-    if both[0]["schedule"] != both[1]["schedule"]:
-        raise ValueError(f"{first} and {second} had different schedules")
+    if both[0]["columns"]["input_tokens"] != both[1]["columns"]["input_tokens"]:
+        raise ValueError(f"{first} and {second} had different prompts")
     return both
 
 
@@ -268,20 +367,22 @@ def two_on_one() -> str:
     """Return for each of two engines on one GPU what it used by the counter, alone and beside the other one, and by the
     joint law."""
     read = runs()
-    both = read["duo-both"]
     busy_j = {name: busy(run) for name, run in read.items() if name.startswith("duo-")}
     body = []
     for name, other in (("x", "y"), ("y", "x")):
-        engine = both["engines"][name]
+        by_itself, beside = read[f"duo-{name}"]["engines"][name], read["duo-both"]["engines"][name]
+        steps = [engine["counters"]["iterations"] for engine in (by_itself, beside)]
         alone, added = busy_j[f"duo-{name}"], busy_j["duo-both"] - busy_j[f"duo-{other}"]
-        law = (engine["prefill_mj"] + engine["decode_mj"]) / 1e3
-        middle = (alone + added) / 2
-        body.append([
-            name, str(engine["requests"]), *(f"{value:,.0f}" for value in (alone, added, middle)),
-            with_error(law, engine["attributed_se_j"]), percent(law / middle - 1, True), percent(law / added - 1, True),
-        ])  # fmt: skip
-    head = ["engine", "requests", "alone, J", "added to the other, J", "mean of both, J", "joint law, J"]
-    return table([*head, "law against the mean", "law against what it added"], body)
+        per_step = (by_itself["prefill_mj"] + by_itself["decode_mj"] * steps[1] / steps[0]) / 1e3
+        references = [(alone + added) / 2, per_step]
+        law = (beside["prefill_mj"] + beside["decode_mj"]) / 1e3
+        values = [f"{value:,.0f}" for value in (alone, added, *references)]
+        off = [percent(law / reference - 1, True) for reference in references]
+        counts = [f"{count:,}" for count in (beside["requests"], *steps)]
+        body.append([name, *counts, *values, with_error(law, beside["attributed_se_j"]), *off])
+    head = ["engine", "requests", "steps alone", "steps beside the other", "alone, J", "added to the other, J"]
+    head += ["mean of the two, J", "alone for as many steps, J", "joint law, J"]
+    return table([*head, "off the mean by", "off as many steps by"], body)
 
 
 def busy(run: dict[str, Any]) -> float:
@@ -292,10 +393,15 @@ def busy(run: dict[str, Any]) -> float:
 TABLES: dict[str, Callable[[], str]] = {
     "engine-accounts": accounts,
     "prefill-by-length": prefill_by_length,
+    "prefill-by-burst": prefill_by_burst,
+    "prefill-by-prompt": prefill_by_prompt,
+    "two-on-one": two_on_one,
+}
+TABLES_OF_TWO_GPUS: dict[str, Callable[[], str]] = {
+    "split-by-length": split_by_length,
     "request-by-length": request_by_length,
     "prefill-under-load": prefill_under_load,
     "disaggregated-totals": totals,
     "disaggregated-differences": differences,
     "one-law": one_law,
-    "two-on-one": two_on_one,
 }

@@ -7,24 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
-import numpy as np
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from benchmarks.accuracy.disaggregated import (
+from benchmarks.accuracy.several_engines import (
+    Stay,
     bodies,
+    bursts_of,
     condense,
     in_order,
-    is_single,
     read_spans,
-    request_by_counter,
     spans_of_run,
 )
-from benchmarks.paper import disaggregated as tables
-from loadgen.energy.series import EnergySeries
-from loadgen.record import RequestRecord
+from benchmarks.accuracy.several_engines import busy_s as busy_seconds
+from benchmarks.paper import several_engines as tables
+from loadgen.results.engine_parts import engine_parts
+from loadgen.results.run_folder import RunResult
 from loadgen.telemetry.engine_span import EngineSpan
-from loadgen.units import NS_PER_MS, NS_PER_S
+from loadgen.units import NS_PER_MS
 from support.fleet_runs import Fleet, disaggregated, replicas, sharing
 from support.otlp_attributes import set_attribute
 
@@ -83,27 +83,39 @@ def slow() -> Fleet:
 
 def test_what_a_prefill_used_is_known_from_the_counter_alone(slow: Fleet) -> None:
     run = condense(slow.result)
-    for name, truth in slow.truth.items():
-        assert tables.used(run["by_counter"][name], whole=True) == pytest.approx(truth, rel=0.01)
-        rest_j = run["by_counter"][name]["idle_w"] * np.array(run["by_counter"][name]["busy_s"])
-        assert tables.used(run["by_counter"][name], whole=False) == pytest.approx(truth - rest_j, rel=0.02)
+    for counter in run["by_counter"].values():
+        assert [burst["rows"] for burst in counter["bursts"]] == [[row] for row in range(8)]
+    above, whole = (tables.used(run, "p", whole=whole)[tables.WARM :] for whole in (False, True))
+    assert whole == pytest.approx(slow.truth["p"][tables.WARM :], rel=0.02)
+    rest_j = [run["by_counter"]["p"]["idle_w"] * burst["busy_s"] for burst in run["by_counter"]["p"]["bursts"]]
+    assert above + rest_j[tables.WARM :] == pytest.approx(whole)
 
 
-def series_of(watts: list[float]) -> EnergySeries:
-    """A counter that moves every 0.1 s."""
-    mj = np.concatenate(([0], np.cumsum(np.array(watts) * 100).astype(np.int64)))
-    return EnergySeries("gpu:0", np.arange(len(mj)) * 100 * NS_PER_MS, mj)
+def test_prompts_that_come_together_are_one_burst() -> None:
+    fleet = disaggregated(requests=40, rps=2.0)
+    run = condense(fleet.result)
+    counter = run["by_counter"]["p"]
+    assert max(len(burst["rows"]) for burst in counter["bursts"]) > 1
+    for burst in counter["bursts"]:
+        measured = tables.above_rest(burst, counter["idle_w"], whole=True)
+        assert measured == pytest.approx(fleet.truth["p"][burst["rows"]].sum(), rel=0.02)
 
 
-def test_a_request_has_the_joules_between_two_updates_around_it_and_none_when_the_next_one_came_too_early() -> None:
-    series = series_of([100.0] * 10 + [500.0] * 2 + [100.0] * 28)
-    record = RequestRecord(index=0, workload="", scheduled_ns=NS_PER_S, sent_ns=NS_PER_S)
-    begin_ns, end_ns = 1010 * NS_PER_MS, 1150 * NS_PER_MS
-    for next_ms, expected in ((2950, (130.0, 0.5, 0.14, 100.0)), (1400, (None, None, 0.14, None))):
-        sent = np.array([NS_PER_S, next_ms * NS_PER_MS])
-        assert request_by_counter(series, record, begin_ns, end_ns, sent) == pytest.approx(expected)
-    short = series_of([100.0] * 13)
-    assert request_by_counter(short, record, begin_ns, end_ns, np.array([NS_PER_S]))[0] is None
+@pytest.mark.parametrize(
+    ("ms", "bursts", "busy_s"),
+    [
+        ([(0, 100), (450, 600)], [[0, 1]], [0.25]),
+        ([(0, 100), (550, 600)], [[0], [1]], [0.1, 0.05]),
+        ([(0, 900), (100, 200), (1250, 1300)], [[0, 1, 2]], [0.95]),
+    ],
+)
+def test_a_burst_ends_where_the_engine_has_no_request(
+    ms: list[tuple[int, int]], bursts: list[list[int]], busy_s: list[float]
+) -> None:
+    stays = [Stay(row, start * NS_PER_MS, end * NS_PER_MS) for row, (start, end) in enumerate(ms)]
+    made = bursts_of(stays)
+    assert [[stay.row for stay in burst] for burst in made] == bursts
+    assert [busy_seconds(burst) for burst in made] == pytest.approx(busy_s)
 
 
 @pytest.mark.parametrize("make", [disaggregated, replicas, lambda: sharing(replicas())])
@@ -117,7 +129,7 @@ def test_the_accounts_of_each_gpu_add_up_to_its_counter(make: Callable[[], Fleet
     for name, engine in run["engines"].items():
         truth_mj = fleet.truth[name].sum() * 1e3
         assert engine["prefill_mj"] + engine["decode_mj"] == pytest.approx(truth_mj, rel=0.05)
-    assert not is_single(fleet.result) and run["by_counter"] == {}
+    assert (run["by_counter"] == {}) == (len(run["gpus"]) == 1), "of a shared GPU no engine has a counter"
     assert json.dumps(run)
 
 
@@ -139,12 +151,25 @@ def test_an_engine_without_requests_beside_another_has_no_joules() -> None:
     assert gpu["counter_mj"] == sum(parts) and run["engines"]["b"]["counters"]["prompt_tokens"] is None
 
 
+def prompts_alone(fleet: Fleet) -> RunResult:
+    """Return what the engine of prompts did as a run of one engine, whose answers have one token."""
+    part = engine_parts(fleet.result)[0]
+    result, named = part.result, msgspec.structs.replace(part.engine, name="a", role=None)
+    info = msgspec.structs.replace(result.info, engines=[named])
+    records = [msgspec.structs.replace(record, engines=["a"]) for record in result.records]
+    return replace(result, info=info, records=records, engines={"a": result.engine}, spans=[])
+
+
 @pytest.fixture(scope="module")
 def condensed(slow: Fleet) -> dict[str, Any]:
-    split, both = disaggregated(requests=60), replicas(requests=60)
+    """The same prompts in all arrangements, slow ones and under load."""
+    split, both = disaggregated(requests=60), replicas(requests=60, rps=6.0, seed=4)
     joint = sharing(both).result
     apart = replicas(requests=len(slow.served_by), rps=0.15, seed=4)
     runs = {"pd-single": slow.result, "rep-single": apart.result, "duo-both": joint}
+    runs |= {"one-single1": prompts_alone(slow), "one-single": apart.result}
+    runs |= {"one-load4p": prompts_alone(disaggregated(requests=60, rps=2.0)),
+             "one-load4": replicas(requests=60, rps=2.0, seed=4).result}  # fmt: skip
     runs |= {f"pd-load{load}-{seed}": split.result for load in (4, 10) for seed in (1, 2)}
     runs |= {f"rep-load{load}-{seed}": both.result for load in (4, 10) for seed in (1, 2)}
     made = {name: condense(result) for name, result in runs.items()}
@@ -167,15 +192,24 @@ def data(condensed: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def cells(text: str) -> list[list[str]]:
-    return [line.strip("| ").split(" | ") for line in text.splitlines()]
+    return [line[2:-2].split(" | ") for line in text.splitlines()]
 
 
 def test_every_table_is_whole(data: dict[str, Any]) -> None:
-    for name, draw in tables.TABLES.items():
+    for name, draw in (tables.TABLES | tables.TABLES_OF_TWO_GPUS).items():
         head, _, *body = cells(draw())
         assert body, name
         assert {len(row) for row in body} == {len(head)}, name
         assert "nan" not in draw(), name
+
+
+def test_the_law_of_prompts_alone_is_within_2_percent_of_the_counter(data: dict[str, Any]) -> None:
+    """The simulated law is that of attribution."""
+    for draw in (tables.prefill_by_length, tables.prefill_by_burst):
+        head, _, *body = cells(draw())
+        off = [row[head.index("off by")].removesuffix(" %").replace("−", "-") for row in body]
+        known = [float(text) for text in off if text != "-"]
+        assert len(known) >= 4 and max(map(abs, known)) < 2
 
 
 def test_nothing_is_off_its_counter(data: dict[str, Any]) -> None:
@@ -184,15 +218,15 @@ def test_nothing_is_off_its_counter(data: dict[str, Any]) -> None:
 
 
 def test_a_law_that_gives_each_engine_what_it_uses_alone_is_not_off(data: dict[str, Any]) -> None:
-    """The counter of the shared GPU is the sum of both, so that alone and added are the same."""
+    """The counter of the shared GPU is the sum of both, so that alone and added are the same, and so are the steps."""
     _, _, *body = cells(tables.two_on_one())
     assert [row[-2:] for row in body] == [["+0.0 %", "+0.0 %"]] * 2
 
 
-def test_runs_of_two_schedules_are_not_compared(data: dict[str, Any]) -> None:
-    changed = data | {"pd-load4-1": data["pd-load4-1"] | {"schedule": "another"}}
+def test_runs_of_other_prompts_are_not_compared(data: dict[str, Any]) -> None:
+    changed = data | {"pd-load4-1": data["pd-load10-1"] | {"columns": data["pd-single"]["columns"]}}
     tables.DATA.write_text(json.dumps(changed))
-    with pytest.raises(ValueError, match="different schedules"):
+    with pytest.raises(ValueError, match="different prompts"):
         tables.totals()
 
 
