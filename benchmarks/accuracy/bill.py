@@ -23,6 +23,7 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from benchmarks.accuracy.attribution_oracle import TRACES, polled
@@ -117,6 +118,17 @@ def as_polled(run: SimulatedRun, seed: int) -> list[EnergySample]:
     return samples_of(polled(series, np.random.default_rng(seed)))
 
 
+def as_read_rarely(samples: list[EnergySample], every_s: float, seed: int) -> list[EnergySample]:
+    """Return what `loadgen sidecar --energy-every` reads of these updates: one is up to 0.1 s old when it is read, and
+    is taken to be half of 1.5 periods old."""
+    rng, kept = np.random.default_rng(seed), samples[:40]
+    for sample in samples[40:]:
+        if sample.t_ns - kept[-1].t_ns >= every_s * NS_PER_S:
+            read_ns = sample.t_ns + int(rng.uniform(0, 100 * NS_PER_MS))
+            kept.append(msgspec.structs.replace(sample, t_ns=read_ns - 75 * NS_PER_MS, slack_ns=75 * NS_PER_MS))
+    return kept
+
+
 def samples_of(series: EnergySeries) -> list[EnergySample]:
     assert series.slack_ns is not None and series.capped_ns is not None
     columns = zip(*(x.tolist() for x in (series.t_ns, series.mj, series.slack_ns, series.capped_ns)), strict=True)
@@ -126,10 +138,11 @@ def samples_of(series: EnergySeries) -> list[EnergySample]:
     ]
 
 
-def score(cell: Cell, requests: int, seed: int) -> dict[str, Any]:
+def score(cell: Cell, requests: int, seed: int, every_s: float = 0.0) -> dict[str, Any]:
     """Return the relative error of each tenant's bill, by what was measured and by each other way to divide it."""
     run, tenants = simulated(cell, requests, seed)
-    bill, committed_mj = billed(run, tenants, as_polled(run, seed))
+    samples = as_polled(run, seed)
+    bill, committed_mj = billed(run, tenants, as_read_rarely(samples, every_s, seed) if every_s else samples)
     is_tenant = {tenant: np.array(tenants) == tenant for tenant in TENANTS}
     true_j = {
         tenant: sum(r.prefill_j + r.decode_j for r, own in zip(run.requests, rows, strict=True) if own)
@@ -212,11 +225,13 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=3000, help="of a cell; six for each in flight at the least")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="")
+    parser.add_argument("--every", type=float, default=0.0, help="read the counter so often, in s; 0: at every update")
     parser.add_argument("--publish", action="store_true", help=f"write {JSON.name} and the table of {PAGE.name}")
     options = parser.parse_args()
     rows = []
     with ProcessPoolExecutor(2) as pool:
-        for row in pool.map(partial(score, requests=options.requests, seed=options.seed), cells(options.only)):
+        measure = partial(score, requests=options.requests, seed=options.seed, every_s=options.every)
+        for row in pool.map(measure, cells(options.only)):
             rows.append(row)
             print(_line(row), flush=True)
     if options.publish:
