@@ -103,9 +103,7 @@ def open_fleet_meter(
             meters[choice] = meter
         for engine in engines if choice != "none" else ():
             if engine.energy is not None:
-                meter, _ = open_meter(engine.energy, gpus=engine.gpus or None, token=token)
-                assert meter is not None, "only auto and none are without a meter"
-                meters[f"--engine {engine.name}"] = MeterAtEngine(engine.name, meter)
+                meters[f"--engine {engine.name}"] = _own_meter(engine, engine.energy, token)
         if not meters:
             return None, ["energy was turned off (--energy none)"], tuple(engines)
         whole = SeveralMeters(meters) if len(meters) > 1 else next(iter(meters.values()))
@@ -114,9 +112,18 @@ def open_fleet_meter(
         for meter in meters.values():
             meter.close()
         if isinstance(err, MeterError):
-            raise LoadgenError(f"--engine: {err}") from err
+            raise LoadgenError(str(err)) from err
         raise
     return whole, reasons, tuple(engines)
+
+
+def _own_meter(engine: NamedEngine, url: str, token: str | None) -> EnergyMeter:
+    try:
+        meter, _ = open_meter(url, gpus=engine.gpus or None, token=token)
+    except LoadgenError as err:
+        raise LoadgenError(f"--engine {engine.name}: {str(err).removeprefix('--energy URL: ')}") from err
+    assert meter is not None, "only auto and none are without a meter"
+    return MeterAtEngine(engine.name, meter)
 
 
 def _check_domains(engines: Sequence[NamedEngine], domains: Sequence[EnergyDomain], *, sharing: bool) -> None:

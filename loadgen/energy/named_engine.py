@@ -19,6 +19,7 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 MAX_ENGINES = 256
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_EXAMPLE = "an example is a=http://localhost:8001,gpus=0:1"
 _OPTION = re.compile(r",(?=(?:gpus|role|energy)=)")
 
 
@@ -46,9 +47,8 @@ def parse_engine(text: str) -> NamedEngine:
     """Read NAME=URL[,gpus=0:1][,role=prefill|decode][,energy=URL]. Raises LoadgenError."""
     first, *options = _OPTION.split(text)
     name, _, url = first.partition("=")
-    example = "an example is a=http://localhost:8001,gpus=0:1"
     if not _NAME.fullmatch(name):
-        raise LoadgenError(f"--engine {text[:80]!r} begins with no NAME= of letters, digits and ._-; {example}")
+        raise LoadgenError(f"--engine {text[:80]!r} begins with no NAME= of letters, digits and ._-; {_EXAMPLE}")
     values = dict(option.split("=", 1) for option in options)
     if len(values) < len(options):
         raise LoadgenError(f"--engine {name} states an option twice")
@@ -96,14 +96,14 @@ def domain_at(domain: str, engine: str) -> str:
 
 
 def domains_of(engine: NamedEngine, domains: Sequence[EnergyDomain]) -> list[EnergyDomain]:
-    """Return the domains among `domains` whose joules are the engine's and may be added. Raises LoadgenError when a GPU
-    that it names is not among them."""
+    """Return the domains among `domains` whose joules are the engine's and may be added. Raises LoadgenError when its
+    energy source has others, and not a GPU that it names."""
     if engine.energy is not None:
         own = [domain for domain in domains if domain.name.endswith(f"@{engine.name}")]
     else:
         own = [domain for domain in domains if "@" not in domain.name]
     own = accelerators(own)
-    if not engine.gpus:
+    if not engine.gpus or not own:
         return own
     names = {key: domain for domain in own for key in (domain.name.partition("@")[0], domain.uuid) if key}
     if unknown := next((gpu for gpu in engine.gpus if gpu not in names and f"gpu:{gpu}" not in names), None):
@@ -114,7 +114,7 @@ def domains_of(engine: NamedEngine, domains: Sequence[EnergyDomain]) -> list[Ene
 def _root(name: str, url: str) -> str:
     """Return the root of an engine's URL, which may be that of its API."""
     if not _is_http(url):
-        raise LoadgenError(f"--engine {name}: {url[:80]!r} is no URL; an example is http://localhost:8001")
+        raise LoadgenError(f"--engine {name}: {url[:80]!r} is no URL; {_EXAMPLE}")
     return url.rstrip("/").removesuffix("/v1")
 
 

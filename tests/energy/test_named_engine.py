@@ -118,6 +118,7 @@ def test_every_engine_has_its_own_domains_by_index_by_uuid_or_by_its_source() ->
     ]
     with pytest.raises(LoadgenError, match="has no GPU 7"):
         domains_of(NamedEngine(name="c", url="u", gpus=("7",)), domains)
+    assert domains_of(NamedEngine(name="c", url="u", gpus=("7",)), []) == []  # no energy was measured
 
 
 def test_a_domain_at_an_engine_measures_what_it_measured() -> None:
@@ -165,4 +166,6 @@ def test_an_engine_on_another_host_without_a_source_is_a_reason_and_no_meter() -
     assert meter is None
     assert "energy=http://HOST:9478" in reasons[0]
     assert open_fleet_meter(parse_engines([A, B]), "none")[0] is None
+    with pytest.raises(LoadgenError, match=r"^--engine c: http://127.0.0.1:1 cannot be read"):
+        open_fleet_meter(parse_engines(["c=http://h:1,energy=http://127.0.0.1:1"]))
     assert open_meter("none")[0] is None
